@@ -1,0 +1,101 @@
+# Everything a developer does; `make help` lists it.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS  = -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+# Packages whose tests talk to a broker: the suite that runs on kfake and on
+# real Kafka alike.
+INTEGRATION = ./internal/... ./stream/... ./cmd/...
+
+# Further go test flags, such as GOTESTFLAGS='-run TestX -v'.
+GOTESTFLAGS ?=
+
+# Further flags of the benchmark, such as BENCHFLAGS='-only fanout -runs 9'.
+BENCHFLAGS ?=
+
+LINT_VERSION = v2.15.0
+LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
+
+# What Git knows, not what lies around: bin, .cache and drafts are not source.
+GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
+
+.DEFAULT_GOAL := help
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-fetch model lint check clean chaos
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# No -trimpath: its objects share nothing with those of the tests, and a fresh
+# machine would compile everything twice.
+build: ## build bin/dinnerbell
+	@scripts/install-tools.sh go
+	go build -ldflags '$(LDFLAGS)' -o bin/dinnerbell ./cmd/dinnerbell
+
+demo: build ## run the whole thing with made-up restaurants; Ctrl-C ends it
+	bin/dinnerbell demo
+
+test: ## all tests on Postgres and kfake
+	@scripts/install-tools.sh go kcat
+	go test -vet=off -timeout 10m $(GOTESTFLAGS) ./...
+
+# Apart from test: it compiles the world a second time.
+test-race: ## the packages' tests under the race detector
+	@scripts/install-tools.sh go
+	go test -race -vet=off -timeout 15m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
+
+test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven)
+	@scripts/install-tools.sh go kcat java
+	@scripts/with-kafka.sh go test -count=1 -vet=off -timeout 20m $(GOTESTFLAGS) $(INTEGRATION)
+
+test-fetch: ## show that a Postgres is downloaded where none is installed
+	@scripts/install-tools.sh go
+	TESTENV_FETCH=1 go test -count=1 -vet=off -v -run '^TestFetchPostgres$$' ./internal/testenv
+
+model: ## check the protocol's formal model, and that each rule is needed (spin)
+	@scripts/model/run.sh
+
+ROUNDS  ?= 5
+FIRST   ?= 1
+SEED    ?= 1
+BROKER  ?= kfake
+DAEMONS ?= 2
+LENGTH  ?= 8
+FAULTS  ?= 10
+
+chaos: build ## break everything around the daemon, compare both sinks with an oracle: ROUNDS= SEED= BROKER=kafka|kfake DAEMONS=1|2
+	@[ "$(BROKER)" != kafka ] || scripts/install-tools.sh java
+	go build -o bin/chaos ./scripts/chaos
+	bin/chaos -rounds $(ROUNDS) -first $(FIRST) -seed $(SEED) -broker $(BROKER) -daemons $(DAEMONS) -seconds $(LENGTH) -faults $(FAULTS)
+
+bench: build-bench ## beside the limits and a hand-written consumer, into build/bench.json (an hour)
+	bin/bench $(BENCHFLAGS)
+
+bench-quick: build-bench ## the same with small sizes, in three minutes
+	bin/bench -quick $(BENCHFLAGS)
+
+bench-compare: build-bench ## this daemon against another revision's: make bench-compare BASE=rev
+	@scripts/bench/compare.sh "$(BASE)" $(BENCHFLAGS)
+
+build-bench: build
+	go build -o bin/bench ./scripts/bench
+	go build -o bin/byhand ./scripts/byhand
+
+lint: $(LINT) ## formatting, vet, linters, import arrows, go.mod
+	@files=$$(gofmt -l $(GO_FILES)); if [ -n "$$files" ]; then echo "not gofmt-ed:" $$files; exit 1; fi
+	@for f in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n $$f || exit 1; done
+	go mod tidy -diff
+	go vet ./...
+	$(LINT) run ./...
+
+check: lint test ## what CI runs, but for the slow tests
+
+clean: ## delete what was built, downloaded and left by servers
+	@scripts/kafka.sh clean
+	rm -rf bin build .cache
+
+# A file per version, so that another LINT_VERSION is built, once.
+$(LINT):
+	@scripts/install-tools.sh go
+	GOBIN=$(CURDIR)/.cache/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv .cache/bin/golangci-lint $@

@@ -1,0 +1,134 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"dinnerbell/internal/failpoint"
+	"dinnerbell/state"
+)
+
+const (
+	// persistEvery is how often a position that only keepalives moved goes to
+	// the disk, so that a quiet table does not pin WAL.
+	persistEvery = time.Second
+	// syncEvery is the least time between two fsyncs.
+	syncEvery = 100 * time.Millisecond
+)
+
+// applier brings what was received into the store, in order.
+type applier struct {
+	store *state.Store
+	queue *queue
+	pos   *position
+	dirty chan struct{} // cap 1: to the syncer
+
+	// beforeApply is nil outside of tests.
+	beforeApply func(*state.Batch)
+}
+
+// run applies groups until ctx ends. Visibility does not wait for the disk:
+// the syncer follows behind.
+func (a *applier) run(ctx context.Context) error {
+	tick := time.NewTicker(persistEvery)
+	defer tick.Stop()
+	for {
+		persist := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			persist = true
+		case <-a.queue.ready:
+		}
+		for g, ok := a.queue.take(); ok; g, ok = a.queue.take() {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err := a.apply(&g); err != nil {
+				return err
+			}
+			persist = persist || g.persist
+			a.queue.done(g)
+		}
+		if persist {
+			if err := a.persist(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// apply makes one group visible and only then moves the position, so that
+// whoever waits for the position finds the rows.
+func (a *applier) apply(g *group) error {
+	if !g.empty() {
+		if err := a.write(&g.batch); err != nil {
+			return err
+		}
+	}
+	if g.observed != 0 {
+		a.pos.advance(g.observed)
+	}
+	return nil
+}
+
+// write applies a batch. A batch that ends a transaction closes its parts.
+func (a *applier) write(b *state.Batch) error {
+	if a.beforeApply != nil {
+		a.beforeApply(b)
+	}
+	if b.End == 0 {
+		a.pos.parts.Store(true)
+	}
+	failpoint.Hit("apply/decoded")
+	if err := a.store.Apply(b); err != nil {
+		if errors.Is(err, state.ErrMissingRow) || errors.Is(err, state.ErrTorn) {
+			return &rebuildError{err.Error()}
+		}
+		return fmt.Errorf("apply changes up to %s: %w", b.End, err)
+	}
+	failpoint.Hit("apply/applied")
+	if b.End != 0 {
+		a.pos.parts.Store(false)
+		poke(a.dirty)
+	}
+	return nil
+}
+
+// persist stores the position that keepalives brought. Not while a transaction
+// lies there in parts: its end would seem to be reached.
+func (a *applier) persist() error {
+	end := a.pos.load()
+	if a.pos.parts.Load() || a.store.Torn() || end <= a.store.EndLSN() {
+		return nil
+	}
+	return a.write(&state.Batch{End: end})
+}
+
+// syncLoop makes durable what was applied, and only then lets it be
+// acknowledged.
+func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, back *feedback) error {
+	pace := time.NewTicker(syncEvery)
+	defer pace.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-dirty:
+		}
+		lsn, err := store.Sync()
+		if err != nil {
+			return fmt.Errorf("sync state: %w", err)
+		}
+		failpoint.Hit("acknowledge/synced")
+		back.synced(lsn)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-pace.C:
+		}
+	}
+}

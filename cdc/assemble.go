@@ -1,0 +1,95 @@
+package cdc
+
+import (
+	"fmt"
+	"unsafe"
+
+	"dinnerbell/state"
+)
+
+// What a transaction may hold in memory before it is cut.
+const (
+	maxPartChanges = 8192
+	maxPartBytes   = 4 << 20
+)
+
+// piece is a whole transaction, or a part of one: then end is zero in all
+// pieces but the last, and cut is set in all of them.
+type piece struct {
+	changes []state.Change // valid until the next add
+	bytes   int            // memory that changes take, roughly
+	end     state.LSN
+	cut     bool
+}
+
+// assembler puts messages together to transactions. It is as pure as the
+// decoder.
+//
+// Transactions that are already in the local state are skipped as wholes: those
+// whose commit record starts before from, the end LSN of the last one applied.
+// Rows are never looked at by LSN: a change's own LSN lies before that of
+// commits which were sent earlier.
+type assembler struct {
+	dec  decoder
+	from state.LSN
+
+	inTx bool // a begin has come, its commit has not
+	skip bool // the transaction is one of those already applied
+	cut  bool // a part of the transaction was handed out
+
+	changes []state.Change // of the transaction, since the last part
+	bytes   int            // that they take
+}
+
+// add takes a message; ok says that p is to be applied.
+func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
+	var ev event
+	before := len(a.changes)
+	a.changes, ev, err = a.dec.decode(msg, a.changes)
+	if err != nil {
+		return piece{}, false, err
+	}
+	switch ev.kind {
+	case kindBegin:
+		if a.inTx {
+			return piece{}, false, fmt.Errorf("begin inside a transaction: %w", errMalformed)
+		}
+		a.inTx, a.skip, a.cut = true, ev.lsn < a.from, false
+	case kindChange:
+		if !a.inTx {
+			return piece{}, false, fmt.Errorf("change outside of a transaction: %w", errMalformed)
+		}
+		if a.skip {
+			a.changes = a.changes[:before]
+			break
+		}
+		a.bytes += changeBytes(&a.changes[before])
+		if len(a.changes) >= maxPartChanges || a.bytes >= maxPartBytes {
+			a.cut = true
+			return a.take(0), true, nil
+		}
+	case kindCommit:
+		if !a.inTx {
+			return piece{}, false, fmt.Errorf("commit outside of a transaction: %w", errMalformed)
+		}
+		a.inTx = false
+		if !a.skip {
+			return a.take(ev.lsn), true, nil
+		}
+	case kindOther: // it changes nothing here
+	}
+	return piece{}, false, nil
+}
+
+// take hands out what was collected. The slice is used again: the queue copies
+// it, which costs less than a new one per transaction.
+func (a *assembler) take(end state.LSN) piece {
+	p := piece{changes: a.changes, bytes: a.bytes, end: end, cut: a.cut}
+	a.changes, a.bytes = a.changes[:0], 0
+	return p
+}
+
+// changeBytes is what a change takes in memory.
+func changeBytes(c *state.Change) int {
+	return int(unsafe.Sizeof(*c)) + len(c.Row) + len(c.OldRow) + len(c.Restaurant) + len(c.Client)
+}

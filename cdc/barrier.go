@@ -1,0 +1,149 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"dinnerbell/state"
+)
+
+const (
+	// nudgeAfter is how long a target may take to come by itself. Longer than
+	// a commit takes to be decoded and applied, shorter than anybody notices.
+	nudgeAfter = 4 * time.Millisecond
+	// nudgeUnflushed is the same where the server had not flushed the target
+	// yet: either somebody's commit is just doing that, or nobody will before
+	// the WAL writer's next round, in up to 200 ms.
+	nudgeUnflushed = time.Millisecond
+	// nudgeAtMost is the longest pause between two nudges of one waiter.
+	nudgeAtMost = time.Second
+)
+
+// Barrier returns nil once the local state holds everything that was committed
+// in Postgres before the call. It waits as long as that takes, through a
+// snapshot and reconnects too, and returns ctx's error when ctx ends, or
+// ErrStopped when Run has returned. Any number of goroutines may call it; they
+// share queries.
+func (m *Mirror) Barrier(ctx context.Context) error {
+	start := time.Now()
+	for {
+		r, err := m.rounds.ask(ctx, m.stopped)
+		if err != nil {
+			return err
+		}
+		if err = m.reach(ctx, r); errors.Is(err, errMoved) {
+			continue
+		}
+		if err == nil {
+			m.stats.freshness.Store(int64(time.Since(start)))
+		}
+		return err
+	}
+}
+
+// reach waits until the local state has come to the round's target.
+//
+// Normally a commit or a keepalive brings it. A target can also lie where none
+// will be sent: a WAL position inside of a record while the server idles, or a
+// commit with synchronous_commit = off that waits for the WAL writer. Then a
+// transaction of our own brings the stream past it.
+func (m *Mirror) reach(ctx context.Context, r *round) error {
+	var nudge *time.Timer
+	wait := nudgeAfter
+	if r.unflushed {
+		wait = nudgeUnflushed
+	}
+	for {
+		at, moved, ok := m.pos.look(r.epoch)
+		if !ok {
+			return errMoved
+		}
+		if at >= r.target && !m.store.Torn() {
+			return nil
+		}
+		if nudge == nil {
+			nudge = time.NewTimer(wait)
+			defer nudge.Stop()
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.stopped:
+			return ErrStopped
+		case <-nudge.C:
+			m.rounds.askNudge()
+			wait = min(wait*8, nudgeAtMost)
+			nudge.Reset(wait)
+		}
+	}
+}
+
+// round is one query that asks the server how far it is, for all callers that
+// came before it was sent.
+type round struct {
+	done      chan struct{} // closed when the fields below are set
+	target    state.LSN
+	unflushed bool   // the server had not flushed target when it was read
+	epoch     uint64 // of the session that served it
+}
+
+// rounds is where callers of Barrier and the probe meet.
+type rounds struct {
+	wake chan struct{} // cap 1: to the probe
+
+	mu sync.Mutex // guards below
+	// unsent are the rounds whose query is still to be sent: one, or more when
+	// a session ended between taking one and answering it.
+	unsent []*round
+	nudge  bool
+}
+
+// ask joins the next round and waits for its answer.
+func (q *rounds) ask(ctx context.Context, stopped <-chan struct{}) (*round, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	q.mu.Lock()
+	if len(q.unsent) == 0 {
+		q.unsent = append(q.unsent, &round{done: make(chan struct{})})
+	}
+	r := q.unsent[0]
+	q.mu.Unlock()
+	poke(q.wake)
+	select {
+	case <-r.done:
+		return r, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-stopped:
+		return nil, ErrStopped
+	}
+}
+
+// askNudge asks for a transaction that moves the stream.
+func (q *rounds) askNudge() {
+	q.mu.Lock()
+	q.nudge = true
+	q.mu.Unlock()
+	poke(q.wake)
+}
+
+// take gives what is to be done. Rounds that were taken must be answered or put
+// back.
+func (q *rounds) take() (unsent []*round, nudge bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	unsent, nudge = q.unsent, q.nudge
+	q.unsent, q.nudge = nil, false
+	return unsent, nudge
+}
+
+// putBack keeps unanswered rounds for the next session.
+func (q *rounds) putBack(unsent []*round) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.unsent = append(q.unsent, unsent...)
+}

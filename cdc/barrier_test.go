@@ -1,0 +1,241 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/state"
+)
+
+func TestWholeRecord(t *testing.T) {
+	t.Parallel()
+	const segment, page = state.LSN(16 << 20), state.LSN(8 << 10)
+	for _, c := range []struct {
+		name                string
+		insert, flush, want state.LSN
+	}{
+		{"idle", 0x1000328, 0x1000328, 0x1000328},
+		{"unflushed commit", 0x1000328, 0x1000100, 0x1000328},
+		{"flush is ahead", 0x1000100, 0x1000328, 0x1000100},
+		{"behind a segment's header", 3*segment + 40, 3 * segment, 3 * segment},
+		{"behind a page's header", 3*segment + page + 24, 3*segment + page, 3*segment + page},
+		{"a record of 24 bytes inside of a page", 3*segment + 64 + 24, 3*segment + 64, 3*segment + 64 + 24},
+		{"a page further", 3*segment + 2*page + 24, 3*segment + page, 3*segment + 2*page + 24},
+	} {
+		if got := wholeRecord(c.insert, c.flush); got != c.want {
+			t.Errorf("%s: wholeRecord(%s, %s) = %s, want %s", c.name, c.insert, c.flush, got, c.want)
+		}
+	}
+}
+
+// unrelatedLoad commits to another table until the test ends.
+func (r *rig) unrelatedLoad(connections int) (stop func()) {
+	r.t.Helper()
+	r.Exec(`CREATE TABLE IF NOT EXISTS other (n bigint)`)
+	ctx, cancel := context.WithCancel(r.t.Context())
+	var group sync.WaitGroup
+	for range connections {
+		conn, err := pgx.Connect(ctx, r.URL)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		group.Go(func() {
+			defer func() { _ = conn.Close(context.Background()) }()
+			for ctx.Err() == nil {
+				_, _ = conn.Exec(ctx, `INSERT INTO other VALUES (1)`)
+			}
+		})
+	}
+	return func() { cancel(); group.Wait() }
+}
+
+// commitAndLook commits one row, passes the barrier, and must see it then. It
+// tells what the barrier took.
+func (r *rig) commitAndLook(conn *pgx.Conn, client string) time.Duration {
+	r.t.Helper()
+	if _, err := conn.Exec(r.t.Context(), `INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, client, client); err != nil {
+		r.t.Fatal(err)
+	}
+	start := time.Now()
+	r.barrier()
+	took := time.Since(start)
+	if got := r.clients(client); !slices.Equal(got, []string{client}) {
+		r.t.Fatalf("after the barrier the store has %q, want %q", got, client)
+	}
+	return took
+}
+
+// Commit, barrier, look: 300 times in each situation, never missed.
+func TestBarrierSeesEveryCommit(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.barrier()
+	conn, err := pgx.Connect(t.Context(), r.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+
+	n := 0
+	try := func(name string, tries int) {
+		var took []time.Duration
+		for range tries {
+			n++
+			took = append(took, r.commitAndLook(conn, fmt.Sprintf("client %d", n)))
+		}
+		slices.Sort(took)
+		t.Logf("%-32s p50 %v  p99 %v  max %v  (nudges so far %d)", name, took[len(took)/2], took[len(took)*99/100], took[len(took)-1], r.m.Status().Nudges)
+	}
+	execute := func(sql string) {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	try("idle", 300)
+	stop := r.unrelatedLoad(2)
+	try("unrelated load", 300)
+	stop()
+	execute(`SET synchronous_commit = off`)
+	try("synchronous_commit = off", 100)
+	stop = r.unrelatedLoad(1)
+	try("off, and unrelated load", 100)
+	stop()
+	execute(`SET synchronous_commit = on`)
+
+	idle, err := r.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := idle.Exec(t.Context(), `INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('open', 'open')`); err != nil {
+		t.Fatal(err)
+	}
+	try("another is idle in transaction", 100)
+	if got := r.clients("open"); len(got) != 0 {
+		t.Errorf("an open transaction is visible: %q", got)
+	}
+	if err := idle.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.barrier()
+	if got := r.clients("open"); len(got) != 1 {
+		t.Errorf("a committed transaction is not visible: %q", got)
+	}
+}
+
+// With nothing written at all, the barrier does not wait for anything to be.
+func TestBarrierOnIdleServer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	for i := range 20 {
+		if i%2 == 1 {
+			r.Exec(`SELECT pg_switch_wal()`)
+		}
+		r.barrier()
+	}
+}
+
+func TestBarrierSharesQueries(t *testing.T) {
+	t.Parallel()
+	q := rounds{wake: make(chan struct{}, 1)}
+	var got sync.Map
+	var group sync.WaitGroup
+	for i := range 10 {
+		group.Go(func() {
+			r, err := q.ask(t.Context(), nil)
+			if err != nil {
+				t.Error(err)
+			}
+			got.Store(i, r)
+		})
+	}
+	served := 0
+	finished := make(chan struct{})
+	go func() { group.Wait(); close(finished) }()
+	for {
+		select {
+		case <-finished:
+			if served < 1 || served > 10 {
+				t.Errorf("%d rounds served 10 callers", served)
+			}
+			return
+		case <-q.wake:
+			unsent, _ := q.take()
+			q.putBack(unsent) // as when a session ends
+			unsent, _ = q.take()
+			for _, r := range unsent {
+				served++
+				close(r.done)
+			}
+		}
+	}
+}
+
+// The barrier returns promptly when its context ends, whatever is the matter.
+func TestBarrierEnds(t *testing.T) {
+	t.Parallel()
+	r := newRig(t) // no publication: Run halts
+	r.open()
+	r.m = New(r.cfg, r.store)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.m.Barrier(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("barrier with an ended context: %v", err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if err := r.m.Barrier(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("barrier before Run: %v", err)
+	}
+	r.start()
+	if h := r.awaitHalt(); h.Hint != "dinnerbell setup" {
+		t.Errorf("halt is %v, want the hint dinnerbell setup", h)
+	}
+	if err := r.m.Barrier(t.Context()); !errors.Is(err, ErrStopped) {
+		t.Errorf("barrier after Run: %v, want ErrStopped", err)
+	}
+}
+
+// While apply is stalled the barrier waits, and ends with its context; and the
+// walsender stays although wal_sender_timeout is short.
+func TestBarrierAndTimeoutWhileApplyIsStalled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	r.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '2s'`, r.Name))
+	stalled, resume := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var end state.LSN // of the change that is not applied
+	r.hooks.beforeApply = func(b *state.Batch) {
+		if len(b.Changes) > 0 {
+			once.Do(func() { end = b.End; close(stalled); <-resume })
+		}
+	}
+	ended := make(chan error, 1)
+	r.hooks.endedStream = func(err error) { ended <- err }
+	r.start()
+	r.barrier()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('c', 'r')`)
+	await(t, stalled)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // longer than wal_sender_timeout
+	defer cancel()
+	if err := r.m.Barrier(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("barrier while apply is stalled: %v", err)
+	}
+	if got := r.confirmed(); got >= end {
+		t.Errorf("slot was acknowledged up to %s while the change that ends at %s was not applied", got, end)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("the stream ended while apply was stalled: %v", err)
+	default:
+	}
+	close(resume)
+	r.same("r")
+}

@@ -1,0 +1,81 @@
+package cdc
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"regexp"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Config says which table is mirrored and through what.
+type Config struct {
+	// URL gives the connection string. It is called before every connection is
+	// made, so that rotated credentials are picked up.
+	URL func() (string, error)
+
+	// Schema and Table name the table as the catalog spells it, unquoted.
+	Schema, Table string
+	// The columns that are read. The id column must be unique on its own; its
+	// type is of no importance. All others of the table are ignored.
+	IDColumn, ClientColumn, RestaurantColumn string
+
+	Publication string
+	// Slot is ours alone: it is dropped and made again for each snapshot.
+	Slot string
+	// ApplicationName tells this instance from all others. A walsender of this
+	// name that holds the slot is our own leftover and is ended. Postgres cuts
+	// it at 63 bytes; default "dinnerbell".
+	ApplicationName string
+
+	// Logger takes what an operator wants to know; default none.
+	Logger *slog.Logger
+}
+
+// maxIdentifier is NAMEDATALEN-1.
+const maxIdentifier = 63
+
+// slotName is what Postgres allows, so that a slot name is safe in replication
+// commands, where nothing can be quoted.
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// withDefaults fills in what may be left out.
+func (c Config) withDefaults() Config {
+	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
+	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// validate finds what no server could serve.
+func (c *Config) validate() error {
+	if c.URL == nil {
+		return fmt.Errorf("check source configuration: no URL")
+	}
+	if !slotName.MatchString(c.Slot) {
+		return halt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
+	}
+	for what, name := range map[string]string{
+		"schema": c.Schema, "table": c.Table, "publication": c.Publication,
+		"id column": c.IDColumn, "client column": c.ClientColumn, "restaurant column": c.RestaurantColumn,
+	} {
+		if name == "" {
+			return fmt.Errorf("check source configuration: no %s", what)
+		}
+	}
+	return nil
+}
+
+// columns gives the needed columns, indexed by colID, colRestaurant, colClient.
+func (c *Config) columns() [needed]string {
+	return [needed]string{colID: c.IDColumn, colRestaurant: c.RestaurantColumn, colClient: c.ClientColumn}
+}
+
+// table is the quoted, qualified name.
+func (c *Config) table() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
+
+// publication is the quoted name.
+func (c *Config) publication() string { return pgx.Identifier{c.Publication}.Sanitize() }

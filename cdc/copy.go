@@ -1,0 +1,165 @@
+package cdc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"dinnerbell/state"
+)
+
+// copyHeader is what binary COPY data begins with, followed by 32 bits of flags
+// and the length of an extension.
+// https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.4
+const (
+	copySignature = "PGCOPY\n\xff\r\n\x00"
+	copyHeaderLen = len(copySignature) + 4 + 4
+	copyOIDs      = 1 << 16
+	noValue       = 0xffffffff
+)
+
+// copyReader takes binary COPY data, cut at any place, and gives the rows to
+// add. It is the io.Writer that pgconn copies to.
+type copyReader struct {
+	integers [needed]bool // sent as integers; else as text
+	// add takes each row; an error of it ends the copy.
+	add func(row state.RowID, restaurant, client state.ID) error
+
+	rest   []byte // of the last Write
+	header bool   // the header has been read
+	ended  bool   // the trailer has been read
+	rows   int64
+	badIDs int64
+	text   []byte
+}
+
+// Write takes the next data. Postgres sends one row at a time, so that normally
+// nothing has to be kept for the next.
+func (r *copyReader) Write(p []byte) (int, error) {
+	data := p
+	if len(r.rest) > 0 {
+		r.rest = append(r.rest, p...)
+		data = r.rest
+	}
+	for len(data) > 0 && !r.ended {
+		n, err := r.next(data)
+		if err != nil {
+			return 0, err
+		}
+		if n == 0 {
+			break // not whole yet
+		}
+		data = data[n:]
+	}
+	r.rest = append(r.rest[:0], data...)
+	return len(p), nil
+}
+
+// next reads the header or one row off the front of data and tells its length;
+// 0 if it is not all there.
+func (r *copyReader) next(data []byte) (int, error) {
+	if !r.header {
+		return r.readHeader(data)
+	}
+	in := reader{b: data}
+	switch n := in.u16(); {
+	case in.bad:
+		return 0, nil
+	case n == 0xffff:
+		r.ended = true
+		return 2, nil
+	case n != needed:
+		return 0, fmt.Errorf("read copied row of %d columns: %w", n, errMalformed)
+	}
+	var values [needed][]byte
+	for c := range values {
+		if n := in.u32(); n != noValue {
+			values[c] = in.bytes(n)
+		}
+	}
+	if in.bad {
+		return 0, nil
+	}
+	return len(data) - len(in.b), r.row(values)
+}
+
+// readHeader accepts what Postgres 14 and newer send: no OIDs, no extension.
+// Anything else would shift every field that follows.
+func (r *copyReader) readHeader(data []byte) (int, error) {
+	if len(data) < copyHeaderLen {
+		return 0, nil
+	}
+	flags := binary.BigEndian.Uint32(data[len(copySignature):])
+	extension := binary.BigEndian.Uint32(data[len(copySignature)+4:])
+	if string(data[:len(copySignature)]) != copySignature || flags&copyOIDs != 0 || extension != 0 {
+		return 0, fmt.Errorf("read COPY header: %w", errMalformed)
+	}
+	r.header = true
+	return copyHeaderLen, nil
+}
+
+// row adds one row. As in the stream, what cannot be an id is no id.
+func (r *copyReader) row(values [needed][]byte) error {
+	var row state.RowID
+	var ids [needed]state.ID
+	for c, v := range values {
+		if v == nil {
+			continue
+		}
+		text := v
+		if r.integers[c] {
+			var err error
+			if text, err = r.integer(v); err != nil {
+				return err
+			}
+		}
+		if c == colID {
+			row = state.PackRowID(string(text))
+			continue
+		}
+		id, err := state.PackIDBytes(text)
+		if err != nil {
+			r.badIDs++
+		}
+		ids[c] = id
+	}
+	if row == "" {
+		return fmt.Errorf("read copied row without its id: %w", errMalformed)
+	}
+	r.rows++
+	return r.add(row, ids[colRestaurant], ids[colClient])
+}
+
+// integer spells a binary integer as pgoutput would.
+func (r *copyReader) integer(v []byte) ([]byte, error) {
+	var n int64
+	switch len(v) {
+	case 2:
+		n = int64(int16(binary.BigEndian.Uint16(v)))
+	case 4:
+		n = int64(int32(binary.BigEndian.Uint32(v)))
+	case 8:
+		n = int64(binary.BigEndian.Uint64(v))
+	default:
+		return nil, fmt.Errorf("read integer of %d bytes: %w", len(v), errMalformed)
+	}
+	r.text = strconv.AppendInt(r.text[:0], n, 10)
+	return r.text, nil
+}
+
+// copyColumn gives the expression that selects a column such that it reads as
+// pgoutput sends it, and whether it comes as an integer.
+//
+// pgoutput calls the type's output function. A cast to text is the same for
+// some types only: it strips the blanks of char(n) and spells out booleans.
+func copyColumn(quoted string, typ uint32) (expr string, integer bool) {
+	switch typ {
+	case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:
+		return quoted, true
+	case pgtype.TextOID, pgtype.VarcharOID, pgtype.UUIDOID:
+		return quoted + "::text", false
+	}
+	return "CASE WHEN " + quoted + " IS NOT NULL THEN format('%s', " + quoted + ") END", false
+}

@@ -1,0 +1,107 @@
+package cdc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"dinnerbell/state"
+)
+
+// copyData encodes rows as COPY … (FORMAT binary) does; nil is NULL.
+func copyData(rows ...[needed][]byte) []byte {
+	b := append([]byte(copySignature), make([]byte, 8)...)
+	for _, row := range rows {
+		b = binary.BigEndian.AppendUint16(b, needed)
+		for _, v := range row {
+			if v == nil {
+				b = binary.BigEndian.AppendUint32(b, noValue)
+				continue
+			}
+			b = append(binary.BigEndian.AppendUint32(b, uint32(len(v))), v...)
+		}
+	}
+	return append(b, 0xff, 0xff)
+}
+
+// collect is a reader whose rows end up in the list.
+func collect(list *[]string) *copyReader {
+	return &copyReader{integers: [needed]bool{colID: true}, add: func(row state.RowID, restaurant, client state.ID) error {
+		*list = append(*list, fmt.Sprintf("%s %q %q", row.Text(), restaurant.Text(), client.Text()))
+		return nil
+	}}
+}
+
+// The data may be cut anywhere.
+func TestCopyReaderInPieces(t *testing.T) {
+	t.Parallel()
+	data := copyData(
+		[needed][]byte{{0, 0, 0, 1}, []byte("r"), []byte("c")},
+		[needed][]byte{{0xff, 0xff, 0xff, 0xff}, nil, []byte("c")},
+		[needed][]byte{{0, 0, 0, 0, 0, 0, 1, 0}, []byte("123e4567-e89b-12d3-a456-426614174000"), []byte("")},
+		[needed][]byte{{0, 5}, []byte("\xff"), []byte("c")},
+	)
+	want := []string{`1 "r" "c"`, `-1 "" "c"`, `256 "123e4567-e89b-12d3-a456-426614174000" ""`, `5 "" "c"`}
+	for size := 1; size <= len(data); size++ {
+		var got []string
+		r := collect(&got)
+		for piece := range slices.Chunk(data, size) {
+			if _, err := r.Write(piece); err != nil {
+				t.Fatalf("in pieces of %d bytes: %v", size, err)
+			}
+		}
+		if !slices.Equal(got, want) || !r.ended || r.rows != 4 || r.badIDs != 2 {
+			t.Fatalf("in pieces of %d bytes: %q, ended %v, %d rows, %d bad ids; want %q", size, got, r.ended, r.rows, r.badIDs, want)
+		}
+	}
+}
+
+func TestCopyReaderRefuses(t *testing.T) {
+	t.Parallel()
+	for name, data := range map[string][]byte{
+		"another header":   bytes.Repeat([]byte("x"), 40),
+		"with OIDs":        append([]byte(copySignature), 0, 1, 0, 0, 0, 0, 0, 0),
+		"two columns":      append(copyData()[:copyHeaderLen], 0, 2),
+		"a NULL id":        copyData([needed][]byte{nil, []byte("r"), []byte("c")}),
+		"a 3-byte integer": copyData([needed][]byte{{1, 2, 3}, []byte("r"), []byte("c")}),
+	} {
+		var got []string
+		if _, err := collect(&got).Write(data); !errors.Is(err, errMalformed) {
+			t.Errorf("%s: %v, want errMalformed", name, err)
+		}
+	}
+}
+
+func FuzzCopyReader(f *testing.F) {
+	f.Add(copyData([needed][]byte{{0, 0, 0, 1}, []byte("r"), nil}), uint8(3))
+	f.Fuzz(func(t *testing.T, data []byte, size uint8) {
+		var got []string
+		r := collect(&got)
+		for piece := range slices.Chunk(data, int(size)+1) {
+			if _, err := r.Write(piece); err != nil {
+				return
+			}
+		}
+		if int64(len(got)) != r.rows {
+			t.Fatalf("%d rows were added, %d counted", len(got), r.rows)
+		}
+	})
+}
+
+func TestCopyColumn(t *testing.T) {
+	t.Parallel()
+	for typ, want := range map[uint32]string{
+		pgtype.Int4OID: `"c"`, pgtype.VarcharOID: `"c"::text`, pgtype.UUIDOID: `"c"::text`,
+		pgtype.BPCharOID: `CASE WHEN "c" IS NOT NULL THEN format('%s', "c") END`,
+	} {
+		expr, integer := copyColumn(`"c"`, typ)
+		if expr != want || integer != (typ == pgtype.Int4OID) {
+			t.Errorf("type %d: %s, integer %v; want %s", typ, expr, integer, want)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// ErrStopped says that the mirror's Run has returned: nobody follows the source.
+	ErrStopped = errors.New("the mirror is not running")
+
+	// errMoved: the session that a target was read in is over. LSNs of two
+	// servers do not compare, so the target is read again.
+	errMoved = errors.New("replication session ended")
+	// errMalformed: bytes that no Postgres sends.
+	errMalformed = errors.New("malformed replication message")
+	// errSilent: nothing came although an answer was asked for.
+	errSilent = errors.New("no answer from the server")
+)
+
+// HaltError says that the mirror cannot go on without an operator.
+type HaltError struct {
+	What string // what is wrong, with which object
+	Hint string // the command or the statement that mends it
+
+	// distrust: changes may have passed that were never published, so that the
+	// slot is worthless even after mending.
+	distrust bool
+}
+
+// Error gives both parts in one line.
+func (e *HaltError) Error() string {
+	if e.Hint == "" {
+		return e.What
+	}
+	return e.What + " (to mend: " + e.Hint + ")"
+}
+
+// halt makes a HaltError; the hint comes first because the rest is a format.
+func halt(hint, format string, args ...any) *HaltError {
+	return &HaltError{What: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// rebuildError says that the stream can no longer bring the local state
+// forward, while a new snapshot can.
+type rebuildError struct{ reason string }
+
+// Error gives the reason as Status and the log show it.
+func (e *rebuildError) Error() string { return "subscriptions need a new snapshot: " + e.reason }
+
+// heldError says that somebody else uses our slot. It passes by itself.
+type heldError struct {
+	slot    string
+	pid     int32
+	app     string
+	address string
+}
+
+// Error names the holder by what an operator can look for: the PID and the
+// name that it gave itself.
+func (e *heldError) Error() string {
+	return fmt.Sprintf("slot %s is active for PID %d (application_name %q, client address %s)", e.slot, e.pid, e.app, e.address)
+}
+
+// SQLSTATEs that are told apart.
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+const (
+	codeInsufficientPrivilege = "42501"
+	codeDuplicateObject       = "42710"
+	codeProtocolViolation     = "08P01"
+	codeObjectInUse           = "55006"
+	codeUndefinedObject       = "42704" // settings too
+)
+
+// sqlState is the SQLSTATE of err, "" if Postgres did not send it.
+func sqlState(err error) string {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pg.Code
+	}
+	return ""
+}

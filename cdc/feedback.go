@@ -1,0 +1,96 @@
+package cdc
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"dinnerbell/state"
+)
+
+const (
+	// maxStatusEvery is the longest time between two status messages.
+	maxStatusEvery = time.Second
+	// After each askAfter without a message the server is asked for one, and
+	// after deadAfter it counts as gone. Without that, a server whose network
+	// vanished would be noticed only by TCP, in a quarter of an hour.
+	askAfter, deadAfter = 10 * time.Second, 40 * time.Second
+)
+
+// feedback owns the writing half of the stream.
+type feedback struct {
+	out      *stream
+	wake     chan struct{} // cap 1: send now
+	ask      atomic.Bool   // and ask for a keepalive
+	received atomic.Uint64 // set by the receiver
+	durable  atomic.Uint64 // set by the syncer, to what Sync returned
+
+	messages atomic.Uint64 // how many the receiver has read
+	waiting  atomic.Bool   // the receiver waits for the server, not for the applier
+}
+
+// newFeedback starts at what is on disk: the first message must not tell zero,
+// and nothing newer has been synced yet.
+func newFeedback(out *stream, durable state.LSN) *feedback {
+	f := &feedback{out: out, wake: make(chan struct{}, 1)}
+	f.durable.Store(uint64(durable))
+	return f
+}
+
+// statusEvery keeps us well inside wal_sender_timeout; zero turns that off.
+func statusEvery(walSenderTimeout time.Duration) time.Duration {
+	if walSenderTimeout <= 0 {
+		return maxStatusEvery
+	}
+	return max(min(maxStatusEvery, walSenderTimeout/3), 10*time.Millisecond)
+}
+
+// run sends our positions every tick, whatever the applier does, and when
+// woken.
+func (f *feedback) run(ctx context.Context, every time.Duration) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var seen uint64
+	var silent, asked time.Duration
+	for {
+		ask := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.wake:
+		case <-tick.C:
+			silent += every
+			if n := f.messages.Load(); n != seen || !f.waiting.Load() {
+				seen, silent, asked = n, 0, 0
+			}
+			if silent > deadAfter {
+				return errSilent
+			}
+			if ask = silent-asked >= askAfter; ask {
+				asked = silent
+			}
+		}
+		if err := f.send(f.ask.Swap(false) || ask); err != nil {
+			return err
+		}
+	}
+}
+
+// send tells the positions as they are now; ask wants a keepalive back.
+func (f *feedback) send(ask bool) error {
+	return f.out.send(state.LSN(f.received.Load()), state.LSN(f.durable.Load()), ask)
+}
+
+// requestReply makes the server tell how far it has sent, at once.
+func (f *feedback) requestReply() {
+	f.ask.Store(true)
+	poke(f.wake)
+}
+
+// synced takes note of a position that is on disk and lets the server know.
+func (f *feedback) synced(lsn state.LSN) {
+	if uint64(lsn) > f.durable.Load() {
+		f.durable.Store(uint64(lsn))
+		poke(f.wake)
+	}
+}

@@ -1,0 +1,277 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/state"
+)
+
+// minVersion is the first that sends logical messages, which the barrier needs.
+const minVersion = 14_00_00
+
+// noTransaction is a connection's status outside of transactions.
+const noTransaction = 'I'
+
+// catalog is what the server says of itself, the table and the publication.
+type catalog struct {
+	source  state.Source
+	version int       // server_version_num
+	walEnd  state.LSN // flushed
+
+	columns [needed]column
+	rows    int64 // estimate
+	// ordinary tables are read with ONLY: descendants are tables of their own.
+	partitioned bool
+}
+
+// column is a needed column. Its number changes when it is dropped and added
+// again under the same name, which no message of the stream tells.
+type column struct {
+	name string
+	num  int16
+	typ  uint32
+}
+
+// inspect reads the catalogs, all as of one moment: in the transaction that the
+// connection is in, or in one of its own. It returns a *HaltError if the table
+// cannot be mirrored as things are.
+func (c *Config) inspect(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if sql.PgConn().TxStatus() == noTransaction {
+		tx, err := sql.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+		if err != nil {
+			return nil, fmt.Errorf("inspect server: %w", err)
+		}
+		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
+	}
+	cat := &catalog{source: state.Source{Slot: c.Slot, Publication: c.Publication, Schema: c.Schema, Table: c.Table}}
+	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{
+		c.inspectServer, c.inspectTable, c.inspectColumns, c.inspectIdentity, c.inspectPublication,
+	} {
+		if err := step(ctx, sql, cat); err != nil {
+			return nil, err
+		}
+	}
+	return cat, nil
+}
+
+// inspectServer reads who the server is and whether it can decode at all.
+func (c *Config) inspectServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	var level, end string
+	var standby bool
+	// The timeline is in a WAL file's name. A control file would tell that of
+	// the last checkpoint, which is the old one for a while after a promotion.
+	err := sql.QueryRow(ctx, `
+		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_database(),
+		       (SELECT system_identifier::text FROM pg_control_system()), pg_is_in_recovery(),
+		       CASE WHEN pg_is_in_recovery() THEN 0
+		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
+		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END`).
+		Scan(&cat.version, &level, &cat.source.Database, &cat.source.SystemID, &standby, &cat.source.Timeline, &end)
+	if err != nil {
+		return fmt.Errorf("inspect server: %w", err)
+	}
+	switch {
+	case cat.version < minVersion:
+		return halt("upgrade Postgres to 14 or newer", "the server is Postgres %d, older than 14", cat.version/10000)
+	case standby:
+		// Not a halt: it is what one sees in the middle of a failover.
+		return fmt.Errorf("inspect server: it is a standby; source.url must lead to the primary")
+	case level != "logical":
+		return halt("ALTER SYSTEM SET wal_level = logical; then restart Postgres", "wal_level is %q, not \"logical\"", level)
+	}
+	cat.walEnd, err = state.ParseLSN(end)
+	if err != nil {
+		return fmt.Errorf("inspect server: %w", err)
+	}
+	return nil
+}
+
+// Values of pg_class.relkind and relreplident.
+// https://www.postgresql.org/docs/current/catalog-pg-class.html
+const (
+	kindTable       = "r"
+	kindPartitioned = "p"
+	unlogged        = "u"
+	identityNothing = "n"
+)
+
+// inspectTable refuses what has no row changes in the WAL, or whose deletes do
+// not say which row went (Postgres' own default identity does).
+func (c *Config) inspectTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	var kind, persistence, identity string
+	var usable bool
+	err := sql.QueryRow(ctx, `
+		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text, greatest(c.reltuples, 0)::bigint,
+		       has_schema_privilege(n.oid, 'USAGE')
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2`, c.Schema, c.Table).
+		Scan(&cat.source.TableOID, &kind, &persistence, &identity, &cat.rows, &usable)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return halt("create it, or set source.table", "table %s does not exist", c.table())
+	case err != nil:
+		return fmt.Errorf("inspect table: %w", err)
+	case kind != kindTable && kind != kindPartitioned:
+		return halt("set source.table to the table behind it", "%s is not a table, so that no changes of it are sent", c.table())
+	case persistence == unlogged:
+		return halt("ALTER TABLE "+c.table()+" SET LOGGED", "table %s is unlogged: its changes are not in the WAL", c.table())
+	case identity == identityNothing:
+		return halt("ALTER TABLE "+c.table()+" REPLICA IDENTITY DEFAULT", "table %s has REPLICA IDENTITY NOTHING: deletes do not say of which row", c.table())
+	case !usable:
+		return halt("GRANT USAGE ON SCHEMA "+pgx.Identifier{c.Schema}.Sanitize()+" TO …", "the role in source.url may not use schema %s", c.Schema)
+	}
+	cat.partitioned = kind == kindPartitioned
+	cat.source.Catalog += fmt.Sprintf("table %d %s;", cat.source.TableOID, identity)
+	return nil
+}
+
+// inspectColumns finds the needed columns, by name. Others are of no interest,
+// so that the table's owner is free to add and drop them.
+func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	names := c.columns()
+	rows, err := sql.Query(ctx, `
+		SELECT attname::text, attnum, atttypid, attgenerated <> '', has_column_privilege(attrelid, attnum, 'SELECT')
+		FROM pg_attribute
+		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
+		cat.source.TableOID, names[:])
+	if err != nil {
+		return fmt.Errorf("inspect columns: %w", err)
+	}
+	found := map[string]column{}
+	var col column
+	var generated, readable bool
+	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &generated, &readable}, func() error {
+		if generated {
+			return halt("choose a stored column", "column %s of %s is generated: it is not published", col.name, c.table())
+		}
+		if !readable {
+			return halt("GRANT SELECT ON "+c.table()+" TO …", "the role in source.url may not read column %s of %s", col.name, c.table())
+		}
+		found[col.name] = col
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("inspect columns: %w", err)
+	}
+	for i, name := range names {
+		col, ok := found[name]
+		if !ok {
+			return halt("set source.columns to the columns that hold id, client and restaurant", "table %s has no column %q", c.table(), name)
+		}
+		cat.columns[i] = col
+		cat.source.Catalog += fmt.Sprintf("column %d %s %d;", col.num, col.name, col.typ)
+	}
+	return nil
+}
+
+// inspectIdentity makes sure that the id column tells rows apart, and that
+// updates and deletes carry it.
+func (c *Config) inspectIdentity(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	var unique, carried bool
+	// A deferrable key is no key at every moment, and no replica identity.
+	err := sql.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = $2
+		               WHERE i.indrelid = $1 AND i.indisunique AND i.indimmediate AND i.indisvalid AND a.attnotnull
+		                 AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = $2),
+		       CASE c.relreplident
+		         WHEN 'f' THEN true
+		         WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident AND $2 = ANY(indkey[0:indnkeyatts-1]))
+		         ELSE EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary AND indimmediate AND $2 = ANY(indkey[0:indnkeyatts-1]))
+		       END
+		FROM pg_class c WHERE c.oid = $1`, cat.source.TableOID, cat.columns[colID].num).Scan(&unique, &carried)
+	switch {
+	case err != nil:
+		return fmt.Errorf("inspect replica identity: %w", err)
+	case !unique:
+		return halt("ALTER TABLE "+c.table()+" ADD PRIMARY KEY ("+pgx.Identifier{c.IDColumn}.Sanitize()+")",
+			"column %s of %s is not unique and NOT NULL on its own, so that it does not tell rows apart", c.IDColumn, c.table())
+	case !carried:
+		return halt("ALTER TABLE "+c.table()+" REPLICA IDENTITY FULL",
+			"column %s is not in the replica identity of %s: deletes do not carry it", c.IDColumn, c.table())
+	}
+	return nil
+}
+
+// inspectPublication checks that everything that happens to the table is
+// published, and unfiltered.
+func (c *Config) inspectPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	var insert, update, del, truncate, viaRoot, member bool
+	var version, filter string
+	var columns []string
+	// to_jsonb reads columns that the view has only since 15.
+	err := sql.QueryRow(ctx, `
+		SELECT p.oid, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, t.pubname IS NOT NULL,
+		       p.xmin::text || ' ' || coalesce((SELECT r.oid::text || ' ' || r.xmin::text FROM pg_publication_rel r
+		                                        WHERE r.prpubid = p.oid AND r.prrelid = $2), ''),
+		       coalesce(to_jsonb(t)->>'rowfilter', ''),
+		       CASE WHEN jsonb_typeof(to_jsonb(t)->'attnames') = 'array'
+		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t)->'attnames')) END
+		FROM pg_publication p
+		LEFT JOIN pg_publication_tables t ON t.pubname = p.pubname AND t.schemaname = $3 AND t.tablename = $4
+		WHERE p.pubname = $1`, c.Publication, cat.source.TableOID, c.Schema, c.Table).
+		Scan(&cat.source.PublicationOID, &insert, &update, &del, &truncate, &viaRoot, &member, &version, &filter, &columns)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return halt("dinnerbell setup", "publication %s does not exist in database %s", c.publication(), cat.source.Database)
+	}
+	if err != nil {
+		return fmt.Errorf("inspect publication: %w", err)
+	}
+	cat.source.Catalog += fmt.Sprintf("publication %d %s", cat.source.PublicationOID, version)
+	bad := func(hint, format string, args ...any) error {
+		h := halt(hint, format, args...)
+		h.distrust = true
+		return h
+	}
+	names := c.columns()
+	switch {
+	case cat.partitioned && !viaRoot:
+		return bad("ALTER PUBLICATION "+c.publication()+" SET (publish_via_partition_root = true)",
+			"publication %s sends changes of %s as those of its partitions", c.publication(), c.table())
+	case !member:
+		return bad("dinnerbell setup", "publication %s does not publish table %s", c.publication(), c.table())
+	case !insert || !update || !del || !truncate:
+		return bad("dinnerbell setup", "publication %s does not publish all of insert, update, delete and truncate", c.publication())
+	case filter != "":
+		return bad(c.readdSQL(), "publication %s filters the rows of %s", c.publication(), c.table())
+	case columns != nil && slices.ContainsFunc(names[:], func(n string) bool { return !slices.Contains(columns, n) }):
+		return bad(c.readdSQL(), "publication %s leaves out one of the columns %s", c.publication(), strings.Join(names[:], ", "))
+	}
+	return nil
+}
+
+// readdSQL takes a filter or a column list off the table.
+func (c *Config) readdSQL() string {
+	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", c.publication(), c.table())
+}
+
+// sameServer makes sure that the replication connection leads to where the
+// catalogs were read: a URL may name several hosts, or a balancer.
+func sameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	id, err := pglogrepl.IdentifySystem(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("identify system: %w", err)
+	}
+	return cat.sameAs(id.SystemID, int64(id.Timeline), id.DBName)
+}
+
+// sameAs compares what a second connection says with the catalog.
+func (cat *catalog) sameAs(systemID string, timeline int64, database string) error {
+	s := cat.source
+	if systemID != s.SystemID || timeline != s.Timeline || database != s.Database {
+		return fmt.Errorf("compare connections: they lead to different servers (system %s timeline %d database %s, and %s %d %s)",
+			s.SystemID, s.Timeline, s.Database, systemID, timeline, database)
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/state"
+)
+
+// probe owns the SQL connection that serves the barrier in one session.
+type probe struct {
+	sql    *pgx.Conn
+	rounds *rounds
+	pos    *position
+	epoch  uint64
+	back   *feedback
+	stats  *stats
+}
+
+// run answers rounds until ctx ends or the connection fails.
+func (p *probe) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.rounds.wake:
+		}
+		unsent, nudge := p.rounds.take()
+		if len(unsent) > 0 {
+			if err := p.answer(ctx, unsent); err != nil {
+				p.rounds.putBack(unsent)
+				return ignoreEnd(ctx, err)
+			}
+		}
+		if nudge {
+			if err := p.nudge(ctx); err != nil {
+				return ignoreEnd(ctx, err)
+			}
+		}
+	}
+}
+
+// answer reads how far the server is and asks for a keepalive if we are not
+// there yet. The keepalive comes behind all that was sent before it.
+func (p *probe) answer(ctx context.Context, unsent []*round) error {
+	target, flushed, err := p.target(ctx)
+	if err != nil {
+		return err
+	}
+	if p.pos.load() < target {
+		p.back.requestReply()
+	}
+	for _, r := range unsent {
+		r.target, r.unflushed, r.epoch = target, target > flushed, p.epoch
+		close(r.done)
+	}
+	return nil
+}
+
+// target gives a position at or behind the end of everything that was committed
+// before the call, and how much the server had flushed.
+//
+// The insert position covers commits with synchronous_commit = off, which are
+// visible before they are flushed, and it is always the end of a record, while
+// a flush position may lie inside of one.
+func (p *probe) target(ctx context.Context) (target, flushed state.LSN, err error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	var insertText, flushText string
+	err = p.sql.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`).
+		Scan(&insertText, &flushText)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read WAL position: %w", err)
+	}
+	insert, err := state.ParseLSN(insertText)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read WAL position: %w", err)
+	}
+	flush, err := state.ParseLSN(flushText)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read WAL position: %w", err)
+	}
+	p.stats.server.Store(uint64(flush))
+	return wholeRecord(insert, flush), flush, nil
+}
+
+// WAL page headers: the first page of a segment has the long one.
+// https://github.com/postgres/postgres/blob/master/src/include/access/xlog_internal.h
+const (
+	shortPageHeader = 24
+	longPageHeader  = 40
+	walPage         = 8 << 10
+	minSegment      = 1 << 20
+)
+
+// wholeRecord undoes a peculiarity of the insert position: at the start of a
+// page it lies behind the page's header, where no record ends, so that nothing
+// would ever reach it while the server idles (after pg_switch_wal() always).
+func wholeRecord(insert, flush state.LSN) state.LSN {
+	switch {
+	case insert == flush+shortPageHeader && flush%walPage == 0,
+		insert == flush+longPageHeader && flush%minSegment == 0:
+		return flush
+	}
+	return insert
+}
+
+// nudge commits a transaction that carries nothing but a logical message. It
+// must be a transactional one: its commit flushes the WAL, and is sent at once.
+func (p *probe) nudge(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if _, err := p.sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
+		if sqlState(err) == codeInsufficientPrivilege {
+			return halt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO …", "the role in source.url may not emit logical messages: %v", err)
+		}
+		return fmt.Errorf("emit logical message: %w", err)
+	}
+	p.stats.nudges.Add(1)
+	return nil
+}
+
+// ignoreEnd drops the error that a query gives because ctx ended.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // dropping it is what this is for
+	}
+	return err
+}

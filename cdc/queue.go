@@ -1,0 +1,146 @@
+package cdc
+
+import (
+	"context"
+	"sync"
+
+	"dinnerbell/state"
+)
+
+const (
+	// maxQueueBytes bounds what is received and not yet applied. A receiver
+	// that waits here is no harm: feedback goes on without it.
+	maxQueueBytes = 16 << 20
+	// maxGroupChanges is up to where small transactions are applied together.
+	// Larger groups gain nothing and make the barrier wait.
+	maxGroupChanges = 1024
+)
+
+// group is one call of Apply: whole transactions, or one part of a cut one. Or
+// a keepalive alone: then batch is empty and nothing is to be applied.
+type group struct {
+	batch state.Batch
+	bytes int
+	cut   bool // a part of a cut transaction
+	// observed is a position up to which everything has been received with
+	// this group and those before it.
+	observed state.LSN
+	// persist asks to bring observed to the disk at once: the server wants to
+	// know, it may be shutting down and waits for us.
+	persist bool
+}
+
+// empty says that the group is a keepalive's position only.
+func (g *group) empty() bool { return !g.cut && g.batch.End == 0 }
+
+// queue hands groups from the receiver to the applier. Keepalives go through it
+// too, so that a position is never seen before what was received ahead of it.
+type queue struct {
+	ready chan struct{} // cap 1: there may be a group
+	space chan struct{} // cap 1: there may be room
+
+	mu     sync.Mutex // guards all below
+	groups []group
+	bytes  int
+	free   [][]state.Change
+}
+
+// newQueue makes an empty queue, for one session: what a broken session left
+// in its queue is sent again by the server.
+func newQueue() *queue {
+	return &queue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+}
+
+// poke wakes the one goroutine that waits on a channel of capacity 1.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// put copies a piece in, and waits while the queue is full. A small transaction
+// joins the one before it if that has not been taken yet, so that one Apply
+// carries as much as came in during the last.
+func (q *queue) put(ctx context.Context, p piece) error {
+	for {
+		q.mu.Lock()
+		if q.bytes == 0 || q.bytes+p.bytes <= maxQueueBytes {
+			q.add(p)
+			q.mu.Unlock()
+			poke(q.ready)
+			return nil
+		}
+		q.mu.Unlock()
+		select {
+		case <-q.space:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// add appends p. The caller holds mu.
+func (q *queue) add(p piece) {
+	q.bytes += p.bytes
+	if n := len(q.groups); n > 0 && !p.cut {
+		tail := &q.groups[n-1]
+		if !tail.cut && len(tail.batch.Changes)+len(p.changes) <= maxGroupChanges {
+			tail.batch.Changes = append(tail.batch.Changes, p.changes...)
+			tail.batch.End = p.end
+			tail.bytes += p.bytes
+			tail.observed = max(tail.observed, p.end)
+			return
+		}
+	}
+	var changes []state.Change
+	if n := len(q.free); n > 0 {
+		changes, q.free = q.free[n-1], q.free[:n-1]
+	}
+	q.groups = append(q.groups, group{
+		batch: state.Batch{Changes: append(changes, p.changes...), End: p.end},
+		bytes: p.bytes, cut: p.cut, observed: p.end,
+	})
+}
+
+// keepalive queues a position behind everything that came before it.
+func (q *queue) keepalive(walEnd state.LSN, persist bool) {
+	q.mu.Lock()
+	if n := len(q.groups); n > 0 && (!q.groups[n-1].cut || q.groups[n-1].batch.End != 0) {
+		tail := &q.groups[n-1]
+		tail.observed = max(tail.observed, walEnd)
+		tail.persist = tail.persist || persist
+	} else {
+		q.groups = append(q.groups, group{observed: walEnd, persist: persist})
+	}
+	q.mu.Unlock()
+	poke(q.ready)
+}
+
+// take gives the next group, if there is one. It must come back through done.
+func (q *queue) take() (group, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.groups) == 0 {
+		return group{}, false
+	}
+	g := q.groups[0]
+	q.groups[0] = group{}
+	q.groups = q.groups[1:]
+	if len(q.groups) == 0 {
+		q.groups = nil
+	}
+	return g, true
+}
+
+// done frees what an applied group took.
+func (q *queue) done(g group) {
+	clear(g.batch.Changes)
+	q.mu.Lock()
+	q.bytes -= g.bytes
+	if cap(g.batch.Changes) > 0 && len(q.free) < 4 {
+		q.free = append(q.free, g.batch.Changes[:0])
+	}
+	q.mu.Unlock()
+	poke(q.space)
+}

@@ -1,0 +1,97 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+
+	"dinnerbell/state"
+)
+
+// receiver owns the reading half of the stream: it decodes what comes in and
+// queues it. It waits only when the queue is full.
+type receiver struct {
+	in    *stream
+	asm   assembler
+	queue *queue
+	back  *feedback
+	stats *stats
+}
+
+// run returns when the stream ends or is interrupted.
+func (r *receiver) run(ctx context.Context) error {
+	for {
+		r.back.waiting.Store(true)
+		data, err := r.in.receive()
+		r.back.waiting.Store(false)
+		if err != nil {
+			return ignoreEnd(ctx, err)
+		}
+		r.back.messages.Add(1)
+		if err := r.handle(ctx, data); err != nil {
+			return err
+		}
+	}
+}
+
+// handle takes one CopyData payload of the streaming replication protocol.
+// https://www.postgresql.org/docs/current/protocol-replication.html
+func (r *receiver) handle(ctx context.Context, data []byte) error {
+	if len(data) == 0 {
+		return fmt.Errorf("read empty CopyData: %w", errMalformed)
+	}
+	switch data[0] {
+	case pglogrepl.XLogDataByteID:
+		x, err := pglogrepl.ParseXLogData(data[1:])
+		if err != nil {
+			return fmt.Errorf("read WAL data: %w", err)
+		}
+		return r.walData(ctx, x.WALData)
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
+		if err != nil {
+			return fmt.Errorf("read keepalive: %w", err)
+		}
+		r.keepalive(state.LSN(k.ServerWALEnd), k.ReplyRequested)
+		return nil
+	}
+	return fmt.Errorf("read CopyData %q: %w", data[0], errMalformed)
+}
+
+// walData feeds one pgoutput message to the assembler, and queues what is
+// whole. It may wait for room: then TCP makes the walsender wait too.
+func (r *receiver) walData(ctx context.Context, msg []byte) error {
+	bad := r.asm.dec.badIDs
+	p, ok, err := r.asm.add(msg)
+	if n := r.asm.dec.badIDs - bad; n != 0 {
+		r.stats.badIDs.Add(n)
+	}
+	if err != nil || !ok {
+		return err
+	}
+	if p.end != 0 {
+		r.sawUpTo(p.end)
+	}
+	return r.queue.put(ctx, p)
+}
+
+// keepalive takes a position: everything that committed up to it has been sent.
+// In the middle of a transaction it tells nothing that could be used.
+func (r *receiver) keepalive(walEnd state.LSN, reply bool) {
+	if !r.asm.inTx && walEnd != 0 {
+		r.sawUpTo(walEnd)
+		r.queue.keepalive(walEnd, reply)
+	}
+	if reply {
+		poke(r.back.wake)
+	}
+}
+
+// sawUpTo moves the write position, which tells the server what has arrived and
+// acknowledges nothing.
+func (r *receiver) sawUpTo(lsn state.LSN) {
+	if uint64(lsn) > r.back.received.Load() {
+		r.back.received.Store(uint64(lsn))
+	}
+}

@@ -1,0 +1,427 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"dinnerbell/internal/testenv"
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
+)
+
+// own moves the rig to a server of its own, which can be killed.
+func (r *rig) own() (kill, stop func()) {
+	r.t.Helper()
+	server := envtest.StartPostgres(r.t, filepath.Join(envtest.Dir(r.t), "postgres"), nil)
+	r.t.Cleanup(func() {
+		_ = r.halt()
+		if err := server.Stop(); err != nil {
+			r.t.Errorf("stop Postgres: %v", err)
+		}
+	})
+	r.URL = server.URL("postgres")
+	pool, err := pgxpool.New(r.t.Context(), r.URL)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(pool.Close)
+	r.Pool = pool
+	r.Exec(testenv.ContractTables)
+	kill = func() {
+		r.t.Helper()
+		if err := server.Kill(); err != nil {
+			r.t.Fatal(err)
+		}
+		if err := server.Start(context.Background()); err != nil {
+			r.t.Fatal(err)
+		}
+		pool.Reset()
+	}
+	stop = func() {
+		r.t.Helper()
+		if err := server.Stop(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return kill, stop
+}
+
+// A server that is killed comes back and nothing was lost, doubled or rebuilt.
+func TestServerKilled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	kill, stop := r.own()
+	r.setup().start()
+	r.barrier()
+	for i := range 2 {
+		r.write(uint64(20+i), 2, 50)()
+		kill()
+		r.write(uint64(30+i), 2, 50)()
+		r.same(allRestaurants...)
+	}
+	if st := r.m.Status(); st.Snapshots != 1 || st.Reconnects < 2 {
+		t.Errorf("status is %+v, want one snapshot and two reconnects", st)
+	}
+	// A server that shuts down waits until all is acknowledged; testenv makes
+	// it hurry only after 15 seconds.
+	r.write(40, 2, 20)()
+	began := time.Now()
+	stop()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the server's shutdown took %s: it waited for us", took)
+	}
+}
+
+// awaitFree waits until the server has noticed that the mirror is gone.
+func (r *rig) awaitFree() {
+	r.t.Helper()
+	envtest.Until(r.t, patience, func() error {
+		if n := r.Int(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active`, r.cfg.Slot); n != 0 {
+			return fmt.Errorf("slot %s is still active", r.cfg.Slot)
+		}
+		return nil
+	})
+}
+
+// What makes the stream another one leads to a new snapshot, by itself.
+func TestRebuilds(t *testing.T) {
+	t.Parallel()
+	recreate := func(r *rig) {
+		r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot)
+		r.Exec(`SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, r.cfg.Slot)
+	}
+	for _, c := range []struct {
+		name, reason string
+		change       func(r *rig)
+	}{
+		{"slot dropped", "does not exist", func(r *rig) { r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot) }},
+		{"slot made again", "ahead of the local state", recreate},
+		{"slot advanced", "ahead of the local state", func(r *rig) {
+			r.Exec(`SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, r.cfg.Slot)
+		}},
+		{"publication made again", "publication dinnerbell was made again", func(r *rig) {
+			r.Exec(`DROP PUBLICATION dinnerbell`)
+			r.setup()
+		}},
+		{"table made again", "was made again", func(r *rig) {
+			r.Exec(`ALTER TABLE subscribers_restaurants RENAME TO old_subscribers`)
+			r.Exec(`CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text)`)
+			r.setup()
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t).setup().start()
+			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, 'a', 'r'), (2, 'b', 'r')`)
+			r.same("r")
+			if err := r.halt(); err != nil {
+				t.Fatal(err)
+			}
+			r.Exec(`DELETE FROM subscribers_restaurants WHERE id = 1`)
+			r.awaitFree()
+			c.change(r)
+			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (3, 'c', 'r')`)
+			r.start()
+			r.same("r")
+			if st := r.m.Status(); st.Snapshots != 1 || !strings.Contains(st.RebuildReason, c.reason) {
+				t.Errorf("status is %+v, want one snapshot because of %q", st, c.reason)
+			}
+		})
+	}
+}
+
+// The table leaves the publication and comes back while the mirror runs.
+func TestPublicationTouchedWhileRunning(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.barrier()
+	// In one transaction: seen in between, it would be a halt.
+	r.Exec(`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants;
+		INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('unseen', 'r');
+		ALTER PUBLICATION dinnerbell ADD TABLE subscribers_restaurants`)
+	r.await("second snapshot", func(st Status) bool { return st.Snapshots == 2 && st.State == StateStreaming })
+	r.same("r")
+}
+
+// A table that nobody writes does not keep the server's WAL.
+func TestIdleTableDoesNotPinWAL(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.barrier()
+	r.Exec(`CREATE TABLE other AS SELECT g, repeat('x', 200) FROM generate_series(1, 20000) g`)
+	end := r.lsn("pg_current_wal_flush_lsn")
+	envtest.Until(t, patience, func() error {
+		if at := r.confirmed(); at < end {
+			return fmt.Errorf("slot is acknowledged up to %s, want %s", at, end)
+		}
+		return nil
+	})
+	if at := r.confirmed(); at > r.store.DurableLSN() {
+		t.Errorf("slot is acknowledged up to %s, the state is durable up to %s", at, r.store.DurableLSN())
+	}
+}
+
+// Where slots can survive a failover, ours does.
+func TestSlotIsForFailover(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.barrier()
+	if r.Int(`SELECT current_setting('server_version_num')::int`) < failoverVersion {
+		t.Skip("slots have no failover here")
+	}
+	if r.Int(`SELECT count(*) FROM pg_replication_slots s WHERE slot_name = $1 AND (to_jsonb(s)->>'failover')::bool`, r.cfg.Slot) != 1 {
+		t.Error("the slot is not a failover slot")
+	}
+}
+
+// A transaction of many rows is applied in parts, and seen as a whole.
+func TestHugeTransaction(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	var parts, largest atomic.Int64
+	r.hooks.beforeApply = func(b *state.Batch) {
+		if b.End == 0 {
+			parts.Add(1)
+			if n := r.store.Subscriptions(); n != 1 {
+				t.Errorf("%d subscriptions are visible in the middle of a transaction, want 1", n)
+			}
+		}
+		if n := int64(len(b.Changes)); n > largest.Load() {
+			largest.Store(n)
+		}
+	}
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('first', 'r')`)
+	r.start()
+	r.barrier()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' || g % 3 FROM generate_series(1, 40000) g`)
+	r.same("r", "r0", "r1", "r2")
+	if parts.Load() < 4 || largest.Load() > maxPartChanges {
+		t.Errorf("%d parts, the largest of %d changes; want at least 4 parts of at most %d", parts.Load(), largest.Load(), maxPartChanges)
+	}
+	r.write(5, 1, 20)()
+	r.same(append(allRestaurants, "r", "r0", "r1", "r2")...)
+}
+
+// The connection is lost in the middle of a huge transaction: it comes again.
+func TestHugeTransactionCutAndRepeated(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	var parts atomic.Int64
+	cut := make(chan struct{})
+	r.hooks.beforeApply = func(b *state.Batch) {
+		if b.End == 0 && parts.Add(1) == 4 {
+			r.Exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, r.cfg.Slot)
+			close(cut)
+		}
+	}
+	r.start()
+	r.barrier()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 60000) g`)
+	await(t, cut)
+	r.same("r")
+	if st := r.m.Status(); st.Snapshots != 1 {
+		t.Errorf("status is %+v, want one snapshot", st)
+	}
+}
+
+// The daemon dies in the middle of a huge transaction, with parts on disk.
+func TestTornTransactionIsMended(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'old ' || g, 'r' FROM generate_series(1, 17000) g`)
+	var parts atomic.Int64
+	cut := make(chan struct{})
+	r.hooks.beforeApply = func(b *state.Batch) {
+		if b.End == 0 && parts.Add(1) == 2 {
+			r.stop()
+			close(cut)
+		}
+	}
+	r.start()
+	r.barrier()
+	r.Exec(`UPDATE subscribers_restaurants SET restaurant_id = 'r2', client_id = 'new ' || id`)
+	await(t, cut)
+	r.close()
+	r.open()
+	if !r.store.Torn() {
+		t.Fatal("the state is whole: the test shows nothing")
+	}
+	r.hooks.beforeApply = nil
+	r.start()
+	r.same("r", "r2")
+	if r.store.Torn() || r.m.Status().Snapshots != 0 {
+		t.Errorf("torn %v after %+v, want whole without a snapshot", r.store.Torn(), r.m.Status())
+	}
+}
+
+// A slot in other hands is waited for and its holder named; a walsender that a
+// killed daemon left behind is ended.
+func TestSlotActive(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.barrier()
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+	hold := func(name string) func() {
+		cfg := r.cfg
+		cfg.ApplicationName = name
+		var conn *pgconn.PgConn
+		envtest.Until(t, patience, func() error { // the last walsender is going
+			var err error
+			if conn, err = cfg.dialReplication(t.Context()); err != nil {
+				return err
+			}
+			if _, err = startStream(t.Context(), conn, &cfg, r.store.DurableLSN()); err != nil {
+				closeConn(conn)
+			}
+			return err
+		})
+		return func() { closeConn(conn) }
+	}
+
+	release := hold("somebody else")
+	r.start()
+	r.await("waiting", func(st Status) bool { return strings.Contains(st.LastError, `application_name "somebody else"`) })
+	release()
+	r.same()
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+
+	release = hold(r.cfg.ApplicationName) // never answers, as after kill -9
+	defer release()
+	r.start()
+	r.same()
+}
+
+// Foreign columns come, go and change their names; unchanged TOAST is kept.
+func TestSchemaChangesWhileStreaming(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`ALTER TABLE subscribers_restaurants ADD note text; ALTER TABLE subscribers_restaurants ALTER client_id TYPE text, ALTER client_id SET STORAGE EXTERNAL`)
+	r.setup().start()
+	long := strings.Repeat("long ", 1000) // out of line
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id, note) VALUES ($1, 'r', 'n'), ('b', 'r', 'n')`, long)
+	r.same("r")
+	for _, change := range []string{
+		`ALTER TABLE subscribers_restaurants ADD extra int DEFAULT 7`,
+		`ALTER TABLE subscribers_restaurants RENAME note TO remark`,
+		`UPDATE subscribers_restaurants SET remark = 'changed'`,
+		`UPDATE subscribers_restaurants SET restaurant_id = 'r2'`,
+		`ALTER TABLE subscribers_restaurants DROP remark`,
+		`UPDATE subscribers_restaurants SET id = id + 100, restaurant_id = 'r3'`,
+		`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('c', 'r3')`,
+	} {
+		r.Exec(change)
+		r.same("r", "r2", "r3")
+	}
+	if got := r.clients("r3"); !slices.Contains(got, long) {
+		t.Error("an unchanged out-of-line value was not kept")
+	}
+	if st := r.m.Status(); st.Snapshots != 1 {
+		t.Errorf("status is %+v, want one snapshot", st)
+	}
+}
+
+// A renamed column halts; with the configuration changed, a snapshot mends it.
+func TestNeededColumnGone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
+	r.same("r")
+	r.Exec(`ALTER TABLE subscribers_restaurants RENAME client_id TO customer`)
+	r.Exec(`INSERT INTO subscribers_restaurants (customer, restaurant_id) VALUES ('b', 'r')`)
+	if h := r.awaitHalt(); !strings.Contains(h.What, `no column "client_id"`) {
+		t.Errorf("halt is %v, want the missing column named", h)
+	}
+	if st := r.m.Status(); st.State != StateHalted || st.Halted == nil {
+		t.Errorf("status is %+v, want halted", st)
+	}
+	_ = r.halt()
+	r.cfg.ClientColumn = "customer"
+	r.start()
+	r.same("r")
+}
+
+// What a snapshot and a stream need and do not have halts, with a hint.
+func TestHalts(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, sql, what, hint string }{
+		{"no publication", ``, "does not exist in database", "dinnerbell setup"},
+		{"table not published", `CREATE PUBLICATION dinnerbell`, "does not publish table", "dinnerbell setup"},
+		{"no deletes", `CREATE PUBLICATION dinnerbell FOR TABLE subscribers_restaurants WITH (publish = 'insert, update')`, "does not publish all of", "dinnerbell setup"},
+		{"row filter", `CREATE PUBLICATION dinnerbell FOR TABLE subscribers_restaurants WHERE (id > 1)`, "filters the rows", "DROP TABLE"},
+		{"column list", `CREATE PUBLICATION dinnerbell FOR TABLE subscribers_restaurants (id, client_id)`, "leaves out one of the columns", "DROP TABLE"},
+		{"identity nothing", `ALTER TABLE subscribers_restaurants REPLICA IDENTITY NOTHING`, "REPLICA IDENTITY NOTHING", "REPLICA IDENTITY DEFAULT"},
+		{"no key", `ALTER TABLE subscribers_restaurants DROP CONSTRAINT pk_id`, "not unique", "ADD PRIMARY KEY"},
+		{"key elsewhere", `ALTER TABLE subscribers_restaurants DROP CONSTRAINT pk_id; CREATE UNIQUE INDEX ON subscribers_restaurants (id);
+			ALTER TABLE subscribers_restaurants ADD PRIMARY KEY (client_id)`, "not in the replica identity", "REPLICA IDENTITY FULL"},
+		{"no table", `DROP TABLE subscribers_restaurants`, "does not exist", "source.table"},
+		{"a view", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE VIEW subscribers_restaurants AS TABLE t`, "is not a table", "the table behind it"},
+		{"no column", `ALTER TABLE subscribers_restaurants DROP client_id`, `no column "client_id"`, "source.columns"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			if _, err := r.Pool.Exec(t.Context(), c.sql); sqlState(err) == "42601" {
+				t.Skip("this server cannot do that")
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			r.start()
+			if h := r.awaitHalt(); !strings.Contains(h.What, c.what) || !strings.Contains(h.Hint, c.hint) {
+				t.Errorf("halt is %q, hint %q; want %q, hint %q", h.What, h.Hint, c.what, c.hint)
+			}
+		})
+	}
+}
+
+func TestHaltsWithoutPrivileges(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	role := "reader_" + r.Name
+	r.Exec(fmt.Sprintf(`CREATE ROLE %s LOGIN`, role))
+	t.Cleanup(func() { // after the database, which depends on it, is gone
+		conn, err := pgx.Connect(context.Background(), strings.Replace(r.URL, "/"+r.Name, "/postgres", 1))
+		if err == nil {
+			_, err = conn.Exec(context.Background(), "DROP ROLE "+role)
+			_ = conn.Close(context.Background())
+		}
+		_ = err // the server goes with the tests
+	})
+	url := strings.Replace(r.URL, "postgres@", role+"@", 1)
+	r.cfg.URL = func() (string, error) { return url, nil }
+	r.start()
+	if h := r.awaitHalt(); !strings.Contains(h.Hint, "GRANT SELECT") {
+		t.Errorf("halt is %v, want GRANT SELECT", h)
+	}
+	_ = r.halt()
+	r.Exec(fmt.Sprintf(`GRANT SELECT ON subscribers_restaurants TO %s`, role))
+	r.start()
+	if h := r.awaitHalt(); !strings.Contains(h.What, "lacks REPLICATION") {
+		t.Errorf("halt is %v, want the lack of REPLICATION", h)
+	}
+	_ = r.halt()
+	r.Exec(fmt.Sprintf(`ALTER ROLE %s REPLICATION; ALTER TABLE subscribers_restaurants ENABLE ROW LEVEL SECURITY`, role))
+	r.start()
+	if h := r.awaitHalt(); !strings.Contains(h.What, "may not read all") {
+		t.Errorf("halt is %v, want row-level security named", h)
+	}
+	_ = r.halt()
+	r.Exec(`ALTER TABLE subscribers_restaurants DISABLE ROW LEVEL SECURITY`)
+	r.start()
+	r.same()
+	_ = r.halt()
+	r.Exec(fmt.Sprintf(`REVOKE ALL ON subscribers_restaurants FROM %s`, role))
+}

@@ -1,0 +1,209 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"dinnerbell/state"
+)
+
+// Pauses between sessions: short at first, for a server that restarts; with
+// jitter, for a fleet that lost the same one.
+const (
+	firstPause = 100 * time.Millisecond
+	maxPause   = 10 * time.Second
+)
+
+// Mirror follows one table. Make it with New and call Run once.
+type Mirror struct {
+	cfg    Config
+	log    *slog.Logger
+	store  *state.Store // written by the applier, or by a snapshot, never by both
+	pos    position     // outlives sessions: callers of Barrier wait across them
+	rounds rounds       // likewise
+	stats  stats
+
+	stopped chan struct{} // closed when Run returns
+	stop    sync.Once
+
+	// must is why the next session begins with a snapshot, whatever the
+	// catalogs say. Run's goroutine alone uses it.
+	must string
+
+	hooks hooks
+}
+
+// hooks are seams for tests; all are nil otherwise.
+type hooks struct {
+	beforeApply func(*state.Batch)
+	endedStream func(error)
+}
+
+// New makes a mirror of cfg's table into store. Nothing happens before Run.
+func New(cfg Config, store *state.Store) *Mirror {
+	cfg = cfg.withDefaults()
+	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{})}
+	m.rounds.wake = make(chan struct{}, 1)
+	m.stats.set(StateConnecting)
+	m.stats.safeWALSize.Store(-1)
+	return m
+}
+
+// Run keeps the store in step with the source until ctx ends: then it returns
+// nil. It takes a snapshot when there is none or when the stream is not the one
+// the store knows, and reconnects by itself. It returns a *HaltError when an
+// operator is needed, and other errors only when the store is unusable. All it
+// started has ended when it returns.
+func (m *Mirror) Run(ctx context.Context) error {
+	defer m.stop.Do(func() { close(m.stopped) })
+	if err := m.cfg.validate(); err != nil {
+		return m.halted(err)
+	}
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = firstPause, maxPause
+	for {
+		began := time.Now()
+		caughtUp, err := m.session(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if caughtUp && time.Since(began) > maxPause { // else it may fail at once, over and over
+			pause.Reset()
+		}
+		if err := m.judge(ctx, err); err != nil {
+			return err
+		}
+		if err != nil && !sleep(ctx, pause.NextBackOff()) {
+			return nil
+		}
+		m.stats.set(StateConnecting)
+	}
+}
+
+// judge decides what the end of a session means; an error ends Run.
+func (m *Mirror) judge(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	m.stats.reconnects.Add(1)
+	m.stats.failed(err)
+	if h, ok := errors.AsType[*HaltError](err); ok {
+		if h.distrust {
+			m.discardSlot(ctx)
+		}
+		return m.halted(h)
+	}
+	if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
+		return m.halted(err)
+	}
+	if r, ok := errors.AsType[*rebuildError](err); ok {
+		m.must = r.reason
+		return nil
+	}
+	if held, ok := errors.AsType[*heldError](err); ok {
+		m.stats.set(StateWaiting)
+		m.log.Warn("waiting for the replication slot", "slot", held.slot, "pid", held.pid,
+			"application_name", held.app, "client_addr", held.address)
+		return nil
+	}
+	m.log.Warn("lost the source, connecting again", "error", err)
+	return nil
+}
+
+// halted puts an error that ends Run into Status.
+func (m *Mirror) halted(err error) error {
+	if h, ok := errors.AsType[*HaltError](err); ok {
+		m.stats.halt(h)
+		return h
+	}
+	m.stats.halt(&HaltError{What: err.Error()})
+	return err
+}
+
+// discardSlot drops the slot after changes may have passed it unpublished.
+// Without it, the next start takes a snapshot even if everything looks right
+// again by then.
+func (m *Mirror) discardSlot(ctx context.Context) {
+	sql, err := m.cfg.dialSQL(ctx)
+	if err == nil {
+		defer closeConn(sql.PgConn())
+		err = m.dropSlot(ctx, sql)
+	}
+	if err != nil {
+		m.log.Error("could not drop the slot; after mending, run: dinnerbell rebuild", "slot", m.cfg.Slot, "error", err)
+	}
+}
+
+// decide says why a new snapshot is needed, "" if the stream goes on from
+// where the store is.
+func decide(stored state.Source, complete bool, durable state.LSN, cat *catalog, slot slotInfo) string {
+	now := cat.source
+	switch {
+	case !complete:
+		return "there is no complete snapshot yet"
+	case stored.SystemID != now.SystemID:
+		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
+	case stored.Timeline != now.Timeline:
+		return fmt.Sprintf("the server was promoted or restored (timeline %d, was %d)", now.Timeline, stored.Timeline)
+	case stored.TableOID != now.TableOID:
+		return fmt.Sprintf("table %s.%s was made again (oid %d, was %d)", now.Schema, now.Table, now.TableOID, stored.TableOID)
+	case stored.PublicationOID != now.PublicationOID:
+		return fmt.Sprintf("publication %s was made again (oid %d, was %d)", now.Publication, now.PublicationOID, stored.PublicationOID)
+	case stored != now:
+		return fmt.Sprintf("the source is another one (%+v, was %+v)", now, stored)
+	case !slot.exists:
+		return fmt.Sprintf("slot %s does not exist", now.Slot)
+	case slot.lost():
+		return fmt.Sprintf("slot %s lost WAL that was not read yet (wal_status %s)", now.Slot, slot.walStatus)
+	case slot.confirmed > durable:
+		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.confirmed, durable)
+	case durable > cat.walEnd:
+		return fmt.Sprintf("the local state at %s is ahead of the server at %s: it was restored from a backup", durable, cat.walEnd)
+	}
+	return ""
+}
+
+// Rebuild takes a new snapshot without following the stream afterwards, for
+// when no Run is under way. progress, if not nil, is called about every 100 ms
+// with the rows so far and Postgres' estimate of all.
+func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) error {
+	if err := m.cfg.validate(); err != nil {
+		return err
+	}
+	sql, err := m.cfg.dialSQL(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeConn(sql.PgConn())
+	if _, err := m.cfg.inspect(ctx, sql); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	var reporter sync.WaitGroup
+	if progress != nil {
+		reporter.Go(func() {
+			tick := time.NewTicker(100 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ended:
+					progress(m.stats.snapshotRows.Load(), m.stats.snapshotTotal.Load())
+					return
+				case <-tick.C:
+					progress(m.stats.snapshotRows.Load(), m.stats.snapshotTotal.Load())
+				}
+			}
+		})
+	}
+	m.stats.because("asked for by the operator")
+	err = m.rebuild(ctx, sql)
+	close(ended)
+	reporter.Wait()
+	return err
+}

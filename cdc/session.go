@@ -1,0 +1,264 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/state"
+)
+
+// watchEvery is how often the slot and the catalogs are looked at.
+const watchEvery = 3 * time.Second
+
+// session is one attempt: connect, see what is there, then either take a
+// snapshot (and return nil: the next session streams) or stream until something
+// fails. caughtUp says that it came to where the server was at its start.
+func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
+	sql, err := m.cfg.dialSQL(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { closeConn(sql.PgConn()) }()
+	cat, err := m.cfg.inspect(ctx, sql)
+	if err != nil {
+		return false, err
+	}
+	slot, err := m.cfg.readSlot(ctx, sql)
+	if err != nil {
+		return false, err
+	}
+	m.stats.slot(slot)
+	// A transaction that a former session left in parts comes again from its
+	// first. What was applied is made durable: then there is one position.
+	m.store.Rewind()
+	durable, err := m.store.Sync()
+	if err != nil {
+		return false, fmt.Errorf("sync state: %w", err)
+	}
+	reason := m.must
+	if reason == "" {
+		stored, complete := m.store.Source()
+		reason = decide(stored, complete, durable, cat, slot)
+	}
+	if reason != "" {
+		m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
+		m.stats.because(reason)
+		if err := m.rebuild(ctx, sql); err != nil {
+			return false, err
+		}
+		m.must = ""
+		return false, nil
+	}
+	if err := m.release(ctx, sql, slot); err != nil {
+		return false, err
+	}
+	return m.stream(ctx, sql, cat, durable)
+}
+
+// stream follows the slot from durable on.
+func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, durable state.LSN) (caughtUp bool, err error) {
+	asker, err := m.dialProbe(ctx, cat)
+	if err != nil {
+		return false, err
+	}
+	defer closeConn(asker.PgConn())
+	repl, err := m.cfg.dialReplication(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer closeConn(repl)
+	if err := sameServer(ctx, repl, cat); err != nil {
+		return false, err
+	}
+	every, err := walSenderTimeout(ctx, repl)
+	if err != nil {
+		return false, err
+	}
+	out, err := startStream(ctx, repl, &m.cfg, durable)
+	if err != nil {
+		if sqlState(err) == codeObjectInUse {
+			return false, m.whoHolds(ctx, sql, err)
+		}
+		return false, err
+	}
+	m.log.Info("streaming", "slot", m.cfg.Slot, "from", durable.String(), "server", cat.walEnd.String())
+	m.stats.set(StateCatchingUp)
+	m.stats.server.Store(uint64(cat.walEnd))
+	m.pos.open(m.store.EndLSN())
+	err = m.pump(ctx, &live{sql: sql, asker: asker, out: out, cat: cat, durable: durable, every: statusEvery(every)})
+	m.pos.close()
+	if m.hooks.endedStream != nil {
+		m.hooks.endedStream(err)
+	}
+	return m.pos.load() >= cat.walEnd, err
+}
+
+// live is what a streaming session works with.
+type live struct {
+	sql     *pgx.Conn     // owned by watch: catalogs and the slot
+	asker   *pgx.Conn     // owned by the probe: it must never wait for catalogs
+	out     *stream       // reading owned by the receiver, writing by feedback
+	cat     *catalog      // as of the session's start
+	durable state.LSN     // where the stream begins
+	every   time.Duration // between two status messages
+}
+
+// pump runs the session's goroutines until one fails or ctx ends. At the end
+// it syncs once more and acknowledges that, so that the next start has nothing
+// to repeat.
+func (m *Mirror) pump(ctx context.Context, l *live) error {
+	back := newFeedback(l.out, l.durable)
+	queue := newQueue()
+	dirty := make(chan struct{}, 1)
+	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
+	recv.asm.dec = decoder{table: l.cat.source.TableOID, columns: m.cfg.columns()}
+	for c, col := range l.cat.columns {
+		recv.asm.dec.types[c] = col.typ
+	}
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, dirty: dirty, beforeApply: m.hooks.beforeApply}
+	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats}
+
+	// The first that fails ends all. Reading is the one thing that does not see
+	// the context end; a read deadline in the past makes it return, and leaves
+	// the connection good for the last acknowledgement.
+	g, gctx := errgroup.WithContext(ctx)
+	interrupt := context.AfterFunc(gctx, l.out.interrupt)
+	defer interrupt()
+	g.Go(func() error { return recv.run(gctx) })
+	g.Go(func() error { return app.run(gctx) })
+	g.Go(func() error { return syncLoop(gctx, m.store, dirty, back) })
+	g.Go(func() error { return back.run(gctx, l.every) })
+	g.Go(func() error { return ask.run(gctx) })
+	g.Go(func() error { return m.watch(gctx, l) })
+	poke(m.rounds.wake) // callers may have waited for a session
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = nil
+	}
+	if durable, serr := m.store.Sync(); serr == nil {
+		back.synced(durable)
+		_ = back.send(false) // the connection may be gone
+	}
+	return err
+}
+
+// watch looks at the slot and the catalogs from time to time, and at once
+// whether the session has caught up.
+func (m *Mirror) watch(ctx context.Context, l *live) error {
+	if err := m.awaitCaughtUp(ctx, l.cat.walEnd); err != nil {
+		return ignoreEnd(ctx, err)
+	}
+	m.stats.set(StateStreaming)
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		if err := m.look(ctx, l); err != nil {
+			return ignoreEnd(ctx, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// awaitCaughtUp waits until the local state is where the server was.
+func (m *Mirror) awaitCaughtUp(ctx context.Context, end state.LSN) error {
+	epoch := m.pos.current()
+	for {
+		at, moved, ok := m.pos.look(epoch)
+		if !ok || at >= end {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchEvery):
+			// The end that was read may lie inside of a record.
+			m.rounds.askNudge()
+		}
+	}
+}
+
+// look compares the catalogs with those of the session's start.
+func (m *Mirror) look(ctx context.Context, l *live) error {
+	cat, err := m.cfg.inspect(ctx, l.sql)
+	if err != nil {
+		return err
+	}
+	m.stats.server.Store(uint64(cat.walEnd))
+	slot, err := m.cfg.readSlot(ctx, l.sql)
+	if err != nil {
+		return err
+	}
+	m.stats.slot(slot)
+	if cat.source != l.cat.source {
+		return &rebuildError{fmt.Sprintf("the table or the publication was changed (%+v, was %+v)", cat.source, l.cat.source)}
+	}
+	return nil
+}
+
+// dialProbe opens the barrier's connection and makes sure that it leads to the
+// same server: a target of another one would mean nothing.
+func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error) {
+	sql, err := m.cfg.dialSQL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	other := catalog{}
+	if err = m.cfg.inspectServer(ctx, sql, &other); err == nil {
+		err = cat.sameAs(other.source.SystemID, other.source.Timeline, other.source.Database)
+	}
+	if err != nil {
+		closeConn(sql.PgConn())
+		return nil, err
+	}
+	return sql, nil
+}
+
+// walSenderTimeout reads the setting as this very walsender has it: a role may
+// have its own.
+func walSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	results, err := repl.Exec(ctx, "SHOW wal_sender_timeout").ReadAll()
+	if err != nil {
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", errMalformed)
+	}
+	return parseSetting(string(results[0].Rows[0][0])), nil
+}
+
+// parseSetting reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
+// "1d", "0". What it does not know is taken as a short one, to be safe.
+func parseSetting(text string) time.Duration {
+	var n int64
+	var unit string
+	if _, err := fmt.Sscanf(text, "%d%s", &n, &unit); err != nil && n == 0 && text != "0" {
+		return time.Second
+	}
+	units := map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
+	return time.Duration(n) * units[unit]
+}
+
+// whoHolds explains "replication slot is active for PID".
+func (m *Mirror) whoHolds(ctx context.Context, sql *pgx.Conn, cause error) error {
+	slot, err := m.cfg.readSlot(ctx, sql)
+	if err != nil {
+		return err
+	}
+	if held, err := m.cfg.holder(ctx, sql, slot.pid); err == nil && held != nil {
+		return held
+	}
+	return cause
+}

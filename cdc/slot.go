@@ -1,0 +1,197 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/state"
+)
+
+const (
+	plugin = "pgoutput"
+	// failoverVersion is the first whose slots can survive a failover.
+	failoverVersion = 17_00_00
+	// releaseTimeout is how long an ended walsender may take to let go.
+	releaseTimeout = 5 * time.Second
+	slotLost       = "lost"
+)
+
+// slotInfo is our row of pg_replication_slots.
+// https://www.postgresql.org/docs/current/view-pg-replication-slots.html
+type slotInfo struct {
+	exists      bool
+	pid         int32     // who uses it, 0: nobody
+	confirmed   state.LSN // everything before it is gone for us
+	restart     state.LSN // 0: no WAL is kept
+	walStatus   string    // reserved, extended, unreserved, lost
+	safeWALSize int64     // bytes until it may be lost; -1: no limit
+}
+
+// lost says that WAL which the slot needs is gone.
+func (s *slotInfo) lost() bool {
+	return s.walStatus == slotLost || s.restart == 0 || s.confirmed == 0
+}
+
+// readSlot looks at our slot. A slot of this name that is not of our kind
+// belongs to somebody else and is a halt: it is never dropped.
+func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	var s slotInfo
+	var ours bool
+	var confirmed, restart string
+	err := sql.QueryRow(ctx, `
+		SELECT coalesce(plugin = $2 AND database = current_database() AND NOT temporary, false),
+		       coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(restart_lsn, '0/0')::text,
+		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1)
+		FROM pg_replication_slots WHERE slot_name = $1`, c.Slot, plugin).
+		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return slotInfo{}, nil
+	}
+	if err != nil {
+		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
+	}
+	if !ours {
+		return s, halt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", c.Slot, plugin)
+	}
+	s.exists = true
+	if s.confirmed, err = state.ParseLSN(confirmed); err != nil {
+		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
+	}
+	if s.restart, err = state.ParseLSN(restart); err != nil {
+		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
+	}
+	return s, nil
+}
+
+// release gets the slot free. A walsender under our own name is what is left of
+// us when we were killed: it is ended. Any other is left alone and named in a
+// *heldError.
+func (m *Mirror) release(ctx context.Context, sql *pgx.Conn, s slotInfo) error {
+	if s.pid == 0 {
+		return nil
+	}
+	held, err := m.cfg.holder(ctx, sql, s.pid)
+	if err != nil || held == nil {
+		return err
+	}
+	if held.app != m.cfg.ApplicationName {
+		return held
+	}
+	m.log.Info("ending our own walsender that a former run left behind", "slot", m.cfg.Slot, "pid", s.pid)
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	// Asked again in the same statement: the PID may be somebody else's by now.
+	_, err = sql.Exec(ctx, `
+		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE pid = $1 AND application_name = $2 AND backend_type = 'walsender'`, s.pid, m.cfg.ApplicationName)
+	if err != nil {
+		return fmt.Errorf("end walsender %d: %w", s.pid, err)
+	}
+	return m.awaitRelease(ctx, sql, held)
+}
+
+// awaitRelease waits for an ended walsender to be gone.
+func (m *Mirror) awaitRelease(ctx context.Context, sql *pgx.Conn, held *heldError) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		s, err := m.cfg.readSlot(ctx, sql)
+		if err != nil {
+			return err
+		}
+		if s.pid != held.pid {
+			return nil
+		}
+		if !sleep(ctx, pause) {
+			return held
+		}
+	}
+}
+
+// holder tells who a backend is; nil if it is gone.
+func (c *Config) holder(ctx context.Context, sql *pgx.Conn, pid int32) (*heldError, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	h := &heldError{slot: c.Slot, pid: pid}
+	err := sql.QueryRow(ctx, `
+		SELECT coalesce(application_name, ''), coalesce(host(client_addr), 'local')
+		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.app, &h.address)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // a backend that is gone is an answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look who holds slot %s: %w", c.Slot, err)
+	}
+	return h, nil
+}
+
+// dropSlot drops our slot, if there is one.
+func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
+	s, err := m.cfg.readSlot(ctx, sql)
+	if err != nil || !s.exists {
+		return err
+	}
+	if err := m.release(ctx, sql, s); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	_, err = sql.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, m.cfg.Slot)
+	switch sqlState(err) {
+	case "":
+	case codeUndefinedObject:
+		return nil
+	case codeObjectInUse:
+		return &heldError{slot: m.cfg.Slot, app: "unknown", address: "unknown"}
+	}
+	if err != nil {
+		return fmt.Errorf("drop slot %s: %w", m.cfg.Slot, err)
+	}
+	return nil
+}
+
+// newSlot is a slot and the snapshot that shows the database as of its start.
+type newSlot struct {
+	start    state.LSN
+	snapshot string // valid until the next command on the connection
+}
+
+// createSlot makes our slot. It waits for transactions that are running.
+func (c *Config) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) (newSlot, error) {
+	var r pglogrepl.CreateReplicationSlotResult
+	var err error
+	if version >= failoverVersion {
+		// pglogrepl has no option for it.
+		r, err = pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx,
+			"CREATE_REPLICATION_SLOT "+c.Slot+" LOGICAL "+plugin+" (SNAPSHOT 'export', FAILOVER true)"))
+	} else {
+		r, err = pglogrepl.CreateReplicationSlot(ctx, conn, c.Slot, plugin,
+			pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
+	}
+	if err != nil {
+		return newSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
+	}
+	start, err := state.ParseLSN(r.ConsistentPoint)
+	if err != nil {
+		return newSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
+	}
+	return newSlot{start: start, snapshot: r.SnapshotName}, nil
+}
+
+// sleep waits for d; false: ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,220 @@
+package cdc
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"dinnerbell/state"
+)
+
+// Names that need quotes, other schemas, and all types of keys and ids come
+// out the same by snapshot and by stream.
+func TestNamesAndTypes(t *testing.T) {
+	t.Parallel()
+	const uuid = "123e4567-e89b-12d3-a456-4266141740%02d"
+	for _, c := range []struct{ key, client, ids string }{
+		{"int2", "varchar", "%d"},
+		{"int8", "text", "%d"},
+		{"uuid", "uuid", uuid},
+		{"text", "char(40)", "Key %d"},
+		{"int4", "int8", "%d"},
+		{"numeric", "varchar(50)", "%d"},
+	} {
+		t.Run(c.key+" "+c.client, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.cfg.Schema, r.cfg.Table = `Odd "Schema"`, "Subscribers of 'R'"
+			r.cfg.IDColumn, r.cfg.ClientColumn, r.cfg.RestaurantColumn = "The Id", "Client", "select"
+			r.cfg.Publication = `Odd 'pub' "x"`
+			r.Exec(fmt.Sprintf(`CREATE SCHEMA "Odd ""Schema"""; CREATE TABLE %s ("The Id" %s PRIMARY KEY, "Client" %s, other int, "select" text)`,
+				r.cfg.table(), c.key, c.client))
+			add := func(n int) {
+				client := fmt.Sprintf(uuid, n)
+				if strings.HasPrefix(c.client, "int") {
+					client = fmt.Sprint(n)
+				}
+				r.Exec(fmt.Sprintf(`INSERT INTO %s VALUES ('%s', '%s', 1, 'r')`, r.cfg.table(), fmt.Sprintf(c.ids, n), client))
+			}
+			add(1)
+			add(2)
+			r.setup().start()
+			r.barrier()
+			if got := len(r.clients("r")); got != 2 {
+				t.Errorf("%d clients after the snapshot, want 2", got)
+			}
+			add(3)
+			r.Exec(fmt.Sprintf(`DELETE FROM %s WHERE "The Id" = '%s'`, r.cfg.table(), fmt.Sprintf(c.ids, 1)))
+			r.Exec(fmt.Sprintf(`UPDATE %s SET "The Id" = '%s', "select" = 'r2' WHERE "The Id" = '%s'`, r.cfg.table(), fmt.Sprintf(c.ids, 4), fmt.Sprintf(c.ids, 2)))
+			r.barrier()
+			one, two := r.clients("r"), r.clients("r2")
+			if len(one) != 1 || len(two) != 1 || r.store.Subscriptions() != 2 {
+				t.Errorf("r has %q, r2 %q, %d rows; want one each", one, two, r.store.Subscriptions())
+			}
+			// The stream and the snapshot spell ids alike.
+			streamed := slices.Concat(one, two)
+			if err := r.halt(); err != nil {
+				t.Fatal(err)
+			}
+			if err := New(r.cfg, r.store).Rebuild(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			if copied := slices.Concat(r.clients("r"), r.clients("r2")); !slices.Equal(copied, streamed) {
+				t.Errorf("the stream gave %q, a snapshot gives %q", streamed, copied)
+			}
+		})
+	}
+}
+
+// NULL and empty ids are no subscriptions, and are counted.
+func TestRowsThatAreNoSubscription(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id DROP NOT NULL`)
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, NULL, 'r'), (2, '', 'r'), (3, 'c', 'r')`)
+	r.setup().start()
+	r.same("r")
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (4, '', 'r'), (5, NULL, 'r')`)
+	r.Exec(`UPDATE subscribers_restaurants SET client_id = 'now' WHERE id IN (1, 4)`)
+	r.same("r")
+	if st := r.m.Status(); st.BadIDs != 2 || st.Subscriptions != 3 {
+		t.Errorf("status is %+v, want 2 bad ids and 3 subscriptions", st)
+	}
+}
+
+func TestSetupIsSafeToRepeat(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	steps := []struct {
+		before string
+		want   []string
+	}{
+		{"", SetupSQL(r.cfg)},
+		{"", nil},
+		{`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants`, []string{`ALTER PUBLICATION "dinnerbell" ADD TABLE "public"."subscribers_restaurants"`}},
+		{`ALTER PUBLICATION dinnerbell SET (publish = 'insert')`, []string{`ALTER PUBLICATION "dinnerbell" SET (publish = 'insert, update, delete, truncate')`}},
+		{"", nil},
+		{`DROP PUBLICATION dinnerbell; CREATE PUBLICATION dinnerbell FOR ALL TABLES`, nil},
+	}
+	for _, step := range steps {
+		if step.before != "" {
+			r.Exec(step.before)
+		}
+		did, err := Setup(t.Context(), r.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(did, step.want) {
+			t.Errorf("after %q: setup did %q, want %q", step.before, did, step.want)
+		}
+	}
+	r.start()
+	r.same()
+}
+
+// A partitioned table is mirrored as one.
+func TestPartitionedTable(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`DROP TABLE subscribers_restaurants;
+		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY HASH (id);
+		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+		CREATE TABLE part1 PARTITION OF subscribers_restaurants FOR VALUES WITH (MODULUS 2, REMAINDER 1)`)
+	r.Exec(`INSERT INTO subscribers_restaurants SELECT g, 'c' || g, 'r' FROM generate_series(1, 10) g`)
+	r.setup().start()
+	r.same("r")
+	r.Exec(`UPDATE subscribers_restaurants SET id = id + 100 WHERE id < 5; DELETE FROM subscribers_restaurants WHERE id = 7`)
+	r.same("r")
+	r.Exec(`TRUNCATE subscribers_restaurants`)
+	r.same("r")
+}
+
+func TestRebuildTellsProgress(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 5000) g`)
+	r.Exec(`ANALYZE subscribers_restaurants`)
+	r.open()
+	var rows, total int64
+	if err := New(r.cfg, r.store).Rebuild(t.Context(), func(n, of int64) { rows, total = n, of }); err != nil {
+		t.Fatal(err)
+	}
+	if rows != 5000 || total != 5000 || r.store.Subscriptions() != 5000 {
+		t.Errorf("progress ended at %d of %d with %d subscriptions, want 5000", rows, total, r.store.Subscriptions())
+	}
+	r.start()
+	r.same("r")
+	if st := r.m.Status(); st.Snapshots != 0 {
+		t.Errorf("status is %+v, want no further snapshot", st)
+	}
+}
+
+// Credentials are read again for every connection.
+func TestURLIsReadAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	good, calls := r.URL, 0
+	r.cfg.URL = func() (string, error) {
+		calls++ // Run's goroutine alone, until it has caught up
+		if calls == 1 {
+			return "", fmt.Errorf("the secret is being rotated")
+		}
+		return good, nil
+	}
+	r.start()
+	r.same()
+}
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6}
+	slot := slotInfo{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"}
+	for _, c := range []struct {
+		want   string
+		change func(now *state.Source, complete *bool, durable, walEnd *state.LSN, slot *slotInfo)
+	}{
+		{"", func(*state.Source, *bool, *state.LSN, *state.LSN, *slotInfo) {}},
+		{"no complete snapshot", func(_ *state.Source, ok *bool, _, _ *state.LSN, _ *slotInfo) { *ok = false }},
+		{"another one (system id", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.SystemID = "2" }},
+		{"promoted", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.Timeline = 2 }},
+		{"table public.t was made again", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.TableOID = 7 }},
+		{"publication p was made again", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.PublicationOID = 7 }},
+		{"the source is another one", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.Database = "e" }},
+		{"does not exist", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.exists = false }},
+		{"lost WAL", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.walStatus = "lost" }},
+		{"lost WAL", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.restart = 0 }},
+		{"ahead of the local state", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.confirmed = 101 }},
+		{"", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.confirmed = 100 }},
+		{"restored from a backup", func(_ *state.Source, _ *bool, _, walEnd *state.LSN, _ *slotInfo) { *walEnd = 99 }},
+	} {
+		now, complete, durable, walEnd, slot := source, true, state.LSN(100), state.LSN(120), slot
+		c.change(&now, &complete, &durable, &walEnd, &slot)
+		got := decide(source, complete, durable, &catalog{source: now, walEnd: walEnd}, slot)
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("decided %q, want %q", got, c.want)
+		}
+	}
+}
+
+func TestConfigValidate(t *testing.T) {
+	t.Parallel()
+	r := Config{
+		URL: func() (string, error) { return "", nil }, Schema: "s", Table: "t", IDColumn: "i", ClientColumn: "c", RestaurantColumn: "r",
+		Publication: "p", Slot: "ok_1",
+	}
+	if err := r.validate(); err != nil {
+		t.Error(err)
+	}
+	for _, slot := range []string{"", "Upper", "a b", "x; DROP", strings.Repeat("x", 64)} {
+		c := r
+		c.Slot = slot
+		if err := c.validate(); err == nil {
+			t.Errorf("slot name %q was accepted", slot)
+		}
+	}
+	r.Table = ""
+	if err := r.validate(); err == nil {
+		t.Error("a configuration without a table was accepted")
+	}
+}

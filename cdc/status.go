@@ -1,0 +1,142 @@
+package cdc
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dinnerbell/state"
+)
+
+// State is what a mirror is doing.
+type State string
+
+// The states of a mirror.
+const (
+	StateConnecting State = "connecting"  // also between two sessions
+	StateSnapshot   State = "snapshot"    // the table is being copied
+	StateCatchingUp State = "catching_up" // behind where the server was at the session's start
+	StateStreaming  State = "streaming"
+	StateWaiting    State = "waiting" // somebody else holds the slot
+	StateHalted     State = "halted"  // an operator is needed
+)
+
+// Status is a mirror's condition at one moment.
+type Status struct {
+	State         State         `json:"state"`
+	AppliedLSN    state.LSN     `json:"-"`         // visible here
+	DurableLSN    state.LSN     `json:"-"`         // on disk here, and acknowledged
+	LagBytes      int64         `json:"lag_bytes"` // WAL that was not looked at yet, when the server was last asked
+	SlotWALStatus string        `json:"slot_wal_status"`
+	SafeWALSize   int64         `json:"safe_wal_size"` // bytes until the slot may be lost; -1: no limit
+	Subscriptions int64         `json:"subscriptions"`
+	FreshnessMS   float64       `json:"freshness_ms"` // what the last barrier took
+	SnapshotRows  int64         `json:"snapshot_rows"`
+	SnapshotTotal int64         `json:"snapshot_total"` // Postgres' estimate
+	Snapshots     int64         `json:"snapshots"`      // begun since the start
+	Reconnects    int64         `json:"reconnects"`
+	Nudges        int64         `json:"nudges"`  // transactions that barriers needed
+	BadIDs        int64         `json:"bad_ids"` // values that cannot be ids and were taken as NULL
+	LastError     string        `json:"last_error,omitempty"`
+	RebuildReason string        `json:"rebuild_reason,omitempty"` // of the last snapshot
+	Halted        *HaltError    `json:"halted,omitempty"`
+	Since         time.Duration `json:"-"` // in State
+}
+
+// stats are the numbers behind Status. Each has one writer or is a counter.
+type stats struct {
+	freshness     atomic.Int64  // ns
+	server        atomic.Uint64 // the server's flush position when last read
+	safeWALSize   atomic.Int64
+	snapshotRows  atomic.Int64
+	snapshotTotal atomic.Int64
+	snapshots     atomic.Int64
+	reconnects    atomic.Int64
+	nudges        atomic.Int64
+	badIDs        atomic.Int64
+
+	mu        sync.Mutex // guards below
+	state     State
+	since     time.Time
+	walStatus string
+	lastError string
+	reason    string
+	halted    *HaltError
+}
+
+// set moves to a state and remembers since when.
+func (s *stats) set(to State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != to {
+		s.state, s.since = to, time.Now()
+	}
+}
+
+// failed keeps the last error, also after it has passed: "why did it reconnect".
+func (s *stats) failed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastError = err.Error()
+}
+
+// halt is final: Run returns after it.
+func (s *stats) halt(h *HaltError) {
+	s.failed(h)
+	s.set(StateHalted)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.halted = h
+}
+
+// slot takes over what pg_replication_slots says.
+func (s *stats) slot(info slotInfo) {
+	s.safeWALSize.Store(info.safeWALSize)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.walStatus = info.walStatus
+}
+
+// because keeps why the snapshot under way, or the last one, was needed.
+func (s *stats) because(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reason = reason
+}
+
+// beginSnapshot resets the progress of the last one.
+func (s *stats) beginSnapshot() {
+	s.set(StateSnapshot)
+	s.snapshots.Add(1)
+	s.snapshotRows.Store(0)
+	s.snapshotTotal.Store(0)
+}
+
+// expectRows sets the total, from pg_class.reltuples: an estimate.
+func (s *stats) expectRows(n int64) { s.snapshotTotal.Store(n) }
+
+// Status tells how the mirror is. It is cheap and waits for nothing.
+func (m *Mirror) Status() Status {
+	s := &m.stats
+	st := Status{
+		AppliedLSN:    max(m.pos.load(), m.store.EndLSN()),
+		DurableLSN:    m.store.DurableLSN(),
+		SafeWALSize:   s.safeWALSize.Load(),
+		Subscriptions: m.store.Subscriptions(),
+		FreshnessMS:   float64(s.freshness.Load()) / float64(time.Millisecond),
+		SnapshotRows:  s.snapshotRows.Load(),
+		SnapshotTotal: s.snapshotTotal.Load(),
+		Snapshots:     s.snapshots.Load(),
+		Reconnects:    s.reconnects.Load(),
+		Nudges:        s.nudges.Load(),
+		BadIDs:        s.badIDs.Load(),
+	}
+	if server := state.LSN(s.server.Load()); server > st.AppliedLSN {
+		st.LagBytes = int64(server - st.AppliedLSN)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.State, st.SlotWALStatus, st.LastError = s.state, s.walStatus, s.lastError
+	st.RebuildReason, st.Halted, st.Since = s.reason, s.halted, time.Since(s.since)
+	return st
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"dinnerbell/stream"
+)
+
+// errAudit: an invariant does not hold.
+var errAudit = errors.New("the audit found what must not be; start the daemon, it halts the lane and says how to go on")
+
+// auditCmd checks from the outside what the protocol promises.
+type auditCmd struct {
+	JSON bool `help:"As JSON, one object a line."`
+}
+
+// Run needs no daemon and disturbs none.
+func (c *auditCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	findings, err := stream.Audit(ctx, streamConfig(cfg, a.logger(cfg.Log)))
+	sound := true
+	for _, f := range findings {
+		sound = sound && f.OK
+		if err := c.print(a, f); err != nil {
+			return fmt.Errorf("write result: %w", err)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if !sound {
+		return errAudit
+	}
+	return nil
+}
+
+func (c *auditCmd) print(a *app, f stream.Finding) error {
+	if c.JSON {
+		return json.NewEncoder(a.stdout).Encode(f)
+	}
+	word := "ok  "
+	if !f.OK {
+		word = "FAIL"
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, f.What)
+	return err
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+
+	"github.com/alecthomas/kong"
+)
+
+// cli is the command line: one field for each command of the contract, those
+// that come later included, so that they are refused and not unknown.
+type cli struct {
+	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment says what is needed)."`
+
+	Run     runCmd     `cmd:"" help:"Run the daemon."`
+	Demo    demoCmd    `cmd:"" help:"Show it at work with a Postgres and a broker of its own."`
+	Setup   setupCmd   `cmd:"" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
+	Status  statusCmd  `cmd:"" help:"Show the state of the running daemon."`
+	Rebuild rebuildCmd `cmd:"" help:"Take a new snapshot of the subscriptions."`
+	Audit   auditCmd   `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
+	Resolve resolveCmd `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
+	Version versionCmd `cmd:"" help:"Show version, commit and Go."`
+
+	Broker brokerCmd `cmd:"" hidden:"" help:"Serve the demo's broker."`
+
+	Doctor      laterCmd `cmd:"" hidden:"" passthrough:""`
+	Checkpoint  laterCmd `cmd:"" hidden:"" passthrough:""`
+	Replay      laterCmd `cmd:"" hidden:"" passthrough:""`
+	Verify      laterCmd `cmd:"" hidden:"" passthrough:""`
+	Subscribers laterCmd `cmd:"" hidden:"" passthrough:""`
+	Preview     laterCmd `cmd:"" hidden:"" passthrough:""`
+	Explain     laterCmd `cmd:"" hidden:"" passthrough:""`
+	DeadLetters laterCmd `cmd:"" hidden:"" passthrough:""`
+}
+
+// app is what every command gets from the outside. Data goes to stdout,
+// everything said about it to stderr.
+type app struct {
+	stdout, stderr io.Writer
+	env            config.Env
+	configFile     string // of -c; "" for the default
+}
+
+// run executes one command line and returns the exit code: 0 done, 1 failed,
+// 2 usage or configuration, 3 halted and needs an operator.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
+	var c cli
+	helped := false
+	parser, err := kong.New(&c,
+		kong.Name("dinnerbell"),
+		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once."),
+		kong.Writers(stdout, stderr),
+		// --help prints and "exits"; parsing then goes on and may complain.
+		kong.Exit(func(int) { helped = true }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+	)
+	if err != nil {
+		return conclude(stderr, err)
+	}
+	command, err := parser.Parse(args)
+	switch {
+	case helped:
+		return 0
+	case err != nil:
+		return conclude(stderr, fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
+	}
+	a := &app{stdout: stdout, stderr: stderr, env: config.ParseEnv(env), configFile: c.Config}
+	command.BindTo(ctx, (*context.Context)(nil))
+	return conclude(stderr, command.Run(a))
+}
+
+// conclude writes an error for the operator and gives its exit code.
+func conclude(stderr io.Writer, err error) int {
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "dinnerbell:", err) // nowhere to report a failing stderr
+	}
+	return exitCode(err)
+}
+
+// load reads and checks the configuration for a command that needs all of it.
+func (a *app) load() (*config.Config, error) {
+	cfg, err := config.Load(a.configFile, a.env)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// logger writes to standard error as log.level and log.format say.
+func (a *app) logger(cfg config.Log) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(cfg.Level)) // Validate has checked it
+	opts := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "json" {
+		return slog.New(slog.NewJSONHandler(a.stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, opts))
+}

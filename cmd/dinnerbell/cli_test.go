@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+)
+
+// outcome is what a command line did.
+type outcome struct {
+	code           int
+	stdout, stderr string
+}
+
+// dinnerbell runs a command line in this process.
+func dinnerbell(t *testing.T, env []string, args ...string) outcome {
+	t.Helper()
+	var stdout, stderr strings.Builder
+	code := run(t.Context(), args, &stdout, &stderr, env)
+	return outcome{code, stdout.String(), stderr.String()}
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Chdir(t.TempDir()) // without a dinnerbell.yaml
+	if err := os.WriteFile("bounded.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {freshness: bounded}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		args   []string
+		env    []string
+		code   int
+		stdout string // all of it begins so
+		stderr string // is in it
+	}{
+		"help":            {args: []string{"--help"}, code: 0, stdout: "Usage: dinnerbell <command>"},
+		"help of command": {args: []string{"demo", "--help"}, code: 0, stdout: "Usage: dinnerbell demo"},
+		"version":         {args: []string{"version"}, code: 0, stdout: "dinnerbell dev (commit "},
+		"version json":    {args: []string{"version", "--json"}, code: 0, stdout: `{"version":"dev","commit":"`},
+		"nothing":         {args: nil, code: 2, stderr: "see dinnerbell --help"},
+		"unknown command": {args: []string{"serve"}, code: 2, stderr: "serve"},
+		"unknown flag":    {args: []string{"run", "--fast"}, code: 2, stderr: "--fast"},
+		"no config":       {args: []string{"run"}, code: 2, stderr: "source.url: not set"},
+		"no such config":  {args: []string{"-c", "x.yaml", "run"}, code: 2, stderr: "x.yaml: no such file"},
+		"config refused":  {args: []string{"-c", "bounded.yaml", "run"}, code: 2, stderr: "join.freshness: not available in this version"},
+		"setup refused":   {args: []string{"setup", "-c", "bounded.yaml"}, code: 2, stderr: "join.freshness: not available in this version"},
+		"bad variable":    {args: []string{"status"}, env: []string{"DINNERBELL_STATE_DRI=x"}, code: 2, stderr: "did you mean DINNERBELL_STATE_DIR?"},
+		"no daemon":       {args: []string{"status"}, code: 1, stderr: "no daemon is running with state.dir ./data"},
+		"online rebuild":  {args: []string{"rebuild"}, code: 2, stderr: "not available in this version"},
+		"tiny demo":       {args: []string{"demo", "--restaurants", "3"}, code: 2, stderr: "at least"},
+		"doctor":          {args: []string{"doctor"}, code: 2, stderr: "doctor: not available in this version"},
+		"checkpoint":      {args: []string{"checkpoint", "create"}, code: 2, stderr: "checkpoint: not available in this version"},
+		"replay":          {args: []string{"replay", "--from", "earliest"}, code: 2, stderr: "replay: not available in this version"},
+		"verify":          {args: []string{"verify", "--repair"}, code: 2, stderr: "verify: not available in this version"},
+		"subscribers":     {args: []string{"subscribers", "r"}, code: 2, stderr: "subscribers: not available in this version"},
+		"preview":         {args: []string{"preview", "f.json"}, code: 2, stderr: "preview: not available in this version"},
+		"explain":         {args: []string{"explain", "c", "k"}, code: 2, stderr: "explain: not available in this version"},
+		"dead letters":    {args: []string{"dead-letters", "list", "--json"}, code: 2, stderr: "dead-letters: not available in this version"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := dinnerbell(t, tc.env, tc.args...)
+			if got.code != tc.code {
+				t.Errorf("exit %d, want %d", got.code, tc.code)
+			}
+			if !strings.HasPrefix(got.stdout, tc.stdout) || tc.stdout == "" && got.stdout != "" {
+				t.Errorf("stdout %q, want %q…", got.stdout, tc.stdout)
+			}
+			if !strings.Contains(got.stderr, tc.stderr) || tc.code == 0 && got.stderr != "" {
+				t.Errorf("stderr %q, want one with %q", got.stderr, tc.stderr)
+			}
+		})
+	}
+}
+
+func TestSetupPrintsSQL(t *testing.T) {
+	t.Chdir(t.TempDir())
+	got := dinnerbell(t, []string{"DINNERBELL_SOURCE_URL=postgres://nobody@127.0.0.1:1/x", "DINNERBELL_KAFKA_BROKERS=127.0.0.1:1"}, "setup", "--print-sql")
+	if got.code != 0 || got.stderr != "" {
+		t.Fatalf("exit %d, stderr %s", got.code, got.stderr)
+	}
+	for _, want := range []string{
+		`CREATE PUBLICATION "dinnerbell" FOR TABLE "public"."subscribers_restaurants"`,
+		`CREATE UNIQUE INDEX CONCURRENTLY`, "(adv_campaign_id, client_id);", "-- topics: campaigns, notifications",
+	} {
+		if !strings.Contains(got.stdout, want) {
+			t.Errorf("%q is not in\n%s", want, got.stdout)
+		}
+	}
+}
+
+func TestExitCode(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{errors.New("x"), 1},
+		{state.ErrLocked, 1},
+		{errNoDaemon, 1},
+		{errUsage, 2},
+		{config.ErrInvalid, 2},
+		{notAvailable("x"), 2},
+		{&cdc.HaltError{What: "slot"}, 3},
+		{&stream.HaltError{What: "sink"}, 3},
+		{state.ErrNewerFormat, 3},
+		{state.ErrForeign, 3},
+	} {
+		if got := exitCode(tc.err); got != tc.want {
+			t.Errorf("exitCode(%v) = %d, want %d", tc.err, got, tc.want)
+		}
+		if tc.err == nil {
+			continue
+		}
+		if got := exitCode(errors.Join(fmt.Errorf("do it: %w", tc.err), errors.New("close"))); got != tc.want {
+			t.Errorf("exitCode(wrapped %v) = %d, want %d", tc.err, got, tc.want)
+		}
+	}
+}
+
+// The file of -c is found from where the command was started.
+func TestConfigFileIsRead(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	file := filepath.Join(dir, "a.yaml")
+	if err := os.WriteFile(file, []byte("state: {dir: /nowhere/of/mine}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, "a.yaml"} {
+		if got := dinnerbell(t, nil, "-c", path, "status"); !strings.Contains(got.stderr, "/nowhere/of/mine") {
+			t.Errorf("-c %s: %s", path, got.stderr)
+		}
+	}
+}

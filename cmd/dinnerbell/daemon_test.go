@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// site is a database, topics and a configuration of one test's own.
+type site struct {
+	t       *testing.T
+	db      *envtest.DB
+	kafka   *envtest.Cluster
+	config  string // path
+	dir     string // state.dir
+	topicIn string
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	s := &site{t: t, db: envtest.Database(t), kafka: envtest.Kafka(t)}
+	root := t.TempDir()
+	name := envtest.Name("cmd")
+	s.config, s.dir, s.topicIn = filepath.Join(root, "c.yaml"), filepath.Join(root, "state"), name+".campaigns"
+	text, err := json.Marshal(map[string]any{
+		"source": map[string]any{"url": "${TEST_URL}", "slot": name},
+		"kafka": map[string]any{
+			"brokers": s.kafka.Brokers, "campaigns": s.topicIn, "notifications": name + ".out",
+			"dead_letters": name + ".dead", "progress": name + ".progress", "group": name,
+		},
+		"state": map[string]any{"dir": s.dir},
+		"http":  map[string]any{"listen": "127.0.0.1:0"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.config, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// password must not show up anywhere.
+const password = "hunter2"
+
+// run runs one command in this process.
+func (s *site) run(ctx context.Context, stderr *syncBuffer, args ...string) (int, string) {
+	var stdout syncBuffer
+	// The test's server trusts everybody, so a password changes nothing.
+	url := strings.Replace(s.db.URL, "postgres@", "postgres:"+password+"@", 1)
+	code := run(ctx, append([]string{"-c", s.config}, args...), &stdout, stderr, []string{"TEST_URL=" + url})
+	return code, stdout.String()
+}
+
+// must runs a command that has to succeed.
+func (s *site) must(args ...string) string {
+	s.t.Helper()
+	var stderr syncBuffer
+	code, out := s.run(s.t.Context(), &stderr, args...)
+	if code != 0 {
+		s.t.Fatalf("dinnerbell %v: exit %d: %s", args, code, stderr.String())
+	}
+	return out
+}
+
+// daemon starts `run` in this process. stop ends it as SIGTERM does.
+func (s *site) daemon() (stop func(), done <-chan int, log *syncBuffer) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+	ended, log := make(chan int, 1), &syncBuffer{}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		code, _ := s.run(ctx, log, "run")
+		ended <- code
+	})
+	s.t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		if s.t.Failed() {
+			s.t.Log(log.String())
+		}
+	})
+	return cancel, ended, log
+}
+
+// syncBuffer is a strings.Builder for several goroutines.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// The life of a deployment, command by command.
+func TestDaemon(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'diner' FROM generate_series(1, 50) n`)
+	first := s.must("setup")
+	for line := range strings.Lines(s.must("setup")) {
+		if !strings.Contains(line, "there already") {
+			t.Errorf("the second setup did something: %safter\n%s", line, first)
+		}
+	}
+
+	stop, ended, log := s.daemon()
+	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	var stderr syncBuffer
+	for _, command := range [][]string{{"rebuild", "--offline"}, {"run"}} {
+		if code, _ := s.run(t.Context(), &stderr, command...); code != 1 || !strings.Contains(stderr.String(), "in use") {
+			t.Errorf("%v beside a daemon: exit %d, %s", command, code, stderr.String())
+		}
+	}
+	s.produce("lunch", "diner")
+	envtest.Until(t, time.Minute, func() error {
+		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 50 {
+			return fmt.Errorf("%d feedback rows of 50", n)
+		}
+		return nil
+	})
+	if out := s.must("status"); !strings.Contains(out, "50") || !strings.Contains(out, "streaming") {
+		t.Errorf("status: %s", out)
+	}
+	if text := log.String(); strings.Contains(text, password) || !strings.Contains(text, "postgres:xxxxx@") {
+		t.Errorf("the log shows the password, or no address: %s", text)
+	}
+
+	stop()
+	if code := <-ended; code != 0 {
+		t.Errorf("the daemon ended with %d after SIGTERM", code)
+	}
+	if code, _ := s.run(t.Context(), &stderr, "status"); code != 1 {
+		t.Errorf("status without a daemon: exit %d", code)
+	}
+	if out := s.must("rebuild", "--offline"); !strings.HasPrefix(out, "rebuilt 50 subscriptions at ") {
+		t.Errorf("rebuild: %s", out)
+	}
+}
+
+// ready asks over the socket, as `status --json` does.
+func (s *site) ready() error {
+	var stderr syncBuffer
+	code, out := s.run(s.t.Context(), &stderr, "status", "--json")
+	if code != 0 {
+		return errors.New(stderr.String())
+	}
+	var r statusReport
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		return err
+	}
+	if !r.Ready {
+		return fmt.Errorf("not ready: %v", r.Reasons)
+	}
+	return nil
+}
+
+// produce sends a campaign that is valid now.
+func (s *site) produce(campaign, restaurant string) {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.Brokers...))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer client.Close()
+	now := time.Now().Unix()
+	value := fmt.Sprintf(`{"restaurant_id":%q,"adv_campaign_id":%q,"adv_campaign_content":"c","adv_campaign_owner":"o",
+		"adv_campaign_owner_contact":"oc","adv_campaign_datetime_start":%d,"adv_campaign_datetime_end":%d,"datetime_created":%d}`,
+		restaurant, campaign, now, now+3600, now)
+	if err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: s.topicIn, Value: []byte(value)}).FirstErr(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// A source that needs an operator ends the daemon with 3, after what it can
+// still ship.
+func TestHaltEndsWithThree(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.must("setup")
+	s.db.Exec(`DROP PUBLICATION dinnerbell`)
+	_, ended, log := s.daemon()
+	envtest.Until(t, time.Minute, func() error {
+		var stderr syncBuffer
+		code, out := s.run(t.Context(), &stderr, "status", "--json")
+		if code != 0 || !strings.Contains(out, `"halted":{"part":"source"`) {
+			return fmt.Errorf("status: exit %d: %s%s", code, out, stderr.String())
+		}
+		return nil
+	})
+	select {
+	case code := <-ended:
+		if code != 3 || !strings.Contains(log.String(), "publication") {
+			t.Errorf("exit %d: %s", code, log.String())
+		}
+	case <-time.After(time.Minute):
+		t.Error("still running")
+	}
+}

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"dinnerbell/cmd/dinnerbell/internal/demo"
+)
+
+// demoCmd shows the whole thing at work. It reads no configuration: everything
+// is its own.
+type demoCmd struct {
+	Once bool `help:"One round of campaigns, checked; exit 0 when all arrived exactly once."`
+	JSON bool `help:"Results as JSON."`
+
+	Subscriptions int `hidden:"" help:"Number of subscriptions."`
+	Restaurants   int `hidden:"" help:"Number of restaurants."`
+}
+
+// Run starts this binary again for the broker and for the daemon.
+func (c *demoCmd) Run(ctx context.Context, a *app) error {
+	if c.Restaurants != 0 && c.Restaurants < demo.MinRestaurants || c.Subscriptions != 0 && c.Subscriptions < c.Restaurants {
+		return fmt.Errorf("%w: at least %d restaurants, and a subscription for each", errUsage, demo.MinRestaurants)
+	}
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own binary: %w", err)
+	}
+	return demo.Run(ctx, demo.Options{
+		Once: c.Once, JSON: c.JSON, Subscriptions: c.Subscriptions, Restaurants: c.Restaurants,
+		Binary: binary, Env: a.env.List(), Stdout: a.stdout, Stderr: a.stderr,
+	})
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// demoProcess is `dinnerbell demo` as a process, small, with a temporary folder
+// of its own that has to be empty at the end.
+func demoProcess(t *testing.T, args ...string) (cmd *exec.Cmd, stderr *syncBuffer, left func() []os.DirEntry) {
+	t.Helper()
+	tmp := envtest.Dir(t)
+	args = append([]string{"demo", "--subscriptions", "3000", "--restaurants", "40"}, args...)
+	cmd = exec.CommandContext(t.Context(), envtest.Binary(t), args...)
+	// What would lead it to a real system must not reach its children.
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "DINNERBELL_SOURCE_URL=postgres://127.0.0.1:1/real", "DINNERBELL_KAFKA_GROUP=real")
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // kfake must not be killed
+	stderr = &syncBuffer{}
+	cmd.Stderr = stderr
+	return cmd, stderr, func() []os.DirEntry {
+		entries, err := os.ReadDir(tmp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entries
+	}
+}
+
+func TestDemoOnce(t *testing.T) {
+	t.Parallel()
+	cmd, stderr, left := demoProcess(t, "--once", "--json")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s\n%s", err, out, stderr)
+	}
+	var got map[string]float64
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatalf("%v: %s\n%s", err, out, stderr)
+	}
+	if len(got) != 6 || got["campaigns"] < 20 || got["notifications"] == 0 || got["notifications"] != got["feedback_rows"] ||
+		got["missing"] != 0 || got["duplicates"] != 0 || got["seconds"] <= 0 {
+		t.Errorf("result %s\n%s", out, stderr)
+	}
+	if l := left(); len(l) > 0 {
+		t.Errorf("left behind: %v", l)
+	}
+}
+
+// Ctrl-C ends the stream of campaigns as a success and leaves nothing behind.
+func TestDemoEndsOnInterrupt(t *testing.T) {
+	t.Parallel()
+	cmd, stderr, left := demoProcess(t, "--json")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	var first struct {
+		Audience int     `json:"audience"`
+		Notified int     `json:"notified"`
+		MS       float64 `json:"ms"`
+	}
+	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &first) != nil || first.Audience == 0 || first.Notified != first.Audience || first.MS <= 0 {
+		t.Errorf("first delivery %q", lines.Text())
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() { // Wait wants the pipe read to its end
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("ended with %v\n%s", err, stderr)
+	}
+	if l := left(); len(l) > 0 {
+		t.Errorf("left behind: %v", l)
+	}
+}
+
+func TestProgressDrawsOnlyLongWorkOnATerminal(t *testing.T) {
+	t.Parallel()
+	var out syncBuffer
+	quiet := newProgress(&out) // no terminal
+	quiet.began = time.Now().Add(-time.Hour)
+	quiet.update(1, 2)
+	quiet.finish()
+	short := &progress{out: &out, began: time.Now()}
+	short.update(1, 2)
+	short.finish()
+	if out.String() != "" {
+		t.Errorf("drawn: %q", out.String())
+	}
+	long := &progress{out: &out, began: time.Now().Add(-time.Hour)}
+	for rows := range int64(5) { // more rows than the planner had estimated
+		long.update(rows, 3)
+	}
+	long.update(5, 0)
+	long.finish()
+	if out.String() == "" {
+		t.Error("a bar was not drawn")
+	}
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"errors"
+
+	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+)
+
+// The exit codes of the contract.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+	exitHalted = 3
+)
+
+// errUsage: the command line is wrong, or asks for what there is not yet.
+var errUsage = errors.New("usage")
+
+// exitCode sorts an error. What trying again cannot mend and the configuration
+// cannot either (a lost slot, a sink rolled back, state of a newer version) is
+// halted: a supervisor should call somebody and not restart.
+func exitCode(err error) int {
+	var source *cdc.HaltError
+	var lanes *stream.HaltError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errUsage), errors.Is(err, config.ErrInvalid):
+		return exitUsage
+	case errors.As(err, &source), errors.As(err, &lanes),
+		errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
+		return exitHalted
+	}
+	return exitFailed
+}

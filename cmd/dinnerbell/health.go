@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+// stallLimit is how long work may lie there untouched before the daemon stops
+// calling itself ready. It is longer than any pause of a healthy one: a
+// transaction timeout, a checkpoint of Postgres, a broker's restart.
+const stallLimit = 30 * time.Second
+
+// stalls watches positions that must move while there is work before them. A
+// process that answers and does nothing is the failure that liveness checks do
+// not see.
+type stalls struct {
+	mu    sync.Mutex
+	marks map[string]mark // by name of the position
+}
+
+// mark is the last time a position moved, or had nothing to do.
+type mark struct {
+	position string
+	moved    time.Time
+}
+
+// observe notes where a position is and whether work is pending before it, and
+// returns since when it has stood still; zero if it has not.
+func (s *stalls) observe(now time.Time, name, position string, pending bool) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.marks == nil {
+		s.marks = map[string]mark{}
+	}
+	m, seen := s.marks[name]
+	if !seen || !pending || m.position != position {
+		s.marks[name] = mark{position, now}
+		return 0
+	}
+	return now.Sub(m.moved)
+}
+
+// stalled lists what has stood still for too long, as reasons not to be ready.
+func (s *stalls) stalled(now time.Time, r *statusReport) []string {
+	var reasons []string
+	if d := s.observe(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {
+		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", r.Source.LagBytes, d.Round(time.Second)))
+	}
+	for _, l := range r.Lanes {
+		name := fmt.Sprintf("lane %d", l.Partition)
+		if d := s.observe(now, name, fmt.Sprint(l.Epoch, l.Shipped), l.Decided > l.Shipped); d >= stallLimit {
+			reasons = append(reasons, fmt.Sprintf("%s: step %d is decided, %d is shipped, and no progress for %s",
+				name, l.Decided, l.Shipped, d.Round(time.Second)))
+		}
+	}
+	return reasons
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+)
+
+// newHandler serves the read-only endpoints. report is called for each request
+// and must be cheap and safe to call concurrently.
+func newHandler(report func() statusReport, log *slog.Logger) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprintln(w, "ok") // the client has gone: nothing to do about it
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		r := report()
+		code := http.StatusOK
+		if !r.Ready {
+			code = http.StatusServiceUnavailable
+		}
+		reasons := r.Reasons
+		if reasons == nil {
+			reasons = []string{}
+		}
+		writeJSON(w, code, struct {
+			Ready   bool     `json:"ready"`
+			Reasons []string `json:"reasons"`
+		}{r.Ready, reasons})
+	})
+	mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, report())
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(report), promhttp.HandlerOpts{
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),
+	}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "the status page is not available in this version; see /api/status, /healthz, /readyz, /metrics", http.StatusNotFound)
+	})
+	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "nothing here; see /api/status, /healthz, /readyz, /metrics", http.StatusNotFound)
+	})
+	return mux
+}
+
+// writeJSON answers with one line of JSON that no cache keeps.
+func writeJSON(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	text, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, "encode answer: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(code)
+	_, _ = w.Write(append(text, '\n')) // the client has gone: nothing to do about it
+}
+
+// serveHTTP serves the handler on all listeners until ctx ends, then lets the
+// answers under way finish for a moment. It closes the listeners.
+func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, listeners ...net.Listener) error {
+	srv := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		g.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve http on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		<-gctx.Done()
+		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if err := srv.Shutdown(bound); err != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+	return g.Wait()
+}

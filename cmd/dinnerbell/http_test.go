@@ -1,0 +1,185 @@
+package main
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"dinnerbell/cdc"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+)
+
+// healthy are the two halves of a daemon at work.
+func healthy() (cdc.Status, stream.Status) {
+	m := cdc.Status{State: cdc.StateStreaming, AppliedLSN: state.LSN(0x1A2B), SlotWALStatus: "reserved", Subscriptions: 7, FreshnessMS: 0.3}
+	s := stream.Status{Assigned: true, Lanes: []stream.LaneStatus{
+		{Partition: 0, Epoch: 1, Decided: 12, Shipped: 12, NextOffset: 40, State: "running"},
+	}}
+	s.Campaigns.Live, s.Campaigns.Scheduled, s.Campaigns.Expired, s.Campaigns.Dead = 1, 2, 3, 4
+	s.Notifications.Decided, s.Notifications.Shipped = 9, 8
+	return m, s
+}
+
+// The shape is the contract's; state is an addition to a lane.
+const goldenStatus = `{"ready":true,"version":"dev",` +
+	`"source":{"state":"streaming","applied_lsn":"0/1A2B","lag_bytes":0,"slot_wal_status":"reserved","subscriptions":7,"freshness_ms":0.3},` +
+	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running"}],` +
+	`"campaigns":{"live":1,"scheduled":2,"expired":3,"dead":4},` +
+	`"notifications":{"decided":9,"shipped":8},` +
+	`"halted":null,"counters":{"bad_ids":0,"unservable_clients":0,"conflicts":0}}` + "\n"
+
+// get asks a handler for one path.
+func get(t *testing.T, r statusReport, method, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h := newHandler(func() statusReport { return r }, slog.New(slog.DiscardHandler))
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, nil))
+	return w
+}
+
+func TestStatusShape(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	r := newReport(m, s, true)
+	r.Ready = true
+	resp := get(t, r, "GET", "/api/status")
+	if got := resp.Body.String(); got != goldenStatus {
+		t.Errorf("got  %swant %s", got, goldenStatus)
+	}
+	if ct := resp.Header().Get("Content-Type"); ct != "application/json" {
+		t.Errorf("content type %q", ct)
+	}
+	empty := get(t, newReport(cdc.Status{}, stream.Status{}, false), "GET", "/api/status").Body.String()
+	if !strings.Contains(empty, `"lanes":[]`) || !strings.Contains(empty, `"applied_lsn":"0/0"`) {
+		t.Errorf("without anything: %s", empty)
+	}
+}
+
+func TestReasonsNotToBeReady(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change     func(m *cdc.Status, s *stream.Status)
+		incomplete bool
+		want       string // the only reason begins so; "" for ready
+	}{
+		"healthy":       {change: func(*cdc.Status, *stream.Status) {}},
+		"no snapshot":   {change: func(m *cdc.Status, _ *stream.Status) { m.SnapshotRows = 5 }, incomplete: true, want: "snapshot: not complete, 5 rows"},
+		"disconnected":  {change: func(m *cdc.Status, _ *stream.Status) { m.State, m.LastError = cdc.StateConnecting, "refused" }, want: "source: connecting: refused"},
+		"halted source": {change: func(m *cdc.Status, _ *stream.Status) { m.State = cdc.StateHalted }, want: "source: halted"},
+		"not assigned":  {change: func(_ *cdc.Status, s *stream.Status) { *s = stream.Status{} }, want: "lanes: none owned, the group has not answered"},
+		"standby":       {change: func(_ *cdc.Status, s *stream.Status) { s.Lanes = nil }, want: "lanes: none owned: other members"},
+		"lane takeover": {change: func(_ *cdc.Status, s *stream.Status) { s.Lanes[0].State = "takeover" }, want: "lane 0: takeover"},
+		"lane halted": {change: func(_ *cdc.Status, s *stream.Status) {
+			s.Lanes[0].State, s.Lanes[0].LastError = "halted", "rolled back"
+		}, want: "lane 0: halted: rolled back"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, s := healthy()
+			tc.change(&m, &s)
+			r := newReport(m, s, !tc.incomplete)
+			if tc.want == "" {
+				if len(r.Reasons) > 0 {
+					t.Errorf("reasons %q, want none", r.Reasons)
+				}
+				return
+			}
+			if len(r.Reasons) != 1 || !strings.HasPrefix(r.Reasons[0], tc.want) {
+				t.Errorf("reasons %q, want one: %q", r.Reasons, tc.want)
+			}
+		})
+	}
+}
+
+func TestHaltIsReported(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	s.Halted = &stream.HaltError{Lane: 0, What: "K > P", Hint: "do this"}
+	if got := newReport(m, s, true).Halted; got == nil || *got != (haltReport{"stream", "K > P", "do this"}) {
+		t.Errorf("halted = %+v", got)
+	}
+	m.Halted = &cdc.HaltError{What: "slot", Hint: "rebuild"}
+	if got := newReport(m, s, true).Halted; got == nil || *got != (haltReport{"source", "slot", "rebuild"}) {
+		t.Errorf("halted = %+v", got)
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	t.Parallel()
+	ready := statusReport{Ready: true}
+	unready := statusReport{Reasons: []string{"source: connecting"}}
+	for name, tc := range map[string]struct {
+		report       statusReport
+		method, path string
+		code         int
+		body         string
+	}{
+		"alive":           {ready, "GET", "/healthz", 200, "ok\n"},
+		"alive unready":   {unready, "GET", "/healthz", 200, "ok\n"},
+		"ready":           {ready, "GET", "/readyz", 200, `{"ready":true,"reasons":[]}` + "\n"},
+		"unready":         {unready, "GET", "/readyz", 503, `{"ready":false,"reasons":["source: connecting"]}` + "\n"},
+		"page":            {ready, "GET", "/", 404, "the status page is not available in this version; see /api/status, /healthz, /readyz, /metrics\n"},
+		"unknown":         {ready, "GET", "/api/stop", 404, "nothing here; see /api/status, /healthz, /readyz, /metrics\n"},
+		"write to status": {ready, "POST", "/api/status", 405, "Method Not Allowed\n"},
+		"write to any":    {ready, "DELETE", "/x", 405, "Method Not Allowed\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			resp := get(t, tc.report, tc.method, tc.path)
+			if got := resp.Body.String(); resp.Code != tc.code || got != tc.body {
+				t.Errorf("%d %q, want %d %q", resp.Code, got, tc.code, tc.body)
+			}
+		})
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	r := newReport(m, s, true)
+	r.Ready = true
+	text := get(t, r, "GET", "/metrics").Body.String()
+	for _, want := range []string{
+		"dinnerbell_ready 1\n", "dinnerbell_halted 0\n", "dinnerbell_subscriptions 7\n",
+		`dinnerbell_lane_shipped{partition="0"} 12` + "\n", `dinnerbell_notifications_total{stage="decided"} 9` + "\n",
+		"dinnerbell_campaigns_dead_total 4\n", "dinnerbell_freshness_seconds 0.0003\n", `dinnerbell_source_state{state="streaming"} 1` + "\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE "), "dinnerbell_") {
+			t.Errorf("without the prefix: %s", line)
+		}
+	}
+}
+
+func TestStatusForPeople(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	m.State, m.LastError, m.LagBytes, m.Subscriptions = cdc.StateCatchingUp, "reset", 5<<20, 1234567
+	s.Halted = &stream.HaltError{What: "K > P", Hint: "do this"}
+	r := newReport(m, s, true)
+	var out strings.Builder
+	// What comes over the socket is what is printed.
+	encoded, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var decoded statusReport
+	if err := json.Unmarshal(encoded, &decoded); err != nil {
+		t.Fatal(err)
+	}
+	if err := printStatus(&out, &decoded); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"NO", "source: catching_up: reset", "stream: K > P", "to mend: do this", "5.0 MiB behind", "1,234,567", "next offset"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}

@@ -1,0 +1,159 @@
+// Package config reads the daemon's configuration: one YAML file, overridden
+// key by key by the environment.
+//
+// Everything about a key is said once, by the struct it lives in: its name in
+// the file and in the environment come from the yaml tags (source.columns.id is
+// DINNERBELL_SOURCE_COLUMNS_ID), its default from Defaults, its rules from
+// Validate. Nothing is accepted and then ignored: an unknown key, an unknown
+// variable and a key for something this version cannot do are errors.
+package config
+
+import "time"
+
+// Config is the whole configuration, with the keys of the YAML file.
+type Config struct {
+	Source Source `yaml:"source"`
+	Sink   Sink   `yaml:"sink"`
+	Kafka  Kafka  `yaml:"kafka"`
+	State  State  `yaml:"state"`
+	Join   Join   `yaml:"join"`
+	HTTP   HTTP   `yaml:"http"`
+	Log    Log    `yaml:"log"`
+
+	// given holds the keys that the file or the environment set, so that
+	// Validate can refuse a key by its presence and not only by its value.
+	given map[string]bool
+	// missing is the path of a default file that was not there, for the errors
+	// about keys that nobody set.
+	missing string
+}
+
+// Source is the Postgres that subscriptions are read from.
+type Source struct {
+	URL         Secret  `yaml:"url"`         // no default; needs REPLICATION
+	Table       Table   `yaml:"table"`       // schema.table; default public.subscribers_restaurants
+	Columns     Columns `yaml:"columns"`     // names in that table
+	Publication string  `yaml:"publication"` // default dinnerbell
+	Slot        string  `yaml:"slot"`        // default dinnerbell; one for each daemon
+}
+
+// Columns are the names of the columns that make a subscription.
+type Columns struct {
+	ID         string `yaml:"id"`         // default id
+	Client     string `yaml:"client"`     // default client_id
+	Restaurant string `yaml:"restaurant"` // default restaurant_id
+}
+
+// Sink is the Postgres that feedback rows and the daemon's own tables are in.
+type Sink struct {
+	URL    Secret `yaml:"url"`    // default: source.url; ask SinkURL
+	Table  Table  `yaml:"table"`  // default public.subscribers_feedback
+	Schema string `yaml:"schema"` // the daemon's own tables; default dinnerbell
+}
+
+// Kafka is the cluster, its topics and the way in.
+type Kafka struct {
+	Brokers       []string `yaml:"brokers"`       // host:port; no default
+	Campaigns     string   `yaml:"campaigns"`     // default campaigns
+	Notifications string   `yaml:"notifications"` // default notifications
+	DeadLetters   string   `yaml:"dead_letters"`  // default campaigns.dead
+	Progress      string   `yaml:"progress"`      // default dinnerbell.progress
+	Group         string   `yaml:"group"`         // default dinnerbell
+	TLS           TLS      `yaml:"tls"`
+	SASL          SASL     `yaml:"sasl"`
+	Start         string   `yaml:"start"` // earliest (default), latest or an RFC 3339 time
+}
+
+// TLS of the connections to the brokers. The files are PEM and are read again
+// for every connection, so that a rotated certificate needs no restart.
+type TLS struct {
+	Enabled    bool   `yaml:"enabled"`     // default false
+	CA         string `yaml:"ca"`          // default: the system's
+	Cert       string `yaml:"cert"`        // client certificate, together with Key
+	Key        string `yaml:"key"`         // its private key
+	ServerName string `yaml:"server_name"` // default: the broker's host
+}
+
+// SASL credentials for the brokers.
+type SASL struct {
+	Mechanism string `yaml:"mechanism"` // "" (none, default), PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
+	Username  Secret `yaml:"username"`  // rotates with the password, so it is re-read with it
+	Password  Secret `yaml:"password"`
+}
+
+// State is the local store.
+type State struct {
+	Dir        string     `yaml:"dir"` // default ./data, relative to the working directory
+	Checkpoint Checkpoint `yaml:"checkpoint"`
+}
+
+// Checkpoint configures local checkpoints, which this version does not have:
+// any value but the default is refused.
+type Checkpoint struct {
+	Every time.Duration `yaml:"every"` // 5m
+	Keep  int           `yaml:"keep"`  // 3
+}
+
+// Join says how fresh the subscriptions must be that a campaign meets. This
+// version has the strict join alone.
+type Join struct {
+	Freshness       string        `yaml:"freshness"`        // strict
+	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded
+	LateSubscribers bool          `yaml:"late_subscribers"` // false
+}
+
+// HTTP is the read-only listener.
+type HTTP struct {
+	Listen string `yaml:"listen"` // host:port; default 127.0.0.1:8420
+}
+
+// Log is what is written to standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info (default), warn, error
+	Format string `yaml:"format"` // text (default), json
+}
+
+// Defaults returns the configuration of an empty file. The source's address and
+// the brokers have no default: guessing them could reach the wrong system.
+func Defaults() *Config {
+	return &Config{
+		Source: Source{
+			Table:       Table{"public", "subscribers_restaurants"},
+			Columns:     Columns{ID: "id", Client: "client_id", Restaurant: "restaurant_id"},
+			Publication: "dinnerbell",
+			Slot:        "dinnerbell",
+		},
+		Sink: Sink{
+			Table:  Table{"public", "subscribers_feedback"},
+			Schema: "dinnerbell",
+		},
+		Kafka: Kafka{
+			Campaigns:     "campaigns",
+			Notifications: "notifications",
+			DeadLetters:   "campaigns.dead",
+			Progress:      "dinnerbell.progress",
+			Group:         "dinnerbell",
+			Start:         "earliest",
+		},
+		State: State{
+			Dir:        "./data",
+			Checkpoint: Checkpoint{Every: 5 * time.Minute, Keep: 3},
+		},
+		Join: Join{Freshness: "strict", MaxStaleness: 5 * time.Second},
+		HTTP: HTTP{Listen: "127.0.0.1:8420"},
+		Log:  Log{Level: "info", Format: "text"},
+	}
+}
+
+// SourceURL is the address of the source as it is now: every reference in it is
+// looked up anew, so call it for each connection.
+func (c *Config) SourceURL() (string, error) { return c.Source.URL.Reveal() }
+
+// SinkURL is the address of the sink as it is now; the source's when sink.url is
+// not set.
+func (c *Config) SinkURL() (string, error) {
+	if !c.Sink.URL.IsSet() {
+		return c.SourceURL()
+	}
+	return c.Sink.URL.Reveal()
+}

@@ -1,0 +1,430 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// write puts a file of that content into a folder of the test.
+func write(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// minimal is the shortest valid file.
+const minimal = "source: {url: 'postgres://u:pw@db/de'}\nkafka: {brokers: ['k:9092']}\n"
+
+// full has every key, as the documentation shows it.
+const full = `
+source:
+  url: postgres://dinnerbell@db:5432/de      # needs REPLICATION
+  table: shop.subs
+  columns: {id: nr, client: who, restaurant: where}
+  publication: pub
+  slot: slot_1
+sink:
+  url: postgres://dinnerbell@sink:5432/de
+  table: shop.feedback
+  schema: bell
+kafka:
+  brokers: [kafka:9092, "kafka2:9092"]
+  campaigns: c
+  notifications: n
+  dead_letters: d
+  progress: p
+  group: g
+  tls: {enabled: true, ca: /ca.pem, cert: /c.pem, key: /k.pem, server_name: kafka.internal}
+  sasl: {mechanism: SCRAM-SHA-512, username: me, password: 0123}
+  start: 2026-01-31T08:00:00Z
+state:
+  dir: /var/lib/dinnerbell
+join:
+  freshness: strict
+  late_subscribers: false
+http:
+  listen: 0.0.0.0:80
+log: {level: debug, format: json}
+`
+
+func TestLoadFull(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, "f.yaml", full), Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.Source.Table; got != (Table{"shop", "subs"}) {
+		t.Errorf("source.table = %v", got)
+	}
+	if want := (Columns{"nr", "who", "where"}); cfg.Source.Columns != want {
+		t.Errorf("source.columns = %v, want %v", cfg.Source.Columns, want)
+	}
+	if want := []string{"kafka:9092", "kafka2:9092"}; !reflect.DeepEqual(cfg.Kafka.Brokers, want) {
+		t.Errorf("kafka.brokers = %v, want %v", cfg.Kafka.Brokers, want)
+	}
+	if want := (TLS{true, "/ca.pem", "/c.pem", "/k.pem", "kafka.internal"}); cfg.Kafka.TLS != want {
+		t.Errorf("kafka.tls = %v, want %v", cfg.Kafka.TLS, want)
+	}
+	if pw, err := cfg.Kafka.SASL.Password.Reveal(); err != nil || pw != "0123" {
+		t.Errorf("kafka.sasl.password = %q, %v; a password of digits is kept as written", pw, err)
+	}
+	if url, err := cfg.SinkURL(); err != nil || url != "postgres://dinnerbell@sink:5432/de" {
+		t.Errorf("sink url = %q, %v", url, err)
+	}
+}
+
+func TestDefaultsStayWhereNothingIsSet(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, "f.yaml", minimal+"sink:\nlog:\n  level:\nhttp: null\n"), Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := Defaults()
+	want.Source.URL, want.Kafka.Brokers = cfg.Source.URL, []string{"k:9092"}
+	want.given, want.missing = cfg.given, cfg.missing
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("got %+v\nwant %+v", cfg, want)
+	}
+	if url, err := cfg.SinkURL(); err != nil || url != "postgres://u:pw@db/de" {
+		t.Errorf("sink url = %q, %v; want the source's", url, err)
+	}
+}
+
+// Every leaf is reachable by its variable and has a kind that set can read.
+func TestEveryKeyHasItsVariable(t *testing.T) {
+	t.Parallel()
+	sample := map[reflect.Type]string{
+		reflect.TypeFor[string]():        "x",
+		reflect.TypeFor[bool]():          "true",
+		reflect.TypeFor[int]():           "7",
+		reflect.TypeFor[time.Duration](): "7s",
+		reflect.TypeFor[[]string]():      "a:1, b:2",
+		reflect.TypeFor[Table]():         "s.t",
+		reflect.TypeFor[Secret]():        "postgres://x",
+	}
+	for _, leaf := range tree(Defaults()).leaves() {
+		value, ok := sample[leaf.value.Type()]
+		if !ok {
+			t.Errorf("%s: no sample of %s", leaf.key, leaf.value.Type())
+			continue
+		}
+		cfg := Defaults()
+		cfg.given = map[string]bool{}
+		name := "DINNERBELL_" + strings.ToUpper(strings.ReplaceAll(leaf.key, ".", "_"))
+		if problems := cfg.readEnv(Env{name: value}); len(problems) > 0 || !cfg.given[leaf.key] {
+			t.Errorf("%s did not set %s: %v", name, leaf.key, problems)
+		}
+		if reflect.DeepEqual(tree(cfg).leafAt(leaf.key).Interface(), leaf.value.Interface()) {
+			t.Errorf("%s=%s left %s at its default", name, value, leaf.key)
+		}
+	}
+}
+
+func (f *field) leafAt(key string) reflect.Value {
+	for _, l := range f.leaves() {
+		if l.key == key {
+			return l.value
+		}
+	}
+	return reflect.Value{}
+}
+
+func TestEnvironmentWins(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, "f.yaml", full), Env{
+		"DINNERBELL_SOURCE_URL":               "postgres://env/x",
+		"DINNERBELL_SOURCE_COLUMNS_ID":        "pk",
+		"DINNERBELL_KAFKA_BROKERS":            "a:1, b:2",
+		"DINNERBELL_KAFKA_TLS_ENABLED":        "false",
+		"DINNERBELL_SINK_URL":                 "",
+		"DINNERBELL_KAFKA_PORT_9092_TCP_ADDR": "set by Kubernetes",
+		"DINNERBELL_KAFKA_SERVICE_HOST":       "set by Kubernetes",
+		"DINNERBELL_BACKUP":                   "somebody else's",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if url, _ := cfg.SinkURL(); url != "postgres://env/x" {
+		t.Errorf("sink url = %q; emptied by the environment it is the source's", url)
+	}
+	if cfg.Source.Columns.ID != "pk" || cfg.Source.Columns.Client != "who" {
+		t.Errorf("columns = %+v", cfg.Source.Columns)
+	}
+	if want := []string{"a:1", "b:2"}; !reflect.DeepEqual(cfg.Kafka.Brokers, want) {
+		t.Errorf("brokers = %v, want %v", cfg.Kafka.Brokers, want)
+	}
+	if cfg.Kafka.TLS.Enabled {
+		t.Error("tls.enabled = true")
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		yaml string
+		env  Env
+		want string // in the error
+	}{
+		"misspelled":       {"source:\n  ulr: x", nil, "f.yaml:2: unknown key source.ulr; did you mean source.url?"},
+		"top level":        {"\n\nkafak: {}", nil, "f.yaml:3: unknown key kafak; did you mean kafka?"},
+		"nested":           {"kafka:\n  tls: {enabeld: true}", nil, "unknown key kafka.tls.enabeld; did you mean kafka.tls.enabled?"},
+		"case":             {"Source: {}", nil, "did you mean source?"},
+		"dashes":           {"kafka: {dead-letters: x}", nil, "did you mean kafka.dead_letters?"},
+		"wrong section":    {"source: {brokers: [x]}", nil, "did you mean kafka.brokers?"},
+		"at the root":      {"brokers: [x]", nil, "did you mean kafka.brokers?"},
+		"scalar section":   {"source: postgres://x", nil, "f.yaml:1: source holds keys"},
+		"scalar file":      {"hello", nil, "the file holds keys"},
+		"list for text":    {"source: {slot: [a]}", nil, "source.slot: expected a single value"},
+		"map for text":     {"log: {level: {a: b}}", nil, "log.level: expected a single value"},
+		"bad bool":         {"kafka: {tls: {enabled: maybe}}", nil, "kafka.tls.enabled: not true or false"},
+		"bad duration":     {"join: {max_staleness: 5}", nil, "join.max_staleness: not a duration"},
+		"bad table":        {"source: {table: a.b.c}", nil, "write schema.table"},
+		"duplicate":        {"log: {level: info}\nlog: {level: warn}", nil, "log"},
+		"not yaml":         {"source: [", nil, "not YAML"},
+		"two documents":    {"log: {level: info}\n---\nlog: {level: warn}", nil, "second YAML document"},
+		"unset variable":   {"source: {slot: '${NOPE}'}", nil, "source.slot: expand ${NOPE}: the environment variable NOPE is not set"},
+		"open reference":   {"source: {slot: '${NOPE'}", nil, "without its }"},
+		"unknown variable": {"", Env{"DINNERBELL_SOURCE_ULR": "x"}, "unknown variable DINNERBELL_SOURCE_ULR; did you mean DINNERBELL_SOURCE_URL?"},
+		"bad variable":     {"", Env{"DINNERBELL_KAFKA_TLS_ENABLED": "maybe"}, "DINNERBELL_KAFKA_TLS_ENABLED (kafka.tls.enabled): not true or false"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := Load(write(t, "f.yaml", tc.yaml), tc.env)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("error %v\nwant one with %q", err, tc.want)
+			}
+			if !errors.Is(err, ErrInvalid) {
+				t.Errorf("%v does not wrap ErrInvalid", err)
+			}
+		})
+	}
+}
+
+func TestAnchorsWork(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, "f.yaml", "source: {url: &u postgres://a/b, slot: s}\nsink: {url: *u}\n"), Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if url, _ := cfg.SinkURL(); url != "postgres://a/b" || !cfg.Sink.URL.IsSet() {
+		t.Errorf("sink.url = %q", url)
+	}
+}
+
+func TestValidateRefuses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		yaml         string
+		env          Env
+		want         string
+		notAvailable bool
+	}{
+		"no source":         {yaml: "kafka: {brokers: ['k:1']}", want: "source.url: not set, and it has no default: set it in the file or as DINNERBELL_SOURCE_URL"},
+		"no brokers":        {yaml: "source: {url: 'postgres://x/y'}", want: "kafka.brokers: not set"},
+		"broker":            {yaml: "kafka: {brokers: [kafka]}", want: `"kafka" is not host:port`},
+		"broker scheme":     {yaml: "kafka: {brokers: ['http://kafka:9092']}", want: "is not host:port"},
+		"slot":              {yaml: "source: {slot: Dinner-Bell}", want: "source.slot"},
+		"url":               {yaml: "source: {url: 'postgres://u:p%zz9@db:5432/de'}", want: "source.url: not a Postgres address"},
+		"url variable":      {yaml: "source: {url: 'postgres://${USR}@db/de'}", want: "source.url: expand ${USR}: the environment variable USR is not set"},
+		"url file":          {yaml: "sink: {url: '${file:/nope/x}'}", want: "sink.url: expand ${file:/nope/x}"},
+		"same topic":        {yaml: "kafka: {brokers: ['k:1'], campaigns: notifications}", want: "kafka.campaigns already"},
+		"topic":             {yaml: "kafka: {brokers: ['k:1'], progress: 'a b'}", want: "kafka.progress"},
+		"start":             {yaml: "kafka: {brokers: ['k:1'], start: yesterday}", want: "kafka.start"},
+		"tls off":           {yaml: "kafka: {brokers: ['k:1'], tls: {ca: /x}}", want: "kafka.tls: has settings but is off"},
+		"tls half":          {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, cert: /x}}", want: "cert and key go together"},
+		"sasl off":          {yaml: "kafka: {brokers: ['k:1'], sasl: {username: u}}", want: "no mechanism"},
+		"sasl unknown":      {yaml: "kafka: {brokers: ['k:1'], sasl: {mechanism: GSSAPI, username: u, password: p}}", want: "GSSAPI"},
+		"sasl half":         {yaml: "kafka: {brokers: ['k:1'], sasl: {mechanism: PLAIN, username: u}}", want: "kafka.sasl.password: not set"},
+		"empty dir":         {yaml: "state: {dir: ''}", want: "state.dir"},
+		"listen":            {yaml: "http: {listen: '8420'}", want: "http.listen"},
+		"level":             {yaml: "log: {level: loud}", want: "log.level"},
+		"format":            {yaml: "log: {format: xml}", want: "log.format"},
+		"bounded":           {yaml: "join: {freshness: bounded}", want: "join.freshness", notAvailable: true},
+		"off":               {yaml: "join: {freshness: off}", want: "join.freshness", notAvailable: true},
+		"odd freshness":     {yaml: "join: {freshness: lax}", want: "join.freshness"},
+		"staleness":         {yaml: "join: {max_staleness: 6s}", want: "join.max_staleness", notAvailable: true},
+		"late":              {yaml: "join: {late_subscribers: true}", want: "join.late_subscribers", notAvailable: true},
+		"checkpoint":        {yaml: "state: {checkpoint: {every: 6m}}", want: "state.checkpoint", notAvailable: true},
+		"checkpoint by env": {env: Env{"DINNERBELL_STATE_CHECKPOINT_KEEP": "4"}, want: "state.checkpoint", notAvailable: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text, env := tc.yaml, tc.env
+			if !strings.HasPrefix(name, "no ") {
+				text, env = completed(tc.yaml, tc.env)
+			}
+			cfg, err := Load(write(t, "f.yaml", text), env)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = cfg.Validate()
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("error %v\nwant one with %q", err, tc.want)
+			}
+			if !errors.Is(err, ErrInvalid) || errors.Is(err, ErrNotAvailable) != tc.notAvailable {
+				t.Errorf("%v: wraps ErrNotAvailable: %t, want %t", err, !tc.notAvailable, tc.notAvailable)
+			}
+			if strings.Contains(err.Error(), "zz9") {
+				t.Errorf("%v shows a part of the password", err)
+			}
+		})
+	}
+}
+
+// completed adds what has no default, where a test does not set it itself.
+func completed(text string, env Env) (string, Env) {
+	all := Env{}
+	maps.Copy(all, env)
+	if !strings.Contains(text, "brokers") {
+		text += "\nkafka: {brokers: ['k:9092']}"
+	}
+	if !strings.Contains(text, "source: {url") {
+		all["DINNERBELL_SOURCE_URL"] = "postgres://x/y"
+	}
+	return text, all
+}
+
+func TestFileMayBeAbsentOnlyByDefault(t *testing.T) {
+	t.Chdir(t.TempDir())
+	cfg, err := Load("", Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "there is no dinnerbell.yaml in this directory") {
+		t.Errorf("error %v does not say that no file was read", err)
+	}
+	cfg, err = Load("", Env{"DINNERBELL_SOURCE_URL": "postgres://a/b", "DINNERBELL_KAFKA_BROKERS": "k:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Errorf("the environment alone is enough: %v", err)
+	}
+	if _, err := Load("other.yaml", Env{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a named file that is absent: %v", err)
+	}
+}
+
+func TestExpand(t *testing.T) {
+	t.Parallel()
+	file := write(t, "secret", "s3cret\n")
+	env := Env{"A": "one", "EMPTY": "", "REF": "${A}"}
+	for in, want := range map[string]string{
+		"plain":                    "plain",
+		"${A}":                     "one",
+		"x${A}y${A}z":              "xoneyonez",
+		"${EMPTY}":                 "",
+		"${file:" + file + "}":     "s3cret",
+		"pa$$word $5 $":            "pa$$word $5 $",
+		"$${A}":                    "${A}",
+		"${REF}":                   "${A}", // not expanded again
+		"u:${file:" + file + "}@h": "u:s3cret@h",
+	} {
+		if got, err := expand(in, env); err != nil || got != want {
+			t.Errorf("expand(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"${B}", "${A", "${}", "${file:/nope}", "${a b}", "${1A}"} {
+		if got, err := expand(in, env); err == nil {
+			t.Errorf("expand(%q) = %q, want an error", in, got)
+		}
+	}
+}
+
+// A rotated credential is seen by the next use.
+func TestSecretIsReadAnew(t *testing.T) {
+	t.Parallel()
+	file := write(t, "pw", "old\n")
+	cfg, err := Load(write(t, "f.yaml", "source: {url: 'postgres://u:${file:"+file+"}@db/de'}"), Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pw := range []string{"first", "second"} {
+		if err := os.WriteFile(file, []byte(pw), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := cfg.SourceURL(); err != nil || got != "postgres://u:"+pw+"@db/de" {
+			t.Errorf("url = %q, %v", got, err)
+		}
+	}
+}
+
+func TestSecretIsNeverShown(t *testing.T) {
+	t.Parallel()
+	s := Secret{key: "k", raw: "hunter2", env: Env{}}
+	asJSON, err := json.Marshal(map[string]any{"s": s, "p": &s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "s", s, "cfg", Source{URL: s})
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "s", s, "cfg", Source{URL: s})
+	shown := []string{string(asJSON), log.String()}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		shown = append(shown, fmt.Sprintf(verb, s), fmt.Sprintf(verb, &s), fmt.Sprintf(verb, Source{URL: s}))
+	}
+	for _, out := range shown {
+		if strings.Contains(out, "hunter2") || strings.Contains(out, "68756e74657232") {
+			t.Errorf("shown: %s", out)
+		}
+	}
+}
+
+func TestRedactURL(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"postgres://u:pw@db:5432/de?sslmode=require": "postgres://u:xxxxx@db:5432/de?sslmode=require",
+		"postgres://u@db/de":                         "postgres://u@db/de",
+		"postgres://u@db/de?password=pw":             "postgres://u@db/de?password=xxxxx",
+		"host=db user=u password=pw dbname=de":       "host=db user=u password=xxxxx dbname=de",
+		`host=db password = 'p \'w' user=u`:          "host=db password=xxxxx user=u",
+		"postgres://u:p#w@db:5432/de":                redacted,
+		"something":                                  redacted,
+	} {
+		if got := RedactURL(in); got != want {
+			t.Errorf("RedactURL(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestParseTable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]Table{
+		"public.a":        {"public", "a"},
+		"a":               {"public", "a"},
+		"S.Big":           {"S", "Big"},
+		`"a.b".c`:         {"a.b", "c"},
+		`s."we""ird.one"`: {"s", `we"ird.one`},
+	} {
+		got, err := parseTable(in)
+		if err != nil || got != want {
+			t.Errorf("parseTable(%q) = %v, %v; want %v", in, got, err, want)
+		}
+		if again, err := parseTable(got.String()); err != nil || again != got {
+			t.Errorf("parseTable(%q) = %v, %v; its own String is not read back", got, again, err)
+		}
+	}
+	for _, in := range []string{"", ".", "a.", ".a", "a.b.c", `"a`, `"a"b.c`, strings.Repeat("x", 64)} {
+		if got, err := parseTable(in); err == nil {
+			t.Errorf("parseTable(%q) = %v, want an error", in, got)
+		}
+	}
+}

@@ -1,0 +1,94 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Env is the process environment.
+type Env map[string]string
+
+// ParseEnv reads the NAME=value list of os.Environ.
+func ParseEnv(list []string) Env {
+	env := make(Env, len(list))
+	for _, kv := range list {
+		if name, value, ok := strings.Cut(kv, "="); ok {
+			env[name] = value
+		}
+	}
+	return env
+}
+
+// List is the NAME=value list again, sorted.
+func (e Env) List() []string {
+	out := make([]string, 0, len(e))
+	for _, name := range slices.Sorted(maps.Keys(e)) {
+		out = append(out, name+"="+e[name])
+	}
+	return out
+}
+
+// expand replaces ${VAR} by an environment variable and ${file:PATH} by the
+// contents of a file, without the line end that editors and `echo` leave. `$${`
+// is a literal `${`; any other `$` stands for itself, so that passwords with one
+// need no care. What a reference gives is not expanded again.
+func expand(s string, env Env) (string, error) {
+	var out strings.Builder
+	for {
+		before, rest, found := strings.Cut(s, "${")
+		if !found {
+			out.WriteString(s)
+			return out.String(), nil
+		}
+		if literal, ok := strings.CutSuffix(before, "$"); ok {
+			out.WriteString(literal + "${")
+			s = rest
+			continue
+		}
+		name, after, closed := strings.Cut(rest, "}")
+		if !closed {
+			return "", errors.New("expand: a ${ without its }; write $${ for a literal one")
+		}
+		value, err := lookup(name, env)
+		if err != nil {
+			return "", err
+		}
+		out.WriteString(before + value)
+		s = after
+	}
+}
+
+// lookup gives the value of what stands between ${ and }.
+func lookup(name string, env Env) (string, error) {
+	if path, ok := strings.CutPrefix(name, "file:"); ok {
+		b, err := os.ReadFile(path) //nolint:gosec // naming files is what the reference is for
+		if err != nil {
+			return "", fmt.Errorf("expand ${%s}: %w", name, err)
+		}
+		return strings.TrimRight(string(b), "\r\n"), nil
+	}
+	if !isVariable(name) {
+		// The text is not repeated: a password with "${" in it could be here.
+		return "", errors.New("expand: between ${ and } stands neither a variable's name nor file:PATH; write $${ for a literal one")
+	}
+	value, ok := env[name]
+	if !ok {
+		return "", fmt.Errorf("expand ${%s}: the environment variable %s is not set", name, name)
+	}
+	return value, nil
+}
+
+// isVariable holds for names that a POSIX shell can set.
+func isVariable(s string) bool {
+	for i, r := range s {
+		letter := r == '_' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
+		if !letter && (i == 0 || r < '0' || r > '9') {
+			return false
+		}
+	}
+	return s != ""
+}

@@ -1,0 +1,167 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/agnivade/levenshtein"
+)
+
+// envPrefix begins the variable of every key.
+const envPrefix = "DINNERBELL_"
+
+// field is one node of the key tree: a section with children, or a leaf.
+type field struct {
+	key      string // dotted path; "" for the root
+	value    reflect.Value
+	children map[string]*field // by name; nil for a leaf
+}
+
+// tree lays the struct's keys out, by its yaml tags. Leaves point into cfg.
+func tree(cfg *Config) *field { return subtree("", reflect.ValueOf(cfg).Elem()) }
+
+func subtree(key string, v reflect.Value) *field {
+	f := &field{key: key, value: v}
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Tag.Get("yaml")
+		if name == "" {
+			continue
+		}
+		if f.children == nil {
+			f.children = map[string]*field{}
+		}
+		path := strings.TrimPrefix(key+"."+name, ".")
+		child := &field{key: path, value: v.Field(i)}
+		if v.Field(i).Kind() == reflect.Struct {
+			// Secret and Table have no tagged fields and so come back as leaves.
+			child = subtree(path, v.Field(i))
+		}
+		f.children[name] = child
+	}
+	return f
+}
+
+// leaves gives every key under f, sorted.
+func (f *field) leaves() []*field {
+	if f.children == nil {
+		return []*field{f}
+	}
+	var out []*field
+	for _, c := range f.children {
+		out = append(out, c.leaves()...)
+	}
+	slices.SortFunc(out, func(a, b *field) int { return strings.Compare(a.key, b.key) })
+	return out
+}
+
+// envName is the variable that overrides the key.
+func envName(key string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
+// set stores text in a leaf. References are looked up now, except in a secret,
+// which keeps them for every use.
+func (f *field) set(text string, env Env) error {
+	if _, ok := reflect.TypeAssert[Secret](f.value); ok {
+		f.value.Set(reflect.ValueOf(Secret{key: f.key, raw: text, env: env}))
+		return nil
+	}
+	text, err := expand(text, env)
+	if err != nil {
+		return err
+	}
+	var v any
+	switch f.value.Interface().(type) {
+	case string:
+		v = text
+	case bool:
+		v, err = strconv.ParseBool(text)
+	case int:
+		v, err = strconv.Atoi(text)
+	case time.Duration:
+		v, err = time.ParseDuration(text)
+	case Table:
+		v, err = parseTable(text)
+	case []string:
+		v = splitList(text)
+	default:
+		return fmt.Errorf("no way to read a %s", f.value.Type())
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", expected(f.value), err)
+	}
+	f.value.Set(reflect.ValueOf(v))
+	return nil
+}
+
+// expected says in words what kind of value belongs into a leaf.
+func expected(v reflect.Value) string {
+	switch v.Interface().(type) {
+	case bool:
+		return "not true or false"
+	case int:
+		return "not a whole number"
+	case time.Duration:
+		return "not a duration such as 5s or 2m"
+	case Table:
+		return "not a table name"
+	default:
+		return "not readable"
+	}
+}
+
+// splitList reads a comma separated list; blanks around the items do not count.
+func splitList(s string) []string {
+	var out []string
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+// nearest names the known key that an unknown one was probably meant to be: the
+// one with the fewest edits, sharing the section when there is a choice. It
+// first looks among the siblings, then, for a key put into the wrong section,
+// at every key's last part.
+func nearest(root, section *field, name string) string {
+	best, distance := "", len(name)+1
+	consider := func(key, candidate string) {
+		d := levenshtein.ComputeDistance(strings.ToLower(name), candidate)
+		if d < distance || d == distance && key < best {
+			best, distance = key, d
+		}
+	}
+	for sibling, f := range section.children {
+		consider(f.key, sibling)
+	}
+	if distance <= max(1, len(name)/3) {
+		return best
+	}
+	siblingBest, siblingDistance := best, distance
+	best, distance = "", len(name)+1
+	for _, f := range root.leaves() {
+		consider(f.key, f.key[strings.LastIndexByte(f.key, '.')+1:])
+	}
+	if distance <= 1 && distance < siblingDistance {
+		return best
+	}
+	return siblingBest
+}
+
+// nearestEnv names the known variable closest to an unknown one.
+func nearestEnv(root *field, name string) string {
+	best, distance := "", 1<<30
+	for _, f := range root.leaves() {
+		known := envName(f.key)
+		if d := levenshtein.ComputeDistance(name, known); d < distance {
+			best, distance = known, d
+		}
+	}
+	return best
+}

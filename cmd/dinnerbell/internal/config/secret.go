@@ -1,0 +1,78 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// redacted stands wherever a secret would have been shown.
+const redacted = "[redacted]"
+
+// Secret is a value that is never shown. It is kept as it was written; Reveal
+// looks up its references, each time anew, so that a rotated credential reaches
+// the next connection without a restart.
+type Secret struct {
+	key string // the configuration key, for errors
+	raw string
+	env Env
+}
+
+// IsSet tells whether anything was configured.
+func (s Secret) IsSet() bool { return s.raw != "" }
+
+// Reveal returns the value with every reference looked up now. Errors name the
+// key and the reference and never the value.
+func (s Secret) Reveal() (string, error) {
+	out, err := expand(s.raw, s.env)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", s.key, err)
+	}
+	return out, nil
+}
+
+// Format keeps every verb of fmt from showing the value, %#v and %x too.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
+
+// String says that there is a value, not which.
+func (s Secret) String() string {
+	if !s.IsSet() {
+		return ""
+	}
+	return redacted
+}
+
+// MarshalText keeps the value out of JSON and every other encoding.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// LogValue keeps the value out of the log.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// dsnPassword finds the password in a keyword/value connection string
+// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING).
+var dsnPassword = regexp.MustCompile(`(?i)\b((?:ssl)?password)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)`)
+
+// RedactURL returns a Postgres address with its passwords hidden, for messages.
+// What cannot be read as an address is hidden whole.
+func RedactURL(raw string) string {
+	if !strings.Contains(raw, "://") {
+		if !strings.Contains(raw, "=") {
+			return redacted
+		}
+		return dsnPassword.ReplaceAllString(raw, "$1=xxxxx")
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return redacted
+	}
+	q := u.Query()
+	for _, k := range []string{"password", "sslpassword"} {
+		if q.Has(k) {
+			q.Set(k, "xxxxx")
+			u.RawQuery = q.Encode()
+		}
+	}
+	return u.Redacted()
+}

@@ -1,0 +1,237 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// mechanisms are the SASL mechanisms that kafka.sasl.mechanism may name.
+var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
+
+// Validate checks that the daemon could run with these values. All that is wrong
+// is reported at once; each line begins with its key. Errors wrap ErrInvalid,
+// and ErrNotAvailable where a key asks for what this version cannot do.
+func (c *Config) Validate() error {
+	problems := slices.Concat(c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
+		c.checkSASL(), c.checkRest(), c.checkNotAvailable())
+	return joined(problems)
+}
+
+// missingValue says what to set, and that no file was read if that is why.
+func (c *Config) missingValue(key string) error {
+	hint := ""
+	if c.missing != "" {
+		hint = fmt.Sprintf("; there is no %s in this directory and no -c FILE was given", c.missing)
+	}
+	return fmt.Errorf("%s: not set, and it has no default: set it in the file or as %s%s", key, envName(key), hint)
+}
+
+func (c *Config) checkSource() []error {
+	var out []error
+	if !c.Source.URL.IsSet() {
+		out = append(out, c.missingValue("source.url"))
+	} else if err := checkURL(c.Source.URL); err != nil {
+		out = append(out, err)
+	}
+	for _, n := range []struct{ key, value string }{
+		{"source.columns.id", c.Source.Columns.ID},
+		{"source.columns.client", c.Source.Columns.Client},
+		{"source.columns.restaurant", c.Source.Columns.Restaurant},
+		{"source.publication", c.Source.Publication},
+	} {
+		if err := checkIdentifier(n.value); err != nil {
+			out = append(out, fmt.Errorf("%s: %w", n.key, err))
+		}
+	}
+	if !slotName.MatchString(c.Source.Slot) {
+		out = append(out, fmt.Errorf("source.slot: %q: a slot's name is 1 to 63 of a-z, 0-9 and _", c.Source.Slot))
+	}
+	return out
+}
+
+func (c *Config) checkSink() []error {
+	var out []error
+	if c.Sink.URL.IsSet() {
+		if err := checkURL(c.Sink.URL); err != nil {
+			out = append(out, err)
+		}
+	}
+	if strings.Contains(c.Sink.Table.Schema, ".") {
+		out = append(out, fmt.Errorf("sink.table: a schema with a dot in its name: %w", ErrNotAvailable))
+	}
+	if err := checkIdentifier(c.Sink.Schema); err != nil {
+		out = append(out, fmt.Errorf("sink.schema: %w", err))
+	}
+	return out
+}
+
+// checkURL looks the references up once, so that an unset variable is said at
+// the start and not by a failing connection. The parser's own message is not
+// passed on: it repeats parts of the address, and with a password that is not
+// encoded these can be parts of the password.
+func checkURL(s Secret) error {
+	raw, err := s.Reveal()
+	if err != nil {
+		return err
+	}
+	if _, err := pgconn.ParseConfig(raw); err != nil {
+		return fmt.Errorf("%s: not a Postgres address (postgres://user:password@host:5432/database); "+
+			"in a password, write @ : / ? # and %% percent-encoded, and see that the files it names for TLS exist", s.key)
+	}
+	return nil
+}
+
+// slotName is what Postgres allows
+// (https://www.postgresql.org/docs/current/warm-standby.html#STREAMING-REPLICATION-SLOTS-MANIPULATION).
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// topicName is what Kafka allows (org.apache.kafka.common.internals.Topic).
+var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+
+func (c *Config) checkKafka() []error {
+	var out []error
+	if len(c.Kafka.Brokers) == 0 {
+		out = append(out, c.missingValue("kafka.brokers"))
+	}
+	for _, b := range c.Kafka.Brokers {
+		if err := checkHostPort(b); err != nil {
+			out = append(out, fmt.Errorf("kafka.brokers: %w", err))
+		}
+	}
+	seen := map[string]string{}
+	for _, t := range []struct{ key, topic string }{
+		{"kafka.campaigns", c.Kafka.Campaigns},
+		{"kafka.notifications", c.Kafka.Notifications},
+		{"kafka.dead_letters", c.Kafka.DeadLetters},
+		{"kafka.progress", c.Kafka.Progress},
+	} {
+		if !topicName.MatchString(t.topic) || t.topic == "." || t.topic == ".." {
+			out = append(out, fmt.Errorf("%s: %q is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'", t.key, t.topic))
+		}
+		if other, taken := seen[t.topic]; taken {
+			out = append(out, fmt.Errorf("%s: %q is %s already; each needs a topic of its own", t.key, t.topic, other))
+		}
+		seen[t.topic] = t.key
+	}
+	if c.Kafka.Group == "" {
+		out = append(out, errors.New("kafka.group: empty"))
+	}
+	if _, err := time.Parse(time.RFC3339, c.Kafka.Start); err != nil && c.Kafka.Start != "earliest" && c.Kafka.Start != "latest" {
+		out = append(out, fmt.Errorf("kafka.start: %q is none of earliest, latest and a time such as 2026-01-31T08:00:00Z", c.Kafka.Start))
+	}
+	return out
+}
+
+// checkHostPort accepts host:port and [v6]:port, and no scheme.
+func checkHostPort(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", s)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%q: the port is a number up to 65535", s)
+	}
+	return nil
+}
+
+func (c *Config) checkTLS() []error {
+	var out []error
+	t := c.Kafka.TLS
+	if !t.Enabled && (t.CA != "" || t.Cert != "" || t.Key != "" || t.ServerName != "") {
+		out = append(out, errors.New("kafka.tls: has settings but is off; set kafka.tls.enabled: true or remove them"))
+	}
+	if (t.Cert == "") != (t.Key == "") {
+		out = append(out, errors.New("kafka.tls: cert and key go together"))
+	}
+	return out
+}
+
+func (c *Config) checkSASL() []error {
+	s := c.Kafka.SASL
+	if s.Mechanism == "" {
+		if s.Username.IsSet() || s.Password.IsSet() {
+			return []error{fmt.Errorf("kafka.sasl: has credentials but no mechanism; set kafka.sasl.mechanism to one of %s", strings.Join(mechanisms, ", "))}
+		}
+		return nil
+	}
+	var out []error
+	if !slices.Contains(mechanisms, s.Mechanism) {
+		out = append(out, fmt.Errorf("kafka.sasl.mechanism: %q is none of %s", s.Mechanism, strings.Join(mechanisms, ", ")))
+	}
+	for _, c := range []struct {
+		key   string
+		value Secret
+	}{{"kafka.sasl.username", s.Username}, {"kafka.sasl.password", s.Password}} {
+		if !c.value.IsSet() {
+			out = append(out, fmt.Errorf("%s: not set, and %s needs it", c.key, s.Mechanism))
+		} else if _, err := c.value.Reveal(); err != nil {
+			out = append(out, err)
+		}
+	}
+	return out
+}
+
+func (c *Config) checkRest() []error {
+	var out []error
+	if c.State.Dir == "" {
+		out = append(out, errors.New("state.dir: empty"))
+	}
+	if err := checkHostPort(c.HTTP.Listen); err != nil {
+		out = append(out, fmt.Errorf("http.listen: %w", err))
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		out = append(out, fmt.Errorf("log.level: %q is none of debug, info, warn, error", c.Log.Level))
+	}
+	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
+		out = append(out, fmt.Errorf("log.format: %q is none of text, json", c.Log.Format))
+	}
+	return out
+}
+
+// checkNotAvailable refuses what comes later. The keys of checkpoints and of
+// bounded freshness may stand at their defaults, so that the documented sample
+// loads as it is (the daemon says at its start that they do nothing yet); any
+// other value is refused, for somebody who sets it expects it to work.
+func (c *Config) checkNotAvailable() []error {
+	var out []error
+	refuse := func(key, why string) {
+		out = append(out, fmt.Errorf("%s: %w: %s", key, ErrNotAvailable, why))
+	}
+	switch c.Join.Freshness {
+	case "strict":
+	case "bounded", "off":
+		refuse("join.freshness", fmt.Sprintf("%q comes later; strict is the one there is", c.Join.Freshness))
+	default:
+		out = append(out, fmt.Errorf("join.freshness: %q is not strict", c.Join.Freshness))
+	}
+	defaults := Defaults()
+	if c.Join.MaxStaleness != defaults.Join.MaxStaleness {
+		refuse("join.max_staleness", "it belongs to join.freshness: bounded; remove the key")
+	}
+	if c.Join.LateSubscribers {
+		refuse("join.late_subscribers", "only false works; a client who subscribes later is not notified")
+	}
+	if c.State.Checkpoint != defaults.State.Checkpoint {
+		refuse("state.checkpoint", "there are no local checkpoints yet; remove the keys")
+	}
+	return out
+}
+
+// Idle lists the given keys that do nothing in this version.
+func (c *Config) Idle() []string {
+	var out []string
+	for _, key := range []string{"join.max_staleness", "state.checkpoint.every", "state.checkpoint.keep"} {
+		if c.given[key] {
+			out = append(out, key)
+		}
+	}
+	return out
+}

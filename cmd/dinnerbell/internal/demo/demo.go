@@ -1,0 +1,84 @@
+// Package demo shows the daemon at work on a Postgres and a broker of its own,
+// or, with Once, checks one round of campaigns against an independent join.
+//
+// Nothing it touches is shared with anything else: all servers are children on
+// free loopback ports, in one temporary folder that is removed at the end.
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Options of a demo.
+type Options struct {
+	Once bool // one checked round instead of a stream of campaigns
+	JSON bool // results as JSON
+
+	Subscriptions int // rows; 200,000 if 0
+	Restaurants   int // 2,000 if 0
+
+	Binary string   // dinnerbell itself, for the children
+	Env    []string // of the children, as os.Environ gives it
+
+	Stdout io.Writer // results
+	Stderr io.Writer // what it is doing
+}
+
+// ErrWrong means that the round was not delivered exactly once. Everything has
+// been said on Stderr.
+var ErrWrong = errors.New("notifications are missing, doubled or wrong")
+
+// MinRestaurants is how many a round needs: each kind of campaign has its own.
+const MinRestaurants = 30
+
+// Run starts everything, shows or checks it, and takes everything down again,
+// also when ctx ends, which is no error while campaigns are streaming.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.Subscriptions == 0 {
+		o.Subscriptions = 200_000
+	}
+	if o.Restaurants == 0 {
+		o.Restaurants = 2_000
+	}
+	w := &world{opts: o}
+	defer func() {
+		if stopErr := w.stop(); stopErr != nil {
+			err = errors.Join(err, fmt.Errorf("clean up: %w", stopErr))
+		}
+	}()
+	if err := w.start(ctx); err != nil {
+		return interrupted(ctx, o, err)
+	}
+	if o.Once {
+		return w.once(ctx)
+	}
+	w.hints()
+	return interrupted(ctx, o, w.live(ctx))
+}
+
+// interrupted turns the errors that a Ctrl-C brings about into none. A round
+// that was cut short has not been checked, so that one stays a failure.
+func interrupted(ctx context.Context, o Options, err error) error {
+	if ctx.Err() != nil && !o.Once {
+		return nil
+	}
+	return err
+}
+
+// sayf reports progress, with the time since the demo began.
+func (w *world) sayf(format string, args ...any) {
+	_, _ = fmt.Fprintf(w.opts.Stderr, "%6.1fs  %s\n", time.Since(w.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// printJSON writes one line of JSON to the results.
+func (w *world) printJSON(v any) error {
+	if err := json.NewEncoder(w.opts.Stdout).Encode(v); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,165 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	sendEvery  = time.Second
+	lateAfter  = 30 * time.Second
+	headEvery  = 25 // rows between two headings
+	barLength  = 12 // characters for the largest audience
+	rowTimeFmt = "15:04:05"
+)
+
+// delivery is one campaign on its way.
+type delivery struct {
+	Campaign   string  `json:"campaign"`
+	Restaurant string  `json:"restaurant"`
+	Audience   int     `json:"audience"`
+	Notified   int     `json:"notified"`
+	MS         float64 `json:"ms"` // from produce to the last notification
+
+	content  string
+	produced time.Time
+}
+
+// live sends a campaign every second and shows each one that has arrived, until
+// ctx ends.
+func (w *world) live(ctx context.Context) error {
+	client, err := w.consumer(topicOut)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	arrivals := make(chan []arrival, 64)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return watch(gctx, client, arrivals) })
+	g.Go(func() error {
+		select {
+		case <-w.daemon.done:
+			return w.daemon.ended()
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return w.stream(gctx, arrivals) })
+	return g.Wait()
+}
+
+// stream is the one goroutine that knows what is under way.
+func (w *world) stream(ctx context.Context, arrivals <-chan []arrival) error {
+	t := table{w: w, open: map[string]*delivery{}}
+	tick := time.NewTicker(sendEvery)
+	defer tick.Stop()
+	defer t.total()
+	r := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // sample data
+	for n := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case batch := <-arrivals:
+			for _, a := range batch {
+				if err := t.arrived(a); err != nil {
+					return err
+				}
+			}
+		case now := <-tick.C:
+			if err := t.late(now); err != nil {
+				return err
+			}
+			k := w.town.pick(r)
+			c := newCampaign(uuid(r), w.town.restaurants[k], n, now)
+			t.open[c.ID] = &delivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: w.town.sizes[k], content: c.Content, produced: time.Now()}
+			if err := w.send(ctx, c.ID, c.value()); err != nil {
+				return err
+			}
+			n++
+		}
+	}
+}
+
+// table prints deliveries as they are complete.
+type table struct {
+	w         *world
+	open      map[string]*delivery // by campaign
+	rows      int
+	campaigns int
+	notified  int
+	worst     float64
+}
+
+// arrived notes notifications. Those of campaigns that somebody sent by hand are
+// not ours to count.
+func (t *table) arrived(a arrival) error {
+	d, ours := t.open[a.campaign]
+	if !ours {
+		return nil
+	}
+	d.Notified += a.count
+	d.MS = float64(a.at.Sub(d.produced).Microseconds()) / 1000
+	if d.Notified < d.Audience {
+		return nil
+	}
+	delete(t.open, a.campaign)
+	t.worst = max(t.worst, d.MS)
+	return t.print(d)
+}
+
+// late shows what did not arrive as a whole for too long.
+func (t *table) late(now time.Time) error {
+	for id, d := range t.open {
+		if now.Sub(d.produced) < lateAfter {
+			continue
+		}
+		delete(t.open, id)
+		if err := t.print(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *table) print(d *delivery) error {
+	t.campaigns++
+	t.notified += d.Notified
+	if t.w.opts.JSON {
+		return t.w.printJSON(d)
+	}
+	out := t.w.opts.Stdout
+	if t.rows%headEvery == 0 {
+		if _, err := fmt.Fprintf(out, "\n%-8s  %-26s  %-10s  %-*s  %9s  %9s  %9s\n", "time", "campaign", "restaurant",
+			barLength, "", "audience", "notified", "ms"); err != nil {
+			return fmt.Errorf("write table: %w", err)
+		}
+	}
+	t.rows++
+	note := ""
+	if d.Notified != d.Audience {
+		note = "  INCOMPLETE"
+	}
+	if _, err := fmt.Fprintf(out, "%-8s  %-26s  %-10s  %s  %9d  %9d  %9.1f%s\n", d.produced.Format(rowTimeFmt), d.content,
+		d.Restaurant[:8], bar(d.Audience, t.w.town.sizes[0]), d.Audience, d.Notified, d.MS, note); err != nil {
+		return fmt.Errorf("write table: %w", err)
+	}
+	return nil
+}
+
+// bar draws an audience on a logarithmic scale, padded to its full length.
+func bar(n, largest int) string {
+	part := math.Log1p(float64(n)) / math.Log1p(float64(largest))
+	length := min(max(int(math.Round(part*barLength)), 1), barLength)
+	return strings.Repeat("█", length) + strings.Repeat(" ", barLength-length)
+}
+
+// total is the last word.
+func (t *table) total() {
+	t.w.sayf("%d campaigns, %d notifications, slowest %.0f ms", t.campaigns, t.notified, t.worst)
+}

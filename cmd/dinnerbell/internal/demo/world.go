@@ -1,0 +1,301 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"dinnerbell/internal/testenv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Names in the demo's own cluster and database.
+const (
+	database      = "dinner"
+	topicIn       = "campaigns"
+	topicOut      = "notifications"
+	topicDead     = "campaigns.dead"
+	lanes         = 4
+	readyLimit    = 2 * time.Minute
+	pollEvery     = 20 * time.Millisecond
+	subscriptions = "subscribers_restaurants"
+)
+
+// world is everything that runs for one demo.
+type world struct {
+	opts  Options
+	began time.Time
+	town  town
+
+	dir      string // removed at the end
+	postgres *testenv.Postgres
+	broker   *testenv.Broker
+	daemon   *daemon
+	http     string // host:port of the daemon
+
+	db       *pgx.Conn
+	producer *kgo.Client
+}
+
+// start brings everything up in order, and returns when the daemon is ready.
+func (w *world) start(ctx context.Context) error {
+	w.began = time.Now()
+	for _, step := range []func(context.Context) error{
+		w.makeFolder, w.startPostgres, w.startBroker, w.fill, w.configure, w.startDaemon,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("start demo: %w", err)
+		}
+	}
+	return nil
+}
+
+// makeFolder makes the one folder of this demo. Others may pass through it (not
+// look around): as root, Postgres runs under another user.
+func (w *world) makeFolder(context.Context) error {
+	dir, err := os.MkdirTemp("", "dinnerbell-demo-")
+	if err != nil {
+		return fmt.Errorf("make demo folder: %w", err)
+	}
+	w.dir = dir
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // see above
+		return fmt.Errorf("open demo folder: %w", err)
+	}
+	return nil
+}
+
+func (w *world) startPostgres(ctx context.Context) error {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	bin, err := testenv.FindPostgres(ctx, filepath.Join(cache, "dinnerbell"))
+	if err != nil {
+		return fmt.Errorf("find Postgres: %w", err)
+	}
+	w.sayf("starting Postgres from %s in %s", bin, w.dir)
+	w.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{Dir: filepath.Join(w.dir, "postgres"), BinDir: bin})
+	if err != nil {
+		return fmt.Errorf("start Postgres: %w", err)
+	}
+	admin, err := connect(ctx, w.postgres.URL(""))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = admin.Close(ctx) }()
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+database); err != nil {
+		return fmt.Errorf("create database: %w", err)
+	}
+	w.db, err = connect(ctx, w.url())
+	return err
+}
+
+// url of the demo's database.
+func (w *world) url() string { return w.postgres.URL(database) }
+
+func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the demo's Postgres: %w", err)
+	}
+	return conn, nil
+}
+
+func (w *world) startBroker(ctx context.Context) error {
+	w.sayf("starting a Kafka broker")
+	var err error
+	w.broker, err = testenv.StartBroker(ctx, testenv.BrokerOptions{
+		Dir: filepath.Join(w.dir, "broker"), Command: []string{w.opts.Binary, "broker"},
+	})
+	if err != nil {
+		return fmt.Errorf("start broker: %w", err)
+	}
+	w.producer, err = kgo.NewClient(kgo.SeedBrokers(w.broker.Addr()), kgo.DefaultProduceTopic(topicIn), kgo.ProducerLinger(0))
+	if err != nil {
+		return fmt.Errorf("make producer: %w", err)
+	}
+	return w.makeTopic(ctx)
+}
+
+// fill creates the tables of the contract and the town's subscriptions.
+func (w *world) fill(ctx context.Context) error {
+	w.sayf("inserting %d subscriptions over %d restaurants", w.opts.Subscriptions, w.opts.Restaurants)
+	if _, err := w.db.Exec(ctx, testenv.ContractTables); err != nil {
+		return fmt.Errorf("create tables: %w", err)
+	}
+	w.town = newTown(w.opts.Subscriptions, w.opts.Restaurants)
+	rows := make([][]any, 0, w.opts.Subscriptions)
+	for k := range w.town.restaurants {
+		w.town.subscribers(k, func(client, restaurant string) { rows = append(rows, []any{client, restaurant}) })
+	}
+	_, err := w.db.CopyFrom(ctx, pgx.Identifier{"public", subscriptions}, []string{"client_id", "restaurant_id"}, pgx.CopyFromRows(rows))
+	if err != nil {
+		return fmt.Errorf("insert subscriptions: %w", err)
+	}
+	if _, err := w.db.Exec(ctx, joinIndex); err != nil {
+		return fmt.Errorf("index subscriptions: %w", err)
+	}
+	return nil
+}
+
+// configure writes the configuration that a user would write, and sets up.
+func (w *world) configure(context.Context) error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	w.http = port
+	// JSON is YAML; its quoting is right for any path.
+	text, err := json.MarshalIndent(map[string]any{
+		"source": map[string]any{"url": w.url()},
+		"kafka":  map[string]any{"brokers": []string{w.broker.Addr()}},
+		"state":  map[string]any{"dir": filepath.Join(w.dir, "state")},
+		"http":   map[string]any{"listen": w.http},
+	}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if err := os.WriteFile(w.configFile(), text, 0o600); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	w.sayf("dinnerbell setup")
+	return runChild(w.opts.Binary, childEnv(w.opts.Env), w.opts.Stderr, "-c", w.configFile(), "setup")
+}
+
+func (w *world) configFile() string { return filepath.Join(w.dir, "dinnerbell.yaml") }
+
+// freePort finds an address for the daemon's listener, whose port the hints name.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	return l.Addr().String(), l.Close()
+}
+
+func (w *world) startDaemon(ctx context.Context) error {
+	w.sayf("dinnerbell run")
+	began := time.Now()
+	var err error
+	w.daemon, err = startDaemon(w.opts.Binary, w.configFile(), filepath.Join(w.dir, "daemon.log"), childEnv(w.opts.Env))
+	if err != nil {
+		return err
+	}
+	err = w.await(ctx, readyLimit, func() error {
+		_, err := w.get(ctx, "/readyz")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the daemon to be ready: %w%s", err, w.daemon.tail())
+	}
+	w.sayf("ready after %d ms", time.Since(began).Milliseconds())
+	return nil
+}
+
+// get reads one path of the daemon's listener; an answer other than 200 is an
+// error with its body.
+func (w *world) get(ctx context.Context, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.http+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask daemon: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask daemon: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("read answer of the daemon: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answers %s: %s", path, resp.Status, body)
+	}
+	return body, nil
+}
+
+// await calls done until it returns nil, and gives its last error after limit,
+// or when the daemon or ctx ends.
+func (w *world) await(ctx context.Context, limit time.Duration, done func() error) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	timeout := time.After(limit)
+	for {
+		err := done()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-timeout:
+			return fmt.Errorf("not within %s: %w", limit, err)
+		case <-w.daemon.done:
+			return w.daemon.ended()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// stop takes down what was started, in the reverse order, and removes the
+// folder. The broker and Postgres outlive the daemon, so that it can drain.
+func (w *world) stop() error {
+	w.sayf("stopping")
+	var errs []error
+	if w.daemon != nil {
+		errs = append(errs, w.daemon.stop())
+	}
+	if w.producer != nil {
+		w.producer.Close()
+	}
+	if w.db != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = w.db.Close(ctx) // the server stops next
+		cancel()
+	}
+	if w.broker != nil {
+		errs = append(errs, w.broker.Stop())
+	}
+	if w.postgres != nil {
+		errs = append(errs, w.postgres.Stop())
+	}
+	if w.dir != "" {
+		errs = append(errs, os.RemoveAll(w.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// hints say how to look at it with other tools, with the real ports.
+func (w *world) hints() {
+	example := string(newCampaign("my-campaign", w.town.restaurants[0], 0, time.Now()).value())
+	_, _ = fmt.Fprintf(w.opts.Stderr, `
+Look at it from another terminal:
+
+  kcat -C -b %[1]s -t %[2]s -X isolation.level=read_committed -o end
+  psql '%[3]s' -c 'SELECT adv_campaign_content, count(*) FROM subscribers_feedback GROUP BY 1 ORDER BY max(id) DESC LIMIT 10'
+  %[4]s -c %[5]s status
+  curl -s http://%[6]s/api/status
+
+or send a campaign of your own:
+
+  echo '%[7]s' |
+    kcat -P -b %[1]s -t %[8]s
+
+Ctrl-C ends it and removes everything.
+
+`, w.broker.Addr(), topicOut, w.url(), w.opts.Binary, w.configFile(), w.http, example, topicIn)
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+)
+
+// kafkaOptions are the options of every Kafka client of the daemon: where the
+// brokers are and how to get in. Certificates and credentials are read again
+// for each connection, so a rotated one needs no restart.
+func kafkaOptions(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
+	opts := []kgo.Opt{
+		kgo.SeedBrokers(cfg.Brokers...),
+		kgo.ClientID("dinnerbell"),
+		kgo.WithLogger(kafkaLogger{log}),
+	}
+	if cfg.TLS.Enabled {
+		opts = append(opts, kgo.Dialer(tlsDialer(cfg.TLS)))
+	}
+	if m := saslMechanism(cfg.SASL); m != nil {
+		opts = append(opts, kgo.SASL(m))
+	}
+	return opts
+}
+
+// tlsDialer connects with the certificates as they are on disk now.
+func tlsDialer(cfg config.TLS) func(ctx context.Context, network, host string) (net.Conn, error) {
+	return func(ctx context.Context, network, host string) (net.Conn, error) {
+		tc, err := tlsConfig(cfg)
+		if err != nil {
+			return nil, err
+		}
+		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: tc}
+		return d.DialContext(ctx, network, host)
+	}
+}
+
+// tlsConfig reads the PEM files. Without a server name the dialer checks the
+// certificate against the broker's host.
+func tlsConfig(cfg config.TLS) (*tls.Config, error) {
+	tc := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cfg.ServerName}
+	if cfg.CA != "" {
+		pem, err := os.ReadFile(cfg.CA)
+		if err != nil {
+			return nil, fmt.Errorf("read kafka.tls.ca: %w", err)
+		}
+		tc.RootCAs = x509.NewCertPool()
+		if !tc.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read kafka.tls.ca: %s holds no PEM certificate", cfg.CA)
+		}
+	}
+	if cfg.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
+		if err != nil {
+			return nil, fmt.Errorf("read kafka.tls.cert and kafka.tls.key: %w", err)
+		}
+		tc.Certificates = []tls.Certificate{cert}
+	}
+	return tc, nil
+}
+
+// saslMechanism is nil without SASL. Validate has checked the name.
+func saslMechanism(cfg config.SASL) sasl.Mechanism {
+	credentials := func() (user, password string, err error) {
+		if user, err = cfg.Username.Reveal(); err != nil {
+			return "", "", err
+		}
+		password, err = cfg.Password.Reveal()
+		return user, password, err
+	}
+	scramAuth := func(context.Context) (scram.Auth, error) {
+		user, password, err := credentials()
+		return scram.Auth{User: user, Pass: password}, err
+	}
+	switch cfg.Mechanism {
+	case "PLAIN":
+		return plain.Plain(func(context.Context) (plain.Auth, error) {
+			user, password, err := credentials()
+			return plain.Auth{User: user, Pass: password}, err
+		})
+	case "SCRAM-SHA-256":
+		return scram.Sha256(scramAuth)
+	case "SCRAM-SHA-512":
+		return scram.Sha512(scramAuth)
+	}
+	return nil
+}
+
+// kafkaLogger passes the client's own messages on. It logs every reconnect as
+// information, which is a flood while a broker is down; those go to debug.
+type kafkaLogger struct{ log *slog.Logger }
+
+// Level is the level below which the client need not format anything.
+func (l kafkaLogger) Level() kgo.LogLevel {
+	ctx := context.Background()
+	switch {
+	case l.log.Enabled(ctx, slog.LevelDebug):
+		return kgo.LogLevelInfo
+	case l.log.Enabled(ctx, slog.LevelWarn):
+		return kgo.LogLevelWarn
+	}
+	return kgo.LogLevelError
+}
+
+// Log writes one message.
+func (l kafkaLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	to, serious := map[kgo.LogLevel]slog.Level{kgo.LogLevelError: slog.LevelError, kgo.LogLevelWarn: slog.LevelWarn}[level]
+	if !serious {
+		to = slog.LevelDebug
+	}
+	l.log.With("said", msg).Log(context.Background(), to, "kafka client", keyvals...)
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// certificate makes a self-signed one for kafka.internal, as PEM files in dir.
+func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"kafka.internal"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(file, kind string, der []byte) string {
+		path := filepath.Join(dir, file)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	return write("cert.pem", "CERTIFICATE", der), write("key.pem", "PRIVATE KEY", keyDER)
+}
+
+// tlsServer tells the name in each client's certificate.
+func tlsServer(t *testing.T, certFile, keyFile string) (addr string, names <-chan string) {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAnyClientCert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, done := make(chan string, 8), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if c, ok := conn.(*tls.Conn); !ok {
+				out <- "not TLS"
+			} else if err := c.Handshake(); err != nil {
+				out <- err.Error()
+			} else {
+				out <- c.ConnectionState().PeerCertificates[0].Subject.CommonName
+			}
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return l.Addr().String(), out
+}
+
+// A rotated client certificate is used by the next connection.
+func TestTLSFilesAreReadForEachConnection(t *testing.T) {
+	t.Parallel()
+	serverDir, clientDir := t.TempDir(), t.TempDir()
+	serverCert, serverKey := certificate(t, serverDir, "broker")
+	addr, names := tlsServer(t, serverCert, serverKey)
+	cert, key := certificate(t, clientDir, "first")
+	dial := tlsDialer(config.TLS{Enabled: true, CA: serverCert, Cert: cert, Key: key, ServerName: "kafka.internal"})
+	for _, want := range []string{"first", "second"} {
+		certificate(t, clientDir, want)
+		conn, err := dial(t.Context(), "tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := <-names; got != want {
+			t.Errorf("the server saw %q, want %q", got, want)
+		}
+		_ = conn.Close()
+	}
+	wrongName := tlsDialer(config.TLS{Enabled: true, CA: serverCert, Cert: cert, Key: key})
+	if conn, err := wrongName(t.Context(), "tcp", addr); err == nil {
+		_ = conn.Close()
+		t.Error("a certificate for another host was accepted")
+	}
+	for _, bad := range []config.TLS{{CA: "/nope"}, {CA: serverKey}, {Cert: "/nope", Key: key}} {
+		if _, err := tlsConfig(bad); err == nil {
+			t.Errorf("tlsConfig(%+v) gave no error", bad)
+		}
+	}
+}
+
+// loadSASL makes the settings as the file would.
+func loadSASL(t *testing.T, mechanism, passwordFile string) config.SASL {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	text := "kafka: {sasl: {mechanism: " + mechanism + ", username: me, password: '${file:" + passwordFile + "}'}}"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(path, config.Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg.Kafka.SASL
+}
+
+func TestSASLMechanisms(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "pw")
+	for _, name := range []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} {
+		m := saslMechanism(loadSASL(t, name, file))
+		if m == nil || m.Name() != name {
+			t.Fatalf("%s: %v", name, m)
+		}
+		if err := os.Remove(file); err == nil {
+			if _, _, err := m.Authenticate(t.Context(), "h"); err == nil {
+				t.Errorf("%s: a password file that is gone gave no error", name)
+			}
+		}
+		for _, pw := range []string{"old", "new"} {
+			if err := os.WriteFile(file, []byte(pw+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, first, err := m.Authenticate(t.Context(), "h")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "PLAIN" && !bytes.HasSuffix(first, []byte("\x00me\x00"+pw)) {
+				t.Errorf("sent %q, want the credentials with %q", first, pw)
+			}
+		}
+	}
+	if m := saslMechanism(config.SASL{}); m != nil {
+		t.Errorf("without a mechanism: %v", m)
+	}
+}
+
+func TestKafkaOptionsMakeAClient(t *testing.T) {
+	t.Parallel()
+	cfg := config.Kafka{Brokers: []string{net.JoinHostPort("127.0.0.1", "1")}, TLS: config.TLS{Enabled: true}, SASL: loadSASL(t, "PLAIN", "/nope")}
+	client, err := kgo.NewClient(kafkaOptions(cfg, slog.New(slog.DiscardHandler))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+}
+
+func TestKafkaLogLevels(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	l := kafkaLogger{slog.New(slog.NewTextHandler(&out, nil))}
+	l.Log(kgo.LogLevelInfo, "connected")
+	l.Log(kgo.LogLevelWarn, "lost", "broker", 1)
+	if s := out.String(); strings.Contains(s, "connected") || !strings.Contains(s, "said=lost") || !strings.Contains(s, "broker=1") {
+		t.Errorf("log: %s", s)
+	}
+	if l.Level() != kgo.LogLevelWarn {
+		t.Errorf("level %v; information of the client is for debug", l.Level())
+	}
+}

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// newRegistry has the daemon's metrics: the status, read at each scrape, and
+// the process's memory, descriptors and CPU, under the same prefix.
+func newRegistry(report func() statusReport) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		statusCollector{report},
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "dinnerbell"}),
+	)
+	return reg
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("dinnerbell_"+name, help, labels, nil)
+}
+
+var (
+	descBuild     = desc("build_info", "1; the labels say what runs.", "version", "commit", "go")
+	descReady     = desc("ready", "1 when the snapshot is complete, the stream advances and lanes are owned.")
+	descHalted    = desc("halted", "1 when a part waits for an operator; see halted in /api/status.")
+	descSource    = desc("source_state", "1 for the state that the mirror of the subscriptions is in.", "state")
+	descSlot      = desc("slot_wal_status", "1 for the slot's wal_status; lost and unreserved need an operator.", "status")
+	descLag       = desc("source_lag_bytes", "WAL of the source that is not applied here yet.")
+	descSubs      = desc("subscriptions", "Rows of the subscriptions table held locally.")
+	descFreshness = desc("freshness_seconds", "How long the last campaign waited for the subscriptions to be fresh.")
+	descEpoch     = desc("lane_epoch", "Takeovers of the lane.", "partition")
+	descDecided   = desc("lane_decided", "Last step of the lane that is in Postgres.", "partition")
+	descShipped   = desc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
+	descOffset    = desc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
+	descCampaigns = desc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
+	descExpired   = desc("campaigns_expired_total", "Campaigns that came after their end.")
+	descDead      = desc("campaigns_dead_total", "Messages sent to the dead-letter topic.")
+	descBadIDs    = desc("bad_ids_total", "Subscriptions whose client or restaurant cannot be an id.")
+	descTooLong   = desc("unservable_clients_total", "Clients left out because their id is too long.")
+	descConflicts = desc("conflicts_total", "Steps that met clients who had been notified before.")
+	descNotified  = desc("notifications_total", "Notifications decided (in Postgres) and shipped (in Kafka).", "stage")
+)
+
+// statusCollector turns one status into metrics, so that the dashboard and
+// /api/status cannot disagree.
+type statusCollector struct{ report func() statusReport }
+
+// Describe sends nothing: lanes come and go.
+func (statusCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect reads the status once.
+func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	r, b := c.report(), thisBuild()
+	gauge(descBuild, 1, b.Version, b.Commit, b.Go)
+	gauge(descReady, flag(r.Ready))
+	gauge(descHalted, flag(r.Halted != nil))
+	gauge(descSource, 1, r.Source.State)
+	if r.Source.SlotWALStatus != "" {
+		gauge(descSlot, 1, r.Source.SlotWALStatus)
+	}
+	gauge(descLag, float64(r.Source.LagBytes))
+	gauge(descSubs, float64(r.Source.Subscriptions))
+	gauge(descFreshness, r.Source.FreshnessMS/1000)
+	for _, l := range r.Lanes {
+		p := strconv.Itoa(int(l.Partition))
+		gauge(descEpoch, float64(l.Epoch), p)
+		gauge(descDecided, float64(l.Decided), p)
+		gauge(descShipped, float64(l.Shipped), p)
+		gauge(descOffset, float64(l.NextOffset), p)
+	}
+	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
+	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
+	count(descExpired, r.Campaigns.Expired)
+	count(descDead, r.Campaigns.Dead)
+	count(descBadIDs, r.Counters.BadIDs)
+	count(descTooLong, r.Counters.UnservableClients)
+	count(descConflicts, r.Counters.Conflicts)
+	count(descNotified, r.Notifications.Decided, "decided")
+	count(descNotified, r.Notifications.Shipped, "shipped")
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

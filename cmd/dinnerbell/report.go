@@ -1,0 +1,179 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/stream"
+)
+
+// statusReport is the body of /api/status and of `status --json`. Its keys are part of
+// the contract; reasons, state, halted and the like beside them are additions.
+type statusReport struct {
+	Ready   bool   `json:"ready"`
+	Version string `json:"version"`
+	// Reasons say why it is not ready.
+	Reasons       []string            `json:"reasons,omitempty"`
+	Source        sourceReport        `json:"source"`
+	Lanes         []laneReport        `json:"lanes"`
+	Campaigns     campaignsReport     `json:"campaigns"`
+	Notifications notificationsReport `json:"notifications"`
+	Halted        *haltReport         `json:"halted"`
+	Counters      countersReport      `json:"counters"`
+}
+
+// countersReport counts, since this daemon started, what is left out and what
+// took the slow path: nothing goes without a trace.
+type countersReport struct {
+	// BadIDs are subscriptions whose client or restaurant cannot be an id: empty,
+	// or not valid UTF-8.
+	BadIDs int64 `json:"bad_ids"`
+	// UnservableClients could not be notified because their id is too long.
+	UnservableClients int64 `json:"unservable_clients"`
+	// Conflicts are steps that met clients who had been notified before.
+	Conflicts int64 `json:"conflicts"`
+}
+
+// sourceReport is the mirror of the subscriptions.
+type sourceReport struct {
+	State         string  `json:"state"`
+	AppliedLSN    string  `json:"applied_lsn"`
+	LagBytes      int64   `json:"lag_bytes"`
+	SlotWALStatus string  `json:"slot_wal_status"`
+	Subscriptions int64   `json:"subscriptions"`
+	FreshnessMS   float64 `json:"freshness_ms"`            // of the last barrier
+	SnapshotRows  int64   `json:"snapshot_rows,omitempty"` // so far, while one is taken
+	LastError     string  `json:"last_error,omitempty"`
+}
+
+// laneReport is one partition of the campaigns topic that this daemon owns.
+type laneReport struct {
+	Partition  int32  `json:"partition"`
+	Epoch      int64  `json:"epoch"`
+	Decided    int64  `json:"decided"` // last step in Postgres
+	Shipped    int64  `json:"shipped"` // last step in Kafka
+	NextOffset int64  `json:"next_offset"`
+	State      string `json:"state"` // takeover, running, stopped, halted
+	// WaitingForFreshness: it holds campaigns until the subscriptions caught up.
+	WaitingForFreshness bool   `json:"waiting_for_freshness,omitempty"`
+	LastError           string `json:"last_error,omitempty"`
+}
+
+// campaignsReport counts what is under way, and what has been since the
+// deployment began.
+type campaignsReport struct {
+	Live      int64 `json:"live"`
+	Scheduled int64 `json:"scheduled"`
+	Expired   int64 `json:"expired"`
+	Dead      int64 `json:"dead"`
+}
+
+type notificationsReport struct {
+	Decided int64 `json:"decided"`
+	Shipped int64 `json:"shipped"`
+}
+
+// haltReport is a part that waits for an operator.
+type haltReport struct {
+	Part string `json:"part"` // source, or stream
+	What string `json:"what"` // what happened, to what
+	Hint string `json:"hint"` // the command that mends it
+}
+
+// report is the daemon's status now. It is cheap and may be called at any time.
+func (d *daemon) report() statusReport {
+	_, complete := d.store.Source()
+	r := newReport(d.mirror.Status(), d.service.Status(), complete)
+	r.Reasons = append(r.Reasons, d.stalls.stalled(time.Now(), &r)...)
+	r.Ready = len(r.Reasons) == 0
+	return r
+}
+
+// newReport puts the two halves together. complete tells whether the local
+// state holds a whole snapshot. Reasons lack what only time can tell: stalls.
+func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
+	r := statusReport{
+		Version: version,
+		Source: sourceReport{
+			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: m.LagBytes,
+			SlotWALStatus: m.SlotWALStatus, Subscriptions: m.Subscriptions, FreshnessMS: m.FreshnessMS,
+			LastError: oneLine(m.LastError),
+		},
+		Lanes:         []laneReport{}, // never null
+		Campaigns:     campaignsReport(s.Campaigns),
+		Notifications: notificationsReport(s.Notifications),
+		Halted:        newHaltReport(m, s),
+		Counters:      countersReport{BadIDs: m.BadIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts},
+	}
+	if m.State == cdc.StateSnapshot {
+		r.Source.SnapshotRows = m.SnapshotRows
+	}
+	for _, l := range s.Lanes {
+		r.Lanes = append(r.Lanes, laneReport{
+			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
+			State: l.State, WaitingForFreshness: l.WaitingForFreshness, LastError: oneLine(l.LastError),
+		})
+	}
+	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))
+	return r
+}
+
+// oneLine folds the errors of pgx, which have a line for each address tried, so
+// that one reason is one line in a log or a table.
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// newHaltReport names the first part that halted: without the source nothing
+// new is joined, so it comes first.
+func newHaltReport(m cdc.Status, s stream.Status) *haltReport {
+	switch {
+	case m.Halted != nil:
+		return &haltReport{Part: "source", What: m.Halted.What, Hint: m.Halted.Hint}
+	case s.Halted != nil:
+		return &haltReport{Part: "stream", What: s.Halted.What, Hint: s.Halted.Hint}
+	}
+	return nil
+}
+
+// sourceReasons say why the subscriptions are not up to date.
+func sourceReasons(m cdc.Status, complete bool) []string {
+	var reasons []string
+	if !complete {
+		reasons = append(reasons, fmt.Sprintf("snapshot: not complete, %d rows so far", m.SnapshotRows))
+	}
+	if m.State != cdc.StateStreaming {
+		why := "source: " + string(m.State)
+		if m.LastError != "" {
+			why += ": " + oneLine(m.LastError)
+		}
+		reasons = append(reasons, why)
+	}
+	return reasons
+}
+
+// laneReasons say why campaigns are not worked on. A daemon that has no lane (the
+// group has more members than lanes) stands by and is not ready.
+func laneReasons(s stream.Status) []string {
+	switch {
+	case len(s.Lanes) == 0 && s.LastError != "":
+		return []string{"lanes: none owned: " + oneLine(s.LastError)}
+	case len(s.Lanes) == 0 && s.Assigned:
+		return []string{"lanes: none owned: other members of the group have them all, or the campaigns topic does not exist (`dinnerbell setup` creates it)"}
+	case len(s.Lanes) == 0:
+		return []string{"lanes: none owned, the group has not answered yet"}
+	}
+	var reasons []string
+	for _, l := range s.Lanes {
+		if l.State == "running" {
+			continue
+		}
+		why := fmt.Sprintf("lane %d: %s", l.Partition, l.State)
+		if l.LastError != "" {
+			why += ": " + oneLine(l.LastError)
+		}
+		reasons = append(reasons, why)
+	}
+	return reasons
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"dinnerbell/stream"
+)
+
+// resolveCmd settles one lane. What was lost cannot be known again, so there
+// are two honest ways, and the operator names one.
+type resolveCmd struct {
+	Lane          int32 `required:"" help:"The lane that halted."`
+	AcceptRepeats bool  `xor:"accept" required:"" help:"Nobody is missed; some may be notified again."`
+	AcceptMissing bool  `xor:"accept" required:"" help:"Nobody is notified again; some may be missed."`
+}
+
+// Run says what it did, line by line.
+func (c *resolveCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	accept := stream.AcceptMissing
+	if c.AcceptRepeats {
+		accept = stream.AcceptRepeats
+	}
+	did, err := stream.Resolve(ctx, streamConfig(cfg, a.logger(cfg.Log)), c.Lane, accept)
+	for _, line := range did {
+		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
+			return fmt.Errorf("write result: %w", err)
+		}
+	}
+	return err
+}

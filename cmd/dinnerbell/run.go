@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// runCmd is the daemon.
+type runCmd struct{}
+
+// Run returns once everything it started has ended: nil after a signal, when
+// what was under way is finished; a halt (exit 3) when nothing can go on
+// without an operator.
+func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	log := a.logger(cfg.Log)
+	tuneGC(a.env)
+	store, err := openState(cfg.State.Dir, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := store.Close(); closeErr != nil {
+			err = errors.Join(err, fmt.Errorf("close state: %w", closeErr))
+		}
+	}()
+	listeners, err := listen(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	d := newDaemon(cfg, store, log)
+	d.logStart(cfg, listeners)
+	if err := d.run(ctx, listeners); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// openState opens state.dir, which locks it. The errors of package state say
+// what to do.
+func openState(dir string, log *slog.Logger) (*state.Store, error) {
+	store, err := state.Open(dir, state.Options{Logger: log.With("part", "state")})
+	if err != nil {
+		return nil, fmt.Errorf("open state.dir %s: %w", dir, err)
+	}
+	return store, nil
+}
+
+// listen opens the TCP listener and the socket, so that a port in use is said
+// before anything else begins.
+func listen(ctx context.Context, cfg *config.Config) ([]net.Listener, error) {
+	socket, err := listenSocket(ctx, cfg.State.Dir)
+	if err != nil {
+		return nil, err
+	}
+	tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP.Listen)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on http.listen %s: %w", cfg.HTTP.Listen, err), socket.Close())
+	}
+	return []net.Listener{tcp, socket}, nil
+}
+
+// daemon is the wiring: the mirror writes the store, the service reads it.
+type daemon struct {
+	log     *slog.Logger
+	store   *state.Store
+	mirror  *cdc.Mirror
+	service *stream.Service
+	stalls  stalls
+}
+
+func newDaemon(cfg *config.Config, store *state.Store, log *slog.Logger) *daemon {
+	mirror := cdc.New(sourceConfig(cfg, log), store)
+	return &daemon{
+		log: log, store: store, mirror: mirror,
+		service: stream.New(streamConfig(cfg, log), store, barrier{mirror}),
+	}
+}
+
+// barrier is the mirror's freshness as package stream wants it. A mirror that
+// has stopped for good cannot say any more what is fresh: campaigns wait, and
+// what is decided is still shipped.
+type barrier struct{ mirror *cdc.Mirror }
+
+// Barrier implements stream.Barrier.
+func (b barrier) Barrier(ctx context.Context) error {
+	err := b.mirror.Barrier(ctx)
+	if errors.Is(err, cdc.ErrStopped) {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return err
+}
+
+// logStart says what runs and between what, without secrets.
+func (d *daemon) logStart(cfg *config.Config, listeners []net.Listener) {
+	source, _ := cfg.SourceURL() // Validate has tried them
+	sink, _ := cfg.SinkURL()
+	if idle := cfg.Idle(); len(idle) > 0 {
+		d.log.Warn("keys that do nothing in this version", "keys", idle)
+	}
+	d.log.Info("starting", "version", version, "state_dir", cfg.State.Dir,
+		"source", config.RedactURL(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
+		"sink", config.RedactURL(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
+		"notifications", cfg.Kafka.Notifications, "http", listeners[0].Addr().String())
+}
+
+// run serves HTTP around the work: from before it begins, and until it has
+// drained, so that the draining can be watched.
+func (d *daemon) run(ctx context.Context, listeners []net.Listener) error {
+	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serveHTTP(httpCtx, newHandler(d.report, d.log), d.log, listeners...) })
+	g.Go(func() error {
+		defer stopHTTP()
+		return d.work(gctx)
+	})
+	return g.Wait()
+}
+
+// work runs both halves until ctx ends or one of them ends for good.
+func (d *daemon) work(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := d.mirror.Run(gctx)
+		if halted := (*cdc.HaltError)(nil); errors.As(err, &halted) {
+			d.log.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
+			d.awaitStandstill(gctx)
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // asked to end, and it has been logged
+			}
+		}
+		return err
+	})
+	g.Go(func() error { return d.service.Run(gctx) })
+	g.Go(func() error { return d.watch(gctx) })
+	return g.Wait()
+}
+
+// watch looks at the status now and then, so that a stall is seen even if nobody
+// asks, and logs when readiness changes.
+func (d *daemon) watch(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	ready := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		r := d.report()
+		switch {
+		case r.Ready && !ready:
+			d.log.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))
+		case !r.Ready && ready:
+			d.log.Warn("not ready", "reasons", r.Reasons)
+		}
+		ready = r.Ready
+	}
+}
+
+// standstill is how long nothing may be decided or shipped before the stream
+// counts as having nothing left that it can do.
+const standstill = 10 * time.Second
+
+// awaitStandstill returns once the stream has done what it still can without
+// the mirror: steps that are decided are shipped, campaigns whose audience is
+// known are finished. New campaigns wait at the barrier for ever.
+func (d *daemon) awaitStandstill(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	last, since := d.service.Status().Notifications, time.Now()
+	for time.Since(since) < standstill {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := d.service.Status().Notifications; now != last {
+			last, since = now, time.Now()
+		}
+	}
+}

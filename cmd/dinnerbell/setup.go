@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"dinnerbell/cdc"
+	"dinnerbell/stream"
+)
+
+// setupCmd creates what `run` needs and finds missing.
+type setupCmd struct {
+	PrintSQL bool `name:"print-sql" help:"Print the statements instead, for somebody with the rights to run them."`
+}
+
+// Run goes on from where an earlier one failed: each step looks first.
+func (c *setupCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	log := a.logger(cfg.Log)
+	source, sink := sourceConfig(cfg, log), streamConfig(cfg, log)
+	if c.PrintSQL {
+		return printSQL(a.stdout, source, sink)
+	}
+	for _, step := range []struct {
+		what string
+		do   func() ([]string, error)
+	}{
+		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
+		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
+		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink) }},
+	} {
+		did, err := step.do()
+		for _, line := range did {
+			if _, err := fmt.Fprintln(a.stdout, line); err != nil {
+				return fmt.Errorf("write result: %w", err)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+// setupSource says what it did as the other steps do, also when that is nothing.
+func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
+	ran, err := cdc.Setup(ctx, cfg)
+	if err == nil && len(ran) == 0 {
+		return []string{fmt.Sprintf("publication %s: there already", cfg.Publication)}, nil
+	}
+	for i, statement := range ran {
+		ran[i] = fmt.Sprintf("publication %s: %s", cfg.Publication, statement)
+	}
+	return ran, err
+}
+
+// printSQL writes a script that psql runs; topics, which SQL cannot make, are
+// named in a comment.
+func printSQL(out io.Writer, source cdc.Config, sink stream.Config) error {
+	lines := []string{"-- in the source database"}
+	for _, s := range cdc.SetupSQL(source) {
+		lines = append(lines, s+";")
+	}
+	lines = append(lines, "", "-- in the sink database, outside of a transaction (CONCURRENTLY)")
+	for _, s := range stream.SetupSQL(sink) {
+		lines = append(lines, s+";")
+	}
+	k := sink.Kafka
+	lines = append(lines, "", fmt.Sprintf("-- topics: %s, %s, %s, and %s (compacted, as many partitions as %s)",
+		k.Campaigns, k.Notifications, k.DeadLetters, k.Progress, k.Campaigns))
+	for _, l := range lines {
+		if _, err := fmt.Fprintln(out, l); err != nil {
+			return fmt.Errorf("write result: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+)
+
+// Set by the build: -ldflags "-X main.version=v1.2.3 -X main.commit=0123abc".
+// Without them, as after `go install`, Go's own record of the commit is used.
+var (
+	version = "dev"
+	commit  string
+)
+
+// versionCmd shows what this binary is.
+type versionCmd struct {
+	JSON bool `help:"As JSON."`
+}
+
+// build identifies a binary.
+type build struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"` // "unknown" without version control; "+dirty" with local changes
+	Go      string `json:"go"`
+}
+
+// thisBuild reads what the compiler left in the binary.
+func thisBuild() build {
+	b := build{Version: version, Commit: "unknown", Go: runtime.Version()}
+	if commit != "" {
+		b.Commit = commit
+		return b
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	dirty := false
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.Commit = s.Value
+		case "vcs.modified":
+			dirty = s.Value == "true"
+		}
+	}
+	if dirty && b.Commit != "unknown" {
+		b.Commit += "+dirty"
+	}
+	return b
+}
+
+// Run prints it.
+func (c *versionCmd) Run(a *app) error {
+	b := thisBuild()
+	if c.JSON {
+		return printJSON(a, b)
+	}
+	_, err := fmt.Fprintf(a.stdout, "dinnerbell %s (commit %s, %s)\n", b.Version, b.Commit, b.Go)
+	return err
+}
+
+// printJSON writes v as one line to standard output.
+func printJSON(a *app, v any) error {
+	if err := json.NewEncoder(a.stdout).Encode(v); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// A restaurant with a million subscribers: bounded memory, and small campaigns
+// do not wait for it.
+func TestMillionSubscribers(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	const size = 1_000_000
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT md5('c' || n)::uuid::text, 'huge' FROM generate_series(1, $1) n`, size)
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'small' FROM generate_series(1, 100) n`)
+	d.setup(1)
+	d.start()
+	d.ready()
+	d.produce(0, newCampaign("huge campaign", "huge"))
+	envtest.Until(t, patience, func() error { return d.atLeast("huge campaign", size/10) })
+
+	const sofar = `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'huge campaign'`
+	var before, after int64
+	d.scan(&before, sofar)
+	began := time.Now()
+	d.produce(0, newCampaign("small campaign", "small"))
+	envtest.Until(t, patience, func() error { return d.atLeast("small campaign", 100) })
+	took := time.Since(began)
+	d.scan(&after, sofar)
+	t.Logf("100 subscribers in %v; meanwhile %d of the large campaign, with %d still to come", took.Round(time.Millisecond), after-before, size-after)
+	if after >= size {
+		t.Error("the large campaign was over: the test shows nothing")
+	}
+	if after-before > 60_000 { // a second's worth, counted in work, not by the clock
+		t.Errorf("the small campaign waited for %d notifications of the large one", after-before)
+	}
+	d.checkOnce(map[string]string{"huge campaign": "huge", "small campaign": "small"}, 3*patience)
+
+	peak := d.peakMemory()
+	t.Logf("peak memory of the daemon: %d MB", peak>>20)
+	if peak > 300<<20 {
+		t.Errorf("peak memory %d MB", peak>>20)
+	}
+	d.stop()
+}
+
+func (d *deployment) atLeast(campaign string, n int64) error {
+	d.Helper()
+	var have int64
+	if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign); have < n {
+		return fmt.Errorf("%d rows of %s, want %d", have, campaign, n)
+	}
+	return nil
+}
+
+var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
+
+// peakMemory is the most memory that the process has had resident, in bytes.
+func (d *deployment) peakMemory() int64 {
+	d.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.Process.Pid))
+	if err != nil {
+		d.Skipf("peak memory is read from /proc: %v", err)
+	}
+	m := highWater.FindSubmatch(status)
+	if m == nil {
+		d.Fatalf("no VmHWM in %s", status)
+	}
+	kb, err := strconv.ParseInt(string(m[1]), 10, 64)
+	if err != nil {
+		d.Fatal(err)
+	}
+	return kb << 10
+}

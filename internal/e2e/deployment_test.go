@@ -1,0 +1,327 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+func TestMain(m *testing.M) { envtest.Main(m) }
+
+// patience bounds how long a test waits for what must come.
+const patience = 90 * time.Second
+
+// deployment is a database, topics, a configuration and the daemon's process.
+type deployment struct {
+	*testing.T
+	db        *envtest.DB
+	kafka     *envtest.Cluster
+	name      string // prefix of the topics, slot and group
+	config    string // path
+	dir       string // state.dir
+	binary    string
+	env       []string // of the daemon; nil: the test's
+	process   *exec.Cmd
+	exited    chan error
+	log       *logBuffer
+	campaigns *kgo.Client
+}
+
+func deploy(t *testing.T) *deployment {
+	t.Helper()
+	d := &deployment{T: t, db: envtest.Database(t), kafka: envtest.Kafka(t), name: envtest.Name("e2e"), binary: envtest.Binary(t), log: &logBuffer{}}
+	root := envtest.Dir(t)
+	d.config, d.dir = filepath.Join(root, "dinnerbell.yaml"), filepath.Join(root, "state")
+	text, err := json.Marshal(map[string]any{ // JSON is YAML
+		"source": map[string]any{"url": d.db.URL, "slot": d.name},
+		"kafka": map[string]any{
+			"brokers": d.kafka.Brokers, "campaigns": d.topic("campaigns"), "notifications": d.topic("notifications"),
+			"dead_letters": d.topic("dead"), "progress": d.topic("progress"), "group": d.name,
+		},
+		"state": map[string]any{"dir": d.dir},
+		"http":  map[string]any{"listen": "127.0.0.1:0"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.config, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.campaigns = d.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	t.Cleanup(func() {
+		if d.process != nil {
+			d.kill()
+		}
+		if t.Failed() {
+			t.Logf("the daemon's log:\n%s", d.log.tail(16<<10))
+		}
+	})
+	return d
+}
+
+func (d *deployment) topic(base string) string { return d.name + "." + base }
+
+// command runs one dinnerbell command and returns its standard output.
+func (d *deployment) command(args ...string) string {
+	d.Helper()
+	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		d.Fatalf("dinnerbell %v: %v: %s%s", args, err, out, stderr.String())
+	}
+	return string(out)
+}
+
+// setup creates the campaigns topic with a number of partitions, then runs
+// `dinnerbell setup`.
+func (d *deployment) setup(partitions int) {
+	d.Helper()
+	d.kafka.TopicNamed(d.topic("campaigns"), int32(partitions), nil)
+	d.kafka.DeleteAfter(d.topic("notifications"), d.topic("dead"), d.topic("progress"))
+	d.command("setup")
+}
+
+// start runs the daemon as a process of its own.
+func (d *deployment) start() {
+	d.Helper()
+	cmd := exec.Command(d.binary, "-c", d.config, "run")
+	cmd.Stderr, cmd.Env = d.log, d.env
+	if err := cmd.Start(); err != nil {
+		d.Fatal(err)
+	}
+	d.process, d.exited = cmd, make(chan error, 1)
+	go func(exited chan error) { exited <- cmd.Wait() }(d.exited)
+}
+
+// kill ends the daemon by SIGKILL, as a crash does.
+func (d *deployment) kill() {
+	d.Helper()
+	if err := d.process.Process.Kill(); err != nil {
+		d.Errorf("kill: %v", err)
+	}
+	<-d.exited //nolint:errcheck // killed: it ends with an error
+	d.process = nil
+}
+
+// stop ends the daemon by SIGTERM; it must drain and exit 0.
+func (d *deployment) stop() {
+	d.Helper()
+	if err := d.process.Process.Signal(syscall.SIGTERM); err != nil {
+		d.Fatal(err)
+	}
+	if err := <-d.exited; err != nil {
+		d.Errorf("the daemon ended with %v after SIGTERM", err)
+	}
+	d.process = nil
+}
+
+// ready waits until /readyz of the started daemon says 200.
+func (d *deployment) ready() {
+	d.Helper()
+	envtest.Until(d, patience, func() error {
+		address, err := d.httpAddress()
+		if err != nil {
+			return err
+		}
+		resp, err := http.Get("http://" + address + "/readyz")
+		if err != nil {
+			return err
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("readyz: %s", body)
+		}
+		return nil
+	})
+}
+
+var httpField = regexp.MustCompile(`\bhttp=(\S+)`)
+
+// httpAddress finds where the newest process listens: its log says so.
+func (d *deployment) httpAddress() (string, error) {
+	all := httpField.FindAllStringSubmatch(d.log.tail(1<<20), -1)
+	if len(all) == 0 {
+		return "", fmt.Errorf("the daemon has not said where it listens")
+	}
+	return all[len(all)-1][1], nil
+}
+
+// produce sends campaigns to one partition.
+func (d *deployment) produce(partition int32, campaigns ...campaign) {
+	d.Helper()
+	for _, c := range campaigns {
+		r := &kgo.Record{Topic: d.topic("campaigns"), Partition: partition, Value: c.json()}
+		if err := d.campaigns.ProduceSync(d.Context(), r).FirstErr(); err != nil {
+			d.Fatal(err)
+		}
+	}
+}
+
+// campaign is an input message.
+type campaign struct {
+	Restaurant string `json:"restaurant_id"`
+	ID         string `json:"adv_campaign_id"`
+	Content    string `json:"adv_campaign_content"`
+	Owner      string `json:"adv_campaign_owner"`
+	Contact    string `json:"adv_campaign_owner_contact"`
+	Start      int64  `json:"adv_campaign_datetime_start"`
+	End        int64  `json:"adv_campaign_datetime_end"`
+	Created    int64  `json:"datetime_created"`
+}
+
+// newCampaign is valid now and for an hour.
+func newCampaign(id, restaurant string) campaign {
+	now := time.Now().Unix()
+	return campaign{restaurant, id, "content of " + id, "owner", "owner@example.com", now - 10, now + 3600, now - 20}
+}
+
+func (c campaign) json() []byte {
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(err) //nolint:forbidigo // strings and numbers always encode
+	}
+	return b
+}
+
+// checkOnce waits until both sinks hold exactly the given number of
+// notifications, then checks against a join in SQL that none is missing, none
+// is doubled, and that each record is the byte-exact JSON of its row.
+func (d *deployment) checkOnce(campaigns map[string]string, patience time.Duration) {
+	d.Helper()
+	ids, restaurants := make([]string, 0, len(campaigns)), make([]string, 0, len(campaigns))
+	for id, restaurant := range campaigns {
+		ids, restaurants = append(ids, id), append(restaurants, restaurant)
+	}
+	var want int64
+	join := `FROM unnest($1::text[], $2::text[]) AS c(id, restaurant) JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant`
+	d.scan(&want, `SELECT count(DISTINCT (c.id, s.client_id)) `+join, ids, restaurants)
+	envtest.Until(d, patience, func() error {
+		var have int64
+		d.scan(&have, `SELECT count(*) FROM subscribers_feedback`)
+		if have != want {
+			return fmt.Errorf("%d of %d rows", have, want)
+		}
+		return nil
+	})
+	var missing int64
+	d.scan(&missing, `SELECT count(*) FROM (SELECT c.id, s.client_id `+join+` EXCEPT SELECT adv_campaign_id, client_id FROM subscribers_feedback) AS m`, ids, restaurants)
+	if missing != 0 {
+		d.Errorf("%d notifications are missing in the table and as many are too much", missing)
+	}
+	d.compareSinks(patience)
+}
+
+func (d *deployment) scan(to any, sql string, args ...any) {
+	d.Helper()
+	if err := d.db.Pool.QueryRow(d.Context(), sql, args...).Scan(to); err != nil {
+		d.Fatal(err)
+	}
+}
+
+// compareSinks waits until the topic holds as many records as the table rows,
+// and compares them one by one.
+func (d *deployment) compareSinks(patience time.Duration) {
+	d.Helper()
+	rows := d.rows()
+	var records []*kgo.Record
+	envtest.Until(d, patience, func() error {
+		if records = d.kafka.ReadAll(d.topic("notifications")); len(records) < len(rows) {
+			return fmt.Errorf("%d of %d records", len(records), len(rows))
+		}
+		return nil
+	})
+	seen := make(map[string]bool, len(records))
+	for _, r := range records {
+		key := string(r.Key)
+		switch row, ok := rows[key]; {
+		case seen[key]:
+			d.Fatalf("record %s is there twice", key)
+		case !ok:
+			d.Fatalf("record %s has no row", key)
+		case row != string(r.Value):
+			d.Fatalf("record %s is\n%s, its row\n%s", key, r.Value, row)
+		}
+		seen[key] = true
+	}
+	if len(records) != len(rows) {
+		d.Errorf("%d records, %d rows", len(records), len(rows))
+	}
+}
+
+// rows renders every feedback row of the daemon's as the record that must
+// stand beside it; rows with feedback in them are other jobs'.
+func (d *deployment) rows() map[string]string {
+	d.Helper()
+	rows, err := d.db.Pool.Query(d.Context(), `SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, client_id, datetime_created, trigger_datetime_created FROM subscribers_feedback WHERE feedback IS NULL`)
+	if err != nil {
+		d.Fatal(err)
+	}
+	out := map[string]string{}
+	type record struct {
+		Restaurant string `json:"restaurant_id"`
+		ID         string `json:"adv_campaign_id"`
+		Content    string `json:"adv_campaign_content"`
+		Owner      string `json:"adv_campaign_owner"`
+		Contact    string `json:"adv_campaign_owner_contact"`
+		Start      int64  `json:"adv_campaign_datetime_start"`
+		End        int64  `json:"adv_campaign_datetime_end"`
+		Client     string `json:"client_id"`
+		Created    int64  `json:"datetime_created"`
+		Trigger    int64  `json:"trigger_datetime_created"`
+	}
+	var r record
+	_, err = pgx.ForEachRow(rows, []any{&r.Restaurant, &r.ID, &r.Content, &r.Owner, &r.Contact, &r.Start, &r.End, &r.Client, &r.Created, &r.Trigger}, func() error {
+		b, err := json.Marshal(r)
+		out[escape(r.ID)+":"+escape(r.Client)] = string(b)
+		return err
+	})
+	if err != nil {
+		d.Fatal(err)
+	}
+	return out
+}
+
+func escape(id string) string { return strings.NewReplacer("%", "%25", ":", "%3A").Replace(id) }
+
+// logBuffer collects what the daemon's processes log.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+// Write implements io.Writer.
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf = append(b.buf, p...)
+	return len(p), nil
+}
+
+func (b *logBuffer) tail(n int) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.buf[max(0, len(b.buf)-n):])
+}

@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// failpoints lists every failpoint.Hit("…") of the source.
+func failpoints(t *testing.T) []string {
+	t.Helper()
+	var names []string
+	root := envtest.Root(t)
+	for _, dir := range []string{"cdc", "state", "stream"} {
+		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+			if err != nil {
+				return err
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				if name, ok := hitName(n); ok {
+					names = append(names, name)
+				}
+				return true
+			})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(names)
+	if unique := slices.Compact(slices.Clone(names)); len(unique) != len(names) {
+		t.Errorf("a failpoint's name is used twice in %v", names)
+	}
+	return names
+}
+
+func hitName(n ast.Node) (string, bool) {
+	call, ok := n.(*ast.CallExpr)
+	if !ok || len(call.Args) != 1 {
+		return "", false
+	}
+	fun, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || fun.Sel.Name != "Hit" {
+		return "", false
+	}
+	if pkg, ok := fun.X.(*ast.Ident); !ok || pkg.Name != "failpoint" {
+		return "", false
+	}
+	lit, ok := call.Args[0].(*ast.BasicLit)
+	if !ok {
+		return "", false
+	}
+	name, err := strconv.Unquote(lit.Value)
+	return name, err == nil
+}
+
+// The daemon dies at each named moment of its work, once, and is started
+// again: nobody is missed, nobody is notified twice. A moment that the
+// workload does not reach fails the test.
+func TestDeathAtEveryFailpoint(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.binary = filepath.Join(envtest.Dir(t), "dinnerbell-failpoints")
+	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "failpoints", "-o", d.binary, "dinnerbell/cmd/dinnerbell")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	d.setup(2)
+	produced := map[string]string{}
+	points := failpoints(t)
+	for n, point := range points {
+		t.Logf("%s", point)
+		d.dieAt(point, n, produced)
+	}
+	d.start()
+	d.ready()
+	d.checkOnce(produced, 2*patience)
+	d.stop()
+	t.Logf("%d moments", len(points))
+}
+
+// dieAt runs the daemon until it dies at the point, with work that leads
+// there, then starts it again and has it finish.
+func (d *deployment) dieAt(point string, n int, produced map[string]string) {
+	d.Helper()
+	if strings.HasPrefix(point, "snapshot/") { // only reached where there is no state
+		if err := os.RemoveAll(d.dir); err != nil {
+			d.Fatal(err)
+		}
+	}
+	restaurant, id := fmt.Sprintf("r%d", n), fmt.Sprintf("c%d", n)
+	const audience = 3000 // more than one step
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || c, $1 FROM generate_series(1, $2) c`, restaurant, audience)
+	// One client has the campaign already, from another job: that leads to the conflict path.
+	d.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback) VALUES ('', $1, '', '', '', 1, 2, 1, 'client 7', 1, 'from another job')`, id)
+
+	d.env = append(os.Environ(), "DINNERBELL_FAILPOINT="+point)
+	d.start()
+	soon := newCampaign(id+" soon", restaurant)
+	soon.Start = time.Now().Unix() + 2
+	d.produce(int32(n)%2, newCampaign(id, restaurant), soon)
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', $1)`, restaurant+" late")
+	d.produce(int32(n)%2, newCampaign(id+" late", restaurant+" late"))
+	select {
+	case err := <-d.exited:
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || !killed(exit) {
+			d.Fatalf("the daemon ended with %v instead of dying at %s", err, point)
+		}
+		d.process = nil
+	case <-time.After(patience):
+		d.Fatalf("the daemon never reached %s", point)
+	}
+	d.env = nil
+	produced[id], produced[id+" soon"], produced[id+" late"] = restaurant, restaurant, restaurant+" late"
+
+	d.start()
+	for _, want := range []struct {
+		campaign string
+		clients  int64
+	}{{id, audience}, {id + " soon", audience}, {id + " late", 1}} {
+		envtest.Until(d, patience, func() error { return d.atLeast(want.campaign, want.clients) })
+	}
+	d.stop()
+}
+
+func killed(exit *exec.ExitError) bool {
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
+}

@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// Postgres is put back behind Kafka: the daemon ends with 3 and names the
+// commands; after one of them it goes on.
+func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.subscribe(2, 100)
+	d.setup(1)
+	d.start()
+	d.ready()
+	d.produce(0, newCampaign("before", "r1"))
+	d.checkOnce(map[string]string{"before": "r1"}, patience)
+	d.stop()
+	tables := []string{"public.subscribers_feedback", "dinnerbell.lane", "dinnerbell.campaign", "dinnerbell.outbox"}
+	for _, table := range tables {
+		d.db.Exec("CREATE TABLE " + table + "_backup AS TABLE " + table)
+	}
+	d.start()
+	d.ready()
+	d.produce(0, newCampaign("after", "r0"))
+	d.checkOnce(map[string]string{"before": "r1", "after": "r0"}, patience)
+	d.stop()
+	for _, table := range tables {
+		d.db.Exec("TRUNCATE " + table)
+		d.db.Exec("INSERT INTO " + table + " TABLE " + table + "_backup")
+	}
+
+	if out, err := exec.CommandContext(t.Context(), d.binary, "-c", d.config, "audit").Output(); err == nil || !strings.Contains(string(out), "FAIL lane 0: K ") {
+		t.Errorf("audit: %v\n%s", err, out)
+	}
+	d.start()
+	select {
+	case err := <-d.exited:
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 3 {
+			t.Errorf("the daemon ended with %v instead of 3", err)
+		}
+		d.process = nil
+	case <-time.After(patience):
+		t.Fatal("the daemon goes on")
+	}
+	if log := d.log.tail(4 << 10); !strings.Contains(log, "Postgres was rolled back") || !strings.Contains(log, "dinnerbell resolve --lane 0 --accept-repeats") {
+		t.Errorf("the log does not say what happened and what to do:\n%s", log)
+	}
+	t.Log(d.command("resolve", "--lane", "0", "--accept-repeats"))
+	d.start()
+	d.ready()
+	envtest.Until(t, patience, func() error { return d.atLeast("after", 100) })
+	d.stop()
+}

@@ -1,0 +1,177 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// BrokerOptions says where and how a kfake broker runs.
+type BrokerOptions struct {
+	// Dir holds the broker's data and its log; created if missing.
+	Dir string
+	// Command is a program and its first arguments that calls ServeBroker. Two
+	// more are appended: the data folder and the address to listen on. It must
+	// end its context on SIGTERM.
+	Command []string
+	// Port on 127.0.0.1; 0 chooses a free one, kept over restarts.
+	Port int
+}
+
+const (
+	brokerReadyLimit = 30 * time.Second
+	brokerStopLimit  = 60 * time.Second // it writes its state out
+)
+
+// ErrBrokerStuck means that the broker did not end after SIGTERM. It is left
+// alone: SIGKILL tears its transactions.
+var ErrBrokerStuck = errors.New("broker does not end")
+
+// Broker is kfake in a process of its own, one broker, topics made on request
+// only. Its methods are for one goroutine at a time.
+type Broker struct {
+	opts BrokerOptions
+	proc *process
+}
+
+// StartBroker starts the child and returns once it answers.
+func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
+	if len(o.Command) == 0 {
+		return nil, errors.New("start broker: no command")
+	}
+	if err := os.MkdirAll(o.Dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make broker folder: %w", err)
+	}
+	if o.Port != 0 {
+		b := &Broker{opts: o}
+		return b, b.Start(ctx)
+	}
+	const tries = 3
+	var err error
+	for range tries {
+		if o.Port, err = freePort(); err != nil {
+			return nil, err
+		}
+		b := &Broker{opts: o}
+		if err = b.Start(ctx); err == nil {
+			return b, nil
+		}
+		if !errors.Is(err, ErrExited) {
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+// Addr is host:port of the broker, the same over restarts.
+func (b *Broker) Addr() string { return loopback(b.opts.Port) }
+
+// Start starts a stopped broker again on the same port and data and returns
+// once it answers a metadata request.
+func (b *Broker) Start(ctx context.Context) error {
+	if b.proc.running() {
+		return nil
+	}
+	logPath := filepath.Join(b.opts.Dir, "broker.log")
+	logFile, err := openLog(logPath)
+	if err != nil {
+		return err
+	}
+	args := slices.Concat(b.opts.Command[1:], []string{filepath.Join(b.opts.Dir, "data"), b.Addr()})
+	cmd := exec.Command(b.opts.Command[0], args...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	proc, err := startProcess(cmd, syscall.SIGTERM, nil)
+	_ = logFile.Close() // the child has its own descriptor
+	if err != nil {
+		return err
+	}
+	b.proc = proc
+	if err := awaitBroker(ctx, proc, b.Addr(), brokerReadyLimit); err != nil {
+		return errors.Join(fmt.Errorf("start broker on %s: %w%s", b.Addr(), err, logTail(logPath)), b.Stop())
+	}
+	return nil
+}
+
+// Stop ends the broker with SIGTERM and waits until it has written its data.
+// There is no Kill: see ErrBrokerStuck.
+func (b *Broker) Stop() error {
+	if !b.proc.running() {
+		return nil
+	}
+	if err := b.proc.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if !b.proc.wait(brokerStopLimit) {
+		return fmt.Errorf("stop broker (pid %d): %w after %s", b.proc.pid(), ErrBrokerStuck, brokerStopLimit)
+	}
+	return nil
+}
+
+// awaitBroker returns once the broker at addr answers a metadata request.
+func awaitBroker(ctx context.Context, proc *process, addr string, limit time.Duration) error {
+	return proc.awaitReady(ctx, limit, func(ctx context.Context) error {
+		// A dial first: a client would go through its own slow retries.
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return err
+		}
+		if err := conn.Close(); err != nil {
+			return err
+		}
+		client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.RetryTimeout(time.Second))
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		meta, err := kadm.NewClient(client).BrokerMetadata(ctx)
+		if err != nil {
+			return err
+		}
+		if len(meta.Brokers) == 0 {
+			return errors.New("broker lists no brokers yet")
+		}
+		return nil
+	})
+}
+
+// ServeBroker is the child's side of StartBroker: it serves kfake from dir on
+// listen (host:port on loopback) until ctx ends, then writes its state and
+// returns. Nothing creates topics by itself. A folder has its own cluster id,
+// which it keeps.
+func ServeBroker(ctx context.Context, dir, listen string) error {
+	_, portText, err := net.SplitHostPort(listen)
+	if err != nil {
+		return fmt.Errorf("read broker address %q: %w", listen, err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		return fmt.Errorf("read broker address %q: %w", listen, err)
+	}
+	cluster, err := kfake.NewCluster(
+		kfake.Ports(port),
+		kfake.ClusterID(rand.Text()), // only for a new folder: a stored one wins
+		kfake.DataDir(dir),
+		kfake.DefaultNumPartitions(1),
+		kfake.GroupMinSessionTimeout(time.Second), // lets a test's dead member go soon
+		kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)),
+	)
+	if err != nil {
+		return fmt.Errorf("start kfake in %s: %w", dir, err)
+	}
+	<-ctx.Done()
+	cluster.Close()
+	return nil
+}

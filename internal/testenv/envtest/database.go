@@ -1,0 +1,153 @@
+package envtest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// fast gives up what only matters when the machine itself dies: a killed
+// Postgres loses nothing by it, its writes are in the kernel.
+var fast = map[string]string{"fsync": "off", "full_page_writes": "off"}
+
+// DB is a database of one test on the shared server.
+type DB struct {
+	URL  string
+	Name string
+	Pool *pgxpool.Pool
+
+	t testing.TB
+}
+
+// Database creates a fresh database with testenv.ContractTables in it on the server
+// that all tests of the package share. It is dropped after the test, its
+// replication slots and connections with it.
+func Database(t testing.TB) *DB {
+	t.Helper()
+	server, name := servers.database(t)
+	db := &DB{Name: name, URL: server.URL(name), t: t}
+	admin(t, server.URL(""), "CREATE DATABASE "+name)
+	pool, err := pgxpool.New(t.Context(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Pool = pool
+	t.Cleanup(func() {
+		pool.Close()
+		dropDatabase(t, server.URL(""), name)
+	})
+	db.Exec(testenv.ContractTables)
+	return db
+}
+
+// database starts the shared server if need be and picks a name.
+func (s *shared) database(t testing.TB) (*testenv.Postgres, string) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.postgres == nil {
+		dir, err := s.folder()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.postgres = StartPostgres(t, filepath.Join(dir, "postgres"), nil)
+	}
+	s.databases++
+	return s.postgres, fmt.Sprintf("test_%d", s.databases)
+}
+
+// StartPostgres starts a server of the test's own in dir (see Dir), for tests
+// that kill it. The caller stops it. It gives up fsync as the shared server
+// does; settings override.
+func StartPostgres(t testing.TB, dir string, settings map[string]string) *testenv.Postgres {
+	t.Helper()
+	all := maps.Clone(fast)
+	maps.Copy(all, settings)
+	server, err := testenv.StartPostgres(context.Background(), testenv.PostgresOptions{
+		Dir: dir, BinDir: postgresBin(t), Settings: all,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
+// postgresBin finds the programs, or fetches them into the user's cache.
+func postgresBin(t testing.TB) string {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	bin, err := testenv.FindPostgres(t.Context(), filepath.Join(cache, "dinnerbell"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+// Exec runs SQL, with arguments or several statements without, and fails the
+// test on an error.
+func (db *DB) Exec(sql string, args ...any) {
+	db.t.Helper()
+	if _, err := db.Pool.Exec(db.t.Context(), sql, args...); err != nil {
+		db.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// Int runs a query for one number.
+func (db *DB) Int(sql string, args ...any) int64 {
+	db.t.Helper()
+	var n int64
+	if err := db.Pool.QueryRow(db.t.Context(), sql, args...).Scan(&n); err != nil {
+		db.t.Fatalf("%s: %v", sql, err)
+	}
+	return n
+}
+
+// admin runs one statement outside of any test's database.
+func admin(t testing.TB, url, sql string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// dropDatabase ends the walsenders of the database, drops its slots, which
+// would forbid the drop, and the database. The test's context has ended.
+func dropDatabase(t testing.TB, url, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Errorf("drop %s: %v", name, err)
+		return
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+		WHERE database = $1 AND active_pid IS NOT NULL`, name); err != nil {
+		t.Errorf("end walsenders of %s: %v", name, err)
+	}
+	Until(t, 10*time.Second, func() error {
+		_, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1`, name)
+		return err
+	})
+	if _, err := conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+		t.Errorf("drop %s: %v", name, err)
+	}
+}

@@ -1,0 +1,169 @@
+// Package envtest gives tests real servers: one Postgres and one broker per
+// test binary, started when a test first asks, and a database and topics of
+// its own for each test, so that tests run in parallel.
+//
+// A package that uses it has
+//
+//	func TestMain(m *testing.M) { envtest.Main(m) }
+package envtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv"
+
+	"go.uber.org/goleak"
+)
+
+// brokerChild as the first argument turns the test binary into the broker.
+const brokerChild = "envtest-broker-child"
+
+// tempPrefix names this package's folders; the process id follows.
+const tempPrefix = "dinnerbell-envtest-"
+
+// servers are what this test binary has started. It is the one global: tests
+// of a package share it, and Main takes it down.
+var servers shared
+
+// shared guards lazily started servers.
+type shared struct {
+	mu                sync.Mutex
+	dir               string // of all of them, below the system's temporary folder
+	postgres          *testenv.Postgres
+	broker            *testenv.Broker
+	binary            string
+	databases, topics int // numbers for names
+}
+
+// Main runs a package's tests, stops the servers they started, and fails if a
+// goroutine is left. It also is the broker's side of StartBroker: the test
+// binary is started again as the broker.
+func Main(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == brokerChild {
+		os.Exit(serveBroker(os.Args[2], os.Args[3]))
+	}
+	removeStale(os.TempDir())
+	code := m.Run()
+	if err := servers.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "envtest:", err)
+		code = max(code, 1)
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, "envtest:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func serveBroker(dir, listen string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	signal.Ignore(syscall.SIGINT) // its own process group should see none
+	if err := testenv.ServeBroker(ctx, dir, listen); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// folder returns the shared folder, made on first use below the system's
+// temporary folder and open to every user: as root, Postgres runs as another
+// one, who cannot enter t.TempDir(). The caller holds mu.
+func (s *shared) folder() (string, error) {
+	if s.dir != "" {
+		return s.dir, nil
+	}
+	dir, err := os.MkdirTemp("", tempPrefix+strconv.Itoa(os.Getpid())+"-")
+	if err != nil {
+		return "", fmt.Errorf("make test folder: %w", err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", fmt.Errorf("open test folder: %w", err)
+	}
+	s.dir = dir
+	return dir, nil
+}
+
+// stop takes everything down and removes the folder.
+func (s *shared) stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	if s.broker != nil {
+		errs = append(errs, s.broker.Stop())
+	}
+	if s.postgres != nil {
+		errs = append(errs, s.postgres.Stop())
+	}
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// removeStale removes the folders of test processes that are gone: one that
+// was killed could not.
+func removeStale(tmp string) {
+	dirs, err := filepath.Glob(filepath.Join(tmp, tempPrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range dirs {
+		text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), tempPrefix), "-")
+		pid, err := strconv.Atoi(text)
+		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(dir)
+		}
+	}
+}
+
+// Dir makes a folder for one test that every user can enter, unlike
+// t.TempDir(): where a test starts its own Postgres.
+func Dir(t testing.TB) string {
+	t.Helper()
+	servers.mu.Lock()
+	root, err := servers.folder()
+	servers.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(root, "test-") //nolint:usetesting // closed to other users
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// Until calls done until it returns nil and fails the test with its last error
+// after limit. It is the tests' bounded wait for what sends no signal.
+func Until(t testing.TB, limit time.Duration, done func() error) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); ; <-tick.C {
+		err := done()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still not so after %s: %v", limit, err)
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package envtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Cluster is the Kafka that a test talks to.
+type Cluster struct {
+	Brokers []string
+
+	t testing.TB
+}
+
+// Kafka returns the cluster of $KAFKA_BROKERS (host:port, comma-separated)
+// where it is set, else a kfake broker that all tests of the package share.
+func Kafka(t testing.TB) *Cluster {
+	t.Helper()
+	if list := os.Getenv("KAFKA_BROKERS"); list != "" {
+		return &Cluster{Brokers: strings.Split(list, ","), t: t}
+	}
+	return &Cluster{Brokers: []string{servers.kfake(t).Addr()}, t: t}
+}
+
+// KafkaAt is Kafka for a broker that the test runs itself.
+func KafkaAt(t testing.TB, brokers ...string) *Cluster {
+	t.Helper()
+	return &Cluster{Brokers: brokers, t: t}
+}
+
+// RealKafka reports whether Kafka gives a cluster that is not kfake.
+func RealKafka() bool { return os.Getenv("KAFKA_BROKERS") != "" }
+
+// kfake starts the shared broker if need be.
+func (s *shared) kfake(t testing.TB) *testenv.Broker {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broker == nil {
+		dir, err := s.folder()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.broker = StartBroker(t, filepath.Join(dir, "broker"))
+	}
+	return s.broker
+}
+
+// StartBroker starts a kfake of the test's own in dir, for tests that stop it.
+// The caller stops it.
+func StartBroker(t testing.TB, dir string) *testenv.Broker {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker, err := testenv.StartBroker(context.Background(), testenv.BrokerOptions{
+		Dir: dir, Command: []string{self, brokerChild},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return broker
+}
+
+// StartKafka starts a real Apache Kafka of the test's own in dir, for tests
+// that kill the broker. The caller stops it. It needs Java 17 and Maven.
+func StartKafka(t testing.TB, dir string) *testenv.Kafka {
+	t.Helper()
+	kafka, err := testenv.StartKafka(context.Background(), testenv.KafkaOptions{
+		Script: filepath.Join(Root(t), "scripts", "kafka.sh"), Dir: dir,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kafka
+}
+
+// Name returns a name that starts with base and that no other test of any
+// process uses, for topics, groups and slots: lower case, digits and _.
+func Name(base string) string {
+	servers.mu.Lock()
+	defer servers.mu.Unlock()
+	servers.topics++
+	return fmt.Sprintf("%s_%d_%x_%d", base, os.Getpid(), time.Now().UnixMilli(), servers.topics)
+}
+
+// Topic creates a topic with a Name of its own and deletes it after the test.
+// configs are topic settings, such as "cleanup.policy": "compact".
+func (c *Cluster) Topic(base string, partitions int32, configs map[string]string) string {
+	c.t.Helper()
+	name := Name(base)
+	c.TopicNamed(name, partitions, configs)
+	return name
+}
+
+// TopicNamed is Topic with a name that the test has chosen.
+func (c *Cluster) TopicNamed(name string, partitions int32, configs map[string]string) {
+	c.t.Helper()
+	settings := make(map[string]*string, len(configs))
+	for k, v := range configs {
+		settings[k] = &v
+	}
+	client := c.Client()
+	if _, err := kadm.NewClient(client).CreateTopic(c.t.Context(), partitions, 1, settings, name); err != nil {
+		c.t.Fatalf("create topic %s: %v", name, err)
+	}
+	c.t.Cleanup(func() { deleteTopic(c.t, c.Brokers, name) })
+}
+
+// DeleteAfter deletes topics that the test's daemon creates, after the test.
+func (c *Cluster) DeleteAfter(names ...string) {
+	c.t.Cleanup(func() {
+		for _, name := range names {
+			deleteTopic(c.t, c.Brokers, name)
+		}
+	})
+}
+
+// deleteTopic is for a cluster that outlives the tests; it runs after the
+// test's context has ended.
+func deleteTopic(t testing.TB, brokers []string, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Errorf("delete topic %s: %v", name, err)
+		return
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).DeleteTopics(ctx, name); err != nil {
+		t.Errorf("delete topic %s: %v", name, err)
+	}
+}
+
+// Client returns a client that is closed after the test.
+func (c *Cluster) Client(opts ...kgo.Opt) *kgo.Client {
+	c.t.Helper()
+	client, err := kgo.NewClient(append([]kgo.Opt{kgo.SeedBrokers(c.Brokers...)}, opts...)...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(client.Close)
+	return client
+}
+
+// ReadAll is the package's ReadAll on this cluster.
+func (c *Cluster) ReadAll(topic string) []*kgo.Record {
+	c.t.Helper()
+	return ReadAll(c.t, c.Brokers, topic)
+}

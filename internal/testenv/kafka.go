@@ -1,0 +1,117 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// KafkaOptions says where and how a real Apache Kafka runs.
+type KafkaOptions struct {
+	// Script is scripts/kafka.sh, which has the server's configuration and
+	// fetches its jars on first use; it needs Java 17 and, then, Maven.
+	Script string
+	// Dir holds the server's data and log; created if missing.
+	Dir string
+	// Port and ControllerPort on 127.0.0.1; 0 chooses free ones, kept over
+	// restarts.
+	Port, ControllerPort int
+}
+
+const (
+	kafkaReadyLimit = 3 * time.Minute // a first start downloads 45 MB
+	kafkaStopLimit  = 30 * time.Second
+)
+
+// Kafka is one Apache Kafka node in KRaft mode. Unlike Broker it may be
+// killed. Its methods are for one goroutine at a time.
+type Kafka struct {
+	opts KafkaOptions
+	proc *process
+}
+
+// StartKafka starts the server, formatting an empty folder, and returns once
+// it answers.
+func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
+	var err error
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, fmt.Errorf("resolve Kafka folder: %w", err)
+	}
+	if err := os.MkdirAll(o.Dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make Kafka folder: %w", err)
+	}
+	for _, port := range []*int{&o.Port, &o.ControllerPort} {
+		if *port != 0 {
+			continue
+		}
+		if *port, err = freePort(); err != nil {
+			return nil, err
+		}
+	}
+	k := &Kafka{opts: o}
+	return k, k.Start(ctx)
+}
+
+// Addr is host:port of the broker, the same over restarts.
+func (k *Kafka) Addr() string { return loopback(k.opts.Port) }
+
+// Start starts a stopped or killed server on the same ports and data. After a
+// Kill it takes some seconds: the controller refuses the broker until its
+// former session has run out.
+func (k *Kafka) Start(ctx context.Context) error {
+	if k.proc.running() {
+		return nil
+	}
+	logPath := filepath.Join(k.opts.Dir, "kafka.log")
+	logFile, err := openLog(logPath)
+	if err != nil {
+		return err
+	}
+	// The script ends in exec: its process id becomes the server's.
+	cmd := exec.Command(k.opts.Script, "run", k.opts.Dir, strconv.Itoa(k.opts.Port), strconv.Itoa(k.opts.ControllerPort))
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	proc, err := startProcess(cmd, syscall.SIGKILL, nil)
+	_ = logFile.Close() // the child has its own descriptor
+	if err != nil {
+		return err
+	}
+	k.proc = proc
+	if err := awaitBroker(ctx, proc, k.Addr(), kafkaReadyLimit); err != nil {
+		return errors.Join(fmt.Errorf("start Kafka on %s: %w%s", k.Addr(), err, logTail(logPath)), k.Kill())
+	}
+	return nil
+}
+
+// Stop ends the server in order; one that does not follow in 30 seconds is
+// killed.
+func (k *Kafka) Stop() error {
+	if !k.proc.running() {
+		return nil
+	}
+	if err := k.proc.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if k.proc.wait(kafkaStopLimit) {
+		return nil
+	}
+	return k.Kill()
+}
+
+// Kill is a crash (SIGKILL, to the script's helpers too). It returns when the
+// process is gone.
+func (k *Kafka) Kill() error {
+	if !k.proc.running() {
+		return nil
+	}
+	if err := syscall.Kill(-k.proc.pid(), syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("kill Kafka (pid %d): %w", k.proc.pid(), err)
+	}
+	<-k.proc.done
+	return nil
+}

@@ -1,0 +1,302 @@
+// Package testenv runs real servers on loopback for the tests and the demo: a
+// Postgres of its own, kfake as a broker process with a data directory, and
+// Apache Kafka where its jars are at hand.
+//
+// Every server is a child in its own process group and, on Linux, ends when
+// this process does, however that ends. Each can be stopped, killed and
+// started again on the same port and data, which is what crash tests need.
+package testenv
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// PostgresOptions says where and how a Postgres runs.
+type PostgresOptions struct {
+	// Dir holds the data directory, the sockets and the log. It is created if
+	// missing. As root it is given to the user that Postgres runs as, who must
+	// be able to reach it: a t.TempDir() is not reachable, see TempDir.
+	Dir string
+	// BinDir holds initdb and postgres; "" asks FindPostgres, with Dir's
+	// neighbour folder .cache as the place for a download.
+	BinDir string
+	// Port on 127.0.0.1; 0 chooses a free one, kept over restarts.
+	Port int
+	// Settings are server settings that override the defaults below.
+	Settings map[string]string
+	// Log receives the server's output; nil writes Dir/postgres.log.
+	Log io.Writer
+}
+
+// defaultSettings: logical replication with room for many slots, since every
+// daemon of a test owns one, and many small pools.
+var defaultSettings = map[string]string{
+	"listen_addresses":      "127.0.0.1",
+	"wal_level":             "logical",
+	"max_replication_slots": "64",
+	"max_wal_senders":       "64",
+	"max_connections":       "200",
+}
+
+const (
+	postgresReadyLimit = 60 * time.Second // crash recovery included
+	postgresStopLimit  = 15 * time.Second // then less politely
+)
+
+// Postgres is one server. Its methods are for one goroutine at a time.
+type Postgres struct {
+	opts PostgresOptions
+	user *runAs // nil: runs as this process does
+	proc *process
+}
+
+// StartPostgres makes the data directory if it is empty and starts the server.
+// It returns once the server accepts connections. Authentication is trust, the
+// superuser is postgres; only loopback is listened on.
+func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
+	user, err := postgresUser()
+	if err != nil {
+		return nil, err
+	}
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, fmt.Errorf("resolve Postgres folder: %w", err)
+	}
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make Postgres folder: %w", err)
+	}
+	if o.BinDir == "" {
+		if o.BinDir, err = FindPostgres(ctx, filepath.Join(filepath.Dir(o.Dir), ".cache")); err != nil {
+			return nil, err
+		}
+	}
+	p := &Postgres{opts: o, user: user}
+	if err := p.initialise(ctx); err != nil {
+		return nil, err
+	}
+	return p, p.startOnFreePort(ctx)
+}
+
+// startOnFreePort tries further ports where the choice is ours: between the
+// choice and the server's bind another process may take one.
+func (p *Postgres) startOnFreePort(ctx context.Context) error {
+	if p.opts.Port != 0 {
+		return p.Start(ctx)
+	}
+	const tries = 3
+	var err error
+	for range tries {
+		if p.opts.Port, err = freePort(); err != nil {
+			return err
+		}
+		if err = p.Start(ctx); !errors.Is(err, ErrExited) {
+			return err
+		}
+	}
+	return err
+}
+
+// initialise runs initdb unless the data directory holds a cluster.
+func (p *Postgres) initialise(ctx context.Context) error {
+	sockets := filepath.Join(p.opts.Dir, "sockets")
+	if err := os.MkdirAll(sockets, 0o755); err != nil {
+		return fmt.Errorf("make socket folder: %w", err)
+	}
+	if p.user != nil {
+		if err := p.user.chown(p.opts.Dir); err != nil {
+			return fmt.Errorf("give %s to %s: %w", p.opts.Dir, p.user.name, err)
+		}
+		if err := p.user.checkReach(p.opts.Dir); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(p.dataDir(), "PG_VERSION")); err == nil {
+		return nil
+	}
+	// --no-sync: the folder is made anew if the machine dies in between.
+	cmd := exec.CommandContext(ctx, filepath.Join(p.opts.BinDir, "initdb"), "-D", p.dataDir(), "-U", "postgres",
+		"--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
+	cmd.Dir = p.opts.Dir
+	cmd.Env = serverEnv()
+	if p.user != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user.credential()}
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("run initdb in %s: %w\n%s", p.dataDir(), err, out)
+	}
+	return nil
+}
+
+// Start starts a server that was stopped or killed, on the same port, and
+// returns once it accepts connections, after crash recovery if need be.
+func (p *Postgres) Start(ctx context.Context) error {
+	if p.proc.running() {
+		return nil
+	}
+	cmd := exec.Command(filepath.Join(p.opts.BinDir, "postgres"), p.args()...)
+	cmd.Dir = p.opts.Dir
+	cmd.Env = serverEnv()
+	var logFile *os.File
+	out := p.opts.Log
+	if out == nil {
+		var err error
+		if logFile, err = openLog(p.logPath()); err != nil {
+			return err
+		}
+		out = logFile
+	}
+	cmd.Stdout, cmd.Stderr = out, out
+	// SIGQUIT is Postgres' immediate shutdown: the postmaster takes its
+	// children along and its shared memory with it.
+	proc, err := startProcess(cmd, syscall.SIGQUIT, p.user)
+	if logFile != nil {
+		_ = logFile.Close() // the child has its own descriptor
+	}
+	if err != nil {
+		return err
+	}
+	p.proc = proc
+	if err := proc.awaitReady(ctx, postgresReadyLimit, p.ping); err != nil {
+		return errors.Join(fmt.Errorf("start Postgres on port %d: %w%s", p.opts.Port, err, logTail(p.logPath())), p.Kill())
+	}
+	return nil
+}
+
+// args turns the settings into -c options; they beat postgresql.conf.
+func (p *Postgres) args() []string {
+	settings := maps.Clone(defaultSettings)
+	settings["unix_socket_directories"] = p.socketDir()
+	maps.Copy(settings, p.opts.Settings)
+	args := []string{"-D", p.dataDir(), "-p", strconv.Itoa(p.opts.Port)}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		args = append(args, "-c", name+"="+settings[name])
+	}
+	return args
+}
+
+// socketDir is "" (no sockets) where the path would not fit into sun_path,
+// which holds 104 bytes on the strictest system; TCP always works.
+func (p *Postgres) socketDir() string {
+	dir := filepath.Join(p.opts.Dir, "sockets")
+	if len(dir)+len("/.s.PGSQL.65535.lock") > 100 || strings.ContainsAny(dir, `,"`) {
+		return ""
+	}
+	return dir
+}
+
+// ping opens and closes one connection.
+func (p *Postgres) ping(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, p.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	return conn.Close(ctx)
+}
+
+// URL is the connection string of a database ("" is postgres) for the
+// superuser.
+func (p *Postgres) URL(db string) string {
+	u := url.URL{
+		Scheme: "postgres", User: url.User("postgres"), Host: loopback(p.opts.Port),
+		Path: "/" + cmp.Or(db, "postgres"), RawQuery: "sslmode=disable",
+	}
+	return u.String()
+}
+
+// Port is the server's port on 127.0.0.1.
+func (p *Postgres) Port() int { return p.opts.Port }
+
+// BinDir is the folder of the server's programs, psql among them where the
+// distribution ships it.
+func (p *Postgres) BinDir() string { return p.opts.BinDir }
+
+// PID is the postmaster's process id, 0 when the server does not run.
+func (p *Postgres) PID() int {
+	if !p.proc.running() {
+		return 0
+	}
+	return p.proc.pid()
+}
+
+// Stop shuts the server down fast: open transactions are rolled back and
+// everything is written out. A server that does not follow within 15 seconds
+// (a walsender waits for its client) is shut down immediately, then killed;
+// both leave crash recovery to the next start.
+func (p *Postgres) Stop() error {
+	if !p.proc.running() {
+		return nil
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
+		if err := p.proc.signal(sig); err != nil {
+			return err
+		}
+		if p.proc.wait(postgresStopLimit) {
+			return nil
+		}
+	}
+	return p.Kill()
+}
+
+// Kill is a crash: SIGKILL for the postmaster and each of its children. It
+// returns when all are gone, so that port and shared memory are free.
+//
+// The process group is not enough, since each backend calls setsid. The
+// postmaster is halted first so that no child is born behind our back.
+func (p *Postgres) Kill() error {
+	if !p.proc.running() {
+		return nil
+	}
+	if err := p.proc.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	pids := children(p.proc.pid())
+	if err := p.proc.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("kill Postgres child %d: %w", pid, err)
+		}
+	}
+	<-p.proc.done
+	return awaitGone(pids, postgresStopLimit)
+}
+
+// awaitGone waits until none of pids runs.
+func awaitGone(pids []int, limit time.Duration) error {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); slices.ContainsFunc(pids, alive); <-tick.C {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("wait for killed processes %v: still there after %s", pids, limit)
+		}
+	}
+	return nil
+}
+
+func (p *Postgres) dataDir() string { return filepath.Join(p.opts.Dir, "data") }
+func (p *Postgres) logPath() string { return filepath.Join(p.opts.Dir, "postgres.log") }
+
+// serverEnv is this process's environment without the PG* variables, which
+// would redirect the servers' own programs, and with messages in English.
+func serverEnv() []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "LC_") || strings.HasPrefix(kv, "LANG")
+	})
+	return append(env, "LC_ALL=C")
+}

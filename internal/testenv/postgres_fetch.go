@@ -1,0 +1,112 @@
+package testenv
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	embedded "github.com/fergusstrange/embedded-postgres"
+)
+
+// fetchVersion is what is downloaded where nothing is installed: 17 is the
+// first with failover slots and what docker-compose.yml runs.
+const fetchVersion = embedded.V17
+
+// systemCache is where root keeps the download when the wanted folder is
+// closed to the server's user.
+const systemCache = "/var/cache/dinnerbell"
+
+// fetchPostgres downloads and unpacks Postgres' programs below cacheDir unless
+// they are there, and returns their folder.
+func fetchPostgres(ctx context.Context, cacheDir string) (string, error) {
+	user, err := postgresUser()
+	if err != nil {
+		return "", err
+	}
+	cacheDir, err = openCache(cacheDir, user)
+	if err != nil {
+		return "", err
+	}
+	home := filepath.Join(cacheDir, fmt.Sprintf("postgres-%s-%s-%s", fetchVersion, runtime.GOOS, runtime.GOARCH))
+	bin := filepath.Join(home, "bin")
+	if user.canRun(filepath.Join(bin, "initdb"), "--version") == nil {
+		return bin, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	staging, err := os.MkdirTemp(cacheDir, "fetch-")
+	if err != nil {
+		return "", fmt.Errorf("make folder for Postgres: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(staging) }()
+	unpacked := filepath.Join(staging, "postgres")
+	if err := unpackEmbedded(unpacked, staging); err != nil {
+		return "", fmt.Errorf("fetch Postgres %s: %w; install one (Debian: apt-get install postgresql) or set POSTGRES_BIN", fetchVersion, err)
+	}
+	// One rename publishes a whole folder: a download that was cut is never
+	// taken for one. Who comes second finds the first one's.
+	if err := os.Rename(unpacked, home); err != nil && user.canRun(filepath.Join(bin, "initdb"), "--version") != nil {
+		return "", fmt.Errorf("put Postgres into place: %w", err)
+	}
+	if err := user.canRun(filepath.Join(bin, "postgres"), "--version"); err != nil {
+		return "", fmt.Errorf("check the fetched Postgres: %w", err)
+	}
+	return bin, nil
+}
+
+// openCache makes the folder, or the system's where the server's user could
+// not reach it.
+func openCache(dir string, user *runAs) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("resolve cache folder: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make cache folder: %w", err)
+	}
+	if user.checkReach(dir) == nil {
+		return dir, nil
+	}
+	if err := os.MkdirAll(systemCache, 0o755); err != nil {
+		return "", fmt.Errorf("make cache folder: %w", err)
+	}
+	return systemCache, nil
+}
+
+// unpackEmbedded lets the embedded-postgres library download, check and unpack
+// its archive into home, and nothing else.
+//
+// The library offers no such step: its Start goes on to initdb, which refuses
+// root. After unpacking, Start empties the data folder; one that lies below a
+// regular file cannot be emptied, so Start ends exactly there, with that error
+// and with no process started. Any other outcome means that it did not get so
+// far. TestFetchPostgres holds this against a newer version of the library.
+func unpackEmbedded(home, staging string) error {
+	file := filepath.Join(staging, "no-folder")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		return err
+	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	err = embedded.NewDatabase(embedded.DefaultConfig().
+		Version(fetchVersion).
+		Port(uint32(port)).
+		CachePath(filepath.Join(staging, "archive")).
+		BinariesPath(home).
+		RuntimePath(filepath.Join(staging, "runtime")).
+		DataPath(filepath.Join(file, "data")).
+		Logger(io.Discard)).Start()
+	http.DefaultClient.CloseIdleConnections() // the library's; they would outlive this
+	if err == nil || !strings.HasPrefix(err.Error(), "unable to clean up data directory "+file) {
+		return fmt.Errorf("unpack embedded Postgres: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// minPostgres is the oldest major version that dinnerbell supports.
+const minPostgres = 14
+
+// installPatterns are where packages put Postgres' programs without PATH
+// knowing it: Debian, the Red Hat family, Homebrew on Apple and Intel.
+var installPatterns = []string{
+	"/usr/lib/postgresql/*/bin",
+	"/usr/pgsql-*/bin",
+	"/opt/homebrew/opt/postgresql@*/bin",
+	"/opt/homebrew/bin",
+	"/usr/local/opt/postgresql@*/bin",
+}
+
+// errNoPostgres means that no usable Postgres is installed.
+var errNoPostgres = errors.New("no Postgres of version 14 or newer is installed")
+
+// FindPostgres returns a folder with initdb and postgres of version 14 or
+// newer: $POSTGRES_BIN, PATH, then the newest one in the places where packages
+// put them. Where there is none it downloads one into cacheDir, once. As root
+// and with a cacheDir that the server's user cannot enter, the download goes to
+// /var/cache/dinnerbell.
+//
+// $POSTGRES_BIN is an order, not a hint: a bad one is an error.
+func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err error) {
+	if dir := os.Getenv("POSTGRES_BIN"); dir != "" {
+		if _, err := postgresVersion(dir); err != nil {
+			return "", fmt.Errorf("use $POSTGRES_BIN: %w", err)
+		}
+		return dir, nil
+	}
+	return findPostgres(ctx, os.Getenv("PATH"), installPatterns, cacheDir)
+}
+
+// findPostgres is FindPostgres with the places to look in; none of them, and
+// it is as if no Postgres were installed.
+func findPostgres(ctx context.Context, path string, patterns []string, cacheDir string) (string, error) {
+	dir, err := findInstalled(path, patterns)
+	if errors.Is(err, errNoPostgres) {
+		return fetchPostgres(ctx, cacheDir)
+	}
+	return dir, err
+}
+
+// findInstalled looks through path, then takes the newest of what patterns
+// match.
+func findInstalled(path string, patterns []string) (string, error) {
+	for _, dir := range filepath.SplitList(path) {
+		if _, err := postgresVersion(dir); err == nil {
+			// Homebrew's and Debian's PATH entries are links: the real folder
+			// is where the share and lib folders are found from.
+			if program, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres")); err == nil {
+				return filepath.Dir(program), nil
+			}
+			return dir, nil
+		}
+	}
+	best, bestVersion := "", 0
+	for _, pattern := range patterns {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil {
+			return "", fmt.Errorf("look for Postgres in %s: %w", pattern, err)
+		}
+		for _, dir := range dirs {
+			if v, err := postgresVersion(dir); err == nil && v > bestVersion {
+				best, bestVersion = dir, v
+			}
+		}
+	}
+	if best == "" {
+		return "", errNoPostgres
+	}
+	return best, nil
+}
+
+// postgresVersion returns the major version of the server in dir, and an error
+// if it is not complete, does not run, or is too old.
+func postgresVersion(dir string) (int, error) {
+	if dir == "" {
+		return 0, errNoPostgres
+	}
+	for _, name := range []string{"initdb", "postgres"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return 0, fmt.Errorf("%w: %w", errNoPostgres, err)
+		}
+	}
+	cmd := exec.Command(filepath.Join(dir, "postgres"), "--version")
+	cmd.Env = serverEnv()
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, fmt.Errorf("ask %s for its version: %w", cmd.Path, err)
+	}
+	major, err := parseVersion(string(out))
+	if err != nil {
+		return 0, err
+	}
+	if major < minPostgres {
+		return 0, fmt.Errorf("%w: %s is version %d", errNoPostgres, dir, major)
+	}
+	return major, nil
+}
+
+// parseVersion reads "postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)",
+// "17devel" and "18beta1" among others.
+func parseVersion(s string) (int, error) {
+	_, rest, _ := strings.Cut(s, ") ")
+	end := slices.IndexFunc([]byte(rest), func(c byte) bool { return c < '0' || c > '9' })
+	if end < 0 {
+		end = len(rest)
+	}
+	major, err := strconv.Atoi(rest[:end])
+	if err != nil {
+		return 0, fmt.Errorf("read Postgres version %q: no number", strings.TrimSpace(s))
+	}
+	return major, nil
+}

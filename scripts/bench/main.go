@@ -1,0 +1,186 @@
+// Command bench measures dinnerbell beside what the machine can do at best and
+// beside the consumer that one would write by hand, on the same servers in the
+// same run, and writes what it found to build/bench.json.
+//
+// Every contender is alone while it is measured: the others' processes are
+// stopped. Contenders take turns, so that a machine that slows down slows all
+// of them. Postgres has fsync and synchronous_commit on; all servers are
+// children on loopback, in one temporary folder that is removed at the end.
+//
+// There is no verdict: the exit code tells only whether everything could be
+// measured and whether what was delivered was right.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"dinnerbell/internal/testenv"
+)
+
+// brokerCommand as the first argument turns this program into a kfake broker:
+// the broker is then the same whatever revision of the daemon is measured.
+const brokerCommand = "serve-broker"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 3 && args[0] == brokerCommand {
+		if err := testenv.ServeBroker(ctx, args[1], args[2]); err != nil {
+			_, _ = fmt.Fprintln(stderr, "bench:", err)
+			return 1
+		}
+		return 0
+	}
+	opts, err := parseOptions(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		_, _ = fmt.Fprintln(stderr, "bench:", err)
+		return 2
+	}
+	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &report{}}
+	err = s.run(ctx)
+	// What was measured before something went wrong is still worth having.
+	if writeErr := s.report.write(opts, stdout); writeErr != nil {
+		err = errors.Join(err, writeErr)
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+// options are the flags. Sizes are for a full run; -quick has smaller ones.
+type options struct {
+	quick bool
+	only  []string // names of parts; empty: all
+	// brokers to measure the fan-out on: kfake, kafka.
+	brokers []string
+
+	subscriptions int // rows of the source table
+	audience      int // subscribers of the large campaign
+	runs          int // of each contender
+	samples       int // latencies, one after another
+	transactions  int // single-row ones that cdc_drain catches up with
+
+	binary  string // dinnerbell
+	byhand  string // the consumer written by hand
+	json    string // results
+	gobench string // the single values, for benchstat
+	perf    string // where perf's records of the daemon go; empty: none are made
+	keep    bool
+}
+
+// parts in the order in which they run. Rebuild comes first: it needs a daemon
+// that has no state yet.
+var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "kill", "memory", "cdc", "drain", "flatness"}
+
+func parseOptions(args []string, stderr io.Writer) (options, error) {
+	o := options{}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.BoolVar(&o.quick, "quick", false, "small sizes, under three minutes")
+	only := f.String("only", "", "comma-separated parts: "+strings.Join(parts, ",")+" (quick: without "+strings.Join(notQuick, ",")+")")
+	brokers := f.String("brokers", "kfake,kafka", "comma-separated: kfake, kafka")
+	f.IntVar(&o.subscriptions, "subscriptions", 0, "rows of the source table (10,000,000; quick: 400,000)")
+	f.IntVar(&o.audience, "audience", 0, "subscribers of the large campaign (300,000; quick: 100,000)")
+	f.IntVar(&o.runs, "runs", 0, "runs of each contender (5; quick: 3)")
+	f.IntVar(&o.samples, "samples", 0, "campaigns per latency series (1000; quick: 80)")
+	f.IntVar(&o.transactions, "transactions", 0, "single-row transactions of cdc_drain (1,000,000; quick: 50,000)")
+	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "the daemon to measure")
+	f.StringVar(&o.byhand, "byhand", "bin/byhand", "the hand-written consumer")
+	f.StringVar(&o.json, "json", "build/bench.json", "where results go")
+	f.StringVar(&o.gobench, "gobench", "build/bench.txt", "where single values go, in the format of Go benchmarks")
+	f.StringVar(&o.perf, "perf", "", "folder for `perf record` of the daemon during each delivery; perturbs what is measured")
+	f.BoolVar(&o.keep, "keep", false, "keep the servers' folder")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	o.defaults()
+	o.brokers = strings.Split(*brokers, ",")
+	if *only != "" {
+		o.only = strings.Split(*only, ",")
+	}
+	return o, o.check()
+}
+
+// defaults fills in the sizes that depend on -quick.
+func (o *options) defaults() {
+	for _, d := range []struct {
+		value       *int
+		full, quick int
+	}{
+		{&o.subscriptions, 10_000_000, 400_000}, {&o.audience, 300_000, 100_000}, {&o.runs, 5, 3}, {&o.samples, 1000, 80}, {&o.transactions, 1_000_000, 50_000},
+	} {
+		switch {
+		case *d.value != 0:
+		case o.quick:
+			*d.value = d.quick
+		default:
+			*d.value = d.full
+		}
+	}
+}
+
+// check refuses what cannot work, and makes paths absolute.
+func (o *options) check() error {
+	for _, p := range o.only {
+		if !slices.Contains(parts, p) {
+			return fmt.Errorf("no part %q; there are %s", p, strings.Join(parts, ", "))
+		}
+	}
+	for _, b := range o.brokers {
+		if b != "kfake" && b != "kafka" {
+			return fmt.Errorf("no broker %q; there are kfake, kafka", b)
+		}
+	}
+	if least := newTown(o.audience, 0).rows; o.subscriptions < least {
+		return fmt.Errorf("-subscriptions %d are too few for -audience %d: at least %d", o.subscriptions, o.audience, least)
+	}
+	if o.perf != "" {
+		if err := os.MkdirAll(o.perf, 0o750); err != nil {
+			return fmt.Errorf("make folder for perf: %w", err)
+		}
+	}
+	for _, path := range []*string{&o.binary, &o.byhand} {
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(abs); err != nil {
+			return fmt.Errorf("find program to measure: %w", err)
+		}
+		*path = abs
+	}
+	return nil
+}
+
+// notQuick are parts that a quick run leaves out unless it is asked for them.
+var notQuick = []string{"lanes", "kill", "flatness"}
+
+func (o *options) wants(part string) bool {
+	if len(o.only) == 0 {
+		return !o.quick || !slices.Contains(notQuick, part)
+	}
+	return slices.Contains(o.only, part)
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/cdc"
+	"dinnerbell/state"
+)
+
+const (
+	// cdcPoll is how closely a row's arrival in the join is watched.
+	cdcPoll = 100 * time.Microsecond
+	// noiseConns write to a table of no interest while barriers are measured,
+	// each noisePerSecond times.
+	noiseConns     = 2
+	noisePerSecond = 1000
+	barrierEvery   = 5 * time.Millisecond
+)
+
+// mirror is the daemon's mirror of the subscriptions, run in this process,
+// where its state can be looked into.
+type mirror struct {
+	store  *state.Store
+	mirror *cdc.Mirror
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// startMirror mirrors the deployment's table through a slot of its own and
+// returns when it streams.
+func startMirror(ctx context.Context, d *deployment) (*mirror, error) {
+	dir := filepath.Join(d.dir, "mirror")
+	store, err := state.Open(dir, state.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("open mirror's state: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(d.dir, "mirror.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	m := &mirror{store: store, done: make(chan error, 1)}
+	m.mirror = cdc.New(cdc.Config{
+		URL:    func() (string, error) { return d.db.url, nil },
+		Schema: "public", Table: "subscribers_restaurants", IDColumn: "id", ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
+		Publication: "dinnerbell", Slot: "bench_mirror", ApplicationName: "dinnerbell bench",
+		Logger: slog.New(slog.NewTextHandler(log, nil)),
+	}, store)
+	ctx, m.cancel = context.WithCancel(ctx)
+	go func() {
+		defer func() { _ = log.Close() }()
+		m.done <- m.mirror.Run(ctx)
+	}()
+	return m, m.mirror.Barrier(ctx)
+}
+
+// stop ends the mirror and removes its slot, which would keep WAL.
+func (m *mirror) stop(ctx context.Context, d *deployment) error {
+	m.cancel()
+	return errors.Join(<-m.done, m.store.Close(), d.db.dropSlot(ctx, "bench_mirror"))
+}
+
+// cdc measures two times. cdc_latency: from a commit's acknowledgement until the join sees its row.
+func (st *stage) cdc(ctx context.Context) (err error) {
+	if err := st.d.stop(); err != nil {
+		return err
+	}
+	m, err := startMirror(ctx, st.d)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.stop(context.WithoutCancel(ctx), st.d)) }()
+	runs := max(st.opts.runs, 1)
+	var p50, p99, b50, b99 []float64
+	for range runs {
+		commits, err := st.commits(ctx, m, max(st.opts.samples/runs, 1))
+		if err != nil {
+			return fmt.Errorf("cdc_latency: %w", err)
+		}
+		p50, p99 = append(p50, percentile(commits, 0.50)), append(p99, percentile(commits, 0.99))
+		barriers, err := st.barriers(ctx, m, max(2*st.opts.samples/runs, 1))
+		if err != nil {
+			return fmt.Errorf("barrier: %w", err)
+		}
+		b50, b99 = append(b50, percentile(barriers, 0.50)), append(b99, percentile(barriers, 0.99))
+	}
+	st.report.add("cdc_latency_p50", "ms", p50, "goal", 2)
+	st.report.add("cdc_latency_p99", "ms", p99, "goal", 10)
+	st.report.add("barrier_p50", "ms", b50, "")
+	st.report.add("barrier_p99", "ms", b99, "goal", 5)
+	return nil
+}
+
+// commits inserts rows one by one and waits for each to be seen by the join,
+// then deletes them.
+func (st *stage) commits(ctx context.Context, m *mirror, n int) ([]float64, error) {
+	const restaurant = "the-newest-restaurant"
+	packed, err := state.PackID(restaurant)
+	if err != nil {
+		return nil, err
+	}
+	var took []float64
+	for i := range n {
+		if err := st.d.db.exec(ctx, `INSERT INTO public.subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, fmt.Sprint("client-", i), restaurant); err != nil {
+			return nil, err
+		}
+		committed := time.Now()
+		if err := m.awaitAudience(ctx, packed, int64(i+1)); err != nil {
+			return nil, err
+		}
+		took = append(took, milliseconds(time.Since(committed)))
+	}
+	if err := st.d.db.exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id = $1`, restaurant); err != nil {
+		return nil, err
+	}
+	return took, m.awaitAudience(ctx, packed, 0)
+}
+
+// awaitAudience waits until the join counts n clients.
+func (m *mirror) awaitAudience(ctx context.Context, restaurant state.ID, n int64) error {
+	tick := time.NewTicker(cdcPoll)
+	defer tick.Stop()
+	for {
+		got, err := m.store.Audience(restaurant)
+		if err != nil || got == n {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case err := <-m.done:
+			m.done <- err
+			return fmt.Errorf("mirror ended: %w", errors.Join(err, errGone))
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// barriers measures how long the freshness barrier takes while others write.
+func (st *stage) barriers(ctx context.Context, m *mirror, n int) ([]float64, error) {
+	if err := st.d.db.exec(ctx, `CREATE TABLE IF NOT EXISTS public.noise (id serial8 PRIMARY KEY, text text)`); err != nil {
+		return nil, err
+	}
+	noiseCtx, quiet := context.WithCancel(ctx)
+	g, gctx := errgroup.WithContext(noiseCtx)
+	for range noiseConns {
+		g.Go(func() error { return makeNoise(gctx, st.d.db.url) })
+	}
+	var took []float64
+	tick := time.NewTicker(barrierEvery)
+	defer tick.Stop()
+	var err error
+	for range n {
+		<-tick.C
+		began := time.Now()
+		if err = m.mirror.Barrier(gctx); err != nil {
+			break
+		}
+		took = append(took, milliseconds(time.Since(began)))
+	}
+	quiet()
+	if noiseErr := g.Wait(); !errors.Is(noiseErr, context.Canceled) {
+		err = errors.Join(err, noiseErr)
+	}
+	return took, err
+}
+
+// makeNoise commits small transactions until ctx ends.
+func makeNoise(ctx context.Context, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	tick := time.NewTicker(time.Second / noisePerSecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if _, err := conn.Exec(ctx, `INSERT INTO public.noise (text) VALUES ('nothing of interest')`); err != nil {
+				return errors.Join(ctx.Err(), err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// rebuild: a new snapshot of all subscriptions, beside a Go client that drains
+// the same COPY and throws it away; then what it takes on disk, and how long a
+// start takes.
+func (st *stage) rebuild(ctx context.Context) error {
+	if err := st.d.stop(); err != nil {
+		return err
+	}
+	var ours, limit []float64
+	rows := float64(st.town.rows)
+	for run := range st.opts.runs {
+		began := time.Now()
+		if err := st.d.command(ctx, "rebuild", "--offline"); err != nil {
+			return err
+		}
+		us := time.Since(began).Seconds()
+		began = time.Now()
+		if err := st.drainCopy(ctx); err != nil {
+			return err
+		}
+		them := time.Since(began).Seconds()
+		ours, limit = append(ours, rows/us), append(limit, rows/them)
+		st.sayf("rebuild, run %d of %d: %s rows/s, draining COPY %s rows/s", run+1, st.opts.runs, thousands(int64(rows/us)), thousands(int64(rows/them)))
+	}
+	st.report.add("rebuild", "rows/s", ours, "copy_to_stdout", limit...)
+	return st.restart(ctx)
+}
+
+// drainCopy reads the table as fast as Postgres gives it.
+func (st *stage) drainCopy(ctx context.Context) error {
+	_, err := st.d.db.conn.PgConn().CopyTo(ctx, io.Discard, `COPY public.subscribers_restaurants (id, restaurant_id, client_id) TO STDOUT (FORMAT binary)`)
+	if err != nil {
+		return fmt.Errorf("drain COPY: %w", err)
+	}
+	return nil
+}
+
+// restart: from the start of the process until /readyz says 200, after an
+// orderly end and after a kill. Between the two the disk is looked at: the
+// daemon has had time for what it does in the background.
+func (st *stage) restart(ctx context.Context) error {
+	if err := st.d.start(ctx); err != nil { // the first start takes the lanes for the first time
+		return err
+	}
+	var orderly, killed []float64
+	for range st.opts.runs {
+		if err := st.d.stop(); err != nil {
+			return err
+		}
+		took, err := st.timedStart(ctx)
+		if err != nil {
+			return err
+		}
+		orderly = append(orderly, took)
+		st.d.kill()
+		if took, err = st.timedStart(ctx); err != nil {
+			return err
+		}
+		killed = append(killed, took)
+	}
+	st.report.add("restart", "s", orderly, "goal", 1)
+	st.report.add("restart_after_kill", "s", killed, "")
+	if err := st.d.stop(); err != nil {
+		return err
+	}
+	size, err := diskUsage(st.d.stateDir())
+	if err != nil {
+		return err
+	}
+	st.report.add("disk", "B/subscription", []float64{size / float64(st.town.rows)}, "goal", 64)
+	return nil
+}
+
+func (st *stage) timedStart(ctx context.Context) (seconds float64, err error) {
+	began := time.Now()
+	if err := st.d.launch(); err != nil {
+		return 0, err
+	}
+	if err := st.d.ready(ctx); err != nil {
+		return 0, err
+	}
+	return time.Since(began).Seconds(), nil
+}
+
+// diskUsage is what a folder takes on disk, in bytes.
+func diskUsage(dir string) (float64, error) {
+	sum := float64(0)
+	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		const block = 512 // unit of st_blocks, whatever the file system's
+		if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+			sum += float64(sys.Blocks) * block
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("measure folder: %w", err)
+	}
+	return sum, nil
+}

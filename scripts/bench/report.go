@@ -1,0 +1,203 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// result is one line of build/bench.json.
+type result struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"` // median over the runs
+	Unit  string  `json:"unit"`
+	// Limit names what stands beside it: a limit of the machine, an
+	// alternative, or "goal", a fixed figure; "" if nothing does.
+	Limit      string   `json:"limit"`
+	LimitValue *float64 `json:"limit_value"` // median; null without a limit
+	Ratio      *float64 `json:"ratio"`       // value ÷ limit_value
+	Runs       int      `json:"runs"`
+	Spread     float64  `json:"spread"` // (largest - smallest) ÷ median, over the runs
+
+	samples []float64
+}
+
+// report collects results; for one goroutine.
+type report struct{ results []result }
+
+// add takes the values of all runs. limits are those of what it is compared
+// with; without any, limit is ignored.
+func (r *report) add(name, unit string, values []float64, limit string, limits ...float64) {
+	if len(values) == 0 {
+		return
+	}
+	res := result{Name: name, Value: median(values), Unit: unit, Runs: len(values), samples: values}
+	if res.Value != 0 {
+		res.Spread = (slices.Max(values) - slices.Min(values)) / res.Value
+	}
+	if len(limits) > 0 {
+		beside := median(limits)
+		res.Limit, res.LimitValue = limit, &beside
+		if beside != 0 {
+			ratio := res.Value / beside
+			res.Ratio = &ratio
+		}
+	}
+	r.results = append(r.results, res)
+}
+
+// addRatio reports values ÷ others, run by run, against the goal in goals.
+func (r *report) addRatio(name string, values, others []float64) {
+	ratios := make([]float64, 0, len(values))
+	for i := range values {
+		ratios = append(ratios, values[i]/others[i])
+	}
+	r.add(name, "ratio", ratios, "")
+}
+
+// write prints the table and writes both files.
+func (r *report) write(o options, stdout io.Writer) error {
+	if len(r.results) == 0 {
+		return nil
+	}
+	for _, path := range []string{o.json, o.gobench} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			return fmt.Errorf("make folder for results: %w", err)
+		}
+	}
+	text, err := json.MarshalIndent(r.results, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode results: %w", err)
+	}
+	if err := os.WriteFile(o.json, append(text, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	if err := os.WriteFile(o.gobench, []byte(r.goBench()), 0o600); err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	return r.print(stdout)
+}
+
+// goBench has one line per value, as benchstat reads them.
+// https://golang.org/design/14313-benchmark-format
+func (r *report) goBench() string {
+	var b strings.Builder
+	for i := range r.results {
+		for _, v := range r.results[i].samples {
+			_, _ = fmt.Fprintf(&b, "Benchmark%s 1 %g %s\n", camel(r.results[i].Name), v, strings.ReplaceAll(r.results[i].Unit, " ", "-"))
+		}
+	}
+	return b.String()
+}
+
+// camel turns fanout_throughput into FanoutThroughput.
+func camel(name string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(name, "_") {
+		if word != "" {
+			b.WriteString(strings.ToUpper(word[:1]) + word[1:])
+		}
+	}
+	return b.String()
+}
+
+func (r *report) print(stdout io.Writer) error {
+	t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	_, _ = fmt.Fprintln(t, "name\tvalue\tunit\tlimit\tat\tratio\tgoal\truns\tspread\t") // errors come with Flush
+	for i := range r.results {
+		res := &r.results[i]
+		limit, ratio := "", ""
+		if res.LimitValue != nil {
+			limit = figure(*res.LimitValue)
+		}
+		if res.Ratio != nil {
+			ratio = fmt.Sprintf("%.2f", *res.Ratio)
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%.0f%%\t\n",
+			res.Name, figure(res.Value), res.Unit, res.Limit, limit, ratio, goals[res.Name], res.Runs, 100*res.Spread)
+	}
+	return t.Flush()
+}
+
+// goals stand beside the results in the table, as they were set; nothing is
+// decided by them.
+var goals = map[string]string{
+	"fanout_throughput_kfake":        "ratio ≥ 0.8",
+	"fanout_throughput_kafka":        "ratio ≥ 0.8",
+	"fanout_throughput_2lanes_kfake": "ratio ≥ 0.8",
+	"fanout_throughput_2lanes_kafka": "ratio ≥ 0.8",
+	"small_fanout_100":               "ratio ≥ 0.75",
+	"small_fanout_10":                "ratio ≥ 0.5",
+	"latency_p50_kfake":              "ratio ≤ 1, 5.5 ms",
+	"latency_p99_kfake":              "ratio ≤ 1.5, 12 ms",
+	"latency_10hz_p50_kfake":         "ratio ≤ 1, 5.5 ms",
+	"latency_10hz_p99_kfake":         "ratio ≤ 1.5, 12 ms",
+	"cdc_drain_single":               "ratio ≥ 0.95",
+	"cdc_drain_bulk":                 "ratio ≥ 0.95",
+	"cdc_latency_p50":                "≤ 2 ms",
+	"cdc_latency_p99":                "≤ 10 ms",
+	"barrier_p99":                    "≤ 5 ms",
+	"rebuild":                        "ratio ≥ 0.4",
+	"restart":                        "≤ 1 s",
+	"disk":                           "≤ 64 B",
+	"memory_peak":                    "≤ 300 MB",
+	"flatness":                       "≤ 1.1",
+	"cpu_daemon_kfake":               "≤ 2.0 s",
+	"cpu_daemon_kafka":               "≤ 2.0 s",
+	"cpu_postgres_kfake":             "≤ 8 s",
+	"cpu_postgres_kafka":             "≤ 8 s",
+	"by_hand_throughput_kafka":       "ours ahead",
+	"by_hand_small_100":              "ours ahead",
+	"by_hand_throughput_kfake":       "ours ahead",
+}
+
+// figure prints a number with as many digits as it deserves.
+func figure(v float64) string {
+	switch {
+	case v >= 10_000:
+		return thousands(int64(v + 0.5))
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+// thousands groups the digits of n.
+func thousands(n int64) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// median of a copy of values; 0 for none.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	v := slices.Sorted(slices.Values(values))
+	mid := len(v) / 2
+	if len(v)%2 == 1 {
+		return v[mid]
+	}
+	return (v[mid-1] + v[mid]) / 2
+}
+
+// percentile is the smallest value that at least p of all do not exceed.
+func percentile(values []float64, p float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	v := slices.Sorted(slices.Values(values))
+	n := int(p*float64(len(v)) + 0.999999)
+	return v[max(0, min(n, len(v))-1)]
+}

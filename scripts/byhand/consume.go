@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	pollRecords  = 500 // campaigns taken at once
+	lookUps      = 64  // SELECTs that travel together
+	chunkRows    = 2000
+	writers      = 3 // INSERTs in flight
+	sessionLimit = 10 * time.Second
+)
+
+// batch is what one poll brought. Its offsets may be committed when all of it
+// is delivered.
+type batch struct {
+	records []*kgo.Record
+	open    sync.WaitGroup // one per notification, and one for the reader
+}
+
+// consumer is the whole pipeline: poll → look up → insert (three) → produce →
+// commit offsets. Any error ends it; a restart begins at the last commit.
+type consumer struct {
+	client  *kgo.Client
+	topic   string
+	chunks  chan *chunk
+	batches chan *batch // in the order of polls, waiting for their delivery
+	failed  chan error  // from produce promises; the first counts
+}
+
+// work runs until ctx ends or something fails.
+func work(ctx context.Context, o options) error {
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(o.broker),
+		kgo.ConsumerGroup(o.group), kgo.InstanceID(o.group), // static: a restart gets its partitions at once
+		kgo.SessionTimeout(sessionLimit),
+		kgo.ConsumeTopics(o.campaigns),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.AutoCommitMarks(), kgo.AutoCommitInterval(time.Second),
+		kgo.ProducerLinger(0),
+		kgo.MaxBufferedRecords(1<<17),
+	)
+	if err != nil {
+		return fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	c := &consumer{client: client, topic: o.notifications,
+		chunks: make(chan *chunk, writers), batches: make(chan *batch, 8), failed: make(chan error, 1)}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.read(ctx, o.postgres) })
+	for range writers {
+		g.Go(func() error { return c.write(ctx, o.postgres) })
+	}
+	g.Go(func() error { return c.mark(ctx) })
+	g.Go(func() error {
+		select {
+		case err := <-c.failed:
+			return fmt.Errorf("produce: %w", err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return g.Wait()
+}
+
+// connect opens a connection of its own; an INSERT is durable when it returns.
+func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	return conn, nil
+}
+
+// closeConn does not wait for a server that is gone.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is in flight that matters
+}
+
+// read polls campaigns and looks their subscribers up.
+func (c *consumer) read(ctx context.Context, url string) error {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	for {
+		fetches := c.client.PollRecords(ctx, pollRecords)
+		if err := errors.Join(ctx.Err(), fetches.Err0()); err != nil {
+			return err
+		}
+		b := &batch{records: fetches.Records()}
+		if len(b.records) == 0 {
+			continue
+		}
+		b.open.Add(1)
+		select {
+		case c.batches <- b:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := c.lookUp(ctx, conn, b); err != nil {
+			return err
+		}
+		b.open.Done()
+	}
+}
+
+// lookUp sends the SELECTs of many campaigns together, and cuts the answers
+// into chunks.
+func (c *consumer) lookUp(ctx context.Context, conn *pgx.Conn, b *batch) error {
+	var campaigns []*campaign
+	now := time.Now()
+	for _, r := range b.records {
+		if camp, ok := parse(r.Value, now); ok {
+			campaigns = append(campaigns, camp)
+		}
+	}
+	ch := &chunk{batch: b}
+	for len(campaigns) > 0 {
+		n := min(len(campaigns), lookUps)
+		var err error
+		if ch, err = c.lookUpSome(ctx, conn, campaigns[:n], ch); err != nil {
+			return err
+		}
+		campaigns = campaigns[n:]
+	}
+	return c.hand(ctx, ch)
+}
+
+// lookUpSome fills chunks from one round trip and returns the last, not full.
+func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*campaign, ch *chunk) (*chunk, error) {
+	queries := &pgx.Batch{}
+	for _, camp := range campaigns {
+		queries.Queue(`SELECT DISTINCT client_id FROM public.subscribers_restaurants WHERE restaurant_id = $1 ORDER BY client_id`, camp.Restaurant)
+	}
+	results := conn.SendBatch(ctx, queries)
+	defer func() { _ = results.Close() }() // a second close after an error
+	for _, camp := range campaigns {
+		rows, err := results.Query()
+		if err != nil {
+			return nil, fmt.Errorf("look up subscribers: %w", err)
+		}
+		for rows.Next() {
+			ch.add(camp, rows.RawValues()[0])
+			if len(ch.ends) < chunkRows {
+				continue
+			}
+			if err := c.hand(ctx, ch); err != nil {
+				return nil, err
+			}
+			ch = &chunk{batch: ch.batch}
+		}
+		if err := rows.Err(); err != nil {
+			return nil, fmt.Errorf("look up subscribers: %w", err)
+		}
+	}
+	return ch, results.Close()
+}
+
+// hand gives a chunk to whichever writer is free.
+func (c *consumer) hand(ctx context.Context, ch *chunk) error {
+	if len(ch.ends) == 0 {
+		return nil
+	}
+	ch.batch.open.Add(len(ch.ends))
+	select {
+	case c.chunks <- ch:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// mark lets offsets be committed, in order, once everything before them is
+// acknowledged by the broker.
+func (c *consumer) mark(ctx context.Context) error {
+	for {
+		select {
+		case b := <-c.batches:
+			delivered := make(chan struct{})
+			go func() { // ends with the batch; the process ends when one never does
+				b.open.Wait()
+				close(delivered)
+			}()
+			select {
+			case <-delivered:
+				c.client.MarkCommitRecords(b.records...)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

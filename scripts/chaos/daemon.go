@@ -1,0 +1,291 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	restartPause = 300 * time.Millisecond // a supervisor's, after an exit that nobody asked for
+	stopLimit    = 30 * time.Second       // for SIGTERM
+)
+
+// daemon is one `dinnerbell run` with its own slot, state.dir and links. It is
+// supervised: a process that ends by itself is noted and started again.
+type daemon struct {
+	name   string // d0, d1; also the end of its slot's name
+	binary string
+	config string // path
+	dir    string // state.dir
+	log    string // path
+	http   string // host:port
+	links  *links
+
+	// busy is held by a fault that works on the process or its state.dir.
+	busy sync.Mutex
+
+	mu     sync.Mutex // guards what is below
+	proc   *os.Process
+	done   chan struct{} // closed when proc has ended
+	killed bool          // its end is our doing
+	exits  []string      // those that were not
+	closed bool
+}
+
+// start runs it, unless it runs already.
+func (d *daemon) start() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.proc != nil || d.closed {
+		return nil
+	}
+	out, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // a log to be read
+	if err != nil {
+		return fmt.Errorf("open log of %s: %w", d.name, err)
+	}
+	defer func() { _ = out.Close() }() // the child has its own descriptor
+	_, _ = fmt.Fprintf(out, "time=%s msg=\"chaos: start\"\n", time.Now().Format(time.RFC3339Nano))
+	cmd := exec.Command(d.binary, "-c", d.config, "run")
+	cmd.Dir = filepath.Dir(d.config)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = childAttr()
+	done, started := make(chan struct{}), make(chan error, 1)
+	go func() {
+		// The signal on our death comes when the THREAD that forked ends
+		// (golang/go#27505).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			err = cmd.Wait()
+			d.ended(cmd, err)
+		}
+		close(done)
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start %s: %w", d.name, err)
+	}
+	d.proc, d.done, d.killed = cmd.Process, done, false
+	return nil
+}
+
+// ended notes how the process ended, and starts it again if nobody asked.
+func (d *daemon) ended(cmd *exec.Cmd, err error) {
+	d.mu.Lock()
+	d.proc = nil
+	asked := d.killed || d.closed
+	switch {
+	case !asked:
+		d.exits = append(d.exits, fmt.Sprintf("%s ended by itself: %v", d.name, err))
+	case d.closed && cmd.ProcessState.ExitCode() > 0:
+		d.exits = append(d.exits, fmt.Sprintf("%s ended badly after SIGTERM: %v", d.name, err))
+	}
+	d.mu.Unlock()
+	if !asked {
+		time.AfterFunc(restartPause, d.supervise)
+	}
+}
+
+// supervise starts it again, unless a fault has taken it down meanwhile.
+func (d *daemon) supervise() {
+	d.mu.Lock()
+	killed := d.killed
+	d.mu.Unlock()
+	if !killed {
+		_ = d.start() // one that fails shows as a daemon that is never ready
+	}
+}
+
+// kill is SIGKILL, also for one that is stopped; it returns when the process is gone.
+func (d *daemon) kill() { _, _ = d.end(syscall.SIGKILL, stopLimit) } // SIGKILL always ends it
+
+// terminate is SIGTERM, and says whether it drained in time.
+func (d *daemon) terminate() error {
+	ran, ok := d.end(syscall.SIGTERM, stopLimit)
+	if ran && !ok {
+		d.kill()
+		return fmt.Errorf("%s did not end within %s after SIGTERM", d.name, stopLimit)
+	}
+	return nil
+}
+
+func (d *daemon) end(sig syscall.Signal, limit time.Duration) (ran, ended bool) {
+	d.mu.Lock()
+	proc, done := d.proc, d.done
+	d.killed = true
+	d.mu.Unlock()
+	if proc == nil {
+		return false, true
+	}
+	_ = proc.Signal(sig) // gone already: done says so
+	select {
+	case <-done:
+		return true, true
+	case <-time.After(limit):
+		return true, false
+	}
+}
+
+// freeze is SIGSTOP, thaw SIGCONT.
+func (d *daemon) freeze() bool { return d.signal(syscall.SIGSTOP) }
+func (d *daemon) thaw()        { d.signal(syscall.SIGCONT) }
+
+func (d *daemon) signal(sig syscall.Signal) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.proc != nil && d.proc.Signal(sig) == nil
+}
+
+func (d *daemon) running() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.proc != nil
+}
+
+// close ends it for good and gives what was wrong with its exits.
+func (d *daemon) close() error {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	return d.terminate()
+}
+
+// unasked lists the exits that nobody asked for.
+func (d *daemon) unasked() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]string(nil), d.exits...)
+}
+
+// status is the part of /api/status that catching up is seen by.
+type status struct {
+	Ready   bool     `json:"ready"`
+	Reasons []string `json:"reasons"`
+	Source  struct {
+		State string `json:"state"`
+	} `json:"source"`
+	Lanes []struct {
+		Partition  int32  `json:"partition"`
+		Decided    int64  `json:"decided"`
+		Shipped    int64  `json:"shipped"`
+		NextOffset int64  `json:"next_offset"`
+		State      string `json:"state"`
+		LastError  string `json:"last_error"`
+	} `json:"lanes"`
+	Campaigns struct {
+		Live      int64 `json:"live"`
+		Scheduled int64 `json:"scheduled"`
+	} `json:"campaigns"`
+	Halted json.RawMessage `json:"halted"`
+}
+
+// ask gets the status.
+func (d *daemon) ask(ctx context.Context) (*status, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/api/status", nil) //nolint:gosec // our own daemon, on loopback
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", d.name, err)
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req) //nolint:gosec // same
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", d.name, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", d.name, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("ask %s: %s %s", d.name, resp.Status, body)
+	}
+	s := &status{}
+	if err := json.Unmarshal(body, s); err != nil {
+		return nil, fmt.Errorf("ask %s: %w", d.name, err)
+	}
+	if h := bytes.TrimSpace(s.Halted); len(h) > 0 && !bytes.Equal(h, []byte("null")) {
+		return s, fmt.Errorf("%s: %w: %s", d.name, errHalted, h)
+	}
+	return s, nil
+}
+
+// errHalted: a lane or the source waits for an operator. Nothing that is done
+// here may lead to that.
+var errHalted = errors.New("halted")
+
+// wipeState deletes state.dir. The daemon must not run.
+func (d *daemon) wipeState() error {
+	if err := os.RemoveAll(d.dir); err != nil {
+		return fmt.Errorf("wipe state of %s: %w", d.name, err)
+	}
+	return nil
+}
+
+// copyState copies state.dir to where restoreState takes it from. The daemon is
+// stopped or frozen: what the files hold then is what a crash would leave.
+func (d *daemon) copyState() error {
+	old := d.dir + ".old"
+	if err := os.RemoveAll(old); err != nil {
+		return fmt.Errorf("copy state of %s: %w", d.name, err)
+	}
+	return copyDir(d.dir, old)
+}
+
+// restoreState puts the copy in place of state.dir; false if there is none.
+func (d *daemon) restoreState() (bool, error) {
+	old := d.dir + ".old"
+	if _, err := os.Stat(old); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err := d.wipeState(); err != nil {
+		return false, err
+	}
+	return true, copyDir(old, d.dir)
+}
+
+// copyDir copies regular files only: the socket stays behind.
+func copyDir(from, to string) error {
+	source, err := os.OpenRoot(from)
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	defer func() { _ = source.Close() }()
+	if err := os.MkdirAll(to, 0o750); err != nil { //nolint:gosec // the round's own folder
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	target, err := os.OpenRoot(to)
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	defer func() { _ = target.Close() }()
+	return fs.WalkDir(source.FS(), ".", func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir():
+			return target.MkdirAll(path, 0o750)
+		case !e.Type().IsRegular():
+			return nil
+		}
+		text, err := source.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return target.WriteFile(path, text, 0o600)
+	})
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// The kinds of faults. Those of links are made of the link's name and what
+// happens to it: replication.cut, sink.half_open, kafka.delay and so on.
+const (
+	faultKill     = "daemon.kill"
+	faultPause    = "daemon.pause"  // SIGSTOP, SIGCONT
+	faultZombie   = "daemon.zombie" // SIGSTOP, another takes its lanes over, SIGCONT
+	faultPostgres = "postgres.kill"
+	faultKafka    = "kafka.kill"
+	faultKfake    = "kfake.restart"
+	faultWipe     = "state.wipe"    // with SIGKILL
+	faultRestore  = "state.restore" // with SIGKILL
+	faultCopy     = "state.copy"    // no fault: what a restore takes later
+	faultCommit   = "commit.lost"
+	faultEndTxn   = "endtxn.lost"
+	faultLink     = "link" // of the schedule only
+
+	cut      = "cut"
+	delay    = "delay"
+	halfOpen = "half_open"
+)
+
+// kills are the faults in which a process gets SIGKILL.
+var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore}
+
+// fault is one line of the schedule.
+type fault struct {
+	At        time.Duration `json:"at"`
+	Kind      string        `json:"kind"`
+	Length    time.Duration `json:"length,omitempty"` // of what lasts
+	Daemon    int           `json:"daemon"`           // whose process, state or link
+	Link      string        `json:"link,omitempty"`
+	Direction string        `json:"direction,omitempty"` // half-open: which is lost
+	Millis    int           `json:"millis,omitempty"`    // of a delay
+	Leave     bool          `json:"leave,omitempty"`     // the group is told at once that the daemon is gone
+
+	Began time.Duration `json:"began,omitempty"`
+	Ended time.Duration `json:"ended,omitempty"`
+}
+
+// schedule draws a round's faults. It follows from the seed alone.
+func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
+	broker, most := faultKfake, 1+o.seconds/8
+	brokers := most
+	if o.broker == "kafka" { // a restart takes some seconds
+		broker, brokers = faultKafka, max(1, o.seconds/12)
+	}
+	table := []struct {
+		kind   string
+		weight int
+		most   int
+	}{
+		{faultKill, 20, o.faults}, {faultPause, 6, o.faults}, {faultZombie, 10, 2 * most}, {faultPostgres, 10, 3 * most},
+		{broker, 7, brokers}, {faultWipe, 6, o.faults}, {faultRestore, 7, o.faults},
+		{faultLink, 30, o.faults}, {faultCommit, 12, o.faults}, {faultEndTxn, 12, o.faults},
+	}
+	weights := make([]int, len(table))
+	for i, t := range table {
+		weights[i] = t.weight
+	}
+	var out []*fault
+	for range o.faults {
+		i := odds(rnd, weights)
+		if table[i].most--; table[i].most <= 0 {
+			weights[i] = 0
+		}
+		f := &fault{Kind: table[i].kind, At: between(rnd, 0, length), Daemon: rnd.IntN(o.daemons), Leave: rnd.IntN(2) == 0}
+		f.draw(rnd)
+		out = append(out, f)
+		if f.Kind == faultRestore {
+			out = append(out, &fault{Kind: faultCopy, Daemon: f.Daemon, At: between(rnd, f.At/4, f.At*3/4)})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *fault) int { return cmp.Compare(a.At, b.At) })
+	return out
+}
+
+// draw fills in what the kind needs.
+func (f *fault) draw(rnd *rand.Rand) {
+	switch f.Kind {
+	case faultKill:
+		f.Length = between(rnd, 0, 2*time.Second)
+	case faultPause, faultZombie:
+		f.Length = between(rnd, 50*time.Millisecond, 3*time.Second)
+	case faultPostgres:
+		f.Length = between(rnd, 0, 200*time.Millisecond)
+	case faultLink:
+		f.Link = linkNames[rnd.IntN(len(linkNames))]
+		f.Length = between(rnd, 50*time.Millisecond, 2500*time.Millisecond)
+		f.Direction = []string{"upstream", "downstream"}[rnd.IntN(2)]
+		f.Millis = 5 + rnd.IntN(300)
+		f.Kind = f.Link + "." + []string{cut, delay, halfOpen}[rnd.IntN(3)]
+	}
+}

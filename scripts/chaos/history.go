@@ -1,0 +1,127 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+)
+
+// history is what was done in a round, in one time: the duration since its
+// beginning. Each event is also a JSON line in the round's folder.
+type history struct {
+	began time.Time
+
+	mu        sync.Mutex // guards what is below
+	file      *os.File
+	err       error // of writing file
+	txns      []*txn
+	campaigns map[int64]*message // by number
+	faults    []*fault           // those that were done
+}
+
+func newHistory(path string) (*history, error) {
+	f, err := os.Create(path) //nolint:gosec // the round's own folder
+	if err != nil {
+		return nil, fmt.Errorf("make history: %w", err)
+	}
+	return &history{began: time.Now(), file: f, campaigns: map[int64]*message{}}, nil
+}
+
+func (h *history) now() time.Duration { return time.Since(h.began) }
+
+// at is the moment at which a Unix second begins.
+func (h *history) at(unix int64) time.Duration {
+	return time.Duration(unix*int64(time.Second) - h.began.UnixNano())
+}
+
+// unix is the Unix second in which d lies.
+func (h *history) unix(d time.Duration) int64 { return h.began.Add(d).Unix() }
+
+// write adds a line. The caller holds mu.
+func (h *history) write(kind string, event any) {
+	line, err := json.Marshal(map[string]any{kind: event})
+	if err == nil && h.file != nil {
+		_, err = h.file.Write(append(line, '\n'))
+	}
+	if h.err == nil {
+		h.err = err
+	}
+}
+
+func (h *history) addTxn(t *txn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.txns = append(h.txns, t)
+	h.write("transaction", t)
+}
+
+func (h *history) addMessage(m *message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.campaigns[m.Number] = m
+	h.write("message", m)
+}
+
+func (h *history) addFault(f *fault) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.faults = append(h.faults, f)
+	h.write("fault", f)
+}
+
+// notef adds anything else that helps to read the history.
+func (h *history) notef(format string, args ...any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.write("note", map[string]any{"at": h.now(), "text": fmt.Sprintf(format, args...)})
+}
+
+func (h *history) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := h.file.Close()
+	h.file = nil
+	if h.err != nil {
+		err = h.err
+	}
+	if err != nil {
+		return fmt.Errorf("write history: %w", err)
+	}
+	return nil
+}
+
+// Streams of random numbers: one for each part that draws, so that the timing of
+// one part does not change what another draws.
+const (
+	streamFaults = iota
+	streamSubscriptions
+	streamCampaigns
+	streamWriters // one per writer from here on
+)
+
+func random(seed uint64, round, stream int) *rand.Rand {
+	return rand.New(rand.NewPCG(seed, uint64(round)<<16|uint64(stream))) //nolint:gosec // it must repeat
+}
+
+// between draws a duration.
+func between(r *rand.Rand, from, to time.Duration) time.Duration {
+	return from + time.Duration(r.Int64N(int64(to-from)+1))
+}
+
+// odds draws an index by weights.
+func odds(r *rand.Rand, weights []int) int {
+	sum := 0
+	for _, w := range weights {
+		sum += w
+	}
+	n := r.IntN(sum)
+	for i, w := range weights {
+		if n -= w; n < 0 {
+			return i
+		}
+	}
+	return 0
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// injector carries out a schedule. Faults overlap as they come, but what works
+// on one process or one link waits for its predecessor there.
+type injector struct {
+	r        *round
+	postgres sync.Mutex
+	broker   sync.Mutex
+}
+
+// run does the schedule. When ctx ends, faults that last are ended; run returns
+// when all are, and everything stands again.
+func (in *injector) run(ctx context.Context, list []*fault) error {
+	var wg sync.WaitGroup
+	errs := make(chan error, len(list))
+	for _, f := range list {
+		wg.Go(func() {
+			if !pause(ctx, f.At-in.r.h.now()) && ctx.Err() != nil {
+				return
+			}
+			if err := in.inject(ctx, f); err != nil {
+				errs <- fmt.Errorf("inject %s: %w", f.Kind, err)
+			}
+		})
+	}
+	wg.Wait()
+	close(errs)
+	return <-errs
+}
+
+func (in *injector) inject(ctx context.Context, f *fault) error {
+	d := in.r.daemons[f.Daemon]
+	switch f.Kind {
+	case faultPostgres:
+		return in.hold(ctx, &in.postgres, f, func() error { return in.killPostgres(ctx, f) })
+	case faultKafka, faultKfake:
+		return in.hold(ctx, &in.broker, f, in.killBroker)
+	case faultCommit:
+		d.links.commits.armed.Add(1)
+	case faultEndTxn:
+		d.links.endTxns.armed.Add(1)
+	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy:
+		return in.hold(ctx, &d.busy, f, func() error { return in.process(ctx, f, d) })
+	default:
+		l := d.links.toxic[f.Link]
+		return in.hold(ctx, &l.busy, f, func() error { return in.link(ctx, f, l) })
+	}
+	return nil
+}
+
+// hold does a fault when its target is free, unless the time for faults is over
+// by then.
+func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *fault, do func() error) error {
+	busy.Lock()
+	defer busy.Unlock()
+	if ctx.Err() != nil {
+		return nil
+	}
+	f.Began = in.r.h.now()
+	err := do()
+	f.Ended = in.r.h.now()
+	if errors.Is(err, errSkipped) {
+		return nil
+	}
+	in.r.h.addFault(f)
+	return err
+}
+
+// errSkipped: the fault had nothing to work on; it does not count.
+var errSkipped = errors.New("nothing to work on")
+
+func (in *injector) killPostgres(ctx context.Context, f *fault) error {
+	if err := in.r.w.postgres.Kill(); err != nil {
+		return err
+	}
+	pause(ctx, f.Length)
+	if err := in.r.w.postgres.Start(context.WithoutCancel(ctx)); err != nil {
+		in.r.w.lost(err)
+		return err
+	}
+	return nil
+}
+
+func (in *injector) killBroker() error {
+	if err := in.r.w.broker.crash(); err != nil {
+		in.r.w.lost(err)
+		return err
+	}
+	if err := in.r.w.broker.Start(context.Background()); err != nil {
+		in.r.w.lost(err)
+		return err
+	}
+	return nil
+}
+
+// process is what happens to a daemon's process and its state.dir.
+func (in *injector) process(ctx context.Context, f *fault, d *daemon) error {
+	switch f.Kind {
+	case faultKill:
+		d.kill()
+		if f.Leave {
+			in.evict(d)
+		}
+		pause(ctx, f.Length)
+		return d.start()
+	case faultPause:
+		d.freeze()
+		pause(ctx, f.Length)
+		d.thaw()
+	case faultZombie:
+		return in.zombie(ctx, f, d)
+	case faultWipe:
+		d.kill()
+		if err := d.wipeState(); err != nil {
+			return err
+		}
+		return d.start()
+	case faultRestore:
+		d.kill()
+		restored, err := d.restoreState()
+		if err != nil {
+			return err
+		}
+		if err := d.start(); err != nil {
+			return err
+		}
+		if !restored {
+			return errSkipped
+		}
+	case faultCopy:
+		d.freeze()
+		defer d.thaw()
+		if err := d.copyState(); err != nil {
+			in.r.h.notef("%v", err) // state.dir is not there yet
+		}
+		return errSkipped
+	}
+	return nil
+}
+
+// takeoverLimit is how long a zombie waits for another daemon to take its lanes.
+const takeoverLimit = 5 * time.Second
+
+// zombie freezes a daemon, has the group give its lanes to the other one, and
+// lets it go on in the belief that they are its own. The group is told by its
+// administrator that the member is gone: its session would run out only after
+// ten seconds.
+func (in *injector) zombie(ctx context.Context, f *fault, d *daemon) error {
+	other := in.r.daemons[1-f.Daemon]
+	standIn := in.r.w.opts.daemons == 1
+	if standIn {
+		if err := other.start(); err != nil {
+			return err
+		}
+	}
+	if !d.freeze() {
+		return errSkipped
+	}
+	in.evict(d)
+	limit, cancel := context.WithTimeout(ctx, takeoverLimit)
+	for !in.ownsAll(limit, other) && pause(limit, 50*time.Millisecond) {
+	}
+	taken := limit.Err() == nil
+	cancel()
+	in.r.h.notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
+	pause(ctx, f.Length)
+	d.thaw()
+	if standIn {
+		pause(ctx, 500*time.Millisecond)
+		if err := other.terminate(); err != nil {
+			return err
+		}
+		in.evict(other)
+	}
+	if !taken {
+		f.Kind = faultPause // that is all it came to
+	}
+	return nil
+}
+
+func (in *injector) ownsAll(ctx context.Context, d *daemon) bool {
+	s, err := d.ask(ctx)
+	if err != nil || len(s.Lanes) != partitions {
+		return false
+	}
+	for _, l := range s.Lanes {
+		if l.State != "running" {
+			return false
+		}
+	}
+	return true
+}
+
+// evict removes the daemon's member from the group, as an administrator may
+// (kafka-consumer-groups --remove-members). Failing that, the session runs out.
+func (in *injector) evict(d *daemon) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	adm := kadm.NewClient(in.r.admin)
+	groups, err := adm.DescribeGroups(ctx, in.r.group)
+	if err != nil {
+		in.r.h.notef("describe group: %v", err)
+		return
+	}
+	for _, g := range groups {
+		for _, m := range g.Members {
+			if m.InstanceID == nil || !strings.HasSuffix(*m.InstanceID, in.r.slot(d)) {
+				continue
+			}
+			if _, err := adm.LeaveGroup(ctx, kadm.LeaveGroup(in.r.group).InstanceIDs(*m.InstanceID)); err != nil {
+				in.r.h.notef("remove %s from the group: %v", *m.InstanceID, err)
+			}
+		}
+	}
+}
+
+func (in *injector) link(ctx context.Context, f *fault, l *link) error {
+	switch f.Kind {
+	case f.Link + "." + cut:
+		return l.cut(ctx, f.Length)
+	case f.Link + "." + delay:
+		return l.delay(ctx, f.Length, f.Millis)
+	default:
+		return l.halfOpen(ctx, f.Length, f.Direction)
+	}
+}
+
+// heal disarms the traps, lets every daemon run, and counts the answers that
+// were lost.
+func (in *injector) heal() error {
+	for i, d := range in.r.daemons {
+		d.links.commits.armed.Store(0)
+		d.links.endTxns.armed.Store(0)
+		for range d.links.commits.sprung.Swap(0) {
+			in.r.h.addFault(&fault{Kind: faultCommit, Daemon: i})
+		}
+		for range d.links.endTxns.sprung.Swap(0) {
+			in.r.h.addFault(&fault{Kind: faultEndTxn, Daemon: i})
+		}
+		if i < in.r.w.opts.daemons {
+			d.thaw()
+			if err := d.start(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// judge reads everything that was written and compares it with the oracle.
+func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) error {
+	conn, err := r.w.connect(ctx, r.database)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	s := &sinks{}
+	if s.rows, err = readFeedback(ctx, conn); err != nil {
+		return err
+	}
+	if s.records, err = r.w.readTopic(ctx, r.topics.notifications); err != nil {
+		return err
+	}
+	if s.dead, err = r.w.readTopic(ctx, r.topics.dead); err != nil {
+		return err
+	}
+	sent, err := r.w.readTopic(ctx, r.topics.campaigns)
+	if err != nil {
+		return err
+	}
+	o := newOracle(r.h, newTimelines(r.start, r.h.txns), settled)
+	if err := r.feed(o, sent); err != nil {
+		return err
+	}
+	v.check(o, s)
+	if v.failed() || r.recovery > r.w.opts.slow {
+		return r.dump(v, s, sent)
+	}
+	return nil
+}
+
+// feed gives the oracle the messages that the topic holds: one whose answer was
+// lost may be there or not, or twice.
+func (r *round) feed(o *oracle, sent []*kgo.Record) error {
+	at := map[place]bool{}
+	for _, rec := range sent {
+		n, err := strconv.ParseInt(header(rec, numberHeader), 10, 64)
+		m := r.h.campaigns[n]
+		if err != nil || m == nil {
+			return fmt.Errorf("read campaigns: the record at %d/%d is not ours", rec.Partition, rec.Offset)
+		}
+		p := place{rec.Partition, rec.Offset}
+		at[p] = true
+		o.add(m, p)
+	}
+	for _, m := range r.h.campaigns {
+		if m.Acked && !at[place{m.Partition, m.Offset}] {
+			return fmt.Errorf("read campaigns: the broker has lost message %d at %d/%d", m.Number, m.Partition, m.Offset)
+		}
+	}
+	o.seal()
+	return nil
+}
+
+// dump writes down what was read, for whoever looks for the cause.
+func (r *round) dump(v *verdict, s *sinks, sent []*kgo.Record) error {
+	type record struct {
+		Partition int32     `json:"partition"`
+		Offset    int64     `json:"offset"`
+		Time      time.Time `json:"time"`
+		Producer  int64     `json:"producer"`
+		Epoch     int16     `json:"epoch"`
+		Key       string    `json:"key"`
+		Value     string    `json:"value"`
+	}
+	lines := func(name string, n int, at func(int) any) error {
+		f, err := os.Create(filepath.Join(r.dir, name)) //nolint:gosec // the round's own folder
+		if err != nil {
+			return err
+		}
+		enc := json.NewEncoder(f)
+		for i := range n {
+			if err := enc.Encode(at(i)); err != nil {
+				return errors.Join(err, f.Close())
+			}
+		}
+		return f.Close()
+	}
+	topic := func(name string, list []*kgo.Record) error {
+		return lines(name, len(list), func(i int) any {
+			l := list[i]
+			return record{l.Partition, l.Offset, l.Timestamp, l.ProducerID, l.ProducerEpoch, string(l.Key), string(l.Value)}
+		})
+	}
+	return errors.Join(
+		lines("verdict.json", 1, func(int) any { return v }),
+		lines("feedback.jsonl", len(s.rows), func(i int) any { return s.rows[i] }),
+		topic("notifications.jsonl", s.records), topic("dead.jsonl", s.dead), topic("campaigns.jsonl", sent),
+	)
+}
+
+// keep copies the round's folder without the local states, the servers' logs,
+// and says how to run the round again.
+func (r *round) keep() error {
+	o := r.w.opts
+	dir := filepath.Join(o.keep, fmt.Sprintf("%s-seed%d-round%d", o.broker, o.seed, r.number))
+	if err := os.RemoveAll(dir); err != nil { //nolint:gosec // -keep is the caller's choice
+		return err
+	}
+	var errs []error
+	for _, d := range r.daemons {
+		errs = append(errs, os.RemoveAll(d.dir), os.RemoveAll(d.dir+".old")) //nolint:gosec // the round's own folder
+	}
+	errs = append(errs, copyDir(r.dir, dir))
+	for _, log := range []string{"postgres/postgres.log", "broker/broker.log", "broker/kafka.log"} {
+		if text, err := os.ReadFile(filepath.Join(r.w.dir, log)); err == nil { //nolint:gosec // of two fixed names
+			errs = append(errs, os.WriteFile(filepath.Join(dir, filepath.Base(log)), text, 0o600)) //nolint:gosec // below folders that the caller chose
+		}
+	}
+	fmt.Printf("  kept in %s; again: %s\n", dir, o.again(r.number))
+	return errors.Join(errs...)
+}
+
+// again is the command that runs one round with the same schedule.
+func (o *options) again(round int) string {
+	return fmt.Sprintf("make chaos ROUNDS=1 FIRST=%d SEED=%d BROKER=%s DAEMONS=%d LENGTH=%d FAULTS=%d", round, o.seed, o.broker, o.daemons, o.seconds, o.faults)
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kbin"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// Kafka's api keys that matter here.
+const (
+	keyProduce         = 0
+	keyFetch           = 1
+	keyMetadata        = 3
+	keyFindCoordinator = 10
+	keyEndTxn          = 26
+)
+
+// maxFrame is Kafka's default of socket.request.max.bytes.
+const maxFrame = 100 << 20
+
+// kafkaWire understands one broker connection: it knows which response answers
+// what. It makes the broker appear at the proxy's address, whatever it
+// advertises, so that no broker needs to be configured for the proxy and each
+// daemon has its own; and it loses the answer to EndTxn when the trap is armed.
+type kafkaWire struct {
+	port int32 // where the broker appears, on 127.0.0.1
+	trap *trap
+
+	mu    sync.Mutex // guards asked
+	asked map[int32]request
+}
+
+type request struct{ key, version int16 }
+
+func newKafkaWire(port int, t *trap) *kafkaWire {
+	return &kafkaWire{port: int32(port), trap: t, asked: map[int32]request{}}
+}
+
+// up notes the requests: size, api key, version, correlation id.
+// https://kafka.apache.org/protocol#protocol_messages
+func (k *kafkaWire) up(in *bufio.Reader, out *bufio.Writer) error {
+	for {
+		head, err := in.Peek(12)
+		if err != nil {
+			return err
+		}
+		size := int64(binary.BigEndian.Uint32(head))
+		if size < 8 || size > maxFrame {
+			return fmt.Errorf("read Kafka request of %d bytes", size)
+		}
+		r := request{key: int16(binary.BigEndian.Uint16(head[4:])), version: int16(binary.BigEndian.Uint16(head[6:]))}
+		k.mu.Lock()
+		k.asked[int32(binary.BigEndian.Uint32(head[8:]))] = r
+		k.mu.Unlock()
+		if _, err := io.CopyN(out, in, 4+size); err != nil {
+			return err
+		}
+		if err := flushIdle(in, out); err != nil {
+			return err
+		}
+	}
+}
+
+// down passes responses on: size, correlation id.
+func (k *kafkaWire) down(in *bufio.Reader, out *bufio.Writer) error {
+	for {
+		head, err := in.Peek(8)
+		if err != nil {
+			return err
+		}
+		size := int64(binary.BigEndian.Uint32(head))
+		if size < 4 || size > maxFrame {
+			return fmt.Errorf("read Kafka response of %d bytes", size)
+		}
+		id := int32(binary.BigEndian.Uint32(head[4:]))
+		k.mu.Lock()
+		r := k.asked[id]
+		delete(k.asked, id)
+		k.mu.Unlock()
+		switch r.key {
+		case keyEndTxn:
+			if k.trap.take() {
+				return errCut
+			}
+			_, err = io.CopyN(out, in, 4+size)
+		case keyMetadata, keyFindCoordinator, keyProduce, keyFetch:
+			frame := make([]byte, 4+size)
+			if _, err = io.ReadFull(in, frame); err == nil {
+				_, err = out.Write(k.readdress(frame, r))
+			}
+		default:
+			_, err = io.CopyN(out, in, 4+size)
+		}
+		if err != nil {
+			return err
+		}
+		if err := flushIdle(in, out); err != nil {
+			return err
+		}
+	}
+}
+
+// readdress puts the proxy's address into a response that names brokers. What
+// names none, or cannot be read, stays as it is.
+func (k *kafkaWire) readdress(frame []byte, r request) []byte {
+	resp := kmsg.ResponseForKey(r.key)
+	resp.SetVersion(r.version)
+	body := kbin.Reader{Src: frame[8:]}
+	if resp.IsFlexible() {
+		if n := body.Uvarint(); n != 0 { // tags in the header: none are defined
+			return frame
+		}
+	}
+	if !body.Ok() || resp.ReadFrom(body.Src) != nil || !k.move(resp) {
+		return frame
+	}
+	out := append(make([]byte, 4, len(frame)+64), frame[4:8]...)
+	if resp.IsFlexible() {
+		out = append(out, 0)
+	}
+	out = resp.AppendTo(out)
+	binary.BigEndian.PutUint32(out, uint32(len(out)-4))
+	return out
+}
+
+// move changes the addresses in a response and tells whether there were any.
+func (k *kafkaWire) move(resp kmsg.Response) bool {
+	moved := false
+	at := func(host *string, port *int32) {
+		if *port > 0 {
+			*host, *port, moved = "127.0.0.1", k.port, true
+		}
+	}
+	switch m := resp.(type) {
+	case *kmsg.MetadataResponse:
+		for i := range m.Brokers {
+			at(&m.Brokers[i].Host, &m.Brokers[i].Port)
+		}
+	case *kmsg.FindCoordinatorResponse:
+		at(&m.Host, &m.Port)
+		for i := range m.Coordinators {
+			at(&m.Coordinators[i].Host, &m.Coordinators[i].Port)
+		}
+	case *kmsg.ProduceResponse: // where a leader has moved, since version 10
+		for i := range m.Brokers {
+			at(&m.Brokers[i].Host, &m.Brokers[i].Port)
+		}
+	case *kmsg.FetchResponse:
+		for i := range m.Brokers {
+			at(&m.Brokers[i].Host, &m.Brokers[i].Port)
+		}
+	}
+	return moved
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+)
+
+// The four connections of a daemon.
+const (
+	linkReplication = "replication"
+	linkSQL         = "sql"
+	linkSink        = "sink"
+	linkKafka       = "kafka"
+)
+
+var linkNames = []string{linkReplication, linkSQL, linkSink, linkKafka}
+
+// links is one daemon's network. Everything it connects to is behind a toxic
+// proxy, and behind that, where an answer can be lost, a relay that knows the
+// protocol:
+//
+//	source.url ─ splitter ─┬─ toxic replication ─────────────── Postgres
+//	                       └─ toxic sql ─────────────────────── Postgres
+//	sink.url ───────────────── toxic sink ── relay (COMMIT) ─── Postgres
+//	kafka.brokers ──────────── toxic kafka ─ relay (EndTxn) ─── broker
+//
+// The daemon has one source.url; the splitter tells its connections apart by
+// the startup packet.
+type links struct {
+	toxic            map[string]*link
+	splitter         *relay
+	sink, kafka      *relay
+	commits, endTxns trap
+}
+
+// link is a toxic proxy. busy is held by the fault that works on it.
+type link struct {
+	busy  sync.Mutex
+	proxy *toxiproxy.Proxy
+}
+
+// newLinks starts a daemon's network.
+func newLinks(w *world) (l *links, err error) {
+	l = &links{toxic: map[string]*link{}}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	postgres := loopback(w.postgres.Port())
+	l.sink = &relay{route: to(postgres), pumps: func() (pump, pump) { return plain, loseCommit(&l.commits) }}
+	if err := l.sink.listen(); err != nil {
+		return nil, err
+	}
+	kafkaPort, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	l.kafka = &relay{route: to(w.broker.Addr()), pumps: func() (pump, pump) {
+		wire := newKafkaWire(kafkaPort, &l.endTxns)
+		return wire.up, wire.down
+	}}
+	if err := l.kafka.listen(); err != nil {
+		return nil, err
+	}
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	for _, name := range linkNames {
+		listen, upstream := "127.0.0.1:0", postgres
+		switch name {
+		case linkSink:
+			upstream = l.sink.addr()
+		case linkKafka:
+			listen, upstream = loopback(kafkaPort), l.kafka.addr()
+		}
+		if listen == "127.0.0.1:0" {
+			port, err := freePort()
+			if err != nil {
+				return nil, err
+			}
+			listen = loopback(port)
+		}
+		p := toxiproxy.NewProxy(server, name, listen, upstream)
+		if err := p.Start(); err != nil {
+			return nil, fmt.Errorf("start proxy %s: %w", name, err)
+		}
+		l.toxic[name] = &link{proxy: p}
+	}
+	l.splitter = &relay{route: l.split}
+	return l, l.splitter.listen()
+}
+
+// split sends replication one way and the rest the other.
+func (l *links) split(client *bufio.Reader) (string, []byte, error) {
+	packet, replication, err := readStartup(client)
+	if err != nil {
+		return "", nil, err
+	}
+	if replication {
+		return l.toxic[linkReplication].proxy.Listen, packet, nil
+	}
+	return l.toxic[linkSQL].proxy.Listen, packet, nil
+}
+
+func (l *links) close() {
+	for _, t := range l.toxic {
+		t.proxy.Stop()
+	}
+	for _, r := range []*relay{l.splitter, l.sink, l.kafka} {
+		if r != nil && r.ln != nil {
+			r.close()
+		}
+	}
+}
+
+// sourceURL and sinkURL put the proxies' address into a Postgres URL.
+func (l *links) sourceURL(direct string) (string, error) { return through(direct, l.splitter.addr()) }
+func (l *links) sinkURL(direct string) (string, error) {
+	return through(direct, l.toxic[linkSink].proxy.Listen)
+}
+func (l *links) brokers() string { return l.toxic[linkKafka].proxy.Listen }
+
+func through(direct, address string) (string, error) {
+	u, err := url.Parse(direct)
+	if err != nil {
+		return "", fmt.Errorf("parse URL: %w", err)
+	}
+	u.Host = address
+	return u.String(), nil
+}
+
+// cut closes the link's connections and refuses new ones for a while.
+func (k *link) cut(ctx context.Context, d time.Duration) error {
+	k.proxy.Stop()
+	pause(ctx, d)
+	return k.listenAgain()
+}
+
+// listenAgain takes the port back. Nobody else gets it but by bad luck.
+func (k *link) listenAgain() error {
+	err := k.proxy.Start()
+	if err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
+		return fmt.Errorf("start proxy %s: %w", k.proxy.Name, err)
+	}
+	return nil
+}
+
+// delay adds latency in both directions for a while.
+func (k *link) delay(ctx context.Context, d time.Duration, millis int) error {
+	const spec = `{"name":"%s","type":"latency","stream":"%s","attributes":{"latency":%d,"jitter":%d}}`
+	for _, direction := range []string{"upstream", "downstream"} {
+		if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction, direction, millis, millis/2))); err != nil {
+			return fmt.Errorf("delay %s: %w", k.proxy.Name, err)
+		}
+	}
+	pause(ctx, d)
+	return k.cure()
+}
+
+// halfOpen loses all bytes of one direction while the connection stays open, as
+// when a peer or a firewall is gone without a word. At the end the connections
+// close.
+func (k *link) halfOpen(ctx context.Context, d time.Duration, direction string) error {
+	const spec = `{"name":"gone","type":"timeout","stream":"%s","attributes":{"timeout":0}}`
+	if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction))); err != nil {
+		return fmt.Errorf("half-open %s: %w", k.proxy.Name, err)
+	}
+	pause(ctx, d)
+	return k.cure()
+}
+
+// cure removes the toxics. The library can wait for ever for a link that ends in
+// the same moment; closing every connection lets it go on.
+func (k *link) cure() error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.proxy.Toxics.ResetToxics(context.Background())
+	}()
+	for range 5 {
+		select {
+		case <-done:
+			return nil
+		case <-time.After(time.Second):
+			k.proxy.Stop()
+			if err := k.listenAgain(); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("cure proxy %s: its toxics cannot be removed", k.proxy.Name)
+}

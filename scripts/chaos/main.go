@@ -1,0 +1,142 @@
+// Chaos runs the real daemon against a real Postgres and a real broker, breaks
+// everything around it while a workload runs, then stops, lets it catch up, and
+// compares both sinks with an oracle of its own. It shares no code with the
+// daemon: what must, may and must not be notified follows from the history of
+// what was committed and produced (oracle.go).
+//
+//	bin/chaos -rounds 5 -seed 1 -broker kfake -daemons 2
+//
+// Every round has a database, topics and daemons of its own, and a schedule of
+// faults and a workload that follow from the seed and the round's number:
+// -first 7 -rounds 1 runs round 7 again. Interleavings of threads and networks
+// are not replayed; what is done to them is.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"dinnerbell/internal/testenv"
+)
+
+// options are the command line.
+type options struct {
+	rounds, first int
+	seed          uint64
+	broker        string // kfake or kafka
+	daemons       int    // 1: the second only stands in while the first is a zombie
+	seconds       int    // of workload and faults, per round
+	faults        int    // per round
+	limit, slow   time.Duration
+	binary, out   string
+	keep          string // failed rounds go there
+	script        string // scripts/kafka.sh
+}
+
+func main() {
+	if len(os.Args) == 4 && os.Args[1] == brokerChild {
+		os.Exit(code(serveBroker(os.Args[2], os.Args[3])))
+	}
+	os.Exit(code(run(os.Args[1:])))
+}
+
+// code says what went wrong, if anything.
+func code(err error) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "chaos:", err)
+	if errors.Is(err, flag.ErrHelp) {
+		return 2
+	}
+	return 1
+}
+
+// brokerChild makes this program a kfake broker: chaos broker DIR ADDRESS.
+const brokerChild = "broker"
+
+func serveBroker(dir, listen string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return testenv.ServeBroker(ctx, dir, listen)
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{}
+	f := flag.NewFlagSet("chaos", flag.ContinueOnError)
+	f.IntVar(&o.rounds, "rounds", 5, "how many rounds")
+	f.IntVar(&o.first, "first", 1, "number of the first round; to run a failed one again")
+	f.Uint64Var(&o.seed, "seed", 1, "of the workload and the faults")
+	f.StringVar(&o.broker, "broker", "kfake", "kfake or kafka (Java 17)")
+	f.IntVar(&o.daemons, "daemons", 2, "1 or 2 that share the lanes")
+	f.IntVar(&o.seconds, "seconds", 8, "of faults in each round")
+	f.IntVar(&o.faults, "faults", 10, "in each round")
+	f.DurationVar(&o.limit, "limit", 2*time.Minute, "for catching up after the faults; longer is a failure")
+	f.DurationVar(&o.slow, "slow", 25*time.Second, "a recovery that takes longer is kept, too, though it is no failure")
+	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "the daemon")
+	f.StringVar(&o.out, "out", "build/chaos.json", "the summary")
+	f.StringVar(&o.keep, "keep", "build/chaos", "where failed rounds are kept")
+	f.StringVar(&o.script, "kafka", "scripts/kafka.sh", "runs Kafka")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	switch {
+	case o.broker != "kfake" && o.broker != "kafka":
+		return nil, fmt.Errorf("-broker %s: kfake or kafka", o.broker)
+	case o.daemons != 1 && o.daemons != 2:
+		return nil, fmt.Errorf("-daemons %d: 1 or 2", o.daemons)
+	case o.rounds < 1 || o.seconds < 1 || o.faults < 0:
+		return nil, errors.New("-rounds and -seconds are at least 1")
+	}
+	var err error
+	for _, path := range []*string{&o.binary, &o.out, &o.keep, &o.script} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return nil, fmt.Errorf("resolve %s: %w", *path, err)
+		}
+	}
+	return o, nil
+}
+
+func run(args []string) (err error) {
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	w, err := startWorld(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.stop()) }()
+	total := newSummary(o)
+	for n := o.first; n < o.first+o.rounds && ctx.Err() == nil; n++ {
+		began := time.Now()
+		r := newRound(w, n)
+		v, roundErr := r.run(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		total.add(r, v, roundErr)
+		fmt.Println(total.line(r, v, roundErr, time.Since(began)))
+		if err := r.finish(v.failed() || roundErr != nil || r.recovery > o.slow); err != nil {
+			return err
+		}
+		if err := total.write(o.out); err != nil {
+			return err
+		}
+		if roundErr != nil && w.broken() != nil {
+			return fmt.Errorf("round %d: %w", n, w.broken())
+		}
+	}
+	runtime.KeepAlive(w)
+	return total.err()
+}

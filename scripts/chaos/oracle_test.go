@@ -1,0 +1,162 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+const ms = time.Millisecond
+
+var ann = pair{"ann", "diner"}
+
+// insert, update and remove as transactions that were visible from before to after.
+func change1(before, after time.Duration, row int64, p *pair) *txn {
+	return &txn{Before: before, After: after, Committed: true, Changes: []change{{row, p}}}
+}
+
+func TestTimelines(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		start      map[int64]pair
+		txns       []*txn
+		throughout bool // from 100 ms on
+		sometime   bool // between 100 and 200 ms
+	}{
+		"never":               {},
+		"always":              {start: map[int64]pair{1: ann}, throughout: true, sometime: true},
+		"since before":        {txns: []*txn{change1(90*ms, 100*ms, 1, &ann)}, throughout: true, sometime: true},
+		"perhaps before":      {txns: []*txn{change1(90*ms, 101*ms, 1, &ann)}, sometime: true},
+		"afterwards":          {txns: []*txn{change1(201*ms, 202*ms, 1, &ann)}},
+		"during":              {txns: []*txn{change1(150*ms, 151*ms, 1, &ann)}, sometime: true},
+		"gone before":         {start: map[int64]pair{1: ann}, txns: []*txn{change1(90*ms, 100*ms, 1, nil)}},
+		"perhaps gone before": {start: map[int64]pair{1: ann}, txns: []*txn{change1(90*ms, 101*ms, 1, nil)}, sometime: true},
+		"gone long after":     {start: map[int64]pair{1: ann}, txns: []*txn{change1(900*ms, 901*ms, 1, nil)}, sometime: true},
+		"one of two rows":     {start: map[int64]pair{1: ann, 2: ann}, txns: []*txn{change1(150*ms, 151*ms, 1, nil)}, throughout: true, sometime: true},
+		"not committed":       {txns: []*txn{{Before: 1, After: 2, Changes: []change{{1, &ann}}}}},
+		"another row at once": {start: map[int64]pair{1: ann}, txns: []*txn{{Before: 150 * ms, After: 151 * ms, Committed: true, Changes: []change{{1, nil}, {2, &ann}}}}, throughout: true, sometime: true},
+		"truncated":           {start: map[int64]pair{1: ann}, txns: []*txn{{Before: 50 * ms, After: 51 * ms, Committed: true, Truncate: true}}},
+		"truncated, put back": {start: map[int64]pair{1: ann}, txns: []*txn{{Before: 150 * ms, After: 151 * ms, Committed: true, Truncate: true, Changes: []change{{9, &ann}}}}, throughout: true, sometime: true},
+		"gone in between":     {start: map[int64]pair{1: ann}, txns: []*txn{change1(150*ms, 151*ms, 1, nil), change1(160*ms, 161*ms, 1, &ann)}, sometime: true},
+	} {
+		lines := newTimelines(c.start, c.txns)
+		if got := lines.throughout(ann, 100*ms); got != c.throughout {
+			t.Errorf("%s: throughout is %v", name, got)
+		}
+		if got := lines.sometime(ann, 100*ms, 200*ms); got != c.sometime {
+			t.Errorf("%s: sometime is %v", name, got)
+		}
+	}
+}
+
+// world1 is one campaign for two clients, everything as it should be.
+func world1() (*oracle, *sinks) {
+	h := &history{began: time.Unix(1000, 0)}
+	o := newOracle(h, newTimelines(map[int64]pair{1: ann, 2: {"bob", "diner"}}, nil), 20*time.Second)
+	f := fields{Restaurant: "diner", Campaign: "c:1", Content: "a\"b", Start: 990, End: 9000, Created: 1}
+	o.add(&message{Number: 1, Before: time.Second, Fields: &f}, place{0, 0})
+	o.add(&message{Number: 2, Value: []byte("bad")}, place{0, 1})
+	o.seal()
+	s := &sinks{dead: []*kgo.Record{letter("bad", 1)}}
+	for i, client := range []string{"ann", "bob"} {
+		w := row{ID: int64(i), fields: f, Client: client, Trigger: 1002}
+		s.rows = append(s.rows, w)
+		s.records = append(s.records, &kgo.Record{Key: []byte(w.key()), Value: []byte(w.value()), Partition: partitionOf(w.key(), partitions)})
+	}
+	return o, s
+}
+
+func letter(value string, offset int) *kgo.Record {
+	return &kgo.Record{Value: []byte(value), Headers: []kgo.RecordHeader{
+		{Key: "partition", Value: []byte("0")}, {Key: "offset", Value: fmt.Append(nil, offset)}, {Key: "reason", Value: []byte("r")},
+	}}
+}
+
+// Whatever is wrong is found, and by its name.
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		spoil func(*oracle, *sinks)
+		want  string
+	}{
+		"nothing":             {func(*oracle, *sinks) {}, ""},
+		"in neither sink":     {func(_ *oracle, s *sinks) { s.rows, s.records = s.rows[:1], s.records[:1] }, missing},
+		"not in the topic":    {func(_ *oracle, s *sinks) { s.records = s.records[:1] }, missing},
+		"not in the table":    {func(_ *oracle, s *sinks) { s.rows = s.rows[:1] }, missing},
+		"two records":         {func(_ *oracle, s *sinks) { s.records = append(s.records, s.records[0]) }, doubled},
+		"two rows":            {func(_ *oracle, s *sinks) { s.rows = append(s.rows, s.rows[0]) }, doubled},
+		"another value":       {func(_ *oracle, s *sinks) { s.records[0].Value = []byte("{}") }, mismatched},
+		"another partition":   {func(_ *oracle, s *sinks) { s.records[0].Partition++ }, mismatched},
+		"no such fields":      {func(_ *oracle, s *sinks) { s.rows[0].Owner = "x" }, mismatched},
+		"feedback filled in":  {func(_ *oracle, s *sinks) { s.rows[0].Feedback = &s.rows[0].Owner }, mismatched},
+		"another restaurant":  {func(_ *oracle, s *sinks) { s.rows[0].Restaurant = "x" }, forbidden},
+		"not subscribed":      {func(o *oracle, _ *sinks) { delete(o.lines, ann) }, forbidden},
+		"decided too early":   {func(_ *oracle, s *sinks) { s.rows[0].Trigger = 999 }, forbidden},
+		"decided at the end":  {func(_ *oracle, s *sinks) { s.rows[0].Trigger = 9000 }, forbidden},
+		"no dead letter":      {func(_ *oracle, s *sinks) { s.dead = nil }, missing},
+		"two dead letters":    {func(_ *oracle, s *sinks) { s.dead = append(s.dead, s.dead[0]) }, doubled},
+		"a good dead letter":  {func(_ *oracle, s *sinks) { s.dead = append(s.dead, letter("x", 0)) }, forbidden},
+		"another dead letter": {func(_ *oracle, s *sinks) { s.dead[0].Value = nil }, mismatched},
+	} {
+		o, s := world1()
+		c.spoil(o, s)
+		v := newVerdict()
+		v.check(o, s)
+		if c.want == "" && v.failed() || c.want != "" && v.Counts[c.want] == 0 {
+			t.Errorf("%s: %+v, want %q", name, v, c.want)
+		}
+	}
+}
+
+// An edit makes the older message wrong for whoever is notified after.
+func TestSuperseded(t *testing.T) {
+	t.Parallel()
+	o, s := world1()
+	edit := s.rows[0].fields
+	edit.Content = "edited"
+	o.add(&message{Number: 3, Before: time.Second, Fields: &edit}, place{0, 2})
+	o.seal()
+	s.rows[0].fields = edit
+	if got := o.superseded(s.rows); len(got) != 1 || got[0].Client != "bob" {
+		t.Errorf("superseded are %v", got)
+	}
+	slices.Reverse(s.rows)
+	if got := o.superseded(s.rows); len(got) != 0 {
+		t.Errorf("superseded are %v", got)
+	}
+}
+
+func TestMurmur2(t *testing.T) {
+	t.Parallel()
+	// From UtilsTest.testMurmur2 of Apache Kafka.
+	for key, want := range map[string]int32{
+		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
+		"a-little-bit-longer-string": -1486304829, "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
+	} {
+		if got := int32(murmur2([]byte(key))); got != want {
+			t.Errorf("murmur2(%q) = %d, want %d", key, got, want)
+		}
+	}
+}
+
+// The schedule follows from the seed.
+func TestScheduleRepeats(t *testing.T) {
+	t.Parallel()
+	o := &options{broker: "kafka", daemons: 2, seconds: 8, faults: 30}
+	draw := func(seed uint64) string {
+		out := ""
+		for _, f := range schedule(random(seed, 3, streamFaults), o, 8*time.Second) {
+			out += fmt.Sprintf("%+v\n", *f)
+		}
+		return out
+	}
+	if a, b := draw(1), draw(1); a != b {
+		t.Errorf("one seed, two schedules:\n%s\n%s", a, b)
+	}
+	if draw(1) == draw(2) {
+		t.Error("two seeds, one schedule")
+	}
+}

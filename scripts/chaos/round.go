@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/internal/testenv"
+)
+
+// partitions of the round's topics.
+const partitions = 3
+
+// round is one deployment from its setup to its verdict.
+type round struct {
+	w        *world
+	number   int
+	dir      string
+	database string
+	group    string
+	topics   struct{ campaigns, notifications, dead, progress string }
+
+	h        *history
+	admin    *kgo.Client
+	daemons  []*daemon // two; with one at a time, the second stands in
+	writers  []*writer
+	producer *producer
+	start    map[int64]pair // subscriptions at the beginning
+	numbers  atomic.Int64   // of transactions
+
+	recovery time.Duration // from the end of the faults until everything was caught up
+}
+
+func newRound(w *world, number int) *round {
+	name := fmt.Sprintf("chaos_%d", number)
+	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]pair{}}
+	r.topics.campaigns, r.topics.notifications = name+".campaigns", name+".notifications"
+	r.topics.dead, r.topics.progress = name+".dead", name+".progress"
+	return r
+}
+
+func (r *round) slot(d *daemon) string { return r.database + "_" + d.name }
+
+// run does the round. An error means that it could not be done; what was found
+// is in the verdict.
+func (r *round) run(ctx context.Context) (v *verdict, err error) {
+	v = newVerdict()
+	if err := r.setUp(ctx); err != nil {
+		return v, fmt.Errorf("set up round %d: %w", r.number, err)
+	}
+	if err := r.storm(ctx); err != nil {
+		return v, fmt.Errorf("run round %d: %w", r.number, err)
+	}
+	settled := r.settle(ctx, v)
+	for _, d := range r.daemons {
+		if err := d.close(); err != nil {
+			v.problemf("%v", err)
+		}
+		for _, exit := range d.unasked() {
+			v.problemf("%s", exit)
+		}
+	}
+	if ctx.Err() != nil {
+		return v, ctx.Err()
+	}
+	if err := r.judge(ctx, v, settled); err != nil {
+		return v, fmt.Errorf("judge round %d: %w", r.number, err)
+	}
+	return v, nil
+}
+
+// setUp makes the database, the topics and the configurations.
+func (r *round) setUp(ctx context.Context) (err error) {
+	if err := os.MkdirAll(r.dir, 0o750); err != nil { //nolint:gosec // below folders that the caller chose
+		return err
+	}
+	if r.h, err = newHistory(filepath.Join(r.dir, "history.jsonl")); err != nil {
+		return err
+	}
+	if r.admin, err = r.w.client(); err != nil {
+		return err
+	}
+	resp, err := kadm.NewClient(r.admin).CreateTopic(ctx, partitions, 1, nil, r.topics.campaigns)
+	if err == nil {
+		err = resp.Err
+	}
+	if err != nil {
+		return fmt.Errorf("create topic: %w", err)
+	}
+	if r.producer, err = newProducer(r); err != nil {
+		return err
+	}
+	if err := r.makeDatabase(ctx); err != nil {
+		return err
+	}
+	for i := range 2 {
+		if err := r.addDaemon(i); err != nil {
+			return err
+		}
+	}
+	config := filepath.Join(r.dir, "setup.yaml")
+	direct := r.w.postgres.URL(r.database)
+	if err := r.configure(config, "setup", direct, direct, r.w.broker.Addr(), "127.0.0.1:0"); err != nil {
+		return err
+	}
+	return r.runSetup(ctx, config)
+}
+
+// runSetup runs `dinnerbell setup`.
+func (r *round) runSetup(ctx context.Context, config string) error {
+	out, err := exec.CommandContext(ctx, r.w.binary, "-c", config, "setup").CombinedOutput() //nolint:gosec // the daemon under test
+	if err != nil {
+		return fmt.Errorf("dinnerbell setup: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// makeDatabase fills the source. Each writer's rows are drawn from its own
+// random numbers.
+func (r *round) makeDatabase(ctx context.Context) error {
+	root, err := r.w.connect(ctx, "postgres")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close(ctx) }()
+	if _, err := root.Exec(ctx, "CREATE DATABASE "+r.database); err != nil {
+		return fmt.Errorf("create database: %w", err)
+	}
+	conn, err := r.w.connect(ctx, r.database)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, testenv.ContractTables+receipts); err != nil {
+		return fmt.Errorf("create tables: %w", err)
+	}
+	truncate := &sync.RWMutex{}
+	for i := range writers {
+		b := newBook(random(r.w.opts.seed, r.number, streamWriters+i), i)
+		r.writers = append(r.writers, &writer{r: r, book: b, numbers: &r.numbers, truncate: truncate})
+		maps.Copy(r.start, b.rows)
+	}
+	for _, w := range r.writers {
+		for _, o := range r.writers {
+			w.all = append(w.all, o.book)
+		}
+	}
+	rows := make([][]any, 0, len(r.start))
+	for id, p := range r.start {
+		rows = append(rows, []any{int32(id), p.Client, p.Restaurant})
+	}
+	if _, err := conn.CopyFrom(ctx, pgx.Identifier{"subscribers_restaurants"}, []string{"id", "client_id", "restaurant_id"}, pgx.CopyFromRows(rows)); err != nil {
+		return fmt.Errorf("insert subscriptions: %w", err)
+	}
+	return nil
+}
+
+// addDaemon makes a daemon with a network of its own.
+func (r *round) addDaemon(i int) error {
+	l, err := newLinks(r.w)
+	if err != nil {
+		return err
+	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("d%d", i)
+	d := &daemon{
+		name: name, binary: r.w.binary, links: l, http: loopback(port), dir: filepath.Join(r.dir, name),
+		config: filepath.Join(r.dir, name+".yaml"), log: filepath.Join(r.dir, name+".log"),
+	}
+	r.daemons = append(r.daemons, d)
+	direct := r.w.postgres.URL(r.database)
+	source, err := l.sourceURL(direct)
+	if err != nil {
+		return err
+	}
+	sink, err := l.sinkURL(direct)
+	if err != nil {
+		return err
+	}
+	return r.configure(d.config, name, source, sink, l.brokers(), d.http)
+}
+
+// configure writes a configuration, as JSON, which is YAML.
+func (r *round) configure(path, name, source, sink, brokers, http string) error {
+	text, err := json.MarshalIndent(map[string]any{
+		"source": map[string]any{"url": source, "slot": r.database + "_" + name},
+		"sink":   map[string]any{"url": sink},
+		"kafka": map[string]any{
+			"brokers": []string{brokers}, "campaigns": r.topics.campaigns, "notifications": r.topics.notifications,
+			"dead_letters": r.topics.dead, "progress": r.topics.progress, "group": r.group,
+		},
+		"state": map[string]any{"dir": filepath.Join(r.dir, name)},
+		"http":  map[string]any{"listen": http},
+	}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return os.WriteFile(path, text, 0o600) //nolint:gosec // the round's own folder
+}
+
+// storm runs the workload and the faults at once, for the round's seconds.
+func (r *round) storm(ctx context.Context) error {
+	for _, d := range r.daemons[:r.w.opts.daemons] {
+		if err := d.start(); err != nil {
+			return err
+		}
+	}
+	length := time.Duration(r.w.opts.seconds) * time.Second
+	list := schedule(random(r.w.opts.seed, r.number, streamFaults), r.w.opts, length)
+	base := r.h.now() // setting up took a while
+	for _, f := range list {
+		f.At += base
+	}
+	ctx, cancel := context.WithTimeout(ctx, length)
+	defer cancel()
+	g, gctx := errgroup.WithContext(ctx)
+	for _, w := range r.writers {
+		g.Go(func() error { return w.run(gctx) })
+	}
+	g.Go(func() error { return r.producer.run(gctx) })
+	in := &injector{r: r}
+	g.Go(func() error { return in.run(gctx, list) })
+	return errors.Join(g.Wait(), in.heal())
+}
+
+// finish ends what the round has started and deletes it, or keeps the folder.
+func (r *round) finish(keep bool) error {
+	var errs []error
+	for _, d := range r.daemons {
+		errs = append(errs, d.close())
+		d.links.close()
+	}
+	if r.producer != nil {
+		r.producer.client.Close()
+	}
+	if r.h != nil {
+		errs = append(errs, r.h.close())
+	}
+	if keep {
+		errs = append(errs, r.keep())
+	}
+	if r.w.broken() == nil {
+		errs = append(errs, r.drop())
+	}
+	if r.admin != nil {
+		r.admin.Close()
+	}
+	return errors.Join(append(errs, os.RemoveAll(r.dir))...) //nolint:gosec // below folders that the caller chose
+}
+
+// drop deletes the slots, the database and the topics.
+func (r *round) drop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	root, err := r.w.connect(ctx, "postgres")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close(ctx) }()
+	for ctx.Err() == nil { // a walsender may take a moment to see that its daemon is gone
+		_, err = root.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL`)
+		if err == nil {
+			_, err = root.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+		}
+		if err == nil {
+			break
+		}
+		pause(ctx, 100*time.Millisecond)
+	}
+	if err != nil {
+		return fmt.Errorf("drop slots: %w", err)
+	}
+	if _, err := root.Exec(ctx, "DROP DATABASE IF EXISTS "+r.database+" WITH (FORCE)"); err != nil {
+		return fmt.Errorf("drop database: %w", err)
+	}
+	t := r.topics
+	if _, err := kadm.NewClient(r.admin).DeleteTopics(ctx, t.campaigns, t.notifications, t.dead, t.progress); err != nil {
+		return fmt.Errorf("delete topics: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// markerRestaurant has one client, whose notifications show that everything
+// before them was dealt with.
+const markerRestaurant = "marker"
+
+// settle waits until the daemons have caught up, and gives the moment. Then it
+// adds subscribers who are too late for everything, sends another marker to each
+// partition and waits again: nothing more may happen.
+func (r *round) settle(ctx context.Context, v *verdict) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
+	defer cancel()
+	healed := r.h.now()
+	r.h.notef("the faults are over")
+	err := r.mark(ctx, "marker", 1)
+	if err == nil {
+		err = r.awaitCaughtUp(ctx, partitions, true)
+	}
+	r.recovery = r.h.now() - healed
+	if err == nil {
+		err = r.awaitCaughtUp(ctx, partitions, false)
+	}
+	settled := r.h.now()
+	r.h.notef("caught up: %v", err)
+	if err == nil {
+		err = r.lateComers(ctx)
+	}
+	if err == nil {
+		err = r.mark(ctx, "last", 2)
+	}
+	if err == nil {
+		err = r.awaitCaughtUp(ctx, 2*partitions, false)
+	}
+	if err != nil {
+		v.problemf("did not catch up within %s: %v", r.w.opts.limit, err)
+		return r.h.now()
+	}
+	return settled
+}
+
+// mark subscribes a client and sends a campaign to each partition.
+func (r *round) mark(ctx context.Context, name string, row int64) error {
+	w := r.writers[0]
+	if row == 1 {
+		d := w.book.draft("marker")
+		d.insert(pair{"marker client", markerRestaurant})
+		if err := w.commit(ctx, d); err != nil {
+			return err
+		}
+	}
+	defer w.hangUp()
+	for p := range int32(partitions) {
+		f := w.r.producer.author.fresh(time.Now().Unix())
+		f.Campaign, f.Restaurant = fmt.Sprintf("%s-%d", name, p), markerRestaurant
+		m := &message{Kind: "marker", Partition: p, Value: w.r.producer.author.must(f), Fields: &f}
+		if err := r.producer.send(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lateComers subscribe to everything after everything is over.
+func (r *round) lateComers(ctx context.Context) error {
+	w := r.writers[0]
+	defer w.hangUp()
+	d := w.book.draft("late")
+	for i := range restaurants {
+		d.insert(pair{fmt.Sprintf("late client %d", i), restaurantName(i)})
+	}
+	return w.commit(ctx, d)
+}
+
+// awaitCaughtUp polls until nothing is left to do, twice in a row. early leaves
+// out campaigns that wait for their start.
+func (r *round) awaitCaughtUp(ctx context.Context, markers int, early bool) error {
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			_ = conn.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	good := 0
+	for {
+		var err error
+		if conn == nil || conn.IsClosed() {
+			conn, err = r.w.connect(ctx, r.database)
+		}
+		if err == nil {
+			err = r.caughtUp(ctx, conn, markers, early)
+		}
+		if err == nil {
+			if good++; good == 2 || early {
+				return nil
+			}
+		} else {
+			good = 0
+		}
+		if errors.Is(err, errHalted) {
+			return err
+		}
+		if !pause(ctx, 100*time.Millisecond) {
+			return err
+		}
+	}
+}
+
+// caughtUp says what is left to do.
+func (r *round) caughtUp(ctx context.Context, conn *pgx.Conn, markers int, early bool) error {
+	if err := r.idle(ctx, early); err != nil {
+		return err
+	}
+	var have int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM subscribers_feedback WHERE restaurant_id = $1`, markerRestaurant).Scan(&have); err != nil {
+		return fmt.Errorf("count markers: %w", err)
+	}
+	if have != markers {
+		return fmt.Errorf("%d of %d markers are in the feedback table", have, markers)
+	}
+	if left := r.lastStart() - time.Now().Unix(); left >= -1 && !early {
+		return fmt.Errorf("a campaign starts in %d s", left)
+	}
+	return nil
+}
+
+// lastStart is the latest start that is not left for after the round.
+func (r *round) lastStart() int64 {
+	last := int64(0)
+	r.h.mu.Lock()
+	defer r.h.mu.Unlock()
+	for _, m := range r.h.campaigns {
+		if m.Fields != nil && m.Fields.Start < time.Now().Add(lasting).Unix() {
+			last = max(last, m.Fields.Start)
+		}
+	}
+	return last
+}
+
+// idle asks the daemons: every lane has one owner, has read everything, and has
+// shipped what it decided.
+func (r *round) idle(ctx context.Context, early bool) error {
+	ends, err := kadm.NewClient(r.admin).ListEndOffsets(ctx, r.topics.campaigns)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("ask for the end of the campaigns: %w", err)
+	}
+	owners := map[int32]string{}
+	for _, d := range r.daemons {
+		if !d.running() {
+			continue
+		}
+		s, err := d.ask(ctx)
+		if err != nil {
+			return err
+		}
+		for _, l := range s.Lanes {
+			end, _ := ends.Lookup(r.topics.campaigns, l.Partition)
+			switch {
+			case owners[l.Partition] != "":
+				return fmt.Errorf("lane %d is %s's and %s's", l.Partition, owners[l.Partition], d.name)
+			case l.State != "running" || l.Decided != l.Shipped || l.NextOffset != end.Offset:
+				return fmt.Errorf("lane %d of %s is not idle: %+v; the topic ends at %d; reasons %q", l.Partition, d.name, l, end.Offset, s.Reasons)
+			}
+			owners[l.Partition] = d.name
+		}
+		if s.Campaigns.Live > 0 || !early && s.Campaigns.Scheduled > 0 {
+			return fmt.Errorf("%s has %d live and %d scheduled campaigns", d.name, s.Campaigns.Live, s.Campaigns.Scheduled)
+		}
+	}
+	if len(owners) != partitions {
+		return fmt.Errorf("only lanes %v have an owner", owners)
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// summary is build/chaos.json.
+type summary struct {
+	Seed         uint64         `json:"seed"`
+	First        int            `json:"first_round"`
+	Broker       string         `json:"broker"`
+	Daemons      int            `json:"daemons"`
+	Rounds       int            `json:"rounds"`
+	Kills        int            `json:"kills"` // SIGKILLs; among the faults
+	OtherFaults  int            `json:"other_faults"`
+	Faults       map[string]int `json:"faults"`
+	Transactions int            `json:"transactions"`
+	Campaigns    int            `json:"campaigns"`
+	Notified     int            `json:"notifications"`
+	Musts        int            `json:"musts"`
+	DeadLetters  int            `json:"dead_letters"`
+	Missing      int            `json:"missing"`
+	Doubled      int            `json:"doubled"`
+	Forbidden    int            `json:"forbidden"`
+	Mismatched   int            `json:"mismatched"`
+	Longest      float64        `json:"longest_recovery_seconds"`
+	Failed       []int          `json:"failed_rounds"`
+	Problems     []string       `json:"problems"` // of failed rounds, the first ones
+}
+
+func newSummary(o *options) *summary {
+	return &summary{Seed: o.seed, First: o.first, Broker: o.broker, Daemons: o.daemons, Faults: map[string]int{}, Failed: []int{}, Problems: []string{}}
+}
+
+// add counts a round.
+func (s *summary) add(r *round, v *verdict, err error) {
+	s.Rounds++
+	if r.h != nil {
+		for _, f := range r.h.faults {
+			s.Faults[f.Kind]++
+			if slices.Contains(kills, f.Kind) {
+				s.Kills++
+			} else {
+				s.OtherFaults++
+			}
+		}
+		s.Transactions += len(r.h.txns)
+		s.Campaigns += len(r.h.campaigns)
+	}
+	s.Notified += v.Notifications
+	s.Musts += v.Musts
+	s.DeadLetters += v.DeadLetters
+	s.Missing += v.Counts[missing]
+	s.Doubled += v.Counts[doubled]
+	s.Forbidden += v.Counts[forbidden]
+	s.Mismatched += v.Counts[mismatched]
+	s.Longest = max(s.Longest, r.recovery.Seconds())
+	if v.failed() || err != nil {
+		s.Failed = append(s.Failed, r.number)
+	}
+	if err != nil {
+		s.Problems = append(s.Problems, err.Error())
+	}
+	for _, p := range v.Problems {
+		s.Problems = append(s.Problems, fmt.Sprintf("round %d: %s", r.number, p))
+	}
+}
+
+// line is what is printed of a round.
+func (s *summary) line(r *round, v *verdict, err error, took time.Duration) string {
+	verdict := "ok"
+	switch {
+	case err != nil:
+		verdict = "ERROR " + err.Error()
+	case v.failed():
+		verdict = fmt.Sprintf("FAILED %v", v.Counts)
+		for _, p := range v.Problems {
+			verdict += "\n    " + p
+		}
+		for _, f := range v.Findings[:min(5, len(v.Findings))] {
+			verdict += fmt.Sprintf("\n    %s: %s: %s", f.Kind, f.What, f.Why)
+		}
+	}
+	if r.h == nil {
+		return fmt.Sprintf("round %d: %s", r.number, verdict)
+	}
+	return fmt.Sprintf("round %d: %d faults, %d transactions, %d messages, %d notifications (%d musts), %d dead letters, recovered in %.1f s, %.0f s in all: %s",
+		r.number, len(r.h.faults), len(r.h.txns), len(r.h.campaigns), v.Notifications, v.Musts, v.DeadLetters, r.recovery.Seconds(), took.Seconds(), verdict)
+}
+
+// write replaces the file.
+func (s *summary) write(path string) error {
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write summary: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return fmt.Errorf("write summary: %w", err)
+	}
+	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil { //nolint:gosec // below folders that the caller chose
+		return fmt.Errorf("write summary: %w", err)
+	}
+	return nil
+}
+
+func (s *summary) err() error {
+	switch {
+	case s.Rounds == 0:
+		return errors.New("no round was run")
+	case len(s.Failed) > 0:
+		return fmt.Errorf("%d of %d rounds failed: %v", len(s.Failed), s.Rounds, s.Failed)
+	}
+	return nil
+}

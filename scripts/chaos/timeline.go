@@ -1,0 +1,105 @@
+package main
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// timelines tell when each pair was subscribed. A transaction became visible at
+// some moment from Before to After, so what is known of a moment is sometimes
+// "either".
+type timelines map[pair][]state
+
+// state is what a transaction left a pair in.
+type state struct {
+	before, after time.Duration
+	subscribed    bool
+}
+
+// newTimelines replays the committed transactions. Those of one writer are in
+// order, those of different writers touch different rows and clients, and a
+// truncate was alone.
+func newTimelines(start map[int64]pair, txns []*txn) timelines {
+	txns = slices.Clone(txns)
+	slices.SortStableFunc(txns, func(a, b *txn) int { return cmp.Compare(a.Before, b.Before) })
+	t := timelines{}
+	rows, count := map[int64]pair{}, map[pair]int{}
+	for id, p := range start {
+		rows[id] = p
+		count[p]++
+	}
+	for p := range count {
+		t[p] = []state{{subscribed: true}}
+	}
+	for _, x := range txns {
+		if x.Committed {
+			t.replay(x, rows, count)
+		}
+	}
+	return t
+}
+
+// replay applies one transaction: between its first and its last change nobody
+// could see anything.
+func (t timelines) replay(x *txn, rows map[int64]pair, count map[pair]int) {
+	was := map[pair]bool{}
+	add := func(p pair, n int) {
+		if _, ok := was[p]; !ok {
+			was[p] = count[p] > 0
+		}
+		count[p] += n
+	}
+	if x.Truncate {
+		for _, p := range rows {
+			add(p, -1)
+		}
+		clear(rows)
+	}
+	for _, c := range x.Changes {
+		if p, ok := rows[c.Row]; ok {
+			add(p, -1)
+			delete(rows, c.Row)
+		}
+		if c.New != nil {
+			add(*c.New, 1)
+			rows[c.Row] = *c.New
+		}
+	}
+	for p, before := range was {
+		if now := count[p] > 0; now != before {
+			t[p] = append(t[p], state{x.Before, x.After, now})
+		}
+	}
+}
+
+// throughout tells whether p was subscribed, certainly, at every moment from
+// then on.
+func (t timelines) throughout(p pair, from time.Duration) bool {
+	certain := false
+	for _, s := range t[p] {
+		if s.after <= from {
+			certain = s.subscribed
+		} else if !s.subscribed || !certain {
+			return false
+		}
+	}
+	return certain
+}
+
+// sometime tells whether p may have been subscribed at some moment in [from, to].
+func (t timelines) sometime(p pair, from, to time.Duration) bool {
+	last := false // what it was, certainly, before the moment that is looked at
+	for _, s := range t[p] {
+		if s.after > from {
+			if last {
+				return true // it was, until this one became visible at the earliest
+			}
+			if s.before > to {
+				return false
+			}
+		}
+		last = s.subscribed
+	}
+	return last
+}

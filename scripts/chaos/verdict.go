@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// The findings, as the summary names them.
+const (
+	missing    = "missing"
+	doubled    = "doubled"
+	forbidden  = "forbidden"
+	mismatched = "mismatched"
+)
+
+// verdict is what comparing both sinks with the oracle found.
+type verdict struct {
+	Notifications int            `json:"notifications"`
+	Musts         int            `json:"musts"`
+	DeadLetters   int            `json:"dead_letters"`
+	Counts        map[string]int `json:"counts"`
+	Findings      []finding      `json:"findings,omitempty"` // the first of each kind
+	Problems      []string       `json:"problems,omitempty"` // that are no finding: exits, halts, slowness
+}
+
+// finding is one thing that is wrong.
+type finding struct {
+	Kind string `json:"kind"`
+	What string `json:"what"`
+	Why  string `json:"why"`
+}
+
+// maxFindings bounds those of each kind that are kept in words.
+const maxFindings = 50
+
+func newVerdict() *verdict { return &verdict{Counts: map[string]int{}} }
+
+func (v *verdict) failed() bool {
+	return v == nil || len(v.Problems) > 0 || v.Counts[missing]+v.Counts[doubled]+v.Counts[forbidden]+v.Counts[mismatched] > 0
+}
+
+func (v *verdict) found(kind, what, why string, args ...any) {
+	v.Counts[kind]++
+	if v.Counts[kind] <= maxFindings {
+		v.Findings = append(v.Findings, finding{kind, what, fmt.Sprintf(why, args...)})
+	}
+}
+
+func (v *verdict) problemf(format string, args ...any) {
+	v.Problems = append(v.Problems, fmt.Sprintf(format, args...))
+}
+
+// sinks is what the daemon wrote.
+type sinks struct {
+	rows    []row
+	records []*kgo.Record // of the notifications topic
+	dead    []*kgo.Record
+}
+
+// check compares everything.
+func (v *verdict) check(o *oracle, s *sinks) {
+	v.Notifications = len(s.rows)
+	notified := v.checkRows(o, s)
+	v.checkRecords(s)
+	for id, t := range o.musts() {
+		v.Musts++
+		if !notified[id] {
+			v.found(missing, fmt.Sprintf("%q", id), "in neither sink; subscribed to %q since before the newest message", t.Restaurant)
+		}
+	}
+	v.checkDead(o, s.dead)
+}
+
+// checkRows judges every row for itself.
+func (v *verdict) checkRows(o *oracle, s *sinks) map[pairID]bool {
+	notified := make(map[pairID]bool, len(s.rows))
+	for i := range s.rows {
+		w := &s.rows[i]
+		id := pairID{w.Campaign, w.Client}
+		if notified[id] {
+			v.found(doubled, fmt.Sprintf("%q", id), "two feedback rows")
+		}
+		notified[id] = true
+		if kind, why := o.judge(w); kind != "" {
+			v.found(kind, fmt.Sprintf("row %d %q", w.ID, id), "%s: %s", why, w.value())
+		}
+		if w.Feedback != nil {
+			v.found(mismatched, fmt.Sprintf("row %d %q", w.ID, id), "feedback is %q", *w.Feedback)
+		}
+	}
+	for _, w := range o.superseded(s.rows) {
+		v.found(mismatched, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "an older message was used after its edit: %s", w.value())
+	}
+	return notified
+}
+
+// checkRecords compares the topic with the table: the same notifications, the
+// same bytes, the right key and partition.
+func (v *verdict) checkRecords(s *sinks) {
+	records := make(map[string][]*kgo.Record, len(s.records))
+	for _, r := range s.records {
+		records[string(r.Key)] = append(records[string(r.Key)], r)
+	}
+	for i := range s.rows {
+		w := &s.rows[i]
+		key := w.key()
+		list := records[key]
+		delete(records, key)
+		if len(list) == 0 {
+			v.found(missing, fmt.Sprintf("row %d %s", w.ID, key), "in the feedback table, not in the topic")
+			continue
+		}
+		if len(list) > 1 {
+			v.found(doubled, key, "%d records: %s", len(list), places(list))
+		}
+		for _, r := range list {
+			if string(r.Value) != w.value() {
+				v.found(mismatched, key, "the record at %s is %q, the row would be %q", places([]*kgo.Record{r}), r.Value, w.value())
+			}
+			if want := partitionOf(key, partitions); r.Partition != want {
+				v.found(mismatched, key, "on partition %d instead of %d", r.Partition, want)
+			}
+		}
+	}
+	for key, list := range records {
+		v.found(missing, key, "in the topic at %s, not in the feedback table", places(list))
+	}
+}
+
+// checkDead: every malformed message once, untouched, and nothing else.
+func (v *verdict) checkDead(o *oracle, dead []*kgo.Record) {
+	v.DeadLetters = len(dead)
+	seen := map[place]int{}
+	for _, r := range dead {
+		p, err := origin(r)
+		m := o.bad[p]
+		what := fmt.Sprintf("dead letter at %s of message %v", places([]*kgo.Record{r}), p)
+		switch seen[p]++; {
+		case err != nil:
+			v.found(mismatched, what, "its headers do not say where it came from: %v", err)
+		case m == nil:
+			v.found(forbidden, what, "the message is a campaign: %q", r.Value)
+		case seen[p] > 1:
+			v.found(doubled, what, "it was there before")
+		case !bytes.Equal(m.Value, r.Value):
+			v.found(mismatched, what, "its value is %q instead of %q", r.Value, m.Value)
+		case header(r, "reason") == "":
+			v.found(mismatched, what, "it gives no reason")
+		}
+	}
+	for p, m := range o.bad {
+		if seen[p] == 0 {
+			v.found(missing, fmt.Sprintf("message %v", p), "malformed, and not in the dead-letter topic: %q", m.Value)
+		}
+	}
+}
+
+// origin reads where a dead letter came from.
+func origin(r *kgo.Record) (p place, err error) {
+	partition, err := strconv.ParseInt(header(r, "partition"), 10, 32)
+	if err != nil {
+		return p, fmt.Errorf("read header partition: %w", err)
+	}
+	p.Partition = int32(partition)
+	if p.Offset, err = strconv.ParseInt(header(r, "offset"), 10, 64); err != nil {
+		return p, fmt.Errorf("read header offset: %w", err)
+	}
+	return p, nil
+}
+
+func header(r *kgo.Record, key string) string {
+	for _, h := range r.Headers {
+		if h.Key == key {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+func places(list []*kgo.Record) string {
+	var b bytes.Buffer
+	for i, r := range list {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, "%d/%d", r.Partition, r.Offset)
+	}
+	return b.String()
+}

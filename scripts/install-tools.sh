@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Finds what the build and the tests need beyond Go modules. As root on a
+# Debian system what is missing is installed; elsewhere it says what to install.
+#
+#   scripts/install-tools.sh go kcat java postgres
+set -euo pipefail
+
+missing=()
+
+# need NAME COMMAND PACKAGE...: COMMAND must be there, or PACKAGEs bring it.
+need() {
+  local name=$1 found=$2
+  shift 2
+  if ! eval "$found" >/dev/null 2>&1; then
+    echo "install-tools: $name is missing (Debian: $*)" >&2
+    missing+=("$@")
+  fi
+}
+
+# java_17 rather than any java: Kafka 4 refuses older ones.
+java_17() {
+  local major
+  major=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)
+  [ "${major:-0}" -ge 17 ]
+}
+
+# compiler: the race detector and zstd are C.
+compiler() { command -v "$(go env CC 2>/dev/null || echo cc)"; }
+
+postgres() { [ -n "${POSTGRES_BIN:-}" ] || command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; }
+
+[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres ..." >&2; exit 2; }
+for tool in "$@"; do
+  case $tool in
+    go)
+      need "Go" "command -v go" golang-go
+      need "a C compiler" compiler gcc libc6-dev
+      ;;
+    kcat) need "kcat, the Kafka command line client," "command -v kcat" kcat ;;
+    java)
+      need "Java 17" java_17 openjdk-17-jre-headless
+      need "Maven" "command -v mvn" maven
+      ;;
+    postgres) need "Postgres" postgres postgresql ;;
+    *) echo "install-tools: unknown tool $tool" >&2; exit 2 ;;
+  esac
+done
+
+[ ${#missing[@]} -gt 0 ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "install-tools: not root on a Debian system; please install: ${missing[*]}" >&2
+  exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq </dev/null >&2
+# A server package would start its server; 101 is "action forbidden by policy".
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+  printf '#!/bin/sh\nexit 101\n' >$policy
+  chmod +x $policy
+  trap 'rm -f $policy' EXIT
+fi
+apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2

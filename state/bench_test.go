@@ -1,0 +1,133 @@
+package state
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// load fills a fresh generation with rows subscriptions spread over restaurants.
+func load(t testing.TB, s *Store, rows int, restaurants []ID, end LSN) {
+	t.Helper()
+	l, err := s.NewGeneration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(7, 7))
+	for i := range rows {
+		if err := l.Add(rowN(i+1), restaurants[r.IntN(len(restaurants))], uuid(9, r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Finish(Source{Slot: "bench"}, end); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// BenchmarkUndelivered reads the audience of one restaurant; one operation is
+// one client. A third of them was notified before in the second case.
+func BenchmarkUndelivered(b *testing.B) {
+	s := openStore(b, b.TempDir(), Options{ReserveBytes: -1})
+	restaurants := ids(4, 1)
+	load(b, s, 1_000_000, restaurants, 1)
+	campaign := ids(1, 2)[0]
+	markEvery(b, s, campaign, restaurants[0], 3)
+	for name, c := range map[string]ID{"fresh": "", "third-delivered": campaign} {
+		b.Run(name, func(b *testing.B) { benchUndelivered(b, s, c, restaurants[0]) })
+	}
+}
+
+func markEvery(b *testing.B, s *Store, campaign, restaurant ID, every int) {
+	b.Helper()
+	scan, err := s.NewScan()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer scan.Close()
+	var all, some IDList
+	if _, _, err := scan.Undelivered(&all, "", restaurant, "", 1<<20); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; i < all.Len(); i += every {
+		some.Append(all.At(i))
+	}
+	if err := s.MarkDelivered(campaign, &some); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func benchUndelivered(b *testing.B, s *Store, campaign, restaurant ID) { //nolint:thelper // the benchmark itself: a failure must name its line here
+	var list IDList
+	scan, err := s.NewScan()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer scan.Close()
+	b.ReportAllocs()
+	b.ResetTimer()
+	var after ID
+	var done bool
+	for n := 0; n < b.N; n += list.Len() {
+		list.Reset()
+		if after, done, err = scan.Undelivered(&list, campaign, restaurant, after, 2000); err != nil {
+			b.Fatal(err)
+		}
+		if done {
+			after = ""
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "clients/s")
+}
+
+// BenchmarkApply inserts rows in transactions of 1,000; one operation is one row.
+func BenchmarkApply(b *testing.B) {
+	s := openStore(b, b.TempDir(), Options{ReserveBytes: -1})
+	restaurants := ids(2000, 1)
+	load(b, s, 500_000, restaurants, 1)
+	r := rand.New(rand.NewPCG(3, 3))
+	ops := map[string]func(i int) Change{
+		"insert": func(i int) Change {
+			return Change{Op: Insert, Row: rowN(1_000_000 + i), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
+		},
+		"update": func(int) Change {
+			return Change{Op: Update, Row: rowN(1 + r.IntN(500_000)), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
+		},
+	}
+	end := LSN(1)
+	for _, name := range []string{"insert", "update"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			batch := Batch{Changes: make([]Change, 0, 1000)}
+			for i := range b.N {
+				batch.Changes = append(batch.Changes, ops[name](i))
+				if len(batch.Changes) < cap(batch.Changes) && i < b.N-1 {
+					continue
+				}
+				end++
+				batch.End = end
+				if err := s.Apply(&batch); err != nil {
+					b.Fatal(err)
+				}
+				batch.Changes = batch.Changes[:0]
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "rows/s")
+		})
+	}
+}
+
+// BenchmarkLoader loads a table from scratch; one operation is one row.
+func BenchmarkLoader(b *testing.B) {
+	for _, rows := range []int{1_000_000} {
+		b.Run(fmt.Sprint(rows), func(b *testing.B) {
+			s := openStore(b, b.TempDir(), Options{ReserveBytes: -1})
+			restaurants := ids(2000, 1)
+			b.ReportAllocs()
+			start := time.Now()
+			for n := range b.N {
+				load(b, s, rows, restaurants, LSN(n+1))
+			}
+			b.ReportMetric(float64(rows*b.N)/time.Since(start).Seconds(), "rows/s")
+		})
+	}
+}

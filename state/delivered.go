@@ -1,0 +1,66 @@
+package state
+
+import (
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// MarkDelivered remembers, under a name, that clients have got a campaign. It
+// is a cache: what a crash takes of it costs time, not a second notification,
+// so it is not synced.
+func (s *Store) MarkDelivered(name ID, clients *IDList) error {
+	done, err := s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if name == "" || clients.Len() == 0 {
+		return nil
+	}
+	if err := s.room(); err != nil {
+		return err
+	}
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	key := appendDeliveredPrefix(nil, name)
+	prefix := len(key)
+	for i := range clients.Len() {
+		key = append(key[:prefix], clients.At(i)...)
+		if err := batch.Set(key, nil, nil); err != nil {
+			return fmt.Errorf("mark delivered: %w", err)
+		}
+	}
+	if err := batch.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("mark delivered: %w", err)
+	}
+	return nil
+}
+
+// ForgetDelivered drops what was marked under the names; all names if none is
+// given.
+func (s *Store) ForgetDelivered(names ...ID) error {
+	done, err := s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	forget := func(prefix []byte) error { return batch.DeleteRange(prefix, prefixEnd(nil, prefix), nil) }
+	if len(names) == 0 {
+		err = forget([]byte{spaceDelivered})
+	}
+	for _, name := range names {
+		if err == nil {
+			err = forget(appendDeliveredPrefix(nil, name))
+		}
+	}
+	if err == nil {
+		err = batch.Commit(pebble.NoSync)
+	}
+	if err != nil {
+		return s.check(fmt.Errorf("forget delivered pairs: %w", err))
+	}
+	return nil
+}

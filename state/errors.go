@@ -1,0 +1,46 @@
+package state
+
+import "errors"
+
+// The errors that callers tell apart. All others are failures of the disk or
+// of the store below and are only reported.
+var (
+	// ErrLocked: another process has the state directory open.
+	ErrLocked = errors.New("state directory is in use")
+	// ErrNewerFormat: a newer dinnerbell wrote this directory. It is left as it is.
+	ErrNewerFormat = errors.New("state was written by a newer version")
+	// ErrForeign: the directory holds somebody else's Pebble store. It is left as it is.
+	ErrForeign = errors.New("not a dinnerbell state directory")
+	// ErrCorrupt: stored data failed a check while running. The directory has
+	// been marked, so that the next Open sets the store aside.
+	ErrCorrupt = errors.New("local state is corrupt")
+	// ErrClosed: the store, scan or loader was closed before the call.
+	ErrClosed = errors.New("state is closed")
+
+	// ErrDiskFull: writing would take from the disk space that is kept in
+	// reserve. Nothing was written; the same call can be made again later.
+	ErrDiskFull = errors.New("disk is almost full")
+
+	// ErrBadLSN: the text is no WAL position.
+	ErrBadLSN = errors.New("malformed LSN")
+	// ErrBadID: an id that is empty, holds U+0000 or is not valid UTF-8; or
+	// bytes that are no packed id.
+	ErrBadID = errors.New("malformed id")
+
+	// ErrMissingRow: an update keeps an unchanged TOAST value of a row that is
+	// not stored here, so the mirror has a hole: rebuild it.
+	ErrMissingRow = errors.New("row is not in the local state")
+	// ErrTorn: a transaction that was cut by a crash comes again and takes
+	// over values from a row whose key it changes; what the row was before the
+	// transaction is no longer known: rebuild.
+	ErrTorn = errors.New("cannot repeat a transaction that was cut by a crash")
+	// ErrBehind: the parts of one transaction end at or before the position
+	// that is already applied; whole transactions must be skipped by the caller.
+	ErrBehind = errors.New("transaction ends before the applied position")
+
+	// ErrDuplicateRow: two rows of one load have the same row id, so the id
+	// column is no key.
+	ErrDuplicateRow = errors.New("row id is not unique")
+	// ErrLoading: another load is under way; there can be one.
+	ErrLoading = errors.New("a load is already under way")
+)

@@ -1,0 +1,172 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Loader fills a new generation of rows beside the one that is served. It has
+// one owner. Memory is bounded: rows are collected into a chunk, each full chunk
+// is written as two sorted runs (one per keyspace), and Finish merges the runs
+// into tables that go straight to the bottom of the tree. So a load writes every
+// row twice, leaves nothing to compact, and meets every duplicate.
+type Loader struct {
+	s     *Store
+	gen   uint32
+	dir   string
+	chunk chunk
+	runs  [len(loadSpaces)][]string
+	rows  int64
+	subs  int64
+	sum   uint64 // see fingerprint.go
+	files int
+	over  bool
+	err   error // of an Add; the load cannot go on
+}
+
+// loadSpaces are the keyspaces of a generation, in the order of Loader.runs.
+var loadSpaces = [...]byte{spaceJoin, spaceRow}
+
+// NewGeneration begins a load, of which there can be one ([ErrLoading]). Changes
+// that are applied meanwhile go to the generation that is served: after Finish
+// the source must be followed from the load's own position.
+func (s *Store) NewGeneration() (*Loader, error) {
+	done, err := s.use()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	if s.loading {
+		return nil, ErrLoading
+	}
+	dir := s.o.fs.PathJoin(s.dir, loadName)
+	if err := s.o.fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make folder for load: %w", err)
+	}
+	l := &Loader{s: s, gen: s.nextGen, dir: dir}
+	// The number is used up even if the load fails, so that its rows, should
+	// some be in the store already, are never taken for those of the next.
+	s.nextGen++
+	s.loading = true
+	return l, nil
+}
+
+// Add adds a row, in any order. "" is NULL.
+func (l *Loader) Add(id RowID, restaurant, client ID) error {
+	switch {
+	case l.over:
+		return ErrClosed
+	case l.err != nil:
+		return l.err
+	case id == "":
+		return errors.New("load row: no row id")
+	}
+	r := row{restaurant, client, true}
+	l.sum += l.chunk.add(id, r)
+	l.rows++
+	if r.subscribed() {
+		l.subs++
+	}
+	if l.chunk.size() >= l.s.o.chunkBytes {
+		l.err = l.spill()
+	}
+	return l.err
+}
+
+// Rows is the number of rows added.
+func (l *Loader) Rows() int64 { return l.rows }
+
+// Finish makes the load durable and lets it take over from the generation that
+// was served, in one write: rows, source and position. A scan that was made
+// before keeps reading the old rows. If it fails, the old generation goes on
+// being served and the load is over.
+func (l *Loader) Finish(src Source, end LSN) error {
+	if l.over {
+		return ErrClosed
+	}
+	err := l.finish(src, end)
+	return l.s.check(errors.Join(err, l.Abort()))
+}
+
+func (l *Loader) finish(src Source, end LSN) error {
+	done, err := l.s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if l.err != nil {
+		return l.err
+	}
+	if err := l.spill(); err != nil {
+		return err
+	}
+	tables, err := l.merge()
+	if err != nil {
+		return err
+	}
+	if err := l.ingest(tables); err != nil {
+		return err
+	}
+	return l.flip(src, record{gen: l.gen, end: end, rows: l.subs, sum: l.sum})
+}
+
+// Abort ends a load without effect. After Finish it does nothing.
+func (l *Loader) Abort() error {
+	if l.over {
+		return nil
+	}
+	l.over = true
+	l.chunk = chunk{}
+	err := l.s.o.fs.RemoveAll(l.dir)
+	l.s.writeMu.Lock()
+	l.s.loading = false
+	l.s.writeMu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove folder of load: %w", err)
+	}
+	return nil
+}
+
+// flip makes readers and writers turn to the new generation. The rows are in
+// durable tables by now. The old ones go in the same write; a crash before it
+// leaves the new ones to be removed at Open.
+func (l *Loader) flip(src Source, r record) error {
+	s := l.s
+	text, err := json.Marshal(src)
+	if err != nil {
+		return fmt.Errorf("encode source: %w", err)
+	}
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	errs := []error{batch.Set(keySource, text, nil), batch.Set(keyState, r.encode(), nil)}
+	for _, space := range loadSpaces {
+		start, end := genSpan(space, s.written.gen)
+		errs = append(errs, batch.DeleteRange(start, end, nil))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("collect flip: %w", err)
+	}
+	// A reader that comes between the commit and show would look for the old
+	// generation in the new store.
+	s.mu.Lock()
+	err = batch.Commit(pebble.Sync)
+	if err != nil {
+		s.mu.Unlock()
+		return fmt.Errorf("commit flip: %w", err)
+	}
+	before := s.view.before
+	s.view = view{record: r, durable: r.end, src: src, loaded: true}
+	s.mu.Unlock()
+	s.written, s.partial, s.repeat = r, false, false
+	if before != nil {
+		return before.Close()
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package state
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// smallChunks makes a load spill after some hundred rows.
+func smallChunks() Options {
+	o := testOptions()
+	o.chunkBytes = 16 << 10
+	return o
+}
+
+// TestLoad loads shuffled rows in many runs, with duplicates of pairs and NULLs,
+// over a generation in use, and reopens.
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	for _, rows := range []int{0, 1, 100, 5000} {
+		w, m, dir := newWorld(t, uint64(rows)), model{}, t.TempDir()
+		s, err := Open(dir, smallChunks())
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, s, 500, Change{Op: Insert, Row: rowN(1), Restaurant: w.restaurants[0], Client: w.clients[0]})
+		l, err := s.NewGeneration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.NewGeneration(); !errors.Is(err, ErrLoading) {
+			t.Errorf("a second load: %v, want ErrLoading", err)
+		}
+		for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(rows) {
+			r := row{w.pick(w.restaurants), w.pick(w.clients), true}
+			m[rowN(i)] = r
+			if err := l.Add(rowN(i), r.restaurant, r.client); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, ok := s.Source(); ok || l.Rows() != int64(rows) {
+			t.Errorf("source known: %v, rows %d; want false, %d", ok, l.Rows(), rows)
+		}
+		want := Source{SystemID: "1", Timeline: 2, Slot: "s", TableOID: 3}
+		if err := l.Finish(want, 100); err != nil {
+			t.Fatal(err)
+		}
+		checkLoaded(t, s, m, w, want)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir, smallChunks())
+		checkLoaded(t, s, m, w, want)
+		apply(t, s, 200, w.transaction(m, 50, true)...)
+		checkModel(t, s, m, w.restaurants)
+		checkRows(t, s, m)
+	}
+}
+
+func checkLoaded(t *testing.T, s *Store, m model, w *world, want Source) {
+	t.Helper()
+	if src, ok := s.Source(); !ok || src != want {
+		t.Errorf("source is %+v, %v; want %+v", src, ok, want)
+	}
+	if s.EndLSN() != 100 || s.DurableLSN() != 100 {
+		t.Errorf("end %s, durable %s; want 0/64", s.EndLSN(), s.DurableLSN())
+	}
+	checkModel(t, s, m, w.restaurants)
+	checkRows(t, s, m)
+	if _, err := os.Stat(filepath.Join(s.dir, loadName)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of the load is still there: %v", err)
+	}
+}
+
+// TestLoadDuplicate: a row id twice, in one run or in two, is an error, and the
+// old generation goes on being served.
+func TestLoadDuplicate(t *testing.T) {
+	t.Parallel()
+	for name, distance := range map[string]int{"one run": 3, "two runs": 2000} {
+		s := openStore(t, t.TempDir(), smallChunks())
+		load(t, s, 10, ids(1, 1), 1)
+		l, err := s.NewGeneration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients := ids(distance, 2)
+		for i, c := range clients {
+			id := rowN(i % (distance - 1))
+			if err = l.Add(id, ids(1, 1)[0], c); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			err = l.Finish(Source{}, 2)
+		}
+		if !errors.Is(err, ErrDuplicateRow) {
+			t.Errorf("%s: got %v, want ErrDuplicateRow", name, err)
+		}
+		if err := l.Abort(); err != nil {
+			t.Error(err)
+		}
+		if s.Subscriptions() != 10 || s.EndLSN() != 1 || len(clients) == 0 {
+			t.Errorf("%s: %d rows at %s, want the old 10 at 0/1", name, s.Subscriptions(), s.EndLSN())
+		}
+		load(t, s, 20, ids(1, 1), 3)
+		if s.Subscriptions() != 20 {
+			t.Errorf("%s: the next load has %d rows, want 20", name, s.Subscriptions())
+		}
+	}
+}
+
+// TestLoadEndsParts: a load takes over in the middle of a transaction.
+func TestLoadEndsParts(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, c := ids(1, 1)[0], ids(3, 2)
+	fill(t, s, 10, r, c, 1)
+	apply(t, s, 0, Change{Op: Truncate})
+	load(t, s, 5, []ID{r}, 7)
+	if got := clients(t, s, "", r, 9); len(got) != 5 || s.EndLSN() != 7 {
+		t.Errorf("%d clients at %s, want 5 at 0/7", len(got), s.EndLSN())
+	}
+	apply(t, s, 8, Change{Op: Delete, Row: rowN(1)})
+	if s.Subscriptions() != 4 || s.EndLSN() != 8 {
+		t.Errorf("%d rows at %s, want 4 at 0/8", s.Subscriptions(), s.EndLSN())
+	}
+}
+
+func TestLoadAbort(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), smallChunks())
+	l, err := s.NewGeneration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range ids(1000, 1) {
+		if err := l.Add(rowN(i), c, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(l.Abort(), l.Abort()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Add(rowN(1), "", ""), l.Finish(Source{}, 1)); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Abort: %v, want ErrClosed", err)
+	}
+	checkRows(t, s, model{})
+}

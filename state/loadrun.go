@@ -1,0 +1,298 @@
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// tableBytes is the size at which a merged table ends and the next begins.
+const tableBytes = 32 << 20
+
+// chunk is a part of a load in memory: rows one after the other in an arena,
+// each as restaurant, client (00 for NULL), row id. So the tail of a join key
+// and the value of a row are contiguous pieces of it.
+type chunk struct {
+	arena   []byte
+	entries []entry
+	rows    []entry // sorted by row id; reused
+	joins   []entry // sorted by join key; reused
+}
+
+// entry locates a row in the arena: ids at [at, id), row id at [id, end).
+type entry struct {
+	at, id, end uint32
+	sub         bool   // has both ids
+	sort        uint64 // first bytes of the sort key: most comparisons need no more
+}
+
+// add appends a row and returns its fingerprint.
+func (c *chunk) add(id RowID, r row) (sum uint64) {
+	e := entry{at: uint32(len(c.arena)), sub: r.subscribed()}
+	c.arena = r.appendValue(c.arena)
+	e.id = uint32(len(c.arena))
+	c.arena = append(c.arena, id...)
+	e.end = uint32(len(c.arena))
+	c.entries = append(c.entries, e)
+	return xxhash.Sum64(c.joinKey(e))
+}
+
+// size is what the chunk takes in the arena and, once sorted, in entries.
+func (c *chunk) size() int { return len(c.arena) + 3*24*len(c.entries) }
+
+func (c *chunk) reset() { c.arena, c.entries = c.arena[:0], c.entries[:0] }
+
+func (c *chunk) rowID(e entry) []byte   { return c.arena[e.id:e.end] }
+func (c *chunk) value(e entry) []byte   { return c.arena[e.at:e.id] }
+func (c *chunk) joinKey(e entry) []byte { return c.arena[e.at:e.end] }
+
+// sorted fills into with the entries that belong to space, by its keys.
+func (c *chunk) sorted(into []entry, space byte) []entry {
+	key := c.rowID
+	if space == spaceJoin {
+		key = c.joinKey
+	}
+	into = into[:0]
+	for _, e := range c.entries {
+		if space == spaceJoin && !e.sub {
+			continue
+		}
+		e.sort = sortPrefix(key(e))
+		into = append(into, e)
+	}
+	slices.SortFunc(into, func(a, b entry) int {
+		if a.sort != b.sort {
+			return cmp.Compare(a.sort, b.sort)
+		}
+		return bytes.Compare(key(a), key(b))
+	})
+	return into
+}
+
+// sortPrefix is the first eight bytes of key as a number of the same order.
+// Zero padding can make it equal for different keys, never disordered.
+func sortPrefix(key []byte) uint64 {
+	if len(key) >= 8 {
+		return binary.BigEndian.Uint64(key)
+	}
+	var b [8]byte
+	copy(b[:], key)
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// spill writes the chunk as a sorted run of each keyspace, both at once.
+func (l *Loader) spill() error {
+	if len(l.chunk.entries) == 0 {
+		return nil
+	}
+	if err := l.s.room(); err != nil {
+		return err
+	}
+	l.files++
+	var errs [len(loadSpaces)]error
+	var wait sync.WaitGroup
+	for i, space := range loadSpaces {
+		name := l.path("run", space, l.files)
+		l.runs[i] = append(l.runs[i], name)
+		wait.Go(func() { errs[i] = l.spillSpace(space, name) })
+	}
+	wait.Wait()
+	l.chunk.reset()
+	return errors.Join(errs[:]...)
+}
+
+func (l *Loader) path(kind string, space byte, n int) string {
+	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, n))
+}
+
+func (l *Loader) spillSpace(space byte, name string) error {
+	w, err := l.newTable(name, true)
+	if err != nil {
+		return err
+	}
+	if space == spaceJoin {
+		err = l.spillJoins(w)
+	} else {
+		err = l.spillRows(w)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		return fmt.Errorf("write sorted run: %w", err)
+	}
+	return nil
+}
+
+func (l *Loader) spillJoins(w *sstable.Writer) error {
+	c := &l.chunk
+	c.joins = c.sorted(c.joins, spaceJoin)
+	key := appendGen(nil, spaceJoin, l.gen)
+	for i, e := range c.joins {
+		// The row id is part of the key; spillRows names a duplicate.
+		if i > 0 && bytes.Equal(c.joinKey(c.joins[i-1]), c.joinKey(e)) {
+			continue
+		}
+		key = append(key[:genLen], c.joinKey(e)...)
+		if err := w.Set(key, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Loader) spillRows(w *sstable.Writer) error {
+	c := &l.chunk
+	c.rows = c.sorted(c.rows, spaceRow)
+	key := appendGen(nil, spaceRow, l.gen)
+	for i, e := range c.rows {
+		if i > 0 && bytes.Equal(c.rowID(c.rows[i-1]), c.rowID(e)) {
+			return fmt.Errorf("row %s: %w", RowID(c.rowID(e)).Text(), ErrDuplicateRow)
+		}
+		key = append(key[:genLen], c.rowID(e)...)
+		if err := w.Set(key, c.value(e)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// merge merges the runs of each keyspace into tables without overlap.
+func (l *Loader) merge() (tables []string, err error) {
+	var errs [len(loadSpaces)]error
+	var outs [len(loadSpaces)][]string
+	var wait sync.WaitGroup
+	for i, space := range loadSpaces {
+		want := l.rows
+		if space == spaceJoin {
+			want = l.subs
+		}
+		wait.Go(func() { outs[i], errs[i] = l.mergeSpace(space, l.runs[i], want) })
+	}
+	wait.Wait()
+	return slices.Concat(outs[:]...), errors.Join(errs[:]...)
+}
+
+// mergeSpace merges runs. Of equal keys in two runs the merge shows one, so the
+// count tells whether row ids were unique.
+func (l *Loader) mergeSpace(space byte, runs []string, want int64) (tables []string, err error) {
+	if len(runs) == 0 {
+		return nil, nil
+	}
+	it, err := l.openRuns(runs)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	out := tableWriter{l: l, space: space}
+	n := int64(0)
+	for ok := it.First(); ok; ok = it.Next() {
+		if err := out.set(it.Key(), it.Value()); err != nil {
+			return nil, errors.Join(err, out.close())
+		}
+		n++
+	}
+	if err := errors.Join(it.Error(), out.close()); err != nil {
+		return nil, fmt.Errorf("merge sorted runs: %w", err)
+	}
+	if n != want {
+		return nil, fmt.Errorf("%d of %d rows: %w; source.columns.id must name the table's key", want-n, want, ErrDuplicateRow)
+	}
+	return out.names, nil
+}
+
+// openRuns returns an iterator over the merged runs, at least one.
+func (l *Loader) openRuns(runs []string) (*pebble.Iterator, error) {
+	files := make([][]sstable.ReadableFile, 0, len(runs))
+	for _, name := range runs {
+		f, err := l.s.o.fs.Open(name, vfs.SequentialReadsOption)
+		if err != nil {
+			for _, open := range files {
+				err = errors.Join(err, open[0].Close())
+			}
+			return nil, fmt.Errorf("open sorted run: %w", err)
+		}
+		files = append(files, []sstable.ReadableFile{f})
+	}
+	// It owns the files from here on, in an error too.
+	it, err := pebble.NewExternalIter(l.s.pebbleOpts, &pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly}, files)
+	if err != nil {
+		return nil, fmt.Errorf("open sorted runs: %w", err)
+	}
+	return it, nil
+}
+
+// tableWriter cuts a sorted stream into tables.
+type tableWriter struct {
+	l     *Loader
+	space byte
+	w     *sstable.Writer
+	names []string
+}
+
+func (t *tableWriter) set(key, value []byte) error {
+	if t.w != nil && t.w.Raw().EstimatedSize() >= tableBytes {
+		if err := t.close(); err != nil {
+			return err
+		}
+		if err := t.l.s.room(); err != nil {
+			return err
+		}
+	}
+	if t.w == nil {
+		name := t.l.path("table", t.space, len(t.names))
+		w, err := t.l.newTable(name, false)
+		if err != nil {
+			return err
+		}
+		t.w, t.names = w, append(t.names, name)
+	}
+	return t.w.Set(key, value)
+}
+
+func (t *tableWriter) close() error {
+	if t.w == nil {
+		return nil
+	}
+	w := t.w
+	t.w = nil
+	return w.Close()
+}
+
+// newTable opens a table file for writing: a run that is read once, or one
+// for the bottom level. Close syncs it.
+func (l *Loader) newTable(name string, run bool) (*sstable.Writer, error) {
+	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, fmt.Errorf("make table file: %w", err)
+	}
+	level := len(l.s.pebbleOpts.Levels) - 1
+	if run {
+		level = 0
+	}
+	o := l.s.pebbleOpts.MakeWriterOptions(level, l.s.db.TableFormat())
+	if run {
+		o.FilterPolicy = pebble.NoFilterPolicy
+	}
+	return sstable.NewWriter(objstorageprovider.NewFileWritable(f), o), nil
+}
+
+// ingest puts the tables into the store, durably. They share no key with
+// anything in it: the generation is new.
+func (l *Loader) ingest(tables []string) error {
+	if len(tables) == 0 {
+		return nil
+	}
+	if err := l.s.db.Ingest(context.Background(), tables); err != nil {
+		return fmt.Errorf("ingest load: %w", err)
+	}
+	return nil
+}

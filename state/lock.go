@@ -1,0 +1,62 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+const lockName = "LOCK"
+
+// lockDir takes the directory for this process until the result is closed. The
+// lock is an flock, which the kernel drops with the process, so a kill -9
+// leaves nothing to clean up. The file names the holder for the error of
+// whoever comes second; it is never removed, for another process may be
+// waiting on it.
+func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
+	name := fs.PathJoin(dir, lockName)
+	if vfs.Root(fs) != vfs.Default {
+		return fs.Lock(name) // a test's file system
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the operator names the directory
+	if err != nil {
+		return nil, fmt.Errorf("open lock file: %w", err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = fmt.Errorf("%w: %s is held by process %s; stop it, or give this one another state.dir",
+			ErrLocked, filepath.Dir(name), holder(f))
+	} else if err == nil {
+		err = writeHolder(f)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func writeHolder(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("write lock file: %w", err)
+	}
+	if _, err := f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0); err != nil {
+		return fmt.Errorf("write lock file: %w", err)
+	}
+	return nil
+}
+
+// holder is the process id in the lock file. The holder may be just writing it.
+func holder(f *os.File) string {
+	b := make([]byte, 20)
+	n, _ := f.ReadAt(b, 0)
+	if pid := strings.TrimSpace(string(b[:n])); pid != "" {
+		return pid
+	}
+	return "unknown"
+}

@@ -1,0 +1,47 @@
+package state
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// LSN is a position in the Postgres write-ahead log, a byte offset that only
+// grows on one timeline. Zero means "none".
+type LSN uint64
+
+// String gives Postgres' own notation, two hexadecimal halves: "16/B374D848".
+func (l LSN) String() string {
+	return fmt.Sprintf("%X/%X", uint32(l>>32), uint32(l))
+}
+
+// ParseLSN reads the notation of [LSN.String] and of pg_lsn. It returns an
+// error that wraps [ErrBadLSN] for anything else.
+func ParseLSN(text string) (LSN, error) {
+	high, low, ok := strings.Cut(text, "/")
+	if !ok {
+		return 0, fmt.Errorf("parse LSN %q: %w", text, ErrBadLSN)
+	}
+	h, err := parseHalf(high)
+	if err != nil {
+		return 0, fmt.Errorf("parse LSN %q: %w", text, err)
+	}
+	l, err := parseHalf(low)
+	if err != nil {
+		return 0, fmt.Errorf("parse LSN %q: %w", text, err)
+	}
+	return LSN(h)<<32 | LSN(l), nil
+}
+
+// parseHalf reads 1 to 8 hexadecimal digits. strconv alone would take a sign
+// and underscores too.
+func parseHalf(text string) (uint32, error) {
+	if strings.ContainsAny(text, "+-_") {
+		return 0, ErrBadLSN
+	}
+	v, err := strconv.ParseUint(text, 16, 32)
+	if err != nil {
+		return 0, ErrBadLSN
+	}
+	return uint32(v), nil
+}

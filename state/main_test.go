@@ -1,0 +1,103 @@
+package state
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testOptions keep the disk check out of tests and the memory small.
+func testOptions() Options {
+	return Options{CacheBytes: 4 << 20, ReserveBytes: -1, memTableBytes: 1 << 20}
+}
+
+func openStore(t testing.TB, dir string, o Options) *Store {
+	t.Helper()
+	s, err := Open(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func id(t testing.TB, text string) ID {
+	t.Helper()
+	packed, err := PackID(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packed
+}
+
+// uuid makes a UUID id out of two numbers.
+func uuid(kind uint32, r *rand.Rand) ID {
+	text := fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x", r.Uint32(), r.Uint32()&0xffff, r.Uint32()&0xfff, kind&0xfff, r.Uint64()&0xffffffffffff)
+	packed, err := PackID(text)
+	if err != nil {
+		panic(err) //nolint:forbidigo // the line above makes nothing else than UUIDs
+	}
+	return packed
+}
+
+// ids makes n different UUID ids, the same for the same seed.
+func ids(n int, seed uint64) []ID {
+	r := rand.New(rand.NewPCG(seed, 1))
+	list := make([]ID, n)
+	for i := range list {
+		list[i] = uuid(uint32(seed), r)
+	}
+	return list
+}
+
+func rowN(n int) RowID { return PackRowID(fmt.Sprint(n)) }
+
+func apply(t testing.TB, s *Store, end LSN, changes ...Change) {
+	t.Helper()
+	if err := s.Apply(&Batch{Changes: changes, End: end}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clients lists all clients of a restaurant as the join sees them, in steps.
+func clients(t testing.TB, s *Store, campaign, restaurant ID, step int) []string {
+	t.Helper()
+	scan, err := s.NewScan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := scan.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	return scanClients(t, scan, campaign, restaurant, step)
+}
+
+func scanClients(t testing.TB, scan *Scan, campaign, restaurant ID, step int) []string {
+	t.Helper()
+	var out []string
+	var list IDList
+	for after, done := ID(""), false; !done; {
+		list.Reset()
+		var err error
+		if after, done, err = scan.Undelivered(&list, campaign, restaurant, after, step); err != nil {
+			t.Fatal(err)
+		}
+		if list.Len() > step {
+			t.Fatalf("asked for %d clients, got %d", step, list.Len())
+		}
+		for i := range list.Len() {
+			out = append(out, list.At(i).Text())
+		}
+	}
+	return out
+}

@@ -1,0 +1,357 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// model is the store as a map: what it must hold after each transaction.
+type model map[RowID]row
+
+// apply does what change says, in the plainest way.
+func (m model) apply(c Change) {
+	switch c.Op {
+	case Truncate:
+		clear(m)
+	case Delete:
+		delete(m, c.Row)
+	default:
+		next := row{c.Restaurant, c.Client, true}
+		from := c.Row
+		if c.OldRow != "" {
+			from = c.OldRow
+		}
+		if c.KeepRestaurant {
+			next.restaurant = m[from].restaurant
+		}
+		if c.KeepClient {
+			next.client = m[from].client
+		}
+		delete(m, from)
+		m[c.Row] = next
+	}
+}
+
+func (m model) subscriptions() (n int64) {
+	for _, r := range m {
+		if r.subscribed() {
+			n++
+		}
+	}
+	return n
+}
+
+// audience is the distinct clients of a restaurant in packed order.
+func (m model) audience(restaurant ID) []string {
+	set := map[ID]bool{}
+	for _, r := range m {
+		if r.subscribed() && r.restaurant == restaurant {
+			set[r.client] = true
+		}
+	}
+	var out []string
+	for _, c := range slices.Sorted(maps.Keys(set)) {
+		out = append(out, c.Text())
+	}
+	return out
+}
+
+// world is what transactions are made of: few ids, so that they collide.
+type world struct {
+	r           *rand.Rand
+	restaurants []ID
+	clients     []ID
+	rows        int
+}
+
+func newWorld(t testing.TB, seed uint64) *world {
+	t.Helper()
+	w := &world{r: rand.New(rand.NewPCG(seed, 9)), rows: 24}
+	w.restaurants = append(ids(2, seed), id(t, "pizza"), id(t, "pizz"), id(t, "p\xc3\xa9"))
+	w.clients = append(ids(5, seed+1), id(t, "7"), id(t, "7 "), id(t, "{7}"))
+	return w
+}
+
+func (w *world) row() RowID { return rowN(w.r.IntN(w.rows) - w.rows/2) }
+
+// pick returns one of list, sometimes NULL.
+func (w *world) pick(list []ID) ID {
+	if w.r.IntN(12) == 0 {
+		return ""
+	}
+	return list[w.r.IntN(len(list))]
+}
+
+// transaction makes changes that Postgres could send at the state m, which it
+// moves on. Without keep there are none whose key changes under kept values.
+func (w *world) transaction(m model, size int, keep bool) []Change {
+	var changes []Change
+	for range size {
+		c, ok := w.change(m)
+		if !ok {
+			continue
+		}
+		if !keep && c.OldRow != "" {
+			c.KeepRestaurant, c.KeepClient = false, false
+		}
+		m.apply(c)
+		changes = append(changes, c)
+	}
+	return changes
+}
+
+func (w *world) change(m model) (Change, bool) {
+	c := Change{Row: w.row(), Restaurant: w.pick(w.restaurants), Client: w.pick(w.clients)}
+	_, exists := m[c.Row]
+	switch n := w.r.IntN(100); {
+	case n < 2:
+		return Change{Op: Truncate}, true
+	case !exists:
+		c.Op = Insert
+		return c, true
+	case n < 30:
+		return Change{Op: Delete, Row: c.Row}, true
+	}
+	c.Op = Update
+	if w.r.IntN(4) == 0 {
+		c.KeepRestaurant, c.Restaurant = true, ""
+	}
+	if w.r.IntN(4) == 0 {
+		c.KeepClient, c.Client = true, ""
+	}
+	if w.r.IntN(3) == 0 {
+		c.OldRow, c.Row = c.Row, w.row()
+		if _, taken := m[c.Row]; taken {
+			return Change{}, false
+		}
+	}
+	return c, true
+}
+
+// checkModel compares everything that readers see, and the two indexes.
+func checkModel(t testing.TB, s *Store, m model, restaurants []ID) {
+	t.Helper()
+	if got := s.Subscriptions(); got != m.subscriptions() {
+		t.Fatalf("%d subscriptions, want %d", got, m.subscriptions())
+	}
+	for i, r := range restaurants {
+		want := m.audience(r)
+		if got := clients(t, s, "", r, 1+i); !slices.Equal(got, want) {
+			t.Fatalf("clients of %q are %q, want %q", r.Text(), got, want)
+		}
+		if n, err := s.Audience(r); err != nil || n != int64(len(want)) {
+			t.Fatalf("audience of %q is %d, %v; want %d", r.Text(), n, err, len(want))
+		}
+	}
+}
+
+// checkRows compares the row index, where a NULL is seen too, and counts the
+// join keys. Not for the middle of a transaction: it reads what is written.
+func checkRows(t testing.TB, s *Store, m model) {
+	t.Helper()
+	rows, joins := model{}, int64(0)
+	for _, space := range loadSpaces {
+		it, err := s.db.NewIter(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		prefix := appendGen(nil, space, s.written.gen)
+		for ok := it.SeekGE([]byte{space}); ok && it.Key()[0] == space; ok = it.Next() {
+			if !slices.Equal(it.Key()[:genLen], prefix) {
+				t.Fatalf("key %x of another generation than %d", it.Key(), s.written.gen)
+			}
+			if space == spaceJoin {
+				joins++
+				continue
+			}
+			r, err := parseRow(it.Value())
+			if err != nil {
+				t.Fatal(err)
+			}
+			rows[RowID(it.Key()[genLen:])] = r
+		}
+		if err := it.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !maps.Equal(rows, m) {
+		t.Fatalf("rows are %v, want %v", rows, m)
+	}
+	if joins != m.subscriptions() {
+		t.Fatalf("%d join keys, want %d", joins, m.subscriptions())
+	}
+	if err := s.CheckRows(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestModel applies random transactions, alone, in groups and in parts, with
+// reopening and interrupted parts between them, against a map.
+func TestModel(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			runModel(t, seed, 80)
+		})
+	}
+}
+
+func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the test itself: a failure must name its line here
+	w, m, dir := newWorld(t, seed), model{}, t.TempDir()
+	s, err := Open(dir, testOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for step := range steps {
+		end := LSN(step+1) * 10
+		switch w.r.IntN(4) {
+		case 0:
+			changes := w.transaction(m, 1+w.r.IntN(12), true)
+			changes = append(changes, w.transaction(m, 1+w.r.IntN(12), true)...)
+			apply(t, s, end, changes...)
+		case 1:
+			before := maps.Clone(m)
+			changes := w.transaction(m, 12, false)
+			applyParts(t, s, w, before, changes, end)
+		case 2:
+			apply(t, s, end, w.transaction(m, 1+w.r.IntN(6), true)...)
+		case 3:
+			apply(t, s, end)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = Open(dir, testOptions()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s.EndLSN() != end || s.Torn() {
+			t.Fatalf("step %d: end %s, torn %v; want %s, false", step, s.EndLSN(), s.Torn(), end)
+		}
+		checkModel(t, s, m, w.restaurants)
+		checkRows(t, s, m)
+	}
+}
+
+// applyParts applies one transaction in parts, sometimes cut and sent again.
+// Readers must see the state before it until its end.
+func applyParts(t *testing.T, s *Store, w *world, before model, changes []Change, end LSN) {
+	t.Helper()
+	from := s.EndLSN()
+	for cut := w.r.IntN(2) == 0; ; cut = false {
+		for part := range slices.Chunk(changes, 3) {
+			apply(t, s, 0, part...)
+			checkModel(t, s, before, w.restaurants)
+			if s.EndLSN() != from || s.Torn() {
+				t.Fatalf("in parts: end %s, torn %v; want %s, false", s.EndLSN(), s.Torn(), from)
+			}
+			if cut && w.r.IntN(2) == 0 {
+				break
+			}
+		}
+		if !cut {
+			break
+		}
+		s.Rewind()
+	}
+	apply(t, s, end)
+}
+
+func TestApplyRules(t *testing.T) {
+	t.Parallel()
+	r, c := ids(2, 1), ids(3, 2)
+	row1 := Change{Op: Insert, Row: rowN(1), Restaurant: r[0], Client: c[0]}
+	keepOf := func(id, old RowID) Change {
+		return Change{Op: Update, Row: id, OldRow: old, Restaurant: r[1], KeepClient: true}
+	}
+	for name, test := range map[string]struct {
+		batches []Batch
+		want    error
+	}{
+		"kept value of a missing row":  {[]Batch{{[]Change{keepOf(rowN(2), "")}, 10}}, ErrMissingRow},
+		"kept value after a truncate":  {[]Batch{{[]Change{row1}, 10}, {[]Change{{Op: Truncate}, keepOf(rowN(1), "")}, 20}}, ErrMissingRow},
+		"kept value of the same batch": {[]Batch{{[]Change{row1, keepOf(rowN(2), rowN(1))}, 10}}, nil},
+		"parts that end behind":        {[]Batch{{[]Change{row1}, 10}, {[]Change{row1}, 0}, {nil, 10}}, ErrBehind},
+		"known transactions":           {[]Batch{{[]Change{row1}, 10}, {[]Change{keepOf(rowN(9), "")}, 10}}, nil},
+		"delete of a missing row":      {[]Batch{{[]Change{{Op: Delete, Row: rowN(5)}}, 10}}, nil},
+		"no row id":                    {[]Batch{{[]Change{{Op: Delete}}, 10}}, errAny},
+		"no operation":                 {[]Batch{{[]Change{{Row: rowN(1)}}, 10}}, errAny},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t, t.TempDir(), testOptions())
+			var err error
+			for i := range test.batches {
+				err = errors.Join(err, s.Apply(&test.batches[i]))
+			}
+			if errors.Is(test.want, errAny) && err != nil {
+				return
+			}
+			if !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// errAny stands for an error that callers do not tell apart.
+var errAny = errors.New("any error")
+
+// TestRefusedBatchChangesNothing: an error in the middle leaves all as it was.
+func TestRefusedBatchChangesNothing(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, c := ids(1, 1)[0], ids(2, 2)
+	apply(t, s, 10, Change{Op: Insert, Row: rowN(1), Restaurant: r, Client: c[0]})
+	err := s.Apply(&Batch{End: 20, Changes: []Change{
+		{Op: Truncate},
+		{Op: Insert, Row: rowN(2), Restaurant: r, Client: c[1]},
+		{Op: Update, Row: rowN(3), Restaurant: r, KeepClient: true},
+	}})
+	if !errors.Is(err, ErrMissingRow) {
+		t.Fatalf("got %v, want ErrMissingRow", err)
+	}
+	checkModel(t, s, model{rowN(1): {r, c[0], true}}, []ID{r})
+	if s.EndLSN() != 10 {
+		t.Errorf("end is %s, want 0/A", s.EndLSN())
+	}
+}
+
+// TestTornKeep: a transaction that was cut and moves a row with a kept value
+// cannot be repeated; one that only keeps values can.
+func TestTornKeep(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, c := ids(2, 1), ids(1, 2)[0]
+	apply(t, s, 10, Change{Op: Insert, Row: rowN(1), Restaurant: r[0], Client: c})
+	keepIt := Change{Op: Update, Row: rowN(1), Restaurant: r[1], KeepClient: true}
+	gone := Change{Op: Delete, Row: rowN(1)}
+	apply(t, s, 0, keepIt, gone)
+	s.Rewind()
+	apply(t, s, 0, keepIt)
+	err := s.Apply(&Batch{End: 20, Changes: []Change{{Op: Update, Row: rowN(2), OldRow: rowN(1), KeepClient: true}}})
+	if !errors.Is(err, ErrTorn) {
+		t.Fatalf("got %v, want ErrTorn", err)
+	}
+	apply(t, s, 20, gone)
+	checkModel(t, s, model{}, r)
+}
+
+func TestSync(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	apply(t, s, 10, Change{Op: Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]})
+	if s.DurableLSN() != 0 {
+		t.Errorf("durable %s before Sync", s.DurableLSN())
+	}
+	for range 2 {
+		if got, err := s.Sync(); err != nil || got != 10 || s.DurableLSN() != 10 {
+			t.Errorf("Sync = %s, %v; durable %s; want 0/A", got, err, s.DurableLSN())
+		}
+	}
+}

@@ -1,0 +1,361 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
+)
+
+// The state directory:
+//
+//	LOCK               held while the store is open
+//	store/             Pebble
+//	store.corrupt      why store/ must not be opened again
+//	load/              sorted runs of a load under way; removed at Open
+//	quarantine-<UTC>/  stores that were set aside; for a person to look at and delete
+const (
+	storeName      = "store"
+	condemnedName  = "store.corrupt"
+	loadName       = "load"
+	quarantineName = "quarantine-"
+)
+
+// Open opens the state in dir, which it makes if there is none, and holds it
+// against other processes ([ErrLocked]).
+//
+// A store that cannot be read is moved to dir/quarantine-<UTC time>, the
+// reason is logged, and a fresh one is opened: everything here can be rebuilt.
+// [ErrNewerFormat] and [ErrForeign] leave the directory as it is. Troubles of
+// the surroundings (no permission, disk full) are returned and condemn nothing.
+func Open(dir string, o Options) (*Store, error) {
+	o = o.withDefaults()
+	if err := makeDir(o.fs, dir); err != nil {
+		return nil, fmt.Errorf("make state directory: %w", err)
+	}
+	lock, err := lockDir(o.fs, dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	s := &Store{dir: dir, o: o, log: o.Logger, lock: lock}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())
+	}
+	return s, nil
+}
+
+// makeDir makes dir and what is missing above it, so that it outlives a crash:
+// a directory entry is durable only once the directory that holds it is synced.
+func makeDir(fsys vfs.FS, dir string) error {
+	if _, err := fsys.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := fsys.PathDir(dir)
+	if parent != dir {
+		if err := makeDir(fsys, parent); err != nil {
+			return err
+		}
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(fsys, parent)
+}
+
+func syncDir(fsys vfs.FS, dir string) error {
+	d, err := fsys.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// open opens the store, a fresh one if the old one had to be set aside.
+func (s *Store) open() error {
+	if err := refuseForeignDir(s.o.fs, s.dir); err != nil {
+		return err
+	}
+	reason := s.condemned()
+	if reason != nil && !errors.Is(reason, ErrCorrupt) {
+		return reason // the mark could not be read, which says nothing of the store
+	}
+	if reason == nil {
+		reason = s.openStore()
+		if reason == nil || keeps(reason) {
+			return reason
+		}
+	}
+	if err := s.quarantine(reason); err != nil {
+		return err
+	}
+	return s.openStore()
+}
+
+// keeps says whether err leaves the store in its place.
+func keeps(err error) bool {
+	for _, e := range []error{
+		ErrNewerFormat, ErrForeign, fs.ErrPermission,
+		syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// openStore opens dir/store and brings it into order. On an error nothing is
+// left open.
+func (s *Store) openStore() error {
+	store := s.o.fs.PathJoin(s.dir, storeName)
+	if err := probe(s.o, store); err != nil {
+		return err
+	}
+	s.pebbleOpts = s.o.pebbleOptions(s.condemn)
+	db, err := openPebble(store, s.pebbleOpts)
+	if err != nil {
+		return err
+	}
+	s.db = db
+	if err := s.recover(); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	return nil
+}
+
+// probe looks whether there is a store and whether it is ours, without
+// changing it: opening for writing would raise a stranger's format version.
+func probe(o Options, store string) error {
+	names, err := o.fs.List(store)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list store: %w", err)
+	}
+	if err := refuseNewerPebble(o.fs, store, names); err != nil {
+		return err
+	}
+	if !holdsPebble(names) {
+		return nil // a crash while it was made; there is nothing in it yet
+	}
+	p := o.pebbleOptions(func(error) {})
+	p.ReadOnly = true
+	db, err := openPebble(store, p)
+	if err != nil {
+		return err
+	}
+	fresh, err := checkFormat(db)
+	if err == nil && !fresh {
+		err = checkSuspect(o, names, db)
+	}
+	return errors.Join(err, db.Close())
+}
+
+// checkSuspect reads all rows of a store that may have lost some.
+func checkSuspect(o Options, names []string, db *pebble.DB) error {
+	stray, err := strayTables(names, db)
+	if err != nil || !stray {
+		return err
+	}
+	r, _, _, err := loadMeta(db)
+	if err != nil {
+		return err
+	}
+	o.Logger.Info("local state was not closed in order; its rows are checked", "rows", r.rows)
+	return checkRecord(context.Background(), db, r)
+}
+
+// openPebble opens a store. A damaged one can make Pebble panic, or end in its
+// Logger's Fatalf; both are errors here, for the store can be rebuilt.
+func openPebble(store string, p *pebble.Options) (db *pebble.DB, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("open store: %w: %v", ErrCorrupt, r)
+		}
+	}()
+	db, err = pebble.Open(store, p)
+	if err != nil && strings.Contains(err.Error(), "name from file") {
+		// Pebble has no type for "comparer|merger name from file … != …".
+		return nil, fmt.Errorf("open store: %w: %w", ErrForeign, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	return db, nil
+}
+
+// holdsPebble says whether a directory's names are those of a Pebble store
+// that was opened at least once.
+func holdsPebble(names []string) bool {
+	for _, name := range names {
+		if strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "marker.manifest.") || name == "CURRENT" {
+			return true
+		}
+	}
+	return false
+}
+
+// refuseForeignDir refuses a directory that is itself somebody's store.
+func refuseForeignDir(fs vfs.FS, dir string) error {
+	names, err := fs.List(dir)
+	if err != nil {
+		return fmt.Errorf("list state directory: %w", err)
+	}
+	if holdsPebble(names) {
+		return fmt.Errorf("a Pebble or RocksDB store lies in the directory itself: %w; set state.dir to one of its own", ErrForeign)
+	}
+	return nil
+}
+
+// refuseNewerPebble tells a store of a later Pebble from a damaged one. Pebble
+// gives the same kind of error for both.
+func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
+	marker, value, err := atomicfs.LocateMarkerInListing(fs, store, "format-version", names)
+	if err != nil {
+		return fmt.Errorf("read Pebble format: %w", err)
+	}
+	if err := marker.Close(); err != nil {
+		return fmt.Errorf("read Pebble format: %w", err)
+	}
+	v, err := strconv.ParseUint(value, 10, 32)
+	if err == nil && pebble.FormatMajorVersion(v) > pebble.FormatNewest {
+		return newerFormat(fmt.Sprintf("Pebble format %d", v), fmt.Sprintf("Pebble format %d", pebble.FormatNewest))
+	}
+	return nil
+}
+
+// recover reads what the store holds, writes the first records into a fresh
+// one, and removes what an unfinished load left.
+func (s *Store) recover() error {
+	fresh, err := checkFormat(s.db)
+	if err != nil {
+		return err
+	}
+	if fresh {
+		if err := s.initialize(); err != nil {
+			return err
+		}
+	}
+	r, src, ok, err := loadMeta(s.db)
+	if err != nil {
+		return err
+	}
+	s.written, s.nextGen = r, r.gen+1
+	s.repeat = r.torn
+	// What Pebble recovers from its log at Open, it has flushed to tables by
+	// the time Open returns: it is durable.
+	s.view = view{record: r, durable: r.end, src: src, loaded: ok}
+	return s.removeLeftovers()
+}
+
+func (s *Store) initialize() error {
+	b := s.db.NewBatch()
+	first := record{gen: 1}
+	err := errors.Join(b.Set(keyFormat, encodeFormat(formatVersion), nil), b.Set(keyState, first.encode(), nil))
+	if err == nil {
+		err = b.Commit(pebble.Sync)
+	}
+	if err != nil {
+		return fmt.Errorf("initialize store: %w", errors.Join(err, b.Close()))
+	}
+	return nil
+}
+
+// removeLeftovers drops rows of other generations than the one that is served
+// and the files of an unfinished load.
+func (s *Store) removeLeftovers() error {
+	if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, loadName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove files of an unfinished load: %w", err)
+	}
+	for _, space := range []byte{spaceJoin, spaceRow} {
+		from, to := genSpan(space, s.written.gen)
+		for _, span := range [][2][]byte{{{space}, from}, {to, {space + 1}}} {
+			if err := s.dropSpan(span[0], span[1]); err != nil {
+				return fmt.Errorf("remove rows of an unfinished load: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// dropSpan deletes the keys in [start, end). Without keys it leaves no tombstone.
+func (s *Store) dropSpan(start, end []byte) error {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: start, UpperBound: end})
+	if err != nil {
+		return err
+	}
+	found := it.First()
+	if err := errors.Join(it.Error(), it.Close()); err != nil || !found {
+		return err
+	}
+	return s.db.DeleteRange(start, end, pebble.NoSync)
+}
+
+// condemned returns why the store must be set aside: ErrCorrupt, or nil if it
+// need not. Any other error means that it cannot be told.
+func (s *Store) condemned() error {
+	f, err := s.o.fs.Open(s.o.fs.PathJoin(s.dir, condemnedName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for a mark of damage: %w", err)
+	}
+	text, err := io.ReadAll(f)
+	return errors.Join(fmt.Errorf("%w: found while running: %s", ErrCorrupt, text), err, f.Close())
+}
+
+// condemn marks the store as corrupt, so that the next Open sets it aside.
+// Damage in a table shows only when its block is read; without the mark a
+// restart would find nothing wrong and fail at the same block again.
+func (s *Store) condemn(reason error) {
+	s.log.Error("local state is corrupt; it is set aside and rebuilt at the next start", "dir", s.dir, "reason", reason)
+	f, err := s.o.fs.Create(s.o.fs.PathJoin(s.dir, condemnedName), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.Write([]byte(reason.Error()))
+		err = errors.Join(err, f.Sync(), f.Close(), syncDir(s.o.fs, s.dir))
+	}
+	if err != nil {
+		s.log.Error("cannot mark the local state as corrupt", "error", err)
+	}
+}
+
+// check condemns the store if err tells of corruption. It returns err, which
+// then wraps ErrCorrupt.
+func (s *Store) check(err error) error {
+	if err == nil || !pebble.IsCorruptionError(err) && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	s.condemn(err)
+	return fmt.Errorf("%w: %w; restart to have it set aside and rebuilt", ErrCorrupt, err)
+}
+
+// quarantine moves dir/store out of the way.
+func (s *Store) quarantine(reason error) error {
+	fsys := s.o.fs
+	name := quarantineName + time.Now().UTC().Format("20060102T150405.000000Z")
+	to := fsys.PathJoin(s.dir, name)
+	if err := fsys.Rename(fsys.PathJoin(s.dir, storeName), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set corrupt state aside: %w", err)
+	}
+	if err := fsys.Remove(fsys.PathJoin(s.dir, condemnedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set corrupt state aside: %w", err)
+	}
+	if err := syncDir(fsys, s.dir); err != nil {
+		return fmt.Errorf("set corrupt state aside: %w", err)
+	}
+	s.log.Error("local state could not be read; it was set aside and will be rebuilt",
+		slog.String("reason", reason.Error()), slog.String("moved_to", to))
+	return nil
+}

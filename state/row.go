@@ -1,0 +1,80 @@
+package state
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"strconv"
+)
+
+// RowID is the packed primary key of a source row:
+//
+//	decimal integer < 0   0x10-n | n bytes, complemented, of -v-1 big-endian
+//	decimal integer ≥ 0   0x10+n | n bytes of v big-endian, n minimal, 0…8
+//	lower-case UUID       0x40 | 16 bytes
+//	any other text        0x80 | text
+//
+// Bytewise order is numeric order for integers, so that rows that were inserted
+// one after the other lie together; a serial key takes 2 to 5 bytes. It is not
+// self-delimiting: it always comes last. "" is no key. Only the canonical
+// spelling of an integer ("7", "-7"; not "007" or "-0") is packed as one, so
+// that packing is a bijection.
+type RowID string
+
+const (
+	tagRowZero = 0x10
+	tagRowUUID = 0x40
+	tagRowText = 0x80
+)
+
+// PackRowID packs the text form of a key. Every text, the empty one too, has one.
+func PackRowID(text string) RowID {
+	if v, err := strconv.ParseInt(text, 10, 64); err == nil && strconv.FormatInt(v, 10) == text {
+		return packRowInt(v)
+	}
+	var uuid [uuidPackLen]byte
+	if packUUID(&uuid, text) {
+		uuid[0] = tagRowUUID
+		return RowID(uuid[:])
+	}
+	b := make([]byte, 0, 1+len(text))
+	b = append(b, tagRowText)
+	return RowID(append(b, text...))
+}
+
+func packRowInt(v int64) RowID {
+	m := uint64(v)
+	if v < 0 {
+		m = ^m // -v-1
+	}
+	n := (bits.Len64(m) + 7) / 8
+	tag := byte(tagRowZero + n)
+	if v < 0 {
+		// -1 has no digits (n = 0) and must not share the tag of zero.
+		n = max(n, 1)
+		tag, m = byte(tagRowZero-n), ^m
+	}
+	var b [9]byte
+	binary.BigEndian.PutUint64(b[1:], m)
+	b[8-n] = tag
+	return RowID(b[8-n:])
+}
+
+// Text gives the key as Postgres writes it.
+func (r RowID) Text() string {
+	switch {
+	case r == "":
+		return ""
+	case r[0] == tagRowText:
+		return string(r[1:])
+	case r[0] == tagRowUUID:
+		return ID(string([]byte{tagUUID}) + string(r[1:])).Text()
+	}
+	var v uint64
+	if r[0] < tagRowZero {
+		v = ^uint64(0)
+	}
+	for i := 1; i < len(r); i++ {
+		v = v<<8 | uint64(r[i])
+	}
+	return strconv.FormatInt(int64(v), 10)
+}

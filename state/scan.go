@@ -1,0 +1,197 @@
+package state
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Scan reads subscriptions as of the moment it was made, whatever is applied,
+// loaded or truncated meanwhile, and the delivered pairs of that moment or
+// later. It has one owner. It pins files: close it soon.
+type Scan struct {
+	s         *Store
+	gen       uint32
+	subs      *pebble.Iterator
+	delivered *pebble.Iterator
+
+	// Of the call under way.
+	prefix  []byte // of the restaurant's join keys
+	seek    []byte
+	last    []byte // the last client looked at
+	mark    []byte // prefix of the campaign's delivered keys, then scratch
+	markLen int
+	marked  bool // delivered stands on a key
+}
+
+// lookRatio bounds how many rows a call looks at: this many times max. A
+// client who has been notified before, or who has several rows, yields nothing.
+const lookRatio = 16
+
+// NewScan returns a reader of the present state.
+func (s *Store) NewScan() (*Scan, error) {
+	done, err := s.use()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	s.mu.RLock()
+	gen := s.view.gen
+	subs, err := s.reader().NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
+	s.mu.RUnlock()
+	if err != nil {
+		return nil, s.check(fmt.Errorf("scan subscriptions: %w", err))
+	}
+	// While a long transaction is applied, subs may be an old snapshot. The
+	// newest delivered pairs are always the better ones.
+	delivered, err := s.db.NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
+	if err != nil {
+		return nil, s.check(errors.Join(fmt.Errorf("scan delivered pairs: %w", err), subs.Close()))
+	}
+	return &Scan{s: s, gen: gen, subs: subs, delivered: delivered}, nil
+}
+
+// Undelivered appends to dst up to limit distinct clients of restaurant that
+// come after the client after (from the start if it is ""), in packed order,
+// and are not marked as delivered for campaign. With campaign "" it lists all.
+//
+// last is the last client that was looked at, delivered or not; it is after if
+// there was none. Passed as after, it continues. done says that there are no
+// more. A call may return nothing and not be done: it looks at a bounded
+// number of rows.
+func (c *Scan) Undelivered(dst *IDList, campaign, restaurant, after ID, limit int) (last ID, done bool, err error) {
+	if c.subs == nil {
+		return after, false, ErrClosed
+	}
+	release, err := c.s.use()
+	if err != nil {
+		return after, false, err
+	}
+	defer release()
+	if restaurant == "" || limit <= 0 {
+		return after, restaurant == "", nil
+	}
+	c.begin(restaurant, after)
+	c.beginDelivered(campaign, after)
+	done, err = c.merge(dst, limit)
+	if err = errors.Join(err, c.subs.Error(), c.delivered.Error()); err != nil {
+		return after, false, c.s.check(fmt.Errorf("scan subscriptions: %w", err))
+	}
+	return ID(c.last), done, nil
+}
+
+// begin bounds subs to the restaurant's keys behind the client after.
+func (c *Scan) begin(restaurant, after ID) {
+	c.prefix = appendJoinPrefix(c.prefix[:0], c.gen, restaurant)
+	c.seek = prefixEnd(c.seek[:0], c.prefix)
+	c.subs.SetBounds(c.prefix, c.seek) // copied
+	c.last = append(c.last[:0], after...)
+	c.seek = seekAfter(c.seek[:0], c.prefix, after)
+}
+
+// beginDelivered sets delivered to the first pair behind the client after.
+func (c *Scan) beginDelivered(campaign, after ID) {
+	c.marked = false
+	if campaign == "" {
+		return
+	}
+	c.mark = appendDeliveredPrefix(c.mark[:0], campaign)
+	c.markLen = len(c.mark)
+	c.mark = prefixEnd(c.mark, c.mark[:c.markLen])
+	c.delivered.SetBounds(c.mark[:c.markLen], c.mark[c.markLen:])
+	c.mark = seekAfter(c.mark[:c.markLen], c.mark[:c.markLen:c.markLen], after)
+	c.marked = c.delivered.SeekGE(c.mark[c.markLen:])
+	c.mark = c.mark[:c.markLen]
+}
+
+// seekAfter appends to dst the key at which the clients behind after begin.
+func seekAfter(dst, prefix []byte, after ID) []byte {
+	start := len(dst)
+	dst = append(append(dst, prefix...), after...)
+	if after == "" {
+		return dst
+	}
+	end := len(dst)
+	dst = prefixEnd(dst, dst[start:end])
+	return append(dst[:start], dst[end:]...)
+}
+
+// merge walks both iterators once, in step: they are sorted by client.
+func (c *Scan) merge(dst *IDList, limit int) (done bool, err error) {
+	full, looked := dst.Len()+limit, 0
+	for ok := c.subs.SeekGE(c.seek); ok; ok = c.subs.Next() {
+		client := joinClient(c.subs.Key(), len(c.prefix))
+		if client == nil {
+			return false, fmt.Errorf("read join key %x: %w", c.subs.Key(), ErrCorrupt)
+		}
+		if dst.Len() == full || looked >= limit*lookRatio {
+			return false, nil
+		}
+		looked++
+		if bytes.Equal(client, c.last) {
+			continue // another row of the same pair
+		}
+		c.last = append(c.last[:0], client...)
+		if !c.wasDelivered(client) {
+			dst.appendBytes(client)
+		}
+	}
+	return true, nil
+}
+
+// wasDelivered moves delivered up to client and says whether it stands there.
+func (c *Scan) wasDelivered(client []byte) bool {
+	const near = 8 // so many steps cost about as much as a seek
+	for steps := 0; c.marked; steps++ {
+		switch cmp := bytes.Compare(c.delivered.Key()[c.markLen:], client); {
+		case cmp == 0:
+			return true
+		case cmp > 0:
+			return false
+		case steps < near:
+			c.marked = c.delivered.Next()
+		default:
+			c.mark = append(c.mark[:c.markLen], client...)
+			c.marked = c.delivered.SeekGE(c.mark)
+		}
+	}
+	return false
+}
+
+// Close releases what the scan pins.
+func (c *Scan) Close() error {
+	if c.subs == nil {
+		return nil
+	}
+	err := errors.Join(c.subs.Close(), c.delivered.Close())
+	c.subs, c.delivered = nil, nil
+	if err != nil {
+		return c.s.check(fmt.Errorf("close scan: %w", err))
+	}
+	return nil
+}
+
+// Audience counts the distinct clients of a restaurant.
+func (s *Store) Audience(restaurant ID) (int64, error) {
+	scan, err := s.NewScan()
+	if err != nil {
+		return 0, err
+	}
+	n, err := scan.audience(restaurant)
+	return n, errors.Join(err, scan.Close())
+}
+
+func (c *Scan) audience(restaurant ID) (n int64, err error) {
+	var list IDList
+	const step = 4096
+	for after, done := ID(""), false; !done; {
+		list.Reset()
+		if after, done, err = c.Undelivered(&list, "", restaurant, after, step); err != nil {
+			return 0, err
+		}
+		n += int64(list.Len())
+	}
+	return n, nil
+}

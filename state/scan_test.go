@@ -1,0 +1,177 @@
+package state
+
+import (
+	"slices"
+	"testing"
+)
+
+// fill inserts one row per client into a restaurant.
+func fill(t testing.TB, s *Store, end LSN, restaurant ID, clients []ID, firstRow int) {
+	t.Helper()
+	changes := make([]Change, 0, len(clients))
+	for i, c := range clients {
+		changes = append(changes, Change{Op: Insert, Row: rowN(firstRow + i), Restaurant: restaurant, Client: c})
+	}
+	apply(t, s, end, changes...)
+}
+
+func texts(list []ID) []string {
+	list = slices.Clone(list)
+	slices.Sort(list)
+	out := make([]string, 0, len(list))
+	for _, c := range list {
+		out = append(out, c.Text())
+	}
+	return out
+}
+
+func mark(t testing.TB, s *Store, name ID, clients []ID) {
+	t.Helper()
+	var list IDList
+	for _, c := range clients {
+		list.Append(c)
+	}
+	if err := s.MarkDelivered(name, &list); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUndelivered checks the merge for every density of delivered pairs and
+// every step, beside other restaurants and campaigns.
+func TestUndelivered(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	restaurants := append(ids(2, 1), id(t, "a"), id(t, "aa"))
+	all := append(ids(200, 2), id(t, "x"), id(t, "xx"), id(t, "\U0010ffff"))
+	for i, r := range restaurants {
+		fill(t, s, LSN(i+1), r, all, i*1000)
+	}
+	fill(t, s, 100, restaurants[0], all, 50_000) // second rows of the same pairs
+	campaigns := ids(5, 3)
+	for i, every := range []int{1, 2, 3, 17, 203} {
+		var some, rest []ID
+		for n, c := range all {
+			if n%every == 0 {
+				some = append(some, c)
+			} else {
+				rest = append(rest, c)
+			}
+		}
+		mark(t, s, campaigns[i], some)
+		for _, step := range []int{1, 2, 7, 1000} {
+			for _, r := range restaurants {
+				if got := clients(t, s, campaigns[i], r, step); !slices.Equal(got, texts(rest)) {
+					t.Fatalf("every %d, step %d: %d clients, want %d", every, step, len(got), len(rest))
+				}
+			}
+		}
+	}
+	if got := clients(t, s, "", id(t, "nobody"), 5); got != nil {
+		t.Errorf("clients of an unknown restaurant: %q", got)
+	}
+}
+
+// TestUndeliveredBounded: a long run of notified clients does not hold a call up.
+func TestUndeliveredBounded(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, campaign, all := ids(1, 1)[0], ids(1, 2)[0], ids(100, 3)
+	fill(t, s, 1, r, all, 1)
+	mark(t, s, campaign, all)
+	scan, err := s.NewScan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer scan.Close()
+	var list IDList
+	last, done, err := scan.Undelivered(&list, campaign, r, "", 2)
+	if err != nil || done || list.Len() != 0 {
+		t.Fatalf("got %d clients, done %v, %v; want a call that stops early", list.Len(), done, err)
+	}
+	slices.Sort(all)
+	if want := all[2*lookRatio-1]; last != want {
+		t.Errorf("looked up to %s, want %s", last.Text(), want.Text())
+	}
+}
+
+// TestScanHolds: a scan keeps reading what was there when it was made.
+func TestScanHolds(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, all := ids(1, 1)[0], ids(50, 2)
+	fill(t, s, 1, r, all, 1)
+	scan, err := s.NewScan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer scan.Close()
+	check := func(when string) {
+		t.Helper()
+		if got := scanClients(t, scan, "", r, 7); !slices.Equal(got, texts(all)) {
+			t.Errorf("after %s: %d clients, want %d", when, len(got), len(all))
+		}
+	}
+	apply(t, s, 2, Change{Op: Delete, Row: rowN(1)})
+	check("a delete")
+	apply(t, s, 0, Change{Op: Truncate})
+	check("a truncate in parts")
+	apply(t, s, 3)
+	check("a truncate")
+	load(t, s, 10, []ID{r}, 4)
+	check("a load")
+	if got := clients(t, s, "", r, 7); len(got) != 10 {
+		t.Errorf("a new scan sees %d clients, want 10", len(got))
+	}
+}
+
+func TestForgetDelivered(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, names, all := ids(1, 1)[0], ids(3, 2), ids(4, 3)
+	fill(t, s, 1, r, all, 1)
+	for i, name := range names {
+		mark(t, s, name, all[:i+1])
+	}
+	want := []int{3, 2, 1} // to go
+	check := func() {
+		t.Helper()
+		for i, name := range names {
+			if got := clients(t, s, name, r, 10); len(got) != want[i] {
+				t.Errorf("name %d has %d clients to go, want %d", i, len(got), want[i])
+			}
+		}
+	}
+	check()
+	if err := s.ForgetDelivered(names[1]); err != nil {
+		t.Fatal(err)
+	}
+	want[1] = 4
+	check()
+	if err := s.ForgetDelivered(); err != nil {
+		t.Fatal(err)
+	}
+	want = []int{4, 4, 4}
+	check()
+}
+
+// TestUndeliveredAllocates nothing per client.
+func TestUndeliveredAllocates(t *testing.T) {
+	s := openStore(t, t.TempDir(), testOptions())
+	r := ids(1, 1)[0]
+	fill(t, s, 1, r, ids(5000, 2), 1)
+	scan, err := s.NewScan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer scan.Close()
+	var list IDList
+	n := testing.AllocsPerRun(5, func() {
+		list.Reset()
+		if _, _, err := scan.Undelivered(&list, "", r, "", 5000); err != nil || list.Len() != 5000 {
+			t.Fatal(list.Len(), err)
+		}
+	})
+	if n > 500 && !raceEnabled {
+		t.Errorf("%.0f allocations for 5000 clients, want none per client", n)
+	}
+}

@@ -1,0 +1,259 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Finding is one thing that Audit looked at.
+type Finding struct {
+	Lane int32  `json:"lane"`
+	OK   bool   `json:"ok"`
+	What string `json:"what"`
+}
+
+// Audit checks the invariants of every lane from the outside, read-only, with
+// or without running daemons:
+//
+//   - K ≤ P ≤ K + window;
+//   - the outbox is contiguous up to P and holds (K, P];
+//   - every client of every outbox row has exactly that row in the feedback table;
+//   - of the outbox rows, those up to K have each record once in the
+//     notifications topic, and those above K have none.
+//
+// A daemon that works meanwhile moves P and K; each is read in an order that
+// makes the checks hold anyway.
+func Audit(ctx context.Context, cfg Config) ([]Finding, error) {
+	a := &audit{cfg: cfg.withDefaults(), t: cfg.Sink.tables()}
+	conn, err := cfg.Sink.connect(ctx, "dinnerbell audit")
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(conn)
+	opts, err := cfg.Kafka.Client()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	a.conn, a.client = conn, client
+	if a.ids, _, err = readTopicIDs(ctx, client, cfg.Kafka); err != nil {
+		return nil, err
+	}
+	rows, err := conn.Query(ctx, `SELECT lane FROM `+a.t.lane+` ORDER BY lane`)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", a.t.lane, err)
+	}
+	lanes, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", a.t.lane, err)
+	}
+	for _, l := range lanes {
+		if err := a.lane(ctx, l); err != nil {
+			return a.findings, fmt.Errorf("audit lane %d: %w", l, err)
+		}
+	}
+	return a.findings, nil
+}
+
+type audit struct {
+	cfg      Config
+	t        tables
+	conn     *pgx.Conn
+	client   *kgo.Client
+	ids      topicIDs
+	findings []Finding
+}
+
+func (a *audit) say(lane int32, ok bool, format string, args ...any) { //nolint:goprintffuncname // go vet knows a printf wrapper by its body; the callers make sentences
+	a.findings = append(a.findings, Finding{Lane: lane, OK: ok, What: fmt.Sprintf(format, args...)})
+}
+
+// lane checks one lane. K is read before and after the snapshot of Postgres:
+// what the snapshot holds was written between the two.
+func (a *audit) lane(ctx context.Context, lane int32) error {
+	before, err := a.progress(ctx, lane)
+	if err != nil {
+		return err
+	}
+	p, outbox, err := a.snapshot(ctx, lane)
+	if err != nil {
+		return err
+	}
+	after, err := a.progress(ctx, lane)
+	if err != nil {
+		return err
+	}
+	window := int64(a.cfg.Window)
+	a.say(lane, before <= p, "K %d ≤ P %d", before, p)
+	a.say(lane, p <= after+window, "P %d ≤ K %d + %d", p, after, window)
+	a.contiguous(lane, before, p, outbox)
+	if len(outbox) == 0 {
+		return nil
+	}
+	if err := a.feedback(ctx, lane, outbox); err != nil {
+		return err
+	}
+	return a.topic(ctx, lane, outbox, before, after)
+}
+
+// progress reads K while its producer may be at work: up to the last stable
+// offset, since an open transaction is not progress yet.
+func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
+	var err error
+	for range 20 { // each try may meet another open transaction
+		var k int64
+		if k, err = readProgress(ctx, a.client, a.cfg.Kafka.Progress, a.ids.progress, lane); err == nil {
+			return k, nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, errors.Join(err, ctx.Err())
+		}
+	}
+	return 0, err
+}
+
+// snapshot reads P, the outbox and the matching feedback rows' count as of one moment.
+func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*payload, err error) {
+	err = pgx.BeginTxFunc(ctx, a.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
+			return fmt.Errorf("read %s: %w", a.t.lane, err)
+		}
+		rows, err := tx.Query(ctx, `SELECT seq, payload FROM `+a.t.outbox+` WHERE lane = $1 ORDER BY seq`, lane)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", a.t.outbox, err)
+		}
+		outbox, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*payload, error) {
+			var seq int64
+			var b []byte
+			if err := row.Scan(&seq, &b); err != nil {
+				return nil, err
+			}
+			return decodePayload(seq, b)
+		})
+		return err
+	})
+	return p, outbox, err
+}
+
+func (a *audit) contiguous(lane int32, k, p int64, outbox []*payload) {
+	next := p + 1 - int64(len(outbox))
+	for _, o := range outbox {
+		if o.seq != next {
+			a.say(lane, false, "the outbox holds step %d where %d belongs; it must be contiguous up to P %d", o.seq, next, p)
+			return
+		}
+		next++
+	}
+	a.say(lane, p-int64(len(outbox)) <= k, "the outbox holds %d steps, contiguous up to P, and all above K", len(outbox))
+}
+
+// feedback looks every client of the outbox up in the feedback table.
+func (a *audit) feedback(ctx context.Context, lane int32, outbox []*payload) error {
+	missing, total := int64(0), 0
+	for _, o := range outbox {
+		for _, seg := range o.segments {
+			clients := make([]string, seg.clients.Len())
+			for i := range clients {
+				clients[i] = seg.clients.At(i).Text()
+			}
+			total += len(clients)
+			var n int64
+			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[]) AS c WHERE NOT EXISTS (
+  SELECT FROM `+a.t.feedback+` WHERE adv_campaign_id = $2 AND client_id = c AND restaurant_id = $3 AND trigger_datetime_created = $4)`,
+				clients, seg.campaign.ID, seg.campaign.RestaurantID, seg.trigger).Scan(&n); err != nil {
+				return fmt.Errorf("look up feedback rows: %w", err)
+			}
+			missing += n
+		}
+	}
+	a.say(lane, missing == 0, "of %d notifications in the outbox, %d have no feedback row", total, missing)
+	return nil
+}
+
+// topic counts the records of the outbox's steps in the notifications topic,
+// from shortly before the first of them was decided. Steps between the two
+// readings of K may be there or not.
+func (a *audit) topic(ctx context.Context, lane int32, outbox []*payload, before, after int64) error {
+	seen, since := map[string]int{}, int64(math.MaxInt64)
+	for _, o := range outbox {
+		for _, seg := range o.segments {
+			since = min(since, seg.trigger)
+			w := render(seg.campaign, seg.trigger)
+			for i := range seg.clients.Len() {
+				key, keyEnd, _ := w.appendRecord(nil, seg.clients.At(i))
+				seen[string(key[:keyEnd])] = 0
+			}
+		}
+	}
+	if len(seen) == 0 {
+		return nil
+	}
+	if err := a.count(ctx, time.Unix(since, 0).Add(-time.Minute), seen); err != nil {
+		return err
+	}
+	missing, doubled, early := 0, 0, 0
+	for _, o := range outbox {
+		for _, seg := range o.segments {
+			w := render(seg.campaign, seg.trigger)
+			for i := range seg.clients.Len() {
+				key, keyEnd, _ := w.appendRecord(nil, seg.clients.At(i))
+				switch n := seen[string(key[:keyEnd])]; {
+				case n > 1:
+					doubled++
+				case n == 0 && o.seq <= before:
+					missing++
+				case n == 1 && o.seq > after:
+					early++
+				}
+			}
+		}
+	}
+	a.say(lane, missing+doubled+early == 0, "of their records in topic %s, %d are missing, %d doubled, %d there before they are shipped", a.cfg.Kafka.Notifications, missing, doubled, early)
+	return nil
+}
+
+// count adds up, for the keys of seen, the committed records since a time.
+func (a *audit) count(ctx context.Context, since time.Time, seen map[string]int) error {
+	adm := kadm.NewClient(a.client)
+	starts, err := adm.ListOffsetsAfterMilli(ctx, since.UnixMilli(), a.cfg.Kafka.Notifications)
+	if err != nil {
+		return fmt.Errorf("list offsets: %w", err)
+	}
+	ends, err := adm.ListCommittedOffsets(ctx, a.cfg.Kafka.Notifications)
+	if err != nil {
+		return fmt.Errorf("list offsets: %w", err)
+	}
+	details, err := adm.ListTopics(ctx, a.cfg.Kafka.Notifications)
+	if err != nil {
+		return fmt.Errorf("describe topic: %w", err)
+	}
+	id := details[a.cfg.Kafka.Notifications].ID
+	var failed error
+	starts.Each(func(o kadm.ListedOffset) {
+		end, ok := ends.Lookup(o.Topic, o.Partition)
+		if err := errors.Join(failed, o.Err, end.Err); err != nil || !ok {
+			failed = err
+			return
+		}
+		f := partitionFetch{client: a.client, topic: o.Topic, topicID: id, partition: o.Partition, end: end.Offset}
+		failed = f.each(ctx, max(o.Offset, 0), func(r *kgo.Record) {
+			if _, ours := seen[string(r.Key)]; ours {
+				seen[string(r.Key)]++
+			}
+		})
+	})
+	return failed
+}

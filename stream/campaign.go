@@ -1,0 +1,192 @@
+package stream
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// maxIDBytes bounds the ids of a campaign. Postgres cannot index a key of more
+// than about 2,700 bytes (a third of a page), and both (campaign, client) and
+// (campaign, restaurant) are keys of an index.
+const maxIDBytes = 1024
+
+// maxUnix is 9999-12-31T23:59:59Z: the last second with a four-digit year.
+const maxUnix = 253402300799
+
+// Campaign is one valid message of the campaigns topic: the eight fields of
+// the contract, times in Unix seconds, valid from Start inclusive to End
+// exclusive.
+type Campaign struct {
+	RestaurantID string
+	ID           string
+	Content      string
+	Owner        string
+	OwnerContact string
+	Start        int64
+	End          int64
+	Created      int64
+}
+
+// key names a campaign: the newest message of one key wins.
+type key struct{ campaign, restaurant string }
+
+func (c *Campaign) key() key { return key{c.ID, c.RestaurantID} }
+
+// size is about what the campaign holds in memory, in bytes.
+func (c *Campaign) size() int {
+	return 256 + len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
+}
+
+// ParseCampaign decodes and checks one message. The error says, in words fit
+// for a dead-letter header, why the message cannot be a campaign.
+func ParseCampaign(value []byte) (*Campaign, error) {
+	fields, err := parseObject(value)
+	if err != nil {
+		return nil, err
+	}
+	var c Campaign
+	for _, f := range []struct {
+		name string
+		to   any
+	}{
+		{"restaurant_id", &c.RestaurantID},
+		{"adv_campaign_id", &c.ID},
+		{"adv_campaign_content", &c.Content},
+		{"adv_campaign_owner", &c.Owner},
+		{"adv_campaign_owner_contact", &c.OwnerContact},
+		{"adv_campaign_datetime_start", &c.Start},
+		{"adv_campaign_datetime_end", &c.End},
+		{"datetime_created", &c.Created},
+	} {
+		if err := parseField(fields, f.name, f.to); err != nil {
+			return nil, err
+		}
+	}
+	return &c, c.check()
+}
+
+// parseObject reads one JSON object. Field names stay exact: encoding/json
+// would take "Restaurant_ID" for restaurant_id when decoding into a struct.
+func parseObject(value []byte) (map[string]json.RawMessage, error) {
+	switch {
+	case len(value) == 0:
+		return nil, errors.New("the value is empty")
+	case !utf8.Valid(value):
+		return nil, errors.New("the value is not valid UTF-8")
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(value, &fields); err != nil {
+		if typeErr, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+			return nil, fmt.Errorf("the value is a JSON %s, not an object", typeErr.Value)
+		}
+		return nil, fmt.Errorf("the value is not JSON: %w", err)
+	}
+	if fields == nil {
+		return nil, errors.New("the value is a JSON null, not an object")
+	}
+	return fields, nil
+}
+
+func parseField(fields map[string]json.RawMessage, name string, to any) error {
+	raw, ok := fields[name]
+	switch {
+	case !ok:
+		return fmt.Errorf("%s is missing", name)
+	case bytes.Equal(raw, []byte("null")):
+		return fmt.Errorf("%s is null", name)
+	}
+	if err := json.Unmarshal(raw, to); err != nil {
+		want := "a string"
+		if _, isInt := to.(*int64); isInt {
+			want = "a whole number of seconds"
+		}
+		return fmt.Errorf("%s is not %s", name, want)
+	}
+	if s, isString := to.(*string); isString {
+		if strings.ContainsRune(*s, 0) {
+			return fmt.Errorf("%s contains U+0000, which Postgres cannot store", name)
+		}
+		if hasLoneSurrogate(raw) {
+			return fmt.Errorf("%s contains half of a surrogate pair, which is no character", name)
+		}
+	}
+	return nil
+}
+
+// hasLoneSurrogate finds a \uD800–\uDFFF escape without its other half, which
+// encoding/json would silently replace by U+FFFD. raw is a valid JSON string.
+func hasLoneSurrogate(raw []byte) bool {
+	for i := 0; i+1 < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		if raw[i+1] != 'u' {
+			i++
+			continue
+		}
+		switch surrogate(raw[i:]) {
+		case 0:
+			i += 5
+		case 'h':
+			if i+6 >= len(raw) || surrogate(raw[i+6:]) != 'l' {
+				return true
+			}
+			i += 11
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// surrogate classifies the \uXXXX escape at the front of b: 'h' for a high
+// half, 'l' for a low one, 0 for anything else.
+func surrogate(b []byte) byte {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' || b[2]|0x20 != 'd' {
+		return 0
+	}
+	switch c := b[3] | 0x20; {
+	case c == '8', c == '9', c == 'a', c == 'b', b[3] == '8', b[3] == '9':
+		return 'h'
+	case c >= 'c' && c <= 'f':
+		return 'l'
+	}
+	return 0
+}
+
+// check holds the rules of the contract that span fields or need more than a type.
+func (c *Campaign) check() error {
+	for _, f := range []struct{ name, id string }{{"restaurant_id", c.RestaurantID}, {"adv_campaign_id", c.ID}} {
+		if f.id == "" {
+			return fmt.Errorf("%s is empty", f.name)
+		}
+		if len(f.id) > maxIDBytes {
+			return fmt.Errorf("%s is %d bytes long; at most %d can be indexed", f.name, len(f.id), maxIDBytes)
+		}
+	}
+	for _, f := range []struct {
+		name string
+		at   int64
+	}{
+		{"adv_campaign_datetime_start", c.Start},
+		{"adv_campaign_datetime_end", c.End},
+		{"datetime_created", c.Created},
+	} {
+		if f.at < 0 || f.at > maxUnix {
+			hint := ""
+			if seconds := f.at / 1000; f.at > 0 && seconds <= maxUnix {
+				hint = fmt.Sprintf(" (milliseconds? %s)", time.Unix(seconds, 0).UTC().Format(time.RFC3339))
+			}
+			return fmt.Errorf("%s %d is not a Unix second of the years 1970 to 9999%s", f.name, f.at, hint)
+		}
+	}
+	if c.End <= c.Start {
+		return fmt.Errorf("adv_campaign_datetime_end %d is not after adv_campaign_datetime_start %d", c.End, c.Start)
+	}
+	return nil
+}

@@ -1,0 +1,114 @@
+package stream
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// contractExample is the campaign of the contract, letter for letter.
+const contractExample = `{"restaurant_id":"123e4567-e89b-12d3-a456-426614174000",
+ "adv_campaign_id":"123e4567-e89b-12d3-a456-426614174003",
+ "adv_campaign_content":"first campaign",
+ "adv_campaign_owner":"Ivanov Ivan Ivanovich",
+ "adv_campaign_owner_contact":"iiivanov@restaurant.ru",
+ "adv_campaign_datetime_start":1659203516,
+ "adv_campaign_datetime_end":2659207116,
+ "datetime_created":1659131516}`
+
+func TestParseCampaignTakesTheContractsExample(t *testing.T) {
+	c, err := ParseCampaign([]byte(contractExample))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Campaign{"123e4567-e89b-12d3-a456-426614174000", "123e4567-e89b-12d3-a456-426614174003", "first campaign",
+		"Ivanov Ivan Ivanovich", "iiivanov@restaurant.ru", 1659203516, 2659207116, 1659131516}
+	if *c != want {
+		t.Errorf("got %+v, want %+v", *c, want)
+	}
+}
+
+// edit returns the example with one replacement made.
+func edit(t testing.TB, old, with string) string {
+	t.Helper()
+	if !strings.Contains(contractExample, old) {
+		t.Fatalf("the example does not contain %q", old)
+	}
+	return strings.Replace(contractExample, old, with, 1)
+}
+
+func TestParseCampaignAccepts(t *testing.T) {
+	for name, value := range map[string]string{
+		"unknown fields":             edit(t, `{`, `{"x":{"y":[1,null]},`),
+		"another case is unknown":    edit(t, `{`, `{"Restaurant_ID":7,`),
+		"empty content":              edit(t, `"first campaign"`, `""`),
+		"an id that is no uuid":      edit(t, `"123e4567-e89b-12d3-a456-426614174000"`, `"кафе №1"`),
+		"an id of 1024 bytes":        edit(t, `"123e4567-e89b-12d3-a456-426614174000"`, `"`+strings.Repeat("x", 1024)+`"`),
+		"a surrogate pair":           edit(t, `first`, `\ud83c\udf55`),
+		"an escaped backslash u":     edit(t, `first`, `\\ud83c`),
+		"a replacement character":    edit(t, `first`, `\ufffd`),
+		"the last second of 9999":    edit(t, `2659207116`, `253402300799`),
+		"the first second of 1970":   edit(t, `1659131516`, `0`),
+		"white space around":         " \n" + contractExample + "\t",
+		"a field twice: last counts": edit(t, `{`, `{"adv_campaign_content":7,`),
+	} {
+		if _, err := ParseCampaign([]byte(value)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestParseCampaignRefuses(t *testing.T) {
+	for _, c := range []struct{ name, value, reason string }{
+		{"empty value", ``, "is empty"},
+		{"no JSON", `campaign!`, "not JSON"},
+		{"cut off", contractExample[:100], "not JSON"},
+		{"trailing data", contractExample + "{}", "not JSON"},
+		{"an array", `[1]`, "array, not an object"},
+		{"a null", `null`, "not an object"},
+		{"a string", `"x"`, "not an object"},
+		{"missing", edit(t, `"adv_campaign_owner"`, `"owner"`), "adv_campaign_owner is missing"},
+		{"null field", edit(t, `"first campaign"`, `null`), "adv_campaign_content is null"},
+		{"number for string", edit(t, `"first campaign"`, `5`), "adv_campaign_content is not a string"},
+		{"string for number", edit(t, `1659203516`, `"1659203516"`), "adv_campaign_datetime_start is not a whole number"},
+		{"fraction", edit(t, `1659203516`, `1659203516.5`), "not a whole number"},
+		{"huge number", edit(t, `1659203516`, `99999999999999999999`), "not a whole number"},
+		{"empty restaurant", edit(t, `"123e4567-e89b-12d3-a456-426614174000"`, `""`), "restaurant_id is empty"},
+		{"empty campaign id", edit(t, `"123e4567-e89b-12d3-a456-426614174003"`, `""`), "adv_campaign_id is empty"},
+		{"an id of 1025 bytes", edit(t, `"123e4567-e89b-12d3-a456-426614174000"`, `"`+strings.Repeat("x", 1025)+`"`), "1025 bytes"},
+		{"end is start", edit(t, `2659207116`, `1659203516`), "is not after"},
+		{"end before start", edit(t, `2659207116`, `1659203515`), "is not after"},
+		{"milliseconds", edit(t, `2659207116`, `1669207116000`), "milliseconds? 2022-11-23"},
+		{"negative", edit(t, `1659131516`, `-1`), "not a Unix second"},
+		{"year 10000", edit(t, `2659207116`, `253402300800`), "not a Unix second"},
+		{"U+0000", edit(t, `first`, `\u0000`), "U+0000"},
+		{"invalid UTF-8", edit(t, `first`, "\xff"), "not valid UTF-8"},
+		{"half a surrogate pair", edit(t, `first`, `\ud83c`), "surrogate"},
+		{"the other half", edit(t, `first`, `\uDF55x`), "surrogate"},
+		{"two high halves", edit(t, `first`, `\uD83C\uD83C`), "surrogate"},
+	} {
+		_, err := ParseCampaign([]byte(c.value))
+		if err == nil {
+			t.Errorf("%s: accepted", c.name)
+		} else if !strings.Contains(err.Error(), c.reason) {
+			t.Errorf("%s: reason %q does not say %q", c.name, err, c.reason)
+		}
+	}
+}
+
+func FuzzParseCampaign(f *testing.F) {
+	f.Add([]byte(contractExample))
+	f.Add([]byte(edit(f, `first`, `\ud83c\udf55`)))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		c, err := ParseCampaign(value)
+		if err != nil {
+			return
+		}
+		if err := (&live{Campaign: c}).pack(); err != nil {
+			t.Errorf("accepted a campaign that cannot be packed: %v", err)
+		}
+		if strings.ContainsRune(fmt.Sprint(*c), 0) || c.End <= c.Start {
+			t.Errorf("accepted %+v", *c)
+		}
+	})
+}

@@ -1,0 +1,168 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Barrier is the join's freshness: it returns once the local subscriptions
+// hold every change that was committed in Postgres before the call, or with an
+// error if ctx ends first. Callers are concurrent.
+type Barrier interface {
+	Barrier(ctx context.Context) error
+}
+
+// Config says where campaigns come from and where notifications go.
+type Config struct {
+	Sink   SinkConfig
+	Kafka  KafkaConfig
+	Logger *slog.Logger // default: none
+
+	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
+	// shipped. Default 16.
+	Window int
+	// StepClients bounds the notifications of one step. Default 2000.
+	StepClients int
+	// StepBytes bounds what one step sends to Postgres, and one Kafka
+	// transaction, in bytes; a single larger message still passes. Default 4 MiB.
+	StepBytes int
+	// LiveCampaigns and LiveBytes bound the campaigns that one lane holds in
+	// memory; beyond them intake waits. Defaults 4096 and 32 MiB.
+	LiveCampaigns int
+	LiveBytes     int
+	// SinkTimeout bounds what a session waits for Postgres at once: a peer that
+	// has gone silent is noticed by nothing else on our side. Work that grows with
+	// the data gets ten times as much. Default 30 s.
+	SinkTimeout time.Duration
+	// DrainTimeout bounds what is finished after Run's context ended. Default 10 s.
+	DrainTimeout time.Duration
+}
+
+// SinkConfig names the Postgres side.
+type SinkConfig struct {
+	// URL is asked on every connect, so that rotated credentials are picked up.
+	URL          func() (string, error)
+	Table        string // "schema.table" of the feedback rows
+	DaemonSchema string // holds lane, campaign and outbox
+}
+
+// KafkaConfig names the Kafka side.
+type KafkaConfig struct {
+	// Client gives the options that reach the cluster: brokers, TLS, SASL.
+	// Asked on every connect.
+	Client        func() ([]kgo.Opt, error)
+	Campaigns     string
+	Notifications string
+	DeadLetters   string
+	Progress      string
+	Group         string
+	// InstanceID makes this daemon a static member of the group: after a
+	// restart it gets its lanes back at once. Unique per daemon.
+	InstanceID string
+	// Start is where a new deployment begins: "earliest" (default), "latest"
+	// or an RFC 3339 time.
+	Start string
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []struct {
+		field *int
+		value int
+	}{
+		{&c.Window, 16}, {&c.StepClients, 2000}, {&c.StepBytes, 4 << 20}, {&c.LiveCampaigns, 4096}, {&c.LiveBytes, 32 << 20},
+	} {
+		if *d.field <= 0 {
+			*d.field = d.value
+		}
+	}
+	if c.SinkTimeout <= 0 {
+		c.SinkTimeout = 30 * time.Second
+	}
+	if c.DrainTimeout <= 0 {
+		c.DrainTimeout = 10 * time.Second
+	}
+	if c.Kafka.Start == "" {
+		c.Kafka.Start = "earliest"
+	}
+	return c
+}
+
+// tables are the quoted names of the sink's tables.
+type tables struct {
+	schema, lane, campaign, outbox, feedback string
+}
+
+func (c SinkConfig) tables() tables {
+	schema := pgx.Identifier{c.DaemonSchema}.Sanitize()
+	return tables{
+		schema:   schema,
+		lane:     schema + ".lane",
+		campaign: schema + ".campaign",
+		outbox:   schema + ".outbox",
+		feedback: pgx.Identifier(strings.SplitN(c.Table, ".", 2)).Sanitize(),
+	}
+}
+
+// sessionSettings make a lost daemon harmless within seconds: the server ends
+// the session of a peer that is gone or silent, so that its locks do not hold
+// up a takeover. synchronous_commit is what "decided" means.
+// https://www.postgresql.org/docs/current/runtime-config-client.html
+const sessionSettings = `
+SET synchronous_commit = on;
+SET idle_in_transaction_session_timeout = '10s';
+SET lock_timeout = '20s';
+SET statement_timeout = 0;
+SET tcp_keepalives_idle = 5;
+SET tcp_keepalives_interval = 2;
+SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = '15s';
+SET client_encoding = 'UTF8'`
+
+// connect opens one sink connection with the settings above.
+func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error) {
+	url, err := c.URL()
+	if err != nil {
+		return nil, fmt.Errorf("read sink url: %w", err)
+	}
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("parse sink url: it is not a valid Postgres URL") // pgx's own error may show the password
+	}
+	cfg.RuntimeParams["application_name"] = name
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to sink: %w", err)
+	}
+	if _, err := conn.Exec(ctx, sessionSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		closeConn(conn)
+		return nil, fmt.Errorf("set up sink session: %w", err)
+	}
+	return conn, nil
+}
+
+// bounded runs fn under a timeout.
+func bounded[T any](ctx context.Context, limit time.Duration, fn func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return fn(ctx)
+}
+
+// closeConn closes within a second; a peer that is gone does not hold us up.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is in flight that matters: every outcome is read back
+}

@@ -1,0 +1,132 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// A session that lived this long was healthy: the next one starts without delay.
+const healthySession = 10 * time.Second
+
+// lane is one partition of the campaigns topic while this process is assigned
+// to it. It runs one session after another.
+type lane struct {
+	svc *Service
+	id  int32
+
+	conflicts  atomic.Int64 // steps that were done again by ON CONFLICT
+	known      atomic.Int64 // clients that Postgres knew and the delivered cache did not
+	unservable atomic.Int64 // clients whose id is too long
+	waiting    atomic.Bool  // for the freshness barrier
+
+	mu     sync.Mutex // guards status: written by the session, read by Status
+	status LaneStatus
+	counts laneCounts
+	agenda *agenda
+}
+
+// laneCounts are the lane's totals as Status adds them up.
+type laneCounts struct {
+	totals
+	shipped int64 // notifications
+	live    int
+}
+
+// run keeps the lane going until ctx ends. It returns nil then, and a HaltError
+// when an operator is needed.
+func (l *lane) run(ctx context.Context) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
+	for {
+		began := time.Now()
+		err := l.session(ctx)
+		l.setState("stopped", err)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // an orderly end, whatever it cut off: the next takeover reads what is true
+		}
+		if halt, ok := errors.AsType[*HaltError](err); ok {
+			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halt.What, "to_go_on", halt.Hint)
+			return halt
+		}
+		if time.Since(began) > healthySession {
+			wait.Reset()
+		}
+		delay := wait.NextBackOff()
+		l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "in", delay.Round(time.Millisecond))
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// session takes the lane over and works until something ends it.
+func (l *lane) session(ctx context.Context) error {
+	l.setState("takeover", nil)
+	s, err := l.takeover(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	l.noteTakeover(s)
+	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", s.epoch, "decided", s.seq, "shipped", s.shipped.Load(), "next_offset", s.nextOffset)
+	return s.run(ctx)
+}
+
+func (l *lane) setState(state string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.State = state
+	if err != nil {
+		l.status.LastError = err.Error()
+	}
+	if state != "running" {
+		l.agenda, l.counts.live = nil, 0
+	}
+	if halt, ok := errors.AsType[*HaltError](err); ok {
+		l.status.State, l.status.Halted = "halted", halt
+	}
+}
+
+func (l *lane) noteTakeover(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.agenda = s.agenda
+	l.status.State, l.status.LastError = "running", ""
+	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = s.epoch, s.seq, s.shipped.Load(), s.nextOffset
+	l.counts = laneCounts{totals: s.totals, shipped: s.totals.notified}
+	for _, p := range s.pending {
+		l.counts.shipped -= int64(p.notifications())
+	}
+}
+
+func (l *lane) noteDecided(st *step, p *payload) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.Decided = p.seq
+	l.status.NextOffset = max(l.status.NextOffset, st.nextOffset)
+	l.counts.notified += int64(p.notifications())
+	l.counts.expired += st.expired
+	l.counts.dead += int64(len(p.dead))
+}
+
+func (l *lane) noteShipped(batch []*payload) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range batch {
+		l.status.Shipped = p.seq
+		l.counts.shipped += int64(p.notifications())
+	}
+}
+
+func (l *lane) setLive(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.live = n
+}

@@ -1,0 +1,93 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// initLanes writes a lane row for every partition of the campaigns topic that
+// has none. The first call of a deployment makes them all and begins where
+// kafka.start says; a partition that appears later is read from its beginning,
+// whatever kafka.start says: everything on it is new to us.
+func initLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
+	opts, err := cfg.Kafka.Client()
+	if err != nil {
+		return fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	ids, topics, err := readTopicIDs(ctx, client, cfg.Kafka)
+	if err != nil {
+		return err
+	}
+	partitions := topics[cfg.Kafka.Campaigns].Partitions.Numbers()
+	t := cfg.Sink.tables()
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		have, err := lockLanes(ctx, tx, t)
+		if err != nil {
+			return err
+		}
+		start := "earliest"
+		if len(have) == 0 {
+			start = cfg.Kafka.Start
+		}
+		offsets, err := startOffsets(ctx, kadm.NewClient(client), cfg.Kafka.Campaigns, start)
+		if err != nil {
+			return err
+		}
+		for _, p := range partitions {
+			if slices.Contains(have, p) {
+				continue
+			}
+			o, ok := offsets.Lookup(cfg.Kafka.Campaigns, p)
+			if !ok || o.Err != nil {
+				return fmt.Errorf("find offset %s of %s/%d: %w", start, cfg.Kafka.Campaigns, p, o.Err)
+			}
+			if _, err := tx.Exec(ctx, `INSERT INTO `+t.lane+` (lane, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id)
+VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.cluster, ids.campaigns, ids.notifications, ids.progressText); err != nil {
+				return fmt.Errorf("add lane %d: %w", p, err)
+			}
+		}
+		return nil
+	})
+}
+
+// lockLanes keeps other daemons from adding lanes and lists those there are.
+func lockLanes(ctx context.Context, tx pgx.Tx, t tables) ([]int32, error) {
+	if _, err := tx.Exec(ctx, "LOCK TABLE "+t.lane+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+		return nil, fmt.Errorf("lock %s: %w; `dinnerbell setup` creates it", t.lane, err)
+	}
+	rows, err := tx.Query(ctx, "SELECT lane FROM "+t.lane)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", t.lane, err)
+	}
+	have, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", t.lane, err)
+	}
+	return have, nil
+}
+
+// startOffsets resolves kafka.start for every partition.
+func startOffsets(ctx context.Context, adm *kadm.Client, topic, start string) (kadm.ListedOffsets, error) {
+	switch start {
+	case "earliest":
+		return adm.ListStartOffsets(ctx, topic)
+	case "latest":
+		return adm.ListEndOffsets(ctx, topic)
+	}
+	at, err := time.Parse(time.RFC3339, start)
+	if err != nil {
+		return nil, fmt.Errorf("kafka.start %q is neither earliest, latest nor an RFC 3339 time", start)
+	}
+	return adm.ListOffsetsAfterMilli(ctx, at.UnixMilli(), topic)
+}

@@ -1,0 +1,9 @@
+package stream
+
+import (
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+func TestMain(m *testing.M) { envtest.Main(m) }

@@ -1,0 +1,160 @@
+package stream
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"strconv"
+	"strings"
+
+	"dinnerbell/state"
+)
+
+// wire holds the constant parts of everything that is written per client of
+// one campaign at one decision: they are rendered once, a client costs a copy.
+//
+//	Kafka key     keyHead + escaped client
+//	Kafka value   jsonHead + "client" + jsonTail
+//	COPY tuple    copyHead + int32 length + client
+type wire struct {
+	keyHead  []byte
+	jsonHead []byte
+	jsonTail []byte
+	copyHead []byte
+}
+
+// render prepares the constant parts. trigger is the Unix second of the
+// decision; both sinks carry this same value.
+func render(c *Campaign, trigger int64) *wire {
+	w := &wire{}
+	w.keyHead = append(appendKeyID(nil, c.ID), ':')
+
+	b := appendJSONString([]byte(`{"restaurant_id":`), c.RestaurantID)
+	b = append(b, `,"adv_campaign_id":`...)
+	b = appendJSONString(b, c.ID)
+	b = appendJSONString(append(b, `,"adv_campaign_content":`...), c.Content)
+	b = appendJSONString(append(b, `,"adv_campaign_owner":`...), c.Owner)
+	b = appendJSONString(append(b, `,"adv_campaign_owner_contact":`...), c.OwnerContact)
+	b = strconv.AppendInt(append(b, `,"adv_campaign_datetime_start":`...), c.Start, 10)
+	b = strconv.AppendInt(append(b, `,"adv_campaign_datetime_end":`...), c.End, 10)
+	b = append(b, `,"client_id":`...)
+	w.jsonHead = b
+
+	b = strconv.AppendInt([]byte(`,"datetime_created":`), c.Created, 10)
+	b = strconv.AppendInt(append(b, `,"trigger_datetime_created":`...), trigger, 10)
+	b = append(b, '}')
+	w.jsonTail = b
+
+	w.copyHead = appendCopyHead(nil, c, trigger)
+	return w
+}
+
+// appendRecord appends the key and the value of one notification and returns
+// where the key ends and the value ends in dst.
+func (w *wire) appendRecord(dst []byte, client state.ID) (out []byte, keyEnd, valueEnd int) {
+	dst = append(dst, w.keyHead...)
+	mark := len(dst)
+	dst = client.AppendText(dst)
+	dst = escapeKeyFrom(dst, mark)
+	keyEnd = len(dst)
+
+	dst = append(dst, w.jsonHead...)
+	dst = append(dst, '"')
+	mark = len(dst)
+	dst = client.AppendText(dst)
+	if plainJSON(dst[mark:]) {
+		dst = append(dst, '"')
+	} else {
+		text := string(dst[mark:])
+		dst = appendJSONString(dst[:mark-1], text)
+	}
+	dst = append(dst, w.jsonTail...)
+	return dst, keyEnd, len(dst)
+}
+
+// recordSize bounds the bytes of one record's key and value for a client id
+// of n bytes: JSON escapes a byte to at most six, a key to at most three.
+func (w *wire) recordSize(n int) int {
+	return len(w.keyHead) + len(w.jsonHead) + len(w.jsonTail) + 2 + 9*n
+}
+
+// appendKeyID appends an id with % and : percent-encoded, so that
+// "<campaign>:<client>" has one reading only.
+func appendKeyID(dst []byte, id string) []byte {
+	mark := len(dst)
+	return escapeKeyFrom(append(dst, id...), mark)
+}
+
+// escapeKeyFrom percent-encodes % and : in dst[mark:].
+func escapeKeyFrom(dst []byte, mark int) []byte {
+	if bytes.IndexByte(dst[mark:], '%') < 0 && bytes.IndexByte(dst[mark:], ':') < 0 {
+		return dst
+	}
+	id := string(dst[mark:])
+	return append(dst[:mark], keyEscaper.Replace(id)...)
+}
+
+var keyEscaper = strings.NewReplacer("%", "%25", ":", "%3A")
+
+// plainJSON tells whether s is its own JSON form between quotes.
+func plainJSON[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// appendJSONString appends s as a JSON string, without the HTML escapes that
+// encoding/json puts in by default.
+func appendJSONString(dst []byte, s string) []byte {
+	if plainJSON(s) {
+		return append(append(append(dst, '"'), s...), '"')
+	}
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil { // cannot happen: a string always encodes
+		return append(dst, `""`...)
+	}
+	return append(dst, bytes.TrimSuffix(out.Bytes(), []byte("\n"))...)
+}
+
+// copyColumns is the column order of copyHead: the client comes last, so that
+// all before it is constant per campaign.
+const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, " +
+	"adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id"
+
+// copySignature opens a binary COPY stream, copyTrailer ends it: the
+// signature, no flags, no header extension; then a field count of -1.
+// https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
+const (
+	copySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	copyTrailer   = "\xff\xff"
+)
+
+// appendCopyHead appends a binary COPY tuple up to its last field.
+func appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, 10)
+	for _, s := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(s)))
+		dst = append(dst, s...)
+	}
+	for _, n := range []int64{c.Start, c.End, c.Created} {
+		dst = binary.BigEndian.AppendUint32(dst, 8)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(n))
+	}
+	dst = binary.BigEndian.AppendUint32(dst, 4)
+	return binary.BigEndian.AppendUint32(dst, uint32(int32(trigger)))
+}
+
+// appendTuple appends one feedback row to a binary COPY stream.
+func (w *wire) appendTuple(dst []byte, client state.ID) []byte {
+	dst = append(dst, w.copyHead...)
+	mark := len(dst)
+	dst = append(dst, 0, 0, 0, 0)
+	dst = client.AppendText(dst)
+	binary.BigEndian.PutUint32(dst[mark:], uint32(len(dst)-mark-4))
+	return dst
+}

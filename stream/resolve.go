@@ -1,0 +1,294 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/state"
+)
+
+// Choice is what an operator accepts where Postgres and Kafka contradict each
+// other. There is no third one: what was lost says no more who has what.
+type Choice string
+
+// The choices of Resolve.
+const (
+	// AcceptRepeats: nobody is missed, somebody may be notified again.
+	AcceptRepeats Choice = "repeats"
+	// AcceptMissing: nobody is notified again, somebody may be missed.
+	AcceptMissing Choice = "missing"
+)
+
+// Resolve settles a lane that halted and says what it did, one line each. It
+// takes the lane over first, so a daemon that still runs on it is fenced. With
+// nothing to settle it changes nothing.
+func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*takeoverTimeout)
+	defer cancel()
+	svc := New(cfg, nil, nil)
+	s := (&lane{svc: svc, id: laneID}).newSession()
+	defer s.close()
+	if err := s.connect(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.fence(ctx); err != nil {
+		return nil, err
+	}
+	r := &resolution{session: s, accept: accept, seq: s.seq, next: s.nextOffset}
+	for _, part := range []struct {
+		check  func(context.Context) error
+		broken *bool
+	}{{s.sinksContradict, &r.sinks}, {s.inputContradicts, &r.input}} {
+		err := part.check(ctx)
+		halt, halted := errors.AsType[*HaltError](err)
+		if err != nil && !halted {
+			return nil, err
+		}
+		if *part.broken = halted; halted {
+			r.say("lane %d: %s", laneID, halt.What)
+		}
+	}
+	if !r.sinks && !r.input {
+		return []string{fmt.Sprintf("lane %d: nothing to resolve", laneID)}, nil
+	}
+	if err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
+		return r.did, err
+	}
+	return r.did, nil
+}
+
+// sinksContradict is what TAKEOVER checks of the two sinks: the first halt, nil
+// if all is well.
+func (s *session) sinksContradict(ctx context.Context) error {
+	if err := s.checkSinkTopics(); err != nil {
+		return err
+	}
+	if err := s.checkSinks(ctx); err != nil {
+		return err
+	}
+	_, err := s.loadOutbox(ctx, s.shipped.Load())
+	return err
+}
+
+// inputContradicts is the same of the input.
+func (s *session) inputContradicts(ctx context.Context) error {
+	if err := s.checkInputTopic(); err != nil {
+		return err
+	}
+	return s.checkInput(ctx)
+}
+
+// resolution is one lane being settled.
+type resolution struct {
+	*session
+	accept Choice
+	sinks  bool // the sinks contradict each other
+	input  bool // the input does not hold what is to be read next
+	did    []string
+	seq    int64 // P as it will be
+	next   int64 // next_offset as it will be
+}
+
+func (r *resolution) say(format string, args ...any) { //nolint:goprintffuncname // it says, it does not print
+	r.did = append(r.did, fmt.Sprintf(format, args...))
+}
+
+// mend makes the lane agree with the Kafka that is there. Sinks that agree are
+// left as they are: what is decided and not shipped is shipped by the next owner.
+func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
+	if r.input {
+		if err := r.mendInput(ctx, tx); err != nil {
+			return err
+		}
+	}
+	shipped, topicEnds := r.shippedBefore, r.topicEnds
+	if r.sinks {
+		shipped, topicEnds = r.shipped.Load(), []int64{}
+		if err := r.mendSinks(ctx, tx); err != nil {
+			return err
+		}
+	}
+	tag, err := tx.Exec(ctx, `UPDATE `+r.t.lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
+  cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
+		r.lane.id, r.epoch, r.seq, shipped, topicEnds, r.next, r.ids.cluster, r.ids.campaigns, r.ids.notifications, r.ids.progressText)
+	if err != nil {
+		return fmt.Errorf("update lane: %w", err)
+	}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.lane.id, errTakenOver)
+	}
+	r.say("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.seq+1, r.next, r.cfg.Kafka.Campaigns)
+	return nil
+}
+
+// mendSinks has the lane count on from K. The outbox cannot be trusted to say
+// what Kafka has: it is emptied, but for its dead letters, of which a second
+// one does less harm than none.
+func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
+	rolledBack := r.shipped.Load() > r.session.seq // Postgres; otherwise Kafka
+	r.seq = r.shipped.Load()
+	dead, err := r.clearOutbox(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if len(dead) > 0 {
+		r.say("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.cfg.Kafka.DeadLetters)
+		if err := r.refill(ctx, tx, &payload{dead: dead}); err != nil {
+			return err
+		}
+	}
+	switch {
+	case rolledBack && r.accept == AcceptMissing:
+		return r.giveUpLive(ctx, tx)
+	case rolledBack:
+		r.say("campaigns are delivered on as Postgres remembers them; clients whose rows were lost get them again")
+	case r.accept == AcceptRepeats:
+		return r.shipAgain(ctx, tx)
+	default:
+		r.say("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.t.feedback)
+	}
+	return nil
+}
+
+// clearOutbox deletes the lane's outbox and returns the dead letters of what
+// was not shipped, as far as it can be read.
+func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, error) {
+	rows, err := tx.Query(ctx, `DELETE FROM `+r.t.outbox+` WHERE lane = $1 RETURNING seq, payload`, r.lane.id)
+	if err != nil {
+		return nil, fmt.Errorf("clear outbox: %w", err)
+	}
+	var dead []deadLetter
+	var seq int64
+	var b []byte
+	_, err = pgx.ForEachRow(rows, []any{&seq, &b}, func() error {
+		p, err := decodePayload(seq, b)
+		switch {
+		case errors.Is(err, ErrOutboxCorrupt):
+			r.say("step %d of the outbox cannot be read and is given up", seq)
+			return nil
+		case err == nil && seq > r.shipped.Load():
+			dead = append(dead, p.dead...)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("clear outbox: %w", err)
+	}
+	return dead, nil
+}
+
+// refill adds one step to the outbox.
+func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *payload) error {
+	r.seq++
+	if _, err := tx.Exec(ctx, `INSERT INTO `+r.t.outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
+		r.lane.id, r.seq, p.notifications(), p.encode()); err != nil {
+		return fmt.Errorf("fill outbox: %w", err)
+	}
+	return nil
+}
+
+// mendInput moves next_offset to one that the topic holds. A log that was made
+// anew or cut is read from its beginning, unless that was not accepted:
+// everything in it is new, and whoever has a campaign already is known to
+// Postgres. Offsets that campaigns came from are of the former log then, and
+// must not make the new one's messages look old.
+func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
+	start, end, err := r.inputRange(ctx)
+	if err != nil {
+		return err
+	}
+	anew := r.newInput() || r.next > end
+	switch {
+	case r.newInput(), r.next > end && r.accept == AcceptRepeats:
+		r.next = start
+	case r.next > end:
+		r.next = end
+	default:
+		r.say("campaigns at offsets %d to %d are gone and are not delivered", r.next, start-1)
+		r.next = start
+	}
+	if !anew {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, `UPDATE `+r.t.campaign+` SET msg_offset = -1 WHERE lane = $1`, r.lane.id); err != nil {
+		return fmt.Errorf("update campaigns: %w", err)
+	}
+	return nil
+}
+
+// giveUpLive finishes what is under way, and skips what was received since the
+// point that Postgres was put back to: who has it is no longer known.
+func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
+	tag, err := tx.Exec(ctx, `UPDATE `+r.t.campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.lane.id)
+	if err != nil {
+		return fmt.Errorf("finish campaigns: %w", err)
+	}
+	_, end, err := r.inputRange(ctx)
+	if err != nil {
+		return err
+	}
+	r.say("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", tag.RowsAffected(), r.next, end-1)
+	r.next = end
+	return nil
+}
+
+// shipAgain fills the outbox from the feedback rows of the lane's campaigns
+// that are still valid: what Kafka lost is among them. Rows with feedback are
+// left out, their clients have been reached. It reads on the second connection
+// while it writes on the first.
+func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
+	rows, err := r.reader.Query(ctx, `SELECT f.restaurant_id, f.adv_campaign_id, f.adv_campaign_content, f.adv_campaign_owner, f.adv_campaign_owner_contact,
+  f.adv_campaign_datetime_start, f.adv_campaign_datetime_end, f.datetime_created, f.trigger_datetime_created, f.client_id
+FROM `+r.t.feedback+` f JOIN `+r.t.campaign+` c ON c.adv_campaign_id = f.adv_campaign_id AND c.restaurant_id = f.restaurant_id
+WHERE c.lane = $1 AND f.feedback IS NULL AND c.adv_campaign_datetime_end > extract(epoch FROM now())
+ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.id`, r.lane.id)
+	if err != nil {
+		return fmt.Errorf("read feedback rows: %w", err)
+	}
+	build, bytes, total := &payload{}, 0, 0
+	flush := func() error {
+		if build.notifications() == 0 {
+			return nil
+		}
+		total += build.notifications()
+		err := r.refill(ctx, tx, build)
+		build, bytes = &payload{}, 0
+		return err
+	}
+	var c Campaign
+	var trigger int64
+	var client string
+	_, err = pgx.ForEachRow(rows, []any{&c.RestaurantID, &c.ID, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &trigger, &client}, func() error {
+		if err := build.add(c, trigger, client); err != nil {
+			return err
+		}
+		if bytes += c.size(); bytes >= r.cfg.StepBytes || build.notifications() >= r.cfg.StepClients {
+			return flush()
+		}
+		return nil
+	})
+	if err == nil {
+		err = flush()
+	}
+	if err != nil {
+		return fmt.Errorf("send notifications again: %w", err)
+	}
+	r.say("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.cfg.Kafka.Notifications)
+	return nil
+}
+
+// add appends one client, to the last segment if it is of the same decision.
+func (p *payload) add(c Campaign, trigger int64, client string) error {
+	id, err := state.PackID(client)
+	if err != nil {
+		return fmt.Errorf("client id %q: %w", client, err)
+	}
+	if n := len(p.segments); n == 0 || *p.segments[n-1].campaign != c || p.segments[n-1].trigger != trigger {
+		p.segments = append(p.segments, segment{campaign: &c, trigger: trigger, clients: &state.IDList{}})
+	}
+	p.segments[len(p.segments)-1].clients.Append(id)
+	return nil
+}

@@ -1,0 +1,345 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// halted runs the service until it halts, and returns why.
+func (w *world) halted() *HaltError {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), patience)
+	defer cancel()
+	err := New(w.cfg, w.store, w.barrier).Run(ctx)
+	halt, ok := errors.AsType[*HaltError](err)
+	if !ok {
+		w.Fatalf("the service ended with %v, not a halt", err)
+	}
+	return halt
+}
+
+// resolve settles lane 0 and returns what was said.
+func (w *world) resolve(accept Choice) string {
+	w.Helper()
+	did, err := Resolve(w.Context(), w.cfg, 0, accept)
+	if err != nil {
+		w.Fatalf("resolve: %v", err)
+	}
+	return strings.Join(did, "\n")
+}
+
+// audit runs Audit and returns what it found wrong.
+func (w *world) audit() []Finding {
+	w.Helper()
+	findings, err := Audit(w.Context(), w.cfg)
+	if err != nil {
+		w.Fatalf("audit: %v", err)
+	}
+	if len(findings) == 0 {
+		w.Error("the audit looked at nothing")
+	}
+	return slices.DeleteFunc(findings, func(f Finding) bool { return f.OK })
+}
+
+// delivered makes a world in which campaigns c1 and, after save, c2 have
+// reached everybody, and the service is stopped.
+func delivered(t *testing.T, save func(w *world)) *world {
+	t.Helper()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 500), "r2": clients("0001", 30)})
+	_, stop := w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": w.subs["r1"]})
+	stop()
+	if bad := w.audit(); len(bad) > 0 {
+		t.Errorf("audit: %+v", bad)
+	}
+	save(w)
+	_, stop = w.start()
+	w.produce(0, w.campaign("c2", "r1").json())
+	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"]})
+	stop()
+	return w
+}
+
+// postgresBackup copies the tables aside; postgresRestore puts the copy back.
+func postgresBackup(w *world) {
+	for _, table := range []string{"public.subscribers_feedback", "dinnerbell.lane", "dinnerbell.campaign", "dinnerbell.outbox"} {
+		w.db.Exec("CREATE TABLE " + table + "_backup AS TABLE " + table)
+	}
+}
+
+func postgresRestore(w *world) {
+	for _, table := range []string{"public.subscribers_feedback", "dinnerbell.lane", "dinnerbell.campaign", "dinnerbell.outbox"} {
+		w.db.Exec("TRUNCATE " + table)
+		w.db.Exec("INSERT INTO " + table + " TABLE " + table + "_backup")
+	}
+}
+
+func TestPostgresRestoredFromABackupHalts(t *testing.T) {
+	t.Parallel()
+	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+		t.Run(string(accept), func(t *testing.T) {
+			t.Parallel()
+			w := delivered(t, postgresBackup)
+			postgresRestore(w)
+			if bad := w.audit(); len(bad) == 0 {
+				t.Error("the audit does not see that K > P")
+			}
+			halt := w.halted()
+			if !strings.Contains(halt.What, "Postgres was rolled back") || !strings.Contains(halt.Hint, "dinnerbell resolve --lane 0 --accept-") {
+				t.Errorf("halt: %v", halt)
+			}
+			t.Log(w.resolve(accept))
+			if again := w.resolve(accept); !strings.Contains(again, "nothing to resolve") {
+				t.Errorf("resolved again: %s", again)
+			}
+			w.start()
+			w.produce(0, w.campaign("c3", "r2").json())
+			want := map[string][]string{"c1": w.subs["r1"], "c3": w.subs["r2"]}
+			if accept == AcceptRepeats {
+				want["c2"] = w.subs["r1"] // again: its rows were lost
+			}
+			envtest.Until(t, patience, func() error { return matches(w.rows(), want) })
+			records := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]}
+			if accept == AcceptRepeats {
+				records["c2"] = slices.Concat(w.subs["r1"], w.subs["r1"])
+			}
+			envtest.Until(t, patience, func() error { return matches(w.records(), records) })
+		})
+	}
+}
+
+// matches compares pairs as bags: a pair may be expected twice.
+func matches(notes []note, want map[string][]string) error {
+	got := map[string][]string{}
+	for _, n := range notes {
+		got[n.ID] = append(got[n.ID], n.client)
+	}
+	for id, clients := range want {
+		a, b := slices.Sorted(slices.Values(got[id])), slices.Sorted(slices.Values(clients))
+		if !slices.Equal(a, b) {
+			return errors.New("campaign " + id + " does not have the clients it should")
+		}
+	}
+	if len(got) != len(want) {
+		return errors.New("there are campaigns that should not be there")
+	}
+	return nil
+}
+
+// recreate deletes a topic and makes it again, as setup does.
+func (w *world) recreate(topic string) {
+	w.Helper()
+	adm := kadm.NewClient(w.kafka.Client())
+	details, err := adm.ListTopics(w.Context(), topic)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if _, err := adm.DeleteTopics(w.Context(), topic); err != nil {
+		w.Fatal(err)
+	}
+	envtest.Until(w, patience, func() error { // a deletion takes a moment
+		_, err := adm.CreateTopic(w.Context(), int32(len(details[topic].Partitions)), 1, nil, topic)
+		return err
+	})
+}
+
+func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {
+	t.Parallel()
+	for name, topic := range map[string]func(*world) string{
+		"campaigns":     func(w *world) string { return w.cfg.Kafka.Campaigns },
+		"notifications": func(w *world) string { return w.cfg.Kafka.Notifications },
+		"progress":      func(w *world) string { return w.cfg.Kafka.Progress },
+	} {
+		for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+			t.Run(name+" "+string(accept), func(t *testing.T) {
+				t.Parallel()
+				w := delivered(t, func(*world) {})
+				w.recreate(topic(w))
+				if halt := w.halted(); !strings.Contains(halt.What, "deleted and made again") {
+					t.Errorf("halt: %v", halt)
+				}
+				t.Log(w.resolve(accept))
+				w.start()
+				w.produce(0, w.campaign("c3", "r2").json())
+				// Nobody has two rows, whatever was accepted; the topic is the choice's matter.
+				envtest.Until(t, patience, func() error {
+					return matches(w.rows(), map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
+				})
+				records := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]}
+				switch {
+				case name == "notifications" && accept == AcceptMissing:
+					delete(records, "c1")
+					delete(records, "c2")
+				case name == "progress" && accept == AcceptRepeats:
+					records["c1"], records["c2"] = slices.Concat(records["c1"], records["c1"]), slices.Concat(records["c2"], records["c2"])
+				}
+				envtest.Until(t, patience, func() error { return matches(w.records(), records) })
+			})
+		}
+	}
+}
+
+// The progress topic and the notifications topic must never be shorter than
+// they were; neither can be cut at its end by a client, so what Postgres
+// remembers of them is moved instead.
+func TestKafkaThatLostItsEndHalts(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"progress":      `UPDATE dinnerbell.lane SET shipped = shipped + 5, seq = seq + 5`,
+		"notifications": `UPDATE dinnerbell.lane SET notifications_ends[1] = 100000`,
+		"outbox":        `UPDATE dinnerbell.lane SET seq = seq + 3`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := delivered(t, func(*world) {})
+			w.db.Exec(sql)
+			if halt := w.halted(); !strings.Contains(halt.What, "Kafka was rolled back") {
+				t.Errorf("halt: %v", halt)
+			}
+			w.resolve(AcceptMissing)
+			w.start()
+			w.produce(0, w.campaign("c3", "r2").json())
+			w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
+		})
+	}
+}
+
+// A campaign that vanished before it was read is never jumped over in silence.
+func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
+	t.Parallel()
+	w := delivered(t, func(*world) {})
+	w.produce(0, w.campaign("lost", "r1").json())
+	w.produce(0, w.campaign("c3", "r2").json())
+	adm := kadm.NewClient(w.kafka.Client())
+	var upTo kadm.Offsets
+	upTo.Add(kadm.Offset{Topic: w.cfg.Kafka.Campaigns, Partition: 0, At: 3})
+	if _, err := adm.DeleteRecords(t.Context(), upTo); err != nil {
+		t.Fatal(err)
+	}
+	if halt := w.halted(); !strings.Contains(halt.What, "deleted before they were read") {
+		t.Errorf("halt: %v", halt)
+	}
+	if said := w.resolve(AcceptMissing); !strings.Contains(said, "campaigns at offsets 2 to 2 are gone") {
+		t.Errorf("resolve said: %s", said)
+	}
+	w.start()
+	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
+}
+
+// Only the input is gone: what is decided and not shipped is shipped, whatever
+// is accepted.
+func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
+	t.Parallel()
+	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+		t.Run(string(accept), func(t *testing.T) {
+			t.Parallel()
+			w := delivered(t, func(*world) {})
+			pending := &payload{dead: []deadLetter{{topic: "t", reason: "because"}}}
+			now := time.Now().Unix()
+			c := w.campaign("c3", "r2")
+			if err := pending.add(c, now, "x"); err != nil {
+				t.Fatal(err)
+			}
+			w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) SELECT lane, seq + 1, 1, $1 FROM dinnerbell.lane`, pending.encode())
+			w.db.Exec(`UPDATE dinnerbell.lane SET seq = seq + 1`)
+			w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created)
+ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'x', $9)`, c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, now)
+			w.recreate(w.cfg.Kafka.Campaigns)
+			if halt := w.halted(); !strings.Contains(halt.What, "made again") {
+				t.Errorf("halt: %v", halt)
+			}
+			w.resolve(accept)
+			w.start()
+			w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": {"x"}})
+			if n := len(w.kafka.ReadAll(w.cfg.Kafka.DeadLetters)); n != 1 {
+				t.Errorf("%d dead letters", n)
+			}
+		})
+	}
+}
+
+// Offsets of the former log do not make the new one's messages look old.
+func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
+	t.Parallel()
+	w := delivered(t, func(*world) {})
+	_, stop := w.start()
+	c := w.campaign("scheduled", "r2")
+	c.Start += 3000
+	w.produce(0, c.json(), c.json(), c.json())
+	w.read(0, 5)
+	stop()
+	w.recreate(w.cfg.Kafka.Campaigns)
+	if halt := w.halted(); !strings.Contains(halt.What, "made again") {
+		t.Errorf("halt: %v", halt)
+	}
+	w.resolve(AcceptMissing)
+	w.start()
+	c.Start -= 3000
+	w.produce(0, c.json())
+	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "scheduled": w.subs["r2"]})
+}
+
+// A topic that accepts less than what is decided already is for an operator.
+func TestTopicThatAcceptsLessHalts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	big := &payload{}
+	c := w.campaign("c", "r1")
+	c.Content = strings.Repeat("x", 2_000_000)
+	if err := big.add(c, 1, "a"); err != nil {
+		t.Fatal(err)
+	}
+	envtest.Until(t, patience, func() error { return initLanesFor(w) }) // a new topic is not known at once
+	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.encode())
+	w.db.Exec(`UPDATE dinnerbell.lane SET seq = 1`)
+	if halt := w.halted(); !strings.Contains(halt.Hint, "max.message.bytes") {
+		t.Errorf("halt: %v", halt)
+	}
+}
+
+func initLanesFor(w *world) error {
+	conn, err := w.cfg.Sink.connect(w.Context(), "test")
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	return initLanes(w.Context(), w.cfg.withDefaults(), conn)
+}
+
+// A damaged outbox row is never shipped.
+func TestDamagedOutboxHalts(t *testing.T) {
+	t.Parallel()
+	w := delivered(t, func(*world) {})
+	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) SELECT lane, seq + 1, 1, 'DB' FROM dinnerbell.lane`)
+	w.db.Exec(`UPDATE dinnerbell.lane SET seq = seq + 1`)
+	if halt := w.halted(); !strings.Contains(halt.What, "damaged") {
+		t.Errorf("halt: %v", halt)
+	}
+}
+
+// The audit sees what is wrong between the outbox and the sinks.
+func TestAuditFindsWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	w := delivered(t, func(*world) {})
+	if bad := w.audit(); len(bad) > 0 {
+		t.Fatalf("audit of a sound deployment: %+v", bad)
+	}
+	w.db.Exec(`DELETE FROM subscribers_feedback WHERE id = (SELECT max(id) FROM subscribers_feedback)`)
+	if bad := w.audit(); len(bad) != 1 || !strings.Contains(bad[0].What, "1 have no feedback row") {
+		t.Errorf("a row is gone, the audit says %+v", bad)
+	}
+	w.db.Exec(`UPDATE dinnerbell.outbox SET seq = seq + 7`)
+	if bad := w.audit(); len(bad) == 0 {
+		t.Error("the audit does not see that the outbox is not contiguous")
+	}
+}

@@ -1,0 +1,183 @@
+package stream
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"dinnerbell/state"
+)
+
+// version names the message that a campaign's current content came from. A
+// campaign row in Postgres is changed only by whoever holds its version.
+type version struct {
+	lane   int32
+	offset int64
+}
+
+// live is one campaign in the middle of its fan-out, as the decide goroutine
+// holds it. Postgres holds the same as of the last committed step.
+type live struct {
+	*Campaign
+	version    version
+	delivered  state.ID // what the delivered cache has its clients under; "": nothing
+	restaurant state.ID
+	cursor     state.ID // last client looked at; "" before the first
+	fresh      bool     // no client was looked at yet
+	started    bool     // its start had come when it was accepted or loaded
+	done       bool     // left the schedule
+
+	// contested: somebody may have been notified of it before, so its rows go by
+	// ON CONFLICT. Set by decide and, after a conflict, by commit.
+	contested atomic.Bool
+}
+
+// schedule holds the live campaigns of a lane and decides whose turn it is.
+// Small ones go first without starving large ones: campaigns that were never
+// served get up to three quarters of each step, in order of arrival; those
+// that need more than one turn share the rest, and whatever the fresh ones
+// leave, round-robin.
+type schedule struct {
+	byKey map[key]*live
+	byID  map[string][]*live // campaigns by id: one id may run for several restaurants
+	fresh []*live
+	long  []*live    // round-robin; the front is next
+	bytes int        // memory held by campaigns in byKey
+	gone  []state.ID // delivered caches of campaigns that were removed
+}
+
+func newSchedule() *schedule { return &schedule{byKey: map[key]*live{}, byID: map[string][]*live{}} }
+
+// add puts a campaign in; one of the same key is replaced.
+func (s *schedule) add(l *live) {
+	if old := s.byKey[l.key()]; old != nil {
+		s.remove(old)
+	}
+	l.fresh = true
+	s.byKey[l.key()] = l
+	s.bytes += l.size()
+	s.fresh = append(s.fresh, l)
+	s.contest(l)
+}
+
+// contest marks campaigns that share an id over several restaurants: a client
+// of both is in flight for one while the other is joined, before the delivered
+// cache can know.
+func (s *schedule) contest(l *live) {
+	s.byID[l.ID] = append(s.byID[l.ID], l)
+	if same := s.byID[l.ID]; len(same) > 1 {
+		for _, o := range same {
+			o.contested.Store(true)
+		}
+	}
+}
+
+// remove takes a campaign out: finished, ended or replaced.
+func (s *schedule) remove(l *live) {
+	if l.done {
+		return
+	}
+	l.done = true
+	if l.delivered != "" {
+		s.gone = append(s.gone, l.delivered)
+	}
+	s.bytes -= l.size()
+	if s.byKey[l.key()] == l {
+		delete(s.byKey, l.key())
+	}
+	same := slices.DeleteFunc(s.byID[l.ID], func(o *live) bool { return o == l })
+	if len(same) == 0 {
+		delete(s.byID, l.ID)
+	} else {
+		s.byID[l.ID] = same
+	}
+}
+
+func (s *schedule) len() int { return len(s.byKey) }
+
+// takeEnded removes and returns the campaigns whose end has come.
+func (s *schedule) takeEnded(now int64) []*live {
+	var ended []*live
+	for _, l := range s.byKey {
+		if l.End <= now {
+			ended = append(ended, l)
+		}
+	}
+	for _, l := range ended {
+		s.remove(l)
+	}
+	slices.SortFunc(ended, func(a, b *live) int { return compareKeys(a.key(), b.key()) })
+	return ended
+}
+
+// serve hands out turns until take says that the step is full. take returns
+// how much of the step's room the campaign used and whether it has no clients
+// left; it is called at most once per campaign and step.
+func (s *schedule) serve(room int, take func(l *live, room int) (used int, exhausted bool, err error)) error {
+	freshRoom := room
+	if len(s.long) > 0 {
+		freshRoom = room * 3 / 4
+	}
+	left := room
+	var again []*live // keeps its order behind those that wait already
+	for len(s.fresh) > 0 && freshRoom > 0 {
+		l := s.fresh[0]
+		s.fresh[0], s.fresh = nil, s.fresh[1:]
+		if l.done {
+			continue
+		}
+		used, exhausted, err := take(l, freshRoom)
+		if err != nil {
+			return err
+		}
+		l.fresh = false
+		freshRoom, left = freshRoom-used, left-used
+		if exhausted {
+			s.remove(l)
+		} else {
+			again = append(again, l)
+		}
+	}
+	waiting := len(s.long)
+	s.long = append(s.long, again...)
+	for i := 0; i < waiting && left > 0; i++ {
+		l := s.long[0]
+		s.long[0], s.long = nil, s.long[1:]
+		if l.done {
+			continue
+		}
+		used, exhausted, err := take(l, left/(waiting-i)+1)
+		if err != nil {
+			return err
+		}
+		left -= used
+		if exhausted {
+			s.remove(l)
+		} else {
+			s.long = append(s.long, l)
+		}
+	}
+	return nil
+}
+
+func compareKeys(a, b key) int {
+	switch {
+	case a.campaign < b.campaign:
+		return -1
+	case a.campaign > b.campaign:
+		return 1
+	case a.restaurant < b.restaurant:
+		return -1
+	case a.restaurant > b.restaurant:
+		return 1
+	}
+	return 0
+}
+
+// pack fills in the packed id of the restaurant.
+func (l *live) pack() (err error) {
+	if l.restaurant, err = state.PackID(l.RestaurantID); err != nil {
+		return fmt.Errorf("pack restaurant id: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package stream
+
+import (
+	"fmt"
+	"testing"
+)
+
+// served runs steps over campaigns of the given audiences and returns, per
+// step, how many clients each campaign got.
+func served(t *testing.T, s *schedule, left map[string]int, room int) map[string]int {
+	t.Helper()
+	got := map[string]int{}
+	err := s.serve(room, func(l *live, room int) (int, bool, error) {
+		n := min(room, left[l.ID])
+		left[l.ID] -= n
+		got[l.ID] += n
+		return n, left[l.ID] == 0, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func newLive(id string) *live {
+	return &live{Campaign: &Campaign{ID: id, RestaurantID: "r", Start: 1, End: 1000}}
+}
+
+func TestSmallCampaignIsServedInTheMiddleOfALargeOne(t *testing.T) {
+	s, left := newSchedule(), map[string]int{"large": 1_000_000}
+	s.add(newLive("large"))
+	served(t, s, left, 2000)
+	s.add(newLive("small"))
+	left["small"] = 100
+	got := served(t, s, left, 2000)
+	if got["small"] != 100 {
+		t.Errorf("the small campaign got %d of 100 in the next step", got["small"])
+	}
+	if got["large"] != 1900 && got["large"] != 1901 {
+		t.Errorf("the large campaign got %d, not what the small one left", got["large"])
+	}
+}
+
+func TestSmallCampaignsDoNotStarveALargeOne(t *testing.T) {
+	s, left := newSchedule(), map[string]int{"large": 1_000_000}
+	s.add(newLive("large"))
+	served(t, s, left, 2000)
+	for i := range 10_000 {
+		id := fmt.Sprint(i)
+		left[id] = 10
+		s.add(newLive(id))
+	}
+	if got := served(t, s, left, 2000); got["large"] < 400 {
+		t.Errorf("the large campaign got %d of a step of 2000", got["large"])
+	}
+}
+
+func TestLargeCampaignsShare(t *testing.T) {
+	s, left := newSchedule(), map[string]int{}
+	for _, id := range []string{"a", "b", "c", "d"} {
+		left[id] = 100_000
+		s.add(newLive(id))
+	}
+	total := map[string]int{}
+	for range 40 {
+		for id, n := range served(t, s, left, 2000) {
+			total[id] += n
+		}
+	}
+	for id, n := range total {
+		if n < 15_000 || n > 25_000 {
+			t.Errorf("%s got %d of 80,000 clients among four", id, n)
+		}
+	}
+}
+
+func TestReplacedAndEndedCampaignsAreNotServed(t *testing.T) {
+	s, left := newSchedule(), map[string]int{"a": 10, "b": 10}
+	old := newLive("a")
+	s.add(old)
+	s.add(newLive("b"))
+	s.remove(old)
+	ended := s.takeEnded(999)
+	if len(ended) != 0 {
+		t.Errorf("%d campaigns ended before their end", len(ended))
+	}
+	if got := served(t, s, left, 100); got["a"] != 0 || got["b"] != 10 {
+		t.Errorf("got %v", got)
+	}
+	s.add(newLive("a"))
+	if ended := s.takeEnded(1000); len(ended) != 1 || s.len() != 0 || s.bytes != 0 {
+		t.Errorf("%d ended, %d left of %d bytes", len(ended), s.len(), s.bytes)
+	}
+}
+
+func TestCampaignsOfOneIDAreContested(t *testing.T) {
+	s := newSchedule()
+	a, b, other := newLive("x"), newLive("x"), newLive("y")
+	b.RestaurantID = "r2"
+	s.add(a)
+	s.add(other)
+	s.add(b)
+	if !a.contested.Load() || !b.contested.Load() || other.contested.Load() {
+		t.Errorf("contested: %v %v %v", a.contested.Load(), b.contested.Load(), other.contested.Load())
+	}
+	s.remove(a)
+	s.remove(b)
+	if len(s.byID) != 1 {
+		t.Errorf("%d ids are kept for one campaign", len(s.byID))
+	}
+}

@@ -1,0 +1,228 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// daemonTables is the schema of the daemon's own tables. %[1]s is the schema.
+var daemonTables = []struct{ name, sql string }{
+	{"schema", `CREATE SCHEMA IF NOT EXISTS %[1]s`},
+	// One row per partition of the campaigns topic. Everything a step changes
+	// goes through a compare-and-swap on (epoch, seq).
+	{"lane", `CREATE TABLE IF NOT EXISTS %[1]s.lane (
+  lane int4 NOT NULL PRIMARY KEY,
+  epoch int8 NOT NULL DEFAULT 0,           -- counts owners
+  seq int8 NOT NULL DEFAULT 0,             -- P: the last decided step
+  next_offset int8 NOT NULL,               -- of the campaigns partition
+  cluster_id text NOT NULL,                -- the Kafka that the positions count in
+  campaigns_topic_id text NOT NULL,
+  notifications_topic_id text NOT NULL,
+  progress_topic_id text NOT NULL,
+  shipped int8 NOT NULL DEFAULT 0,         -- K as of the last step: the progress topic may be ahead, never behind
+  notifications_ends int8[] NOT NULL DEFAULT '{}', -- per partition: the notifications topic reached this end, it may never be shorter
+  notified int8 NOT NULL DEFAULT 0,        -- notifications decided so far
+  expired int8 NOT NULL DEFAULT 0,         -- campaigns that were over on arrival
+  dead int8 NOT NULL DEFAULT 0             -- messages refused
+) WITH (fillfactor = 50)`},
+	// The newest message per (campaign, restaurant), over all lanes; (lane,
+	// msg_offset) is its version. Rows stay a while after their end, so that
+	// an older message that arrives late through another lane is known to be old.
+	{"campaign", `CREATE TABLE IF NOT EXISTS %[1]s.campaign (
+  adv_campaign_id text NOT NULL,
+  restaurant_id text NOT NULL,
+  lane int4 NOT NULL,
+  msg_offset int8 NOT NULL,
+  msg_time int8 NOT NULL,                  -- milliseconds, as Kafka gave it
+  fingerprint bytea NOT NULL,              -- of all eight fields: an identical repeat is seen as one
+  adv_campaign_content text NOT NULL,
+  adv_campaign_owner text NOT NULL,
+  adv_campaign_owner_contact text NOT NULL,
+  adv_campaign_datetime_start int8 NOT NULL,
+  adv_campaign_datetime_end int8 NOT NULL,
+  datetime_created int8 NOT NULL,
+  state text NOT NULL CHECK (state IN ('pending', 'finished', 'expired')),
+  cursor bytea NOT NULL,                   -- packed id of the last client looked at
+  accepted_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (adv_campaign_id, restaurant_id)
+) WITH (fillfactor = 70)`},
+	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},
+	// Steps that are decided and may not be shipped yet. A row is written once
+	// and never changed. EXTERNAL: packed ids do not compress.
+	{"outbox", `CREATE TABLE IF NOT EXISTS %[1]s.outbox (
+  lane int4 NOT NULL,
+  seq int8 NOT NULL,
+  notifications int4 NOT NULL,
+  payload bytea NOT NULL,
+  PRIMARY KEY (lane, seq)
+)`},
+	{"outbox storage", `ALTER TABLE %[1]s.outbox ALTER COLUMN payload SET STORAGE EXTERNAL`},
+	{"layout", `CREATE TABLE IF NOT EXISTS %[1]s.layout (version int4 NOT NULL)`},
+	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + layoutVersion + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
+}
+
+// layoutVersion counts changes to the tables above. A daemon works only on the
+// layout that it knows.
+const layoutVersion = "1"
+
+// checkLayout fails where setup has not run, or another version's has.
+func checkLayout(ctx context.Context, conn *pgx.Conn, t tables) error {
+	var version string
+	if err := conn.QueryRow(ctx, `SELECT version::text FROM `+t.schema+`.layout`).Scan(&version); err != nil {
+		return fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.schema, err)
+	}
+	if version != layoutVersion {
+		return fmt.Errorf("the tables of schema %s have layout %s, this dinnerbell works on layout %s; run the version of dinnerbell that made them", t.schema, version, layoutVersion)
+	}
+	return nil
+}
+
+// SetupSQL is everything that SetupSink would run on an empty database.
+func SetupSQL(cfg Config) []string {
+	t := cfg.Sink.tables()
+	var out []string
+	for _, d := range daemonTables {
+		out = append(out, fmt.Sprintf(d.sql, t.schema))
+	}
+	return append(out, indexSQL(t, true))
+}
+
+// indexSQL makes the unique index that turns "exactly one row" into a
+// constraint of the database. Any valid unique index over the same two columns
+// serves. Postgres chooses the name: another deployment's feedback table may be
+// in the same schema.
+func indexSQL(t tables, concurrently bool) string {
+	c := ""
+	if concurrently {
+		c = "CONCURRENTLY "
+	}
+	return fmt.Sprintf("CREATE UNIQUE INDEX %sON %s (adv_campaign_id, client_id)", c, t.feedback)
+}
+
+// SetupSink creates what is missing in the sink database and says what it did,
+// one line each. Safe to repeat. The feedback table itself belongs to the user.
+func SetupSink(ctx context.Context, cfg Config) ([]string, error) {
+	conn, err := cfg.Sink.connect(ctx, "dinnerbell setup")
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(conn)
+	// CREATE INDEX CONCURRENTLY waits for every older transaction, a backup's too.
+	if _, err := conn.Exec(ctx, "SET lock_timeout = 0"); err != nil {
+		return nil, fmt.Errorf("set up sink session: %w", err)
+	}
+	t := cfg.Sink.tables()
+	did, err := setupTables(ctx, conn, t)
+	if err != nil {
+		return did, err
+	}
+	line, err := setupIndex(ctx, conn, t)
+	if line != "" {
+		did = append(did, line)
+	}
+	return did, err
+}
+
+func setupTables(ctx context.Context, conn *pgx.Conn, t tables) ([]string, error) {
+	var before int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM (VALUES ($1), ($2), ($3), ($4)) AS n(t) WHERE to_regclass(t) IS NOT NULL`,
+		t.lane, t.campaign, t.outbox, t.schema+".layout").Scan(&before); err != nil {
+		return nil, fmt.Errorf("look for tables of schema %s: %w", t.schema, err)
+	}
+	if before == 4 {
+		return []string{fmt.Sprintf("tables of schema %s: there already", t.schema)}, checkLayout(ctx, conn, t)
+	}
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, d := range daemonTables {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(d.sql, t.schema)); err != nil {
+				return fmt.Errorf("create %s of schema %s: %w", d.name, t.schema, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []string{fmt.Sprintf("tables of schema %s: created lane, campaign, outbox", t.schema)}, nil
+}
+
+// setupIndex makes sure that a unique index over (campaign, client) is valid.
+// With rows in the table it is built CONCURRENTLY: writers go on meanwhile.
+func setupIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
+	name, err := uniqueIndex(ctx, conn, t)
+	if err != nil {
+		return "", err
+	}
+	if name != "" {
+		return fmt.Sprintf("unique index on %s: there already (%s)", t.feedback, name), nil
+	}
+	var hasRows bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.feedback+")").Scan(&hasRows); err != nil {
+		return "", fmt.Errorf("read feedback table %s: %w; create it first (the README has its definition)", t.feedback, err)
+	}
+	// A build that failed half-way leaves an invalid index behind.
+	invalid, err := indexes(ctx, conn, t, false)
+	if err != nil {
+		return "", err
+	}
+	for _, leftover := range invalid {
+		if _, err := conn.Exec(ctx, "DROP INDEX IF EXISTS "+leftover); err != nil {
+			return "", fmt.Errorf("drop invalid index %s: %w", leftover, err)
+		}
+	}
+	if _, err := conn.Exec(ctx, indexSQL(t, hasRows)); err != nil {
+		if dup := duplicates(ctx, conn, t); dup != "" {
+			return "", fmt.Errorf("create unique index on %s: rows stand in the way: %s; keep one row of each pair, then run `dinnerbell setup` again", t.feedback, dup)
+		}
+		return "", fmt.Errorf("create unique index on %s: %w", t.feedback, err)
+	}
+	return fmt.Sprintf("unique index on %s: created", t.feedback), nil
+}
+
+// uniqueIndex names a valid, immediate, unpartial unique index over exactly
+// (adv_campaign_id, client_id) in either order, or "".
+func uniqueIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
+	names, err := indexes(ctx, conn, t, true)
+	if err != nil || len(names) == 0 {
+		return "", err
+	}
+	return names[0], nil
+}
+
+// indexes names the unique indexes over the two columns that are valid, or
+// those that are not.
+func indexes(ctx context.Context, conn *pgx.Conn, t tables, valid bool) ([]string, error) {
+	rows, err := conn.Query(ctx, `
+SELECT format('%I.%I', n.nspname, c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid = $2 AND i.indimmediate
+  AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
+  AND (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute a
+       WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1])) = '{adv_campaign_id,client_id}'`, t.feedback, valid)
+	if err != nil {
+		return nil, fmt.Errorf("look for the unique index on %s: %w", t.feedback, err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for the unique index on %s: %w", t.feedback, err)
+	}
+	return names, nil
+}
+
+// duplicates describes the first few pairs that have more than one row, with
+// their ids, or returns "" when there are none.
+func duplicates(ctx context.Context, conn *pgx.Conn, t tables) string {
+	rows, err := conn.Query(ctx, `
+SELECT format('(%s, %s): ids %s', adv_campaign_id, client_id, string_agg(id::text, ', ' ORDER BY id))
+FROM `+t.feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY min(id) LIMIT 10`)
+	if err != nil {
+		return ""
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(lines) == 0 {
+		return ""
+	}
+	return strings.Join(lines, "; ")
+}

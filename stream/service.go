@@ -1,0 +1,220 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/state"
+)
+
+// sessionTimeout is how long the group waits for a silent daemon before it
+// gives its lanes to another.
+const sessionTimeout = 10 * time.Second
+
+// offsetsEvery is how often the lanes' positions are committed to the group,
+// for lag monitors alone.
+const offsetsEvery = 5 * time.Second
+
+// Service runs the lanes that the consumer group assigns to this process. The
+// group only assigns: which work a lane goes on with, TAKEOVER reads from
+// Postgres and from the progress topic.
+type Service struct {
+	cfg     Config
+	store   *state.Store
+	barrier Barrier
+
+	mu        sync.Mutex // guards what is below
+	lanes     map[int32]*laneHandle
+	assigned  bool
+	lastError string
+	halts     chan *HaltError
+}
+
+// laneHandle stops a lane: cancel, then wait for done.
+type laneHandle struct {
+	lane   *lane
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// New makes a service; Run starts it.
+func New(cfg Config, store *state.Store, barrier Barrier) *Service {
+	return &Service{cfg: cfg.withDefaults(), store: store, barrier: barrier, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1)}
+}
+
+// Run joins the group and works until ctx ends; then it drains and returns
+// nil. It returns a *HaltError when every lane it has is halted, or when another
+// daemon runs under the same instance id.
+func (s *Service) Run(ctx context.Context) error {
+	if err := s.store.ForgetDelivered(); err != nil { // of an earlier run
+		return fmt.Errorf("clear delivered cache: %w", err)
+	}
+	client, err := s.join(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	defer s.stopAll()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.watchGroup(ctx, client) })
+	g.Go(func() error { return s.upkeep(ctx, client) })
+	g.Go(func() error {
+		select {
+		case h := <-s.halts:
+			return h
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return g.Wait()
+}
+
+// join makes the group's client. It fetches nothing: each lane has a client of
+// its own. The process is a static member (KIP-345), so that after a restart
+// the group hands back the same lanes at once.
+func (s *Service) join(ctx context.Context) (*kgo.Client, error) {
+	opts, err := s.cfg.Kafka.Client()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(append(opts,
+		kgo.ConsumerGroup(s.cfg.Kafka.Group),
+		kgo.InstanceID(s.cfg.Kafka.InstanceID),
+		kgo.ConsumeTopics(s.cfg.Kafka.Campaigns),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.SessionTimeout(sessionTimeout),
+		kgo.RebalanceTimeout(s.cfg.DrainTimeout+sessionTimeout), // a lane that is taken away drains first
+		kgo.HeartbeatInterval(sessionTimeout/10),
+		kgo.MetadataMaxAge(time.Minute), // new partitions are seen within it
+		kgo.DisableAutoCommit(),
+		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.start(ctx, m[s.cfg.Kafka.Campaigns]) }),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stop(m[s.cfg.Kafka.Campaigns]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stop(m[s.cfg.Kafka.Campaigns]) }),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	client.PauseFetchTopics(s.cfg.Kafka.Campaigns)
+	return client, nil
+}
+
+// watchGroup polls for the group's errors; records never come.
+func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
+	for {
+		fetches := client.PollFetches(ctx)
+		if fetches.IsClientClosed() || ctx.Err() != nil {
+			return nil //nolint:nilerr // an orderly end
+		}
+		for _, e := range fetches.Errors() {
+			s.mu.Lock()
+			s.lastError = e.Err.Error()
+			s.mu.Unlock()
+			if errors.Is(e.Err, kerr.FencedInstanceID) {
+				return &HaltError{Lane: -1, What: fmt.Sprintf("another daemon has joined group %s as %q", s.cfg.Kafka.Group, s.cfg.Kafka.InstanceID),
+					Hint: "stop one of the two, or give each its own source.slot"}
+			}
+			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", e.Err)
+		}
+	}
+}
+
+// start begins the lanes of new partitions.
+func (s *Service) start(ctx context.Context, partitions []int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.assigned, s.lastError = true, ""
+	for _, p := range partitions {
+		if s.lanes[p] != nil || ctx.Err() != nil {
+			continue
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		h := &laneHandle{lane: &lane{svc: s, id: p, status: LaneStatus{Partition: p, State: "takeover"}}, cancel: cancel, done: make(chan struct{})}
+		s.lanes[p] = h
+		go func() {
+			defer close(h.done)
+			if err := h.lane.run(ctx); err != nil {
+				s.laneHalted(err)
+			}
+		}()
+	}
+}
+
+// laneHalted ends Run once no lane is left that works.
+func (s *Service) laneHalted(err error) {
+	var halt *HaltError
+	if !errors.As(err, &halt) {
+		return
+	}
+	for _, l := range s.Status().Lanes {
+		if l.State != "halted" {
+			return
+		}
+	}
+	select {
+	case s.halts <- halt:
+	default:
+	}
+}
+
+// stop ends lanes and waits for them: another daemon may own them next.
+func (s *Service) stop(partitions []int32) {
+	var handles []*laneHandle
+	s.mu.Lock()
+	for _, p := range partitions {
+		if h := s.lanes[p]; h != nil {
+			handles = append(handles, h)
+			delete(s.lanes, p)
+		}
+	}
+	s.mu.Unlock()
+	for _, h := range handles {
+		h.cancel()
+	}
+	for _, h := range handles {
+		<-h.done
+	}
+}
+
+func (s *Service) stopAll() {
+	s.mu.Lock()
+	partitions := make([]int32, 0, len(s.lanes))
+	for p := range s.lanes {
+		partitions = append(partitions, p)
+	}
+	s.mu.Unlock()
+	s.stop(partitions)
+}
+
+// upkeep commits offsets for lag monitors. Nothing depends on them.
+func (s *Service) upkeep(ctx context.Context, client *kgo.Client) error {
+	tick := time.NewTicker(offsetsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.commitOffsets(ctx, client)
+		}
+	}
+}
+
+func (s *Service) commitOffsets(ctx context.Context, client *kgo.Client) {
+	positions := map[int32]kgo.EpochOffset{}
+	for _, l := range s.Status().Lanes {
+		if l.State == "running" {
+			positions[l.Partition] = kgo.EpochOffset{Epoch: -1, Offset: l.NextOffset}
+		}
+	}
+	if len(positions) == 0 {
+		return
+	}
+	client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{s.cfg.Kafka.Campaigns: positions}, nil)
+}

@@ -1,0 +1,85 @@
+package stream
+
+import (
+	"cmp"
+	"slices"
+)
+
+// LaneStatus is one lane as this daemon sees it. Decided and Shipped are the
+// step numbers P and K.
+type LaneStatus struct {
+	Partition  int32  `json:"partition"`
+	Epoch      int64  `json:"epoch"`
+	Decided    int64  `json:"decided"`
+	Shipped    int64  `json:"shipped"`
+	NextOffset int64  `json:"next_offset"`
+	State      string `json:"state"` // takeover, running, stopped, halted
+	// WaitingForFreshness: campaigns are held until the subscriptions have caught up.
+	WaitingForFreshness bool       `json:"waiting_for_freshness,omitempty"`
+	LastError           string     `json:"last_error,omitempty"`
+	Halted              *HaltError `json:"halted,omitempty"`
+}
+
+// Status is the stream at one moment. Campaigns live and scheduled are those
+// in memory; the other counts run since the deployment began, on the lanes
+// that this daemon owns.
+type Status struct {
+	Assigned  bool // the group has answered at least once
+	Lanes     []LaneStatus
+	Campaigns struct {
+		Live      int64 `json:"live"`
+		Scheduled int64 `json:"scheduled"`
+		Expired   int64 `json:"expired"`
+		Dead      int64 `json:"dead"`
+	}
+	Notifications struct {
+		Decided int64 `json:"decided"`
+		Shipped int64 `json:"shipped"`
+	}
+	Conflicts  int64 // steps that met clients whom the delivered cache did not know
+	Unservable int64 // clients left out because their id is too long
+	LastError  string
+	Halted     *HaltError // the first lane that halted
+}
+
+// Ready tells whether the group has answered and every lane it gave us works.
+func (s *Status) Ready() bool {
+	return s.Assigned && !slices.ContainsFunc(s.Lanes, func(l LaneStatus) bool { return l.State != "running" })
+}
+
+// Status is cheap and may be called at any time.
+func (s *Service) Status() Status {
+	s.mu.Lock()
+	lanes := make([]*lane, 0, len(s.lanes))
+	for _, h := range s.lanes {
+		lanes = append(lanes, h.lane)
+	}
+	out := Status{Assigned: s.assigned, LastError: s.lastError}
+	s.mu.Unlock()
+	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Compare(a.id, b.id) })
+	for _, l := range lanes {
+		l.addTo(&out)
+	}
+	return out
+}
+
+func (l *lane) addTo(out *Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st := l.status
+	st.WaitingForFreshness = l.waiting.Load()
+	out.Lanes = append(out.Lanes, st)
+	out.Campaigns.Live += int64(l.counts.live)
+	if l.agenda != nil {
+		out.Campaigns.Scheduled += int64(l.agenda.len())
+	}
+	out.Campaigns.Expired += l.counts.expired
+	out.Campaigns.Dead += l.counts.dead
+	out.Notifications.Decided += l.counts.notified
+	out.Notifications.Shipped += l.counts.shipped
+	out.Conflicts += l.conflicts.Load()
+	out.Unservable += l.unservable.Load()
+	if st.Halted != nil && out.Halted == nil {
+		out.Halted = st.Halted
+	}
+}

@@ -1,0 +1,157 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// headroom is what a record and its batch cost beside key and value: batch
+// header 61 bytes, record header and lengths, with margin.
+const headroom = 512
+
+// defaultMaxMessage is Kafka's default of max.message.bytes, used where the
+// topic's own cannot be read.
+const defaultMaxMessage = 1048588
+
+// SetupTopics creates the topics that are missing and gives the progress topic
+// as many partitions as the campaigns topic has. It says what it did, one line
+// each. Safe to repeat.
+func SetupTopics(ctx context.Context, cfg Config) ([]string, error) {
+	opts, err := cfg.Kafka.Client()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	s := topicSetup{adm: kadm.NewClient(client), cfg: cfg.Kafka}
+	for _, step := range []func(context.Context) error{s.campaigns, s.outputs, s.progress} {
+		if err := step(ctx); err != nil {
+			return s.did, err
+		}
+	}
+	return s.did, nil
+}
+
+type topicSetup struct {
+	adm   *kadm.Client
+	cfg   KafkaConfig
+	lanes int32
+	did   []string
+}
+
+func (s *topicSetup) campaigns(ctx context.Context) error {
+	if err := s.ensure(ctx, s.cfg.Campaigns, -1, nil); err != nil {
+		return err
+	}
+	var err error
+	s.lanes, err = s.partitions(ctx, s.cfg.Campaigns)
+	return err
+}
+
+// outputs makes room for what may come through: a dead letter carries the
+// refused value and headers, so its topic takes larger messages than the input.
+func (s *topicSetup) outputs(ctx context.Context) error {
+	limit, err := maxMessageBytes(ctx, s.adm, s.cfg.Campaigns)
+	if err != nil {
+		return err
+	}
+	if err := s.ensure(ctx, s.cfg.Notifications, s.lanes, nil); err != nil {
+		return err
+	}
+	larger := strconv.Itoa(limit + 64<<10)
+	return s.ensure(ctx, s.cfg.DeadLetters, s.lanes, map[string]*string{"max.message.bytes": &larger})
+}
+
+// progress is compacted: only the last seq of each lane matters. Small segments
+// keep what a takeover may have to read short.
+func (s *topicSetup) progress(ctx context.Context) error {
+	compact, segment := "compact", strconv.Itoa(16<<20)
+	if err := s.ensure(ctx, s.cfg.Progress, s.lanes, map[string]*string{"cleanup.policy": &compact, "segment.bytes": &segment}); err != nil {
+		return err
+	}
+	have, err := s.partitions(ctx, s.cfg.Progress)
+	if err != nil || have >= s.lanes {
+		return err
+	}
+	resp, err := s.adm.UpdatePartitions(ctx, int(s.lanes), s.cfg.Progress)
+	if err == nil {
+		err = resp.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("give topic %s %d partitions: %w", s.cfg.Progress, s.lanes, err)
+	}
+	s.did = append(s.did, fmt.Sprintf("topic %s: grown from %d to %d partitions", s.cfg.Progress, have, s.lanes))
+	return nil
+}
+
+// ensure creates a topic with the broker's default replication factor (and
+// partition count where partitions is -1).
+func (s *topicSetup) ensure(ctx context.Context, topic string, partitions int32, configs map[string]*string) error {
+	_, err := s.adm.CreateTopic(ctx, partitions, -1, configs, topic)
+	switch {
+	case errors.Is(err, kerr.TopicAlreadyExists):
+		s.did = append(s.did, fmt.Sprintf("topic %s: there already", topic))
+	case err != nil:
+		return fmt.Errorf("create topic %s: %w", topic, err)
+	default:
+		s.did = append(s.did, fmt.Sprintf("topic %s: created", topic))
+	}
+	return nil
+}
+
+// partitions counts a topic's partitions. A topic that was created a moment ago
+// may not be known to every broker yet.
+func (s *topicSetup) partitions(ctx context.Context, topic string) (int32, error) {
+	n, err := backoff.Retry(ctx, func() (int32, error) {
+		details, err := s.adm.ListTopics(ctx, topic)
+		if err == nil {
+			err = details.Error()
+		}
+		if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			err = backoff.Permanent(err)
+		}
+		return int32(len(details[topic].Partitions)), err
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(100*time.Millisecond)), backoff.WithMaxElapsedTime(10*time.Second))
+	if err != nil {
+		return 0, fmt.Errorf("describe topic %s: %w", topic, err)
+	}
+	return n, nil
+}
+
+// maxMessageBytes reads the largest batch that a topic accepts.
+func maxMessageBytes(ctx context.Context, adm *kadm.Client, topic string) (int, error) {
+	configs, err := adm.DescribeTopicConfigs(ctx, topic)
+	if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed) {
+		return defaultMaxMessage, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read settings of topic %s: %w", topic, err)
+	}
+	for _, rc := range configs {
+		if errors.Is(rc.Err, kerr.TopicAuthorizationFailed) {
+			return defaultMaxMessage, nil
+		}
+		if rc.Err != nil {
+			return 0, fmt.Errorf("read settings of topic %s: %w", topic, rc.Err)
+		}
+		for _, c := range rc.Configs {
+			if c.Key == "max.message.bytes" && c.Value != nil {
+				if n, err := strconv.Atoi(*c.Value); err == nil {
+					return n, nil
+				}
+			}
+		}
+	}
+	return defaultMaxMessage, nil
+}

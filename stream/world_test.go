@@ -1,0 +1,272 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
+)
+
+// patience bounds how long a test waits for what must come.
+const patience = 60 * time.Second
+
+// world is a deployment of the stream on real servers, with subscriptions that
+// are loaded straight into the state store: what package cdc would bring.
+type world struct {
+	testing.TB
+	db      *envtest.DB
+	kafka   *envtest.Cluster
+	cfg     Config
+	store   *state.Store
+	barrier Barrier
+	subs    map[string][]string // restaurant → clients
+}
+
+// noBarrier is for tests whose subscriptions do not change.
+type noBarrier struct{}
+
+func (noBarrier) Barrier(context.Context) error { return nil }
+
+func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
+	t.Helper()
+	w := &world{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs}
+	w.cfg = Config{
+		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Table: "public.subscribers_feedback", DaemonSchema: "dinnerbell"},
+		Kafka: KafkaConfig{
+			Client:        func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
+			Campaigns:     w.kafka.Topic("campaigns", lanes, nil),
+			Notifications: w.kafka.Topic("notifications", 3, nil),
+			DeadLetters:   w.kafka.Topic("dead", 1, map[string]string{"max.message.bytes": fmt.Sprint(defaultMaxMessage + 64<<10)}),
+			Progress:      w.kafka.Topic("progress", lanes, map[string]string{"cleanup.policy": "compact"}),
+			Group:         envtest.Name("group"),
+			InstanceID:    "test",
+		},
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+		t.Fatal(err)
+	}
+	w.store = w.openStore()
+	return w
+}
+
+// openStore gives a new store with the world's subscriptions.
+func (w *world) openStore() *state.Store {
+	w.Helper()
+	store, err := state.Open(w.TempDir(), state.Options{Logger: w.cfg.Logger})
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			w.Errorf("close store: %v", err)
+		}
+	})
+	loader, err := store.NewGeneration()
+	if err != nil {
+		w.Fatal(err)
+	}
+	row := 0
+	for _, restaurant := range slices.Sorted(maps.Keys(w.subs)) {
+		for _, client := range w.subs[restaurant] {
+			row++
+			if err := loader.Add(state.PackRowID(fmt.Sprint(row)), packID(w, restaurant), packID(w, client)); err != nil {
+				w.Fatal(err)
+			}
+		}
+	}
+	if err := loader.Finish(state.Source{SystemID: "test"}, 1); err != nil {
+		w.Fatal(err)
+	}
+	return store
+}
+
+// start runs a service; stop drains it and fails the test if it did not end well.
+func (w *world) start() (svc *Service, stop func()) {
+	w.Helper()
+	svc = New(w.cfg, w.store, w.barrier)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			w.Errorf("service ended: %v", err)
+		}
+	}
+	w.Cleanup(stop)
+	return svc, stop
+}
+
+// campaign makes a campaign that is valid now.
+func (w *world) campaign(id, restaurant string) Campaign {
+	now := time.Now().Unix()
+	return Campaign{RestaurantID: restaurant, ID: id, Content: "content of " + id, Owner: "owner", OwnerContact: "o@example.com", Start: now - 10, End: now + 3600, Created: now - 20}
+}
+
+func (c Campaign) json() []byte {
+	b, err := json.Marshal(map[string]any{
+		"restaurant_id": c.RestaurantID, "adv_campaign_id": c.ID, "adv_campaign_content": c.Content,
+		"adv_campaign_owner": c.Owner, "adv_campaign_owner_contact": c.OwnerContact,
+		"adv_campaign_datetime_start": c.Start, "adv_campaign_datetime_end": c.End, "datetime_created": c.Created,
+	})
+	if err != nil {
+		panic(err) //nolint:forbidigo // strings and numbers always encode
+	}
+	return b
+}
+
+// produce writes messages to one partition of the campaigns topic.
+func (w *world) produce(partition int32, values ...[]byte) {
+	w.Helper()
+	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(defaultMaxMessage))
+	for _, v := range values {
+		if err := client.ProduceSync(w.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: partition, Value: v}).FirstErr(); err != nil {
+			w.Fatal(err)
+		}
+	}
+}
+
+// note is one notification as a sink shows it; equal in both sinks.
+type note struct {
+	Campaign
+	client  string
+	trigger int64
+}
+
+// rows reads the feedback table.
+func (w *world) rows() []note {
+	w.Helper()
+	rows, err := w.db.Pool.Query(w.Context(), `SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created FROM subscribers_feedback WHERE feedback IS NULL`)
+	if err != nil {
+		w.Fatal(err)
+	}
+	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (n note, err error) {
+		err = r.Scan(&n.RestaurantID, &n.ID, &n.Content, &n.Owner, &n.OwnerContact, &n.Start, &n.End, &n.Created, &n.client, &n.trigger)
+		return n, err
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return out
+}
+
+// records reads the notifications topic as a read_committed consumer.
+func (w *world) records() []note {
+	w.Helper()
+	var out []note
+	for _, r := range w.kafka.ReadAll(w.cfg.Kafka.Notifications) {
+		var v struct {
+			RestaurantID string `json:"restaurant_id"`
+			ID           string `json:"adv_campaign_id"`
+			Content      string `json:"adv_campaign_content"`
+			Owner        string `json:"adv_campaign_owner"`
+			OwnerContact string `json:"adv_campaign_owner_contact"`
+			Start        int64  `json:"adv_campaign_datetime_start"`
+			End          int64  `json:"adv_campaign_datetime_end"`
+			Client       string `json:"client_id"`
+			Created      int64  `json:"datetime_created"`
+			Trigger      int64  `json:"trigger_datetime_created"`
+		}
+		if err := json.Unmarshal(r.Value, &v); err != nil {
+			w.Fatalf("record %s: %v", r.Value, err)
+		}
+		if key := keyEscaper.Replace(v.ID) + ":" + keyEscaper.Replace(v.Client); string(r.Key) != key {
+			w.Errorf("record of %s has key %s", key, r.Key)
+		}
+		out = append(out, note{Campaign{v.RestaurantID, v.ID, v.Content, v.Owner, v.OwnerContact, v.Start, v.End, v.Created}, v.Client, v.Trigger})
+	}
+	return out
+}
+
+// expect waits until both sinks hold exactly the pairs of want (campaign →
+// clients), each once and with equal fields.
+func (w *world) expect(want map[string][]string) {
+	w.Helper()
+	envtest.Until(w, patience, func() error { return w.compare(want) })
+}
+
+func (w *world) compare(want map[string][]string) error {
+	w.Helper()
+	rows, records := w.rows(), w.records()
+	for name, notes := range map[string][]note{"rows": rows, "records": records} {
+		got := map[string][]string{}
+		for _, n := range notes {
+			got[n.ID] = append(got[n.ID], n.client)
+		}
+		for _, id := range slices.Sorted(maps.Keys(want)) {
+			if err := sameSet(got[id], want[id]); err != nil {
+				return fmt.Errorf("%s of campaign %s: %w", name, id, err)
+			}
+			delete(got, id)
+		}
+		if len(got) > 0 {
+			return fmt.Errorf("%s of campaigns that were not expected: %v", name, slices.Collect(maps.Keys(got)))
+		}
+	}
+	return sameNotes(rows, records)
+}
+
+func sameSet(got, want []string) error {
+	g, w := slices.Clone(got), slices.Clone(want)
+	slices.Sort(g)
+	slices.Sort(w)
+	if len(slices.Compact(slices.Clone(g))) != len(g) {
+		return fmt.Errorf("%d, some of them twice", len(g))
+	}
+	if !slices.Equal(g, w) {
+		return fmt.Errorf("%d clients, want %d", len(g), len(w))
+	}
+	return nil
+}
+
+func sameNotes(a, b []note) error {
+	order := func(x, y note) int { return strings.Compare(x.ID+"\x00"+x.client, y.ID+"\x00"+y.client) }
+	slices.SortFunc(a, order)
+	slices.SortFunc(b, order)
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Errorf("row %+v differs from record %+v", a[i], b[i])
+		}
+	}
+	if len(a) != len(b) {
+		return fmt.Errorf("%d rows, %d records", len(a), len(b))
+	}
+	return nil
+}
+
+// checkLanes checks the invariants that can be seen from outside: the outbox
+// is contiguous above K, and K ≤ P ≤ K + window.
+func (w *world) checkLanes(svc *Service) {
+	w.Helper()
+	for _, l := range svc.Status().Lanes {
+		if l.Shipped > l.Decided || l.Decided > l.Shipped+int64(svc.cfg.Window) {
+			w.Errorf("lane %d: K %d, P %d", l.Partition, l.Shipped, l.Decided)
+		}
+	}
+}
+
+func clients(prefix string, n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("%s%04x-e89b-12d3-a456-426614174000", prefix, i)
+	}
+	return out
+}
