@@ -150,6 +150,7 @@ func (w *world) recreate(topic string) {
 		_, err := adm.CreateTopic(w.Context(), int32(len(details[topic].Partitions)), 1, nil, topic)
 		return err
 	})
+	envtest.AwaitTopic(w, adm, topic)
 }
 
 func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {

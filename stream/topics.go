@@ -96,7 +96,7 @@ func (s *topicSetup) progress(ctx context.Context) error {
 }
 
 // ensure creates a topic with the broker's default replication factor (and
-// partition count where partitions is -1).
+// partition count where partitions is -1), and waits until it can be used.
 func (s *topicSetup) ensure(ctx context.Context, topic string, partitions int32, configs map[string]*string) error {
 	_, err := s.adm.CreateTopic(ctx, partitions, -1, configs, topic)
 	switch {
@@ -106,6 +106,8 @@ func (s *topicSetup) ensure(ctx context.Context, topic string, partitions int32,
 		return fmt.Errorf("create topic %s: %w", topic, err)
 	default:
 		s.did = append(s.did, fmt.Sprintf("topic %s: created", topic))
+		_, err = s.partitions(ctx, topic)
+		return err
 	}
 	return nil
 }

@@ -111,11 +111,33 @@ func (c *Cluster) TopicNamed(name string, partitions int32, configs map[string]s
 	for k, v := range configs {
 		settings[k] = &v
 	}
-	client := c.Client()
-	if _, err := kadm.NewClient(client).CreateTopic(c.t.Context(), partitions, 1, settings, name); err != nil {
+	adm := kadm.NewClient(c.Client())
+	if _, err := adm.CreateTopic(c.t.Context(), partitions, 1, settings, name); err != nil {
 		c.t.Fatalf("create topic %s: %v", name, err)
 	}
 	c.t.Cleanup(func() { deleteTopic(c.t, c.Brokers, name) })
+	AwaitTopic(c.t, adm, name)
+}
+
+// AwaitTopic waits until a topic that was just created can be used: KRaft's
+// controller answers before the brokers know of it.
+func AwaitTopic(t testing.TB, adm *kadm.Client, name string) {
+	t.Helper()
+	Until(t, 30*time.Second, func() error {
+		details, err := adm.ListTopics(t.Context(), name)
+		if err != nil {
+			return err
+		}
+		if err := details.Error(); err != nil {
+			return err
+		}
+		for _, p := range details[name].Partitions {
+			if p.Err != nil || p.Leader < 0 {
+				return fmt.Errorf("partition %d of %s has no leader: %w", p.Partition, name, p.Err)
+			}
+		}
+		return nil
+	})
 }
 
 // DeleteAfter deletes topics that the test's daemon creates, after the test.

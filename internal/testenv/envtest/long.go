@@ -1,0 +1,15 @@
+package envtest
+
+import (
+	"os"
+	"testing"
+)
+
+// Long skips a test that takes minutes or gigabytes unless TEST_LONG=1 asks for
+// it, as `make test-long` does.
+func Long(t testing.TB) {
+	t.Helper()
+	if os.Getenv("TEST_LONG") != "1" {
+		t.Skip("takes minutes or gigabytes; run by `make test-long`")
+	}
+}
