@@ -96,6 +96,16 @@ func (a *agenda) list(now time.Time, replace bool, list []appointment) {
 	}
 }
 
+// remove takes campaigns off the list whose rows were just committed as
+// anything but scheduled.
+func (a *agenda) remove(keys []key) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, k := range keys {
+		delete(a.listed, k) // due skips what is still queued for it
+	}
+}
+
 // due takes out what starts at or before now, at most dueBatch, earliest first.
 func (a *agenda) due(now int64) []appointment {
 	a.mu.Lock()

@@ -227,6 +227,7 @@ WHERE lane = $1 AND epoch = $2 AND seq = $3`,
 // committed does what may only follow the commit.
 func (s *session) committed(ctx context.Context, st *step, p *payload) error {
 	failpoint.Hit("commit/committed")
+	s.agenda.remove(st.withdrawn())
 	s.agenda.add(time.Now(), st.appointments()...)
 	s.lane.noteDecided(st, p)
 	select {

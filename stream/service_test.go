@@ -132,6 +132,34 @@ func TestScheduledEditedCancelledExpired(t *testing.T) {
 	}
 }
 
+// What is no longer scheduled is not counted as such until its old start.
+func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
+	svc, _ := w.start()
+	scheduled := func(want int64) {
+		t.Helper()
+		envtest.Until(t, patience, func() error {
+			if n := svc.Status().Campaigns.Scheduled; n != want {
+				return fmt.Errorf("%d scheduled, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	now := time.Now().Unix()
+	cancelled, moved := w.campaign("cancelled", "r1"), w.campaign("moved", "r1")
+	cancelled.Start, moved.Start = now+1800, now+1800
+	w.produce(0, cancelled.json(), moved.json())
+	scheduled(2)
+	cancelled.Start, cancelled.End = now-100, now-50
+	w.produce(0, cancelled.json())
+	scheduled(1)
+	moved.Start = now - 10
+	w.produce(0, moved.json())
+	scheduled(0)
+	w.expect(map[string][]string{"moved": w.subs["r1"]})
+}
+
 func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"big": clients("0000", 40_000), "r1": {"a"}})

@@ -140,6 +140,18 @@ func (st *step) appointments() []appointment {
 	return out
 }
 
+// withdrawn are the campaigns that the step's messages took off the agenda:
+// cancelled before their start, or moved forward so that they are live now.
+func (st *step) withdrawn() []key {
+	var out []key
+	for _, r := range st.rows {
+		if r.accept && (r.state != statePending || r.started) {
+			out = append(out, r.key())
+		}
+	}
+	return out
+}
+
 // sortedRows lists the rows in key order, so that two lanes that lock the same
 // campaigns lock them in the same order.
 func (st *step) sortedRows() []*row {
