@@ -89,21 +89,21 @@ func TestDemoEndsOnInterrupt(t *testing.T) {
 func TestProgressDrawsOnlyLongWorkOnATerminal(t *testing.T) {
 	t.Parallel()
 	var out syncBuffer
-	quiet := newProgress(&out) // no terminal
+	quiet := newProgress(&out, "rows") // no terminal
 	quiet.began = time.Now().Add(-time.Hour)
-	quiet.update(1, 2)
+	quiet.update("work", 1, 2)
 	quiet.finish()
 	short := &progress{out: &out, began: time.Now()}
-	short.update(1, 2)
+	short.update("work", 1, 2)
 	short.finish()
 	if out.String() != "" {
 		t.Errorf("drawn: %q", out.String())
 	}
 	long := &progress{out: &out, began: time.Now().Add(-time.Hour)}
 	for rows := range int64(5) { // more rows than the planner had estimated
-		long.update(rows, 3)
+		long.update("work", rows, 3)
 	}
-	long.update(5, 0)
+	long.update("other work", 5, 0)
 	long.finish()
 	if out.String() == "" {
 		t.Error("a bar was not drawn")

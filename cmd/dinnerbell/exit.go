@@ -26,11 +26,14 @@ var errUsage = errors.New("usage")
 func exitCode(err error) int {
 	var source *cdc.HaltError
 	var lanes *stream.HaltError
+	var daemon *daemonError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.Is(err, errUsage), errors.Is(err, config.ErrInvalid):
 		return exitUsage
+	case errors.As(err, &daemon):
+		return daemon.exit
 	case errors.As(err, &source), errors.As(err, &lanes),
 		errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
 		return exitHalted

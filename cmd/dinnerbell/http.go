@@ -65,9 +65,9 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	_, _ = w.Write(append(text, '\n')) // the client has gone: nothing to do about it
 }
 
-// serveHTTP serves the handler on all listeners until ctx ends, then lets the
-// answers under way finish for a moment. It closes the listeners.
-func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, listeners ...net.Listener) error {
+// serveHTTP serves the handler until ctx ends, then lets the answers under way
+// finish for a moment. It closes the listener.
+func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener) error {
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -78,14 +78,12 @@ func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, listeners 
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		g.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serve http on %s: %w", l.Addr(), err)
-			}
-			return nil
-		})
-	}
+	g.Go(func() error {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve http on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
 	g.Go(func() error {
 		<-gctx.Done()
 		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)

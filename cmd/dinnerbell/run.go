@@ -38,13 +38,13 @@ func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
 			err = errors.Join(err, fmt.Errorf("close state: %w", closeErr))
 		}
 	}()
-	listeners, err := listen(ctx, cfg)
+	l, err := listen(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	d := newDaemon(cfg, store, log)
-	d.logStart(cfg, listeners)
-	if err := d.run(ctx, listeners); err != nil {
+	d.logStart(cfg, l.tcp.Addr())
+	if err := d.run(ctx, l); err != nil {
 		return err
 	}
 	log.Info("stopped")
@@ -63,7 +63,7 @@ func openState(dir string, log *slog.Logger) (*state.Store, error) {
 
 // listen opens the TCP listener and the socket, so that a port in use is said
 // before anything else begins.
-func listen(ctx context.Context, cfg *config.Config) ([]net.Listener, error) {
+func listen(ctx context.Context, cfg *config.Config) (*listeners, error) {
 	socket, err := listenSocket(ctx, cfg.State.Dir)
 	if err != nil {
 		return nil, err
@@ -72,8 +72,12 @@ func listen(ctx context.Context, cfg *config.Config) ([]net.Listener, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on http.listen %s: %w", cfg.HTTP.Listen, err), socket.Close())
 	}
-	return []net.Listener{tcp, socket}, nil
+	return &listeners{tcp: tcp, socket: socket}, nil
 }
+
+// listeners are where the daemon is reached: read-only over TCP, and over the
+// socket in state.dir by who runs it.
+type listeners struct{ tcp, socket net.Listener }
 
 // daemon is the wiring: the mirror writes the store, the service reads it.
 type daemon struct {
@@ -108,7 +112,7 @@ func (b barrier) Barrier(ctx context.Context) error {
 }
 
 // logStart says what runs and between what, without secrets.
-func (d *daemon) logStart(cfg *config.Config, listeners []net.Listener) {
+func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
 	source, _ := cfg.SourceURL() // Validate has tried them
 	sink, _ := cfg.SinkURL()
 	if idle := cfg.Idle(); len(idle) > 0 {
@@ -117,15 +121,19 @@ func (d *daemon) logStart(cfg *config.Config, listeners []net.Listener) {
 	d.log.Info("starting", "version", version, "state_dir", cfg.State.Dir,
 		"source", config.RedactURL(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
 		"sink", config.RedactURL(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
-		"notifications", cfg.Kafka.Notifications, "http", listeners[0].Addr().String())
+		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
 }
 
 // run serves HTTP around the work: from before it begins, and until it has
 // drained, so that the draining can be watched.
-func (d *daemon) run(ctx context.Context, listeners []net.Listener) error {
+func (d *daemon) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return serveHTTP(httpCtx, newHandler(d.report, d.log), d.log, listeners...) })
+	readOnly := newHandler(d.report, d.log)
+	g.Go(func() error { return serveHTTP(httpCtx, readOnly, d.log, l.tcp) })
+	// Actions end when the draining begins.
+	control := newSocketHandler(gctx, readOnly, d.actions(), d.log)
+	g.Go(func() error { return serveHTTP(httpCtx, control, d.log, l.socket) })
 	g.Go(func() error {
 		defer stopHTTP()
 		return d.work(gctx)

@@ -1,24 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
-	"net/http"
-	"syscall"
 	"text/tabwriter"
-	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 )
-
-// errNoDaemon: nobody answers on the socket.
-var errNoDaemon = errors.New("no daemon is running")
 
 // statusCmd shows what the running daemon says about itself.
 type statusCmd struct {
@@ -47,45 +37,6 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 		return fmt.Errorf("read answer of the daemon: %w", err)
 	}
 	return printStatus(a.stdout, &r)
-}
-
-// askDaemon gets one path over the socket of the daemon that runs on stateDir.
-func askDaemon(ctx context.Context, stateDir, path string) ([]byte, error) {
-	socket, err := socketPath(stateDir)
-	if err != nil {
-		return nil, err
-	}
-	client := http.Client{
-		Timeout: 10 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-			},
-		},
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://dinnerbell"+path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask daemon: %w", err)
-	}
-	resp, err := client.Do(req)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w with state.dir %s (nobody listens on %s); start one with: dinnerbell run", errNoDaemon, stateDir, socket)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("ask daemon: %w; the socket is for the user that runs it", err)
-	case err != nil:
-		return nil, fmt.Errorf("ask daemon: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	var body bytes.Buffer
-	if _, err := io.Copy(&body, io.LimitReader(resp.Body, 16<<20)); err != nil {
-		return nil, fmt.Errorf("read answer of the daemon: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask daemon: %s: %s", resp.Status, bytes.TrimSpace(body.Bytes()))
-	}
-	return body.Bytes(), nil
 }
 
 // printStatus is for people: what matters first, lanes as a table.

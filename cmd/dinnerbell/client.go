@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// errNoDaemon: nobody answers on the socket.
+var errNoDaemon = errors.New("no daemon is running")
+
+// errCut: the answer of an action ended before its last line.
+var errCut = errors.New("the daemon ended in the middle of it")
+
+// daemonError is an error that the daemon's side of an action ended with.
+type daemonError struct {
+	message string
+	exit    int
+}
+
+// Error gives the message as the daemon wrote it.
+func (e *daemonError) Error() string { return e.message }
+
+// askDaemon gets one read-only path over the socket of the daemon that runs on
+// stateDir.
+func askDaemon(ctx context.Context, stateDir, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	resp, err := requestDaemon(ctx, stateDir, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var body bytes.Buffer
+	if _, err := io.Copy(&body, io.LimitReader(resp.Body, 16<<20)); err != nil {
+		return nil, fmt.Errorf("read answer of the daemon: %w", err)
+	}
+	return body.Bytes(), nil
+}
+
+// heard is what a caller makes of an answer. All may be nil.
+type heard struct {
+	// progress is told how far it is; total 0: unknown.
+	progress func(stage string, done, total int64)
+	// item takes each element of a listing; its error ends the action.
+	item func(json.RawMessage) error
+	// result is a pointer that the result is decoded into.
+	result any
+}
+
+// callDaemon has the running daemon do an action, and returns when it is done.
+// args becomes JSON. When ctx ends, so does the action. Errors: errNoDaemon;
+// what the action failed with, whose exit code becomes the command's; errCut.
+func callDaemon(ctx context.Context, stateDir, name string, args any, h heard) error {
+	body, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("ask daemon: %w", err)
+	}
+	resp, err := requestDaemon(ctx, stateDir, http.MethodPost, controlPath+name, body)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	lines := json.NewDecoder(resp.Body)
+	for {
+		var line answerLine
+		if err := lines.Decode(&line); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: %s: %w; see its log", errCut, name, err)
+		}
+		if done, err := h.hear(&line); done || err != nil {
+			return err
+		}
+	}
+}
+
+// hear takes one line; done says that it was the last.
+func (h *heard) hear(line *answerLine) (done bool, err error) {
+	switch {
+	case line.Error != nil:
+		return true, &daemonError{message: line.Error.Message, exit: line.Error.Exit}
+	case line.Progress != nil:
+		if h.progress != nil {
+			h.progress(line.Progress.Stage, line.Progress.Done, line.Progress.Total)
+		}
+		return false, nil
+	case line.Item != nil:
+		if h.item != nil {
+			return false, h.item(line.Item)
+		}
+		return false, nil
+	case h.result != nil && line.Result != nil:
+		if err := json.Unmarshal(line.Result, h.result); err != nil {
+			return true, fmt.Errorf("read answer of the daemon: %w", err)
+		}
+	}
+	return true, nil
+}
+
+// requestDaemon sends one request over the socket; any answer but 200 is an error.
+func requestDaemon(ctx context.Context, stateDir, method, path string, body []byte) (*http.Response, error) {
+	socket, err := socketPath(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://dinnerbell"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("ask daemon: %w", err)
+	}
+	resp, err := client.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w with state.dir %s (nobody listens on %s); start one with: dinnerbell run", errNoDaemon, stateDir, socket)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("ask daemon: %w; the socket is for the user that runs it", err)
+	case err != nil:
+		return nil, fmt.Errorf("ask daemon: %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 16<<10))
+	return nil, errors.Join(fmt.Errorf("ask daemon: %s: %s", resp.Status, bytes.TrimSpace(text)), err, resp.Body.Close())
+}

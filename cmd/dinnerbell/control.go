@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// The control surface: what commands ask of the running daemon, over the socket
+// in state.dir and never over TCP.
+//
+//	POST /control/<action>     body: the arguments, JSON, or nothing
+//	answer: one JSON object a line (application/x-ndjson)
+//	  {"progress":{"stage":"snapshot","done":1024,"total":50000}}   now and then
+//	  {"item":…}                                                    of a listing
+//	  {"result":…}  or  {"error":{"message":"…","exit":3}}          the last line
+//
+// An answer without a last line was cut: the daemon ended. An action ends when
+// its client goes away (Ctrl-C in the command) or the daemon begins to drain.
+//
+// To add one: write `func (d *daemon) name(ctx context.Context, c *call) (result any, err error)`,
+// list it in [daemon.actions], and call it with [callDaemon].
+
+// errDraining: the daemon was asked to end while it did the action.
+var errDraining = errors.New("the daemon is being stopped")
+
+// controlPath begins the path of every action.
+const controlPath = "/control/"
+
+// action does what a client asks for. The result becomes the last line; an error
+// takes its exit code to the client with it. ctx ends as said above.
+type action func(ctx context.Context, c *call) (result any, err error)
+
+// actions are what this daemon can be asked for, by the name in the path.
+func (d *daemon) actions() map[string]action {
+	return map[string]action{}
+}
+
+// answerLine is one line of an answer; one of its fields is set.
+type answerLine struct {
+	Progress *progressLine   `json:"progress,omitempty"`
+	Item     json.RawMessage `json:"item,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *errorLine      `json:"error,omitempty"`
+}
+
+// progressLine says how far an action is. Total 0: unknown.
+type progressLine struct {
+	Stage string `json:"stage"`
+	Done  int64  `json:"done"`
+	Total int64  `json:"total"`
+}
+
+// errorLine is an error and the exit code that the command ends with.
+type errorLine struct {
+	Message string `json:"message"`
+	Exit    int    `json:"exit"`
+}
+
+const (
+	// progressEvery bounds how often progress travels.
+	progressEvery = 100 * time.Millisecond
+	// writePatience is how long a client may leave an answer unread.
+	writePatience = 30 * time.Second
+	// maxArguments bounds the body of a request.
+	maxArguments = 1 << 20
+)
+
+// newSocketHandler serves the actions beside the read-only endpoints. Actions
+// end with ctx.
+func newSocketHandler(ctx context.Context, readOnly http.Handler, actions map[string]action, log *slog.Logger) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", readOnly)
+	mux.HandleFunc("POST "+controlPath, func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no such action; the daemon and this command are of different versions", http.StatusNotFound)
+	})
+	for name, do := range actions {
+		mux.HandleFunc("POST "+controlPath+name, func(w http.ResponseWriter, r *http.Request) {
+			serveAction(ctx, w, r, do, log.With("action", name))
+		})
+	}
+	return mux
+}
+
+// serveAction runs one action. base ends when the daemon begins to drain.
+func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, do action, log *slog.Logger) {
+	// The server's own deadlines are for short answers. A read deadline that
+	// passes would even end r.Context(), as a client does that goes away.
+	rc := http.NewResponseController(w)
+	args, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxArguments))
+	if err = errors.Join(err, rc.SetReadDeadline(time.Time{})); err != nil {
+		http.Error(w, "read arguments: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(base, func() { cancel(errDraining) })()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Cache-Control", "no-store")
+	c := &call{body: args, w: w, rc: rc}
+	began := time.Now()
+	result, err := do(ctx, c)
+	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errDraining) {
+		err = errDraining
+	}
+	if err == nil {
+		err = c.finish(result)
+	} else {
+		_ = c.write(answerLine{Error: &errorLine{Message: err.Error(), Exit: exitCode(err)}}, true) // the client has gone
+	}
+	if err != nil {
+		log.Warn("action failed", "took", time.Since(began), "error", err)
+		return
+	}
+	log.Info("action done", "took", time.Since(began))
+}
+
+// call is one action under way, as the action sees it. Its methods may be
+// called from any goroutine.
+type call struct {
+	body []byte
+	rc   *http.ResponseController
+
+	mu   sync.Mutex // guards what follows
+	w    io.Writer
+	last time.Time // progress was sent
+}
+
+// args decodes the arguments into v; none leave it as it is.
+func (c *call) args(v any) error {
+	if len(c.body) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(c.body, v); err != nil {
+		return fmt.Errorf("%w: read arguments: %w", errUsage, err)
+	}
+	return nil
+}
+
+// progress tells the client how far the action is: done of total, 0 if that is
+// not known. Calls that come too fast are left out. A client that has gone ends
+// the action's context, so there is no error to look at here.
+func (c *call) progress(stage string, done, total int64) {
+	c.mu.Lock()
+	wait := time.Since(c.last) < progressEvery
+	if !wait {
+		c.last = time.Now()
+	}
+	c.mu.Unlock()
+	if !wait {
+		_ = c.write(answerLine{Progress: &progressLine{Stage: stage, Done: done, Total: total}}, true)
+	}
+}
+
+// item sends one element of a listing. It waits while the client does not read.
+func (c *call) item(v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	return c.write(answerLine{Item: text}, false)
+}
+
+// finish sends the result.
+func (c *call) finish(result any) error {
+	text, err := json.Marshal(result)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	return c.write(answerLine{Result: text}, true)
+}
+
+// write sends a line; flush sends what lies in the buffer too.
+func (c *call) write(line answerLine, flush bool) error {
+	text, err := json.Marshal(line)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err = c.rc.SetWriteDeadline(time.Now().Add(writePatience))
+	if err == nil {
+		_, err = c.w.Write(append(text, '\n'))
+	}
+	if err == nil && flush {
+		err = c.rc.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("send answer: %w", err)
+	}
+	return nil
+}

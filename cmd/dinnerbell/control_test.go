@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/state"
+)
+
+// serveActions serves actions on a socket and returns its folder. drain does
+// what a daemon does that is asked to end.
+func serveActions(t *testing.T, actions map[string]action) (dir string, drain func()) {
+	t.Helper()
+	dir = t.TempDir()
+	l, err := listenSocket(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	base, drain := context.WithCancel(context.WithoutCancel(t.Context()))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	readOnly := newHandler(func() statusReport { return statusReport{} }, log)
+	ended := make(chan error, 1)
+	go func() { ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, log), log, l) }()
+	t.Cleanup(func() {
+		drain()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return dir, drain
+}
+
+func TestAction(t *testing.T) {
+	t.Parallel()
+	dir, _ := serveActions(t, map[string]action{
+		"list": func(_ context.Context, c *call) (any, error) {
+			var args struct{ First, Count int }
+			if err := c.args(&args); err != nil {
+				return nil, err
+			}
+			for i := range args.Count {
+				c.progress("counting", int64(i), int64(args.Count))
+				if err := c.item(args.First + i); err != nil {
+					return nil, err
+				}
+			}
+			return args.Count, nil
+		},
+		"foreign": func(context.Context, *call) (any, error) { return nil, state.ErrForeign },
+		"fail":    func(context.Context, *call) (any, error) { return nil, errors.New("no luck") },
+		"nothing": func(context.Context, *call) (any, error) { return nil, nil }, //nolint:nilnil // an action without a result
+	})
+	var items []int
+	var stages []string
+	count := 0
+	err := callDaemon(t.Context(), dir, "list", map[string]int{"first": 5, "count": 1000}, heard{
+		progress: func(stage string, _, _ int64) { stages = append(stages, stage) },
+		item: func(v json.RawMessage) error {
+			var n int
+			err := json.Unmarshal(v, &n)
+			items = append(items, n)
+			return err
+		},
+		result: &count,
+	})
+	if err != nil || count != 1000 || len(items) != 1000 || items[0] != 5 || !slices.IsSorted(items) || len(stages) == 0 || stages[0] != "counting" {
+		t.Errorf("list: %v, result %d, %d items, stages %v", err, count, len(items), stages)
+	}
+	if err := callDaemon(t.Context(), dir, "nothing", nil, heard{result: &count}); err != nil {
+		t.Errorf("nothing: %v", err)
+	}
+	for name, want := range map[string]struct {
+		exit int
+		text string
+	}{"foreign": {3, "not a dinnerbell state directory"}, "fail": {1, "no luck"}, "unknown": {1, "no such action"}} {
+		if err := callDaemon(t.Context(), dir, name, nil, heard{}); exitCode(err) != want.exit || !strings.Contains(err.Error(), want.text) {
+			t.Errorf("%s: exit %d: %v", name, exitCode(err), err)
+		}
+	}
+	if err := callDaemon(t.Context(), dir, "list", "text", heard{}); exitCode(err) != 2 {
+		t.Errorf("wrong arguments: %v", err)
+	}
+	if body, err := askDaemon(t.Context(), dir, "/healthz"); err != nil || string(body) != "ok\n" {
+		t.Errorf("the socket does not serve the read-only endpoints: %q, %v", body, err)
+	}
+	if err := callDaemon(t.Context(), t.TempDir(), "list", nil, heard{}); !errors.Is(err, errNoDaemon) {
+		t.Errorf("without a daemon: %v", err)
+	}
+}
+
+// An action ends with its client, with the daemon, and not because the server's
+// deadlines for short answers have passed.
+func TestActionEnds(t *testing.T) {
+	t.Parallel()
+	began, ended := make(chan struct{}), make(chan struct{})
+	dir, drain := serveActions(t, map[string]action{"wait": func(ctx context.Context, _ *call) (any, error) {
+		began <- struct{}{}
+		<-ctx.Done()
+		ended <- struct{}{}
+		return nil, ctx.Err()
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	back := make(chan error, 2)
+	call := func(ctx context.Context) { back <- callDaemon(ctx, dir, "wait", nil, heard{}) }
+	go call(ctx)
+	<-began
+	cancel()
+	if err := <-back; !errors.Is(err, context.Canceled) {
+		t.Errorf("the client was told %v", err)
+	}
+	<-ended
+	go call(t.Context())
+	<-began
+	drain()
+	<-ended
+	if err := <-back; err == nil || !strings.Contains(err.Error(), "being stopped") {
+		t.Errorf("the daemon drained, and the client was told %v", err)
+	}
+}
+
+func TestActionMayTakeLongerThanAnAnswer(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewUnstartedServer(newSocketHandler(t.Context(), http.NotFoundHandler(), map[string]action{
+		"long": func(ctx context.Context, _ *call) (any, error) {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-time.After(1500 * time.Millisecond):
+				return "done", nil
+			}
+		},
+	}, slog.New(slog.DiscardHandler)))
+	srv.Config.ReadTimeout, srv.Config.WriteTimeout = time.Second, time.Second
+	srv.Start()
+	defer srv.Close()
+	resp, err := srv.Client().Post(srv.URL+controlPath+"long", "application/json", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var line answerLine
+	if err := errors.Join(json.NewDecoder(resp.Body).Decode(&line), resp.Body.Close()); err != nil || string(line.Result) != `"done"` {
+		t.Errorf("%+v, %v", line, err)
+	}
+}
+
+// A daemon that dies in the middle leaves an answer without its last line.
+func TestActionThatIsCut(t *testing.T) {
+	t.Parallel()
+	dir, _ := serveActions(t, map[string]action{"die": func(_ context.Context, c *call) (any, error) {
+		c.progress("dying", 1, 2)
+		panic(http.ErrAbortHandler) //nolint:forbidigo // closes the connection, as a crash does
+	}})
+	if err := callDaemon(t.Context(), dir, "die", nil, heard{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
+// TCP stays read-only.
+func TestTCPHasNoActions(t *testing.T) {
+	t.Parallel()
+	h := newHandler(func() statusReport { return statusReport{} }, slog.New(slog.DiscardHandler))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, controlPath+"checkpoint/create", strings.NewReader("{}")))
+	if w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST over TCP: %d", w.Code)
+	}
+}

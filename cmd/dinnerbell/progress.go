@@ -1,0 +1,69 @@
+package main
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// progressDelay keeps short work from flashing a bar.
+const progressDelay = 2 * time.Second
+
+// progress is a bar on a terminal, once the work has taken a while. Elsewhere it
+// is nothing: a log has no use for it.
+type progress struct {
+	mu    sync.Mutex
+	out   io.Writer // nil: not a terminal
+	unit  string
+	began time.Time
+	bar   *progressbar.ProgressBar
+}
+
+// newProgress makes a bar that counts in unit: "rows", "records".
+func newProgress(stderr io.Writer, unit string) *progress {
+	p := &progress{unit: unit, began: time.Now()}
+	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		p.out = f
+	}
+	return p
+}
+
+// update shows what is being done and how much of an estimated total (0:
+// unknown) is done.
+func (p *progress) update(stage string, done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.out == nil || time.Since(p.began) < progressDelay {
+		return
+	}
+	if total <= 0 {
+		total = -1 // a spinner
+	} else {
+		total = max(total, done) // it may be an estimate of the planner
+	}
+	if p.bar == nil {
+		p.bar = progressbar.NewOptions64(total,
+			progressbar.OptionSetWriter(p.out),
+			progressbar.OptionSetItsString(p.unit),
+			progressbar.OptionShowIts(), progressbar.OptionShowCount(),
+			progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionClearOnFinish(),
+		)
+	}
+	p.bar.Describe(stage)
+	p.bar.ChangeMax64(total)
+	_ = p.bar.Set64(done) // a bar that cannot be drawn is no reason to stop
+}
+
+// finish removes the bar.
+func (p *progress) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bar != nil {
+		_ = p.bar.Finish()
+	}
+}
