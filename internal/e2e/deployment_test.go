@@ -46,7 +46,12 @@ type deployment struct {
 
 func deploy(t *testing.T) *deployment {
 	t.Helper()
-	d := &deployment{T: t, db: envtest.Database(t), kafka: envtest.Kafka(t), name: envtest.Name("e2e"), binary: envtest.Binary(t), log: &logBuffer{}}
+	return deployOn(t, envtest.Database(t))
+}
+
+func deployOn(t *testing.T, db *envtest.DB) *deployment {
+	t.Helper()
+	d := &deployment{T: t, db: db, kafka: envtest.Kafka(t), name: envtest.Name("e2e"), binary: envtest.Binary(t), log: &logBuffer{}}
 	root := envtest.Dir(t)
 	d.config, d.dir = filepath.Join(root, "dinnerbell.yaml"), filepath.Join(root, "state")
 	text, err := json.Marshal(map[string]any{ // JSON is YAML
@@ -168,14 +173,15 @@ func (d *deployment) httpAddress() (string, error) {
 	return all[len(all)-1][1], nil
 }
 
-// produce sends campaigns to one partition.
+// produce sends campaigns to one partition, in one batch.
 func (d *deployment) produce(partition int32, campaigns ...campaign) {
 	d.Helper()
+	records := make([]*kgo.Record, 0, len(campaigns))
 	for _, c := range campaigns {
-		r := &kgo.Record{Topic: d.topic("campaigns"), Partition: partition, Value: c.json()}
-		if err := d.campaigns.ProduceSync(d.Context(), r).FirstErr(); err != nil {
-			d.Fatal(err)
-		}
+		records = append(records, &kgo.Record{Topic: d.topic("campaigns"), Partition: partition, Value: c.json()})
+	}
+	if err := d.campaigns.ProduceSync(d.Context(), records...).FirstErr(); err != nil {
+		d.Fatal(err)
 	}
 }
 

@@ -34,6 +34,23 @@ type DB struct {
 func Database(t testing.TB) *DB {
 	t.Helper()
 	server, name := servers.database(t)
+	return newDatabase(t, server, name)
+}
+
+// DatabaseOn is Database on a server of the test's own, which is stopped after
+// the database was dropped.
+func DatabaseOn(t testing.TB, server *testenv.Postgres) *DB {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Errorf("stop postgres: %v", err)
+		}
+	})
+	return newDatabase(t, server, "test")
+}
+
+func newDatabase(t testing.TB, server *testenv.Postgres, name string) *DB {
+	t.Helper()
 	db := &DB{Name: name, URL: server.URL(name), t: t}
 	admin(t, server.URL(""), "CREATE DATABASE "+name)
 	pool, err := pgxpool.New(t.Context(), db.URL)

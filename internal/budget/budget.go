@@ -1,0 +1,66 @@
+// Package budget holds what the hot paths may cost, in counts that do not
+// depend on the clock: allocations, bytes of WAL, bytes on disk. The figures
+// stand in budgets.txt; tests measure and compare. A change that makes
+// something dearer has to change that file, so that it is seen and explained.
+package budget
+
+import (
+	_ "embed"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+//go:embed budgets.txt
+var text string
+
+// slack is how far below its budget a figure may fall before the test says that
+// the budget can be lowered.
+const slack = 0.8
+
+// Check compares a measured figure with the budget of that name in budgets.txt
+// and fails the test where it is over.
+func Check(t testing.TB, name string, value float64) {
+	t.Helper()
+	limit, unit, err := lookup(text, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problem := compare(name, value, limit, unit); problem != "" {
+		t.Error(problem)
+		return
+	}
+	note := ""
+	if value < slack*limit {
+		note = "; the budget can be lowered"
+	}
+	t.Logf("%s: %.4g %s of %g%s", name, value, unit, limit, note)
+}
+
+// compare says what is wrong; "" is nothing.
+func compare(name string, value, limit float64, unit string) string {
+	if value <= limit {
+		return ""
+	}
+	return fmt.Sprintf("%s: %.4g %s, over the budget of %g: mend it, or raise the budget in internal/budget/budgets.txt and say why", name, value, unit, limit)
+}
+
+// lookup finds a line "name limit unit" of budgets.txt; # begins a comment.
+func lookup(text, name string) (limit float64, unit string, err error) {
+	for line := range strings.Lines(text) {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != name {
+			continue
+		}
+		if len(fields) < 3 {
+			return 0, "", fmt.Errorf("read budget %s: want name, limit, unit: %q", name, line)
+		}
+		if limit, err = strconv.ParseFloat(fields[1], 64); err != nil {
+			return 0, "", fmt.Errorf("read budget %s: %w", name, err)
+		}
+		return limit, strings.Join(fields[2:], " "), nil
+	}
+	return 0, "", fmt.Errorf("read budget %s: not in budgets.txt", name)
+}

@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"testing"
+
+	"dinnerbell/internal/budget"
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// The work that a notification and a subscription cause, counted in bytes and
+// held against committed budgets. The server is the test's own: the WAL of
+// others would be counted, and no checkpoint may come between, since each makes
+// full-page images due again.
+func TestBudgets(t *testing.T) {
+	t.Parallel()
+	d := deployOn(t, envtest.DatabaseOn(t, envtest.StartPostgres(t, envtest.Dir(t), map[string]string{
+		"checkpoint_timeout": "1h", "max_wal_size": "8GB", "autovacuum": "off",
+	})))
+	audiences := []struct {
+		budget              string
+		restaurants, client int
+	}{
+		{"wal_fanout", 1, 100_000},
+		{"wal_small_100", 200, 100},
+		{"wal_small_10", 1000, 10},
+	}
+	const id = `INSERT INTO subscribers_restaurants (client_id, restaurant_id)
+SELECT md5($1 || r || 'c' || c)::uuid::text, md5($1 || r)::uuid::text FROM generate_series(1, $2::int) r, generate_series(1, $3::int) c`
+	for _, a := range audiences {
+		d.db.Exec(id, a.budget, a.restaurants, a.client)
+	}
+	d.db.Exec(id, "others", 700, 100)
+	d.setup(1)
+	d.start()
+	d.ready()
+
+	for _, a := range audiences {
+		var all []campaign
+		for r := range a.restaurants {
+			var restaurant string
+			d.scan(&restaurant, `SELECT md5($1 || $2::int)::uuid::text`, a.budget, r+1)
+			all = append(all, newCampaign(fmt.Sprintf("%s/%d", a.budget, r), restaurant))
+		}
+		before := d.walBytes()
+		d.produce(0, all...)
+		total := int64(a.restaurants * a.client)
+		envtest.Until(t, patience, func() error {
+			var have int64
+			if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE starts_with(adv_campaign_id, $1)`, a.budget+"/"); have != total {
+				return fmt.Errorf("%d rows of %d", have, total)
+			}
+			return nil
+		})
+		budget.Check(t, a.budget, float64(d.walBytes()-before)/float64(total))
+	}
+	records := d.kafka.ReadAll(d.topic("notifications"))
+	bytes := 0
+	for _, r := range records {
+		bytes += len(r.Key) + len(r.Value)
+	}
+	budget.Check(t, "kafka_record", float64(bytes)/float64(len(records)))
+
+	var subscriptions int64
+	d.scan(&subscriptions, `SELECT count(*) FROM subscribers_restaurants`)
+	d.stop()
+	budget.Check(t, "disk_subscription", float64(d.stateBytes())/float64(subscriptions))
+}
+
+func (d *deployment) walBytes() int64 {
+	d.Helper()
+	var n int64
+	d.scan(&n, `SELECT pg_current_wal_insert_lsn() - '0/0'`)
+	return n
+}
+
+// stateBytes is the size of all files in state.dir.
+func (d *deployment) stateBytes() (sum int64) {
+	d.Helper()
+	err := filepath.WalkDir(d.dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil {
+			sum += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		d.Fatal(err)
+	}
+	return sum
+}
