@@ -32,7 +32,7 @@ func (s *Store) Apply(b *Batch) error {
 	if err := s.room(); err != nil {
 		return err
 	}
-	if err := s.changes.collect(s, b.Changes); err != nil {
+	if err := s.changes.collect(ground{s.db, s.written.gen, s.repeat}, b.Changes); err != nil {
 		return s.check(err)
 	}
 	return s.check(s.commit(b.End))
@@ -142,6 +142,7 @@ func (s *Store) Sync() (LSN, error) {
 // is stored to what shall be. So a later change of a row sees an earlier one,
 // and nothing depends on the order of writes, save that a TRUNCATE comes first.
 type changeset struct {
+	on        ground
 	truncated bool
 	effects   []effect
 	at        map[RowID]int // index into effects
@@ -154,12 +155,19 @@ type effect struct {
 	old, new row
 }
 
+// ground is what changes apply to: the stored rows of one generation.
+type ground struct {
+	db     *pebble.DB
+	gen    uint32
+	repeat bool // see Store.repeat
+}
+
 // collect replaces the set by the effects of changes.
-func (c *changeset) collect(s *Store, changes []Change) error {
+func (c *changeset) collect(on ground, changes []Change) error {
 	c.reset()
-	c.truncated = false
+	c.on, c.truncated = on, false
 	for i := range changes {
-		if err := c.add(s, &changes[i]); err != nil {
+		if err := c.add(&changes[i]); err != nil {
 			return fmt.Errorf("apply %s of row %s: %w", changes[i].Op, changes[i].Row.Text(), err)
 		}
 	}
@@ -179,7 +187,7 @@ func (c *changeset) reset() {
 	clear(c.at)
 }
 
-func (c *changeset) add(s *Store, ch *Change) error {
+func (c *changeset) add(ch *Change) error {
 	if ch.Op == Truncate {
 		c.reset()
 		c.truncated = true
@@ -190,17 +198,17 @@ func (c *changeset) add(s *Store, ch *Change) error {
 	}
 	switch ch.Op {
 	case Insert:
-		return c.put(s, ch.Row, row{ch.Restaurant, ch.Client, true})
+		return c.put(ch.Row, row{ch.Restaurant, ch.Client, true})
 	case Update:
-		return c.update(s, ch)
+		return c.update(ch)
 	case Delete:
-		return c.put(s, ch.Row, row{})
+		return c.put(ch.Row, row{})
 	default: // a Truncate does not come here
 		return fmt.Errorf("unknown operation %s", ch.Op)
 	}
 }
 
-func (c *changeset) update(s *Store, ch *Change) error {
+func (c *changeset) update(ch *Change) error {
 	moved := ch.OldRow != "" && ch.OldRow != ch.Row
 	next := row{ch.Restaurant, ch.Client, true}
 	if ch.KeepRestaurant || ch.KeepClient {
@@ -208,20 +216,20 @@ func (c *changeset) update(s *Store, ch *Change) error {
 		if moved {
 			from = ch.OldRow
 		}
-		i, err := c.find(s, from)
+		i, err := c.find(from)
 		if err != nil {
 			return err
 		}
-		if next, err = keep(ch, c.effects[i].new, moved, s.repeat); err != nil {
+		if next, err = keep(ch, c.effects[i].new, moved, c.on.repeat); err != nil {
 			return err
 		}
 	}
 	if moved {
-		if err := c.put(s, ch.OldRow, row{}); err != nil {
+		if err := c.put(ch.OldRow, row{}); err != nil {
 			return err
 		}
 	}
-	return c.put(s, ch.Row, next)
+	return c.put(ch.Row, next)
 }
 
 // keep is the new row of an update that leaves values of old alone.
@@ -250,8 +258,8 @@ func keep(ch *Change, old row, moved, repeat bool) (row, error) {
 	return next, nil
 }
 
-func (c *changeset) put(s *Store, id RowID, to row) error {
-	i, err := c.find(s, id)
+func (c *changeset) put(id RowID, to row) error {
+	i, err := c.find(id)
 	if err != nil {
 		return err
 	}
@@ -261,14 +269,14 @@ func (c *changeset) put(s *Store, id RowID, to row) error {
 
 // find returns the index of a row's effect; for a row that is new to the set
 // it reads what is stored.
-func (c *changeset) find(s *Store, id RowID) (int, error) {
+func (c *changeset) find(id RowID) (int, error) {
 	if i, ok := c.at[id]; ok {
 		return i, nil
 	}
 	e := effect{id: id}
 	if !c.truncated {
-		c.key = appendRowKey(c.key[:0], s.written.gen, id)
-		old, err := readRow(s.db, c.key)
+		c.key = appendRowKey(c.key[:0], c.on.gen, id)
+		old, err := readRow(c.on.db, c.key)
 		if err != nil {
 			return 0, err
 		}

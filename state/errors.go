@@ -41,6 +41,11 @@ var (
 	// ErrDuplicateRow: two rows of one load have the same row id, so the id
 	// column is no key.
 	ErrDuplicateRow = errors.New("row id is not unique")
+	// ErrNotThere: a generation and the rows that are served do not stand at the
+	// same whole-transaction position. Bring both there and try again.
+	ErrNotThere = errors.New("generations stand at different positions")
+	// ErrStale: the rows that were served have been replaced since.
+	ErrStale = errors.New("the subscriptions were replaced meanwhile")
 	// ErrLoading: another load is under way; there can be one.
 	ErrLoading = errors.New("a load is already under way")
 )

@@ -1,11 +1,8 @@
 package state
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-
-	"github.com/cockroachdb/pebble/v2"
 )
 
 // Loader fills a new generation of rows beside the one that is served. It has
@@ -86,14 +83,31 @@ func (l *Loader) Rows() int64 { return l.rows }
 // before keeps reading the old rows. If it fails, the old generation goes on
 // being served and the load is over.
 func (l *Loader) Finish(src Source, end LSN) error {
-	if l.over {
-		return ErrClosed
+	g, err := l.Load(src, end)
+	if err != nil {
+		return err
 	}
-	err := l.finish(src, end)
-	return l.s.check(errors.Join(err, l.Abort()))
+	return g.over(g.flip(end, false))
 }
 
-func (l *Loader) finish(src Source, end LSN) error {
+// Load makes the rows durable as a generation that is not served yet and shows
+// src as of end. The load is over, but no other can begin before the
+// generation is flipped or dropped.
+func (l *Loader) Load(src Source, end LSN) (*Generation, error) {
+	if l.over {
+		return nil, ErrClosed
+	}
+	if err := l.load(); err != nil {
+		return nil, l.s.check(errors.Join(err, l.Abort()))
+	}
+	g := &Generation{s: l.s, src: src, r: record{gen: l.gen, end: end, rows: l.subs, sum: l.sum}}
+	if err := l.release(); err != nil {
+		return nil, errors.Join(err, g.Drop())
+	}
+	return g, nil
+}
+
+func (l *Loader) load() error {
 	done, err := l.s.use()
 	if err != nil {
 		return err
@@ -109,64 +123,25 @@ func (l *Loader) finish(src Source, end LSN) error {
 	if err != nil {
 		return err
 	}
-	if err := l.ingest(tables); err != nil {
-		return err
-	}
-	return l.flip(src, record{gen: l.gen, end: end, rows: l.subs, sum: l.sum})
+	return l.ingest(tables)
 }
 
-// Abort ends a load without effect. After Finish it does nothing.
+// Abort ends a load without effect. After Finish or Load it does nothing.
 func (l *Loader) Abort() error {
 	if l.over {
 		return nil
 	}
-	l.over = true
-	l.chunk = chunk{}
-	err := l.s.o.fs.RemoveAll(l.dir)
-	l.s.writeMu.Lock()
-	l.s.loading = false
-	l.s.writeMu.Unlock()
-	if err != nil {
-		return fmt.Errorf("remove folder of load: %w", err)
-	}
-	return nil
+	err := l.release()
+	l.s.endLoad()
+	return err
 }
 
-// flip makes readers and writers turn to the new generation. The rows are in
-// durable tables by now. The old ones go in the same write; a crash before it
-// leaves the new ones to be removed at Open.
-func (l *Loader) flip(src Source, r record) error {
-	s := l.s
-	text, err := json.Marshal(src)
-	if err != nil {
-		return fmt.Errorf("encode source: %w", err)
-	}
-	s.writeMu.Lock()
-	defer s.writeMu.Unlock()
-	batch := s.db.NewBatch()
-	defer batch.Close()
-	errs := []error{batch.Set(keySource, text, nil), batch.Set(keyState, r.encode(), nil)}
-	for _, space := range loadSpaces {
-		start, end := genSpan(space, s.written.gen)
-		errs = append(errs, batch.DeleteRange(start, end, nil))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("collect flip: %w", err)
-	}
-	// A reader that comes between the commit and show would look for the old
-	// generation in the new store.
-	s.mu.Lock()
-	err = batch.Commit(pebble.Sync)
-	if err != nil {
-		s.mu.Unlock()
-		return fmt.Errorf("commit flip: %w", err)
-	}
-	before := s.view.before
-	s.view = view{record: r, durable: r.end, src: src, loaded: true}
-	s.mu.Unlock()
-	s.written, s.partial, s.repeat = r, false, false
-	if before != nil {
-		return before.Close()
+// release gives back the load's memory and files.
+func (l *Loader) release() error {
+	l.over = true
+	l.chunk = chunk{}
+	if err := l.s.o.fs.RemoveAll(l.dir); err != nil {
+		return fmt.Errorf("remove folder of load: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,183 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Generation is a load that stands beside the rows that are served: it is
+// brought forward by the same transactions, and takes over at one position. It
+// has one owner. Nobody reads it before, and nothing tells of it on disk: a
+// crash leaves the rows that are served, and Open removes these.
+type Generation struct {
+	s       *Store
+	src     Source
+	r       record // what [Generation.Flip] writes
+	changes changeset
+	gone    bool
+}
+
+// EndLSN is the position of the load, or the end of the last transaction that
+// was applied since.
+func (g *Generation) EndLSN() LSN { return g.r.end }
+
+// Rows is the number of subscriptions.
+func (g *Generation) Rows() int64 { return g.r.rows }
+
+// Apply brings the generation forward by whole transactions, or by one part of
+// one, each once and in the order of the log. Nothing is durable before Flip.
+func (g *Generation) Apply(b *Batch) error {
+	done, err := g.s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if g.gone {
+		return ErrClosed
+	}
+	if err := g.s.room(); err != nil {
+		return err
+	}
+	if err := g.changes.collect(ground{db: g.s.db, gen: g.r.gen}, b.Changes); err != nil {
+		return g.s.check(err)
+	}
+	next := g.r
+	next.torn = b.End == 0
+	next.end = max(next.end, b.End)
+	batch := g.s.db.NewBatch()
+	defer batch.Close()
+	if err := g.changes.emit(batch, &next); err != nil {
+		return fmt.Errorf("collect batch: %w", err)
+	}
+	if err := batch.Commit(pebble.NoSync); err != nil {
+		return g.s.check(fmt.Errorf("commit batch: %w", err))
+	}
+	g.r = next
+	return nil
+}
+
+// Flip lets the generation take over at end, durably and in one write, from
+// rows that show the same source as of the same position: whoever follows the
+// source goes on as if nothing had happened. The old rows go with it; a scan
+// that was made before keeps reading them.
+//
+// The caller keeps writers out from the moment at which the generation has come
+// to end. Flip returns [ErrNotThere], and changes nothing, if the store stands
+// elsewhere or in the middle of a transaction, and any other error when the
+// generation is over: it is dropped then.
+func (g *Generation) Flip(end LSN) error {
+	if g.gone {
+		return ErrClosed
+	}
+	err := g.flip(end, true)
+	if errors.Is(err, ErrNotThere) {
+		return err
+	}
+	return g.over(err)
+}
+
+// over ends the generation after a flip that ended with err.
+func (g *Generation) over(err error) error {
+	if err != nil {
+		return g.s.check(errors.Join(err, g.Drop()))
+	}
+	g.gone = true
+	g.s.endLoad()
+	return nil
+}
+
+// Drop removes the rows again. After Flip it does nothing.
+func (g *Generation) Drop() error {
+	if g.gone {
+		return nil
+	}
+	g.gone = true
+	defer g.s.endLoad()
+	done, err := g.s.use()
+	if err != nil {
+		return nil // the store is closed: the next Open removes them
+	}
+	defer done()
+	for _, space := range loadSpaces {
+		start, end := genSpan(space, g.r.gen)
+		if err := g.s.dropSpan(start, end); err != nil {
+			return fmt.Errorf("remove rows of an unfinished load: %w", err)
+		}
+	}
+	return nil
+}
+
+// flip makes readers and writers turn to the generation. Its rows are durable
+// with this write: tables were ingested, and later changes stand before it in
+// the same log. The old ones go in the same write; a crash before it leaves the
+// new ones to be removed at Open. inPlace asks for what Flip promises.
+func (g *Generation) flip(end LSN, inPlace bool) error {
+	s := g.s
+	done, err := s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	text, err := json.Marshal(g.src)
+	if err != nil {
+		return fmt.Errorf("encode source: %w", err)
+	}
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	if inPlace {
+		if err := g.inPlace(end); err != nil {
+			return err
+		}
+	}
+	r := g.r
+	r.end = end
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	errs := []error{batch.Set(keySource, text, nil), batch.Set(keyState, r.encode(), nil)}
+	for _, space := range loadSpaces {
+		from, to := genSpan(space, s.written.gen)
+		errs = append(errs, batch.DeleteRange(from, to, nil))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("collect flip: %w", err)
+	}
+	// A reader that comes between the commit and show would look for the old
+	// generation in the new store.
+	s.mu.Lock()
+	err = batch.Commit(pebble.Sync)
+	if err != nil {
+		s.mu.Unlock()
+		return fmt.Errorf("commit flip: %w", err)
+	}
+	before := s.view.before
+	s.view = view{record: r, durable: r.end, src: g.src, loaded: true}
+	s.mu.Unlock()
+	s.written, s.partial, s.repeat = r, false, false
+	if before != nil {
+		return before.Close()
+	}
+	return nil
+}
+
+// inPlace checks what [Generation.Flip] asks of the moment. The caller holds
+// writeMu.
+func (g *Generation) inPlace(end LSN) error {
+	s := g.s
+	switch v := s.current(); {
+	case !v.loaded || v.src != g.src:
+		return fmt.Errorf("the state mirrors %+v now: %w", v.src, ErrStale)
+	case s.partial || s.written.torn || s.repeat || g.r.torn || s.written.end > end || g.r.end > end:
+		return fmt.Errorf("flip at %s with the state at %s and the new rows at %s: %w", end, s.written.end, g.r.end, ErrNotThere)
+	}
+	return nil
+}
+
+// endLoad lets the next load begin.
+func (s *Store) endLoad() {
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	s.loading = false
+}

@@ -1,0 +1,181 @@
+package state
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// begin loads a generation that shows m as of end, and does not serve it.
+func begin(t testing.TB, s *Store, m model, src Source, end LSN) *Generation {
+	t.Helper()
+	l, err := s.NewGeneration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, r := range m {
+		if err := l.Add(id, r.restaurant, r.client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g, err := l.Load(src, end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// TestGenerationCrash crashes at every write while a generation is loaded
+// beside the served one, follows it some transactions behind, and takes over.
+// There is always one of the two, whole, at a position that was promised.
+func TestGenerationCrash(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 77)
+	h := makeHistory(w, 25)
+	rec := &recorder{mem: vfs.NewCrashableMem(), r: w.r}
+	s, err := Open("state", crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.store.Store(s)
+	if err := begin(t, s, nil, Source{}, 0).Flip(0); !errors.Is(err, ErrStale) {
+		t.Fatalf("flip in a store without rows: %v, want ErrStale", err)
+	}
+	load(t, s, 0, nil, 0)
+	flipped := followAndFlip(t, rec, s, h)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, after := 0, 0
+	for _, c := range rec.crashes {
+		if c.write < flipped {
+			before++
+		} else {
+			after++
+		}
+		if c.durable > 0 || c.loaded {
+			checkCrash(t, c, h, w)
+		}
+	}
+	t.Logf("%d crashes before the flip, %d after", before, after)
+}
+
+// followAndFlip applies h, with a generation that begins at 100 and takes over
+// at 200. It returns the number of the write after the flip.
+func followAndFlip(t *testing.T, rec *recorder, s *Store, h *history) (flipped int) {
+	t.Helper()
+	var g *Generation
+	var pending []*Batch
+	for i := range h.batches {
+		b := &h.batches[i]
+		if err := s.Apply(b); err != nil {
+			t.Fatal(err)
+		}
+		if g != nil {
+			pending = append(pending, b)
+		}
+		for len(pending) > 3 || b.End == 200 && len(pending) > 0 {
+			if err := g.Apply(pending[0]); err != nil {
+				t.Fatal(err)
+			}
+			pending = pending[1:]
+		}
+		switch {
+		case b.End == 100:
+			g = begin(t, s, h.at[100], Source{Slot: "bench"}, 100)
+		case b.End == 200:
+			if err := g.Flip(200); err != nil {
+				t.Fatal(err)
+			}
+			g, flipped = nil, len(rec.crashes)
+		case i%4 == 3:
+			if _, err := s.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if flipped == 0 || g != nil {
+		t.Fatal("the generation was not flipped")
+	}
+	return flipped
+}
+
+// TestFlipRefused: a generation takes over only where both stand, between
+// transactions, and from what it was loaded beside. A refused one can try again.
+func TestFlipRefused(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	w, m := newWorld(t, 3), model{}
+	src := Source{SystemID: "1"}
+	g := begin(t, s, nil, src, 5)
+	if err := g.flip(5, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.over(nil); err != nil {
+		t.Fatal(err)
+	}
+	g = begin(t, s, nil, src, 5)
+	if _, err := s.NewGeneration(); !errors.Is(err, ErrLoading) {
+		t.Errorf("a load beside a generation: %v, want ErrLoading", err)
+	}
+	refused := func(what string, end LSN) {
+		t.Helper()
+		if err := g.Flip(end); !errors.Is(err, ErrNotThere) {
+			t.Errorf("%s: %v, want ErrNotThere", what, err)
+		}
+	}
+	changes := w.transaction(m, 20, true)
+	apply(t, s, 10, changes...)
+	refused("the state is ahead of the position", 5)
+	apply(t, s, 0, changes...)
+	refused("the state is in the middle of a transaction", 10)
+	apply(t, s, 20, changes...)
+	for _, b := range []Batch{{Changes: changes, End: 10}, {Changes: changes}} {
+		if err := g.Apply(&b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("the new rows are in the middle of a transaction", 20)
+	if err := g.Apply(&Batch{End: 20}); err != nil {
+		t.Fatal(err)
+	}
+	refused("the new rows are ahead of the position", 15)
+	if err := g.Flip(25); err != nil {
+		t.Fatal(err)
+	}
+	if s.EndLSN() != 25 || s.DurableLSN() != 25 {
+		t.Errorf("end %s, durable %s; want 0/19", s.EndLSN(), s.DurableLSN())
+	}
+	checkModel(t, s, m, w.restaurants)
+	checkRows(t, s, m)
+	if err := errors.Join(g.Apply(&Batch{End: 30}), g.Flip(30)); !errors.Is(err, ErrClosed) {
+		t.Errorf("after the flip: %v, want ErrClosed", err)
+	}
+}
+
+// TestGenerationDropped leaves nothing, and what it followed goes on.
+func TestGenerationDropped(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	load(t, s, 50, ids(2, 1), 7)
+	rows := model{}
+	for i, c := range ids(30, 4) {
+		rows[rowN(i)] = row{c, c, true}
+	}
+	g := begin(t, s, rows, Source{SystemID: "other"}, 9)
+	if err := g.Flip(9); !errors.Is(err, ErrStale) {
+		t.Errorf("flip to another source: %v, want ErrStale", err)
+	}
+	if err := errors.Join(g.Drop(), g.Drop()); err != nil {
+		t.Fatal(err)
+	}
+	load(t, s, 20, ids(2, 1), 8)
+	if s.Subscriptions() != 20 {
+		t.Errorf("%d subscriptions, want the next load's 20", s.Subscriptions())
+	}
+	if err := s.CheckRows(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
