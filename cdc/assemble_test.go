@@ -101,12 +101,13 @@ func values(b []byte, texts []string) []byte {
 	return b
 }
 
-// newAssembler knows the table of the contract.
-func newAssembler(from state.LSN) *assembler {
-	return &assembler{from: from, dec: decoder{
-		table: ourTable, columns: [needed]string{colID: "id", colRestaurant: "restaurant_id", colClient: "client_id"},
-		types: [needed]uint32{23, 1043, 1043},
-	}}
+// newAssembler knows the table of the contract, with further columns in its key.
+func newAssembler(from state.LSN, key ...string) *assembler {
+	columns := []column{{name: "id", typ: 23}, {name: "restaurant_id", typ: 1043}, {name: "client_id", typ: 1043}}
+	for _, name := range key {
+		columns = append(columns, column{name: name})
+	}
+	return &assembler{from: from, dec: newDecoder(ourTable, columns)}
 }
 
 // describe prints a piece for a scenario's expected output.
@@ -139,8 +140,8 @@ func idText(id state.ID, keep bool) string {
 	return id.Text()
 }
 
-// Each script in testdata/assemble is lines of messages, "from LSN" before
-// them, and after each block, set off by "----", what comes out of it.
+// Each script in testdata/assemble is lines of messages, "from LSN" or "key
+// COLUMN..." (besides id) before them, and after each block, set off by "----", what comes out of it.
 func TestAssembleScripts(t *testing.T) {
 	t.Parallel()
 	paths, err := filepath.Glob("testdata/assemble/*.txt")
@@ -184,6 +185,9 @@ func play(script string) string {
 				continue
 			case strings.HasPrefix(line, "from "):
 				asm = newAssembler(state.LSN(number(line[5:])))
+				continue
+			case strings.HasPrefix(line, "key "):
+				asm = newAssembler(0, strings.Fields(line[4:])...)
 				continue
 			}
 			p, ok, err := asm.add(message(line))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -17,9 +18,11 @@ type Config struct {
 
 	// Schema and Table name the table as the catalog spells it, unquoted.
 	Schema, Table string
-	// The columns that are read. The id column must be unique on its own; its
-	// type is of no importance. All others of the table are ignored.
-	IDColumn, ClientColumn, RestaurantColumn string
+	// The columns that are read; all others of the table are ignored. The key
+	// columns together tell rows apart: one, or several for a composite key.
+	// Types are of no importance.
+	KeyColumns                     []string
+	ClientColumn, RestaurantColumn string
 
 	Publication string
 	// Slot is ours alone: it is dropped and made again for each snapshot.
@@ -60,7 +63,7 @@ func (c *Config) validate() error {
 	}
 	for what, name := range map[string]string{
 		"schema": c.Schema, "table": c.Table, "publication": c.Publication,
-		"id column": c.IDColumn, "client column": c.ClientColumn, "restaurant column": c.RestaurantColumn,
+		"key column": strings.Join(c.KeyColumns, ""), "client column": c.ClientColumn, "restaurant column": c.RestaurantColumn,
 	} {
 		if name == "" {
 			return fmt.Errorf("check source configuration: no %s", what)
@@ -69,9 +72,19 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// columns gives the needed columns, indexed by colID, colRestaurant, colClient.
-func (c *Config) columns() [needed]string {
-	return [needed]string{colID: c.IDColumn, colRestaurant: c.RestaurantColumn, colClient: c.ClientColumn}
+// columns gives the needed columns, indexed by colID, colRestaurant, colClient;
+// what a composite key has more of follows. Validate has found a first one.
+func (c *Config) columns() []string {
+	return append([]string{colID: c.KeyColumns[0], colRestaurant: c.RestaurantColumn, colClient: c.ClientColumn}, c.KeyColumns[1:]...)
+}
+
+// key is the quoted list of the key columns.
+func (c *Config) key() string {
+	quoted := make([]string, len(c.KeyColumns))
+	for i, name := range c.KeyColumns {
+		quoted[i] = pgx.Identifier{name}.Sanitize()
+	}
+	return strings.Join(quoted, ", ")
 }
 
 // table is the quoted, qualified name.

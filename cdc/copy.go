@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strconv"
+	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"dinnerbell/state"
@@ -147,6 +149,35 @@ func (r *copyReader) integer(v []byte) ([]byte, error) {
 	}
 	r.text = strconv.AppendInt(r.text[:0], n, 10)
 	return r.text, nil
+}
+
+// copyColumns gives the expressions of the COPY, and which come as integers.
+func copyColumns(columns []column) (list [needed]string, integers [needed]bool) {
+	for c := range needed {
+		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].name}.Sanitize(), columns[c].typ)
+	}
+	if len(columns) > needed {
+		list[colID], integers[colID] = copyKey(columns), false
+	}
+	return list, integers
+}
+
+// copyKey gives the expression of a composite key: its parts joined by colons,
+// with '%' and ':' in them percent-encoded, so that no two keys read alike. The
+// decoder does the same in rowID.
+func copyKey(columns []column) string {
+	var parts []string
+	for c, col := range columns {
+		if !inKey(c) {
+			continue
+		}
+		expr, integer := copyColumn(pgx.Identifier{col.name}.Sanitize(), col.typ)
+		if integer {
+			expr += "::text"
+		}
+		parts = append(parts, "replace(replace("+expr+", '%', '%25'), ':', '%3A')")
+	}
+	return strings.Join(parts, " || ':' || ")
 }
 
 // copyColumn gives the expression that selects a column such that it reads as

@@ -4,17 +4,22 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"dinnerbell/state"
 )
 
-// The columns that are needed, in the order of decoder.at and of the COPY.
+// The columns that are needed, in the order of decoder.at and of the COPY. The
+// further columns of a composite key follow; in the COPY the key is one value.
 const (
 	colID = iota
 	colRestaurant
 	colClient
 	needed
 )
+
+// inKey says whether a needed column is part of the key.
+func inKey(c int) bool { return c == colID || c >= needed }
 
 // kind tells what a message means for the transaction it is part of.
 type kind uint8
@@ -39,11 +44,12 @@ type event struct {
 // https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 type decoder struct {
 	table   uint32 // OID; changes of other tables in the publication are none of ours
-	columns [needed]string
-	types   [needed]uint32 // as the catalog has them; 0: any
+	columns []string
+	types   []uint32 // as the catalog has them; 0: any
 
-	known bool        // a Relation message has come in this session
-	at    [needed]int // where the needed columns are in a tuple
+	at       []int // where the needed columns are in a tuple; nil: no Relation message has come yet
+	old, now tuple // of the message that is being read
+	key      []byte
 
 	// badIDs counts client and restaurant ids that cannot be ids: empty, or
 	// not UTF-8 (in a database with encoding SQL_ASCII).
@@ -61,7 +67,16 @@ type field struct {
 }
 
 // tuple holds the needed values of one row version, as pgoutput sent them.
-type tuple [needed]field
+type tuple []field
+
+// newDecoder knows the table and its needed columns.
+func newDecoder(table uint32, columns []column) decoder {
+	d := decoder{table: table, old: make(tuple, len(columns)), now: make(tuple, len(columns))}
+	for _, c := range columns {
+		d.columns, d.types = append(d.columns, c.name), append(d.types, c.typ)
+	}
+	return d
+}
 
 // decode reads one message, and appends to changes what it does to the table.
 // The error wraps errMalformed, or is a *rebuildError if a needed column is
@@ -110,7 +125,7 @@ func (d *decoder) relation(r *reader) error {
 	oid := r.u32()
 	schema, table := r.text(), r.text()
 	r.skip(1) // replica identity
-	at := [needed]int{-1, -1, -1}
+	at := slices.Repeat([]int{-1}, len(d.columns))
 	for i := range int(r.u16()) {
 		r.skip(1) // flags: part of the key
 		name, typ := r.text(), r.u32()
@@ -121,7 +136,7 @@ func (d *decoder) relation(r *reader) error {
 		if oid != d.table {
 			continue
 		}
-		for c := range needed {
+		for c := range at {
 			if string(name) != d.columns[c] {
 				continue
 			}
@@ -134,12 +149,12 @@ func (d *decoder) relation(r *reader) error {
 	if oid != d.table || r.bad {
 		return nil
 	}
-	for c := range needed {
+	for c := range at {
 		if at[c] < 0 {
 			return &rebuildError{fmt.Sprintf("column %s of %s.%s is not in the stream", d.columns[c], schema, table)}
 		}
 	}
-	d.at, d.known = at, true
+	d.at = at
 	return nil
 }
 
@@ -148,13 +163,14 @@ func (d *decoder) row(op byte, r *reader, changes []state.Change) ([]state.Chang
 	if r.u32() != d.table {
 		return changes, nil
 	}
-	if !d.known {
+	if d.at == nil {
 		return changes, fmt.Errorf("decode change before its relation: %w", errMalformed)
 	}
-	var old, now tuple
+	clear(d.old)
+	clear(d.now)
 	tag := r.u8()
 	if op != 'I' && (tag == 'K' || tag == 'O') {
-		d.tuple(r, &old)
+		d.tuple(r, d.old)
 		if op == 'U' {
 			tag = r.u8()
 		}
@@ -163,13 +179,13 @@ func (d *decoder) row(op byte, r *reader, changes []state.Change) ([]state.Chang
 		if tag != 'N' {
 			r.bad = true
 		}
-		d.tuple(r, &now)
-		r.bad = r.bad || now[colRestaurant].kind == 0 || now[colClient].kind == 0
+		d.tuple(r, d.now)
+		r.bad = r.bad || d.now[colRestaurant].kind == 0 || d.now[colClient].kind == 0
 	}
 	if r.bad {
 		return changes, nil
 	}
-	c, err := d.change(op, &old, &now)
+	c, err := d.change(op, d.old, d.now)
 	if err != nil {
 		return changes, err
 	}
@@ -177,7 +193,7 @@ func (d *decoder) row(op byte, r *reader, changes []state.Change) ([]state.Chang
 }
 
 // tuple reads the needed columns' values and steps over the others.
-func (d *decoder) tuple(r *reader, t *tuple) {
+func (d *decoder) tuple(r *reader, t tuple) {
 	for i := range int(r.u16()) {
 		f := field{kind: r.u8()}
 		switch f.kind {
@@ -190,7 +206,7 @@ func (d *decoder) tuple(r *reader, t *tuple) {
 		if r.bad {
 			return
 		}
-		for c := range needed {
+		for c := range t {
 			if d.at[c] == i {
 				t[c] = f
 			}
@@ -199,43 +215,69 @@ func (d *decoder) tuple(r *reader, t *tuple) {
 }
 
 // change builds the change out of the tuple before and the tuple after it.
-func (d *decoder) change(op byte, old, now *tuple) (state.Change, error) {
+func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 	switch op {
 	case 'D':
-		row, err := rowID(old[colID])
+		row, err := d.rowID(old)
 		return state.Change{Op: state.Delete, Row: row}, err
 	case 'I':
-		row, err := rowID(now[colID])
+		row, err := d.rowID(now)
 		c := state.Change{Op: state.Insert, Row: row}
 		c.Restaurant, _ = d.restaurant(now[colRestaurant])
 		c.Client, _ = d.id(now[colClient])
 		return c, err
 	}
-	// Under REPLICA IDENTITY FULL the old tuple holds what TOAST left out.
-	for c := range needed {
+	// The old tuple holds what TOAST left out: all of it under REPLICA IDENTITY
+	// FULL; of the key always.
+	for c := range now {
 		if now[c].kind == 'u' && old[c].kind == 't' {
 			now[c] = old[c]
 		}
 	}
-	row, err := rowID(now[colID])
+	row, err := d.rowID(now)
 	if err != nil {
 		return state.Change{}, err
 	}
 	c := state.Change{Op: state.Update, Row: row}
-	if old[colID].kind == 't' && !bytes.Equal(old[colID].data, now[colID].data) {
-		c.OldRow, _ = rowID(old[colID])
+	if old[colID].kind != 0 {
+		if was, err := d.rowID(old); err != nil {
+			return state.Change{}, err
+		} else if was != row {
+			c.OldRow = was
+		}
 	}
 	c.Restaurant, c.KeepRestaurant = d.restaurant(now[colRestaurant])
 	c.Client, c.KeepClient = d.id(now[colClient])
 	return c, nil
 }
 
-// rowID packs the key. Postgres does not let a replica identity be NULL.
-func rowID(f field) (state.RowID, error) {
-	if f.kind != 't' {
-		return "", fmt.Errorf("decode row without its id: %w", errMalformed)
+// rowID packs the key. Postgres does not let a replica identity be NULL. The
+// parts of a composite key are escaped and joined as copyKey does it in SQL.
+func (d *decoder) rowID(t tuple) (state.RowID, error) {
+	d.key = d.key[:0]
+	for c := range t {
+		switch {
+		case !inKey(c):
+			continue
+		case t[c].kind != 't':
+			return "", fmt.Errorf("decode row without its key column %q: %w", d.columns[c], errMalformed)
+		case len(t) == needed: // not composite
+			return state.PackRowID(string(t[c].data)), nil
+		case c != colID:
+			d.key = append(d.key, ':')
+		}
+		for _, b := range t[c].data {
+			switch b {
+			case '%':
+				d.key = append(d.key, "%25"...)
+			case ':':
+				d.key = append(d.key, "%3A"...)
+			default:
+				d.key = append(d.key, b)
+			}
+		}
 	}
-	return state.PackRowID(string(f.data)), nil
+	return state.PackRowID(string(d.key)), nil
 }
 
 // id packs a client or restaurant; keep is set for unchanged TOAST. What cannot

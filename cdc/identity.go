@@ -26,8 +26,8 @@ type catalog struct {
 	version int       // server_version_num
 	walEnd  state.LSN // flushed
 
-	columns [needed]column
-	rows    int64 // estimate
+	columns []column // see Config.columns
+	rows    int64    // estimate
 	// ordinary tables are read with ONLY: descendants are tables of their own.
 	partitioned bool
 }
@@ -143,7 +143,7 @@ func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog
 		SELECT attname::text, attnum, atttypid, attgenerated <> '', has_column_privilege(attrelid, attnum, 'SELECT')
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
-		cat.source.TableOID, names[:])
+		cat.source.TableOID, names)
 	if err != nil {
 		return fmt.Errorf("inspect columns: %w", err)
 	}
@@ -163,43 +163,55 @@ func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog
 	if err != nil {
 		return fmt.Errorf("inspect columns: %w", err)
 	}
-	for i, name := range names {
+	for _, name := range names {
 		col, ok := found[name]
 		if !ok {
 			return halt("set source.columns to the columns that hold id, client and restaurant", "table %s has no column %q", c.table(), name)
 		}
-		cat.columns[i] = col
+		cat.columns = append(cat.columns, col)
 		cat.source.Catalog += fmt.Sprintf("column %d %s %d;", col.num, col.name, col.typ)
 	}
 	return nil
 }
 
-// inspectIdentity makes sure that the id column tells rows apart, and that
-// updates and deletes carry it.
+// inspectIdentity makes sure that the key tells rows apart, and that updates
+// and deletes carry it.
 func (c *Config) inspectIdentity(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	var unique, carried bool
 	// A deferrable key is no key at every moment, and no replica identity.
 	err := sql.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = $2
-		               WHERE i.indrelid = $1 AND i.indisunique AND i.indimmediate AND i.indisvalid AND a.attnotnull
-		                 AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = $2),
+		WITH indexes AS (SELECT indisprimary, indisreplident, (indkey[0:indnkeyatts-1])::int2[] AS key FROM pg_index
+		                 WHERE indrelid = $1 AND indimmediate AND indisvalid AND indisunique AND indpred IS NULL)
+		SELECT EXISTS (SELECT FROM indexes i WHERE i.key <@ $2::int2[] AND NOT EXISTS (
+		               SELECT FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum = ANY(i.key) AND NOT a.attnotnull)),
 		       CASE c.relreplident
 		         WHEN 'f' THEN true
-		         WHEN 'i' THEN EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident AND $2 = ANY(indkey[0:indnkeyatts-1]))
-		         ELSE EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary AND indimmediate AND $2 = ANY(indkey[0:indnkeyatts-1]))
+		         WHEN 'i' THEN EXISTS (SELECT FROM indexes WHERE indisreplident AND $2 <@ key)
+		         ELSE EXISTS (SELECT FROM indexes WHERE indisprimary AND $2 <@ key)
 		       END
-		FROM pg_class c WHERE c.oid = $1`, cat.source.TableOID, cat.columns[colID].num).Scan(&unique, &carried)
+		FROM pg_class c WHERE c.oid = $1`, cat.source.TableOID, cat.keyNumbers()).Scan(&unique, &carried)
 	switch {
 	case err != nil:
 		return fmt.Errorf("inspect replica identity: %w", err)
 	case !unique:
-		return halt("ALTER TABLE "+c.table()+" ADD PRIMARY KEY ("+pgx.Identifier{c.IDColumn}.Sanitize()+")",
-			"column %s of %s is not unique and NOT NULL on its own, so that it does not tell rows apart", c.IDColumn, c.table())
+		return halt("ALTER TABLE "+c.table()+" ADD PRIMARY KEY ("+c.key()+"), or set source.columns.id to the columns of its key",
+			"key %s of %s is not unique and NOT NULL, so that it does not tell rows apart", c.key(), c.table())
 	case !carried:
 		return halt("ALTER TABLE "+c.table()+" REPLICA IDENTITY FULL",
-			"column %s is not in the replica identity of %s: deletes do not carry it", c.IDColumn, c.table())
+			"key %s is not in the replica identity of %s: deletes do not carry it", c.key(), c.table())
 	}
 	return nil
+}
+
+// keyNumbers are the key columns' numbers.
+func (cat *catalog) keyNumbers() []int16 {
+	var numbers []int16
+	for c, col := range cat.columns {
+		if inKey(c) {
+			numbers = append(numbers, col.num)
+		}
+	}
+	return numbers
 }
 
 // inspectPublication checks that everything that happens to the table is
@@ -243,8 +255,8 @@ func (c *Config) inspectPublication(ctx context.Context, sql *pgx.Conn, cat *cat
 		return bad("dinnerbell setup", "publication %s does not publish all of insert, update, delete and truncate", c.publication())
 	case filter != "":
 		return bad(c.readdSQL(), "publication %s filters the rows of %s", c.publication(), c.table())
-	case columns != nil && slices.ContainsFunc(names[:], func(n string) bool { return !slices.Contains(columns, n) }):
-		return bad(c.readdSQL(), "publication %s leaves out one of the columns %s", c.publication(), strings.Join(names[:], ", "))
+	case columns != nil && slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(columns, n) }):
+		return bad(c.readdSQL(), "publication %s leaves out one of the columns %s", c.publication(), strings.Join(names, ", "))
 	}
 	return nil
 }

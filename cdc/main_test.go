@@ -51,7 +51,7 @@ func newRig(t *testing.T) *rig {
 	r.cfg = Config{
 		URL:    func() (string, error) { return r.URL, nil },
 		Schema: "public", Table: "subscribers_restaurants",
-		IDColumn: "id", ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
+		KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "slot_" + r.Name, ApplicationName: "dinnerbell-" + r.Name,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}

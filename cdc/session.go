@@ -117,10 +117,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	queue := newQueue()
 	dirty := make(chan struct{}, 1)
 	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
-	recv.asm.dec = decoder{table: l.cat.source.TableOID, columns: m.cfg.columns()}
-	for c, col := range l.cat.columns {
-		recv.asm.dec.types[c] = col.typ
-	}
+	recv.asm.dec = newDecoder(l.cat.source.TableOID, l.cat.columns)
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, dirty: dirty, beforeApply: m.hooks.beforeApply}
 	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats}
 

@@ -146,9 +146,7 @@ func takeSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
 // copyReader counts rows as they go into the loader.
 func (m *Mirror) copyReader(cat *catalog, loader *state.Loader) *copyReader {
 	in := &copyReader{}
-	for c, col := range cat.columns {
-		_, in.integers[c] = copyColumn("", col.typ)
-	}
+	_, in.integers = copyColumns(cat.columns)
 	in.add = func(row state.RowID, restaurant, client state.ID) error {
 		if in.rows&1023 == 0 {
 			m.stats.snapshotRows.Store(in.rows)
@@ -160,16 +158,12 @@ func (m *Mirror) copyReader(cat *catalog, loader *state.Loader) *copyReader {
 
 // copySQL is the COPY of the needed columns.
 func (c *Config) copySQL(cat *catalog) string {
-	var list []string
-	for i, name := range c.columns() {
-		expr, _ := copyColumn(pgx.Identifier{name}.Sanitize(), cat.columns[i].typ)
-		list = append(list, expr)
-	}
+	list, _ := copyColumns(cat.columns)
 	from := " FROM ONLY "
 	if cat.partitioned {
 		from = " FROM "
 	}
-	return "COPY (SELECT " + strings.Join(list, ", ") + from + c.table() + ") TO STDOUT (FORMAT binary)"
+	return "COPY (SELECT " + strings.Join(list[:], ", ") + from + c.table() + ") TO STDOUT (FORMAT binary)"
 }
 
 // explainCopy turns what an operator has to mend into a halt.
@@ -178,7 +172,7 @@ func (m *Mirror) explainCopy(err error) error {
 	case sqlState(err) == codeInsufficientPrivilege:
 		return halt("GRANT SELECT ON "+m.cfg.table()+" TO …, or BYPASSRLS to the role", "the role in source.url may not read all of %s: %v", m.cfg.table(), err)
 	case errors.Is(err, state.ErrDuplicateRow):
-		return halt("set source.columns.id to a unique column", "column %s of %s is not unique: %v", m.cfg.IDColumn, m.cfg.table(), err)
+		return halt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", m.cfg.key(), m.cfg.table(), err)
 	}
 	return fmt.Errorf("copy %s: %w", m.cfg.table(), err)
 }

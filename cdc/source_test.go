@@ -26,7 +26,7 @@ func TestNamesAndTypes(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
 			r.cfg.Schema, r.cfg.Table = `Odd "Schema"`, "Subscribers of 'R'"
-			r.cfg.IDColumn, r.cfg.ClientColumn, r.cfg.RestaurantColumn = "The Id", "Client", "select"
+			r.cfg.KeyColumns, r.cfg.ClientColumn, r.cfg.RestaurantColumn = []string{"The Id"}, "Client", "select"
 			r.cfg.Publication = `Odd 'pub' "x"`
 			r.Exec(fmt.Sprintf(`CREATE SCHEMA "Odd ""Schema"""; CREATE TABLE %s ("The Id" %s PRIMARY KEY, "Client" %s, other int, "select" text)`,
 				r.cfg.table(), c.key, c.client))
@@ -200,7 +200,7 @@ func TestDecide(t *testing.T) {
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
 	r := Config{
-		URL: func() (string, error) { return "", nil }, Schema: "s", Table: "t", IDColumn: "i", ClientColumn: "c", RestaurantColumn: "r",
+		URL: func() (string, error) { return "", nil }, Schema: "s", Table: "t", KeyColumns: []string{"i"}, ClientColumn: "c", RestaurantColumn: "r",
 		Publication: "p", Slot: "ok_1",
 	}
 	if err := r.validate(); err != nil {

@@ -2,7 +2,7 @@
 # Finds what the build and the tests need beyond Go modules. As root on a
 # Debian system what is missing is installed; elsewhere it says what to install.
 #
-#   scripts/install-tools.sh go kcat java postgres
+#   scripts/install-tools.sh go kcat java postgres pgbouncer
 set -euo pipefail
 
 missing=()
@@ -29,7 +29,10 @@ compiler() { command -v "$(go env CC 2>/dev/null || echo cc)"; }
 
 postgres() { [ -n "${POSTGRES_BIN:-}" ] || command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; }
 
-[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres ..." >&2; exit 2; }
+# pgbouncer lies in sbin, which not every PATH has.
+pgbouncer() { type -P pgbouncer || ls /usr/sbin/pgbouncer; }
+
+[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres|pgbouncer ..." >&2; exit 2; }
 for tool in "$@"; do
   case $tool in
     go)
@@ -42,6 +45,7 @@ for tool in "$@"; do
       need "Maven" "command -v mvn" maven
       ;;
     postgres) need "Postgres" postgres postgresql ;;
+    pgbouncer) need "pgbouncer" pgbouncer pgbouncer ;;
     *) echo "install-tools: unknown tool $tool" >&2; exit 2 ;;
   esac
 done

@@ -20,7 +20,7 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 		URL:              cfg.SourceURL,
 		Schema:           cfg.Source.Table.Schema,
 		Table:            cfg.Source.Table.Name,
-		IDColumn:         cfg.Source.Columns.ID,
+		KeyColumns:       cfg.Source.Columns.ID,
 		ClientColumn:     cfg.Source.Columns.Client,
 		RestaurantColumn: cfg.Source.Columns.Restaurant,
 		Publication:      cfg.Source.Publication,

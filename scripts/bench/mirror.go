@@ -50,7 +50,7 @@ func startMirror(ctx context.Context, d *deployment) (*mirror, error) {
 	m := &mirror{store: store, done: make(chan error, 1)}
 	m.mirror = cdc.New(cdc.Config{
 		URL:    func() (string, error) { return d.db.url, nil },
-		Schema: "public", Table: "subscribers_restaurants", IDColumn: "id", ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
+		Schema: "public", Table: "subscribers_restaurants", KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "bench_mirror", ApplicationName: "dinnerbell bench",
 		Logger: slog.New(slog.NewTextHandler(log, nil)),
 	}, store)

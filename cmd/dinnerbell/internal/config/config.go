@@ -39,9 +39,9 @@ type Source struct {
 
 // Columns are the names of the columns that make a subscription.
 type Columns struct {
-	ID         string `yaml:"id"`         // default id
-	Client     string `yaml:"client"`     // default client_id
-	Restaurant string `yaml:"restaurant"` // default restaurant_id
+	ID         []string `yaml:"id"`         // default id; several for a composite key
+	Client     string   `yaml:"client"`     // default client_id
+	Restaurant string   `yaml:"restaurant"` // default restaurant_id
 }
 
 // Sink is the Postgres that feedback rows and the daemon's own tables are in.
@@ -119,7 +119,7 @@ func Defaults() *Config {
 	return &Config{
 		Source: Source{
 			Table:       Table{"public", "subscribers_restaurants"},
-			Columns:     Columns{ID: "id", Client: "client_id", Restaurant: "restaurant_id"},
+			Columns:     Columns{ID: []string{"id"}, Client: "client_id", Restaurant: "restaurant_id"},
 			Publication: "dinnerbell",
 			Slot:        "dinnerbell",
 		},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,7 +72,7 @@ func TestLoadFull(t *testing.T) {
 	if got := cfg.Source.Table; got != (Table{"shop", "subs"}) {
 		t.Errorf("source.table = %v", got)
 	}
-	if want := (Columns{"nr", "who", "where"}); cfg.Source.Columns != want {
+	if want := (Columns{[]string{"nr"}, "who", "where"}); !reflect.DeepEqual(cfg.Source.Columns, want) {
 		t.Errorf("source.columns = %v, want %v", cfg.Source.Columns, want)
 	}
 	if want := []string{"kafka:9092", "kafka2:9092"}; !reflect.DeepEqual(cfg.Kafka.Brokers, want) {
@@ -151,7 +152,7 @@ func TestEnvironmentWins(t *testing.T) {
 	t.Parallel()
 	cfg, err := Load(write(t, "f.yaml", full), Env{
 		"DINNERBELL_SOURCE_URL":               "postgres://env/x",
-		"DINNERBELL_SOURCE_COLUMNS_ID":        "pk",
+		"DINNERBELL_SOURCE_COLUMNS_ID":        "pk, Day",
 		"DINNERBELL_KAFKA_BROKERS":            "a:1, b:2",
 		"DINNERBELL_KAFKA_TLS_ENABLED":        "false",
 		"DINNERBELL_SINK_URL":                 "",
@@ -165,7 +166,7 @@ func TestEnvironmentWins(t *testing.T) {
 	if url, _ := cfg.SinkURL(); url != "postgres://env/x" {
 		t.Errorf("sink url = %q; emptied by the environment it is the source's", url)
 	}
-	if cfg.Source.Columns.ID != "pk" || cfg.Source.Columns.Client != "who" {
+	if !slices.Equal(cfg.Source.Columns.ID, []string{"pk", "Day"}) || cfg.Source.Columns.Client != "who" {
 		t.Errorf("columns = %+v", cfg.Source.Columns)
 	}
 	if want := []string{"a:1", "b:2"}; !reflect.DeepEqual(cfg.Kafka.Brokers, want) {

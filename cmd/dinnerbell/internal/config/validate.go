@@ -41,8 +41,15 @@ func (c *Config) checkSource() []error {
 	} else if err := checkURL(c.Source.URL); err != nil {
 		out = append(out, err)
 	}
+	if len(c.Source.Columns.ID) == 0 {
+		out = append(out, errors.New("source.columns.id: empty"))
+	}
+	for _, name := range c.Source.Columns.ID {
+		if err := checkIdentifier(name); err != nil {
+			out = append(out, fmt.Errorf("source.columns.id: %w", err))
+		}
+	}
 	for _, n := range []struct{ key, value string }{
-		{"source.columns.id", c.Source.Columns.ID},
 		{"source.columns.client", c.Source.Columns.Client},
 		{"source.columns.restaurant", c.Source.Columns.Restaurant},
 		{"source.publication", c.Source.Publication},
