@@ -47,6 +47,9 @@ type Broker struct {
 	proc *process
 }
 
+// PID of the running child.
+func (b *Broker) PID() int { return b.proc.pid() }
+
 // StartBroker starts the child and returns once it answers.
 func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	if len(o.Command) == 0 {

@@ -61,6 +61,9 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 // Addr is host:port of the broker, the same over restarts.
 func (k *Kafka) Addr() string { return loopback(k.opts.Port) }
 
+// PID of the running server.
+func (k *Kafka) PID() int { return k.proc.pid() }
+
 // Start starts a stopped or killed server on the same ports and data. After a
 // Kill it takes some seconds: the controller refuses the broker until its
 // former session has run out.

@@ -90,7 +90,7 @@ type options struct {
 
 // parts in the order in which they run. Rebuild comes first: it needs a daemon
 // that has no state yet.
-var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "kill", "memory", "cdc", "drain", "flatness"}
+var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "kill", "memory", "cdc", "drain", "flatness", "units"}
 
 func parseOptions(args []string, stderr io.Writer) (options, error) {
 	o := options{}
@@ -176,7 +176,7 @@ func (o *options) check() error {
 }
 
 // notQuick are parts that a quick run leaves out unless it is asked for them.
-var notQuick = []string{"lanes", "kill", "flatness"}
+var notQuick = []string{"lanes", "kill", "flatness", "units"}
 
 func (o *options) wants(part string) bool {
 	if len(o.only) == 0 {

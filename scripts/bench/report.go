@@ -60,6 +60,16 @@ func (r *report) addRatio(name string, values, others []float64) {
 	r.add(name, "ratio", ratios, "")
 }
 
+// value is the median of a result; 0 where there is none.
+func (r *report) value(name string) float64 {
+	for i := range r.results {
+		if r.results[i].Name == name {
+			return r.results[i].Value
+		}
+	}
+	return 0
+}
+
 // write prints the table and writes both files.
 func (r *report) write(o options, stdout io.Writer) error {
 	if len(r.results) == 0 {

@@ -105,6 +105,7 @@ func (st *stage) parts(ctx context.Context) error {
 		{"cdc", false, st.cdc},
 		{"drain", false, st.drain},
 		{"flatness", false, st.flatness},
+		{"units", true, st.units},
 	} {
 		if !st.opts.wants(p.name) || !p.everywhere && st.kind != st.opts.brokers[0] {
 			continue

@@ -1,0 +1,95 @@
+// Package capacity works out what a workload needs, from unit costs that
+// `make bench` measures. It knows sums and limits, no clock and no network.
+package capacity
+
+import (
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Units are measured costs. CPU is in seconds of one core per million, sizes are
+// in bytes for one.
+type Units struct {
+	Machine  string  `json:"machine"`  // where they were measured, for people
+	Measured string  `json:"measured"` // date
+	Cores    float64 `json:"cores"`    // of that machine, on which everything ran
+
+	// Notification is one notification of a large campaign, Campaign what each
+	// campaign costs on top, whatever its audience.
+	Notification Cost `json:"notification"`
+	Campaign     Cost `json:"campaign"`
+	// Texts is the length of content, owner and contact together in the
+	// campaigns that were measured: sizes of a notification grow with them.
+	Texts float64 `json:"texts"`
+	// LaneRate is how many notifications a second one lane decides at best: its
+	// transactions follow one another.
+	LaneRate float64 `json:"lane_rate"`
+
+	Change       Cost         `json:"change"` // of one subscription, in a transaction of its own
+	ChangeRate   float64      `json:"change_rate"`
+	Subscription Subscription `json:"subscription"`
+}
+
+// Cost is what one notification, campaign or change costs.
+type Cost struct {
+	Daemon   float64 `json:"daemon"`   // CPU of the daemon
+	Postgres float64 `json:"postgres"` // CPU of Postgres: the sink's, for a change the source's walsender
+	Broker   float64 `json:"broker"`   // CPU of the Kafka broker, one replica
+	WAL      float64 `json:"wal"`      // bytes of Postgres' log
+	Table    float64 `json:"table"`    // bytes of table and index that stay
+	Kafka    float64 `json:"kafka"`    // bytes of the output topic, one replica
+}
+
+// Subscription is what one subscription costs.
+type Subscription struct {
+	Disk        float64 `json:"disk"`         // bytes in state.dir
+	RebuildRate float64 `json:"rebuild_rate"` // subscriptions a second, Postgres on the same machine
+	Memory      float64 `json:"memory"`       // bytes of the daemon at its peak, in all: they do not grow with the table
+}
+
+//go:embed units.json
+var builtIn []byte
+
+// Default are the unit costs of docs/performance.md.
+func Default() (Units, error) { return parse(builtIn, "built-in unit costs") }
+
+// Read reads what the benchmark wrote to build/units.json.
+func Read(path string) (Units, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Units{}, fmt.Errorf("read unit costs: %w; `make bench` writes them to build/units.json", err)
+	}
+	return parse(text, path)
+}
+
+func parse(text []byte, from string) (Units, error) {
+	var u Units
+	if err := json.Unmarshal(text, &u); err != nil {
+		return u, fmt.Errorf("read unit costs of %s: %w", from, err)
+	}
+	if u.Cores <= 0 || u.LaneRate <= 0 || u.ChangeRate <= 0 || u.Subscription.RebuildRate <= 0 ||
+		u.Notification.Daemon <= 0 || u.Notification.Postgres <= 0 || u.Notification.WAL <= 0 || u.Subscription.Disk <= 0 {
+		return u, fmt.Errorf("read unit costs of %s: %w", from, errIncomplete)
+	}
+	return u, nil
+}
+
+var errIncomplete = errors.New("a cost is missing or not above zero")
+
+// per is the cost of one notification where campaigns have a given audience and
+// texts of a given length.
+func (u *Units) per(audience, texts float64) Cost {
+	n, c := u.Notification, u.Campaign
+	more := texts - u.Texts
+	return Cost{
+		Daemon:   n.Daemon + c.Daemon/audience,
+		Postgres: n.Postgres + c.Postgres/audience,
+		Broker:   n.Broker + c.Broker/audience,
+		WAL:      max(0, n.WAL+more) + c.WAL/audience,
+		Table:    max(0, n.Table+more) + c.Table/audience,
+		Kafka:    max(0, n.Kafka+more) + c.Kafka/audience,
+	}
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// units is what `dinnerbell capacity --units` reads; its meaning is documented
+// there.
+type units struct {
+	Machine      string  `json:"machine"`
+	Measured     string  `json:"measured"`
+	Cores        float64 `json:"cores"`
+	Notification cost    `json:"notification"`
+	Campaign     cost    `json:"campaign"`
+	Texts        float64 `json:"texts"`
+	LaneRate     float64 `json:"lane_rate"`
+	Change       cost    `json:"change"`
+	ChangeRate   float64 `json:"change_rate"`
+	Subscription struct {
+		Disk        float64 `json:"disk"`
+		RebuildRate float64 `json:"rebuild_rate"`
+		Memory      float64 `json:"memory"`
+	} `json:"subscription"`
+}
+
+type cost struct {
+	Daemon   float64 `json:"daemon"`
+	Postgres float64 `json:"postgres"`
+	Broker   float64 `json:"broker"`
+	WAL      float64 `json:"wal"`
+	Table    float64 `json:"table"`
+	Kafka    float64 `json:"kafka"`
+}
+
+// meter reads everything that the cost of a delivery is taken from.
+type meter struct {
+	daemon, postgres, broker, wal, table, kafka float64
+}
+
+func (st *stage) meter(ctx context.Context) (m meter, err error) {
+	if m.daemon, err = cpuSeconds(st.d.daemon.pid()); err != nil {
+		return m, err
+	}
+	if m.postgres, err = treeSeconds(st.servers.postgres.PID()); err != nil {
+		return m, err
+	}
+	broker, dir := st.servers.kfake.PID, filepath.Join(st.servers.dir, "kfake")
+	if st.kind == "kafka" {
+		broker, dir = st.servers.kafka.PID, filepath.Join(st.servers.dir, "kafka")
+	}
+	if m.broker, err = cpuSeconds(broker()); err != nil {
+		return m, err
+	}
+	if m.kafka, err = diskUsage(dir); err != nil {
+		return m, err
+	}
+	err = st.d.db.conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8, pg_total_relation_size('public.subscribers_feedback')::float8`).Scan(&m.wal, &m.table)
+	return m, err
+}
+
+// since is the difference per notification: CPU per million, bytes for one.
+func (m meter) since(before meter, notifications int) cost {
+	n := float64(notifications)
+	return cost{
+		Daemon:   (m.daemon - before.daemon) / n * 1e6,
+		Postgres: (m.postgres - before.postgres) / n * 1e6,
+		Broker:   (m.broker - before.broker) / n * 1e6,
+		WAL:      (m.wal - before.wal) / n,
+		Table:    (m.table - before.table) / n,
+		Kafka:    (m.kafka - before.kafka) / n,
+	}
+}
+
+// costOf measures one kind of load, the median of all runs.
+func (st *stage) costOf(ctx context.Context, kind string, n int) (c cost, rate float64, texts int, err error) {
+	var all []cost
+	var rates []float64
+	for range st.opts.runs {
+		l, err := newLoad(&st.town, kind, n, 1, false)
+		if err != nil {
+			return c, 0, 0, err
+		}
+		if err := st.ours.prepare(ctx, l); err != nil {
+			return c, 0, 0, err
+		}
+		before, err := st.meter(ctx)
+		if err != nil {
+			return c, 0, 0, err
+		}
+		began := time.Now()
+		if err := st.ours.deliver(ctx, l); err != nil {
+			return c, 0, 0, err
+		}
+		took := time.Since(began).Seconds()
+		after, err := st.meter(ctx)
+		if err != nil {
+			return c, 0, 0, err
+		}
+		if err := st.ours.settle(ctx, l); err != nil {
+			return c, 0, 0, err
+		}
+		all, rates = append(all, after.since(before, l.total)), append(rates, float64(l.total)/took)
+		texts = len(l.campaigns[0].Content) + len(l.campaigns[0].Owner) + len(l.campaigns[0].Contact)
+	}
+	mid := func(f func(cost) float64) float64 { return median(pluck(all, f)) }
+	return cost{
+		Daemon: mid(func(c cost) float64 { return c.Daemon }), Postgres: mid(func(c cost) float64 { return c.Postgres }),
+		Broker: mid(func(c cost) float64 { return c.Broker }), WAL: mid(func(c cost) float64 { return c.WAL }),
+		Table: mid(func(c cost) float64 { return c.Table }), Kafka: mid(func(c cost) float64 { return c.Kafka }),
+	}, median(rates), texts, nil
+}
+
+// units measures unit costs on this broker, writes them next to the results,
+// lets `dinnerbell capacity` predict from them, and compares with what other
+// parts have measured. What a campaign costs on top of its notifications is
+// taken from audiences of 100; audiences of 10 then test it.
+func (st *stage) units(ctx context.Context) error {
+	const audience = 100
+	large, rate, texts, err := st.costOf(ctx, kindLarge, 1)
+	if err != nil {
+		return err
+	}
+	small, _, _, err := st.costOf(ctx, kindHundred, st.opts.audience/audience)
+	if err != nil {
+		return err
+	}
+	u := units{
+		Machine:  fmt.Sprintf("%d cores, everything on one machine, broker %s", runtime.NumCPU(), st.kind),
+		Measured: time.Now().Format(time.DateOnly), Cores: float64(runtime.NumCPU()), Texts: float64(texts),
+		Notification: large, LaneRate: rate,
+	}
+	on := func(small, large float64) float64 { return max(0, small-large) * audience }
+	u.Campaign = cost{
+		Daemon: on(small.Daemon, large.Daemon), Postgres: on(small.Postgres, large.Postgres), Broker: on(small.Broker, large.Broker),
+		WAL: on(small.WAL, large.WAL), Table: on(small.Table, large.Table), Kafka: on(small.Kafka, large.Kafka),
+	}
+	if u.Change, u.ChangeRate, err = st.changeCost(ctx); err != nil {
+		return err
+	}
+	u.Subscription.Disk = st.report.value("disk")
+	u.Subscription.RebuildRate = st.report.value("rebuild")
+	u.Subscription.Memory = 1e6 * st.report.value("memory_peak")
+	for _, c := range []struct {
+		name  string
+		value float64
+		unit  string
+	}{
+		{"unit_wal", large.WAL, "B/notification"}, {"unit_table", large.Table, "B/notification"}, {"unit_kafka", large.Kafka, "B/notification"},
+		{"unit_cpu_broker", large.Broker, "s/million"}, {"unit_change_daemon", u.Change.Daemon, "s/million"}, {"unit_change_postgres", u.Change.Postgres, "s/million"},
+	} {
+		st.report.add(c.name+"_"+st.kind, c.unit, []float64{c.value}, "")
+	}
+	return st.predict(ctx, &u)
+}
+
+// changeCost lets the daemon catch up with single-row transactions.
+func (st *stage) changeCost(ctx context.Context) (c cost, rate float64, err error) {
+	n := st.opts.transactions
+	if err := st.d.start(ctx); err != nil {
+		return c, 0, err
+	}
+	if err := st.d.stop(); err != nil {
+		return c, 0, err
+	}
+	var before, after float64
+	wal := `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8`
+	if err := st.d.db.conn.QueryRow(ctx, wal).Scan(&before); err != nil {
+		return c, 0, err
+	}
+	if err := st.singles(ctx, n); err != nil {
+		return c, 0, err
+	}
+	if err := st.d.db.conn.QueryRow(ctx, wal).Scan(&after); err != nil {
+		return c, 0, err
+	}
+	end, err := mark(ctx, st.d.db)
+	if err != nil {
+		return c, 0, err
+	}
+	postgres, err := treeSeconds(st.servers.postgres.PID())
+	if err != nil {
+		return c, 0, err
+	}
+	began := time.Now()
+	if err := st.d.launch(); err != nil {
+		return c, 0, err
+	}
+	if err := st.d.applied(ctx, end); err != nil {
+		return c, 0, err
+	}
+	rate = float64(n) / time.Since(began).Seconds()
+	own, err := cpuSeconds(st.d.daemon.pid())
+	if err != nil {
+		return c, 0, err
+	}
+	postgresAfter, err := treeSeconds(st.servers.postgres.PID())
+	if err != nil {
+		return c, 0, err
+	}
+	per := float64(n) / 1e6
+	c = cost{Daemon: own / per, Postgres: (postgresAfter - postgres) / per, WAL: (after - before) / float64(n)}
+	return c, rate, st.d.db.exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
+}
+
+// predict asks the command, as a user would.
+func (st *stage) predict(ctx context.Context, u *units) error {
+	text, err := json.MarshalIndent(u, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode unit costs: %w", err)
+	}
+	path := filepath.Join(filepath.Dir(st.opts.json), "units.json")
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return fmt.Errorf("make folder for unit costs: %w", err)
+	}
+	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write unit costs: %w", err)
+	}
+	for _, p := range []struct {
+		measured        string
+		lanes, audience int
+	}{
+		{"fanout_throughput_" + st.kind, 1, st.opts.audience},
+		{"fanout_throughput_2lanes_" + st.kind, 2, st.opts.audience},
+		{"small_fanout_100", 1, 100},
+		{"small_fanout_10", 1, 10},
+	} {
+		measured := st.report.value(p.measured)
+		if measured == 0 {
+			continue // its part was not asked for
+		}
+		cmd := exec.CommandContext(ctx, st.opts.binary, "capacity", "--units", path,
+			"--one-machine", strconv.Itoa(p.lanes), "--audience", strconv.Itoa(p.audience))
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("run dinnerbell capacity: %w: %s", err, stderr.String())
+		}
+		predicted, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+		if err != nil {
+			return fmt.Errorf("read prediction: %w", err)
+		}
+		st.report.add("predicted_"+p.measured, "notifications/s", []float64{predicted}, "measured", measured)
+	}
+	return nil
+}
