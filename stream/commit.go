@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
@@ -62,7 +60,7 @@ func (s *session) commit(ctx context.Context, seq int64, st *step) (*payload, er
 	defer cancel()
 	for {
 		p, err := s.try(ctx, seq, st)
-		conflict := isUniqueViolation(err) && !st.allContested()
+		conflict := errors.Is(err, errNotified)
 		if err == nil || !conflict && !errors.Is(err, errEnded) {
 			return p, err
 		}
@@ -80,62 +78,77 @@ func (s *session) commit(ctx context.Context, seq int64, st *step) (*payload, er
 	}
 }
 
-// allContested tells whether nothing of the step goes by COPY.
-func (st *step) allContested() bool {
-	return !slices.ContainsFunc(st.picks, func(k *pick) bool { return !k.contested })
-}
-
-// try runs the step's transaction. On error it is not committed, or not known
-// to be; then the session must end.
-func (s *session) try(ctx context.Context, seq int64, st *step) (*payload, error) {
+// try runs the step's transaction, which has two halves: the feedback rows, then
+// everything else and the commit. They travel together, in one round trip,
+// unless something must be known in between. On error it is not committed, or
+// not known to be; then, but for what commit tries again, the session must end.
+func (s *session) try(ctx context.Context, seq int64, st *step) (_ *payload, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("commit step %d: %w", seq, err)
+		}
+	}()
 	p := st.payload()
 	p.seq = seq
-	if err := s.writeRows(ctx, st, p); err != nil {
-		return nil, fmt.Errorf("write feedback rows of step %d: %w", seq, err)
+	f := newFlight(ctx, s.conn)
+	defer f.end()
+	f.addCommand(s.sql.begin, "BEGIN")
+	if len(st.copyData) > 0 {
+		f.copy(s.sql.copy, st.copyData)
 	}
-	failpoint.Hit("commit/rows-written")
-	if err := s.writeStep(ctx, st, p); err != nil {
-		return nil, fmt.Errorf("write step %d: %w", seq, err)
+	apart := s.apart(st)
+	if apart {
+		if err := s.settleRows(ctx, f, st, p); err != nil {
+			return nil, err
+		}
 	}
-	failpoint.Hit("commit/step-written")
-	if time.Now().Unix() >= st.earliest {
-		return nil, fmt.Errorf("commit step %d: %w", seq, errEnded)
+	s.addStep(f, st, p)
+	if apart {
+		if err := f.trip(); err != nil {
+			return nil, err
+		}
+		failpoint.Hit("commit/step-written")
+		if time.Now().Unix() >= st.earliest {
+			return nil, errEnded
+		}
 	}
-	tag, err := s.conn.Exec(ctx, "commit")
-	if err != nil {
-		return nil, fmt.Errorf("commit step %d: outcome unknown: %w", seq, err)
-	}
-	if tag.String() != "COMMIT" {
-		return nil, fmt.Errorf("commit step %d: Postgres answered %s", seq, tag)
+	f.addCommand(s.sql.commit, "COMMIT")
+	f.depart()
+	failpoint.Hit("commit/sent")
+	if err := f.arrive(); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
 
-// writeRows begins the transaction and writes the feedback rows. begin travels
-// with the COPY, which saves a round trip.
-func (s *session) writeRows(ctx context.Context, st *step, p *payload) error {
-	if len(st.copyData) > 0 {
-		sql := "begin; COPY " + s.t.feedback + " (" + copyColumns + ") FROM STDIN (FORMAT binary)"
-		if _, err := s.conn.PgConn().CopyFrom(ctx, bytes.NewReader(st.copyData), sql); err != nil {
-			return err
-		}
-	} else if _, err := s.conn.Exec(ctx, "begin"); err != nil {
+// apart tells whether the halves of the step's transaction must travel apart:
+// because what ON CONFLICT leaves out is not shipped, or because a campaign's
+// end may come before the commit does, so the clock is read once more before it
+// is sent.
+func (s *session) apart(st *step) bool {
+	return st.contested() || time.Now().Add(s.cfg.SinkTimeout).Unix() >= st.earliest
+}
+
+// settleRows ends the first half: it waits for the COPY and writes what goes by
+// ON CONFLICT.
+func (s *session) settleRows(ctx context.Context, f *flight, st *step, p *payload) error {
+	if err := f.trip(); err != nil {
 		return err
 	}
-	if len(st.copyData) > 0 && !st.contested() {
-		return nil
+	if st.contested() {
+		f.end() // pgx sets time limits of its own
+		if err := s.insertContested(ctx, st, p); err != nil {
+			return err
+		}
+		f.begin()
 	}
-	return s.insertContested(ctx, st, p)
+	failpoint.Hit("commit/rows-written")
+	return nil
 }
 
 // contested tells whether some of the step's clients go by ON CONFLICT.
 func (st *step) contested() bool {
-	for _, k := range st.picks {
-		if k.contested {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.contested })
 }
 
 // insertContested writes the clients that COPY did not, and leaves in p only
@@ -185,43 +198,52 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
 	return written, err
 }
 
-// writeStep changes everything but the feedback rows, in one round trip, and
-// checks that each compare-and-swap has hit.
-func (s *session) writeStep(ctx context.Context, st *step, p *payload) error {
-	b := &pgx.Batch{}
-	expect := func(want int64, otherwise error) func(pgconn.CommandTag) error {
-		return func(tag pgconn.CommandTag) error {
-			if tag.RowsAffected() != want {
-				return fmt.Errorf("%s of %d rows instead of %d: %w", tag, tag.RowsAffected(), want, otherwise)
-			}
-			return nil
-		}
-	}
-	s.queueLane(b, st, p).Exec(expect(1, errTakenOver))
+// addStep puts on board what changes everything but the feedback rows. Each
+// compare-and-swap fails the transaction if it misses.
+func (s *session) addStep(f *flight, st *step, p *payload) {
+	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
 	rows := newRowSets(st)
 	if rows.inserts.len() > 0 {
-		rows.inserts.queueInsert(b, s.t).Exec(expect(rows.inserts.len(), errStale))
+		f.add(s.sql.insert, rows.inserts.args()...)
 	}
 	if rows.edits.len() > 0 {
-		rows.edits.queueEdit(b, s.t).Exec(expect(rows.edits.len(), errStale))
+		f.add(s.sql.edit, rows.edits.editArgs()...)
 	}
 	if rows.repeats.len() > 0 {
-		rows.repeats.queueRepeat(b, s.t).Exec(expect(rows.repeats.len(), errStale))
+		f.add(s.sql.repeat, rows.repeats.repeatArgs()...)
 	}
 	if rows.moves.len() > 0 {
-		rows.moves.queueMove(b, s.t).Exec(expect(rows.moves.len(), errStale))
+		f.add(s.sql.move, rows.moves.moveArgs()...)
 	}
-	b.Queue(`INSERT INTO `+s.t.outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
-		s.lane.id, p.seq, p.notifications(), p.encode())
-	b.Queue(`DELETE FROM `+s.t.outbox+` WHERE lane = $1 AND seq <= $2`, s.lane.id, s.shipped.Load())
-	return s.conn.SendBatch(ctx, b).Close()
+	f.add(s.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
+	f.add(s.sql.clean, s.lane.id, s.shipped.Load())
 }
 
-func (s *session) queueLane(b *pgx.Batch, st *step, p *payload) *pgx.QueuedQuery {
-	return b.Queue(`UPDATE `+s.t.lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
+// stepStatements are what a step's transaction is made of.
+type stepStatements struct {
+	begin, copy, lane, insert, edit, repeat, move, outbox, clean, commit *statement
+}
+
+func newStepStatements(t tables) *stepStatements {
+	return &stepStatements{
+		begin: &statement{name: "begin", sql: `BEGIN`},
+		copy: &statement{name: "copy feedback rows", sql: `COPY ` + t.feedback + ` (` + copyColumns + `) FROM STDIN (FORMAT binary)`,
+			stands: map[string]error{uniqueViolation: errNotified}},
+		lane: &statement{name: "move lane", stands: missed(errTakenOver), sql: expecting("1", `UPDATE `+t.lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
   shipped = $8, notifications_ends = $9
-WHERE lane = $1 AND epoch = $2 AND seq = $3`,
-		s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
+WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
+		insert: &statement{name: "insert campaigns", stands: missed(errStale), sql: insertRowsSQL(t)},
+		edit:   &statement{name: "edit campaigns", stands: missed(errStale), sql: editRowsSQL(t)},
+		repeat: &statement{name: "repeat campaigns", stands: missed(errStale), sql: repeatRowsSQL(t)},
+		move:   &statement{name: "move campaigns", stands: missed(errStale), sql: moveRowsSQL(t)},
+		outbox: &statement{name: "write outbox", sql: `INSERT INTO ` + t.outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
+		clean:  &statement{name: "clean outbox", sql: `DELETE FROM ` + t.outbox + ` WHERE lane = $1 AND seq <= $2`},
+		commit: &statement{name: "commit", sql: `COMMIT`},
+	}
+}
+
+func (q *stepStatements) all() []*statement {
+	return []*statement{q.begin, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.outbox, q.clean, q.commit}
 }
 
 // committed does what may only follow the commit.
@@ -236,9 +258,4 @@ func (s *session) committed(ctx context.Context, st *step, p *payload) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-func isUniqueViolation(err error) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "23505"
 }

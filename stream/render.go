@@ -2,7 +2,6 @@ package stream
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -119,42 +118,4 @@ func appendJSONString(dst []byte, s string) []byte {
 		return append(dst, `""`...)
 	}
 	return append(dst, bytes.TrimSuffix(out.Bytes(), []byte("\n"))...)
-}
-
-// copyColumns is the column order of copyHead: the client comes last, so that
-// all before it is constant per campaign.
-const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, " +
-	"adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id"
-
-// copySignature opens a binary COPY stream, copyTrailer ends it: the
-// signature, no flags, no header extension; then a field count of -1.
-// https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
-const (
-	copySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	copyTrailer   = "\xff\xff"
-)
-
-// appendCopyHead appends a binary COPY tuple up to its last field.
-func appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
-	dst = binary.BigEndian.AppendUint16(dst, 10)
-	for _, s := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
-		dst = binary.BigEndian.AppendUint32(dst, uint32(len(s)))
-		dst = append(dst, s...)
-	}
-	for _, n := range []int64{c.Start, c.End, c.Created} {
-		dst = binary.BigEndian.AppendUint32(dst, 8)
-		dst = binary.BigEndian.AppendUint64(dst, uint64(n))
-	}
-	dst = binary.BigEndian.AppendUint32(dst, 4)
-	return binary.BigEndian.AppendUint32(dst, uint32(int32(trigger)))
-}
-
-// appendTuple appends one feedback row to a binary COPY stream.
-func (w *wire) appendTuple(dst []byte, client state.ID) []byte {
-	dst = append(dst, w.copyHead...)
-	mark := len(dst)
-	dst = append(dst, 0, 0, 0, 0)
-	dst = client.AppendText(dst)
-	binary.BigEndian.PutUint32(dst[mark:], uint32(len(dst)-mark-4))
-	return dst
 }

@@ -1,9 +1,5 @@
 package stream
 
-import (
-	"github.com/jackc/pgx/v5"
-)
-
 // rowSet holds campaign rows column by column, as unnest takes them.
 type rowSet struct {
 	campaigns, restaurants     []string
@@ -80,30 +76,40 @@ func (s *rowSet) args() []any {
 		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors}
 }
 
-func (s *rowSet) queueInsert(b *pgx.Batch, t tables) *pgx.QueuedQuery {
-	return b.Queue(`INSERT INTO `+t.campaign+` (`+rowColumns+`) SELECT `+rowColumns+` FROM unnest(`+rowArrays+`) AS u(`+rowColumns+`) ON CONFLICT DO NOTHING`, s.args()...)
+func (s *rowSet) editArgs() []any { return append(s.args(), s.replacesLanes, s.replacesOffsets) }
+
+func (s *rowSet) repeatArgs() []any {
+	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.times, s.replacesLanes, s.replacesOffsets}
 }
 
-func (s *rowSet) queueEdit(b *pgx.Batch, t tables) *pgx.QueuedQuery {
-	return b.Queue(`UPDATE `+t.campaign+` AS c SET lane = u.lane, msg_offset = u.msg_offset, msg_time = u.msg_time, fingerprint = u.fingerprint,
+func (s *rowSet) moveArgs() []any {
+	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.states, s.cursors}
+}
+
+// everyRow: each row of the set must be hit, or the step is stale.
+const everyRow = `cardinality($1::text[])`
+
+func insertRowsSQL(t tables) string {
+	return expecting(everyRow, `INSERT INTO `+t.campaign+` (`+rowColumns+`) SELECT `+rowColumns+` FROM unnest(`+rowArrays+`) AS u(`+rowColumns+`) ON CONFLICT DO NOTHING`)
+}
+
+func editRowsSQL(t tables) string {
+	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET lane = u.lane, msg_offset = u.msg_offset, msg_time = u.msg_time, fingerprint = u.fingerprint,
   adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner, adv_campaign_owner_contact = u.adv_campaign_owner_contact,
   adv_campaign_datetime_start = u.adv_campaign_datetime_start, adv_campaign_datetime_end = u.adv_campaign_datetime_end,
   datetime_created = u.datetime_created, state = u.state, cursor = u.cursor, accepted_at = now()
 FROM unnest(`+rowArrays+`, $15::int4[], $16::int8[]) AS u(`+rowColumns+`, old_lane, old_offset)
-WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id AND c.lane = u.old_lane AND c.msg_offset = u.old_offset`,
-		append(s.args(), s.replacesLanes, s.replacesOffsets)...)
+WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id AND c.lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
-func (s *rowSet) queueRepeat(b *pgx.Batch, t tables) *pgx.QueuedQuery {
-	return b.Queue(`UPDATE `+t.campaign+` AS c SET lane = u.lane, msg_offset = u.msg_offset, msg_time = u.msg_time
+func repeatRowsSQL(t tables) string {
+	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET lane = u.lane, msg_offset = u.msg_offset, msg_time = u.msg_time
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::int4[], $7::int8[]) AS u(campaign, restaurant, lane, msg_offset, msg_time, old_lane, old_offset)
-WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.old_lane AND c.msg_offset = u.old_offset`,
-		s.campaigns, s.restaurants, s.lanes, s.offsets, s.times, s.replacesLanes, s.replacesOffsets)
+WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
-func (s *rowSet) queueMove(b *pgx.Batch, t tables) *pgx.QueuedQuery {
-	return b.Queue(`UPDATE `+t.campaign+` AS c SET state = u.state, cursor = u.cursor
+func moveRowsSQL(t tables) string {
+	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET state = u.state, cursor = u.cursor
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, msg_offset, state, cursor)
-WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.msg_offset = u.msg_offset`,
-		s.campaigns, s.restaurants, s.lanes, s.offsets, s.states, s.cursors)
+WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.msg_offset = u.msg_offset`)
 }

@@ -19,9 +19,10 @@ type session struct {
 	cfg  Config
 	t    tables
 
-	conn   *pgx.Conn   // the commit goroutine's
-	reader *pgx.Conn   // the intake goroutine's
-	client *kgo.Client // intake polls, ship produces
+	conn   *pgx.Conn       // the commit goroutine's
+	sql    *stepStatements // prepared on conn
+	reader *pgx.Conn       // the intake goroutine's
+	client *kgo.Client     // intake polls, ship produces
 
 	ids         topicIDs
 	known       knownIDs

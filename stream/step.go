@@ -44,9 +44,9 @@ type step struct {
 	expired    int64
 
 	// set by seal
-	trigger  int64 // Unix second of the decision
-	earliest int64 // the earliest end among the picks: not committed at or after it
-	copyData []byte
+	trigger  int64  // Unix second of the decision
+	earliest int64  // the earliest end among the picks: not committed at or after it
+	copyData []byte // CopyData messages; empty if nothing goes by COPY
 	size     int
 }
 
@@ -95,26 +95,20 @@ func (st *step) seal(now int64) {
 		st.rows[p.live.key()].state = stateFinished // the row is there: see decider.pick
 		return true
 	})
-	size := len(copySignature) + len(copyTrailer)
+	size := 0
 	for _, p := range st.picks {
 		p.wire = render(p.live.Campaign, now)
 		size += p.clients.Len()*(len(p.wire.copyHead)+4) + 3*len(p.clients.Bytes())
 	}
-	st.copyData = append(slices.Grow(st.copyData[:0], size), copySignature...)
+	var frames copyFrames
+	frames.begin(st.copyData, size)
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
-		if p.contested = p.live.contested.Load(); p.contested {
-			continue
-		}
-		for i := range p.clients.Len() {
-			st.copyData = p.wire.appendTuple(st.copyData, p.clients.At(i))
+		if p.contested = p.live.contested.Load(); !p.contested {
+			frames.add(p.wire, p.clients)
 		}
 	}
-	if len(st.copyData) == len(copySignature) {
-		st.copyData = st.copyData[:0]
-		return
-	}
-	st.copyData = append(st.copyData, copyTrailer...)
+	st.copyData = frames.end()
 }
 
 // payload is what the step ships if every client of it was new.

@@ -112,6 +112,16 @@ func (s *session) connect(ctx context.Context) error {
 	return nil
 }
 
+// laneSettings have each statement planned once per session, and by keys: what a
+// lane asks for is always a few rows by their key, and a plan that was made
+// while the tables were empty must not stay a scan of them when they are large.
+const laneSettings = `
+SET plan_cache_mode = force_generic_plan;
+SET enable_seqscan = off;
+SET enable_hashjoin = off;
+SET enable_mergejoin = off;
+SET jit = off`
+
 func (s *session) openSink(ctx context.Context) (err error) {
 	name := fmt.Sprintf("dinnerbell %s lane %d", s.cfg.Kafka.InstanceID, s.lane.id)
 	if s.conn, err = s.cfg.Sink.connect(ctx, name); err != nil {
@@ -119,6 +129,11 @@ func (s *session) openSink(ctx context.Context) (err error) {
 	}
 	if s.reader, err = s.cfg.Sink.connect(ctx, name+" reader"); err != nil {
 		return err
+	}
+	for _, c := range []*pgx.Conn{s.conn, s.reader} {
+		if _, err := c.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return fmt.Errorf("set up sink session: %w", err)
+		}
 	}
 	if err := checkLayout(ctx, s.conn, s.t); err != nil {
 		return err
@@ -130,7 +145,8 @@ func (s *session) openSink(ctx context.Context) (err error) {
 	if index == "" {
 		return fmt.Errorf("feedback table %s has no valid unique index on (adv_campaign_id, client_id); run `dinnerbell setup`", s.t.feedback)
 	}
-	return nil
+	s.sql = newStepStatements(s.t)
+	return prepare(ctx, s.conn, s.sql.all()...)
 }
 
 func (s *session) raiseEpoch(ctx context.Context) error {

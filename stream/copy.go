@@ -1,0 +1,100 @@
+package stream
+
+import (
+	"encoding/binary"
+
+	"dinnerbell/state"
+)
+
+// copyColumns is the column order of copyHead: the client comes last, so that
+// all before it is constant per campaign.
+const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, " +
+	"adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id"
+
+// copySignature opens a binary COPY stream, copyTrailer ends it: the
+// signature, no flags, no header extension; then a field count of -1.
+// https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
+const (
+	copySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	copyTrailer   = "\xff\xff"
+)
+
+// copyFrame is about how many bytes one CopyData message carries. The server
+// reads a message whole before it works on it, and messages may be cut anywhere.
+const copyFrame = 64 << 10
+
+// copyFrameHead is the length of 'd' and the int32 length that counts itself.
+const copyFrameHead = 5
+
+// copyFrames is the data of one binary COPY as it is sent: CopyData messages,
+// back to back. Nothing is copied or framed again on the way to the socket.
+type copyFrames struct {
+	buf   []byte
+	frame int // where the open frame begins
+}
+
+// begin opens the stream in buf's memory, with room for size bytes of tuples.
+func (c *copyFrames) begin(buf []byte, size int) {
+	size += len(copySignature) + len(copyTrailer) + copyFrameHead*(2+size/copyFrame)
+	if cap(buf) < size {
+		buf = make([]byte, 0, size)
+	}
+	c.buf = buf[:0]
+	c.open()
+	c.buf = append(c.buf, copySignature...)
+}
+
+func (c *copyFrames) open() {
+	c.frame = len(c.buf)
+	c.buf = append(c.buf, 'd', 0, 0, 0, 0)
+}
+
+func (c *copyFrames) close() {
+	binary.BigEndian.PutUint32(c.buf[c.frame+1:], uint32(len(c.buf)-c.frame-1))
+}
+
+// add appends a campaign's rows, one per client.
+func (c *copyFrames) add(w *wire, clients *state.IDList) {
+	for i := range clients.Len() {
+		if len(c.buf)-c.frame >= copyFrame {
+			c.close()
+			c.open()
+		}
+		c.buf = w.appendTuple(c.buf, clients.At(i))
+	}
+}
+
+// end closes the stream and returns it; empty where no row was added.
+func (c *copyFrames) end() []byte {
+	if len(c.buf) == copyFrameHead+len(copySignature) {
+		return c.buf[:0]
+	}
+	c.buf = append(c.buf, copyTrailer...)
+	c.close()
+	return c.buf
+}
+
+// appendCopyHead appends a binary COPY tuple up to its last field.
+func appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, 10)
+	for _, s := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
+		dst = binary.BigEndian.AppendUint32(dst, uint32(len(s)))
+		dst = append(dst, s...)
+	}
+	for _, n := range []int64{c.Start, c.End, c.Created} {
+		dst = binary.BigEndian.AppendUint32(dst, 8)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(n))
+	}
+	dst = binary.BigEndian.AppendUint32(dst, 4)
+	return binary.BigEndian.AppendUint32(dst, uint32(int32(trigger)))
+}
+
+// appendTuple appends one feedback row to a binary COPY stream.
+func (w *wire) appendTuple(dst []byte, client state.ID) []byte {
+	dst = append(dst, w.copyHead...)
+	mark := len(dst)
+	dst = append(dst, 0, 0, 0, 0)
+	dst = client.AppendText(dst)
+	binary.BigEndian.PutUint32(dst[mark:], uint32(len(dst)-mark-4))
+	return dst
+}

@@ -1,0 +1,236 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
+)
+
+// aircraft is a connection with statements to fly with.
+type aircraft struct {
+	*pgx.Conn
+	db                          *envtest.DB
+	begin, copy, hit, nap, done *statement
+}
+
+var errMissed = errors.New("missed")
+
+func newAircraft(t *testing.T) *aircraft {
+	t.Helper()
+	a := &aircraft{db: envtest.Database(t)}
+	a.db.Exec(`CREATE UNIQUE INDEX ON subscribers_feedback (adv_campaign_id, client_id); CREATE TABLE counter (n int8); INSERT INTO counter VALUES (0)`)
+	conn, err := SinkConfig{URL: func() (string, error) { return a.db.URL, nil }}.connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeConn(conn) })
+	a.Conn = conn
+	q := newStepStatements(SinkConfig{Table: "public.subscribers_feedback", DaemonSchema: "none"}.tables())
+	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
+	a.hit = &statement{name: "count", sql: expecting("$2", `UPDATE counter SET n = n + 1 WHERE n = $1`), stands: missed(errMissed)}
+	a.nap = &statement{name: "nap", sql: `SELECT pg_sleep(600)`}
+	if err := prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// frames are feedback rows of one campaign for the clients.
+func frames(t *testing.T, clients ...string) []byte {
+	t.Helper()
+	list := &state.IDList{}
+	for _, c := range clients {
+		list.Append(packID(t, c))
+	}
+	var f copyFrames
+	f.begin(nil, 0)
+	f.add(render(example(t), 7), list)
+	return f.end()
+}
+
+// expect checks what is committed: the rows and the counter.
+func (a *aircraft) expect(t *testing.T, rows, counter int64) {
+	t.Helper()
+	var gotRows, gotCounter int64
+	if err := a.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM subscribers_feedback), (SELECT n FROM counter)`).Scan(&gotRows, &gotCounter); err != nil {
+		t.Fatal(err)
+	}
+	if gotRows != rows || gotCounter != counter {
+		t.Errorf("%d rows and counter %d, want %d and %d", gotRows, gotCounter, rows, counter)
+	}
+}
+
+// What follows a statement that failed does not happen, the commit neither, and
+// the connection goes on after a rollback.
+func TestFlightStopsAtTheFirstError(t *testing.T) {
+	t.Parallel()
+	a := newAircraft(t)
+	for _, c := range []struct {
+		name    string
+		clients []string
+		n, want int64
+		err     error
+	}{
+		{"nothing fails", []string{"a", "b"}, 0, 1, nil},
+		{"a row is there already", []string{"c", "b"}, 1, 1, errNotified},
+		{"a large COPY fails at its last row", append(clients("0000", 3000), "a"), 1, 1, errNotified},
+		{"nothing is hit", []string{"d"}, 0, 1, errMissed},
+		{"more is hit than expected", []string{"e"}, 1, 0, errMissed},
+	} {
+		f := newFlight(t.Context(), a.Conn)
+		f.addCommand(a.begin, "BEGIN")
+		f.copy(a.copy, frames(t, c.clients...))
+		f.add(a.hit, c.n, c.want)
+		f.addCommand(a.done, "COMMIT")
+		err := f.trip()
+		f.end()
+		if !errors.Is(err, c.err) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.err)
+		}
+		if c.err != nil {
+			if _, err := a.Exec(t.Context(), "rollback"); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+		}
+		a.expect(t, 2, 1)
+	}
+}
+
+// Data of many CopyData messages arrives whole, whatever the cuts.
+func TestFlightCarriesLargeCopies(t *testing.T) {
+	t.Parallel()
+	a := newAircraft(t)
+	all := append(clients("0000", 5000), strings.Repeat("long", 250), strings.Repeat("wide", 200))
+	data := frames(t, all...)
+	if len(data) < 10*copyFrame {
+		t.Fatalf("%d bytes are too few for the test", len(data))
+	}
+	f := newFlight(t.Context(), a.Conn)
+	defer f.end()
+	f.copy(a.copy, data)
+	if err := f.trip(); err != nil { // without begin: the Sync commits
+		t.Fatal(err)
+	}
+	a.expect(t, int64(len(all)), 0)
+}
+
+// A flight that its context ends returns at once, says why, and leaves a
+// connection that cannot be taken for a good one.
+func TestFlightEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]func(context.Context) (context.Context, context.CancelFunc){
+		"cancelled": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(ctx)
+			time.AfterFunc(50*time.Millisecond, cancel)
+			return ctx, cancel
+		},
+		"out of time": func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, 50*time.Millisecond)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAircraft(t)
+			ctx, cancel := limit(t.Context())
+			defer cancel()
+			f := newFlight(ctx, a.Conn)
+			defer f.end()
+			f.addCommand(a.begin, "BEGIN")
+			f.add(a.nap)
+			f.addCommand(a.done, "COMMIT")
+			err := f.trip()
+			<-ctx.Done()
+			if !errors.Is(err, ctx.Err()) {
+				t.Errorf("flight ended with %v", err)
+			}
+			if err := f.trip(); err == nil {
+				t.Error("a second flight went through")
+			}
+		})
+	}
+}
+
+// A transaction that failed does not commit, and that is seen.
+func TestFlightSeesThatACommitRolledBack(t *testing.T) {
+	t.Parallel()
+	a := newAircraft(t)
+	f := newFlight(t.Context(), a.Conn)
+	defer f.end()
+	f.addCommand(a.begin, "BEGIN")
+	f.add(a.hit, 9, 1)
+	if err := f.trip(); !errors.Is(err, errMissed) {
+		t.Fatal(err)
+	}
+	f.addCommand(a.done, "COMMIT")
+	if err := f.trip(); err == nil || !strings.Contains(err.Error(), "ROLLBACK") {
+		t.Errorf("commit of a failed transaction: %v", err)
+	}
+}
+
+// The data of one step is framed without an allocation beyond its buffer, and
+// the buffer serves again.
+func TestCopyFramesReuseTheirBuffer(t *testing.T) {
+	list := &state.IDList{}
+	for _, c := range uuids(2000) {
+		list.Append(packID(t, c))
+	}
+	w := render(example(t), 7)
+	size := list.Len() * (len(w.copyHead) + 4 + 36)
+	var buf []byte
+	encode := func() {
+		var f copyFrames
+		f.begin(buf, size)
+		f.add(w, list)
+		buf = f.end()
+	}
+	encode()
+	if n := testing.AllocsPerRun(10, encode); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// BenchmarkEncodeCopy is the COPY data of one step of 2,000 clients.
+func BenchmarkEncodeCopy(b *testing.B) {
+	list := &state.IDList{}
+	for _, c := range uuids(2000) {
+		list.Append(packID(b, c))
+	}
+	w := render(example(b), 7)
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		var f copyFrames
+		f.begin(buf, 0)
+		f.add(w, list)
+		buf = f.end()
+	}
+	b.SetBytes(int64(len(buf)))
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/2000, "ns/client")
+}
+
+// BenchmarkRenderCampaign is what a campaign costs once per step.
+func BenchmarkRenderCampaign(b *testing.B) {
+	c := example(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		render(c, 7)
+	}
+}
+
+// BenchmarkParseCampaign is what a message costs before anything is known of it.
+func BenchmarkParseCampaign(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ParseCampaign([]byte(contractExample)); err != nil {
+			b.Fatal(fmt.Errorf("parse: %w", err))
+		}
+	}
+}
