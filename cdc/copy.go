@@ -34,6 +34,7 @@ type copyReader struct {
 	ended  bool   // the trailer has been read
 	rows   int64
 	badIDs int64
+	nulls  int64
 	text   []byte
 }
 
@@ -108,6 +109,7 @@ func (r *copyReader) row(values [needed][]byte) error {
 	var ids [needed]state.ID
 	for c, v := range values {
 		if v == nil {
+			r.nulls++ // a key that is NULL ends the copy below
 			continue
 		}
 		text := v

@@ -51,9 +51,10 @@ type decoder struct {
 	old, now tuple // of the message that is being read
 	key      []byte
 
-	// badIDs counts client and restaurant ids that cannot be ids: empty, or
-	// not UTF-8 (in a database with encoding SQL_ASCII).
-	badIDs int64
+	// badIDs counts client and restaurant ids that cannot be ids: empty, too
+	// long, or not UTF-8 (in a database with encoding SQL_ASCII). nulls counts
+	// those that are NULL. A row with either is no subscription.
+	badIDs, nulls int64
 
 	// The last restaurant: rows that are written together tend to share it.
 	restaurantText []byte
@@ -294,6 +295,7 @@ func (d *decoder) id(f field) (id state.ID, keep bool) {
 	case 'u':
 		return "", true
 	}
+	d.nulls++
 	return "", false
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 
@@ -38,6 +39,9 @@ type column struct {
 	name string
 	num  int16
 	typ  uint32
+	// version changes with each ALTER of the column. ALTER … TYPE … USING may
+	// give every row another value and leave the type as it was.
+	version string
 }
 
 // inspect reads the catalogs, all as of one moment: in the transaction that the
@@ -101,9 +105,15 @@ func (c *Config) inspectServer(ctx context.Context, sql *pgx.Conn, cat *catalog)
 const (
 	kindTable       = "r"
 	kindPartitioned = "p"
-	unlogged        = "u"
+	permanent       = "p"
+	temporary       = "t"
 	identityNothing = "n"
 )
+
+// kindNames are the relations that changes are never sent of.
+var kindNames = map[string]string{
+	"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index", "c": "a type",
+}
 
 // inspectTable refuses what has no row changes in the WAL, or whose deletes do
 // not say which row went (Postgres' own default identity does).
@@ -122,9 +132,13 @@ func (c *Config) inspectTable(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	case err != nil:
 		return fmt.Errorf("inspect table: %w", err)
 	case kind != kindTable && kind != kindPartitioned:
-		return halt("set source.table to the table behind it", "%s is not a table, so that no changes of it are sent", c.table())
-	case persistence == unlogged:
-		return halt("ALTER TABLE "+c.table()+" SET LOGGED", "table %s is unlogged: its changes are not in the WAL", c.table())
+		return halt("set source.table to the table behind it", "%s is %s, not a table, so that no changes of it are sent", c.table(), kindNames[kind])
+	case persistence == temporary:
+		return halt("set source.table to a permanent table", "table %s is temporary: its changes are not in the WAL", c.table())
+	case persistence != permanent:
+		h := halt("ALTER TABLE "+c.table()+" SET LOGGED", "table %s is unlogged: its changes are not in the WAL", c.table())
+		h.distrust = true
+		return h
 	case identity == identityNothing:
 		return halt("ALTER TABLE "+c.table()+" REPLICA IDENTITY DEFAULT", "table %s has REPLICA IDENTITY NOTHING: deletes do not say of which row", c.table())
 	case !usable:
@@ -132,6 +146,41 @@ func (c *Config) inspectTable(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	}
 	cat.partitioned = kind == kindPartitioned
 	cat.source.Catalog += fmt.Sprintf("table %d %s;", cat.source.TableOID, identity)
+	if cat.partitioned {
+		return c.inspectPartitions(ctx, sql, cat)
+	}
+	return nil
+}
+
+// inspectPartitions refuses partitions whose changes are not sent, and notes
+// which there are. Rows come and go with ATTACH, DETACH and DROP of a partition,
+// and with a TRUNCATE of one alone, and no message tells: only a new snapshot
+// does. The file number changes with a TRUNCATE (and, needlessly, a VACUUM FULL).
+// https://www.postgresql.org/docs/current/sql-createpublication.html
+func (c *Config) inspectPartitions(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	rows, err := sql.Query(ctx, `
+		SELECT c.oid::regclass::text, c.relkind::text, c.relpersistence::text, c.oid::text || ' ' || c.relfilenode::text
+		FROM pg_partition_tree($1::oid) p JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf ORDER BY c.oid`, cat.source.TableOID)
+	if err != nil {
+		return fmt.Errorf("inspect partitions: %w", err)
+	}
+	var name, kind, persistence, version string
+	all := fnv.New64a()
+	_, err = pgx.ForEachRow(rows, []any{&name, &kind, &persistence, &version}, func() error {
+		_, _ = all.Write([]byte(version + ";")) // never fails
+		switch {
+		case kind == kindPartitioned: // without partitions of its own
+		case kind != kindTable:
+			return halt("ALTER TABLE "+c.table()+" DETACH PARTITION "+name, "partition %s of %s is %s: its changes are not sent", name, c.table(), kindNames[kind])
+		case persistence != permanent:
+			return halt("ALTER TABLE "+name+" SET LOGGED", "partition %s of %s is unlogged: its changes are not in the WAL", name, c.table())
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("inspect partitions: %w", err)
+	}
+	cat.source.Catalog += fmt.Sprintf("partitions %016x;", all.Sum64())
 	return nil
 }
 
@@ -140,7 +189,7 @@ func (c *Config) inspectTable(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	names := c.columns()
 	rows, err := sql.Query(ctx, `
-		SELECT attname::text, attnum, atttypid, attgenerated <> '', has_column_privilege(attrelid, attnum, 'SELECT')
+		SELECT attname::text, attnum, atttypid, xmin::text, attgenerated <> '', has_column_privilege(attrelid, attnum, 'SELECT')
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
 		cat.source.TableOID, names)
@@ -150,7 +199,7 @@ func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog
 	found := map[string]column{}
 	var col column
 	var generated, readable bool
-	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &generated, &readable}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &col.version, &generated, &readable}, func() error {
 		if generated {
 			return halt("choose a stored column", "column %s of %s is generated: it is not published", col.name, c.table())
 		}
@@ -169,7 +218,7 @@ func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog
 			return halt("set source.columns to the columns that hold id, client and restaurant", "table %s has no column %q", c.table(), name)
 		}
 		cat.columns = append(cat.columns, col)
-		cat.source.Catalog += fmt.Sprintf("column %d %s %d;", col.num, col.name, col.typ)
+		cat.source.Catalog += fmt.Sprintf("column %d %s %d %s;", col.num, col.name, col.typ, col.version)
 	}
 	return nil
 }
@@ -177,28 +226,36 @@ func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog
 // inspectIdentity makes sure that the key tells rows apart, and that updates
 // and deletes carry it.
 func (c *Config) inspectIdentity(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
-	var unique, carried bool
-	// A deferrable key is no key at every moment, and no replica identity.
+	var unique bool
+	var without string // a relation whose replica identity lacks the key
+	// Partitions have replica identities of their own, and theirs count. Their
+	// columns have other numbers. A deferrable key is no key at every moment, and no replica identity.
 	err := sql.QueryRow(ctx, `
-		WITH indexes AS (SELECT indisprimary, indisreplident, (indkey[0:indnkeyatts-1])::int2[] AS key FROM pg_index
-		                 WHERE indrelid = $1 AND indimmediate AND indisvalid AND indisunique AND indpred IS NULL)
-		SELECT EXISTS (SELECT FROM indexes i WHERE i.key <@ $2::int2[] AND NOT EXISTS (
-		               SELECT FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum = ANY(i.key) AND NOT a.attnotnull)),
-		       CASE c.relreplident
-		         WHEN 'f' THEN true
-		         WHEN 'i' THEN EXISTS (SELECT FROM indexes WHERE indisreplident AND $2 <@ key)
-		         ELSE EXISTS (SELECT FROM indexes WHERE indisprimary AND $2 <@ key)
-		       END
-		FROM pg_class c WHERE c.oid = $1`, cat.source.TableOID, cat.keyNumbers()).Scan(&unique, &carried)
+		WITH indexes AS (
+		  SELECT indrelid, indisprimary, indisreplident, key,
+		         ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = indrelid AND attnum = ANY(key)) AS names
+		  FROM pg_index, LATERAL (SELECT (indkey[0:indnkeyatts-1])::int2[] AS key) AS k
+		  WHERE indimmediate AND indisvalid AND indisunique AND indpred IS NULL
+		    AND indrelid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid))
+		SELECT EXISTS (SELECT FROM indexes WHERE indrelid = $1 AND key <@ $2::int2[] AND NOT EXISTS (
+		               SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY(key) AND NOT attnotnull)),
+		       coalesce((
+		         SELECT c.oid::regclass::text FROM pg_class c
+		         WHERE (c.oid = $1 AND c.relkind = 'r' OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf) AND c.relkind = 'r')
+		           AND c.relreplident <> 'f' AND NOT EXISTS (
+		             SELECT FROM indexes WHERE indrelid = c.oid AND $3::text[] <@ names
+		               AND CASE c.relreplident WHEN 'i' THEN indisreplident WHEN 'd' THEN indisprimary ELSE false END)
+		         ORDER BY c.oid LIMIT 1), '')`,
+		cat.source.TableOID, cat.keyNumbers(), c.KeyColumns).Scan(&unique, &without)
 	switch {
 	case err != nil:
 		return fmt.Errorf("inspect replica identity: %w", err)
 	case !unique:
 		return halt("ALTER TABLE "+c.table()+" ADD PRIMARY KEY ("+c.key()+"), or set source.columns.id to the columns of its key",
 			"key %s of %s is not unique and NOT NULL, so that it does not tell rows apart", c.key(), c.table())
-	case !carried:
-		return halt("ALTER TABLE "+c.table()+" REPLICA IDENTITY FULL",
-			"key %s is not in the replica identity of %s: deletes do not carry it", c.key(), c.table())
+	case without != "":
+		return halt("ALTER TABLE "+without+" REPLICA IDENTITY FULL",
+			"key %s is not in the replica identity of %s: deletes do not carry it", c.key(), without)
 	}
 	return nil
 }

@@ -62,10 +62,13 @@ func (r *receiver) handle(ctx context.Context, data []byte) error {
 // walData feeds one pgoutput message to the assembler, and queues what is
 // whole. It may wait for room: then TCP makes the walsender wait too.
 func (r *receiver) walData(ctx context.Context, msg []byte) error {
-	bad := r.asm.dec.badIDs
+	bad, nulls := r.asm.dec.badIDs, r.asm.dec.nulls
 	p, ok, err := r.asm.add(msg)
 	if n := r.asm.dec.badIDs - bad; n != 0 {
 		r.stats.badIDs.Add(n)
+	}
+	if n := r.asm.dec.nulls - nulls; n != 0 {
+		r.stats.nullIDs.Add(n)
 	}
 	if err != nil || !ok {
 		return err

@@ -368,7 +368,19 @@ func TestHalts(t *testing.T) {
 		{"key elsewhere", `ALTER TABLE subscribers_restaurants DROP CONSTRAINT pk_id; CREATE UNIQUE INDEX ON subscribers_restaurants (id);
 			ALTER TABLE subscribers_restaurants ADD PRIMARY KEY (client_id)`, "not in the replica identity", "REPLICA IDENTITY FULL"},
 		{"no table", `DROP TABLE subscribers_restaurants`, "does not exist", "source.table"},
-		{"a view", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE VIEW subscribers_restaurants AS TABLE t`, "is not a table", "the table behind it"},
+		{"a view", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE VIEW subscribers_restaurants AS TABLE t`, "is a view, not a table", "the table behind it"},
+		{"a materialized view", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE MATERIALIZED VIEW subscribers_restaurants AS TABLE t`, "is a materialized view", "the table behind it"},
+		{"a foreign table", `DROP TABLE subscribers_restaurants; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER elsewhere FOREIGN DATA WRAPPER w;
+			CREATE FOREIGN TABLE subscribers_restaurants (id int, client_id text, restaurant_id text) SERVER elsewhere`, "is a foreign table", "the table behind it"},
+		{"unlogged", `ALTER TABLE subscribers_restaurants SET UNLOGGED`, "is unlogged", "SET LOGGED"},
+		{"foreign partition", `DROP TABLE subscribers_restaurants; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER elsewhere FOREIGN DATA WRAPPER w;
+			CREATE TABLE subscribers_restaurants (id int NOT NULL, client_id text, restaurant_id text) PARTITION BY LIST (id);
+			CREATE FOREIGN TABLE far PARTITION OF subscribers_restaurants FOR VALUES IN (1) SERVER elsewhere`, "far of \"public\".\"subscribers_restaurants\" is a foreign table", "DETACH PARTITION far"},
+		{"unlogged partition", `DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY LIST (id);
+			CREATE UNLOGGED TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1)`, "near of \"public\".\"subscribers_restaurants\" is unlogged", "TABLE near SET LOGGED"},
+		{"partition without identity", `DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY LIST (id);
+			CREATE TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1); ALTER TABLE near REPLICA IDENTITY NOTHING`, "not in the replica identity of near", "TABLE near REPLICA IDENTITY FULL"},
+		{"generated column", `ALTER TABLE subscribers_restaurants DROP client_id, ADD client_id text GENERATED ALWAYS AS ('c' || restaurant_id) STORED`, "is generated", "stored column"},
 		{"no column", `ALTER TABLE subscribers_restaurants DROP client_id`, `no column "client_id"`, "source.columns"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

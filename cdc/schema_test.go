@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -86,6 +87,135 @@ func TestCompositeKeyRefused(t *testing.T) {
 			r.start()
 			if h := r.awaitHalt(); !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("halt is %q, hint %q; want %q", h.What, h.Hint, c.what)
+			}
+		})
+	}
+}
+
+// What the table's owner does to columns while others write: the stream goes on
+// where it can, and a snapshot is taken where no message tells the new values.
+func TestAltersUnderLoad(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`ALTER TABLE subscribers_restaurants ADD note text`)
+	r.setup().start()
+	r.barrier()
+	wait := r.write(50, 2, 150)
+	alter := func(sql string) {
+		r.Exec(`ALTER TABLE subscribers_restaurants ` + sql)
+		r.barrier()
+	}
+	alter(`ADD extra int DEFAULT 7`)
+	alter(`RENAME note TO remark`)
+	alter(`DROP remark`)
+	alter(`ADD stamp timestamptz DEFAULT clock_timestamp()`) // writes every row anew
+	if st := r.m.Status(); st.Snapshots != 1 {
+		t.Errorf("foreign columns led to a snapshot: %+v", st)
+	}
+	for i, sql := range []string{
+		`ALTER client_id TYPE text, ALTER restaurant_id TYPE text`,
+		`ALTER id TYPE bigint`,
+		`ALTER client_id TYPE text USING 'was ' || client_id`, // the type stays, and no row is sent
+	} {
+		alter(sql)
+		r.await("snapshot after "+sql, func(st Status) bool { return st.Snapshots == int64(i)+2 && st.State == StateStreaming })
+	}
+	wait()
+	r.same(allRestaurants...)
+}
+
+// A column that is needed and dropped, while the mirror runs or is stopped.
+func TestNeededColumnDropped(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.same("r")
+	r.Exec(`ALTER TABLE subscribers_restaurants DROP restaurant_id`)
+	for range 2 { // the second time at the start
+		h := r.awaitHalt()
+		if !strings.Contains(h.What, `no column "restaurant_id"`) || !strings.Contains(h.Hint, "source.columns") {
+			t.Errorf("halt is %q, hint %q; want the column and source.columns", h.What, h.Hint)
+		}
+		_ = r.halt()
+		r.start()
+	}
+	_ = r.halt()
+	r.Exec(`ALTER TABLE subscribers_restaurants ADD restaurant_id text; INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('c', 'r')`)
+	r.start()
+	r.same("r")
+}
+
+// Partitions come and go with their rows, and no message tells.
+func TestPartitionsComeAndGo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`DROP TABLE subscribers_restaurants;
+		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
+		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES FROM (0) TO (100);
+		CREATE TABLE part1 PARTITION OF subscribers_restaurants FOR VALUES FROM (100) TO (200);
+		INSERT INTO subscribers_restaurants SELECT g, 'c' || g, 'r' || g % 2 FROM generate_series(90, 110) g;
+		CREATE TABLE part2 (other int, restaurant_id text, id int NOT NULL, client_id text);
+		ALTER TABLE part2 DROP other, ADD PRIMARY KEY (id);
+		INSERT INTO part2 (id, restaurant_id, client_id) SELECT g, 'r0', 'new' || g FROM generate_series(200, 210) g`)
+	r.setup().start()
+	r.same("r0", "r1")
+	for i, sql := range []string{
+		`ALTER TABLE subscribers_restaurants ATTACH PARTITION part2 FOR VALUES FROM (200) TO (300)`,
+		`TRUNCATE part1`,
+		`ALTER TABLE subscribers_restaurants DETACH PARTITION part0`,
+	} {
+		r.Exec(sql)
+		r.await("snapshot after "+sql, func(st Status) bool { return st.Snapshots == int64(i)+2 && st.State == StateStreaming })
+		r.same("r0", "r1")
+	}
+	// The attached one has its columns in another order.
+	r.Exec(`UPDATE subscribers_restaurants SET id = id + 50 WHERE id > 205; DELETE FROM subscribers_restaurants WHERE id < 203`)
+	r.same("r0", "r1")
+	if st := r.m.Status(); st.Snapshots != 4 {
+		t.Errorf("status is %+v, want no snapshot for changes of rows", st)
+	}
+}
+
+// A temporary table, in whatever schema it lies, is none of ours.
+func TestTemporaryTableRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	conn, err := r.Pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(t.Context(), `CREATE TEMP TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text)`); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.QueryRow(t.Context(), `SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()`).Scan(&r.cfg.Schema); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Setup(t.Context(), r.cfg)
+	if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, "is temporary") {
+		t.Errorf("setup: %v, want the refusal of a temporary table", err)
+	}
+}
+
+// Publishing a table without a replica identity would break its writers: setup
+// refuses before it publishes.
+func TestSetupRefusesBeforeItPublishes(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, sql, what string }{
+		{"identity nothing", `ALTER TABLE subscribers_restaurants REPLICA IDENTITY NOTHING`, "REPLICA IDENTITY NOTHING"},
+		{"no key", `ALTER TABLE subscribers_restaurants DROP CONSTRAINT pk_id`, "not unique"},
+		{"no column", `ALTER TABLE subscribers_restaurants DROP client_id`, "no column"},
+		{"a view", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE VIEW subscribers_restaurants AS TABLE t`, "is a view"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.Exec(c.sql)
+			_, err := Setup(t.Context(), r.cfg)
+			if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {
+				t.Errorf("setup: %v, want %q and a hint", err, c.what)
+			}
+			if n := r.Int(`SELECT count(*) FROM pg_publication`); n != 0 {
+				t.Error("the table was published all the same")
 			}
 		})
 	}

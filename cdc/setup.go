@@ -30,6 +30,9 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 		return nil, err
 	}
 	defer closeConn(sql.PgConn())
+	if err := cfg.inspectBefore(ctx, sql); err != nil {
+		return nil, err
+	}
 	for {
 		missing, err := cfg.missing(ctx, sql)
 		if err != nil || len(missing) == 0 {
@@ -46,6 +49,20 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 			did = append(did, statement)
 		}
 	}
+}
+
+// inspectBefore refuses what cannot be mirrored before it is published. More is
+// at stake than a setup that ends half way: once a table without a replica
+// identity is published, Postgres refuses every UPDATE and DELETE of it, and so
+// breaks the services that write there.
+func (c *Config) inspectBefore(ctx context.Context, sql *pgx.Conn) error {
+	cat := &catalog{}
+	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{c.inspectTable, c.inspectColumns, c.inspectIdentity} {
+		if err := step(ctx, sql, cat); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // explainSetup halts where only the table's owner can go on.

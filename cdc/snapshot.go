@@ -117,6 +117,7 @@ func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
 		return fmt.Errorf("copy %s: it ended early: %w", m.cfg.table(), errMalformed)
 	}
 	m.stats.badIDs.Add(in.badIDs)
+	m.stats.nullIDs.Add(in.nulls)
 	m.stats.snapshotRows.Store(in.rows)
 	failpoint.Hit("snapshot/copied")
 	if err := loader.Finish(cat.source, slot.start); err != nil {

@@ -78,8 +78,8 @@ func TestRowsThatAreNoSubscription(t *testing.T) {
 	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (4, '', 'r'), (5, NULL, 'r')`)
 	r.Exec(`UPDATE subscribers_restaurants SET client_id = 'now' WHERE id IN (1, 4)`)
 	r.same("r")
-	if st := r.m.Status(); st.BadIDs != 2 || st.Subscriptions != 3 {
-		t.Errorf("status is %+v, want 2 bad ids and 3 subscriptions", st)
+	if st := r.m.Status(); st.BadIDs != 2 || st.NullIDs != 2 || st.Subscriptions != 3 {
+		t.Errorf("status is %+v, want 2 bad ids, 2 that are NULL and 3 subscriptions", st)
 	}
 }
 

@@ -37,6 +37,7 @@ type Status struct {
 	Reconnects    int64         `json:"reconnects"`
 	Nudges        int64         `json:"nudges"`  // transactions that barriers needed
 	BadIDs        int64         `json:"bad_ids"` // values that cannot be ids and were taken as NULL
+	NullIDs       int64         `json:"null_ids"`
 	LastError     string        `json:"last_error,omitempty"`
 	RebuildReason string        `json:"rebuild_reason,omitempty"` // of the last snapshot
 	Halted        *HaltError    `json:"halted,omitempty"`
@@ -54,6 +55,7 @@ type stats struct {
 	reconnects    atomic.Int64
 	nudges        atomic.Int64
 	badIDs        atomic.Int64
+	nullIDs       atomic.Int64
 
 	mu        sync.Mutex // guards below
 	state     State
@@ -130,6 +132,7 @@ func (m *Mirror) Status() Status {
 		Reconnects:    s.reconnects.Load(),
 		Nudges:        s.nudges.Load(),
 		BadIDs:        s.badIDs.Load(),
+		NullIDs:       s.nullIDs.Load(),
 	}
 	if server := state.LSN(s.server.Load()); server > st.AppliedLSN {
 		st.LagBytes = int64(server - st.AppliedLSN)

@@ -22,6 +22,10 @@ import (
 // "" is no id: NULL or none.
 type ID string
 
+// MaxIDBytes is the longest text that is an id. What is longer would make keys
+// of which a few fill the memory; no campaign can name it, and no index hold it.
+const MaxIDBytes = 1 << 20
+
 const (
 	tagUUID = 0x01
 	tagText = 0x02
@@ -31,14 +35,14 @@ const (
 	uuidPackLen = 17
 )
 
-// PackID packs text. It returns [ErrBadID] for what no id may be: empty, with
-// U+0000 in it, not valid UTF-8.
+// PackID packs text. It returns [ErrBadID] for what no id may be: empty, longer
+// than [MaxIDBytes], with U+0000 in it, not valid UTF-8.
 func PackID(text string) (ID, error) {
 	var uuid [uuidPackLen]byte
 	if packUUID(&uuid, text) {
 		return ID(uuid[:]), nil
 	}
-	if text == "" || strings.IndexByte(text, 0) >= 0 || !utf8.ValidString(text) {
+	if text == "" || len(text) > MaxIDBytes || strings.IndexByte(text, 0) >= 0 || !utf8.ValidString(text) {
 		return "", fmt.Errorf("pack id %.80q: %w", text, ErrBadID)
 	}
 	b := make([]byte, 0, len(text)+2)

@@ -31,6 +31,8 @@ type countersReport struct {
 	// BadIDs are subscriptions whose client or restaurant cannot be an id: empty,
 	// or not valid UTF-8.
 	BadIDs int64 `json:"bad_ids"`
+	// NullIDs are those whose client or restaurant is NULL.
+	NullIDs int64 `json:"null_ids"`
 	// UnservableClients could not be notified because their id is too long.
 	UnservableClients int64 `json:"unservable_clients"`
 	// Conflicts are steps that met clients who had been notified before.
@@ -106,7 +108,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Campaigns:     campaignsReport(s.Campaigns),
 		Notifications: notificationsReport(s.Notifications),
 		Halted:        newHaltReport(m, s),
-		Counters:      countersReport{BadIDs: m.BadIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts},
+		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts},
 	}
 	if m.State == cdc.StateSnapshot {
 		r.Source.SnapshotRows = m.SnapshotRows
