@@ -11,18 +11,22 @@ import (
 
 // recentKeys is how many accepted keys decide remembers. It must exceed the
 // messages that can be in flight between a look-up in the campaign table and
-// the commit of what was accepted before: one step in each of arrivals, decide
-// and commit.
+// the commit of what was accepted before: an arrival or two in the backlog, one
+// in intake's hands, and one step each in decide and commit.
 const recentKeys = 16 * intakeMessages
 
 // decider owns the lane's schedule: it accepts messages, joins campaigns with
 // the subscriptions, and builds steps. It runs one step ahead of the commit.
+//
+// A message is accepted by the step that serves it first, not earlier: most
+// campaigns are then inserted as finished, once, and never updated.
 type decider struct {
-	s      *session
-	sched  *schedule
-	recent map[key]known // what was accepted lately, newer than any look-up
-	order  []key         // of recent, oldest first
-	ended  int64         // the second for which ended campaigns were taken out
+	s       *session
+	sched   *schedule
+	backlog []message     // arrived and not accepted yet, in the order of their offsets
+	recent  map[key]known // what was accepted lately, newer than any look-up
+	order   []key         // of recent, oldest first
+	ended   int64         // the second for which ended campaigns were taken out
 }
 
 func newDecider(s *session) *decider {
@@ -31,10 +35,10 @@ func newDecider(s *session) *decider {
 
 func (d *decider) run(ctx context.Context) error {
 	for {
-		st := newStep()
-		if err := d.gather(ctx, st); err != nil {
+		if err := d.gather(ctx); err != nil {
 			return err
 		}
+		st := newStep()
 		if err := d.join(st); err != nil {
 			return err
 		}
@@ -52,14 +56,14 @@ func (d *decider) run(ctx context.Context) error {
 	}
 }
 
-// gather takes what has arrived. It waits only when there is nothing to join,
-// and takes nothing while too many campaigns are live already.
-func (d *decider) gather(ctx context.Context, st *step) error {
-	for d.roomForMore() {
-		if d.sched.len() == 0 && st.empty() {
+// gather takes what has arrived. It waits only when there is nothing to do, and
+// takes nothing while there is a backlog or too many campaigns are live already.
+func (d *decider) gather(ctx context.Context) error {
+	for d.roomForMore() && len(d.backlog) < intakeMessages {
+		if d.sched.len() == 0 && len(d.backlog) == 0 {
 			select {
 			case a := <-d.s.arrivals:
-				d.take(st, a)
+				d.take(a)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -67,11 +71,8 @@ func (d *decider) gather(ctx context.Context, st *step) error {
 		}
 		select {
 		case a := <-d.s.arrivals:
-			d.take(st, a)
+			d.take(a)
 		default:
-			return nil
-		}
-		if len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
 			return nil
 		}
 	}
@@ -82,30 +83,41 @@ func (d *decider) roomForMore() bool {
 	return d.sched.len() < d.s.cfg.LiveCampaigns && d.sched.bytes < d.s.cfg.LiveBytes
 }
 
-func (d *decider) take(st *step, a arrival) {
+func (d *decider) take(a arrival) {
 	for _, l := range a.due {
 		// A message accepted since it was loaded has taken its place.
 		if r, ok := d.recent[l.key()]; !ok || r.version == l.version {
 			d.sched.add(l)
 		}
 	}
-	for i := range a.messages {
-		m := &a.messages[i]
-		st.nextOffset = m.offset + 1
-		if m.dead != nil {
-			d.s.fitDeadLetter(m.dead)
-			st.dead = append(st.dead, *m.dead)
-			st.size += len(m.dead.value)
-			continue
-		}
-		st.size += m.campaign.size()
-		d.accept(st, m, a.fresh)
-	}
+	d.backlog = append(d.backlog, a.messages...)
 }
 
-// accept applies "the newest message of one key wins". fresh is the moment
-// whose subscriptions the join sees at least.
-func (d *decider) accept(st *step, m *message, fresh time.Time) {
+// acceptNext accepts the next message of the backlog. It returns false where
+// there is none, or none that this step can take.
+func (d *decider) acceptNext(st *step) bool {
+	if len(d.backlog) == 0 || !d.roomForMore() || len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
+		return false
+	}
+	m := &d.backlog[0]
+	if m.campaign != nil && !st.takes(m) {
+		return false
+	}
+	d.backlog = d.backlog[1:]
+	st.nextOffset = m.offset + 1
+	if m.dead != nil {
+		d.s.fitDeadLetter(m.dead)
+		st.dead = append(st.dead, *m.dead)
+		st.size += len(m.dead.value)
+		return true
+	}
+	st.size += m.campaign.size()
+	d.accept(st, m)
+	return true
+}
+
+// accept applies "the newest message of one key wins".
+func (d *decider) accept(st *step, m *message) {
 	k := m.campaign.key()
 	before := m.known
 	// What this lane accepted lately may not be committed yet; but another lane
@@ -113,7 +125,7 @@ func (d *decider) accept(st *step, m *message, fresh time.Time) {
 	if r, ok := d.recent[k]; ok && (before == nil || before.version == r.version || !newer(*before, r)) {
 		before = &r
 	}
-	now := known{version: version{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.campaign.fingerprint()}
+	now := known{version: version{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
 	if before != nil && !newer(now, *before) {
 		return
 	}
@@ -136,7 +148,7 @@ func (d *decider) accept(st *step, m *message, fresh time.Time) {
 	case l.End <= time.Now().Unix():
 		r.state = stateExpired
 		st.expired++
-	case l.Start <= fresh.Unix(): // otherwise it meets the subscriptions of its start
+	case l.Start <= m.fresh.Unix(): // otherwise it meets the subscriptions of its start
 		l.started = true
 		d.sched.add(l)
 	}
@@ -179,7 +191,8 @@ func (d *decider) remember(k key, n known) {
 	}
 }
 
-// join fills the step with clients, from one consistent view of the state.
+// join fills the step with clients, from one consistent view of the state. The
+// view is younger than everything in the backlog: it is made after gather.
 func (d *decider) join(st *step) error {
 	if now := time.Now().Unix(); now > d.ended {
 		d.ended = now
@@ -187,7 +200,7 @@ func (d *decider) join(st *step) error {
 			st.progress(l, stateFinished)
 		}
 	}
-	if d.sched.len() == 0 {
+	if d.sched.len() == 0 && len(d.backlog) == 0 {
 		return nil
 	}
 	scan, err := d.s.lane.svc.store.NewScan()
@@ -195,7 +208,8 @@ func (d *decider) join(st *step) error {
 		return fmt.Errorf("read subscriptions: %w", err)
 	}
 	bytes := d.s.cfg.StepBytes
-	err = d.sched.serve(d.s.cfg.StepClients, func(l *live, room int) (int, bool, error) {
+	more := func() bool { return bytes > 0 && d.acceptNext(st) }
+	err = d.sched.serve(d.s.cfg.StepClients, more, func(l *live, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}

@@ -69,7 +69,7 @@ func (s *session) forget(names ...state.ID) {
 
 // loadDelivered fills the cache for a message that edits a campaign.
 func (s *session) loadDelivered(ctx context.Context, m *message) error {
-	if m.known == nil || m.campaign.End <= time.Now().Unix() || m.known.fingerprint == m.campaign.fingerprint() {
+	if m.known == nil || m.campaign.End <= time.Now().Unix() || m.known.fingerprint == m.fingerprint {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)

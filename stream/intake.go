@@ -29,19 +29,20 @@ const keepEnded = 7 * 24 * time.Hour
 // that are due. Either has passed the freshness barrier: the local
 // subscriptions hold every change committed before it was received or due.
 type arrival struct {
-	fresh    time.Time // before the barrier
 	messages []message
 	due      []*live
 }
 
 // message is one record of the campaigns topic, parsed.
 type message struct {
-	offset   int64
-	time     int64 // milliseconds
-	campaign *Campaign
-	dead     *deadLetter // instead of campaign
-	known    *known      // what the campaign table held for its key; nil if nothing
-	shared   bool        // the campaign runs, or ran, for other restaurants too
+	offset      int64
+	time        int64 // milliseconds
+	campaign    *Campaign
+	dead        *deadLetter // instead of campaign
+	fresh       time.Time   // before the barrier: the join sees the subscriptions of this moment or later
+	fingerprint fingerprint // of campaign
+	known       *known      // what the campaign table held for its key; nil if nothing
+	shared      bool        // the campaign runs, or ran, for other restaurants too
 	// delivered names what the delivered cache holds for an edit: the clients who
 	// have the campaign.
 	delivered state.ID
@@ -190,7 +191,7 @@ func (s *session) parse(r *kgo.Record) message {
 		}
 	}
 	if err == nil {
-		m.campaign = c
+		m.campaign, m.fingerprint = c, c.fingerprint()
 		return m
 	}
 	m.dead = &deadLetter{topic: r.Topic, partition: r.Partition, offset: r.Offset, timestamp: m.time, reason: err.Error(), key: r.Key, value: r.Value}
@@ -208,6 +209,9 @@ func (s *session) receive(ctx context.Context, batch []message) error {
 	}
 	failpoint.Hit("intake/received")
 	fresh := time.Now()
+	for i := range batch {
+		batch[i].fresh = fresh
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.barrier(gctx) })
 	g.Go(func() error {
@@ -223,7 +227,7 @@ func (s *session) receive(ctx context.Context, batch []message) error {
 			return err
 		}
 	}
-	return s.handOver(ctx, arrival{fresh: fresh, messages: batch})
+	return s.handOver(ctx, arrival{messages: batch})
 }
 
 // barrier waits for the join's freshness. It runs after the messages were

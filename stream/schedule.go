@@ -112,15 +112,20 @@ func (s *schedule) takeEnded(now int64) []*live {
 
 // serve hands out turns until take says that the step is full. take returns
 // how much of the step's room the campaign used and whether it has no clients
-// left; it is called at most once per campaign and step.
-func (s *schedule) serve(room int, take func(l *live, room int) (used int, exhausted bool, err error)) error {
+// left; it is called at most once per campaign and step. more is asked for
+// further fresh campaigns once there are none and while there is room; it adds
+// what it has and returns false when there is nothing.
+func (s *schedule) serve(room int, more func() bool, take func(l *live, room int) (used int, exhausted bool, err error)) error {
 	freshRoom := room
 	if len(s.long) > 0 {
 		freshRoom = room * 3 / 4
 	}
 	left := room
 	var again []*live // keeps its order behind those that wait already
-	for len(s.fresh) > 0 && freshRoom > 0 {
+	for freshRoom > 0 && (len(s.fresh) > 0 || more()) {
+		if len(s.fresh) == 0 {
+			continue
+		}
 		l := s.fresh[0]
 		s.fresh[0], s.fresh = nil, s.fresh[1:]
 		if l.done {

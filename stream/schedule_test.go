@@ -10,7 +10,7 @@ import (
 func served(t *testing.T, s *schedule, left map[string]int, room int) map[string]int {
 	t.Helper()
 	got := map[string]int{}
-	err := s.serve(room, func(l *live, room int) (int, bool, error) {
+	err := s.serve(room, func() bool { return false }, func(l *live, room int) (int, bool, error) {
 		n := min(room, left[l.ID])
 		left[l.ID] -= n
 		got[l.ID] += n
@@ -52,6 +52,34 @@ func TestSmallCampaignsDoNotStarveALargeOne(t *testing.T) {
 	}
 	if got := served(t, s, left, 2000); got["large"] < 400 {
 		t.Errorf("the large campaign got %d of a step of 2000", got["large"])
+	}
+}
+
+// Campaigns are asked for as long as the fresh ones' share has room, not further.
+func TestServeAsksForMoreWhileThereIsRoom(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		large int // audience of a campaign that runs already
+		want  int // campaigns of 10 that a step of 100 takes
+	}{{"alone", 0, 10}, {"beside a large one", 1000, 8}} {
+		s := newSchedule()
+		if c.large > 0 {
+			s.add(newLive("large"))
+			served(t, s, map[string]int{"large": c.large}, 100)
+		}
+		asked := 0
+		err := s.serve(100, func() bool {
+			if asked++; asked%2 == 0 { // what was accepted may have nobody to serve
+				s.add(newLive(fmt.Sprint(asked)))
+			}
+			return true
+		}, func(l *live, room int) (int, bool, error) { return min(room, 10), l.ID != "large", nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asked != 2*c.want {
+			t.Errorf("%s: %d campaigns of 10 in a step of 100, want %d", c.name, asked/2, c.want)
+		}
 	}
 }
 

@@ -20,6 +20,7 @@ type row struct {
 	msgTime     int64
 	fingerprint fingerprint
 	accept      bool   // a new message
+	served      bool   // this step has moved its cursor
 	repeats     bool   // an identical message: version and time move, nothing else
 	replaces    *known // with either: the version that must still be there; nil: none
 	state       string
@@ -80,7 +81,15 @@ func (st *step) progress(l *live, to string) {
 		r = &row{live: l}
 		st.rows[l.key()] = r
 	}
-	r.state, r.cursor = to, l.cursor
+	r.state, r.cursor, r.served = to, l.cursor, true
+}
+
+// takes tells whether the step can accept the message. A campaign that was
+// served in it is not edited by it as well: the step has its former clients and
+// content. A repeat of what it has accepted is welcome.
+func (st *step) takes(m *message) bool {
+	r := st.rows[m.campaign.key()]
+	return r == nil || !r.served || r.accept && r.fingerprint == m.fingerprint
 }
 
 // seal makes the decision: it stamps the step with this second and encodes

@@ -202,7 +202,7 @@ func (s *session) openKafka(ctx context.Context) error {
 		kgo.TransactionalID(fmt.Sprintf("%s-%d", s.cfg.Kafka.Group, s.lane.id)),
 		kgo.TransactionTimeout(transactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ProducerLinger(0),
+		kgo.ProducerLinger(transactionTimeout), // nothing but full batches leaves before Flush: fewer requests
 		kgo.MaxBufferedRecords(1<<17),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 {
 			if topic == s.cfg.Kafka.DeadLetters {
