@@ -21,7 +21,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-fetch model lint check clean chaos
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-fetch test-postgres model lint check clean chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,12 @@ test-race: ## the packages' tests under the race detector
 test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven)
 	@scripts/install-tools.sh go kcat java
 	@scripts/with-kafka.sh go test -count=1 -vet=off -timeout 20m $(GOTESTFLAGS) $(INTEGRATION)
+
+VERSIONS ?= 14 15 16 17 18
+
+test-postgres: ## the mirror's tests on Postgres of each version: VERSIONS="17 18"
+	@scripts/install-tools.sh go pgbouncer
+	@GOTESTFLAGS="$(GOTESTFLAGS)" scripts/test-postgres.sh $(VERSIONS)
 
 test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat

@@ -55,13 +55,14 @@ type heldError struct {
 	slot    string
 	pid     int32
 	app     string
+	role    string
 	address string
 }
 
 // Error names the holder by what an operator can look for: the PID and the
 // name that it gave itself.
 func (e *heldError) Error() string {
-	return fmt.Sprintf("slot %s is active for PID %d (application_name %q, client address %s)", e.slot, e.pid, e.app, e.address)
+	return fmt.Sprintf("slot %s is active for PID %d (application_name %q, role %s, client address %s)", e.slot, e.pid, e.app, e.role, e.address)
 }
 
 // SQLSTATEs that are told apart.

@@ -276,16 +276,18 @@ func (cat *catalog) keyNumbers() []int16 {
 func (c *Config) inspectPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	var insert, update, del, truncate, viaRoot, member bool
 	var version, filter string
-	var columns []string
-	// to_jsonb reads columns that the view has only since 15.
+	var columns []int16
+	// to_jsonb reads columns that the catalogs have only since 15. The list of
+	// columns is read as numbers: the view looks names up in the catalogs of the
+	// moment, not of our transaction, and so forgets a column that was dropped since.
 	err := sql.QueryRow(ctx, `
 		SELECT p.oid, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, t.pubname IS NOT NULL,
-		       p.xmin::text || ' ' || coalesce((SELECT r.oid::text || ' ' || r.xmin::text FROM pg_publication_rel r
-		                                        WHERE r.prpubid = p.oid AND r.prrelid = $2), ''),
+		       p.xmin::text || ' ' || coalesce(r.oid::text || ' ' || r.xmin::text, ''),
 		       coalesce(to_jsonb(t)->>'rowfilter', ''),
-		       CASE WHEN jsonb_typeof(to_jsonb(t)->'attnames') = 'array'
-		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(t)->'attnames')) END
+		       CASE WHEN jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
+		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(r)->'prattrs')::int2) END
 		FROM pg_publication p
+		LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2
 		LEFT JOIN pg_publication_tables t ON t.pubname = p.pubname AND t.schemaname = $3 AND t.tablename = $4
 		WHERE p.pubname = $1`, c.Publication, cat.source.TableOID, c.Schema, c.Table).
 		Scan(&cat.source.PublicationOID, &insert, &update, &del, &truncate, &viaRoot, &member, &version, &filter, &columns)
@@ -301,7 +303,6 @@ func (c *Config) inspectPublication(ctx context.Context, sql *pgx.Conn, cat *cat
 		h.distrust = true
 		return h
 	}
-	names := c.columns()
 	switch {
 	case cat.partitioned && !viaRoot:
 		return bad("ALTER PUBLICATION "+c.publication()+" SET (publish_via_partition_root = true)",
@@ -312,8 +313,8 @@ func (c *Config) inspectPublication(ctx context.Context, sql *pgx.Conn, cat *cat
 		return bad("dinnerbell setup", "publication %s does not publish all of insert, update, delete and truncate", c.publication())
 	case filter != "":
 		return bad(c.readdSQL(), "publication %s filters the rows of %s", c.publication(), c.table())
-	case columns != nil && slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(columns, n) }):
-		return bad(c.readdSQL(), "publication %s leaves out one of the columns %s", c.publication(), strings.Join(names, ", "))
+	case columns != nil && slices.ContainsFunc(cat.columns, func(col column) bool { return !slices.Contains(columns, col.num) }):
+		return bad(c.readdSQL(), "publication %s leaves out one of the columns %s", c.publication(), strings.Join(c.columns(), ", "))
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ func await(t *testing.T, signal <-chan struct{}) {
 // rig is one mirror of one test's database.
 type rig struct {
 	*envtest.DB
+	role  string // connection string for the mirror
 	t     *testing.T
 	dir   string
 	cfg   Config
@@ -44,12 +45,16 @@ type rig struct {
 	err  error // of Run, once done
 }
 
-// newRig has a publication, an empty store, and nothing running.
+// newRig has an empty store and nothing running. The mirror's role is the one
+// of scripts/role.sql; all that a test does by SQL, and setup, the owner does.
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{DB: envtest.Database(t), t: t, dir: t.TempDir()}
+	r.role = r.RoleURL("source.url")
+	// For tables that a test puts in the place of the first.
+	r.Exec(fmt.Sprintf(`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO role_%s; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO role_%[1]s`, r.Name))
 	r.cfg = Config{
-		URL:    func() (string, error) { return r.URL, nil },
+		URL:    func() (string, error) { return r.role, nil },
 		Schema: "public", Table: "subscribers_restaurants",
 		KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "slot_" + r.Name, ApplicationName: "dinnerbell-" + r.Name,
@@ -61,10 +66,17 @@ func newRig(t *testing.T) *rig {
 
 func (r *rig) setup() *rig {
 	r.t.Helper()
-	if _, err := Setup(r.t.Context(), r.cfg); err != nil {
+	if _, err := Setup(r.t.Context(), r.owner()); err != nil {
 		r.t.Fatal(err)
 	}
 	return r
+}
+
+// owner is the configuration for who owns the tables.
+func (r *rig) owner() Config {
+	cfg := r.cfg
+	cfg.URL = func() (string, error) { return r.URL, nil }
+	return cfg
 }
 
 // open opens the store in the rig's folder.

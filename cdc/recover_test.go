@@ -37,6 +37,7 @@ func (r *rig) own() (kill, stop func()) {
 	r.t.Cleanup(pool.Close)
 	r.Pool = pool
 	r.Exec(testenv.ContractTables)
+	r.role = r.RoleURL("source.url")
 	kill = func() {
 		r.t.Helper()
 		if err := server.Kill(); err != nil {

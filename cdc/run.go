@@ -109,7 +109,7 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	if held, ok := errors.AsType[*heldError](err); ok {
 		m.stats.set(StateWaiting)
 		m.log.Warn("waiting for the replication slot", "slot", held.slot, "pid", held.pid,
-			"application_name", held.app, "client_addr", held.address)
+			"application_name", held.app, "role", held.role, "client_addr", held.address)
 		return nil
 	}
 	m.log.Warn("lost the source, connecting again", "error", err)

@@ -190,7 +190,7 @@ func TestTemporaryTableRefused(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), `SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()`).Scan(&r.cfg.Schema); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Setup(t.Context(), r.cfg)
+	_, err = Setup(t.Context(), r.owner())
 	if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, "is temporary") {
 		t.Errorf("setup: %v, want the refusal of a temporary table", err)
 	}
@@ -210,7 +210,7 @@ func TestSetupRefusesBeforeItPublishes(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
 			r.Exec(c.sql)
-			_, err := Setup(t.Context(), r.cfg)
+			_, err := Setup(t.Context(), r.owner())
 			if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("setup: %v, want %q and a hint", err, c.what)
 			}

@@ -114,14 +114,15 @@ func (m *Mirror) awaitRelease(ctx context.Context, sql *pgx.Conn, held *heldErro
 	}
 }
 
-// holder tells who a backend is; nil if it is gone.
+// holder tells who a backend is; nil if it is gone. The address of another
+// role's backend is shown to members of pg_read_all_stats only.
 func (c *Config) holder(ctx context.Context, sql *pgx.Conn, pid int32) (*heldError, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	h := &heldError{slot: c.Slot, pid: pid}
 	err := sql.QueryRow(ctx, `
-		SELECT coalesce(application_name, ''), coalesce(host(client_addr), 'local')
-		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.app, &h.address)
+		SELECT coalesce(application_name, ''), coalesce(usename, ''), coalesce(host(client_addr), CASE client_port WHEN -1 THEN 'local' ELSE 'hidden' END)
+		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.app, &h.role, &h.address)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // a backend that is gone is an answer
 	}
@@ -148,7 +149,7 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 	case codeUndefinedObject:
 		return nil
 	case codeObjectInUse:
-		return &heldError{slot: m.cfg.Slot, app: "unknown", address: "unknown"}
+		return &heldError{slot: m.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
 	}
 	if err != nil {
 		return fmt.Errorf("drop slot %s: %w", m.cfg.Slot, err)

@@ -101,7 +101,7 @@ func TestSetupIsSafeToRepeat(t *testing.T) {
 		if step.before != "" {
 			r.Exec(step.before)
 		}
-		did, err := Setup(t.Context(), r.cfg)
+		did, err := Setup(t.Context(), r.owner())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +154,7 @@ func TestRebuildTellsProgress(t *testing.T) {
 func TestURLIsReadAgain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t).setup()
-	good, calls := r.URL, 0
+	good, calls := r.role, 0
 	r.cfg.URL = func() (string, error) {
 		calls++ // Run's goroutine alone, until it has caught up
 		if calls == 1 {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	embedded "github.com/fergusstrange/embedded-postgres"
@@ -15,15 +17,25 @@ import (
 
 // fetchVersion is what is downloaded where nothing is installed: 17 is the
 // first with failover slots and what docker-compose.yml runs.
-const fetchVersion = embedded.V17
+const fetchVersion = 17
+
+// fetchVersions are what can be downloaded.
+var fetchVersions = map[int]embedded.PostgresVersion{
+	14: embedded.V14, 15: embedded.V15, 16: embedded.V16, 17: embedded.V17, 18: embedded.V18,
+}
 
 // systemCache is where root keeps the download when the wanted folder is
 // closed to the server's user.
 const systemCache = "/var/cache/dinnerbell"
 
-// fetchPostgres downloads and unpacks Postgres' programs below cacheDir unless
-// they are there, and returns their folder.
-func fetchPostgres(ctx context.Context, cacheDir string) (string, error) {
+// FetchPostgres downloads and unpacks the programs of a major version below
+// cacheDir unless they are there, and returns their folder. As root and with a
+// cacheDir that the server's user cannot enter, they go to /var/cache/dinnerbell.
+func FetchPostgres(ctx context.Context, major int, cacheDir string) (string, error) {
+	version, ok := fetchVersions[major]
+	if !ok {
+		return "", fmt.Errorf("fetch Postgres %d: there are %v", major, slices.Sorted(maps.Keys(fetchVersions)))
+	}
 	user, err := postgresUser()
 	if err != nil {
 		return "", err
@@ -32,7 +44,7 @@ func fetchPostgres(ctx context.Context, cacheDir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	home := filepath.Join(cacheDir, fmt.Sprintf("postgres-%s-%s-%s", fetchVersion, runtime.GOOS, runtime.GOARCH))
+	home := filepath.Join(cacheDir, fmt.Sprintf("postgres-%s-%s-%s", version, runtime.GOOS, runtime.GOARCH))
 	bin := filepath.Join(home, "bin")
 	if user.canRun(filepath.Join(bin, "initdb"), "--version") == nil {
 		return bin, nil
@@ -46,8 +58,8 @@ func fetchPostgres(ctx context.Context, cacheDir string) (string, error) {
 	}
 	defer func() { _ = os.RemoveAll(staging) }()
 	unpacked := filepath.Join(staging, "postgres")
-	if err := unpackEmbedded(unpacked, staging); err != nil {
-		return "", fmt.Errorf("fetch Postgres %s: %w; install one (Debian: apt-get install postgresql) or set POSTGRES_BIN", fetchVersion, err)
+	if err := unpackEmbedded(version, unpacked, staging); err != nil {
+		return "", fmt.Errorf("fetch Postgres %s: %w; install one (Debian: apt-get install postgresql) or set POSTGRES_BIN", version, err)
 	}
 	// One rename publishes a whole folder: a download that was cut is never
 	// taken for one. Who comes second finds the first one's.
@@ -87,7 +99,7 @@ func openCache(dir string, user *runAs) (string, error) {
 // regular file cannot be emptied, so Start ends exactly there, with that error
 // and with no process started. Any other outcome means that it did not get so
 // far. TestFetchPostgres holds this against a newer version of the library.
-func unpackEmbedded(home, staging string) error {
+func unpackEmbedded(version embedded.PostgresVersion, home, staging string) error {
 	file := filepath.Join(staging, "no-folder")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		return err
@@ -97,7 +109,7 @@ func unpackEmbedded(home, staging string) error {
 		return err
 	}
 	err = embedded.NewDatabase(embedded.DefaultConfig().
-		Version(fetchVersion).
+		Version(version).
 		Port(uint32(port)).
 		CachePath(filepath.Join(staging, "archive")).
 		BinariesPath(home).

@@ -30,11 +30,11 @@ var errNoPostgres = errors.New("no Postgres of version 14 or newer is installed"
 
 // FindPostgres returns a folder with initdb and postgres of version 14 or
 // newer: $POSTGRES_BIN, PATH, then the newest one in the places where packages
-// put them. Where there is none it downloads one into cacheDir, once. As root
-// and with a cacheDir that the server's user cannot enter, the download goes to
-// /var/cache/dinnerbell.
+// put them. Where there is none it downloads one into cacheDir, once; see
+// [FetchPostgres]. $POSTGRES_VERSION asks for a major version: the one that is
+// installed, or else a download.
 //
-// $POSTGRES_BIN is an order, not a hint: a bad one is an error.
+// Both are orders, not hints: a bad one is an error.
 func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err error) {
 	if dir := os.Getenv("POSTGRES_BIN"); dir != "" {
 		if _, err := postgresVersion(dir); err != nil {
@@ -42,7 +42,31 @@ func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err erro
 		}
 		return dir, nil
 	}
+	if text := os.Getenv("POSTGRES_VERSION"); text != "" {
+		major, err := strconv.Atoi(text)
+		if err != nil {
+			return "", fmt.Errorf("use $POSTGRES_VERSION: %q is not a major version such as 17", text)
+		}
+		return FindPostgresVersion(ctx, major, cacheDir)
+	}
 	return findPostgres(ctx, os.Getenv("PATH"), installPatterns, cacheDir)
+}
+
+// FindPostgresVersion is FindPostgres for one major version, whatever the
+// environment says.
+func FindPostgresVersion(ctx context.Context, major int, cacheDir string) (string, error) {
+	for _, pattern := range installPatterns {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil {
+			return "", fmt.Errorf("look for Postgres in %s: %w", pattern, err)
+		}
+		for _, dir := range dirs {
+			if v, err := postgresVersion(dir); err == nil && v == major {
+				return dir, nil
+			}
+		}
+	}
+	return FetchPostgres(ctx, major, cacheDir)
 }
 
 // findPostgres is FindPostgres with the places to look in; none of them, and
@@ -50,7 +74,7 @@ func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err erro
 func findPostgres(ctx context.Context, path string, patterns []string, cacheDir string) (string, error) {
 	dir, err := findInstalled(path, patterns)
 	if errors.Is(err, errNoPostgres) {
-		return fetchPostgres(ctx, cacheDir)
+		return FetchPostgres(ctx, fetchVersion, cacheDir)
 	}
 	return dir, err
 }

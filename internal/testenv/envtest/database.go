@@ -77,9 +77,29 @@ func (s *shared) database(t testing.TB) (*testenv.Postgres, string) {
 			t.Fatal(err)
 		}
 		s.postgres = StartPostgres(t, filepath.Join(dir, "postgres"), nil)
+		printVersion(t, s.postgres)
 	}
 	s.databases++
 	return s.postgres, fmt.Sprintf("test_%d", s.databases)
+}
+
+// printVersion lets the server itself say what it is, where the environment asks
+// for a version.
+func printVersion(t testing.TB, server *testenv.Postgres) {
+	t.Helper()
+	if os.Getenv("POSTGRES_VERSION") == "" {
+		return
+	}
+	conn, err := pgx.Connect(t.Context(), server.URL(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	var version string
+	if err := conn.QueryRow(t.Context(), "SELECT version()").Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(version)
 }
 
 // StartPostgres starts a server of the test's own in dir (see Dir), for tests
@@ -98,14 +118,10 @@ func StartPostgres(t testing.TB, dir string, settings map[string]string) *testen
 	return server
 }
 
-// postgresBin finds the programs, or fetches them into the user's cache.
+// postgresBin finds the programs, or fetches them into the repository's cache.
 func postgresBin(t testing.TB) string {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	bin, err := testenv.FindPostgres(t.Context(), filepath.Join(cache, "dinnerbell"))
+	bin, err := testenv.FindPostgres(t.Context(), filepath.Join(Root(t), ".cache"))
 	if err != nil {
 		t.Fatal(err)
 	}
