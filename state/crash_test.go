@@ -50,6 +50,7 @@ type crash struct {
 type recorder struct {
 	mem     *vfs.MemFS
 	store   atomic.Pointer[Store]
+	whole   bool // all or nothing survives
 	mu      sync.Mutex
 	r       *rand.Rand
 	crashes []crash
@@ -68,7 +69,11 @@ func (rec *recorder) record(op errorfs.Op) error {
 		c.durable, c.loaded = s.view.durable, s.view.loaded
 		s.mu.RUnlock()
 	}
-	c.disk = rec.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[rec.r.IntN(3)], RNG: rec.r})
+	survives := []int{0, 50, 100}
+	if rec.whole {
+		survives = []int{0, 100}
+	}
+	c.disk = rec.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: survives[rec.r.IntN(len(survives))], RNG: rec.r})
 	rec.crashes = append(rec.crashes, c)
 	return nil
 }

@@ -17,6 +17,14 @@ var (
 	// ErrClosed: the store, scan or loader was closed before the call.
 	ErrClosed = errors.New("state is closed")
 
+	// ErrNoCheckpoint: there is no checkpoint of that id.
+	ErrNoCheckpoint = errors.New("no checkpoint")
+	// ErrBadCheckpoint: a checkpoint is damaged. Take another one.
+	ErrBadCheckpoint = errors.New("checkpoint is damaged")
+	// ErrNotWhole: there is no whole-transaction state to make a checkpoint of:
+	// no load was finished yet, or a large transaction is being applied in parts.
+	ErrNotWhole = errors.New("no whole transaction to make a checkpoint of")
+
 	// ErrDiskFull: writing would take from the disk space that is kept in
 	// reserve. Nothing was written; the same call can be made again later.
 	ErrDiskFull = errors.New("disk is almost full")

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/sync/errgroup"
 )
 
 // A fingerprint of all rows is kept in the state record: the sum, modulo 2^64,
@@ -43,12 +44,12 @@ func (s *Store) CheckRows(ctx context.Context) error {
 
 // checkRecord compares the rows of r's generation with r.
 func checkRecord(ctx context.Context, db pebble.Reader, r record) error {
-	all, subscribed, err := sumRows(ctx, db, r.gen)
-	if err != nil {
-		return err
-	}
-	joins, n, err := sumJoins(ctx, db, r.gen)
-	if err != nil {
+	var all, subscribed, joins uint64
+	var n int64
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { all, subscribed, err = sumRows(ctx, db, r.gen); return err })
+	g.Go(func() (err error) { joins, n, err = sumJoins(ctx, db, r.gen); return err })
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	if all != r.sum || joins != subscribed || n != r.rows {

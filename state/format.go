@@ -99,14 +99,21 @@ func checkFormat(db *pebble.DB) (fresh bool, err error) {
 		return false, fmt.Errorf("a Pebble store with the mark %.40q: %w", value, ErrForeign)
 	}
 	if v := binary.BigEndian.Uint32(version); v > formatVersion {
-		return false, newerFormat(fmt.Sprintf("format %d", v), fmt.Sprintf("format %d", formatVersion))
+		writer, err := get(db, keyWriter)
+		return false, errors.Join(newerFormat(fmt.Sprintf("format %d", v), fmt.Sprintf("format %d", formatVersion), string(writer)), err)
 	}
 	return false, nil
 }
 
-func newerFormat(found, known string) error {
-	return fmt.Errorf("%w: it has %s, this dinnerbell reads up to %s; "+
-		"start the newer dinnerbell, or move the directory away to have it rebuilt", ErrNewerFormat, found, known)
+// newerFormat names the program to start, by its version, "" if that is not known.
+func newerFormat(found, known, writer string) error {
+	if writer == "" {
+		writer = "a newer dinnerbell"
+	} else {
+		writer = "dinnerbell " + writer
+	}
+	return fmt.Errorf("%w: it has %s, written by %s; this one reads up to %s; "+
+		"start the newer one, or move the directory away to have it rebuilt", ErrNewerFormat, found, writer, known)
 }
 
 // loadMeta reads the state record and the source. ok is false if no load was

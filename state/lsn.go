@@ -33,6 +33,16 @@ func ParseLSN(text string) (LSN, error) {
 	return LSN(h)<<32 | LSN(l), nil
 }
 
+// MarshalText gives the notation of [LSN.String], in JSON too.
+func (l LSN) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText reads what [ParseLSN] does.
+func (l *LSN) UnmarshalText(text []byte) error {
+	v, err := ParseLSN(string(text))
+	*l = v
+	return err
+}
+
 // parseHalf reads 1 to 8 hexadecimal digits. strconv alone would take a sign
 // and underscores too.
 func parseHalf(text string) (uint32, error) {

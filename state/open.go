@@ -23,6 +23,8 @@ import (
 //	store/             Pebble
 //	store.corrupt      why store/ must not be opened again
 //	load/              sorted runs of a load under way; removed at Open
+//	checkpoints/       see manifest.go
+//	restore.tmp/, restored/, replaced-<UTC>/   see restore.go
 //	quarantine-<UTC>/  stores that were set aside; for a person to look at and delete
 const (
 	storeName      = "store"
@@ -83,6 +85,9 @@ func syncDir(fsys vfs.FS, dir string) error {
 // open opens the store, a fresh one if the old one had to be set aside.
 func (s *Store) open() error {
 	if err := refuseForeignDir(s.o.fs, s.dir); err != nil {
+		return err
+	}
+	if _, err := finishRestore(s.o.fs, s.dir); err != nil {
 		return err
 	}
 	reason := s.condemned()
@@ -230,7 +235,7 @@ func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
 	}
 	v, err := strconv.ParseUint(value, 10, 32)
 	if err == nil && pebble.FormatMajorVersion(v) > pebble.FormatNewest {
-		return newerFormat(fmt.Sprintf("Pebble format %d", v), fmt.Sprintf("Pebble format %d", pebble.FormatNewest))
+		return newerFormat(fmt.Sprintf("Pebble format %d", v), fmt.Sprintf("Pebble format %d", pebble.FormatNewest), "")
 	}
 	return nil
 }
@@ -251,11 +256,17 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
+	if err := s.sign(); err != nil {
+		return err
+	}
 	s.written, s.nextGen = r, r.gen+1
 	s.repeat = r.torn
 	// What Pebble recovers from its log at Open, it has flushed to tables by
 	// the time Open returns: it is durable.
 	s.view = view{record: r, durable: r.end, src: src, loaded: ok}
+	if err := s.openCheckpoints(); err != nil {
+		return err
+	}
 	return s.removeLeftovers()
 }
 
@@ -270,6 +281,15 @@ func (s *Store) initialize() error {
 		return fmt.Errorf("initialize store: %w", errors.Join(err, b.Close()))
 	}
 	return nil
+}
+
+// sign leaves the program's version in the store, for older programs to name.
+func (s *Store) sign() error {
+	signed, err := get(s.db, keyWriter)
+	if err == nil && s.o.Writer != "" && string(signed) != s.o.Writer {
+		err = s.db.Set(keyWriter, []byte(s.o.Writer), pebble.Sync)
+	}
+	return err
 }
 
 // removeLeftovers drops rows of other generations than the one that is served

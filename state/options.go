@@ -20,6 +20,12 @@ type Options struct {
 	// [ErrDiskFull] before they write. Pebble cannot go on after a write that
 	// found the disk full, so it is not let come to that. 0: 256 MiB; negative: no check.
 	ReserveBytes int64
+	// KeepCheckpoints is how many of those that were made in time are kept, and
+	// how many of those that were asked for. 0: 3.
+	KeepCheckpoints int
+	// Writer is the program's version, which the store and each checkpoint
+	// remember: an older program names it when it cannot read them.
+	Writer string
 
 	// fs is the file system; nil is the real one. Tests crash it.
 	fs vfs.FS
@@ -39,6 +45,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ReserveBytes == 0 {
 		o.ReserveBytes = 256 << 20
+	}
+	if o.KeepCheckpoints == 0 {
+		o.KeepCheckpoints = 3
 	}
 	if o.fs == nil {
 		o.fs = vfs.Default

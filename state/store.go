@@ -23,6 +23,7 @@ type Store struct {
 	lock       io.Closer
 	db         *pebble.DB
 	pebbleOpts *pebble.Options
+	kept       checkpoints
 
 	// life is held shared by every call and exclusively by Close, so that none
 	// meets a closed Pebble, which panics.

@@ -1,0 +1,278 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// flushPatience is how long a checkpoint waits for the memtables to be written,
+// which only shortens what is copied afterwards.
+const flushPatience = 2 * time.Second
+
+// checkpoints are those of an open store's directory. What happens to them
+// happens one at a time.
+type checkpoints struct {
+	mu   sync.Mutex
+	list []Manifest // in order of age, without damaged ones; guarded by mu
+	last string     // the largest id that was ever given or found; guarded by mu
+}
+
+// Checkpoint saves the rows as they are, with the position, and removes what
+// is one too many of the same cause. What was applied before the call is in it.
+// It is durable, and on its own, when it returns; nothing is left of it if it
+// fails. Readers do not wait for it; writers do while Pebble links its tables.
+//
+// It returns [ErrNotWhole] while there is nothing that a checkpoint could be of,
+// and [ErrDiskFull] where the reserve would be touched.
+func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest, error) {
+	done, err := s.use()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	if err := s.room(); err != nil {
+		return nil, fmt.Errorf("make checkpoint: %w", err)
+	}
+	m := &Manifest{
+		Made: time.Now().UTC(), Cause: cause, Writer: s.o.Writer, Format: formatVersion, NextOffsets: nextOffsets,
+	}
+	m.ID = s.kept.nextID(m.Made)
+	if err := s.makeCheckpoint(m); err != nil {
+		return nil, s.check(fmt.Errorf("make checkpoint: %w", err))
+	}
+	s.kept.list = append(s.kept.list, *m)
+	if err := s.prune(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// nextID is the time's, or the next after the last where a clock was set back:
+// ids sort in the order in which they were given. The caller holds mu.
+func (c *checkpoints) nextID(now time.Time) string {
+	if last, err := time.Parse(idFormat, c.last); err == nil && now.Before(last.Add(time.Millisecond)) {
+		now = last.Add(time.Millisecond)
+	}
+	c.last = now.Format(idFormat)
+	return c.last
+}
+
+// makeCheckpoint fills in the rest of m and writes all to disk. One rename
+// completes it.
+func (s *Store) makeCheckpoint(m *Manifest) error {
+	fsys := s.o.fs
+	all := fsys.PathJoin(s.dir, checkpointsName)
+	if err := makeDir(fsys, all); err != nil {
+		return err
+	}
+	tmp := fsys.PathJoin(all, m.ID+unfinished)
+	if err := s.fill(tmp, m); err != nil {
+		return errors.Join(err, fsys.RemoveAll(tmp))
+	}
+	if err := fsys.Rename(tmp, fsys.PathJoin(all, m.ID)); err != nil {
+		return errors.Join(err, fsys.RemoveAll(tmp))
+	}
+	if err := syncDir(fsys, all); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (s *Store) fill(tmp string, m *Manifest) error {
+	store := s.o.fs.PathJoin(tmp, storeName)
+	if err := s.link(store, m); err != nil {
+		return err
+	}
+	var err error
+	if m.Files, err = fileSizes(s.o.fs, store); err != nil {
+		return err
+	}
+	text, err := m.encode()
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.o.fs, s.o.fs.PathJoin(tmp, manifestName), text); err != nil {
+		return err
+	}
+	return syncDir(s.o.fs, tmp)
+}
+
+// link has Pebble make its checkpoint between two transactions.
+func (s *Store) link(store string, m *Manifest) error {
+	// Pebble copies its log while writers wait: let there be little of it.
+	if flushed, err := s.db.AsyncFlush(); err != nil {
+		return err
+	} else if flushed != nil {
+		select {
+		case <-flushed:
+		case <-time.After(flushPatience):
+		}
+	}
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	v, r := s.current(), s.written
+	if !v.loaded || s.partial || s.repeat || r.torn {
+		return ErrNotWhole
+	}
+	m.Source, m.EndLSN, m.Gen, m.Subscriptions, m.Sum = v.src, r.end, r.gen, r.rows, r.sum
+	return s.db.Checkpoint(store, pebble.WithFlushedWAL())
+}
+
+func fileSizes(fsys vfs.FS, dir string) (map[string]int64, error) {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	files := make(map[string]int64, len(names))
+	for _, name := range names {
+		info, err := fsys.Stat(fsys.PathJoin(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		files[name] = info.Size()
+	}
+	return files, nil
+}
+
+// NewestCheckpoint gives the newest one of the load that is served; false if
+// there is none.
+func (s *Store) NewestCheckpoint() (Manifest, bool) {
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	if m := s.newest(); m != nil {
+		return *m, true
+	}
+	return Manifest{}, false
+}
+
+// newest points into the list. The caller holds kept.mu.
+func (s *Store) newest() *Manifest {
+	v := s.current()
+	if n := len(s.kept.list); n > 0 && v.loaded {
+		if m := &s.kept.list[n-1]; m.Source == v.src && m.Gen == v.gen {
+			return m
+		}
+	}
+	return nil
+}
+
+// MoveCheckpoint lets the newest checkpoint stand for the position that is
+// durable now, if it holds the very rows of that position, and tells where it
+// stands then: durably. Without that, a table that nobody writes would keep WAL
+// from being acknowledged. No checkpoint, no position.
+func (s *Store) MoveCheckpoint() (LSN, error) {
+	done, err := s.use()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	m := s.newest()
+	if m == nil {
+		return 0, nil
+	}
+	v := s.current()
+	if v.end != v.durable || v.end <= m.EndLSN || v.torn || v.gen != m.Gen || v.rows != m.Subscriptions || v.sum != m.Sum {
+		return m.EndLSN, nil
+	}
+	next := *m
+	next.EndLSN = v.end
+	if err := s.replaceManifest(&next); err != nil {
+		return m.EndLSN, fmt.Errorf("move checkpoint %s to %s: %w", m.ID, v.end, err)
+	}
+	*m = next
+	return m.EndLSN, nil
+}
+
+func (s *Store) replaceManifest(m *Manifest) error {
+	text, err := m.encode()
+	if err != nil {
+		return err
+	}
+	fsys := s.o.fs
+	of := fsys.PathJoin(s.dir, checkpointsName, m.ID)
+	name := fsys.PathJoin(of, manifestName)
+	if err := writeFile(fsys, name+unfinished, text); err != nil {
+		return err
+	}
+	if err := fsys.Rename(name+unfinished, name); err != nil {
+		return err
+	}
+	return syncDir(fsys, of)
+}
+
+// prune removes those that are one too many: of each cause the newest are kept,
+// of [CauseWAL] one. The caller holds kept.mu.
+func (s *Store) prune() error {
+	left := map[Cause]int{CauseTimed: s.o.KeepCheckpoints, CauseAsked: s.o.KeepCheckpoints, CauseWAL: 1}
+	var keep []Manifest
+	var errs []error
+	for _, m := range slices.Backward(s.kept.list) {
+		if left[m.Cause]--; left[m.Cause] >= 0 {
+			keep = append(keep, m)
+		} else if err := s.removeCheckpoint(m.ID); err != nil {
+			errs = append(errs, fmt.Errorf("remove checkpoint %s: %w", m.ID, err))
+			keep = append(keep, m) // tried again with the next
+		}
+	}
+	slices.Reverse(keep)
+	s.kept.list = keep
+	return errors.Join(errs...)
+}
+
+// removeCheckpoint takes the name away first, so that a crash leaves no half.
+func (s *Store) removeCheckpoint(id string) error {
+	fsys := s.o.fs
+	name := fsys.PathJoin(s.dir, checkpointsName, id)
+	if err := fsys.Rename(name, name+unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return fsys.RemoveAll(name + unfinished)
+}
+
+// openCheckpoints reads what there is and removes what was never finished. One
+// that is damaged is named in the log and left to the operator.
+func (s *Store) openCheckpoints() error {
+	fsys := s.o.fs
+	all := fsys.PathJoin(s.dir, checkpointsName)
+	names, err := fsys.List(all)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list checkpoints: %w", err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, unfinished) {
+			if err := fsys.RemoveAll(fsys.PathJoin(all, name)); err != nil {
+				return fmt.Errorf("remove unfinished checkpoint: %w", err)
+			}
+		}
+	}
+	list, err := listCheckpoints(fsys, s.dir)
+	if err != nil {
+		s.log.Warn("a checkpoint cannot be used", "error", err)
+	}
+	ids, err := checkpointIDs(fsys, s.dir)
+	if err != nil {
+		return err
+	}
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	s.kept.list = list
+	if len(ids) > 0 {
+		s.kept.last = ids[len(ids)-1]
+	}
+	return nil
+}

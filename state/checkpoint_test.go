@@ -1,0 +1,257 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// insert is one subscription.
+func insert(n int, restaurant, client ID) Change {
+	return Change{Op: Insert, Row: rowN(n), Restaurant: restaurant, Client: client}
+}
+
+func checkpoint(t testing.TB, s *Store, cause Cause) Manifest {
+	t.Helper()
+	m, err := s.Checkpoint(cause, map[int32]int64{0: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *m
+}
+
+func TestCheckpointIsListed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	o := testOptions()
+	o.Writer = "v1.2.3"
+	s := openStore(t, dir, o)
+	if _, err := s.Checkpoint(CauseAsked, nil); !errors.Is(err, ErrNotWhole) {
+		t.Fatalf("a checkpoint of nothing: %v", err)
+	}
+	restaurants := ids(2, 1)
+	load(t, s, 1000, restaurants, 10)
+	first := checkpoint(t, s, CauseAsked)
+	apply(t, s, 20, insert(2000, restaurants[0], restaurants[1]))
+	second := checkpoint(t, s, CauseTimed)
+	list, err := ListCheckpoints(dir)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("list is %+v, %v", list, err)
+	}
+	for i, want := range []Manifest{first, second} {
+		got, err := ReadManifest(dir, want.ID)
+		if err != nil || fmt.Sprint(*got) != fmt.Sprint(list[i]) || fmt.Sprint(*got) != fmt.Sprint(want) {
+			t.Errorf("manifest is %+v, %v\nlisted as %+v\nwant %+v", got, err, list[i], want)
+		}
+		if got.Writer != "v1.2.3" || got.NextOffsets[0] != 7 || got.Subscriptions != 1000+int64(i) || got.EndLSN != LSN(10+10*i) || got.Bytes() < 10_000 {
+			t.Errorf("manifest is %+v", got)
+		}
+	}
+	for _, id := range []string{"", "x", "..", "20260101T000000.000Z"} {
+		if _, err := ReadManifest(dir, id); !errors.Is(err, ErrNoCheckpoint) {
+			t.Errorf("manifest of %q: %v", id, err)
+		}
+	}
+}
+
+// Damage to any byte of a manifest is seen, and hides no other checkpoint.
+func TestDamagedCheckpointManifest(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir, testOptions())
+	load(t, s, 10, ids(1, 1), 10)
+	bad, good := checkpoint(t, s, CauseAsked), checkpoint(t, s, CauseAsked)
+	name := filepath.Join(dir, checkpointsName, bad.ID, manifestName)
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range text {
+		text[i] ^= 1
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text[i] ^= 1
+		if _, err := ReadManifest(dir, bad.ID); !errors.Is(err, ErrBadCheckpoint) {
+			t.Fatalf("byte %d of %d flipped: %v", i, len(text), err)
+		}
+	}
+	list, err := ListCheckpoints(dir)
+	if !errors.Is(err, ErrBadCheckpoint) || len(list) != 1 || list[0].ID != good.ID {
+		t.Errorf("list is %+v, %v; want %s alone and an error", list, err, good.ID)
+	}
+}
+
+// Each cause has its own share; what an operator asked for is not pushed out by
+// what the clock made.
+func TestOldCheckpointsGo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	o := testOptions()
+	o.KeepCheckpoints = 2
+	s := openStore(t, dir, o)
+	load(t, s, 10, ids(1, 1), 10)
+	var want []string
+	for i, cause := range []Cause{CauseAsked, CauseTimed, CauseWAL, CauseTimed, CauseTimed, CauseWAL, CauseAsked, CauseTimed, CauseWAL} {
+		m := checkpoint(t, s, cause)
+		if i == 0 || i == 4 || i > 5 {
+			want = append(want, m.ID)
+		}
+	}
+	list, err := ListCheckpoints(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range list {
+		got = append(got, m.ID)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("left are %v, want %v", got, want)
+	}
+}
+
+// A checkpoint moves with the position while its rows stay the same, and only then.
+func TestCheckpointMoves(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	restaurants := ids(2, 1)
+	load(t, s, 10, restaurants, 10)
+	if at, err := s.MoveCheckpoint(); at != 0 || err != nil {
+		t.Fatalf("without a checkpoint: %s, %v", at, err)
+	}
+	m := checkpoint(t, s, CauseTimed)
+	other := insert(99, restaurants[0], restaurants[1])
+	for _, step := range []struct {
+		what    string
+		end     LSN
+		changes []Change
+		sync    bool
+		want    LSN
+	}{
+		{"a position that is not durable", 20, nil, false, 10},
+		{"a durable one", 30, nil, true, 30},
+		{"a row", 40, []Change{other}, true, 30},
+		{"only a position", 50, nil, true, 30},
+		{"the row goes again", 60, []Change{{Op: Delete, Row: other.Row}}, true, 60},
+		{"a row comes and goes in one batch", 70, []Change{other, {Op: Delete, Row: other.Row}}, true, 70},
+		{"a part of a transaction", 0, []Change{other}, true, 70},
+		{"its end", 80, nil, true, 70},
+	} {
+		apply(t, s, step.end, step.changes...)
+		if step.sync {
+			if _, err := s.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if at, err := s.MoveCheckpoint(); at != step.want || err != nil {
+			t.Errorf("after %s the checkpoint stands for %s, %v; want %s", step.what, at, err, step.want)
+		}
+		if got, err := ReadManifest(s.dir, m.ID); err != nil || got.EndLSN != step.want {
+			t.Errorf("after %s the manifest says %+v, %v; want %s", step.what, got, err, step.want)
+		}
+	}
+	load(t, s, 10, restaurants, 90)
+	if _, ok := s.NewestCheckpoint(); ok {
+		t.Error("a checkpoint of the former load counts as the newest")
+	}
+	if at, err := s.MoveCheckpoint(); at != 0 || err != nil {
+		t.Errorf("a checkpoint of the former load was moved to %s, %v", at, err)
+	}
+}
+
+// A transaction in parts makes a checkpoint wait.
+func TestCheckpointBetweenParts(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	restaurants := ids(2, 1)
+	load(t, s, 10, restaurants, 10)
+	apply(t, s, 0, insert(99, restaurants[0], restaurants[1]))
+	if _, err := s.Checkpoint(CauseTimed, nil); !errors.Is(err, ErrNotWhole) {
+		t.Errorf("in the middle of a transaction: %v", err)
+	}
+	apply(t, s, 20)
+	if m := checkpoint(t, s, CauseTimed); m.EndLSN != 20 || m.Subscriptions != 11 {
+		t.Errorf("checkpoint is %+v", m)
+	}
+}
+
+// TestCrashCheckpoint crashes at every write while checkpoints are made, moved
+// and removed. Each that is found is whole, and what was promised is there.
+func TestCrashCheckpoint(t *testing.T) {
+	t.Parallel()
+	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(4, 4))}
+	o := crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record)))
+	o.KeepCheckpoints = 1
+	s, err := Open("state", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restaurants := ids(3, 1)
+	load(t, s, 100, restaurants, 10)
+	type promise struct {
+		id  string
+		end LSN
+	}
+	promised := map[int]promise{}
+	var now promise
+	for i := range 4 {
+		apply(t, s, s.EndLSN()+10, insert(1000+i, restaurants[0], restaurants[1]))
+		m := checkpoint(t, s, CauseTimed)
+		now = promise{m.ID, m.EndLSN}
+		promised[len(rec.crashes)] = now
+		apply(t, s, s.EndLSN()+1)
+		if _, err := s.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		if now.end, err = s.MoveCheckpoint(); err != nil || now.end != m.EndLSN+1 {
+			t.Fatalf("moved to %s, %v", now.end, err)
+		}
+		promised[len(rec.crashes)] = now
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	now = promise{}
+	for i, c := range rec.crashes {
+		if p, ok := promised[i]; ok {
+			now = p
+		}
+		checkCheckpoints(t, c, now.id, now.end)
+	}
+	t.Logf("%d crashes", len(rec.crashes))
+}
+
+// checkCheckpoints looks at all checkpoints that a crash left.
+func checkCheckpoints(t *testing.T, c crash, id string, end LSN) {
+	t.Helper()
+	openStore(t, "state", crashOptions(c.disk))
+	names, err := c.disk.List(c.disk.PathJoin("state", checkpointsName))
+	if err != nil && id != "" {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, unfinished) {
+			t.Errorf("crash at write %d: %s is still there", c.write, name)
+		}
+	}
+	list, err := listCheckpoints(c.disk, "state")
+	if err != nil {
+		t.Fatalf("crash at write %d: %v", c.write, err)
+	}
+	if id != "" && (len(list) == 0 || list[len(list)-1].ID < id || list[len(list)-1].ID == id && list[len(list)-1].EndLSN < end) {
+		t.Fatalf("crash at write %d: %s at %s was promised, found are %+v", c.write, id, end, list)
+	}
+	for _, m := range list {
+		if err := m.checkFiles(c.disk, "state"); err != nil {
+			t.Fatalf("crash at write %d: %v", c.write, err)
+		}
+	}
+}

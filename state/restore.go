@@ -1,0 +1,226 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Restore swaps stores by renames. These are the states that a crash can leave,
+// in order, and what the next Open (or Restore) makes of each:
+//
+//	store/  restore.tmp/            drops restore.tmp/, which may be half of anything
+//	store/  restored/               goes on: restored/ is complete, it was decided
+//	        restored/  replaced-T/  goes on
+//	store/             replaced-T/  nothing to do
+//
+// So the one rename from restore.tmp to restored is the moment at which the
+// store is the other one. replaced-T stays until [Store.DropReplaced] finds the
+// new rows good.
+const (
+	restoringName = "restore" + unfinished
+	restoredName  = "restored"
+	replacedName  = "replaced-"
+)
+
+// Restore puts a copy of checkpoint id, which stays as it is, in the place of
+// the store, and tells what it was and where the store is now that it replaced
+// (nowhere, if there was none). The directory must not be in use ([ErrLocked]).
+//
+// All rows are read first and compared with the manifest: from a checkpoint that
+// is damaged nothing is restored ([ErrBadCheckpoint]).
+func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, replaced string, err error) {
+	o = o.withDefaults()
+	lock, err := lockDir(o.fs, dir)
+	if err != nil {
+		return nil, "", fmt.Errorf("lock state directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if _, err := finishRestore(o.fs, dir); err != nil {
+		return nil, "", err
+	}
+	if m, err = readManifest(o.fs, dir, id); err != nil {
+		return nil, "", err
+	}
+	if m.Format > formatVersion {
+		return nil, "", newerFormat(fmt.Sprintf("format %d", m.Format), fmt.Sprintf("format %d", formatVersion), m.Writer)
+	}
+	if err := m.checkFiles(o.fs, dir); err != nil {
+		return nil, "", err
+	}
+	if err := prepare(ctx, o, dir, m); err != nil {
+		return nil, "", fmt.Errorf("restore checkpoint %s: %w", id, errors.Join(err, o.fs.RemoveAll(o.fs.PathJoin(dir, restoringName))))
+	}
+	if err := rename(o.fs, dir, restoringName, restoredName); err != nil {
+		return nil, "", fmt.Errorf("restore checkpoint %s: %w", id, err)
+	}
+	replaced, err = finishRestore(o.fs, dir)
+	return m, replaced, err
+}
+
+// checkFiles compares the checkpoint's files with the manifest, by their sizes.
+func (m *Manifest) checkFiles(fsys vfs.FS, dir string) error {
+	store := fsys.PathJoin(dir, checkpointsName, m.ID, storeName)
+	files, err := fileSizes(fsys, store)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read checkpoint %s: %w", m.ID, err)
+	}
+	for name, size := range m.Files {
+		if found, ok := files[name]; !ok {
+			return fmt.Errorf("checkpoint %s: %w: %s is missing", m.ID, ErrBadCheckpoint, name)
+		} else if found != size {
+			return fmt.Errorf("checkpoint %s: %w: %s has %d bytes, should have %d", m.ID, ErrBadCheckpoint, name, found, size)
+		}
+	}
+	return nil
+}
+
+// prepare makes restore.tmp, a store of its own that stands where the manifest
+// says.
+func prepare(ctx context.Context, o Options, dir string, m *Manifest) error {
+	to := o.fs.PathJoin(dir, restoringName)
+	if err := o.fs.RemoveAll(to); err != nil {
+		return err
+	}
+	if err := o.fs.MkdirAll(to, 0o700); err != nil {
+		return err
+	}
+	from := o.fs.PathJoin(dir, checkpointsName, m.ID, storeName)
+	for name := range m.Files {
+		if err := linkFile(o.fs, from, to, name); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(o.fs, to); err != nil {
+		return err
+	}
+	db, err := openPebble(to, o.pebbleOptions(func(error) {}))
+	if err == nil {
+		err = errors.Join(adopt(ctx, db, m), db.Close())
+	}
+	if pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("%w: %w", ErrBadCheckpoint, err)
+	}
+	return err
+}
+
+// linkFile shares what is never written again and copies the rest.
+func linkFile(fsys vfs.FS, from, to, name string) error {
+	from, to = fsys.PathJoin(from, name), fsys.PathJoin(to, name)
+	if strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob") {
+		return vfs.LinkOrCopy(fsys, from, to)
+	}
+	return vfs.Copy(fsys, from, to)
+}
+
+// adopt checks the rows of the copy, moves it to the manifest's position, and
+// forgets what was delivered: a cache of another time is worth nothing.
+func adopt(ctx context.Context, db *pebble.DB, m *Manifest) error {
+	if _, err := checkFormat(db); err != nil {
+		return err
+	}
+	r, src, ok, err := loadMeta(db)
+	if err != nil {
+		return err
+	}
+	if !ok || src != m.Source || r.gen != m.Gen || r.rows != m.Subscriptions || r.sum != m.Sum || r.torn || r.end > m.EndLSN {
+		return fmt.Errorf("%w: its store is not the one that its manifest tells of", ErrBadCheckpoint)
+	}
+	if err := checkRecord(ctx, db, r); err != nil {
+		return err
+	}
+	r.end = m.EndLSN
+	b := db.NewBatch()
+	defer b.Close()
+	delivered := []byte{spaceDelivered}
+	if err := errors.Join(b.Set(keyState, r.encode(), nil), b.DeleteRange(delivered, prefixEnd(nil, delivered), nil)); err != nil {
+		return err
+	}
+	return b.Commit(pebble.Sync)
+}
+
+// finishRestore brings a restore that was decided to its end, and drops one that
+// was not. It tells where the store is that was replaced, if that happened now.
+func finishRestore(fsys vfs.FS, dir string) (replaced string, err error) {
+	exists := func(name string) bool {
+		_, serr := fsys.Stat(fsys.PathJoin(dir, name))
+		if serr != nil && !errors.Is(serr, fs.ErrNotExist) {
+			err = errors.Join(err, serr)
+		}
+		return serr == nil
+	}
+	half, decided, old := exists(restoringName), exists(restoredName), exists(storeName)
+	if err != nil {
+		return "", fmt.Errorf("look for a restore under way: %w", err)
+	}
+	if half {
+		if err := fsys.RemoveAll(fsys.PathJoin(dir, restoringName)); err != nil {
+			return "", fmt.Errorf("remove half of a restore: %w", err)
+		}
+	}
+	if !decided {
+		return "", nil
+	}
+	if old {
+		replaced = replacedName + time.Now().UTC().Format("20060102T150405.000000Z")
+		if err := rename(fsys, dir, storeName, replaced); err != nil {
+			return "", fmt.Errorf("finish restore: %w", err)
+		}
+	}
+	// It was about the store that is replaced.
+	if err := fsys.Remove(fsys.PathJoin(dir, condemnedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("finish restore: %w", err)
+	}
+	if err := rename(fsys, dir, restoredName, storeName); err != nil {
+		return "", fmt.Errorf("finish restore: %w", err)
+	}
+	return replaced, nil
+}
+
+// rename is durable when it returns.
+func rename(fsys vfs.FS, dir, from, to string) error {
+	if err := fsys.Rename(fsys.PathJoin(dir, from), fsys.PathJoin(dir, to)); err != nil {
+		return err
+	}
+	return syncDir(fsys, dir)
+}
+
+// Replaced lists the stores that restores have replaced and that are still there.
+func (s *Store) Replaced() ([]string, error) {
+	names, err := s.o.fs.List(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list state directory: %w", err)
+	}
+	var found []string
+	for _, name := range names {
+		if strings.HasPrefix(name, replacedName) {
+			found = append(found, name)
+		}
+	}
+	return found, nil
+}
+
+// DropReplaced removes the stores that restores have replaced, once all rows of
+// this one were read and found good; it returns their names. Call it when the
+// store has caught up with its source.
+func (s *Store) DropReplaced(ctx context.Context) ([]string, error) {
+	names, err := s.Replaced()
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	if err := s.CheckRows(ctx); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, name)); err != nil {
+			return nil, fmt.Errorf("remove replaced state %s: %w", name, err)
+		}
+	}
+	return names, nil
+}
