@@ -11,8 +11,8 @@ var (
 	ErrNewerFormat = errors.New("state was written by a newer version")
 	// ErrForeign: the directory holds somebody else's Pebble store. It is left as it is.
 	ErrForeign = errors.New("not a dinnerbell state directory")
-	// ErrCorrupt: stored data failed a check while running. The directory has
-	// been marked, so that the next Open sets the store aside.
+	// ErrCorrupt: stored data failed a check. The directory has been marked, so
+	// that the next Open sets the store aside; see [Store.Damaged].
 	ErrCorrupt = errors.New("local state is corrupt")
 	// ErrClosed: the store, scan or loader was closed before the call.
 	ErrClosed = errors.New("state is closed")

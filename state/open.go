@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"log/slog"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -25,7 +22,7 @@ import (
 //	load/              sorted runs of a load under way; removed at Open
 //	checkpoints/       see manifest.go
 //	restore.tmp/, restored/, replaced-<UTC>/   see restore.go
-//	quarantine-<UTC>/  stores that were set aside; for a person to look at and delete
+//	quarantine-<UTC>/  the newest stores that were set aside; for a person to look at and delete
 const (
 	storeName      = "store"
 	condemnedName  = "store.corrupt"
@@ -50,6 +47,7 @@ func Open(dir string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
 	s := &Store{dir: dir, o: o, log: o.Logger, lock: lock}
+	s.damage.found = make(chan struct{})
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())
 	}
@@ -320,62 +318,4 @@ func (s *Store) dropSpan(start, end []byte) error {
 		return err
 	}
 	return s.db.DeleteRange(start, end, pebble.NoSync)
-}
-
-// condemned returns why the store must be set aside: ErrCorrupt, or nil if it
-// need not. Any other error means that it cannot be told.
-func (s *Store) condemned() error {
-	f, err := s.o.fs.Open(s.o.fs.PathJoin(s.dir, condemnedName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look for a mark of damage: %w", err)
-	}
-	text, err := io.ReadAll(f)
-	return errors.Join(fmt.Errorf("%w: found while running: %s", ErrCorrupt, text), err, f.Close())
-}
-
-// condemn marks the store as corrupt, so that the next Open sets it aside.
-// Damage in a table shows only when its block is read; without the mark a
-// restart would find nothing wrong and fail at the same block again.
-func (s *Store) condemn(reason error) {
-	s.log.Error("local state is corrupt; it is set aside and rebuilt at the next start", "dir", s.dir, "reason", reason)
-	f, err := s.o.fs.Create(s.o.fs.PathJoin(s.dir, condemnedName), vfs.WriteCategoryUnspecified)
-	if err == nil {
-		_, err = f.Write([]byte(reason.Error()))
-		err = errors.Join(err, f.Sync(), f.Close(), syncDir(s.o.fs, s.dir))
-	}
-	if err != nil {
-		s.log.Error("cannot mark the local state as corrupt", "error", err)
-	}
-}
-
-// check condemns the store if err tells of corruption. It returns err, which
-// then wraps ErrCorrupt.
-func (s *Store) check(err error) error {
-	if err == nil || !pebble.IsCorruptionError(err) && !errors.Is(err, ErrCorrupt) {
-		return err
-	}
-	s.condemn(err)
-	return fmt.Errorf("%w: %w; restart to have it set aside and rebuilt", ErrCorrupt, err)
-}
-
-// quarantine moves dir/store out of the way.
-func (s *Store) quarantine(reason error) error {
-	fsys := s.o.fs
-	name := quarantineName + time.Now().UTC().Format("20060102T150405.000000Z")
-	to := fsys.PathJoin(s.dir, name)
-	if err := fsys.Rename(fsys.PathJoin(s.dir, storeName), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("set corrupt state aside: %w", err)
-	}
-	if err := fsys.Remove(fsys.PathJoin(s.dir, condemnedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("set corrupt state aside: %w", err)
-	}
-	if err := syncDir(fsys, s.dir); err != nil {
-		return fmt.Errorf("set corrupt state aside: %w", err)
-	}
-	s.log.Error("local state could not be read; it was set aside and will be rebuilt",
-		slog.String("reason", reason.Error()), slog.String("moved_to", to))
-	return nil
 }

@@ -3,6 +3,8 @@ package state
 import (
 	"fmt"
 	"log/slog"
+	"runtime"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -26,6 +28,16 @@ type Options struct {
 	// Writer is the program's version, which the store and each checkpoint
 	// remember: an older program names it when it cannot read them.
 	Writer string
+
+	// Distrust is why the store that is there must be set aside whatever it
+	// looks like: the damage that was found in it while it was open. nil: none.
+	Distrust error
+	// Fatal is called where the store cannot go on and nothing can be undone: the
+	// write-ahead log or the manifest could not be written. It must not return,
+	// and must not touch the store, which may hold its locks at that moment.
+	// Nothing that was acknowledged is lost; the next Open recovers. nil panics,
+	// on whatever goroutine of Pebble's that is.
+	Fatal func(message string)
 
 	// fs is the file system; nil is the real one. Tests crash it.
 	fs vfs.FS
@@ -70,10 +82,17 @@ func (o Options) pebbleOptions(corrupt func(error)) *pebble.Options {
 		CacheSize:                   o.CacheBytes,
 		MemTableSize:                o.memTableBytes,
 		MemTableStopWritesThreshold: 4,
-		Logger:                      pebbleLogger{o.Logger},
+		Logger:                      pebbleLogger{o.Logger, o.Fatal},
 		CompactionConcurrencyRange:  func() (lower, upper int) { return 1, 2 },
 		EventListener: &pebble.EventListener{
 			DataCorruption: func(info pebble.DataCorruptionInfo) { corrupt(info.Details) },
+			// Of flushes and compactions, which are tried again.
+			BackgroundError: func(err error) {
+				if isDamage(err) {
+					corrupt(err)
+				}
+				o.Logger.Warn("local state: background work failed and is tried again", "error", err)
+			},
 		},
 	}
 	// Measured with UUID ids: 61 bytes per subscription with these settings, 64
@@ -92,7 +111,10 @@ func (o Options) pebbleOptions(corrupt func(error)) *pebble.Options {
 }
 
 // pebbleLogger passes Pebble's messages on. Its everyday news is debug detail.
-type pebbleLogger struct{ log *slog.Logger }
+type pebbleLogger struct {
+	log   *slog.Logger
+	fatal func(string) // Options.Fatal
+}
 
 // Infof implements pebble.Logger.
 func (l pebbleLogger) Infof(format string, args ...any) {
@@ -106,10 +128,30 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 
 // Fatalf implements pebble.Logger, which must not return: Pebble calls it where
 // it cannot go on (the write-ahead log or the manifest was not written), often
-// on a goroutine of its own. Ending the process is right there. Nothing that
-// was acknowledged is lost; the next start recovers from the log.
+// on a goroutine of its own and with its locks held, so that the store cannot
+// even be closed. Ending the process is right there. While a store is opened it
+// can also be damage that Pebble did not expect: openPebble makes an error of it.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	l.log.Error("local state cannot be written, the process ends", "message", message)
+	l.log.Error("local state cannot go on", "message", message)
+	if l.fatal != nil && !calledByOpen() {
+		l.fatal(message)
+	}
 	panic("state: " + message) //nolint:forbidigo // Pebble has no error path here, see above
+}
+
+// calledByOpen says whether openPebble is on this goroutine's stack, where it
+// catches a panic.
+func calledByOpen() bool {
+	pcs := make([]uintptr, 128)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, "state.openPebble") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }

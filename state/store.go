@@ -24,6 +24,8 @@ type Store struct {
 	db         *pebble.DB
 	pebbleOpts *pebble.Options
 	kept       checkpoints
+	aside      Aside // what Open set aside
+	damage     damage
 
 	// life is held shared by every call and exclusively by Close, so that none
 	// meets a closed Pebble, which panics.

@@ -25,7 +25,8 @@ import (
 // its client goes away (Ctrl-C in the command) or the daemon begins to drain.
 //
 // To add one: write `func (d *daemon) name(ctx context.Context, c *call) (result any, err error)`,
-// list it in [daemon.actions], and call it with [callDaemon].
+// list it in [daemon.actions], and call it with [callDaemon]. The store, mirror and
+// service of [daemon.halves] stay open while it runs; ctx ends when they must not.
 
 // errDraining: the daemon was asked to end while it did the action.
 var errDraining = errors.New("the daemon is being stopped")

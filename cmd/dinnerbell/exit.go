@@ -27,6 +27,7 @@ func exitCode(err error) int {
 	var source *cdc.HaltError
 	var lanes *stream.HaltError
 	var daemon *daemonError
+	var store *storeHalt
 	switch {
 	case err == nil:
 		return exitDone
@@ -34,7 +35,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &daemon):
 		return daemon.exit
-	case errors.As(err, &source), errors.As(err, &lanes),
+	case errors.As(err, &source), errors.As(err, &lanes), errors.As(err, &store),
 		errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
 		return exitHalted
 	}

@@ -31,6 +31,8 @@ var (
 	descLag       = desc("source_lag_bytes", "WAL of the source that is not applied here yet.")
 	descSubs      = desc("subscriptions", "Rows of the subscriptions table held locally.")
 	descFreshness = desc("freshness_seconds", "How long the last campaign waited for the subscriptions to be fresh.")
+	descState     = desc("state", "1 for the condition that the local state is in: ok or rebuilding.", "condition")
+	descAside     = desc("state_quarantines_total", "Damaged local states that were set aside since the daemon started.")
 	descEpoch     = desc("lane_epoch", "Takeovers of the lane.", "partition")
 	descDecided   = desc("lane_decided", "Last step of the lane that is in Postgres.", "partition")
 	descShipped   = desc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
@@ -71,6 +73,8 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descLag, float64(r.Source.LagBytes))
 	gauge(descSubs, float64(r.Source.Subscriptions))
 	gauge(descFreshness, r.Source.FreshnessMS/1000)
+	gauge(descState, 1, r.State.Condition)
+	count(descAside, r.State.Quarantines)
 	for _, l := range r.Lanes {
 		p := strconv.Itoa(int(l.Partition))
 		gauge(descEpoch, float64(l.Epoch), p)

@@ -25,7 +25,7 @@ func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg.Log)
-	store, err := openState(cfg.State.Dir, log)
+	store, err := openState(cfg, log, nil)
 	if err != nil {
 		return err
 	}

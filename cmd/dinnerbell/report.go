@@ -23,6 +23,7 @@ type statusReport struct {
 	Notifications notificationsReport `json:"notifications"`
 	Halted        *haltReport         `json:"halted"`
 	Counters      countersReport      `json:"counters"`
+	State         stateReport         `json:"state"`
 }
 
 // countersReport counts, since this daemon started, what is left out and what
@@ -87,8 +88,10 @@ type haltReport struct {
 
 // report is the daemon's status now. It is cheap and may be called at any time.
 func (d *daemon) report() statusReport {
-	_, complete := d.store.Source()
-	r := newReport(d.mirror.Status(), d.service.Status(), complete)
+	h := d.halves()
+	_, complete := h.store.Source()
+	r := newReport(h.mirror.Status(), h.service.Status(), complete)
+	d.reportState(&r, h, complete)
 	r.Reasons = append(r.Reasons, d.stalls.stalled(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
 	return r
@@ -109,6 +112,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Notifications: notificationsReport(s.Notifications),
 		Halted:        newHaltReport(m, s),
 		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts},
+		State:         stateReport{Condition: conditionOK},
 	}
 	if m.State == cdc.StateSnapshot {
 		r.Source.SnapshotRows = m.SnapshotRows

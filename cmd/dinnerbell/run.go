@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/state"
-	"dinnerbell/stream"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -29,20 +31,16 @@ func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	log := a.logger(cfg.Log)
 	tuneGC(a.env)
-	store, err := openState(cfg.State.Dir, log)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if closeErr := store.Close(); closeErr != nil {
-			err = errors.Join(err, fmt.Errorf("close state: %w", closeErr))
-		}
-	}()
-	l, err := listen(ctx, cfg)
+	store, err := openState(cfg, log, nil)
 	if err != nil {
 		return err
 	}
 	d := newDaemon(cfg, store, log)
+	defer func() { err = errors.Join(err, d.halves().close()) }()
+	l, err := listen(ctx, cfg)
+	if err != nil {
+		return err
+	}
 	d.logStart(cfg, l.tcp.Addr())
 	if err := d.run(ctx, l); err != nil {
 		return err
@@ -52,13 +50,26 @@ func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
 }
 
 // openState opens state.dir, which locks it. The errors of package state say
-// what to do.
-func openState(dir string, log *slog.Logger) (*state.Store, error) {
-	store, err := state.Open(dir, state.Options{Logger: log.With("part", "state")})
+// what to do. distrust is why the store that is there must be set aside; nil: it
+// need not.
+func openState(cfg *config.Config, log *slog.Logger, distrust error) (*state.Store, error) {
+	store, err := state.Open(cfg.State.Dir, state.Options{
+		Logger: log.With("part", "state"), Distrust: distrust,
+		Fatal: func(message string) { endAtOnce(cfg, log, message) },
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open state.dir %s: %w", dir, err)
+		return nil, fmt.Errorf("open state.dir %s: %w", cfg.State.Dir, err)
 	}
 	return store, nil
+}
+
+// endAtOnce ends the process where the store cannot go on: Pebble has no way
+// back from a write that failed, and holds its locks. It is a crash that says
+// why; the next start recovers.
+func endAtOnce(cfg *config.Config, log *slog.Logger, message string) {
+	log.Error("the local state cannot be written; the process ends, and the next start recovers",
+		"state_dir", cfg.State.Dir, "disk", strings.TrimSpace(onDisk(cfg.State.Dir)), "reason", message)
+	os.Exit(exitFailed)
 }
 
 // listen opens the TCP listener and the socket, so that a port in use is said
@@ -79,21 +90,24 @@ func listen(ctx context.Context, cfg *config.Config) (*listeners, error) {
 // socket in state.dir by who runs it.
 type listeners struct{ tcp, socket net.Listener }
 
-// daemon is the wiring: the mirror writes the store, the service reads it.
+// daemon is the wiring: two halves, one after the other if the store is
+// damaged, and what is said about them.
 type daemon struct {
+	cfg     *config.Config
 	log     *slog.Logger
-	store   *state.Store
-	mirror  *cdc.Mirror
-	service *stream.Service
+	present atomic.Pointer[halves]
 	stalls  stalls
+	damages damages
 }
 
+// newDaemon owns the store from here on: close the halves at the end.
 func newDaemon(cfg *config.Config, store *state.Store, log *slog.Logger) *daemon {
-	mirror := cdc.New(sourceConfig(cfg, log), store)
-	return &daemon{
-		log: log, store: store, mirror: mirror,
-		service: stream.New(streamConfig(cfg, log), store, barrier{mirror}),
+	d := &daemon{cfg: cfg, log: log}
+	if _, aside := store.SetAside(); aside {
+		d.damages.add(time.Now())
 	}
+	d.take(store)
+	return d
 }
 
 // barrier is the mirror's freshness as package stream wants it. A mirror that
@@ -132,31 +146,59 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 	readOnly := newHandler(d.report, d.log)
 	g.Go(func() error { return serveHTTP(httpCtx, readOnly, d.log, l.tcp) })
 	// Actions end when the draining begins.
-	control := newSocketHandler(gctx, readOnly, d.actions(), d.log)
+	actions := d.actions()
+	for name, do := range actions {
+		actions[name] = d.withStore(do)
+	}
+	control := newSocketHandler(gctx, readOnly, actions, d.log)
 	g.Go(func() error { return serveHTTP(httpCtx, control, d.log, l.socket) })
 	g.Go(func() error {
 		defer stopHTTP()
-		return d.work(gctx)
+		return d.workOn(gctx)
 	})
 	return g.Wait()
 }
 
-// work runs both halves until ctx ends or one of them ends for good.
-func (d *daemon) work(ctx context.Context) error {
+// workOn runs halves until ctx ends or one of them ends for good. A damaged
+// store is not the end: it is replaced, and the work goes on.
+func (d *daemon) workOn(ctx context.Context) error {
+	h := d.halves()
+	for {
+		err := d.work(ctx, h)
+		if ctx.Err() != nil || h.store.Damage() == nil {
+			return err
+		}
+		if h, err = d.replace(ctx, h); h == nil {
+			return err
+		}
+	}
+}
+
+// work runs both halves until ctx ends, one of them ends for good, or the store
+// is found damaged.
+func (d *daemon) work(ctx context.Context, h *halves) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := d.mirror.Run(gctx)
+		err := h.mirror.Run(gctx)
 		if halted := (*cdc.HaltError)(nil); errors.As(err, &halted) {
 			d.log.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
-			d.awaitStandstill(gctx)
+			h.awaitStandstill(gctx)
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // asked to end, and it has been logged
 			}
 		}
 		return err
 	})
-	g.Go(func() error { return d.service.Run(gctx) })
+	g.Go(func() error { return h.service.Run(gctx) })
 	g.Go(func() error { return d.watch(gctx) })
+	g.Go(func() error {
+		select {
+		case <-h.store.Damaged():
+			return h.store.Damage()
+		case <-gctx.Done():
+			return nil
+		}
+	})
 	return g.Wait()
 }
 
@@ -190,17 +232,17 @@ const standstill = 10 * time.Second
 // awaitStandstill returns once the stream has done what it still can without
 // the mirror: steps that are decided are shipped, campaigns whose audience is
 // known are finished. New campaigns wait at the barrier for ever.
-func (d *daemon) awaitStandstill(ctx context.Context) {
+func (h *halves) awaitStandstill(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	last, since := d.service.Status().Notifications, time.Now()
+	last, since := h.service.Status().Notifications, time.Now()
 	for time.Since(since) < standstill {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if now := d.service.Status().Notifications; now != last {
+		if now := h.service.Status().Notifications; now != last {
 			last, since = now, time.Now()
 		}
 	}

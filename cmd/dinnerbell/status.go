@@ -62,6 +62,10 @@ func printStatus(out io.Writer, r *statusReport) error {
 		row("", "last error: %s", s.LastError)
 	}
 	row("subscriptions", "%s", thousands(s.Subscriptions))
+	row("local state", "%s", r.State.Condition)
+	if r.State.Quarantine != "" {
+		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
+	}
 	row("freshness", "%.1f ms", s.FreshnessMS)
 	row("campaigns", "%s live, %s scheduled, %s expired, %s dead", thousands(r.Campaigns.Live),
 		thousands(r.Campaigns.Scheduled), thousands(r.Campaigns.Expired), thousands(r.Campaigns.Dead))

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+)
+
+// errReplaced: the action needs the local state, which is being set aside.
+var errReplaced = errors.New("the local state was damaged and is being rebuilt; see: dinnerbell status")
+
+// halves are the two that do the work, around one open store: the mirror writes
+// it, the service reads it. When the store turns out to be damaged, new halves
+// around a new store take their place; so ask [daemon.halves] each time, and
+// keep none of them. Between two stores the old ones are still there, and the
+// store answers with state.ErrClosed.
+type halves struct {
+	store   *state.Store
+	mirror  *cdc.Mirror
+	service *stream.Service
+
+	calls  context.Context //nolint:containedctx // of the actions under way: it ends them before the store closes
+	end    context.CancelCauseFunc
+	mu     sync.RWMutex // held shared by each action and exclusively by close
+	closed bool
+}
+
+// halves gives the present ones; never nil.
+func (d *daemon) halves() *halves { return d.present.Load() }
+
+// take puts halves around a store and makes them the present ones.
+func (d *daemon) take(store *state.Store) *halves {
+	mirror := cdc.New(sourceConfig(d.cfg, d.log), store)
+	h := &halves{
+		store: store, mirror: mirror,
+		service: stream.New(streamConfig(d.cfg, d.log), store, barrier{mirror}),
+	}
+	h.calls, h.end = context.WithCancelCause(context.Background())
+	d.present.Store(h)
+	return h
+}
+
+// close closes the store, once all actions that use it have ended. Mirror and
+// service have ended before.
+func (h *halves) close() error {
+	h.end(errReplaced)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	if err := h.store.Close(); err != nil {
+		return fmt.Errorf("close state: %w", err)
+	}
+	return nil
+}
+
+// withStore lets an action run only while the store is open, and ends it when
+// the store has to be closed.
+func (d *daemon) withStore(do action) action {
+	return func(ctx context.Context, c *call) (any, error) {
+		h := d.halves()
+		h.mu.RLock()
+		defer h.mu.RUnlock()
+		if h.closed {
+			return nil, errReplaced
+		}
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(h.calls, func() { cancel(errReplaced) })()
+		result, err := do(ctx, c)
+		if err != nil && errors.Is(context.Cause(ctx), errReplaced) {
+			err = errReplaced
+		}
+		return result, err
+	}
+}
+
+// storeHalt ends the daemon with exit 3: the disk spoils the store again and
+// again.
+type storeHalt struct{ what, hint string }
+
+// Error gives both parts in one line.
+func (e *storeHalt) Error() string { return "halted: " + e.what + "; to go on: " + e.hint }
+
+// Damage that comes back means a bad disk, and a snapshot costs the source's
+// database something. So each new one within the window waits longer, and after
+// the last the daemon asks for an operator.
+const damageWindow = time.Hour
+
+var damagePauses = []time.Duration{0, 10 * time.Second, time.Minute}
+
+// damages remembers when the store had to be set aside.
+type damages struct {
+	mu    sync.Mutex
+	total int64
+	times []time.Time // within the window
+}
+
+// add notes damage at now, and returns how long to wait before the store is
+// rebuilt; false if it has been rebuilt too often.
+func (d *damages) add(now time.Time) (time.Duration, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.total++
+	for len(d.times) > 0 && now.Sub(d.times[0]) >= damageWindow {
+		d.times = d.times[1:]
+	}
+	d.times = append(d.times, now)
+	if len(d.times) > len(damagePauses) {
+		return 0, false
+	}
+	return damagePauses[len(d.times)-1], true
+}
+
+// count is how often it happened since the daemon started.
+func (d *damages) count() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.total
+}
+
+// replace closes halves whose store is damaged and opens the directory again,
+// which sets the store aside and gives an empty one: the mirror then takes a
+// snapshot. HTTP goes on meanwhile.
+func (d *daemon) replace(ctx context.Context, old *halves) (*halves, error) {
+	reason := old.store.Damage()
+	pause, ok := d.damages.add(time.Now())
+	if err := old.close(); err != nil { // of what is damaged anyway
+		d.log.Warn("damaged local state did not close in order", "error", err)
+	}
+	if !ok {
+		return nil, d.damagedTooOften(reason)
+	}
+	if pause > 0 {
+		d.log.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
+	}
+	select {
+	case <-ctx.Done():
+		return nil, nil //nolint:nilnil // asked to end: the mark in the directory keeps until the next start
+	case <-time.After(pause):
+	}
+	store, err := openState(d.cfg, d.log, reason)
+	if err != nil {
+		return nil, err
+	}
+	return d.take(store), nil
+}
+
+func (d *daemon) damagedTooOften(reason error) error {
+	dir := d.cfg.State.Dir
+	return &storeHalt{
+		what: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, onDisk(dir), len(damagePauses)+1, damageWindow, reason),
+		hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
+	}
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+)
+
+// Damage that comes back waits longer each time and then asks for an operator;
+// damage of long ago does not count.
+func TestDamageThatComesBack(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	var d damages
+	for i, want := range damagePauses {
+		now = now.Add(time.Minute)
+		if pause, ok := d.add(now); !ok || pause != want {
+			t.Errorf("damage %d: wait %s, %v; want %s", i+1, pause, ok, want)
+		}
+	}
+	if _, ok := d.add(now.Add(time.Minute)); ok {
+		t.Error("it goes on for ever")
+	}
+	if pause, ok := d.add(now.Add(2 * damageWindow)); !ok || pause != damagePauses[0] {
+		t.Errorf("after a quiet time: wait %s, %v", pause, ok)
+	}
+	if d.count() != int64(len(damagePauses))+2 {
+		t.Errorf("%d in all", d.count())
+	}
+}
+
+// The halt names the folder, its disk and what to do, and exits with 3.
+func TestDamagedTooOftenNamesTheDisk(t *testing.T) {
+	t.Parallel()
+	cfg := config.Defaults()
+	cfg.State.Dir = t.TempDir()
+	err := (&daemon{cfg: cfg}).damagedTooOften(errors.New("checksum mismatch"))
+	for _, want := range []string{cfg.State.Dir, "checksum mismatch", "mounted on /", "state.dir"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+	if code := exitCode(fmt.Errorf("run: %w", err)); code != exitHalted {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -1,0 +1,153 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// keepAside is how many stores that were set aside stay: the newest, for a
+// person to look at. Each is as large as the store was, so more would fill the
+// disk.
+const keepAside = 2
+
+// Aside tells of a store that was set aside.
+type Aside struct {
+	Dir    string // where it is now
+	Reason string
+}
+
+// damage is what is known of the open store's health.
+type damage struct {
+	mu     sync.Mutex
+	reason error         // the first that was found; nil while there is none
+	found  chan struct{} // closed with it
+}
+
+// Damaged is closed once the store is found corrupt: by a read, by Pebble in
+// the background, or by [Store.CheckRows]. Nothing that it holds is to be
+// trusted from then on: close it and open the directory again, which sets it
+// aside. [Store.Damage] gives the reason.
+func (s *Store) Damaged() <-chan struct{} {
+	s.damage.mu.Lock()
+	defer s.damage.mu.Unlock()
+	return s.damage.found
+}
+
+// Damage is why the store is corrupt, and nil while it is not.
+func (s *Store) Damage() error {
+	s.damage.mu.Lock()
+	defer s.damage.mu.Unlock()
+	return s.damage.reason
+}
+
+// SetAside tells of the store that Open found in the directory and had to set
+// aside, if there was one.
+func (s *Store) SetAside() (a Aside, ok bool) { return s.aside, s.aside.Dir != "" }
+
+// condemned returns why the store must be set aside: ErrCorrupt, or nil if it
+// need not. Any other error means that it cannot be told.
+func (s *Store) condemned() error {
+	if s.o.Distrust != nil {
+		return fmt.Errorf("%w: found while running: %w", ErrCorrupt, s.o.Distrust)
+	}
+	f, err := s.o.fs.Open(s.o.fs.PathJoin(s.dir, condemnedName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for a mark of damage: %w", err)
+	}
+	text, err := io.ReadAll(f)
+	return errors.Join(fmt.Errorf("%w: found while running: %s", ErrCorrupt, text), err, f.Close())
+}
+
+// condemn takes note that the store is corrupt and marks it, so that the next
+// Open sets it aside. Damage in a table shows only when its block is read;
+// without the mark a restart would find nothing wrong and fail at the same block
+// again.
+func (s *Store) condemn(reason error) {
+	s.damage.mu.Lock()
+	defer s.damage.mu.Unlock()
+	if s.damage.reason != nil {
+		return
+	}
+	s.damage.reason = reason
+	close(s.damage.found)
+	s.log.Error("local state is corrupt; it is set aside and rebuilt", "dir", s.dir, "reason", reason)
+	f, err := s.o.fs.Create(s.o.fs.PathJoin(s.dir, condemnedName), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.Write([]byte(reason.Error()))
+		err = errors.Join(err, f.Sync(), f.Close(), syncDir(s.o.fs, s.dir))
+	}
+	if err != nil {
+		s.log.Error("cannot mark the local state as corrupt", "error", err)
+	}
+}
+
+// isDamage says whether err tells of stored data that is wrong or cannot be read
+// any more: a failed check, a file that is gone, a block that the disk refuses.
+func isDamage(err error) bool {
+	return pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) || errors.Is(err, syscall.EIO)
+}
+
+// check condemns the store if err tells of corruption. It returns err, which
+// then wraps ErrCorrupt.
+func (s *Store) check(err error) error {
+	if !isDamage(err) {
+		return err
+	}
+	s.condemn(err)
+	return fmt.Errorf("%w: %w", ErrCorrupt, err)
+}
+
+// quarantine moves dir/store out of the way.
+func (s *Store) quarantine(reason error) error {
+	fsys := s.o.fs
+	name := quarantineName + time.Now().UTC().Format("20060102T150405.000000Z")
+	to := fsys.PathJoin(s.dir, name)
+	if err := fsys.Rename(fsys.PathJoin(s.dir, storeName), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set corrupt state aside: %w", err)
+	}
+	if err := fsys.Remove(fsys.PathJoin(s.dir, condemnedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set corrupt state aside: %w", err)
+	}
+	if err := syncDir(fsys, s.dir); err != nil {
+		return fmt.Errorf("set corrupt state aside: %w", err)
+	}
+	s.damage.mu.Lock() // what follows is another store
+	s.damage.reason, s.damage.found = nil, make(chan struct{})
+	s.damage.mu.Unlock()
+	s.aside = Aside{Dir: to, Reason: reason.Error()}
+	s.log.Error("local state could not be read; it was set aside and will be rebuilt",
+		slog.String("reason", reason.Error()), slog.String("moved_to", to))
+	return s.removeOldAside()
+}
+
+// removeOldAside removes all but the newest stores that were set aside.
+func (s *Store) removeOldAside() error {
+	names, err := s.o.fs.List(s.dir)
+	if err != nil {
+		return fmt.Errorf("look for stores that were set aside: %w", err)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, quarantineName) })
+	slices.Sort(names) // the names are times
+	for _, name := range names[:max(0, len(names)-keepAside)] {
+		old := s.o.fs.PathJoin(s.dir, name)
+		if err := s.o.fs.RemoveAll(old); err != nil {
+			return fmt.Errorf("remove a store that was set aside: %w", err)
+		}
+		s.log.Warn("removed a store that was set aside earlier", "dir", old, "kept", keepAside)
+	}
+	return nil
+}
