@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,35 +9,72 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
 
 // commitAll makes steps durable, in order, each in one transaction, and hands
-// what they decided to the shipper. It owns the session's sink connection.
+// what they decided to the shipper. Two steps are under way at a time, on a
+// connection each: the rows of one travel while the one before it commits.
 func (s *session) commitAll(ctx context.Context) error {
-	for seq := s.seq + 1; ; seq++ {
-		if err := s.windowOpen(ctx, seq); err != nil {
-			return err
-		}
-		select {
-		case st, ok := <-s.steps:
-			if !ok {
-				return nil
-			}
-			p, err := s.commit(ctx, seq, st)
-			if err != nil {
-				return err
-			}
-			if err := s.committed(ctx, st, p); err != nil {
-				return err
-			}
-			s.recycle(st)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	g, ctx := errgroup.WithContext(ctx)
+	free := make(chan *writer, len(s.writers))
+	for _, w := range s.writers {
+		free <- w
 	}
+	last := firstDecision()
+	for seq := s.seq + 1; ; seq++ {
+		d, w, err := s.next(ctx, seq, last, free)
+		if err != nil || d == nil {
+			return cmp.Or(g.Wait(), err) // a context that ended did so with the first failure, which counts
+		}
+		g.Go(func() error {
+			if err := s.decide(ctx, w, d); err != nil {
+				return err
+			}
+			free <- w
+			return nil
+		})
+		last = d
+	}
+}
+
+// next waits for a place in the window, a connection and a step. It returns
+// none when there are no more steps.
+func (s *session) next(ctx context.Context, seq int64, last *decision, free <-chan *writer) (*decision, *writer, error) {
+	if err := s.windowOpen(ctx, seq); err != nil {
+		return nil, nil, err
+	}
+	select {
+	case w := <-free:
+		select {
+		case st, ok := <-s.steps: // not earlier: it is sealed anew until it is taken
+			if ok {
+				return last.followedBy(seq, st), w, nil
+			}
+			return nil, nil, nil
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+}
+
+// decide commits one step and lets the next one have its turn.
+func (s *session) decide(ctx context.Context, w *writer, d *decision) error {
+	p, err := s.commit(ctx, w, d)
+	if err != nil {
+		return err
+	}
+	if err := s.committed(ctx, d.st, p); err != nil {
+		return err
+	}
+	s.recycle(d.st)
+	close(d.done)
+	return nil
 }
 
 // recycle gives the step's buffer back, unless it has grown for something rare.
@@ -55,17 +93,18 @@ func (s *session) recycle(st *step) {
 // is done again by INSERT … ON CONFLICT DO NOTHING, of which only what was
 // returned goes into the outbox. Where a campaign's end has come meanwhile, the
 // step is decided anew without it.
-func (s *session) commit(ctx context.Context, seq int64, st *step) (*payload, error) {
+func (s *session) commit(ctx context.Context, w *writer, d *decision) (*payload, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
+	st := d.st
 	for {
-		p, err := s.try(ctx, seq, st)
+		p, err := s.try(ctx, w, d)
 		conflict := errors.Is(err, errNotified)
 		if err == nil || !conflict && !errors.Is(err, errEnded) {
 			return p, err
 		}
-		if _, err := s.conn.Exec(ctx, "rollback"); err != nil {
-			return nil, fmt.Errorf("roll back step %d: %w", seq, err)
+		if _, err := w.conn.Exec(ctx, "rollback"); err != nil {
+			return nil, fmt.Errorf("roll back step %d: %w", d.seq, err)
 		}
 		failpoint.Hit("commit/rolled-back")
 		if conflict {
@@ -82,27 +121,40 @@ func (s *session) commit(ctx context.Context, seq int64, st *step) (*payload, er
 // everything else and the commit. They travel together, in one round trip,
 // unless something must be known in between. On error it is not committed, or
 // not known to be; then, but for what commit tries again, the session must end.
-func (s *session) try(ctx context.Context, seq int64, st *step) (_ *payload, err error) {
+func (s *session) try(ctx context.Context, w *writer, d *decision) (_ *payload, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("commit step %d: %w", seq, err)
+			err = fmt.Errorf("commit step %d: %w", d.seq, err)
 		}
 	}()
+	st := d.st
 	p := st.payload()
-	p.seq = seq
-	f := newFlight(ctx, s.conn)
+	p.seq = d.seq
+	f := newFlight(ctx, w.conn)
 	defer f.end()
-	f.addCommand(s.sql.begin, "BEGIN")
-	if len(st.copyData) > 0 {
-		f.copy(s.sql.copy, st.copyData)
-	}
-	apart := s.apart(st)
-	if apart {
-		if err := s.settleRows(ctx, f, st, p); err != nil {
+	if !d.ahead || st.contested() {
+		if err := d.await(ctx); err != nil {
 			return nil, err
 		}
 	}
-	s.addStep(f, st, p)
+	f.addCommand(w.sql.begin, "BEGIN")
+	if len(st.copyData) > 0 {
+		f.copy(w.sql.copy, st.copyData)
+	}
+	if !d.turn() {
+		f.flush()
+		failpoint.Hit("commit/rows-ahead")
+		if err := d.await(ctx); err != nil {
+			return nil, err
+		}
+	}
+	apart := s.apart(st)
+	if apart {
+		if err := s.settleRows(ctx, f, w, st, p); err != nil {
+			return nil, err
+		}
+	}
+	s.addStep(f, w, st, p)
 	if apart {
 		if err := f.trip(); err != nil {
 			return nil, err
@@ -112,7 +164,7 @@ func (s *session) try(ctx context.Context, seq int64, st *step) (_ *payload, err
 			return nil, errEnded
 		}
 	}
-	f.addCommand(s.sql.commit, "COMMIT")
+	f.addCommand(w.sql.commit, "COMMIT")
 	f.depart()
 	failpoint.Hit("commit/sent")
 	if err := f.arrive(); err != nil {
@@ -131,13 +183,13 @@ func (s *session) apart(st *step) bool {
 
 // settleRows ends the first half: it waits for the COPY and writes what goes by
 // ON CONFLICT.
-func (s *session) settleRows(ctx context.Context, f *flight, st *step, p *payload) error {
+func (s *session) settleRows(ctx context.Context, f *flight, w *writer, st *step, p *payload) error {
 	if err := f.trip(); err != nil {
 		return err
 	}
 	if st.contested() {
 		f.end() // pgx sets time limits of its own
-		if err := s.insertContested(ctx, st, p); err != nil {
+		if err := s.insertContested(ctx, w, st, p); err != nil {
 			return err
 		}
 		f.begin()
@@ -153,13 +205,13 @@ func (st *step) contested() bool {
 
 // insertContested writes the clients that COPY did not, and leaves in p only
 // those that were new.
-func (s *session) insertContested(ctx context.Context, st *step, p *payload) error {
+func (s *session) insertContested(ctx context.Context, w *writer, st *step, p *payload) error {
 	p.segments = p.segments[:0]
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
 			var err error
-			if clients, err = s.insert(ctx, k, st.trigger); err != nil {
+			if clients, err = s.insert(ctx, w, k, st.trigger); err != nil {
 				return err
 			}
 		}
@@ -172,13 +224,13 @@ func (s *session) insertContested(ctx context.Context, st *step, p *payload) err
 
 // insert writes one pick's rows where there is none yet, and returns the
 // clients of those that were written.
-func (s *session) insert(ctx context.Context, k *pick, trigger int64) (*state.IDList, error) {
+func (s *session) insert(ctx context.Context, w *writer, k *pick, trigger int64) (*state.IDList, error) {
 	texts := make([]string, k.clients.Len())
 	for i := range texts {
 		texts[i] = k.clients.At(i).Text()
 	}
 	c := k.live.Campaign
-	rows, err := s.conn.Query(ctx, `INSERT INTO `+s.t.feedback+` (`+copyColumns+`)
+	rows, err := w.conn.Query(ctx, `INSERT INTO `+s.t.feedback+` (`+copyColumns+`)
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, c FROM unnest($10::text[]) AS c
 ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
 		c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, trigger, texts)
@@ -200,50 +252,23 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
 
 // addStep puts on board what changes everything but the feedback rows. Each
 // compare-and-swap fails the transaction if it misses.
-func (s *session) addStep(f *flight, st *step, p *payload) {
-	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
+func (s *session) addStep(f *flight, w *writer, st *step, p *payload) {
+	f.add(w.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
 	rows := newRowSets(st)
 	if rows.inserts.len() > 0 {
-		f.add(s.sql.insert, rows.inserts.args()...)
+		f.add(w.sql.insert, rows.inserts.args()...)
 	}
 	if rows.edits.len() > 0 {
-		f.add(s.sql.edit, rows.edits.editArgs()...)
+		f.add(w.sql.edit, rows.edits.editArgs()...)
 	}
 	if rows.repeats.len() > 0 {
-		f.add(s.sql.repeat, rows.repeats.repeatArgs()...)
+		f.add(w.sql.repeat, rows.repeats.repeatArgs()...)
 	}
 	if rows.moves.len() > 0 {
-		f.add(s.sql.move, rows.moves.moveArgs()...)
+		f.add(w.sql.move, rows.moves.moveArgs()...)
 	}
-	f.add(s.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
-	f.add(s.sql.clean, s.lane.id, s.shipped.Load())
-}
-
-// stepStatements are what a step's transaction is made of.
-type stepStatements struct {
-	begin, copy, lane, insert, edit, repeat, move, outbox, clean, commit *statement
-}
-
-func newStepStatements(t tables) *stepStatements {
-	return &stepStatements{
-		begin: &statement{name: "begin", sql: `BEGIN`},
-		copy: &statement{name: "copy feedback rows", sql: `COPY ` + t.feedback + ` (` + copyColumns + `) FROM STDIN (FORMAT binary)`,
-			stands: map[string]error{uniqueViolation: errNotified}},
-		lane: &statement{name: "move lane", stands: missed(errTakenOver), sql: expecting("1", `UPDATE `+t.lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
-  shipped = $8, notifications_ends = $9
-WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
-		insert: &statement{name: "insert campaigns", stands: missed(errStale), sql: insertRowsSQL(t)},
-		edit:   &statement{name: "edit campaigns", stands: missed(errStale), sql: editRowsSQL(t)},
-		repeat: &statement{name: "repeat campaigns", stands: missed(errStale), sql: repeatRowsSQL(t)},
-		move:   &statement{name: "move campaigns", stands: missed(errStale), sql: moveRowsSQL(t)},
-		outbox: &statement{name: "write outbox", sql: `INSERT INTO ` + t.outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
-		clean:  &statement{name: "clean outbox", sql: `DELETE FROM ` + t.outbox + ` WHERE lane = $1 AND seq <= $2`},
-		commit: &statement{name: "commit", sql: `COMMIT`},
-	}
-}
-
-func (q *stepStatements) all() []*statement {
-	return []*statement{q.begin, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.outbox, q.clean, q.commit}
+	f.add(w.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
+	f.add(w.sql.clean, s.lane.id, s.shipped.Load())
 }
 
 // committed does what may only follow the commit.

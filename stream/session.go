@@ -19,10 +19,9 @@ type session struct {
 	cfg  Config
 	t    tables
 
-	conn   *pgx.Conn       // the commit goroutine's
-	sql    *stepStatements // prepared on conn
-	reader *pgx.Conn       // the intake goroutine's
-	client *kgo.Client     // intake polls, ship produces
+	writers []*writer   // two; TAKEOVER uses the first, then commit both
+	reader  *pgx.Conn   // the intake goroutine's
+	client  *kgo.Client // intake polls, ship produces
 
 	ids         topicIDs
 	known       knownIDs
@@ -60,7 +59,7 @@ func (s *session) run(soft context.Context) error {
 	s.steps = make(chan *step)
 	s.decided = make(chan *payload, s.cfg.Window+len(s.pending))
 	s.advanced = make(chan struct{}, 1)
-	s.buffers = make(chan []byte, 3) // one step is built, one waits, one commits
+	s.buffers = make(chan []byte, 4) // one step is built, one waits, two commit
 	for _, p := range s.pending {
 		s.decided <- p
 	}
@@ -97,10 +96,11 @@ func ignoreEnd(ctx context.Context, err error) error {
 // broker is gone has been seen to hang (franz-go issues 753, 754).
 func (s *session) close() {
 	s.forget()
-	for _, c := range []*pgx.Conn{s.conn, s.reader} {
-		if c != nil {
-			closeConn(c)
-		}
+	for _, w := range s.writers {
+		closeConn(w.conn)
+	}
+	if s.reader != nil {
+		closeConn(s.reader)
 	}
 	if s.client == nil {
 		return

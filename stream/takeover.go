@@ -22,8 +22,9 @@ const takeoverTimeout = 60 * time.Second
 
 // takeover makes this process the lane's owner. The order is the protocol:
 //
-//  1. Postgres: raise the epoch. It waits for a predecessor's transaction on
-//     the lane row; the predecessor's next step misses its compare-and-swap.
+//  1. Postgres: end the predecessor's connections and raise the epoch. It waits
+//     for a predecessor's transaction on the lane row; the predecessor's next
+//     step misses its compare-and-swap.
 //  2. Kafka: a new client, InitProducerID. That fences the predecessor and
 //     aborts what it left open.
 //  3. Read K from the progress topic. Nothing can add to it any more.
@@ -78,7 +79,7 @@ func (s *session) confirm(ctx context.Context, err error) error {
 		return err
 	}
 	var epoch int64
-	if err := s.conn.QueryRow(ctx, `SELECT epoch FROM `+s.t.lane+` WHERE lane = $1`, s.lane.id).Scan(&epoch); err != nil {
+	if err := s.writers[0].conn.QueryRow(ctx, `SELECT epoch FROM `+s.t.lane+` WHERE lane = $1`, s.lane.id).Scan(&epoch); err != nil {
 		return fmt.Errorf("read epoch of lane %d: %w", s.lane.id, err)
 	}
 	if epoch != s.epoch {
@@ -124,41 +125,48 @@ SET jit = off`
 
 func (s *session) openSink(ctx context.Context) (err error) {
 	name := fmt.Sprintf("dinnerbell %s lane %d", s.cfg.Kafka.InstanceID, s.lane.id)
-	if s.conn, err = s.cfg.Sink.connect(ctx, name); err != nil {
-		return err
+	for range 2 {
+		w, err := s.openWriter(ctx, name)
+		if err != nil {
+			return err
+		}
+		s.writers = append(s.writers, w)
 	}
 	if s.reader, err = s.cfg.Sink.connect(ctx, name+" reader"); err != nil {
 		return err
 	}
-	for _, c := range []*pgx.Conn{s.conn, s.reader} {
-		if _, err := c.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
-			return fmt.Errorf("set up sink session: %w", err)
-		}
+	if _, err := s.reader.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("set up sink session: %w", err)
 	}
-	if err := checkLayout(ctx, s.conn, s.t); err != nil {
+	first := s.writers[0].conn
+	if err := checkLayout(ctx, first, s.t); err != nil {
 		return err
 	}
-	index, err := uniqueIndex(ctx, s.conn, s.t)
+	index, err := uniqueIndex(ctx, first, s.t)
 	if err != nil {
 		return err
 	}
 	if index == "" {
 		return fmt.Errorf("feedback table %s has no valid unique index on (adv_campaign_id, client_id); run `dinnerbell setup`", s.t.feedback)
 	}
-	s.sql = newStepStatements(s.t)
-	return prepare(ctx, s.conn, s.sql.all()...)
+	for _, w := range s.writers {
+		if err := prepare(ctx, w.conn, w.sql.all()...); err != nil {
+			return err
+		}
+	}
+	return s.endPredecessors(ctx)
 }
 
 func (s *session) raiseEpoch(ctx context.Context) error {
 	row := func() error {
-		return s.conn.QueryRow(ctx, `UPDATE `+s.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
+		return s.writers[0].conn.QueryRow(ctx, `UPDATE `+s.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
 RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, s.lane.id).
 			Scan(&s.epoch, &s.seq, &s.nextOffset, &s.known.cluster, &s.known.campaigns, &s.known.notifications, &s.known.progress,
 				&s.shippedBefore, &s.topicEnds, &s.totals.notified, &s.totals.expired, &s.totals.dead)
 	}
 	err := row()
 	if errors.Is(err, pgx.ErrNoRows) { // a partition that is new to us
-		if err = initLanes(ctx, s.cfg, s.conn); err == nil {
+		if err = initLanes(ctx, s.cfg, s.writers[0].conn); err == nil {
 			err = row()
 		}
 	}

@@ -3,6 +3,10 @@ package stream
 import (
 	"errors"
 	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
 )
 
 // An owner that is paused in the middle of a TAKEOVER, while another one takes
@@ -26,6 +30,15 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	if _, halted := errors.AsType[*HaltError](err); !halted {
 		t.Fatalf("settle: %v; the test needs the contradiction", err)
 	}
+	if err := paused.confirm(t.Context(), err); err == nil || errors.As(err, new(*HaltError)) {
+		t.Errorf("confirm: %v, want that the connection was ended", err)
+	}
+	// Where the other owner could not end it, the epoch tells.
+	again, err2 := paused.openWriter(t.Context(), "paused")
+	if err2 != nil {
+		t.Fatal(err2)
+	}
+	paused.writers[0] = again
 	if err := paused.confirm(t.Context(), err); !errors.Is(err, errTakenOver) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
@@ -45,18 +58,21 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer zombie.close()
+	st := newStep()
+	st.nextOffset = 1
+	st.seal(1)
+	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE `+w.cfg.Sink.tables().lane+` SET epoch = epoch + 1`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := zombie.commit(t.Context(), zombie.writers[0], firstDecision().followedBy(1, st)); !errors.Is(err, errTakenOver) {
+		t.Errorf("commit of the former owner: %v", err)
+	}
 	owner, err := l.takeover(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer owner.close()
-	st := newStep()
-	st.nextOffset = 1
-	st.seal(1)
-	if _, err := zombie.commit(t.Context(), 1, st); !errors.Is(err, errTakenOver) {
-		t.Errorf("commit of the former owner: %v", err)
-	}
-	if _, err := owner.commit(t.Context(), 1, st); err != nil {
+	if _, err := owner.commit(t.Context(), owner.writers[0], firstDecision().followedBy(1, st)); err != nil {
 		t.Errorf("commit of the owner: %v", err)
 	}
 	if err := zombie.ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err == nil {
@@ -65,4 +81,50 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	if err := owner.ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err != nil {
 		t.Errorf("the owner could not ship: %v", err)
 	}
+}
+
+// A daemon that is frozen while the rows of its steps are on their way keeps
+// their keys locked; the server waits for it without an end. The next owner ends
+// its connections, or it could never write the same rows.
+func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	frozen, err := (&lane{svc: New(w.cfg, w.store, w.barrier)}).takeover(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer frozen.close()
+	c := w.campaign("c1", "r1")
+	p := &pick{live: &live{Campaign: &c}, clients: &state.IDList{}}
+	for _, text := range w.subs["r1"] {
+		id, err := state.PackID(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.clients.Append(id)
+	}
+	st := newStep()
+	st.picks = []*pick{p}
+	st.seal(time.Now().Unix())
+	f := newFlight(t.Context(), frozen.writers[1].conn)
+	f.addCommand(frozen.writers[1].sql.begin, "BEGIN")
+	f.copy(frozen.writers[1].sql.copy, st.copyData)
+	f.flush()
+	if f.err != nil {
+		t.Fatal(f.err)
+	}
+	// Its rows hold the table once they have arrived.
+	envtest.Until(w, patience, func() error {
+		var held bool
+		err := w.db.Pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND mode = 'RowExclusiveLock' AND granted)`,
+			w.cfg.Sink.Table).Scan(&held)
+		if err == nil && !held {
+			err = errors.New("the frozen owner's rows have not arrived")
+		}
+		return err
+	})
+
+	w.start()
+	w.produce(0, c.json())
+	w.expect(map[string][]string{"c1": w.subs["r1"]})
 }
