@@ -32,8 +32,14 @@ type Config struct {
 	// it at 63 bytes; default "dinnerbell".
 	ApplicationName string
 
+	// HaltOnLost: where the stream cannot bring the local state forward any more,
+	// Run returns a *HaltError instead of taking a new snapshot over a complete one.
+	HaltOnLost bool
+
 	// Logger takes what an operator wants to know; default none.
 	Logger *slog.Logger
+
+	timelines *timelines // shared by copies
 }
 
 // maxIdentifier is NAMEDATALEN-1.
@@ -47,6 +53,7 @@ var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 func (c Config) withDefaults() Config {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
+	c.timelines = &timelines{}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -25,6 +25,8 @@ const noTransaction = 'I'
 type catalog struct {
 	source  state.Source
 	version int       // server_version_num
+	level   string    // wal_level
+	standby bool      // does not take writes, nor slots of ours
 	walEnd  state.LSN // flushed
 
 	columns []column // see Config.columns
@@ -70,8 +72,7 @@ func (c *Config) inspect(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
 
 // inspectServer reads who the server is and whether it can decode at all.
 func (c *Config) inspectServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
-	var level, end string
-	var standby bool
+	var end string
 	// The timeline is in a WAL file's name. A control file would tell that of
 	// the last checkpoint, which is the old one for a while after a promotion.
 	err := sql.QueryRow(ctx, `
@@ -80,22 +81,33 @@ func (c *Config) inspectServer(ctx context.Context, sql *pgx.Conn, cat *catalog)
 		       CASE WHEN pg_is_in_recovery() THEN 0
 		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
 		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END`).
-		Scan(&cat.version, &level, &cat.source.Database, &cat.source.SystemID, &standby, &cat.source.Timeline, &end)
+		Scan(&cat.version, &cat.level, &cat.source.Database, &cat.source.SystemID, &cat.standby, &cat.source.Timeline, &end)
 	if err != nil {
 		return fmt.Errorf("inspect server: %w", err)
 	}
-	switch {
-	case cat.version < minVersion:
-		return halt("upgrade Postgres to 14 or newer", "the server is Postgres %d, older than 14", cat.version/10000)
-	case standby:
-		// Not a halt: it is what one sees in the middle of a failover.
-		return fmt.Errorf("inspect server: it is a standby; source.url must lead to the primary")
-	case level != "logical":
-		return halt("ALTER SYSTEM SET wal_level = logical; then restart Postgres", "wal_level is %q, not \"logical\"", level)
+	if err := cat.serviceable(); err != nil {
+		return err
+	}
+	if c.timelines != nil {
+		cat.source.History = c.timelines.of(cat.source.Timeline)
 	}
 	cat.walEnd, err = state.ParseLSN(end)
 	if err != nil {
 		return fmt.Errorf("inspect server: %w", err)
+	}
+	return nil
+}
+
+// serviceable refuses servers that do not send what is needed.
+func (cat *catalog) serviceable() error {
+	switch {
+	case cat.version < minVersion:
+		return halt("upgrade Postgres to 14 or newer", "the server is Postgres %d, older than 14", cat.version/10000)
+	case cat.standby:
+		// Not a halt: it is what one sees in the middle of a failover.
+		return fmt.Errorf("inspect server: it is a standby; source.url must lead to the primary")
+	case cat.level != "logical":
+		return halt("ALTER SYSTEM SET wal_level = logical; then restart Postgres", "wal_level is %q, not \"logical\"", cat.level)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package cdc
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -12,61 +11,21 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
-	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
-
-// own moves the rig to a server of its own, which can be killed.
-func (r *rig) own() (kill, stop func()) {
-	r.t.Helper()
-	server := envtest.StartPostgres(r.t, filepath.Join(envtest.Dir(r.t), "postgres"), nil)
-	r.t.Cleanup(func() {
-		_ = r.halt()
-		if err := server.Stop(); err != nil {
-			r.t.Errorf("stop Postgres: %v", err)
-		}
-	})
-	r.URL = server.URL("postgres")
-	pool, err := pgxpool.New(r.t.Context(), r.URL)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(pool.Close)
-	r.Pool = pool
-	r.Exec(testenv.ContractTables)
-	r.role = r.RoleURL("source.url")
-	kill = func() {
-		r.t.Helper()
-		if err := server.Kill(); err != nil {
-			r.t.Fatal(err)
-		}
-		if err := server.Start(context.Background()); err != nil {
-			r.t.Fatal(err)
-		}
-		pool.Reset()
-	}
-	stop = func() {
-		r.t.Helper()
-		if err := server.Stop(); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	return kill, stop
-}
 
 // A server that is killed comes back and nothing was lost, doubled or rebuilt.
 func TestServerKilled(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	kill, stop := r.own()
+	server := r.own(nil)
 	r.setup().start()
 	r.barrier()
 	for i := range 2 {
 		r.write(uint64(20+i), 2, 50)()
-		kill()
+		r.kill(server)
 		r.write(uint64(30+i), 2, 50)()
 		r.same(allRestaurants...)
 	}
@@ -77,7 +36,9 @@ func TestServerKilled(t *testing.T) {
 	// it hurry only after 15 seconds.
 	r.write(40, 2, 20)()
 	began := time.Now()
-	stop()
+	if err := server.Stop(); err != nil {
+		t.Fatal(err)
+	}
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("the server's shutdown took %s: it waited for us", took)
 	}
@@ -92,66 +53,6 @@ func (r *rig) awaitFree() {
 		}
 		return nil
 	})
-}
-
-// What makes the stream another one leads to a new snapshot, by itself.
-func TestRebuilds(t *testing.T) {
-	t.Parallel()
-	recreate := func(r *rig) {
-		r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot)
-		r.Exec(`SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, r.cfg.Slot)
-	}
-	for _, c := range []struct {
-		name, reason string
-		change       func(r *rig)
-	}{
-		{"slot dropped", "does not exist", func(r *rig) { r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot) }},
-		{"slot made again", "ahead of the local state", recreate},
-		{"slot advanced", "ahead of the local state", func(r *rig) {
-			r.Exec(`SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, r.cfg.Slot)
-		}},
-		{"publication made again", "publication dinnerbell was made again", func(r *rig) {
-			r.Exec(`DROP PUBLICATION dinnerbell`)
-			r.setup()
-		}},
-		{"table made again", "was made again", func(r *rig) {
-			r.Exec(`ALTER TABLE subscribers_restaurants RENAME TO old_subscribers`)
-			r.Exec(`CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text)`)
-			r.setup()
-		}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t).setup().start()
-			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, 'a', 'r'), (2, 'b', 'r')`)
-			r.same("r")
-			if err := r.halt(); err != nil {
-				t.Fatal(err)
-			}
-			r.Exec(`DELETE FROM subscribers_restaurants WHERE id = 1`)
-			r.awaitFree()
-			c.change(r)
-			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (3, 'c', 'r')`)
-			r.start()
-			r.same("r")
-			if st := r.m.Status(); st.Snapshots != 1 || !strings.Contains(st.RebuildReason, c.reason) {
-				t.Errorf("status is %+v, want one snapshot because of %q", st, c.reason)
-			}
-		})
-	}
-}
-
-// The table leaves the publication and comes back while the mirror runs.
-func TestPublicationTouchedWhileRunning(t *testing.T) {
-	t.Parallel()
-	r := newRig(t).setup().start()
-	r.barrier()
-	// In one transaction: seen in between, it would be a halt.
-	r.Exec(`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants;
-		INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('unseen', 'r');
-		ALTER PUBLICATION dinnerbell ADD TABLE subscribers_restaurants`)
-	r.await("second snapshot", func(st Status) bool { return st.Snapshots == 2 && st.State == StateStreaming })
-	r.same("r")
 }
 
 // A table that nobody writes does not keep the server's WAL.

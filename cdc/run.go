@@ -36,6 +36,8 @@ type Mirror struct {
 	// catalogs say. Run's goroutine alone uses it.
 	must string
 
+	warnHeld int64 // see heldBackWarn; set before Run
+
 	hooks hooks
 }
 
@@ -48,7 +50,7 @@ type hooks struct {
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
 func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
-	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{})}
+	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), warnHeld: heldBackWarn}
 	m.rounds.wake = make(chan struct{}, 1)
 	m.stats.set(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
@@ -141,16 +143,25 @@ func (m *Mirror) discardSlot(ctx context.Context) {
 }
 
 // decide says why a new snapshot is needed, "" if the stream goes on from
-// where the store is.
-func decide(stored state.Source, complete bool, durable state.LSN, cat *catalog, slot slotInfo) string {
+// where the store is. whole tells that no transaction lies there in parts; past
+// are the timelines before the server's present one.
+func decide(stored state.Source, complete bool, durable state.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) string {
 	now := cat.source
 	switch {
 	case !complete:
 		return "there is no complete snapshot yet"
 	case stored.SystemID != now.SystemID:
 		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
-	case stored.Timeline != now.Timeline:
-		return fmt.Sprintf("the server was promoted or restored (timeline %d, was %d)", now.Timeline, stored.Timeline)
+	}
+	if why := past.ancestry(stored, now, durable, whole); why != "" {
+		return why
+	}
+	promoted := ""
+	if stored.Timeline != now.Timeline {
+		promoted = fmt.Sprintf(" on the server that was promoted (timeline %d, was %d)", now.Timeline, stored.Timeline)
+	}
+	stored.Timeline, stored.History = now.Timeline, now.History
+	switch {
 	case stored.TableOID != now.TableOID:
 		return fmt.Sprintf("table %s.%s was made again (oid %d, was %d)", now.Schema, now.Table, now.TableOID, stored.TableOID)
 	case stored.PublicationOID != now.PublicationOID:
@@ -158,9 +169,9 @@ func decide(stored state.Source, complete bool, durable state.LSN, cat *catalog,
 	case stored != now:
 		return fmt.Sprintf("the source is another one (%+v, was %+v)", now, stored)
 	case !slot.exists:
-		return fmt.Sprintf("slot %s does not exist", now.Slot)
+		return fmt.Sprintf("slot %s does not exist%s", now.Slot, promoted)
 	case slot.lost():
-		return fmt.Sprintf("slot %s lost WAL that was not read yet (wal_status %s)", now.Slot, slot.walStatus)
+		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.why())
 	case slot.confirmed > durable:
 		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.confirmed, durable)
 	case durable > cat.walEnd:
@@ -181,7 +192,7 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 		return err
 	}
 	defer closeConn(sql.PgConn())
-	if _, err := m.cfg.inspect(ctx, sql); err != nil {
+	if _, _, err := m.cfg.meet(ctx, sql); err != nil {
 		return err
 	}
 	ended := make(chan struct{})

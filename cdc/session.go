@@ -25,7 +25,7 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, err
 	}
 	defer func() { closeConn(sql.PgConn()) }()
-	cat, err := m.cfg.inspect(ctx, sql)
+	cat, past, err := m.cfg.meet(ctx, sql)
 	if err != nil {
 		return false, err
 	}
@@ -33,7 +33,7 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	m.stats.slot(slot)
+	m.sawSlot(slot, cat.walEnd)
 	// A transaction that a former session left in parts comes again from its
 	// first. What was applied is made durable: then there is one position.
 	m.store.Rewind()
@@ -41,10 +41,14 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("sync state: %w", err)
 	}
+	stored, complete := m.store.Source()
 	reason := m.must
 	if reason == "" {
-		stored, complete := m.store.Source()
-		reason = decide(stored, complete, durable, cat, slot)
+		whole := !m.store.Torn() && !m.pos.parts.Load()
+		reason = decide(stored, complete, durable, whole, cat, past, slot)
+	}
+	if reason != "" && complete && m.cfg.HaltOnLost {
+		return false, halt("dinnerbell rebuild --offline", "the stream of changes is lost, and source.on_lost is halt: %s", reason)
 	}
 	if reason != "" {
 		m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
@@ -54,6 +58,14 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		}
 		m.must = ""
 		return false, nil
+	}
+	if stored != cat.source {
+		if err := m.store.Follow(cat.source); err != nil {
+			return false, fmt.Errorf("follow promoted server: %w", err)
+		}
+		m.stats.failovers.Add(1)
+		m.log.Info("the server was promoted; going on where the stream stood", "timeline", cat.source.Timeline,
+			"was", stored.Timeline, "history", cat.source.History, "lsn", durable.String())
 	}
 	if err := m.release(ctx, sql, slot); err != nil {
 		return false, err
@@ -196,7 +208,7 @@ func (m *Mirror) look(ctx context.Context, l *live) error {
 	if err != nil {
 		return err
 	}
-	m.stats.slot(slot)
+	m.sawSlot(slot, cat.walEnd)
 	if cat.source != l.cat.source {
 		return &rebuildError{fmt.Sprintf("the table or the publication was changed (%+v, was %+v)", cat.source, l.cat.source)}
 	}

@@ -57,7 +57,7 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 // breaks the services that write there.
 func (c *Config) inspectBefore(ctx context.Context, sql *pgx.Conn) error {
 	cat := &catalog{}
-	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{c.inspectTable, c.inspectColumns, c.inspectIdentity} {
+	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{c.inspectServer, c.inspectTable, c.inspectColumns, c.inspectIdentity} {
 		if err := step(ctx, sql, cat); err != nil {
 			return err
 		}

@@ -19,7 +19,6 @@ const (
 	failoverVersion = 17_00_00
 	// releaseTimeout is how long an ended walsender may take to let go.
 	releaseTimeout = 5 * time.Second
-	slotLost       = "lost"
 )
 
 // slotInfo is our row of pg_replication_slots.
@@ -31,11 +30,25 @@ type slotInfo struct {
 	restart     state.LSN // 0: no WAL is kept
 	walStatus   string    // reserved, extended, unreserved, lost
 	safeWALSize int64     // bytes until it may be lost; -1: no limit
+	invalid     string    // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
+}
+
+// why says what happened to a slot that is lost.
+func (s *slotInfo) why() string {
+	switch {
+	case s.invalid == "idle_timeout":
+		return "wal_status lost: nobody read it for longer than idle_replication_slot_timeout"
+	case s.invalid == "wal_removed" || s.invalid == "" && s.walStatus == slotLost:
+		return "wal_status lost: it was behind by more than max_slot_wal_keep_size"
+	case s.invalid != "":
+		return "invalidated: " + s.invalid
+	}
+	return "wal_status " + s.walStatus + ", no position"
 }
 
 // lost says that WAL which the slot needs is gone.
 func (s *slotInfo) lost() bool {
-	return s.walStatus == slotLost || s.restart == 0 || s.confirmed == 0
+	return s.walStatus == slotLost || s.invalid != "" || s.restart == 0 || s.confirmed == 0
 }
 
 // readSlot looks at our slot. A slot of this name that is not of our kind
@@ -49,9 +62,9 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 	err := sql.QueryRow(ctx, `
 		SELECT coalesce(plugin = $2 AND database = current_database() AND NOT temporary, false),
 		       coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(restart_lsn, '0/0')::text,
-		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1)
-		FROM pg_replication_slots WHERE slot_name = $1`, c.Slot, plugin).
-		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize)
+		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1), coalesce(to_jsonb(s)->>'invalidation_reason', '')
+		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot, plugin).
+		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return slotInfo{}, nil
 	}

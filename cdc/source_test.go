@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"dinnerbell/state"
 )
 
 // Names that need quotes, other schemas, and all types of keys and ids come
@@ -164,37 +162,6 @@ func TestURLIsReadAgain(t *testing.T) {
 	}
 	r.start()
 	r.same()
-}
-
-func TestDecide(t *testing.T) {
-	t.Parallel()
-	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6}
-	slot := slotInfo{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"}
-	for _, c := range []struct {
-		want   string
-		change func(now *state.Source, complete *bool, durable, walEnd *state.LSN, slot *slotInfo)
-	}{
-		{"", func(*state.Source, *bool, *state.LSN, *state.LSN, *slotInfo) {}},
-		{"no complete snapshot", func(_ *state.Source, ok *bool, _, _ *state.LSN, _ *slotInfo) { *ok = false }},
-		{"another one (system id", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.SystemID = "2" }},
-		{"promoted", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.Timeline = 2 }},
-		{"table public.t was made again", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.TableOID = 7 }},
-		{"publication p was made again", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.PublicationOID = 7 }},
-		{"the source is another one", func(now *state.Source, _ *bool, _, _ *state.LSN, _ *slotInfo) { now.Database = "e" }},
-		{"does not exist", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.exists = false }},
-		{"lost WAL", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.walStatus = "lost" }},
-		{"lost WAL", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.restart = 0 }},
-		{"ahead of the local state", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.confirmed = 101 }},
-		{"", func(_ *state.Source, _ *bool, _, _ *state.LSN, slot *slotInfo) { slot.confirmed = 100 }},
-		{"restored from a backup", func(_ *state.Source, _ *bool, _, walEnd *state.LSN, _ *slotInfo) { *walEnd = 99 }},
-	} {
-		now, complete, durable, walEnd, slot := source, true, state.LSN(100), state.LSN(120), slot
-		c.change(&now, &complete, &durable, &walEnd, &slot)
-		got := decide(source, complete, durable, &catalog{source: now, walEnd: walEnd}, slot)
-		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
-			t.Errorf("decided %q, want %q", got, c.want)
-		}
-	}
 }
 
 func TestConfigValidate(t *testing.T) {

@@ -28,15 +28,17 @@ type Status struct {
 	DurableLSN    state.LSN     `json:"-"`         // on disk here, and acknowledged
 	LagBytes      int64         `json:"lag_bytes"` // WAL that was not looked at yet, when the server was last asked
 	SlotWALStatus string        `json:"slot_wal_status"`
-	SafeWALSize   int64         `json:"safe_wal_size"` // bytes until the slot may be lost; -1: no limit
+	SafeWALSize   int64         `json:"safe_wal_size"`   // bytes until the slot may be lost; -1: no limit
+	SlotHeldBytes int64         `json:"slot_held_bytes"` // WAL that the server keeps for the slot
 	Subscriptions int64         `json:"subscriptions"`
 	FreshnessMS   float64       `json:"freshness_ms"` // what the last barrier took
 	SnapshotRows  int64         `json:"snapshot_rows"`
 	SnapshotTotal int64         `json:"snapshot_total"` // Postgres' estimate
 	Snapshots     int64         `json:"snapshots"`      // begun since the start
 	Reconnects    int64         `json:"reconnects"`
-	Nudges        int64         `json:"nudges"`  // transactions that barriers needed
-	BadIDs        int64         `json:"bad_ids"` // values that cannot be ids and were taken as NULL
+	Failovers     int64         `json:"failovers"` // promoted servers that were followed without a snapshot
+	Nudges        int64         `json:"nudges"`    // transactions that barriers needed
+	BadIDs        int64         `json:"bad_ids"`   // values that cannot be ids and were taken as NULL
 	NullIDs       int64         `json:"null_ids"`
 	LastError     string        `json:"last_error,omitempty"`
 	RebuildReason string        `json:"rebuild_reason,omitempty"` // of the last snapshot
@@ -49,10 +51,12 @@ type stats struct {
 	freshness     atomic.Int64  // ns
 	server        atomic.Uint64 // the server's flush position when last read
 	safeWALSize   atomic.Int64
+	slotHeld      atomic.Int64
 	snapshotRows  atomic.Int64
 	snapshotTotal atomic.Int64
 	snapshots     atomic.Int64
 	reconnects    atomic.Int64
+	failovers     atomic.Int64
 	nudges        atomic.Int64
 	badIDs        atomic.Int64
 	nullIDs       atomic.Int64
@@ -91,14 +95,6 @@ func (s *stats) halt(h *HaltError) {
 	s.halted = h
 }
 
-// slot takes over what pg_replication_slots says.
-func (s *stats) slot(info slotInfo) {
-	s.safeWALSize.Store(info.safeWALSize)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.walStatus = info.walStatus
-}
-
 // because keeps why the snapshot under way, or the last one, was needed.
 func (s *stats) because(reason string) {
 	s.mu.Lock()
@@ -124,12 +120,14 @@ func (m *Mirror) Status() Status {
 		AppliedLSN:    max(m.pos.load(), m.store.EndLSN()),
 		DurableLSN:    m.store.DurableLSN(),
 		SafeWALSize:   s.safeWALSize.Load(),
+		SlotHeldBytes: s.slotHeld.Load(),
 		Subscriptions: m.store.Subscriptions(),
 		FreshnessMS:   float64(s.freshness.Load()) / float64(time.Millisecond),
 		SnapshotRows:  s.snapshotRows.Load(),
 		SnapshotTotal: s.snapshotTotal.Load(),
 		Snapshots:     s.snapshots.Load(),
 		Reconnects:    s.reconnects.Load(),
+		Failovers:     s.failovers.Load(),
 		Nudges:        s.nudges.Load(),
 		BadIDs:        s.badIDs.Load(),
 		NullIDs:       s.nullIDs.Load(),

@@ -58,8 +58,11 @@ type Batch struct {
 // Source says which table of which server the state mirrors, through what. A
 // position means nothing without it.
 type Source struct {
-	SystemID       string `json:"system_id"`
-	Timeline       int64  `json:"timeline"`
+	SystemID string `json:"system_id"`
+	Timeline int64  `json:"timeline"`
+	// History tells where the timelines before this one ended. Two standbys that
+	// were promoted apart have one number and two histories.
+	History        string `json:"history,omitempty"`
 	Database       string `json:"database"`
 	Slot           string `json:"slot"`
 	Publication    string `json:"publication"`

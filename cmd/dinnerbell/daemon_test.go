@@ -217,3 +217,41 @@ func TestHaltEndsWithThree(t *testing.T) {
 		t.Error("still running")
 	}
 }
+
+// With source.on_lost: halt a lost slot ends the daemon with 3 and the command,
+// and after that command it goes on.
+func TestLostSlotHaltsIfAskedTo(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(text), `"source":{`, `"source":{"on_lost":"halt",`, 1)
+	if err := os.WriteFile(s.config, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.must("setup")
+	s.must("rebuild", "--offline")
+	s.db.Exec(`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()`)
+	s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('c', 'r')`)
+	_, ended, log := s.daemon()
+	select {
+	case code := <-ended:
+		if text := log.String(); code != 3 || !strings.Contains(text, "does not exist") || !strings.Contains(text, "dinnerbell rebuild --offline") {
+			t.Errorf("exit %d: %s", code, text)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("still running")
+	}
+	s.must("rebuild", "--offline")
+	s.daemon()
+	envtest.Until(t, time.Minute, s.ready)
+	s.produce("lunch", "r")
+	envtest.Until(t, time.Minute, func() error {
+		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 1 {
+			return fmt.Errorf("%d feedback rows, want 1", n)
+		}
+		return nil
+	})
+}

@@ -26,6 +26,7 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 		Publication:      cfg.Source.Publication,
 		Slot:             cfg.Source.Slot,
 		ApplicationName:  instanceName(cfg.State.Dir),
+		HaltOnLost:       cfg.Source.OnLost == "halt",
 		Logger:           log.With("part", "source"),
 	}
 }

@@ -218,6 +218,16 @@ func (p *Postgres) URL(db string) string {
 	return u.String()
 }
 
+// Set changes a server setting from the next start on.
+func (p *Postgres) Set(name, value string) {
+	settings := maps.Clone(p.opts.Settings)
+	if settings == nil {
+		settings = map[string]string{}
+	}
+	settings[name] = value
+	p.opts.Settings = settings
+}
+
 // Port is the server's port on 127.0.0.1.
 func (p *Postgres) Port() int { return p.opts.Port }
 

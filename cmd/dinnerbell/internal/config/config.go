@@ -35,6 +35,7 @@ type Source struct {
 	Columns     Columns `yaml:"columns"`     // names in that table
 	Publication string  `yaml:"publication"` // default dinnerbell
 	Slot        string  `yaml:"slot"`        // default dinnerbell; one for each daemon
+	OnLost      string  `yaml:"on_lost"`     // rebuild (default) or halt, where the stream is lost
 }
 
 // Columns are the names of the columns that make a subscription.
@@ -122,6 +123,7 @@ func Defaults() *Config {
 			Columns:     Columns{ID: []string{"id"}, Client: "client_id", Restaurant: "restaurant_id"},
 			Publication: "dinnerbell",
 			Slot:        "dinnerbell",
+			OnLost:      "rebuild",
 		},
 		Sink: Sink{
 			Table:  Table{"public", "subscribers_feedback"},

@@ -61,6 +61,9 @@ func (c *Config) checkSource() []error {
 	if !slotName.MatchString(c.Source.Slot) {
 		out = append(out, fmt.Errorf("source.slot: %q: a slot's name is 1 to 63 of a-z, 0-9 and _", c.Source.Slot))
 	}
+	if !slices.Contains([]string{"rebuild", "halt"}, c.Source.OnLost) {
+		out = append(out, fmt.Errorf("source.on_lost: %q is none of rebuild, halt", c.Source.OnLost))
+	}
 	return out
 }
 

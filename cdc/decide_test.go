@@ -1,0 +1,115 @@
+package cdc
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/state"
+)
+
+// situation is what decide judges.
+type situation struct {
+	stored          state.Source
+	complete, whole bool
+	durable         state.LSN
+	cat             catalog
+	past            lineage
+	slot            slotInfo
+}
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6}
+	promoted := func(s *situation, end state.LSN) {
+		s.past = lineage{{1, end}}
+		s.cat.source.Timeline, s.cat.source.History = 2, s.past.String()
+	}
+	for _, c := range []struct {
+		want   string
+		change func(s *situation)
+	}{
+		{"", func(*situation) {}},
+		{"no complete snapshot", func(s *situation) { s.complete = false }},
+		{"another one (system id", func(s *situation) { s.cat.source.SystemID = "2" }},
+		{"table public.t was made again", func(s *situation) { s.cat.source.TableOID = 7 }},
+		{"publication p was made again", func(s *situation) { s.cat.source.PublicationOID = 7 }},
+		{"the source is another one", func(s *situation) { s.cat.source.Database = "e" }},
+		{"does not exist", func(s *situation) { s.slot.exists = false }},
+		{"(wal_status lost: it was behind by more than max_slot_wal_keep_size)", func(s *situation) { s.slot.walStatus = "lost" }},
+		{"idle_replication_slot_timeout", func(s *situation) { s.slot.walStatus, s.slot.invalid = "lost", "idle_timeout" }},
+		{"invalidated: wal_level_insufficient", func(s *situation) { s.slot.invalid = "wal_level_insufficient" }},
+		{"lost WAL", func(s *situation) { s.slot.restart = 0 }},
+		{"", func(s *situation) { s.slot.walStatus = "unreserved" }},
+		{"ahead of the local state", func(s *situation) { s.slot.confirmed = 101 }},
+		{"", func(s *situation) { s.slot.confirmed = 100 }},
+		{"restored from a backup", func(s *situation) { s.cat.walEnd = 99 }},
+
+		// Promotions: the log is one up to where the timelines part, and not behind it.
+		{"", func(s *situation) { promoted(s, 100) }},
+		{"promoted or restored (timeline 2) as of 0/63, without what was applied here up to 0/64", func(s *situation) { promoted(s, 99) }},
+		{"a transaction was applied here in part", func(s *situation) { promoted(s, 110); s.whole = false }},
+		{"", func(s *situation) { s.whole = false }},
+		{"slot s does not exist on the server that was promoted", func(s *situation) { promoted(s, 110); s.slot.exists = false }},
+		{"ahead of the local state", func(s *situation) { promoted(s, 110); s.slot.confirmed = 105 }},
+		{"table public.t was made again", func(s *situation) { promoted(s, 110); s.cat.source.TableOID = 7 }},
+		{"another branch", func(s *situation) { s.stored.Timeline, s.stored.History = 2, "1 0/63;" }}, // back on the former primary
+		{"another branch", func(s *situation) { // two standbys were promoted, both to 2
+			promoted(s, 90)
+			s.stored.Timeline, s.stored.History = 2, "1 0/50;"
+		}},
+		{"another branch", func(s *situation) { // and one of them had a standby
+			s.past = lineage{{1, 90}, {2, 110}}
+			s.cat.source.Timeline, s.cat.source.History = 3, s.past.String()
+			s.stored.Timeline, s.stored.History = 2, "1 0/50;"
+		}},
+		{"", func(s *situation) { // two promotions, both behind us
+			s.past = lineage{{1, 100}, {2, 110}}
+			s.cat.source.Timeline, s.cat.source.History = 3, s.past.String()
+		}},
+		{"", func(s *situation) { // and one of them already followed
+			s.past = lineage{{1, 50}, {2, 110}}
+			s.cat.source.Timeline, s.cat.source.History = 3, s.past.String()
+			s.stored.Timeline, s.stored.History = 2, "1 0/32;"
+		}},
+	} {
+		s := situation{
+			stored: source, complete: true, whole: true, durable: 100, cat: catalog{source: source, walEnd: 120},
+			slot: slotInfo{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"},
+		}
+		c.change(&s)
+		got := decide(s.stored, s.complete, s.durable, s.whole, &s.cat, s.past, s.slot)
+		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
+			t.Errorf("decided %q, want %q", got, c.want)
+		}
+	}
+}
+
+func TestParseLineage(t *testing.T) {
+	t.Parallel()
+	got, err := parseLineage("1\t0/3000148\tno recovery target specified\n\n# a comment\n2\t1/A0\tbefore 2000-01-01 00:00:00+00\n")
+	if err != nil || got.String() != "1 0/3000148;2 1/A0;" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	for _, bad := range []string{"x\t0/1\t", "1\n", "1\t0-1\t"} {
+		if _, err := parseLineage(bad); err == nil {
+			t.Errorf("%q was read", bad)
+		}
+	}
+}
+
+// A server that is too old says so by what it does not know.
+func TestOldServerIsRefused(t *testing.T) {
+	t.Parallel()
+	old := &catalog{version: 13_21_00, level: "logical"}
+	if h, ok := errors.AsType[*HaltError](old.serviceable()); !ok || !strings.Contains(h.What, "Postgres 13, older than 14") {
+		t.Errorf("version 13 gives %v", h)
+	}
+	cfg := &Config{}
+	err := cfg.explain(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
+	if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
+		t.Errorf("the refusal of a setting gives %v", err)
+	}
+}

@@ -1,0 +1,40 @@
+package cdc
+
+import "dinnerbell/state"
+
+// heldBackWarn is how much WAL a slot may make the server keep before it is
+// said: enough to be worth a look on a small disk, more than a restart costs.
+const heldBackWarn = 1 << 30
+
+// Values of pg_replication_slots.wal_status. An unreserved slot may be lost at
+// the next checkpoint and can still be saved by reading on; a lost one cannot.
+const (
+	slotUnreserved = "unreserved"
+	slotLost       = "lost"
+)
+
+// sawSlot takes over what pg_replication_slots says, and warns when it gets
+// dangerous: once each time, so that a log is not filled.
+func (m *Mirror) sawSlot(slot slotInfo, walEnd state.LSN) {
+	held := int64(0)
+	if slot.restart != 0 && walEnd > slot.restart {
+		held = int64(walEnd - slot.restart)
+	}
+	s := &m.stats
+	s.safeWALSize.Store(slot.safeWALSize)
+	before := s.slotHeld.Swap(held)
+	s.mu.Lock()
+	was := s.walStatus
+	s.walStatus = slot.walStatus
+	s.mu.Unlock()
+
+	attrs := []any{"slot", m.cfg.Slot, "wal_status", slot.walStatus, "held_bytes", held, "safe_wal_size", slot.safeWALSize}
+	switch {
+	case slot.walStatus == slotUnreserved && was != slotUnreserved:
+		m.log.Warn("the slot may lose its WAL at the server's next checkpoint: it is behind by more than max_slot_wal_keep_size", attrs...)
+	case slot.walStatus == slotLost && was != slotLost:
+		m.log.Error("the slot is lost: "+slot.why(), attrs...)
+	case held >= m.warnHeld && before < m.warnHeld:
+		m.log.Warn("the server keeps much WAL for the slot: nobody has read it for a while, or slowly", attrs...)
+	}
+}

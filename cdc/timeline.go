@@ -1,0 +1,161 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/state"
+)
+
+// A promotion begins a new timeline: the log is the same up to the point where
+// the standby stopped following, and another one behind it. The local state at
+// position D, taken from timeline A, is also that of a server on timeline B if
+// and only if
+//
+//   - B's history leads through A (not merely through one of the same number),
+//   - it left A at or behind D: everything that was applied here is there, and
+//   - no transaction lies here in parts: whether B has it is not known.
+//
+// Then a slot on B that is confirmed up to D or less sends everything that is
+// not here, and nothing is missed or doubled. The store notes B before anything
+// of B is applied, so that it never holds changes of B under the name of A.
+// https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
+
+// branch is a timeline that history left at end.
+type branch struct {
+	timeline int64
+	end      state.LSN
+}
+
+// lineage are the timelines before the present one, oldest first.
+type lineage []branch
+
+// parseLineage reads a timeline history file: "1<tab>0/3000148<tab>reason".
+func parseLineage(content string) (lineage, error) {
+	var l lineage
+	for line := range strings.Lines(content) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		var b branch
+		if _, err := fmt.Sscan(fields[0], &b.timeline); err != nil || len(fields) < 2 {
+			return nil, fmt.Errorf("read timeline history %q: %w", line, errMalformed)
+		}
+		var err error
+		if b.end, err = state.ParseLSN(fields[1]); err != nil {
+			return nil, fmt.Errorf("read timeline history: %w", err)
+		}
+		l = append(l, b)
+	}
+	return l, nil
+}
+
+// String is what [state.Source] keeps.
+func (l lineage) String() string {
+	var b strings.Builder
+	for _, at := range l {
+		fmt.Fprintf(&b, "%d %s;", at.timeline, at.end)
+	}
+	return b.String()
+}
+
+// through finds where history left the timeline that a source is on; ok is
+// false if it never was on it.
+func (l lineage) through(src state.Source) (end state.LSN, ok bool) {
+	for i, at := range l {
+		if at.timeline == src.Timeline {
+			return at.end, l[:i].String() == src.History
+		}
+	}
+	return 0, false
+}
+
+// ancestry says why the local state, at durable, is not that of the server now,
+// "" if it is; whole tells that no transaction lies there in parts.
+func (l lineage) ancestry(stored, now state.Source, durable state.LSN, whole bool) string {
+	if stored.Timeline == now.Timeline && stored.History == now.History {
+		return ""
+	}
+	end, ok := l.through(stored)
+	switch {
+	case !ok:
+		return fmt.Sprintf("the server was restored from a backup, or is another branch of the same cluster (timeline %d after %q, was %d after %q)",
+			now.Timeline, now.History, stored.Timeline, stored.History)
+	case durable > end:
+		return fmt.Sprintf("the server was promoted or restored (timeline %d) as of %s, without what was applied here up to %s", now.Timeline, end, durable)
+	case !whole:
+		return fmt.Sprintf("the server was promoted (timeline %d) while a transaction was applied here in part", now.Timeline)
+	}
+	return ""
+}
+
+// timelines keeps the history that the session's start has read.
+type timelines struct {
+	mu       sync.Mutex // guards below
+	timeline int64
+	text     string
+}
+
+// of gives the history before a timeline, "" where it is not known.
+func (t *timelines) of(timeline int64) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.timeline != timeline {
+		return ""
+	}
+	return t.text
+}
+
+func (t *timelines) set(timeline int64, text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.timeline, t.text = timeline, text
+}
+
+// meet inspects a server that may be another one than last time: its timeline's
+// history is read anew.
+func (c *Config) meet(ctx context.Context, sql *pgx.Conn) (*catalog, lineage, error) {
+	cat, err := c.inspect(ctx, sql)
+	if err != nil {
+		return nil, nil, err
+	}
+	var l lineage
+	if cat.source.Timeline > 1 {
+		if l, err = c.readLineage(ctx, cat); err != nil {
+			return nil, nil, err
+		}
+	}
+	cat.source.History = l.String()
+	c.timelines.set(cat.source.Timeline, cat.source.History)
+	return cat, l, nil
+}
+
+// readLineage asks a walsender; there is no function for it.
+func (c *Config) readLineage(ctx context.Context, cat *catalog) (lineage, error) {
+	repl, err := c.dialReplication(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(repl)
+	if err := sameServer(ctx, repl, cat); err != nil {
+		return nil, err
+	}
+	return askLineage(ctx, repl, cat.source.Timeline)
+}
+
+func askLineage(ctx context.Context, repl *pgconn.PgConn, timeline int64) (lineage, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	file, err := pglogrepl.TimelineHistory(ctx, repl, int32(timeline))
+	if err != nil {
+		return nil, fmt.Errorf("read history of timeline %d: %w", timeline, err)
+	}
+	return parseLineage(string(file.Content))
+}
