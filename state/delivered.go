@@ -64,3 +64,24 @@ func (s *Store) ForgetDelivered(names ...ID) error {
 	}
 	return nil
 }
+
+// Delivered counts the pairs in the cache. It reads all of them.
+func (s *Store) Delivered() (n int, err error) {
+	done, err := s.use()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	space := []byte{spaceDelivered}
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: space, UpperBound: prefixEnd(nil, space)})
+	if err != nil {
+		return 0, s.check(fmt.Errorf("count delivered pairs: %w", err))
+	}
+	for ok := it.First(); ok; ok = it.Next() {
+		n++
+	}
+	if err := it.Close(); err != nil {
+		return 0, s.check(fmt.Errorf("count delivered pairs: %w", err))
+	}
+	return n, nil
+}

@@ -249,10 +249,11 @@ func (a *audit) count(ctx context.Context, since time.Time, seen map[string]int)
 			return
 		}
 		f := partitionFetch{client: a.client, topic: o.Topic, topicID: id, partition: o.Partition, end: end.Offset}
-		failed = f.each(ctx, max(o.Offset, 0), func(r *kgo.Record) {
+		failed = f.each(ctx, max(o.Offset, 0), func(r *kgo.Record) error {
 			if _, ours := seen[string(r.Key)]; ours {
 				seen[string(r.Key)]++
 			}
+			return nil
 		})
 	})
 	return failed

@@ -277,6 +277,7 @@ func (s *session) committed(ctx context.Context, st *step, p *payload) error {
 	s.agenda.remove(st.withdrawn())
 	s.agenda.add(time.Now(), st.appointments()...)
 	s.lane.noteDecided(st, p)
+	s.noteReplayed(st, p)
 	select {
 	case s.decided <- p:
 		return nil

@@ -21,12 +21,13 @@ const recentKeys = 16 * intakeMessages
 // A message is accepted by the step that serves it first, not earlier: most
 // campaigns are then inserted as finished, once, and never updated.
 type decider struct {
-	s       *session
-	sched   *schedule
-	backlog []message     // arrived and not accepted yet, in the order of their offsets
-	recent  map[key]known // what was accepted lately, newer than any look-up
-	order   []key         // of recent, oldest first
-	ended   int64         // the second for which ended campaigns were taken out
+	s        *session
+	sched    *schedule
+	backlog  []message     // arrived and not accepted yet, in the order of their offsets
+	replayed []message     // the same of a replay, which comes after them
+	recent   map[key]known // what was accepted lately, newer than any look-up
+	order    []key         // of recent, oldest first
+	ended    int64         // the second for which ended campaigns were taken out
 }
 
 func newDecider(s *session) *decider {
@@ -60,7 +61,7 @@ func (d *decider) run(ctx context.Context) error {
 // takes nothing while there is a backlog or too many campaigns are live already.
 func (d *decider) gather(ctx context.Context) error {
 	for d.roomForMore() && len(d.backlog) < intakeMessages {
-		if d.sched.len() == 0 && len(d.backlog) == 0 {
+		if d.idle() {
 			select {
 			case a := <-d.s.arrivals:
 				d.take(a)
@@ -79,6 +80,10 @@ func (d *decider) gather(ctx context.Context) error {
 	return ctx.Err()
 }
 
+func (d *decider) idle() bool {
+	return d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0
+}
+
 func (d *decider) roomForMore() bool {
 	return d.sched.len() < d.s.cfg.LiveCampaigns && d.sched.bytes < d.s.cfg.LiveBytes
 }
@@ -86,18 +91,27 @@ func (d *decider) roomForMore() bool {
 func (d *decider) take(a arrival) {
 	for _, l := range a.due {
 		// A message accepted since it was loaded has taken its place.
-		if r, ok := d.recent[l.key()]; !ok || r.version == l.version {
+		r, ok := d.recent[l.key()]
+		if ok && r.version != l.version {
+			continue
+		}
+		// A replay has begun its fan-out anew: the cursor that was loaded is not its.
+		if there := d.sched.byKey[l.key()]; there == nil || there.version != l.version {
 			d.sched.add(l)
 		}
 	}
 	d.backlog = append(d.backlog, a.messages...)
+	d.replayed = append(d.replayed, a.replayed...)
 }
 
 // acceptNext accepts the next message of the backlog. It returns false where
 // there is none, or none that this step can take.
 func (d *decider) acceptNext(st *step) bool {
-	if len(d.backlog) == 0 || !d.roomForMore() || len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
+	if !d.roomForMore() || len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
 		return false
+	}
+	if len(d.backlog) == 0 {
+		return d.acceptReplayed(st)
 	}
 	m := &d.backlog[0]
 	if m.campaign != nil && !st.takes(m) {
@@ -119,31 +133,51 @@ func (d *decider) acceptNext(st *step) bool {
 // accept applies "the newest message of one key wins".
 func (d *decider) accept(st *step, m *message) {
 	k := m.campaign.key()
-	before := m.known
-	// What this lane accepted lately may not be committed yet; but another lane
-	// may have accepted something newer since.
-	if r, ok := d.recent[k]; ok && (before == nil || before.version == r.version || !newer(*before, r)) {
-		before = &r
-	}
+	before := d.newest(m)
 	now := known{version: version{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
 	if before != nil && !newer(now, *before) {
+		d.unused(m)
 		return
 	}
 	d.remember(k, now)
 	if before != nil && before.fingerprint == now.fingerprint {
+		d.unused(m)
 		d.repeat(st, m, before, now)
 		return
 	}
+	d.install(st, m, before, now)
+}
+
+// newest is the newest message of m's key that was accepted so far; nil if none.
+// What this lane accepted lately may not be committed yet; but another lane may
+// have accepted something newer since.
+func (d *decider) newest(m *message) *known {
+	if r, ok := d.recent[m.campaign.key()]; ok && (m.known == nil || m.known.version == r.version || !newer(*m.known, r)) {
+		return &r
+	}
+	return m.known
+}
+
+// unused drops the delivered cache of a message that is not joined.
+func (d *decider) unused(m *message) {
+	if m.delivered != "" {
+		d.s.forget(m.delivered)
+	}
+}
+
+// install puts the message in the place of what its campaign was before.
+func (d *decider) install(st *step, m *message, before *known, now known) {
+	k := m.campaign.key()
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &live{Campaign: m.campaign, version: now.version, delivered: m.delivered}
-	l.contested.Store(before != nil || m.shared)
+	l := &live{Campaign: m.campaign, version: now.version, delivered: m.delivered, replayed: m.feed != nil}
+	l.contested.Store(before != nil || m.shared || m.have > 0)
 	if err := l.pack(); err != nil { // cannot happen: ParseCampaign refused what cannot be packed
 		d.s.cfg.Logger.Error("campaign cannot be packed", "campaign", k.campaign, "restaurant", k.restaurant, "error", err)
 		return
 	}
-	r := &row{live: l, msgTime: m.time, fingerprint: now.fingerprint, replaces: before, state: statePending}
+	r := &row{live: l, msgTime: m.time, fingerprint: now.fingerprint, replaces: before, feed: m.feed, state: statePending}
 	switch {
 	case l.End <= time.Now().Unix():
 		r.state = stateExpired
@@ -200,7 +234,7 @@ func (d *decider) join(st *step) error {
 			st.progress(l, stateFinished)
 		}
 	}
-	if d.sched.len() == 0 && len(d.backlog) == 0 {
+	if d.idle() {
 		return nil
 	}
 	scan, err := d.s.lane.svc.store.NewScan()

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"dinnerbell/state"
 )
 
@@ -27,19 +29,31 @@ import (
 // deliveredBatch is how many clients are put into the cache at once.
 const deliveredBatch = 10_000
 
-// caches are the names that the session has in the delivered cache.
+// deliveredClients bounds what a lane has in the cache: some 300 MB with UUIDs.
+// An edit that does not fit asks Postgres client by client.
+const deliveredClients = 16_000_000
+
+// caches are the names that the session has in the delivered cache, each with
+// the clients under it.
 type caches struct {
-	mu    sync.Mutex // intake adds, decide and close forget
-	names map[state.ID]struct{}
+	mu    sync.Mutex // intake and a replay add, decide and close forget
+	names map[state.ID]int
+	total int
 }
 
-func (c *caches) add(name state.ID) {
+// grow adds clients to a name, or returns false where the bound is reached.
+func (c *caches) grow(name state.ID, clients int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.names == nil {
-		c.names = map[state.ID]struct{}{}
+	if c.total+clients > deliveredClients {
+		return false
 	}
-	c.names[name] = struct{}{}
+	if c.names == nil {
+		c.names = map[state.ID]int{}
+	}
+	c.names[name] += clients
+	c.total += clients
+	return true
 }
 
 // take removes the given names, or all where none is given, and returns them.
@@ -50,6 +64,7 @@ func (c *caches) take(names ...state.ID) []state.ID {
 		names = slices.Collect(maps.Keys(c.names))
 	}
 	for _, name := range names {
+		c.total -= c.names[name]
 		delete(c.names, name)
 	}
 	return names
@@ -67,35 +82,41 @@ func (s *session) forget(names ...state.ID) {
 	}
 }
 
-// loadDelivered fills the cache for a message that edits a campaign.
-func (s *session) loadDelivered(ctx context.Context, m *message) error {
-	if m.known == nil || m.campaign.End <= time.Now().Unix() || m.known.fingerprint == m.fingerprint {
-		return nil
-	}
+// edits tells that the message runs a join again.
+func (m *message) edits() bool {
+	return m.known != nil && m.campaign.End > time.Now().Unix() && m.known.fingerprint != m.fingerprint
+}
+
+// loadDelivered fills the cache with those who have the message's campaign.
+// Where there is no room for them, m.delivered stays empty.
+func (s *session) loadDelivered(ctx context.Context, conn *pgx.Conn, m *message) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
 	defer cancel()
 	name, err := state.PackID(rand.Text())
 	if err != nil {
 		return fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := s.reader.Query(ctx, `SELECT client_id FROM `+s.t.feedback+` WHERE adv_campaign_id = $1`, m.campaign.ID)
+	rows, err := conn.Query(ctx, `SELECT client_id FROM `+s.t.feedback+` WHERE adv_campaign_id = $1`, m.campaign.ID)
 	if err != nil {
 		return fmt.Errorf("read who has campaign %s: %w", m.campaign.ID, err)
 	}
 	defer rows.Close()
-	s.caches.add(name)
 	clients := &state.IDList{}
-	mark := func() error {
-		err := s.lane.svc.store.MarkDelivered(name, clients)
+	m.delivered, m.have = name, 0
+	mark := func() (err error) {
+		if m.delivered != "" {
+			err = s.markDelivered(m, clients)
+		}
 		clients.Reset()
 		return err
 	}
-	for rows.Next() && err == nil {
+	for err == nil && rows.Next() {
 		var id state.ID
 		if id, err = state.PackIDBytes(rows.RawValues()[0]); errors.Is(err, state.ErrBadID) {
 			err = nil // a row of another job: no subscription has such an id
 			continue
 		}
+		m.have++
 		if clients.Append(id); clients.Len() == deliveredBatch {
 			err = mark()
 		}
@@ -103,12 +124,22 @@ func (s *session) loadDelivered(ctx context.Context, m *message) error {
 	if err = errors.Join(err, rows.Err()); err == nil {
 		err = mark()
 	}
-	switch {
-	case errors.Is(err, state.ErrDiskFull): // Postgres will be asked client by client
-		return nil
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("read who has campaign %s: %w", m.campaign.ID, err)
 	}
-	m.delivered = name
 	return nil
+}
+
+// markDelivered adds clients to the message's cache, or gives the cache up where
+// there is no room.
+func (s *session) markDelivered(m *message, clients *state.IDList) error {
+	err := state.ErrDiskFull
+	if s.caches.grow(m.delivered, clients.Len()) {
+		err = s.lane.svc.store.MarkDelivered(m.delivered, clients)
+	}
+	if errors.Is(err, state.ErrDiskFull) {
+		s.forget(m.delivered)
+		m.delivered, err = "", nil
+	}
+	return err
 }

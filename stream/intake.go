@@ -26,11 +26,12 @@ const intakeMessages = 500
 const keepEnded = 7 * 24 * time.Hour
 
 // arrival is what intake hands to decide: messages just received, or campaigns
-// that are due. Either has passed the freshness barrier: the local
+// that are due, or what a replay read again. All have passed the freshness barrier: the local
 // subscriptions hold every change committed before it was received or due.
 type arrival struct {
 	messages []message
 	due      []*live
+	replayed []message // in their turn, behind all messages
 }
 
 // message is one record of the campaigns topic, parsed.
@@ -44,8 +45,13 @@ type message struct {
 	known       *known      // what the campaign table held for its key; nil if nothing
 	shared      bool        // the campaign runs, or ran, for other restaurants too
 	// delivered names what the delivered cache holds for an edit: the clients who
-	// have the campaign.
+	// have the campaign, have of them.
 	delivered state.ID
+	have      int
+
+	// Of a replay alone.
+	feed     *replayFeed
+	replaced bool // the topic has a newer message of the campaign
 }
 
 // fingerprint identifies the content of a message: all eight fields.
@@ -217,14 +223,16 @@ func (s *session) receive(ctx context.Context, batch []message) error {
 	g.Go(func() error {
 		ctx, cancel := context.WithTimeout(gctx, s.cfg.SinkTimeout)
 		defer cancel()
-		return s.lookUp(ctx, batch)
+		return s.lookUp(ctx, s.reader, batch)
 	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
 	for i := range batch {
-		if err := s.loadDelivered(ctx, &batch[i]); err != nil {
-			return err
+		if m := &batch[i]; m.edits() {
+			if err := s.loadDelivered(ctx, s.reader, m); err != nil {
+				return err
+			}
 		}
 	}
 	return s.handOver(ctx, arrival{messages: batch})
@@ -252,7 +260,7 @@ func (s *session) handOver(ctx context.Context, a arrival) error {
 
 // lookUp fills in what the campaign table holds for the batch's keys. Steps
 // that are still in flight are not in it; decide knows those itself.
-func (s *session) lookUp(ctx context.Context, batch []message) error {
+func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) error {
 	byKey := make(map[key][]*message, len(batch))
 	var campaigns, restaurants []string
 	for i := range batch {
@@ -266,7 +274,7 @@ func (s *session) lookUp(ctx context.Context, batch []message) error {
 	if len(byKey) == 0 {
 		return nil
 	}
-	rows, err := s.reader.Query(ctx, `SELECT k.campaign, k.restaurant, coalesce(c.lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
+	rows, err := conn.Query(ctx, `SELECT k.campaign, k.restaurant, coalesce(c.lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
   EXISTS (SELECT FROM `+s.t.campaign+` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
 FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 LEFT JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant`, campaigns, restaurants)

@@ -24,6 +24,9 @@ type lane struct {
 	unservable atomic.Int64 // clients whose id is too long
 	waiting    atomic.Bool  // for the freshness barrier
 
+	replays chan *laneReplay           // a replay asks the session
+	replay  atomic.Pointer[laneReplay] // the one under way
+
 	mu     sync.Mutex // guards status: written by the session, read by Status
 	status LaneStatus
 	counts laneCounts

@@ -39,7 +39,7 @@ func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID
 	for back := int64(progressWindow); ; back *= 16 {
 		from := max(start.Offset, end.Offset-back)
 		var last *kgo.Record
-		if err := f.each(ctx, from, func(r *kgo.Record) { last = r }); err != nil {
+		if err := f.each(ctx, from, func(r *kgo.Record) error { last = r; return nil }); err != nil {
 			return 0, fmt.Errorf("read %s/%d: %w", topic, partition, err)
 		}
 		if last != nil {
@@ -86,8 +86,8 @@ type partitionFetch struct {
 }
 
 // each calls fn for every committed record in [from, end), in order. It reads
-// all of them or returns an error.
-func (f *partitionFetch) each(ctx context.Context, from int64, fn func(*kgo.Record)) error {
+// all of them or returns an error, fn's if that is the first.
+func (f *partitionFetch) each(ctx context.Context, from int64, fn func(*kgo.Record) error) error {
 	leader, err := f.leaderID(ctx)
 	if err != nil {
 		return err
@@ -104,8 +104,11 @@ func (f *partitionFetch) each(ctx context.Context, from int64, fn func(*kgo.Reco
 			return fp.Err
 		}
 		for _, r := range fp.Records {
-			if r.Offset < f.end {
-				fn(r)
+			if r.Offset >= f.end {
+				break
+			}
+			if err := fn(r); err != nil {
+				return err
 			}
 		}
 		if next <= at {

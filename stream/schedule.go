@@ -26,6 +26,7 @@ type live struct {
 	fresh      bool     // no client was looked at yet
 	started    bool     // its start had come when it was accepted or loaded
 	done       bool     // left the schedule
+	replayed   bool     // brought by a replay
 
 	// contested: somebody may have been notified of it before, so its rows go by
 	// ON CONFLICT. Set by decide and, after a conflict, by commit.
@@ -44,6 +45,8 @@ type schedule struct {
 	long  []*live    // round-robin; the front is next
 	bytes int        // memory held by campaigns in byKey
 	gone  []state.ID // delivered caches of campaigns that were removed
+
+	replayed int // campaigns in byKey that a replay brought
 }
 
 func newSchedule() *schedule { return &schedule{byKey: map[key]*live{}, byID: map[string][]*live{}} }
@@ -57,6 +60,9 @@ func (s *schedule) add(l *live) {
 	s.byKey[l.key()] = l
 	s.bytes += l.size()
 	s.fresh = append(s.fresh, l)
+	if l.replayed {
+		s.replayed++
+	}
 	s.contest(l)
 }
 
@@ -78,6 +84,9 @@ func (s *schedule) remove(l *live) {
 		return
 	}
 	l.done = true
+	if l.replayed {
+		s.replayed--
+	}
 	if l.delivered != "" {
 		s.gone = append(s.gone, l.delivered)
 	}

@@ -30,6 +30,9 @@ type Service struct {
 	store   *state.Store
 	barrier Barrier
 
+	replaying       sync.Mutex // held by the replay under way
+	surveyCampaigns int        // see the constant
+
 	mu        sync.Mutex // guards what is below
 	lanes     map[int32]*laneHandle
 	assigned  bool
@@ -46,7 +49,7 @@ type laneHandle struct {
 
 // New makes a service; Run starts it.
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
-	return &Service{cfg: cfg.withDefaults(), store: store, barrier: barrier, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1)}
+	return &Service{cfg: cfg.withDefaults(), store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1)}
 }
 
 // Run joins the group and works until ctx ends; then it drains and returns
@@ -135,7 +138,7 @@ func (s *Service) start(ctx context.Context, partitions []int32) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		h := &laneHandle{lane: &lane{svc: s, id: p, status: LaneStatus{Partition: p, State: "takeover"}}, cancel: cancel, done: make(chan struct{})}
+		h := &laneHandle{lane: &lane{svc: s, id: p, replays: make(chan *laneReplay), status: LaneStatus{Partition: p, State: "takeover"}}, cancel: cancel, done: make(chan struct{})}
 		s.lanes[p] = h
 		go func() {
 			defer close(h.done)

@@ -77,6 +77,7 @@ func (s *session) run(soft context.Context) error {
 	defer context.AfterFunc(hard, cancelSoft)() // a failure stops intake and decide too
 
 	g.Go(func() error { return ignoreEnd(soft, s.intake(soft)) })
+	g.Go(func() error { return ignoreEnd(soft, s.serveReplays(soft)) })
 	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, newDecider(s).run(soft)) })
 	g.Go(func() error { defer close(s.decided); return s.commitAll(hard) })
 	g.Go(func() error { return s.shipAll(hard) })

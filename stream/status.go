@@ -36,10 +36,12 @@ type Status struct {
 		Decided int64 `json:"decided"`
 		Shipped int64 `json:"shipped"`
 	}
-	Conflicts  int64 // steps that met clients whom the delivered cache did not know
-	Unservable int64 // clients left out because their id is too long
-	LastError  string
-	Halted     *HaltError // the first lane that halted
+	Conflicts int64 // steps that met clients whom the delivered cache did not know
+	// DeliveredMisses are clients whom Postgres knew and the delivered cache did not.
+	DeliveredMisses int64
+	Unservable      int64 // clients left out because their id is too long
+	LastError       string
+	Halted          *HaltError // the first lane that halted
 }
 
 // Ready tells whether the group has answered and every lane it gave us works.
@@ -78,6 +80,7 @@ func (l *lane) addTo(out *Status) {
 	out.Notifications.Decided += l.counts.notified
 	out.Notifications.Shipped += l.counts.shipped
 	out.Conflicts += l.conflicts.Load()
+	out.DeliveredMisses += l.known.Load()
 	out.Unservable += l.unservable.Load()
 	if st.Halted != nil && out.Halted == nil {
 		out.Halted = st.Halted

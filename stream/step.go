@@ -19,10 +19,11 @@ type row struct {
 	*live
 	msgTime     int64
 	fingerprint fingerprint
-	accept      bool   // a new message
-	served      bool   // this step has moved its cursor
-	repeats     bool   // an identical message: version and time move, nothing else
-	replaces    *known // with either: the version that must still be there; nil: none
+	accept      bool        // a new message
+	served      bool        // this step has moved its cursor
+	repeats     bool        // an identical message: version and time move, nothing else
+	replaces    *known      // with either: the version that must still be there; nil: none
+	feed        *replayFeed // the replay that brought it
 	state       string
 	cursor      state.ID // as of this step; live.cursor is ahead once the next step is built
 }
@@ -43,6 +44,7 @@ type step struct {
 	picks      []*pick
 	dead       []deadLetter
 	expired    int64
+	feeds      []*replayFeed // one for each message of a replay
 
 	// set by seal
 	trigger  int64  // Unix second of the decision

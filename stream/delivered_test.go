@@ -1,0 +1,69 @@
+package stream
+
+import (
+	"fmt"
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// The delivered cache is lost in the middle of an edit's fan-out: Postgres says
+// who has the campaign, and how often it had to is counted. Nothing is left in
+// the cache behind the fan-out.
+func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 20_000)
+	var first []string
+	for i := 0; i < len(all); i += 2 {
+		first = append(first, all[i])
+	}
+	w := newWorld(t, 1, map[string][]string{"r1": first})
+	w.cfg.StepClients = 50
+	svc, _ := w.start()
+	c := w.campaign("c", "r1")
+	w.produce(0, c.json())
+	w.expect(map[string][]string{"c": first})
+	if s := svc.Status(); s.DeliveredMisses != 0 {
+		t.Errorf("%d misses of a first message", s.DeliveredMisses)
+	}
+
+	w.subscribe(map[string][]string{"r1": all})
+	c.Content = "edited"
+	w.produce(0, c.json())
+	envtest.Until(t, patience, func() error {
+		if n := svc.Status().Notifications.Decided; n <= 10_000 {
+			return fmt.Errorf("%d decided", n)
+		}
+		return nil
+	})
+	if w.delivered() == 0 {
+		t.Error("the edit has nothing in the cache")
+	}
+	if err := w.store.ForgetDelivered(); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(map[string][]string{"c": all})
+	if s := svc.Status(); s.DeliveredMisses == 0 {
+		t.Error("no misses are counted")
+	}
+	if n := w.delivered(); n != 0 {
+		t.Errorf("%d pairs are left", n)
+	}
+}
+
+// A lane has so many clients in the cache and no more.
+func TestDeliveredCacheIsBounded(t *testing.T) {
+	t.Parallel()
+	var c caches
+	if !c.grow("a", deliveredClients-1) || c.grow("b", 2) || !c.grow("b", 1) {
+		t.Errorf("%d clients", c.total)
+	}
+	c.take("a")
+	if !c.grow("b", deliveredClients-1) || c.grow("a", 1) {
+		t.Errorf("%d clients", c.total)
+	}
+	c.take()
+	if c.total != 0 || len(c.names) != 0 {
+		t.Errorf("%+v", c.names)
+	}
+}

@@ -1,0 +1,253 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+)
+
+// A replay reads a part of the campaigns topic again and joins what is still
+// valid once more, so that whoever was missed is notified. It moves no offset
+// and goes around nothing: each message passes through the lane's own steps, as
+// an edit does that joins again, and Postgres says who has the campaign. So a
+// crash in the middle leaves nothing to mend: what was accepted is delivered by
+// the next owner, and a replay that is run again finds nobody new.
+//
+// "The newest message wins" must hold in it too, and a message whose campaign
+// row is gone has nothing in Postgres to be compared with. So the topic is
+// surveyed first (survey.go): which messages of the range are not the newest of
+// their campaign.
+
+// ReplayRequest says which part of the campaigns topic is read again.
+type ReplayRequest struct {
+	From ReplayStart
+	// Until ends the range before the first message of this time or later. Zero:
+	// it ends where each lane reads on.
+	Until time.Time
+	// DryRun counts and changes nothing.
+	DryRun bool
+}
+
+// ReplayStart is where each lane begins: at Offsets, at the first message of
+// Time or later, or, with neither, at the earliest message there is.
+type ReplayStart struct {
+	Time    time.Time
+	Offsets map[int32]int64 // by partition; one that is not named is read from its beginning
+}
+
+// ReplayReport says what a replay read and what came of it.
+type ReplayReport struct {
+	DryRun bool `json:"dry_run"`
+	ReplayCounts
+	Lanes []ReplayLane `json:"lanes"`
+}
+
+// ReplayCounts counts messages; each is one of dead to valid. Have and Notified
+// count clients: those who had a valid campaign before, and those who were
+// missed: who got it, or who would.
+type ReplayCounts struct {
+	Messages   int64 `json:"messages"`
+	Dead       int64 `json:"dead"`       // no campaigns
+	Expired    int64 `json:"expired"`    // their end has passed
+	Superseded int64 `json:"superseded"` // a newer message of the campaign is there
+	Scheduled  int64 `json:"scheduled"`  // their start lies ahead
+	Valid      int64 `json:"valid"`
+	Have       int64 `json:"have"`
+	Notified   int64 `json:"notified"`
+}
+
+// ReplayLane is the range of one partition: offsets From up to, and without, Until.
+type ReplayLane struct {
+	Partition int32 `json:"partition"`
+	From      int64 `json:"from"`
+	Until     int64 `json:"until"`
+	// NotCovered says why this daemon has not replayed the lane, or not all of it.
+	NotCovered string `json:"not_covered,omitempty"`
+}
+
+func (c *ReplayCounts) add(o ReplayCounts) {
+	c.Messages += o.Messages
+	c.Dead += o.Dead
+	c.Expired += o.Expired
+	c.Superseded += o.Superseded
+	c.Scheduled += o.Scheduled
+	c.Valid += o.Valid
+	c.Have += o.Have
+	c.Notified += o.Notified
+}
+
+// ErrReplayUnderWay is returned to a second replay: a daemon has one at a time.
+var ErrReplayUnderWay = errors.New("a replay is under way in this daemon already")
+
+// Replay reads the range again on the lanes that this daemon has, and returns
+// once what was missed is decided; those of other daemons are named in the
+// report. progress may be nil; it is called from several goroutines. When ctx
+// ends, reading ends; what was accepted by then is delivered all the same.
+func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(stage string, done, total int64)) (*ReplayReport, error) {
+	if !s.replaying.TryLock() {
+		return nil, ErrReplayUnderWay
+	}
+	defer s.replaying.Unlock()
+	if progress == nil {
+		progress = func(string, int64, int64) {}
+	}
+	r := &replay{svc: s, dry: req.DryRun, progress: progress, report: &ReplayReport{DryRun: req.DryRun}}
+	defer r.close()
+	if err := r.open(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.findRanges(ctx, req); err != nil {
+		return nil, err
+	}
+	for shares := []share{{}}; len(shares) > 0; {
+		p, rest, err := r.survey(ctx, shares[0])
+		if err != nil {
+			return nil, err
+		}
+		shares = append(rest, shares[1:]...)
+		if err := r.round(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	return r.report, nil
+}
+
+// replay is one replay under way.
+type replay struct {
+	svc      *Service
+	dry      bool
+	progress func(stage string, done, total int64)
+	probe    *session // owns no lane: its connection looks up and counts, its limits parse
+	topicID  [16]byte // of the campaigns topic
+	topicTxt string
+	cluster  string
+	ranges   []laneRange
+
+	mu     sync.Mutex // guards what follows
+	report *ReplayReport
+	done   int64 // offsets of the round that are settled
+	total  int64
+}
+
+// open connects to both sides.
+func (r *replay) open(ctx context.Context) (err error) {
+	cfg := r.svc.cfg
+	r.probe = (&lane{svc: r.svc, id: -1}).newSession()
+	if r.probe.reader, err = r.probe.openReader(ctx, "replay"); err != nil {
+		return err
+	}
+	opts, err := cfg.Kafka.Client()
+	if err != nil {
+		return fmt.Errorf("read kafka settings: %w", err)
+	}
+	if err := r.probe.readLimits(ctx, opts); err != nil {
+		return err
+	}
+	if r.probe.client, err = kgo.NewClient(opts...); err != nil {
+		return fmt.Errorf("make kafka client: %w", err)
+	}
+	ids, topics, err := readTopicIDs(ctx, r.probe.client, cfg.Kafka)
+	if err != nil {
+		return err
+	}
+	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, topics[cfg.Kafka.Campaigns].ID
+	return nil
+}
+
+func (r *replay) close() {
+	if r.probe != nil {
+		r.probe.close()
+	}
+}
+
+// openReader makes a connection for look-ups beside the session's own.
+func (s *session) openReader(ctx context.Context, what string) (*pgx.Conn, error) {
+	conn, err := s.cfg.Sink.connect(ctx, fmt.Sprintf("dinnerbell %s %s", s.cfg.Kafka.InstanceID, what))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		closeConn(conn)
+		return nil, fmt.Errorf("set up sink session: %w", err)
+	}
+	return conn, nil
+}
+
+// round replays the campaigns of one share on all lanes.
+func (r *replay) round(ctx context.Context, p *plan) error {
+	lanes := r.lanes(ctx, p)
+	r.mu.Lock()
+	r.done, r.total = 0, 0
+	for _, l := range lanes {
+		r.total += l.until - l.from
+	}
+	r.mu.Unlock()
+	var g errgroup.Group
+	if r.dry {
+		g.SetLimit(1) // they share the probe
+		defer r.probe.forget()
+	}
+	for _, l := range lanes {
+		g.Go(func() error {
+			err := l.run(ctx)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				r.notCovered(l.id, err.Error())
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.report.add(l.counts)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// lanes are the ranges that this daemon can replay; the others are noted.
+func (r *replay) lanes(ctx context.Context, p *plan) []*laneReplay {
+	var out []*laneReplay
+	for _, rg := range r.ranges {
+		if rg.from >= rg.until {
+			continue
+		}
+		r.svc.mu.Lock()
+		h := r.svc.lanes[rg.lane]
+		r.svc.mu.Unlock()
+		if h == nil {
+			r.notCovered(rg.lane, "another daemon of the group has it: run the same command there")
+			continue
+		}
+		out = append(out, &laneReplay{
+			replay: r, ctx: ctx, handle: h, id: rg.lane, from: rg.from, until: rg.until, next: rg.from,
+			plan: p, open: map[key]version{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
+		})
+	}
+	return out
+}
+
+func (r *replay) notCovered(lane int32, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.IndexFunc(r.report.Lanes, func(l ReplayLane) bool { return l.Partition == lane })
+	if r.report.Lanes[i].NotCovered == "" {
+		r.report.Lanes[i].NotCovered = why
+	}
+}
+
+// advance notes that offsets of the round are settled.
+func (r *replay) advance(n int64) {
+	r.mu.Lock()
+	r.done += n
+	done, total := r.done, r.total
+	r.mu.Unlock()
+	r.progress("replay", done, total)
+}

@@ -1,0 +1,370 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/failpoint"
+)
+
+const (
+	// replayWindow and replayCached bound what a lane's replay hands to decide at
+	// once: messages, and clients in the delivered cache for them.
+	replayWindow = 100
+	replayCached = 100_000
+
+	// replayTries is how often a lane's replay is begun anew, by a next session
+	// or after an error, without having come further.
+	replayTries = 8
+)
+
+// laneReplay is one lane's part of a round. It outlives the lane's sessions: each
+// goes on where the one before it came to.
+type laneReplay struct {
+	*replay
+	ctx         context.Context //nolint:containedctx // of the command that asked for it
+	handle      *laneHandle
+	id          int32
+	from, until int64
+	plan        *plan
+	next        int64      // all before it is settled
+	result      chan error // of one session; one token
+
+	mu     sync.Mutex      // guards what follows: the driver, commit
+	open   map[key]version // accepted and not delivered to the end
+	counts ReplayCounts
+	wake   chan struct{} // open has changed; one token
+}
+
+// run replays the lane's range, over as many sessions as it takes.
+func (l *laneReplay) run(ctx context.Context) error {
+	if l.dry {
+		return l.countAll(ctx)
+	}
+	lane := l.handle.lane
+	lane.replay.Store(l)
+	defer lane.replay.Store(nil)
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
+	for tries := 1; ; tries++ {
+		before := l.next
+		select {
+		case lane.replays <- l:
+		case <-l.handle.done:
+			return errors.New("the lane was stopped here, it was halted or given to another daemon; see `dinnerbell status`, then run this again")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err := <-l.result
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if l.next > before {
+			tries = 0
+			wait.Reset()
+		}
+		if tries == replayTries {
+			return fmt.Errorf("replayed up to offset %d: %w; run this again", l.next, err)
+		}
+		l.svc.cfg.Logger.Warn("replay goes on with the next session", "lane", l.id, "offset", l.next, "error", err)
+		select {
+		case <-time.After(wait.NextBackOff()):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// serveReplays does what a replay asks of this lane, until ctx ends.
+func (s *session) serveReplays(ctx context.Context) error {
+	for {
+		select {
+		case l := <-s.lane.replays:
+			l.result <- s.replay(ctx, l)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// replay goes on with a lane's replay. It returns nil when everything is
+// settled and delivered.
+func (s *session) replay(ctx context.Context, l *laneReplay) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.ctx, cancel)()
+	conn, err := s.openReader(ctx, fmt.Sprintf("lane %d replay", s.lane.id))
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	if err := l.dropDelivered(ctx, s, conn); err != nil {
+		return err
+	}
+	err = l.batches(ctx, s, func(batch []message, next int64) error {
+		counts, err := s.replayBatch(ctx, l, conn, batch)
+		if err != nil {
+			return err
+		}
+		l.settled(next, counts)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return l.awaitDelivery(ctx)
+}
+
+// batches reads on from next and hands on what intake would take at once.
+func (l *laneReplay) batches(ctx context.Context, s *session, fn func(batch []message, next int64) error) error {
+	var batch []message
+	size := 0
+	flush := func(next int64) error {
+		if len(batch) == 0 {
+			return nil
+		}
+		err := fn(batch, next)
+		batch, size = batch[:0], 0
+		return err
+	}
+	err := l.read(ctx, l.id, l.next, l.until, func(r *kgo.Record) error {
+		if len(batch) > 0 && (len(batch) == intakeMessages || size+len(r.Value) > s.cfg.StepBytes) {
+			if err := flush(r.Offset); err != nil {
+				return err
+			}
+		}
+		batch, size = append(batch, s.parse(r)), size+len(r.Value)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return flush(l.until)
+}
+
+func (l *laneReplay) settled(next int64, counts ReplayCounts) {
+	failpoint.Hit("replay/settled")
+	l.mu.Lock()
+	l.counts.add(counts)
+	l.mu.Unlock()
+	l.advance(next - l.next)
+	l.next = next
+}
+
+// prepare passes the barrier, looks the batch's campaigns up and says what is
+// to be done with each.
+func (s *session) prepareReplay(ctx context.Context, l *laneReplay, conn *pgx.Conn, batch []message) (todo []*message, counts ReplayCounts, err error) {
+	fresh := time.Now()
+	if err := s.lane.svc.barrier.Barrier(ctx); err != nil {
+		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
+	}
+	if err := s.lookUpAgain(ctx, conn, batch); err != nil {
+		return nil, counts, err
+	}
+	for i := range batch {
+		m := &batch[i]
+		if m.campaign == nil {
+			if l.plan.first() {
+				counts.Messages++
+				counts.Dead++
+			}
+			continue
+		}
+		d := m.campaign.key().digest()
+		if !l.plan.has(d) { // another round's
+			continue
+		}
+		m.fresh, m.replaced = fresh, l.plan.replaced(d, known{version: version{l.id, m.offset}, time: m.time})
+		v := m.verdict(l.id, m.known, fresh.Unix())
+		counts.note(v, m.campaign.Start > fresh.Unix())
+		if v == replayJoin || v == replayCancel {
+			todo = append(todo, m)
+		}
+	}
+	return todo, counts, nil
+}
+
+// lookUpAgain is lookUp for messages that may have been looked up before.
+func (s *session) lookUpAgain(ctx context.Context, conn *pgx.Conn, batch []message) error {
+	for i := range batch {
+		batch[i].known, batch[i].shared = nil, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
+	defer cancel()
+	return s.lookUp(ctx, conn, batch)
+}
+
+// replayBatch hands a batch to decide and waits until it is accepted.
+func (s *session) replayBatch(ctx context.Context, l *laneReplay, conn *pgx.Conn, batch []message) (ReplayCounts, error) {
+	todo, counts, err := s.prepareReplay(ctx, l, conn, batch)
+	if err != nil {
+		return counts, err
+	}
+	var window []message
+	cached := 0
+	for i, m := range todo {
+		if m.joins() {
+			if err := s.loadDelivered(ctx, conn, m); err != nil {
+				return counts, err
+			}
+			if l.plan.countOnce(m.campaign.key().digest()) {
+				counts.Have += int64(m.have)
+			}
+			cached += m.have
+		}
+		window = append(window, *m)
+		if i < len(todo)-1 && len(window) < replayWindow && cached < replayCached {
+			continue
+		}
+		// What was loaded may have taken its time. Should the campaign change once
+		// more, the step is found stale, as an edit is.
+		if err := s.lookUpAgain(ctx, conn, window); err != nil {
+			return counts, err
+		}
+		if err := s.feed(ctx, l, window); err != nil {
+			return counts, err
+		}
+		window, cached = nil, 0
+	}
+	return counts, nil
+}
+
+// joins tells that the message is joined at once: it is valid, and its start has come.
+func (m *message) joins() bool {
+	return m.campaign.Start <= m.fresh.Unix() && m.campaign.End > m.fresh.Unix()
+}
+
+// replayFeed is some messages of a replay on their way through decide and commit.
+type replayFeed struct {
+	of   *laneReplay
+	left atomic.Int64
+	done chan struct{} // closed once all are settled
+}
+
+// gone tells that nobody asks for it any more.
+func (f *replayFeed) gone() bool { return f.of.ctx.Err() != nil }
+
+// settle notes that one message is committed, or nothing is to be done with it.
+func (f *replayFeed) settle() {
+	if f.left.Add(-1) == 0 {
+		close(f.done)
+	}
+}
+
+// feed hands messages to decide and waits until all are settled.
+func (s *session) feed(ctx context.Context, l *laneReplay, window []message) error {
+	f := &replayFeed{of: l, done: make(chan struct{})}
+	f.left.Store(int64(len(window)))
+	for i := range window {
+		window[i].feed = f
+	}
+	failpoint.Hit("replay/feed")
+	if err := s.handOver(ctx, arrival{replayed: window}); err != nil {
+		return err
+	}
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// noteReplayed does what follows the commit for a replay under way.
+func (s *session) noteReplayed(st *step, p *payload) {
+	if l := s.lane.replay.Load(); l != nil {
+		l.committed(st, p)
+	}
+	for _, f := range st.feeds {
+		f.settle()
+	}
+}
+
+// committed notes what a step did for the replay.
+func (l *laneReplay) committed(st *step, p *payload) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for k, r := range st.rows {
+		_, open := l.open[k]
+		switch {
+		case r.feed != nil && r.feed.of == l && r.started, open && r.repeats:
+			l.open[k] = r.version
+		case open && r.accept: // edited
+			delete(l.open, k)
+		}
+	}
+	for i := range p.segments {
+		if _, ok := l.open[p.segments[i].campaign.key()]; ok {
+			l.counts.Notified += int64(p.segments[i].clients.Len())
+		}
+	}
+	for k, r := range st.rows {
+		if !r.repeats && r.state != statePending {
+			delete(l.open, k)
+		}
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// awaitDelivery waits until what was accepted is delivered.
+func (l *laneReplay) awaitDelivery(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		open := len(l.open)
+		l.mu.Unlock()
+		if open == 0 {
+			return nil
+		}
+		select {
+		case <-l.wake:
+			l.advance(0)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// dropDelivered forgets campaigns that were delivered, or taken over by another
+// lane, without our hearing of it: the session before ended in the middle.
+func (l *laneReplay) dropDelivered(ctx context.Context, s *session, conn *pgx.Conn) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.open) == 0 {
+		return nil
+	}
+	var campaigns, restaurants []string
+	for k := range l.open {
+		campaigns, restaurants = append(campaigns, k.campaign), append(restaurants, k.restaurant)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
+	defer cancel()
+	rows, err := conn.Query(ctx, `SELECT k.campaign, k.restaurant, c.msg_offset FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
+	if err != nil {
+		return fmt.Errorf("look up campaigns: %w", err)
+	}
+	left := map[key]version{}
+	var k key
+	var offset int64
+	if _, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &offset}, func() error {
+		if v := (version{l.id, offset}); l.open[k] == v {
+			left[k] = v
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("look up campaigns: %w", err)
+	}
+	l.open = left
+	return nil
+}
