@@ -16,23 +16,23 @@ import (
 type cli struct {
 	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment says what is needed)."`
 
-	Run      runCmd      `cmd:"" help:"Run the daemon."`
-	Demo     demoCmd     `cmd:"" help:"Show it at work with a Postgres and a broker of its own."`
-	Setup    setupCmd    `cmd:"" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
-	Status   statusCmd   `cmd:"" help:"Show the state of the running daemon."`
-	Rebuild  rebuildCmd  `cmd:"" help:"Take a new snapshot of the subscriptions."`
-	Capacity capacityCmd `cmd:"" help:"Work out what a workload needs, from measured unit costs."`
-	Audit    auditCmd    `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
-	Resolve  resolveCmd  `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
-	Version  versionCmd  `cmd:"" help:"Show version, commit and Go."`
+	Run         runCmd         `cmd:"" help:"Run the daemon."`
+	Demo        demoCmd        `cmd:"" help:"Show it at work with a Postgres and a broker of its own."`
+	Setup       setupCmd       `cmd:"" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
+	Status      statusCmd      `cmd:"" help:"Show the state of the running daemon."`
+	Rebuild     rebuildCmd     `cmd:"" help:"Take a new snapshot of the subscriptions."`
+	Capacity    capacityCmd    `cmd:"" help:"Work out what a workload needs, from measured unit costs."`
+	Replay      replayCmd      `cmd:"" help:"Read campaigns again: who was missed is notified, nobody twice."`
+	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
+	Audit       auditCmd       `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
+	Resolve     resolveCmd     `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
+	Version     versionCmd     `cmd:"" help:"Show version, commit and Go."`
 
 	Broker brokerCmd `cmd:"" hidden:"" help:"Serve the demo's broker."`
 
 	Doctor      laterCmd `cmd:"" hidden:"" passthrough:""`
 	Checkpoint  laterCmd `cmd:"" hidden:"" passthrough:""`
-	Replay      laterCmd `cmd:"" hidden:"" passthrough:""`
 	Verify      laterCmd `cmd:"" hidden:"" passthrough:""`
-	Subscribers laterCmd `cmd:"" hidden:"" passthrough:""`
 	Preview     laterCmd `cmd:"" hidden:"" passthrough:""`
 	Explain     laterCmd `cmd:"" hidden:"" passthrough:""`
 	DeadLetters laterCmd `cmd:"" hidden:"" passthrough:""`

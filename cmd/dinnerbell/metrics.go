@@ -44,6 +44,7 @@ var (
 	descNullIDs   = desc("null_ids_total", "Rows whose client or restaurant is NULL, which are no subscriptions.")
 	descTooLong   = desc("unservable_clients_total", "Clients left out because their id is too long.")
 	descConflicts = desc("conflicts_total", "Steps that met clients who had been notified before.")
+	descMisses    = desc("delivered_misses_total", "Clients whom Postgres knew to have a campaign and the delivered cache did not.")
 	descNotified  = desc("notifications_total", "Notifications decided (in Postgres) and shipped (in Kafka).", "stage")
 )
 
@@ -90,6 +91,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descNullIDs, r.Counters.NullIDs)
 	count(descTooLong, r.Counters.UnservableClients)
 	count(descConflicts, r.Counters.Conflicts)
+	count(descMisses, r.Counters.DeliveredMisses)
 	count(descNotified, r.Notifications.Decided, "decided")
 	count(descNotified, r.Notifications.Shipped, "shipped")
 }

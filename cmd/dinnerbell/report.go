@@ -36,8 +36,11 @@ type countersReport struct {
 	NullIDs int64 `json:"null_ids"`
 	// UnservableClients could not be notified because their id is too long.
 	UnservableClients int64 `json:"unservable_clients"`
-	// Conflicts are steps that met clients who had been notified before.
+	// Conflicts are steps that met clients who had been notified before, unforeseen.
 	Conflicts int64 `json:"conflicts"`
+	// DeliveredMisses are clients whom Postgres knew to have a campaign and the
+	// delivered cache did not.
+	DeliveredMisses int64 `json:"delivered_misses"`
 }
 
 // sourceReport is the mirror of the subscriptions.
@@ -111,7 +114,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Campaigns:     campaignsReport(s.Campaigns),
 		Notifications: notificationsReport(s.Notifications),
 		Halted:        newHaltReport(m, s),
-		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts},
+		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses},
 		State:         stateReport{Condition: conditionOK},
 	}
 	if m.State == cdc.StateSnapshot {

@@ -121,6 +121,10 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.produce(int32(n)%2, newCampaign(id, restaurant), soon)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', $1)`, restaurant+" late")
 	d.produce(int32(n)%2, newCampaign(id+" late", restaurant+" late"))
+	if strings.HasPrefix(point, "replay/") {
+		d.ready()
+		_ = exec.Command(d.binary, "-c", d.config, "replay", "--from", "earliest").Run() // the daemon dies under it
+	}
 	select {
 	case err := <-d.exited:
 		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || !killed(exit) {

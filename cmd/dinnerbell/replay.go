@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+)
+
+// replayCmd has the running daemon read campaigns again.
+type replayCmd struct {
+	From   string `required:"" placeholder:"ID|TIME|earliest" help:"Where to begin: a checkpoint, an RFC 3339 time, a duration ago such as 2h, or the earliest message that the topic holds."`
+	Until  string `placeholder:"TIME" help:"Where to end: the first message of this time or later is not read. Default: what was read so far."`
+	DryRun bool   `help:"Only count, change nothing."`
+	JSON   bool   `help:"The result as JSON."`
+}
+
+// replayArguments are the body of the action.
+type replayArguments struct {
+	Checkpoint string    `json:"checkpoint,omitempty"` // else Time, else the earliest message
+	Time       time.Time `json:"time,omitzero"`
+	Until      time.Time `json:"until,omitzero"`
+	DryRun     bool      `json:"dry_run,omitempty"`
+}
+
+// Run shows what came of it, and fails where lanes were left out.
+func (c *replayCmd) Run(ctx context.Context, a *app) error {
+	args, err := c.arguments(time.Now())
+	if err != nil {
+		return err
+	}
+	cfg, err := config.Load(a.configFile, a.env)
+	if err != nil {
+		return err
+	}
+	var r stream.ReplayReport
+	shown := newProgress(a.stderr, "messages")
+	err = callDaemon(ctx, cfg.State.Dir, "replay", args, heard{progress: shown.update, result: &r})
+	shown.finish()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		err = json.NewEncoder(a.stdout).Encode(&r)
+	} else {
+		err = printReplay(a.stdout, &r)
+	}
+	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	var left []error
+	for _, l := range r.Lanes {
+		if l.NotCovered != "" {
+			left = append(left, fmt.Errorf("lane %d was not replayed: %s", l.Partition, l.NotCovered))
+		}
+	}
+	return errors.Join(left...)
+}
+
+func (c *replayCmd) arguments(now time.Time) (args replayArguments, err error) {
+	args.DryRun = c.DryRun
+	if c.Until != "" {
+		var ok bool
+		if args.Until, ok = parseTime(c.Until, now); !ok {
+			return args, fmt.Errorf("%w: --until %q is neither an RFC 3339 time nor a duration ago such as 2h", errUsage, c.Until)
+		}
+	}
+	if c.From == "earliest" {
+		return args, nil
+	}
+	var ok bool
+	if args.Time, ok = parseTime(c.From, now); !ok {
+		args.Checkpoint = c.From
+	}
+	return args, nil
+}
+
+// parseTime reads an RFC 3339 time, or a duration before now.
+func parseTime(text string, now time.Time) (time.Time, bool) {
+	if at, err := time.Parse(time.RFC3339, text); err == nil {
+		return at, true
+	}
+	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+		return now.Add(-ago), true
+	}
+	return time.Time{}, false
+}
+
+// replay is the action.
+func (d *daemon) replay(ctx context.Context, c *call) (any, error) {
+	var args replayArguments
+	if err := c.args(&args); err != nil {
+		return nil, err
+	}
+	req := stream.ReplayRequest{From: stream.ReplayStart{Time: args.Time}, Until: args.Until, DryRun: args.DryRun}
+	if args.Checkpoint != "" {
+		m, err := state.ReadManifest(d.cfg.State.Dir, args.Checkpoint)
+		if err != nil {
+			return nil, fmt.Errorf("replay: --from is neither earliest, a time, a duration nor a checkpoint that is there: %w", err)
+		}
+		if len(m.NextOffsets) == 0 {
+			return nil, fmt.Errorf("replay: checkpoint %s does not say how far the campaigns had been read; use its time: --from %s", m.ID, m.Made.Format(time.RFC3339))
+		}
+		req.From.Offsets = m.NextOffsets
+	}
+	r, err := d.halves().service.Replay(ctx, req, c.progress)
+	if err != nil {
+		return nil, fmt.Errorf("replay: %w", err)
+	}
+	return r, nil
+}
+
+// printReplay is for people.
+func printReplay(out io.Writer, r *stream.ReplayReport) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	row := func(name string, n int64, what string) {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", name, thousands(n), what)
+	} // Flush reports errors
+	row("messages", r.Messages, "")
+	row("valid", r.Valid, "")
+	row("scheduled", r.Scheduled, "they wait for their start")
+	row("expired", r.Expired, "their end has passed")
+	row("superseded", r.Superseded, "a newer message of the campaign is there")
+	row("dead", r.Dead, "not campaigns; not sent to the dead letters again")
+	row("clients who have it", r.Have, "")
+	if r.DryRun {
+		row("clients missed", r.Notified, "they would be notified; nothing was changed")
+	} else {
+		row("clients missed", r.Notified, "they are notified")
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	w = tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
+	_, _ = fmt.Fprintf(w, "\nlane\tfrom\tuntil\t\t\n")
+	for _, l := range r.Lanes {
+		note := ""
+		if l.NotCovered != "" {
+			note = "not covered"
+		}
+		_, _ = fmt.Fprintf(w, "%d\t%d\t%d\t%s\t\n", l.Partition, l.From, l.Until, note)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
+	"dinnerbell/stream"
+)
+
+// rows waits until the feedback table has so many rows.
+func (s *site) rows(want int64) {
+	s.t.Helper()
+	envtest.Until(s.t, time.Minute, func() error {
+		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != want {
+			return fmt.Errorf("%d feedback rows of %d", n, want)
+		}
+		return nil
+	})
+}
+
+// Who subscribed too late for a campaign was missed by it, as far as a replay
+// can tell. The commands beside a daemon, and `subscribers` without one.
+func TestReplayAndSubscribers(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	subscribe := func(first, last int) {
+		t.Helper()
+		s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'diner' FROM generate_series($1::int, $2::int) n`, first, last)
+	}
+	subscribe(1, 50)
+	s.must("setup")
+	stop, ended, _ := s.daemon()
+	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	s.produce("lunch", "diner")
+	s.rows(50)
+	subscribe(41, 5000) // some of them twice
+
+	replay := func(args ...string) (r stream.ReplayReport) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(s.must(append([]string{"replay", "--json"}, args...)...)), &r); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := replay("--from", "1h", "--dry-run"); !r.DryRun || r.Valid != 1 || r.Have != 50 || r.Notified != 4950 {
+		t.Errorf("dry run: %+v", r)
+	}
+	if r := replay("--from", time.Now().Add(time.Hour).Format(time.RFC3339)); r.Messages != 0 {
+		t.Errorf("from the future: %+v", r)
+	}
+	if r := replay("--from", "earliest", "--until", "1h"); r.Messages != 0 {
+		t.Errorf("until before there was anything: %+v", r)
+	}
+	s.rows(50)
+	if out := s.must("replay", "--from", "earliest"); !strings.Contains(out, "clients missed       4,950") {
+		t.Errorf("replay: %s", out)
+	}
+	s.rows(5000)
+	var stderr syncBuffer
+	if code, _ := s.run(t.Context(), &stderr, "replay", "--from", "yesterday"); code != 1 || !strings.Contains(stderr.String(), "nor a checkpoint that is there") {
+		t.Errorf("from nowhere: exit %d, %s", code, stderr.String())
+	}
+	s.checkSubscribers(5000)
+
+	stop()
+	if code := <-ended; code != 0 {
+		t.Errorf("the daemon ended with %d", code)
+	}
+	s.checkSubscribers(5000)
+}
+
+func (s *site) checkSubscribers(n int) {
+	s.t.Helper()
+	for _, tc := range []struct{ args, want string }{
+		{"diner --count", fmt.Sprintln(n)}, {"nobody --count", "0\n"}, {"nobody", ""}, {"nobody --count --json", "{\"subscribers\":0}\n"},
+	} {
+		if got := s.must(append([]string{"subscribers"}, strings.Fields(tc.args)...)...); got != tc.want {
+			s.t.Errorf("subscribers %s: %q, want %q", tc.args, got, tc.want)
+		}
+	}
+	lines := strings.Split(strings.TrimSuffix(s.must("subscribers", "diner"), "\n"), "\n")
+	asJSON := json.NewDecoder(strings.NewReader(s.must("subscribers", "diner", "--json")))
+	before := state.ID("")
+	for _, line := range lines {
+		var text string
+		if err := asJSON.Decode(&text); err != nil || text != line {
+			s.t.Fatalf("--json says %q where the lines say %q: %v", text, line, err)
+		}
+		id, err := state.PackID(line)
+		if err != nil || id <= before {
+			s.t.Fatalf("%q is out of order: %v", line, err)
+		}
+		before = id
+	}
+	if len(lines) != n {
+		s.t.Errorf("%d subscribers, want %d", len(lines), n)
+	}
+}
+
+// What --from may be.
+func TestReplayArguments(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for from, want := range map[string]replayArguments{
+		"earliest":             {},
+		"2h":                   {Time: now.Add(-2 * time.Hour)},
+		"2026-01-01T00:00:00Z": {Time: now.Truncate(24 * time.Hour).Add(-24 * time.Hour)},
+		"20260131T080000.000Z": {Checkpoint: "20260131T080000.000Z"},
+	} {
+		got, err := (&replayCmd{From: from}).arguments(now)
+		if err != nil || got != want {
+			t.Errorf("--from %s: %+v, %v", from, got, err)
+		}
+	}
+}
+
+// Lanes of other daemons are said to whoever reads only standard output.
+func TestPrintReplayNamesWhatIsLeftOut(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if err := printReplay(&out, &stream.ReplayReport{DryRun: true, Lanes: []stream.ReplayLane{{Partition: 3, From: 7, Until: 9, NotCovered: "another daemon has it"}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"nothing was changed", "3     7      9", "not covered"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}

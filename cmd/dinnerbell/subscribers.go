@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+)
+
+// subscribersCmd shows the local audience of a restaurant.
+type subscribersCmd struct {
+	Restaurant string `arg:"" help:"Its id."`
+	Count      bool   `help:"Only how many there are."`
+	JSON       bool   `help:"One JSON string a line, or with --count {\"subscribers\":N}."`
+}
+
+// subscribersArguments are the body of the action.
+type subscribersArguments struct {
+	Restaurant string `json:"restaurant"`
+	Count      bool   `json:"count,omitempty"`
+}
+
+// Run asks the running daemon; where none runs it opens the state itself.
+func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := config.Load(a.configFile, a.env)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(a.stdout, 64<<10)
+	var count int64
+	err = callDaemon(ctx, cfg.State.Dir, "subscribers", subscribersArguments{c.Restaurant, c.Count}, heard{
+		item: func(v json.RawMessage) error {
+			var page []string
+			if err := json.Unmarshal(v, &page); err != nil {
+				return fmt.Errorf("read answer of the daemon: %w", err)
+			}
+			return c.write(out, page)
+		},
+		result: &count,
+	})
+	if errors.Is(err, errNoDaemon) {
+		count, err = c.offline(ctx, a, cfg, func(page []string) error { return c.write(out, page) })
+	}
+	if err != nil {
+		return errors.Join(err, out.Flush())
+	}
+	switch {
+	case c.Count && c.JSON:
+		_, err = fmt.Fprintf(out, "{\"subscribers\":%d}\n", count)
+	case c.Count:
+		_, err = fmt.Fprintln(out, count)
+	}
+	if err = errors.Join(err, out.Flush()); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return nil
+}
+
+func (c *subscribersCmd) write(out *bufio.Writer, page []string) error {
+	for _, client := range page {
+		line := []byte(client)
+		if c.JSON {
+			var err error
+			if line, err = json.Marshal(client); err != nil {
+				return fmt.Errorf("write result: %w", err)
+			}
+		}
+		if _, err := out.Write(append(line, '\n')); err != nil {
+			return fmt.Errorf("write result: %w", err)
+		}
+	}
+	return nil
+}
+
+// offline reads the state that no daemon uses. Opening it takes the lock.
+func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config, page func([]string) error) (int64, error) {
+	if _, err := os.Stat(cfg.State.Dir); errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("there is no local state: %w", err)
+	}
+	store, err := openState(cfg, a.logger(cfg.Log), nil)
+	if err != nil {
+		return 0, err
+	}
+	n, err := subscribers(ctx, store, subscribersArguments{c.Restaurant, c.Count}, page)
+	return n, errors.Join(err, store.Close())
+}
+
+// subscribers is the action: pages of client ids, then their number.
+func (d *daemon) subscribers(ctx context.Context, c *call) (any, error) {
+	var args subscribersArguments
+	if err := c.args(&args); err != nil {
+		return nil, err
+	}
+	return subscribers(ctx, d.halves().store, args, func(page []string) error { return c.item(page) })
+}
+
+// subscribersPage is how many clients travel together.
+const subscribersPage = 4096
+
+// subscribers lists the distinct clients of a restaurant page by page, in the
+// order of the join: canonical UUIDs first. Each page shows the state of its own
+// moment, so that a reader who takes his time pins nothing.
+func subscribers(ctx context.Context, store *state.Store, args subscribersArguments, page func([]string) error) (n int64, err error) {
+	if _, complete := store.Source(); !complete {
+		return 0, errors.New("the local state holds no complete snapshot; start the daemon, or run: dinnerbell rebuild --offline")
+	}
+	restaurant, err := state.PackID(args.Restaurant)
+	if errors.Is(err, state.ErrBadID) {
+		return 0, nil // no subscription has such an id
+	}
+	list, after, done := &state.IDList{}, state.ID(""), err != nil
+	for !done {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		list.Reset()
+		if after, done, err = readPage(store, list, restaurant, after); err != nil {
+			return n, fmt.Errorf("read subscriptions: %w", err)
+		}
+		n += int64(list.Len())
+		if args.Count || list.Len() == 0 {
+			continue
+		}
+		texts := make([]string, list.Len())
+		for i := range texts {
+			texts[i] = list.At(i).Text()
+		}
+		if err := page(texts); err != nil {
+			return n, err
+		}
+	}
+	return n, err
+}
+
+func readPage(store *state.Store, list *state.IDList, restaurant, after state.ID) (last state.ID, done bool, err error) {
+	scan, err := store.NewScan()
+	if err != nil {
+		return after, false, err
+	}
+	last, done, err = scan.Undelivered(list, "", restaurant, after, subscribersPage)
+	return last, done, errors.Join(err, scan.Close())
+}
