@@ -40,6 +40,10 @@ type Config struct {
 	Logger *slog.Logger
 
 	timelines *timelines // shared by copies
+
+	// For tests, which have no large tables; 0: the constants of these names.
+	parallelBytes, rangeBytes int64
+	copyConnections           int
 }
 
 // maxIdentifier is NAMEDATALEN-1.
@@ -54,6 +58,9 @@ func (c Config) withDefaults() Config {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
 	c.timelines = &timelines{}
+	c.copyConnections = cmp.Or(c.copyConnections, copyConnections)
+	c.parallelBytes = cmp.Or(c.parallelBytes, parallelBytes)
+	c.rangeBytes = cmp.Or(c.rangeBytes, rangeBytes)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

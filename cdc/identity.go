@@ -29,9 +29,7 @@ type catalog struct {
 	standby bool      // does not take writes, nor slots of ours
 	walEnd  state.LSN // flushed
 
-	columns []column // see Config.columns
-	rows    int64    // estimate
-	// ordinary tables are read with ONLY: descendants are tables of their own.
+	columns     []column // see Config.columns
 	partitioned bool
 }
 
@@ -133,11 +131,11 @@ func (c *Config) inspectTable(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	var kind, persistence, identity string
 	var usable bool
 	err := sql.QueryRow(ctx, `
-		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text, greatest(c.reltuples, 0)::bigint,
+		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
 		       has_schema_privilege(n.oid, 'USAGE')
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE n.nspname = $1 AND c.relname = $2`, c.Schema, c.Table).
-		Scan(&cat.source.TableOID, &kind, &persistence, &identity, &cat.rows, &usable)
+		Scan(&cat.source.TableOID, &kind, &persistence, &identity, &usable)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return halt("create it, or set source.table", "table %s does not exist", c.table())

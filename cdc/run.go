@@ -45,6 +45,8 @@ type Mirror struct {
 type hooks struct {
 	beforeApply func(*state.Batch)
 	endedStream func(error)
+	locked      func() // the first connection of a copy over several has its lock
+	copied      func() // rows of a copy have gone to their sink
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
@@ -204,10 +206,10 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 			for {
 				select {
 				case <-ended:
-					progress(m.stats.snapshotRows.Load(), m.stats.snapshotTotal.Load())
+					progress(m.stats.copy.rows.Load(), m.stats.copy.total.Load())
 					return
 				case <-tick.C:
-					progress(m.stats.snapshotRows.Load(), m.stats.snapshotTotal.Load())
+					progress(m.stats.copy.rows.Load(), m.stats.copy.total.Load())
 				}
 			}
 		})

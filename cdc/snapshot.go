@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
-	"dinnerbell/state"
 )
 
 // slowSlot is when the wait for a slot is explained to the operator.
@@ -84,22 +82,8 @@ func (m *Mirror) explainSlot(ctx context.Context, sql *pgx.Conn) {
 		"slot", m.cfg.Slot, "pid", pid, "application_name", app, "since", since)
 }
 
-// load copies the table, on a connection of its own, into a new generation.
+// load copies the table into a new generation and lets it take over.
 func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
-	sql, err := m.cfg.dialSQL(ctx)
-	if err != nil {
-		return err
-	}
-	defer closeConn(sql.PgConn())
-	if err := takeSnapshot(ctx, sql, slot.snapshot); err != nil {
-		return err
-	}
-	// Inspected under the snapshot: the rows belong to exactly these catalogs.
-	cat, err := m.cfg.inspect(ctx, sql)
-	if err != nil {
-		return err
-	}
-	m.stats.expectRows(cat.rows)
 	loader, err := m.store.NewGeneration()
 	if err != nil {
 		return fmt.Errorf("begin snapshot: %w", err)
@@ -109,21 +93,17 @@ func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
 			err = errors.Join(err, loader.Abort())
 		}
 	}()
-	in := m.copyReader(cat, loader)
-	if _, err := sql.PgConn().CopyTo(ctx, in, m.cfg.copySQL(cat)); err != nil {
-		return m.explainCopy(err)
+	c, err := m.copyTable(ctx, slot.snapshot, loader, &m.stats.copy)
+	if err != nil {
+		return err
 	}
-	if !in.ended {
-		return fmt.Errorf("copy %s: it ended early: %w", m.cfg.table(), errMalformed)
-	}
-	m.stats.badIDs.Add(in.badIDs)
-	m.stats.nullIDs.Add(in.nulls)
-	m.stats.snapshotRows.Store(in.rows)
+	m.stats.badIDs.Add(c.badIDs)
+	m.stats.nullIDs.Add(c.nulls)
 	failpoint.Hit("snapshot/copied")
-	if err := loader.Finish(cat.source, slot.start); err != nil {
+	if err := loader.Finish(c.cat.source, slot.start); err != nil {
 		return fmt.Errorf("finish snapshot: %w", err)
 	}
-	m.log.Info("snapshot is complete", "table", m.cfg.table(), "rows", in.rows, "lsn", slot.start.String())
+	m.log.Info("snapshot is complete", "table", m.cfg.table(), "rows", c.rows, "lsn", slot.start.String())
 	return nil
 }
 
@@ -142,38 +122,4 @@ func takeSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
 		return fmt.Errorf("take snapshot: %w", err)
 	}
 	return nil
-}
-
-// copyReader counts rows as they go into the loader.
-func (m *Mirror) copyReader(cat *catalog, loader *state.Loader) *copyReader {
-	in := &copyReader{}
-	_, in.integers = copyColumns(cat.columns)
-	in.add = func(row state.RowID, restaurant, client state.ID) error {
-		if in.rows&1023 == 0 {
-			m.stats.snapshotRows.Store(in.rows)
-		}
-		return loader.Add(row, restaurant, client)
-	}
-	return in
-}
-
-// copySQL is the COPY of the needed columns.
-func (c *Config) copySQL(cat *catalog) string {
-	list, _ := copyColumns(cat.columns)
-	from := " FROM ONLY "
-	if cat.partitioned {
-		from = " FROM "
-	}
-	return "COPY (SELECT " + strings.Join(list[:], ", ") + from + c.table() + ") TO STDOUT (FORMAT binary)"
-}
-
-// explainCopy turns what an operator has to mend into a halt.
-func (m *Mirror) explainCopy(err error) error {
-	switch {
-	case sqlState(err) == codeInsufficientPrivilege:
-		return halt("GRANT SELECT ON "+m.cfg.table()+" TO …, or BYPASSRLS to the role", "the role in source.url may not read all of %s: %v", m.cfg.table(), err)
-	case errors.Is(err, state.ErrDuplicateRow):
-		return halt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", m.cfg.key(), m.cfg.table(), err)
-	}
-	return fmt.Errorf("copy %s: %w", m.cfg.table(), err)
 }

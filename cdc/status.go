@@ -32,9 +32,8 @@ type Status struct {
 	SlotHeldBytes int64         `json:"slot_held_bytes"` // WAL that the server keeps for the slot
 	Subscriptions int64         `json:"subscriptions"`
 	FreshnessMS   float64       `json:"freshness_ms"` // what the last barrier took
-	SnapshotRows  int64         `json:"snapshot_rows"`
-	SnapshotTotal int64         `json:"snapshot_total"` // Postgres' estimate
-	Snapshots     int64         `json:"snapshots"`      // begun since the start
+	Snapshot      CopyProgress  `json:"-"`            // of the last one, or the one under way
+	Snapshots     int64         `json:"snapshots"`    // begun since the start
 	Reconnects    int64         `json:"reconnects"`
 	Failovers     int64         `json:"failovers"` // promoted servers that were followed without a snapshot
 	Nudges        int64         `json:"nudges"`    // transactions that barriers needed
@@ -48,18 +47,17 @@ type Status struct {
 
 // stats are the numbers behind Status. Each has one writer or is a counter.
 type stats struct {
-	freshness     atomic.Int64  // ns
-	server        atomic.Uint64 // the server's flush position when last read
-	safeWALSize   atomic.Int64
-	slotHeld      atomic.Int64
-	snapshotRows  atomic.Int64
-	snapshotTotal atomic.Int64
-	snapshots     atomic.Int64
-	reconnects    atomic.Int64
-	failovers     atomic.Int64
-	nudges        atomic.Int64
-	badIDs        atomic.Int64
-	nullIDs       atomic.Int64
+	freshness   atomic.Int64  // ns
+	server      atomic.Uint64 // the server's flush position when last read
+	safeWALSize atomic.Int64
+	slotHeld    atomic.Int64
+	copy        copyProgress
+	snapshots   atomic.Int64
+	reconnects  atomic.Int64
+	failovers   atomic.Int64
+	nudges      atomic.Int64
+	badIDs      atomic.Int64
+	nullIDs     atomic.Int64
 
 	mu        sync.Mutex // guards below
 	state     State
@@ -106,12 +104,10 @@ func (s *stats) because(reason string) {
 func (s *stats) beginSnapshot() {
 	s.set(StateSnapshot)
 	s.snapshots.Add(1)
-	s.snapshotRows.Store(0)
-	s.snapshotTotal.Store(0)
+	s.copy.rows.Store(0)
+	s.copy.total.Store(0)
+	s.copy.began.Store(0)
 }
-
-// expectRows sets the total, from pg_class.reltuples: an estimate.
-func (s *stats) expectRows(n int64) { s.snapshotTotal.Store(n) }
 
 // Status tells how the mirror is. It is cheap and waits for nothing.
 func (m *Mirror) Status() Status {
@@ -123,8 +119,7 @@ func (m *Mirror) Status() Status {
 		SlotHeldBytes: s.slotHeld.Load(),
 		Subscriptions: m.store.Subscriptions(),
 		FreshnessMS:   float64(s.freshness.Load()) / float64(time.Millisecond),
-		SnapshotRows:  s.snapshotRows.Load(),
-		SnapshotTotal: s.snapshotTotal.Load(),
+		Snapshot:      s.copy.at(time.Now()),
 		Snapshots:     s.snapshots.Load(),
 		Reconnects:    s.reconnects.Load(),
 		Failovers:     s.failovers.Load(),

@@ -66,7 +66,7 @@ func TestReasonsNotToBeReady(t *testing.T) {
 		want       string // the only reason begins so; "" for ready
 	}{
 		"healthy":       {change: func(*cdc.Status, *stream.Status) {}},
-		"no snapshot":   {change: func(m *cdc.Status, _ *stream.Status) { m.SnapshotRows = 5 }, incomplete: true, want: "snapshot: not complete, 5 rows"},
+		"no snapshot":   {change: func(m *cdc.Status, _ *stream.Status) { m.Snapshot.Rows = 5 }, incomplete: true, want: "snapshot: not complete, 5 rows"},
 		"disconnected":  {change: func(m *cdc.Status, _ *stream.Status) { m.State, m.LastError = cdc.StateConnecting, "refused" }, want: "source: connecting: refused"},
 		"halted source": {change: func(m *cdc.Status, _ *stream.Status) { m.State = cdc.StateHalted }, want: "source: halted"},
 		"not assigned":  {change: func(_ *cdc.Status, s *stream.Status) { *s = stream.Status{} }, want: "lanes: none owned, the group has not answered"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -50,9 +51,16 @@ type sourceReport struct {
 	LagBytes      int64   `json:"lag_bytes"`
 	SlotWALStatus string  `json:"slot_wal_status"`
 	Subscriptions int64   `json:"subscriptions"`
-	FreshnessMS   float64 `json:"freshness_ms"`            // of the last barrier
-	SnapshotRows  int64   `json:"snapshot_rows,omitempty"` // so far, while one is taken
+	FreshnessMS   float64 `json:"freshness_ms"` // what the last join waited
 	LastError     string  `json:"last_error,omitempty"`
+
+	// SnapshotRows are those copied so far, while a snapshot is taken; so are
+	// all these. The total is Postgres' estimate.
+	SnapshotRows          int64   `json:"snapshot_rows,omitempty"`
+	SnapshotTotal         int64   `json:"snapshot_total,omitempty"`
+	SnapshotPercent       float64 `json:"snapshot_percent,omitempty"`
+	SnapshotRowsPerSecond float64 `json:"snapshot_rows_per_second,omitempty"`
+	SnapshotSecondsLeft   float64 `json:"snapshot_seconds_left,omitempty"`
 }
 
 // laneReport is one partition of the campaigns topic that this daemon owns.
@@ -118,7 +126,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		State:         stateReport{Condition: conditionOK},
 	}
 	if m.State == cdc.StateSnapshot {
-		r.Source.SnapshotRows = m.SnapshotRows
+		r.Source.snapshot(m.Snapshot)
 	}
 	for _, l := range s.Lanes {
 		r.Lanes = append(r.Lanes, laneReport{
@@ -129,6 +137,15 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))
 	return r
 }
+
+// snapshot fills in how far a snapshot is.
+func (s *sourceReport) snapshot(p cdc.CopyProgress) {
+	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, round1(p.Percent)
+	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = round1(p.Rate), round1(p.Left.Seconds())
+}
+
+// round1 keeps one decimal: the rest is noise.
+func round1(x float64) float64 { return math.Round(10*x) / 10 }
 
 // oneLine folds the errors of pgx, which have a line for each address tried, so
 // that one reason is one line in a log or a table.
@@ -150,7 +167,7 @@ func newHaltReport(m cdc.Status, s stream.Status) *haltReport {
 func sourceReasons(m cdc.Status, complete bool) []string {
 	var reasons []string
 	if !complete {
-		reasons = append(reasons, fmt.Sprintf("snapshot: not complete, %d rows so far", m.SnapshotRows))
+		reasons = append(reasons, fmt.Sprintf("snapshot: not complete, %d rows so far", m.Snapshot.Rows))
 	}
 	if m.State != cdc.StateStreaming {
 		why := "source: " + string(m.State)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+	"time"
 
+	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 )
 
@@ -58,6 +60,9 @@ func printStatus(out io.Writer, r *statusReport) error {
 	row("version", "%s", r.Version)
 	s := r.Source
 	row("source", "%s at %s, %s behind, slot %s", s.State, s.AppliedLSN, byteCount(s.LagBytes), orDash(s.SlotWALStatus))
+	if s.State == string(cdc.StateSnapshot) {
+		row("snapshot", "%s", snapshotText(&s))
+	}
 	if s.LastError != "" {
 		row("", "last error: %s", s.LastError)
 	}
@@ -74,6 +79,19 @@ func printStatus(out io.Writer, r *statusReport) error {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return printLanes(out, r.Lanes)
+}
+
+// snapshotText says how far a snapshot is and how long it will take.
+func snapshotText(s *sourceReport) string {
+	if s.SnapshotTotal == 0 {
+		return fmt.Sprintf("%s rows", thousands(s.SnapshotRows))
+	}
+	text := fmt.Sprintf("%s of about %s rows (%.1f%%), %s rows/s", thousands(s.SnapshotRows), thousands(s.SnapshotTotal),
+		s.SnapshotPercent, thousands(int64(s.SnapshotRowsPerSecond)))
+	if s.SnapshotSecondsLeft > 0 {
+		text += fmt.Sprintf(", %s left", time.Duration(s.SnapshotSecondsLeft*float64(time.Second)).Round(time.Second))
+	}
+	return text
 }
 
 func printLanes(out io.Writer, lanes []laneReport) error {
