@@ -35,6 +35,9 @@ func (s *Store) Apply(b *Batch) error {
 	if err := s.changes.collect(ground{s.db, s.written.gen, s.repeat}, b.Changes); err != nil {
 		return s.check(err)
 	}
+	if s.touched != nil {
+		s.touched.add(&s.changes)
+	}
 	return s.check(s.commit(b.End))
 }
 

@@ -169,7 +169,7 @@ func (g *Generation) inPlace(end LSN) error {
 	switch v := s.current(); {
 	case !v.loaded || v.src != g.src:
 		return fmt.Errorf("the state mirrors %+v now: %w", v.src, ErrStale)
-	case s.partial || s.written.torn || s.repeat || g.r.torn || s.written.end > end || g.r.end > end:
+	case s.between() || g.r.torn || s.written.end > end || g.r.end > end:
 		return fmt.Errorf("flip at %s with the state at %s and the new rows at %s: %w", end, s.written.end, g.r.end, ErrNotThere)
 	}
 	return nil

@@ -69,6 +69,15 @@ func (r RowID) Text() string {
 	case r[0] == tagRowUUID:
 		return ID(string([]byte{tagUUID}) + string(r[1:])).Text()
 	}
+	v, _ := rowInt(r)
+	return strconv.FormatInt(v, 10)
+}
+
+// rowInt is the value of a packed key that is an integer.
+func rowInt[T RowID | []byte](r T) (n int64, ok bool) {
+	if len(r) == 0 || r[0] >= tagRowUUID {
+		return 0, false
+	}
 	var v uint64
 	if r[0] < tagRowZero {
 		v = ^uint64(0)
@@ -76,5 +85,5 @@ func (r RowID) Text() string {
 	for i := 1; i < len(r); i++ {
 		v = v<<8 | uint64(r[i])
 	}
-	return strconv.FormatInt(int64(v), 10)
+	return int64(v), true
 }

@@ -46,6 +46,8 @@ type Store struct {
 	changes changeset
 	nextGen uint32
 	loading bool
+	// touched takes note of what is applied, for [Frozen.Mend]; nil: for nobody.
+	touched *touched
 
 	// mu guards what readers see.
 	mu   sync.RWMutex

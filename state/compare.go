@@ -1,0 +1,175 @@
+package state
+
+import (
+	"context"
+	"slices"
+	"strings"
+)
+
+// Pair is the two ids of a row; "" is NULL.
+type Pair struct{ Restaurant, Client ID }
+
+// Difference is a row that is not stored as the source has it.
+type Difference struct {
+	Row RowID
+	// Source is the row as the source has it, if InSource.
+	Source   Pair
+	InSource bool
+	// Stored is the row as the row index has it, if InRows.
+	Stored Pair
+	InRows bool
+	// Joins are the entries of the join index that name the row, sorted: there
+	// should be one if the source's row has both ids, else none.
+	Joins []Pair
+}
+
+// The indexes, and what may be wrong with a row in one.
+const (
+	IndexRows = "rows"
+	IndexJoin = "join"
+
+	FaultMissing   = "missing"
+	FaultExtra     = "extra"
+	FaultDifferent = "different"
+)
+
+// Fault is what is wrong with a row in one index.
+type Fault struct {
+	Index string
+	What  string
+	// Pair is the row as the source has it; of what is extra, as it is stored.
+	Pair
+	// Found is what is stored instead, of a different one.
+	Found Pair
+}
+
+// Faults tells a difference in words of the indexes.
+func (d *Difference) Faults() []Fault {
+	var faults []Fault
+	switch {
+	case d.InSource && !d.InRows:
+		faults = append(faults, Fault{Index: IndexRows, What: FaultMissing, Pair: d.Source})
+	case d.InRows && !d.InSource:
+		faults = append(faults, Fault{Index: IndexRows, What: FaultExtra, Pair: d.Stored})
+	case d.Stored != d.Source:
+		faults = append(faults, Fault{Index: IndexRows, What: FaultDifferent, Pair: d.Source, Found: d.Stored})
+	}
+	extra := d.extraJoins()
+	missing := d.joined() && !slices.Contains(d.Joins, d.Source)
+	if missing && len(extra) > 0 {
+		faults = append(faults, Fault{Index: IndexJoin, What: FaultDifferent, Pair: d.Source, Found: extra[0]})
+		missing, extra = false, extra[1:]
+	}
+	if missing {
+		faults = append(faults, Fault{Index: IndexJoin, What: FaultMissing, Pair: d.Source})
+	}
+	for _, p := range extra {
+		faults = append(faults, Fault{Index: IndexJoin, What: FaultExtra, Pair: p})
+	}
+	return faults
+}
+
+// joined says whether the row belongs into the join.
+func (d *Difference) joined() bool {
+	return row{d.Source.Restaurant, d.Source.Client, d.InSource}.subscribed()
+}
+
+// extraJoins are the entries of the join that should not be there.
+func (d *Difference) extraJoins() []Pair {
+	var extra []Pair
+	for _, p := range d.Joins {
+		if !d.joined() || p != d.Source {
+			extra = append(extra, p)
+		}
+	}
+	return extra
+}
+
+// Comparison compares the rows of some parts one by one. It holds all of them:
+// choose parts of no more rows than memory allows.
+type Comparison struct {
+	f       *Frozen
+	parts   [Parts]bool
+	without map[RowID]struct{}
+	rows    map[RowID]*Difference
+}
+
+// Compare begins a comparison of the parts, apart from the rows in without.
+func (f *Frozen) Compare(parts []int, without map[RowID]struct{}) *Comparison {
+	c := &Comparison{f: f, without: without, rows: map[RowID]*Difference{}}
+	for _, p := range parts {
+		c.parts[p] = true
+	}
+	return c
+}
+
+// Add takes a row as the source has it. Those of other parts are passed over.
+func (c *Comparison) Add(id RowID, restaurant, client ID) error {
+	if d := c.at(id); d != nil {
+		d.Source, d.InSource = Pair{restaurant, client}, true
+	}
+	return nil
+}
+
+// at is the row under id; nil if it is not compared.
+func (c *Comparison) at(id RowID) *Difference {
+	if !c.parts[id.Part()] {
+		return nil
+	}
+	if _, left := c.without[id]; left {
+		return nil
+	}
+	d := c.rows[id]
+	if d == nil {
+		d = &Difference{Row: id}
+		c.rows[id] = d
+	}
+	return d
+}
+
+// Finish reads both indexes and gives what differs, in the order of row ids.
+func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
+	f := c.f
+	err := eachKey(ctx, f.snap, spaceRow, f.r.gen, func(key, value []byte) error {
+		if !c.parts[partOf(key[genLen:])] {
+			return nil
+		}
+		r, err := parseRow(value)
+		if d := c.at(RowID(key[genLen:])); d != nil {
+			d.Stored, d.InRows = Pair{r.restaurant, r.client}, true
+		}
+		return err
+	})
+	if err != nil {
+		return nil, f.s.check(err)
+	}
+	err = eachKey(ctx, f.snap, spaceJoin, f.r.gen, func(key, _ []byte) error {
+		at, ok := joinRow(key)
+		if !ok || !c.parts[partOf(key[at:])] {
+			return nil // Tally has refused malformed keys
+		}
+		if d := c.at(RowID(key[at:])); d != nil {
+			client := at - genLen
+			restaurant := idLen(key[genLen:])
+			both := string(key[genLen:at])
+			d.Joins = append(d.Joins, Pair{ID(both[:restaurant]), ID(both[restaurant:client])})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, f.s.check(err)
+	}
+	return c.differing(), nil
+}
+
+// differing gives the rows that are not stored as they should be.
+func (c *Comparison) differing() []Difference {
+	var out []Difference
+	for _, d := range c.rows {
+		if len(d.Faults()) > 0 {
+			out = append(out, *d)
+		}
+	}
+	slices.SortFunc(out, func(a, b Difference) int { return strings.Compare(string(a.Row), string(b.Row)) })
+	return out
+}

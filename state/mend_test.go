@@ -1,0 +1,337 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// vandal writes behind the store's back: keys of the generation that is served
+// appear or go, and nothing else tells of it.
+type vandal struct {
+	t     testing.TB
+	s     *Store
+	batch *pebble.Batch
+}
+
+func damaged(t testing.TB, s *Store, do func(d *vandal)) {
+	t.Helper()
+	d := &vandal{t: t, s: s, batch: s.db.NewBatch()}
+	do(d)
+	if err := d.batch.Commit(pebble.Sync); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (d *vandal) check(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *vandal) dropRow(id RowID) {
+	d.check(d.batch.Delete(appendRowKey(nil, d.s.written.gen, id), nil))
+}
+
+func (d *vandal) setRow(id RowID, r row) {
+	d.check(d.batch.Set(appendRowKey(nil, d.s.written.gen, id), r.appendValue(nil), nil))
+}
+
+func (d *vandal) dropJoin(id RowID, r row) {
+	d.check(d.batch.Delete(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil))
+}
+
+func (d *vandal) setJoin(id RowID, r row) {
+	d.check(d.batch.Set(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil, nil))
+}
+
+// verify compares the frozen rows with m, first as sums, then row by row.
+func verify(t testing.TB, f *Frozen, m model, without map[RowID]struct{}) []Difference {
+	t.Helper()
+	want := &Tally{}
+	each := func(add func(RowID, ID, ID) error) {
+		for id, r := range m {
+			if _, left := without[id]; left {
+				continue
+			}
+			if err := add(id, r.restaurant, r.client); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	each(want.Add)
+	got, err := f.Tally(t.Context(), without)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, _ := want.Differing(got)
+	c := f.Compare(parts, without)
+	each(c.Add)
+	found, err := c.Finish(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if (len(parts) > 0) != (len(found) > 0) {
+		t.Fatalf("%d parts differ, %d rows", len(parts), len(found))
+	}
+	return found
+}
+
+// freeze is Freeze, closed after the test.
+func freeze(t testing.TB, s *Store) *Frozen {
+	t.Helper()
+	f, err := s.Freeze()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// filled is a store that holds n rows of mixed ids, and the rows.
+func filled(t testing.TB, o Options, n int) (*Store, model) {
+	t.Helper()
+	s, m := openStore(t, "state", o), model{}
+	restaurants := ids(3, 1)
+	for i, client := range ids(n, 2) {
+		id := rowN(i - n/4)
+		switch i % 5 {
+		case 1:
+			id = PackRowID(fmt.Sprintf("key:%d", i))
+		case 2:
+			id = PackRowID(client.Text())
+		}
+		m[id] = row{restaurants[i%3], client, true}
+		if i%9 == 0 {
+			m[id] = row{"", client, true}
+		}
+	}
+	if err := begin(t, s, m, Source{}, 5).flip(5, false); err != nil {
+		t.Fatal(err)
+	}
+	s.endLoad()
+	return s, m
+}
+
+// Each way in which one index or the other can be wrong is found, named, and
+// mended, and nothing else is.
+func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other on one store
+	t.Parallel()
+	o := testOptions()
+	o.fs = vfs.NewMem()
+	s, m := filled(t, o, 300)
+	x := row{id(t, "wrong place"), id(t, "wrong client"), true}
+	sub, null := rowN(-20), rowN(-66) // -66 is number 9
+	if !m[sub].subscribed() || m[null].subscribed() || !m[null].stored {
+		t.Fatal("the rows are not what the cases need")
+	}
+	r := m[sub]
+	strange := PackRowID("no such row")
+	for _, c := range []struct {
+		name string
+		do   func(d *vandal)
+		id   RowID
+		want []string
+	}{
+		{"row missing", func(d *vandal) { d.dropRow(sub) }, sub, []string{"rows missing"}},
+		{"row extra", func(d *vandal) { d.setRow(strange, x) }, strange, []string{"rows extra"}},
+		{"row with NULL missing", func(d *vandal) { d.dropRow(null) }, null, []string{"rows missing"}},
+		{"row flipped", func(d *vandal) { d.setRow(sub, x) }, sub, []string{"rows different"}},
+		{"row lost its client", func(d *vandal) { d.setRow(sub, row{r.restaurant, "", true}) }, sub, []string{"rows different"}},
+		{"join missing", func(d *vandal) { d.dropJoin(sub, r) }, sub, []string{"join missing"}},
+		{"join extra", func(d *vandal) { d.setJoin(strange, x) }, strange, []string{"join extra"}},
+		{"join extra beside the right one", func(d *vandal) { d.setJoin(sub, x) }, sub, []string{"join extra"}},
+		{"join of a NULL", func(d *vandal) { d.setJoin(null, x) }, null, []string{"join extra"}},
+		{"join flipped", func(d *vandal) { d.dropJoin(sub, r); d.setJoin(sub, x) }, sub, []string{"join different"}},
+		{"both missing", func(d *vandal) { d.dropRow(sub); d.dropJoin(sub, r) }, sub, []string{"rows missing", "join missing"}},
+		{"both extra", func(d *vandal) { d.setRow(strange, x); d.setJoin(strange, x) }, strange, []string{"rows extra", "join extra"}},
+		{"both flipped", func(d *vandal) { d.setRow(sub, x); d.dropJoin(sub, r); d.setJoin(sub, x) }, sub, []string{"rows different", "join different"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			damaged(t, s, c.do)
+			f := freeze(t, s)
+			found := verify(t, f, m, nil)
+			if len(found) != 1 || found[0].Row != c.id {
+				t.Fatalf("found %+v, want row %s alone", found, c.id.Text())
+			}
+			var got []string
+			for _, fault := range found[0].Faults() {
+				got = append(got, fault.Index+" "+fault.What)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("found %v, want %v", got, c.want)
+			}
+			if left := verify(t, f, m, map[RowID]struct{}{c.id: {}}); len(left) != 0 {
+				t.Errorf("found %+v among the rows without it", left)
+			}
+			if n, err := f.Mend(found); n != 1 || err != nil {
+				t.Errorf("mended %d, %v", n, err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			checkRows(t, s, m)
+			sound(t, s, m)
+		})
+	}
+}
+
+// sound checks that nothing differs and that the counts are right.
+func sound(t testing.TB, s *Store, m model) {
+	t.Helper()
+	if err := s.CheckRows(t.Context()); err != nil {
+		t.Error(err)
+	}
+	f := freeze(t, s)
+	if found := verify(t, f, m, nil); len(found) != 0 || f.Miscounted() {
+		t.Errorf("%+v differ, miscounted %v", found, f.Miscounted())
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A number of subscriptions that is wrong by itself is found and mended too.
+func TestMendCount(t *testing.T) {
+	t.Parallel()
+	o := testOptions()
+	o.fs = vfs.NewMem()
+	s, m := filled(t, o, 100)
+	s.written.rows += 7
+	s.written.sum++
+	f := freeze(t, s)
+	if found := verify(t, f, m, nil); len(found) != 0 || !f.Miscounted() {
+		t.Fatalf("found %+v, miscounted %v", found, f.Miscounted())
+	}
+	if n, err := f.Mend(nil); n != 0 || err != nil {
+		t.Fatalf("mended %d, %v", n, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s.Subscriptions() != m.subscriptions() {
+		t.Errorf("%d subscriptions, want %d", s.Subscriptions(), m.subscriptions())
+	}
+	sound(t, s, m)
+}
+
+// What the stream has written since is left alone, although it looks the same
+// as what was found; the next round finds what is still wrong.
+func TestMendLeavesWhatWasWritten(t *testing.T) {
+	t.Parallel()
+	o := testOptions()
+	o.fs = vfs.NewMem()
+	s, m := filled(t, o, 100)
+	x := row{id(t, "x"), id(t, "y"), true}
+	extra, flipped, moved := PackRowID("extra"), rowN(-20), rowN(-15)
+	was := m[moved]
+	damaged(t, s, func(d *vandal) {
+		d.setRow(extra, x)
+		d.setRow(flipped, x)
+		d.dropJoin(moved, was)
+	})
+	f := freeze(t, s)
+	found := verify(t, f, m, nil)
+	if len(found) != 3 {
+		t.Fatalf("found %+v", found)
+	}
+	// The source inserts what was stored too much, and updates to what was
+	// stored wrongly: both leave the row index as it was found.
+	changes := []Change{
+		{Op: Insert, Row: extra, Restaurant: x.restaurant, Client: x.client},
+		{Op: Update, Row: flipped, Restaurant: x.restaurant, Client: x.client},
+		{Op: Delete, Row: moved},
+	}
+	for _, c := range changes {
+		m.apply(c)
+	}
+	apply(t, s, 0, changes...)
+	if _, err := f.Mend(found); !errors.Is(err, ErrNotThere) {
+		t.Errorf("in the middle of a transaction: %v, want ErrNotThere", err)
+	}
+	apply(t, s, 9)
+	if n, err := f.Mend(found); n != 0 || err != nil {
+		t.Errorf("mended %d, %v; all were written since", n, err)
+	}
+	if _, err := s.Freeze(); err == nil {
+		t.Error("frozen twice")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f = freeze(t, s)
+	found = verify(t, f, m, nil)
+	if n, err := f.Mend(found); n != len(found) || n == 0 || err != nil {
+		t.Errorf("mended %d of %d, %v", n, len(found), err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sound(t, s, m)
+	checkRows(t, s, m)
+
+	f = freeze(t, s)
+	load(t, s, 10, ids(1, 1), 20)
+	if _, err := f.Mend(nil); !errors.Is(err, ErrStale) {
+		t.Errorf("after another load: %v, want ErrStale", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A crash at any write of a repair leaves the rows as they were or mended, with
+// the right count.
+func TestMendCrash(t *testing.T) {
+	t.Parallel()
+	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(3, 3))}
+	s, m := filled(t, crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))), 120)
+	damaged(t, s, func(d *vandal) {
+		for i, id := range slices.Sorted(maps.Keys(m)) {
+			switch r := m[id]; {
+			case i%4 == 0:
+				d.dropRow(id)
+			case i%4 == 1 && r.subscribed():
+				d.dropJoin(id, r)
+			}
+		}
+	})
+	f := freeze(t, s)
+	found := verify(t, f, m, nil)
+	first := len(rec.crashes)
+	if n, err := f.Mend(found); n != len(found) || err != nil {
+		t.Fatal(n, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, s, 10) // a write behind it
+	if _, err := s.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]int{}
+	for _, c := range rec.crashes[first:] {
+		crashed := openStore(t, "state", crashOptions(c.disk))
+		noQuarantine(t, c)
+		f := freeze(t, crashed)
+		left := verify(t, f, m, nil)
+		seen[len(left)]++
+		if len(left) == 0 && f.Miscounted() {
+			t.Errorf("crash at write %d: mended, but miscounted", c.write)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("crashes by rows that differ: %v", seen)
+	if len(seen) != 2 || seen[0] == 0 || seen[len(found)] == 0 {
+		t.Errorf("found %v rows that differ after crashes, want 0 or all %d", seen, len(found))
+	}
+}

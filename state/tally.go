@@ -1,0 +1,114 @@
+package state
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Parts is into how many parts rows are divided by their ids, so that two sets
+// of rows can be compared by a few numbers, and looked at in detail only where
+// these differ. It is a power of two.
+const Parts = 1 << 15
+
+// Part is the part that the row belongs to: of an integer key the low bits, in
+// two's complement, which SQL computes too; of any other a hash.
+func (r RowID) Part() int { return partOf(r) }
+
+func partOf[T RowID | []byte](id T) int {
+	if v, ok := rowInt(id); ok {
+		return int(uint64(v) % Parts)
+	}
+	return int(xxhash.Sum64String(string(id)) % Parts)
+}
+
+// Sum is the number of the rows in a part, and the sum of their fingerprints.
+type Sum struct {
+	Rows int64
+	sum  uint64
+}
+
+// Tally adds rows up, each part by itself: in the order of [RowID.Part], once
+// as they stand in the row index and once as in the join.
+type Tally struct {
+	rows, joins [Parts]Sum
+	buf         []byte
+}
+
+// Add adds a row, in any order. "" is NULL.
+func (t *Tally) Add(id RowID, restaurant, client ID) error {
+	r, part := row{restaurant, client, true}, id.Part()
+	var sum uint64
+	sum, t.buf = r.fingerprint(id, t.buf)
+	t.rows[part].add(sum)
+	if r.subscribed() {
+		t.joins[part].add(sum)
+	}
+	return nil
+}
+
+// Rows is the number of rows added.
+func (t *Tally) Rows() (n int64) {
+	for i := range t.rows {
+		n += t.rows[i].Rows
+	}
+	return n
+}
+
+func (s *Sum) add(sum uint64) {
+	s.Rows++
+	s.sum += sum
+}
+
+// Differing gives the parts in which t and other do not hold the same rows, and
+// about how many rows each has.
+func (t *Tally) Differing(other *Tally) (parts []int, rows []int64) {
+	for i := range t.rows {
+		if t.rows[i] != other.rows[i] || t.joins[i] != other.joins[i] {
+			parts = append(parts, i)
+			rows = append(rows, max(t.rows[i].Rows, other.rows[i].Rows, other.joins[i].Rows))
+		}
+	}
+	return parts, rows
+}
+
+// tally adds both indexes up as they stand in db, apart from rows in without.
+// all is the true record of everything that is there.
+func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]struct{}) (t *Tally, all record, err error) {
+	t = &Tally{}
+	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
+		id := key[genLen:]
+		t.buf = append(append(t.buf[:0], value...), id...)
+		sum := xxhash.Sum64(t.buf)
+		all.sum += sum
+		if _, left := without[RowID(id)]; !left {
+			t.rows[partOf(id)].add(sum)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, all, err
+	}
+	err = eachKey(ctx, db, spaceJoin, gen, func(key, _ []byte) error {
+		at, ok := joinRow(key)
+		if !ok {
+			return fmt.Errorf("read join key %x: %w", key, ErrCorrupt)
+		}
+		all.rows++
+		if _, left := without[RowID(key[at:])]; !left {
+			t.joins[partOf(key[at:])].add(xxhash.Sum64(key[genLen:]))
+		}
+		return nil
+	})
+	return t, all, err
+}
+
+// joinRow is where the row id begins in a join key.
+func joinRow(key []byte) (at int, ok bool) {
+	restaurant := idLen(key[genLen:])
+	client := idLen(key[genLen+restaurant:])
+	at = genLen + restaurant + client
+	return at, restaurant > 0 && client > 0 && at < len(key)
+}
