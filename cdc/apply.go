@@ -14,9 +14,6 @@ const (
 	// persistEvery is how often a position that only keepalives moved goes to
 	// the disk, so that a quiet table does not pin WAL.
 	persistEvery = time.Second
-	// persistBytes is how far it may move before it goes there at once: others
-	// may write hundreds of megabytes in a second.
-	persistBytes = 8 << 20
 	// syncEvery is the least time between two fsyncs.
 	syncEvery = 100 * time.Millisecond
 )
@@ -26,7 +23,11 @@ type applier struct {
 	store *state.Store
 	queue *queue
 	pos   *position
+	gate  gate
 	dirty chan struct{} // cap 1: to the syncer
+
+	// inside: it holds the gate, in the middle of a transaction.
+	inside bool
 
 	// beforeApply is nil outside of tests.
 	beforeApply func(*state.Batch)
@@ -35,6 +36,7 @@ type applier struct {
 // run applies groups until ctx ends. Visibility does not wait for the disk:
 // the syncer follows behind.
 func (a *applier) run(ctx context.Context) error {
+	defer a.leave()
 	tick := time.NewTicker(persistEvery)
 	defer tick.Stop()
 	for {
@@ -50,14 +52,14 @@ func (a *applier) run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if err := a.apply(&g); err != nil {
+			if err := a.apply(ctx, &g); err != nil {
 				return err
 			}
-			persist = persist || g.persist || g.observed >= a.store.EndLSN()+persistBytes
+			persist = persist || g.persist
 			a.queue.done(g)
 		}
 		if persist {
-			if err := a.persist(); err != nil {
+			if err := a.persist(ctx); err != nil {
 				return err
 			}
 		}
@@ -66,9 +68,9 @@ func (a *applier) run(ctx context.Context) error {
 
 // apply makes one group visible and only then moves the position, so that
 // whoever waits for the position finds the rows.
-func (a *applier) apply(g *group) error {
+func (a *applier) apply(ctx context.Context, g *group) error {
 	if !g.empty() {
-		if err := a.write(&g.batch); err != nil {
+		if err := a.write(ctx, &g.batch); err != nil {
 			return err
 		}
 	}
@@ -79,7 +81,11 @@ func (a *applier) apply(g *group) error {
 }
 
 // write applies a batch. A batch that ends a transaction closes its parts.
-func (a *applier) write(b *state.Batch) error {
+func (a *applier) write(ctx context.Context, b *state.Batch) error {
+	if !a.inside && !a.gate.enter(ctx) {
+		return ctx.Err()
+	}
+	a.inside = true
 	if a.beforeApply != nil {
 		a.beforeApply(b)
 	}
@@ -96,19 +102,28 @@ func (a *applier) write(b *state.Batch) error {
 	failpoint.Hit("apply/applied")
 	if b.End != 0 {
 		a.pos.parts.Store(false)
+		a.leave()
 		poke(a.dirty)
 	}
 	return nil
 }
 
+// leave opens the gate at the end of a transaction.
+func (a *applier) leave() {
+	if a.inside {
+		a.inside = false
+		a.gate.leave()
+	}
+}
+
 // persist stores the position that keepalives brought. Not while a transaction
 // lies there in parts: its end would seem to be reached.
-func (a *applier) persist() error {
+func (a *applier) persist(ctx context.Context) error {
 	end := a.pos.load()
 	if a.pos.parts.Load() || a.store.Torn() || end <= a.store.EndLSN() {
 		return nil
 	}
-	return a.write(&state.Batch{End: end})
+	return a.write(ctx, &state.Batch{End: end})
 }
 
 // syncLoop makes durable what was applied, and only then lets it be

@@ -36,6 +36,8 @@ type assembler struct {
 	inTx bool // a begin has come, its commit has not
 	skip bool // the transaction is one of those already applied
 	cut  bool // a part of the transaction was handed out
+	// commit is where the commit record of the last transaction begun starts.
+	commit state.LSN
 
 	changes []state.Change // of the transaction, since the last part
 	bytes   int            // that they take
@@ -54,7 +56,7 @@ func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
 		if a.inTx {
 			return piece{}, false, fmt.Errorf("begin inside a transaction: %w", errMalformed)
 		}
-		a.inTx, a.skip, a.cut = true, ev.lsn < a.from, false
+		a.inTx, a.skip, a.cut, a.commit = true, ev.lsn < a.from, false, ev.lsn
 	case kindChange:
 		if !a.inTx {
 			return piece{}, false, fmt.Errorf("change outside of a transaction: %w", errMalformed)

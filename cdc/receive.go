@@ -38,25 +38,45 @@ func (r *receiver) run(ctx context.Context) error {
 // handle takes one CopyData payload of the streaming replication protocol.
 // https://www.postgresql.org/docs/current/protocol-replication.html
 func (r *receiver) handle(ctx context.Context, data []byte) error {
+	msg, err := parseMessage(data)
+	switch {
+	case err != nil:
+		return err
+	case msg.wal != nil:
+		return r.walData(ctx, msg.wal)
+	}
+	r.keepalive(msg.end, msg.reply)
+	return nil
+}
+
+// walMessage is what the server sends while it streams: WAL data, or a keepalive
+// that tells how far it has sent.
+type walMessage struct {
+	wal   []byte // nil: a keepalive
+	end   state.LSN
+	reply bool // it asks for an answer at once
+}
+
+// parseMessage reads one CopyData payload, which wal is a view of.
+func parseMessage(data []byte) (walMessage, error) {
 	if len(data) == 0 {
-		return fmt.Errorf("read empty CopyData: %w", errMalformed)
+		return walMessage{}, fmt.Errorf("read empty CopyData: %w", errMalformed)
 	}
 	switch data[0] {
 	case pglogrepl.XLogDataByteID:
 		x, err := pglogrepl.ParseXLogData(data[1:])
 		if err != nil {
-			return fmt.Errorf("read WAL data: %w", err)
+			return walMessage{}, fmt.Errorf("read WAL data: %w", err)
 		}
-		return r.walData(ctx, x.WALData)
+		return walMessage{wal: x.WALData}, nil
 	case pglogrepl.PrimaryKeepaliveMessageByteID:
 		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
 		if err != nil {
-			return fmt.Errorf("read keepalive: %w", err)
+			return walMessage{}, fmt.Errorf("read keepalive: %w", err)
 		}
-		r.keepalive(state.LSN(k.ServerWALEnd), k.ReplyRequested)
-		return nil
+		return walMessage{end: state.LSN(k.ServerWALEnd), reply: k.ReplyRequested}, nil
 	}
-	return fmt.Errorf("read CopyData %q: %w", data[0], errMalformed)
+	return walMessage{}, fmt.Errorf("read CopyData %q: %w", data[0], errMalformed)
 }
 
 // walData feeds one pgoutput message to the assembler, and queues what is

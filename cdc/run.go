@@ -28,6 +28,12 @@ type Mirror struct {
 	pos    position     // outlives sessions: callers of Barrier wait across them
 	rounds rounds       // likewise
 	stats  stats
+	gate   gate // held while a transaction is applied
+	works  works
+
+	// For tests, which have no large tables: see the constants of these names.
+	compareAtOnce int64
+	compareRounds int
 
 	stopped chan struct{} // closed when Run returns
 	stop    sync.Once
@@ -35,6 +41,8 @@ type Mirror struct {
 	// must is why the next session begins with a snapshot, whatever the
 	// catalogs say. Run's goroutine alone uses it.
 	must string
+
+	warnHeld int64 // see heldBackWarn; set before Run
 
 	hooks hooks
 }
@@ -45,13 +53,14 @@ type hooks struct {
 	endedStream func(error)
 	locked      func() // the first connection of a copy over several has its lock
 	copied      func() // rows of a copy have gone to their sink
-	warnHeld    int64  // instead of heldBackWarn
+	held        func() // the stream stands for a rebuild
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
 func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
-	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{})}
+	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), warnHeld: heldBackWarn, gate: newGate(),
+		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
 	m.rounds.wake = make(chan struct{}, 1)
 	m.stats.set(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
@@ -65,6 +74,7 @@ func New(cfg Config, store *state.Store) *Mirror {
 // started has ended when it returns.
 func (m *Mirror) Run(ctx context.Context) error {
 	defer m.stop.Do(func() { close(m.stopped) })
+	defer m.works.bar(ErrStopped)
 	if err := m.cfg.validate(); err != nil {
 		return m.halted(err)
 	}

@@ -130,7 +130,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	dirty := make(chan struct{}, 1)
 	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
 	recv.asm.dec = newDecoder(l.cat.source.TableOID, l.cat.columns)
-	app := &applier{store: m.store, queue: queue, pos: &m.pos, dirty: dirty, beforeApply: m.hooks.beforeApply}
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, beforeApply: m.hooks.beforeApply}
 	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats}
 
 	// The first that fails ends all. Reading is the one thing that does not see

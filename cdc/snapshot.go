@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
 )
@@ -22,6 +21,8 @@ const slowSlot = 10 * time.Second
 //
 // sql is the session's connection for catalogs, and free to use.
 func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) error {
+	m.works.bar(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
+	defer m.works.allow()
 	m.stats.beginSnapshot()
 	if err := m.dropSlot(ctx, sql); err != nil {
 		return err
@@ -38,7 +39,7 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) error {
 	if err := sameServer(ctx, repl, cat); err != nil {
 		return err
 	}
-	slot, err := m.createSlot(ctx, sql, repl, cat.version)
+	slot, err := m.explainWait(ctx, sql, m.cfg.Slot, func() (newSlot, error) { return m.cfg.createSlot(ctx, repl, cat.version) })
 	if err != nil {
 		return err
 	}
@@ -51,35 +52,36 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// createSlot is Config.createSlot that says what it waits for.
-func (m *Mirror) createSlot(ctx context.Context, sql *pgx.Conn, repl *pgconn.PgConn, version int) (newSlot, error) {
+// explainWait makes a slot and says in the log what that waits for. sql is free
+// to use.
+func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, create func() (newSlot, error)) (newSlot, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	explained := make(chan struct{})
 	go func() {
 		defer close(explained)
 		if sleep(ctx, slowSlot) {
-			m.explainSlot(ctx, sql)
+			m.explainSlot(ctx, sql, name)
 		}
 	}()
-	slot, err := m.cfg.createSlot(ctx, repl, version)
+	slot, err := create()
 	cancel()
 	<-explained
 	return slot, err
 }
 
 // explainSlot names the oldest of the transactions that a new slot waits for.
-func (m *Mirror) explainSlot(ctx context.Context, sql *pgx.Conn) {
+func (m *Mirror) explainSlot(ctx context.Context, sql *pgx.Conn, name string) {
 	var pid int32
 	var app, since string
 	err := sql.QueryRow(ctx, `
 		SELECT pid, coalesce(application_name, ''), coalesce(xact_start::text, '') FROM pg_stat_activity
 		WHERE backend_xid IS NOT NULL ORDER BY xact_start LIMIT 1`).Scan(&pid, &app, &since)
 	if err != nil {
-		m.log.Warn("creating the slot waits for open transactions", "slot", m.cfg.Slot)
+		m.log.Warn("creating the slot waits for open transactions", "slot", name)
 		return
 	}
 	m.log.Warn("creating the slot waits for open transactions; this is the oldest",
-		"slot", m.cfg.Slot, "pid", pid, "application_name", app, "since", since)
+		"slot", name, "pid", pid, "application_name", app, "since", since)
 }
 
 // load copies the table into a new generation and lets it take over.

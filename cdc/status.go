@@ -43,6 +43,7 @@ type Status struct {
 	RebuildReason string        `json:"rebuild_reason,omitempty"` // of the last snapshot
 	Halted        *HaltError    `json:"halted,omitempty"`
 	Since         time.Duration `json:"-"` // in State
+	Work          *Work         `json:"-"` // a rebuild or verification beside the stream
 }
 
 // stats are the numbers behind Status. Each has one writer or is a counter.
@@ -126,6 +127,7 @@ func (m *Mirror) Status() Status {
 		Nudges:        s.nudges.Load(),
 		BadIDs:        s.badIDs.Load(),
 		NullIDs:       s.nullIDs.Load(),
+		Work:          m.works.current(),
 	}
 	if server := state.LSN(s.server.Load()); server > st.AppliedLSN {
 		st.LagBytes = int64(server - st.AppliedLSN)

@@ -48,6 +48,7 @@ type copied struct {
 type tableCopy struct {
 	cfg      *Config
 	snapshot string // whose exporter stays where it is until run has returned
+	only     string // a condition in SQL that rows must meet; "": all do
 	sink     rowSink
 	progress *copyProgress
 	log      *slog.Logger
@@ -64,7 +65,12 @@ type tableCopy struct {
 // its progress in p and, every now and then, in the log. An error says how far
 // it was; what has to be mended by an operator is a *HaltError.
 func (m *Mirror) copyTable(ctx context.Context, snapshot string, sink rowSink, p *copyProgress) (copied, error) {
-	c := &tableCopy{cfg: &m.cfg, snapshot: snapshot, sink: sink, progress: p, log: m.log, hooks: &m.hooks}
+	return m.copyRows(ctx, snapshot, "", sink, p)
+}
+
+// copyRows is copyTable for those rows that meet a condition; "": for all.
+func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSink, p *copyProgress) (copied, error) {
+	c := &tableCopy{cfg: &m.cfg, snapshot: snapshot, only: only, sink: sink, progress: p, log: m.log, hooks: &m.hooks}
 	first, err := c.connect(ctx)
 	if err != nil {
 		return copied{}, err
@@ -107,6 +113,9 @@ func (c *tableCopy) plan(ctx context.Context, sql *pgx.Conn) (err error) {
 	}
 	c.progress.begin(total)
 	c.parts, err = c.cfg.copyParts(ctx, sql, c.cat)
+	for i := range c.parts {
+		c.parts[i].only = c.only
+	}
 	return err
 }
 
@@ -242,18 +251,26 @@ type copyPart struct {
 	relation string // quoted, with ONLY where its descendants are none of ours
 	whole    bool   // else the blocks below
 	from, to int64  // to is behind the last; 0: all that follow
+	only     string // see tableCopy
 }
 
 // clause is the FROM clause. A TID range scan (14 and newer) reads nothing else
 // of the table; the last range is open, for no block is to be forgotten.
 func (p copyPart) clause() string {
-	switch {
-	case p.whole:
-		return " FROM " + p.relation
-	case p.to == 0:
-		return fmt.Sprintf(" FROM %s WHERE ctid >= '(%d,0)'", p.relation, p.from)
+	var where []string
+	if !p.whole {
+		where = append(where, fmt.Sprintf("ctid >= '(%d,0)'", p.from))
 	}
-	return fmt.Sprintf(" FROM %s WHERE ctid >= '(%d,0)' AND ctid < '(%d,0)'", p.relation, p.from, p.to)
+	if p.to != 0 {
+		where = append(where, fmt.Sprintf("ctid < '(%d,0)'", p.to))
+	}
+	if p.only != "" {
+		where = append(where, p.only)
+	}
+	if len(where) == 0 {
+		return " FROM " + p.relation
+	}
+	return " FROM " + p.relation + " WHERE " + strings.Join(where, " AND ")
 }
 
 // copyParts cuts a large table into ranges of blocks, each partition by itself.

@@ -1,0 +1,205 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"dinnerbell/internal/failpoint"
+	"dinnerbell/state"
+)
+
+const (
+	// nearEnough is how long the new rows may need to come to where the old ones
+	// are before the stream is held for it.
+	nearEnough = 50 * time.Millisecond
+	// maxHolds is how often the stream is held in vain before a rebuild gives up.
+	maxHolds = 20
+	// maxAttempts is how often a rebuild or a verification starts over because
+	// what it had read was of no use.
+	maxAttempts = 5
+	// maxCatchUp is how many changes go to the new rows in one write.
+	maxCatchUp = 4096
+)
+
+// Rebuilt is what a rebuild has done.
+type Rebuilt struct {
+	Subscriptions int64
+	At            state.LSN // where the new rows took over
+}
+
+// RebuildOnline replaces the rows by those of a new snapshot, while Run goes on
+// with the old ones: the new ones are brought forward by a stream of their own,
+// and take over at the end of a transaction at which both stand. Readers and the
+// barrier wait for it half a second at most, normally a few milliseconds. On an
+// error the old rows go on. It returns [ErrBusy] if it cannot begin now.
+func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
+	ctx, w, err := m.works.begin(ctx, WorkRebuild)
+	if err != nil {
+		return done, err
+	}
+	defer func() { err = m.works.end(ctx, w, err) }()
+	for range maxAttempts {
+		if done, err = m.rebuildBeside(ctx, w); !errors.Is(err, errRewritten) {
+			break
+		}
+		m.log.Info("the rebuild starts over", "reason", err)
+	}
+	return done, err
+}
+
+// rebuildBeside is one attempt. It returns errRewritten if another is needed.
+func (m *Mirror) rebuildBeside(ctx context.Context, w *work) (done Rebuilt, err error) {
+	s, err := m.openSide(ctx, w)
+	if err != nil {
+		return done, err
+	}
+	defer s.close()
+	g, err := m.loadBeside(ctx, s, w)
+	if err != nil {
+		return done, err
+	}
+	defer func() { err = errors.Join(err, g.Drop()) }()
+	failpoint.Hit("rebuild/loaded")
+	s.dropSnapshot()
+	w.at("catch up")
+	if err := s.stream(ctx); err != nil {
+		return done, err
+	}
+	if done.At, err = m.takeOver(ctx, s, g); err != nil {
+		return done, err
+	}
+	done.Subscriptions = g.Rows()
+	m.log.Info("subscriptions were rebuilt", "subscriptions", done.Subscriptions, "lsn", done.At.String(), "took", time.Since(w.began))
+	return done, nil
+}
+
+// loadBeside copies the table into rows that are not served yet.
+func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Generation, err error) {
+	w.at("copy")
+	loader, err := m.store.NewGeneration()
+	if err != nil {
+		return nil, fmt.Errorf("begin snapshot: %w", err)
+	}
+	defer func() { err = errors.Join(err, loader.Abort()) }()
+	if _, err := m.copyTable(ctx, s.snapshot, loader, &w.copy); err != nil {
+		return nil, err
+	}
+	if err := s.checkFiles(ctx); err != nil {
+		return nil, err
+	}
+	failpoint.Hit("rebuild/copied")
+	w.at("sort")
+	if g, err = loader.Load(s.cat.source, s.start); err != nil {
+		return nil, fmt.Errorf("finish snapshot: %w", err)
+	}
+	return g, nil
+}
+
+// takeOver brings g to where the store is, and lets it take over there.
+func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at state.LSN, err error) {
+	// From here on the store is behind the snapshot, whatever it was before.
+	if err := m.Barrier(ctx); err != nil {
+		return 0, err
+	}
+	to := &follower{g: g}
+	for holds := 0; holds < maxHolds; {
+		began := time.Now()
+		if err := to.follow(s, m.standing()); err != nil {
+			return 0, err
+		}
+		if time.Since(began) > nearEnough {
+			continue
+		}
+		holds++
+		at, err := m.flip(ctx, s, to)
+		if !errors.Is(err, errHeldTooLong) && !errors.Is(err, state.ErrNotThere) {
+			return at, err
+		}
+		m.log.Info("the new subscriptions could not take over yet", "reason", err)
+	}
+	return 0, fmt.Errorf("more is written than can be followed: the stream was held %d times in vain; try again when less is written", maxHolds)
+}
+
+// errHeldTooLong: the stream went on before the new rows had come to where it
+// stood.
+var errHeldTooLong = errors.New("the stream would have had to wait too long")
+
+// flip holds the stream, brings the new rows to where it stands and lets them
+// take over. What the side stream sends after that position is not looked at.
+func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (state.LSN, error) {
+	h, err := m.hold(ctx, maxHold)
+	if err != nil {
+		return 0, err
+	}
+	if m.hooks.held != nil {
+		m.hooks.held()
+	}
+	err = to.follow(s, h.at)
+	kept := h.keep()
+	if kept {
+		defer h.leave()
+	}
+	switch {
+	case err != nil:
+		return 0, err
+	case !kept:
+		return 0, errHeldTooLong
+	case ctx.Err() != nil:
+		return 0, context.Cause(ctx)
+	}
+	failpoint.Hit("rebuild/held")
+	if err := to.g.Flip(h.at); err != nil {
+		return 0, fmt.Errorf("take over at %s: %w", h.at, err)
+	}
+	failpoint.Hit("rebuild/flipped")
+	return h.at, nil
+}
+
+// follower brings a generation forward, many small transactions in one write.
+type follower struct {
+	g     *state.Generation
+	batch state.Batch
+}
+
+// follow applies all that ended up to target.
+func (f *follower) follow(s *side, target state.LSN) error {
+	if err := s.follow(target, f.take); err != nil {
+		return err
+	}
+	return f.write()
+}
+
+// take collects whole transactions and writes them before a part of one.
+func (f *follower) take(p *piece) error {
+	if p.cut {
+		if err := f.write(); err != nil {
+			return err
+		}
+	}
+	f.batch.Changes = append(f.batch.Changes, p.changes...)
+	f.batch.End = p.end
+	if p.cut || len(f.batch.Changes) >= maxCatchUp {
+		return f.put()
+	}
+	return nil
+}
+
+// write writes the whole transactions that were collected.
+func (f *follower) write() error {
+	if f.batch.End == 0 {
+		return nil
+	}
+	return f.put()
+}
+
+func (f *follower) put() error {
+	err := f.g.Apply(&f.batch)
+	clear(f.batch.Changes)
+	f.batch = state.Batch{Changes: f.batch.Changes[:0]}
+	if err != nil {
+		return fmt.Errorf("bring new rows forward: %w", err)
+	}
+	return nil
+}

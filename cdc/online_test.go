@@ -1,0 +1,252 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// rebuilt rebuilds beside the stream.
+func (r *rig) rebuilt() Rebuilt {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	done, err := r.m.RebuildOnline(ctx)
+	if err != nil {
+		r.t.Fatalf("%v; %+v", err, r.m.Status())
+	}
+	return done
+}
+
+// noSideSlots waits until the server has dropped what was temporary.
+func (r *rig) noSideSlots() {
+	r.t.Helper()
+	envtest.Until(r.t, patience, func() error {
+		if n := r.Int(`SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND slot_name <> $1`, r.cfg.Slot); n != 0 {
+			return fmt.Errorf("%d temporary slots are left", n)
+		}
+		return nil
+	})
+}
+
+// Rebuilds take over again and again while the table is written, truncated
+// sometimes, and nobody sees anything but the table.
+func TestRebuildOnline(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
+		SELECT 'client ' || g % 997, 'restaurant ' || g % 6 FROM generate_series(1, 5000) g`)
+	r.barrier()
+	wait := r.write(11, 3, 150)
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	group.Go(func() {
+		for n := 0; ctx.Err() == nil; n++ { // what was committed is there behind the barrier, flip or not
+			client := fmt.Sprintf("fresh %d", n)
+			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, 'always')`, client)
+			r.barrier()
+			r.Exec(`DELETE FROM subscribers_restaurants WHERE client_id = $1`, client)
+		}
+	})
+	for range 4 {
+		if done := r.rebuilt(); done.At > r.store.EndLSN() {
+			t.Errorf("the new rows took over at %s, the state is at %s", done.At, r.store.EndLSN())
+		}
+	}
+	wait()
+	cancel()
+	group.Wait()
+	r.same(append(allRestaurants, "always")...)
+	if err := r.store.CheckRows(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if st := r.m.Status(); st.Snapshots != 1 || st.Reconnects != 0 || st.Work != nil {
+		t.Errorf("status is %+v, want the one snapshot at the start", st)
+	}
+	r.noSideSlots()
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitFree()
+	r.start() // what took over is what is found again
+	r.same(allRestaurants...)
+	if st := r.m.Status(); st.Snapshots != 0 {
+		t.Errorf("%d snapshots after a restart, want none", st.Snapshots)
+	}
+}
+
+// A transaction of many parts that comes in the middle is applied to both.
+func TestRebuildOnlineWithHugeTransactions(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	var once sync.Once
+	r.hooks.held = func() {
+		once.Do(func() { // comes after the position at which the stream is held
+			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'late ' || g, 'r' FROM generate_series(1, 30000) g`)
+		})
+	}
+	r.start()
+	r.barrier()
+	var group sync.WaitGroup
+	group.Go(func() {
+		for n := range 4 {
+			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT $1 || ' ' || g, 'r' FROM generate_series(1, 20000) g`, fmt.Sprint(n))
+			r.Exec(`UPDATE subscribers_restaurants SET restaurant_id = 'other' WHERE id % 3 = 0`)
+		}
+	})
+	r.rebuilt()
+	group.Wait()
+	r.rebuilt()
+	r.same("r", "other")
+	if err := r.store.CheckRows(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// The stream is never held longer than promised: when the new rows do not get
+// there in time it goes on, and another try follows.
+func TestRebuildLetsGo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	var holds atomic.Int64
+	r.hooks.held = func() {
+		if holds.Add(1) > 2 {
+			return
+		}
+		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('held', 'r')`)
+		r.barrier() // passes only when the stream was let go
+	}
+	r.start()
+	r.barrier()
+	r.rebuilt()
+	if holds.Load() != 3 {
+		t.Errorf("held %d times, want twice in vain and once more", holds.Load())
+	}
+	r.same("r")
+}
+
+// What goes wrong meanwhile ends the rebuild, says why, and leaves the rows that
+// are served and the next rebuild alone.
+func TestRebuildOnlineFails(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		spoil func(r *rig)
+		want  string
+	}{
+		{"its connection is lost", func(r *rig) {
+			r.Exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name LIKE $1`, r.cfg.Slot+`\_side\_%`)
+		}, "terminating connection"},
+		{"the publication is changed", func(r *rig) {
+			r.Exec(`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants; ALTER PUBLICATION dinnerbell ADD TABLE subscribers_restaurants`)
+			envtest.Until(r.t, patience, func() error {
+				if _, _, err := r.m.works.begin(r.t.Context(), "test"); !strings.Contains(err.Error(), "by itself") {
+					return err
+				}
+				return nil
+			})
+		}, "takes a new snapshot by itself"},
+		{"the slot is dropped", func(r *rig) {
+			r.Exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, r.cfg.Slot)
+			envtest.Until(r.t, patience, func() error {
+				_, err := r.Pool.Exec(r.t.Context(), `SELECT pg_drop_replication_slot($1)`, r.cfg.Slot)
+				return err
+			})
+			envtest.Until(r.t, patience, func() error {
+				if _, _, err := r.m.works.begin(r.t.Context(), "test"); !strings.Contains(err.Error(), "by itself") {
+					return err
+				}
+				return nil
+			})
+		}, "takes a new snapshot by itself"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t).setup()
+			var once sync.Once
+			r.hooks.copied = func() {
+				if r.m.Status().Work != nil { // not the mirror's own snapshot
+					once.Do(func() { c.spoil(r) })
+				}
+			}
+			r.start()
+			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 100) g`)
+			r.barrier()
+			if _, err := r.m.RebuildOnline(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("rebuild ended with %v, want %q", err, c.want)
+			}
+			r.await("stream", func(st Status) bool { return st.State == StateStreaming })
+			r.same("r")
+			r.rebuilt()
+			r.same("r")
+			r.noSideSlots()
+		})
+	}
+}
+
+// One at a time, and none before there are rows or after the end.
+func TestRebuildOnlineIsAlone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup()
+	r.hooks.held = func() {
+		if _, err := r.m.RebuildOnline(t.Context()); !errors.Is(err, ErrBusy) {
+			t.Errorf("a second rebuild ended with %v, want ErrBusy", err)
+		}
+		if _, err := r.m.Verify(t.Context(), false, nil); !errors.Is(err, ErrBusy) {
+			t.Errorf("a verification ended with %v, want ErrBusy", err)
+		}
+		if w := r.m.Status().Work; w == nil || w.Kind != WorkRebuild || w.Stage != "catch up" || time.Since(w.Since) > patience {
+			t.Errorf("work under way is %+v", w)
+		}
+	}
+	r.open()
+	idle := New(r.cfg, r.store)
+	if _, err := idle.RebuildOnline(t.Context()); !errors.Is(err, ErrBusy) {
+		t.Errorf("without rows it ended with %v, want ErrBusy", err)
+	}
+	r.start()
+	r.barrier()
+	r.rebuilt()
+	m := r.m
+	if err := r.halt(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.RebuildOnline(t.Context()); !errors.Is(err, ErrStopped) {
+		t.Errorf("after the end it ended with %v, want ErrStopped", err)
+	}
+}
+
+// A table that was truncated between the snapshot and the copy looks empty to
+// it. The rebuild does not believe that.
+func TestRebuildStartsOverAfterTruncate(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().start()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 100) g`)
+	r.barrier()
+	ctx, w, err := r.m.works.begin(t.Context(), WorkRebuild)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.m.openSide(ctx, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Writes every row anew, and changes no column that is mirrored.
+	r.Exec(`ALTER TABLE subscribers_restaurants ADD COLUMN note text DEFAULT random()::text`)
+	if _, err := r.m.loadBeside(ctx, s, w); !errors.Is(err, errRewritten) {
+		t.Errorf("the copy ended with %v, want errRewritten", err)
+	}
+	s.close()
+	if err := r.m.works.end(ctx, w, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.rebuilt()
+	r.same("r")
+}

@@ -1,0 +1,112 @@
+package cdc
+
+import (
+	"unsafe"
+
+	"dinnerbell/state"
+)
+
+// maxOverlay bounds the memory of an overlay: beyond it, a verification starts
+// over from a newer snapshot.
+const maxOverlay = 64 << 20
+
+// overlay is what became of the rows that changed between a snapshot and a later
+// position. It goes over the rows of the snapshot: together they are the table
+// as of that position.
+type overlay struct {
+	rows map[state.RowID]overlaid
+	// unknown are the rows of which it cannot be told: Postgres did not send a
+	// value that was left alone. They are not compared.
+	unknown   map[state.RowID]struct{}
+	bytes     int
+	truncated bool
+}
+
+// overlaid is one row; gone if it was deleted.
+type overlaid struct {
+	restaurant, client state.ID
+	gone               bool
+}
+
+func newOverlay() *overlay {
+	return &overlay{rows: map[state.RowID]overlaid{}, unknown: map[state.RowID]struct{}{}}
+}
+
+// useless says that there is no point in going on with it.
+func (o *overlay) useless() bool { return o.truncated || o.bytes > maxOverlay }
+
+// add takes note of a change.
+func (o *overlay) add(c *state.Change) {
+	switch c.Op {
+	case state.Insert, state.Update:
+		o.put(c)
+	case state.Delete:
+		o.set(c.Row, overlaid{gone: true}, true)
+	case state.Truncate:
+		o.truncated = true
+	}
+}
+
+func (o *overlay) put(c *state.Change) {
+	from := c.Row
+	if c.OldRow != "" {
+		from = c.OldRow
+	}
+	row, known := overlaid{restaurant: c.Restaurant, client: c.Client}, true
+	if c.KeepRestaurant || c.KeepClient {
+		var was overlaid
+		was, known = o.rows[from]
+		if c.KeepRestaurant {
+			row.restaurant = was.restaurant
+		}
+		if c.KeepClient {
+			row.client = was.client
+		}
+	}
+	if c.OldRow != "" {
+		o.set(c.OldRow, overlaid{gone: true}, true)
+	}
+	o.set(c.Row, row, known)
+}
+
+func (o *overlay) set(id state.RowID, row overlaid, known bool) {
+	if !known {
+		delete(o.rows, id)
+		o.unknown[id] = struct{}{}
+	} else {
+		delete(o.unknown, id)
+		o.rows[id] = row
+	}
+	o.bytes += int(unsafe.Sizeof(row)) + 2*len(id) + len(row.restaurant) + len(row.client)
+}
+
+// sink hands the rows of the snapshot on to another sink, but for those that
+// have changed since.
+type overlaySink struct {
+	over *overlay
+	to   rowSink
+}
+
+// Add implements rowSink.
+func (s *overlaySink) Add(id state.RowID, restaurant, client state.ID) error {
+	if _, changed := s.over.rows[id]; changed {
+		return nil
+	}
+	if _, unknown := s.over.unknown[id]; unknown {
+		return nil
+	}
+	return s.to.Add(id, restaurant, client)
+}
+
+// rest hands on what the rows that changed are now.
+func (s *overlaySink) rest() error {
+	for id, row := range s.over.rows {
+		if row.gone {
+			continue
+		}
+		if err := s.to.Add(id, row.restaurant, row.client); err != nil {
+			return err
+		}
+	}
+	return nil
+}

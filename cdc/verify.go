@@ -1,0 +1,290 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/state"
+)
+
+const (
+	// compareAtOnce is about how many rows are compared one by one at a time, in
+	// memory: some 50 MB with UUID ids.
+	compareAtOnce = 1 << 17
+	// compareRounds is how often that is done. A state that is wrong in more places
+	// than that is better rebuilt than mended.
+	compareRounds = 16
+	// mendAtOnce is how many rows are mended in one write, which the stream
+	// waits for.
+	mendAtOnce = 4096
+)
+
+// Verified is what a verification has found.
+type Verified struct {
+	At   state.LSN // the position at which both were compared
+	Rows int64     // in the table, at that position
+	// Differences is how many rows are not stored as the table has them, as far
+	// as they were looked at one by one.
+	Differences int64
+	// Mended is how many of them are right now.
+	Mended int64
+	// Written is how many were left alone because they were written meanwhile:
+	// verify again.
+	Written int64
+	// Unlooked is about how many rows lie in parts that differ and were not
+	// looked at one by one: there were too many.
+	Unlooked int64
+	// Uncompared rows were written with a value that Postgres did not send.
+	Uncompared int64
+	// Miscounted: the number of subscriptions, or the fingerprint of all, was wrong.
+	Miscounted bool
+}
+
+// Sound says that all is right, by now.
+func (v *Verified) Sound() bool {
+	return v.Differences == v.Mended && v.Unlooked == 0 && !v.Miscounted
+}
+
+// Verify compares the local rows with the table, both as of one position, while
+// everything goes on. found is told of each row that differs, before it is
+// mended, if repair asks for that. It returns [ErrBusy] if it cannot begin now.
+//
+// The table is read under a snapshot of its own; what committed between that
+// and the position of the local rows comes from a side stream. Memory does not
+// depend on how much differs.
+func (m *Mirror) Verify(ctx context.Context, repair bool, found func(*state.Difference) error) (done Verified, err error) {
+	ctx, w, err := m.works.begin(ctx, WorkVerify)
+	if err != nil {
+		return done, err
+	}
+	defer func() { err = m.works.end(ctx, w, err) }()
+	v := &verification{m: m, w: w, repair: repair, found: found}
+	defer func() { err = errors.Join(err, v.close()) }()
+	for range maxAttempts {
+		err = errTooMuch
+		if err := v.freeze(ctx); err != nil {
+			return done, err
+		}
+		if !v.over.useless() {
+			if err = v.compare(ctx); !errors.Is(err, errRewritten) {
+				return v.done, err
+			}
+		}
+		m.log.Info("verification starts over", "reason", err)
+		if err := v.close(); err != nil {
+			return done, err
+		}
+	}
+	return done, fmt.Errorf("%w; it started over %d times", err, maxAttempts)
+}
+
+// errTooMuch: the overlay cannot be used.
+var errTooMuch = errors.New("the table was truncated, or too much was written since the snapshot")
+
+// verification is one under way.
+type verification struct {
+	m      *Mirror
+	w      *work
+	repair bool
+	found  func(*state.Difference) error
+
+	side   *side
+	frozen *state.Frozen
+	over   *overlay
+	done   Verified
+}
+
+// freeze takes the snapshot of the table, holds the local rows at the end of a
+// transaction soon after it, and collects what lies between the two.
+func (v *verification) freeze(ctx context.Context) (err error) {
+	if v.side, err = v.m.openSide(ctx, v.w); err != nil {
+		return err
+	}
+	if err := v.side.stream(ctx); err != nil {
+		return err
+	}
+	v.w.at("wait for the local state")
+	// After it the local state is behind the snapshot.
+	if err := v.m.Barrier(ctx); err != nil {
+		return err
+	}
+	err = v.m.still(ctx, func(at state.LSN) (err error) {
+		v.done.At = at
+		v.frozen, err = v.m.store.Freeze()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if v.frozen.Source() != v.side.cat.source {
+		return fmt.Errorf("%w: the table or the publication was changed", ErrBusy)
+	}
+	v.over = newOverlay()
+	err = v.side.follow(v.done.At, func(p *piece) error {
+		for i := range p.changes {
+			if v.over.add(&p.changes[i]); v.over.useless() {
+				return errTooMuch
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errTooMuch) {
+		err = nil
+	}
+	v.done = Verified{At: v.done.At}
+	v.done.Uncompared = int64(len(v.over.unknown))
+	v.side.hangUp()
+	return err
+}
+
+// close lets go of both sides.
+func (v *verification) close() error {
+	if v.side != nil {
+		v.side.close()
+		v.side = nil
+	}
+	if v.frozen == nil {
+		return nil
+	}
+	f := v.frozen
+	v.frozen = nil
+	return f.Close()
+}
+
+// compare adds both sides up, and looks at the rows where the sums differ.
+func (v *verification) compare(ctx context.Context) error {
+	v.w.at("compare")
+	table, local := &state.Tally{}, (*state.Tally)(nil)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return v.read(gctx, table, nil) })
+	g.Go(func() (err error) {
+		local, err = v.frozen.Tally(gctx, v.over.unknown)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := v.side.checkFiles(ctx); err != nil {
+		return err
+	}
+	v.done.Rows = table.Rows() + v.done.Uncompared
+	parts, rows := table.Differing(local)
+	v.done.Miscounted = v.frozen.Miscounted() && len(parts) == 0
+	if err := v.lookAt(ctx, parts, rows); err != nil {
+		return err
+	}
+	if v.done.Miscounted && v.repair {
+		if err := v.mend(ctx, nil); err != nil {
+			return err
+		}
+		v.done.Miscounted = false
+	}
+	return nil
+}
+
+// read gives the sink the rows of the table as of the position; of parts, if
+// some are named, and of others too where the server cannot tell.
+func (v *verification) read(ctx context.Context, sink rowSink, parts []int) error {
+	in := &overlaySink{over: v.over, to: sink}
+	only, progress := "", &v.w.copy
+	if parts != nil {
+		if only = partsSQL(v.side.cat.columns, parts); only != "" {
+			progress = &copyProgress{} // of a few rows it says nothing
+		}
+	}
+	if _, err := v.m.copyRows(ctx, v.side.snapshot, only, in, progress); err != nil {
+		return err
+	}
+	return in.rest()
+}
+
+// partsSQL is the condition that a row lies in one of the parts, see
+// [state.RowID.Part]; "" where the key is no integer. It spares sending the
+// rest, not reading it.
+func partsSQL(columns []column, parts []int) string {
+	name := pgx.Identifier{columns[colID].name}.Sanitize()
+	if _, integer := copyColumn(name, columns[colID].typ); !integer || len(columns) > needed {
+		return ""
+	}
+	list := make([]string, len(parts))
+	for i, p := range parts {
+		list[i] = strconv.Itoa(p)
+	}
+	return fmt.Sprintf("(%s::bigint & %d) = ANY ('{%s}')", name, state.Parts-1, strings.Join(list, ","))
+}
+
+// lookAt compares the rows of the parts one by one, as many at a time as memory
+// allows.
+func (v *verification) lookAt(ctx context.Context, parts []int, rows []int64) error {
+	for round := 0; len(parts) > 0; round++ {
+		if round == v.m.compareRounds {
+			for _, n := range rows {
+				v.done.Unlooked += n
+			}
+			return nil
+		}
+		n, sum := 0, int64(0)
+		for n < len(parts) && (n == 0 || sum+rows[n] <= v.m.compareAtOnce) {
+			sum += rows[n]
+			n++
+		}
+		if err := v.round(ctx, parts[:n]); err != nil {
+			return err
+		}
+		parts, rows = parts[n:], rows[n:]
+	}
+	return nil
+}
+
+// round finds the rows that differ in some parts, tells of them and mends them.
+func (v *verification) round(ctx context.Context, parts []int) error {
+	v.w.at("look closer")
+	c := v.frozen.Compare(parts, v.over.unknown)
+	if err := v.read(ctx, c, parts); err != nil {
+		return err
+	}
+	if err := v.side.checkFiles(ctx); err != nil {
+		return fmt.Errorf("%v: verify again", err) //nolint:errorlint // what was found is told already: it does not start over by itself
+	}
+	differences, err := c.Finish(ctx)
+	if err != nil {
+		return err
+	}
+	v.done.Differences += int64(len(differences))
+	for i := range differences {
+		if err := v.found(&differences[i]); err != nil {
+			return err
+		}
+	}
+	if !v.repair {
+		return nil
+	}
+	v.w.at("mend")
+	for len(differences) > 0 {
+		n := min(len(differences), mendAtOnce)
+		if err := v.mend(ctx, differences[:n]); err != nil {
+			return err
+		}
+		differences = differences[n:]
+	}
+	return nil
+}
+
+// mend brings rows to what the table has, between two transactions.
+func (v *verification) mend(ctx context.Context, differences []state.Difference) error {
+	return v.m.still(ctx, func(state.LSN) error {
+		n, err := v.frozen.Mend(differences)
+		if err != nil {
+			return err
+		}
+		v.done.Mended += int64(n)
+		v.done.Written += int64(len(differences) - n)
+		return nil
+	})
+}

@@ -1,0 +1,126 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dinnerbell/state"
+)
+
+// ErrBusy says that what was asked for has to wait for something else: another
+// rebuild or verification, or a snapshot that the mirror takes by itself.
+var ErrBusy = errors.New("not now")
+
+// The kinds of work that is done beside the stream.
+const (
+	WorkRebuild = "rebuild"
+	WorkVerify  = "verify"
+)
+
+// Work is a rebuild or a verification under way.
+type Work struct {
+	Kind  string
+	Stage string
+	Copy  CopyProgress // of the table, which a verification may read more than once
+	Since time.Time
+}
+
+// work is one such, as it goes on.
+type work struct {
+	kind  string
+	began time.Time
+	stage atomic.Value // string
+	copy  copyProgress
+
+	cancel context.CancelCauseFunc
+	ended  chan struct{}
+}
+
+// at moves to the next stage.
+func (w *work) at(stage string) { w.stage.Store(stage) }
+
+// works lets one work begin at a time, and none while the mirror takes a
+// snapshot for itself: that replaces the rows and the slot under them.
+type works struct {
+	mu     sync.Mutex // guards below
+	now    *work
+	barred error // why none may begin; nil: one may
+}
+
+// begin registers a work. Its context ends with ctx, and when it is barred.
+func (q *works) begin(ctx context.Context, kind string) (context.Context, *work, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.barred != nil {
+		return nil, nil, q.barred
+	}
+	if q.now != nil {
+		return nil, nil, fmt.Errorf("%w: a %s is under way since %s", ErrBusy, q.now.kind, q.now.began.Format(time.RFC3339))
+	}
+	w := &work{kind: kind, began: time.Now(), ended: make(chan struct{})}
+	w.at("connect")
+	ctx, w.cancel = context.WithCancelCause(ctx)
+	q.now = w
+	return ctx, w, nil
+}
+
+// end unregisters w after it has ended with err, and gives the error to show:
+// why it was barred, rather than what came of that.
+func (q *works) end(ctx context.Context, w *work, err error) error {
+	if err != nil && ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
+		err = context.Cause(ctx)
+	}
+	w.cancel(nil)
+	q.mu.Lock()
+	q.now = nil
+	q.mu.Unlock()
+	close(w.ended) // after which the store is nobody's
+	if err != nil {
+		return fmt.Errorf("%s subscriptions: %w", w.kind, err)
+	}
+	return nil
+}
+
+// bar ends what is under way, waits until it has ended, and lets none begin
+// until allow.
+func (q *works) bar(because error) {
+	q.mu.Lock()
+	q.barred = because
+	w := q.now
+	q.mu.Unlock()
+	if w != nil {
+		w.cancel(because)
+		<-w.ended
+	}
+}
+
+func (q *works) allow() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.barred = nil
+}
+
+// current is what is under way; nil: nothing.
+func (q *works) current() *Work {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	w := q.now
+	if w == nil {
+		return nil
+	}
+	stage, _ := w.stage.Load().(string)
+	return &Work{Kind: w.kind, Stage: stage, Copy: w.copy.at(time.Now()), Since: w.began}
+}
+
+// mirrored says what the store mirrors, for a work to begin with.
+func (m *Mirror) mirrored() (state.Source, error) {
+	src, ok := m.store.Source()
+	if !ok {
+		return src, fmt.Errorf("%w: there is no complete snapshot yet; the daemon takes one by itself", ErrBusy)
+	}
+	return src, nil
+}

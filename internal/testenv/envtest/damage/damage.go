@@ -1,0 +1,118 @@
+// Package damage makes the local state wrong behind the daemon's back, for tests
+// of what finds and mends that. It writes single keys as state/keys.go draws
+// them, so that every checksum is right and only the rows are not.
+package damage
+
+import (
+	"encoding/binary"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state"
+)
+
+// Rows is the store of a state directory. Rows are named as Postgres writes
+// them; both ids must be there.
+type Rows struct {
+	t   testing.TB
+	db  *pebble.DB
+	gen uint32
+}
+
+// The keyspaces of state/keys.go.
+const (
+	spaceJoin = 0x10
+	spaceRow  = 0x20
+)
+
+// Do opens the store in stateDir, which nobody else has open, lets do change it
+// and closes it again.
+func Do(t testing.TB, stateDir string, do func(d *Rows)) {
+	t.Helper()
+	db, err := pebble.Open(filepath.Join(stateDir, "store"), &pebble.Options{FormatMajorVersion: pebble.FormatNewest, Logger: silent{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, closer, err := db.Get([]byte("\x00state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Rows{t: t, db: db, gen: binary.BigEndian.Uint32(value)}
+	d.check(closer.Close())
+	do(d)
+	d.check(db.Close())
+}
+
+// silent keeps Pebble's messages out of the test's output.
+type silent struct{}
+
+// Infof implements pebble.Logger.
+func (silent) Infof(string, ...any) {}
+
+// Errorf implements pebble.Logger.
+func (silent) Errorf(string, ...any) {}
+
+// Fatalf implements pebble.Logger.
+func (silent) Fatalf(format string, args ...any) {
+	panic(fmt.Sprintf(format, args...)) //nolint:forbidigo // Pebble demands that it does not return
+}
+
+// SetRow puts a row into the row index.
+func (d *Rows) SetRow(row, restaurant, client string) {
+	d.t.Helper()
+	d.check(d.db.Set(d.row(row), []byte(d.id(restaurant)+d.id(client)), pebble.Sync))
+}
+
+// DropRow takes a row out of the row index.
+func (d *Rows) DropRow(row string) {
+	d.t.Helper()
+	d.check(d.db.Delete(d.row(row), pebble.Sync))
+}
+
+// SetJoin puts an entry into the join index.
+func (d *Rows) SetJoin(row, restaurant, client string) {
+	d.t.Helper()
+	d.check(d.db.Set(d.join(row, restaurant, client), nil, pebble.Sync))
+}
+
+// DropJoin takes an entry out of the join index.
+func (d *Rows) DropJoin(row, restaurant, client string) {
+	d.t.Helper()
+	d.check(d.db.Delete(d.join(row, restaurant, client), pebble.Sync))
+}
+
+// DropAll empties both indexes.
+func (d *Rows) DropAll() {
+	d.t.Helper()
+	for _, space := range []byte{spaceJoin, spaceRow} {
+		d.check(d.db.DeleteRange(d.key(space), d.key(space+1), pebble.Sync))
+	}
+}
+
+func (d *Rows) check(err error) {
+	d.t.Helper()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *Rows) row(row string) []byte { return d.key(spaceRow, string(state.PackRowID(row))) }
+
+func (d *Rows) join(row, restaurant, client string) []byte {
+	return d.key(spaceJoin, d.id(restaurant), d.id(client), string(state.PackRowID(row)))
+}
+
+func (d *Rows) key(space byte, parts ...string) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{space}, d.gen), strings.Join(parts, "")...)
+}
+
+func (d *Rows) id(text string) string {
+	d.t.Helper()
+	id, err := state.PackID(text)
+	d.check(err)
+	return string(id)
+}
