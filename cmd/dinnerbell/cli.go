@@ -20,7 +20,8 @@ type cli struct {
 	Demo        demoCmd        `cmd:"" help:"Show it at work with a Postgres and a broker of its own."`
 	Setup       setupCmd       `cmd:"" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
 	Status      statusCmd      `cmd:"" help:"Show the state of the running daemon."`
-	Rebuild     rebuildCmd     `cmd:"" help:"Take a new snapshot of the subscriptions."`
+	Rebuild     rebuildCmd     `cmd:"" help:"Take a new snapshot of the subscriptions, while the daemon serves the old ones."`
+	Verify      verifyCmd      `cmd:"" help:"Compare the local subscriptions of the running daemon with Postgres, at one position."`
 	Capacity    capacityCmd    `cmd:"" help:"Work out what a workload needs, from measured unit costs."`
 	Replay      replayCmd      `cmd:"" help:"Read campaigns again: who was missed is notified, nobody twice."`
 	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
@@ -32,7 +33,6 @@ type cli struct {
 
 	Doctor      laterCmd `cmd:"" hidden:"" passthrough:""`
 	Checkpoint  laterCmd `cmd:"" hidden:"" passthrough:""`
-	Verify      laterCmd `cmd:"" hidden:"" passthrough:""`
 	Preview     laterCmd `cmd:"" hidden:"" passthrough:""`
 	Explain     laterCmd `cmd:"" hidden:"" passthrough:""`
 	DeadLetters laterCmd `cmd:"" hidden:"" passthrough:""`

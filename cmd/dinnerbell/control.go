@@ -41,8 +41,10 @@ type action func(ctx context.Context, c *call) (result any, err error)
 // actions are what this daemon can be asked for, by the name in the path.
 func (d *daemon) actions() map[string]action {
 	return map[string]action{
+		"rebuild":     d.rebuild,
 		"replay":      d.replay,
 		"subscribers": d.subscribers,
+		"verify":      d.verify,
 	}
 }
 

@@ -2,24 +2,54 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
 )
 
 // rebuildCmd takes a new snapshot of the subscriptions.
 type rebuildCmd struct {
 	Offline bool `help:"Without a daemon: it must not be running."`
+	JSON    bool `help:"The result as JSON."`
 }
 
-// Run fills the state of state.dir anew. The lock on that folder sees to it that
-// no daemon uses it meanwhile.
+// rebuildResult is what a rebuild has done.
+type rebuildResult struct {
+	Subscriptions int64   `json:"subscriptions"`
+	LSN           string  `json:"lsn"` // which the new rows took over at
+	Seconds       float64 `json:"seconds"`
+}
+
+// Run has the running daemon do it, beside what it serves. For that state.dir is
+// all that has to be known.
 func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
-	if !c.Offline {
-		return notAvailable("rebuild without --offline (stop the daemon and use: dinnerbell rebuild --offline)")
+	if c.Offline {
+		return c.offline(ctx, a)
 	}
+	cfg, err := config.Load(a.configFile, a.env)
+	if err != nil {
+		return err
+	}
+	shown := newProgress(a.stderr, "rows")
+	var r rebuildResult
+	err = callDaemon(ctx, cfg.State.Dir, "rebuild", nil, heard{progress: shown.update, result: &r})
+	shown.finish()
+	if errors.Is(err, errNoDaemon) {
+		return fmt.Errorf("%w, or rebuild without it: dinnerbell rebuild --offline", err)
+	}
+	if err != nil {
+		return err
+	}
+	return c.print(a, r)
+}
+
+// offline fills the state of state.dir anew. The lock on that folder sees to it
+// that no daemon uses it meanwhile.
+func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
 	cfg, err := a.load()
 	if err != nil {
 		return err
@@ -33,12 +63,52 @@ func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
 	shown := newProgress(a.stderr, "rows")
 	err = cdc.New(sourceConfig(cfg, log), store).Rebuild(ctx, func(rows, total int64) { shown.update("snapshot", rows, total) })
 	shown.finish()
-	rows, at := store.Subscriptions(), store.EndLSN()
+	r := rebuildResult{Subscriptions: store.Subscriptions(), LSN: store.EndLSN().String(), Seconds: time.Since(began).Seconds()}
 	if err := errors.Join(err, store.Close()); err != nil {
 		return fmt.Errorf("rebuild subscriptions: %w", err)
 	}
-	took := time.Since(began)
-	_, err = fmt.Fprintf(a.stdout, "rebuilt %s subscriptions at %s in %s (%s rows/s)\n",
-		thousands(rows), at, took.Round(time.Millisecond), thousands(int64(float64(rows)/took.Seconds())))
+	return c.print(a, r)
+}
+
+func (c *rebuildCmd) print(a *app, r rebuildResult) error {
+	if c.JSON {
+		return json.NewEncoder(a.stdout).Encode(r)
+	}
+	_, err := fmt.Fprintf(a.stdout, "rebuilt %s subscriptions at %s in %s (%s rows/s)\n", thousands(r.Subscriptions), r.LSN,
+		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), thousands(int64(float64(r.Subscriptions)/r.Seconds)))
 	return err
+}
+
+// rebuild is the daemon's side: an [action].
+func (d *daemon) rebuild(ctx context.Context, c *call) (any, error) {
+	mirror := d.halves().mirror
+	began := time.Now()
+	defer c.showWork(mirror)()
+	done, err := mirror.RebuildOnline(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return rebuildResult{Subscriptions: done.Subscriptions, LSN: done.At.String(), Seconds: time.Since(began).Seconds()}, nil
+}
+
+// showWork sends the progress of what the mirror does beside the stream, until
+// stop.
+func (c *call) showWork(mirror *cdc.Mirror) (stop func()) {
+	ended, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-tick.C:
+			}
+			if w := mirror.Status().Work; w != nil {
+				c.progress(w.Stage, w.Copy.Rows, w.Copy.Total)
+			}
+		}
+	}()
+	return func() { close(ended); <-stopped }
 }

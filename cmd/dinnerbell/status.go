@@ -59,12 +59,15 @@ func printStatus(out io.Writer, r *statusReport) error {
 	}
 	row("version", "%s", r.Version)
 	s := r.Source
-	row("source", "%s at %s, %s behind, slot %s keeps %s", s.State, s.AppliedLSN, byteCount(s.LagBytes), orDash(s.SlotWALStatus), byteCount(s.SlotHeldBytes))
+	row("source", "%s at %s, %s behind, slot %s", s.State, s.AppliedLSN, byteCount(s.LagBytes), orDash(s.SlotWALStatus))
 	if s.State == string(cdc.StateSnapshot) {
 		row("snapshot", "%s", snapshotText(&s))
 	}
 	if s.LastError != "" {
 		row("", "last error: %s", s.LastError)
+	}
+	if s.Work != nil {
+		row(s.Work.Kind, "%s", s.Work)
 	}
 	row("subscriptions", "%s", thousands(s.Subscriptions))
 	row("local state", "%s", r.State.Condition)

@@ -142,6 +142,11 @@ func (d *deployment) stop() {
 // ready waits until /readyz of the started daemon says 200.
 func (d *deployment) ready() {
 	d.Helper()
+	d.readyIn(patience)
+}
+
+func (d *deployment) readyIn(patience time.Duration) {
+	d.Helper()
 	envtest.Until(d, patience, func() error {
 		address, err := d.httpAddress()
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -116,6 +117,11 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 
 	d.env = append(os.Environ(), "DINNERBELL_FAILPOINT="+point)
 	d.start()
+	var asked sync.WaitGroup
+	if strings.HasPrefix(point, "rebuild/") { // only reached when asked for
+		asked.Go(func() { d.rebuildToDeath() })
+	}
+	defer asked.Wait()
 	soon := newCampaign(id+" soon", restaurant)
 	soon.Start = time.Now().Unix() + 2
 	d.produce(int32(n)%2, newCampaign(id, restaurant), soon)
@@ -145,6 +151,15 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 		envtest.Until(d, patience, func() error { return d.atLeast(want.campaign, want.clients) })
 	}
 	d.stop()
+}
+
+// rebuildToDeath asks for a rebuild, in whose middle the daemon dies.
+func (d *deployment) rebuildToDeath() {
+	d.ready()
+	out, err := exec.CommandContext(d.Context(), d.binary, "-c", d.config, "rebuild").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "the daemon ended in the middle of it") {
+		d.Errorf("rebuild: %v: %s", err, out)
+	}
 }
 
 func killed(exit *exec.ExitError) bool {

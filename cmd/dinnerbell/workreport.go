@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"dinnerbell/cdc"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// workReport is a rebuild or a verification under way, beside what is served.
+type workReport struct {
+	Kind  string `json:"kind"` // rebuild, verify
+	Stage string `json:"stage"`
+	// Rows of the table that were read so far, in this reading of it; Total is
+	// Postgres' estimate.
+	Rows    int64   `json:"rows"`
+	Total   int64   `json:"total"`
+	Seconds float64 `json:"seconds"` // since it began
+}
+
+func newWorkReport(w *cdc.Work) *workReport {
+	if w == nil {
+		return nil
+	}
+	return &workReport{Kind: w.Kind, Stage: w.Stage, Rows: w.Copy.Rows, Total: w.Copy.Total, Seconds: round1(time.Since(w.Since).Seconds())}
+}
+
+// String is for people.
+func (w *workReport) String() string {
+	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, thousands(w.Rows), thousands(w.Total),
+		time.Duration(w.Seconds*float64(time.Second)).Round(time.Second))
+}
+
+var (
+	descWorkRows  = desc("source_work_rows", "Rows of the table that a rebuild or a verification under way has read.", "kind")
+	descWorkTotal = desc("source_work_rows_expected", "Rows of the table that it will have read, as Postgres estimates.", "kind")
+)
+
+// collectWork turns it into metrics; there are none while nothing is under way.
+func collectWork(w *workReport, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	if w == nil {
+		return
+	}
+	gauge(descWorkRows, float64(w.Rows), w.Kind)
+	gauge(descWorkTotal, float64(w.Total), w.Kind)
+}

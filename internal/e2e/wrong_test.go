@@ -1,0 +1,98 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest/damage"
+)
+
+// exits runs a command that must end with the code, and returns what it wrote.
+func (d *deployment) exits(code int, args ...string) (stdout, stderr string) {
+	d.Helper()
+	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	got := 0
+	if err := cmd.Run(); err != nil {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			d.Fatal(err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != code {
+		d.Errorf("dinnerbell %v ended with %d, want %d: %s%s", args, got, code, out.String(), errs.String())
+	}
+	return out.String(), errs.String()
+}
+
+// docs/operations.md, "A campaign went to the wrong audience": verify names what
+// is wrong, repair mends it, and campaigns that come after have the audience
+// that Postgres knows.
+func TestWrongAudience(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'guest ' || n, 'diner' FROM generate_series(1, 50) n`)
+	d.setup(1)
+	d.exits(1, "verify") // no daemon
+	d.start()
+	d.ready()
+	d.stop()
+	damage.Do(t, d.dir, func(r *damage.Rows) {
+		r.DropJoin("7", "diner", "guest 7")
+		r.SetRow("8", "elsewhere", "guest 8")
+		r.SetJoin("9000", "diner", "a stranger")
+	})
+	d.start()
+	d.ready()
+	out, errs := d.exits(1, "verify")
+	for _, want := range []string{
+		"row 7: missing in the join index: restaurant diner, client guest 7\n",
+		"row 8: different in the rows index: restaurant elsewhere, client guest 8, should be restaurant diner, client guest 8\n",
+		"row 9000: extra in the join index: restaurant diner, client a stranger\n",
+		"compared 50 rows at ", ": 3 differ\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("verify does not say %q:\n%s", want, out)
+		}
+	}
+	if !strings.Contains(errs, "dinnerbell verify --repair") {
+		t.Errorf("verify does not say what to do: %s", errs)
+	}
+	if out := d.command("verify", "--repair", "--json"); !strings.Contains(out, `{"row":"7","index":"join","wrong":"missing","postgres":{"restaurant":"diner","client":"guest 7"}}`) ||
+		!strings.Contains(out, `"differences":3,"repaired":3,`) {
+		t.Errorf("verify --repair --json: %s", out)
+	}
+	if out := d.command("verify"); !strings.Contains(out, "no differences") {
+		t.Errorf("verify after the repair: %s", out)
+	}
+	d.produce(0, newCampaign("lunch", "diner"))
+	d.checkOnce(map[string]string{"lunch": "diner"}, patience)
+	d.stop()
+}
+
+// Rebuilds and verifications go on while campaigns come in and subscriptions
+// change: every subscriber gets every campaign once, and nothing is ever found
+// wrong.
+func TestRebuildsUnderLoad(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.subscribe(40, 8000)
+	d.setup(3)
+	d.start()
+	d.ready()
+	d.underLoad(4, func(int) {
+		if out := d.command("rebuild"); !strings.HasPrefix(out, "rebuilt ") {
+			t.Errorf("rebuild: %s", out)
+		}
+		d.command("verify", "--repair")
+	})
+	if out, _ := d.exits(0, "status", "--json"); strings.Contains(out, `"work"`) {
+		t.Errorf("work is left over: %s", out)
+	}
+	d.stop()
+}
