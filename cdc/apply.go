@@ -14,6 +14,9 @@ const (
 	// persistEvery is how often a position that only keepalives moved goes to
 	// the disk, so that a quiet table does not pin WAL.
 	persistEvery = time.Second
+	// persistBytes is how far it may move before it goes there at once: others
+	// may write hundreds of megabytes in a second.
+	persistBytes = 8 << 20
 	// syncEvery is the least time between two fsyncs.
 	syncEvery = 100 * time.Millisecond
 )
@@ -55,7 +58,7 @@ func (a *applier) run(ctx context.Context) error {
 			if err := a.apply(ctx, &g); err != nil {
 				return err
 			}
-			persist = persist || g.persist
+			persist = persist || g.persist || g.observed >= a.store.EndLSN()+persistBytes
 			a.queue.done(g)
 		}
 		if persist {

@@ -55,24 +55,6 @@ func (r *rig) awaitFree() {
 	})
 }
 
-// A table that nobody writes does not keep the server's WAL.
-func TestIdleTableDoesNotPinWAL(t *testing.T) {
-	t.Parallel()
-	r := newRig(t).setup().start()
-	r.barrier()
-	r.Exec(`CREATE TABLE other AS SELECT g, repeat('x', 200) FROM generate_series(1, 20000) g`)
-	end := r.lsn("pg_current_wal_flush_lsn")
-	envtest.Until(t, patience, func() error {
-		if at := r.confirmed(); at < end {
-			return fmt.Errorf("slot is acknowledged up to %s, want %s", at, end)
-		}
-		return nil
-	})
-	if at := r.confirmed(); at > r.store.DurableLSN() {
-		t.Errorf("slot is acknowledged up to %s, the state is durable up to %s", at, r.store.DurableLSN())
-	}
-}
-
 // Where slots can survive a failover, ours does.
 func TestSlotIsForFailover(t *testing.T) {
 	t.Parallel()

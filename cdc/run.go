@@ -42,8 +42,6 @@ type Mirror struct {
 	// catalogs say. Run's goroutine alone uses it.
 	must string
 
-	warnHeld int64 // see heldBackWarn; set before Run
-
 	hooks hooks
 }
 
@@ -54,12 +52,13 @@ type hooks struct {
 	locked      func() // the first connection of a copy over several has its lock
 	copied      func() // rows of a copy have gone to their sink
 	held        func() // the stream stands for a rebuild
+	warnHeld    int64  // instead of heldBackWarn
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
 func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
-	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), warnHeld: heldBackWarn, gate: newGate(),
+	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), gate: newGate(),
 		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
 	m.rounds.wake = make(chan struct{}, 1)
 	m.stats.set(StateConnecting)

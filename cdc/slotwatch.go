@@ -1,6 +1,10 @@
 package cdc
 
-import "dinnerbell/state"
+import (
+	"cmp"
+
+	"dinnerbell/state"
+)
 
 // heldBackWarn is how much WAL a slot may make the server keep before it is
 // said: enough to be worth a look on a small disk, more than a restart costs.
@@ -28,13 +32,14 @@ func (m *Mirror) sawSlot(slot slotInfo, walEnd state.LSN) {
 	s.walStatus = slot.walStatus
 	s.mu.Unlock()
 
+	much := cmp.Or(m.hooks.warnHeld, heldBackWarn)
 	attrs := []any{"slot", m.cfg.Slot, "wal_status", slot.walStatus, "held_bytes", held, "safe_wal_size", slot.safeWALSize}
 	switch {
 	case slot.walStatus == slotUnreserved && was != slotUnreserved:
 		m.log.Warn("the slot may lose its WAL at the server's next checkpoint: it is behind by more than max_slot_wal_keep_size", attrs...)
 	case slot.walStatus == slotLost && was != slotLost:
 		m.log.Error("the slot is lost: "+slot.why(), attrs...)
-	case held >= m.warnHeld && before < m.warnHeld:
+	case held >= much && before < much:
 		m.log.Warn("the server keeps much WAL for the slot: nobody has read it for a while, or slowly", attrs...)
 	}
 }

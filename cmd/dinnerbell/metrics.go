@@ -27,8 +27,11 @@ var (
 	descReady     = desc("ready", "1 when the snapshot is complete, the stream advances and lanes are owned.")
 	descHalted    = desc("halted", "1 when a part waits for an operator; see halted in /api/status.")
 	descSource    = desc("source_state", "1 for the state that the mirror of the subscriptions is in.", "state")
-	descSlot      = desc("slot_wal_status", "1 for the slot's wal_status; lost and unreserved need an operator.", "status")
+	descSlot      = desc("slot_wal_status", "1 for the slot's wal_status: an unreserved one may be lost at the next checkpoint, a lost one needs a new snapshot.", "status")
+	descHeld      = desc("slot_held_bytes", "WAL that the source keeps for the slot.")
+	descSafe      = desc("slot_safe_bytes", "WAL that may still be written before the slot may be lost; absent without max_slot_wal_keep_size.")
 	descLag       = desc("source_lag_bytes", "WAL of the source that is not applied here yet.")
+	descFailovers = desc("source_failovers_total", "Promoted servers that were followed without a new snapshot.")
 	descSubs      = desc("subscriptions", "Rows of the subscriptions table held locally.")
 	descFreshness = desc("freshness_seconds", "How long the last campaign waited for the subscriptions to be fresh.")
 	descState     = desc("state", "1 for the condition that the local state is in: ok or rebuilding.", "condition")
@@ -71,6 +74,10 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	if r.Source.SlotWALStatus != "" {
 		gauge(descSlot, 1, r.Source.SlotWALStatus)
 	}
+	gauge(descHeld, float64(r.Source.SlotHeldBytes))
+	if r.Source.SlotSafeBytes != nil {
+		gauge(descSafe, float64(*r.Source.SlotSafeBytes))
+	}
 	gauge(descLag, float64(r.Source.LagBytes))
 	gauge(descSubs, float64(r.Source.Subscriptions))
 	collectWork(r.Source.Work, gauge)
@@ -86,6 +93,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
+	count(descFailovers, r.Source.Failovers)
 	count(descExpired, r.Campaigns.Expired)
 	count(descDead, r.Campaigns.Dead)
 	count(descBadIDs, r.Counters.BadIDs)

@@ -53,6 +53,9 @@ type sourceReport struct {
 	Subscriptions int64   `json:"subscriptions"`
 	FreshnessMS   float64 `json:"freshness_ms"` // what the last join waited
 	LastError     string  `json:"last_error,omitempty"`
+	SlotHeldBytes int64   `json:"slot_held_bytes,omitempty"` // WAL that the server keeps for the slot
+	SlotSafeBytes *int64  `json:"slot_safe_bytes,omitempty"` // until it may be lost; absent: no limit
+	Failovers     int64   `json:"failovers,omitempty"`       // promoted servers that were followed
 	// Work goes on beside the stream.
 	Work *workReport `json:"work,omitempty"`
 
@@ -126,6 +129,10 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Halted:        newHaltReport(m, s),
 		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses},
 		State:         stateReport{Condition: conditionOK},
+	}
+	r.Source.SlotHeldBytes, r.Source.Failovers = m.SlotHeldBytes, m.Failovers
+	if m.SafeWALSize >= 0 {
+		r.Source.SlotSafeBytes = &m.SafeWALSize
 	}
 	if m.State == cdc.StateSnapshot {
 		r.Source.snapshot(m.Snapshot)

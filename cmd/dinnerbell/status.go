@@ -59,7 +59,7 @@ func printStatus(out io.Writer, r *statusReport) error {
 	}
 	row("version", "%s", r.Version)
 	s := r.Source
-	row("source", "%s at %s, %s behind, slot %s", s.State, s.AppliedLSN, byteCount(s.LagBytes), orDash(s.SlotWALStatus))
+	row("source", "%s at %s, %s behind, slot %s keeps %s", s.State, s.AppliedLSN, byteCount(s.LagBytes), orDash(s.SlotWALStatus), byteCount(s.SlotHeldBytes))
 	if s.State == string(cdc.StateSnapshot) {
 		row("snapshot", "%s", snapshotText(&s))
 	}
