@@ -45,6 +45,18 @@ func (c *Campaign) size() int {
 // ParseCampaign decodes and checks one message. The error says, in words fit
 // for a dead-letter header, why the message cannot be a campaign.
 func ParseCampaign(value []byte) (*Campaign, error) {
+	if c, ok := scanCampaign(value); ok {
+		return c, c.check()
+	}
+	c, err := parseCampaign(value)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.check()
+}
+
+// parseCampaign is ParseCampaign without the rules of check.
+func parseCampaign(value []byte) (*Campaign, error) {
 	fields, err := parseObject(value)
 	if err != nil {
 		return nil, err
@@ -67,7 +79,7 @@ func ParseCampaign(value []byte) (*Campaign, error) {
 			return nil, err
 		}
 	}
-	return &c, c.check()
+	return &c, nil
 }
 
 // parseObject reads one JSON object. Field names stay exact: encoding/json

@@ -58,6 +58,26 @@ func TestParseCampaignAccepts(t *testing.T) {
 	}
 }
 
+// The plain form is scanned, whatever the order of its fields.
+func TestPlainCampaignsAreScanned(t *testing.T) {
+	for name, value := range map[string]string{
+		"the example":   contractExample,
+		"without space": strings.Join(strings.Fields(edit(t, "first campaign", "first")), ""),
+		"not ASCII":     edit(t, "first campaign", "пицца 🍕"),
+		"other order":   `{"datetime_created":0,` + strings.Replace(strings.TrimSpace(contractExample)[1:], `,
+ "datetime_created":1659131516`, "", 1),
+	} {
+		c, ok := scanCampaign([]byte(value))
+		if !ok {
+			t.Errorf("%s: not scanned: %s", name, value)
+			continue
+		}
+		if parsed, err := parseCampaign([]byte(value)); err != nil || *parsed != *c {
+			t.Errorf("%s: scanned %+v, parsed %+v: %v", name, c, parsed, err)
+		}
+	}
+}
+
 func TestParseCampaignRefuses(t *testing.T) {
 	for _, c := range []struct{ name, value, reason string }{
 		{"empty value", ``, "is empty"},
@@ -99,7 +119,16 @@ func TestParseCampaignRefuses(t *testing.T) {
 func FuzzParseCampaign(f *testing.F) {
 	f.Add([]byte(contractExample))
 	f.Add([]byte(edit(f, `first`, `\ud83c\udf55`)))
+	f.Add([]byte(edit(f, `1659203516`, `01659203516`)))
+	f.Add([]byte(edit(f, `1659203516`, ` 0 `)))
+	f.Add([]byte(edit(f, `"adv_campaign_owner"`, `"adv_campaign_id"`)))
+	f.Add([]byte(edit(f, `}`, ` ,"more":[{}]}`)))
 	f.Fuzz(func(t *testing.T, value []byte) {
+		if scanned, ok := scanCampaign(value); ok {
+			if parsed, err := parseCampaign(value); err != nil || *parsed != *scanned {
+				t.Errorf("scanned %+v, parsed %+v: %v", scanned, parsed, err)
+			}
+		}
 		c, err := ParseCampaign(value)
 		if err != nil {
 			return

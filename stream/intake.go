@@ -192,7 +192,11 @@ func (s *session) parse(r *kgo.Record) message {
 	m := message{offset: r.Offset, time: r.Timestamp.UnixMilli()}
 	c, err := ParseCampaign(r.Value)
 	if err == nil {
-		if size := render(c, 0).recordSize(0) + headroom; size > s.recordLimit {
+		size := 6*c.size() + headroom // escapes make a text six times as long at most
+		if size > s.recordLimit {
+			size = render(c, 0).recordSize(0) + headroom
+		}
+		if size > s.recordLimit {
 			err = fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, s.cfg.Kafka.Notifications, s.recordLimit)
 		}
 	}

@@ -25,10 +25,21 @@ type wire struct {
 // render prepares the constant parts. trigger is the Unix second of the
 // decision; both sinks carry this same value.
 func render(c *Campaign, trigger int64) *wire {
+	// One buffer for all; where escapes make it grow, what was cut off before
+	// stays in the old one.
 	w := &wire{}
-	w.keyHead = append(appendKeyID(nil, c.ID), ':')
+	n := len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
+	b := make([]byte, 0, 2*n+len(c.ID)+wireNames)
+	cut := func() []byte {
+		piece := b[:len(b):len(b)]
+		b = b[len(b):]
+		return piece
+	}
 
-	b := appendJSONString([]byte(`{"restaurant_id":`), c.RestaurantID)
+	b = append(appendKeyID(b, c.ID), ':')
+	w.keyHead = cut()
+
+	b = appendJSONString(append(b, `{"restaurant_id":`...), c.RestaurantID)
 	b = append(b, `,"adv_campaign_id":`...)
 	b = appendJSONString(b, c.ID)
 	b = appendJSONString(append(b, `,"adv_campaign_content":`...), c.Content)
@@ -37,16 +48,20 @@ func render(c *Campaign, trigger int64) *wire {
 	b = strconv.AppendInt(append(b, `,"adv_campaign_datetime_start":`...), c.Start, 10)
 	b = strconv.AppendInt(append(b, `,"adv_campaign_datetime_end":`...), c.End, 10)
 	b = append(b, `,"client_id":`...)
-	w.jsonHead = b
+	w.jsonHead = cut()
 
-	b = strconv.AppendInt([]byte(`,"datetime_created":`), c.Created, 10)
+	b = strconv.AppendInt(append(b, `,"datetime_created":`...), c.Created, 10)
 	b = strconv.AppendInt(append(b, `,"trigger_datetime_created":`...), trigger, 10)
 	b = append(b, '}')
-	w.jsonTail = b
+	w.jsonTail = cut()
 
-	w.copyHead = appendCopyHead(nil, c, trigger)
+	b = appendCopyHead(b, c, trigger)
+	w.copyHead = cut()
 	return w
 }
+
+// wireNames bounds what render writes beside the texts: names, numbers, lengths.
+const wireNames = 512
 
 // appendRecord appends the key and the value of one notification and returns
 // where the key ends and the value ends in dst.

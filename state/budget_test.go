@@ -1,0 +1,51 @@
+package state
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"dinnerbell/internal/budget"
+)
+
+// What the store allocates for each change that is applied, and for each row of
+// a load.
+func TestAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates as well")
+	}
+	const rows = 2000
+	s := openStore(t, t.TempDir(), testOptions())
+	restaurants := ids(20, 1)
+	load(t, s, 1, restaurants, 1)
+	r := rand.New(rand.NewPCG(3, 3))
+	batch := Batch{End: 1}
+	for i := range rows {
+		batch.Changes = append(batch.Changes, Change{Op: Insert, Row: rowN(10 + i), Restaurant: restaurants[i%20], Client: uuid(4, r)})
+	}
+	budget.Check(t, "allocs_apply", testing.AllocsPerRun(5, func() {
+		batch.End++
+		for i := range batch.Changes { // each row moves
+			batch.Changes[i].Restaurant = restaurants[(i+int(batch.End))%20]
+		}
+		if err := s.Apply(&batch); err != nil {
+			t.Fatal(err)
+		}
+	})/rows)
+	l, err := s.NewGeneration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := l.Abort(); err != nil {
+			t.Error(err)
+		}
+	}()
+	budget.Check(t, "allocs_load", testing.AllocsPerRun(5, func() {
+		for i := range batch.Changes {
+			ch := &batch.Changes[i]
+			if err := l.Add(ch.Row, ch.Restaurant, ch.Client); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})/rows)
+}
