@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // insert is one subscription.
@@ -188,7 +187,7 @@ func TestCheckpointBetweenParts(t *testing.T) {
 func TestCrashCheckpoint(t *testing.T) {
 	t.Parallel()
 	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(4, 4))}
-	o := crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record)))
+	o := crashOptions(rec.fs())
 	o.KeepCheckpoints = 1
 	s, err := Open("state", o)
 	if err != nil {

@@ -54,6 +54,26 @@ type recorder struct {
 	mu      sync.Mutex
 	r       *rand.Rand
 	crashes []crash
+	reuse   sync.RWMutex // see reuseFS
+}
+
+// fs is the file system to run the store on.
+func (rec *recorder) fs() vfs.FS {
+	return errorfs.Wrap(reuseFS{rec.mem, &rec.reuse}, errorfs.InjectorFunc(rec.record))
+}
+
+// reuseFS keeps MemFS's ReuseForWrite and CrashClone apart: the one takes a read
+// lock twice, and never gets it the second time once the other waits for it.
+type reuseFS struct {
+	vfs.FS
+	mu *sync.RWMutex // held by CrashClone
+}
+
+// ReuseForWrite implements vfs.FS.
+func (f reuseFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.FS.ReuseForWrite(from, to, c)
 }
 
 func (rec *recorder) record(op errorfs.Op) error {
@@ -73,6 +93,8 @@ func (rec *recorder) record(op errorfs.Op) error {
 	if rec.whole {
 		survives = []int{0, 100}
 	}
+	rec.reuse.Lock()
+	defer rec.reuse.Unlock()
 	c.disk = rec.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: survives[rec.r.IntN(len(survives))], RNG: rec.r})
 	rec.crashes = append(rec.crashes, c)
 	return nil
@@ -109,7 +131,7 @@ func TestCrash(t *testing.T) {
 }
 
 func recordRun(t *testing.T, rec *recorder, h *history) { //nolint:thelper // half of the test itself: a failure must name its line here
-	s, err := Open("state", crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))))
+	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +229,7 @@ func repeat(t *testing.T, s *Store, h *history, from LSN) {
 func TestCrashLoad(t *testing.T) {
 	t.Parallel()
 	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(1, 1))}
-	s, err := Open("state", crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))))
+	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
@@ -15,11 +14,8 @@ import (
 // of the xxHash64 of each row (restaurant, client, row id, as in the join key).
 // A sum does not depend on order and is moved along with each change.
 //
-// It is there because Pebble can lose rows without noticing: it takes an
-// unreadable rest of its MANIFEST for a torn write and goes on without the
-// tables named there, and then replays newer log files over the hole. The
-// position then tells of rows that are not there. (version_set.go, load: "Break
-// instead of returning an error if the record is corrupted".)
+// It is there because Pebble can lose rows without noticing, see holes.go: the
+// position then tells of rows that are not there.
 
 // fingerprint is the row's share of the sum. buf is scratch, returned for reuse.
 func (r row) fingerprint(id RowID, buf []byte) (sum uint64, _ []byte) {
@@ -29,7 +25,8 @@ func (r row) fingerprint(id RowID, buf []byte) (sum uint64, _ []byte) {
 
 // CheckRows reads all rows and compares both indexes with the fingerprint. It
 // returns an error that wraps [ErrCorrupt] if they differ; the next Open then
-// sets the store aside. About a second for three million rows.
+// sets the store aside. It reads with two goroutines: ten million rows took 6 to 8 s on
+// two cores that had other work.
 func (s *Store) CheckRows(ctx context.Context) error {
 	done, err := s.use()
 	if err != nil {
@@ -108,26 +105,4 @@ func eachKey(ctx context.Context, db pebble.Reader, space byte, gen uint32, do f
 		}
 	}
 	return nil
-}
-
-// strayTables says whether a listing of the store holds tables that db does not
-// know. A crash in the middle of a flush leaves such; so does a MANIFEST that
-// lost its end.
-func strayTables(names []string, db *pebble.DB) (bool, error) {
-	levels, err := db.SSTables()
-	if err != nil {
-		return false, fmt.Errorf("list tables: %w", err)
-	}
-	live := make(map[string]bool)
-	for _, level := range levels {
-		for _, table := range level {
-			live[fmt.Sprintf("%06d.sst", table.BackingSSTNum)] = true
-		}
-	}
-	for _, name := range names {
-		if strings.HasSuffix(name, ".sst") && !live[name] {
-			return true, nil
-		}
-	}
-	return false, nil
 }

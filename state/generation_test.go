@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // begin loads a generation that shows m as of end, and does not serve it.
@@ -35,7 +34,7 @@ func TestGenerationCrash(t *testing.T) {
 	w := newWorld(t, 77)
 	h := makeHistory(w, 25)
 	rec := &recorder{mem: vfs.NewCrashableMem(), r: w.r}
-	s, err := Open("state", crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))))
+	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
 	}

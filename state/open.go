@@ -18,6 +18,7 @@ import (
 //
 //	LOCK               held while the store is open
 //	store/             Pebble
+//	store.ours         says that store/ is dinnerbell's
 //	store.corrupt      why store/ must not be opened again
 //	load/              sorted runs of a load under way; removed at Open
 //	checkpoints/       see manifest.go
@@ -25,6 +26,7 @@ import (
 //	quarantine-<UTC>/  the newest stores that were set aside; for a person to look at and delete
 const (
 	storeName      = "store"
+	oursName       = "store.ours"
 	condemnedName  = "store.corrupt"
 	loadName       = "load"
 	quarantineName = "quarantine-"
@@ -94,6 +96,9 @@ func (s *Store) open() error {
 	}
 	if reason == nil {
 		reason = s.openStore()
+		if errors.Is(reason, ErrForeign) && s.ours() {
+			reason = fmt.Errorf("%w: it is dinnerbell's and does not look like it: %v", ErrCorrupt, reason) //nolint:errorlint // it is not foreign
+		}
 		if reason == nil || keeps(reason) {
 			return reason
 		}
@@ -124,6 +129,9 @@ func (s *Store) openStore() error {
 	if err := probe(s.o, store); err != nil {
 		return err
 	}
+	if err := s.claim(); err != nil {
+		return err
+	}
 	s.pebbleOpts = s.o.pebbleOptions(s.condemn)
 	db, err := openPebble(store, s.pebbleOpts)
 	if err != nil {
@@ -134,6 +142,25 @@ func (s *Store) openStore() error {
 		return errors.Join(err, db.Close())
 	}
 	return nil
+}
+
+// claim marks the directory as ours, once it is known that store/ is, or that
+// there is none yet. A store whose own mark is lost with other damage is then
+// not taken for somebody else's, which would have to be left alone.
+func (s *Store) claim() error {
+	if s.ours() {
+		return nil
+	}
+	err := writeFile(s.o.fs, s.o.fs.PathJoin(s.dir, oursName), nil)
+	if err = errors.Join(err, syncDir(s.o.fs, s.dir)); err != nil {
+		return fmt.Errorf("mark state directory: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) ours() bool {
+	_, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, oursName))
+	return err == nil
 }
 
 // probe looks whether there is a store and whether it is ours, without
@@ -160,15 +187,15 @@ func probe(o Options, store string) error {
 	}
 	fresh, err := checkFormat(db)
 	if err == nil && !fresh {
-		err = checkSuspect(o, names, db)
+		err = checkSuspect(o, store, names, db)
 	}
 	return errors.Join(err, db.Close())
 }
 
 // checkSuspect reads all rows of a store that may have lost some.
-func checkSuspect(o Options, names []string, db *pebble.DB) error {
-	stray, err := strayTables(names, db)
-	if err != nil || !stray {
+func checkSuspect(o Options, store string, names []string, db *pebble.DB) error {
+	hole, err := maybeHole(o.fs, store, names, db)
+	if err != nil || !hole {
 		return err
 	}
 	r, _, _, err := loadMeta(db)

@@ -46,6 +46,8 @@ type Options struct {
 	chunkBytes int
 	// memTableBytes; 0: 16 MiB.
 	memTableBytes uint64
+	// blockBytes of a table; 0: 32 KiB.
+	blockBytes int
 }
 
 func (o Options) withDefaults() Options {
@@ -69,6 +71,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.memTableBytes == 0 {
 		o.memTableBytes = 16 << 20
+	}
+	if o.blockBytes == 0 {
+		o.blockBytes = 32 << 10
 	}
 	return o
 }
@@ -99,8 +104,8 @@ func (o Options) pebbleOptions(corrupt func(error)) *pebble.Options {
 	// with blocks of 16 KiB, 67 without zstd. The filters are 2.5 of them.
 	for i := range p.Levels {
 		l := &p.Levels[i]
-		l.BlockSize = 32 << 10
-		l.IndexBlockSize = 64 << 10
+		l.BlockSize = o.blockBytes
+		l.IndexBlockSize = 2 * o.blockBytes
 		// For the read before the write of a row that is not stored yet.
 		l.FilterPolicy = bloom.FilterPolicy(10)
 		l.Compression = func() *block.CompressionProfile { return block.FastestCompression }

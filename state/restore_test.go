@@ -232,7 +232,7 @@ func TestCrashRestore(t *testing.T) {
 			s.condemn(errors.New("test"))
 		}
 		closeStore(t, s)
-		o := crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record)))
+		o := crashOptions(rec.fs())
 		if _, _, err := Restore(context.Background(), "state", m.ID, o); err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,328 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// growing is a history of a store that becomes large enough for several tables
+// and logs: a load, then transactions without TRUNCATE.
+func growing(seed uint64) (h *history, w *world, first model) {
+	r := rand.New(rand.NewPCG(seed, 3))
+	w = &world{r: r, restaurants: ids(5, seed)}
+	m := model{}
+	for i := range 1500 {
+		m[rowN(i)] = row{w.restaurants[r.IntN(5)], uuid(1, r), true}
+	}
+	first = maps.Clone(m)
+	h = &history{at: map[LSN]model{0: {}, 5: first}}
+	for i := range 60 {
+		end := LSN(i+1) * 10
+		var changes []Change
+		for range 50 {
+			c := Change{Row: rowN(r.IntN(6000)), Restaurant: w.restaurants[r.IntN(5)], Client: uuid(1, r), Op: Insert}
+			if _, ok := m[c.Row]; ok {
+				c.Op = []Op{Update, Delete}[r.IntN(2)]
+			}
+			m.apply(c)
+			changes = append(changes, c)
+		}
+		h.batches = append(h.batches, Batch{Changes: changes, End: end})
+		h.at[end] = maps.Clone(m)
+		h.ends = append(h.ends, end)
+	}
+	return h, w, first
+}
+
+// damageOptions make small blocks: where a checksum fails, Pebble looks for the
+// one flipped bit that explains it, in time that grows with the square.
+func damageOptions(fs vfs.FS) Options {
+	o := crashOptions(fs)
+	o.blockBytes = 1 << 10
+	return o
+}
+
+// images are stores as crashes leave them, most of them or a few more, and one
+// that was closed in order.
+func images(t *testing.T, seed uint64, most int) ([]*vfs.MemFS, *history, *world) {
+	t.Helper()
+	h, w, first := growing(seed)
+	rec := &recorder{mem: vfs.NewCrashableMem(), r: w.r}
+	s, err := Open("state", damageOptions(rec.fs()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.NewGeneration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range slices.Sorted(maps.Keys(first)) {
+		if err := l.Add(id, first[id].restaurant, first[id].client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Finish(Source{Slot: "test"}, 5); err != nil {
+		t.Fatal(err)
+	}
+	begin := len(rec.crashes)
+	for i := range h.batches {
+		if err := s.Apply(&h.batches[i]); err != nil {
+			t.Fatal(err)
+		}
+		if i%5 == 4 {
+			if _, err := s.Sync(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	disks := []*vfs.MemFS{rec.mem}
+	for i := begin; i < len(rec.crashes); i += max(1, (len(rec.crashes)-begin)/most) {
+		disks = append(disks, rec.crashes[i].disk)
+	}
+	return disks, h, w
+}
+
+// harm is one way in which a file can go bad; it returns nil for a file that is
+// gone.
+type harm func(r *rand.Rand, content []byte) []byte
+
+var harms = map[string]harm{
+	"flip": func(r *rand.Rand, b []byte) []byte {
+		b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+		return b
+	},
+	"truncate": func(r *rand.Rand, b []byte) []byte { return b[:r.IntN(len(b))] },
+	"delete":   func(*rand.Rand, []byte) []byte { return nil },
+}
+
+// TestAnyFileDamaged flips a byte in a file of a store, 200 times, and cuts and
+// removes files: of stores that were closed and stores that crashed. Whoever
+// reads afterwards sees the rows of a position that the store had, or an error;
+// never anything else. What was found bad is set aside and not opened again.
+func TestAnyFileDamaged(t *testing.T) {
+	t.Parallel()
+	damageFiles(t, false)
+}
+
+// TestLongEveryFileDamaged does it to each file of the store in each run.
+func TestLongEveryFileDamaged(t *testing.T) {
+	envtest.Long(t)
+	t.Parallel()
+	damageFiles(t, true)
+}
+
+func damageFiles(t *testing.T, each bool) {
+	t.Helper()
+	for how, runs := range map[string]int{"flip": 200, "truncate": 50, "delete": 50} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			disks, h, w := images(t, uint64(len(how)), 20)
+			r, seen := rand.New(rand.NewPCG(11, 11)), map[string]int{}
+			for run := range runs {
+				disk := disks[run%len(disks)]
+				names := slices.DeleteFunc(storeFiles(t, disk), func(name string) bool { return kind(name) == "LOCK" })
+				if !each {
+					names = []string{names[r.IntN(len(names))]}
+				}
+				for _, name := range names {
+					if copied, ok := harmed(t, disk, name, harms[how], r); ok {
+						seen[judge(t, copied, fmt.Sprintf("run %d, %s of %s", run, how, name), h, w)+" after "+kind(name)]++
+					}
+				}
+			}
+			for _, what := range slices.Sorted(maps.Keys(seen)) {
+				t.Logf("%4d %s", seen[what], what)
+			}
+			if seen["set aside after .sst"]+seen["found when read after .sst"] == 0 {
+				t.Error("no damage was seen")
+			}
+		})
+	}
+}
+
+func storeFiles(t *testing.T, disk *vfs.MemFS) []string {
+	t.Helper()
+	names, err := disk.List("state/" + storeName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// TestMissingLog removes each log that has another behind it, of stores that
+// were ended while tables were written. Pebble opens such a store with a hole.
+func TestMissingLog(t *testing.T) {
+	t.Parallel()
+	seen := map[string]int{}
+	for seed := range uint64(2) {
+		disks, h, w := images(t, seed, 40)
+		for i, disk := range disks {
+			logs := slices.DeleteFunc(storeFiles(t, disk), func(name string) bool { return kind(name) != ".log" })
+			for _, name := range logs[:max(0, len(logs)-1)] {
+				if copied, ok := harmed(t, disk, name, harms["delete"], nil); ok {
+					seen[judge(t, copied, fmt.Sprintf("image %d, %s of %v", i, name, logs), h, w)]++
+				}
+			}
+			sound(t, disk)
+		}
+	}
+	t.Log(seen)
+	if seen["set aside"] == 0 {
+		t.Error("no hole was seen")
+	}
+}
+
+// sound checks that a store without damage is not taken for one with a missing
+// log: reading all rows at each start would make it long.
+func sound(t *testing.T, disk *vfs.MemFS) {
+	t.Helper()
+	if missing, err := missingLog(disk, "state/"+storeName); missing || err != nil {
+		t.Errorf("a sound store misses a log: %v, %v", missing, err)
+	}
+}
+
+func kind(name string) string {
+	for _, k := range []string{"MANIFEST", "OPTIONS", "marker", "LOCK", ".sst", ".log"} {
+		if strings.Contains(name, k) {
+			return k
+		}
+	}
+	return name
+}
+
+// harmed copies a disk and damages one file of the store. It is not ok for a
+// file that this cannot be done to.
+func harmed(t *testing.T, disk *vfs.MemFS, name string, how harm, r *rand.Rand) (copied *vfs.MemFS, ok bool) {
+	t.Helper()
+	copied = vfs.NewMem()
+	if _, err := vfs.Clone(disk, copied, "state", "state"); err != nil {
+		t.Fatal(err)
+	}
+	path := "state/" + storeName + "/" + name
+	b, err := readFile(copied, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b) == 0 && !strings.Contains(name, "marker") {
+		return nil, false
+	}
+	if len(b) > 0 {
+		b = how(r, b)
+	} else {
+		b = nil // a marker says all by its name
+	}
+	if err := copied.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if b != nil {
+		if err := writeFile(copied, path, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return copied, true
+}
+
+// judge opens a damaged store and says what became of it.
+func judge(t *testing.T, disk *vfs.MemFS, what string, h *history, w *world) string {
+	t.Helper()
+	s, err := Open("state", damageOptions(disk))
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	verdict, err := examine(s, h, w)
+	if cerr := s.Close(); cerr != nil && err == nil {
+		t.Errorf("%s: %v", what, cerr)
+	}
+	switch {
+	case err == nil:
+		return verdict
+	case !errors.Is(err, ErrCorrupt):
+		t.Errorf("%s: %v", what, err)
+		return "wrong"
+	}
+	if s.Damage() == nil {
+		t.Errorf("%s: the store does not know of its damage", what)
+	}
+	s = openStore(t, "state", damageOptions(disk))
+	if _, aside := s.SetAside(); !aside || s.EndLSN() != 0 {
+		t.Errorf("%s: it was found damaged and is in use again", what)
+	}
+	return "found when read"
+}
+
+// examine reads everything by each index, and compares.
+func examine(s *Store, h *history, w *world) (string, error) {
+	if _, ok := s.Source(); !ok {
+		if s.EndLSN() != 0 || s.Subscriptions() != 0 {
+			return "", fmt.Errorf("no source, and %d rows at %s", s.Subscriptions(), s.EndLSN())
+		}
+		if _, aside := s.SetAside(); aside {
+			return "set aside", nil
+		}
+		return "before the load", nil // its last write was cut off
+	}
+	m, known := h.at[s.EndLSN()]
+	if !known || s.Subscriptions() != m.subscriptions() {
+		return "", fmt.Errorf("%d rows at %s, should be %d", s.Subscriptions(), s.EndLSN(), m.subscriptions())
+	}
+	for _, r := range w.restaurants {
+		got, err := audience(s, r)
+		if err != nil {
+			return "", err
+		}
+		if !slices.Equal(got, m.audience(r)) {
+			return "", fmt.Errorf("audience of %s at %s is wrong: %d, should be %d", r.Text(), s.EndLSN(), len(got), len(m.audience(r)))
+		}
+	}
+	// Point reads go through the filters: a row that they hide would leave its
+	// join key behind.
+	var all []Change
+	for id := range m {
+		all = append(all, Change{Op: Delete, Row: id})
+	}
+	if err := s.Apply(&Batch{Changes: all, End: 1 << 20}); err != nil {
+		return "", err
+	}
+	for _, r := range w.restaurants {
+		if left, err := audience(s, r); err != nil || len(left) > 0 {
+			return "", errors.Join(err, fmt.Errorf("%d clients of %s are left", len(left), r.Text()))
+		}
+	}
+	if s.Subscriptions() != 0 {
+		return "", fmt.Errorf("%d rows are left", s.Subscriptions())
+	}
+	return "whole", nil
+}
+
+// audience lists a restaurant's clients.
+func audience(s *Store, restaurant ID) ([]string, error) {
+	scan, err := s.NewScan()
+	if err != nil {
+		return nil, err
+	}
+	var list IDList
+	var out []string
+	for after, done := ID(""), false; !done && err == nil; {
+		list.Reset()
+		if after, done, err = scan.Undelivered(&list, "", restaurant, after, 500); err != nil {
+			break
+		}
+		for i := range list.Len() {
+			out = append(out, list.At(i).Text())
+		}
+	}
+	return out, errors.Join(err, scan.Close())
+}
