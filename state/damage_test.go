@@ -176,7 +176,7 @@ func TestMissingLog(t *testing.T) {
 					seen[judge(t, copied, fmt.Sprintf("image %d, %s of %v", i, name, logs), h, w)]++
 				}
 			}
-			sound(t, disk)
+			missesNoLog(t, disk)
 		}
 	}
 	t.Log(seen)
@@ -185,9 +185,9 @@ func TestMissingLog(t *testing.T) {
 	}
 }
 
-// sound checks that a store without damage is not taken for one with a missing
+// missesNoLog checks that a store without damage is not taken for one with a missing
 // log: reading all rows at each start would make it long.
-func sound(t *testing.T, disk *vfs.MemFS) {
+func missesNoLog(t *testing.T, disk *vfs.MemFS) {
 	t.Helper()
 	if missing, err := missingLog(disk, "state/"+storeName); missing || err != nil {
 		t.Errorf("a sound store misses a log: %v, %v", missing, err)
