@@ -21,13 +21,9 @@ const (
 	nudgeAtMost = time.Second
 )
 
-// Barrier returns nil once the local state holds everything that was committed
-// in Postgres before the call. It waits as long as that takes, through a
-// snapshot and reconnects too, and returns ctx's error when ctx ends, or
-// ErrStopped when Run has returned. Any number of goroutines may call it; they
-// share queries.
-func (m *Mirror) Barrier(ctx context.Context) error {
-	start := time.Now()
+// strict returns nil once the local state holds everything that was committed
+// in Postgres before the call.
+func (m *Mirror) strict(ctx context.Context) error {
 	for {
 		r, err := m.rounds.ask(ctx, m.stopped)
 		if err != nil {
@@ -37,7 +33,7 @@ func (m *Mirror) Barrier(ctx context.Context) error {
 			continue
 		}
 		if err == nil {
-			m.stats.freshness.Store(int64(time.Since(start)))
+			m.fresh.note(r.asked)
 		}
 		return err
 	}
@@ -85,6 +81,7 @@ func (m *Mirror) reach(ctx context.Context, r *round) error {
 // came before it was sent.
 type round struct {
 	done      chan struct{} // closed when the fields below are set
+	asked     time.Time     // before the query was sent: what was committed by then lies before target
 	target    state.LSN
 	unflushed bool   // the server had not flushed target when it was read
 	epoch     uint64 // of the session that served it

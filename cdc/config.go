@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -36,6 +37,11 @@ type Config struct {
 	// Run returns a *HaltError instead of taking a new snapshot over a complete one.
 	HaltOnLost bool
 
+	// Freshness is what Barrier waits for; default Strict.
+	Freshness Freshness
+	// MaxStaleness is for Bounded; default 5 s.
+	MaxStaleness time.Duration
+
 	// Logger takes what an operator wants to know; default none.
 	Logger *slog.Logger
 
@@ -58,6 +64,7 @@ func (c Config) withDefaults() Config {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
 	c.timelines = &timelines{}
+	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
 	c.copyConnections = cmp.Or(c.copyConnections, copyConnections)
 	c.parallelBytes = cmp.Or(c.parallelBytes, parallelBytes)
 	c.rangeBytes = cmp.Or(c.rangeBytes, rangeBytes)

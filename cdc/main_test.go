@@ -49,7 +49,13 @@ type rig struct {
 // of scripts/role.sql; all that a test does by SQL, and setup, the owner does.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{DB: envtest.Database(t), t: t, dir: t.TempDir()}
+	return newRigOn(t, envtest.Database(t))
+}
+
+// newRigOn is newRig on a database of a server of the test's own.
+func newRigOn(t *testing.T, db *envtest.DB) *rig {
+	t.Helper()
+	r := &rig{DB: db, t: t, dir: t.TempDir()}
 	r.role = r.RoleURL("source.url")
 	// For tables that a test puts in the place of the first.
 	r.Exec(fmt.Sprintf(`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO role_%s; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO role_%[1]s`, r.Name))

@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -45,6 +46,7 @@ func (p *probe) run(ctx context.Context) error {
 // answer reads how far the server is and asks for a keepalive if we are not
 // there yet. The keepalive comes behind all that was sent before it.
 func (p *probe) answer(ctx context.Context, unsent []*round) error {
+	asked := time.Now()
 	target, flushed, err := p.target(ctx)
 	if err != nil {
 		return err
@@ -53,7 +55,7 @@ func (p *probe) answer(ctx context.Context, unsent []*round) error {
 		p.back.requestReply()
 	}
 	for _, r := range unsent {
-		r.target, r.unflushed, r.epoch = target, target > flushed, p.epoch
+		r.asked, r.target, r.unflushed, r.epoch = asked, target, target > flushed, p.epoch
 		close(r.done)
 	}
 	return nil

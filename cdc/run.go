@@ -27,6 +27,7 @@ type Mirror struct {
 	store  *state.Store // written by the applier, or by a snapshot, never by both
 	pos    position     // outlives sessions: callers of Barrier wait across them
 	rounds rounds       // likewise
+	fresh  knownFresh   // likewise
 	stats  stats
 	gate   gate // held while a transaction is applied
 	works  works
@@ -77,6 +78,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	if err := m.cfg.validate(); err != nil {
 		return m.halted(err)
 	}
+	defer m.startAsking(ctx)()
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = firstPause, maxPause
 	for {

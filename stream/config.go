@@ -12,9 +12,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Barrier is the join's freshness: it returns once the local subscriptions
-// hold every change that was committed in Postgres before the call, or with an
-// error if ctx ends first. Callers are concurrent.
+// Barrier is the join's freshness: it returns once the local subscriptions are
+// as fresh as the operator wants them (by default: they hold every change that
+// was committed in Postgres before the call), or with an error if ctx ends
+// first. Callers are concurrent.
 type Barrier interface {
 	Barrier(ctx context.Context) error
 }

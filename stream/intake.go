@@ -40,7 +40,7 @@ type message struct {
 	time        int64 // milliseconds
 	campaign    *Campaign
 	dead        *deadLetter // instead of campaign
-	fresh       time.Time   // before the barrier: the join sees the subscriptions of this moment or later
+	fresh       time.Time   // before the barrier: a strict one lets the join see the subscriptions of this moment or later
 	fingerprint fingerprint // of campaign
 	known       *known      // what the campaign table held for its key; nil if nothing
 	shared      bool        // the campaign runs, or ran, for other restaurants too

@@ -39,7 +39,7 @@ func (d *daemon) take(store *state.Store) *halves {
 	mirror := cdc.New(sourceConfig(d.cfg, d.log), store)
 	h := &halves{
 		store: store, mirror: mirror,
-		service: stream.New(streamConfig(d.cfg, d.log), store, barrier{mirror}),
+		service: stream.New(streamConfig(d.cfg, d.log), store, barrier{mirror, d.waits}),
 	}
 	h.calls, h.end = context.WithCancelCause(context.Background())
 	d.present.Store(h)

@@ -8,14 +8,26 @@ import (
 )
 
 // newRegistry has the daemon's metrics: the status, read at each scrape, and
-// the process's memory, descriptors and CPU, under the same prefix.
-func newRegistry(report func() statusReport) *prometheus.Registry {
+// the process's memory, descriptors and CPU, under the same prefix, and what
+// more is counted elsewhere.
+func newRegistry(report func() statusReport, more ...prometheus.Collector) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
 		statusCollector{report},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "dinnerbell"}),
 	)
+	reg.MustRegister(more...)
 	return reg
+}
+
+// newFreshnessWaits counts how long joins waited for fresh subscriptions, one by
+// one: freshness_seconds knows the last alone.
+func newFreshnessWaits() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "dinnerbell", Name: "freshness_wait_seconds",
+		Help:    "How long joins waited for the subscriptions to be as fresh as join.freshness asks for.",
+		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	})
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {

@@ -15,6 +15,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/state"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -98,11 +99,12 @@ type daemon struct {
 	present atomic.Pointer[halves]
 	stalls  stalls
 	damages damages
+	waits   prometheus.Histogram // of the joins, for freshness
 }
 
 // newDaemon owns the store from here on: close the halves at the end.
 func newDaemon(cfg *config.Config, store *state.Store, log *slog.Logger) *daemon {
-	d := &daemon{cfg: cfg, log: log}
+	d := &daemon{cfg: cfg, log: log, waits: newFreshnessWaits()}
 	if _, aside := store.SetAside(); aside {
 		d.damages.add(time.Now())
 	}
@@ -113,14 +115,21 @@ func newDaemon(cfg *config.Config, store *state.Store, log *slog.Logger) *daemon
 // barrier is the mirror's freshness as package stream wants it. A mirror that
 // has stopped for good cannot say any more what is fresh: campaigns wait, and
 // what is decided is still shipped.
-type barrier struct{ mirror *cdc.Mirror }
+type barrier struct {
+	mirror *cdc.Mirror
+	waits  prometheus.Observer
+}
 
 // Barrier implements stream.Barrier.
 func (b barrier) Barrier(ctx context.Context) error {
+	start := time.Now()
 	err := b.mirror.Barrier(ctx)
 	if errors.Is(err, cdc.ErrStopped) {
 		<-ctx.Done()
 		return ctx.Err()
+	}
+	if err == nil {
+		b.waits.Observe(time.Since(start).Seconds())
 	}
 	return err
 }
@@ -143,7 +152,7 @@ func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
 func (d *daemon) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	readOnly := newHandler(d.report, d.log)
+	readOnly := newHandler(d.report, d.log, d.waits)
 	g.Go(func() error { return serveHTTP(httpCtx, readOnly, d.log, l.tcp) })
 	// Actions end when the draining begins.
 	actions := d.actions()

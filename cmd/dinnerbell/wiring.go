@@ -27,6 +27,8 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 		Slot:             cfg.Source.Slot,
 		ApplicationName:  instanceName(cfg.State.Dir),
 		HaltOnLost:       cfg.Source.OnLost == "halt",
+		Freshness:        cdc.Freshness(cfg.Join.Freshness),
+		MaxStaleness:     cfg.Join.MaxStaleness,
 		Logger:           log.With("part", "source"),
 	}
 }

@@ -95,12 +95,12 @@ type Checkpoint struct {
 	Keep  int           `yaml:"keep"`  // 3
 }
 
-// Join says how fresh the subscriptions must be that a campaign meets. This
-// version has the strict join alone.
+// Join says how fresh the subscriptions must be that a campaign meets; package
+// cdc says what the words mean.
 type Join struct {
-	Freshness       string        `yaml:"freshness"`        // strict
-	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded
-	LateSubscribers bool          `yaml:"late_subscribers"` // false
+	Freshness       string        `yaml:"freshness"`        // strict (default), bounded, off
+	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded; default 5s
+	LateSubscribers bool          `yaml:"late_subscribers"` // false; true comes later
 }
 
 // HTTP is the read-only listener.

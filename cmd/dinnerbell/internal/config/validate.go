@@ -21,7 +21,7 @@ var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 // and ErrNotAvailable where a key asks for what this version cannot do.
 func (c *Config) Validate() error {
 	problems := slices.Concat(c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
-		c.checkSASL(), c.checkRest(), c.checkNotAvailable())
+		c.checkSASL(), c.checkJoin(), c.checkRest(), c.checkNotAvailable())
 	return joined(problems)
 }
 
@@ -206,8 +206,24 @@ func (c *Config) checkRest() []error {
 	return out
 }
 
-// checkNotAvailable refuses what comes later. The keys of checkpoints and of
-// bounded freshness may stand at their defaults, so that the documented sample
+// checkJoin refuses a limit that nothing would keep: whoever sets one expects it
+// to work. At its default it may stand, as in the documented sample.
+func (c *Config) checkJoin() []error {
+	var out []error
+	j := c.Join
+	if !slices.Contains([]string{"strict", "bounded", "off"}, j.Freshness) {
+		out = append(out, fmt.Errorf("join.freshness: %q is none of strict, bounded, off", j.Freshness))
+	}
+	switch {
+	case j.MaxStaleness <= 0:
+		out = append(out, fmt.Errorf("join.max_staleness: %s is not a positive duration", j.MaxStaleness))
+	case j.Freshness != "bounded" && j.MaxStaleness != Defaults().Join.MaxStaleness:
+		out = append(out, fmt.Errorf("join.max_staleness: it limits nothing with join.freshness: %s; remove it, or set join.freshness: bounded", j.Freshness))
+	}
+	return out
+}
+
+// checkNotAvailable refuses what comes later. The keys of checkpoints may stand at their defaults, so that the documented sample
 // loads as it is (the daemon says at its start that they do nothing yet); any
 // other value is refused, for somebody who sets it expects it to work.
 func (c *Config) checkNotAvailable() []error {
@@ -215,17 +231,7 @@ func (c *Config) checkNotAvailable() []error {
 	refuse := func(key, why string) {
 		out = append(out, fmt.Errorf("%s: %w: %s", key, ErrNotAvailable, why))
 	}
-	switch c.Join.Freshness {
-	case "strict":
-	case "bounded", "off":
-		refuse("join.freshness", fmt.Sprintf("%q comes later; strict is the one there is", c.Join.Freshness))
-	default:
-		out = append(out, fmt.Errorf("join.freshness: %q is not strict", c.Join.Freshness))
-	}
 	defaults := Defaults()
-	if c.Join.MaxStaleness != defaults.Join.MaxStaleness {
-		refuse("join.max_staleness", "it belongs to join.freshness: bounded; remove the key")
-	}
 	if c.Join.LateSubscribers {
 		refuse("join.late_subscribers", "only false works; a client who subscribes later is not notified")
 	}
@@ -238,7 +244,7 @@ func (c *Config) checkNotAvailable() []error {
 // Idle lists the given keys that do nothing in this version.
 func (c *Config) Idle() []string {
 	var out []string
-	for _, key := range []string{"join.max_staleness", "state.checkpoint.every", "state.checkpoint.keep"} {
+	for _, key := range []string{"state.checkpoint.every", "state.checkpoint.keep"} {
 		if c.given[key] {
 			out = append(out, key)
 		}

@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// Replication is held back by a proxy while a subscription and then a campaign
+// come: a strict join waits for it and says so in status; a bounded one once
+// the mirror is too stale; without freshness the campaign goes to whom is known.
+func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		env   []string
+		waits bool
+	}{
+		{"strict", nil, true},
+		{"bounded, within", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=10m"}, false},
+		{"bounded, past", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=300ms"}, true},
+		{"off", []string{"DINNERBELL_JOIN_FRESHNESS=off"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			d := deploy(t)
+			relay := envtest.RelayPostgres(t, d.db, true)
+			d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('early', 'r')`)
+			d.setup(1)
+			d.env = append(append(os.Environ(), "DINNERBELL_SOURCE_URL="+relay.URL(d.db.RoleURL())), c.env...)
+			d.start()
+			d.ready()
+			d.produce(0, newCampaign("before", "r"))
+			d.checkOnce(map[string]string{"before": "r"}, patience)
+
+			relay.Pause()
+			d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r')`)
+			if c.name == "bounded, past" {
+				<-time.After(400 * time.Millisecond) // no wait for anything: the limit has to pass
+			}
+			d.produce(0, newCampaign("meanwhile", "r"))
+			if c.waits {
+				envtest.Until(t, patience, func() error {
+					if !d.waitsForFreshness() {
+						return fmt.Errorf("status does not say that the lane waits")
+					}
+					return nil
+				})
+				if n := d.notified("meanwhile"); n != 0 {
+					t.Errorf("%d clients were notified while the join had to wait", n)
+				}
+				relay.Resume()
+			}
+			want := map[bool]int64{true: 2, false: 1}[c.waits]
+			envtest.Until(t, patience, func() error { return d.atLeast("meanwhile", want) })
+			relay.Resume()
+			d.compareSinks(patience)
+			if n := d.notified("meanwhile"); n != want {
+				t.Errorf("%d clients were notified, want %d", n, want)
+			}
+			address, err := d.httpAddress()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := d.metric(address, "dinnerbell_freshness_wait_seconds_count"); n != "2" {
+				t.Errorf("the histogram counts %q waits, want 2", n)
+			}
+			d.stop()
+		})
+	}
+}
+
+// waitsForFreshness asks the daemon.
+func (d *deployment) waitsForFreshness() bool {
+	d.Helper()
+	var status struct {
+		Lanes []struct {
+			Waiting bool `json:"waiting_for_freshness"`
+		} `json:"lanes"`
+	}
+	if err := json.Unmarshal([]byte(d.command("status", "--json")), &status); err != nil {
+		d.Fatal(err)
+	}
+	return len(status.Lanes) == 1 && status.Lanes[0].Waiting
+}
+
+// notified counts a campaign's feedback rows.
+func (d *deployment) notified(campaign string) (n int64) {
+	d.Helper()
+	d.scan(&n, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign)
+	return n
+}
