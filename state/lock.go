@@ -38,7 +38,16 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return f, nil
+	return heldLock{f}, nil
+}
+
+// heldLock is a lock that is held.
+type heldLock struct{ f *os.File }
+
+// Close gives the lock back. It says so: closing alone would leave the lock with
+// a child process that is just being started and has inherited the file.
+func (l heldLock) Close() error {
+	return errors.Join(syscall.Flock(int(l.f.Fd()), syscall.LOCK_UN), l.f.Close())
 }
 
 func writeHolder(f *os.File) error {
