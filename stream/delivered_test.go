@@ -3,6 +3,7 @@ package stream
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -46,6 +47,22 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 	if s := svc.Status(); s.DeliveredMisses == 0 {
 		t.Error("no misses are counted")
 	}
+	if n := w.delivered(); n != 0 {
+		t.Errorf("%d pairs are left", n)
+	}
+}
+
+// An edit that turns out to be older than what stands leaves nothing in the cache.
+func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 50)})
+	w.start()
+	now, c := time.Now(), w.campaign("c", "r1")
+	w.produceAt(1, now, c.json())
+	w.expect(map[string][]string{"c": w.subs["r1"]})
+	c.Content = "older"
+	w.produceAt(0, now.Add(-time.Second), c.json())
+	w.read(0, 1)
 	if n := w.delivered(); n != 0 {
 		t.Errorf("%d pairs are left", n)
 	}

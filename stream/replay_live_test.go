@@ -1,0 +1,105 @@
+package stream
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// decided waits until so many notifications are decided.
+func (w *world) decided(svc *Service, n int64) {
+	w.Helper()
+	envtest.Until(w, patience, func() error {
+		if got := svc.Status().Notifications.Decided; got < n {
+			return fmt.Errorf("%d decided, not yet %d", got, n)
+		}
+		return nil
+	})
+}
+
+// A campaign in the middle of its fan-out is replayed: it begins anew, nobody
+// gets it twice, and the lane is not thrown out of step.
+func TestReplayOfALiveCampaign(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 10_000)
+	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w.cfg.StepClients = 50
+	svc, _ := w.start()
+	c := w.campaign("c", "r1")
+	w.produce(0, c.json(), c.json()) // the second is an identical repeat
+	w.decided(svc, 1000)
+	w.read(0, 2)
+	got := w.replay(svc, ReplayRequest{})
+	if got.Messages != 2 || got.Superseded != 1 || got.Valid != 1 || got.Have < 1000 || got.Notified == 0 || got.Have+got.Notified > 10_000 {
+		t.Errorf("replay: %+v", got)
+	}
+	w.expect(map[string][]string{"c": all})
+	if epoch := w.db.Int(`SELECT epoch FROM dinnerbell.lane`); epoch != 1 {
+		t.Errorf("the lane was taken over %d times", epoch)
+	}
+}
+
+// A newer message on another partition takes the campaign from the lane that
+// replays it: the replay does not wait for what is no longer its own.
+func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 10_000)
+	w := newWorld(t, 2, map[string][]string{"r1": all[:10]})
+	w.cfg.StepClients = 50
+	svc, _ := w.start()
+	c := w.campaign("c", "r1")
+	w.produce(0, c.json())
+	w.expect(map[string][]string{"c": all[:10]})
+	w.subscribe(map[string][]string{"r1": all})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := svc.Replay(t.Context(), ReplayRequest{}, nil)
+		ended <- err
+	}()
+	w.decided(svc, 1000)
+	edit := c
+	edit.Content = "edited"
+	w.produceAt(1, time.Now(), edit.json())
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the replay waits for a campaign that another lane has")
+	}
+	w.expect(map[string][]string{"c": all})
+	edited := 0
+	for _, n := range w.rows() {
+		if n.Content == "edited" {
+			edited++
+		}
+	}
+	if edited == 0 {
+		t.Error("the replay was over before the edit came")
+	}
+}
+
+// A campaign that was due when a replay began its fan-out anew: the cursor that
+// was loaded before is not the replay's.
+func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
+	t.Parallel()
+	d := newDecider(&session{lane: &lane{}})
+	loaded := func(cursor string) *live {
+		c := Campaign{ID: "c", RestaurantID: "r1"}
+		return &live{Campaign: &c, version: version{0, 7}, cursor: packID(t, cursor)}
+	}
+	again := loaded("a")
+	d.sched.add(again)
+	d.take(arrival{due: []*live{loaded("b")}})
+	if d.sched.byKey[again.key()] != again {
+		t.Error("what was due has taken its place")
+	}
+	again.version.offset = 6
+	d.take(arrival{due: []*live{loaded("b")}})
+	if d.sched.byKey[again.key()] == again {
+		t.Error("a newer version has not")
+	}
+}
