@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,9 +28,10 @@ const ourTable = 16400
 //	update OID [key VALUE... | old VALUE...] new VALUE...
 //	delete OID key VALUE... | old VALUE...
 //	truncate OID...
-//	message
+//	message (transactional) | message outside
+//	origin NAME | type OID NAME
 //
-// A value is its text, or NULL, or TOAST (unchanged), or EMPTY, or BAD (not UTF-8).
+// "rows N" before a message gives it N times, with # as the number in each. A value is its text, or NULL, or TOAST (unchanged), or EMPTY, or BAD (not UTF-8).
 func message(line string) []byte {
 	f := strings.Fields(line)
 	switch f[0] {
@@ -52,7 +54,15 @@ func message(line string) []byte {
 		}
 		return b
 	case "message":
-		return append(u64([]byte{'M', 1}, 7), "dinnerbell\x00\x00\x00\x00\x00"...)
+		b := []byte{'M', 1}
+		if len(f) > 1 { // outside of a transaction
+			b[1] = 0
+		}
+		return append(u64(b, 7), "dinnerbell\x00\x00\x00\x00\x03any"...)
+	case "origin":
+		return append(u64([]byte{'O'}, 7), f[1]+"\x00"...)
+	case "type":
+		return append(u32([]byte{'Y'}, number(f[1])), "public\x00"+f[2]+"\x00"...)
 	case "insert":
 		return values(append(u32([]byte{'I'}, number(f[1])), 'N'), f[2:])
 	}
@@ -113,7 +123,11 @@ func newAssembler(from state.LSN, key ...string) *assembler {
 // describe prints a piece for a scenario's expected output.
 func describe(p piece) string {
 	var b strings.Builder
-	for _, c := range p.changes {
+	changes, more := p.changes, 0
+	if len(changes) > 20 {
+		changes, more = changes[:1], len(changes)-1
+	}
+	for _, c := range changes {
 		fmt.Fprintf(&b, "  %s", c.Op)
 		if c.Op != state.Truncate {
 			fmt.Fprintf(&b, " row %s", c.Row.Text())
@@ -125,6 +139,12 @@ func describe(p piece) string {
 			fmt.Fprintf(&b, " restaurant %s client %s", idText(c.Restaurant, c.KeepRestaurant), idText(c.Client, c.KeepClient))
 		}
 		b.WriteByte('\n')
+	}
+	if more > 0 {
+		fmt.Fprintf(&b, "  and %d more up to row %s\n", more, p.changes[more].Row.Text())
+	}
+	if p.end == 0 {
+		return b.String() + "  part\n"
 	}
 	fmt.Fprintf(&b, "  end %d\n", uint64(p.end))
 	return b.String()
@@ -190,16 +210,32 @@ func play(script string) string {
 				asm = newAssembler(0, strings.Fields(line[4:])...)
 				continue
 			}
-			p, ok, err := asm.add(message(line))
-			if err != nil {
-				fmt.Fprintf(&out, "  error: %v\n", err)
-			}
-			if ok {
-				out.WriteString(describe(p))
+			for _, line := range repeated(line) {
+				p, ok, err := asm.add(message(line))
+				if err != nil {
+					fmt.Fprintf(&out, "  error: %v\n", err)
+				}
+				if ok {
+					out.WriteString(describe(p))
+				}
 			}
 		}
 	}
 	return out.String()
+}
+
+// repeated gives the lines of "rows N …".
+func repeated(line string) []string {
+	rest, ok := strings.CutPrefix(line, "rows ")
+	if !ok {
+		return []string{line}
+	}
+	count, rest, _ := strings.Cut(rest, " ")
+	var lines []string
+	for i := range number(count) {
+		lines = append(lines, strings.ReplaceAll(rest, "#", strconv.FormatUint(i+1, 10)))
+	}
+	return lines
 }
 
 // A transaction too large is cut; only its last part has the end, and memory
@@ -271,22 +307,61 @@ func TestDecodeCutMessages(t *testing.T) {
 	}
 }
 
+// What decoding may allocate: for each byte what the smallest message (15 bytes)
+// makes of it, a change of 120 bytes in a slice that grows by half; and some, for
+// the runtime counts whole spans.
+const fuzzBase, fuzzPerByte = 1 << 20, 64
+
+// allocated is all that was ever allocated by the process.
+func allocated() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// framed is the messages of a script's block, each behind its length.
+func framed(block string) []byte {
+	var data []byte
+	for line := range strings.Lines(block) {
+		line = strings.TrimSpace(line)
+		word, _, _ := strings.Cut(line, " ")
+		switch word {
+		case "", "#", "from", "key", "rows":
+			continue
+		case "----":
+			return data
+		}
+		msg := message(line)
+		data = append(binary.BigEndian.AppendUint16(data, uint16(len(msg))), msg...)
+	}
+	return data
+}
+
 // FuzzDecode takes any sequence of messages, each behind its length.
 func FuzzDecode(f *testing.F) {
-	for _, lines := range [][]string{
-		{"relation 16400 t id:23 client_id:1043 restaurant_id:1043", "begin 5", "insert 16400 1 c r", "commit 9"},
-		{"relation 16400 t id:23 client_id:1043 restaurant_id:1043", "begin 5", "update 16400 old 1 c r new 2 TOAST r", "delete 16400 key 2 NULL NULL", "commit 9"}, //nolint:dupword // a key message has no other values
-		{"begin 5", "truncate 1 16400", "message", "commit 9"},
-		{"relation 16400 t id:23", "relation 16400 t id:25 client_id:1043 restaurant_id:1043"},
-	} {
-		var seed []byte
-		for _, line := range lines {
-			msg := message(line)
-			seed = append(binary.BigEndian.AppendUint16(seed, uint16(len(msg))), msg...)
+	scripts, err := filepath.Glob("testdata/assemble/*.txt")
+	if err != nil || len(scripts) == 0 {
+		f.Fatalf("no scripts: %v", err)
+	}
+	for _, path := range scripts {
+		script, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
 		}
-		f.Add(seed)
+		for block := range strings.SplitSeq(string(script), "\n\n") {
+			f.Add(framed(block))
+		}
+	}
+	for _, cut := range []string{"\x00\x09T\xff\xff\xff\xff\x00\x00\x00\x40", "\x00\x0bR\x00\x00\x40\x10\x00\x00\x00\xff\xff"} {
+		f.Add([]byte(cut)) // counts far beyond what follows
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
+		size, before := len(data), allocated()
+		defer func() {
+			if n := allocated() - before; n > fuzzBase+fuzzPerByte*uint64(size) {
+				t.Fatalf("%d bytes of memory for %d of input", n, size)
+			}
+		}()
 		asm := newAssembler(3)
 		for len(data) >= 2 {
 			n := min(int(binary.BigEndian.Uint16(data)), len(data)-2)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
 
@@ -221,11 +222,21 @@ func TestBarrierEnds(t *testing.T) {
 }
 
 // While apply is stalled the barrier waits, and ends with its context; and the
-// walsender stays although wal_sender_timeout is short.
+// walsender stays although wal_sender_timeout is short, and although more has
+// come than the queue takes, so that nothing is read any more.
 func TestBarrierAndTimeoutWhileApplyIsStalled(t *testing.T) {
 	t.Parallel()
+	stallApply(t, 2*time.Second, 3*time.Second)
+}
+
+func TestLongApplyStalledForAMinute(t *testing.T) {
+	envtest.Long(t)
+	stallApply(t, 5*time.Second, time.Minute)
+}
+
+func stallApply(t *testing.T, walSenderTimeout, stall time.Duration) {
 	r := newRig(t).setup()
-	r.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '2s'`, r.Name))
+	r.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '%dms'`, r.Name, walSenderTimeout.Milliseconds()))
 	stalled, resume := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	var end state.LSN // of the change that is not applied
@@ -240,7 +251,9 @@ func TestBarrierAndTimeoutWhileApplyIsStalled(t *testing.T) {
 	r.barrier()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('c', 'r')`)
 	await(t, stalled)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // longer than wal_sender_timeout
+	const rows = 2 * maxQueueBytes / 200 // a change takes more
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, repeat('r', 50) FROM generate_series(1, $1::int) g`, rows)
+	ctx, cancel := context.WithTimeout(t.Context(), stall)
 	defer cancel()
 	if err := r.m.Barrier(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("barrier while apply is stalled: %v", err)
@@ -255,4 +268,7 @@ func TestBarrierAndTimeoutWhileApplyIsStalled(t *testing.T) {
 	}
 	close(resume)
 	r.same("r")
+	if st := r.m.Status(); st.Reconnects != 0 || st.Subscriptions != rows+1 {
+		t.Errorf("status is %+v, want no reconnect and %d subscriptions", st, rows+1)
+	}
 }

@@ -199,7 +199,8 @@ func (c *Config) inspectPartitions(ctx context.Context, sql *pgx.Conn, cat *cata
 func (c *Config) inspectColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	names := c.columns()
 	rows, err := sql.Query(ctx, `
-		SELECT attname::text, attnum, atttypid, xmin::text, attgenerated <> '', has_column_privilege(attrelid, attnum, 'SELECT')
+		SELECT attname::text, attnum, atttypid, xmin::text, attgenerated <> '',
+		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
 		cat.source.TableOID, names)

@@ -65,19 +65,29 @@ func TestNamesAndTypes(t *testing.T) {
 	}
 }
 
-// NULL and empty ids are no subscriptions, and are counted.
+// NULL and empty ids, of clients and of restaurants, are no subscriptions, and
+// are counted, in the snapshot and in the stream. They become one when they are
+// filled in, and cease to be one when they are emptied.
 func TestRowsThatAreNoSubscription(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id DROP NOT NULL`)
-	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, NULL, 'r'), (2, '', 'r'), (3, 'c', 'r')`)
+	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id DROP NOT NULL, ALTER restaurant_id DROP NOT NULL`)
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, NULL, 'r'), (2, '', 'r'), (3, 'c', 'r'), (10, 'c', NULL), (11, NULL, NULL)`)
 	r.setup().start()
 	r.same("r")
-	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (4, '', 'r'), (5, NULL, 'r')`)
-	r.Exec(`UPDATE subscribers_restaurants SET client_id = 'now' WHERE id IN (1, 4)`)
+	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (4, '', 'r'), (5, NULL, 'r'), (12, 'd', NULL)`)
 	r.same("r")
-	if st := r.m.Status(); st.BadIDs != 2 || st.NullIDs != 2 || st.Subscriptions != 3 {
-		t.Errorf("status is %+v, want 2 bad ids, 2 that are NULL and 3 subscriptions", st)
+	if st := r.m.Status(); st.BadIDs != 2 || st.NullIDs != 6 || st.Subscriptions != 1 {
+		t.Errorf("status is %+v, want 2 bad ids, 6 that are NULL and 1 subscription", st)
+	}
+	r.Exec(`UPDATE subscribers_restaurants SET client_id = 'now' WHERE id IN (1, 4)`)
+	r.Exec(`UPDATE subscribers_restaurants SET restaurant_id = 'r' WHERE id IN (10, 12)`)
+	r.same("r")
+	r.Exec(`UPDATE subscribers_restaurants SET restaurant_id = NULL WHERE id = 3; UPDATE subscribers_restaurants SET client_id = NULL WHERE id = 10`)
+	r.Exec(`DELETE FROM subscribers_restaurants WHERE id = 11`)
+	r.same("r")
+	if st := r.m.Status(); st.BadIDs != 2 || st.NullIDs != 8 || st.Subscriptions != 3 {
+		t.Errorf("status is %+v, want 2 bad ids, 8 that are NULL and 3 subscriptions", st)
 	}
 }
 

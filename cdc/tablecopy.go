@@ -284,8 +284,8 @@ func (c *Config) copyParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
-		SELECT format('%I.%I', n.nspname, c.relname), pg_relation_size(c.oid) / block, block,
-		       has_table_privilege(c.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT')
+		SELECT format('%I.%I', n.nspname, c.relname), coalesce(pg_relation_size(c.oid), 0) / block, block,
+		       coalesce(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT'), false)
 		         AND NOT c.relrowsecurity AND NOT (SELECT relrowsecurity FROM pg_class WHERE oid = $1::oid)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
 		     (SELECT current_setting('block_size')::bigint AS block) AS b
