@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -73,6 +74,23 @@ func TestReplayAndSubscribers(t *testing.T) {
 		t.Errorf("the daemon ended with %d", code)
 	}
 	s.checkSubscribers(5000)
+
+	// A checkpoint says where the lanes read on when it was made.
+	store, err := state.Open(s.dir, state.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := store.Checkpoint(state.CauseAsked, map[int32]int64{0: 1})
+	if err := errors.Join(err, store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.daemon()
+	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	s.produce("dinner", "diner")
+	s.rows(10_000)
+	if r := replay("--from", m.ID); r.Messages != 1 || r.Have != 5000 || r.Lanes[0].From != 1 {
+		t.Errorf("from a checkpoint: %+v", r)
+	}
 }
 
 func (s *site) checkSubscribers(n int) {
