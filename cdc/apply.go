@@ -32,6 +32,8 @@ type applier struct {
 	// inside: it holds the gate, in the middle of a transaction.
 	inside bool
 
+	// awaitRoom is Mirror.awaitRoom.
+	awaitRoom func(ctx context.Context, more int64, why error) error
 	// beforeApply is nil outside of tests.
 	beforeApply func(*state.Batch)
 }
@@ -83,8 +85,8 @@ func (a *applier) apply(ctx context.Context, g *group) error {
 	return nil
 }
 
-// write applies a batch. A batch that ends a transaction closes its parts.
-func (a *applier) write(ctx context.Context, b *state.Batch) error {
+// tryWrite applies a batch. A batch that ends a transaction closes its parts.
+func (a *applier) tryWrite(ctx context.Context, b *state.Batch) error {
 	if !a.inside && !a.gate.enter(ctx) {
 		return ctx.Err()
 	}
@@ -126,7 +128,12 @@ func (a *applier) persist(ctx context.Context) error {
 	if a.pos.parts.Load() || a.store.Torn() || end <= a.store.EndLSN() {
 		return nil
 	}
-	return a.write(ctx, &state.Batch{End: end})
+	err := a.tryWrite(ctx, &state.Batch{End: end})
+	if errors.Is(err, state.ErrDiskFull) { // it can wait: the position is observed all the same
+		a.leave()
+		return nil
+	}
+	return err
 }
 
 // syncLoop makes durable what was applied, and only then lets it be

@@ -42,6 +42,9 @@ type Mirror struct {
 	// must is why the next session begins with a snapshot, whatever the
 	// catalogs say. Run's goroutine alone uses it.
 	must string
+	// loadNeeds is the room that the next snapshot needs at least, as the last one
+	// has shown. Run's goroutine alone uses it.
+	loadNeeds int64
 
 	hooks hooks
 }

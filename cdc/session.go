@@ -53,7 +53,11 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 	if reason != "" {
 		m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
 		m.stats.because(reason)
-		if err := m.rebuild(ctx, sql); err != nil {
+		err := m.rebuild(ctx, sql)
+		if errors.Is(err, state.ErrDiskFull) {
+			return false, m.awaitRoomForLoad(ctx, sql, err)
+		}
+		if err != nil {
 			return false, err
 		}
 		m.must = ""
@@ -130,7 +134,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	dirty := make(chan struct{}, 1)
 	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
 	recv.asm.dec = newDecoder(l.cat.source.TableOID, l.cat.columns)
-	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, beforeApply: m.hooks.beforeApply}
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, beforeApply: m.hooks.beforeApply}
 	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats}
 
 	// The first that fails ends all. Reading is the one thing that does not see

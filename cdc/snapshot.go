@@ -96,9 +96,11 @@ func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
 		}
 	}()
 	c, err := m.copyTable(ctx, slot.snapshot, loader, &m.stats.copy)
+	m.loadNeeds = loader.DiskBytes()*5/4 + 1<<20 // for the next try, if this one does not fit
 	if err != nil {
 		return err
 	}
+	m.loadNeeds *= 2 // the sorted runs are merged into tables beside them
 	m.stats.badIDs.Add(c.badIDs)
 	m.stats.nullIDs.Add(c.nulls)
 	failpoint.Hit("snapshot/copied")

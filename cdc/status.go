@@ -17,8 +17,9 @@ const (
 	StateSnapshot   State = "snapshot"    // the table is being copied
 	StateCatchingUp State = "catching_up" // behind where the server was at the session's start
 	StateStreaming  State = "streaming"
-	StateWaiting    State = "waiting" // somebody else holds the slot
-	StateHalted     State = "halted"  // an operator is needed
+	StateWaiting    State = "waiting"   // somebody else holds the slot
+	StateDiskFull   State = "disk_full" // changes wait for room on the local disk
+	StateHalted     State = "halted"    // an operator is needed
 )
 
 // Status is a mirror's condition at one moment.
@@ -65,6 +66,7 @@ type stats struct {
 	since     time.Time
 	walStatus string
 	lastError string
+	full      string // why it waits for room on the disk; "": it does not
 	reason    string
 	halted    *HaltError
 }
@@ -75,6 +77,16 @@ func (s *stats) set(to State) {
 	defer s.mu.Unlock()
 	if s.state != to {
 		s.state, s.since = to, time.Now()
+	}
+}
+
+// disk notes why the mirror waits for room on the disk; "" that it does not.
+func (s *stats) disk(full string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = full
+	if full != "" {
+		s.lastError = full
 	}
 }
 
@@ -135,6 +147,9 @@ func (m *Mirror) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.State, st.SlotWALStatus, st.LastError = s.state, s.walStatus, s.lastError
+	if s.full != "" && s.state != StateHalted {
+		st.State = StateDiskFull
+	}
 	st.RebuildReason, st.Halted, st.Since = s.reason, s.halted, time.Since(s.since)
 	return st
 }

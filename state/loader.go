@@ -78,6 +78,19 @@ func (l *Loader) Add(id RowID, restaurant, client ID) error {
 // Rows is the number of rows added.
 func (l *Loader) Rows() int64 { return l.rows }
 
+// DiskBytes is how much disk the load's files take now.
+func (l *Loader) DiskBytes() int64 {
+	sizes, err := fileSizes(l.s.o.fs, l.dir)
+	if err != nil {
+		return 0
+	}
+	var n int64
+	for _, size := range sizes {
+		n += size
+	}
+	return n
+}
+
 // Finish makes the load durable and lets it take over from the generation that
 // was served, in one write: rows, source and position. A scan that was made
 // before keeps reading the old rows. If it fails, the old generation goes on

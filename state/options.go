@@ -18,10 +18,13 @@ type Options struct {
 	Logger *slog.Logger
 	// CacheBytes bounds the cache of uncompressed blocks. 0: 64 MiB.
 	CacheBytes int64
-	// ReserveBytes of free disk are left alone: below, Apply and Add return
-	// [ErrDiskFull] before they write. Pebble cannot go on after a write that
-	// found the disk full, so it is not let come to that. 0: 256 MiB; negative: no check.
-	ReserveBytes int64
+	// ReserveBytes of free disk, or ReservePercent of the file system, whichever is
+	// less, are left alone: below, Apply and Add return [ErrDiskFull] before they
+	// write. Pebble cannot go on after a write that found the disk full, so it is
+	// not let come to that. One alone may be set; both 0: 512 MB and 5; negative
+	// ReserveBytes: no check.
+	ReserveBytes   int64
+	ReservePercent float64
 	// KeepCheckpoints is how many of those that were made in time are kept, and
 	// how many of those that were asked for. 0: 3.
 	KeepCheckpoints int
@@ -57,8 +60,8 @@ func (o Options) withDefaults() Options {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 64 << 20
 	}
-	if o.ReserveBytes == 0 {
-		o.ReserveBytes = 256 << 20
+	if o.ReserveBytes == 0 && o.ReservePercent == 0 {
+		o.ReserveBytes, o.ReservePercent = defaultReserveBytes, defaultReservePercent
 	}
 	if o.KeepCheckpoints == 0 {
 		o.KeepCheckpoints = 3

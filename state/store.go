@@ -133,17 +133,3 @@ func (s *Store) Subscriptions() int64 { return s.current().rows }
 // see half of it. It ends with the Apply that ends the transaction, which
 // Postgres sends again from [Store.EndLSN].
 func (s *Store) Torn() bool { return s.current().torn }
-
-// room returns ErrDiskFull if less than the reserve is free. A file system that
-// cannot tell has room.
-func (s *Store) room() error {
-	if s.o.ReserveBytes < 0 {
-		return nil
-	}
-	usage, err := s.o.fs.GetDiskUsage(s.dir)
-	if err != nil || usage.AvailBytes >= uint64(s.o.ReserveBytes) {
-		return nil //nolint:nilerr // not being told is no reason to stop; a full disk then fails the write
-	}
-	return fmt.Errorf("%w: %d MiB are free in %s, %d MiB are kept in reserve; make room",
-		ErrDiskFull, usage.AvailBytes>>20, s.dir, s.o.ReserveBytes>>20)
-}

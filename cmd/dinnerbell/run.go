@@ -56,6 +56,7 @@ func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
 func openState(cfg *config.Config, log *slog.Logger, distrust error) (*state.Store, error) {
 	store, err := state.Open(cfg.State.Dir, state.Options{
 		Logger: log.With("part", "state"), Distrust: distrust,
+		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
 		Fatal: func(message string) { endAtOnce(cfg, log, message) },
 	})
 	if err != nil {

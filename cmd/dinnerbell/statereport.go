@@ -6,11 +6,15 @@ import "fmt"
 const (
 	conditionOK         = "ok"
 	conditionRebuilding = "rebuilding" // it was damaged; campaigns wait for a new snapshot
+	conditionDiskFull   = "disk_full"  // the reserve is touched; changes of the subscriptions wait
 )
 
 // stateReport is the local store.
 type stateReport struct {
 	Condition string `json:"condition"`
+	// FreeBytes of the disk, and ReserveBytes of them that are left alone.
+	FreeBytes    int64 `json:"free_bytes"`
+	ReserveBytes int64 `json:"reserve_bytes"`
 	// Quarantines is how many stores were set aside since the daemon started, the
 	// one that it may have found at its start included.
 	Quarantines int64 `json:"quarantines"`
@@ -22,6 +26,14 @@ type stateReport struct {
 // reportState adds the local state to a report, and what it means for the rest.
 func (d *daemon) reportState(r *statusReport, h *halves, complete bool) {
 	r.State.Quarantines = d.damages.count()
+	if disk, ok := h.store.Disk(); ok {
+		r.State.FreeBytes, r.State.ReserveBytes = disk.Free, disk.Reserve
+		if disk.Short() {
+			r.State.Condition = conditionDiskFull
+			r.Reasons = append(r.Reasons, fmt.Sprintf("state: the disk is almost full: %s are free in %s%s and %s are kept in reserve (state.reserve); changes of the subscriptions wait until there is room",
+				byteCount(disk.Free), d.cfg.State.Dir, onDisk(d.cfg.State.Dir), byteCount(disk.Reserve)))
+		}
+	}
 	aside, was := h.store.SetAside()
 	if was {
 		r.State.Quarantine, r.State.Damage = aside.Dir, oneLine(aside.Reason)

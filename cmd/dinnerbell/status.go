@@ -70,7 +70,7 @@ func printStatus(out io.Writer, r *statusReport) error {
 		row(s.Work.Kind, "%s", s.Work)
 	}
 	row("subscriptions", "%s", thousands(s.Subscriptions))
-	row("local state", "%s", r.State.Condition)
+	row("local state", "%s, %s free, %s in reserve", r.State.Condition, byteCount(r.State.FreeBytes), byteCount(r.State.ReserveBytes))
 	if r.State.Quarantine != "" {
 		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
 	}

@@ -84,7 +84,8 @@ type SASL struct {
 
 // State is the local store.
 type State struct {
-	Dir        string     `yaml:"dir"` // default ./data, relative to the working directory
+	Dir        string     `yaml:"dir"`     // default ./data, relative to the working directory
+	Reserve    Reserve    `yaml:"reserve"` // of the disk; default 512MB or 5%, whichever is less
 	Checkpoint Checkpoint `yaml:"checkpoint"`
 }
 

@@ -119,6 +119,7 @@ func TestEveryKeyHasItsVariable(t *testing.T) {
 		reflect.TypeFor[time.Duration](): "7s",
 		reflect.TypeFor[[]string]():      "a:1, b:2",
 		reflect.TypeFor[Table]():         "s.t",
+		reflect.TypeFor[Reserve]():       "3%",
 		reflect.TypeFor[Secret]():        "postgres://x",
 	}
 	for _, leaf := range tree(Defaults()).leaves() {

@@ -86,6 +86,8 @@ func (f *field) set(text string, env Env) error {
 		v, err = time.ParseDuration(text)
 	case Table:
 		v, err = parseTable(text)
+	case Reserve:
+		v, err = parseReserve(text)
 	case []string:
 		v = splitList(text)
 	default:
@@ -109,6 +111,8 @@ func expected(v reflect.Value) string {
 		return "not a duration such as 5s or 2m"
 	case Table:
 		return "not a table name"
+	case Reserve:
+		return "not a size"
 	default:
 		return "not readable"
 	}

@@ -1,0 +1,74 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/state"
+)
+
+// Where the disk is almost full, the store refuses to write, and the mirror
+// waits until there is room again. The stream stays open meanwhile: what was
+// received waits in the queue, what comes after it waits in Postgres, feedback
+// goes on telling what is durable, so that wal_sender_timeout never strikes, and
+// nothing more is acknowledged. A keepalive that moves the position without
+// changes needs no write to be observed, so barriers pass as long as no change
+// of a subscription waits.
+
+// roomPoll is how often it is looked whether there is room.
+const roomPoll = 250 * time.Millisecond
+
+// awaitRoom waits until the disk has the reserve and so many bytes more. why is
+// what the store said.
+func (m *Mirror) awaitRoom(ctx context.Context, more int64, why error) error {
+	m.log.Warn("the disk is almost full; changes of the subscriptions wait until there is room", "reason", why)
+	m.stats.disk(why.Error())
+	defer m.stats.disk("")
+	tick := time.NewTicker(roomPoll)
+	defer tick.Stop()
+	for {
+		if d, ok := m.store.Disk(); !ok || d.Free >= d.Reserve+more {
+			m.log.Info("there is room on the disk again; going on")
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// awaitRoomForLoad waits after a snapshot that did not fit, until there is room
+// for more than it had written by then. The slot goes meanwhile: it would only
+// keep WAL on the source for a snapshot that has to be taken anew.
+func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error) error {
+	if err := m.dropSlot(ctx, sql); err != nil {
+		return errors.Join(why, err)
+	}
+	if err := m.awaitRoom(ctx, m.loadNeeds, why); err != nil {
+		return ignoreEnd(ctx, err)
+	}
+	return nil
+}
+
+// write applies a batch, as soon as there is room for it.
+func (a *applier) write(ctx context.Context, b *state.Batch) error {
+	for {
+		between := !a.inside // else the transaction was begun and must be ended
+		err := a.tryWrite(ctx, b)
+		if !errors.Is(err, state.ErrDiskFull) {
+			return err
+		}
+		if between {
+			a.leave()
+		}
+		if err := a.awaitRoom(ctx, 0, err); err != nil {
+			return fmt.Errorf("wait for room on the disk: %w", err)
+		}
+	}
+}

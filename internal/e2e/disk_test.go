@@ -1,0 +1,259 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// onSmallDisk puts the deployment's state.dir on a file system of its own, of so
+// many MB, with state.reserve as given.
+func (d *deployment) onSmallDisk(megabytes int, reserve string) {
+	d.Helper()
+	if os.Geteuid() != 0 {
+		d.Skip("only root may mount a file system")
+	}
+	disk := filepath.Join(filepath.Dir(d.dir), "disk")
+	if err := os.Mkdir(disk, 0o755); err != nil {
+		d.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%dm", megabytes)); err != nil {
+		d.Skipf("a file system cannot be mounted here: %v", err)
+	}
+	d.Cleanup(func() {
+		if d.process != nil {
+			d.kill()
+		}
+		if err := syscall.Unmount(disk, 0); err != nil {
+			d.Error(errors.Join(err, syscall.Unmount(disk, syscall.MNT_DETACH)))
+		}
+	})
+	d.dir = filepath.Join(disk, "state")
+	d.configure("state", map[string]any{"dir": d.dir, "reserve": reserve})
+}
+
+// configure replaces a section of the configuration.
+func (d *deployment) configure(section string, values map[string]any) {
+	d.Helper()
+	text, err := os.ReadFile(d.config)
+	if err != nil {
+		d.Fatal(err)
+	}
+	all := map[string]any{}
+	if err := json.Unmarshal(text, &all); err != nil {
+		d.Fatal(err)
+	}
+	all[section] = values
+	if text, err = json.Marshal(all); err != nil {
+		d.Fatal(err)
+	}
+	if err := os.WriteFile(d.config, text, 0o600); err != nil {
+		d.Fatal(err)
+	}
+}
+
+// ballast fills the small disk up to so many bytes, and returns the file.
+func (d *deployment) ballast(leave int64) string {
+	d.Helper()
+	name := filepath.Join(filepath.Dir(d.dir), "ballast")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		d.Fatal(err)
+	}
+	defer f.Close()
+	block := make([]byte, 64<<10)
+	for {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(name, &fs); err != nil {
+			d.Fatal(err)
+		}
+		if int64(fs.Bavail)*fs.Bsize < leave+int64(len(block)) {
+			return name
+		}
+		if _, err := f.Write(block); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			d.Fatal(err)
+		}
+	}
+}
+
+// readyz is the answer of the running daemon.
+func (d *deployment) readyz() (int, string) {
+	d.Helper()
+	address, err := d.httpAddress()
+	if err != nil {
+		d.Fatal(err)
+	}
+	resp, err := http.Get("http://" + address + "/readyz")
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		d.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// The disk fills up under the running daemon: changes of the subscriptions wait,
+// with a clear state and on the same connection; what needs none of them goes
+// on; nothing is acknowledged that is not stored. Room is made, and it goes on
+// by itself.
+func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.onSmallDisk(160, "64MB")
+	d.subscribe(10, 500)
+	d.setup(1)
+	d.db.Exec(`DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || ' SET wal_sender_timeout = ''2s'''; END $$`)
+	d.start()
+	d.ready()
+	walsender := func() (pid int) {
+		d.scan(&pid, `SELECT coalesce((SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1), 0)`, d.name)
+		return pid
+	}
+	before := walsender()
+	ballast := d.ballast(40 << 20)
+	envtest.Until(t, patience, func() error {
+		if code, body := d.readyz(); code != http.StatusServiceUnavailable || !strings.Contains(body, "disk is almost full") {
+			return fmt.Errorf("readyz: %d %s", code, body)
+		}
+		return nil
+	})
+	d.produce(0, newCampaign("needs no change", "r1")) // nothing waits yet
+	envtest.Until(t, patience, func() error { return d.atLeast("needs no change", 250) })
+
+	var committed string
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r2')`)
+	d.scan(&committed, `SELECT pg_current_wal_lsn()::text`)
+	d.produce(0, newCampaign("needs the change", "r2"))
+	full := time.Now()
+	envtest.Until(t, patience, func() error {
+		if status := d.command("status"); !strings.Contains(status, "disk_full") || !strings.Contains(status, "waits for fresh subscriptions") {
+			return fmt.Errorf("status:\n%s", status)
+		}
+		if time.Since(full) < 5*time.Second { // longer than wal_sender_timeout
+			return errors.New("not yet long enough")
+		}
+		return nil
+	})
+	var early bool
+	d.scan(&early, `SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`, d.name, committed)
+	if early {
+		t.Error("the change is acknowledged and not stored")
+	}
+	var have int
+	if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'needs the change'`); have != 0 {
+		t.Errorf("%d clients were notified before the change was known", have)
+	}
+	if pid := walsender(); pid != before {
+		t.Errorf("the walsender is %d, was %d: the stream was begun anew", pid, before)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	d.ready()
+	d.checkOnce(map[string]string{"needs no change": "r1", "needs the change": "r2"}, patience)
+	if log := d.log.tail(1 << 20); strings.Contains(log, "lost the source") {
+		t.Error("the mirror has reconnected")
+	}
+	d.stop()
+}
+
+// A snapshot that does not fit is not taken over and over: the daemon gives back
+// what it has written, and the slot, and waits for more room than it had.
+func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.onSmallDisk(256, "32MB")
+	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT md5('c' || n)::uuid::text, 'r' || n % 100 FROM generate_series(1, 800000) n`)
+	d.setup(1)
+	if err := os.Mkdir(d.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ballast := d.ballast(48 << 20)
+	d.start()
+	envtest.Until(t, patience, func() error {
+		if log := d.log.tail(1 << 20); !strings.Contains(log, "wait until there is room") {
+			return errors.New("it does not wait for room")
+		}
+		if status := d.command("status"); !strings.Contains(status, "source         disk_full") {
+			return fmt.Errorf("status:\n%s", status)
+		}
+		return nil
+	})
+	var slots int
+	if d.scan(&slots, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, d.name); slots != 0 {
+		t.Error("the slot keeps WAL for a snapshot that has to be taken anew")
+	}
+	if left, _ := filepath.Glob(filepath.Join(d.dir, "load", "*")); len(left) > 0 {
+		t.Errorf("files of the load are still there: %v", left)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	d.ready()
+	if n := strings.Count(d.log.tail(1<<20), "taking a snapshot"); n != 2 {
+		t.Errorf("%d snapshots were begun, want 2", n)
+	}
+	d.stop()
+}
+
+// Without a reserve the disk fills to the last byte under writes. The process
+// may end then, as failed and with the reason; it never goes on with less than
+// it had, and with room it is there again.
+func TestDiskFullToTheLastByte(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	d.onSmallDisk(96, "0")
+	d.subscribe(10, 500)
+	d.setup(1)
+	d.start()
+	d.ready()
+	ballast := d.ballast(0)
+	ended := false
+	for n := 0; n < 200 && !ended; n++ {
+		d.db.Exec(`UPDATE subscribers_restaurants SET client_id = client_id || $1`, fmt.Sprint(n%10))
+		select {
+		case err := <-d.exited:
+			exit, ok := errors.AsType[*exec.ExitError](err)
+			if !ok || exit.ExitCode() != 1 || !strings.Contains(d.log.tail(16<<10), "no space left on device") {
+				t.Errorf("the daemon ended with %v", err)
+			}
+			d.process, ended = nil, true
+		default:
+		}
+	}
+	t.Logf("the process ended: %v", ended)
+	d.produce(0, newCampaign("c", "r3"))
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if !ended {
+		select {
+		case <-d.exited:
+			d.process = nil
+		case <-time.After(time.Second):
+		}
+	}
+	if d.process == nil {
+		d.start()
+	}
+	d.ready()
+	d.checkOnce(map[string]string{"c": "r3"}, patience)
+	if aside := d.quarantines(); len(aside) > 0 {
+		t.Errorf("a full disk is no damage, and set aside was %v", aside)
+	}
+	d.stop()
+}
