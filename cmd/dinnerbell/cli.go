@@ -25,6 +25,7 @@ type cli struct {
 	Capacity    capacityCmd    `cmd:"" help:"Work out what a workload needs, from measured unit costs."`
 	Replay      replayCmd      `cmd:"" help:"Read campaigns again: who was missed is notified, nobody twice."`
 	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
+	Preview     previewCmd     `cmd:"" help:"Say how many clients a campaign would reach; sends nothing."`
 	Audit       auditCmd       `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
 	Resolve     resolveCmd     `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
 	Version     versionCmd     `cmd:"" help:"Show version, commit and Go."`
@@ -33,7 +34,6 @@ type cli struct {
 
 	Doctor      laterCmd `cmd:"" hidden:"" passthrough:""`
 	Checkpoint  laterCmd `cmd:"" hidden:"" passthrough:""`
-	Preview     laterCmd `cmd:"" hidden:"" passthrough:""`
 	Explain     laterCmd `cmd:"" hidden:"" passthrough:""`
 	DeadLetters laterCmd `cmd:"" hidden:"" passthrough:""`
 }

@@ -30,7 +30,7 @@ func dinnerbell(t *testing.T, env []string, args ...string) outcome {
 
 func TestCommandLine(t *testing.T) {
 	t.Chdir(t.TempDir()) // without a dinnerbell.yaml
-	if err := os.WriteFile("bounded.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {freshness: bounded}\n"), 0o600); err != nil {
+	if err := os.WriteFile("late.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {late_subscribers: true}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {
@@ -49,8 +49,8 @@ func TestCommandLine(t *testing.T) {
 		"unknown flag":    {args: []string{"run", "--fast"}, code: 2, stderr: "--fast"},
 		"no config":       {args: []string{"run"}, code: 2, stderr: "source.url: not set"},
 		"no such config":  {args: []string{"-c", "x.yaml", "run"}, code: 2, stderr: "x.yaml: no such file"},
-		"config refused":  {args: []string{"-c", "bounded.yaml", "run"}, code: 2, stderr: "join.freshness: not available in this version"},
-		"setup refused":   {args: []string{"setup", "-c", "bounded.yaml"}, code: 2, stderr: "join.freshness: not available in this version"},
+		"config refused":  {args: []string{"-c", "late.yaml", "run"}, code: 2, stderr: "join.late_subscribers: not available in this version"},
+		"setup refused":   {args: []string{"setup", "-c", "late.yaml"}, code: 2, stderr: "join.late_subscribers: not available in this version"},
 		"bad variable":    {args: []string{"status"}, env: []string{"DINNERBELL_STATE_DRI=x"}, code: 2, stderr: "did you mean DINNERBELL_STATE_DIR?"},
 		"no daemon":       {args: []string{"status"}, code: 1, stderr: "no daemon is running with state.dir ./data"},
 		"capacity":        {args: []string{"capacity", "--subscriptions", "1e9"}, code: 0, stdout: "               resource  "},
@@ -67,7 +67,7 @@ func TestCommandLine(t *testing.T) {
 		"replay until":    {args: []string{"replay", "--from", "2h", "--until", "soon"}, code: 2, stderr: "--until"},
 		"verify":          {args: []string{"verify", "--repair"}, code: 1, stderr: "no daemon is running"},
 		"subscribers":     {args: []string{"subscribers", "r"}, code: 1, stderr: "there is no local state"},
-		"preview":         {args: []string{"preview", "f.json"}, code: 2, stderr: "preview: not available in this version"},
+		"preview":         {args: []string{"preview", "f.json"}, code: 2, stderr: "f.json: no such file"},
 		"explain":         {args: []string{"explain", "c", "k"}, code: 2, stderr: "explain: not available in this version"},
 		"dead letters":    {args: []string{"dead-letters", "list", "--json"}, code: 2, stderr: "dead-letters: not available in this version"},
 	} {

@@ -42,6 +42,7 @@ type action func(ctx context.Context, c *call) (result any, err error)
 func (d *daemon) actions() map[string]action {
 	return map[string]action{
 		"rebuild":     d.rebuild,
+		"preview":     d.preview,
 		"replay":      d.replay,
 		"subscribers": d.subscribers,
 		"verify":      d.verify,

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +43,7 @@ func TestReplayAndSubscribers(t *testing.T) {
 	s.produce("lunch", "diner")
 	s.rows(50)
 	subscribe(41, 5000) // some of them twice
+	s.checkPreview()
 
 	replay := func(args ...string) (r stream.ReplayReport) {
 		t.Helper()
@@ -90,6 +93,28 @@ func TestReplayAndSubscribers(t *testing.T) {
 	s.rows(10_000)
 	if r := replay("--from", m.ID); r.Messages != 1 || r.Have != 5000 || r.Lanes[0].From != 1 {
 		t.Errorf("from a checkpoint: %+v", r)
+	}
+}
+
+// checkPreview has a campaign that 50 of 5,000 have by another message of it.
+func (s *site) checkPreview() {
+	s.t.Helper()
+	file := filepath.Join(s.t.TempDir(), "campaign.json")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	now := time.Now().Unix()
+	write(fmt.Sprintf(`{"restaurant_id":"diner","adv_campaign_id":"lunch","adv_campaign_content":"edited","adv_campaign_owner":"o",
+		"adv_campaign_owner_contact":"oc","adv_campaign_datetime_start":%d,"adv_campaign_datetime_end":%d,"datetime_created":%d}`, now, now+3600, now))
+	if out := s.must("preview", file); !strings.Contains(out, "would get it  4,950") || !strings.Contains(out, "would be sent at once") {
+		s.t.Errorf("preview: %s", out)
+	}
+	write("\xff")
+	var stderr syncBuffer
+	if code, out := s.run(s.t.Context(), &stderr, "preview", file, "--json"); code != 1 || !strings.Contains(stderr.String(), "not valid UTF-8") || !strings.Contains(out, `"refused"`) {
+		s.t.Errorf("preview of what is refused: exit %d, %s%s", code, out, stderr.String())
 	}
 }
 

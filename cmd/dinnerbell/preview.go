@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/stream"
+)
+
+// previewCmd says what would come of a campaign.
+type previewCmd struct {
+	File string `arg:"" help:"One message of the campaigns topic; - for standard input."`
+	JSON bool   `help:"The result as JSON."`
+}
+
+// previewArguments are the body of the action. The message need not be UTF-8.
+type previewArguments struct {
+	Value []byte `json:"value"`
+}
+
+// maxPreview bounds the message: what may travel to the daemon, in base64.
+const maxPreview = maxArguments / 2
+
+// Run asks the running daemon. A message that would be refused is an error.
+func (c *previewCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := config.Load(a.configFile, a.env)
+	if err != nil {
+		return err
+	}
+	value, err := c.read()
+	if err != nil {
+		return err
+	}
+	var p stream.Preview
+	shown := newProgress(a.stderr, "clients")
+	err = callDaemon(ctx, cfg.State.Dir, "preview", previewArguments{value}, heard{progress: shown.update, result: &p})
+	shown.finish()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		err = json.NewEncoder(a.stdout).Encode(&p)
+	} else if p.Reason == "" {
+		err = printPreview(a.stdout, &p)
+	}
+	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	if p.Reason != "" {
+		return fmt.Errorf("it would go to the dead letters: %s", p.Reason)
+	}
+	return nil
+}
+
+func (c *previewCmd) read() ([]byte, error) {
+	in := os.Stdin
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return nil, fmt.Errorf("%w: read campaign: %w", errUsage, err)
+		}
+		defer func() { _ = f.Close() }() // it was only read
+		in = f
+	}
+	value, err := io.ReadAll(io.LimitReader(in, maxPreview+1))
+	if err != nil {
+		return nil, fmt.Errorf("read campaign: %w", err)
+	}
+	if len(value) > maxPreview {
+		return nil, fmt.Errorf("read campaign: %s has more than %s", c.File, byteCount(maxPreview))
+	}
+	return value, nil
+}
+
+// preview is the action.
+func (d *daemon) preview(ctx context.Context, c *call) (any, error) {
+	var args previewArguments
+	if err := c.args(&args); err != nil {
+		return nil, err
+	}
+	p, err := d.halves().service.Preview(ctx, args.Value)
+	if err != nil {
+		return nil, fmt.Errorf("preview: %w", err)
+	}
+	return p, nil
+}
+
+// printPreview is for people.
+func printPreview(out io.Writer, p *stream.Preview) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	row := func(name, format string, args ...any) { _, _ = fmt.Fprintf(w, name+"\t"+format+"\n", args...) } // Flush reports errors
+	row("campaign", "%s", p.Campaign)
+	row("restaurant", "%s", p.Restaurant)
+	row("outcome", "%s", map[string]string{
+		"valid":     "would be sent at once",
+		"scheduled": "would be sent at its start",
+		"expired":   "its end has passed: nobody would get it",
+		"repeat":    "an identical message is there: nothing would happen",
+	}[p.Outcome])
+	row("audience", "%s", thousands(p.Audience))
+	row("have it", "%s", thousands(p.Have))
+	row("would get it", "%s", thousands(p.Notified))
+	return w.Flush()
+}

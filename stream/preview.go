@@ -1,0 +1,82 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/state"
+)
+
+// Preview says what would come of a message if it were sent to the campaigns
+// topic now.
+type Preview struct {
+	Campaign   string `json:"adv_campaign_id,omitempty"`
+	Restaurant string `json:"restaurant_id,omitempty"`
+	// Outcome is refused, expired, repeat, scheduled or valid.
+	Outcome string `json:"outcome"`
+	Reason  string `json:"reason,omitempty"` // it is refused for
+	// Audience is the number of the restaurant's clients, Have of those who have
+	// the campaign already, by whatever restaurant, Notified of those who would
+	// get it: at once, or as things stand now at its start.
+	Audience int64 `json:"audience"`
+	Have     int64 `json:"have"`
+	Notified int64 `json:"notified"`
+}
+
+// Preview judges a message as a lane does, against subscriptions as fresh as a
+// lane's, and sends nothing.
+func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
+	r := &replay{svc: s}
+	defer r.close()
+	if err := r.open(ctx); err != nil {
+		return nil, err
+	}
+	probe := r.probe
+	m := probe.parse(&kgo.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
+	if m.dead != nil {
+		return &Preview{Outcome: "refused", Reason: m.dead.reason}, nil
+	}
+	p := &Preview{Campaign: m.campaign.ID, Restaurant: m.campaign.RestaurantID, Outcome: "valid"}
+	if err := s.barrier.Barrier(ctx); err != nil {
+		return nil, fmt.Errorf("wait for fresh subscriptions: %w", err)
+	}
+	batch := []message{m}
+	if err := probe.lookUpAgain(ctx, probe.reader, batch); err != nil {
+		return nil, err
+	}
+	now := time.Now().Unix()
+	switch known := batch[0].known; {
+	case m.campaign.End <= now:
+		p.Outcome = "expired"
+	case known != nil && known.fingerprint == m.fingerprint:
+		p.Outcome = "repeat"
+	case m.campaign.Start > now:
+		p.Outcome = "scheduled"
+	}
+	return p, probe.countAudience(ctx, &m, p)
+}
+
+// countAudience fills in the numbers.
+func (s *session) countAudience(ctx context.Context, m *message, p *Preview) error {
+	restaurant, err := state.PackID(m.campaign.RestaurantID)
+	if err != nil {
+		return fmt.Errorf("pack restaurant id: %w", err)
+	}
+	if p.Audience, err = s.lane.svc.store.Audience(restaurant); err != nil {
+		return fmt.Errorf("read subscriptions: %w", err)
+	}
+	if err := s.loadDelivered(ctx, s.reader, m); err != nil {
+		return err
+	}
+	if m.delivered == "" {
+		return fmt.Errorf("count clients of campaign %s: there is no room for the %d that have it", m.campaign.ID, m.have)
+	}
+	p.Have = int64(m.have)
+	if p.Outcome == "valid" || p.Outcome == "scheduled" {
+		p.Notified, err = s.missed(ctx, restaurant, m.delivered, false)
+	}
+	return err
+}

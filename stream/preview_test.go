@@ -1,0 +1,40 @@
+package stream
+
+import "testing"
+
+// A preview says what then happens.
+func TestPreview(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 30)
+	w := newWorld(t, 1, map[string][]string{"r1": all, "r2": all[:20]})
+	svc, _ := w.start()
+	sent := w.campaign("sent", "r2")
+	w.produce(0, sent.json())
+	w.expect(map[string][]string{"sent": all[:20]})
+	edited, expired, scheduled, other := sent, w.campaign("a", "r1"), w.campaign("b", "r1"), w.campaign("sent", "r1")
+	edited.Content = "edited"
+	expired.End = expired.Start + 1
+	scheduled.Start += 1800
+	for name, tc := range map[string]struct {
+		value []byte
+		want  Preview
+	}{
+		"new":       {w.campaign("c", "r1").json(), Preview{Campaign: "c", Restaurant: "r1", Outcome: "valid", Audience: 30, Notified: 30}},
+		"nobody":    {w.campaign("c", "r3").json(), Preview{Campaign: "c", Restaurant: "r3", Outcome: "valid"}},
+		"repeat":    {sent.json(), Preview{Campaign: "sent", Restaurant: "r2", Outcome: "repeat", Audience: 20, Have: 20}},
+		"edit":      {edited.json(), Preview{Campaign: "sent", Restaurant: "r2", Outcome: "valid", Audience: 20, Have: 20}},
+		"other":     {other.json(), Preview{Campaign: "sent", Restaurant: "r1", Outcome: "valid", Audience: 30, Have: 20, Notified: 10}},
+		"expired":   {expired.json(), Preview{Campaign: "a", Restaurant: "r1", Outcome: "expired", Audience: 30}},
+		"scheduled": {scheduled.json(), Preview{Campaign: "b", Restaurant: "r1", Outcome: "scheduled", Audience: 30, Notified: 30}},
+		"refused":   {[]byte("{}"), Preview{Outcome: "refused", Reason: "restaurant_id is missing"}},
+	} {
+		got, err := svc.Preview(t.Context(), tc.value)
+		if err != nil || *got != tc.want {
+			t.Errorf("%s: %+v, %v; want %+v", name, got, err, tc.want)
+		}
+	}
+	if n := w.delivered(); n != 0 {
+		t.Errorf("%d pairs are left in the delivered cache", n)
+	}
+	w.expect(map[string][]string{"sent": all[:20]})
+}
