@@ -97,9 +97,27 @@ func (c *Config) explain(err error) error {
 	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
 		return halt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
-		return halt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
+		return viaPooler(err)
 	}
 	return fmt.Errorf("connect to Postgres: %w", err)
+}
+
+// viaPooler names what does not get better by trying again.
+func viaPooler(err error) *HaltError {
+	return halt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
+}
+
+// pooled recognises a pooler that took our settings and dropped them, by what
+// Postgres says then: a replication command is no SQL to it, and statements that
+// were prepared in one transaction are gone in the next.
+func pooled(err error) bool {
+	switch sqlState(err) {
+	case codeUnknownStatement, codeDuplicateStatement:
+		return true
+	case codeSyntaxError:
+		return errors.Is(err, errNoWalsender)
+	}
+	return false
 }
 
 // stream is a replication connection that sends WAL. One goroutine may call

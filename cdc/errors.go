@@ -14,6 +14,8 @@ var (
 	// errMoved: the session that a target was read in is over. LSNs of two
 	// servers do not compare, so the target is read again.
 	errMoved = errors.New("replication session ended")
+	// errNoWalsender: a replication command was not understood.
+	errNoWalsender = errors.New("not a replication connection")
 	// errMalformed: bytes that no Postgres sends.
 	errMalformed = errors.New("malformed replication message")
 	// errSilent: nothing came although an answer was asked for.
@@ -73,6 +75,9 @@ const (
 	codeProtocolViolation     = "08P01"
 	codeObjectInUse           = "55006"
 	codeUndefinedObject       = "42704" // settings too
+	codeUnknownStatement      = "26000" // prepared ones
+	codeDuplicateStatement    = "42P05" // likewise
+	codeSyntaxError           = "42601"
 )
 
 // sqlState is the SQLSTATE of err, "" if Postgres did not send it.

@@ -341,6 +341,9 @@ func sameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	id, err := pglogrepl.IdentifySystem(ctx, conn)
+	if sqlState(err) == codeSyntaxError {
+		return fmt.Errorf("identify system: %w: %w", errNoWalsender, err)
+	}
 	if err != nil {
 		return fmt.Errorf("identify system: %w", err)
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
@@ -146,47 +145,6 @@ func TestTornTransactionIsMended(t *testing.T) {
 	if r.store.Torn() || r.m.Status().Snapshots != 0 {
 		t.Errorf("torn %v after %+v, want whole without a snapshot", r.store.Torn(), r.m.Status())
 	}
-}
-
-// A slot in other hands is waited for and its holder named; a walsender that a
-// killed daemon left behind is ended.
-func TestSlotActive(t *testing.T) {
-	t.Parallel()
-	r := newRig(t).setup().start()
-	r.barrier()
-	if err := r.halt(); err != nil {
-		t.Fatal(err)
-	}
-	hold := func(name string) func() {
-		cfg := r.cfg
-		cfg.ApplicationName = name
-		var conn *pgconn.PgConn
-		envtest.Until(t, patience, func() error { // the last walsender is going
-			var err error
-			if conn, err = cfg.dialReplication(t.Context()); err != nil {
-				return err
-			}
-			if _, err = startStream(t.Context(), conn, &cfg, r.store.DurableLSN()); err != nil {
-				closeConn(conn)
-			}
-			return err
-		})
-		return func() { closeConn(conn) }
-	}
-
-	release := hold("somebody else")
-	r.start()
-	r.await("waiting", func(st Status) bool { return strings.Contains(st.LastError, `application_name "somebody else"`) })
-	release()
-	r.same()
-	if err := r.halt(); err != nil {
-		t.Fatal(err)
-	}
-
-	release = hold(r.cfg.ApplicationName) // never answers, as after kill -9
-	defer release()
-	r.start()
-	r.same()
 }
 
 // Foreign columns come, go and change their names; unchanged TOAST is kept.

@@ -82,8 +82,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		return m.halted(err)
 	}
 	defer m.startAsking(ctx)()
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = firstPause, maxPause
+	pause := newPauses()
 	for {
 		began := time.Now()
 		caughtUp, err := m.session(ctx)
@@ -103,10 +102,21 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 }
 
+// newPauses gives growing pauses, each between half and one and a half of what
+// is due.
+func newPauses() *backoff.ExponentialBackOff {
+	p := backoff.NewExponentialBackOff()
+	p.InitialInterval, p.MaxInterval = firstPause, maxPause
+	return p
+}
+
 // judge decides what the end of a session means; an error ends Run.
 func (m *Mirror) judge(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
+	}
+	if pooled(err) {
+		err = viaPooler(err)
 	}
 	m.stats.reconnects.Add(1)
 	m.stats.failed(err)

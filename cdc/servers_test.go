@@ -2,8 +2,6 @@ package cdc
 
 import (
 	"context"
-	"fmt"
-	"net/url"
 	"path/filepath"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -63,36 +61,19 @@ func (r *rig) startServer(server *testenv.Postgres) {
 }
 
 // pair moves the rig to a primary of its own with a physical standby. The
-// mirror's address names both. A server that can have failover slots has them.
+// mirror's address names both.
 func (r *rig) pair() (primary, standby *testenv.Postgres) {
 	r.t.Helper()
-	primary = r.own(nil)
-	const slot = "standby"
-	r.Exec(`SELECT pg_create_physical_replication_slot($1)`, slot)
-	settings := map[string]string{}
-	if r.version() >= failoverVersion {
-		// The standby has no standby of its own to wait for.
-		settings["sync_replication_slots"], settings["synchronized_standby_slots"] = "on", ""
-		r.Exec(`ALTER SYSTEM SET synchronized_standby_slots = 'standby'`)
-	}
-	if err := primary.Stop(); err != nil {
+	p := envtest.StartPair(r.t, 0, nil)
+	r.owns(p.Standby)
+	r.owns(p.Primary)
+	r.moveTo(p.Primary)
+	r.Exec(testenv.ContractTables)
+	var err error
+	if r.role, err = p.URL(r.RoleURL("source.url")); err != nil {
 		r.t.Fatal(err)
 	}
-	standby, err := primary.Standby(r.t.Context(), filepath.Join(envtest.Dir(r.t), "standby"), slot, settings)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.owns(standby)
-	r.startServer(primary)
-	r.startServer(standby)
-	as, err := url.Parse(r.role)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	as.Host = fmt.Sprintf("127.0.0.1:%d,127.0.0.1:%d", primary.Port(), standby.Port())
-	as.RawQuery = "sslmode=disable&target_session_attrs=read-write"
-	r.role = as.String()
-	return primary, standby
+	return p.Primary, p.Standby
 }
 
 // version is server_version_num.

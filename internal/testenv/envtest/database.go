@@ -107,10 +107,17 @@ func printVersion(t testing.TB, server *testenv.Postgres) {
 // does; settings override.
 func StartPostgres(t testing.TB, dir string, settings map[string]string) *testenv.Postgres {
 	t.Helper()
+	return StartPostgresVersion(t, 0, dir, settings)
+}
+
+// StartPostgresVersion is StartPostgres with a major version, 0 for the one that
+// all tests use.
+func StartPostgresVersion(t testing.TB, version int, dir string, settings map[string]string) *testenv.Postgres {
+	t.Helper()
 	all := maps.Clone(fast)
 	maps.Copy(all, settings)
 	server, err := testenv.StartPostgres(context.Background(), testenv.PostgresOptions{
-		Dir: dir, BinDir: postgresBin(t), Settings: all,
+		Dir: dir, BinDir: postgresBin(t, version), Settings: all,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -119,9 +126,16 @@ func StartPostgres(t testing.TB, dir string, settings map[string]string) *testen
 }
 
 // postgresBin finds the programs, or fetches them into the repository's cache.
-func postgresBin(t testing.TB) string {
+func postgresBin(t testing.TB, version int) string {
 	t.Helper()
-	bin, err := testenv.FindPostgres(t.Context(), filepath.Join(Root(t), ".cache"))
+	cache := filepath.Join(Root(t), ".cache")
+	var bin string
+	var err error
+	if version == 0 {
+		bin, err = testenv.FindPostgres(t.Context(), cache)
+	} else {
+		bin, err = testenv.FindPostgresVersion(t.Context(), version, cache)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,4 +197,9 @@ func dropDatabase(t testing.TB, url, name string) {
 	if _, err := conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
 		t.Errorf("drop %s: %v", name, err)
 	}
+}
+
+// On is a DB for a server and a database that the test has made.
+func On(t testing.TB, url string, pool *pgxpool.Pool) *DB {
+	return &DB{URL: url, Name: "postgres", Pool: pool, t: t}
 }

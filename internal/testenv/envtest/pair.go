@@ -1,0 +1,66 @@
+package envtest
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"testing"
+
+	"dinnerbell/internal/testenv"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// failoverVersion is the first whose logical slots can come along to a standby.
+const failoverVersion = 17
+
+// Pair is a primary and a physical standby that follows it. Where the server can
+// have failover slots, it is set up for them as docs/postgres.md says.
+type Pair struct{ Primary, Standby *testenv.Postgres }
+
+// StartPair starts both; settings are those of both. version is a major one, 0
+// the one that all tests use. The caller stops them.
+func StartPair(t testing.TB, version int, settings map[string]string) Pair {
+	t.Helper()
+	const slot = "standby"
+	dir := Dir(t)
+	p := Pair{Primary: StartPostgresVersion(t, version, filepath.Join(dir, "primary"), settings)}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn, err := pgx.Connect(t.Context(), p.Primary.URL(""))
+	must(err)
+	defer func() { _ = conn.Close(context.Background()) }()
+	var major int
+	must(conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int / 10000 FROM pg_create_physical_replication_slot($1)`, slot).Scan(&major))
+	own := map[string]string{}
+	if major >= failoverVersion {
+		// The standby has no standby of its own to wait for.
+		own["sync_replication_slots"], own["synchronized_standby_slots"] = "on", ""
+		_, err = conn.Exec(t.Context(), `ALTER SYSTEM SET synchronized_standby_slots = 'standby'`)
+		must(err)
+	}
+	must(conn.Close(t.Context()))
+	must(p.Primary.Stop())
+	p.Standby, err = p.Primary.Standby(t.Context(), filepath.Join(dir, "standby"), slot, own)
+	must(err)
+	must(p.Primary.Start(context.Background()))
+	must(p.Standby.Start(context.Background()))
+	return p
+}
+
+// URL gives a connection string of the primary both hosts: whoever connects finds
+// the one that takes writes.
+func (p Pair) URL(of string) (string, error) {
+	u, err := url.Parse(of)
+	if err != nil {
+		return "", err
+	}
+	u.Host = fmt.Sprintf("127.0.0.1:%d,127.0.0.1:%d", p.Primary.Port(), p.Standby.Port())
+	u.RawQuery = "sslmode=disable&target_session_attrs=read-write"
+	return u.String(), nil
+}

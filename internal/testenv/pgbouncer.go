@@ -1,0 +1,103 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// PgBouncerOptions says how a PgBouncer runs.
+type PgBouncerOptions struct {
+	Dir    string // for its files; reachable by the user that Postgres runs as
+	Server int    // port of the Postgres behind it
+	User   string // who may connect, without a password
+	// Settings go into pgbouncer.ini, such as "pool_mode": "transaction".
+	Settings map[string]string
+}
+
+// ErrNoPgBouncer means that none is installed.
+var ErrNoPgBouncer = errors.New("no pgbouncer is installed")
+
+// PgBouncer is a connection pooler in front of a Postgres, to show what happens
+// to those who go through one.
+type PgBouncer struct {
+	proc *process
+	port int
+}
+
+// StartPgBouncer starts one on loopback and returns when it accepts connections.
+func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error) {
+	program, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		program, err = exec.LookPath("/usr/sbin/pgbouncer") // not in everybody's PATH
+	}
+	if err != nil {
+		return nil, ErrNoPgBouncer
+	}
+	user, err := postgresUser()
+	if err != nil {
+		return nil, err
+	}
+	b := &PgBouncer{}
+	if b.port, err = freePort(); err != nil {
+		return nil, err
+	}
+	config, err := o.write(b.port)
+	if err != nil {
+		return nil, fmt.Errorf("write pgbouncer.ini: %w", err)
+	}
+	cmd := exec.Command(program, "-q", config)
+	cmd.Dir = o.Dir
+	if b.proc, err = startProcess(cmd, syscall.SIGKILL, user); err != nil {
+		return nil, err
+	}
+	err = b.proc.awaitReady(ctx, 10*time.Second, func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", loopback(b.port))
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start pgbouncer: %w", err), b.Stop())
+	}
+	return b, nil
+}
+
+// write makes the two files that it reads and gives the first one's path.
+func (o *PgBouncerOptions) write(port int) (string, error) {
+	users := filepath.Join(o.Dir, "users.txt")
+	var ini strings.Builder
+	fmt.Fprintf(&ini, "[databases]\n* = host=127.0.0.1 port=%d\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
+		"unix_socket_dir =\nauth_type = trust\nauth_file = %s\n", o.Server, port, users)
+	for name, value := range o.Settings {
+		fmt.Fprintf(&ini, "%s = %s\n", name, value)
+	}
+	config := filepath.Join(o.Dir, "pgbouncer.ini")
+	return config, errors.Join(
+		os.WriteFile(users, []byte(strconv.Quote(o.User)+" \"\"\n"), 0o644), //nolint:gosec // for the server's user
+		os.WriteFile(config, []byte(ini.String()), 0o644))                   //nolint:gosec // likewise
+}
+
+// Port is where it listens on 127.0.0.1.
+func (b *PgBouncer) Port() int { return b.port }
+
+// Stop ends it at once, with its connections.
+func (b *PgBouncer) Stop() error {
+	if !b.proc.running() {
+		return nil
+	}
+	if err := b.proc.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-b.proc.done
+	return nil
+}
