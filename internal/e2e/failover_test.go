@@ -71,7 +71,6 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 	if err := pair.Primary.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	standby.Exec(`ALTER SYSTEM RESET synchronous_standby_names`)
 	if standby.Int(`SELECT pg_promote()::int`) != 1 {
 		t.Fatal("the standby was not promoted")
 	}
@@ -81,10 +80,9 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r1')`)
 	d.produce(0, newCampaign("after", "r1"))
 	all["after"] = "r1"
-	// The late client is not in earlier audiences.
-	d.awaitCampaign("after")
-	d.compareSinks(patience)
 	for id, restaurant := range all {
+		// The late client may be in the audience of a campaign that waited, and
+		// must be in the last one's.
 		var want, have int64
 		d.scan(&want, `SELECT count(DISTINCT client_id) FROM subscribers_restaurants WHERE restaurant_id = $1 AND (client_id <> 'late' OR $2 = 'after')`, restaurant, id)
 		envtest.Until(t, patience, func() error {
@@ -108,16 +106,4 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 		t.Errorf("%d snapshots and %d failovers, want one each", n, status.Source.Failovers)
 	}
 	d.stop()
-}
-
-// awaitCampaign waits until a campaign has rows.
-func (d *deployment) awaitCampaign(id string) {
-	d.Helper()
-	envtest.Until(d, patience, func() error {
-		var have int64
-		if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, id); have == 0 {
-			return fmt.Errorf("campaign %s has no rows", id)
-		}
-		return nil
-	})
 }

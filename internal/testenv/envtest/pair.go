@@ -37,9 +37,9 @@ func StartPair(t testing.TB, version int, settings map[string]string) Pair {
 	defer func() { _ = conn.Close(context.Background()) }()
 	var major int
 	must(conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int / 10000 FROM pg_create_physical_replication_slot($1)`, slot).Scan(&major))
-	own := map[string]string{}
+	// The standby has no standby of its own to wait for.
+	own := map[string]string{"synchronous_standby_names": ""}
 	if major >= failoverVersion {
-		// The standby has no standby of its own to wait for.
 		own["sync_replication_slots"], own["synchronized_standby_slots"] = "on", ""
 		_, err = conn.Exec(t.Context(), `ALTER SYSTEM SET synchronized_standby_slots = 'standby'`)
 		must(err)
