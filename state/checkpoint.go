@@ -11,6 +11,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/internal/failpoint"
 )
 
 // flushPatience is how long a checkpoint waits for the memtables to be written,
@@ -44,7 +46,7 @@ func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest,
 		return nil, fmt.Errorf("make checkpoint: %w", err)
 	}
 	m := &Manifest{
-		Made: time.Now().UTC(), Cause: cause, Writer: s.o.Writer, Format: formatVersion, NextOffsets: nextOffsets,
+		Made: time.Now().UTC(), Cause: cause, Writer: s.o.Writer, Format: s.o.format.version, NextOffsets: nextOffsets,
 	}
 	m.ID = s.kept.nextID(m.Made)
 	if err := s.makeCheckpoint(m); err != nil {
@@ -79,12 +81,14 @@ func (s *Store) makeCheckpoint(m *Manifest) error {
 	if err := s.fill(tmp, m); err != nil {
 		return errors.Join(err, fsys.RemoveAll(tmp))
 	}
+	failpoint.Hit("checkpoint/filled")
 	if err := fsys.Rename(tmp, fsys.PathJoin(all, m.ID)); err != nil {
 		return errors.Join(err, fsys.RemoveAll(tmp))
 	}
 	if err := syncDir(fsys, all); err != nil {
 		return err
 	}
+	failpoint.Hit("checkpoint/complete")
 	return nil
 }
 
@@ -125,7 +129,9 @@ func (s *Store) link(store string, m *Manifest) error {
 		return ErrNotWhole
 	}
 	m.Source, m.EndLSN, m.Gen, m.Subscriptions, m.Sum = v.src, r.end, r.gen, r.rows, r.sum
-	return s.db.Checkpoint(store, pebble.WithFlushedWAL())
+	err := s.db.Checkpoint(store, pebble.WithFlushedWAL())
+	failpoint.Hit("checkpoint/linked")
+	return err
 }
 
 func fileSizes(fsys vfs.FS, dir string) (map[string]int64, error) {
@@ -153,6 +159,18 @@ func (s *Store) NewestCheckpoint() (Manifest, bool) {
 		return *m, true
 	}
 	return Manifest{}, false
+}
+
+// LastTimed is when the newest checkpoint was made that the clock asked for.
+func (s *Store) LastTimed() time.Time {
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	for _, m := range slices.Backward(s.kept.list) {
+		if m.Cause == CauseTimed {
+			return m.Made
+		}
+	}
+	return time.Time{}
 }
 
 // newest points into the list. The caller holds kept.mu.
@@ -192,6 +210,7 @@ func (s *Store) MoveCheckpoint() (LSN, error) {
 		return m.EndLSN, fmt.Errorf("move checkpoint %s to %s: %w", m.ID, v.end, err)
 	}
 	*m = next
+	failpoint.Hit("checkpoint/moved")
 	return m.EndLSN, nil
 }
 
@@ -238,6 +257,7 @@ func (s *Store) removeCheckpoint(id string) error {
 	if err := fsys.Rename(name, name+unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	failpoint.Hit("checkpoint/dropped")
 	return fsys.RemoveAll(name + unfinished)
 }
 

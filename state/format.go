@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -17,13 +18,47 @@ import (
 //	│ "DINNERBELL" │ version u32 │
 //	└──────────────┴─────────────┘
 //
-// A store without it is not ours ([ErrForeign]); a version above
-// formatVersion is of the future ([ErrNewerFormat]). Neither is touched. There
-// is no older version that could be met: version 1 is the first.
-const (
-	formatMagic   = "DINNERBELL"
-	formatVersion = 1
-)
+// A store without it is not ours ([ErrForeign]); a version above our own is of
+// the future ([ErrNewerFormat]). Neither is touched. One version below is
+// brought up in place; anything older is set aside and rebuilt.
+//
+// For a new version: raise the number, write the step from the one before, and
+// keep a store of the new one in testdata (see golden_test.go).
+const formatMagic = "DINNERBELL"
+
+// format is what a program writes and how it brings up what the one before wrote.
+type format struct {
+	version uint32
+	// upgrade adds to a batch what turns a store of version-1 into one of version;
+	// the format record goes with it. nil: there is no such store, or none that
+	// is worth it, and it is rebuilt. Not for rows by the million: a batch is held
+	// in memory.
+	upgrade func(db *pebble.DB, batch *pebble.Batch) error
+}
+
+// present is the format of this program. Version 1 is the first.
+var present = format{version: 1}
+
+// bringUp upgrades an open store that was found to be of an earlier version, in
+// one durable write, and then reads all rows: what is brought over must be whole.
+func (f format) bringUp(ctx context.Context, db *pebble.DB, found uint32) error {
+	if found == f.version {
+		return nil
+	}
+	b := db.NewBatch()
+	defer b.Close()
+	if err := errors.Join(f.upgrade(db, b), b.Set(keyFormat, encodeFormat(f.version), nil)); err != nil {
+		return fmt.Errorf("upgrade state from format %d: %w", found, err)
+	}
+	if err := b.Commit(pebble.Sync); err != nil {
+		return fmt.Errorf("upgrade state from format %d: %w", found, err)
+	}
+	r, _, _, err := loadMeta(db)
+	if err != nil {
+		return err
+	}
+	return checkRecord(ctx, db, r)
+}
 
 // The state record, rewritten in every batch that changes rows or the
 // position, so that rows and the LSN they bring the state to are one write:
@@ -80,40 +115,50 @@ func encodeFormat(version uint32) []byte {
 	return binary.BigEndian.AppendUint32([]byte(formatMagic), version)
 }
 
-// checkFormat reads the format record. fresh is true for a store in which
-// nothing was ever written: a crash may come between making it and the record.
-func checkFormat(db *pebble.DB) (fresh bool, err error) {
+// check reads the format record. It is 0 for a store in which nothing was ever
+// written: a crash may come between making it and the record. A version that can
+// be neither read nor brought up is an error.
+func (f format) check(db *pebble.DB) (found uint32, err error) {
 	value, err := get(db, keyFormat)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	if value == nil {
 		empty, err := isEmpty(db)
 		if err != nil || empty {
-			return empty, err
+			return 0, err
 		}
-		return false, fmt.Errorf("a Pebble store without dinnerbell's mark: %w", ErrForeign)
+		return 0, fmt.Errorf("a Pebble store without dinnerbell's mark: %w", ErrForeign)
 	}
 	version, ok := bytes.CutPrefix(value, []byte(formatMagic))
 	if !ok || len(version) != 4 {
-		return false, fmt.Errorf("a Pebble store with the mark %.40q: %w", value, ErrForeign)
+		return 0, fmt.Errorf("a Pebble store with the mark %.40q: %w", value, ErrForeign)
 	}
-	if v := binary.BigEndian.Uint32(version); v > formatVersion {
-		writer, err := get(db, keyWriter)
-		return false, errors.Join(newerFormat(fmt.Sprintf("format %d", v), fmt.Sprintf("format %d", formatVersion), string(writer)), err)
+	found = binary.BigEndian.Uint32(version)
+	switch {
+	case found > f.version:
+		return 0, newerFormat("format", found, f.version)
+	case found == 0 || found < f.version && (found+1 < f.version || f.upgrade == nil):
+		return 0, fmt.Errorf("it has format %d, which this dinnerbell does not read any more", found)
 	}
-	return false, nil
+	return found, nil
 }
 
-// newerFormat names the program to start, by its version, "" if that is not known.
-func newerFormat(found, known, writer string) error {
-	if writer == "" {
-		writer = "a newer dinnerbell"
-	} else {
-		writer = "dinnerbell " + writer
+func newerFormat(what string, found, known uint32) error {
+	return fmt.Errorf("%w: it has %s %d, this dinnerbell reads up to %d", ErrNewerFormat, what, found, known)
+}
+
+// naming adds to an [ErrNewerFormat] which program to start: the one of version
+// writer, which is "" if that is not known.
+func naming(writer string, err error) error {
+	if !errors.Is(err, ErrNewerFormat) {
+		return err
 	}
-	return fmt.Errorf("%w: it has %s, written by %s; this one reads up to %s; "+
-		"start the newer one, or move the directory away to have it rebuilt", ErrNewerFormat, found, writer, known)
+	start := "start the newer dinnerbell"
+	if writer != "" {
+		start = "dinnerbell " + writer + " wrote it: start that one"
+	}
+	return fmt.Errorf("%w; %s, or move the directory away to have it rebuilt", err, start)
 }
 
 // loadMeta reads the state record and the source. ok is false if no load was

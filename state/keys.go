@@ -13,7 +13,6 @@ import (
 //	┌────┬──────┐
 //	│ 00 │ name │                                     "format", "state": see format.go
 //	└────┴──────┘                                     "source": JSON of Source
-//	                                                  "writer": version of the program
 //	┌────┬────────┬────────────┬────────┬─────┐
 //	│ 10 │ gen u32│ restaurant │ client │ row │       empty; one per subscription row:
 //	└────┴────────┴────────────┴────────┴─────┘       the join is a scan of one prefix
@@ -44,7 +43,6 @@ var (
 	keyFormat = []byte{spaceMeta, 'f', 'o', 'r', 'm', 'a', 't'}
 	keyState  = []byte{spaceMeta, 's', 't', 'a', 't', 'e'}
 	keySource = []byte{spaceMeta, 's', 'o', 'u', 'r', 'c', 'e'}
-	keyWriter = []byte{spaceMeta, 'w', 'r', 'i', 't', 'e', 'r'}
 )
 
 func appendGen(dst []byte, space byte, gen uint32) []byte {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,6 +78,11 @@ func (m *Manifest) Bytes() int64 {
 		n += size
 	}
 	return n
+}
+
+// Folder is where the store is, given the state directory.
+func (m *Manifest) Folder(dir string) string {
+	return filepath.Join(dir, checkpointsName, m.ID, storeName)
 }
 
 func (m *Manifest) encode() ([]byte, error) {

@@ -19,6 +19,7 @@ import (
 //	LOCK               held while the store is open
 //	store/             Pebble
 //	store.ours         says that store/ is dinnerbell's
+//	writer             version of the program that opened it last
 //	store.corrupt      why store/ must not be opened again
 //	load/              sorted runs of a load under way; removed at Open
 //	checkpoints/       see manifest.go
@@ -28,6 +29,7 @@ const (
 	storeName      = "store"
 	oursName       = "store.ours"
 	condemnedName  = "store.corrupt"
+	writerName     = "writer"
 	loadName       = "load"
 	quarantineName = "quarantine-"
 )
@@ -51,6 +53,7 @@ func Open(dir string, o Options) (*Store, error) {
 	s := &Store{dir: dir, o: o, log: o.Logger, lock: lock}
 	s.damage.found = make(chan struct{})
 	if err := s.open(); err != nil {
+		err = naming(readWriter(o.fs, dir), err)
 		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())
 	}
 	return s, nil
@@ -185,8 +188,8 @@ func probe(o Options, store string) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := checkFormat(db)
-	if err == nil && !fresh {
+	found, err := o.format.check(db)
+	if err == nil && found == o.format.version { // all rows of others are read in any case
 		err = checkSuspect(o, store, names, db)
 	}
 	return errors.Join(err, db.Close())
@@ -260,7 +263,7 @@ func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
 	}
 	v, err := strconv.ParseUint(value, 10, 32)
 	if err == nil && pebble.FormatMajorVersion(v) > pebble.FormatNewest {
-		return newerFormat(fmt.Sprintf("Pebble format %d", v), fmt.Sprintf("Pebble format %d", pebble.FormatNewest), "")
+		return newerFormat("Pebble format", uint32(v), uint32(pebble.FormatNewest))
 	}
 	return nil
 }
@@ -268,14 +271,17 @@ func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
 // recover reads what the store holds, writes the first records into a fresh
 // one, and removes what an unfinished load left.
 func (s *Store) recover() error {
-	fresh, err := checkFormat(s.db)
+	found, err := s.o.format.check(s.db)
 	if err != nil {
 		return err
 	}
-	if fresh {
-		if err := s.initialize(); err != nil {
-			return err
-		}
+	if found == 0 {
+		err = s.initialize()
+	} else {
+		err = s.o.format.bringUp(context.Background(), s.db, found)
+	}
+	if err != nil {
+		return err
 	}
 	r, src, ok, err := loadMeta(s.db)
 	if err != nil {
@@ -298,7 +304,7 @@ func (s *Store) recover() error {
 func (s *Store) initialize() error {
 	b := s.db.NewBatch()
 	first := record{gen: 1}
-	err := errors.Join(b.Set(keyFormat, encodeFormat(formatVersion), nil), b.Set(keyState, first.encode(), nil))
+	err := errors.Join(b.Set(keyFormat, encodeFormat(s.o.format.version), nil), b.Set(keyState, first.encode(), nil))
 	if err == nil {
 		err = b.Commit(pebble.Sync)
 	}
@@ -308,13 +314,31 @@ func (s *Store) initialize() error {
 	return nil
 }
 
-// sign leaves the program's version in the store, for older programs to name.
+// sign leaves the program's version in the directory, for older programs to
+// name: beside the store, which they may not be able to open.
 func (s *Store) sign() error {
-	signed, err := get(s.db, keyWriter)
-	if err == nil && s.o.Writer != "" && string(signed) != s.o.Writer {
-		err = s.db.Set(keyWriter, []byte(s.o.Writer), pebble.Sync)
+	if s.o.Writer == "" || s.o.Writer == readWriter(s.o.fs, s.dir) {
+		return nil
 	}
-	return err
+	name := s.o.fs.PathJoin(s.dir, writerName)
+	err := writeFile(s.o.fs, name+unfinished, []byte(s.o.Writer))
+	if err == nil {
+		err = rename(s.o.fs, s.dir, writerName+unfinished, writerName)
+	}
+	if err != nil {
+		return fmt.Errorf("write version: %w", err)
+	}
+	return nil
+}
+
+// readWriter gives the version of the program that opened the directory last,
+// "" if that is not known.
+func readWriter(fsys vfs.FS, dir string) string {
+	b, err := readFile(fsys, fsys.PathJoin(dir, writerName))
+	if err != nil {
+		return ""
+	}
+	return string(b)
 }
 
 // removeLeftovers drops rows of other generations than the one that is served

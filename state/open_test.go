@@ -93,10 +93,10 @@ func TestFormatRefused(t *testing.T) {
 		says string
 	}{
 		"newer version": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, encodeFormat(formatVersion+1)))
-		}, ErrNewerFormat, fmt.Sprintf("format %d", formatVersion+1)},
+			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, encodeFormat(present.version+1)))
+		}, ErrNewerFormat, fmt.Sprintf("format %d", present.version+1)},
 		"newer Pebble": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, encodeFormat(formatVersion)))
+			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, encodeFormat(present.version)))
 			old, _ := filepath.Glob(filepath.Join(dir, storeName, "marker.format-version.*"))
 			for _, name := range old {
 				if err := os.Rename(name, filepath.Join(dir, storeName, "marker.format-version.000099.999")); err != nil {

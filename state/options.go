@@ -28,7 +28,7 @@ type Options struct {
 	// KeepCheckpoints is how many of those that were made in time are kept, and
 	// how many of those that were asked for. 0: 3.
 	KeepCheckpoints int
-	// Writer is the program's version, which the store and each checkpoint
+	// Writer is the program's version, which the directory and each checkpoint
 	// remember: an older program names it when it cannot read them.
 	Writer string
 
@@ -42,6 +42,8 @@ type Options struct {
 	// on whatever goroutine of Pebble's that is.
 	Fatal func(message string)
 
+	// format is what is written; the zero value is the present one.
+	format format
 	// fs is the file system; nil is the real one. Tests crash it.
 	fs vfs.FS
 	// chunkBytes is how much of a load is sorted in memory at once; 0: 40 MiB,
@@ -65,6 +67,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.KeepCheckpoints == 0 {
 		o.KeepCheckpoints = 3
+	}
+	if o.format.version == 0 {
+		o.format = present
 	}
 	if o.fs == nil {
 		o.fs = vfs.Default

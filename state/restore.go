@@ -48,8 +48,8 @@ func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, repla
 	if m, err = readManifest(o.fs, dir, id); err != nil {
 		return nil, "", err
 	}
-	if m.Format > formatVersion {
-		return nil, "", newerFormat(fmt.Sprintf("format %d", m.Format), fmt.Sprintf("format %d", formatVersion), m.Writer)
+	if m.Format > o.format.version {
+		return nil, "", naming(m.Writer, newerFormat("format", m.Format, o.format.version))
 	}
 	if err := m.checkFiles(o.fs, dir); err != nil {
 		return nil, "", err
@@ -102,7 +102,7 @@ func prepare(ctx context.Context, o Options, dir string, m *Manifest) error {
 	}
 	db, err := openPebble(to, o.pebbleOptions(func(error) {}))
 	if err == nil {
-		err = errors.Join(adopt(ctx, db, m), db.Close())
+		err = errors.Join(adopt(ctx, o.format, db, m), db.Close())
 	}
 	if pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) {
 		return fmt.Errorf("%w: %w", ErrBadCheckpoint, err)
@@ -121,8 +121,12 @@ func linkFile(fsys vfs.FS, from, to, name string) error {
 
 // adopt checks the rows of the copy, moves it to the manifest's position, and
 // forgets what was delivered: a cache of another time is worth nothing.
-func adopt(ctx context.Context, db *pebble.DB, m *Manifest) error {
-	if _, err := checkFormat(db); err != nil {
+func adopt(ctx context.Context, f format, db *pebble.DB, m *Manifest) error {
+	found, err := f.check(db)
+	if err != nil {
+		return err
+	}
+	if err := f.bringUp(ctx, db, found); err != nil {
 		return err
 	}
 	r, src, ok, err := loadMeta(db)

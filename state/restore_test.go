@@ -203,7 +203,7 @@ func TestRestoreRefusesNewer(t *testing.T) {
 	makeStore(t, dir)
 	s := openStore(t, dir, testOptions())
 	m := checkpoint(t, s, CauseAsked)
-	m.Format, m.Writer = formatVersion+1, "v9.8.7"
+	m.Format, m.Writer = present.version+1, "v9.8.7"
 	if err := s.replaceManifest(&m); err != nil {
 		t.Fatal(err)
 	}
