@@ -137,21 +137,26 @@ func (a *applier) persist(ctx context.Context) error {
 }
 
 // syncLoop makes durable what was applied, and only then lets it be
-// acknowledged.
-func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, back *feedback) error {
-	pace := time.NewTicker(syncEvery)
+// acknowledged, as far as the newest checkpoint allows.
+func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *keeper, back *feedback) error {
+	pace, clock := time.NewTicker(syncEvery), time.NewTicker(keepEvery)
 	defer pace.Stop()
+	defer clock.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-dirty:
+		case <-clock.C:
 		}
 		lsn, err := store.Sync()
 		if err != nil {
 			return fmt.Errorf("sync state: %w", err)
 		}
 		failpoint.Hit("acknowledge/synced")
+		if lsn, err = keep.cover(lsn); err != nil {
+			return err
+		}
 		back.synced(lsn)
 		select {
 		case <-ctx.Done():

@@ -42,6 +42,14 @@ type Config struct {
 	// MaxStaleness is for Bounded; default 5 s.
 	MaxStaleness time.Duration
 
+	// CheckpointEvery is how often a checkpoint of the state is made. The slot is
+	// then acknowledged no further than the newest stands for. 0: none is made,
+	// and what is durable is acknowledged.
+	CheckpointEvery time.Duration
+	// NextOffsets gives what the checkpoints note beside the rows: the next
+	// offsets of the input, by partition. It may be nil.
+	NextOffsets func() map[int32]int64
+
 	// Logger takes what an operator wants to know; default none.
 	Logger *slog.Logger
 

@@ -74,11 +74,11 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 	if err := m.release(ctx, sql, slot); err != nil {
 		return false, err
 	}
-	return m.stream(ctx, sql, cat, durable)
+	return m.stream(ctx, sql, cat, slot.confirmed, durable)
 }
 
-// stream follows the slot from durable on.
-func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, durable state.LSN) (caughtUp bool, err error) {
+// stream follows the slot, which is acknowledged up to confirmed, from durable on.
+func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable state.LSN) (caughtUp bool, err error) {
 	asker, err := m.dialProbe(ctx, cat)
 	if err != nil {
 		return false, err
@@ -107,7 +107,7 @@ func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, durabl
 	m.stats.set(StateCatchingUp)
 	m.stats.server.Store(uint64(cat.walEnd))
 	m.pos.open(m.store.EndLSN())
-	err = m.pump(ctx, &live{sql: sql, asker: asker, out: out, cat: cat, durable: durable, every: statusEvery(every)})
+	err = m.pump(ctx, &live{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: statusEvery(every)})
 	m.pos.close()
 	if m.hooks.endedStream != nil {
 		m.hooks.endedStream(err)
@@ -117,19 +117,21 @@ func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, durabl
 
 // live is what a streaming session works with.
 type live struct {
-	sql     *pgx.Conn     // owned by watch: catalogs and the slot
-	asker   *pgx.Conn     // owned by the probe: it must never wait for catalogs
-	out     *stream       // reading owned by the receiver, writing by feedback
-	cat     *catalog      // as of the session's start
-	durable state.LSN     // where the stream begins
-	every   time.Duration // between two status messages
+	sql   *pgx.Conn // owned by watch: catalogs and the slot
+	asker *pgx.Conn // owned by the probe: it must never wait for catalogs
+	out   *stream   // reading owned by the receiver, writing by feedback
+	cat   *catalog  // as of the session's start
+	// confirmed is what was acknowledged before, durable where the stream begins.
+	confirmed, durable state.LSN
+	every              time.Duration // between two status messages
 }
 
 // pump runs the session's goroutines until one fails or ctx ends. At the end
 // it syncs once more and acknowledges that, so that the next start has nothing
 // to repeat.
 func (m *Mirror) pump(ctx context.Context, l *live) error {
-	back := newFeedback(l.out, l.durable)
+	keep := m.newKeeper(l.confirmed)
+	back := newFeedback(l.out, keep.limit(l.durable))
 	queue := newQueue()
 	dirty := make(chan struct{}, 1)
 	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
@@ -145,7 +147,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	defer interrupt()
 	g.Go(func() error { return recv.run(gctx) })
 	g.Go(func() error { return app.run(gctx) })
-	g.Go(func() error { return syncLoop(gctx, m.store, dirty, back) })
+	g.Go(func() error { return syncLoop(gctx, m.store, dirty, keep, back) })
 	g.Go(func() error { return back.run(gctx, l.every) })
 	g.Go(func() error { return ask.run(gctx) })
 	g.Go(func() error { return m.watch(gctx, l) })
@@ -155,7 +157,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 		err = nil
 	}
 	if durable, serr := m.store.Sync(); serr == nil {
-		back.synced(durable)
+		back.synced(keep.limit(durable))
 		_ = back.send(false) // the connection may be gone
 	}
 	return err

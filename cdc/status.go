@@ -45,6 +45,7 @@ type Status struct {
 	Halted        *HaltError    `json:"halted,omitempty"`
 	Since         time.Duration `json:"-"` // in State
 	Work          *Work         `json:"-"` // a rebuild or verification beside the stream
+	Checkpoint    Checkpoint    `json:"-"`
 }
 
 // stats are the numbers behind Status. Each has one writer or is a counter.
@@ -60,6 +61,7 @@ type stats struct {
 	nudges      atomic.Int64
 	badIDs      atomic.Int64
 	nullIDs     atomic.Int64
+	checkpoint  checkpointStats
 
 	mu        sync.Mutex // guards below
 	state     State
@@ -140,6 +142,7 @@ func (m *Mirror) Status() Status {
 		BadIDs:        s.badIDs.Load(),
 		NullIDs:       s.nullIDs.Load(),
 		Work:          m.works.current(),
+		Checkpoint:    s.checkpoint.load(),
 	}
 	if server := state.LSN(s.server.Load()); server > st.AppliedLSN {
 		st.LagBytes = int64(server - st.AppliedLSN)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
@@ -51,7 +52,16 @@ const maxPinned = 64 << 20
 // checkpoint.
 func TestIdleTableDoesNotPinWAL(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	for name, every := range map[string]time.Duration{"without checkpoints": 0, "with checkpoints": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			idleTableDoesNotPinWAL(t, every)
+		})
+	}
+}
+
+func idleTableDoesNotPinWAL(t *testing.T, every time.Duration) { //nolint:thelper // the test itself: a failure must name its line here
+	r := newRig(t).keeping(every)
 	r.own(patient)
 	r.setup().start()
 	r.barrier()
