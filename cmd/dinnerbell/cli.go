@@ -26,6 +26,7 @@ type cli struct {
 	Replay      replayCmd      `cmd:"" help:"Read campaigns again: who was missed is notified, nobody twice."`
 	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
 	Preview     previewCmd     `cmd:"" help:"Say how many clients a campaign would reach; sends nothing."`
+	Checkpoint  checkpointCmd  `cmd:"" help:"Save the local state, list what is saved, put it back."`
 	Audit       auditCmd       `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
 	Resolve     resolveCmd     `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
 	Version     versionCmd     `cmd:"" help:"Show version, commit and Go."`
@@ -33,7 +34,6 @@ type cli struct {
 	Broker brokerCmd `cmd:"" hidden:"" help:"Serve the demo's broker."`
 
 	Doctor      laterCmd `cmd:"" hidden:"" passthrough:""`
-	Checkpoint  laterCmd `cmd:"" hidden:"" passthrough:""`
 	Explain     laterCmd `cmd:"" hidden:"" passthrough:""`
 	DeadLetters laterCmd `cmd:"" hidden:"" passthrough:""`
 }

@@ -41,6 +41,7 @@ type action func(ctx context.Context, c *call) (result any, err error)
 // actions are what this daemon can be asked for, by the name in the path.
 func (d *daemon) actions() map[string]action {
 	return map[string]action{
+		"checkpoint":  d.checkpoint,
 		"rebuild":     d.rebuild,
 		"preview":     d.preview,
 		"replay":      d.replay,

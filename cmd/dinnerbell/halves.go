@@ -36,11 +36,11 @@ func (d *daemon) halves() *halves { return d.present.Load() }
 
 // take puts halves around a store and makes them the present ones.
 func (d *daemon) take(store *state.Store) *halves {
-	mirror := cdc.New(sourceConfig(d.cfg, d.log), store)
-	h := &halves{
-		store: store, mirror: mirror,
-		service: stream.New(streamConfig(d.cfg, d.log), store, barrier{mirror, d.waits}),
-	}
+	h := &halves{store: store}
+	source := sourceConfig(d.cfg, d.log)
+	source.NextOffsets = h.nextOffsets
+	h.mirror = cdc.New(source, store)
+	h.service = stream.New(streamConfig(d.cfg, d.log), store, barrier{h.mirror, d.waits})
 	h.calls, h.end = context.WithCancelCause(context.Background())
 	d.present.Store(h)
 	return h

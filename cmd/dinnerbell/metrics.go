@@ -62,6 +62,10 @@ var (
 	descTooLong   = desc("unservable_clients_total", "Clients left out because their id is too long.")
 	descConflicts = desc("conflicts_total", "Steps that met clients who had been notified before.")
 	descMisses    = desc("delivered_misses_total", "Clients whom Postgres knew to have a campaign and the delivered cache did not.")
+	descCkAge     = desc("checkpoint_age_seconds", "Time since the newest checkpoint of the local state was made.")
+	descCkLSN     = desc("checkpoint_lsn", "Position that the newest checkpoint stands for, as a number of bytes.")
+	descCkHeld    = desc("checkpoint_held_back_bytes", "WAL that is durable here and not acknowledged for want of a checkpoint.")
+	descCkFailed  = desc("checkpoint_failed", "1 while the last attempt at a checkpoint failed; see checkpoint in /api/status.")
 	descNotified  = desc("notifications_total", "Notifications decided (in Postgres) and shipped (in Kafka).", "stage")
 )
 
@@ -107,6 +111,12 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descShipped, float64(l.Shipped), p)
 		gauge(descOffset, float64(l.NextOffset), p)
 	}
+	if r.Checkpoint.ID != "" {
+		gauge(descCkAge, r.Checkpoint.AgeSeconds)
+		gauge(descCkLSN, float64(r.Checkpoint.LSN))
+	}
+	gauge(descCkHeld, float64(r.Checkpoint.HeldBackBytes))
+	gauge(descCkFailed, flag(r.Checkpoint.LastError != ""))
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)

@@ -21,6 +21,9 @@ type progress struct {
 	unit  string
 	began time.Time
 	bar   *progressbar.ProgressBar
+
+	stop    chan struct{} // of the spinner; nil without one
+	spinner sync.WaitGroup
 }
 
 // newProgress makes a bar that counts in unit: "rows", "records".
@@ -59,8 +62,33 @@ func (p *progress) update(stage string, done, total int64) {
 	_ = p.bar.Set64(done) // a bar that cannot be drawn is no reason to stop
 }
 
+// spin shows a spinner until finish, for work that does not say how far it is.
+func (p *progress) spin(stage string) {
+	if p.out == nil {
+		return
+	}
+	p.stop = make(chan struct{})
+	p.spinner.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for n := int64(0); ; n++ {
+			select {
+			case <-p.stop:
+				return
+			case <-tick.C:
+				p.update(stage, n, 0)
+			}
+		}
+	})
+}
+
 // finish removes the bar.
 func (p *progress) finish() {
+	if p.stop != nil {
+		close(p.stop)
+		p.spinner.Wait()
+		p.stop = nil
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.bar != nil {

@@ -25,6 +25,7 @@ type statusReport struct {
 	Halted        *haltReport         `json:"halted"`
 	Counters      countersReport      `json:"counters"`
 	State         stateReport         `json:"state"`
+	Checkpoint    checkpointReport    `json:"checkpoint"`
 }
 
 // countersReport counts, since this daemon started, what is left out and what
@@ -129,6 +130,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Halted:        newHaltReport(m, s),
 		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses},
 		State:         stateReport{Condition: conditionOK},
+		Checkpoint:    newCheckpointReport(m),
 	}
 	r.Source.SlotHeldBytes, r.Source.Failovers = m.SlotHeldBytes, m.Failovers
 	if m.SafeWALSize >= 0 {

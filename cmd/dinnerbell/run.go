@@ -54,15 +54,22 @@ func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
 // what to do. distrust is why the store that is there must be set aside; nil: it
 // need not.
 func openState(cfg *config.Config, log *slog.Logger, distrust error) (*state.Store, error) {
-	store, err := state.Open(cfg.State.Dir, state.Options{
-		Logger: log.With("part", "state"), Distrust: distrust,
-		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
-		Fatal: func(message string) { endAtOnce(cfg, log, message) },
-	})
+	o := stateOptions(cfg, log)
+	o.Distrust = distrust
+	store, err := state.Open(cfg.State.Dir, o)
 	if err != nil {
 		return nil, fmt.Errorf("open state.dir %s: %w", cfg.State.Dir, err)
 	}
 	return store, nil
+}
+
+// stateOptions are for whatever opens state.dir.
+func stateOptions(cfg *config.Config, log *slog.Logger) state.Options {
+	return state.Options{
+		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
+		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
+		Fatal: func(message string) { endAtOnce(cfg, log, message) },
+	}
 }
 
 // endAtOnce ends the process where the store cannot go on: Pebble has no way
@@ -139,9 +146,6 @@ func (b barrier) Barrier(ctx context.Context) error {
 func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
 	source, _ := cfg.SourceURL() // Validate has tried them
 	sink, _ := cfg.SinkURL()
-	if idle := cfg.Idle(); len(idle) > 0 {
-		d.log.Warn("keys that do nothing in this version", "keys", idle)
-	}
 	d.log.Info("starting", "version", version, "state_dir", cfg.State.Dir,
 		"source", config.RedactURL(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
 		"sink", config.RedactURL(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
@@ -201,6 +205,7 @@ func (d *daemon) work(ctx context.Context, h *halves) error {
 	})
 	g.Go(func() error { return h.service.Run(gctx) })
 	g.Go(func() error { return d.watch(gctx) })
+	g.Go(func() error { return d.settle(gctx, h) })
 	g.Go(func() error {
 		select {
 		case <-h.store.Damaged():

@@ -69,6 +69,12 @@ func printStatus(out io.Writer, r *statusReport) error {
 	if s.Work != nil {
 		row(s.Work.Kind, "%s", s.Work)
 	}
+	if c := r.Checkpoint; c.ID != "" {
+		row("checkpoint", "%s, %s old, stands for %s, %s held back", c.ID, age(c.Made), c.LSN, byteCount(c.HeldBackBytes))
+	}
+	if r.Checkpoint.LastError != "" {
+		row("", "the last checkpoint failed: %s", r.Checkpoint.LastError)
+	}
 	row("subscriptions", "%s", thousands(s.Subscriptions))
 	row("local state", "%s, %s free, %s in reserve", r.State.Condition, byteCount(r.State.FreeBytes), byteCount(r.State.ReserveBytes))
 	if r.State.Quarantine != "" {

@@ -29,6 +29,7 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 		HaltOnLost:       cfg.Source.OnLost == "halt",
 		Freshness:        cdc.Freshness(cfg.Join.Freshness),
 		MaxStaleness:     cfg.Join.MaxStaleness,
+		CheckpointEvery:  cfg.State.Checkpoint.Every,
 		Logger:           log.With("part", "source"),
 	}
 }

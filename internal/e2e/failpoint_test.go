@@ -85,6 +85,7 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	d.every("1s")
 	d.setup(2)
 	produced := map[string]string{}
 	points := failpoints(t)
@@ -115,7 +116,7 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback) VALUES ('', $1, '', '', '', 1, 2, 1, 'client 7', 1, 'from another job')`, id)
 
-	d.env = append(os.Environ(), "DINNERBELL_FAILPOINT="+point)
+	d.env = append(d.env, "DINNERBELL_FAILPOINT="+point)
 	d.start()
 	var asked sync.WaitGroup
 	if strings.HasPrefix(point, "rebuild/") { // only reached when asked for
@@ -140,7 +141,11 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	case <-time.After(patience):
 		d.Fatalf("the daemon never reached %s", point)
 	}
-	d.env = nil
+	d.env = d.env[:len(d.env)-1]
+	before := d.rebuilds()
+	if strings.HasPrefix(point, "checkpoint/") {
+		d.restoreNewest()
+	}
 	produced[id], produced[id+" soon"], produced[id+" late"] = restaurant, restaurant, restaurant+" late"
 
 	d.start()
@@ -149,6 +154,9 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 		clients  int64
 	}{{id, audience}, {id + " soon", audience}, {id + " late", 1}} {
 		envtest.Until(d, patience, func() error { return d.atLeast(want.campaign, want.clients) })
+	}
+	if n := d.rebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") {
+		d.Errorf("after its death at %s the daemon took %d snapshots", point, n-before)
 	}
 	d.stop()
 }

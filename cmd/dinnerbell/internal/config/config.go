@@ -20,9 +20,6 @@ type Config struct {
 	HTTP   HTTP   `yaml:"http"`
 	Log    Log    `yaml:"log"`
 
-	// given holds the keys that the file or the environment set, so that
-	// Validate can refuse a key by its presence and not only by its value.
-	given map[string]bool
 	// missing is the path of a default file that was not there, for the errors
 	// about keys that nobody set.
 	missing string
@@ -89,11 +86,11 @@ type State struct {
 	Checkpoint Checkpoint `yaml:"checkpoint"`
 }
 
-// Checkpoint configures local checkpoints, which this version does not have:
-// any value but the default is refused.
+// Checkpoint is when the local state is saved beside itself. The slot is
+// acknowledged no further than the newest checkpoint stands for.
 type Checkpoint struct {
-	Every time.Duration `yaml:"every"` // 5m
-	Keep  int           `yaml:"keep"`  // 3
+	Every time.Duration `yaml:"every"` // default 5m; 0: only when asked for, and the slot does not wait
+	Keep  int           `yaml:"keep"`  // default 3, at least 1; of those made in time, and as many of those asked for
 }
 
 // Join says how fresh the subscriptions must be that a campaign meets; package

@@ -27,7 +27,6 @@ const DefaultFile = "dinnerbell.yaml"
 // reported at once and wrap ErrInvalid.
 func Load(path string, env Env) (*Config, error) {
 	cfg := Defaults()
-	cfg.given = map[string]bool{}
 	optional := path == ""
 	if optional {
 		path = DefaultFile
@@ -67,7 +66,7 @@ func (c *Config) readFile(path string, data []byte, env Env) []error {
 		// Without the excerpt of the source, which may hold a password.
 		return []error{fmt.Errorf("%s: not YAML: %s", path, yaml.FormatError(err, false, false))}
 	}
-	r := fileReader{path: path, cfg: c, root: tree(c), env: env, anchors: map[string]ast.Node{}}
+	r := fileReader{path: path, root: tree(c), env: env, anchors: map[string]ast.Node{}}
 	for i, doc := range file.Docs {
 		if i > 0 && doc.Body != nil {
 			r.failf(doc.Body, "a second YAML document; one file is one configuration")
@@ -79,11 +78,9 @@ func (c *Config) readFile(path string, data []byte, env Env) []error {
 }
 
 // fileReader walks the syntax tree beside the key tree. It works on the tree,
-// not through an unmarshaler, to know the line of every key and which keys were
-// given at all.
+// not through an unmarshaler, to know the line of every key.
 type fileReader struct {
 	path     string
-	cfg      *Config
 	root     *field
 	env      Env
 	anchors  map[string]ast.Node
@@ -158,9 +155,7 @@ func (r *fileReader) leaf(f *field, key ast.MapKeyNode, n ast.Node) {
 	}
 	if err := f.set(text, r.env); err != nil {
 		r.failf(key, "%s: %w", f.key, err)
-		return
 	}
-	r.cfg.given[f.key] = true
 }
 
 // text gives a scalar as it was written (a password of digits stays what it is,
@@ -214,9 +209,7 @@ func (c *Config) readEnv(env Env) []error {
 		}
 		if err := f.set(text, env); err != nil {
 			problems = append(problems, fmt.Errorf("%s (%s): %w", name, f.key, err))
-			continue
 		}
-		c.given[f.key] = true
 	}
 	var unknown []string
 	for name := range env {

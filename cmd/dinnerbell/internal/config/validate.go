@@ -194,6 +194,12 @@ func (c *Config) checkRest() []error {
 	if c.State.Dir == "" {
 		out = append(out, errors.New("state.dir: empty"))
 	}
+	if every := c.State.Checkpoint.Every; every != 0 && every < time.Second {
+		out = append(out, fmt.Errorf("state.checkpoint.every: %s is less than 1s; 0 makes none", every))
+	}
+	if c.State.Checkpoint.Keep < 1 {
+		out = append(out, fmt.Errorf("state.checkpoint.keep: %d is less than 1; state.checkpoint.every: 0 makes none", c.State.Checkpoint.Keep))
+	}
 	if err := checkHostPort(c.HTTP.Listen); err != nil {
 		out = append(out, fmt.Errorf("http.listen: %w", err))
 	}
@@ -223,31 +229,14 @@ func (c *Config) checkJoin() []error {
 	return out
 }
 
-// checkNotAvailable refuses what comes later. The keys of checkpoints may stand at their defaults, so that the documented sample
-// loads as it is (the daemon says at its start that they do nothing yet); any
-// other value is refused, for somebody who sets it expects it to work.
+// checkNotAvailable refuses what comes later.
 func (c *Config) checkNotAvailable() []error {
 	var out []error
 	refuse := func(key, why string) {
 		out = append(out, fmt.Errorf("%s: %w: %s", key, ErrNotAvailable, why))
 	}
-	defaults := Defaults()
 	if c.Join.LateSubscribers {
 		refuse("join.late_subscribers", "only false works; a client who subscribes later is not notified")
-	}
-	if c.State.Checkpoint != defaults.State.Checkpoint {
-		refuse("state.checkpoint", "there are no local checkpoints yet; remove the keys")
-	}
-	return out
-}
-
-// Idle lists the given keys that do nothing in this version.
-func (c *Config) Idle() []string {
-	var out []string
-	for _, key := range []string{"state.checkpoint.every", "state.checkpoint.keep"} {
-		if c.given[key] {
-			out = append(out, key)
-		}
 	}
 	return out
 }

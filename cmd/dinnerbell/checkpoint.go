@@ -1,0 +1,340 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+)
+
+// checkpointCmd are the commands about saved states.
+type checkpointCmd struct {
+	Create  checkpointCreateCmd  `cmd:"" help:"Save the local state as it is now, with or without a running daemon."`
+	List    checkpointListCmd    `cmd:"" help:"List what is saved, and whether the slot still covers it."`
+	Restore checkpointRestoreCmd `cmd:"" help:"Put a saved state in the place of the present one. The daemon must not run."`
+}
+
+// savedState is a checkpoint as the commands show it.
+type savedState struct {
+	ID            string          `json:"id"`
+	Made          time.Time       `json:"made"`
+	AgeSeconds    float64         `json:"age_seconds"`
+	Cause         state.Cause     `json:"cause"`
+	LSN           state.LSN       `json:"lsn"`
+	Subscriptions int64           `json:"subscriptions"`
+	Bytes         int64           `json:"bytes"`
+	OwnBytes      int64           `json:"own_bytes"` // shared with nothing: what removing it would free
+	NextOffsets   map[int32]int64 `json:"next_offsets"`
+	Writer        string          `json:"writer"`
+	// Covered: the WAL since then is still there, so a restore of it goes on
+	// without a snapshot; null if that is not known. Reason says why not.
+	Covered *bool  `json:"covered"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+func newSavedState(dir string, m *state.Manifest) savedState {
+	return savedState{
+		ID: m.ID, Made: m.Made, AgeSeconds: time.Since(m.Made).Seconds(), Cause: m.Cause, LSN: m.EndLSN,
+		Subscriptions: m.Subscriptions, Bytes: m.Bytes(), OwnBytes: ownBytes(dir, m), NextOffsets: m.NextOffsets, Writer: m.Writer,
+	}
+}
+
+// ownBytes counts the files that have no other name.
+func ownBytes(dir string, m *state.Manifest) int64 {
+	var n int64
+	for name, size := range m.Files {
+		info, err := os.Stat(filepath.Join(m.Folder(dir), name))
+		if err != nil {
+			continue // it is being removed
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Nlink == 1 {
+			n += size
+		}
+	}
+	return n
+}
+
+// judged fills in whether the slot covers it. judge is nil if that could not be
+// asked, because of err.
+func (s *savedState) judged(m *state.Manifest, judge func(state.Source, state.LSN) string, err error) {
+	if judge == nil {
+		s.Reason = oneLine(err.Error())
+		return
+	}
+	s.Reason = judge(m.Source, m.EndLSN)
+	covered := s.Reason == ""
+	s.Covered = &covered
+}
+
+// coverage says it in a word.
+func (s *savedState) coverage() string {
+	switch {
+	case s.Covered == nil:
+		return "unknown: " + s.Reason
+	case *s.Covered:
+		return "yes"
+	}
+	return "no: " + s.Reason
+}
+
+// checkpointCreateCmd saves the state.
+type checkpointCreateCmd struct {
+	JSON bool `help:"As JSON."`
+}
+
+// Run has the daemon do it, or does it if there is none: the lock on state.dir
+// tells.
+func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	shown := newProgress(a.stderr, "")
+	shown.spin("checkpoint")
+	var saved savedState
+	err = callDaemon(ctx, cfg.State.Dir, "checkpoint", nil, heard{result: &saved})
+	if errors.Is(err, errNoDaemon) {
+		saved, err = c.offline(a, cfg)
+	}
+	shown.finish()
+	if err != nil {
+		return fmt.Errorf("make checkpoint: %w", err)
+	}
+	if c.JSON {
+		return printJSON(a, saved)
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s: %s subscriptions at %s, in %s\n", saved.ID, thousands(saved.Subscriptions), saved.LSN,
+		time.Since(began).Round(time.Millisecond))
+	return err
+}
+
+func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedState, err error) {
+	if _, err := os.Stat(cfg.State.Dir); err != nil {
+		return saved, fmt.Errorf("no local state: %w", err)
+	}
+	store, err := openState(cfg, a.logger(cfg.Log), nil)
+	if err != nil {
+		return saved, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	m, err := store.Checkpoint(state.CauseAsked, nil)
+	if err != nil {
+		return saved, err
+	}
+	return newSavedState(cfg.State.Dir, m), nil
+}
+
+// checkpoint is the daemon's side. A large transaction that is being applied
+// makes it wait for its end.
+func (d *daemon) checkpoint(ctx context.Context, _ *call) (any, error) {
+	h := d.halves()
+	for {
+		m, err := h.store.Checkpoint(state.CauseAsked, h.nextOffsets())
+		if _, loaded := h.store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {
+			if err != nil {
+				return nil, err
+			}
+			return newSavedState(d.cfg.State.Dir, m), nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// nextOffsets are those of the lanes that this daemon owns.
+func (h *halves) nextOffsets() map[int32]int64 {
+	offsets := map[int32]int64{}
+	for _, l := range h.service.Status().Lanes {
+		if l.Epoch > 0 { // else it has not read its place yet
+			offsets[l.Partition] = l.NextOffset
+		}
+	}
+	return offsets
+}
+
+// checkpointListCmd lists what is saved.
+type checkpointListCmd struct {
+	JSON bool `help:"As JSON."`
+}
+
+// Run reads the folder; the daemon may run or not. Whether the slot covers a
+// checkpoint, Postgres is asked.
+func (c *checkpointListCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	var list []state.Manifest
+	var damaged error
+	read := func() error {
+		list, damaged = state.ListCheckpoints(cfg.State.Dir)
+		return nil
+	}
+	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, a.logger(cfg.Log)), read)
+	if unknown != nil {
+		_ = read()
+	}
+	saved := []savedState{} // never null
+	for i := range list {
+		s := newSavedState(cfg.State.Dir, &list[i])
+		s.judged(&list[i], judge, unknown)
+		saved = append(saved, s)
+	}
+	if c.JSON {
+		err = printJSON(a, saved)
+	} else {
+		err = printSaved(a.stdout, saved)
+	}
+	return errors.Join(err, damaged)
+}
+
+func printSaved(out io.Writer, saved []savedState) error {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "id\tage\tmade for\tlsn\tsubscriptions\tsize\tof its own\tcovered by the slot") // Flush reports errors
+	for i := range saved {
+		s := &saved[i]
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, age(s.Made), s.Cause, s.LSN,
+			thousands(s.Subscriptions), byteCount(s.Bytes), byteCount(s.OwnBytes), s.coverage())
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write list: %w", err)
+	}
+	return nil
+}
+
+// age is how long ago something was.
+func age(then time.Time) string { return time.Since(then).Round(time.Second).String() }
+
+// checkpointRestoreCmd puts a saved state back.
+type checkpointRestoreCmd struct {
+	ID   string `arg:"" help:"One that checkpoint list shows."`
+	JSON bool   `help:"As JSON."`
+}
+
+// restoredState is what restore answers.
+type restoredState struct {
+	savedState
+
+	// Replaced is where the state is that was there; "": there was none.
+	Replaced string `json:"replaced,omitempty"`
+}
+
+// Run restores; the next `dinnerbell run` does the rest by itself.
+func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	m, err := state.ReadManifest(cfg.State.Dir, c.ID)
+	if errors.Is(err, state.ErrNoCheckpoint) {
+		return fmt.Errorf("%w; see: dinnerbell checkpoint list", err)
+	}
+	if err != nil {
+		return err
+	}
+	log := a.logger(cfg.Log)
+	shown := newProgress(a.stderr, "")
+	shown.spin("reading all rows")
+	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, stateOptions(cfg, log))
+	shown.finish()
+	if err != nil {
+		return err
+	}
+	r := restoredState{savedState: newSavedState(cfg.State.Dir, m)}
+	if replaced != "" {
+		r.Replaced = filepath.Join(cfg.State.Dir, replaced)
+	}
+	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, log), func() error { return nil })
+	r.judged(m, judge, unknown)
+	if c.JSON {
+		return printJSON(a, r)
+	}
+	return r.print(a.stdout)
+}
+
+func (r *restoredState) print(out io.Writer) error {
+	text := fmt.Sprintf("restored %s: %s subscriptions at %s\n", r.ID, thousands(r.Subscriptions), r.LSN)
+	switch {
+	case r.Covered == nil:
+		text += "whether the source still has what came after it is not known (" + r.Reason + "); dinnerbell run finds out, and takes a new snapshot if it has not\n"
+	case *r.Covered:
+		text += "the slot still has all that came after it: dinnerbell run goes on from there\n"
+	default:
+		text += "the source no longer has all that came after it: dinnerbell run takes a new snapshot of the subscriptions, and campaigns wait for it (" + r.Reason + ")\n"
+	}
+	if r.Replaced != "" {
+		text += "the state that was there is in " + r.Replaced + "; the daemon removes it when it has caught up and found all rows good\n"
+	}
+	_, err := io.WriteString(out, text)
+	return err
+}
+
+// settle removes what a restore has replaced, once the mirror has caught up and
+// all rows were found good.
+func (d *daemon) settle(ctx context.Context, h *halves) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		names, err := h.store.Replaced()
+		if err != nil || len(names) == 0 {
+			return err
+		}
+		if h.mirror.Status().State == cdc.StateStreaming {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	names, err := h.store.DropReplaced(ctx)
+	switch {
+	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store tells of that itself
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		d.log.Warn("cannot remove the state that a restore has replaced", "error", err)
+		return nil
+	case err != nil:
+		return err
+	}
+	d.log.Info("the restored state has caught up and its rows are good; what it replaced is removed", "removed", names)
+	return nil
+}
+
+// checkpointReport is the newest checkpoint, in the status.
+type checkpointReport struct {
+	ID         string    `json:"id,omitempty"`
+	LSN        state.LSN `json:"lsn"`
+	Made       time.Time `json:"made,omitzero"`
+	AgeSeconds float64   `json:"age_seconds"`
+	// HeldBackBytes is WAL that is durable here and not acknowledged, because no
+	// checkpoint stands for it yet.
+	HeldBackBytes int64 `json:"held_back_bytes"`
+	// LastError is why the last one failed; "" once one succeeded again.
+	LastError string `json:"last_error,omitempty"`
+}
+
+func newCheckpointReport(m cdc.Status) checkpointReport {
+	r := checkpointReport{
+		ID: m.Checkpoint.ID, LSN: m.Checkpoint.LSN, Made: m.Checkpoint.Made, HeldBackBytes: m.Checkpoint.HeldBack, LastError: oneLine(m.Checkpoint.Error),
+	}
+	if r.ID != "" {
+		r.AgeSeconds = time.Since(r.Made).Seconds()
+	}
+	return r
+}
