@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
 
@@ -223,6 +224,7 @@ func (w *copyWriter) flush() error {
 		}
 	}
 	w.to.progress.rows.Add(int64(len(w.rows)))
+	failpoint.Hit("snapshot/copying")
 	w.rows = w.rows[:0]
 	if w.to.hooks.copied != nil {
 		w.to.hooks.copied()

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"dinnerbell/state"
@@ -62,5 +63,29 @@ func TestIDsLongerThanTheLimit(t *testing.T) {
 	r.barrier()
 	if st := r.m.Status(); st.BadIDs != 2 || st.Subscriptions != 2 || len(r.clients("r")) != 1 {
 		t.Errorf("status is %+v with %d clients, want 2 bad ids and 2 subscriptions of one client", st, len(r.clients("r")))
+	}
+}
+
+// An unchanged out-of-line value is not sent. If the row that has it is not
+// here, nothing can be made up: a new snapshot is taken.
+func TestUnchangedValueOfAMissingRow(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id SET STORAGE EXTERNAL, ADD note text`)
+	r.setup()
+	r.hooks.beforeApply = func(b *state.Batch) { // loses every row that is inserted
+		b.Changes = slices.DeleteFunc(b.Changes, func(c state.Change) bool { return c.Op == state.Insert })
+	}
+	r.start()
+	r.barrier()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES (repeat('x', 100000), 'r')`)
+	r.barrier()
+	if n := r.store.Subscriptions(); n != 0 {
+		t.Fatalf("the store has %d rows: the test shows nothing", n)
+	}
+	r.Exec(`UPDATE subscribers_restaurants SET note = 'n'`)
+	r.same("r")
+	if st := r.m.Status(); st.Snapshots != 2 || st.Subscriptions != 1 {
+		t.Errorf("status is %+v, want a second snapshot and one row", st)
 	}
 }

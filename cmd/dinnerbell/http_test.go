@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"dinnerbell/cdc"
 	"dinnerbell/state"
@@ -155,6 +156,35 @@ func TestMetrics(t *testing.T) {
 		if !strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE "), "dinnerbell_") {
 			t.Errorf("without the prefix: %s", line)
 		}
+	}
+}
+
+// While a snapshot is taken the status says how far it is.
+func TestStatusOfASnapshot(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	m.Snapshot = cdc.CopyProgress{Rows: 1200000, Total: 3000000, Percent: 40, Rate: 500000, Left: 3600 * time.Millisecond}
+	if r := newReport(m, s, true); r.Source.SnapshotRows != 0 {
+		t.Errorf("after the snapshot: %+v", r.Source)
+	}
+	m.State = cdc.StateSnapshot
+	r := newReport(m, s, false)
+	src := r.Source
+	if src.SnapshotRows != 1200000 || src.SnapshotTotal != 3000000 || src.SnapshotPercent != 40 || src.SnapshotRowsPerSecond != 500000 || src.SnapshotSecondsLeft != 3.6 {
+		t.Errorf("source is %+v", src)
+	}
+	for total, want := range map[int64]string{
+		3000000: "1,200,000 of about 3,000,000 rows (40.0%), 500,000 rows/s, 4s left",
+		0:       "1,200,000 rows",
+	} {
+		src.SnapshotTotal = total
+		if got := snapshotText(&src); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	var out strings.Builder
+	if err := printStatus(&out, &r); err != nil || !strings.Contains(out.String(), "rows/s") {
+		t.Errorf("error %v in\n%s", err, out.String())
 	}
 }
 
