@@ -38,9 +38,9 @@ func TestWholeRecord(t *testing.T) {
 }
 
 // unrelatedLoad commits to another table until stop, which tells how many
-// transactions there were in a second. Each connection makes burst of them in a
-// millisecond or, with zero, as many as it can.
-func (r *rig) unrelatedLoad(connections, burst int) (stop func() (perSecond int)) {
+// transactions there were in a second: up to 3,000 from each connection, for the
+// walsenders of all tests beside this one have to read them, too.
+func (r *rig) unrelatedLoad(connections int) (stop func() (perSecond int)) {
 	r.t.Helper()
 	r.Exec(`CREATE TABLE IF NOT EXISTS other (n bigint)`)
 	ctx, cancel := context.WithCancel(r.t.Context())
@@ -57,7 +57,7 @@ func (r *rig) unrelatedLoad(connections, burst int) (stop func() (perSecond int)
 			for ctx.Err() == nil {
 				const n = 200 // the loop is the server's: it leaves the time to others
 				_, err := conn.Exec(ctx, fmt.Sprintf(`DO $$BEGIN FOR i IN 1..%d LOOP INSERT INTO other VALUES (1); COMMIT;
-					IF i %% nullif(%d, 0) = 0 THEN PERFORM pg_sleep(0.001); END IF; END LOOP; END$$`, n, burst))
+					IF i %% 4 = 0 THEN PERFORM pg_sleep(0.001); END IF; END LOOP; END$$`, n))
 				if err == nil {
 					commits.Add(n)
 				}
@@ -115,15 +115,12 @@ func TestBarrierSeesEveryCommit(t *testing.T) {
 	}
 
 	try("idle", 300)
-	stop := r.unrelatedLoad(2, 3)
+	stop := r.unrelatedLoad(2)
 	try("unrelated load", 2000)
-	t.Logf("%d unrelated transactions per second", stop())
-	stop = r.unrelatedLoad(1, 0)
-	try("unrelated flood", 50)
 	t.Logf("%d unrelated transactions per second", stop())
 	execute(`SET synchronous_commit = off`)
 	try("synchronous_commit = off", 100)
-	stop = r.unrelatedLoad(1, 0)
+	stop = r.unrelatedLoad(1)
 	try("off, and unrelated load", 100)
 	t.Logf("%d unrelated transactions per second", stop())
 	execute(`SET synchronous_commit = on`)
