@@ -42,23 +42,24 @@ func TestPasswordRotated(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	hba := filepath.Join(envtest.Dir(t), "pg_hba.conf")
-	rules := "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
+	rules := "host all postgres 127.0.0.1/32 trust\nhost all,replication all 127.0.0.1/32 scram-sha-256\n" //nolint:dupword // columns
 	if err := os.WriteFile(hba, []byte(rules), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	r.own(map[string]string{"hba_file": hba})
 	role := "role_" + r.Name
-	var known atomic.Value
+	var known atomic.Pointer[string]
+	tell := func(password string) { known.Store(&password) }
 	r.cfg.URL = func() (string, error) {
 		u, err := url.Parse(r.role)
 		if err != nil {
 			return "", err
 		}
-		u.User = url.UserPassword(role, known.Load().(string))
+		u.User = url.UserPassword(role, *known.Load())
 		return u.String(), nil
 	}
 	r.Exec(`ALTER ROLE ` + role + ` PASSWORD 'first'`)
-	known.Store("first")
+	tell("first")
 	r.setup().start()
 	r.write(80, 1, 20)()
 	r.same(allRestaurants...)
@@ -69,7 +70,7 @@ func TestPasswordRotated(t *testing.T) {
 	if text := r.m.Status().LastError; strings.Contains(text, "first") {
 		t.Errorf("the error shows the password: %s", text)
 	}
-	known.Store("second")
+	tell("second")
 	r.write(81, 1, 20)()
 	r.same(allRestaurants...)
 	if st := r.m.Status(); st.Snapshots != 1 {

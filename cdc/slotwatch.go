@@ -38,7 +38,7 @@ func (m *Mirror) sawSlot(slot slotInfo, walEnd state.LSN) {
 	case slot.walStatus == slotUnreserved && was != slotUnreserved:
 		m.log.Warn("the slot may lose its WAL at the server's next checkpoint: it is behind by more than max_slot_wal_keep_size", attrs...)
 	case slot.walStatus == slotLost && was != slotLost:
-		m.log.Error("the slot is lost: "+slot.why(), attrs...)
+		m.log.Error("the slot is lost", append(attrs, "why", slot.why())...)
 	case held >= much && before < much:
 		m.log.Warn("the server keeps much WAL for the slot: nobody has read it for a while, or slowly", attrs...)
 	}

@@ -83,8 +83,8 @@ func (o *PgBouncerOptions) write(port int) (string, error) {
 	}
 	config := filepath.Join(o.Dir, "pgbouncer.ini")
 	return config, errors.Join(
-		os.WriteFile(users, []byte(strconv.Quote(o.User)+" \"\"\n"), 0o644), //nolint:gosec // for the server's user
-		os.WriteFile(config, []byte(ini.String()), 0o644))                   //nolint:gosec // likewise
+		os.WriteFile(users, []byte(strconv.Quote(o.User)+" \"\"\n"), 0o644),
+		os.WriteFile(config, []byte(ini.String()), 0o644))
 }
 
 // Port is where it listens on 127.0.0.1.

@@ -201,5 +201,6 @@ func dropDatabase(t testing.TB, url, name string) {
 
 // On is a DB for a server and a database that the test has made.
 func On(t testing.TB, url string, pool *pgxpool.Pool) *DB {
+	t.Helper()
 	return &DB{URL: url, Name: "postgres", Pool: pool, t: t}
 }
