@@ -232,6 +232,7 @@ func TestLongApplyStalledForAMinute(t *testing.T) {
 }
 
 func stallApply(t *testing.T, walSenderTimeout, stall time.Duration) {
+	t.Helper()
 	r := newRig(t).setup()
 	r.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '%dms'`, r.Name, walSenderTimeout.Milliseconds()))
 	stalled, resume := make(chan struct{}), make(chan struct{})

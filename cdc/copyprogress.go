@@ -90,7 +90,7 @@ func (c *Config) estimateRows(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	var plans []struct {
 		Plan struct {
 			Rows float64 `json:"Plan Rows"`
-		}
+		} `json:"Plan"`
 	}
 	if err := json.NewDecoder(strings.NewReader(text)).Decode(&plans); err != nil || len(plans) != 1 {
 		return 0, fmt.Errorf("estimate rows: read plan %.100q: %w", text, errMalformed)

@@ -49,6 +49,7 @@ const (
 func (m *Mirror) Barrier(ctx context.Context) error {
 	wait := m.strict
 	switch m.cfg.Freshness {
+	case Strict:
 	case Bounded:
 		wait = m.bounded
 	case Off:

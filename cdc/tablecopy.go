@@ -286,7 +286,7 @@ func (c *Config) copyParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
-		SELECT format('%I.%I', n.nspname, c.relname), coalesce(pg_relation_size(c.oid), 0) / block, block,
+		SELECT format('%I.%I', n.nspname, c.relname), coalesce(pg_relation_size(c.oid), 0), block,
 		       coalesce(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT'), false)
 		         AND NOT c.relrowsecurity AND NOT (SELECT relrowsecurity FROM pg_class WHERE oid = $1::oid)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
@@ -298,13 +298,13 @@ func (c *Config) copyParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]
 	}
 	var parts []copyPart
 	var name string
-	var blocks, block, bytes int64
+	var size, block, bytes int64
 	var readable bool
 	all := true
-	_, err = pgx.ForEachRow(rows, []any{&name, &blocks, &block, &readable}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&name, &size, &block, &readable}, func() error {
 		all = all && readable
-		bytes += blocks * block
-		parts = append(parts, cutBlocks("ONLY "+name, blocks, max(c.rangeBytes/block, 1))...)
+		bytes += size
+		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(c.rangeBytes/block, 1))...)
 		return nil
 	})
 	if err != nil {

@@ -16,8 +16,7 @@ import (
 // comes from the server back, without losing any of it, and slow connections
 // down one by one, as a long way does.
 type Relay struct {
-	// Replication holds back and slows down replication connections alone.
-	replication bool
+	replication bool // it holds back and slows down replication connections alone
 	// BytesPerSecond of one connection, from the server; 0: as fast as it goes.
 	BytesPerSecond int
 
@@ -194,7 +193,8 @@ func readStartup(client net.Conn) ([]byte, error) {
 	if n < 8 || n > 10_000 {
 		return nil, errors.New("not a startup packet")
 	}
-	packet := append(head, make([]byte, n-4)...)
+	packet := make([]byte, n)
+	copy(packet, head)
 	_, err := io.ReadFull(client, packet[4:])
 	return packet, err
 }
