@@ -27,15 +27,15 @@ type cli struct {
 	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
 	Preview     previewCmd     `cmd:"" help:"Say how many clients a campaign would reach; sends nothing."`
 	Checkpoint  checkpointCmd  `cmd:"" help:"Save the local state, list what is saved, put it back."`
+	DeadLetters deadLettersCmd `cmd:"" help:"List what was refused, or send it again."`
 	Audit       auditCmd       `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
 	Resolve     resolveCmd     `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
 	Version     versionCmd     `cmd:"" help:"Show version, commit and Go."`
 
 	Broker brokerCmd `cmd:"" hidden:"" help:"Serve the demo's broker."`
 
-	Doctor      laterCmd `cmd:"" hidden:"" passthrough:""`
-	Explain     laterCmd `cmd:"" hidden:"" passthrough:""`
-	DeadLetters laterCmd `cmd:"" hidden:"" passthrough:""`
+	Doctor  laterCmd `cmd:"" hidden:"" passthrough:""`
+	Explain laterCmd `cmd:"" hidden:"" passthrough:""`
 }
 
 // app is what every command gets from the outside. Data goes to stdout,

@@ -68,7 +68,7 @@ func TestCommandLine(t *testing.T) {
 		"subscribers":     {args: []string{"subscribers", "r"}, code: 1, stderr: "there is no local state"},
 		"preview":         {args: []string{"preview", "f.json"}, code: 2, stderr: "f.json: no such file"},
 		"explain":         {args: []string{"explain", "c", "k"}, code: 2, stderr: "explain: not available in this version"},
-		"dead letters":    {args: []string{"dead-letters", "list", "--json"}, code: 2, stderr: "dead-letters: not available in this version"},
+		"dead letters":    {args: []string{"dead-letters", "list", "--json"}, code: 2, stderr: "source.url: not set"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := dinnerbell(t, tc.env, tc.args...)

@@ -93,17 +93,17 @@ func (d *daemon) preview(ctx context.Context, c *call) (any, error) {
 // printPreview is for people.
 func printPreview(out io.Writer, p *stream.Preview) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	row := func(name, format string, args ...any) { _, _ = fmt.Fprintf(w, name+"\t"+format+"\n", args...) } // Flush reports errors
-	row("campaign", "%s", p.Campaign)
-	row("restaurant", "%s", p.Restaurant)
-	row("outcome", "%s", map[string]string{
+	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, value) } // Flush reports errors
+	row("campaign", p.Campaign)
+	row("restaurant", p.Restaurant)
+	row("outcome", map[string]string{
 		"valid":     "would be sent at once",
 		"scheduled": "would be sent at its start",
 		"expired":   "its end has passed: nobody would get it",
 		"repeat":    "an identical message is there: nothing would happen",
 	}[p.Outcome])
-	row("audience", "%s", thousands(p.Audience))
-	row("have it", "%s", thousands(p.Have))
-	row("would get it", "%s", thousands(p.Notified))
+	row("audience", thousands(p.Audience))
+	row("have it", thousands(p.Have))
+	row("would get it", thousands(p.Notified))
 	return w.Flush()
 }

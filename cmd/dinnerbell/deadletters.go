@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"dinnerbell/stream"
+)
+
+// deadLettersCmd is about what was refused. It asks Kafka itself, so it needs no
+// daemon.
+type deadLettersCmd struct {
+	List  deadLettersListCmd  `cmd:"" help:"List what was refused, and why."`
+	Retry deadLettersRetryCmd `cmd:"" help:"Send what would not be refused any more to the campaigns topic again."`
+}
+
+type deadLettersListCmd struct {
+	JSON bool `help:"One JSON object a line, with the message."`
+}
+
+// deadLetterItem is one line of the listing.
+type deadLetterItem struct {
+	Partition int32     `json:"partition"` // of the dead-letter topic
+	Offset    int64     `json:"offset"`
+	Time      time.Time `json:"time"` // of the message
+	Topic     string    `json:"from_topic"`
+	From      int32     `json:"from_partition"`
+	FromAt    int64     `json:"from_offset"`
+	Reason    string    `json:"reason"`
+	Truncated string    `json:"truncated,omitempty"`
+	Bytes     int       `json:"bytes"`
+	// Value is the message if it is text, otherwise Base64 is.
+	Value  string `json:"value,omitempty"`
+	Base64 []byte `json:"value_base64,omitempty"`
+}
+
+// Run lists them as of now, in the order of the topic.
+func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	lines := json.NewEncoder(a.stdout)
+	err = stream.ReadDeadLetters(ctx, streamConfig(cfg, a.logger(cfg.Log)), func(d *stream.DeadLetter) error {
+		item := newDeadLetterItem(d)
+		if c.JSON {
+			return lines.Encode(item)
+		}
+		return printDeadLetter(a.stdout, &item)
+	})
+	if err != nil {
+		return fmt.Errorf("list dead letters: %w", err)
+	}
+	return nil
+}
+
+func newDeadLetterItem(d *stream.DeadLetter) deadLetterItem {
+	item := deadLetterItem{
+		Partition: d.Partition, Offset: d.Offset, Time: d.Time.UTC(), Topic: d.Topic, From: d.From, FromAt: d.FromAt,
+		Reason: d.Reason, Truncated: d.Truncated, Bytes: len(d.Value),
+	}
+	if utf8.Valid(d.Value) {
+		item.Value = string(d.Value)
+	} else {
+		item.Base64 = d.Value
+	}
+	return item
+}
+
+// printDeadLetter is for people: a line each, the name that retry takes first.
+func printDeadLetter(out io.Writer, d *deadLetterItem) error {
+	from := "unknown"
+	if d.Topic != "" {
+		from = fmt.Sprintf("%s/%d@%d", d.Topic, d.From, d.FromAt)
+	}
+	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, byteCount(int64(d.Bytes)), oneLine(d.Reason))
+	return err
+}
+
+type deadLettersRetryCmd struct {
+	Which []string `arg:"" optional:"" placeholder:"PARTITION:OFFSET" help:"Those to send, as list names them."`
+	All   bool     `help:"All that would not be refused again."`
+	JSON  bool     `help:"One JSON object a line."`
+}
+
+type deadLetterPlace struct {
+	partition int32
+	offset    int64
+}
+
+// Run says what it did with each. One that was named and not sent is a failure.
+func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
+	wanted, err := c.wanted()
+	if err != nil {
+		return err
+	}
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	lines := json.NewEncoder(a.stdout)
+	sent, left := 0, 0
+	err = stream.RetryDeadLetters(ctx, streamConfig(cfg, a.logger(cfg.Log)), func(d *stream.DeadLetter) bool {
+		return c.All || wanted[deadLetterPlace{d.Partition, d.Offset}]
+	}, func(r stream.Retried) error {
+		delete(wanted, deadLetterPlace{r.Partition, r.Offset})
+		if r.SentTo >= 0 {
+			sent++
+		} else {
+			left++
+		}
+		if c.JSON {
+			return lines.Encode(r)
+		}
+		return printRetried(a.stdout, &r)
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("retry dead letters: %w", err)
+	case c.All:
+		return nil
+	}
+	var errs []error
+	for p := range wanted {
+		errs = append(errs, fmt.Errorf("the topic does not hold dead letter %d:%d", p.partition, p.offset))
+	}
+	if left > 0 {
+		errs = append(errs, fmt.Errorf("%d of %d were not sent", left, sent+left))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
+	if c.All == (len(c.Which) > 0) {
+		return nil, fmt.Errorf("%w: name dead letters as PARTITION:OFFSET, or give --all", errUsage)
+	}
+	out := map[deadLetterPlace]bool{}
+	for _, text := range c.Which {
+		p, o, ok := strings.Cut(text, ":")
+		partition, err := strconv.ParseInt(p, 10, 32)
+		offset, err2 := strconv.ParseInt(o, 10, 64)
+		if err != nil || err2 != nil || !ok {
+			return nil, fmt.Errorf("%w: %q is not PARTITION:OFFSET", errUsage, text)
+		}
+		out[deadLetterPlace{int32(partition), offset}] = true
+	}
+	return out, nil
+}
+
+func printRetried(out io.Writer, r *stream.Retried) error {
+	if r.SentTo < 0 {
+		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, oneLine(r.Reason))
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%d:%d  sent again, at offset %d\n", r.Partition, r.Offset, r.SentTo)
+	return err
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// What was refused is listed with its reason, and sent again once it would be
+// accepted: here, since the topic takes larger messages now.
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'diner')`)
+	s.must("setup")
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	notifications := strings.TrimSuffix(s.topicIn, ".campaigns") + ".out"
+	limit := func(bytes string) {
+		t.Helper()
+		if _, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, notifications); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit("1024")
+	stop, ended, _ := s.daemon()
+	envtest.Until(t, time.Minute, func() error { return s.ready() })
+	s.produce("lunch "+strings.Repeat("x", 400), "diner")
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: s.topicIn, Value: []byte("\xff")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	s.produce("tea", "diner")
+	s.rows(1)
+
+	out := s.must("dead-letters", "list")
+	if !strings.Contains(out, "0:0  ") || !strings.Contains(out, s.topicIn+"/0@0") || strings.Count(out, "\n") != 2 || !strings.Contains(out, "not valid UTF-8") {
+		t.Errorf("list: %s", out)
+	}
+	lines := json.NewDecoder(strings.NewReader(s.must("dead-letters", "list", "--json")))
+	var first, second deadLetterItem
+	if lines.Decode(&first) != nil || lines.Decode(&second) != nil || !strings.Contains(first.Value, "lunch") || string(second.Base64) != "\xff" || second.FromAt != 1 {
+		t.Errorf("list --json: %+v, %+v", first, second)
+	}
+
+	stop()
+	if code := <-ended; code != 0 {
+		t.Errorf("the daemon ended with %d", code)
+	}
+	limit("1048576")
+	for _, tc := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"", 2, "--all"}, {"0:0 --all", 2, "--all"}, {"zero", 2, "PARTITION:OFFSET"}, {"0:99999", 1, "does not hold"}, {"0:" + offsetOf(out, 1), 1, "1 of 1 were not sent"},
+	} {
+		var stderr syncBuffer
+		if code, _ := s.run(t.Context(), &stderr, append([]string{"dead-letters", "retry"}, strings.Fields(tc.args)...)...); code != tc.code || !strings.Contains(stderr.String(), tc.want) {
+			t.Errorf("retry %s: exit %d, %s", tc.args, code, stderr.String())
+		}
+	}
+	if out := s.must("dead-letters", "retry", "--all"); strings.Count(out, "sent again") != 1 || strings.Count(out, "left: it would be refused again") != 1 {
+		t.Errorf("retry --all: %s", out)
+	}
+	s.daemon()
+	s.rows(2)
+}
+
+// offsetOf is the offset in the n-th line of a listing.
+func offsetOf(listing string, n int) string {
+	_, rest, _ := strings.Cut(strings.Split(listing, "\n")[n], ":")
+	offset, _, _ := strings.Cut(rest, " ")
+	return offset
+}

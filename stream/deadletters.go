@@ -1,0 +1,172 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// DeadLetter is one record of the dead-letter topic: a message that was refused.
+type DeadLetter struct {
+	Partition int32     // of the dead-letter topic
+	Offset    int64     // the same
+	Time      time.Time // when the message was sent
+	Topic     string    // where it came from, and its place there
+	From      int32
+	FromAt    int64
+	Reason    string
+	Truncated string // how much of it is left, where the topic would not take it whole
+	Key       []byte
+	Value     []byte
+	headers   []kgo.RecordHeader // those that the message came with
+}
+
+// ReadDeadLetters calls fn for each record of the dead-letter topic as of now,
+// partition by partition, in order. It needs no daemon and reads as a
+// read_committed consumer does.
+func ReadDeadLetters(ctx context.Context, cfg Config, fn func(*DeadLetter) error) error {
+	s, err := openDeadLetters(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.readDeadLetters(ctx, fn)
+}
+
+// openDeadLetters makes a session that owns no lane: a client, and the limits
+// that decide what is refused.
+func openDeadLetters(ctx context.Context, cfg Config) (*session, error) {
+	s := (&lane{svc: New(cfg, nil, nil), id: -1}).newSession()
+	opts, err := s.cfg.Kafka.Client()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	if err := s.readLimits(ctx, opts); err != nil {
+		return nil, err
+	}
+	s.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(maxBatch))...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	return s, nil
+}
+
+func (s *session) readDeadLetters(ctx context.Context, fn func(*DeadLetter) error) error {
+	topic := s.cfg.Kafka.DeadLetters
+	adm := kadm.NewClient(s.client)
+	details, err := adm.ListTopics(ctx, topic)
+	if err != nil {
+		return fmt.Errorf("describe topic %s: %w", topic, err)
+	}
+	detail := details[topic]
+	if detail.Err != nil {
+		return fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", topic, detail.Err)
+	}
+	for _, p := range slices.Sorted(maps.Keys(detail.Partitions)) {
+		start, err := listOffset(ctx, topic, p, adm.ListStartOffsets)
+		if err != nil {
+			return err
+		}
+		end, err := listOffset(ctx, topic, p, adm.ListCommittedOffsets)
+		if err != nil {
+			return err
+		}
+		f := partitionFetch{client: s.client, topic: topic, topicID: detail.ID, partition: p, end: end.Offset}
+		if err := f.each(ctx, start.Offset, func(r *kgo.Record) error { return fn(newDeadLetter(r)) }); err != nil {
+			return fmt.Errorf("read %s/%d: %w", topic, p, err)
+		}
+	}
+	return nil
+}
+
+// newDeadLetter reads what deadLetter.record has written. A record of somebody
+// else has no reason and comes from nowhere.
+func newDeadLetter(r *kgo.Record) *DeadLetter {
+	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Key: r.Key, Value: r.Value}
+	own := []struct {
+		key string
+		to  func(string) error
+	}{
+		{"reason", func(v string) error { d.Reason = v; return nil }},
+		{"topic", func(v string) error { d.Topic = v; return nil }},
+		{"partition", func(v string) error {
+			n, err := strconv.ParseInt(v, 10, 32)
+			d.From = int32(n)
+			return err
+		}},
+		{"offset", func(v string) (err error) { d.FromAt, err = strconv.ParseInt(v, 10, 64); return err }},
+		{"timestamp", func(v string) error {
+			n, err := strconv.ParseInt(v, 10, 64)
+			d.Time = time.UnixMilli(n)
+			return err
+		}},
+	}
+	for i, o := range own {
+		if i >= len(r.Headers) || r.Headers[i].Key != o.key || o.to(string(r.Headers[i].Value)) != nil {
+			d.Topic, d.headers = "", r.Headers
+			return d
+		}
+	}
+	d.headers = r.Headers[len(own):]
+	if n := len(d.headers); n > 0 && d.headers[n-1].Key == "truncated" {
+		d.Truncated = string(d.headers[n-1].Value)
+	}
+	return d
+}
+
+// Retried is what a retry did with one dead letter.
+type Retried struct {
+	Partition int32 `json:"partition"` // of the dead-letter topic
+	Offset    int64 `json:"offset"`
+	// SentTo is its new offset on the partition that it came from; -1 if it was
+	// not sent, and then Reason says why.
+	SentTo int64  `json:"sent_to"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// RetryDeadLetters sends those that want says to the campaigns topic again, to
+// the partition that they came from, as new messages: each is then the newest of
+// its campaign. What would be refused again stays where it is. done hears of
+// each; its error, as any other, ends the retry.
+func RetryDeadLetters(ctx context.Context, cfg Config, want func(*DeadLetter) bool, done func(Retried) error) error {
+	s, err := openDeadLetters(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.readDeadLetters(ctx, func(d *DeadLetter) error {
+		if !want(d) {
+			return nil
+		}
+		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: s.unfit(d)}
+		if out.Reason == "" {
+			r := &kgo.Record{Topic: s.cfg.Kafka.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.headers}
+			sent, err := s.client.ProduceSync(ctx, r).First()
+			if err != nil {
+				return fmt.Errorf("send %s/%d offset %d again: %w", s.cfg.Kafka.DeadLetters, d.Partition, d.Offset, err)
+			}
+			out.SentTo = sent.Offset
+		}
+		return done(out)
+	})
+}
+
+// unfit says why a dead letter cannot be sent again; "" if it can.
+func (s *session) unfit(d *DeadLetter) string {
+	switch {
+	case d.Topic != s.cfg.Kafka.Campaigns:
+		return fmt.Sprintf("it does not come from topic %s", s.cfg.Kafka.Campaigns)
+	case d.Truncated != "":
+		return "it is not whole: " + d.Truncated
+	}
+	if m := s.parse(&kgo.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
+		return "it would be refused again: " + m.dead.reason
+	}
+	return ""
+}
