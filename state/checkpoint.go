@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -25,6 +26,12 @@ type checkpoints struct {
 	mu   sync.Mutex
 	list []Manifest // in order of age, without damaged ones; guarded by mu
 	last string     // the largest id that was ever given or found; guarded by mu
+	// mends counts the times that rows were mended, under the store's writeMu.
+	// What was made before the last of them holds wrong rows. linked is the count
+	// as Pebble linked the newest, made as the newest complete one was; both are
+	// guarded by mu.
+	mends        atomic.Int64
+	linked, made int64
 }
 
 // Checkpoint saves the rows as they are, with the position, and removes what
@@ -52,7 +59,7 @@ func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest,
 	if err := s.makeCheckpoint(m); err != nil {
 		return nil, s.check(fmt.Errorf("make checkpoint: %w", err))
 	}
-	s.kept.list = append(s.kept.list, *m)
+	s.kept.list, s.kept.made = append(s.kept.list, *m), s.kept.linked
 	if err := s.prune(); err != nil {
 		return nil, err
 	}
@@ -129,9 +136,12 @@ func (s *Store) link(store string, m *Manifest) error {
 		return ErrNotWhole
 	}
 	m.Source, m.EndLSN, m.Gen, m.Subscriptions, m.Sum = v.src, r.end, r.gen, r.rows, r.sum
-	err := s.db.Checkpoint(store, pebble.WithFlushedWAL())
+	if err := s.db.Checkpoint(store, pebble.WithFlushedWAL()); err != nil {
+		return err
+	}
 	failpoint.Hit("checkpoint/linked")
-	return err
+	s.kept.linked = s.kept.mends.Load()
+	return nil
 }
 
 func fileSizes(fsys vfs.FS, dir string) (map[string]int64, error) {
@@ -151,7 +161,7 @@ func fileSizes(fsys vfs.FS, dir string) (map[string]int64, error) {
 }
 
 // NewestCheckpoint gives the newest one of the load that is served; false if
-// there is none.
+// there is none, or if rows were mended since.
 func (s *Store) NewestCheckpoint() (Manifest, bool) {
 	s.kept.mu.Lock()
 	defer s.kept.mu.Unlock()
@@ -176,7 +186,7 @@ func (s *Store) LastTimed() time.Time {
 // newest points into the list. The caller holds kept.mu.
 func (s *Store) newest() *Manifest {
 	v := s.current()
-	if n := len(s.kept.list); n > 0 && v.loaded {
+	if n := len(s.kept.list); n > 0 && v.loaded && s.kept.made == s.kept.mends.Load() {
 		if m := &s.kept.list[n-1]; m.Source == v.src && m.Gen == v.gen {
 			return m
 		}

@@ -166,6 +166,39 @@ func TestCheckpointMoves(t *testing.T) {
 	}
 }
 
+// What was made before rows were mended does not count: it holds the wrong ones.
+func TestCheckpointBeforeMending(t *testing.T) {
+	t.Parallel()
+	o := testOptions()
+	o.fs = vfs.NewMem()
+	s, m := filled(t, o, 50)
+	checkpoint(t, s, CauseTimed)
+	f := freeze(t, s)
+	for id := range m { // one that the source does not have
+		delete(m, id)
+		break
+	}
+	if _, ok := s.NewestCheckpoint(); !ok {
+		t.Fatal("no newest checkpoint")
+	}
+	if n, err := f.Mend(verify(t, f, m, nil)); n != 1 || err != nil {
+		t.Fatalf("mended %d, %v", n, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if newest, ok := s.NewestCheckpoint(); ok {
+		t.Errorf("%+v counts still", newest)
+	}
+	if at, err := s.MoveCheckpoint(); at != 0 || err != nil {
+		t.Errorf("moved to %s, %v", at, err)
+	}
+	made := checkpoint(t, s, CauseTimed)
+	if newest, ok := s.NewestCheckpoint(); !ok || newest.ID != made.ID {
+		t.Errorf("newest is %+v, want %s", newest, made.ID)
+	}
+}
+
 // A transaction in parts makes a checkpoint wait.
 func TestCheckpointBetweenParts(t *testing.T) {
 	t.Parallel()

@@ -56,6 +56,9 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	if err := batch.Commit(pebble.Sync); err != nil {
 		return 0, s.check(fmt.Errorf("commit mended rows: %w", err))
 	}
+	if mended > 0 {
+		s.kept.mends.Add(1)
+	}
 	f.drift = record{}
 	s.written = next
 	s.mu.Lock()
