@@ -158,6 +158,7 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	if n := d.rebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") {
 		d.Errorf("after its death at %s the daemon took %d snapshots", point, n-before)
 	}
+	d.ready() // it may have died when all was done, and must know SIGTERM by now
 	d.stop()
 }
 
