@@ -167,14 +167,14 @@ func writeGolden(t *testing.T, own string) {
 	text := describe(t, s)
 	closeStore(t, s)
 	pack(t, dir, own+".tar.gz")
-	if err := os.WriteFile(own+".txt", []byte(text), 0o644); err != nil { //nolint:gosec // test data
+	if err := os.WriteFile(own+".txt", []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func pack(t *testing.T, dir, archive string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil { //nolint:gosec // test data
+	if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Create(archive)
@@ -207,7 +207,7 @@ func unpack(t *testing.T, archive, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to := filepath.Join(dir, filepath.FromSlash(h.Name)) //nolint:gosec // our own archive
+		to := filepath.Join(dir, filepath.FromSlash(h.Name))
 		if h.FileInfo().IsDir() {
 			err = os.MkdirAll(to, 0o700)
 		} else {

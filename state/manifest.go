@@ -30,7 +30,6 @@ const (
 	manifestName    = "manifest"
 	unfinished      = ".tmp"
 
-	manifestFormat = 1
 	// idFormat makes ids that sort by time: 20260131T080000.000Z.
 	idFormat = "20060102T150405.000Z"
 )
