@@ -7,21 +7,24 @@ import (
 
 // Loader fills a new generation of rows beside the one that is served. It has
 // one owner. Memory is bounded: rows are collected into a chunk, each full chunk
-// is written as two sorted runs (one per keyspace), and Finish merges the runs
-// into tables that go straight to the bottom of the tree. So a load writes every
-// row twice, leaves nothing to compact, and meets every duplicate.
+// is written as two sorted runs (one per keyspace) while the next one fills, and
+// Finish merges the runs into tables that go straight to the bottom of the tree.
+// So a load writes every row twice, leaves nothing to compact, and meets every
+// duplicate.
 type Loader struct {
 	s     *Store
 	gen   uint32
 	dir   string
-	chunk chunk
+	chunk chunk      // that is filling
+	spare chunk      // the other one; not while a spill has it
+	spilt chan spilt // of the spill under way; nil: there is none
 	runs  [len(loadSpaces)][]string
 	rows  int64
 	subs  int64
 	sum   uint64 // see fingerprint.go
 	files int
 	over  bool
-	err   error // of an Add; the load cannot go on
+	err   error // of an Add, or of a spill that it began; the load cannot go on
 }
 
 // loadSpaces are the keyspaces of a generation, in the order of Loader.runs.
@@ -129,7 +132,7 @@ func (l *Loader) load() error {
 	if l.err != nil {
 		return l.err
 	}
-	if err := l.spill(); err != nil {
+	if err := errors.Join(l.spill(), l.awaitSpill()); err != nil {
 		return err
 	}
 	tables, err := l.merge()
@@ -152,7 +155,8 @@ func (l *Loader) Abort() error {
 // release gives back the load's memory and files.
 func (l *Loader) release() error {
 	l.over = true
-	l.chunk = chunk{}
+	_ = l.awaitSpill() // what it wrote goes
+	l.chunk, l.spare = chunk{}, chunk{}
 	if err := l.s.o.fs.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("remove folder of load: %w", err)
 	}

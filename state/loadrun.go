@@ -26,15 +26,17 @@ const tableBytes = 32 << 20
 type chunk struct {
 	arena   []byte
 	entries []entry
-	rows    []entry // sorted by row id; reused
-	joins   []entry // sorted by join key; reused
+	rows    []entry           // sorted by row id; reused
+	joins   []entry           // sorted by join key; reused
+	names   []string          // of its restaurants, each once
+	numbers map[string]uint64 // where they are in names
 }
 
 // entry locates a row in the arena: ids at [at, id), row id at [id, end).
 type entry struct {
 	at, id, end uint32
 	sub         bool   // has both ids
-	sort        uint64 // first bytes of the sort key: most comparisons need no more
+	sort        uint64 // of the same order as the sort key: most comparisons need no more
 }
 
 // add appends a row and returns its fingerprint.
@@ -51,33 +53,80 @@ func (c *chunk) add(id RowID, r row) (sum uint64) {
 // size is what the chunk takes in the arena and, once sorted, in entries.
 func (c *chunk) size() int { return len(c.arena) + 3*24*len(c.entries) }
 
-func (c *chunk) reset() { c.arena, c.entries = c.arena[:0], c.entries[:0] }
+func (c *chunk) reset() {
+	c.arena, c.entries, c.names = c.arena[:0], c.entries[:0], c.names[:0]
+	clear(c.numbers)
+}
 
 func (c *chunk) rowID(e entry) []byte   { return c.arena[e.id:e.end] }
 func (c *chunk) value(e entry) []byte   { return c.arena[e.at:e.id] }
 func (c *chunk) joinKey(e entry) []byte { return c.arena[e.at:e.end] }
 
-// sorted fills into with the entries that belong to space, by its keys.
-func (c *chunk) sorted(into []entry, space byte) []entry {
-	key := c.rowID
-	if space == spaceJoin {
-		key = c.joinKey
+// sortedRows gives the entries in the order of row ids.
+func (c *chunk) sortedRows() []entry {
+	c.rows = append(c.rows[:0], c.entries...)
+	for i := range c.rows {
+		c.rows[i].sort = sortPrefix(c.rowID(c.rows[i]))
 	}
-	into = into[:0]
+	sortEntries(c.rows, c.rowID)
+	return c.rows
+}
+
+// sortedJoins gives the entries that are subscriptions in the order of join
+// keys. Rows of one restaurant share the beginning of these, however long, so
+// restaurants are sorted by themselves: the rank of one and the beginning of the
+// client are a number of the same order.
+func (c *chunk) sortedJoins() []entry {
+	c.joins = c.joins[:0]
 	for _, e := range c.entries {
-		if space == spaceJoin && !e.sub {
-			continue
+		if e.sub {
+			e.sort = c.number(c.restaurant(e))
+			c.joins = append(c.joins, e)
 		}
-		e.sort = sortPrefix(key(e))
-		into = append(into, e)
 	}
-	slices.SortFunc(into, func(a, b entry) int {
+	byName := make([]int, len(c.names))
+	for i := range byName {
+		byName[i] = i
+	}
+	slices.SortFunc(byName, func(a, b int) int { return cmp.Compare(c.names[a], c.names[b]) })
+	ranks := make([]uint64, len(c.names))
+	for rank, i := range byName {
+		ranks[i] = uint64(rank)
+	}
+	for i := range c.joins {
+		e := &c.joins[i]
+		client := c.arena[int(e.at)+len(c.names[e.sort]) : e.end]
+		e.sort = ranks[e.sort]<<32 | sortPrefix(client)>>32
+	}
+	sortEntries(c.joins, c.joinKey)
+	return c.joins
+}
+
+// number counts restaurants in the order in which they come.
+func (c *chunk) number(restaurant []byte) uint64 {
+	if n, ok := c.numbers[string(restaurant)]; ok {
+		return n
+	}
+	if c.numbers == nil {
+		c.numbers = map[string]uint64{}
+	}
+	name, n := string(restaurant), uint64(len(c.names))
+	c.names, c.numbers[name] = append(c.names, name), n
+	return n
+}
+
+// restaurant is the restaurant of a subscription.
+func (c *chunk) restaurant(e entry) []byte {
+	return c.arena[e.at : int(e.at)+idLen(c.arena[e.at:e.id])]
+}
+
+func sortEntries(entries []entry, key func(entry) []byte) {
+	slices.SortFunc(entries, func(a, b entry) int {
 		if a.sort != b.sort {
 			return cmp.Compare(a.sort, b.sort)
 		}
 		return bytes.Compare(key(a), key(b))
 	})
-	return into
 }
 
 // sortPrefix is the first eight bytes of key as a number of the same order.
@@ -91,40 +140,67 @@ func sortPrefix(key []byte) uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
-// spill writes the chunk as a sorted run of each keyspace, both at once.
+// spilt is the end of a spill, which gives its chunk back.
+type spilt struct {
+	chunk chunk
+	err   error
+}
+
+// spill begins to write the chunk as a sorted run of each keyspace, both at
+// once, and leaves an empty one to be filled meanwhile. It waits for the spill
+// before it, and returns its error.
 func (l *Loader) spill() error {
 	if len(l.chunk.entries) == 0 {
 		return nil
 	}
-	if err := l.s.room(); err != nil {
+	if err := errors.Join(l.awaitSpill(), l.s.room()); err != nil {
 		return err
 	}
 	l.files++
-	var errs [len(loadSpaces)]error
-	var wait sync.WaitGroup
+	var names [len(loadSpaces)]string
 	for i, space := range loadSpaces {
-		name := l.path("run", space, l.files)
-		l.runs[i] = append(l.runs[i], name)
-		wait.Go(func() { errs[i] = l.spillSpace(space, name) })
+		names[i] = l.path("run", space, l.files)
+		l.runs[i] = append(l.runs[i], names[i])
 	}
-	wait.Wait()
+	full := l.chunk
+	l.chunk, l.spare = l.spare, chunk{}
 	l.chunk.reset()
-	return errors.Join(errs[:]...)
+	l.spilt = make(chan spilt, 1)
+	go func(end chan<- spilt) {
+		var errs [len(loadSpaces)]error
+		var wait sync.WaitGroup
+		for i, space := range loadSpaces {
+			wait.Go(func() { errs[i] = l.spillSpace(&full, space, names[i]) })
+		}
+		wait.Wait()
+		end <- spilt{full, errors.Join(errs[:]...)}
+	}(l.spilt)
+	return nil
+}
+
+// awaitSpill waits for the spill under way, if there is one.
+func (l *Loader) awaitSpill() error {
+	if l.spilt == nil {
+		return nil
+	}
+	end := <-l.spilt
+	l.spilt, l.spare = nil, end.chunk
+	return end.err
 }
 
 func (l *Loader) path(kind string, space byte, n int) string {
 	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, n))
 }
 
-func (l *Loader) spillSpace(space byte, name string) error {
+func (l *Loader) spillSpace(c *chunk, space byte, name string) error {
 	w, err := l.newTable(name, true)
 	if err != nil {
 		return err
 	}
 	if space == spaceJoin {
-		err = l.spillJoins(w)
+		err = l.spillJoins(c, w)
 	} else {
-		err = l.spillRows(w)
+		err = l.spillRows(c, w)
 	}
 	if err = errors.Join(err, w.Close()); err != nil {
 		return fmt.Errorf("write sorted run: %w", err)
@@ -132,13 +208,12 @@ func (l *Loader) spillSpace(space byte, name string) error {
 	return nil
 }
 
-func (l *Loader) spillJoins(w *sstable.Writer) error {
-	c := &l.chunk
-	c.joins = c.sorted(c.joins, spaceJoin)
+func (l *Loader) spillJoins(c *chunk, w *sstable.Writer) error {
+	joins := c.sortedJoins()
 	key := appendGen(nil, spaceJoin, l.gen)
-	for i, e := range c.joins {
+	for i, e := range joins {
 		// The row id is part of the key; spillRows names a duplicate.
-		if i > 0 && bytes.Equal(c.joinKey(c.joins[i-1]), c.joinKey(e)) {
+		if i > 0 && joins[i-1].sort == e.sort && bytes.Equal(c.joinKey(joins[i-1]), c.joinKey(e)) {
 			continue
 		}
 		key = append(key[:genLen], c.joinKey(e)...)
@@ -149,12 +224,11 @@ func (l *Loader) spillJoins(w *sstable.Writer) error {
 	return nil
 }
 
-func (l *Loader) spillRows(w *sstable.Writer) error {
-	c := &l.chunk
-	c.rows = c.sorted(c.rows, spaceRow)
+func (l *Loader) spillRows(c *chunk, w *sstable.Writer) error {
+	rows := c.sortedRows()
 	key := appendGen(nil, spaceRow, l.gen)
-	for i, e := range c.rows {
-		if i > 0 && bytes.Equal(c.rowID(c.rows[i-1]), c.rowID(e)) {
+	for i, e := range rows {
+		if i > 0 && rows[i-1].sort == e.sort && bytes.Equal(c.rowID(rows[i-1]), c.rowID(e)) {
 			return fmt.Errorf("row %s: %w", RowID(c.rowID(e)).Text(), ErrDuplicateRow)
 		}
 		key = append(key[:genLen], c.rowID(e)...)
