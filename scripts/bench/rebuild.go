@@ -34,7 +34,35 @@ func (st *stage) rebuild(ctx context.Context) error {
 		st.sayf("rebuild, run %d of %d: %s rows/s, draining COPY %s rows/s", run+1, st.opts.runs, thousands(int64(rows/us)), thousands(int64(rows/them)))
 	}
 	st.report.add("rebuild", "rows/s", ours, "copy_to_stdout", limit...)
+	if err := st.beside(ctx); err != nil {
+		return err
+	}
 	return st.restart(ctx)
+}
+
+// beside: the same, and a comparison of all rows, by a daemon that runs.
+func (st *stage) beside(ctx context.Context) error {
+	if err := st.d.start(ctx); err != nil { // with the first takeover of the lanes
+		return err
+	}
+	rates := map[string][]float64{}
+	for range st.opts.runs {
+		for _, command := range []string{"rebuild", "verify"} {
+			began := time.Now()
+			if err := st.d.command(ctx, command); err != nil {
+				return err
+			}
+			rates[command] = append(rates[command], float64(st.town.rows)/time.Since(began).Seconds())
+		}
+		began := time.Now()
+		if err := st.drainCopy(ctx); err != nil {
+			return err
+		}
+		rates["drain"] = append(rates["drain"], float64(st.town.rows)/time.Since(began).Seconds())
+	}
+	st.report.add("rebuild_online", "rows/s", rates["rebuild"], "copy_to_stdout", rates["drain"]...)
+	st.report.add("verify", "rows/s", rates["verify"], "copy_to_stdout", rates["drain"]...)
+	return st.d.stop()
 }
 
 // drainCopy reads the table as fast as Postgres gives it.
@@ -50,7 +78,7 @@ func (st *stage) drainCopy(ctx context.Context) error {
 // orderly end and after a kill. Between the two the disk is looked at: the
 // daemon has had time for what it does in the background.
 func (st *stage) restart(ctx context.Context) error {
-	if err := st.d.start(ctx); err != nil { // the first start takes the lanes for the first time
+	if err := st.d.start(ctx); err != nil {
 		return err
 	}
 	var orderly, killed []float64

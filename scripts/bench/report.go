@@ -153,6 +153,7 @@ var goals = map[string]string{
 	"cdc_latency_p99":                "≤ 10 ms",
 	"barrier_p99":                    "≤ 5 ms",
 	"rebuild":                        "ratio ≥ 0.4",
+	"rebuild_online":                 "ratio ≥ 0.4",
 	"restart":                        "≤ 1 s",
 	"disk":                           "≤ 64 B",
 	"memory_peak":                    "≤ 300 MB",
