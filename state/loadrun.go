@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -193,46 +192,35 @@ func (l *Loader) path(kind string, space byte, n int) string {
 }
 
 func (l *Loader) spillSpace(c *chunk, space byte, name string) error {
-	w, err := l.newTable(name, true)
+	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {
-		return err
+		return fmt.Errorf("make sorted run: %w", err)
 	}
+	w := newRunWriter(f)
 	if space == spaceJoin {
-		err = l.spillJoins(c, w)
+		err = c.spillJoins(w)
 	} else {
-		err = l.spillRows(c, w)
+		err = c.spillRows(w)
 	}
-	if err = errors.Join(err, w.Close()); err != nil {
+	if err = errors.Join(err, w.close()); err != nil {
 		return fmt.Errorf("write sorted run: %w", err)
 	}
 	return nil
 }
 
-func (l *Loader) spillJoins(c *chunk, w *sstable.Writer) error {
-	joins := c.sortedJoins()
-	key := appendGen(nil, spaceJoin, l.gen)
-	for i, e := range joins {
-		// The row id is part of the key; spillRows names a duplicate.
-		if i > 0 && joins[i-1].sort == e.sort && bytes.Equal(c.joinKey(joins[i-1]), c.joinKey(e)) {
-			continue
-		}
-		key = append(key[:genLen], c.joinKey(e)...)
-		if err := w.Set(key, nil); err != nil {
+// spillJoins leaves duplicates in, which the merge names.
+func (c *chunk) spillJoins(w *runWriter) error {
+	for _, e := range c.sortedJoins() {
+		if err := w.add(c.joinKey(e), nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Loader) spillRows(c *chunk, w *sstable.Writer) error {
-	rows := c.sortedRows()
-	key := appendGen(nil, spaceRow, l.gen)
-	for i, e := range rows {
-		if i > 0 && rows[i-1].sort == e.sort && bytes.Equal(c.rowID(rows[i-1]), c.rowID(e)) {
-			return fmt.Errorf("row %s: %w", RowID(c.rowID(e)).Text(), ErrDuplicateRow)
-		}
-		key = append(key[:genLen], c.rowID(e)...)
-		if err := w.Set(key, c.value(e)); err != nil {
+func (c *chunk) spillRows(w *runWriter) error {
+	for _, e := range c.sortedRows() {
+		if err := w.add(c.rowID(e), c.value(e)); err != nil {
 			return err
 		}
 	}
@@ -255,53 +243,52 @@ func (l *Loader) merge() (tables []string, err error) {
 	return slices.Concat(outs[:]...), errors.Join(errs[:]...)
 }
 
-// mergeSpace merges runs. Of equal keys in two runs the merge shows one, so the
-// count tells whether row ids were unique.
+// mergeSpace merges runs. It returns ErrDuplicateRow if a key comes twice, which
+// only one with the same row id can.
 func (l *Loader) mergeSpace(space byte, runs []string, want int64) (tables []string, err error) {
 	if len(runs) == 0 {
 		return nil, nil
 	}
-	it, err := l.openRuns(runs)
+	m, err := openMerger(l.s.o.fs, runs)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, it.Close()) }()
 	out := tableWriter{l: l, space: space}
-	n := int64(0)
-	for ok := it.First(); ok; ok = it.Next() {
-		if err := out.set(it.Key(), it.Value()); err != nil {
-			return nil, errors.Join(err, out.close())
-		}
-		n++
-	}
-	if err := errors.Join(it.Error(), out.close()); err != nil {
+	n, err := l.mergeInto(&out, m)
+	if err = errors.Join(err, out.close(), m.close()); err != nil {
 		return nil, fmt.Errorf("merge sorted runs: %w", err)
 	}
 	if n != want {
-		return nil, fmt.Errorf("%d of %d rows: %w; source.columns.id must name the table's key", want-n, want, ErrDuplicateRow)
+		return nil, fmt.Errorf("merge sorted runs: %d records of %d: %w", n, want, errDamagedRun)
 	}
 	return out.names, nil
 }
 
-// openRuns returns an iterator over the merged runs, at least one.
-func (l *Loader) openRuns(runs []string) (*pebble.Iterator, error) {
-	files := make([][]sstable.ReadableFile, 0, len(runs))
-	for _, name := range runs {
-		f, err := l.s.o.fs.Open(name, vfs.SequentialReadsOption)
-		if err != nil {
-			for _, open := range files {
-				err = errors.Join(err, open[0].Close())
-			}
-			return nil, fmt.Errorf("open sorted run: %w", err)
+// mergeInto writes all records and counts them.
+func (l *Loader) mergeInto(out *tableWriter, m *merger) (n int64, err error) {
+	full := appendGen(nil, out.space, l.gen)
+	for key, value := m.record(); key != nil; key, value = m.record() {
+		if n > 0 && bytes.Equal(full[genLen:], key) {
+			return n, duplicate(out.space, full)
 		}
-		files = append(files, []sstable.ReadableFile{f})
+		full = append(full[:genLen], key...)
+		if err := out.set(full, value); err != nil {
+			return n, err
+		}
+		n++
+		if err := m.next(); err != nil {
+			return n, err
+		}
 	}
-	// It owns the files from here on, in an error too.
-	it, err := pebble.NewExternalIter(l.s.pebbleOpts, &pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly}, files)
-	if err != nil {
-		return nil, fmt.Errorf("open sorted runs: %w", err)
+	return n, nil
+}
+
+func duplicate(space byte, key []byte) error {
+	id := key[genLen:]
+	if at, ok := joinRow(key); space == spaceJoin && ok {
+		id = key[at:]
 	}
-	return it, nil
+	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", RowID(id).Text(), ErrDuplicateRow)
 }
 
 // tableWriter cuts a sorted stream into tables.
@@ -323,7 +310,7 @@ func (t *tableWriter) set(key, value []byte) error {
 	}
 	if t.w == nil {
 		name := t.l.path("table", t.space, len(t.names))
-		w, err := t.l.newTable(name, false)
+		w, err := t.l.newTable(name)
 		if err != nil {
 			return err
 		}
@@ -341,21 +328,13 @@ func (t *tableWriter) close() error {
 	return w.Close()
 }
 
-// newTable opens a table file for writing: a run that is read once, or one
-// for the bottom level. Close syncs it.
-func (l *Loader) newTable(name string, run bool) (*sstable.Writer, error) {
+// newTable opens a table file for the bottom level. Close syncs it.
+func (l *Loader) newTable(name string) (*sstable.Writer, error) {
 	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, fmt.Errorf("make table file: %w", err)
 	}
-	level := len(l.s.pebbleOpts.Levels) - 1
-	if run {
-		level = 0
-	}
-	o := l.s.pebbleOpts.MakeWriterOptions(level, l.s.db.TableFormat())
-	if run {
-		o.FilterPolicy = pebble.NoFilterPolicy
-	}
+	o := l.s.pebbleOpts.MakeWriterOptions(len(l.s.pebbleOpts.Levels)-1, l.s.db.TableFormat())
 	return sstable.NewWriter(objstorageprovider.NewFileWritable(f), o), nil
 }
 

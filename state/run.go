@@ -1,0 +1,208 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// A run is a sorted part of a load on disk, written once and read once by the
+// same process. It is a plain file, because building a table and iterating over
+// it costs several times as much as this:
+//
+//	┌────────────┬─────────┬────────┐
+//	│ length u32 │ crc u32 │ block  │   again and again; the checksum is CRC-32C
+//	└────────────┴─────────┴────────┘
+//	block: ┌───────────────┬─────────────────┬─────┬───────┐
+//	       │ key length uv │ value length uv │ key │ value │   again and again
+//	       └───────────────┴─────────────────┴─────┴───────┘
+//
+// Keys come without the keyspace and the generation.
+const (
+	runBlock  = 64 << 10 // a block ends behind the record that reaches this
+	runHeader = 4 + 4
+)
+
+// runWriter writes a run.
+type runWriter struct {
+	f   vfs.File
+	buf []byte // header and block
+}
+
+func newRunWriter(f vfs.File) *runWriter {
+	return &runWriter{f: f, buf: make([]byte, runHeader, runHeader+runBlock+runBlock/8)}
+}
+
+// add appends a record. Keys must ascend.
+func (w *runWriter) add(key, value []byte) error {
+	w.buf = binary.AppendUvarint(w.buf, uint64(len(key)))
+	w.buf = binary.AppendUvarint(w.buf, uint64(len(value)))
+	w.buf = append(append(w.buf, key...), value...)
+	if len(w.buf) >= runHeader+runBlock {
+		return w.flush()
+	}
+	return nil
+}
+
+func (w *runWriter) flush() error {
+	block := w.buf[runHeader:]
+	if len(block) == 0 {
+		return nil
+	}
+	binary.BigEndian.PutUint32(w.buf, uint32(len(block)))
+	binary.BigEndian.PutUint32(w.buf[4:], crc32.Checksum(block, castagnoli))
+	_, err := w.f.Write(w.buf)
+	w.buf = w.buf[:runHeader]
+	return err
+}
+
+// close ends the run. It is not synced: a load that is cut begins anew.
+func (w *runWriter) close() error { return errors.Join(w.flush(), w.f.Close()) }
+
+// runReader reads a run from its beginning.
+type runReader struct {
+	f     vfs.File
+	block []byte // of this the records are views
+	rest  []byte // of the block
+	key   []byte // of the record that it stands on; nil: it is at the end
+	value []byte
+	sort  uint64 // sortPrefix of key
+}
+
+// next moves to the next record.
+func (r *runReader) next() error {
+	if len(r.rest) == 0 {
+		if end, err := r.fill(); end || err != nil {
+			r.key, r.value = nil, nil
+			return err
+		}
+	}
+	keyLen, n := binary.Uvarint(r.rest)
+	valueLen, m := binary.Uvarint(r.rest[max(n, 0):])
+	if n <= 0 || m <= 0 || keyLen+valueLen > uint64(len(r.rest)-n-m) {
+		return fmt.Errorf("read sorted run: %w", errDamagedRun)
+	}
+	from := r.rest[n+m:]
+	r.key, r.value, r.rest = from[:keyLen], from[keyLen:keyLen+valueLen], from[keyLen+valueLen:]
+	r.sort = sortPrefix(r.key)
+	return nil
+}
+
+// errDamagedRun is no ErrCorrupt: the store is none the worse for it.
+var errDamagedRun = errors.New("what was written a moment ago reads otherwise; check the disk")
+
+// fill reads the next block.
+func (r *runReader) fill() (end bool, err error) {
+	var header [runHeader]byte
+	if _, err := io.ReadFull(r.f, header[:]); errors.Is(err, io.EOF) {
+		return true, nil
+	} else if err != nil {
+		return false, fmt.Errorf("read sorted run: %w", err)
+	}
+	size := int(binary.BigEndian.Uint32(header[:]))
+	if cap(r.block) < size {
+		r.block = make([]byte, size)
+	}
+	r.block = r.block[:size]
+	if _, err := io.ReadFull(r.f, r.block); err != nil {
+		return false, fmt.Errorf("read sorted run: %w", err)
+	}
+	if crc32.Checksum(r.block, castagnoli) != binary.BigEndian.Uint32(header[4:]) {
+		return false, fmt.Errorf("read sorted run: %w", errDamagedRun)
+	}
+	r.rest = r.block
+	return false, nil
+}
+
+// before orders readers by the records that they stand on, those at their end
+// last.
+func (r *runReader) before(other *runReader) bool {
+	switch {
+	case r.key == nil || other.key == nil:
+		return other.key == nil && r.key != nil
+	case r.sort != other.sort:
+		return r.sort < other.sort
+	}
+	return bytes.Compare(r.key, other.key) < 0
+}
+
+// merger reads runs as one sorted sequence. It is a tournament: in each node of
+// a tree over the readers lies the one that lost there, so that the next record
+// is found with one comparison for each level.
+type merger struct {
+	readers []*runReader
+	losers  []int // by node, from 1; the root's winner is losers[0]
+}
+
+// openMerger opens the runs, at least one, and stands on the first record.
+func openMerger(fsys vfs.FS, runs []string) (m *merger, err error) {
+	m = &merger{losers: make([]int, len(runs))}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close())
+		}
+	}()
+	for _, name := range runs {
+		f, err := fsys.Open(name, vfs.SequentialReadsOption)
+		if err != nil {
+			return m, fmt.Errorf("open sorted run: %w", err)
+		}
+		r := &runReader{f: f}
+		m.readers = append(m.readers, r)
+		if err := r.next(); err != nil {
+			return m, err
+		}
+	}
+	m.losers[0] = m.play(1)
+	return m, nil
+}
+
+// play holds the tournament below a node and returns the winner. The leaves are
+// the nodes from len(readers) on.
+func (m *merger) play(node int) int {
+	if node >= len(m.readers) {
+		return node - len(m.readers)
+	}
+	winner, loser := m.play(2*node), m.play(2*node+1)
+	if m.readers[loser].before(m.readers[winner]) {
+		winner, loser = loser, winner
+	}
+	m.losers[node] = loser
+	return winner
+}
+
+// record is the record that it stands on, valid until the next move; the key is
+// nil at the end.
+func (m *merger) record() (key, value []byte) {
+	r := m.readers[m.losers[0]]
+	return r.key, r.value
+}
+
+// next moves to the next record.
+func (m *merger) next() error {
+	winner := m.losers[0]
+	if err := m.readers[winner].next(); err != nil {
+		return err
+	}
+	for node := (winner + len(m.readers)) / 2; node > 0; node /= 2 {
+		if m.readers[m.losers[node]].before(m.readers[winner]) {
+			winner, m.losers[node] = m.losers[node], winner
+		}
+	}
+	m.losers[0] = winner
+	return nil
+}
+
+func (m *merger) close() error {
+	var errs []error
+	for _, r := range m.readers {
+		errs = append(errs, r.f.Close())
+	}
+	m.readers = nil
+	return errors.Join(errs...)
+}
