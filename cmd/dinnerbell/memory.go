@@ -2,6 +2,7 @@ package main
 
 import (
 	"runtime/debug"
+	"sync"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 )
@@ -22,5 +23,35 @@ func tuneGC(env config.Env) {
 	}
 	if env["GOMEMLIMIT"] == "" {
 		debug.SetMemoryLimit(heapLimit)
+	}
+}
+
+// leanPercent is the collector's while rows are loaded: then much of the heap is
+// alive, and the store's caches are full.
+const leanPercent = 100
+
+// lean makes the collector sparing with memory while somebody asks for it.
+type lean struct {
+	mu     sync.Mutex // guards below
+	asking int
+	before int // the percentage to go back to
+}
+
+// ask begins it; call done at the end.
+func (l *lean) ask() (done func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asking++; l.asking == 1 {
+		l.before = debug.SetGCPercent(leanPercent)
+		if l.before >= 0 && l.before < leanPercent {
+			debug.SetGCPercent(l.before)
+		}
+	}
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.asking--; l.asking == 0 {
+			debug.SetGCPercent(l.before)
+		}
 	}
 }

@@ -83,6 +83,7 @@ func (c *rebuildCmd) print(a *app, r rebuildResult) error {
 func (d *daemon) rebuild(ctx context.Context, c *call) (any, error) {
 	mirror := d.halves().mirror
 	began := time.Now()
+	defer d.lean.ask()()
 	defer c.showWork(mirror)()
 	done, err := mirror.RebuildOnline(ctx)
 	if err != nil {

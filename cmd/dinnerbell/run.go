@@ -107,6 +107,7 @@ type daemon struct {
 	present atomic.Pointer[halves]
 	stalls  stalls
 	damages damages
+	lean    lean
 	waits   prometheus.Histogram // of the joins, for freshness
 }
 

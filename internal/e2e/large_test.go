@@ -39,7 +39,7 @@ func TestLongTenMillionVerifiedAndRebuilt(t *testing.T) {
 		began := time.Now()
 		out := do()
 		took := time.Since(began)
-		t.Logf("%s: %s", took.Round(10*time.Millisecond), strings.TrimSpace(out))
+		t.Logf("%s, peak memory of the daemon %d MB: %s", took.Round(10*time.Millisecond), d.peakMemory()>>20, strings.TrimSpace(out))
 		if took > limit {
 			t.Errorf("took %s, want at most %s", took, limit)
 		}
@@ -54,7 +54,6 @@ func TestLongTenMillionVerifiedAndRebuilt(t *testing.T) {
 		t.Errorf("verify after the repair: %s", out)
 	}
 	timed(30*time.Second, func() string { return d.command("rebuild") })
-	t.Logf("peak memory of the daemon: %d MB", d.peakMemory()>>20)
 	d.stop()
 }
 
