@@ -203,7 +203,7 @@ func noQuarantine(t *testing.T, c crash) {
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, quarantineName) && (c.durable > 0 || c.loaded) {
-			t.Fatalf("crash at write %d: a good store was set aside", c.write)
+			t.Fatalf("crash at write %d: a good store was set aside (%s)", c.write, name)
 		}
 	}
 }

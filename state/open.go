@@ -213,9 +213,15 @@ func checkSuspect(o Options, store string, names []string, db *pebble.DB) error 
 // Logger's Fatalf; both are errors here, for the store can be rebuilt.
 func openPebble(store string, p *pebble.Options) (db *pebble.DB, err error) {
 	defer func() {
-		if r := recover(); r != nil {
-			db, err = nil, fmt.Errorf("open store: %w: %v", ErrCorrupt, r)
+		r := recover()
+		if r == nil {
+			return
 		}
+		if stop, ok := r.(error); ok && keeps(stop) {
+			db, err = nil, fmt.Errorf("open store: %w", stop)
+			return
+		}
+		db, err = nil, fmt.Errorf("open store: %w: %v", ErrCorrupt, r)
 	}()
 	db, err = pebble.Open(store, p)
 	if err != nil && strings.Contains(err.Error(), "name from file") {

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -89,13 +91,15 @@ func (o Options) withDefaults() Options {
 // pebbleOptions are sized for the daemon's budget of 300 MB with any number of
 // rows: 64 MiB of cache and at most four memtables of 16 MiB.
 func (o Options) pebbleOptions(corrupt func(error)) *pebble.Options {
+	logger := pebbleLogger{o.Logger, o.Fatal}
+	var said atomic.Int64 // the second in which a background error was last logged
 	p := &pebble.Options{
-		FS:                          o.fs,
+		FS:                          &logFS{o.fs, func(what string, err error) { logger.Fatalf("%s: %v", what, err) }},
 		FormatMajorVersion:          pebble.FormatNewest,
 		CacheSize:                   o.CacheBytes,
 		MemTableSize:                o.memTableBytes,
 		MemTableStopWritesThreshold: 4,
-		Logger:                      pebbleLogger{o.Logger, o.Fatal},
+		Logger:                      logger,
 		CompactionConcurrencyRange:  func() (lower, upper int) { return 1, 2 },
 		EventListener: &pebble.EventListener{
 			DataCorruption: func(info pebble.DataCorruptionInfo) { corrupt(info.Details) },
@@ -104,7 +108,9 @@ func (o Options) pebbleOptions(corrupt func(error)) *pebble.Options {
 				if isDamage(err) {
 					corrupt(err)
 				}
-				o.Logger.Warn("local state: background work failed and is tried again", "error", err)
+				if now := time.Now().Unix(); said.Swap(now) != now { // it may be tried again at once, over and over
+					o.Logger.Warn("local state: background work failed and is tried again", "error", err)
+				}
 			},
 		},
 	}
@@ -144,14 +150,32 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 // on a goroutine of its own and with its locks held, so that the store cannot
 // even be closed. Ending the process is right there. While a store is opened it
 // can also be damage that Pebble did not expect: openPebble makes an error of it.
+// Not of a full disk: Pebble's Open hangs when it is left that way.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
-	message := fmt.Sprintf(format, args...)
-	l.log.Error("local state cannot go on", "message", message)
-	if l.fatal != nil && !calledByOpen() {
-		l.fatal(message)
+	stop := &fatalError{message: fmt.Sprintf(format, args...)}
+	for _, arg := range args {
+		if err, ok := arg.(error); ok {
+			stop.cause = err
+		}
 	}
-	panic("state: " + message) //nolint:forbidigo // Pebble has no error path here, see above
+	l.log.Error("local state cannot go on", "message", stop.message)
+	if l.fatal != nil && (!calledByOpen() || keeps(stop)) {
+		l.fatal(stop.message)
+	}
+	panic(stop) //nolint:forbidigo // Pebble has no error path here, see above
 }
+
+// fatalError is what Fatalf panics with.
+type fatalError struct {
+	message string
+	cause   error // nil if there was none in what Pebble said
+}
+
+// Error implements error.
+func (e *fatalError) Error() string { return "state: " + e.message }
+
+// Unwrap gives the cause.
+func (e *fatalError) Unwrap() error { return e.cause }
 
 // calledByOpen says whether openPebble is on this goroutine's stack, where it
 // catches a panic.
