@@ -42,7 +42,7 @@ func TestPasswordRotated(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	hba := filepath.Join(envtest.Dir(t), "pg_hba.conf")
-	rules := "host all postgres 127.0.0.1/32 trust\nhost all,replication all 127.0.0.1/32 scram-sha-256\n" //nolint:dupword // columns
+	rules := "host all postgres 127.0.0.1/32 trust\nhost all,replication all 127.0.0.1/32 scram-sha-256\n"
 	if err := os.WriteFile(hba, []byte(rules), 0o644); err != nil {
 		t.Fatal(err)
 	}
