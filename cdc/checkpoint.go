@@ -20,6 +20,8 @@ const (
 	// as often; moved also when this many bytes would be acknowledged by it.
 	keepEvery  = time.Second
 	moveAtOnce = 4 << 20
+	// warnEvery is how often a checkpoint that fails again and again is logged.
+	warnEvery = time.Minute
 	// checkpointPause is the least time between two checkpoints that are made
 	// for the WAL's sake.
 	checkpointPause = 2 * time.Second
@@ -84,7 +86,7 @@ type keeper struct {
 	// lies before it does not come again.
 	floor state.LSN
 
-	tried, moved time.Time
+	tried, moved, warned time.Time
 }
 
 func (m *Mirror) newKeeper(floor state.LSN) *keeper {
@@ -132,7 +134,10 @@ func (k *keeper) cover(durable state.LSN) (state.LSN, error) {
 		if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
 			return 0, fmt.Errorf("acknowledge up to %s: %w", durable, err)
 		}
-		k.log.Warn("no checkpoint; the source keeps its WAL until there is one", "error", err)
+		if time.Since(k.warned) >= warnEvery {
+			k.warned = time.Now()
+			k.log.Warn("no checkpoint; the source keeps its WAL until there is one", "error", err)
+		}
 	}
 	return k.limit(durable), nil
 }
