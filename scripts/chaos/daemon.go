@@ -36,6 +36,8 @@ type daemon struct {
 
 	// busy is held by a fault that works on the process or its state.dir.
 	busy sync.Mutex
+	// operated is held by a command.
+	operated sync.Mutex
 
 	mu     sync.Mutex // guards what is below
 	proc   *os.Process

@@ -19,9 +19,15 @@ const (
 	faultWipe     = "state.wipe"    // with SIGKILL
 	faultRestore  = "state.restore" // with SIGKILL
 	faultCopy     = "state.copy"    // no fault: what a restore takes later
+	faultDamage   = "state.damage"  // with SIGKILL: one byte of one file of the store is another one
 	faultCommit   = "commit.lost"
 	faultEndTxn   = "endtxn.lost"
 	faultLink     = "link" // of the schedule only
+
+	// What an operator may do at any time.
+	faultRebuild    = "operate.rebuild"
+	faultVerify     = "operate.verify"
+	faultCheckpoint = "operate.checkpoint"
 
 	cut      = "cut"
 	delay    = "delay"
@@ -29,7 +35,7 @@ const (
 )
 
 // kills are the faults in which a process gets SIGKILL.
-var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore}
+var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore, faultDamage}
 
 // fault is one line of the schedule.
 type fault struct {
@@ -41,6 +47,8 @@ type fault struct {
 	Direction string        `json:"direction,omitempty"` // half-open: which is lost
 	Millis    int           `json:"millis,omitempty"`    // of a delay
 	Leave     bool          `json:"leave,omitempty"`     // the group is told at once that the daemon is gone
+	Draw      uint64        `json:"draw,omitempty"`      // of a damage: which file and byte
+	Failed    bool          `json:"failed,omitempty"`    // of a command: what went on broke it
 
 	Began time.Duration `json:"began,omitempty"`
 	Ended time.Duration `json:"ended,omitempty"`
@@ -59,7 +67,8 @@ func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
 		most   int
 	}{
 		{faultKill, 20, o.faults}, {faultPause, 6, o.faults}, {faultZombie, 10, 2 * most}, {faultPostgres, 10, 3 * most},
-		{broker, 7, brokers}, {faultWipe, 6, o.faults}, {faultRestore, 7, o.faults},
+		{broker, 7, brokers}, {faultWipe, 6, o.faults}, {faultRestore, 7, o.faults}, {faultDamage, 5, o.faults},
+		{faultRebuild, 5, most}, {faultVerify, 5, most}, {faultCheckpoint, 5, o.faults},
 		{faultLink, 30, o.faults}, {faultCommit, 12, o.faults}, {faultEndTxn, 12, o.faults},
 	}
 	weights := make([]int, len(table))
@@ -90,6 +99,8 @@ func (f *fault) draw(rnd *rand.Rand) {
 		f.Length = between(rnd, 0, 2*time.Second)
 	case faultPause, faultZombie:
 		f.Length = between(rnd, 50*time.Millisecond, 3*time.Second)
+	case faultDamage:
+		f.Draw = rnd.Uint64()
 	case faultPostgres:
 		f.Length = between(rnd, 0, 200*time.Millisecond)
 	case faultLink:

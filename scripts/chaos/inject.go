@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -50,7 +51,9 @@ func (in *injector) inject(ctx context.Context, f *fault) error {
 		d.links.commits.armed.Add(1)
 	case faultEndTxn:
 		d.links.endTxns.armed.Add(1)
-	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy:
+	case faultRebuild, faultVerify, faultCheckpoint: // not under d.busy: it is what is broken meanwhile
+		return in.hold(ctx, &d.operated, f, func() error { return in.operate(ctx, f, d) })
+	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
 		return in.hold(ctx, &d.busy, f, func() error { return in.process(ctx, f, d) })
 	default:
 		l := d.links.toxic[f.Link]
@@ -126,6 +129,13 @@ func (in *injector) process(ctx context.Context, f *fault, d *daemon) error {
 			return err
 		}
 		return d.start()
+	case faultDamage:
+		d.kill()
+		what, err := d.damageState(rand.New(rand.NewPCG(f.Draw, 0)))
+		if what != "" {
+			in.r.h.notef("%s: %s", d.name, what)
+		}
+		return errors.Join(err, d.start())
 	case faultRestore:
 		d.kill()
 		restored, err := d.restoreState()

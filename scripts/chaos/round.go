@@ -40,6 +40,7 @@ type round struct {
 	producer *producer
 	start    map[int64]pair // subscriptions at the beginning
 	numbers  atomic.Int64   // of transactions
+	unsound  atomic.Int64   // verifications that found a difference while faults went on
 
 	recovery time.Duration // from the end of the faults until everything was caught up
 }
@@ -65,6 +66,7 @@ func (r *round) run(ctx context.Context) (v *verdict, err error) {
 		return v, fmt.Errorf("run round %d: %w", r.number, err)
 	}
 	settled := r.settle(ctx, v)
+	r.verified(ctx, v)
 	for _, d := range r.daemons {
 		if err := d.close(); err != nil {
 			v.problemf("%v", err)
@@ -205,7 +207,7 @@ func (r *round) configure(path, name, source, sink, brokers, http string) error 
 			"brokers": []string{brokers}, "campaigns": r.topics.campaigns, "notifications": r.topics.notifications,
 			"dead_letters": r.topics.dead, "progress": r.topics.progress, "group": r.group,
 		},
-		"state": map[string]any{"dir": filepath.Join(r.dir, name)},
+		"state": map[string]any{"dir": filepath.Join(r.dir, name), "checkpoint": map[string]any{"every": "2s", "keep": 2}},
 		"http":  map[string]any{"listen": http},
 	}, "", "  ")
 	if err != nil {

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// operateLimit is how long a command of an operator may take.
+const operateLimit = 15 * time.Second
+
+// operate runs a command against a daemon while everything around it breaks. It
+// may fail, and is then as if it had not been run; what it may not do is to say
+// or to leave something wrong.
+func (in *injector) operate(ctx context.Context, f *fault, d *daemon) error {
+	args := map[string][]string{
+		faultRebuild: {"rebuild"}, faultVerify: {"verify", "--repair", "--json"}, faultCheckpoint: {"checkpoint", "create"},
+	}[f.Kind]
+	ctx, cancel := context.WithTimeout(ctx, operateLimit)
+	defer cancel()
+	stdout, stderr, err := d.command(ctx, args...)
+	in.r.h.notef("%s on %s: %v %s", strings.Join(args, " "), d.name, err, bytes.TrimSpace(stderr))
+	if err != nil {
+		f.Failed = true
+	}
+	if f.Kind != faultVerify {
+		return nil
+	}
+	return in.r.sound(d, stdout)
+}
+
+// command runs dinnerbell with the daemon's configuration.
+func (d *daemon) command(ctx context.Context, args ...string) (stdout, stderr []byte, err error) {
+	cmd := exec.CommandContext(ctx, d.binary, append([]string{"-c", d.config}, args...)...) //nolint:gosec // the daemon under test
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.Bytes(), errs.Bytes(), err
+}
+
+// sound checks what `verify --json` has found: nothing. Its last line is the
+// result, where it came to one.
+func (r *round) sound(d *daemon, out []byte) error {
+	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
+	var result struct {
+		LSN         string `json:"lsn"`
+		Differences int64  `json:"differences"`
+	}
+	if err := json.Unmarshal(lines[len(lines)-1], &result); err != nil || result.LSN == "" {
+		return nil //nolint:nilerr // it was cut off
+	}
+	if result.Differences > 0 {
+		r.h.notef("verify on %s: %s", d.name, out)
+		r.unsound.Add(1)
+	}
+	return nil
+}
+
+// verified asks every daemon, at the end, whether its subscriptions are those of
+// Postgres.
+func (r *round) verified(ctx context.Context, v *verdict) {
+	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
+	defer cancel()
+	for _, d := range r.daemons {
+		if !d.running() {
+			continue
+		}
+		stdout, stderr, err := d.command(ctx, "verify", "--json")
+		if err != nil {
+			v.problemf("verify on %s: %v: %s %s", d.name, err, bytes.TrimSpace(stderr), bytes.TrimSpace(stdout))
+		}
+	}
+	if n := r.unsound.Load(); n > 0 {
+		v.problemf("verify found differences %d times while the faults went on", n)
+	}
+}
+
+// damageState flips one byte in one file of the store. The daemon must not run.
+func (d *daemon) damageState(rnd *rand.Rand) (what string, err error) {
+	var files []string
+	root := filepath.Join(d.dir, "store")
+	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if info, err := e.Info(); err == nil && e.Type().IsRegular() && info.Size() > 0 {
+			files = append(files, path)
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(files) == 0 {
+		return "", errSkipped
+	}
+	if err != nil {
+		return "", fmt.Errorf("damage state of %s: %w", d.name, err)
+	}
+	path := files[rnd.IntN(len(files))]
+	text, err := os.ReadFile(path) //nolint:gosec // the round's own folder
+	if err != nil {
+		return "", fmt.Errorf("damage state of %s: %w", d.name, err)
+	}
+	at := rnd.IntN(len(text))
+	text[at] ^= byte(1 + rnd.IntN(255))
+	return fmt.Sprintf("byte %d of %d of %s", at, len(text), filepath.Base(path)), os.WriteFile(path, text, 0o600) //nolint:gosec // same
+}
