@@ -23,13 +23,16 @@ const (
 
 // strict returns nil once the local state holds everything that was committed
 // in Postgres before the call.
-func (m *Mirror) strict(ctx context.Context) error {
+func (m *Mirror) strict(ctx context.Context) error { return m.ask(ctx, 0) }
+
+// ask is strict that leaves the stream at least so long to come by itself.
+func (m *Mirror) ask(ctx context.Context, patience time.Duration) error {
 	for {
 		r, err := m.rounds.ask(ctx, m.stopped)
 		if err != nil {
 			return err
 		}
-		if err = m.reach(ctx, r); errors.Is(err, errMoved) {
+		if err = m.reach(ctx, r, patience); errors.Is(err, errMoved) {
 			continue
 		}
 		if err == nil {
@@ -45,12 +48,13 @@ func (m *Mirror) strict(ctx context.Context) error {
 // will be sent: a WAL position inside of a record while the server idles, or a
 // commit with synchronous_commit = off that waits for the WAL writer. Then a
 // transaction of our own brings the stream past it.
-func (m *Mirror) reach(ctx context.Context, r *round) error {
+func (m *Mirror) reach(ctx context.Context, r *round, patience time.Duration) error {
 	var nudge *time.Timer
 	wait := nudgeAfter
 	if r.unflushed {
 		wait = nudgeUnflushed
 	}
+	wait = max(wait, patience)
 	for {
 		at, moved, ok := m.pos.look(r.epoch)
 		if !ok {

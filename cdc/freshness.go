@@ -123,7 +123,8 @@ func (m *Mirror) startAsking(ctx context.Context) (stop func()) {
 // earlier ones are not reached yet: a mirror that is always a little behind
 // would seem to be twice as far.
 func (m *Mirror) keepAsking(ctx context.Context) {
-	tick := time.NewTicker(max(min(m.cfg.MaxStaleness/asksPerStaleness, maxAskEvery), time.Millisecond))
+	every := max(min(m.cfg.MaxStaleness/asksPerStaleness, maxAskEvery), time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var asking errgroup.Group
 	asking.SetLimit(maxAsking)
@@ -134,7 +135,7 @@ func (m *Mirror) keepAsking(ctx context.Context) {
 			return
 		case <-tick.C:
 			asking.TryGo(func() error {
-				_ = m.strict(ctx) // it notes what it finds out
+				_ = m.ask(ctx, every) // it notes what it finds out; nobody waits, so it writes nothing early
 				return nil
 			})
 		}

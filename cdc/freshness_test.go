@@ -102,15 +102,15 @@ func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 		t.Errorf("after the barrier the store has %q, want what was committed before the limit", got)
 	}
 	// Without joins, too, it is known how fresh the mirror is.
-	before := r.m.fresh.moment()
+	before, nudges := r.m.fresh.moment(), r.m.Status().Nudges
 	envtest.Until(t, patience, func() error {
 		if !r.m.fresh.moment().After(before.Add(r.cfg.MaxStaleness)) {
 			return errors.New("nobody asks")
 		}
 		return nil
 	})
-	if nudges := r.m.Status().Nudges; nudges > 20 {
-		t.Errorf("%d transactions of our own, while nothing was written", nudges)
+	if n := r.m.Status().Nudges - nudges; n > 10 {
+		t.Errorf("%d transactions of our own in two seconds in which nobody waited", n)
 	}
 }
 
