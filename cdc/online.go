@@ -100,7 +100,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Gen
 // takeOver brings g to where the store is, and lets it take over there.
 func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at state.LSN, err error) {
 	// From here on the store is behind the snapshot, whatever it was before.
-	if err := m.Barrier(ctx); err != nil {
+	if err := m.strict(ctx); err != nil {
 		return 0, err
 	}
 	to := &follower{g: g}

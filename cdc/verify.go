@@ -111,7 +111,7 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 	}
 	v.w.at("wait for the local state")
 	// After it the local state is behind the snapshot.
-	if err := v.m.Barrier(ctx); err != nil {
+	if err := v.m.strict(ctx); err != nil {
 		return err
 	}
 	err = v.m.still(ctx, func(at state.LSN) (err error) {

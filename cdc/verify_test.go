@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -184,4 +185,34 @@ func TestVerifyIsBounded(t *testing.T) {
 		done, _ = r.verify(true)
 	}
 	r.same("r")
+}
+
+// Where joins do not wait for the stream, a verification and a rebuild do: the
+// rows here are compared as of a position that the snapshot of the table is not
+// ahead of.
+func TestBesideTheStreamIsStrict(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.cfg.Freshness = Off
+	r.setup().start()
+	r.await("stream", func(st Status) bool { return st.State == StateStreaming })
+	for n := range 5 {
+		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, 'r')`, fmt.Sprint(n))
+		ctx, w, err := r.m.works.begin(t.Context(), WorkVerify)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := &verification{m: r.m, w: w}
+		err = v.freeze(ctx)
+		if err == nil && v.done.At < v.side.start {
+			t.Errorf("compares the rows at %s with the table at %s", v.done.At, v.side.start)
+		}
+		if err := r.m.works.end(ctx, w, errors.Join(err, v.close())); err != nil {
+			t.Fatal(err)
+		}
+		r.rebuilt()
+		if got := r.store.Subscriptions(); got != int64(n+1) {
+			t.Errorf("%d subscriptions after a rebuild, want %d", got, n+1)
+		}
+	}
 }
