@@ -96,6 +96,12 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	d.addClients("second", 10)
 	campaign("second")
 	d.jsonOf(&second, "checkpoint", "create", "--json")
+	envtest.Until(t, patience, func() error {
+		if out := d.command("status"); !strings.Contains(out, second.ID) {
+			return fmt.Errorf("status does not name %s:\n%s", second.ID, out)
+		}
+		return nil
+	})
 	// In the WAL after the newest checkpoint.
 	d.addClients("third", 20)
 	d.addClients("fourth", 20)
