@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -63,10 +62,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 		t.Errorf("sent to %v; %s", sent, reasons)
 	}
 	stop()
-	limit := "2097152"
-	if _, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, w.cfg.Kafka.Notifications); err != nil {
-		t.Fatal(err)
-	}
+	w.kafka.Configure(w.cfg.Kafka.Notifications, "max.message.bytes", "2097152")
 	if sent, reasons := retry(); fmt.Sprint(sent) != "[2]" || strings.Count(reasons, "not JSON") != 1 {
 		t.Errorf("sent to %v; %s", sent, reasons)
 	}

@@ -8,7 +8,6 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -25,13 +24,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	defer client.Close()
 	notifications := strings.TrimSuffix(s.topicIn, ".campaigns") + ".out"
-	limit := func(bytes string) {
-		t.Helper()
-		if _, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, notifications); err != nil {
-			t.Fatal(err)
-		}
-	}
-	limit("1024")
+	s.kafka.Configure(notifications, "max.message.bytes", "1024")
 	stop, ended, _ := s.daemon()
 	envtest.Until(t, time.Minute, func() error { return s.ready() })
 	s.produce("lunch "+strings.Repeat("x", 400), "diner")
@@ -55,7 +48,7 @@ func TestDeadLetters(t *testing.T) {
 	if code := <-ended; code != 0 {
 		t.Errorf("the daemon ended with %d", code)
 	}
-	limit("1048576")
+	s.kafka.Configure(notifications, "max.message.bytes", "1048576")
 	for _, tc := range []struct {
 		args string
 		code int

@@ -140,6 +140,32 @@ func AwaitTopic(t testing.TB, adm *kadm.Client, name string) {
 	})
 }
 
+// Configure changes a setting of a topic and waits until the broker says so:
+// KRaft's controller answers before the brokers know of it.
+func (c *Cluster) Configure(topic, name, value string) {
+	c.t.Helper()
+	adm := kadm.NewClient(c.Client())
+	if _, err := adm.AlterTopicConfigs(c.t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: name, Value: &value}}, topic); err != nil {
+		c.t.Fatalf("configure topic %s: %v", topic, err)
+	}
+	Until(c.t, 30*time.Second, func() error {
+		configs, err := adm.DescribeTopicConfigs(c.t.Context(), topic)
+		if err != nil {
+			return err
+		}
+		described, err := configs.On(topic, nil)
+		if err != nil {
+			return err
+		}
+		for _, setting := range described.Configs {
+			if setting.Key == name && setting.MaybeValue() == value {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s of topic %s is not %s", name, topic, value)
+	})
+}
+
 // DeleteAfter deletes topics that the test's daemon creates, after the test.
 func (c *Cluster) DeleteAfter(names ...string) {
 	c.t.Cleanup(func() {
