@@ -64,7 +64,7 @@ func TestPlainCampaignsAreScanned(t *testing.T) {
 		"the example":   contractExample,
 		"without space": strings.Join(strings.Fields(edit(t, "first campaign", "first")), ""),
 		"not ASCII":     edit(t, "first campaign", "пицца 🍕"),
-		"other order":   `{"datetime_created":0,` + strings.Replace(strings.TrimSpace(contractExample)[1:], `,
+		"other order": `{"datetime_created":0,` + strings.Replace(strings.TrimSpace(contractExample)[1:], `,
  "datetime_created":1659131516`, "", 1),
 	} {
 		c, ok := scanCampaign([]byte(value))
