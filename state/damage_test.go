@@ -3,13 +3,18 @@ package state
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -325,4 +330,104 @@ func audience(s *Store, restaurant ID) ([]string, error) {
 		}
 	}
 	return out, errors.Join(err, scan.Close())
+}
+
+// TestDamageIsTold: what Pebble finds in the background, and a block that the
+// disk does not give back, condemn the store as a read does.
+func TestDamageIsTold(t *testing.T) {
+	t.Parallel()
+	told := func(t *testing.T, s *Store, mem *vfs.MemFS) {
+		t.Helper()
+		select {
+		case <-s.Damaged():
+		case <-time.After(20 * time.Second):
+			t.Fatal("nobody is told")
+		}
+		if s.Damage() == nil {
+			t.Error("no reason")
+		}
+		_ = s.Close() // of what is damaged
+		s = openStore(t, "state", damageOptions(mem))
+		if aside, ok := s.SetAside(); !ok || s.EndLSN() != 0 || aside.Reason == "" {
+			t.Errorf("the store is in use again at %s: %+v", s.EndLSN(), aside)
+		}
+	}
+	made := func(t *testing.T) *vfs.MemFS {
+		t.Helper()
+		disks, _, _ := images(t, 9, 1)
+		mem := vfs.NewMem()
+		if _, err := vfs.Clone(disks[0], mem, "state", "state"); err != nil {
+			t.Fatal(err)
+		}
+		return mem
+	}
+	t.Run("compaction", func(t *testing.T) {
+		t.Parallel()
+		mem := made(t)
+		s, err := Open("state", damageOptions(mem))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Over all keys, so that the tables below have to be read.
+		err = errors.Join(s.db.Set([]byte{1}, nil, nil), s.db.Set([]byte{0xfe}, nil, nil), s.db.Flush())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range storeFiles(t, mem) {
+			if kind(name) == ".sst" {
+				flipAll(t, mem, "state/"+storeName+"/"+name)
+			}
+		}
+		if err := s.db.Compact(t.Context(), []byte{0}, []byte{0xff}, false); err == nil {
+			t.Error("damaged tables were compacted")
+		}
+		told(t, s, mem)
+	})
+	t.Run("EIO", func(t *testing.T) {
+		t.Parallel()
+		mem := made(t)
+		var broken atomic.Bool
+		s, err := Open("state", damageOptions(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if broken.Load() && op.Kind == errorfs.OpFileReadAt {
+				return &fs.PathError{Op: "read", Path: op.Path, Err: syscall.EIO}
+			}
+			return nil
+		}))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		broken.Store(true)
+		if err := s.CheckRows(t.Context()); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("got %v, want ErrCorrupt", err)
+		}
+		broken.Store(false)
+		told(t, s, mem)
+	})
+}
+
+// flipAll flips a bit in each few bytes of a file, in place: whoever has it open
+// reads it.
+func flipAll(t *testing.T, mem *vfs.MemFS, name string) {
+	t.Helper()
+	f, err := mem.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	for at := int64(0); at < info.Size(); at += 50 {
+		if _, err := f.ReadAt(b, at); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 0x20
+		if _, err := f.WriteAt(b, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
