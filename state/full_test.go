@@ -75,9 +75,9 @@ func TestFullDiskChild(t *testing.T) {
 	}
 	fmt.Println(all.n.Load(), "writes; how the runs ended:", ends)
 	if t.Failed() {
-		os.Exit(1) //nolint:revive // goroutines of stores that ended are left
+		os.Exit(1) // goroutines of stores that ended are left
 	}
-	os.Exit(fullDiskGood) //nolint:revive // see above
+	os.Exit(fullDiskGood)
 }
 
 // runFull applies the history until something fails. It says how that ended,

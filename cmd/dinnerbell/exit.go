@@ -27,7 +27,7 @@ func exitCode(err error) int {
 	var source *cdc.HaltError
 	var lanes *stream.HaltError
 	var daemon *daemonError
-	var store *storeHalt
+	var store *storeHaltError
 	switch {
 	case err == nil:
 		return exitDone

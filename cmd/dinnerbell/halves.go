@@ -83,12 +83,12 @@ func (d *daemon) withStore(do action) action {
 	}
 }
 
-// storeHalt ends the daemon with exit 3: the disk spoils the store again and
+// storeHaltError ends the daemon with exit 3: the disk spoils the store again and
 // again.
-type storeHalt struct{ what, hint string }
+type storeHaltError struct{ what, hint string }
 
 // Error gives both parts in one line.
-func (e *storeHalt) Error() string { return "halted: " + e.what + "; to go on: " + e.hint }
+func (e *storeHaltError) Error() string { return "halted: " + e.what + "; to go on: " + e.hint }
 
 // Damage that comes back means a bad disk, and a snapshot costs the source's
 // database something. So each new one within the window waits longer, and after
@@ -156,7 +156,7 @@ func (d *daemon) replace(ctx context.Context, old *halves) (*halves, error) {
 
 func (d *daemon) damagedTooOften(reason error) error {
 	dir := d.cfg.State.Dir
-	return &storeHalt{
+	return &storeHaltError{
 		what: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, onDisk(dir), len(damagePauses)+1, damageWindow, reason),
 		hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
 	}

@@ -242,7 +242,7 @@ func TestDiskFullToTheLastByte(t *testing.T) {
 	}
 	if !ended {
 		select {
-		case <-d.exited:
+		case <-d.exited: //nolint:errcheck // how it ended does not matter here
 			d.process = nil
 		case <-time.After(time.Second):
 		}
