@@ -238,7 +238,7 @@ func TestCrashCheckpoint(t *testing.T) {
 		apply(t, s, s.EndLSN()+10, insert(1000+i, restaurants[0], restaurants[1]))
 		m := checkpoint(t, s, CauseTimed)
 		now = promise{m.ID, m.EndLSN}
-		promised[len(rec.crashes)] = now
+		promised[rec.count()] = now
 		apply(t, s, s.EndLSN()+1)
 		if _, err := s.Sync(); err != nil {
 			t.Fatal(err)
@@ -246,7 +246,7 @@ func TestCrashCheckpoint(t *testing.T) {
 		if now.end, err = s.MoveCheckpoint(); err != nil || now.end != m.EndLSN+1 {
 			t.Fatalf("moved to %s, %v", now.end, err)
 		}
-		promised[len(rec.crashes)] = now
+		promised[rec.count()] = now
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

@@ -57,6 +57,13 @@ type recorder struct {
 	reuse   sync.RWMutex // see reuseFS
 }
 
+// count is how many crashes there are, while the store still writes.
+func (rec *recorder) count() int {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	return len(rec.crashes)
+}
+
 // fs is the file system to run the store on.
 func (rec *recorder) fs() vfs.FS {
 	return errorfs.Wrap(reuseFS{rec.mem, &rec.reuse}, errorfs.InjectorFunc(rec.record))

@@ -16,7 +16,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // testdata/format-N.tar.gz is a state directory as the first program that wrote
@@ -292,7 +291,7 @@ func TestCrashUpgrade(t *testing.T) {
 	}
 	load(t, s, 100, ids(3, 1), 10)
 	closeStore(t, s)
-	o := crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record)))
+	o := crashOptions(rec.fs())
 	o.format = next(1)
 	if s, err = Open("state", o); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // restored opens the directory after a restore of id.
@@ -259,7 +258,7 @@ func afterCrashedRestore(t *testing.T, c crash, corrupt bool) int64 {
 	// Pebble's own Open relies on file systems that keep the order in which a
 	// directory's entries were made, so the second crash leaves all or nothing.
 	again := &recorder{mem: c.disk, whole: true, r: rand.New(rand.NewPCG(6, 6))}
-	s, err := Open("state", crashOptions(errorfs.Wrap(c.disk, errorfs.InjectorFunc(again.record))))
+	s, err := Open("state", crashOptions(again.fs()))
 	if err != nil {
 		t.Fatalf("crash at write %d: %v", c.write, err)
 	}
