@@ -24,7 +24,7 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	if vfs.Root(fs) != vfs.Default {
 		return fs.Lock(name) // a test's file system
 	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the operator names the directory
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w", err)
 	}

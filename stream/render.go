@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,7 +32,7 @@ func render(c *Campaign, trigger int64) *wire {
 	n := len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 	b := make([]byte, 0, 2*n+len(c.ID)+wireNames)
 	cut := func() []byte {
-		piece := b[:len(b):len(b)]
+		piece := slices.Clip(b)
 		b = b[len(b):]
 		return piece
 	}

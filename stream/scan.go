@@ -28,7 +28,7 @@ func scanCampaign(value []byte) (c *Campaign, ok bool) {
 		if !ok || !s.next(':') {
 			return nil, false
 		}
-		field := 0
+		var field int
 		switch name {
 		case "restaurant_id":
 			field, ok = 1<<0, s.stringTo(&c.RestaurantID)

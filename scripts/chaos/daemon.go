@@ -267,7 +267,7 @@ func copyDir(from, to string) error {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
 	defer func() { _ = source.Close() }()
-	if err := os.MkdirAll(to, 0o750); err != nil { //nolint:gosec // the round's own folder
+	if err := os.MkdirAll(to, 0o750); err != nil {
 		return fmt.Errorf("copy %s: %w", from, err)
 	}
 	target, err := os.OpenRoot(to)

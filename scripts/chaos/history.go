@@ -23,7 +23,7 @@ type history struct {
 }
 
 func newHistory(path string) (*history, error) {
-	f, err := os.Create(path) //nolint:gosec // the round's own folder
+	f, err := os.Create(path)
 	if err != nil {
 		return nil, fmt.Errorf("make history: %w", err)
 	}

@@ -131,7 +131,7 @@ func (in *injector) process(ctx context.Context, f *fault, d *daemon) error {
 		return d.start()
 	case faultDamage:
 		d.kill()
-		what, err := d.damageState(rand.New(rand.NewPCG(f.Draw, 0)))
+		what, err := d.damageState(rand.New(rand.NewPCG(f.Draw, 0))) //nolint:gosec // drawn from the seed
 		if what != "" {
 			in.r.h.notef("%s: %s", d.name, what)
 		}

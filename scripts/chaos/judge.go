@@ -80,7 +80,7 @@ func (r *round) dump(v *verdict, s *sinks, sent []*kgo.Record) error {
 		Value     string    `json:"value"`
 	}
 	lines := func(name string, n int, at func(int) any) error {
-		f, err := os.Create(filepath.Join(r.dir, name)) //nolint:gosec // the round's own folder
+		f, err := os.Create(filepath.Join(r.dir, name))
 		if err != nil {
 			return err
 		}
@@ -110,17 +110,17 @@ func (r *round) dump(v *verdict, s *sinks, sent []*kgo.Record) error {
 func (r *round) keep() error {
 	o := r.w.opts
 	dir := filepath.Join(o.keep, fmt.Sprintf("%s-seed%d-round%d", o.broker, o.seed, r.number))
-	if err := os.RemoveAll(dir); err != nil { //nolint:gosec // -keep is the caller's choice
+	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	var errs []error
 	for _, d := range r.daemons {
-		errs = append(errs, os.RemoveAll(d.dir), os.RemoveAll(d.dir+".old")) //nolint:gosec // the round's own folder
+		errs = append(errs, os.RemoveAll(d.dir), os.RemoveAll(d.dir+".old"))
 	}
 	errs = append(errs, copyDir(r.dir, dir))
 	for _, log := range []string{"postgres/postgres.log", "broker/broker.log", "broker/kafka.log"} {
-		if text, err := os.ReadFile(filepath.Join(r.w.dir, log)); err == nil { //nolint:gosec // of two fixed names
-			errs = append(errs, os.WriteFile(filepath.Join(dir, filepath.Base(log)), text, 0o600)) //nolint:gosec // below folders that the caller chose
+		if text, err := os.ReadFile(filepath.Join(r.w.dir, log)); err == nil {
+			errs = append(errs, os.WriteFile(filepath.Join(dir, filepath.Base(log)), text, 0o600))
 		}
 	}
 	fmt.Printf("  kept in %s; again: %s\n", dir, o.again(r.number))

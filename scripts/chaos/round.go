@@ -86,7 +86,7 @@ func (r *round) run(ctx context.Context) (v *verdict, err error) {
 
 // setUp makes the database, the topics and the configurations.
 func (r *round) setUp(ctx context.Context) (err error) {
-	if err := os.MkdirAll(r.dir, 0o750); err != nil { //nolint:gosec // below folders that the caller chose
+	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return err
 	}
 	if r.h, err = newHistory(filepath.Join(r.dir, "history.jsonl")); err != nil {
@@ -213,7 +213,7 @@ func (r *round) configure(path, name, source, sink, brokers, http string) error 
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
-	return os.WriteFile(path, text, 0o600) //nolint:gosec // the round's own folder
+	return os.WriteFile(path, text, 0o600)
 }
 
 // storm runs the workload and the faults at once, for the round's seconds.
@@ -263,7 +263,7 @@ func (r *round) finish(keep bool) error {
 	if r.admin != nil {
 		r.admin.Close()
 	}
-	return errors.Join(append(errs, os.RemoveAll(r.dir))...) //nolint:gosec // below folders that the caller chose
+	return errors.Join(append(errs, os.RemoveAll(r.dir))...)
 }
 
 // drop deletes the slots, the database and the topics.

@@ -103,7 +103,7 @@ func (s *summary) write(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return fmt.Errorf("write summary: %w", err)
 	}
-	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil { //nolint:gosec // below folders that the caller chose
+	if err := os.WriteFile(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write summary: %w", err)
 	}
 	return nil

@@ -63,7 +63,7 @@ func startWorld(ctx context.Context, o *options) (w *world, err error) {
 		return nil, fmt.Errorf("make folder: %w", err)
 	}
 	w.binary = filepath.Join(w.dir, "dinnerbell")
-	text, err := os.ReadFile(o.binary) //nolint:gosec // below folders that the caller chose
+	text, err := os.ReadFile(o.binary)
 	if err == nil {
 		err = os.WriteFile(w.binary, text, 0o755) //nolint:gosec // it is to be run
 	}
@@ -123,7 +123,7 @@ func (w *world) stop() error {
 		errs = append(errs, w.postgres.Stop())
 	}
 	if w.dir != "" {
-		errs = append(errs, os.RemoveAll(w.dir)) //nolint:gosec // below folders that the caller chose
+		errs = append(errs, os.RemoveAll(w.dir))
 	}
 	return errors.Join(errs...)
 }
