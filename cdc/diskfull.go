@@ -22,7 +22,7 @@ import (
 const roomPoll = 250 * time.Millisecond
 
 // awaitRoom waits until the disk has the reserve and so many bytes more. why is
-// what the store said.
+// what the store said. Checkpoints go first, see [state.Store.MakeRoom].
 func (m *Mirror) awaitRoom(ctx context.Context, more int64, why error) error {
 	m.log.Warn("the disk is almost full; changes of the subscriptions wait until there is room", "reason", why)
 	m.stats.disk(why.Error())
@@ -30,9 +30,13 @@ func (m *Mirror) awaitRoom(ctx context.Context, more int64, why error) error {
 	tick := time.NewTicker(roomPoll)
 	defer tick.Stop()
 	for {
-		if d, ok := m.store.Disk(); !ok || d.Free >= d.Reserve+more {
+		err := m.store.MakeRoom(more)
+		if err == nil {
 			m.log.Info("there is room on the disk again; going on")
 			return nil
+		}
+		if !errors.Is(err, state.ErrDiskFull) {
+			return fmt.Errorf("make room on the disk: %w", err)
 		}
 		select {
 		case <-ctx.Done():

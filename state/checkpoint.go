@@ -49,7 +49,7 @@ func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest,
 	defer done()
 	s.kept.mu.Lock()
 	defer s.kept.mu.Unlock()
-	if err := s.room(); err != nil {
+	if err := s.makeRoom(0); err != nil {
 		return nil, fmt.Errorf("make checkpoint: %w", err)
 	}
 	m := &Manifest{

@@ -287,3 +287,46 @@ func checkCheckpoints(t *testing.T, c crash, id string, end LSN) {
 		}
 	}
 }
+
+// Checkpoints keep the files of former rows. Where the disk gets short they go,
+// the oldest first, but for what was asked for and the newest, by which the slot
+// is acknowledged; else no room would come, since each next one fails.
+func TestCheckpointsGoForRoom(t *testing.T) {
+	t.Parallel()
+	mem := vfs.NewMem()
+	o := testOptions()
+	o.ReserveBytes, o.fs = 100<<20, mem
+	usage := func(free uint64) { mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: free}) }
+	usage(200 << 20)
+	s := openStore(t, "state", o)
+	load(t, s, 10, ids(1, 1), 10)
+	asked, old := checkpoint(t, s, CauseAsked), checkpoint(t, s, CauseTimed)
+	load(t, s, 20, ids(1, 1), 20) // as a rebuild does
+	older, newest := checkpoint(t, s, CauseTimed), checkpoint(t, s, CauseTimed)
+	left := func() string {
+		t.Helper()
+		list, err := listCheckpoints(mem, "state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, m := range list {
+			ids = append(ids, m.ID)
+		}
+		return strings.Join(ids, " ")
+	}
+	if err := s.MakeRoom(50 << 20); err != nil || left() != strings.Join([]string{asked.ID, old.ID, older.ID, newest.ID}, " ") {
+		t.Errorf("with room enough: %v, left %s", err, left())
+	}
+	if err := s.MakeRoom(150 << 20); !errors.Is(err, ErrDiskFull) || left() != asked.ID+" "+newest.ID {
+		t.Errorf("for more than there is: %v, left %s; want %v, %s %s", err, left(), ErrDiskFull, asked.ID, newest.ID)
+	}
+	if m, ok := s.NewestCheckpoint(); !ok || m.ID != newest.ID {
+		t.Errorf("the newest is %s, %v; want %s", m.ID, ok, newest.ID)
+	}
+	load(t, s, 30, ids(1, 1), 30) // none is of these rows
+	usage(99 << 20)
+	if _, err := s.Checkpoint(CauseTimed, nil); !errors.Is(err, ErrDiskFull) || left() != asked.ID {
+		t.Errorf("checkpoint on a full disk: %v, left %s; want %v, %s", err, left(), ErrDiskFull, asked.ID)
+	}
+}

@@ -1,6 +1,10 @@
 package state
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
 
 // The reserve where nothing else is asked for: the smaller of the two.
 const (
@@ -42,10 +46,54 @@ func (o Options) reserve(total uint64) int64 {
 
 // room returns ErrDiskFull if less than the reserve is free. A file system that
 // cannot tell has room: a full disk then fails the write.
-func (s *Store) room() error {
-	if d, ok := s.Disk(); ok && d.Short() {
+func (s *Store) room() error { return s.roomFor(0) }
+
+func (s *Store) roomFor(more int64) error {
+	if d, ok := s.Disk(); ok && d.Free < d.Reserve+more {
 		return fmt.Errorf("%w: %d MB are free in %s, %d MB are kept in reserve; make room (quarantine-* and replaced-* there may go)",
 			ErrDiskFull, d.Free/1e6, s.dir, d.Reserve/1e6)
 	}
 	return nil
+}
+
+// MakeRoom returns nil if more bytes are free beside the reserve. Where they are
+// not, checkpoints go, the oldest first: they keep the files of rows that are no
+// longer served. Those that an operator asked for stay, and the newest of the
+// load that is served, by which the slot is acknowledged. The others lie before
+// what was acknowledged, so a restore of them would lead to a new snapshot.
+func (s *Store) MakeRoom(more int64) error {
+	if err := s.roomFor(more); err == nil {
+		return nil
+	}
+	done, err := s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	return s.makeRoom(more)
+}
+
+// makeRoom is MakeRoom where the caller holds kept.mu.
+func (s *Store) makeRoom(more int64) error {
+	newest := ""
+	if m := s.newest(); m != nil {
+		newest = m.ID
+	}
+	for _, m := range slices.Clone(s.kept.list) {
+		full := s.roomFor(more)
+		if full == nil {
+			return nil
+		}
+		if m.Cause == CauseAsked || m.ID == newest {
+			continue
+		}
+		if err := s.removeCheckpoint(m.ID); err != nil {
+			return errors.Join(full, fmt.Errorf("remove checkpoint %s: %w", m.ID, err))
+		}
+		s.kept.list = slices.DeleteFunc(s.kept.list, func(o Manifest) bool { return o.ID == m.ID })
+		s.log.Warn("removed a checkpoint, for room on the disk", "id", m.ID, "made", m.Made)
+	}
+	return s.roomFor(more)
 }

@@ -152,7 +152,7 @@ func (l *Loader) spill() error {
 	if len(l.chunk.entries) == 0 {
 		return nil
 	}
-	if err := errors.Join(l.awaitSpill(), l.s.room()); err != nil {
+	if err := errors.Join(l.awaitSpill(), l.s.MakeRoom(0)); err != nil {
 		return err
 	}
 	l.files++
@@ -304,7 +304,7 @@ func (t *tableWriter) set(key, value []byte) error {
 		if err := t.close(); err != nil {
 			return err
 		}
-		if err := t.l.s.room(); err != nil {
+		if err := t.l.s.MakeRoom(0); err != nil {
 			return err
 		}
 	}
