@@ -191,6 +191,56 @@ func TestRebuildOnlineFails(t *testing.T) {
 	}
 }
 
+// A source that cannot be asked is an error that says so, and nothing is left
+// over of the try: neither a slot nor a connection.
+func TestBesideTheStreamWithoutTheSource(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, url, spoil, mend, want string }{
+		{name: "it is unreachable", url: "postgres://nobody@127.0.0.1:1/none?sslmode=disable", want: "connection refused"},
+		{name: "the role may not replicate", spoil: `ALTER ROLE %s NOREPLICATION`, mend: `ALTER ROLE %s REPLICATION`, want: "replication"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			var spoilt atomic.Bool
+			r.cfg.URL = func() (string, error) {
+				if c.url != "" && spoilt.Load() {
+					return c.url, nil
+				}
+				return r.role, nil
+			}
+			alter := func(sql string) {
+				if sql != "" {
+					r.Exec(fmt.Sprintf(sql, "role_"+r.Name))
+				}
+			}
+			r.setup().start().barrier()
+			connections := func() any {
+				return r.Int(`SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, r.cfg.ApplicationName)
+			}
+			before := connections()
+			spoilt.Store(true)
+			alter(c.spoil)
+			if _, err := r.m.Verify(t.Context(), false, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("verification ended with %v, want %q", err, c.want)
+			}
+			if _, err := r.m.RebuildOnline(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("rebuild ended with %v, want %q", err, c.want)
+			}
+			envtest.Until(t, patience, func() error {
+				if n := connections(); n != before {
+					return fmt.Errorf("%v connections, %v before", n, before)
+				}
+				return nil
+			})
+			r.noSideSlots()
+			spoilt.Store(false)
+			alter(c.mend)
+			r.rebuilt()
+		})
+	}
+}
+
 // One at a time, and none before there are rows or after the end.
 func TestRebuildOnlineIsAlone(t *testing.T) {
 	t.Parallel()

@@ -54,40 +54,45 @@ type side struct {
 
 // openSide makes the slot and its snapshot. It waits for transactions that are
 // open. The snapshot must show what the store mirrors.
-func (m *Mirror) openSide(ctx context.Context, w *work) (s *side, err error) {
+func (m *Mirror) openSide(ctx context.Context, w *work) (*side, error) {
 	w.at("wait for open transactions")
 	src, err := m.mirrored()
 	if err != nil {
 		return nil, err
 	}
-	s = &side{m: m, name: sideName(m.cfg.Slot)}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	if s.sql, err = m.cfg.dialSQL(ctx); err != nil {
+	s := &side{m: m, name: sideName(m.cfg.Slot)}
+	if err := s.open(ctx, src); err != nil {
+		s.close()
 		return nil, err
-	}
-	if s.cat, err = m.cfg.inspect(ctx, s.sql); err != nil {
-		return nil, err
-	}
-	if s.repl, err = m.cfg.dialReplication(ctx); err != nil {
-		return nil, err
-	}
-	if err = sameServer(ctx, s.repl, s.cat); err != nil {
-		return nil, err
-	}
-	if err = s.createSlot(ctx); err != nil {
-		return nil, err
-	}
-	if s.cat, err = m.cfg.inspect(ctx, s.sql); err != nil { // under the snapshot
-		return nil, err
-	}
-	if s.cat.source != src {
-		return nil, fmt.Errorf("%w: the table or the publication was changed; the mirror takes a new snapshot by itself (%+v, was %+v)", ErrBusy, s.cat.source, src)
 	}
 	return s, nil
+}
+
+// open connects and makes the slot. After an error, close what there is.
+func (s *side) open(ctx context.Context, src state.Source) (err error) {
+	cfg := &s.m.cfg
+	if s.sql, err = cfg.dialSQL(ctx); err != nil {
+		return err
+	}
+	if s.cat, err = cfg.inspect(ctx, s.sql); err != nil {
+		return err
+	}
+	if s.repl, err = cfg.dialReplication(ctx); err != nil {
+		return err
+	}
+	if err = sameServer(ctx, s.repl, s.cat); err != nil {
+		return err
+	}
+	if err = s.createSlot(ctx); err != nil {
+		return err
+	}
+	if s.cat, err = cfg.inspect(ctx, s.sql); err != nil { // under the snapshot
+		return err
+	}
+	if s.cat.source != src {
+		return fmt.Errorf("%w: the table or the publication was changed; the mirror takes a new snapshot by itself (%+v, was %+v)", ErrBusy, s.cat.source, src)
+	}
+	return nil
 }
 
 // sideName is a slot name that is nobody's.
