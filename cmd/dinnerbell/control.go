@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -113,7 +114,7 @@ func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, d
 	w.Header().Set("Cache-Control", "no-store")
 	c := &call{body: args, w: w, rc: rc}
 	began := time.Now()
-	result, err := do(ctx, c)
+	result, err := guarded(do, log)(ctx, c)
 	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errDraining) {
 		err = errDraining
 	}
@@ -127,6 +128,24 @@ func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, d
 		return
 	}
 	log.Info("action done", "took", time.Since(began))
+}
+
+// guarded makes an error of a panic: it ends the action, not the daemon, and is
+// not lost. The client would otherwise see a connection that was closed.
+func guarded(do action, log *slog.Logger) action {
+	return func(ctx context.Context, c *call) (result any, err error) {
+		defer func() {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p) //nolint:forbidigo // net/http's own way to close the connection
+			default:
+				log.Error("action panicked", "panic", p, "stack", string(debug.Stack()))
+				err = fmt.Errorf("a bug in dinnerbell ended it, the daemon goes on; its log has the stack to report: panic: %v", p)
+			}
+		}()
+		return do(ctx, c)
+	}
 }
 
 // call is one action under way, as the action sees it. Its methods may be

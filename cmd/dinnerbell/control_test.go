@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -162,6 +163,29 @@ func TestActionThatIsCut(t *testing.T) {
 	}})
 	if err := callDaemon(t.Context(), dir, "die", nil, heard{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
 		t.Errorf("%v", err)
+	}
+}
+
+// A bug in an action is told to the client and to the log, not only that the
+// connection was closed.
+func TestActionThatPanics(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	var nothing *call
+	srv := httptest.NewServer(newSocketHandler(t.Context(), http.NotFoundHandler(), map[string]action{
+		"slip": func(context.Context, *call) (any, error) { return nothing.body, nil },
+	}, slog.New(slog.NewTextHandler(&log, nil))))
+	resp, err := srv.Client().Post(srv.URL+controlPath+"slip", "application/json", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var line answerLine
+	if err := errors.Join(json.NewDecoder(resp.Body).Decode(&line), resp.Body.Close()); err != nil || line.Error == nil || line.Error.Exit != 1 || !strings.Contains(line.Error.Message, "nil pointer") {
+		t.Errorf("%+v, %v", line.Error, err)
+	}
+	srv.Close()
+	if got := log.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "TestActionThatPanics") {
+		t.Errorf("the log has %q, want the stack", got)
 	}
 }
 
