@@ -25,8 +25,8 @@ const tableBytes = 32 << 20
 type chunk struct {
 	arena   []byte
 	entries []entry
-	rows    []entry           // sorted by row id; reused
-	joins   []entry           // sorted by join key; reused
+	rows    order             // by row id
+	joins   order             // by join key
 	names   []string          // of its restaurants, each once
 	numbers map[string]uint64 // where they are in names
 }
@@ -34,9 +34,12 @@ type chunk struct {
 // entry locates a row in the arena: ids at [at, id), row id at [id, end).
 type entry struct {
 	at, id, end uint32
-	sub         bool   // has both ids
-	sort        uint64 // of the same order as the sort key: most comparisons need no more
+	sub         bool // has both ids
 }
+
+// entryBytes is what an entry takes beside the arena once the chunk is sorted:
+// itself, and its place in two lists and their spare ones.
+const entryBytes = 16 + 4*16
 
 // add appends a row and returns its fingerprint.
 func (c *chunk) add(id RowID, r row) (sum uint64) {
@@ -50,7 +53,7 @@ func (c *chunk) add(id RowID, r row) (sum uint64) {
 }
 
 // size is what the chunk takes in the arena and, once sorted, in entries.
-func (c *chunk) size() int { return len(c.arena) + 3*24*len(c.entries) }
+func (c *chunk) size() int { return len(c.arena) + entryBytes*len(c.entries) }
 
 func (c *chunk) reset() {
 	c.arena, c.entries, c.names = c.arena[:0], c.entries[:0], c.names[:0]
@@ -62,25 +65,24 @@ func (c *chunk) value(e entry) []byte   { return c.arena[e.at:e.id] }
 func (c *chunk) joinKey(e entry) []byte { return c.arena[e.at:e.end] }
 
 // sortedRows gives the entries in the order of row ids.
-func (c *chunk) sortedRows() []entry {
-	c.rows = append(c.rows[:0], c.entries...)
-	for i := range c.rows {
-		c.rows[i].sort = sortPrefix(c.rowID(c.rows[i]))
+func (c *chunk) sortedRows() []ranked {
+	c.rows.reset()
+	for i, e := range c.entries {
+		c.rows.add(sortPrefix(c.rowID(e)), i)
 	}
-	sortEntries(c.rows, c.rowID)
-	return c.rows
+	c.rows.sort(func(i uint32) []byte { return c.rowID(c.entries[i]) })
+	return c.rows.list
 }
 
 // sortedJoins gives the entries that are subscriptions in the order of join
 // keys. Rows of one restaurant share the beginning of these, however long, so
 // restaurants are sorted by themselves: the rank of one and the beginning of the
 // client are a number of the same order.
-func (c *chunk) sortedJoins() []entry {
-	c.joins = c.joins[:0]
-	for _, e := range c.entries {
+func (c *chunk) sortedJoins() []ranked {
+	c.joins.reset()
+	for i, e := range c.entries {
 		if e.sub {
-			e.sort = c.number(c.restaurant(e))
-			c.joins = append(c.joins, e)
+			c.joins.add(c.number(c.restaurant(e)), i)
 		}
 	}
 	byName := make([]int, len(c.names))
@@ -92,13 +94,14 @@ func (c *chunk) sortedJoins() []entry {
 	for rank, i := range byName {
 		ranks[i] = uint64(rank)
 	}
-	for i := range c.joins {
-		e := &c.joins[i]
-		client := c.arena[int(e.at)+len(c.names[e.sort]) : e.end]
-		e.sort = ranks[e.sort]<<32 | sortPrefix(client)>>32
+	for i := range c.joins.list {
+		r := &c.joins.list[i]
+		e := c.entries[r.entry]
+		client := c.arena[int(e.at)+len(c.names[r.sort]) : e.end]
+		r.sort = ranks[r.sort]<<32 | sortPrefix(client)>>32
 	}
-	sortEntries(c.joins, c.joinKey)
-	return c.joins
+	c.joins.sort(func(i uint32) []byte { return c.joinKey(c.entries[i]) })
+	return c.joins.list
 }
 
 // number counts restaurants in the order in which they come.
@@ -117,15 +120,6 @@ func (c *chunk) number(restaurant []byte) uint64 {
 // restaurant is the restaurant of a subscription.
 func (c *chunk) restaurant(e entry) []byte {
 	return c.arena[e.at : int(e.at)+idLen(c.arena[e.at:e.id])]
-}
-
-func sortEntries(entries []entry, key func(entry) []byte) {
-	slices.SortFunc(entries, func(a, b entry) int {
-		if a.sort != b.sort {
-			return cmp.Compare(a.sort, b.sort)
-		}
-		return bytes.Compare(key(a), key(b))
-	})
 }
 
 // sortPrefix is the first eight bytes of key as a number of the same order.
@@ -210,8 +204,8 @@ func (l *Loader) spillSpace(c *chunk, space byte, name string) error {
 
 // spillJoins leaves duplicates in, which the merge names.
 func (c *chunk) spillJoins(w *runWriter) error {
-	for _, e := range c.sortedJoins() {
-		if err := w.add(c.joinKey(e), nil); err != nil {
+	for _, r := range c.sortedJoins() {
+		if err := w.add(c.joinKey(c.entries[r.entry]), nil); err != nil {
 			return err
 		}
 	}
@@ -219,7 +213,8 @@ func (c *chunk) spillJoins(w *runWriter) error {
 }
 
 func (c *chunk) spillRows(w *runWriter) error {
-	for _, e := range c.sortedRows() {
+	for _, r := range c.sortedRows() {
+		e := c.entries[r.entry]
 		if err := w.add(c.rowID(e), c.value(e)); err != nil {
 			return err
 		}
