@@ -26,7 +26,8 @@ const (
 // add. It is the io.Writer that pgconn copies to.
 type copyReader struct {
 	integers [needed]bool // sent as integers; else as text
-	// add takes each row; an error of it ends the copy.
+	pack     *state.Packer
+	// add takes each row, in views into pack; an error of it ends the copy.
 	add func(row state.RowID, restaurant, client state.ID) error
 
 	rest   []byte // of the last Write
@@ -35,7 +36,6 @@ type copyReader struct {
 	rows   int64
 	badIDs int64
 	nulls  int64
-	text   []byte
 }
 
 // Write takes the next data. Postgres sends one row at a time, so that normally
@@ -112,20 +112,16 @@ func (r *copyReader) row(values [needed][]byte) error {
 			r.nulls++ // a key that is NULL ends the copy below
 			continue
 		}
-		text := v
-		if r.integers[c] {
+		if c == colID {
 			var err error
-			if text, err = r.integer(v); err != nil {
+			if row, err = r.rowID(v); err != nil {
 				return err
 			}
-		}
-		if c == colID {
-			row = state.PackRowID(string(text))
 			continue
 		}
-		id, err := state.PackIDBytes(text)
+		id, err := r.id(v, r.integers[c])
 		if err != nil {
-			r.badIDs++
+			return err
 		}
 		ids[c] = id
 	}
@@ -136,21 +132,45 @@ func (r *copyReader) row(values [needed][]byte) error {
 	return r.add(row, ids[colRestaurant], ids[colClient])
 }
 
-// integer spells a binary integer as pgoutput would.
-func (r *copyReader) integer(v []byte) ([]byte, error) {
-	var n int64
+// rowID packs the key.
+func (r *copyReader) rowID(v []byte) (state.RowID, error) {
+	if !r.integers[colID] {
+		return r.pack.RowID(v), nil
+	}
+	n, err := integer(v)
+	if err != nil {
+		return "", err
+	}
+	return r.pack.RowNumber(n), nil
+}
+
+// id packs a restaurant or client; "" is what cannot be an id.
+func (r *copyReader) id(v []byte, isInteger bool) (state.ID, error) {
+	if isInteger {
+		n, err := integer(v)
+		if err != nil {
+			return "", err
+		}
+		v = strconv.AppendInt(nil, n, 10) // as pgoutput spells it
+	}
+	id, err := r.pack.ID(v)
+	if err != nil {
+		r.badIDs++
+	}
+	return id, nil
+}
+
+// integer reads a binary integer.
+func integer(v []byte) (int64, error) {
 	switch len(v) {
 	case 2:
-		n = int64(int16(binary.BigEndian.Uint16(v)))
+		return int64(int16(binary.BigEndian.Uint16(v))), nil
 	case 4:
-		n = int64(int32(binary.BigEndian.Uint32(v)))
+		return int64(int32(binary.BigEndian.Uint32(v))), nil
 	case 8:
-		n = int64(binary.BigEndian.Uint64(v))
-	default:
-		return nil, fmt.Errorf("read integer of %d bytes: %w", len(v), errMalformed)
+		return int64(binary.BigEndian.Uint64(v)), nil
 	}
-	r.text = strconv.AppendInt(r.text[:0], n, 10)
-	return r.text, nil
+	return 0, fmt.Errorf("read integer of %d bytes: %w", len(v), errMalformed)
 }
 
 // copyColumns gives the expressions of the COPY, and which come as integers.

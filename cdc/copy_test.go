@@ -31,7 +31,7 @@ func copyData(rows ...[needed][]byte) []byte {
 
 // collect is a reader whose rows end up in the list.
 func collect(list *[]string) *copyReader {
-	return &copyReader{integers: [needed]bool{colID: true}, add: func(row state.RowID, restaurant, client state.ID) error {
+	return &copyReader{integers: [needed]bool{colID: true}, pack: &state.Packer{}, add: func(row state.RowID, restaurant, client state.ID) error {
 		*list = append(*list, fmt.Sprintf("%s %q %q", row.Text(), restaurant.Text(), client.Text()))
 		return nil
 	}}

@@ -31,8 +31,8 @@ const (
 	copyBatch = 512
 )
 
-// rowSink takes the rows of a copied table, in any order; one call at a time. A
-// [state.Loader] is one.
+// rowSink takes the rows of a copied table, in any order; one call at a time. It
+// does not keep the ids. A [state.Loader] is one.
 type rowSink interface {
 	Add(row state.RowID, restaurant, client state.ID) error
 }
@@ -176,7 +176,7 @@ func (c *tableCopy) work(ctx context.Context, sql *pgx.Conn, parts <-chan copyPa
 	w := &copyWriter{to: c}
 	list, integers := copyColumns(c.cat.columns)
 	for part := range parts {
-		in := &copyReader{integers: integers, add: w.add}
+		in := &copyReader{integers: integers, pack: &w.pack, add: w.add}
 		query := "COPY (SELECT " + strings.Join(list[:], ", ") + part.clause() + ") TO STDOUT (FORMAT binary)"
 		if _, err := sql.PgConn().CopyTo(ctx, in, query); err != nil {
 			return err
@@ -199,6 +199,7 @@ func (c *tableCopy) work(ctx context.Context, sql *pgx.Conn, parts <-chan copyPa
 // copyWriter collects one connection's rows for the sink.
 type copyWriter struct {
 	to   *tableCopy
+	pack state.Packer // has the ids of the rows
 	rows []copiedRow
 }
 
@@ -226,6 +227,7 @@ func (w *copyWriter) flush() error {
 	w.to.progress.rows.Add(int64(len(w.rows)))
 	failpoint.Hit("snapshot/copying")
 	w.rows = w.rows[:0]
+	w.pack.Reset()
 	if w.to.hooks.copied != nil {
 		w.to.hooks.copied()
 	}

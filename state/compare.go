@@ -103,10 +103,11 @@ func (f *Frozen) Compare(parts []int, without map[RowID]struct{}) *Comparison {
 	return c
 }
 
-// Add takes a row as the source has it. Those of other parts are passed over.
+// Add takes a row as the source has it. Those of other parts are passed over. It
+// keeps nothing of what it is given.
 func (c *Comparison) Add(id RowID, restaurant, client ID) error {
 	if d := c.at(id); d != nil {
-		d.Source, d.InSource = Pair{restaurant, client}, true
+		d.Source, d.InSource = Pair{ID(strings.Clone(string(restaurant))), ID(strings.Clone(string(client)))}, true
 	}
 	return nil
 }
@@ -121,8 +122,8 @@ func (c *Comparison) at(id RowID) *Difference {
 	}
 	d := c.rows[id]
 	if d == nil {
-		d = &Difference{Row: id}
-		c.rows[id] = d
+		d = &Difference{Row: RowID(strings.Clone(string(id)))}
+		c.rows[d.Row] = d
 	}
 	return d
 }
@@ -135,7 +136,7 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 			return nil
 		}
 		r, err := parseRow(value)
-		if d := c.at(RowID(key[genLen:])); d != nil {
+		if d := c.at(RowID(asString(key[genLen:]))); d != nil {
 			d.Stored, d.InRows = Pair{r.restaurant, r.client}, true
 		}
 		return err
@@ -148,7 +149,7 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 		if !ok || !c.parts[partOf(key[at:])] {
 			return nil // Tally has refused malformed keys
 		}
-		if d := c.at(RowID(key[at:])); d != nil {
+		if d := c.at(RowID(asString(key[at:]))); d != nil {
 			client := at - genLen
 			restaurant := idLen(key[genLen:])
 			both := string(key[genLen:at])

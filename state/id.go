@@ -42,13 +42,17 @@ func PackID(text string) (ID, error) {
 	if packUUID(&uuid, text) {
 		return ID(uuid[:]), nil
 	}
-	if text == "" || len(text) > MaxIDBytes || strings.IndexByte(text, 0) >= 0 || !utf8.ValidString(text) {
+	if !isID(text) {
 		return "", fmt.Errorf("pack id %.80q: %w", text, ErrBadID)
 	}
 	b := make([]byte, 0, len(text)+2)
 	b = append(b, tagText)
 	b = append(b, text...)
 	return ID(append(b, endText)), nil
+}
+
+func isID(text string) bool {
+	return text != "" && len(text) <= MaxIDBytes && strings.IndexByte(text, 0) < 0 && utf8.ValidString(text)
 }
 
 // PackIDBytes is [PackID] for bytes, which it does not keep.
@@ -66,31 +70,29 @@ func packUUID[T string | []byte](dst *[uuidPackLen]byte, text T) bool {
 		return false
 	}
 	dst[0] = tagUUID
-	at := 0
-	for i := 1; i < uuidPackLen; i++ {
-		if text[at] == '-' {
-			at++
-		}
-		high, low := nibble(text[at]), nibble(text[at+1])
-		if high|low > 0x0f {
-			return false
-		}
-		dst[i] = high<<4 | low
-		at += 2
+	all := byte(0)
+	for i, at := range uuidDigits {
+		high, low := nibbles[text[at]], nibbles[text[at+1]]
+		all |= high | low
+		dst[i+1] = high<<4 | low
 	}
-	return true
+	return all <= 0x0f
 }
 
-// nibble is the value of a lower-case hexadecimal digit, 0xff for other bytes.
-func nibble(c byte) byte {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0'
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10
+// uuidDigits is where the text of each byte begins.
+var uuidDigits = [uuidPackLen - 1]uint8{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
+
+// nibbles is the value of each lower-case hexadecimal digit, 0xff for other
+// bytes.
+var nibbles = func() (values [256]byte) {
+	for i := range values {
+		values[i] = 0xff
 	}
-	return 0xff
-}
+	for value, digit := range []byte("0123456789abcdef") {
+		values[digit] = byte(value)
+	}
+	return values
+}()
 
 // AppendText appends the id's text to dst. It allocates only to grow dst.
 func (id ID) AppendText(dst []byte) []byte {

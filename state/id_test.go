@@ -72,6 +72,9 @@ func checkID(t *testing.T, packed ID, text string) {
 	if err != nil || same != packed {
 		t.Errorf("PackIDBytes(%q) = %x, %v; PackID gave %x", text, same, err, packed)
 	}
+	if same, err = new(Packer).ID([]byte(text)); err != nil || same != packed {
+		t.Errorf("Packer.ID(%q) = %x, %v; PackID gave %x", text, same, err, packed)
+	}
 	if packed.Text() != text || string(packed.AppendText([]byte("-"))) != "-"+text || packed.TextLen() != len(text) {
 		t.Errorf("packed %q gives back %q, length %d", text, packed.Text(), packed.TextLen())
 	}
@@ -90,6 +93,9 @@ func TestIDRefused(t *testing.T) {
 		if got, err := PackIDBytes([]byte(text)); !errors.Is(err, ErrBadID) {
 			t.Errorf("PackIDBytes(%q) = %x, %v; want ErrBadID", text, got, err)
 		}
+		if got, err := new(Packer).ID([]byte(text)); !errors.Is(err, ErrBadID) {
+			t.Errorf("Packer.ID(%q) = %x, %v; want ErrBadID", text, got, err)
+		}
 	}
 	for _, b := range []string{"", "\x00", "\x01short", "\x02", "\x02\x00", "\x02open", "\x03x\x00"} {
 		if got, rest, err := ReadID([]byte(b)); !errors.Is(err, ErrBadID) || string(rest) != b {
@@ -98,6 +104,36 @@ func TestIDRefused(t *testing.T) {
 	}
 	if none := ID(""); none.Text() != "" || none.TextLen() != 0 || none.AppendText(nil) != nil {
 		t.Error("no id has a text")
+	}
+}
+
+// TestPacker: what it gave stays as it is while more is packed, whatever memory
+// that takes, and Reset gives the memory of what is large back.
+func TestPacker(t *testing.T) {
+	t.Parallel()
+	var p Packer
+	for range 2 {
+		var got, want []string
+		for i := range 40_000 {
+			n := int64(i-5) * 77_777
+			id, err := p.ID([]byte("client " + strconv.Itoa(i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, string(id), string(p.RowNumber(n)), string(p.RowID([]byte(strconv.FormatInt(n, 10)))))
+			same, err := PackID("client " + strconv.Itoa(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			row := string(PackRowID(strconv.FormatInt(n, 10)))
+			want = append(want, string(same), row, row)
+		}
+		if !slices.Equal(got, want) {
+			t.Error("what was packed is not what PackID and PackRowID give")
+		}
+		if p.Reset(); len(p.arena) != 0 || cap(p.arena) > keptArena {
+			t.Errorf("%d bytes of %d are kept", len(p.arena), cap(p.arena))
+		}
 	}
 }
 

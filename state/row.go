@@ -29,7 +29,8 @@ const (
 // PackRowID packs the text form of a key. Every text, the empty one too, has one.
 func PackRowID(text string) RowID {
 	if v, err := strconv.ParseInt(text, 10, 64); err == nil && strconv.FormatInt(v, 10) == text {
-		return packRowInt(v)
+		var b [9]byte
+		return RowID(appendRowInt(b[:0], v))
 	}
 	var uuid [uuidPackLen]byte
 	if packUUID(&uuid, text) {
@@ -41,7 +42,7 @@ func PackRowID(text string) RowID {
 	return RowID(append(b, text...))
 }
 
-func packRowInt(v int64) RowID {
+func appendRowInt(dst []byte, v int64) []byte {
 	m := uint64(v)
 	if v < 0 {
 		m = ^m // -v-1
@@ -56,7 +57,7 @@ func packRowInt(v int64) RowID {
 	var b [9]byte
 	binary.BigEndian.PutUint64(b[1:], m)
 	b[8-n] = tag
-	return RowID(b[8-n:])
+	return append(dst, b[8-n:]...)
 }
 
 // Text gives the key as Postgres writes it.
