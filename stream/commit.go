@@ -92,7 +92,8 @@ func (s *session) recycle(st *step) {
 // before and nobody here knew, the unique index refuses the COPY, and the step
 // is done again by INSERT … ON CONFLICT DO NOTHING, of which only what was
 // returned goes into the outbox. Where a campaign's end has come meanwhile, the
-// step is decided anew without it.
+// step is decided anew without it. Where rows that went ahead have waited too long,
+// they go back and wait for their turn.
 func (s *session) commit(ctx context.Context, w *writer, d *decision) (*payload, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
@@ -100,7 +101,7 @@ func (s *session) commit(ctx context.Context, w *writer, d *decision) (*payload,
 	for {
 		p, err := s.try(ctx, w, d)
 		conflict := errors.Is(err, errNotified)
-		if err == nil || !conflict && !errors.Is(err, errEnded) {
+		if err == nil || !conflict && !errors.Is(err, errEnded) && !errors.Is(err, errHeldUp) {
 			return p, err
 		}
 		if _, err := w.conn.Exec(ctx, "rollback"); err != nil {
@@ -144,7 +145,7 @@ func (s *session) try(ctx context.Context, w *writer, d *decision) (_ *payload, 
 	if !d.turn() {
 		f.flush()
 		failpoint.Hit("commit/rows-ahead")
-		if err := d.await(ctx); err != nil {
+		if err := d.awaitAhead(ctx, f); err != nil {
 			return nil, err
 		}
 	}

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -89,7 +90,8 @@ func firstDecision() *decision {
 // waits for the other transaction there, while that one waits for its turn here,
 // would wait for ever, and Postgres would see no deadlock. Within one campaign
 // of one restaurant the cursor keeps them apart. A campaign id that runs for two
-// restaurants may have a client twice.
+// restaurants may have a client twice. Rows of another lane may be in the way all
+// the same: see awaitAhead.
 func (d *decision) followedBy(seq int64, st *step) *decision {
 	next := &decision{seq: seq, st: st, before: d.done, done: make(chan struct{}),
 		campaigns: make(map[string]string, len(st.picks)), contested: st.contested()}
@@ -122,6 +124,33 @@ func (d *decision) await(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for step %d: %w", d.seq-1, ctx.Err())
 	}
+}
+
+// aheadPatience is how long rows that went ahead stay without their turn. A step
+// takes a few milliseconds.
+const aheadPatience = time.Second
+
+// awaitAhead waits for the turn with rows on their way, which f has sent. The
+// step before may be waiting for a row of another lane's step that went ahead,
+// whose step before waits for ours: each lane waits on our side, so Postgres sees
+// no deadlock. So who has waited too long must let its rows go: that is errHeldUp,
+// and then the step does not go ahead any more. Of transactions that wait for each
+// other, one does not wait for a lock, and either moves on or is such a one.
+func (d *decision) awaitAhead(ctx context.Context, f *flight) error {
+	patience := time.NewTimer(aheadPatience)
+	defer patience.Stop()
+	select {
+	case <-patience.C:
+	case <-d.before:
+		return nil
+	case <-ctx.Done():
+		return d.await(ctx)
+	}
+	d.ahead = false
+	if err := f.trip(); err != nil {
+		return err
+	}
+	return errHeldUp
 }
 
 // stepStatements are what a step's transaction is made of.
