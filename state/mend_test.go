@@ -206,6 +206,7 @@ func TestMendCount(t *testing.T) {
 	s, m := filled(t, o, 100)
 	s.written.rows += 7
 	s.written.sum++
+	checkpoint(t, s, CauseTimed) // which no restore would accept
 	f := freeze(t, s)
 	if found := verify(t, f, m, nil); len(found) != 0 || !f.Miscounted() {
 		t.Fatalf("found %+v, miscounted %v", found, f.Miscounted())
@@ -218,6 +219,9 @@ func TestMendCount(t *testing.T) {
 	}
 	if s.Subscriptions() != m.subscriptions() {
 		t.Errorf("%d subscriptions, want %d", s.Subscriptions(), m.subscriptions())
+	}
+	if newest, ok := s.NewestCheckpoint(); ok {
+		t.Errorf("%+v counts still", newest)
 	}
 	sound(t, s, m)
 }
