@@ -36,6 +36,15 @@ func (w *world) resolve(accept Choice) string {
 	return strings.Join(did, "\n")
 }
 
+func TestResolveNamesALaneThatIsNot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, nil)
+	_, err := Resolve(w.Context(), w.cfg, 9, AcceptMissing)
+	if want := "there is no lane 9: topic " + w.cfg.Kafka.Campaigns + " has no such partition"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
+	}
+}
+
 // audit runs Audit and returns what it found wrong.
 func (w *world) audit() []Finding {
 	w.Helper()

@@ -170,6 +170,9 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 			err = row()
 		}
 	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", s.lane.id, s.cfg.Kafka.Campaigns)
+	}
 	if err != nil {
 		return fmt.Errorf("take lane %d in %s: %w", s.lane.id, s.t.lane, err)
 	}

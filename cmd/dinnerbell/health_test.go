@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dinnerbell/stream"
 )
 
 // Each step is one look at the daemon; the last one's reasons are checked.
@@ -65,5 +67,14 @@ func TestFormats(t *testing.T) {
 		if got := byteCount(n); got != want {
 			t.Errorf("byteCount(%d) = %s, want %s", n, got, want)
 		}
+	}
+}
+
+// A group is silent for ever about a topic that does not exist, so that is where
+// the mending command is wanted.
+func TestSilentGroupNamesTheMissingTopic(t *testing.T) {
+	t.Parallel()
+	if got := laneReasons(stream.Status{}); len(got) != 1 || !strings.Contains(got[0], "`dinnerbell setup`") {
+		t.Errorf("%q", got)
 	}
 }

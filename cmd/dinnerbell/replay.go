@@ -102,8 +102,11 @@ func (d *daemon) replay(ctx context.Context, c *call) (any, error) {
 	req := stream.ReplayRequest{From: stream.ReplayStart{Time: args.Time}, Until: args.Until, DryRun: args.DryRun}
 	if args.Checkpoint != "" {
 		m, err := state.ReadManifest(d.cfg.State.Dir, args.Checkpoint)
+		if errors.Is(err, state.ErrNoCheckpoint) {
+			return nil, fmt.Errorf("%w: --from %q is neither earliest, an RFC 3339 time, a duration ago such as 2h, nor a checkpoint that is there (see: dinnerbell checkpoint list)", errUsage, args.Checkpoint)
+		}
 		if err != nil {
-			return nil, fmt.Errorf("replay: --from is neither earliest, a time, a duration nor a checkpoint that is there: %w", err)
+			return nil, fmt.Errorf("replay: %w", err)
 		}
 		if len(m.NextOffsets) == 0 {
 			return nil, fmt.Errorf("replay: checkpoint %s does not say how far the campaigns had been read; use its time: --from %s", m.ID, m.Made.Format(time.RFC3339))

@@ -67,7 +67,7 @@ func TestReplayAndSubscribers(t *testing.T) {
 	}
 	s.rows(5000)
 	var stderr syncBuffer
-	if code, _ := s.run(t.Context(), &stderr, "replay", "--from", "yesterday"); code != 1 || !strings.Contains(stderr.String(), "nor a checkpoint that is there") {
+	if code, _ := s.run(t.Context(), &stderr, "replay", "--from", "yesterday"); code != exitUsage || !strings.Contains(stderr.String(), "nor a checkpoint that is there") {
 		t.Errorf("from nowhere: exit %d, %s", code, stderr.String())
 	}
 	s.checkSubscribers(5000)

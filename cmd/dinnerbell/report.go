@@ -199,7 +199,7 @@ func laneReasons(s stream.Status) []string {
 	case len(s.Lanes) == 0 && s.Assigned:
 		return []string{"lanes: none owned: other members of the group have them all, or the campaigns topic does not exist (`dinnerbell setup` creates it)"}
 	case len(s.Lanes) == 0:
-		return []string{"lanes: none owned, the group has not answered yet"}
+		return []string{"lanes: none owned, the group has not answered yet; if it stays so, the campaigns topic does not exist (`dinnerbell setup` creates it)"}
 	}
 	var reasons []string
 	for _, l := range s.Lanes {
