@@ -129,6 +129,8 @@ func requestDaemon(ctx context.Context, stateDir, method, path string, body []by
 		return nil, fmt.Errorf("%w with state.dir %s (nobody listens on %s); start one with: dinnerbell run", errNoDaemon, stateDir, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("ask daemon: %w; the socket is for the user that runs it", err)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return nil, fmt.Errorf("ask daemon: %w", errCut) // before it began to answer
 	case err != nil:
 		return nil, fmt.Errorf("ask daemon: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -157,12 +158,17 @@ func TestActionMayTakeLongerThanAnAnswer(t *testing.T) {
 // A daemon that dies in the middle leaves an answer without its last line.
 func TestActionThatIsCut(t *testing.T) {
 	t.Parallel()
-	dir, _ := serveActions(t, map[string]action{"die": func(_ context.Context, c *call) (any, error) {
-		c.progress("dying", 1, 2)
-		panic(http.ErrAbortHandler) //nolint:forbidigo // closes the connection, as a crash does
-	}})
-	if err := callDaemon(t.Context(), dir, "die", nil, heard{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
-		t.Errorf("%v", err)
+	dir, _ := serveActions(t, map[string]action{
+		"die": func(_ context.Context, c *call) (any, error) {
+			c.progress("dying", 1, 2)
+			panic(http.ErrAbortHandler) //nolint:forbidigo // closes the connection, as a crash does
+		},
+		"die early": func(context.Context, *call) (any, error) { panic(http.ErrAbortHandler) }, //nolint:forbidigo // same
+	})
+	for _, name := range []string{"die", "die early"} {
+		if err := callDaemon(t.Context(), dir, url.PathEscape(name), nil, heard{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

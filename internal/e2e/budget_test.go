@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"dinnerbell/internal/budget"
@@ -76,18 +77,27 @@ func (d *deployment) walBytes() int64 {
 	return n
 }
 
-// stateBytes is the size of all files in state.dir.
+// stateBytes is the size of all files in state.dir. One that checkpoints share
+// with the store counts once.
 func (d *deployment) stateBytes() (sum int64) {
 	d.Helper()
+	seen := map[uint64]bool{}
 	err := filepath.WalkDir(d.dir, func(_ string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
 		info, err := entry.Info()
-		if err == nil {
-			sum += info.Size()
+		if err != nil {
+			return err
 		}
-		return err
+		if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+			if seen[sys.Ino] {
+				return nil
+			}
+			seen[sys.Ino] = true
+		}
+		sum += info.Size()
+		return nil
 	})
 	if err != nil {
 		d.Fatal(err)
