@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -137,5 +138,35 @@ func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 	r.Exec(`ALTER TABLE subscribers_restaurants DROP client_id`)
 	if _, err := r.cfg.inspect(t.Context(), conn); err != nil {
 		t.Errorf("inspect as of before the drop: %v", err)
+	}
+}
+
+// A partition that is attached while the catalogs are read is in the tree that
+// the server's function gives, and its keys are not in what the reader sees.
+// That is no reason to halt.
+func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`DROP TABLE subscribers_restaurants;
+		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id)`)
+	r.setup()
+	conn, err := r.cfg.dialSQL(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn.PgConn())
+	if _, err := conn.Exec(t.Context(), `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class LIMIT 1`); err != nil {
+		t.Fatal(err)
+	}
+	r.Exec(`CREATE TABLE part0 (id int PRIMARY KEY, client_id text, restaurant_id text);
+		ALTER TABLE subscribers_restaurants ATTACH PARTITION part0 FOR VALUES FROM (0) TO (100)`)
+	if _, err := r.cfg.inspect(t.Context(), conn); errors.As(err, new(*HaltError)) {
+		t.Errorf("inspect as of before: %v", err)
+	}
+	if _, err := conn.Exec(t.Context(), `COMMIT`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.cfg.inspect(t.Context(), conn); err != nil {
+		t.Errorf("inspect as of now: %v", err)
 	}
 }

@@ -47,7 +47,26 @@ type column struct {
 // inspect reads the catalogs, all as of one moment: in the transaction that the
 // connection is in, or in one of its own. It returns a *HaltError if the table
 // cannot be mirrored as things are.
+//
+// Functions of the server's (pg_partition_tree and others) read the catalogs of
+// the present, whatever the transaction sees. Around a partition that is just
+// being attached the two disagree, and together they can look like a table that
+// cannot be mirrored. So a halt counts only if a second look says so, too. In a
+// transaction that was open already a second look would see the same: there it
+// is an error that passes, and the next session looks again.
 func (c *Config) inspect(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+	cat, err := c.inspectOnce(ctx, sql)
+	h, halted := errors.AsType[*HaltError](err)
+	switch {
+	case !halted:
+		return cat, err
+	case sql.PgConn().TxStatus() != noTransaction:
+		return nil, fmt.Errorf("inspect server: the catalogs changed while they were read: %s", h.What)
+	}
+	return c.inspectOnce(ctx, sql)
+}
+
+func (c *Config) inspectOnce(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	if sql.PgConn().TxStatus() == noTransaction {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
@@ -59,6 +60,9 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.store.ForgetDelivered(); err != nil { // of an earlier run
 		return fmt.Errorf("clear delivered cache: %w", err)
 	}
+	if err := s.awaitSinks(ctx); err != nil {
+		return nil // ctx ended: there is nothing to drain
+	}
 	client, err := s.join(ctx)
 	if err != nil {
 		return err
@@ -77,6 +81,62 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 	})
 	return g.Wait()
+}
+
+// awaitSinks waits until Postgres and Kafka answer and hold what setup has made.
+// A daemon that can do nothing must not join the group: as a static member it
+// would take the place of a healthy one of the same slot. It returns ctx's error.
+func (s *Service) awaitSinks(ctx context.Context) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
+	for {
+		err := s.reachSinks(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err == nil {
+			s.setLastError("")
+			return nil
+		}
+		s.setLastError(err.Error())
+		wait := pause.NextBackOff()
+		s.cfg.Logger.Warn("cannot begin yet", "error", err, "again_in", wait.Round(time.Millisecond))
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Service) reachSinks(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
+	defer cancel()
+	conn, err := s.cfg.Sink.connect(ctx, "dinnerbell start")
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	if err := checkLayout(ctx, conn, s.cfg.Sink.tables()); err != nil {
+		return err
+	}
+	opts, err := s.cfg.Kafka.Client()
+	if err != nil {
+		return fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	_, _, err = readTopicIDs(ctx, client, s.cfg.Kafka)
+	return err
+}
+
+func (s *Service) setLastError(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastError = text
 }
 
 // join makes the group's client. It fetches nothing: each lane has a client of
@@ -116,9 +176,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 			return nil //nolint:nilerr // an orderly end
 		}
 		for _, e := range fetches.Errors() {
-			s.mu.Lock()
-			s.lastError = e.Err.Error()
-			s.mu.Unlock()
+			s.setLastError(e.Err.Error())
 			if errors.Is(e.Err, kerr.FencedInstanceID) {
 				return &HaltError{Lane: -1, What: fmt.Sprintf("another daemon has joined group %s as %q", s.cfg.Kafka.Group, s.cfg.Kafka.InstanceID),
 					Hint: "stop one of the two, or give each its own source.slot"}

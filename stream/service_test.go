@@ -321,3 +321,45 @@ func TestNothingIsJoinedBeforeTheBarrier(t *testing.T) {
 	close(b.open)
 	w.expect(map[string][]string{"c": {"a"}})
 }
+
+// A daemon that can do nothing must not join: it would take the place of the
+// healthy one of the same slot.
+func TestDaemonThatCannotReachItsSinksDoesNotJoin(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	healthy, _ := w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	want := map[string][]string{"c1": w.subs["r1"]}
+	w.expect(want)
+
+	for name, spoil := range map[string]func(*Config){
+		"no Postgres": func(c *Config) {
+			c.Sink.URL = func() (string, error) { return "postgres://nobody@127.0.0.1:1/none", nil }
+		},
+		"no setup": func(c *Config) { c.Sink.DaemonSchema = "elsewhere" },
+		"no topic": func(c *Config) { c.Kafka.Campaigns += ".of.another" },
+	} {
+		cfg := w.cfg
+		spoil(&cfg)
+		broken := New(cfg, w.openStore(), w.barrier)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- broken.Run(ctx) }()
+		envtest.Until(t, patience, func() error {
+			if s := broken.Status(); s.LastError == "" || s.Assigned {
+				return fmt.Errorf("%s: status %+v", name, s)
+			}
+			return nil
+		})
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if s := healthy.Status(); !s.Ready() {
+		t.Errorf("the healthy one is not ready any more: %+v", s)
+	}
+	w.produce(0, w.campaign("c2", "r1").json())
+	want["c2"] = w.subs["r1"]
+	w.expect(want)
+}

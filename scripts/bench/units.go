@@ -21,6 +21,7 @@ type units struct {
 	Measured     string  `json:"measured"`
 	Cores        float64 `json:"cores"`
 	Notification cost    `json:"notification"`
+	Scattered    cost    `json:"scattered"`
 	Campaign     cost    `json:"campaign"`
 	Texts        float64 `json:"texts"`
 	LaneRate     float64 `json:"lane_rate"`
@@ -122,15 +123,19 @@ func (st *stage) costOf(ctx context.Context, kind string, n int) (c cost, rate f
 
 // units measures unit costs on this broker, writes them next to the results,
 // lets `dinnerbell capacity` predict from them, and compares with what other
-// parts have measured. What a campaign costs on top of its notifications is
-// taken from audiences of 100; audiences of 10 then test it.
+// parts have measured. What small audiences cost on top, per notification and
+// per campaign, is taken from those of 100 and of 10.
 func (st *stage) units(ctx context.Context) error {
-	const audience = 100
+	const hundred, ten = 100, 10
 	large, rate, texts, err := st.costOf(ctx, kindLarge, 1)
 	if err != nil {
 		return err
 	}
-	small, _, _, err := st.costOf(ctx, kindHundred, st.opts.audience/audience)
+	small, _, _, err := st.costOf(ctx, kindHundred, st.opts.audience/hundred)
+	if err != nil {
+		return err
+	}
+	tiny, _, _, err := st.costOf(ctx, kindTen, st.opts.audience/30)
 	if err != nil {
 		return err
 	}
@@ -139,11 +144,10 @@ func (st *stage) units(ctx context.Context) error {
 		Measured: time.Now().Format(time.DateOnly), Cores: float64(runtime.NumCPU()), Texts: float64(texts),
 		Notification: large, LaneRate: rate,
 	}
-	on := func(small, large float64) float64 { return max(0, small-large) * audience }
-	u.Campaign = cost{
-		Daemon: on(small.Daemon, large.Daemon), Postgres: on(small.Postgres, large.Postgres), Broker: on(small.Broker, large.Broker),
-		WAL: on(small.WAL, large.WAL), Table: on(small.Table, large.Table), Kafka: on(small.Kafka, large.Kafka),
-	}
+	campaign := func(tiny, small float64) float64 { return max(0, tiny-small) / (1./ten - 1./hundred) }
+	u.Campaign = each(tiny, small, campaign)
+	u.Scattered = each(each(small, large, func(small, large float64) float64 { return small - large }), u.Campaign,
+		func(more, campaign float64) float64 { return max(0, more-campaign/hundred) })
 	if u.Change, u.ChangeRate, err = st.changeCost(ctx); err != nil {
 		return err
 	}
@@ -161,6 +165,14 @@ func (st *stage) units(ctx context.Context) error {
 		st.report.add(c.name+"_"+st.kind, c.unit, []float64{c.value}, "")
 	}
 	return st.predict(ctx, &u)
+}
+
+// each does f with every part of two costs.
+func each(a, b cost, f func(a, b float64) float64) cost {
+	return cost{
+		Daemon: f(a.Daemon, b.Daemon), Postgres: f(a.Postgres, b.Postgres), Broker: f(a.Broker, b.Broker),
+		WAL: f(a.WAL, b.WAL), Table: f(a.Table, b.Table), Kafka: f(a.Kafka, b.Kafka),
+	}
 }
 
 // changeCost lets the daemon catch up with single-row transactions.

@@ -69,9 +69,9 @@ func TestOneMachine(t *testing.T) {
 		w           Workload
 		lanes, want float64
 	}{
-		{large, 1, 100_000},              // the lane: 100 k/s
-		{large, 4, 2e6 / 9},              // two cores ÷ 9 s per million
-		{ten, 1, 2e6 / (12. + 66. + 6.)}, // the cores: 12 + 66 + 6 s; the lane would do 9,090
+		{large, 1, 100_000},                       // the lane: 100 k/s
+		{large, 4, usable * 2e6 / 9},              // two cores ÷ 9 s per million
+		{ten, 1, usable * 2e6 / (12. + 66. + 6.)}, // the cores: 12 + 66 + 6 s; the lane would do 9,090
 	} {
 		want := c.want
 		if c.w == ten {
@@ -79,6 +79,17 @@ func TestOneMachine(t *testing.T) {
 		}
 		if got := OneMachine(units, c.w, 2, c.lanes); got < want-1 || got > want+1 {
 			t.Errorf("%v lanes, audience %v: %v, want %v", c.lanes, c.w.Audience, got, want)
+		}
+	}
+}
+
+// Index entries of small audiences lie apart, those of large ones less and less.
+func TestScattered(t *testing.T) {
+	u := units
+	u.Scattered = Cost{Postgres: 2}
+	for audience, want := range map[float64]float64{10: 6 + 2 + 60, 100: 6 + 2 + 6, 1000: 6 + 0.2 + 0.6} {
+		if got := u.per(audience, u.Texts).Postgres; got < want-1e-9 || got > want+1e-9 {
+			t.Errorf("audience %v: %v, want %v", audience, got, want)
 		}
 	}
 }

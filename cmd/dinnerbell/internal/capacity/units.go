@@ -17,9 +17,12 @@ type Units struct {
 	Measured string  `json:"measured"` // date
 	Cores    float64 `json:"cores"`    // of that machine, on which everything ran
 
-	// Notification is one notification of a large campaign, Campaign what each
-	// campaign costs on top, whatever its audience.
+	// Notification is one notification of a large campaign, Scattered what each
+	// costs on top where audiences are 100 or less: their entries in the unique
+	// index lie apart. Campaign is what each campaign costs on top, whatever its
+	// audience.
 	Notification Cost `json:"notification"`
+	Scattered    Cost `json:"scattered"`
 	Campaign     Cost `json:"campaign"`
 	// Texts is the length of content, owner and contact together in the
 	// campaigns that were measured: sizes of a notification grow with them.
@@ -79,17 +82,22 @@ func parse(text []byte, from string) (Units, error) {
 
 var errIncomplete = errors.New("a cost is missing or not above zero")
 
+// scatteredAt is the audience up to which index entries lie apart.
+const scatteredAt = 100
+
 // per is the cost of one notification where campaigns have a given audience and
 // texts of a given length.
 func (u *Units) per(audience, texts float64) Cost {
-	n, c := u.Notification, u.Campaign
+	n, s, c := u.Notification, u.Scattered, u.Campaign
+	apart := min(1, scatteredAt/audience)
 	more := texts - u.Texts
+	sum := func(n, s, c float64) float64 { return n + s*apart + c/audience }
 	return Cost{
-		Daemon:   n.Daemon + c.Daemon/audience,
-		Postgres: n.Postgres + c.Postgres/audience,
-		Broker:   n.Broker + c.Broker/audience,
-		WAL:      max(0, n.WAL+more) + c.WAL/audience,
-		Table:    max(0, n.Table+more) + c.Table/audience,
-		Kafka:    max(0, n.Kafka+more) + c.Kafka/audience,
+		Daemon:   sum(n.Daemon, s.Daemon, c.Daemon),
+		Postgres: sum(n.Postgres, s.Postgres, c.Postgres),
+		Broker:   sum(n.Broker, s.Broker, c.Broker),
+		WAL:      sum(max(0, n.WAL+more), s.WAL, c.WAL),
+		Table:    sum(max(0, n.Table+more), s.Table, c.Table),
+		Kafka:    sum(max(0, n.Kafka+more), s.Kafka, c.Kafka),
 	}
 }
