@@ -38,6 +38,7 @@ type Service struct {
 	lanes     map[int32]*laneHandle
 	assigned  bool
 	lastError string
+	skew      time.Duration // see clockSkew, at the start
 	halts     chan *HaltError
 }
 
@@ -118,6 +119,9 @@ func (s *Service) reachSinks(ctx context.Context) error {
 	}
 	defer closeConn(conn)
 	if err := checkLayout(ctx, conn, s.cfg.Sink.tables()); err != nil {
+		return err
+	}
+	if err := s.checkClock(ctx, conn, time.Now); err != nil {
 		return err
 	}
 	opts, err := s.cfg.Kafka.Client()

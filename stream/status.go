@@ -3,6 +3,7 @@ package stream
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // LaneStatus is one lane as this daemon sees it. Decided and Shipped are the
@@ -41,7 +42,8 @@ type Status struct {
 	DeliveredMisses int64
 	Unservable      int64 // clients left out because their id is too long
 	LastError       string
-	Halted          *HaltError // the first lane that halted
+	ClockSkew       time.Duration // how far our clock was ahead of Postgres' at the start
+	Halted          *HaltError    // the first lane that halted
 }
 
 // Ready tells whether the group has answered and every lane it gave us works.
@@ -56,7 +58,7 @@ func (s *Service) Status() Status {
 	for _, h := range s.lanes {
 		lanes = append(lanes, h.lane)
 	}
-	out := Status{Assigned: s.assigned, LastError: s.lastError}
+	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew}
 	s.mu.Unlock()
 	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Compare(a.id, b.id) })
 	for _, l := range lanes {

@@ -30,7 +30,7 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running"}],` +
 	`"campaigns":{"live":1,"scheduled":2,"expired":3,"dead":4},` +
 	`"notifications":{"decided":9,"shipped":8},` +
-	`"halted":null,"counters":{"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
+	`"halted":null,"counters":{"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
 
 // get asks a handler for one path.
 func get(t *testing.T, r statusReport, method, path string) *httptest.ResponseRecorder {

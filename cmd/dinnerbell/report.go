@@ -24,8 +24,10 @@ type statusReport struct {
 	Notifications notificationsReport `json:"notifications"`
 	Halted        *haltReport         `json:"halted"`
 	Counters      countersReport      `json:"counters"`
-	State         stateReport         `json:"state"`
-	Checkpoint    checkpointReport    `json:"checkpoint"`
+	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the start.
+	ClockSkewMS float64          `json:"clock_skew_ms"`
+	State       stateReport      `json:"state"`
+	Checkpoint  checkpointReport `json:"checkpoint"`
 }
 
 // countersReport counts, since this daemon started, what is left out and what
@@ -128,6 +130,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Campaigns:     campaignsReport(s.Campaigns),
 		Notifications: notificationsReport(s.Notifications),
 		Halted:        newHaltReport(m, s),
+		ClockSkewMS:   float64(s.ClockSkew) / float64(time.Millisecond),
 		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses},
 		State:         stateReport{Condition: conditionOK},
 		Checkpoint:    newCheckpointReport(m),

@@ -1,0 +1,42 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// maxSkew is how far this machine's clock may be from Postgres' before it is
+// said. Campaigns start and end by ours: one that is wrong fires them early, or
+// late, or never.
+const maxSkew = 5 * time.Second
+
+// clockSkew is how far our clock, now, is ahead of Postgres', to half of the
+// time that asking takes.
+func clockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (time.Duration, error) {
+	var theirs time.Time
+	before := now()
+	if err := conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
+		return 0, fmt.Errorf("read Postgres' clock: %w", err)
+	}
+	after := now()
+	return before.Add(after.Sub(before) / 2).Sub(theirs), nil
+}
+
+// checkClock warns of a clock that is wrong.
+func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() time.Time) error {
+	skew, err := clockSkew(ctx, conn, now)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.skew = skew
+	s.mu.Unlock()
+	if skew.Abs() > maxSkew {
+		s.cfg.Logger.Warn("this machine's clock is not Postgres': campaigns start and end by ours; set the one that is wrong, then start again",
+			"ahead_by", skew.Round(time.Millisecond))
+	}
+	return nil
+}

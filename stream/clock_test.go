@@ -1,0 +1,40 @@
+package stream
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Campaigns fire by this machine's clock; one that is wrong is said at the start.
+func TestWrongClockIsNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, nil)
+	conn, err := w.cfg.Sink.connect(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn)
+	for name, c := range map[string]struct {
+		ahead time.Duration
+		said  bool
+	}{
+		"right": {0, false}, "an hour ahead": {time.Hour, true}, "an hour behind": {-time.Hour, true},
+	} {
+		var log bytes.Buffer
+		cfg := w.cfg
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		svc := New(cfg, w.store, w.barrier)
+		if err := svc.checkClock(t.Context(), conn, func() time.Time { return time.Now().Add(c.ahead) }); err != nil {
+			t.Fatal(err)
+		}
+		if said := strings.Contains(log.String(), "clock"); said != c.said {
+			t.Errorf("%s: log is %q", name, log.String())
+		}
+		if skew := svc.Status().ClockSkew; (skew - c.ahead).Abs() > time.Second {
+			t.Errorf("%s: skew is %s", name, skew)
+		}
+	}
+}
