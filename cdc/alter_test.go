@@ -170,3 +170,31 @@ func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 		t.Errorf("inspect as of now: %v", err)
 	}
 }
+
+// Who locks partitions without their root meets a TRUNCATE, which begins at the
+// root, in a deadlock.
+func TestRootIsLockedWithItsPartitions(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.Exec(`DROP TABLE subscribers_restaurants;
+		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
+		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES FROM (0) TO (100)`)
+	r.setup()
+	conn, err := r.cfg.dialSQL(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn.PgConn())
+	if _, err := conn.Exec(t.Context(), `BEGIN ISOLATION LEVEL REPEATABLE READ`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.cfg.inspect(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	held := func(table string) int64 {
+		return r.Int(`SELECT count(*) FROM pg_locks WHERE pid = $1 AND relation = $2::regclass`, conn.PgConn().PID(), table)
+	}
+	if held("part0") > 0 && held("subscribers_restaurants") == 0 {
+		t.Error("the partition is locked and its root is not")
+	}
+}

@@ -176,7 +176,24 @@ func (c *Config) inspectTable(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	cat.partitioned = kind == kindPartitioned
 	cat.source.Catalog += fmt.Sprintf("table %d %s;", cat.source.TableOID, identity)
 	if cat.partitioned {
+		if err := c.lockRoot(ctx, sql); err != nil {
+			return err
+		}
 		return c.inspectPartitions(ctx, sql, cat)
+	}
+	return nil
+}
+
+// lockRoot takes the lock on a partitioned table that a later COPY takes anyway.
+// The server's pg_partition_tree locks the partitions alone: a TRUNCATE, which
+// begins at the root, would meet us there, and one of the two would end as a
+// deadlock.
+func (c *Config) lockRoot(ctx context.Context, sql *pgx.Conn) error {
+	if sql.PgConn().TxStatus() == noTransaction {
+		return nil // each statement's locks end with it
+	}
+	if _, err := sql.Exec(ctx, `LOCK TABLE ONLY `+c.table()+` IN ACCESS SHARE MODE`); err != nil {
+		return fmt.Errorf("inspect partitions: %w", err)
 	}
 	return nil
 }

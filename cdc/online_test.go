@@ -197,7 +197,7 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, url, spoil, mend, want string }{
 		{name: "it is unreachable", url: "postgres://nobody@127.0.0.1:1/none?sslmode=disable", want: "connection refused"},
-		{name: "the role may not replicate", spoil: `ALTER ROLE %s NOREPLICATION`, mend: `ALTER ROLE %s REPLICATION`, want: "replication"},
+		{name: "the role may not replicate", spoil: `ALTER ROLE %s NOREPLICATION`, mend: `ALTER ROLE %s REPLICATION`, want: "lacks REPLICATION"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
