@@ -62,7 +62,6 @@ func missed(err error) map[string]error { return map[string]error{divisionByZero
 const (
 	divisionByZero  = "22012"
 	uniqueViolation = "23505"
-	deadlock        = "40P01"
 )
 
 // prepare readies statements for one connection.

@@ -162,7 +162,7 @@ func newStepStatements(t tables) *stepStatements {
 	return &stepStatements{
 		begin: &statement{name: "begin", sql: `BEGIN`},
 		copy: &statement{name: "copy feedback rows", sql: `COPY ` + t.feedback + ` (` + copyColumns + `) FROM STDIN (FORMAT binary)`,
-			stands: map[string]error{uniqueViolation: errNotified, deadlock: errNotified}},
+			stands: map[string]error{uniqueViolation: errNotified}},
 		lane: &statement{name: "move lane", stands: missed(errTakenOver), sql: expecting("1", `UPDATE `+t.lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
   shipped = $8, notifications_ends = $9
 WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
