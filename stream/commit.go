@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,72 +8,161 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
 
-// commitAll makes steps durable, in order, each in one transaction, and hands
-// what they decided to the shipper. Two steps are under way at a time, on a
-// connection each: the rows of one travel while the one before it commits.
-func (s *session) commitAll(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	free := make(chan *writer, len(s.writers))
-	for _, w := range s.writers {
-		free <- w
-	}
-	last := firstDecision()
-	for seq := s.seq + 1; ; seq++ {
-		d, w, err := s.next(ctx, seq, last, free)
-		if err != nil || d == nil {
-			return cmp.Or(g.Wait(), err) // a context that ended did so with the first failure, which counts
-		}
-		g.Go(func() error {
-			if err := s.decide(ctx, w, d); err != nil {
-				return err
-			}
-			free <- w
-			return nil
-		})
-		last = d
-	}
+// stepsInFlight is how many steps travel on the lane's connection, one behind
+// the other: the server takes up the next one as soon as it has committed the
+// one before, and waits for nobody.
+const stepsInFlight = 2
+
+// committer makes steps durable, in order, each in one transaction, and hands
+// what they decided to the shipper. One goroutine sends, another reads answers.
+//
+// A step that fails takes those behind it along: they are in a transaction that
+// has failed, or their compare-and-swap misses the seq that was not reached.
+type committer struct {
+	*session
+	last    int64        // seq of the last step that was taken
+	sent    []*departure // under way, oldest first
+	flights chan *flight // the same, for the goroutine that reads
+	landed  chan error   // what became of them, in their order
 }
 
-// next waits for a place in the window, a connection and a step. It returns
-// none when there are no more steps.
-func (s *session) next(ctx context.Context, seq int64, last *decision, free <-chan *writer) (*decision, *writer, error) {
-	if err := s.windowOpen(ctx, seq); err != nil {
-		return nil, nil, err
-	}
-	select {
-	case w := <-free:
+// departure is one step on its way through its transaction.
+type departure struct {
+	seq int64
+	st  *step
+	p   *payload // what it ships
+}
+
+// commitAll runs until there are no more steps, or one fails.
+func (s *session) commitAll(ctx context.Context) (err error) {
+	defer interrupt(ctx, s.sink)()
+	c := &committer{session: s, last: s.seq, flights: make(chan *flight, stepsInFlight), landed: make(chan error, stepsInFlight)}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for f := range c.flights {
+			c.landed <- f.arrive()
+		}
+	}()
+	defer func() {
+		if err != nil {
+			_ = s.sink.PgConn().Conn().Close() // what waits for an answer, ends
+		}
+		close(c.flights)
+		<-read
+	}()
+	for steps := s.steps; steps != nil || len(c.sent) > 0; {
+		ready := steps
+		if len(c.sent) == stepsInFlight || !s.windowOpen(c.last+1) {
+			ready = nil
+		}
 		select {
-		case st, ok := <-s.steps: // not earlier: it is sealed anew until it is taken
+		case st, ok := <-ready: // not earlier: it is sealed anew until it is taken
 			if ok {
-				return last.followedBy(seq, st), w, nil
+				c.last++
+				err = c.submit(ctx, &departure{seq: c.last, st: st})
+			} else {
+				steps = nil
 			}
-			return nil, nil, nil
+		case failed := <-c.landed:
+			err = c.land(ctx, failed)
+		case <-s.advanced:
 		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+			err = ctx.Err()
 		}
-	case <-ctx.Done():
-		return nil, nil, ctx.Err()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // not that the connection is closed
+		}
+		if err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
-// decide commits one step and lets the next one have its turn.
-func (s *session) decide(ctx context.Context, w *writer, d *decision) error {
-	p, err := s.commit(ctx, w, d)
-	if err != nil {
-		return err
+// submit sends a step behind those that are under way. One whose halves must
+// travel apart waits until they have landed, and is committed on return.
+func (c *committer) submit(ctx context.Context, d *departure) error {
+	if c.apart(d.st) {
+		for len(c.sent) > 0 {
+			select {
+			case failed := <-c.landed:
+				if err := c.land(ctx, failed); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return c.commitApart(ctx, d)
 	}
-	if err := s.committed(ctx, d.st, p); err != nil {
-		return err
+	d.p = d.st.payload()
+	d.p.seq = d.seq
+	f := newFlight(time.Now().Add(c.cfg.SinkTimeout), c.sink)
+	c.addRows(f, d.st)
+	c.addStep(f, d.st, d.p)
+	f.addCommand(c.sql.commit, "COMMIT")
+	f.depart()
+	failpoint.Hit("commit/sent")
+	if f.err != nil {
+		return fmt.Errorf("commit step %d: %w", d.seq, f.err)
 	}
-	s.recycle(d.st)
-	close(d.done)
+	c.sent = append(c.sent, d)
+	c.flights <- f
 	return nil
+}
+
+// land takes the answer to the oldest step that is under way. Where a client was
+// notified before and nobody here knew, the unique index has refused the COPY:
+// the step is done again by ON CONFLICT, and those behind it after it.
+func (c *committer) land(ctx context.Context, failed error) error {
+	d := c.sent[0]
+	if failed == nil {
+		c.sent = c.sent[1:]
+		return c.settle(ctx, d)
+	}
+	if !errors.Is(failed, errNotified) {
+		return fmt.Errorf("commit step %d: %w", d.seq, failed)
+	}
+	again := c.sent
+	c.sent = nil
+	for _, behind := range again[1:] {
+		if err := <-c.landed; err == nil {
+			return fmt.Errorf("step %d is committed, and step %d before it is not", behind.seq, d.seq)
+		}
+	}
+	c.noteConflict(d.st)
+	if err := c.rollBack(ctx, d); err != nil {
+		return err
+	}
+	for _, d := range again {
+		d.st.seal(time.Now().Unix())
+		if err := c.submit(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle does what may only follow the commit.
+func (c *committer) settle(ctx context.Context, d *departure) error {
+	failpoint.Hit("commit/committed")
+	c.agenda.remove(d.st.withdrawn())
+	c.agenda.add(time.Now(), d.st.appointments()...)
+	c.lane.noteDecided(d.st, d.p)
+	c.noteReplayed(d.st, d.p)
+	c.recycle(d.st)
+	select {
+	case c.decided <- d.p:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // recycle gives the step's buffer back, unless it has grown for something rare.
@@ -88,115 +176,30 @@ func (s *session) recycle(st *step) {
 	}
 }
 
-// commit decides one step. The fast path is COPY. Where a client was notified
-// before and nobody here knew, the unique index refuses the COPY, and the step
-// is done again by INSERT … ON CONFLICT DO NOTHING, of which only what was
-// returned goes into the outbox. Where a campaign's end has come meanwhile, the
-// step is decided anew without it. Where rows that went ahead have waited too long,
-// they go back and wait for their turn.
-func (s *session) commit(ctx context.Context, w *writer, d *decision) (*payload, error) {
+// rollBack ends the transaction of a step that was refused.
+func (s *session) rollBack(ctx context.Context, d *departure) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
-	st := d.st
-	for {
-		p, err := s.try(ctx, w, d)
-		conflict := errors.Is(err, errNotified)
-		if err == nil || !conflict && !errors.Is(err, errEnded) && !errors.Is(err, errHeldUp) {
-			return p, err
-		}
-		if _, err := w.conn.Exec(ctx, "rollback"); err != nil {
-			return nil, fmt.Errorf("roll back step %d: %w", d.seq, err)
-		}
-		failpoint.Hit("commit/rolled-back")
-		if conflict {
-			s.lane.conflicts.Add(1)
-			for _, k := range st.picks {
-				k.live.contested.Store(true)
-			}
-		}
-		st.seal(time.Now().Unix())
+	if _, err := s.sink.Exec(ctx, "rollback"); err != nil {
+		return fmt.Errorf("roll back step %d: %w", d.seq, err)
+	}
+	failpoint.Hit("commit/rolled-back")
+	return nil
+}
+
+func (s *session) noteConflict(st *step) {
+	s.lane.conflicts.Add(1)
+	for _, k := range st.picks {
+		k.live.contested.Store(true)
 	}
 }
 
-// try runs the step's transaction, which has two halves: the feedback rows, then
-// everything else and the commit. They travel together, in one round trip,
-// unless something must be known in between. On error it is not committed, or
-// not known to be; then, but for what commit tries again, the session must end.
-func (s *session) try(ctx context.Context, w *writer, d *decision) (_ *payload, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("commit step %d: %w", d.seq, err)
-		}
-	}()
-	st := d.st
-	p := st.payload()
-	p.seq = d.seq
-	f := newFlight(ctx, w.conn)
-	defer f.end()
-	if !d.ahead || st.contested() {
-		if err := d.await(ctx); err != nil {
-			return nil, err
-		}
-	}
-	f.addCommand(w.sql.begin, "BEGIN")
-	if len(st.copyData) > 0 {
-		f.copy(w.sql.copy, st.copyData)
-	}
-	if !d.turn() {
-		f.flush()
-		failpoint.Hit("commit/rows-ahead")
-		if err := d.awaitAhead(ctx, f); err != nil {
-			return nil, err
-		}
-	}
-	apart := s.apart(st)
-	if apart {
-		if err := s.settleRows(ctx, f, w, st, p); err != nil {
-			return nil, err
-		}
-	}
-	s.addStep(f, w, st, p)
-	if apart {
-		if err := f.trip(); err != nil {
-			return nil, err
-		}
-		failpoint.Hit("commit/step-written")
-		if time.Now().Unix() >= st.earliest {
-			return nil, errEnded
-		}
-	}
-	f.addCommand(w.sql.commit, "COMMIT")
-	f.depart()
-	failpoint.Hit("commit/sent")
-	if err := f.arrive(); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-// apart tells whether the halves of the step's transaction must travel apart:
-// because what ON CONFLICT leaves out is not shipped, or because a campaign's
-// end may come before the commit does, so the clock is read once more before it
-// is sent.
+// apart tells whether the step's transaction must travel in halves, the feedback
+// rows and everything else: because what ON CONFLICT leaves out is not shipped,
+// or because a campaign's end may come before the commit does, so the clock is
+// read once more before it is sent.
 func (s *session) apart(st *step) bool {
 	return st.contested() || time.Now().Add(s.cfg.SinkTimeout).Unix() >= st.earliest
-}
-
-// settleRows ends the first half: it waits for the COPY and writes what goes by
-// ON CONFLICT.
-func (s *session) settleRows(ctx context.Context, f *flight, w *writer, st *step, p *payload) error {
-	if err := f.trip(); err != nil {
-		return err
-	}
-	if st.contested() {
-		f.end() // pgx sets time limits of its own
-		if err := s.insertContested(ctx, w, st, p); err != nil {
-			return err
-		}
-		f.begin()
-	}
-	failpoint.Hit("commit/rows-written")
-	return nil
 }
 
 // contested tells whether some of the step's clients go by ON CONFLICT.
@@ -204,15 +207,70 @@ func (st *step) contested() bool {
 	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.contested })
 }
 
+// commitApart decides a step whose halves travel apart. Where a campaign's end
+// has come meanwhile, it is decided anew without it; where a client was notified
+// before, by ON CONFLICT.
+func (c *committer) commitApart(ctx context.Context, d *departure) error {
+	for {
+		err := c.tryApart(ctx, d)
+		if err == nil {
+			return c.settle(ctx, d)
+		}
+		if !errors.Is(err, errNotified) && !errors.Is(err, errEnded) {
+			return fmt.Errorf("commit step %d: %w", d.seq, err)
+		}
+		if errors.Is(err, errNotified) {
+			c.noteConflict(d.st)
+		}
+		if err := c.rollBack(ctx, d); err != nil {
+			return err
+		}
+		d.st.seal(time.Now().Unix())
+	}
+}
+
+// tryApart runs the step's transaction once. On error it is not committed, or not
+// known to be.
+func (c *committer) tryApart(ctx context.Context, d *departure) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.SinkTimeout)
+	defer cancel()
+	until, _ := ctx.Deadline()
+	d.p = d.st.payload()
+	d.p.seq = d.seq
+	f := newFlight(until, c.sink)
+	c.addRows(f, d.st)
+	if d.st.contested() {
+		if err := f.trip(); err != nil {
+			return err
+		}
+		if err := c.insertContested(ctx, d.st, d.p); err != nil {
+			return err
+		}
+		failpoint.Hit("commit/rows-written")
+	}
+	c.addStep(f, d.st, d.p)
+	if err := f.trip(); err != nil {
+		return err
+	}
+	failpoint.Hit("commit/step-written")
+	if time.Now().Unix() >= d.st.earliest {
+		return errEnded
+	}
+	f.addCommand(c.sql.commit, "COMMIT")
+	f.depart()
+	failpoint.Hit("commit/sent")
+	return f.arrive()
+}
+
 // insertContested writes the clients that COPY did not, and leaves in p only
 // those that were new.
-func (s *session) insertContested(ctx context.Context, w *writer, st *step, p *payload) error {
+func (s *session) insertContested(ctx context.Context, st *step, p *payload) error {
 	p.segments = p.segments[:0]
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
 			var err error
-			if clients, err = s.insert(ctx, w, k, st.trigger); err != nil {
+			if clients, err = s.insert(ctx, k, st.trigger); err != nil {
 				return err
 			}
 		}
@@ -225,13 +283,13 @@ func (s *session) insertContested(ctx context.Context, w *writer, st *step, p *p
 
 // insert writes one pick's rows where there is none yet, and returns the
 // clients of those that were written.
-func (s *session) insert(ctx context.Context, w *writer, k *pick, trigger int64) (*state.IDList, error) {
+func (s *session) insert(ctx context.Context, k *pick, trigger int64) (*state.IDList, error) {
 	texts := make([]string, k.clients.Len())
 	for i := range texts {
 		texts[i] = k.clients.At(i).Text()
 	}
 	c := k.live.Campaign
-	rows, err := w.conn.Query(ctx, `INSERT INTO `+s.t.feedback+` (`+copyColumns+`)
+	rows, err := s.sink.Query(ctx, `INSERT INTO `+s.t.feedback+` (`+copyColumns+`)
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, c FROM unnest($10::text[]) AS c
 ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
 		c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, trigger, texts)
@@ -251,38 +309,32 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
 	return written, err
 }
 
-// addStep puts on board what changes everything but the feedback rows. Each
-// compare-and-swap fails the transaction if it misses.
-func (s *session) addStep(f *flight, w *writer, st *step, p *payload) {
-	f.add(w.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
-	rows := newRowSets(st)
-	if rows.inserts.len() > 0 {
-		f.add(w.sql.insert, rows.inserts.args()...)
+// addRows puts the beginning of the step's transaction and its feedback rows on
+// board.
+func (s *session) addRows(f *flight, st *step) {
+	f.addCommand(s.sql.begin, "BEGIN")
+	if len(st.copyData) > 0 {
+		f.copy(s.sql.copy, st.copyData)
 	}
-	if rows.edits.len() > 0 {
-		f.add(w.sql.edit, rows.edits.editArgs()...)
-	}
-	if rows.repeats.len() > 0 {
-		f.add(w.sql.repeat, rows.repeats.repeatArgs()...)
-	}
-	if rows.moves.len() > 0 {
-		f.add(w.sql.move, rows.moves.moveArgs()...)
-	}
-	f.add(w.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
-	f.add(w.sql.clean, s.lane.id, s.shipped.Load())
 }
 
-// committed does what may only follow the commit.
-func (s *session) committed(ctx context.Context, st *step, p *payload) error {
-	failpoint.Hit("commit/committed")
-	s.agenda.remove(st.withdrawn())
-	s.agenda.add(time.Now(), st.appointments()...)
-	s.lane.noteDecided(st, p)
-	s.noteReplayed(st, p)
-	select {
-	case s.decided <- p:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+// addStep puts on board what changes everything but the feedback rows. Each
+// compare-and-swap fails the transaction if it misses.
+func (s *session) addStep(f *flight, st *step, p *payload) {
+	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
+	rows := newRowSets(st)
+	if len(rows.inserts) > 0 {
+		f.copySmall(s.sql.insert, copyRows(rows.inserts))
 	}
+	if rows.edits.len() > 0 {
+		f.add(s.sql.edit, rows.edits.editArgs()...)
+	}
+	if rows.repeats.len() > 0 {
+		f.add(s.sql.repeat, rows.repeats.repeatArgs()...)
+	}
+	if rows.moves.len() > 0 {
+		f.add(s.sql.move, rows.moves.moveArgs()...)
+	}
+	f.add(s.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
+	f.add(s.sql.clean, s.lane.id, s.shipped.Load())
 }

@@ -29,7 +29,8 @@ type Config struct {
 	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
 	// shipped. Default 16.
 	Window int
-	// StepClients bounds the notifications of one step. Default 2000.
+	// StepClients bounds the notifications of one step, but for small campaigns,
+	// which may exceed it by a quarter. Default 2000.
 	StepClients int
 	// StepBytes bounds what one step sends to Postgres, and one Kafka
 	// transaction, in bytes; a single larger message still passes. Default 4 MiB.

@@ -78,12 +78,10 @@ func (c *copyFrames) end() []byte {
 func appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, 10)
 	for _, s := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
-		dst = binary.BigEndian.AppendUint32(dst, uint32(len(s)))
-		dst = append(dst, s...)
+		dst = appendCopyField(dst, s)
 	}
 	for _, n := range []int64{c.Start, c.End, c.Created} {
-		dst = binary.BigEndian.AppendUint32(dst, 8)
-		dst = binary.BigEndian.AppendUint64(dst, uint64(n))
+		dst = appendCopyInt8(dst, n)
 	}
 	dst = binary.BigEndian.AppendUint32(dst, 4)
 	return binary.BigEndian.AppendUint32(dst, uint32(int32(trigger)))
@@ -97,4 +95,13 @@ func (w *wire) appendTuple(dst []byte, client state.ID) []byte {
 	dst = client.AppendText(dst)
 	binary.BigEndian.PutUint32(dst[mark:], uint32(len(dst)-mark-4))
 	return dst
+}
+
+// appendCopyField appends one field of a binary COPY tuple.
+func appendCopyField[T ~string | ~[]byte](dst []byte, field T) []byte {
+	return append(binary.BigEndian.AppendUint32(dst, uint32(len(field))), field...)
+}
+
+func appendCopyInt8(dst []byte, n int64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(dst, 8), uint64(n))
 }

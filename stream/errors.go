@@ -25,9 +25,6 @@ var (
 	// errEnded: a campaign's end passed between the decision and the commit. The
 	// step is rolled back and decided anew without it.
 	errEnded = errors.New("a campaign has ended meanwhile")
-	// errHeldUp: rows that went ahead have waited too long for their turn. The
-	// step is rolled back and done again in its turn.
-	errHeldUp = errors.New("the step before takes long")
 )
 
 // HaltError is a guarantee that cannot be kept without an operator. The lane stops

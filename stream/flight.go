@@ -22,15 +22,14 @@ import (
 // does not happen; a commit neither.
 // https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
 type flight struct {
-	conn *pgx.Conn
-	ctx  context.Context //nolint:containedctx // it lives as long as one try of one step
-	stop func() bool
-	head []byte // messages that are not sent yet
-	data []byte // then this, framed as CopyData
-	tail []byte // then these
-	args pgx.ExtendedQueryBuilder
-	sent []passenger // in order, those whose answer was not read yet
-	err  error       // the first; nothing is sent after it
+	conn  *pgx.Conn
+	until time.Time
+	head  []byte // messages that are not sent yet
+	data  []byte // then this, framed as CopyData
+	tail  []byte // then these
+	args  pgx.ExtendedQueryBuilder
+	sent  []passenger // in order, those whose answer was not read yet
+	err   error       // the first; nothing is sent after it
 }
 
 // passenger is one statement under way.
@@ -76,26 +75,15 @@ func prepare(ctx context.Context, conn *pgx.Conn, statements ...*statement) erro
 	return nil
 }
 
-// newFlight begins a flight. ctx bounds it as a whole; end must follow.
-func newFlight(ctx context.Context, conn *pgx.Conn) *flight {
-	f := &flight{conn: conn, ctx: ctx}
-	f.begin()
-	return f
+// newFlight begins a flight, which fails if it is not over by until.
+func newFlight(until time.Time, conn *pgx.Conn) *flight {
+	return &flight{conn: conn, until: until}
 }
 
-// begin has ctx end what the socket waits for. A context in each call would cost
-// a goroutine per message.
-func (f *flight) begin() {
-	socket := f.conn.PgConn().Conn()
-	f.stop = context.AfterFunc(f.ctx, func() { _ = socket.SetDeadline(time.Unix(1, 0)) }) // what reads or writes, fails
-}
-
-// end lifts the time limit. A flight that ctx has ended leaves the connection
-// unusable.
-func (f *flight) end() {
-	if f.stop() {
-		_ = f.conn.PgConn().Conn().SetDeadline(time.Time{}) // a closed connection tells by itself
-	}
+// interrupt closes the connection when ctx ends, so that flights on it fail. stop
+// ends that.
+func interrupt(ctx context.Context, conn *pgx.Conn) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = conn.PgConn().Conn().Close() })
 }
 
 // add puts a statement on board.
@@ -136,6 +124,13 @@ func (f *flight) copy(st *statement, frames []byte) {
 	}
 }
 
+// copySmall is copy for data that is not framed, and need not leave early.
+func (f *flight) copySmall(st *statement, data []byte) {
+	f.add(st)
+	f.encode(&pgproto3.CopyData{Data: data})
+	f.encode(&pgproto3.CopyDone{})
+}
+
 func (f *flight) encode(msg pgproto3.FrontendMessage) {
 	if f.err != nil {
 		return
@@ -153,21 +148,19 @@ func (f *flight) flush() {
 	if f.err != nil {
 		return
 	}
+	socket := f.conn.PgConn().Conn()
 	parts := net.Buffers{f.head, f.data, f.tail}
-	if _, err := parts.WriteTo(f.conn.PgConn().Conn()); err != nil {
+	_ = socket.SetWriteDeadline(f.until) // a closed connection tells by itself
+	if _, err := parts.WriteTo(socket); err != nil {
 		f.fail(fmt.Errorf("send: %w", err))
 	}
+	_ = socket.SetWriteDeadline(time.Time{}) // pgx sets time limits of its own
 	f.head, f.data, f.tail = f.head[:0], nil, f.tail[:0]
 }
 
 // fail ends the flight. The connection is in the middle of something: nothing
 // can follow on it.
-func (f *flight) fail(err error) {
-	if cause := context.Cause(f.ctx); cause != nil {
-		err = errors.Join(cause, err)
-	}
-	f.err = errors.Join(f.err, err)
-}
+func (f *flight) fail(err error) { f.err = errors.Join(f.err, err) }
 
 // depart sends everything, with a Sync behind it.
 func (f *flight) depart() {
@@ -184,6 +177,9 @@ func (f *flight) trip() error {
 // arrive reads all answers after depart. It returns the first error; an error of
 // the server's leaves the connection usable, in a transaction that has failed.
 func (f *flight) arrive() error {
+	socket := f.conn.PgConn().Conn()
+	_ = socket.SetReadDeadline(f.until) // a closed connection tells by itself
+	defer func() { _ = socket.SetReadDeadline(time.Time{}) }()
 	var refused error
 	for f.err == nil {
 		msg, err := f.conn.PgConn().ReceiveMessage(context.Background())

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -85,13 +87,12 @@ func TestFlightStopsAtTheFirstError(t *testing.T) {
 		{"nothing is hit", []string{"d"}, 0, 1, errMissed},
 		{"more is hit than expected", []string{"e"}, 1, 0, errMissed},
 	} {
-		f := newFlight(t.Context(), a.Conn)
+		f := newFlight(time.Now().Add(patience), a.Conn)
 		f.addCommand(a.begin, "BEGIN")
 		f.copy(a.copy, frames(t, c.clients...))
 		f.add(a.hit, c.n, c.want)
 		f.addCommand(a.done, "COMMIT")
 		err := f.trip()
-		f.end()
 		if !errors.Is(err, c.err) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.err)
 		}
@@ -113,8 +114,7 @@ func TestFlightCarriesLargeCopies(t *testing.T) {
 	if len(data) < 10*copyFrame {
 		t.Fatalf("%d bytes are too few for the test", len(data))
 	}
-	f := newFlight(t.Context(), a.Conn)
-	defer f.end()
+	f := newFlight(time.Now().Add(patience), a.Conn)
 	f.copy(a.copy, data)
 	if err := f.trip(); err != nil { // without begin: the Sync commits
 		t.Fatal(err)
@@ -122,34 +122,33 @@ func TestFlightCarriesLargeCopies(t *testing.T) {
 	a.expect(t, int64(len(all)), 0)
 }
 
-// A flight that its context ends returns at once, says why, and leaves a
+// A flight that is out of time, or interrupted, returns at once and leaves a
 // connection that cannot be taken for a good one.
-func TestFlightEndsWithItsContext(t *testing.T) {
+func TestFlightEnds(t *testing.T) {
 	t.Parallel()
-	for name, limit := range map[string]func(context.Context) (context.Context, context.CancelFunc){
-		"cancelled": func(ctx context.Context) (context.Context, context.CancelFunc) {
-			ctx, cancel := context.WithCancel(ctx)
-			time.AfterFunc(50*time.Millisecond, cancel)
-			return ctx, cancel
-		},
-		"out of time": func(ctx context.Context) (context.Context, context.CancelFunc) {
-			return context.WithTimeout(ctx, 50*time.Millisecond)
-		},
+	for name, c := range map[string]struct {
+		interrupted bool
+		limit       time.Duration
+		err         error
+	}{
+		"interrupted": {true, patience, net.ErrClosed},
+		"out of time": {false, 50 * time.Millisecond, os.ErrDeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newAircraft(t)
-			ctx, cancel := limit(t.Context())
+			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			f := newFlight(ctx, a.Conn)
-			defer f.end()
+			defer interrupt(ctx, a.Conn)()
+			if c.interrupted {
+				time.AfterFunc(50*time.Millisecond, cancel)
+			}
+			f := newFlight(time.Now().Add(c.limit), a.Conn)
 			f.addCommand(a.begin, "BEGIN")
 			f.add(a.nap)
 			f.addCommand(a.done, "COMMIT")
-			err := f.trip()
-			<-ctx.Done()
-			if !errors.Is(err, ctx.Err()) {
-				t.Errorf("flight ended with %v", err)
+			if err := f.trip(); !errors.Is(err, c.err) {
+				t.Errorf("flight ended with %v, want %v", err, c.err)
 			}
 			if err := f.trip(); err == nil {
 				t.Error("a second flight went through")
@@ -162,8 +161,7 @@ func TestFlightEndsWithItsContext(t *testing.T) {
 func TestFlightSeesThatACommitRolledBack(t *testing.T) {
 	t.Parallel()
 	a := newAircraft(t)
-	f := newFlight(t.Context(), a.Conn)
-	defer f.end()
+	f := newFlight(time.Now().Add(patience), a.Conn)
 	f.addCommand(a.begin, "BEGIN")
 	f.add(a.hit, 9, 1)
 	if err := f.trip(); !errors.Is(err, errMissed) {

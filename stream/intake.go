@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -263,17 +265,44 @@ func (s *session) handOver(ctx context.Context, a arrival) error {
 }
 
 // lookUp fills in what the campaign table holds for the batch's keys. Steps
-// that are still in flight are not in it; decide knows those itself.
+// that are still in flight are not in it; decide knows those itself. Most ids are
+// new, so it is asked first which are not.
 func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) error {
-	byKey := make(map[key][]*message, len(batch))
-	var campaigns, restaurants []string
+	byID := make(map[string][]*message, len(batch))
 	for i := range batch {
 		if c := batch[i].campaign; c != nil {
-			if byKey[c.key()] == nil {
-				campaigns, restaurants = append(campaigns, c.ID), append(restaurants, c.RestaurantID)
-			}
-			byKey[c.key()] = append(byKey[c.key()], &batch[i])
+			byID[c.ID] = append(byID[c.ID], &batch[i])
 		}
+	}
+	if len(byID) == 0 {
+		return nil
+	}
+	rows, err := conn.Query(ctx, `SELECT k.campaign FROM unnest($1::text[]) AS k(campaign)
+WHERE EXISTS (SELECT FROM `+s.t.campaign+` c WHERE c.adv_campaign_id = k.campaign)`, slices.Collect(maps.Keys(byID)))
+	if err != nil {
+		return fmt.Errorf("look up campaigns: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("look up campaigns: %w", err)
+	}
+	var there []*message
+	for _, id := range ids {
+		there = append(there, byID[id]...)
+	}
+	return s.lookUpKnown(ctx, conn, there)
+}
+
+// lookUpKnown is lookUp for messages whose ids the campaign table has.
+func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*message) error {
+	byKey := make(map[key][]*message, len(batch))
+	var campaigns, restaurants []string
+	for _, m := range batch {
+		k := m.campaign.key()
+		if byKey[k] == nil {
+			campaigns, restaurants = append(campaigns, k.campaign), append(restaurants, k.restaurant)
+		}
+		byKey[k] = append(byKey[k], m)
 	}
 	if len(byKey) == 0 {
 		return nil

@@ -54,7 +54,7 @@ func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did 
 	if !r.sinks && !r.input {
 		return []string{fmt.Sprintf("lane %d: nothing to resolve", laneID)}, nil
 	}
-	if err := pgx.BeginFunc(ctx, s.writers[0].conn, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
+	if err := pgx.BeginFunc(ctx, s.sink, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
 		return r.did, err
 	}
 	return r.did, nil

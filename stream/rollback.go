@@ -85,7 +85,7 @@ func (s *session) checkSinks(ctx context.Context) error {
 
 // loadOutbox decodes what is decided and not shipped: all of (K, P], or a halt.
 func (s *session) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
-	rows, err := s.writers[0].conn.Query(ctx, `SELECT seq, payload FROM `+s.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, s.lane.id, k)
+	rows, err := s.sink.Query(ctx, `SELECT seq, payload FROM `+s.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, s.lane.id, k)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", s.lane.id, err)
 	}

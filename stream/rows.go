@@ -1,5 +1,7 @@
 package stream
 
+import "encoding/binary"
+
 // rowSet holds campaign rows column by column, as unnest takes them.
 type rowSet struct {
 	campaigns, restaurants     []string
@@ -15,7 +17,7 @@ type rowSet struct {
 
 // rowSets splits a step's rows by what happens to them.
 type rowSets struct {
-	inserts rowSet // keys that nothing is known of
+	inserts []*row // keys that nothing is known of
 	edits   rowSet // new messages in place of known ones
 	repeats rowSet // identical messages
 	moves   rowSet // progress of campaigns that were accepted before
@@ -30,7 +32,7 @@ func newRowSets(st *step) *rowSets {
 		case !r.accept:
 			sets.moves.add(r)
 		case r.replaces == nil:
-			sets.inserts.add(r)
+			sets.inserts = append(sets.inserts, r)
 		default:
 			sets.edits.add(r)
 		}
@@ -90,7 +92,24 @@ func (s *rowSet) moveArgs() []any {
 const everyRow = `cardinality($1::text[])`
 
 func insertRowsSQL(t tables) string {
-	return expecting(everyRow, `INSERT INTO `+t.campaign+` (`+rowColumns+`) SELECT `+rowColumns+` FROM unnest(`+rowArrays+`) AS u(`+rowColumns+`) ON CONFLICT DO NOTHING`)
+	return `COPY ` + t.campaign + ` (` + rowColumns + `) FROM STDIN (FORMAT binary)`
+}
+
+// copyRows is new rows as a binary COPY stream, its columns those of rowColumns.
+func copyRows(rows []*row) []byte {
+	dst := make([]byte, 0, len(rows)*512)
+	dst = append(dst, copySignature...)
+	for _, r := range rows {
+		dst = binary.BigEndian.AppendUint16(dst, 14)
+		dst = appendCopyField(appendCopyField(dst, r.ID), r.RestaurantID)
+		dst = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(dst, 4), uint32(r.version.lane))
+		dst = appendCopyInt8(appendCopyInt8(dst, r.version.offset), r.msgTime)
+		dst = appendCopyField(dst, r.fingerprint[:])
+		dst = appendCopyField(appendCopyField(appendCopyField(dst, r.Content), r.Owner), r.OwnerContact)
+		dst = appendCopyInt8(appendCopyInt8(appendCopyInt8(dst, r.Start), r.End), r.Created)
+		dst = appendCopyField(appendCopyField(dst, r.state), r.cursor)
+	}
+	return append(dst, copyTrailer...)
 }
 
 func editRowsSQL(t tables) string {

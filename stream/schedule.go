@@ -37,7 +37,7 @@ type live struct {
 // Small ones go first without starving large ones: campaigns that were never
 // served get up to three quarters of each step, in order of arrival; those
 // that need more than one turn share the rest, and whatever the fresh ones
-// leave, round-robin.
+// leave, round-robin; what those leave is for fresh ones again.
 type schedule struct {
 	byKey map[key]*live
 	byID  map[string][]*live // campaigns by id: one id may run for several restaurants
@@ -124,14 +124,37 @@ func (s *schedule) takeEnded(now int64) []*live {
 // left; it is called at most once per campaign and step. more is asked for
 // further fresh campaigns once there are none and while there is room; it adds
 // what it has and returns false when there is nothing.
-func (s *schedule) serve(room int, more func() bool, take func(l *live, room int) (used int, exhausted bool, err error)) error {
+func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
 	freshRoom := room
 	if len(s.long) > 0 {
 		freshRoom = room * 3 / 4
 	}
-	left := room
-	var again []*live // keeps its order behind those that wait already
-	for freshRoom > 0 && (len(s.fresh) > 0 || more()) {
+	waiting := len(s.long) // those that follow were served in this step
+	whole := room / 4
+	used, err := s.serveFresh(freshRoom, whole, more, take)
+	left := room - used
+	for i := 0; err == nil && i < waiting && left > 0; i++ {
+		l := s.long[0]
+		s.long[0], s.long = nil, s.long[1:]
+		if l.done {
+			continue
+		}
+		used, err = s.turn(l, left/(waiting-i)+1, take)
+		left -= used
+	}
+	if err == nil && left > 0 {
+		_, err = s.serveFresh(left, whole, more, take)
+	}
+	return err
+}
+
+type takeFunc func(l *live, room int) (used int, exhausted bool, err error)
+
+// serveFresh gives fresh campaigns turns until room is used. The last one may
+// exceed it by what it takes to serve whole clients: a small campaign that is
+// split is written twice.
+func (s *schedule) serveFresh(room, whole int, more func() bool, take takeFunc) (used int, err error) {
+	for used < room && (len(s.fresh) > 0 || more()) {
 		if len(s.fresh) == 0 {
 			continue
 		}
@@ -140,38 +163,28 @@ func (s *schedule) serve(room int, more func() bool, take func(l *live, room int
 		if l.done {
 			continue
 		}
-		used, exhausted, err := take(l, freshRoom)
+		n, err := s.turn(l, max(room-used, whole), take)
 		if err != nil {
-			return err
+			return used, err
 		}
-		l.fresh = false
-		freshRoom, left = freshRoom-used, left-used
-		if exhausted {
-			s.remove(l)
-		} else {
-			again = append(again, l)
-		}
+		used += n
 	}
-	waiting := len(s.long)
-	s.long = append(s.long, again...)
-	for i := 0; i < waiting && left > 0; i++ {
-		l := s.long[0]
-		s.long[0], s.long = nil, s.long[1:]
-		if l.done {
-			continue
-		}
-		used, exhausted, err := take(l, left/(waiting-i)+1)
-		if err != nil {
-			return err
-		}
-		left -= used
-		if exhausted {
-			s.remove(l)
-		} else {
-			s.long = append(s.long, l)
-		}
+	return used, nil
+}
+
+// turn serves one campaign, which then leaves or goes to the end of the queue.
+func (s *schedule) turn(l *live, room int, take takeFunc) (int, error) {
+	used, exhausted, err := take(l, room)
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	l.fresh = false
+	if exhausted {
+		s.remove(l)
+	} else {
+		s.long = append(s.long, l)
+	}
+	return used, nil
 }
 
 func compareKeys(a, b key) int {

@@ -55,6 +55,43 @@ func TestSmallCampaignsDoNotStarveALargeOne(t *testing.T) {
 	}
 }
 
+// What the large ones leave of their share is for fresh ones.
+func TestRestOfTheStepIsUsed(t *testing.T) {
+	s, left := newSchedule(), map[string]int{"rest": 1000}
+	s.add(newLive("rest"))
+	served(t, s, left, 990)
+	for i := range 300 {
+		id := fmt.Sprint(i)
+		left[id] = 10
+		s.add(newLive(id))
+	}
+	sum := 0
+	for _, n := range served(t, s, left, 2000) {
+		sum += n
+	}
+	if sum != 2000 {
+		t.Errorf("a step of 2000 has %d, with more waiting", sum)
+	}
+}
+
+// A small campaign for which a step has little room left is served whole.
+func TestSmallCampaignIsNotSplit(t *testing.T) {
+	s, left := newSchedule(), map[string]int{}
+	for i := range 30 {
+		id := fmt.Sprint(i)
+		left[id] = 150
+		s.add(newLive(id))
+	}
+	for id, n := range served(t, s, left, 2000) {
+		if n != 150 {
+			t.Errorf("campaign %s got %d of 150", id, n)
+		}
+	}
+	if len(s.long) > 0 {
+		t.Errorf("%d campaigns have a turn to come", len(s.long))
+	}
+}
+
 // Campaigns are asked for as long as the fresh ones' share has room, not further.
 func TestServeAsksForMoreWhileThereIsRoom(t *testing.T) {
 	for _, c := range []struct {
@@ -73,7 +110,12 @@ func TestServeAsksForMoreWhileThereIsRoom(t *testing.T) {
 				s.add(newLive(fmt.Sprint(asked)))
 			}
 			return true
-		}, func(l *live, room int) (int, bool, error) { return min(room, 10), l.ID != "large", nil })
+		}, func(l *live, room int) (int, bool, error) {
+			if l.ID == "large" {
+				return room, false, nil
+			}
+			return min(room, 10), true, nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

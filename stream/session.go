@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -19,9 +18,10 @@ type session struct {
 	cfg  Config
 	t    tables
 
-	writers []*writer   // two; TAKEOVER uses the first, then commit both
-	reader  *pgx.Conn   // the intake goroutine's
-	client  *kgo.Client // intake polls, ship produces
+	sink   *pgx.Conn       // the commit goroutine's
+	sql    *stepStatements // prepared on sink
+	reader *pgx.Conn       // the intake goroutine's
+	client *kgo.Client     // intake polls, ship produces
 
 	ids         topicIDs
 	known       knownIDs
@@ -59,7 +59,7 @@ func (s *session) run(soft context.Context) error {
 	s.steps = make(chan *step)
 	s.decided = make(chan *payload, s.cfg.Window+len(s.pending))
 	s.advanced = make(chan struct{}, 1)
-	s.buffers = make(chan []byte, 4) // one step is built, one waits, two commit
+	s.buffers = make(chan []byte, 4) // one step is built, one waits, two are in flight
 	for _, p := range s.pending {
 		s.decided <- p
 	}
@@ -97,11 +97,10 @@ func ignoreEnd(ctx context.Context, err error) error {
 // broker is gone has been seen to hang (franz-go issues 753, 754).
 func (s *session) close() {
 	s.forget()
-	for _, w := range s.writers {
-		closeConn(w.conn)
-	}
-	if s.reader != nil {
-		closeConn(s.reader)
+	for _, conn := range []*pgx.Conn{s.sink, s.reader} {
+		if conn != nil {
+			closeConn(conn)
+		}
 	}
 	if s.client == nil {
 		return
@@ -118,14 +117,7 @@ func (s *session) close() {
 	}
 }
 
-// windowOpen waits until step seq may be decided: K ≥ seq - window.
-func (s *session) windowOpen(ctx context.Context, seq int64) error {
-	for seq-s.shipped.Load() > int64(s.cfg.Window) {
-		select {
-		case <-s.advanced:
-		case <-ctx.Done():
-			return fmt.Errorf("wait for step %d to be shipped: %w", seq-int64(s.cfg.Window), ctx.Err())
-		}
-	}
-	return nil
+// windowOpen tells whether step seq may be decided: K ≥ seq - window.
+func (s *session) windowOpen(seq int64) bool {
+	return seq-s.shipped.Load() <= int64(s.cfg.Window)
 }

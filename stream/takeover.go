@@ -79,7 +79,7 @@ func (s *session) confirm(ctx context.Context, err error) error {
 		return err
 	}
 	var epoch int64
-	if err := s.writers[0].conn.QueryRow(ctx, `SELECT epoch FROM `+s.t.lane+` WHERE lane = $1`, s.lane.id).Scan(&epoch); err != nil {
+	if err := s.sink.QueryRow(ctx, `SELECT epoch FROM `+s.t.lane+` WHERE lane = $1`, s.lane.id).Scan(&epoch); err != nil {
 		return fmt.Errorf("read epoch of lane %d: %w", s.lane.id, err)
 	}
 	if epoch != s.epoch {
@@ -125,12 +125,11 @@ SET jit = off`
 
 func (s *session) openSink(ctx context.Context) (err error) {
 	name := fmt.Sprintf("dinnerbell %s lane %d", s.cfg.Kafka.InstanceID, s.lane.id)
-	for range 2 {
-		w, err := s.openWriter(ctx, name)
-		if err != nil {
-			return err
-		}
-		s.writers = append(s.writers, w)
+	if s.sink, err = s.cfg.Sink.connect(ctx, name); err != nil {
+		return err
+	}
+	if err := s.readySink(ctx); err != nil {
+		return err
 	}
 	if s.reader, err = s.cfg.Sink.connect(ctx, name+" reader"); err != nil {
 		return err
@@ -138,35 +137,33 @@ func (s *session) openSink(ctx context.Context) (err error) {
 	if _, err := s.reader.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
 	}
-	first := s.writers[0].conn
-	if err := checkLayout(ctx, first, s.t); err != nil {
+	if err := checkLayout(ctx, s.sink, s.t); err != nil {
 		return err
 	}
-	index, err := uniqueIndex(ctx, first, s.t)
+	index, err := uniqueIndex(ctx, s.sink, s.t)
 	if err != nil {
 		return err
 	}
 	if index == "" {
 		return fmt.Errorf("feedback table %s has no valid unique index on (adv_campaign_id, client_id); run `dinnerbell setup`", s.t.feedback)
 	}
-	for _, w := range s.writers {
-		if err := prepare(ctx, w.conn, w.sql.all()...); err != nil {
-			return err
-		}
+	s.sql = newStepStatements(s.t)
+	if err := prepare(ctx, s.sink, s.sql.all()...); err != nil {
+		return err
 	}
 	return s.endPredecessors(ctx)
 }
 
 func (s *session) raiseEpoch(ctx context.Context) error {
 	row := func() error {
-		return s.writers[0].conn.QueryRow(ctx, `UPDATE `+s.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
+		return s.sink.QueryRow(ctx, `UPDATE `+s.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
 RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, s.lane.id).
 			Scan(&s.epoch, &s.seq, &s.nextOffset, &s.known.cluster, &s.known.campaigns, &s.known.notifications, &s.known.progress,
 				&s.shippedBefore, &s.topicEnds, &s.totals.notified, &s.totals.expired, &s.totals.dead)
 	}
 	err := row()
 	if errors.Is(err, pgx.ErrNoRows) { // a partition that is new to us
-		if err = initLanes(ctx, s.cfg, s.writers[0].conn); err == nil {
+		if err = initLanes(ctx, s.cfg, s.sink); err == nil {
 			err = row()
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/state"
 )
 
 // An owner that is paused in the middle of a TAKEOVER, while another one takes
@@ -34,11 +33,11 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 		t.Errorf("confirm: %v, want that the connection was ended", err)
 	}
 	// Where the other owner could not end it, the epoch tells.
-	again, err2 := paused.openWriter(t.Context(), "paused")
+	again, err2 := w.cfg.Sink.connect(t.Context(), "paused")
 	if err2 != nil {
 		t.Fatal(err2)
 	}
-	paused.writers[0] = again
+	paused.sink = again
 	if err := paused.confirm(t.Context(), err); !errors.Is(err, errTakenOver) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
@@ -64,7 +63,7 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE `+w.cfg.Sink.tables().lane+` SET epoch = epoch + 1`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := zombie.commit(t.Context(), zombie.writers[0], firstDecision().followedBy(1, st)); !errors.Is(err, errTakenOver) {
+	if err := commitSteps(t, zombie, st); !errors.Is(err, errTakenOver) {
 		t.Errorf("commit of the former owner: %v", err)
 	}
 	owner, err := l.takeover(t.Context())
@@ -72,7 +71,7 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer owner.close()
-	if _, err := owner.commit(t.Context(), owner.writers[0], firstDecision().followedBy(1, st)); err != nil {
+	if err := commitSteps(t, owner, st); err != nil {
 		t.Errorf("commit of the owner: %v", err)
 	}
 	if err := zombie.ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err == nil {
@@ -89,26 +88,11 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
-	frozen, err := (&lane{svc: New(w.cfg, w.store, w.barrier)}).takeover(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer frozen.close()
+	frozen := w.owner()
 	c := w.campaign("c1", "r1")
-	p := &pick{live: &live{Campaign: &c}, clients: &state.IDList{}}
-	for _, text := range w.subs["r1"] {
-		id, err := state.PackID(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.clients.Append(id)
-	}
-	st := newStep()
-	st.picks = []*pick{p}
-	st.seal(time.Now().Unix())
-	f := newFlight(t.Context(), frozen.writers[1].conn)
-	f.addCommand(frozen.writers[1].sql.begin, "BEGIN")
-	f.copy(frozen.writers[1].sql.copy, st.copyData)
+	st := w.stepFor(&c, w.subs["r1"]...)
+	f := newFlight(time.Now().Add(patience), frozen.sink)
+	frozen.addRows(f, st)
 	f.flush()
 	if f.err != nil {
 		t.Fatal(f.err)
