@@ -100,7 +100,7 @@ func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
 	if err != nil {
 		return err
 	}
-	m.loadNeeds *= 2 // the sorted runs are merged into tables beside them
+	m.loadNeeds *= 2 // tables are made of what was collected beside it
 	m.stats.badIDs.Add(c.badIDs)
 	m.stats.nullIDs.Add(c.nulls)
 	failpoint.Hit("snapshot/copied")

@@ -3,13 +3,15 @@ package state
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 )
 
 // Loader fills a new generation of rows beside the one that is served. It has
 // one owner. Memory is bounded: rows are collected into a chunk, each full chunk
-// is written as two sorted runs (one per keyspace) while the next one fills, and
-// Finish merges the runs into tables that go straight to the bottom of the tree.
-// So a load writes every row twice, leaves nothing to compact, and meets every
+// is written as a sorted run of the row index and, unsorted, into ranges of join
+// keys (partition.go), while the next one fills. Finish merges the runs, sorts
+// each range, and writes tables that go straight to the bottom of the tree. So a
+// load writes every row twice, leaves nothing to compact, and meets every
 // duplicate.
 type Loader struct {
 	s     *Store
@@ -18,16 +20,17 @@ type Loader struct {
 	chunk chunk      // that is filling
 	spare chunk      // the other one; not while a spill has it
 	spilt chan spilt // of the spill under way; nil: there is none
-	runs  [len(loadSpaces)][]string
+	runs  []string   // of the row index
+	parts *parts     // join keys; nil until the first spill
 	rows  int64
 	subs  int64
-	sum   uint64 // see fingerprint.go
-	files int
+	sum   uint64       // see fingerprint.go
+	files atomic.Int64 // that were named
 	over  bool
 	err   error // of an Add, or of a spill that it began; the load cannot go on
 }
 
-// loadSpaces are the keyspaces of a generation, in the order of Loader.runs.
+// loadSpaces are the keyspaces of a generation.
 var loadSpaces = [...]byte{spaceJoin, spaceRow}
 
 // NewGeneration begins a load, of which there can be one ([ErrLoading]). Changes
@@ -135,7 +138,8 @@ func (l *Loader) load() error {
 	if err := errors.Join(l.spill(), l.awaitSpill()); err != nil {
 		return err
 	}
-	tables, err := l.merge()
+	l.chunk, l.spare = chunk{}, chunk{}
+	tables, err := l.build()
 	if err != nil {
 		return err
 	}
@@ -157,6 +161,9 @@ func (l *Loader) release() error {
 	l.over = true
 	_ = l.awaitSpill() // what it wrote goes
 	l.chunk, l.spare = chunk{}, chunk{}
+	if l.parts != nil {
+		_ = l.parts.f.Close() // it goes
+	}
 	if err := l.s.o.fs.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("remove folder of load: %w", err)
 	}

@@ -3,70 +3,123 @@ package state
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"slices"
 )
 
-// ranked is the number of an entry in a chunk, and a number of the same order as
-// the entry's sort key, so that few have to be compared by their keys.
+// ranked is the number of an entry, and a number of the same order as a part of
+// its key.
 type ranked struct {
 	sort  uint64
 	entry uint32
 }
 
-// order sorts entries of a chunk. Its memory is used again.
+// order sorts entries by their keys, which may begin alike: eight bytes at a
+// time are compared as a number, and what is alike in them by the next eight.
+// Its memory is used again.
 type order struct {
 	list  []ranked
 	spare []ranked // what sort moves list to and from
 }
 
-func (o *order) reset() { o.list = o.list[:0] }
+const (
+	// deepest is how many bytes are compared as numbers; keys that are alike in
+	// them are compared as they are.
+	deepest = 64
+	// fewest is the number of entries from which on radix is worth it.
+	fewest = 256
+)
 
-func (o *order) add(sort uint64, entry int) {
-	o.list = append(o.list, ranked{sort, uint32(entry)})
+// sort gives n entries in the order of their keys, which begin alike for skip
+// bytes. The list holds until the next call.
+func (o *order) sort(n, skip int, key func(entry uint32) []byte) []ranked {
+	o.list = slices.Grow(o.list[:0], n)[:n]
+	o.spare = slices.Grow(o.spare[:0], n)[:n]
+	for i := range o.list {
+		o.list[i].entry = uint32(i)
+	}
+	o.from(o.list, o.spare, skip, skip+deepest, key)
+	return o.list
 }
 
-// sort sorts by the numbers, and those of the same number by their keys.
-func (o *order) sort(key func(entry uint32) []byte) {
-	if !slices.IsSortedFunc(o.list, func(a, b ranked) int { return cmp.Compare(a.sort, b.sort) }) {
-		o.radix()
+// from sorts entries whose keys are alike up to depth.
+func (o *order) from(list, spare []ranked, depth, limit int, key func(entry uint32) []byte) {
+	for alike := true; alike; depth += 8 {
+		if len(list) < 2 {
+			return
+		}
+		if depth >= limit {
+			slices.SortFunc(list, func(a, b ranked) int { return bytes.Compare(key(a.entry), key(b.entry)) })
+			return
+		}
+		for i := range list {
+			list[i].sort = digits(key(list[i].entry), depth)
+			alike = alike && list[i].sort == list[0].sort
+		}
 	}
-	for from := 0; from < len(o.list); {
+	sortRanked(list, spare)
+	for from := 0; from < len(list); {
 		to := from + 1
-		for to < len(o.list) && o.list[to].sort == o.list[from].sort {
+		for to < len(list) && list[to].sort == list[from].sort {
 			to++
 		}
-		if to > from+1 {
-			slices.SortFunc(o.list[from:to], func(a, b ranked) int { return bytes.Compare(key(a.entry), key(b.entry)) })
-		}
+		o.from(list[from:to], spare[from:to], depth, limit, key)
 		from = to
+	}
+}
+
+// sortRanked sorts by the numbers. spare is as long as list.
+func sortRanked(list, spare []ranked) {
+	less := func(a, b ranked) int { return cmp.Compare(a.sort, b.sort) }
+	switch {
+	case len(list) < fewest:
+		slices.SortFunc(list, less)
+	case !slices.IsSortedFunc(list, less):
+		radix(list, spare)
 	}
 }
 
 // radix sorts by each byte of the numbers, from the last to the first; bytes
 // that are the same in all of them are passed over. It takes a tenth of the
 // time that comparing takes.
-func (o *order) radix() {
+func radix(list, spare []ranked) {
 	var counts [8][256]uint32
-	for _, r := range o.list {
+	for _, r := range list {
 		for digit := range counts {
 			counts[digit][byte(r.sort>>(8*digit))]++
 		}
 	}
-	o.spare = slices.Grow(o.spare[:0], len(o.list))[:len(o.list)]
+	from, to := list, spare
 	for digit := range counts {
 		count := &counts[digit]
-		if count[byte(o.list[0].sort>>(8*digit))] == uint32(len(o.list)) {
+		if count[byte(from[0].sort>>(8*digit))] == uint32(len(from)) {
 			continue
 		}
 		at := uint32(0)
 		for value, n := range count {
 			count[value], at = at, at+n
 		}
-		for _, r := range o.list {
+		for _, r := range from {
 			value := byte(r.sort >> (8 * digit))
-			o.spare[count[value]] = r
+			to[count[value]] = r
 			count[value]++
 		}
-		o.list, o.spare = o.spare, o.list
+		from, to = to, from
 	}
+	if &from[0] != &list[0] {
+		copy(list, from)
+	}
+}
+
+// digits is the eight bytes of key from at on as a number of the same order.
+// Zero padding can make it equal for different keys, never disordered.
+func digits(key []byte, at int) uint64 {
+	if len(key) >= at+8 {
+		return binary.BigEndian.Uint64(key[at:])
+	}
+	var b [8]byte
+	if at < len(key) {
+		copy(b[:], key[at:])
+	}
+	return binary.BigEndian.Uint64(b[:])
 }

@@ -50,15 +50,25 @@ func (w *runWriter) add(key, value []byte) error {
 }
 
 func (w *runWriter) flush() error {
-	block := w.buf[runHeader:]
-	if len(block) == 0 {
+	if len(w.buf) == runHeader {
 		return nil
 	}
-	binary.BigEndian.PutUint32(w.buf, uint32(len(block)))
-	binary.BigEndian.PutUint32(w.buf[4:], crc32.Checksum(block, castagnoli))
+	sealBlock(w.buf)
 	_, err := w.f.Write(w.buf)
 	w.buf = w.buf[:runHeader]
 	return err
+}
+
+// sealBlock fills in the header that a block was left room for.
+func sealBlock(buf []byte) {
+	block := buf[runHeader:]
+	binary.BigEndian.PutUint32(buf, uint32(len(block)))
+	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli))
+}
+
+// blockHeader is the length of a block and its checksum.
+func blockHeader(header []byte) (size int, sum uint32) {
+	return int(binary.BigEndian.Uint32(header)), binary.BigEndian.Uint32(header[4:])
 }
 
 // close ends the run. It is not synced: a load that is cut begins anew.
@@ -71,7 +81,7 @@ type runReader struct {
 	rest  []byte // of the block
 	key   []byte // of the record that it stands on; nil: it is at the end
 	value []byte
-	sort  uint64 // sortPrefix of key
+	sort  uint64 // its first digits
 }
 
 // next moves to the next record.
@@ -89,7 +99,7 @@ func (r *runReader) next() error {
 	}
 	from := r.rest[n+m:]
 	r.key, r.value, r.rest = from[:keyLen], from[keyLen:keyLen+valueLen], from[keyLen+valueLen:]
-	r.sort = sortPrefix(r.key)
+	r.sort = digits(r.key, 0)
 	return nil
 }
 
@@ -104,7 +114,7 @@ func (r *runReader) fill() (end bool, err error) {
 	} else if err != nil {
 		return false, fmt.Errorf("read sorted run: %w", err)
 	}
-	size := int(binary.BigEndian.Uint32(header[:]))
+	size, sum := blockHeader(header[:])
 	if cap(r.block) < size {
 		r.block = make([]byte, size)
 	}
@@ -112,7 +122,7 @@ func (r *runReader) fill() (end bool, err error) {
 	if _, err := io.ReadFull(r.f, r.block); err != nil {
 		return false, fmt.Errorf("read sorted run: %w", err)
 	}
-	if crc32.Checksum(r.block, castagnoli) != binary.BigEndian.Uint32(header[4:]) {
+	if crc32.Checksum(r.block, castagnoli) != sum {
 		return false, fmt.Errorf("read sorted run: %w", errDamagedRun)
 	}
 	r.rest = r.block
@@ -134,10 +144,19 @@ func (r *runReader) before(other *runReader) bool {
 // merger reads runs as one sorted sequence. It is a tournament: in each node of
 // a tree over the readers lies the one that lost there, so that the next record
 // is found with one comparison for each level.
+//
+// Where runs hardly overlap, as where rows come in the order of their keys, one
+// reader wins again and again. The best of the others is then all that it has to
+// be compared with.
 type merger struct {
 	readers []*runReader
-	losers  []int // by node, from 1; the root's winner is losers[0]
+	losers  []int      // by node, from 1; the root's winner is losers[0]
+	streak  int        // how often the winner has won
+	rival   *runReader // the best of the others; nil: it was not looked for
 }
+
+// longStreak is from when on the rival is looked for.
+const longStreak = 4
 
 // openMerger opens the runs, at least one, and stands on the first record.
 func openMerger(fsys vfs.FS, runs []string) (m *merger, err error) {
@@ -186,16 +205,36 @@ func (m *merger) record() (key, value []byte) {
 // next moves to the next record.
 func (m *merger) next() error {
 	winner := m.losers[0]
-	if err := m.readers[winner].next(); err != nil {
+	r := m.readers[winner]
+	if err := r.next(); err != nil {
 		return err
+	}
+	if m.rival != nil && r.before(m.rival) {
+		return nil
 	}
 	for node := (winner + len(m.readers)) / 2; node > 0; node /= 2 {
 		if m.readers[m.losers[node]].before(m.readers[winner]) {
 			winner, m.losers[node] = m.losers[node], winner
 		}
 	}
-	m.losers[0] = winner
+	m.rival = nil
+	if m.losers[0] != winner {
+		m.losers[0], m.streak = winner, 0
+	} else if m.streak++; m.streak >= longStreak {
+		m.rival = m.second()
+	}
 	return nil
+}
+
+// second is the best of those that the winner has beaten itself, and so of all
+// others; nil if there are none.
+func (m *merger) second() (best *runReader) {
+	for node := (m.losers[0] + len(m.readers)) / 2; node > 0; node /= 2 {
+		if r := m.readers[m.losers[node]]; best == nil || r.before(best) {
+			best = r
+		}
+	}
+	return best
 }
 
 func (m *merger) close() error {

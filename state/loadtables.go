@@ -1,0 +1,303 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/sstable/block"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// tableBytes is the size at which a table ends and the next begins.
+	tableBytes = 32 << 20
+	// maxBuilders is how many goroutines make tables at most. Each holds a range
+	// of keys in memory.
+	maxBuilders = 4
+)
+
+// builder makes the tables of a load of what was spilt.
+type builder struct {
+	l    *Loader
+	keys partsReader
+
+	mu     sync.Mutex // guards below
+	tables []string
+	rows   int64 // that were written to the row index
+	joins  int64 // join keys that were written
+}
+
+// buildTask makes some of the tables. bag is scratch.
+type buildTask func(bag *keyBag) error
+
+// build makes tables without overlap. Whoever is done with one takes the next.
+func (l *Loader) build() (tables []string, err error) {
+	if l.rows == 0 {
+		return nil, nil
+	}
+	if err := l.parts.end(); err != nil {
+		return nil, err
+	}
+	b := &builder{l: l, keys: partsReader{f: l.parts.f, limit: l.s.o.chunkBytes}}
+	list := b.tasks()
+	tasks := make(chan buildTask, len(list))
+	for _, t := range list {
+		tasks <- t
+	}
+	close(tasks)
+	g, ctx := errgroup.WithContext(context.Background())
+	for range min(maxBuilders, runtime.GOMAXPROCS(0), len(list)) {
+		g.Go(func() error {
+			var bag keyBag
+			for t := range tasks {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if err := t(&bag); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if b.rows != l.rows || b.joins != l.subs {
+		return nil, fmt.Errorf("build tables: %d of %d rows and %d of %d join keys: %w", b.rows, l.rows, b.joins, l.subs, errDamagedRun)
+	}
+	return b.tables, nil
+}
+
+// tasks begins with the row index, which is one task and the longest. Ranges of
+// join keys are taken together that fill a table.
+func (b *builder) tasks() []buildTask {
+	list := []buildTask{func(*keyBag) error { return b.buildRows() }}
+	all := b.l.parts.parts
+	for from := 0; from < len(all); {
+		to, size := from, int64(0)
+		for to < len(all) && size < tableBytes {
+			size += all[to].bytes
+			to++
+		}
+		some := all[from:to]
+		list = append(list, func(bag *keyBag) error { return b.buildJoins(some, bag) })
+		from = to
+	}
+	return list
+}
+
+// buildRows merges the runs of the row index.
+func (b *builder) buildRows() error {
+	out := newTableWriter(b.l, spaceRow)
+	return b.done(out, b.merge(out, b.l.runs))
+}
+
+// buildJoins makes tables of the join keys of some ranges.
+func (b *builder) buildJoins(some []part, bag *keyBag) error {
+	out := newTableWriter(b.l, spaceJoin)
+	for i := range some {
+		if err := b.buildPart(out, &some[i], bag); err != nil {
+			return b.done(out, err)
+		}
+	}
+	return b.done(out, nil)
+}
+
+// buildPart writes one range: sorted in memory, or in runs if it is too large
+// for that.
+func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
+	if b.keys.fits(d) {
+		return b.keys.each(d, bag, func() error {
+			for _, r := range bag.sorted() {
+				if err := out.add(bag.key(r.entry), nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	var runs []string
+	err := b.keys.each(d, bag, func() error {
+		name := b.l.newPath("run", spaceJoin)
+		runs = append(runs, name)
+		return b.l.writeRun(name, func(w *runWriter) error {
+			for _, r := range bag.sorted() {
+				if err := w.add(bag.key(r.entry), nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return b.merge(out, runs)
+}
+
+// merge writes the records of runs.
+func (b *builder) merge(out *tableWriter, runs []string) error {
+	m, err := openMerger(b.l.s.o.fs, runs)
+	if err != nil {
+		return err
+	}
+	for key, value := m.record(); key != nil && err == nil; key, value = m.record() {
+		if err = out.add(key, value); err == nil {
+			err = m.next()
+		}
+	}
+	if err := errors.Join(err, m.close()); err != nil {
+		return fmt.Errorf("merge sorted runs: %w", err)
+	}
+	return nil
+}
+
+// done ends a task that ended with err.
+func (b *builder) done(out *tableWriter, err error) error {
+	err = errors.Join(err, out.close())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tables = append(b.tables, out.names...)
+	if out.space == spaceRow {
+		b.rows += out.records
+	} else {
+		b.joins += out.records
+	}
+	return err
+}
+
+// tableWriter cuts sorted records into tables.
+type tableWriter struct {
+	l       *Loader
+	space   byte
+	key     []byte // of the last record
+	records int64
+	names   []string
+	w       *sstable.Writer
+	closing chan error // of the table before, whose end is waited for while the next is written; nil: there is none
+}
+
+func newTableWriter(l *Loader, space byte) *tableWriter {
+	return &tableWriter{l: l, space: space, key: appendGen(nil, space, l.gen)}
+}
+
+// add appends a record, with its key without keyspace and generation. It returns
+// ErrDuplicateRow if a key comes twice, which only one with the same row id can.
+func (t *tableWriter) add(key, value []byte) error {
+	if t.records > 0 && bytes.Equal(t.key[genLen:], key) {
+		return duplicate(t.space, t.key)
+	}
+	t.key = append(t.key[:genLen], key...)
+	t.records++
+	const often = 1 << 8 // is looked at how large it is
+	if t.w == nil || t.records%often == 0 && t.w.Raw().EstimatedSize() >= tableBytes {
+		if err := t.next(); err != nil {
+			return err
+		}
+	}
+	return t.w.Set(t.key, value)
+}
+
+func duplicate(space byte, key []byte) error {
+	id := key[genLen:]
+	if at, ok := joinRow(key); space == spaceJoin && ok {
+		id = key[at:]
+	}
+	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", RowID(id).Text(), ErrDuplicateRow)
+}
+
+// next begins a table.
+func (t *tableWriter) next() error {
+	if err := t.end(); err != nil {
+		return err
+	}
+	if err := t.l.s.MakeRoom(0); err != nil {
+		return err
+	}
+	name := t.l.newPath("table", t.space)
+	w, err := t.l.newTable(name, t.space)
+	if err != nil {
+		return err
+	}
+	t.w, t.names = w, append(t.names, name)
+	return nil
+}
+
+// end begins to close the table, which waits for the disk, and waits for the end
+// of the one before.
+func (t *tableWriter) end() error {
+	if t.w == nil {
+		return nil
+	}
+	err := t.await()
+	w, closing := t.w, make(chan error, 1)
+	t.w, t.closing = nil, closing
+	go func() { closing <- w.Close() }()
+	return err
+}
+
+func (t *tableWriter) await() error {
+	if t.closing == nil {
+		return nil
+	}
+	err := <-t.closing
+	t.closing = nil
+	if err != nil {
+		return fmt.Errorf("write table: %w", err)
+	}
+	return nil
+}
+
+// close returns when all tables are on the disk.
+func (t *tableWriter) close() error { return errors.Join(t.end(), t.await()) }
+
+// newTable opens a table file for the bottom level. Close syncs it.
+func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
+	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, fmt.Errorf("make table file: %w", err)
+	}
+	o := l.s.pebbleOpts.MakeWriterOptions(len(l.s.pebbleOpts.Levels)-1, l.s.db.TableFormat())
+	if space == spaceJoin {
+		o.FilterPolicy = nil // no join key is ever looked up by itself
+		o.Compression = loadJoins
+	} else {
+		o.Compression = loadRows
+	}
+	return sstable.NewWriter(objstorageprovider.NewFileWritable(f), o), nil
+}
+
+// How the tables of a load are compressed: cheaper than what compactions write,
+// which took as long as the sorting. Blocks that shrink little are compressed as
+// well. Measured as for pebbleOptions: 60.9 bytes per subscription. Join keys are
+// client ids for the most part, which do not shrink: zstd would save 2.3 bytes.
+// In rows a restaurant may come again, which zstd makes use of: 3.7 bytes.
+var (
+	loadJoins = compression(*block.FastestCompression)
+	loadRows  = compression(*block.BalancedCompression)
+)
+
+func compression(p block.CompressionProfile) *block.CompressionProfile {
+	p.MinReductionPercent, p.AdaptiveReductionCutoffPercent = 1, 0
+	return &p
+}
+
+// ingest puts the tables into the store, durably. They share no key with
+// anything in it: the generation is new.
+func (l *Loader) ingest(tables []string) error {
+	if len(tables) == 0 {
+		return nil
+	}
+	if err := l.s.db.Ingest(context.Background(), tables); err != nil {
+		return fmt.Errorf("ingest load: %w", err)
+	}
+	return nil
+}

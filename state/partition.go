@@ -1,0 +1,208 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// A load's join keys are divided into ranges, each of which is sorted in memory
+// later and written into tables as it is: sorted runs of them would have to be
+// merged with a comparison of whole keys for each of several levels, for the keys
+// of one restaurant begin alike. The ranges are guessed from the first chunk. A
+// wrong guess, as where restaurants come one after the other, costs time only: a
+// range that is too large is sorted in runs.
+//
+// All ranges share a file of blocks as in a run (run.go), each of one range; the
+// records have no values.
+const (
+	maxParts = 256
+	// minSample is how many rows of the first chunk a range stands for at least.
+	minSample = 16
+)
+
+// parts are the ranges and their file, which is written by one goroutine.
+type parts struct {
+	f      vfs.File
+	at     int64 // end of the file
+	splits *splits
+	parts  []part
+	block  int // a block ends behind the record that reaches this
+}
+
+// part is one range.
+type part struct {
+	buf    []byte // header and block, not written yet
+	blocks []partBlock
+	keys   int64
+	bytes  int64 // of the blocks
+}
+
+// partBlock is where a block lies, with its header.
+type partBlock struct {
+	at   int64
+	size int
+}
+
+// newParts divides by the keys of a sample, which it sorts. Buffers take
+// memory bytes.
+func newParts(f vfs.File, sample *keyBag, memory int) *parts {
+	n := max(min(maxParts, len(sample.spans)/minSample), 1)
+	p := &parts{f: f, parts: make([]part, n), block: memory / n}
+	splitters := make([][]byte, 0, n-1)
+	sorted := sample.sorted()
+	for i := 1; i < n; i++ {
+		splitters = append(splitters, sample.key(sorted[i*len(sorted)/n].entry))
+	}
+	p.splits = newSplits(splitters, 0, 0)
+	return p
+}
+
+// add appends a key to its range.
+func (p *parts) add(key []byte) error {
+	d := &p.parts[p.splits.find(key)]
+	if d.buf == nil {
+		d.buf = make([]byte, runHeader, runHeader+p.block+p.block/8)
+	}
+	d.buf = append(binary.AppendUvarint(d.buf, uint64(len(key))), key...)
+	d.keys++
+	if len(d.buf) < runHeader+p.block {
+		return nil
+	}
+	return p.flush(d)
+}
+
+func (p *parts) flush(d *part) error {
+	if len(d.buf) <= runHeader {
+		return nil
+	}
+	sealBlock(d.buf)
+	if _, err := p.f.Write(d.buf); err != nil {
+		return fmt.Errorf("write range of keys: %w", err)
+	}
+	d.blocks = append(d.blocks, partBlock{p.at, len(d.buf)})
+	p.at, d.bytes = p.at+int64(len(d.buf)), d.bytes+int64(len(d.buf))
+	d.buf = d.buf[:runHeader]
+	return nil
+}
+
+// end writes what is left of all ranges and gives their buffers back.
+func (p *parts) end() error {
+	for i := range p.parts {
+		if err := p.flush(&p.parts[i]); err != nil {
+			return err
+		}
+		p.parts[i].buf = nil
+	}
+	return nil
+}
+
+// keyBag holds keys in memory and sorts them.
+type keyBag struct {
+	arena []byte
+	spans []span
+	order order
+}
+
+type span struct{ at, end uint32 }
+
+// spanBytes is what a key takes beside the arena once the bag is sorted.
+const spanBytes = 8 + 2*16
+
+func (b *keyBag) reset() { b.arena, b.spans = b.arena[:0], b.spans[:0] }
+
+func (b *keyBag) size() int { return len(b.arena) + spanBytes*len(b.spans) }
+
+func (b *keyBag) key(i uint32) []byte {
+	s := b.spans[i]
+	return b.arena[s.at:s.end]
+}
+
+func (b *keyBag) add(key []byte) {
+	at := uint32(len(b.arena))
+	b.arena = append(b.arena, key...)
+	b.spans = append(b.spans, span{at, uint32(len(b.arena))})
+}
+
+// read adds the keys of a block.
+func (b *keyBag) read(f vfs.File, block partBlock) error {
+	from := len(b.arena)
+	b.arena = slices.Grow(b.arena, block.size)[:from+block.size]
+	data := b.arena[from:]
+	if _, err := f.ReadAt(data, block.at); err != nil {
+		return fmt.Errorf("read range of keys: %w", err)
+	}
+	size, sum := blockHeader(data)
+	if data = data[runHeader:]; size != len(data) || crc32.Checksum(data, castagnoli) != sum {
+		return fmt.Errorf("read range of keys: %w", errDamagedRun)
+	}
+	for at := from + runHeader; len(data) > 0; {
+		n, m := binary.Uvarint(data)
+		if m <= 0 || n > uint64(len(data)-m) {
+			return fmt.Errorf("read range of keys: %w", errDamagedRun)
+		}
+		b.spans = append(b.spans, span{uint32(at + m), uint32(at + m + int(n))})
+		at, data = at+m+int(n), data[m+int(n):]
+	}
+	return nil
+}
+
+// sorted gives the keys in order.
+func (b *keyBag) sorted() []ranked {
+	return b.order.sort(len(b.spans), b.alike(), b.key)
+}
+
+// alike is how many bytes all keys begin with alike.
+func (b *keyBag) alike() int {
+	if len(b.spans) == 0 {
+		return 0
+	}
+	first := b.key(0)
+	for i := range b.spans {
+		if key := b.key(uint32(i)); !bytes.HasPrefix(key, first) {
+			first = first[:commonPrefix(first, key)]
+		}
+	}
+	return len(first)
+}
+
+func commonPrefix(a, b []byte) int {
+	n := 0
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
+}
+
+// partsReader reads ranges back. It may be shared.
+type partsReader struct {
+	f     vfs.File
+	limit int // what a bag may take
+}
+
+// each calls do with bags of all keys of a range, each as large as it may be.
+func (r *partsReader) each(d *part, bag *keyBag, do func() error) error {
+	bag.reset()
+	for i, block := range d.blocks {
+		if err := bag.read(r.f, block); err != nil {
+			return err
+		}
+		if i+1 < len(d.blocks) && bag.size() < r.limit {
+			continue
+		}
+		if err := do(); err != nil {
+			return err
+		}
+		bag.reset()
+	}
+	return nil
+}
+
+// fits says whether a range is one bag.
+func (r *partsReader) fits(d *part) bool {
+	return d.bytes+spanBytes*d.keys < int64(r.limit)
+}
