@@ -17,9 +17,10 @@ const (
 	maxHeldBack = 32 << 20
 	// keepEvery is how often the keeper looks at the clock. A checkpoint that
 	// failed is tried again, and one whose rows stay the same is moved, about
-	// as often; moved also when this many bytes would be acknowledged by it.
+	// as often; moved also when this many bytes would be acknowledged by it, a
+	// segment of WAL: less Postgres cannot remove.
 	keepEvery  = time.Second
-	moveAtOnce = 4 << 20
+	moveAtOnce = 16 << 20
 	// warnEvery is how often a checkpoint that fails again and again is logged.
 	warnEvery = time.Minute
 	// checkpointPause is the least time between two checkpoints that are made
