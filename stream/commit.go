@@ -19,7 +19,7 @@ import (
 const stepsInFlight = 2
 
 // committer makes steps durable, in order, each in one transaction, and hands
-// what they decided to the shipper. One goroutine sends, another reads answers.
+// them to the shipper. One goroutine sends, another reads answers.
 //
 // A step that fails takes those behind it along: they are in a transaction that
 // has failed, or their compare-and-swap misses the seq that was not reached.
@@ -31,11 +31,30 @@ type committer struct {
 	landed  chan error   // what became of them, in their order
 }
 
-// departure is one step on its way through its transaction.
+// departure is one step on its way through its transaction and to Kafka.
 type departure struct {
-	seq int64
-	st  *step
-	p   *payload // what it ships
+	seq   int64
+	st    *step
+	p     *payload      // what it ships; the committer's until done
+	early *payload      // what it ships if it is not done again; nil if it was not handed to the shipper yet
+	done  chan struct{} // closed when it is committed
+}
+
+// committed tells whether the step is.
+func (d *departure) committed() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// decided is a departure that was committed before.
+func decided(p *payload) *departure {
+	d := &departure{seq: p.seq, p: p, done: make(chan struct{})}
+	close(d.done)
+	return d
 }
 
 // commitAll runs until there are no more steps, or one fails.
@@ -65,7 +84,7 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 		case st, ok := <-ready: // not earlier: it is sealed anew until it is taken
 			if ok {
 				c.last++
-				err = c.submit(ctx, &departure{seq: c.last, st: st})
+				err = c.submit(ctx, &departure{seq: c.last, st: st, done: make(chan struct{})})
 			} else {
 				steps = nil
 			}
@@ -114,7 +133,22 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 	}
 	c.sent = append(c.sent, d)
 	c.flights <- f
-	return nil
+	if d.early != nil { // done again
+		return nil
+	}
+	d.early = d.p
+	return c.handOn(ctx, d)
+}
+
+// handOn gives a step to the shipper: when it is sent, or when it is committed
+// where what it ships is not known before.
+func (c *committer) handOn(ctx context.Context, d *departure) error {
+	select {
+	case c.departed <- d:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // land takes the answer to the oldest step that is under way. Where a client was
@@ -157,12 +191,11 @@ func (c *committer) settle(ctx context.Context, d *departure) error {
 	c.lane.noteDecided(d.st, d.p)
 	c.noteReplayed(d.st, d.p)
 	c.recycle(d.st)
-	select {
-	case c.decided <- d.p:
+	close(d.done)
+	if d.early != nil {
 		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
+	return c.handOn(ctx, d)
 }
 
 // recycle gives the step's buffer back, unless it has grown for something rare.

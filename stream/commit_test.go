@@ -13,7 +13,7 @@ import (
 // commitSteps has a session that does not run commit steps that wait already.
 func commitSteps(t *testing.T, s *session, steps ...*step) error {
 	t.Helper()
-	s.steps, s.decided = make(chan *step, len(steps)), make(chan *payload, len(steps))
+	s.steps, s.departed = make(chan *step, len(steps)), make(chan *departure, len(steps))
 	for _, st := range steps {
 		s.steps <- st
 	}
@@ -65,7 +65,11 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 	}
 	var shipped []string
 	for range steps {
-		p := <-s.decided
+		d := <-s.departed
+		p := d.p
+		if !d.committed() {
+			t.Errorf("step %d is not committed", d.seq)
+		}
 		for _, seg := range p.segments {
 			for i := range seg.clients.Len() {
 				shipped = append(shipped, fmt.Sprint(p.seq, seg.campaign.ID, seg.clients.At(i).Text()))

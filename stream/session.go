@@ -38,12 +38,12 @@ type session struct {
 	pending       []*payload // decided and not shipped at the takeover
 
 	agenda   *agenda
-	arrivals chan arrival  // intake → decide
-	steps    chan *step    // decide → commit
-	decided  chan *payload // commit → ship
-	shipped  atomic.Int64  // K
-	ends     topicEnds     // of the notifications topic, as acknowledged
-	advanced chan struct{} // K has advanced; one token
+	arrivals chan arrival    // intake → decide
+	steps    chan *step      // decide → commit
+	departed chan *departure // commit → ship, in order
+	shipped  atomic.Int64    // K
+	ends     topicEnds       // of the notifications topic, as acknowledged
+	advanced chan struct{}   // K has advanced; one token
 	caches   caches
 	buffers  chan []byte // of COPY data that is sent; decide fills them again
 }
@@ -57,11 +57,11 @@ type totals struct{ notified, expired, dead int64 }
 func (s *session) run(soft context.Context) error {
 	s.arrivals = make(chan arrival)
 	s.steps = make(chan *step)
-	s.decided = make(chan *payload, s.cfg.Window+len(s.pending))
+	s.departed = make(chan *departure, s.cfg.Window+len(s.pending))
 	s.advanced = make(chan struct{}, 1)
 	s.buffers = make(chan []byte, 4) // one step is built, one waits, two are in flight
 	for _, p := range s.pending {
-		s.decided <- p
+		s.departed <- decided(p)
 	}
 	s.pending = nil
 	s.client.ResumeFetchTopics(s.cfg.Kafka.Campaigns)
@@ -79,7 +79,7 @@ func (s *session) run(soft context.Context) error {
 	g.Go(func() error { return ignoreEnd(soft, s.intake(soft)) })
 	g.Go(func() error { return ignoreEnd(soft, s.serveReplays(soft)) })
 	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, newDecider(s).run(soft)) })
-	g.Go(func() error { defer close(s.decided); return s.commitAll(hard) })
+	g.Go(func() error { defer close(s.departed); return s.commitAll(hard) })
 	g.Go(func() error { return s.shipAll(hard) })
 	return g.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -13,52 +14,124 @@ import (
 	"dinnerbell/internal/failpoint"
 )
 
+// earlyPatience is how long a Kafka transaction stays open for a step whose
+// commit is not known yet: it holds up the topic's readers.
+const earlyPatience = 100 * time.Millisecond
+
 // shipAll turns decided steps into Kafka transactions, in order: what is
-// pending goes together, up to a byte cap. Any error ends the session; what
-// was committed is read back by the next one.
+// committed and waits goes together, up to a byte cap. A step that nothing waits
+// before is produced while it commits. Any error ends the session; what was
+// committed is read back by the next one.
 func (s *session) shipAll(ctx context.Context) error {
 	out := &outbound{}
+	var d *departure
 	for {
-		var first *payload
-		select {
-		case p, ok := <-s.decided:
-			if !ok {
-				return nil
+		if d == nil {
+			var ok bool
+			select {
+			case d, ok = <-s.departed:
+				if !ok {
+					return nil
+				}
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-			first = p
+		}
+		shipped, err := s.shipEarly(ctx, d, out)
+		if err != nil {
+			return fmt.Errorf("ship step %d: %w", d.seq, err)
+		}
+		if shipped {
+			d = nil
+			continue
+		}
+		select {
+		case <-d.done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		batch, size := s.shipment(first)
-		out.reset(batch, size, 2*s.cfg.StepBytes)
-		err := s.ship(ctx, batch, out)
-		if errors.Is(err, kerr.MessageTooLarge) {
-			return &HaltError{Lane: s.lane.id,
-				What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.cfg.Kafka.Notifications, s.cfg.Kafka.DeadLetters, err),
-				Hint: "put the topics' max.message.bytes back to what it was, or higher, and start the daemon again"}
+		if d, err = s.shipDecided(ctx, d, out); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("ship steps %d to %d: %w", batch[0].seq, batch[len(batch)-1].seq, err)
-		}
-		s.shippedUpTo(batch)
 	}
 }
 
-// shipment collects what is decided by now, and bounds the bytes of its records.
-func (s *session) shipment(first *payload) ([]*payload, int) {
-	batch, size := []*payload{first}, first.size()
+// shipDecided ships a step that is committed and what is committed behind it. It
+// returns the first that is not; nil where there is none.
+func (s *session) shipDecided(ctx context.Context, d *departure, out *outbound) (*departure, error) {
+	batch, size, next := s.shipment(d)
+	out.reset(batch, size, 2*s.cfg.StepBytes)
+	err := s.ship(ctx, batch, out)
+	if errors.Is(err, kerr.MessageTooLarge) {
+		return nil, &HaltError{Lane: s.lane.id,
+			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.cfg.Kafka.Notifications, s.cfg.Kafka.DeadLetters, err),
+			Hint: "put the topics' max.message.bytes back to what it was, or higher, and start the daemon again"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].seq, batch[len(batch)-1].seq, err)
+	}
+	s.shippedUpTo(batch)
+	return next, nil
+}
+
+// shipment collects what is committed by now, and bounds the bytes of its records.
+func (s *session) shipment(first *departure) (batch []*payload, size int, next *departure) {
+	batch, size = []*payload{first.p}, first.p.size()
 	for size < s.cfg.StepBytes {
 		select {
-		case p, ok := <-s.decided:
+		case d, ok := <-s.departed:
 			if !ok {
-				return batch, size
+				return batch, size, nil
 			}
-			batch, size = append(batch, p), size+p.size()
+			if !d.committed() {
+				return batch, size, d
+			}
+			batch, size = append(batch, d.p), size+d.p.size()
 		default:
-			return batch, size
+			return batch, size, nil
 		}
 	}
-	return batch, size
+	return batch, size, nil
+}
+
+// shipEarly produces a step that is under way to Postgres, and ends the
+// transaction once the step is committed as it was sent. Nobody sees a record of
+// it before. It returns false where the step must be shipped later: it is
+// committed already, or done again, or takes long.
+func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (bool, error) {
+	if d.early == nil || d.committed() {
+		return false, nil
+	}
+	batch := []*payload{d.early}
+	out.reset(batch, d.early.size(), 2*s.cfg.StepBytes)
+	result, err := s.produceAll(ctx, batch, out)
+	if err != nil {
+		return false, err
+	}
+	failpoint.Hit("ship/early")
+	patience := time.NewTimer(earlyPatience)
+	defer patience.Stop()
+	select {
+	case <-d.done:
+		if d.p == d.early {
+			if err := s.commitShipment(ctx, result); err != nil {
+				return false, err
+			}
+			s.shippedUpTo(batch)
+			return true, nil
+		}
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	// Also where the session ends: a transaction that is left open holds up the
+	// topic's readers until the next takeover.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := s.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
+		return false, fmt.Errorf("abort: %w", err)
+	}
+	failpoint.Hit("ship/aborted")
+	return false, nil
 }
 
 // size is the bytes that the payload's records take, close enough to allocate by.
@@ -79,8 +152,19 @@ func (p *payload) size() int {
 func (s *session) ship(ctx context.Context, batch []*payload, out *outbound) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
+	result, err := s.produceAll(ctx, batch, out)
+	if err != nil {
+		return err
+	}
+	return s.commitShipment(ctx, result)
+}
+
+// produceAll is the part of ship before the commit.
+func (s *session) produceAll(ctx context.Context, batch []*payload, out *outbound) (*delivery, error) {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
 	if err := s.client.BeginTransaction(); err != nil {
-		return fmt.Errorf("begin transaction: %w", err)
+		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	failpoint.Hit("ship/begun")
 	result := &delivery{topic: s.cfg.Kafka.Notifications}
@@ -95,12 +179,19 @@ func (s *session) ship(ctx context.Context, batch []*payload, out *outbound) err
 		Value: fmt.Appendf(nil, `{"seq":%d}`, last),
 	}, result.note)
 	if err := s.client.Flush(ctx); err != nil {
-		return fmt.Errorf("flush: %w", err)
+		return nil, fmt.Errorf("flush: %w", err)
 	}
 	if result.err != nil {
-		return fmt.Errorf("produce: %w", result.err)
+		return nil, fmt.Errorf("produce: %w", result.err)
 	}
 	failpoint.Hit("ship/flushed")
+	return result, nil
+}
+
+// commitShipment ends the transaction.
+func (s *session) commitShipment(ctx context.Context, result *delivery) error {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	defer cancel()
 	if err := s.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: outcome unknown: %w", err)
 	}

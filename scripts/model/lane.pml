@@ -32,11 +32,16 @@ steps outbox;       /* rows that are there */
 byte feedback;      /* clients with a row, as a bit set */
 
 /* ---- Postgres, the open transaction of each daemon's sink connection ---- */
-mtype = { IDLE, COPIED, SWAPPED, COMMITTING };
+mtype = { IDLE, COPIED, SWAPPED, COMMITTING, QUEUED, QUEUED_COPIED };
 mtype tx[2] = IDLE; /* SWAPPED and COMMITTING hold the lock on the lane row */
 byte tx_row[2];     /* its payload */
 byte tx_seq[2];     /* the step that it writes */
 byte tx_del[2];     /* deletes the outbox up to here */
+/* The step that was sent behind it, whole: the server takes it up by itself,
+ * whatever has become of the session. QUEUED: it is next; QUEUED_COPIED: its rows
+ * are in, the compare-and-swap is next. */
+byte q_row[2];      /* its payload, 0: none */
+byte q_del[2];
 
 /* ---- Kafka ---- */
 byte K;             /* last committed progress record */
@@ -64,16 +69,18 @@ byte calm;          /* 0: anything may fail; 1 + d: only daemon d goes on, nothi
 #define alive(d)     (calm == 0 || calm == 1 + (d))
 #define over         (calm != 0 && P == N && K == N)
 #define in_set(s, c) (((s) >> (c)) & 1)
+#define queued(d)    (tx[d] == QUEUED || tx[d] == QUEUED_COPIED)
 
-/* The compare-and-swap of DECIDE (queueLane in commit.go). */
+/* The compare-and-swap of DECIDE (addStep in commit.go): with the seq that the
+ * step was sent for. */
 #if defined(NO_CAS)
 #define cas_hits(d) true
 #elif defined(NO_EPOCH)
-#define cas_hits(d) (seq[d] == P)
+#define cas_hits(d) (tx_seq[d] - 1 == P)
 #elif defined(NO_SEQ)
 #define cas_hits(d) (newest[d])
 #else
-#define cas_hits(d) (newest[d] && seq[d] == P)
+#define cas_hits(d) (newest[d] && tx_seq[d] - 1 == P)
 #endif
 
 /* The primary key of the outbox. */
@@ -114,12 +121,12 @@ byte calm;          /* 0: anything may fail; 1 + d: only daemon d goes on, nothi
 inline clear(a) { for (j : 1 .. N) { a.pay[j] = 0 } }
 
 /* The session's connections are closed. A transaction that holds no lock is as
- * good as rolled back; one that holds the lane row, or whose EndTxn may be
- * under way, lives on in the server: the outcome that nobody knows. */
+ * good as rolled back; one that holds the lane row, or was sent whole, or whose
+ * EndTxn may be under way, lives on in the server: the outcome that nobody knows. */
 inline end_session(d) {
 	at[d] = DOWN; seq[d] = 0; shipped[d] = 0; clear(mem[d]);
 	if
-	:: locks(d)
+	:: locks(d) || queued(d)
 	:: else -> forget_tx(d)
 	fi;
 	if
@@ -128,7 +135,7 @@ inline end_session(d) {
 	fi
 }
 
-inline forget_tx(d)  { tx[d] = IDLE; tx_row[d] = 0; tx_seq[d] = 0; tx_del[d] = 0 }
+inline forget_tx(d)  { tx[d] = IDLE; tx_row[d] = 0; tx_seq[d] = 0; tx_del[d] = 0; q_row[d] = 0; q_del[d] = 0 }
 inline forget_ktx(d) { ktx[d] = IDLE; k_from[d] = 0; k_to[d] = 0; clear(k_rec[d]) }
 
 /* The session learns that its step is decided. */
@@ -228,17 +235,28 @@ inline load(d) {
  * so are those that have a row: the unique index refuses them, ON CONFLICT
  * leaves them out, and the payload is what was RETURNED. */
 #define may_decide(d) (alive(d) && at[d] == RUN && tx[d] == IDLE && seq[d] < N && seq[d] + 1 <= shipped[d] + W)
-#define fresh(d, c)   (!in_set(feedback, c) && tx_row[other(d)] != c)
+#define fresh(d, c)   (!in_set(feedback, c) && tx_row[other(d)] != c && q_row[other(d)] != c && tx_row[d] != c)
 #define may_copy(d, c) \
 	(may_decide(d) && (c == 1 || !fresh(d, 1)) && (c <= 2 || !fresh(d, 2)) && fresh(d, c))
 #if defined(NO_UNIQUE_INDEX) || defined(SHIP_UNRETURNED)
 #define known 1
+#define unreturned(d) false
 #else
 #define known EMPTY
+#define unreturned(d) (q_row[d] != EMPTY && in_set(feedback, q_row[d]))
 #endif
 inline copy(d, payload) {
 	printf("%d: decide: begin, COPY payload %d as step %d\n", d, payload, seq[d] + 1);
 	tx[d] = COPIED; tx_row[d] = payload; tx_seq[d] = seq[d] + 1
+}
+
+/* The next step, sent behind a COMMIT that is not answered. */
+#define may_follow(d) (alive(d) && at[d] == RUN && tx[d] == COMMITTING && q_row[d] == 0 && seq[d] + 2 <= N && seq[d] + 2 <= shipped[d] + W)
+#define may_queue(d, c) \
+	(may_follow(d) && (c == 1 || !fresh(d, 1)) && (c <= 2 || !fresh(d, 2)) && fresh(d, c))
+inline queue(d, payload) {
+	printf("%d: decide: send payload %d as step %d behind it\n", d, payload, seq[d] + 2);
+	q_row[d] = payload; q_del[d] = shipped[d]
 }
 
 /* SHIP: steps up to `last`, the progress record behind them, and EndTxn. */
@@ -262,6 +280,7 @@ proctype daemon(byte d) {
 	/* TAKEOVER. RAISE waits for whoever holds the lane row. */
 	:: d_step { alive(d) && may_raise(d) && !locks(0) && !locks(1) ->
 		printf("%d: takeover: raise the epoch, read P=%d\n", d, P);
+		if :: queued(d) -> forget_tx(d) :: else fi; /* of an earlier session: its epoch is gone */
 		newest[d] = true; newest[other(d)] = false; seq[d] = P; at[d] = raised }
 	:: d_step { alive(d) && may_fence(d) ->
 		printf("%d: takeover: InitProducerID\n", d);
@@ -295,12 +314,23 @@ proctype daemon(byte d) {
 	:: d_step { alive(d) && at[d] == RUN && tx[d] == SWAPPED ->
 		printf("%d: decide: send COMMIT\n", d);
 		tx[d] = COMMITTING }
+	:: d_step { may_queue(d, 1) -> queue(d, 1) }
+	:: d_step { may_queue(d, 2) -> queue(d, 2) }
+	:: d_step { may_queue(d, 3) -> queue(d, 3) }
+	:: d_step { may_follow(d) && in_set(feedback, 1) -> queue(d, known) }
 	/* SHIP: a batch of what is decided; the progress record is its last. */
 	:: d_step { may_ship(d, 1) -> ship(d, 1); j = 0 }
 	:: d_step { may_ship(d, 2) -> ship(d, 2); j = 0 }
 	:: d_step { may_ship(d, 3) -> ship(d, 3); j = 0 }
 #if N > 3
 	:: d_step { may_ship(d, N) -> ship(d, N); j = 0 }
+#endif
+	/* What is produced while its step commits is not in the model: nobody sees it
+	 * before EndTxn, and that waits for the answer. Here it does not. */
+#ifdef SHIP_UNDECIDED
+	:: d_step { alive(d) && at[d] == RUN && ktx[d] == IDLE && producer[d] && tx[d] == COMMITTING && shipped[d] + 1 == tx_seq[d] ->
+		printf("%d: ship: step %d, which is not decided\n", d, tx_seq[d]);
+		ktx[d] = OPEN; k_from[d] = tx_seq[d]; k_to[d] = tx_seq[d]; k_rec[d].pay[tx_seq[d]] = tx_row[d] }
 #endif
 	:: d_step { alive(d) && at[d] == RUN && ktx[d] == DONE ->
 		printf("%d: ship: steps up to %d are shipped\n", d, k_to[d]);
@@ -360,7 +390,22 @@ proctype daemon(byte d) {
 	:: d_step { tx[d] == COMMITTING -> \
 		printf("postgres: commits step %d of %d\n", tx_seq[d], d); pg_commit(d); \
 		if :: at[d] == RUN -> decided(d) :: else fi; \
-		forget_tx(d); j = 0 } \
+		if \
+		:: q_row[d] != 0 -> tx[d] = QUEUED; tx_row[d] = 0; tx_seq[d] = tx_seq[d] + 1; tx_del[d] = q_del[d]; q_del[d] = 0 \
+		:: else -> forget_tx(d) \
+		fi; j = 0 } \
+	:: d_step { tx[d] == QUEUED && (q_row[d] == EMPTY || tx_row[other(d)] != q_row[d]) -> \
+		if \
+		:: unreturned(d) -> printf("postgres: refuses the rows of step %d of %d\n", tx_seq[d], d); forget_tx(d) \
+		:: else -> printf("postgres: copies the rows of step %d of %d\n", tx_seq[d], d); \
+			tx[d] = QUEUED_COPIED; tx_row[d] = q_row[d]; q_row[d] = 0 \
+		fi } \
+	:: d_step { tx[d] == QUEUED_COPIED && !locks(other(d)) -> \
+		if \
+		:: cas_hits(d) && key_free(d) -> printf("postgres: swaps for step %d of %d\n", tx_seq[d], d); tx[d] = COMMITTING \
+		:: else -> printf("postgres: step %d of %d misses\n", tx_seq[d], d); forget_tx(d); \
+			if :: at[d] == RUN -> end_session(d) :: else fi \
+		fi; j = 0 } \
 	:: d_step { tx[d] != IDLE && may_abort(d) -> \
 		printf("postgres: rolls back step %d of %d\n", tx_seq[d], d); forget_tx(d) } \
 	:: d_step { ktx[d] == OPEN -> \

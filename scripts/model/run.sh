@@ -26,6 +26,7 @@ halt-at-once      | -DHALT_AT_ONCE                             | no halt        
 progress-outside  | -DPROGRESS_OUTSIDE_TXN                     | output = payloads 1..K    | progress is written after the transaction
 guess-shipped     | -DGUESS_SHIPPED                            | output = payloads 1..K    | EndTxn unanswered: go on as if committed, no re-read
 guess-unshipped   | -DGUESS_UNSHIPPED                          | output = payloads 1..K    | EndTxn unanswered: go on as if aborted, no re-read
+ship-undecided    | -DSHIP_UNDECIDED                           | a record is what Postgres | EndTxn is sent before the answer to COMMIT
 guess-decided     | -DGUESS_DECIDED                            | a record is what Postgres | COMMIT unanswered: go on as if committed, no re-read
 no-unique-index   | -DNO_UNIQUE_INDEX                          | payloads are disjoint     | no unique index under a lost delivered cache
 ship-unreturned   | -DSHIP_UNRETURNED                          | payloads are disjoint     | the payload lists what ON CONFLICT left out

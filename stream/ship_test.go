@@ -1,0 +1,77 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// A step is produced while it commits. One that Postgres keeps waiting does not
+// hold up the readers of the topic, is seen by nobody before it is committed, and
+// is shipped after it.
+func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	svc, _ := w.start()
+	want := map[string][]string{"c1": w.subs["r1"]}
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(want)
+	produced, readable := w.ends()
+	if produced != readable {
+		t.Fatalf("%d records, readers come to %d: an open transaction before the test", produced, readable)
+	}
+
+	lock, err := w.db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Rollback(t.Context()) }() // as below
+	if _, err := lock.Exec(t.Context(), `LOCK TABLE subscribers_feedback IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	w.produce(0, w.campaign("c2", "r1").json())
+	envtest.Until(t, patience, func() error {
+		now, readable := w.ends()
+		if now < produced+30 {
+			return errors.New("the step was not produced while it commits")
+		}
+		if readable < now {
+			return fmt.Errorf("readers come to %d of %d", readable, now)
+		}
+		return nil
+	})
+	if err := w.compare(want); err != nil {
+		t.Errorf("before the commit: %v", err)
+	}
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want["c2"] = w.subs["r1"]
+	w.expect(want)
+	w.checkLanes(svc)
+	if l := svc.Status().Lanes[0]; l.Epoch != 1 {
+		t.Errorf("epoch %d, want 1: the session has ended", l.Epoch)
+	}
+}
+
+// ends is how many offsets the notifications topic has, and how many of them a
+// read_committed consumer gets past.
+func (w *world) ends() (produced, readable int64) {
+	w.Helper()
+	adm := kadm.NewClient(w.kafka.Client())
+	all, err := adm.ListEndOffsets(w.Context(), w.cfg.Kafka.Notifications)
+	if err != nil {
+		w.Fatal(err)
+	}
+	stable, err := adm.ListCommittedOffsets(w.Context(), w.cfg.Kafka.Notifications)
+	if err != nil {
+		w.Fatal(err)
+	}
+	all.Each(func(o kadm.ListedOffset) { produced += o.Offset })
+	stable.Each(func(o kadm.ListedOffset) { readable += o.Offset })
+	return produced, readable
+}
