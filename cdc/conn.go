@@ -56,6 +56,11 @@ func (c *Config) options() (*pgx.ConnConfig, error) {
 	}
 	maps.Copy(o.RuntimeParams, sessionSettings)
 	o.RuntimeParams["application_name"] = c.ApplicationName
+	// The walsender flushes message by message, a COPY every 8 KiB; much fits into
+	// one read.
+	o.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		return pgproto3.NewFrontend(bufio.NewReaderSize(r, 64<<10), w)
+	}
 	if o.ConnectTimeout == 0 {
 		o.ConnectTimeout = connectTimeout
 	}
@@ -79,10 +84,6 @@ func (c *Config) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
 		return nil, err
 	}
 	o.RuntimeParams["replication"] = "database"
-	// The walsender flushes message by message; many fit into one read.
-	o.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		return pgproto3.NewFrontend(bufio.NewReaderSize(r, 64<<10), w)
-	}
 	conn, err := pgconn.ConnectConfig(ctx, &o.Config)
 	return conn, c.explain(err)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -250,5 +251,26 @@ func TestRecordDamage(t *testing.T) {
 	}
 	if _, err := parseRecord(nil); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("a missing record is not seen: %v", err)
+	}
+}
+
+// Every byte at every place of a UUID decides as the pattern does.
+func TestPackUUIDBytes(t *testing.T) {
+	t.Parallel()
+	canonical := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	good := "01234567-89ab-cdef-0123-456789abcdef"
+	for at := range good {
+		for value := range 256 {
+			b := []byte(good)
+			b[at] = byte(value)
+			var packed [uuidPackLen]byte
+			ok := packUUID(&packed, string(b))
+			if want := canonical.Match(b); ok != want {
+				t.Fatalf("%q: a UUID: %v, want %v", b, ok, want)
+			}
+			if ok && ID(packed[:]).Text() != string(b) {
+				t.Fatalf("%q is packed as %x", b, packed)
+			}
+		}
 	}
 }

@@ -77,19 +77,25 @@ func (l *Loader) build() (tables []string, err error) {
 }
 
 // tasks begins with the row index, which is one task and the longest. Ranges of
-// join keys are taken together that fill a table.
+// join keys are taken together that fill a table; the last ones get smaller, so
+// that all goroutines end at about the same time.
 func (b *builder) tasks() []buildTask {
 	list := []buildTask{func(*keyBag) error { return b.buildRows() }}
 	all := b.l.parts.parts
+	left := int64(0)
+	for i := range all {
+		left += all[i].bytes
+	}
 	for from := 0; from < len(all); {
+		enough := min(max(left/(2*maxBuilders), tableBytes/8), tableBytes)
 		to, size := from, int64(0)
-		for to < len(all) && size < tableBytes {
+		for to < len(all) && size < enough {
 			size += all[to].bytes
 			to++
 		}
 		some := all[from:to]
 		list = append(list, func(bag *keyBag) error { return b.buildJoins(some, bag) })
-		from = to
+		from, left = to, left-size
 	}
 	return list
 }
@@ -143,7 +149,7 @@ func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
 	return b.merge(out, runs)
 }
 
-// merge writes the records of runs.
+// merge writes the records of runs, which are removed then.
 func (b *builder) merge(out *tableWriter, runs []string) error {
 	m, err := openMerger(b.l.s.o.fs, runs)
 	if err != nil {
@@ -156,6 +162,11 @@ func (b *builder) merge(out *tableWriter, runs []string) error {
 	}
 	if err := errors.Join(err, m.close()); err != nil {
 		return fmt.Errorf("merge sorted runs: %w", err)
+	}
+	for _, name := range runs {
+		if err := b.l.s.o.fs.Remove(name); err != nil {
+			return fmt.Errorf("remove sorted run: %w", err)
+		}
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ const keptArena = 1 << 20
 func (p *Packer) ID(text []byte) (ID, error) {
 	at := len(p.arena)
 	var uuid [uuidPackLen]byte
-	if packUUID(&uuid, text) {
+	if packUUID(&uuid, asString(text)) {
 		p.arena = append(p.arena, uuid[:]...)
 		return ID(asString(p.arena[at:])), nil
 	}
