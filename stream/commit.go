@@ -291,7 +291,7 @@ func (c *committer) tryApart(ctx context.Context, d *departure) error {
 	}
 	f.addCommand(c.sql.commit, "COMMIT")
 	f.depart()
-	failpoint.Hit("commit/sent")
+	failpoint.Hit("commit/sent-apart")
 	return f.arrive()
 }
 

@@ -154,7 +154,7 @@ func (w *world) connect(ctx context.Context, database string) (*pgx.Conn, error)
 
 // client opens a Kafka client that no proxy is on.
 func (w *world) client(opts ...kgo.Opt) (*kgo.Client, error) {
-	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond),
+	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond), kgo.AlwaysRetryEOF(), // a broker that dies in the first answer
 		kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }))...)
 	if err != nil {
 		return nil, fmt.Errorf("make Kafka client: %w", err)
