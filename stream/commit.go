@@ -28,6 +28,7 @@ type committer struct {
 	last    int64        // seq of the last step that was taken
 	sent    []*departure // under way, oldest first
 	flights chan *flight // the same, for the goroutine that reads
+	spare   []*flight    // landed, for their buffers
 	landed  chan error   // what became of them, in their order
 }
 
@@ -38,6 +39,8 @@ type departure struct {
 	p     *payload      // what it ships; the committer's until done
 	early *payload      // what it ships if it is not done again; nil if it was not handed to the shipper yet
 	done  chan struct{} // closed when it is committed
+
+	flight *flight // the committer's
 }
 
 // committed tells whether the step is.
@@ -122,7 +125,7 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 	}
 	d.p = d.st.payload()
 	d.p.seq = d.seq
-	f := newFlight(time.Now().Add(c.cfg.SinkTimeout), c.sink)
+	f := c.flight(time.Now().Add(c.cfg.SinkTimeout))
 	c.addRows(f, d.st)
 	c.addStep(f, d.st, d.p)
 	f.addCommand(c.sql.commit, "COMMIT")
@@ -131,6 +134,7 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 	if f.err != nil {
 		return fmt.Errorf("commit step %d: %w", d.seq, f.err)
 	}
+	d.flight = f
 	c.sent = append(c.sent, d)
 	c.flights <- f
 	if d.early != nil { // done again
@@ -138,6 +142,17 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 	}
 	d.early = d.p
 	return c.handOn(ctx, d)
+}
+
+// flight begins one in the memory of an earlier one.
+func (c *committer) flight(until time.Time) *flight {
+	n := len(c.spare)
+	if n == 0 {
+		return newFlight(until, c.sink)
+	}
+	f := c.spare[n-1]
+	c.spare, f.until = c.spare[:n-1], until
+	return f
 }
 
 // handOn gives a step to the shipper: when it is sent, or when it is committed
@@ -158,6 +173,7 @@ func (c *committer) land(ctx context.Context, failed error) error {
 	d := c.sent[0]
 	if failed == nil {
 		c.sent = c.sent[1:]
+		c.spare = append(c.spare, d.flight)
 		return c.settle(ctx, d)
 	}
 	if !errors.Is(failed, errNotified) {

@@ -77,7 +77,8 @@ func (p *payload) notifications() int {
 
 // encode gives the stored form of p (without its seq, which is the row's key).
 func (p *payload) encode() []byte {
-	dst := append([]byte(payloadMagic), payloadVersion)
+	dst := append(make([]byte, 0, p.encodedSize()), payloadMagic...)
+	dst = append(dst, payloadVersion)
 	dst = binary.AppendUvarint(dst, uint64(len(p.segments)))
 	for i := range p.segments {
 		dst = p.segments[i].encode(dst)
@@ -87,6 +88,19 @@ func (p *payload) encode() []byte {
 		dst = p.dead[i].encode(dst)
 	}
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst, castagnoli))
+}
+
+// encodedSize is what encode takes, or a little more.
+func (p *payload) encodedSize() int {
+	n := 32
+	for i := range p.segments {
+		c := p.segments[i].campaign
+		n += 96 + len(c.ID) + len(c.RestaurantID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact) + len(p.segments[i].clients.Bytes())
+	}
+	for i := range p.dead {
+		n += 96 + len(p.dead[i].reason) + len(p.dead[i].topic) + len(p.dead[i].key) + len(p.dead[i].value)
+	}
+	return n
 }
 
 func (s *segment) encode(dst []byte) []byte {
