@@ -1,6 +1,9 @@
 package state
 
-import "unsafe"
+import (
+	"slices"
+	"unsafe"
+)
 
 // IDList is a list of packed ids in one piece of memory. It is used again after
 // Reset and then allocates nothing. The zero value is an empty list. It has one
@@ -12,6 +15,11 @@ type IDList struct {
 
 // Len is the number of ids.
 func (l *IDList) Len() int { return len(l.ends) }
+
+// Grow makes room for n more ids of a UUID's size.
+func (l *IDList) Grow(n int) {
+	l.arena, l.ends = slices.Grow(l.arena, n*uuidPackLen), slices.Grow(l.ends, n)
+}
 
 // At returns the i-th id as a view into the list: it holds until Reset. Clone
 // it (strings.Clone) to keep it longer.

@@ -264,6 +264,11 @@ func (d *decider) join(st *step) error {
 // pick takes up to room clients of one campaign and moves its cursor.
 func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int, exhausted bool, err error) {
 	clients := &state.IDList{}
+	if l.fresh {
+		clients.Grow(min(room, 16)) // most audiences are small
+	} else {
+		clients.Grow(room)
+	}
 	last, done, err := scan.Undelivered(clients, l.delivered, l.restaurant, l.cursor, room)
 	if err != nil {
 		return 0, false, err
