@@ -150,7 +150,7 @@ func (o *options) check() error {
 		}
 	}
 	for _, b := range o.brokers {
-		if b != "kfake" && b != "kafka" {
+		if b != "kfake" && b != kindKafka {
 			return fmt.Errorf("no broker %q; there are kfake, kafka", b)
 		}
 	}

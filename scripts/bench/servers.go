@@ -65,9 +65,12 @@ func startServers(ctx context.Context) (_ *servers, err error) {
 	return s, nil
 }
 
+// kindKafka is the broker that runs in a JVM.
+const kindKafka = "kafka"
+
 // broker starts a broker of the kind (kfake, kafka) and returns its address.
 func (s *servers) broker(ctx context.Context, kind string) (string, error) {
-	if kind == "kafka" {
+	if kind == kindKafka {
 		var err error
 		s.kafka, err = testenv.StartKafka(ctx, testenv.KafkaOptions{
 			Script: filepath.Join("scripts", "kafka.sh"), Dir: filepath.Join(s.dir, "kafka"),
@@ -93,7 +96,7 @@ func (s *servers) broker(ctx context.Context, kind string) (string, error) {
 // stopBroker ends the broker of a kind: two would share the cores.
 func (s *servers) stopBroker(kind string) error {
 	switch {
-	case kind == "kafka" && s.kafka != nil:
+	case kind == kindKafka && s.kafka != nil:
 		return s.kafka.Stop()
 	case kind == "kfake" && s.kfake != nil:
 		return s.kfake.Stop()
@@ -103,7 +106,7 @@ func (s *servers) stopBroker(kind string) error {
 
 // stop ends everything and removes the folder.
 func (s *servers) stop(keep bool) error {
-	errs := []error{s.stopBroker("kfake"), s.stopBroker("kafka")}
+	errs := []error{s.stopBroker("kfake"), s.stopBroker(kindKafka)}
 	if s.postgres != nil {
 		errs = append(errs, s.postgres.Stop())
 	}

@@ -66,6 +66,9 @@ func (s *suite) onBroker(ctx context.Context, kind string) (err error) {
 		return err
 	}
 	defer st.producer.client.Close()
+	if err := st.warmBroker(ctx); err != nil {
+		return err
+	}
 	s.sayf("filling databases for %s", kind)
 	name := "ours_" + kind
 	if st.d, err = deploy(ctx, s.servers, s.opts.binary, name, st.broker, "", st.producer, &s.town); err != nil {

@@ -56,7 +56,7 @@ func (st *stage) meter(ctx context.Context) (m meter, err error) {
 		return m, err
 	}
 	broker, dir := st.servers.kfake.PID, filepath.Join(st.servers.dir, "kfake")
-	if st.kind == "kafka" {
+	if st.kind == kindKafka {
 		broker, dir = st.servers.kafka.PID, filepath.Join(st.servers.dir, "kafka")
 	}
 	if m.broker, err = cpuSeconds(broker()); err != nil {
