@@ -1,5 +1,7 @@
 package state
 
+import "math/bits"
+
 // splits divides keys into ranges, by splitters that are a sample of them. It is
 // a tree of numbers: eight bytes at a time decide, so that keys of one restaurant
 // cost no more comparisons than others. A splitter counts as far as it is needed
@@ -40,9 +42,9 @@ func (s *splits) find(key []byte) int {
 		at := 0 // of the last value that is not above
 		for n := len(s.values); n > 1; {
 			half := n / 2
-			if next := at + half; s.values[next] <= value { // a conditional move, not a jump
-				at = next
-			}
+			// Without a jump, of which every second would be guessed wrongly.
+			_, above := bits.Sub64(value, s.values[at+half], 0)
+			at += half & int(above-1)
 			n -= half
 		}
 		if s.values[at] != value || s.below[at] == nil {
