@@ -13,21 +13,21 @@ import (
 // late, or never.
 const maxSkew = 5 * time.Second
 
-// clockSkew is how far our clock, now, is ahead of Postgres', to half of the
-// time that asking takes.
-func clockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (time.Duration, error) {
+// clockSkew is how far our clock, now, is ahead of Postgres', more or less by at
+// most off: half of the time that asking takes.
+func clockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (skew, off time.Duration, err error) {
 	var theirs time.Time
 	before := now()
 	if err := conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
-		return 0, fmt.Errorf("read Postgres' clock: %w", err)
+		return 0, 0, fmt.Errorf("read Postgres' clock: %w", err)
 	}
-	after := now()
-	return before.Add(after.Sub(before) / 2).Sub(theirs), nil
+	off = now().Sub(before) / 2
+	return before.Add(off).Sub(theirs), off, nil
 }
 
 // checkClock warns of a clock that is wrong.
 func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() time.Time) error {
-	skew, err := clockSkew(ctx, conn, now)
+	skew, _, err := clockSkew(ctx, conn, now)
 	if err != nil {
 		return err
 	}

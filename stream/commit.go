@@ -25,11 +25,11 @@ const stepsInFlight = 2
 // has failed, or their compare-and-swap misses the seq that was not reached.
 type committer struct {
 	*session
-	last    int64        // seq of the last step that was taken
-	sent    []*departure // under way, oldest first
-	flights chan *flight // the same, for the goroutine that reads
-	spare   []*flight    // landed, for their buffers
-	landed  chan error   // what became of them, in their order
+	last    int64           // seq of the last step that was taken
+	sent    []*departure    // under way, oldest first
+	flights chan *departure // the same, for the goroutine that reads
+	spare   []*flight       // landed, for their buffers
+	landed  chan error      // what became of them, in their order
 }
 
 // departure is one step on its way through its transaction and to Kafka.
@@ -63,12 +63,16 @@ func decided(p *payload) *departure {
 // commitAll runs until there are no more steps, or one fails.
 func (s *session) commitAll(ctx context.Context) (err error) {
 	defer interrupt(ctx, s.sink)()
-	c := &committer{session: s, last: s.seq, flights: make(chan *flight, stepsInFlight), landed: make(chan error, stepsInFlight)}
+	c := &committer{session: s, last: s.seq, flights: make(chan *departure, stepsInFlight), landed: make(chan error, stepsInFlight)}
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		for f := range c.flights {
-			c.landed <- f.arrive()
+		for d := range c.flights {
+			err := d.flight.arrive()
+			if err == nil {
+				c.settle(d) // the sender may be in the middle of writing the next one
+			}
+			c.landed <- err
 		}
 	}()
 	defer func() {
@@ -107,10 +111,10 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 	return nil
 }
 
-// submit sends a step behind those that are under way. One whose halves must
-// travel apart waits until they have landed, and is committed on return.
+// submit sends a step behind those that are under way. One that is contested
+// waits until they have landed, and is committed on return.
 func (c *committer) submit(ctx context.Context, d *departure) error {
-	if c.apart(d.st) {
+	if d.st.contested() {
 		for len(c.sent) > 0 {
 			select {
 			case failed := <-c.landed:
@@ -121,27 +125,28 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 				return ctx.Err()
 			}
 		}
-		return c.commitApart(ctx, d)
+		return c.commitContested(ctx, d)
 	}
 	d.p = d.st.payload()
 	d.p.seq = d.seq
 	f := c.flight(time.Now().Add(c.cfg.SinkTimeout))
 	c.addRows(f, d.st)
 	c.addStep(f, d.st, d.p)
-	f.addCommand(c.sql.commit, "COMMIT")
 	f.depart()
 	failpoint.Hit("commit/sent")
 	if f.err != nil {
 		return fmt.Errorf("commit step %d: %w", d.seq, f.err)
 	}
 	d.flight = f
-	c.sent = append(c.sent, d)
-	c.flights <- f
-	if d.early != nil { // done again
-		return nil
+	if d.early == nil { // otherwise it is done again
+		d.early = d.p
+		if err := c.handOn(ctx, d); err != nil {
+			return err
+		}
 	}
-	d.early = d.p
-	return c.handOn(ctx, d)
+	c.sent = append(c.sent, d)
+	c.flights <- d
+	return nil
 }
 
 // flight begins one in the memory of an earlier one.
@@ -168,25 +173,25 @@ func (c *committer) handOn(ctx context.Context, d *departure) error {
 
 // land takes the answer to the oldest step that is under way. Where a client was
 // notified before and nobody here knew, the unique index has refused the COPY:
-// the step is done again by ON CONFLICT, and those behind it after it.
+// the step is done again by ON CONFLICT, and those behind it after it. Where a
+// campaign's end has come meanwhile, it is decided anew without it.
 func (c *committer) land(ctx context.Context, failed error) error {
 	d := c.sent[0]
 	if failed == nil {
 		c.sent = c.sent[1:]
 		c.spare = append(c.spare, d.flight)
-		return c.settle(ctx, d)
-	}
-	if !errors.Is(failed, errNotified) {
-		return fmt.Errorf("commit step %d: %w", d.seq, failed)
+		return nil
 	}
 	again := c.sent
 	c.sent = nil
+	if err := c.retriable(d, failed); err != nil {
+		return err
+	}
 	for _, behind := range again[1:] {
 		if err := <-c.landed; err == nil {
 			return fmt.Errorf("step %d is committed, and step %d before it is not", behind.seq, d.seq)
 		}
 	}
-	c.noteConflict(d.st)
 	if err := c.rollBack(ctx, d); err != nil {
 		return err
 	}
@@ -199,8 +204,25 @@ func (c *committer) land(ctx context.Context, failed error) error {
 	return nil
 }
 
+// retriable gives nil where the step can be done again, and notes why.
+func (c *committer) retriable(d *departure, failed error) error {
+	switch {
+	case errors.Is(failed, errNotified):
+		c.lane.conflicts.Add(1)
+		for _, k := range d.st.picks {
+			k.live.contested.Store(true)
+		}
+		return nil
+	case errors.Is(failed, errEnded) && time.Now().Unix() >= d.st.earliest-1:
+		return nil
+	}
+	// Postgres' clock says that a campaign has ended and ours does not: one of
+	// them was set. The next session compares them again.
+	return fmt.Errorf("commit step %d: %w", d.seq, failed)
+}
+
 // settle does what may only follow the commit.
-func (c *committer) settle(ctx context.Context, d *departure) error {
+func (c *committer) settle(d *departure) {
 	failpoint.Hit("commit/committed")
 	c.agenda.remove(d.st.withdrawn())
 	c.agenda.add(time.Now(), d.st.appointments()...)
@@ -208,10 +230,6 @@ func (c *committer) settle(ctx context.Context, d *departure) error {
 	c.noteReplayed(d.st, d.p)
 	c.recycle(d.st)
 	close(d.done)
-	if d.early != nil {
-		return nil
-	}
-	return c.handOn(ctx, d)
 }
 
 // recycle gives the step's buffer back, unless it has grown for something rare.
@@ -236,40 +254,26 @@ func (s *session) rollBack(ctx context.Context, d *departure) error {
 	return nil
 }
 
-func (s *session) noteConflict(st *step) {
-	s.lane.conflicts.Add(1)
-	for _, k := range st.picks {
-		k.live.contested.Store(true)
-	}
-}
-
-// apart tells whether the step's transaction must travel in halves, the feedback
-// rows and everything else: because what ON CONFLICT leaves out is not shipped,
-// or because a campaign's end may come before the commit does, so the clock is
-// read once more before it is sent.
-func (s *session) apart(st *step) bool {
-	return st.contested() || time.Now().Add(s.cfg.SinkTimeout).Unix() >= st.earliest
-}
-
 // contested tells whether some of the step's clients go by ON CONFLICT.
 func (st *step) contested() bool {
 	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.contested })
 }
 
-// commitApart decides a step whose halves travel apart. Where a campaign's end
-// has come meanwhile, it is decided anew without it; where a client was notified
-// before, by ON CONFLICT.
-func (c *committer) commitApart(ctx context.Context, d *departure) error {
+// commitContested decides a contested step. Its transaction travels in halves,
+// the feedback rows and everything else: what ON CONFLICT leaves out is not
+// shipped.
+func (c *committer) commitContested(ctx context.Context, d *departure) error {
 	for {
-		err := c.tryApart(ctx, d)
+		err := c.tryContested(ctx, d)
 		if err == nil {
-			return c.settle(ctx, d)
+			c.settle(d)
+			if d.early == nil {
+				return c.handOn(ctx, d)
+			}
+			return nil
 		}
-		if !errors.Is(err, errNotified) && !errors.Is(err, errEnded) {
-			return fmt.Errorf("commit step %d: %w", d.seq, err)
-		}
-		if errors.Is(err, errNotified) {
-			c.noteConflict(d.st)
+		if err := c.retriable(d, err); err != nil {
+			return err
 		}
 		if err := c.rollBack(ctx, d); err != nil {
 			return err
@@ -278,9 +282,9 @@ func (c *committer) commitApart(ctx context.Context, d *departure) error {
 	}
 }
 
-// tryApart runs the step's transaction once. On error it is not committed, or not
-// known to be.
-func (c *committer) tryApart(ctx context.Context, d *departure) error {
+// tryContested runs the step's transaction once. On error it is not committed, or
+// not known to be.
+func (c *committer) tryContested(ctx context.Context, d *departure) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.SinkTimeout)
 	defer cancel()
 	until, _ := ctx.Deadline()
@@ -288,26 +292,16 @@ func (c *committer) tryApart(ctx context.Context, d *departure) error {
 	d.p.seq = d.seq
 	f := newFlight(until, c.sink)
 	c.addRows(f, d.st)
-	if d.st.contested() {
-		if err := f.trip(); err != nil {
-			return err
-		}
-		if err := c.insertContested(ctx, d.st, d.p); err != nil {
-			return err
-		}
-		failpoint.Hit("commit/rows-written")
-	}
-	c.addStep(f, d.st, d.p)
 	if err := f.trip(); err != nil {
 		return err
 	}
-	failpoint.Hit("commit/step-written")
-	if time.Now().Unix() >= d.st.earliest {
-		return errEnded
+	if err := c.insertContested(ctx, d.st, d.p); err != nil {
+		return err
 	}
-	f.addCommand(c.sql.commit, "COMMIT")
+	failpoint.Hit("commit/rows-written")
+	c.addStep(f, d.st, d.p)
 	f.depart()
-	failpoint.Hit("commit/sent-apart")
+	failpoint.Hit("commit/contested-sent")
 	return f.arrive()
 }
 
@@ -367,8 +361,11 @@ func (s *session) addRows(f *flight, st *step) {
 	}
 }
 
-// addStep puts on board what changes everything but the feedback rows. Each
-// compare-and-swap fails the transaction if it misses.
+// addStep puts on board what changes everything but the feedback rows, and the
+// commit. Each compare-and-swap fails the transaction if it misses; so does the
+// clock, once a campaign of the step has ended. It is Postgres' own, since what is
+// on board is carried out whenever the server comes to it, even if nobody waits
+// for it any more.
 func (s *session) addStep(f *flight, st *step, p *payload) {
 	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
 	rows := newRowSets(st)
@@ -386,4 +383,8 @@ func (s *session) addStep(f *flight, st *step, p *payload) {
 	}
 	f.add(s.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
 	f.add(s.sql.clean, s.lane.id, s.shipped.Load())
+	if len(st.picks) > 0 {
+		f.add(s.sql.inTime, float64(st.earliest)-s.ahead.Seconds())
+	}
+	f.addCommand(s.sql.commit, "COMMIT")
 }

@@ -1,12 +1,16 @@
 package stream
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
 
@@ -111,5 +115,114 @@ func TestNothingCommitsBehindAStepThatFailed(t *testing.T) {
 	}
 	if n := w.db.Int(`SELECT seq FROM dinnerbell.lane`); n != 1 {
 		t.Errorf("the lane is at step %d, want 1", n)
+	}
+}
+
+// blockRows has a transaction hold what steps need, until release.
+func (w *world) blockRows(sql string) (release func()) {
+	w.Helper()
+	tx, err := w.db.Pool.Begin(w.Context())
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { _ = tx.Rollback(context.Background()) }) // released already
+	if _, err := tx.Exec(w.Context(), sql); err != nil {
+		w.Fatal(err)
+	}
+	return func() {
+		if err := tx.Rollback(w.Context()); err != nil {
+			w.Error(err)
+		}
+	}
+}
+
+// A step is in the server's hands as a whole, its COMMIT too. One that a lock held
+// up, until after nobody waited for it any more and its campaign had ended, is not
+// committed then.
+func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w.cfg.SinkTimeout = time.Second
+	s := w.owner()
+	c := w.campaign("c", "r1")
+	if err := commitSteps(t, s, w.stepFor(&c, "b")); err != nil {
+		t.Fatal(err)
+	}
+	s.seq++
+	c.End = time.Now().Unix() + 3
+	st := w.stepFor(&c, "a")
+	st.rows[c.key()].accept = false // it goes on
+	release := w.blockRows(`LOCK TABLE subscribers_feedback IN SHARE MODE`)
+	if err := commitSteps(t, s, st); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("commit ended with %v; the test needs one that was given up", err)
+	}
+	var held bool
+	backend := `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)`
+	if err := w.db.Pool.QueryRow(t.Context(), backend, s.sink.PgConn().PID()).Scan(&held); err != nil || !held {
+		t.Fatalf("the server has given the step up as well (%v)", err)
+	}
+	envtest.Until(t, patience, func() error {
+		if left := time.Until(time.Unix(c.End, 0)); left > 0 {
+			return fmt.Errorf("%s to the end", left)
+		}
+		return nil
+	})
+	release()
+	envtest.Until(t, patience, func() error {
+		err := w.db.Pool.QueryRow(t.Context(), backend, s.sink.PgConn().PID()).Scan(&held)
+		if err == nil && held {
+			err = errors.New("the server is still at it")
+		}
+		return err
+	})
+	if rows, seq := w.db.Int(`SELECT count(*) FROM subscribers_feedback`), w.db.Int(`SELECT seq FROM dinnerbell.lane`); rows != 1 || seq != 1 {
+		t.Errorf("%d rows, step %d after the end; want what was there before, 1 and 1", rows, seq)
+	}
+}
+
+// A step counts as committed while the one behind it cannot even be written: its
+// records do not wait for that one.
+func TestCommittedStepDoesNotWaitForTheNext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	var dir, port string
+	if err := w.db.Pool.QueryRow(t.Context(), `SELECT split_part(current_setting('unix_socket_directories'), ',', 1), current_setting('port')`).Scan(&dir, &port); err != nil {
+		t.Fatal(err)
+	}
+	if dir == "" {
+		t.Skip("the server has no Unix socket, whose buffers are small")
+	}
+	u, err := url.Parse(w.db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host, u.RawQuery = "", url.Values{"host": {dir}, "port": {port}}.Encode()
+	w.cfg.Sink.URL = func() (string, error) { return u.String(), nil }
+	s := w.owner()
+	small, large := w.campaign("small", "r1"), w.campaign("large", "r1")
+	large.Content = strings.Repeat("c", 2000)
+	many := clients("0000", 4000) // 8 MiB
+	first, second := w.stepFor(&small, "a"), w.stepFor(&large, many...)
+	release := w.blockRows(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created)
+VALUES ('r1', 'large', '', '', '', 1, 2, 1, '` + many[0] + `', 1)`)
+	s.steps, s.departed = make(chan *step, 2), make(chan *departure, 2)
+	s.steps <- first
+	s.steps <- second
+	close(s.steps)
+	ended := make(chan error, 1)
+	go func() { ended <- s.commitAll(t.Context()) }()
+	d := <-s.departed
+	select {
+	case <-d.done:
+	case <-time.After(patience / 2):
+		t.Error("the first step is not known as committed while the second one is held up")
+	}
+	release()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 4001 {
+		t.Errorf("%d rows, want 4001", n)
 	}
 }

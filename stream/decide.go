@@ -12,7 +12,7 @@ import (
 // recentKeys is how many accepted keys decide remembers. It must exceed the
 // messages that can be in flight between a look-up in the campaign table and
 // the commit of what was accepted before: an arrival or two in the backlog, one
-// in intake's hands, and one step each in decide and commit.
+// in intake's hands, a step in decide and two in flight.
 const recentKeys = 16 * intakeMessages
 
 // decider owns the lane's schedule: it accepts messages, joins campaigns with

@@ -22,8 +22,8 @@ var (
 	// errNotified: the unique index refused a row: somebody has the campaign and
 	// nobody here knew. The step is done again, by ON CONFLICT.
 	errNotified = errors.New("a client was notified before")
-	// errEnded: a campaign's end passed between the decision and the commit. The
-	// step is rolled back and decided anew without it.
+	// errEnded: a campaign's end came before the commit. The step is rolled back and
+	// decided anew without it.
 	errEnded = errors.New("a campaign has ended meanwhile")
 )
 

@@ -18,7 +18,7 @@ import (
 // to it.
 //
 // The server works on messages in order. At the first error it skips everything
-// up to the next Sync, which wait sends, so what follows a statement that failed
+// up to the next Sync, which depart sends, so what follows a statement that failed
 // does not happen; a commit neither.
 // https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
 type flight struct {
@@ -110,7 +110,7 @@ func (f *flight) addCommand(st *statement, tag string) {
 }
 
 // copy puts a COPY … FROM STDIN on board with its data, which is framed as
-// CopyData messages and not changed before wait has returned. The data leaves
+// CopyData messages and not changed before the answer is there. The data leaves
 // at once if it is large, so that the server works on it meanwhile.
 func (f *flight) copy(st *statement, frames []byte) {
 	f.add(st)
@@ -226,6 +226,9 @@ func (f *flight) refusal(msg *pgproto3.ErrorResponse) error {
 	}
 	st := f.sent[0].statement
 	if known := st.stands[err.Code]; known != nil {
+		if err.Detail != "" {
+			known = fmt.Errorf("%w: %s", known, err.Detail)
+		}
 		return fmt.Errorf("%s: %w", st.name, known)
 	}
 	return fmt.Errorf("%s: %w", st.name, err)

@@ -64,7 +64,7 @@ func (s *rowSet) addContent(r *row) {
 	s.fingerprints = append(s.fingerprints, r.fingerprint[:])
 }
 
-// rowColumns and rowTypes belong to the first fourteen parameters.
+// rowColumns and rowArrays belong to the first fourteen parameters.
 const (
 	rowColumns = `adv_campaign_id, restaurant_id, lane, msg_offset, msg_time, fingerprint,
   adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -73,12 +73,10 @@ const (
   $7::text[], $8::text[], $9::text[], $10::int8[], $11::int8[], $12::int8[], $13::text[], $14::bytea[]`
 )
 
-func (s *rowSet) args() []any {
+func (s *rowSet) editArgs() []any {
 	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.times, s.fingerprints,
-		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors}
+		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.replacesLanes, s.replacesOffsets}
 }
-
-func (s *rowSet) editArgs() []any { return append(s.args(), s.replacesLanes, s.replacesOffsets) }
 
 func (s *rowSet) repeatArgs() []any {
 	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.times, s.replacesLanes, s.replacesOffsets}

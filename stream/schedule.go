@@ -132,18 +132,19 @@ func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
 	waiting := len(s.long) // those that follow were served in this step
 	whole := room / 4
 	used, err := s.serveFresh(freshRoom, whole, more, take)
-	left := room - used
+	left := room - min(used, freshRoom) // the fresh ones' last may exceed their share, not take another's
 	for i := 0; err == nil && i < waiting && left > 0; i++ {
 		l := s.long[0]
 		s.long[0], s.long = nil, s.long[1:]
 		if l.done {
 			continue
 		}
-		used, err = s.turn(l, left/(waiting-i)+1, take)
-		left -= used
+		var n int
+		n, err = s.turn(l, left/(waiting-i)+1, take)
+		left, used = left-n, used+n
 	}
-	if err == nil && left > 0 {
-		_, err = s.serveFresh(left, whole, more, take)
+	if err == nil && used < room {
+		_, err = s.serveFresh(room-used, whole, more, take)
 	}
 	return err
 }

@@ -42,16 +42,22 @@ func TestSmallCampaignIsServedInTheMiddleOfALargeOne(t *testing.T) {
 }
 
 func TestSmallCampaignsDoNotStarveALargeOne(t *testing.T) {
-	s, left := newSchedule(), map[string]int{"large": 1_000_000}
-	s.add(newLive("large"))
-	served(t, s, left, 2000)
-	for i := range 10_000 {
-		id := fmt.Sprint(i)
-		left[id] = 10
-		s.add(newLive(id))
-	}
-	if got := served(t, s, left, 2000); got["large"] < 400 {
-		t.Errorf("the large campaign got %d of a step of 2000", got["large"])
+	for _, audience := range []int{1, 10, 375, 450, 499, 500, 1000, 10_000} {
+		s, left := newSchedule(), map[string]int{"large": 1_000_000}
+		s.add(newLive("large"))
+		served(t, s, left, 2000)
+		for i := range 3000 {
+			id := fmt.Sprint(i)
+			left[id] = audience
+			s.add(newLive(id))
+		}
+		got, sum := served(t, s, left, 2000), 0
+		for _, n := range got {
+			sum += n
+		}
+		if got["large"] < 400 || sum > 2500 {
+			t.Errorf("beside audiences of %d the large campaign got %d of a step of 2000, which has %d", audience, got["large"], sum)
+		}
 	}
 }
 

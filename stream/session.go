@@ -20,6 +20,7 @@ type session struct {
 
 	sink   *pgx.Conn       // the commit goroutine's
 	sql    *stepStatements // prepared on sink
+	ahead  time.Duration   // how far our clock is ahead of Postgres' at most
 	reader *pgx.Conn       // the intake goroutine's
 	client *kgo.Client     // intake polls, ship produces
 

@@ -18,6 +18,10 @@ import (
 // commit is not known yet: it holds up the topic's readers.
 const earlyPatience = 100 * time.Millisecond
 
+// lateSteps is how many steps are shipped after their commit once one has been
+// produced for nothing: where every commit takes long, so few are produced twice.
+const lateSteps = 100
+
 // shipAll turns decided steps into Kafka transactions, in order: what is
 // committed and waits goes together, up to a byte cap. A step that nothing waits
 // before is produced while it commits. Any error ends the session; what was
@@ -99,6 +103,10 @@ func (s *session) shipment(first *departure) (batch []*payload, size int, next *
 // it before. It returns false where the step must be shipped later: it is
 // committed already, or done again, or takes long.
 func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (bool, error) {
+	if out.late > 0 {
+		out.late--
+		return false, nil
+	}
 	if d.early == nil || d.committed() {
 		return false, nil
 	}
@@ -121,11 +129,16 @@ func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 			return true, nil
 		}
 	case <-patience.C:
+		out.late = lateSteps
 	case <-ctx.Done():
 	}
-	// Also where the session ends: a transaction that is left open holds up the
-	// topic's readers until the next takeover.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	// Where the session ends as well: a transaction that is left open holds up the
+	// topic's readers until the next takeover. There is not much time then.
+	limit := transactionTimeout
+	if ctx.Err() != nil {
+		limit = time.Second
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if err := s.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
@@ -206,6 +219,8 @@ type outbound struct {
 	arena   []byte       // keys and values
 	records []kgo.Record // those not in use yet
 	all     []kgo.Record
+
+	late int // steps that are not to be produced before their commit
 }
 
 // reset makes room for a batch. What had grown beyond keep bytes for something

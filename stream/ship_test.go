@@ -25,14 +25,7 @@ func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
 		t.Fatalf("%d records, readers come to %d: an open transaction before the test", produced, readable)
 	}
 
-	lock, err := w.db.Pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = lock.Rollback(t.Context()) }() // as below
-	if _, err := lock.Exec(t.Context(), `LOCK TABLE subscribers_feedback IN SHARE MODE`); err != nil {
-		t.Fatal(err)
-	}
+	release := w.blockRows(`LOCK TABLE subscribers_feedback IN SHARE MODE`)
 	w.produce(0, w.campaign("c2", "r1").json())
 	envtest.Until(t, patience, func() error {
 		now, readable := w.ends()
@@ -47,14 +40,28 @@ func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
 	if err := w.compare(want); err != nil {
 		t.Errorf("before the commit: %v", err)
 	}
-	if err := lock.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	want["c2"] = w.subs["r1"]
 	w.expect(want)
 	w.checkLanes(svc)
 	if l := svc.Status().Lanes[0]; l.Epoch != 1 {
 		t.Errorf("epoch %d, want 1: the session has ended", l.Epoch)
+	}
+}
+
+// Where every commit takes long, steps are not produced twice.
+func TestSlowCommitsAreShippedOnce(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 10_000)
+	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.15); RETURN NULL; END';
+CREATE TRIGGER slow AFTER UPDATE OF seq ON dinnerbell.lane FOR EACH ROW EXECUTE FUNCTION slow()`)
+	w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": all})
+	// A step of 2,000 once for nothing, and a few markers.
+	if produced, _ := w.ends(); produced > 12_500 {
+		t.Errorf("%d offsets for 10,000 notifications", produced)
 	}
 }
 

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -16,7 +17,9 @@ func (s *session) readySink(ctx context.Context) error {
 	if _, err := s.sink.Exec(ctx, `SELECT pg_advisory_lock_shared(hashtext($1), $2)`, s.t.lane, s.lane.id); err != nil {
 		return fmt.Errorf("mark sink session as lane %d's: %w", s.lane.id, err)
 	}
-	return nil
+	skew, off, err := clockSkew(ctx, s.sink, time.Now)
+	s.ahead = skew + off
+	return err
 }
 
 // endPredecessors ends the connections of the lane's former owners. One whose
@@ -45,7 +48,7 @@ WHERE l.locktype = 'advisory' AND l.classid = hashtext($1)::oid AND l.objid = $2
 
 // stepStatements are what a step's transaction is made of.
 type stepStatements struct {
-	begin, copy, lane, insert, edit, repeat, move, outbox, clean, commit *statement
+	begin, copy, lane, insert, edit, repeat, move, outbox, clean, inTime, commit *statement
 }
 
 func newStepStatements(t tables) *stepStatements {
@@ -62,10 +65,11 @@ WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
 		move:   &statement{name: "move campaigns", stands: missed(errStale), sql: moveRowsSQL(t)},
 		outbox: &statement{name: "write outbox", sql: `INSERT INTO ` + t.outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
 		clean:  &statement{name: "clean outbox", sql: `DELETE FROM ` + t.outbox + ` WHERE lane = $1 AND seq <= $2`},
+		inTime: &statement{name: "look at the clock", stands: missed(errEnded), sql: `SELECT 1 / (extract(epoch FROM clock_timestamp()) < $1::float8)::int4`},
 		commit: &statement{name: "commit", sql: `COMMIT`},
 	}
 }
 
 func (q *stepStatements) all() []*statement {
-	return []*statement{q.begin, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.outbox, q.clean, q.commit}
+	return []*statement{q.begin, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.outbox, q.clean, q.inTime, q.commit}
 }

@@ -106,6 +106,9 @@ func (st *step) seal(now int64) {
 		st.rows[p.live.key()].state = stateFinished // the row is there: see decider.pick
 		return true
 	})
+	// In the order of the unique index: two lanes with the same campaign ids lock
+	// rows in the same order.
+	slices.SortFunc(st.picks, func(a, b *pick) int { return compareKeys(a.live.key(), b.live.key()) })
 	size := 0
 	for _, p := range st.picks {
 		p.wire = render(p.live.Campaign, now)

@@ -230,12 +230,17 @@ func (d *daemon) ask(ctx context.Context) (*status, error) {
 // here may lead to that.
 var errHalted = errors.New("halted")
 
-// wipeState deletes state.dir. The daemon must not run.
+// wipeState deletes state.dir of a daemon that was killed. Another fault may have
+// started it again in between: then it is killed again.
 func (d *daemon) wipeState() error {
-	if err := os.RemoveAll(d.dir); err != nil {
-		return fmt.Errorf("wipe state of %s: %w", d.name, err)
+	var err error
+	for range 5 {
+		if err = os.RemoveAll(d.dir); err == nil {
+			return nil
+		}
+		d.kill()
 	}
-	return nil
+	return fmt.Errorf("wipe state of %s: %w", d.name, err)
 }
 
 // copyState copies state.dir to where restoreState takes it from. The daemon is
