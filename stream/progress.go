@@ -85,6 +85,9 @@ type partitionFetch struct {
 	end       int64 // where to stop; not above what is committed
 }
 
+// fetchBytes is what one fetch brings, or a batch if that is more.
+const fetchBytes = 8 << 20
+
 // each calls fn for every committed record in [from, end), in order. It reads
 // all of them or returns an error, fn's if that is the first.
 func (f *partitionFetch) each(ctx context.Context, from int64, fn func(*kgo.Record) error) error {
@@ -124,13 +127,13 @@ func (f *partitionFetch) fetch(ctx context.Context, leader int32, at int64) (*km
 	req.ReplicaID = -1
 	req.MaxWaitMillis = 500
 	req.MinBytes = 1
-	req.MaxBytes = 8 << 20
+	req.MaxBytes = 2 * fetchBytes // never reached: kfake's answer would not say which transactions were aborted
 	req.IsolationLevel = 1 // read_committed
 	req.SessionEpoch = -1  // no fetch session
 	rt := kmsg.NewFetchRequestTopic()
 	rt.Topic, rt.TopicID = f.topic, f.topicID
 	rp := kmsg.NewFetchRequestTopicPartition()
-	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = f.partition, at, 8<<20
+	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = f.partition, at, fetchBytes
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
 
