@@ -214,10 +214,8 @@ func (c *committer) retriable(d *departure, failed error) error {
 		}
 		return nil
 	case errors.Is(failed, errEnded) && time.Now().Unix() >= d.st.earliest-1:
-		return nil
+		return nil // otherwise one of the clocks was set, and the next session compares them again
 	}
-	// Postgres' clock says that a campaign has ended and ours does not: one of
-	// them was set. The next session compares them again.
 	return fmt.Errorf("commit step %d: %w", d.seq, failed)
 }
 

@@ -128,8 +128,8 @@ func (f *partitionFetch) fetch(ctx context.Context, leader int32, at int64) (*km
 	req.MaxWaitMillis = 500
 	req.MinBytes = 1
 	req.MaxBytes = 2 * fetchBytes // never reached: kfake's answer would not say which transactions were aborted
-	req.IsolationLevel = 1 // read_committed
-	req.SessionEpoch = -1  // no fetch session
+	req.IsolationLevel = 1        // read_committed
+	req.SessionEpoch = -1         // no fetch session
 	rt := kmsg.NewFetchRequestTopic()
 	rt.Topic, rt.TopicID = f.topic, f.topicID
 	rp := kmsg.NewFetchRequestTopicPartition()
