@@ -55,7 +55,7 @@ func TestCommandLine(t *testing.T) {
 		"no daemon":       {args: []string{"status"}, code: 1, stderr: "no daemon is running with state.dir ./data"},
 		"capacity":        {args: []string{"capacity", "--subscriptions", "1e9"}, code: 0, stdout: "               resource  "},
 		"capacity json":   {args: []string{"capacity", "--json"}, code: 0, stdout: "{\n  \"workload\": {\n    \"subscriptions\": 10000000,"},
-		"one machine":     {args: []string{"capacity", "--one-machine", "1"}, code: 0, stdout: "1"},
+		"one machine":     {args: []string{"capacity", "--one-machine", "1"}, code: 0, stdout: "2"},
 		"no audience":     {args: []string{"capacity", "--audience", "0"}, code: 2, stderr: "--audience must be above zero"},
 		"overuse":         {args: []string{"capacity", "--use", "1.5"}, code: 2, stderr: "--use must be"},
 		"no units":        {args: []string{"capacity", "--units", "absent"}, code: 2, stderr: "absent"},

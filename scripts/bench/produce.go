@@ -91,7 +91,11 @@ func (st *stage) warmBroker(ctx context.Context) error {
 		return err
 	}
 	p := &produceLimit{broker: st.broker, topic: topic}
-	for sent := 0; sent < warmRecords; sent += l.total {
+	records := warmRecords
+	if st.opts.quick {
+		records /= 4
+	}
+	for sent := 0; sent < records; sent += l.total {
 		if err := p.prepare(ctx, l); err != nil {
 			return err
 		}
