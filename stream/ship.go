@@ -143,7 +143,6 @@ func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 	if err := s.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
 	}
-	failpoint.Hit("ship/aborted")
 	return false, nil
 }
 
