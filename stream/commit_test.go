@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
@@ -107,8 +109,8 @@ func TestNothingCommitsBehindAStepThatFailed(t *testing.T) {
 	}
 	s.seq++
 	again := w.stepFor(&c, "b") // accepts what the campaign table has, as if nobody had looked
-	if err := commitSteps(t, s, again, w.stepFor(&d, "a"), w.stepFor(&d, "b")); !errors.Is(err, errStale) {
-		t.Errorf("commit ended with %v, want %v", err, errStale)
+	if err := commitSteps(t, s, again, w.stepFor(&d, "a"), w.stepFor(&d, "b")); !errors.Is(err, errStale) || !strings.Contains(err.Error(), "(c, r1)") {
+		t.Errorf("commit ended with %v, want %v and the key", err, errStale)
 	}
 	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 1 {
 		t.Errorf("%d rows, want 1", n)
@@ -224,5 +226,73 @@ VALUES ('r1', 'large', '', '', '', 1, 2, 1, '` + many[0] + `', 1)`)
 	}
 	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 4001 {
 		t.Errorf("%d rows, want 4001", n)
+	}
+}
+
+// Postgres' clock refuses a step whose campaign ends: it is decided anew without
+// that campaign, the one behind it after it.
+func TestStepIsDecidedAnewAtTheEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	s := w.owner()
+	s.ahead = 2 * time.Second // so that Postgres refuses before the end is there
+	ending, other := w.campaign("ending", "r1"), w.campaign("other", "r1")
+	ending.End = time.Now().Unix() + 1
+	if err := commitSteps(t, s, w.stepFor(&ending, "a"), w.stepFor(&other, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'other'`); n != 1 {
+		t.Errorf("%d rows of the campaign that goes on, want 1", n)
+	}
+	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+	if n := w.db.Int(`SELECT seq FROM dinnerbell.lane`); n != 2 {
+		t.Errorf("the lane is at step %d, want 2", n)
+	}
+}
+
+// A clock that was set since the takeover ends the session: the next one compares
+// them again. It must not try the step for ever.
+func TestClockThatWasSetEndsTheSession(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	s := w.owner()
+	s.ahead = 2 * time.Hour
+	c := w.campaign("c", "r1") // ends in an hour
+	if err := commitSteps(t, s, w.stepFor(&c, "a")); !errors.Is(err, errEnded) {
+		t.Errorf("commit ended with %v, want %v", err, errEnded)
+	}
+	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 0 {
+		t.Errorf("%d rows, want none", n)
+	}
+}
+
+// What a lane asks for is planned by keys, also where the table was small when it
+// was last analyzed.
+func TestLookUpIsPlannedByKeys(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	s := w.owner()
+	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c' || i, 'r', 0, i, 0, '', '', '', '', 1, 2, 1, 'finished', '' FROM generate_series(1, 4) i`)
+	w.db.Exec(`ANALYZE dinnerbell.campaign`)
+	for name, c := range map[string]struct{ sql, types, args string }{
+		"ids": {knownIDsSQL(s.t), "text[]", `'{a,b}'`}, "keys": {knownKeysSQL(s.t), "text[], text[]", `'{a,b}', '{r,r}'`},
+	} {
+		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Fatal(err)
+		}
+		rows, err := s.reader.Query(t.Context(), `EXPLAIN EXECUTE `+name+`(`+c.args+`)`, pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := strings.Join(lines, "\n")
+		if scans := strings.Count(plan, "using campaign_pkey"); scans == 0 || scans != strings.Count(plan, "Index Cond: ((adv_campaign_id = ")+strings.Count(plan, "Index Cond: (adv_campaign_id = ") {
+			t.Errorf("the look-up of %s is planned as\n%s", name, plan)
+		}
 	}
 }

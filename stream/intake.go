@@ -277,8 +277,7 @@ func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) e
 	if len(byID) == 0 {
 		return nil
 	}
-	rows, err := conn.Query(ctx, `SELECT k.campaign FROM unnest($1::text[]) AS k(campaign)
-WHERE EXISTS (SELECT FROM `+s.t.campaign+` c WHERE c.adv_campaign_id = k.campaign)`, slices.Collect(maps.Keys(byID)))
+	rows, err := conn.Query(ctx, knownIDsSQL(s.t), slices.Collect(maps.Keys(byID)))
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
@@ -291,6 +290,20 @@ WHERE EXISTS (SELECT FROM `+s.t.campaign+` c WHERE c.adv_campaign_id = k.campaig
 		there = append(there, byID[id]...)
 	}
 	return s.lookUpKnown(ctx, conn, there)
+}
+
+// knownIDsSQL asks for each id by itself: LIMIT keeps the planner from turning it
+// into a join over the whole table.
+func knownIDsSQL(t tables) string {
+	return `SELECT k.campaign FROM unnest($1::text[]) AS k(campaign)
+CROSS JOIN LATERAL (SELECT FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign LIMIT 1) AS c`
+}
+
+func knownKeysSQL(t tables) string {
+	return `SELECT k.campaign, k.restaurant, coalesce(c.lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
+  EXISTS (SELECT FROM ` + t.campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
+FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+LEFT JOIN LATERAL (SELECT c.lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
 }
 
 // lookUpKnown is lookUp for messages whose ids the campaign table has.
@@ -307,10 +320,7 @@ func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*mess
 	if len(byKey) == 0 {
 		return nil
 	}
-	rows, err := conn.Query(ctx, `SELECT k.campaign, k.restaurant, coalesce(c.lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
-  EXISTS (SELECT FROM `+s.t.campaign+` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
-FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-LEFT JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant`, campaigns, restaurants)
+	rows, err := conn.Query(ctx, knownKeysSQL(s.t), campaigns, restaurants)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}

@@ -186,7 +186,8 @@ func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"big": clients("0000", 40_000), "r1": {"a"}})
-	w.cfg.StepClients = 5 // slow enough to be cut off
+	w.cfg.StepClients = 50
+	w.slowSteps("0.01") // 800 of them: they are cut off
 	svc, _ := w.start()
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); !s.Ready() {

@@ -54,8 +54,7 @@ func TestSlowCommitsAreShippedOnce(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)
 	w := newWorld(t, 1, map[string][]string{"r1": all})
-	w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.15); RETURN NULL; END';
-CREATE TRIGGER slow AFTER UPDATE OF seq ON dinnerbell.lane FOR EACH ROW EXECUTE FUNCTION slow()`)
+	w.slowSteps("0.15")
 	w.start()
 	w.produce(0, w.campaign("c1", "r1").json())
 	w.expect(map[string][]string{"c1": all})
@@ -63,6 +62,13 @@ CREATE TRIGGER slow AFTER UPDATE OF seq ON dinnerbell.lane FOR EACH ROW EXECUTE 
 	if produced, _ := w.ends(); produced > 12_500 {
 		t.Errorf("%d offsets for 10,000 notifications", produced)
 	}
+}
+
+// slowSteps has each step take so many seconds in Postgres.
+func (w *world) slowSteps(seconds string) {
+	w.Helper()
+	w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(` + seconds + `); RETURN NULL; END'`)
+	w.db.Exec(`CREATE TRIGGER slow AFTER UPDATE OF seq ON dinnerbell.lane FOR EACH ROW EXECUTE FUNCTION slow()`)
 }
 
 // ends is how many offsets the notifications topic has, and how many of them a

@@ -121,7 +121,6 @@ SET plan_cache_mode = force_generic_plan;
 SET enable_seqscan = off;
 SET enable_hashjoin = off;
 SET enable_mergejoin = off;
-SET enable_material = off;
 SET jit = off`
 
 func (s *session) openSink(ctx context.Context) (err error) {
