@@ -47,13 +47,16 @@ func openDeadLetters(ctx context.Context, cfg Config) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
 	}
-	if err := s.readLimits(ctx, opts); err != nil {
-		return nil, err
-	}
 	s.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(maxBatch))...)
 	if err != nil {
 		return nil, fmt.Errorf("make kafka client: %w", err)
 	}
+	found, err := readCluster(ctx, s.client, s.cfg.Kafka)
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	s.setLimits(found)
 	return s, nil
 }
 

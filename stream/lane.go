@@ -45,9 +45,10 @@ type laneCounts struct {
 func (l *lane) run(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
+	var violated unmet
 	for {
 		began := time.Now()
-		err := l.session(ctx)
+		err := violated.judge(l.session(ctx), l.id, l.svc.unmetPatience)
 		l.setState("stopped", err)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end, whatever it cut off: the next takeover reads what is true

@@ -147,17 +147,16 @@ func (r *replay) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("read kafka settings: %w", err)
 	}
-	if err := r.probe.readLimits(ctx, opts); err != nil {
-		return err
-	}
 	if r.probe.client, err = kgo.NewClient(opts...); err != nil {
 		return fmt.Errorf("make kafka client: %w", err)
 	}
-	ids, topics, err := readTopicIDs(ctx, r.probe.client, cfg.Kafka)
+	found, err := readCluster(ctx, r.probe.client, cfg.Kafka)
 	if err != nil {
 		return err
 	}
-	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, topics[cfg.Kafka.Campaigns].ID
+	r.probe.setLimits(found)
+	ids := found.ids(cfg.Kafka)
+	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, found.topics[cfg.Kafka.Campaigns].ID
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 )
 
@@ -33,6 +34,7 @@ type Service struct {
 
 	replaying       sync.Mutex // held by the replay under way
 	surveyCampaigns int        // see the constant
+	unmetPatience   time.Duration
 
 	mu        sync.Mutex // guards what is below
 	lanes     map[int32]*laneHandle
@@ -51,7 +53,7 @@ type laneHandle struct {
 
 // New makes a service; Run starts it.
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
-	return &Service{cfg: cfg.withDefaults(), store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1)}
+	return &Service{cfg: cfg.withDefaults(), store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, unmetPatience: unmetPatience, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1)}
 }
 
 // Run joins the group and works until ctx ends; then it drains and returns
@@ -62,7 +64,10 @@ func (s *Service) Run(ctx context.Context) error {
 		return fmt.Errorf("clear delivered cache: %w", err)
 	}
 	if err := s.awaitSinks(ctx); err != nil {
-		return nil // ctx ended: there is nothing to drain
+		if ctx.Err() != nil {
+			return nil // there is nothing to drain
+		}
+		return err
 	}
 	client, err := s.join(ctx)
 	if err != nil {
@@ -86,12 +91,14 @@ func (s *Service) Run(ctx context.Context) error {
 
 // awaitSinks waits until Postgres and Kafka answer and hold what setup has made.
 // A daemon that can do nothing must not join the group: as a static member it
-// would take the place of a healthy one of the same slot. It returns ctx's error.
+// would take the place of a healthy one of the same slot. It returns ctx's error,
+// or a *HaltError for a precondition that stays violated.
 func (s *Service) awaitSinks(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
+	var violated unmet
 	for {
-		err := s.reachSinks(ctx)
+		err := violated.judge(s.reachSinks(ctx), -1, s.unmetPatience)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -100,6 +107,9 @@ func (s *Service) awaitSinks(ctx context.Context) error {
 			return nil
 		}
 		s.setLastError(err.Error())
+		if halt, ok := errors.AsType[*HaltError](err); ok {
+			return halt
+		}
 		wait := pause.NextBackOff()
 		s.cfg.Logger.Warn("cannot begin yet", "error", err, "again_in", wait.Round(time.Millisecond))
 		select {
@@ -118,23 +128,10 @@ func (s *Service) reachSinks(ctx context.Context) error {
 		return err
 	}
 	defer closeConn(conn)
-	if err := checkLayout(ctx, conn, s.cfg.Sink.tables()); err != nil {
+	if err := met(readPreconditions(ctx, s.cfg, precondition.AtStart, conn, nil)); err != nil {
 		return err
 	}
-	if err := s.checkClock(ctx, conn, time.Now); err != nil {
-		return err
-	}
-	opts, err := s.cfg.Kafka.Client()
-	if err != nil {
-		return fmt.Errorf("read kafka settings: %w", err)
-	}
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return fmt.Errorf("make kafka client: %w", err)
-	}
-	defer client.Close()
-	_, _, err = readTopicIDs(ctx, client, s.cfg.Kafka)
-	return err
+	return s.checkClock(ctx, conn, time.Now)
 }
 
 func (s *Service) setLastError(text string) {

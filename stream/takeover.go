@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/precondition"
 )
 
 // transactionTimeout bounds how long a dead owner's open transaction can hold
@@ -88,8 +88,8 @@ func (s *session) confirm(ctx context.Context, err error) error {
 	return err
 }
 
-// connect is step 1 and the client of step 2: it raises the epoch and reads
-// which topics are there.
+// connect is step 1 and the client of step 2: it checks the preconditions and
+// raises the epoch.
 func (s *session) connect(ctx context.Context) error {
 	if err := s.openSink(ctx); err != nil {
 		return err
@@ -99,18 +99,23 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	s.ends.raise(s.topicEnds)
 	failpoint.Hit("takeover/epoch-raised")
-	if err := s.openKafka(ctx); err != nil {
+	return s.openKafka()
+}
+
+// checkPreconditions makes the session's checks, and keeps what they have read of
+// the cluster: the topics' ids and how large a record may be.
+func (s *session) checkPreconditions(ctx context.Context) error {
+	var found *cluster
+	if err := met(readPreconditions(ctx, s.cfg, precondition.AtSession, s.sink, &found)); err != nil {
 		return err
 	}
-	ids, topics, err := readTopicIDs(ctx, s.client, s.cfg.Kafka)
-	if err != nil {
-		return err
-	}
-	s.ids = ids
-	if n := len(topics[s.cfg.Kafka.Progress].Partitions); n <= int(s.lane.id) {
-		return fmt.Errorf("topic %s has %d partitions, fewer than topic %s; run `dinnerbell setup`", s.cfg.Kafka.Progress, n, s.cfg.Kafka.Campaigns)
-	}
+	s.ids = found.ids(s.cfg.Kafka)
+	s.setLimits(found)
 	return nil
+}
+
+func (s *session) setLimits(c *cluster) {
+	s.recordLimit, s.deadLimit = c.settings[s.cfg.Kafka.Notifications].maxMessage(), c.settings[s.cfg.Kafka.DeadLetters].maxMessage()
 }
 
 // laneSettings have each statement planned once per session, and by keys: what a
@@ -137,15 +142,8 @@ func (s *session) openSink(ctx context.Context) (err error) {
 	if _, err := s.reader.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
 	}
-	if err := checkLayout(ctx, s.sink, s.t); err != nil {
+	if err := s.checkPreconditions(ctx); err != nil {
 		return err
-	}
-	index, err := uniqueIndex(ctx, s.sink, s.t)
-	if err != nil {
-		return err
-	}
-	if index == "" {
-		return fmt.Errorf("feedback table %s has no valid unique index on (adv_campaign_id, client_id); run `dinnerbell setup`", s.t.feedback)
 	}
 	s.sql = newStepStatements(s.t)
 	if err := prepare(ctx, s.sink, s.sql.all()...); err != nil {
@@ -176,10 +174,6 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 	return nil
 }
 
-// maxBatch caps what a topic that takes huge messages lets through: a request
-// must stay under Kafka's socket.request.max.bytes, 100 MiB by default.
-const maxBatch = 64 << 20
-
 // fence is steps 2 and 3: after InitProducerID nobody else can add to the
 // lane's transactions, so the K that is read is final.
 func (s *session) fence(ctx context.Context) error {
@@ -197,13 +191,10 @@ func (s *session) fence(ctx context.Context) error {
 
 // openKafka makes the one client of the session: transactional producer and
 // direct consumer of the lane's partition.
-func (s *session) openKafka(ctx context.Context) error {
+func (s *session) openKafka() error {
 	opts, err := s.cfg.Kafka.Client()
 	if err != nil {
 		return fmt.Errorf("read kafka settings: %w", err)
-	}
-	if err := s.readLimits(ctx, opts); err != nil {
-		return err
 	}
 	sticky, manual := kgo.StickyKeyPartitioner(nil), kgo.ManualPartitioner()
 	s.client, err = kgo.NewClient(append(opts,
@@ -235,53 +226,6 @@ func (s *session) openKafka(ctx context.Context) error {
 	}
 	s.client.PauseFetchTopics(s.cfg.Kafka.Campaigns) // until the takeover is complete
 	return nil
-}
-
-// readLimits learns how large a record may be before the producer is made.
-func (s *session) readLimits(ctx context.Context, opts []kgo.Opt) error {
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return fmt.Errorf("make kafka client: %w", err)
-	}
-	defer client.Close()
-	adm := kadm.NewClient(client)
-	if s.recordLimit, err = maxMessageBytes(ctx, adm, s.cfg.Kafka.Notifications); err != nil {
-		return err
-	}
-	s.deadLimit, err = maxMessageBytes(ctx, adm, s.cfg.Kafka.DeadLetters)
-	s.recordLimit, s.deadLimit = min(s.recordLimit, maxBatch), min(s.deadLimit, maxBatch)
-	return err
-}
-
-// topicIDs are what the lane's positions count in, as text for Postgres, and
-// the progress topic's id as fetch requests need it.
-type topicIDs struct {
-	cluster, campaigns, notifications string
-	progressText                      string
-	progress                          kadm.TopicID
-}
-
-// knownIDs are those that the lane row was made with.
-type knownIDs struct{ cluster, campaigns, notifications, progress string }
-
-// readTopicIDs reads the identity of the cluster and of the three topics.
-func readTopicIDs(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (topicIDs, kadm.TopicDetails, error) {
-	meta, err := kadm.NewClient(client).Metadata(ctx, cfg.Campaigns, cfg.Notifications, cfg.Progress)
-	if err != nil {
-		return topicIDs{}, nil, fmt.Errorf("read kafka metadata: %w", err)
-	}
-	for _, topic := range []string{cfg.Campaigns, cfg.Notifications, cfg.Progress} {
-		if d, ok := meta.Topics[topic]; !ok || d.Err != nil {
-			return topicIDs{}, nil, fmt.Errorf("topic %s: %w; `dinnerbell setup` creates topics that are missing", topic, d.Err)
-		}
-	}
-	return topicIDs{
-		cluster:       meta.Cluster,
-		campaigns:     meta.Topics[cfg.Campaigns].ID.String(),
-		notifications: meta.Topics[cfg.Notifications].ID.String(),
-		progressText:  meta.Topics[cfg.Progress].ID.String(),
-		progress:      meta.Topics[cfg.Progress].ID,
-	}, meta.Topics, nil
 }
 
 type partitionerFunc func(topic string) kgo.TopicPartitioner

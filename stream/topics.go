@@ -17,10 +17,6 @@ import (
 // header 61 bytes, record header and lengths, with margin.
 const headroom = 512
 
-// defaultMaxMessage is Kafka's default of max.message.bytes, used where the
-// topic's own cannot be read.
-const defaultMaxMessage = 1048588
-
 // SetupTopics creates the topics that are missing and gives the progress topic
 // as many partitions as the campaigns topic has. It says what it did, one line
 // each. Safe to repeat.
@@ -62,14 +58,14 @@ func (s *topicSetup) campaigns(ctx context.Context) error {
 // outputs makes room for what may come through: a dead letter carries the
 // refused value and headers, so its topic takes larger messages than the input.
 func (s *topicSetup) outputs(ctx context.Context) error {
-	limit, err := maxMessageBytes(ctx, s.adm, s.cfg.Campaigns)
+	settings, err := readSettings(ctx, s.adm, s.cfg.Campaigns)
 	if err != nil {
 		return err
 	}
 	if err := s.ensure(ctx, s.cfg.Notifications, s.lanes, nil); err != nil {
 		return err
 	}
-	larger := strconv.Itoa(limit + 64<<10)
+	larger := strconv.FormatInt(settings[s.cfg.Campaigns].number("max.message.bytes", defaultMaxMessage)+64<<10, 10)
 	return s.ensure(ctx, s.cfg.DeadLetters, s.lanes, map[string]*string{"max.message.bytes": &larger})
 }
 
@@ -129,31 +125,4 @@ func (s *topicSetup) partitions(ctx context.Context, topic string) (int32, error
 		return 0, fmt.Errorf("describe topic %s: %w", topic, err)
 	}
 	return n, nil
-}
-
-// maxMessageBytes reads the largest batch that a topic accepts.
-func maxMessageBytes(ctx context.Context, adm *kadm.Client, topic string) (int, error) {
-	configs, err := adm.DescribeTopicConfigs(ctx, topic)
-	if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed) {
-		return defaultMaxMessage, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("read settings of topic %s: %w", topic, err)
-	}
-	for _, rc := range configs {
-		if errors.Is(rc.Err, kerr.TopicAuthorizationFailed) {
-			return defaultMaxMessage, nil
-		}
-		if rc.Err != nil {
-			return 0, fmt.Errorf("read settings of topic %s: %w", topic, rc.Err)
-		}
-		for _, c := range rc.Configs {
-			if c.Key == "max.message.bytes" && c.Value != nil {
-				if n, err := strconv.Atoi(*c.Value); err == nil {
-					return n, nil
-				}
-			}
-		}
-	}
-	return defaultMaxMessage, nil
 }

@@ -31,6 +31,8 @@ type world struct {
 	store   *state.Store
 	barrier Barrier
 	subs    map[string][]string // restaurant → clients
+
+	unmetPatience time.Duration // of start's services; 0: the usual
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -96,6 +98,9 @@ func (w *world) openStore() *state.Store {
 func (w *world) start() (svc *Service, stop func()) {
 	w.Helper()
 	svc = New(w.cfg, w.store, w.barrier)
+	if w.unmetPatience > 0 {
+		svc.unmetPatience = w.unmetPatience
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- svc.Run(ctx) }()

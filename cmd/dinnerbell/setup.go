@@ -29,6 +29,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		what string
 		do   func() ([]string, error)
 	}{
+		{"check sink and topics", func() ([]string, error) { return nil, stream.CheckSetup(ctx, sink) }},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
 		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink) }},

@@ -1,0 +1,128 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// defaultMaxMessage is Kafka's default of max.message.bytes, used where the
+// topic's own cannot be read.
+const defaultMaxMessage = 1048588
+
+// maxBatch caps what a topic that takes huge messages lets through: a request
+// must stay under Kafka's socket.request.max.bytes, 100 MiB by default.
+const maxBatch = 64 << 20
+
+// topics lists the four, each once.
+func (c KafkaConfig) topics() []string {
+	return slices.Compact(slices.Sorted(slices.Values([]string{c.Campaigns, c.Notifications, c.DeadLetters, c.Progress})))
+}
+
+// cluster is what the metadata and the topics' settings say of a Kafka cluster.
+type cluster struct {
+	id       string
+	topics   kadm.TopicDetails
+	settings map[string]topicSettings
+}
+
+// topicSettings are a topic's settings by name; nil where they may not be read,
+// or the topic is missing.
+type topicSettings map[string]kadm.Config
+
+// number reads a setting; fallback where it is not known.
+func (t topicSettings) number(name string, fallback int64) int64 {
+	c, ok := t[name]
+	if !ok {
+		return fallback
+	}
+	if n, err := strconv.ParseInt(c.MaybeValue(), 10, 64); err == nil {
+		return n
+	}
+	return fallback
+}
+
+// maxMessage is the largest batch that the topic accepts and we send.
+func (t topicSettings) maxMessage() int {
+	return int(min(t.number("max.message.bytes", defaultMaxMessage), maxBatch))
+}
+
+// readCluster reads both in one go. A topic that is missing carries its error; a
+// right that is missing leaves settings out.
+func readCluster(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (*cluster, error) {
+	adm := kadm.NewClient(client)
+	meta, err := adm.Metadata(ctx, cfg.topics()...)
+	if err != nil {
+		return nil, fmt.Errorf("read kafka metadata: %w", err)
+	}
+	c := &cluster{id: meta.Cluster, topics: meta.Topics}
+	c.settings, err = readSettings(ctx, adm, cfg.topics()...)
+	return c, err
+}
+
+// readSettings reads the settings of topics that exist.
+func readSettings(ctx context.Context, adm *kadm.Client, topics ...string) (map[string]topicSettings, error) {
+	described, err := adm.DescribeTopicConfigs(ctx, topics...)
+	if err != nil {
+		return nil, fmt.Errorf("read settings of topics: %w", err)
+	}
+	out := make(map[string]topicSettings, len(topics))
+	for _, topic := range described {
+		switch {
+		case errors.Is(topic.Err, kerr.TopicAuthorizationFailed), errors.Is(topic.Err, kerr.UnknownTopicOrPartition):
+			continue
+		case topic.Err != nil:
+			return nil, fmt.Errorf("read settings of topic %s: %w", topic.Name, topic.Err)
+		}
+		settings := make(topicSettings, len(topic.Configs))
+		for _, c := range topic.Configs {
+			settings[c.Key] = c
+		}
+		out[topic.Name] = settings
+	}
+	return out, nil
+}
+
+// topicIDs are what the lane's positions count in, as text for Postgres, and
+// the progress topic's id as fetch requests need it.
+type topicIDs struct {
+	cluster, campaigns, notifications string
+	progressText                      string
+	progress                          kadm.TopicID
+}
+
+// knownIDs are those that the lane row was made with.
+type knownIDs struct{ cluster, campaigns, notifications, progress string }
+
+// ids gives the identity of the cluster and of the three topics that a lane
+// counts in.
+func (c *cluster) ids(cfg KafkaConfig) topicIDs {
+	return topicIDs{
+		cluster:       c.id,
+		campaigns:     c.topics[cfg.Campaigns].ID.String(),
+		notifications: c.topics[cfg.Notifications].ID.String(),
+		progressText:  c.topics[cfg.Progress].ID.String(),
+		progress:      c.topics[cfg.Progress].ID,
+	}
+}
+
+// readTopicIDs reads the metadata alone, for those who own no lane.
+func readTopicIDs(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (topicIDs, kadm.TopicDetails, error) {
+	meta, err := kadm.NewClient(client).Metadata(ctx, cfg.Campaigns, cfg.Notifications, cfg.Progress)
+	if err != nil {
+		return topicIDs{}, nil, fmt.Errorf("read kafka metadata: %w", err)
+	}
+	for _, topic := range slices.Sorted(maps.Keys(meta.Topics)) {
+		if err := meta.Topics[topic].Err; err != nil {
+			return topicIDs{}, nil, fmt.Errorf("topic %s: %w; `dinnerbell setup` creates topics that are missing", topic, err)
+		}
+	}
+	return (&cluster{id: meta.Cluster, topics: meta.Topics}).ids(cfg), meta.Topics, nil
+}

@@ -1,0 +1,133 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/precondition"
+)
+
+// facts is what the preconditions of the sink and of Kafka look at.
+type facts struct {
+	cfg     Config
+	t       tables
+	moment  precondition.Moment
+	conn    *pgx.Conn    // to the sink
+	adm     *kadm.Client // for what a check reads beyond cluster
+	cluster *cluster     // read before the checks
+}
+
+// preconditions is the one list of what a guarantee rests on in the sink and in
+// Kafka. A check that is not made at setup is about what setup makes.
+func preconditions() []precondition.Check[*facts] {
+	return slices.Concat(sinkPreconditions, kafkaPreconditions)
+}
+
+// Preconditions makes the checks of a moment, each on the sink and the cluster as
+// they are now. The error says what kept facts from being read; the report then
+// holds what could be read.
+func Preconditions(ctx context.Context, cfg Config, moment precondition.Moment) (precondition.Report, error) {
+	cfg = cfg.withDefaults()
+	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(conn)
+	return readPreconditions(ctx, cfg, moment, conn, nil)
+}
+
+// readPreconditions makes the checks over a connection to the sink and a client
+// of its own to Kafka. It keeps what it has read of the cluster in *found, unless
+// that is nil.
+func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found **cluster) (precondition.Report, error) {
+	opts, err := cfg.Kafka.Client()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	f := &facts{cfg: cfg, t: cfg.Sink.tables(), moment: moment, conn: conn, adm: kadm.NewClient(client)}
+	if f.cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*cluster, error) { return readCluster(ctx, client, cfg.Kafka) }); err != nil {
+		return nil, err
+	}
+	if found != nil {
+		*found = f.cluster
+	}
+	return precondition.Run(ctx, preconditions(), moment, f)
+}
+
+// unmetError is a precondition that does not hold.
+type unmetError struct{ precondition.Finding }
+
+// Error says what does not hold and how to mend it.
+func (e *unmetError) Error() string { return e.String() }
+
+// halt turns it into what stops the daemon. Lane -1 is all of them.
+func (e *unmetError) halt(lane int32) *HaltError {
+	f := e.Finding
+	f.Fix = ""
+	return &HaltError{Lane: lane, What: f.String(), Hint: e.Fix + "; then start the daemon again"}
+}
+
+// setupMends tells that the violation is about what `dinnerbell setup` makes.
+func (e *unmetError) setupMends() bool {
+	return slices.ContainsFunc(preconditions(), func(c precondition.Check[*facts]) bool {
+		return c.Name == e.Name && c.At&precondition.AtSetup == 0
+	})
+}
+
+// met is nil where every precondition of a report holds.
+func met(report precondition.Report, err error) error {
+	if violation, ok := report.Violation(); ok {
+		return &unmetError{violation}
+	}
+	return err
+}
+
+// CheckSetup makes the checks that belong before `setup`. It returns a *HaltError
+// for a precondition that does not hold.
+func CheckSetup(ctx context.Context, cfg Config) error {
+	err := met(Preconditions(ctx, cfg, precondition.AtSetup))
+	if unmet, ok := errors.AsType[*unmetError](err); ok {
+		return unmet.halt(-1)
+	}
+	return err
+}
+
+// unmetPatience is how long the same precondition may be violated before that
+// ends a lane or the daemon: a migration takes several statements.
+const unmetPatience = time.Minute
+
+// unmet remembers since when a precondition is violated.
+type unmet struct {
+	name  string
+	since time.Time
+}
+
+// judge returns err, or a halt in its place where err is a precondition that has
+// been violated for longer than the patience. What setup makes is waited for
+// without end: a deployment may start the daemon first.
+func (u *unmet) judge(err error, lane int32, patience time.Duration) error {
+	violation, ok := errors.AsType[*unmetError](err)
+	if !ok {
+		*u = unmet{}
+		return err
+	}
+	if violation.Name != u.name {
+		*u = unmet{name: violation.Name, since: time.Now()}
+	}
+	if violation.setupMends() || time.Since(u.since) < patience {
+		return err
+	}
+	return violation.halt(lane)
+}

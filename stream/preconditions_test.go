@@ -1,0 +1,52 @@
+package stream
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/precondition"
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// A daemon that is started before setup has run waits for it and names it.
+func TestStartWaitsForSetup(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 5)})
+	w.cfg.Kafka.Progress = w.kafka.Topic("short", 1, map[string]string{"cleanup.policy": "compact"})
+	w.unmetPatience = time.Nanosecond
+	svc, _ := w.start()
+	envtest.Until(t, patience, func() error {
+		if last := svc.Status().LastError; !strings.Contains(last, "fewer than the 2") || !strings.Contains(last, "dinnerbell setup") {
+			return errors.New(last)
+		}
+		return nil
+	})
+	if _, err := SetupTopics(t.Context(), w.cfg); err != nil {
+		t.Fatal(err)
+	}
+	w.produce(1, w.campaign("c", "r1").json())
+	w.expect(map[string][]string{"c": w.subs["r1"]})
+}
+
+// A violation halts only once it has lasted, and what setup makes never does.
+func TestViolationHaltsOnceItHasLasted(t *testing.T) {
+	t.Parallel()
+	lasting := &unmetError{precondition.Finding{Name: "kafka.other", Object: "topic t", Found: "it is wrong", Fix: "MEND IT"}}
+	mended := &unmetError{precondition.Finding{Name: "kafka.topics", Object: "topic t", Found: "it is missing", Fix: "dinnerbell setup"}}
+	var u unmet
+	if err := u.judge(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
+		t.Errorf("a young violation gives %v", err)
+	}
+	halt, ok := errors.AsType[*HaltError](u.judge(lasting, 3, 0))
+	if !ok || halt.Lane != 3 || halt.What != "topic t: it is wrong" || !strings.HasPrefix(halt.Hint, "MEND IT") {
+		t.Errorf("a lasting violation gives %+v", halt)
+	}
+	if err := u.judge(mended, 3, 0); !errors.Is(err, error(mended)) {
+		t.Errorf("what setup mends gives %v", err)
+	}
+	if err := u.judge(nil, 3, time.Hour); err != nil || u.name != "" {
+		t.Errorf("met again: %v, %q is remembered", err, u.name)
+	}
+}
