@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
+	"net"
 	"strings"
 	"time"
 
@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/state"
 )
 
@@ -27,25 +28,45 @@ const (
 	// writeTimeout bounds one status message. They are tiny; a server that has
 	// not made room for one in this time reads nothing any more.
 	writeTimeout = 30 * time.Second
+	// statementCache is pgx's default: more than the statements that there are.
+	statementCache = 512
 	// closeTimeout bounds the goodbye.
 	closeTimeout = 2 * time.Second
 )
 
-// sessionSettings undo what a role or a database may have been given for its
-// interactive users: a statement_timeout cuts a snapshot, an
-// idle_session_timeout the barrier's connection. With synchronous_commit =
-// local the barrier's own commit reaches the disk without waiting for standbys.
-var sessionSettings = map[string]string{
-	"client_encoding":                     "UTF8",
-	"statement_timeout":                   "0",
-	"lock_timeout":                        "0",
-	"idle_in_transaction_session_timeout": "0",
-	"idle_session_timeout":                "0", // new in 14, the oldest that is served
-	"synchronous_commit":                  "local",
-}
+// asBytes is Postgres' name for no encoding at all.
+// https://www.postgresql.org/docs/current/multibyte.html
+const asBytes = "SQL_ASCII"
+
+// keepAlive finds a server that is gone without a word while nothing but an answer
+// is waited for, as in a COPY: by default that takes minutes.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
+
+// sessionSettings are what every connection to the source pins.
+//
+// The keepalives end a backend whose daemon is gone, without a word, within half
+// a minute: it may hold a snapshot and, in a temporary slot, WAL. Without
+// tcp_user_timeout one in the middle of a COPY would wait for the kernel, some
+// 15 minutes. It also ends a connection whose reader stands still for that long,
+// so it is longer than any pause of a healthy one.
+var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
+	{Name: "synchronous_commit", Value: "local"}, // the barrier's own commit does not wait for standbys
+	{Name: "row_security", Value: "off"},         // a policy is an error, not a filter that nobody sees
+	{Name: "tcp_keepalives_idle", Value: "15"},
+	{Name: "tcp_keepalives_interval", Value: "5"},
+	{Name: "tcp_keepalives_count", Value: "3"},
+	{Name: "tcp_user_timeout", Value: "120000"},
+})
+
+// walsenderSettings differ for a walsender: its client stands still while the disk
+// is full, and answers all the same. wal_sender_timeout ends it when no answer
+// comes.
+var walsenderSettings = pgsession.Merge(sessionSettings, []pgsession.Setting{
+	{Name: "tcp_user_timeout", Value: "0"},
+})
 
 // options reads the URL again and gives a connection's options.
-func (c *Config) options() (*pgx.ConnConfig, error) {
+func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
 	url, err := c.URL()
 	if err != nil {
 		return nil, fmt.Errorf("read source URL: %w", err)
@@ -54,8 +75,14 @@ func (c *Config) options() (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse source URL: %w", err)
 	}
-	maps.Copy(o.RuntimeParams, sessionSettings)
-	o.RuntimeParams["application_name"] = c.ApplicationName
+	settings = pgsession.Merge(settings, []pgsession.Setting{{Name: "application_name", Value: c.ApplicationName}})
+	pgsession.Startup(o, settings)
+	delete(o.RuntimeParams, "replication")
+	// The URL may ask for pgx's other ways to run a query, which read some values
+	// as text.
+	o.DefaultQueryExecMode, o.StatementCacheCapacity = pgx.QueryExecModeCacheStatement, statementCache
+	o.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return pin(ctx, conn, settings) }
+	o.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
 	// The walsender flushes message by message, a COPY every 8 KiB; much fits into
 	// one read.
 	o.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
@@ -67,9 +94,27 @@ func (c *Config) options() (*pgx.ConnConfig, error) {
 	return o, nil
 }
 
+// pin makes the settings in a session that has begun, see [pgsession.SQL].
+//
+// A database of encoding SQL_ASCII holds any bytes, and its server refuses to send
+// a value that is not UTF-8 to a client that wants UTF-8: one such value in any
+// column would end every snapshot and the stream. Such a client gets the bytes as
+// they are, and leaves out ids that are not UTF-8.
+func pin(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if conn.ParameterStatus("server_encoding") == asBytes {
+		settings = pgsession.Merge(settings, []pgsession.Setting{{Name: "client_encoding", Value: asBytes}})
+	}
+	if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
+		return fmt.Errorf("pin settings: %w", err)
+	}
+	return nil
+}
+
 // dialSQL opens an ordinary connection.
 func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
-	o, err := c.options()
+	o, err := c.options(sessionSettings)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +124,7 @@ func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
 
 // dialReplication opens a connection to a walsender.
 func (c *Config) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
-	o, err := c.options()
+	o, err := c.options(walsenderSettings)
 	if err != nil {
 		return nil, err
 	}

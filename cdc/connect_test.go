@@ -83,9 +83,9 @@ func TestPasswordRotated(t *testing.T) {
 func TestPgBouncer(t *testing.T) {
 	t.Parallel()
 	swallow := "extra_float_digits, replication"
-	for name := range sessionSettings {
-		if name != "client_encoding" {
-			swallow += ", " + name
+	for _, s := range sessionSettings {
+		if s.Name != "client_encoding" {
+			swallow += ", " + s.Name
 		}
 	}
 	for _, c := range []struct {

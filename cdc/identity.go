@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/state"
 )
 
@@ -77,6 +78,7 @@ func (c *Config) inspectOnce(ctx context.Context, sql *pgx.Conn) (*catalog, erro
 		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
 	}
 	cat := &catalog{source: state.Source{Slot: c.Slot, Publication: c.Publication, Schema: c.Schema, Table: c.Table}}
+	cat.source.Catalog = "text " + pgsession.TextVersion() + ";"
 	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{
 		c.inspectServer, c.inspectTable, c.inspectColumns, c.inspectIdentity, c.inspectPublication,
 	} {

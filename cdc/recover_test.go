@@ -217,11 +217,11 @@ func TestHalts(t *testing.T) {
 		{"unlogged", `ALTER TABLE subscribers_restaurants SET UNLOGGED`, "is unlogged", "SET LOGGED"},
 		{"foreign partition", `DROP TABLE subscribers_restaurants; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER elsewhere FOREIGN DATA WRAPPER w;
 			CREATE TABLE subscribers_restaurants (id int NOT NULL, client_id text, restaurant_id text) PARTITION BY LIST (id);
-			CREATE FOREIGN TABLE far PARTITION OF subscribers_restaurants FOR VALUES IN (1) SERVER elsewhere`, "far of \"public\".\"subscribers_restaurants\" is a foreign table", "DETACH PARTITION far"},
+			CREATE FOREIGN TABLE far PARTITION OF subscribers_restaurants FOR VALUES IN (1) SERVER elsewhere`, "far of \"public\".\"subscribers_restaurants\" is a foreign table", "DETACH PARTITION public.far"},
 		{"unlogged partition", `DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY LIST (id);
-			CREATE UNLOGGED TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1)`, "near of \"public\".\"subscribers_restaurants\" is unlogged", "TABLE near SET LOGGED"},
+			CREATE UNLOGGED TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1)`, "near of \"public\".\"subscribers_restaurants\" is unlogged", "TABLE public.near SET LOGGED"},
 		{"partition without identity", `DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY LIST (id);
-			CREATE TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1); ALTER TABLE near REPLICA IDENTITY NOTHING`, "not in the replica identity of near", "TABLE near REPLICA IDENTITY FULL"},
+			CREATE TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1); ALTER TABLE near REPLICA IDENTITY NOTHING`, "not in the replica identity of public.near", "TABLE public.near REPLICA IDENTITY FULL"},
 		{"generated column", `ALTER TABLE subscribers_restaurants DROP client_id, ADD client_id text GENERATED ALWAYS AS ('c' || restaurant_id) STORED`, "is generated", "stored column"},
 		{"no column", `ALTER TABLE subscribers_restaurants DROP client_id`, `no column "client_id"`, "source.columns"},
 	} {

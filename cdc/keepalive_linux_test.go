@@ -1,0 +1,35 @@
+package cdc
+
+import (
+	"syscall"
+	"testing"
+)
+
+// A server that is gone without a word is noticed by the kernel within a minute.
+func TestKeepAliveOfOurOwn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	conn, err := r.cfg.dialSQL(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn.PgConn())
+	socket, ok := conn.PgConn().Conn().(syscall.Conn)
+	if !ok {
+		t.Fatal("the connection is no socket")
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = raw.Control(func(fd uintptr) {
+		for name, option := range map[string]int{"idle": syscall.TCP_KEEPIDLE, "interval": syscall.TCP_KEEPINTVL, "count": syscall.TCP_KEEPCNT} {
+			if n, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, option); err != nil || n > 15 {
+				t.Errorf("keepalive %s is %d, %v; want 15 at most", name, n, err)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
