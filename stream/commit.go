@@ -208,7 +208,7 @@ func (c *committer) land(ctx context.Context, failed error) error {
 func (c *committer) retriable(d *departure, failed error) error {
 	switch {
 	case errors.Is(failed, errNotified):
-		c.lane.conflicts.Add(1)
+		c.lane.svc.counters.conflicts.Add(1)
 		for _, k := range d.st.picks {
 			k.live.contested.Store(true)
 		}
@@ -346,7 +346,7 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
 		}
 		return err
 	})
-	s.lane.known.Add(int64(k.clients.Len() - written.Len()))
+	s.lane.svc.counters.misses.Add(int64(k.clients.Len() - written.Len()))
 	return written, err
 }
 

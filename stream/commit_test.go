@@ -89,7 +89,7 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 15 {
 		t.Errorf("%d rows, want 15", n)
 	}
-	if n := s.lane.conflicts.Load(); n != 2 {
+	if n := s.lane.svc.counters.conflicts.Load(); n != 2 {
 		t.Errorf("%d conflicts, want 2", n)
 	}
 	if n := w.db.Int(`SELECT seq FROM dinnerbell.lane`); n != 5 {

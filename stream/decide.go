@@ -122,6 +122,7 @@ func (d *decider) acceptNext(st *step) bool {
 	if m.dead != nil {
 		d.s.fitDeadLetter(m.dead)
 		st.dead = append(st.dead, *m.dead)
+		st.outcomes = append(st.outcomes, outcome{kind: outcomeDead, offset: m.offset, reason: m.dead.reason})
 		st.size += len(m.dead.value)
 		return true
 	}
@@ -182,6 +183,7 @@ func (d *decider) install(st *step, m *message, before *known, now known) {
 	case l.End <= time.Now().Unix():
 		r.state = stateExpired
 		st.expired++
+		st.noteExpired(l, before)
 	case l.Start <= m.fresh.Unix(): // otherwise it meets the subscriptions of its start
 		l.started = true
 		d.sched.add(l)
@@ -282,6 +284,9 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 		st.picks = append(st.picks, &pick{live: l, clients: clients})
 	}
 	if done {
+		if l.cursor == "" { // no client of the restaurant was ever looked at
+			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.version.offset})
+		}
 		st.progress(l, stateFinished)
 	} else {
 		st.progress(l, statePending)
@@ -311,7 +316,7 @@ func (d *decider) servable(clients *state.IDList, l *live) *state.IDList {
 			if id := clients.At(j); fits(id) {
 				kept.Append(id)
 			} else {
-				d.s.lane.unservable.Add(1)
+				d.s.lane.svc.counters.unservable.Add(1)
 				d.s.cfg.Logger.Warn("client id is too long to be notified", "bytes", id.TextLen(), "begins", id.Text()[:min(id.TextLen(), 64)])
 			}
 		}

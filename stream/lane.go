@@ -19,10 +19,7 @@ type lane struct {
 	svc *Service
 	id  int32
 
-	conflicts  atomic.Int64 // steps that were done again by ON CONFLICT
-	known      atomic.Int64 // clients that Postgres knew and the delivered cache did not
-	unservable atomic.Int64 // clients whose id is too long
-	waiting    atomic.Bool  // for the freshness barrier
+	waiting atomic.Bool // for the freshness barrier
 
 	replays chan *laneReplay           // a replay asks the session
 	replay  atomic.Pointer[laneReplay] // the one under way
@@ -111,6 +108,8 @@ func (l *lane) noteTakeover(s *session) {
 }
 
 func (l *lane) noteDecided(st *step, p *payload) {
+	l.svc.counters.decided.Add(int64(p.notifications()))
+	l.noteOutcomes(st)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Decided = p.seq
@@ -126,6 +125,7 @@ func (l *lane) noteShipped(batch []*payload) {
 	for _, p := range batch {
 		l.status.Shipped = p.seq
 		l.counts.shipped += int64(p.notifications())
+		l.svc.counters.shipped.Add(int64(p.notifications()))
 	}
 }
 

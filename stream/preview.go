@@ -24,6 +24,9 @@ type Preview struct {
 	Audience int64 `json:"audience"`
 	Have     int64 `json:"have"`
 	Notified int64 `json:"notified"`
+	// Hint names a restaurant that has subscriptions and whose id SQL may take for
+	// this one's, where this one has none.
+	Hint string `json:"hint,omitempty"`
 }
 
 // Preview judges a message as a lane does, against subscriptions as fresh as a
@@ -67,6 +70,9 @@ func (s *session) countAudience(ctx context.Context, m *message, p *Preview) err
 	}
 	if p.Audience, err = s.lane.svc.store.Audience(restaurant); err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
+	}
+	if p.Audience == 0 {
+		p.Hint = similarHint(s.lane.svc.store, m.campaign.RestaurantID)
 	}
 	if err := s.loadDelivered(ctx, s.reader, m); err != nil {
 		return err

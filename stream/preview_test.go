@@ -1,6 +1,9 @@
 package stream
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // A preview says what then happens.
 func TestPreview(t *testing.T) {
@@ -32,6 +35,9 @@ func TestPreview(t *testing.T) {
 		if err != nil || *got != tc.want {
 			t.Errorf("%s: %+v, %v; want %+v", name, got, err, tc.want)
 		}
+	}
+	if p, err := svc.Preview(t.Context(), w.campaign("c", "R1 ").json()); err != nil || p.Audience != 0 || !strings.Contains(p.Hint, `"r1"`) {
+		t.Errorf("an id that differs in letter case: %+v, %v", p, err)
 	}
 	if n := w.delivered(); n != 0 {
 		t.Errorf("%d pairs are left in the delivered cache", n)

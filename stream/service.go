@@ -36,6 +36,9 @@ type Service struct {
 	surveyCampaigns int        // see the constant
 	unmetPatience   time.Duration
 
+	counters counters
+	outcomes outcomeLog
+
 	mu        sync.Mutex // guards what is below
 	lanes     map[int32]*laneHandle
 	assigned  bool
@@ -53,7 +56,11 @@ type laneHandle struct {
 
 // New makes a service; Run starts it.
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
-	return &Service{cfg: cfg.withDefaults(), store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, unmetPatience: unmetPatience, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1)}
+	cfg = cfg.withDefaults()
+	return &Service{
+		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, unmetPatience: unmetPatience,
+		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
+	}
 }
 
 // Run joins the group and works until ctx ends; then it drains and returns
@@ -74,6 +81,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
+	defer s.outcomes.flush()
 	defer s.stopAll()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })

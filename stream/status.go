@@ -22,8 +22,9 @@ type LaneStatus struct {
 }
 
 // Status is the stream at one moment. Campaigns live and scheduled are those
-// in memory; the other counts run since the deployment began, on the lanes
-// that this daemon owns.
+// in memory; the other counts there and the notifications run since the
+// deployment began, on the lanes that this daemon owns: they fall when a lane
+// leaves.
 type Status struct {
 	Assigned  bool // the group has answered at least once
 	Lanes     []LaneStatus
@@ -37,13 +38,10 @@ type Status struct {
 		Decided int64 `json:"decided"`
 		Shipped int64 `json:"shipped"`
 	}
-	Conflicts int64 // steps that met clients whom the delivered cache did not know
-	// DeliveredMisses are clients whom Postgres knew and the delivered cache did not.
-	DeliveredMisses int64
-	Unservable      int64 // clients left out because their id is too long
-	LastError       string
-	ClockSkew       time.Duration // how far our clock was ahead of Postgres' at the start
-	Halted          *HaltError    // the first lane that halted
+	Counts    // since the service was made
+	LastError string
+	ClockSkew time.Duration // how far our clock was ahead of Postgres' at the start
+	Halted    *HaltError    // the first lane that halted
 }
 
 // Ready tells whether the group has answered and every lane it gave us works.
@@ -58,7 +56,7 @@ func (s *Service) Status() Status {
 	for _, h := range s.lanes {
 		lanes = append(lanes, h.lane)
 	}
-	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew}
+	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.counts()}
 	s.mu.Unlock()
 	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Compare(a.id, b.id) })
 	for _, l := range lanes {
@@ -81,9 +79,6 @@ func (l *lane) addTo(out *Status) {
 	out.Campaigns.Dead += l.counts.dead
 	out.Notifications.Decided += l.counts.notified
 	out.Notifications.Shipped += l.counts.shipped
-	out.Conflicts += l.conflicts.Load()
-	out.DeliveredMisses += l.known.Load()
-	out.Unservable += l.unservable.Load()
 	if st.Halted != nil && out.Halted == nil {
 		out.Halted = st.Halted
 	}

@@ -44,6 +44,7 @@ type step struct {
 	picks      []*pick
 	dead       []deadLetter
 	expired    int64
+	outcomes   []outcome     // messages that notify nobody
 	feeds      []*replayFeed // one for each message of a replay
 
 	// set by seal
@@ -68,6 +69,15 @@ func (st *step) accept(r *row) {
 	}
 	r.accept = true
 	st.rows[r.key()] = r
+}
+
+// noteExpired notes a message whose end has passed: it cancels what was there.
+func (st *step) noteExpired(l *live, before *known) {
+	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.version.offset}
+	if before != nil {
+		o.kind = outcomeCancelled
+	}
+	st.outcomes = append(st.outcomes, o)
 }
 
 // repeat notes an identical message for the step to store.

@@ -24,6 +24,7 @@ type halves struct {
 	store   *state.Store
 	mirror  *cdc.Mirror
 	service *stream.Service
+	before  counted // by the halves that this process had before
 
 	calls  context.Context //nolint:containedctx // of the actions under way: it ends them before the store closes
 	end    context.CancelCauseFunc
@@ -31,12 +32,36 @@ type halves struct {
 	closed bool
 }
 
-// halves gives the present ones; never nil.
+// halves gives the present ones; nil before the first are made.
 func (d *daemon) halves() *halves { return d.present.Load() }
+
+// counted is what mirrors and services count, whose sums must not fall when others
+// take their place.
+type counted struct {
+	stream                     stream.Counts
+	badIDs, nullIDs, failovers int64
+}
+
+// addTo adds the counts to those of the present halves.
+func (c counted) addTo(m *cdc.Status, s *stream.Status) {
+	s.Counts = s.Add(c.stream)
+	m.BadIDs, m.NullIDs, m.Failovers = m.BadIDs+c.badIDs, m.NullIDs+c.nullIDs, m.Failovers+c.failovers
+}
+
+// counted are the counts of all halves so far; the present ones have ended.
+func (d *daemon) counted() counted {
+	h := d.halves()
+	if h == nil {
+		return counted{}
+	}
+	m, s := h.mirror.Status(), h.service.Status()
+	h.before.addTo(&m, &s)
+	return counted{stream: s.Counts, badIDs: m.BadIDs, nullIDs: m.NullIDs, failovers: m.Failovers}
+}
 
 // take puts halves around a store and makes them the present ones.
 func (d *daemon) take(store *state.Store) *halves {
-	h := &halves{store: store}
+	h := &halves{store: store, before: d.counted()}
 	source := sourceConfig(d.cfg, d.log)
 	source.NextOffsets = h.nextOffsets
 	h.mirror = cdc.New(source, store)

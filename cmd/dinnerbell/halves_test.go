@@ -3,11 +3,16 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+	"dinnerbell/stream"
 )
 
 // Damage that comes back waits longer each time and then asks for an operator;
@@ -30,6 +35,34 @@ func TestDamageThatComesBack(t *testing.T) {
 	}
 	if d.count() != int64(len(damagePauses))+2 {
 		t.Errorf("%d in all", d.count())
+	}
+}
+
+// Where others take the halves' place, what was counted before stays counted.
+func TestCountsOutliveTheStore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cfg := config.Defaults()
+	cfg.State.Dir = dir
+	var store [2]*state.Store
+	for i := range store {
+		var err error
+		if store[i], err = state.Open(filepath.Join(dir, strconv.Itoa(i)), state.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := newDaemon(cfg, store[0], slog.New(slog.DiscardHandler))
+	first := d.halves()
+	first.before = counted{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
+	second := d.take(store[1])
+	if second.before != first.before {
+		t.Errorf("the second halves begin at %+v, want %+v", second.before, first.before)
+	}
+	if r := d.report(); r.Counters.NotificationsDecided != 7 || r.Counters.CampaignsDead != 1 || r.Counters.BadIDs != 2 || r.Source.Failovers != 3 {
+		t.Errorf("report: %+v, %d failovers", r.Counters, r.Source.Failovers)
+	}
+	if err := errors.Join(first.close(), second.close()); err != nil {
+		t.Error(err)
 	}
 }
 

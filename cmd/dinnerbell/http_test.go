@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +14,8 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/state"
 	"dinnerbell/stream"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
 // healthy are the two halves of a daemon at work.
@@ -21,6 +26,7 @@ func healthy() (cdc.Status, stream.Status) {
 	}}
 	s.Campaigns.Live, s.Campaigns.Scheduled, s.Campaigns.Expired, s.Campaigns.Dead = 1, 2, 3, 4
 	s.Notifications.Decided, s.Notifications.Shipped = 9, 8
+	s.Counts = stream.Counts{Decided: 6, Shipped: 5, Expired: 2, Dead: 1, WithoutAudience: 3}
 	return m, s
 }
 
@@ -30,7 +36,7 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running"}],` +
 	`"campaigns":{"live":1,"scheduled":2,"expired":3,"dead":4},` +
 	`"notifications":{"decided":9,"shipped":8},` +
-	`"halted":null,"counters":{"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
+	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_expired":2,"campaigns_dead":1,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
 
 // get asks a handler for one path.
 func get(t *testing.T, r statusReport, method, path string) *httptest.ResponseRecorder {
@@ -145,17 +151,52 @@ func TestMetrics(t *testing.T) {
 	text := get(t, r, "GET", "/metrics").Body.String()
 	for _, want := range []string{
 		"dinnerbell_ready 1\n", "dinnerbell_halted 0\n", "dinnerbell_subscriptions 7\n",
-		`dinnerbell_lane_shipped{partition="0"} 12` + "\n", `dinnerbell_notifications_total{stage="decided"} 9` + "\n",
-		"dinnerbell_campaigns_dead_total 4\n", "dinnerbell_freshness_seconds 0.0003\n", `dinnerbell_source_state{state="streaming"} 1` + "\n",
+		`dinnerbell_lane_shipped{partition="0"} 12` + "\n", `dinnerbell_notifications_total{stage="decided"} 6` + "\n",
+		`dinnerbell_lanes_notifications{stage="decided"} 9` + "\n", "dinnerbell_campaigns_without_audience_total 3\n",
+		"dinnerbell_campaigns_dead_total 1\n", `dinnerbell_lanes_campaigns{outcome="dead"} 4` + "\n", "\nprocess_open_fds ", "\ngo_goroutines ", "dinnerbell_freshness_seconds 0.0003\n", `dinnerbell_source_state{state="streaming"} 1` + "\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}
 	}
+	standard := regexp.MustCompile(`^(# HELP |# TYPE )?(dinnerbell|go|process|promhttp)_`)
 	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE "), "dinnerbell_") {
-			t.Errorf("without the prefix: %s", line)
+		if !standard.MatchString(line) || strings.Contains(line, "network") || strings.Contains(line, "dinnerbell_process") {
+			t.Errorf("neither ours nor standard: %s", line)
 		}
+	}
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("promlint: %v, %v", problems, err)
+	}
+}
+
+// docs/metrics.md lists each metric of ours, and none that is not there.
+func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	m.SafeWALSize, m.Work = 1, &cdc.Work{Kind: "rebuild"}
+	m.Checkpoint.ID = "20260101T000000.000Z"
+	doc, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	r := newReport(m, s, true)
+	newHandler(func() statusReport { return r }, slog.New(slog.DiscardHandler), newFreshnessWaits()).
+		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	names := func(pattern, text string) []string {
+		var out []string
+		for _, found := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+			out = append(out, found[1])
+		}
+		slices.Sort(out)
+		return slices.Compact(out)
+	}
+	served := names(`(?m)^# TYPE (dinnerbell_\w+)`, w.Body.String())
+	listed := names("(?m)^\\| `(dinnerbell_\\w+)`", string(doc))
+	if !slices.Equal(served, listed) {
+		t.Errorf("served %q\nlisted %q", served, listed)
 	}
 }
 

@@ -2,23 +2,53 @@ package main
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// newRegistry has the daemon's metrics: the status, read at each scrape, and
-// the process's memory, descriptors and CPU, under the same prefix, and what
-// more is counted elsewhere.
+// newRegistry has the daemon's metrics: the status, read at each scrape, what more
+// is counted elsewhere, and the standard metrics of a Go process, under their
+// standard names.
 func newRegistry(report func() statusReport, more ...prometheus.Collector) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
 		statusCollector{report},
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "dinnerbell"}),
+		collectors.NewGoCollector(),
+		ownProcess{collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})},
 	)
 	reg.MustRegister(more...)
 	return reg
 }
+
+// ownProcess leaves process_network_* out: these are read from /proc/net and count
+// the whole network namespace, not the process.
+type ownProcess struct{ all prometheus.Collector }
+
+// Describe implements prometheus.Collector.
+func (c ownProcess) Describe(out chan<- *prometheus.Desc) {
+	all := make(chan *prometheus.Desc, 64)
+	go func() { defer close(all); c.all.Describe(all) }()
+	for d := range all {
+		if !ofNetwork(d) {
+			out <- d
+		}
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c ownProcess) Collect(out chan<- prometheus.Metric) {
+	all := make(chan prometheus.Metric, 64)
+	go func() { defer close(all); c.all.Collect(all) }()
+	for m := range all {
+		if !ofNetwork(m.Desc()) {
+			out <- m
+		}
+	}
+}
+
+func ofNetwork(d *prometheus.Desc) bool { return strings.Contains(d.String(), `"process_network_`) }
 
 // newFreshnessWaits counts how long joins waited for fresh subscriptions, one by
 // one: freshness_seconds knows the last alone.
@@ -55,8 +85,9 @@ var (
 	descShipped   = desc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
 	descOffset    = desc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
 	descCampaigns = desc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
-	descExpired   = desc("campaigns_expired_total", "Campaigns that came after their end.")
-	descDead      = desc("campaigns_dead_total", "Messages sent to the dead-letter topic.")
+	descExpired   = desc("campaigns_expired_total", "Campaigns that this process received after their end.")
+	descDead      = desc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
+	descAlone     = desc("campaigns_without_audience_total", "Campaigns of this process whose restaurant had no subscription.")
 	descBadIDs    = desc("bad_ids_total", "Subscriptions whose client or restaurant cannot be an id.")
 	descNullIDs   = desc("null_ids_total", "Rows whose client or restaurant is NULL, which are no subscriptions.")
 	descSkew      = desc("clock_skew_seconds", "How far this machine's clock was ahead of Postgres' at the start; campaigns start and end by it.")
@@ -67,7 +98,9 @@ var (
 	descCkLSN     = desc("checkpoint_lsn", "Position that the newest checkpoint stands for, as a number of bytes.")
 	descCkHeld    = desc("checkpoint_held_back_bytes", "WAL that is durable here and not acknowledged for want of a checkpoint.")
 	descCkFailed  = desc("checkpoint_failed", "1 while the last attempt at a checkpoint failed; see checkpoint in /api/status.")
-	descNotified  = desc("notifications_total", "Notifications decided (in Postgres) and shipped (in Kafka).", "stage")
+	descNotified  = desc("notifications_total", "Notifications that this process decided (in Postgres) and shipped (in Kafka).", "stage")
+	descOfLanes   = desc("lanes_notifications", "Notifications decided and shipped since the deployment began, of the lanes that this process owns now.", "stage")
+	descEnded     = desc("lanes_campaigns", "Expired and dead messages since the deployment began, of the lanes that this process owns now.", "outcome")
 )
 
 // statusCollector turns one status into metrics, so that the dashboard and
@@ -121,16 +154,21 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)
-	count(descExpired, r.Campaigns.Expired)
-	count(descDead, r.Campaigns.Dead)
+	count(descExpired, r.Counters.CampaignsExpired)
+	count(descDead, r.Counters.CampaignsDead)
+	count(descAlone, r.Counters.CampaignsWithoutAudience)
 	count(descBadIDs, r.Counters.BadIDs)
 	count(descNullIDs, r.Counters.NullIDs)
 	count(descTooLong, r.Counters.UnservableClients)
 	gauge(descSkew, r.ClockSkewMS/1000)
 	count(descConflicts, r.Counters.Conflicts)
 	count(descMisses, r.Counters.DeliveredMisses)
-	count(descNotified, r.Notifications.Decided, "decided")
-	count(descNotified, r.Notifications.Shipped, "shipped")
+	count(descNotified, r.Counters.NotificationsDecided, "decided")
+	count(descNotified, r.Counters.NotificationsShipped, "shipped")
+	gauge(descOfLanes, float64(r.Notifications.Decided), "decided")
+	gauge(descOfLanes, float64(r.Notifications.Shipped), "shipped")
+	gauge(descEnded, float64(r.Campaigns.Expired), "expired")
+	gauge(descEnded, float64(r.Campaigns.Dead), "dead")
 }
 
 func flag(b bool) float64 {

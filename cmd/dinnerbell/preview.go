@@ -105,5 +105,8 @@ func printPreview(out io.Writer, p *stream.Preview) error {
 	row("audience", thousands(p.Audience))
 	row("have it", thousands(p.Have))
 	row("would get it", thousands(p.Notified))
+	if p.Hint != "" {
+		row("hint", p.Hint)
+	}
 	return w.Flush()
 }

@@ -30,9 +30,16 @@ type statusReport struct {
 	Checkpoint  checkpointReport `json:"checkpoint"`
 }
 
-// countersReport counts, since this daemon started, what is left out and what
-// took the slow path: nothing goes without a trace.
+// countersReport counts what this process did since it started. No count falls
+// while the process lives: campaigns and notifications above are totals of the
+// lanes, which come and go.
 type countersReport struct {
+	NotificationsDecided int64 `json:"notifications_decided"`
+	NotificationsShipped int64 `json:"notifications_shipped"`
+	CampaignsExpired     int64 `json:"campaigns_expired"`
+	CampaignsDead        int64 `json:"campaigns_dead"`
+	// CampaignsWithoutAudience found no subscription of their restaurant.
+	CampaignsWithoutAudience int64 `json:"campaigns_without_audience"`
 	// BadIDs are subscriptions whose client or restaurant cannot be an id: empty,
 	// or not valid UTF-8.
 	BadIDs int64 `json:"bad_ids"`
@@ -109,7 +116,9 @@ type haltReport struct {
 func (d *daemon) report() statusReport {
 	h := d.halves()
 	_, complete := h.store.Source()
-	r := newReport(h.mirror.Status(), h.service.Status(), complete)
+	m, s := h.mirror.Status(), h.service.Status()
+	h.before.addTo(&m, &s)
+	r := newReport(m, s, complete)
 	d.reportState(&r, h, complete)
 	r.Reasons = append(r.Reasons, d.stalls.stalled(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
@@ -131,7 +140,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 		Notifications: notificationsReport(s.Notifications),
 		Halted:        newHaltReport(m, s),
 		ClockSkewMS:   float64(s.ClockSkew) / float64(time.Millisecond),
-		Counters:      countersReport{BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses},
+		Counters:      newCountersReport(m, s),
 		State:         stateReport{Condition: conditionOK},
 		Checkpoint:    newCheckpointReport(m),
 	}
@@ -150,6 +159,14 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 	}
 	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))
 	return r
+}
+
+func newCountersReport(m cdc.Status, s stream.Status) countersReport {
+	return countersReport{
+		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
+		CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsWithoutAudience: s.WithoutAudience,
+		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses,
+	}
 }
 
 // snapshot fills in how far a snapshot is.

@@ -81,8 +81,8 @@ func printStatus(out io.Writer, r *statusReport) error {
 		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
 	}
 	row("freshness", "%.1f ms", s.FreshnessMS)
-	row("campaigns", "%s live, %s scheduled, %s expired, %s dead", thousands(r.Campaigns.Live),
-		thousands(r.Campaigns.Scheduled), thousands(r.Campaigns.Expired), thousands(r.Campaigns.Dead))
+	row("campaigns", "%s live, %s scheduled, %s expired, %s dead, %s without audience since the start", thousands(r.Campaigns.Live),
+		thousands(r.Campaigns.Scheduled), thousands(r.Campaigns.Expired), thousands(r.Campaigns.Dead), thousands(r.Counters.CampaignsWithoutAudience))
 	row("notifications", "%s decided, %s shipped", thousands(r.Notifications.Decided), thousands(r.Notifications.Shipped))
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write status: %w", err)
