@@ -34,6 +34,9 @@ type applier struct {
 
 	// awaitRoom is Mirror.awaitRoom.
 	awaitRoom func(ctx context.Context, more int64, why error) error
+	// full is called with the reason while the disk has no room for a position,
+	// which is then not acknowledged, and with "" when a batch was written.
+	full func(why string)
 	// beforeApply is nil outside of tests.
 	beforeApply func(*state.Batch)
 }
@@ -105,6 +108,7 @@ func (a *applier) tryWrite(ctx context.Context, b *state.Batch) error {
 		return fmt.Errorf("apply changes up to %s: %w", b.End, err)
 	}
 	failpoint.Hit("apply/applied")
+	a.full("")
 	if b.End != 0 {
 		a.pos.parts.Store(false)
 		a.leave()
@@ -125,12 +129,17 @@ func (a *applier) leave() {
 // lies there in parts: its end would seem to be reached.
 func (a *applier) persist(ctx context.Context) error {
 	end := a.pos.load()
-	if a.pos.parts.Load() || a.store.Torn() || end <= a.store.EndLSN() {
+	if a.pos.parts.Load() || a.store.Torn() {
+		return nil
+	}
+	if end <= a.store.EndLSN() {
+		a.full("")
 		return nil
 	}
 	err := a.tryWrite(ctx, &state.Batch{End: end})
 	if errors.Is(err, state.ErrDiskFull) { // it can wait: the position is observed all the same
 		a.leave()
+		a.full(err.Error())
 		return nil
 	}
 	return err

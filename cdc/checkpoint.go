@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -15,6 +16,9 @@ const (
 	// maxHeldBack is how much WAL may wait for the next checkpoint; then one is
 	// made for it.
 	maxHeldBack = 32 << 20
+	// maxUncovered is how much may wait while no checkpoint can be made. What is
+	// durable is then acknowledged without one.
+	maxUncovered = 2 * maxHeldBack
 	// keepEvery is how often the keeper looks at the clock. A checkpoint that
 	// failed is tried again, and one whose rows stay the same is moved, about
 	// as often; moved also when this many bytes would be acknowledged by it, a
@@ -26,6 +30,10 @@ const (
 	// checkpointPause is the least time between two checkpoints that are made
 	// for the WAL's sake.
 	checkpointPause = 2 * time.Second
+	// keepSizeShare of max_slot_wal_keep_size is the most that checkpoints hold
+	// back. The rest is for what nobody can hurry: whole segments, and the server's
+	// restart_lsn, which follows the acknowledgement at its next checkpoint.
+	keepSizeShare = 4
 )
 
 // Checkpoint is how it stands with the checkpoints.
@@ -76,25 +84,44 @@ func (s *checkpointStats) outcome(err error) {
 
 // keeper makes checkpoints while a session streams, and holds the
 // acknowledgement back to the newest one: what Postgres still has is then all
-// that a restore of it needs. It belongs to the syncer.
+// that a restore of it needs. The customer's database goes first, though: where
+// no checkpoint can be made, or max_slot_wal_keep_size is small, the keeper lets
+// the slot pass the newest checkpoint, and a restore of it leads to a snapshot.
+// It belongs to the syncer.
 type keeper struct {
 	every       time.Duration // 0: no checkpoints, and nothing is held back
 	nextOffsets func() map[int32]int64
 	store       *state.Store
 	log         *slog.Logger
 	stats       *checkpointStats
-	// floor is what the slot was acknowledged up to when the session began. What
-	// lies before it does not come again.
+	// keepSize is the server's max_slot_wal_keep_size in bytes; -1: no limit.
+	keepSize func() int64
+	// floor is what the slot was acknowledged up to when the session began, or
+	// past the newest checkpoint since. What lies before it does not come again.
 	floor state.LSN
 
-	tried, moved, warned time.Time
+	failed                       error // why the last checkpoint could not be made
+	tried, moved, warned, passed time.Time
 }
 
 func (m *Mirror) newKeeper(floor state.LSN) *keeper {
 	return &keeper{
 		every: m.cfg.CheckpointEvery, nextOffsets: m.cfg.NextOffsets,
-		store: m.store, log: m.log, stats: &m.stats.checkpoint, floor: floor,
+		store: m.store, log: m.log, stats: &m.stats.checkpoint, keepSize: m.stats.keepSize.Load, floor: floor,
 	}
+}
+
+// bounds gives how much WAL may wait before a checkpoint is made for it, and how
+// much before it is acknowledged without one.
+func (k *keeper) bounds() (soft, hard state.LSN) {
+	hard = math.MaxInt64
+	if k.failed != nil {
+		hard = maxUncovered
+	}
+	if keep := k.keepSize(); keep >= 0 {
+		hard = min(hard, state.LSN(keep/keepSizeShare))
+	}
+	return min(maxHeldBack, hard/2), hard
 }
 
 // limit gives how far may be acknowledged of what is durable: never less than
@@ -103,19 +130,29 @@ func (k *keeper) limit(durable state.LSN) state.LSN {
 	if k.every == 0 {
 		return durable
 	}
-	at := k.covered()
-	k.stats.heldBack(durable - min(durable, max(at, k.floor)))
-	return max(k.floor, min(durable, at))
+	to := max(k.floor, min(durable, k.covered()))
+	held := durable - min(durable, to)
+	if _, hard := k.bounds(); held > hard {
+		if time.Since(k.passed) >= warnEvery {
+			k.log.Warn("acknowledged WAL that the newest checkpoint needs, so that the source does not have to keep it; a restore of that checkpoint leads to a new snapshot",
+				"bytes", int64(held), "max_slot_wal_keep_size", k.keepSize(), "checkpoint_error", k.failed)
+			k.passed = time.Now()
+		}
+		k.floor, to, held = durable, durable, 0
+	}
+	k.stats.heldBack(held)
+	return to
 }
 
-// covered is where the newest checkpoint stands from which the slot goes on; 0:
-// there is none.
+// covered is where the newest checkpoint stands; 0: there is none.
 func (k *keeper) covered() state.LSN {
 	m, ok := k.store.NewestCheckpoint()
-	if !ok || m.EndLSN < k.floor {
+	if !ok {
 		return 0
 	}
-	k.stats.newest(&m)
+	if m.EndLSN >= k.floor { // else the slot does not go on from it
+		k.stats.newest(&m)
+	}
 	return m.EndLSN
 }
 
@@ -137,31 +174,47 @@ func (k *keeper) cover(durable state.LSN) (state.LSN, error) {
 		}
 		if time.Since(k.warned) >= warnEvery {
 			k.warned = time.Now()
-			k.log.Warn("no checkpoint; the source keeps its WAL until there is one", "error", err)
+			k.log.Warn("no checkpoint; the source keeps its WAL until there is one, or as much waits as may", "error", err)
 		}
 	}
 	return k.limit(durable), nil
 }
 
-// act does what is due.
+// act does what is due. Where the newest checkpoint cannot be moved, another is
+// made as if its rows had changed.
 func (k *keeper) act(durable state.LSN) error {
-	now, at := time.Now(), k.covered()
-	if at != 0 && at < durable && (now.Sub(k.moved) >= keepEvery || durable >= at+moveAtOnce) {
-		k.moved = now
-		to, err := k.store.MoveCheckpoint()
-		if err != nil {
-			return err
-		}
-		if to > at {
-			at = to
-			k.stats.outcome(nil)
-		}
-	}
-	cause := k.due(now, at, durable)
+	now := time.Now()
+	err := k.move(now, durable)
+	cause := k.due(now, durable)
 	if cause == "" || now.Sub(k.tried) < keepEvery {
-		return nil
+		return err
 	}
 	k.tried = now
+	k.failed = k.make(now, cause)
+	return k.failed
+}
+
+// move lets the newest checkpoint stand for what is durable, if that is due.
+func (k *keeper) move(now time.Time, durable state.LSN) error {
+	at := k.covered()
+	soft, _ := k.bounds()
+	if at == 0 || at >= durable || now.Sub(k.moved) < keepEvery && durable < at+min(moveAtOnce, soft/2) {
+		return nil
+	}
+	k.moved = now
+	to, err := k.store.MoveCheckpoint()
+	if err != nil {
+		return err
+	}
+	if to > at {
+		k.failed = nil
+		k.stats.outcome(nil)
+	}
+	return nil
+}
+
+// make makes a checkpoint.
+func (k *keeper) make(now time.Time, cause state.Cause) error {
 	var offsets map[int32]int64
 	if k.nextOffsets != nil {
 		offsets = k.nextOffsets()
@@ -183,14 +236,14 @@ func (k *keeper) act(durable state.LSN) error {
 	return nil
 }
 
-// due says why a checkpoint must be made now, "" if none must. at is where the
-// newest stands, 0 without one.
-func (k *keeper) due(now time.Time, at, durable state.LSN) state.Cause {
-	since := now.Sub(k.store.LastTimed())
+// due says why a checkpoint must be made now, "" if none must.
+func (k *keeper) due(now time.Time, durable state.LSN) state.Cause {
+	at, since := k.covered(), now.Sub(k.store.LastTimed())
+	soft, _ := k.bounds()
 	switch {
 	case at == 0 || since >= k.every || since < 0: // a clock that was set back
 		return state.CauseTimed
-	case durable >= at+maxHeldBack && now.Sub(k.tried) >= checkpointPause:
+	case (at < k.floor || durable > at+soft) && now.Sub(k.tried) >= checkpointPause:
 		return state.CauseWAL
 	}
 	return ""

@@ -3,6 +3,7 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -194,4 +195,92 @@ func TestFailingCheckpoint(t *testing.T) {
 	r.awaitConfirmed(changed)
 	r.await("no error", func(st Status) bool { return st.Checkpoint.Error == "" })
 	r.same("r")
+}
+
+// Where the newest checkpoint was removed by hand, the slot is acknowledged
+// further: by another, and when no checkpoint can be made, without one.
+func TestNewestCheckpointIsGone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().keeping(time.Hour).start()
+	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
+	first, folder := r.newest(), filepath.Join(r.dir, "checkpoints")
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	r.fill(1)
+	r.awaitConfirmed(r.lsn("pg_current_wal_flush_lsn"))
+	if m := r.newest(); m.ID <= first.ID {
+		t.Errorf("newest checkpoint is %q, want one after %s", m.ID, first.ID)
+	}
+	if err := errors.Join(os.RemoveAll(folder), os.WriteFile(folder, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
+	changed := r.lsn("pg_current_wal_flush_lsn")
+	r.fill(maxUncovered>>20 + 8)
+	r.awaitConfirmed(changed)
+	if err := os.Remove(folder); err != nil {
+		t.Fatal(err)
+	}
+	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.Error == "" && st.Checkpoint.LSN >= changed })
+	if confirmed, m := r.confirmed(), r.newest(); confirmed > m.EndLSN {
+		t.Errorf("slot is acknowledged up to %s, the newest checkpoint stands for %s", confirmed, m.EndLSN)
+	}
+	r.same("r")
+}
+
+// What checkpoints hold back stays far below max_slot_wal_keep_size, also where
+// the setting changes while the mirror streams.
+func TestCheckpointsRespectKeepSize(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).keeping(time.Hour)
+	r.own(with(patient, "max_wal_size", "64MB"))
+	r.setup().start()
+	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
+	change := func(megabytes int) state.LSN {
+		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
+		changed := r.lsn("pg_current_wal_flush_lsn")
+		r.barrier()
+		r.fill(megabytes)
+		return changed
+	}
+	changed := change(12)
+	r.await("held back", func(st Status) bool { return st.Checkpoint.HeldBack > 10<<20 })
+	if at := r.confirmed(); at >= changed {
+		t.Errorf("without a limit the slot is acknowledged up to %s, past %s, which no checkpoint has", at, changed)
+	}
+	r.Exec(`ALTER SYSTEM SET max_slot_wal_keep_size = '64MB'`)
+	r.Exec(`SELECT pg_reload_conf()`)
+	r.awaitConfirmed(changed)
+	for range 4 {
+		changed = change(20)
+		r.Exec(`CHECKPOINT`)
+		r.awaitConfirmed(changed)
+	}
+	if st := r.m.Status(); st.Snapshots != 1 {
+		t.Errorf("the slot was lost: %+v", st)
+	}
+}
+
+// The bounds of what is held back, by what limits them.
+func TestKeeperBounds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		keepSize   int64
+		failed     error
+		soft, hard state.LSN
+	}{
+		{-1, nil, maxHeldBack, math.MaxInt64},
+		{-1, state.ErrDiskFull, maxHeldBack, maxUncovered},
+		{10 << 30, nil, maxHeldBack, 2560 << 20},
+		{10 << 30, state.ErrDiskFull, maxHeldBack, maxUncovered},
+		{128 << 20, nil, 16 << 20, 32 << 20},
+		{64 << 20, state.ErrDiskFull, 8 << 20, 16 << 20},
+		{0, nil, 0, 0},
+	} {
+		k := &keeper{failed: c.failed, keepSize: func() int64 { return c.keepSize }}
+		if soft, hard := k.bounds(); soft != c.soft || hard != c.hard {
+			t.Errorf("keep size %d, error %v: bounds %d and %d, want %d and %d", c.keepSize, c.failed, soft, hard, c.soft, c.hard)
+		}
+	}
 }

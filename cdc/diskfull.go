@@ -16,7 +16,9 @@ import (
 // received waits in the queue, what comes after it waits in Postgres, feedback
 // goes on telling what is durable, so that wal_sender_timeout never strikes, and
 // nothing more is acknowledged. A position without changes needs no write to be
-// observed, so barriers pass as long as no change of a subscription waits.
+// observed, so barriers pass as long as no change of a subscription waits. It is
+// stored all the same, out of the reserve, so that a quiet table pins no WAL; the
+// mirror's state is disk_full where the reserve, too, is used up.
 
 // roomPoll is how often it is looked whether there is room.
 const roomPoll = 250 * time.Millisecond
@@ -46,6 +48,13 @@ func (m *Mirror) awaitRoom(ctx context.Context, more int64, why error) error {
 	}
 }
 
+// noRoomForPosition takes note of why a position could not be stored; "": it was.
+func (m *Mirror) noRoomForPosition(why string) {
+	if m.stats.disk(why) && why != "" {
+		m.log.Warn("the disk is full; the source keeps its WAL until there is room", "reason", why)
+	}
+}
+
 // awaitRoomForLoad waits after a snapshot that did not fit, until there is room
 // for more than it had written by then. The slot goes meanwhile: it would only
 // keep WAL on the source for a snapshot that has to be taken anew.
@@ -71,6 +80,7 @@ func (a *applier) write(ctx context.Context, b *state.Batch) error {
 			a.leave()
 		}
 		if between && len(b.Changes) == 0 {
+			a.full(err.Error())
 			return nil // somebody else's transaction, a barrier's too: observed is enough
 		}
 		if err := a.awaitRoom(ctx, 0, err); err != nil {

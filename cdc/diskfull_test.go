@@ -6,13 +6,13 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"dinnerbell/state"
 )
 
-// While the disk is full, a transaction without changes is observed and not
-// stored, so that barriers pass; one with changes waits, and is applied when
-// there is room.
+// Below the reserve a transaction without changes is stored all the same, so that
+// it pins no WAL; one with changes waits, and is applied when there is room.
 func TestApplierOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -37,17 +37,41 @@ func TestApplierOnAFullDisk(t *testing.T) {
 				t.Errorf("it waits because of %v", why)
 			}
 			return waited
-		}}
+		}, full: func(string) {}}
 	a.pos.open(0)
 	if err := a.apply(t.Context(), &group{batch: state.Batch{End: 10}, observed: 10}); err != nil {
 		t.Errorf("a transaction without changes: %v", err)
 	}
-	if a.pos.load() != 10 || store.EndLSN() != 0 || a.inside {
-		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/0, false", a.pos.load(), store.EndLSN(), a.inside)
+	if a.pos.load() != 10 || store.EndLSN() != 10 || a.inside {
+		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/A, false", a.pos.load(), store.EndLSN(), a.inside)
 	}
 	change := state.Change{Op: state.Delete, Row: state.PackRowID("1")}
 	err = a.apply(t.Context(), &group{batch: state.Batch{End: 20, Changes: []state.Change{change}}, observed: 20})
 	if !errors.Is(err, waited) || a.pos.load() != 10 || a.inside {
 		t.Errorf("a change: %v, observed %s, gate held %v; want it to wait at 0/A with the gate open", err, a.pos.load(), a.inside)
+	}
+}
+
+// Below the reserve a quiet table pins no WAL, whatever others write.
+func TestQuietTableBelowTheReserve(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).setup().keeping(time.Hour)
+	var err error
+	if r.store, err = state.Open(r.dir, state.Options{Logger: r.cfg.Logger, ReserveBytes: -1}); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
+	r.same("r")
+	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
+	r.close()
+	if r.store, err = state.Open(r.dir, state.Options{Logger: r.cfg.Logger, ReserveBytes: 1 << 50}); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.fill(4)
+	r.awaitConfirmed(r.lsn("pg_current_wal_flush_lsn"))
+	if st := r.m.Status(); st.State == StateDiskFull {
+		t.Errorf("state is %s although nothing waits", st.State)
 	}
 }

@@ -67,6 +67,7 @@ func New(cfg Config, store *state.Store) *Mirror {
 	m.rounds.wake = make(chan struct{}, 1)
 	m.stats.set(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
+	m.stats.keepSize.Store(-1)
 	return m
 }
 

@@ -130,13 +130,14 @@ type live struct {
 // it syncs once more and acknowledges that, so that the next start has nothing
 // to repeat.
 func (m *Mirror) pump(ctx context.Context, l *live) error {
+	defer m.stats.disk("")
 	keep := m.newKeeper(l.confirmed)
 	back := newFeedback(l.out, keep.limit(l.durable))
 	queue := newQueue()
 	dirty := make(chan struct{}, 1)
 	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
 	recv.asm.dec = newDecoder(l.cat.source.TableOID, l.cat.columns)
-	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, beforeApply: m.hooks.beforeApply}
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, full: m.noRoomForPosition, beforeApply: m.hooks.beforeApply}
 	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats}
 
 	// The first that fails ends all. Reading is the one thing that does not see

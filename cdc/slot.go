@@ -30,6 +30,7 @@ type slotInfo struct {
 	restart     state.LSN // 0: no WAL is kept
 	walStatus   string    // reserved, extended, unreserved, lost
 	safeWALSize int64     // bytes until it may be lost; -1: no limit
+	keepSize    int64     // max_slot_wal_keep_size in bytes; -1: no limit
 	invalid     string    // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
 }
 
@@ -62,11 +63,12 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 	err := sql.QueryRow(ctx, `
 		SELECT coalesce(plugin = $2 AND database = current_database() AND NOT temporary, false),
 		       coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(restart_lsn, '0/0')::text,
-		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1), coalesce(to_jsonb(s)->>'invalidation_reason', '')
+		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1), coalesce(to_jsonb(s)->>'invalidation_reason', ''),
+		       (SELECT CASE WHEN setting::bigint < 0 THEN -1 ELSE setting::bigint << 20 END FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot, plugin).
-		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid)
+		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid, &s.keepSize)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return slotInfo{}, nil
+		return slotInfo{keepSize: -1}, nil
 	}
 	if err != nil {
 		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)

@@ -26,6 +26,7 @@ func (m *Mirror) sawSlot(slot slotInfo, walEnd state.LSN) {
 	}
 	s := &m.stats
 	s.safeWALSize.Store(slot.safeWALSize)
+	s.keepSize.Store(slot.keepSize)
 	before := s.slotHeld.Swap(held)
 	s.mu.Lock()
 	was := s.walStatus

@@ -54,6 +54,7 @@ type stats struct {
 	server      atomic.Uint64 // the server's flush position when last read
 	safeWALSize atomic.Int64
 	slotHeld    atomic.Int64
+	keepSize    atomic.Int64 // max_slot_wal_keep_size in bytes; -1: no limit
 	copy        copyProgress
 	snapshots   atomic.Int64
 	reconnects  atomic.Int64
@@ -82,14 +83,17 @@ func (s *stats) set(to State) {
 	}
 }
 
-// disk notes why the mirror waits for room on the disk; "" that it does not.
-func (s *stats) disk(full string) {
+// disk notes why the mirror waits for room on the disk; "" that it does not. It
+// returns whether that begins or ends the wait.
+func (s *stats) disk(full string) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	changed = (s.full == "") != (full == "")
 	s.full = full
 	if full != "" {
 		s.lastError = full
 	}
+	return changed
 }
 
 // failed keeps the last error, also after it has passed: "why did it reconnect".

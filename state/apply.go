@@ -29,7 +29,7 @@ func (s *Store) Apply(b *Batch) error {
 	if skip, err := s.known(b); skip || err != nil {
 		return err
 	}
-	if err := s.room(); err != nil {
+	if err := s.roomForBatch(b); err != nil {
 		return err
 	}
 	if err := s.changes.collect(ground{s.db, s.written.gen, s.repeat}, b.Changes); err != nil {

@@ -197,7 +197,8 @@ func (s *Store) newest() *Manifest {
 // MoveCheckpoint lets the newest checkpoint stand for the position that is
 // durable now, if it holds the very rows of that position, and tells where it
 // stands then: durably. Without that, a table that nobody writes would keep WAL
-// from being acknowledged. No checkpoint, no position.
+// from being acknowledged. No checkpoint, no position. A newest checkpoint whose
+// folder was removed by hand is forgotten first.
 func (s *Store) MoveCheckpoint() (LSN, error) {
 	done, err := s.use()
 	if err != nil {
@@ -207,6 +208,11 @@ func (s *Store) MoveCheckpoint() (LSN, error) {
 	s.kept.mu.Lock()
 	defer s.kept.mu.Unlock()
 	m := s.newest()
+	for m != nil && s.removedByHand(m.ID) {
+		s.log.Warn("the newest checkpoint was removed by hand", "id", m.ID)
+		s.kept.list = s.kept.list[:len(s.kept.list)-1]
+		m = s.newest()
+	}
 	if m == nil {
 		return 0, nil
 	}
@@ -222,6 +228,17 @@ func (s *Store) MoveCheckpoint() (LSN, error) {
 	*m = next
 	failpoint.Hit("checkpoint/moved")
 	return m.EndLSN, nil
+}
+
+// removedByHand says whether a checkpoint's manifest or its store is gone. What
+// cannot be looked at is there.
+func (s *Store) removedByHand(id string) bool {
+	for _, name := range []string{manifestName, storeName} {
+		if _, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, checkpointsName, id, name)); errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Store) replaceManifest(m *Manifest) error {

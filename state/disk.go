@@ -44,9 +44,24 @@ func (o Options) reserve(total uint64) int64 {
 	return min(o.ReserveBytes, share)
 }
 
+// positionBytes bounds the free disk that a batch without changes needs. Such a
+// batch writes some hundred bytes, once in a second at most; refused, it would
+// keep WAL on the source that nobody needs.
+const positionBytes = 128_000_000
+
 // room returns ErrDiskFull if less than the reserve is free. A file system that
 // cannot tell has room: a full disk then fails the write.
 func (s *Store) room() error { return s.roomFor(0) }
+
+// roomForBatch is room, where a batch without changes may take of the reserve,
+// down to half of it or positionBytes, whichever is less.
+func (s *Store) roomForBatch(b *Batch) error {
+	d, ok := s.Disk()
+	if ok && len(b.Changes) == 0 && d.Free >= min(d.Reserve/2, positionBytes) {
+		return nil
+	}
+	return s.room()
+}
 
 func (s *Store) roomFor(more int64) error {
 	if d, ok := s.Disk(); ok && d.Free < d.Reserve+more {
