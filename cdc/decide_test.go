@@ -103,9 +103,8 @@ func TestParseLineage(t *testing.T) {
 // A server that is too old says so by what it does not know.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
-	old := &catalog{version: 13_21_00, level: "logical"}
-	if h, ok := errors.AsType[*HaltError](old.serviceable()); !ok || !strings.Contains(h.What, "Postgres 13, older than 14") {
-		t.Errorf("version 13 gives %v", h)
+	if found := checkVersion(&facts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOn(found[0]).What, "Postgres 13, older than 14") {
+		t.Errorf("version 13 gives %+v", found)
 	}
 	cfg := &Config{}
 	err := cfg.explain(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})

@@ -217,11 +217,16 @@ func TestHalts(t *testing.T) {
 		{"unlogged", `ALTER TABLE subscribers_restaurants SET UNLOGGED`, "is unlogged", "SET LOGGED"},
 		{"foreign partition", `DROP TABLE subscribers_restaurants; CREATE FOREIGN DATA WRAPPER w; CREATE SERVER elsewhere FOREIGN DATA WRAPPER w;
 			CREATE TABLE subscribers_restaurants (id int NOT NULL, client_id text, restaurant_id text) PARTITION BY LIST (id);
-			CREATE FOREIGN TABLE far PARTITION OF subscribers_restaurants FOR VALUES IN (1) SERVER elsewhere`, "far of \"public\".\"subscribers_restaurants\" is a foreign table", "DETACH PARTITION public.far"},
+			CREATE FOREIGN TABLE far PARTITION OF subscribers_restaurants FOR VALUES IN (1) SERVER elsewhere`, "partition public.far of \"public\".\"subscribers_restaurants\" is a foreign table", "DETACH PARTITION public.far"},
 		{"unlogged partition", `DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY LIST (id);
-			CREATE UNLOGGED TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1)`, "near of \"public\".\"subscribers_restaurants\" is unlogged", "TABLE public.near SET LOGGED"},
+			CREATE UNLOGGED TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1)`, "partition public.near of \"public\".\"subscribers_restaurants\" is unlogged", "TABLE public.near SET LOGGED"},
 		{"partition without identity", `DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY LIST (id);
 			CREATE TABLE near PARTITION OF subscribers_restaurants FOR VALUES IN (1); ALTER TABLE near REPLICA IDENTITY NOTHING`, "not in the replica identity of public.near", "TABLE public.near REPLICA IDENTITY FULL"},
+		{"inheritance children", `CREATE TABLE subs_2023 () INHERITS (subscribers_restaurants); CREATE TABLE subs_2024 () INHERITS (subs_2023)`,
+			"has inheritance children (public.subs_2023, public.subs_2024)", "ALTER TABLE public.subs_2023 NO INHERIT"},
+		{"published as another", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE TABLE parent (LIKE t INCLUDING ALL) PARTITION BY RANGE (id);
+			CREATE TABLE subscribers_restaurants PARTITION OF parent DEFAULT; CREATE PUBLICATION dinnerbell FOR TABLE parent WITH (publish_via_partition_root)`,
+			"as those of the table whose partition it is", "publish_via_partition_root = false"},
 		{"generated column", `ALTER TABLE subscribers_restaurants DROP client_id, ADD client_id text GENERATED ALWAYS AS ('c' || restaurant_id) STORED`, "is generated", "stored column"},
 		{"no column", `ALTER TABLE subscribers_restaurants DROP client_id`, `no column "client_id"`, "source.columns"},
 	} {

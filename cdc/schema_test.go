@@ -204,6 +204,7 @@ func TestSetupRefusesBeforeItPublishes(t *testing.T) {
 		{"identity nothing", `ALTER TABLE subscribers_restaurants REPLICA IDENTITY NOTHING`, "REPLICA IDENTITY NOTHING"},
 		{"no key", `ALTER TABLE subscribers_restaurants DROP CONSTRAINT pk_id`, "not unique"},
 		{"no column", `ALTER TABLE subscribers_restaurants DROP client_id`, "no column"},
+		{"inheritance children", `CREATE TABLE subs_2023 () INHERITS (subscribers_restaurants)`, "has inheritance children"},
 		{"a view", `ALTER TABLE subscribers_restaurants RENAME TO t; CREATE VIEW subscribers_restaurants AS TABLE t`, "is a view"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

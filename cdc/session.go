@@ -206,7 +206,7 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end state.LSN) error {
 
 // look compares the catalogs with those of the session's start.
 func (m *Mirror) look(ctx context.Context, l *live) error {
-	cat, err := m.cfg.inspect(ctx, l.sql)
+	cat, err := m.cfg.inspect(ctx, l.sql, false)
 	if err != nil {
 		return err
 	}
@@ -230,7 +230,7 @@ func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error)
 		return nil, err
 	}
 	other := catalog{}
-	if err = m.cfg.inspectServer(ctx, sql, &other); err == nil {
+	if err = m.cfg.readServer(ctx, sql, &other); err == nil {
 		err = cat.sameAs(other.source.SystemID, other.source.Timeline, other.source.Database)
 	}
 	if err != nil {

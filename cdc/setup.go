@@ -2,10 +2,9 @@ package cdc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
-	"github.com/jackc/pgx/v5"
+	"dinnerbell/internal/precondition"
 )
 
 // publishAll is what a publication has to publish.
@@ -30,13 +29,14 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 		return nil, err
 	}
 	defer closeConn(sql.PgConn())
-	if err := cfg.inspectBefore(ctx, sql); err != nil {
-		return nil, err
-	}
 	for {
-		missing, err := cfg.missing(ctx, sql)
-		if err != nil || len(missing) == 0 {
+		cat, err := cfg.inspectAt(ctx, sql, precondition.AtSetup, true)
+		if err != nil {
 			return did, err
+		}
+		missing := cfg.missing(cat)
+		if len(missing) == 0 {
+			return did, nil
 		}
 		for _, statement := range missing {
 			_, err := sql.Exec(ctx, statement)
@@ -51,20 +51,6 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 	}
 }
 
-// inspectBefore refuses what cannot be mirrored before it is published. More is
-// at stake than a setup that ends half way: once a table without a replica
-// identity is published, Postgres refuses every UPDATE and DELETE of it, and so
-// breaks the services that write there.
-func (c *Config) inspectBefore(ctx context.Context, sql *pgx.Conn) error {
-	cat := &catalog{}
-	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{c.inspectServer, c.inspectTable, c.inspectColumns, c.inspectIdentity} {
-		if err := step(ctx, sql, cat); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // explainSetup halts where only the table's owner can go on.
 func explainSetup(statement string, err error) error {
 	if sqlState(err) == codeInsufficientPrivilege {
@@ -74,31 +60,20 @@ func explainSetup(statement string, err error) error {
 }
 
 // missing gives the statements that are still to be run.
-func (c *Config) missing(ctx context.Context, sql *pgx.Conn) ([]string, error) {
-	var all, member, viaRoot, partitioned bool
-	err := sql.QueryRow(ctx, `
-		SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
-		       EXISTS (SELECT FROM pg_publication_tables t
-		               WHERE t.pubname = p.pubname AND t.schemaname = $2 AND t.tablename = $3)
-		       OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = to_regclass($4)),
-		       coalesce((SELECT c.relkind = 'p' FROM pg_class c WHERE c.oid = to_regclass($4)), false)
-		FROM pg_publication p WHERE p.pubname = $1`, c.Publication, c.Schema, c.Table, c.table()).
-		Scan(&all, &viaRoot, &member, &partitioned)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return SetupSQL(*c), nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for publication %s: %w", c.publication(), err)
+func (c *Config) missing(cat *catalog) []string {
+	p := &cat.publication
+	if !p.exists {
+		return SetupSQL(*c)
 	}
 	var statements []string
-	if !member {
+	if !p.member {
 		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", c.publication(), c.table()))
 	}
-	if !all {
+	if !p.all {
 		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s SET (%s)", c.publication(), publishAll))
 	}
-	if partitioned && !viaRoot {
+	if cat.partitioned() && !p.viaRoot {
 		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", c.publication()))
 	}
-	return statements, nil
+	return statements
 }

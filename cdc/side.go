@@ -74,7 +74,7 @@ func (s *side) open(ctx context.Context, src state.Source) (err error) {
 	if s.sql, err = cfg.dialSQL(ctx); err != nil {
 		return err
 	}
-	if s.cat, err = cfg.inspect(ctx, s.sql); err != nil {
+	if s.cat, err = cfg.inspect(ctx, s.sql, true); err != nil {
 		return err
 	}
 	if s.repl, err = cfg.dialReplication(ctx); err != nil {
@@ -86,7 +86,7 @@ func (s *side) open(ctx context.Context, src state.Source) (err error) {
 	if err = s.createSlot(ctx); err != nil {
 		return err
 	}
-	if s.cat, err = cfg.inspect(ctx, s.sql); err != nil { // under the snapshot
+	if s.cat, err = cfg.inspect(ctx, s.sql, true); err != nil { // under the snapshot
 		return err
 	}
 	if s.cat.source != src {

@@ -25,11 +25,11 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) error {
 	m.works.bar(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
 	defer m.works.allow()
 	m.stats.beginSnapshot()
-	if err := m.dropSlot(ctx, sql); err != nil {
+	cat, err := m.cfg.inspect(ctx, sql, true)
+	if err != nil {
 		return err
 	}
-	cat, err := m.cfg.inspect(ctx, sql)
-	if err != nil {
+	if err := m.dropSlot(ctx, sql); err != nil {
 		return err
 	}
 	repl, err := m.cfg.dialReplication(ctx)

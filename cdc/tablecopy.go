@@ -104,7 +104,7 @@ func (c *tableCopy) connect(ctx context.Context) (*pgx.Conn, error) {
 
 // plan reads the catalogs under the snapshot and cuts the table into parts.
 func (c *tableCopy) plan(ctx context.Context, sql *pgx.Conn) (err error) {
-	if c.cat, err = c.cfg.inspect(ctx, sql); err != nil {
+	if c.cat, err = c.cfg.inspect(ctx, sql, true); err != nil {
 		return err
 	}
 	c.done.cat = c.cat
@@ -331,7 +331,7 @@ func cutBlocks(relation string, blocks, step int64) []copyPart {
 // from names the table in a FROM clause: an ordinary one without its
 // descendants, which are tables of their own.
 func (c *Config) from(cat *catalog) string {
-	if cat.partitioned {
+	if cat.partitioned() {
 		return c.table()
 	}
 	return "ONLY " + c.table()

@@ -79,7 +79,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer closeConn(conn.PgConn())
-			cat, err := r.cfg.inspect(t.Context(), conn)
+			cat, err := r.cfg.inspect(t.Context(), conn, true)
 			if err != nil {
 				t.Fatal(err)
 			}

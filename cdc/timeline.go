@@ -122,7 +122,7 @@ func (t *timelines) set(timeline int64, text string) {
 // meet inspects a server that may be another one than last time: its timeline's
 // history is read anew.
 func (c *Config) meet(ctx context.Context, sql *pgx.Conn) (*catalog, lineage, error) {
-	cat, err := c.inspect(ctx, sql)
+	cat, err := c.inspect(ctx, sql, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,0 +1,339 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/pgsession"
+	"dinnerbell/state"
+)
+
+const (
+	// minVersion is the first that sends logical messages, which the barrier needs.
+	minVersion = 14_00_00
+	// schemasVersion is the first whose publications know schemas and column lists.
+	schemasVersion = 15_00_00
+)
+
+// noTransaction is a connection's status outside of transactions.
+const noTransaction = 'I'
+
+// catalog is what the server says of itself, the table and the publication, all
+// as of one moment. It is read from the catalogs by plain queries: functions
+// such as pg_partition_tree, and views over them such as pg_publication_tables,
+// take locks and wait behind DDL, and they read the catalogs of the present,
+// whatever the transaction sees.
+type catalog struct {
+	source  state.Source
+	version int       // server_version_num
+	level   string    // wal_level
+	standby bool      // does not take writes, nor slots of ours
+	walEnd  state.LSN // flushed
+
+	table       tableFacts
+	relations   []relation // those that hold the rows: the table, or its leaf partitions
+	children    []string   // the names of inheritance children
+	columns     []column   // see Config.columns; fewer if some do not exist
+	uniqueKey   bool       // the key columns tell rows apart
+	publication publicationFacts
+}
+
+// tableFacts is the table's row of pg_class. exists is false if there is none;
+// then nothing about its columns and the publication was read either.
+type tableFacts struct {
+	exists            bool
+	kind, persistence string
+	identity          string
+	schemaUsable      bool // by the role in source.url
+	policies          bool // row-level security applies to the role
+}
+
+// relation is a table that holds rows.
+type relation struct {
+	name              string // quoted and qualified
+	kind, persistence string
+	identity          string
+	// identityColumns are those that updates and deletes carry, unless the
+	// identity is FULL, which carries all.
+	identityColumns []string
+}
+
+// column is a needed column. Its number changes when it is dropped and added
+// again under the same name, which no message of the stream tells.
+type column struct {
+	name string
+	num  int16
+	typ  uint32
+	// version changes with each ALTER of the column. ALTER … TYPE … USING may
+	// give every row another value and leave the type as it was.
+	version   string
+	generated bool
+	readable  bool // by the role in source.url
+}
+
+// publicationFacts is the publication, and what it publishes of the table.
+type publicationFacts struct {
+	exists   bool
+	all      bool // of insert, update, delete and truncate
+	viaRoot  bool
+	member   bool    // the table is published
+	asParent bool    // its changes are sent as those of the table whose partition it is
+	filtered bool    // by rows
+	columns  []int16 // the numbers of a column list; nil: all
+}
+
+// Values of pg_class.relkind, relpersistence and relreplident.
+// https://www.postgresql.org/docs/current/catalog-pg-class.html
+const (
+	kindTable       = "r"
+	kindPartitioned = "p"
+	permanent       = "p"
+	temporary       = "t"
+	identityNothing = "n"
+	identityFull    = "f"
+)
+
+// partitioned says whether the table is.
+func (cat *catalog) partitioned() bool { return cat.table.kind == kindPartitioned }
+
+// readCatalog reads everything as of one moment: in the transaction that the
+// connection is in, or in one of its own. It judges nothing, and stops early
+// where the server is too old, or the table does not exist.
+func (c *Config) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if sql.PgConn().TxStatus() == noTransaction {
+		tx, err := sql.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+		if err != nil {
+			return nil, fmt.Errorf("read catalogs: %w", err)
+		}
+		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
+	}
+	cat := &catalog{source: state.Source{Slot: c.Slot, Publication: c.Publication, Schema: c.Schema, Table: c.Table}}
+	cat.source.Catalog = "text " + pgsession.TextVersion() + ";"
+	if err := c.readServer(ctx, sql, cat); err != nil || cat.version < minVersion {
+		return cat, err
+	}
+	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{
+		c.readTable, c.readRelations, c.readColumns, c.readKey, c.readPublication,
+	} {
+		if err := step(ctx, sql, cat); err != nil || !cat.table.exists {
+			return cat, err
+		}
+	}
+	return cat, nil
+}
+
+// readServer reads who the server is and whether it can decode at all.
+func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	var end string
+	// The timeline is in a WAL file's name. A control file would tell that of
+	// the last checkpoint, which is the old one for a while after a promotion.
+	err := sql.QueryRow(ctx, `
+		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_database(),
+		       (SELECT system_identifier::text FROM pg_control_system()), pg_is_in_recovery(),
+		       CASE WHEN pg_is_in_recovery() THEN 0
+		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
+		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END`).
+		Scan(&cat.version, &cat.level, &cat.source.Database, &cat.source.SystemID, &cat.standby, &cat.source.Timeline, &end)
+	if err != nil {
+		return fmt.Errorf("read server's identity: %w", err)
+	}
+	if c.timelines != nil {
+		cat.source.History = c.timelines.of(cat.source.Timeline)
+	}
+	cat.walEnd, err = state.ParseLSN(end)
+	if err != nil {
+		return fmt.Errorf("read server's position: %w", err)
+	}
+	return nil
+}
+
+// readTable finds the table. row_security_active asks for the role, and waits
+// for no lock.
+func (c *Config) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	t := &cat.table
+	err := sql.QueryRow(ctx, `
+		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+		       coalesce(has_schema_privilege(n.oid, 'USAGE'), true), -- NULL: it was dropped just now
+		       c.relrowsecurity AND row_security_active(c.oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2`, c.Schema, c.Table).
+		Scan(&cat.source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read table: %w", err)
+	}
+	t.exists = true
+	cat.source.Catalog += fmt.Sprintf("table %d %s;", cat.source.TableOID, t.identity)
+	return nil
+}
+
+// readRelations finds the partitions, or the inheritance children. A partition
+// has a replica identity of its own, and that one counts; its columns have other
+// numbers than the table's. A deferrable key is no replica identity.
+//
+// Rows come and go with ATTACH, DETACH and DROP of a partition, and with a
+// TRUNCATE of one alone, and no message tells: only a new snapshot does. The
+// file number changes with a TRUNCATE (and, needlessly, a VACUUM FULL).
+// https://www.postgresql.org/docs/current/sql-createpublication.html
+func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	rows, err := sql.Query(ctx, `
+		WITH RECURSIVE tree AS (
+		  SELECT $1::oid AS oid
+		  UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending)
+		SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+		       c.oid::text || ' ' || c.relfilenode::text,
+		       ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
+		             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
+		               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
+		FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid`, cat.source.TableOID)
+	if err != nil {
+		return fmt.Errorf("read partitions: %w", err)
+	}
+	var r relation
+	var oid uint32
+	var version string
+	files := newFiles()
+	_, err = pgx.ForEachRow(rows, []any{&r.name, &oid, &r.kind, &r.persistence, &r.identity, &version, &r.identityColumns}, func() error {
+		switch {
+		case !cat.partitioned() && oid != cat.source.TableOID:
+			cat.children = append(cat.children, r.name)
+		case r.kind != kindPartitioned:
+			files.add(version)
+			cat.relations = append(cat.relations, r)
+			r.identityColumns = nil // the next row's are written to it
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read partitions: %w", err)
+	}
+	if cat.partitioned() {
+		cat.source.Catalog += fmt.Sprintf("partitions %s;", files)
+	}
+	return nil
+}
+
+// readColumns finds the needed columns, by name. Others are of no interest,
+// so that the table's owner is free to add and drop them.
+func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	rows, err := sql.Query(ctx, `
+		SELECT attname::text, attnum, atttypid, xmin::text, attgenerated <> '',
+		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
+		FROM pg_attribute
+		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
+		cat.source.TableOID, c.columns())
+	if err != nil {
+		return fmt.Errorf("read columns: %w", err)
+	}
+	found := map[string]column{}
+	var col column
+	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &col.version, &col.generated, &col.readable}, func() error {
+		found[col.name] = col
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read columns: %w", err)
+	}
+	for _, name := range c.columns() {
+		if col, ok := found[name]; ok {
+			cat.columns = append(cat.columns, col)
+			cat.source.Catalog += fmt.Sprintf("column %d %s %d %s;", col.num, col.name, col.typ, col.version)
+		}
+	}
+	return nil
+}
+
+// readKey looks whether the key columns tell rows apart: an index of some of
+// them is unique, at every moment and for all rows.
+func (c *Config) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	var numbers []int16
+	for i, col := range cat.columns {
+		if inKey(i) {
+			numbers = append(numbers, col.num)
+		}
+	}
+	err := sql.QueryRow(ctx, `
+		SELECT EXISTS (
+		  SELECT FROM pg_index, LATERAL (SELECT (indkey[0:indnkeyatts-1])::int2[] AS key) AS k
+		  WHERE indrelid = $1 AND indimmediate AND indisvalid AND indisunique AND indpred IS NULL AND key <@ $2::int2[]
+		    AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY(key) AND NOT attnotnull))`,
+		cat.source.TableOID, numbers).Scan(&cat.uniqueKey)
+	if err != nil {
+		return fmt.Errorf("read key: %w", err)
+	}
+	return nil
+}
+
+// readPublication finds the publication and the ways in which it has the table:
+// by itself, by its schema, or through a table whose partition it is.
+func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	schemas := "false"
+	if cat.version >= schemasVersion {
+		schemas = "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = above.relnamespace)"
+	}
+	p := &cat.publication
+	var version string
+	// to_jsonb reads columns that the catalogs have only since 15.
+	err := sql.QueryRow(ctx, `
+		WITH RECURSIVE above AS (
+		  SELECT oid, relnamespace, relispartition, false AS parent FROM pg_class WHERE oid = $2
+		  UNION ALL SELECT c.oid, c.relnamespace, c.relispartition, true
+		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON c.oid = i.inhparent)
+		SELECT p.oid, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
+		       coalesce(bool_or(m.published), false), coalesce(bool_or(m.published AND m.parent AND p.pubviaroot), false),
+		       p.xmin::text || ' ' || coalesce(r.oid::text || ' ' || r.xmin::text, ''),
+		       coalesce(to_jsonb(r)->>'prqual', '') <> '',
+		       CASE WHEN jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
+		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(r)->'prattrs')::int2) END
+		FROM pg_publication p
+		LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2
+		CROSS JOIN LATERAL (
+		  SELECT parent, p.puballtables OR EXISTS (SELECT FROM pg_publication_rel x WHERE x.prpubid = p.oid AND x.prrelid = above.oid) OR `+schemas+` AS published
+		  FROM above) AS m
+		WHERE p.pubname = $1
+		GROUP BY p.oid, r.oid`, c.Publication, cat.source.TableOID).
+		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &version, &p.filtered, &p.columns)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read publication: %w", err)
+	}
+	p.exists = true
+	cat.source.Catalog += fmt.Sprintf("publication %d %s", cat.source.PublicationOID, version)
+	return nil
+}
+
+// sameServer makes sure that the replication connection leads to where the
+// catalogs were read: a URL may name several hosts, or a balancer.
+func sameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	id, err := pglogrepl.IdentifySystem(ctx, conn)
+	if sqlState(err) == codeSyntaxError {
+		return fmt.Errorf("identify system: %w: %w", errNoWalsender, err)
+	}
+	if err != nil {
+		return fmt.Errorf("identify system: %w", err)
+	}
+	return cat.sameAs(id.SystemID, int64(id.Timeline), id.DBName)
+}
+
+// sameAs compares what a second connection says with the catalog.
+func (cat *catalog) sameAs(systemID string, timeline int64, database string) error {
+	s := cat.source
+	if systemID != s.SystemID || timeline != s.Timeline || database != s.Database {
+		return fmt.Errorf("compare connections: they lead to different servers (system %s timeline %d database %s, and %s %d %s)",
+			s.SystemID, s.Timeline, s.Database, systemID, timeline, database)
+	}
+	return nil
+}

@@ -1,0 +1,329 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/precondition"
+)
+
+// facts is what a check of the source looks at.
+type facts struct {
+	cfg *Config
+	cat *catalog  // read before the checks, as of one moment
+	sql *pgx.Conn // for what is not in cat; the checks run one after the other
+	// reads: the table is about to be read, for a snapshot or a verification.
+	reads bool
+}
+
+type (
+	check   = precondition.Check[*facts]
+	finding = precondition.Finding
+)
+
+// preconditions is all on which a mirror rests: what must be so with the server,
+// the role, the table and the publication. A check that needs the table finds
+// nothing wrong where it does not exist: the check of the table says so.
+var preconditions = []check{
+	{Name: "source.version", At: precondition.Always, Read: of(checkVersion)},
+	{Name: "source.primary", At: precondition.Always, Read: checkPrimary},
+	{Name: "source.wal_level", At: precondition.Always, Read: of(checkWALLevel)},
+	{Name: "source.table", At: precondition.Always, Read: of(checkTable)},
+	{Name: "source.schema_usage", At: precondition.Always, Read: ofTable(checkSchemaUsage)},
+	{Name: "source.persistence", At: precondition.Always, Read: ofTable(checkPersistence)},
+	{Name: "source.partitions", At: precondition.Always, Read: ofTable(checkPartitions)},
+	{Name: "source.inheritance", At: precondition.Always, Read: ofTable(checkInheritance)},
+	{Name: "source.columns", At: precondition.Always, Read: ofTable(checkColumns)},
+	{Name: "source.key", At: precondition.Always, Read: ofTable(checkKey)},
+	{Name: "source.replica_identity", At: precondition.Always, Read: ofTable(checkReplicaIdentity)},
+	{Name: "source.row_security", At: precondition.Always, Read: ofTable(checkRowSecurity)},
+	{Name: "source.publication", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublication)},
+	{Name: "source.publication.rows", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationRows)},
+	{Name: "source.publication.columns", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationColumns)},
+}
+
+// unpublished are the checks whose violation means that changes may have passed
+// that were never published, so that the slot is worthless even after mending.
+var unpublished = []string{"source.persistence", "source.publication", "source.publication.rows", "source.publication.columns"}
+
+// of makes a check of a function that needs nothing but what was read before.
+func of(judge func(*facts) []finding) func(context.Context, *facts) ([]finding, error) {
+	return func(_ context.Context, f *facts) ([]finding, error) { return judge(f), nil }
+}
+
+// ofTable is of for what can be judged only if the table exists.
+func ofTable(judge func(*facts) []finding) func(context.Context, *facts) ([]finding, error) {
+	return func(_ context.Context, f *facts) ([]finding, error) {
+		if !f.cat.table.exists {
+			return nil, errNoTable
+		}
+		return judge(f), nil
+	}
+}
+
+// errNoTable: there is nothing to be judged.
+var errNoTable = errors.New("the table was not found")
+
+// CheckPreconditions reads the source and makes the checks of a moment. An error
+// says that something could not be read; the report has what could be.
+func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment) (precondition.Report, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	sql, err := cfg.dialSQL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(sql.PgConn())
+	cat, err := cfg.readCatalog(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	return precondition.Run(ctx, preconditions, at, &facts{cfg: &cfg, cat: cat, sql: sql, reads: true})
+}
+
+// inspect reads the catalogs, in the transaction that the connection is in, and
+// makes the checks of a session. It returns a *HaltError if the table cannot be
+// mirrored as things are. reads says that the table is about to be read.
+func (c *Config) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catalog, error) {
+	return c.inspectAt(ctx, sql, precondition.AtSession, reads)
+}
+
+func (c *Config) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*catalog, error) {
+	cat, err := c.readCatalog(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	report, err := precondition.Run(ctx, preconditions, at, &facts{cfg: c, cat: cat, sql: sql, reads: reads})
+	if violation, ok := report.Violation(); ok {
+		return nil, haltOn(violation)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect source: %w", err)
+	}
+	return cat, nil
+}
+
+// haltOn makes the halt of a violation.
+func haltOn(f finding) *HaltError {
+	what := f.Object + " " + f.Found
+	if f.Effect != "" {
+		what += ": " + f.Effect
+	}
+	return &HaltError{What: what, Hint: f.Fix, distrust: slices.Contains(unpublished, f.Name)}
+}
+
+// violated is a list of one violation.
+func violated(object, found, effect, fix string) []finding {
+	return []finding{{Level: precondition.Fail, Object: object, Found: found, Effect: effect, Fix: fix}}
+}
+
+// tableObject names the table in findings.
+func (f *facts) tableObject() string { return "table " + f.cfg.table() }
+
+// publicationObject names the publication in findings.
+func (f *facts) publicationObject() string { return "publication " + f.cfg.publication() }
+
+func checkVersion(f *facts) []finding {
+	if f.cat.version >= minVersion {
+		return nil
+	}
+	return violated("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.version/10000),
+		"it sends no logical messages, which strict joins need", "upgrade Postgres to 14 or newer")
+}
+
+// checkPrimary gives an error and no violation: a standby is what one sees in
+// the middle of a failover.
+func checkPrimary(_ context.Context, f *facts) ([]finding, error) {
+	if f.cat.standby {
+		return nil, errors.New("the server is a standby; source.url must lead to the primary")
+	}
+	return nil, nil
+}
+
+func checkWALLevel(f *facts) []finding {
+	if f.cat.level == "logical" {
+		return nil
+	}
+	return violated("the server", fmt.Sprintf("has wal_level %q, not \"logical\"", f.cat.level),
+		"no changes can be read from its WAL", "ALTER SYSTEM SET wal_level = logical; then restart Postgres")
+}
+
+// kindNames are the relations that changes are never sent of.
+var kindNames = map[string]string{
+	"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index", "c": "a type",
+}
+
+func checkTable(f *facts) []finding {
+	t := &f.cat.table
+	switch {
+	case f.cat.version < minVersion:
+		return nil // nothing was read of it
+	case !t.exists:
+		return violated(f.tableObject(), "does not exist", "", "create it, or set source.table")
+	case t.kind != kindTable && t.kind != kindPartitioned:
+		return violated(f.cfg.table(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
+	}
+	return nil
+}
+
+func checkSchemaUsage(f *facts) []finding {
+	if f.cat.table.schemaUsable {
+		return nil
+	}
+	schema := pgx.Identifier{f.cfg.Schema}.Sanitize()
+	return violated("the role in source.url", "may not use schema "+f.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO …")
+}
+
+func checkPersistence(f *facts) []finding {
+	switch f.cat.table.persistence {
+	case permanent:
+		return nil
+	case temporary:
+		return violated(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
+	}
+	return violated(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.cfg.table()+" SET LOGGED")
+}
+
+// checkPartitions refuses partitions whose changes are not in the WAL.
+func checkPartitions(f *facts) (found []finding) {
+	if !f.cat.partitioned() {
+		return nil
+	}
+	for _, r := range f.cat.relations {
+		object := "partition " + r.name + " of " + f.cfg.table()
+		switch {
+		case r.kind != kindTable:
+			found = append(found, violated(object, "is "+kindNames[r.kind], "its changes are not sent",
+				"ALTER TABLE "+f.cfg.table()+" DETACH PARTITION "+r.name)...)
+		case r.persistence != permanent:
+			found = append(found, violated(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
+		}
+	}
+	return found
+}
+
+// checkInheritance refuses inheritance children. Every reader of the table sees
+// their rows in it; the stream sends them as those of other tables, and nothing
+// keeps two of them from having one key.
+func checkInheritance(f *facts) []finding {
+	if len(f.cat.children) == 0 {
+		return nil
+	}
+	first := f.cat.children[0]
+	return violated(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
+		"their rows are rows of the table to all who read it, and are not published as its own",
+		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.cfg.table())
+}
+
+func checkColumns(f *facts) (found []finding) {
+	for _, name := range f.cfg.columns() {
+		i := slices.IndexFunc(f.cat.columns, func(col column) bool { return col.name == name })
+		switch {
+		case i < 0:
+			found = append(found, violated(f.tableObject(), fmt.Sprintf("has no column %q", name), "",
+				"set source.columns to the columns that hold id, client and restaurant")...)
+		case f.cat.columns[i].generated:
+			found = append(found, violated(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
+				"it is not published", "choose a stored column")...)
+		case !f.cat.columns[i].readable:
+			found = append(found, violated("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.cfg.table()), "",
+				"GRANT SELECT ON "+f.cfg.table()+" TO …")...)
+		}
+	}
+	return found
+}
+
+func checkKey(f *facts) []finding {
+	if f.cat.uniqueKey || len(f.cat.columns) < len(f.cfg.columns()) { // then the columns are the finding
+		return nil
+	}
+	return violated("key "+f.cfg.key()+" of "+f.cfg.table(), "is not unique and NOT NULL", "it does not tell rows apart",
+		"ALTER TABLE "+f.cfg.table()+" ADD PRIMARY KEY ("+f.cfg.key()+"), or set source.columns.id to the columns of its key")
+}
+
+// checkReplicaIdentity makes sure that updates and deletes carry the key. More
+// is at stake than the mirror: once a table without a replica identity is
+// published, Postgres refuses every UPDATE and DELETE of it, and so breaks the
+// services that write there.
+func checkReplicaIdentity(f *facts) []finding {
+	if f.cat.table.identity == identityNothing {
+		return violated(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
+			"ALTER TABLE "+f.cfg.table()+" REPLICA IDENTITY DEFAULT")
+	}
+	for _, r := range f.cat.relations {
+		if r.kind == kindTable && !r.carries(f.cfg.KeyColumns) {
+			return violated("key "+f.cfg.key(), "is not in the replica identity of "+r.name, "deletes do not carry it",
+				"ALTER TABLE "+r.name+" REPLICA IDENTITY FULL")
+		}
+	}
+	return nil
+}
+
+// carries says whether updates and deletes carry the columns.
+func (r *relation) carries(columns []string) bool {
+	return r.identity == identityFull ||
+		!slices.ContainsFunc(columns, func(name string) bool { return !slices.Contains(r.identityColumns, name) })
+}
+
+// checkRowSecurity refuses policies that hide rows from the role. They do not
+// reach the stream, so that a mirror which needs no snapshot goes on. A policy on
+// a partition does not apply to who reads the table.
+func checkRowSecurity(f *facts) []finding {
+	if !f.cat.table.policies {
+		return nil
+	}
+	found := violated("the role in source.url", "may not read all of "+f.cfg.table()+": row-level security applies to it", "no snapshot can be taken",
+		"ALTER ROLE … BYPASSRLS, or ALTER TABLE "+f.cfg.table()+" DISABLE ROW LEVEL SECURITY")
+	if !f.reads {
+		found[0].Level = precondition.Warn
+	}
+	return found
+}
+
+// checkPublication makes sure that everything that happens to the table is
+// published, as its own.
+func checkPublication(f *facts) []finding {
+	p, object := &f.cat.publication, f.publicationObject()
+	switch {
+	case !p.exists:
+		return violated(object, "does not exist in database "+f.cat.source.Database, "", "dinnerbell setup")
+	case f.cat.partitioned() && !p.viaRoot:
+		return violated(object, "sends changes of "+f.cfg.table()+" as those of its partitions", "",
+			"ALTER PUBLICATION "+f.cfg.publication()+" SET (publish_via_partition_root = true)")
+	case !p.member:
+		return violated(object, "does not publish table "+f.cfg.table(), "", "dinnerbell setup")
+	case p.asParent:
+		return violated(object, "sends changes of "+f.cfg.table()+" as those of the table whose partition it is", "",
+			"set source.table to that table, or ALTER PUBLICATION "+f.cfg.publication()+" SET (publish_via_partition_root = false)")
+	case !p.all:
+		return violated(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
+	}
+	return nil
+}
+
+func checkPublicationRows(f *facts) []finding {
+	if !f.cat.publication.filtered {
+		return nil
+	}
+	return violated(f.publicationObject(), "filters the rows of "+f.cfg.table(), "", f.readdSQL())
+}
+
+func checkPublicationColumns(f *facts) []finding {
+	list := f.cat.publication.columns
+	if list == nil || !slices.ContainsFunc(f.cat.columns, func(col column) bool { return !slices.Contains(list, col.num) }) {
+		return nil
+	}
+	return violated(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.cfg.columns(), ", "), "", f.readdSQL())
+}
+
+// readdSQL takes a filter or a column list off the table.
+func (f *facts) readdSQL() string {
+	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.cfg.publication(), f.cfg.table())
+}
