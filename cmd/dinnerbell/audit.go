@@ -48,6 +48,6 @@ func (c *auditCmd) print(a *app, f stream.Finding) error {
 	if !f.OK {
 		word = "FAIL"
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, f.What)
+	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, printable(f.What))
 	return err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -41,7 +42,8 @@ type cli struct {
 // app is what every command gets from the outside. Data goes to stdout,
 // everything said about it to stderr.
 type app struct {
-	stdout, stderr io.Writer
+	stdout, stderr io.Writer // stdout escapes controls; stderr is for bars on a terminal and for children
+	messages       io.Writer // standard error, controls escaped: log and errors
 	env            config.Env
 	configFile     string // of -c; "" for the default
 }
@@ -49,35 +51,45 @@ type app struct {
 // run executes one command line and returns the exit code: 0 done, 1 failed,
 // 2 usage or configuration, 3 halted and needs an operator.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
+	data, messages := &printableWriter{out: stdout}, &printableWriter{out: stderr}
+	code := execute(ctx, args, &app{stdout: data, stderr: stderr, messages: messages, env: config.ParseEnv(env)})
+	if err := errors.Join(data.flush(), messages.flush()); err != nil && code == exitDone {
+		return exitFailed // what was asked for did not arrive
+	}
+	return code
+}
+
+// execute parses and runs one command line.
+func execute(ctx context.Context, args []string, a *app) int {
 	var c cli
 	helped := false
 	parser, err := kong.New(&c,
 		kong.Name("dinnerbell"),
 		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once."),
-		kong.Writers(stdout, stderr),
+		kong.Writers(a.stdout, a.messages),
 		// --help prints and "exits"; parsing then goes on and may complain.
 		kong.Exit(func(int) { helped = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)
 	if err != nil {
-		return conclude(stderr, err)
+		return conclude(a.messages, err)
 	}
 	command, err := parser.Parse(args)
 	switch {
 	case helped:
 		return 0
 	case err != nil:
-		return conclude(stderr, fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
+		return conclude(a.messages, fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
 	}
-	a := &app{stdout: stdout, stderr: stderr, env: config.ParseEnv(env), configFile: c.Config}
+	a.configFile = c.Config
 	command.BindTo(ctx, (*context.Context)(nil))
-	return conclude(stderr, command.Run(a))
+	return conclude(a.messages, command.Run(a))
 }
 
 // conclude writes an error for the operator and gives its exit code.
 func conclude(stderr io.Writer, err error) int {
 	if err != nil {
-		_, _ = fmt.Fprintln(stderr, "dinnerbell:", err) // nowhere to report a failing stderr
+		_, _ = fmt.Fprintln(stderr, "dinnerbell:", indented(err.Error())) // nowhere to report a failing stderr
 	}
 	return exitCode(err)
 }
@@ -100,7 +112,7 @@ func (a *app) logger(cfg config.Log) *slog.Logger {
 	_ = level.UnmarshalText([]byte(cfg.Level)) // Validate has checked it
 	opts := &slog.HandlerOptions{Level: level}
 	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(a.stderr, opts))
+		return slog.New(slog.NewJSONHandler(a.messages, opts))
 	}
-	return slog.New(slog.NewTextHandler(a.stderr, opts))
+	return slog.New(slog.NewTextHandler(a.messages, opts))
 }

@@ -162,6 +162,9 @@ func TestDaemon(t *testing.T) {
 func (s *site) ready() error {
 	var stderr syncBuffer
 	code, out := s.run(s.t.Context(), &stderr, "status", "--json")
+	if code == exitDone && !strings.Contains(out, `"ready":true`) {
+		s.t.Errorf("status ends with 0: %s", out)
+	}
 	if code != 0 {
 		return errors.New(stderr.String())
 	}
@@ -203,7 +206,7 @@ func TestHaltEndsWithThree(t *testing.T) {
 	envtest.Until(t, time.Minute, func() error {
 		var stderr syncBuffer
 		code, out := s.run(t.Context(), &stderr, "status", "--json")
-		if code != 0 || !strings.Contains(out, `"halted":{"part":"source"`) {
+		if code != exitHalted || !strings.Contains(out, `"halted":{"part":"source"`) {
 			return fmt.Errorf("status: exit %d: %s%s", code, out, stderr.String())
 		}
 		return nil

@@ -78,9 +78,9 @@ func newDeadLetterItem(d *stream.DeadLetter) deadLetterItem {
 func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 	from := "unknown"
 	if d.Topic != "" {
-		from = fmt.Sprintf("%s/%d@%d", d.Topic, d.From, d.FromAt)
+		from = fmt.Sprintf("%s/%d@%d", printable(d.Topic), d.From, d.FromAt)
 	}
-	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, byteCount(int64(d.Bytes)), oneLine(d.Reason))
+	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, byteCount(int64(d.Bytes)), printable(oneLine(d.Reason)))
 	return err
 }
 
@@ -125,7 +125,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	case err != nil:
 		return fmt.Errorf("retry dead letters: %w", err)
 	case c.All:
-		return nil
+		return c.conclude(a, sent, left)
 	}
 	var errs []error
 	for p := range wanted {
@@ -135,6 +135,16 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 		errs = append(errs, fmt.Errorf("%d of %d were not sent", left, sent+left))
 	}
 	return errors.Join(errs...)
+}
+
+// conclude gives the counts of --all. It is an error if there was something to
+// send and nothing was.
+func (c *deadLettersRetryCmd) conclude(a *app, sent, left int) error {
+	if sent == 0 && left > 0 {
+		return fmt.Errorf("none of %d dead letters was sent again: each would be refused again", left)
+	}
+	_, err := fmt.Fprintf(a.messages, "%d sent again, %d left\n", sent, left)
+	return err
 }
 
 func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
@@ -156,7 +166,7 @@ func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
 
 func printRetried(out io.Writer, r *stream.Retried) error {
 	if r.SentTo < 0 {
-		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, oneLine(r.Reason))
+		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, printable(oneLine(r.Reason)))
 		return err
 	}
 	_, err := fmt.Fprintf(out, "%d:%d  sent again, at offset %d\n", r.Partition, r.Offset, r.SentTo)

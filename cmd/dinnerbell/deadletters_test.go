@@ -66,6 +66,12 @@ func TestDeadLetters(t *testing.T) {
 	}
 	s.daemon()
 	s.rows(2)
+	// What was sent again is good; the other one is refused for ever.
+	s.kafka.Configure(notifications, "max.message.bytes", "1024")
+	var stderr syncBuffer
+	if code, out := s.run(t.Context(), &stderr, "dead-letters", "retry", "--all"); code != exitFailed || !strings.Contains(stderr.String(), "none of 2") || strings.Count(out, "left:") != 2 {
+		t.Errorf("retry --all of what is all refused: exit %d, %s%s", code, out, stderr.String())
+	}
 }
 
 // offsetOf is the offset in the n-th line of a listing.

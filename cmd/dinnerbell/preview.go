@@ -93,7 +93,7 @@ func (d *daemon) preview(ctx context.Context, c *call) (any, error) {
 // printPreview is for people.
 func printPreview(out io.Writer, p *stream.Preview) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, value) } // Flush reports errors
+	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, printable(value)) } // Flush reports errors
 	row("campaign", p.Campaign)
 	row("restaurant", p.Restaurant)
 	row("outcome", map[string]string{

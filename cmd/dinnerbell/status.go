@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -18,7 +19,8 @@ type statusCmd struct {
 }
 
 // Run asks over the socket in state.dir. It needs no other key, so it works with
-// a configuration that `run` would refuse.
+// a configuration that `run` would refuse. It ends with 1 where the daemon is not
+// ready and with 3 where a part of it is halted.
 func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
@@ -28,23 +30,39 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		if _, err := a.stdout.Write(body); err != nil {
-			return fmt.Errorf("write result: %w", err)
-		}
-		return nil
-	}
 	var r statusReport
 	if err := json.Unmarshal(body, &r); err != nil {
 		return fmt.Errorf("read answer of the daemon: %w", err)
 	}
-	return printStatus(a.stdout, &r)
+	if c.JSON {
+		_, err = a.stdout.Write(body)
+	} else {
+		err = printStatus(a.stdout, &r)
+	}
+	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return r.verdict()
+}
+
+// verdict is the error that the status ends the command with: exit 3 where a part
+// waits for an operator, 1 where the daemon is not ready.
+func (r *statusReport) verdict() error {
+	switch {
+	case r.Halted != nil:
+		return &daemonError{message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), exit: exitHalted}
+	case !r.Ready:
+		return fmt.Errorf("not ready: %s", strings.Join(r.Reasons, "; "))
+	}
+	return nil
 }
 
 // printStatus is for people: what matters first, lanes as a table.
 func printStatus(out io.Writer, r *statusReport) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	row := func(name, format string, args ...any) { _, _ = fmt.Fprintf(w, name+"\t"+format+"\n", args...) } // Flush reports errors
+	row := func(name, format string, args ...any) {
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, printable(oneLine(fmt.Sprintf(format, args...)))) // Flush reports errors
+	}
 	if r.Ready {
 		row("ready", "yes")
 	} else {

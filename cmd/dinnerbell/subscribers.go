@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -62,9 +63,9 @@ func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-func (c *subscribersCmd) write(out *bufio.Writer, page []string) error {
+func (c *subscribersCmd) write(out io.Writer, page []string) error {
 	for _, client := range page {
-		line := []byte(client)
+		line := []byte(printable(client))
 		if c.JSON {
 			var err error
 			if line, err = json.Marshal(client); err != nil {

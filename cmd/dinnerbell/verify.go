@@ -104,11 +104,11 @@ func (c *verifyCmd) printItem(out io.Writer, text json.RawMessage) error {
 	case c.JSON:
 		_, err = fmt.Fprintf(out, "%s\n", text)
 	case d.Wanted == nil:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", d.Row, d.Wrong, d.Index, d.Stored)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", printable(d.Row), d.Wrong, d.Index, d.Stored)
 	case d.Stored == nil:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", d.Row, d.Wrong, d.Index, d.Wanted)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", printable(d.Row), d.Wrong, d.Index, d.Wanted)
 	default:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s, should be %s\n", d.Row, d.Wrong, d.Index, d.Stored, d.Wanted)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s, should be %s\n", printable(d.Row), d.Wrong, d.Index, d.Stored, d.Wanted)
 	}
 	return err
 }
@@ -119,7 +119,7 @@ func (p *pairItem) String() string {
 		if s == nil {
 			return "NULL"
 		}
-		return *s
+		return printable(*s)
 	}
 	return "restaurant " + name(p.Restaurant) + ", client " + name(p.Client)
 }

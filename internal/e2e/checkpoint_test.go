@@ -97,7 +97,7 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	campaign("second")
 	d.jsonOf(&second, "checkpoint", "create", "--json")
 	envtest.Until(t, patience, func() error {
-		if out := d.command("status"); !strings.Contains(out, second.ID) {
+		if out := d.statusText(); !strings.Contains(out, second.ID) {
 			return fmt.Errorf("status does not name %s:\n%s", second.ID, out)
 		}
 		return nil

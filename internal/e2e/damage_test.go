@@ -56,7 +56,7 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	if len(aside) != 1 {
 		t.Fatalf("set aside: %v", aside)
 	}
-	if status, log := d.command("status"), d.log.tail(1<<20); !strings.Contains(status, aside[0]) || !strings.Contains(log, "moved_to="+aside[0]) {
+	if status, log := d.statusText(), d.log.tail(1<<20); !strings.Contains(status, aside[0]) || !strings.Contains(log, "moved_to="+aside[0]) {
 		t.Errorf("the folder %s is not named in the status\n%s\nor not in the log", aside[0], status)
 	}
 	d.stop()

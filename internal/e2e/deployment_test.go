@@ -96,6 +96,16 @@ func (d *deployment) command(args ...string) string {
 	return string(out)
 }
 
+// statusText gives what `dinnerbell status` prints, whatever it ends with.
+func (d *deployment) statusText(args ...string) string {
+	d.Helper()
+	out, err := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config, "status"}, args...)...).Output()
+	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
+		d.Fatalf("dinnerbell status: %v", err)
+	}
+	return string(out)
+}
+
 // setup creates the campaigns topic with a number of partitions, then runs
 // `dinnerbell setup`.
 func (d *deployment) setup(partitions int) {

@@ -140,7 +140,7 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 	d.produce(0, newCampaign("needs the change", "r2"))
 	full := time.Now()
 	envtest.Until(t, patience, func() error {
-		if status := d.command("status"); !strings.Contains(status, "disk_full") || !strings.Contains(status, "waits for fresh subscriptions") {
+		if status := d.statusText(); !strings.Contains(status, "disk_full") || !strings.Contains(status, "waits for fresh subscriptions") {
 			return fmt.Errorf("status:\n%s", status)
 		}
 		if time.Since(full) < 5*time.Second { // longer than wal_sender_timeout
@@ -188,7 +188,7 @@ func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 		if log := d.log.tail(1 << 20); !strings.Contains(log, "wait until there is room") {
 			return errors.New("it does not wait for room")
 		}
-		if status := d.command("status"); !strings.Contains(status, "source         disk_full") {
+		if status := d.statusText(); !strings.Contains(status, "source         disk_full") {
 			return fmt.Errorf("status:\n%s", status)
 		}
 		return nil

@@ -98,7 +98,7 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 			Failovers int64 `json:"failovers"`
 		} `json:"source"`
 	}
-	if err := json.Unmarshal([]byte(d.command("status", "--json")), &status); err != nil {
+	if err := json.Unmarshal([]byte(d.statusText("--json")), &status); err != nil {
 		t.Fatal(err)
 	}
 	log := d.log.tail(1 << 20)

@@ -82,7 +82,7 @@ func (d *deployment) waitsForFreshness() bool {
 			Waiting bool `json:"waiting_for_freshness"`
 		} `json:"lanes"`
 	}
-	if err := json.Unmarshal([]byte(d.command("status", "--json")), &status); err != nil {
+	if err := json.Unmarshal([]byte(d.statusText("--json")), &status); err != nil {
 		d.Fatal(err)
 	}
 	return len(status.Lanes) == 1 && status.Lanes[0].Waiting

@@ -91,7 +91,7 @@ func TestRebuildsUnderLoad(t *testing.T) {
 		}
 		d.command("verify", "--repair")
 	})
-	if out, _ := d.exits(0, "status", "--json"); strings.Contains(out, `"work"`) {
+	if out := d.statusText("--json"); strings.Contains(out, `"work"`) {
 		t.Errorf("work is left over: %s", out)
 	}
 	d.stop()

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// Ids, topics and error texts come from other people's tables, messages and
+// servers. What a terminal would obey instead of showing is escaped before it is
+// written:
+//
+//   - printable, for one field of a listing: newlines and tabs as well, so that an
+//     id is never two lines or two columns;
+//   - printableWriter, for all that the process writes: whatever a field forgot.
+//
+// Escapes have the form \u001b, which JSON reads back as the character: the output
+// of --json stays exact.
+
+// isControl tells whether a terminal may obey r: control characters of C0 and C1,
+// DEL, line and paragraph separators, and what changes the direction of text
+// (https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters).
+func isControl(r rune) bool {
+	switch {
+	case r < ' ', r >= 0x7f && r <= 0x9f, r >= 0x2028 && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+		return true
+	}
+	return r == 0x061c || r == 0x200e || r == 0x200f
+}
+
+// printable is one field of a listing.
+func printable(s string) string {
+	if isPlain(s) {
+		return s
+	}
+	return string(appendPrintable(make([]byte, 0, len(s)+16), s, false))
+}
+
+// isPlain tells that s has nothing to escape, which most have not.
+func isPlain[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// appendPrintable appends s with controls escaped, and each byte that is not valid
+// UTF-8 as \xNN. layout keeps newlines and tabs.
+func appendPrintable[T string | []byte](dst []byte, s T, layout bool) []byte {
+	for len(s) > 0 {
+		r, n := decodeRune(s)
+		switch {
+		case layout && (r == '\n' || r == '\t'):
+			dst = append(dst, byte(r))
+		case r == '\n':
+			dst = append(dst, `\n`...)
+		case r == '\t':
+			dst = append(dst, `\t`...)
+		case r == utf8.RuneError && n == 1:
+			dst = fmt.Appendf(dst, `\x%02x`, s[0])
+		case isControl(r):
+			dst = fmt.Appendf(dst, `\u%04x`, r)
+		default:
+			dst = append(dst, s[:n]...)
+		}
+		s = s[n:]
+	}
+	return dst
+}
+
+func decodeRune[T string | []byte](s T) (rune, int) {
+	return utf8.DecodeRuneInString(string(s[:min(len(s), utf8.UTFMax)]))
+}
+
+// printableWriter escapes whatever is written through it but newlines and tabs.
+// A character may arrive in parts. Any goroutine may write.
+type printableWriter struct {
+	mu   sync.Mutex
+	out  io.Writer
+	part []byte // of a character whose end has not been written yet
+}
+
+// Write implements io.Writer.
+func (w *printableWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	text := p
+	if len(w.part) > 0 {
+		text = slices.Concat(w.part, p)
+		w.part = nil
+	}
+	whole := len(text) - incomplete(text)
+	if whole < len(text) {
+		w.part = append([]byte(nil), text[whole:]...)
+	}
+	if err := w.write(text[:whole]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// flush writes a character whose end never came.
+func (w *printableWriter) flush() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	text := w.part
+	w.part = nil
+	return w.write(text)
+}
+
+func (w *printableWriter) write(text []byte) error {
+	if len(text) == 0 {
+		return nil
+	}
+	if !harmless(text) {
+		text = appendPrintable(make([]byte, 0, len(text)+64), text, true)
+	}
+	_, err := w.out.Write(text)
+	return err
+}
+
+// harmless tells that text is ASCII with no control but newline and tab.
+func harmless(text []byte) bool {
+	for _, c := range text {
+		if c < ' ' && c != '\n' && c != '\t' || c >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// incomplete is how many bytes at the end of text begin a character that is not
+// whole.
+func incomplete(text []byte) int {
+	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
+		if tail := text[len(text)-n:]; utf8.RuneStart(tail[0]) {
+			if utf8.FullRune(tail) {
+				return 0
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+// indented has the further lines of an error begin with blanks: none of them can
+// pass for a line of its own.
+func indented(text string) string { return strings.ReplaceAll(text, "\n", "\n  ") }
