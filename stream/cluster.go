@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strconv"
 
@@ -28,9 +29,10 @@ func (c KafkaConfig) topics() []string {
 
 // cluster is what the metadata and the topics' settings say of a Kafka cluster.
 type cluster struct {
-	id       string
-	topics   kadm.TopicDetails
-	settings map[string]topicSettings
+	id        string
+	bootstrap string // a broker's address as the cluster advertises it
+	topics    kadm.TopicDetails
+	settings  map[string]topicSettings
 }
 
 // topicSettings are a topic's settings by name; nil where they may not be read,
@@ -63,6 +65,9 @@ func readCluster(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (*clu
 		return nil, fmt.Errorf("read kafka metadata: %w", err)
 	}
 	c := &cluster{id: meta.Cluster, topics: meta.Topics}
+	if len(meta.Brokers) > 0 {
+		c.bootstrap = net.JoinHostPort(meta.Brokers[0].Host, strconv.Itoa(int(meta.Brokers[0].Port)))
+	}
 	c.settings, err = readSettings(ctx, adm, cfg.topics()...)
 	return c, err
 }

@@ -76,7 +76,7 @@ func (e *unmetError) Error() string { return e.String() }
 func (e *unmetError) halt(lane int32) *HaltError {
 	f := e.Finding
 	f.Fix = ""
-	return &HaltError{Lane: lane, What: f.String(), Hint: e.Fix + "; then start the daemon again"}
+	return &HaltError{Lane: lane, What: f.String(), Hint: e.Fix + "; then start again"}
 }
 
 // setupMends tells that the violation is about what `dinnerbell setup` makes.
@@ -94,14 +94,19 @@ func met(report precondition.Report, err error) error {
 	return err
 }
 
-// CheckSetup makes the checks that belong before `setup`. It returns a *HaltError
-// for a precondition that does not hold.
-func CheckSetup(ctx context.Context, cfg Config) error {
-	err := met(Preconditions(ctx, cfg, precondition.AtSetup))
-	if unmet, ok := errors.AsType[*unmetError](err); ok {
-		return unmet.halt(-1)
+// CheckPreconditions makes the checks of a moment for a command. It returns what
+// to warn of, one line each, and a *HaltError for a precondition that does not
+// hold.
+func CheckPreconditions(ctx context.Context, cfg Config, moment precondition.Moment) (warnings []string, err error) {
+	report, err := Preconditions(ctx, cfg, moment)
+	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
+		warnings = append(warnings, "warning: "+f.String())
 	}
-	return err
+	err = met(report, err)
+	if unmet, ok := errors.AsType[*unmetError](err); ok {
+		err = unmet.halt(-1)
+	}
+	return warnings, err
 }
 
 // unmetPatience is how long the same precondition may be violated before that

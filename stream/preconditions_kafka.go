@@ -3,6 +3,12 @@ package stream
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/precondition"
 )
@@ -11,6 +17,26 @@ import (
 var kafkaPreconditions = []precondition.Check[*facts]{
 	{Name: "kafka.topics", At: precondition.AtStart | precondition.AtSession, Read: readTopicsExist},
 	{Name: "kafka.progress.partitions", At: precondition.AtStart | precondition.AtSession, Read: readProgressPartitions},
+	{Name: "kafka.settings", At: precondition.AtStart, Read: readSettingsVisible},
+	{Name: "kafka.progress.cleanup_policy", At: precondition.Always, Read: readProgressPolicy},
+	{Name: "kafka.campaigns.cleanup_policy", At: precondition.Always, Read: readCampaignsPolicy},
+	{Name: "kafka.dead_letters.cleanup_policy", At: precondition.Always, Read: readDeadLettersPolicy},
+	{Name: "kafka.max_message_bytes", At: precondition.Always, Read: readMessageLimits},
+	{Name: "kafka.min_insync_replicas", At: precondition.Always, Read: readInsyncReplicas},
+	{Name: "kafka.replicas", At: precondition.AtStart, Read: readReplicas},
+	{Name: "kafka.retention", At: precondition.AtStart, Read: readRetention},
+}
+
+// alterTopic is the command that changes a setting of a topic.
+func (f *facts) alterTopic(topic, setting string) string {
+	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.cluster.bootstrap, topic, setting)
+}
+
+// settings gives what is known of a topic; ok is false where it is missing or its
+// settings may not be read: kafka.topics and kafka.settings say so.
+func (f *facts) settings(topic string) (s topicSettings, ok bool) {
+	s, ok = f.cluster.settings[topic]
+	return s, ok
 }
 
 // readTopicsExist looks for the four topics.
@@ -37,4 +63,232 @@ func readProgressPartitions(_ context.Context, f *facts) ([]precondition.Finding
 		Found:  fmt.Sprintf("it has %d partitions, fewer than the %d of topic %s", have, lanes, k.Campaigns),
 		Effect: "the lanes beyond have no progress",
 		Fix:    "dinnerbell setup"}}, nil
+}
+
+// readSettingsVisible names the topics whose settings may not be read.
+func readSettingsVisible(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	var found []precondition.Finding
+	for _, topic := range f.cfg.Kafka.topics() {
+		if _, ok := f.settings(topic); !ok && f.cluster.topics[topic].Err == nil {
+			found = append(found, precondition.Finding{Level: precondition.Unknown, Object: "topic " + topic,
+				Found:  "its settings may not be read (DescribeConfigs)",
+				Effect: fmt.Sprintf("they are taken for Kafka's defaults: max.message.bytes=%d, and the right cleanup.policy", defaultMaxMessage),
+				Fix:    fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal User:NAME --operation DescribeConfigs --topic %s", f.cluster.bootstrap, topic)})
+		}
+	}
+	return found, nil
+}
+
+// keepsForEver tells that retention deletes nothing from a topic.
+func (t topicSettings) keepsForEver() bool {
+	return t.number("retention.ms", 0) < 0 && t.number("retention.bytes", -1) < 0
+}
+
+// has tells whether the topic's cleanup.policy names one.
+func (t topicSettings) has(policy string) bool {
+	value := t["cleanup.policy"]
+	return slices.ContainsFunc(strings.Split(value.MaybeValue(), ","), func(p string) bool { return strings.TrimSpace(p) == policy })
+}
+
+// readProgressPolicy wants the last record of each lane to stay for ever. Where
+// retention deletes it, the next takeover does not know what was shipped.
+func readProgressPolicy(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+	topic := f.cfg.Kafka.Progress
+	s, ok := f.settings(topic)
+	if !ok || s.has("compact") && !s.has("delete") {
+		return nil, nil
+	}
+	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
+		Found:  "cleanup.policy is " + f.policy(topic) + ", not compact",
+		Effect: "retention deletes the lanes' progress, and what was shipped is not known any more",
+		Fix:    f.alterTopic(topic, "cleanup.policy=compact")}
+	if s.keepsForEver() {
+		finding.Level, finding.Effect = precondition.Warn, "the topic grows without end and takeovers take longer; shorter retention would delete the lanes' progress"
+	}
+	if f.moment == precondition.AtSetup {
+		// SetupTopics mends what nobody has used or chosen.
+		if untouched, err := untouchedTopic(ctx, f.adm, topic, s); err != nil || untouched {
+			return nil, err
+		}
+	}
+	return []precondition.Finding{finding}, nil
+}
+
+func (f *facts) policy(topic string) string {
+	c := f.cluster.settings[topic]["cleanup.policy"]
+	return c.MaybeValue()
+}
+
+// untouchedTopic tells that a topic never had a record and has no setting of its
+// own: a broker or a script made it with the defaults.
+func untouchedTopic(ctx context.Context, adm *kadm.Client, topic string, s topicSettings) (bool, error) {
+	for _, c := range s {
+		if c.Source == kmsg.ConfigSourceDynamicTopicConfig {
+			return false, nil
+		}
+	}
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return false, fmt.Errorf("list offsets of topic %s: %w", topic, err)
+	}
+	untouched := true
+	ends.Each(func(o kadm.ListedOffset) { untouched = untouched && o.Offset == 0 })
+	return untouched, nil
+}
+
+// compactionLag is from when on a compacted campaigns topic leaves messages the
+// time to be read.
+const compactionLag = 24 * time.Hour
+
+// readCampaignsPolicy: the record key is not used, so two campaigns may share one,
+// and compaction deletes the older.
+func readCampaignsPolicy(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	topic := f.cfg.Kafka.Campaigns
+	s, ok := f.settings(topic)
+	if !ok || !s.has("compact") {
+		return nil, nil
+	}
+	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
+		Found:  "cleanup.policy is " + f.policy(topic),
+		Effect: "compaction deletes a campaign that was not read yet where another one has the same record key, and no message without a key is accepted",
+		Fix:    f.alterTopic(topic, "cleanup.policy=delete")}
+	if lag := time.Duration(s.number("min.compaction.lag.ms", 0)) * time.Millisecond; lag >= compactionLag {
+		finding.Level, finding.Effect = precondition.Warn, fmt.Sprintf("a campaign that is not read within %s (min.compaction.lag.ms) is deleted where another one has the same record key", lag)
+	}
+	return []precondition.Finding{finding}, nil
+}
+
+// readDeadLettersPolicy: a dead letter has the key of its message, which may be
+// none, and such a record no compacted topic accepts.
+func readDeadLettersPolicy(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	topic := f.cfg.Kafka.DeadLetters
+	s, ok := f.settings(topic)
+	if !ok || !s.has("compact") {
+		return nil, nil
+	}
+	return []precondition.Finding{{Level: precondition.Fail, Object: "topic " + topic,
+		Found:  "cleanup.policy is " + f.policy(topic),
+		Effect: "it accepts no refused message without a key, which stops the lane, and drops all but the last of one key",
+		Fix:    f.alterTopic(topic, "cleanup.policy=delete")}}, nil
+}
+
+// Limits of what a topic must accept in one batch.
+const (
+	leastBatch        = 2 << 10  // a progress record, or the headers of a dead letter
+	leastNotification = 16 << 10 // an ordinary one takes less than 1 kB
+)
+
+// readMessageLimits compares what the topics accept with what they are for.
+func readMessageLimits(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	const setting = "max.message.bytes"
+	k := f.cfg.Kafka
+	var found []precondition.Finding
+	for _, c := range []struct {
+		topic  string
+		least  int64
+		level  precondition.Level
+		effect string
+	}{
+		{k.Progress, leastBatch, precondition.Fail, "the lanes cannot write their progress"},
+		{k.DeadLetters, leastBatch, precondition.Fail, "it takes no refused message, which stops the lane"},
+		{k.Notifications, leastNotification, precondition.Warn, "campaigns of an ordinary size are refused"},
+		{k.DeadLetters, f.cluster.settings[k.Campaigns].number(setting, 0), precondition.Warn,
+			"topic " + k.Campaigns + " accepts more; a refused message of that size is cut, and cannot be sent again"},
+	} {
+		s, ok := f.settings(c.topic)
+		if have := s.number(setting, defaultMaxMessage); ok && have < c.least {
+			found = append(found, precondition.Finding{Level: c.level, Object: "topic " + c.topic,
+				Found: fmt.Sprintf("%s is %d", setting, have), Effect: c.effect,
+				Fix: f.alterTopic(c.topic, fmt.Sprintf("%s=%d", setting, max(c.least, defaultMaxMessage)+64<<10))})
+		}
+	}
+	return found, nil
+}
+
+// outputs are the topics that a lane writes.
+func (c KafkaConfig) outputs() []string { return []string{c.Notifications, c.Progress, c.DeadLetters} }
+
+// copies is the smallest number of replicas that a partition of a topic has.
+func (c *cluster) copies(topic string) int {
+	least := 0
+	for _, p := range c.topics[topic].Partitions {
+		if n := len(p.Replicas); least == 0 || n < least {
+			least = n
+		}
+	}
+	return least
+}
+
+// readInsyncReplicas: every record is written with acks=all, which a topic with
+// fewer replicas than min.insync.replicas refuses for ever.
+func readInsyncReplicas(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	var found []precondition.Finding
+	for _, topic := range f.cfg.Kafka.outputs() {
+		s, ok := f.settings(topic)
+		least, have := s.number("min.insync.replicas", 1), f.cluster.copies(topic)
+		if !ok || have == 0 || least <= int64(have) {
+			continue
+		}
+		found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
+			Found:  fmt.Sprintf("min.insync.replicas is %d, and a partition has %d replicas", least, have),
+			Effect: "it accepts no record",
+			Fix:    f.alterTopic(topic, fmt.Sprintf("min.insync.replicas=%d", max(1, have-1)))})
+	}
+	return found, nil
+}
+
+// readReplicas warns where one broker's disk, or an election, can lose what was
+// acknowledged. A lane notices that and halts; it cannot bring it back.
+func readReplicas(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	var found []precondition.Finding
+	warn := func(object, what, effect, fix string) {
+		found = append(found, precondition.Finding{Level: precondition.Warn, Object: object, Found: what, Effect: effect, Fix: fix})
+	}
+	var single []string
+	for _, topic := range f.cfg.Kafka.outputs() {
+		s, ok := f.settings(topic)
+		switch copies := f.cluster.copies(topic); {
+		case copies == 0:
+		case copies == 1:
+			single = append(single, topic)
+		case ok && s.number("min.insync.replicas", 1) < 2:
+			warn("topic "+topic, "min.insync.replicas is 1", "a record may be acknowledged that one broker alone has", f.alterTopic(topic, "min.insync.replicas=2"))
+		}
+		if c := s["unclean.leader.election.enable"]; c.MaybeValue() == "true" {
+			warn("topic "+topic, "unclean.leader.election.enable is true", "an election may lose records that were acknowledged", f.alterTopic(topic, "unclean.leader.election.enable=false"))
+		}
+	}
+	if len(single) > 0 {
+		warn("topics "+strings.Join(single, ", "), "they have one replica", "what a broker's disk loses is lost, and the lanes halt",
+			"three brokers, and kafka-reassign-partitions.sh with three replicas a partition")
+	}
+	return found, nil
+}
+
+// leastRetention is how long a message should stay at least: a daemon may be down
+// for so long.
+const leastRetention = time.Hour
+
+// readRetention warns of campaigns that are deleted before a daemon that was down
+// has read them, and of outputs that go before anybody has.
+func readRetention(_ context.Context, f *facts) ([]precondition.Finding, error) {
+	k := f.cfg.Kafka
+	var found []precondition.Finding
+	for _, c := range []struct{ topic, effect string }{
+		{k.Campaigns, "a campaign that is not read within it is gone, and its lane halts"},
+		{k.Notifications, "a notification that is not read within it is gone"},
+		{k.DeadLetters, "a refused message is gone before anybody has looked"},
+	} {
+		s, ok := f.settings(c.topic)
+		ms := s.number("retention.ms", -1)
+		if !ok || !s.has("delete") || ms < 0 || time.Duration(ms)*time.Millisecond >= leastRetention {
+			continue
+		}
+		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "topic " + c.topic,
+			Found: "retention.ms is " + fmt.Sprint(ms), Effect: c.effect, Fix: f.alterTopic(c.topic, "retention.ms=604800000")})
+	}
+	return found, nil
 }

@@ -21,10 +21,24 @@ type progress struct {
 // record is almost always among them.
 const progressWindow = 64
 
+// progressLostError: a progress partition begins above offset 0 and holds no
+// record, so what was shipped is not known. It is never "no progress".
+type progressLostError struct {
+	topic     string
+	partition int32
+	start     int64
+}
+
+func (e *progressLostError) Error() string {
+	return fmt.Sprintf("topic %s partition %d begins at offset %d and holds no record: retention (cleanup.policy must be compact) or kafka-delete-records.sh has deleted the lane's progress",
+		e.topic, e.partition, e.start)
+}
+
 // readProgress returns K, the last seq shipped on a lane: the last committed
-// record of its progress partition, or 0 if there is none. It must run after
+// record of its progress partition, or 0 if there never was one. It must run after
 // the predecessor was fenced, when nothing on the partition is undecided. It
 // reads to the high watermark or fails: a short read is never "no progress".
+// The error is a *progressLostError where records were deleted and none is left.
 func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID [16]byte, partition int32) (int64, error) {
 	adm := kadm.NewClient(client)
 	start, err := listOffset(ctx, topic, partition, adm.ListStartOffsets)
@@ -45,7 +59,11 @@ func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID
 		if last != nil {
 			return parseProgress(topic, last)
 		}
-		if from == start.Offset {
+		switch {
+		case from > start.Offset:
+		case start.Offset > 0:
+			return 0, &progressLostError{topic: topic, partition: partition, start: start.Offset}
+		default:
 			return 0, nil
 		}
 	}
@@ -53,7 +71,7 @@ func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID
 
 func parseProgress(topic string, r *kgo.Record) (int64, error) {
 	var p progress
-	if err := json.Unmarshal(r.Value, &p); err != nil || p.Seq <= 0 {
+	if err := json.Unmarshal(r.Value, &p); err != nil || p.Seq < 0 {
 		return 0, fmt.Errorf("read %s/%d: the record at offset %d is not a progress record: %q", topic, r.Partition, r.Offset, r.Value)
 	}
 	return p.Seq, nil

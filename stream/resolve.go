@@ -57,6 +57,13 @@ func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did 
 	if err := pgx.BeginFunc(ctx, s.sink, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
 		return r.did, err
 	}
+	if s.progressLost != nil {
+		// K is what was settled on; without a record the next takeover would halt again.
+		if err := s.ship(ctx, []*payload{{seq: s.shipped.Load()}}, &outbound{}); err != nil {
+			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
+		}
+		r.say("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped.Load())
+	}
 	return r.did, nil
 }
 

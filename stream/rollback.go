@@ -58,6 +58,9 @@ func (s *session) newInput() bool {
 
 // checkSinks compares K and P, and Kafka with what it had acknowledged.
 func (s *session) checkSinks(ctx context.Context) error {
+	if s.progressLost != nil {
+		return s.halt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", s.progressLost, s.seq, s.shippedBefore))
+	}
 	k := s.shipped.Load()
 	if k > s.seq {
 		return s.halt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -144,7 +145,7 @@ func matches(notes []note, want map[string][]string) error {
 	return nil
 }
 
-// recreate deletes a topic and makes it again, as setup does.
+// recreate deletes a topic and makes it again, with the settings that it had.
 func (w *world) recreate(topic string) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
@@ -152,11 +153,21 @@ func (w *world) recreate(topic string) {
 	if err != nil {
 		w.Fatal(err)
 	}
+	settings, err := readSettings(w.Context(), adm, topic)
+	if err != nil {
+		w.Fatal(err)
+	}
+	configs := map[string]*string{}
+	for name, c := range settings[topic] {
+		if c.Source == kmsg.ConfigSourceDynamicTopicConfig {
+			configs[name] = c.Value
+		}
+	}
 	if _, err := adm.DeleteTopics(w.Context(), topic); err != nil {
 		w.Fatal(err)
 	}
 	envtest.Until(w, patience, func() error { // a deletion takes a moment
-		_, err := adm.CreateTopic(w.Context(), int32(len(details[topic].Partitions)), 1, nil, topic)
+		_, err := adm.CreateTopic(w.Context(), int32(len(details[topic].Partitions)), 1, configs, topic)
 		return err
 	})
 	envtest.AwaitTopic(w, adm, topic)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,8 +137,12 @@ func (s *Service) reachSinks(ctx context.Context) error {
 		return err
 	}
 	defer closeConn(conn)
-	if err := met(readPreconditions(ctx, s.cfg, precondition.AtStart, conn, nil)); err != nil {
+	report, err := readPreconditions(ctx, s.cfg, precondition.AtStart, conn, nil)
+	if err := met(report, err); err != nil {
 		return err
+	}
+	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
+		s.cfg.Logger.Warn("precondition", "check", f.Name, "found", f.String())
 	}
 	return s.checkClock(ctx, conn, time.Now)
 }

@@ -34,7 +34,8 @@ type session struct {
 	// what Postgres knew of Kafka as of the last step: neither may be less now
 	shippedBefore int64
 	topicEnds     []int64
-	nextOffset    int64 // at the takeover
+	progressLost  *progressLostError // the progress partition does not say K; nil where it does
+	nextOffset    int64              // at the takeover
 	totals        totals
 	pending       []*payload // decided and not shipped at the takeover
 

@@ -182,6 +182,9 @@ func (s *session) fence(ctx context.Context) error {
 	}
 	failpoint.Hit("takeover/fenced")
 	k, err := readProgress(ctx, s.client, s.cfg.Kafka.Progress, s.ids.progress, s.lane.id)
+	if lost, ok := errors.AsType[*progressLostError](err); ok {
+		s.progressLost, k, err = lost, s.shippedBefore, nil // at least; checkSinks halts
+	}
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ type topicSetup struct {
 }
 
 func (s *topicSetup) campaigns(ctx context.Context) error {
-	if err := s.ensure(ctx, s.cfg.Campaigns, -1, nil); err != nil {
+	if err := s.ensure(ctx, s.cfg.Campaigns, -1, deletes()); err != nil {
 		return err
 	}
 	var err error
@@ -66,7 +66,16 @@ func (s *topicSetup) outputs(ctx context.Context) error {
 		return err
 	}
 	larger := strconv.FormatInt(settings[s.cfg.Campaigns].number("max.message.bytes", defaultMaxMessage)+64<<10, 10)
-	return s.ensure(ctx, s.cfg.DeadLetters, s.lanes, map[string]*string{"max.message.bytes": &larger})
+	configs := deletes()
+	configs["max.message.bytes"] = &larger
+	return s.ensure(ctx, s.cfg.DeadLetters, s.lanes, configs)
+}
+
+// deletes are the settings of a topic that must not be compacted, whatever the
+// broker's default is.
+func deletes() map[string]*string {
+	policy := "delete"
+	return map[string]*string{"cleanup.policy": &policy}
 }
 
 // progress is compacted: only the last seq of each lane matters. Small segments
@@ -74,6 +83,9 @@ func (s *topicSetup) outputs(ctx context.Context) error {
 func (s *topicSetup) progress(ctx context.Context) error {
 	compact, segment := "compact", strconv.Itoa(16<<20)
 	if err := s.ensure(ctx, s.cfg.Progress, s.lanes, map[string]*string{"cleanup.policy": &compact, "segment.bytes": &segment}); err != nil {
+		return err
+	}
+	if err := s.compactUntouched(ctx); err != nil {
 		return err
 	}
 	have, err := s.partitions(ctx, s.cfg.Progress)
@@ -88,6 +100,33 @@ func (s *topicSetup) progress(ctx context.Context) error {
 		return fmt.Errorf("give topic %s %d partitions: %w", s.cfg.Progress, s.lanes, err)
 	}
 	s.did = append(s.did, fmt.Sprintf("topic %s: grown from %d to %d partitions", s.cfg.Progress, have, s.lanes))
+	return nil
+}
+
+// compactUntouched sets the policy of a progress topic that somebody made with
+// the broker's defaults and nobody has written to. Any other is its owner's to
+// change: see the precondition kafka.progress.cleanup_policy.
+func (s *topicSetup) compactUntouched(ctx context.Context) error {
+	settings, err := readSettings(ctx, s.adm, s.cfg.Progress)
+	if err != nil {
+		return err
+	}
+	now, ok := settings[s.cfg.Progress]
+	if !ok || now.has("compact") && !now.has("delete") {
+		return nil
+	}
+	if untouched, err := untouchedTopic(ctx, s.adm, s.cfg.Progress, now); err != nil || !untouched {
+		return err
+	}
+	compact := "compact"
+	resp, err := s.adm.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "cleanup.policy", Value: &compact}}, s.cfg.Progress)
+	if err == nil && len(resp) > 0 {
+		err = resp[0].Err
+	}
+	if err != nil {
+		return fmt.Errorf("set cleanup.policy=compact of topic %s: %w", s.cfg.Progress, err)
+	}
+	s.did = append(s.did, fmt.Sprintf("topic %s: cleanup.policy set to compact; it was empty and had the broker's default", s.cfg.Progress))
 	return nil
 }
 

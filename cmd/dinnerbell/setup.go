@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"dinnerbell/cdc"
+	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
 )
 
@@ -29,10 +30,14 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		what string
 		do   func() ([]string, error)
 	}{
-		{"check sink and topics", func() ([]string, error) { return nil, stream.CheckSetup(ctx, sink) }},
+		{"check sink and topics", func() ([]string, error) {
+			_, err := stream.CheckPreconditions(ctx, sink, precondition.AtSetup)
+			return nil, err
+		}},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
 		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink) }},
+		{"check sink and topics", func() ([]string, error) { return stream.CheckPreconditions(ctx, sink, precondition.AtStart) }},
 	} {
 		did, err := step.do()
 		for _, line := range did {

@@ -1,0 +1,187 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/precondition"
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// deleteRecords empties a partition, as retention does.
+func (w *world) deleteRecords(topic string, partition int32) {
+	w.Helper()
+	adm := kadm.NewClient(w.kafka.Client())
+	end, err := listOffset(w.Context(), topic, partition, adm.ListEndOffsets)
+	if err != nil {
+		w.Fatal(err)
+	}
+	var upTo kadm.Offsets
+	upTo.Add(kadm.Offset{Topic: topic, Partition: partition, At: end.Offset})
+	if _, err := adm.DeleteRecords(w.Context(), upTo); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// A progress partition whose records are gone is never "no progress": the lane
+// halts, and after either choice it goes on.
+func TestProgressThatWasDeletedHalts(t *testing.T) {
+	t.Parallel()
+	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+		t.Run(string(accept), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 3)})
+			_, stop := w.start()
+			w.produce(0, w.campaign("c1", "r1").json(), []byte("no campaign"))
+			w.expect(map[string][]string{"c1": w.subs["r1"]})
+			w.read(0, 2)
+			stop()
+			w.deleteRecords(w.cfg.Kafka.Progress, 0)
+			halt := w.halted()
+			for _, want := range []string{w.cfg.Kafka.Progress + " partition 0", "cleanup.policy"} {
+				if !strings.Contains(halt.What, want) {
+					t.Errorf("the halt does not name %q: %v", want, halt)
+				}
+			}
+			t.Log(w.resolve(accept))
+			_, stop = w.start() // once more than the choice is needed for
+			stop()
+			w.start()
+			w.produce(0, w.campaign("c2", "r2").json())
+			envtest.Until(t, patience, func() error {
+				return matches(w.rows(), map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r2"]})
+			})
+			records := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r2"]}
+			if accept == AcceptRepeats {
+				records["c1"] = append(records["c1"], records["c1"]...)
+			}
+			envtest.Until(t, patience, func() error { return matches(w.records(), records) })
+		})
+	}
+}
+
+// A topic whose settings break a guarantee is named with the command that mends
+// it, by setup and by run, and left as it is.
+func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		topic         func(w *world) string
+		setting       string
+		value, mended string
+	}{
+		"progress":           {func(w *world) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "delete", "compact"},
+		"progress with both": {func(w *world) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "compact,delete", "compact"},
+		"campaigns":          {func(w *world) string { return w.cfg.Kafka.Campaigns }, "cleanup.policy", "compact", "delete"},
+		"dead letters":       {func(w *world) string { return w.cfg.Kafka.DeadLetters }, "cleanup.policy", "compact", "delete"},
+		"small progress":     {func(w *world) string { return w.cfg.Kafka.Progress }, "max.message.bytes", "100", "1048588"},
+		"replicas":           {func(w *world) string { return w.cfg.Kafka.Notifications }, "min.insync.replicas", "2", "1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+			w.kafka.Configure(c.topic(w), c.setting, c.value)
+			names := func(err error) error {
+				for _, want := range []string{"kafka-configs.sh", "--entity-name " + c.topic(w), c.setting} {
+					if err == nil || !strings.Contains(err.Error(), want) {
+						return fmt.Errorf("%q is not in: %w", want, err)
+					}
+				}
+				return nil
+			}
+			_, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup)
+			if _, ok := errors.AsType[*HaltError](err); !ok || names(err) != nil {
+				t.Errorf("setup says %v", err)
+			}
+			svc := New(w.cfg, w.store, w.barrier)
+			svc.unmetPatience = time.Nanosecond
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if err := svc.Run(ctx); names(err) != nil {
+				t.Errorf("run says %v", err)
+			}
+			w.kafka.Configure(c.topic(w), c.setting, c.mended)
+			w.start()
+			w.produce(0, w.campaign("c", "r1").json())
+			w.expect(map[string][]string{"c": w.subs["r1"]})
+		})
+	}
+}
+
+// A progress topic whose policy changes while the daemon runs is seen by the next
+// takeover.
+func TestTakeoverSeesThePolicy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	svc := New(w.cfg, w.store, w.barrier)
+	svc.unmetPatience = time.Nanosecond
+	ended := make(chan error, 1)
+	go func() { ended <- svc.Run(t.Context()) }()
+	w.produce(0, w.campaign("c", "r1").json())
+	w.expect(map[string][]string{"c": w.subs["r1"]})
+	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
+	w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dinnerbell % lane 0' AND datname = current_database()`)
+	w.produce(0, w.campaign("c2", "r1").json())
+	select {
+	case err := <-ended:
+		if halt, ok := errors.AsType[*HaltError](err); !ok || halt.Lane != 0 || !strings.Contains(halt.Hint, "cleanup.policy=compact") {
+			t.Errorf("the service ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the lane goes on with a progress topic that is not compacted")
+	}
+}
+
+// Setup compacts a progress topic that somebody made with the broker's defaults,
+// once, and makes the other topics uncompacted whatever the default is.
+func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2, nil)
+	w.cfg.Kafka.Progress = w.kafka.Topic("plain", 1, nil)
+	w.cfg.Kafka.DeadLetters = envtest.Name("dead")
+	w.kafka.DeleteAfter(w.cfg.Kafka.DeadLetters)
+	if _, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup); err != nil {
+		t.Errorf("setup refuses a topic that it can mend: %v", err)
+	}
+	for i, want := range []string{"cleanup.policy set to compact", "there already"} {
+		did, err := SetupTopics(t.Context(), w.cfg)
+		if err != nil || !strings.Contains(strings.Join(did, "\n"), "topic "+w.cfg.Kafka.Progress+": "+want) {
+			t.Errorf("setup %d: %q, %v", i, did, err)
+		}
+	}
+	if warnings, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtStart); err != nil {
+		t.Errorf("after setup: %q, %v", warnings, err)
+	}
+	settings, err := readSettings(t.Context(), kadm.NewClient(w.kafka.Client()), w.cfg.Kafka.DeadLetters)
+	if s := settings[w.cfg.Kafka.DeadLetters]; err != nil || !s.has("delete") {
+		t.Errorf("dead letters: %v, %v", s["cleanup.policy"], err)
+	}
+}
+
+// What hurts later is warned of, and does not stop anything.
+func TestTopicSettingsThatHurtLaterAreWarnedOf(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, nil)
+	w.kafka.Configure(w.cfg.Kafka.Campaigns, "retention.ms", "60000")
+	w.kafka.Configure(w.cfg.Kafka.Campaigns, "max.message.bytes", "4000000")
+	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
+	w.kafka.Configure(w.cfg.Kafka.Progress, "retention.ms", "-1")
+	warnings, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtStart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(warnings, "\n")
+	for _, want := range []string{
+		w.cfg.Kafka.Campaigns + ": retention.ms is 60000", w.cfg.Kafka.DeadLetters + ": max.message.bytes is",
+		w.cfg.Kafka.Progress + ": cleanup.policy is delete", "one replica",
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("%q is not in the warnings:\n%s", want, all)
+		}
+	}
+}
