@@ -17,6 +17,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/pgsession"
+	"dinnerbell/internal/postgres"
 	"dinnerbell/state"
 )
 
@@ -71,7 +72,7 @@ func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read source URL: %w", err)
 	}
-	o, err := pgx.ParseConfig(url)
+	o, err := postgres.Parse(url)
 	if err != nil {
 		return nil, fmt.Errorf("parse source URL: %w", err)
 	}
@@ -118,7 +119,7 @@ func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := pgx.ConnectConfig(ctx, o)
+	conn, err := postgres.Connect(ctx, o)
 	return conn, c.explain(err)
 }
 
@@ -129,7 +130,7 @@ func (c *Config) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
 		return nil, err
 	}
 	o.RuntimeParams["replication"] = "database"
-	conn, err := pgconn.ConnectConfig(ctx, &o.Config)
+	conn, err := postgres.ConnectWalsender(ctx, &o.Config)
 	return conn, c.explain(err)
 }
 

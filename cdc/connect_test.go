@@ -181,3 +181,29 @@ func TestSlotActive(t *testing.T) {
 		t.Errorf("after %s the slot is held by PID %d, our own leftover was %d", time.Since(began), now, pid)
 	}
 }
+
+// Before a server has let us in its messages are bounded; from then on a row may
+// be as large as Postgres has it.
+func TestLargeMessagesOnceConnected(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const text = "SELECT repeat('x', 1048576)"
+	conn, err := r.cfg.dialSQL(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn.PgConn())
+	var got string
+	if err := conn.QueryRow(t.Context(), text).Scan(&got); err != nil || len(got) != 1<<20 {
+		t.Errorf("%d bytes over SQL: %v", len(got), err)
+	}
+	repl, err := r.cfg.dialReplication(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(repl)
+	results, err := repl.Exec(t.Context(), text).ReadAll()
+	if err != nil || len(results[0].Rows[0][0]) != 1<<20 {
+		t.Errorf("over replication: %v", err)
+	}
+}

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -10,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/postgres"
 )
 
 // Barrier is the join's freshness: it returns once the local subscriptions are
@@ -136,15 +137,15 @@ func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error)
 	if err != nil {
 		return nil, fmt.Errorf("read sink url: %w", err)
 	}
-	cfg, err := pgx.ParseConfig(url)
+	cfg, err := postgres.Parse(url)
 	if err != nil {
-		return nil, errors.New("parse sink url: it is not a valid Postgres URL") // pgx's own error may show the password
+		return nil, fmt.Errorf("parse sink url: %w", err)
 	}
 	cfg.RuntimeParams["application_name"] = name
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
 	}
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, err := postgres.Connect(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to sink: %w", err)
 	}

@@ -142,7 +142,7 @@ func TestDaemon(t *testing.T) {
 	if out := s.must("status"); !strings.Contains(out, "50") || !strings.Contains(out, "streaming") {
 		t.Errorf("status: %s", out)
 	}
-	if text := log.String(); strings.Contains(text, password) || !strings.Contains(text, "postgres:xxxxx@") {
+	if text := log.String(); strings.Contains(text, password) || !strings.Contains(text, "source=postgres://postgres@127.0.0.1") {
 		t.Errorf("the log shows the password, or no address: %s", text)
 	}
 

@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/postgres"
 	"dinnerbell/state"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -148,8 +149,8 @@ func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
 	source, _ := cfg.SourceURL() // Validate has tried them
 	sink, _ := cfg.SinkURL()
 	d.log.Info("starting", "version", version, "state_dir", cfg.State.Dir,
-		"source", config.RedactURL(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
-		"sink", config.RedactURL(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
+		"source", postgres.Redact(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
+		"sink", postgres.Redact(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
 		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
 }
 

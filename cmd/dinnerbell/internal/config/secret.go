@@ -3,9 +3,6 @@ package config
 import (
 	"fmt"
 	"log/slog"
-	"net/url"
-	"regexp"
-	"strings"
 )
 
 // redacted stands wherever a secret would have been shown.
@@ -49,30 +46,3 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // LogValue keeps the value out of the log.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
-
-// dsnPassword finds the password in a keyword/value connection string
-// (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING).
-var dsnPassword = regexp.MustCompile(`(?i)\b((?:ssl)?password)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)`)
-
-// RedactURL returns a Postgres address with its passwords hidden, for messages.
-// What cannot be read as an address is hidden whole.
-func RedactURL(raw string) string {
-	if !strings.Contains(raw, "://") {
-		if !strings.Contains(raw, "=") {
-			return redacted
-		}
-		return dsnPassword.ReplaceAllString(raw, "$1=xxxxx")
-	}
-	u, err := url.Parse(raw)
-	if err != nil {
-		return redacted
-	}
-	q := u.Query()
-	for _, k := range []string{"password", "sslpassword"} {
-		if q.Has(k) {
-			q.Set(k, "xxxxx")
-			u.RawQuery = q.Encode()
-		}
-	}
-	return u.Redacted()
-}

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"dinnerbell/internal/postgres"
 )
 
 // mechanisms are the SASL mechanisms that kafka.sasl.mechanism may name.
@@ -84,17 +84,14 @@ func (c *Config) checkSink() []error {
 }
 
 // checkURL looks the references up once, so that an unset variable is said at
-// the start and not by a failing connection. The parser's own message is not
-// passed on: it repeats parts of the address, and with a password that is not
-// encoded these can be parts of the password.
+// the start and not by a failing connection.
 func checkURL(s Secret) error {
 	raw, err := s.Reveal()
 	if err != nil {
 		return err
 	}
-	if _, err := pgconn.ParseConfig(raw); err != nil {
-		return fmt.Errorf("%s: not a Postgres address (postgres://user:password@host:5432/database); "+
-			"in a password, write @ : / ? # and %% percent-encoded, and see that the files it names for TLS exist", s.key)
+	if err := postgres.Check(raw); err != nil {
+		return fmt.Errorf("%s: %w", s.key, err)
 	}
 	return nil
 }
@@ -140,10 +137,14 @@ func (c *Config) checkKafka() []error {
 	return out
 }
 
-// checkHostPort accepts host:port and [v6]:port, and no scheme.
+// checkHostPort accepts host:port and [v6]:port, and no scheme. What holds an @
+// is not shown: user and password may stand before it.
 func checkHostPort(s string) error {
-	_, port, err := net.SplitHostPort(s)
-	if err != nil {
+	if strings.Contains(s, "@") {
+		return errors.New("user and password do not belong there; write host:port")
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || strings.ContainsAny(host, "/ ") {
 		return fmt.Errorf("%q is not host:port", s)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {

@@ -1,0 +1,127 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	// maxUnauthenticated bounds, in bytes, a message of a server that has not let
+	// us in yet: the driver allocates what a message claims to hold before it
+	// reads. The largest honest ones are tokens of Kerberos, of at most 64 KiB.
+	maxUnauthenticated = 256 << 10
+	// maxMessage is what the driver accepts by itself and what Postgres can send.
+	maxMessage = 1 << 30
+)
+
+// Connect opens an ordinary connection.
+func Connect(ctx context.Context, o *pgx.ConnConfig) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, o)
+	if err != nil {
+		return nil, explainConnect(&o.Config, err)
+	}
+	conn.PgConn().Frontend().SetMaxBodyLen(maxMessage)
+	return conn, nil
+}
+
+// ConnectWalsender opens a connection without pgx's type map, for replication.
+func ConnectWalsender(ctx context.Context, o *pgconn.Config) (*pgconn.PgConn, error) {
+	conn, err := pgconn.ConnectConfig(ctx, o)
+	if err != nil {
+		return nil, explainConnect(o, err)
+	}
+	conn.Frontend().SetMaxBodyLen(maxMessage)
+	return conn, nil
+}
+
+// ConnectError says why no server let us in: one line, each address once.
+type ConnectError struct {
+	text string
+	err  error
+}
+
+// Error gives user, database, and for each address the cause.
+func (e *ConnectError) Error() string { return e.text }
+
+// Unwrap gives the driver's error, whose text may be long and doubled.
+func (e *ConnectError) Unwrap() error { return e.err }
+
+// refusedTLS is the driver's text for a server without TLS. With
+// sslmode=prefer it says nothing: the driver goes on without.
+const refusedTLS = "server refused TLS connection"
+
+func explainConnect(o *pgconn.Config, err error) error {
+	var causes []cause
+	for _, e := range attempts(err) {
+		c := explainAttempt(e)
+		i := slices.IndexFunc(causes, func(o cause) bool { return o.at == c.at })
+		switch {
+		case i < 0:
+			causes = append(causes, c)
+		case strings.Contains(causes[i].why, refusedTLS):
+			causes[i] = c // the attempt without TLS
+		case causes[i].why != c.why && !strings.Contains(c.why, refusedTLS):
+			causes = append(causes, c)
+		}
+	}
+	causes = slices.Compact(causes)
+	var b strings.Builder
+	fmt.Fprintf(&b, "connect as %s to database %s", o.User, o.Database)
+	for i, c := range causes {
+		b.WriteString([]string{": ", "; "}[min(i, 1)])
+		if c.at != "" {
+			b.WriteString(c.at + ": ")
+		}
+		b.WriteString(c.why)
+	}
+	return &ConnectError{text: b.String(), err: err}
+}
+
+// attempts takes the driver's error apart: one for each address and kind of
+// connection that was tried.
+func attempts(err error) []error {
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if many, ok := e.(interface{ Unwrap() []error }); ok {
+			return many.Unwrap()
+		}
+	}
+	if c, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return []error{c.Unwrap()}
+	}
+	return []error{err}
+}
+
+// cause is why one address was of no use.
+type cause struct{ at, why string }
+
+// dialed matches what the driver puts before each attempt's error: address,
+// host as configured, step.
+var dialed = regexp.MustCompile(`(?s)^(\S+) \((.*?)\): (?:dial error|tls error|server error|failed to receive message): (.*)$`)
+
+func explainAttempt(err error) cause {
+	var c cause
+	c.why = strings.TrimPrefix(err.Error(), "AfterConnect error: ")
+	if m := dialed.FindStringSubmatch(c.why); m != nil {
+		c.at, c.why = m[1], m[3]
+		if host, _, splitErr := net.SplitHostPort(m[1]); splitErr == nil && host != m[2] && !strings.HasPrefix(m[2], "/") {
+			c.at = m[2] + " (" + m[1] + ")"
+		}
+		// The layers of package net repeat the address.
+		if op, ok := errors.AsType[*net.OpError](err); ok {
+			c.why = op.Err.Error()
+		}
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		c.at, c.why = dns.Name, dns.Err
+	}
+	c.why = strings.TrimPrefix(c.why, "connect: ")
+	return c
+}
