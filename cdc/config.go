@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,9 +109,18 @@ func (c *Config) columns() []string {
 }
 
 // key is the quoted list of the key columns.
-func (c *Config) key() string {
-	quoted := make([]string, len(c.KeyColumns))
-	for i, name := range c.KeyColumns {
+func (c *Config) key() string { return quoteList(c.KeyColumns) }
+
+// columnList is the quoted list of the needed columns, each once.
+func (c *Config) columnList() string {
+	names := c.columns()
+	slices.Sort(names)
+	return quoteList(slices.Compact(names))
+}
+
+func quoteList(names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
 		quoted[i] = pgx.Identifier{name}.Sanitize()
 	}
 	return strings.Join(quoted, ", ")

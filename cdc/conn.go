@@ -35,10 +35,6 @@ const (
 	closeTimeout = 2 * time.Second
 )
 
-// asBytes is Postgres' name for no encoding at all.
-// https://www.postgresql.org/docs/current/multibyte.html
-const asBytes = "SQL_ASCII"
-
 // keepAlive finds a server that is gone without a word while nothing but an answer
 // is waited for, as in a COPY: by default that takes minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
@@ -96,17 +92,9 @@ func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 }
 
 // pin makes the settings in a session that has begun, see [pgsession.SQL].
-//
-// A database of encoding SQL_ASCII holds any bytes, and its server refuses to send
-// a value that is not UTF-8 to a client that wants UTF-8: one such value in any
-// column would end every snapshot and the stream. Such a client gets the bytes as
-// they are, and leaves out ids that are not UTF-8.
 func pin(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	if conn.ParameterStatus("server_encoding") == asBytes {
-		settings = pgsession.Merge(settings, []pgsession.Setting{{Name: "client_encoding", Value: asBytes}})
-	}
 	if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
 		return fmt.Errorf("pin settings: %w", err)
 	}
@@ -152,6 +140,17 @@ func (c *Config) explain(err error) error {
 // viaPooler names what does not get better by trying again.
 func viaPooler(err error) *HaltError {
 	return halt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
+}
+
+// notUTF8 halts where the server cannot send a value of the table: it would fail
+// on it again and again. The WAL holds the value after it was mended too, so that
+// the slot is worthless.
+func (c *Config) notUTF8(err error) *HaltError {
+	h := halt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
+		strings.Join(c.columns(), ", "), c.publication(), c.table(), c.columnList()),
+		"table %s holds a value that Postgres cannot convert to UTF-8: %v", c.table(), err)
+	h.distrust = true
+	return h
 }
 
 // pooled recognises a pooler that took our settings and dropped them, by what

@@ -84,7 +84,7 @@ func (c *Config) estimateRows(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var text string
-	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+c.from(cat), pgx.QueryExecModeSimpleProtocol).Scan(&text); err != nil {
+	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+c.from(cat)).Scan(&text); err != nil {
 		return 0, fmt.Errorf("estimate rows: %w", err)
 	}
 	var plans []struct {

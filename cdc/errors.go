@@ -78,6 +78,8 @@ const (
 	codeUnknownStatement      = "26000" // prepared ones
 	codeDuplicateStatement    = "42P05" // likewise
 	codeSyntaxError           = "42601"
+	codeUntranslatable        = "22P05" // a character has no counterpart in client_encoding
+	codeBadCharacter          = "22021" // not one of the encoding's
 )
 
 // sqlState is the SQLSTATE of err, "" if Postgres did not send it.

@@ -119,6 +119,9 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	if pooled(err) {
 		err = viaPooler(err)
 	}
+	if code := sqlState(err); code == codeUntranslatable || code == codeBadCharacter {
+		err = m.cfg.notUTF8(err)
+	}
 	m.stats.reconnects.Add(1)
 	m.stats.failed(err)
 	if h, ok := errors.AsType[*HaltError](err); ok {

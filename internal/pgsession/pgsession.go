@@ -99,12 +99,19 @@ func Startup(cfg *pgx.ConnConfig, settings []Setting) {
 // those that the server knows. It also undoes what a login trigger or a preloaded
 // library has set since the startup message. It needs no privilege and works on a
 // replication connection.
+//
+// A database of encoding SQL_ASCII holds any bytes, and its server refuses to send
+// a value that is not UTF-8 to a client that wants UTF-8: one such value in any
+// column would end every snapshot and the stream. There client_encoding is
+// SQL_ASCII too, values come as they are, and whoever reads one must check it.
+// https://www.postgresql.org/docs/current/multibyte.html
 func SQL(settings []Setting) string {
 	values := make([]string, len(settings))
 	for i, s := range settings {
 		values[i] = fmt.Sprintf("(%s, %s)", quote(s.Name), quote(s.Value))
 	}
-	return "SELECT pg_catalog.set_config(s.name, v.value, false) FROM (VALUES " + strings.Join(values, ", ") +
+	return "SELECT pg_catalog.set_config(s.name, CASE WHEN s.name OPERATOR(pg_catalog.=) 'client_encoding'" +
+		" AND pg_catalog.current_setting('server_encoding') OPERATOR(pg_catalog.=) 'SQL_ASCII' THEN 'SQL_ASCII' ELSE v.value END, false) FROM (VALUES " + strings.Join(values, ", ") +
 		") AS v (name, value) JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(v.name)"
 }
 
