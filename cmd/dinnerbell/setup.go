@@ -31,13 +31,13 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		do   func() ([]string, error)
 	}{
 		{"check sink and topics", func() ([]string, error) {
-			_, err := stream.CheckPreconditions(ctx, sink, precondition.AtSetup)
+			_, err := stream.CheckPreconditions(ctx, sink, precondition.AtSetup) // the warnings come at the end
 			return nil, err
 		}},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
 		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink) }},
-		{"check sink and topics", func() ([]string, error) { return stream.CheckPreconditions(ctx, sink, precondition.AtStart) }},
+		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, sink) }},
 	} {
 		did, err := step.do()
 		for _, line := range did {
@@ -50,6 +50,18 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		}
 	}
 	return nil
+}
+
+// checkStream makes the checks that the start of `run` makes. Warnings are
+// messages.
+func checkStream(ctx context.Context, a *app, cfg stream.Config) error {
+	warnings, err := stream.CheckPreconditions(ctx, cfg, precondition.AtStart)
+	for _, line := range warnings {
+		if _, err := fmt.Fprintln(a.messages, line); err != nil {
+			return fmt.Errorf("write warning: %w", err)
+		}
+	}
+	return err
 }
 
 // setupSource says what it did as the other steps do, also when that is nothing.
