@@ -10,6 +10,7 @@
 package postgres
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -132,7 +133,7 @@ func checkParsed(o *pgconn.Config, isURL bool) error {
 	}
 	for name := range o.RuntimeParams {
 		switch {
-		case slices.Contains(sessionParameters, strings.ToLower(name)):
+		case slices.Contains(ofSession, strings.ToLower(name)):
 		case slices.Contains(libpqParameters, name):
 			return fmt.Errorf("the parameter %s is not supported by dinnerbell's driver; remove it", name)
 		default:
@@ -145,19 +146,16 @@ func checkParsed(o *pgconn.Config, isURL bool) error {
 	return nil
 }
 
-// sessionParameters are the settings that an address may name beside those that
-// the driver keeps to itself; others go into options. Those of the driver that
-// pgx has taken out by now are missing.
-var sessionParameters = []string{
-	"application_name", "options", "client_encoding", "timezone", "datestyle", "intervalstyle", "lc_messages", "replication",
-	"search_path", "role", "work_mem", "statement_timeout", "lock_timeout", "transaction_timeout",
-	"idle_session_timeout", "idle_in_transaction_session_timeout", "extra_float_digits", "bytea_output", "xmloption",
-	"standard_conforming_strings", "escape_string_warning", "backslash_quote", "array_nulls", "row_security", "synchronous_commit",
-	"session_replication_role", "default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable",
-	"client_min_messages", "jit", "enable_seqscan", "plan_cache_mode", "default_table_access_method", "gin_fuzzy_search_limit",
-	"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout", "wal_sender_timeout",
-	"min_parallel_table_scan_size", "max_parallel_workers_per_gather", "default_text_search_config", "log_statement",
-}
+// settings are the names of the settings that a session may change, of Postgres
+// 14 to 18: those of pg_settings with a context of user, superuser or backend.
+// Those of extensions go into options.
+//
+//go:embed settings.txt
+var settings string
+
+// ofSession are the lower-case names of what an address may set for a session.
+// The driver keeps to itself, or has taken out by now, what it knows.
+var ofSession = append(strings.Fields(settings), "options", "replication")
 
 // libpqParameters are libpq's parameters that the driver would take for settings
 // of the session (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS).
