@@ -29,9 +29,10 @@ type Config struct {
 	Publication string
 	// Slot is ours alone: it is dropped and made again for each snapshot.
 	Slot string
-	// ApplicationName tells this instance from all others. A walsender of this
-	// name that holds the slot is our own leftover and is ended. Postgres cuts
-	// it at 63 bytes; default "dinnerbell".
+	// ApplicationName is what Postgres shows of the connections. New appends the
+	// id of the store's directory, which tells this instance from all others:
+	// a backend of the whole name that holds the slot is our own leftover and is
+	// ended, any other is left alone. Cut to 63 bytes; default "dinnerbell".
 	ApplicationName string
 
 	// HaltOnLost: where the stream cannot bring the local state forward any more,

@@ -172,7 +172,7 @@ func TestSlotActive(t *testing.T) {
 	}
 	r.awaitFree()
 
-	release, pid = hold(r.cfg.ApplicationName) // never answers, as after kill -9
+	release, pid = hold(instanceName(r.cfg.ApplicationName, r.store.Instance())) // never answers, as after kill -9
 	defer release()
 	began := time.Now()
 	r.start()

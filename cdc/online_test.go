@@ -215,7 +215,7 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 				}
 			}
 			r.setup().start().barrier()
-			const session = 3 // catalogs, barrier, replication
+			const session = 4 // catalogs, barrier, replication, guard
 			spoilt.Store(true)
 			alter(c.spoil)
 			if _, err := r.m.Verify(t.Context(), false, nil); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -225,7 +225,7 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 				t.Errorf("rebuild ended with %v, want %q", err, c.want)
 			}
 			envtest.Until(t, patience, func() error {
-				n := r.Int(`SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, r.cfg.ApplicationName)
+				n := r.Int(`SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, r.m.cfg.ApplicationName)
 				if n > session {
 					return fmt.Errorf("%d connections, a session has %d", n, session)
 				}

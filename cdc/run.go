@@ -31,13 +31,16 @@ type Mirror struct {
 	stats  stats
 	gate   gate // held while a transaction is applied
 	works  works
+	guard  guard
 
 	// For tests, which have no large tables: see the constants of these names.
 	compareAtOnce int64
 	compareRounds int
 
-	stopped chan struct{} // closed when Run returns
-	stop    sync.Once
+	stopped  chan struct{} // closed when Run returns
+	stop     sync.Once
+	admitted chan struct{} // closed once nothing speaks of a second daemon
+	admit    sync.Once
 
 	// must is why the next session begins with a snapshot, whatever the
 	// catalogs say. Run's goroutine alone uses it.
@@ -53,22 +56,36 @@ type Mirror struct {
 type hooks struct {
 	beforeApply func(*state.Batch)
 	endedStream func(error)
-	locked      func() // the first connection of a copy over several has its lock
-	copied      func() // rows of a copy have gone to their sink
-	held        func() // the stream stands for a rebuild
-	warnHeld    int64  // instead of heldBackWarn
+	locked      func()        // the first connection of a copy over several has its lock
+	copied      func()        // rows of a copy have gone to their sink
+	held        func()        // the stream stands for a rebuild
+	warnHeld    int64         // instead of heldBackWarn
+	twinAlive   time.Duration // instead of twinAlive
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
 func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
-	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), gate: newGate(),
+	cfg.ApplicationName = instanceName(cfg.ApplicationName, store.Instance())
+	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}), gate: newGate(),
 		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
 	m.rounds.wake = make(chan struct{}, 1)
 	m.stats.set(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
 	m.stats.keepSize.Store(-1)
 	return m
+}
+
+// Admitted is closed once the mirror holds its slot, or cannot tell because the
+// source does not answer or halts it: not while another daemon has the slot. What
+// must not be taken from another daemon waits for it.
+func (m *Mirror) Admitted() <-chan struct{} { return m.admitted }
+
+func (m *Mirror) admitService() { m.admit.Do(func() { close(m.admitted) }) }
+
+// instanceName is an application_name that no other instance has.
+func instanceName(name, instance string) string {
+	return name[:min(len(name), maxIdentifier-1-len(instance))] + "-" + instance
 }
 
 // Run keeps the store in step with the source until ctx ends: then it returns
@@ -83,6 +100,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		return m.halted(err)
 	}
 	defer m.startAsking(ctx)()
+	defer m.guardSlot(ctx)()
 	pause := newPauses()
 	for {
 		began := time.Now()
@@ -124,6 +142,9 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	}
 	m.stats.reconnects.Add(1)
 	m.stats.failed(err)
+	if !m.guard.sawSecond() {
+		m.admitService()
+	}
 	if h, ok := errors.AsType[*HaltError](err); ok {
 		if h.distrust {
 			m.discardSlot(ctx)
@@ -222,6 +243,10 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 	}
 	defer closeConn(sql.PgConn())
 	if _, _, err := m.cfg.meet(ctx, sql); err != nil {
+		return err
+	}
+	defer m.guardSlot(ctx)()
+	if err := m.holdSlot(ctx, sql); err != nil {
 		return err
 	}
 	ended := make(chan struct{})

@@ -29,6 +29,10 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if err := m.holdSlot(ctx, sql); err != nil {
+		return false, ignoreEnd(ctx, err)
+	}
+	m.admitService()
 	slot, err := m.cfg.readSlot(ctx, sql)
 	if err != nil {
 		return false, err
@@ -211,6 +215,9 @@ func (m *Mirror) look(ctx context.Context, l *live) error {
 		return err
 	}
 	m.stats.server.Store(uint64(cat.walEnd))
+	if err := m.holdSlot(ctx, l.sql); err != nil {
+		return err
+	}
 	slot, err := m.cfg.readSlot(ctx, l.sql)
 	if err != nil {
 		return err

@@ -100,17 +100,27 @@ func (m *Mirror) release(ctx context.Context, sql *pgx.Conn, s slotInfo) error {
 	if held.app != m.cfg.ApplicationName {
 		return held
 	}
-	m.log.Info("ending our own walsender that a former run left behind", "slot", m.cfg.Slot, "pid", s.pid)
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	// Asked again in the same statement: the PID may be somebody else's by now.
-	_, err = sql.Exec(ctx, `
-		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE pid = $1 AND application_name = $2 AND backend_type = 'walsender'`, s.pid, m.cfg.ApplicationName)
-	if err != nil {
-		return fmt.Errorf("end walsender %d: %w", s.pid, err)
+	if err := m.endLeftover(ctx, sql, s.pid, "walsender"); err != nil {
+		return err
 	}
 	return m.awaitRelease(ctx, sql, held)
+}
+
+// endLeftover ends a backend under our own name that a former run left behind.
+func (m *Mirror) endLeftover(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
+	m.log.Info("ending our own backend that a former run left behind", "slot", m.cfg.Slot, "pid", pid, "backend_type", kind)
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	// Asked again in the same statement: the PID may be somebody else's by now.
+	_, err := sql.Exec(ctx, `
+		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE pid = $1 AND application_name = $2 AND backend_type = $3`, pid, m.cfg.ApplicationName, kind)
+	if err != nil {
+		return fmt.Errorf("end %s %d: %w", kind, pid, err)
+	}
+	return nil
 }
 
 // awaitRelease waits for an ended walsender to be gone.

@@ -74,13 +74,15 @@ type stats struct {
 	halted    *HaltError
 }
 
-// set moves to a state and remembers since when.
-func (s *stats) set(to State) {
+// set moves to a state, remembers since when, and returns the state before.
+func (s *stats) set(to State) (from State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state != to {
+	from = s.state
+	if from != to {
 		s.state, s.since = to, time.Now()
 	}
+	return from
 }
 
 // disk notes why the mirror waits for room on the disk; "" that it does not. It

@@ -127,7 +127,7 @@ func TestCopyLostInTheMiddle(t *testing.T) {
 			return
 		}
 		served = fmt.Sprint(r.clients("r"))
-		r.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE 'COPY%'`, r.cfg.ApplicationName)
+		r.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE 'COPY%'`, r.m.cfg.ApplicationName)
 	}
 	r.start()
 	r.await("lost copy", func(st Status) bool { reported = st.LastError; return reported != "" })

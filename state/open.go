@@ -19,6 +19,7 @@ import (
 //	LOCK               held while the store is open
 //	store/             Pebble
 //	store.ours         says that store/ is dinnerbell's
+//	instance           see instance.go
 //	writer             version of the program that opened it last
 //	store.corrupt      why store/ must not be opened again
 //	load/              sorted runs of a load under way; removed at Open
@@ -52,6 +53,9 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{dir: dir, o: o, log: o.Logger, lock: lock}
 	s.damage.found = make(chan struct{})
+	if s.instance, err = readInstance(o.fs, dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("read instance id of state directory %s: %w", dir, err), lock.Close())
+	}
 	if err := s.open(); err != nil {
 		err = naming(readWriter(o.fs, dir), err)
 		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())

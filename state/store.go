@@ -21,6 +21,7 @@ type Store struct {
 	o          Options
 	log        *slog.Logger
 	lock       io.Closer
+	instance   string
 	db         *pebble.DB
 	pebbleOpts *pebble.Options
 	kept       checkpoints

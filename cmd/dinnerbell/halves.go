@@ -71,6 +71,16 @@ func (d *daemon) take(store *state.Store) *halves {
 	return h
 }
 
+// admitted says whether the service was started.
+func (h *halves) admitted() bool {
+	select {
+	case <-h.mirror.Admitted():
+		return true
+	default:
+		return false
+	}
+}
+
 // close closes the store, once all actions that use it have ended. Mirror and
 // service have ended before.
 func (h *halves) close() error {

@@ -198,14 +198,25 @@ func (d *daemon) work(ctx context.Context, h *halves) error {
 		err := h.mirror.Run(gctx)
 		if halted := (*cdc.HaltError)(nil); errors.As(err, &halted) {
 			d.log.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
-			h.awaitStandstill(gctx)
+			if h.admitted() {
+				h.awaitStandstill(gctx)
+			}
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // asked to end, and it has been logged
 			}
 		}
 		return err
 	})
-	g.Go(func() error { return h.service.Run(gctx) })
+	g.Go(func() error {
+		// A second daemon with this slot would take the first one's place in the
+		// consumer group.
+		select {
+		case <-h.mirror.Admitted():
+			return h.service.Run(gctx)
+		case <-gctx.Done():
+			return nil
+		}
+	})
 	g.Go(func() error { return d.watch(gctx) })
 	g.Go(func() error { return d.settle(gctx, h) })
 	g.Go(func() error {

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"os"
-	"path/filepath"
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
@@ -25,7 +22,7 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 		RestaurantColumn: cfg.Source.Columns.Restaurant,
 		Publication:      cfg.Source.Publication,
 		Slot:             cfg.Source.Slot,
-		ApplicationName:  instanceName(cfg.State.Dir),
+		ApplicationName:  applicationName(),
 		HaltOnLost:       cfg.Source.OnLost == "halt",
 		Freshness:        cdc.Freshness(cfg.Join.Freshness),
 		MaxStaleness:     cfg.Join.MaxStaleness,
@@ -58,18 +55,12 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 	}
 }
 
-// instanceName tells this daemon from every other one to the database: a
-// replication connection that bears it and outlived a crash may be ended, and
-// nobody else's ever. It stays the same over restarts in the same place.
-func instanceName(stateDir string) string {
+// applicationName is what the database shows of this daemon, before the id of its
+// state directory.
+func applicationName() string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "localhost"
 	}
-	if abs, err := filepath.Abs(stateDir); err == nil {
-		stateDir = abs
-	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(host + "\x00" + stateDir)) // never fails
-	return fmt.Sprintf("dinnerbell@%.40s-%08x", host, h.Sum32())
+	return "dinnerbell@" + host
 }

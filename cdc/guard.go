@@ -1,0 +1,250 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Two daemons with one slot, machines that were cloned say, would drop each
+// other's slot for a snapshot of their own, again and again: while a snapshot is
+// copied nobody holds the slot. So the mirror that touches the slot holds an
+// advisory lock of the slot's name, on a connection of its own that outlives
+// sessions. Who comes second waits while the first may be gone, and halts once it
+// sees that the first lives.
+//
+// Every role that may connect can take an advisory lock. One that is neither our
+// own role nor may replicate cannot be a mirror, and its lock is passed over.
+
+const (
+	// beatEvery is how often the holder shows that it lives, by a statement.
+	beatEvery = time.Second
+	// twinAlive is how long another holder must be seen alive before it counts as
+	// a second daemon: an old one that drains during a deployment takes so long.
+	twinAlive = 10 * time.Second
+	// hiddenAlive is that time for a holder whose statements are hidden from our
+	// role, so that one that is gone looks alive: longer than TCP keepalives take.
+	hiddenAlive = 2 * time.Minute
+	// holderPoll is how often it is looked whether the other holder is gone.
+	holderPoll = 500 * time.Millisecond
+)
+
+// guard is the connection that holds the slot's advisory lock.
+type guard struct {
+	mu   sync.Mutex // guards below
+	conn *pgx.Conn  // nil: the lock is not held
+	warn time.Time  // of the last warning about a lock that is passed over
+	// second: another daemon has the lock, as far as is known.
+	second bool
+}
+
+func (g *guard) sawSecond() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.second
+}
+
+// guardSlot shows from time to time that this daemon lives, until stop, which
+// gives the lock back.
+func (m *Mirror) guardSlot(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var beats sync.WaitGroup
+	beats.Go(func() {
+		for sleep(ctx, beatEvery) {
+			m.guard.beat(ctx)
+		}
+	})
+	return func() {
+		cancel()
+		beats.Wait()
+		m.guard.mu.Lock()
+		defer m.guard.mu.Unlock()
+		m.guard.letGo()
+	}
+}
+
+// beat runs a statement. A connection that fails is given up: the lock is gone
+// with it, and the session's next look takes it again.
+func (g *guard) beat(ctx context.Context) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if _, err := g.conn.Exec(ctx, "SELECT 1"); err != nil {
+		g.letGo()
+	}
+}
+
+// letGo ends the connection. The caller holds mu.
+func (g *guard) letGo() {
+	if g.conn != nil {
+		closeConn(g.conn.PgConn())
+		g.conn = nil
+	}
+}
+
+// lockHolder is who holds the slot's advisory lock.
+type lockHolder struct {
+	by      heldError
+	mirrors bool      // its role is ours, or may replicate
+	active  time.Time // when it last began or ended a statement; zero: hidden
+}
+
+// holdSlot sees to it that this mirror holds the slot's advisory lock on the
+// server that sql is connected to. It waits for another holder that may be gone,
+// and returns a *HaltError where that one lives.
+func (m *Mirror) holdSlot(ctx context.Context, sql *pgx.Conn) error {
+	g := &m.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var first *lockHolder // that is waited for
+	var since time.Time
+	var before State
+	defer func() {
+		if first != nil {
+			m.stats.set(before)
+		}
+	}()
+	for {
+		h, err := m.cfg.lockHolder(ctx, sql)
+		if err != nil {
+			return err
+		}
+		switch {
+		case h != nil && g.conn != nil && h.by.pid == int32(g.conn.PgConn().PID()):
+			g.second = false
+			return nil
+		case h == nil:
+			g.letGo() // it leads elsewhere
+			if err := m.takeLock(ctx, sql); err != nil || g.conn != nil {
+				g.second = g.second && err != nil
+				return err
+			}
+		case h.by.app == m.cfg.ApplicationName:
+			if err := m.endLeftover(ctx, sql, h.by.pid, "client backend"); err != nil {
+				return err
+			}
+		case !h.mirrors:
+			g.passOver(m, h)
+			return nil
+		case first == nil || first.by.pid != h.by.pid:
+			if from := m.stats.set(StateWaiting); first == nil {
+				before = from
+			}
+			first, since, g.second = h, time.Now(), true
+			m.stats.failed(&h.by)
+			m.log.Warn("another daemon uses the replication slot; waiting for its end", "slot", h.by.slot, "pid", h.by.pid,
+				"application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
+		case m.lives(first, h, time.Since(since)):
+			return h.twin()
+		}
+		if !sleep(ctx, holderPoll) {
+			return ctx.Err()
+		}
+	}
+}
+
+// lives says whether a holder that was seen first a while ago lives.
+func (m *Mirror) lives(first, now *lockHolder, while time.Duration) bool {
+	enough := twinAlive
+	if m.hooks.twinAlive > 0 {
+		enough = m.hooks.twinAlive
+	}
+	if now.active.IsZero() {
+		return while >= hiddenAlive
+	}
+	return while >= enough && now.active.After(first.active)
+}
+
+// twin is the halt of the daemon that came second.
+func (h *lockHolder) twin() *HaltError {
+	return halt("give each daemon a slot of its own (source.slot) or stop the other one",
+		"slot %s is in use by another daemon: PID %d (application_name %q, role %s, client address %s)", h.by.slot, h.by.pid, h.by.app, h.by.role, h.by.address)
+}
+
+// passOver warns, now and then, of a lock that protects nothing.
+func (g *guard) passOver(m *Mirror, h *lockHolder) {
+	if time.Since(g.warn) < warnEvery {
+		return
+	}
+	g.warn = time.Now()
+	m.log.Warn("somebody who cannot be a mirror holds the slot's advisory lock; the slot is used without it, and a second daemon would not be noticed",
+		"slot", h.by.slot, "pid", h.by.pid, "application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
+}
+
+// lockKey is the slot's advisory lock.
+func (c *Config) lockKey() int64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte("dinnerbell slot " + c.Slot)) // never fails
+	return int64(h.Sum64())
+}
+
+// takeLock tries to take the lock on a new connection, which must lead to the
+// server of sql. The guard has no connection afterwards if somebody was faster.
+func (m *Mirror) takeLock(ctx context.Context, sql *pgx.Conn) error {
+	conn, err := m.cfg.dialSQL(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	var taken bool
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1)`, m.cfg.lockKey()).Scan(&taken)
+	if sqlState(err) == codeInsufficientPrivilege {
+		err = halt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
+	}
+	if err == nil && taken {
+		var h *lockHolder
+		if h, err = m.cfg.lockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != int32(conn.PgConn().PID())) {
+			err = errors.New("two connections of source.url lead to different servers")
+		}
+	}
+	if err != nil || !taken {
+		closeConn(conn.PgConn())
+	} else {
+		m.guard.conn = conn
+	}
+	if err != nil {
+		return fmt.Errorf("guard slot %s: %w", m.cfg.Slot, err)
+	}
+	return nil
+}
+
+// lockHolder tells who holds the slot's advisory lock; nil: nobody. A holder that
+// may be a mirror goes first, for a lock can be shared.
+func (c *Config) lockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	h := &lockHolder{by: heldError{slot: c.Slot}}
+	var active *time.Time
+	err := sql.QueryRow(ctx, `
+		SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''),
+		       coalesce(host(a.client_addr), CASE a.client_port WHEN -1 THEN 'local' ELSE 'hidden' END),
+		       coalesce(a.usename = current_user OR r.rolreplication OR r.rolsuper, false) AS mirrors, a.state_change
+		FROM pg_catalog.pg_locks l
+		LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+		LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
+		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+		  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+		  AND l.classid = ($1::bigint >> 32 & 4294967295)::oid AND l.objid = ($1::bigint & 4294967295)::oid
+		ORDER BY mirrors DESC, l.pid LIMIT 1`, c.lockKey()).
+		Scan(&h.by.pid, &h.by.app, &h.by.role, &h.by.address, &h.mirrors, &active)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // a lock that is free is an answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look who guards slot %s: %w", c.Slot, err)
+	}
+	if active != nil {
+		h.active = *active
+	}
+	return h, nil
+}

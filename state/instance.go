@@ -1,0 +1,75 @@
+package state
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// instanceName is a file with two words: the directory's instance id, and the
+// place for which the id was made.
+const instanceName = "instance"
+
+// InstanceLen is the length of an instance id.
+const InstanceLen = 16
+
+// Instance returns the id of this state directory: random, and the same at each
+// Open. A directory that was copied or cloned gets an id of its own at its first
+// Open, so no two directories in use have the same: whatever bears the id, in
+// Postgres say, and is not of this process, was left by a process that is gone.
+func (s *Store) Instance() string { return s.instance }
+
+// readInstance reads the directory's id, and makes one if there is none or if it
+// was made for another place.
+func readInstance(fsys vfs.FS, dir string) (string, error) {
+	here, err := place(fsys, dir)
+	if err != nil {
+		return "", err
+	}
+	name := fsys.PathJoin(dir, instanceName)
+	text, err := readFile(fsys, name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if words := strings.Fields(string(text)); len(words) == 2 && len(words[0]) == InstanceLen && words[1] == here {
+		return words[0], nil
+	}
+	var b [InstanceLen / 2]byte
+	_, _ = rand.Read(b[:]) // never fails
+	id := hex.EncodeToString(b[:])
+	err = writeFile(fsys, name+unfinished, fmt.Appendf(nil, "%s %s\n", id, here))
+	if err == nil {
+		err = rename(fsys, dir, instanceName+unfinished, instanceName)
+	}
+	return id, err
+}
+
+// place tells a directory from every other one that can be in use at the same
+// time, a clone of it on another machine included: by the boot of this machine,
+// which no other machine shares, and the directory's number on it. After a boot
+// the place is another one.
+func place(fsys vfs.FS, dir string) (string, error) {
+	if vfs.Root(fsys) != vfs.Default {
+		return "memory", nil // a test's file system
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return "", err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id") // random(4)
+	if err != nil {
+		boot = []byte("unknown") // not Linux
+	}
+	number := ""
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		number = fmt.Sprintf("%x-%x", st.Dev, st.Ino)
+	}
+	return strings.TrimSpace(string(boot)) + "/" + number, nil
+}
