@@ -27,6 +27,9 @@ type Options struct {
 	// ReserveBytes: no check.
 	ReserveBytes   int64
 	ReservePercent float64
+	// OpenFiles bounds the tables that are open at once; below 74 it is 74, the least
+	// that Pebble takes. 0: 1000.
+	OpenFiles int
 	// KeepCheckpoints is how many of those that were made in time are kept, and
 	// how many of those that were asked for. 0: 3.
 	KeepCheckpoints int
@@ -97,6 +100,7 @@ func (o Options) pebbleOptions(corrupt func(error)) *pebble.Options {
 		FS:                          &logFS{o.fs, func(what string, err error) { logger.Fatalf("%s: %v", what, err) }},
 		FormatMajorVersion:          pebble.FormatNewest,
 		CacheSize:                   o.CacheBytes,
+		MaxOpenFiles:                o.OpenFiles,
 		MemTableSize:                o.memTableBytes,
 		MemTableStopWritesThreshold: 4,
 		Logger:                      logger,

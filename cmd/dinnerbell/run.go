@@ -69,7 +69,8 @@ func stateOptions(cfg *config.Config, log *slog.Logger) state.Options {
 	return state.Options{
 		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
 		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
-		Fatal: func(message string) { endAtOnce(cfg, log, message) },
+		OpenFiles: int(min(1000, descriptorLimit()/2)),
+		Fatal:     func(message string) { endAtOnce(cfg, log, message) },
 	}
 }
 
@@ -160,7 +161,8 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
 	readOnly := newHandler(d.report, d.log, d.waits)
-	g.Go(func() error { return serveHTTP(httpCtx, readOnly, d.log, l.tcp) })
+	warnOfFewDescriptors(d.log, descriptorLimit())
+	g.Go(func() error { return serveHTTP(httpCtx, overTCP(readOnly, l.tcp.Addr()), d.log, l.tcp) })
 	// Actions end when the draining begins.
 	actions := d.actions()
 	for name, do := range actions {

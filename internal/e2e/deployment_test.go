@@ -118,7 +118,12 @@ func (d *deployment) setup(partitions int) {
 // start runs the daemon as a process of its own.
 func (d *deployment) start() {
 	d.Helper()
-	cmd := exec.Command(d.binary, "-c", d.config, "run")
+	d.startAs(exec.Command(d.binary, "-c", d.config, "run"))
+}
+
+// startAs runs the daemon by a command line that ends as it does.
+func (d *deployment) startAs(cmd *exec.Cmd) {
+	d.Helper()
 	cmd.Stderr, cmd.Env = d.log, d.env
 	if err := cmd.Start(); err != nil {
 		d.Fatal(err)

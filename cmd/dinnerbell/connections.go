@@ -1,0 +1,121 @@
+package main
+
+import (
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Descriptors are for the work first: connections to Postgres and Kafka, tables of
+// the local state. HTTP gets an eighth of them. Go has raised the soft limit to
+// the hard one before main began (package os).
+const (
+	fewDescriptors     = 1024 // below, a large local state or many lanes may run out
+	minHTTPConnections = 8
+	maxHTTPConnections = 256
+)
+
+// descriptorLimit is how many descriptors the process may have open; 0 where the
+// system does not say.
+func descriptorLimit() uint64 {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return limit.Cur
+}
+
+// httpConnections is how many connections a listener holds under that limit.
+func httpConnections(descriptors uint64) int {
+	if descriptors == 0 {
+		return minHTTPConnections
+	}
+	return int(max(minHTTPConnections, min(maxHTTPConnections, descriptors/8)))
+}
+
+// warnOfFewDescriptors says so before something fails for want of them.
+func warnOfFewDescriptors(log *slog.Logger, descriptors uint64) {
+	if descriptors > 0 && descriptors < fewDescriptors {
+		log.Warn("few file descriptors: a large local state or many lanes need more",
+			"limit", descriptors, "wanted", fewDescriptors, "to_mend", "ulimit -n 65536, LimitNOFILE=65536 of the systemd unit, or --ulimit nofile=65536 of the container")
+	}
+}
+
+// boundedListener holds at most limit connections. For one more it closes the one
+// that has waited longest for a request; where all have one under way, the new
+// one. So nobody who only connects keeps a health check out.
+type boundedListener struct {
+	net.Listener
+
+	limit int
+
+	mu   sync.Mutex // guards open
+	open map[net.Conn]connectionState
+}
+
+// connectionState is since when a connection waits for a request; busy: it has one.
+type connectionState struct {
+	since time.Time
+	busy  bool
+}
+
+func newBoundedListener(l net.Listener, limit int) *boundedListener {
+	return &boundedListener{Listener: l, limit: limit, open: map[net.Conn]connectionState{}}
+}
+
+// Accept implements net.Listener.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.admit(conn) {
+			return conn, nil
+		}
+		_ = conn.Close() // there is no room for it
+	}
+}
+
+// admit makes room for conn; false if there is none.
+func (l *boundedListener) admit(conn net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.open) >= l.limit {
+		oldest := l.oldestWaiting()
+		if oldest == nil {
+			return false
+		}
+		delete(l.open, oldest)
+		_ = oldest.Close() // the server sees it and forgets the connection
+	}
+	l.open[conn] = connectionState{since: time.Now()}
+	return true
+}
+
+func (l *boundedListener) oldestWaiting() (oldest net.Conn) {
+	for c, s := range l.open {
+		if !s.busy && (oldest == nil || s.since.Before(l.open[oldest].since)) {
+			oldest = c
+		}
+	}
+	return oldest
+}
+
+// note follows the server: an http.Server's ConnState.
+func (l *boundedListener) note(conn net.Conn, state http.ConnState) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ours := l.open[conn]; !ours {
+		return
+	}
+	switch state {
+	case http.StateClosed, http.StateHijacked:
+		delete(l.open, conn)
+	default:
+		l.open[conn] = connectionState{since: time.Now(), busy: state == http.StateActive}
+	}
+}
