@@ -34,6 +34,9 @@ type catalog struct {
 	level   string    // wal_level
 	standby bool      // does not take writes, nor slots of ours
 	walEnd  state.LSN // flushed
+	// standbyNames is synchronous_standby_names, application our name as the
+	// server has it.
+	standbyNames, application string
 
 	table       tableFacts
 	relations   []relation // those that hold the rows: the table, or its leaf partitions
@@ -139,8 +142,10 @@ func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 		       (SELECT system_identifier::text FROM pg_control_system()), pg_is_in_recovery(),
 		       CASE WHEN pg_is_in_recovery() THEN 0
 		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
-		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END`).
-		Scan(&cat.version, &cat.level, &cat.source.Database, &cat.source.SystemID, &cat.standby, &cat.source.Timeline, &end)
+		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END,
+		       current_setting('synchronous_standby_names'), current_setting('application_name')`).
+		Scan(&cat.version, &cat.level, &cat.source.Database, &cat.source.SystemID, &cat.standby, &cat.source.Timeline, &end,
+			&cat.standbyNames, &cat.application)
 	if err != nil {
 		return fmt.Errorf("read server's identity: %w", err)
 	}

@@ -33,6 +33,7 @@ var preconditions = []check{
 	{Name: "source.version", At: precondition.Always, Read: of(checkVersion)},
 	{Name: "source.primary", At: precondition.Always, Read: checkPrimary},
 	{Name: "source.wal_level", At: precondition.Always, Read: of(checkWALLevel)},
+	{Name: "source.synchronous_standbys", At: precondition.Always, Read: of(checkStandbys)},
 	{Name: "source.table", At: precondition.Always, Read: of(checkTable)},
 	{Name: "source.schema_usage", At: precondition.Always, Read: ofTable(checkSchemaUsage)},
 	{Name: "source.persistence", At: precondition.Always, Read: ofTable(checkPersistence)},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/pgsession"
+	"dinnerbell/internal/postgres"
 )
 
 // unfit has a value for each pinned setting that would do harm.
@@ -49,10 +50,11 @@ func TestSettingsArePinned(t *testing.T) {
 		}
 		r.Exec(fmt.Sprintf(`ALTER ROLE role_%s IN DATABASE %[1]s SET %s = '%s'`, r.Name, s.Name, strings.Trim(value, `"`)))
 		options = append(options, "-c "+s.Name+"="+strings.ReplaceAll(value, " ", `\ `))
-		if s.Name != "client_encoding" { // of two, any would do
-			parameters.Set(strings.ToUpper(s.Name), value)
+		for _, spelling := range []string{strings.ToLower(s.Name), strings.ToUpper(s.Name)} {
+			if postgres.Check(r.role+"&"+spelling+"=x") == nil {
+				parameters.Set(spelling, value)
+			}
 		}
-		parameters.Set(strings.ToLower(s.Name), value)
 	}
 	parameters.Set("options", strings.Join(options, " "))
 	for _, extra := range []string{"", "&" + strings.ReplaceAll(parameters.Encode(), "+", "%20")} {

@@ -1,0 +1,104 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+func TestParseStandbys(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string][]string{
+		"":                                 nil,
+		"*":                                {"*"},
+		"s1, s2":                           {"s1", "s2"},
+		"  s1\t,\n*":                       {"s1", "*"},
+		"1 (*)":                            {"*"},
+		"2(s1,s2 , s3)":                    {"s1", "s2", "s3"},
+		"FIRST 1 (s1, \"db-2:/a (b), c\")": {"s1", "db-2:/a (b), c"},
+		"first 2 (s1)":                     {"s1"},
+		"Any 1 (s1,*)":                     {"s1", "*"},
+		"any, first":                       {"any", "first"},
+		"any":                              {"any"},
+		`"any" , "1 (*)"`:                  {"any", "1 (*)"},
+		`"a ""quoted"" name",b`:            {`a "quoted" name`, "b"},
+		"1, 22":                            {"1", "22"},
+		"s_1$, été":                        {"s_1$", "été"},
+		"2 (1, 2)":                         {"1", "2"},
+		`"*"`:                              {"*"}, // Postgres compares the names alone
+	} {
+		got, err := parseStandbys(value)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("parseStandbys(%q) = %q, %v; want %q", value, got, err, want)
+		}
+	}
+	for _, value := range []string{`"a`, "1 (a", "a b", "a,", "(", "a;b", "1 ()x", "FIRST 1 (a)(b)"} {
+		if got, err := parseStandbys(value); err == nil {
+			t.Errorf("parseStandbys(%q) = %q, want an error", value, got)
+		}
+	}
+}
+
+// A server that would take the mirror for a synchronous standby is refused by
+// setup, at the start, before a slot is made, and while it streams; its commits
+// do not wait for us. Names of others are none of our business.
+func TestNeverASynchronousStandby(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.own(map[string]string{"synchronous_commit": "local"}) // the test's own commits do not wait
+	set := func(names string) {
+		r.Exec(`ALTER SYSTEM SET synchronous_standby_names = '` + names + `'`)
+		r.Exec(`SELECT pg_reload_conf()`)
+		envtest.Until(t, patience, func() error {
+			if r.Int(`SELECT (current_setting('synchronous_standby_names') = $1)::int`, names) == 0 {
+				return errors.New("the setting is not in force yet")
+			}
+			return nil
+		})
+	}
+	refused := func(err error) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), "takes dinnerbell's connection") || !strings.Contains(err.Error(), "ALTER SYSTEM SET synchronous_standby_names") {
+			t.Errorf("got %v, want the setting named", err)
+		}
+	}
+	ours := strings.ToUpper(r.cfg.ApplicationName)
+
+	set(`FIRST 1 (elsewhere, *)`)
+	_, err := Setup(t.Context(), r.owner())
+	refused(err)
+	set(`elsewhere`)
+	r.setup()
+	set(`ANY 1 ("` + ours + `")`)
+	r.start()
+	refused(r.awaitHalt())
+	if n := r.Int(`SELECT count(*) FROM pg_replication_slots`); n != 0 {
+		t.Errorf("%d slots, want none", n)
+	}
+	_ = r.halt()
+
+	set(`2 (elsewhere, "` + ours + `-2")`)
+	r.start()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
+	r.same("r")
+	set(`*`)
+	refused(r.awaitHalt())
+	envtest.Until(t, patience, func() error {
+		if n := r.Int(`SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'`); n != 0 {
+			return fmt.Errorf("%d walsenders, want none", n)
+		}
+		return nil
+	})
+	_ = r.halt()
+	set(``)
+	r.start()
+	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('b', 'r')`)
+	r.same("r")
+	if st := r.m.Status(); st.Snapshots != 0 {
+		t.Errorf("status is %+v, want no snapshot: the slot was kept", st)
+	}
+}
