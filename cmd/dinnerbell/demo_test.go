@@ -3,13 +3,20 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
+	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // demoProcess is `dinnerbell demo` as a process, small, with a temporary folder
@@ -73,6 +80,7 @@ func TestDemoEndsOnInterrupt(t *testing.T) {
 	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &first) != nil || first.Audience == 0 || first.Notified != first.Audience || first.MS <= 0 {
 		t.Errorf("first delivery %q", lines.Text())
 	}
+	refusesStrangers(t, cmd.Env)
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +91,47 @@ func TestDemoEndsOnInterrupt(t *testing.T) {
 	}
 	if l := left(); len(l) > 0 {
 		t.Errorf("left behind: %v", l)
+	}
+}
+
+// refusesStrangers checks that another user of the machine, who can reach the
+// demo's Postgres and cannot read its configuration, does not get in.
+func refusesStrangers(t *testing.T, env []string) {
+	t.Helper()
+	var tmp string
+	for _, v := range env {
+		if dir, ok := strings.CutPrefix(v, "TMPDIR="); ok {
+			tmp = dir // the last one counts
+		}
+	}
+	found, err := filepath.Glob(filepath.Join(tmp, "dinnerbell-demo-*", "dinnerbell.yaml"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("configurations: %v, %v", found, err)
+	}
+	if info, err := os.Stat(found[0]); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the configuration has mode %v, %v", info.Mode(), err)
+	}
+	text, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg struct{ Source struct{ URL string } }
+	if err := json.Unmarshal(text, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(cfg.Source.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []*url.Userinfo{url.User("postgres"), url.UserPassword("postgres", "postgres")} {
+		u.User = user
+		conn, err := pgx.Connect(t.Context(), u.String())
+		if err == nil {
+			_ = conn.Close(t.Context())
+		}
+		if refused := (*pgconn.PgError)(nil); err == nil || errors.As(err, &refused) && refused.Code != "28P01" {
+			t.Errorf("%s gets in, or fails otherwise: %v", user, err)
+		}
 	}
 }
 

@@ -40,6 +40,9 @@ type PostgresOptions struct {
 	Port int
 	// Settings are server settings that override the defaults below.
 	Settings map[string]string
+	// Password of the superuser, without which nobody gets in. "": the server trusts
+	// every user of the machine, which is for tests alone, whose roles come and go.
+	Password string
 	// Log receives the server's output; nil writes Dir/postgres.log.
 	Log io.Writer
 }
@@ -67,8 +70,8 @@ type Postgres struct {
 }
 
 // StartPostgres makes the data directory if it is empty and starts the server.
-// It returns once the server accepts connections. Authentication is trust, the
-// superuser is postgres; only loopback is listened on.
+// It returns once the server accepts connections. The superuser is postgres; only
+// loopback is listened on.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	user, err := postgresUser()
 	if err != nil {
@@ -128,9 +131,14 @@ func (p *Postgres) initialise(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(p.dataDir(), "PG_VERSION")); err == nil {
 		return nil
 	}
+	auth, forget, err := p.authentication()
+	if err != nil {
+		return err
+	}
+	defer forget()
 	// --no-sync: the folder is made anew if the machine dies in between.
-	cmd := exec.CommandContext(ctx, filepath.Join(p.opts.BinDir, "initdb"), "-D", p.dataDir(), "-U", "postgres",
-		"--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
+	cmd := exec.CommandContext(ctx, filepath.Join(p.opts.BinDir, "initdb"), append(auth, "-D", p.dataDir(), "-U", "postgres",
+		"--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")...)
 	cmd.Dir = p.opts.Dir
 	cmd.Env = serverEnv()
 	if p.user != nil {
@@ -140,6 +148,25 @@ func (p *Postgres) initialise(ctx context.Context) error {
 		return fmt.Errorf("run initdb in %s: %w\n%s", p.dataDir(), err, out)
 	}
 	return nil
+}
+
+// authentication gives initdb's arguments. The password goes by a file, since
+// everybody sees arguments; forget removes it.
+func (p *Postgres) authentication() (args []string, forget func(), err error) {
+	if p.opts.Password == "" {
+		return []string{"--auth=trust"}, func() {}, nil
+	}
+	path := filepath.Join(p.opts.Dir, "password")
+	forget = func() { _ = os.Remove(path) }
+	if err := os.WriteFile(path, []byte(p.opts.Password+"\n"), 0o600); err != nil {
+		return nil, forget, fmt.Errorf("write password for initdb: %w", err)
+	}
+	if p.user != nil {
+		if err := os.Chown(path, int(p.user.uid), int(p.user.gid)); err != nil {
+			return nil, forget, fmt.Errorf("give password to %s: %w", p.user.name, err)
+		}
+	}
+	return []string{"--auth=scram-sha-256", "--pwfile=" + path}, forget, nil
 }
 
 // Start starts a server that was stopped or killed, on the same port, and
@@ -214,6 +241,9 @@ func (p *Postgres) URL(db string) string {
 	u := url.URL{
 		Scheme: "postgres", User: url.User("postgres"), Host: loopback(p.opts.Port),
 		Path: "/" + cmp.Or(db, "postgres"), RawQuery: "sslmode=disable",
+	}
+	if p.opts.Password != "" {
+		u.User = url.UserPassword("postgres", p.opts.Password)
 	}
 	return u.String()
 }

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,7 +87,10 @@ func (w *world) startPostgres(ctx context.Context) error {
 		return fmt.Errorf("find Postgres: %w", err)
 	}
 	w.sayf("starting Postgres from %s in %s", bin, w.dir)
-	w.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{Dir: filepath.Join(w.dir, "postgres"), BinDir: bin})
+	w.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
+		Dir: filepath.Join(w.dir, "postgres"), BinDir: bin,
+		Password: rand.Text(), // others use the machine, too
+	})
 	if err != nil {
 		return fmt.Errorf("start Postgres: %w", err)
 	}
