@@ -7,7 +7,7 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
-	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -41,9 +41,27 @@ const (
 // A store that cannot be read is moved to dir/quarantine-<UTC time>, the
 // reason is logged, and a fresh one is opened: everything here can be rebuilt.
 // [ErrNewerFormat] and [ErrForeign] leave the directory as it is. Troubles of
-// the surroundings (no permission, disk full) are returned and condemn nothing.
+// the surroundings (no permission, disk full, a file server that does not answer)
+// condemn nothing: those that may pass within seconds are tried again, and then
+// returned.
 func Open(dir string, o Options) (*Store, error) {
 	o = o.withDefaults()
+	for _, pause := range o.openPauses {
+		s, err := open(dir, o)
+		if err == nil || !mayPass(err) {
+			return s, err
+		}
+		o.Logger.Warn("the state directory cannot be opened and is tried again", "dir", dir, "error", err)
+		<-time.After(pause)
+	}
+	s, err := open(dir, o)
+	if err != nil && mayPass(err) {
+		err = fmt.Errorf("%w; what is stored was left as it is: start again when the disk answers", err)
+	}
+	return s, err
+}
+
+func open(dir string, o Options) (*Store, error) {
 	if err := makeDir(o.fs, dir); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
@@ -114,19 +132,6 @@ func (s *Store) open() error {
 		return err
 	}
 	return s.openStore()
-}
-
-// keeps says whether err leaves the store in its place.
-func keeps(err error) bool {
-	for _, e := range []error{
-		ErrNewerFormat, ErrForeign, fs.ErrPermission,
-		syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
-	} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // openStore opens dir/store and brings it into order. On an error nothing is

@@ -56,6 +56,8 @@ type Options struct {
 	chunkBytes int
 	// memTableBytes; 0: 16 MiB.
 	memTableBytes uint64
+	// openPauses are between the attempts of Open; nil: the variable of this name.
+	openPauses []time.Duration
 	// blockBytes of a table; 0: 32 KiB.
 	blockBytes int
 }
@@ -78,6 +80,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.fs == nil {
 		o.fs = vfs.Default
+	}
+	if o.openPauses == nil {
+		o.openPauses = openPauses
 	}
 	if o.chunkBytes == 0 {
 		o.chunkBytes = 16 << 20

@@ -1,0 +1,96 @@
+package state
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+)
+
+// trouble fails the operations of one kind on paths with a word in them, so
+// many times.
+type trouble struct {
+	kind  errorfs.OpKind
+	word  string
+	errno syscall.Errno
+	times int
+}
+
+// String implements errorfs.Injector.
+func (f *trouble) String() string { return f.word }
+
+// MaybeError implements errorfs.Injector.
+func (f *trouble) MaybeError(op errorfs.Op) error {
+	if f.times == 0 || op.Kind != f.kind || !strings.Contains(op.Path, f.word) {
+		return nil
+	}
+	f.times--
+	return &os.PathError{Op: "open", Path: op.Path, Err: f.errno}
+}
+
+// Trouble of the surroundings while the store is opened sets no good store aside:
+// one that passes is waited for, one that lasts is returned.
+func TestOpenInTrouble(t *testing.T) {
+	t.Parallel()
+	at := map[string]trouble{ // reads: a MANIFEST that cannot be written ends the process
+		"list store":      {kind: errorfs.OpList, word: storeName},
+		"open MANIFEST":   {kind: errorfs.OpOpen, word: "MANIFEST"},
+		"open table":      {kind: errorfs.OpOpen, word: ".sst"},
+		"stat table":      {kind: errorfs.OpStat, word: ".sst"},
+		"open log":        {kind: errorfs.OpOpen, word: ".log"},
+		"remove load":     {kind: errorfs.OpRemoveAll, word: loadName},
+		"list checkpoint": {kind: errorfs.OpList, word: checkpointsName},
+		"read mark":       {kind: errorfs.OpOpen, word: condemnedName},
+	}
+	for _, errno := range []syscall.Errno{syscall.EINTR, syscall.EBUSY, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EACCES, syscall.EMFILE, syscall.EPERM} {
+		for name, fault := range at {
+			t.Run(name+" "+errno.Error(), func(t *testing.T) {
+				t.Parallel()
+				mem := vfs.NewMem()
+				o := testOptions()
+				o.fs, o.openPauses = mem, []time.Duration{time.Millisecond, time.Millisecond}
+				s, err := Open("/d", o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				load(t, s, 100, ids(1, 1), 5)
+				if err := errors.Join(mem.MkdirAll("/d/"+loadName, 0o700), mem.MkdirAll("/d/"+checkpointsName, 0o700), s.Close()); err != nil {
+					t.Fatal(err)
+				}
+				for _, times := range []int{1, 1 << 30} {
+					fault := fault
+					fault.errno, fault.times = errno, times
+					o.fs = errorfs.Wrap(mem, &fault)
+					o.Fatal = nil
+					s, err := Open("/d", o)
+					if err == nil {
+						checkTroubled(t, s)
+						if err := s.Close(); err != nil {
+							t.Error(err)
+						}
+					} else if !errors.Is(err, errno) || times == 1 && mayPass(err) {
+						t.Errorf("%d times: %v", times, err)
+					}
+				}
+				o.fs = mem
+				checkTroubled(t, openStore(t, "/d", o))
+			})
+		}
+	}
+}
+
+// checkTroubled finds the store as it was.
+func checkTroubled(t *testing.T, s *Store) {
+	t.Helper()
+	if s.Subscriptions() != 100 || s.EndLSN() != 5 {
+		t.Errorf("%d subscriptions at %s", s.Subscriptions(), s.EndLSN())
+	}
+	if aside, was := s.SetAside(); was {
+		t.Errorf("the store was set aside: %+v", aside)
+	}
+}
