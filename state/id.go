@@ -122,6 +122,19 @@ func (id ID) AppendText(dst []byte) []byte {
 	return append(dst, text[:]...)
 }
 
+// IsUUID tells whether the id is a canonical lower-case UUID.
+func (id ID) IsUUID() bool { return id != "" && id[0] == tagUUID }
+
+// AppendUUID appends the 16 bytes that Postgres sends for the id as a uuid. It
+// returns false where the id is no canonical lower-case UUID: a uuid column would
+// give it back in another spelling, or refuse it.
+func (id ID) AppendUUID(dst []byte) ([]byte, bool) {
+	if !id.IsUUID() {
+		return dst, false
+	}
+	return append(dst, id[1:]...), true
+}
+
 // Text gives the id as it is spelled in Postgres and Kafka. It is a copy, for
 // id may be a view into an [IDList].
 func (id ID) Text() string {

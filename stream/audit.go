@@ -47,6 +47,14 @@ func Audit(ctx context.Context, cfg Config) ([]Finding, error) {
 	}
 	defer client.Close()
 	a.conn, a.client = conn, client
+	found, err := readCatalogue(ctx, conn, a.t)
+	if err != nil {
+		return nil, err
+	}
+	if err := met(found.report(), nil); err != nil {
+		return nil, err
+	}
+	a.table = found.feedback
 	if a.ids, _, err = readTopicIDs(ctx, client, cfg.Kafka); err != nil {
 		return nil, err
 	}
@@ -70,6 +78,7 @@ type audit struct {
 	cfg      Config
 	t        tables
 	conn     *pgx.Conn
+	table    *feedbackTable
 	client   *kgo.Client
 	ids      topicIDs
 	findings []Finding
@@ -171,9 +180,9 @@ func (a *audit) feedback(ctx context.Context, lane int32, outbox []*payload) err
 			}
 			total += len(clients)
 			var n int64
-			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[]) AS c WHERE NOT EXISTS (
-  SELECT FROM `+a.t.feedback+` WHERE adv_campaign_id = $2 AND client_id = c AND restaurant_id = $3 AND trigger_datetime_created = $4)`,
-				clients, seg.campaign.ID, seg.campaign.RestaurantID, seg.trigger).Scan(&n); err != nil {
+			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.missingSQL()+` AND f.restaurant_id = `+a.table.columns[colRestaurant].param("$3")+`
+  AND f.trigger_datetime_created = `+a.table.columns[colTrigger].param("$4")+`)) AS missing`,
+				seg.campaign.ID, clients, seg.campaign.RestaurantID, seg.trigger).Scan(&n); err != nil {
 				return fmt.Errorf("look up feedback rows: %w", err)
 			}
 			missing += n

@@ -30,7 +30,7 @@ func TestStepAllocations(t *testing.T) {
 		var buffer []byte
 		out := &outbound{}
 		build := func() {
-			st := newStep()
+			st := newStep(contractTable())
 			st.picks, st.copyData = append(st.picks, picks...), buffer
 			st.seal(7)
 			buffer = st.copyData

@@ -4,13 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"dinnerbell/internal/failpoint"
-	"dinnerbell/state"
 )
 
 // stepsInFlight is how many steps travel on the lane's connection, one behind
@@ -114,6 +110,9 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 // submit sends a step behind those that are under way. One that is contested
 // waits until they have landed, and is committed on return.
 func (c *committer) submit(ctx context.Context, d *departure) error {
+	if d.st.superseded() {
+		d.st.seal(time.Now().Unix())
+	}
 	if d.st.contested() {
 		for len(c.sent) > 0 {
 			select {
@@ -125,9 +124,12 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 				return ctx.Err()
 			}
 		}
+		if d.st.superseded() {
+			d.st.seal(time.Now().Unix())
+		}
 		return c.commitContested(ctx, d)
 	}
-	d.p = d.st.payload()
+	d.p = c.payload(d.st)
 	d.p.seq = d.seq
 	f := c.flight(time.Now().Add(c.cfg.SinkTimeout))
 	c.addRows(f, d.st)
@@ -207,12 +209,11 @@ func (c *committer) land(ctx context.Context, failed error) error {
 // retriable gives nil where the step can be done again, and notes why.
 func (c *committer) retriable(d *departure, failed error) error {
 	switch {
-	case errors.Is(failed, errNotified):
+	case errors.Is(failed, errRefused):
 		c.lane.svc.counters.conflicts.Add(1)
-		for _, k := range d.st.picks {
-			k.live.contested.Store(true)
-		}
-		return nil
+		return d.st.contest(failed)
+	case errors.Is(failed, errDropped):
+		return c.dropped(failed.Error())
 	case errors.Is(failed, errEnded) && time.Now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set, and the next session compares them again
 	}
@@ -222,6 +223,10 @@ func (c *committer) retriable(d *departure, failed error) error {
 // settle does what may only follow the commit.
 func (c *committer) settle(d *departure) {
 	failpoint.Hit("commit/committed")
+	for _, l := range d.st.refused {
+		l.refused.Store(true)
+	}
+	c.noteLeftOut(d.p, len(d.st.dead))
 	c.agenda.remove(d.st.withdrawn())
 	c.agenda.add(time.Now(), d.st.appointments()...)
 	c.lane.noteDecided(d.st, d.p)
@@ -252,110 +257,15 @@ func (s *session) rollBack(ctx context.Context, d *departure) error {
 	return nil
 }
 
-// contested tells whether some of the step's clients go by ON CONFLICT.
-func (st *step) contested() bool {
-	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.contested })
-}
-
-// commitContested decides a contested step. Its transaction travels in halves,
-// the feedback rows and everything else: what ON CONFLICT leaves out is not
-// shipped.
-func (c *committer) commitContested(ctx context.Context, d *departure) error {
-	for {
-		err := c.tryContested(ctx, d)
-		if err == nil {
-			c.settle(d)
-			if d.early == nil {
-				return c.handOn(ctx, d)
-			}
-			return nil
-		}
-		if err := c.retriable(d, err); err != nil {
-			return err
-		}
-		if err := c.rollBack(ctx, d); err != nil {
-			return err
-		}
-		d.st.seal(time.Now().Unix())
-	}
-}
-
-// tryContested runs the step's transaction once. On error it is not committed, or
-// not known to be.
-func (c *committer) tryContested(ctx context.Context, d *departure) error {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.SinkTimeout)
-	defer cancel()
-	until, _ := ctx.Deadline()
-	d.p = d.st.payload()
-	d.p.seq = d.seq
-	f := newFlight(until, c.sink)
-	c.addRows(f, d.st)
-	if err := f.trip(); err != nil {
-		return err
-	}
-	if err := c.insertContested(ctx, d.st, d.p); err != nil {
-		return err
-	}
-	failpoint.Hit("commit/rows-written")
-	c.addStep(f, d.st, d.p)
-	f.depart()
-	failpoint.Hit("commit/contested-sent")
-	return f.arrive()
-}
-
-// insertContested writes the clients that COPY did not, and leaves in p only
-// those that were new.
-func (s *session) insertContested(ctx context.Context, st *step, p *payload) error {
-	p.segments = p.segments[:0]
-	for _, k := range st.picks {
-		clients := k.clients
-		if k.contested {
-			var err error
-			if clients, err = s.insert(ctx, k, st.trigger); err != nil {
-				return err
-			}
-		}
-		if clients.Len() > 0 {
-			p.segments = append(p.segments, segment{campaign: k.live.Campaign, trigger: st.trigger, clients: clients, wire: k.wire})
-		}
-	}
-	return nil
-}
-
-// insert writes one pick's rows where there is none yet, and returns the
-// clients of those that were written.
-func (s *session) insert(ctx context.Context, k *pick, trigger int64) (*state.IDList, error) {
-	texts := make([]string, k.clients.Len())
-	for i := range texts {
-		texts[i] = k.clients.At(i).Text()
-	}
-	c := k.live.Campaign
-	rows, err := s.sink.Query(ctx, `INSERT INTO `+s.t.feedback+` (`+copyColumns+`)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, c FROM unnest($10::text[]) AS c
-ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING client_id`,
-		c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, trigger, texts)
-	if err != nil {
-		return nil, err
-	}
-	written := &state.IDList{}
-	var text string
-	_, err = pgx.ForEachRow(rows, []any{&text}, func() error {
-		id, err := state.PackID(text)
-		if err == nil {
-			written.Append(id)
-		}
-		return err
-	})
-	s.lane.svc.counters.misses.Add(int64(k.clients.Len() - written.Len()))
-	return written, err
-}
-
 // addRows puts the beginning of the step's transaction and its feedback rows on
 // board.
 func (s *session) addRows(f *flight, st *step) {
 	f.addCommand(s.sql.begin, "BEGIN")
+	if s.table.ownCode {
+		f.add(s.sql.path, s.table.path())
+	}
 	if len(st.copyData) > 0 {
-		f.copy(s.sql.copy, st.copyData)
+		f.copy(s.sql.copy, st.copyData, st.copied)
 	}
 }
 
@@ -365,7 +275,10 @@ func (s *session) addRows(f *flight, st *step) {
 // on board is carried out whenever the server comes to it, even if nobody waits
 // for it any more.
 func (s *session) addStep(f *flight, st *step, p *payload) {
-	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, len(st.dead), s.shipped.Load(), s.ends.list())
+	if s.table.ownCode {
+		f.add(s.sql.path, "pg_catalog")
+	}
+	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, p.refusedMessages(), s.shipped.Load(), s.ends.list())
 	rows := newRowSets(st)
 	if len(rows.inserts) > 0 {
 		f.copySmall(s.sql.insert, copyRows(rows.inserts))
@@ -382,6 +295,7 @@ func (s *session) addStep(f *flight, st *step, p *payload) {
 	f.add(s.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
 	f.add(s.sql.clean, s.lane.id, s.shipped.Load())
 	if len(st.picks) > 0 {
+		f.add(s.sql.shape, s.table.oid, s.table.name, s.table.shape)
 		f.add(s.sql.inTime, float64(st.earliest)-s.ahead.Seconds())
 	}
 	f.addCommand(s.sql.commit, "COMMIT")

@@ -45,7 +45,7 @@ func (w *world) stepFor(c *Campaign, clients ...string) *step {
 	for _, client := range clients {
 		p.clients.Append(packID(w, client))
 	}
-	st := newStep()
+	st := newStep(contractTable())
 	st.picks = []*pick{p}
 	st.rows[c.key()] = &row{live: p.live, accept: true, state: stateFinished}
 	st.seal(time.Now().Unix())

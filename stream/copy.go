@@ -6,11 +6,6 @@ import (
 	"dinnerbell/state"
 )
 
-// copyColumns is the column order of copyHead: the client comes last, so that
-// all before it is constant per campaign.
-const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, " +
-	"adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id"
-
 // copySignature opens a binary COPY stream, copyTrailer ends it: the
 // signature, no flags, no header extension; then a field count of -1.
 // https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
@@ -75,22 +70,27 @@ func (c *copyFrames) end() []byte {
 }
 
 // appendCopyHead appends a binary COPY tuple up to its last field.
-func appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
-	dst = binary.BigEndian.AppendUint16(dst, 10)
-	for _, s := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
-		dst = appendCopyField(dst, s)
+func (t *feedbackTable) appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, feedbackColumns)
+	for i, s := range [...]string{colRestaurant: c.RestaurantID, colCampaign: c.ID, colContent: c.Content, colOwner: c.Owner, colContact: c.OwnerContact} {
+		dst = t.columns[i].appendText(dst, s)
 	}
-	for _, n := range []int64{c.Start, c.End, c.Created} {
-		dst = appendCopyInt8(dst, n)
+	for i, n := range [...]int64{c.Start, c.End, c.Created, trigger} {
+		dst = t.columns[colStart+i].appendNumber(dst, n)
 	}
-	dst = binary.BigEndian.AppendUint32(dst, 4)
-	return binary.BigEndian.AppendUint32(dst, uint32(int32(trigger)))
+	return dst
 }
 
 // appendTuple appends one feedback row to a binary COPY stream.
 func (w *wire) appendTuple(dst []byte, client state.ID) []byte {
 	dst = append(dst, w.copyHead...)
 	mark := len(dst)
+	if w.uuidClients {
+		if out, ok := client.AppendUUID(append(dst, 0, 0, 0, 16)); ok {
+			return out
+		}
+		dst = dst[:mark]
+	}
 	dst = append(dst, 0, 0, 0, 0)
 	dst = client.AppendText(dst)
 	binary.BigEndian.PutUint32(dst[mark:], uint32(len(dst)-mark-4))

@@ -13,7 +13,7 @@ type Counts struct {
 	WithoutAudience int64 // campaigns of a restaurant that nobody subscribes to
 	Conflicts       int64 // steps that met clients whom the delivered cache did not know
 	DeliveredMisses int64 // clients whom Postgres knew and the delivered cache did not
-	Unservable      int64 // clients left out because their id is too long
+	Unservable      int64 // clients left out because the feedback table or the topic cannot take them; dead letters name them
 }
 
 // Add gives the sum of both.

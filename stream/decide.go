@@ -39,7 +39,7 @@ func (d *decider) run(ctx context.Context) error {
 		if err := d.gather(ctx); err != nil {
 			return err
 		}
-		st := newStep()
+		st := newStep(d.s.table)
 		if err := d.join(st); err != nil {
 			return err
 		}
@@ -265,6 +265,10 @@ func (d *decider) join(st *step) error {
 
 // pick takes up to room clients of one campaign and moves its cursor.
 func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int, exhausted bool, err error) {
+	if l.refused.Load() {
+		st.progress(l, stateFinished)
+		return 0, true, nil
+	}
 	clients := &state.IDList{}
 	if l.fresh {
 		clients.Grow(min(room, 16)) // most audiences are small
@@ -279,7 +283,7 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 	if last != "" {
 		l.cursor = last
 	}
-	clients = d.servable(clients, l)
+	clients = d.servable(st, clients, l)
 	if clients.Len() > 0 {
 		st.picks = append(st.picks, &pick{live: l, clients: clients})
 	}
@@ -294,30 +298,32 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 	return used, done, nil
 }
 
-// servable leaves out clients whose id fits neither the index of the feedback
-// table nor a record. They are counted and named: they cannot be notified.
-func (d *decider) servable(clients *state.IDList, l *live) *state.IDList {
+// servable leaves out clients whose id fits neither the feedback table nor a
+// record. The step's dead letters name them: they cannot be notified.
+func (d *decider) servable(st *step, clients *state.IDList, l *live) *state.IDList {
 	// A record's size grows by nine bytes at most for each byte of the id; size
 	// is no less than what the campaign's own part takes where nothing in it is
 	// escaped, and render says it exactly where that is not enough.
-	fits := func(id state.ID) bool {
+	unfit := func(id state.ID) string {
 		n := id.TextLen()
-		if n > maxIDBytes {
-			return false
+		switch {
+		case n > maxIDBytes:
+			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", maxIDBytes)
+		case 6*l.size()+9*n+headroom > d.s.recordLimit && render(l.Campaign, 0).recordSize(n)+headroom > d.s.recordLimit:
+			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.s.recordLimit, d.s.cfg.Kafka.Notifications)
 		}
-		return 6*l.size()+9*n+headroom <= d.s.recordLimit || render(l.Campaign, 0).recordSize(n)+headroom <= d.s.recordLimit
+		return d.s.table.refusesClient(id)
 	}
 	for i := range clients.Len() {
-		if fits(clients.At(i)) {
+		if unfit(clients.At(i)) == "" {
 			continue
 		}
 		kept := &state.IDList{}
 		for j := range clients.Len() {
-			if id := clients.At(j); fits(id) {
+			if id := clients.At(j); unfit(id) == "" {
 				kept.Append(id)
 			} else {
-				d.s.lane.svc.counters.unservable.Add(1)
-				d.s.cfg.Logger.Warn("client id is too long to be notified", "bytes", id.TextLen(), "begins", id.Text()[:min(id.TextLen(), 64)])
+				st.leaveOut(l, unfit(id), id)
 			}
 		}
 		return kept

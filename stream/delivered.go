@@ -96,7 +96,7 @@ func (s *session) loadDelivered(ctx context.Context, conn *pgx.Conn, m *message)
 	if err != nil {
 		return fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := conn.Query(ctx, `SELECT client_id FROM `+s.t.feedback+` WHERE adv_campaign_id = $1`, m.campaign.ID)
+	rows, err := conn.Query(ctx, s.table.clientsSQL(), m.campaign.ID)
 	if err != nil {
 		return fmt.Errorf("read who has campaign %s: %w", m.campaign.ID, err)
 	}

@@ -19,9 +19,18 @@ var (
 	// session reads the truth.
 	errStale = errors.New("step is stale")
 
-	// errNotified: the unique index refused a row: somebody has the campaign and
-	// nobody here knew. The step is done again, by ON CONFLICT.
-	errNotified = errors.New("a client was notified before")
+	// errRefused: the feedback table did not take a step's rows. Somebody has the
+	// campaign and nobody here knew, or a constraint, a trigger or the encoding is
+	// against a row. The step is done again, by ON CONFLICT.
+	errRefused = errors.New("the feedback table refuses a row")
+
+	// errDropped: the server counts fewer rows of a COPY than were sent, without an
+	// error. It halts: nobody knows whose row is missing.
+	errDropped = errors.New("the feedback table drops rows in silence")
+
+	// errAltered ends a session whose step met another feedback table than the
+	// takeover had read. Nothing was committed; the next session reads it again.
+	errAltered = errors.New("the feedback table was altered, or has lost its unique index")
 	// errEnded: a campaign's end came before the commit. The step is rolled back and
 	// decided anew without it.
 	errEnded = errors.New("a campaign has ended meanwhile")

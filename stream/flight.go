@@ -1,10 +1,13 @@
 package stream
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -30,6 +33,8 @@ type flight struct {
 	args  pgx.ExtendedQueryBuilder
 	sent  []passenger // in order, those whose answer was not read yet
 	err   error       // the first; nothing is sent after it
+
+	dropped error // the server counts fewer rows than were sent; an error behind it says more
 }
 
 // passenger is one statement under way.
@@ -44,6 +49,7 @@ type statement struct {
 	sql  string
 	// stands says which error an SQLSTATE of this statement stands for.
 	stands map[string]error
+	rows   bool // the user's constraints and triggers speak here: what they refuse is errRefused
 	sd     *pgconn.StatementDescription
 }
 
@@ -112,8 +118,10 @@ func (f *flight) addCommand(st *statement, tag string) {
 // copy puts a COPY … FROM STDIN on board with its data, which is framed as
 // CopyData messages and not changed before the answer is there. The data leaves
 // at once if it is large, so that the server works on it meanwhile.
-func (f *flight) copy(st *statement, frames []byte) {
-	f.add(st)
+//
+// The server must count as many rows as were sent.
+func (f *flight) copy(st *statement, frames []byte, rows int) {
+	f.addCommand(st, "COPY "+strconv.Itoa(rows))
 	if f.err != nil {
 		return
 	}
@@ -199,7 +207,7 @@ func (f *flight) arrive() error {
 				refused = fmt.Errorf("%s was not answered", f.sent[0].name)
 			}
 			f.sent = f.sent[:0]
-			return refused
+			return cmp.Or(refused, f.dropped)
 		}
 	}
 	return f.err
@@ -211,7 +219,10 @@ func (f *flight) landed(msg *pgproto3.CommandComplete) {
 		f.fail(fmt.Errorf("an answer too many: %s", msg.CommandTag))
 		return
 	}
-	if p := f.sent[0]; p.tag != "" && p.tag != string(msg.CommandTag) {
+	p := f.sent[0]
+	if p.rows && p.tag != string(msg.CommandTag) && bytes.HasPrefix(msg.CommandTag, []byte("COPY ")) {
+		f.dropped = fmt.Errorf("%w: %s where %s was sent", errDropped, msg.CommandTag, p.tag)
+	} else if p.tag != "" && p.tag != string(msg.CommandTag) {
 		f.fail(fmt.Errorf("Postgres answered %s with %s", p.name, msg.CommandTag)) //nolint:staticcheck // a name
 		return
 	}
@@ -230,6 +241,9 @@ func (f *flight) refusal(msg *pgproto3.ErrorResponse) error {
 			known = fmt.Errorf("%w: %s", known, err.Detail)
 		}
 		return fmt.Errorf("%s: %w", st.name, known)
+	}
+	if st.rows && refuses(err) {
+		return fmt.Errorf("%s: %w: %w", st.name, errRefused, err)
 	}
 	return fmt.Errorf("%s: %w", st.name, err)
 }

@@ -54,7 +54,7 @@ func frames(t *testing.T, clients ...string) []byte {
 	}
 	var f copyFrames
 	f.begin(nil, 0)
-	f.add(render(example(t), 7), list)
+	f.add(contractTable().render(example(t), 7), list)
 	return f.end()
 }
 
@@ -82,14 +82,14 @@ func TestFlightStopsAtTheFirstError(t *testing.T) {
 		err     error
 	}{
 		{"nothing fails", []string{"a", "b"}, 0, 1, nil},
-		{"a row is there already", []string{"c", "b"}, 1, 1, errNotified},
-		{"a large COPY fails at its last row", append(clients("0000", 3000), "a"), 1, 1, errNotified},
+		{"a row is there already", []string{"c", "b"}, 1, 1, errRefused},
+		{"a large COPY fails at its last row", append(clients("0000", 3000), "a"), 1, 1, errRefused},
 		{"nothing is hit", []string{"d"}, 0, 1, errMissed},
 		{"more is hit than expected", []string{"e"}, 1, 0, errMissed},
 	} {
 		f := newFlight(time.Now().Add(patience), a.Conn)
 		f.addCommand(a.begin, "BEGIN")
-		f.copy(a.copy, frames(t, c.clients...))
+		f.copy(a.copy, frames(t, c.clients...), len(c.clients))
 		f.add(a.hit, c.n, c.want)
 		f.addCommand(a.done, "COMMIT")
 		err := f.trip()
@@ -115,7 +115,7 @@ func TestFlightCarriesLargeCopies(t *testing.T) {
 		t.Fatalf("%d bytes are too few for the test", len(data))
 	}
 	f := newFlight(time.Now().Add(patience), a.Conn)
-	f.copy(a.copy, data)
+	f.copy(a.copy, data, len(all))
 	if err := f.trip(); err != nil { // without begin: the Sync commits
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 	for _, c := range uuids(2000) {
 		list.Append(packID(t, c))
 	}
-	w := render(example(t), 7)
+	w := contractTable().render(example(t), 7)
 	size := list.Len() * (len(w.copyHead) + 4 + 36)
 	var buf []byte
 	encode := func() {
@@ -201,7 +201,7 @@ func BenchmarkEncodeCopy(b *testing.B) {
 	for _, c := range uuids(2000) {
 		list.Append(packID(b, c))
 	}
-	w := render(example(b), 7)
+	w := contractTable().render(example(b), 7)
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
@@ -219,7 +219,7 @@ func BenchmarkRenderCampaign(b *testing.B) {
 	c := example(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		render(c, 7)
+		contractTable().render(c, 7)
 	}
 }
 

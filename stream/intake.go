@@ -202,6 +202,11 @@ func (s *session) parse(r *kgo.Record) message {
 			err = fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, s.cfg.Kafka.Notifications, s.recordLimit)
 		}
 	}
+	if err == nil && s.table != nil {
+		if why := s.table.refusesCampaign(c); why != "" {
+			err = errors.New(why)
+		}
+	}
 	if err == nil {
 		m.campaign, m.fingerprint = c, c.fingerprint()
 		return m

@@ -116,7 +116,7 @@ func (l *lane) noteDecided(st *step, p *payload) {
 	l.status.NextOffset = max(l.status.NextOffset, st.nextOffset)
 	l.counts.notified += int64(p.notifications())
 	l.counts.expired += st.expired
-	l.counts.dead += int64(len(p.dead))
+	l.counts.dead += p.refusedMessages()
 }
 
 func (l *lane) noteShipped(batch []*payload) {

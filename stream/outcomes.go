@@ -24,6 +24,7 @@ const (
 	outcomeDead            outcomeKind = "it was refused and is in the dead letters"
 	outcomeExpired         outcomeKind = "its end had passed when it was received"
 	outcomeCancelled       outcomeKind = "it ends the campaign"
+	outcomeLeftOut         outcomeKind = "clients were left out"
 	outcomeWithoutAudience outcomeKind = "nobody subscribes to its restaurant"
 )
 

@@ -52,6 +52,8 @@ type deadLetter struct {
 	key       []byte // nil and empty differ in Kafka
 	value     []byte
 	headers   []header
+
+	clients int64 // it names so many clients who were left out, and refuses no message; not stored
 }
 
 type header struct {

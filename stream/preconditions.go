@@ -16,12 +16,13 @@ import (
 
 // facts is what the preconditions of the sink and of Kafka look at.
 type facts struct {
-	cfg     Config
-	t       tables
-	moment  precondition.Moment
-	conn    *pgx.Conn    // to the sink
-	adm     *kadm.Client // for what a check reads beyond cluster
-	cluster *cluster     // read before the checks
+	cfg       Config
+	t         tables
+	moment    precondition.Moment
+	conn      *pgx.Conn    // to the sink
+	adm       *kadm.Client // for what a check reads beyond cluster
+	cluster   *cluster     // read before the checks
+	catalogue *catalogue   // of the feedback table, read before the checks
 }
 
 // preconditions is the one list of what a guarantee rests on in the sink and in
@@ -44,9 +45,9 @@ func Preconditions(ctx context.Context, cfg Config, moment precondition.Moment) 
 }
 
 // readPreconditions makes the checks over a connection to the sink and a client
-// of its own to Kafka. It keeps what it has read of the cluster in *found, unless
-// that is nil.
-func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found **cluster) (precondition.Report, error) {
+// of its own to Kafka. It keeps what it has read of both in *found, unless that
+// is nil.
+func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found **facts) (precondition.Report, error) {
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
@@ -60,8 +61,11 @@ func readPreconditions(ctx context.Context, cfg Config, moment precondition.Mome
 	if f.cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*cluster, error) { return readCluster(ctx, client, cfg.Kafka) }); err != nil {
 		return nil, err
 	}
+	if f.catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*catalogue, error) { return readCatalogue(ctx, conn, f.t) }); err != nil {
+		return nil, err
+	}
 	if found != nil {
-		*found = f.cluster
+		*found = f
 	}
 	return precondition.Run(ctx, preconditions(), moment, f)
 }

@@ -2,15 +2,18 @@ package stream
 
 import (
 	"context"
+	"slices"
 
 	"dinnerbell/internal/precondition"
 )
 
-// sinkPreconditions are those of the Postgres sink.
-var sinkPreconditions = []precondition.Check[*facts]{
+// sinkPreconditions are those of the Postgres sink. The unique index comes behind
+// what keeps setup from making it.
+var sinkPreconditions = slices.Concat([]precondition.Check[*facts]{
 	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: readLayout},
+}, feedbackPreconditions, []precondition.Check[*facts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
-}
+})
 
 // readLayout looks for the daemon's own tables, in the layout that this program
 // works on.
@@ -21,7 +24,7 @@ func readLayout(ctx context.Context, f *facts) ([]precondition.Finding, error) {
 // readUniqueIndex looks for the constraint that makes "exactly one row" true.
 func readUniqueIndex(ctx context.Context, f *facts) ([]precondition.Finding, error) {
 	index, err := uniqueIndex(ctx, f.conn, f.t)
-	if err != nil || index != "" {
+	if err != nil || index != "" || !f.catalogue.exists {
 		return nil, err
 	}
 	return []precondition.Finding{{Level: precondition.Fail, Object: "feedback table " + f.t.feedback,

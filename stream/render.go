@@ -20,17 +20,25 @@ type wire struct {
 	keyHead  []byte
 	jsonHead []byte
 	jsonTail []byte
-	copyHead []byte
+	copyHead []byte // empty where no rows are written
+
+	uuidClients bool // the client goes to Postgres as 16 bytes
 }
 
 // render prepares the constant parts. trigger is the Unix second of the
 // decision; both sinks carry this same value.
-func render(c *Campaign, trigger int64) *wire {
+func render(c *Campaign, trigger int64) *wire { return (*feedbackTable)(nil).render(c, trigger) }
+
+// render is render with what COPY sends to the table, where there is one.
+func (t *feedbackTable) render(c *Campaign, trigger int64) *wire {
 	// One buffer for all; where escapes make it grow, what was cut off before
 	// stays in the old one.
 	w := &wire{}
 	n := len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
-	b := make([]byte, 0, 2*n+len(c.ID)+wireNames)
+	if t != nil {
+		n *= 2
+	}
+	b := make([]byte, 0, n+len(c.ID)+wireNames)
 	cut := func() []byte {
 		piece := slices.Clip(b)
 		b = b[len(b):]
@@ -56,8 +64,10 @@ func render(c *Campaign, trigger int64) *wire {
 	b = append(b, '}')
 	w.jsonTail = cut()
 
-	b = appendCopyHead(b, c, trigger)
-	w.copyHead = cut()
+	if t != nil {
+		b = t.appendCopyHead(b, c, trigger)
+		w.copyHead, w.uuidClients = cut(), t.columns[colClient].kind == kindUUID
+	}
 	return w
 }
 

@@ -155,6 +155,14 @@ func (r *replay) open(ctx context.Context) (err error) {
 		return err
 	}
 	r.probe.setLimits(found)
+	look, err := readCatalogue(ctx, r.probe.reader, r.probe.t)
+	if err != nil {
+		return err
+	}
+	if err := met(look.report(), nil); err != nil {
+		return err
+	}
+	r.probe.table = look.feedback
 	ids := found.ids(cfg.Kafka)
 	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, found.topics[cfg.Kafka.Campaigns].ID
 	return nil

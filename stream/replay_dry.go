@@ -79,7 +79,7 @@ func (s *session) missed(ctx context.Context, restaurant, name state.ID, mark bo
 			return 0, fmt.Errorf("read subscriptions: %w", err)
 		}
 		for i := range list.Len() {
-			if list.At(i).TextLen() <= maxIDBytes {
+			if id := list.At(i); id.TextLen() <= maxIDBytes && s.table.refusesClient(id) == "" {
 				n++
 			}
 		}

@@ -247,11 +247,15 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 // left out, their clients have been reached. It reads on the second connection
 // while it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
-	rows, err := r.reader.Query(ctx, `SELECT f.restaurant_id, f.adv_campaign_id, f.adv_campaign_content, f.adv_campaign_owner, f.adv_campaign_owner_contact,
-  f.adv_campaign_datetime_start, f.adv_campaign_datetime_end, f.datetime_created, f.trigger_datetime_created, f.client_id
-FROM `+r.t.feedback+` f JOIN `+r.t.campaign+` c ON c.adv_campaign_id = f.adv_campaign_id AND c.restaurant_id = f.restaurant_id
-WHERE c.lane = $1 AND f.feedback IS NULL AND c.adv_campaign_datetime_end > extract(epoch FROM now())
-ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.id`, r.lane.id)
+	noFeedback := ""
+	if r.table.hasFeedback {
+		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
+	}
+	campaign, restaurant := r.table.columns[colCampaign].read("f"), r.table.columns[colRestaurant].read("f")
+	rows, err := r.reader.Query(ctx, `SELECT `+r.table.readSQL("f")+`
+FROM `+r.t.feedback+` f JOIN `+r.t.campaign+` c ON c.adv_campaign_id = `+campaign+` AND c.restaurant_id = `+restaurant+`
+WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
+ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.lane.id)
 	if err != nil {
 		return fmt.Errorf("read feedback rows: %w", err)
 	}

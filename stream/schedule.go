@@ -28,6 +28,10 @@ type live struct {
 	done       bool     // left the schedule
 	replayed   bool     // brought by a replay
 
+	// guarded: the table has refused rows of it, so they are written behind
+	// savepoints. refused: it takes none of them. Both are commit's.
+	guarded, refused atomic.Bool
+
 	// contested: somebody may have been notified of it before, so its rows go by
 	// ON CONFLICT. Set by decide and, after a conflict, by commit.
 	contested atomic.Bool

@@ -192,15 +192,18 @@ func uniqueIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) 
 	return names[0], nil
 }
 
+// pairIndex says that i, of pg_index, is a unique index over exactly the campaign
+// and the client that may be valid: immediate, unpartial, without expressions.
+const pairIndex = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
+  AND (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attname) FROM pg_catalog.pg_attribute a
+       WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1])) = '{adv_campaign_id,client_id}'`
+
 // indexes names the unique indexes over the two columns that are valid, or
 // those that are not.
 func indexes(ctx context.Context, conn *pgx.Conn, t tables, valid bool) ([]string, error) {
 	rows, err := conn.Query(ctx, `
-SELECT format('%I.%I', n.nspname, c.relname) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid = $2 AND i.indimmediate
-  AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
-  AND (SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute a
-       WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1])) = '{adv_campaign_id,client_id}'`, t.feedback, valid)
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIndex, t.feedback, valid)
 	if err != nil {
 		return nil, fmt.Errorf("look for the unique index on %s: %w", t.feedback, err)
 	}

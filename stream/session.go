@@ -24,6 +24,7 @@ type session struct {
 	reader *pgx.Conn       // the intake goroutine's
 	client *kgo.Client     // intake polls, ship produces
 
+	table       *feedbackTable // as of the takeover; each step's transaction compares it
 	ids         topicIDs
 	known       knownIDs
 	recordLimit int // bytes that the notifications topic accepts per batch

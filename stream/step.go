@@ -1,7 +1,10 @@
 package stream
 
 import (
+	"errors"
 	"slices"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state"
 )
@@ -47,14 +50,20 @@ type step struct {
 	outcomes   []outcome     // messages that notify nobody
 	feeds      []*replayFeed // one for each message of a replay
 
+	leftOut map[leftOut][]string // clients whose id cannot be carried
+	refused []*live              // campaigns whose rows the table refuses: set while the rows are written
+
+	table *feedbackTable // that the rows are rendered for
+
 	// set by seal
 	trigger  int64  // Unix second of the decision
 	earliest int64  // the earliest end among the picks: not committed at or after it
 	copyData []byte // CopyData messages; empty if nothing goes by COPY
+	copied   int    // rows in it
 	size     int
 }
 
-func newStep() *step { return &step{rows: map[key]*row{}} }
+func newStep(t *feedbackTable) *step { return &step{rows: map[key]*row{}, table: t} }
 
 // empty tells that committing it would change nothing.
 func (st *step) empty() bool {
@@ -105,12 +114,12 @@ func (st *step) takes(m *message) bool {
 }
 
 // seal makes the decision: it stamps the step with this second and encodes
-// what COPY sends. Campaigns whose end has come by now leave without their
-// clients. A step that waited is sealed again.
+// what COPY sends. Campaigns whose end has come by now, and those that the table
+// has refused, leave without their clients. A step that waited is sealed again.
 func (st *step) seal(now int64) {
 	st.trigger, st.earliest = now, maxUnix+1
 	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool {
-		if p.live.End > now {
+		if p.live.End > now && !p.live.refused.Load() {
 			return false
 		}
 		st.rows[p.live.key()].state = stateFinished // the row is there: see decider.pick
@@ -121,15 +130,17 @@ func (st *step) seal(now int64) {
 	slices.SortFunc(st.picks, func(a, b *pick) int { return compareKeys(a.live.key(), b.live.key()) })
 	size := 0
 	for _, p := range st.picks {
-		p.wire = render(p.live.Campaign, now)
+		p.wire = st.table.render(p.live.Campaign, now)
 		size += p.clients.Len()*(len(p.wire.copyHead)+4) + 3*len(p.clients.Bytes())
 	}
 	var frames copyFrames
 	frames.begin(st.copyData, size)
+	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
-		if p.contested = p.live.contested.Load(); !p.contested {
+		if p.contested = p.live.contested.Load() || len(st.table.triggers) > 0; !p.contested {
 			frames.add(p.wire, p.clients)
+			st.copied += p.clients.Len()
 		}
 	}
 	st.copyData = frames.end()
@@ -144,6 +155,31 @@ func (st *step) payload() *payload {
 		}
 	}
 	return p
+}
+
+// contest has the step's rows go by ON CONFLICT after the table has refused them,
+// and, where it did so for another reason than a row that is there, or does so
+// again, looks for the rows that it refuses. It returns the error where that has
+// been done already.
+func (st *step) contest(refused error) error {
+	e, _ := errors.AsType[*pgconn.PgError](refused)
+	again := st.contested()
+	changed := false
+	for _, k := range st.picks {
+		changed = !k.live.contested.Swap(true) || changed
+		if again || e == nil || e.Code != uniqueViolation {
+			changed = !k.live.guarded.Swap(true) || changed
+		}
+	}
+	if !changed {
+		return refused
+	}
+	return nil
+}
+
+// superseded tells that a campaign of the step was refused since it was sealed.
+func (st *step) superseded() bool {
+	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.live.refused.Load() })
 }
 
 // appointments lists the step's campaigns that wait for their start, and those

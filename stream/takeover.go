@@ -105,12 +105,13 @@ func (s *session) connect(ctx context.Context) error {
 // checkPreconditions makes the session's checks, and keeps what they have read of
 // the cluster: the topics' ids and how large a record may be.
 func (s *session) checkPreconditions(ctx context.Context) error {
-	var found *cluster
+	var found *facts
 	if err := met(readPreconditions(ctx, s.cfg, precondition.AtSession, s.sink, &found)); err != nil {
 		return err
 	}
-	s.ids = found.ids(s.cfg.Kafka)
-	s.setLimits(found)
+	s.ids = found.cluster.ids(s.cfg.Kafka)
+	s.setLimits(found.cluster)
+	s.table = found.catalogue.feedback
 	return nil
 }
 

@@ -57,7 +57,7 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer zombie.close()
-	st := newStep()
+	st := newStep(contractTable())
 	st.nextOffset = 1
 	st.seal(1)
 	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE `+w.cfg.Sink.tables().lane+` SET epoch = epoch + 1`); err != nil {

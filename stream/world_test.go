@@ -31,6 +31,7 @@ type world struct {
 	store   *state.Store
 	barrier Barrier
 	subs    map[string][]string // restaurant → clients
+	rowsSQL string              // reads the feedback table, in the order of COPY
 
 	unmetPatience time.Duration // of start's services; 0: the usual
 }
@@ -42,7 +43,8 @@ func (noBarrier) Barrier(context.Context) error { return nil }
 
 func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
 	t.Helper()
-	w := &world{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs}
+	w := &world{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
+		rowsSQL: `SELECT ` + contractTable().readSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
 	w.cfg = Config{
 		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Table: "public.subscribers_feedback", DaemonSchema: "dinnerbell"},
 		Kafka: KafkaConfig{
@@ -158,13 +160,12 @@ type note struct {
 // rows reads the feedback table.
 func (w *world) rows() []note {
 	w.Helper()
-	rows, err := w.db.Pool.Query(w.Context(), `SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
- adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created FROM subscribers_feedback WHERE feedback IS NULL`)
+	rows, err := w.db.Pool.Query(w.Context(), w.rowsSQL)
 	if err != nil {
 		w.Fatal(err)
 	}
 	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (n note, err error) {
-		err = r.Scan(&n.RestaurantID, &n.ID, &n.Content, &n.Owner, &n.OwnerContact, &n.Start, &n.End, &n.Created, &n.client, &n.trigger)
+		err = r.Scan(&n.RestaurantID, &n.ID, &n.Content, &n.Owner, &n.OwnerContact, &n.Start, &n.End, &n.Created, &n.trigger, &n.client)
 		return n, err
 	})
 	if err != nil {

@@ -1,0 +1,343 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/failpoint"
+	"dinnerbell/state"
+)
+
+// A step whose rows cannot all go by COPY is contested: somebody may have been
+// notified before, a trigger of the table may drop rows, or the table has refused
+// the COPY. Its transaction travels in halves, the feedback rows and everything
+// else: what ON CONFLICT leaves out, and what the table refuses, is not shipped.
+
+// contested tells whether some of the step's clients go by ON CONFLICT.
+func (st *step) contested() bool {
+	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.contested })
+}
+
+// commitContested decides a contested step.
+func (c *committer) commitContested(ctx context.Context, d *departure) error {
+	for {
+		err := c.tryContested(ctx, d)
+		if err == nil {
+			c.settle(d)
+			if d.early == nil {
+				return c.handOn(ctx, d)
+			}
+			return nil
+		}
+		if err := c.retriable(d, err); err != nil {
+			return err
+		}
+		if err := c.rollBack(ctx, d); err != nil {
+			return err
+		}
+		d.st.seal(time.Now().Unix())
+	}
+}
+
+// tryContested runs the step's transaction once. On error it is not committed, or
+// not known to be. Finding the rows that the table refuses grows with the step.
+func (c *committer) tryContested(ctx context.Context, d *departure) error {
+	limit := c.cfg.SinkTimeout
+	if d.st.guarded() {
+		limit *= 10
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	until, _ := ctx.Deadline()
+	d.p = c.payload(d.st)
+	d.p.seq = d.seq
+	f := newFlight(until, c.sink)
+	c.addRows(f, d.st)
+	if err := f.trip(); err != nil {
+		return err
+	}
+	if err := c.insertContested(ctx, d.st, d.p); err != nil {
+		return err
+	}
+	failpoint.Hit("commit/rows-written")
+	c.addStep(f, d.st, d.p)
+	f.depart()
+	failpoint.Hit("commit/contested-sent")
+	return f.arrive()
+}
+
+// guarded tells whether the table has refused rows of one of the step's campaigns.
+func (st *step) guarded() bool {
+	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.live.guarded.Load() })
+}
+
+// insertContested writes the clients that COPY did not, and leaves in p only
+// those that were new.
+func (s *session) insertContested(ctx context.Context, st *step, p *payload) error {
+	if st.guarded() {
+		// A deferred constraint would speak at the commit, and name no row.
+		if _, err := s.sink.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
+			return fmt.Errorf("check constraints at once: %w", err)
+		}
+	}
+	p.segments = p.segments[:0]
+	st.refused = st.refused[:0]
+	for _, k := range st.picks {
+		clients := k.clients
+		if k.contested {
+			n := &insertion{session: s, pick: k, trigger: st.trigger, written: &state.IDList{}}
+			if err := n.all(ctx); err != nil {
+				return err
+			}
+			clients = n.written
+			p.dead = append(p.dead, n.letters()...)
+			if n.campaign != nil {
+				st.refuse(k.live)
+			}
+		}
+		if clients.Len() > 0 {
+			p.segments = append(p.segments, segment{campaign: k.live.Campaign, trigger: st.trigger, clients: clients, wire: k.wire})
+		}
+	}
+	return nil
+}
+
+// insertion writes one pick's rows.
+type insertion struct {
+	*session
+	pick    *pick
+	trigger int64
+
+	written  *state.IDList       // those that were new
+	campaign *pgconn.PgError     // why no client of it can have a row
+	leftOut  map[string][]string // reason → clients whose row alone is refused
+}
+
+// probes is how many clients are tried alone before a refusal that does not name
+// what it is about counts as the campaign's.
+const probes = 8
+
+// all writes the rows. Where the table has refused the campaign's rows before,
+// it finds the rows that it refuses: it halves what is refused, at most twice as
+// many statements as there are clients. A constraint that does not look at the
+// client refuses the whole campaign, and so does what refuses a handful of
+// clients in the same words.
+func (n *insertion) all(ctx context.Context) error {
+	texts := make([]string, n.pick.clients.Len())
+	for i := range texts {
+		texts[i] = n.pick.clients.At(i).Text()
+	}
+	if !n.pick.live.guarded.Load() {
+		err := n.insert(ctx, texts)
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && refuses(e) {
+			return fmt.Errorf("insert feedback rows: %w: %w", errRefused, err)
+		}
+		return err
+	}
+	refused, err := n.try(ctx, texts)
+	if err != nil || refused == nil {
+		return err
+	}
+	if err := n.checkTable(ctx); err != nil {
+		return err
+	}
+	about, err := n.concerns(ctx, refused)
+	switch {
+	case err != nil:
+		return err
+	case about == refusesCampaign:
+		n.campaign = refused
+		return nil
+	case about == refusesUnknown && len(texts) > probes:
+		if texts, err = n.probe(ctx, texts); err != nil || n.campaign != nil {
+			return err
+		}
+	}
+	return n.halve(ctx, texts)
+}
+
+// checkTable returns the precondition that the table violates now, if there is
+// one: a sequence at its end refuses rows too, and no row is to blame.
+func (n *insertion) checkTable(ctx context.Context) error {
+	c, err := readCatalogue(ctx, n.sink, n.t)
+	if err != nil {
+		return err
+	}
+	return met(c.report(), nil)
+}
+
+// probe tries some clients alone and returns the others.
+func (n *insertion) probe(ctx context.Context, texts []string) (rest []string, err error) {
+	every := len(texts) / probes
+	var first *pgconn.PgError
+	same := true
+	for i, text := range texts {
+		if i%every != 0 || i/every >= probes {
+			rest = append(rest, text)
+			continue
+		}
+		refused, err := n.try(ctx, []string{text})
+		if err != nil {
+			return nil, err
+		}
+		if first == nil {
+			first = refused
+		}
+		if same = same && refused != nil && refused.Code == first.Code && refused.Message == first.Message; refused != nil {
+			n.leaveOut(text, refused)
+		}
+	}
+	if same {
+		n.campaign, n.leftOut = first, nil
+	}
+	return rest, nil
+}
+
+// halve writes the rows that the table takes and leaves out the others.
+func (n *insertion) halve(ctx context.Context, texts []string) error {
+	if len(texts) == 0 || n.campaign != nil {
+		return nil //nolint:nilerr // what the table has against the campaign is no error of ours
+	}
+	refused, err := n.try(ctx, texts)
+	if err != nil || refused == nil {
+		return err
+	}
+	about, err := n.concerns(ctx, refused)
+	switch {
+	case err != nil:
+		return err
+	case about == refusesCampaign:
+		n.campaign = refused
+		return nil
+	case len(texts) == 1:
+		n.leaveOut(texts[0], refused)
+		return nil
+	}
+	if err := n.halve(ctx, texts[:len(texts)/2]); err != nil {
+		return err
+	}
+	return n.halve(ctx, texts[len(texts)/2:])
+}
+
+func (n *insertion) leaveOut(text string, refused *pgconn.PgError) {
+	if n.leftOut == nil {
+		n.leftOut = map[string][]string{}
+	}
+	why := n.explain(refused)
+	n.leftOut[why] = append(n.leftOut[why], text)
+}
+
+// try inserts rows, all or none. It returns what the table has against them.
+func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.PgError, err error) {
+	if _, err := n.sink.Exec(ctx, `SAVEPOINT rows`); err != nil {
+		return nil, fmt.Errorf("set savepoint: %w", err)
+	}
+	err = n.insert(ctx, texts)
+	after := `RELEASE SAVEPOINT rows`
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && refuses(e) {
+		refused, err, after = e, nil, `ROLLBACK TO SAVEPOINT rows`
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := n.sink.Exec(ctx, after); err != nil {
+		return nil, fmt.Errorf("end savepoint: %w", err)
+	}
+	return refused, nil
+}
+
+// insert writes rows where there is none yet, and adds the clients of those that
+// were written. A client that Postgres did not return must have a row already.
+func (n *insertion) insert(ctx context.Context, texts []string) error {
+	var left []string
+	for range 2 { // somebody may delete a row in between
+		returned, err := n.insertOnce(ctx, texts)
+		if err != nil {
+			return err
+		}
+		for _, id := range returned {
+			n.written.Append(id)
+		}
+		if len(returned) == len(texts) {
+			return nil
+		}
+		if left, err = n.withoutRow(ctx, texts); err != nil || len(left) == 0 {
+			n.lane.svc.counters.misses.Add(int64(len(texts) - len(returned)))
+			return err
+		}
+		texts = left
+	}
+	return n.dropped(fmt.Sprintf("it stores no row for %d clients of campaign %s, %s the first, and gives no error", len(left), n.pick.live.ID, left[0]))
+}
+
+func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID, error) {
+	c := n.pick.live.Campaign
+	rows, err := n.sink.Query(ctx, n.table.insertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
+	if err != nil {
+		return nil, err
+	}
+	asked := map[string]bool{}
+	if len(n.table.triggers) > 0 {
+		for _, text := range texts {
+			asked[text] = true
+		}
+	}
+	var returned []state.ID
+	var changed string
+	var campaign, text string
+	_, err = pgx.ForEachRow(rows, []any{&campaign, &text}, func() error {
+		if len(n.table.triggers) > 0 && (campaign != c.ID || !asked[text]) {
+			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
+		}
+		id, err := state.PackID(text)
+		returned = append(returned, id)
+		return err
+	})
+	if err == nil && changed != "" {
+		err = n.dropped(changed)
+	}
+	return returned, err
+}
+
+// insertSQL inserts one campaign's rows of the clients that have none.
+func (t *feedbackTable) insertSQL() string {
+	values := make([]string, feedbackColumns)
+	for i := range t.columns {
+		values[i] = t.columns[i].param(fmt.Sprintf("$%d", i+1))
+	}
+	values[colClient] = t.columns[colClient].param("c.id")
+	return `INSERT INTO ` + t.name + ` AS f (` + copyColumns + `)
+SELECT ` + strings.Join(values, ", ") + ` FROM pg_catalog.unnest($10::text[]) AS c(id)
+ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columns[colCampaign].read("f") + `, ` + t.columns[colClient].read("f")
+}
+
+// withoutRow lists the clients that have no row of the campaign.
+func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
+	rows, err := n.sink.Query(ctx, n.table.missingSQL()+`)`, n.pick.live.ID, texts)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// dropped halts: a notification without its row, or with another one, must not
+// be sent, and nobody can know what the table wants instead.
+func (n *insertion) dropped(what string) error {
+	return n.session.dropped(what)
+}
+
+func (s *session) dropped(what string) error {
+	who, hint := "", "look for what keeps rows out of the table"
+	if len(s.table.triggers) > 0 {
+		who = "; its trigger " + strings.Join(s.table.triggers, ", ") + " runs before each row"
+		hint = "have the trigger RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
+	}
+	return &HaltError{Lane: s.lane.id, What: fmt.Sprintf("feedback table %s: %s%s", s.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
+}

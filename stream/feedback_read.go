@@ -1,0 +1,247 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// catalogue is what the catalogue says of the feedback table, for the
+// preconditions.
+type catalogue struct {
+	feedback *feedbackTable // its columns may be missing or unfit
+	exists   bool
+	kind     string // pg_class.relkind
+	unlogged bool
+	hidden   bool // row-level security applies to this role
+	children bool // by inheritance
+	columns  map[string]catalogueColumn
+	required []string // columns that are not ours, NOT NULL, and that nothing fills
+	rules    []string // on INSERT or UPDATE
+	partKeys []string // columns of the partition key; "" is an expression
+	sequence []sequenceUse
+	denied   []string // rights that the role lacks, as GRANT statements
+	role     string   // quoted
+}
+
+type catalogueColumn struct {
+	typ           string
+	base          uint32 // its type, that of a domain resolved
+	mod           int32  // its typmod
+	filled        string // "generated", "identity" or ""
+	deterministic bool   // equal texts are the same text
+}
+
+// sequenceUse is one sequence that a default of the table draws on.
+type sequenceUse struct {
+	name, column string
+	last, limit  int64 // limit is what column and sequence can both reach
+	identity     bool
+	narrow       bool // the column is smaller than bigint
+	behind       bool // the table has rows with the numbers that come next
+}
+
+// readCatalogue reads everything about the feedback table. A table that is not
+// there is no error.
+func readCatalogue(ctx context.Context, conn *pgx.Conn, t tables) (*catalogue, error) {
+	c := &catalogue{feedback: &feedbackTable{name: t.feedback}, columns: map[string]catalogueColumn{}}
+	for _, read := range []func(context.Context, *pgx.Conn) error{c.readRelation, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
+		if err := read(ctx, conn); err != nil {
+			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.feedback, err)
+		}
+		if !c.exists {
+			return c, nil
+		}
+	}
+	return c, nil
+}
+
+func (c *catalogue) readRelation(ctx context.Context, conn *pgx.Conn) error {
+	f := c.feedback
+	rows, err := conn.Query(ctx, `
+SELECT c.oid, c.relkind::text, c.relpersistence <> 'p', pg_catalog.row_security_active(c.oid),
+  c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
+  pg_catalog.current_setting('server_encoding'), pg_catalog.quote_ident(current_user),
+  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
+    OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c')
+FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)`, f.name)
+	if err != nil {
+		return err
+	}
+	var none bool
+	_, err = pgx.ForEachRow(rows, []any{&f.oid, &c.kind, &c.unlogged, &c.hidden, &c.children, &f.encoding, &c.role, &none}, func() error {
+		c.exists, f.ownCode, f.byteLimits = true, none, f.encoding == "SQL_ASCII"
+		return nil
+	})
+	return err
+}
+
+// columnsSQL resolves domains down to their base types.
+const columnsSQL = `
+WITH RECURSIVE base AS (
+  SELECT a.attnum, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS spelled, a.atttypid AS typ, a.atttypmod AS mod,
+    a.attnotnull AS required, a.atthasdef AS filled, a.attidentity::text AS identity, a.attgenerated::text AS generated, a.attcollation AS collation
+  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+  UNION ALL
+  SELECT b.attnum, b.name, b.spelled, t.typbasetype, t.typtypmod, b.required OR t.typnotnull, b.filled OR t.typdefault IS NOT NULL, b.identity, b.generated, b.collation
+  FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ WHERE t.typtype = 'd')
+SELECT b.name, b.spelled, b.typ, b.mod, b.required AND NOT b.filled AND b.identity = '',
+  CASE WHEN b.generated <> '' THEN 'generated' WHEN b.identity <> '' THEN 'identity' ELSE '' END, coalesce(l.collisdeterministic, true)
+FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ LEFT JOIN pg_catalog.pg_collation l ON l.oid = b.collation
+WHERE t.typtype <> 'd' ORDER BY b.attnum`
+
+func (c *catalogue) readColumns(ctx context.Context, conn *pgx.Conn) error {
+	rows, err := conn.Query(ctx, columnsSQL, c.feedback.oid)
+	if err != nil {
+		return err
+	}
+	var name string
+	var required bool
+	var k catalogueColumn
+	_, err = pgx.ForEachRow(rows, []any{&name, &k.typ, &k.base, &k.mod, &required, &k.filled, &k.deterministic}, func() error {
+		c.columns[name] = k
+		if required && !slices.Contains(feedbackNames[:], name) {
+			c.required = append(c.required, name)
+		}
+		return nil
+	})
+	for i, name := range feedbackNames {
+		k := c.columns[name]
+		c.feedback.columns[i] = column{name: name, kind: kindsByOID[k.base], typ: k.typ, limit: k.limit()}
+	}
+	_, c.feedback.hasFeedback = c.columns["feedback"]
+	return err
+}
+
+// limit is n of varchar(n) and char(n), and the digits before the point of
+// numeric(p, s).
+func (k catalogueColumn) limit() int {
+	mod := k.mod - 4 // the length of a header that no type has any more
+	switch {
+	case mod < 0:
+		return 0
+	case kindsByOID[k.base] == kindNumeric:
+		scale := mod & 0x7ff
+		return int(mod>>16&0xffff - (scale ^ 1024 - 1024)) // since 15 it may be negative
+	}
+	return int(mod)
+}
+
+// treeSQL is the table with its partitions.
+const treeSQL = `WITH RECURSIVE tree AS (
+  SELECT $1::oid AS oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)`
+
+// mayDrop are the triggers that can change a row or leave it out: enabled,
+// BEFORE, INSERT, FOR EACH ROW.
+const mayDrop = `NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & 7 = 7`
+
+func (c *catalogue) readTriggers(ctx context.Context, conn *pgx.Conn) (err error) {
+	if c.feedback.triggers, err = texts(ctx, conn, treeSQL+`
+SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE `+mayDrop+` ORDER BY 1`, c.feedback.oid); err != nil {
+		return err
+	}
+	c.rules, err = texts(ctx, conn, `SELECT rulename::text FROM pg_catalog.pg_rewrite WHERE ev_class = $1 AND ev_type IN ('2', '3') AND ev_enabled <> 'D' ORDER BY 1`, c.feedback.oid)
+	return err
+}
+
+func (c *catalogue) readPartitionKey(ctx context.Context, conn *pgx.Conn) (err error) {
+	c.partKeys, err = texts(ctx, conn, `SELECT coalesce(a.attname::text, '') FROM pg_catalog.pg_partitioned_table p
+CROSS JOIN LATERAL pg_catalog.unnest(p.partattrs::int2[]) AS k(attnum) LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0
+WHERE p.partrelid = $1`, c.feedback.oid)
+	return err
+}
+
+// readRights collects what the role must still be granted.
+func (c *catalogue) readRights(ctx context.Context, conn *pgx.Conn) (err error) {
+	c.denied, err = texts(ctx, conn, `
+SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+UNION ALL
+SELECT pg_catalog.format('GRANT %s ON %s TO %I', p, $2::text, current_user) FROM pg_catalog.unnest('{SELECT,INSERT}'::text[]) AS p
+WHERE NOT pg_catalog.has_table_privilege($1, p) AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = $1 AND a.attname::text = ANY ($3::text[]) AND NOT pg_catalog.has_column_privilege($1, a.attnum, p))`,
+		c.feedback.oid, c.feedback.name, feedbackNames[:])
+	if err != nil {
+		return err
+	}
+	return c.readSequences(ctx, conn)
+}
+
+// sequencesSQL finds the sequences that the table's defaults and identity columns
+// draw on. A default's sequence needs USAGE, an identity column's does not.
+const sequencesSQL = `
+WITH used AS (
+  SELECT d.refobjid AS seq, ad.adnum AS attnum, false AS identity FROM pg_catalog.pg_attrdef ad
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = ad.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
+  JOIN pg_catalog.pg_class s ON s.oid = d.refobjid AND s.relkind = 'S' WHERE ad.adrelid = $1
+  UNION
+  SELECT d.objid, d.refobjsubid, true FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'i')
+SELECT pg_catalog.format('%I.%I', n.nspname, s.relname), pg_catalog.quote_ident(a.attname), u.identity, a.atttypid <> 20,
+  CASE WHEN q.seqcycle OR q.seqincrement < 0 THEN 9223372036854775807 ELSE least(q.seqmax, CASE a.atttypid WHEN 21 THEN 32767 WHEN 23 THEN 2147483647 ELSE 9223372036854775807 END) END,
+  u.identity OR pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'UPDATE'),
+  CASE WHEN pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'SELECT') THEN coalesce(pg_catalog.pg_sequence_last_value(s.oid), 0) ELSE 0 END,
+  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL)
+    AND pg_catalog.has_column_privilege($1, a.attnum, 'SELECT') AND (pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'SELECT'))
+FROM used u JOIN pg_catalog.pg_class s ON s.oid = u.seq JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace JOIN pg_catalog.pg_sequence q ON q.seqrelid = u.seq
+JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.attnum AND a.atttypid IN (20, 21, 23) ORDER BY 1`
+
+func (c *catalogue) readSequences(ctx context.Context, conn *pgx.Conn) error {
+	rows, err := conn.Query(ctx, sequencesSQL, c.feedback.oid)
+	if err != nil {
+		return err
+	}
+	var s sequenceUse
+	var granted, unique bool
+	var uniques []bool
+	_, err = pgx.ForEachRow(rows, []any{&s.name, &s.column, &s.identity, &s.narrow, &s.limit, &granted, &s.last, &unique}, func() error {
+		c.sequence, uniques = append(c.sequence, s), append(uniques, unique)
+		if !granted {
+			c.denied = append(c.denied, "GRANT USAGE ON SEQUENCE "+s.name+" TO "+c.role)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i := range c.sequence {
+		s := &c.sequence[i]
+		if !uniques[i] {
+			continue
+		}
+		// If nobody has drawn on the sequence since last was read.
+		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+c.feedback.name+` WHERE `+s.column+` > $1::int8 AND `+s.column+` <= $1::int8 + 100)
+  AND $1::int8 = coalesce(pg_catalog.pg_sequence_last_value($2::text::regclass), 0)`, s.last, s.name).Scan(&s.behind); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shape is the text of everything that the statements of a step depend on. A
+// step's transaction compares it while it holds the table's lock, behind its rows
+// and before its commit: so nobody can have changed a column's type, added a
+// trigger that drops rows, or taken the unique index away.
+//
+// $1 is the table's oid, $2 its name.
+const shape = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text),
+  (SELECT pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity, c.relhasrules) FROM pg_catalog.pg_class c WHERE c.oid = $1),
+  (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
+   FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped),
+  (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE ` + mayDrop + `),
+  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndex + `))`
+
+func (c *catalogue) readShape(ctx context.Context, conn *pgx.Conn) error {
+	return conn.QueryRow(ctx, treeSQL+` SELECT `+shape, c.feedback.oid, c.feedback.name).Scan(&c.feedback.shape)
+}
+
+// texts runs a query for one column of text.
+func texts(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]string, error) {
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}

@@ -1,0 +1,265 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/agnivade/levenshtein"
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/precondition"
+)
+
+// The preconditions of the feedback table. It belongs to the user, and its
+// columns, constraints and triggers are what he needs; refused is what would
+// write other values than the records carry, or stop every campaign.
+var feedbackPreconditions = []precondition.Check[*facts]{
+	{Name: "sink.feedback.exists", At: precondition.Always, Read: checkFeedbackExists},
+	{Name: "sink.feedback.table", At: precondition.Always, Read: feedbackCheck((*catalogue).checkTable)},
+	{Name: "sink.feedback.columns", At: precondition.Always, Read: feedbackCheck((*catalogue).checkColumns)},
+	{Name: "sink.feedback.required_columns", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRequired)},
+	{Name: "sink.feedback.partition_key", At: precondition.Always, Read: feedbackCheck((*catalogue).checkPartitionKey)},
+	{Name: "sink.feedback.rules", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRules)},
+	{Name: "sink.feedback.triggers", At: precondition.Always, Read: feedbackCheck((*catalogue).checkTriggers)},
+	{Name: "sink.feedback.sequence", At: precondition.Always, Read: feedbackCheck((*catalogue).checkSequences)},
+	{Name: "sink.feedback.rights", At: precondition.AtStart | precondition.AtSession, Read: feedbackCheck((*catalogue).checkRights)},
+	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: feedbackCheck((*catalogue).checkEncoding)},
+}
+
+// report makes the checks that can change while the daemon runs.
+func (c *catalogue) report() (report precondition.Report) {
+	for _, check := range []func(*catalogue) []precondition.Finding{(*catalogue).checkTable, (*catalogue).checkColumns, (*catalogue).checkRequired, (*catalogue).checkSequences} {
+		for _, f := range check(c) {
+			report = append(report, f)
+		}
+	}
+	return report
+}
+
+func feedbackCheck(check func(*catalogue) []precondition.Finding) func(context.Context, *facts) ([]precondition.Finding, error) {
+	return func(_ context.Context, f *facts) ([]precondition.Finding, error) {
+		if !f.catalogue.exists {
+			return nil, nil // checkTableExists says so
+		}
+		found := check(f.catalogue)
+		for i := range found {
+			if found[i].Object == "" {
+				found[i].Object = "feedback table " + f.t.feedback
+			}
+		}
+		return found, nil
+	}
+}
+
+// checkFeedbackExists looks for the table. A role without USAGE on its schema
+// does not see it either.
+func checkFeedbackExists(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+	if f.catalogue.exists {
+		return nil, nil
+	}
+	missing := fail("it does not exist", "there is no place for notifications", f.catalogue.feedback.createSQL())
+	missing.Object = "feedback table " + f.t.feedback
+	schema, _, _ := strings.Cut(f.cfg.Sink.Table, ".")
+	var hidden bool
+	var role string
+	err := f.conn.QueryRow(ctx, `SELECT NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.quote_ident(current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1`, schema).Scan(&hidden, &role)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		missing.Found, missing.Fix = "its schema does not exist", "CREATE SCHEMA "+quoteIdent(schema)+"; "+missing.Fix
+	case err != nil:
+		return nil, err
+	case hidden:
+		missing.Found, missing.Fix = "the role "+role+" may not use its schema", "GRANT USAGE ON SCHEMA "+quoteIdent(schema)+" TO "+role
+	}
+	return []precondition.Finding{missing}, nil
+}
+
+// createSQL is the table of the contract under this table's name.
+func (t *feedbackTable) createSQL() string {
+	var b strings.Builder
+	b.WriteString("CREATE TABLE " + t.name + " (id bigserial PRIMARY KEY")
+	for _, c := range contractTable().columns {
+		b.WriteString(", " + c.name + " " + c.typ + " NOT NULL")
+	}
+	return b.String() + ", feedback text)"
+}
+
+func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+func fail(found, effect, fix string) precondition.Finding {
+	return precondition.Finding{Level: precondition.Fail, Found: found, Effect: effect, Fix: fix}
+}
+
+func (c *catalogue) alter(format string, args ...any) string {
+	return "ALTER TABLE " + c.feedback.name + " " + fmt.Sprintf(format, args...)
+}
+
+// checkTable looks at what kind of relation it is.
+func (c *catalogue) checkTable() (found []precondition.Finding) {
+	const name = "name a table in sink.table"
+	switch c.kind {
+	case "r", "p":
+	case "v":
+		return []precondition.Finding{fail("it is a view, not a table", "COPY and the unique index need a table", name)}
+	case "m":
+		return []precondition.Finding{fail("it is a materialized view, not a table", "nothing can be written to it", name)}
+	case "f":
+		return []precondition.Finding{fail("it is a foreign table", "no unique index would keep a client from being notified twice", name)}
+	default:
+		return []precondition.Finding{fail("it is no table (relkind "+c.kind+")", "nothing can be written to it", name)}
+	}
+	if c.unlogged {
+		found = append(found, fail("it is not logged", "a crash of Postgres would empty it, and clients would be notified again", c.alter("SET LOGGED")))
+	}
+	if c.hidden {
+		found = append(found, fail("row-level security applies to the role "+c.role, "rows would be hidden, and COPY is refused", "ALTER ROLE "+c.role+" BYPASSRLS"))
+	}
+	if c.children {
+		found = append(found, fail("tables inherit from it", "its unique index does not cover their rows, and a client could be notified twice", "make it a partitioned table (PARTITION BY HASH (adv_campaign_id)), or name another in sink.table"))
+	}
+	return found
+}
+
+// checkColumns looks for the ten columns and at their types.
+func (c *catalogue) checkColumns() (found []precondition.Finding) {
+	for i, want := range contractTable().columns {
+		k, there := c.columns[want.name]
+		column := &c.feedback.columns[i]
+		switch {
+		case !there:
+			found = append(found, fail("column "+want.name+" is missing", "a notification has no place for its value", c.missingColumn(want)))
+		case k.filled == "generated":
+			found = append(found, fail("column "+want.name+" is generated", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP EXPRESSION", want.name)))
+		case k.filled == "identity":
+			found = append(found, fail("column "+want.name+" is an identity column", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP IDENTITY", want.name)))
+		case !column.kind.fits(i):
+			found = append(found, fail("column "+want.name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retype(want, k)))
+		case isID(i) && !k.deterministic:
+			found = append(found, fail("column "+want.name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retype(want, k)))
+		case column.kind == kindInt4 && i != colTrigger:
+			found = append(found, precondition.Finding{Level: precondition.Warn, Found: "column " + want.name + " is of type " + k.typ,
+				Effect: "campaigns with a time after 2038-01-19 are refused as dead letters", Fix: c.retype(want, k)})
+		}
+	}
+	return found
+}
+
+// missingColumn names the statement for a column that is not there: a column
+// whose name is nearly the same is misspelt.
+func (c *catalogue) missingColumn(want column) string {
+	best, distance := "", len(want.name)/3
+	for name := range c.columns {
+		if slices.Contains(feedbackNames[:], name) {
+			continue
+		}
+		if d := levenshtein.ComputeDistance(name, want.name); d < distance || d == distance && name < best {
+			best, distance = name, d
+		}
+	}
+	if best != "" {
+		return c.alter("RENAME COLUMN %s TO %s", quoteIdent(best), want.name)
+	}
+	return c.alter("ADD COLUMN %s %s", want.name, want.typ)
+}
+
+// retype names the statement that gives a column the contract's type. What
+// USING says is right for times; of anything else the user decides.
+func (c *catalogue) retype(want column, k catalogueColumn) string {
+	if strings.HasPrefix(k.typ, "date") && want.kind.number() {
+		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", want.name, want.typ, want.name)
+	}
+	collate := ""
+	if !k.deterministic {
+		collate = ` COLLATE "C"`
+	}
+	return c.alter("ALTER COLUMN %s TYPE %s%s USING %s::%s", want.name, want.typ, collate, want.name, want.typ)
+}
+
+// checkRequired looks for other columns that a row cannot leave empty. A trigger
+// may fill them; that is not seen before the first row.
+func (c *catalogue) checkRequired() (found []precondition.Finding) {
+	for _, name := range c.required {
+		f := fail("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.alter("ALTER COLUMN %s DROP NOT NULL", quoteIdent(name)))
+		if len(c.feedback.triggers) > 0 {
+			f.Level, f.Effect = precondition.Warn, "no row can be written unless trigger "+strings.Join(c.feedback.triggers, ", ")+" fills it"
+		}
+		found = append(found, f)
+	}
+	return found
+}
+
+// checkPartitionKey looks whether the unique index is possible.
+func (c *catalogue) checkPartitionKey() []precondition.Finding {
+	for _, name := range c.partKeys {
+		if name == feedbackNames[colCampaign] || name == feedbackNames[colClient] {
+			continue
+		}
+		if name == "" {
+			name = "an expression"
+		}
+		return []precondition.Finding{fail("it is partitioned by "+name, "a unique index on (adv_campaign_id, client_id) must contain the partition key, so nothing would keep a client from being notified twice",
+			"partition it BY HASH (adv_campaign_id), BY HASH (client_id) or not at all, or name another table in sink.table")}
+	}
+	return nil
+}
+
+// checkRules looks for rules: COPY ignores them, and ON CONFLICT is refused.
+func (c *catalogue) checkRules() (found []precondition.Finding) {
+	for _, name := range c.rules {
+		found = append(found, fail("it has the rule "+name+" on INSERT or UPDATE", "COPY ignores rules, and INSERT … ON CONFLICT is refused", "DROP RULE "+quoteIdent(name)+" ON "+c.feedback.name))
+	}
+	return found
+}
+
+// checkTriggers warns of triggers that may drop rows.
+func (c *catalogue) checkTriggers() (found []precondition.Finding) {
+	for _, name := range c.feedback.triggers {
+		found = append(found, precondition.Finding{Level: precondition.Warn, Found: "its trigger " + name + " runs BEFORE INSERT FOR EACH ROW",
+			Effect: "rows go by INSERT instead of COPY, which is slower, and a row that the trigger drops halts its lane"})
+	}
+	return found
+}
+
+// checkSequences looks how far the sequences have come.
+func (c *catalogue) checkSequences() (found []precondition.Finding) {
+	for _, s := range c.sequence {
+		widen := c.alter("ALTER COLUMN %s TYPE bigint", s.column)
+		if !s.narrow {
+			widen = "ALTER SEQUENCE " + s.name + " NO MAXVALUE"
+		} else if !s.identity {
+			widen += "; ALTER SEQUENCE " + s.name + " AS bigint"
+		}
+		used := fmt.Sprintf("column %s has used %d of %d numbers of sequence %s", s.column, s.last, s.limit, s.name)
+		switch {
+		case s.last >= s.limit:
+			found = append(found, fail(used, "no row can be written", widen))
+		case s.last >= s.limit/10*8:
+			found = append(found, precondition.Finding{Level: precondition.Warn, Found: used, Effect: "at the last of them no row can be written any more", Fix: widen})
+		}
+		if s.behind {
+			found = append(found, fail(fmt.Sprintf("column %s has rows with numbers above %d, where sequence %s goes on", s.column, s.last, s.name), "rows collide with them",
+				fmt.Sprintf("SELECT setval('%s', (SELECT max(%s) FROM %s))", s.name, s.column, c.feedback.name)))
+		}
+	}
+	return found
+}
+
+// checkRights looks what the role may do.
+func (c *catalogue) checkRights() (found []precondition.Finding) {
+	for _, grant := range c.denied {
+		found = append(found, fail("the role "+c.role+" lacks a right", "no row can be written", grant))
+	}
+	return found
+}
+
+// checkEncoding warns of a database that cannot hold every text.
+func (c *catalogue) checkEncoding() []precondition.Finding {
+	if e := c.feedback.encoding; e != "UTF8" && e != "SQL_ASCII" {
+		return []precondition.Finding{{Level: precondition.Warn, Object: "the sink's database", Found: "its encoding is " + e,
+			Effect: "campaigns and clients with characters that it does not have are refused as dead letters", Fix: "create it with ENCODING 'UTF8'"}}
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package stream
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/state"
+)
+
+// refuses tells whether an error of a statement that writes feedback rows is
+// about the rows: data exceptions, integrity violations, and what a trigger
+// raises. Everything else is about the server, the table or us, and is no reason
+// to leave anybody out; so are a sequence at its end and bytes that are not what
+// the column's type wants.
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+func refuses(err *pgconn.PgError) bool {
+	switch err.Code {
+	case "P0001": // raise_exception
+		return true
+	case "2200H", "22P03", "22P04": // sequence_generator_limit_exceeded, invalid_binary_representation, bad_copy_file_format
+		return false
+	}
+	return strings.HasPrefix(err.Code, "22") || strings.HasPrefix(err.Code, "23")
+}
+
+// refusal says what a refusal is about.
+type refusal uint8
+
+const (
+	refusesUnknown  refusal = iota // the error names no constraint of the table
+	refusesClient                  // a constraint that looks at the client
+	refusesCampaign                // one that looks at the campaign alone
+)
+
+// concerns looks up which columns the constraint is over that refused rows. One
+// over none of ours is not about the rows: a number that a default gave collides.
+func (s *session) concerns(ctx context.Context, refused *pgconn.PgError) (refusal, error) {
+	if refused.ConstraintName == "" || refused.DataTypeName != "" {
+		return refusesUnknown, nil
+	}
+	columns, err := texts(ctx, s.sink, `
+SELECT a.attname::text FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
+WHERE k.conrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text)) AND k.conname = $3
+UNION
+SELECT a.attname::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text)) AND c.relname = $3`, refused.SchemaName, refused.TableName, refused.ConstraintName)
+	if err != nil {
+		return refusesUnknown, fmt.Errorf("look up constraint %s: %w", refused.ConstraintName, err)
+	}
+	ours := slices.DeleteFunc(columns, func(name string) bool { return !slices.Contains(feedbackNames[:], name) })
+	switch {
+	case len(ours) == 0 && refused.Code == uniqueViolation:
+		return refusesUnknown, fmt.Errorf("write feedback rows: %w", refused)
+	case len(ours) == 0:
+		return refusesUnknown, nil
+	case slices.Contains(ours, feedbackNames[colClient]):
+		return refusesClient, nil
+	}
+	return refusesCampaign, nil
+}
+
+// explain is a refusal in words fit for a dead letter.
+func (s *session) explain(refused *pgconn.PgError) string {
+	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", s.t.feedback, refused.Message, refused.Code)
+	if refused.ConstraintName != "" {
+		why += ", constraint " + refused.ConstraintName
+	}
+	return why
+}
+
+// letters are the dead letters of what was not written.
+func (n *insertion) letters() (out []deadLetter) {
+	if n.campaign != nil {
+		out = append(out, n.fit(n.pick.live.refusedLetter(n.explain(n.campaign))))
+	}
+	for _, why := range slices.Sorted(maps.Keys(n.leftOut)) {
+		out = append(out, n.fit(n.pick.live.leftOutLetter(why, n.leftOut[why])))
+	}
+	return out
+}
+
+// fit completes a letter that is made here.
+func (s *session) fit(d deadLetter) deadLetter {
+	d.topic = s.cfg.Kafka.Campaigns
+	s.fitDeadLetter(&d)
+	return d
+}
+
+// Headers that tell the letters that are made here from refused messages.
+const (
+	headerReconstructed = "reconstructed" // the value was made from the campaign row
+	headerLeftOut       = "clients"       // how many clients were left out; the value names them
+)
+
+// refusedLetter is the dead letter of a campaign that was accepted before the
+// table refused its rows: its message is read no more, its content is known.
+func (l *live) refusedLetter(reason string) deadLetter {
+	c := l.Campaign
+	value, err := json.Marshal(struct {
+		RestaurantID string `json:"restaurant_id"`
+		ID           string `json:"adv_campaign_id"`
+		Content      string `json:"adv_campaign_content"`
+		Owner        string `json:"adv_campaign_owner"`
+		OwnerContact string `json:"adv_campaign_owner_contact"`
+		Start        int64  `json:"adv_campaign_datetime_start"`
+		End          int64  `json:"adv_campaign_datetime_end"`
+		Created      int64  `json:"datetime_created"`
+	}{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created})
+	if err != nil {
+		value = []byte(c.ID) // cannot happen: strings and numbers always encode
+	}
+	return l.letter(reason, value, header{key: headerReconstructed, value: []byte("true")})
+}
+
+// leftOutBytes bounds the ids that one letter names.
+const leftOutBytes = 64 << 10
+
+// leftOutLetter is the durable trace of clients who did not get a campaign.
+func (l *live) leftOutLetter(reason string, clients []string) deadLetter {
+	named, size := len(clients), 0
+	for i, c := range clients {
+		if size += len(c) + 3; size > leftOutBytes && i > 0 {
+			named = i
+			break
+		}
+	}
+	value, err := json.Marshal(struct {
+		ID           string   `json:"adv_campaign_id"`
+		RestaurantID string   `json:"restaurant_id"`
+		LeftOut      int      `json:"left_out"`
+		Clients      []string `json:"client_ids"`
+	}{l.ID, l.RestaurantID, len(clients), clients[:named]})
+	if err != nil {
+		value = []byte(l.ID) // cannot happen: strings and numbers always encode
+	}
+	letter := l.letter(fmt.Sprintf("%d clients are left out: %s", len(clients), reason), value, header{key: headerLeftOut, value: strconv.AppendInt(nil, int64(len(clients)), 10)})
+	letter.clients = int64(len(clients))
+	return letter
+}
+
+func (l *live) letter(reason string, value []byte, mark header) deadLetter {
+	return deadLetter{partition: l.version.lane, offset: l.version.offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
+}
+
+// refusedMessages counts the dead letters that stand for a message.
+func (p *payload) refusedMessages() (n int64) {
+	for i := range p.dead {
+		if p.dead[i].clients == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// payload is what the step ships if every client of it was new and the table takes
+// every row, with the letters of those that were left out before.
+func (s *session) payload(st *step) *payload {
+	p := st.payload()
+	p.dead = slices.Clip(p.dead)
+	keys := slices.SortedFunc(maps.Keys(st.leftOut), func(a, b leftOut) int {
+		return cmp.Or(compareKeys(a.live.key(), b.live.key()), strings.Compare(a.reason, b.reason))
+	})
+	for _, k := range keys {
+		p.dead = append(p.dead, s.fit(k.live.leftOutLetter(k.reason, st.leftOut[k])))
+	}
+	return p
+}
+
+// noteLeftOut counts and logs what a committed step's own letters name, those
+// behind the letters of refused messages.
+func (s *session) noteLeftOut(p *payload, behind int) {
+	for _, d := range p.dead[behind:] {
+		attrs := func() []any { return []any{"lane", s.lane.id, "offset", d.offset, "reason", d.reason} }
+		if d.clients > 0 {
+			s.lane.svc.counters.unservable.Add(d.clients)
+			if s.lane.svc.outcomes.admit(outcomeLeftOut) {
+				s.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
+			}
+			continue
+		}
+		s.lane.svc.counters.dead.Add(1)
+		s.lane.svc.outcomes.note(outcomeDead, attrs)
+	}
+}
+
+// refuse notes that the table takes no row of a campaign: it is finished by this
+// step. Steps that are built already leave it out once this one is committed.
+func (st *step) refuse(l *live) {
+	st.refused = append(st.refused, l)
+	st.rows[l.key()].state = stateFinished // the row is there: see decider.pick
+}
+
+// leaveOut notes clients whose id the feedback table or a record cannot carry.
+func (st *step) leaveOut(l *live, reason string, id state.ID) {
+	if st.leftOut == nil {
+		st.leftOut = map[leftOut][]string{}
+	}
+	k := leftOut{l, reason}
+	st.leftOut[k] = append(st.leftOut[k], id.Text())
+}
+
+type leftOut struct {
+	live   *live
+	reason string
+}
