@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"fmt"
 	"log/slog"
 	"net"
-	"os"
+	"strings"
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
@@ -39,37 +37,13 @@ func kafkaOptions(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 // tlsDialer connects with the certificates as they are on disk now.
 func tlsDialer(cfg config.TLS) func(ctx context.Context, network, host string) (net.Conn, error) {
 	return func(ctx context.Context, network, host string) (net.Conn, error) {
-		tc, err := tlsConfig(cfg)
+		tc, err := cfg.Config()
 		if err != nil {
 			return nil, err
 		}
 		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: tc}
 		return d.DialContext(ctx, network, host)
 	}
-}
-
-// tlsConfig reads the PEM files. Without a server name the dialer checks the
-// certificate against the broker's host.
-func tlsConfig(cfg config.TLS) (*tls.Config, error) {
-	tc := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cfg.ServerName}
-	if cfg.CA != "" {
-		pem, err := os.ReadFile(cfg.CA)
-		if err != nil {
-			return nil, fmt.Errorf("read kafka.tls.ca: %w", err)
-		}
-		tc.RootCAs = x509.NewCertPool()
-		if !tc.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read kafka.tls.ca: %s holds no PEM certificate", cfg.CA)
-		}
-	}
-	if cfg.Cert != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
-		if err != nil {
-			return nil, fmt.Errorf("read kafka.tls.cert and kafka.tls.key: %w", err)
-		}
-		tc.Certificates = []tls.Certificate{cert}
-	}
-	return tc, nil
 }
 
 // saslMechanism is nil without SASL. Validate has checked the name.
@@ -85,7 +59,7 @@ func saslMechanism(cfg config.SASL) sasl.Mechanism {
 		user, password, err := credentials()
 		return scram.Auth{User: user, Pass: password}, err
 	}
-	switch cfg.Mechanism {
+	switch strings.ToUpper(cfg.Mechanism) {
 	case "PLAIN":
 		return plain.Plain(func(context.Context) (plain.Auth, error) {
 			user, password, err := credentials()

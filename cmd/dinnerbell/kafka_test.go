@@ -111,8 +111,8 @@ func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 		t.Error("a certificate for another host was accepted")
 	}
 	for _, bad := range []config.TLS{{CA: "/nope"}, {CA: serverKey}, {Cert: "/nope", Key: key}} {
-		if _, err := tlsConfig(bad); err == nil {
-			t.Errorf("tlsConfig(%+v) gave no error", bad)
+		if _, err := bad.Config(); err == nil {
+			t.Errorf("TLS.Config of %+v gave no error", bad)
 		}
 	}
 }
@@ -135,8 +135,8 @@ func loadSASL(t *testing.T, mechanism, passwordFile string) config.SASL {
 func TestSASLMechanisms(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "pw")
-	for _, name := range []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} {
-		m := saslMechanism(loadSASL(t, name, file))
+	for written, name := range map[string]string{"PLAIN": "PLAIN", "scram-sha-256": "SCRAM-SHA-256", "Scram-Sha-512": "SCRAM-SHA-512"} {
+		m := saslMechanism(loadSASL(t, written, file))
 		if m == nil || m.Name() != name {
 			t.Fatalf("%s: %v", name, m)
 		}

@@ -62,16 +62,6 @@ type Kafka struct {
 	Start         string   `yaml:"start"` // earliest (default), latest or an RFC 3339 time
 }
 
-// TLS of the connections to the brokers. The files are PEM and are read again
-// for every connection, so that a rotated certificate needs no restart.
-type TLS struct {
-	Enabled    bool   `yaml:"enabled"`     // default false
-	CA         string `yaml:"ca"`          // default: the system's
-	Cert       string `yaml:"cert"`        // client certificate, together with Key
-	Key        string `yaml:"key"`         // its private key
-	ServerName string `yaml:"server_name"` // default: the broker's host
-}
-
 // SASL credentials for the brokers.
 type SASL struct {
 	Mechanism string `yaml:"mechanism"` // "" (none, default), PLAIN, SCRAM-SHA-256, SCRAM-SHA-512

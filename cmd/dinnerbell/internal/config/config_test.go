@@ -62,7 +62,8 @@ log: {level: debug, format: json}
 
 func TestLoadFull(t *testing.T) {
 	t.Parallel()
-	cfg, err := Load(write(t, "f.yaml", full), Env{})
+	files := keyPair(t)
+	cfg, err := Load(write(t, "f.yaml", strings.NewReplacer("/ca.pem", files.cert, "/c.pem", files.cert, "/k.pem", files.plain).Replace(full)), Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +79,7 @@ func TestLoadFull(t *testing.T) {
 	if want := []string{"kafka:9092", "kafka2:9092"}; !reflect.DeepEqual(cfg.Kafka.Brokers, want) {
 		t.Errorf("kafka.brokers = %v, want %v", cfg.Kafka.Brokers, want)
 	}
-	if want := (TLS{true, "/ca.pem", "/c.pem", "/k.pem", "kafka.internal"}); cfg.Kafka.TLS != want {
+	if want := (TLS{Enabled: true, CA: files.cert, Cert: files.cert, Key: files.plain, ServerName: "kafka.internal"}); !reflect.DeepEqual(cfg.Kafka.TLS, want) {
 		t.Errorf("kafka.tls = %v, want %v", cfg.Kafka.TLS, want)
 	}
 	if pw, err := cfg.Kafka.SASL.Password.Reveal(); err != nil || pw != "0123" {
@@ -184,27 +185,51 @@ func TestLoadRefuses(t *testing.T) {
 		env  Env
 		want string // in the error
 	}{
-		"misspelled":       {"source:\n  ulr: x", nil, "f.yaml:2: unknown key source.ulr; did you mean source.url?"},
-		"top level":        {"\n\nkafak: {}", nil, "f.yaml:3: unknown key kafak; did you mean kafka?"},
-		"nested":           {"kafka:\n  tls: {enabeld: true}", nil, "unknown key kafka.tls.enabeld; did you mean kafka.tls.enabled?"},
-		"case":             {"Source: {}", nil, "did you mean source?"},
-		"dashes":           {"kafka: {dead-letters: x}", nil, "did you mean kafka.dead_letters?"},
-		"wrong section":    {"source: {brokers: [x]}", nil, "did you mean kafka.brokers?"},
-		"at the root":      {"brokers: [x]", nil, "did you mean kafka.brokers?"},
-		"scalar section":   {"source: postgres://x", nil, "f.yaml:1: source holds keys"},
-		"scalar file":      {"hello", nil, "the file holds keys"},
-		"list for text":    {"source: {slot: [a]}", nil, "source.slot: expected a single value"},
-		"map for text":     {"log: {level: {a: b}}", nil, "log.level: expected a single value"},
-		"bad bool":         {"kafka: {tls: {enabled: maybe}}", nil, "kafka.tls.enabled: not true or false"},
-		"bad duration":     {"join: {max_staleness: 5}", nil, "join.max_staleness: not a duration"},
-		"bad table":        {"source: {table: a.b.c}", nil, "write schema.table"},
-		"duplicate":        {"log: {level: info}\nlog: {level: warn}", nil, "log"},
-		"not yaml":         {"source: [", nil, "not YAML"},
-		"two documents":    {"log: {level: info}\n---\nlog: {level: warn}", nil, "second YAML document"},
-		"unset variable":   {"source: {slot: '${NOPE}'}", nil, "source.slot: expand ${NOPE}: the environment variable NOPE is not set"},
-		"open reference":   {"source: {slot: '${NOPE'}", nil, "without its }"},
-		"unknown variable": {"", Env{"DINNERBELL_SOURCE_ULR": "x"}, "unknown variable DINNERBELL_SOURCE_ULR; did you mean DINNERBELL_SOURCE_URL?"},
-		"bad variable":     {"", Env{"DINNERBELL_KAFKA_TLS_ENABLED": "maybe"}, "DINNERBELL_KAFKA_TLS_ENABLED (kafka.tls.enabled): not true or false"},
+		"misspelled":        {"source:\n  ulr: x", nil, "f.yaml:2: unknown key source.ulr; did you mean source.url?"},
+		"top level":         {"\n\nkafak: {}", nil, "f.yaml:3: unknown key kafak; did you mean kafka?"},
+		"nested":            {"kafka:\n  tls: {enabeld: true}", nil, "unknown key kafka.tls.enabeld; did you mean kafka.tls.enabled?"},
+		"case":              {"Source: {}", nil, "did you mean source?"},
+		"dashes":            {"kafka: {dead-letters: x}", nil, "did you mean kafka.dead_letters?"},
+		"wrong section":     {"source: {brokers: [x]}", nil, "did you mean kafka.brokers?"},
+		"at the root":       {"brokers: [x]", nil, "did you mean kafka.brokers?"},
+		"scalar section":    {"source: postgres://x", nil, "f.yaml:1: source holds keys"},
+		"scalar file":       {"hello", nil, "the file holds keys"},
+		"list for text":     {"source: {slot: [a]}", nil, "source.slot: expected a single value"},
+		"map for text":      {"log: {level: {a: b}}", nil, "log.level: expected a single value"},
+		"bad bool":          {"kafka: {tls: {enabled: maybe}}", nil, "kafka.tls.enabled: not true or false"},
+		"bad duration":      {"join: {max_staleness: 5}", nil, "join.max_staleness: not a duration"},
+		"bad table":         {"source: {table: a.b.c}", nil, "write schema.table"},
+		"duplicate":         {"log: {level: info}\nlog: {level: warn}", nil, "log"},
+		"not yaml":          {"source: [", nil, "not YAML: did not find expected node content"},
+		"far from all":      {"metrics: {listen: x}", nil, "unknown key metrics; the file has http, join"},
+		"far in a section":  {"kafka: {security_protocol: SASL_SSL}", nil, "unknown key kafka.security_protocol; kafka has brokers, campaigns"},
+		"far and short":     {"kafka: {tls: {x: y}}", nil, "unknown key kafka.tls.x; kafka.tls has ca, cert"},
+		"far variable":      {"", Env{"DINNERBELL_KAFKA_SECURITY_PROTOCOL": "x"}, "unknown variable DINNERBELL_KAFKA_SECURITY_PROTOCOL"},
+		"key twice":         {"log:\n  level: info\n  level: warn", nil, "f.yaml:3: log.level: set twice, first in line 2"},
+		"section twice":     {"log: {level: info}\nhttp: {}\nlog: {}", nil, "f.yaml:3: log: set twice, first in line 1"},
+		"alias of itself":   {"source: {columns: {id: &a [*a]}}", nil, "source.columns.id: expected a single value"},
+		"section in itself": {"source: &s {columns: *s}", nil, "unknown key source.columns.columns"},
+		"nested aliases":    {bomb(), nil, "source.columns.id: expected a single value"},
+		"unknown alias":     {"kafka: {sasl: {password: *zz9}}", nil, "f.yaml:1: not YAML: an alias (*name) without its anchor"},
+		"anchor for text":   {"kafka: {sasl: {password: &zz9}}", nil, "begins with & into quotes"},
+		"tag for text":      {"kafka: {sasl: {password: !zz9}}", nil, "begins with ! into quotes"},
+		"no start":          {"kafka: {sasl: {password: @zz9}}", nil, "into quotes"},
+		"no blank":          {"source: {url:postgres://u:zz9@h/de}", nil, "f.yaml:1: something that is no key"},
+		"list for a key":    {"? [zz9]\n: x", nil, "something that is no key"},
+		"merge":             {"source: &s {slot: a}\nsink: {<<: *s}", nil, "merge keys (<<) are not supported"},
+		"list for the file": {"- a", nil, "f.yaml:1: the file holds keys"},
+		"list in a list":    {"kafka: {brokers: [[a]]}", nil, "kafka.brokers: expected a single value"},
+		"deep":              {strings.Repeat("[", 50_000), nil, "not YAML: exceeded max depth"},
+		"tab":               {"source:\n\turl: x", nil, "f.yaml:2: not YAML: a tab before the key"},
+		"not UTF-8":         {"source: {slot: \"\xff\"}", nil, "not YAML: invalid leading UTF-8 octet"},
+		"too large":         {"# " + strings.Repeat("x", maxFile), nil, "is larger than"},
+		"endless file":      {"source: {slot: '${file:/dev/zero}'}", nil, "/dev/zero is larger than"},
+		"many":              {strings.Repeat("?: x\n", 30_000), nil, "and 29980 more"},
+		"two documents":     {"log: {level: info}\n---\nlog: {level: warn}", nil, "second YAML document"},
+		"unset variable":    {"source: {slot: '${NOPE}'}", nil, "source.slot: expand ${NOPE}: the environment variable NOPE is not set"},
+		"open reference":    {"source: {slot: '${NOPE'}", nil, "without its }"},
+		"unknown variable":  {"", Env{"DINNERBELL_SOURCE_ULR": "x"}, "unknown variable DINNERBELL_SOURCE_ULR; did you mean DINNERBELL_SOURCE_URL?"},
+		"bad variable":      {"", Env{"DINNERBELL_KAFKA_TLS_ENABLED": "maybe"}, "DINNERBELL_KAFKA_TLS_ENABLED (kafka.tls.enabled): not true or false"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -215,7 +240,49 @@ func TestLoadRefuses(t *testing.T) {
 			if !errors.Is(err, ErrInvalid) {
 				t.Errorf("%v does not wrap ErrInvalid", err)
 			}
+			if strings.Contains(err.Error(), "zz9") {
+				t.Errorf("%v shows what may be a secret", err)
+			}
 		})
+	}
+}
+
+// bomb is a list of lists of the list before, nine times: 9^9 items.
+func bomb() string {
+	list := `&x0 ["a"]`
+	for i := range 9 {
+		list = fmt.Sprintf("&x%d [%s%s]", i+1, list, strings.Repeat(fmt.Sprintf(", *x%d", i), 9))
+	}
+	return "source: {columns: {id: " + list + "}}"
+}
+
+// As people and their editors write it.
+func TestLoadAcceptsForms(t *testing.T) {
+	t.Parallel()
+	utf16 := []byte{0xff, 0xfe}
+	for _, c := range []byte(minimal) {
+		utf16 = append(utf16, c, 0)
+	}
+	for name, text := range map[string]string{
+		"plain":             minimal,
+		"CRLF":              strings.ReplaceAll(minimal, "\n", "\r\n"),
+		"byte order mark":   "\ufeff" + minimal,
+		"UTF-16":            string(utf16),
+		"host:port in flow": "source: {url: 'postgres://u:pw@db/de'}\nkafka: {brokers: [k:9092]}",
+		"a string":          "source: {url: 'postgres://u:pw@db/de'}\nkafka: {brokers: 'k:9092'}",
+		"a block":           "source:\n  url: |\n    postgres://u:pw@db/de\nkafka:\n  brokers:\n  - k:9092\n",
+		"document marks":    "---\n" + minimal + "...\n---\n",
+		"a list of aliases": "source: {url: &u 'postgres://u:pw@db/de', publication: &k 'k:9092'}\nkafka: {brokers: [*k]}",
+		"a tagged text":     "source: {url: !!str 'postgres://u:pw@db/de'}\nkafka: {brokers: [!!str k:9092]}",
+	} {
+		cfg, err := Load(write(t, "f.yaml", text), Env{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if url, err := cfg.SourceURL(); err != nil || url != "postgres://u:pw@db/de" || !slices.Equal(cfg.Kafka.Brokers, []string{"k:9092"}) {
+			t.Errorf("%s: %q, %v, brokers %v", name, url, err, cfg.Kafka.Brokers)
+		}
 	}
 }
 
@@ -255,6 +322,11 @@ func TestValidateRefuses(t *testing.T) {
 		"start":             {yaml: "kafka: {brokers: ['k:1'], start: yesterday}", want: "kafka.start"},
 		"tls off":           {yaml: "kafka: {brokers: ['k:1'], tls: {ca: /x}}", want: "kafka.tls: has settings but is off"},
 		"tls half":          {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, cert: /x}}", want: "cert and key go together"},
+		"no ca file":        {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, ca: /nowhere/ca.pem}}", want: "kafka.tls.ca: open /nowhere/ca.pem: no such file"},
+		"ca is a folder":    {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, ca: /}}", want: "kafka.tls.ca: read /: is a directory"},
+		"ca is not PEM":     {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, ca: /proc/self/comm}}", want: "holds no PEM certificate"},
+		"no cert file":      {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, cert: /nowhere/c, key: /nowhere/k}}", want: "kafka.tls.cert: open /nowhere/c"},
+		"password alone":    {yaml: "kafka: {brokers: ['k:1'], tls: {enabled: true, key_password: zz9}}", want: "there is no kafka.tls.key"},
 		"sasl off":          {yaml: "kafka: {brokers: ['k:1'], sasl: {username: u}}", want: "no mechanism"},
 		"sasl unknown":      {yaml: "kafka: {brokers: ['k:1'], sasl: {mechanism: GSSAPI, username: u, password: p}}", want: "GSSAPI"},
 		"sasl half":         {yaml: "kafka: {brokers: ['k:1'], sasl: {mechanism: PLAIN, username: u}}", want: "kafka.sasl.password: not set"},
@@ -274,7 +346,7 @@ func TestValidateRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			text, env := tc.yaml, tc.env
-			if !strings.HasPrefix(name, "no ") {
+			if name != "no source" && name != "no brokers" {
 				text, env = completed(tc.yaml, tc.env)
 			}
 			cfg, err := Load(write(t, "f.yaml", text), env)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 )
@@ -65,7 +64,7 @@ func expand(s string, env Env) (string, error) {
 // lookup gives the value of what stands between ${ and }.
 func lookup(name string, env Env) (string, error) {
 	if path, ok := strings.CutPrefix(name, "file:"); ok {
-		b, err := os.ReadFile(path)
+		b, err := readBounded(path)
 		if err != nil {
 			return "", fmt.Errorf("expand ${%s}: %w", name, err)
 		}

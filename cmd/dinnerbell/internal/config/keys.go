@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
@@ -129,43 +130,54 @@ func splitList(s string) []string {
 	return out
 }
 
-// nearest names the known key that an unknown one was probably meant to be: the
-// one with the fewest edits, sharing the section when there is a choice. It
-// first looks among the siblings, then, for a key put into the wrong section,
-// at every key's last part.
+// nearest names, for a message, the known key that an unknown one was probably
+// meant to be: among the siblings, then, for a key put into the wrong section, at
+// every key's last part. Where none is near it names the section's keys.
 func nearest(root, section *field, name string) string {
-	best, distance := "", len(name)+1
+	name = strings.ToLower(name)
+	best, distance := "", near(name)+1
 	consider := func(key, candidate string) {
-		d := levenshtein.ComputeDistance(strings.ToLower(name), candidate)
-		if d < distance || d == distance && key < best {
+		d := levenshtein.ComputeDistance(name, candidate)
+		if d < distance || d == distance && best != "" && key < best {
 			best, distance = key, d
 		}
 	}
 	for sibling, f := range section.children {
 		consider(f.key, sibling)
 	}
-	if distance <= max(1, len(name)/3) {
-		return best
+	if best == "" {
+		distance = 2
+		for _, f := range root.leaves() {
+			consider(f.key, f.key[strings.LastIndexByte(f.key, '.')+1:])
+		}
 	}
-	siblingBest, siblingDistance := best, distance
-	best, distance = "", len(name)+1
-	for _, f := range root.leaves() {
-		consider(f.key, f.key[strings.LastIndexByte(f.key, '.')+1:])
+	if best != "" {
+		return "; did you mean " + best + "?"
 	}
-	if distance <= 1 && distance < siblingDistance {
-		return best
+	where := section.key
+	if where == "" {
+		where = "the file"
 	}
-	return siblingBest
+	return fmt.Sprintf("; %s has %s", where, strings.Join(slices.Sorted(maps.Keys(section.children)), ", "))
 }
 
-// nearestEnv names the known variable closest to an unknown one.
+// near is how many edits may lie between a key and what was meant by it: two, a
+// third of a longer one, and fewer than half of a short one.
+func near(name string) int { return min(max(2, len(name)/3), (len(name)+1)/2) }
+
+// nearestEnv names, for a message, the known variable closest to an unknown one,
+// if one is near.
 func nearestEnv(root *field, name string) string {
-	best, distance := "", 1<<30
+	rest := strings.TrimPrefix(name, envPrefix)
+	best, distance := "", near(rest)+1
 	for _, f := range root.leaves() {
 		known := envName(f.key)
 		if d := levenshtein.ComputeDistance(name, known); d < distance {
 			best, distance = known, d
 		}
 	}
-	return best
+	if best == "" {
+		return ""
+	}
+	return "; did you mean " + best + "?"
 }

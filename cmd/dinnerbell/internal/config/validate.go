@@ -153,18 +153,6 @@ func checkHostPort(s string) error {
 	return nil
 }
 
-func (c *Config) checkTLS() []error {
-	var out []error
-	t := c.Kafka.TLS
-	if !t.Enabled && (t.CA != "" || t.Cert != "" || t.Key != "" || t.ServerName != "") {
-		out = append(out, errors.New("kafka.tls: has settings but is off; set kafka.tls.enabled: true or remove them"))
-	}
-	if (t.Cert == "") != (t.Key == "") {
-		out = append(out, errors.New("kafka.tls: cert and key go together"))
-	}
-	return out
-}
-
 func (c *Config) checkSASL() []error {
 	s := c.Kafka.SASL
 	if s.Mechanism == "" {
@@ -174,7 +162,7 @@ func (c *Config) checkSASL() []error {
 		return nil
 	}
 	var out []error
-	if !slices.Contains(mechanisms, s.Mechanism) {
+	if !slices.ContainsFunc(mechanisms, func(m string) bool { return strings.EqualFold(m, s.Mechanism) }) {
 		out = append(out, fmt.Errorf("kafka.sasl.mechanism: %q is none of %s", s.Mechanism, strings.Join(mechanisms, ", ")))
 	}
 	for _, c := range []struct {
