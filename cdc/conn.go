@@ -108,6 +108,11 @@ func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
 		return nil, err
 	}
 	conn, err := postgres.Connect(ctx, o)
+	if sqlState(err) == codeInsufficientPrivilege {
+		h := halt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO …", "the role in source.url may not connect: %v", err)
+		h.heals = true
+		return nil, h
+	}
 	return conn, c.explain(err)
 }
 
@@ -128,13 +133,20 @@ func (c *Config) explain(err error) error {
 	case err == nil:
 		return nil
 	case code == codeInsufficientPrivilege:
-		return halt("ALTER ROLE … REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+		return lacksReplication(err)
 	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
 		return halt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
 		return viaPooler(err)
 	}
 	return fmt.Errorf("connect to Postgres: %w", err)
+}
+
+// lacksReplication is the halt of a role that may neither replicate nor drop slots.
+func lacksReplication(err error) *HaltError {
+	h := halt("ALTER ROLE … REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+	h.heals = true
+	return h
 }
 
 // viaPooler names what does not get better by trying again.

@@ -30,6 +30,8 @@ type HaltError struct {
 	// distrust: changes may have passed that were never published, so that the
 	// slot is worthless even after mending.
 	distrust bool
+	// heals: a migration in several statements may leave it so for a moment.
+	heals bool
 }
 
 // Error gives both parts in one line.

@@ -66,6 +66,7 @@ func newRigOn(t *testing.T, db *envtest.DB) *rig {
 		Publication: "dinnerbell", Slot: "slot_" + r.Name, ApplicationName: "dinnerbell-" + r.Name,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
+	r.hooks.healing = time.Nanosecond // a test that waits for a halt does not wait for a migration
 	t.Cleanup(r.close)
 	return r
 }

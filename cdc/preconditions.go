@@ -52,6 +52,10 @@ var preconditions = []check{
 // that were never published, so that the slot is worthless even after mending.
 var unpublished = []string{"source.persistence", "source.publication", "source.publication.rows", "source.publication.columns"}
 
+// atOnce are the checks whose violation ends the stream for good at once: it harms
+// others, or no statement mends it.
+var atOnce = []string{"source.version", "source.wal_level", "source.synchronous_standbys"}
+
 // of makes a check of a function that needs nothing but what was read before.
 func of(judge func(*facts) []finding) func(context.Context, *facts) ([]finding, error) {
 	return func(_ context.Context, f *facts) ([]finding, error) { return judge(f), nil }
@@ -117,7 +121,7 @@ func haltOn(f finding) *HaltError {
 	if f.Effect != "" {
 		what += ": " + f.Effect
 	}
-	return &HaltError{What: what, Hint: f.Fix, distrust: slices.Contains(unpublished, f.Name)}
+	return &HaltError{What: what, Hint: f.Fix, distrust: slices.Contains(unpublished, f.Name), heals: !slices.Contains(atOnce, f.Name)}
 }
 
 // violated is a list of one violation.

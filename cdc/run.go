@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,10 @@ import (
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 10 * time.Second
+	// healing is how long a violated precondition may last before it is a halt;
+	// healingPause is the pause between two looks by then.
+	healing      = time.Minute
+	healingPause = time.Second
 )
 
 // Mirror follows one table. Make it with New and call Run once.
@@ -45,6 +50,9 @@ type Mirror struct {
 	// must is why the next session begins with a snapshot, whatever the
 	// catalogs say. Run's goroutine alone uses it.
 	must string
+	// broken is since when a precondition has been violated; zero: none is. Run's
+	// goroutine alone uses it.
+	broken time.Time
 	// loadNeeds is the room that the next snapshot needs at least, as the last one
 	// has shown. Run's goroutine alone uses it.
 	loadNeeds int64
@@ -61,6 +69,7 @@ type hooks struct {
 	held        func()        // the stream stands for a rebuild
 	warnHeld    int64         // instead of heldBackWarn
 	twinAlive   time.Duration // instead of twinAlive
+	healing     time.Duration // instead of healing
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
@@ -110,14 +119,21 @@ func (m *Mirror) Run(ctx context.Context) error {
 		}
 		if caughtUp && time.Since(began) > maxPause { // else it may fail at once, over and over
 			pause.Reset()
+			m.broken = time.Time{}
 		}
 		if err := m.judge(ctx, err); err != nil {
 			return err
 		}
-		if err != nil && !sleep(ctx, pause.NextBackOff()) {
+		due := pause.NextBackOff()
+		if !m.broken.IsZero() {
+			due = min(due, healingPause)
+		}
+		if err != nil && !sleep(ctx, due) {
 			return nil
 		}
-		m.stats.set(StateConnecting)
+		if m.broken.IsZero() {
+			m.stats.set(StateConnecting)
+		}
 	}
 }
 
@@ -149,6 +165,9 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 		if h.distrust {
 			m.discardSlot(ctx)
 		}
+		if m.mayHeal(h) {
+			return nil
+		}
 		return m.halted(h)
 	}
 	if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
@@ -168,6 +187,25 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	return nil
 }
 
+// mayHeal says whether a halt can wait. Where a complete snapshot shows that the
+// mirror has worked before, what is wrong now may be the middle of a migration: a
+// primary key that is dropped and made again, a REVOKE and a GRANT.
+func (m *Mirror) mayHeal(h *HaltError) bool {
+	if _, complete := m.store.Source(); !complete || !h.heals {
+		return false
+	}
+	if m.broken.IsZero() {
+		m.broken = time.Now()
+	}
+	left := cmp.Or(m.hooks.healing, healing) - time.Since(m.broken)
+	if left <= 0 {
+		return false
+	}
+	m.stats.set(StateWaiting)
+	m.log.Warn("the source cannot be mirrored as it is now; waiting in case that a migration is under way", "what", h.What, "to_mend", h.Hint, "left", left.Round(time.Second))
+	return true
+}
+
 // halted puts an error that ends Run into Status.
 func (m *Mirror) halted(err error) error {
 	if h, ok := errors.AsType[*HaltError](err); ok {
@@ -178,9 +216,9 @@ func (m *Mirror) halted(err error) error {
 	return err
 }
 
-// discardSlot drops the slot after changes may have passed it unpublished.
-// Without it, the next start takes a snapshot even if everything looks right
-// again by then.
+// discardSlot drops a slot that no stream can begin with any more: changes may
+// have passed it unpublished, or its snapshot has failed. Without it, the next
+// start takes a snapshot even if everything looks right again by then.
 func (m *Mirror) discardSlot(ctx context.Context) {
 	sql, err := m.cfg.dialSQL(ctx)
 	if err == nil {
@@ -188,7 +226,8 @@ func (m *Mirror) discardSlot(ctx context.Context) {
 		err = m.dropSlot(ctx, sql)
 	}
 	if err != nil {
-		m.log.Error("could not drop the slot; after mending, run: dinnerbell rebuild", "slot", m.cfg.Slot, "error", err)
+		m.log.Error("could not drop the slot, which is worthless and keeps WAL; if the daemon does not start again, drop it by hand",
+			"statement", "SELECT pg_drop_replication_slot('"+m.cfg.Slot+"')", "error", err)
 	}
 }
 

@@ -175,6 +175,8 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 		return nil
 	case codeObjectInUse:
 		return &heldError{slot: m.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
+	case codeInsufficientPrivilege:
+		return lacksReplication(err)
 	}
 	if err != nil {
 		return fmt.Errorf("drop slot %s: %w", m.cfg.Slot, err)

@@ -15,13 +15,23 @@ import (
 // slowSlot is when the wait for a slot is explained to the operator.
 const slowSlot = 10 * time.Second
 
+// abandonTimeout bounds what an end of the daemon waits for a worthless slot to be
+// dropped.
+const abandonTimeout = 5 * time.Second
+
 // rebuild drops our slot, makes it again, and loads the table as the slot's
 // snapshot shows it beside the state that is being served. When it returns nil,
 // the store holds the new rows, durably, and streaming can begin at the slot's
-// start. On an error the old rows are still there.
+// start. On an error the old rows are still there and the slot is gone: nothing
+// could begin there, and it would keep WAL until the next attempt.
 //
 // sql is the session's connection for catalogs, and free to use.
-func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) error {
+func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) (err error) {
+	defer func() {
+		if err != nil {
+			m.abandonSlot(ctx, err)
+		}
+	}()
 	m.works.bar(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
 	defer m.works.allow()
 	m.stats.beginSnapshot()
@@ -45,12 +55,23 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) error {
 		return err
 	}
 	failpoint.Hit("snapshot/slot-created")
-	if err := m.load(ctx, slot); err != nil {
+	if err = m.load(ctx, slot); err != nil {
 		return err
 	}
 	failpoint.Hit("snapshot/complete")
 	m.pos.parts.Store(false) // parts were of the old rows
 	return nil
+}
+
+// abandonSlot drops the slot of a snapshot that has failed with cause, also where
+// ctx has ended.
+func (m *Mirror) abandonSlot(ctx context.Context, cause error) {
+	if _, held := errors.AsType[*heldError](cause); held || sqlState(cause) == codeDuplicateObject {
+		return // it is somebody else's
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+	defer cancel()
+	m.discardSlot(ctx)
 }
 
 // explainWait makes a slot and says in the log what that waits for. sql is free

@@ -17,7 +17,7 @@ const (
 	StateSnapshot   State = "snapshot"    // the table is being copied
 	StateCatchingUp State = "catching_up" // behind where the server was at the session's start
 	StateStreaming  State = "streaming"
-	StateWaiting    State = "waiting"   // somebody else holds the slot
+	StateWaiting    State = "waiting"   // somebody else holds the slot, or a migration may be under way
 	StateDiskFull   State = "disk_full" // changes wait for room on the local disk
 	StateHalted     State = "halted"    // an operator is needed
 )

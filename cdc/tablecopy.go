@@ -243,7 +243,9 @@ func (c *tableCopy) explain(err error) error {
 	case halted:
 		return err
 	case sqlState(err) == codeInsufficientPrivilege:
-		return halt("GRANT SELECT ON "+table+" TO …, or BYPASSRLS to the role", "the role in source.url may not read all of %s: %v", table, err)
+		h := halt("GRANT SELECT ON "+table+" TO …, or BYPASSRLS to the role", "the role in source.url may not read all of %s: %v", table, err)
+		h.heals = true
+		return h
 	case errors.Is(err, state.ErrDuplicateRow):
 		return halt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.cfg.key(), table, err)
 	}
