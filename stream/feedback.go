@@ -295,6 +295,9 @@ func (c *column) refusesNumber(n int64) string {
 	return fmt.Sprintf("%d does not fit", n)
 }
 
+// holdsUnicode tells that the database can hold every text.
+func (t *feedbackTable) holdsUnicode() bool { return t.encoding == "UTF8" || t.encoding == "SQL_ASCII" }
+
 // path is the search_path under which the user's own code runs: that of the
 // table's schema, behind the built-in functions.
 func (t *feedbackTable) path() string {

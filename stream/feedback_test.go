@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"dinnerbell/internal/precondition"
+	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -449,4 +453,63 @@ func TestFeedbackTablesThatAreWarnedAbout(t *testing.T) {
 			t.Errorf("no warning of %s: %+v", want, report.At(precondition.Warn))
 		}
 	}
+}
+
+// latinWorld is a world whose sink is a database in LATIN1.
+func latinWorld(t *testing.T, subs map[string][]string) *world {
+	t.Helper()
+	w := newWorld(t, 1, subs)
+	name := w.db.Name + "_latin"
+	w.db.Exec(`CREATE DATABASE ` + name + ` ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`)
+	at := strings.LastIndex(w.db.URL, w.db.Name)
+	cfg, err := pgxpool.ParseConfig(w.db.URL[:at] + name + w.db.URL[at+len(w.db.Name):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outer := w.db
+	t.Cleanup(func() {
+		pool.Close()
+		if _, err := outer.Pool.Exec(context.Background(), `DROP DATABASE `+name+` WITH (FORCE)`); err != nil {
+			t.Errorf("drop: %v", err)
+		}
+	})
+	w.db = envtest.On(t, pool.Config().ConnString(), pool)
+	w.db.Exec(testenv.ContractTables)
+	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// A database that cannot hold a text refuses that campaign or that client, and
+// nothing behind it.
+func TestSinkThatIsNotUnicode(t *testing.T) {
+	t.Parallel()
+	good := append(clients("0000", 12), "café")
+	w := latinWorld(t, map[string][]string{"r1": append(slices.Clone(good), "клиент")})
+	w.start()
+	bad := w.campaign("c1", "r1")
+	bad.Content = "акция"
+	plain := w.campaign("c2", "r1")
+	plain.Content = "promoción"
+	id := w.campaign("кампания", "r1")
+	w.produce(0, bad.json(), id.json(), plain.json(), w.campaign("c3", "r1").json())
+	w.expect(map[string][]string{"c2": good, "c3": good})
+	envtest.Until(t, patience, func() error {
+		dead := w.deadLetters()
+		if len(dead) != 4 {
+			return fmt.Errorf("%d dead letters", len(dead))
+		}
+		for i, d := range dead {
+			if i < 2 && (!strings.Contains(d.Reason, "LATIN1") || d.FromAt != int64(i)) || i >= 2 && !strings.Contains(string(d.Value), "клиент") {
+				return fmt.Errorf("dead letter %d of offset %d: %s: %s", i, d.FromAt, d.Reason, d.Value)
+			}
+		}
+		return nil
+	})
 }

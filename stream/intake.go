@@ -273,6 +273,9 @@ func (s *session) handOver(ctx context.Context, a arrival) error {
 // that are still in flight are not in it; decide knows those itself. Most ids are
 // new, so it is asked first which are not.
 func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) error {
+	if err := s.screen(ctx, conn, batch); err != nil {
+		return err
+	}
 	byID := make(map[string][]*message, len(batch))
 	for i := range batch {
 		if c := batch[i].campaign; c != nil {

@@ -257,8 +257,8 @@ func (c *catalogue) checkRights() (found []precondition.Finding) {
 
 // checkEncoding warns of a database that cannot hold every text.
 func (c *catalogue) checkEncoding() []precondition.Finding {
-	if e := c.feedback.encoding; e != "UTF8" && e != "SQL_ASCII" {
-		return []precondition.Finding{{Level: precondition.Warn, Object: "the sink's database", Found: "its encoding is " + e,
+	if !c.feedback.holdsUnicode() {
+		return []precondition.Finding{{Level: precondition.Warn, Object: "the sink's database", Found: "its encoding is " + c.feedback.encoding,
 			Effect: "campaigns and clients with characters that it does not have are refused as dead letters", Fix: "create it with ENCODING 'UTF8'"}}
 	}
 	return nil

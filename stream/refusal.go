@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state"
@@ -189,6 +192,37 @@ func (s *session) noteLeftOut(p *payload, behind int) {
 		s.lane.svc.counters.dead.Add(1)
 		s.lane.svc.outcomes.note(outcomeDead, attrs)
 	}
+}
+
+// screen turns messages into dead letters whose texts the sink's database has no
+// characters for. It asks only where the encoding is not Unicode, and about texts
+// that are not ASCII.
+func (s *session) screen(ctx context.Context, conn *pgx.Conn, batch []message) error {
+	if s.table.holdsUnicode() {
+		return nil
+	}
+	for i := range batch {
+		m := &batch[i]
+		if m.campaign == nil {
+			continue
+		}
+		c := m.campaign
+		text := strings.Join([]string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact}, "")
+		if !strings.ContainsFunc(text, func(r rune) bool { return r >= utf8.RuneSelf }) {
+			continue
+		}
+		_, err := conn.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
+		refused, ok := errors.AsType[*pgconn.PgError](err)
+		if err != nil && (!ok || !refuses(refused)) {
+			return fmt.Errorf("try the encoding of the sink's database: %w", err)
+		}
+		if err != nil {
+			letter := s.fit((&live{Campaign: c, version: version{s.lane.id, m.offset}}).refusedLetter("the sink's database, of encoding " + s.table.encoding + ", cannot hold it: " + refused.Message))
+			letter.timestamp = m.time
+			m.campaign, m.dead = nil, &letter
+		}
+	}
+	return nil
 }
 
 // refuse notes that the table takes no row of a campaign: it is finished by this
