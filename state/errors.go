@@ -11,6 +11,8 @@ var (
 	ErrNewerFormat = errors.New("state was written by a newer version")
 	// ErrForeign: the directory holds somebody else's Pebble store. It is left as it is.
 	ErrForeign = errors.New("not a dinnerbell state directory")
+	// ErrUnsafe: others can meddle with the state directory. Nothing in it was touched.
+	ErrUnsafe = errors.New("state directory is not safe")
 	// ErrCorrupt: stored data failed a check. The directory has been marked, so
 	// that the next Open sets the store aside; see [Store.Damaged].
 	ErrCorrupt = errors.New("local state is corrupt")

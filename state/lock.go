@@ -14,6 +14,18 @@ import (
 
 const lockName = "LOCK"
 
+// takeDir checks the directory and locks it.
+func takeDir(fs vfs.FS, dir string) (io.Closer, error) {
+	if err := checkDir(fs, dir); err != nil {
+		return nil, fmt.Errorf("check state directory: %w", err)
+	}
+	lock, err := lockDir(fs, dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	return lock, nil
+}
+
 // lockDir takes the directory for this process until the result is closed. The
 // lock is an flock, which the kernel drops with the process, so a kill -9
 // leaves nothing to clean up. The file names the holder for the error of
@@ -24,9 +36,9 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	if vfs.Root(fs) != vfs.Default {
 		return fs.Lock(name) // a test's file system
 	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openLockFile(name)
 	if err != nil {
-		return nil, fmt.Errorf("open lock file: %w", err)
+		return nil, err
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {

@@ -65,9 +65,9 @@ func open(dir string, o Options) (*Store, error) {
 	if err := makeDir(o.fs, dir); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
-	lock, err := lockDir(o.fs, dir)
+	lock, err := takeDir(o.fs, dir)
 	if err != nil {
-		return nil, fmt.Errorf("lock state directory: %w", err)
+		return nil, err
 	}
 	s := &Store{dir: dir, o: o, log: o.Logger, lock: lock}
 	s.damage.found = make(chan struct{})

@@ -79,7 +79,7 @@ func (o Options) withDefaults() Options {
 		o.format = present
 	}
 	if o.fs == nil {
-		o.fs = vfs.Default
+		o.fs = privateFS{vfs.Default}
 	}
 	if o.openPauses == nil {
 		o.openPauses = openPauses

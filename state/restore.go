@@ -37,9 +37,9 @@ const (
 // is damaged nothing is restored ([ErrBadCheckpoint]).
 func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, replaced string, err error) {
 	o = o.withDefaults()
-	lock, err := lockDir(o.fs, dir)
+	lock, err := takeDir(o.fs, dir)
 	if err != nil {
-		return nil, "", fmt.Errorf("lock state directory: %w", err)
+		return nil, "", err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	if _, err := finishRestore(o.fs, dir); err != nil {

@@ -1,0 +1,181 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// The state directory holds ids of customers, and whoever can write in it can
+// have this process read and write files elsewhere. So it must not be writable by
+// everybody, nor belong to a user who is neither ours nor root. A group may write:
+// kubelet gives volumes to one (fsGroup), with root as their owner. What lies in
+// the directory is closed to all but its owner, whatever the umask is.
+const (
+	privateDir  = 0o700
+	privateFile = 0o600
+)
+
+// privateFS makes files and directories that are closed to others.
+type privateFS struct{ vfs.FS }
+
+// Unwrap implements vfs.FS.
+func (f privateFS) Unwrap() vfs.FS { return f.FS }
+
+// Create implements vfs.FS.
+func (f privateFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	file, err := f.FS.Create(name, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Fchmod(int(file.Fd()), privateFile); err != nil {
+		return nil, errors.Join(&os.PathError{Op: "chmod", Path: name, Err: err}, file.Close())
+	}
+	return file, nil
+}
+
+// MkdirAll implements vfs.FS.
+func (f privateFS) MkdirAll(dir string, perm os.FileMode) error {
+	return f.FS.MkdirAll(dir, perm&privateDir)
+}
+
+// Lock implements vfs.FS.
+func (f privateFS) Lock(name string) (io.Closer, error) {
+	lock, err := f.FS.Lock(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(name, privateFile); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
+}
+
+// checkDir refuses a state directory that others can meddle with ([ErrUnsafe]).
+func checkDir(fsys vfs.FS, dir string) error {
+	if vfs.Root(fsys) != vfs.Default {
+		return nil // a test's file system
+	}
+	return checkDirFor(dir, os.Geteuid())
+}
+
+// checkDirFor is checkDir for the process of a user.
+func checkDirFor(dir string, us int) error {
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner := ownerOf(info)
+	switch {
+	case info.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("%w: every user may write in %s (mode %04o); run: chmod o-w %[2]s, or set state.dir to a folder below it, which dinnerbell makes for itself",
+			ErrUnsafe, dir, info.Mode().Perm())
+	case owner != us && owner != 0 && (us != 0 || !handedOver(dir)):
+		return fmt.Errorf("%w: %s belongs to user %d and this process runs as user %d; run: chown -R %[4]d %[2]s, or run as user %[3]d",
+			ErrUnsafe, dir, owner, us)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{lockName, instanceName, storeName, oursName, condemnedName, writerName, loadName, checkpointsName, restoringName, restoredName} {
+		if err := checkEntry(root, name, us, owner); err != nil {
+			return errors.Join(err, root.Close())
+		}
+	}
+	return root.Close()
+}
+
+// handedOver says whether a directory of another user lies where only root could
+// have put it, so that root meant it: a volume that a container runs on as root.
+func handedOver(dir string) bool {
+	parent, err := os.Stat(filepath.Dir(dir))
+	return err == nil && ownerOf(parent) == 0 && parent.Mode().Perm()&0o022 == 0
+}
+
+// checkEntry refuses what somebody else may have laid in our way, and closes to
+// others what an earlier version left open.
+func checkEntry(dir *os.Root, name string, us, dirOwner int) error {
+	info, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() && !isOwnFile(info) {
+		return fmt.Errorf("%w: %s is no file or folder of dinnerbell's (%s); run: rm %[2]s", ErrUnsafe, filepath.Join(dir.Name(), name), info.Mode())
+	}
+	if owner := ownerOf(info); owner != us && owner != dirOwner && owner != 0 {
+		return fmt.Errorf("%w: %s belongs to user %d and this process runs as user %d; run as user %[3]d again, or: chown -R %[4]d %[5]s",
+			ErrUnsafe, filepath.Join(dir.Name(), name), owner, us, dir.Name())
+	}
+	return closeToOthers(dir, name, us)
+}
+
+func closeToOthers(dir *os.Root, name string, us int) error {
+	return fs.WalkDir(dir.FS(), name, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+			return nil // Open names it where it matters
+		}
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil || info.Mode().Perm()&0o077 == 0 || ownerOf(info) != us {
+			return err
+		}
+		if info.Mode()&os.ModeSymlink != 0 {
+			return nil
+		}
+		return dir.Chmod(path, info.Mode().Perm()&^0o077)
+	})
+}
+
+// isOwnFile says whether a file is a regular one that has no other name.
+func isOwnFile(info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return info.Mode().IsRegular() && (!ok || st.Nlink == 1)
+}
+
+// ownerOf gives the user id of a file's owner, ours where the system has none.
+func ownerOf(info os.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return os.Geteuid()
+}
+
+// openLockFile opens dir/LOCK and makes it if it is missing. It follows no
+// symbolic link and takes no file that has another name elsewhere, since the file
+// is written.
+func openLockFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, privateFile)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("%w: %s is a symbolic link; run: rm %[2]s", ErrUnsafe, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open lock file: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open lock file: %w", err), f.Close())
+	}
+	if !isOwnFile(info) {
+		return nil, errors.Join(fmt.Errorf("%w: %s is no file of its own (%s); run: rm %[2]s", ErrUnsafe, name, info.Mode()), f.Close())
+	}
+	return f, nil
+}

@@ -1,0 +1,153 @@
+package state
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// All that lies in the state directory is closed to other users, also what an
+// earlier version left open.
+func TestStateIsPrivate(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	use := func() {
+		t.Helper()
+		s, err := Open(dir, testOptions())
+		if err != nil {
+			t.Fatal(err)
+		}
+		load(t, s, 1000, ids(2, 1), 10)
+		checkpoint(t, s, CauseAsked)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	each := func(do func(path string, info fs.FileInfo) error) {
+		t.Helper()
+		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			return do(path, info)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := 0
+	private := func(path string, info fs.FileInfo) error {
+		files++
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %04o", path, info.Mode().Perm())
+		}
+		return nil
+	}
+	use()
+	each(private)
+	each(func(path string, info fs.FileInfo) error {
+		if path == dir {
+			return nil
+		}
+		return os.Chmod(path, info.Mode().Perm()|0o055)
+	})
+	use()
+	each(private)
+	if files < 20 {
+		t.Errorf("looked at %d files", files)
+	}
+}
+
+// A directory in which others can meddle is refused and left as it is.
+func TestUnsafeDirectory(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		spoil func(dir, victim string) error
+		want  string
+	}{
+		"open to all":            {func(dir, _ string) error { return os.Chmod(dir, 0o777) }, "chmod o-w"},
+		"open to all and sticky": {func(dir, _ string) error { return os.Chmod(dir, 0o777|os.ModeSticky) }, "chmod o-w"},
+		"LOCK is a link":         {func(dir, victim string) error { return os.Symlink(victim, filepath.Join(dir, lockName)) }, "rm "},
+		"LOCK leads nowhere":     {func(dir, victim string) error { return os.Symlink(victim+"-none", filepath.Join(dir, lockName)) }, "rm "},
+		"LOCK has another name":  {func(dir, victim string) error { return os.Link(victim, filepath.Join(dir, lockName)) }, "rm "},
+		"instance is a link":     {func(dir, victim string) error { return os.Symlink(victim, filepath.Join(dir, instanceName)) }, "rm "},
+		"store is a link":        {func(dir, victim string) error { return os.Symlink(filepath.Dir(victim), filepath.Join(dir, storeName)) }, "rm "},
+		"checkpoints are a link": {func(dir, victim string) error {
+			return os.Symlink(filepath.Dir(victim), filepath.Join(dir, checkpointsName))
+		}, "rm "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, victim := t.TempDir(), filepath.Join(t.TempDir(), "victim")
+			if err := errors.Join(os.WriteFile(victim, []byte("precious"), 0o600), c.spoil(dir, victim)); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.ReadDir(dir)
+			if s, err := Open(dir, testOptions()); !errors.Is(err, ErrUnsafe) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), dir) {
+				t.Errorf("Open: %v", err)
+				if err == nil {
+					_ = s.Close()
+				}
+			}
+			if _, _, err := Restore(t.Context(), dir, "20260101T000000.000Z", testOptions()); !errors.Is(err, ErrUnsafe) {
+				t.Errorf("Restore: %v", err)
+			}
+			after, _ := os.ReadDir(dir)
+			beside, _ := os.ReadDir(filepath.Dir(victim))
+			if text, err := os.ReadFile(victim); err != nil || string(text) != "precious" || len(after) != len(before) || len(beside) != 1 {
+				t.Errorf("the victim is %q, %v; %d entries, were %d; %d beside the victim", text, err, len(after), len(before), len(beside))
+			}
+		})
+	}
+}
+
+// Whose directory may be used by whom.
+func TestOwnerOfDirectory(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give directories away")
+	}
+	const us, other, group = 12345, 23456, 12345
+	for name, c := range map[string]struct {
+		user, owner int
+		mode        os.FileMode
+		parent      os.FileMode
+		entry       int // owner of a store in it; 0: there is none
+		refused     bool
+	}{
+		"ours":                         {us, us, 0o755, 0o755, 0, false},
+		"ours and our group's":         {us, us, 0o775, 0o755, 0, false},
+		"a volume of kubelet's":        {us, 0, 0o775 | os.ModeSetgid, 0o755, 0, false},
+		"and used before":              {us, 0, 0o775 | os.ModeSetgid, 0o755, us, false},
+		"and used by another user":     {us, 0, 0o775 | os.ModeSetgid, 0o755, other, true},
+		"another user's":               {us, other, 0o775, 0o755, 0, true},
+		"root in a user's volume":      {0, us, 0o755, 0o755, us, false},
+		"root in a folder under /tmp":  {0, us, 0o755, 0o777 | os.ModeSticky, us, true},
+		"root, with a stranger's file": {0, us, 0o775, 0o755, other, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			parent := filepath.Join(t.TempDir(), "parent")
+			dir := filepath.Join(parent, "state")
+			store := filepath.Join(dir, storeName)
+			err := os.MkdirAll(dir, 0o755)
+			if c.entry != 0 {
+				err = errors.Join(err, os.Mkdir(store, 0o700), os.Chown(store, c.entry, group))
+			}
+			err = errors.Join(err, os.Chown(dir, c.owner, group), os.Chmod(dir, c.mode), os.Chmod(parent, c.parent))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := checkDirFor(dir, c.user); errors.Is(err, ErrUnsafe) != c.refused || err != nil && !c.refused {
+				t.Errorf("user %d in a directory of %d: %v, want refused %v", c.user, c.owner, err, c.refused)
+			}
+		})
+	}
+}
