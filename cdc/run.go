@@ -70,6 +70,7 @@ type hooks struct {
 	warnHeld    int64         // instead of heldBackWarn
 	twinAlive   time.Duration // instead of twinAlive
 	healing     time.Duration // instead of healing
+	slowSlot    time.Duration // instead of slowSlot
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.

@@ -61,7 +61,7 @@ func (m *Mirror) openSide(ctx context.Context, w *work) (*side, error) {
 		return nil, err
 	}
 	s := &side{m: m, name: sideName(m.cfg.Slot)}
-	if err := s.open(ctx, src); err != nil {
+	if err := s.open(ctx, src, w); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (m *Mirror) openSide(ctx context.Context, w *work) (*side, error) {
 }
 
 // open connects and makes the slot. After an error, close what there is.
-func (s *side) open(ctx context.Context, src state.Source) (err error) {
+func (s *side) open(ctx context.Context, src state.Source, w *work) (err error) {
 	cfg := &s.m.cfg
 	if s.sql, err = cfg.dialSQL(ctx); err != nil {
 		return err
@@ -83,7 +83,7 @@ func (s *side) open(ctx context.Context, src state.Source) (err error) {
 	if err = sameServer(ctx, s.repl, s.cat); err != nil {
 		return err
 	}
-	if err = s.createSlot(ctx); err != nil {
+	if err = s.createSlot(ctx, w); err != nil {
 		return err
 	}
 	if s.cat, err = cfg.inspect(ctx, s.sql, true); err != nil { // under the snapshot
@@ -106,8 +106,8 @@ func sideName(slot string) string {
 // createSlot makes the temporary slot and takes over its snapshot, which the
 // server forgets with the next command on the replication connection. A
 // transaction that has taken it can give it to others.
-func (s *side) createSlot(ctx context.Context) error {
-	slot, err := s.m.explainWait(ctx, s.sql, s.name, func() (newSlot, error) {
+func (s *side) createSlot(ctx context.Context, w *work) error {
+	slot, err := s.m.explainWait(ctx, s.sql, s.name, s.repl.PID(), w.at, func() (newSlot, error) {
 		r, err := pglogrepl.CreateReplicationSlot(ctx, s.repl, s.name, plugin,
 			pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 		if sqlState(err) == codeConfigurationLimit {

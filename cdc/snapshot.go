@@ -12,9 +12,6 @@ import (
 	"dinnerbell/internal/failpoint"
 )
 
-// slowSlot is when the wait for a slot is explained to the operator.
-const slowSlot = 10 * time.Second
-
 // abandonTimeout bounds what an end of the daemon waits for a worthless slot to be
 // dropped.
 const abandonTimeout = 5 * time.Second
@@ -50,7 +47,9 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) (err error) {
 	if err := sameServer(ctx, repl, cat); err != nil {
 		return err
 	}
-	slot, err := m.explainWait(ctx, sql, m.cfg.Slot, func() (newSlot, error) { return m.cfg.createSlot(ctx, repl, cat.version) })
+	slot, err := m.explainWait(ctx, sql, m.cfg.Slot, repl.PID(), m.showWait, func() (newSlot, error) {
+		return m.cfg.createSlot(ctx, repl, cat.version)
+	})
 	if err != nil {
 		return err
 	}
@@ -72,38 +71,6 @@ func (m *Mirror) abandonSlot(ctx context.Context, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
 	defer cancel()
 	m.discardSlot(ctx)
-}
-
-// explainWait makes a slot and says in the log what that waits for. sql is free
-// to use.
-func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, create func() (newSlot, error)) (newSlot, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	explained := make(chan struct{})
-	go func() {
-		defer close(explained)
-		if sleep(ctx, slowSlot) {
-			m.explainSlot(ctx, sql, name)
-		}
-	}()
-	slot, err := create()
-	cancel()
-	<-explained
-	return slot, err
-}
-
-// explainSlot names the oldest of the transactions that a new slot waits for.
-func (m *Mirror) explainSlot(ctx context.Context, sql *pgx.Conn, name string) {
-	var pid int32
-	var app, since string
-	err := sql.QueryRow(ctx, `
-		SELECT pid, coalesce(application_name, ''), coalesce(xact_start::text, '') FROM pg_stat_activity
-		WHERE backend_xid IS NOT NULL ORDER BY xact_start LIMIT 1`).Scan(&pid, &app, &since)
-	if err != nil {
-		m.log.Warn("creating the slot waits for open transactions", "slot", name)
-		return
-	}
-	m.log.Warn("creating the slot waits for open transactions; this is the oldest",
-		"slot", name, "pid", pid, "application_name", app, "since", since)
 }
 
 // load copies the table into a new generation and lets it take over.

@@ -1,0 +1,117 @@
+package cdc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// slowSlot is how long a slot may wait before the operator is shown what for, and
+// how often that is looked at again.
+const slowSlot = 10 * time.Second
+
+// blocker is a transaction that one of our backends waits for.
+type blocker struct {
+	prepared string // its name, if it is a prepared one: nobody's session, until somebody ends it
+	pid      int32  // else who has it
+	database string
+	role     string
+	app      string
+	query    string // the last statement, if our role may see it
+	since    string // when it was prepared or began, if our role may see it
+}
+
+// String names the transaction and the statement that ends it.
+func (b *blocker) String() string {
+	var s strings.Builder
+	if b.prepared != "" {
+		fmt.Fprintf(&s, "prepared transaction '%s' of role %s in database %s", b.prepared, b.role, b.database)
+	} else {
+		fmt.Fprintf(&s, "the transaction of PID %d (role %s, application_name %q, database %s", b.pid, b.role, b.app, b.database)
+		if b.query != "" {
+			fmt.Fprintf(&s, ", last statement %q", b.query)
+		}
+		s.WriteString(")")
+	}
+	if b.since != "" {
+		s.WriteString(", since " + b.since)
+	}
+	if b.prepared != "" {
+		fmt.Fprintf(&s, " (to mend, in that database: ROLLBACK PREPARED '%s', or COMMIT PREPARED)", strings.ReplaceAll(b.prepared, "'", "''"))
+	} else {
+		fmt.Fprintf(&s, " (to mend: end it, or SELECT pg_terminate_backend(%d))", b.pid)
+	}
+	return s.String()
+}
+
+// blockersOf finds what a backend waits for. The locks are shown to every role,
+// other than the transactions in pg_stat_activity. A prepared transaction has no
+// process; its locks are those that go with the lock of its id.
+// https://www.postgresql.org/docs/current/view-pg-locks.html
+func blockersOf(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blocker, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	rows, err := sql.Query(ctx, `
+		SELECT p.gid, 0, p.database::text, p.owner::text, '', '', p.prepared::text
+		FROM pg_prepared_xacts p WHERE EXISTS (
+		  SELECT FROM pg_locks w
+		  JOIN pg_locks h ON h.granted AND h.pid IS NULL AND h.locktype = w.locktype AND h.transactionid IS NOT DISTINCT FROM w.transactionid
+		    AND h.database IS NOT DISTINCT FROM w.database AND h.relation IS NOT DISTINCT FROM w.relation
+		  JOIN pg_locks own ON own.pid IS NULL AND own.virtualtransaction = h.virtualtransaction AND own.locktype = 'transactionid'
+		  WHERE w.pid = $1 AND NOT w.granted AND own.transactionid = p.transaction)
+		UNION ALL
+		SELECT '', a.pid, coalesce(a.datname::text, ''), coalesce(a.usename::text, ''), coalesce(a.application_name, ''),
+		       CASE WHEN a.query <> '<insufficient privilege>' THEN left(a.query, 200) ELSE '' END, coalesce(a.xact_start::text, '')
+		FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a USING (pid)`, int32(pid))
+	if err != nil {
+		return nil, fmt.Errorf("look what PID %d waits for: %w", pid, err)
+	}
+	blockers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b blocker, err error) {
+		err = row.Scan(&b.prepared, &b.pid, &b.database, &b.role, &b.app, &b.query, &b.since)
+		return b, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look what PID %d waits for: %w", pid, err)
+	}
+	return blockers, nil
+}
+
+// explainWait makes a slot over the walsender pid and says in log and status what
+// that waits for: for each transaction that was open before. sql is free to use,
+// and stays so. show takes what the wait is for.
+func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, show func(string), create func() (newSlot, error)) (newSlot, error) {
+	waiting, created := context.WithCancel(ctx)
+	explained := make(chan struct{})
+	go func() {
+		defer close(explained)
+		said := ""
+		for sleep(waiting, cmp.Or(m.hooks.slowSlot, slowSlot)) {
+			// Its end must not end a query: that would end the connection.
+			blockers, err := blockersOf(context.WithoutCancel(ctx), sql, pid)
+			if err != nil || waiting.Err() != nil {
+				return
+			}
+			text := "creating the slot waits for open transactions"
+			for i := range blockers {
+				text += []string{": ", "; "}[min(i, 1)] + blockers[i].String()
+			}
+			show(text)
+			if text != said {
+				m.log.Warn("a snapshot has to wait", "slot", name, "why", text)
+				said = text
+			}
+		}
+	}()
+	slot, err := create()
+	created()
+	<-explained
+	return slot, err
+}
+
+// showWait notes in the status what the mirror's own snapshot waits for.
+func (m *Mirror) showWait(text string) { m.stats.failed(errors.New(text)) }
