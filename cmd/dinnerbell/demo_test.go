@@ -115,7 +115,11 @@ func refusesStrangers(t *testing.T, env []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var cfg struct{ Source struct{ URL string } }
+	var cfg struct {
+		Source struct {
+			URL string `json:"url"`
+		} `json:"source"`
+	}
 	if err := json.Unmarshal(text, &cfg); err != nil {
 		t.Fatal(err)
 	}
