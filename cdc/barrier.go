@@ -22,15 +22,27 @@ const (
 )
 
 // strict returns nil once the local state holds everything that was committed
-// in Postgres before the call.
+// in Postgres before the call: the changes that the stream sends, and those of
+// the catalogs that it does not send, such as ATTACH PARTITION.
 func (m *Mirror) strict(ctx context.Context) error { return m.ask(ctx, 0) }
 
 // ask is strict that leaves the stream at least so long to come by itself.
 func (m *Mirror) ask(ctx context.Context, patience time.Duration) error {
 	for {
+		settled := m.settled.wait()
 		r, err := m.rounds.ask(ctx, m.stopped)
 		if err != nil {
 			return err
+		}
+		if r.changed {
+			select {
+			case <-settled: // ask again
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-m.stopped:
+				return ErrStopped
+			}
 		}
 		if err = m.reach(ctx, r, patience); errors.Is(err, errMoved) {
 			continue
@@ -39,6 +51,20 @@ func (m *Mirror) ask(ctx context.Context, patience time.Duration) error {
 			m.fresh.note(r.asked)
 		}
 		return err
+	}
+}
+
+// catchUp is strict for who replaces or compares the rows: it waits for what the
+// stream sends alone.
+func (m *Mirror) catchUp(ctx context.Context) error {
+	for {
+		r, err := m.rounds.ask(ctx, m.stopped)
+		if err != nil {
+			return err
+		}
+		if err = m.reach(ctx, r, 0); !errors.Is(err, errMoved) {
+			return err
+		}
 	}
 }
 
@@ -88,6 +114,7 @@ type round struct {
 	asked     time.Time     // before the query was sent: what was committed by then lies before target
 	target    state.LSN
 	unflushed bool   // the server had not flushed target when it was read
+	changed   bool   // the catalogs were not those that the rows belong to; what that means is being found out
 	epoch     uint64 // of the session that served it
 }
 

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"dinnerbell/internal/pgsession"
 	"dinnerbell/state"
 )
 
@@ -58,6 +57,7 @@ type tableFacts struct {
 
 // relation is a table that holds rows.
 type relation struct {
+	oid               uint32
 	name              string // quoted and qualified
 	kind, persistence string
 	identity          string
@@ -66,15 +66,11 @@ type relation struct {
 	identityColumns []string
 }
 
-// column is a needed column. Its number changes when it is dropped and added
-// again under the same name, which no message of the stream tells.
+// column is a needed column.
 type column struct {
-	name string
-	num  int16
-	typ  uint32
-	// version changes with each ALTER of the column. ALTER … TYPE … USING may
-	// give every row another value and leave the type as it was.
-	version   string
+	name      string
+	num       int16
+	typ       uint32
 	generated bool
 	readable  bool // by the role in source.url
 }
@@ -118,8 +114,11 @@ func (c *Config) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, erro
 		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
 	}
 	cat := &catalog{source: state.Source{Slot: c.Slot, Publication: c.Publication, Schema: c.Schema, Table: c.Table}}
-	cat.source.Catalog = "text " + pgsession.TextVersion() + ";"
-	if err := c.readServer(ctx, sql, cat); err != nil || cat.version < minVersion {
+	err := c.readServer(ctx, sql, cat)
+	if err != nil || cat.version < minVersion {
+		return cat, err
+	}
+	if cat.source.Catalog, err = c.readIdentity(ctx, sql, cat.version); err != nil {
 		return cat, err
 	}
 	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{
@@ -177,25 +176,18 @@ func (c *Config) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) err
 		return fmt.Errorf("read table: %w", err)
 	}
 	t.exists = true
-	cat.source.Catalog += fmt.Sprintf("table %d %s;", cat.source.TableOID, t.identity)
 	return nil
 }
 
 // readRelations finds the partitions, or the inheritance children. A partition
 // has a replica identity of its own, and that one counts; its columns have other
 // numbers than the table's. A deferrable key is no replica identity.
-//
-// Rows come and go with ATTACH, DETACH and DROP of a partition, and with a
-// TRUNCATE of one alone, and no message tells: only a new snapshot does. The
-// file number changes with a TRUNCATE (and, needlessly, a VACUUM FULL).
-// https://www.postgresql.org/docs/current/sql-createpublication.html
 func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	rows, err := sql.Query(ctx, `
 		WITH RECURSIVE tree AS (
 		  SELECT $1::oid AS oid
 		  UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending)
 		SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-		       c.oid::text || ' ' || c.relfilenode::text,
 		       ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
 		             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
 		               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
@@ -204,15 +196,11 @@ func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog)
 		return fmt.Errorf("read partitions: %w", err)
 	}
 	var r relation
-	var oid uint32
-	var version string
-	files := newFiles()
-	_, err = pgx.ForEachRow(rows, []any{&r.name, &oid, &r.kind, &r.persistence, &r.identity, &version, &r.identityColumns}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&r.name, &r.oid, &r.kind, &r.persistence, &r.identity, &r.identityColumns}, func() error {
 		switch {
-		case !cat.partitioned() && oid != cat.source.TableOID:
+		case !cat.partitioned() && r.oid != cat.source.TableOID:
 			cat.children = append(cat.children, r.name)
 		case r.kind != kindPartitioned:
-			files.add(version)
 			cat.relations = append(cat.relations, r)
 			r.identityColumns = nil // the next row's are written to it
 		}
@@ -221,9 +209,6 @@ func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog)
 	if err != nil {
 		return fmt.Errorf("read partitions: %w", err)
 	}
-	if cat.partitioned() {
-		cat.source.Catalog += fmt.Sprintf("partitions %s;", files)
-	}
 	return nil
 }
 
@@ -231,7 +216,7 @@ func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog)
 // so that the table's owner is free to add and drop them.
 func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	rows, err := sql.Query(ctx, `
-		SELECT attname::text, attnum, atttypid, xmin::text, attgenerated <> '',
+		SELECT attname::text, attnum, atttypid, attgenerated <> '',
 		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
@@ -241,7 +226,7 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 	}
 	found := map[string]column{}
 	var col column
-	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &col.version, &col.generated, &col.readable}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &col.generated, &col.readable}, func() error {
 		found[col.name] = col
 		return nil
 	})
@@ -251,7 +236,6 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 	for _, name := range c.columns() {
 		if col, ok := found[name]; ok {
 			cat.columns = append(cat.columns, col)
-			cat.source.Catalog += fmt.Sprintf("column %d %s %d %s;", col.num, col.name, col.typ, col.version)
 		}
 	}
 	return nil
@@ -286,7 +270,6 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		schemas = "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = above.relnamespace)"
 	}
 	p := &cat.publication
-	var version string
 	// to_jsonb reads columns that the catalogs have only since 15.
 	err := sql.QueryRow(ctx, `
 		WITH RECURSIVE above AS (
@@ -295,7 +278,6 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON c.oid = i.inhparent)
 		SELECT p.oid, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
 		       coalesce(bool_or(m.published), false), coalesce(bool_or(m.published AND m.parent AND p.pubviaroot), false),
-		       p.xmin::text || ' ' || coalesce(r.oid::text || ' ' || r.xmin::text, ''),
 		       coalesce(to_jsonb(r)->>'prqual', '') <> '',
 		       CASE WHEN jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
 		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(r)->'prattrs')::int2) END
@@ -306,7 +288,7 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		  FROM above) AS m
 		WHERE p.pubname = $1
 		GROUP BY p.oid, r.oid`, c.Publication, cat.source.TableOID).
-		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &version, &p.filtered, &p.columns)
+		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -314,7 +296,6 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		return fmt.Errorf("read publication: %w", err)
 	}
 	p.exists = true
-	cat.source.Catalog += fmt.Sprintf("publication %d %s", cat.source.PublicationOID, version)
 	return nil
 }
 

@@ -81,8 +81,6 @@ func (p *copyProgress) logEvery(every time.Duration, log *slog.Logger, table str
 // estimateRows asks the planner how many rows there are. Unlike pg_class it
 // knows how large the table is now, and adds partitions up.
 func (c *Config) estimateRows(ctx context.Context, sql *pgx.Conn, cat *catalog) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
 	var text string
 	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+c.from(cat)).Scan(&text); err != nil {
 		return 0, fmt.Errorf("estimate rows: %w", err)

@@ -34,5 +34,8 @@ func Coverage(ctx context.Context, cfg Config, read func() error) (func(src stat
 	if err != nil {
 		return nil, err
 	}
-	return func(src state.Source, end state.LSN) string { return decide(src, true, end, true, cat, past, slot) }, nil
+	return func(src state.Source, end state.LSN) string {
+		_, why := decide(src, true, end, true, cat, past, slot)
+		return why
+	}, nil
 }

@@ -22,7 +22,7 @@ type situation struct {
 
 func TestDecide(t *testing.T) {
 	t.Parallel()
-	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6}
+	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6, Catalog: "table 6;kind r"}
 	promoted := func(s *situation, end state.LSN) {
 		s.past = lineage{{1, end}}
 		s.cat.source.Timeline, s.cat.source.History = 2, s.past.String()
@@ -80,7 +80,7 @@ func TestDecide(t *testing.T) {
 			slot: slotInfo{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"},
 		}
 		c.change(&s)
-		got := decide(s.stored, s.complete, s.durable, s.whole, &s.cat, s.past, s.slot)
+		_, got := decide(s.stored, s.complete, s.durable, s.whole, &s.cat, s.past, s.slot)
 		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
 			t.Errorf("decided %q, want %q", got, c.want)
 		}

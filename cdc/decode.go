@@ -45,7 +45,6 @@ type event struct {
 type decoder struct {
 	table   uint32 // OID; changes of other tables in the publication are none of ours
 	columns []string
-	types   []uint32 // as the catalog has them; 0: any
 
 	at       []int // where the needed columns are in a tuple; nil: no Relation message has come yet
 	old, now tuple // of the message that is being read
@@ -74,14 +73,14 @@ type tuple []field
 func newDecoder(table uint32, columns []column) decoder {
 	d := decoder{table: table, old: make(tuple, len(columns)), now: make(tuple, len(columns))}
 	for _, c := range columns {
-		d.columns, d.types = append(d.columns, c.name), append(d.types, c.typ)
+		d.columns = append(d.columns, c.name)
 	}
 	return d
 }
 
 // decode reads one message, and appends to changes what it does to the table.
 // The error wraps errMalformed, or is a *rebuildError if a needed column is
-// gone or has another type.
+// gone, or a change has no key, and so will not be there the next time either.
 func (d *decoder) decode(msg []byte, changes []state.Change) ([]state.Change, event, error) {
 	r := reader{b: msg}
 	ev := event{}
@@ -129,8 +128,8 @@ func (d *decoder) relation(r *reader) error {
 	at := slices.Repeat([]int{-1}, len(d.columns))
 	for i := range int(r.u16()) {
 		r.skip(1) // flags: part of the key
-		name, typ := r.text(), r.u32()
-		r.skip(4) // type modifier
+		name := r.text()
+		r.skip(4 + 4) // type and its modifier: the barrier and watch see to changes of it
 		if r.bad {
 			return nil // decode reports it
 		}
@@ -142,9 +141,6 @@ func (d *decoder) relation(r *reader) error {
 				continue
 			}
 			at[c] = i
-			if d.types[c] != 0 && d.types[c] != typ {
-				return &rebuildError{fmt.Sprintf("column %s of %s.%s changed its type", name, schema, table)}
-			}
 		}
 	}
 	if oid != d.table || r.bad {
@@ -252,7 +248,8 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 	return c, nil
 }
 
-// rowID packs the key. Postgres does not let a replica identity be NULL. The
+// rowID packs the key. Postgres does not let a replica identity be NULL; one
+// that was changed for a while may have had no key column. The
 // parts of a composite key are escaped and joined as copyKey does it in SQL.
 func (d *decoder) rowID(t tuple) (state.RowID, error) {
 	d.key = d.key[:0]
@@ -261,7 +258,7 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 		case !inKey(c):
 			continue
 		case t[c].kind != 't':
-			return "", fmt.Errorf("decode row without its key column %q: %w", d.columns[c], errMalformed)
+			return "", &rebuildError{fmt.Sprintf("a change came without key column %q: the replica identity did not have it", d.columns[c])}
 		case len(t) == needed: // not composite
 			return state.PackRowID(string(t[c].data)), nil
 		case c != colID:

@@ -1,18 +1,184 @@
 package cdc
 
 import (
+	"context"
 	"fmt"
-	"hash"
-	"hash/fnv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/pgsession"
+	"dinnerbell/state"
 )
 
-// files sums up which files hold the rows.
-type files struct{ hash.Hash64 }
+// The identity of the source is what the rows in the store depend on beside the
+// messages of the stream: everything that can change in the catalogs without a
+// message. It is kept as text in [state.Source], as named items:
+//
+//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 9a…;files 77…;publication 16500;published …
+//
+// The server builds all items but the first, so that the barrier's query carries
+// them and compares texts. They are read from catalogs alone, without locks.
+//
+//	text         how values read as text, see package pgsession
+//	table        oid
+//	kind         of relation
+//	columns      number and type of each needed column
+//	labels       of enum types among them, which ALTER TYPE … RENAME VALUE changes
+//	versions     of their rows in pg_attribute
+//	relations    the relations that hold the rows: leaf partitions, or the table
+//	files        and the numbers of their files
+//	publication  oid
+//	published    the versions of what makes it publish the table
+const (
+	itemText        = "text"
+	itemTable       = "table"
+	itemKind        = "kind"
+	itemColumns     = "columns"
+	itemLabels      = "labels"
+	itemVersions    = "versions"
+	itemRelations   = "relations"
+	itemFiles       = "files"
+	itemPublication = "publication"
+	itemPublished   = "published"
+)
 
-func newFiles() files { return files{fnv.New64a()} }
+// identityQuery gives one row with the text, for a server of the given version.
+// The arguments are those of identityArgs. before is a list of further columns.
+//
+// A publication has a table by itself, by its schema, or through a table whose
+// partition it is. Taken out and put back it has a new row for it, as has a
+// partition that was detached and attached again; what was written meanwhile
+// was not sent. A partition whose DETACH … CONCURRENTLY is pending is none.
+func identityQuery(version int, before string) string {
+	schemas := ""
+	if version >= schemasVersion {
+		schemas = ` || coalesce((SELECT string_agg(s.oid::text, ',' ORDER BY s.oid) FROM pg_publication_namespace s
+		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)), '-')`
+	}
+	return `
+		WITH RECURSIVE t AS (
+		  SELECT c.oid, c.relkind, c.relnamespace, c.relispartition
+		  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2),
+		tree AS (
+		  SELECT oid FROM t
+		  UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending),
+		above AS (
+		  SELECT oid, relnamespace, relispartition, '' AS link FROM t
+		  UNION ALL SELECT c.oid, c.relnamespace, c.relispartition, i.xmin::text
+		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON c.oid = i.inhparent)
+		SELECT ` + before + `
+		  'table ' || coalesce((SELECT oid::text || ';kind ' || relkind::text FROM t), '-') ||
+		  (SELECT ';columns ' || coalesce(string_agg(a.attnum::text || ':' || a.atttypid::text, ',' ORDER BY k.at), '-') ||
+		          ';labels ' || coalesce(hashtextextended(string_agg((
+		             SELECT string_agg(e.enumlabel::text, ',' ORDER BY e.oid) FROM pg_enum e
+		             WHERE e.enumtypid = a.atttypid OR e.enumtypid = (SELECT y.typbasetype FROM pg_type y WHERE y.oid = a.atttypid)),
+		             ';' ORDER BY k.at) COLLATE "C", 0)::text, '-') ||
+		          ';versions ' || coalesce(string_agg(a.xmin::text, ',' ORDER BY k.at), '-')
+		   FROM unnest($3::text[]) WITH ORDINALITY AS k (name, at)
+		   JOIN pg_attribute a ON a.attrelid = (SELECT oid FROM t) AND a.attname = k.name::name AND NOT a.attisdropped) ||
+		  (SELECT ';relations ' || coalesce(hashtextextended(string_agg(c.oid::text, ',' ORDER BY c.oid) COLLATE "C", 0)::text, '-') ||
+		          ';files ' || coalesce(hashtextextended(string_agg(c.oid::text || ':' || c.relfilenode::text, ',' ORDER BY c.oid) COLLATE "C", 0)::text, '-')
+		   FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind <> 'p') ||
+		  coalesce((
+		    SELECT ';publication ' || p.oid::text || ';published ' || p.xmin::text || '/' ||
+		      coalesce((SELECT string_agg(r.oid::text || ':' || r.xmin::text, ',' ORDER BY r.oid) FROM pg_publication_rel r
+		                WHERE r.prpubid = p.oid AND r.prrelid IN (SELECT oid FROM above)), '-') || '/' || (SELECT string_agg(link, ',') FROM above) || '/'` + schemas + `
+		    FROM pg_publication p WHERE p.pubname = $4), '')`
+}
 
-// add takes a relation's oid and the number of its file.
-func (f files) add(version string) { _, _ = f.Write([]byte(version + ";")) } // it never fails
+// identityArgs are the arguments of identityQuery.
+func (c *Config) identityArgs() []any { return []any{c.Schema, c.Table, c.columns(), c.Publication} }
 
-// String gives the sum.
-func (f files) String() string { return fmt.Sprintf("%016x", f.Sum64()) }
+// asIdentity puts the item that the server does not know before its text.
+func asIdentity(text string) string { return itemText + " " + pgsession.TextVersion() + ";" + text }
+
+// readIdentity reads the identity as the connection's transaction sees it.
+func (c *Config) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	var text string
+	if err := sql.QueryRow(ctx, identityQuery(version, ""), c.identityArgs()...).Scan(&text); err != nil {
+		return "", fmt.Errorf("read identity of the source: %w", err)
+	}
+	return asIdentity(text), nil
+}
+
+// identity is the items by their names.
+type identity map[string]string
+
+// parseIdentity reads the text. Of one that an older version wrote it may know
+// nothing; then the items are missing.
+func parseIdentity(text string) identity {
+	items := identity{}
+	for item := range strings.SplitSeq(text, ";") {
+		name, value, _ := strings.Cut(item, " ")
+		items[name] = value
+	}
+	return items
+}
+
+// sameFiles says whether the rows lie in the same files.
+func (was identity) sameFiles(now identity) bool {
+	return was[itemRelations] == now[itemRelations] && was[itemFiles] == now[itemFiles]
+}
+
+// verdict is what a difference between two identities means.
+type verdict uint8
+
+const (
+	// verdictSame: the rows are the source's, and the stream goes on.
+	verdictSame verdict = iota
+	// verdictBeside: the stream goes on, and rows are missing or wrong that it
+	// will not mend: new ones are built beside those that are served.
+	verdictBeside
+	// verdictAnew: the stream is not the one that the rows came with. It takes a
+	// new slot and a snapshot.
+	verdictAnew
+)
+
+// judge compares the identity that the rows were taken under with the present
+// one. Types, numbers and labels of the needed columns decide, and the relations
+// that the rows lie in. A column's version alone tells nothing: GRANT, SET
+// STATISTICS and SET DEFAULT change it. Together with other files it may be ALTER
+// … TYPE … USING, which gives every row another value and may leave the type as it
+// was. Other files alone are a VACUUM FULL, an ALTER of another column, or a
+// TRUNCATE, which the stream sends; that of a partition alone it does not send.
+func (was identity) judge(now identity) (verdict, string) {
+	differ := func(name string) bool { return was[name] != now[name] }
+	moved := differ(itemFiles)
+	switch {
+	case was[itemKind] == "":
+		return verdictBeside, "an older version of dinnerbell wrote the local state"
+	case differ(itemTable):
+		return verdictAnew, fmt.Sprintf("the table was made again (oid %s, was %s)", now[itemTable], was[itemTable])
+	case differ(itemPublication):
+		return verdictAnew, fmt.Sprintf("the publication was made again (oid %s, was %s)", now[itemPublication], was[itemPublication])
+	case differ(itemText):
+		return verdictBeside, "this version of dinnerbell reads values under other settings"
+	case differ(itemColumns):
+		return verdictBeside, fmt.Sprintf("the needed columns are others (number:type %s, were %s)", now[itemColumns], was[itemColumns])
+	case differ(itemLabels):
+		return verdictBeside, "the labels of an enum type were changed"
+	case differ(itemRelations):
+		return verdictBeside, "partitions were attached, detached, made or dropped"
+	case moved && now[itemKind] == kindPartitioned:
+		return verdictBeside, "partitions were truncated or rewritten"
+	case moved && differ(itemVersions):
+		return verdictBeside, "needed columns were altered, and all rows written anew"
+	case differ(itemPublished):
+		return verdictBeside, "the publication was changed; what was written meanwhile may not have been sent"
+	}
+	return verdictSame, ""
+}
+
+// compare judges two sources by everything but the slot's position: was is what
+// the rows were taken from, or follow, now is read from the catalogs.
+func compare(was, now state.Source) (verdict, string) {
+	before, after := parseIdentity(was.Catalog), parseIdentity(now.Catalog)
+	was.Catalog = now.Catalog
+	if was != now {
+		return verdictAnew, fmt.Sprintf("the source is another one (%+v, was %+v)", now, was)
+	}
+	return before.judge(after)
+}

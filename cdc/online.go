@@ -40,6 +40,11 @@ func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
 		return done, err
 	}
 	defer func() { err = m.works.end(ctx, w, err) }()
+	return m.rebuildAttempts(ctx, w)
+}
+
+// rebuildAttempts starts over where what was read is of no use.
+func (m *Mirror) rebuildAttempts(ctx context.Context, w *work) (done Rebuilt, err error) {
 	for range maxAttempts {
 		if done, err = m.rebuildBeside(ctx, w); !errors.Is(err, errRewritten) {
 			break
@@ -51,7 +56,7 @@ func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
 
 // rebuildBeside is one attempt. It returns errRewritten if another is needed.
 func (m *Mirror) rebuildBeside(ctx context.Context, w *work) (done Rebuilt, err error) {
-	s, err := m.openSide(ctx, w)
+	s, err := m.openSide(ctx, w, verdictBeside)
 	if err != nil {
 		return done, err
 	}
@@ -86,9 +91,6 @@ func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Gen
 	if _, err := m.copyTable(ctx, s.snapshot, loader, &w.copy); err != nil {
 		return nil, err
 	}
-	if err := s.checkFiles(ctx); err != nil {
-		return nil, err
-	}
 	failpoint.Hit("rebuild/copied")
 	w.at("sort")
 	if g, err = loader.Load(s.cat.source, s.start); err != nil {
@@ -100,7 +102,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Gen
 // takeOver brings g to where the store is, and lets it take over there.
 func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at state.LSN, err error) {
 	// From here on the store is behind the snapshot, whatever it was before.
-	if err := m.strict(ctx); err != nil {
+	if err := m.catchUp(ctx); err != nil {
 		return 0, err
 	}
 	to := &follower{g: g}
@@ -150,7 +152,14 @@ func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (state.LSN, er
 		return 0, context.Cause(ctx)
 	}
 	failpoint.Hit("rebuild/held")
-	if err := to.g.Flip(h.at); err != nil {
+	served, err := m.mirrored()
+	if err != nil {
+		return 0, err
+	}
+	if v, why := compare(served, s.cat.source); v == verdictAnew {
+		return 0, fmt.Errorf("%w: %s", ErrBusy, why)
+	}
+	if err := to.g.Flip(h.at, served); err != nil {
 		return 0, fmt.Errorf("take over at %s: %w", h.at, err)
 	}
 	failpoint.Hit("rebuild/flipped")

@@ -18,6 +18,11 @@ type probe struct {
 	epoch  uint64
 	back   *feedback
 	stats  *stats
+
+	query   string // of the positions and the identity
+	args    []any
+	store   *state.Store  // whose rows have an identity
+	changed chan struct{} // cap 1: to watch
 }
 
 // run answers rounds until ctx ends or the connection fails.
@@ -47,46 +52,55 @@ func (p *probe) run(ctx context.Context) error {
 // there yet. The keepalive comes behind all that was sent before it.
 func (p *probe) answer(ctx context.Context, unsent []*round) error {
 	asked := time.Now()
-	target, flushed, err := p.target(ctx)
+	target, flushed, identity, err := p.target(ctx)
 	if err != nil {
 		return err
+	}
+	// What was read last is compared with what the rows are now: they only become
+	// newer.
+	stored, _ := p.store.Source()
+	changed := stored.Catalog != identity
+	if changed {
+		poke(p.changed)
 	}
 	if p.pos.load() < target {
 		p.back.requestReply()
 	}
 	for _, r := range unsent {
-		r.asked, r.target, r.unflushed, r.epoch = asked, target, target > flushed, p.epoch
+		r.asked, r.target, r.unflushed, r.changed, r.epoch = asked, target, target > flushed, changed, p.epoch
 		close(r.done)
 	}
 	return nil
 }
 
 // target gives a position at or behind the end of everything that was committed
-// before the call, and how much the server had flushed.
+// before the call, how much the server had flushed, and the source's identity as
+// all that shows that was committed before the call.
 //
 // The insert position covers commits with synchronous_commit = off, which are
 // visible before they are flushed, and it is always the end of a record, while
 // a flush position may lie inside of one.
-func (p *probe) target(ctx context.Context) (target, flushed state.LSN, err error) {
+func (p *probe) target(ctx context.Context) (target, flushed state.LSN, identity string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var insertText, flushText string
-	err = p.sql.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`).
-		Scan(&insertText, &flushText)
-	if err != nil {
-		return 0, 0, fmt.Errorf("read WAL position: %w", err)
+	if err := p.sql.QueryRow(ctx, p.query, p.args...).Scan(&insertText, &flushText, &identity); err != nil {
+		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
 	insert, err := state.ParseLSN(insertText)
 	if err != nil {
-		return 0, 0, fmt.Errorf("read WAL position: %w", err)
+		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
 	flush, err := state.ParseLSN(flushText)
 	if err != nil {
-		return 0, 0, fmt.Errorf("read WAL position: %w", err)
+		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
 	p.stats.server.Store(uint64(flush))
-	return wholeRecord(insert, flush), flush, nil
+	return wholeRecord(insert, flush), flush, asIdentity(identity), nil
 }
+
+// positionColumns come before the identity in the probe's query.
+const positionColumns = `pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,`
 
 // WAL page headers: the first page of a segment has the long one.
 // https://github.com/postgres/postgres/blob/master/src/include/access/xlog_internal.h

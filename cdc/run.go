@@ -27,16 +27,20 @@ const (
 
 // Mirror follows one table. Make it with New and call Run once.
 type Mirror struct {
-	cfg    Config
-	log    *slog.Logger
-	store  *state.Store // written by the applier, or by a snapshot, never by both
-	pos    position     // outlives sessions: callers of Barrier wait across them
-	rounds rounds       // likewise
-	fresh  knownFresh   // likewise
-	stats  stats
-	gate   gate // held while a transaction is applied
-	works  works
-	guard  guard
+	cfg     Config
+	log     *slog.Logger
+	store   *state.Store // written by the applier, or by a snapshot, never by both
+	pos     position     // outlives sessions: callers of Barrier wait across them
+	rounds  rounds       // likewise
+	fresh   knownFresh   // likewise
+	stats   stats
+	gate    gate // held while a transaction is applied
+	works   works
+	guard   guard
+	changed chan struct{} // cap 1: the barrier met other catalogs than those of the rows
+	// settled tells that the rows and the catalogs may agree again.
+	settled signal
+	renewal renewal
 
 	// For tests, which have no large tables: see the constants of these names.
 	compareAtOnce int64
@@ -63,9 +67,11 @@ type Mirror struct {
 // hooks are seams for tests; all are nil otherwise.
 type hooks struct {
 	beforeApply func(*state.Batch)
+	slotMade    func() // for a snapshot, which is not read yet
 	endedStream func(error)
-	locked      func()        // the first connection of a copy over several has its lock
+	locked      func()        // the first connection of a copy has its lock
 	copied      func()        // rows of a copy have gone to their sink
+	looked      func()        // the catalogs were compared
 	held        func()        // the stream stands for a rebuild
 	warnHeld    int64         // instead of heldBackWarn
 	twinAlive   time.Duration // instead of twinAlive
@@ -78,6 +84,7 @@ func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
 	cfg.ApplicationName = instanceName(cfg.ApplicationName, store.Instance())
 	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}), gate: newGate(),
+		changed: make(chan struct{}, 1), renewal: renewal{wanted: make(chan string, 1)},
 		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
 	m.rounds.wake = make(chan struct{}, 1)
 	m.stats.set(StateConnecting)
@@ -111,6 +118,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 	defer m.startAsking(ctx)()
 	defer m.guardSlot(ctx)()
+	defer m.startRenewing(ctx)()
 	pause := newPauses()
 	for {
 		began := time.Now()
@@ -184,6 +192,10 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 			"application_name", held.app, "role", held.role, "client_addr", held.address)
 		return nil
 	}
+	if errors.Is(err, errRewritten) {
+		m.log.Warn("the snapshot begins again after a pause", "reason", err)
+		return nil
+	}
 	m.log.Warn("lost the source, connecting again", "error", err)
 	return nil
 }
@@ -232,10 +244,20 @@ func (m *Mirror) discardSlot(ctx context.Context) {
 	}
 }
 
-// decide says why a new snapshot is needed, "" if the stream goes on from
-// where the store is. whole tells that no transaction lies there in parts; past
-// are the timelines before the server's present one.
-func decide(stored state.Source, complete bool, durable state.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) string {
+// decide says whether the stream goes on from where the store is, and why not, or
+// why new rows are needed all the same. whole tells that no transaction lies there
+// in parts; past are the timelines before the server's present one.
+func decide(stored state.Source, complete bool, durable state.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) (verdict, string) {
+	if why := decideStream(stored, complete, durable, whole, cat, past, slot); why != "" {
+		return verdictAnew, why
+	}
+	stored.Timeline, stored.History = cat.source.Timeline, cat.source.History
+	return compare(stored, cat.source)
+}
+
+// decideStream says why the stream does not go on from where the store is; "" if
+// it does.
+func decideStream(stored state.Source, complete bool, durable state.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) string {
 	now := cat.source
 	switch {
 	case !complete:
@@ -250,14 +272,11 @@ func decide(stored state.Source, complete bool, durable state.LSN, whole bool, c
 	if stored.Timeline != now.Timeline {
 		promoted = fmt.Sprintf(" on the server that was promoted (timeline %d, was %d)", now.Timeline, stored.Timeline)
 	}
-	stored.Timeline, stored.History = now.Timeline, now.History
 	switch {
 	case stored.TableOID != now.TableOID:
 		return fmt.Sprintf("table %s.%s was made again (oid %d, was %d)", now.Schema, now.Table, now.TableOID, stored.TableOID)
 	case stored.PublicationOID != now.PublicationOID:
 		return fmt.Sprintf("publication %s was made again (oid %d, was %d)", now.Publication, now.PublicationOID, stored.PublicationOID)
-	case stored != now:
-		return fmt.Sprintf("the source is another one (%+v, was %+v)", now, stored)
 	case !slot.exists:
 		return fmt.Sprintf("slot %s does not exist%s", now.Slot, promoted)
 	case slot.lost():

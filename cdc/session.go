@@ -46,15 +46,15 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, fmt.Errorf("sync state: %w", err)
 	}
 	stored, complete := m.store.Source()
-	reason := m.must
+	v, reason := verdictAnew, m.must
 	if reason == "" {
 		whole := !m.store.Torn() && !m.pos.parts.Load()
-		reason = decide(stored, complete, durable, whole, cat, past, slot)
+		v, reason = decide(stored, complete, durable, whole, cat, past, slot)
 	}
-	if reason != "" && complete && m.cfg.HaltOnLost {
+	if v != verdictSame && complete && m.cfg.HaltOnLost {
 		return false, halt("dinnerbell rebuild --offline", "the stream of changes is lost, and source.on_lost is halt: %s", reason)
 	}
-	if reason != "" {
+	if v == verdictAnew {
 		m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
 		m.stats.because(reason)
 		err := m.rebuild(ctx, sql)
@@ -67,8 +67,10 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		m.must = ""
 		return false, nil
 	}
-	if stored != cat.source {
-		if err := m.store.Follow(cat.source); err != nil {
+	if stored.Timeline != cat.source.Timeline {
+		follow := cat.source
+		follow.Catalog = stored.Catalog // what that means is judged as it is while streaming
+		if err := m.store.Follow(follow); err != nil {
 			return false, fmt.Errorf("follow promoted server: %w", err)
 		}
 		m.stats.failovers.Add(1)
@@ -113,6 +115,7 @@ func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, confir
 	m.pos.open(m.store.EndLSN())
 	err = m.pump(ctx, &live{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: statusEvery(every)})
 	m.pos.close()
+	m.settled.tell()
 	if m.hooks.endedStream != nil {
 		m.hooks.endedStream(err)
 	}
@@ -142,7 +145,8 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
 	recv.asm.dec = newDecoder(l.cat.source.TableOID, l.cat.columns)
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, full: m.noRoomForPosition, beforeApply: m.hooks.beforeApply}
-	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats}
+	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats,
+		query: identityQuery(l.cat.version, positionColumns), args: m.cfg.identityArgs(), store: m.store, changed: m.changed}
 
 	// The first that fails ends all. Reading is the one thing that does not see
 	// the context end; a read deadline in the past makes it return, and leaves
@@ -168,8 +172,8 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	return err
 }
 
-// watch looks at the slot and the catalogs from time to time, and at once
-// whether the session has caught up.
+// watch looks at the slot and the catalogs from time to time and when the probe
+// met others, and at once whether the session has caught up.
 func (m *Mirror) watch(ctx context.Context, l *live) error {
 	if err := m.awaitCaughtUp(ctx, l.cat.walEnd); err != nil {
 		return ignoreEnd(ctx, err)
@@ -181,10 +185,14 @@ func (m *Mirror) watch(ctx context.Context, l *live) error {
 		if err := m.look(ctx, l); err != nil {
 			return ignoreEnd(ctx, err)
 		}
+		if m.hooks.looked != nil {
+			m.hooks.looked()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-m.changed:
 		}
 	}
 }
@@ -208,7 +216,8 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end state.LSN) error {
 	}
 }
 
-// look compares the catalogs with those of the session's start.
+// look compares the catalogs with those that the rows belong to, and has the rows
+// rebuilt if need be. A *rebuildError says that the stream cannot go on.
 func (m *Mirror) look(ctx context.Context, l *live) error {
 	cat, err := m.cfg.inspect(ctx, l.sql, false)
 	if err != nil {
@@ -223,9 +232,24 @@ func (m *Mirror) look(ctx context.Context, l *live) error {
 		return err
 	}
 	m.sawSlot(slot, cat.walEnd)
-	if cat.source != l.cat.source {
-		return &rebuildError{fmt.Sprintf("the table or the publication was changed (%+v, was %+v)", cat.source, l.cat.source)}
+	stored, complete := m.store.Source()
+	v, reason := compare(stored, cat.source)
+	switch {
+	case !complete || v == verdictAnew || v == verdictBeside && m.cfg.HaltOnLost:
+		return &rebuildError{reason}
+	case v == verdictBeside:
+		return m.renewal.want(reason)
+	case stored != cat.source:
+		// In the middle of a transaction it is refused; the next look comes.
+		err := m.store.Follow(cat.source)
+		if errors.Is(err, state.ErrTorn) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("note catalogs: %w", err)
+		}
 	}
+	m.settled.tell()
 	return nil
 }
 

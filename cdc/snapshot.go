@@ -32,6 +32,19 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) (err error) {
 	m.works.bar(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
 	defer m.works.allow()
 	m.stats.beginSnapshot()
+	for range maxAttempts {
+		// An attempt waits for open transactions, and for the table's locks: in a
+		// migration of many statements it takes as long as they do.
+		if err = m.takeRows(ctx, sql); !errors.Is(err, errRewritten) {
+			break
+		}
+		m.log.Info("the snapshot begins again", "reason", err)
+	}
+	return err
+}
+
+// takeRows is one attempt. It returns errRewritten if another is needed.
+func (m *Mirror) takeRows(ctx context.Context, sql *pgx.Conn) error {
 	cat, err := m.cfg.inspect(ctx, sql, true)
 	if err != nil {
 		return err
@@ -54,6 +67,9 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) (err error) {
 		return err
 	}
 	failpoint.Hit("snapshot/slot-created")
+	if m.hooks.slotMade != nil {
+		m.hooks.slotMade()
+	}
 	if err = m.load(ctx, slot); err != nil {
 		return err
 	}

@@ -64,7 +64,8 @@ type tableCopy struct {
 
 // copyTable copies the table into the sink over connections of its own, with
 // its progress in p and, every now and then, in the log. An error says how far
-// it was; what has to be mended by an operator is a *HaltError.
+// it was; what has to be mended by an operator is a *HaltError. It wraps
+// errRewritten if the copy may not be of the rows that the snapshot shows.
 func (m *Mirror) copyTable(ctx context.Context, snapshot string, sink rowSink, p *copyProgress) (copied, error) {
 	return m.copyRows(ctx, snapshot, "", sink, p)
 }
@@ -85,6 +86,9 @@ func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSi
 	if err := c.run(ctx, first); err != nil {
 		return copied{}, c.explain(err)
 	}
+	if err := c.checkFilesAfter(ctx, first); err != nil {
+		return copied{}, c.explain(err)
+	}
 	p.rows.Store(c.done.rows)
 	return c.done, nil
 }
@@ -102,12 +106,23 @@ func (c *tableCopy) connect(ctx context.Context) (*pgx.Conn, error) {
 	return sql, nil
 }
 
-// plan reads the catalogs under the snapshot and cuts the table into parts.
+// plan reads the catalogs under the snapshot, takes the lock that reading takes,
+// however long that waits, and cuts the table into parts.
 func (c *tableCopy) plan(ctx context.Context, sql *pgx.Conn) (err error) {
 	if c.cat, err = c.cfg.inspect(ctx, sql, true); err != nil {
 		return err
 	}
 	c.done.cat = c.cat
+	list, _ := copyColumns(c.cat.columns)
+	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+c.cfg.from(c.cat)+" LIMIT 0"); err != nil {
+		return fmt.Errorf("lock table: %w", err)
+	}
+	if c.hooks.locked != nil {
+		c.hooks.locked()
+	}
+	if err := c.checkFilesBefore(ctx, sql); err != nil {
+		return err
+	}
 	total, err := c.cfg.estimateRows(ctx, sql, c.cat)
 	if err != nil {
 		return err
@@ -127,14 +142,6 @@ func (c *tableCopy) run(ctx context.Context, first *pgx.Conn) error {
 		parts <- p
 	}
 	close(parts)
-	if len(c.parts) > 1 {
-		if err := c.lock(ctx, first, ""); err != nil {
-			return err
-		}
-		if c.hooks.locked != nil {
-			c.hooks.locked()
-		}
-	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.work(gctx, first, parts) })
 	for range min(c.cfg.copyConnections, len(c.parts)) - 1 {
@@ -143,13 +150,58 @@ func (c *tableCopy) run(ctx context.Context, first *pgx.Conn) error {
 	return g.Wait()
 }
 
+// errRewritten: the rows lie in other files than when the snapshot was taken. A
+// TRUNCATE, and an ALTER TABLE that writes every row anew, do not care for
+// snapshots: one that is older sees an empty table. A partition that was attached
+// since is read although it was none.
+// https://www.postgresql.org/docs/current/mvcc-caveats.html
+var errRewritten = errors.New("the table was truncated or rewritten, or its partitions changed, after the snapshot was taken")
+
+// checkFilesBefore returns errRewritten if reading is of no use. The catalogs
+// show the files as of the snapshot, pg_relation_filenode those of now. Behind
+// the lock they stay until the copy ends.
+func (c *tableCopy) checkFilesBefore(ctx context.Context, sql *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	oids := make([]uint32, len(c.cat.relations))
+	for i, r := range c.cat.relations {
+		oids[i] = r.oid
+	}
+	var n int
+	err := sql.QueryRow(ctx, `SELECT count(*) FROM pg_class WHERE oid = ANY ($1::oid[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, oids).Scan(&n)
+	switch {
+	case err != nil:
+		return fmt.Errorf("check files of the table: %w", err)
+	case n > 0:
+		return errRewritten
+	}
+	return nil
+}
+
+// checkFilesAfter returns errRewritten if what was read under the snapshot is not
+// the table of that time: partitions may have come and gone all the same. It ends
+// the connection's snapshot, to read the catalogs of now.
+func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
+	if _, err := sql.Exec(ctx, "ROLLBACK"); err != nil {
+		return fmt.Errorf("end snapshot: %w", err)
+	}
+	now, err := c.cfg.readIdentity(ctx, sql, c.cat.version)
+	if err != nil {
+		return err
+	}
+	if !parseIdentity(c.cat.source.Catalog).sameFiles(parseIdentity(now)) {
+		return errRewritten
+	}
+	return nil
+}
+
 // help copies parts over a further connection. One that the server does not
 // give (it may have reached its limit) is done without.
 func (c *tableCopy) help(ctx context.Context, parts <-chan copyPart) error {
 	sql, err := c.connect(ctx)
 	if err == nil {
 		defer closeConn(sql.PgConn())
-		err = c.lock(ctx, sql, " NOWAIT")
+		err = c.lock(ctx, sql)
 	}
 	if err != nil {
 		c.log.Info("copying over fewer connections", "error", err)
@@ -158,14 +210,14 @@ func (c *tableCopy) help(ctx context.Context, parts <-chan copyPart) error {
 	return c.work(ctx, sql, parts)
 }
 
-// lock takes the lock that reading takes, on the table and all partitions, in
-// Postgres' own order. Taken one by one with the parts, they would lead to
-// deadlocks with a TRUNCATE or an ALTER TABLE. And such a statement queues
-// behind the locks that are held, and every further reader behind it: a second
-// connection that waited there would wait for the first, whose transaction
-// ends with the last part. So it does not wait.
-func (c *tableCopy) lock(ctx context.Context, sql *pgx.Conn, noWait string) error {
-	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.cfg.from(c.cat)+" IN ACCESS SHARE MODE"+noWait); err != nil {
+// lock takes the lock that reading takes for a further connection, on the table
+// and all partitions, from the table on. Taken one by one with the parts, they
+// would lead to deadlocks with a TRUNCATE or an ALTER TABLE. And such a
+// statement queues behind the locks that are held, and every further reader
+// behind it: a second connection that waited there would wait for the first,
+// whose transaction ends with the last part. So it does not wait.
+func (c *tableCopy) lock(ctx context.Context, sql *pgx.Conn) error {
+	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.cfg.from(c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
 	return nil

@@ -103,7 +103,7 @@ type verification struct {
 // freeze takes the snapshot of the table, holds the local rows at the end of a
 // transaction soon after it, and collects what lies between the two.
 func (v *verification) freeze(ctx context.Context) (err error) {
-	if v.side, err = v.m.openSide(ctx, v.w); err != nil {
+	if v.side, err = v.m.openSide(ctx, v.w, verdictSame); err != nil {
 		return err
 	}
 	if err := v.side.stream(ctx); err != nil {
@@ -111,7 +111,7 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 	}
 	v.w.at("wait for the local state")
 	// After it the local state is behind the snapshot.
-	if err := v.m.strict(ctx); err != nil {
+	if err := v.m.catchUp(ctx); err != nil {
 		return err
 	}
 	err = v.m.still(ctx, func(at state.LSN) (err error) {
@@ -122,8 +122,8 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if v.frozen.Source() != v.side.cat.source {
-		return fmt.Errorf("%w: the table or the publication was changed", ErrBusy)
+	if verdict, why := compare(v.frozen.Source(), v.side.cat.source); verdict != verdictSame {
+		return fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	v.over = newOverlay()
 	err = v.side.follow(v.done.At, func(p *piece) error {
@@ -168,9 +168,6 @@ func (v *verification) compare(ctx context.Context) error {
 		return err
 	})
 	if err := g.Wait(); err != nil {
-		return err
-	}
-	if err := v.side.checkFiles(ctx); err != nil {
 		return err
 	}
 	v.done.Rows = table.Rows() + v.done.Uncompared
@@ -246,11 +243,10 @@ func (v *verification) lookAt(ctx context.Context, parts []int, rows []int64) er
 func (v *verification) round(ctx context.Context, parts []int) error {
 	v.w.at("look closer")
 	c := v.frozen.Compare(parts, v.over.unknown)
-	if err := v.read(ctx, c, parts); err != nil {
-		return err
-	}
-	if err := v.side.checkFiles(ctx); err != nil {
+	if err := v.read(ctx, c, parts); errors.Is(err, errRewritten) {
 		return fmt.Errorf("%v: verify again", err) //nolint:errorlint // what was found is told already: it does not start over by itself
+	} else if err != nil {
+		return err
 	}
 	differences, err := c.Finish(ctx)
 	if err != nil {

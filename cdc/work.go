@@ -68,6 +68,23 @@ func (q *works) begin(ctx context.Context, kind string) (context.Context, *work,
 	return ctx, w, nil
 }
 
+// replace is begin for the mirror's own sake: it ends what is under way.
+func (q *works) replace(ctx context.Context, kind, reason string) (context.Context, *work, error) {
+	for {
+		q.mu.Lock()
+		before, barred := q.now, q.barred != nil
+		q.mu.Unlock()
+		if before != nil && !barred {
+			before.cancel(fmt.Errorf("%w: the mirror rebuilds the subscriptions by itself: %s", ErrBusy, reason))
+			<-before.ended
+		}
+		ctx, w, err := q.begin(ctx, kind)
+		if err == nil || barred || before == nil {
+			return ctx, w, err
+		}
+	}
+}
+
 // end unregisters w after it has ended with err, and gives the error to show:
 // why it was barred, rather than what came of that.
 func (q *works) end(ctx context.Context, w *work, err error) error {

@@ -19,7 +19,7 @@ func TestFollow(t *testing.T) {
 		t.Errorf("without rows: %v, want ErrTorn", err)
 	}
 	g := begin(t, s, nil, first, 5)
-	if err := g.over(g.flip(5, false)); err != nil {
+	if err := g.over(g.flip(5, nil)); err != nil {
 		t.Fatal(err)
 	}
 	apply(t, s, 0, Change{Op: Insert, Row: rowN(1), Restaurant: id(t, "r"), Client: id(t, "c")})

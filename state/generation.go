@@ -60,19 +60,20 @@ func (g *Generation) Apply(b *Batch) error {
 }
 
 // Flip lets the generation take over at end, durably and in one write, from
-// rows that show the same source as of the same position: whoever follows the
+// rows that show the source over as of the same position: whoever follows the
 // source goes on as if nothing had happened. The old rows go with it; a scan
-// that was made before keeps reading them.
+// that was made before keeps reading them. The caller knows that the stream which
+// brings over's rows forward does so with the new ones.
 //
 // The caller keeps writers out from the moment at which the generation has come
 // to end. Flip returns [ErrNotThere], and changes nothing, if the store stands
 // elsewhere or in the middle of a transaction, and any other error when the
 // generation is over: it is dropped then.
-func (g *Generation) Flip(end LSN) error {
+func (g *Generation) Flip(end LSN, over Source) error {
 	if g.gone {
 		return ErrClosed
 	}
-	err := g.flip(end, true)
+	err := g.flip(end, &over)
 	if errors.Is(err, ErrNotThere) {
 		return err
 	}
@@ -113,8 +114,8 @@ func (g *Generation) Drop() error {
 // flip makes readers and writers turn to the generation. Its rows are durable
 // with this write: tables were ingested, and later changes stand before it in
 // the same log. The old ones go in the same write; a crash before it leaves the
-// new ones to be removed at Open. inPlace asks for what Flip promises.
-func (g *Generation) flip(end LSN, inPlace bool) error {
+// new ones to be removed at Open. over is nil where nothing is asked of the moment.
+func (g *Generation) flip(end LSN, over *Source) error {
 	s := g.s
 	done, err := s.use()
 	if err != nil {
@@ -127,8 +128,8 @@ func (g *Generation) flip(end LSN, inPlace bool) error {
 	}
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	if inPlace {
-		if err := g.inPlace(end); err != nil {
+	if over != nil {
+		if err := g.inPlace(end, over); err != nil {
 			return err
 		}
 	}
@@ -164,10 +165,10 @@ func (g *Generation) flip(end LSN, inPlace bool) error {
 
 // inPlace checks what [Generation.Flip] asks of the moment. The caller holds
 // writeMu.
-func (g *Generation) inPlace(end LSN) error {
+func (g *Generation) inPlace(end LSN, over *Source) error {
 	s := g.s
 	switch v := s.current(); {
-	case !v.loaded || v.src != g.src:
+	case !v.loaded || v.src != *over:
 		return fmt.Errorf("the state mirrors %+v now: %w", v.src, ErrStale)
 	case s.between() || g.r.torn || s.written.end > end || g.r.end > end:
 		return fmt.Errorf("flip at %s with the state at %s and the new rows at %s: %w", end, s.written.end, g.r.end, ErrNotThere)

@@ -39,7 +39,7 @@ func TestGenerationCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.store.Store(s)
-	if err := begin(t, s, nil, Source{}, 0).Flip(0); !errors.Is(err, ErrStale) {
+	if err := begin(t, s, nil, Source{}, 0).Flip(0, Source{}); !errors.Is(err, ErrStale) {
 		t.Fatalf("flip in a store without rows: %v, want ErrStale", err)
 	}
 	load(t, s, 0, nil, 0)
@@ -85,7 +85,7 @@ func followAndFlip(t *testing.T, rec *recorder, s *Store, h *history) (flipped i
 		case b.End == 100:
 			g = begin(t, s, h.at[100], Source{Slot: "bench"}, 100)
 		case b.End == 200:
-			if err := g.Flip(200); err != nil {
+			if err := g.Flip(200, g.src); err != nil {
 				t.Fatal(err)
 			}
 			g, flipped = nil, len(rec.crashes)
@@ -109,7 +109,7 @@ func TestFlipRefused(t *testing.T) {
 	w, m := newWorld(t, 3), model{}
 	src := Source{SystemID: "1"}
 	g := begin(t, s, nil, src, 5)
-	if err := g.flip(5, false); err != nil {
+	if err := g.flip(5, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.over(nil); err != nil {
@@ -121,7 +121,7 @@ func TestFlipRefused(t *testing.T) {
 	}
 	refused := func(what string, end LSN) {
 		t.Helper()
-		if err := g.Flip(end); !errors.Is(err, ErrNotThere) {
+		if err := g.Flip(end, g.src); !errors.Is(err, ErrNotThere) {
 			t.Errorf("%s: %v, want ErrNotThere", what, err)
 		}
 	}
@@ -141,7 +141,7 @@ func TestFlipRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("the new rows are ahead of the position", 15)
-	if err := g.Flip(25); err != nil {
+	if err := g.Flip(25, g.src); err != nil {
 		t.Fatal(err)
 	}
 	if s.EndLSN() != 25 || s.DurableLSN() != 25 {
@@ -149,7 +149,7 @@ func TestFlipRefused(t *testing.T) {
 	}
 	checkModel(t, s, m, w.restaurants)
 	checkRows(t, s, m)
-	if err := errors.Join(g.Apply(&Batch{End: 30}), g.Flip(30)); !errors.Is(err, ErrClosed) {
+	if err := errors.Join(g.Apply(&Batch{End: 30}), g.Flip(30, g.src)); !errors.Is(err, ErrClosed) {
 		t.Errorf("after the flip: %v, want ErrClosed", err)
 	}
 }
@@ -164,7 +164,7 @@ func TestGenerationDropped(t *testing.T) {
 		rows[rowN(i)] = row{c, c, true}
 	}
 	g := begin(t, s, rows, Source{SystemID: "other"}, 9)
-	if err := g.Flip(9); !errors.Is(err, ErrStale) {
+	if err := g.Flip(9, g.src); !errors.Is(err, ErrStale) {
 		t.Errorf("flip to another source: %v, want ErrStale", err)
 	}
 	if err := errors.Join(g.Drop(), g.Drop()); err != nil {

@@ -106,7 +106,7 @@ func (l *Loader) Finish(src Source, end LSN) error {
 	if err != nil {
 		return err
 	}
-	return g.over(g.flip(end, false))
+	return g.over(g.flip(end, nil))
 }
 
 // Load makes the rows durable as a generation that is not served yet and shows

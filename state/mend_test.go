@@ -113,7 +113,7 @@ func filled(t testing.TB, o Options, n int) (*Store, model) {
 			m[id] = row{"", client, true}
 		}
 	}
-	if err := begin(t, s, m, Source{}, 5).flip(5, false); err != nil {
+	if err := begin(t, s, m, Source{}, 5).flip(5, nil); err != nil {
 		t.Fatal(err)
 	}
 	s.endLoad()

@@ -1,0 +1,123 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dinnerbell/state"
+)
+
+// maxRenewals is how often in a row a rebuild beside the served rows may fail
+// before the mirror takes a snapshot in their place: the server may have no slot
+// or walsender left for a second stream, or more be written than can be followed.
+const maxRenewals = 5
+
+// renewal rebuilds the rows beside those that are served, where the catalogs
+// changed in a way that no message tells. The stream goes on meanwhile, and a
+// strict join waits until the new rows have taken over: see [Mirror.strict].
+//
+// It outlives sessions, as a rebuild does that was asked for by an operator.
+type renewal struct {
+	wanted  chan string  // cap 1: the reason
+	running atomic.Bool  // then none is wanted
+	failed  atomic.Int32 // attempts in a row
+}
+
+// want asks for a rebuild; a *rebuildError says that it cannot be done beside the
+// served rows.
+func (n *renewal) want(reason string) error {
+	switch {
+	case n.running.Load():
+	case n.failed.Load() >= maxRenewals:
+		n.failed.Store(0)
+		return &rebuildError{reason}
+	default:
+		select {
+		case n.wanted <- reason:
+		default:
+		}
+	}
+	return nil
+}
+
+// startRenewing serves the renewal until stop.
+func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		pause := newPauses()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case reason := <-m.renewal.wanted:
+				m.renewal.running.Store(true)
+				err := m.renew(ctx, reason)
+				if err == nil {
+					pause.Reset()
+				} else {
+					sleep(ctx, pause.NextBackOff())
+				}
+				m.renewal.running.Store(false)
+			}
+		}
+	})
+	return func() { cancel(); serving.Wait() }
+}
+
+// renew is one rebuild. Where it fails, the session's next look at the catalogs
+// asks again.
+func (m *Mirror) renew(ctx context.Context, reason string) (err error) {
+	m.log.Info("the catalogs changed; rebuilding the subscriptions beside those that are served", "reason", reason)
+	m.stats.because(reason)
+	working, w, err := m.works.replace(ctx, WorkRebuild, reason)
+	if err != nil {
+		return err // a snapshot in their place is under way
+	}
+	m.stats.snapshots.Add(1)
+	_, err = m.rebuildAttempts(working, w)
+	err = m.works.end(working, w, err)
+	switch {
+	case err == nil:
+		m.renewal.failed.Store(0)
+		m.settled.tell()
+	case ctx.Err() != nil, errors.Is(err, ErrBusy), errors.Is(err, errRewritten), errors.Is(err, state.ErrDiskFull):
+		m.log.Info("the subscriptions were not rebuilt yet", "reason", err)
+	default:
+		m.renewal.failed.Add(1)
+		if sqlState(err) == codeConfigurationLimit {
+			m.renewal.failed.Store(maxRenewals)
+		}
+		m.stats.failed(err)
+		m.log.Warn("could not rebuild the subscriptions beside those that are served", "error", err, "after", time.Since(w.began))
+	}
+	return err
+}
+
+// signal wakes all who wait for something that others have found out.
+type signal struct {
+	mu   sync.Mutex // guards next
+	next chan struct{}
+}
+
+// wait gives a channel that the next tell closes.
+func (s *signal) wait() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next == nil {
+		s.next = make(chan struct{})
+	}
+	return s.next
+}
+
+func (s *signal) tell() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next != nil {
+		close(s.next)
+		s.next = nil
+	}
+}
