@@ -189,7 +189,7 @@ func TestCopyWithoutFurtherConnections(t *testing.T) {
 	direct := r.role
 	var calls, refused atomic.Int64
 	r.cfg.URL = func() (string, error) {
-		if calls.Add(1) > 3 { // catalogs, slot and the copy's first
+		if calls.Add(1) > 4 { // catalogs, the slot's lock, the slot and the copy's first
 			refused.Add(1)
 			return "", errors.New("too many connections")
 		}
