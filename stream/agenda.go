@@ -4,11 +4,13 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
 
@@ -20,23 +22,38 @@ const (
 	agendaReload  = agendaHorizon / 2
 )
 
-// dueBatch bounds how many campaigns are loaded at once.
-const dueBatch = 256
+// agendaWaiting bounds how many campaigns whose start has come are listed: those
+// that wait for fresh subscriptions or for room. The others are looked for in the
+// campaign table when these are served.
+const agendaWaiting = 1 << 14
 
-// agenda knows when which campaign of the lane starts. After a takeover it
-// also brings back those in the middle of their fan-out: their start has
-// passed, so they are due at once. It holds keys; contents stay in Postgres.
+// dueBatch bounds how many campaigns pass the barrier together, and loadBatch
+// how many of them are loaded at once.
+const (
+	dueBatch  = 256
+	loadBatch = 16
+)
+
+// agenda knows when which campaign of the lane starts. What cannot be joined at
+// once is due at once: campaigns that were accepted while the freshness barrier
+// was shut or room was lacking, edits, and after a takeover those in the middle
+// of their fan-out. It holds keys; contents stay in Postgres.
 type agenda struct {
-	mu     sync.Mutex
-	queue  appointments
-	listed map[key]version // what queue holds
-	wake   chan struct{}   // something was added; one token
+	mu      sync.Mutex
+	limit   int // of waiting
+	queue   appointments
+	listed  map[key]int64 // what queue holds: versions
+	waiting int           // of queue, those whose start had come when they were listed
+	left    bool          // some that wait are not listed
+	brought int           // not listed any more, and not handed on yet
+	wake    chan struct{} // something was added; one token
 }
 
 type appointment struct {
 	start   int64
 	key     key
-	version version
+	version int64
+	waits   bool // its start had come when it was listed
 }
 
 type appointments []appointment
@@ -62,7 +79,7 @@ func (q *appointments) Pop() any {
 }
 
 func newAgenda() *agenda {
-	return &agenda{listed: map[key]version{}, wake: make(chan struct{}, 1)}
+	return &agenda{limit: agendaWaiting, listed: map[key]int64{}, wake: make(chan struct{}, 1)}
 }
 
 // add lists campaigns whose rows were just committed: they take the place of
@@ -83,9 +100,16 @@ func (a *agenda) list(now time.Time, replace bool, list []appointment) {
 		if ok && (v == p.version || !replace) {
 			continue
 		}
-		if p.start > horizon {
+		p.waits = p.start <= now.Unix()
+		if p.waits && a.waiting >= a.limit {
+			a.left = true
+		}
+		if p.start > horizon || p.waits && a.waiting >= a.limit {
 			delete(a.listed, p.key) // what is queued for the key is older
 			continue
+		}
+		if p.waits {
+			a.waiting++
 		}
 		a.listed[p.key] = p.version
 		heap.Push(&a.queue, p)
@@ -114,13 +138,24 @@ func (a *agenda) due(now int64) []appointment {
 	for len(a.queue) > 0 && a.queue[0].start <= now && len(out) < dueBatch {
 		p := a.queue[0]
 		heap.Pop(&a.queue)
+		if p.waits {
+			a.waiting--
+		}
 		if v, ok := a.listed[p.key]; !ok || v != p.version { // an edit took its place
 			continue
 		}
 		delete(a.listed, p.key)
 		out = append(out, p)
 	}
+	a.brought = len(out)
 	return out
+}
+
+// handed notes that so many of those that were due are handed on.
+func (a *agenda) handed(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.brought -= n
 }
 
 // next is when the earliest listed campaign starts; false if none is listed.
@@ -133,25 +168,161 @@ func (a *agenda) next() (time.Time, bool) {
 	return time.Unix(a.queue[0].start, 0), true
 }
 
-func (a *agenda) len() int {
+// takeLeft tells whether campaigns that wait are to be looked for in the
+// campaign table: there are some, and none that is listed waits.
+func (a *agenda) takeLeft() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.listed)
+	if !a.left || a.waiting > 0 {
+		return false
+	}
+	a.left = false
+	return true
+}
+
+// len is how many campaigns wait for their start, and how many for anything else.
+func (a *agenda) len() (scheduled, waiting int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	waiting = min(a.waiting, len(a.listed))
+	return len(a.listed) - waiting, waiting + a.brought
+}
+
+// keepAgenda brings the lane's campaigns when they are due, until ctx ends.
+func (s *session) keepAgenda(ctx context.Context) error {
+	// Everything pending: what was live before the takeover is due at once.
+	if err := s.reload(ctx, time.Now(), -1); err != nil {
+		return err
+	}
+	loaded := time.Now()
+	for ctx.Err() == nil {
+		now := time.Now()
+		if now.Sub(loaded) >= agendaReload {
+			loaded = now
+			if err := s.upkeep(ctx, now); err != nil {
+				return err
+			}
+		}
+		due := s.agenda.due(now.Unix())
+		switch {
+		case len(due) > 0:
+			if err := s.bringDue(ctx, due); err != nil {
+				return err
+			}
+		case s.agenda.takeLeft():
+			if err := s.reload(ctx, now, -1); err != nil {
+				return err
+			}
+		default:
+			s.awaitAgenda(ctx, loaded.Add(agendaReload))
+		}
+	}
+	return ctx.Err()
+}
+
+// awaitAgenda returns when something is due or was listed, at until at the latest.
+func (s *session) awaitAgenda(ctx context.Context, until time.Time) {
+	if at, ok := s.agenda.next(); ok && at.Before(until) {
+		until = at
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.agenda.wake:
+	case <-ctx.Done():
+	}
+}
+
+// upkeep runs a few times an hour: later appointments, and campaign rows that
+// nobody needs any more.
+func (s *session) upkeep(ctx context.Context, now time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
+	defer cancel()
+	if err := s.reload(ctx, now, now.Unix()); err != nil {
+		return err
+	}
+	if _, err := s.keeper.Exec(ctx, `DELETE FROM `+s.t.campaign+` WHERE lane = $1 AND adv_campaign_datetime_end < $2 AND accepted_at < $3`,
+		s.lane.id, now.Add(-keepEnded).Unix(), now.Add(-keepEnded)); err != nil {
+		return fmt.Errorf("delete ended campaigns of lane %d: %w", s.lane.id, err)
+	}
+	return nil
+}
+
+// bringDue hands campaigns on whose start has come, against the subscriptions
+// of this moment or later. It waits for the freshness barrier and for room.
+func (s *session) bringDue(ctx context.Context, due []appointment) error {
+	if err := s.barrier(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("intake/due")
+	for batch := range slices.Chunk(due, loadBatch) {
+		list, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) ([]*live, error) { return s.load(ctx, batch) })
+		if err != nil {
+			return err
+		}
+		// Those that are joined against the delivered cache come last: it may take
+		// long to fill.
+		ready := list[:0:0]
+		var cached []*live
+		for _, l := range list {
+			if l.contested.Load() && l.cursor == "" {
+				cached = append(cached, l)
+			} else {
+				ready = append(ready, l)
+			}
+		}
+		if err := s.handDueOver(ctx, ready...); err != nil {
+			return err
+		}
+		for _, l := range cached {
+			if l.delivered, _, err = s.loadDelivered(ctx, s.keeper, l.ID); err != nil {
+				return err
+			}
+			if err := s.handDueOver(ctx, l); err != nil {
+				return err
+			}
+		}
+		s.agenda.handed(len(batch))
+	}
+	return nil
+}
+
+// handDueOver waits until decide has room.
+func (s *session) handDueOver(ctx context.Context, list ...*live) error {
+	if len(list) == 0 {
+		return nil
+	}
+	select {
+	case s.due <- list:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // reload lists the lane's pending campaigns that start within the horizon.
-// onlyAfter leaves out those that start at or before it: they are live already.
+// onlyAfter leaves out those that start at or before it. Of those that wait the
+// ones in the middle of their fan-out come first; the others are bounded by the
+// agenda.
 func (s *session) reload(ctx context.Context, now time.Time, onlyAfter int64) error {
-	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, msg_offset, adv_campaign_datetime_start FROM `+s.t.campaign+`
-WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3`,
+	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
+	defer cancel()
+	rows, err := s.keeper.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.campaign+`
+WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
+ORDER BY cursor = '', adv_campaign_datetime_start`,
 		s.lane.id, onlyAfter, now.Add(agendaHorizon).Unix())
 	if err != nil {
 		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (appointment, error) {
-		p := appointment{version: version{lane: s.lane.id}}
-		err := row.Scan(&p.key.campaign, &p.key.restaurant, &p.version.offset, &p.start)
-		return p, err
+	var list []appointment
+	var p appointment
+	_, err = pgx.ForEachRow(rows, []any{&p.key.campaign, &p.key.restaurant, &p.version, &p.start}, func() error {
+		if list = append(list, p); len(list) == dueBatch { // so that what does not fit is not held
+			s.agenda.fill(now, list)
+			list = list[:0]
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
@@ -160,28 +331,53 @@ WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND a
 	return nil
 }
 
+// list puts those of the given campaigns on the agenda that are pending and the
+// lane's.
+func (s *session) list(ctx context.Context, conn *pgx.Conn, keys []key) error {
+	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		campaigns[i], restaurants[i] = k.campaign, k.restaurant
+	}
+	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, s.lane.id)
+	if err != nil {
+		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p appointment, err error) {
+		err = row.Scan(&p.key.campaign, &p.key.restaurant, &p.version, &p.start)
+		return p, err
+	})
+	if err != nil {
+		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
+	}
+	s.agenda.fill(time.Now(), list)
+	return nil
+}
+
 // load reads the campaigns that are due, as of their last committed step. One
 // that was edited, finished or taken by another lane since is left out.
 func (s *session) load(ctx context.Context, due []appointment) ([]*live, error) {
-	campaigns, restaurants, offsets := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
+	campaigns, restaurants, versions := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
 	for i, p := range due {
-		campaigns[i], restaurants[i], offsets[i] = p.key.campaign, p.key.restaurant, p.version.offset
+		campaigns[i], restaurants[i], versions[i] = p.key.campaign, p.key.restaurant, p.version
 	}
-	rows, err := s.reader.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.msg_offset, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
-  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor
-FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, msg_offset, n)
-JOIN `+s.t.campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.msg_offset = d.msg_offset
-WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, offsets, s.lane.id)
+	rows, err := s.keeper.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
+  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
+FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
+JOIN `+s.t.campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
+WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, s.lane.id)
 	if err != nil {
 		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*live, error) {
-		c, l := &Campaign{}, &live{version: version{lane: s.lane.id}, started: true}
+		c, l := &Campaign{}, &live{owner: s.lane.id, started: true}
 		var cursor []byte
-		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version.offset, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor); err != nil {
+		var contested bool
+		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &contested, &l.from.lane, &l.from.offset); err != nil {
 			return nil, err
 		}
 		l.Campaign, l.cursor = c, state.ID(cursor)
+		l.contested.Store(contested)
 		return l, l.pack()
 	})
 	if err != nil {

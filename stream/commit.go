@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"dinnerbell/internal/failpoint"
 )
 
@@ -35,6 +37,7 @@ type departure struct {
 	p     *payload      // what it ships; the committer's until done
 	early *payload      // what it ships if it is not done again; nil if it was not handed to the shipper yet
 	done  chan struct{} // closed when it is committed
+	tries int           // how often it was done again for the sake of other lanes
 
 	flight *flight // the committer's
 }
@@ -110,9 +113,7 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 // submit sends a step behind those that are under way. One that is contested
 // waits until they have landed, and is committed on return.
 func (c *committer) submit(ctx context.Context, d *departure) error {
-	if d.st.superseded() {
-		d.st.seal(time.Now().Unix())
-	}
+	d.st.renew()
 	if d.st.contested() {
 		for len(c.sent) > 0 {
 			select {
@@ -124,9 +125,7 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 				return ctx.Err()
 			}
 		}
-		if d.st.superseded() {
-			d.st.seal(time.Now().Unix())
-		}
+		d.st.renew()
 		return c.commitContested(ctx, d)
 	}
 	d.p = c.payload(d.st)
@@ -194,7 +193,7 @@ func (c *committer) land(ctx context.Context, failed error) error {
 			return fmt.Errorf("step %d is committed, and step %d before it is not", behind.seq, d.seq)
 		}
 	}
-	if err := c.rollBack(ctx, d); err != nil {
+	if err := c.rollBack(ctx, d, failed); err != nil {
 		return err
 	}
 	for _, d := range again {
@@ -214,6 +213,10 @@ func (c *committer) retriable(d *departure, failed error) error {
 		return d.st.contest(failed)
 	case errors.Is(failed, errDropped):
 		return c.dropped(failed.Error())
+	case (errors.Is(failed, errStale) || lockedOut(failed)) && d.tries < stepTries:
+		d.tries++
+		c.cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
+		return nil
 	case errors.Is(failed, errEnded) && time.Now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set, and the next session compares them again
 	}
@@ -246,14 +249,19 @@ func (s *session) recycle(st *step) {
 	}
 }
 
-// rollBack ends the transaction of a step that was refused.
-func (s *session) rollBack(ctx context.Context, d *departure) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
-	defer cancel()
-	if _, err := s.sink.Exec(ctx, "rollback"); err != nil {
+// rollBack ends the transaction of a step that was refused, and has the step
+// made true again where the campaign table is not as it expected.
+func (c *committer) rollBack(ctx context.Context, d *departure, failed error) error {
+	if _, err := bounded(ctx, c.cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.sink.Exec(ctx, "rollback") }); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
 	failpoint.Hit("commit/rolled-back")
+	if !errors.Is(failed, errStale) {
+		return nil
+	}
+	if err := c.reconcile(ctx, d.st); err != nil {
+		return fmt.Errorf("roll back step %d: %w", d.seq, err)
+	}
 	return nil
 }
 

@@ -47,6 +47,7 @@ func (w *world) stepFor(c *Campaign, clients ...string) *step {
 	}
 	st := newStep(contractTable())
 	st.picks = []*pick{p}
+	p.live.version = 1
 	st.rows[c.key()] = &row{live: p.live, accept: true, state: stateFinished}
 	st.seal(time.Now().Unix())
 	return st
@@ -97,26 +98,36 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 	}
 }
 
-// A step that is refused for good takes those behind it along.
-func TestNothingCommitsBehindAStepThatFailed(t *testing.T) {
+// A step that accepts what another lane has accepted meanwhile is judged anew:
+// the campaign is left to the newer message, the rest of the step and the steps
+// behind it are committed.
+func TestStaleStepIsJudgedAnew(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	c, d := w.campaign("c", "r1"), w.campaign("d", "r1")
-	known := w.stepFor(&c, "a")
-	if err := commitSteps(t, s, known); err != nil {
+	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c', 'r1', 1, 1, 1, 7, 99, '', '', '', '', 1, 2, 1, 'finished', '', false`)
+	first := w.stepFor(&c, "b") // as if nobody had looked
+	first.nextOffset = 5
+	behind := w.stepFor(&c, "a")
+	behind.picks[0].live = first.picks[0].live
+	behind.rows = map[key]*row{c.key(): {live: first.picks[0].live, served: true, state: statePending}}
+	more := w.stepFor(&d, "b")
+	more.rows[d.key()].accept = false
+	if err := commitSteps(t, s, first, w.stepFor(&d, "a"), behind, more); err != nil {
 		t.Fatal(err)
 	}
-	s.seq++
-	again := w.stepFor(&c, "b") // accepts what the campaign table has, as if nobody had looked
-	if err := commitSteps(t, s, again, w.stepFor(&d, "a"), w.stepFor(&d, "b")); !errors.Is(err, errStale) || !strings.Contains(err.Error(), "(c, r1)") {
-		t.Errorf("commit ended with %v, want %v and the key", err, errStale)
+	if got := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'd'`) - 10*w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'c'`); got != 2 {
+		t.Errorf("%d: want two rows of the other campaign, none of the one that another lane has", got)
 	}
-	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 1 {
-		t.Errorf("%d rows, want 1", n)
+	if n := w.db.Int(`SELECT seq * 1000 + next_offset FROM dinnerbell.lane`); n != 4005 {
+		t.Errorf("seq and next offset are %d, want 4 and 5", n)
 	}
-	if n := w.db.Int(`SELECT seq FROM dinnerbell.lane`); n != 1 {
-		t.Errorf("the lane is at step %d, want 1", n)
+	if n := w.db.Int(`SELECT msg_offset FROM dinnerbell.campaign WHERE adv_campaign_id = 'c'`); n != 7 {
+		t.Errorf("the campaign is that of offset %d, want 7", n)
+	}
+	if n := s.lane.svc.Status().Older; n != 1 {
+		t.Errorf("%d older messages are counted, want 1", n)
 	}
 }
 
@@ -274,7 +285,7 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
-	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c' || i, 'r', 0, i, 0, '', '', '', '', 1, 2, 1, 'finished', '' FROM generate_series(1, 4) i`)
+	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c' || i, 'r', 0, 1, 0, i, 0, '', '', '', '', 1, 2, 1, 'finished', '', false FROM generate_series(1, 4) i`)
 	w.db.Exec(`ANALYZE dinnerbell.campaign`)
 	for name, c := range map[string]struct{ sql, types, args string }{
 		"ids": {knownIDsSQL(s.t), "text[]", `'{a,b}'`}, "keys": {knownKeysSQL(s.t), "text[], text[]", `'{a,b}', '{r,r}'`},

@@ -39,7 +39,7 @@ func (c *committer) commitContested(ctx context.Context, d *departure) error {
 		if err := c.retriable(d, err); err != nil {
 			return err
 		}
-		if err := c.rollBack(ctx, d); err != nil {
+		if err := c.rollBack(ctx, d, err); err != nil {
 			return err
 		}
 		d.st.seal(time.Now().Unix())

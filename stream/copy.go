@@ -105,3 +105,14 @@ func appendCopyField[T ~string | ~[]byte](dst []byte, field T) []byte {
 func appendCopyInt8(dst []byte, n int64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(dst, 8), uint64(n))
 }
+
+func appendCopyInt4(dst []byte, n int32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(dst, 4), uint32(n))
+}
+
+func appendCopyBool(dst []byte, b bool) []byte {
+	if b {
+		return append(dst, 0, 0, 0, 1, 1)
+	}
+	return append(dst, 0, 0, 0, 1, 0)
+}

@@ -10,6 +10,7 @@ type Counts struct {
 	Shipped         int64 // notifications that it committed in Kafka, also of an earlier owner's steps
 	Expired         int64 // campaigns that came after their end, cancels included
 	Dead            int64 // messages that went to the dead letters
+	Older           int64 // messages that did nothing: a newer one of their campaign was there
 	WithoutAudience int64 // campaigns of a restaurant that nobody subscribes to
 	Conflicts       int64 // steps that met clients whom the delivered cache did not know
 	DeliveredMisses int64 // clients whom Postgres knew and the delivered cache did not
@@ -20,20 +21,20 @@ type Counts struct {
 func (c Counts) Add(o Counts) Counts {
 	return Counts{
 		Decided: c.Decided + o.Decided, Shipped: c.Shipped + o.Shipped, Expired: c.Expired + o.Expired, Dead: c.Dead + o.Dead,
-		WithoutAudience: c.WithoutAudience + o.WithoutAudience, Conflicts: c.Conflicts + o.Conflicts,
+		Older: c.Older + o.Older, WithoutAudience: c.WithoutAudience + o.WithoutAudience, Conflicts: c.Conflicts + o.Conflicts,
 		DeliveredMisses: c.DeliveredMisses + o.DeliveredMisses, Unservable: c.Unservable + o.Unservable,
 	}
 }
 
 // counters are the Counts while they rise.
 type counters struct {
-	decided, shipped, expired, dead, withoutAudience, conflicts, misses, unservable atomic.Int64
+	decided, shipped, expired, dead, older, withoutAudience, conflicts, misses, unservable atomic.Int64
 }
 
 func (c *counters) counts() Counts {
 	return Counts{
 		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
-		WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
+		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
 		DeliveredMisses: c.misses.Load(), Unservable: c.unservable.Load(),
 	}
 }

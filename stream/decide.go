@@ -3,35 +3,39 @@ package stream
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
 
-// recentKeys is how many accepted keys decide remembers. It must exceed the
+// recentLimit is how many acceptances decide remembers. It must exceed the
 // messages that can be in flight between a look-up in the campaign table and
 // the commit of what was accepted before: an arrival or two in the backlog, one
 // in intake's hands, a step in decide and two in flight.
-const recentKeys = 16 * intakeMessages
+const recentLimit = 16 * intakeMessages
 
 // decider owns the lane's schedule: it accepts messages, joins campaigns with
 // the subscriptions, and builds steps. It runs one step ahead of the commit.
 //
-// A message is accepted by the step that serves it first, not earlier: most
-// campaigns are then inserted as finished, once, and never updated.
+// Messages are accepted strictly in the order of their offsets. Most are first
+// messages of small campaigns, accepted by the step that serves them: their
+// rows are inserted as finished, once, and never updated. What cannot be joined
+// at once (the freshness barrier is shut, there is no room among the live ones,
+// an edit, a start that lies ahead) is accepted as a pending row and comes back
+// through the agenda, so that a cancel behind it takes effect with the next step.
 type decider struct {
 	s        *session
 	sched    *schedule
-	backlog  []message     // arrived and not accepted yet, in the order of their offsets
-	replayed []message     // the same of a replay, which comes after them
-	recent   map[key]known // what was accepted lately, newer than any look-up
-	order    []key         // of recent, oldest first
-	ended    int64         // the second for which ended campaigns were taken out
+	backlog  []message       // arrived and not accepted yet, in the order of their offsets
+	replayed []message       // the same of a replay, which comes after them
+	recent   *recentMessages // newer than any look-up
+	ended    int64           // the second for which ended campaigns were taken out
 }
 
 func newDecider(s *session) *decider {
-	return &decider{s: s, sched: newSchedule(), recent: map[key]known{}}
+	return &decider{s: s, sched: newSchedule(), recent: newRecentMessages(s.lane.svc.recentLimit)}
 }
 
 func (d *decider) run(ctx context.Context) error {
@@ -58,26 +62,37 @@ func (d *decider) run(ctx context.Context) error {
 }
 
 // gather takes what has arrived. It waits only when there is nothing to do, and
-// takes nothing while there is a backlog or too many campaigns are live already.
+// takes no messages while there is a backlog, and no campaigns while there is
+// no room for them.
 func (d *decider) gather(ctx context.Context) error {
-	for d.roomForMore() && len(d.backlog) < intakeMessages {
+	for {
+		arrivals, due := d.s.arrivals, d.s.due
+		if len(d.backlog) >= intakeMessages {
+			arrivals = nil
+		}
+		if !d.roomForMore() {
+			due = nil
+		}
 		if d.idle() {
 			select {
-			case a := <-d.s.arrivals:
-				d.take(a)
+			case a := <-arrivals:
+				d.takeMessages(a)
+			case list := <-due:
+				d.takeDue(list)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 			continue
 		}
 		select {
-		case a := <-d.s.arrivals:
-			d.take(a)
+		case a := <-arrivals:
+			d.takeMessages(a)
+		case list := <-due:
+			d.takeDue(list)
 		default:
-			return nil
+			return ctx.Err()
 		}
 	}
-	return ctx.Err()
 }
 
 func (d *decider) idle() bool {
@@ -88,26 +103,51 @@ func (d *decider) roomForMore() bool {
 	return d.sched.len() < d.s.cfg.LiveCampaigns && d.sched.bytes < d.s.cfg.LiveBytes
 }
 
-func (d *decider) take(a arrival) {
-	for _, l := range a.due {
-		// A message accepted since it was loaded has taken its place.
-		r, ok := d.recent[l.key()]
-		if ok && r.version != l.version {
-			continue
-		}
-		// A replay has begun its fan-out anew: the cursor that was loaded is not its.
-		if there := d.sched.byKey[l.key()]; there == nil || there.version != l.version {
-			d.sched.add(l)
-		}
-	}
+func (d *decider) takeMessages(a arrival) {
 	d.backlog = append(d.backlog, a.messages...)
 	d.replayed = append(d.replayed, a.replayed...)
+}
+
+// takeDue puts campaigns that the agenda has brought into the schedule.
+func (d *decider) takeDue(list []*live) {
+	d.forgetCorrected() // before they are compared with what is remembered
+	for _, l := range list {
+		r, there := d.recent.get(l.key()), d.sched.byKey[l.key()]
+		if r != nil && r.version > l.version || there != nil && there.version >= l.version && !there.lost.Load() {
+			// A message accepted since the row was loaded has taken its place, or a
+			// replay has begun its fan-out anew: the cursor that was loaded is not its.
+			if l.delivered != "" {
+				d.s.forget(l.delivered)
+			}
+			continue
+		}
+		d.sched.add(l)
+	}
+}
+
+// forgetCorrected drops from memory what a step was found wrong about.
+func (d *decider) forgetCorrected() {
+	for _, k := range d.s.corrected.take() {
+		d.recent.forget(k)
+	}
+}
+
+// withdrawn is how many messages of the backlog are accepted before anything is
+// served: up to the last cancel of a live campaign.
+func (d *decider) withdrawn() int {
+	now := time.Now().Unix()
+	for i, m := range slices.Backward(d.backlog) {
+		if c := m.campaign; c != nil && c.End <= now && d.sched.byKey[c.key()] != nil {
+			return i + 1
+		}
+	}
+	return 0
 }
 
 // acceptNext accepts the next message of the backlog. It returns false where
 // there is none, or none that this step can take.
 func (d *decider) acceptNext(st *step) bool {
-	if !d.roomForMore() || len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
+	if len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
 		return false
 	}
 	if len(d.backlog) == 0 {
@@ -131,100 +171,79 @@ func (d *decider) acceptNext(st *step) bool {
 	return true
 }
 
-// accept applies "the newest message of one key wins".
+// accept does with a message what judge says.
 func (d *decider) accept(st *step, m *message) {
-	k := m.campaign.key()
-	before := d.newest(m)
-	now := known{version: version{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
-	if before != nil && !newer(now, *before) {
-		d.unused(m)
-		return
+	before := d.newest(st, m)
+	now := known{position: position{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
+	switch judge(now, before) {
+	case judgedOlder:
+		st.noteOlder(m.campaign, now, *before)
+	case judgedRepeat:
+		d.repeat(st, m, before)
+	case judgedFirst, judgedEdit:
+		d.install(st, m, before)
 	}
-	d.remember(k, now)
-	if before != nil && before.fingerprint == now.fingerprint {
-		d.unused(m)
-		d.repeat(st, m, before, now)
-		return
-	}
-	d.install(st, m, before, now)
 }
 
-// newest is the newest message of m's key that was accepted so far; nil if none.
-// What this lane accepted lately may not be committed yet; but another lane may
-// have accepted something newer since.
-func (d *decider) newest(m *message) *known {
-	if r, ok := d.recent[m.campaign.key()]; ok && (m.known == nil || m.known.version == r.version || !newer(*m.known, r)) {
-		return &r
+// newest is the newest message of m's campaign that was accepted so far; nil if
+// none. What this lane accepted lately may not be committed yet; but another
+// lane may have accepted something newer since.
+func (d *decider) newest(st *step, m *message) *known {
+	k, n := m.campaign.key(), m.known
+	if r := d.recent.get(k); r != nil && (n == nil || r.after(*n)) {
+		n = r
 	}
-	return m.known
-}
-
-// unused drops the delivered cache of a message that is not joined.
-func (d *decider) unused(m *message) {
-	if m.delivered != "" {
-		d.s.forget(m.delivered)
+	if r := st.rows[k]; r != nil && (r.accept || r.repeats) {
+		if this := r.known(); n == nil || this.after(*n) {
+			n = &this
+		}
 	}
+	return n
 }
 
 // install puts the message in the place of what its campaign was before.
-func (d *decider) install(st *step, m *message, before *known, now known) {
+func (d *decider) install(st *step, m *message, before *known) {
 	k := m.campaign.key()
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &live{Campaign: m.campaign, version: now.version, delivered: m.delivered, replayed: m.feed != nil}
+	l := &live{Campaign: m.campaign, from: position{d.s.lane.id, m.offset}, owner: d.s.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
+	if before != nil {
+		l.version = before.version + 1
+	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
 	if err := l.pack(); err != nil { // cannot happen: ParseCampaign refused what cannot be packed
 		d.s.cfg.Logger.Error("campaign cannot be packed", "campaign", k.campaign, "restaurant", k.restaurant, "error", err)
 		return
 	}
-	r := &row{live: l, msgTime: m.time, fingerprint: now.fingerprint, replaces: before, feed: m.feed, state: statePending}
+	r := &row{live: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
 	switch {
 	case l.End <= time.Now().Unix():
 		r.state = stateExpired
 		st.expired++
 		st.noteExpired(l, before)
-	case l.Start <= m.fresh.Unix(): // otherwise it meets the subscriptions of its start
+	case d.joins(m, before):
 		l.started = true
 		d.sched.add(l)
 	}
 	st.accept(r)
+	d.recent.put(k, r.known())
+}
+
+// joins tells that a message's campaign is joined at once. Otherwise its row
+// waits, and the agenda brings it: an edit too, for the clients who have the
+// campaign are to be read first, and of many edits only the last one matters.
+func (d *decider) joins(m *message, before *known) bool {
+	return m.campaign.Start <= m.fresh.Unix() && (m.feed != nil || before == nil && d.roomForMore())
 }
 
 // repeat is an identical message: it does nothing to the campaign, but it is
-// the newest now, and what is older than it must not take its place. A live
-// campaign leaves the schedule and comes back through the agenda, with its
-// cursor, once the row bears the new version.
-func (d *decider) repeat(st *step, m *message, before *known, now known) {
-	if r := st.rows[m.campaign.key()]; r != nil { // accepted by this same step
-		r.version, r.msgTime = now.version, now.time
-		return
-	}
-	if l := d.sched.byKey[m.campaign.key()]; l != nil {
-		d.sched.remove(l)
-	}
-	st.repeat(&row{live: &live{Campaign: m.campaign, version: now.version}, msgTime: now.time, replaces: before})
-}
-
-// newer tells whether message a comes after message b of the same key: by
-// offset on one partition, by the record's time across partitions, where
-// nothing else orders them.
-func newer(a, b known) bool {
-	if a.version.lane == b.version.lane {
-		return a.version.offset > b.version.offset
-	}
-	return a.time >= b.time
-}
-
-func (d *decider) remember(k key, n known) {
-	if _, ok := d.recent[k]; !ok {
-		d.order = append(d.order, k)
-	}
-	d.recent[k] = n
-	for len(d.order) > recentKeys {
-		delete(d.recent, d.order[0])
-		d.order = d.order[1:]
-	}
+// the newest now, and what is older than it must not take its place.
+func (d *decider) repeat(st *step, m *message, before *known) {
+	now := *before
+	now.position, now.time = position{d.s.lane.id, m.offset}, m.time
+	st.repeat(&live{Campaign: m.campaign, owner: before.owner, version: before.version}, now, before)
+	d.recent.put(m.campaign.key(), now)
 }
 
 // join fills the step with clients, from one consistent view of the state. The
@@ -233,11 +252,16 @@ func (d *decider) join(st *step) error {
 	if now := time.Now().Unix(); now > d.ended {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
-			st.progress(l, stateFinished)
+			if !l.lost.Load() {
+				st.progress(l, stateFinished)
+			}
 		}
 	}
 	if d.idle() {
 		return nil
+	}
+	d.forgetCorrected()
+	for n := d.withdrawn(); n > 0 && d.acceptNext(st); n-- {
 	}
 	scan, err := d.s.lane.svc.store.NewScan()
 	if err != nil {
@@ -265,6 +289,9 @@ func (d *decider) join(st *step) error {
 
 // pick takes up to room clients of one campaign and moves its cursor.
 func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int, exhausted bool, err error) {
+	if l.lost.Load() {
+		return 0, true, nil
+	}
 	if l.refused.Load() {
 		st.progress(l, stateFinished)
 		return 0, true, nil
@@ -289,7 +316,7 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 	}
 	if done {
 		if l.cursor == "" { // no client of the restaurant was ever looked at
-			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.version.offset})
+			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.from.offset})
 		}
 		st.progress(l, stateFinished)
 	} else {

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -82,64 +81,54 @@ func (s *session) forget(names ...state.ID) {
 	}
 }
 
-// edits tells that the message runs a join again.
-func (m *message) edits() bool {
-	return m.known != nil && m.campaign.End > time.Now().Unix() && m.known.fingerprint != m.fingerprint
-}
-
-// loadDelivered fills the cache with those who have the message's campaign.
-// Where there is no room for them, m.delivered stays empty.
-func (s *session) loadDelivered(ctx context.Context, conn *pgx.Conn, m *message) error {
+// loadDelivered fills the cache with those who have a campaign, and returns how
+// many they are and the name that they are under: "" where there is no room.
+func (s *session) loadDelivered(ctx context.Context, conn *pgx.Conn, campaign string) (name state.ID, have int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
 	defer cancel()
-	name, err := state.PackID(rand.Text())
-	if err != nil {
-		return fmt.Errorf("name delivered cache: %w", err)
+	if name, err = state.PackID(rand.Text()); err != nil {
+		return "", 0, fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := conn.Query(ctx, s.table.clientsSQL(), m.campaign.ID)
+	rows, err := conn.Query(ctx, s.table.clientsSQL(), campaign)
 	if err != nil {
-		return fmt.Errorf("read who has campaign %s: %w", m.campaign.ID, err)
+		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
 	}
 	defer rows.Close()
 	clients := &state.IDList{}
-	m.delivered, m.have = name, 0
-	mark := func() (err error) {
-		if m.delivered != "" {
-			err = s.markDelivered(m, clients)
-		}
-		clients.Reset()
-		return err
-	}
 	for err == nil && rows.Next() {
 		var id state.ID
 		if id, err = state.PackIDBytes(rows.RawValues()[0]); errors.Is(err, state.ErrBadID) {
 			err = nil // a row of another job: no subscription has such an id
 			continue
 		}
-		m.have++
+		have++
 		if clients.Append(id); clients.Len() == deliveredBatch {
-			err = mark()
+			name, err = s.markDelivered(name, clients)
 		}
 	}
 	if err = errors.Join(err, rows.Err()); err == nil {
-		err = mark()
+		name, err = s.markDelivered(name, clients)
 	}
 	if err != nil {
-		return fmt.Errorf("read who has campaign %s: %w", m.campaign.ID, err)
+		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
 	}
-	return nil
+	return name, have, nil
 }
 
-// markDelivered adds clients to the message's cache, or gives the cache up where
-// there is no room.
-func (s *session) markDelivered(m *message, clients *state.IDList) error {
+// markDelivered adds clients to a cache and empties the list, or gives the cache
+// up where there is no room: it returns the name that is left.
+func (s *session) markDelivered(name state.ID, clients *state.IDList) (state.ID, error) {
+	defer clients.Reset()
+	if name == "" {
+		return "", nil
+	}
 	err := state.ErrDiskFull
-	if s.caches.grow(m.delivered, clients.Len()) {
-		err = s.lane.svc.store.MarkDelivered(m.delivered, clients)
+	if s.caches.grow(name, clients.Len()) {
+		err = s.lane.svc.store.MarkDelivered(name, clients)
 	}
 	if errors.Is(err, state.ErrDiskFull) {
-		s.forget(m.delivered)
-		m.delivered, err = "", nil
+		s.forget(name)
+		return "", nil
 	}
-	return err
+	return name, err
 }

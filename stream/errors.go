@@ -14,9 +14,8 @@ var (
 	// seq. Safe at any time; the lane belongs to whoever took it.
 	errTakenOver = errors.New("lane was taken over by another owner")
 
-	// errStale ends a session whose step no longer fits what Postgres holds: a
-	// campaign was edited through another lane. Nothing was committed; the next
-	// session reads the truth.
+	// errStale: a campaign's row is not as the step expected, another lane has
+	// changed it. The step is rolled back, judged anew and done again.
 	errStale = errors.New("step is stale")
 
 	// errRefused: the feedback table did not take a step's rows. Somebody has the

@@ -27,33 +27,41 @@ const intakeMessages = 500
 // message of the same campaign, late on another partition, is known to be old.
 const keepEnded = 7 * 24 * time.Hour
 
-// arrival is what intake hands to decide: messages just received, or campaigns
-// that are due, or what a replay read again. All have passed the freshness barrier: the local
-// subscriptions hold every change committed before it was received or due.
+// barrierPatience is how long a batch waits for the freshness barrier before it
+// is accepted without being joined: its campaigns become pending rows, which are
+// joined behind a later barrier. A batch that cancels something, or that follows
+// one which waited in vain, has less of it.
+const (
+	barrierPatience = 100 * time.Millisecond
+	barrierHaste    = 20 * time.Millisecond
+)
+
+// arrival is what intake hands to decide: messages just received, or what a
+// replay read again.
 type arrival struct {
 	messages []message
-	due      []*live
 	replayed []message // in their turn, behind all messages
 }
 
 // message is one record of the campaigns topic, parsed.
 type message struct {
-	offset      int64
-	time        int64 // milliseconds
-	campaign    *Campaign
-	dead        *deadLetter // instead of campaign
-	fresh       time.Time   // before the barrier: a strict one lets the join see the subscriptions of this moment or later
+	offset   int64
+	time     int64 // milliseconds
+	campaign *Campaign
+	dead     *deadLetter // instead of campaign
+	// fresh is a moment before the barrier that the message has passed: the local
+	// subscriptions hold every change committed before it. Zero: the barrier was
+	// shut, and the message is not joined now.
+	fresh       time.Time
 	fingerprint fingerprint // of campaign
 	known       *known      // what the campaign table held for its key; nil if nothing
 	shared      bool        // the campaign runs, or ran, for other restaurants too
-	// delivered names what the delivered cache holds for an edit: the clients who
-	// have the campaign, have of them.
-	delivered state.ID
-	have      int
 
 	// Of a replay alone.
-	feed     *replayFeed
-	replaced bool // the topic has a newer message of the campaign
+	feed      *replayFeed
+	replaced  bool     // the topic has a newer message of the campaign
+	delivered state.ID // what the delivered cache has those under who have the campaign
+	have      int      // of them
 }
 
 // fingerprint identifies the content of a message: all eight fields.
@@ -74,89 +82,19 @@ func (c *Campaign) fingerprint() fingerprint {
 	return fingerprint(h.Sum(nil))
 }
 
-// known is the newest message of a key that was accepted so far.
-type known struct {
-	version     version
-	time        int64
-	fingerprint fingerprint
-}
-
-// intake polls the lane's partition and keeps its appointments, until ctx ends.
+// intake polls the lane's partition, until ctx ends.
 func (s *session) intake(ctx context.Context) error {
-	// Everything pending: what was live before the takeover is due at once.
-	if _, err := bounded(ctx, 10*s.cfg.SinkTimeout, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.reload(ctx, time.Now(), -1) }); err != nil {
-		return err
-	}
-	loaded := time.Now()
 	for ctx.Err() == nil {
-		now := time.Now()
-		if now.Sub(loaded) >= agendaReload {
-			loaded = now
-			if err := s.upkeep(ctx, now); err != nil {
-				return err
-			}
-		}
-		if due := s.agenda.due(now.Unix()); len(due) > 0 {
-			if err := s.bringDue(ctx, due); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := s.poll(ctx, loaded.Add(agendaReload)); err != nil {
+		if err := s.poll(ctx); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// upkeep runs a few times an hour: later appointments, and campaign rows that
-// nobody needs any more.
-func (s *session) upkeep(ctx context.Context, now time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
-	defer cancel()
-	if err := s.reload(ctx, now, now.Unix()); err != nil {
-		return err
-	}
-	if _, err := s.reader.Exec(ctx, `DELETE FROM `+s.t.campaign+` WHERE lane = $1 AND adv_campaign_datetime_end < $2 AND accepted_at < $3`,
-		s.lane.id, now.Add(-keepEnded).Unix(), now.Add(-keepEnded)); err != nil {
-		return fmt.Errorf("delete ended campaigns of lane %d: %w", s.lane.id, err)
-	}
-	return nil
-}
-
-// bringDue hands on campaigns whose start has come, against the subscriptions
-// of this moment.
-func (s *session) bringDue(ctx context.Context, due []appointment) error {
-	if err := s.barrier(ctx); err != nil {
-		return err
-	}
-	failpoint.Hit("intake/due")
-	list, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) ([]*live, error) { return s.load(ctx, due) })
-	if err != nil || len(list) == 0 {
-		return err
-	}
-	return s.handOver(ctx, arrival{due: list})
-}
-
-// poll waits for messages, at most until the next appointment.
-func (s *session) poll(ctx context.Context, until time.Time) error {
-	if at, ok := s.agenda.next(); ok && at.Before(until) {
-		until = at
-	}
-	pollCtx, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case <-s.agenda.wake:
-			cancel()
-		case <-pollCtx.Done():
-		}
-	}()
-	fetches := s.client.PollRecords(pollCtx, intakeMessages)
-	cancel()
-	<-watched
+// poll waits for messages.
+func (s *session) poll(ctx context.Context) error {
+	fetches := s.client.PollRecords(ctx, intakeMessages)
 	if err := s.fetchError(fetches); err != nil {
 		return err
 	}
@@ -219,18 +157,23 @@ func (s *session) parse(r *kgo.Record) message {
 }
 
 // receive passes the freshness barrier and looks the keys up, at the same
-// time, then hands the messages on.
+// time, then hands the messages on. Where the barrier is shut it hands them on
+// all the same, in their order: a cancel needs no join.
 func (s *session) receive(ctx context.Context, batch []message) error {
 	if len(batch) == 0 {
 		return nil
 	}
 	failpoint.Hit("intake/received")
-	fresh := time.Now()
-	for i := range batch {
-		batch[i].fresh = fresh
-	}
+	received := time.Now()
+	passed := true
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.barrier(gctx) })
+	g.Go(func() (err error) {
+		if patience := s.patience(batch, received.Unix()); patience > 0 {
+			passed, err = s.tryBarrier(gctx, patience)
+			s.shut = !passed
+		}
+		return err
+	})
 	g.Go(func() error {
 		ctx, cancel := context.WithTimeout(gctx, s.cfg.SinkTimeout)
 		defer cancel()
@@ -239,21 +182,49 @@ func (s *session) receive(ctx context.Context, batch []message) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for i := range batch {
-		if m := &batch[i]; m.edits() {
-			if err := s.loadDelivered(ctx, s.reader, m); err != nil {
-				return err
-			}
+	if passed {
+		for i := range batch {
+			batch[i].fresh = received
 		}
 	}
 	return s.handOver(ctx, arrival{messages: batch})
 }
 
+// patience is how long a batch waits for the freshness barrier; 0 where nothing
+// in it is joined.
+func (s *session) patience(batch []message, now int64) time.Duration {
+	joins, cancels := false, false
+	for i := range batch {
+		if c := batch[i].campaign; c != nil && c.End > now {
+			joins = true
+		} else if c != nil {
+			cancels = true
+		}
+	}
+	switch {
+	case !joins:
+		return 0
+	case s.shut || cancels:
+		return barrierHaste
+	}
+	return barrierPatience
+}
+
+// tryBarrier waits for the join's freshness, and no longer than patience.
+func (s *session) tryBarrier(ctx context.Context, patience time.Duration) (passed bool, err error) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err = s.barrier(waiting); err != nil && ctx.Err() == nil && waiting.Err() != nil {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // barrier waits for the join's freshness. It runs after the messages were
 // received, so what they are joined with is no older than they are.
 func (s *session) barrier(ctx context.Context) error {
-	s.lane.waiting.Store(true)
-	defer s.lane.waiting.Store(false)
+	s.lane.waiting.Add(1)
+	defer s.lane.waiting.Add(-1)
 	if err := s.lane.svc.barrier.Barrier(ctx); err != nil {
 		return fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
@@ -307,28 +278,23 @@ func knownIDsSQL(t tables) string {
 CROSS JOIN LATERAL (SELECT FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign LIMIT 1) AS c`
 }
 
+// knownKeysSQL gives each key with its row, NULLs where there is none, and
+// whether the campaign has other restaurants too.
 func knownKeysSQL(t tables) string {
-	return `SELECT k.campaign, k.restaurant, coalesce(c.lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
+	return `SELECT k.campaign, k.restaurant, coalesce(c.version, 0), coalesce(c.lane, -1), coalesce(c.msg_lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
   EXISTS (SELECT FROM ` + t.campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
 FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-LEFT JOIN LATERAL (SELECT c.lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
+LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
 }
 
-// lookUpKnown is lookUp for messages whose ids the campaign table has.
-func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*message) error {
-	byKey := make(map[key][]*message, len(batch))
-	var campaigns, restaurants []string
-	for _, m := range batch {
-		k := m.campaign.key()
-		if byKey[k] == nil {
-			campaigns, restaurants = append(campaigns, k.campaign), append(restaurants, k.restaurant)
-		}
-		byKey[k] = append(byKey[k], m)
+// readKnown calls fn with what the campaign table holds for each key, nil if
+// nothing, and whether the campaign has other restaurants.
+func (t tables) readKnown(ctx context.Context, conn *pgx.Conn, keys []key, fn func(k key, n *known, shared bool)) error {
+	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		campaigns[i], restaurants[i] = k.campaign, k.restaurant
 	}
-	if len(byKey) == 0 {
-		return nil
-	}
-	rows, err := conn.Query(ctx, knownKeysSQL(s.t), campaigns, restaurants)
+	rows, err := conn.Query(ctx, knownKeysSQL(t), campaigns, restaurants)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
@@ -336,18 +302,35 @@ func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*mess
 	var n known
 	var content []byte
 	var shared bool
-	_, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &n.version.lane, &n.version.offset, &n.time, &content, &shared}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &n.version, &n.owner, &n.lane, &n.offset, &n.time, &content, &shared}, func() error {
+		if content == nil {
+			fn(k, nil, shared)
+			return nil
+		}
 		found := n
 		copy(found.fingerprint[:], content)
-		for _, m := range byKey[k] {
-			if m.shared = shared; content != nil {
-				m.known = &found
-			}
-		}
+		fn(k, &found, shared)
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
 	return nil
+}
+
+// lookUpKnown is lookUp for messages whose ids the campaign table has.
+func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*message) error {
+	byKey := make(map[key][]*message, len(batch))
+	for _, m := range batch {
+		k := m.campaign.key()
+		byKey[k] = append(byKey[k], m)
+	}
+	if len(byKey) == 0 {
+		return nil
+	}
+	return s.t.readKnown(ctx, conn, slices.Collect(maps.Keys(byKey)), func(k key, n *known, shared bool) {
+		for _, m := range byKey[k] {
+			m.known, m.shared = n, shared
+		}
+	})
 }

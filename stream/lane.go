@@ -19,7 +19,7 @@ type lane struct {
 	svc *Service
 	id  int32
 
-	waiting atomic.Bool // for the freshness barrier
+	waiting atomic.Int32 // goroutines that wait for the freshness barrier
 
 	replays chan *laneReplay           // a replay asks the session
 	replay  atomic.Pointer[laneReplay] // the one under way

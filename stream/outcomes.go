@@ -25,6 +25,7 @@ const (
 	outcomeExpired         outcomeKind = "its end had passed when it was received"
 	outcomeCancelled       outcomeKind = "it ends the campaign"
 	outcomeLeftOut         outcomeKind = "clients were left out"
+	outcomeOlder           outcomeKind = "a newer message of its campaign is there; across partitions the record's time decides"
 	outcomeWithoutAudience outcomeKind = "nobody subscribes to its restaurant"
 )
 
@@ -34,6 +35,8 @@ type outcome struct {
 	campaign *Campaign // nil of a dead letter
 	offset   int64     // of the message
 	reason   string    // of a dead letter
+
+	message, newest known // of an older message: itself, and the newest
 }
 
 // noteOutcomes counts what the committed step did not notify, and logs it.
@@ -42,8 +45,12 @@ func (l *lane) noteOutcomes(st *step) {
 	c.expired.Add(st.expired)
 	c.dead.Add(int64(len(st.dead)))
 	for _, o := range st.outcomes {
-		if o.kind == outcomeWithoutAudience {
+		switch o.kind {
+		case outcomeWithoutAudience:
 			c.withoutAudience.Add(1)
+		case outcomeOlder:
+			c.older.Add(1)
+		case outcomeDead, outcomeExpired, outcomeCancelled, outcomeLeftOut:
 		}
 		l.svc.outcomes.note(o.kind, func() []any { return l.outcomeAttributes(o) })
 	}
@@ -55,6 +62,9 @@ func (l *lane) outcomeAttributes(o outcome) []any {
 	}
 	c := o.campaign
 	attrs := []any{"lane", l.id, "offset", o.offset, "campaign", c.ID, "restaurant", c.RestaurantID}
+	if o.kind == outcomeOlder {
+		return append(attrs, "time", msgTime(o.message), "newer_lane", o.newest.lane, "newer_offset", o.newest.offset, "newer_time", msgTime(o.newest))
+	}
 	if o.kind != outcomeWithoutAudience {
 		return append(attrs, "end", time.Unix(c.End, 0).UTC())
 	}
@@ -63,6 +73,8 @@ func (l *lane) outcomeAttributes(o outcome) []any {
 	}
 	return attrs
 }
+
+func msgTime(k known) time.Time { return time.UnixMilli(k.time).UTC() }
 
 // similarHint names a restaurant that has subscriptions and whose id differs from
 // the given one only in what SQL may ignore; "" if there is none. A state that

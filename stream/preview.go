@@ -74,7 +74,7 @@ func (s *session) countAudience(ctx context.Context, m *message, p *Preview) err
 	if p.Audience == 0 {
 		p.Hint = similarHint(s.lane.svc.store, m.campaign.RestaurantID)
 	}
-	if err := s.loadDelivered(ctx, s.reader, m); err != nil {
+	if m.delivered, m.have, err = s.loadDelivered(ctx, s.reader, m.campaign.ID); err != nil {
 		return err
 	}
 	if m.delivered == "" {

@@ -150,7 +150,7 @@ func (l *live) leftOutLetter(reason string, clients []string) deadLetter {
 }
 
 func (l *live) letter(reason string, value []byte, mark header) deadLetter {
-	return deadLetter{partition: l.version.lane, offset: l.version.offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
+	return deadLetter{partition: l.from.lane, offset: l.from.offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
 }
 
 // refusedMessages counts the dead letters that stand for a message.
@@ -217,7 +217,7 @@ func (s *session) screen(ctx context.Context, conn *pgx.Conn, batch []message) e
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)
 		}
 		if err != nil {
-			letter := s.fit((&live{Campaign: c, version: version{s.lane.id, m.offset}}).refusedLetter("the sink's database, of encoding " + s.table.encoding + ", cannot hold it: " + refused.Message))
+			letter := s.fit((&live{Campaign: c, from: position{s.lane.id, m.offset}}).refusedLetter("the sink's database, of encoding " + s.table.encoding + ", cannot hold it: " + refused.Message))
 			letter.timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}

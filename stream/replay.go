@@ -235,7 +235,7 @@ func (r *replay) lanes(ctx context.Context, p *plan) []*laneReplay {
 		}
 		out = append(out, &laneReplay{
 			replay: r, ctx: ctx, handle: h, id: rg.lane, from: rg.from, until: rg.until, next: rg.from,
-			plan: p, open: map[key]version{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
+			plan: p, open: map[key]int64{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
 		})
 	}
 	return out

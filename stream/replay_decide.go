@@ -21,8 +21,8 @@ const (
 // verdict compares the message with what is known of its campaign: before, nil
 // if nothing.
 func (m *message) verdict(lane int32, before *known, now int64) verdict {
-	this := known{version: version{lane, m.offset}, time: m.time}
-	same := before != nil && before.version == this.version
+	this := known{position: position{lane, m.offset}, time: m.time}
+	same := before != nil && before.position == this.position
 	wins := !m.replaced && (before == nil || same || surelyNewer(this, *before))
 	switch {
 	case m.campaign.End <= now && before != nil && !same && wins:
@@ -36,10 +36,6 @@ func (m *message) verdict(lane int32, before *known, now int64) verdict {
 	}
 	return replayJoin
 }
-
-// surelyNewer is newer, but that of two messages of one time on two partitions
-// neither is: what stands, stands.
-func surelyNewer(a, b known) bool { return newer(a, b) && !newer(b, a) }
 
 // note counts a campaign.
 func (c *ReplayCounts) note(v verdict, ahead bool) {
@@ -60,25 +56,25 @@ func (c *ReplayCounts) note(v verdict, ahead bool) {
 // just arrived go first, and it never moves next_offset. The look-up may be
 // older than what this lane accepted since, so the verdict is made anew.
 func (d *decider) acceptReplayed(st *step) bool {
-	if len(d.replayed) == 0 || d.sched.replayed >= replayLive || !st.takes(&d.replayed[0]) {
+	if len(d.replayed) == 0 || !d.roomForMore() || d.sched.replayed >= replayLive || !st.takes(&d.replayed[0]) {
 		return false
 	}
 	m := d.replayed[0]
 	d.replayed = d.replayed[1:]
-	before := d.newest(&m)
+	before := d.newest(st, &m)
 	v := replaySuperseded
 	if !m.feed.gone() {
 		v = m.verdict(d.s.lane.id, before, time.Now().Unix())
 	}
 	if v != replayJoin && v != replayCancel {
-		d.unused(&m)
+		if m.delivered != "" {
+			d.s.forget(m.delivered)
+		}
 		m.feed.settle()
 		return true
 	}
 	st.size += m.campaign.size()
-	now := known{version: version{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
-	d.remember(m.campaign.key(), now)
-	d.install(st, &m, before, now)
+	d.install(st, &m, before)
 	st.feeds = append(st.feeds, m.feed)
 	return true
 }

@@ -38,8 +38,8 @@ type laneReplay struct {
 	next        int64      // all before it is settled
 	result      chan error // of one session; one token
 
-	mu     sync.Mutex      // guards what follows: the driver, commit
-	open   map[key]version // accepted and not delivered to the end
+	mu     sync.Mutex    // guards what follows: the driver, commit
+	open   map[key]int64 // accepted and not delivered to the end: their versions
 	counts ReplayCounts
 	wake   chan struct{} // open has changed; one token
 }
@@ -182,7 +182,7 @@ func (s *session) prepareReplay(ctx context.Context, l *laneReplay, conn *pgx.Co
 		if !l.plan.has(d) { // another round's
 			continue
 		}
-		m.fresh, m.replaced = fresh, l.plan.replaced(d, known{version: version{l.id, m.offset}, time: m.time})
+		m.fresh, m.replaced = fresh, l.plan.replaced(d, known{position: position{l.id, m.offset}, time: m.time})
 		v := m.verdict(l.id, m.known, fresh.Unix())
 		counts.note(v, m.campaign.Start > fresh.Unix())
 		if v == replayJoin || v == replayCancel {
@@ -212,7 +212,7 @@ func (s *session) replayBatch(ctx context.Context, l *laneReplay, conn *pgx.Conn
 	cached := 0
 	for i, m := range todo {
 		if m.joins() {
-			if err := s.loadDelivered(ctx, conn, m); err != nil {
+			if m.delivered, m.have, err = s.loadDelivered(ctx, conn, m.campaign.ID); err != nil {
 				return counts, err
 			}
 			if l.plan.countOnce(m.campaign.key().digest()) {
@@ -295,7 +295,7 @@ func (l *laneReplay) committed(st *step, p *payload) {
 	for k, r := range st.rows {
 		_, open := l.open[k]
 		switch {
-		case r.feed != nil && r.feed.of == l && r.started, open && r.repeats:
+		case r.feed != nil && r.feed.of == l && r.started:
 			l.open[k] = r.version
 		case open && r.accept: // edited
 			delete(l.open, k)
@@ -307,9 +307,12 @@ func (l *laneReplay) committed(st *step, p *payload) {
 		}
 	}
 	for k, r := range st.rows {
-		if !r.repeats && r.state != statePending {
+		if r.state != "" && r.state != statePending {
 			delete(l.open, k)
 		}
+	}
+	for _, k := range st.lost { // another message has it
+		delete(l.open, k)
 	}
 	select {
 	case l.wake <- struct{}{}:
@@ -349,17 +352,17 @@ func (l *laneReplay) dropDelivered(ctx context.Context, s *session, conn *pgx.Co
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
-	rows, err := conn.Query(ctx, `SELECT k.campaign, k.restaurant, c.msg_offset FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+	rows, err := conn.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
-	left := map[key]version{}
+	left := map[key]int64{}
 	var k key
-	var offset int64
-	if _, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &offset}, func() error {
-		if v := (version{l.id, offset}); l.open[k] == v {
-			left[k] = v
+	var version int64
+	if _, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &version}, func() error {
+		if l.open[k] == version {
+			left[k] = version
 		}
 		return nil
 	}); err != nil {

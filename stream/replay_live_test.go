@@ -86,19 +86,19 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 // was loaded before is not the replay's.
 func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	t.Parallel()
-	d := newDecider(&session{lane: &lane{}})
+	d := newDecider(&session{lane: &lane{svc: &Service{recentLimit: recentLimit}}})
 	loaded := func(cursor string) *live {
 		c := Campaign{ID: "c", RestaurantID: "r1"}
-		return &live{Campaign: &c, version: version{0, 7}, cursor: packID(t, cursor)}
+		return &live{Campaign: &c, version: 7, cursor: packID(t, cursor)}
 	}
 	again := loaded("a")
 	d.sched.add(again)
-	d.take(arrival{due: []*live{loaded("b")}})
+	d.takeDue([]*live{loaded("b")})
 	if d.sched.byKey[again.key()] != again {
 		t.Error("what was due has taken its place")
 	}
-	again.version.offset = 6
-	d.take(arrival{due: []*live{loaded("b")}})
+	again.version = 6
+	d.takeDue([]*live{loaded("b")})
 	if d.sched.byKey[again.key()] == again {
 		t.Error("a newer version has not")
 	}

@@ -220,7 +220,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	if !anew {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE `+r.t.campaign+` SET msg_offset = -1 WHERE lane = $1`, r.lane.id); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE `+r.t.campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.lane.id); err != nil {
 		return fmt.Errorf("update campaigns: %w", err)
 	}
 	return nil

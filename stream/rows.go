@@ -7,12 +7,14 @@ type rowSet struct {
 	campaigns, restaurants     []string
 	contents, owners, contacts []string
 	starts, ends, created      []int64
-	lanes                      []int32
-	offsets, times             []int64
+	lanes, msgLanes            []int32
+	versions, offsets, times   []int64
 	fingerprints, cursors      [][]byte
 	states                     []string
-	replacesLanes              []int32
-	replacesOffsets            []int64
+	contested                  []bool
+	// The state of the row that must still be there.
+	oldVersions, oldOffsets []int64
+	oldLanes                []int32
 }
 
 // rowSets splits a step's rows by what happens to them.
@@ -27,63 +29,79 @@ func newRowSets(st *step) *rowSets {
 	sets := &rowSets{}
 	for _, r := range st.sortedRows() {
 		switch {
-		case r.repeats:
-			sets.repeats.add(r)
-		case !r.accept:
-			sets.moves.add(r)
-		case r.replaces == nil:
+		case r.accept && r.replaces == nil:
 			sets.inserts = append(sets.inserts, r)
+		case r.accept:
+			sets.edits.addEdit(r)
 		default:
-			sets.edits.add(r)
+			if r.repeats {
+				sets.repeats.addRepeat(r)
+			}
+			if r.state != "" {
+				sets.moves.addMove(r)
+			}
 		}
 	}
 	return sets
 }
 
-func (s *rowSet) len() int64 { return int64(len(s.campaigns)) }
+func (s *rowSet) len() int { return len(s.campaigns) }
 
-func (s *rowSet) add(r *row) {
+func (s *rowSet) addKey(r *row) {
 	s.campaigns, s.restaurants = append(s.campaigns, r.ID), append(s.restaurants, r.RestaurantID)
-	s.lanes, s.offsets = append(s.lanes, r.version.lane), append(s.offsets, r.version.offset)
-	s.states, s.cursors = append(s.states, r.state), append(s.cursors, []byte(r.cursor))
-	if r.accept {
-		s.addContent(r)
-	}
-	if r.accept || r.repeats {
-		s.times = append(s.times, r.msgTime)
-	}
-	if r.replaces != nil {
-		s.replacesLanes = append(s.replacesLanes, r.replaces.version.lane)
-		s.replacesOffsets = append(s.replacesOffsets, r.replaces.version.offset)
-	}
 }
 
-func (s *rowSet) addContent(r *row) {
+// addMessage adds the message that the row holds from now on, and the state of
+// the row that it takes the place of.
+func (s *rowSet) addMessage(r *row) {
+	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.lane), append(s.offsets, r.at.offset), append(s.times, r.msgTime)
+	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.replaces.version), append(s.oldLanes, r.replaces.lane), append(s.oldOffsets, r.replaces.offset)
+}
+
+func (s *rowSet) addProgress(r *row) {
+	s.lanes, s.versions = append(s.lanes, r.owner), append(s.versions, r.version)
+	s.states, s.cursors = append(s.states, r.state), append(s.cursors, []byte(r.cursor))
+}
+
+func (s *rowSet) addEdit(r *row) {
+	s.addKey(r)
+	s.addMessage(r)
+	s.addProgress(r)
 	s.contents, s.owners, s.contacts = append(s.contents, r.Content), append(s.owners, r.Owner), append(s.contacts, r.OwnerContact)
 	s.starts, s.ends, s.created = append(s.starts, r.Start), append(s.ends, r.End), append(s.created, r.Created)
-	s.fingerprints = append(s.fingerprints, r.fingerprint[:])
+	s.fingerprints, s.contested = append(s.fingerprints, r.fingerprint[:]), append(s.contested, r.contested.Load())
 }
 
-// rowColumns and rowArrays belong to the first fourteen parameters.
+func (s *rowSet) addRepeat(r *row) {
+	s.addKey(r)
+	s.addMessage(r)
+}
+
+func (s *rowSet) addMove(r *row) {
+	s.addKey(r)
+	s.addProgress(r)
+}
+
+// rowColumns and rowArrays belong to the first seventeen parameters.
 const (
-	rowColumns = `adv_campaign_id, restaurant_id, lane, msg_offset, msg_time, fingerprint,
+	rowColumns = `adv_campaign_id, restaurant_id, lane, version, msg_lane, msg_offset, msg_time, fingerprint,
   adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
-  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor`
-	rowArrays = `$1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::bytea[],
-  $7::text[], $8::text[], $9::text[], $10::int8[], $11::int8[], $12::int8[], $13::text[], $14::bytea[]`
+  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor, contested`
+	rowArrays = `$1::text[], $2::text[], $3::int4[], $4::int8[], $5::int4[], $6::int8[], $7::int8[], $8::bytea[],
+  $9::text[], $10::text[], $11::text[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::bytea[], $17::boolean[]`
 )
 
 func (s *rowSet) editArgs() []any {
-	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.times, s.fingerprints,
-		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.replacesLanes, s.replacesOffsets}
+	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.msgLanes, s.offsets, s.times, s.fingerprints,
+		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.contested, s.oldVersions, s.oldLanes, s.oldOffsets}
 }
 
 func (s *rowSet) repeatArgs() []any {
-	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.times, s.replacesLanes, s.replacesOffsets}
+	return []any{s.campaigns, s.restaurants, s.msgLanes, s.offsets, s.times, s.oldVersions, s.oldLanes, s.oldOffsets}
 }
 
 func (s *rowSet) moveArgs() []any {
-	return []any{s.campaigns, s.restaurants, s.lanes, s.offsets, s.states, s.cursors}
+	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors}
 }
 
 // everyRow: each row of the set must be hit, or the step is stale.
@@ -98,35 +116,42 @@ func copyRows(rows []*row) []byte {
 	dst := make([]byte, 0, len(rows)*512)
 	dst = append(dst, copySignature...)
 	for _, r := range rows {
-		dst = binary.BigEndian.AppendUint16(dst, 14)
+		dst = binary.BigEndian.AppendUint16(dst, 17)
 		dst = appendCopyField(appendCopyField(dst, r.ID), r.RestaurantID)
-		dst = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(dst, 4), uint32(r.version.lane))
-		dst = appendCopyInt8(appendCopyInt8(dst, r.version.offset), r.msgTime)
+		dst = appendCopyInt8(appendCopyInt4(dst, r.owner), r.version)
+		dst = appendCopyInt8(appendCopyInt8(appendCopyInt4(dst, r.at.lane), r.at.offset), r.msgTime)
 		dst = appendCopyField(dst, r.fingerprint[:])
 		dst = appendCopyField(appendCopyField(appendCopyField(dst, r.Content), r.Owner), r.OwnerContact)
 		dst = appendCopyInt8(appendCopyInt8(appendCopyInt8(dst, r.Start), r.End), r.Created)
 		dst = appendCopyField(appendCopyField(dst, r.state), r.cursor)
+		dst = appendCopyBool(dst, r.contested.Load())
 	}
 	return append(dst, copyTrailer...)
 }
 
 func editRowsSQL(t tables) string {
-	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET lane = u.lane, msg_offset = u.msg_offset, msg_time = u.msg_time, fingerprint = u.fingerprint,
-  adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner, adv_campaign_owner_contact = u.adv_campaign_owner_contact,
-  adv_campaign_datetime_start = u.adv_campaign_datetime_start, adv_campaign_datetime_end = u.adv_campaign_datetime_end,
-  datetime_created = u.datetime_created, state = u.state, cursor = u.cursor, accepted_at = now()
-FROM unnest(`+rowArrays+`, $15::int4[], $16::int8[]) AS u(`+rowColumns+`, old_lane, old_offset)
-WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id AND c.lane = u.old_lane AND c.msg_offset = u.old_offset`)
+	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
+  fingerprint = u.fingerprint, adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner,
+  adv_campaign_owner_contact = u.adv_campaign_owner_contact, adv_campaign_datetime_start = u.adv_campaign_datetime_start,
+  adv_campaign_datetime_end = u.adv_campaign_datetime_end, datetime_created = u.datetime_created, state = u.state, cursor = u.cursor,
+  contested = u.contested, accepted_at = now()
+FROM unnest(`+rowArrays+`, $18::int8[], $19::int4[], $20::int8[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset)
+WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id
+  AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
+// repeatRowsSQL leaves the version alone: the lane that delivers the campaign
+// goes on with it.
 func repeatRowsSQL(t tables) string {
-	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET lane = u.lane, msg_offset = u.msg_offset, msg_time = u.msg_time
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::int4[], $7::int8[]) AS u(campaign, restaurant, lane, msg_offset, msg_time, old_lane, old_offset)
-WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.old_lane AND c.msg_offset = u.old_offset`)
+	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::int8[], $7::int4[], $8::int8[])
+  AS u(campaign, restaurant, msg_lane, msg_offset, msg_time, old_version, old_lane, old_offset)
+WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant
+  AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
 func moveRowsSQL(t tables) string {
 	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET state = u.state, cursor = u.cursor
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, msg_offset, state, cursor)
-WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.msg_offset = u.msg_offset`)
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, version, state, cursor)
+WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
 }

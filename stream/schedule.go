@@ -8,18 +8,13 @@ import (
 	"dinnerbell/state"
 )
 
-// version names the message that a campaign's current content came from. A
-// campaign row in Postgres is changed only by whoever holds its version.
-type version struct {
-	lane   int32
-	offset int64
-}
-
 // live is one campaign in the middle of its fan-out, as the decide goroutine
 // holds it. Postgres holds the same as of the last committed step.
 type live struct {
 	*Campaign
-	version    version
+	from       position // of its message, for the log
+	owner      int32    // the lane that delivers it
+	version    int64    // of its row: whoever changes the row names it
 	delivered  state.ID // what the delivered cache has its clients under; "": nothing
 	restaurant state.ID
 	cursor     state.ID // last client looked at; "" before the first
@@ -35,13 +30,19 @@ type live struct {
 	// contested: somebody may have been notified of it before, so its rows go by
 	// ON CONFLICT. Set by decide and, after a conflict, by commit.
 	contested atomic.Bool
+	// lost: the row is not as this lane left it, so nothing more is decided by
+	// this one. Set by commit.
+	lost atomic.Bool
 }
 
 // schedule holds the live campaigns of a lane and decides whose turn it is.
 // Small ones go first without starving large ones: campaigns that were never
 // served get up to three quarters of each step, in order of arrival; those
 // that need more than one turn share the rest, and whatever the fresh ones
-// leave, round-robin; what those leave is for fresh ones again.
+// leave, round-robin; what those leave is for fresh ones again. A turn is a
+// sixteenth of the step at least, since each one costs an update of the
+// campaign's row: with very many long campaigns not every one has a turn in
+// every step.
 type schedule struct {
 	byKey map[key]*live
 	byID  map[string][]*live // campaigns by id: one id may run for several restaurants
@@ -134,7 +135,7 @@ func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
 		freshRoom = room * 3 / 4
 	}
 	waiting := len(s.long) // those that follow were served in this step
-	whole := room / 4
+	whole, least := room/4, max(room/16, 1)
 	used, err := s.serveFresh(freshRoom, whole, more, take)
 	left := room - min(used, freshRoom) // the fresh ones' last may exceed their share, not take another's
 	for i := 0; err == nil && i < waiting && left > 0; i++ {
@@ -144,7 +145,7 @@ func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
 			continue
 		}
 		var n int
-		n, err = s.turn(l, left/(waiting-i)+1, take)
+		n, err = s.turn(l, max(left/(waiting-i)+1, least), take)
 		left, used = left-n, used+n
 	}
 	if err == nil && used < room {

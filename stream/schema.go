@@ -28,15 +28,19 @@ var daemonTables = []struct{ name, sql string }{
   expired int8 NOT NULL DEFAULT 0,         -- campaigns that were over on arrival
   dead int8 NOT NULL DEFAULT 0             -- messages refused
 ) WITH (fillfactor = 50)`},
-	// The newest message per (campaign, restaurant), over all lanes; (lane,
-	// msg_offset) is its version. Rows stay a while after their end, so that
-	// an older message that arrives late through another lane is known to be old.
+	// The newest message per (campaign, restaurant), over all lanes. Whoever
+	// changes a row names the state that it expects: the version for the progress
+	// of a fan-out, the message too for another message. Rows stay a while after
+	// their end, so that an older message that arrives late through another lane is
+	// known to be old.
 	{"campaign", `CREATE TABLE IF NOT EXISTS %[1]s.campaign (
   adv_campaign_id text NOT NULL,
   restaurant_id text NOT NULL,
-  lane int4 NOT NULL,
-  msg_offset int8 NOT NULL,
-  msg_time int8 NOT NULL,                  -- milliseconds, as Kafka gave it
+  lane int4 NOT NULL,                      -- delivers it
+  version int8 NOT NULL,                   -- raised whenever something else is to be delivered
+  msg_lane int4 NOT NULL,                  -- of the newest message, an identical repeat too: its partition,
+  msg_offset int8 NOT NULL,                -- its offset
+  msg_time int8 NOT NULL,                  -- and its time in milliseconds, as Kafka gave it
   fingerprint bytea NOT NULL,              -- of all eight fields: an identical repeat is seen as one
   adv_campaign_content text NOT NULL,
   adv_campaign_owner text NOT NULL,
@@ -46,6 +50,7 @@ var daemonTables = []struct{ name, sql string }{
   datetime_created int8 NOT NULL,
   state text NOT NULL CHECK (state IN ('pending', 'finished', 'expired')),
   cursor bytea NOT NULL,                   -- packed id of the last client looked at
+  contested boolean NOT NULL,              -- somebody may have been notified before this version
   accepted_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (adv_campaign_id, restaurant_id)
 ) WITH (fillfactor = 70)`},
@@ -61,23 +66,7 @@ var daemonTables = []struct{ name, sql string }{
 )`},
 	{"outbox storage", `ALTER TABLE %[1]s.outbox ALTER COLUMN payload SET STORAGE EXTERNAL`},
 	{"layout", `CREATE TABLE IF NOT EXISTS %[1]s.layout (version int4 NOT NULL)`},
-	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + layoutVersion + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
-}
-
-// layoutVersion counts changes to the tables above. A daemon works only on the
-// layout that it knows.
-const layoutVersion = "1"
-
-// checkLayout fails where setup has not run, or another version's has.
-func checkLayout(ctx context.Context, conn *pgx.Conn, t tables) error {
-	var version string
-	if err := conn.QueryRow(ctx, `SELECT version::text FROM `+t.schema+`.layout`).Scan(&version); err != nil {
-		return fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.schema, err)
-	}
-	if version != layoutVersion {
-		return fmt.Errorf("the tables of schema %s have layout %s, this dinnerbell works on layout %s; run the version of dinnerbell that made them", t.schema, version, layoutVersion)
-	}
-	return nil
+	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + fmt.Sprint(layoutVersion) + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
 }
 
 // SetupSQL is everything that SetupSink would run on an empty database.
@@ -133,7 +122,7 @@ func setupTables(ctx context.Context, conn *pgx.Conn, t tables) ([]string, error
 		return nil, fmt.Errorf("look for tables of schema %s: %w", t.schema, err)
 	}
 	if before == 4 {
-		return []string{fmt.Sprintf("tables of schema %s: there already", t.schema)}, checkLayout(ctx, conn, t)
+		return bringLayoutUp(ctx, conn, t)
 	}
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, d := range daemonTables {

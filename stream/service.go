@@ -35,6 +35,7 @@ type Service struct {
 
 	replaying       sync.Mutex // held by the replay under way
 	surveyCampaigns int        // see the constant
+	recentLimit     int        // see the constant
 	unmetPatience   time.Duration
 
 	counters counters
@@ -59,7 +60,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	return &Service{
-		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, unmetPatience: unmetPatience,
+		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, unmetPatience: unmetPatience,
 		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
 	}
 }

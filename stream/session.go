@@ -22,6 +22,7 @@ type session struct {
 	sql    *stepStatements // prepared on sink
 	ahead  time.Duration   // how far our clock is ahead of Postgres' at most
 	reader *pgx.Conn       // the intake goroutine's
+	keeper *pgx.Conn       // the agenda goroutine's
 	client *kgo.Client     // intake polls, ship produces
 
 	table       *feedbackTable // as of the takeover; each step's transaction compares it
@@ -41,14 +42,18 @@ type session struct {
 	pending       []*payload // decided and not shipped at the takeover
 
 	agenda   *agenda
+	shut     bool            // the last batch waited for the barrier in vain; intake's
 	arrivals chan arrival    // intake → decide
+	due      chan []*live    // agenda → decide: campaigns to be joined; the barrier is behind them
 	steps    chan *step      // decide → commit
 	departed chan *departure // commit → ship, in order
 	shipped  atomic.Int64    // K
 	ends     topicEnds       // of the notifications topic, as acknowledged
 	advanced chan struct{}   // K has advanced; one token
 	caches   caches
-	buffers  chan []byte // of COPY data that is sent; decide fills them again
+
+	corrected correctedKeys // commit → decide
+	buffers   chan []byte   // of COPY data that is sent; decide fills them again
 }
 
 // totals are the lane's counters since its deployment began.
@@ -59,6 +64,7 @@ type totals struct{ notified, expired, dead int64 }
 // drain timeout. It returns when all its goroutines have ended.
 func (s *session) run(soft context.Context) error {
 	s.arrivals = make(chan arrival)
+	s.due = make(chan []*live)
 	s.steps = make(chan *step)
 	s.departed = make(chan *departure, s.cfg.Window+len(s.pending))
 	s.advanced = make(chan struct{}, 1)
@@ -80,6 +86,7 @@ func (s *session) run(soft context.Context) error {
 	defer context.AfterFunc(hard, cancelSoft)() // a failure stops intake and decide too
 
 	g.Go(func() error { return ignoreEnd(soft, s.intake(soft)) })
+	g.Go(func() error { return ignoreEnd(soft, s.keepAgenda(soft)) })
 	g.Go(func() error { return ignoreEnd(soft, s.serveReplays(soft)) })
 	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, newDecider(s).run(soft)) })
 	g.Go(func() error { defer close(s.departed); return s.commitAll(hard) })
@@ -100,7 +107,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 // broker is gone has been seen to hang (franz-go issues 753, 754).
 func (s *session) close() {
 	s.forget()
-	for _, conn := range []*pgx.Conn{s.sink, s.reader} {
+	for _, conn := range []*pgx.Conn{s.sink, s.reader, s.keeper} {
 		if conn != nil {
 			closeConn(conn)
 		}

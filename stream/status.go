@@ -21,8 +21,8 @@ type LaneStatus struct {
 	Halted              *HaltError `json:"halted,omitempty"`
 }
 
-// Status is the stream at one moment. Campaigns live and scheduled are those
-// in memory; the other counts there and the notifications run since the
+// Status is the stream at one moment. Campaigns live (those that wait to
+// be joined among them) and scheduled are those in memory; the other counts there and the notifications run since the
 // deployment began, on the lanes that this daemon owns: they fall when a lane
 // leaves.
 type Status struct {
@@ -69,11 +69,13 @@ func (l *lane) addTo(out *Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st := l.status
-	st.WaitingForFreshness = l.waiting.Load()
+	st.WaitingForFreshness = l.waiting.Load() > 0
 	out.Lanes = append(out.Lanes, st)
 	out.Campaigns.Live += int64(l.counts.live)
 	if l.agenda != nil {
-		out.Campaigns.Scheduled += int64(l.agenda.len())
+		scheduled, waiting := l.agenda.len()
+		out.Campaigns.Scheduled += int64(scheduled)
+		out.Campaigns.Live += int64(waiting)
 	}
 	out.Campaigns.Expired += l.counts.expired
 	out.Campaigns.Dead += l.counts.dead

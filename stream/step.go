@@ -2,7 +2,9 @@ package stream
 
 import (
 	"errors"
+	"maps"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -17,18 +19,24 @@ const (
 )
 
 // row is what a step does to one campaign row: insert it, replace the message
-// it holds, or move its cursor.
+// it holds, note a repeat of that message, move its cursor, or the last two.
 type row struct {
 	*live
+	at          position // of the message, where accept or repeats says that there is one
 	msgTime     int64
 	fingerprint fingerprint
 	accept      bool        // a new message
+	repeats     bool        // an identical message: its position and time are noted
 	served      bool        // this step has moved its cursor
-	repeats     bool        // an identical message: version and time move, nothing else
-	replaces    *known      // with either: the version that must still be there; nil: none
+	replaces    *known      // with accept or repeats: how the row must be still; nil: no row
 	feed        *replayFeed // the replay that brought it
-	state       string
-	cursor      state.ID // as of this step; live.cursor is ahead once the next step is built
+	state       string      // "" leaves state and cursor alone
+	cursor      state.ID    // as of this step; live.cursor is ahead once the next step is built
+}
+
+// known is the message that the row holds after the step.
+func (r *row) known() known {
+	return known{position: r.at, time: r.msgTime, fingerprint: r.fingerprint, version: r.version, owner: r.owner}
 }
 
 // pick is one campaign's share of a step.
@@ -49,6 +57,7 @@ type step struct {
 	expired    int64
 	outcomes   []outcome     // messages that notify nobody
 	feeds      []*replayFeed // one for each message of a replay
+	lost       []key         // campaigns that turned out to be another message's
 
 	leftOut map[leftOut][]string // clients whose id cannot be carried
 	refused []*live              // campaigns whose rows the table refuses: set while the rows are written
@@ -73,7 +82,7 @@ func (st *step) empty() bool {
 // accept notes a new message for the step to store. Of several for one key the
 // last stands, in place of what the first one replaces.
 func (st *step) accept(r *row) {
-	if before := st.rows[r.key()]; before != nil {
+	if before := st.rows[r.key()]; before != nil && (before.accept || before.repeats) {
 		r.replaces = before.replaces
 	}
 	r.accept = true
@@ -82,17 +91,29 @@ func (st *step) accept(r *row) {
 
 // noteExpired notes a message whose end has passed: it cancels what was there.
 func (st *step) noteExpired(l *live, before *known) {
-	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.version.offset}
+	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.from.offset}
 	if before != nil {
 		o.kind = outcomeCancelled
 	}
 	st.outcomes = append(st.outcomes, o)
 }
 
+// noteOlder notes a message that a newer one of its campaign has made void.
+func (st *step) noteOlder(c *Campaign, m, newest known) {
+	st.outcomes = append(st.outcomes, outcome{kind: outcomeOlder, campaign: c, offset: m.offset, message: m, newest: newest})
+}
+
 // repeat notes an identical message for the step to store.
-func (st *step) repeat(r *row) {
-	r.repeats = true
-	st.rows[r.key()] = r
+func (st *step) repeat(l *live, now known, before *known) {
+	r := st.rows[l.key()]
+	if r == nil {
+		r = &row{live: l}
+		st.rows[l.key()] = r
+	}
+	if !r.accept && !r.repeats {
+		r.repeats, r.replaces, r.fingerprint = true, before, now.fingerprint
+	}
+	r.at, r.msgTime = now.position, now.time
 }
 
 // progress notes how far a campaign has come.
@@ -102,15 +123,38 @@ func (st *step) progress(l *live, to string) {
 		r = &row{live: l}
 		st.rows[l.key()] = r
 	}
-	r.state, r.cursor, r.served = to, l.cursor, true
+	r.live, r.state, r.cursor, r.served = l, to, l.cursor, true
 }
 
 // takes tells whether the step can accept the message. A campaign that was
 // served in it is not edited by it as well: the step has its former clients and
-// content. A repeat of what it has accepted is welcome.
+// content. A repeat is welcome.
 func (st *step) takes(m *message) bool {
 	r := st.rows[m.campaign.key()]
-	return r == nil || !r.served || r.accept && r.fingerprint == m.fingerprint
+	return r == nil || !r.served || m.feed == nil && *r.Campaign == *m.campaign
+}
+
+// drop takes a campaign's clients out.
+func (st *step) drop(l *live) {
+	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool { return p.live == l })
+	maps.DeleteFunc(st.leftOut, func(k leftOut, _ []string) bool { return k.live == l })
+	st.lost = append(st.lost, l.key())
+}
+
+// dropLost takes out what other steps have found lost, and tells whether there
+// was any.
+func (st *step) dropLost() (dropped bool) {
+	for k, r := range st.rows {
+		if !r.lost.Load() {
+			continue
+		}
+		dropped = true
+		st.drop(r.live)
+		if r.state, r.served = "", false; !r.repeats {
+			delete(st.rows, k)
+		}
+	}
+	return dropped
 }
 
 // seal makes the decision: it stamps the step with this second and encodes
@@ -177,17 +221,24 @@ func (st *step) contest(refused error) error {
 	return nil
 }
 
+// renew seals the step anew where a campaign of it was lost or refused since.
+func (st *step) renew() {
+	if lost := st.dropLost(); lost || st.superseded() {
+		st.seal(time.Now().Unix())
+	}
+}
+
 // superseded tells that a campaign of the step was refused since it was sealed.
 func (st *step) superseded() bool {
 	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.live.refused.Load() })
 }
 
-// appointments lists the step's campaigns that wait for their start, and those
-// that come back under a new version.
+// appointments lists the step's campaigns that wait: for their start, for fresh
+// subscriptions or for room.
 func (st *step) appointments() []appointment {
 	var out []appointment
 	for _, r := range st.rows {
-		if r.repeats || r.accept && r.state == statePending && !r.started {
+		if r.accept && r.state == statePending && !r.started {
 			out = append(out, appointment{start: r.Start, key: r.key(), version: r.version})
 		}
 	}

@@ -122,7 +122,7 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 				return nil
 			}
 			sent = min(sent, m.time)
-			p.fold(d, known{version: version{rg.lane, m.offset}, time: m.time})
+			p.fold(d, known{position: position{rg.lane, m.offset}, time: m.time})
 			for len(p.newest) > p.limit {
 				rest = append([]share{p.narrow()}, rest...)
 			}
@@ -161,7 +161,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 			work.did(1)
 			if m, d, ok := r.surveyed(rec, p); ok {
 				if _, ok := p.newest[d]; ok {
-					p.fold(d, known{version: version{rg.lane, m.offset}, time: m.time})
+					p.fold(d, known{position: position{rg.lane, m.offset}, time: m.time})
 				}
 			}
 			return nil

@@ -137,11 +137,11 @@ func (s *session) openSink(ctx context.Context) (err error) {
 	if err := s.readySink(ctx); err != nil {
 		return err
 	}
-	if s.reader, err = s.cfg.Sink.connect(ctx, name+" reader"); err != nil {
+	if s.reader, err = s.openReader(ctx, fmt.Sprintf("lane %d reader", s.lane.id)); err != nil {
 		return err
 	}
-	if _, err := s.reader.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("set up sink session: %w", err)
+	if s.keeper, err = s.openReader(ctx, fmt.Sprintf("lane %d agenda", s.lane.id)); err != nil {
+		return err
 	}
 	if err := s.checkPreconditions(ctx); err != nil {
 		return err

@@ -34,6 +34,7 @@ type world struct {
 	rowsSQL string              // reads the feedback table, in the order of COPY
 
 	unmetPatience time.Duration // of start's services; 0: the usual
+	recentLimit   int           // the same
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -102,6 +103,9 @@ func (w *world) start() (svc *Service, stop func()) {
 	svc = New(w.cfg, w.store, w.barrier)
 	if w.unmetPatience > 0 {
 		svc.unmetPatience = w.unmetPatience
+	}
+	if w.recentLimit > 0 {
+		svc.recentLimit = w.recentLimit
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -38,6 +38,8 @@ type countersReport struct {
 	NotificationsShipped int64 `json:"notifications_shipped"`
 	CampaignsExpired     int64 `json:"campaigns_expired"`
 	CampaignsDead        int64 `json:"campaigns_dead"`
+	// CampaignsOlder are messages that did nothing: a newer one of their campaign was there.
+	CampaignsOlder int64 `json:"campaigns_older"`
 	// CampaignsWithoutAudience found no subscription of their restaurant.
 	CampaignsWithoutAudience int64 `json:"campaigns_without_audience"`
 	// BadIDs are subscriptions whose client or restaurant cannot be an id: empty,
@@ -164,7 +166,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 	return countersReport{
 		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
-		CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsWithoutAudience: s.WithoutAudience,
+		CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
 		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses,
 	}
 }

@@ -1,0 +1,93 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// layoutVersion counts changes to the daemon's tables. A daemon works only on
+// the layout that it knows.
+const layoutVersion = 2
+
+// migrations bring a layout to the next one, in one transaction: migrations[n]
+// begins with layout n. %[1]s is the schema.
+var migrations = map[int][]string{
+	// Each campaign row gets a version of its own, and the lane that delivers it
+	// is told apart from the partition of its newest message.
+	1: {
+		`ALTER TABLE %[1]s.campaign ADD COLUMN version int8 NOT NULL DEFAULT 1, ADD COLUMN msg_lane int4, ADD COLUMN contested boolean NOT NULL DEFAULT false`,
+		`UPDATE %[1]s.campaign SET msg_lane = lane`,
+		`ALTER TABLE %[1]s.campaign ALTER COLUMN msg_lane SET NOT NULL, ALTER COLUMN version DROP DEFAULT, ALTER COLUMN contested DROP DEFAULT`,
+	},
+}
+
+// layoutOf reads which layout the daemon's tables have.
+func layoutOf(ctx context.Context, conn *pgx.Conn, t tables) (version int, err error) {
+	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.schema+`.layout`).Scan(&version); err != nil {
+		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.schema, err)
+	}
+	return version, nil
+}
+
+// checkLayout fails where setup has not run, or another version's has. A layout
+// that is newer than this daemon halts it: nothing but another daemon helps.
+func checkLayout(ctx context.Context, conn *pgx.Conn, t tables) error {
+	version, err := layoutOf(ctx, conn, t)
+	switch {
+	case err != nil:
+		return err
+	case version < layoutVersion:
+		return fmt.Errorf("the tables of schema %s have layout %d, this dinnerbell works on layout %d; run `dinnerbell setup`, which brings them up", t.schema, version, layoutVersion)
+	case version > layoutVersion:
+		return newerLayout(t, version)
+	}
+	return nil
+}
+
+func newerLayout(t tables, version int) error {
+	return &HaltError{Lane: -1, What: fmt.Sprintf("the tables of schema %s have layout %d, which a later dinnerbell has made; this one works on layout %d", t.schema, version, layoutVersion),
+		Hint: "run the version of dinnerbell that made them, or a later one"}
+}
+
+// bringLayoutUp has tables that are there reach the present layout.
+func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t tables) ([]string, error) {
+	from, err := layoutOf(ctx, conn, t)
+	switch {
+	case err != nil:
+		return nil, err
+	case from > layoutVersion:
+		return nil, newerLayout(t, from)
+	case from == layoutVersion:
+		return []string{fmt.Sprintf("tables of schema %s: there already", t.schema)}, nil
+	}
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		// One setup at a time; and a daemon of the former layout that runs still
+		// loses its lanes: its next step misses, and its next takeover names the
+		// layout. What it has under way is waited for.
+		if err := tx.QueryRow(ctx, `SELECT version FROM `+t.schema+`.layout FOR UPDATE`).Scan(&from); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE `+t.lane+` SET epoch = epoch + 1`); err != nil {
+			return err
+		}
+		for ; from < layoutVersion; from++ {
+			if len(migrations[from]) == 0 {
+				return errors.New("this dinnerbell does not know it")
+			}
+			for _, sql := range migrations[from] {
+				if _, err := tx.Exec(ctx, fmt.Sprintf(sql, t.schema)); err != nil {
+					return err
+				}
+			}
+		}
+		_, err := tx.Exec(ctx, `UPDATE `+t.schema+`.layout SET version = $1`, layoutVersion)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bring schema %s from layout %d to layout %d: %w; nothing was changed", t.schema, from, layoutVersion, err)
+	}
+	return []string{fmt.Sprintf("tables of schema %s: brought to layout %d", t.schema, layoutVersion)}, nil
+}

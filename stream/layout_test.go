@@ -1,0 +1,163 @@
+package stream
+
+import (
+	_ "embed"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
+)
+
+//go:embed testdata/layout1.sql
+var layout1 string
+
+// A deployment of layout 1 in the middle of everything: a step that is not shipped
+// (its payload is of version 1), a fan-out with its cursor, a campaign that waits
+// for its start, finished ones. setup brings its tables up, a daemon of the former
+// layout loses its lanes by that, and everybody has everything once.
+func TestSetupBringsALayoutUp(t *testing.T) {
+	t.Parallel()
+	few := clients("0000", 20)
+	w := newWorld(t, 2, map[string][]string{"r1": few})
+	w.db.Exec(`DROP SCHEMA dinnerbell CASCADE`)
+	w.db.Exec(layout1)
+	now := time.Now()
+	live, shipped, done, scheduled := w.campaign("live", "r1"), w.campaign("undelivered", "r1"), w.campaign("done", "r1"), w.campaign("scheduled", "r1")
+	scheduled.Start = now.Unix() + 5
+	for i, c := range []Campaign{done, shipped, live, scheduled} { // as the topic has them
+		w.produceAt(0, now.Add(time.Duration(i-1000)*time.Millisecond), c.json())
+	}
+	w.ownRow(0, 4, 1)
+	w.ownRow(1, 0, 0)
+	for i, c := range []struct {
+		Campaign
+		state  string
+		cursor state.ID
+		have   []string
+	}{{done, stateFinished, packID(t, few[19]), few}, {shipped, stateFinished, packID(t, few[19]), few}, {live, statePending, packID(t, few[6]), few[:7]}, {scheduled, statePending, "", nil}} {
+		content := c.fingerprint()
+		w.db.Exec(`INSERT INTO dinnerbell.campaign (adv_campaign_id, restaurant_id, lane, msg_offset, msg_time, fingerprint, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor) VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+			c.ID, c.RestaurantID, i, now.UnixMilli()-1000, content[:], c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, c.state, []byte(c.cursor))
+		w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created) SELECT $1, $2, $3, $4, $5, $6, $7, $8, c, $9 FROM unnest($10::text[]) c`,
+			c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, now.Unix()-5, c.have)
+	}
+	p := &payload{seq: 1}
+	for _, c := range []struct {
+		Campaign
+		have []string
+	}{{done, few}, {shipped, few}, {live, few[:7]}} {
+		list := &state.IDList{}
+		for _, client := range c.have {
+			list.Append(packID(t, client))
+		}
+		p.segments = append(p.segments, segment{campaign: &c.Campaign, trigger: now.Unix() - 5, clients: list})
+	}
+	if b := p.encode(); b[2] != 1 {
+		t.Fatalf("a payload has version %d; keep one of version 1 for this test", b[2])
+	}
+	w.db.Exec(`INSERT INTO dinnerbell.outbox VALUES (0, 1, $1, $2)`, p.notifications(), p.encode())
+
+	// The daemon does not begin on the former layout, and names what mends it.
+	svc, stop := w.start()
+	envtest.Until(t, patience, func() error {
+		if s := svc.Status().LastError; !strings.Contains(s, "layout 1") || !strings.Contains(s, "dinnerbell setup") {
+			return fmt.Errorf("last error %q", s)
+		}
+		return nil
+	})
+	did, err := SetupSink(t.Context(), w.cfg)
+	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 2") {
+		t.Fatalf("setup: %q, %v", did, err)
+	}
+	want := map[string][]string{"done": few, "undelivered": few, "live": few, "scheduled": few}
+	w.expect(want)
+	for _, n := range w.rows() {
+		if n.ID == "scheduled" && n.trigger < scheduled.Start {
+			t.Errorf("decided at %d, before its start %d", n.trigger, scheduled.Start)
+		}
+	}
+	// A repeat and an edit of what the former layout has accepted.
+	live.Content = "edited"
+	w.produce(1, done.json(), live.json())
+	w.read(1, 2)
+	w.expect(want)
+	if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE msg_lane = 1`); n != 2 {
+		t.Errorf("%d campaigns have their newest message on partition 1, want 2", n)
+	}
+	stop()
+
+	// A fresh database and one that was brought up have the same tables.
+	if up, fresh := w.columns(), newWorld(t, 1, nil).columns(); up != fresh {
+		t.Errorf("the columns are\n%s\nand of a fresh deployment\n%s", up, fresh)
+	}
+	if epoch := w.db.Int(`SELECT epoch FROM dinnerbell.lane WHERE lane = 0`); epoch != 9 {
+		t.Errorf("epoch %d, want 9: one for the setup, one for the takeover", epoch)
+	}
+}
+
+// ownRow makes a lane's row as layout 1 has it, of an owner with epoch 7.
+func (w *world) ownRow(lane int32, next, seq int64) {
+	w.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.kafka.Brokers...))
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer client.Close()
+	found, err := readCluster(w.Context(), client, w.cfg.Kafka)
+	if err != nil {
+		w.Fatal(err)
+	}
+	ids := found.ids(w.cfg.Kafka)
+	w.db.Exec(`INSERT INTO dinnerbell.lane (lane, epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id) VALUES ($1, 7, $2, $3, $4, $5, $6, $7)`,
+		lane, seq, next, ids.cluster, ids.campaigns, ids.notifications, ids.progressText)
+}
+
+// columns describes the daemon's tables.
+func (w *world) columns() string {
+	w.Helper()
+	rows, err := w.db.Pool.Query(w.Context(), `SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, is_nullable, column_default)
+FROM information_schema.columns WHERE table_schema = 'dinnerbell' ORDER BY 1`)
+	if err != nil {
+		w.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		w.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// A daemon that meets the layout of a later one stops: waiting does not help.
+func TestLaterLayoutHalts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, nil)
+	w.db.Exec(`UPDATE dinnerbell.layout SET version = 99`)
+	halt := w.halted()
+	if halt == nil || !strings.Contains(halt.What, "layout 99") || !strings.Contains(halt.Hint, "later") {
+		t.Errorf("halted with %v", halt)
+	}
+}
+
+// A migration that fails leaves everything as it was.
+func TestFailedMigrationChangesNothing(t *testing.T) {
+	t.Parallel()
+	db, cfg := sinkOnly(t)
+	db.Exec(layout1)
+	db.Exec(`CREATE VIEW dinnerbell.mine AS SELECT lane FROM dinnerbell.campaign`)
+	db.Exec(`ALTER TABLE dinnerbell.campaign ADD COLUMN contested int4`) // somebody else's
+	_, err := SetupSink(t.Context(), cfg)
+	if err == nil || !strings.Contains(err.Error(), "from layout 1 to layout 2") || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("setup: %v", err)
+	}
+	if n := db.Int(`SELECT count(*) FROM information_schema.columns WHERE table_schema = 'dinnerbell' AND column_name IN ('version', 'msg_lane')`); n != 1 {
+		t.Errorf("%d columns of those names, want the one of table layout", n)
+	}
+}

@@ -1,0 +1,120 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// stepTries is how often a step is done again because of what other lanes did.
+// Then the session ends, and the next one reads everything anew.
+const stepTries = 16
+
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+const (
+	deadlockDetected     = "40P01"
+	serializationFailure = "40001"
+)
+
+// lockedOut tells that the server ended a transaction for the sake of another
+// one. Nothing of it is there, and done again it may pass.
+func lockedOut(err error) bool {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (refused.Code == deadlockDetected || refused.Code == serializationFailure)
+}
+
+// correctedKeys are campaigns that a step was wrong about, for decide to forget
+// what it remembers of them.
+type correctedKeys struct {
+	mu   sync.Mutex
+	keys []key
+}
+
+func (c *correctedKeys) add(keys ...key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keys = append(c.keys, keys...)
+}
+
+func (c *correctedKeys) take() (keys []key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	keys, c.keys = c.keys, nil
+	return keys
+}
+
+// reconcile judges a step's messages anew after its transaction was rolled back
+// because a campaign's row was not as expected: another lane, a repeat there, or
+// an operator has changed it since it was looked up. What has lost its row is
+// taken out with its clients. What wins all the same becomes a pending row, which
+// the agenda brings to be joined.
+func (c *committer) reconcile(ctx context.Context, st *step) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.SinkTimeout)
+	defer cancel()
+	keys := make([]key, 0, len(st.rows))
+	for k := range st.rows {
+		keys = append(keys, k)
+	}
+	now := time.Now().Unix()
+	if err := c.t.readKnown(ctx, c.sink, keys, func(k key, there *known, _ bool) {
+		r := st.rows[k]
+		if r.accept || r.repeats {
+			c.reconcileMessage(st, r, there, now)
+		} else if there == nil || there.version != r.version || there.owner != r.owner {
+			c.lose(st, r)
+			delete(st.rows, k)
+		}
+	}); err != nil {
+		return err
+	}
+	// What is still this lane's to deliver comes back, with its cursor.
+	return c.list(ctx, c.sink, slices.DeleteFunc(slices.Clone(st.lost), func(k key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+}
+
+// reconcileMessage does it for a row with a message.
+func (c *committer) reconcileMessage(st *step, r *row, there *known, now int64) {
+	if sameState(r.replaces, there) && (r.accept || there.version == r.version && (r.state == "" || there.owner == r.owner)) {
+		return
+	}
+	this := r.known()
+	found := judge(this, there)
+	if r.feed != nil && there != nil && there.position == this.position { // read again
+		found = judgedEdit
+	}
+	if r.state == stateExpired {
+		st.expired--
+	}
+	c.lose(st, r)
+	r.served, r.state, r.cursor, r.replaces = false, "", "", there
+	switch found {
+	case judgedOlder:
+		delete(st.rows, r.key())
+		st.noteOlder(r.Campaign, this, *there)
+	case judgedRepeat:
+		r.accept, r.repeats = false, true
+		r.live = &live{Campaign: r.Campaign, owner: there.owner, version: there.version}
+	case judgedFirst, judgedEdit:
+		r.accept, r.repeats, r.state = true, false, statePending
+		r.live = &live{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
+		if there != nil {
+			r.version = there.version + 1
+		}
+		r.contested.Store(there != nil)
+		if r.End <= now {
+			r.state = stateExpired
+			st.expired++
+		}
+	}
+}
+
+// lose takes the clients of a row out of the step, and has decide and the steps
+// behind leave the campaign alone.
+func (c *committer) lose(st *step, r *row) {
+	r.lost.Store(true)
+	st.drop(r.live)
+	c.corrected.add(r.key())
+}
