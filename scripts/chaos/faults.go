@@ -28,6 +28,13 @@ const (
 	faultRebuild    = "operate.rebuild"
 	faultVerify     = "operate.verify"
 	faultCheckpoint = "operate.checkpoint"
+	faultReplay     = "operate.replay"
+	faultResolve    = "operate.resolve" // of a lane that needs none: it must change nothing
+
+	faultSlow      = "commit.slow"      // each commit of a step takes longer, in the server
+	faultRetention = "campaigns.delete" // retention deletes what was read, and the markers behind it
+	faultDDL       = "source.ddl"       // while a snapshot is taken
+	faultBarrier   = "barrier.shut"     // both links to the source are cut; messages go on
 
 	cut      = "cut"
 	delay    = "delay"
@@ -69,6 +76,8 @@ func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
 		{faultKill, 20, o.faults}, {faultPause, 6, o.faults}, {faultZombie, 10, 2 * most}, {faultPostgres, 10, 3 * most},
 		{broker, 7, brokers}, {faultWipe, 6, o.faults}, {faultRestore, 7, o.faults}, {faultDamage, 5, o.faults},
 		{faultRebuild, 5, most}, {faultVerify, 5, most}, {faultCheckpoint, 5, o.faults},
+		{faultReplay, 6, most}, {faultResolve, 4, o.faults}, {faultSlow, 8, most}, {faultRetention, 8, o.faults},
+		{faultDDL, 6, most}, {faultBarrier, 7, most},
 		{faultLink, 30, o.faults}, {faultCommit, 12, o.faults}, {faultEndTxn, 12, o.faults},
 	}
 	weights := make([]int, len(table))
@@ -99,8 +108,13 @@ func (f *fault) draw(rnd *rand.Rand) {
 		f.Length = between(rnd, 0, 2*time.Second)
 	case faultPause, faultZombie:
 		f.Length = between(rnd, 50*time.Millisecond, 3*time.Second)
-	case faultDamage:
+	case faultDamage, faultReplay, faultResolve, faultDDL:
 		f.Draw = rnd.Uint64()
+	case faultSlow:
+		f.Length = between(rnd, 500*time.Millisecond, 3*time.Second)
+		f.Millis = 20 + rnd.IntN(800)
+	case faultBarrier:
+		f.Length = between(rnd, 500*time.Millisecond, 3*time.Second)
 	case faultPostgres:
 		f.Length = between(rnd, 0, 200*time.Millisecond)
 	case faultLink:

@@ -15,9 +15,11 @@ import (
 // injector carries out a schedule. Faults overlap as they come, but what works
 // on one process or one link waits for its predecessor there.
 type injector struct {
-	r        *round
-	postgres sync.Mutex
-	broker   sync.Mutex
+	r         *round
+	postgres  sync.Mutex
+	broker    sync.Mutex
+	slow      sync.Mutex
+	retention sync.Mutex
 }
 
 // run does the schedule. When ctx ends, faults that last are ended; run returns
@@ -51,7 +53,15 @@ func (in *injector) inject(ctx context.Context, f *fault) error {
 		d.links.commits.armed.Add(1)
 	case faultEndTxn:
 		d.links.endTxns.armed.Add(1)
-	case faultRebuild, faultVerify, faultCheckpoint: // not under d.busy: it is what is broken meanwhile
+	case faultSlow:
+		return in.hold(ctx, &in.slow, f, func() error { return in.slowCommits(ctx, f) })
+	case faultRetention:
+		return in.hold(ctx, &in.retention, f, func() error { return in.deleteCampaigns(ctx) })
+	case faultBarrier:
+		return in.shutBarrier(ctx, f, d)
+	case faultDDL:
+		return in.hold(ctx, &d.operated, f, func() error { return in.changeTable(ctx, f, d) })
+	case faultRebuild, faultVerify, faultCheckpoint, faultReplay, faultResolve: // not under d.busy: it is what is broken meanwhile
 		return in.hold(ctx, &d.operated, f, func() error { return in.operate(ctx, f, d) })
 	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
 		return in.hold(ctx, &d.busy, f, func() error { return in.process(ctx, f, d) })

@@ -35,6 +35,7 @@ func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) er
 		return err
 	}
 	o := newOracle(r.h, newTimelines(r.start, r.h.txns), settled)
+	sent = r.withDeleted(sent)
 	if err := r.feed(o, sent); err != nil {
 		return err
 	}
@@ -43,6 +44,20 @@ func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) er
 		return r.dump(v, s, sent)
 	}
 	return nil
+}
+
+// withDeleted adds the records that the round has deleted from the topic.
+func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
+	there := map[place]bool{}
+	for _, rec := range sent {
+		there[place{rec.Partition, rec.Offset}] = true
+	}
+	for at, rec := range r.deleted {
+		if !there[at] {
+			sent = append(sent, rec)
+		}
+	}
+	return sent
 }
 
 // feed gives the oracle the messages that the topic holds: one whose answer was

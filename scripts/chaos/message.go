@@ -32,6 +32,10 @@ type message struct {
 	Time      int64         `json:"time"`   // of the record, milliseconds; no two are the same
 	Value     []byte        `json:"value"`
 	Fields    *fields       `json:"fields,omitempty"` // nil: malformed
+
+	Transaction bool `json:"transaction,omitempty"` // it is sent in a transaction of its own
+	Aborted     bool `json:"aborted,omitempty"`     // which is aborted: nobody may see the message
+	Repeats     int  `json:"repeats,omitempty"`     // how often it is sent again at once
 }
 
 // lasting is the life of campaigns that do not end while the round lasts, and
@@ -57,7 +61,7 @@ var messageKinds = []struct {
 	name   string
 	weight int
 }{
-	{"small", 30}, {"huge", 10}, {"repeat", 10}, {"edit", 14}, {"back", 4}, {"cancel", 5}, {"sibling", 8},
+	{"small", 30}, {"huge", 10}, {"repeat", 10}, {"edit", 14}, {"back", 4}, {"cancel", 9}, {"sibling", 8},
 	{"expired", 3}, {"ending", 6}, {"soon", 7}, {"far", 2}, {"postpone", 3}, {"malformed", 8},
 }
 
@@ -69,8 +73,19 @@ var messageWeights = func() []int {
 	return out
 }()
 
-// next draws a message. now is a Unix second.
+// next draws a message and how it is sent. now is a Unix second.
 func (a *author) next(now int64) *message {
+	m := a.one(now)
+	switch {
+	case a.rnd.IntN(6) == 0:
+		m.Transaction, m.Aborted = true, a.rnd.IntN(3) == 0
+	case m.Kind == "huge" && a.rnd.IntN(3) == 0:
+		m.Repeats = 20 + a.rnd.IntN(30)
+	}
+	return m
+}
+
+func (a *author) one(now int64) *message {
 	kind := messageKinds[odds(a.rnd, messageWeights)].name
 	if kind == "malformed" {
 		return &message{Kind: kind, Partition: a.anyPartition(), Value: a.malformed(now)}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -24,6 +25,8 @@ const operateLimit = 15 * time.Second
 func (in *injector) operate(ctx context.Context, f *fault, d *daemon) error {
 	args := map[string][]string{
 		faultRebuild: {"rebuild"}, faultVerify: {"verify", "--repair", "--json"}, faultCheckpoint: {"checkpoint", "create"},
+		faultReplay:  {"replay", "--from", []string{"earliest", "2s", "5s"}[f.Draw%3]},
+		faultResolve: {"resolve", "--lane", strconv.FormatUint(f.Draw%partitions, 10), []string{"--accept-repeats", "--accept-missing"}[f.Draw/partitions%2]},
 	}[f.Kind]
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()
@@ -32,10 +35,22 @@ func (in *injector) operate(ctx context.Context, f *fault, d *daemon) error {
 	if err != nil {
 		f.Failed = true
 	}
-	if f.Kind != faultVerify {
-		return nil
+	switch f.Kind {
+	case faultVerify:
+		return in.r.sound(d, stdout)
+	case faultResolve: // no sink was rolled back
+		if err == nil && !bytes.Contains(stdout, []byte("nothing to resolve")) {
+			in.r.complainf("%s on %s has changed something: %s", strings.Join(args, " "), d.name, bytes.TrimSpace(stdout))
+		}
 	}
-	return in.r.sound(d, stdout)
+	return nil
+}
+
+// complainf notes what a command has done that it must not do.
+func (r *round) complainf(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.complaints = append(r.complaints, fmt.Sprintf(format, args...))
 }
 
 // command runs dinnerbell with the daemon's configuration.

@@ -26,6 +26,7 @@ type oracle struct {
 	// messages are those that the topic holds, by (campaign, restaurant), oldest
 	// first, without identical repeats of the one before.
 	messages map[target][]version
+	alone    map[target]bool    // all messages of the target, repeats too, are on one partition
 	bad      map[place]*message // malformed ones, by where they are
 }
 
@@ -48,7 +49,7 @@ type version struct {
 }
 
 func newOracle(h *history, lines timelines, settled time.Duration) *oracle {
-	return &oracle{h: h, lines: lines, settled: settled, messages: map[target][]version{}, bad: map[place]*message{}}
+	return &oracle{h: h, lines: lines, settled: settled, messages: map[target][]version{}, alone: map[target]bool{}, bad: map[place]*message{}}
 }
 
 // add takes a message that the topic holds at p. Those of one target are added
@@ -70,6 +71,7 @@ func (o *oracle) seal() {
 		slices.SortFunc(list, func(a, b version) int {
 			return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.Offset, b.Offset))
 		})
+		o.alone[t] = !slices.ContainsFunc(list, func(v version) bool { return v.Partition != list[0].Partition })
 		// An identical repeat does nothing.
 		o.messages[t] = slices.CompactFunc(list, func(a, b version) bool { return a.fields == b.fields })
 	}
@@ -147,6 +149,33 @@ func (o *oracle) superseded(rows []row) []*row {
 			continue
 		}
 		at[t] += next
+	}
+	return out
+}
+
+// cancelled finds notifications of a campaign that come after its cancel had been
+// accepted: a message behind the cancel, on the same partition, was served before.
+// A lane accepts its messages in the order of their offsets, whatever it waits for
+// otherwise, and its rows get their ids in the order in which they are decided.
+// rows are in that order.
+func (o *oracle) cancelled(rows []row) []*row {
+	accepted := map[int32]int64{} // partition → offset of a message that was served
+	var out []*row
+	for i := range rows {
+		w := &rows[i]
+		t := target{w.Campaign, w.Restaurant}
+		list := o.messages[t]
+		if !o.alone[t] || len(list) == 0 {
+			continue
+		}
+		newest := list[len(list)-1]
+		at, served := accepted[newest.Partition]
+		if cancels := newest.End <= o.h.unix(newest.sent); cancels && served && at > newest.Offset {
+			out = append(out, w)
+		}
+		if n := slices.IndexFunc(list, func(v version) bool { return v.fields == w.fields }); n >= 0 {
+			accepted[newest.Partition] = max(at, list[n].Offset)
+		}
 	}
 	return out
 }

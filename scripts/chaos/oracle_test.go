@@ -129,6 +129,58 @@ func TestSuperseded(t *testing.T) {
 	}
 }
 
+// Once a message behind a cancel was served, nobody may be notified of what was
+// cancelled.
+func TestCancelled(t *testing.T) {
+	t.Parallel()
+	o, s := world1()
+	cancel := s.rows[0].fields
+	cancel.End = cancel.Start + 1
+	o.add(&message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, place{0, 2})
+	behind := fields{Restaurant: "diner", Campaign: "next", Start: 990, End: 9000}
+	o.add(&message{Number: 4, Before: 3 * time.Second, Fields: &behind}, place{0, 3})
+	elsewhere := behind
+	elsewhere.Campaign = "elsewhere"
+	o.add(&message{Number: 5, Before: 3 * time.Second, Fields: &elsewhere}, place{1, 9})
+	o.seal()
+	ann, bob := s.rows[0], s.rows[1]
+	next, other := row{fields: behind, Client: "ann"}, row{fields: elsewhere, Client: "ann"}
+	for name, c := range map[string]struct {
+		rows []row
+		want int
+	}{
+		"before":              {[]row{ann, bob, next}, 0},
+		"one after":           {[]row{ann, next, bob}, 1},
+		"both after":          {[]row{next, ann, bob}, 2},
+		"another partition's": {[]row{other, ann, bob}, 0},
+	} {
+		if got := o.cancelled(c.rows); len(got) != c.want {
+			t.Errorf("%s: %d rows after the cancel, want %d", name, len(got), c.want)
+		}
+	}
+	// Back to life: the newest message is no cancel any more.
+	o, s = world1()
+	again := s.rows[0].fields
+	again.Content = "again"
+	o.add(&message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, place{0, 2})
+	o.add(&message{Number: 4, Before: 3 * time.Second, Fields: &behind}, place{0, 3})
+	o.add(&message{Number: 5, Before: 4 * time.Second, Fields: &again}, place{0, 4})
+	o.seal()
+	if got := o.cancelled([]row{next, ann, bob}); len(got) != 0 {
+		t.Errorf("back to life: %d rows", len(got))
+	}
+}
+
+// What retention has deleted counts as if it were there.
+func TestDeletedRecordsCount(t *testing.T) {
+	t.Parallel()
+	rec := func(offset int64) *kgo.Record { return &kgo.Record{Partition: 1, Offset: offset} }
+	r := &round{deleted: map[place]*kgo.Record{{1, 0}: rec(0), {1, 1}: rec(1)}}
+	if got := r.withDeleted([]*kgo.Record{rec(1), rec(2)}); len(got) != 3 {
+		t.Errorf("%d records, want 3: one was read before and after", len(got))
+	}
+}
+
 func TestMurmur2(t *testing.T) {
 	t.Parallel()
 	// From UtilsTest.testMurmur2 of Apache Kafka.

@@ -18,6 +18,7 @@ type producer struct {
 	r      *round
 	author *author
 	client *kgo.Client
+	txns   *kgo.Client // sends in transactions; nil until it is needed, and after an error
 	number int64
 	last   int64 // time of the last record, milliseconds
 }
@@ -33,27 +34,125 @@ func newProducer(r *round) (*producer, error) {
 // run sends messages until ctx ends.
 func (p *producer) run(ctx context.Context) error {
 	for pause(ctx, between(p.author.rnd, 10*time.Millisecond, 250*time.Millisecond)) {
-		if err := p.send(ctx, p.author.next(time.Now().Unix())); err != nil {
+		m := p.author.next(time.Now().Unix())
+		send := p.send
+		if m.Transaction {
+			send = p.sendInTransaction
+		}
+		if err := send(ctx, m); err != nil {
+			return err
+		}
+		if err := p.repeat(ctx, m); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// send produces one message and waits for the answer, over a broker's restart
-// if need be. One that is not answered may be in the topic or not.
-func (p *producer) send(ctx context.Context, m *message) error {
+// repeat sends the message as often again as its author wants, in quick
+// succession: its campaign is under way.
+func (p *producer) repeat(ctx context.Context, m *message) error {
+	for range m.Repeats {
+		if !pause(ctx, 10*time.Millisecond) {
+			return nil
+		}
+		again := &message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
+		if err := p.send(ctx, again); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendInTransaction produces one message in a transaction of its own and commits
+// or aborts it. After an error the outcome is settled by the next client's
+// InitProducerID: which one it was, the topic says.
+func (p *producer) sendInTransaction(ctx context.Context, m *message) error {
+	rec := p.prepare(m)
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	err := p.transact(bound, rec, kgo.TransactionEndTry(!m.Aborted))
+	if err == nil {
+		m.Acked, m.Offset = !m.Aborted, rec.Offset
+	}
+	p.r.h.addMessage(m)
+	for err != nil {
+		p.r.h.notef("transaction of message %d: %v", m.Number, err)
+		p.hangUp()
+		if !pause(bound, 100*time.Millisecond) {
+			return fmt.Errorf("settle the transaction of message %d: %w", m.Number, err)
+		}
+		err = p.fence(bound)
+	}
+	return nil
+}
+
+func (p *producer) transact(ctx context.Context, rec *kgo.Record, end kgo.TransactionEndTry) error {
+	if p.txns == nil {
+		if err := p.fence(ctx); err != nil {
+			return err
+		}
+	}
+	if err := p.txns.BeginTransaction(); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	if err := p.txns.ProduceSync(ctx, rec).FirstErr(); err != nil {
+		return fmt.Errorf("produce: %w", err)
+	}
+	if err := p.txns.EndTransaction(ctx, end); err != nil {
+		return fmt.Errorf("end: %w", err)
+	}
+	return nil
+}
+
+// fence opens the client of the transactions: what an earlier one left open is
+// aborted, or committed where that had begun.
+func (p *producer) fence(ctx context.Context) (err error) {
+	p.hangUp()
+	p.txns, err = p.r.w.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.DefaultProduceTopic(p.r.topics.campaigns),
+		kgo.TransactionalID(p.r.database+".input"), kgo.TransactionTimeout(10*time.Second))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if _, _, err := p.txns.ProducerID(ctx); err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
+	return nil
+}
+
+func (p *producer) hangUp() {
+	if p.txns != nil {
+		p.txns.Close()
+		p.txns = nil
+	}
+}
+
+func (p *producer) close() {
+	p.hangUp()
+	p.client.Close()
+}
+
+// prepare numbers the message and makes its record.
+func (p *producer) prepare(m *message) *kgo.Record {
 	p.number++
 	m.Number = p.number
 	p.last = max(p.last+1, time.Now().UnixMilli())
 	m.Time = p.last
 	m.Before = p.r.h.now()
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	rec := &kgo.Record{
+	return &kgo.Record{
 		Partition: m.Partition, Value: m.Value, Timestamp: time.UnixMilli(m.Time),
 		Headers: []kgo.RecordHeader{{Key: numberHeader, Value: strconv.AppendInt(nil, m.Number, 10)}},
 	}
+}
+
+// send produces one message and waits for the answer, over a broker's restart
+// if need be. One that is not answered may be in the topic or not.
+func (p *producer) send(ctx context.Context, m *message) error {
+	rec := p.prepare(m)
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
 	err := p.client.ProduceSync(bound, rec).FirstErr()
 	if err == nil {
 		m.Acked, m.Offset = true, rec.Offset

@@ -42,12 +42,16 @@ type round struct {
 	numbers  atomic.Int64   // of transactions
 	unsound  atomic.Int64   // verifications that found a difference while faults went on
 
+	mu         sync.Mutex            // guards what is below
+	deleted    map[place]*kgo.Record // of the campaigns topic, deleted behind what was read
+	complaints []string              // what a command has done that it must not do
+
 	recovery time.Duration // from the end of the faults until everything was caught up
 }
 
 func newRound(w *world, number int) *round {
 	name := fmt.Sprintf("chaos_%d", number)
-	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]pair{}}
+	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]pair{}, deleted: map[place]*kgo.Record{}}
 	r.topics.campaigns, r.topics.notifications = name+".campaigns", name+".notifications"
 	r.topics.dead, r.topics.progress = name+".dead", name+".progress"
 	return r
@@ -74,6 +78,9 @@ func (r *round) run(ctx context.Context) (v *verdict, err error) {
 		for _, exit := range d.unasked() {
 			v.problemf("%s", exit)
 		}
+	}
+	for _, c := range r.complaints {
+		v.problemf("%s", c)
 	}
 	if ctx.Err() != nil {
 		return v, ctx.Err()
@@ -118,7 +125,10 @@ func (r *round) setUp(ctx context.Context) (err error) {
 	if err := r.configure(config, "setup", direct, direct, r.w.broker.Addr(), "127.0.0.1:0"); err != nil {
 		return err
 	}
-	return r.runSetup(ctx, config)
+	if err := r.runSetup(ctx, config); err != nil {
+		return err
+	}
+	return r.slowable(ctx)
 }
 
 // runSetup runs `dinnerbell setup`.
@@ -249,7 +259,7 @@ func (r *round) finish(keep bool) error {
 		d.links.close()
 	}
 	if r.producer != nil {
-		r.producer.client.Close()
+		r.producer.close()
 	}
 	if r.h != nil {
 		errs = append(errs, r.h.close())

@@ -141,9 +141,16 @@ func (w *world) readTopic(ctx context.Context, topic string) ([]*kgo.Record, err
 	if err != nil {
 		return nil, fmt.Errorf("read topic %s: %w", topic, err)
 	}
+	starts, err := kadm.NewClient(client).ListStartOffsets(ctx, topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read topic %s: %w", topic, err)
+	}
 	left := map[int32]int64{}
 	ends.Each(func(o kadm.ListedOffset) {
-		if o.Offset > 0 {
+		if start, _ := starts.Lookup(topic, o.Partition); o.Offset > start.Offset {
 			left[o.Partition] = o.Offset
 		}
 	})

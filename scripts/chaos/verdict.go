@@ -94,6 +94,9 @@ func (v *verdict) checkRows(o *oracle, s *sinks) map[pairID]bool {
 	for _, w := range o.superseded(s.rows) {
 		v.found(mismatched, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "an older message was used after its edit: %s", w.value())
 	}
+	for _, w := range o.cancelled(s.rows) {
+		v.found(forbidden, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "it was notified after its cancel had been accepted: %s", w.value())
+	}
 	return notified
 }
 

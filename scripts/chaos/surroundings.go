@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// slowCommit makes the commit of a step wait in the server, behind all its
+// statements: a deferred trigger runs when COMMIT is carried out.
+const slowCommit = `
+CREATE TABLE public.chaos_slow (seconds float8 NOT NULL);
+INSERT INTO public.chaos_slow VALUES (0);
+CREATE FUNCTION public.chaos_slow_commit() RETURNS trigger LANGUAGE plpgsql AS
+  $$BEGIN PERFORM pg_catalog.pg_sleep((SELECT seconds FROM public.chaos_slow)); RETURN NULL; END$$;
+CREATE CONSTRAINT TRIGGER chaos_slow_commit AFTER INSERT ON dinnerbell.outbox
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.chaos_slow_commit()`
+
+// slowable prepares slow commits, once the daemon's tables are there.
+func (r *round) slowable(ctx context.Context) error {
+	return r.direct(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, slowCommit)
+		return err
+	})
+}
+
+// direct runs do on a connection that no proxy is on.
+func (r *round) direct(ctx context.Context, do func(*pgx.Conn) error) error {
+	conn, err := r.w.connect(ctx, r.database)
+	if err != nil {
+		return err
+	}
+	err = do(conn)
+	return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+}
+
+// slowCommits has each commit of a step take longer for a while.
+func (in *injector) slowCommits(ctx context.Context, f *fault) error {
+	set := func(ctx context.Context, seconds float64) error {
+		return in.r.direct(ctx, func(conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, `UPDATE public.chaos_slow SET seconds = $1`, seconds)
+			return err
+		})
+	}
+	if err := set(ctx, float64(f.Millis)/1000); err != nil {
+		return errSkipped // Postgres is down
+	}
+	pause(ctx, f.Length)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	for {
+		err := set(limit, 0)
+		if err == nil || !pause(limit, 50*time.Millisecond) {
+			return err
+		}
+	}
+}
+
+// deleteCampaigns deletes from the campaigns topic what the lanes have read, as
+// retention does, and where nothing is left to be read all of the partition: the
+// markers and aborted records at its end, too. The oracle keeps what it deletes.
+func (in *injector) deleteCampaigns(ctx context.Context) error {
+	r := in.r
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	// In this order: what is read by then lies before the end, and what lies before
+	// the end is remembered before anything is deleted.
+	read, err := r.nextOffsets(ctx)
+	if err != nil || len(read) == 0 {
+		return errSkipped
+	}
+	adm := kadm.NewClient(r.admin)
+	ends, err := adm.ListEndOffsets(ctx, r.topics.campaigns)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return errSkipped
+	}
+	records, err := r.w.readTopic(ctx, r.topics.campaigns)
+	if err != nil {
+		return errSkipped
+	}
+	unread := map[int32]bool{}
+	r.mu.Lock()
+	for _, rec := range records {
+		if rec.Offset < read[rec.Partition] {
+			r.deleted[place{rec.Partition, rec.Offset}] = rec
+		} else {
+			unread[rec.Partition] = true
+		}
+	}
+	r.mu.Unlock()
+	var upTo kadm.Offsets
+	for lane, next := range read {
+		if end, ok := ends.Lookup(r.topics.campaigns, lane); ok && !unread[lane] {
+			next = max(next, end.Offset)
+		}
+		upTo.AddOffset(r.topics.campaigns, lane, next, -1)
+	}
+	deleted, err := adm.DeleteRecords(ctx, upTo)
+	r.h.notef("campaigns deleted below %v: %v %v", upTo, deleted.Error(), err)
+	return nil
+}
+
+// nextOffsets are how far the lanes have read, as Postgres has it.
+func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
+	read := map[int32]int64{}
+	return read, r.direct(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `SELECT lane, next_offset FROM dinnerbell.lane`)
+		if err != nil {
+			return err
+		}
+		var lane int32
+		var next int64
+		_, err = pgx.ForEachRow(rows, []any{&lane, &next}, func() error { read[lane] = next; return nil })
+		return err
+	})
+}
+
+// shutBarrier cuts both links of a daemon to the source: nothing can be joined.
+// The messages that come meanwhile, cancels too, go their way.
+func (in *injector) shutBarrier(ctx context.Context, f *fault, d *daemon) error {
+	replication, sql := d.links.toxic[linkReplication], d.links.toxic[linkSQL]
+	return in.hold(ctx, &replication.busy, f, func() error {
+		sql.busy.Lock()
+		defer sql.busy.Unlock()
+		errs := make([]error, 2)
+		var both sync.WaitGroup
+		both.Go(func() { errs[0] = replication.cut(ctx, f.Length) })
+		both.Go(func() { errs[1] = sql.cut(ctx, f.Length) })
+		both.Wait()
+		return errors.Join(errs...)
+	})
+}
+
+// tableChanges leave the rows as they are. The first two rewrite the table.
+var tableChanges = []string{
+	`ALTER TABLE subscribers_restaurants ADD COLUMN IF NOT EXISTS chaos_random float8 DEFAULT random()`,
+	`VACUUM FULL subscribers_restaurants`,
+	`ALTER TABLE subscribers_restaurants DROP COLUMN IF EXISTS chaos_random`,
+	`ALTER TABLE subscribers_restaurants ADD COLUMN IF NOT EXISTS chaos_note text DEFAULT 'none'`,
+	`ALTER TABLE subscribers_restaurants DROP COLUMN IF EXISTS chaos_note`,
+	`CREATE INDEX IF NOT EXISTS chaos_index ON subscribers_restaurants (restaurant_id)`,
+	`DROP INDEX IF EXISTS chaos_index`,
+}
+
+// changeTable runs statements on the source's table while the daemon takes a
+// snapshot of it. Those that wait long for the table are given up.
+func (in *injector) changeTable(ctx context.Context, f *fault, d *daemon) error {
+	rnd := rand.New(rand.NewPCG(f.Draw, 0)) //nolint:gosec // drawn from the seed
+	ctx, cancel := context.WithTimeout(ctx, operateLimit)
+	defer cancel()
+	var snapshot sync.WaitGroup
+	snapshot.Go(func() {
+		_, stderr, err := d.command(ctx, "rebuild")
+		in.r.h.notef("rebuild on %s beside DDL: %v %s", d.name, err, stderr)
+	})
+	defer snapshot.Wait()
+	for range 2 + rnd.IntN(3) {
+		statement := tableChanges[rnd.IntN(len(tableChanges))]
+		if !pause(ctx, between(rnd, 0, 400*time.Millisecond)) {
+			return nil
+		}
+		err := in.r.direct(ctx, func(conn *pgx.Conn) error {
+			if _, err := conn.Exec(ctx, `SET lock_timeout = '2s'`); err != nil {
+				return fmt.Errorf("set lock_timeout: %w", err)
+			}
+			_, err := conn.Exec(ctx, statement)
+			return err
+		})
+		in.r.h.notef("%s: %v", statement, err)
+	}
+	return nil
+}
