@@ -3,8 +3,13 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/postgres"
 )
 
 var (
@@ -83,6 +88,17 @@ const (
 	codeUntranslatable        = "22P05" // a character has no counterpart in client_encoding
 	codeBadCharacter          = "22021" // not one of the encoding's
 )
+
+// unreachable tells whether a session ended because the server cannot be reached
+// or ended the connection, and not by a short disk or a server without a free slot.
+func unreachable(err error) bool {
+	if state := sqlState(err); state != "" {
+		return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P")
+	}
+	_, refused := errors.AsType[*postgres.ConnectError](err)
+	_, network := errors.AsType[*net.OpError](err)
+	return refused || network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errSilent)
+}
 
 // sqlState is the SQLSTATE of err, "" if Postgres did not send it.
 func sqlState(err error) string {

@@ -196,7 +196,11 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 		m.log.Warn("the snapshot begins again after a pause", "reason", err)
 		return nil
 	}
-	m.log.Warn("lost the source, connecting again", "error", err)
+	if unreachable(err) {
+		m.log.Warn("cannot reach the source, connecting again", "error", err)
+	} else {
+		m.log.Warn("cannot follow the source, trying again", "error", err)
+	}
 	return nil
 }
 

@@ -123,7 +123,7 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 	if _, err := os.Stat(cfg.State.Dir); err != nil {
 		return saved, fmt.Errorf("no local state: %w", err)
 	}
-	store, err := openState(cfg, a.logger(cfg.Log), nil)
+	store, err := openState(cfg, a.logger(cfg), nil)
 	if err != nil {
 		return saved, err
 	}
@@ -184,7 +184,7 @@ func (c *checkpointListCmd) Run(ctx context.Context, a *app) error {
 		list, damaged = state.ListCheckpoints(cfg.State.Dir)
 		return nil
 	}
-	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, a.logger(cfg.Log)), read)
+	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, a.logger(cfg)), read)
 	if unknown != nil {
 		_ = read()
 	}
@@ -246,7 +246,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg.Log)
+	log := a.logger(cfg)
 	shown := newProgress(a.stderr, "")
 	shown.spin("reading all rows")
 	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, stateOptions(cfg, log))

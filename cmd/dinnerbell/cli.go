@@ -8,6 +8,7 @@ import (
 	"log/slog"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/logging"
 
 	"github.com/alecthomas/kong"
 )
@@ -46,6 +47,9 @@ type app struct {
 	messages       io.Writer // standard error, controls escaped: log and errors
 	env            config.Env
 	configFile     string // of -c; "" for the default
+
+	cfg    *config.Config // once load has read it
+	daemon bool           // the command is run, whose last line is for whoever reads its log
 }
 
 // run executes one command line and returns the exit code: 0 done, 1 failed,
@@ -72,26 +76,40 @@ func execute(ctx context.Context, args []string, a *app) int {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)
 	if err != nil {
-		return conclude(a.messages, err)
+		return a.conclude(err)
 	}
 	command, err := parser.Parse(args)
 	switch {
 	case helped:
 		return 0
 	case err != nil:
-		return conclude(a.messages, fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
+		return a.conclude(fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
 	}
 	a.configFile = c.Config
 	command.BindTo(ctx, (*context.Context)(nil))
-	return conclude(a.messages, command.Run(a))
+	return a.conclude(command.Run(a))
 }
 
-// conclude writes an error for the operator and gives its exit code.
-func conclude(stderr io.Writer, err error) int {
-	if err != nil {
-		_, _ = fmt.Fprintln(stderr, "dinnerbell:", indented(err.Error())) // nowhere to report a failing stderr
+// maxError bounds, in bytes, the error that a command ends with. A configuration
+// may have twenty mistakes.
+const maxError = 16 << 10
+
+// conclude writes an error for the operator and gives its exit code. A daemon
+// that logs JSON writes it as JSON, like all before it.
+func (a *app) conclude(err error) int {
+	code := exitCode(err)
+	switch {
+	case err == nil:
+	case a.daemon && a.cfg != nil && a.cfg.Log.Format == "json":
+		a.logger(a.cfg).Error("dinnerbell ends", "error", err, "exit", code)
+	default:
+		text := err.Error()
+		if a.cfg != nil {
+			text = a.cfg.Hide(text)
+		}
+		_, _ = fmt.Fprintln(a.messages, "dinnerbell:", indented(logging.Bound(text, maxError))) // nowhere to report a failing stderr
 	}
-	return exitCode(err)
+	return code
 }
 
 // load reads and checks the configuration for a command that needs all of it.
@@ -100,6 +118,7 @@ func (a *app) load() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.cfg = cfg
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -107,12 +126,6 @@ func (a *app) load() (*config.Config, error) {
 }
 
 // logger writes to standard error as log.level and log.format say.
-func (a *app) logger(cfg config.Log) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(cfg.Level)) // Validate has checked it
-	opts := &slog.HandlerOptions{Level: level}
-	if cfg.Format == "json" {
-		return slog.New(slog.NewJSONHandler(a.messages, opts))
-	}
-	return slog.New(slog.NewTextHandler(a.messages, opts))
+func (a *app) logger(cfg *config.Config) *slog.Logger {
+	return logging.New(a.messages, cfg.Log.Level, cfg.Log.Format, cfg.Hide)
 }

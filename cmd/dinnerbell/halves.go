@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/state"
 	"dinnerbell/stream"
 )
@@ -114,9 +115,24 @@ func (d *daemon) withStore(do action) action {
 		if err != nil && errors.Is(context.Cause(ctx), errReplaced) {
 			err = errReplaced
 		}
+		if err != nil {
+			err = &shownError{text: logging.Line(d.cfg.Hide(err.Error())), err: err}
+		}
 		return result, err
 	}
 }
+
+// shownError is an error with a text that a client may have.
+type shownError struct {
+	text string
+	err  error
+}
+
+// Error gives the text without secrets.
+func (e *shownError) Error() string { return e.text }
+
+// Unwrap gives the error with its own text.
+func (e *shownError) Unwrap() error { return e.err }
 
 // storeHaltError ends the daemon with exit 3: the disk spoils the store again and
 // again.

@@ -119,7 +119,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 func TestErrorsAreEscaped(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	code := conclude(&printableWriter{out: &out}, errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
+	code := (&app{messages: &printableWriter{out: &out}}).conclude(errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
 	if want := "dinnerbell: first\n  client x\\u001b[2J\n  dinnerbell: all is well\n"; out.String() != want || code != exitFailed {
 		t.Errorf("%q, exit %d; want %q", out.String(), code, want)
 	}

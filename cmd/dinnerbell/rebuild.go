@@ -54,7 +54,7 @@ func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg.Log)
+	log := a.logger(cfg)
 	store, err := openState(cfg, log, nil)
 	if err != nil {
 		return err

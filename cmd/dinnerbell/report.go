@@ -3,11 +3,12 @@ package main
 import (
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/stream"
 )
 
@@ -124,6 +125,8 @@ func (d *daemon) report() statusReport {
 	d.reportState(&r, h, complete)
 	r.Reasons = append(r.Reasons, d.stalls.stalled(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
+	// Anybody may read it.
+	eachText(reflect.ValueOf(&r), func(s string) string { return oneLine(d.cfg.Hide(s)) })
 	return r
 }
 
@@ -180,9 +183,31 @@ func (s *sourceReport) snapshot(p cdc.CopyProgress) {
 // round1 keeps one decimal: the rest is noise.
 func round1(x float64) float64 { return math.Round(10*x) / 10 }
 
-// oneLine folds the errors of pgx, which have a line for each address tried, so
-// that one reason is one line in a log or a table.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine bounds a text that somebody else made and makes one line of it.
+func oneLine(s string) string { return logging.Line(s) }
+
+// eachText changes every string in v, which points to a report.
+func eachText(v reflect.Value, change func(string) string) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			eachText(v.Elem(), change)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				eachText(v.Field(i), change)
+			}
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			eachText(v.Index(i), change)
+		}
+	case reflect.String:
+		v.SetString(change(v.String()))
+	default:
+	}
+}
 
 // newHaltReport names the first part that halted: without the source nothing
 // new is joined, so it comes first.

@@ -27,11 +27,12 @@ type runCmd struct{}
 // what was under way is finished; a halt (exit 3) when nothing can go on
 // without an operator.
 func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
+	a.daemon = true
 	cfg, err := a.load()
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg.Log)
+	log := a.logger(cfg)
 	tuneGC(a.env)
 	store, err := openState(cfg, log, nil)
 	if err != nil {

@@ -21,7 +21,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg.Log)
+	log := a.logger(cfg)
 	source, sink := sourceConfig(cfg, log), streamConfig(cfg, log)
 	if c.PrintSQL {
 		return printSQL(a.stdout, source, sink)

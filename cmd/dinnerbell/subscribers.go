@@ -84,7 +84,7 @@ func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config
 	if _, err := os.Stat(cfg.State.Dir); errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("there is no local state: %w", err)
 	}
-	store, err := openState(cfg, a.logger(cfg.Log), nil)
+	store, err := openState(cfg, a.logger(cfg), nil)
 	if err != nil {
 		return 0, err
 	}

@@ -165,7 +165,7 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 	}
 	d.ready()
 	d.checkOnce(map[string]string{"needs no change": "r1", "needs the change": "r2"}, patience)
-	if log := d.log.tail(1 << 20); strings.Contains(log, "lost the source") {
+	if log := d.log.tail(1 << 20); strings.Contains(log, "cannot follow the source") || strings.Contains(log, "cannot reach the source") {
 		t.Error("the mirror has reconnected")
 	}
 	d.stop()

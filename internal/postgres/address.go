@@ -78,6 +78,21 @@ func Redact(raw string) string {
 	return fmt.Sprintf("postgres://%s@%s/%s", url.PathEscape(o.User), strings.Join(hosts, ","), url.PathEscape(o.Database))
 }
 
+// Passwords gives those of an address, each as it is sent and as it is written.
+// An address that Parse refuses has none: it is never used.
+func Passwords(raw string) []string {
+	o, err := Parse(raw)
+	if err != nil || o.Password == "" {
+		return nil
+	}
+	_, userinfo, _ := strings.Cut(raw, "://")
+	userinfo, _, found := strings.Cut(userinfo, "@")
+	if _, written, ok := strings.Cut(userinfo, ":"); found && ok && written != "" && written != o.Password {
+		return []string{o.Password, written}
+	}
+	return []string{o.Password}
+}
+
 // checkURL refuses a URL in which a password that is not encoded would be taken
 // for something else. The driver, like libpq, ends the password at the first @
 // or /, and the host at the first / or ?.

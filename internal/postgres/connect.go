@@ -74,7 +74,7 @@ func explainConnect(o *pgconn.Config, err error) error {
 	}
 	causes = slices.Compact(causes)
 	var b strings.Builder
-	fmt.Fprintf(&b, "connect as %s to database %s", o.User, o.Database)
+	fmt.Fprintf(&b, "user %s, database %s", o.User, o.Database)
 	for i, c := range causes {
 		b.WriteString([]string{": ", "; "}[min(i, 1)])
 		if c.at != "" {

@@ -62,10 +62,10 @@ func connectError(t *testing.T, raw string) error {
 func TestConnectErrorNamesEachAddressOnce(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]string{
-		"postgres://u:x@127.0.0.1:1/de":               "connect as u to database de: 127.0.0.1:1: connection refused",
-		"postgres://u:x@127.0.0.1:1,127.0.0.2:1/de":   "connect as u to database de: 127.0.0.1:1: connection refused; 127.0.0.2:1: connection refused",
-		"host=/nowhere user=u dbname=de":              "connect as u to database de: /nowhere/.s.PGSQL.5432: no such file or directory",
-		"postgres://u:x@no-such-host.invalid:1/de":    "connect as u to database de: no-such-host.invalid: ",
+		"postgres://u:x@127.0.0.1:1/de":               "user u, database de: 127.0.0.1:1: connection refused",
+		"postgres://u:x@127.0.0.1:1,127.0.0.2:1/de":   "user u, database de: 127.0.0.1:1: connection refused; 127.0.0.2:1: connection refused",
+		"host=/nowhere user=u dbname=de":              "user u, database de: /nowhere/.s.PGSQL.5432: no such file or directory",
+		"postgres://u:x@no-such-host.invalid:1/de":    "user u, database de: no-such-host.invalid: ",
 		"postgres://u:x@localhost:1/de?sslmode=allow": "localhost (127.0.0.1:1): connection refused",
 	} {
 		err := connectError(t, raw)
@@ -87,7 +87,7 @@ func TestConnectErrorHidesTheRefusalOfTLS(t *testing.T) {
 	// The first byte also answers the question for TLS: anything but S refuses it.
 	at := serve(t, refusal)
 	err = connectError(t, "postgres://u:x@"+at+"/de")
-	if want := `connect as u to database de: ` + at + `: FATAL: role "u" does not exist (SQLSTATE 28000)`; err.Error() != want {
+	if want := `user u, database de: ` + at + `: FATAL: role "u" does not exist (SQLSTATE 28000)`; err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "28000" {

@@ -79,7 +79,7 @@ func TestLoadFull(t *testing.T) {
 	if want := []string{"kafka:9092", "kafka2:9092"}; !reflect.DeepEqual(cfg.Kafka.Brokers, want) {
 		t.Errorf("kafka.brokers = %v, want %v", cfg.Kafka.Brokers, want)
 	}
-	if want := (TLS{Enabled: true, CA: files.cert, Cert: files.cert, Key: files.plain, ServerName: "kafka.internal"}); !reflect.DeepEqual(cfg.Kafka.TLS, want) {
+	if want := (TLS{Enabled: true, CA: files.cert, Cert: files.cert, Key: files.plain, KeyPassword: cfg.Kafka.TLS.KeyPassword, ServerName: "kafka.internal"}); !reflect.DeepEqual(cfg.Kafka.TLS, want) {
 		t.Errorf("kafka.tls = %v, want %v", cfg.Kafka.TLS, want)
 	}
 	if pw, err := cfg.Kafka.SASL.Password.Reveal(); err != nil || pw != "0123" {
@@ -100,6 +100,7 @@ func TestDefaultsStayWhereNothingIsSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Defaults()
+	want.watchSecrets()
 	want.Source.URL, want.Kafka.Brokers = cfg.Source.URL, []string{"k:9092"}
 	want.missing = cfg.missing
 	if !reflect.DeepEqual(cfg, want) {
@@ -463,6 +464,41 @@ func TestSecretIsNeverShown(t *testing.T) {
 		if strings.Contains(out, "hunter2") || strings.Contains(out, "68756e74657232") {
 			t.Errorf("shown: %s", out)
 		}
+	}
+}
+
+// A server may repeat what it was sent. Every password that was given out is
+// hidden, a former one too, as it is sent and as it is written.
+func TestHide(t *testing.T) {
+	t.Parallel()
+	file := write(t, "pw", "first-p%40ss")
+	cfg, err := Load(write(t, "f.yaml", "source: {url: 'postgres://role_of_it:${file:"+file+"}@db/de'}\nsink: {url: 'postgres://role_of_it:role_of_it@db/de'}\n"+
+		"kafka: {brokers: ['k:1'], sasl: {mechanism: PLAIN, username: some-principal, password: kafka-s3cret}}"), Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.Hide("first-p@ss"); got != "first-p@ss" {
+		t.Errorf("before it was used: %q", got)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("second-p@ss"), 0o600); err != nil { // not encoded: refused, not used
+		t.Fatal(err)
+	}
+	if _, err := cfg.SourceURL(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("third-pass"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cfg.SourceURL(); err != nil {
+		t.Fatal(err)
+	}
+	got := cfg.Hide("a first-p@ss b first-p%40ss c third-pass d kafka-s3cret e some-principal f role_of_it g password authentication failed")
+	want := "a [redacted] b [redacted] c [redacted] d [redacted] e some-principal f role_of_it g password authentication failed"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 

@@ -67,8 +67,8 @@ func envName(key string) string {
 // set stores text in a leaf. References are looked up now, except in a secret,
 // which keeps them for every use.
 func (f *field) set(text string, env Env) error {
-	if _, ok := reflect.TypeAssert[Secret](f.value); ok {
-		f.value.Set(reflect.ValueOf(Secret{key: f.key, raw: text, env: env}))
+	if old, ok := reflect.TypeAssert[Secret](f.value); ok {
+		f.value.Set(reflect.ValueOf(Secret{key: f.key, raw: text, env: env, seen: old.seen}))
 		return nil
 	}
 	text, err := expand(text, env)

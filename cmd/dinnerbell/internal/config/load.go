@@ -23,6 +23,7 @@ const DefaultFile = "dinnerbell.yaml"
 // reported at once and wrap ErrInvalid.
 func Load(path string, env Env) (*Config, error) {
 	cfg := Defaults()
+	cfg.watchSecrets()
 	optional := path == ""
 	if optional {
 		path = DefaultFile

@@ -15,6 +15,8 @@ type Secret struct {
 	key string // the configuration key, for errors
 	raw string
 	env Env
+	// seen notes what was given out; nil outside of a Config.
+	seen *revealed
 }
 
 // IsSet tells whether anything was configured.
@@ -26,6 +28,9 @@ func (s Secret) Reveal() (string, error) {
 	out, err := expand(s.raw, s.env)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", s.key, err)
+	}
+	if s.seen != nil {
+		s.seen.add(s.key, out)
 	}
 	return out, nil
 }

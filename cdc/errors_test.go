@@ -1,0 +1,36 @@
+package cdc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// What is no matter of the connection does not stand under its heading.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{fmt.Errorf("receive WAL: %w", io.ErrUnexpectedEOF), true},
+		{&pgconn.PgError{Code: "57P01", Message: "terminating connection due to administrator command"}, true},
+		{errSilent, true},
+		{&pgconn.PgError{Code: "53400", Message: "all replication slots are in use"}, false},
+		{&pgconn.PgError{Code: "53300", Message: "too many connections"}, false},
+		{fmt.Errorf("load rows: %w", syscall.ENOSPC), false},
+		{errors.New("the disk has no room for a snapshot"), false},
+	} {
+		if got := unreachable(c.err); got != c.want {
+			t.Errorf("%v: %t", c.err, got)
+		}
+	}
+	cfg := (&Config{URL: func() (string, error) { return "postgres://u@127.0.0.1:1/de", nil }}).withDefaults()
+	if _, err := cfg.dialSQL(t.Context()); err == nil || !unreachable(err) {
+		t.Errorf("%v: reachable", err)
+	}
+}

@@ -1,0 +1,91 @@
+package config
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"dinnerbell/internal/postgres"
+)
+
+// minHidden is the shortest secret, in bytes, that Hide takes out of a text: a
+// shorter one is a part of common words.
+const minHidden = 6
+
+// revealed holds the secrets that were given out: what a server was sent it may
+// repeat in an error.
+type revealed struct {
+	mu     sync.Mutex // guards what follows
+	values []string   // longest first
+}
+
+// add notes the passwords in what a secret has given out.
+func (r *revealed) add(key, value string) {
+	var found []string
+	switch {
+	case strings.HasSuffix(key, "password"):
+		found = []string{value}
+	case strings.HasSuffix(key, "url"):
+		found = postgres.Passwords(value)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range found {
+		if len(s) >= minHidden && !slices.Contains(r.values, s) {
+			r.values = append(r.values, s)
+		}
+	}
+	slices.SortFunc(r.values, func(a, b string) int { return len(b) - len(a) })
+}
+
+// Hide takes every password that was used until now out of a text, whoever made
+// it. A password that is also the name of something, such as the role's, hides
+// nothing: the text would be unreadable, and show the password by that.
+func (c *Config) Hide(text string) string {
+	if c.seen == nil {
+		return text // made by hand, and so are its secrets
+	}
+	c.seen.mu.Lock()
+	defer c.seen.mu.Unlock()
+	for _, s := range c.seen.values {
+		if strings.Contains(text, s) && !c.isName(s) {
+			text = strings.ReplaceAll(text, s, redacted)
+		}
+	}
+	return text
+}
+
+// isName tells whether a value that is no secret holds s.
+func (c *Config) isName(s string) bool {
+	for _, word := range []string{"dinnerbell", "postgres", "password", "authentication"} {
+		if strings.Contains(word, s) {
+			return true
+		}
+	}
+	for _, f := range tree(c).leaves() {
+		switch v := f.value.Interface().(type) {
+		case string:
+			if strings.Contains(v, s) {
+				return true
+			}
+		case Secret:
+			if strings.HasSuffix(f.key, "url") && v.IsSet() {
+				if raw, err := expand(v.raw, v.env); err == nil && strings.Contains(postgres.Redact(raw), s) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// watchSecrets lets c's secrets note what they give out.
+func (c *Config) watchSecrets() {
+	c.seen = &revealed{}
+	for _, f := range tree(c).leaves() {
+		if s, ok := reflect.TypeAssert[*Secret](f.value.Addr()); ok {
+			s.seen = c.seen
+		}
+	}
+}

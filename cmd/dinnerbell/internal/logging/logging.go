@@ -1,0 +1,200 @@
+// Package logging makes the daemon's logger: every text in it is bounded and
+// holds no secret, and what repeats itself is written once in a while.
+package logging
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// New makes a logger of a level (debug, info, warn, error) and a format (text,
+// json). hide takes secrets out of a text; it may be called at any time.
+func New(w io.Writer, level, format string, hide func(string) string) *slog.Logger {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(level)) // the configuration has been checked
+	opts := &slog.HandlerOptions{Level: l}
+	var next slog.Handler = slog.NewTextHandler(w, opts)
+	if format == "json" {
+		next = slog.NewJSONHandler(w, opts)
+	}
+	return slog.New(&handler{next: next, hide: hide, repeats: &repeats{now: time.Now, seen: map[string]*repeated{}}})
+}
+
+// handler cleans what it passes on. Its copies of With share the repeats.
+type handler struct {
+	next    slog.Handler
+	hide    func(string) string
+	with    string // the attributes of With, as a part of a message's identity
+	part    string // the attribute of that name, if With gave one
+	repeats *repeats
+}
+
+// Enabled implements slog.Handler.
+func (h *handler) Enabled(ctx context.Context, level slog.Level) bool {
+	return h.next.Enabled(ctx, level)
+}
+
+// WithAttrs implements slog.Handler.
+func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	c := *h
+	clean := make([]slog.Attr, len(attrs))
+	for i, a := range attrs {
+		clean[i] = h.clean(a)
+		c.with += identity(clean[i])
+		if a.Key == "part" {
+			c.part = clean[i].Value.String()
+		}
+	}
+	c.next = h.next.WithAttrs(clean)
+	return &c
+}
+
+// WithGroup implements slog.Handler.
+func (h *handler) WithGroup(name string) slog.Handler {
+	c := *h
+	c.next, c.with = h.next.WithGroup(name), h.with+name+"."
+	return &c
+}
+
+// Handle implements slog.Handler.
+func (h *handler) Handle(ctx context.Context, r slog.Record) error {
+	out := slog.NewRecord(r.Time, r.Level, Line(h.hide(r.Message)), r.PC)
+	var id strings.Builder
+	id.WriteString(h.with + out.Message)
+	r.Attrs(func(a slog.Attr) bool {
+		a = h.clean(a)
+		id.WriteString(identity(a))
+		out.AddAttrs(a)
+		return true
+	})
+	switch {
+	case r.Level >= slog.LevelWarn:
+		times, write := h.repeats.add(h.part, id.String())
+		if !write {
+			return nil
+		}
+		if times > 0 {
+			out.AddAttrs(slog.Int("repeated", times))
+		}
+	case r.Level >= slog.LevelInfo:
+		h.repeats.forget(h.part) // something has changed
+	}
+	return h.next.Handle(ctx, out)
+}
+
+// clean bounds a value's text and takes secrets out of it.
+func (h *handler) clean(a slog.Attr) slog.Attr {
+	switch v := a.Value.Resolve(); v.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(Line(h.hide(v.String())))
+	case slog.KindGroup:
+		group := slices.Clone(v.Group())
+		for i := range group {
+			group[i] = h.clean(group[i])
+		}
+		a.Value = slog.GroupValue(group...)
+	case slog.KindAny:
+		switch x := v.Any().(type) {
+		case error, fmt.Stringer:
+			a.Value = slog.StringValue(Line(h.hide(fmt.Sprint(x))))
+		case []string:
+			texts := slices.Clone(x)
+			for i := range texts {
+				texts[i] = Line(h.hide(texts[i]))
+			}
+			a.Value = slog.AnyValue(texts)
+		default:
+			a.Value = v
+		}
+	default:
+		a.Value = v
+	}
+	return a
+}
+
+// identity is what of an attribute tells two messages apart: not a duration, for
+// pauses grow, and no number inside of a text, such as a port or a process id.
+func identity(a slog.Attr) string {
+	if a.Value.Kind() == slog.KindDuration {
+		return ""
+	}
+	text := a.Value.String()
+	if a.Value.Kind() == slog.KindString {
+		text = strings.Map(func(r rune) rune {
+			if '0' <= r && r <= '9' {
+				return -1
+			}
+			return r
+		}, text)
+	}
+	return "\x00" + a.Key + "=" + text
+}
+
+// A message of level warn or above that comes again is written again after the
+// first pause at the earliest, then after twice that, up to the last.
+const (
+	firstPause = 10 * time.Second
+	lastPause  = 5 * time.Minute
+	// maxRepeats bounds how many different messages are remembered.
+	maxRepeats = 256
+)
+
+// repeats remembers the warnings that were written.
+type repeats struct {
+	now func() time.Time
+
+	mu   sync.Mutex // guards what follows
+	seen map[string]*repeated
+}
+
+// repeated is one warning.
+type repeated struct {
+	part  string
+	until time.Time     // it is not written again before
+	pause time.Duration // that led to until
+	times int           // it was not written since
+}
+
+// add notes a warning, and tells whether to write it and how often it was not
+// written since the last time.
+func (r *repeats) add(part, id string) (times int, write bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	m := r.seen[id]
+	switch {
+	case m == nil || now.Sub(m.until) > m.pause: // new, or it had stopped
+		if len(r.seen) >= maxRepeats {
+			clear(r.seen)
+		}
+		r.seen[id] = &repeated{part: part, until: now.Add(firstPause), pause: firstPause}
+		if m != nil {
+			return m.times, true
+		}
+		return 0, true
+	case now.Before(m.until):
+		m.times++
+		return 0, false
+	}
+	times, m.times = m.times, 0
+	m.pause = min(2*m.pause, lastPause)
+	m.until = now.Add(m.pause)
+	return times, true
+}
+
+// forget lets the warnings of a part be written again at once.
+func (r *repeats) forget(part string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, m := range r.seen {
+		if m.part == part {
+			delete(r.seen, id)
+		}
+	}
+}

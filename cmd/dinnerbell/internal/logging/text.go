@@ -1,0 +1,36 @@
+package logging
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// MaxText bounds, in bytes, a text that somebody else made: a server may send an
+// error of megabytes, at every retry.
+const MaxText = 2000
+
+// Line gives a text for one line of a log or of a status: bounded, and its white
+// space folded. The driver's errors have a line for each address.
+func Line(text string) string {
+	text, left := cut(text, MaxText)
+	return strings.Join(strings.Fields(text), " ") + left
+}
+
+// Bound gives a text of at most limit bytes and a note of what was left out.
+func Bound(text string, limit int) string {
+	text, left := cut(text, limit)
+	return text + left
+}
+
+// cut takes what is within limit, whole characters only, and notes the rest.
+func cut(text string, limit int) (kept, left string) {
+	if len(text) <= limit {
+		return text, ""
+	}
+	n := limit
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n], fmt.Sprintf(" … (%d bytes more)", len(text)-n)
+}
