@@ -20,7 +20,7 @@ type Loader struct {
 	chunk chunk      // that is filling
 	spare chunk      // the other one; not while a spill has it
 	spilt chan spilt // of the spill under way; nil: there is none
-	runs  []string   // of the row index
+	runs  *runs      // of the row index; nil until the first spill
 	parts *parts     // join keys; nil until the first spill
 	rows  int64
 	subs  int64
@@ -163,6 +163,9 @@ func (l *Loader) release() error {
 	l.chunk, l.spare = chunk{}, chunk{}
 	if l.parts != nil {
 		_ = l.parts.f.Close() // it goes
+	}
+	if l.runs != nil {
+		_ = l.runs.close() // likewise, if the merge has not removed it
 	}
 	if err := l.s.o.fs.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("remove folder of load: %w", err)

@@ -2,9 +2,13 @@ package state
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -147,4 +151,55 @@ func TestLoadAbort(t *testing.T) {
 		t.Errorf("after Abort: %v, want ErrClosed", err)
 	}
 	checkRows(t, s, model{})
+}
+
+// TestLoadWithFewDescriptors loads hundreds of runs, of rows and of one range of
+// join keys, in a child that may open few files.
+func TestLoadWithFewDescriptors(t *testing.T) {
+	t.Parallel()
+	child := exec.Command(os.Args[0], "-test.run=^TestFewDescriptorsChild$", "-test.v")
+	child.Env = append(os.Environ(), "STATE_TEST_DESCRIPTORS="+t.TempDir())
+	if out, err := child.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS: TestFewDescriptorsChild") {
+		t.Fatalf("%v\n%s", err, out[max(0, len(out)-8<<10):])
+	}
+}
+
+func TestFewDescriptorsChild(t *testing.T) {
+	dir := os.Getenv("STATE_TEST_DESCRIPTORS")
+	if dir == "" {
+		t.Skip("runs as a child")
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	limit.Cur = 64
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	o := smallChunks()
+	o.fanIn = 50
+	s := openStore(t, dir, o)
+	l, err := s.NewGeneration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 50_000
+	restaurants, order := ids(2, 1), rand.New(rand.NewPCG(1, 1)).Perm(n)
+	for _, i := range order {
+		// The first chunk has other keys than the rest: one range takes nearly all.
+		restaurant := restaurants[min(1, int(l.Rows())/500)]
+		if err := l.Add(rowN(i), restaurant, id(t, fmt.Sprint("client ", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.awaitSpill(); err != nil || len(l.runs.list) < 150 {
+		t.Fatalf("%d runs, want some hundred; %v", len(l.runs.list), err)
+	}
+	if err := l.Finish(Source{Table: "x"}, 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CheckRows(t.Context()); err != nil || s.Subscriptions() != n {
+		t.Errorf("%d subscriptions, want %d; %v", s.Subscriptions(), n, err)
+	}
 }

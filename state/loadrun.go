@@ -68,15 +68,20 @@ func (l *Loader) spill() error {
 	if err := errors.Join(l.awaitSpill(), l.s.MakeRoom(0)); err != nil {
 		return err
 	}
-	run := l.newPath("run", spaceRow)
-	l.runs = append(l.runs, run)
+	if l.runs == nil {
+		runs, err := newRuns(l.s.o.fs, l.newPath("runs", spaceRow))
+		if err != nil {
+			return err
+		}
+		l.runs = runs
+	}
 	full := l.chunk
 	l.chunk, l.spare = l.spare, chunk{}
 	l.chunk.reset()
 	l.spilt = make(chan spilt, 1)
 	go func(end chan<- spilt) {
 		rows := make(chan error, 1)
-		go func() { rows <- l.writeRun(run, full.spillRows) }()
+		go func() { rows <- l.runs.add(full.spillRows) }()
 		err := l.spillJoins(&full)
 		end <- spilt{full, errors.Join(err, <-rows)}
 	}(l.spilt)
@@ -96,19 +101,6 @@ func (l *Loader) awaitSpill() error {
 // newPath names a file of the load.
 func (l *Loader) newPath(kind string, space byte) string {
 	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, l.files.Add(1)))
-}
-
-// writeRun makes a run of what fill adds.
-func (l *Loader) writeRun(name string, fill func(w *runWriter) error) error {
-	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return fmt.Errorf("make sorted run: %w", err)
-	}
-	w := newRunWriter(f)
-	if err := errors.Join(fill(w), w.close()); err != nil {
-		return fmt.Errorf("write sorted run: %w", err)
-	}
-	return nil
 }
 
 // spillRows leaves duplicates in, which the merge names.

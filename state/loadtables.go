@@ -130,11 +130,12 @@ func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
 			return nil
 		})
 	}
-	var runs []string
-	err := b.keys.each(d, bag, func() error {
-		name := b.l.newPath("run", spaceJoin)
-		runs = append(runs, name)
-		return b.l.writeRun(name, func(w *runWriter) error {
+	sorted, err := newRuns(b.l.s.o.fs, b.l.newPath("runs", spaceJoin))
+	if err != nil {
+		return err
+	}
+	err = b.keys.each(d, bag, func() error {
+		return sorted.add(func(w *runWriter) error {
 			for _, r := range bag.sorted() {
 				if err := w.add(bag.key(r.entry), nil); err != nil {
 					return err
@@ -144,29 +145,15 @@ func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
 		})
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, sorted.remove())
 	}
-	return b.merge(out, runs)
+	return b.merge(out, sorted)
 }
 
 // merge writes the records of runs, which are removed then.
-func (b *builder) merge(out *tableWriter, runs []string) error {
-	m, err := openMerger(b.l.s.o.fs, runs)
-	if err != nil {
-		return err
-	}
-	for key, value := m.record(); key != nil && err == nil; key, value = m.record() {
-		if err = out.add(key, value); err == nil {
-			err = m.next()
-		}
-	}
-	if err := errors.Join(err, m.close()); err != nil {
+func (b *builder) merge(out *tableWriter, sorted *runs) error {
+	if err := errors.Join(sorted.merge(b.l.s.o.fanIn, out.add), sorted.remove()); err != nil {
 		return fmt.Errorf("merge sorted runs: %w", err)
-	}
-	for _, name := range runs {
-		if err := b.l.s.o.fs.Remove(name); err != nil {
-			return fmt.Errorf("remove sorted run: %w", err)
-		}
 	}
 	return nil
 }

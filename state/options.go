@@ -54,6 +54,8 @@ type Options struct {
 	// chunkBytes is how much of a load is sorted in memory at once, while half
 	// as much again is collected; 0: 16 MiB, about 190,000 rows with UUID ids.
 	chunkBytes int
+	// fanIn is how many sorted runs of a load are merged at once; 0: maxFanIn.
+	fanIn int
 	// memTableBytes; 0: 16 MiB.
 	memTableBytes uint64
 	// openPauses are between the attempts of Open; nil: the variable of this name.
@@ -86,6 +88,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.chunkBytes == 0 {
 		o.chunkBytes = 16 << 20
+	}
+	if o.fanIn == 0 {
+		o.fanIn = maxFanIn
 	}
 	if o.memTableBytes == 0 {
 		o.memTableBytes = 16 << 20

@@ -7,13 +7,11 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // A run is a sorted part of a load on disk, written once and read once by the
-// same process. It is a plain file, because building a table and iterating over
-// it costs several times as much as this:
+// same process. It is a part of a plain file (runs.go), because building a table
+// and iterating over it costs several times as much as this:
 //
 //	┌────────────┬─────────┬────────┐
 //	│ length u32 │ crc u32 │ block  │   again and again; the checksum is CRC-32C
@@ -30,11 +28,12 @@ const (
 
 // runWriter writes a run.
 type runWriter struct {
-	f   vfs.File
-	buf []byte // header and block
+	f       io.Writer
+	written int64
+	buf     []byte // header and block
 }
 
-func newRunWriter(f vfs.File) *runWriter {
+func newRunWriter(f io.Writer) *runWriter {
 	return &runWriter{f: f, buf: make([]byte, runHeader, runHeader+runBlock+runBlock/8)}
 }
 
@@ -49,12 +48,14 @@ func (w *runWriter) add(key, value []byte) error {
 	return nil
 }
 
+// flush ends the run. It is not synced: a load that is cut begins anew.
 func (w *runWriter) flush() error {
 	if len(w.buf) == runHeader {
 		return nil
 	}
 	sealBlock(w.buf)
-	_, err := w.f.Write(w.buf)
+	n, err := w.f.Write(w.buf)
+	w.written += int64(n)
 	w.buf = w.buf[:runHeader]
 	return err
 }
@@ -71,12 +72,9 @@ func blockHeader(header []byte) (size int, sum uint32) {
 	return int(binary.BigEndian.Uint32(header)), binary.BigEndian.Uint32(header[4:])
 }
 
-// close ends the run. It is not synced: a load that is cut begins anew.
-func (w *runWriter) close() error { return errors.Join(w.flush(), w.f.Close()) }
-
 // runReader reads a run from its beginning.
 type runReader struct {
-	f     vfs.File
+	f     io.Reader
 	block []byte // of this the records are views
 	rest  []byte // of the block
 	key   []byte // of the record that it stands on; nil: it is at the end
@@ -158,23 +156,14 @@ type merger struct {
 // longStreak is from when on the rival is looked for.
 const longStreak = 4
 
-// openMerger opens the runs, at least one, and stands on the first record.
-func openMerger(fsys vfs.FS, runs []string) (m *merger, err error) {
-	m = &merger{losers: make([]int, len(runs))}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.close())
-		}
-	}()
-	for _, name := range runs {
-		f, err := fsys.Open(name, vfs.SequentialReadsOption)
-		if err != nil {
-			return m, fmt.Errorf("open sorted run: %w", err)
-		}
+// newMerger reads the runs, at least one, and stands on the first record.
+func newMerger(runs []io.Reader) (*merger, error) {
+	m := &merger{losers: make([]int, len(runs))}
+	for _, f := range runs {
 		r := &runReader{f: f}
 		m.readers = append(m.readers, r)
 		if err := r.next(); err != nil {
-			return m, err
+			return nil, err
 		}
 	}
 	m.losers[0] = m.play(1)
@@ -235,13 +224,4 @@ func (m *merger) second() (best *runReader) {
 		}
 	}
 	return best
-}
-
-func (m *merger) close() error {
-	var errs []error
-	for _, r := range m.readers {
-		errs = append(errs, r.f.Close())
-	}
-	m.readers = nil
-	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -11,34 +12,42 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// writeRun writes records, sorted, each with its key reversed as the value.
-func writeRun(t *testing.T, fs vfs.FS, name string, keys []string) {
+// addRun appends a run of records, each with its key reversed as the value.
+func addRun(t *testing.T, r *runs, keys []string) {
 	t.Helper()
-	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newRunWriter(f)
-	for _, k := range slices.Sorted(slices.Values(keys)) {
-		value := []byte(k)
-		slices.Reverse(value)
-		if err := w.add([]byte(k), value); err != nil {
-			t.Fatal(err)
+	err := r.add(func(w *runWriter) error {
+		for _, k := range slices.Sorted(slices.Values(keys)) {
+			value := []byte(k)
+			slices.Reverse(value)
+			if err := w.add([]byte(k), value); err != nil {
+				return err
+			}
 		}
-	}
-	if err := w.close(); err != nil {
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-// Any number of runs of any length, keys of any length, come out in order.
+func makeRuns(t *testing.T, fs vfs.FS) *runs {
+	t.Helper()
+	r, err := newRuns(fs, "runs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Any number of runs of any length, keys of any length, come out in order,
+// however many are merged at once.
 func TestMerge(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(4, 2))
-	for runs := 1; runs < 20; runs++ {
-		fs := vfs.NewMem()
-		var all, names []string
-		for n := range runs {
+	for n := 1; n < 20; n++ {
+		var all []string
+		sorted := makeRuns(t, vfs.NewMem())
+		for range n {
 			var keys []string
 			for range r.IntN(3000) * r.IntN(2) {
 				var key []byte
@@ -50,28 +59,23 @@ func TestMerge(t *testing.T) {
 				}
 				keys = append(keys, string(key))
 			}
-			names, all = append(names, fmt.Sprint(n)), append(all, keys...)
-			writeRun(t, fs, names[n], keys)
-		}
-		m, err := openMerger(fs, names)
-		if err != nil {
-			t.Fatal(err)
+			all = append(all, keys...)
+			addRun(t, sorted, keys)
 		}
 		slices.Sort(all)
-		for i, want := range all {
-			key, value := m.record()
+		fanIn, i := 2+r.IntN(n+2), 0
+		err := sorted.merge(fanIn, func(key, value []byte) error {
 			slices.Reverse(value)
-			if key == nil || string(key) != want || string(value) != want {
-				t.Fatalf("%d runs: record %d of %d is %.20q: %.20q, want %.20q", runs, i, len(all), key, value, want)
+			if i == len(all) || string(key) != all[i] || string(value) != all[i] {
+				return fmt.Errorf("record %d of %d is %.20q: %.20q", i, len(all), key, value)
 			}
-			if err := m.next(); err != nil {
-				t.Fatal(err)
-			}
+			i++
+			return nil
+		})
+		if err != nil || i != len(all) || len(sorted.list) > fanIn {
+			t.Fatalf("%d runs, %d at once: %d of %d records, %d runs at the end: %v", n, fanIn, i, len(all), len(sorted.list), err)
 		}
-		if key, _ := m.record(); key != nil {
-			t.Errorf("%d runs: %.20q comes after the last", runs, key)
-		}
-		if err := m.close(); err != nil {
+		if err := sorted.remove(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -82,36 +86,27 @@ func TestMerge(t *testing.T) {
 func TestDamagedRun(t *testing.T) {
 	t.Parallel()
 	fs := vfs.NewMem()
-	writeRun(t, fs, "good", []string{"a", "bc", "def"})
-	f, err := fs.Open("good")
+	whole := makeRuns(t, fs)
+	addRun(t, whole, []string{"a", "bc", "def"})
+	f, err := fs.Open(whole.name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	good := make([]byte, 100)
 	n, _ := f.Read(good)
 	good = good[:n]
-	if err := f.Close(); err != nil {
+	if err := errors.Join(f.Close(), whole.remove()); err != nil {
 		t.Fatal(err)
 	}
 	read := func(data []byte) error {
-		f, err := fs.Create("bad", vfs.WriteCategoryUnspecified)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.Write(data); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		m, err := openMerger(fs, []string{"bad"})
+		m, err := newMerger([]io.Reader{bytes.NewReader(data)})
 		for err == nil {
 			if key, _ := m.record(); key == nil {
 				break
 			}
 			err = m.next()
 		}
-		return errors.Join(err, m.close())
+		return err
 	}
 	if err := read(good); err != nil || n != runHeader+2+2+2+4+2+6 {
 		t.Fatalf("the good run of %d bytes: %v", n, err)
