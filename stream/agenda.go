@@ -242,7 +242,7 @@ func (s *session) upkeep(ctx context.Context, now time.Time) error {
 	if err := s.reload(ctx, now, now.Unix()); err != nil {
 		return err
 	}
-	if _, err := s.keeper.Exec(ctx, `DELETE FROM `+s.t.campaign+` WHERE lane = $1 AND adv_campaign_datetime_end < $2 AND accepted_at < $3`,
+	if _, err := s.reader.Exec(ctx, `DELETE FROM `+s.t.campaign+` WHERE lane = $1 AND adv_campaign_datetime_end < $2 AND accepted_at < $3`,
 		s.lane.id, now.Add(-keepEnded).Unix(), now.Add(-keepEnded)); err != nil {
 		return fmt.Errorf("delete ended campaigns of lane %d: %w", s.lane.id, err)
 	}
@@ -276,7 +276,7 @@ func (s *session) bringDue(ctx context.Context, due []appointment) error {
 			return err
 		}
 		for _, l := range cached {
-			if l.delivered, _, err = s.loadDelivered(ctx, s.keeper, l.ID); err != nil {
+			if l.delivered, _, err = s.loadDelivered(ctx, l.ID); err != nil {
 				return err
 			}
 			if err := s.handDueOver(ctx, l); err != nil {
@@ -308,7 +308,7 @@ func (s *session) handDueOver(ctx context.Context, list ...*live) error {
 func (s *session) reload(ctx context.Context, now time.Time, onlyAfter int64) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
 	defer cancel()
-	rows, err := s.keeper.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.campaign+`
+	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.campaign+`
 WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
 ORDER BY cursor = '', adv_campaign_datetime_start`,
 		s.lane.id, onlyAfter, now.Add(agendaHorizon).Unix())
@@ -333,7 +333,7 @@ ORDER BY cursor = '', adv_campaign_datetime_start`,
 
 // list puts those of the given campaigns on the agenda that are pending and the
 // lane's.
-func (s *session) list(ctx context.Context, conn *pgx.Conn, keys []key) error {
+func (s *session) list(ctx context.Context, conn querier, keys []key) error {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.campaign, k.restaurant
@@ -361,7 +361,7 @@ func (s *session) load(ctx context.Context, due []appointment) ([]*live, error) 
 	for i, p := range due {
 		campaigns[i], restaurants[i], versions[i] = p.key.campaign, p.key.restaurant, p.version
 	}
-	rows, err := s.keeper.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
+	rows, err := s.reader.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
   c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
 FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
 JOIN `+s.t.campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version

@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/postgres"
 )
 
@@ -54,6 +56,21 @@ type SinkConfig struct {
 	URL          func() (string, error)
 	Table        string // "schema.table" of the feedback rows
 	DaemonSchema string // holds lane, campaign and outbox
+
+	// MaxConnections bounds the connections of a service to the sink: one for each
+	// lane that works, and the readers that all lanes share. A lane for which there
+	// is none waits. 0: as many as there are lanes, and four.
+	MaxConnections int
+}
+
+// readers is how many connections the lanes share for reading: of a bound at most
+// a quarter.
+func (c SinkConfig) readers() int {
+	const most = 4
+	if c.MaxConnections == 0 {
+		return most
+	}
+	return max(1, min(most, c.MaxConnections/4))
 }
 
 // KafkaConfig names the Kafka side.
@@ -120,19 +137,19 @@ func (c SinkConfig) tables() tables {
 // the session of a peer that is gone or silent, so that its locks do not hold
 // up a takeover. synchronous_commit is what "decided" means.
 // https://www.postgresql.org/docs/current/runtime-config-client.html
-const sessionSettings = `
-SET synchronous_commit = on;
-SET idle_in_transaction_session_timeout = '10s';
-SET lock_timeout = '20s';
-SET statement_timeout = 0;
-SET tcp_keepalives_idle = 5;
-SET tcp_keepalives_interval = 2;
-SET tcp_keepalives_count = 3;
-SET tcp_user_timeout = '15s';
-SET client_encoding = 'UTF8'`
+var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
+	{Name: "synchronous_commit", Value: "on"},
+	{Name: "idle_in_transaction_session_timeout", Value: "10s"},
+	{Name: "lock_timeout", Value: "20s"},
+	{Name: "tcp_keepalives_idle", Value: "5"},
+	{Name: "tcp_keepalives_interval", Value: "2"},
+	{Name: "tcp_keepalives_count", Value: "3"},
+	{Name: "tcp_user_timeout", Value: "15s"},
+})
 
-// connect opens one sink connection with the settings above.
-func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error) {
+// connConfig reads the URL again and gives the options of a sink connection with
+// the settings above.
+func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
 	url, err := c.URL()
 	if err != nil {
 		return nil, fmt.Errorf("read sink url: %w", err)
@@ -141,17 +158,35 @@ func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error)
 	if err != nil {
 		return nil, fmt.Errorf("parse sink url: %w", err)
 	}
-	cfg.RuntimeParams["application_name"] = name
+	settings := pgsession.Merge(sessionSettings, []pgsession.Setting{{Name: "application_name", Value: name}})
+	pgsession.Startup(cfg, settings)
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
+			return fmt.Errorf("set up sink session: %w", err)
+		}
+		return nil
+	}
+	// The URL may ask for pgx's other ways to run a query, which read some values
+	// as text.
+	cfg.DefaultQueryExecMode, cfg.StatementCacheCapacity = pgx.QueryExecModeCacheStatement, statementCache
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
+	}
+	return cfg, nil
+}
+
+// statementCache is how many statements a connection keeps prepared.
+const statementCache = 128
+
+// connect opens one sink connection.
+func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error) {
+	cfg, err := c.connConfig(name)
+	if err != nil {
+		return nil, err
 	}
 	conn, err := postgres.Connect(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to sink: %w", err)
-	}
-	if _, err := conn.Exec(ctx, sessionSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
-		closeConn(conn)
-		return nil, fmt.Errorf("set up sink session: %w", err)
 	}
 	return conn, nil
 }

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/jackc/pgx/v5"
-
 	"dinnerbell/state"
 )
 
@@ -83,13 +81,13 @@ func (s *session) forget(names ...state.ID) {
 
 // loadDelivered fills the cache with those who have a campaign, and returns how
 // many they are and the name that they are under: "" where there is no room.
-func (s *session) loadDelivered(ctx context.Context, conn *pgx.Conn, campaign string) (name state.ID, have int, err error) {
+func (s *session) loadDelivered(ctx context.Context, campaign string) (name state.ID, have int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
 	defer cancel()
 	if name, err = state.PackID(rand.Text()); err != nil {
 		return "", 0, fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := conn.Query(ctx, s.table.clientsSQL(), campaign)
+	rows, err := s.reader.Query(ctx, s.table.clientsSQL(), campaign)
 	if err != nil {
 		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
 	}

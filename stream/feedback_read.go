@@ -45,9 +45,9 @@ type sequenceUse struct {
 
 // readCatalogue reads everything about the feedback table. A table that is not
 // there is no error.
-func readCatalogue(ctx context.Context, conn *pgx.Conn, t tables) (*catalogue, error) {
+func readCatalogue(ctx context.Context, conn querier, t tables) (*catalogue, error) {
 	c := &catalogue{feedback: &feedbackTable{name: t.feedback}, columns: map[string]catalogueColumn{}}
-	for _, read := range []func(context.Context, *pgx.Conn) error{c.readRelation, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
+	for _, read := range []func(context.Context, querier) error{c.readRelation, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
 		if err := read(ctx, conn); err != nil {
 			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.feedback, err)
 		}
@@ -58,7 +58,7 @@ func readCatalogue(ctx context.Context, conn *pgx.Conn, t tables) (*catalogue, e
 	return c, nil
 }
 
-func (c *catalogue) readRelation(ctx context.Context, conn *pgx.Conn) error {
+func (c *catalogue) readRelation(ctx context.Context, conn querier) error {
 	f := c.feedback
 	rows, err := conn.Query(ctx, `
 SELECT c.oid, c.relkind::text, c.relpersistence <> 'p', pg_catalog.row_security_active(c.oid),
@@ -92,7 +92,7 @@ SELECT b.name, b.spelled, b.typ, b.mod, b.required AND NOT b.filled AND b.identi
 FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ LEFT JOIN pg_catalog.pg_collation l ON l.oid = b.collation
 WHERE t.typtype <> 'd' ORDER BY b.attnum`
 
-func (c *catalogue) readColumns(ctx context.Context, conn *pgx.Conn) error {
+func (c *catalogue) readColumns(ctx context.Context, conn querier) error {
 	rows, err := conn.Query(ctx, columnsSQL, c.feedback.oid)
 	if err != nil {
 		return err
@@ -137,7 +137,7 @@ const treeSQL = `WITH RECURSIVE tree AS (
 // BEFORE, INSERT, FOR EACH ROW.
 const mayDrop = `NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & 7 = 7`
 
-func (c *catalogue) readTriggers(ctx context.Context, conn *pgx.Conn) (err error) {
+func (c *catalogue) readTriggers(ctx context.Context, conn querier) (err error) {
 	if c.feedback.triggers, err = texts(ctx, conn, treeSQL+`
 SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE `+mayDrop+` ORDER BY 1`, c.feedback.oid); err != nil {
 		return err
@@ -146,7 +146,7 @@ SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrel
 	return err
 }
 
-func (c *catalogue) readPartitionKey(ctx context.Context, conn *pgx.Conn) (err error) {
+func (c *catalogue) readPartitionKey(ctx context.Context, conn querier) (err error) {
 	c.partKeys, err = texts(ctx, conn, `SELECT coalesce(a.attname::text, '') FROM pg_catalog.pg_partitioned_table p
 CROSS JOIN LATERAL pg_catalog.unnest(p.partattrs::int2[]) AS k(attnum) LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0
 WHERE p.partrelid = $1`, c.feedback.oid)
@@ -154,7 +154,7 @@ WHERE p.partrelid = $1`, c.feedback.oid)
 }
 
 // readRights collects what the role must still be granted.
-func (c *catalogue) readRights(ctx context.Context, conn *pgx.Conn) (err error) {
+func (c *catalogue) readRights(ctx context.Context, conn querier) (err error) {
 	c.denied, err = texts(ctx, conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
@@ -188,7 +188,7 @@ SELECT pg_catalog.format('%I.%I', n.nspname, s.relname), pg_catalog.quote_ident(
 FROM used u JOIN pg_catalog.pg_class s ON s.oid = u.seq JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace JOIN pg_catalog.pg_sequence q ON q.seqrelid = u.seq
 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.attnum AND a.atttypid IN (20, 21, 23) ORDER BY 1`
 
-func (c *catalogue) readSequences(ctx context.Context, conn *pgx.Conn) error {
+func (c *catalogue) readSequences(ctx context.Context, conn querier) error {
 	rows, err := conn.Query(ctx, sequencesSQL, c.feedback.oid)
 	if err != nil {
 		return err
@@ -233,12 +233,12 @@ const shape = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::te
   (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE ` + mayDrop + `),
   EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndex + `))`
 
-func (c *catalogue) readShape(ctx context.Context, conn *pgx.Conn) error {
+func (c *catalogue) readShape(ctx context.Context, conn querier) error {
 	return conn.QueryRow(ctx, treeSQL+` SELECT `+shape, c.feedback.oid, c.feedback.name).Scan(&c.feedback.shape)
 }
 
 // texts runs a query for one column of text.
-func texts(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]string, error) {
+func texts(ctx context.Context, conn querier, sql string, args ...any) ([]string, error) {
 	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err

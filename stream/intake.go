@@ -177,7 +177,7 @@ func (s *session) receive(ctx context.Context, batch []message) error {
 	g.Go(func() error {
 		ctx, cancel := context.WithTimeout(gctx, s.cfg.SinkTimeout)
 		defer cancel()
-		return s.lookUp(ctx, s.reader, batch)
+		return s.lookUp(ctx, batch)
 	})
 	if err := g.Wait(); err != nil {
 		return err
@@ -243,8 +243,8 @@ func (s *session) handOver(ctx context.Context, a arrival) error {
 // lookUp fills in what the campaign table holds for the batch's keys. Steps
 // that are still in flight are not in it; decide knows those itself. Most ids are
 // new, so it is asked first which are not.
-func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) error {
-	if err := s.screen(ctx, conn, batch); err != nil {
+func (s *session) lookUp(ctx context.Context, batch []message) error {
+	if err := s.screen(ctx, batch); err != nil {
 		return err
 	}
 	byID := make(map[string][]*message, len(batch))
@@ -256,7 +256,7 @@ func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) e
 	if len(byID) == 0 {
 		return nil
 	}
-	rows, err := conn.Query(ctx, knownIDsSQL(s.t), slices.Collect(maps.Keys(byID)))
+	rows, err := s.reader.Query(ctx, knownIDsSQL(s.t), slices.Collect(maps.Keys(byID)))
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
@@ -268,7 +268,7 @@ func (s *session) lookUp(ctx context.Context, conn *pgx.Conn, batch []message) e
 	for _, id := range ids {
 		there = append(there, byID[id]...)
 	}
-	return s.lookUpKnown(ctx, conn, there)
+	return s.lookUpKnown(ctx, there)
 }
 
 // knownIDsSQL asks for each id by itself: LIMIT keeps the planner from turning it
@@ -289,7 +289,7 @@ LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_tim
 
 // readKnown calls fn with what the campaign table holds for each key, nil if
 // nothing, and whether the campaign has other restaurants.
-func (t tables) readKnown(ctx context.Context, conn *pgx.Conn, keys []key, fn func(k key, n *known, shared bool)) error {
+func (t tables) readKnown(ctx context.Context, conn querier, keys []key, fn func(k key, n *known, shared bool)) error {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.campaign, k.restaurant
@@ -319,7 +319,7 @@ func (t tables) readKnown(ctx context.Context, conn *pgx.Conn, keys []key, fn fu
 }
 
 // lookUpKnown is lookUp for messages whose ids the campaign table has.
-func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*message) error {
+func (s *session) lookUpKnown(ctx context.Context, batch []*message) error {
 	byKey := make(map[key][]*message, len(batch))
 	for _, m := range batch {
 		k := m.campaign.key()
@@ -328,7 +328,7 @@ func (s *session) lookUpKnown(ctx context.Context, conn *pgx.Conn, batch []*mess
 	if len(byKey) == 0 {
 		return nil
 	}
-	return s.t.readKnown(ctx, conn, slices.Collect(maps.Keys(byKey)), func(k key, n *known, shared bool) {
+	return s.t.readKnown(ctx, s.reader, slices.Collect(maps.Keys(byKey)), func(k key, n *known, shared bool) {
 		for _, m := range byKey[k] {
 			m.known, m.shared = n, shared
 		}

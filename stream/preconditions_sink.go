@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"dinnerbell/internal/precondition"
@@ -10,6 +11,7 @@ import (
 // sinkPreconditions are those of the Postgres sink. The unique index comes behind
 // what keeps setup from making it.
 var sinkPreconditions = slices.Concat([]precondition.Check[*facts]{
+	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: readConnections},
 	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: readLayout},
 }, feedbackPreconditions, []precondition.Check[*facts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
@@ -31,4 +33,45 @@ func readUniqueIndex(ctx context.Context, f *facts) ([]precondition.Finding, err
 		Found:  "it has no valid unique index on (adv_campaign_id, client_id)",
 		Effect: "nothing would keep a client from being notified twice",
 		Fix:    "dinnerbell setup"}}, nil
+}
+
+// readConnections compares what the lanes take with what the server has left for
+// them: connections that it does not have are refused to everybody.
+func readConnections(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+	lanes := len(f.cluster.topics[f.cfg.Kafka.Campaigns].Partitions)
+	need := lanes + f.cfg.Sink.readers()
+	if n := f.cfg.Sink.MaxConnections; n > 0 {
+		need = min(need, n)
+	}
+	var most, reserved, used, role, database int
+	if err := f.conn.QueryRow(ctx, `
+SELECT pg_catalog.current_setting('max_connections')::int4,
+  pg_catalog.current_setting('superuser_reserved_connections')::int4 + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int4,
+  (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid IS NOT NULL AND NOT coalesce(pg_catalog.starts_with(a.application_name, 'dinnerbell '), false)),
+  (SELECT r.rolconnlimit FROM pg_catalog.pg_roles r WHERE r.rolname = current_user), (SELECT d.datconnlimit FROM pg_catalog.pg_database d WHERE d.datname = current_database())`).
+		Scan(&most, &reserved, &used, &role, &database); err != nil {
+		return nil, err
+	}
+	var found []precondition.Finding
+	warn := func(what string, room int, fix string) {
+		if room < need {
+			found = append(found, precondition.Finding{Level: precondition.Warn, Object: "the sink's server",
+				Found:  fmt.Sprintf("%d lanes take %d connections to it, and %s", lanes, need, what),
+				Effect: "lanes or other clients are refused", Fix: fix})
+		}
+	}
+	lower := "; or lower sink.max_connections and run more daemons"
+	warn(fmt.Sprintf("of max_connections %d there are %d reserved and %d in use by others", most, reserved, used), most-reserved-used, "raise max_connections"+lower)
+	if role >= 0 {
+		warn(fmt.Sprintf("the role may have %d", role), role, "ALTER ROLE … CONNECTION LIMIT -1"+lower)
+	}
+	if database >= 0 {
+		warn(fmt.Sprintf("the database may have %d", database), database, "ALTER DATABASE … CONNECTION LIMIT -1"+lower)
+	}
+	if n := f.cfg.Sink.MaxConnections; n > 0 && n < lanes+f.cfg.Sink.readers() {
+		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "sink.max_connections",
+			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", n, lanes, lanes+f.cfg.Sink.readers()),
+			Effect: "lanes for which there is none wait", Fix: "raise it, or run more daemons of the group"})
+	}
+	return found, nil
 }

@@ -47,8 +47,11 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 		return nil, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
 	batch := []message{m}
-	if err := probe.lookUpAgain(ctx, probe.reader, batch); err != nil {
+	if err := probe.lookUpAgain(ctx, batch); err != nil {
 		return nil, err
+	}
+	if dead := batch[0].dead; dead != nil {
+		return &Preview{Outcome: "refused", Reason: dead.reason}, nil
 	}
 	now := time.Now().Unix()
 	switch known := batch[0].known; {
@@ -74,7 +77,7 @@ func (s *session) countAudience(ctx context.Context, m *message, p *Preview) err
 	if p.Audience == 0 {
 		p.Hint = similarHint(s.lane.svc.store, m.campaign.RestaurantID)
 	}
-	if m.delivered, m.have, err = s.loadDelivered(ctx, s.reader, m.campaign.ID); err != nil {
+	if m.delivered, m.have, err = s.loadDelivered(ctx, m.campaign.ID); err != nil {
 		return err
 	}
 	if m.delivered == "" {

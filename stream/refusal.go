@@ -12,7 +12,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state"
@@ -197,7 +196,7 @@ func (s *session) noteLeftOut(p *payload, behind int) {
 // screen turns messages into dead letters whose texts the sink's database has no
 // characters for. It asks only where the encoding is not Unicode, and about texts
 // that are not ASCII.
-func (s *session) screen(ctx context.Context, conn *pgx.Conn, batch []message) error {
+func (s *session) screen(ctx context.Context, batch []message) error {
 	if s.table.holdsUnicode() {
 		return nil
 	}
@@ -211,7 +210,7 @@ func (s *session) screen(ctx context.Context, conn *pgx.Conn, batch []message) e
 		if !strings.ContainsFunc(text, func(r rune) bool { return r >= utf8.RuneSelf }) {
 			continue
 		}
-		_, err := conn.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
+		_, err := s.reader.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
 		refused, ok := errors.AsType[*pgconn.PgError](err)
 		if err != nil && (!ok || !refuses(refused)) {
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)

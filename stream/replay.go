@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 )
@@ -140,9 +139,7 @@ type replay struct {
 func (r *replay) open(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
 	r.probe = (&lane{svc: r.svc, id: -1}).newSession()
-	if r.probe.reader, err = r.probe.openReader(ctx, "replay"); err != nil {
-		return err
-	}
+	r.probe.reader = r.svc.readers.open()
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return fmt.Errorf("read kafka settings: %w", err)
@@ -172,19 +169,6 @@ func (r *replay) close() {
 	if r.probe != nil {
 		r.probe.close()
 	}
-}
-
-// openReader makes a connection for look-ups beside the session's own.
-func (s *session) openReader(ctx context.Context, what string) (*pgx.Conn, error) {
-	conn, err := s.cfg.Sink.connect(ctx, fmt.Sprintf("dinnerbell %s %s", s.cfg.Kafka.InstanceID, what))
-	if err != nil {
-		return nil, err
-	}
-	if _, err := conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
-		closeConn(conn)
-		return nil, fmt.Errorf("set up sink session: %w", err)
-	}
-	return conn, nil
 }
 
 // round replays the campaigns of one share on all lanes.

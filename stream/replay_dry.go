@@ -14,7 +14,7 @@ import (
 func (l *laneReplay) countAll(ctx context.Context) error {
 	s := l.probe
 	return l.batches(ctx, s, func(batch []message, next int64) error {
-		todo, counts, err := s.prepareReplay(ctx, l, s.reader, batch)
+		todo, counts, err := s.prepareReplay(ctx, l, batch)
 		if err != nil {
 			return err
 		}
@@ -39,7 +39,7 @@ func (l *laneReplay) countAll(ctx context.Context) error {
 func (l *laneReplay) count(ctx context.Context, s *session, m *message) (n, have int64, err error) {
 	shared := l.plan.isShared(m.campaign.key().digest())
 	if m.delivered = l.plan.audiences[m.campaign.ID]; m.delivered == "" {
-		if m.delivered, m.have, err = s.loadDelivered(ctx, s.reader, m.campaign.ID); err != nil {
+		if m.delivered, m.have, err = s.loadDelivered(ctx, m.campaign.ID); err != nil {
 			return 0, 0, err
 		}
 		if m.delivered == "" {

@@ -101,16 +101,11 @@ func (s *session) replay(ctx context.Context, l *laneReplay) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
-	conn, err := s.openReader(ctx, fmt.Sprintf("lane %d replay", s.lane.id))
-	if err != nil {
+	if err := l.dropDelivered(ctx, s); err != nil {
 		return err
 	}
-	defer closeConn(conn)
-	if err := l.dropDelivered(ctx, s, conn); err != nil {
-		return err
-	}
-	err = l.batches(ctx, s, func(batch []message, next int64) error {
-		counts, err := s.replayBatch(ctx, l, conn, batch)
+	err := l.batches(ctx, s, func(batch []message, next int64) error {
+		counts, err := s.replayBatch(ctx, l, batch)
 		if err != nil {
 			return err
 		}
@@ -161,12 +156,12 @@ func (l *laneReplay) settled(next int64, counts ReplayCounts) {
 
 // prepare passes the barrier, looks the batch's campaigns up and says what is
 // to be done with each.
-func (s *session) prepareReplay(ctx context.Context, l *laneReplay, conn *pgx.Conn, batch []message) (todo []*message, counts ReplayCounts, err error) {
+func (s *session) prepareReplay(ctx context.Context, l *laneReplay, batch []message) (todo []*message, counts ReplayCounts, err error) {
 	fresh := time.Now()
 	if err := s.lane.svc.barrier.Barrier(ctx); err != nil {
 		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
-	if err := s.lookUpAgain(ctx, conn, batch); err != nil {
+	if err := s.lookUpAgain(ctx, batch); err != nil {
 		return nil, counts, err
 	}
 	for i := range batch {
@@ -193,18 +188,18 @@ func (s *session) prepareReplay(ctx context.Context, l *laneReplay, conn *pgx.Co
 }
 
 // lookUpAgain is lookUp for messages that may have been looked up before.
-func (s *session) lookUpAgain(ctx context.Context, conn *pgx.Conn, batch []message) error {
+func (s *session) lookUpAgain(ctx context.Context, batch []message) error {
 	for i := range batch {
 		batch[i].known, batch[i].shared = nil, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
-	return s.lookUp(ctx, conn, batch)
+	return s.lookUp(ctx, batch)
 }
 
 // replayBatch hands a batch to decide and waits until it is accepted.
-func (s *session) replayBatch(ctx context.Context, l *laneReplay, conn *pgx.Conn, batch []message) (ReplayCounts, error) {
-	todo, counts, err := s.prepareReplay(ctx, l, conn, batch)
+func (s *session) replayBatch(ctx context.Context, l *laneReplay, batch []message) (ReplayCounts, error) {
+	todo, counts, err := s.prepareReplay(ctx, l, batch)
 	if err != nil {
 		return counts, err
 	}
@@ -212,7 +207,7 @@ func (s *session) replayBatch(ctx context.Context, l *laneReplay, conn *pgx.Conn
 	cached := 0
 	for i, m := range todo {
 		if m.joins() {
-			if m.delivered, m.have, err = s.loadDelivered(ctx, conn, m.campaign.ID); err != nil {
+			if m.delivered, m.have, err = s.loadDelivered(ctx, m.campaign.ID); err != nil {
 				return counts, err
 			}
 			if l.plan.countOnce(m.campaign.key().digest()) {
@@ -226,7 +221,7 @@ func (s *session) replayBatch(ctx context.Context, l *laneReplay, conn *pgx.Conn
 		}
 		// What was loaded may have taken its time. Should the campaign change once
 		// more, the step is found stale, as an edit is.
-		if err := s.lookUpAgain(ctx, conn, window); err != nil {
+		if err := s.lookUpAgain(ctx, window); err != nil {
 			return counts, err
 		}
 		if err := s.feed(ctx, l, window); err != nil {
@@ -340,7 +335,7 @@ func (l *laneReplay) awaitDelivery(ctx context.Context) error {
 
 // dropDelivered forgets campaigns that were delivered, or taken over by another
 // lane, without our hearing of it: the session before ended in the middle.
-func (l *laneReplay) dropDelivered(ctx context.Context, s *session, conn *pgx.Conn) error {
+func (l *laneReplay) dropDelivered(ctx context.Context, s *session) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) == 0 {
@@ -352,7 +347,7 @@ func (l *laneReplay) dropDelivered(ctx context.Context, s *session, conn *pgx.Co
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
-	rows, err := conn.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+	rows, err := s.reader.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)

@@ -374,7 +374,7 @@ func TestReplayThatIsInterrupted(t *testing.T) {
 	go ask()
 	for i := range int64(3) {
 		reached(5000 + 5000*i)
-		w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'dinnerbell test lane 0%'`)
+		w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'dinnerbell % lane 0 %'`)
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("the replay did not go on with the next session: %v", err)

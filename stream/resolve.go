@@ -23,14 +23,17 @@ const (
 )
 
 // Resolve settles a lane that halted and says what it did, one line each. It
-// takes the lane over first, so a daemon that still runs on it is fenced. With
-// nothing to settle it changes nothing.
+// refuses a lane that a daemon works on, then takes the lane over, so that one
+// that begins meanwhile is fenced. With nothing to settle it changes nothing.
 func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*takeoverTimeout)
 	defer cancel()
 	svc := New(cfg, nil, nil)
 	s := (&lane{svc: svc, id: laneID}).newSession()
 	defer s.close()
+	if err := s.checkNoOwner(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}

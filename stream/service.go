@@ -33,6 +33,9 @@ type Service struct {
 	store   *state.Store
 	barrier Barrier
 
+	readers *readers
+	steps   chan struct{} // a token for each lane's own connection; nil: unbounded
+
 	replaying       sync.Mutex // held by the replay under way
 	surveyCampaigns int        // see the constant
 	recentLimit     int        // see the constant
@@ -59,10 +62,15 @@ type laneHandle struct {
 // New makes a service; Run starts it.
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
-	return &Service{
+	s := &Service{
 		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, unmetPatience: unmetPatience,
 		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
+		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
+	if n := cfg.Sink.MaxConnections; n > 0 {
+		s.steps = make(chan struct{}, max(1, n-cfg.Sink.readers()))
+	}
+	return s
 }
 
 // Run joins the group and works until ctx ends; then it drains and returns

@@ -18,12 +18,12 @@ type session struct {
 	cfg  Config
 	t    tables
 
-	sink   *pgx.Conn       // the commit goroutine's
-	sql    *stepStatements // prepared on sink
-	ahead  time.Duration   // how far our clock is ahead of Postgres' at most
-	reader *pgx.Conn       // the intake goroutine's
-	keeper *pgx.Conn       // the agenda goroutine's
-	client *kgo.Client     // intake polls, ship produces
+	sink    *pgx.Conn       // the commit goroutine's
+	counted bool            // among the lanes' own connections
+	sql     *stepStatements // prepared on sink
+	ahead   time.Duration   // how far our clock is ahead of Postgres' at most
+	reader  *readers        // shared by all lanes; nil before openSink
+	client  *kgo.Client     // intake polls, ship produces
 
 	table       *feedbackTable // as of the takeover; each step's transaction compares it
 	ids         topicIDs
@@ -107,10 +107,14 @@ func ignoreEnd(ctx context.Context, err error) error {
 // broker is gone has been seen to hang (franz-go issues 753, 754).
 func (s *session) close() {
 	s.forget()
-	for _, conn := range []*pgx.Conn{s.sink, s.reader, s.keeper} {
-		if conn != nil {
-			closeConn(conn)
-		}
+	if s.sink != nil {
+		closeConn(s.sink)
+	}
+	if s.counted {
+		<-s.lane.svc.steps
+	}
+	if s.reader != nil {
+		s.reader.close()
 	}
 	if s.client == nil {
 		return

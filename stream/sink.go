@@ -3,24 +3,36 @@ package stream
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// readySink sets the connection up and marks it as one of the lane's, so that a
-// later owner can end it.
+// laneMark begins the application_name of the connections that write for a lane.
+// A later owner finds them by it: nobody but the own role's sessions count, so no
+// other role can hold a lane up or pass for its owner. A lock could be taken by
+// whoever may connect.
+func (s *session) laneMark() string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(s.t.schema)) // never fails; one database may hold several deployments
+	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), s.lane.id)
+}
+
+// readySink sets the connection up for the lane's statements.
 func (s *session) readySink(ctx context.Context) error {
 	if _, err := s.sink.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
-	}
-	if _, err := s.sink.Exec(ctx, `SELECT pg_advisory_lock_shared(hashtext($1), $2)`, s.t.lane, s.lane.id); err != nil {
-		return fmt.Errorf("mark sink session as lane %d's: %w", s.lane.id, err)
 	}
 	skew, off, err := clockSkew(ctx, s.sink, time.Now)
 	s.ahead = skew + off
 	return err
 }
+
+// ownersSQL selects the other sessions that write for the lane of the mark $1.
+const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_with(a.application_name, $1::text)
+  AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid()`
 
 // endPredecessors ends the connections of the lane's former owners. One whose
 // daemon is frozen between a step's rows and its commit keeps the rows' keys
@@ -32,16 +44,30 @@ func (s *session) readySink(ctx context.Context) error {
 // takes the lane over from us.
 func (s *session) endPredecessors(ctx context.Context) error {
 	var ended int
-	err := s.sink.QueryRow(ctx, `
-SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid)) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-WHERE l.locktype = 'advisory' AND l.classid = hashtext($1)::oid AND l.objid = $2::int4::oid AND l.objsubid = 2
-  AND a.datname = current_database() AND a.usename = current_user
-  AND a.backend_start < (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())`, s.t.lane, s.lane.id).Scan(&ended)
+	err := s.sink.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
+  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, s.laneMark()).Scan(&ended)
 	if err != nil {
 		return fmt.Errorf("end the former owner's connections of lane %d: %w", s.lane.id, err)
 	}
 	if ended > 0 {
 		s.cfg.Logger.Info("ended connections of the lane's former owner", "lane", s.lane.id, "connections", ended)
+	}
+	return nil
+}
+
+// checkNoOwner fails while a daemon works on the lane.
+func (s *session) checkNoOwner(ctx context.Context) error {
+	conn, err := s.cfg.Sink.connect(ctx, "dinnerbell resolve")
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, s.laneMark())
+	if err != nil {
+		return fmt.Errorf("look for the owner of lane %d: %w", s.lane.id, err)
+	}
+	if len(owners) > 0 {
+		return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", s.lane.id, strings.Join(owners, ", "))
 	}
 	return nil
 }

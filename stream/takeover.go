@@ -130,19 +130,16 @@ SET enable_mergejoin = off;
 SET jit = off`
 
 func (s *session) openSink(ctx context.Context) (err error) {
-	name := fmt.Sprintf("dinnerbell %s lane %d", s.cfg.Kafka.InstanceID, s.lane.id)
-	if s.sink, err = s.cfg.Sink.connect(ctx, name); err != nil {
+	if err := s.awaitConnection(ctx); err != nil {
+		return err
+	}
+	if s.sink, err = s.cfg.Sink.connect(ctx, s.laneMark()+s.cfg.Kafka.InstanceID); err != nil {
 		return err
 	}
 	if err := s.readySink(ctx); err != nil {
 		return err
 	}
-	if s.reader, err = s.openReader(ctx, fmt.Sprintf("lane %d reader", s.lane.id)); err != nil {
-		return err
-	}
-	if s.keeper, err = s.openReader(ctx, fmt.Sprintf("lane %d agenda", s.lane.id)); err != nil {
-		return err
-	}
+	s.reader = s.lane.svc.readers.open()
 	if err := s.checkPreconditions(ctx); err != nil {
 		return err
 	}
@@ -151,6 +148,29 @@ func (s *session) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	return s.endPredecessors(ctx)
+}
+
+// awaitConnection waits until sink.max_connections allows a connection more.
+func (s *session) awaitConnection(ctx context.Context) error {
+	steps := s.lane.svc.steps
+	if steps == nil {
+		return nil
+	}
+	select {
+	case steps <- struct{}{}:
+		s.counted = true
+		return nil
+	default:
+	}
+	err := fmt.Errorf("the %d connections that sink.max_connections leaves to lanes are in use by others; raise it, or run another daemon of the group", cap(steps))
+	s.lane.setState("takeover", err)
+	select {
+	case steps <- struct{}{}:
+		s.counted = true
+		return nil
+	case <-ctx.Done():
+		return err
+	}
 }
 
 func (s *session) raiseEpoch(ctx context.Context) error {

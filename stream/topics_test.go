@@ -125,7 +125,7 @@ func TestTakeoverSeesThePolicy(t *testing.T) {
 	w.produce(0, w.campaign("c", "r1").json())
 	w.expect(map[string][]string{"c": w.subs["r1"]})
 	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
-	w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dinnerbell % lane 0' AND datname = current_database()`)
+	w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dinnerbell % lane 0 %' AND datname = current_database()`)
 	w.produce(0, w.campaign("c2", "r1").json())
 	select {
 	case err := <-ended:

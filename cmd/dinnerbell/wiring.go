@@ -39,6 +39,8 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 			URL:          cfg.SinkURL,
 			Table:        cfg.Sink.Table.Schema + "." + cfg.Sink.Table.Name,
 			DaemonSchema: cfg.Sink.Schema,
+
+			MaxConnections: cfg.Sink.MaxConnections,
 		},
 		Kafka: stream.KafkaConfig{
 			Client:        func() ([]kgo.Opt, error) { return kafkaOptions(cfg.Kafka, log), nil },

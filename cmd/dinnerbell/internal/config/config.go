@@ -48,6 +48,8 @@ type Sink struct {
 	URL    Secret `yaml:"url"`    // default: source.url; ask SinkURL
 	Table  Table  `yaml:"table"`  // default public.subscribers_feedback
 	Schema string `yaml:"schema"` // the daemon's own tables; default dinnerbell
+	// MaxConnections bounds the connections for lanes; 0: one a lane, and four.
+	MaxConnections int `yaml:"max_connections"`
 }
 
 // Kafka is the cluster, its topics and the way in.

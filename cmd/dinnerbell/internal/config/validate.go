@@ -77,6 +77,9 @@ func (c *Config) checkSink() []error {
 	if strings.Contains(c.Sink.Table.Schema, ".") {
 		out = append(out, fmt.Errorf("sink.table: a schema with a dot in its name: %w", ErrNotAvailable))
 	}
+	if n := c.Sink.MaxConnections; n < 0 || n == 1 {
+		out = append(out, fmt.Errorf("sink.max_connections: %d: give 0 (one for each lane, and four) or at least 2", n))
+	}
 	if err := checkIdentifier(c.Sink.Schema); err != nil {
 		out = append(out, fmt.Errorf("sink.schema: %w", err))
 	}

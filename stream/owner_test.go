@@ -1,0 +1,156 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/precondition"
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// Whoever may connect can take any advisory lock, and must not hold up a lane.
+func TestNobodyElsesLockHoldsALaneUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a", "b"}})
+	conn, err := pgx.Connect(t.Context(), w.db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn)
+	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock(hashtext('"dinnerbell".lane'), 0); SELECT pg_advisory_lock(0)`); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": {"a", "b"}})
+}
+
+// A role that bears a daemon's name, but not its role, is no predecessor and no owner.
+func TestOnlyTheOwnRoleCounts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	role := "stranger_" + w.db.Name
+	w.db.Exec(`CREATE ROLE ` + role + ` LOGIN`)
+	t.Cleanup(func() {
+		if _, err := w.db.Pool.Exec(context.Background(), `DROP ROLE `+role); err != nil {
+			t.Errorf("drop role: %v", err)
+		}
+	})
+	cfg, err := pgx.ParseConfig(w.db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := (&lane{svc: New(w.cfg, nil, nil)}).newSession()
+	cfg.User, cfg.RuntimeParams["application_name"] = role, s.laneMark()+"stranger"
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn)
+	if err := s.checkNoOwner(t.Context()); err != nil {
+		t.Error(err)
+	}
+	w.owner()
+	if err := conn.Ping(t.Context()); err != nil {
+		t.Errorf("the stranger's connection was ended: %v", err)
+	}
+}
+
+// The functions that a hostile schema has are not called: the search path is pinned.
+func TestSearchPathIsPinned(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w.db.Exec(`CREATE SCHEMA evil; CREATE TABLE evil.called (n int);
+CREATE FUNCTION evil.to_regclass(text) RETURNS regclass LANGUAGE plpgsql AS 'BEGIN INSERT INTO evil.called VALUES (1); RETURN NULL; END';
+CREATE FUNCTION evil.unnest(text[]) RETURNS SETOF text LANGUAGE plpgsql AS 'BEGIN INSERT INTO evil.called VALUES (1); END'`)
+	for _, setting := range []string{"search_path = evil, pg_catalog, public", "default_transaction_read_only = on", "statement_timeout = '1ms'", "DateStyle = 'German, DMY'", "standard_conforming_strings = off"} {
+		w.db.Exec(`ALTER DATABASE ` + w.db.Name + ` SET ` + setting)
+	}
+	w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": {"a"}})
+	c := w.campaign("c1", "r1")
+	c.Content = "edited"
+	w.produce(0, c.json(), w.campaign("c2", "r1").json())
+	w.expect(map[string][]string{"c1": {"a"}, "c2": {"a"}})
+	if n := w.db.Int(`SELECT count(*) FROM evil.called`); n != 0 {
+		t.Errorf("functions of another schema were called %d times", n)
+	}
+}
+
+// resolve ends nobody's work: a lane that a daemon owns has halted, or has
+// nothing to resolve.
+func TestResolveRefusesALaneThatRuns(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	svc, stop := w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": {"a"}})
+	if _, err := Resolve(t.Context(), w.cfg, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
+		t.Errorf("resolve: %v", err)
+	}
+	if epoch := svc.Status().Lanes[0].Epoch; epoch != 1 {
+		t.Errorf("epoch %d: resolve has taken the lane over", epoch)
+	}
+	stop()
+	if _, err := Resolve(t.Context(), w.cfg, 0, AcceptMissing); err != nil {
+		t.Error(err)
+	}
+}
+
+// The lanes share their connections for reading, and sink.max_connections bounds
+// what they take together.
+func TestConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 8, map[string][]string{"r1": {"a"}})
+	want := map[string][]string{}
+	deliver := func(round string) {
+		for lane := range int32(8) {
+			c := w.campaign(fmt.Sprint(round, lane), "r1")
+			want[c.ID] = []string{"a"}
+			w.produce(lane, c.json())
+		}
+	}
+	ours := `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'dinnerbell %'`
+	_, stop := w.start()
+	deliver("c")
+	w.expect(want)
+	if n := w.db.Int(ours); n > 12 {
+		t.Errorf("8 lanes hold %d connections, want one each and 4", n)
+	}
+	stop()
+
+	w.cfg.Sink.MaxConnections = 6
+	svc, stop := w.start()
+	envtest.Until(t, patience, func() error {
+		running, waiting := 0, 0
+		for _, l := range svc.Status().Lanes {
+			if l.State == "running" {
+				running++
+			}
+			if strings.Contains(l.LastError, "sink.max_connections") {
+				waiting++
+			}
+		}
+		if running != 5 || waiting != 3 {
+			return fmt.Errorf("%d lanes run and %d wait", running, waiting)
+		}
+		return nil
+	})
+	if n := w.db.Int(ours); n > 6 {
+		t.Errorf("%d connections, want 6 at most", n)
+	}
+	stop()
+	report, err := Preconditions(t.Context(), w.cfg, precondition.AtStart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(report.At(precondition.Warn), func(f precondition.Finding) bool { return f.Object == "sink.max_connections" }) {
+		t.Error("no warning that lanes will wait")
+	}
+}
