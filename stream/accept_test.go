@@ -376,8 +376,8 @@ func TestDeadlockRepeatsTheStep(t *testing.T) {
 	s := w.owner()
 	c := w.campaign("c", "r1")
 	// Ends a step's transaction as a deadlock does, once.
-	w.db.Exec(`CREATE SEQUENCE tries; CREATE FUNCTION victim() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
-  IF nextval('tries') = 1 THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END IF; RETURN NULL; END$$`)
+	w.db.Exec(`CREATE SEQUENCE public.tries; CREATE FUNCTION victim() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+  IF nextval('public.tries') = 1 THEN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END IF; RETURN NULL; END$$`)
 	w.db.Exec(`CREATE TRIGGER victim AFTER INSERT ON subscribers_feedback FOR EACH STATEMENT EXECUTE FUNCTION victim()`)
 	if err := commitSteps(t, s, w.stepFor(&c, "a", "b")); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ type feedbackTable struct {
 
 	hasFeedback bool     // the column of the client's answer
 	triggers    []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
-	ownCode     bool     // triggers or CHECK constraints: functions of the user's run with each row
+	ownCode     bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
 	byteLimits  bool     // the n of varchar(n) counts bytes: SQL_ASCII
 	shape       string   // what a step's transaction compares, see const shape
 	encoding    string   // of the database

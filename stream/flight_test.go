@@ -37,7 +37,7 @@ func newAircraft(t *testing.T) *aircraft {
 	a.Conn = conn
 	q := newStepStatements(SinkConfig{Table: "public.subscribers_feedback", DaemonSchema: "none"}.tables())
 	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
-	a.hit = &statement{name: "count", sql: expecting("$2", `UPDATE counter SET n = n + 1 WHERE n = $1`), stands: missed(errMissed)}
+	a.hit = &statement{name: "count", sql: expecting("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), stands: missed(errMissed)}
 	a.nap = &statement{name: "nap", sql: `SELECT pg_sleep(600)`}
 	if err := prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func frames(t *testing.T, clients ...string) []byte {
 func (a *aircraft) expect(t *testing.T, rows, counter int64) {
 	t.Helper()
 	var gotRows, gotCounter int64
-	if err := a.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM subscribers_feedback), (SELECT n FROM counter)`).Scan(&gotRows, &gotCounter); err != nil {
+	if err := a.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM public.subscribers_feedback), (SELECT n FROM public.counter)`).Scan(&gotRows, &gotCounter); err != nil {
 		t.Fatal(err)
 	}
 	if gotRows != rows || gotCounter != counter {

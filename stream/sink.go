@@ -55,6 +55,10 @@ func (s *session) endPredecessors(ctx context.Context) error {
 	return nil
 }
 
+// ownerGone is how long the connection of a daemon that has just let a lane go may
+// still be seen.
+const ownerGone = 3 * time.Second
+
 // checkNoOwner fails while a daemon works on the lane.
 func (s *session) checkNoOwner(ctx context.Context) error {
 	conn, err := s.cfg.Sink.connect(ctx, "dinnerbell resolve")
@@ -62,14 +66,22 @@ func (s *session) checkNoOwner(ctx context.Context) error {
 		return err
 	}
 	defer closeConn(conn)
-	owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, s.laneMark())
-	if err != nil {
-		return fmt.Errorf("look for the owner of lane %d: %w", s.lane.id, err)
+	for until := time.Now().Add(ownerGone); ; {
+		owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, s.laneMark())
+		switch {
+		case err != nil:
+			return fmt.Errorf("look for the owner of lane %d: %w", s.lane.id, err)
+		case len(owners) == 0:
+			return nil
+		case time.Now().After(until):
+			return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", s.lane.id, strings.Join(owners, ", "))
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	if len(owners) > 0 {
-		return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", s.lane.id, strings.Join(owners, ", "))
-	}
-	return nil
 }
 
 // stepStatements are what a step's transaction is made of.
