@@ -16,6 +16,10 @@ const (
 	fewDescriptors     = 1024 // below, a large local state or many lanes may run out
 	minHTTPConnections = 8
 	maxHTTPConnections = 256
+
+	// answerPatience is how long a connection over TCP keeps its place with one
+	// answer, all of which are short: longer, the client does not read it.
+	answerPatience = 5 * time.Second
 )
 
 // descriptorLimit is how many descriptors the process may have open; 0 where the
@@ -45,12 +49,14 @@ func warnOfFewDescriptors(log *slog.Logger, descriptors uint64) {
 }
 
 // boundedListener holds at most limit connections. For one more it closes the one
-// that has waited longest for a request; where all have one under way, the new
-// one. So nobody who only connects keeps a health check out.
+// that has waited longest for a request, or has not read its answer for longer than
+// patience; where there is none, the new one. So nobody who only connects keeps a
+// health check out.
 type boundedListener struct {
 	net.Listener
 
-	limit int
+	limit    int
+	patience time.Duration // 0: without end
 
 	mu   sync.Mutex // guards open
 	open map[net.Conn]connectionState
@@ -62,8 +68,8 @@ type connectionState struct {
 	busy  bool
 }
 
-func newBoundedListener(l net.Listener, limit int) *boundedListener {
-	return &boundedListener{Listener: l, limit: limit, open: map[net.Conn]connectionState{}}
+func newBoundedListener(l net.Listener, limit int, patience time.Duration) *boundedListener {
+	return &boundedListener{Listener: l, limit: limit, patience: patience, open: map[net.Conn]connectionState{}}
 }
 
 // Accept implements net.Listener.
@@ -98,7 +104,8 @@ func (l *boundedListener) admit(conn net.Conn) bool {
 
 func (l *boundedListener) oldestWaiting() (oldest net.Conn) {
 	for c, s := range l.open {
-		if !s.busy && (oldest == nil || s.since.Before(l.open[oldest].since)) {
+		slow := l.patience > 0 && time.Since(s.since) > l.patience
+		if (!s.busy || slow) && (oldest == nil || s.since.Before(l.open[oldest].since)) {
 			oldest = c
 		}
 	}

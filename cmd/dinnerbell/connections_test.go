@@ -24,7 +24,9 @@ func serveTest(t *testing.T, h http.Handler) (address string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- serveHTTP(ctx, overTCP(h, l.Addr()), slog.New(slog.DiscardHandler), l) }()
+	go func() {
+		ended <- serveHTTP(ctx, overTCP(h, l.Addr()), slog.New(slog.DiscardHandler), l, answerPatience)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -94,7 +96,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newBoundedListener(inner, 2)
+	l := newBoundedListener(inner, 2, time.Hour)
 	t.Cleanup(func() { _ = l.Close() })
 	accepted := make(chan net.Conn, 3)
 	go func() {
@@ -123,6 +125,17 @@ func TestBusyConnectionsStay(t *testing.T) {
 	if _, err := busy[1].Write([]byte("x")); err == nil {
 		t.Error("the idle one is still there")
 	}
+	// Who does not read his answer for too long gives way as well.
+	l.note(third, http.StateActive)
+	l.mu.Lock()
+	l.open[third] = connectionState{since: time.Now().Add(-2 * l.patience), busy: true}
+	l.mu.Unlock()
+	dial(t, address)
+	fourth := <-accepted
+	if _, err := third.Write([]byte("x")); err == nil {
+		t.Error("the slow one is still there")
+	}
+	third = fourth
 	l.note(busy[0], http.StateClosed)
 	l.note(third, http.StateClosed)
 	if len(l.open) != 0 {

@@ -31,7 +31,7 @@ func serveActions(t *testing.T, actions map[string]action) (dir string, drain fu
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	readOnly := newHandler(func() statusReport { return statusReport{} }, log)
 	ended := make(chan error, 1)
-	go func() { ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, log), log, l) }()
+	go func() { ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, log), log, l, 0) }()
 	t.Cleanup(func() {
 		drain()
 		cancel()

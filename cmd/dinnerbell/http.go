@@ -109,9 +109,9 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 
 // serveHTTP serves the handler until ctx ends, then lets the answers under way
 // finish for a moment. It closes the listener. Connections, headers and the time
-// that a peer may take are bounded.
-func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener) error {
-	bounded := newBoundedListener(l, httpConnections(descriptorLimit()))
+// that a peer may take are bounded; patience is that of one answer, 0 without end.
+func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener, patience time.Duration) error {
+	bounded := newBoundedListener(l, httpConnections(descriptorLimit()), patience)
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,

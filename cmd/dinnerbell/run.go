@@ -163,14 +163,14 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 	g, gctx := errgroup.WithContext(ctx)
 	readOnly := newHandler(d.report, d.log, d.waits)
 	warnOfFewDescriptors(d.log, descriptorLimit())
-	g.Go(func() error { return serveHTTP(httpCtx, overTCP(readOnly, l.tcp.Addr()), d.log, l.tcp) })
+	g.Go(func() error { return serveHTTP(httpCtx, overTCP(readOnly, l.tcp.Addr()), d.log, l.tcp, answerPatience) })
 	// Actions end when the draining begins.
 	actions := d.actions()
 	for name, do := range actions {
 		actions[name] = d.withStore(do)
 	}
 	control := newSocketHandler(gctx, readOnly, actions, d.log)
-	g.Go(func() error { return serveHTTP(httpCtx, control, d.log, l.socket) })
+	g.Go(func() error { return serveHTTP(httpCtx, control, d.log, l.socket, 0) })
 	g.Go(func() error {
 		defer stopHTTP()
 		return d.workOn(gctx)
