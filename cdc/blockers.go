@@ -42,12 +42,15 @@ func (b *blocker) String() string {
 		s.WriteString(", since " + b.since)
 	}
 	if b.prepared != "" {
-		fmt.Fprintf(&s, " (to mend, in that database: ROLLBACK PREPARED '%s', or COMMIT PREPARED)", strings.ReplaceAll(b.prepared, "'", "''"))
+		s.WriteString(" (to mend, in that database: ROLLBACK PREPARED " + quoteText(b.prepared) + ", or COMMIT PREPARED)")
 	} else {
 		fmt.Fprintf(&s, " (to mend: end it, or SELECT pg_terminate_backend(%d))", b.pid)
 	}
 	return s.String()
 }
+
+// quoteText makes a literal of SQL.
+func quoteText(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // blockersOf finds what a backend waits for. The locks are shown to every role,
 // other than the transactions in pg_stat_activity. A prepared transaction has no
@@ -96,10 +99,11 @@ func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, pi
 			if err != nil || waiting.Err() != nil {
 				return
 			}
-			text := "creating the slot waits for open transactions"
+			names := make([]string, len(blockers))
 			for i := range blockers {
-				text += []string{": ", "; "}[min(i, 1)] + blockers[i].String()
+				names[i] = blockers[i].String()
 			}
+			text := strings.TrimSuffix("creating the slot waits for open transactions: "+strings.Join(names, "; "), ": ")
 			show(text)
 			if text != said {
 				m.log.Warn("a snapshot has to wait", "slot", name, "why", text)

@@ -57,9 +57,10 @@ type Config struct {
 
 	timelines *timelines // shared by copies
 
-	// For tests, which have no large tables; 0: the constants of these names.
+	// For tests, which have no large tables and no time; 0: the constants of these names.
 	parallelBytes, rangeBytes int64
 	copyConnections           int
+	forgotten                 time.Duration
 }
 
 // maxIdentifier is NAMEDATALEN-1.
@@ -77,6 +78,7 @@ func (c Config) withDefaults() Config {
 	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
 	c.copyConnections = cmp.Or(c.copyConnections, copyConnections)
 	c.parallelBytes = cmp.Or(c.parallelBytes, parallelBytes)
+	c.forgotten = cmp.Or(c.forgotten, forgotten)
 	c.rangeBytes = cmp.Or(c.rangeBytes, rangeBytes)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -177,6 +177,9 @@ func integer(v []byte) (int64, error) {
 func copyColumns(columns []column) (list [needed]string, integers [needed]bool) {
 	for c := range needed {
 		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].name}.Sanitize(), columns[c].typ)
+		if c != colID && columns[c].typ == pgtype.BPCharOID {
+			list[c] = pgx.Identifier{columns[c].name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
+		}
 	}
 	if len(columns) > needed {
 		list[colID], integers[colID] = copyKey(columns), false

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/jackc/pgx/v5/pgtype"
+
 	"dinnerbell/state"
 )
 
@@ -46,8 +48,9 @@ type decoder struct {
 	table   uint32 // OID; changes of other tables in the publication are none of ours
 	columns []string
 
-	at       []int // where the needed columns are in a tuple; nil: no Relation message has come yet
-	old, now tuple // of the message that is being read
+	at       []int  // where the needed columns are in a tuple; nil: no Relation message has come yet
+	padded   []bool // which of them are of type char(n)
+	old, now tuple  // of the message that is being read
 	key      []byte
 
 	// badIDs counts client and restaurant ids that cannot be ids: empty, too
@@ -71,7 +74,7 @@ type tuple []field
 
 // newDecoder knows the table and its needed columns.
 func newDecoder(table uint32, columns []column) decoder {
-	d := decoder{table: table, old: make(tuple, len(columns)), now: make(tuple, len(columns))}
+	d := decoder{table: table, old: make(tuple, len(columns)), now: make(tuple, len(columns)), padded: make([]bool, len(columns))}
 	for _, c := range columns {
 		d.columns = append(d.columns, c.name)
 	}
@@ -128,8 +131,8 @@ func (d *decoder) relation(r *reader) error {
 	at := slices.Repeat([]int{-1}, len(d.columns))
 	for i := range int(r.u16()) {
 		r.skip(1) // flags: part of the key
-		name := r.text()
-		r.skip(4 + 4) // type and its modifier: the barrier and watch see to changes of it
+		name, typ := r.text(), r.u32()
+		r.skip(4) // the type's modifier; the barrier and watch see to changes of type
 		if r.bad {
 			return nil // decode reports it
 		}
@@ -140,7 +143,7 @@ func (d *decoder) relation(r *reader) error {
 			if string(name) != d.columns[c] {
 				continue
 			}
-			at[c] = i
+			at[c], d.padded[c] = i, typ == pgtype.BPCharOID
 		}
 	}
 	if oid != d.table || r.bad {
@@ -221,7 +224,7 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 		row, err := d.rowID(now)
 		c := state.Change{Op: state.Insert, Row: row}
 		c.Restaurant, _ = d.restaurant(now[colRestaurant])
-		c.Client, _ = d.id(now[colClient])
+		c.Client, _ = d.id(colClient, now[colClient])
 		return c, err
 	}
 	// The old tuple holds what TOAST left out: all of it under REPLICA IDENTITY
@@ -244,7 +247,7 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 		}
 	}
 	c.Restaurant, c.KeepRestaurant = d.restaurant(now[colRestaurant])
-	c.Client, c.KeepClient = d.id(now[colClient])
+	c.Client, c.KeepClient = d.id(colClient, now[colClient])
 	return c, nil
 }
 
@@ -279,10 +282,14 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 }
 
 // id packs a client or restaurant; keep is set for unchanged TOAST. What cannot
-// be an id is counted and taken as NULL: such a row is no subscription.
-func (d *decoder) id(f field) (id state.ID, keep bool) {
+// be an id is counted and taken as NULL: such a row is no subscription. The blanks
+// that char(n) is padded with do not count in SQL, and go with a cast to text.
+func (d *decoder) id(c int, f field) (id state.ID, keep bool) {
 	switch f.kind {
 	case 't':
+		if d.padded[c] {
+			f.data = bytes.TrimRight(f.data, " ")
+		}
 		id, err := state.PackIDBytes(f.data)
 		if err != nil {
 			d.badIDs++
@@ -301,7 +308,7 @@ func (d *decoder) restaurant(f field) (id state.ID, keep bool) {
 	if f.kind == 't' && d.restaurantID != "" && bytes.Equal(f.data, d.restaurantText) {
 		return d.restaurantID, false
 	}
-	id, keep = d.id(f)
+	id, keep = d.id(colRestaurant, f)
 	if id != "" {
 		d.restaurantID, d.restaurantText = id, append(d.restaurantText[:0], f.data...)
 	}

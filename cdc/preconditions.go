@@ -34,15 +34,21 @@ var preconditions = []check{
 	{Name: "source.primary", At: precondition.Always, Read: checkPrimary},
 	{Name: "source.wal_level", At: precondition.Always, Read: of(checkWALLevel)},
 	{Name: "source.synchronous_standbys", At: precondition.Always, Read: of(checkStandbys)},
+	{Name: "source.room", At: precondition.AtSetup | precondition.AtStart, Read: checkRoom},
+	{Name: "source.prepared_transactions", At: precondition.AtSetup | precondition.AtStart, Read: checkPrepared},
+	{Name: "source.old_snapshots", At: precondition.AtSetup | precondition.AtStart, Read: checkOldSnapshots},
+	{Name: "source.encoding", At: precondition.AtSetup | precondition.AtStart, Read: checkEncoding},
 	{Name: "source.table", At: precondition.Always, Read: of(checkTable)},
 	{Name: "source.schema_usage", At: precondition.Always, Read: ofTable(checkSchemaUsage)},
 	{Name: "source.persistence", At: precondition.Always, Read: ofTable(checkPersistence)},
 	{Name: "source.partitions", At: precondition.Always, Read: ofTable(checkPartitions)},
 	{Name: "source.inheritance", At: precondition.Always, Read: ofTable(checkInheritance)},
 	{Name: "source.columns", At: precondition.Always, Read: ofTable(checkColumns)},
+	{Name: "source.id_types", At: precondition.AtSetup | precondition.AtStart, Read: ofTableSQL(checkIDTypes)},
 	{Name: "source.key", At: precondition.Always, Read: ofTable(checkKey)},
 	{Name: "source.replica_identity", At: precondition.Always, Read: ofTable(checkReplicaIdentity)},
 	{Name: "source.row_security", At: precondition.Always, Read: ofTable(checkRowSecurity)},
+	{Name: "source.replication", At: precondition.AtStart | precondition.AtSession, Read: checkReplication},
 	{Name: "source.publication", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublication)},
 	{Name: "source.publication.rows", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationRows)},
 	{Name: "source.publication.columns", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationColumns)},
@@ -68,6 +74,16 @@ func ofTable(judge func(*facts) []finding) func(context.Context, *facts) ([]find
 			return nil, errNoTable
 		}
 		return judge(f), nil
+	}
+}
+
+// ofTableSQL is ofTable for what asks the server.
+func ofTableSQL(read func(context.Context, *facts) ([]finding, error)) func(context.Context, *facts) ([]finding, error) {
+	return func(ctx context.Context, f *facts) ([]finding, error) {
+		if !f.cat.table.exists {
+			return nil, errNoTable
+		}
+		return read(ctx, f)
 	}
 }
 

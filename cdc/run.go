@@ -54,6 +54,8 @@ type Mirror struct {
 	// must is why the next session begins with a snapshot, whatever the
 	// catalogs say. Run's goroutine alone uses it.
 	must string
+	// checked: the checks of a start have been made. Run's goroutine alone uses it.
+	checked bool
 	// broken is since when a precondition has been violated; zero: none is. Run's
 	// goroutine alone uses it.
 	broken time.Time

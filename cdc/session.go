@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 )
 
@@ -33,6 +34,9 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, ignoreEnd(ctx, err)
 	}
 	m.admitService()
+	if err := m.checkStart(ctx, sql, cat); err != nil {
+		return false, err
+	}
 	slot, err := m.cfg.readSlot(ctx, sql)
 	if err != nil {
 		return false, err
@@ -81,6 +85,23 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, err
 	}
 	return m.stream(ctx, sql, cat, slot.confirmed, durable)
+}
+
+// checkStart makes, once, the checks of a start: those that sessions do not make
+// again. Warnings go to the log.
+func (m *Mirror) checkStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	if m.checked {
+		return nil
+	}
+	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &facts{cfg: &m.cfg, cat: cat, sql: sql}) // what cannot be read is unknown
+	for _, f := range report.At(precondition.Warn) {
+		m.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
+	}
+	if violation, ok := report.Violation(); ok {
+		return haltOn(violation)
+	}
+	m.checked = true
+	return nil
 }
 
 // stream follows the slot, which is acknowledged up to confirmed, from durable on.
@@ -272,11 +293,12 @@ func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error)
 }
 
 // walSenderTimeout reads the setting as this very walsender has it: a role may
-// have its own.
+// have its own. Where it is off, a walsender whose daemon is gone without a word
+// would keep the slot, so that this one gets Postgres' default.
 func walSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	results, err := repl.Exec(ctx, "SHOW wal_sender_timeout").ReadAll()
+	results, err := repl.Exec(ctx, "SELECT CASE WHEN current_setting('wal_sender_timeout') = '0' THEN set_config('wal_sender_timeout', '1min', false) ELSE current_setting('wal_sender_timeout') END").ReadAll()
 	if err != nil {
 		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
 	}

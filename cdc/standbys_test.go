@@ -66,7 +66,8 @@ func TestNeverASynchronousStandby(t *testing.T) {
 			t.Errorf("got %v, want the setting named", err)
 		}
 	}
-	ours := strings.ToUpper(r.cfg.ApplicationName)
+	r.open()
+	ours := strings.ToUpper(New(r.cfg, r.store).cfg.ApplicationName)
 
 	set(`FIRST 1 (elsewhere, *)`)
 	_, err := Setup(t.Context(), r.owner())

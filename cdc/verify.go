@@ -19,7 +19,7 @@ const (
 	compareAtOnce = 1 << 17
 	// compareRounds is how often that is done. A state that is wrong in more places
 	// than that is better rebuilt than mended.
-	compareRounds = 16
+	compareRounds = 4
 	// mendAtOnce is how many rows are mended in one write, which the stream
 	// waits for.
 	mendAtOnce = 4096

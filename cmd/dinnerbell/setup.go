@@ -34,6 +34,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 			_, err := stream.CheckPreconditions(ctx, sink, precondition.AtSetup) // the warnings come at the end
 			return nil, err
 		}},
+		{"check source", func() ([]string, error) { return nil, warnOfSource(ctx, a, source) }},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
 		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink) }},
@@ -60,6 +61,21 @@ func checkStream(ctx context.Context, a *app, cfg stream.Config) error {
 		if _, err := fmt.Fprintln(a.messages, line); err != nil {
 			return fmt.Errorf("write warning: %w", err)
 		}
+	}
+	return err
+}
+
+// warnOfSource shows the warnings about the source; what is wrong with it is
+// cdc.Setup's to refuse.
+func warnOfSource(ctx context.Context, a *app, cfg cdc.Config) error {
+	report, err := cdc.CheckPreconditions(ctx, cfg, precondition.AtSetup)
+	for _, f := range report.At(precondition.Warn) {
+		if _, err := fmt.Fprintln(a.messages, "warning: "+f.String()); err != nil {
+			return fmt.Errorf("write warning: %w", err)
+		}
+	}
+	if report != nil {
+		return nil
 	}
 	return err
 }

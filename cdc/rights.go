@@ -1,0 +1,143 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/precondition"
+)
+
+// checkReplication makes sure that the role may replicate. Amazon RDS gives that
+// right by membership in a role.
+func checkReplication(ctx context.Context, f *facts) ([]finding, error) {
+	var role string
+	var may bool
+	err := f.sql.QueryRow(ctx, `
+		SELECT rolname::text, rolreplication OR rolsuper OR EXISTS (
+		  SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'USAGE'))
+		FROM pg_roles r WHERE rolname = session_user`).Scan(&role, &may)
+	if err != nil {
+		return nil, fmt.Errorf("read role: %w", err)
+	}
+	if may {
+		return nil, nil
+	}
+	return violated("the role in source.url", "lacks REPLICATION", "it can neither make nor read nor drop a slot",
+		"ALTER ROLE "+pgx.Identifier{role}.Sanitize()+" REPLICATION"), nil
+}
+
+// checkRoom makes sure that the server has a slot and a walsender for the mirror.
+// A rebuild or verification beside it needs another of both.
+func checkRoom(ctx context.Context, f *facts) ([]finding, error) {
+	var slots, maxSlots, senders, maxSenders int
+	var ours, active bool
+	err := f.sql.QueryRow(ctx, `
+		SELECT count(*), current_setting('max_replication_slots')::int, coalesce(bool_or(slot_name = $1), false),
+		       coalesce(bool_or(slot_name = $1 AND active), false),
+		       (SELECT count(*) FROM pg_stat_get_wal_senders()), current_setting('max_wal_senders')::int
+		FROM pg_replication_slots`, f.cfg.Slot).Scan(&slots, &maxSlots, &ours, &active, &senders, &maxSenders)
+	if err != nil {
+		return nil, fmt.Errorf("count slots and walsenders: %w", err)
+	}
+	if ours {
+		slots--
+	}
+	if active {
+		senders--
+	}
+	var found []finding
+	for _, c := range []struct {
+		name    string
+		used, n int
+	}{{"max_replication_slots", slots, maxSlots}, {"max_wal_senders", senders, maxSenders}} {
+		object, all := "the server", fmt.Sprintf("uses %d of %d for others than this daemon", c.used, c.n)
+		fix := fmt.Sprintf("ALTER SYSTEM SET %s = %d; then restart Postgres", c.name, c.n+2)
+		switch free := c.n - c.used; {
+		case free < 1:
+			found = append(found, violated(object, all+" ("+c.name+")", "the mirror cannot replicate", fix)...)
+		case free < 2:
+			found = append(found, finding{Level: precondition.Warn, Object: object, Found: all + " (" + c.name + ")",
+				Effect: "rebuild and verify, which need another one, will be refused", Fix: fix})
+		}
+	}
+	return found, nil
+}
+
+// forgotten is how old a prepared transaction is that its owner has probably
+// forgotten.
+const forgotten = 5 * time.Minute
+
+// checkPrepared warns of prepared transactions that nobody seems to end: no slot
+// can be made before their end, and every slot keeps WAL from their begin on.
+func checkPrepared(ctx context.Context, f *facts) ([]finding, error) {
+	rows, err := f.sql.Query(ctx, `
+		SELECT gid, database::text, owner::text, prepared::text FROM pg_prepared_xacts
+		WHERE prepared < now() - make_interval(secs => $1) ORDER BY prepared LIMIT 10`, f.cfg.forgotten.Seconds())
+	if err != nil {
+		return nil, fmt.Errorf("read prepared transactions: %w", err)
+	}
+	var b blocker
+	var found []finding
+	_, err = pgx.ForEachRow(rows, []any{&b.prepared, &b.database, &b.role, &b.since}, func() error {
+		found = append(found, finding{Level: precondition.Warn, Object: "prepared transaction " + quoteText(b.prepared) + " in database " + b.database,
+			Found:  fmt.Sprintf("was left by role %s at %s", b.role, b.since),
+			Effect: "snapshot, rebuild and verify wait for its end, and the server keeps WAL", Fix: "ROLLBACK PREPARED " + quoteText(b.prepared) + ", in that database"})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read prepared transactions: %w", err)
+	}
+	return found, nil
+}
+
+// checkEncoding warns of a database whose texts have no encoding.
+func checkEncoding(_ context.Context, f *facts) ([]finding, error) {
+	if f.sql.PgConn().ParameterStatus("server_encoding") != "SQL_ASCII" {
+		return nil, nil
+	}
+	return []finding{{Level: precondition.Warn, Object: "database " + f.cat.source.Database, Found: "has encoding SQL_ASCII, so that an id can be any bytes",
+		Effect: "a client or restaurant that is not UTF-8 is left out and counted (bad_ids)"}}, nil
+}
+
+// checkIDTypes warns of ids whose comparison in SQL is not that of their texts,
+// by which a campaign finds its subscribers.
+func checkIDTypes(ctx context.Context, f *facts) ([]finding, error) {
+	var found []finding
+	for _, col := range f.cat.columns {
+		if col.name != f.cfg.RestaurantColumn {
+			continue
+		}
+		var insensitive bool
+		err := f.sql.QueryRow(ctx, `
+			SELECT t.typname = 'citext' OR NOT coalesce(c.collisdeterministic, true)
+			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation c ON c.oid = a.attcollation
+			WHERE a.attrelid = $1 AND a.attnum = $2`, f.cat.source.TableOID, col.num).Scan(&insensitive)
+		if err != nil {
+			return nil, fmt.Errorf("read collation of column %s: %w", col.name, err)
+		}
+		if insensitive {
+			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.name + " of " + f.cfg.table(),
+				Found:  "is citext, or has a collation by which different texts are equal",
+				Effect: "a campaign reaches the subscribers whose restaurant is written exactly as in the campaign",
+				Fix:    "write ids alike, or ALTER TABLE " + f.cfg.table() + " ALTER " + pgx.Identifier{col.name}.Sanitize() + " TYPE text"})
+		}
+	}
+	return found, nil
+}
+
+// checkOldSnapshots warns of a server that takes old snapshots away (up to 16).
+func checkOldSnapshots(ctx context.Context, f *facts) ([]finding, error) {
+	var value string
+	err := f.sql.QueryRow(ctx, `SELECT coalesce(current_setting('old_snapshot_threshold', true), '-1')`).Scan(&value)
+	if err != nil {
+		return nil, fmt.Errorf("read old_snapshot_threshold: %w", err)
+	}
+	if value == "-1" {
+		return nil, nil
+	}
+	return []finding{{Level: precondition.Warn, Object: "the server", Found: "has old_snapshot_threshold " + value,
+		Effect: "a snapshot that takes longer fails with \"snapshot too old\" and begins anew", Fix: "ALTER SYSTEM SET old_snapshot_threshold = -1; then restart Postgres"}}, nil
+}
