@@ -286,9 +286,11 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c' || i, 'r', 0, 1, 0, i, 0, '', '', '', '', 1, 2, 1, 'finished', '', false FROM generate_series(1, 4) i`)
-	w.db.Exec(`ANALYZE dinnerbell.campaign`)
-	for name, c := range map[string]struct{ sql, types, args string }{
-		"ids": {knownIDsSQL(s.t), "text[]", `'{a,b}'`}, "keys": {knownKeysSQL(s.t), "text[], text[]", `'{a,b}', '{r,r}'`},
+	w.db.Exec(aRow, "x")
+	w.db.Exec(`ANALYZE dinnerbell.campaign, subscribers_feedback`)
+	for name, c := range map[string]struct{ sql, types, args, index string }{
+		"ids": {knownIDsSQL(s.t), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.t), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
+		"clients": {s.table.missingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
 	} {
 		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Fatal(err)
@@ -302,7 +304,10 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		plan := strings.Join(lines, "\n")
-		if scans := strings.Count(plan, "using campaign_pkey"); scans == 0 || scans != strings.Count(plan, "Index Cond: ((adv_campaign_id = ")+strings.Count(plan, "Index Cond: (adv_campaign_id = ") {
+		if name == "clients" && !strings.Contains(plan, "AND (client_id = ") {
+			t.Errorf("the clients of a campaign are looked up by\n%s", plan)
+		}
+		if scans := strings.Count(plan, "using "+c.index); scans == 0 || scans != strings.Count(plan, "Index Cond: ((adv_campaign_id = ")+strings.Count(plan, "Index Cond: (adv_campaign_id = ") {
 			t.Errorf("the look-up of %s is planned as\n%s", name, plan)
 		}
 	}

@@ -320,7 +320,7 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columns[colC
 
 // withoutRow lists the clients that have no row of the campaign.
 func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
-	rows, err := n.sink.Query(ctx, n.table.missingSQL()+`)`, n.pick.live.ID, texts)
+	rows, err := n.sink.Query(ctx, n.table.missingSQL(""), n.pick.live.ID, texts)
 	if err != nil {
 		return nil, err
 	}

@@ -310,10 +310,12 @@ func (t *feedbackTable) clientsSQL() string {
 	return `SELECT ` + t.columns[colClient].read("f") + ` FROM ` + t.name + ` f WHERE f.adv_campaign_id = ` + t.columns[colCampaign].param("$1")
 }
 
-// missingSQL lists those of the clients $2 that have no row of campaign $1.
-func (t *feedbackTable) missingSQL() string {
+// missingSQL lists those of the clients $2 that have no row of campaign $1, of
+// which more is asked by and. OFFSET keeps the planner from turning the look-ups
+// into a join of the clients with all of the campaign's rows.
+func (t *feedbackTable) missingSQL(and string) string {
 	return `SELECT c.id FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE NOT EXISTS (SELECT FROM ` + t.name + ` f
-  WHERE f.adv_campaign_id = ` + t.columns[colCampaign].param("$1") + ` AND f.client_id = ` + t.columns[colClient].param("c.id")
+  WHERE f.adv_campaign_id = ` + t.columns[colCampaign].param("$1") + ` AND f.client_id = ` + t.columns[colClient].param("c.id") + and + ` OFFSET 0)`
 }
 
 // readSQL are the ten columns, in the order of COPY, as text and int8.
