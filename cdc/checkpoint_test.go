@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
@@ -252,6 +253,7 @@ func TestCheckpointsRespectKeepSize(t *testing.T) {
 	r.Exec(`ALTER SYSTEM SET max_slot_wal_keep_size = '64MB'`)
 	r.Exec(`SELECT pg_reload_conf()`)
 	r.awaitConfirmed(changed)
+	r.finds("source.wal_keep_size", precondition.Warn, "max_slot_wal_keep_size 64 MB")
 	for range 4 {
 		changed = change(20)
 		r.Exec(`CHECKPOINT`)

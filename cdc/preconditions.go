@@ -38,6 +38,7 @@ var preconditions = []check{
 	{Name: "source.prepared_transactions", At: precondition.AtSetup | precondition.AtStart, Read: checkPrepared},
 	{Name: "source.old_snapshots", At: precondition.AtSetup | precondition.AtStart, Read: checkOldSnapshots},
 	{Name: "source.encoding", At: precondition.AtSetup | precondition.AtStart, Read: checkEncoding},
+	{Name: "source.wal_keep_size", At: precondition.AtSetup | precondition.AtStart, Read: checkKeepSize},
 	{Name: "source.table", At: precondition.Always, Read: of(checkTable)},
 	{Name: "source.schema_usage", At: precondition.Always, Read: ofTable(checkSchemaUsage)},
 	{Name: "source.persistence", At: precondition.Always, Read: ofTable(checkPersistence)},

@@ -64,7 +64,7 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 		SELECT coalesce(plugin = $2 AND database = current_database() AND NOT temporary, false),
 		       coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(restart_lsn, '0/0')::text,
 		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1), coalesce(to_jsonb(s)->>'invalidation_reason', ''),
-		       (SELECT CASE WHEN setting::bigint < 0 THEN -1 ELSE setting::bigint << 20 END FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
+		       (`+keepSizeSQL+`)
 		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot, plugin).
 		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid, &s.keepSize)
 	if errors.Is(err, pgx.ErrNoRows) {
