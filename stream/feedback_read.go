@@ -70,7 +70,8 @@ SELECT c.oid, c.relkind::text, c.relpersistence <> 'p', pg_catalog.row_security_
     OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refclassid = 'pg_catalog.pg_proc'::regclass
       AND (d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid IN (SELECT f.oid FROM pg_catalog.pg_attrdef f WHERE f.adrelid = c.oid)
         OR d.classid = 'pg_catalog.pg_class'::regclass AND d.objid IN (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid)))
-FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)`, f.name)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE pg_catalog.concat('"', pg_catalog.replace(n.nspname::text, '"', '""'), '"."', pg_catalog.replace(c.relname::text, '"', '""'), '"') = $1`, f.name) // to_regclass fails without USAGE on the schema
 	if err != nil {
 		return err
 	}
@@ -188,7 +189,7 @@ SELECT pg_catalog.format('%I.%I', n.nspname, s.relname), pg_catalog.quote_ident(
   u.identity OR pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'UPDATE'),
   CASE WHEN pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'SELECT') THEN coalesce(pg_catalog.pg_sequence_last_value(s.oid), 0) ELSE 0 END,
   EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL)
-    AND pg_catalog.has_column_privilege($1, a.attnum, 'SELECT') AND (pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'SELECT'))
+    AND pg_catalog.has_column_privilege($1, a.attnum, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND (pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'SELECT'))
 FROM used u JOIN pg_catalog.pg_class s ON s.oid = u.seq JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace JOIN pg_catalog.pg_sequence q ON q.seqrelid = u.seq
 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.attnum AND a.atttypid IN (20, 21, 23) ORDER BY 1`
 
@@ -238,6 +239,9 @@ const shape = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::te
   EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndex + `))`
 
 func (c *catalogue) readShape(ctx context.Context, conn querier) error {
+	if len(c.denied) > 0 {
+		return nil // no session begins
+	}
 	return conn.QueryRow(ctx, treeSQL+` SELECT `+shape, c.feedback.oid, c.feedback.name).Scan(&c.feedback.shape)
 }
 

@@ -25,7 +25,7 @@ var feedbackPreconditions = []precondition.Check[*facts]{
 	{Name: "sink.feedback.rules", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRules)},
 	{Name: "sink.feedback.triggers", At: precondition.Always, Read: feedbackCheck((*catalogue).checkTriggers)},
 	{Name: "sink.feedback.sequence", At: precondition.Always, Read: feedbackCheck((*catalogue).checkSequences)},
-	{Name: "sink.feedback.rights", At: precondition.AtStart | precondition.AtSession, Read: feedbackCheck((*catalogue).checkRights)},
+	{Name: "sink.feedback.rights", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRights)},
 	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: feedbackCheck((*catalogue).checkEncoding)},
 }
 

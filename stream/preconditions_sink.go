@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"dinnerbell/internal/precondition"
 )
@@ -12,6 +13,7 @@ import (
 // what keeps setup from making it.
 var sinkPreconditions = slices.Concat([]precondition.Check[*facts]{
 	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: readConnections},
+	{Name: "sink.schema", At: precondition.Always, Read: readSchemaRights},
 	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: readLayout},
 }, feedbackPreconditions, []precondition.Check[*facts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
@@ -21,6 +23,27 @@ var sinkPreconditions = slices.Concat([]precondition.Check[*facts]{
 // works on.
 func readLayout(ctx context.Context, f *facts) ([]precondition.Finding, error) {
 	return nil, checkLayout(ctx, f.conn, f.t)
+}
+
+// readSchemaRights looks what the role may do with the daemon's own tables.
+func readSchemaRights(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+	// Who may not use the schema cannot see what is in it.
+	grants, err := texts(ctx, f.conn, `
+SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+UNION ALL
+SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
+  AND EXISTS (SELECT FROM pg_catalog.pg_class c CROSS JOIN pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS p
+    WHERE c.relnamespace = n.oid AND c.relname IN ('lane', 'campaign', 'outbox') AND NOT pg_catalog.has_table_privilege(c.oid, p)
+    UNION ALL SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'layout' AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))`, f.cfg.Sink.DaemonSchema)
+	if err != nil {
+		return nil, err
+	}
+	if len(grants) > 0 {
+		missing := fail("the role "+f.catalogue.role+" lacks rights on dinnerbell's own tables", "no lane can work", strings.Join(grants, "; "))
+		missing.Object = "schema " + f.t.schema
+		return []precondition.Finding{missing}, nil
+	}
+	return nil, nil
 }
 
 // readUniqueIndex looks for the constraint that makes "exactly one row" true.

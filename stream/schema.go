@@ -69,14 +69,36 @@ var daemonTables = []struct{ name, sql string }{
 	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + fmt.Sprint(layoutVersion) + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
 }
 
-// SetupSQL is everything that SetupSink would run on an empty database.
+// SetupSQL is everything that SetupSink would run on an empty database. It is safe
+// to repeat.
 func SetupSQL(cfg Config) []string {
 	t := cfg.Sink.tables()
 	var out []string
 	for _, d := range daemonTables {
 		out = append(out, fmt.Sprintf(d.sql, t.schema))
 	}
-	return append(out, indexSQL(t, true))
+	_, table, _ := strings.Cut(cfg.Sink.Table, ".")
+	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
+	name := quoteIdent(table[:min(len(table), 63-len(suffix))] + suffix)
+	return append(out, strings.Replace(indexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
+}
+
+// GrantSQL is what a role needs to run the daemon where somebody else owns the
+// tables and has run the statements of SetupSQL.
+func GrantSQL(cfg Config, role string) []string {
+	t, role := cfg.Sink.tables(), quoteIdent(role)
+	schema, _, _ := strings.Cut(t.feedback, ".")
+	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+	return []string{
+		"GRANT USAGE ON SCHEMA " + schema + " TO " + role,
+		"GRANT SELECT, INSERT ON " + t.feedback + " TO " + role,
+		`DO $$ DECLARE sequence text; BEGIN
+  sequence := pg_catalog.pg_get_serial_sequence(` + literal(t.feedback) + `, 'id');
+  IF sequence IS NOT NULL THEN EXECUTE 'GRANT USAGE ON SEQUENCE ' || sequence || ' TO ' || ` + literal(role) + `; END IF;
+EXCEPTION WHEN undefined_column THEN NULL; END $$`,
+		"GRANT USAGE ON SCHEMA " + t.schema + " TO " + role,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + t.schema + " TO " + role,
+	}
 }
 
 // indexSQL makes the unique index that turns "exactly one row" into a
@@ -148,8 +170,8 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
 	if name != "" {
 		return fmt.Sprintf("unique index on %s: there already (%s)", t.feedback, name), nil
 	}
-	var hasRows bool
-	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.feedback+")").Scan(&hasRows); err != nil {
+	var online bool // a partitioned table's index cannot be built so
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.feedback+") AND c.relkind = 'r' FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)", t.feedback).Scan(&online); err != nil {
 		return "", fmt.Errorf("read feedback table %s: %w; create it first (the README has its definition)", t.feedback, err)
 	}
 	// A build that failed half-way leaves an invalid index behind.
@@ -162,7 +184,7 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
 			return "", fmt.Errorf("drop invalid index %s: %w", leftover, err)
 		}
 	}
-	if _, err := conn.Exec(ctx, indexSQL(t, hasRows)); err != nil {
+	if _, err := conn.Exec(ctx, indexSQL(t, online)); err != nil {
 		if dup := duplicates(ctx, conn, t); dup != "" {
 			return "", fmt.Errorf("create unique index on %s: rows stand in the way: %s; keep one row of each pair, then run `dinnerbell setup` again", t.feedback, dup)
 		}
@@ -204,15 +226,13 @@ WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIn
 }
 
 // duplicates describes the first few pairs that have more than one row, with
-// their ids, or returns "" when there are none.
+// their ids, or returns "" when there are none. A table without ids has the rows'
+// places.
 func duplicates(ctx context.Context, conn *pgx.Conn, t tables) string {
-	rows, err := conn.Query(ctx, `
-SELECT format('(%s, %s): ids %s', adv_campaign_id, client_id, string_agg(id::text, ', ' ORDER BY id))
-FROM `+t.feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY min(id) LIMIT 10`)
-	if err != nil {
-		return ""
-	}
-	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	lines, err := texts(ctx, conn, `
+WITH twice AS (SELECT adv_campaign_id, client_id, min(ctid) AS first FROM `+t.feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY 3 LIMIT 10)
+SELECT pg_catalog.format('(%s, %s): ids %s', adv_campaign_id, client_id, pg_catalog.string_agg(coalesce(pg_catalog.to_jsonb(f) ->> 'id', f.ctid::text), ', ' ORDER BY f.ctid))
+FROM twice JOIN `+t.feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv_campaign_id, client_id ORDER BY min(first)`)
 	if err != nil || len(lines) == 0 {
 		return ""
 	}

@@ -1,9 +1,12 @@
 package stream
 
 import (
+	"context"
+	"net/url"
 	"strings"
 	"testing"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -118,5 +121,68 @@ func TestAnotherLayoutIsRefused(t *testing.T) {
 	db.Exec(`UPDATE dinnerbell.layout SET version = 99`)
 	if _, err := SetupSink(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "layout 99") {
 		t.Errorf("setup on another layout: %v", err)
+	}
+}
+
+// The statements of setup make, run twice by the owner, what another role needs
+// to run the daemon, and one unique index. A right that is missing is named with
+// the statement that grants it, before anything begins.
+func TestSetupSQLAndGrants(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	role := "daemon_" + w.db.Name
+	w.db.Exec(`CREATE ROLE ` + role + ` LOGIN`)
+	t.Cleanup(func() {
+		for _, sql := range []string{`DROP OWNED BY ` + role, `DROP ROLE ` + role} {
+			if _, err := w.db.Pool.Exec(context.Background(), sql); err != nil {
+				t.Errorf("%s: %v", sql, err)
+			}
+		}
+	})
+	w.db.Exec(`DROP SCHEMA dinnerbell CASCADE; DROP INDEX subscribers_feedback_adv_campaign_id_client_id_idx; REVOKE ALL ON SCHEMA public FROM PUBLIC`)
+	owner := w.db.URL
+	u, err := url.Parse(owner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(role)
+	for range 2 {
+		for _, sql := range SetupSQL(w.cfg) {
+			w.db.Exec(sql)
+		}
+	}
+	if n := w.db.Int(`SELECT count(*) FROM pg_index WHERE indrelid = 'subscribers_feedback'::regclass`); n != 2 {
+		t.Errorf("%d indexes, want the primary key and one", n)
+	}
+	w.cfg.Sink.URL = func() (string, error) { return u.String(), nil }
+	for i, want := range []string{`GRANT USAGE ON SCHEMA public TO ` + role, `GRANT SELECT ON "public"."subscribers_feedback" TO ` + role, "GRANT USAGE ON SEQUENCE public.subscribers_feedback_id_seq TO " + role,
+		"GRANT USAGE ON SCHEMA dinnerbell TO " + role, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA dinnerbell TO " + role} {
+		report, _ := Preconditions(t.Context(), w.cfg, precondition.AtStart) // what the role may not read is unknown
+		found := false
+		for _, f := range report.At(precondition.Fail) {
+			found = found || strings.Contains(f.Fix, want)
+		}
+		if !found {
+			t.Errorf("no finding names %s: %+v", want, report.At(precondition.Fail))
+		}
+		w.db.Exec(GrantSQL(w.cfg, role)[i])
+	}
+	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+		t.Errorf("setup under the daemon's role: %v", err)
+	}
+	w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": {"a"}})
+}
+
+// Rows that stand in the way are named in tables without ids too.
+func TestSetupNamesDuplicatesWithoutIDs(t *testing.T) {
+	t.Parallel()
+	db, cfg := sinkOnly(t)
+	db.Exec(`ALTER TABLE subscribers_feedback DROP COLUMN id`)
+	db.Exec(aRow, "twice")
+	db.Exec(aRow, "twice")
+	if _, err := SetupSink(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "(c, twice): ids (0,1), (0,2)") {
+		t.Errorf("the error does not name the rows: %v", err)
 	}
 }

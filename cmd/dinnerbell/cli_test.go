@@ -93,7 +93,9 @@ func TestSetupPrintsSQL(t *testing.T) {
 	}
 	for _, want := range []string{
 		`CREATE PUBLICATION "dinnerbell" FOR TABLE "public"."subscribers_restaurants"`,
-		`CREATE UNIQUE INDEX CONCURRENTLY`, "(adv_campaign_id, client_id);", "-- topics: campaigns, notifications",
+		`CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS "subscribers_feedback_adv_campaign_id_client_id_idx" ON`, "(adv_campaign_id, client_id);",
+		`GRANT SELECT ON "public"."subscribers_restaurants" TO "nobody";`, `GRANT SELECT, INSERT ON "public"."subscribers_feedback" TO "nobody";`,
+		`GRANT USAGE ON SEQUENCE`, `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "dinnerbell" TO "nobody";`, "-- topics: campaigns, notifications",
 	} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("%q is not in\n%s", want, got.stdout)

@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/jackc/pgx/v5"
+
 	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
 )
@@ -24,7 +28,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 	log := a.logger(cfg)
 	source, sink := sourceConfig(cfg, log), streamConfig(cfg, log)
 	if c.PrintSQL {
-		return printSQL(a.stdout, source, sink)
+		return printSQL(a.stdout, cfg, source, sink)
 	}
 	for _, step := range []struct {
 		what string
@@ -92,15 +96,28 @@ func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 	return ran, err
 }
 
-// printSQL writes a script that psql runs; topics, which SQL cannot make, are
-// named in a comment.
-func printSQL(out io.Writer, source cdc.Config, sink stream.Config) error {
-	lines := []string{"-- in the source database"}
-	for _, s := range cdc.SetupSQL(source) {
-		lines = append(lines, s+";")
+// printSQL writes a script that psql runs, as often as one likes; topics, which SQL
+// cannot make, are named in a comment. The grants are for the roles of the two
+// URLs, where somebody else owns the tables.
+func printSQL(out io.Writer, cfg *config.Config, source cdc.Config, sink stream.Config) error {
+	reader, err := roleOf(cfg.SourceURL)
+	if err != nil {
+		return err
 	}
-	lines = append(lines, "", "-- in the sink database, outside of a transaction (CONCURRENTLY)")
-	for _, s := range stream.SetupSQL(sink) {
+	writer, err := roleOf(cfg.SinkURL)
+	if err != nil {
+		return err
+	}
+	reader = pgx.Identifier{reader}.Sanitize()
+	lines := []string{"-- in the source database", "-- the role must have REPLICATION: ALTER ROLE " + reader + " REPLICATION;"}
+	for _, s := range cdc.SetupSQL(source) {
+		lines = append(lines, "DO $setup$ BEGIN "+s+"; EXCEPTION WHEN duplicate_object THEN NULL; END $setup$;")
+	}
+	lines = append(lines, "GRANT USAGE ON SCHEMA "+pgx.Identifier{source.Schema}.Sanitize()+" TO "+reader+";",
+		"GRANT SELECT ON "+pgx.Identifier{source.Schema, source.Table}.Sanitize()+" TO "+reader+";",
+		"", "-- in the sink database, outside of a transaction (CONCURRENTLY, which a partitioned table",
+		"-- does not take); without the index where the table has one over the same two columns")
+	for _, s := range append(stream.SetupSQL(sink), stream.GrantSQL(sink, writer)...) {
 		lines = append(lines, s+";")
 	}
 	k := sink.Kafka
@@ -112,4 +129,17 @@ func printSQL(out io.Writer, source cdc.Config, sink stream.Config) error {
 		}
 	}
 	return nil
+}
+
+// roleOf is the role that a URL logs in as.
+func roleOf(url func() (string, error)) (string, error) {
+	raw, err := url()
+	if err != nil {
+		return "", err
+	}
+	o, err := postgres.Parse(raw)
+	if err != nil {
+		return "", err
+	}
+	return o.User, nil
 }
