@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
-	"unicode/utf8"
 )
 
 // maxIDBytes bounds the ids of a campaign. Postgres cannot index a key of more
@@ -42,9 +40,15 @@ func (c *Campaign) size() int {
 	return 256 + len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 }
 
-// ParseCampaign decodes and checks one message. The error says, in words fit
-// for a dead-letter header, why the message cannot be a campaign.
+// byteOrderMark is what some editors and .NET write before UTF-8. It is no part of
+// the JSON (RFC 8259, section 8.1), and readers may ignore it.
+var byteOrderMark = []byte("\ufeff")
+
+// ParseCampaign decodes and checks one message; a nil value is a tombstone. The
+// error says, in words fit for a dead-letter header, why the message cannot be a
+// campaign.
 func ParseCampaign(value []byte) (*Campaign, error) {
+	value = bytes.TrimPrefix(value, byteOrderMark)
 	if c, ok := scanCampaign(value); ok {
 		return c, c.check()
 	}
@@ -85,18 +89,15 @@ func parseCampaign(value []byte) (*Campaign, error) {
 // parseObject reads one JSON object. Field names stay exact: encoding/json
 // would take "Restaurant_ID" for restaurant_id when decoding into a struct.
 func parseObject(value []byte) (map[string]json.RawMessage, error) {
-	switch {
-	case len(value) == 0:
-		return nil, errors.New("the value is empty")
-	case !utf8.Valid(value):
-		return nil, errors.New("the value is not valid UTF-8")
+	if err := diagnoseBytes(value); err != nil {
+		return nil, err
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(value, &fields); err != nil {
 		if typeErr, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return nil, fmt.Errorf("the value is a JSON %s, not an object", typeErr.Value)
+			return nil, diagnoseType(value, typeErr.Value)
 		}
-		return nil, fmt.Errorf("the value is not JSON: %w", err)
+		return nil, diagnoseText(value, err)
 	}
 	if fields == nil {
 		return nil, errors.New("the value is a JSON null, not an object")
@@ -108,16 +109,19 @@ func parseField(fields map[string]json.RawMessage, name string, to any) error {
 	raw, ok := fields[name]
 	switch {
 	case !ok:
-		return fmt.Errorf("%s is missing", name)
+		return diagnoseMissing(fields, name)
 	case bytes.Equal(raw, []byte("null")):
 		return fmt.Errorf("%s is null", name)
 	}
 	if err := json.Unmarshal(raw, to); err != nil {
-		want := "a string"
-		if _, isInt := to.(*int64); isInt {
-			want = "a whole number of seconds"
+		number, isTime := to.(*int64)
+		if isTime && (raw[0] == '-' || '0' <= raw[0] && raw[0] <= '9') {
+			if n, whole := wholeNumber(raw); whole {
+				*number = n
+				return nil
+			}
 		}
-		return fmt.Errorf("%s is not %s", name, want)
+		return diagnoseField(name, raw, isTime)
 	}
 	if s, isString := to.(*string); isString {
 		if strings.ContainsRune(*s, 0) {
@@ -190,11 +194,7 @@ func (c *Campaign) check() error {
 		{"datetime_created", c.Created},
 	} {
 		if f.at < 0 || f.at > maxUnix {
-			hint := ""
-			if seconds := f.at / 1000; f.at > 0 && seconds <= maxUnix {
-				hint = fmt.Sprintf(" (milliseconds? %s)", time.Unix(seconds, 0).UTC().Format(time.RFC3339))
-			}
-			return fmt.Errorf("%s %d is not a Unix second of the years 1970 to 9999%s", f.name, f.at, hint)
+			return fmt.Errorf("%s %d is not a Unix second of the years 1970 to 9999%s", f.name, f.at, unitHint(f.at))
 		}
 	}
 	if c.End <= c.Start {

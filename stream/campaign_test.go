@@ -50,6 +50,11 @@ func TestParseCampaignAccepts(t *testing.T) {
 		"the last second of 9999":    edit(t, `2659207116`, `253402300799`),
 		"the first second of 1970":   edit(t, `1659131516`, `0`),
 		"white space around":         " \n" + contractExample + "\t",
+		"a byte order mark":          "\ufeff" + contractExample,
+		"a whole float":              edit(t, `1659203516`, `1659203516.0`),
+		"an exponent":                edit(t, `1659203516`, `1.659203516e9`),
+		"a large exponent":           edit(t, `1659203516`, `16592035160000e-4`),
+		"a zero with a fraction":     edit(t, `1659131516`, `-0.000`),
 		"a field twice: last counts": edit(t, `{`, `{"adv_campaign_content":7,`),
 	} {
 		if _, err := ParseCampaign([]byte(value)); err != nil {
