@@ -122,7 +122,7 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
 		var k int64
-		if k, err = readProgress(ctx, a.client, a.cfg.Kafka.Progress, a.ids.progress, lane); err == nil {
+		if k, err = readProgress(ctx, &partitionReader{client: a.client, options: a.cfg.Kafka.Client, topic: a.cfg.Kafka.Progress, topicID: a.ids.progress, partition: lane}); err == nil {
 			return k, nil
 		}
 		select {
@@ -257,10 +257,10 @@ func (a *audit) count(ctx context.Context, since time.Time, seen map[string]int)
 			failed = err
 			return
 		}
-		f := partitionFetch{client: a.client, topic: o.Topic, topicID: id, partition: o.Partition, end: end.Offset}
-		failed = f.each(ctx, max(o.Offset, 0), func(r *kgo.Record) error {
-			if _, ours := seen[string(r.Key)]; ours {
-				seen[string(r.Key)]++
+		p := partitionReader{client: a.client, options: a.cfg.Kafka.Client, topic: o.Topic, topicID: id, partition: o.Partition}
+		failed = p.each(ctx, max(o.Offset, 0), end.Offset, func(r *record) error { // what cannot be read is none of ours
+			if _, ours := seen[string(r.key)]; ours {
+				seen[string(r.key)]++
 			}
 			return nil
 		})

@@ -96,11 +96,11 @@ func readSettings(ctx context.Context, adm *kadm.Client, topics ...string) (map[
 }
 
 // topicIDs are what the lane's positions count in, as text for Postgres, and
-// the progress topic's id as fetch requests need it.
+// the ids of the topics that are read as fetch requests need them.
 type topicIDs struct {
 	cluster, campaigns, notifications string
 	progressText                      string
-	progress                          kadm.TopicID
+	progress, input                   kadm.TopicID
 }
 
 // knownIDs are those that the lane row was made with.
@@ -115,6 +115,7 @@ func (c *cluster) ids(cfg KafkaConfig) topicIDs {
 		notifications: c.topics[cfg.Notifications].ID.String(),
 		progressText:  c.topics[cfg.Progress].ID.String(),
 		progress:      c.topics[cfg.Progress].ID,
+		input:         c.topics[cfg.Campaigns].ID,
 	}
 }
 

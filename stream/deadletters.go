@@ -80,8 +80,8 @@ func (s *session) readDeadLetters(ctx context.Context, fn func(*DeadLetter) erro
 		if err != nil {
 			return err
 		}
-		f := partitionFetch{client: s.client, topic: topic, topicID: detail.ID, partition: p, end: end.Offset}
-		if err := f.each(ctx, start.Offset, func(r *kgo.Record) error { return fn(newDeadLetter(r)) }); err != nil {
+		r := partitionReader{client: s.client, options: s.cfg.Kafka.Client, topic: topic, topicID: detail.ID, partition: p}
+		if err := r.each(ctx, start.Offset, end.Offset, func(r *record) error { return fn(newDeadLetter(r)) }); err != nil {
 			return fmt.Errorf("read %s/%d: %w", topic, p, err)
 		}
 	}
@@ -89,9 +89,20 @@ func (s *session) readDeadLetters(ctx context.Context, fn func(*DeadLetter) erro
 }
 
 // newDeadLetter reads what deadLetter.record has written. A record of somebody
-// else has no reason and comes from nowhere.
-func newDeadLetter(r *kgo.Record) *DeadLetter {
-	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Key: r.Key, Value: r.Value}
+// else has no reason and comes from nowhere; nor does one that cannot be read,
+// whose reason is that.
+func newDeadLetter(r *record) *DeadLetter {
+	d := &DeadLetter{Partition: r.partition, Offset: r.offset, Time: time.UnixMilli(r.time), Key: r.key, Value: r.value}
+	switch {
+	case r.unreadable != "":
+		d.Reason = fmt.Sprintf("offsets %d to %d of the dead-letter topic cannot be read: %s", r.offset, r.next-1, r.unreadable)
+		return d
+	case r.cut:
+		d.Reason = fmt.Sprintf("the record takes %d bytes", r.size)
+		return d
+	}
+	var headers []kgo.RecordHeader
+	r.eachHeader(func(key string, value []byte) { headers = append(headers, kgo.RecordHeader{Key: key, Value: value}) })
 	own := []struct {
 		key string
 		to  func(string) error
@@ -111,12 +122,12 @@ func newDeadLetter(r *kgo.Record) *DeadLetter {
 		}},
 	}
 	for i, o := range own {
-		if i >= len(r.Headers) || r.Headers[i].Key != o.key || o.to(string(r.Headers[i].Value)) != nil {
-			d.Topic, d.headers = "", r.Headers
+		if i >= len(headers) || headers[i].Key != o.key || o.to(string(headers[i].Value)) != nil {
+			d.Topic, d.headers = "", headers
 			return d
 		}
 	}
-	d.headers = r.Headers[len(own):]
+	d.headers = headers[len(own):]
 	if n := len(d.headers); n > 0 && d.headers[n-1].Key == "truncated" {
 		d.Truncated = string(d.headers[n-1].Value)
 	}
@@ -168,7 +179,7 @@ func (s *session) unfit(d *DeadLetter) string {
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	if m := s.parse(&kgo.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
+	if m := s.parse(&record{topic: d.Topic, value: d.Value}); m.dead != nil {
 		return "it would be refused again: " + m.dead.reason
 	}
 	return ""

@@ -29,6 +29,7 @@ type decider struct {
 	s        *session
 	sched    *schedule
 	backlog  []message       // arrived and not accepted yet, in the order of their offsets
+	weight   int             // of the backlog, in bytes
 	replayed []message       // the same of a replay, which comes after them
 	recent   *recentMessages // newer than any look-up
 	ended    int64           // the second for which ended campaigns were taken out
@@ -67,7 +68,7 @@ func (d *decider) run(ctx context.Context) error {
 func (d *decider) gather(ctx context.Context) error {
 	for {
 		arrivals, due := d.s.arrivals, d.s.due
-		if len(d.backlog) >= intakeMessages {
+		if len(d.backlog) >= intakeMessages || d.weight >= d.s.cfg.StepBytes {
 			arrivals = nil
 		}
 		if !d.roomForMore() {
@@ -105,6 +106,9 @@ func (d *decider) roomForMore() bool {
 
 func (d *decider) takeMessages(a arrival) {
 	d.backlog = append(d.backlog, a.messages...)
+	for i := range a.messages {
+		d.weight += a.messages[i].weight()
+	}
 	d.replayed = append(d.replayed, a.replayed...)
 }
 
@@ -157,13 +161,15 @@ func (d *decider) acceptNext(st *step) bool {
 	if m.campaign != nil && !st.takes(m) {
 		return false
 	}
-	d.backlog = d.backlog[1:]
+	d.backlog, d.weight = d.backlog[1:], d.weight-m.weight()
 	st.nextOffset = m.offset + 1
+	if m.passes() {
+		return true
+	}
 	if m.dead != nil {
-		d.s.fitDeadLetter(m.dead)
 		st.dead = append(st.dead, *m.dead)
 		st.outcomes = append(st.outcomes, outcome{kind: outcomeDead, offset: m.offset, reason: m.dead.reason})
-		st.size += len(m.dead.value)
+		st.size += m.dead.weight()
 		return true
 	}
 	st.size += m.campaign.size()

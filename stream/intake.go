@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/internal/failpoint"
@@ -43,9 +41,10 @@ type arrival struct {
 	replayed []message // in their turn, behind all messages
 }
 
-// message is one record of the campaigns topic, parsed.
+// message is one record of the campaigns topic, parsed; or, with neither campaign
+// nor dead letter, offsets that hold none.
 type message struct {
-	offset   int64
+	offset   int64 // the last that it stands for
 	time     int64 // milliseconds
 	campaign *Campaign
 	dead     *deadLetter // instead of campaign
@@ -84,77 +83,79 @@ func (c *Campaign) fingerprint() fingerprint {
 
 // intake polls the lane's partition, until ctx ends.
 func (s *session) intake(ctx context.Context) error {
+	in := s.openInput()
+	defer in.close()
 	for ctx.Err() == nil {
-		if err := s.poll(ctx); err != nil {
+		if err := s.poll(ctx, in); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// poll waits for messages.
-func (s *session) poll(ctx context.Context) error {
-	fetches := s.client.PollRecords(ctx, intakeMessages)
-	if err := s.fetchError(fetches); err != nil {
-		return err
-	}
-	batch, size := make([]message, 0, fetches.NumRecords()), 0
-	for it := fetches.RecordIter(); !it.Done(); {
-		r := it.Next()
-		if len(batch) > 0 && size+len(r.Value) > s.cfg.StepBytes {
-			if err := s.receive(ctx, batch); err != nil {
-				return err
-			}
-			batch, size = nil, 0
-		}
-		batch, size = append(batch, s.parse(r)), size+len(r.Value)
-	}
-	return s.receive(ctx, batch)
-}
-
-// fetchError is nil where the poll merely ended.
-func (s *session) fetchError(fetches kgo.Fetches) error {
-	for _, e := range fetches.Errors() {
-		switch {
-		case errors.Is(e.Err, context.Canceled), errors.Is(e.Err, context.DeadlineExceeded):
-		case errors.Is(e.Err, kerr.OffsetOutOfRange):
-			return fmt.Errorf("read campaigns: %w", e.Err) // the takeover that follows names the choice
-		default:
-			return fmt.Errorf("read %s/%d: %w", s.cfg.Kafka.Campaigns, s.lane.id, e.Err)
-		}
-	}
-	return nil
-}
-
 // parse turns a record into a message. It never fails: what is no campaign
 // becomes a dead letter.
-func (s *session) parse(r *kgo.Record) message {
-	m := message{offset: r.Offset, time: r.Timestamp.UnixMilli()}
-	c, err := ParseCampaign(r.Value)
-	if err == nil {
-		size := 6*c.size() + headroom // escapes make a text six times as long at most
-		if size > s.recordLimit {
-			size = render(c, 0).recordSize(0) + headroom
-		}
-		if size > s.recordLimit {
-			err = fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, s.cfg.Kafka.Notifications, s.recordLimit)
-		}
-	}
-	if err == nil && s.table != nil {
-		if why := s.table.refusesCampaign(c); why != "" {
-			err = errors.New(why)
-		}
-	}
+func (s *session) parse(r *record) message {
+	m := message{offset: r.next - 1, time: r.time}
+	c, err := s.parseCampaign(r)
 	if err == nil {
 		m.campaign, m.fingerprint = c, c.fingerprint()
 		return m
 	}
-	m.dead = &deadLetter{topic: r.Topic, partition: r.Partition, offset: r.Offset, timestamp: m.time, reason: err.Error(), key: r.Key, value: r.Value}
-	for _, h := range r.Headers {
-		m.dead.headers = append(m.dead.headers, header{key: h.Key, value: h.Value})
+	m.dead = &deadLetter{topic: r.topic, partition: r.partition, offset: r.offset, timestamp: m.time, reason: err.Error(), key: r.key, value: r.value}
+	whole := r.eachHeader(func(key string, value []byte) {
+		m.dead.headers = append(m.dead.headers, header{key: key, value: value})
+	})
+	size := len(r.value)
+	if r.cut {
+		size = r.size
 	}
+	s.fitDeadLetter(m.dead, size, !whole)
 	return m
 }
+
+// parseCampaign says why a record is no campaign that can be notified.
+func (s *session) parseCampaign(r *record) (*Campaign, error) {
+	switch {
+	case r.unreadable != "" && r.next > r.offset+1:
+		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.offset, r.next-1, r.unreadable)
+	case r.unreadable != "":
+		return nil, fmt.Errorf("offset %d cannot be read: %s", r.offset, r.unreadable)
+	case r.cut:
+		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.size)
+	}
+	c, err := ParseCampaign(r.value)
+	if err != nil {
+		return nil, err
+	}
+	size := 6*c.size() + headroom // escapes make a text six times as long at most
+	if size > s.recordLimit {
+		size = render(c, 0).recordSize(0) + headroom
+	}
+	if size > s.recordLimit {
+		return nil, fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, s.cfg.Kafka.Notifications, s.recordLimit)
+	}
+	if s.table != nil {
+		if why := s.table.refusesCampaign(c); why != "" {
+			return nil, errors.New(why)
+		}
+	}
+	return c, nil
+}
+
+// weight is about what the message holds in memory, in bytes.
+func (m *message) weight() int {
+	switch {
+	case m.campaign != nil:
+		return m.campaign.size()
+	case m.dead != nil:
+		return m.dead.weight()
+	}
+	return 0
+}
+
+// passes tells that the message stands for offsets that hold nothing.
+func (m *message) passes() bool { return m.campaign == nil && m.dead == nil }
 
 // receive passes the freshness barrier and looks the keys up, at the same
 // time, then hands the messages on. Where the barrier is shut it hands them on
@@ -162,6 +163,9 @@ func (s *session) parse(r *kgo.Record) message {
 func (s *session) receive(ctx context.Context, batch []message) error {
 	if len(batch) == 0 {
 		return nil
+	}
+	if len(batch) == 1 && batch[0].passes() {
+		return s.handOver(ctx, arrival{messages: batch})
 	}
 	failpoint.Hit("intake/received")
 	received := time.Now()

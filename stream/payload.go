@@ -100,7 +100,7 @@ func (p *payload) encodedSize() int {
 		n += 96 + len(c.ID) + len(c.RestaurantID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact) + len(p.segments[i].clients.Bytes())
 	}
 	for i := range p.dead {
-		n += 96 + len(p.dead[i].reason) + len(p.dead[i].topic) + len(p.dead[i].key) + len(p.dead[i].value)
+		n += p.dead[i].weight()
 	}
 	return n
 }

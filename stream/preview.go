@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-
 	"dinnerbell/state"
 )
 
@@ -38,7 +36,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 		return nil, err
 	}
 	probe := r.probe
-	m := probe.parse(&kgo.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
+	m := probe.parse(&record{topic: s.cfg.Kafka.Campaigns, value: value})
 	if m.dead != nil {
 		return &Preview{Outcome: "refused", Reason: m.dead.reason}, nil
 	}

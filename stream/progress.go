@@ -3,12 +3,9 @@ package stream
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // progress is the value of a progress record: everything up to seq is shipped.
@@ -39,8 +36,8 @@ func (e *progressLostError) Error() string {
 // the predecessor was fenced, when nothing on the partition is undecided. It
 // reads to the high watermark or fails: a short read is never "no progress".
 // The error is a *progressLostError where records were deleted and none is left.
-func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID [16]byte, partition int32) (int64, error) {
-	adm := kadm.NewClient(client)
+func readProgress(ctx context.Context, p *partitionReader) (int64, error) {
+	adm, topic, partition := kadm.NewClient(p.client), p.topic, p.partition
 	start, err := listOffset(ctx, topic, partition, adm.ListStartOffsets)
 	if err != nil {
 		return 0, err
@@ -49,11 +46,10 @@ func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID
 	if err != nil {
 		return 0, err
 	}
-	f := partitionFetch{client: client, topic: topic, topicID: topicID, partition: partition, end: end.Offset}
 	for back := int64(progressWindow); ; back *= 16 {
 		from := max(start.Offset, end.Offset-back)
-		var last *kgo.Record
-		if err := f.each(ctx, from, func(r *kgo.Record) error { last = r; return nil }); err != nil {
+		var last *record
+		if err := p.eachReadable(ctx, from, end.Offset, func(r *record) error { last = r; return nil }); err != nil {
 			return 0, fmt.Errorf("read %s/%d: %w", topic, partition, err)
 		}
 		if last != nil {
@@ -69,10 +65,10 @@ func readProgress(ctx context.Context, client *kgo.Client, topic string, topicID
 	}
 }
 
-func parseProgress(topic string, r *kgo.Record) (int64, error) {
+func parseProgress(topic string, r *record) (int64, error) {
 	var p progress
-	if err := json.Unmarshal(r.Value, &p); err != nil || p.Seq < 0 {
-		return 0, fmt.Errorf("read %s/%d: the record at offset %d is not a progress record: %q", topic, r.Partition, r.Offset, r.Value)
+	if err := json.Unmarshal(r.value, &p); err != nil || p.Seq < 0 {
+		return 0, fmt.Errorf("read %s/%d: the record at offset %d is not a progress record: %q", topic, r.partition, r.offset, r.value)
 	}
 	return p.Seq, nil
 }
@@ -90,93 +86,4 @@ func listOffset(ctx context.Context, topic string, partition int32, list func(co
 		return o, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, o.Err)
 	}
 	return o, nil
-}
-
-// partitionFetch reads a partition with raw fetches. A consumer would not do:
-// it hides how far it has read where the log ends in markers, aborted batches
-// or compacted-away records.
-type partitionFetch struct {
-	client    *kgo.Client
-	topic     string
-	topicID   [16]byte
-	partition int32
-	end       int64 // where to stop; not above what is committed
-}
-
-// fetchBytes is what one fetch brings, or a batch if that is more.
-const fetchBytes = 8 << 20
-
-// each calls fn for every committed record in [from, end), in order. It reads
-// all of them or returns an error, fn's if that is the first.
-func (f *partitionFetch) each(ctx context.Context, from int64, fn func(*kgo.Record) error) error {
-	leader, err := f.leaderID(ctx)
-	if err != nil {
-		return err
-	}
-	for at := from; at < f.end; {
-		part, err := f.fetch(ctx, leader, at)
-		if err != nil {
-			return err
-		}
-		fp, next := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{
-			Offset: at, IsolationLevel: kgo.ReadCommitted(), Topic: f.topic, Partition: f.partition,
-		}, part, kgo.DefaultDecompressor(), nil)
-		if fp.Err != nil {
-			return fp.Err
-		}
-		for _, r := range fp.Records {
-			if r.Offset >= f.end {
-				break
-			}
-			if err := fn(r); err != nil {
-				return err
-			}
-		}
-		if next <= at {
-			return fmt.Errorf("short read: stopped at offset %d of %d (last stable offset %d)", at, f.end, fp.LastStableOffset)
-		}
-		at = next
-	}
-	return nil
-}
-
-func (f *partitionFetch) fetch(ctx context.Context, leader int32, at int64) (*kmsg.FetchResponseTopicPartition, error) {
-	req := kmsg.NewPtrFetchRequest()
-	req.ReplicaID = -1
-	req.MaxWaitMillis = 500
-	req.MinBytes = 1
-	req.MaxBytes = 2 * fetchBytes // never reached: kfake's answer would not say which transactions were aborted
-	req.IsolationLevel = 1        // read_committed
-	req.SessionEpoch = -1         // no fetch session
-	rt := kmsg.NewFetchRequestTopic()
-	rt.Topic, rt.TopicID = f.topic, f.topicID
-	rp := kmsg.NewFetchRequestTopicPartition()
-	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = f.partition, at, fetchBytes
-	rt.Partitions = append(rt.Partitions, rp)
-	req.Topics = append(req.Topics, rt)
-
-	kresp, err := f.client.Broker(int(leader)).RetriableRequest(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	resp, ok := kresp.(*kmsg.FetchResponse)
-	if !ok || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
-		return nil, errors.New("the broker's fetch response does not hold the partition")
-	}
-	return &resp.Topics[0].Partitions[0], nil
-}
-
-func (f *partitionFetch) leaderID(ctx context.Context) (int32, error) {
-	details, err := kadm.NewClient(f.client).ListTopics(ctx, f.topic)
-	if err != nil {
-		return 0, fmt.Errorf("find leader: %w", err)
-	}
-	p, ok := details[f.topic].Partitions[f.partition]
-	if !ok {
-		return 0, errors.New("find leader: no such partition")
-	}
-	if p.Err != nil {
-		return 0, fmt.Errorf("find leader: %w", p.Err)
-	}
-	return p.Leader, nil
 }

@@ -48,11 +48,11 @@ func TestAbortedRecordsAreNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := partitionFetch{client: client, topic: topic, topicID: details[topic].ID, end: end.Offset}
+	p := partitionReader{client: client, topic: topic, topicID: details[topic].ID}
 	got := 0
-	err = f.each(t.Context(), 0, func(r *kgo.Record) error {
-		if got++; !bytes.HasPrefix(r.Value, []byte("committed")) {
-			t.Errorf("the record at offset %d was aborted", r.Offset)
+	err = p.eachReadable(t.Context(), 0, end.Offset, func(r *record) error {
+		if got++; !bytes.HasPrefix(r.value, []byte("committed")) {
+			t.Errorf("the record at offset %d was aborted", r.offset)
 		}
 		return nil
 	})

@@ -92,7 +92,7 @@ func (n *insertion) letters() (out []deadLetter) {
 // fit completes a letter that is made here.
 func (s *session) fit(d deadLetter) deadLetter {
 	d.topic = s.cfg.Kafka.Campaigns
-	s.fitDeadLetter(&d)
+	s.fitDeadLetter(&d, len(d.value), false)
 	return d
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/failpoint"
 )
@@ -130,13 +129,14 @@ func (l *laneReplay) batches(ctx context.Context, s *session, fn func(batch []me
 		batch, size = batch[:0], 0
 		return err
 	}
-	err := l.read(ctx, l.id, l.next, l.until, func(r *kgo.Record) error {
-		if len(batch) > 0 && (len(batch) == intakeMessages || size+len(r.Value) > s.cfg.StepBytes) {
-			if err := flush(r.Offset); err != nil {
+	err := l.read(ctx, l.id, l.next, l.until, func(r *record) error {
+		m := s.parse(r)
+		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.weight() > s.cfg.StepBytes) {
+			if err := flush(r.offset); err != nil {
 				return err
 			}
 		}
-		batch, size = append(batch, s.parse(r)), size+len(r.Value)
+		batch, size = append(batch, m), size+m.weight()
 		return nil
 	})
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // laneRange is what is read again of one partition.
@@ -128,10 +127,10 @@ func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
 }
 
 // read calls fn for each record of [from, until) of a partition, in order.
-func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*kgo.Record) error) error {
+func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*record) error) error {
 	topic := r.svc.cfg.Kafka.Campaigns
-	f := partitionFetch{client: r.probe.client, topic: topic, topicID: r.topicID, partition: lane, end: until}
-	err := f.each(ctx, from, fn)
+	p := partitionReader{client: r.probe.client, options: r.svc.cfg.Kafka.Client, topic: topic, topicID: r.topicID, partition: lane, most: r.probe.mostOfRecord()}
+	err := p.each(ctx, from, until, fn)
 	if errors.Is(err, kerr.OffsetOutOfRange) {
 		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", topic, lane, err)
 	}

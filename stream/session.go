@@ -23,7 +23,7 @@ type session struct {
 	sql     *stepStatements // prepared on sink
 	ahead   time.Duration   // how far our clock is ahead of Postgres' at most
 	reader  *readers        // shared by all lanes; nil before openSink
-	client  *kgo.Client     // intake polls, ship produces
+	client  *kgo.Client     // intake fetches, ship produces
 
 	table       *feedbackTable // as of the takeover; each step's transaction compares it
 	ids         topicIDs
@@ -73,7 +73,6 @@ func (s *session) run(soft context.Context) error {
 		s.departed <- decided(p)
 	}
 	s.pending = nil
-	s.client.ResumeFetchTopics(s.cfg.Kafka.Campaigns)
 
 	hard, cancelHard := context.WithCancel(context.WithoutCancel(soft))
 	defer cancelHard()

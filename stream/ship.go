@@ -1,11 +1,13 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -154,7 +156,7 @@ func (p *payload) size() int {
 		n += seg.clients.Len()*seg.rendered().recordSize(0) + 3*len(seg.clients.Bytes())*2
 	}
 	for i := range p.dead {
-		n += len(p.dead[i].value)
+		n += p.dead[i].weight()
 	}
 	return n
 }
@@ -281,23 +283,39 @@ func (d *deadLetter) record(topic string) *kgo.Record {
 	return r
 }
 
-// fitDeadLetter cuts a message that the dead-letter topic would not take: it
-// must not stop the lane. What was cut is said in a header.
-func (s *session) fitDeadLetter(d *deadLetter) {
-	room := s.deadLimit - headroom - len(d.reason) - len(d.topic) - len(d.key)
+// weight is about what the dead letter takes, in memory and as a record.
+func (d *deadLetter) weight() int {
+	n := headroom + len(d.reason) + len(d.topic) + len(d.key) + len(d.value)
 	for _, h := range d.headers {
-		room -= len(h.key) + len(h.value) + 16
+		n += headerRoom + len(h.key) + len(h.value)
 	}
-	if len(d.value) <= room {
-		return
-	}
-	whole := len(d.value)
-	if room < whole/2 { // it is the key or the headers that are large
+	return n
+}
+
+// headerRoom is what a header costs beside key and value.
+const headerRoom = 64
+
+// reasonRoom is what a reason may take: some quote the message.
+const reasonRoom = 1 << 10
+
+// fitDeadLetter cuts what the dead-letter topic would not take: it must not stop
+// the lane. A header says what was cut. size is that of the whole value;
+// headersLeft tells that d does not have all headers of the message.
+func (s *session) fitDeadLetter(d *deadLetter, size int, headersLeft bool) {
+	d.reason = strings.ToValidUTF8(d.reason[:min(len(d.reason), reasonRoom)], "")
+	cut := ""
+	if headersLeft || d.weight()-len(d.value)/2 > s.deadLimit { // it is the key or the headers that are large
+		cut = ", without its key and headers"
 		d.headers, d.key = nil, nil
-		room = s.deadLimit - headroom - len(d.reason) - len(d.topic)
 	}
-	d.value = d.value[:max(0, min(room-64, whole))]
-	d.headers = append(d.headers, header{key: "truncated", value: fmt.Appendf(nil, "%d of %d bytes", len(d.value), whole)})
+	const note = 128
+	if room := s.deadLimit - d.weight(); room < 0 {
+		d.value = d.value[:max(0, len(d.value)+room-note)]
+	}
+	if cut != "" || len(d.value) < size {
+		d.value = bytes.Clone(d.value) // the rest is not held for it
+		d.headers = append(d.headers, header{key: "truncated", value: fmt.Appendf(nil, "%d of %d bytes%s", len(d.value), size, cut)})
+	}
 }
 
 // shippedUpTo records K and lets the commit go on.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/state"
 )
@@ -112,7 +111,7 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 	work := r.newSurveyWork()
 	sent := int64(math.MaxInt64)
 	for _, rg := range r.ranges {
-		err := r.read(ctx, rg.lane, rg.from, rg.until, func(rec *kgo.Record) error {
+		err := r.read(ctx, rg.lane, rg.from, rg.until, func(rec *record) error {
 			work.did(1)
 			m, d, ok := r.surveyed(rec, p)
 			if !ok {
@@ -157,7 +156,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 			}
 		}
 		work.more(rg.next - from)
-		err := r.read(ctx, rg.lane, from, rg.next, func(rec *kgo.Record) error {
+		err := r.read(ctx, rg.lane, from, rg.next, func(rec *record) error {
 			work.did(1)
 			if m, d, ok := r.surveyed(rec, p); ok {
 				if _, ok := p.newest[d]; ok {
@@ -174,7 +173,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 }
 
 // surveyed parses a record; false for what is no campaign of the share.
-func (r *replay) surveyed(rec *kgo.Record, p *plan) (m message, d digest, ok bool) {
+func (r *replay) surveyed(rec *record, p *plan) (m message, d digest, ok bool) {
 	if m = r.probe.parse(rec); m.campaign == nil {
 		return m, d, false
 	}

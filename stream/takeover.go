@@ -202,7 +202,7 @@ func (s *session) fence(ctx context.Context) error {
 		return fmt.Errorf("fence the former producer of lane %d: %w", s.lane.id, err)
 	}
 	failpoint.Hit("takeover/fenced")
-	k, err := readProgress(ctx, s.client, s.cfg.Kafka.Progress, s.ids.progress, s.lane.id)
+	k, err := readProgress(ctx, &partitionReader{client: s.client, options: s.cfg.Kafka.Client, topic: s.cfg.Kafka.Progress, topicID: s.ids.progress, partition: s.lane.id})
 	if lost, ok := errors.AsType[*progressLostError](err); ok {
 		s.progressLost, k, err = lost, s.shippedBefore, nil // at least; checkSinks halts
 	}
@@ -213,8 +213,8 @@ func (s *session) fence(ctx context.Context) error {
 	return nil
 }
 
-// openKafka makes the one client of the session: transactional producer and
-// direct consumer of the lane's partition.
+// openKafka makes the one client of the session: a transactional producer, over
+// which the lane's partition is read as well.
 func (s *session) openKafka() error {
 	opts, err := s.cfg.Kafka.Client()
 	if err != nil {
@@ -239,16 +239,10 @@ func (s *session) openKafka() error {
 			}
 			return sticky.ForTopic(topic)
 		})),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{s.cfg.Kafka.Campaigns: {s.lane.id: kgo.NewOffset().At(s.nextOffset)}}),
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.FetchMaxBytes(8<<20),
-		kgo.FetchMaxPartitionBytes(4<<20),
 	)...)
 	if err != nil {
 		return fmt.Errorf("make kafka client: %w", err)
 	}
-	s.client.PauseFetchTopics(s.cfg.Kafka.Campaigns) // until the takeover is complete
 	return nil
 }
 

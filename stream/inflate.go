@@ -1,0 +1,132 @@
+package stream
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+)
+
+const (
+	// maxWindow bounds what zstd looks back, which it holds in memory. Encoders use
+	// up to 8 MiB, unless they are asked for more.
+	maxWindow = 32 << 20
+	// maxBlock bounds a block of snappy, which can only be held whole. One of 1 MiB
+	// inflates to about 20 MiB at most.
+	maxBlock = 32 << 20
+)
+
+// inflater opens the codecs of batches as streams. It is for one goroutine, and
+// one stream at a time: the memory of the last one is used again.
+type inflater struct {
+	buffered *bufio.Reader
+	zstd     *zstd.Decoder
+}
+
+// open begins to inflate what a batch holds. The stream ends with errTooLarge
+// after maxInflated bytes.
+func (in *inflater) open(codec int, b []byte) (*bufio.Reader, error) {
+	r, err := in.decode(codec, b)
+	if err != nil {
+		return nil, fmt.Errorf("inflate the batch: %w", err)
+	}
+	if in.buffered == nil {
+		in.buffered = bufio.NewReaderSize(nil, 32<<10)
+	}
+	in.buffered.Reset(&boundedReader{r: r, left: maxInflated})
+	return in.buffered, nil
+}
+
+func (in *inflater) decode(codec int, b []byte) (io.Reader, error) {
+	switch codec {
+	case 0:
+		return bytes.NewReader(b), nil
+	case 1:
+		return gzip.NewReader(bytes.NewReader(b))
+	case 2:
+		if len(b) >= len(xerialMagic)+8 && bytes.HasPrefix(b, xerialMagic) {
+			return &xerialReader{in: b[len(xerialMagic)+8:]}, nil
+		}
+		block, err := unsnappy(nil, b)
+		return bytes.NewReader(block), err
+	case 3:
+		return lz4.NewReader(bytes.NewReader(b)), nil
+	case 4:
+		if in.zstd == nil {
+			var err error
+			if in.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
+				return nil, err
+			}
+		}
+		return in.zstd, in.zstd.Reset(bytes.NewReader(b))
+	}
+	return nil, fmt.Errorf("codec %d is not known", codec)
+}
+
+// unsnappy inflates one block into dst.
+func unsnappy(dst, b []byte) ([]byte, error) {
+	n, err := snappy.DecodedLen(b)
+	if err != nil {
+		return nil, err
+	}
+	if n > maxBlock {
+		return nil, fmt.Errorf("%w: a snappy block claims %d bytes", errTooLarge, n)
+	}
+	return snappy.Decode(dst, b)
+}
+
+// xerialMagic begins what Java clients write: the magic, two versions, then blocks
+// of snappy, each behind its length.
+var xerialMagic = []byte{130, 'S', 'N', 'A', 'P', 'P', 'Y', 0}
+
+// xerialReader inflates it block by block.
+type xerialReader struct {
+	in, buffer, block []byte
+}
+
+func (x *xerialReader) Read(p []byte) (int, error) {
+	for len(x.block) == 0 {
+		if len(x.in) == 0 {
+			return 0, io.EOF
+		}
+		if len(x.in) < 4 {
+			return 0, errXerial
+		}
+		n := int64(binary.BigEndian.Uint32(x.in))
+		if n > int64(len(x.in)-4) {
+			return 0, errXerial
+		}
+		var err error
+		if x.buffer, err = unsnappy(x.buffer[:cap(x.buffer)], x.in[4:4+n]); err != nil {
+			return 0, err
+		}
+		x.in, x.block = x.in[4+n:], x.buffer
+	}
+	n := copy(p, x.block)
+	x.block = x.block[n:]
+	return n, nil
+}
+
+var errXerial = errors.New("the blocks of snappy do not fit")
+
+// boundedReader ends with errTooLarge after left bytes.
+type boundedReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errTooLarge
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}

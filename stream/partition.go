@@ -1,0 +1,386 @@
+package stream
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+const (
+	// fetchBytes is what one fetch brings, or a batch if that is more.
+	fetchBytes = 2 << 20
+	// fetchWait is how long a broker may hold a fetch that has nothing yet.
+	fetchWait = 5 * time.Second
+	// fetchPatience is how long a fetch is tried again: a leader that moves or a
+	// broker that starts anew needs no new session.
+	fetchPatience = 10 * time.Second
+)
+
+// partitionReader reads a partition with raw fetches, as a read_committed
+// consumer does. A consumer would not do: it hides how far it has read where the
+// log ends in markers or aborted batches, it stops for good at a batch that it
+// cannot read, and it holds whatever a batch inflates to. For one goroutine.
+type partitionReader struct {
+	client    *kgo.Client
+	options   func() ([]kgo.Opt, error) // of a client with new connections
+	topic     string
+	topicID   [16]byte
+	partition int32
+	most      int // how large a record is held whole; 0: leastRecord
+
+	inflater inflater
+	leader   int32 // of the partition; see known
+	known    bool
+}
+
+// each calls fn for every committed record in [from, end), in order, and for what
+// cannot be read. It reads all of them or returns an error, fn's if that is the
+// first.
+func (p *partitionReader) each(ctx context.Context, from, end int64, fn func(*record) error) error {
+	for at := from; at < end; {
+		part, err := p.fetch(ctx, p.client, at, 0)
+		if err != nil {
+			return err
+		}
+		before := at
+		for r, err := range p.records(ctx, part, at) {
+			if err != nil {
+				return err
+			}
+			if r.offset >= end {
+				return nil
+			}
+			if at = r.next; r.passed {
+				continue
+			}
+			if err := fn(r); err != nil {
+				return err
+			}
+		}
+		if at == before {
+			return fmt.Errorf("short read: stopped at offset %d of %d (last stable offset %d)", at, end, part.LastStableOffset)
+		}
+	}
+	return nil
+}
+
+// eachReadable is each for who can do nothing without every record.
+func (p *partitionReader) eachReadable(ctx context.Context, from, end int64, fn func(*record) error) error {
+	return p.each(ctx, from, end, func(r *record) error {
+		switch {
+		case r.unreadable != "":
+			return fmt.Errorf("offsets %d to %d cannot be read: %s", r.offset, r.next-1, r.unreadable)
+		case r.cut:
+			return fmt.Errorf("the record at offset %d takes %d bytes", r.offset, r.size)
+		}
+		return fn(r)
+	})
+}
+
+// damage is a batch that cannot be read.
+type damage struct {
+	at  int64
+	err error
+}
+
+// records gives what a response holds from offset at on: records, and records that
+// stand for what cannot be read or holds nothing. Each says where to read on. A
+// batch that cannot be read is read again over a new connection first.
+func (p *partitionReader) records(ctx context.Context, part *kmsg.FetchResponseTopicPartition, at int64) iter.Seq2[*record, error] {
+	return func(yield func(*record, error) bool) {
+		again := false
+		for {
+			w := &walk{p: p, part: part, at: at, again: again, yield: yield}
+			found, err := w.run(ctx)
+			if err == nil && found != nil {
+				at, again = found.at, true
+				part, err = p.fetchAnew(ctx, at)
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if found == nil {
+				return
+			}
+		}
+	}
+}
+
+// walk goes through one response.
+type walk struct {
+	p     *partitionReader
+	part  *kmsg.FetchResponseTopicPartition
+	at    int64 // all before it has been given
+	again bool  // the batch at that offset was read before, and could not be
+	yield func(*record, error) bool
+
+	aborted map[int64][]int64 // first offsets by producer, ascending
+	stopped bool
+}
+
+var errStopped = errors.New("the reader has stopped")
+
+// run returns the damage that is to be read again; nil at the end.
+func (w *walk) run(ctx context.Context) (*damage, error) {
+	w.aborted = map[int64][]int64{}
+	for _, t := range w.part.AbortedTransactions {
+		w.aborted[t.ProducerID] = append(w.aborted[t.ProducerID], t.FirstOffset)
+	}
+	for _, offsets := range w.aborted {
+		slices.Sort(offsets) // Redpanda does not
+	}
+	in := w.part.RecordBatches
+	for first := true; ; first = false {
+		b, rest, ok := splitBatch(in)
+		if !ok && (!first || len(in) == 0) {
+			return nil, nil //nolint:nilnil // an answer ends in a part of a batch
+		}
+		end := w.endOf(&b, rest)
+		err := errors.New("the batch's length does not fit")
+		if ok {
+			err = w.batch(&b, end)
+		}
+		switch {
+		case w.stopped:
+			return nil, nil //nolint:nilnil // nobody wants more
+		case err == nil:
+		case !w.again && !errors.Is(err, errTooLarge):
+			return &damage{at: w.at, err: err}, nil
+		default:
+			if end, err = w.unreadable(ctx, rest, err); err != nil || w.stopped || end < 0 {
+				return nil, err
+			}
+		}
+		w.again, in = false, rest
+	}
+}
+
+// endOf is where the batch ends: the next one's base, where that is known, before
+// what the batch claims, and never beyond the end of the log.
+func (w *walk) endOf(b *batch, rest []byte) int64 {
+	end := b.end()
+	if next, ok := baseOf(rest); ok && next > b.base && next < end {
+		end = next
+	}
+	if stable := w.part.LastStableOffset; stable > b.base && stable < end {
+		end = stable
+	}
+	return end
+}
+
+func baseOf(b []byte) (int64, bool) {
+	if len(b) < 8 {
+		return 0, false
+	}
+	return int64(binary.BigEndian.Uint64(b)), true
+}
+
+// track takes note of a transaction's end.
+func (w *walk) track(b *batch) {
+	if first := w.aborted[b.producer]; len(first) > 0 && first[0] <= b.base && b.aborts() {
+		w.aborted[b.producer] = first[1:]
+	}
+}
+
+// batch gives what the batch holds from at on, up to end. The error says why what
+// follows at cannot be read.
+func (w *walk) batch(b *batch, end int64) error {
+	if err := b.check(); err != nil {
+		return err
+	}
+	if b.is(controlBit) {
+		w.track(b)
+	}
+	if end <= w.at {
+		return nil
+	}
+	if b.is(controlBit) {
+		w.pass(end)
+		return nil
+	}
+	if first := w.aborted[b.producer]; b.is(transactionalBit) && len(first) > 0 && b.base >= first[0] {
+		w.pass(end)
+		return nil
+	}
+	most := max(w.p.most, leastRecord)
+	least := b.base
+	err := b.each(&w.p.inflater, most, func(r *record) error {
+		if r.offset < least || r.offset >= end {
+			return fmt.Errorf("the record at offset %d is not in its place in the batch", r.offset)
+		}
+		if least = r.offset + 1; r.offset < w.at {
+			return nil
+		}
+		r.next = r.offset + 1
+		return w.give(r)
+	})
+	if err == nil && w.at < end {
+		w.pass(end)
+	}
+	return err
+}
+
+// pass gives a record that stands for offsets that hold nothing.
+func (w *walk) pass(end int64) { _ = w.give(&record{offset: w.at, next: end, passed: true}) }
+
+func (w *walk) give(r *record) error {
+	r.topic, r.partition = w.p.topic, w.p.partition
+	w.at = r.next
+	if !w.yield(r, nil) {
+		w.stopped = true
+		return errStopped
+	}
+	return nil
+}
+
+// unreadable gives a record that stands for the rest of a batch. Its own last
+// offset is not believed: it ends where the next batch begins. The result is
+// negative where that is not in this response.
+func (w *walk) unreadable(ctx context.Context, rest []byte, why error) (end int64, err error) {
+	end, ok := baseOf(rest)
+	if ok && end <= w.at {
+		return end, nil // all of it was given before
+	}
+	if !ok {
+		if end, err = w.p.nextBase(ctx, w.at); err != nil {
+			return 0, err
+		}
+	}
+	r := &record{offset: w.at, next: end, unreadable: why.Error(), time: time.Now().UnixMilli()}
+	if w.give(r) == nil && !ok {
+		return -1, nil
+	}
+	return end, nil
+}
+
+// nextBase is where the first batch behind the one at an offset begins, or the end
+// of the log where there is none. The broker is asked by bisection: whichever
+// offset of a batch is asked for, the answer begins with the batch.
+func (p *partitionReader) nextBase(ctx context.Context, at int64) (int64, error) {
+	next := int64(-1)
+	for from, to := at+1, int64(-1); to < 0 || from < to; {
+		ask := from
+		if to >= 0 {
+			ask = from + (to-from)/2
+		}
+		part, err := p.fetch(ctx, p.client, ask, 0)
+		if err != nil {
+			return 0, err
+		}
+		if to < 0 {
+			to = part.LastStableOffset
+			next = to
+		}
+		if base, ok := baseOf(part.RecordBatches); ok && base > at {
+			to, next = ask, base
+		} else {
+			from = ask + 1
+		}
+	}
+	return max(next, at+1), nil
+}
+
+// fetchAnew fetches over a connection of its own.
+func (p *partitionReader) fetchAnew(ctx context.Context, at int64) (*kmsg.FetchResponseTopicPartition, error) {
+	opts, err := p.options()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	defer client.Close()
+	return p.fetch(ctx, client, at, 0)
+}
+
+// fetch asks the partition's leader, again for a while where it cannot answer.
+func (p *partitionReader) fetch(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (*kmsg.FetchResponseTopicPartition, error) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, time.Second
+	return backoff.Retry(ctx, func() (*kmsg.FetchResponseTopicPartition, error) {
+		part, err := p.fetchOnce(ctx, client, at, wait)
+		if err == nil {
+			err = kerr.ErrorForCode(part.ErrorCode)
+		}
+		if err != nil && !passes(err) {
+			err = backoff.Permanent(err)
+		}
+		return part, err
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(fetchPatience))
+}
+
+// passes tells whether asking again may help.
+func passes(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, io.EOF) || kerr.IsRetriable(err) || kgo.IsRetryableBrokerErr(err)
+}
+
+// fetchOnce asks whoever led the partition last, over the reader's own client;
+// after an error the leader is looked up.
+func (p *partitionReader) fetchOnce(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (part *kmsg.FetchResponseTopicPartition, err error) {
+	leader := p.leader
+	if client != p.client || !p.known {
+		if leader, err = p.leaderID(ctx, client); err != nil {
+			return nil, err
+		}
+	}
+	if client == p.client {
+		p.leader = leader
+		defer func() { p.known = err == nil && part.ErrorCode == 0 }()
+	}
+	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, p.request(at, wait))
+	if err != nil {
+		return nil, err
+	}
+	resp, ok := kresp.(*kmsg.FetchResponse)
+	if !ok || len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 {
+		return nil, errors.New("the broker's fetch response does not hold the partition")
+	}
+	return &resp.Topics[0].Partitions[0], nil
+}
+
+func (p *partitionReader) request(at int64, wait time.Duration) *kmsg.FetchRequest {
+	req := kmsg.NewPtrFetchRequest()
+	req.ReplicaID = -1
+	req.MaxWaitMillis = int32(wait.Milliseconds())
+	req.MinBytes = 1
+	req.MaxBytes = maxBatch // never reached: kfake's answer would not say which transactions were aborted
+	req.IsolationLevel = 1  // read_committed
+	req.SessionEpoch = -1   // no fetch session
+	rt := kmsg.NewFetchRequestTopic()
+	rt.Topic, rt.TopicID = p.topic, p.topicID
+	rp := kmsg.NewFetchRequestTopicPartition()
+	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = p.partition, at, fetchBytes
+	rt.Partitions = append(rt.Partitions, rp)
+	req.Topics = append(req.Topics, rt)
+	return req
+}
+
+func (p *partitionReader) leaderID(ctx context.Context, client *kgo.Client) (int32, error) {
+	details, err := kadm.NewClient(client).ListTopics(ctx, p.topic)
+	if err != nil {
+		return 0, fmt.Errorf("find leader: %w", err)
+	}
+	detail, ok := details[p.topic].Partitions[p.partition]
+	if !ok {
+		return 0, errors.New("find leader: no such partition")
+	}
+	if detail.Err != nil {
+		return 0, fmt.Errorf("find leader: %w", detail.Err)
+	}
+	return detail.Leader, nil
+}
