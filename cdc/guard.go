@@ -38,6 +38,7 @@ const (
 type guard struct {
 	mu   sync.Mutex // guards below
 	conn *pgx.Conn  // nil: the lock is not held
+	pid  int32      // of its backend, by its own word: a pooler has other numbers
 	warn time.Time  // of the last warning about a lock that is passed over
 	// second: another daemon has the lock, as far as is known.
 	second bool
@@ -119,7 +120,7 @@ func (m *Mirror) holdSlot(ctx context.Context, sql *pgx.Conn) error {
 			return err
 		}
 		switch {
-		case h != nil && g.conn != nil && h.by.pid == int32(g.conn.PgConn().PID()):
+		case h != nil && g.conn != nil && h.by.pid == g.pid:
 			g.second = false
 			return nil
 		case h == nil:
@@ -197,20 +198,21 @@ func (m *Mirror) takeLock(ctx context.Context, sql *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var taken bool
-	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1)`, m.cfg.lockKey()).Scan(&taken)
+	var pid int32
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, m.cfg.lockKey()).Scan(&taken, &pid)
 	if sqlState(err) == codeInsufficientPrivilege {
 		err = halt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
 	}
 	if err == nil && taken {
 		var h *lockHolder
-		if h, err = m.cfg.lockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != int32(conn.PgConn().PID())) {
+		if h, err = m.cfg.lockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != pid) {
 			err = errors.New("two connections of source.url lead to different servers")
 		}
 	}
 	if err != nil || !taken {
 		closeConn(conn.PgConn())
 	} else {
-		m.guard.conn = conn
+		m.guard.conn, m.guard.pid = conn, pid
 	}
 	if err != nil {
 		return fmt.Errorf("guard slot %s: %w", m.cfg.Slot, err)

@@ -200,7 +200,7 @@ func TestQueryModeOfTheURL(t *testing.T) {
 			if v, found := r.verify(false); !v.Sound() {
 				t.Errorf("verification found %v: %v", v, found)
 			}
-			if n := r.Int(`SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, r.cfg.ApplicationName); n == 0 {
+			if n := r.Int(`SELECT count(*) FROM pg_stat_activity WHERE application_name = $1`, r.m.cfg.ApplicationName); n == 0 {
 				t.Error("no connection has the mirror's own name")
 			}
 		})
