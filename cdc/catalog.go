@@ -84,6 +84,8 @@ type publicationFacts struct {
 	asParent bool    // its changes are sent as those of the table whose partition it is
 	filtered bool    // by rows
 	columns  []int16 // the numbers of a column list; nil: all
+	// columnNames are the names of a column list.
+	columnNames []string
 }
 
 // Values of pg_class.relkind, relpersistence and relreplident.
@@ -280,7 +282,9 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		       coalesce(bool_or(m.published), false), coalesce(bool_or(m.published AND m.parent AND p.pubviaroot), false),
 		       coalesce(to_jsonb(r)->>'prqual', '') <> '',
 		       CASE WHEN jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
-		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(r)->'prattrs')::int2) END
+		            THEN ARRAY(SELECT jsonb_array_elements_text(to_jsonb(r)->'prattrs')::int2) END,
+		       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = $2 AND jsonb_typeof(to_jsonb(r)->'prattrs') = 'array'
+		             AND to_jsonb(r)->'prattrs' @> to_jsonb(a.attnum))
 		FROM pg_publication p
 		LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2
 		CROSS JOIN LATERAL (
@@ -288,7 +292,7 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		  FROM above) AS m
 		WHERE p.pubname = $1
 		GROUP BY p.oid, r.oid`, c.Publication, cat.source.TableOID).
-		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns)
+		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns, &p.columnNames)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}

@@ -15,7 +15,7 @@ import (
 // messages of the stream: everything that can change in the catalogs without a
 // message. It is kept as text in [state.Source], as named items:
 //
-//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 9a…;files 77…;publication 16500;published …
+//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 1:-7…;files 4…;publication 16500;published …
 //
 // The server builds all items but the first, so that the barrier's query carries
 // them and compares texts. They are read from catalogs alone, without locks.
@@ -26,8 +26,9 @@ import (
 //	columns      number and type of each needed column
 //	labels       of enum types among them, which ALTER TYPE … RENAME VALUE changes
 //	versions     of their rows in pg_attribute
-//	relations    the relations that hold the rows: leaf partitions, or the table
-//	files        and the numbers of their files
+//	relations    the relations that hold the rows: leaf partitions, or the table;
+//	             their number, and their oids' hashes in one
+//	files        likewise, with the numbers of their files
 //	publication  oid
 //	published    the versions of what makes it publish the table
 const (
@@ -77,8 +78,8 @@ func identityQuery(version int, before string) string {
 		          ';versions ' || coalesce(string_agg(a.xmin::text, ',' ORDER BY k.at), '-')
 		   FROM unnest($3::text[]) WITH ORDINALITY AS k (name, at)
 		   JOIN pg_attribute a ON a.attrelid = (SELECT oid FROM t) AND a.attname = k.name::name AND NOT a.attisdropped) ||
-		  (SELECT ';relations ' || coalesce(hashtextextended(string_agg(c.oid::text, ',' ORDER BY c.oid) COLLATE "C", 0)::text, '-') ||
-		          ';files ' || coalesce(hashtextextended(string_agg(c.oid::text || ':' || c.relfilenode::text, ',' ORDER BY c.oid) COLLATE "C", 0)::text, '-')
+		  (SELECT ';relations ' || count(*)::text || ':' || coalesce(bit_xor(hashoidextended(c.oid, 0)), 0)::text ||
+		          ';files ' || coalesce(bit_xor(hashoidextended(c.relfilenode, c.oid::int8)), 0)::text
 		   FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind <> 'p') ||
 		  coalesce((
 		    SELECT ';publication ' || p.oid::text || ';published ' || p.xmin::text || '/' ||

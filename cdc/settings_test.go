@@ -19,7 +19,7 @@ var unfit = map[string]string{
 	"default_transaction_isolation": "serializable", "default_transaction_deferrable": "on",
 	"statement_timeout": "2s", "lock_timeout": "2s", "idle_in_transaction_session_timeout": "2s",
 	"idle_session_timeout": "2s", "transaction_timeout": "2s", "client_min_messages": "debug1", "exit_on_error": "on",
-	"enable_seqscan": "off", "enable_tidscan": "off", "synchronous_commit": "remote_apply", "row_security": "on",
+	"jit": "on", "enable_seqscan": "off", "enable_tidscan": "off", "synchronous_commit": "remote_apply", "row_security": "on",
 	"tcp_keepalives_idle": "7000", "tcp_keepalives_interval": "7000", "tcp_keepalives_count": "99", "tcp_user_timeout": "1000",
 }
 

@@ -54,6 +54,7 @@ var Running = []Setting{
 	{Name: "transaction_timeout", Value: "0", Since: 17},             // it cuts a snapshot
 	{Name: "client_min_messages", Value: "warning"},                  // a message per row is slower than the rows
 	{Name: "exit_on_error", Value: "off"},                            // a statement that may fail does not end the session
+	{Name: "jit", Value: "off"},                                      // to compile the barrier's query takes longer than to run it
 	{Name: "enable_seqscan", Value: "on"},                            // without it a table is copied in the order of an index
 	{Name: "enable_tidscan", Value: "on"},                            // without it each range of a large table's blocks is read by reading all of it
 }
