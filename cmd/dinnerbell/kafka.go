@@ -66,9 +66,9 @@ func saslMechanism(cfg config.SASL) sasl.Mechanism {
 			return plain.Auth{User: user, Pass: password}, err
 		})
 	case "SCRAM-SHA-256":
-		return scram.Sha256(scramAuth)
+		return boundedScram{scram.Sha256(scramAuth)}
 	case "SCRAM-SHA-512":
-		return scram.Sha512(scramAuth)
+		return boundedScram{scram.Sha512(scramAuth)}
 	}
 	return nil
 }
