@@ -25,23 +25,27 @@ func kafkaOptions(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 		kgo.ClientID("dinnerbell"),
 		kgo.WithLogger(kafkaLogger{log}),
 	}
+	dial := (&net.Dialer{Timeout: dialTimeout}).DialContext
 	if cfg.TLS.Enabled {
-		opts = append(opts, kgo.Dialer(tlsDialer(cfg.TLS)))
+		dial = tlsDialer(cfg.TLS)
 	}
+	opts = append(opts, kgo.Dialer(boundAnswers(dial, unauthenticatedAnswers(cfg.SASL))))
 	if m := saslMechanism(cfg.SASL); m != nil {
 		opts = append(opts, kgo.SASL(m))
 	}
 	return opts
 }
 
+const dialTimeout = 10 * time.Second
+
 // tlsDialer connects with the certificates as they are on disk now.
-func tlsDialer(cfg config.TLS) func(ctx context.Context, network, host string) (net.Conn, error) {
+func tlsDialer(cfg config.TLS) dialFunc {
 	return func(ctx context.Context, network, host string) (net.Conn, error) {
 		tc, err := cfg.Config()
 		if err != nil {
 			return nil, err
 		}
-		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: tc}
+		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: tc}
 		return d.DialContext(ctx, network, host)
 	}
 }

@@ -2,18 +2,22 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/pem"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,5 +188,53 @@ func TestKafkaLogLevels(t *testing.T) {
 	}
 	if l.Level() != kgo.LogLevelWarn {
 		t.Errorf("level %v; information of the client is for debug", l.Level())
+	}
+}
+
+// A broker that claims a large answer before it has accepted anybody is left at
+// once; however its bytes arrive.
+func TestAnswerBeforeAuthenticationIsBounded(t *testing.T) {
+	t.Parallel()
+	answer := func(size int) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, uint32(size)), make([]byte, min(size, 300<<10))...)
+	}
+	for name, c := range map[string]struct {
+		answers int
+		sent    []byte
+		want    string // of the error; "": all bytes arrive
+	}{
+		"large first":           {1, answer(99 << 20), "claims an answer of 103809024 bytes"},
+		"large third":           {3, slices.Concat(answer(10), answer(300), answer(300<<10)), "claims an answer of 307200 bytes"},
+		"large once accepted":   {2, slices.Concat(answer(10), answer(1000), answer(300<<10)), ""},
+		"for the client to say": {1, []byte("HTTP/1.1 400 Bad Request"), ""},
+		"negative":              {1, []byte{0xff, 0xff, 0xff, 0xff, 1, 2, 3}, ""},
+	} {
+		for _, chunk := range []int{5, 4096} {
+			client, server := net.Pipe()
+			go func() {
+				for b := range slices.Chunk(c.sent, chunk) {
+					if _, err := server.Write(b); err != nil {
+						return // the client has left
+					}
+				}
+				_ = server.Close()
+			}()
+			dial := boundAnswers(func(context.Context, string, string) (net.Conn, error) { return client, nil }, c.answers)
+			conn, err := dial(t.Context(), "tcp", "h")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(conn)
+			switch {
+			case c.want == "" && (err != nil || len(got) != len(c.sent)):
+				t.Errorf("%s by %d: %d of %d bytes, %v", name, chunk, len(got), len(c.sent), err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("%s by %d: %v", name, chunk, err)
+			}
+			_ = conn.Close()
+		}
+	}
+	if n := unauthenticatedAnswers(config.SASL{Mechanism: "scram-sha-512"}); n != 4 {
+		t.Errorf("SCRAM: %d answers", n)
 	}
 }

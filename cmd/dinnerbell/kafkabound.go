@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"strings"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+)
+
+// maxUnauthenticated bounds, in bytes, an answer of a broker that has not let us in
+// yet: the client allocates what an answer claims to hold, 100 MiB at most. Honest
+// ones have a few hundred bytes.
+const maxUnauthenticated = 256 << 10
+
+// clientLimit is where the client itself refuses an answer, and says what it looks
+// like: kgo.BrokerMaxReadBytes' default.
+const clientLimit = 100 << 20
+
+type dialFunc = func(ctx context.Context, network, host string) (net.Conn, error)
+
+// unauthenticatedAnswers is how many answers a connection begins with before
+// credentials are accepted: to ApiVersions, and with SASL to the handshake and to
+// each message of the mechanism.
+func unauthenticatedAnswers(cfg config.SASL) int {
+	switch {
+	case cfg.Mechanism == "":
+		return 1
+	case strings.EqualFold(cfg.Mechanism, "PLAIN"):
+		return 3
+	}
+	return 4 // SCRAM has two messages
+}
+
+// boundAnswers bounds the first answers on each connection.
+func boundAnswers(dial dialFunc, answers int) dialFunc {
+	return func(ctx context.Context, network, host string) (net.Conn, error) {
+		conn, err := dial(ctx, network, host)
+		if err != nil {
+			return nil, err
+		}
+		return &boundedConn{Conn: conn, answers: answers}, nil
+	}
+}
+
+// boundedConn looks at the sizes of the first answers, each of which begins with
+// its own in four bytes. One goroutine reads at a time.
+type boundedConn struct {
+	net.Conn
+
+	answers int     // still to be looked at
+	head    [4]byte // of the answer under way
+	got     int     // bytes in head
+	rest    int     // bytes of the answer that are still to come
+}
+
+// Read fails at an answer that is too large.
+func (c *boundedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.answers > 0 {
+		if tooLarge := c.look(p[:n]); tooLarge != nil {
+			return 0, tooLarge
+		}
+	}
+	return n, err
+}
+
+func (c *boundedConn) look(p []byte) error {
+	for len(p) > 0 && c.answers > 0 {
+		if c.rest > 0 {
+			n := min(c.rest, len(p))
+			c.rest, p = c.rest-n, p[n:]
+			if c.rest == 0 {
+				c.answers, c.got = c.answers-1, 0
+			}
+			continue
+		}
+		n := copy(c.head[c.got:], p)
+		c.got, p = c.got+n, p[n:]
+		if c.got < len(c.head) {
+			return nil
+		}
+		size := int(int32(binary.BigEndian.Uint32(c.head[:])))
+		if size > maxUnauthenticated && size <= clientLimit {
+			return fmt.Errorf("%s claims an answer of %d bytes before it has accepted us; is it a Kafka broker?", c.RemoteAddr(), size)
+		}
+		if c.rest = size; size <= 0 || size > clientLimit {
+			c.answers = 0 // the client says what is wrong
+		}
+	}
+	return nil
+}
