@@ -71,20 +71,28 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		m.must = ""
 		return false, nil
 	}
-	if stored.Timeline != cat.source.Timeline {
-		follow := cat.source
-		follow.Catalog = stored.Catalog // what that means is judged as it is while streaming
-		if err := m.store.Follow(follow); err != nil {
-			return false, fmt.Errorf("follow promoted server: %w", err)
-		}
-		m.stats.failovers.Add(1)
-		m.log.Info("the server was promoted; going on where the stream stood", "timeline", cat.source.Timeline,
-			"was", stored.Timeline, "history", cat.source.History, "lsn", durable.String())
+	if err := m.follow(stored, cat.source, durable); err != nil {
+		return false, err
 	}
 	if err := m.release(ctx, sql, slot); err != nil {
 		return false, err
 	}
 	return m.stream(ctx, sql, cat, slot.confirmed, durable)
+}
+
+// follow notes the timeline of a server that was promoted.
+func (m *Mirror) follow(stored, now state.Source, durable state.LSN) error {
+	if stored.Timeline == now.Timeline {
+		return nil
+	}
+	now.Catalog = stored.Catalog // what that means is judged as it is while streaming
+	if err := m.store.Follow(now); err != nil {
+		return fmt.Errorf("follow promoted server: %w", err)
+	}
+	m.stats.failovers.Add(1)
+	m.log.Info("the server was promoted; going on where the stream stood", "timeline", now.Timeline,
+		"was", stored.Timeline, "history", now.History, "lsn", durable.String())
+	return nil
 }
 
 // checkStart makes, once, the checks of a start: those that sessions do not make
