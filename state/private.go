@@ -99,11 +99,16 @@ func checkDirFor(dir string, us int) error {
 	return root.Close()
 }
 
-// handedOver says whether a directory of another user lies where only root could
-// have put it, so that root meant it: a volume that a container runs on as root.
+// handedOver says whether a directory of another user served before and lies where
+// only root could have put it, so that root meant it: a volume on which a container
+// ran as that user, and now runs as root.
 func handedOver(dir string) bool {
 	parent, err := os.Stat(filepath.Dir(dir))
-	return err == nil && ownerOf(parent) == 0 && parent.Mode().Perm()&0o022 == 0
+	if err != nil || ownerOf(parent) != 0 || parent.Mode().Perm()&0o022 != 0 {
+		return false
+	}
+	lock, err := os.Lstat(filepath.Join(dir, lockName))
+	return err == nil && isOwnFile(lock)
 }
 
 // checkEntry refuses what somebody else may have laid in our way, and closes to

@@ -119,7 +119,7 @@ func TestOwnerOfDirectory(t *testing.T) {
 		user, owner int
 		mode        os.FileMode
 		parent      os.FileMode
-		entry       int // owner of a store in it; 0: there is none
+		entry       int // owner of a LOCK and a store in it; 0: there are none
 		refused     bool
 	}{
 		"ours":                         {us, us, 0o755, 0o755, 0, false},
@@ -128,6 +128,7 @@ func TestOwnerOfDirectory(t *testing.T) {
 		"and used before":              {us, 0, 0o775 | os.ModeSetgid, 0o755, us, false},
 		"and used by another user":     {us, 0, 0o775 | os.ModeSetgid, 0o755, other, true},
 		"another user's":               {us, other, 0o775, 0o755, 0, true},
+		"root in a user's folder":      {0, us, 0o755, 0o755, 0, true},
 		"root in a user's volume":      {0, us, 0o755, 0o755, us, false},
 		"root in a folder under /tmp":  {0, us, 0o755, 0o777 | os.ModeSticky, us, true},
 		"root, with a stranger's file": {0, us, 0o775, 0o755, other, true},
@@ -139,7 +140,8 @@ func TestOwnerOfDirectory(t *testing.T) {
 			store := filepath.Join(dir, storeName)
 			err := os.MkdirAll(dir, 0o755)
 			if c.entry != 0 {
-				err = errors.Join(err, os.Mkdir(store, 0o700), os.Chown(store, c.entry, group))
+				lock := filepath.Join(dir, lockName)
+				err = errors.Join(err, os.Mkdir(store, 0o700), os.Chown(store, c.entry, group), os.WriteFile(lock, nil, 0o600), os.Chown(lock, c.entry, group))
 			}
 			err = errors.Join(err, os.Chown(dir, c.owner, group), os.Chmod(dir, c.mode), os.Chmod(parent, c.parent))
 			if err != nil {
