@@ -178,8 +178,7 @@ func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
-	a := newAgenda()
-	a.limit = 3
+	a := newAgenda(3)
 	for i := range 5 {
 		a.add(now, appointment{start: int64(10 - i), key: key{fmt.Sprint(i), "r"}, version: 1})
 	}
@@ -187,7 +186,7 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	if scheduled, waiting := a.len(); scheduled != 1 || waiting != 3 {
 		t.Errorf("%d scheduled and %d waiting, want 1 and 3", scheduled, waiting)
 	}
-	if a.takeLeft() {
+	if _, some := a.takeLeft(); some {
 		t.Error("the others are looked for while some wait")
 	}
 	if n := len(a.due(1000)); n != 3 {
@@ -196,8 +195,16 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	if _, waiting := a.len(); waiting != 3 {
 		t.Errorf("%d wait until they are handed on, want 3", waiting)
 	}
-	if !a.takeLeft() || a.takeLeft() {
-		t.Error("the others are not looked for, or twice")
+	// Those that were due may be pending still.
+	if limit, some := a.takeLeft(); !some || limit != 3+3+1 {
+		t.Errorf("of the others %d rows are looked for, want 7", limit)
+	}
+	if _, some := a.takeLeft(); some {
+		t.Error("the others are looked for twice")
+	}
+	a.fill(now, []appointment{{start: 10, key: key{"0", "r"}, version: 1}, {start: 7, key: key{"3", "r"}, version: 1}})
+	if _, waiting := a.len(); waiting != 3+1 {
+		t.Errorf("%d wait, want the three that are brought, and one that was not listed", waiting)
 	}
 }
 
@@ -475,4 +482,28 @@ func TestManyLongCampaignsTakeTurns(t *testing.T) {
 	if turns > 100*17 {
 		t.Errorf("%d turns in 100 steps of 2,000 clients", turns)
 	}
+}
+
+// More campaigns wait than the agenda holds, with little room: each gets its turn.
+func TestCampaignsBeyondTheAgendaAreJoined(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 60)})
+	w.cfg.StepClients, w.cfg.LiveCampaigns, w.agendaLimit = 50, 2, 3
+	barrier := &shutter{}
+	w.barrier = barrier
+	svc, _ := w.start()
+	w.running(svc)
+	barrier.shut()
+	want := map[string][]string{}
+	var values [][]byte
+	for i := range 60 {
+		id := fmt.Sprint("c", i)
+		want[id] = w.subs["r1"]
+		values = append(values, w.campaign(id, "r1").json())
+	}
+	w.produceAll(0, values...)
+	w.read(0, 60)
+	barrier.open()
+	w.expect(want)
+	w.firstEpoch()
 }

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -46,6 +47,7 @@ type agenda struct {
 	waiting int           // of queue, those whose start had come when they were listed
 	left    bool          // some that wait are not listed
 	brought int           // not listed any more, and not handed on yet
+	live    map[key]int64 // due or joined already: versions that a reload may find pending still
 	wake    chan struct{} // something was added; one token
 }
 
@@ -78,8 +80,8 @@ func (q *appointments) Pop() any {
 	return last
 }
 
-func newAgenda() *agenda {
-	return &agenda{limit: agendaWaiting, listed: map[key]int64{}, wake: make(chan struct{}, 1)}
+func newAgenda(limit int) *agenda {
+	return &agenda{limit: limit, listed: map[key]int64{}, live: map[key]int64{}, wake: make(chan struct{}, 1)}
 }
 
 // add lists campaigns whose rows were just committed: they take the place of
@@ -97,7 +99,7 @@ func (a *agenda) list(now time.Time, replace bool, list []appointment) {
 	horizon := now.Add(agendaHorizon).Unix()
 	for _, p := range list {
 		v, ok := a.listed[p.key]
-		if ok && (v == p.version || !replace) {
+		if ok && (v == p.version || !replace) || a.live[p.key] == p.version {
 			continue
 		}
 		p.waits = p.start <= now.Unix()
@@ -120,13 +122,32 @@ func (a *agenda) list(now time.Time, replace bool, list []appointment) {
 	}
 }
 
-// remove takes campaigns off the list whose rows were just committed as
-// anything but scheduled.
-func (a *agenda) remove(keys []key) {
+// settle notes a step's rows that were just committed: what waits is listed in
+// the place of what was listed for its key, what does not is taken off.
+func (a *agenda) settle(now time.Time, st *step) {
+	a.mu.Lock()
+	for k, r := range st.rows {
+		switch {
+		case r.state == "":
+		case r.state != statePending:
+			delete(a.live, k)
+		case r.accept && r.started:
+			a.live[k] = r.version
+		}
+		if r.accept && (r.state != statePending || r.started) {
+			delete(a.listed, k) // due skips what is still queued for it
+		}
+	}
+	a.mu.Unlock()
+	a.add(now, st.appointments()...)
+}
+
+// release has a reload list campaigns again that were due before.
+func (a *agenda) release(keys []key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, k := range keys {
-		delete(a.listed, k) // due skips what is still queued for it
+		delete(a.live, k)
 	}
 }
 
@@ -145,6 +166,7 @@ func (a *agenda) due(now int64) []appointment {
 			continue
 		}
 		delete(a.listed, p.key)
+		a.live[p.key] = p.version
 		out = append(out, p)
 	}
 	a.brought = len(out)
@@ -169,15 +191,16 @@ func (a *agenda) next() (time.Time, bool) {
 }
 
 // takeLeft tells whether campaigns that wait are to be looked for in the
-// campaign table: there are some, and none that is listed waits.
-func (a *agenda) takeLeft() bool {
+// campaign table: there are some, and none that is listed waits. limit is how
+// many pending rows have more of these than the agenda takes, or all.
+func (a *agenda) takeLeft() (limit int, some bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.left || a.waiting > 0 {
-		return false
+		return 0, false
 	}
 	a.left = false
-	return true
+	return a.limit + len(a.live) + 1, true
 }
 
 // len is how many campaigns wait for their start, and how many for anything else.
@@ -191,10 +214,10 @@ func (a *agenda) len() (scheduled, waiting int) {
 // keepAgenda brings the lane's campaigns when they are due, until ctx ends.
 func (s *session) keepAgenda(ctx context.Context) error {
 	// Everything pending: what was live before the takeover is due at once.
-	if err := s.reload(ctx, time.Now(), -1); err != nil {
+	loaded := time.Now()
+	if err := s.reload(ctx, loaded, -1, loaded.Add(agendaHorizon).Unix(), math.MaxInt32); err != nil {
 		return err
 	}
-	loaded := time.Now()
 	for ctx.Err() == nil {
 		now := time.Now()
 		if now.Sub(loaded) >= agendaReload {
@@ -209,12 +232,12 @@ func (s *session) keepAgenda(ctx context.Context) error {
 			if err := s.bringDue(ctx, due); err != nil {
 				return err
 			}
-		case s.agenda.takeLeft():
-			if err := s.reload(ctx, now, -1); err != nil {
+		default:
+			if limit, some := s.agenda.takeLeft(); !some {
+				s.awaitAgenda(ctx, loaded.Add(agendaReload))
+			} else if err := s.reload(ctx, now, -1, now.Unix(), limit); err != nil {
 				return err
 			}
-		default:
-			s.awaitAgenda(ctx, loaded.Add(agendaReload))
 		}
 	}
 	return ctx.Err()
@@ -239,7 +262,7 @@ func (s *session) awaitAgenda(ctx context.Context, until time.Time) {
 func (s *session) upkeep(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
 	defer cancel()
-	if err := s.reload(ctx, now, now.Unix()); err != nil {
+	if err := s.reload(ctx, now, now.Unix(), now.Add(agendaHorizon).Unix(), math.MaxInt32); err != nil {
 		return err
 	}
 	if _, err := s.reader.Exec(ctx, `DELETE FROM `+s.t.campaign+` WHERE lane = $1 AND adv_campaign_datetime_end < $2 AND accepted_at < $3`,
@@ -301,17 +324,16 @@ func (s *session) handDueOver(ctx context.Context, list ...*live) error {
 	}
 }
 
-// reload lists the lane's pending campaigns that start within the horizon.
-// onlyAfter leaves out those that start at or before it. Of those that wait the
-// ones in the middle of their fan-out come first; the others are bounded by the
-// agenda.
-func (s *session) reload(ctx context.Context, now time.Time, onlyAfter int64) error {
+// reload lists the lane's pending campaigns that start in (after, until], at most
+// limit. Of those that wait the ones in the middle of their fan-out come first;
+// the others are bounded by the agenda.
+func (s *session) reload(ctx context.Context, now time.Time, after, until int64, limit int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
 	defer cancel()
 	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.campaign+`
 WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
-ORDER BY cursor = '', adv_campaign_datetime_start`,
-		s.lane.id, onlyAfter, now.Add(agendaHorizon).Unix())
+ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
+		s.lane.id, after, until, limit)
 	if err != nil {
 		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
 	}

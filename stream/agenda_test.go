@@ -41,7 +41,7 @@ func TestAgenda(t *testing.T) {
 		}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newAgenda()
+			a := newAgenda(agendaWaiting)
 			c.act(a)
 			got := keysOf(a.due(1 << 40))
 			if len(got) != len(c.want) {

@@ -230,8 +230,7 @@ func (c *committer) settle(d *departure) {
 		l.refused.Store(true)
 	}
 	c.noteLeftOut(d.p, len(d.st.dead))
-	c.agenda.remove(d.st.withdrawn())
-	c.agenda.add(time.Now(), d.st.appointments()...)
+	c.agenda.settle(time.Now(), d.st)
 	c.lane.noteDecided(d.st, d.p)
 	c.noteReplayed(d.st, d.p)
 	c.recycle(d.st)

@@ -72,6 +72,7 @@ func (c *committer) reconcile(ctx context.Context, st *step) error {
 		return err
 	}
 	// What is still this lane's to deliver comes back, with its cursor.
+	c.agenda.release(st.lost)
 	return c.list(ctx, c.sink, slices.DeleteFunc(slices.Clone(st.lost), func(k key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 }
 

@@ -39,6 +39,7 @@ type Service struct {
 	replaying       sync.Mutex // held by the replay under way
 	surveyCampaigns int        // see the constant
 	recentLimit     int        // see the constant
+	agendaLimit     int        // see agendaWaiting
 	unmetPatience   time.Duration
 
 	counters counters
@@ -63,7 +64,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, unmetPatience: unmetPatience,
+		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience,
 		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
 		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}

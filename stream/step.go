@@ -210,7 +210,7 @@ func (st *step) contest(refused error) error {
 	again := st.contested()
 	changed := false
 	for _, k := range st.picks {
-		changed = !k.live.contested.Swap(true) || changed
+		changed = !k.live.contested.Swap(true) || !k.contested || changed // another step may have set it since this one was sealed
 		if again || e == nil || e.Code != uniqueViolation {
 			changed = !k.live.guarded.Swap(true) || changed
 		}
@@ -240,18 +240,6 @@ func (st *step) appointments() []appointment {
 	for _, r := range st.rows {
 		if r.accept && r.state == statePending && !r.started {
 			out = append(out, appointment{start: r.Start, key: r.key(), version: r.version})
-		}
-	}
-	return out
-}
-
-// withdrawn are the campaigns that the step's messages took off the agenda:
-// cancelled before their start, or moved forward so that they are live now.
-func (st *step) withdrawn() []key {
-	var out []key
-	for _, r := range st.rows {
-		if r.accept && (r.state != statePending || r.started) {
-			out = append(out, r.key())
 		}
 	}
 	return out

@@ -50,7 +50,7 @@ func (l *lane) takeover(ctx context.Context) (_ *session, err error) {
 }
 
 func (l *lane) newSession() *session {
-	return &session{lane: l, cfg: l.svc.cfg, t: l.svc.cfg.Sink.tables(), agenda: newAgenda()}
+	return &session{lane: l, cfg: l.svc.cfg, t: l.svc.cfg.Sink.tables(), agenda: newAgenda(l.svc.agendaLimit)}
 }
 
 // settle is steps 2 to 5, after connect.

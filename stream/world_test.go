@@ -35,6 +35,7 @@ type world struct {
 
 	unmetPatience time.Duration // of start's services; 0: the usual
 	recentLimit   int           // the same
+	agendaLimit   int           // the same
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -103,6 +104,9 @@ func (w *world) start() (svc *Service, stop func()) {
 	svc = New(w.cfg, w.store, w.barrier)
 	if w.unmetPatience > 0 {
 		svc.unmetPatience = w.unmetPatience
+	}
+	if w.agendaLimit > 0 {
+		svc.agendaLimit = w.agendaLimit
 	}
 	if w.recentLimit > 0 {
 		svc.recentLimit = w.recentLimit
