@@ -56,20 +56,10 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		v, reason = decide(stored, complete, durable, whole, cat, past, slot)
 	}
 	if v != verdictSame && complete && m.cfg.HaltOnLost {
-		return false, halt("dinnerbell rebuild --offline", "the stream of changes is lost, and source.on_lost is halt: %s", reason)
+		return false, halt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
 	}
 	if v == verdictAnew {
-		m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
-		m.stats.because(reason)
-		err := m.rebuild(ctx, sql)
-		if errors.Is(err, state.ErrDiskFull) {
-			return false, m.awaitRoomForLoad(ctx, sql, err)
-		}
-		if err != nil {
-			return false, err
-		}
-		m.must = ""
-		return false, nil
+		return false, m.snapshot(ctx, sql, reason)
 	}
 	if err := m.follow(stored, cat.source, durable); err != nil {
 		return false, err
@@ -78,6 +68,20 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, err
 	}
 	return m.stream(ctx, sql, cat, slot.confirmed, durable)
+}
+
+// snapshot takes a new snapshot. One that did not fit waits for room.
+func (m *Mirror) snapshot(ctx context.Context, sql *pgx.Conn, reason string) error {
+	m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
+	m.stats.because(reason)
+	err := m.rebuild(ctx, sql)
+	if errors.Is(err, state.ErrDiskFull) {
+		return m.awaitRoomForLoad(ctx, sql, err)
+	}
+	if err == nil {
+		m.must = ""
+	}
+	return err
 }
 
 // follow notes the timeline of a server that was promoted.
