@@ -103,7 +103,7 @@ func (a *app) conclude(err error) int {
 	case a.daemon && a.cfg != nil && a.cfg.Log.Format == "json":
 		a.logger(a.cfg).Error("dinnerbell ends", "error", err, "exit", code)
 	default:
-		text := err.Error()
+		text := config.HideUserinfo(err.Error())
 		if a.cfg != nil {
 			text = a.cfg.Hide(text)
 		}

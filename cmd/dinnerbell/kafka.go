@@ -93,10 +93,14 @@ func (l kafkaLogger) Level() kgo.LogLevel {
 	return kgo.LogLevelError
 }
 
+// groupErrored is the client's message about an error that it also hands to
+// whoever polls, where package stream logs it.
+const groupErrored = "group manage loop errored"
+
 // Log writes one message.
 func (l kafkaLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	to, serious := map[kgo.LogLevel]slog.Level{kgo.LogLevelError: slog.LevelError, kgo.LogLevelWarn: slog.LevelWarn}[level]
-	if !serious {
+	if !serious || msg == groupErrored {
 		to = slog.LevelDebug
 	}
 	l.log.With("said", msg).Log(context.Background(), to, "kafka client", keyvals...)

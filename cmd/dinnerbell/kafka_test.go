@@ -183,7 +183,8 @@ func TestKafkaLogLevels(t *testing.T) {
 	l := kafkaLogger{slog.New(slog.NewTextHandler(&out, nil))}
 	l.Log(kgo.LogLevelInfo, "connected")
 	l.Log(kgo.LogLevelWarn, "lost", "broker", 1)
-	if s := out.String(); strings.Contains(s, "connected") || !strings.Contains(s, "said=lost") || !strings.Contains(s, "broker=1") {
+	l.Log(kgo.LogLevelError, groupErrored)
+	if s := out.String(); strings.Contains(s, "connected") || strings.Contains(s, groupErrored) || !strings.Contains(s, "said=lost") || !strings.Contains(s, "broker=1") {
 		t.Errorf("log: %s", s)
 	}
 	if l.Level() != kgo.LogLevelWarn {

@@ -502,6 +502,20 @@ func TestHide(t *testing.T) {
 	}
 }
 
+func TestHideUserinfo(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`source.table: "postgres://u:zz9@h/de" has more than two parts`: `source.table: "postgres://[redacted]@h/de" has more than two parts`,
+		"a sasl://u:a@zz9@h:1 b": "a sasl://[redacted]@h:1 b",
+		"postgres://u@h/de":      "postgres://u@h/de",
+		"http://127.0.0.1:8420/": "http://127.0.0.1:8420/",
+	} {
+		if got := HideUserinfo(in); got != want {
+			t.Errorf("HideUserinfo(%q) = %q", in, got)
+		}
+	}
+}
+
 func TestParseTable(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]Table{

@@ -2,6 +2,7 @@ package config
 
 import (
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -39,10 +40,20 @@ func (r *revealed) add(key, value string) {
 	slices.SortFunc(r.values, func(a, b string) int { return len(b) - len(a) })
 }
 
+// userinfo matches user and password of a URL in a text.
+var userinfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s/"'` + "`" + `]*:[^\s"'` + "`" + `]*@`)
+
+// HideUserinfo takes users with their passwords out of the URLs in a text: one may
+// have been written in the place of a name that is no secret.
+func HideUserinfo(text string) string {
+	return userinfo.ReplaceAllString(text, "${1}"+redacted+"@")
+}
+
 // Hide takes every password that was used until now out of a text, whoever made
 // it. A password that is also the name of something, such as the role's, hides
 // nothing: the text would be unreadable, and show the password by that.
 func (c *Config) Hide(text string) string {
+	text = HideUserinfo(text)
 	if c.seen == nil {
 		return text // made by hand, and so are its secrets
 	}

@@ -118,11 +118,16 @@ func (h *handler) clean(a slog.Attr) slog.Attr {
 	return a
 }
 
-// identity is what of an attribute tells two messages apart: not a duration, for
-// pauses grow, and no number inside of a text, such as a port or a process id.
+// identity is what of an attribute tells two messages apart: no duration and no
+// number, for pauses and counts grow, but a lane's; and no number inside of a text,
+// such as a port or a process id.
 func identity(a slog.Attr) string {
-	if a.Value.Kind() == slog.KindDuration {
-		return ""
+	switch a.Value.Kind() {
+	case slog.KindDuration, slog.KindInt64, slog.KindUint64, slog.KindFloat64, slog.KindTime:
+		if a.Key != "lane" {
+			return ""
+		}
+	default:
 	}
 	text := a.Value.String()
 	if a.Value.Kind() == slog.KindString {

@@ -53,7 +53,7 @@ func TestRepeatsAreWrittenSeldom(t *testing.T) {
 			return strings.Split(text, "\n")
 		}
 		fail := func(n int) {
-			source.Warn("lost", "error", fmt.Errorf("dial from port %d: refused", n), "again_in", time.Duration(n))
+			source.Warn("lost", "error", fmt.Errorf("dial from port %d: refused", n), "again_in", time.Duration(n), "attempt", n)
 		}
 		for i := range 60 {
 			fail(i)
