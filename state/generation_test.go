@@ -171,6 +171,15 @@ func TestGenerationDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	load(t, s, 20, ids(2, 1), 8)
+	served, _ := s.Source()
+	g = begin(t, s, rows, Source{SystemID: "other"}, 9)
+	if err := g.Flip(9, served); err != nil {
+		t.Errorf("flip over the source that is served: %v", err)
+	}
+	if now, _ := s.Source(); now.SystemID != "other" || s.Subscriptions() != int64(len(rows)) {
+		t.Errorf("the state is of %+v with %d subscriptions", now, s.Subscriptions())
+	}
+	load(t, s, 20, ids(2, 1), 10)
 	if s.Subscriptions() != 20 {
 		t.Errorf("%d subscriptions, want the next load's 20", s.Subscriptions())
 	}
