@@ -10,8 +10,8 @@ import (
 
 // SimilarRestaurant finds a restaurant with subscriptions whose id is not the
 // given one and that SQL may take for equal to it: another spelling of a UUID (a
-// uuid column gives it back canonically), blanks at the end (a char(n) column pads
-// with them), other letter case (citext, a collation that ignores case; only all
+// uuid column gives it back canonically), blanks at the end (a char(n) column does
+// not count them), other letter case (citext, a collation that ignores case; only all
 // lower and all upper case are looked for). It costs a few seeks.
 func (s *Store) SimilarRestaurant(restaurant string) (id string, found bool, err error) {
 	scan, err := s.NewScan()
