@@ -159,7 +159,7 @@ func TestEditsOfOtherTypes(t *testing.T) {
 	w.rowsSQL = w.noteSQL()
 	w.db.Exec(`SET TimeZone = 'Asia/Tokyo'`)
 	w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
- adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback) SELECT $1::uuid, $2::uuid, '', '', '', n, n, n, $3::uuid, n, 'seen' FROM (SELECT now() AS n) AS t`,
+ adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback) SELECT $1::uuid, $2::uuid, '', '', '', now(), t.n, now(), $3::uuid, t.n, 'seen' FROM (SELECT now() AS n) AS t`,
 		uuidRestaurant, uuidCampaign, all[3])
 	w.start()
 	c := w.campaign(uuidCampaign, uuidRestaurant)
@@ -393,7 +393,7 @@ func TestFeedbackTablesThatAreRefused(t *testing.T) {
 	}{
 		{"no table", nil, []string{"does not exist", "CREATE TABLE"}},
 		{"missing column", []string{feedbackDDL("", "adv_campaign_owner_contact text NOT NULL,", "")}, []string{"column adv_campaign_owner_contact is missing", "ADD COLUMN adv_campaign_owner_contact text"}},
-		{"misspelt column", []string{feedbackDDL("", "restaurant_id", "restaurent_id")}, []string{"column restaurant_id is missing", `RENAME COLUMN "restaurent_id" TO restaurant_id`}},
+		{"misspelt column", []string{feedbackDDL("", "restaurant_id", "restaurent_id")}, []string{"column restaurant_id is missing", `RENAME COLUMN "restaurent_id" TO restaurant_id`}}, //nolint:misspell // on purpose
 		{"extra column", []string{feedbackDDL(`, "Tenant" text NOT NULL`)}, []string{"column Tenant is NOT NULL", `ALTER COLUMN "Tenant" DROP NOT NULL`}},
 		{"feedback required", []string{feedbackDDL("", "feedback varchar NULL", "feedback varchar NOT NULL")}, []string{"column feedback is NOT NULL"}},
 		{"domain not null", []string{`CREATE DOMAIN d AS text NOT NULL`, feedbackDDL(`, extra d`)}, []string{"column extra is NOT NULL"}},
