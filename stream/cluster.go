@@ -31,6 +31,7 @@ func (c KafkaConfig) topics() []string {
 type cluster struct {
 	id        string
 	bootstrap string // a broker's address as the cluster advertises it
+	brokers   kadm.BrokerDetails
 	topics    kadm.TopicDetails
 	settings  map[string]topicSettings
 }
@@ -60,11 +61,15 @@ func (t topicSettings) maxMessage() int {
 // right that is missing leaves settings out.
 func readCluster(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (*cluster, error) {
 	adm := kadm.NewClient(client)
+	ctx = kadm.WithAuthorizedOps(ctx)
 	meta, err := adm.Metadata(ctx, cfg.topics()...)
+	if errors.Is(err, kerr.TopicAuthorizationFailed) { // of one of them: which is not said
+		meta, err = readMetadataOneByOne(ctx, adm, cfg.topics())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read kafka metadata: %w", err)
 	}
-	c := &cluster{id: meta.Cluster, topics: meta.Topics}
+	c := &cluster{id: meta.Cluster, topics: meta.Topics, brokers: meta.Brokers}
 	if len(meta.Brokers) > 0 {
 		c.bootstrap = net.JoinHostPort(meta.Brokers[0].Host, strconv.Itoa(int(meta.Brokers[0].Port)))
 	}
@@ -72,25 +77,45 @@ func readCluster(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (*clu
 	return c, err
 }
 
-// readSettings reads the settings of topics that exist.
-func readSettings(ctx context.Context, adm *kadm.Client, topics ...string) (map[string]topicSettings, error) {
-	described, err := adm.DescribeTopicConfigs(ctx, topics...)
-	if err != nil {
-		return nil, fmt.Errorf("read settings of topics: %w", err)
-	}
-	out := make(map[string]topicSettings, len(topics))
-	for _, topic := range described {
+// readMetadataOneByOne leaves the error with the topic that may not be described.
+func readMetadataOneByOne(ctx context.Context, adm *kadm.Client, topics []string) (kadm.Metadata, error) {
+	all := kadm.Metadata{Topics: kadm.TopicDetails{}}
+	for _, topic := range topics {
+		meta, err := adm.Metadata(ctx, topic)
 		switch {
-		case errors.Is(topic.Err, kerr.TopicAuthorizationFailed), errors.Is(topic.Err, kerr.UnknownTopicOrPartition):
+		case errors.Is(err, kerr.TopicAuthorizationFailed):
+			all.Topics[topic] = kadm.TopicDetail{Topic: topic, Err: kerr.TopicAuthorizationFailed}
+		case err != nil:
+			return all, err
+		default:
+			all.Topics[topic], all.Cluster, all.Brokers = meta.Topics[topic], meta.Cluster, meta.Brokers
+		}
+	}
+	return all, nil
+}
+
+// readSettings reads the settings of topics that exist, one by one: of several, a
+// right that is missing on one hides all.
+func readSettings(ctx context.Context, adm *kadm.Client, topics ...string) (map[string]topicSettings, error) {
+	out := make(map[string]topicSettings, len(topics))
+	for _, topic := range topics {
+		described, err := adm.DescribeTopicConfigs(ctx, topic)
+		for _, d := range described {
+			err = errors.Join(err, d.Err)
+		}
+		switch {
+		case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed), errors.Is(err, kerr.UnknownTopicOrPartition):
 			continue
-		case topic.Err != nil:
-			return nil, fmt.Errorf("read settings of topic %s: %w", topic.Name, topic.Err)
+		case err != nil:
+			return nil, fmt.Errorf("read settings of topic %s: %w", topic, err)
 		}
-		settings := make(topicSettings, len(topic.Configs))
-		for _, c := range topic.Configs {
-			settings[c.Key] = c
+		settings := topicSettings{}
+		for _, d := range described {
+			for _, c := range d.Configs {
+				settings[c.Key] = c
+			}
 		}
-		out[topic.Name] = settings
+		out[topic] = settings
 	}
 	return out, nil
 }

@@ -77,7 +77,10 @@ func (c SinkConfig) readers() int {
 type KafkaConfig struct {
 	// Client gives the options that reach the cluster: brokers, TLS, SASL.
 	// Asked on every connect.
-	Client        func() ([]kgo.Opt, error)
+	Client func() ([]kgo.Opt, error)
+	// Principal is whom the brokers take this client for, as far as that is known,
+	// such as "User:dinnerbell". Default "User:NAME".
+	Principal     string
 	Campaigns     string
 	Notifications string
 	DeadLetters   string
@@ -110,6 +113,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.DrainTimeout <= 0 {
 		c.DrainTimeout = 10 * time.Second
+	}
+	if c.Kafka.Principal == "" {
+		c.Kafka.Principal = "User:NAME"
 	}
 	if c.Kafka.Start == "" {
 		c.Kafka.Start = "earliest"

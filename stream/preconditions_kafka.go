@@ -2,12 +2,14 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/precondition"
@@ -15,6 +17,9 @@ import (
 
 // kafkaPreconditions are those of the cluster and its topics.
 var kafkaPreconditions = []precondition.Check[*facts]{
+	{Name: "kafka.rights", At: precondition.Always, Read: readRights},
+	{Name: "kafka.group", At: precondition.Always, Read: readGroupRight},
+	{Name: "kafka.internal_topics", At: precondition.AtSetup | precondition.AtStart, Read: readInternalTopics},
 	{Name: "kafka.topics", At: precondition.AtStart | precondition.AtSession, Read: readTopicsExist},
 	{Name: "kafka.progress.partitions", At: precondition.AtStart | precondition.AtSession, Read: readProgressPartitions},
 	{Name: "kafka.settings", At: precondition.AtStart, Read: readSettingsVisible},
@@ -43,7 +48,7 @@ func (f *facts) settings(topic string) (s topicSettings, ok bool) {
 func readTopicsExist(_ context.Context, f *facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.cfg.Kafka.topics() {
-		if err := f.cluster.topics[topic].Err; err != nil {
+		if err := f.cluster.topics[topic].Err; err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
 			found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
 				Found: err.Error(), Effect: "no lane can work", Fix: "dinnerbell setup"})
 		}
@@ -73,7 +78,7 @@ func readSettingsVisible(_ context.Context, f *facts) ([]precondition.Finding, e
 			found = append(found, precondition.Finding{Level: precondition.Unknown, Object: "topic " + topic,
 				Found:  "its settings may not be read (DescribeConfigs)",
 				Effect: fmt.Sprintf("they are taken for Kafka's defaults: max.message.bytes=%d, and the right cleanup.policy", defaultMaxMessage),
-				Fix:    fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal User:NAME --operation DescribeConfigs --topic %s", f.cluster.bootstrap, topic)})
+				Fix:    f.grant("DescribeConfigs", "--topic "+topic)})
 		}
 	}
 	return found, nil

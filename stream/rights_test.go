@@ -1,10 +1,8 @@
 package stream
 
 import (
+	"context"
 	"errors"
-	"fmt"
-	"os"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,110 +12,86 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// runRights are the least that run needs, as docs/kafka.md lists them.
-var runRights = func() []kfake.ACL {
-	right := func(on kmsg.ACLResourceType, name string, ops ...kmsg.ACLOperation) (out []kfake.ACL) {
-		pattern := kmsg.ACLResourcePatternTypeLiteral
-		if on == kmsg.ACLResourceTypeTransactionalId {
-			pattern = kmsg.ACLResourcePatternTypePrefixed
-		}
-		for _, op := range ops {
-			out = append(out, kfake.ACL{Resource: on, Name: name, Pattern: pattern, Operation: op, Allow: true})
-		}
-		return out
-	}
-	const read, write, configs = kmsg.ACLOperationRead, kmsg.ACLOperationWrite, kmsg.ACLOperationDescribeConfigs
-	return slices.Concat(
-		right(kmsg.ACLResourceTypeTopic, "campaigns", read, configs),
-		right(kmsg.ACLResourceTypeTopic, "notifications", write, configs),
-		right(kmsg.ACLResourceTypeTopic, "campaigns.dead", write, configs),
-		right(kmsg.ACLResourceTypeTopic, "dinnerbell.progress", read, write, configs),
-		right(kmsg.ACLResourceTypeGroup, "dinnerbell", read),
-		right(kmsg.ACLResourceTypeTransactionalId, "dinnerbell-", write),
-	)
-}()
-
-// guardedWorld is a world whose Kafka grants the daemon these rights alone.
-func guardedWorld(t *testing.T, rights []kfake.ACL) (w *world, admin *kgo.Client) {
+// rightsWorld is a world on a broker that knows who may do what.
+func rightsWorld(t *testing.T) (*world, *kadm.Client) {
 	t.Helper()
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(),
-		kfake.Superuser("PLAIN", "admin", "a"), kfake.User("PLAIN", "daemon", "d", rights...))
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 3)})
+	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "pass"), kfake.User("PLAIN", "bell", "pass"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(cluster.Close)
-	as := func(user, password string) []kgo.Opt {
-		return []kgo.Opt{kgo.SeedBrokers(cluster.ListenAddrs()...), kgo.SASL(plain.Auth{User: user, Pass: password}.AsMechanism())}
+	t.Cleanup(broker.Close)
+	as := func(user string) []kgo.Opt {
+		return []kgo.Opt{kgo.SeedBrokers(broker.ListenAddrs()...), kgo.SASL(plain.Auth{User: user, Pass: "pass"}.AsMechanism())}
 	}
-	if admin, err = kgo.NewClient(append(as("admin", "a"), kgo.DefaultProduceTopic("campaigns"))...); err != nil {
+	w.cfg.Kafka.Client = func() ([]kgo.Opt, error) { return as("bell"), nil }
+	w.cfg.Kafka.Principal = "User:bell"
+	client, err := kgo.NewClient(as("admin")...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(admin.Close)
-	adm := kadm.NewClient(admin)
+	t.Cleanup(client.Close)
+	adm, k := kadm.NewClient(client), w.cfg.Kafka
 	compact := "compact"
-	for topic, configs := range map[string]map[string]*string{
-		"campaigns": nil, "notifications": nil, "campaigns.dead": nil, "dinnerbell.progress": {"cleanup.policy": &compact},
-	} {
+	for topic, configs := range map[string]map[string]*string{k.Campaigns: nil, k.Notifications: nil, k.DeadLetters: nil, k.Progress: {"cleanup.policy": &compact}} {
 		if _, err := adm.CreateTopic(t.Context(), 1, 1, configs, topic); err != nil {
 			t.Fatal(err)
 		}
+		envtest.AwaitTopic(t, adm, topic)
 	}
-	w = newWorld(t, 1, map[string][]string{"r1": {"a", "b"}})
-	k := &w.cfg.Kafka
-	k.Client = func() ([]kgo.Opt, error) { return as("daemon", "d"), nil }
-	k.Campaigns, k.Notifications, k.DeadLetters, k.Progress, k.Group = "campaigns", "notifications", "campaigns.dead", "dinnerbell.progress", "dinnerbell"
-	return w, admin
+	return w, adm
 }
 
-// The rights that docs/kafka.md lists are enough, and without any one of them
-// nothing is shipped and the status says why.
-func TestLeastRightsOnKafka(t *testing.T) {
-	t.Parallel()
-	doc, err := os.ReadFile("../docs/kafka.md")
-	if err != nil {
+// allow gives bell rights on a topic, a group or a transactional id.
+func allow(t *testing.T, adm *kadm.Client, acl *kadm.ACLBuilder, operations ...kmsg.ACLOperation) {
+	t.Helper()
+	if _, err := adm.CreateACLs(t.Context(), acl.Allow("User:bell").AllowHosts().ResourcePatternType(kadm.ACLPatternLiteral).Operations(operations...)); err != nil {
 		t.Fatal(err)
 	}
-	for i := -1; i < len(runRights); i++ {
-		rights, name := slices.Clone(runRights), "all"
-		if i >= 0 {
-			missing := rights[i]
-			rights, name = slices.Delete(rights, i, i+1), fmt.Sprintf("without %s on %s", missing.Operation, missing.Name)
-			if !strings.Contains(string(doc), "`"+missing.Name+"`") {
-				t.Errorf("docs/kafka.md does not name %s", missing.Name)
-			}
+}
+
+// Each right that is missing is named, with topic, principal and operation, before
+// a lane needs it.
+func TestMissingRightsAreNamed(t *testing.T) {
+	t.Parallel()
+	if envtest.RealKafka() {
+		t.Skip("it has a broker of its own")
+	}
+	w, adm := rightsWorld(t)
+	k := w.cfg.Kafka
+	steps := []struct {
+		object, operation string
+		grant             func()
+	}{
+		{"topic " + k.Campaigns, "Read", func() { allow(t, adm, kadm.NewACLs().Topics(k.Campaigns), kadm.OpRead, kadm.OpDescribe) }},
+		{"topic " + k.Notifications, "Write", func() { allow(t, adm, kadm.NewACLs().Topics(k.Notifications), kadm.OpWrite, kadm.OpDescribe) }},
+		{"topic " + k.DeadLetters, "Write", func() { allow(t, adm, kadm.NewACLs().Topics(k.DeadLetters), kadm.OpWrite, kadm.OpDescribe) }},
+		{"topic " + k.Progress, "Write", func() { allow(t, adm, kadm.NewACLs().Topics(k.Progress), kadm.OpWrite, kadm.OpDescribe) }},
+		{"topic " + k.Progress, "Read", func() { allow(t, adm, kadm.NewACLs().Topics(k.Progress), kadm.OpRead) }},
+		{"consumer group " + k.Group, "Read", func() { allow(t, adm, kadm.NewACLs().Groups(k.Group), kadm.OpRead, kadm.OpDescribe) }},
+	}
+	for _, step := range steps {
+		_, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup)
+		halt, ok := errors.AsType[*HaltError](err)
+		if !ok || !strings.HasPrefix(halt.What, step.object+": User:bell lacks the right "+step.operation) ||
+			!strings.Contains(halt.Hint, "kafka-acls.sh") || !strings.Contains(halt.Hint, "--allow-principal User:bell --operation "+step.operation) {
+			t.Errorf("without %s on %s: %v", step.operation, step.object, err)
 		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w, admin := guardedWorld(t, rights)
-			records := []*kgo.Record{{Value: w.campaign("c", "r1").json()}, {Value: []byte("no campaign")}}
-			if err := admin.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
-				t.Fatal(err)
-			}
-			svc, stop := w.start()
-			// A progress topic that nobody has written to needs no reading.
-			onlyLater := i >= 0 && runRights[i].Operation == kmsg.ACLOperationRead && runRights[i].Name == w.cfg.Kafka.Progress
-			envtest.Until(t, patience, func() error {
-				s := svc.Status()
-				shown := s.LastError
-				for _, l := range s.Lanes {
-					shown += l.LastError
-				}
-				switch {
-				case i < 0 && s.Counts == Counts{Decided: 2, Shipped: 2, Dead: 1}:
-					return nil
-				case onlyLater && s.Shipped > 0:
-					stop()
-					svc, stop = w.start()
-				case i >= 0 && s.Shipped > 0:
-					t.Fatalf("it is shipped all the same: %+v", s)
-				case i >= 0 && shown != "":
-					return nil
-				}
-				return errors.New(shown + ": not there yet")
-			})
-		})
+		step.grant()
+	}
+	warnings, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtStart)
+	if err != nil || strings.Count(strings.Join(warnings, "\n"), "--operation DescribeConfigs --topic ") != 4 {
+		t.Errorf("with every right that is needed: %q, %v", warnings, err)
+	}
+	svc := New(w.cfg, w.store, w.barrier)
+	svc.unmetPatience = 1
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := svc.Run(ctx); err == nil || !strings.Contains(err.Error(), "transactional id "+k.Group+"-0: User:bell lacks the right Write") {
+		t.Errorf("without the right on the transactional id: %v", err)
 	}
 }

@@ -28,8 +28,9 @@ type session struct {
 	table       *feedbackTable // as of the takeover; each step's transaction compares it
 	ids         topicIDs
 	known       knownIDs
-	recordLimit int // bytes that the notifications topic accepts per batch
-	deadLimit   int // the same of the dead-letter topic
+	recordLimit int    // bytes that the notifications topic accepts per batch
+	deadLimit   int    // the same of the dead-letter topic
+	bootstrap   string // a broker's address, for the commands that errors name
 
 	epoch int64
 	seq   int64 // P at the takeover

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/failpoint"
@@ -116,6 +117,7 @@ func (s *session) checkPreconditions(ctx context.Context) error {
 }
 
 func (s *session) setLimits(c *cluster) {
+	s.bootstrap = c.bootstrap
 	s.recordLimit, s.deadLimit = c.settings[s.cfg.Kafka.Notifications].maxMessage(), c.settings[s.cfg.Kafka.DeadLetters].maxMessage()
 }
 
@@ -198,7 +200,11 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 // fence is steps 2 and 3: after InitProducerID nobody else can add to the
 // lane's transactions, so the K that is read is final.
 func (s *session) fence(ctx context.Context) error {
-	if _, _, err := s.client.ProducerID(ctx); err != nil {
+	_, _, err := s.client.ProducerID(ctx)
+	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
+		return s.transactionRefused(err)
+	}
+	if err != nil {
 		return fmt.Errorf("fence the former producer of lane %d: %w", s.lane.id, err)
 	}
 	failpoint.Hit("takeover/fenced")
@@ -213,6 +219,10 @@ func (s *session) fence(ctx context.Context) error {
 	return nil
 }
 
+func (s *session) transactionalID() string {
+	return fmt.Sprintf("%s-%d", s.cfg.Kafka.Group, s.lane.id)
+}
+
 // openKafka makes the one client of the session: a transactional producer, over
 // which the lane's partition is read as well.
 func (s *session) openKafka() error {
@@ -222,7 +232,7 @@ func (s *session) openKafka() error {
 	}
 	sticky, manual := kgo.StickyKeyPartitioner(nil), kgo.ManualPartitioner()
 	s.client, err = kgo.NewClient(append(opts,
-		kgo.TransactionalID(fmt.Sprintf("%s-%d", s.cfg.Kafka.Group, s.lane.id)),
+		kgo.TransactionalID(s.transactionalID()),
 		kgo.TransactionTimeout(transactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(transactionTimeout), // nothing but full batches leaves before Flush: fewer requests

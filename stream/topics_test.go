@@ -24,7 +24,11 @@ func (w *world) deleteRecords(topic string, partition int32) {
 	}
 	var upTo kadm.Offsets
 	upTo.Add(kadm.Offset{Topic: topic, Partition: partition, At: end.Offset})
-	if _, err := adm.DeleteRecords(w.Context(), upTo); err != nil {
+	deleted, err := adm.DeleteRecords(w.Context(), upTo)
+	if err == nil {
+		err = deleted.Error()
+	}
+	if err != nil {
 		w.Fatal(err)
 	}
 }
@@ -42,7 +46,9 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 			w.expect(map[string][]string{"c1": w.subs["r1"]})
 			w.read(0, 2)
 			stop()
+			w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
 			w.deleteRecords(w.cfg.Kafka.Progress, 0)
+			w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "compact")
 			halt := w.halted()
 			for _, want := range []string{w.cfg.Kafka.Progress + " partition 0", "cleanup.policy"} {
 				if !strings.Contains(halt.What, want) {

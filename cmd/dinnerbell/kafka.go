@@ -38,6 +38,22 @@ func kafkaOptions(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 
 const dialTimeout = 10 * time.Second
 
+// principal is whom the brokers take this client for by their defaults; "" where
+// only they know, as with the name in a certificate.
+func principal(cfg config.Kafka) string {
+	if cfg.SASL.Mechanism != "" {
+		user, err := cfg.SASL.Username.Reveal()
+		if err != nil {
+			return ""
+		}
+		return "User:" + user
+	}
+	if cfg.TLS.Cert != "" {
+		return ""
+	}
+	return "User:ANONYMOUS"
+}
+
 // tlsDialer connects with the certificates as they are on disk now.
 func tlsDialer(cfg config.TLS) dialFunc {
 	return func(ctx context.Context, network, host string) (net.Conn, error) {

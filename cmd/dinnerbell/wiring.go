@@ -44,6 +44,7 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 		},
 		Kafka: stream.KafkaConfig{
 			Client:        func() ([]kgo.Opt, error) { return kafkaOptions(cfg.Kafka, log), nil },
+			Principal:     principal(cfg.Kafka),
 			Campaigns:     cfg.Kafka.Campaigns,
 			Notifications: cfg.Kafka.Notifications,
 			DeadLetters:   cfg.Kafka.DeadLetters,
