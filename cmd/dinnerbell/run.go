@@ -93,6 +93,9 @@ func listen(ctx context.Context, cfg *config.Config) (*listeners, error) {
 	}
 	tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP.Listen)
 	if err != nil {
+		if op, ok := errors.AsType[*net.OpError](err); ok {
+			err = op.Err // without the address again
+		}
 		return nil, errors.Join(fmt.Errorf("listen on http.listen %s: %w", cfg.HTTP.Listen, err), socket.Close())
 	}
 	return &listeners{tcp: tcp, socket: socket}, nil
