@@ -222,7 +222,7 @@ func (s *session) keepAgenda(ctx context.Context) error {
 		now := time.Now()
 		if now.Sub(loaded) >= agendaReload {
 			loaded = now
-			if err := s.upkeep(ctx, now); err != nil {
+			if err := s.reload(ctx, now, now.Unix(), now.Add(agendaHorizon).Unix(), math.MaxInt32); err != nil {
 				return err
 			}
 		}
@@ -255,21 +255,6 @@ func (s *session) awaitAgenda(ctx context.Context, until time.Time) {
 	case <-s.agenda.wake:
 	case <-ctx.Done():
 	}
-}
-
-// upkeep runs a few times an hour: later appointments, and campaign rows that
-// nobody needs any more.
-func (s *session) upkeep(ctx context.Context, now time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
-	defer cancel()
-	if err := s.reload(ctx, now, now.Unix(), now.Add(agendaHorizon).Unix(), math.MaxInt32); err != nil {
-		return err
-	}
-	if _, err := s.reader.Exec(ctx, `DELETE FROM `+s.t.campaign+` WHERE lane = $1 AND adv_campaign_datetime_end < $2 AND accepted_at < $3`,
-		s.lane.id, now.Add(-keepEnded).Unix(), now.Add(-keepEnded)); err != nil {
-		return fmt.Errorf("delete ended campaigns of lane %d: %w", s.lane.id, err)
-	}
-	return nil
 }
 
 // bringDue hands campaigns on whose start has come, against the subscriptions

@@ -61,6 +61,8 @@ type SinkConfig struct {
 	// lane that works, and the readers that all lanes share. A lane for which there
 	// is none waits. 0: as many as there are lanes, and four.
 	MaxConnections int
+
+	pins []pgsession.Setting // besides sessionSettings, for tests
 }
 
 // readers is how many connections the lanes share for reading: of a bound at most
@@ -164,7 +166,7 @@ func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse sink url: %w", err)
 	}
-	settings := pgsession.Merge(sessionSettings, []pgsession.Setting{{Name: "application_name", Value: name}})
+	settings := pgsession.Merge(sessionSettings, c.pins, []pgsession.Setting{{Name: "application_name", Value: name}})
 	pgsession.Startup(cfg, settings)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {

@@ -27,6 +27,7 @@ type lane struct {
 	mu     sync.Mutex // guards status: written by the session, read by Status
 	status LaneStatus
 	counts laneCounts
+	held   heldInput
 	agenda *agenda
 }
 

@@ -109,6 +109,10 @@ func (r *resolution) say(format string, args ...any) { //nolint:goprintffuncname
 // mend makes the lane agree with the Kafka that is there. Sinks that agree are
 // left as they are: what is decided and not shipped is shipped by the next owner.
 func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
+	// It stands idle while Postgres sorts what is read on the other connection.
+	if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
+		return fmt.Errorf("set up sink session: %w", err)
+	}
 	if r.input {
 		if err := r.mendInput(ctx, tx); err != nil {
 			return err
@@ -247,15 +251,20 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 
 // shipAgain fills the outbox from the feedback rows of the lane's campaigns
 // that are still valid: what Kafka lost is among them. Rows with feedback are
-// left out, their clients have been reached. It reads on the second connection
-// while it writes on the first.
+// left out, their clients have been reached. It reads on a second connection while
+// it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	noFeedback := ""
 	if r.table.hasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
 	campaign, restaurant := r.table.columns[colCampaign].read("f"), r.table.columns[colRestaurant].read("f")
-	rows, err := r.reader.Query(ctx, `SELECT `+r.table.readSQL("f")+`
+	reader, err := r.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
+	if err != nil {
+		return err
+	}
+	defer closeConn(reader)
+	rows, err := reader.Query(ctx, `SELECT `+r.table.readSQL("f")+`
 FROM `+r.t.feedback+` f JOIN `+r.t.campaign+` c ON c.adv_campaign_id = `+campaign+` AND c.restaurant_id = `+restaurant+`
 WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
 ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.lane.id)

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -362,5 +363,21 @@ func TestAuditFindsWhatIsMissing(t *testing.T) {
 	w.db.Exec(`UPDATE dinnerbell.outbox SET seq = seq + 7`)
 	if bad := w.audit(); len(bad) == 0 {
 		t.Error("the audit does not see that the outbox is not contiguous")
+	}
+}
+
+// Postgres may read and sort for longer than a transaction may stand idle.
+func TestResolveWaitsForALongSort(t *testing.T) {
+	t.Parallel()
+	w := delivered(t, func(*world) {})
+	w.db.Exec(`UPDATE dinnerbell.lane SET notifications_ends[1] = 100000`)
+	w.db.Exec(`CREATE TYPE mood AS ENUM ('seen');
+CREATE FUNCTION slow(mood) RETURNS text LANGUAGE sql STRICT AS $$SELECT pg_sleep(0.5)::text || 'seen'$$;
+CREATE CAST (mood AS text) WITH FUNCTION slow(mood);
+ALTER TABLE subscribers_feedback ALTER feedback TYPE mood USING NULL;
+UPDATE subscribers_feedback SET feedback = 'seen' WHERE ctid = (SELECT min(ctid) FROM subscribers_feedback)`)
+	w.cfg.Sink.pins = []pgsession.Setting{{Name: "idle_in_transaction_session_timeout", Value: "100ms"}}
+	if _, err := Resolve(t.Context(), w.cfg, 0, AcceptRepeats); err != nil {
+		t.Errorf("resolve: %v", err)
 	}
 }

@@ -41,6 +41,7 @@ type Service struct {
 	recentLimit     int        // see the constant
 	agendaLimit     int        // see agendaWaiting
 	unmetPatience   time.Duration
+	inputPatience   time.Duration
 
 	counters counters
 	outcomes outcomeLog
@@ -64,7 +65,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience,
+		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience, inputPatience: inputPatience,
 		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
 		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
@@ -97,6 +98,8 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })
 	g.Go(func() error { return s.upkeep(ctx, client) })
+	g.Go(func() error { return s.watchInput(ctx, client) })
+	g.Go(func() error { return s.keepRetention(ctx) })
 	g.Go(func() error {
 		select {
 		case h := <-s.halts:

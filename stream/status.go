@@ -16,9 +16,12 @@ type LaneStatus struct {
 	NextOffset int64  `json:"next_offset"`
 	State      string `json:"state"` // takeover, running, stopped, halted
 	// WaitingForFreshness: campaigns are held until the subscriptions have caught up.
-	WaitingForFreshness bool       `json:"waiting_for_freshness,omitempty"`
-	LastError           string     `json:"last_error,omitempty"`
-	Halted              *HaltError `json:"halted,omitempty"`
+	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
+	// HeldByTransaction says which open transaction of another producer keeps
+	// campaigns from being read.
+	HeldByTransaction string     `json:"held_by_transaction,omitempty"`
+	LastError         string     `json:"last_error,omitempty"`
+	Halted            *HaltError `json:"halted,omitempty"`
 }
 
 // Status is the stream at one moment. Campaigns live (those that wait to
@@ -70,6 +73,7 @@ func (l *lane) addTo(out *Status) {
 	defer l.mu.Unlock()
 	st := l.status
 	st.WaitingForFreshness = l.waiting.Load() > 0
+	st.HeldByTransaction = l.held.text(l.svc.cfg.Kafka.Campaigns, l.id)
 	out.Lanes = append(out.Lanes, st)
 	out.Campaigns.Live += int64(l.counts.live)
 	if l.agenda != nil {

@@ -34,6 +34,7 @@ type world struct {
 	rowsSQL string              // reads the feedback table, in the order of COPY
 
 	unmetPatience time.Duration // of start's services; 0: the usual
+	inputPatience time.Duration // the same
 	recentLimit   int           // the same
 	agendaLimit   int           // the same
 }
@@ -107,6 +108,9 @@ func (w *world) start() (svc *Service, stop func()) {
 	}
 	if w.agendaLimit > 0 {
 		svc.agendaLimit = w.agendaLimit
+	}
+	if w.inputPatience > 0 {
+		svc.inputPatience = w.inputPatience
 	}
 	if w.recentLimit > 0 {
 		svc.recentLimit = w.recentLimit

@@ -84,6 +84,7 @@ var (
 	descDecided   = desc("lane_decided", "Last step of the lane that is in Postgres.", "partition")
 	descShipped   = desc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
 	descOffset    = desc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
+	descHeldBack  = desc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the lane's campaigns from being read.", "partition")
 	descCampaigns = desc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
 	descExpired   = desc("campaigns_expired_total", "Campaigns that this process received after their end.")
 	descDead      = desc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
@@ -145,6 +146,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descDecided, float64(l.Decided), p)
 		gauge(descShipped, float64(l.Shipped), p)
 		gauge(descOffset, float64(l.NextOffset), p)
+		gauge(descHeldBack, flag(l.HeldByTransaction != ""), p)
 	}
 	if r.Checkpoint.ID != "" {
 		gauge(descCkAge, r.Checkpoint.AgeSeconds)

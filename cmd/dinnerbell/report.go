@@ -90,8 +90,11 @@ type laneReport struct {
 	NextOffset int64  `json:"next_offset"`
 	State      string `json:"state"` // takeover, running, stopped, halted
 	// WaitingForFreshness: it holds campaigns until the subscriptions caught up.
-	WaitingForFreshness bool   `json:"waiting_for_freshness,omitempty"`
-	LastError           string `json:"last_error,omitempty"`
+	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
+	// HeldByTransaction: an open transaction of another producer on the campaigns
+	// topic keeps campaigns from being read.
+	HeldByTransaction string `json:"held_by_transaction,omitempty"`
+	LastError         string `json:"last_error,omitempty"`
 }
 
 // campaignsReport counts what is under way, and what has been since the
@@ -159,7 +162,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 	for _, l := range s.Lanes {
 		r.Lanes = append(r.Lanes, laneReport{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
-			State: l.State, WaitingForFreshness: l.WaitingForFreshness, LastError: oneLine(l.LastError),
+			State: l.State, WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
 		})
 	}
 	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))
@@ -250,6 +253,9 @@ func laneReasons(s stream.Status) []string {
 	}
 	var reasons []string
 	for _, l := range s.Lanes {
+		if l.State == "running" && l.HeldByTransaction != "" {
+			reasons = append(reasons, fmt.Sprintf("lane %d: %s", l.Partition, l.HeldByTransaction))
+		}
 		if l.State == "running" {
 			continue
 		}
