@@ -1,0 +1,30 @@
+package stream
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// A scheduled campaign that fitted the notifications topic when it was accepted and
+// does not at its start leaves a dead letter with the true reason.
+func TestTopicThatShrinksBeforeTheStartLeavesADeadLetter(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	_, stop := w.start()
+	c := w.campaign("c", "r1")
+	c.Content = strings.Repeat("x", 400_000)
+	c.Start = time.Now().Unix() + 3
+	w.produce(0, c.json())
+	w.read(0, 1)
+	stop()
+	w.kafka.Configure(w.cfg.Kafka.Notifications, "max.message.bytes", "300000")
+	w.start()
+	w.produce(0, w.campaign("small", "r1").json())
+	w.expect(map[string][]string{"small": w.subs["r1"]})
+	for _, d := range w.refused(1) {
+		if !strings.Contains(d.Reason, "larger than the 300000 bytes that topic "+w.cfg.Kafka.Notifications+" accepts") || !strings.Contains(string(d.Value), "0000") {
+			t.Errorf("%q, %.200q", d.Reason, d.Value)
+		}
+	}
+}
