@@ -305,5 +305,8 @@ func (s *session) addStep(f *flight, st *step, p *payload) {
 		f.add(s.sql.shape, s.table.oid, s.table.name, s.table.shape)
 		f.add(s.sql.inTime, float64(st.earliest)-s.ahead.Seconds())
 	}
+	if s.table.ownCode { // deferred triggers run at the commit
+		f.add(s.sql.path, s.table.path())
+	}
 	f.addCommand(s.sql.commit, "COMMIT")
 }

@@ -39,7 +39,7 @@ type sequenceUse struct {
 	name, column string
 	last, limit  int64 // limit is what column and sequence can both reach
 	identity     bool
-	narrow       bool // the column is smaller than bigint
+	capped       bool // it is the sequence's MAXVALUE that ends it, not the column
 	behind       bool // the table has rows with the numbers that come next
 }
 
@@ -184,7 +184,7 @@ WITH used AS (
   UNION
   SELECT d.objid, d.refobjsubid, true FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
   WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'i')
-SELECT pg_catalog.format('%I.%I', n.nspname, s.relname), pg_catalog.quote_ident(a.attname), u.identity, a.atttypid <> 20,
+SELECT pg_catalog.format('%I.%I', n.nspname, s.relname), pg_catalog.quote_ident(a.attname), u.identity, q.seqmax < CASE a.atttypid WHEN 21 THEN 32767 WHEN 23 THEN 2147483647 ELSE 9223372036854775807 END OR a.atttypid = 20,
   CASE WHEN q.seqcycle OR q.seqincrement < 0 THEN 9223372036854775807 ELSE least(q.seqmax, CASE a.atttypid WHEN 21 THEN 32767 WHEN 23 THEN 2147483647 ELSE 9223372036854775807 END) END,
   u.identity OR pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'UPDATE'),
   CASE WHEN pg_catalog.has_sequence_privilege(s.oid, 'USAGE') OR pg_catalog.has_sequence_privilege(s.oid, 'SELECT') THEN coalesce(pg_catalog.pg_sequence_last_value(s.oid), 0) ELSE 0 END,
@@ -201,7 +201,7 @@ func (c *catalogue) readSequences(ctx context.Context, conn querier) error {
 	var s sequenceUse
 	var granted, unique bool
 	var uniques []bool
-	_, err = pgx.ForEachRow(rows, []any{&s.name, &s.column, &s.identity, &s.narrow, &s.limit, &granted, &s.last, &unique}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&s.name, &s.column, &s.identity, &s.capped, &s.limit, &granted, &s.last, &unique}, func() error {
 		c.sequence, uniques = append(c.sequence, s), append(uniques, unique)
 		if !granted {
 			c.denied = append(c.denied, "GRANT USAGE ON SEQUENCE "+s.name+" TO "+c.role)

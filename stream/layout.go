@@ -73,11 +73,16 @@ func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t tables) ([]string, err
 		if _, err := tx.Exec(ctx, `UPDATE `+t.lane+` SET epoch = epoch + 1`); err != nil {
 			return err
 		}
-		for ; from < layoutVersion; from++ {
-			if len(migrations[from]) == 0 {
+		// Where a publication is FOR ALL TABLES, as change data capture has it, a
+		// table without a key cannot be updated otherwise.
+		if _, err := tx.Exec(ctx, `ALTER TABLE `+t.schema+`.layout REPLICA IDENTITY FULL`); err != nil {
+			return err
+		}
+		for layout := from; layout < layoutVersion; layout++ {
+			if len(migrations[layout]) == 0 {
 				return errors.New("this dinnerbell does not know it")
 			}
-			for _, sql := range migrations[from] {
+			for _, sql := range migrations[layout] {
 				if _, err := tx.Exec(ctx, fmt.Sprintf(sql, t.schema)); err != nil {
 					return err
 				}

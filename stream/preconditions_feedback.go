@@ -227,9 +227,10 @@ func (c *catalogue) checkTriggers() (found []precondition.Finding) {
 func (c *catalogue) checkSequences() (found []precondition.Finding) {
 	for _, s := range c.sequence {
 		widen := c.alter("ALTER COLUMN %s TYPE bigint", s.column)
-		if !s.narrow {
+		switch {
+		case s.capped:
 			widen = "ALTER SEQUENCE " + s.name + " NO MAXVALUE"
-		} else if !s.identity {
+		case !s.identity:
 			widen += "; ALTER SEQUENCE " + s.name + " AS bigint"
 		}
 		used := fmt.Sprintf("column %s has used %d of %d numbers of sequence %s", s.column, s.last, s.limit, s.name)

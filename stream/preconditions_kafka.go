@@ -199,6 +199,7 @@ func readMessageLimits(_ context.Context, f *facts) ([]precondition.Finding, err
 	}{
 		{k.Progress, leastBatch, precondition.Fail, "the lanes cannot write their progress"},
 		{k.DeadLetters, leastBatch, precondition.Fail, "it takes no refused message, which stops the lane"},
+		{k.Notifications, leastBatch, precondition.Fail, "it takes no notification"},
 		{k.Notifications, leastNotification, precondition.Warn, "campaigns of an ordinary size are refused"},
 		{k.DeadLetters, f.cluster.settings[k.Campaigns].number(setting, 0), precondition.Warn,
 			"topic " + k.Campaigns + " accepts more; a refused message of that size is cut, and cannot be sent again"},

@@ -85,6 +85,7 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 		"progress with both": {func(w *world) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "compact,delete", "compact"},
 		"campaigns":          {func(w *world) string { return w.cfg.Kafka.Campaigns }, "cleanup.policy", "compact", "delete"},
 		"dead letters":       {func(w *world) string { return w.cfg.Kafka.DeadLetters }, "cleanup.policy", "compact", "delete"},
+		"small output":       {func(w *world) string { return w.cfg.Kafka.Notifications }, "max.message.bytes", "300", "1048588"},
 		"small progress":     {func(w *world) string { return w.cfg.Kafka.Progress }, "max.message.bytes", "100", "1048588"},
 		"replicas":           {func(w *world) string { return w.cfg.Kafka.Notifications }, "min.insync.replicas", "2", "1"},
 	} {
