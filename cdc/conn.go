@@ -214,7 +214,7 @@ func (s *stream) receive() ([]byte, error) {
 		case *pgproto3.CopyData:
 			return m.Data, nil
 		case *pgproto3.ErrorResponse:
-			return nil, fmt.Errorf("receive WAL: %w", pgconn.ErrorResponseToPgError(m))
+			return nil, &sendError{pgconn.ErrorResponseToPgError(m)}
 		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
 			return nil, errors.New("receive WAL: the server ended the stream")
 		}

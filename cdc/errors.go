@@ -59,6 +59,15 @@ type rebuildError struct{ reason string }
 // Error gives the reason as Status and the log show it.
 func (e *rebuildError) Error() string { return "subscriptions need a new snapshot: " + e.reason }
 
+// sendError is what the walsender failed with while it decoded and sent.
+type sendError struct{ cause error }
+
+// Error names the direction, as other failures of the stream do.
+func (e *sendError) Error() string { return "receive WAL: " + e.cause.Error() }
+
+// Unwrap gives Postgres' error.
+func (e *sendError) Unwrap() error { return e.cause }
+
 // heldError says that somebody else uses our slot. It passes by itself.
 type heldError struct {
 	slot    string

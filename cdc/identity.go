@@ -15,7 +15,7 @@ import (
 // messages of the stream: everything that can change in the catalogs without a
 // message. It is kept as text in [state.Source], as named items:
 //
-//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 1:-7…;files 4…;publication 16500;published …
+//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 1:-7…;links 0;files 4…;publication 16500;published …
 //
 // The server builds all items but the first, so that the barrier's query carries
 // them and compares texts. They are read from catalogs alone, without locks.
@@ -28,7 +28,8 @@ import (
 //	versions     of their rows in pg_attribute
 //	relations    the relations that hold the rows: leaf partitions, or the table;
 //	             their number, and their oids' hashes in one
-//	files        likewise, with the numbers of their files
+//	links        the versions of what makes them partitions of the table, in one hash
+//	files        likewise, with the numbers of the relations' files
 //	publication  oid
 //	published    the versions of what makes it publish the table
 const (
@@ -39,6 +40,7 @@ const (
 	itemLabels      = "labels"
 	itemVersions    = "versions"
 	itemRelations   = "relations"
+	itemLinks       = "links"
 	itemFiles       = "files"
 	itemPublication = "publication"
 	itemPublished   = "published"
@@ -50,12 +52,16 @@ const (
 // A publication has a table by itself, by its schema, or through a table whose
 // partition it is. Taken out and put back it has a new row for it, as has a
 // partition that was detached and attached again; what was written meanwhile
-// was not sent. A partition whose DETACH … CONCURRENTLY is pending is none.
+// was not sent. Nor is it while the table is in a schema that is not published: the
+// row of its type in pg_type shows that it has moved, since nothing else but a new
+// name or owner changes that row. A partition whose DETACH … CONCURRENTLY is pending
+// is none.
 func identityQuery(version int, before string) string {
 	schemas := ""
 	if version >= schemasVersion {
 		schemas = ` || coalesce((SELECT string_agg(s.oid::text, ',' ORDER BY s.oid) FROM pg_publication_namespace s
-		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)), '-')`
+		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)) || ':' ||
+		      (SELECT string_agg(y.xmin::text, ',' ORDER BY c.oid) FROM above JOIN pg_class c ON c.oid = above.oid JOIN pg_type y ON y.oid = c.reltype), '-')`
 	}
 	return `
 		WITH RECURSIVE t AS (
@@ -79,6 +85,8 @@ func identityQuery(version int, before string) string {
 		   FROM unnest($3::text[]) WITH ORDINALITY AS k (name, at)
 		   JOIN pg_attribute a ON a.attrelid = (SELECT oid FROM t) AND a.attname = k.name::name AND NOT a.attisdropped) ||
 		  (SELECT ';relations ' || count(*)::text || ':' || coalesce(bit_xor(hashoidextended(c.oid, 0)), 0)::text ||
+		          ';links ' || (SELECT coalesce(bit_xor(hashtextextended((i.inhrelid::text || ':' || i.inhparent::text || ':' || i.xmin::text) COLLATE "C", 0)), 0)::text
+		             FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending) ||
 		          ';files ' || coalesce(bit_xor(hashoidextended(c.relfilenode, c.oid::int8)), 0)::text
 		   FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind <> 'p') ||
 		  coalesce((
@@ -163,6 +171,8 @@ func (was identity) judge(now identity) (verdict, string) {
 		return verdictBeside, "the labels of an enum type were changed"
 	case differ(itemRelations):
 		return verdictBeside, "partitions were attached, detached, made or dropped"
+	case differ(itemLinks):
+		return verdictBeside, "partitions were detached and attached again; what was written meanwhile was not sent"
 	case moved && now[itemKind] == kindPartitioned:
 		return verdictBeside, "partitions were truncated or rewritten"
 	case moved && differ(itemVersions):

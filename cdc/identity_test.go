@@ -117,6 +117,8 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 		{"partition detached concurrently", rangeParts, `ALTER TABLE subscribers_restaurants DETACH PARTITION part0 CONCURRENTLY`},
 		{"partition dropped", rangeParts, `DROP TABLE part0`},
 		{"partition truncated", rangeParts, `TRUNCATE part1`},
+		{"partition detached, written and attached again", rangeParts, `ALTER TABLE subscribers_restaurants DETACH PARTITION part0;
+			DELETE FROM part0 WHERE id = (SELECT min(id) FROM part0); ALTER TABLE subscribers_restaurants ATTACH PARTITION part0 FOR VALUES FROM (0) TO (100)`},
 		{"partition of a partition", rangeParts, `CREATE TABLE part3 PARTITION OF subscribers_restaurants FOR VALUES FROM (300) TO (500) PARTITION BY RANGE (id);
 			CREATE TABLE part3a (id int PRIMARY KEY, client_id text, restaurant_id text); INSERT INTO part3a VALUES (301, 'deep', 'r');
 			ALTER TABLE part3 ATTACH PARTITION part3a FOR VALUES FROM (300) TO (400)`},
@@ -131,6 +133,9 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 			DELETE FROM subscribers_restaurants WHERE client_id = 'c1'; ALTER PUBLICATION dinnerbell SET (publish = 'insert, update, delete, truncate')`},
 		{"schema out of the publication and back", rows + `CREATE PUBLICATION dinnerbell FOR TABLES IN SCHEMA public`, `ALTER PUBLICATION dinnerbell DROP TABLES IN SCHEMA public;
 			INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('unseen', 'r'); ALTER PUBLICATION dinnerbell ADD TABLES IN SCHEMA public`},
+		{"table out of the published schema and back", rows + `CREATE SCHEMA elsewhere; CREATE PUBLICATION dinnerbell FOR TABLES IN SCHEMA public`,
+			`ALTER TABLE subscribers_restaurants SET SCHEMA elsewhere; DELETE FROM elsewhere.subscribers_restaurants WHERE client_id = 'c1';
+			ALTER TABLE elsewhere.subscribers_restaurants SET SCHEMA public`},
 		{"parent out of the publication and back", `DROP TABLE subscribers_restaurants; CREATE TABLE parent (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
 			CREATE TABLE subscribers_restaurants PARTITION OF parent FOR VALUES FROM (0) TO (100);
 			INSERT INTO parent VALUES (1, 'a', 'r'); CREATE PUBLICATION dinnerbell FOR TABLE parent`,

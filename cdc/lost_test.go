@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -212,5 +215,60 @@ func TestAnotherServer(t *testing.T) {
 	r.same("r")
 	if st := r.m.Status(); st.Snapshots != 1 || !strings.Contains(st.RebuildReason, "the server is another one (system id") {
 		t.Errorf("status is %+v, want one snapshot because of the system id", st)
+	}
+}
+
+// A walsender decodes with the catalogs of the time when a change was written. What
+// it cannot decode it never will, so that a new slot leads past it.
+func TestWALThatCannotBeSent(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, during, behind string }{
+		{"publication with another name", `ALTER PUBLICATION dinnerbell RENAME TO another`, `ALTER PUBLICATION another RENAME TO dinnerbell`},
+		{"row filter that fails", `ALTER PUBLICATION dinnerbell SET TABLE subscribers_restaurants WHERE (10 / (id - 2) > 0)`,
+			`ALTER PUBLICATION dinnerbell SET TABLE subscribers_restaurants`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t).setup()
+			if strings.Contains(c.during, "WHERE") && r.version() < schemasVersion {
+				t.Skip("this server has no row filters")
+			}
+			r.hooks.healing = time.Second
+			r.start()
+			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, 'a', 'r')`)
+			r.same("r")
+			r.Exec("BEGIN; " + c.during + "; INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (2, 'b', 'r'); " + c.behind + "; COMMIT")
+			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (3, 'c', 'r')`)
+			r.same("r")
+			if st := r.m.Status(); !strings.Contains(st.RebuildReason, "cannot send its WAL") && !strings.Contains(st.RebuildReason, "publication was changed") {
+				t.Errorf("the snapshot was taken because %q", st.RebuildReason)
+			}
+		})
+	}
+}
+
+// Errors that do not come from the WAL give up no slot, and others not at once.
+func TestStuck(t *testing.T) {
+	t.Parallel()
+	fails := func(code string) error { return fmt.Errorf("stream: %w", &sendError{&pgconn.PgError{Code: code}}) }
+	for _, code := range []string{"53100", "57P01", "55006", "58030", "08006"} {
+		if s := (stuck{}); s.on(fails(code), 1, 0) != "" {
+			t.Errorf("error %s gives the stream up", code)
+		}
+	}
+	s := stuck{}
+	if s.on(&pgconn.PgError{Code: codeUndefinedObject}, 1, 0) != "" {
+		t.Error("an error of another connection gives the stream up")
+	}
+	if s.on(fails("22012"), 1, time.Hour) != "" || s.on(fails("22012"), 1, time.Hour) != "" {
+		t.Error("the stream is given up before its time")
+	}
+	if s.on(fails("22012"), 1, 0) == "" {
+		t.Error("the stream is not given up after its time")
+	}
+	_ = s.on(fails("22012"), 1, time.Hour)
+	s.since = time.Now().Add(-time.Hour)
+	if s.on(fails("22012"), 2, time.Minute) != "" {
+		t.Error("the stream is given up although it has moved")
 	}
 }

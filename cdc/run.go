@@ -59,6 +59,8 @@ type Mirror struct {
 	// broken is since when a precondition has been violated; zero: none is. Run's
 	// goroutine alone uses it.
 	broken time.Time
+	// stuck is where the walsender has failed since when. Run's goroutine alone uses it.
+	stuck stuck
 	// loadNeeds is the room that the next snapshot needs at least, as the last one
 	// has shown. Run's goroutine alone uses it.
 	loadNeeds int64
@@ -187,6 +189,9 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	if r, ok := errors.AsType[*rebuildError](err); ok {
 		m.must = r.reason
 		return nil
+	}
+	if why := m.stuck.on(err, m.pos.load(), cmp.Or(m.hooks.healing, healing)); why != "" {
+		m.must = why
 	}
 	if held, ok := errors.AsType[*heldError](err); ok {
 		m.stats.set(StateWaiting)

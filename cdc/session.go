@@ -50,10 +50,10 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, fmt.Errorf("sync state: %w", err)
 	}
 	stored, complete := m.store.Source()
-	v, reason := verdictAnew, m.must
-	if reason == "" {
-		whole := !m.store.Torn() && !m.pos.parts.Load()
-		v, reason = decide(stored, complete, durable, whole, cat, past, slot)
+	whole := !m.store.Torn() && !m.pos.parts.Load()
+	v, reason := decide(stored, complete, durable, whole, cat, past, slot)
+	if m.must != "" && v != verdictAnew {
+		v, reason = verdictAnew, m.must
 	}
 	if v != verdictSame && complete && m.cfg.HaltOnLost {
 		return false, halt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
