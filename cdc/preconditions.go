@@ -19,6 +19,8 @@ type facts struct {
 	sql *pgx.Conn // for what is not in cat; the checks run one after the other
 	// reads: the table is about to be read, for a snapshot or a verification.
 	reads bool
+	// streams: the stream runs. It needs no right again that its begin has asked for.
+	streams bool
 }
 
 type (
@@ -118,12 +120,23 @@ func (c *Config) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catal
 	return c.inspectAt(ctx, sql, precondition.AtSession, reads)
 }
 
+// inspectStreaming is inspect for a look while the stream runs.
+func (c *Config) inspectStreaming(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+	return c.inspectWith(ctx, precondition.AtSession, facts{sql: sql, streams: true})
+}
+
 func (c *Config) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*catalog, error) {
-	cat, err := c.readCatalog(ctx, sql)
+	return c.inspectWith(ctx, at, facts{sql: sql, reads: reads})
+}
+
+// inspectWith fills in what f lacks, and makes the checks of a moment.
+func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f facts) (*catalog, error) {
+	cat, err := c.readCatalog(ctx, f.sql)
 	if err != nil {
 		return nil, err
 	}
-	report, err := precondition.Run(ctx, preconditions, at, &facts{cfg: c, cat: cat, sql: sql, reads: reads})
+	f.cfg, f.cat = c, cat
+	report, err := precondition.Run(ctx, preconditions, at, &f)
 	if violation, ok := report.Violation(); ok {
 		return nil, haltOn(violation)
 	}

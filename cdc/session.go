@@ -252,7 +252,7 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end state.LSN) error {
 // look compares the catalogs with those that the rows belong to, and has the rows
 // rebuilt if need be. A *rebuildError says that the stream cannot go on.
 func (m *Mirror) look(ctx context.Context, l *live) error {
-	cat, err := m.cfg.inspect(ctx, l.sql, false)
+	cat, err := m.cfg.inspectStreaming(ctx, l.sql)
 	if err != nil {
 		return err
 	}
