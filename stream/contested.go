@@ -291,31 +291,47 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID,
 	}
 	var returned []state.ID
 	var changed string
-	var campaign, text string
-	_, err = pgx.ForEachRow(rows, []any{&campaign, &text}, func() error {
-		if len(n.table.triggers) > 0 && (campaign != c.ID || !asked[text]) {
+	var campaign, text, other string
+	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
+		switch {
+		case len(n.table.triggers) == 0:
+		case campaign != c.ID || !asked[text]:
 			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
+		case other != "":
+			changed = fmt.Sprintf("it stores another %s than campaign %s, client %s has: row and record would differ", other, campaign, text)
 		}
 		id, err := state.PackID(text)
 		returned = append(returned, id)
 		return err
 	})
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && !refuses(e) {
+		err = fmt.Errorf("insert feedback rows: %w", withFunction(e))
+	}
 	if err == nil && changed != "" {
 		err = n.dropped(changed)
 	}
 	return returned, err
 }
 
-// insertSQL inserts one campaign's rows of the clients that have none.
+// insertSQL inserts one campaign's rows of the clients that have none. It returns
+// campaign and client as they are stored and, where triggers can change it, the
+// name of another column that is stored otherwise.
 func (t *feedbackTable) insertSQL() string {
 	values := make([]string, feedbackColumns)
+	other := ""
 	for i := range t.columns {
 		values[i] = t.columns[i].param(fmt.Sprintf("$%d", i+1))
+		if len(t.triggers) > 0 && i != colCampaign && i != colClient {
+			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", t.columns[i].name, values[i])
+		}
+	}
+	if other = "CASE" + other + " ELSE '' END"; len(t.triggers) == 0 {
+		other = "''"
 	}
 	values[colClient] = t.columns[colClient].param("c.id")
 	return `INSERT INTO ` + t.name + ` AS f (` + copyColumns + `)
 SELECT ` + strings.Join(values, ", ") + ` FROM pg_catalog.unnest($10::text[]) AS c(id)
-ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columns[colCampaign].read("f") + `, ` + t.columns[colClient].read("f")
+ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columns[colCampaign].read("f") + `, ` + t.columns[colClient].read("f") + `, ` + other
 }
 
 // withoutRow lists the clients that have no row of the campaign.
@@ -337,7 +353,7 @@ func (s *session) dropped(what string) error {
 	who, hint := "", "look for what keeps rows out of the table"
 	if len(s.table.triggers) > 0 {
 		who = "; its trigger " + strings.Join(s.table.triggers, ", ") + " runs before each row"
-		hint = "have the trigger RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
+		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
 	}
 	return &HaltError{Lane: s.lane.id, What: fmt.Sprintf("feedback table %s: %s%s", s.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
 }

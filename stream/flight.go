@@ -245,5 +245,8 @@ func (f *flight) refusal(msg *pgproto3.ErrorResponse) error {
 	if st.rows && refuses(err) {
 		return fmt.Errorf("%s: %w: %w", st.name, errRefused, err)
 	}
+	if st.rows {
+		return fmt.Errorf("%s: %w", st.name, withFunction(err))
+	}
 	return fmt.Errorf("%s: %w", st.name, err)
 }
