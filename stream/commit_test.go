@@ -98,6 +98,42 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 	}
 }
 
+// A row that is there refuses the COPY of a campaign twice: the second time in a
+// step that was sealed before the first one, or beside a campaign that goes by ON
+// CONFLICT already. The step is done again; no refusal by the table is looked for.
+func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	s := w.owner()
+	for _, client := range []string{"a", "c", "d"} {
+		w.db.Exec(aRow, client)
+	}
+	c, other := w.campaign("c", "r1"), w.campaign("other", "r1")
+	first := w.stepFor(&c, "a", "b")
+	l := first.picks[0].live
+	later := func(st *step, clients ...string) *step {
+		p := &pick{live: l, clients: &state.IDList{}}
+		for _, client := range clients {
+			p.clients.Append(packID(w, client))
+		}
+		st.picks = append(st.picks, p)
+		st.progress(l, stateFinished)
+		st.seal(time.Now().Unix())
+		return st
+	}
+	mixed := w.stepFor(&other, "a")
+	mixed.picks[0].live.contested.Store(true)
+	if err := commitSteps(t, s, first, w.stepFor(new(w.campaign("small", "r1")), "a"), later(newStep(contractTable()), "c", "e"), later(mixed, "d", "f")); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 3+5 {
+		t.Errorf("%d rows, want 8", n)
+	}
+	if l.guarded.Load() || mixed.picks[0].live.guarded.Load() {
+		t.Error("a row that is there was taken for a refusal by the table")
+	}
+}
+
 // A step that accepts what another lane has accepted meanwhile is judged anew:
 // the campaign is left to the newer message, the rest of the step and the steps
 // behind it are committed.

@@ -181,7 +181,14 @@ func (d *decider) acceptNext(st *step) bool {
 func (d *decider) accept(st *step, m *message) {
 	before := d.newest(st, m)
 	now := known{position: position{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
-	switch judge(now, before) {
+	found := judge(now, before)
+	if found == judgedRepeat && st.differs(m) {
+		// It repeats another lane's message, and the step holds an older one that the
+		// lanes will find out about at the commit: its row must not lend this message
+		// its content.
+		found = judgedEdit
+	}
+	switch found {
 	case judgedOlder:
 		st.noteOlder(m.campaign, now, *before)
 	case judgedRepeat:
@@ -246,6 +253,9 @@ func (d *decider) joins(m *message, before *known) bool {
 // repeat is an identical message: it does nothing to the campaign, but it is
 // the newest now, and what is older than it must not take its place.
 func (d *decider) repeat(st *step, m *message, before *known) {
+	if old := d.sched.byKey[m.campaign.key()]; old != nil && *old.Campaign != *m.campaign {
+		d.sched.remove(old) // another lane's message has taken its place
+	}
 	now := *before
 	now.position, now.time = position{d.s.lane.id, m.offset}, m.time
 	st.repeat(&live{Campaign: m.campaign, owner: before.owner, version: before.version}, now, before)

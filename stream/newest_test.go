@@ -72,3 +72,37 @@ func TestRepeatMovesTheTime(t *testing.T) {
 	w.read(1, 1)
 	w.end(a.End)
 }
+
+// One step holds an older message of the campaign and then one that repeats what
+// another lane has accepted since: the row says what the newest message says. A
+// repeat that took over the older message's row would give it that one's content.
+func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
+	older := Campaign{ID: "c", RestaurantID: "r", Content: "older", Start: 1, End: time.Now().Unix() + 3600}
+	newest := older
+	newest.Content = "newest"
+	at := func(offset int64, c Campaign, known *known) *message {
+		return &message{offset: offset, time: offset, campaign: &c, fingerprint: c.fingerprint(), known: known}
+	}
+	theirs := &known{position: position{1, 7}, time: 7, fingerprint: newest.fingerprint(), version: 9, owner: 1}
+	before := &known{position: position{1, 2}, time: 2, fingerprint: older.fingerprint(), version: 1, owner: 1}
+	for name, first := range map[string]*message{
+		"first message": at(3, older, nil), "edit": at(3, older, &known{position: position{1, 2}, time: 2, version: 1, owner: 1}), "repeat": at(3, older, before),
+	} {
+		d, st := newDecider(&session{lane: &lane{svc: &Service{recentLimit: 1}}}), newStep(contractTable())
+		d.accept(st, first)
+		d.accept(st, at(8, newest, theirs))
+		r := st.rows[newest.key()]
+		if r.Content != newest.Content || r.fingerprint != newest.fingerprint() || r.at.offset != 8 {
+			t.Errorf("%s: the row of offset %d says %q", name, r.at.offset, r.Content)
+		}
+	}
+
+	// The same where the older one is being served: it leaves the schedule.
+	d, st := newDecider(&session{lane: &lane{svc: &Service{recentLimit: 1}}}), newStep(contractTable())
+	old := &live{Campaign: &older, version: 2}
+	d.sched.add(old)
+	d.accept(st, at(8, newest, theirs))
+	if r := st.rows[newest.key()]; !old.done || !r.repeats || r.Content != newest.Content {
+		t.Errorf("it is served on: %t; the row says %q", !old.done, r.Content)
+	}
+}

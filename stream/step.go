@@ -134,6 +134,12 @@ func (st *step) takes(m *message) bool {
 	return r == nil || !r.served || m.feed == nil && *r.Campaign == *m.campaign
 }
 
+// differs tells that the step's row holds another message than m, of other content.
+func (st *step) differs(m *message) bool {
+	r := st.rows[m.campaign.key()]
+	return r != nil && (r.accept || r.repeats) && r.fingerprint != m.fingerprint
+}
+
 // drop takes a campaign's clients out.
 func (st *step) drop(l *live) {
 	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool { return p.live == l })
@@ -207,7 +213,7 @@ func (st *step) payload() *payload {
 // been done already.
 func (st *step) contest(refused error) error {
 	e, _ := errors.AsType[*pgconn.PgError](refused)
-	again := st.contested()
+	again := st.copied == 0 // it is not the COPY that met a row
 	changed := false
 	for _, k := range st.picks {
 		changed = !k.live.contested.Swap(true) || !k.contested || changed // another step may have set it since this one was sealed
