@@ -13,10 +13,11 @@ import (
 type catalogue struct {
 	feedback *feedbackTable // its columns may be missing or unfit
 	exists   bool
-	kind     string // pg_class.relkind
-	unlogged bool
-	hidden   bool // row-level security applies to this role
-	children bool // by inheritance
+	kind     string   // pg_class.relkind
+	unlogged []string // it, or partitions of it, that are not logged
+	foreign  []string // partitions that are foreign tables
+	hidden   bool     // row-level security applies to this role
+	children bool     // by inheritance
 	columns  map[string]catalogueColumn
 	required []string // columns that are not ours, NOT NULL, and that nothing fills
 	rules    []string // on INSERT or UPDATE
@@ -47,7 +48,7 @@ type sequenceUse struct {
 // there is no error.
 func readCatalogue(ctx context.Context, conn querier, t tables) (*catalogue, error) {
 	c := &catalogue{feedback: &feedbackTable{name: t.feedback}, columns: map[string]catalogueColumn{}}
-	for _, read := range []func(context.Context, querier) error{c.readRelation, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
+	for _, read := range []func(context.Context, querier) error{c.readRelation, c.readTree, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
 		if err := read(ctx, conn); err != nil {
 			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.feedback, err)
 		}
@@ -61,7 +62,7 @@ func readCatalogue(ctx context.Context, conn querier, t tables) (*catalogue, err
 func (c *catalogue) readRelation(ctx context.Context, conn querier) error {
 	f := c.feedback
 	rows, err := conn.Query(ctx, `
-SELECT c.oid, c.relkind::text, c.relpersistence <> 'p', pg_catalog.row_security_active(c.oid),
+SELECT c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
   c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
   pg_catalog.current_setting('server_encoding'), pg_catalog.quote_ident(current_user),
   c.relkind = 'p' OR EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
@@ -76,7 +77,7 @@ WHERE pg_catalog.concat('"', pg_catalog.replace(n.nspname::text, '"', '""'), '".
 		return err
 	}
 	var none bool
-	_, err = pgx.ForEachRow(rows, []any{&f.oid, &c.kind, &c.unlogged, &c.hidden, &c.children, &f.encoding, &c.role, &none}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.oid, &c.kind, &c.hidden, &c.children, &f.encoding, &c.role, &none}, func() error {
 		c.exists, f.ownCode, f.byteLimits = true, none, f.encoding == "SQL_ASCII"
 		return nil
 	})
@@ -137,6 +138,17 @@ func (k catalogueColumn) limit() int {
 // treeSQL is the table with its partitions.
 const treeSQL = `WITH RECURSIVE tree AS (
   SELECT $1::oid AS oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)`
+
+// readTree looks at what the rows lie in: a partition may be of another kind than
+// its table.
+func (c *catalogue) readTree(ctx context.Context, conn querier) (err error) {
+	const names = treeSQL + ` SELECT pg_catalog.format('%I.%I', n.nspname, r.relname) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace WHERE `
+	if c.unlogged, err = texts(ctx, conn, names+`r.relpersistence <> 'p' AND r.relkind <> 'p' ORDER BY 1`, c.feedback.oid); err != nil {
+		return err
+	}
+	c.foreign, err = texts(ctx, conn, names+`r.relkind = 'f' AND r.oid <> $1 ORDER BY 1`, c.feedback.oid)
+	return err
+}
 
 // mayDrop are the triggers that can change a row or leave it out: enabled,
 // BEFORE, INSERT, FOR EACH ROW.
@@ -232,6 +244,7 @@ func (c *catalogue) readSequences(ctx context.Context, conn querier) error {
 //
 // $1 is the table's oid, $2 its name.
 const shape = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text),
+  (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid WHERE r.relpersistence <> 'p' AND r.relkind <> 'p'),
   (SELECT pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity, c.relhasrules) FROM pg_catalog.pg_class c WHERE c.oid = $1),
   (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
    FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped),

@@ -374,6 +374,8 @@ func TestFeedbackTablesThatAreRefused(t *testing.T) {
 		{"collation", []string{`CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`, feedbackDDL("", "client_id text", "client_id text COLLATE ci")}, []string{"nondeterministic", `COLLATE "C"`}},
 		{"view", []string{feedbackDDL("", "subscribers_feedback", "base"), `CREATE VIEW subscribers_feedback AS SELECT * FROM base`}, []string{"is a view"}},
 		{"materialized view", []string{feedbackDDL("", "subscribers_feedback", "base"), `CREATE MATERIALIZED VIEW subscribers_feedback AS SELECT * FROM base`}, []string{"is a materialized view"}},
+		{"unlogged partition", []string{feedbackDDL("", " PRIMARY KEY", "") + ` PARTITION BY LIST (adv_campaign_id)`, `CREATE UNLOGGED TABLE public.part PARTITION OF subscribers_feedback DEFAULT`}, []string{"partition public.part is not logged", "ALTER TABLE public.part SET LOGGED"}},
+		{"foreign partition", []string{feedbackDDL("", " PRIMARY KEY", "") + ` PARTITION BY LIST (adv_campaign_id)`, `CREATE EXTENSION postgres_fdw; CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw`, `CREATE FOREIGN TABLE public.part PARTITION OF subscribers_feedback DEFAULT SERVER elsewhere`}, []string{"partition public.part is a foreign table", "DETACH PARTITION public.part"}},
 		{"unlogged", []string{feedbackDDL("", "CREATE TABLE", "CREATE UNLOGGED TABLE")}, []string{"not logged", "SET LOGGED"}},
 		{"inherited", []string{feedbackDDL(""), `CREATE TABLE child () INHERITS (subscribers_feedback)`}, []string{"tables inherit"}},
 		{"rule", []string{feedbackDDL(""), `CREATE RULE drop_all AS ON INSERT TO subscribers_feedback DO INSTEAD NOTHING`}, []string{"rule drop_all", `DROP RULE "drop_all"`}},

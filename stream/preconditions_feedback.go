@@ -111,8 +111,15 @@ func (c *catalogue) checkTable() (found []precondition.Finding) {
 	default:
 		return []precondition.Finding{fail("it is no table (relkind "+c.kind+")", "nothing can be written to it", name)}
 	}
-	if c.unlogged {
-		found = append(found, fail("it is not logged", "a crash of Postgres would empty it, and clients would be notified again", c.alter("SET LOGGED")))
+	for _, table := range c.unlogged {
+		what := "it is not logged"
+		if c.kind == "p" {
+			what = "its partition " + table + " is not logged"
+		}
+		found = append(found, fail(what, "a crash of Postgres would empty it, and clients would be notified again", "ALTER TABLE "+table+" SET LOGGED"))
+	}
+	for _, table := range c.foreign {
+		found = append(found, fail("its partition "+table+" is a foreign table", "no unique index would keep a client from being notified twice", c.alter("DETACH PARTITION %s", table)))
 	}
 	if c.hidden {
 		found = append(found, fail("row-level security applies to the role "+c.role, "rows would be hidden, and COPY is refused", "ALTER ROLE "+c.role+" BYPASSRLS"))

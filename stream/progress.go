@@ -1,17 +1,14 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 )
-
-// progress is the value of a progress record: everything up to seq is shipped.
-type progress struct {
-	Seq int64 `json:"seq"`
-}
 
 // progressWindow is how many offsets before the end are looked at first. A
 // ship is one progress record and one commit marker, so the last committed
@@ -19,14 +16,20 @@ type progress struct {
 const progressWindow = 64
 
 // progressLostError: a progress partition begins above offset 0 and holds no
-// record, so what was shipped is not known. It is never "no progress".
+// record, or another writer's record has taken the place of the lane's, so what
+// was shipped is not known. It is never "no progress".
 type progressLostError struct {
 	topic     string
 	partition int32
 	start     int64
+	foreign   int64 // offset of the other writer's record; -1: none
 }
 
 func (e *progressLostError) Error() string {
+	if e.foreign >= 0 {
+		return fmt.Sprintf("topic %s partition %d has, at offset %d, a record with the lane's key that dinnerbell has not written, and none of the lane's own: compaction has deleted the lane's progress; nobody else may write to the topic",
+			e.topic, e.partition, e.foreign)
+	}
 	return fmt.Sprintf("topic %s partition %d begins at offset %d and holds no record: retention (cleanup.policy must be compact) or kafka-delete-records.sh has deleted the lane's progress",
 		e.topic, e.partition, e.start)
 }
@@ -35,6 +38,8 @@ func (e *progressLostError) Error() string {
 // record of its progress partition, or 0 if there never was one. It must run after
 // the predecessor was fenced, when nothing on the partition is undecided. It
 // reads to the high watermark or fails: a short read is never "no progress".
+// Records that others have written are passed over: compaction deletes those
+// before one of the same key together, so what is left of the lane's is the last.
 // The error is a *progressLostError where records were deleted and none is left.
 func readProgress(ctx context.Context, p *partitionReader) (int64, error) {
 	adm, topic, partition := kadm.NewClient(p.client), p.topic, p.partition
@@ -48,29 +53,44 @@ func readProgress(ctx context.Context, p *partitionReader) (int64, error) {
 	}
 	for back := int64(progressWindow); ; back *= 16 {
 		from := max(start.Offset, end.Offset-back)
-		var last *record
-		if err := p.eachReadable(ctx, from, end.Offset, func(r *record) error { last = r; return nil }); err != nil {
+		last, foreign := int64(-1), int64(-1)
+		if err := p.eachReadable(ctx, from, end.Offset, func(r *record) error {
+			if seq, ok := parseProgress(r); ok {
+				last = seq
+			} else if isProgressKey(r) {
+				foreign = r.offset
+			}
+			return nil
+		}); err != nil {
 			return 0, fmt.Errorf("read %s/%d: %w", topic, partition, err)
 		}
-		if last != nil {
-			return parseProgress(topic, last)
-		}
 		switch {
+		case last >= 0:
+			return last, nil
 		case from > start.Offset:
-		case start.Offset > 0:
-			return 0, &progressLostError{topic: topic, partition: partition, start: start.Offset}
+		case start.Offset > 0 || foreign >= 0:
+			return 0, &progressLostError{topic: topic, partition: partition, start: start.Offset, foreign: foreign}
 		default:
 			return 0, nil
 		}
 	}
 }
 
-func parseProgress(topic string, r *record) (int64, error) {
-	var p progress
-	if err := json.Unmarshal(r.value, &p); err != nil || p.Seq < 0 {
-		return 0, fmt.Errorf("read %s/%d: the record at offset %d is not a progress record: %q", topic, r.partition, r.offset, r.value)
+// progressKey is the key of a lane's progress records.
+func progressKey(lane int32) []byte { return strconv.AppendInt(nil, int64(lane), 10) }
+
+func isProgressKey(r *record) bool { return bytes.Equal(r.key, progressKey(r.partition)) }
+
+// parseProgress reads a lane's progress; ok is false for a record that the lane
+// has not written.
+func parseProgress(r *record) (seq int64, ok bool) {
+	var p struct {
+		Seq *int64 `json:"seq"`
 	}
-	return p.Seq, nil
+	if !isProgressKey(r) || json.Unmarshal(r.value, &p) != nil || p.Seq == nil || *p.Seq < 0 {
+		return 0, false
+	}
+	return *p.Seq, true
 }
 
 func listOffset(ctx context.Context, topic string, partition int32, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffset, error) {

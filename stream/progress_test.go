@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"crypto/rand"
+	"strings"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -58,5 +59,35 @@ func TestAbortedRecordsAreNotRead(t *testing.T) {
 	})
 	if err != nil || got != rounds {
 		t.Errorf("%d records, want %d (%v)", got, rounds, err)
+	}
+}
+
+// What others write to the progress topic is passed over. Where it has the lane's
+// key, compaction may have deleted the lane's own.
+func TestForeignProgressRecords(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	write := func(key, value string) {
+		client := w.kafka.Client(kgo.DefaultProduceTopic(w.cfg.Kafka.Progress))
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Key: []byte(key), Value: []byte(value)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("junk", `{"seq":77}`)
+	_, stop := w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	w.expect(map[string][]string{"c1": w.subs["r1"]})
+	stop()
+	write("0", "junk")
+	write("0", "{}")
+	write("another", `{"seq":99}`)
+	_, stop = w.start()
+	w.produce(0, w.campaign("c2", "r1").json())
+	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"]})
+	stop()
+	w.deleteRecords(w.cfg.Kafka.Progress, 0) // stands for compaction
+	write("0", "junk")
+	if halt := w.halted(); !strings.Contains(halt.What, "nobody else may write") || !strings.Contains(halt.Hint, "resolve") {
+		t.Errorf("halted with %v", halt)
 	}
 }

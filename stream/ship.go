@@ -189,7 +189,7 @@ func (s *session) produceAll(ctx context.Context, batch []*payload, out *outboun
 	last := batch[len(batch)-1].seq
 	s.client.Produce(ctx, &kgo.Record{
 		Topic: s.cfg.Kafka.Progress, Partition: s.lane.id,
-		Key:   strconv.AppendInt(nil, int64(s.lane.id), 10),
+		Key:   progressKey(s.lane.id),
 		Value: fmt.Appendf(nil, `{"seq":%d}`, last),
 	}, result.note)
 	if err := s.client.Flush(ctx); err != nil {
