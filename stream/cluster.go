@@ -67,7 +67,7 @@ func readCluster(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (*clu
 		meta, err = readMetadataOneByOne(ctx, adm, cfg.topics())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read kafka metadata: %w", err)
+		return nil, fmt.Errorf("read kafka metadata: %w", explainConnect(err))
 	}
 	c := &cluster{id: meta.Cluster, topics: meta.Topics, brokers: meta.Brokers}
 	if len(meta.Brokers) > 0 {
@@ -148,7 +148,7 @@ func (c *cluster) ids(cfg KafkaConfig) topicIDs {
 func readTopicIDs(ctx context.Context, client *kgo.Client, cfg KafkaConfig) (topicIDs, kadm.TopicDetails, error) {
 	meta, err := kadm.NewClient(client).Metadata(ctx, cfg.Campaigns, cfg.Notifications, cfg.Progress)
 	if err != nil {
-		return topicIDs{}, nil, fmt.Errorf("read kafka metadata: %w", err)
+		return topicIDs{}, nil, fmt.Errorf("read kafka metadata: %w", explainConnect(err))
 	}
 	for _, topic := range slices.Sorted(maps.Keys(meta.Topics)) {
 		if err := meta.Topics[topic].Err; err != nil {

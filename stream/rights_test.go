@@ -95,3 +95,30 @@ func TestMissingRightsAreNamed(t *testing.T) {
 		t.Errorf("without the right on the transactional id: %v", err)
 	}
 }
+
+// The hint of a step that is too large is true where the limit may not be read, too.
+func TestLimitThatMayNotBeReadIsNamed(t *testing.T) {
+	t.Parallel()
+	if envtest.RealKafka() {
+		t.Skip("it has a broker of its own")
+	}
+	w, adm := rightsWorld(t)
+	k := w.cfg.Kafka
+	for _, acl := range []*kadm.ACLBuilder{
+		kadm.NewACLs().Topics(k.Campaigns, k.Notifications, k.DeadLetters, k.Progress), kadm.NewACLs().Groups(k.Group), kadm.NewACLs().TransactionalIDs(k.Group + "-0"),
+	} {
+		allow(t, adm, acl, kadm.OpRead, kadm.OpWrite, kadm.OpDescribe)
+	}
+	big := &payload{}
+	c := w.campaign("c", "r1")
+	c.Content = strings.Repeat("x", 2_000_000)
+	if err := big.add(c, 1, "a"); err != nil {
+		t.Fatal(err)
+	}
+	envtest.Until(t, patience, func() error { return initLanesFor(w) })
+	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.encode())
+	w.db.Exec(`UPDATE dinnerbell.lane SET seq = 1`)
+	if halt := w.halted(); !strings.Contains(halt.Hint, "max.message.bytes") || !strings.Contains(halt.Hint, "--operation DescribeConfigs --topic "+k.Notifications) {
+		t.Errorf("halt: %v", halt)
+	}
+}

@@ -41,6 +41,7 @@ type Service struct {
 	recentLimit     int        // see the constant
 	agendaLimit     int        // see agendaWaiting
 	unmetPatience   time.Duration
+	stepPatience    time.Duration // see the constant
 	inputPatience   time.Duration
 
 	counters counters
@@ -65,7 +66,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience, inputPatience: inputPatience,
+		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
 		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
 		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
@@ -97,6 +98,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.stopAll()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })
+	g.Go(func() error { return s.watchJoin(ctx, client) })
 	g.Go(func() error { return s.upkeep(ctx, client) })
 	g.Go(func() error { return s.watchInput(ctx, client) })
 	g.Go(func() error { return s.keepRetention(ctx) })
@@ -211,6 +213,30 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", e.Err)
 		}
 	}
+}
+
+// watchJoin shows why the group takes long to answer the first time.
+func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
+	var step watchedStep
+	step.enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
+		return groupCoordinator(s.cfg.Kafka.Group).trouble(ctx, s.cfg, client)
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer step.watch(ctx, s.stepPatience, func(name string, why error) {
+		s.mu.Lock()
+		assigned := s.assigned
+		if !assigned && !errors.Is(why, errNoAnswer) {
+			s.lastError = fmt.Sprintf("%s: %v", name, why)
+			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", why)
+		}
+		s.mu.Unlock()
+		if assigned {
+			cancel()
+		}
+	})()
+	<-ctx.Done()
+	return nil
 }
 
 // start begins the lanes of new partitions.

@@ -17,6 +17,7 @@ type session struct {
 	lane *lane
 	cfg  Config
 	t    tables
+	step watchedStep // of the takeover
 
 	sink    *pgx.Conn       // the commit goroutine's
 	counted bool            // among the lanes' own connections
@@ -28,9 +29,10 @@ type session struct {
 	table       *feedbackTable // as of the takeover; each step's transaction compares it
 	ids         topicIDs
 	known       knownIDs
-	recordLimit int    // bytes that the notifications topic accepts per batch
-	deadLimit   int    // the same of the dead-letter topic
-	bootstrap   string // a broker's address, for the commands that errors name
+	recordLimit int      // bytes that the notifications topic accepts per batch
+	deadLimit   int      // the same of the dead-letter topic
+	guessed     []string // topics of the two whose limit may not be read
+	bootstrap   string   // a broker's address, for the commands that errors name
 
 	epoch int64
 	seq   int64 // P at the takeover

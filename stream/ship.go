@@ -71,13 +71,23 @@ func (s *session) shipDecided(ctx context.Context, d *departure, out *outbound) 
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &HaltError{Lane: s.lane.id,
 			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.cfg.Kafka.Notifications, s.cfg.Kafka.DeadLetters, err),
-			Hint: "put the topics' max.message.bytes back to what it was, or higher, and start the daemon again"}
+			Hint: s.raiseLimit() + "; then start the daemon again"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].seq, batch[len(batch)-1].seq, err)
 	}
 	s.shippedUpTo(batch)
 	return next, nil
+}
+
+// raiseLimit is what mends a topic that does not accept what is decided.
+func (s *session) raiseLimit() string {
+	raise := "put the topics' max.message.bytes back to what it was, or higher"
+	if len(s.guessed) == 0 {
+		return raise
+	}
+	return fmt.Sprintf("let max.message.bytes of topic %s be read, which is taken for %d: %s; where it was lowered, %s",
+		strings.Join(s.guessed, " and "), defaultMaxMessage, grantRight(s.bootstrap, s.cfg.Kafka.Principal, "DescribeConfigs", "--topic "+strings.Join(s.guessed, " --topic ")), raise)
 }
 
 // shipment collects what is committed by now, and bounds the bytes of its records.

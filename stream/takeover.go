@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,6 +45,7 @@ func (l *lane) takeover(ctx context.Context) (_ *session, err error) {
 			s.close()
 		}
 	}()
+	defer s.step.watch(ctx, l.svc.stepPatience, l.showSlowStep)()
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -62,13 +64,16 @@ func (s *session) settle(ctx context.Context) (err error) {
 	if err := s.fence(ctx); err != nil {
 		return err
 	}
+	s.step.enter("compare the sinks", nil)
 	if err := s.checkSinks(ctx); err != nil {
 		return err
 	}
+	s.step.enter("load the outbox", nil)
 	if s.pending, err = s.loadOutbox(ctx, s.shipped.Load()); err != nil {
 		return err
 	}
 	failpoint.Hit("takeover/outbox-loaded")
+	s.step.enter("check the input", nil)
 	return s.checkInput(ctx)
 }
 
@@ -95,6 +100,7 @@ func (s *session) connect(ctx context.Context) error {
 	if err := s.openSink(ctx); err != nil {
 		return err
 	}
+	s.step.enter(fmt.Sprintf("raise the epoch of lane %d in %s", s.lane.id, s.t.lane), nil)
 	if err := s.raiseEpoch(ctx); err != nil {
 		return err
 	}
@@ -118,6 +124,7 @@ func (s *session) checkPreconditions(ctx context.Context) error {
 
 func (s *session) setLimits(c *cluster) {
 	s.bootstrap = c.bootstrap
+	s.guessed = slices.DeleteFunc([]string{s.cfg.Kafka.Notifications, s.cfg.Kafka.DeadLetters}, func(topic string) bool { return c.settings[topic] != nil })
 	s.recordLimit, s.deadLimit = c.settings[s.cfg.Kafka.Notifications].maxMessage(), c.settings[s.cfg.Kafka.DeadLetters].maxMessage()
 }
 
@@ -135,6 +142,7 @@ func (s *session) openSink(ctx context.Context) (err error) {
 	if err := s.awaitConnection(ctx); err != nil {
 		return err
 	}
+	s.step.enter("open the connection to the sink", nil)
 	if s.sink, err = s.cfg.Sink.connect(ctx, s.laneMark()+s.cfg.Kafka.InstanceID); err != nil {
 		return err
 	}
@@ -142,9 +150,11 @@ func (s *session) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	s.reader = s.lane.svc.readers.open()
+	s.step.enter("check the preconditions", nil)
 	if err := s.checkPreconditions(ctx); err != nil {
 		return err
 	}
+	s.step.enter("end the former owners' connections to the sink", nil)
 	s.sql = newStepStatements(s.t)
 	if err := prepare(ctx, s.sink, s.sql.all()...); err != nil {
 		return err
@@ -200,6 +210,10 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 // fence is steps 2 and 3: after InitProducerID nobody else can add to the
 // lane's transactions, so the K that is read is final.
 func (s *session) fence(ctx context.Context) error {
+	trouble := func(ctx context.Context) error {
+		return transactionCoordinator(s.transactionalID()).trouble(ctx, s.cfg, s.client)
+	}
+	s.step.enter(fmt.Sprintf("fence the former producer of lane %d", s.lane.id), trouble)
 	_, _, err := s.client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
 		return s.transactionRefused(err)
@@ -208,6 +222,7 @@ func (s *session) fence(ctx context.Context) error {
 		return fmt.Errorf("fence the former producer of lane %d: %w", s.lane.id, err)
 	}
 	failpoint.Hit("takeover/fenced")
+	s.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", s.lane.id, s.cfg.Kafka.Progress), nil)
 	k, err := readProgress(ctx, &partitionReader{client: s.client, options: s.cfg.Kafka.Client, topic: s.cfg.Kafka.Progress, topicID: s.ids.progress, partition: s.lane.id})
 	if lost, ok := errors.AsType[*progressLostError](err); ok {
 		s.progressLost, k, err = lost, s.shippedBefore, nil // at least; checkSinks halts

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +35,13 @@ func TestDeadLetters(t *testing.T) {
 	s.produce("tea", "diner")
 	s.rows(1)
 
-	out := s.must("dead-letters", "list")
+	var out string
+	envtest.Until(t, time.Minute, func() error { // the rows are there before the records
+		if out = s.must("dead-letters", "list"); strings.Count(out, "\n") < 2 {
+			return fmt.Errorf("list: %s", out)
+		}
+		return nil
+	})
 	if !strings.Contains(out, "0:0  ") || !strings.Contains(out, s.topicIn+"/0@0") || strings.Count(out, "\n") != 2 || !strings.Contains(out, "not valid UTF-8") {
 		t.Errorf("list: %s", out)
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -22,6 +23,8 @@ type KafkaOptions struct {
 	// Port and ControllerPort on 127.0.0.1; 0 chooses free ones, kept over
 	// restarts.
 	Port, ControllerPort int
+	// Settings are lines for server.properties, above those of Script.
+	Settings []string
 }
 
 const (
@@ -78,6 +81,7 @@ func (k *Kafka) Start(ctx context.Context) error {
 	}
 	// The script ends in exec: its process id becomes the server's.
 	cmd := exec.Command(k.opts.Script, "run", k.opts.Dir, strconv.Itoa(k.opts.Port), strconv.Itoa(k.opts.ControllerPort))
+	cmd.Env = append(os.Environ(), "KAFKA_SETTINGS="+strings.Join(k.opts.Settings, "\n"))
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	proc, err := startProcess(cmd, syscall.SIGKILL, nil)
 	_ = logFile.Close() // the child has its own descriptor

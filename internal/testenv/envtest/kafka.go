@@ -74,11 +74,12 @@ func StartBroker(t testing.TB, dir string) *testenv.Broker {
 }
 
 // StartKafka starts a real Apache Kafka of the test's own in dir, for tests
-// that kill the broker. The caller stops it. It needs Java 17 and Maven.
-func StartKafka(t testing.TB, dir string) *testenv.Kafka {
+// that kill the broker or need settings of their own. The caller stops it. It
+// needs Java 17 and Maven.
+func StartKafka(t testing.TB, dir string, settings ...string) *testenv.Kafka {
 	t.Helper()
 	kafka, err := testenv.StartKafka(context.Background(), testenv.KafkaOptions{
-		Script: filepath.Join(Root(t), "scripts", "kafka.sh"), Dir: dir,
+		Script: filepath.Join(Root(t), "scripts", "kafka.sh"), Dir: dir, Settings: settings,
 	})
 	if err != nil {
 		t.Fatal(err)
