@@ -15,7 +15,7 @@ import (
 // messages of the stream: everything that can change in the catalogs without a
 // message. It is kept as text in [state.Source], as named items:
 //
-//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 1:-7…;links 0;files 4…;publication 16500;published …
+//	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 1:-7…;links 0;files 4…;publication 16500;schemas …;published …
 //
 // The server builds all items but the first, so that the barrier's query carries
 // them and compares texts. They are read from catalogs alone, without locks.
@@ -31,6 +31,7 @@ import (
 //	links        the versions of what makes them partitions of the table, in one hash
 //	files        likewise, with the numbers of the relations' files
 //	publication  oid
+//	schemas      that the publication has and the table is in, and since when it is
 //	published    the versions of what makes it publish the table
 const (
 	itemText        = "text"
@@ -43,6 +44,7 @@ const (
 	itemLinks       = "links"
 	itemFiles       = "files"
 	itemPublication = "publication"
+	itemSchemas     = "schemas"
 	itemPublished   = "published"
 )
 
@@ -52,16 +54,16 @@ const (
 // A publication has a table by itself, by its schema, or through a table whose
 // partition it is. Taken out and put back it has a new row for it, as has a
 // partition that was detached and attached again; what was written meanwhile
-// was not sent. Nor is it while the table is in a schema that is not published: the
-// row of its type in pg_type shows that it has moved, since nothing else but a new
-// name or owner changes that row. A partition whose DETACH … CONCURRENTLY is pending
-// is none.
+// was not sent. Nor is it while the table is in a schema that is not published:
+// SET SCHEMA changes the table's row in pg_depend, and no other statement does. A
+// partition whose DETACH … CONCURRENTLY is pending is none.
 func identityQuery(version int, before string) string {
-	schemas := ""
+	schemas := "'-'"
 	if version >= schemasVersion {
-		schemas = ` || coalesce((SELECT string_agg(s.oid::text, ',' ORDER BY s.oid) FROM pg_publication_namespace s
-		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)) || ':' ||
-		      (SELECT string_agg(y.xmin::text, ',' ORDER BY c.oid) FROM above JOIN pg_class c ON c.oid = above.oid JOIN pg_type y ON y.oid = c.reltype), '-')`
+		schemas = `coalesce((SELECT string_agg(s.oid::text, ',' ORDER BY s.oid) FROM pg_publication_namespace s
+		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)) || '/' ||
+		      (SELECT string_agg(d.xmin::text, ',' ORDER BY above.oid) FROM above JOIN pg_depend d ON d.classid = 'pg_class'::regclass
+		        AND d.objid = above.oid AND d.objsubid = 0 AND d.refclassid = 'pg_namespace'::regclass), '-')`
 	}
 	return `
 		WITH RECURSIVE t AS (
@@ -90,9 +92,9 @@ func identityQuery(version int, before string) string {
 		          ';files ' || coalesce(bit_xor(hashoidextended(c.relfilenode, c.oid::int8)), 0)::text
 		   FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind <> 'p') ||
 		  coalesce((
-		    SELECT ';publication ' || p.oid::text || ';published ' || p.xmin::text || '/' ||
+		    SELECT ';publication ' || p.oid::text || ';schemas ' || ` + schemas + ` || ';published ' || p.xmin::text || '/' ||
 		      coalesce((SELECT string_agg(r.oid::text || ':' || r.xmin::text, ',' ORDER BY r.oid) FROM pg_publication_rel r
-		                WHERE r.prpubid = p.oid AND r.prrelid IN (SELECT oid FROM above)), '-') || '/' || (SELECT string_agg(link, ',') FROM above) || '/'` + schemas + `
+		                WHERE r.prpubid = p.oid AND r.prrelid IN (SELECT oid FROM above)), '-') || '/' || (SELECT string_agg(link, ',') FROM above)
 		    FROM pg_publication p WHERE p.pubname = $4), '')`
 }
 
@@ -163,6 +165,8 @@ func (was identity) judge(now identity) (verdict, string) {
 		return verdictAnew, fmt.Sprintf("the table was made again (oid %s, was %s)", now[itemTable], was[itemTable])
 	case differ(itemPublication):
 		return verdictAnew, fmt.Sprintf("the publication was made again (oid %s, was %s)", now[itemPublication], was[itemPublication])
+	case differ(itemSchemas) && sameSchemas(was[itemSchemas], now[itemSchemas]):
+		return verdictAnew, "the table was in another schema, which may not be published"
 	case differ(itemText):
 		return verdictBeside, "this version of dinnerbell reads values under other settings"
 	case differ(itemColumns):
@@ -177,10 +181,20 @@ func (was identity) judge(now identity) (verdict, string) {
 		return verdictBeside, "partitions were truncated or rewritten"
 	case moved && differ(itemVersions):
 		return verdictBeside, "needed columns were altered, and all rows written anew"
-	case differ(itemPublished):
+	case differ(itemSchemas), differ(itemPublished):
 		return verdictBeside, "the publication was changed; what was written meanwhile may not have been sent"
 	}
 	return verdictSame, ""
+}
+
+// sameSchemas says whether the publication has the table by the same schemas. If
+// only the time differs since when it is in them, the stream is not to be trusted: a
+// walsender that has met a partition while its table was elsewhere sends no change
+// of it any more, although the table has come back.
+func sameSchemas(was, now string) bool {
+	was, _, _ = strings.Cut(was, "/")
+	now, _, _ = strings.Cut(now, "/")
+	return was == now
 }
 
 // compare judges two sources by everything but the slot's position: was is what
