@@ -25,10 +25,10 @@ func TestDeadLetters(t *testing.T) {
 	}
 	defer client.Close()
 	notifications := strings.TrimSuffix(s.topicIn, ".campaigns") + ".out"
-	s.kafka.Configure(notifications, "max.message.bytes", "1024")
+	s.kafka.Configure(notifications, "max.message.bytes", "2048")
 	stop, ended, _ := s.daemon()
 	envtest.Until(t, time.Minute, func() error { return s.ready() })
-	s.produce("lunch "+strings.Repeat("x", 400), "diner")
+	s.produce("lunch "+strings.Repeat("x", 900), "diner")
 	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: s.topicIn, Value: []byte("\xff")}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestDeadLetters(t *testing.T) {
 	s.daemon()
 	s.rows(2)
 	// What was sent again is good; the other one is refused for ever.
-	s.kafka.Configure(notifications, "max.message.bytes", "1024")
+	s.kafka.Configure(notifications, "max.message.bytes", "2048")
 	var stderr syncBuffer
 	if code, out := s.run(t.Context(), &stderr, "dead-letters", "retry", "--all"); code != exitFailed || !strings.Contains(stderr.String(), "none of 2") || strings.Count(out, "left:") != 2 {
 		t.Errorf("retry --all of what is all refused: exit %d, %s%s", code, out, stderr.String())
