@@ -38,6 +38,7 @@ type departure struct {
 	early *payload      // what it ships if it is not done again; nil if it was not handed to the shipper yet
 	done  chan struct{} // closed when it is committed
 	tries int           // how often it was done again for the sake of other lanes
+	began time.Time     // of the last try
 
 	flight *flight // the committer's
 }
@@ -104,7 +105,7 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 			err = context.Cause(ctx) // not that the connection is closed
 		}
 		if err != nil {
-			return err
+			return c.explainSlow(ctx, err)
 		}
 	}
 	return nil
@@ -114,6 +115,7 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 // waits until they have landed, and is committed on return.
 func (c *committer) submit(ctx context.Context, d *departure) error {
 	d.st.renew()
+	d.began = time.Now()
 	if d.st.contested() {
 		for len(c.sent) > 0 {
 			select {
@@ -226,6 +228,7 @@ func (c *committer) retriable(d *departure, failed error) error {
 // settle does what may only follow the commit.
 func (c *committer) settle(d *departure) {
 	failpoint.Hit("commit/committed")
+	c.lane.widen(time.Since(d.began))
 	for _, l := range d.st.refused {
 		l.refused.Store(true)
 	}

@@ -285,7 +285,7 @@ func (d *decider) join(st *step) error {
 	}
 	bytes := d.s.cfg.StepBytes
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
-	err = d.sched.serve(d.s.cfg.StepClients, more, func(l *live, room int) (int, bool, error) {
+	err = d.sched.serve(d.s.lane.stepClients(), more, func(l *live, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}

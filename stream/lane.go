@@ -19,7 +19,8 @@ type lane struct {
 	svc *Service
 	id  int32
 
-	waiting atomic.Int32 // goroutines that wait for the freshness barrier
+	waiting  atomic.Int32 // goroutines that wait for the freshness barrier
+	narrowed atomic.Int64 // clients of a step, where Postgres is too slow for larger ones; 0: as configured
 
 	replays chan *laneReplay           // a replay asks the session
 	replay  atomic.Pointer[laneReplay] // the one under way

@@ -1,0 +1,67 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// A step that Postgres does not finish in time is done again by the next session.
+// Where the table's own triggers and constraints take the time, that would last
+// for ever: each such step halves what the lane puts into one, and each that is
+// finished in a small part of the time doubles it again.
+
+// quick is the part of SinkTimeout in which a step is finished that could be
+// twice as large.
+const quick = 8
+
+// stepClients bounds the clients of the lane's next step.
+func (l *lane) stepClients() int {
+	if n := l.narrowed.Load(); n > 0 {
+		return int(n)
+	}
+	return l.svc.cfg.StepClients
+}
+
+// widen takes back what narrow did.
+func (l *lane) widen(took time.Duration) {
+	if n := l.narrowed.Load(); n > 0 && took < l.svc.cfg.SinkTimeout/quick {
+		l.narrowed.Store(min(2*n, int64(l.svc.cfg.StepClients)))
+	}
+}
+
+func (l *lane) narrow() {
+	l.narrowed.Store(int64(max(1, l.stepClients()/2)))
+}
+
+// explainSlow says why a step was not finished in time: whose lock it waits for,
+// or that the table is slow. The step's connection must be open still.
+func (s *session) explainSlow(ctx context.Context, err error) error {
+	if ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	holders, failed := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) ([]string, error) {
+		return texts(ctx, s.reader, holdersSQL, int64(s.sink.PgConn().PID()))
+	})
+	switch {
+	case failed != nil: // Postgres does not answer at all
+		return err
+	case len(holders) > 0:
+		return fmt.Errorf("%w: it waits for a lock of %s", err, strings.Join(holders, "; "))
+	}
+	before := s.lane.stepClients()
+	s.lane.narrow()
+	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, s.cfg.SinkTimeout, s.t.feedback, s.lane.stepClients())
+}
+
+// holdersSQL names those that backend $1 waits for.
+const holdersSQL = `SELECT coalesce(
+  (SELECT pg_catalog.format('process %s (%s, role %s, %s, in its transaction since %s; to end it: SELECT pg_terminate_backend(%1$s))',
+     a.pid, coalesce(nullif(a.application_name, ''), 'no application_name'), a.usename, coalesce(a.state, 'state unknown'), coalesce(a.xact_start::text, 'an unknown time'))
+   FROM pg_catalog.pg_stat_activity a WHERE a.pid = b.pid),
+  (SELECT 'a prepared transaction; those of this database are ' || pg_catalog.string_agg(pg_catalog.format('%s of %s, to end it: ROLLBACK PREPARED %L', p.prepared, p.owner, p.gid), ', ')
+   FROM pg_catalog.pg_prepared_xacts p WHERE b.pid = 0 AND p.database = pg_catalog.current_database()),
+  'process ' || b.pid) FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1::int8::int4)) AS b(pid)`

@@ -1,0 +1,70 @@
+package stream
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+// Triggers that take longer for a step than it may take are served by smaller
+// steps, which grow again when the triggers are quick.
+func TestSlowTriggersAreServedBySmallerSteps(t *testing.T) {
+	t.Parallel()
+	for when, timing := range map[string]string{"after": "AFTER", "before": "BEFORE"} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 400)})
+			w.cfg.SinkTimeout = 2 * time.Second
+			w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.adv_campaign_id = ''c1'' THEN PERFORM pg_catalog.pg_sleep(0.01); END IF; RETURN NEW; END'`)
+			w.db.Exec(`CREATE TRIGGER slow ` + timing + ` INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION slow()`)
+			svc, _ := w.start()
+			w.produce(0, w.campaign("c1", "r1").json())
+			envtest.Until(t, patience, func() error {
+				svc.mu.Lock()
+				defer svc.mu.Unlock()
+				if h := svc.lanes[0]; h == nil || h.lane.narrowed.Load() == 0 {
+					return fmt.Errorf("the steps are as large as before")
+				}
+				return nil
+			})
+			want := map[string][]string{"c1": w.subs["r1"]}
+			w.expect(want)
+			for i := range 5 {
+				id := fmt.Sprintf("quick%d", i)
+				want[id] = w.subs["r1"]
+				w.produce(0, w.campaign(id, "r1").json())
+			}
+			w.expect(want)
+		})
+	}
+}
+
+// Whoever holds a lock that a step waits for is named.
+func TestHolderOfALockIsNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	w.cfg.SinkTimeout = time.Second
+	tx, err := w.db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SET LOCAL application_name = 'their job'; LOCK TABLE subscribers_feedback IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	svc, _ := w.start()
+	w.produce(0, w.campaign("c1", "r1").json())
+	envtest.Until(t, patience, func() error {
+		lanes := svc.Status().Lanes
+		if len(lanes) == 0 || !strings.Contains(lanes[0].LastError, "their job") || !strings.Contains(lanes[0].LastError, "pg_terminate_backend") {
+			return fmt.Errorf("lanes: %+v", lanes)
+		}
+		return nil
+	})
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(map[string][]string{"c1": w.subs["r1"]})
+}
