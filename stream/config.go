@@ -169,6 +169,10 @@ func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
 	settings := pgsession.Merge(sessionSettings, c.pins, []pgsession.Setting{{Name: "application_name", Value: name}})
 	pgsession.Startup(cfg, settings)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		// The driver's timeout ends with the authentication: a server that lets us in
+		// and then says nothing would hold us for ever.
+		ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+		defer cancel()
 		if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
 			return fmt.Errorf("set up sink session: %w", err)
 		}

@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -80,6 +82,35 @@ CREATE FUNCTION evil.unnest(text[]) RETURNS SETOF text LANGUAGE plpgsql AS 'BEGI
 	w.expect(map[string][]string{"c1": {"a"}, "c2": {"a"}})
 	if n := w.db.Int(`SELECT count(*) FROM evil.called`); n != 0 {
 		t.Errorf("functions of another schema were called %d times", n)
+	}
+}
+
+// A server that lets us in and then answers nothing holds nobody up for ever.
+func TestServerThatFallsSilentIsGivenUp(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if _, err := conn.Read(make([]byte, 8192)); err == nil {
+			_, _ = conn.Write([]byte{'R', 0, 0, 0, 8, 0, 0, 0, 0, 'Z', 0, 0, 0, 5, 'I'}) // authenticated, ready
+		}
+		_, _ = io.Copy(io.Discard, conn) // until the client goes
+		_ = conn.Close()
+	}()
+	cfg := SinkConfig{URL: func() (string, error) {
+		return "postgres://u@" + l.Addr().String() + "/de?sslmode=disable&connect_timeout=1", nil
+	}}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := cfg.connect(ctx, "test"); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "set up sink session") {
+		t.Errorf("connect: %v", err)
 	}
 }
 

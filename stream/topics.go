@@ -25,7 +25,9 @@ func SetupTopics(ctx context.Context, cfg Config) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
 	}
-	client, err := kgo.NewClient(opts...)
+	// By default the client gives the same metadata for five seconds: a topic that
+	// was just created would stay unknown so long.
+	client, err := kgo.NewClient(append(opts, kgo.MetadataMinAge(createdPause))...)
 	if err != nil {
 		return nil, fmt.Errorf("make kafka client: %w", err)
 	}
@@ -38,6 +40,9 @@ func SetupTopics(ctx context.Context, cfg Config) ([]string, error) {
 	}
 	return s.did, nil
 }
+
+// createdPause lies between two looks for a topic that was just created.
+const createdPause = 100 * time.Millisecond
 
 type topicSetup struct {
 	adm   *kadm.Client
@@ -168,7 +173,7 @@ func (s *topicSetup) partitions(ctx context.Context, topic string) (int32, error
 			err = backoff.Permanent(err)
 		}
 		return int32(len(details[topic].Partitions)), err
-	}, backoff.WithBackOff(backoff.NewConstantBackOff(100*time.Millisecond)), backoff.WithMaxElapsedTime(10*time.Second))
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(createdPause)), backoff.WithMaxElapsedTime(10*time.Second))
 	if err != nil {
 		return 0, fmt.Errorf("describe topic %s: %w", topic, err)
 	}

@@ -170,6 +170,26 @@ func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 	}
 }
 
+// Four new topics are there in a moment: the client would keep it to itself for five
+// seconds that each of them exists.
+func TestSetupDoesNotWaitForTopicsThatAreThere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, nil)
+	k := &w.cfg.Kafka
+	for _, name := range []*string{&k.Campaigns, &k.Notifications, &k.DeadLetters, &k.Progress} {
+		*name = envtest.Name("new")
+		w.kafka.DeleteAfter(*name)
+	}
+	began := time.Now()
+	did, err := SetupTopics(t.Context(), w.cfg)
+	if err != nil || strings.Count(strings.Join(did, "\n"), ": created") != 4 {
+		t.Fatalf("setup: %q, %v", did, err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("setup of four topics took %s", took)
+	}
+}
+
 // What hurts later is warned of, and does not stop anything.
 func TestTopicSettingsThatHurtLaterAreWarnedOf(t *testing.T) {
 	t.Parallel()
