@@ -113,6 +113,11 @@ func checkURL(raw string) error {
 		return errors.New("a raw # or bracket in the user's name: " + encodeHint)
 	}
 	_, query, _ := strings.Cut(behind, "?")
+	for parameter := range strings.SplitSeq(query, "&") {
+		if strings.Count(parameter, "=") > 1 {
+			return errors.New("a raw = in the value of a parameter: write it as %3D, as in options=-c%20name%3Dvalue")
+		}
+	}
 	if _, err := url.ParseQuery(query); err != nil {
 		return errors.New("the part behind the ? is not name=value&name=value: " + encodeHint)
 	}
@@ -155,7 +160,7 @@ func checkParsed(o *pgconn.Config, isURL bool) error {
 			// It may be a part of a password.
 			return errors.New("an unknown parameter, which is not shown since it may be a part of the password: " +
 				"put a password with blanks or quotes into '…', percent-encode & in a URL, " +
-				"and write a session's settings as options=-c name=value")
+				"and write a session's settings as options=-c%20name%3Dvalue in a URL, else as options='-c name=value'")
 		}
 	}
 	return nil

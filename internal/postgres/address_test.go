@@ -88,6 +88,8 @@ func TestParseRefuses(t *testing.T) {
 		{"postgres://h/de?password=a&" + mark + "=1", "unknown parameter"},
 		{"postgres://h/de?passwd=" + mark, "unknown parameter"},
 		{"postgres://h/de?password=a;" + mark, "name=value"},
+		{"postgres://h/de?options=-c%20a.b=" + mark, "raw = in the value"},
+		{"postgres://h/de?password=a=" + mark, "raw = in the value"},
 		{"postgres://u:p@h<" + mark + ">/de", "no host's name"},
 		{"postgres://h/de?gssencmode=disable", "gssencmode"},
 		{"jdbc:postgresql://h/de?user=u&password=" + mark, "JDBC"},

@@ -102,9 +102,9 @@ func attempts(err error) []error {
 // cause is why one address was of no use.
 type cause struct{ at, why string }
 
-// dialed matches what the driver puts before each attempt's error: address,
-// host as configured, step.
-var dialed = regexp.MustCompile(`(?s)^(\S+) \((.*?)\): (?:dial error|tls error|server error|failed to receive message): (.*)$`)
+// dialed matches what the driver puts before each attempt's error: address, host as
+// configured, and the step where that says nothing beside its cause.
+var dialed = regexp.MustCompile(`(?s)^(\S+) \((.*?)\): (?:(?:dial error|tls error|server error|failed to write startup message|failed to receive message|ValidateConnect failed): )?(.*)$`)
 
 func explainAttempt(err error) cause {
 	var c cause

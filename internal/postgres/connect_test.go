@@ -93,6 +93,17 @@ func TestConnectErrorHidesTheRefusalOfTLS(t *testing.T) {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "28000" {
 		t.Errorf("%v does not hold the server's error", err)
 	}
+	// What the driver checks itself comes under other steps' names.
+	letIn := []byte{'R', 0, 0, 0, 8, 0, 0, 0, 0, 'Z', 0, 0, 0, 5, 'I'}
+	for param, want := range map[string]string{
+		"channel_binding=require": "channel binding check failed", "require_auth=scram-sha-256": "require_auth check failed",
+	} {
+		at := serve(t, letIn)
+		err := connectError(t, "postgres://u:x@"+at+"/de?"+param)
+		if text := err.Error(); strings.Contains(text, refusedTLS) || !strings.Contains(text, want) || strings.Count(text, at) != 1 {
+			t.Errorf("with %s: %v", param, err)
+		}
+	}
 	err = connectError(t, "postgres://u:x@"+at+"/de?sslmode=require")
 	if !strings.Contains(err.Error(), refusedTLS) {
 		t.Errorf("with sslmode=require: %v", err)
