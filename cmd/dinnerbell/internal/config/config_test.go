@@ -153,7 +153,7 @@ func (f *field) leafAt(key string) reflect.Value {
 func TestEnvironmentWins(t *testing.T) {
 	t.Parallel()
 	cfg, err := Load(write(t, "f.yaml", full), Env{
-		"DINNERBELL_SOURCE_URL":               "postgres://env/x",
+		"DINNERBELL_SOURCE_URL":               "postgres://env/x\n", // as of a Kubernetes secret made of a file
 		"DINNERBELL_SOURCE_COLUMNS_ID":        "pk, Day",
 		"DINNERBELL_KAFKA_BROKERS":            "a:1, b:2",
 		"DINNERBELL_KAFKA_TLS_ENABLED":        "false",
@@ -405,12 +405,13 @@ func TestFileMayBeAbsentOnlyByDefault(t *testing.T) {
 func TestExpand(t *testing.T) {
 	t.Parallel()
 	file := write(t, "secret", "s3cret\n")
-	env := Env{"A": "one", "EMPTY": "", "REF": "${A}"}
+	env := Env{"A": "one", "EMPTY": "", "REF": "${A}", "LINE": "s3cret\r\n"}
 	for in, want := range map[string]string{
 		"plain":                    "plain",
 		"${A}":                     "one",
 		"x${A}y${A}z":              "xoneyonez",
 		"${EMPTY}":                 "",
+		"u:${LINE}@h":              "u:s3cret@h", // a Kubernetes secret made of a file
 		"${file:" + file + "}":     "s3cret",
 		"pa$$word $5 $":            "pa$$word $5 $",
 		"$${A}":                    "${A}",
@@ -506,9 +507,14 @@ func TestHideUserinfo(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
 		`source.table: "postgres://u:zz9@h/de" has more than two parts`: `source.table: "postgres://[redacted]@h/de" has more than two parts`,
-		"a sasl://u:a@zz9@h:1 b": "a sasl://[redacted]@h:1 b",
-		"postgres://u@h/de":      "postgres://u@h/de",
-		"http://127.0.0.1:8420/": "http://127.0.0.1:8420/",
+		"a sasl://u:a@zz9@h:1 b":                             "a sasl://[redacted]@h:1 b",
+		"open postgres:/u:zz9@h/de: no such file":            "open postgres:/[redacted]@h/de: no such file",
+		`mechanism: "PlainLoginModule password=\"zz9 a\";"`:  `mechanism: "PlainLoginModule password=[redacted];"`,
+		"table: host=h password = 'zz9 a' user=u":            "table: host=h password = [redacted] user=u",
+		"?password=zz9&user=u":                               "?password=[redacted]&user=u",
+		`FATAL: password authentication failed for user "u"`: `FATAL: password authentication failed for user "u"`,
+		"postgres://u@h/de":                                  "postgres://u@h/de",
+		"http://127.0.0.1:8420/":                             "http://127.0.0.1:8420/",
 	} {
 		if got := HideUserinfo(in); got != want {
 			t.Errorf("HideUserinfo(%q) = %q", in, got)

@@ -32,7 +32,7 @@ func (e Env) List() []string {
 }
 
 // expand replaces ${VAR} by an environment variable and ${file:PATH} by the
-// contents of a file, without the line end that editors and `echo` leave. `$${`
+// contents of a file, without the line ends that editors and `echo` leave. `$${`
 // is a literal `${`; any other `$` stands for itself, so that passwords with one
 // need no care. What a reference gives is not expanded again.
 func expand(s string, env Env) (string, error) {
@@ -68,7 +68,7 @@ func lookup(name string, env Env) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("expand ${%s}: %w", name, err)
 		}
-		return strings.TrimRight(string(b), "\r\n"), nil
+		return withoutLineEnd(string(b)), nil
 	}
 	if !isVariable(name) {
 		// The text is not repeated: a password with "${" in it could be here.
@@ -78,8 +78,12 @@ func lookup(name string, env Env) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("expand ${%s}: the environment variable %s is not set", name, name)
 	}
-	return value, nil
+	return withoutLineEnd(value), nil
 }
+
+// withoutLineEnd takes off what files, and variables that were filled from one,
+// have behind a value.
+func withoutLineEnd(s string) string { return strings.TrimRight(s, "\r\n") }
 
 // isVariable holds for names that a POSIX shell can set.
 func isVariable(s string) bool {

@@ -41,12 +41,18 @@ func (r *revealed) add(key, value string) {
 }
 
 // userinfo matches user and password of a URL in a text.
-var userinfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s/"'` + "`" + `]*:[^\s"'` + "`" + `]*@`)
+// One slash is what cleaning a path leaves of two.
+var userinfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://?)[^\s/"'` + "`" + `]*:[^\s"'` + "`" + `]*@`)
 
-// HideUserinfo takes users with their passwords out of the URLs in a text: one may
-// have been written in the place of a name that is no secret.
+// assigned matches a password of a keyword/value string, or of a JAAS line.
+var assigned = regexp.MustCompile(`(?i)((?:password|passwd|pwd|secret)\s*=\s*)(?:\\?"[^"]*"|'[^']*'|[^\s"'&;,]+)`)
+
+// HideUserinfo takes users with their passwords out of the URLs in a text, and
+// passwords out of name=value: either may have been written in the place of a name
+// that is no secret.
 func HideUserinfo(text string) string {
-	return userinfo.ReplaceAllString(text, "${1}"+redacted+"@")
+	text = userinfo.ReplaceAllString(text, "${1}"+redacted+"@")
+	return assigned.ReplaceAllString(text, "${1}"+redacted)
 }
 
 // Hide takes every password that was used until now out of a text, whoever made

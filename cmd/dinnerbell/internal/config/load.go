@@ -103,7 +103,7 @@ func (c *Config) readEnv(env Env) []error {
 		if !ok {
 			continue
 		}
-		if err := f.set(text, env); err != nil {
+		if err := f.set(withoutLineEnd(text), env); err != nil {
 			problems = append(problems, fmt.Errorf("%s (%s): %w", name, f.key, err))
 		}
 	}
