@@ -24,7 +24,8 @@ import (
 //	table        oid
 //	kind         of relation
 //	columns      number and type of each needed column
-//	labels       of enum types among them, which ALTER TYPE … RENAME VALUE changes
+//	labels       of enum types among them, or below domains and arrays among them,
+//	             which ALTER TYPE … RENAME VALUE changes
 //	versions     of their rows in pg_attribute
 //	relations    the relations that hold the rows: leaf partitions, or the table;
 //	             their number, and their oids' hashes in one
@@ -80,8 +81,9 @@ func identityQuery(version int, before string) string {
 		  'table ' || coalesce((SELECT oid::text || ';kind ' || relkind::text FROM t), '-') ||
 		  (SELECT ';columns ' || coalesce(string_agg(a.attnum::text || ':' || a.atttypid::text, ',' ORDER BY k.at), '-') ||
 		          ';labels ' || coalesce(hashtextextended(string_agg((
-		             SELECT string_agg(e.enumlabel::text, ',' ORDER BY e.oid) FROM pg_enum e
-		             WHERE e.enumtypid = a.atttypid OR e.enumtypid = (SELECT y.typbasetype FROM pg_type y WHERE y.oid = a.atttypid)),
+		             WITH RECURSIVE base AS (SELECT a.atttypid AS oid UNION SELECT CASE y.typbasetype WHEN 0 THEN y.typelem ELSE y.typbasetype END
+		               FROM base JOIN pg_type y ON y.oid = base.oid)
+		             SELECT string_agg(e.enumlabel::text, ',' ORDER BY e.oid) FROM base JOIN pg_enum e ON e.enumtypid = base.oid),
 		             ';' ORDER BY k.at) COLLATE "C", 0)::text, '-') ||
 		          ';versions ' || coalesce(string_agg(a.xmin::text, ',' ORDER BY k.at), '-')
 		   FROM unnest($3::text[]) WITH ORDINALITY AS k (name, at)

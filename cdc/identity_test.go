@@ -127,6 +127,9 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 		{"column made again", rows, `ALTER TABLE subscribers_restaurants DROP client_id, ADD client_id varchar NOT NULL DEFAULT 'anew'`},
 		{"enum label", `CREATE TYPE district AS ENUM ('north', 'south'); ALTER TABLE subscribers_restaurants ALTER client_id TYPE district USING 'north';
 			INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('south', 'r');`, `ALTER TYPE district RENAME VALUE 'south' TO 'centre'`},
+		{"enum label below domains", `CREATE TYPE district AS ENUM ('north', 'south'); CREATE DOMAIN inner_district AS district; CREATE DOMAIN outer_district AS inner_district;
+			ALTER TABLE subscribers_restaurants ALTER client_id TYPE outer_district USING 'north';
+			INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('south', 'r');`, `ALTER TYPE district RENAME VALUE 'south' TO 'centre'`},
 		{"table out of the publication and back", rows, `ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants;
 			INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('unseen', 'r'); ALTER PUBLICATION dinnerbell ADD TABLE subscribers_restaurants`},
 		{"fewer actions and back", rows, `ALTER PUBLICATION dinnerbell SET (publish = 'insert');
