@@ -42,29 +42,45 @@ func TestSlowTriggersAreServedBySmallerSteps(t *testing.T) {
 	}
 }
 
-// Whoever holds a lock that a step waits for is named.
+// Whoever holds a lock that a step waits for is named, also where the server ends
+// the wait.
 func TestHolderOfALockIsNamed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
-	w.cfg.SinkTimeout = time.Second
-	tx, err := w.db.Pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	const row = `INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created) VALUES ('r', 'c1', '', '', '', 1, 2, 3, (SELECT min(client_id) FROM subscribers_feedback), 4)`
+	for name, c := range map[string]struct {
+		sql     string
+		timeout time.Duration
+	}{"table": {`LOCK TABLE subscribers_feedback IN SHARE MODE`, time.Second}, "row, until lock_timeout": {row, 30 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+			w.cfg.SinkTimeout = c.timeout
+			want := map[string][]string{"c0": w.subs["r1"]}
+			svc, _ := w.start()
+			w.produce(0, w.campaign("c0", "r1").json())
+			w.expect(want)
+			tx, err := w.db.Pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, sql := range []string{`SET LOCAL application_name = 'their job'`, c.sql} {
+				if _, err := tx.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.produce(0, w.campaign("c1", "r1").json())
+			envtest.Until(t, patience, func() error {
+				lanes := svc.Status().Lanes
+				if len(lanes) == 0 || !strings.Contains(lanes[0].LastError, "their job") || !strings.Contains(lanes[0].LastError, "pg_terminate_backend") {
+					return fmt.Errorf("lanes: %+v", lanes)
+				}
+				return nil
+			})
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			want["c1"] = w.subs["r1"]
+			w.expect(want)
+		})
 	}
-	if _, err := tx.Exec(t.Context(), `SET LOCAL application_name = 'their job'; LOCK TABLE subscribers_feedback IN SHARE MODE`); err != nil {
-		t.Fatal(err)
-	}
-	svc, _ := w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
-	envtest.Until(t, patience, func() error {
-		lanes := svc.Status().Lanes
-		if len(lanes) == 0 || !strings.Contains(lanes[0].LastError, "their job") || !strings.Contains(lanes[0].LastError, "pg_terminate_backend") {
-			return fmt.Errorf("lanes: %+v", lanes)
-		}
-		return nil
-	})
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	w.expect(map[string][]string{"c1": w.subs["r1"]})
 }
