@@ -91,6 +91,15 @@ func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	return o, nil
 }
 
+// role is the quoted name of the role in source.url, for the statements that mend
+// its rights.
+func (c *Config) role() string {
+	if o, err := c.options(nil); err == nil {
+		return pgx.Identifier{o.User}.Sanitize()
+	}
+	return "…" // the URL has changed since the connection was made, and is none now
+}
+
 // pin makes the settings in a session that has begun, see [pgsession.SQL].
 func pin(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
@@ -109,7 +118,7 @@ func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
 	}
 	conn, err := postgres.Connect(ctx, o)
 	if sqlState(err) == codeInsufficientPrivilege {
-		h := halt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO …", "the role in source.url may not connect: %v", err)
+		h := halt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+c.role(), "the role in source.url may not connect: %v", err)
 		h.heals = true
 		return nil, h
 	}
@@ -133,7 +142,7 @@ func (c *Config) explain(err error) error {
 	case err == nil:
 		return nil
 	case code == codeInsufficientPrivilege:
-		return lacksReplication(err)
+		return c.lacksReplication(err)
 	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
 		return halt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
@@ -143,8 +152,8 @@ func (c *Config) explain(err error) error {
 }
 
 // lacksReplication is the halt of a role that may neither replicate nor drop slots.
-func lacksReplication(err error) *HaltError {
-	h := halt("ALTER ROLE … REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+func (c *Config) lacksReplication(err error) *HaltError {
+	h := halt("ALTER ROLE "+c.role()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
 	h.heals = true
 	return h
 }

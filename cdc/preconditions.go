@@ -214,7 +214,7 @@ func checkSchemaUsage(f *facts) []finding {
 		return nil
 	}
 	schema := pgx.Identifier{f.cfg.Schema}.Sanitize()
-	return violated("the role in source.url", "may not use schema "+f.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO …")
+	return violated("the role in source.url", "may not use schema "+f.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.cfg.role())
 }
 
 func checkPersistence(f *facts) []finding {
@@ -270,7 +270,7 @@ func checkColumns(f *facts) (found []finding) {
 				"it is not published", "choose a stored column")...)
 		case !f.cat.columns[i].readable:
 			found = append(found, violated("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.cfg.table()), "",
-				"GRANT SELECT ON "+f.cfg.table()+" TO …")...)
+				"GRANT SELECT ON "+f.cfg.table()+" TO "+f.cfg.role())...)
 		}
 	}
 	return found
@@ -340,7 +340,7 @@ func checkRowSecurity(f *facts) []finding {
 		return nil
 	}
 	found := violated("the role in source.url", "may not read all of "+f.cfg.table()+": row-level security applies to it", "no snapshot can be taken",
-		"ALTER ROLE … BYPASSRLS, or ALTER TABLE "+f.cfg.table()+" DISABLE ROW LEVEL SECURITY")
+		"ALTER ROLE "+f.cfg.role()+" BYPASSRLS, or ALTER TABLE "+f.cfg.table()+" DISABLE ROW LEVEL SECURITY")
 	if !f.reads {
 		found[0].Level = precondition.Warn
 	}

@@ -262,8 +262,8 @@ func TestHaltsWithoutPrivileges(t *testing.T) {
 	url := strings.Replace(r.URL, "postgres@", role+"@", 1)
 	r.cfg.URL = func() (string, error) { return url, nil }
 	r.start()
-	if h := r.awaitHalt(); !strings.Contains(h.Hint, "GRANT SELECT") {
-		t.Errorf("halt is %v, want GRANT SELECT", h)
+	if h := r.awaitHalt(); !strings.HasPrefix(h.Hint, "GRANT SELECT") || !strings.HasSuffix(h.Hint, ` TO "`+role+`"`) {
+		t.Errorf("halt is %v, want GRANT SELECT … TO %s", h, role)
 	}
 	_ = r.halt()
 	r.Exec(fmt.Sprintf(`GRANT SELECT ON subscribers_restaurants TO %s`, role))

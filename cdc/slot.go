@@ -176,7 +176,7 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 	case codeObjectInUse:
 		return &heldError{slot: m.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
 	case codeInsufficientPrivilege:
-		return lacksReplication(err)
+		return m.cfg.lacksReplication(err)
 	}
 	if err != nil {
 		return fmt.Errorf("drop slot %s: %w", m.cfg.Slot, err)

@@ -295,7 +295,7 @@ func (c *tableCopy) explain(err error) error {
 	case halted:
 		return err
 	case sqlState(err) == codeInsufficientPrivilege:
-		h := halt("GRANT SELECT ON "+table+" TO …, or BYPASSRLS to the role", "the role in source.url may not read all of %s: %v", table, err)
+		h := halt("GRANT SELECT ON "+table+" TO "+c.cfg.role()+", or ALTER ROLE "+c.cfg.role()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
 		h.heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):
