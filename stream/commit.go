@@ -28,7 +28,21 @@ type committer struct {
 	flights chan *departure // the same, for the goroutine that reads
 	spare   []*flight       // landed, for their buffers
 	landed  chan error      // what became of them, in their order
+
+	unshipped []unshippedStep // oldest first
+	bytes     int             // that they hold
 }
+
+// unshippedStep is one that holds memory until it is shipped.
+type unshippedStep struct {
+	seq   int64
+	bytes int
+}
+
+// windowBytes bounds, as a multiple of StepBytes, what steps hold that are decided
+// and not shipped. Few steps are that large: contents of many kilobytes, or dead
+// letters.
+const windowBytes = 3
 
 // departure is one step on its way through its transaction and to Kafka.
 type departure struct {
@@ -84,13 +98,15 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 	}()
 	for steps := s.steps; steps != nil || len(c.sent) > 0; {
 		ready := steps
-		if len(c.sent) == stepsInFlight || !s.windowOpen(c.last+1) {
+		if len(c.sent) == stepsInFlight || !c.windowOpen(c.last+1) {
 			ready = nil
 		}
 		select {
 		case st, ok := <-ready: // not earlier: it is sealed anew until it is taken
 			if ok {
 				c.last++
+				c.unshipped = append(c.unshipped, unshippedStep{c.last, st.held()})
+				c.bytes += st.held()
 				err = c.submit(ctx, &departure{seq: c.last, st: st, done: make(chan struct{})})
 			} else {
 				steps = nil
@@ -109,6 +125,17 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// windowOpen tells whether step seq may be decided: K ≥ seq - window, and what is
+// not shipped does not hold too much.
+func (c *committer) windowOpen(seq int64) bool {
+	shipped := c.shipped.Load()
+	for len(c.unshipped) > 0 && c.unshipped[0].seq <= shipped {
+		c.bytes -= c.unshipped[0].bytes
+		c.unshipped = c.unshipped[1:]
+	}
+	return seq-shipped <= int64(c.cfg.Window) && c.bytes < windowBytes*c.cfg.StepBytes
 }
 
 // submit sends a step behind those that are under way. One that is contested

@@ -30,7 +30,7 @@ type Config struct {
 	Logger *slog.Logger // default: none
 
 	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
-	// shipped. Default 16.
+	// shipped; fewer where they hold more than three times StepBytes. Default 16.
 	Window int
 	// StepClients bounds the notifications of one step, but for small campaigns,
 	// which may exceed it by a quarter. Default 2000.
@@ -39,7 +39,7 @@ type Config struct {
 	// transaction, in bytes; a single larger message still passes. Default 4 MiB.
 	StepBytes int
 	// LiveCampaigns and LiveBytes bound the campaigns that one lane holds in
-	// memory; beyond them intake waits. Defaults 4096 and 32 MiB.
+	// memory; beyond them intake waits. Defaults 4096 and 8 MiB.
 	LiveCampaigns int
 	LiveBytes     int
 	// SinkTimeout bounds what a session waits for Postgres at once: a peer that
@@ -104,7 +104,7 @@ func (c Config) withDefaults() Config {
 		field *int
 		value int
 	}{
-		{&c.Window, 16}, {&c.StepClients, 2000}, {&c.StepBytes, 4 << 20}, {&c.LiveCampaigns, 4096}, {&c.LiveBytes, 32 << 20},
+		{&c.Window, 16}, {&c.StepClients, 2000}, {&c.StepBytes, 4 << 20}, {&c.LiveCampaigns, 4096}, {&c.LiveBytes, 8 << 20},
 	} {
 		if *d.field <= 0 {
 			*d.field = d.value

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,13 +73,18 @@ func bomb(t testing.TB, codec int16, sizes ...int) []byte {
 	return out.Bytes()
 }
 
-// recordHead is a record without key up to its value.
-func recordHead(delta int64, value int) []byte {
+// recordBody is a record without key from behind its length up to its value.
+func recordBody(delta int64, value int) []byte {
 	body := []byte{0}
 	body = binary.AppendVarint(body, 0)
 	body = binary.AppendVarint(body, delta)
 	body = binary.AppendVarint(body, -1)
-	body = binary.AppendVarint(body, int64(value))
+	return binary.AppendVarint(body, int64(value))
+}
+
+// recordHead is recordBody with the length before it.
+func recordHead(delta int64, value int) []byte {
+	body := recordBody(delta, value)
 	return append(binary.AppendVarint(nil, int64(len(body)+value+1)), body...)
 }
 
@@ -157,6 +163,71 @@ func heapPeak() (stop func() uint64) {
 		}
 	}()
 	return func() uint64 { close(end); <-done; return peak - before }
+}
+
+// What a lane holds is bounded by what it weighs, not by how many campaigns and
+// dead letters it is: large contents, and small batches of large headers. Not
+// parallel: it measures the heap.
+func TestLargeMessagesHoldLittleMemory(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(25)) // what is held, and little else
+	const size, few = 900_000, 1
+	for name, c := range map[string]struct{ messages, most int }{"contents": {70, 96}, "headers": {100, 96}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", few)})
+			w.cfg.Logger = nil
+			done := func(s *Service) int64 { return s.Status().Notifications.Shipped / few }
+			if name == "contents" {
+				for i := range c.messages {
+					m := w.campaign(fmt.Sprint("c", i), "r1")
+					m.Content = strings.Repeat("x", size)
+					w.produceRaw(plainCodec, 1, plainRecord(0, string(m.json())))
+				}
+			} else {
+				done = func(s *Service) int64 { return s.Status().Campaigns.Dead }
+				w.produceRaw(zstdCodec, int32(c.messages), headerBomb(t, c.messages, size))
+			}
+			peak := heapPeak()
+			svc, stop := w.start()
+			envtest.Until(t, patience, func() error {
+				if n := done(svc); n < int64(c.messages) {
+					return fmt.Errorf("%d of %d messages are done", n, c.messages)
+				}
+				return nil
+			})
+			mb := int(peak() >> 20)
+			t.Logf("the heap grew by %d MB", mb)
+			if mb > c.most {
+				t.Errorf("the heap grew by %d MB, want %d at most", mb, c.most)
+			}
+			if n := w.db.Int(`SELECT coalesce(max(length(payload)), 0) FROM dinnerbell.outbox`); n > 8<<20 {
+				t.Errorf("a step has %d bytes", n)
+			}
+			stop()
+		})
+	}
+}
+
+// headerBomb gives the compressed records of a batch, each with a header of so
+// many bytes.
+func headerBomb(t testing.TB, records, size int) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range records {
+		body := append(recordBody(int64(i), 0), 2, 2, 'h') // no value, one header, its key
+		body = binary.AppendVarint(body, int64(size))
+		body = append(body, make([]byte, size)...)
+		if _, err := w.Write(append(binary.AppendVarint(nil, int64(len(body))), body...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 // A batch that inflates to more than a machine has, or that cannot be read, costs

@@ -1,6 +1,12 @@
 package stream
 
-import "unicode/utf8"
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// keptText is how large a message may be for its ids to be parts of its text.
+const keptText = 1 << 10
 
 // scanCampaign is ParseCampaign for the plain form in which nearly all messages
 // come: one object with exactly the eight fields, each once, strings without
@@ -55,6 +61,9 @@ func scanCampaign(value []byte) (c *Campaign, ok bool) {
 		seen |= field
 	}
 	s.space()
+	if len(value) > keptText { // the lane remembers ids for long, and would hold the content by them
+		c.ID, c.RestaurantID = strings.Clone(c.ID), strings.Clone(c.RestaurantID)
+	}
 	return c, seen == 1<<8-1 && s.text == ""
 }
 

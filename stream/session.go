@@ -132,8 +132,3 @@ func (s *session) close() {
 		s.cfg.Logger.Warn("kafka client is slow to close; going on without it", "lane", s.lane.id)
 	}
 }
-
-// windowOpen tells whether step seq may be decided: K ≥ seq - window.
-func (s *session) windowOpen(seq int64) bool {
-	return seq-s.shipped.Load() <= int64(s.cfg.Window)
-}

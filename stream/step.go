@@ -207,6 +207,18 @@ func (st *step) payload() *payload {
 	return p
 }
 
+// held is about what the step holds until it is shipped: a campaign's content is
+// there as it came, as a record and as a row.
+func (st *step) held() (n int) {
+	for _, k := range st.picks {
+		n += 3*k.live.size() + len(k.clients.Bytes())
+	}
+	for i := range st.dead {
+		n += st.dead[i].weight()
+	}
+	return n
+}
+
 // contest has the step's rows go by ON CONFLICT after the table has refused them,
 // and, where it did so for another reason than a row that is there, or does so
 // again, looks for the rows that it refuses. It returns the error where that has
