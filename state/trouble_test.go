@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ type trouble struct {
 	kind  errorfs.OpKind
 	word  string
 	errno syscall.Errno
+
+	mu    sync.Mutex // Pebble's own goroutines use the files as well
 	times int
 }
 
@@ -26,6 +29,8 @@ func (f *trouble) String() string { return f.word }
 
 // MaybeError implements errorfs.Injector.
 func (f *trouble) MaybeError(op errorfs.Op) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.times == 0 || op.Kind != f.kind || !strings.Contains(op.Path, f.word) {
 		return nil
 	}
@@ -37,7 +42,10 @@ func (f *trouble) MaybeError(op errorfs.Op) error {
 // one that passes is waited for, one that lasts is returned.
 func TestOpenInTrouble(t *testing.T) {
 	t.Parallel()
-	at := map[string]trouble{ // reads: a MANIFEST that cannot be written ends the process
+	at := map[string]struct {
+		kind errorfs.OpKind
+		word string
+	}{ // reads: a MANIFEST that cannot be written ends the process
 		"list store":      {kind: errorfs.OpList, word: storeName},
 		"open MANIFEST":   {kind: errorfs.OpOpen, word: "MANIFEST"},
 		"open table":      {kind: errorfs.OpOpen, word: ".sst"},
@@ -63,9 +71,7 @@ func TestOpenInTrouble(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, times := range []int{1, 1 << 30} {
-					fault := fault
-					fault.errno, fault.times = errno, times
-					o.fs = errorfs.Wrap(mem, &fault)
+					o.fs = errorfs.Wrap(mem, &trouble{kind: fault.kind, word: fault.word, errno: errno, times: times})
 					o.Fatal = nil
 					s, err := Open("/d", o)
 					if err == nil {
