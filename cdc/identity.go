@@ -49,6 +49,13 @@ const (
 	itemPublished   = "published"
 )
 
+// noSchemas is the item of a server before 15, which publishes no schemas. Its
+// walsenders remember what they once found of a partition: of one that was written
+// while it was detached they send nothing later, although it has been attached
+// again. A new walsender reads the same WAL and finds the same, so that only a new
+// slot helps.
+const noSchemas = "none"
+
 // identityQuery gives one row with the text, for a server of the given version.
 // The arguments are those of identityArgs. before is a list of further columns.
 //
@@ -59,7 +66,7 @@ const (
 // SET SCHEMA changes the table's row in pg_depend, and no other statement does. A
 // partition whose DETACH … CONCURRENTLY is pending is none.
 func identityQuery(version int, before string) string {
-	schemas := "'-'"
+	schemas := "'" + noSchemas + "'"
 	if version >= schemasVersion {
 		schemas = `coalesce((SELECT string_agg(s.oid::text, ',' ORDER BY s.oid) FROM pg_publication_namespace s
 		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)) || '/' ||
@@ -160,6 +167,10 @@ const (
 func (was identity) judge(now identity) (verdict, string) {
 	differ := func(name string) bool { return was[name] != now[name] }
 	moved := differ(itemFiles)
+	membership := verdictBeside // of a partition in a table
+	if now[itemSchemas] == noSchemas {
+		membership = verdictAnew
+	}
 	switch {
 	case was[itemKind] == "":
 		return verdictBeside, "an older version of dinnerbell wrote the local state"
@@ -176,18 +187,24 @@ func (was identity) judge(now identity) (verdict, string) {
 	case differ(itemLabels):
 		return verdictBeside, "the labels of an enum type were changed"
 	case differ(itemRelations):
-		return verdictBeside, "partitions were attached, detached, made or dropped"
+		return membership, "partitions were attached, detached, made or dropped"
 	case differ(itemLinks):
-		return verdictBeside, "partitions were detached and attached again; what was written meanwhile was not sent"
+		return membership, "partitions were detached and attached again; what was written meanwhile was not sent"
 	case moved && now[itemKind] == kindPartitioned:
 		return verdictBeside, "partitions were truncated or rewritten"
 	case moved && differ(itemVersions):
 		return verdictBeside, "needed columns were altered, and all rows written anew"
+	case linksAbove(was[itemPublished]) != linksAbove(now[itemPublished]):
+		return membership, "the table was attached to another parent or anew; what was written meanwhile may not have been sent"
 	case differ(itemSchemas), differ(itemPublished):
 		return verdictBeside, "the publication was changed; what was written meanwhile may not have been sent"
 	}
 	return verdictSame, ""
 }
+
+// linksAbove is the part of the item "published" that changes when the table is
+// detached from the tables whose partition it is, and attached again.
+func linksAbove(published string) string { return published[strings.LastIndexByte(published, '/')+1:] }
 
 // sameSchemas says whether the publication has the table by the same schemas. If
 // only the time differs since when it is in them, the stream is not to be trusted: a

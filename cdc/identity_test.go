@@ -32,7 +32,7 @@ func (r *rig) looks() (look func()) {
 
 func TestJudge(t *testing.T) {
 	t.Parallel()
-	was := parseIdentity("text 1;table 6;kind r;columns 1:23,2:25;labels -;versions 7,8;relations 11;files 12;publication 9;published 13")
+	was := parseIdentity("text 1;table 6;kind r;columns 1:23,2:25;labels -;versions 7,8;relations 11;files 12;publication 9;published 13/-/14")
 	for _, c := range []struct {
 		change map[string]string
 		want   verdict
@@ -46,7 +46,10 @@ func TestJudge(t *testing.T) {
 		{map[string]string{"relations": "99"}, verdictBeside, "attached"},
 		{map[string]string{"columns": "1:20,2:25"}, verdictBeside, "1:20,2:25, were 1:23,2:25"},
 		{map[string]string{"labels": "99"}, verdictBeside, "enum"},
-		{map[string]string{"published": "99"}, verdictBeside, "may not have been sent"},
+		{map[string]string{"schemas": noSchemas, "links": "99"}, verdictAnew, "attached again"},
+		{map[string]string{"schemas": noSchemas, "published": "99/-/14"}, verdictBeside, "publication was changed"},
+		{map[string]string{"published": "13/-/99"}, verdictBeside, "another parent"},
+		{map[string]string{"schemas": noSchemas, "published": "13/-/99"}, verdictAnew, "another parent"},
 		{map[string]string{"text": "2"}, verdictBeside, "other settings"},
 		{map[string]string{"table": "7"}, verdictAnew, "made again (oid 7, was 6)"},
 		{map[string]string{"publication": "8"}, verdictAnew, "made again (oid 8, was 9)"},
@@ -173,12 +176,13 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 					r.start()
 				}
 				r.same("r")
-				if made.Load() != 1 {
+				slotStays := r.version() >= schemasVersion // see noSchemas
+				if slotStays && made.Load() != 1 {
 					t.Errorf("the slot was made %d times, want once", made.Load())
 				}
 				r.Exec(`DELETE FROM subscribers_restaurants WHERE id % 2 = 0`)
 				r.same("r")
-				if st := r.m.Status(); running && (st.Snapshots != 2 || st.Reconnects != 0) {
+				if st := r.m.Status(); slotStays && running && (st.Snapshots != 2 || st.Reconnects != 0) {
 					t.Errorf("status is %+v, want one rebuild and no reconnect", st)
 				}
 			})
