@@ -16,7 +16,7 @@ import (
 // rebuilt rebuilds beside the stream.
 func (r *rig) rebuilt() Rebuilt {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*patience)
 	defer cancel()
 	done, err := r.m.RebuildOnline(ctx)
 	if err != nil {
@@ -89,7 +89,7 @@ func TestRebuildOnlineWithHugeTransactions(t *testing.T) {
 	var once sync.Once
 	r.hooks.held = func() {
 		once.Do(func() { // comes after the position at which the stream is held
-			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'late ' || g, 'r' FROM generate_series(1, 30000) g`)
+			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'late ' || g, 'r' FROM generate_series(1, 18000) g`)
 		})
 	}
 	r.start()
@@ -97,7 +97,7 @@ func TestRebuildOnlineWithHugeTransactions(t *testing.T) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		for n := range 4 {
-			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT $1 || ' ' || g, 'r' FROM generate_series(1, 20000) g`, fmt.Sprint(n))
+			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT $1 || ' ' || g, 'r' FROM generate_series(1, 9000) g`, fmt.Sprint(n))
 			r.Exec(`UPDATE subscribers_restaurants SET restaurant_id = 'other' WHERE id % 3 = 0`)
 		}
 	})

@@ -170,9 +170,10 @@ func (s *session) receive(ctx context.Context, batch []message) error {
 	failpoint.Hit("intake/received")
 	received := time.Now()
 	passed := true
+	patience := s.patience(batch, received.Unix()) // before lookUp, which turns campaigns into dead letters
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		if patience := s.patience(batch, received.Unix()); patience > 0 {
+		if patience > 0 {
 			passed, err = s.tryBarrier(gctx, patience)
 			s.shut = !passed
 		}
