@@ -98,12 +98,12 @@ func groupCoordinator(group string) coordinator    { return coordinator{0, "__co
 
 // trouble asks why a coordinator does not answer: without the client's patience,
 // and with what can be read of its topic. It is nil where all looks well.
-func (c coordinator) trouble(ctx context.Context, cfg Config, client *kgo.Client) error {
-	cluster, err := readCluster(ctx, client, cfg.Kafka)
+func (c coordinator) trouble(ctx context.Context, cfg KafkaConfig, client *kgo.Client) error {
+	cluster, err := readCluster(ctx, client, cfg)
 	if err != nil {
 		return err
 	}
-	found, err := readInternalTopics(ctx, &facts{cfg: cfg, adm: kadm.NewClient(client), cluster: cluster})
+	found, err := readInternalTopics(ctx, &kafkaFacts{cfg: cfg, adm: kadm.NewClient(client), cluster: cluster})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,21 +15,21 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// facts is what the preconditions of the sink and of Kafka look at.
-type facts struct {
-	cfg       Config
+// sinkFacts are what the preconditions of the Postgres sink look at.
+type sinkFacts struct {
+	cfg       SinkConfig
 	t         tables
-	moment    precondition.Moment
-	conn      *pgx.Conn    // to the sink
-	adm       *kadm.Client // for what a check reads beyond cluster
-	cluster   *cluster     // read before the checks
-	catalogue *catalogue   // of the feedback table, read before the checks
+	conn      *pgx.Conn
+	lanes     int        // partitions of the campaigns topic
+	catalogue *catalogue // of the feedback table, read before the checks
 }
 
-// preconditions is the one list of what a guarantee rests on in the sink and in
-// Kafka. A check that is not made at setup is about what setup makes.
-func preconditions() []precondition.Check[*facts] {
-	return slices.Concat(sinkPreconditions, kafkaPreconditions)
+// kafkaFacts are what the preconditions of the cluster and its topics look at.
+type kafkaFacts struct {
+	cfg     KafkaConfig
+	moment  precondition.Moment
+	adm     *kadm.Client // for what a check reads beyond cluster
+	cluster *cluster     // read before the checks
 }
 
 // Preconditions makes the checks of a moment, each on the sink and the cluster as
@@ -44,10 +45,16 @@ func Preconditions(ctx context.Context, cfg Config, moment precondition.Moment) 
 	return readPreconditions(ctx, cfg, moment, conn, nil)
 }
 
-// readPreconditions makes the checks over a connection to the sink and a client
-// of its own to Kafka. It keeps what it has read of both in *found, unless that
-// is nil.
-func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found **facts) (precondition.Report, error) {
+// facts are what was read of both systems before the checks.
+type facts struct {
+	cluster   *cluster
+	catalogue *catalogue
+}
+
+// readPreconditions makes the checks of both systems, the sink's first, over a
+// connection to the sink and a client of its own to Kafka. It keeps the facts that
+// it has read in *found, unless that is nil.
+func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found *facts) (precondition.Report, error) {
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
@@ -57,17 +64,20 @@ func readPreconditions(ctx context.Context, cfg Config, moment precondition.Mome
 		return nil, fmt.Errorf("make kafka client: %w", err)
 	}
 	defer client.Close()
-	f := &facts{cfg: cfg, t: cfg.Sink.tables(), moment: moment, conn: conn, adm: kadm.NewClient(client)}
-	if f.cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*cluster, error) { return readCluster(ctx, client, cfg.Kafka) }); err != nil {
+	k := &kafkaFacts{cfg: cfg.Kafka, moment: moment, adm: kadm.NewClient(client)}
+	if k.cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*cluster, error) { return readCluster(ctx, client, cfg.Kafka) }); err != nil {
 		return nil, err
 	}
-	if f.catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*catalogue, error) { return readCatalogue(ctx, conn, f.t) }); err != nil {
+	s := &sinkFacts{cfg: cfg.Sink, t: cfg.Sink.tables(), conn: conn, lanes: len(k.cluster.topics[cfg.Kafka.Campaigns].Partitions)}
+	if s.catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*catalogue, error) { return readCatalogue(ctx, conn, s.t) }); err != nil {
 		return nil, err
 	}
 	if found != nil {
-		*found = f
+		found.cluster, found.catalogue = k.cluster, s.catalogue
 	}
-	return precondition.Run(ctx, preconditions(), moment, f)
+	report, err := precondition.Run(ctx, sinkPreconditions, moment, s)
+	ofKafka, kafkaErr := precondition.Run(ctx, kafkaPreconditions, moment, k)
+	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
 }
 
 // unmetError is a precondition that does not hold.
@@ -83,11 +93,13 @@ func (e *unmetError) halt(lane int32) *HaltError {
 	return &HaltError{Lane: lane, What: f.String(), Hint: e.Fix + "; then start again"}
 }
 
-// setupMends tells that the violation is about what `dinnerbell setup` makes.
+// setupMends tells that the violation is about what `dinnerbell setup` makes: a
+// check that is not made at setup is about that.
 func (e *unmetError) setupMends() bool {
-	return slices.ContainsFunc(preconditions(), func(c precondition.Check[*facts]) bool {
-		return c.Name == e.Name && c.At&precondition.AtSetup == 0
-	})
+	return slices.ContainsFunc(sinkPreconditions, func(c precondition.Check[*sinkFacts]) bool { return c.Name == e.Name && c.At&precondition.AtSetup == 0 }) ||
+		slices.ContainsFunc(kafkaPreconditions, func(c precondition.Check[*kafkaFacts]) bool {
+			return c.Name == e.Name && c.At&precondition.AtSetup == 0
+		})
 }
 
 // met is nil where every precondition of a report holds.

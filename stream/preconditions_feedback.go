@@ -16,7 +16,7 @@ import (
 // The preconditions of the feedback table. It belongs to the user, and its
 // columns, constraints and triggers are what he needs; refused is what would
 // write other values than the records carry, or stop every campaign.
-var feedbackPreconditions = []precondition.Check[*facts]{
+var feedbackPreconditions = []precondition.Check[*sinkFacts]{
 	{Name: "sink.feedback.exists", At: precondition.Always, Read: checkFeedbackExists},
 	{Name: "sink.feedback.table", At: precondition.Always, Read: feedbackCheck((*catalogue).checkTable)},
 	{Name: "sink.feedback.columns", At: precondition.Always, Read: feedbackCheck((*catalogue).checkColumns)},
@@ -39,8 +39,8 @@ func (c *catalogue) report() (report precondition.Report) {
 	return report
 }
 
-func feedbackCheck(check func(*catalogue) []precondition.Finding) func(context.Context, *facts) ([]precondition.Finding, error) {
-	return func(_ context.Context, f *facts) ([]precondition.Finding, error) {
+func feedbackCheck(check func(*catalogue) []precondition.Finding) func(context.Context, *sinkFacts) ([]precondition.Finding, error) {
+	return func(_ context.Context, f *sinkFacts) ([]precondition.Finding, error) {
 		if !f.catalogue.exists {
 			return nil, nil // checkTableExists says so
 		}
@@ -56,13 +56,13 @@ func feedbackCheck(check func(*catalogue) []precondition.Finding) func(context.C
 
 // checkFeedbackExists looks for the table. A role without USAGE on its schema
 // does not see it either.
-func checkFeedbackExists(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+func checkFeedbackExists(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
 	if f.catalogue.exists {
 		return nil, nil
 	}
 	missing := fail("it does not exist", "there is no place for notifications", f.catalogue.feedback.createSQL())
 	missing.Object = "feedback table " + f.t.feedback
-	schema, _, _ := strings.Cut(f.cfg.Sink.Table, ".")
+	schema, _, _ := strings.Cut(f.cfg.Table, ".")
 	var hidden bool
 	var role string
 	err := f.conn.QueryRow(ctx, `SELECT NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.quote_ident(current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1`, schema).Scan(&hidden, &role)

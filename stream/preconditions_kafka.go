@@ -16,7 +16,7 @@ import (
 )
 
 // kafkaPreconditions are those of the cluster and its topics.
-var kafkaPreconditions = []precondition.Check[*facts]{
+var kafkaPreconditions = []precondition.Check[*kafkaFacts]{
 	{Name: "kafka.rights", At: precondition.Always, Read: readRights},
 	{Name: "kafka.group", At: precondition.Always, Read: readGroupRight},
 	{Name: "kafka.internal_topics", At: precondition.AtSetup | precondition.AtStart, Read: readInternalTopics},
@@ -33,21 +33,21 @@ var kafkaPreconditions = []precondition.Check[*facts]{
 }
 
 // alterTopic is the command that changes a setting of a topic.
-func (f *facts) alterTopic(topic, setting string) string {
+func (f *kafkaFacts) alterTopic(topic, setting string) string {
 	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.cluster.bootstrap, topic, setting)
 }
 
 // settings gives what is known of a topic; ok is false where it is missing or its
 // settings may not be read: kafka.topics and kafka.settings say so.
-func (f *facts) settings(topic string) (s topicSettings, ok bool) {
+func (f *kafkaFacts) settings(topic string) (s topicSettings, ok bool) {
 	s, ok = f.cluster.settings[topic]
 	return s, ok
 }
 
 // readTopicsExist looks for the four topics.
-func readTopicsExist(_ context.Context, f *facts) ([]precondition.Finding, error) {
+func readTopicsExist(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
-	for _, topic := range f.cfg.Kafka.topics() {
+	for _, topic := range f.cfg.topics() {
 		if err := f.cluster.topics[topic].Err; err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
 			found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
 				Found: err.Error(), Effect: "no lane can work", Fix: "dinnerbell setup"})
@@ -58,8 +58,8 @@ func readTopicsExist(_ context.Context, f *facts) ([]precondition.Finding, error
 
 // readProgressPartitions compares the partition counts: each lane has its
 // progress in the partition of its own number.
-func readProgressPartitions(_ context.Context, f *facts) ([]precondition.Finding, error) {
-	k := f.cfg.Kafka
+func readProgressPartitions(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	k := f.cfg
 	lanes, have := len(f.cluster.topics[k.Campaigns].Partitions), len(f.cluster.topics[k.Progress].Partitions)
 	if have >= lanes {
 		return nil, nil
@@ -71,9 +71,9 @@ func readProgressPartitions(_ context.Context, f *facts) ([]precondition.Finding
 }
 
 // readSettingsVisible names the topics whose settings may not be read.
-func readSettingsVisible(_ context.Context, f *facts) ([]precondition.Finding, error) {
+func readSettingsVisible(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
-	for _, topic := range f.cfg.Kafka.topics() {
+	for _, topic := range f.cfg.topics() {
 		if _, ok := f.settings(topic); !ok && f.cluster.topics[topic].Err == nil {
 			found = append(found, precondition.Finding{Level: precondition.Unknown, Object: "topic " + topic,
 				Found:  "its settings may not be read (DescribeConfigs)",
@@ -97,8 +97,8 @@ func (t topicSettings) has(policy string) bool {
 
 // readProgressPolicy wants the last record of each lane to stay for ever. Where
 // retention deletes it, the next takeover does not know what was shipped.
-func readProgressPolicy(ctx context.Context, f *facts) ([]precondition.Finding, error) {
-	topic := f.cfg.Kafka.Progress
+func readProgressPolicy(ctx context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	topic := f.cfg.Progress
 	s, ok := f.settings(topic)
 	if !ok || s.has("compact") && !s.has("delete") {
 		return nil, nil
@@ -119,7 +119,7 @@ func readProgressPolicy(ctx context.Context, f *facts) ([]precondition.Finding, 
 	return []precondition.Finding{finding}, nil
 }
 
-func (f *facts) policy(topic string) string {
+func (f *kafkaFacts) policy(topic string) string {
 	c := f.cluster.settings[topic]["cleanup.policy"]
 	return c.MaybeValue()
 }
@@ -150,8 +150,8 @@ const compactionLag = 24 * time.Hour
 
 // readCampaignsPolicy: the record key is not used, so two campaigns may share one,
 // and compaction deletes the older.
-func readCampaignsPolicy(_ context.Context, f *facts) ([]precondition.Finding, error) {
-	topic := f.cfg.Kafka.Campaigns
+func readCampaignsPolicy(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	topic := f.cfg.Campaigns
 	s, ok := f.settings(topic)
 	if !ok || !s.has("compact") {
 		return nil, nil
@@ -168,8 +168,8 @@ func readCampaignsPolicy(_ context.Context, f *facts) ([]precondition.Finding, e
 
 // readDeadLettersPolicy: a dead letter has the key of its message, which may be
 // none, and such a record no compacted topic accepts.
-func readDeadLettersPolicy(_ context.Context, f *facts) ([]precondition.Finding, error) {
-	topic := f.cfg.Kafka.DeadLetters
+func readDeadLettersPolicy(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	topic := f.cfg.DeadLetters
 	s, ok := f.settings(topic)
 	if !ok || !s.has("compact") {
 		return nil, nil
@@ -187,9 +187,9 @@ const (
 )
 
 // readMessageLimits compares what the topics accept with what they are for.
-func readMessageLimits(_ context.Context, f *facts) ([]precondition.Finding, error) {
+func readMessageLimits(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
 	const setting = "max.message.bytes"
-	k := f.cfg.Kafka
+	k := f.cfg
 	var found []precondition.Finding
 	for _, c := range []struct {
 		topic  string
@@ -230,9 +230,9 @@ func (c *cluster) copies(topic string) int {
 
 // readInsyncReplicas: every record is written with acks=all, which a topic with
 // fewer replicas than min.insync.replicas refuses for ever.
-func readInsyncReplicas(_ context.Context, f *facts) ([]precondition.Finding, error) {
+func readInsyncReplicas(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
-	for _, topic := range f.cfg.Kafka.outputs() {
+	for _, topic := range f.cfg.outputs() {
 		s, ok := f.settings(topic)
 		least, have := s.number("min.insync.replicas", 1), f.cluster.copies(topic)
 		if !ok || have == 0 || least <= int64(have) {
@@ -248,13 +248,13 @@ func readInsyncReplicas(_ context.Context, f *facts) ([]precondition.Finding, er
 
 // readReplicas warns where one broker's disk, or an election, can lose what was
 // acknowledged. A lane notices that and halts; it cannot bring it back.
-func readReplicas(_ context.Context, f *facts) ([]precondition.Finding, error) {
+func readReplicas(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	warn := func(object, what, effect, fix string) {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: object, Found: what, Effect: effect, Fix: fix})
 	}
 	var single []string
-	for _, topic := range f.cfg.Kafka.outputs() {
+	for _, topic := range f.cfg.outputs() {
 		s, ok := f.settings(topic)
 		switch copies := f.cluster.copies(topic); {
 		case copies == 0:
@@ -280,8 +280,8 @@ const leastRetention = time.Hour
 
 // readRetention warns of campaigns that are deleted before a daemon that was down
 // has read them, and of outputs that go before anybody has.
-func readRetention(_ context.Context, f *facts) ([]precondition.Finding, error) {
-	k := f.cfg.Kafka
+func readRetention(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	k := f.cfg
 	var found []precondition.Finding
 	for _, c := range []struct{ topic, effect string }{
 		{k.Campaigns, "a campaign that is not read within it is gone, and its lane halts"},

@@ -15,8 +15,8 @@ import (
 )
 
 // grant is the command that gives the client's principal a right.
-func (f *facts) grant(operation, on string) string {
-	return grantRight(f.cluster.bootstrap, f.cfg.Kafka.Principal, operation, on)
+func (f *kafkaFacts) grant(operation, on string) string {
+	return grantRight(f.cluster.bootstrap, f.cfg.Principal, operation, on)
 }
 
 func grantRight(bootstrap, principal, operation, on string) string {
@@ -24,16 +24,16 @@ func grantRight(bootstrap, principal, operation, on string) string {
 }
 
 // lacks is the finding of a right that is missing.
-func (f *facts) lacks(object, operation, effect, on string) precondition.Finding {
+func (f *kafkaFacts) lacks(object, operation, effect, on string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Object: object,
-		Found: fmt.Sprintf("%s lacks the right %s", f.cfg.Kafka.Principal, operation), Effect: effect, Fix: f.grant(operation, on)}
+		Found: fmt.Sprintf("%s lacks the right %s", f.cfg.Principal, operation), Effect: effect, Fix: f.grant(operation, on)}
 }
 
 // readRights compares what the brokers allow on the topics, which comes with their
 // metadata (KIP-430), with what a lane does. A broker that does not say so, or
 // that allows everything, has no finding.
-func readRights(_ context.Context, f *facts) ([]precondition.Finding, error) {
-	k := f.cfg.Kafka
+func readRights(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	k := f.cfg
 	var found []precondition.Finding
 	for _, c := range []struct {
 		topic     string
@@ -59,8 +59,8 @@ func readRights(_ context.Context, f *facts) ([]precondition.Finding, error) {
 }
 
 // readGroupRight asks for the right on the consumer group, which assigns the lanes.
-func readGroupRight(ctx context.Context, f *facts) ([]precondition.Finding, error) {
-	group := f.cfg.Kafka.Group
+func readGroupRight(ctx context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+	group := f.cfg.Group
 	described, err := f.adm.DescribeGroups(ctx, group)
 	d := described[group]
 	err = errors.Join(err, d.Err)
@@ -86,7 +86,7 @@ func (s *session) transactionRefused(err error) error {
 // readInternalTopics: where there are fewer brokers than the internal topics are to
 // have replicas, as on one broker with Kafka's defaults, they cannot be made, and
 // no transaction or group ever begins.
-func readInternalTopics(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+func readInternalTopics(ctx context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
 	if len(f.cluster.brokers) == 0 {
 		return nil, nil
 	}

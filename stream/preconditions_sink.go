@@ -11,22 +11,22 @@ import (
 
 // sinkPreconditions are those of the Postgres sink. The unique index comes behind
 // what keeps setup from making it.
-var sinkPreconditions = slices.Concat([]precondition.Check[*facts]{
+var sinkPreconditions = slices.Concat([]precondition.Check[*sinkFacts]{
 	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: readConnections},
 	{Name: "sink.schema", At: precondition.Always, Read: readSchemaRights},
 	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: readLayout},
-}, feedbackPreconditions, []precondition.Check[*facts]{
+}, feedbackPreconditions, []precondition.Check[*sinkFacts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
 })
 
 // readLayout looks for the daemon's own tables, in the layout that this program
 // works on.
-func readLayout(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+func readLayout(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
 	return nil, checkLayout(ctx, f.conn, f.t)
 }
 
 // readSchemaRights looks what the role may do with the daemon's own tables.
-func readSchemaRights(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+func readSchemaRights(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
 	// Who may not use the schema cannot see what is in it.
 	grants, err := texts(ctx, f.conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
@@ -34,7 +34,7 @@ UNION ALL
 SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
   AND EXISTS (SELECT FROM pg_catalog.pg_class c CROSS JOIN pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS p
     WHERE c.relnamespace = n.oid AND c.relname IN ('lane', 'campaign', 'outbox') AND NOT pg_catalog.has_table_privilege(c.oid, p)
-    UNION ALL SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'layout' AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))`, f.cfg.Sink.DaemonSchema)
+    UNION ALL SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'layout' AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))`, f.cfg.DaemonSchema)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN 
 }
 
 // readUniqueIndex looks for the constraint that makes "exactly one row" true.
-func readUniqueIndex(ctx context.Context, f *facts) ([]precondition.Finding, error) {
+func readUniqueIndex(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
 	index, err := uniqueIndex(ctx, f.conn, f.t)
 	if err != nil || index != "" || !f.catalogue.exists {
 		return nil, err
@@ -60,10 +60,10 @@ func readUniqueIndex(ctx context.Context, f *facts) ([]precondition.Finding, err
 
 // readConnections compares what the lanes take with what the server has left for
 // them: connections that it does not have are refused to everybody.
-func readConnections(ctx context.Context, f *facts) ([]precondition.Finding, error) {
-	lanes := len(f.cluster.topics[f.cfg.Kafka.Campaigns].Partitions)
-	need := lanes + f.cfg.Sink.readers()
-	if n := f.cfg.Sink.MaxConnections; n > 0 {
+func readConnections(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
+	lanes := f.lanes
+	need := lanes + f.cfg.readers()
+	if n := f.cfg.MaxConnections; n > 0 {
 		need = min(need, n)
 	}
 	var most, reserved, used, role, database int
@@ -91,9 +91,9 @@ SELECT pg_catalog.current_setting('max_connections')::int4,
 	if database >= 0 {
 		warn(fmt.Sprintf("the database may have %d", database), database, "ALTER DATABASE … CONNECTION LIMIT -1"+lower)
 	}
-	if n := f.cfg.Sink.MaxConnections; n > 0 && n < lanes+f.cfg.Sink.readers() {
+	if n := f.cfg.MaxConnections; n > 0 && n < lanes+f.cfg.readers() {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "sink.max_connections",
-			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", n, lanes, lanes+f.cfg.Sink.readers()),
+			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", n, lanes, lanes+f.cfg.readers()),
 			Effect: "lanes for which there is none wait", Fix: "raise it, or run more daemons of the group"})
 	}
 	return found, nil

@@ -219,7 +219,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
 	var step watchedStep
 	step.enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
-		return groupCoordinator(s.cfg.Kafka.Group).trouble(ctx, s.cfg, client)
+		return groupCoordinator(s.cfg.Kafka.Group).trouble(ctx, s.cfg.Kafka, client)
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -112,7 +112,7 @@ func (s *session) connect(ctx context.Context) error {
 // checkPreconditions makes the session's checks, and keeps what they have read of
 // the cluster: the topics' ids and how large a record may be.
 func (s *session) checkPreconditions(ctx context.Context) error {
-	var found *facts
+	var found facts
 	if err := met(readPreconditions(ctx, s.cfg, precondition.AtSession, s.sink, &found)); err != nil {
 		return err
 	}
@@ -211,7 +211,7 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 // lane's transactions, so the K that is read is final.
 func (s *session) fence(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
-		return transactionCoordinator(s.transactionalID()).trouble(ctx, s.cfg, s.client)
+		return transactionCoordinator(s.transactionalID()).trouble(ctx, s.cfg.Kafka, s.client)
 	}
 	s.step.enter(fmt.Sprintf("fence the former producer of lane %d", s.lane.id), trouble)
 	_, _, err := s.client.ProducerID(ctx)
