@@ -43,12 +43,12 @@ var ErrBrokerStuck = errors.New("broker does not end")
 // Broker is kfake in a process of its own, one broker, topics made on request
 // only. Its methods are for one goroutine at a time.
 type Broker struct {
-	opts BrokerOptions
-	proc *process
+	opts  BrokerOptions
+	child *Child
 }
 
 // PID of the running child.
-func (b *Broker) PID() int { return b.proc.pid() }
+func (b *Broker) PID() int { return b.child.PID() }
 
 // StartBroker starts the child and returns once it answers.
 func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
@@ -85,25 +85,18 @@ func (b *Broker) Addr() string { return loopback(b.opts.Port) }
 // Start starts a stopped broker again on the same port and data and returns
 // once it answers a metadata request.
 func (b *Broker) Start(ctx context.Context) error {
-	if b.proc.running() {
+	if b.child.Running() {
 		return nil
-	}
-	logPath := filepath.Join(b.opts.Dir, "broker.log")
-	logFile, err := openLog(logPath)
-	if err != nil {
-		return err
 	}
 	args := slices.Concat(b.opts.Command[1:], []string{filepath.Join(b.opts.Dir, "data"), b.Addr()})
 	cmd := exec.Command(b.opts.Command[0], args...)
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	proc, err := startProcess(cmd, syscall.SIGTERM, nil)
-	_ = logFile.Close() // the child has its own descriptor
+	child, err := StartChild(cmd, filepath.Join(b.opts.Dir, "broker.log"), syscall.SIGTERM)
 	if err != nil {
 		return err
 	}
-	b.proc = proc
-	if err := awaitBroker(ctx, proc, b.Addr(), brokerReadyLimit); err != nil {
-		return errors.Join(fmt.Errorf("start broker on %s: %w%s", b.Addr(), err, logTail(logPath)), b.Stop())
+	b.child = child
+	if err := awaitBroker(ctx, child, b.Addr(), brokerReadyLimit); err != nil {
+		return errors.Join(fmt.Errorf("start broker on %s: %w", b.Addr(), err), b.Stop())
 	}
 	return nil
 }
@@ -111,21 +104,21 @@ func (b *Broker) Start(ctx context.Context) error {
 // Stop ends the broker with SIGTERM and waits until it has written its data.
 // There is no Kill: see ErrBrokerStuck.
 func (b *Broker) Stop() error {
-	if !b.proc.running() {
+	if !b.child.Running() {
 		return nil
 	}
-	if err := b.proc.signal(syscall.SIGTERM); err != nil {
+	if err := b.child.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	if !b.proc.wait(brokerStopLimit) {
-		return fmt.Errorf("stop broker (pid %d): %w after %s", b.proc.pid(), ErrBrokerStuck, brokerStopLimit)
+	if !b.child.Wait(brokerStopLimit) {
+		return fmt.Errorf("stop broker (pid %d): %w after %s", b.child.PID(), ErrBrokerStuck, brokerStopLimit)
 	}
 	return nil
 }
 
 // awaitBroker returns once the broker at addr answers a metadata request.
-func awaitBroker(ctx context.Context, proc *process, addr string, limit time.Duration) error {
-	return proc.awaitReady(ctx, limit, func(ctx context.Context) error {
+func awaitBroker(ctx context.Context, child *Child, addr string, limit time.Duration) error {
+	return child.AwaitReady(ctx, limit, pollInterval, func(ctx context.Context) error {
 		// A dial first: a client would go through its own slow retries.
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		if err != nil {

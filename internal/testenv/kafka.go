@@ -35,8 +35,8 @@ const (
 // Kafka is one Apache Kafka node in KRaft mode. Unlike Broker it may be
 // killed. Its methods are for one goroutine at a time.
 type Kafka struct {
-	opts KafkaOptions
-	proc *process
+	opts  KafkaOptions
+	child *Child
 }
 
 // StartKafka starts the server, formatting an empty folder, and returns once
@@ -65,32 +65,25 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 func (k *Kafka) Addr() string { return loopback(k.opts.Port) }
 
 // PID of the running server.
-func (k *Kafka) PID() int { return k.proc.pid() }
+func (k *Kafka) PID() int { return k.child.PID() }
 
 // Start starts a stopped or killed server on the same ports and data. After a
 // Kill it takes some seconds: the controller refuses the broker until its
 // former session has run out.
 func (k *Kafka) Start(ctx context.Context) error {
-	if k.proc.running() {
+	if k.child.Running() {
 		return nil
-	}
-	logPath := filepath.Join(k.opts.Dir, "kafka.log")
-	logFile, err := openLog(logPath)
-	if err != nil {
-		return err
 	}
 	// The script ends in exec: its process id becomes the server's.
 	cmd := exec.Command(k.opts.Script, "run", k.opts.Dir, strconv.Itoa(k.opts.Port), strconv.Itoa(k.opts.ControllerPort))
 	cmd.Env = append(os.Environ(), "KAFKA_SETTINGS="+strings.Join(k.opts.Settings, "\n"))
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	proc, err := startProcess(cmd, syscall.SIGKILL, nil)
-	_ = logFile.Close() // the child has its own descriptor
+	child, err := StartChild(cmd, filepath.Join(k.opts.Dir, "kafka.log"), syscall.SIGKILL)
 	if err != nil {
 		return err
 	}
-	k.proc = proc
-	if err := awaitBroker(ctx, proc, k.Addr(), kafkaReadyLimit); err != nil {
-		return errors.Join(fmt.Errorf("start Kafka on %s: %w%s", k.Addr(), err, logTail(logPath)), k.Kill())
+	k.child = child
+	if err := awaitBroker(ctx, child, k.Addr(), kafkaReadyLimit); err != nil {
+		return errors.Join(fmt.Errorf("start Kafka on %s: %w", k.Addr(), err), k.Kill())
 	}
 	return nil
 }
@@ -98,13 +91,13 @@ func (k *Kafka) Start(ctx context.Context) error {
 // Stop ends the server in order; one that does not follow in 30 seconds is
 // killed.
 func (k *Kafka) Stop() error {
-	if !k.proc.running() {
+	if !k.child.Running() {
 		return nil
 	}
-	if err := k.proc.signal(syscall.SIGTERM); err != nil {
+	if err := k.child.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	if k.proc.wait(kafkaStopLimit) {
+	if k.child.Wait(kafkaStopLimit) {
 		return nil
 	}
 	return k.Kill()
@@ -113,12 +106,12 @@ func (k *Kafka) Stop() error {
 // Kill is a crash (SIGKILL, to the script's helpers too). It returns when the
 // process is gone.
 func (k *Kafka) Kill() error {
-	if !k.proc.running() {
+	if !k.child.Running() {
 		return nil
 	}
-	if err := syscall.Kill(-k.proc.pid(), syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("kill Kafka (pid %d): %w", k.proc.pid(), err)
+	if err := syscall.Kill(-k.child.PID(), syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("kill Kafka (pid %d): %w", k.child.PID(), err)
 	}
-	<-k.proc.done
+	<-k.child.done
 	return nil
 }

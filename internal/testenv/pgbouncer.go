@@ -29,8 +29,8 @@ var ErrNoPgBouncer = errors.New("no pgbouncer is installed")
 // PgBouncer is a connection pooler in front of a Postgres, to show what happens
 // to those who go through one.
 type PgBouncer struct {
-	proc *process
-	port int
+	child *Child
+	port  int
 }
 
 // StartPgBouncer starts one on loopback and returns when it accepts connections.
@@ -56,10 +56,10 @@ func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error)
 	}
 	cmd := exec.Command(program, "-q", config)
 	cmd.Dir = o.Dir
-	if b.proc, err = startProcess(cmd, syscall.SIGKILL, user); err != nil {
+	if b.child, err = startChildAs(user, cmd, "", syscall.SIGKILL); err != nil {
 		return nil, err
 	}
-	err = b.proc.awaitReady(ctx, 10*time.Second, func(ctx context.Context) error {
+	err = b.child.AwaitReady(ctx, 10*time.Second, pollInterval, func(ctx context.Context) error {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", loopback(b.port))
 		if err != nil {
 			return err
@@ -92,12 +92,8 @@ func (b *PgBouncer) Port() int { return b.port }
 
 // Stop ends it at once, with its connections.
 func (b *PgBouncer) Stop() error {
-	if !b.proc.running() {
+	if !b.child.Running() {
 		return nil
 	}
-	if err := b.proc.signal(syscall.SIGKILL); err != nil {
-		return err
-	}
-	<-b.proc.done
-	return nil
+	return b.child.Kill()
 }

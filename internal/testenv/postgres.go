@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/url"
 	"os"
@@ -43,8 +42,6 @@ type PostgresOptions struct {
 	// Password of the superuser, without which nobody gets in. "": the server trusts
 	// every user of the machine, which is for tests alone, whose roles come and go.
 	Password string
-	// Log receives the server's output; nil writes Dir/postgres.log.
-	Log io.Writer
 }
 
 // defaultSettings: logical replication with room for many slots, since every
@@ -64,9 +61,9 @@ const (
 
 // Postgres is one server. Its methods are for one goroutine at a time.
 type Postgres struct {
-	opts PostgresOptions
-	user *runAs // nil: runs as this process does
-	proc *process
+	opts  PostgresOptions
+	user  *runAs // nil: runs as this process does
+	child *Child
 }
 
 // StartPostgres makes the data directory if it is empty and starts the server.
@@ -172,34 +169,21 @@ func (p *Postgres) authentication() (args []string, forget func(), err error) {
 // Start starts a server that was stopped or killed, on the same port, and
 // returns once it accepts connections, after crash recovery if need be.
 func (p *Postgres) Start(ctx context.Context) error {
-	if p.proc.running() {
+	if p.child.Running() {
 		return nil
 	}
 	cmd := exec.Command(filepath.Join(p.opts.BinDir, "postgres"), p.args()...)
 	cmd.Dir = p.opts.Dir
 	cmd.Env = serverEnv()
-	var logFile *os.File
-	out := p.opts.Log
-	if out == nil {
-		var err error
-		if logFile, err = openLog(p.logPath()); err != nil {
-			return err
-		}
-		out = logFile
-	}
-	cmd.Stdout, cmd.Stderr = out, out
 	// SIGQUIT is Postgres' immediate shutdown: the postmaster takes its
 	// children along and its shared memory with it.
-	proc, err := startProcess(cmd, syscall.SIGQUIT, p.user)
-	if logFile != nil {
-		_ = logFile.Close() // the child has its own descriptor
-	}
+	child, err := startChildAs(p.user, cmd, filepath.Join(p.opts.Dir, "postgres.log"), syscall.SIGQUIT)
 	if err != nil {
 		return err
 	}
-	p.proc = proc
-	if err := proc.awaitReady(ctx, postgresReadyLimit, p.ping); err != nil {
-		return errors.Join(fmt.Errorf("start Postgres on port %d: %w%s", p.opts.Port, err, logTail(p.logPath())), p.Kill())
+	p.child = child
+	if err := child.AwaitReady(ctx, postgresReadyLimit, pollInterval, p.ping); err != nil {
+		return errors.Join(fmt.Errorf("start Postgres on port %d: %w", p.opts.Port, err), p.Kill())
 	}
 	return nil
 }
@@ -267,10 +251,10 @@ func (p *Postgres) BinDir() string { return p.opts.BinDir }
 
 // PID is the postmaster's process id, 0 when the server does not run.
 func (p *Postgres) PID() int {
-	if !p.proc.running() {
+	if !p.child.Running() {
 		return 0
 	}
-	return p.proc.pid()
+	return p.child.PID()
 }
 
 // Stop shuts the server down fast: open transactions are rolled back and
@@ -278,14 +262,14 @@ func (p *Postgres) PID() int {
 // (a walsender waits for its client) is shut down immediately, then killed;
 // both leave crash recovery to the next start.
 func (p *Postgres) Stop() error {
-	if !p.proc.running() {
+	if !p.child.Running() {
 		return nil
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
-		if err := p.proc.signal(sig); err != nil {
+		if err := p.child.Signal(sig); err != nil {
 			return err
 		}
-		if p.proc.wait(postgresStopLimit) {
+		if p.child.Wait(postgresStopLimit) {
 			return nil
 		}
 	}
@@ -298,14 +282,14 @@ func (p *Postgres) Stop() error {
 // The process group is not enough, since each backend calls setsid. The
 // postmaster is halted first so that no child is born behind our back.
 func (p *Postgres) Kill() error {
-	if !p.proc.running() {
+	if !p.child.Running() {
 		return nil
 	}
-	if err := p.proc.signal(syscall.SIGSTOP); err != nil {
+	if err := p.child.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	pids := children(p.proc.pid())
-	if err := p.proc.signal(syscall.SIGKILL); err != nil {
+	pids := children(p.child.PID())
+	if err := p.child.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	for _, pid := range pids {
@@ -313,7 +297,7 @@ func (p *Postgres) Kill() error {
 			return fmt.Errorf("kill Postgres child %d: %w", pid, err)
 		}
 	}
-	<-p.proc.done
+	<-p.child.done
 	return awaitGone(pids, postgresStopLimit)
 }
 
@@ -330,7 +314,6 @@ func awaitGone(pids []int, limit time.Duration) error {
 }
 
 func (p *Postgres) dataDir() string { return filepath.Join(p.opts.Dir, "data") }
-func (p *Postgres) logPath() string { return filepath.Join(p.opts.Dir, "postgres.log") }
 
 // serverEnv is this process's environment without the PG* variables, which
 // would redirect the servers' own programs, and with messages in English.

@@ -16,7 +16,7 @@ import (
 // It is for failover tests: the copy is a plain one, since the programs that
 // are downloaded have no pg_basebackup.
 func (p *Postgres) Standby(ctx context.Context, dir, slot string, settings map[string]string) (*Postgres, error) {
-	if p.proc.running() {
+	if p.child.Running() {
 		return nil, errors.New("make standby: the primary runs")
 	}
 	s := &Postgres{opts: p.opts, user: p.user}
@@ -55,7 +55,7 @@ func (p *Postgres) copyFrom(primary *Postgres) error {
 // Backup copies the data directory of a stopped server, and Restore puts such a
 // copy back.
 func (p *Postgres) Backup(dir string) error {
-	if p.proc.running() {
+	if p.child.Running() {
 		return errors.New("take backup: the server runs")
 	}
 	return os.CopyFS(dir, os.DirFS(p.dataDir()))
@@ -64,7 +64,7 @@ func (p *Postgres) Backup(dir string) error {
 // Restore is described at Backup. recovery makes the next start a recovery from
 // the backup, which begins a new timeline.
 func (p *Postgres) Restore(dir string, recovery bool) error {
-	if p.proc.running() {
+	if p.child.Running() {
 		return errors.New("restore backup: the server runs")
 	}
 	err := errors.Join(os.RemoveAll(p.dataDir()), os.CopyFS(p.dataDir(), os.DirFS(dir)), os.Chmod(p.dataDir(), 0o700))

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,11 +29,11 @@ func TestMain(m *testing.M) {
 }
 
 func runParent() int {
-	child, err := startProcess(exec.Command("sleep", "600"), syscall.SIGKILL, nil)
+	child, err := StartChild(exec.Command("sleep", "600"), "", syscall.SIGKILL)
 	if err != nil {
 		return 1
 	}
-	if _, err := os.Stdout.WriteString(strconv.Itoa(child.pid()) + "\n"); err != nil {
+	if _, err := os.Stdout.WriteString(strconv.Itoa(child.PID()) + "\n"); err != nil {
 		return 1
 	}
 	<-child.done
@@ -232,5 +233,13 @@ func TestFetchPostgres(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(cache, "*"))
 	if err != nil || len(left) != 1 {
 		t.Errorf("the cache holds %v (%v), want one folder", left, err)
+	}
+}
+
+func TestChildEnvironment(t *testing.T) {
+	t.Parallel()
+	got := ChildEnvironment([]string{"HOME=/x", "DINNERBELL_SOURCE_URL=real", "PGHOST=real", "POSTGRES_BIN=/y", "PATH=/z"})
+	if want := []string{"HOME=/x", "POSTGRES_BIN=/y", "PATH=/z"}; !slices.Equal(got, want) {
+		t.Errorf("ChildEnvironment = %v, want %v", got, want)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
 func TestAudiences(t *testing.T) {
@@ -31,15 +33,15 @@ func TestAudiences(t *testing.T) {
 	}
 }
 
-func TestTown(t *testing.T) {
+func TestPopulation(t *testing.T) {
 	t.Parallel()
-	town := newTown(20_000, 200)
+	p := newPopulation(20_000, 200)
 	form := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
 	rows := 0
-	for k := range town.restaurants {
+	for k := range p.restaurants {
 		seen := map[string]bool{}
-		town.subscribers(k, func(client, restaurant string) {
-			if seen[client] || restaurant != town.restaurants[k] || !form.MatchString(client) || !form.MatchString(restaurant) {
+		p.subscribers(k, func(client, restaurant string) {
+			if seen[client] || restaurant != p.restaurants[k] || !form.MatchString(client) || !form.MatchString(restaurant) {
 				t.Fatalf("restaurant %d: (%s, %s), seen before: %t", k, client, restaurant, seen[client])
 			}
 			seen[client] = true
@@ -52,7 +54,7 @@ func TestTown(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	small, large := 0, 0
 	for range 10_000 {
-		switch k := town.pick(r); {
+		switch k := p.pick(r); {
 		case k < 0 || k >= 200:
 			t.Fatalf("picked restaurant %d of 200", k)
 		case k < 10:
@@ -72,15 +74,15 @@ func TestPlan(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_700_000_000, 0)
 	for _, n := range []int{MinRestaurants, 2_000} {
-		town := newTown(100*n, n)
+		people := newPopulation(100*n, n)
 		prepared, plain := map[string]bool{}, map[string]bool{}
 		count := map[string]int{}
-		messages := plan(town, now)
+		messages := plan(people, now)
 		for _, m := range messages {
 			switch {
 			case m.raw != nil:
 				count["(dead)"]++
-				if c := (campaign{}); json.Unmarshal(m.raw, &c) == nil && c.End != 0 {
+				if c := (workload.Campaign{}); json.Unmarshal(m.raw, &c) == nil && c.End != 0 {
 					t.Errorf("%s is no bad campaign", m.raw)
 				}
 				continue
@@ -126,13 +128,5 @@ func TestBar(t *testing.T) {
 	}
 	if last != barLength {
 		t.Errorf("the largest has length %d", last)
-	}
-}
-
-func TestChildEnv(t *testing.T) {
-	t.Parallel()
-	got := childEnv([]string{"HOME=/x", "DINNERBELL_SOURCE_URL=real", "PGHOST=real", "POSTGRES_BIN=/y", "PATH=/z"})
-	if want := []string{"HOME=/x", "POSTGRES_BIN=/y", "PATH=/z"}; !slices.Equal(got, want) {
-		t.Errorf("childEnv = %v, want %v", got, want)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
 const (
@@ -44,8 +46,8 @@ func (w *world) live(ctx context.Context) error {
 	g.Go(func() error { return watch(gctx, client, arrivals) })
 	g.Go(func() error {
 		select {
-		case <-w.daemon.done:
-			return w.daemon.ended()
+		case <-w.daemon.Done():
+			return w.daemon.ExitedError()
 		case <-gctx.Done():
 			return nil
 		}
@@ -75,10 +77,10 @@ func (w *world) stream(ctx context.Context, arrivals <-chan []arrival) error {
 			if err := t.late(now); err != nil {
 				return err
 			}
-			k := w.town.pick(r)
-			c := newCampaign(uuid(r), w.town.restaurants[k], n, now)
-			t.open[c.ID] = &delivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: w.town.sizes[k], content: c.Content, produced: time.Now()}
-			if err := w.send(ctx, c.ID, c.value()); err != nil {
+			k := w.people.pick(r)
+			c := newCampaign(workload.CampaignID(r.Uint64()), w.people.restaurants[k], n, now)
+			t.open[c.ID] = &delivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: w.people.sizes[k], content: c.Content, produced: time.Now()}
+			if err := w.send(ctx, c.ID, c.JSON()); err != nil {
 				return err
 			}
 			n++
@@ -146,7 +148,7 @@ func (t *table) print(d *delivery) error {
 		note = "  INCOMPLETE"
 	}
 	if _, err := fmt.Fprintf(out, "%-8s  %-26s  %-10s  %s  %9d  %9d  %9.1f%s\n", d.produced.Format(rowTimeFmt), d.content,
-		d.Restaurant[:8], bar(d.Audience, t.w.town.sizes[0]), d.Audience, d.Notified, d.MS, note); err != nil {
+		d.Restaurant[:8], bar(d.Audience, t.w.people.sizes[0]), d.Audience, d.Notified, d.MS, note); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil

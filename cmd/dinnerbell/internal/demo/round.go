@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
 // roundLimit bounds the wait for everything of a round to be delivered.
@@ -31,7 +33,7 @@ type result struct {
 
 // message is one entry of the round.
 type message struct {
-	campaign
+	workload.Campaign
 	raw      []byte // sent instead of the campaign, if set
 	notifies bool   // its audience is expected to be notified
 	prepare  string // SQL that commits right before it is sent
@@ -45,13 +47,13 @@ const oddSubscriptions = `INSERT INTO subscribers_restaurants (client_id, restau
 	SELECT 'cliënt:' || n || '%', '` + oddRestaurant + `' FROM generate_series(1, 100) n`
 
 // plan is the round: every kind of campaign that the contract tells apart.
-func plan(t town, now time.Time) []message {
+func plan(p population, now time.Time) []message {
 	var out []message
 	add := func(id string, k int, start time.Time) *message {
-		out = append(out, message{campaign: newCampaign(id, t.restaurants[k], len(out), start), notifies: true})
+		out = append(out, message{Campaign: newCampaign(id, p.restaurants[k], len(out), start), notifies: true})
 		return &out[len(out)-1]
 	}
-	last := len(t.restaurants) - 1
+	last := len(p.restaurants) - 1
 	add("the-largest", 0, now)
 	for i := range 14 { // all sizes, none twice
 		add(fmt.Sprintf("plain-%d", i), 1+i*(last-6)/14, now)
@@ -61,13 +63,13 @@ func plan(t town, now time.Time) []message {
 	out = append(out, again) // the very same message
 	add("scheduled", last-1, now.Add(2*time.Second))
 	add("fresh", last-2, now).prepare = fmt.Sprintf(
-		`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('came just before', '%s')`, t.restaurants[last-2])
+		`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('came just before', '%s')`, p.restaurants[last-2])
 	add("left", last-3, now).prepare = fmt.Sprintf(
 		`DELETE FROM subscribers_restaurants WHERE restaurant_id = '%[1]s' AND id = (SELECT min(id) FROM subscribers_restaurants WHERE restaurant_id = '%[1]s')`,
-		t.restaurants[last-3])
+		p.restaurants[last-3])
 	add("two-rows", last-4, now).prepare = fmt.Sprintf(
 		`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT client_id, restaurant_id FROM subscribers_restaurants WHERE restaurant_id = '%s'`,
-		t.restaurants[last-4])
+		p.restaurants[last-4])
 	odd := add("odd: 100%", 0, now)
 	odd.Restaurant, odd.prepare = oddRestaurant, oddSubscriptions
 	add("nobody", 0, now).Restaurant = "a restaurant without subscribers"
@@ -75,7 +77,7 @@ func plan(t town, now time.Time) []message {
 	expired.notifies = false
 	out = append(out,
 		message{raw: []byte("not JSON"), dead: true},
-		message{raw: []byte(`{"restaurant_id":"` + t.restaurants[0] + `","adv_campaign_id":"half"}`), dead: true},
+		message{raw: []byte(`{"restaurant_id":"` + p.restaurants[0] + `","adv_campaign_id":"half"}`), dead: true},
 	)
 	return append(out, again) // once more, when the first may be long done
 }
@@ -88,7 +90,7 @@ func (w *world) once(ctx context.Context) error {
 	if _, err := w.db.Exec(ctx, expectView); err != nil {
 		return fmt.Errorf("create check views: %w", err)
 	}
-	messages := plan(w.town, time.Now())
+	messages := plan(w.people, time.Now())
 	w.sayf("sending %d campaigns", len(messages))
 	began := time.Now()
 	dead := 0
@@ -138,11 +140,11 @@ func (w *world) sendOne(ctx context.Context, i int, m message) error {
 	}
 	if m.notifies {
 		if _, err := w.db.Exec(ctx, `INSERT INTO demo.campaign SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM demo.campaign WHERE id = $1)`,
-			m.ID, m.Restaurant, m.value()); err != nil {
+			m.ID, m.Restaurant, m.JSON()); err != nil {
 			return fmt.Errorf("note campaign %s: %w", m.ID, err)
 		}
 	}
-	return w.send(ctx, m.ID, m.value())
+	return w.send(ctx, m.ID, m.JSON())
 }
 
 // awaitSettled waits until everything expected has been shipped and nothing is
@@ -154,7 +156,7 @@ func (w *world) awaitSettled(ctx context.Context, began time.Time) (time.Duratio
 	}
 	var since time.Time
 	polls := 0
-	err := w.await(ctx, roundLimit, func() error {
+	err := w.daemon.AwaitReady(ctx, roundLimit, pollEvery, func(ctx context.Context) error {
 		if err := w.settled(ctx, expected); err != nil {
 			polls = 0
 			return err

@@ -33,14 +33,14 @@ const (
 
 // world is everything that runs for one demo.
 type world struct {
-	opts  Options
-	began time.Time
-	town  town
+	opts   Options
+	began  time.Time
+	people population
 
 	dir      string // removed at the end
 	postgres *testenv.Postgres
 	broker   *testenv.Broker
-	daemon   *daemon
+	daemon   *testenv.Child
 	http     string // host:port of the daemon
 
 	db       *pgx.Conn
@@ -133,16 +133,16 @@ func (w *world) startBroker(ctx context.Context) error {
 	return w.makeTopic(ctx)
 }
 
-// fill creates the tables of the contract and the town's subscriptions.
+// fill creates the tables of the contract and the population's subscriptions.
 func (w *world) fill(ctx context.Context) error {
 	w.sayf("inserting %d subscriptions over %d restaurants", w.opts.Subscriptions, w.opts.Restaurants)
 	if _, err := w.db.Exec(ctx, testenv.ContractTables); err != nil {
 		return fmt.Errorf("create tables: %w", err)
 	}
-	w.town = newTown(w.opts.Subscriptions, w.opts.Restaurants)
+	w.people = newPopulation(w.opts.Subscriptions, w.opts.Restaurants)
 	rows := make([][]any, 0, w.opts.Subscriptions)
-	for k := range w.town.restaurants {
-		w.town.subscribers(k, func(client, restaurant string) { rows = append(rows, []any{client, restaurant}) })
+	for k := range w.people.restaurants {
+		w.people.subscribers(k, func(client, restaurant string) { rows = append(rows, []any{client, restaurant}) })
 	}
 	_, err := w.db.CopyFrom(ctx, pgx.Identifier{"public", subscriptions}, []string{"client_id", "restaurant_id"}, pgx.CopyFromRows(rows))
 	if err != nil {
@@ -175,7 +175,7 @@ func (w *world) configure(context.Context) error {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	w.sayf("dinnerbell setup")
-	return runChild(w.opts.Binary, childEnv(w.opts.Env), w.opts.Stderr, "-c", w.configFile(), "setup")
+	return runCommand(w.opts.Binary, testenv.ChildEnvironment(w.opts.Env), w.opts.Stderr, "-c", w.configFile(), "setup")
 }
 
 func (w *world) configFile() string { return filepath.Join(w.dir, "dinnerbell.yaml") }
@@ -193,16 +193,16 @@ func (w *world) startDaemon(ctx context.Context) error {
 	w.sayf("dinnerbell run")
 	began := time.Now()
 	var err error
-	w.daemon, err = startDaemon(w.opts.Binary, w.configFile(), filepath.Join(w.dir, "daemon.log"), childEnv(w.opts.Env))
+	w.daemon, err = startDaemon(w.opts.Binary, w.configFile(), filepath.Join(w.dir, "daemon.log"), testenv.ChildEnvironment(w.opts.Env))
 	if err != nil {
 		return err
 	}
-	err = w.await(ctx, readyLimit, func() error {
+	err = w.daemon.AwaitReady(ctx, readyLimit, pollEvery, func(ctx context.Context) error {
 		_, err := w.get(ctx, "/readyz")
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("wait for the daemon to be ready: %w%s", err, w.daemon.tail())
+		return fmt.Errorf("start daemon: %w", err)
 	}
 	w.sayf("ready after %d ms", time.Since(began).Milliseconds())
 	return nil
@@ -232,36 +232,13 @@ func (w *world) get(ctx context.Context, path string) ([]byte, error) {
 	return body, nil
 }
 
-// await calls done until it returns nil, and gives its last error after limit,
-// or when the daemon or ctx ends.
-func (w *world) await(ctx context.Context, limit time.Duration, done func() error) error {
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	timeout := time.After(limit)
-	for {
-		err := done()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-timeout:
-			return fmt.Errorf("not within %s: %w", limit, err)
-		case <-w.daemon.done:
-			return w.daemon.ended()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // stop takes down what was started, in the reverse order, and removes the
 // folder. The broker and Postgres outlive the daemon, so that it can drain.
 func (w *world) stop() error {
 	w.sayf("stopping")
 	var errs []error
 	if w.daemon != nil {
-		errs = append(errs, w.daemon.stop())
+		errs = append(errs, w.daemon.Stop(stopLimit))
 	}
 	if w.producer != nil {
 		w.producer.Close()
@@ -285,7 +262,7 @@ func (w *world) stop() error {
 
 // hints say how to look at it with other tools, with the real ports.
 func (w *world) hints() {
-	example := string(newCampaign("my-campaign", w.town.restaurants[0], 0, time.Now()).value())
+	example := newCampaign("my-campaign", w.people.restaurants[0], 0, time.Now())
 	_, _ = fmt.Fprintf(w.opts.Stderr, `
 Look at it from another terminal:
 
@@ -301,5 +278,5 @@ or send a campaign of your own:
 
 Ctrl-C ends it and removes everything.
 
-`, w.broker.Addr(), topicOut, w.url(), w.opts.Binary, w.configFile(), w.http, example, topicIn)
+`, w.broker.Addr(), topicOut, w.url(), w.opts.Binary, w.configFile(), w.http, example.JSON(), topicIn)
 }

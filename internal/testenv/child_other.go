@@ -10,8 +10,9 @@ import (
 	"syscall"
 )
 
-// sysProcAttr: only Linux can tie a child's life to its parent's.
-func sysProcAttr(syscall.Signal) *syscall.SysProcAttr {
+// ChildAttributes gives a child its own process group. Only Linux can tie a
+// child's life to its parent's.
+func ChildAttributes(syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }
 

@@ -9,7 +9,9 @@ import (
 	"syscall"
 )
 
-func sysProcAttr(onDeath syscall.Signal) *syscall.SysProcAttr {
+// ChildAttributes gives a child its own process group and, on Linux, the signal
+// onDeath when the thread that started it ends: see StartChild.
+func ChildAttributes(onDeath syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: onDeath}
 }
 
