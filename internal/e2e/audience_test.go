@@ -64,7 +64,7 @@ var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 // peakMemory is the most memory that the process has had resident, in bytes.
 func (d *deployment) peakMemory() int64 {
 	d.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.PID()))
 	if err != nil {
 		d.Skipf("peak memory is read from /proc: %v", err)
 	}

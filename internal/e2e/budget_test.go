@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/internal/budget"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/workload"
 )
 
 // The work that a notification and a subscription cause, counted in bytes and
@@ -39,7 +40,7 @@ SELECT md5($1 || r || 'c' || c)::uuid::text, md5($1 || r)::uuid::text FROM gener
 	d.ready()
 
 	for _, a := range audiences {
-		var all []campaign
+		var all []workload.Campaign
 		for r := range a.restaurants {
 			var restaurant string
 			d.scan(&restaurant, `SELECT md5($1 || $2::int)::uuid::text`, a.budget, r+1)

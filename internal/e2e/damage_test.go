@@ -26,7 +26,7 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	d.setup(3)
 	d.start()
 	d.ready()
-	pid := d.process.Process.Pid
+	pid := d.process.PID()
 	address, err := d.httpAddress()
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +49,7 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	})
 	cancel()
 	alive.Wait()
-	if d.process.Process.Pid != pid {
+	if d.process.PID() != pid {
 		t.Error("the daemon was started again")
 	}
 	aside := d.quarantines()

@@ -20,7 +20,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/workload"
 )
 
 func TestMain(m *testing.M) { envtest.Main(m) }
@@ -38,8 +40,7 @@ type deployment struct {
 	dir       string // state.dir
 	binary    string
 	env       []string // of the daemon; nil: the test's
-	process   *exec.Cmd
-	exited    chan error
+	process   *testenv.Child
 	log       *logBuffer
 	campaigns *kgo.Client
 }
@@ -125,31 +126,30 @@ func (d *deployment) start() {
 func (d *deployment) startAs(cmd *exec.Cmd) {
 	d.Helper()
 	cmd.Stderr, cmd.Env = d.log, d.env
-	if err := cmd.Start(); err != nil {
+	child, err := testenv.StartChild(cmd, "", syscall.SIGKILL)
+	if err != nil {
 		d.Fatal(err)
 	}
-	d.process, d.exited = cmd, make(chan error, 1)
-	go func(exited chan error) { exited <- cmd.Wait() }(d.exited)
+	d.process = child
 }
 
 // kill ends the daemon by SIGKILL, as a crash does.
 func (d *deployment) kill() {
 	d.Helper()
-	if err := d.process.Process.Kill(); err != nil {
-		d.Errorf("kill: %v", err)
+	if err := d.process.Kill(); err != nil {
+		d.Error(err)
 	}
-	<-d.exited //nolint:errcheck // killed: it ends with an error
 	d.process = nil
 }
 
 // stop ends the daemon by SIGTERM; it must drain and exit 0.
 func (d *deployment) stop() {
 	d.Helper()
-	if err := d.process.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := d.process.Signal(syscall.SIGTERM); err != nil {
 		d.Fatal(err)
 	}
-	if err := <-d.exited; err != nil {
-		d.Errorf("the daemon ended with %v after SIGTERM", err)
+	if <-d.process.Done(); d.process.Err() != nil {
+		d.Errorf("the daemon ended with %v after SIGTERM", d.process.Err())
 	}
 	d.process = nil
 }
@@ -194,41 +194,22 @@ func (d *deployment) httpAddress() (string, error) {
 }
 
 // produce sends campaigns to one partition, in one batch.
-func (d *deployment) produce(partition int32, campaigns ...campaign) {
+func (d *deployment) produce(partition int32, campaigns ...workload.Campaign) {
 	d.Helper()
 	records := make([]*kgo.Record, 0, len(campaigns))
 	for _, c := range campaigns {
-		records = append(records, &kgo.Record{Topic: d.topic("campaigns"), Partition: partition, Value: c.json()})
+		records = append(records, &kgo.Record{Topic: d.topic("campaigns"), Partition: partition, Value: c.JSON()})
 	}
 	if err := d.campaigns.ProduceSync(d.Context(), records...).FirstErr(); err != nil {
 		d.Fatal(err)
 	}
 }
 
-// campaign is an input message.
-type campaign struct {
-	Restaurant string `json:"restaurant_id"`
-	ID         string `json:"adv_campaign_id"`
-	Content    string `json:"adv_campaign_content"`
-	Owner      string `json:"adv_campaign_owner"`
-	Contact    string `json:"adv_campaign_owner_contact"`
-	Start      int64  `json:"adv_campaign_datetime_start"`
-	End        int64  `json:"adv_campaign_datetime_end"`
-	Created    int64  `json:"datetime_created"`
-}
-
 // newCampaign is valid now and for an hour.
-func newCampaign(id, restaurant string) campaign {
-	now := time.Now().Unix()
-	return campaign{restaurant, id, "content of " + id, "owner", "owner@example.com", now - 10, now + 3600, now - 20}
-}
-
-func (c campaign) json() []byte {
-	b, err := json.Marshal(c)
-	if err != nil {
-		panic(err) //nolint:forbidigo // strings and numbers always encode
-	}
-	return b
+func newCampaign(id, restaurant string) workload.Campaign {
+	c := workload.NewCampaign(id, restaurant, time.Now().Add(-10*time.Second), time.Hour)
+	c.Content, c.Owner, c.Contact = "content of "+id, "owner", "owner@example.com"
+	return c
 }
 
 // checkOnce waits until both sinks hold exactly the given number of
@@ -306,22 +287,10 @@ func (d *deployment) rows() map[string]string {
 		d.Fatal(err)
 	}
 	out := map[string]string{}
-	type record struct {
-		Restaurant string `json:"restaurant_id"`
-		ID         string `json:"adv_campaign_id"`
-		Content    string `json:"adv_campaign_content"`
-		Owner      string `json:"adv_campaign_owner"`
-		Contact    string `json:"adv_campaign_owner_contact"`
-		Start      int64  `json:"adv_campaign_datetime_start"`
-		End        int64  `json:"adv_campaign_datetime_end"`
-		Client     string `json:"client_id"`
-		Created    int64  `json:"datetime_created"`
-		Trigger    int64  `json:"trigger_datetime_created"`
-	}
-	var r record
-	_, err = pgx.ForEachRow(rows, []any{&r.Restaurant, &r.ID, &r.Content, &r.Owner, &r.Contact, &r.Start, &r.End, &r.Client, &r.Created, &r.Trigger}, func() error {
+	var r workload.Notification
+	_, err = pgx.ForEachRow(rows, []any{&r.Restaurant, &r.Campaign, &r.Content, &r.Owner, &r.Contact, &r.Start, &r.End, &r.Client, &r.Created, &r.Trigger}, func() error {
 		b, err := json.Marshal(r)
-		out[escape(r.ID)+":"+escape(r.Client)] = string(b)
+		out[escape(r.Campaign)+":"+escape(r.Client)] = string(b)
 		return err
 	})
 	if err != nil {

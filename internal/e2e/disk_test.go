@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -226,10 +225,9 @@ func TestDiskFullToTheLastByte(t *testing.T) {
 	for n := 0; n < 200 && !ended; n++ {
 		d.db.Exec(`UPDATE subscribers_restaurants SET client_id = client_id || $1`, fmt.Sprint(n%10))
 		select {
-		case err := <-d.exited:
-			exit, ok := errors.AsType[*exec.ExitError](err)
-			if !ok || exit.ExitCode() != 1 || !strings.Contains(d.log.tail(16<<10), "no space left on device") {
-				t.Errorf("the daemon ended with %v", err)
+		case <-d.process.Done():
+			if d.process.ExitCode() != 1 || !strings.Contains(d.log.tail(16<<10), "no space left on device") {
+				t.Errorf("the daemon ended with %v", d.process.Err())
 			}
 			d.process, ended = nil, true
 		default:
@@ -242,7 +240,7 @@ func TestDiskFullToTheLastByte(t *testing.T) {
 	}
 	if !ended {
 		select {
-		case <-d.exited: //nolint:errcheck // how it ended does not matter here
+		case <-d.process.Done():
 			d.process = nil
 		case <-time.After(time.Second):
 		}

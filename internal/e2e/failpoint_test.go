@@ -141,9 +141,9 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 		_ = exec.Command(d.binary, "-c", d.config, "replay", "--from", "earliest").Run() // the daemon dies under it
 	}
 	select {
-	case err := <-d.exited:
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || !killed(exit) {
-			d.Fatalf("the daemon ended with %v instead of dying at %s", err, point)
+	case <-d.process.Done():
+		if exit, ok := errors.AsType[*exec.ExitError](d.process.Err()); !ok || !killed(exit) {
+			d.Fatalf("the daemon ended with %v instead of dying at %s", d.process.Err(), point)
 		}
 		d.process = nil
 	case <-time.After(patience):

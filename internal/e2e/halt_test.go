@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"os/exec"
 	"strings"
 	"testing"
@@ -41,9 +40,9 @@ func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
 	}
 	d.start()
 	select {
-	case err := <-d.exited:
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 3 {
-			t.Errorf("the daemon ended with %v instead of 3", err)
+	case <-d.process.Done():
+		if d.process.ExitCode() != 3 {
+			t.Errorf("the daemon ended with %v instead of 3", d.process.Err())
 		}
 		d.process = nil
 	case <-time.After(patience):

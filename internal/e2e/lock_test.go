@@ -18,7 +18,7 @@ func TestSecondDaemonOnOneDirectory(t *testing.T) {
 	d.setup(1)
 	d.start()
 	d.ready()
-	pid := fmt.Sprint("process ", d.process.Process.Pid)
+	pid := fmt.Sprint("process ", d.process.PID())
 	for _, args := range [][]string{{"run"}, {"rebuild", "--offline"}} {
 		cmd := exec.CommandContext(t.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
 		var stderr bytes.Buffer

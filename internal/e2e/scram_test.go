@@ -46,11 +46,11 @@ func TestBrokerThatAsksForHoursOfWork(t *testing.T) {
 		return nil
 	})
 	began := time.Now()
-	if err := d.process.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := d.process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-d.exited; err != nil {
-		t.Errorf("the daemon ended with %v", err)
+	if <-d.process.Done(); d.process.Err() != nil {
+		t.Errorf("the daemon ended with %v", d.process.Err())
 	}
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("the daemon ended %s after SIGTERM", took)

@@ -19,7 +19,7 @@ func TestTwinDaemons(t *testing.T) {
 	d.setup(1)
 	d.start()
 	d.ready()
-	before := d.process.Process.Pid
+	before := d.process.PID()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, d.binary, "-c", d.config, "run")
@@ -37,7 +37,7 @@ func TestTwinDaemons(t *testing.T) {
 	}
 	d.produce(0, newCampaign("c", "r0"))
 	d.checkOnce(map[string]string{"c": "r0"}, patience)
-	if d.process.Process.Pid != before {
+	if d.process.PID() != before {
 		t.Error("the first daemon was started again")
 	}
 	if log := d.log.tail(64 << 10); strings.Count(log, "snapshot is complete") != 1 {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
 // byHand is the consumer that one would write instead, as a contender: the
@@ -26,7 +28,7 @@ type byHand struct {
 	before  int64 // end of out before the run
 }
 
-func newByHand(ctx context.Context, s *servers, program, name, broker string, p *producer, t *town) (*byHand, error) {
+func newByHand(ctx context.Context, s *servers, program, name, broker string, p *producer, t *population) (*byHand, error) {
 	b := &byHand{servers: s, program: program, broker: broker, dir: filepath.Join(s.dir, name), in: name + ".campaigns", out: name + ".notifications", producer: p}
 	if err := os.MkdirAll(b.dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)
@@ -68,7 +70,7 @@ func (b *byHand) start(ctx context.Context) error {
 	if err := b.launch(); err != nil {
 		return err
 	}
-	c, err := newCampaign(string(appendRestaurant(nil, maxLanes)), 0, 100)
+	c, err := newCampaign(workload.RestaurantID(maxLanes), 0, 100)
 	if err != nil {
 		return err
 	}
@@ -81,16 +83,14 @@ func (b *byHand) prepare(ctx context.Context, l *load) error {
 			return err
 		}
 	}
-	var err error
-	if b.records, err = encode(b.in, l); err != nil {
-		return err
-	}
+	b.records = encode(b.in, l)
 	if err := b.warmUp(ctx, l); err != nil {
 		return err
 	}
 	if err := b.db.reset(ctx); err != nil {
 		return err
 	}
+	var err error
 	b.before, err = b.producer.ends(ctx, b.out)
 	return err
 }
@@ -101,11 +101,8 @@ func (b *byHand) warmUp(ctx context.Context, l *load) error {
 	for lane := range l.lanes {
 		c := l.campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), string(appendRestaurant(nil, maxLanes+lane)) // of the hundreds
-		records, err := encode(b.in, &load{campaigns: []campaign{c}})
-		if err != nil {
-			return err
-		}
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(maxLanes+lane) // of the hundreds
+		records := encode(b.in, &load{campaigns: []campaign{c}})
 		before, err := b.producer.ends(ctx, b.out)
 		if err != nil {
 			return err
@@ -164,7 +161,7 @@ func (b *byHand) stop() error {
 	}
 	c := b.process
 	b.process = nil
-	return c.stop()
+	return c.Stop(stopLimit)
 }
 
-func (b *byHand) pid() int { return b.process.pid() }
+func (b *byHand) pid() int { return b.process.PID() }

@@ -2,23 +2,18 @@ package main
 
 import (
 	"crypto/rand"
-	"encoding/json"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
-// campaign is one input message.
+// campaign is one input message with its lane and audience.
 type campaign struct {
-	Restaurant string `json:"restaurant_id"`
-	ID         string `json:"adv_campaign_id"`
-	Content    string `json:"adv_campaign_content"`
-	Owner      string `json:"adv_campaign_owner"`
-	Contact    string `json:"adv_campaign_owner_contact"`
-	Start      int64  `json:"adv_campaign_datetime_start"` // Unix seconds, inclusive
-	End        int64  `json:"adv_campaign_datetime_end"`   // exclusive
-	Created    int64  `json:"datetime_created"`
+	workload.Campaign
 
 	lane    int32
 	clients []string // sorted; nil where nobody needs them
@@ -32,21 +27,9 @@ func newCampaign(restaurant string, lane int32, count int) (campaign, error) {
 	if _, err := rand.Read(b[:]); err != nil {
 		return campaign{}, fmt.Errorf("make campaign id: %w", err)
 	}
-	var n uint64
-	for _, c := range b {
-		n = n<<8 | uint64(c)
-	}
-	now := time.Now().Unix()
-	return campaign{
-		Restaurant: restaurant, ID: string(appendUUID(nil, 3, n)),
-		Content: "first campaign", Owner: "Ivanov Ivan Ivanovich", Contact: "iiivanov@restaurant.ru",
-		Start: now - 60, End: now + 24*3600, Created: now - 120,
-		lane: lane, count: count,
-	}, nil
+	id := workload.CampaignID(binary.BigEndian.Uint64(b[:]))
+	return campaign{Campaign: workload.NewCampaign(id, restaurant, time.Now().Add(-time.Minute), 25*time.Hour), lane: lane, count: count}, nil
 }
-
-// value is the message.
-func (c *campaign) value() ([]byte, error) { return json.Marshal(c) }
 
 // load is what one run delivers: campaigns that are produced at once.
 type load struct {
@@ -57,22 +40,22 @@ type load struct {
 
 // newLoad makes n campaigns to the restaurants of a kind, in turn, over lanes.
 // withClients fills in who gets them, for contenders that do not look it up.
-func newLoad(t *town, kind string, n, lanes int, withClients bool) (*load, error) {
-	g, ok := t.group(kind)
+func newLoad(p *population, kind string, n, lanes int, withClients bool) (*load, error) {
+	g, ok := p.Group(kind)
 	if !ok {
-		return nil, fmt.Errorf("make campaigns: the town has no %s restaurants", kind)
+		return nil, fmt.Errorf("make campaigns: the population has no %s restaurants", kind)
 	}
 	l := &load{lanes: lanes}
 	audiences := map[int][]string{}
 	for i := range n {
-		at := i % g.restaurants
-		c, err := newCampaign(g.restaurant(at), int32(i%lanes), g.audience)
+		at := i % g.Restaurants
+		c, err := newCampaign(workload.RestaurantID(g.FirstRestaurant()+at), int32(i%lanes), g.Audience)
 		if err != nil {
 			return nil, err
 		}
 		if withClients {
 			if audiences[at] == nil {
-				audiences[at] = t.audience(g, at)
+				audiences[at] = p.Audience(g, at)
 			}
 			c.clients = audiences[at]
 		}

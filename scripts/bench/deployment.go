@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -35,9 +34,9 @@ type deployment struct {
 	daemon  *child // nil: stopped
 }
 
-// deploy makes the database with the town's subscriptions, the topics and the
+// deploy makes the database with the population's subscriptions, the topics and the
 // configuration, and runs setup. Names begin with prefix where that is not "".
-func deploy(ctx context.Context, s *servers, binary, name, broker, prefix string, p *producer, t *town) (*deployment, error) {
+func deploy(ctx context.Context, s *servers, binary, name, broker, prefix string, p *producer, t *population) (*deployment, error) {
 	d := &deployment{servers: s, binary: binary, broker: broker, dir: filepath.Join(s.dir, name), in: prefix + topicCampaigns, out: prefix + topicNotifications}
 	if err := os.MkdirAll(d.dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)
@@ -89,14 +88,7 @@ func (d *deployment) stateDir() string { return filepath.Join(d.dir, "state") }
 
 // command runs a short command of the binary.
 func (d *deployment) command(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, d.binary, append([]string{"-c", d.config()}, args...)...)
-	cmd.Env = childEnv()
-	cmd.SysProcAttr = childAttr()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("run dinnerbell %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
+	return runCommand(ctx, d.binary, append([]string{"-c", d.config()}, args...)...)
 }
 
 // launch starts the daemon and returns at once.
@@ -123,7 +115,7 @@ func (d *deployment) start(ctx context.Context) error {
 
 // ready waits until /readyz says so.
 func (d *deployment) ready(ctx context.Context) error {
-	return d.daemon.await(ctx, pollEvery, func() error {
+	return d.daemon.await(ctx, func() error {
 		_, err := d.get(ctx, "/readyz")
 		return err
 	})
@@ -140,7 +132,7 @@ func (d *deployment) catchUp(ctx context.Context) error {
 
 // applied waits until the mirror has come to a position.
 func (d *deployment) applied(ctx context.Context, lsn uint64) error {
-	return d.daemon.await(ctx, pollEvery, func() error {
+	return d.daemon.await(ctx, func() error {
 		st, err := d.status(ctx)
 		if err != nil {
 			return err
@@ -181,13 +173,14 @@ func (d *deployment) stop() error {
 	}
 	c := d.daemon
 	d.daemon = nil
-	return c.stop()
+	return c.Stop(stopLimit)
 }
 
 // kill crashes the daemon.
-func (d *deployment) kill() {
-	d.daemon.kill()
+func (d *deployment) kill() error {
+	c := d.daemon
 	d.daemon = nil
+	return c.Kill()
 }
 
 // status is the part of /api/status that is needed here.

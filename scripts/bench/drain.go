@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -96,7 +95,7 @@ func (st *stage) daemonDrain(ctx context.Context, end uint64) (time.Duration, er
 		return 0, err
 	}
 	if st.opts.perf != "" {
-		stop, err := profile(st.opts.perf, st.d.daemon.pid())
+		stop, err := profile(st.opts.perf, st.d.daemon.PID())
 		if err != nil {
 			return 0, err
 		}
@@ -113,16 +112,11 @@ func (st *stage) daemonDrain(ctx context.Context, end uint64) (time.Duration, er
 }
 
 func (st *stage) recvlogical(ctx context.Context, end uint64) (time.Duration, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(st.servers.postgres.BinDir(), "pg_recvlogical"),
+	began := time.Now()
+	err := runCommand(ctx, filepath.Join(st.servers.postgres.BinDir(), "pg_recvlogical"),
 		"-d", st.d.db.url, "--slot", "bench_drain", "--start", "--no-loop", "-F", "0", "-f", "/dev/null",
 		"--endpos", fmt.Sprintf("%X/%X", end>>32, uint32(end)), "-o", "proto_version=1", "-o", "publication_names=dinnerbell")
-	cmd.Env = childEnv()
-	cmd.SysProcAttr = childAttr()
-	began := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("run pg_recvlogical: %w\n%s", err, out)
-	}
-	return time.Since(began), nil
+	return time.Since(began), err
 }
 
 // singles commits n rows one by one.

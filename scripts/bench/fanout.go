@@ -19,7 +19,7 @@ func (st *stage) fanout(ctx context.Context) error {
 		return err
 	}
 	err := st.tournament(ctx, "fanout", st.opts.runs, field, func() (*load, error) {
-		return newLoad(&st.town, kindLarge, 1, 1, true)
+		return newLoad(&st.people, kindLarge, 1, 1, true)
 	})
 	if err != nil {
 		return err
@@ -46,10 +46,10 @@ func (st *stage) lanes(ctx context.Context) error {
 	one := []entry{{name: "dinnerbell, one lane", contender: st.ours}}
 	two := []entry{{name: "dinnerbell, two lanes", contender: st.ours}, {name: "copy, two connections", contender: st.copy}}
 	for range st.opts.runs {
-		if err := st.tournament(ctx, "lanes", 1, one, func() (*load, error) { return newLoad(&st.town, kindLarge, 2, 1, false) }); err != nil {
+		if err := st.tournament(ctx, "lanes", 1, one, func() (*load, error) { return newLoad(&st.people, kindLarge, 2, 1, false) }); err != nil {
 			return err
 		}
-		if err := st.tournament(ctx, "lanes", 1, two, func() (*load, error) { return newLoad(&st.town, kindLarge, 2, 2, true) }); err != nil {
+		if err := st.tournament(ctx, "lanes", 1, two, func() (*load, error) { return newLoad(&st.people, kindLarge, 2, 2, true) }); err != nil {
 			return err
 		}
 	}
@@ -74,7 +74,7 @@ func (st *stage) small(ctx context.Context) error {
 			{name: "by_hand", contender: st.byhand},
 		}
 		what := fmt.Sprintf("audience %d", c.audience)
-		err := st.tournament(ctx, what, st.opts.runs, field, func() (*load, error) { return newLoad(&st.town, c.kind, c.n, 1, true) })
+		err := st.tournament(ctx, what, st.opts.runs, field, func() (*load, error) { return newLoad(&st.people, c.kind, c.n, 1, true) })
 		if err != nil {
 			return err
 		}

@@ -9,7 +9,7 @@ import (
 // campaign and started again. How many notifications are in the topic twice?
 // (None may be missing, in either.)
 func (st *stage) kill(ctx context.Context) error {
-	l, err := newLoad(&st.town, kindLarge, 1, 1, false)
+	l, err := newLoad(&st.people, kindLarge, 1, 1, false)
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,9 @@ func (st *stage) killOurs(ctx context.Context, l *load) error {
 	if err := st.d.awaitShipped(ctx, st.ours.shipped+int64(l.total/3)); err != nil {
 		return err
 	}
-	st.d.kill()
+	if err := st.d.kill(); err != nil {
+		return err
+	}
 	if err := st.d.start(ctx); err != nil {
 		return err
 	}
@@ -64,7 +66,9 @@ func (st *stage) killByHand(ctx context.Context, l *load) (doubled float64, err 
 	if err := b.awaitEnd(ctx, b.before+int64(l.total/3)); err != nil {
 		return 0, err
 	}
-	b.process.kill()
+	if err := b.process.Kill(); err != nil {
+		return 0, err
+	}
 	b.process = nil
 	if err := b.launch(); err != nil {
 		return 0, err

@@ -144,12 +144,11 @@ func (st *stage) trace(ctx context.Context, w *watcher, r *kgo.Record, c *campai
 }
 
 func (st *stage) hundreds(topic string, n int) (*load, []*kgo.Record, error) {
-	l, err := newLoad(&st.town, kindHundred, n, 1, false)
+	l, err := newLoad(&st.people, kindHundred, n, 1, false)
 	if err != nil {
 		return nil, nil, err
 	}
-	records, err := encode(topic, l)
-	return l, records, err
+	return l, encode(topic, l), nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -154,8 +154,8 @@ func (o *options) check() error {
 			return fmt.Errorf("no broker %q; there are kfake, kafka", b)
 		}
 	}
-	if least := newTown(o.audience, 0).rows; o.subscriptions < least {
-		return fmt.Errorf("-subscriptions %d are too few for -audience %d: at least %d", o.subscriptions, o.audience, least)
+	if fixed := newPopulation(o.audience, 0); o.subscriptions < fixed.Rows() {
+		return fmt.Errorf("-subscriptions %d are too few for -audience %d: at least %d", o.subscriptions, o.audience, fixed.Rows())
 	}
 	if o.perf != "" {
 		if err := os.MkdirAll(o.perf, 0o750); err != nil {

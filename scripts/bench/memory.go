@@ -13,10 +13,10 @@ func (st *stage) memory(ctx context.Context) (err error) {
 		return err
 	}
 	kind := kindHuge
-	if _, ok := st.town.group(kind); !ok {
+	if _, ok := st.people.Group(kind); !ok {
 		kind = kindLarge
 	}
-	l, err := newLoad(&st.town, kind, 1, 1, false)
+	l, err := newLoad(&st.people, kind, 1, 1, false)
 	if err != nil {
 		return err
 	}
@@ -27,7 +27,7 @@ func (st *stage) memory(ctx context.Context) (err error) {
 	if err := st.ours.deliver(ctx, l); err != nil {
 		return err
 	}
-	peak, err := peakRSS(st.d.daemon.pid())
+	peak, err := peakRSS(st.d.daemon.PID())
 	if err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (st *stage) memory(ctx context.Context) (err error) {
 	return nil
 }
 
-// flatSmall is the size of the small town that flatness compares with, and
+// flatSmall is the size of the small population that flatness compares with, and
 // flatAudience that of its large campaign.
 const (
 	flatSmall    = 100_000
@@ -47,18 +47,18 @@ const (
 // different restaurants in turn, where each has to be found anew. Both daemons
 // get the same load in turn.
 func (st *stage) flatness(ctx context.Context) (err error) {
-	small := newTown(flatAudience, 0)
-	small = newTown(flatAudience, max(flatSmall, small.rows))
+	small := newPopulation(flatAudience, 0)
+	small = newPopulation(flatAudience, max(flatSmall, small.Rows()))
 	d, err := deploy(ctx, st.servers, st.opts.binary, "flat_"+st.kind, st.broker, "flat.", st.producer, &small)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop(), st.servers.drop(context.WithoutCancel(ctx), d.db)) }()
 	field := []entry{
-		{name: fmt.Sprint(st.town.rows), contender: st.ours},
-		{name: fmt.Sprint(small.rows), contender: &ours{d: d, producer: st.producer}},
+		{name: fmt.Sprint(st.people.Rows()), contender: st.ours},
+		{name: fmt.Sprint(small.Rows()), contender: &ours{d: d, producer: st.producer}},
 	}
-	// Restaurants of a kind have the same ids in both towns: the groups before
+	// Restaurants of a kind have the same ids in both populations: the groups before
 	// them have as many.
 	err = st.tournament(ctx, "flatness", st.opts.runs, field, func() (*load, error) {
 		return newLoad(&small, kindHundred, st.opts.audience/100, 1, false)

@@ -137,7 +137,7 @@ func (m *mirror) awaitAudience(ctx context.Context, restaurant state.ID, n int64
 		case <-tick.C:
 		case err := <-m.done:
 			m.done <- err
-			return fmt.Errorf("mirror ended: %w", errors.Join(err, errGone))
+			return fmt.Errorf("mirror ended by itself: %w", err)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

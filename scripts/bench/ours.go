@@ -7,9 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv"
+	"dinnerbell/internal/testenv/workload"
 )
 
 // ours is dinnerbell as a contender: the real daemon as a process, the clock
@@ -29,10 +33,7 @@ func (o *ours) prepare(ctx context.Context, l *load) error {
 	if err := o.d.start(ctx); err != nil {
 		return err
 	}
-	var err error
-	if o.records, err = encode(o.d.in, l); err != nil {
-		return err
-	}
+	o.records = encode(o.d.in, l)
 	if err := o.warmUp(ctx, l); err != nil {
 		return err
 	}
@@ -53,15 +54,12 @@ func (o *ours) warmUp(ctx context.Context, l *load) error {
 	for lane := range l.lanes {
 		c := l.campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), string(appendRestaurant(nil, maxLanes+lane)) // of the hundreds
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(maxLanes+lane) // of the hundreds
 		st, err := o.d.status(ctx)
 		if err != nil {
 			return err
 		}
-		records, err := encode(o.d.in, &load{campaigns: []campaign{c}})
-		if err != nil {
-			return err
-		}
+		records := encode(o.d.in, &load{campaigns: []campaign{c}})
 		if err := o.producer.send(ctx, records...); err != nil {
 			return err
 		}
@@ -75,7 +73,7 @@ func (o *ours) warmUp(ctx context.Context, l *load) error {
 
 func (o *ours) deliver(ctx context.Context, l *load) (err error) {
 	if o.perf != "" {
-		stop, err := profile(o.perf, o.d.daemon.pid())
+		stop, err := profile(o.perf, o.d.daemon.PID())
 		if err != nil {
 			return err
 		}
@@ -100,14 +98,14 @@ func (o *ours) settle(ctx context.Context, l *load) error {
 	return o.d.stop()
 }
 
-func (o *ours) pid() int { return o.d.daemon.pid() }
+func (o *ours) pid() int { return o.d.daemon.PID() }
 
 // profile records what a process does until stop is called: Go programs keep
 // frame pointers, so perf sees their stacks.
 func profile(dir string, pid int) (stop func(), err error) {
 	out := filepath.Join(dir, fmt.Sprintf("daemon-%s.perf", time.Now().Format("150405.000")))
 	cmd := exec.Command("perf", "record", "-q", "-F", "499", "-g", "-p", strconv.Itoa(pid), "-o", out)
-	cmd.SysProcAttr = childAttr()
+	cmd.SysProcAttr = testenv.ChildAttributes(syscall.SIGKILL)
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start perf: %w", err)
 	}

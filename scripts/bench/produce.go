@@ -86,7 +86,7 @@ func (st *stage) warmBroker(ctx context.Context) error {
 	if err := st.producer.createTopics(ctx, topic); err != nil {
 		return err
 	}
-	l, err := newLoad(&st.town, kindLarge, 1, 1, true)
+	l, err := newLoad(&st.people, kindLarge, 1, 1, true)
 	if err != nil {
 		return err
 	}

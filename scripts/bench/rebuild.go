@@ -18,7 +18,7 @@ func (st *stage) rebuild(ctx context.Context) error {
 		return err
 	}
 	var ours, limit []float64
-	rows := float64(st.town.rows)
+	rows := float64(st.people.Rows())
 	for run := range st.opts.runs {
 		began := time.Now()
 		if err := st.d.command(ctx, "rebuild", "--offline"); err != nil {
@@ -52,13 +52,13 @@ func (st *stage) beside(ctx context.Context) error {
 			if err := st.d.command(ctx, command); err != nil {
 				return err
 			}
-			rates[command] = append(rates[command], float64(st.town.rows)/time.Since(began).Seconds())
+			rates[command] = append(rates[command], float64(st.people.Rows())/time.Since(began).Seconds())
 		}
 		began := time.Now()
 		if err := st.drainCopy(ctx); err != nil {
 			return err
 		}
-		rates["drain"] = append(rates["drain"], float64(st.town.rows)/time.Since(began).Seconds())
+		rates["drain"] = append(rates["drain"], float64(st.people.Rows())/time.Since(began).Seconds())
 	}
 	st.report.add("rebuild_online", "rows/s", rates["rebuild"], "copy_to_stdout", rates["drain"]...)
 	st.report.add("verify", "rows/s", rates["verify"], "copy_to_stdout", rates["drain"]...)
@@ -91,7 +91,9 @@ func (st *stage) restart(ctx context.Context) error {
 			return err
 		}
 		orderly = append(orderly, took)
-		st.d.kill()
+		if err := st.d.kill(); err != nil {
+			return err
+		}
 		if took, err = st.timedStart(ctx); err != nil {
 			return err
 		}
@@ -112,7 +114,7 @@ func (st *stage) restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows := float64(st.town.rows)
+	rows := float64(st.people.Rows())
 	st.report.add("disk", "B/subscription", []float64{store / rows}, "goal", 64)
 	st.report.add("disk_with_checkpoints", "B/subscription", []float64{all / rows}, "")
 	return nil

@@ -158,13 +158,13 @@ func (d *database) exec(ctx context.Context, sql string, args ...any) error {
 	return nil
 }
 
-// fill inserts the town's subscriptions.
-func (d *database) fill(ctx context.Context, t *town) error {
-	_, err := d.conn.PgConn().CopyFrom(ctx, &copyStream{town: t}, "COPY public.subscribers_restaurants (id, client_id, restaurant_id) FROM STDIN (FORMAT binary)")
+// fill inserts the population's subscriptions.
+func (d *database) fill(ctx context.Context, t *population) error {
+	_, err := d.conn.PgConn().CopyFrom(ctx, &copyStream{people: t}, "COPY public.subscribers_restaurants (id, client_id, restaurant_id) FROM STDIN (FORMAT binary)")
 	if err != nil {
 		return fmt.Errorf("insert subscriptions: %w", err)
 	}
-	if err := d.exec(ctx, `SELECT setval('public.subscribers_restaurants_id_seq', $1)`, t.rows); err != nil {
+	if err := d.exec(ctx, `SELECT setval('public.subscribers_restaurants_id_seq', $1)`, t.Rows()); err != nil {
 		return err
 	}
 	return d.exec(ctx, `VACUUM (ANALYZE) public.subscribers_restaurants`)

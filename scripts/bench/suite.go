@@ -15,7 +15,7 @@ type suite struct {
 	began   time.Time
 	report  *report
 	servers *servers
-	town    town
+	people  population
 	copy    *copyLimit
 }
 
@@ -26,8 +26,8 @@ func (s *suite) sayf(format string, args ...any) {
 
 // run measures what was asked for and takes everything down again.
 func (s *suite) run(ctx context.Context) (err error) {
-	s.town = newTown(s.opts.audience, s.opts.subscriptions)
-	s.sayf("%s", s.town.String())
+	s.people = newPopulation(s.opts.audience, s.opts.subscriptions)
+	s.sayf("%s", s.people.String())
 	if s.servers, err = startServers(ctx); err != nil {
 		return err
 	}
@@ -71,12 +71,12 @@ func (s *suite) onBroker(ctx context.Context, kind string) (err error) {
 	}
 	s.sayf("filling databases for %s", kind)
 	name := "ours_" + kind
-	if st.d, err = deploy(ctx, s.servers, s.opts.binary, name, st.broker, "", st.producer, &s.town); err != nil {
+	if st.d, err = deploy(ctx, s.servers, s.opts.binary, name, st.broker, "", st.producer, &s.people); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.d.stop()) }()
 	st.ours = &ours{d: st.d, producer: st.producer, perf: s.opts.perf}
-	if st.byhand, err = newByHand(ctx, s.servers, s.opts.byhand, "byhand_"+kind, st.broker, st.producer, &s.town); err != nil {
+	if st.byhand, err = newByHand(ctx, s.servers, s.opts.byhand, "byhand_"+kind, st.broker, st.producer, &s.people); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.byhand.stop()) }()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
 // producer sends campaigns, each to the partition that the run says.
@@ -39,16 +41,12 @@ func (p *producer) createTopics(ctx context.Context, topics ...string) error {
 }
 
 // encode renders all messages, so that the clock measures none of it.
-func encode(topic string, l *load) ([]*kgo.Record, error) {
+func encode(topic string, l *load) []*kgo.Record {
 	records := make([]*kgo.Record, len(l.campaigns))
 	for i := range l.campaigns {
-		value, err := l.campaigns[i].value()
-		if err != nil {
-			return nil, fmt.Errorf("encode campaign: %w", err)
-		}
-		records[i] = &kgo.Record{Topic: topic, Partition: l.campaigns[i].lane, Value: value}
+		records[i] = &kgo.Record{Topic: topic, Partition: l.campaigns[i].lane, Value: l.campaigns[i].JSON()}
 	}
-	return records, nil
+	return records
 }
 
 // send produces the messages and waits until they are acknowledged.
@@ -218,7 +216,7 @@ func fingerprint(key []byte) [2]uint64 {
 		var word [8]byte
 		copy(word[:], key[i:])
 		n := binary.LittleEndian.Uint64(word[:])
-		out[0], out[1] = mix(out[0]^n), mix(out[1]+n^0x5bf03635)
+		out[0], out[1] = workload.Mix(out[0]^n), workload.Mix(out[1]+n^0x5bf03635)
 	}
 	return out
 }

@@ -49,7 +49,7 @@ type meter struct {
 }
 
 func (st *stage) meter(ctx context.Context) (m meter, err error) {
-	if m.daemon, err = cpuSeconds(st.d.daemon.pid()); err != nil {
+	if m.daemon, err = cpuSeconds(st.d.daemon.PID()); err != nil {
 		return m, err
 	}
 	if m.postgres, err = treeSeconds(st.servers.postgres.PID()); err != nil {
@@ -87,7 +87,7 @@ func (st *stage) costOf(ctx context.Context, kind string, n int) (c cost, rate f
 	var all []cost
 	var rates []float64
 	for range st.opts.runs {
-		l, err := newLoad(&st.town, kind, n, 1, false)
+		l, err := newLoad(&st.people, kind, n, 1, false)
 		if err != nil {
 			return c, 0, 0, err
 		}
@@ -211,7 +211,7 @@ func (st *stage) changeCost(ctx context.Context) (c cost, rate float64, err erro
 		return c, 0, err
 	}
 	rate = float64(n) / time.Since(began).Seconds()
-	own, err := cpuSeconds(st.d.daemon.pid())
+	own, err := cpuSeconds(st.d.daemon.PID())
 	if err != nil {
 		return c, 0, err
 	}

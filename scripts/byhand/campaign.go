@@ -5,18 +5,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"dinnerbell/internal/testenv/workload"
 )
 
-// campaign is one input message.
+// campaign is one input message and what its notifications have in common.
 type campaign struct {
-	Restaurant string `json:"restaurant_id"`
-	ID         string `json:"adv_campaign_id"`
-	Content    string `json:"adv_campaign_content"`
-	Owner      string `json:"adv_campaign_owner"`
-	Contact    string `json:"adv_campaign_owner_contact"`
-	Start      int64  `json:"adv_campaign_datetime_start"`
-	End        int64  `json:"adv_campaign_datetime_end"`
-	Created    int64  `json:"datetime_created"`
+	workload.Campaign
 
 	// What every notification of it begins and ends with.
 	keyHead, valueHead, valueTail string
@@ -26,7 +21,7 @@ type campaign struct {
 // parse reads a message; ok is false for what is no campaign, or none now.
 func parse(value []byte, now time.Time) (c *campaign, ok bool) {
 	c = &campaign{}
-	if err := json.Unmarshal(value, c); err != nil || c.ID == "" || c.Restaurant == "" {
+	if err := json.Unmarshal(value, &c.Campaign); err != nil || c.ID == "" || c.Restaurant == "" {
 		return nil, false
 	}
 	c.trigger = now.Unix()

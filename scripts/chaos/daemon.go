@@ -12,10 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"dinnerbell/internal/testenv"
 )
 
 const (
@@ -39,11 +40,11 @@ type daemon struct {
 	// operated is held by a command.
 	operated sync.Mutex
 
-	mu     sync.Mutex // guards what is below
-	proc   *os.Process
-	done   chan struct{} // closed when proc has ended
-	killed bool          // its end is our doing
-	exits  []string      // those that were not
+	mu     sync.Mutex // guards the fields below
+	child  *testenv.Child
+	done   chan struct{} // closed when the end of child was noted
+	killed bool          // a fault has ended the process
+	exits  []string      // ends that no fault has caused
 	closed bool
 }
 
@@ -51,50 +52,35 @@ type daemon struct {
 func (d *daemon) start() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.proc != nil || d.closed {
+	if d.child != nil || d.closed {
 		return nil
 	}
-	out, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // a log to be read
-	if err != nil {
-		return fmt.Errorf("open log of %s: %w", d.name, err)
-	}
-	defer func() { _ = out.Close() }() // the child has its own descriptor
-	_, _ = fmt.Fprintf(out, "time=%s msg=\"chaos: start\"\n", time.Now().Format(time.RFC3339Nano))
 	cmd := exec.Command(d.binary, "-c", d.config, "run")
 	cmd.Dir = filepath.Dir(d.config)
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = childAttr()
-	done, started := make(chan struct{}), make(chan error, 1)
-	go func() {
-		// The signal on our death comes when the THREAD that forked ends
-		// (golang/go#27505).
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			err = cmd.Wait()
-			d.ended(cmd, err)
-		}
-		close(done)
-	}()
-	if err := <-started; err != nil {
+	child, err := testenv.StartChild(cmd, d.log, syscall.SIGKILL)
+	if err != nil {
 		return fmt.Errorf("start %s: %w", d.name, err)
 	}
-	d.proc, d.done, d.killed = cmd.Process, done, false
+	done := make(chan struct{})
+	d.child, d.done, d.killed = child, done, false
+	go func() {
+		defer close(done)
+		<-child.Done()
+		d.ended(child)
+	}()
 	return nil
 }
 
 // ended notes how the process ended, and starts it again if nobody asked.
-func (d *daemon) ended(cmd *exec.Cmd, err error) {
+func (d *daemon) ended(child *testenv.Child) {
 	d.mu.Lock()
-	d.proc = nil
+	d.child = nil
 	asked := d.killed || d.closed
 	switch {
 	case !asked:
-		d.exits = append(d.exits, fmt.Sprintf("%s ended by itself: %v", d.name, err))
-	case d.closed && cmd.ProcessState.ExitCode() > 0:
-		d.exits = append(d.exits, fmt.Sprintf("%s ended badly after SIGTERM: %v", d.name, err))
+		d.exits = append(d.exits, fmt.Sprintf("%s ended by itself: %v", d.name, child.Err()))
+	case d.closed && child.ExitCode() > 0:
+		d.exits = append(d.exits, fmt.Sprintf("%s ended badly after SIGTERM: %v", d.name, child.Err()))
 	}
 	d.mu.Unlock()
 	if !asked {
@@ -127,13 +113,13 @@ func (d *daemon) terminate() error {
 
 func (d *daemon) end(sig syscall.Signal, limit time.Duration) (ran, ended bool) {
 	d.mu.Lock()
-	proc, done := d.proc, d.done
+	child, done := d.child, d.done
 	d.killed = true
 	d.mu.Unlock()
-	if proc == nil {
+	if child == nil {
 		return false, true
 	}
-	_ = proc.Signal(sig) // gone already: done says so
+	_ = child.Signal(sig) // gone already: done says so
 	select {
 	case <-done:
 		return true, true
@@ -149,13 +135,13 @@ func (d *daemon) thaw()        { d.signal(syscall.SIGCONT) }
 func (d *daemon) signal(sig syscall.Signal) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.proc != nil && d.proc.Signal(sig) == nil
+	return d.child.Running() && d.child.Signal(sig) == nil
 }
 
 func (d *daemon) running() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.proc != nil
+	return d.child != nil
 }
 
 // close ends it for good and gives what was wrong with its exits.

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"dinnerbell/internal/testenv/workload"
+)
+
+// Kinds of restaurants.
+const (
+	kindHuge    = "huge"    // half of all subscriptions, for memory; where there is room
+	kindLarge   = "large"   // the large campaign; one for each lane
+	kindHundred = "hundred" // small ones
+	kindTen     = "ten"
+	kindRest    = "rest" // fills up
+)
+
+const (
+	maxLanes      = 2
+	restAudience  = 50
+	hundredsCount = 1000
+	tensCount     = 1000
+)
+
+// population is the source table's subscriptions: groups of restaurants with one
+// audience size each.
+type population struct{ workload.Population }
+
+// newPopulation has at least rows subscriptions where the fixed groups fit into
+// them.
+func newPopulation(audience, rows int) population {
+	var groups []workload.Group
+	sum, largest := 0, 0
+	add := func(kind string, audience, restaurants int) {
+		groups = append(groups, workload.Group{Kind: kind, Audience: audience, Restaurants: restaurants})
+		sum += audience * restaurants
+		largest = max(largest, audience)
+	}
+	add(kindLarge, audience, maxLanes)
+	add(kindHundred, 100, hundredsCount)
+	add(kindTen, 10, tensCount)
+	if huge := rows / 2; rows-sum >= huge && huge > audience {
+		add(kindHuge, huge, 1)
+	}
+	if left := rows - sum; left >= restAudience {
+		add(kindRest, restAudience, left/restAudience)
+	}
+	return population{workload.NewPopulation(2*largest, groups...)}
+}
+
+// copyStream is a binary COPY of all subscriptions (id, client_id,
+// restaurant_id), in an order that helps nobody. It implements io.Reader.
+type copyStream struct {
+	people *population
+	next   int
+	buf    bytes.Buffer
+}
+
+const (
+	copySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	copyTrailer   = "\xff\xff"
+	// shuffle is a prime larger than any population: n·shuffle mod rows visits each
+	// row once.
+	shuffle = 2_147_483_647
+)
+
+func (s *copyStream) Read(p []byte) (int, error) {
+	if s.next == 0 && s.buf.Len() == 0 {
+		s.buf.WriteString(copySignature)
+	}
+	for s.buf.Len() < len(p) && s.next < s.people.Rows() {
+		s.appendRow()
+		if s.next == s.people.Rows() {
+			s.buf.WriteString(copyTrailer)
+		}
+	}
+	return s.buf.Read(p) // io.EOF once it is empty
+}
+
+func (s *copyStream) appendRow() {
+	client, restaurant := s.people.Row(int(uint64(s.next) * shuffle % uint64(s.people.Rows())))
+	s.next++
+	b := s.buf.AvailableBuffer()
+	b = append(b, 0, 3, 0, 0, 0, 4)
+	b = binary.BigEndian.AppendUint32(b, uint32(s.next))
+	b = workload.AppendClientID(append(b, 0, 0, 0, 36), client)
+	b = workload.AppendRestaurantID(append(b, 0, 0, 0, 36), restaurant)
+	s.buf.Write(b)
+}
+
+// String lists the groups.
+func (p *population) String() string {
+	parts := []string{thousands(int64(p.Rows())) + " subscriptions:"}
+	for _, g := range p.Groups() {
+		parts = append(parts, fmt.Sprintf("%s×%s (%s)", thousands(int64(g.Restaurants)), thousands(int64(g.Audience)), g.Kind))
+	}
+	return strings.Join(parts, " ")
+}
