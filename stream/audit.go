@@ -180,8 +180,8 @@ func (a *audit) feedback(ctx context.Context, lane int32, outbox []*payload) err
 			}
 			total += len(clients)
 			var n int64
-			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.missingSQL(` AND f.restaurant_id = `+a.table.columns[colRestaurant].param("$3")+`
-  AND f.trigger_datetime_created = `+a.table.columns[colTrigger].param("$4"))+`) AS missing`,
+			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.missingSQL(` AND f.restaurant_id = `+a.table.paramSQL(colRestaurant, "$3")+`
+  AND f.trigger_datetime_created = `+a.table.paramSQL(colTrigger, "$4"))+`) AS missing`,
 				seg.campaign.ID, clients, seg.campaign.RestaurantID, seg.trigger).Scan(&n); err != nil {
 				return fmt.Errorf("look up feedback rows: %w", err)
 			}

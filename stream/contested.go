@@ -319,19 +319,19 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID,
 func (t *feedbackTable) insertSQL() string {
 	values := make([]string, feedbackColumns)
 	other := ""
-	for i := range t.columns {
-		values[i] = t.columns[i].param(fmt.Sprintf("$%d", i+1))
+	for i := range values {
+		values[i] = t.paramSQL(i, fmt.Sprintf("$%d", i+1))
 		if len(t.triggers) > 0 && i != colCampaign && i != colClient {
-			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", t.columns[i].name, values[i])
+			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", feedbackNames[i], values[i])
 		}
 	}
 	if other = "CASE" + other + " ELSE '' END"; len(t.triggers) == 0 {
 		other = "''"
 	}
-	values[colClient] = t.columns[colClient].param("c.id")
+	values[colClient] = t.paramSQL(colClient, "c.id")
 	return `INSERT INTO ` + t.name + ` AS f (` + copyColumns + `)
 SELECT ` + strings.Join(values, ", ") + ` FROM pg_catalog.unnest($10::text[]) AS c(id)
-ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columns[colCampaign].read("f") + `, ` + t.columns[colClient].read("f") + `, ` + other
+ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columnSQL(colCampaign, "f") + `, ` + t.columnSQL(colClient, "f") + `, ` + other
 }
 
 // withoutRow lists the clients that have no row of the campaign.

@@ -70,13 +70,13 @@ func (c *copyFrames) end() []byte {
 }
 
 // appendCopyHead appends a binary COPY tuple up to its last field.
-func (t *feedbackTable) appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
+func (k *columnKinds) appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, feedbackColumns)
 	for i, s := range [...]string{colRestaurant: c.RestaurantID, colCampaign: c.ID, colContent: c.Content, colOwner: c.Owner, colContact: c.OwnerContact} {
-		dst = t.columns[i].appendText(dst, s)
+		dst = k[i].appendText(dst, s)
 	}
 	for i, n := range [...]int64{c.Start, c.End, c.Created, trigger} {
-		dst = t.columns[colStart+i].appendNumber(dst, n)
+		dst = k[colStart+i].appendNumber(dst, n)
 	}
 	return dst
 }

@@ -115,7 +115,7 @@ func (c *catalogue) readColumns(ctx context.Context, conn querier) error {
 	})
 	for i, name := range feedbackNames {
 		k := c.columns[name]
-		c.feedback.columns[i] = column{name: name, kind: kindsByOID[k.base], typ: k.typ, limit: k.limit()}
+		c.feedback.kinds[i], c.feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.limit()}
 	}
 	_, c.feedback.hasFeedback = c.columns["feedback"]
 	return err

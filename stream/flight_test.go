@@ -54,7 +54,7 @@ func frames(t *testing.T, clients ...string) []byte {
 	}
 	var f copyFrames
 	f.begin(nil, 0)
-	f.add(contractTable().render(example(t), 7), list)
+	f.add(contractKinds.render(example(t), 7), list)
 	return f.end()
 }
 
@@ -180,7 +180,7 @@ func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 	for _, c := range uuids(2000) {
 		list.Append(packID(t, c))
 	}
-	w := contractTable().render(example(t), 7)
+	w := contractKinds.render(example(t), 7)
 	size := list.Len() * (len(w.copyHead) + 4 + 36)
 	var buf []byte
 	encode := func() {
@@ -201,7 +201,7 @@ func BenchmarkEncodeCopy(b *testing.B) {
 	for _, c := range uuids(2000) {
 		list.Append(packID(b, c))
 	}
-	w := contractTable().render(example(b), 7)
+	w := contractKinds.render(example(b), 7)
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
@@ -219,7 +219,7 @@ func BenchmarkRenderCampaign(b *testing.B) {
 	c := example(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		contractTable().render(c, 7)
+		contractKinds.render(c, 7)
 	}
 }
 

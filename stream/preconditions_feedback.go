@@ -81,8 +81,8 @@ func checkFeedbackExists(ctx context.Context, f *sinkFacts) ([]precondition.Find
 func (t *feedbackTable) createSQL() string {
 	var b strings.Builder
 	b.WriteString("CREATE TABLE " + t.name + " (id bigserial PRIMARY KEY")
-	for _, c := range contractTable().columns {
-		b.WriteString(", " + c.name + " " + c.typ + " NOT NULL")
+	for i, want := range contractTable().types {
+		b.WriteString(", " + feedbackNames[i] + " " + want.sql + " NOT NULL")
 	}
 	return b.String() + ", feedback text)"
 }
@@ -132,23 +132,23 @@ func (c *catalogue) checkTable() (found []precondition.Finding) {
 
 // checkColumns looks for the ten columns and at their types.
 func (c *catalogue) checkColumns() (found []precondition.Finding) {
-	for i, want := range contractTable().columns {
-		k, there := c.columns[want.name]
-		column := &c.feedback.columns[i]
+	for i, name := range feedbackNames {
+		k, there := c.columns[name]
+		kind := c.feedback.kinds[i]
 		switch {
 		case !there:
-			found = append(found, fail("column "+want.name+" is missing", "a notification has no place for its value", c.missingColumn(want)))
+			found = append(found, fail("column "+name+" is missing", "a notification has no place for its value", c.missingColumn(i)))
 		case k.filled == "generated":
-			found = append(found, fail("column "+want.name+" is generated", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP EXPRESSION", want.name)))
+			found = append(found, fail("column "+name+" is generated", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP EXPRESSION", name)))
 		case k.filled == "identity":
-			found = append(found, fail("column "+want.name+" is an identity column", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP IDENTITY", want.name)))
-		case !column.kind.fits(i):
-			found = append(found, fail("column "+want.name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retype(want, k)))
+			found = append(found, fail("column "+name+" is an identity column", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP IDENTITY", name)))
+		case !kind.fits(i):
+			found = append(found, fail("column "+name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retype(i, k)))
 		case isID(i) && !k.deterministic:
-			found = append(found, fail("column "+want.name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retype(want, k)))
-		case column.kind == kindInt4 && i != colTrigger:
-			found = append(found, precondition.Finding{Level: precondition.Warn, Found: "column " + want.name + " is of type " + k.typ,
-				Effect: "campaigns with a time after 2038-01-19 are refused as dead letters", Fix: c.retype(want, k)})
+			found = append(found, fail("column "+name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retype(i, k)))
+		case kind == kindInt4 && i != colTrigger:
+			found = append(found, precondition.Finding{Level: precondition.Warn, Found: "column " + name + " is of type " + k.typ,
+				Effect: "campaigns with a time after 2038-01-19 are refused as dead letters", Fix: c.retype(i, k)})
 		}
 	}
 	return found
@@ -156,33 +156,35 @@ func (c *catalogue) checkColumns() (found []precondition.Finding) {
 
 // missingColumn names the statement for a column that is not there: a column
 // whose name is nearly the same is misspelt.
-func (c *catalogue) missingColumn(want column) string {
-	best, distance := "", len(want.name)/3
+func (c *catalogue) missingColumn(column int) string {
+	want := feedbackNames[column]
+	best, distance := "", len(want)/3
 	for name := range c.columns {
 		if slices.Contains(feedbackNames[:], name) {
 			continue
 		}
-		if d := levenshtein.ComputeDistance(name, want.name); d < distance || d == distance && name < best {
+		if d := levenshtein.ComputeDistance(name, want); d < distance || d == distance && name < best {
 			best, distance = name, d
 		}
 	}
 	if best != "" {
-		return c.alter("RENAME COLUMN %s TO %s", quoteIdent(best), want.name)
+		return c.alter("RENAME COLUMN %s TO %s", quoteIdent(best), want)
 	}
-	return c.alter("ADD COLUMN %s %s", want.name, want.typ)
+	return c.alter("ADD COLUMN %s %s", want, contractTable().types[column].sql)
 }
 
 // retype names the statement that gives a column the contract's type. What
 // USING says is right for times; of anything else the user decides.
-func (c *catalogue) retype(want column, k catalogueColumn) string {
-	if strings.HasPrefix(k.typ, "date") && want.kind.number() {
-		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", want.name, want.typ, want.name)
+func (c *catalogue) retype(column int, k catalogueColumn) string {
+	name, typ := feedbackNames[column], contractTable().types[column].sql
+	if strings.HasPrefix(k.typ, "date") && isNumber(column) {
+		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", name, typ, name)
 	}
 	collate := ""
 	if !k.deterministic {
 		collate = ` COLLATE "C"`
 	}
-	return c.alter("ALTER COLUMN %s TYPE %s%s USING %s::%s", want.name, want.typ, collate, want.name, want.typ)
+	return c.alter("ALTER COLUMN %s TYPE %s%s USING %s::%s", name, typ, collate, name, typ)
 }
 
 // checkRequired looks for other columns that a row cannot leave empty. A trigger

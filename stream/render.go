@@ -27,15 +27,16 @@ type wire struct {
 
 // render prepares the constant parts. trigger is the Unix second of the
 // decision; both sinks carry this same value.
-func render(c *Campaign, trigger int64) *wire { return (*feedbackTable)(nil).render(c, trigger) }
+func render(c *Campaign, trigger int64) *wire { return (*columnKinds)(nil).render(c, trigger) }
 
-// render is render with what COPY sends to the table, where there is one.
-func (t *feedbackTable) render(c *Campaign, trigger int64) *wire {
+// render is render with what COPY sends to a table of these kinds, where there is
+// one.
+func (k *columnKinds) render(c *Campaign, trigger int64) *wire {
 	// One buffer for all; where escapes make it grow, what was cut off before
 	// stays in the old one.
 	w := &wire{}
 	n := len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
-	if t != nil {
+	if k != nil {
 		n *= 2
 	}
 	b := make([]byte, 0, n+len(c.ID)+wireNames)
@@ -64,9 +65,9 @@ func (t *feedbackTable) render(c *Campaign, trigger int64) *wire {
 	b = append(b, '}')
 	w.jsonTail = cut()
 
-	if t != nil {
-		b = t.appendCopyHead(b, c, trigger)
-		w.copyHead, w.uuidClients = cut(), t.columns[colClient].kind == kindUUID
+	if k != nil {
+		b = k.appendCopyHead(b, c, trigger)
+		w.copyHead, w.uuidClients = cut(), k[colClient] == kindUUID
 	}
 	return w
 }

@@ -82,7 +82,7 @@ func TestKeysDoNotCollide(t *testing.T) {
 }
 
 func TestTupleHasTenFields(t *testing.T) {
-	b := contractTable().render(example(t), 1659304828).appendTuple(nil, packID(t, "client"))
+	b := contractKinds.render(example(t), 1659304828).appendTuple(nil, packID(t, "client"))
 	if n := binary.BigEndian.Uint16(b); n != 10 {
 		t.Fatalf("%d fields", n)
 	}
@@ -100,7 +100,7 @@ func TestTupleHasTenFields(t *testing.T) {
 
 // The hot encoders may not allocate per client.
 func TestEncodersDoNotAllocate(t *testing.T) {
-	w, id := contractTable().render(example(t), 1), packID(t, "223e4567-e89b-12d3-a456-426614174000")
+	w, id := contractKinds.render(example(t), 1), packID(t, "223e4567-e89b-12d3-a456-426614174000")
 	buf := make([]byte, 0, 4096)
 	if n := testing.AllocsPerRun(100, func() { w.appendTuple(buf, id) }); n != 0 {
 		t.Errorf("appendTuple: %v allocations", n)
@@ -111,7 +111,7 @@ func TestEncodersDoNotAllocate(t *testing.T) {
 }
 
 func BenchmarkAppendRecord(b *testing.B) {
-	w, id := contractTable().render(example(b), 1), packID(b, "223e4567-e89b-12d3-a456-426614174000")
+	w, id := contractKinds.render(example(b), 1), packID(b, "223e4567-e89b-12d3-a456-426614174000")
 	buf := make([]byte, 0, 4096)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -258,7 +258,7 @@ func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	if r.table.hasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	campaign, restaurant := r.table.columns[colCampaign].read("f"), r.table.columns[colRestaurant].read("f")
+	campaign, restaurant := r.table.columnSQL(colCampaign, "f"), r.table.columnSQL(colRestaurant, "f")
 	reader, err := r.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err

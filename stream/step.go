@@ -180,7 +180,7 @@ func (st *step) seal(now int64) {
 	slices.SortFunc(st.picks, func(a, b *pick) int { return compareKeys(a.live.key(), b.live.key()) })
 	size := 0
 	for _, p := range st.picks {
-		p.wire = st.table.render(p.live.Campaign, now)
+		p.wire = st.table.kinds.render(p.live.Campaign, now)
 		size += p.clients.Len()*(len(p.wire.copyHead)+4) + 3*len(p.clients.Bytes())
 	}
 	var frames copyFrames
