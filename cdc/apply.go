@@ -103,7 +103,7 @@ func (a *applier) tryWrite(ctx context.Context, b *state.Batch) error {
 	failpoint.Hit("apply/decoded")
 	if err := a.store.Apply(b); err != nil {
 		if errors.Is(err, state.ErrMissingRow) || errors.Is(err, state.ErrTorn) {
-			return &rebuildError{err.Error()}
+			return &NewSnapshotError{err.Error()}
 		}
 		return fmt.Errorf("apply changes up to %s: %w", b.End, err)
 	}

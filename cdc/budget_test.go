@@ -8,7 +8,7 @@ import (
 
 // What the decoder allocates for each change: the ids that stay.
 func TestDecodeAllocations(t *testing.T) {
-	a := newAssembler(0)
+	a := newTestAssembler(0)
 	feed := func(line string) {
 		if _, _, err := a.add(message(line)); err != nil {
 			t.Fatal(err)
@@ -24,7 +24,7 @@ func TestDecodeAllocations(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range changes {
-				if !a.inTx {
+				if !a.InTransaction() {
 					break
 				}
 				if _, _, err := a.add(insert); err != nil {

@@ -102,6 +102,15 @@ const (
 // partitioned says whether the table is.
 func (cat *catalog) partitioned() bool { return cat.table.kind == kindPartitioned }
 
+// columnNames are the names of the needed columns.
+func (cat *catalog) columnNames() []string {
+	names := make([]string, len(cat.columns))
+	for i := range cat.columns {
+		names[i] = cat.columns[i].name
+	}
+	return names
+}
+
 // readCatalog reads everything as of one moment: in the transaction that the
 // connection is in, or in one of its own. It judges nothing, and stops early
 // where the server is too old, or the table does not exist.

@@ -21,8 +21,6 @@ var (
 	errMoved = errors.New("replication session ended")
 	// errNoWalsender: a replication command was not understood.
 	errNoWalsender = errors.New("not a replication connection")
-	// errMalformed: bytes that no Postgres sends.
-	errMalformed = errors.New("malformed replication message")
 	// errSilent: nothing came although an answer was asked for.
 	errSilent = errors.New("no answer from the server")
 )
@@ -51,13 +49,6 @@ func (e *HaltError) Error() string {
 func halt(hint, format string, args ...any) *HaltError {
 	return &HaltError{What: fmt.Sprintf(format, args...), Hint: hint}
 }
-
-// rebuildError says that the stream can no longer bring the local state
-// forward, while a new snapshot can.
-type rebuildError struct{ reason string }
-
-// Error gives the reason as Status and the log show it.
-func (e *rebuildError) Error() string { return "subscriptions need a new snapshot: " + e.reason }
 
 // sendError is what the walsender failed with while it decoded and sent.
 type sendError struct{ cause error }

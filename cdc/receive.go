@@ -13,7 +13,7 @@ import (
 // queues it. It waits only when the queue is full.
 type receiver struct {
 	in    *stream
-	asm   assembler
+	asm   *assembler
 	queue *queue
 	back  *feedback
 	stats *stats
@@ -82,13 +82,14 @@ func parseMessage(data []byte) (walMessage, error) {
 // walData feeds one pgoutput message to the assembler, and queues what is
 // whole. It may wait for room: then TCP makes the walsender wait too.
 func (r *receiver) walData(ctx context.Context, msg []byte) error {
-	bad, nulls := r.asm.dec.badIDs, r.asm.dec.nulls
+	badBefore, nullBefore := r.asm.SkippedIDs()
 	p, ok, err := r.asm.add(msg)
-	if n := r.asm.dec.badIDs - bad; n != 0 {
-		r.stats.badIDs.Add(n)
+	bad, null := r.asm.SkippedIDs()
+	if bad != badBefore {
+		r.stats.badIDs.Add(bad - badBefore)
 	}
-	if n := r.asm.dec.nulls - nulls; n != 0 {
-		r.stats.nullIDs.Add(n)
+	if null != nullBefore {
+		r.stats.nullIDs.Add(null - nullBefore)
 	}
 	if err != nil || !ok {
 		return err
@@ -102,7 +103,7 @@ func (r *receiver) walData(ctx context.Context, msg []byte) error {
 // keepalive takes a position: everything that committed up to it has been sent.
 // In the middle of a transaction it tells nothing that could be used.
 func (r *receiver) keepalive(walEnd state.LSN, reply bool) {
-	if !r.asm.inTx && walEnd != 0 {
+	if !r.asm.InTransaction() && walEnd != 0 {
 		r.sawUpTo(walEnd)
 		r.queue.keepalive(walEnd, reply)
 	}

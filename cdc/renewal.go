@@ -26,14 +26,14 @@ type renewal struct {
 	failed  atomic.Int32 // attempts in a row
 }
 
-// want asks for a rebuild; a *rebuildError says that it cannot be done beside the
+// want asks for a rebuild; a *NewSnapshotError says that it cannot be done beside the
 // served rows.
 func (n *renewal) want(reason string) error {
 	switch {
 	case n.running.Load():
 	case n.failed.Load() >= maxRenewals:
 		n.failed.Store(0)
-		return &rebuildError{reason}
+		return &NewSnapshotError{reason}
 	default:
 		select {
 		case n.wanted <- reason:

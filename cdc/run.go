@@ -186,8 +186,8 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
 		return m.halted(err)
 	}
-	if r, ok := errors.AsType[*rebuildError](err); ok {
-		m.must = r.reason
+	if r, ok := errors.AsType[*NewSnapshotError](err); ok {
+		m.must = r.Reason
 		return nil
 	}
 	if why := m.stuck.on(err, m.pos.load(), cmp.Or(m.hooks.healing, healing)); why != "" {

@@ -175,8 +175,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	back := newFeedback(l.out, keep.limit(l.durable))
 	queue := newQueue()
 	dirty := make(chan struct{}, 1)
-	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: assembler{from: m.store.EndLSN()}}
-	recv.asm.dec = newDecoder(l.cat.source.TableOID, l.cat.columns)
+	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: newAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, full: m.noRoomForPosition, beforeApply: m.hooks.beforeApply}
 	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats,
 		query: identityQuery(l.cat.version, positionColumns), args: m.cfg.identityArgs(), store: m.store, changed: m.changed}
@@ -250,7 +249,7 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end state.LSN) error {
 }
 
 // look compares the catalogs with those that the rows belong to, and has the rows
-// rebuilt if need be. A *rebuildError says that the stream cannot go on.
+// rebuilt if need be. A *NewSnapshotError says that the stream cannot go on.
 func (m *Mirror) look(ctx context.Context, l *live) error {
 	cat, err := m.cfg.inspectStreaming(ctx, l.sql)
 	if err != nil {
@@ -269,7 +268,7 @@ func (m *Mirror) look(ctx context.Context, l *live) error {
 	v, reason := compare(stored, cat.source)
 	switch {
 	case !complete || v == verdictAnew || v == verdictBeside && m.cfg.HaltOnLost:
-		return &rebuildError{reason}
+		return &NewSnapshotError{reason}
 	case v == verdictBeside:
 		return m.renewal.want(reason)
 	case stored != cat.source:

@@ -45,7 +45,7 @@ type side struct {
 
 	out   *stream
 	back  *feedback
-	asm   assembler
+	asm   *assembler
 	at    state.LSN // everything that ended up to it was handed out
 	beats sync.WaitGroup
 	stop  context.CancelCauseFunc // ends the beats
@@ -147,7 +147,7 @@ func (s *side) stream(ctx context.Context) error {
 	if s.out, err = startStream(ctx, s.repl, &cfg, s.start); err != nil {
 		return err
 	}
-	s.asm = assembler{from: s.start, dec: newDecoder(s.cat.source.TableOID, s.cat.columns)}
+	s.asm = newAssembler(s.cat.source.TableOID, s.cat.columnNames(), s.start)
 	s.back = newFeedback(s.out, s.start)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	s.beats.Go(func() {
@@ -173,7 +173,7 @@ func (s *side) stream(ctx context.Context) error {
 // before: whole transactions, or parts of one. What ended later stays unread.
 func (s *side) follow(target state.LSN, take func(p *piece) error) error {
 	for s.at < target {
-		if s.asm.inTx && s.asm.commit >= target {
+		if s.asm.InTransaction() && s.asm.commit >= target {
 			return nil // transactions come in the order of their commits
 		}
 		s.back.waiting.Store(true)
@@ -200,7 +200,7 @@ func (s *side) handle(data []byte, take func(p *piece) error) error {
 		return err
 	}
 	if msg.wal == nil {
-		if !s.asm.inTx {
+		if !s.asm.InTransaction() {
 			s.reached(msg.end)
 		}
 		return nil

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/jackc/pgx/v5/pgtype"
-
 	"dinnerbell/state"
 )
 
@@ -91,17 +89,4 @@ func FuzzCopyReader(f *testing.F) {
 			t.Fatalf("%d rows were added, %d counted", len(got), r.rows)
 		}
 	})
-}
-
-func TestCopyColumn(t *testing.T) {
-	t.Parallel()
-	for typ, want := range map[uint32]string{
-		pgtype.Int4OID: `"c"`, pgtype.VarcharOID: `"c"::text`, pgtype.UUIDOID: `"c"::text`,
-		pgtype.BPCharOID: `CASE WHEN "c" IS NOT NULL THEN format('%s', "c") END`,
-	} {
-		expr, integer := copyColumn(`"c"`, typ)
-		if expr != want || integer != (typ == pgtype.Int4OID) {
-			t.Errorf("type %d: %s, integer %v; want %s", typ, expr, integer, want)
-		}
-	}
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/jackc/pgx/v5/pgtype"
-
 	"dinnerbell/state"
 )
 
@@ -19,6 +17,9 @@ const (
 	colClient
 	needed
 )
+
+// bpcharOID is the OID of the type char(n), as in package pgtype of pgx.
+const bpcharOID = 1042
 
 // inKey says whether a needed column is part of the key.
 func inKey(c int) bool { return c == colID || c >= needed }
@@ -73,16 +74,12 @@ type field struct {
 type tuple []field
 
 // newDecoder knows the table and its needed columns.
-func newDecoder(table uint32, columns []column) decoder {
-	d := decoder{table: table, old: make(tuple, len(columns)), now: make(tuple, len(columns)), padded: make([]bool, len(columns))}
-	for _, c := range columns {
-		d.columns = append(d.columns, c.name)
-	}
-	return d
+func newDecoder(table uint32, columns []string) decoder {
+	return decoder{table: table, columns: columns, old: make(tuple, len(columns)), now: make(tuple, len(columns)), padded: make([]bool, len(columns))}
 }
 
 // decode reads one message, and appends to changes what it does to the table.
-// The error wraps errMalformed, or is a *rebuildError if a needed column is
+// The error wraps errMalformed, or is a *NewSnapshotError if a needed column is
 // gone, or a change has no key, and so will not be there the next time either.
 func (d *decoder) decode(msg []byte, changes []state.Change) ([]state.Change, event, error) {
 	r := reader{b: msg}
@@ -143,7 +140,7 @@ func (d *decoder) relation(r *reader) error {
 			if string(name) != d.columns[c] {
 				continue
 			}
-			at[c], d.padded[c] = i, typ == pgtype.BPCharOID
+			at[c], d.padded[c] = i, typ == bpcharOID
 		}
 	}
 	if oid != d.table || r.bad {
@@ -151,7 +148,7 @@ func (d *decoder) relation(r *reader) error {
 	}
 	for c := range at {
 		if at[c] < 0 {
-			return &rebuildError{fmt.Sprintf("column %s of %s.%s is not in the stream", d.columns[c], schema, table)}
+			return &NewSnapshotError{fmt.Sprintf("column %s of %s.%s is not in the stream", d.columns[c], schema, table)}
 		}
 	}
 	d.at = at
@@ -261,7 +258,7 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 		case !inKey(c):
 			continue
 		case t[c].kind != 't':
-			return "", &rebuildError{fmt.Sprintf("a change came without key column %q: the replica identity did not have it", d.columns[c])}
+			return "", &NewSnapshotError{fmt.Sprintf("a change came without key column %q: the replica identity did not have it", d.columns[c])}
 		case len(t) == needed: // not composite
 			return state.PackRowID(string(t[c].data)), nil
 		case c != colID:

@@ -22,6 +22,17 @@ type piece struct {
 	cut     bool
 }
 
+// txState is where the stream stands between the Begin and the Commit of a
+// transaction.
+type txState uint8
+
+const (
+	outsideTransaction txState = iota
+	wholeTransaction           // nothing of the transaction was handed out yet
+	partialTransaction         // a part of the transaction was handed out
+	skippedTransaction         // the transaction was applied before
+)
+
 // assembler puts messages together to transactions. It is as pure as the
 // decoder.
 //
@@ -33,15 +44,26 @@ type assembler struct {
 	dec  decoder
 	from state.LSN
 
-	inTx bool // a begin has come, its commit has not
-	skip bool // the transaction is one of those already applied
-	cut  bool // a part of the transaction was handed out
+	tx txState
 	// commit is where the commit record of the last transaction begun starts.
 	commit state.LSN
 
 	changes []state.Change // of the transaction, since the last part
 	bytes   int            // that they take
 }
+
+// newAssembler returns an assembler for a table and its needed columns, in the
+// order of the columns' constants. It skips the transactions that ended up to from.
+func newAssembler(table uint32, columns []string, from state.LSN) *assembler {
+	return &assembler{dec: newDecoder(table, columns), from: from}
+}
+
+// InTransaction reports whether a Begin has come whose Commit has not.
+func (a *assembler) InTransaction() bool { return a.tx != outsideTransaction }
+
+// SkippedIDs returns how many client and restaurant ids cannot be ids, and how many
+// are NULL, among all that were read.
+func (a *assembler) SkippedIDs() (bad, null int64) { return a.dec.badIDs, a.dec.nulls }
 
 // add takes a message; ok says that p is to be applied.
 func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
@@ -53,31 +75,35 @@ func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
 	}
 	switch ev.kind {
 	case kindBegin:
-		if a.inTx {
+		if a.InTransaction() {
 			return piece{}, false, fmt.Errorf("begin inside a transaction: %w", errMalformed)
 		}
-		a.inTx, a.skip, a.cut, a.commit = true, ev.lsn < a.from, false, ev.lsn
+		a.tx, a.commit = wholeTransaction, ev.lsn
+		if ev.lsn < a.from {
+			a.tx = skippedTransaction
+		}
 	case kindChange:
-		if !a.inTx {
+		if !a.InTransaction() {
 			return piece{}, false, fmt.Errorf("change outside of a transaction: %w", errMalformed)
 		}
-		if a.skip {
+		if a.tx == skippedTransaction {
 			a.changes = a.changes[:before]
 			break
 		}
 		a.bytes += changeBytes(&a.changes[before])
 		if len(a.changes) >= maxPartChanges || a.bytes >= maxPartBytes {
-			a.cut = true
+			a.tx = partialTransaction
 			return a.take(0), true, nil
 		}
 	case kindCommit:
-		if !a.inTx {
+		if !a.InTransaction() {
 			return piece{}, false, fmt.Errorf("commit outside of a transaction: %w", errMalformed)
 		}
-		a.inTx = false
-		if !a.skip {
-			return a.take(ev.lsn), true, nil
+		if a.tx != skippedTransaction {
+			p, ok = a.take(ev.lsn), true
 		}
+		a.tx = outsideTransaction
+		return p, ok, nil
 	case kindOther: // it changes nothing here
 	}
 	return piece{}, false, nil
@@ -86,7 +112,7 @@ func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
 // take hands out what was collected. The slice is used again: the queue copies
 // it, which costs less than a new one per transaction.
 func (a *assembler) take(end state.LSN) piece {
-	p := piece{changes: a.changes, bytes: a.bytes, end: end, cut: a.cut}
+	p := piece{changes: a.changes, bytes: a.bytes, end: end, cut: a.tx == partialTransaction}
 	a.changes, a.bytes = a.changes[:0], 0
 	return p
 }

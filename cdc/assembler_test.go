@@ -111,13 +111,9 @@ func values(b []byte, texts []string) []byte {
 	return b
 }
 
-// newAssembler knows the table of the contract, with further columns in its key.
-func newAssembler(from state.LSN, key ...string) *assembler {
-	columns := []column{{name: "id", typ: 23}, {name: "restaurant_id", typ: 1043}, {name: "client_id", typ: 1043}}
-	for _, name := range key {
-		columns = append(columns, column{name: name})
-	}
-	return &assembler{from: from, dec: newDecoder(ourTable, columns)}
+// newTestAssembler knows the table of the contract, with further columns in its key.
+func newTestAssembler(from state.LSN, key ...string) *assembler {
+	return newAssembler(ourTable, append([]string{"id", "restaurant_id", "client_id"}, key...), from)
 }
 
 // describe prints a piece for a scenario's expected output.
@@ -191,7 +187,7 @@ func TestAssembleScripts(t *testing.T) {
 // play runs a script and gives it back with the output that came.
 func play(script string) string {
 	var out strings.Builder
-	asm := newAssembler(0)
+	asm := newTestAssembler(0)
 	for block := range strings.SplitSeq(script, "\n\n") {
 		input, _, _ := strings.Cut(block, "\n----")
 		if out.Len() > 0 {
@@ -204,10 +200,10 @@ func play(script string) string {
 			case line == "" || line[0] == '#':
 				continue
 			case strings.HasPrefix(line, "from "):
-				asm = newAssembler(state.LSN(number(line[5:])))
+				asm = newTestAssembler(state.LSN(number(line[5:])))
 				continue
 			case strings.HasPrefix(line, "key "):
-				asm = newAssembler(0, strings.Fields(line[4:])...)
+				asm = newTestAssembler(0, strings.Fields(line[4:])...)
 				continue
 			}
 			for _, line := range repeated(line) {
@@ -242,7 +238,7 @@ func repeated(line string) []string {
 // does not grow with it.
 func TestAssembleCuts(t *testing.T) {
 	t.Parallel()
-	asm := newAssembler(0)
+	asm := newTestAssembler(0)
 	add := func(line string) (piece, bool) {
 		p, ok, err := asm.add(message(line))
 		if err != nil {
@@ -294,7 +290,7 @@ func TestDecodeCutMessages(t *testing.T) {
 	} {
 		msg := message(line)
 		for n := range msg {
-			d := newAssembler(0).dec
+			d := newTestAssembler(0).dec
 			if line[0] != 'r' {
 				if _, _, err := d.decode(message("relation 16400 t id:23 client_id:1043 restaurant_id:1043"), nil); err != nil {
 					t.Fatal(err)
@@ -362,7 +358,7 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("%d bytes of memory for %d of input", n, size)
 			}
 		}()
-		asm := newAssembler(3)
+		asm := newTestAssembler(3)
 		for len(data) >= 2 {
 			n := min(int(binary.BigEndian.Uint16(data)), len(data)-2)
 			msg := data[2 : 2+n]
@@ -392,7 +388,7 @@ func FuzzDecode(f *testing.F) {
 
 // BenchmarkDecode is one transaction of one row per iteration.
 func BenchmarkDecode(b *testing.B) {
-	asm := newAssembler(0)
+	asm := newTestAssembler(0)
 	if _, _, err := asm.add(message("relation 16400 t id:23 client_id:1043 restaurant_id:1043")); err != nil {
 		b.Fatal(err)
 	}

@@ -1,0 +1,55 @@
+package cdc
+
+import (
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// copyColumns gives the expressions of the COPY, and which come as integers.
+func copyColumns(columns []column) (list [needed]string, integers [needed]bool) {
+	for c := range needed {
+		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].name}.Sanitize(), columns[c].typ)
+		if c != colID && columns[c].typ == pgtype.BPCharOID {
+			list[c] = pgx.Identifier{columns[c].name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
+		}
+	}
+	if len(columns) > needed {
+		list[colID], integers[colID] = copyKey(columns), false
+	}
+	return list, integers
+}
+
+// copyKey gives the expression of a composite key: its parts joined by colons,
+// with '%' and ':' in them percent-encoded, so that no two keys read alike. The
+// decoder does the same in rowID.
+func copyKey(columns []column) string {
+	var parts []string
+	for c, col := range columns {
+		if !inKey(c) {
+			continue
+		}
+		expr, integer := copyColumn(pgx.Identifier{col.name}.Sanitize(), col.typ)
+		if integer {
+			expr += "::text"
+		}
+		parts = append(parts, "replace(replace("+expr+", '%', '%25'), ':', '%3A')")
+	}
+	return strings.Join(parts, " || ':' || ")
+}
+
+// copyColumn gives the expression that selects a column such that it reads as
+// pgoutput sends it, and whether it comes as an integer.
+//
+// pgoutput calls the type's output function. A cast to text is the same for
+// some types only: it strips the blanks of char(n) and spells out booleans.
+func copyColumn(quoted string, typ uint32) (expr string, integer bool) {
+	switch typ {
+	case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:
+		return quoted, true
+	case pgtype.TextOID, pgtype.VarcharOID, pgtype.UUIDOID:
+		return quoted + "::text", false
+	}
+	return "CASE WHEN " + quoted + " IS NOT NULL THEN format('%s', " + quoted + ") END", false
+}
