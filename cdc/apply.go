@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
@@ -103,7 +104,7 @@ func (a *applier) tryWrite(ctx context.Context, b *state.Batch) error {
 	failpoint.Hit("apply/decoded")
 	if err := a.store.Apply(b); err != nil {
 		if errors.Is(err, state.ErrMissingRow) || errors.Is(err, state.ErrTorn) {
-			return &NewSnapshotError{err.Error()}
+			return &pgoutput.NewSnapshotError{Reason: err.Error()}
 		}
 		return fmt.Errorf("apply changes up to %s: %w", b.End, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -257,7 +258,7 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 func (c *Config) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	var numbers []int16
 	for i, col := range cat.columns {
-		if inKey(i) {
+		if pgoutput.IsKeyColumn(i) {
 			numbers = append(numbers, col.num)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/cdc/pgoutput"
 )
 
 // Config says which table is mirrored and through what.
@@ -105,10 +107,10 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// columns gives the needed columns, indexed by colID, colRestaurant, colClient;
+// columns gives the needed columns, indexed by KeyColumn, RestaurantColumn, ClientColumn;
 // what a composite key has more of follows. Validate has found a first one.
 func (c *Config) columns() []string {
-	return append([]string{colID: c.KeyColumns[0], colRestaurant: c.RestaurantColumn, colClient: c.ClientColumn}, c.KeyColumns[1:]...)
+	return append([]string{pgoutput.KeyColumn: c.KeyColumns[0], pgoutput.RestaurantColumn: c.RestaurantColumn, pgoutput.ClientColumn: c.ClientColumn}, c.KeyColumns[1:]...)
 }
 
 // key is the quoted list of the key columns.

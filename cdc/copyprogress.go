@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/cdc/pgoutput"
 )
 
 // progressEvery is how often a copy under way is written to the log.
@@ -91,7 +93,7 @@ func (c *Config) estimateRows(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 		} `json:"Plan"`
 	}
 	if err := json.NewDecoder(strings.NewReader(text)).Decode(&plans); err != nil || len(plans) != 1 {
-		return 0, fmt.Errorf("estimate rows: read plan %.100q: %w", text, errMalformed)
+		return 0, fmt.Errorf("estimate rows: read plan %.100q: %w", text, pgoutput.ErrMalformed)
 	}
 	return int64(plans[0].Plan.Rows), nil
 }

@@ -5,18 +5,20 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"dinnerbell/cdc/pgoutput"
 )
 
 // copyColumns gives the expressions of the COPY, and which come as integers.
-func copyColumns(columns []column) (list [needed]string, integers [needed]bool) {
-	for c := range needed {
+func copyColumns(columns []column) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
+	for c := range pgoutput.NeededColumns {
 		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].name}.Sanitize(), columns[c].typ)
-		if c != colID && columns[c].typ == pgtype.BPCharOID {
+		if c != pgoutput.KeyColumn && columns[c].typ == pgtype.BPCharOID {
 			list[c] = pgx.Identifier{columns[c].name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
 		}
 	}
-	if len(columns) > needed {
-		list[colID], integers[colID] = copyKey(columns), false
+	if len(columns) > pgoutput.NeededColumns {
+		list[pgoutput.KeyColumn], integers[pgoutput.KeyColumn] = copyKey(columns), false
 	}
 	return list, integers
 }
@@ -27,7 +29,7 @@ func copyColumns(columns []column) (list [needed]string, integers [needed]bool) 
 func copyKey(columns []column) string {
 	var parts []string
 	for c, col := range columns {
-		if !inKey(c) {
+		if !pgoutput.IsKeyColumn(c) {
 			continue
 		}
 		expr, integer := copyColumn(pgx.Identifier{col.name}.Sanitize(), col.typ)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -21,10 +22,10 @@ func TestStatusEvery(t *testing.T) {
 	}
 }
 
-func piecesOf(changes int, end state.LSN, cut bool) piece {
-	p := piece{end: end, cut: cut, bytes: changes * 100}
+func piecesOf(changes int, end state.LSN, cut bool) pgoutput.Piece {
+	p := pgoutput.Piece{End: end, Partial: cut, Bytes: changes * 100}
 	for range changes {
-		p.changes = append(p.changes, state.Change{Op: state.Insert, Row: "x"})
+		p.Changes = append(p.Changes, state.Change{Op: state.Insert, Row: "x"})
 	}
 	return p
 }
@@ -33,7 +34,7 @@ func piecesOf(changes int, end state.LSN, cut bool) piece {
 func TestQueueGroups(t *testing.T) {
 	t.Parallel()
 	q := newQueue()
-	put := func(p piece) {
+	put := func(p pgoutput.Piece) {
 		if err := q.put(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +74,7 @@ func TestQueueIsBounded(t *testing.T) {
 	t.Parallel()
 	q := newQueue()
 	p := piecesOf(1, 10, true)
-	p.bytes = maxQueueBytes
+	p.Bytes = maxQueueBytes
 	if err := q.put(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}

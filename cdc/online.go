@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
@@ -181,15 +182,15 @@ func (f *follower) follow(s *side, target state.LSN) error {
 }
 
 // take collects whole transactions and writes them before a part of one.
-func (f *follower) take(p *piece) error {
-	if p.cut {
+func (f *follower) take(p *pgoutput.Piece) error {
+	if p.Partial {
 		if err := f.write(); err != nil {
 			return err
 		}
 	}
-	f.batch.Changes = append(f.batch.Changes, p.changes...)
-	f.batch.End = p.end
-	if p.cut || len(f.batch.Changes) >= maxCatchUp {
+	f.batch.Changes = append(f.batch.Changes, p.Changes...)
+	f.batch.End = p.End
+	if p.Partial || len(f.batch.Changes) >= maxCatchUp {
 		return f.put()
 	}
 	return nil

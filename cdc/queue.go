@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -62,10 +63,10 @@ func poke(c chan struct{}) {
 // put copies a piece in, and waits while the queue is full. A small transaction
 // joins the one before it if that has not been taken yet, so that one Apply
 // carries as much as came in during the last.
-func (q *queue) put(ctx context.Context, p piece) error {
+func (q *queue) put(ctx context.Context, p pgoutput.Piece) error {
 	for {
 		q.mu.Lock()
-		if q.bytes == 0 || q.bytes+p.bytes <= maxQueueBytes {
+		if q.bytes == 0 || q.bytes+p.Bytes <= maxQueueBytes {
 			q.add(p)
 			q.mu.Unlock()
 			poke(q.ready)
@@ -81,15 +82,15 @@ func (q *queue) put(ctx context.Context, p piece) error {
 }
 
 // add appends p. The caller holds mu.
-func (q *queue) add(p piece) {
-	q.bytes += p.bytes
-	if n := len(q.groups); n > 0 && !p.cut {
+func (q *queue) add(p pgoutput.Piece) {
+	q.bytes += p.Bytes
+	if n := len(q.groups); n > 0 && !p.Partial {
 		tail := &q.groups[n-1]
-		if !tail.cut && len(tail.batch.Changes)+len(p.changes) <= maxGroupChanges {
-			tail.batch.Changes = append(tail.batch.Changes, p.changes...)
-			tail.batch.End = p.end
-			tail.bytes += p.bytes
-			tail.observed = max(tail.observed, p.end)
+		if !tail.cut && len(tail.batch.Changes)+len(p.Changes) <= maxGroupChanges {
+			tail.batch.Changes = append(tail.batch.Changes, p.Changes...)
+			tail.batch.End = p.End
+			tail.bytes += p.Bytes
+			tail.observed = max(tail.observed, p.End)
 			return
 		}
 	}
@@ -98,8 +99,8 @@ func (q *queue) add(p piece) {
 		changes, q.free = q.free[n-1], q.free[:n-1]
 	}
 	q.groups = append(q.groups, group{
-		batch: state.Batch{Changes: append(changes, p.changes...), End: p.end},
-		bytes: p.bytes, cut: p.cut, observed: p.end,
+		batch: state.Batch{Changes: append(changes, p.Changes...), End: p.End},
+		bytes: p.Bytes, cut: p.Partial, observed: p.End,
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -13,7 +14,7 @@ import (
 // queues it. It waits only when the queue is full.
 type receiver struct {
 	in    *stream
-	asm   *assembler
+	asm   *pgoutput.Assembler
 	queue *queue
 	back  *feedback
 	stats *stats
@@ -60,7 +61,7 @@ type walMessage struct {
 // parseMessage reads one CopyData payload, which wal is a view of.
 func parseMessage(data []byte) (walMessage, error) {
 	if len(data) == 0 {
-		return walMessage{}, fmt.Errorf("read empty CopyData: %w", errMalformed)
+		return walMessage{}, fmt.Errorf("read empty CopyData: %w", pgoutput.ErrMalformed)
 	}
 	switch data[0] {
 	case pglogrepl.XLogDataByteID:
@@ -76,14 +77,14 @@ func parseMessage(data []byte) (walMessage, error) {
 		}
 		return walMessage{end: state.LSN(k.ServerWALEnd), reply: k.ReplyRequested}, nil
 	}
-	return walMessage{}, fmt.Errorf("read CopyData %q: %w", data[0], errMalformed)
+	return walMessage{}, fmt.Errorf("read CopyData %q: %w", data[0], pgoutput.ErrMalformed)
 }
 
 // walData feeds one pgoutput message to the assembler, and queues what is
 // whole. It may wait for room: then TCP makes the walsender wait too.
 func (r *receiver) walData(ctx context.Context, msg []byte) error {
 	badBefore, nullBefore := r.asm.SkippedIDs()
-	p, ok, err := r.asm.add(msg)
+	p, ok, err := r.asm.Add(msg)
 	bad, null := r.asm.SkippedIDs()
 	if bad != badBefore {
 		r.stats.badIDs.Add(bad - badBefore)
@@ -94,8 +95,8 @@ func (r *receiver) walData(ctx context.Context, msg []byte) error {
 	if err != nil || !ok {
 		return err
 	}
-	if p.end != 0 {
-		r.sawUpTo(p.end)
+	if p.End != 0 {
+		r.sawUpTo(p.End)
 	}
 	return r.queue.put(ctx, p)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
@@ -88,8 +89,8 @@ func TestHugeTransaction(t *testing.T) {
 	r.barrier()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' || g % 3 FROM generate_series(1, 40000) g`)
 	r.same("r", "r0", "r1", "r2")
-	if parts.Load() < 4 || largest.Load() > maxPartChanges {
-		t.Errorf("%d parts, the largest of %d changes; want at least 4 parts of at most %d", parts.Load(), largest.Load(), maxPartChanges)
+	if parts.Load() < 4 || largest.Load() > pgoutput.MaxPartChanges {
+		t.Errorf("%d parts, the largest of %d changes; want at least 4 parts of at most %d", parts.Load(), largest.Load(), pgoutput.MaxPartChanges)
 	}
 	r.write(5, 1, 20)()
 	r.same(append(allRestaurants, "r", "r0", "r1", "r2")...)

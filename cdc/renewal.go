@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -33,7 +34,7 @@ func (n *renewal) want(reason string) error {
 	case n.running.Load():
 	case n.failed.Load() >= maxRenewals:
 		n.failed.Store(0)
-		return &NewSnapshotError{reason}
+		return &pgoutput.NewSnapshotError{Reason: reason}
 	default:
 		select {
 		case n.wanted <- reason:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -186,7 +187,7 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
 		return m.halted(err)
 	}
-	if r, ok := errors.AsType[*NewSnapshotError](err); ok {
+	if r, ok := errors.AsType[*pgoutput.NewSnapshotError](err); ok {
 		m.must = r.Reason
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 )
@@ -175,7 +176,7 @@ func (m *Mirror) pump(ctx context.Context, l *live) error {
 	back := newFeedback(l.out, keep.limit(l.durable))
 	queue := newQueue()
 	dirty := make(chan struct{}, 1)
-	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: newAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
+	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, full: m.noRoomForPosition, beforeApply: m.hooks.beforeApply}
 	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats,
 		query: identityQuery(l.cat.version, positionColumns), args: m.cfg.identityArgs(), store: m.store, changed: m.changed}
@@ -268,7 +269,7 @@ func (m *Mirror) look(ctx context.Context, l *live) error {
 	v, reason := compare(stored, cat.source)
 	switch {
 	case !complete || v == verdictAnew || v == verdictBeside && m.cfg.HaltOnLost:
-		return &NewSnapshotError{reason}
+		return &pgoutput.NewSnapshotError{Reason: reason}
 	case v == verdictBeside:
 		return m.renewal.want(reason)
 	case stored != cat.source:
@@ -314,7 +315,7 @@ func walSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, 
 		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
 	}
 	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
-		return 0, fmt.Errorf("read wal_sender_timeout: %w", errMalformed)
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", pgoutput.ErrMalformed)
 	}
 	return parseSetting(string(results[0].Rows[0][0])), nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -45,7 +46,7 @@ type side struct {
 
 	out   *stream
 	back  *feedback
-	asm   *assembler
+	asm   *pgoutput.Assembler
 	at    state.LSN // everything that ended up to it was handed out
 	beats sync.WaitGroup
 	stop  context.CancelCauseFunc // ends the beats
@@ -147,7 +148,7 @@ func (s *side) stream(ctx context.Context) error {
 	if s.out, err = startStream(ctx, s.repl, &cfg, s.start); err != nil {
 		return err
 	}
-	s.asm = newAssembler(s.cat.source.TableOID, s.cat.columnNames(), s.start)
+	s.asm = pgoutput.NewAssembler(s.cat.source.TableOID, s.cat.columnNames(), s.start)
 	s.back = newFeedback(s.out, s.start)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	s.beats.Go(func() {
@@ -171,9 +172,9 @@ func (s *side) stream(ctx context.Context) error {
 
 // follow hands everything to take that ended up to target and was not handed out
 // before: whole transactions, or parts of one. What ended later stays unread.
-func (s *side) follow(target state.LSN, take func(p *piece) error) error {
+func (s *side) follow(target state.LSN, take func(p *pgoutput.Piece) error) error {
 	for s.at < target {
-		if s.asm.InTransaction() && s.asm.commit >= target {
+		if s.asm.InTransaction() && s.asm.CommitLSN >= target {
 			return nil // transactions come in the order of their commits
 		}
 		s.back.waiting.Store(true)
@@ -194,7 +195,7 @@ func (s *side) follow(target state.LSN, take func(p *piece) error) error {
 }
 
 // handle takes one message; see receiver.handle.
-func (s *side) handle(data []byte, take func(p *piece) error) error {
+func (s *side) handle(data []byte, take func(p *pgoutput.Piece) error) error {
 	msg, err := parseMessage(data)
 	if err != nil {
 		return err
@@ -205,14 +206,14 @@ func (s *side) handle(data []byte, take func(p *piece) error) error {
 		}
 		return nil
 	}
-	p, ok, err := s.asm.add(msg.wal)
+	p, ok, err := s.asm.Add(msg.wal)
 	if err != nil || !ok {
 		return err
 	}
 	if err := take(&p); err != nil {
 		return err
 	}
-	s.reached(p.end)
+	s.reached(p.End)
 	return nil
 }
 

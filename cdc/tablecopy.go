@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
@@ -228,21 +229,21 @@ func (c *tableCopy) work(ctx context.Context, sql *pgx.Conn, parts <-chan copyPa
 	w := &copyWriter{to: c}
 	list, integers := copyColumns(c.cat.columns)
 	for part := range parts {
-		in := &copyReader{integers: integers, pack: &w.pack, add: w.add}
+		in := &pgoutput.CopyReader{Integers: integers, Pack: &w.pack, Add: w.add}
 		query := "COPY (SELECT " + strings.Join(list[:], ", ") + part.clause() + ") TO STDOUT (FORMAT binary)"
 		if _, err := sql.PgConn().CopyTo(ctx, in, query); err != nil {
 			return err
 		}
-		if !in.ended {
-			return fmt.Errorf("it ended early: %w", errMalformed)
+		if !in.Ended {
+			return fmt.Errorf("it ended early: %w", pgoutput.ErrMalformed)
 		}
 		if err := w.flush(); err != nil {
 			return err
 		}
 		c.mu.Lock()
-		c.done.rows += in.rows
-		c.done.badIDs += in.badIDs
-		c.done.nulls += in.nulls
+		c.done.rows += in.Rows
+		c.done.badIDs += in.BadIDs
+		c.done.nulls += in.Nulls
 		c.mu.Unlock()
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -46,7 +47,7 @@ func parseLineage(content string) (lineage, error) {
 		}
 		var b branch
 		if _, err := fmt.Sscan(fields[0], &b.timeline); err != nil || len(fields) < 2 {
-			return nil, fmt.Errorf("read timeline history %q: %w", line, errMalformed)
+			return nil, fmt.Errorf("read timeline history %q: %w", line, pgoutput.ErrMalformed)
 		}
 		var err error
 		if b.end, err = state.ParseLSN(fields[1]); err != nil {

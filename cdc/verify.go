@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
 )
 
@@ -126,9 +127,9 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	v.over = newOverlay()
-	err = v.side.follow(v.done.At, func(p *piece) error {
-		for i := range p.changes {
-			if v.over.add(&p.changes[i]); v.over.useless() {
+	err = v.side.follow(v.done.At, func(p *pgoutput.Piece) error {
+		for i := range p.Changes {
+			if v.over.add(&p.Changes[i]); v.over.useless() {
 				return errTooMuch
 			}
 		}
@@ -205,8 +206,8 @@ func (v *verification) read(ctx context.Context, sink rowSink, parts []int) erro
 // [state.RowID.Part]; "" where the key is no integer. It spares sending the
 // rest, not reading it.
 func partsSQL(columns []column, parts []int) string {
-	name := pgx.Identifier{columns[colID].name}.Sanitize()
-	if _, integer := copyColumn(name, columns[colID].typ); !integer || len(columns) > needed {
+	name := pgx.Identifier{columns[pgoutput.KeyColumn].name}.Sanitize()
+	if _, integer := copyColumn(name, columns[pgoutput.KeyColumn].typ); !integer || len(columns) > pgoutput.NeededColumns {
 		return ""
 	}
 	list := make([]string, len(parts))

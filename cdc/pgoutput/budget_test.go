@@ -1,4 +1,4 @@
-package cdc
+package pgoutput
 
 import (
 	"testing"
@@ -10,7 +10,7 @@ import (
 func TestDecodeAllocations(t *testing.T) {
 	a := newTestAssembler(0)
 	feed := func(line string) {
-		if _, _, err := a.add(message(line)); err != nil {
+		if _, _, err := a.Add(message(line)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -20,14 +20,14 @@ func TestDecodeAllocations(t *testing.T) {
 	const changes = 100
 	budget.Check(t, "allocs_decode", testing.AllocsPerRun(20, func() {
 		for _, msg := range [][]byte{begin, commit} {
-			if _, _, err := a.add(msg); err != nil {
+			if _, _, err := a.Add(msg); err != nil {
 				t.Fatal(err)
 			}
 			for range changes {
 				if !a.InTransaction() {
 					break
 				}
-				if _, _, err := a.add(insert); err != nil {
+				if _, _, err := a.Add(insert); err != nil {
 					t.Fatal(err)
 				}
 			}

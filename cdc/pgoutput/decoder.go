@@ -1,4 +1,4 @@
-package cdc
+package pgoutput
 
 import (
 	"bytes"
@@ -12,17 +12,17 @@ import (
 // The columns that are needed, in the order of decoder.at and of the COPY. The
 // further columns of a composite key follow; in the COPY the key is one value.
 const (
-	colID = iota
-	colRestaurant
-	colClient
-	needed
+	KeyColumn = iota
+	RestaurantColumn
+	ClientColumn
+	NeededColumns
 )
 
 // bpcharOID is the OID of the type char(n), as in package pgtype of pgx.
 const bpcharOID = 1042
 
-// inKey says whether a needed column is part of the key.
-func inKey(c int) bool { return c == colID || c >= needed }
+// IsKeyColumn says whether a needed column is part of the key.
+func IsKeyColumn(c int) bool { return c == KeyColumn || c >= NeededColumns }
 
 // kind tells what a message means for the transaction it is part of.
 type kind uint8
@@ -54,7 +54,7 @@ type decoder struct {
 	old, now tuple  // of the message that is being read
 	key      []byte
 
-	// badIDs counts client and restaurant ids that cannot be ids: empty, too
+	// BadIDs counts client and restaurant ids that cannot be ids: empty, too
 	// long, or not UTF-8 (in a database with encoding SQL_ASCII). nulls counts
 	// those that are NULL. A row with either is no subscription.
 	badIDs, nulls int64
@@ -79,7 +79,7 @@ func newDecoder(table uint32, columns []string) decoder {
 }
 
 // decode reads one message, and appends to changes what it does to the table.
-// The error wraps errMalformed, or is a *NewSnapshotError if a needed column is
+// The error wraps ErrMalformed, or is a *NewSnapshotError if a needed column is
 // gone, or a change has no key, and so will not be there the next time either.
 func (d *decoder) decode(msg []byte, changes []state.Change) ([]state.Change, event, error) {
 	r := reader{b: msg}
@@ -111,10 +111,10 @@ func (d *decoder) decode(msg []byte, changes []state.Change) ([]state.Change, ev
 		// origin, a type.
 		return changes, ev, nil
 	default:
-		return changes, ev, fmt.Errorf("decode message %q: %w", tag, errMalformed)
+		return changes, ev, fmt.Errorf("decode message %q: %w", tag, ErrMalformed)
 	}
 	if err == nil && r.bad {
-		err = fmt.Errorf("decode message %q of %d bytes: %w", msg[:min(1, len(msg))], len(msg), errMalformed)
+		err = fmt.Errorf("decode message %q of %d bytes: %w", msg[:min(1, len(msg))], len(msg), ErrMalformed)
 	}
 	return changes, ev, err
 }
@@ -148,7 +148,7 @@ func (d *decoder) relation(r *reader) error {
 	}
 	for c := range at {
 		if at[c] < 0 {
-			return &NewSnapshotError{fmt.Sprintf("column %s of %s.%s is not in the stream", d.columns[c], schema, table)}
+			return &NewSnapshotError{Reason: fmt.Sprintf("column %s of %s.%s is not in the stream", d.columns[c], schema, table)}
 		}
 	}
 	d.at = at
@@ -161,7 +161,7 @@ func (d *decoder) row(op byte, r *reader, changes []state.Change) ([]state.Chang
 		return changes, nil
 	}
 	if d.at == nil {
-		return changes, fmt.Errorf("decode change before its relation: %w", errMalformed)
+		return changes, fmt.Errorf("decode change before its relation: %w", ErrMalformed)
 	}
 	clear(d.old)
 	clear(d.now)
@@ -177,7 +177,7 @@ func (d *decoder) row(op byte, r *reader, changes []state.Change) ([]state.Chang
 			r.bad = true
 		}
 		d.tuple(r, d.now)
-		r.bad = r.bad || d.now[colRestaurant].kind == 0 || d.now[colClient].kind == 0
+		r.bad = r.bad || d.now[RestaurantColumn].kind == 0 || d.now[ClientColumn].kind == 0
 	}
 	if r.bad {
 		return changes, nil
@@ -220,8 +220,8 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 	case 'I':
 		row, err := d.rowID(now)
 		c := state.Change{Op: state.Insert, Row: row}
-		c.Restaurant, _ = d.restaurant(now[colRestaurant])
-		c.Client, _ = d.id(colClient, now[colClient])
+		c.Restaurant, _ = d.restaurant(now[RestaurantColumn])
+		c.Client, _ = d.id(ClientColumn, now[ClientColumn])
 		return c, err
 	}
 	// The old tuple holds what TOAST left out: all of it under REPLICA IDENTITY
@@ -236,15 +236,15 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 		return state.Change{}, err
 	}
 	c := state.Change{Op: state.Update, Row: row}
-	if old[colID].kind != 0 {
+	if old[KeyColumn].kind != 0 {
 		if was, err := d.rowID(old); err != nil {
 			return state.Change{}, err
 		} else if was != row {
 			c.OldRow = was
 		}
 	}
-	c.Restaurant, c.KeepRestaurant = d.restaurant(now[colRestaurant])
-	c.Client, c.KeepClient = d.id(colClient, now[colClient])
+	c.Restaurant, c.KeepRestaurant = d.restaurant(now[RestaurantColumn])
+	c.Client, c.KeepClient = d.id(ClientColumn, now[ClientColumn])
 	return c, nil
 }
 
@@ -255,13 +255,13 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 	d.key = d.key[:0]
 	for c := range t {
 		switch {
-		case !inKey(c):
+		case !IsKeyColumn(c):
 			continue
 		case t[c].kind != 't':
-			return "", &NewSnapshotError{fmt.Sprintf("a change came without key column %q: the replica identity did not have it", d.columns[c])}
-		case len(t) == needed: // not composite
+			return "", &NewSnapshotError{Reason: fmt.Sprintf("a change came without key column %q: the replica identity did not have it", d.columns[c])}
+		case len(t) == NeededColumns: // not composite
 			return state.PackRowID(string(t[c].data)), nil
-		case c != colID:
+		case c != KeyColumn:
 			d.key = append(d.key, ':')
 		}
 		for _, b := range t[c].data {
@@ -305,7 +305,7 @@ func (d *decoder) restaurant(f field) (id state.ID, keep bool) {
 	if f.kind == 't' && d.restaurantID != "" && bytes.Equal(f.data, d.restaurantText) {
 		return d.restaurantID, false
 	}
-	id, keep = d.id(colRestaurant, f)
+	id, keep = d.id(RestaurantColumn, f)
 	if id != "" {
 		d.restaurantID, d.restaurantText = id, append(d.restaurantText[:0], f.data...)
 	}

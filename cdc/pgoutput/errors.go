@@ -1,9 +1,9 @@
-package cdc
+package pgoutput
 
 import "errors"
 
-// errMalformed reports bytes that no Postgres sends.
-var errMalformed = errors.New("malformed replication message")
+// ErrMalformed reports bytes that no Postgres sends.
+var ErrMalformed = errors.New("malformed replication message")
 
 // NewSnapshotError reports that the stream can no longer bring the local state
 // forward, while a new snapshot can.

@@ -1,4 +1,4 @@
-package cdc
+package pgoutput
 
 import (
 	"bytes"
@@ -12,10 +12,10 @@ import (
 )
 
 // copyData encodes rows as COPY … (FORMAT binary) does; nil is NULL.
-func copyData(rows ...[needed][]byte) []byte {
+func copyData(rows ...[NeededColumns][]byte) []byte {
 	b := append([]byte(copySignature), make([]byte, 8)...)
 	for _, row := range rows {
-		b = binary.BigEndian.AppendUint16(b, needed)
+		b = binary.BigEndian.AppendUint16(b, NeededColumns)
 		for _, v := range row {
 			if v == nil {
 				b = binary.BigEndian.AppendUint32(b, noValue)
@@ -28,8 +28,8 @@ func copyData(rows ...[needed][]byte) []byte {
 }
 
 // collect is a reader whose rows end up in the list.
-func collect(list *[]string) *copyReader {
-	return &copyReader{integers: [needed]bool{colID: true}, pack: &state.Packer{}, add: func(row state.RowID, restaurant, client state.ID) error {
+func collect(list *[]string) *CopyReader {
+	return &CopyReader{Integers: [NeededColumns]bool{KeyColumn: true}, Pack: &state.Packer{}, Add: func(row state.RowID, restaurant, client state.ID) error {
 		*list = append(*list, fmt.Sprintf("%s %q %q", row.Text(), restaurant.Text(), client.Text()))
 		return nil
 	}}
@@ -39,10 +39,10 @@ func collect(list *[]string) *copyReader {
 func TestCopyReaderInPieces(t *testing.T) {
 	t.Parallel()
 	data := copyData(
-		[needed][]byte{{0, 0, 0, 1}, []byte("r"), []byte("c")},
-		[needed][]byte{{0xff, 0xff, 0xff, 0xff}, nil, []byte("c")},
-		[needed][]byte{{0, 0, 0, 0, 0, 0, 1, 0}, []byte("123e4567-e89b-12d3-a456-426614174000"), []byte("")},
-		[needed][]byte{{0, 5}, []byte("\xff"), []byte("c")},
+		[NeededColumns][]byte{{0, 0, 0, 1}, []byte("r"), []byte("c")},
+		[NeededColumns][]byte{{0xff, 0xff, 0xff, 0xff}, nil, []byte("c")},
+		[NeededColumns][]byte{{0, 0, 0, 0, 0, 0, 1, 0}, []byte("123e4567-e89b-12d3-a456-426614174000"), []byte("")},
+		[NeededColumns][]byte{{0, 5}, []byte("\xff"), []byte("c")},
 	)
 	want := []string{`1 "r" "c"`, `-1 "" "c"`, `256 "123e4567-e89b-12d3-a456-426614174000" ""`, `5 "" "c"`}
 	for size := 1; size <= len(data); size++ {
@@ -53,8 +53,8 @@ func TestCopyReaderInPieces(t *testing.T) {
 				t.Fatalf("in pieces of %d bytes: %v", size, err)
 			}
 		}
-		if !slices.Equal(got, want) || !r.ended || r.rows != 4 || r.badIDs != 2 {
-			t.Fatalf("in pieces of %d bytes: %q, ended %v, %d rows, %d bad ids; want %q", size, got, r.ended, r.rows, r.badIDs, want)
+		if !slices.Equal(got, want) || !r.Ended || r.Rows != 4 || r.BadIDs != 2 {
+			t.Fatalf("in pieces of %d bytes: %q, ended %v, %d rows, %d bad ids; want %q", size, got, r.Ended, r.Rows, r.BadIDs, want)
 		}
 	}
 }
@@ -65,18 +65,18 @@ func TestCopyReaderRefuses(t *testing.T) {
 		"another header":   bytes.Repeat([]byte("x"), 40),
 		"with OIDs":        append([]byte(copySignature), 0, 1, 0, 0, 0, 0, 0, 0),
 		"two columns":      append(copyData()[:copyHeaderLen], 0, 2),
-		"a NULL id":        copyData([needed][]byte{nil, []byte("r"), []byte("c")}),
-		"a 3-byte integer": copyData([needed][]byte{{1, 2, 3}, []byte("r"), []byte("c")}),
+		"a NULL id":        copyData([NeededColumns][]byte{nil, []byte("r"), []byte("c")}),
+		"a 3-byte integer": copyData([NeededColumns][]byte{{1, 2, 3}, []byte("r"), []byte("c")}),
 	} {
 		var got []string
-		if _, err := collect(&got).Write(data); !errors.Is(err, errMalformed) {
+		if _, err := collect(&got).Write(data); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v, want errMalformed", name, err)
 		}
 	}
 }
 
 func FuzzCopyReader(f *testing.F) {
-	f.Add(copyData([needed][]byte{{0, 0, 0, 1}, []byte("r"), nil}), uint8(3))
+	f.Add(copyData([NeededColumns][]byte{{0, 0, 0, 1}, []byte("r"), nil}), uint8(3))
 	f.Fuzz(func(t *testing.T, data []byte, size uint8) {
 		var got []string
 		r := collect(&got)
@@ -85,8 +85,8 @@ func FuzzCopyReader(f *testing.F) {
 				return
 			}
 		}
-		if int64(len(got)) != r.rows {
-			t.Fatalf("%d rows were added, %d counted", len(got), r.rows)
+		if int64(len(got)) != r.Rows {
+			t.Fatalf("%d rows were added, %d counted", len(got), r.Rows)
 		}
 	})
 }

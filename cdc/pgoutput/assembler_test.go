@@ -1,4 +1,4 @@
-package cdc
+package pgoutput
 
 import (
 	"bytes"
@@ -112,14 +112,14 @@ func values(b []byte, texts []string) []byte {
 }
 
 // newTestAssembler knows the table of the contract, with further columns in its key.
-func newTestAssembler(from state.LSN, key ...string) *assembler {
-	return newAssembler(ourTable, append([]string{"id", "restaurant_id", "client_id"}, key...), from)
+func newTestAssembler(from state.LSN, key ...string) *Assembler {
+	return NewAssembler(ourTable, append([]string{"id", "restaurant_id", "client_id"}, key...), from)
 }
 
 // describe prints a piece for a scenario's expected output.
-func describe(p piece) string {
+func describe(p Piece) string {
 	var b strings.Builder
-	changes, more := p.changes, 0
+	changes, more := p.Changes, 0
 	if len(changes) > 20 {
 		changes, more = changes[:1], len(changes)-1
 	}
@@ -137,12 +137,12 @@ func describe(p piece) string {
 		b.WriteByte('\n')
 	}
 	if more > 0 {
-		fmt.Fprintf(&b, "  and %d more up to row %s\n", more, p.changes[more].Row.Text())
+		fmt.Fprintf(&b, "  and %d more up to row %s\n", more, p.Changes[more].Row.Text())
 	}
-	if p.end == 0 {
+	if p.End == 0 {
 		return b.String() + "  part\n"
 	}
-	fmt.Fprintf(&b, "  end %d\n", uint64(p.end))
+	fmt.Fprintf(&b, "  end %d\n", uint64(p.End))
 	return b.String()
 }
 
@@ -207,7 +207,7 @@ func play(script string) string {
 				continue
 			}
 			for _, line := range repeated(line) {
-				p, ok, err := asm.add(message(line))
+				p, ok, err := asm.Add(message(line))
 				if err != nil {
 					fmt.Fprintf(&out, "  error: %v\n", err)
 				}
@@ -239,8 +239,8 @@ func repeated(line string) []string {
 func TestAssembleCuts(t *testing.T) {
 	t.Parallel()
 	asm := newTestAssembler(0)
-	add := func(line string) (piece, bool) {
-		p, ok, err := asm.add(message(line))
+	add := func(line string) (Piece, bool) {
+		p, ok, err := asm.Add(message(line))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -248,27 +248,27 @@ func TestAssembleCuts(t *testing.T) {
 	}
 	add("relation 16400 t id:23 client_id:1043 restaurant_id:1043")
 	add("begin 100")
-	const rows = 3*maxPartChanges + 5
+	const rows = 3*MaxPartChanges + 5
 	changes, parts := 0, 0
 	for i := range rows {
 		if p, ok := add(fmt.Sprintf("insert 16400 %d c r", i)); ok {
-			if p.end != 0 || !p.cut || len(p.changes) > maxPartChanges {
-				t.Errorf("part has %d changes, end %s, cut %v", len(p.changes), p.end, p.cut)
+			if p.End != 0 || !p.Partial || len(p.Changes) > MaxPartChanges {
+				t.Errorf("part has %d changes, end %s, cut %v", len(p.Changes), p.End, p.Partial)
 			}
 			parts++
-			changes += len(p.changes)
+			changes += len(p.Changes)
 		}
 	}
 	p, ok := add("commit 200")
-	if !ok || p.end != 200 || !p.cut || parts != 3 || changes+len(p.changes) != rows {
-		t.Errorf("after %d parts with %d changes the last has %d, end %s, cut %v", parts, changes, len(p.changes), p.end, p.cut)
+	if !ok || p.End != 200 || !p.Partial || parts != 3 || changes+len(p.Changes) != rows {
+		t.Errorf("after %d parts with %d changes the last has %d, end %s, cut %v", parts, changes, len(p.Changes), p.End, p.Partial)
 	}
 	long := strings.Repeat("x", 1<<20)
 	add("begin 300")
 	cut := false
 	for i := range 5 {
 		p, ok := add(fmt.Sprintf("insert 16400 %d %s r", i, long))
-		cut = cut || ok && p.cut
+		cut = cut || ok && p.Partial
 	}
 	if !cut {
 		t.Error("5 MB in 5 rows were not cut")
@@ -276,7 +276,7 @@ func TestAssembleCuts(t *testing.T) {
 	add("commit 400")
 	add("begin 500")
 	add("insert 16400 1 c r")
-	if p, ok := add("commit 600"); !ok || p.cut {
+	if p, ok := add("commit 600"); !ok || p.Partial {
 		t.Errorf("a small transaction after a cut one: %+v", p)
 	}
 }
@@ -296,7 +296,7 @@ func TestDecodeCutMessages(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, _, err := d.decode(msg[:n], nil); !errors.Is(err, errMalformed) {
+			if _, _, err := d.decode(msg[:n], nil); !errors.Is(err, ErrMalformed) {
 				t.Errorf("%q cut to %d of %d bytes: %v, want errMalformed", line, n, len(msg), err)
 			}
 		}
@@ -363,7 +363,7 @@ func FuzzDecode(f *testing.F) {
 			n := min(int(binary.BigEndian.Uint16(data)), len(data)-2)
 			msg := data[2 : 2+n]
 			before := bytes.Clone(msg)
-			p, ok, err := asm.add(msg)
+			p, ok, err := asm.Add(msg)
 			if !bytes.Equal(msg, before) {
 				t.Fatal("the message was changed")
 			}
@@ -373,11 +373,11 @@ func FuzzDecode(f *testing.F) {
 				}
 				return
 			}
-			for _, c := range p.changes {
+			for _, c := range p.Changes {
 				if c.Op != state.Truncate && c.Row == "" {
 					t.Fatalf("a change without a row: %+v", c)
 				}
-				if len(c.Row)+len(c.OldRow) > 2*n+20 && len(p.changes) == 1 {
+				if len(c.Row)+len(c.OldRow) > 2*n+20 && len(p.Changes) == 1 {
 					t.Fatalf("a row id larger than its message: %d bytes of %d", len(c.Row), n)
 				}
 			}
@@ -389,7 +389,7 @@ func FuzzDecode(f *testing.F) {
 // BenchmarkDecode is one transaction of one row per iteration.
 func BenchmarkDecode(b *testing.B) {
 	asm := newTestAssembler(0)
-	if _, _, err := asm.add(message("relation 16400 t id:23 client_id:1043 restaurant_id:1043")); err != nil {
+	if _, _, err := asm.Add(message("relation 16400 t id:23 client_id:1043 restaurant_id:1043")); err != nil {
 		b.Fatal(err)
 	}
 	begin, commit := message("begin 100"), message("commit 200")
@@ -397,7 +397,7 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		for _, msg := range [][]byte{begin, insert, commit} {
-			if _, _, err := asm.add(msg); err != nil {
+			if _, _, err := asm.Add(msg); err != nil {
 				b.Fatal(err)
 			}
 		}

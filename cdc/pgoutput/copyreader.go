@@ -1,4 +1,4 @@
-package cdc
+package pgoutput
 
 import (
 	"encoding/binary"
@@ -18,31 +18,31 @@ const (
 	noValue       = 0xffffffff
 )
 
-// copyReader takes binary COPY data, cut at any place, and gives the rows to
+// CopyReader takes binary COPY data, cut at any place, and gives the rows to
 // add. It is the io.Writer that pgconn copies to.
-type copyReader struct {
-	integers [needed]bool // sent as integers; else as text
-	pack     *state.Packer
-	// add takes each row, in views into pack; an error of it ends the copy.
-	add func(row state.RowID, restaurant, client state.ID) error
+type CopyReader struct {
+	Integers [NeededColumns]bool // sent as integers; else as text
+	Pack     *state.Packer
+	// Add takes each row, in views into pack; an error of it ends the copy.
+	Add func(row state.RowID, restaurant, client state.ID) error
 
 	rest   []byte // of the last Write
 	header bool   // the header has been read
-	ended  bool   // the trailer has been read
-	rows   int64
-	badIDs int64
-	nulls  int64
+	Ended  bool   // the trailer has been read
+	Rows   int64
+	BadIDs int64
+	Nulls  int64
 }
 
 // Write takes the next data. Postgres sends one row at a time, so that normally
 // nothing has to be kept for the next.
-func (r *copyReader) Write(p []byte) (int, error) {
+func (r *CopyReader) Write(p []byte) (int, error) {
 	data := p
 	if len(r.rest) > 0 {
 		r.rest = append(r.rest, p...)
 		data = r.rest
 	}
-	for len(data) > 0 && !r.ended {
+	for len(data) > 0 && !r.Ended {
 		n, err := r.next(data)
 		if err != nil {
 			return 0, err
@@ -58,7 +58,7 @@ func (r *copyReader) Write(p []byte) (int, error) {
 
 // next reads the header or one row off the front of data and tells its length;
 // 0 if it is not all there.
-func (r *copyReader) next(data []byte) (int, error) {
+func (r *CopyReader) next(data []byte) (int, error) {
 	if !r.header {
 		return r.readHeader(data)
 	}
@@ -67,12 +67,12 @@ func (r *copyReader) next(data []byte) (int, error) {
 	case in.bad:
 		return 0, nil
 	case n == 0xffff:
-		r.ended = true
+		r.Ended = true
 		return 2, nil
-	case n != needed:
-		return 0, fmt.Errorf("read copied row of %d columns: %w", n, errMalformed)
+	case n != NeededColumns:
+		return 0, fmt.Errorf("read copied row of %d columns: %w", n, ErrMalformed)
 	}
-	var values [needed][]byte
+	var values [NeededColumns][]byte
 	for c := range values {
 		if n := in.u32(); n != noValue {
 			values[c] = in.bytes(n)
@@ -86,62 +86,62 @@ func (r *copyReader) next(data []byte) (int, error) {
 
 // readHeader accepts what Postgres 14 and newer send: no OIDs, no extension.
 // Anything else would shift every field that follows.
-func (r *copyReader) readHeader(data []byte) (int, error) {
+func (r *CopyReader) readHeader(data []byte) (int, error) {
 	if len(data) < copyHeaderLen {
 		return 0, nil
 	}
 	flags := binary.BigEndian.Uint32(data[len(copySignature):])
 	extension := binary.BigEndian.Uint32(data[len(copySignature)+4:])
 	if string(data[:len(copySignature)]) != copySignature || flags&copyOIDs != 0 || extension != 0 {
-		return 0, fmt.Errorf("read COPY header: %w", errMalformed)
+		return 0, fmt.Errorf("read COPY header: %w", ErrMalformed)
 	}
 	r.header = true
 	return copyHeaderLen, nil
 }
 
 // row adds one row. As in the stream, what cannot be an id is no id.
-func (r *copyReader) row(values [needed][]byte) error {
+func (r *CopyReader) row(values [NeededColumns][]byte) error {
 	var row state.RowID
-	var ids [needed]state.ID
+	var ids [NeededColumns]state.ID
 	for c, v := range values {
 		if v == nil {
-			r.nulls++ // a key that is NULL ends the copy below
+			r.Nulls++ // a key that is NULL ends the copy below
 			continue
 		}
-		if c == colID {
+		if c == KeyColumn {
 			var err error
 			if row, err = r.rowID(v); err != nil {
 				return err
 			}
 			continue
 		}
-		id, err := r.id(v, r.integers[c])
+		id, err := r.id(v, r.Integers[c])
 		if err != nil {
 			return err
 		}
 		ids[c] = id
 	}
 	if row == "" {
-		return fmt.Errorf("read copied row without its id: %w", errMalformed)
+		return fmt.Errorf("read copied row without its id: %w", ErrMalformed)
 	}
-	r.rows++
-	return r.add(row, ids[colRestaurant], ids[colClient])
+	r.Rows++
+	return r.Add(row, ids[RestaurantColumn], ids[ClientColumn])
 }
 
 // rowID packs the key.
-func (r *copyReader) rowID(v []byte) (state.RowID, error) {
-	if !r.integers[colID] {
-		return r.pack.RowID(v), nil
+func (r *CopyReader) rowID(v []byte) (state.RowID, error) {
+	if !r.Integers[KeyColumn] {
+		return r.Pack.RowID(v), nil
 	}
 	n, err := integer(v)
 	if err != nil {
 		return "", err
 	}
-	return r.pack.RowNumber(n), nil
+	return r.Pack.RowNumber(n), nil
 }
 
 // id packs a restaurant or client; "" is what cannot be an id.
-func (r *copyReader) id(v []byte, isInteger bool) (state.ID, error) {
+func (r *CopyReader) id(v []byte, isInteger bool) (state.ID, error) {
 	if isInteger {
 		n, err := integer(v)
 		if err != nil {
@@ -149,9 +149,9 @@ func (r *copyReader) id(v []byte, isInteger bool) (state.ID, error) {
 		}
 		v = strconv.AppendInt(nil, n, 10) // as pgoutput spells it
 	}
-	id, err := r.pack.ID(v)
+	id, err := r.Pack.ID(v)
 	if err != nil {
-		r.badIDs++
+		r.BadIDs++
 	}
 	return id, nil
 }
@@ -166,5 +166,5 @@ func integer(v []byte) (int64, error) {
 	case 8:
 		return int64(binary.BigEndian.Uint64(v)), nil
 	}
-	return 0, fmt.Errorf("read integer of %d bytes: %w", len(v), errMalformed)
+	return 0, fmt.Errorf("read integer of %d bytes: %w", len(v), ErrMalformed)
 }

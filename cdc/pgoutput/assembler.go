@@ -1,4 +1,4 @@
-package cdc
+package pgoutput
 
 import (
 	"fmt"
@@ -9,17 +9,17 @@ import (
 
 // What a transaction may hold in memory before it is cut.
 const (
-	maxPartChanges = 8192
+	MaxPartChanges = 8192
 	maxPartBytes   = 4 << 20
 )
 
-// piece is a whole transaction, or a part of one: then end is zero in all
+// Piece is a whole transaction, or a part of one: then end is zero in all
 // pieces but the last, and cut is set in all of them.
-type piece struct {
-	changes []state.Change // valid until the next add
-	bytes   int            // memory that changes take, roughly
-	end     state.LSN
-	cut     bool
+type Piece struct {
+	Changes []state.Change // valid until the next add
+	Bytes   int            // memory that changes take, roughly
+	End     state.LSN
+	Partial bool
 }
 
 // txState is where the stream stands between the Begin and the Commit of a
@@ -33,71 +33,71 @@ const (
 	skippedTransaction         // the transaction was applied before
 )
 
-// assembler puts messages together to transactions. It is as pure as the
+// Assembler puts messages together to transactions. It is as pure as the
 // decoder.
 //
 // Transactions that are already in the local state are skipped as wholes: those
 // whose commit record starts before from, the end LSN of the last one applied.
 // Rows are never looked at by LSN: a change's own LSN lies before that of
 // commits which were sent earlier.
-type assembler struct {
+type Assembler struct {
 	dec  decoder
 	from state.LSN
 
 	tx txState
-	// commit is where the commit record of the last transaction begun starts.
-	commit state.LSN
+	// CommitLSN is where the commit record of the last transaction begun starts.
+	CommitLSN state.LSN
 
 	changes []state.Change // of the transaction, since the last part
 	bytes   int            // that they take
 }
 
-// newAssembler returns an assembler for a table and its needed columns, in the
+// NewAssembler returns an assembler for a table and its needed columns, in the
 // order of the columns' constants. It skips the transactions that ended up to from.
-func newAssembler(table uint32, columns []string, from state.LSN) *assembler {
-	return &assembler{dec: newDecoder(table, columns), from: from}
+func NewAssembler(table uint32, columns []string, from state.LSN) *Assembler {
+	return &Assembler{dec: newDecoder(table, columns), from: from}
 }
 
 // InTransaction reports whether a Begin has come whose Commit has not.
-func (a *assembler) InTransaction() bool { return a.tx != outsideTransaction }
+func (a *Assembler) InTransaction() bool { return a.tx != outsideTransaction }
 
 // SkippedIDs returns how many client and restaurant ids cannot be ids, and how many
 // are NULL, among all that were read.
-func (a *assembler) SkippedIDs() (bad, null int64) { return a.dec.badIDs, a.dec.nulls }
+func (a *Assembler) SkippedIDs() (bad, null int64) { return a.dec.badIDs, a.dec.nulls }
 
-// add takes a message; ok says that p is to be applied.
-func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
+// Add takes a message; ok says that p is to be applied.
+func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 	var ev event
 	before := len(a.changes)
 	a.changes, ev, err = a.dec.decode(msg, a.changes)
 	if err != nil {
-		return piece{}, false, err
+		return Piece{}, false, err
 	}
 	switch ev.kind {
 	case kindBegin:
 		if a.InTransaction() {
-			return piece{}, false, fmt.Errorf("begin inside a transaction: %w", errMalformed)
+			return Piece{}, false, fmt.Errorf("begin inside a transaction: %w", ErrMalformed)
 		}
-		a.tx, a.commit = wholeTransaction, ev.lsn
+		a.tx, a.CommitLSN = wholeTransaction, ev.lsn
 		if ev.lsn < a.from {
 			a.tx = skippedTransaction
 		}
 	case kindChange:
 		if !a.InTransaction() {
-			return piece{}, false, fmt.Errorf("change outside of a transaction: %w", errMalformed)
+			return Piece{}, false, fmt.Errorf("change outside of a transaction: %w", ErrMalformed)
 		}
 		if a.tx == skippedTransaction {
 			a.changes = a.changes[:before]
 			break
 		}
 		a.bytes += changeBytes(&a.changes[before])
-		if len(a.changes) >= maxPartChanges || a.bytes >= maxPartBytes {
+		if len(a.changes) >= MaxPartChanges || a.bytes >= maxPartBytes {
 			a.tx = partialTransaction
 			return a.take(0), true, nil
 		}
 	case kindCommit:
 		if !a.InTransaction() {
-			return piece{}, false, fmt.Errorf("commit outside of a transaction: %w", errMalformed)
+			return Piece{}, false, fmt.Errorf("commit outside of a transaction: %w", ErrMalformed)
 		}
 		if a.tx != skippedTransaction {
 			p, ok = a.take(ev.lsn), true
@@ -106,13 +106,13 @@ func (a *assembler) add(msg []byte) (p piece, ok bool, err error) {
 		return p, ok, nil
 	case kindOther: // it changes nothing here
 	}
-	return piece{}, false, nil
+	return Piece{}, false, nil
 }
 
 // take hands out what was collected. The slice is used again: the queue copies
 // it, which costs less than a new one per transaction.
-func (a *assembler) take(end state.LSN) piece {
-	p := piece{changes: a.changes, bytes: a.bytes, end: end, cut: a.tx == partialTransaction}
+func (a *Assembler) take(end state.LSN) Piece {
+	p := Piece{Changes: a.changes, Bytes: a.bytes, End: end, Partial: a.tx == partialTransaction}
 	a.changes, a.bytes = a.changes[:0], 0
 	return p
 }
