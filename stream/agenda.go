@@ -211,8 +211,19 @@ func (a *agenda) len() (scheduled, waiting int) {
 	return len(a.listed) - waiting, waiting + a.brought
 }
 
-// keepAgenda brings the lane's campaigns when they are due, until ctx ends.
-func (s *session) keepAgenda(ctx context.Context) error {
+// starter brings the lane's campaigns when they are due.
+type starter struct {
+	lane      *lane
+	t         tables
+	reader    querier
+	timeout   time.Duration // of one look-up
+	times     *agenda
+	delivered *deliveredCache
+	due       chan<- []*live
+}
+
+// run works until ctx ends.
+func (s *starter) run(ctx context.Context) error {
 	// Everything pending: what was live before the takeover is due at once.
 	loaded := time.Now()
 	if err := s.reload(ctx, loaded, -1, loaded.Add(agendaHorizon).Unix(), math.MaxInt32); err != nil {
@@ -226,14 +237,14 @@ func (s *session) keepAgenda(ctx context.Context) error {
 				return err
 			}
 		}
-		due := s.agenda.due(now.Unix())
+		due := s.times.due(now.Unix())
 		switch {
 		case len(due) > 0:
 			if err := s.bringDue(ctx, due); err != nil {
 				return err
 			}
 		default:
-			if limit, some := s.agenda.takeLeft(); !some {
+			if limit, some := s.times.takeLeft(); !some {
 				s.awaitAgenda(ctx, loaded.Add(agendaReload))
 			} else if err := s.reload(ctx, now, -1, now.Unix(), limit); err != nil {
 				return err
@@ -244,28 +255,28 @@ func (s *session) keepAgenda(ctx context.Context) error {
 }
 
 // awaitAgenda returns when something is due or was listed, at until at the latest.
-func (s *session) awaitAgenda(ctx context.Context, until time.Time) {
-	if at, ok := s.agenda.next(); ok && at.Before(until) {
+func (s *starter) awaitAgenda(ctx context.Context, until time.Time) {
+	if at, ok := s.times.next(); ok && at.Before(until) {
 		until = at
 	}
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-s.agenda.wake:
+	case <-s.times.wake:
 	case <-ctx.Done():
 	}
 }
 
 // bringDue hands campaigns on whose start has come, against the subscriptions
 // of this moment or later. It waits for the freshness barrier and for room.
-func (s *session) bringDue(ctx context.Context, due []appointment) error {
-	if err := s.barrier(ctx); err != nil {
+func (s *starter) bringDue(ctx context.Context, due []appointment) error {
+	if err := s.lane.awaitFresh(ctx); err != nil {
 		return err
 	}
 	failpoint.Hit("intake/due")
 	for batch := range slices.Chunk(due, loadBatch) {
-		list, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) ([]*live, error) { return s.load(ctx, batch) })
+		list, err := bounded(ctx, s.timeout, func(ctx context.Context) ([]*live, error) { return s.load(ctx, batch) })
 		if err != nil {
 			return err
 		}
@@ -284,20 +295,20 @@ func (s *session) bringDue(ctx context.Context, due []appointment) error {
 			return err
 		}
 		for _, l := range cached {
-			if l.delivered, _, err = s.loadDelivered(ctx, l.ID); err != nil {
+			if l.delivered, _, err = s.delivered.load(ctx, l.ID); err != nil {
 				return err
 			}
 			if err := s.handDueOver(ctx, l); err != nil {
 				return err
 			}
 		}
-		s.agenda.handed(len(batch))
+		s.times.handed(len(batch))
 	}
 	return nil
 }
 
 // handDueOver waits until decide has room.
-func (s *session) handDueOver(ctx context.Context, list ...*live) error {
+func (s *starter) handDueOver(ctx context.Context, list ...*live) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -312,8 +323,8 @@ func (s *session) handDueOver(ctx context.Context, list ...*live) error {
 // reload lists the lane's pending campaigns that start in (after, until], at most
 // limit. Of those that wait the ones in the middle of their fan-out come first;
 // the others are bounded by the agenda.
-func (s *session) reload(ctx context.Context, now time.Time, after, until int64, limit int) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
+func (s *starter) reload(ctx context.Context, now time.Time, after, until int64, limit int) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*s.timeout)
 	defer cancel()
 	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.campaign+`
 WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
@@ -326,7 +337,7 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 	var p appointment
 	_, err = pgx.ForEachRow(rows, []any{&p.key.campaign, &p.key.restaurant, &p.version, &p.start}, func() error {
 		if list = append(list, p); len(list) == dueBatch { // so that what does not fit is not held
-			s.agenda.fill(now, list)
+			s.times.fill(now, list)
 			list = list[:0]
 		}
 		return nil
@@ -334,36 +345,34 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 	if err != nil {
 		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
 	}
-	s.agenda.fill(now, list)
+	s.times.fill(now, list)
 	return nil
 }
 
-// list puts those of the given campaigns on the agenda that are pending and the
-// lane's.
-func (s *session) list(ctx context.Context, conn querier, keys []key) error {
+// readStarts gives those of the given campaigns that are pending and the lane's.
+func (t tables) readStarts(ctx context.Context, conn querier, lane int32, keys []key) ([]appointment, error) {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.campaign, k.restaurant
 	}
 	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, s.lane.id)
+JOIN `+t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
 	if err != nil {
-		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
+		return nil, fmt.Errorf("read agenda of lane %d: %w", lane, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p appointment, err error) {
 		err = row.Scan(&p.key.campaign, &p.key.restaurant, &p.version, &p.start)
 		return p, err
 	})
 	if err != nil {
-		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
+		return nil, fmt.Errorf("read agenda of lane %d: %w", lane, err)
 	}
-	s.agenda.fill(time.Now(), list)
-	return nil
+	return list, nil
 }
 
 // load reads the campaigns that are due, as of their last committed step. One
 // that was edited, finished or taken by another lane since is left out.
-func (s *session) load(ctx context.Context, due []appointment) ([]*live, error) {
+func (s *starter) load(ctx context.Context, due []appointment) ([]*live, error) {
 	campaigns, restaurants, versions := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
 	for i, p := range due {
 		campaigns[i], restaurants[i], versions[i] = p.key.campaign, p.key.restaurant, p.version

@@ -128,8 +128,8 @@ type topicIDs struct {
 	progress, input                   kadm.TopicID
 }
 
-// knownIDs are those that the lane row was made with.
-type knownIDs struct{ cluster, campaigns, notifications, progress string }
+// expectedIDs are those that the lane row was made with.
+type expectedIDs struct{ cluster, campaigns, notifications, progress string }
 
 // ids gives the identity of the cluster and of the three topics that a lane
 // counts in.

@@ -22,7 +22,17 @@ const stepsInFlight = 2
 // A step that fails takes those behind it along: they are in a transaction that
 // has failed, or their compare-and-swap misses the seq that was not reached.
 type committer struct {
-	*session
+	claim     *claim
+	lane      *lane
+	reader    querier // for looking into what holds the connection up
+	letters   letterMaker
+	times     *agenda
+	shipped   *shipProgress
+	corrected *correctedKeys
+	steps     <-chan *step
+	departed  chan<- *departure
+	buffers   chan<- []byte
+
 	last    int64           // seq of the last step that was taken
 	sent    []*departure    // under way, oldest first
 	flights chan *departure // the same, for the goroutine that reads
@@ -74,10 +84,9 @@ func decided(p *payload) *departure {
 	return d
 }
 
-// commitAll runs until there are no more steps, or one fails.
-func (s *session) commitAll(ctx context.Context) (err error) {
-	defer interrupt(ctx, s.sink)()
-	c := &committer{session: s, last: s.seq, flights: make(chan *departure, stepsInFlight), landed: make(chan error, stepsInFlight)}
+// run works until there are no more steps, or one fails.
+func (c *committer) run(ctx context.Context) (err error) {
+	defer interrupt(ctx, c.claim.conn)()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -91,12 +100,12 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 	}()
 	defer func() {
 		if err != nil {
-			_ = s.sink.PgConn().Conn().Close() // what waits for an answer, ends
+			_ = c.claim.conn.PgConn().Conn().Close() // what waits for an answer, ends
 		}
 		close(c.flights)
 		<-read
 	}()
-	for steps := s.steps; steps != nil || len(c.sent) > 0; {
+	for steps := c.steps; steps != nil || len(c.sent) > 0; {
 		ready := steps
 		if len(c.sent) == stepsInFlight || !c.windowOpen(c.last+1) {
 			ready = nil
@@ -113,7 +122,7 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 			}
 		case failed := <-c.landed:
 			err = c.land(ctx, failed)
-		case <-s.advanced:
+		case <-c.shipped.advanced:
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
@@ -130,12 +139,12 @@ func (s *session) commitAll(ctx context.Context) (err error) {
 // windowOpen tells whether step seq may be decided: K ≥ seq - window, and what is
 // not shipped does not hold too much.
 func (c *committer) windowOpen(seq int64) bool {
-	shipped := c.shipped.Load()
+	shipped := c.shipped.seq.Load()
 	for len(c.unshipped) > 0 && c.unshipped[0].seq <= shipped {
 		c.bytes -= c.unshipped[0].bytes
 		c.unshipped = c.unshipped[1:]
 	}
-	return seq-shipped <= int64(c.cfg.Window) && c.bytes < windowBytes*c.cfg.StepBytes
+	return seq-shipped <= int64(c.claim.cfg.Window) && c.bytes < windowBytes*c.claim.cfg.StepBytes
 }
 
 // submit sends a step behind those that are under way. One that is contested
@@ -157,9 +166,9 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 		d.st.renew()
 		return c.commitContested(ctx, d)
 	}
-	d.p = c.payload(d.st)
+	d.p = c.letters.payload(d.st)
 	d.p.seq = d.seq
-	f := c.flight(time.Now().Add(c.cfg.SinkTimeout))
+	f := c.flight(time.Now().Add(c.claim.cfg.SinkTimeout))
 	c.addRows(f, d.st)
 	c.addStep(f, d.st, d.p)
 	f.depart()
@@ -183,7 +192,7 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 func (c *committer) flight(until time.Time) *flight {
 	n := len(c.spare)
 	if n == 0 {
-		return newFlight(until, c.sink)
+		return newFlight(until, c.claim.conn)
 	}
 	f := c.spare[n-1]
 	c.spare, f.until = c.spare[:n-1], until
@@ -241,10 +250,10 @@ func (c *committer) retriable(d *departure, failed error) error {
 		c.lane.svc.counters.conflicts.Add(1)
 		return d.st.contest(failed)
 	case errors.Is(failed, errDropped):
-		return c.dropped(failed.Error())
+		return c.claim.dropped(failed.Error())
 	case (errors.Is(failed, errStale) || lockedOut(failed)) && d.tries < stepTries:
 		d.tries++
-		c.cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
+		c.claim.cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
 	case errors.Is(failed, errEnded) && time.Now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set, and the next session compares them again
@@ -259,21 +268,21 @@ func (c *committer) settle(d *departure) {
 	for _, l := range d.st.refused {
 		l.refused.Store(true)
 	}
-	c.noteLeftOut(d.p, len(d.st.dead))
-	c.agenda.settle(time.Now(), d.st)
+	c.lane.noteLeftOut(d.p, len(d.st.dead))
+	c.times.settle(time.Now(), d.st)
 	c.lane.noteDecided(d.st, d.p)
-	c.noteReplayed(d.st, d.p)
+	c.lane.noteReplayed(d.st, d.p)
 	c.recycle(d.st)
 	close(d.done)
 }
 
 // recycle gives the step's buffer back, unless it has grown for something rare.
-func (s *session) recycle(st *step) {
-	if cap(st.copyData) > 2*s.cfg.StepBytes {
+func (c *committer) recycle(st *step) {
+	if cap(st.copyData) > 2*c.claim.cfg.StepBytes {
 		return
 	}
 	select {
-	case s.buffers <- st.copyData:
+	case c.buffers <- st.copyData:
 	default:
 	}
 }
@@ -281,7 +290,7 @@ func (s *session) recycle(st *step) {
 // rollBack ends the transaction of a step that was refused, and has the step
 // made true again where the campaign table is not as it expected.
 func (c *committer) rollBack(ctx context.Context, d *departure, failed error) error {
-	if _, err := bounded(ctx, c.cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.sink.Exec(ctx, "rollback") }); err != nil {
+	if _, err := bounded(ctx, c.claim.cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.conn.Exec(ctx, "rollback") }); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
 	failpoint.Hit("commit/rolled-back")
@@ -296,13 +305,13 @@ func (c *committer) rollBack(ctx context.Context, d *departure, failed error) er
 
 // addRows puts the beginning of the step's transaction and its feedback rows on
 // board.
-func (s *session) addRows(f *flight, st *step) {
-	f.addCommand(s.sql.begin, "BEGIN")
-	if s.table.ownCode {
-		f.add(s.sql.path, s.table.path())
+func (c *committer) addRows(f *flight, st *step) {
+	f.addCommand(c.claim.sql.begin, "BEGIN")
+	if c.claim.table.ownCode {
+		f.add(c.claim.sql.path, c.claim.table.path())
 	}
 	if len(st.copyData) > 0 {
-		f.copy(s.sql.copy, st.copyData, st.copied)
+		f.copy(c.claim.sql.copy, st.copyData, st.copied)
 	}
 }
 
@@ -311,32 +320,32 @@ func (s *session) addRows(f *flight, st *step) {
 // clock, once a campaign of the step has ended. It is Postgres' own, since what is
 // on board is carried out whenever the server comes to it, even if nobody waits
 // for it any more.
-func (s *session) addStep(f *flight, st *step, p *payload) {
-	if s.table.ownCode {
-		f.add(s.sql.path, "pg_catalog")
+func (c *committer) addStep(f *flight, st *step, p *payload) {
+	if c.claim.table.ownCode {
+		f.add(c.claim.sql.path, "pg_catalog")
 	}
-	f.add(s.sql.lane, s.lane.id, s.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, p.refusedMessages(), s.shipped.Load(), s.ends.list())
+	f.add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, p.refusedMessages(), c.shipped.seq.Load(), c.shipped.ends.list())
 	rows := newRowSets(st)
 	if len(rows.inserts) > 0 {
-		f.copySmall(s.sql.insert, copyRows(rows.inserts))
+		f.copySmall(c.claim.sql.insert, copyRows(rows.inserts))
 	}
 	if rows.edits.len() > 0 {
-		f.add(s.sql.edit, rows.edits.editArgs()...)
+		f.add(c.claim.sql.edit, rows.edits.editArgs()...)
 	}
 	if rows.repeats.len() > 0 {
-		f.add(s.sql.repeat, rows.repeats.repeatArgs()...)
+		f.add(c.claim.sql.repeat, rows.repeats.repeatArgs()...)
 	}
 	if rows.moves.len() > 0 {
-		f.add(s.sql.move, rows.moves.moveArgs()...)
+		f.add(c.claim.sql.move, rows.moves.moveArgs()...)
 	}
-	f.add(s.sql.outbox, s.lane.id, p.seq, p.notifications(), p.encode())
-	f.add(s.sql.clean, s.lane.id, s.shipped.Load())
+	f.add(c.claim.sql.outbox, c.lane.id, p.seq, p.notifications(), p.encode())
+	f.add(c.claim.sql.clean, c.lane.id, c.shipped.seq.Load())
 	if len(st.picks) > 0 {
-		f.add(s.sql.shape, s.table.oid, s.table.name, s.table.shape)
-		f.add(s.sql.inTime, float64(st.earliest)-s.ahead.Seconds())
+		f.add(c.claim.sql.shape, c.claim.table.oid, c.claim.table.name, c.claim.table.shape)
+		f.add(c.claim.sql.inTime, float64(st.earliest)-c.claim.ahead.Seconds())
 	}
-	if s.table.ownCode { // deferred triggers run at the commit
-		f.add(s.sql.path, s.table.path())
+	if c.claim.table.ownCode { // deferred triggers run at the commit
+		f.add(c.claim.sql.path, c.claim.table.path())
 	}
-	f.addCommand(s.sql.commit, "COMMIT")
+	f.addCommand(c.claim.sql.commit, "COMMIT")
 }

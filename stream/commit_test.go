@@ -24,13 +24,13 @@ func commitSteps(t *testing.T, s *session, steps ...*step) error {
 		s.steps <- st
 	}
 	close(s.steps)
-	return s.commitAll(t.Context())
+	return s.newCommitter().run(t.Context())
 }
 
 // owner is a session that has taken the only lane over and does not run.
 func (w *world) owner() *session {
 	w.Helper()
-	s, err := (&lane{svc: New(w.cfg, w.store, w.barrier)}).takeover(w.Context())
+	s, err := (&lane{svc: New(w.cfg, w.store, w.barrier)}).takeOver(w.Context())
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 	if err := commitSteps(t, s, w.stepFor(&c, "b")); err != nil {
 		t.Fatal(err)
 	}
-	s.seq++
+	s.claim.seq++
 	c.End = time.Now().Unix() + 3
 	st := w.stepFor(&c, "a")
 	st.rows[c.key()].accept = false // it goes on
@@ -207,7 +207,7 @@ func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 	}
 	var held bool
 	backend := `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)`
-	if err := w.db.Pool.QueryRow(t.Context(), backend, s.sink.PgConn().PID()).Scan(&held); err != nil || !held {
+	if err := w.db.Pool.QueryRow(t.Context(), backend, s.claim.conn.PgConn().PID()).Scan(&held); err != nil || !held {
 		t.Fatalf("the server has given the step up as well (%v)", err)
 	}
 	envtest.Until(t, patience, func() error {
@@ -218,7 +218,7 @@ func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 	})
 	release()
 	envtest.Until(t, patience, func() error {
-		err := w.db.Pool.QueryRow(t.Context(), backend, s.sink.PgConn().PID()).Scan(&held)
+		err := w.db.Pool.QueryRow(t.Context(), backend, s.claim.conn.PgConn().PID()).Scan(&held)
 		if err == nil && held {
 			err = errors.New("the server is still at it")
 		}
@@ -260,7 +260,7 @@ VALUES ('r1', 'large', '', '', '', 1, 2, 1, '` + many[0] + `', 1)`)
 	s.steps <- second
 	close(s.steps)
 	ended := make(chan error, 1)
-	go func() { ended <- s.commitAll(t.Context()) }()
+	go func() { ended <- s.newCommitter().run(t.Context()) }()
 	d := <-s.departed
 	select {
 	case <-d.done:
@@ -282,7 +282,7 @@ func TestStepIsDecidedAnewAtTheEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
-	s.ahead = 2 * time.Second // so that Postgres refuses before the end is there
+	s.claim.ahead = 2 * time.Second // so that Postgres refuses before the end is there
 	ending, other := w.campaign("ending", "r1"), w.campaign("other", "r1")
 	ending.End = time.Now().Unix() + 1
 	if err := commitSteps(t, s, w.stepFor(&ending, "a"), w.stepFor(&other, "a")); err != nil {
@@ -305,7 +305,7 @@ func TestClockThatWasSetEndsTheSession(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
-	s.ahead = 2 * time.Hour
+	s.claim.ahead = 2 * time.Hour
 	c := w.campaign("c", "r1") // ends in an hour
 	if err := commitSteps(t, s, w.stepFor(&c, "a")); !errors.Is(err, errEnded) {
 		t.Errorf("commit ended with %v, want %v", err, errEnded)
@@ -325,8 +325,8 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	w.db.Exec(aRow, "x")
 	w.db.Exec(`ANALYZE dinnerbell.campaign, subscribers_feedback`)
 	for name, c := range map[string]struct{ sql, types, args, index string }{
-		"ids": {knownIDsSQL(s.t), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.t), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
-		"clients": {s.table.missingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
+		"ids": {knownIDsSQL(s.claim.t), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.claim.t), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
+		"clients": {s.claim.table.missingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
 	} {
 		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,16 +50,16 @@ func (c *committer) commitContested(ctx context.Context, d *departure) error {
 // tryContested runs the step's transaction once. On error it is not committed, or
 // not known to be. Finding the rows that the table refuses grows with the step.
 func (c *committer) tryContested(ctx context.Context, d *departure) error {
-	limit := c.cfg.SinkTimeout
+	limit := c.claim.cfg.SinkTimeout
 	if d.st.guarded() {
 		limit *= 10
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	until, _ := ctx.Deadline()
-	d.p = c.payload(d.st)
+	d.p = c.letters.payload(d.st)
 	d.p.seq = d.seq
-	f := newFlight(until, c.sink)
+	f := newFlight(until, c.claim.conn)
 	c.addRows(f, d.st)
 	if err := f.trip(); err != nil {
 		return err
@@ -80,10 +81,10 @@ func (st *step) guarded() bool {
 
 // insertContested writes the clients that COPY did not, and leaves in p only
 // those that were new.
-func (s *session) insertContested(ctx context.Context, st *step, p *payload) error {
+func (c *committer) insertContested(ctx context.Context, st *step, p *payload) error {
 	if st.guarded() {
 		// A deferred constraint would speak at the commit, and name no row.
-		if _, err := s.sink.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
+		if _, err := c.claim.conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
 			return fmt.Errorf("check constraints at once: %w", err)
 		}
 	}
@@ -92,12 +93,12 @@ func (s *session) insertContested(ctx context.Context, st *step, p *payload) err
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
-			n := &insertion{session: s, pick: k, trigger: st.trigger, written: &state.IDList{}}
+			n := &insertion{claim: c.claim, letters: c.letters, misses: &c.lane.svc.counters.misses, pick: k, trigger: st.trigger, written: &state.IDList{}}
 			if err := n.all(ctx); err != nil {
 				return err
 			}
 			clients = n.written
-			p.dead = append(p.dead, n.letters()...)
+			p.dead = append(p.dead, n.refusals()...)
 			if n.campaign != nil {
 				st.refuse(k.live)
 			}
@@ -111,7 +112,9 @@ func (s *session) insertContested(ctx context.Context, st *step, p *payload) err
 
 // insertion writes one pick's rows.
 type insertion struct {
-	*session
+	claim   *claim
+	letters letterMaker
+	misses  *atomic.Int64 // clients whom Postgres knew and the delivered cache did not
 	pick    *pick
 	trigger int64
 
@@ -166,7 +169,7 @@ func (n *insertion) all(ctx context.Context) error {
 // checkTable returns the precondition that the table violates now, if there is
 // one: a sequence at its end refuses rows too, and no row is to blame.
 func (n *insertion) checkTable(ctx context.Context) error {
-	c, err := readCatalogue(ctx, n.sink, n.t)
+	c, err := readCatalogue(ctx, n.claim.conn, n.claim.t)
 	if err != nil {
 		return err
 	}
@@ -236,7 +239,7 @@ func (n *insertion) leaveOut(text string, refused *pgconn.PgError) {
 
 // try inserts rows, all or none. It returns what the table has against them.
 func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.PgError, err error) {
-	if _, err := n.sink.Exec(ctx, `SAVEPOINT rows`); err != nil {
+	if _, err := n.claim.conn.Exec(ctx, `SAVEPOINT rows`); err != nil {
 		return nil, fmt.Errorf("set savepoint: %w", err)
 	}
 	err = n.insert(ctx, texts)
@@ -247,7 +250,7 @@ func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.Pg
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.sink.Exec(ctx, after); err != nil {
+	if _, err := n.claim.conn.Exec(ctx, after); err != nil {
 		return nil, fmt.Errorf("end savepoint: %w", err)
 	}
 	return refused, nil
@@ -269,7 +272,7 @@ func (n *insertion) insert(ctx context.Context, texts []string) error {
 			return nil
 		}
 		if left, err = n.withoutRow(ctx, texts); err != nil || len(left) == 0 {
-			n.lane.svc.counters.misses.Add(int64(len(texts) - len(returned)))
+			n.misses.Add(int64(len(texts) - len(returned)))
 			return err
 		}
 		texts = left
@@ -279,12 +282,12 @@ func (n *insertion) insert(ctx context.Context, texts []string) error {
 
 func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID, error) {
 	c := n.pick.live.Campaign
-	rows, err := n.sink.Query(ctx, n.table.insertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
+	rows, err := n.claim.conn.Query(ctx, n.claim.table.insertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
 	if err != nil {
 		return nil, err
 	}
 	asked := map[string]bool{}
-	if len(n.table.triggers) > 0 {
+	if len(n.claim.table.triggers) > 0 {
 		for _, text := range texts {
 			asked[text] = true
 		}
@@ -294,7 +297,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID,
 	var campaign, text, other string
 	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
 		switch {
-		case len(n.table.triggers) == 0:
+		case len(n.claim.table.triggers) == 0:
 		case campaign != c.ID || !asked[text]:
 			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
 		case other != "":
@@ -336,7 +339,7 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columnSQL(co
 
 // withoutRow lists the clients that have no row of the campaign.
 func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
-	rows, err := n.sink.Query(ctx, n.table.missingSQL(""), n.pick.live.ID, texts)
+	rows, err := n.claim.conn.Query(ctx, n.claim.table.missingSQL(""), n.pick.live.ID, texts)
 	if err != nil {
 		return nil, err
 	}
@@ -346,14 +349,14 @@ func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, e
 // dropped halts: a notification without its row, or with another one, must not
 // be sent, and nobody can know what the table wants instead.
 func (n *insertion) dropped(what string) error {
-	return n.session.dropped(what)
+	return n.claim.dropped(what)
 }
 
-func (s *session) dropped(what string) error {
+func (c *claim) dropped(what string) error {
 	who, hint := "", "look for what keeps rows out of the table"
-	if len(s.table.triggers) > 0 {
-		who = "; its trigger " + strings.Join(s.table.triggers, ", ") + " runs before each row"
+	if len(c.table.triggers) > 0 {
+		who = "; its trigger " + strings.Join(c.table.triggers, ", ") + " runs before each row"
 		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
 	}
-	return &HaltError{Lane: s.lane.id, What: fmt.Sprintf("feedback table %s: %s%s", s.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
+	return &HaltError{Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
 }

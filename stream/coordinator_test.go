@@ -135,7 +135,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := l.takeover(ctx)
+		_, err := l.takeOver(ctx)
 		done <- err
 	}()
 	envtest.Until(t, patience, func() error {

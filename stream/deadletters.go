@@ -31,38 +31,46 @@ type DeadLetter struct {
 // partition by partition, in order. It needs no daemon and reads as a
 // read_committed consumer does.
 func ReadDeadLetters(ctx context.Context, cfg Config, fn func(*DeadLetter) error) error {
-	s, err := openDeadLetters(ctx, cfg)
+	t, err := openDeadLetters(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	return s.readDeadLetters(ctx, fn)
+	defer t.close()
+	return t.each(ctx, fn)
 }
 
-// openDeadLetters makes a session that owns no lane: a client, and the limits
-// that decide what is refused.
-func openDeadLetters(ctx context.Context, cfg Config) (*session, error) {
-	s := (&lane{svc: New(cfg, nil, nil), id: -1}).newSession()
-	opts, err := s.cfg.Kafka.Client()
+// letterTopic is the dead-letter topic as commands read it.
+type letterTopic struct {
+	cfg    Config
+	client *kgo.Client
+	parser messageParser // says what would be refused again
+}
+
+// openDeadLetters makes a client and reads the limits that decide what is refused.
+func openDeadLetters(ctx context.Context, cfg Config) (*letterTopic, error) {
+	t := &letterTopic{cfg: cfg.withDefaults()}
+	opts, err := t.cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
 	}
-	s.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(maxBatch))...)
+	t.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(maxBatch))...)
 	if err != nil {
 		return nil, fmt.Errorf("make kafka client: %w", err)
 	}
-	found, err := readCluster(ctx, s.client, s.cfg.Kafka)
+	found, err := readCluster(ctx, t.client, t.cfg.Kafka)
 	if err != nil {
-		s.close()
+		t.close()
 		return nil, err
 	}
-	s.setLimits(found)
-	return s, nil
+	t.parser = newMessageParser(t.cfg.Kafka, newTopicLimits(found, t.cfg.Kafka), nil)
+	return t, nil
 }
 
-func (s *session) readDeadLetters(ctx context.Context, fn func(*DeadLetter) error) error {
-	topic := s.cfg.Kafka.DeadLetters
-	adm := kadm.NewClient(s.client)
+func (t *letterTopic) close() { closeClient(t.client, t.cfg.Logger, -1) }
+
+func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) error {
+	topic := t.cfg.Kafka.DeadLetters
+	adm := kadm.NewClient(t.client)
 	details, err := adm.ListTopics(ctx, topic)
 	if err != nil {
 		return fmt.Errorf("describe topic %s: %w", topic, err)
@@ -80,7 +88,7 @@ func (s *session) readDeadLetters(ctx context.Context, fn func(*DeadLetter) erro
 		if err != nil {
 			return err
 		}
-		r := partitionReader{client: s.client, options: s.cfg.Kafka.Client, topic: topic, topicID: detail.ID, partition: p}
+		r := partitionReader{client: t.client, options: t.cfg.Kafka.Client, topic: topic, topicID: detail.ID, partition: p}
 		if err := r.each(ctx, start.Offset, end.Offset, func(r *record) error { return fn(newDeadLetter(r)) }); err != nil {
 			return fmt.Errorf("read %s/%d: %w", topic, p, err)
 		}
@@ -149,21 +157,21 @@ type Retried struct {
 // its campaign. What would be refused again stays where it is. done hears of
 // each; its error, as any other, ends the retry.
 func RetryDeadLetters(ctx context.Context, cfg Config, want func(*DeadLetter) bool, done func(Retried) error) error {
-	s, err := openDeadLetters(ctx, cfg)
+	t, err := openDeadLetters(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	return s.readDeadLetters(ctx, func(d *DeadLetter) error {
+	defer t.close()
+	return t.each(ctx, func(d *DeadLetter) error {
 		if !want(d) {
 			return nil
 		}
-		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: s.unfit(d)}
+		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: t.unfit(d)}
 		if out.Reason == "" {
-			r := &kgo.Record{Topic: s.cfg.Kafka.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.headers}
-			sent, err := s.client.ProduceSync(ctx, r).First()
+			r := &kgo.Record{Topic: t.cfg.Kafka.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.headers}
+			sent, err := t.client.ProduceSync(ctx, r).First()
 			if err != nil {
-				return fmt.Errorf("send %s/%d offset %d again: %w", s.cfg.Kafka.DeadLetters, d.Partition, d.Offset, err)
+				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.Kafka.DeadLetters, d.Partition, d.Offset, err)
 			}
 			out.SentTo = sent.Offset
 		}
@@ -172,14 +180,14 @@ func RetryDeadLetters(ctx context.Context, cfg Config, want func(*DeadLetter) bo
 }
 
 // unfit says why a dead letter cannot be sent again; "" if it can.
-func (s *session) unfit(d *DeadLetter) string {
+func (t *letterTopic) unfit(d *DeadLetter) string {
 	switch {
-	case d.Topic != s.cfg.Kafka.Campaigns:
-		return fmt.Sprintf("it does not come from topic %s", s.cfg.Kafka.Campaigns)
+	case d.Topic != t.cfg.Kafka.Campaigns:
+		return fmt.Sprintf("it does not come from topic %s", t.cfg.Kafka.Campaigns)
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	if m := s.parse(&record{topic: d.Topic, value: d.Value}); m.dead != nil {
+	if m := t.parser.parse(&record{topic: d.Topic, value: d.Value}); m.dead != nil {
 		return "it would be refused again: " + m.dead.reason
 	}
 	return ""

@@ -26,7 +26,16 @@ const recentLimit = 16 * intakeMessages
 // an edit, a start that lies ahead) is accepted as a pending row and comes back
 // through the agenda, so that a cancel behind it takes effect with the next step.
 type decider struct {
-	s        *session
+	lane      *lane
+	cfg       Config
+	claim     *claim
+	delivered *deliveredCache
+	corrected *correctedKeys
+	arrivals  <-chan arrival
+	due       <-chan []*live
+	steps     chan<- *step
+	buffers   <-chan []byte // for COPY data
+
 	sched    *schedule
 	backlog  []message       // arrived and not accepted yet, in the order of their offsets
 	weight   int             // of the backlog, in bytes
@@ -35,8 +44,8 @@ type decider struct {
 	ended    int64           // the second for which ended campaigns were taken out
 }
 
-func newDecider(s *session) *decider {
-	return &decider{s: s, sched: newSchedule(), recent: newRecentMessages(s.lane.svc.recentLimit)}
+func newDecider(l *lane, cfg Config) *decider {
+	return &decider{lane: l, cfg: cfg, sched: newSchedule(), recent: newRecentMessages(l.svc.recentLimit)}
 }
 
 func (d *decider) run(ctx context.Context) error {
@@ -44,13 +53,13 @@ func (d *decider) run(ctx context.Context) error {
 		if err := d.gather(ctx); err != nil {
 			return err
 		}
-		st := newStep(d.s.table)
+		st := newStep(d.claim.table)
 		if err := d.join(st); err != nil {
 			return err
 		}
-		d.s.lane.setLive(d.sched.len())
+		d.lane.setLive(d.sched.len())
 		if len(d.sched.gone) > 0 {
-			d.s.forget(d.sched.gone...)
+			d.delivered.forget(d.sched.gone...)
 			d.sched.gone = d.sched.gone[:0]
 		}
 		if st.empty() {
@@ -67,8 +76,8 @@ func (d *decider) run(ctx context.Context) error {
 // no room for them.
 func (d *decider) gather(ctx context.Context) error {
 	for {
-		arrivals, due := d.s.arrivals, d.s.due
-		if len(d.backlog) >= intakeMessages || d.weight >= d.s.cfg.StepBytes {
+		arrivals, due := d.arrivals, d.due
+		if len(d.backlog) >= intakeMessages || d.weight >= d.cfg.StepBytes {
 			arrivals = nil
 		}
 		if !d.roomForMore() {
@@ -101,7 +110,7 @@ func (d *decider) idle() bool {
 }
 
 func (d *decider) roomForMore() bool {
-	return d.sched.len() < d.s.cfg.LiveCampaigns && d.sched.bytes < d.s.cfg.LiveBytes
+	return d.sched.len() < d.cfg.LiveCampaigns && d.sched.bytes < d.cfg.LiveBytes
 }
 
 func (d *decider) takeMessages(a arrival) {
@@ -121,7 +130,7 @@ func (d *decider) takeDue(list []*live) {
 			// A message accepted since the row was loaded has taken its place, or a
 			// replay has begun its fan-out anew: the cursor that was loaded is not its.
 			if l.delivered != "" {
-				d.s.forget(l.delivered)
+				d.delivered.forget(l.delivered)
 			}
 			continue
 		}
@@ -131,7 +140,7 @@ func (d *decider) takeDue(list []*live) {
 
 // forgetCorrected drops from memory what a step was found wrong about.
 func (d *decider) forgetCorrected() {
-	for _, k := range d.s.corrected.take() {
+	for _, k := range d.corrected.take() {
 		d.recent.forget(k)
 	}
 }
@@ -151,7 +160,7 @@ func (d *decider) withdrawn() int {
 // acceptNext accepts the next message of the backlog. It returns false where
 // there is none, or none that this step can take.
 func (d *decider) acceptNext(st *step) bool {
-	if len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.s.cfg.StepBytes {
+	if len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.cfg.StepBytes {
 		return false
 	}
 	if len(d.backlog) == 0 {
@@ -180,7 +189,7 @@ func (d *decider) acceptNext(st *step) bool {
 // accept does with a message what judge says.
 func (d *decider) accept(st *step, m *message) {
 	before := d.newest(st, m)
-	now := known{position: position{d.s.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
+	now := known{position: position{d.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
 	found := judge(now, before)
 	if found == judgedRepeat && st.differs(m) {
 		// It repeats another lane's message, and the step holds an older one that the
@@ -220,13 +229,13 @@ func (d *decider) install(st *step, m *message, before *known) {
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &live{Campaign: m.campaign, from: position{d.s.lane.id, m.offset}, owner: d.s.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
+	l := &live{Campaign: m.campaign, from: position{d.lane.id, m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
 	if before != nil {
 		l.version = before.version + 1
 	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
 	if err := l.pack(); err != nil { // cannot happen: ParseCampaign refused what cannot be packed
-		d.s.cfg.Logger.Error("campaign cannot be packed", "campaign", k.campaign, "restaurant", k.restaurant, "error", err)
+		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.campaign, "restaurant", k.restaurant, "error", err)
 		return
 	}
 	r := &row{live: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
@@ -257,7 +266,7 @@ func (d *decider) repeat(st *step, m *message, before *known) {
 		d.sched.remove(old) // another lane's message has taken its place
 	}
 	now := *before
-	now.position, now.time = position{d.s.lane.id, m.offset}, m.time
+	now.position, now.time = position{d.lane.id, m.offset}, m.time
 	st.repeat(&live{Campaign: m.campaign, owner: before.owner, version: before.version}, now, before)
 	d.recent.put(m.campaign.key(), now)
 }
@@ -279,13 +288,13 @@ func (d *decider) join(st *step) error {
 	d.forgetCorrected()
 	for n := d.withdrawn(); n > 0 && d.acceptNext(st); n-- {
 	}
-	scan, err := d.s.lane.svc.store.NewScan()
+	scan, err := d.lane.svc.store.NewScan()
 	if err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
 	}
-	bytes := d.s.cfg.StepBytes
+	bytes := d.cfg.StepBytes
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
-	err = d.sched.serve(d.s.lane.stepClients(), more, func(l *live, room int) (int, bool, error) {
+	err = d.sched.serve(d.lane.stepClients(), more, func(l *live, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}
@@ -352,10 +361,10 @@ func (d *decider) servable(st *step, clients *state.IDList, l *live) *state.IDLi
 		switch {
 		case n > maxIDBytes:
 			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", maxIDBytes)
-		case 6*l.size()+9*n+headroom > d.s.recordLimit && render(l.Campaign, 0).recordSize(n)+headroom > d.s.recordLimit:
-			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.s.recordLimit, d.s.cfg.Kafka.Notifications)
+		case 6*l.size()+9*n+headroom > d.claim.limits.record && render(l.Campaign, 0).recordSize(n)+headroom > d.claim.limits.record:
+			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.record, d.cfg.Kafka.Notifications)
 		}
-		return d.s.table.refusesClient(id)
+		return d.claim.table.refusesClient(id)
 	}
 	for i := range clients.Len() {
 		if unfit(clients.At(i)) == "" {
@@ -379,7 +388,7 @@ func (d *decider) servable(st *step, clients *state.IDList, l *live) *state.IDLi
 // has ended stay true.
 func (d *decider) send(ctx context.Context, st *step) error {
 	select {
-	case st.copyData = <-d.s.buffers:
+	case st.copyData = <-d.buffers:
 	default:
 	}
 	st.seal(time.Now().Unix())
@@ -388,7 +397,7 @@ func (d *decider) send(ctx context.Context, st *step) error {
 		left := time.Until(time.Unix(st.trigger+1, 0))
 		again := time.NewTimer(max(left, 0))
 		select {
-		case d.s.steps <- st:
+		case d.steps <- st:
 			again.Stop()
 			return nil
 		case <-again.C:

@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"dinnerbell/state"
 )
@@ -30,16 +32,23 @@ const deliveredBatch = 10_000
 // An edit that does not fit asks Postgres client by client.
 const deliveredClients = 16_000_000
 
-// caches are the names that the session has in the delivered cache, each with
-// the clients under it.
-type caches struct {
+// deliveredCache is one session's part of the delivered cache: the names that it
+// has there, each with the clients under it.
+type deliveredCache struct {
+	lane    int32
+	store   *state.Store
+	reader  querier
+	table   *feedbackTable
+	timeout time.Duration // of one look-up
+	log     *slog.Logger
+
 	mu    sync.Mutex // intake and a replay add, decide and close forget
 	names map[state.ID]int
 	total int
 }
 
 // grow adds clients to a name, or returns false where the bound is reached.
-func (c *caches) grow(name state.ID, clients int) bool {
+func (c *deliveredCache) grow(name state.ID, clients int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.total+clients > deliveredClients {
@@ -53,41 +62,48 @@ func (c *caches) grow(name state.ID, clients int) bool {
 	return true
 }
 
-// take removes the given names, or all where none is given, and returns them.
-func (c *caches) take(names ...state.ID) []state.ID {
+// forget drops names from the cache. That it fails costs disk until the next start.
+func (c *deliveredCache) forget(names ...state.ID) {
+	c.remove(names)
+	c.drop(names)
+}
+
+// remove gives up the room that names take.
+func (c *deliveredCache) remove(names []state.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(names) == 0 {
-		names = slices.Collect(maps.Keys(c.names))
-	}
 	for _, name := range names {
 		c.total -= c.names[name]
 		delete(c.names, name)
 	}
-	return names
 }
 
-// forget drops names from the cache, all of the session's where none is given.
-// That it fails costs disk until the next start.
-func (s *session) forget(names ...state.ID) {
-	names = s.caches.take(names...)
+// forgetAll drops all names.
+func (c *deliveredCache) forgetAll() {
+	c.mu.Lock()
+	names := slices.Collect(maps.Keys(c.names))
+	c.mu.Unlock()
+	c.forget(names...)
+}
+
+func (c *deliveredCache) drop(names []state.ID) {
 	if len(names) == 0 {
 		return
 	}
-	if err := s.lane.svc.store.ForgetDelivered(names...); err != nil {
-		s.cfg.Logger.Warn("delivered cache is not dropped", "lane", s.lane.id, "error", err)
+	if err := c.store.ForgetDelivered(names...); err != nil {
+		c.log.Warn("delivered cache is not dropped", "lane", c.lane, "error", err)
 	}
 }
 
-// loadDelivered fills the cache with those who have a campaign, and returns how
+// load fills the cache with those who have a campaign, and returns how
 // many they are and the name that they are under: "" where there is no room.
-func (s *session) loadDelivered(ctx context.Context, campaign string) (name state.ID, have int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*s.cfg.SinkTimeout)
+func (c *deliveredCache) load(ctx context.Context, campaign string) (name state.ID, have int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	if name, err = state.PackID(rand.Text()); err != nil {
 		return "", 0, fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := s.reader.Query(ctx, s.table.clientsSQL(), campaign)
+	rows, err := c.reader.Query(ctx, c.table.clientsSQL(), campaign)
 	if err != nil {
 		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
 	}
@@ -101,11 +117,11 @@ func (s *session) loadDelivered(ctx context.Context, campaign string) (name stat
 		}
 		have++
 		if clients.Append(id); clients.Len() == deliveredBatch {
-			name, err = s.markDelivered(name, clients)
+			name, err = c.mark(name, clients)
 		}
 	}
 	if err = errors.Join(err, rows.Err()); err == nil {
-		name, err = s.markDelivered(name, clients)
+		name, err = c.mark(name, clients)
 	}
 	if err != nil {
 		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
@@ -113,19 +129,19 @@ func (s *session) loadDelivered(ctx context.Context, campaign string) (name stat
 	return name, have, nil
 }
 
-// markDelivered adds clients to a cache and empties the list, or gives the cache
+// mark adds clients to a cache and empties the list, or gives the cache
 // up where there is no room: it returns the name that is left.
-func (s *session) markDelivered(name state.ID, clients *state.IDList) (state.ID, error) {
+func (c *deliveredCache) mark(name state.ID, clients *state.IDList) (state.ID, error) {
 	defer clients.Reset()
 	if name == "" {
 		return "", nil
 	}
 	err := state.ErrDiskFull
-	if s.caches.grow(name, clients.Len()) {
-		err = s.lane.svc.store.MarkDelivered(name, clients)
+	if c.grow(name, clients.Len()) {
+		err = c.store.MarkDelivered(name, clients)
 	}
 	if errors.Is(err, state.ErrDiskFull) {
-		s.forget(name)
+		c.forget(name)
 		return "", nil
 	}
 	return name, err

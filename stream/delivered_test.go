@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state"
 )
 
 // The delivered cache is lost in the middle of an edit's fan-out: Postgres says
@@ -71,15 +72,15 @@ func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
 // A lane has so many clients in the cache and no more.
 func TestDeliveredCacheIsBounded(t *testing.T) {
 	t.Parallel()
-	var c caches
+	var c deliveredCache
 	if !c.grow("a", deliveredClients-1) || c.grow("b", 2) || !c.grow("b", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.take("a")
+	c.remove([]state.ID{"a"})
 	if !c.grow("b", deliveredClients-1) || c.grow("a", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.take()
+	c.remove([]state.ID{"b"})
 	if c.total != 0 || len(c.names) != 0 {
 		t.Errorf("%+v", c.names)
 	}

@@ -39,15 +39,8 @@ type fetched struct {
 	err  error
 }
 
-func (s *session) openInput() *input {
-	return &input{at: s.nextOffset, reader: &partitionReader{
-		client: s.client, options: s.cfg.Kafka.Client, topic: s.cfg.Kafka.Campaigns, topicID: s.ids.input, partition: s.lane.id, most: s.mostOfRecord(),
-	}}
-}
-
-// mostOfRecord is how large a message is read whole. Escapes make a text six times
-// as long at most as the notification has it.
-func (s *session) mostOfRecord() int { return min(6*s.recordLimit, maxBatch) }
+// newInput reads on at an offset.
+func newInput(at int64, reader *partitionReader) *input { return &input{at: at, reader: reader} }
 
 // fetch begins a fetch at an offset, unless one is under way.
 func (in *input) fetch(ctx context.Context, at int64) {
@@ -125,8 +118,9 @@ func endOfResponse(part *kmsg.FetchResponseTopicPartition, at int64) int64 {
 
 // read takes messages from the response at hand, up to bounds of their number and
 // weight. An empty result means that the response is at its end.
-func (s *session) read(in *input) (batch []message, err error) {
-	for size := 0; in.next != nil && len(batch) < intakeMessages && size < s.cfg.StepBytes; {
+func (i *intake) read() (batch []message, err error) {
+	in := i.input
+	for size := 0; in.next != nil && len(batch) < intakeMessages && size < i.cfg.StepBytes; {
 		r, err, ok := in.next()
 		if err != nil {
 			return nil, err
@@ -140,7 +134,7 @@ func (s *session) read(in *input) (batch []message, err error) {
 			continue
 		}
 		in.passed = 0
-		m := s.parse(r)
+		m := i.messages.parser.parse(r)
 		batch, size = append(batch, m), size+m.weight()
 	}
 	if in.passed > 0 && (len(batch) > 0 || time.Since(in.passedAt) >= passEvery) {
@@ -154,7 +148,8 @@ func (s *session) read(in *input) (batch []message, err error) {
 }
 
 // poll waits for messages and hands on what a step takes at once.
-func (s *session) poll(ctx context.Context, in *input) error {
+func (i *intake) poll(ctx context.Context) error {
+	in := i.input
 	if in.next == nil {
 		in.fetch(ctx, in.at)
 		var due <-chan time.Time
@@ -166,27 +161,27 @@ func (s *session) poll(ctx context.Context, in *input) error {
 		select {
 		case got := <-in.fetched:
 			if err := in.take(ctx, got); err != nil {
-				return s.inputError(ctx, err)
+				return i.inputError(ctx, err)
 			}
 		case <-due:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	batch, err := s.read(in)
+	batch, err := i.read()
 	if err != nil {
-		return s.inputError(ctx, err)
+		return i.inputError(ctx, err)
 	}
-	return s.receive(ctx, batch)
+	return i.receive(ctx, batch)
 }
 
 // inputError names what was read.
-func (s *session) inputError(ctx context.Context, err error) error {
+func (i *intake) inputError(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, kerr.OffsetOutOfRange):
 		return fmt.Errorf("read campaigns: %w", err) // the takeover that follows names the choice
 	}
-	return fmt.Errorf("read %s/%d: %w", s.cfg.Kafka.Campaigns, s.lane.id, err)
+	return fmt.Errorf("read %s/%d: %w", i.cfg.Kafka.Campaigns, i.lane.id, err)
 }

@@ -72,14 +72,27 @@ func (l *lane) run(ctx context.Context) error {
 // session takes the lane over and works until something ends it.
 func (l *lane) session(ctx context.Context) error {
 	l.setState("takeover", nil)
-	s, err := l.takeover(ctx)
+	s, err := l.takeOver(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	l.noteTakeover(s)
-	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", s.epoch, "decided", s.seq, "shipped", s.shipped.Load(), "next_offset", s.nextOffset)
+	c := s.claim
+	l.noteTakeover(c, s.times)
+	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.epoch, "decided", c.seq, "shipped", c.shipped, "next_offset", c.nextOffset)
 	return s.run(ctx)
+}
+
+// takeOver makes this process the lane's owner and gives a session on it.
+func (l *lane) takeOver(ctx context.Context) (*session, error) {
+	c, err := takeOver(ctx, l.svc.cfg, l.id, claimOptions{
+		slots: l.svc.steps, patience: l.svc.stepPatience, slow: l.showSlowStep,
+		waiting: func(err error) { l.setState("takeover", err) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newSession(l, c), nil
 }
 
 func (l *lane) setState(state string, err error) {
@@ -97,14 +110,14 @@ func (l *lane) setState(state string, err error) {
 	}
 }
 
-func (l *lane) noteTakeover(s *session) {
+func (l *lane) noteTakeover(c *claim, times *agenda) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.agenda = s.agenda
+	l.agenda = times
 	l.status.State, l.status.LastError = "running", ""
-	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = s.epoch, s.seq, s.shipped.Load(), s.nextOffset
-	l.counts = laneCounts{totals: s.totals, shipped: s.totals.notified}
-	for _, p := range s.pending {
+	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.epoch, c.seq, c.shipped, c.nextOffset
+	l.counts = laneCounts{totals: c.totals, shipped: c.totals.notified}
+	for _, p := range c.pending {
 		l.counts.shipped -= int64(p.notifications())
 	}
 }

@@ -88,7 +88,7 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	for name, first := range map[string]*message{
 		"first message": at(3, older, nil), "edit": at(3, older, &known{position: position{1, 2}, time: 2, version: 1, owner: 1}), "repeat": at(3, older, before),
 	} {
-		d, st := newDecider(&session{lane: &lane{svc: &Service{recentLimit: 1}}}), newStep(contractTable())
+		d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(contractTable())
 		d.accept(st, first)
 		d.accept(st, at(8, newest, theirs))
 		r := st.rows[newest.key()]
@@ -98,7 +98,7 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	}
 
 	// The same where the older one is being served: it leaves the schedule.
-	d, st := newDecider(&session{lane: &lane{svc: &Service{recentLimit: 1}}}), newStep(contractTable())
+	d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(contractTable())
 	old := &live{Campaign: &older, version: 2}
 	d.sched.add(old)
 	d.accept(st, at(8, newest, theirs))

@@ -47,7 +47,7 @@ func TestOnlyTheOwnRoleCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := (&lane{svc: New(w.cfg, nil, nil)}).newSession()
+	s := newClaim(w.cfg, 0, claimOptions{})
 	cfg.User, cfg.RuntimeParams["application_name"] = role, s.laneMark()+"stranger"
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)
 	if err != nil {

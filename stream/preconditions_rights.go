@@ -76,11 +76,11 @@ func readGroupRight(ctx context.Context, f *kafkaFacts) ([]precondition.Finding,
 
 // transactionRefused names the right on a transactional id: brokers do not say it
 // before it is asked for.
-func (s *session) transactionRefused(err error) error {
-	id := s.transactionalID()
+func (c *claim) transactionRefused(err error) error {
+	id := c.transactionalID()
 	return &unmetError{precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + id,
-		Found: fmt.Sprintf("%s lacks the right Write: %v", s.cfg.Kafka.Principal, err), Effect: "the lane cannot be taken over",
-		Fix: grantRight(s.bootstrap, s.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+s.cfg.Kafka.Group+"-")}}
+		Found: fmt.Sprintf("%s lacks the right Write: %v", c.cfg.Kafka.Principal, err), Effect: "the lane cannot be taken over",
+		Fix: grantRight(c.limits.bootstrap, c.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.cfg.Kafka.Group+"-")}}
 }
 
 // readInternalTopics: where there are fewer brokers than the internal topics are to

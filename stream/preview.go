@@ -35,8 +35,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	if err := r.open(ctx); err != nil {
 		return nil, err
 	}
-	probe := r.probe
-	m := probe.parse(&record{topic: s.cfg.Kafka.Campaigns, value: value})
+	m := r.messages.parser.parse(&record{topic: s.cfg.Kafka.Campaigns, value: value})
 	if m.dead != nil {
 		return &Preview{Outcome: "refused", Reason: m.dead.reason}, nil
 	}
@@ -45,7 +44,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 		return nil, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
 	batch := []message{m}
-	if err := probe.lookUpAgain(ctx, batch); err != nil {
+	if err := r.messages.lookup.fillAgain(ctx, batch); err != nil {
 		return nil, err
 	}
 	if dead := batch[0].dead; dead != nil {
@@ -60,22 +59,22 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	case m.campaign.Start > now:
 		p.Outcome = "scheduled"
 	}
-	return p, probe.countAudience(ctx, &m, p)
+	return p, r.messages.countAudience(ctx, &m, p)
 }
 
 // countAudience fills in the numbers.
-func (s *session) countAudience(ctx context.Context, m *message, p *Preview) error {
+func (i *inspector) countAudience(ctx context.Context, m *message, p *Preview) error {
 	restaurant, err := state.PackID(m.campaign.RestaurantID)
 	if err != nil {
 		return fmt.Errorf("pack restaurant id: %w", err)
 	}
-	if p.Audience, err = s.lane.svc.store.Audience(restaurant); err != nil {
+	if p.Audience, err = i.delivered.store.Audience(restaurant); err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
 	}
 	if p.Audience == 0 {
-		p.Hint = similarHint(s.lane.svc.store, m.campaign.RestaurantID)
+		p.Hint = similarHint(i.delivered.store, m.campaign.RestaurantID)
 	}
-	if m.delivered, m.have, err = s.loadDelivered(ctx, m.campaign.ID); err != nil {
+	if m.delivered, m.have, err = i.delivered.load(ctx, m.campaign.ID); err != nil {
 		return err
 	}
 	if m.delivered == "" {
@@ -83,7 +82,7 @@ func (s *session) countAudience(ctx context.Context, m *message, p *Preview) err
 	}
 	p.Have = int64(m.have)
 	if p.Outcome == "valid" || p.Outcome == "scheduled" {
-		p.Notified, err = s.missed(ctx, restaurant, m.delivered, false)
+		p.Notified, err = i.countMissed(ctx, restaurant, m.delivered, false)
 	}
 	return err
 }

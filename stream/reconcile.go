@@ -53,14 +53,14 @@ func (c *correctedKeys) take() (keys []key) {
 // taken out with its clients. What wins all the same becomes a pending row, which
 // the agenda brings to be joined.
 func (c *committer) reconcile(ctx context.Context, st *step) error {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.SinkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.claim.cfg.SinkTimeout)
 	defer cancel()
 	keys := make([]key, 0, len(st.rows))
 	for k := range st.rows {
 		keys = append(keys, k)
 	}
 	now := time.Now().Unix()
-	if err := c.t.readKnown(ctx, c.sink, keys, func(k key, there *known, _ bool) {
+	if err := c.claim.t.readKnown(ctx, c.claim.conn, keys, func(k key, there *known, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
 			c.reconcileMessage(st, r, there, now)
@@ -72,8 +72,13 @@ func (c *committer) reconcile(ctx context.Context, st *step) error {
 		return err
 	}
 	// What is still this lane's to deliver comes back, with its cursor.
-	c.agenda.release(st.lost)
-	return c.list(ctx, c.sink, slices.DeleteFunc(slices.Clone(st.lost), func(k key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+	c.times.release(st.lost)
+	list, err := c.claim.t.readStarts(ctx, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+	if err != nil {
+		return err
+	}
+	c.times.fill(time.Now(), list)
+	return nil
 }
 
 // reconcileMessage does it for a row with a message.

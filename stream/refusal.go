@@ -61,11 +61,11 @@ const (
 
 // concerns looks up which columns the constraint is over that refused rows. One
 // over none of ours is not about the rows: a number that a default gave collides.
-func (s *session) concerns(ctx context.Context, refused *pgconn.PgError) (refusal, error) {
+func (n *insertion) concerns(ctx context.Context, refused *pgconn.PgError) (refusal, error) {
 	if refused.ConstraintName == "" || refused.DataTypeName != "" {
 		return refusesUnknown, nil
 	}
-	columns, err := texts(ctx, s.sink, `
+	columns, err := texts(ctx, n.claim.conn, `
 SELECT a.attname::text FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
 WHERE k.conrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text)) AND k.conname = $3
 UNION
@@ -87,8 +87,8 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 }
 
 // explain is a refusal in words fit for a dead letter.
-func (s *session) explain(refused *pgconn.PgError) string {
-	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", s.t.feedback, refused.Message, refused.Code)
+func (n *insertion) explain(refused *pgconn.PgError) string {
+	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.t.feedback, refused.Message, refused.Code)
 	if refused.ConstraintName != "" {
 		why += ", constraint " + refused.ConstraintName
 	}
@@ -96,20 +96,30 @@ func (s *session) explain(refused *pgconn.PgError) string {
 }
 
 // letters are the dead letters of what was not written.
-func (n *insertion) letters() (out []deadLetter) {
+func (n *insertion) refusals() (out []deadLetter) {
 	if n.campaign != nil {
-		out = append(out, n.fit(n.pick.live.refusedLetter(n.explain(n.campaign))))
+		out = append(out, n.letters.complete(n.pick.live.refusedLetter(n.explain(n.campaign))))
 	}
 	for _, why := range slices.Sorted(maps.Keys(n.leftOut)) {
-		out = append(out, n.fit(n.pick.live.leftOutLetter(why, n.leftOut[why])))
+		out = append(out, n.letters.complete(n.pick.live.leftOutLetter(why, n.leftOut[why])))
 	}
 	return out
 }
 
-// fit completes a letter that is made here.
-func (s *session) fit(d deadLetter) deadLetter {
-	d.topic = s.cfg.Kafka.Campaigns
-	s.fitDeadLetter(&d, len(d.value), false)
+// letterMaker completes dead letters for the dead-letter topic.
+type letterMaker struct {
+	topic string // of the campaigns
+	limit int    // bytes that the dead-letter topic accepts per batch
+}
+
+func newLetterMaker(cfg KafkaConfig, limits topicLimits) letterMaker {
+	return letterMaker{topic: cfg.Campaigns, limit: limits.dead}
+}
+
+// complete makes a letter that was not made of a message fit to be sent.
+func (m *letterMaker) complete(d deadLetter) deadLetter {
+	d.topic = m.topic
+	d.fit(m.limit, len(d.value), false)
 	return d
 }
 
@@ -181,40 +191,40 @@ func (p *payload) refusedMessages() (n int64) {
 
 // payload is what the step ships if every client of it was new and the table takes
 // every row, with the letters of those that were left out before.
-func (s *session) payload(st *step) *payload {
+func (m *letterMaker) payload(st *step) *payload {
 	p := st.payload()
 	p.dead = slices.Clip(p.dead)
 	keys := slices.SortedFunc(maps.Keys(st.leftOut), func(a, b leftOut) int {
 		return cmp.Or(compareKeys(a.live.key(), b.live.key()), strings.Compare(a.reason, b.reason))
 	})
 	for _, k := range keys {
-		p.dead = append(p.dead, s.fit(k.live.leftOutLetter(k.reason, st.leftOut[k])))
+		p.dead = append(p.dead, m.complete(k.live.leftOutLetter(k.reason, st.leftOut[k])))
 	}
 	return p
 }
 
 // noteLeftOut counts and logs what a committed step's own letters name, those
 // behind the letters of refused messages.
-func (s *session) noteLeftOut(p *payload, behind int) {
+func (l *lane) noteLeftOut(p *payload, behind int) {
 	for _, d := range p.dead[behind:] {
-		attrs := func() []any { return []any{"lane", s.lane.id, "offset", d.offset, "reason", d.reason} }
+		attrs := func() []any { return []any{"lane", l.id, "offset", d.offset, "reason", d.reason} }
 		if d.clients > 0 {
-			s.lane.svc.counters.unservable.Add(d.clients)
-			if s.lane.svc.outcomes.admit(outcomeLeftOut) {
-				s.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
+			l.svc.counters.unservable.Add(d.clients)
+			if l.svc.outcomes.admit(outcomeLeftOut) {
+				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
 			}
 			continue
 		}
-		s.lane.svc.counters.dead.Add(1)
-		s.lane.svc.outcomes.note(outcomeDead, attrs)
+		l.svc.counters.dead.Add(1)
+		l.svc.outcomes.note(outcomeDead, attrs)
 	}
 }
 
 // screen turns messages into dead letters whose texts the sink's database has no
 // characters for. It asks only where the encoding is not Unicode, and about texts
 // that are not ASCII.
-func (s *session) screen(ctx context.Context, batch []message) error {
-	if s.table.holdsUnicode() {
+func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
+	if l.table.holdsUnicode() {
 		return nil
 	}
 	for i := range batch {
@@ -227,13 +237,13 @@ func (s *session) screen(ctx context.Context, batch []message) error {
 		if !strings.ContainsFunc(text, func(r rune) bool { return r >= utf8.RuneSelf }) {
 			continue
 		}
-		_, err := s.reader.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
+		_, err := l.reader.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
 		refused, ok := errors.AsType[*pgconn.PgError](err)
 		if err != nil && (!ok || !refuses(refused)) {
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)
 		}
 		if err != nil {
-			letter := s.fit((&live{Campaign: c, from: position{s.lane.id, m.offset}}).refusedLetter("the sink's database, of encoding " + s.table.encoding + ", cannot hold it: " + refused.Message))
+			letter := l.letters.complete((&live{Campaign: c, from: position{l.lane, m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
 			letter.timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}

@@ -123,7 +123,10 @@ type replay struct {
 	svc      *Service
 	dry      bool
 	progress func(stage string, done, total int64)
-	probe    *session // owns no lane: its connection looks up and counts, its limits parse
+	client   *kgo.Client // nil before open
+	reader   *readers    // the same
+	messages *inspector  // of no lane
+	limits   topicLimits
 	topicID  [16]byte // of the campaigns topic
 	topicTxt string
 	cluster  string
@@ -138,36 +141,41 @@ type replay struct {
 // open connects to both sides.
 func (r *replay) open(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
-	r.probe = (&lane{svc: r.svc, id: -1}).newSession()
-	r.probe.reader = r.svc.readers.open()
+	r.reader = r.svc.readers.open()
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return fmt.Errorf("read kafka settings: %w", err)
 	}
-	if r.probe.client, err = kgo.NewClient(opts...); err != nil {
+	if r.client, err = kgo.NewClient(opts...); err != nil {
 		return fmt.Errorf("make kafka client: %w", err)
 	}
-	found, err := readCluster(ctx, r.probe.client, cfg.Kafka)
+	found, err := readCluster(ctx, r.client, cfg.Kafka)
 	if err != nil {
 		return err
 	}
-	r.probe.setLimits(found)
-	look, err := readCatalogue(ctx, r.probe.reader, r.probe.t)
+	look, err := readCatalogue(ctx, r.reader, cfg.Sink.tables())
 	if err != nil {
 		return err
 	}
 	if err := met(look.report(), nil); err != nil {
 		return err
 	}
-	r.probe.table = look.feedback
+	r.limits = newTopicLimits(found, cfg.Kafka)
+	r.messages = newInspector(cfg, -1, look.feedback, r.limits, r.reader, r.svc.store)
 	ids := found.ids(cfg.Kafka)
 	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, found.topics[cfg.Kafka.Campaigns].ID
 	return nil
 }
 
 func (r *replay) close() {
-	if r.probe != nil {
-		r.probe.close()
+	if r.messages != nil {
+		r.messages.delivered.forgetAll()
+	}
+	if r.reader != nil {
+		r.reader.close()
+	}
+	if r.client != nil {
+		closeClient(r.client, r.svc.cfg.Logger, -1)
 	}
 }
 
@@ -182,8 +190,8 @@ func (r *replay) round(ctx context.Context, p *plan) error {
 	r.mu.Unlock()
 	var g errgroup.Group
 	if r.dry {
-		g.SetLimit(1) // they share the probe
-		defer r.probe.forget()
+		g.SetLimit(1) // they share the inspector
+		defer r.messages.delivered.forgetAll()
 	}
 	for _, l := range lanes {
 		g.Go(func() error {

@@ -64,11 +64,11 @@ func (d *decider) acceptReplayed(st *step) bool {
 	before := d.newest(st, &m)
 	v := replaySuperseded
 	if !m.feed.gone() {
-		v = m.verdict(d.s.lane.id, before, time.Now().Unix())
+		v = m.verdict(d.lane.id, before, time.Now().Unix())
 	}
 	if v != replayJoin && v != replayCancel {
 		if m.delivered != "" {
-			d.s.forget(m.delivered)
+			d.delivered.forget(m.delivered)
 		}
 		m.feed.settle()
 		return true

@@ -12,9 +12,8 @@ import (
 // verdicts, and for each campaign that would be joined who has it and who would
 // get it.
 func (l *laneReplay) countAll(ctx context.Context) error {
-	s := l.probe
-	return l.batches(ctx, s, func(batch []message, next int64) error {
-		todo, counts, err := s.prepareReplay(ctx, l, batch)
+	return l.batches(ctx, &l.messages.parser, func(batch []message, next int64) error {
+		todo, counts, err := l.prepare(ctx, l.messages, batch)
 		if err != nil {
 			return err
 		}
@@ -22,7 +21,7 @@ func (l *laneReplay) countAll(ctx context.Context) error {
 			if !m.joins() {
 				continue
 			}
-			n, have, err := l.count(ctx, s, m)
+			n, have, err := l.count(ctx, m)
 			if err != nil {
 				return err
 			}
@@ -36,10 +35,10 @@ func (l *laneReplay) countAll(ctx context.Context) error {
 
 // count tells how many clients would get a campaign and how many have it. A
 // client of several of its restaurants gets it once.
-func (l *laneReplay) count(ctx context.Context, s *session, m *message) (n, have int64, err error) {
+func (l *laneReplay) count(ctx context.Context, m *message) (n, have int64, err error) {
 	shared := l.plan.isShared(m.campaign.key().digest())
 	if m.delivered = l.plan.audiences[m.campaign.ID]; m.delivered == "" {
-		if m.delivered, m.have, err = s.loadDelivered(ctx, m.campaign.ID); err != nil {
+		if m.delivered, m.have, err = l.messages.delivered.load(ctx, m.campaign.ID); err != nil {
 			return 0, 0, err
 		}
 		if m.delivered == "" {
@@ -50,20 +49,23 @@ func (l *laneReplay) count(ctx context.Context, s *session, m *message) (n, have
 	if shared {
 		l.plan.audiences[m.campaign.ID] = m.delivered
 	} else {
-		defer s.forget(m.delivered)
+		defer l.messages.delivered.forget(m.delivered)
 	}
 	restaurant, err := state.PackID(m.campaign.RestaurantID)
 	if err != nil {
 		return 0, 0, fmt.Errorf("pack restaurant id: %w", err)
 	}
-	n, err = s.missed(ctx, restaurant, m.delivered, shared)
+	n, err = l.messages.countMissed(ctx, restaurant, m.delivered, shared)
 	return n, have, err
 }
 
-// missed counts the clients of a restaurant that are not in a delivered cache,
+// countedTogether is how many clients are read at once.
+const countedTogether = 2000
+
+// countMissed counts the clients of a restaurant that are not in a delivered cache,
 // and adds them to it if mark says so.
-func (s *session) missed(ctx context.Context, restaurant, name state.ID, mark bool) (n int64, err error) {
-	store := s.lane.svc.store
+func (i *inspector) countMissed(ctx context.Context, restaurant, name state.ID, mark bool) (missed int64, err error) {
+	store := i.delivered.store
 	scan, err := store.NewScan()
 	if err != nil {
 		return 0, fmt.Errorf("read subscriptions: %w", err)
@@ -75,12 +77,12 @@ func (s *session) missed(ctx context.Context, restaurant, name state.ID, mark bo
 			return 0, err
 		}
 		list.Reset()
-		if after, done, err = scan.Undelivered(list, name, restaurant, after, s.cfg.StepClients); err != nil {
+		if after, done, err = scan.Undelivered(list, name, restaurant, after, countedTogether); err != nil {
 			return 0, fmt.Errorf("read subscriptions: %w", err)
 		}
-		for i := range list.Len() {
-			if id := list.At(i); id.TextLen() <= maxIDBytes && s.table.refusesClient(id) == "" {
-				n++
+		for n := range list.Len() {
+			if id := list.At(n); id.TextLen() <= maxIDBytes && i.parser.table.refusesClient(id) == "" {
+				missed++
 			}
 		}
 		if mark {
@@ -89,5 +91,5 @@ func (s *session) missed(ctx context.Context, restaurant, name state.ID, mark bo
 			}
 		}
 	}
-	return n, nil
+	return missed, nil
 }

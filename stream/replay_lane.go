@@ -82,8 +82,15 @@ func (l *laneReplay) run(ctx context.Context) error {
 	}
 }
 
-// serveReplays does what a replay asks of this lane, until ctx ends.
-func (s *session) serveReplays(ctx context.Context) error {
+// replayer does what a replay asks of a lane.
+type replayer struct {
+	lane     *lane
+	messages *inspector
+	arrivals chan<- arrival
+}
+
+// run works until ctx ends.
+func (s *replayer) run(ctx context.Context) error {
 	for {
 		select {
 		case l := <-s.lane.replays:
@@ -96,14 +103,14 @@ func (s *session) serveReplays(ctx context.Context) error {
 
 // replay goes on with a lane's replay. It returns nil when everything is
 // settled and delivered.
-func (s *session) replay(ctx context.Context, l *laneReplay) error {
+func (s *replayer) replay(ctx context.Context, l *laneReplay) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
-	if err := l.dropDelivered(ctx, s); err != nil {
+	if err := l.dropDelivered(ctx, s.messages.lookup); err != nil {
 		return err
 	}
-	err := l.batches(ctx, s, func(batch []message, next int64) error {
+	err := l.batches(ctx, &s.messages.parser, func(batch []message, next int64) error {
 		counts, err := s.replayBatch(ctx, l, batch)
 		if err != nil {
 			return err
@@ -118,7 +125,7 @@ func (s *session) replay(ctx context.Context, l *laneReplay) error {
 }
 
 // batches reads on from next and hands on what intake would take at once.
-func (l *laneReplay) batches(ctx context.Context, s *session, fn func(batch []message, next int64) error) error {
+func (l *laneReplay) batches(ctx context.Context, parser *messageParser, fn func(batch []message, next int64) error) error {
 	var batch []message
 	size := 0
 	flush := func(next int64) error {
@@ -130,8 +137,8 @@ func (l *laneReplay) batches(ctx context.Context, s *session, fn func(batch []me
 		return err
 	}
 	err := l.read(ctx, l.id, l.next, l.until, func(r *record) error {
-		m := s.parse(r)
-		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.weight() > s.cfg.StepBytes) {
+		m := parser.parse(r)
+		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.weight() > l.svc.cfg.StepBytes) {
 			if err := flush(r.offset); err != nil {
 				return err
 			}
@@ -156,12 +163,12 @@ func (l *laneReplay) settled(next int64, counts ReplayCounts) {
 
 // prepare passes the barrier, looks the batch's campaigns up and says what is
 // to be done with each.
-func (s *session) prepareReplay(ctx context.Context, l *laneReplay, batch []message) (todo []*message, counts ReplayCounts, err error) {
+func (l *laneReplay) prepare(ctx context.Context, messages *inspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
 	fresh := time.Now()
-	if err := s.lane.svc.barrier.Barrier(ctx); err != nil {
+	if err := l.svc.barrier.Barrier(ctx); err != nil {
 		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
-	if err := s.lookUpAgain(ctx, batch); err != nil {
+	if err := messages.lookup.fillAgain(ctx, batch); err != nil {
 		return nil, counts, err
 	}
 	for i := range batch {
@@ -187,19 +194,9 @@ func (s *session) prepareReplay(ctx context.Context, l *laneReplay, batch []mess
 	return todo, counts, nil
 }
 
-// lookUpAgain is lookUp for messages that may have been looked up before.
-func (s *session) lookUpAgain(ctx context.Context, batch []message) error {
-	for i := range batch {
-		batch[i].known, batch[i].shared = nil, false
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
-	defer cancel()
-	return s.lookUp(ctx, batch)
-}
-
 // replayBatch hands a batch to decide and waits until it is accepted.
-func (s *session) replayBatch(ctx context.Context, l *laneReplay, batch []message) (ReplayCounts, error) {
-	todo, counts, err := s.prepareReplay(ctx, l, batch)
+func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []message) (ReplayCounts, error) {
+	todo, counts, err := l.prepare(ctx, s.messages, batch)
 	if err != nil {
 		return counts, err
 	}
@@ -207,7 +204,7 @@ func (s *session) replayBatch(ctx context.Context, l *laneReplay, batch []messag
 	cached := 0
 	for i, m := range todo {
 		if m.joins() {
-			if m.delivered, m.have, err = s.loadDelivered(ctx, m.campaign.ID); err != nil {
+			if m.delivered, m.have, err = s.messages.delivered.load(ctx, m.campaign.ID); err != nil {
 				return counts, err
 			}
 			if l.plan.countOnce(m.campaign.key().digest()) {
@@ -221,7 +218,7 @@ func (s *session) replayBatch(ctx context.Context, l *laneReplay, batch []messag
 		}
 		// What was loaded may have taken its time. Should the campaign change once
 		// more, the step is found stale, as an edit is.
-		if err := s.lookUpAgain(ctx, window); err != nil {
+		if err := s.messages.lookup.fillAgain(ctx, window); err != nil {
 			return counts, err
 		}
 		if err := s.feed(ctx, l, window); err != nil {
@@ -255,14 +252,14 @@ func (f *replayFeed) settle() {
 }
 
 // feed hands messages to decide and waits until all are settled.
-func (s *session) feed(ctx context.Context, l *laneReplay, window []message) error {
+func (s *replayer) feed(ctx context.Context, l *laneReplay, window []message) error {
 	f := &replayFeed{of: l, done: make(chan struct{})}
 	f.left.Store(int64(len(window)))
 	for i := range window {
 		window[i].feed = f
 	}
 	failpoint.Hit("replay/feed")
-	if err := s.handOver(ctx, arrival{replayed: window}); err != nil {
+	if err := handOver(ctx, s.arrivals, arrival{replayed: window}); err != nil {
 		return err
 	}
 	select {
@@ -274,9 +271,9 @@ func (s *session) feed(ctx context.Context, l *laneReplay, window []message) err
 }
 
 // noteReplayed does what follows the commit for a replay under way.
-func (s *session) noteReplayed(st *step, p *payload) {
-	if l := s.lane.replay.Load(); l != nil {
-		l.committed(st, p)
+func (l *lane) noteReplayed(st *step, p *payload) {
+	if r := l.replay.Load(); r != nil {
+		r.committed(st, p)
 	}
 	for _, f := range st.feeds {
 		f.settle()
@@ -335,7 +332,7 @@ func (l *laneReplay) awaitDelivery(ctx context.Context) error {
 
 // dropDelivered forgets campaigns that were delivered, or taken over by another
 // lane, without our hearing of it: the session before ended in the middle.
-func (l *laneReplay) dropDelivered(ctx context.Context, s *session) error {
+func (l *laneReplay) dropDelivered(ctx context.Context, lookup campaignLookup) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) == 0 {
@@ -345,10 +342,10 @@ func (l *laneReplay) dropDelivered(ctx context.Context, s *session) error {
 	for k := range l.open {
 		campaigns, restaurants = append(campaigns, k.campaign), append(restaurants, k.restaurant)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lookup.timeout)
 	defer cancel()
-	rows, err := s.reader.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+s.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
+	rows, err := lookup.reader.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+JOIN `+lookup.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}

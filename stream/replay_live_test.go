@@ -86,7 +86,7 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 // was loaded before is not the replay's.
 func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	t.Parallel()
-	d := newDecider(&session{lane: &lane{svc: &Service{recentLimit: recentLimit}}})
+	d := newDecider(&lane{svc: &Service{recentLimit: recentLimit}}, Config{})
 	loaded := func(cursor string) *live {
 		c := Campaign{ID: "c", RestaurantID: "r1"}
 		return &live{Campaign: &c, version: 7, cursor: packID(t, cursor)}

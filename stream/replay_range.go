@@ -20,7 +20,7 @@ type laneRange struct {
 
 // findRanges resolves the request for every lane of the deployment.
 func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
-	rows, err := r.probe.reader.Query(ctx, `SELECT lane, next_offset, cluster_id = $1 AND campaigns_topic_id = $2 FROM `+r.probe.t.lane+` ORDER BY lane`, r.cluster, r.topicTxt)
+	rows, err := r.reader.Query(ctx, `SELECT lane, next_offset, cluster_id = $1 AND campaigns_topic_id = $2 FROM `+r.svc.cfg.Sink.tables().lane+` ORDER BY lane`, r.cluster, r.topicTxt)
 	if err != nil {
 		return fmt.Errorf("read lanes: %w", err)
 	}
@@ -58,7 +58,7 @@ type foundOffsets struct {
 
 func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f foundOffsets, err error) {
 	f.topic = r.svc.cfg.Kafka.Campaigns
-	adm := kadm.NewClient(r.probe.client)
+	adm := kadm.NewClient(r.client)
 	if f.starts, err = adm.ListStartOffsets(ctx, f.topic); err != nil {
 		return f, fmt.Errorf("list offsets of topic %s: %w", f.topic, err)
 	}
@@ -129,7 +129,7 @@ func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
 // read calls fn for each record of [from, until) of a partition, in order.
 func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*record) error) error {
 	topic := r.svc.cfg.Kafka.Campaigns
-	p := partitionReader{client: r.probe.client, options: r.svc.cfg.Kafka.Client, topic: topic, topicID: r.topicID, partition: lane, most: r.probe.mostOfRecord()}
+	p := partitionReader{client: r.client, options: r.svc.cfg.Kafka.Client, topic: topic, topicID: r.topicID, partition: lane, most: r.limits.maxInput()}
 	err := p.each(ctx, from, until, fn)
 	if errors.Is(err, kerr.OffsetOutOfRange) {
 		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", topic, lane, err)

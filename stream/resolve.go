@@ -28,8 +28,7 @@ const (
 func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*takeoverTimeout)
 	defer cancel()
-	svc := New(cfg, nil, nil)
-	s := (&lane{svc: svc, id: laneID}).newSession()
+	s := newClaim(cfg.withDefaults(), laneID, claimOptions{})
 	defer s.close()
 	if err := s.checkNoOwner(ctx); err != nil {
 		return nil, err
@@ -40,7 +39,7 @@ func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did 
 	if err := s.fence(ctx); err != nil {
 		return nil, err
 	}
-	r := &resolution{session: s, accept: accept, seq: s.seq, next: s.nextOffset}
+	r := &resolution{claim: s, accept: accept, newSeq: s.seq, newNext: s.nextOffset}
 	for _, part := range []struct {
 		check  func(context.Context) error
 		broken *bool
@@ -57,34 +56,34 @@ func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did 
 	if !r.sinks && !r.input {
 		return []string{fmt.Sprintf("lane %d: nothing to resolve", laneID)}, nil
 	}
-	if err := pgx.BeginFunc(ctx, s.sink, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
+	if err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
 		return r.did, err
 	}
 	if s.progressLost != nil {
 		// K is what was settled on; without a record the next takeover would halt again.
-		if err := s.ship(ctx, []*payload{{seq: s.shipped.Load()}}, &outbound{}); err != nil {
+		if err := newShipper(s).ship(ctx, []*payload{{seq: s.shipped}}, &outbound{}); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
-		r.say("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped.Load())
+		r.say("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped)
 	}
 	return r.did, nil
 }
 
 // sinksContradict is what TAKEOVER checks of the two sinks: the first halt, nil
 // if all is well.
-func (s *session) sinksContradict(ctx context.Context) error {
+func (s *claim) sinksContradict(ctx context.Context) error {
 	if err := s.checkSinkTopics(); err != nil {
 		return err
 	}
 	if err := s.checkSinks(ctx); err != nil {
 		return err
 	}
-	_, err := s.loadOutbox(ctx, s.shipped.Load())
+	_, err := s.loadOutbox(ctx, s.shipped)
 	return err
 }
 
 // inputContradicts is the same of the input.
-func (s *session) inputContradicts(ctx context.Context) error {
+func (s *claim) inputContradicts(ctx context.Context) error {
 	if err := s.checkInputTopic(); err != nil {
 		return err
 	}
@@ -93,13 +92,13 @@ func (s *session) inputContradicts(ctx context.Context) error {
 
 // resolution is one lane being settled.
 type resolution struct {
-	*session
-	accept Choice
-	sinks  bool // the sinks contradict each other
-	input  bool // the input does not hold what is to be read next
-	did    []string
-	seq    int64 // P as it will be
-	next   int64 // next_offset as it will be
+	claim   *claim
+	accept  Choice
+	sinks   bool // the sinks contradict each other
+	input   bool // the input does not hold what is to be read next
+	did     []string
+	newSeq  int64 // P as it will be
+	newNext int64 // next_offset as it will be
 }
 
 func (r *resolution) say(format string, args ...any) { //nolint:goprintffuncname // it says, it does not print
@@ -118,23 +117,23 @@ func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	shipped, topicEnds := r.shippedBefore, r.topicEnds
+	shipped, topicEnds := r.claim.shippedBefore, r.claim.endsBefore
 	if r.sinks {
-		shipped, topicEnds = r.shipped.Load(), []int64{}
+		shipped, topicEnds = r.claim.shipped, []int64{}
 		if err := r.mendSinks(ctx, tx); err != nil {
 			return err
 		}
 	}
-	tag, err := tx.Exec(ctx, `UPDATE `+r.t.lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
   cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
-		r.lane.id, r.epoch, r.seq, shipped, topicEnds, r.next, r.ids.cluster, r.ids.campaigns, r.ids.notifications, r.ids.progressText)
+		r.claim.lane, r.claim.epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.ids.cluster, r.claim.ids.campaigns, r.claim.ids.notifications, r.claim.ids.progressText)
 	if err != nil {
 		return fmt.Errorf("update lane: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.lane.id, errTakenOver)
+		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.lane, errTakenOver)
 	}
-	r.say("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.seq+1, r.next, r.cfg.Kafka.Campaigns)
+	r.say("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.cfg.Kafka.Campaigns)
 	return nil
 }
 
@@ -142,14 +141,14 @@ func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
 // what Kafka has: it is emptied, but for its dead letters, of which a second
 // one does less harm than none.
 func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
-	rolledBack := r.shipped.Load() > r.session.seq // Postgres; otherwise Kafka
-	r.seq = r.shipped.Load()
+	rolledBack := r.claim.shipped > r.claim.seq // Postgres; otherwise Kafka
+	r.newSeq = r.claim.shipped
 	dead, err := r.clearOutbox(ctx, tx)
 	if err != nil {
 		return err
 	}
 	if len(dead) > 0 {
-		r.say("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.cfg.Kafka.DeadLetters)
+		r.say("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.cfg.Kafka.DeadLetters)
 		if err := r.refill(ctx, tx, &payload{dead: dead}); err != nil {
 			return err
 		}
@@ -162,7 +161,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	case r.accept == AcceptRepeats:
 		return r.shipAgain(ctx, tx)
 	default:
-		r.say("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.t.feedback)
+		r.say("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.t.feedback)
 	}
 	return nil
 }
@@ -170,7 +169,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 // clearOutbox deletes the lane's outbox and returns the dead letters of what
 // was not shipped, as far as it can be read.
 func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, error) {
-	rows, err := tx.Query(ctx, `DELETE FROM `+r.t.outbox+` WHERE lane = $1 RETURNING seq, payload`, r.lane.id)
+	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.t.outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.lane)
 	if err != nil {
 		return nil, fmt.Errorf("clear outbox: %w", err)
 	}
@@ -183,7 +182,7 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, 
 		case errors.Is(err, ErrOutboxCorrupt):
 			r.say("step %d of the outbox cannot be read and is given up", seq)
 			return nil
-		case err == nil && seq > r.shipped.Load():
+		case err == nil && seq > r.claim.shipped:
 			dead = append(dead, p.dead...)
 		}
 		return err
@@ -196,9 +195,9 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, 
 
 // refill adds one step to the outbox.
 func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *payload) error {
-	r.seq++
-	if _, err := tx.Exec(ctx, `INSERT INTO `+r.t.outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
-		r.lane.id, r.seq, p.notifications(), p.encode()); err != nil {
+	r.newSeq++
+	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.t.outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
+		r.claim.lane, r.newSeq, p.notifications(), p.encode()); err != nil {
 		return fmt.Errorf("fill outbox: %w", err)
 	}
 	return nil
@@ -210,24 +209,24 @@ func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *payload) error {
 // Postgres. Offsets that campaigns came from are of the former log then, and
 // must not make the new one's messages look old.
 func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
-	start, end, err := r.inputRange(ctx)
+	start, end, err := r.claim.inputRange(ctx)
 	if err != nil {
 		return err
 	}
-	anew := r.newInput() || r.next > end
+	anew := r.claim.newInput() || r.newNext > end
 	switch {
-	case r.newInput(), r.next > end && r.accept == AcceptRepeats:
-		r.next = start
-	case r.next > end:
-		r.next = end
+	case r.claim.newInput(), r.newNext > end && r.accept == AcceptRepeats:
+		r.newNext = start
+	case r.newNext > end:
+		r.newNext = end
 	default:
-		r.say("campaigns at offsets %d to %d are gone and are not delivered", r.next, start-1)
-		r.next = start
+		r.say("campaigns at offsets %d to %d are gone and are not delivered", r.newNext, start-1)
+		r.newNext = start
 	}
 	if !anew {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE `+r.t.campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.lane.id); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.t.campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.lane); err != nil {
 		return fmt.Errorf("update campaigns: %w", err)
 	}
 	return nil
@@ -236,16 +235,16 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 // giveUpLive finishes what is under way, and skips what was received since the
 // point that Postgres was put back to: who has it is no longer known.
 func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
-	tag, err := tx.Exec(ctx, `UPDATE `+r.t.campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.lane.id)
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.lane)
 	if err != nil {
 		return fmt.Errorf("finish campaigns: %w", err)
 	}
-	_, end, err := r.inputRange(ctx)
+	_, end, err := r.claim.inputRange(ctx)
 	if err != nil {
 		return err
 	}
-	r.say("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", tag.RowsAffected(), r.next, end-1)
-	r.next = end
+	r.say("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", tag.RowsAffected(), r.newNext, end-1)
+	r.newNext = end
 	return nil
 }
 
@@ -255,19 +254,19 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 // it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	noFeedback := ""
-	if r.table.hasFeedback {
+	if r.claim.table.hasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	campaign, restaurant := r.table.columnSQL(colCampaign, "f"), r.table.columnSQL(colRestaurant, "f")
-	reader, err := r.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
+	campaign, restaurant := r.claim.table.columnSQL(colCampaign, "f"), r.claim.table.columnSQL(colRestaurant, "f")
+	reader, err := r.claim.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err
 	}
 	defer closeConn(reader)
-	rows, err := reader.Query(ctx, `SELECT `+r.table.readSQL("f")+`
-FROM `+r.t.feedback+` f JOIN `+r.t.campaign+` c ON c.adv_campaign_id = `+campaign+` AND c.restaurant_id = `+restaurant+`
+	rows, err := reader.Query(ctx, `SELECT `+r.claim.table.readSQL("f")+`
+FROM `+r.claim.t.feedback+` f JOIN `+r.claim.t.campaign+` c ON c.adv_campaign_id = `+campaign+` AND c.restaurant_id = `+restaurant+`
 WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
-ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.lane.id)
+ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.lane)
 	if err != nil {
 		return fmt.Errorf("read feedback rows: %w", err)
 	}
@@ -288,7 +287,7 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 		if err := build.add(c, trigger, client); err != nil {
 			return err
 		}
-		if bytes += c.size(); bytes >= r.cfg.StepBytes || build.notifications() >= r.cfg.StepClients {
+		if bytes += c.size(); bytes >= r.claim.cfg.StepBytes || build.notifications() >= r.claim.cfg.StepClients {
 			return flush()
 		}
 		return nil
@@ -299,7 +298,7 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 	if err != nil {
 		return fmt.Errorf("send notifications again: %w", err)
 	}
-	r.say("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.cfg.Kafka.Notifications)
+	r.say("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.cfg.Kafka.Notifications)
 	return nil
 }
 

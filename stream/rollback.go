@@ -15,82 +15,82 @@ import (
 // (resolve.go). These checks are step 4 of TAKEOVER.
 
 // halt makes the error of a contradiction that `dinnerbell resolve` can settle.
-func (s *session) halt(what string) *HaltError {
-	return &HaltError{Lane: s.lane.id, What: what, Hint: fmt.Sprintf(
+func (c *claim) halt(what string) *HaltError {
+	return &HaltError{Lane: c.lane, What: what, Hint: fmt.Sprintf(
 		"put back what was lost and start again; or stop every daemon and choose: `dinnerbell resolve --lane %d --accept-repeats` or `dinnerbell resolve --lane %d --accept-missing`",
-		s.lane.id, s.lane.id)}
+		c.lane, c.lane)}
 }
 
 // checkTopics halts where the cluster or a topic is another one than the lane
 // counts in: an old offset must not be applied to a new log.
-func (s *session) checkTopics() error {
-	if err := s.checkSinkTopics(); err != nil {
+func (c *claim) checkTopics() error {
+	if err := c.checkSinkTopics(); err != nil {
 		return err
 	}
-	return s.checkInputTopic()
+	return c.checkInputTopic()
 }
 
-func (s *session) checkSinkTopics() error {
-	for _, c := range []struct{ what, have, want string }{
-		{"the Kafka cluster is another one", s.ids.cluster, s.known.cluster},
-		{"topic " + s.cfg.Kafka.Notifications + " was deleted and made again", s.ids.notifications, s.known.notifications},
-		{"topic " + s.cfg.Kafka.Progress + " was deleted and made again", s.ids.progressText, s.known.progress},
+func (c *claim) checkSinkTopics() error {
+	for _, id := range []struct{ what, have, want string }{
+		{"the Kafka cluster is another one", c.ids.cluster, c.expected.cluster},
+		{"topic " + c.cfg.Kafka.Notifications + " was deleted and made again", c.ids.notifications, c.expected.notifications},
+		{"topic " + c.cfg.Kafka.Progress + " was deleted and made again", c.ids.progressText, c.expected.progress},
 	} {
-		if c.have != c.want {
-			return s.halt(fmt.Sprintf("%s: its id is %s, the lane counts in %s; what the former one held may be missing to its consumers", c.what, c.have, c.want))
+		if id.have != id.want {
+			return c.halt(fmt.Sprintf("%s: its id is %s, the lane counts in %s; what the former one held may be missing to its consumers", id.what, id.have, id.want))
 		}
 	}
 	return nil
 }
 
-func (s *session) checkInputTopic() error {
-	if s.newInput() {
-		return s.halt(fmt.Sprintf("topic %s was deleted and made again: its id is %s, the lane counts in %s; campaigns that were not read are gone, and offset %d means nothing there",
-			s.cfg.Kafka.Campaigns, s.ids.campaigns, s.known.campaigns, s.nextOffset))
+func (c *claim) checkInputTopic() error {
+	if c.newInput() {
+		return c.halt(fmt.Sprintf("topic %s was deleted and made again: its id is %s, the lane counts in %s; campaigns that were not read are gone, and offset %d means nothing there",
+			c.cfg.Kafka.Campaigns, c.ids.campaigns, c.expected.campaigns, c.nextOffset))
 	}
 	return nil
 }
 
 // newInput tells that the lane's offsets are of another log.
-func (s *session) newInput() bool {
-	return s.ids.campaigns != s.known.campaigns || s.ids.cluster != s.known.cluster
+func (c *claim) newInput() bool {
+	return c.ids.campaigns != c.expected.campaigns || c.ids.cluster != c.expected.cluster
 }
 
 // checkSinks compares K and P, and Kafka with what it had acknowledged.
-func (s *session) checkSinks(ctx context.Context) error {
-	if s.progressLost != nil {
-		return s.halt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", s.progressLost, s.seq, s.shippedBefore))
+func (c *claim) checkSinks(ctx context.Context) error {
+	if c.progressLost != nil {
+		return c.halt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.progressLost, c.seq, c.shippedBefore))
 	}
-	k := s.shipped.Load()
-	if k > s.seq {
-		return s.halt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",
-			s.cfg.Kafka.Progress, k, s.t.lane, s.seq, s.cfg.Kafka.Notifications))
+	k := c.shipped
+	if k > c.seq {
+		return c.halt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",
+			c.cfg.Kafka.Progress, k, c.t.lane, c.seq, c.cfg.Kafka.Notifications))
 	}
-	if k < s.shippedBefore {
-		return s.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
-			s.cfg.Kafka.Progress, k, s.shippedBefore, s.cfg.Kafka.Notifications))
+	if k < c.shippedBefore {
+		return c.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
+			c.cfg.Kafka.Progress, k, c.shippedBefore, c.cfg.Kafka.Notifications))
 	}
-	offsets, err := kadm.NewClient(s.client).ListEndOffsets(ctx, s.cfg.Kafka.Notifications)
+	offsets, err := kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Kafka.Notifications)
 	if err != nil {
-		return fmt.Errorf("list offsets of topic %s: %w", s.cfg.Kafka.Notifications, err)
+		return fmt.Errorf("list offsets of topic %s: %w", c.cfg.Kafka.Notifications, err)
 	}
-	for p, end := range s.topicEnds {
-		o, ok := offsets.Lookup(s.cfg.Kafka.Notifications, int32(p))
+	for p, end := range c.endsBefore {
+		o, ok := offsets.Lookup(c.cfg.Kafka.Notifications, int32(p))
 		if !ok || o.Err != nil {
-			return fmt.Errorf("list offsets of %s/%d: %w", s.cfg.Kafka.Notifications, p, errors.Join(o.Err))
+			return fmt.Errorf("list offsets of %s/%d: %w", c.cfg.Kafka.Notifications, p, errors.Join(o.Err))
 		}
 		if o.Offset < end {
-			return s.halt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", s.cfg.Kafka.Notifications, p, o.Offset, end))
+			return c.halt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.cfg.Kafka.Notifications, p, o.Offset, end))
 		}
 	}
 	return nil
 }
 
 // loadOutbox decodes what is decided and not shipped: all of (K, P], or a halt.
-func (s *session) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
-	rows, err := s.sink.Query(ctx, `SELECT seq, payload FROM `+s.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, s.lane.id, k)
+func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
+	rows, err := c.conn.Query(ctx, `SELECT seq, payload FROM `+c.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.lane, k)
 	if err != nil {
-		return nil, fmt.Errorf("read outbox of lane %d: %w", s.lane.id, err)
+		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*payload, error) {
 		var seq int64
@@ -101,49 +101,49 @@ func (s *session) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
 		return decodePayload(seq, b)
 	})
 	if errors.Is(err, ErrOutboxCorrupt) {
-		return nil, s.halt(fmt.Sprintf("%s: %v", s.t.outbox, err))
+		return nil, c.halt(fmt.Sprintf("%s: %v", c.t.outbox, err))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read outbox of lane %d: %w", s.lane.id, err)
+		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
 	for i, p := range out {
 		if p.seq != k+1+int64(i) {
-			return nil, s.outboxGap(k, k+1+int64(i))
+			return nil, c.outboxGap(k, k+1+int64(i))
 		}
 	}
-	if last := k + int64(len(out)); last < s.seq {
-		return nil, s.outboxGap(k, last+1)
+	if last := k + int64(len(out)); last < c.seq {
+		return nil, c.outboxGap(k, last+1)
 	}
 	return out, nil
 }
 
-func (s *session) outboxGap(k, missing int64) *HaltError {
-	return s.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
-		s.cfg.Kafka.Progress, k, s.seq, s.t.outbox, missing, s.cfg.Kafka.Notifications))
+func (c *claim) outboxGap(k, missing int64) *HaltError {
+	return c.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
+		c.cfg.Kafka.Progress, k, c.seq, c.t.outbox, missing, c.cfg.Kafka.Notifications))
 }
 
 // checkInput halts where the input no longer holds what was not read yet: a
 // campaign that vanished is never jumped over in silence.
-func (s *session) checkInput(ctx context.Context) error {
-	start, end, err := s.inputRange(ctx)
+func (c *claim) checkInput(ctx context.Context) error {
+	start, end, err := c.inputRange(ctx)
 	if err != nil {
 		return err
 	}
-	if s.nextOffset < start || s.nextOffset > end {
-		return s.halt(fmt.Sprintf("topic %s partition %d holds offsets %d to %d, the lane reads on at %d: campaigns were deleted before they were read, or the log was cut", s.cfg.Kafka.Campaigns, s.lane.id, start, end, s.nextOffset))
+	if c.nextOffset < start || c.nextOffset > end {
+		return c.halt(fmt.Sprintf("topic %s partition %d holds offsets %d to %d, the lane reads on at %d: campaigns were deleted before they were read, or the log was cut", c.cfg.Kafka.Campaigns, c.lane, start, end, c.nextOffset))
 	}
 	return nil
 }
 
 // inputRange is the lane's partition of the campaigns topic: first offset, and
 // one more than the last.
-func (s *session) inputRange(ctx context.Context) (start, end int64, err error) {
-	adm := kadm.NewClient(s.client)
-	first, err := listOffset(ctx, s.cfg.Kafka.Campaigns, s.lane.id, adm.ListStartOffsets)
+func (c *claim) inputRange(ctx context.Context) (start, end int64, err error) {
+	adm := kadm.NewClient(c.client)
+	first, err := listOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListStartOffsets)
 	if err != nil {
 		return 0, 0, err
 	}
-	last, err := listOffset(ctx, s.cfg.Kafka.Campaigns, s.lane.id, adm.ListEndOffsets)
+	last, err := listOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListEndOffsets)
 	if err != nil {
 		return 0, 0, err
 	}

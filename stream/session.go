@@ -6,80 +6,60 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 )
 
-// session is one ownership of a lane: from a TAKEOVER until the lane is
-// stopped or anything goes wrong. It is never mended, only replaced.
+// session is the work on one claim: from a TAKEOVER until the lane is stopped or
+// anything goes wrong. It is never mended, only replaced. Each of its goroutines
+// is a struct of its own; what they share is here.
 type session struct {
-	lane *lane
-	cfg  Config
-	t    tables
-	step watchedStep // of the takeover
+	lane     *lane
+	claim    *claim
+	reader   *readers // shared by all lanes
+	messages *inspector
+	times    *agenda
+	shipped  *shipProgress // ship → commit
 
-	sink    *pgx.Conn       // the commit goroutine's
-	counted bool            // among the lanes' own connections
-	sql     *stepStatements // prepared on sink
-	ahead   time.Duration   // how far our clock is ahead of Postgres' at most
-	reader  *readers        // shared by all lanes; nil before openSink
-	client  *kgo.Client     // intake fetches, ship produces
-
-	table       *feedbackTable // as of the takeover; each step's transaction compares it
-	ids         topicIDs
-	known       knownIDs
-	recordLimit int      // bytes that the notifications topic accepts per batch
-	deadLimit   int      // the same of the dead-letter topic
-	guessed     []string // topics of the two whose limit may not be read
-	bootstrap   string   // a broker's address, for the commands that errors name
-
-	epoch int64
-	seq   int64 // P at the takeover
-	// what Postgres knew of Kafka as of the last step: neither may be less now
-	shippedBefore int64
-	topicEnds     []int64
-	progressLost  *progressLostError // the progress partition does not say K; nil where it does
-	nextOffset    int64              // at the takeover
-	totals        totals
-	pending       []*payload // decided and not shipped at the takeover
-
-	agenda   *agenda
-	shut     bool            // the last batch waited for the barrier in vain; intake's
-	arrivals chan arrival    // intake → decide
-	due      chan []*live    // agenda → decide: campaigns to be joined; the barrier is behind them
-	steps    chan *step      // decide → commit
-	departed chan *departure // commit → ship, in order
-	shipped  atomic.Int64    // K
-	ends     topicEnds       // of the notifications topic, as acknowledged
-	advanced chan struct{}   // K has advanced; one token
-	caches   caches
-
-	corrected correctedKeys // commit → decide
-	buffers   chan []byte   // of COPY data that is sent; decide fills them again
+	arrivals  chan arrival    // intake → decide
+	due       chan []*live    // agenda → decide: campaigns to be joined; the barrier is behind them
+	steps     chan *step      // decide → commit
+	departed  chan *departure // commit → ship, in order
+	buffers   chan []byte     // commit → decide: of COPY data that is sent, to be filled again
+	corrected correctedKeys   // commit → decide
 }
 
-// totals are the lane's counters since its deployment began.
-type totals struct{ notified, expired, dead int64 }
+// shipProgress is how far the lane's steps are shipped.
+type shipProgress struct {
+	seq      atomic.Int64  // K
+	ends     topicEnds     // of the notifications topic, as acknowledged
+	advanced chan struct{} // K has advanced; one token
+}
+
+func newSession(l *lane, c *claim) *session {
+	s := &session{
+		lane: l, claim: c, reader: l.svc.readers.open(), times: newAgenda(l.svc.agendaLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
+		arrivals: make(chan arrival), due: make(chan []*live), steps: make(chan *step),
+		departed: make(chan *departure, c.cfg.Window+len(c.pending)),
+		buffers:  make(chan []byte, 4), // one step is built, one waits, two are in flight
+	}
+	s.messages = newInspector(c.cfg, l.id, c.table, c.limits, s.reader, l.svc.store)
+	s.shipped.seq.Store(c.shipped)
+	s.shipped.ends.raise(c.endsBefore)
+	return s
+}
 
 // run works until soft ends or something fails. When soft ends, intake and
 // decide stop, and what is in flight is committed and shipped, bounded by the
 // drain timeout. It returns when all its goroutines have ended.
 func (s *session) run(soft context.Context) error {
-	s.arrivals = make(chan arrival)
-	s.due = make(chan []*live)
-	s.steps = make(chan *step)
-	s.departed = make(chan *departure, s.cfg.Window+len(s.pending))
-	s.advanced = make(chan struct{}, 1)
-	s.buffers = make(chan []byte, 4) // one step is built, one waits, two are in flight
-	for _, p := range s.pending {
+	for _, p := range s.claim.pending {
 		s.departed <- decided(p)
 	}
-	s.pending = nil
+	s.claim.pending = nil // the shipper lets go of each
 
 	hard, cancelHard := context.WithCancel(context.WithoutCancel(soft))
 	defer cancelHard()
-	stopDrain := context.AfterFunc(soft, func() { time.AfterFunc(s.cfg.DrainTimeout, cancelHard) })
+	stopDrain := context.AfterFunc(soft, func() { time.AfterFunc(s.claim.cfg.DrainTimeout, cancelHard) })
 	defer stopDrain()
 
 	g, hard := errgroup.WithContext(hard)
@@ -87,12 +67,12 @@ func (s *session) run(soft context.Context) error {
 	defer cancelSoft()
 	defer context.AfterFunc(hard, cancelSoft)() // a failure stops intake and decide too
 
-	g.Go(func() error { return ignoreEnd(soft, s.intake(soft)) })
-	g.Go(func() error { return ignoreEnd(soft, s.keepAgenda(soft)) })
-	g.Go(func() error { return ignoreEnd(soft, s.serveReplays(soft)) })
-	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, newDecider(s).run(soft)) })
-	g.Go(func() error { defer close(s.departed); return s.commitAll(hard) })
-	g.Go(func() error { return s.shipAll(hard) })
+	g.Go(func() error { return ignoreEnd(soft, s.newIntake().run(soft)) })
+	g.Go(func() error { return ignoreEnd(soft, s.newStarter().run(soft)) })
+	g.Go(func() error { return ignoreEnd(soft, s.newReplayer().run(soft)) })
+	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, s.newDecider().run(soft)) })
+	g.Go(func() error { defer close(s.departed); return s.newCommitter().run(hard) })
+	g.Go(func() error { return s.newShipper().run(hard) })
 	return g.Wait()
 }
 
@@ -105,30 +85,45 @@ func ignoreEnd(ctx context.Context, err error) error {
 	return err
 }
 
-// close ends the session's connections. It is bounded: closing a client whose
-// broker is gone has been seen to hang (franz-go issues 753, 754).
+// close ends the session and its claim.
 func (s *session) close() {
-	s.forget()
-	if s.sink != nil {
-		closeConn(s.sink)
+	s.messages.delivered.forgetAll()
+	s.claim.close()
+	s.reader.close()
+}
+
+func (s *session) newIntake() *intake {
+	return &intake{lane: s.lane, cfg: s.claim.cfg, messages: s.messages, arrivals: s.arrivals,
+		input: newInput(s.claim.nextOffset, &partitionReader{
+			client: s.claim.client, options: s.claim.cfg.Kafka.Client, topic: s.claim.cfg.Kafka.Campaigns, topicID: s.claim.ids.input, partition: s.lane.id, most: s.claim.limits.maxInput(),
+		})}
+}
+
+func (s *session) newStarter() *starter {
+	return &starter{lane: s.lane, t: s.claim.t, reader: s.reader, timeout: s.claim.cfg.SinkTimeout, times: s.times, delivered: s.messages.delivered, due: s.due}
+}
+
+func (s *session) newReplayer() *replayer {
+	return &replayer{lane: s.lane, messages: s.messages, arrivals: s.arrivals}
+}
+
+func (s *session) newDecider() *decider {
+	d := newDecider(s.lane, s.claim.cfg)
+	d.claim, d.delivered, d.corrected = s.claim, s.messages.delivered, &s.corrected
+	d.arrivals, d.due, d.steps, d.buffers = s.arrivals, s.due, s.steps, s.buffers
+	return d
+}
+
+func (s *session) newCommitter() *committer {
+	return &committer{
+		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, times: s.times, shipped: s.shipped, corrected: &s.corrected,
+		steps: s.steps, departed: s.departed, buffers: s.buffers,
+		last: s.claim.seq, flights: make(chan *departure, stepsInFlight), landed: make(chan error, stepsInFlight),
 	}
-	if s.counted {
-		<-s.lane.svc.steps
-	}
-	if s.reader != nil {
-		s.reader.close()
-	}
-	if s.client == nil {
-		return
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.client.Close()
-	}()
-	select {
-	case <-done:
-	case <-time.After(5 * time.Second):
-		s.cfg.Logger.Warn("kafka client is slow to close; going on without it", "lane", s.lane.id)
-	}
+}
+
+func (s *session) newShipper() *shipper {
+	sh := newShipper(s.claim)
+	sh.departed, sh.shipped, sh.note = s.departed, s.shipped, s.lane.noteShipped
+	return sh
 }

@@ -24,11 +24,24 @@ const earlyPatience = 100 * time.Millisecond
 // produced for nothing: where every commit takes long, so few are produced twice.
 const lateSteps = 100
 
-// shipAll turns decided steps into Kafka transactions, in order: what is
+// shipper turns decided steps into Kafka transactions.
+type shipper struct {
+	claim    *claim
+	departed <-chan *departure
+	shipped  *shipProgress
+	note     func(batch []*payload) // hears of what is shipped
+}
+
+// newShipper makes one that can ship single batches, and nobody hears of it.
+func newShipper(c *claim) *shipper {
+	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*payload) {}}
+}
+
+// run turns decided steps into Kafka transactions, in order: what is
 // committed and waits goes together, up to a byte cap. A step that nothing waits
 // before is produced while it commits. Any error ends the session; what was
 // committed is read back by the next one.
-func (s *session) shipAll(ctx context.Context) error {
+func (s *shipper) run(ctx context.Context) error {
 	out := &outbound{}
 	var d *departure
 	for {
@@ -64,14 +77,14 @@ func (s *session) shipAll(ctx context.Context) error {
 
 // shipDecided ships a step that is committed and what is committed behind it. It
 // returns the first that is not; nil where there is none.
-func (s *session) shipDecided(ctx context.Context, d *departure, out *outbound) (*departure, error) {
+func (s *shipper) shipDecided(ctx context.Context, d *departure, out *outbound) (*departure, error) {
 	batch, size, next := s.shipment(d)
-	out.reset(batch, size, 2*s.cfg.StepBytes)
+	out.reset(batch, size, 2*s.claim.cfg.StepBytes)
 	err := s.ship(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
-		return nil, &HaltError{Lane: s.lane.id,
-			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.cfg.Kafka.Notifications, s.cfg.Kafka.DeadLetters, err),
-			Hint: s.raiseLimit() + "; then start the daemon again"}
+		return nil, &HaltError{Lane: s.claim.lane,
+			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
+			Hint: s.claim.limits.raiseHint(s.claim.cfg.Kafka.Principal) + "; then start the daemon again"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].seq, batch[len(batch)-1].seq, err)
@@ -80,20 +93,10 @@ func (s *session) shipDecided(ctx context.Context, d *departure, out *outbound) 
 	return next, nil
 }
 
-// raiseLimit is what mends a topic that does not accept what is decided.
-func (s *session) raiseLimit() string {
-	raise := "put the topics' max.message.bytes back to what it was, or higher"
-	if len(s.guessed) == 0 {
-		return raise
-	}
-	return fmt.Sprintf("let max.message.bytes of topic %s be read, which is taken for %d: %s; where it was lowered, %s",
-		strings.Join(s.guessed, " and "), defaultMaxMessage, grantRight(s.bootstrap, s.cfg.Kafka.Principal, "DescribeConfigs", "--topic "+strings.Join(s.guessed, " --topic ")), raise)
-}
-
 // shipment collects what is committed by now, and bounds the bytes of its records.
-func (s *session) shipment(first *departure) (batch []*payload, size int, next *departure) {
+func (s *shipper) shipment(first *departure) (batch []*payload, size int, next *departure) {
 	batch, size = []*payload{first.p}, first.p.size()
-	for size < s.cfg.StepBytes {
+	for size < s.claim.cfg.StepBytes {
 		select {
 		case d, ok := <-s.departed:
 			if !ok {
@@ -114,7 +117,7 @@ func (s *session) shipment(first *departure) (batch []*payload, size int, next *
 // transaction once the step is committed as it was sent. Nobody sees a record of
 // it before. It returns false where the step must be shipped later: it is
 // committed already, or done again, or takes long.
-func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (bool, error) {
+func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (bool, error) {
 	if out.late > 0 {
 		out.late--
 		return false, nil
@@ -123,7 +126,7 @@ func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 		return false, nil
 	}
 	batch := []*payload{d.early}
-	out.reset(batch, d.early.size(), 2*s.cfg.StepBytes)
+	out.reset(batch, d.early.size(), 2*s.claim.cfg.StepBytes)
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
 		return false, err
@@ -152,7 +155,7 @@ func (s *session) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	if err := s.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
+	if err := s.claim.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
 	}
 	return false, nil
@@ -173,7 +176,7 @@ func (p *payload) size() int {
 
 // ship produces the records of a batch and, last, the progress record, in one
 // transaction. It returns nil only if the commit was acknowledged.
-func (s *session) ship(ctx context.Context, batch []*payload, out *outbound) error {
+func (s *shipper) ship(ctx context.Context, batch []*payload, out *outbound) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	result, err := s.produceAll(ctx, batch, out)
@@ -184,25 +187,25 @@ func (s *session) ship(ctx context.Context, batch []*payload, out *outbound) err
 }
 
 // produceAll is the part of ship before the commit.
-func (s *session) produceAll(ctx context.Context, batch []*payload, out *outbound) (*delivery, error) {
+func (s *shipper) produceAll(ctx context.Context, batch []*payload, out *outbound) (*delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
-	if err := s.client.BeginTransaction(); err != nil {
+	if err := s.claim.client.BeginTransaction(); err != nil {
 		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	failpoint.Hit("ship/begun")
-	result := &delivery{topic: s.cfg.Kafka.Notifications}
+	result := &delivery{topic: s.claim.cfg.Kafka.Notifications}
 	for _, p := range batch {
 		s.produce(ctx, p, out, result)
 	}
 	failpoint.Hit("ship/produced")
 	last := batch[len(batch)-1].seq
-	s.client.Produce(ctx, &kgo.Record{
-		Topic: s.cfg.Kafka.Progress, Partition: s.lane.id,
-		Key:   progressKey(s.lane.id),
+	s.claim.client.Produce(ctx, &kgo.Record{
+		Topic: s.claim.cfg.Kafka.Progress, Partition: s.claim.lane,
+		Key:   progressKey(s.claim.lane),
 		Value: fmt.Appendf(nil, `{"seq":%d}`, last),
 	}, result.note)
-	if err := s.client.Flush(ctx); err != nil {
+	if err := s.claim.client.Flush(ctx); err != nil {
 		return nil, fmt.Errorf("flush: %w", err)
 	}
 	if result.err != nil {
@@ -213,14 +216,14 @@ func (s *session) produceAll(ctx context.Context, batch []*payload, out *outboun
 }
 
 // commitShipment ends the transaction.
-func (s *session) commitShipment(ctx context.Context, result *delivery) error {
+func (s *shipper) commitShipment(ctx context.Context, result *delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
-	if err := s.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+	if err := s.claim.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: outcome unknown: %w", err)
 	}
 	failpoint.Hit("ship/committed")
-	s.ends.raise(result.ends)
+	s.shipped.ends.raise(result.ends)
 	return nil
 }
 
@@ -254,7 +257,7 @@ func (o *outbound) reset(batch []*payload, size, keep int) {
 }
 
 // produce hands the payload's records to the client.
-func (s *session) produce(ctx context.Context, p *payload, out *outbound, result *delivery) {
+func (s *shipper) produce(ctx context.Context, p *payload, out *outbound, result *delivery) {
 	for i := range p.segments {
 		seg := &p.segments[i]
 		w := seg.rendered()
@@ -264,13 +267,13 @@ func (s *session) produce(ctx context.Context, p *payload, out *outbound, result
 			out.arena, keyEnd, valueEnd = w.appendRecord(out.arena, seg.clients.At(j))
 			r := &out.records[0]
 			out.records = out.records[1:]
-			r.Topic = s.cfg.Kafka.Notifications
+			r.Topic = s.claim.cfg.Kafka.Notifications
 			r.Key, r.Value = out.arena[from:keyEnd:keyEnd], out.arena[keyEnd:valueEnd:valueEnd]
-			s.client.Produce(ctx, r, result.note)
+			s.claim.client.Produce(ctx, r, result.note)
 		}
 	}
 	for i := range p.dead {
-		s.client.Produce(ctx, p.dead[i].record(s.cfg.Kafka.DeadLetters), result.note)
+		s.claim.client.Produce(ctx, p.dead[i].record(s.claim.cfg.Kafka.DeadLetters), result.note)
 	}
 }
 
@@ -308,18 +311,19 @@ const headerRoom = 64
 // reasonRoom is what a reason may take: some quote the message.
 const reasonRoom = 1 << 10
 
-// fitDeadLetter cuts what the dead-letter topic would not take: it must not stop
-// the lane. A header says what was cut. size is that of the whole value;
+// fit cuts what the dead-letter topic would not take: it must not stop
+// the lane. A header says what was cut. limit is what the topic
+// accepts, size is that of the whole value;
 // headersLeft tells that d does not have all headers of the message.
-func (s *session) fitDeadLetter(d *deadLetter, size int, headersLeft bool) {
+func (d *deadLetter) fit(limit, size int, headersLeft bool) {
 	d.reason = strings.ToValidUTF8(d.reason[:min(len(d.reason), reasonRoom)], "")
 	cut := ""
-	if headersLeft || d.weight()-len(d.value)/2 > s.deadLimit { // it is the key or the headers that are large
+	if headersLeft || d.weight()-len(d.value)/2 > limit { // it is the key or the headers that are large
 		cut = ", without its key and headers"
 		d.headers, d.key = nil, nil
 	}
 	const note = 128
-	if room := s.deadLimit - d.weight(); room < 0 {
+	if room := limit - d.weight(); room < 0 {
 		d.value = d.value[:max(0, len(d.value)+room-note)]
 	}
 	if cut != "" || len(d.value) < size {
@@ -329,11 +333,11 @@ func (s *session) fitDeadLetter(d *deadLetter, size int, headersLeft bool) {
 }
 
 // shippedUpTo records K and lets the commit go on.
-func (s *session) shippedUpTo(batch []*payload) {
-	s.shipped.Store(batch[len(batch)-1].seq)
-	s.lane.noteShipped(batch)
+func (s *shipper) shippedUpTo(batch []*payload) {
+	s.shipped.seq.Store(batch[len(batch)-1].seq)
+	s.note(batch)
 	select {
-	case s.advanced <- struct{}{}:
+	case s.shipped.advanced <- struct{}{}:
 	default:
 	}
 }

@@ -14,19 +14,19 @@ import (
 // A later owner finds them by it: nobody but the own role's sessions count, so no
 // other role can hold a lane up or pass for its owner. A lock could be taken by
 // whoever may connect.
-func (s *session) laneMark() string {
+func (c *claim) laneMark() string {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(s.t.schema)) // never fails; one database may hold several deployments
-	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), s.lane.id)
+	_, _ = h.Write([]byte(c.t.schema)) // never fails; one database may hold several deployments
+	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.lane)
 }
 
 // readySink sets the connection up for the lane's statements.
-func (s *session) readySink(ctx context.Context) error {
-	if _, err := s.sink.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+func (c *claim) readySink(ctx context.Context) error {
+	if _, err := c.conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
 	}
-	skew, off, err := clockSkew(ctx, s.sink, time.Now)
-	s.ahead = skew + off
+	skew, off, err := clockSkew(ctx, c.conn, time.Now)
+	c.ahead = skew + off
 	return err
 }
 
@@ -42,15 +42,15 @@ const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_w
 //
 // A connection that is younger than ours is left alone: it is of an owner that
 // takes the lane over from us.
-func (s *session) endPredecessors(ctx context.Context) error {
+func (c *claim) endPredecessors(ctx context.Context) error {
 	var ended int
-	err := s.sink.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
-  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, s.laneMark()).Scan(&ended)
+	err := c.conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
+  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, c.laneMark()).Scan(&ended)
 	if err != nil {
-		return fmt.Errorf("end the former owner's connections of lane %d: %w", s.lane.id, err)
+		return fmt.Errorf("end the former owner's connections of lane %d: %w", c.lane, err)
 	}
 	if ended > 0 {
-		s.cfg.Logger.Info("ended connections of the lane's former owner", "lane", s.lane.id, "connections", ended)
+		c.cfg.Logger.Info("ended connections of the lane's former owner", "lane", c.lane, "connections", ended)
 	}
 	return nil
 }
@@ -60,21 +60,21 @@ func (s *session) endPredecessors(ctx context.Context) error {
 const ownerGone = 3 * time.Second
 
 // checkNoOwner fails while a daemon works on the lane.
-func (s *session) checkNoOwner(ctx context.Context) error {
-	conn, err := s.cfg.Sink.connect(ctx, "dinnerbell resolve")
+func (c *claim) checkNoOwner(ctx context.Context) error {
+	conn, err := c.cfg.Sink.connect(ctx, "dinnerbell resolve")
 	if err != nil {
 		return err
 	}
 	defer closeConn(conn)
 	for until := time.Now().Add(ownerGone); ; {
-		owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, s.laneMark())
+		owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.laneMark())
 		switch {
 		case err != nil:
-			return fmt.Errorf("look for the owner of lane %d: %w", s.lane.id, err)
+			return fmt.Errorf("look for the owner of lane %d: %w", c.lane, err)
 		case len(owners) == 0:
 			return nil
 		case time.Now().After(until):
-			return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", s.lane.id, strings.Join(owners, ", "))
+			return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", c.lane, strings.Join(owners, ", "))
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):

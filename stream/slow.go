@@ -41,17 +41,17 @@ func (l *lane) narrow() {
 
 // explainSlow says why a step was not finished in time: whose lock it waits for,
 // or that the table is slow. The step's connection must be open still.
-func (s *session) explainSlow(ctx context.Context, err error) error {
+func (c *committer) explainSlow(ctx context.Context, err error) error {
 	e, _ := errors.AsType[*pgconn.PgError](err)
 	locked := e != nil && e.Code == lockNotAvailable
 	if ctx.Err() != nil || !locked && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	holders, failed := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) ([]string, error) {
+	holders, failed := bounded(ctx, c.claim.cfg.SinkTimeout, func(ctx context.Context) ([]string, error) {
 		if locked { // the server has given up waiting: it does not say any more for whom
-			return texts(ctx, s.reader, longHoldersSQL, int64(s.sink.PgConn().PID()), []string{s.t.feedback, s.t.lane, s.t.campaign, s.t.outbox})
+			return texts(ctx, c.reader, longHoldersSQL, int64(c.claim.conn.PgConn().PID()), []string{c.claim.t.feedback, c.claim.t.lane, c.claim.t.campaign, c.claim.t.outbox})
 		}
-		return texts(ctx, s.reader, holdersSQL, int64(s.sink.PgConn().PID()))
+		return texts(ctx, c.reader, holdersSQL, int64(c.claim.conn.PgConn().PID()))
 	})
 	switch {
 	case failed != nil || locked && len(holders) == 0: // Postgres does not answer at all
@@ -61,9 +61,9 @@ func (s *session) explainSlow(ctx context.Context, err error) error {
 	case len(holders) > 0:
 		return fmt.Errorf("%w: it waits for a lock of %s", err, strings.Join(holders, "; "))
 	}
-	before := s.lane.stepClients()
-	s.lane.narrow()
-	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, s.cfg.SinkTimeout, s.t.feedback, s.lane.stepClients())
+	before := c.lane.stepClients()
+	c.lane.narrow()
+	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.cfg.SinkTimeout, c.claim.t.feedback, c.lane.stepClients())
 }
 
 // https://www.postgresql.org/docs/current/errcodes-appendix.html

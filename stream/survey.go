@@ -143,7 +143,7 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 // lookForNewer is the survey's second part.
 func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *surveyWork) error {
 	topic := r.svc.cfg.Kafka.Campaigns
-	after, err := kadm.NewClient(r.probe.client).ListOffsetsAfterMilli(ctx, sent, topic)
+	after, err := kadm.NewClient(r.client).ListOffsetsAfterMilli(ctx, sent, topic)
 	if err != nil {
 		return fmt.Errorf("list offsets of topic %s: %w", topic, err)
 	}
@@ -174,7 +174,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 
 // surveyed parses a record; false for what is no campaign of the share.
 func (r *replay) surveyed(rec *record, p *plan) (m message, d digest, ok bool) {
-	if m = r.probe.parse(rec); m.campaign == nil {
+	if m = r.messages.parser.parse(rec); m.campaign == nil {
 		return m, d, false
 	}
 	d = m.campaign.key().digest()

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,7 +22,54 @@ const transactionTimeout = 20 * time.Second
 // takeoverTimeout bounds one attempt; the lane tries again.
 const takeoverTimeout = 60 * time.Second
 
-// takeover makes this process the lane's owner. The order is the protocol:
+// claim is one ownership of a lane: what the TAKEOVER has read and opened. The
+// session does not change it.
+type claim struct {
+	lane int32
+	cfg  Config
+	t    tables
+	opts claimOptions
+	step watchedStep
+
+	conn    *pgx.Conn       // to the sink; the commit goroutine's
+	counted bool            // among the lanes' own connections
+	sql     *stepStatements // prepared on conn
+	ahead   time.Duration   // how far our clock is ahead of Postgres' at most
+	client  *kgo.Client     // intake fetches, ship produces
+
+	table    *feedbackTable // each step's transaction compares it
+	ids      topicIDs
+	expected expectedIDs
+	limits   topicLimits
+
+	epoch      int64
+	seq        int64 // P
+	shipped    int64 // K
+	nextOffset int64
+	totals     totals
+	pending    []*payload // decided and not shipped
+	// What Postgres knew of Kafka as of the last step: neither may be less now.
+	shippedBefore int64
+	endsBefore    []int64            // of the notifications topic
+	progressLost  *progressLostError // the progress partition does not say K; nil where it does
+}
+
+// totals are the lane's counters since its deployment began.
+type totals struct{ notified, expired, dead int64 }
+
+// claimOptions are how a takeover deals with whoever asked for it.
+type claimOptions struct {
+	slots    chan struct{} // a token for each lane's own connection; nil: unbounded
+	patience time.Duration // how long a step may take before show hears of it; 0: for ever
+	waiting  func(error)   // the takeover waits for a slot; nil where slots is
+	slow     func(step string, why error)
+}
+
+func newClaim(cfg Config, lane int32, opts claimOptions) *claim {
+	return &claim{lane: lane, cfg: cfg, t: cfg.Sink.tables(), opts: opts}
+}
+
+// takeOver makes this process the lane's owner. The order is the protocol:
 //
 //  1. Postgres: end the predecessor's connections and raise the epoch. It waits
 //     for a predecessor's transaction on the lane row; the predecessor's next
@@ -36,96 +83,115 @@ const takeoverTimeout = 60 * time.Second
 //     input is read from next_offset.
 //
 // On error nothing is held and nothing has changed but the epoch.
-func (l *lane) takeover(ctx context.Context) (_ *session, err error) {
+func takeOver(ctx context.Context, cfg Config, lane int32, opts claimOptions) (_ *claim, err error) {
 	ctx, cancel := context.WithTimeout(ctx, takeoverTimeout)
 	defer cancel()
-	s := l.newSession()
+	c := newClaim(cfg, lane, opts)
 	defer func() {
 		if err != nil {
-			s.close()
+			c.close()
 		}
 	}()
-	defer s.step.watch(ctx, l.svc.stepPatience, l.showSlowStep)()
-	if err := s.connect(ctx); err != nil {
+	if opts.patience > 0 {
+		defer c.step.watch(ctx, opts.patience, opts.slow)()
+	}
+	if err := c.connect(ctx); err != nil {
 		return nil, err
 	}
-	return s, s.confirm(ctx, s.settle(ctx))
+	return c, c.confirm(ctx, c.settle(ctx))
 }
 
-func (l *lane) newSession() *session {
-	return &session{lane: l, cfg: l.svc.cfg, t: l.svc.cfg.Sink.tables(), agenda: newAgenda(l.svc.agendaLimit)}
+// close ends the claim's connections.
+func (c *claim) close() {
+	if c.conn != nil {
+		closeConn(c.conn)
+	}
+	if c.counted {
+		<-c.opts.slots
+	}
+	if c.client != nil {
+		closeClient(c.client, c.cfg.Logger, c.lane)
+	}
+}
+
+// closeClient is bounded: closing a client whose broker is gone has been seen to
+// hang (franz-go issues 753, 754).
+func closeClient(client *kgo.Client, log *slog.Logger, lane int32) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		client.Close()
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		log.Warn("kafka client is slow to close; going on without it", "lane", lane)
+	}
 }
 
 // settle is steps 2 to 5, after connect.
-func (s *session) settle(ctx context.Context) (err error) {
-	if err := s.checkTopics(); err != nil { // before anything is fenced in a cluster that is not ours
+func (c *claim) settle(ctx context.Context) (err error) {
+	if err := c.checkTopics(); err != nil { // before anything is fenced in a cluster that is not ours
 		return err
 	}
-	if err := s.fence(ctx); err != nil {
+	if err := c.fence(ctx); err != nil {
 		return err
 	}
-	s.step.enter("compare the sinks", nil)
-	if err := s.checkSinks(ctx); err != nil {
+	c.step.enter("compare the sinks", nil)
+	if err := c.checkSinks(ctx); err != nil {
 		return err
 	}
-	s.step.enter("load the outbox", nil)
-	if s.pending, err = s.loadOutbox(ctx, s.shipped.Load()); err != nil {
+	c.step.enter("load the outbox", nil)
+	if c.pending, err = c.loadOutbox(ctx, c.shipped); err != nil {
 		return err
 	}
 	failpoint.Hit("takeover/outbox-loaded")
-	s.step.enter("check the input", nil)
-	return s.checkInput(ctx)
+	c.step.enter("check the input", nil)
+	return c.checkInput(ctx)
 }
 
 // confirm lets a halt pass only if the lane is still ours. If another owner has
 // raised the epoch since, what we read of Postgres and what we read of Kafka
 // are of different moments, and their contradiction means nothing.
-func (s *session) confirm(ctx context.Context, err error) error {
+func (c *claim) confirm(ctx context.Context, err error) error {
 	if _, halted := errors.AsType[*HaltError](err); !halted {
 		return err
 	}
 	var epoch int64
-	if err := s.sink.QueryRow(ctx, `SELECT epoch FROM `+s.t.lane+` WHERE lane = $1`, s.lane.id).Scan(&epoch); err != nil {
-		return fmt.Errorf("read epoch of lane %d: %w", s.lane.id, err)
+	if err := c.conn.QueryRow(ctx, `SELECT epoch FROM `+c.t.lane+` WHERE lane = $1`, c.lane).Scan(&epoch); err != nil {
+		return fmt.Errorf("read epoch of lane %d: %w", c.lane, err)
 	}
-	if epoch != s.epoch {
-		return fmt.Errorf("take lane %d over: %w", s.lane.id, errTakenOver)
+	if epoch != c.epoch {
+		return fmt.Errorf("take lane %d over: %w", c.lane, errTakenOver)
 	}
 	return err
 }
 
 // connect is step 1 and the client of step 2: it checks the preconditions and
 // raises the epoch.
-func (s *session) connect(ctx context.Context) error {
-	if err := s.openSink(ctx); err != nil {
+func (c *claim) connect(ctx context.Context) error {
+	if err := c.openSink(ctx); err != nil {
 		return err
 	}
-	s.step.enter(fmt.Sprintf("raise the epoch of lane %d in %s", s.lane.id, s.t.lane), nil)
-	if err := s.raiseEpoch(ctx); err != nil {
+	c.step.enter(fmt.Sprintf("raise the epoch of lane %d in %s", c.lane, c.t.lane), nil)
+	if err := c.raiseEpoch(ctx); err != nil {
 		return err
 	}
-	s.ends.raise(s.topicEnds)
 	failpoint.Hit("takeover/epoch-raised")
-	return s.openKafka()
+	return c.openKafka()
 }
 
 // checkPreconditions makes the session's checks, and keeps what they have read of
 // the cluster: the topics' ids and how large a record may be.
-func (s *session) checkPreconditions(ctx context.Context) error {
+func (c *claim) checkPreconditions(ctx context.Context) error {
 	var found facts
-	if err := met(readPreconditions(ctx, s.cfg, precondition.AtSession, s.sink, &found)); err != nil {
+	if err := met(readPreconditions(ctx, c.cfg, precondition.AtSession, c.conn, &found)); err != nil {
 		return err
 	}
-	s.ids = found.cluster.ids(s.cfg.Kafka)
-	s.setLimits(found.cluster)
-	s.table = found.catalogue.feedback
+	c.ids = found.cluster.ids(c.cfg.Kafka)
+	c.limits = newTopicLimits(found.cluster, c.cfg.Kafka)
+	c.table = found.catalogue.feedback
 	return nil
-}
-
-func (s *session) setLimits(c *cluster) {
-	s.bootstrap = c.bootstrap
-	s.guessed = slices.DeleteFunc([]string{s.cfg.Kafka.Notifications, s.cfg.Kafka.DeadLetters}, func(topic string) bool { return c.settings[topic] != nil })
-	s.recordLimit, s.deadLimit = c.settings[s.cfg.Kafka.Notifications].maxMessage(), c.settings[s.cfg.Kafka.DeadLetters].maxMessage()
 }
 
 // laneSettings have each statement planned once per session, and by keys: what a
@@ -138,128 +204,127 @@ SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 SET jit = off`
 
-func (s *session) openSink(ctx context.Context) (err error) {
-	if err := s.awaitConnection(ctx); err != nil {
+func (c *claim) openSink(ctx context.Context) (err error) {
+	if err := c.awaitConnection(ctx); err != nil {
 		return err
 	}
-	s.step.enter("open the connection to the sink", nil)
-	if s.sink, err = s.cfg.Sink.connect(ctx, s.laneMark()+s.cfg.Kafka.InstanceID); err != nil {
+	c.step.enter("open the connection to the sink", nil)
+	if c.conn, err = c.cfg.Sink.connect(ctx, c.laneMark()+c.cfg.Kafka.InstanceID); err != nil {
 		return err
 	}
-	if err := s.readySink(ctx); err != nil {
+	if err := c.readySink(ctx); err != nil {
 		return err
 	}
-	s.reader = s.lane.svc.readers.open()
-	s.step.enter("check the preconditions", nil)
-	if err := s.checkPreconditions(ctx); err != nil {
+	c.step.enter("check the preconditions", nil)
+	if err := c.checkPreconditions(ctx); err != nil {
 		return err
 	}
-	s.step.enter("end the former owners' connections to the sink", nil)
-	s.sql = newStepStatements(s.t)
-	if err := prepare(ctx, s.sink, s.sql.all()...); err != nil {
+	c.step.enter("end the former owners' connections to the sink", nil)
+	c.sql = newStepStatements(c.t)
+	if err := prepare(ctx, c.conn, c.sql.all()...); err != nil {
 		return err
 	}
-	return s.endPredecessors(ctx)
+	return c.endPredecessors(ctx)
 }
 
 // awaitConnection waits until sink.max_connections allows a connection more.
-func (s *session) awaitConnection(ctx context.Context) error {
-	steps := s.lane.svc.steps
-	if steps == nil {
+func (c *claim) awaitConnection(ctx context.Context) error {
+	slots := c.opts.slots
+	if slots == nil {
 		return nil
 	}
 	select {
-	case steps <- struct{}{}:
-		s.counted = true
+	case slots <- struct{}{}:
+		c.counted = true
 		return nil
 	default:
 	}
-	err := fmt.Errorf("the %d connections that sink.max_connections leaves to lanes are in use by others; raise it, or run another daemon of the group", cap(steps))
-	s.lane.setState("takeover", err)
+	err := fmt.Errorf("the %d connections that sink.max_connections leaves to lanes are in use by others; raise it, or run another daemon of the group", cap(slots))
+	c.opts.waiting(err)
 	select {
-	case steps <- struct{}{}:
-		s.counted = true
+	case slots <- struct{}{}:
+		c.counted = true
 		return nil
 	case <-ctx.Done():
 		return err
 	}
 }
 
-func (s *session) raiseEpoch(ctx context.Context) error {
+func (c *claim) raiseEpoch(ctx context.Context) error {
 	row := func() error {
-		return s.sink.QueryRow(ctx, `UPDATE `+s.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
-RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, s.lane.id).
-			Scan(&s.epoch, &s.seq, &s.nextOffset, &s.known.cluster, &s.known.campaigns, &s.known.notifications, &s.known.progress,
-				&s.shippedBefore, &s.topicEnds, &s.totals.notified, &s.totals.expired, &s.totals.dead)
+		return c.conn.QueryRow(ctx, `UPDATE `+c.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
+RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, c.lane).
+			Scan(&c.epoch, &c.seq, &c.nextOffset, &c.expected.cluster, &c.expected.campaigns, &c.expected.notifications, &c.expected.progress,
+				&c.shippedBefore, &c.endsBefore, &c.totals.notified, &c.totals.expired, &c.totals.dead)
 	}
 	err := row()
 	if errors.Is(err, pgx.ErrNoRows) { // a partition that is new to us
-		if err = initLanes(ctx, s.cfg, s.sink); err == nil {
+		if err = initLanes(ctx, c.cfg, c.conn); err == nil {
 			err = row()
 		}
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", s.lane.id, s.cfg.Kafka.Campaigns)
+		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", c.lane, c.cfg.Kafka.Campaigns)
 	}
 	if err != nil {
-		return fmt.Errorf("take lane %d in %s: %w", s.lane.id, s.t.lane, err)
+		return fmt.Errorf("take lane %d in %s: %w", c.lane, c.t.lane, err)
 	}
 	return nil
 }
 
 // fence is steps 2 and 3: after InitProducerID nobody else can add to the
 // lane's transactions, so the K that is read is final.
-func (s *session) fence(ctx context.Context) error {
+func (c *claim) fence(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
-		return transactionCoordinator(s.transactionalID()).trouble(ctx, s.cfg.Kafka, s.client)
+		return transactionCoordinator(c.transactionalID()).trouble(ctx, c.cfg.Kafka, c.client)
 	}
-	s.step.enter(fmt.Sprintf("fence the former producer of lane %d", s.lane.id), trouble)
-	_, _, err := s.client.ProducerID(ctx)
+	c.step.enter(fmt.Sprintf("fence the former producer of lane %d", c.lane), trouble)
+	_, _, err := c.client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
-		return s.transactionRefused(err)
+		return c.transactionRefused(err)
 	}
 	if err != nil {
-		return fmt.Errorf("fence the former producer of lane %d: %w", s.lane.id, err)
+		return fmt.Errorf("fence the former producer of lane %d: %w", c.lane, err)
 	}
 	failpoint.Hit("takeover/fenced")
-	s.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", s.lane.id, s.cfg.Kafka.Progress), nil)
-	k, err := readProgress(ctx, &partitionReader{client: s.client, options: s.cfg.Kafka.Client, topic: s.cfg.Kafka.Progress, topicID: s.ids.progress, partition: s.lane.id})
+	c.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.lane, c.cfg.Kafka.Progress), nil)
+	k, err := readProgress(ctx, &partitionReader{client: c.client, options: c.cfg.Kafka.Client, topic: c.cfg.Kafka.Progress, topicID: c.ids.progress, partition: c.lane})
 	if lost, ok := errors.AsType[*progressLostError](err); ok {
-		s.progressLost, k, err = lost, s.shippedBefore, nil // at least; checkSinks halts
+		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; checkSinks halts
 	}
 	if err != nil {
 		return err
 	}
-	s.shipped.Store(k)
+	c.shipped = k
 	return nil
 }
 
-func (s *session) transactionalID() string {
-	return fmt.Sprintf("%s-%d", s.cfg.Kafka.Group, s.lane.id)
+func (c *claim) transactionalID() string {
+	return fmt.Sprintf("%s-%d", c.cfg.Kafka.Group, c.lane)
 }
 
 // openKafka makes the one client of the session: a transactional producer, over
 // which the lane's partition is read as well.
-func (s *session) openKafka() error {
-	opts, err := s.cfg.Kafka.Client()
+func (c *claim) openKafka() error {
+	opts, err := c.cfg.Kafka.Client()
 	if err != nil {
 		return fmt.Errorf("read kafka settings: %w", err)
 	}
 	sticky, manual := kgo.StickyKeyPartitioner(nil), kgo.ManualPartitioner()
-	s.client, err = kgo.NewClient(append(opts,
-		kgo.TransactionalID(s.transactionalID()),
+	c.client, err = kgo.NewClient(append(opts,
+		kgo.TransactionalID(c.transactionalID()),
 		kgo.TransactionTimeout(transactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(transactionTimeout), // nothing but full batches leaves before Flush: fewer requests
 		kgo.MaxBufferedRecords(1<<17),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 {
-			if topic == s.cfg.Kafka.DeadLetters {
-				return int32(s.deadLimit)
+			if topic == c.cfg.Kafka.DeadLetters {
+				return int32(c.limits.dead)
 			}
-			return int32(s.recordLimit)
+			return int32(c.limits.record)
 		}),
 		kgo.RecordPartitioner(partitionerFunc(func(topic string) kgo.TopicPartitioner {
-			if topic == s.cfg.Kafka.Progress {
+			if topic == c.cfg.Kafka.Progress {
 				return manual.ForTopic(topic)
 			}
 			return sticky.ForTopic(topic)

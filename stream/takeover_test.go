@@ -14,7 +14,7 @@ import (
 func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
-	paused := (&lane{svc: New(w.cfg, w.store, w.barrier)}).newSession()
+	paused := newClaim(w.cfg.withDefaults(), 0, claimOptions{})
 	defer paused.close()
 	if err := paused.connect(t.Context()); err != nil {
 		t.Fatal(err)
@@ -37,7 +37,7 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	if err2 != nil {
 		t.Fatal(err2)
 	}
-	paused.sink = again
+	paused.conn = again
 	if err := paused.confirm(t.Context(), err); !errors.Is(err, errTakenOver) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
@@ -52,7 +52,7 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	l := &lane{svc: New(w.cfg, w.store, w.barrier)}
-	zombie, err := l.takeover(t.Context())
+	zombie, err := l.takeOver(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	if err := commitSteps(t, zombie, st); !errors.Is(err, errTakenOver) {
 		t.Errorf("commit of the former owner: %v", err)
 	}
-	owner, err := l.takeover(t.Context())
+	owner, err := l.takeOver(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,10 +74,10 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	if err := commitSteps(t, owner, st); err != nil {
 		t.Errorf("commit of the owner: %v", err)
 	}
-	if err := zombie.ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err == nil {
+	if err := zombie.newShipper().ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err == nil {
 		t.Error("the former owner shipped")
 	}
-	if err := owner.ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err != nil {
+	if err := owner.newShipper().ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err != nil {
 		t.Errorf("the owner could not ship: %v", err)
 	}
 }
@@ -91,8 +91,8 @@ func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
 	frozen := w.owner()
 	c := w.campaign("c1", "r1")
 	st := w.stepFor(&c, w.subs["r1"]...)
-	f := newFlight(time.Now().Add(patience), frozen.sink)
-	frozen.addRows(f, st)
+	f := newFlight(time.Now().Add(patience), frozen.claim.conn)
+	frozen.newCommitter().addRows(f, st)
 	f.flush()
 	if f.err != nil {
 		t.Fatal(f.err)

@@ -1,0 +1,127 @@
+package stream
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"dinnerbell/state"
+)
+
+// message is one record of the campaigns topic, parsed; or, with neither campaign
+// nor dead letter, offsets that hold none.
+type message struct {
+	offset   int64 // the last that it stands for
+	time     int64 // milliseconds
+	campaign *Campaign
+	dead     *deadLetter // instead of campaign
+	// fresh is a moment before the barrier that the message has passed: the local
+	// subscriptions hold every change committed before it. Zero: the barrier was
+	// shut, and the message is not joined now.
+	fresh       time.Time
+	fingerprint fingerprint // of campaign
+	known       *known      // what the campaign table held for its key; nil if nothing
+	shared      bool        // the campaign runs, or ran, for other restaurants too
+
+	// Of a replay alone.
+	feed      *replayFeed
+	replaced  bool     // the topic has a newer message of the campaign
+	delivered state.ID // what the delivered cache has those under who have the campaign
+	have      int      // of them
+}
+
+// fingerprint identifies the content of a message: all eight fields.
+type fingerprint [sha256.Size]byte
+
+func (c *Campaign) fingerprint() fingerprint {
+	h := sha256.New()
+	var n [8]byte
+	for _, f := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
+		binary.BigEndian.PutUint64(n[:], uint64(len(f)))
+		h.Write(n[:])
+		h.Write([]byte(f))
+	}
+	for _, t := range []int64{c.Start, c.End, c.Created} {
+		binary.BigEndian.PutUint64(n[:], uint64(t))
+		h.Write(n[:])
+	}
+	return fingerprint(h.Sum(nil))
+}
+
+// messageParser turns records of the campaigns topic into messages.
+type messageParser struct {
+	topic   string         // of the notifications
+	limit   int            // bytes that it accepts per batch
+	table   *feedbackTable // what it cannot hold is refused; nil: not asked
+	letters letterMaker
+}
+
+func newMessageParser(cfg KafkaConfig, limits topicLimits, table *feedbackTable) messageParser {
+	return messageParser{topic: cfg.Notifications, limit: limits.record, table: table, letters: newLetterMaker(cfg, limits)}
+}
+
+// parse turns a record into a message. It never fails: what is no campaign
+// becomes a dead letter.
+func (p *messageParser) parse(r *record) message {
+	m := message{offset: r.next - 1, time: r.time}
+	c, err := p.parseCampaign(r)
+	if err == nil {
+		m.campaign, m.fingerprint = c, c.fingerprint()
+		return m
+	}
+	m.dead = &deadLetter{topic: r.topic, partition: r.partition, offset: r.offset, timestamp: m.time, reason: err.Error(), key: r.key, value: r.value}
+	whole := r.eachHeader(func(key string, value []byte) {
+		m.dead.headers = append(m.dead.headers, header{key: key, value: value})
+	})
+	size := len(r.value)
+	if r.cut {
+		size = r.size
+	}
+	m.dead.fit(p.letters.limit, size, !whole)
+	return m
+}
+
+// parseCampaign says why a record is no campaign that can be notified.
+func (p *messageParser) parseCampaign(r *record) (*Campaign, error) {
+	switch {
+	case r.unreadable != "" && r.next > r.offset+1:
+		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.offset, r.next-1, r.unreadable)
+	case r.unreadable != "":
+		return nil, fmt.Errorf("offset %d cannot be read: %s", r.offset, r.unreadable)
+	case r.cut:
+		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.size)
+	}
+	c, err := ParseCampaign(r.value)
+	if err != nil {
+		return nil, err
+	}
+	size := 6*c.size() + headroom // escapes make a text six times as long at most
+	if size > p.limit {
+		size = render(c, 0).recordSize(0) + headroom
+	}
+	if size > p.limit {
+		return nil, fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, p.topic, p.limit)
+	}
+	if p.table != nil {
+		if why := p.table.refusesCampaign(c); why != "" {
+			return nil, errors.New(why)
+		}
+	}
+	return c, nil
+}
+
+// weight is about what the message holds in memory, in bytes.
+func (m *message) weight() int {
+	switch {
+	case m.campaign != nil:
+		return m.campaign.size()
+	case m.dead != nil:
+		return m.dead.weight()
+	}
+	return 0
+}
+
+// passes tells that the message stands for offsets that hold nothing.
+func (m *message) passes() bool { return m.campaign == nil && m.dead == nil }
