@@ -65,7 +65,7 @@ func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	const tries = 3
 	var err error
 	for range tries {
-		if o.Port, err = freePort(); err != nil {
+		if o.Port, err = FreePort(); err != nil {
 			return nil, err
 		}
 		b := &Broker{opts: o}
@@ -80,7 +80,7 @@ func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 }
 
 // Addr is host:port of the broker, the same over restarts.
-func (b *Broker) Addr() string { return loopback(b.opts.Port) }
+func (b *Broker) Addr() string { return Loopback(b.opts.Port) }
 
 // Start starts a stopped broker again on the same port and data and returns
 // once it answers a metadata request.

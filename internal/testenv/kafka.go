@@ -53,7 +53,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 		if *port != 0 {
 			continue
 		}
-		if *port, err = freePort(); err != nil {
+		if *port, err = FreePort(); err != nil {
 			return nil, err
 		}
 	}
@@ -62,7 +62,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 }
 
 // Addr is host:port of the broker, the same over restarts.
-func (k *Kafka) Addr() string { return loopback(k.opts.Port) }
+func (k *Kafka) Addr() string { return Loopback(k.opts.Port) }
 
 // PID of the running server.
 func (k *Kafka) PID() int { return k.child.PID() }

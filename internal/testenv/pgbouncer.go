@@ -47,7 +47,7 @@ func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error)
 		return nil, err
 	}
 	b := &PgBouncer{}
-	if b.port, err = freePort(); err != nil {
+	if b.port, err = FreePort(); err != nil {
 		return nil, err
 	}
 	config, err := o.write(b.port)
@@ -60,7 +60,7 @@ func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error)
 		return nil, err
 	}
 	err = b.child.AwaitReady(ctx, 10*time.Second, pollInterval, func(ctx context.Context) error {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", loopback(b.port))
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", Loopback(b.port))
 		if err != nil {
 			return err
 		}

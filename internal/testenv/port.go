@@ -10,15 +10,15 @@ import (
 // errNoPort means that no port of the range could be bound.
 var errNoPort = errors.New("find a free loopback port: none between 20000 and 30000")
 
-// freePort picks a port below every system's ephemeral range. A port inside it
+// FreePort picks a port below every system's ephemeral range. A port inside it
 // would be given to an outgoing connection while its server is down for a
 // crash test, even to the very connection that tries to reach it (a TCP
 // self-connect), and the server could not come back.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	const first, count, tries = 20000, 10000, 200
 	for range tries {
 		port := first + rand.IntN(count)
-		ln, err := net.Listen("tcp", loopback(port))
+		ln, err := net.Listen("tcp", Loopback(port))
 		if err != nil {
 			continue
 		}
@@ -30,5 +30,5 @@ func freePort() (int, error) {
 	return 0, errNoPort
 }
 
-// loopback is the address of a port on this machine.
-func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+// Loopback is the address of a port on this machine.
+func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

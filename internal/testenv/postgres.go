@@ -32,8 +32,8 @@ type PostgresOptions struct {
 	// missing. As root it is given to the user that Postgres runs as, who must
 	// be able to reach it: a t.TempDir() is not reachable, see TempDir.
 	Dir string
-	// BinDir holds initdb and postgres; "" asks FindPostgres, with Dir's
-	// neighbour folder .cache as the place for a download.
+	// BinDir holds initdb and postgres; "" asks FindPostgres, with the user's cache
+	// as the place for a download.
 	BinDir string
 	// Port on 127.0.0.1; 0 chooses a free one, kept over restarts.
 	Port int
@@ -68,7 +68,7 @@ type Postgres struct {
 
 // StartPostgres makes the data directory if it is empty and starts the server.
 // It returns once the server accepts connections. The superuser is postgres; only
-// loopback is listened on.
+// Loopback is listened on.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	user, err := postgresUser()
 	if err != nil {
@@ -81,7 +81,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 		return nil, fmt.Errorf("make Postgres folder: %w", err)
 	}
 	if o.BinDir == "" {
-		if o.BinDir, err = FindPostgres(ctx, filepath.Join(filepath.Dir(o.Dir), ".cache")); err != nil {
+		if o.BinDir, err = FindPostgres(ctx, ""); err != nil {
 			return nil, err
 		}
 	}
@@ -101,7 +101,7 @@ func (p *Postgres) startOnFreePort(ctx context.Context) error {
 	const tries = 3
 	var err error
 	for range tries {
-		if p.opts.Port, err = freePort(); err != nil {
+		if p.opts.Port, err = FreePort(); err != nil {
 			return err
 		}
 		if err = p.Start(ctx); !errors.Is(err, ErrExited) {
@@ -223,7 +223,7 @@ func (p *Postgres) ping(ctx context.Context) error {
 // superuser.
 func (p *Postgres) URL(db string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.User("postgres"), Host: loopback(p.opts.Port),
+		Scheme: "postgres", User: url.User("postgres"), Host: Loopback(p.opts.Port),
 		Path: "/" + cmp.Or(db, "postgres"), RawQuery: "sslmode=disable",
 	}
 	if p.opts.Password != "" {

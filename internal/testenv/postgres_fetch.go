@@ -104,7 +104,7 @@ func unpackEmbedded(version embedded.PostgresVersion, home, staging string) erro
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		return err
 	}
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return err
 	}

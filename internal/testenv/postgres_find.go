@@ -31,7 +31,7 @@ var errNoPostgres = errors.New("no Postgres of version 14 or newer is installed"
 // FindPostgres returns a folder with initdb and postgres of version 14 or
 // newer: $POSTGRES_BIN, PATH, then the newest one in the places where packages
 // put them. Where there is none it downloads one into cacheDir, once; see
-// [FetchPostgres]. $POSTGRES_VERSION asks for a major version: the one that is
+// [FetchPostgres]. The cacheDir "" is dinnerbell's folder in the user's cache. $POSTGRES_VERSION asks for a major version: the one that is
 // installed, or else a download.
 //
 // Both are orders, not hints: a bad one is an error.
@@ -42,6 +42,9 @@ func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err erro
 		}
 		return dir, nil
 	}
+	if cacheDir == "" {
+		cacheDir = userCacheDir()
+	}
 	if text := os.Getenv("POSTGRES_VERSION"); text != "" {
 		major, err := strconv.Atoi(text)
 		if err != nil {
@@ -50,6 +53,16 @@ func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err erro
 		return FindPostgresVersion(ctx, major, cacheDir)
 	}
 	return findPostgres(ctx, os.Getenv("PATH"), installPatterns, cacheDir)
+}
+
+// userCacheDir is dinnerbell's folder in the user's cache, or in the folder for
+// temporary files where the user has none.
+func userCacheDir() string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = os.TempDir()
+	}
+	return filepath.Join(cache, "dinnerbell")
 }
 
 // FindPostgresVersion is FindPostgres for one major version, whatever the

@@ -22,7 +22,7 @@ func (p *Postgres) Standby(ctx context.Context, dir, slot string, settings map[s
 	s := &Postgres{opts: p.opts, user: p.user}
 	s.opts.Dir = dir
 	var err error
-	if s.opts.Port, err = freePort(); err != nil {
+	if s.opts.Port, err = FreePort(); err != nil {
 		return nil, err
 	}
 	s.opts.Settings = maps.Clone(p.opts.Settings)

@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
+
+	"dinnerbell/internal/testenv"
 )
 
 // Topics of the daemon's deployments; the configuration's defaults.
@@ -59,14 +57,11 @@ func deploy(ctx context.Context, s *servers, binary, name, broker, prefix string
 
 // configure writes the configuration that a user would write; JSON is YAML.
 func (d *deployment) configure(name, prefix string) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := testenv.FreePort()
 	if err != nil {
-		return fmt.Errorf("find a free port: %w", err)
+		return err
 	}
-	d.http = l.Addr().String()
-	if err := l.Close(); err != nil {
-		return fmt.Errorf("find a free port: %w", err)
-	}
+	d.http = testenv.Loopback(port)
 	text, err := json.MarshalIndent(map[string]any{
 		"source": map[string]any{"url": d.db.url, "slot": "slot_" + name},
 		"kafka": map[string]any{"brokers": []string{d.broker}, "campaigns": d.in, "notifications": d.out,
@@ -204,25 +199,8 @@ func (d *deployment) status(ctx context.Context) (status, error) {
 	return s, err
 }
 
-// get reads one path of the daemon's listener; an answer other than 200 is an
-// error with its body.
 func (d *deployment) get(ctx context.Context, path string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask daemon: %w", err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ask daemon: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s answers %s: %s", path, resp.Status, body)
-	}
-	return body, err
+	return testenv.Get(ctx, "http://"+d.http+path)
 }
 
 // awaitShipped waits until n notifications were shipped since the deployment

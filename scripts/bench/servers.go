@@ -34,9 +34,9 @@ var postgresSettings = map[string]string{
 }
 
 func startServers(ctx context.Context) (_ *servers, err error) {
-	dir, err := os.MkdirTemp("", "dinnerbell-bench-")
+	dir, err := testenv.TempDir("dinnerbell-bench-")
 	if err != nil {
-		return nil, fmt.Errorf("make folder: %w", err)
+		return nil, err
 	}
 	s := &servers{dir: dir}
 	defer func() {
@@ -44,20 +44,8 @@ func startServers(ctx context.Context) (_ *servers, err error) {
 			err = errors.Join(err, s.stop(false))
 		}
 	}()
-	// Others may pass through: as root, Postgres runs under another user.
-	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // see above
-		return s, fmt.Errorf("open folder: %w", err)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	bin, err := testenv.FindPostgres(ctx, filepath.Join(cache, "dinnerbell"))
-	if err != nil {
-		return s, fmt.Errorf("find Postgres: %w", err)
-	}
 	s.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
-		Dir: filepath.Join(dir, "postgres"), BinDir: bin, Settings: postgresSettings,
+		Dir: filepath.Join(dir, "postgres"), Settings: postgresSettings,
 	})
 	if err != nil {
 		return s, fmt.Errorf("start Postgres: %w", err)

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -185,22 +183,9 @@ type status struct {
 func (d *daemon) ask(ctx context.Context) (*status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/api/status", nil) //nolint:gosec // our own daemon, on loopback
+	body, err := testenv.Get(ctx, "http://"+d.http+"/api/status")
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", d.name, err)
-	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req) //nolint:gosec // same
-	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", d.name, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return nil, fmt.Errorf("ask %s: %w", d.name, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask %s: %s %s", d.name, resp.Status, body)
 	}
 	s := &status{}
 	if err := json.Unmarshal(body, s); err != nil {

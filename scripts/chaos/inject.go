@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/testenv"
 )
 
 // injector carries out a schedule. Faults overlap as they come, but what works
@@ -29,7 +31,7 @@ func (in *injector) run(ctx context.Context, list []*fault) error {
 	errs := make(chan error, len(list))
 	for _, f := range list {
 		wg.Go(func() {
-			if !pause(ctx, f.At-in.r.h.now()) && ctx.Err() != nil {
+			if !testenv.Pause(ctx, f.At-in.r.h.now()) && ctx.Err() != nil {
 				return
 			}
 			if err := in.inject(ctx, f); err != nil {
@@ -97,7 +99,7 @@ func (in *injector) killPostgres(ctx context.Context, f *fault) error {
 	if err := in.r.w.postgres.Kill(); err != nil {
 		return err
 	}
-	pause(ctx, f.Length)
+	testenv.Pause(ctx, f.Length)
 	if err := in.r.w.postgres.Start(context.WithoutCancel(ctx)); err != nil {
 		in.r.w.lost(err)
 		return err
@@ -125,11 +127,11 @@ func (in *injector) process(ctx context.Context, f *fault, d *daemon) error {
 		if f.Leave {
 			in.evict(d)
 		}
-		pause(ctx, f.Length)
+		testenv.Pause(ctx, f.Length)
 		return d.start()
 	case faultPause:
 		d.freeze()
-		pause(ctx, f.Length)
+		testenv.Pause(ctx, f.Length)
 		d.thaw()
 	case faultZombie:
 		return in.zombie(ctx, f, d)
@@ -189,15 +191,15 @@ func (in *injector) zombie(ctx context.Context, f *fault, d *daemon) error {
 	}
 	in.evict(d)
 	limit, cancel := context.WithTimeout(ctx, takeoverLimit)
-	for !in.ownsAll(limit, other) && pause(limit, 50*time.Millisecond) {
+	for !in.ownsAll(limit, other) && testenv.Pause(limit, 50*time.Millisecond) {
 	}
 	taken := limit.Err() == nil
 	cancel()
 	in.r.h.notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
-	pause(ctx, f.Length)
+	testenv.Pause(ctx, f.Length)
 	d.thaw()
 	if standIn {
-		pause(ctx, 500*time.Millisecond)
+		testenv.Pause(ctx, 500*time.Millisecond)
 		if err := other.terminate(); err != nil {
 			return err
 		}

@@ -12,6 +12,8 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+
+	"dinnerbell/internal/testenv"
 )
 
 // The four connections of a daemon.
@@ -56,12 +58,12 @@ func newLinks(w *world) (l *links, err error) {
 			l.close()
 		}
 	}()
-	postgres := loopback(w.postgres.Port())
+	postgres := testenv.Loopback(w.postgres.Port())
 	l.sink = &relay{route: to(postgres), pumps: func() (pump, pump) { return plain, loseCommit(&l.commits) }}
 	if err := l.sink.listen(); err != nil {
 		return nil, err
 	}
-	kafkaPort, err := freePort()
+	kafkaPort, err := testenv.FreePort()
 	if err != nil {
 		return nil, err
 	}
@@ -79,14 +81,14 @@ func newLinks(w *world) (l *links, err error) {
 		case linkSink:
 			upstream = l.sink.addr()
 		case linkKafka:
-			listen, upstream = loopback(kafkaPort), l.kafka.addr()
+			listen, upstream = testenv.Loopback(kafkaPort), l.kafka.addr()
 		}
 		if listen == "127.0.0.1:0" {
-			port, err := freePort()
+			port, err := testenv.FreePort()
 			if err != nil {
 				return nil, err
 			}
-			listen = loopback(port)
+			listen = testenv.Loopback(port)
 		}
 		p := toxiproxy.NewProxy(server, name, listen, upstream)
 		if err := p.Start(); err != nil {
@@ -140,7 +142,7 @@ func through(direct, address string) (string, error) {
 // cut closes the link's connections and refuses new ones for a while.
 func (k *link) cut(ctx context.Context, d time.Duration) error {
 	k.proxy.Stop()
-	pause(ctx, d)
+	testenv.Pause(ctx, d)
 	return k.listenAgain()
 }
 
@@ -161,7 +163,7 @@ func (k *link) delay(ctx context.Context, d time.Duration, millis int) error {
 			return fmt.Errorf("delay %s: %w", k.proxy.Name, err)
 		}
 	}
-	pause(ctx, d)
+	testenv.Pause(ctx, d)
 	return k.cure()
 }
 
@@ -173,7 +175,7 @@ func (k *link) halfOpen(ctx context.Context, d time.Duration, direction string) 
 	if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction))); err != nil {
 		return fmt.Errorf("half-open %s: %w", k.proxy.Name, err)
 	}
-	pause(ctx, d)
+	testenv.Pause(ctx, d)
 	return k.cure()
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/testenv"
 )
 
 // numberHeader carries a message's number.
@@ -33,7 +35,7 @@ func newProducer(r *round) (*producer, error) {
 
 // run sends messages until ctx ends.
 func (p *producer) run(ctx context.Context) error {
-	for pause(ctx, between(p.author.rnd, 10*time.Millisecond, 250*time.Millisecond)) {
+	for testenv.Pause(ctx, between(p.author.rnd, 10*time.Millisecond, 250*time.Millisecond)) {
 		m := p.author.next(time.Now().Unix())
 		send := p.send
 		if m.Transaction {
@@ -53,7 +55,7 @@ func (p *producer) run(ctx context.Context) error {
 // succession: its campaign is under way.
 func (p *producer) repeat(ctx context.Context, m *message) error {
 	for range m.Repeats {
-		if !pause(ctx, 10*time.Millisecond) {
+		if !testenv.Pause(ctx, 10*time.Millisecond) {
 			return nil
 		}
 		again := &message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
@@ -79,7 +81,7 @@ func (p *producer) sendInTransaction(ctx context.Context, m *message) error {
 	for err != nil {
 		p.r.h.notef("transaction of message %d: %v", m.Number, err)
 		p.hangUp()
-		if !pause(bound, 100*time.Millisecond) {
+		if !testenv.Pause(bound, 100*time.Millisecond) {
 			return fmt.Errorf("settle the transaction of message %d: %w", m.Number, err)
 		}
 		err = p.fence(bound)

@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"dinnerbell/internal/testenv"
 )
 
 // relay is a TCP proxy that understands enough of a protocol to lose one
@@ -39,11 +41,11 @@ func to(address string) func(*bufio.Reader) (string, []byte, error) {
 
 // listen starts the relay on a free port.
 func (r *relay) listen() error {
-	port, err := freePort()
+	port, err := testenv.FreePort()
 	if err != nil {
 		return err
 	}
-	if r.ln, err = net.Listen("tcp", loopback(port)); err != nil {
+	if r.ln, err = net.Listen("tcp", testenv.Loopback(port)); err != nil {
 		return fmt.Errorf("listen for a relay: %w", err)
 	}
 	r.conns = map[net.Conn]struct{}{}

@@ -186,13 +186,13 @@ func (r *round) addDaemon(i int) error {
 	if err != nil {
 		return err
 	}
-	port, err := freePort()
+	port, err := testenv.FreePort()
 	if err != nil {
 		return err
 	}
 	name := fmt.Sprintf("d%d", i)
 	d := &daemon{
-		name: name, binary: r.w.binary, links: l, http: loopback(port), dir: filepath.Join(r.dir, name),
+		name: name, binary: r.w.binary, links: l, http: testenv.Loopback(port), dir: filepath.Join(r.dir, name),
 		config: filepath.Join(r.dir, name+".yaml"), log: filepath.Join(r.dir, name+".log"),
 	}
 	r.daemons = append(r.daemons, d)
@@ -293,7 +293,7 @@ func (r *round) drop() error {
 		if err == nil {
 			break
 		}
-		pause(ctx, 100*time.Millisecond)
+		testenv.Pause(ctx, 100*time.Millisecond)
 	}
 	if err != nil {
 		return fmt.Errorf("drop slots: %w", err)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/testenv"
 )
 
 // markerRestaurant has one client, whose notifications show that everything
@@ -109,7 +111,7 @@ func (r *round) awaitCaughtUp(ctx context.Context, markers int, early bool) erro
 		if errors.Is(err, errHalted) {
 			return err
 		}
-		if !pause(ctx, 100*time.Millisecond) {
+		if !testenv.Pause(ctx, 100*time.Millisecond) {
 			return err
 		}
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/testenv"
 )
 
 // slowCommit makes the commit of a step wait in the server, behind all its
@@ -51,12 +53,12 @@ func (in *injector) slowCommits(ctx context.Context, f *fault) error {
 	if err := set(ctx, float64(f.Millis)/1000); err != nil {
 		return errSkipped // Postgres is down
 	}
-	pause(ctx, f.Length)
+	testenv.Pause(ctx, f.Length)
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	for {
 		err := set(limit, 0)
-		if err == nil || !pause(limit, 50*time.Millisecond) {
+		if err == nil || !testenv.Pause(limit, 50*time.Millisecond) {
 			return err
 		}
 	}
@@ -165,7 +167,7 @@ func (in *injector) changeTable(ctx context.Context, f *fault, d *daemon) error 
 	defer snapshot.Wait()
 	for range 2 + rnd.IntN(3) {
 		statement := tableChanges[rnd.IntN(len(tableChanges))]
-		if !pause(ctx, between(rnd, 0, 400*time.Millisecond)) {
+		if !testenv.Pause(ctx, between(rnd, 0, 400*time.Millisecond)) {
 			return nil
 		}
 		err := in.r.direct(ctx, func(conn *pgx.Conn) error {

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -59,8 +56,8 @@ func startWorld(ctx context.Context, o *options) (w *world, err error) {
 			err = errors.Join(err, w.stop())
 		}
 	}()
-	if w.dir, err = os.MkdirTemp("", "chaos-"); err != nil {
-		return nil, fmt.Errorf("make folder: %w", err)
+	if w.dir, err = testenv.TempDir("chaos-"); err != nil {
+		return nil, err
 	}
 	w.binary = filepath.Join(w.dir, "dinnerbell")
 	text, err := os.ReadFile(o.binary)
@@ -70,19 +67,8 @@ func startWorld(ctx context.Context, o *options) (w *world, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("copy the daemon: %w; `make build` makes it", err)
 	}
-	if err := os.Chmod(w.dir, 0o711); err != nil { //nolint:gosec // as root, Postgres runs under another user
-		return nil, fmt.Errorf("open folder: %w", err)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	bin, err := testenv.FindPostgres(ctx, filepath.Join(cache, "dinnerbell"))
-	if err != nil {
-		return nil, fmt.Errorf("find Postgres: %w", err)
-	}
 	w.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
-		Dir: filepath.Join(w.dir, "postgres"), BinDir: bin,
+		Dir:      filepath.Join(w.dir, "postgres"),
 		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"},
 	})
 	if err != nil {
@@ -160,30 +146,4 @@ func (w *world) client(opts ...kgo.Opt) (*kgo.Client, error) {
 		return nil, fmt.Errorf("make Kafka client: %w", err)
 	}
 	return client, nil
-}
-
-// freePort gives a loopback port below the ephemeral range, so that no outgoing
-// connection takes it while its listener is down.
-func freePort() (int, error) {
-	for range 200 {
-		port := 10000 + rand.IntN(10000) //nolint:gosec // any will do; it is no part of what repeats
-		if l, err := net.Listen("tcp", loopback(port)); err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, errors.New("find a free port: none between 10000 and 20000")
-}
-
-func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
-
-// pause waits for d; false: ctx ended before.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

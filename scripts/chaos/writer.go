@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/testenv"
 )
 
 // receipts is a table of the workload's own: each transaction leaves its number
@@ -32,7 +34,7 @@ type writer struct {
 func (w *writer) run(ctx context.Context) error {
 	defer w.hangUp()
 	for {
-		if !pause(ctx, between(w.book.rnd, 2*time.Millisecond, 60*time.Millisecond)) {
+		if !testenv.Pause(ctx, between(w.book.rnd, 2*time.Millisecond, 60*time.Millisecond)) {
 			return nil
 		}
 		if w.book.writer == 0 && w.book.rnd.IntN(600) == 0 {
@@ -164,7 +166,7 @@ func (w *writer) resolve(d *draft) error {
 			return nil
 		}
 		w.hangUp()
-		if !pause(ctx, 50*time.Millisecond) {
+		if !testenv.Pause(ctx, 50*time.Millisecond) {
 			return fmt.Errorf("ask whether transaction %d was committed: %w", d.Number, err)
 		}
 	}
@@ -178,7 +180,7 @@ func (w *writer) dial(ctx context.Context) error {
 			w.conn = conn
 			return nil
 		}
-		if !pause(ctx, 20*time.Millisecond) {
+		if !testenv.Pause(ctx, 20*time.Millisecond) {
 			return err
 		}
 	}

@@ -6,9 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -63,26 +60,15 @@ func (w *world) start(ctx context.Context) error {
 	return nil
 }
 
-// makeFolder makes the one folder of this demo. Others may pass through it (not
-// look around): as root, Postgres runs under another user.
+// makeFolder makes the one folder of this demo.
 func (w *world) makeFolder(context.Context) error {
-	dir, err := os.MkdirTemp("", "dinnerbell-demo-")
-	if err != nil {
-		return fmt.Errorf("make demo folder: %w", err)
-	}
-	w.dir = dir
-	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // see above
-		return fmt.Errorf("open demo folder: %w", err)
-	}
-	return nil
+	var err error
+	w.dir, err = testenv.TempDir("dinnerbell-demo-")
+	return err
 }
 
 func (w *world) startPostgres(ctx context.Context) error {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
-	}
-	bin, err := testenv.FindPostgres(ctx, filepath.Join(cache, "dinnerbell"))
+	bin, err := testenv.FindPostgres(ctx, "")
 	if err != nil {
 		return fmt.Errorf("find Postgres: %w", err)
 	}
@@ -156,11 +142,11 @@ func (w *world) fill(ctx context.Context) error {
 
 // configure writes the configuration that a user would write, and sets up.
 func (w *world) configure(context.Context) error {
-	port, err := freePort()
+	port, err := testenv.FreePort()
 	if err != nil {
 		return err
 	}
-	w.http = port
+	w.http = testenv.Loopback(port)
 	// JSON is YAML; its quoting is right for any path.
 	text, err := json.MarshalIndent(map[string]any{
 		"source": map[string]any{"url": w.url()},
@@ -179,15 +165,6 @@ func (w *world) configure(context.Context) error {
 }
 
 func (w *world) configFile() string { return filepath.Join(w.dir, "dinnerbell.yaml") }
-
-// freePort finds an address for the daemon's listener, whose port the hints name.
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	return l.Addr().String(), l.Close()
-}
 
 func (w *world) startDaemon(ctx context.Context) error {
 	w.sayf("dinnerbell run")
@@ -208,28 +185,8 @@ func (w *world) startDaemon(ctx context.Context) error {
 	return nil
 }
 
-// get reads one path of the daemon's listener; an answer other than 200 is an
-// error with its body.
 func (w *world) get(ctx context.Context, path string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.http+path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask daemon: %w", err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ask daemon: %w", err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return nil, fmt.Errorf("read answer of the daemon: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s: %s", path, resp.Status, body)
-	}
-	return body, nil
+	return testenv.Get(ctx, "http://"+w.http+path)
 }
 
 // stop takes down what was started, in the reverse order, and removes the

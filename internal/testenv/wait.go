@@ -1,0 +1,19 @@
+package testenv
+
+import (
+	"context"
+	"time"
+)
+
+// Pause waits for d and reports whether it could: false means that ctx ended
+// before.
+func Pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
