@@ -126,15 +126,15 @@ func TestScheduledEditedCancelledExpired(t *testing.T) {
 	expired := w.campaign("expired", "r1")
 	expired.Start, expired.End = now-100, now-1
 	scheduled := w.campaign("scheduled", "r1")
-	scheduled.Start = now + 4
+	scheduled.Start = now + 12
 	cancelled := w.campaign("cancelled", "r1")
-	cancelled.Start = now + 3
+	cancelled.Start = now + 10 // a slow machine must have read the cancel by then
 	cancel := cancelled
 	cancel.Start, cancel.End = now-100, now-50
 	edited := w.campaign("edited", "r1")
 	edited.Start = now + 3600
 	edit := edited
-	edit.Start, edit.Content = now+3, "as edited"
+	edit.Start, edit.Content = now+11, "as edited"
 	far := w.campaign("far", "r1") // still to come when the test is over
 	far.Start = now + 1800
 	w.produce(0, expired.json(), far.json(), scheduled.json(), cancelled.json(), cancel.json(), edited.json(), edit.json(), w.campaign("marker", "r1").json())
