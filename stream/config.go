@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -54,7 +53,8 @@ type Config struct {
 type SinkConfig struct {
 	// URL is asked on every connect, so that rotated credentials are picked up.
 	URL          func() (string, error)
-	Table        string // "schema.table" of the feedback rows
+	Schema       string // of the feedback table
+	Table        string // holds the feedback rows
 	DaemonSchema string // holds lane, campaign and outbox
 
 	// MaxConnections bounds the connections of a service to the sink: one for each
@@ -127,7 +127,8 @@ func (c Config) withDefaults() Config {
 
 // tables are the quoted names of the sink's tables.
 type tables struct {
-	schema, lane, campaign, outbox, feedback string
+	schema, lane, campaign, outbox string
+	feedbackSchema, feedback       string
 }
 
 func (c SinkConfig) tables() tables {
@@ -137,7 +138,9 @@ func (c SinkConfig) tables() tables {
 		lane:     schema + ".lane",
 		campaign: schema + ".campaign",
 		outbox:   schema + ".outbox",
-		feedback: pgx.Identifier(strings.SplitN(c.Table, ".", 2)).Sanitize(),
+
+		feedbackSchema: pgx.Identifier{c.Schema}.Sanitize(),
+		feedback:       pgx.Identifier{c.Schema, c.Table}.Sanitize(),
 	}
 }
 

@@ -14,10 +14,11 @@ import (
 // them, and a value that a type cannot carry unchanged is refused before it is
 // sent.
 type feedbackTable struct {
-	name  string // quoted
-	oid   uint32
-	kinds columnKinds
-	types [feedbackColumns]columnType
+	schema string // quoted
+	name   string // quoted and qualified
+	oid    uint32
+	kinds  columnKinds
+	types  [feedbackColumns]columnType
 
 	hasFeedback bool     // the column of the client's answer
 	triggers    []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
@@ -185,8 +186,7 @@ func (t *feedbackTable) holdsUnicode() bool { return t.encoding == "UTF8" || t.e
 // path is the search_path under which the user's own code runs: that of the
 // table's schema, behind the built-in functions.
 func (t *feedbackTable) path() string {
-	schema, _, _ := strings.Cut(t.name, ".")
-	return "pg_catalog, " + schema + ", public, pg_temp"
+	return "pg_catalog, " + t.schema + ", public, pg_temp"
 }
 
 // clientsSQL reads, as text, who has campaign $1.

@@ -47,7 +47,7 @@ type sequenceUse struct {
 // readCatalogue reads everything about the feedback table. A table that is not
 // there is no error.
 func readCatalogue(ctx context.Context, conn querier, t tables) (*catalogue, error) {
-	c := &catalogue{feedback: &feedbackTable{name: t.feedback}, columns: map[string]catalogueColumn{}}
+	c := &catalogue{feedback: &feedbackTable{schema: t.feedbackSchema, name: t.feedback}, columns: map[string]catalogueColumn{}}
 	for _, read := range []func(context.Context, querier) error{c.readRelation, c.readTree, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
 		if err := read(ctx, conn); err != nil {
 			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.feedback, err)

@@ -119,6 +119,38 @@ func TestFeedbackTablesThatDiffer(t *testing.T) {
 	}
 }
 
+// Names with dots, quotes and capitals are served like any other, the triggers in
+// such a schema too.
+func TestFeedbackTableOfAnyName(t *testing.T) {
+	t.Parallel()
+	all := clients("c", 40)
+	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w.cfg.Sink.Schema, w.cfg.Sink.Table = `a.b "C"`, `Feed.back "x"`
+	table := w.cfg.Sink.tables().feedback
+	if _, err := SetupSink(t.Context(), w.cfg); err == nil || !strings.Contains(err.Error(), "README") {
+		t.Errorf("set up without the table: %v", err)
+	}
+	w.db.Exec(`CREATE SCHEMA "a.b ""C"""`)
+	w.db.Exec(`CREATE TABLE "a.b ""C""".log (client text)`)
+	w.db.Exec(feedbackDDL("", "public.subscribers_feedback", table))
+	w.db.Exec(`CREATE FUNCTION "a.b ""C""".note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log VALUES (NEW.client_id); RETURN NULL; END'`)
+	w.db.Exec(`CREATE TRIGGER note AFTER INSERT ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION "a.b ""C""".note()`)
+	for _, sql := range append(SetupSQL(w.cfg), GrantSQL(w.cfg, "postgres")...) {
+		w.db.Exec(sql)
+	}
+	if did, err := SetupSink(t.Context(), w.cfg); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.tables().feedbackSchema) {
+		t.Errorf("set up after the printed statements: %v, %v", did, err)
+	}
+	w.rowsSQL = `SELECT ` + contractTable().readSQL("f") + ` FROM ` + table + ` f`
+	w.start()
+	c := w.campaign("c1", "r1")
+	w.produce(0, c.json())
+	w.expect(map[string][]string{c.ID: all})
+	if n := w.db.Int(`SELECT count(*) FROM "a.b ""C""".log`); n != 40 {
+		t.Errorf("its trigger has noted %d rows, want 40", n)
+	}
+}
+
 // resolveAgain makes the lane believe that Kafka was rolled back and ships what
 // the feedback table has.
 func (w *world) resolveAgain() []string {

@@ -35,7 +35,7 @@ func newAircraft(t *testing.T) *aircraft {
 	}
 	t.Cleanup(func() { closeConn(conn) })
 	a.Conn = conn
-	q := newStepStatements(SinkConfig{Table: "public.subscribers_feedback", DaemonSchema: "none"}.tables())
+	q := newStepStatements(SinkConfig{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.tables())
 	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
 	a.hit = &statement{name: "count", sql: expecting("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), stands: missed(errMissed)}
 	a.nap = &statement{name: "nap", sql: `SELECT pg_sleep(600)`}

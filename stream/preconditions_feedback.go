@@ -62,17 +62,16 @@ func checkFeedbackExists(ctx context.Context, f *sinkFacts) ([]precondition.Find
 	}
 	missing := fail("it does not exist", "there is no place for notifications", f.catalogue.feedback.createSQL())
 	missing.Object = "feedback table " + f.t.feedback
-	schema, _, _ := strings.Cut(f.cfg.Table, ".")
 	var hidden bool
 	var role string
-	err := f.conn.QueryRow(ctx, `SELECT NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.quote_ident(current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1`, schema).Scan(&hidden, &role)
+	err := f.conn.QueryRow(ctx, `SELECT NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.quote_ident(current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1`, f.cfg.Schema).Scan(&hidden, &role)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		missing.Found, missing.Fix = "its schema does not exist", "CREATE SCHEMA "+quoteIdent(schema)+"; "+missing.Fix
+		missing.Found, missing.Fix = "its schema does not exist", "CREATE SCHEMA "+f.t.feedbackSchema+"; "+missing.Fix
 	case err != nil:
 		return nil, err
 	case hidden:
-		missing.Found, missing.Fix = "the role "+role+" may not use its schema", "GRANT USAGE ON SCHEMA "+quoteIdent(schema)+" TO "+role
+		missing.Found, missing.Fix = "the role "+role+" may not use its schema", "GRANT USAGE ON SCHEMA "+f.t.feedbackSchema+" TO "+role
 	}
 	return []precondition.Finding{missing}, nil
 }

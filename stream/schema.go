@@ -77,9 +77,8 @@ func SetupSQL(cfg Config) []string {
 	for _, d := range daemonTables {
 		out = append(out, fmt.Sprintf(d.sql, t.schema))
 	}
-	_, table, _ := strings.Cut(cfg.Sink.Table, ".")
 	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
-	name := quoteIdent(table[:min(len(table), 63-len(suffix))] + suffix)
+	name := quoteIdent(cfg.Sink.Table[:min(len(cfg.Sink.Table), 63-len(suffix))] + suffix)
 	return append(out, strings.Replace(indexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
 }
 
@@ -87,10 +86,9 @@ func SetupSQL(cfg Config) []string {
 // tables and has run the statements of SetupSQL.
 func GrantSQL(cfg Config, role string) []string {
 	t, role := cfg.Sink.tables(), quoteIdent(role)
-	schema, _, _ := strings.Cut(t.feedback, ".")
 	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 	return []string{
-		"GRANT USAGE ON SCHEMA " + schema + " TO " + role,
+		"GRANT USAGE ON SCHEMA " + t.feedbackSchema + " TO " + role,
 		"GRANT SELECT, INSERT ON " + t.feedback + " TO " + role,
 		`DO $$ DECLARE sequence text; BEGIN
   sequence := pg_catalog.pg_get_serial_sequence(` + literal(t.feedback) + `, 'id');

@@ -13,7 +13,7 @@ import (
 func sinkOnly(t *testing.T) (*envtest.DB, Config) {
 	t.Helper()
 	db := envtest.Database(t)
-	return db, Config{Sink: SinkConfig{URL: func() (string, error) { return db.URL, nil }, Table: "public.subscribers_feedback", DaemonSchema: "dinnerbell"}}
+	return db, Config{Sink: SinkConfig{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
 }
 
 const aRow = `INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -62,7 +62,7 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 	db, first := sinkOnly(t)
 	db.Exec(`CREATE TABLE feedback2 (LIKE subscribers_feedback INCLUDING DEFAULTS)`)
 	second := first
-	second.Sink.Table, second.Sink.DaemonSchema = "public.feedback2", "second"
+	second.Sink.Table, second.Sink.DaemonSchema = "feedback2", "second"
 	for _, cfg := range []Config{first, second} {
 		if _, err := SetupSink(t.Context(), cfg); err != nil {
 			t.Fatal(err)

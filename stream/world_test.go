@@ -49,7 +49,7 @@ func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
 	w := &world{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
 		rowsSQL: `SELECT ` + contractTable().readSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
 	w.cfg = Config{
-		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Table: "public.subscribers_feedback", DaemonSchema: "dinnerbell"},
+		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
 		Kafka: KafkaConfig{
 			Client:        func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
 			Campaigns:     w.kafka.Topic("campaigns", lanes, nil),

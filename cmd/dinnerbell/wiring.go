@@ -37,7 +37,8 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 	return stream.Config{
 		Sink: stream.SinkConfig{
 			URL:          cfg.SinkURL,
-			Table:        cfg.Sink.Table.Schema + "." + cfg.Sink.Table.Name,
+			Schema:       cfg.Sink.Table.Schema,
+			Table:        cfg.Sink.Table.Name,
 			DaemonSchema: cfg.Sink.Schema,
 
 			MaxConnections: cfg.Sink.MaxConnections,

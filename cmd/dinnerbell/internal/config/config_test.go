@@ -379,6 +379,20 @@ func completed(text string, env Env) (string, Env) {
 	return text, all
 }
 
+func TestTablesOfAnyName(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, "f.yaml", `{source: {url: 'postgres://x/y', table: '"a.b"."c.d"'}, sink: {table: '"a.b".fb'}, kafka: {brokers: ['k:9092']}}`), Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got := cfg.Sink.Table; got != (Table{"a.b", "fb"}) {
+		t.Errorf("sink.table = %+v", got)
+	}
+}
+
 func TestFileMayBeAbsentOnlyByDefault(t *testing.T) {
 	t.Chdir(t.TempDir())
 	cfg, err := Load("", Env{})

@@ -74,9 +74,6 @@ func (c *Config) checkSink() []error {
 			out = append(out, err)
 		}
 	}
-	if strings.Contains(c.Sink.Table.Schema, ".") {
-		out = append(out, fmt.Errorf("sink.table: a schema with a dot in its name: %w", ErrNotAvailable))
-	}
 	if n := c.Sink.MaxConnections; n < 0 || n == 1 {
 		out = append(out, fmt.Errorf("sink.max_connections: %d: give 0 (one for each lane, and four) or at least 2", n))
 	}
