@@ -125,7 +125,7 @@ func BenchmarkLoader(b *testing.B) {
 	restaurants := ids(2000, 1)
 	slices.Sort(restaurants)
 	client := func(r *rand.Rand) ID { // cheaper than uuid
-		b := binary.BigEndian.AppendUint64([]byte{tagUUID}, r.Uint64())
+		b := binary.BigEndian.AppendUint64([]byte{0x01}, r.Uint64()) // 0x01: the tag of a packed UUID
 		return ID(binary.BigEndian.AppendUint64(b, r.Uint64()))
 	}
 	for _, c := range []struct {

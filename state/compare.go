@@ -114,7 +114,7 @@ func (c *Comparison) Add(id RowID, restaurant, client ID) error {
 
 // at is the row under id; nil if it is not compared.
 func (c *Comparison) at(id RowID) *Difference {
-	if !c.parts[id.Part()] {
+	if !c.parts[PartOf(id)] {
 		return nil
 	}
 	if _, left := c.without[id]; left {
@@ -132,11 +132,11 @@ func (c *Comparison) at(id RowID) *Difference {
 func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 	f := c.f
 	err := eachKey(ctx, f.snap, spaceRow, f.r.gen, func(key, value []byte) error {
-		if !c.parts[partOf(key[genLen:])] {
+		if !c.parts[PartOf(key[genLen:])] {
 			return nil
 		}
 		r, err := parseRow(value)
-		if d := c.at(RowID(asString(key[genLen:]))); d != nil {
+		if d := c.at(ViewRowID(key[genLen:])); d != nil {
 			d.Stored, d.InRows = Pair{r.restaurant, r.client}, true
 		}
 		return err
@@ -146,10 +146,10 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 	}
 	err = eachKey(ctx, f.snap, spaceJoin, f.r.gen, func(key, _ []byte) error {
 		at, ok := joinRow(key)
-		if !ok || !c.parts[partOf(key[at:])] {
+		if !ok || !c.parts[PartOf(key[at:])] {
 			return nil // Tally has refused malformed keys
 		}
-		if d := c.at(RowID(asString(key[at:]))); d != nil {
+		if d := c.at(ViewRowID(key[at:])); d != nil {
 			client := at - genLen
 			restaurant := idLen(key[genLen:])
 			both := string(key[genLen:at])

@@ -31,12 +31,6 @@ var (
 	// reserve. Nothing was written; the same call can be made again later.
 	ErrDiskFull = errors.New("disk is almost full")
 
-	// ErrBadLSN: the text is no WAL position.
-	ErrBadLSN = errors.New("malformed LSN")
-	// ErrBadID: an id that is empty, holds U+0000 or is not valid UTF-8; or
-	// bytes that are no packed id.
-	ErrBadID = errors.New("malformed id")
-
 	// ErrMissingRow: an update keeps an unchanged TOAST value of a row that is
 	// not stored here, so the mirror has a hole: rebuild it.
 	ErrMissingRow = errors.New("row is not in the local state")

@@ -22,7 +22,7 @@ func TestFollow(t *testing.T) {
 	if err := g.over(g.flip(5, nil)); err != nil {
 		t.Fatal(err)
 	}
-	apply(t, s, 0, Change{Op: Insert, Row: rowN(1), Restaurant: id(t, "r"), Client: id(t, "c")})
+	apply(t, s, 0, Change{Op: Insert, Row: rowN(1), Restaurant: packID(t, "r"), Client: packID(t, "c")})
 	if err := s.Follow(second); !errors.Is(err, ErrTorn) {
 		t.Errorf("in the middle of a transaction: %v, want ErrTorn", err)
 	}

@@ -122,7 +122,7 @@ func goldenIDs(t *testing.T) []ID {
 	for _, text := range []string{
 		"123e4567-e89b-12d3-a456-426614174000", "123E4567-E89B-12D3-A456-426614174000", "7", "pizza", "Zoë's", strings.Repeat("long ", 60), "a%b:c",
 	} {
-		list = append(list, id(t, text))
+		list = append(list, packID(t, text))
 	}
 	return list
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -22,6 +23,10 @@ import (
 //
 // "" is no id: NULL or none.
 type ID string
+
+// ErrBadID: an id that is empty, holds U+0000 or is not valid UTF-8; or bytes
+// that are no packed id.
+var ErrBadID = errors.New("malformed id")
 
 // MaxIDBytes is the longest text that is an id. What is longer would make keys
 // of which a few fill the memory; no campaign can name it, and no index hold it.
@@ -101,6 +106,10 @@ func unhex(digits uint64) (value uint32, ok bool) {
 	n &= 0x0000ffff0000ffff
 	return uint32(n | n>>16), ok
 }
+
+// textPrefix returns the bytes that the packed form of every text id begins with
+// whose text begins with text. text must not be empty, nor begin a UUID.
+func textPrefix(text string) ID { return ID([]byte{tagText}) + ID(text) }
 
 // AppendText appends the id's text to dst. It allocates only to grow dst.
 func (id ID) AppendText(dst []byte) []byte {

@@ -44,11 +44,20 @@ var idTexts = []string{
 	strings.Repeat("x", 1024), strings.Repeat("x", 1025),
 }
 
+func mustPackID(t *testing.T, text string) ID {
+	t.Helper()
+	packed, err := PackID(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packed
+}
+
 func TestIDRoundTrip(t *testing.T) {
 	t.Parallel()
 	seen := map[ID]string{}
 	for _, text := range idTexts {
-		packed := id(t, text)
+		packed := mustPackID(t, text)
 		checkID(t, packed, text)
 		if other, ok := seen[packed]; ok {
 			t.Errorf("%q and %q share a packed id", text, other)
@@ -62,7 +71,7 @@ func TestIDRoundTrip(t *testing.T) {
 			}
 		}
 	}
-	if n := len(id(t, idTexts[0])); n != 17 {
+	if n := len(mustPackID(t, idTexts[0])); n != 17 {
 		t.Errorf("a UUID takes %d bytes, want 17", n)
 	}
 }
@@ -200,8 +209,8 @@ func TestIDList(t *testing.T) {
 	for range 2 {
 		var all []byte
 		for _, text := range idTexts {
-			list.Append(id(t, text))
-			all = append(all, id(t, text)...)
+			list.Append(mustPackID(t, text))
+			all = append(all, mustPackID(t, text)...)
 		}
 		if list.Len() != len(idTexts) || !bytes.Equal(list.Bytes(), all) {
 			t.Fatalf("%d ids, %d bytes; want %d, %d", list.Len(), len(list.Bytes()), len(idTexts), len(all))
@@ -213,44 +222,16 @@ func TestIDList(t *testing.T) {
 		}
 		list.Reset()
 	}
-	list.Append(id(t, "first"))
+	list.Append(mustPackID(t, "first"))
 	view, text := list.At(0), list.At(0).Text()
 	list.Reset()
-	list.Append(id(t, "other"))
+	list.Append(mustPackID(t, "other"))
 	if text != "first" || view.Text() != "other" {
 		t.Errorf("Text of a view is %q, the view now %q; want a copy and a view", text, view.Text())
 	}
 	list.Reset()
 	if list.Len() != 0 || len(list.Bytes()) != 0 {
 		t.Error("a reset list is not empty")
-	}
-}
-
-func TestPrefixEnd(t *testing.T) {
-	t.Parallel()
-	for prefix, want := range map[string]string{"a": "b", "a\xff": "b", "a\x00": "a\x01", "\x10\xff\xff": "\x11"} {
-		if got := string(prefixEnd(nil, []byte(prefix))); got != want {
-			t.Errorf("prefixEnd(%x) = %x, want %x", prefix, got, want)
-		}
-	}
-}
-
-func TestRecordDamage(t *testing.T) {
-	t.Parallel()
-	want := record{gen: 7, end: 1 << 40, rows: 12, torn: true}
-	good := want.encode()
-	if got, err := parseRecord(good); err != nil || got != want {
-		t.Fatalf("parseRecord = %+v, %v; want %+v", got, err, want)
-	}
-	for i := range good {
-		bad := slices.Clone(good)
-		bad[i] ^= 0x40
-		if _, err := parseRecord(bad); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("a changed byte %d is not seen: %v", i, err)
-		}
-	}
-	if _, err := parseRecord(nil); !errors.Is(err, ErrCorrupt) {
-		t.Errorf("a missing record is not seen: %v", err)
 	}
 }
 

@@ -189,7 +189,7 @@ func TestFewDescriptorsChild(t *testing.T) {
 	for _, i := range order {
 		// The first chunk has other keys than the rest: one range takes nearly all.
 		restaurant := restaurants[min(1, int(l.Rows())/500)]
-		if err := l.Add(rowN(i), restaurant, id(t, fmt.Sprint("client ", i))); err != nil {
+		if err := l.Add(rowN(i), restaurant, packID(t, fmt.Sprint("client ", i))); err != nil {
 			t.Fatal(err)
 		}
 	}

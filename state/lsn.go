@@ -1,10 +1,14 @@
 package state
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 )
+
+// ErrBadLSN: the text is no WAL position.
+var ErrBadLSN = errors.New("malformed LSN")
 
 // LSN is a position in the Postgres write-ahead log, a byte offset that only
 // grows on one timeline. Zero means "none".

@@ -29,7 +29,7 @@ func openStore(t testing.TB, dir string, o Options) *Store {
 	return s
 }
 
-func id(t testing.TB, text string) ID {
+func packID(t testing.TB, text string) ID {
 	t.Helper()
 	packed, err := PackID(text)
 	if err != nil {

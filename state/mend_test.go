@@ -127,7 +127,7 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 	o := testOptions()
 	o.fs = vfs.NewMem()
 	s, m := filled(t, o, 300)
-	x := row{id(t, "wrong place"), id(t, "wrong client"), true}
+	x := row{packID(t, "wrong place"), packID(t, "wrong client"), true}
 	sub, null := rowN(-20), rowN(-66) // -66 is number 9
 	if !m[sub].subscribed() || m[null].subscribed() || !m[null].stored {
 		t.Fatal("the rows are not what the cases need")
@@ -233,7 +233,7 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	o := testOptions()
 	o.fs = vfs.NewMem()
 	s, m := filled(t, o, 100)
-	x := row{id(t, "x"), id(t, "y"), true}
+	x := row{packID(t, "x"), packID(t, "y"), true}
 	extra, flipped, moved := PackRowID("extra"), rowN(-20), rowN(-15)
 	was := m[moved]
 	damaged(t, s, func(d *vandal) {

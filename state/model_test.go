@@ -71,8 +71,8 @@ type world struct {
 func newWorld(t testing.TB, seed uint64) *world {
 	t.Helper()
 	w := &world{r: rand.New(rand.NewPCG(seed, 9)), rows: 24}
-	w.restaurants = append(ids(2, seed), id(t, "pizza"), id(t, "pizz"), id(t, "p\xc3\xa9"))
-	w.clients = append(ids(5, seed+1), id(t, "7"), id(t, "7 "), id(t, "{7}"))
+	w.restaurants = append(ids(2, seed), packID(t, "pizza"), packID(t, "pizz"), packID(t, "p\xc3\xa9"))
+	w.clients = append(ids(5, seed+1), packID(t, "7"), packID(t, "7 "), packID(t, "{7}"))
 	return w
 }
 

@@ -19,7 +19,7 @@ func TestLoadDistributions(t *testing.T) {
 	const rows = 6000
 	clients, many := ids(500, 3), ids(700, 4)
 	slices.Sort(many)
-	text := func(format string, args ...any) ID { return id(t, fmt.Sprintf(format, args...)) }
+	text := func(format string, args ...any) ID { return packID(t, fmt.Sprintf(format, args...)) }
 	random := func(n int) int { return int(uint32(n) * 2654435761 >> 7) }
 	for name, row := range map[string]func(i int) (restaurant, client ID){
 		"one restaurant":       func(i int) (ID, ID) { return many[0], clients[random(i)%500] },

@@ -42,6 +42,10 @@ func PackRowID(text string) RowID {
 	return RowID(append(b, text...))
 }
 
+// ViewRowID gives packed as a row id without copying it: the caller must not
+// change packed while the id is in use.
+func ViewRowID(packed []byte) RowID { return RowID(asString(packed)) }
+
 func appendRowInt(dst []byte, v int64) []byte {
 	m := uint64(v)
 	if v < 0 {

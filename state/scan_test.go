@@ -41,8 +41,8 @@ func mark(t testing.TB, s *Store, name ID, clients []ID) {
 func TestUndelivered(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	restaurants := append(ids(2, 1), id(t, "a"), id(t, "aa"))
-	all := append(ids(200, 2), id(t, "x"), id(t, "xx"), id(t, "\U0010ffff"))
+	restaurants := append(ids(2, 1), packID(t, "a"), packID(t, "aa"))
+	all := append(ids(200, 2), packID(t, "x"), packID(t, "xx"), packID(t, "\U0010ffff"))
 	for i, r := range restaurants {
 		fill(t, s, LSN(i+1), r, all, i*1000)
 	}
@@ -66,7 +66,7 @@ func TestUndelivered(t *testing.T) {
 			}
 		}
 	}
-	if got := clients(t, s, "", id(t, "nobody"), 5); got != nil {
+	if got := clients(t, s, "", packID(t, "nobody"), 5); got != nil {
 		t.Errorf("clients of an unknown restaurant: %q", got)
 	}
 }

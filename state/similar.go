@@ -55,7 +55,7 @@ func (c *Scan) firstRestaurant(text string, padded bool) (string, error) {
 		return "", nil // it is no id, so nobody has it
 	}
 	if padded {
-		packed = ID(append(append([]byte{tagText}, text...), ' '))
+		packed = textPrefix(text + " ")
 	}
 	start := appendJoinPrefix(nil, c.gen, packed)
 	c.subs.SetBounds(start, prefixEnd(nil, start))

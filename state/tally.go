@@ -13,15 +13,13 @@ import (
 // these differ. It is a power of two.
 const Parts = 1 << 15
 
-// Part is the part that the row belongs to: of an integer key the low bits, in
-// two's complement, which SQL computes too; of any other a hash.
-func (r RowID) Part() int { return partOf(r) }
-
-func partOf[T RowID | []byte](id T) int {
-	if v, ok := rowInt(id); ok {
+// PartOf returns the part that a row belongs to: of an integer key the low bits,
+// in two's complement, which SQL computes too; of any other key a hash.
+func PartOf[T RowID | []byte](row T) int {
+	if v, ok := rowInt(row); ok {
 		return int(uint64(v) % Parts)
 	}
-	return int(xxhash.Sum64String(string(id)) % Parts)
+	return int(xxhash.Sum64String(string(row)) % Parts)
 }
 
 // Sum is the number of the rows in a part, and the sum of their fingerprints.
@@ -30,7 +28,7 @@ type Sum struct {
 	sum  uint64
 }
 
-// Tally adds rows up, each part by itself: in the order of [RowID.Part], once
+// Tally adds rows up, each part by itself: in the order of [PartOf], once
 // as they stand in the row index and once as in the join.
 type Tally struct {
 	rows, joins [Parts]Sum
@@ -39,7 +37,7 @@ type Tally struct {
 
 // Add adds a row, in any order. "" is NULL.
 func (t *Tally) Add(id RowID, restaurant, client ID) error {
-	r, part := row{restaurant, client, true}, id.Part()
+	r, part := row{restaurant, client, true}, PartOf(id)
 	var sum uint64
 	sum, t.buf = r.fingerprint(id, t.buf)
 	t.rows[part].add(sum)
@@ -84,7 +82,7 @@ func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]
 		sum := xxhash.Sum64(t.buf)
 		all.sum += sum
 		if _, left := without[RowID(id)]; !left {
-			t.rows[partOf(id)].add(sum)
+			t.rows[PartOf(id)].add(sum)
 		}
 		return nil
 	})
@@ -98,7 +96,7 @@ func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]
 		}
 		all.rows++
 		if _, left := without[RowID(key[at:])]; !left {
-			t.joins[partOf(key[at:])].add(xxhash.Sum64(key[genLen:]))
+			t.joins[PartOf(key[at:])].add(xxhash.Sum64(key[genLen:]))
 		}
 		return nil
 	})
