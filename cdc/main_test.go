@@ -221,7 +221,7 @@ func (r *rig) clients(restaurant string) []string {
 		r.t.Fatal(err)
 	}
 	defer func() { _ = scan.Close() }()
-	id, err := state.PackID(restaurant)
+	packed, err := state.PackID(restaurant)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func (r *rig) clients(restaurant string) []string {
 	var after state.ID
 	for done := false; !done; {
 		list.Reset()
-		after, done, err = scan.Undelivered(&list, "", id, after, 1000)
+		after, done, err = scan.Undelivered(&list, "", packed, after, 1000)
 		if err != nil {
 			r.t.Fatal(err)
 		}

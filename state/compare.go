@@ -105,24 +105,24 @@ func (f *Frozen) Compare(parts []int, without map[RowID]struct{}) *Comparison {
 
 // Add takes a row as the source has it. Those of other parts are passed over. It
 // keeps nothing of what it is given.
-func (c *Comparison) Add(id RowID, restaurant, client ID) error {
-	if d := c.at(id); d != nil {
+func (c *Comparison) Add(rowID RowID, restaurant, client ID) error {
+	if d := c.at(rowID); d != nil {
 		d.Source, d.InSource = Pair{ID(strings.Clone(string(restaurant))), ID(strings.Clone(string(client)))}, true
 	}
 	return nil
 }
 
 // at is the row under id; nil if it is not compared.
-func (c *Comparison) at(id RowID) *Difference {
-	if !c.parts[PartOf(id)] {
+func (c *Comparison) at(rowID RowID) *Difference {
+	if !c.parts[PartOf(rowID)] {
 		return nil
 	}
-	if _, left := c.without[id]; left {
+	if _, left := c.without[rowID]; left {
 		return nil
 	}
-	d := c.rows[id]
+	d := c.rows[rowID]
 	if d == nil {
-		d = &Difference{Row: RowID(strings.Clone(string(id)))}
+		d = &Difference{Row: RowID(strings.Clone(string(rowID)))}
 		c.rows[d.Row] = d
 	}
 	return d

@@ -295,8 +295,8 @@ func examine(s *Store, h *history, w *world) (string, error) {
 	// Point reads go through the filters: a row that they hide would leave its
 	// join key behind.
 	var all []Change
-	for id := range m {
-		all = append(all, Change{Op: Delete, Row: id})
+	for rowID := range m {
+		all = append(all, Change{Op: Delete, Row: rowID})
 	}
 	if err := s.Apply(&Batch{Changes: all, End: 1 << 20}); err != nil {
 		return "", err

@@ -205,11 +205,11 @@ func (t *tableWriter) add(key, value []byte) error {
 }
 
 func duplicate(space byte, key []byte) error {
-	id := key[genLen:]
+	rowID := key[genLen:]
 	if at, ok := joinRow(key); space == spaceJoin && ok {
-		id = key[at:]
+		rowID = key[at:]
 	}
-	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", RowID(id).Text(), ErrDuplicateRow)
+	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", RowID(rowID).Text(), ErrDuplicateRow)
 }
 
 // next begins a table.

@@ -101,16 +101,16 @@ func filled(t testing.TB, o Options, n int) (*Store, model) {
 	s, m := openStore(t, "state", o), model{}
 	restaurants := ids(3, 1)
 	for i, client := range ids(n, 2) {
-		id := rowN(i - n/4)
+		rowID := rowN(i - n/4)
 		switch i % 5 {
 		case 1:
-			id = PackRowID(fmt.Sprintf("key:%d", i))
+			rowID = PackRowID(fmt.Sprintf("key:%d", i))
 		case 2:
-			id = PackRowID(client.Text())
+			rowID = PackRowID(client.Text())
 		}
-		m[id] = row{restaurants[i%3], client, true}
+		m[rowID] = row{restaurants[i%3], client, true}
 		if i%9 == 0 {
-			m[id] = row{"", client, true}
+			m[rowID] = row{"", client, true}
 		}
 	}
 	if err := begin(t, s, m, Source{}, 5).flip(5, nil); err != nil {

@@ -266,8 +266,8 @@ func TestApplyRules(t *testing.T) {
 	t.Parallel()
 	r, c := ids(2, 1), ids(3, 2)
 	row1 := Change{Op: Insert, Row: rowN(1), Restaurant: r[0], Client: c[0]}
-	keepOf := func(id, old RowID) Change {
-		return Change{Op: Update, Row: id, OldRow: old, Restaurant: r[1], KeepClient: true}
+	keepOf := func(rowID, old RowID) Change {
+		return Change{Op: Update, Row: rowID, OldRow: old, Restaurant: r[1], KeepClient: true}
 	}
 	for name, test := range map[string]struct {
 		batches []Batch

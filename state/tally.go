@@ -77,12 +77,12 @@ func (t *Tally) Differing(other *Tally) (parts []int, rows []int64) {
 func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]struct{}) (t *Tally, all record, err error) {
 	t = &Tally{}
 	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
-		id := key[genLen:]
-		t.buf = append(append(t.buf[:0], value...), id...)
+		rowID := key[genLen:]
+		t.buf = append(append(t.buf[:0], value...), rowID...)
 		sum := xxhash.Sum64(t.buf)
 		all.sum += sum
-		if _, left := without[RowID(id)]; !left {
-			t.rows[PartOf(id)].add(sum)
+		if _, left := without[RowID(rowID)]; !left {
+			t.rows[PartOf(rowID)].add(sum)
 		}
 		return nil
 	})

@@ -110,13 +110,13 @@ func (c *deliveredCache) load(ctx context.Context, campaign string) (name state.
 	defer rows.Close()
 	clients := &state.IDList{}
 	for err == nil && rows.Next() {
-		var id state.ID
-		if id, err = state.PackIDBytes(rows.RawValues()[0]); errors.Is(err, state.ErrBadID) {
+		var client state.ID
+		if client, err = state.PackIDBytes(rows.RawValues()[0]); errors.Is(err, state.ErrBadID) {
 			err = nil // a row of another job: no subscription has such an id
 			continue
 		}
 		have++
-		if clients.Append(id); clients.Len() == deliveredBatch {
+		if clients.Append(client); clients.Len() == deliveredBatch {
 			name, err = c.mark(name, clients)
 		}
 	}

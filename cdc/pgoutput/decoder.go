@@ -281,7 +281,7 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 // id packs a client or restaurant; keep is set for unchanged TOAST. What cannot
 // be an id is counted and taken as NULL: such a row is no subscription. The blanks
 // that char(n) is padded with do not count in SQL, and go with a cast to text.
-func (d *decoder) id(c int, f field) (id state.ID, keep bool) {
+func (d *decoder) id(c int, f field) (packed state.ID, keep bool) {
 	switch f.kind {
 	case 't':
 		if d.padded[c] {
