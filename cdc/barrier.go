@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -112,7 +112,7 @@ func (m *Mirror) reach(ctx context.Context, r *round, patience time.Duration) er
 type round struct {
 	done      chan struct{} // closed when the fields below are set
 	asked     time.Time     // before the query was sent: what was committed by then lies before target
-	target    state.LSN
+	target    id.LSN
 	unflushed bool   // the server had not flushed target when it was read
 	changed   bool   // the catalogs were not those that the rows belong to; what that means is being found out
 	epoch     uint64 // of the session that served it

@@ -14,14 +14,15 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 func TestWholeRecord(t *testing.T) {
 	t.Parallel()
-	const segment, page = state.LSN(16 << 20), state.LSN(8 << 10)
+	const segment, page = id.LSN(16 << 20), id.LSN(8 << 10)
 	for _, c := range []struct {
 		name                string
-		insert, flush, want state.LSN
+		insert, flush, want id.LSN
 	}{
 		{"idle", 0x1000328, 0x1000328, 0x1000328},
 		{"unflushed commit", 0x1000328, 0x1000100, 0x1000328},
@@ -237,7 +238,7 @@ func stallApply(t *testing.T, walSenderTimeout, stall time.Duration) {
 	r.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '%dms'`, r.Name, walSenderTimeout.Milliseconds()))
 	stalled, resume := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	var end state.LSN // of the change that is not applied
+	var end id.LSN // of the change that is not applied
 	r.hooks.beforeApply = func(b *state.Batch) {
 		if len(b.Changes) > 0 {
 			once.Do(func() { end = b.End; close(stalled); <-resume })

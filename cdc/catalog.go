@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -30,10 +31,10 @@ const noTransaction = 'I'
 // whatever the transaction sees.
 type catalog struct {
 	source  state.Source
-	version int       // server_version_num
-	level   string    // wal_level
-	standby bool      // does not take writes, nor slots of ours
-	walEnd  state.LSN // flushed
+	version int    // server_version_num
+	level   string // wal_level
+	standby bool   // does not take writes, nor slots of ours
+	walEnd  id.LSN // flushed
 	// standbyNames is synchronous_standby_names, application our name as the
 	// server has it.
 	standbyNames, application string
@@ -163,7 +164,7 @@ func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 	if c.timelines != nil {
 		cat.source.History = c.timelines.of(cat.source.Timeline)
 	}
-	cat.walEnd, err = state.ParseLSN(end)
+	cat.walEnd, err = id.ParseLSN(end)
 	if err != nil {
 		return fmt.Errorf("read server's position: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -41,7 +42,7 @@ type Checkpoint struct {
 	// ID, Made and LSN are of the newest one of the rows that are served; "" is none.
 	ID   string
 	Made time.Time
-	LSN  state.LSN
+	LSN  id.LSN
 	// HeldBack is how many bytes of WAL are durable here and wait for the next one
 	// before they can be acknowledged.
 	HeldBack int64
@@ -67,7 +68,7 @@ func (s *checkpointStats) newest(m *state.Manifest) {
 	s.now.ID, s.now.Made, s.now.LSN = m.ID, m.Made, m.EndLSN
 }
 
-func (s *checkpointStats) heldBack(bytes state.LSN) {
+func (s *checkpointStats) heldBack(bytes id.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now.HeldBack = int64(bytes)
@@ -98,13 +99,13 @@ type keeper struct {
 	keepSize func() int64
 	// floor is what the slot was acknowledged up to when the session began, or
 	// past the newest checkpoint since. What lies before it does not come again.
-	floor state.LSN
+	floor id.LSN
 
 	failed                       error // why the last checkpoint could not be made
 	tried, moved, warned, passed time.Time
 }
 
-func (m *Mirror) newKeeper(floor state.LSN) *keeper {
+func (m *Mirror) newKeeper(floor id.LSN) *keeper {
 	return &keeper{
 		every: m.cfg.CheckpointEvery, nextOffsets: m.cfg.NextOffsets,
 		store: m.store, log: m.log, stats: &m.stats.checkpoint, keepSize: m.stats.keepSize.Load, floor: floor,
@@ -113,20 +114,20 @@ func (m *Mirror) newKeeper(floor state.LSN) *keeper {
 
 // bounds gives how much WAL may wait before a checkpoint is made for it, and how
 // much before it is acknowledged without one.
-func (k *keeper) bounds() (soft, hard state.LSN) {
+func (k *keeper) bounds() (soft, hard id.LSN) {
 	hard = math.MaxInt64
 	if k.failed != nil {
 		hard = maxUncovered
 	}
 	if keep := k.keepSize(); keep >= 0 {
-		hard = min(hard, state.LSN(keep/keepSizeShare))
+		hard = min(hard, id.LSN(keep/keepSizeShare))
 	}
 	return min(maxHeldBack, hard/2), hard
 }
 
 // limit gives how far may be acknowledged of what is durable: never less than
 // was before, since not every server refuses to go back.
-func (k *keeper) limit(durable state.LSN) state.LSN {
+func (k *keeper) limit(durable id.LSN) id.LSN {
 	if k.every == 0 {
 		return durable
 	}
@@ -145,7 +146,7 @@ func (k *keeper) limit(durable state.LSN) state.LSN {
 }
 
 // covered is where the newest checkpoint stands; 0: there is none.
-func (k *keeper) covered() state.LSN {
+func (k *keeper) covered() id.LSN {
 	m, ok := k.store.NewestCheckpoint()
 	if !ok {
 		return 0
@@ -163,7 +164,7 @@ func (k *keeper) covered() state.LSN {
 // A server that shuts down waits until all is acknowledged. It need not wait
 // for a checkpoint: it has ended the session's other connections before, which
 // ends the session.
-func (k *keeper) cover(durable state.LSN) (state.LSN, error) {
+func (k *keeper) cover(durable id.LSN) (id.LSN, error) {
 	if k.every == 0 {
 		return durable, nil
 	}
@@ -182,7 +183,7 @@ func (k *keeper) cover(durable state.LSN) (state.LSN, error) {
 
 // act does what is due. Where the newest checkpoint cannot be moved, another is
 // made as if its rows had changed.
-func (k *keeper) act(durable state.LSN) error {
+func (k *keeper) act(durable id.LSN) error {
 	now := time.Now()
 	err := k.move(now, durable)
 	cause := k.due(now, durable)
@@ -195,7 +196,7 @@ func (k *keeper) act(durable state.LSN) error {
 }
 
 // move lets the newest checkpoint stand for what is durable, if that is due.
-func (k *keeper) move(now time.Time, durable state.LSN) error {
+func (k *keeper) move(now time.Time, durable id.LSN) error {
 	at := k.covered()
 	soft, _ := k.bounds()
 	if at == 0 || at >= durable || now.Sub(k.moved) < keepEvery && durable < at+min(moveAtOnce, soft/2) {
@@ -237,7 +238,7 @@ func (k *keeper) make(now time.Time, cause state.Cause) error {
 }
 
 // due says why a checkpoint must be made now, "" if none must.
-func (k *keeper) due(now time.Time, durable state.LSN) state.Cause {
+func (k *keeper) due(now time.Time, durable id.LSN) state.Cause {
 	at, since := k.covered(), now.Sub(k.store.LastTimed())
 	soft, _ := k.bounds()
 	switch {

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // keeping switches checkpoints on.
@@ -35,7 +36,7 @@ func (r *rig) newest() state.Manifest {
 }
 
 // awaitConfirmed waits until the slot is acknowledged up to lsn.
-func (r *rig) awaitConfirmed(lsn state.LSN) {
+func (r *rig) awaitConfirmed(lsn id.LSN) {
 	r.t.Helper()
 	envtest.Until(r.t, patience, func() error {
 		if at := r.confirmed(); at < lsn {
@@ -273,7 +274,7 @@ func TestKeeperBounds(t *testing.T) {
 	for _, c := range []struct {
 		keepSize   int64
 		failed     error
-		soft, hard state.LSN
+		soft, hard id.LSN
 	}{
 		{-1, nil, maxHeldBack, math.MaxInt64},
 		{-1, state.ErrDiskFull, maxHeldBack, maxUncovered},

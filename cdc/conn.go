@@ -18,7 +18,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/postgres"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -195,7 +195,7 @@ type stream struct {
 }
 
 // startStream asks for everything from lsn on. It owns conn from here.
-func startStream(ctx context.Context, conn *pgconn.PgConn, cfg *Config, lsn state.LSN) (*stream, error) {
+func startStream(ctx context.Context, conn *pgconn.PgConn, cfg *Config, lsn id.LSN) (*stream, error) {
 	err := pglogrepl.StartReplication(ctx, conn, cfg.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		PluginArgs: []string{
@@ -235,7 +235,7 @@ func (s *stream) interrupt() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)
 
 // send tells the server our positions. All are set: pglogrepl takes a zero for
 // "as the write position", which would acknowledge what is in memory only.
-func (s *stream) send(received, durable state.LSN, reply bool) error {
+func (s *stream) send(received, durable id.LSN, reply bool) error {
 	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return fmt.Errorf("send status: %w", err)
 	}

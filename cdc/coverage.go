@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Coverage asks the source, once, from which states the slot goes on. For one
@@ -13,7 +14,7 @@ import (
 // The states are read by read, in the middle: a daemon that runs brings its
 // newest checkpoint forward meanwhile, which must neither be seen as behind a
 // newer slot nor as ahead of an older server.
-func Coverage(ctx context.Context, cfg Config, read func() error) (func(src state.Source, end state.LSN) string, error) {
+func Coverage(ctx context.Context, cfg Config, read func() error) (func(src state.Source, end id.LSN) string, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -34,7 +35,7 @@ func Coverage(ctx context.Context, cfg Config, read func() error) (func(src stat
 	if err != nil {
 		return nil, err
 	}
-	return func(src state.Source, end state.LSN) string {
+	return func(src state.Source, end id.LSN) string {
 		_, why := decide(src, true, end, true, cat, past, slot)
 		return why
 	}, nil

@@ -8,13 +8,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // situation is what decide judges.
 type situation struct {
 	stored          state.Source
 	complete, whole bool
-	durable         state.LSN
+	durable         id.LSN
 	cat             catalog
 	past            lineage
 	slot            slotInfo
@@ -23,7 +24,7 @@ type situation struct {
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6, Catalog: "table 6;kind r"}
-	promoted := func(s *situation, end state.LSN) {
+	promoted := func(s *situation, end id.LSN) {
 		s.past = lineage{{1, end}}
 		s.cat.source.Timeline, s.cat.source.History = 2, s.past.String()
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Below the reserve a transaction without changes is stored all the same, so that
@@ -45,8 +46,8 @@ func TestApplierOnAFullDisk(t *testing.T) {
 	if a.pos.load() != 10 || store.EndLSN() != 10 || a.inside {
 		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/A, false", a.pos.load(), store.EndLSN(), a.inside)
 	}
-	change := state.Change{Op: state.Delete, Row: state.PackRowID("1")}
-	err = a.apply(t.Context(), &group{batch: state.Batch{End: 20, Changes: []state.Change{change}}, observed: 20})
+	change := id.Change{Op: id.Delete, Row: id.PackRow("1")}
+	err = a.apply(t.Context(), &group{batch: state.Batch{End: 20, Changes: []id.Change{change}}, observed: 20})
 	if !errors.Is(err, waited) || a.pos.load() != 10 || a.inside {
 		t.Errorf("a change: %v, observed %s, gate held %v; want it to wait at 0/A with the gate open", err, a.pos.load(), a.inside)
 	}

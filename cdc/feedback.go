@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -31,7 +31,7 @@ type feedback struct {
 
 // newFeedback starts at what is on disk: the first message must not tell zero,
 // and nothing newer has been synced yet.
-func newFeedback(out *stream, durable state.LSN) *feedback {
+func newFeedback(out *stream, durable id.LSN) *feedback {
 	f := &feedback{out: out, wake: make(chan struct{}, 1)}
 	f.durable.Store(uint64(durable))
 	return f
@@ -78,7 +78,7 @@ func (f *feedback) run(ctx context.Context, every time.Duration) error {
 
 // send tells the positions as they are now; ask wants a keepalive back.
 func (f *feedback) send(ask bool) error {
-	return f.out.send(state.LSN(f.received.Load()), state.LSN(f.durable.Load()), ask)
+	return f.out.send(id.LSN(f.received.Load()), id.LSN(f.durable.Load()), ask)
 }
 
 // requestReply makes the server tell how far it has sent, at once.
@@ -88,7 +88,7 @@ func (f *feedback) requestReply() {
 }
 
 // synced takes note of a position that is on disk and lets the server know.
-func (f *feedback) synced(lsn state.LSN) {
+func (f *feedback) synced(lsn id.LSN) {
 	if uint64(lsn) > f.durable.Load() {
 		f.durable.Store(uint64(lsn))
 		poke(f.wake)

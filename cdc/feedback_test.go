@@ -8,6 +8,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 func TestStatusEvery(t *testing.T) {
@@ -22,10 +23,10 @@ func TestStatusEvery(t *testing.T) {
 	}
 }
 
-func piecesOf(changes int, end state.LSN, cut bool) pgoutput.Piece {
+func piecesOf(changes int, end id.LSN, cut bool) pgoutput.Piece {
 	p := pgoutput.Piece{End: end, Partial: cut, Bytes: changes * 100}
 	for range changes {
-		p.Changes = append(p.Changes, state.Change{Op: state.Insert, Row: "x"})
+		p.Changes = append(p.Changes, id.Change{Op: id.Insert, Row: "x"})
 	}
 	return p
 }

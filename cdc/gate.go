@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -39,11 +40,11 @@ func (g gate) leave() { <-g }
 
 // standing is how far the local state is: everything that committed up to it is
 // visible, whether the stream or a keepalive told. It only grows within a session.
-func (m *Mirror) standing() state.LSN { return max(m.store.EndLSN(), m.pos.load()) }
+func (m *Mirror) standing() id.LSN { return max(m.store.EndLSN(), m.pos.load()) }
 
 // held is the stream standing between two transactions, for a limited time.
 type held struct {
-	at    state.LSN // where it stands
+	at    id.LSN // where it stands
 	gate  gate
 	timer *time.Timer
 }
@@ -77,7 +78,7 @@ func (m *Mirror) between() bool { return !m.pos.parts.Load() && !m.store.Torn() 
 
 // still runs do while the stream stands between two transactions, however long
 // it takes.
-func (m *Mirror) still(ctx context.Context, do func(at state.LSN) error) error {
+func (m *Mirror) still(ctx context.Context, do func(at id.LSN) error) error {
 	for {
 		if !m.gate.enter(ctx) {
 			return ctx.Err()

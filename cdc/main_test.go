@@ -15,6 +15,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // TestMain lets more tests run at once than there are cores: most of them wait
@@ -221,13 +222,13 @@ func (r *rig) clients(restaurant string) []string {
 		r.t.Fatal(err)
 	}
 	defer func() { _ = scan.Close() }()
-	packed, err := state.PackID(restaurant)
+	packed, err := id.Pack(restaurant)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	var list state.IDList
+	var list id.List
 	var clients []string
-	var after state.ID
+	var after id.ID
 	for done := false; !done; {
 		list.Reset()
 		after, done, err = scan.Undelivered(&list, "", packed, after, 1000)
@@ -270,14 +271,14 @@ func (r *rig) same(restaurants ...string) {
 }
 
 // confirmed is the slot's acknowledged position.
-func (r *rig) confirmed() state.LSN {
+func (r *rig) confirmed() id.LSN {
 	r.t.Helper()
 	var text string
 	err := r.Pool.QueryRow(r.t.Context(), `SELECT coalesce(confirmed_flush_lsn, '0/0')::text FROM pg_replication_slots WHERE slot_name = $1`, r.cfg.Slot).Scan(&text)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	lsn, err := state.ParseLSN(text)
+	lsn, err := id.ParseLSN(text)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -285,13 +286,13 @@ func (r *rig) confirmed() state.LSN {
 }
 
 // lsn reads one of the server's positions.
-func (r *rig) lsn(function string) state.LSN {
+func (r *rig) lsn(function string) id.LSN {
 	r.t.Helper()
 	var text string
 	if err := r.Pool.QueryRow(r.t.Context(), "SELECT "+function+"()::text").Scan(&text); err != nil {
 		r.t.Fatal(err)
 	}
-	lsn, err := state.ParseLSN(text)
+	lsn, err := id.ParseLSN(text)
 	if err != nil {
 		r.t.Fatal(err)
 	}

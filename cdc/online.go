@@ -9,6 +9,7 @@ import (
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 // Rebuilt is what a rebuild has done.
 type Rebuilt struct {
 	Subscriptions int64
-	At            state.LSN // where the new rows took over
+	At            id.LSN // where the new rows took over
 }
 
 // RebuildOnline replaces the rows by those of a new snapshot, while Run goes on
@@ -101,7 +102,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Gen
 }
 
 // takeOver brings g to where the store is, and lets it take over there.
-func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at state.LSN, err error) {
+func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at id.LSN, err error) {
 	// From here on the store is behind the snapshot, whatever it was before.
 	if err := m.catchUp(ctx); err != nil {
 		return 0, err
@@ -131,7 +132,7 @@ var errHeldTooLong = errors.New("the stream would have had to wait too long")
 
 // flip holds the stream, brings the new rows to where it stands and lets them
 // take over. What the side stream sends after that position is not looked at.
-func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (state.LSN, error) {
+func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (id.LSN, error) {
 	h, err := m.hold(ctx, maxHold)
 	if err != nil {
 		return 0, err
@@ -174,7 +175,7 @@ type follower struct {
 }
 
 // follow applies all that ended up to target.
-func (f *follower) follow(s *side, target state.LSN) error {
+func (f *follower) follow(s *side, target id.LSN) error {
 	if err := s.follow(target, f.take); err != nil {
 		return err
 	}

@@ -3,7 +3,7 @@ package cdc
 import (
 	"unsafe"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // maxOverlay bounds the memory of an overlay: beyond it, a verification starts
@@ -14,40 +14,40 @@ const maxOverlay = 64 << 20
 // position. It goes over the rows of the snapshot: together they are the table
 // as of that position.
 type overlay struct {
-	rows map[state.RowID]overlaid
+	rows map[id.RowID]overlaid
 	// unknown are the rows of which it cannot be told: Postgres did not send a
 	// value that was left alone. They are not compared.
-	unknown   map[state.RowID]struct{}
+	unknown   map[id.RowID]struct{}
 	bytes     int
 	truncated bool
 }
 
 // overlaid is one row; gone if it was deleted.
 type overlaid struct {
-	restaurant, client state.ID
+	restaurant, client id.ID
 	gone               bool
 }
 
 func newOverlay() *overlay {
-	return &overlay{rows: map[state.RowID]overlaid{}, unknown: map[state.RowID]struct{}{}}
+	return &overlay{rows: map[id.RowID]overlaid{}, unknown: map[id.RowID]struct{}{}}
 }
 
 // useless says that there is no point in going on with it.
 func (o *overlay) useless() bool { return o.truncated || o.bytes > maxOverlay }
 
 // add takes note of a change.
-func (o *overlay) add(c *state.Change) {
+func (o *overlay) add(c *id.Change) {
 	switch c.Op {
-	case state.Insert, state.Update:
+	case id.Insert, id.Update:
 		o.put(c)
-	case state.Delete:
+	case id.Delete:
 		o.set(c.Row, overlaid{gone: true}, true)
-	case state.Truncate:
+	case id.Truncate:
 		o.truncated = true
 	}
 }
 
-func (o *overlay) put(c *state.Change) {
+func (o *overlay) put(c *id.Change) {
 	from := c.Row
 	if c.OldRow != "" {
 		from = c.OldRow
@@ -69,7 +69,7 @@ func (o *overlay) put(c *state.Change) {
 	o.set(c.Row, row, known)
 }
 
-func (o *overlay) set(id state.RowID, row overlaid, known bool) {
+func (o *overlay) set(id id.RowID, row overlaid, known bool) {
 	if !known {
 		delete(o.rows, id)
 		o.unknown[id] = struct{}{}
@@ -88,7 +88,7 @@ type overlaySink struct {
 }
 
 // Add implements rowSink.
-func (s *overlaySink) Add(id state.RowID, restaurant, client state.ID) error {
+func (s *overlaySink) Add(id id.RowID, restaurant, client id.ID) error {
 	if _, changed := s.over.rows[id]; changed {
 		return nil
 	}

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // position is how far the local state is: everything that committed up to
@@ -23,10 +23,10 @@ type position struct {
 }
 
 // load gives the position of the moment. It only grows within a session.
-func (p *position) load() state.LSN { return state.LSN(p.observed.Load()) }
+func (p *position) load() id.LSN { return id.LSN(p.observed.Load()) }
 
 // open begins a session, at what the store holds.
-func (p *position) open(at state.LSN) {
+func (p *position) open(at id.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.observed.Store(uint64(at))
@@ -44,7 +44,7 @@ func (p *position) close() {
 }
 
 // advance is called by the applier alone.
-func (p *position) advance(to state.LSN) {
+func (p *position) advance(to id.LSN) {
 	if uint64(to) > p.observed.Load() {
 		p.observed.Store(uint64(to))
 	}
@@ -73,7 +73,7 @@ func (p *position) current() uint64 {
 
 // look tells how far the session epoch is, and a channel that closes when that
 // changes. ok is false if that session is over.
-func (p *position) look(epoch uint64) (at state.LSN, moved <-chan struct{}, ok bool) {
+func (p *position) look(epoch uint64) (at id.LSN, moved <-chan struct{}, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.live || p.epoch != epoch {

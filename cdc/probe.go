@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // probe owns the SQL connection that serves the barrier in one session.
@@ -80,18 +81,18 @@ func (p *probe) answer(ctx context.Context, unsent []*round) error {
 // The insert position covers commits with synchronous_commit = off, which are
 // visible before they are flushed, and it is always the end of a record, while
 // a flush position may lie inside of one.
-func (p *probe) target(ctx context.Context) (target, flushed state.LSN, identity string, err error) {
+func (p *probe) target(ctx context.Context) (target, flushed id.LSN, identity string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var insertText, flushText string
 	if err := p.sql.QueryRow(ctx, p.query, p.args...).Scan(&insertText, &flushText, &identity); err != nil {
 		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
-	insert, err := state.ParseLSN(insertText)
+	insert, err := id.ParseLSN(insertText)
 	if err != nil {
 		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
-	flush, err := state.ParseLSN(flushText)
+	flush, err := id.ParseLSN(flushText)
 	if err != nil {
 		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
@@ -114,7 +115,7 @@ const (
 // wholeRecord undoes a peculiarity of the insert position: at the start of a
 // page it lies behind the page's header, where no record ends, so that nothing
 // would ever reach it while the server idles (after pg_switch_wal() always).
-func wholeRecord(insert, flush state.LSN) state.LSN {
+func wholeRecord(insert, flush id.LSN) id.LSN {
 	switch {
 	case insert == flush+shortPageHeader && flush%walPage == 0,
 		insert == flush+longPageHeader && flush%minSegment == 0:

@@ -6,6 +6,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -25,7 +26,7 @@ type group struct {
 	cut   bool // a part of a cut transaction
 	// observed is a position up to which everything has been received with
 	// this group and those before it.
-	observed state.LSN
+	observed id.LSN
 	// persist asks to bring observed to the disk at once: the server wants to
 	// know, it may be shutting down and waits for us.
 	persist bool
@@ -43,7 +44,7 @@ type queue struct {
 	mu     sync.Mutex // guards all below
 	groups []group
 	bytes  int
-	free   [][]state.Change
+	free   [][]id.Change
 }
 
 // newQueue makes an empty queue, for one session: what a broken session left
@@ -94,7 +95,7 @@ func (q *queue) add(p pgoutput.Piece) {
 			return
 		}
 	}
-	var changes []state.Change
+	var changes []id.Change
 	if n := len(q.free); n > 0 {
 		changes, q.free = q.free[n-1], q.free[:n-1]
 	}
@@ -105,7 +106,7 @@ func (q *queue) add(p pgoutput.Piece) {
 }
 
 // keepalive queues a position behind everything that came before it.
-func (q *queue) keepalive(walEnd state.LSN, persist bool) {
+func (q *queue) keepalive(walEnd id.LSN, persist bool) {
 	q.mu.Lock()
 	if n := len(q.groups); n > 0 && (!q.groups[n-1].cut || q.groups[n-1].batch.End != 0) {
 		tail := &q.groups[n-1]

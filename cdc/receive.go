@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"dinnerbell/cdc/pgoutput"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // receiver owns the reading half of the stream: it decodes what comes in and
@@ -54,7 +54,7 @@ func (r *receiver) handle(ctx context.Context, data []byte) error {
 // that tells how far it has sent.
 type walMessage struct {
 	wal   []byte // nil: a keepalive
-	end   state.LSN
+	end   id.LSN
 	reply bool // it asks for an answer at once
 }
 
@@ -75,7 +75,7 @@ func parseMessage(data []byte) (walMessage, error) {
 		if err != nil {
 			return walMessage{}, fmt.Errorf("read keepalive: %w", err)
 		}
-		return walMessage{end: state.LSN(k.ServerWALEnd), reply: k.ReplyRequested}, nil
+		return walMessage{end: id.LSN(k.ServerWALEnd), reply: k.ReplyRequested}, nil
 	}
 	return walMessage{}, fmt.Errorf("read CopyData %q: %w", data[0], pgoutput.ErrMalformed)
 }
@@ -103,7 +103,7 @@ func (r *receiver) walData(ctx context.Context, msg []byte) error {
 
 // keepalive takes a position: everything that committed up to it has been sent.
 // In the middle of a transaction it tells nothing that could be used.
-func (r *receiver) keepalive(walEnd state.LSN, reply bool) {
+func (r *receiver) keepalive(walEnd id.LSN, reply bool) {
 	if !r.asm.InTransaction() && walEnd != 0 {
 		r.sawUpTo(walEnd)
 		r.queue.keepalive(walEnd, reply)
@@ -115,7 +115,7 @@ func (r *receiver) keepalive(walEnd state.LSN, reply bool) {
 
 // sawUpTo moves the write position, which tells the server what has arrived and
 // acknowledges nothing.
-func (r *receiver) sawUpTo(lsn state.LSN) {
+func (r *receiver) sawUpTo(lsn id.LSN) {
 	if uint64(lsn) > r.back.received.Load() {
 		r.back.received.Store(uint64(lsn))
 	}

@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Pauses between sessions: short at first, for a server that restarts; with
@@ -259,7 +260,7 @@ func (m *Mirror) discardSlot(ctx context.Context) {
 // decide says whether the stream goes on from where the store is, and why not, or
 // why new rows are needed all the same. whole tells that no transaction lies there
 // in parts; past are the timelines before the server's present one.
-func decide(stored state.Source, complete bool, durable state.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) (verdict, string) {
+func decide(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) (verdict, string) {
 	if why := decideStream(stored, complete, durable, whole, cat, past, slot); why != "" {
 		return verdictAnew, why
 	}
@@ -269,7 +270,7 @@ func decide(stored state.Source, complete bool, durable state.LSN, whole bool, c
 
 // decideStream says why the stream does not go on from where the store is; "" if
 // it does.
-func decideStream(stored state.Source, complete bool, durable state.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) string {
+func decideStream(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) string {
 	now := cat.source
 	switch {
 	case !complete:

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // watchEvery is how often the slot and the catalogs are looked at.
@@ -86,7 +87,7 @@ func (m *Mirror) snapshot(ctx context.Context, sql *pgx.Conn, reason string) err
 }
 
 // follow notes the timeline of a server that was promoted.
-func (m *Mirror) follow(stored, now state.Source, durable state.LSN) error {
+func (m *Mirror) follow(stored, now state.Source, durable id.LSN) error {
 	if stored.Timeline == now.Timeline {
 		return nil
 	}
@@ -118,7 +119,7 @@ func (m *Mirror) checkStart(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 }
 
 // stream follows the slot, which is acknowledged up to confirmed, from durable on.
-func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable state.LSN) (caughtUp bool, err error) {
+func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable id.LSN) (caughtUp bool, err error) {
 	asker, err := m.dialProbe(ctx, cat)
 	if err != nil {
 		return false, err
@@ -163,7 +164,7 @@ type live struct {
 	out   *stream   // reading owned by the receiver, writing by feedback
 	cat   *catalog  // as of the session's start
 	// confirmed is what was acknowledged before, durable where the stream begins.
-	confirmed, durable state.LSN
+	confirmed, durable id.LSN
 	every              time.Duration // between two status messages
 }
 
@@ -231,7 +232,7 @@ func (m *Mirror) watch(ctx context.Context, l *live) error {
 }
 
 // awaitCaughtUp waits until the local state is where the server was.
-func (m *Mirror) awaitCaughtUp(ctx context.Context, end state.LSN) error {
+func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 	epoch := m.pos.current()
 	for {
 		at, moved, ok := m.pos.look(epoch)

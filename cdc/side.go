@@ -15,6 +15,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -37,7 +38,7 @@ type side struct {
 	m     *Mirror
 	name  string // of the slot
 	cat   *catalog
-	start state.LSN
+	start id.LSN
 	// snapshot shows the table as of start, until close.
 	snapshot string
 	sql      *pgx.Conn      // holds the snapshot
@@ -47,7 +48,7 @@ type side struct {
 	out   *stream
 	back  *feedback
 	asm   *pgoutput.Assembler
-	at    state.LSN // everything that ended up to it was handed out
+	at    id.LSN // everything that ended up to it was handed out
 	beats sync.WaitGroup
 	stop  context.CancelCauseFunc // ends the beats
 	ctx   context.Context         // they end with
@@ -118,7 +119,7 @@ func (s *side) createSlot(ctx context.Context, w *work) error {
 		if err != nil {
 			return newSlot{}, fmt.Errorf("make temporary slot: %w", err)
 		}
-		start, err := state.ParseLSN(r.ConsistentPoint)
+		start, err := id.ParseLSN(r.ConsistentPoint)
 		return newSlot{start: start, snapshot: r.SnapshotName}, err
 	})
 	if err != nil {
@@ -172,7 +173,7 @@ func (s *side) stream(ctx context.Context) error {
 
 // follow hands everything to take that ended up to target and was not handed out
 // before: whole transactions, or parts of one. What ended later stays unread.
-func (s *side) follow(target state.LSN, take func(p *pgoutput.Piece) error) error {
+func (s *side) follow(target id.LSN, take func(p *pgoutput.Piece) error) error {
 	for s.at < target {
 		if s.asm.InTransaction() && s.asm.CommitLSN >= target {
 			return nil // transactions come in the order of their commits
@@ -219,7 +220,7 @@ func (s *side) handle(data []byte, take func(p *pgoutput.Piece) error) error {
 
 // reached moves the position. The server may forget what lies before it: a side
 // stream does not come again.
-func (s *side) reached(lsn state.LSN) {
+func (s *side) reached(lsn id.LSN) {
 	if lsn > s.at {
 		s.at = lsn
 		s.back.received.Store(uint64(lsn))

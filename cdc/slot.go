@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -25,13 +25,13 @@ const (
 // https://www.postgresql.org/docs/current/view-pg-replication-slots.html
 type slotInfo struct {
 	exists      bool
-	pid         int32     // who uses it, 0: nobody
-	confirmed   state.LSN // everything before it is gone for us
-	restart     state.LSN // 0: no WAL is kept
-	walStatus   string    // reserved, extended, unreserved, lost
-	safeWALSize int64     // bytes until it may be lost; -1: no limit
-	keepSize    int64     // max_slot_wal_keep_size in bytes; -1: no limit
-	invalid     string    // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
+	pid         int32  // who uses it, 0: nobody
+	confirmed   id.LSN // everything before it is gone for us
+	restart     id.LSN // 0: no WAL is kept
+	walStatus   string // reserved, extended, unreserved, lost
+	safeWALSize int64  // bytes until it may be lost; -1: no limit
+	keepSize    int64  // max_slot_wal_keep_size in bytes; -1: no limit
+	invalid     string // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
 }
 
 // why says what happened to a slot that is lost.
@@ -77,10 +77,10 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 		return s, halt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", c.Slot, plugin)
 	}
 	s.exists = true
-	if s.confirmed, err = state.ParseLSN(confirmed); err != nil {
+	if s.confirmed, err = id.ParseLSN(confirmed); err != nil {
 		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
 	}
-	if s.restart, err = state.ParseLSN(restart); err != nil {
+	if s.restart, err = id.ParseLSN(restart); err != nil {
 		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
 	}
 	return s, nil
@@ -186,7 +186,7 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 
 // newSlot is a slot and the snapshot that shows the database as of its start.
 type newSlot struct {
-	start    state.LSN
+	start    id.LSN
 	snapshot string // valid until the next command on the connection
 }
 
@@ -205,7 +205,7 @@ func (c *Config) createSlot(ctx context.Context, conn *pgconn.PgConn, version in
 	if err != nil {
 		return newSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
 	}
-	start, err := state.ParseLSN(r.ConsistentPoint)
+	start, err := id.ParseLSN(r.ConsistentPoint)
 	if err != nil {
 		return newSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
 	}

@@ -3,7 +3,7 @@ package cdc
 import (
 	"cmp"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // heldBackWarn is how much WAL a slot may make the server keep before it is
@@ -19,7 +19,7 @@ const (
 
 // sawSlot takes over what pg_replication_slots says, and warns when it gets
 // dangerous: once each time, so that a log is not filled.
-func (m *Mirror) sawSlot(slot slotInfo, walEnd state.LSN) {
+func (m *Mirror) sawSlot(slot slotInfo, walEnd id.LSN) {
 	held := int64(0)
 	if slot.restart != 0 && walEnd > slot.restart {
 		held = int64(walEnd - slot.restart)

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // State is what a mirror is doing.
@@ -25,8 +25,8 @@ const (
 // Status is a mirror's condition at one moment.
 type Status struct {
 	State         State         `json:"state"`
-	AppliedLSN    state.LSN     `json:"-"`         // visible here
-	DurableLSN    state.LSN     `json:"-"`         // on disk here, and acknowledged
+	AppliedLSN    id.LSN        `json:"-"`         // visible here
+	DurableLSN    id.LSN        `json:"-"`         // on disk here, and acknowledged
 	LagBytes      int64         `json:"lag_bytes"` // WAL that was not looked at yet, when the server was last asked
 	SlotWALStatus string        `json:"slot_wal_status"`
 	SafeWALSize   int64         `json:"safe_wal_size"`   // bytes until the slot may be lost; -1: no limit
@@ -150,7 +150,7 @@ func (m *Mirror) Status() Status {
 		Work:          m.works.current(),
 		Checkpoint:    s.checkpoint.load(),
 	}
-	if server := state.LSN(s.server.Load()); server > st.AppliedLSN {
+	if server := id.LSN(s.server.Load()); server > st.AppliedLSN {
 		st.LagBytes = int64(server - st.AppliedLSN)
 	}
 	s.mu.Lock()

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"time"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // stuck notes that the walsender fails at one position again and again.
@@ -15,7 +15,7 @@ import (
 // now: a publication that had another name for a moment, a row filter that divided
 // by zero. No statement mends WAL, so that only a new slot and a snapshot lead past it.
 type stuck struct {
-	at    state.LSN
+	at    id.LSN
 	since time.Time
 	code  string
 }
@@ -23,7 +23,7 @@ type stuck struct {
 // on takes the end of a session at a position, and says why the stream has to be
 // given up; "" if another try may get past. Only an unknown publication needs no
 // further try: whether it exists now is seen by the next session.
-func (s *stuck) on(err error, at state.LSN, patience time.Duration) string {
+func (s *stuck) on(err error, at id.LSN, patience time.Duration) string {
 	send, ok := errors.AsType[*sendError](err)
 	if !ok {
 		return ""

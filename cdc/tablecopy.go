@@ -14,6 +14,7 @@ import (
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -35,7 +36,7 @@ const (
 // rowSink takes the rows of a copied table, in any order; one call at a time. It
 // does not keep the ids. A [state.Loader] is one.
 type rowSink interface {
-	Add(row state.RowID, restaurant, client state.ID) error
+	Add(row id.RowID, restaurant, client id.ID) error
 }
 
 // copied is what a copy of the table was of.
@@ -252,16 +253,16 @@ func (c *tableCopy) work(ctx context.Context, sql *pgx.Conn, parts <-chan copyPa
 // copyWriter collects one connection's rows for the sink.
 type copyWriter struct {
 	to   *tableCopy
-	pack state.Packer // has the ids of the rows
+	pack id.Packer // has the ids of the rows
 	rows []copiedRow
 }
 
 type copiedRow struct {
-	row                state.RowID
-	restaurant, client state.ID
+	row                id.RowID
+	restaurant, client id.ID
 }
 
-func (w *copyWriter) add(row state.RowID, restaurant, client state.ID) error {
+func (w *copyWriter) add(row id.RowID, restaurant, client id.ID) error {
 	w.rows = append(w.rows, copiedRow{row, restaurant, client})
 	if len(w.rows) < copyBatch {
 		return nil

@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // A promotion begins a new timeline: the log is the same up to the point where
@@ -31,7 +32,7 @@ import (
 // branch is a timeline that history left at end.
 type branch struct {
 	timeline int64
-	end      state.LSN
+	end      id.LSN
 }
 
 // lineage are the timelines before the present one, oldest first.
@@ -50,7 +51,7 @@ func parseLineage(content string) (lineage, error) {
 			return nil, fmt.Errorf("read timeline history %q: %w", line, pgoutput.ErrMalformed)
 		}
 		var err error
-		if b.end, err = state.ParseLSN(fields[1]); err != nil {
+		if b.end, err = id.ParseLSN(fields[1]); err != nil {
 			return nil, fmt.Errorf("read timeline history: %w", err)
 		}
 		l = append(l, b)
@@ -69,7 +70,7 @@ func (l lineage) String() string {
 
 // through finds where history left the timeline that a source is on; ok is
 // false if it never was on it.
-func (l lineage) through(src state.Source) (end state.LSN, ok bool) {
+func (l lineage) through(src state.Source) (end id.LSN, ok bool) {
 	for i, at := range l {
 		if at.timeline == src.Timeline {
 			return at.end, l[:i].String() == src.History
@@ -80,7 +81,7 @@ func (l lineage) through(src state.Source) (end state.LSN, ok bool) {
 
 // ancestry says why the local state, at durable, is not that of the server now,
 // "" if it is; whole tells that no transaction lies there in parts.
-func (l lineage) ancestry(stored, now state.Source, durable state.LSN, whole bool) string {
+func (l lineage) ancestry(stored, now state.Source, durable id.LSN, whole bool) string {
 	if stored.Timeline == now.Timeline && stored.History == now.History {
 		return ""
 	}

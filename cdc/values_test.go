@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Every replica identity with which Postgres publishes deletes, with client ids
@@ -54,12 +55,12 @@ func TestIDsLongerThanTheLimit(t *testing.T) {
 	add := func(length int) {
 		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES (repeat('x', $1::int), 'r')`, length)
 	}
-	add(state.MaxIDBytes)
-	add(state.MaxIDBytes + 1)
+	add(id.MaxBytes)
+	add(id.MaxBytes + 1)
 	r.setup().start()
 	r.barrier()
-	add(state.MaxIDBytes)
-	add(state.MaxIDBytes + 1)
+	add(id.MaxBytes)
+	add(id.MaxBytes + 1)
 	r.barrier()
 	if st := r.m.Status(); st.BadIDs != 2 || st.Subscriptions != 2 || len(r.clients("r")) != 1 {
 		t.Errorf("status is %+v with %d clients, want 2 bad ids and 2 subscriptions of one client", st, len(r.clients("r")))
@@ -74,7 +75,7 @@ func TestUnchangedValueOfAMissingRow(t *testing.T) {
 	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id SET STORAGE EXTERNAL, ADD note text`)
 	r.setup()
 	r.hooks.beforeApply = func(b *state.Batch) { // loses every row that is inserted
-		b.Changes = slices.DeleteFunc(b.Changes, func(c state.Change) bool { return c.Op == state.Insert })
+		b.Changes = slices.DeleteFunc(b.Changes, func(c id.Change) bool { return c.Op == id.Insert })
 	}
 	r.start()
 	r.barrier()

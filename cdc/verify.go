@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -28,8 +29,8 @@ const (
 
 // Verified is what a verification has found.
 type Verified struct {
-	At   state.LSN // the position at which both were compared
-	Rows int64     // in the table, at that position
+	At   id.LSN // the position at which both were compared
+	Rows int64  // in the table, at that position
 	// Differences is how many rows are not stored as the table has them, as far
 	// as they were looked at one by one.
 	Differences int64
@@ -115,7 +116,7 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 	if err := v.m.catchUp(ctx); err != nil {
 		return err
 	}
-	err = v.m.still(ctx, func(at state.LSN) (err error) {
+	err = v.m.still(ctx, func(at id.LSN) (err error) {
 		v.done.At = at
 		v.frozen, err = v.m.store.Freeze()
 		return err
@@ -203,7 +204,7 @@ func (v *verification) read(ctx context.Context, sink rowSink, parts []int) erro
 }
 
 // partsSQL is the condition that a row lies in one of the parts, see
-// [state.RowID.Part]; "" where the key is no integer. It spares sending the
+// [state.PartOf]; "" where the key is no integer. It spares sending the
 // rest, not reading it.
 func partsSQL(columns []column, parts []int) string {
 	name := pgx.Identifier{columns[pgoutput.KeyColumn].name}.Sanitize()
@@ -275,7 +276,7 @@ func (v *verification) round(ctx context.Context, parts []int) error {
 
 // mend brings rows to what the table has, between two transactions.
 func (v *verification) mend(ctx context.Context, differences []state.Difference) error {
-	return v.m.still(ctx, func(state.LSN) error {
+	return v.m.still(ctx, func(id.LSN) error {
 		n, err := v.frozen.Mend(differences)
 		if err != nil {
 			return err

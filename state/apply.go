@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // Apply makes a batch visible to readers, as one write. It is durable only
@@ -67,7 +69,7 @@ func (s *Store) Rewind() {
 
 // commit writes the collected changes and the position, and shows them to
 // readers if end is one.
-func (s *Store) commit(end LSN) error {
+func (s *Store) commit(end id.LSN) error {
 	next := s.written
 	next.torn = end == 0
 	if end != 0 {
@@ -119,7 +121,7 @@ func (s *Store) show(r record) error {
 
 // Sync makes everything durable that was applied before the call, and returns
 // the end LSN that is durable then. It does nothing when nothing is new.
-func (s *Store) Sync() (LSN, error) {
+func (s *Store) Sync() (id.LSN, error) {
 	done, err := s.use()
 	if err != nil {
 		return 0, err
@@ -148,13 +150,13 @@ type changeset struct {
 	on        ground
 	truncated bool
 	effects   []effect
-	at        map[RowID]int // index into effects
-	key       []byte        // scratch
-	value     []byte        // scratch
+	at        map[id.RowID]int // index into effects
+	key       []byte           // scratch
+	value     []byte           // scratch
 }
 
 type effect struct {
-	id       RowID
+	id       id.RowID
 	old, new row
 }
 
@@ -166,7 +168,7 @@ type ground struct {
 }
 
 // collect replaces the set by the effects of changes.
-func (c *changeset) collect(on ground, changes []Change) error {
+func (c *changeset) collect(on ground, changes []id.Change) error {
 	c.reset()
 	c.on, c.truncated = on, false
 	for i := range changes {
@@ -182,7 +184,7 @@ func (c *changeset) collect(on ground, changes []Change) error {
 func (c *changeset) reset() {
 	const keep = 1 << 14
 	if c.at == nil || len(c.effects) > keep {
-		c.effects, c.at = nil, make(map[RowID]int)
+		c.effects, c.at = nil, make(map[id.RowID]int)
 		return
 	}
 	clear(c.effects)
@@ -190,8 +192,8 @@ func (c *changeset) reset() {
 	clear(c.at)
 }
 
-func (c *changeset) add(ch *Change) error {
-	if ch.Op == Truncate {
+func (c *changeset) add(ch *id.Change) error {
+	if ch.Op == id.Truncate {
 		c.reset()
 		c.truncated = true
 		return nil
@@ -200,18 +202,18 @@ func (c *changeset) add(ch *Change) error {
 		return errors.New("change without a row id")
 	}
 	switch ch.Op {
-	case Insert:
+	case id.Insert:
 		return c.put(ch.Row, row{ch.Restaurant, ch.Client, true})
-	case Update:
+	case id.Update:
 		return c.update(ch)
-	case Delete:
+	case id.Delete:
 		return c.put(ch.Row, row{})
 	default: // a Truncate does not come here
 		return fmt.Errorf("unknown operation %s", ch.Op)
 	}
 }
 
-func (c *changeset) update(ch *Change) error {
+func (c *changeset) update(ch *id.Change) error {
 	moved := ch.OldRow != "" && ch.OldRow != ch.Row
 	next := row{ch.Restaurant, ch.Client, true}
 	if ch.KeepRestaurant || ch.KeepClient {
@@ -242,7 +244,7 @@ func (c *changeset) update(ch *Change) error {
 // away till then. But if it changes its key, the row that stands under the old
 // key may be another one that the transaction moved there: what was there
 // before is lost, and only a rebuild gives it back.
-func keep(ch *Change, old row, moved, repeat bool) (row, error) {
+func keep(ch *id.Change, old row, moved, repeat bool) (row, error) {
 	switch {
 	case repeat && moved:
 		return row{}, ErrTorn
@@ -261,7 +263,7 @@ func keep(ch *Change, old row, moved, repeat bool) (row, error) {
 	return next, nil
 }
 
-func (c *changeset) put(id RowID, to row) error {
+func (c *changeset) put(id id.RowID, to row) error {
 	i, err := c.find(id)
 	if err != nil {
 		return err
@@ -272,7 +274,7 @@ func (c *changeset) put(id RowID, to row) error {
 
 // find returns the index of a row's effect; for a row that is new to the set
 // it reads what is stored.
-func (c *changeset) find(id RowID) (int, error) {
+func (c *changeset) find(id id.RowID) (int, error) {
 	if i, ok := c.at[id]; ok {
 		return i, nil
 	}

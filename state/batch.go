@@ -1,13 +1,17 @@
 package state
 
+import (
+	"dinnerbell/state/id"
+)
+
 // Batch is any number of whole source transactions, or one part of a
 // transaction that is too large to be held at once.
 type Batch struct {
-	Changes []Change
+	Changes []id.Change
 	// End is the end LSN of the last whole transaction in the batch. There may
 	// be no changes: then it is a position the server told in a keepalive.
 	// Zero: a part; the transaction goes on in the next batch.
-	End LSN
+	End id.LSN
 }
 
 // Source says which table of which server the state mirrors, through what. A

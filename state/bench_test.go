@@ -6,10 +6,12 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"dinnerbell/state/id"
 )
 
 // load fills a fresh generation with rows subscriptions spread over restaurants.
-func load(t testing.TB, s *Store, rows int, restaurants []ID, end LSN) {
+func load(t testing.TB, s *Store, rows int, restaurants []id.ID, end id.LSN) {
 	t.Helper()
 	l, err := s.NewGeneration()
 	if err != nil {
@@ -34,19 +36,19 @@ func BenchmarkUndelivered(b *testing.B) {
 	load(b, s, 1_000_000, restaurants, 1)
 	campaign := ids(1, 2)[0]
 	markEvery(b, s, campaign, restaurants[0], 3)
-	for name, c := range map[string]ID{"fresh": "", "third-delivered": campaign} {
+	for name, c := range map[string]id.ID{"fresh": "", "third-delivered": campaign} {
 		b.Run(name, func(b *testing.B) { benchUndelivered(b, s, c, restaurants[0]) })
 	}
 }
 
-func markEvery(b *testing.B, s *Store, campaign, restaurant ID, every int) {
+func markEvery(b *testing.B, s *Store, campaign, restaurant id.ID, every int) {
 	b.Helper()
 	scan, err := s.NewScan()
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer scan.Close()
-	var all, some IDList
+	var all, some id.List
 	if _, _, err := scan.Undelivered(&all, "", restaurant, "", 1<<20); err != nil {
 		b.Fatal(err)
 	}
@@ -58,8 +60,8 @@ func markEvery(b *testing.B, s *Store, campaign, restaurant ID, every int) {
 	}
 }
 
-func benchUndelivered(b *testing.B, s *Store, campaign, restaurant ID) { //nolint:thelper // the benchmark itself: a failure must name its line here
-	var list IDList
+func benchUndelivered(b *testing.B, s *Store, campaign, restaurant id.ID) { //nolint:thelper // the benchmark itself: a failure must name its line here
+	var list id.List
 	scan, err := s.NewScan()
 	if err != nil {
 		b.Fatal(err)
@@ -67,7 +69,7 @@ func benchUndelivered(b *testing.B, s *Store, campaign, restaurant ID) { //nolin
 	defer scan.Close()
 	b.ReportAllocs()
 	b.ResetTimer()
-	var after ID
+	var after id.ID
 	var done bool
 	for n := 0; n < b.N; n += list.Len() {
 		list.Reset()
@@ -87,19 +89,19 @@ func BenchmarkApply(b *testing.B) {
 	restaurants := ids(2000, 1)
 	load(b, s, 500_000, restaurants, 1)
 	r := rand.New(rand.NewPCG(3, 3))
-	ops := map[string]func(i int) Change{
-		"insert": func(i int) Change {
-			return Change{Op: Insert, Row: rowN(1_000_000 + i), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
+	ops := map[string]func(i int) id.Change{
+		"insert": func(i int) id.Change {
+			return id.Change{Op: id.Insert, Row: rowN(1_000_000 + i), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
 		},
-		"update": func(int) Change {
-			return Change{Op: Update, Row: rowN(1 + r.IntN(500_000)), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
+		"update": func(int) id.Change {
+			return id.Change{Op: id.Update, Row: rowN(1 + r.IntN(500_000)), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
 		},
 	}
-	end := LSN(1)
+	end := id.LSN(1)
 	for _, name := range []string{"insert", "update"} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
-			batch := Batch{Changes: make([]Change, 0, 1000)}
+			batch := Batch{Changes: make([]id.Change, 0, 1000)}
 			for i := range b.N {
 				batch.Changes = append(batch.Changes, ops[name](i))
 				if len(batch.Changes) < cap(batch.Changes) && i < b.N-1 {
@@ -124,16 +126,16 @@ func BenchmarkLoader(b *testing.B) {
 	const rows = 2_000_000
 	restaurants := ids(2000, 1)
 	slices.Sort(restaurants)
-	client := func(r *rand.Rand) ID { // cheaper than uuid
+	client := func(r *rand.Rand) id.ID { // cheaper than uuid
 		b := binary.BigEndian.AppendUint64([]byte{0x01}, r.Uint64()) // 0x01: the tag of a packed UUID
-		return ID(binary.BigEndian.AppendUint64(b, r.Uint64()))
+		return id.ID(binary.BigEndian.AppendUint64(b, r.Uint64()))
 	}
 	for _, c := range []struct {
 		name string
-		pick func(r *rand.Rand, i int) ID
+		pick func(r *rand.Rand, i int) id.ID
 	}{
-		{"scattered", func(r *rand.Rand, _ int) ID { return restaurants[r.IntN(len(restaurants))] }},
-		{"in-order", func(_ *rand.Rand, i int) ID { return restaurants[i*len(restaurants)/rows] }},
+		{"scattered", func(r *rand.Rand, _ int) id.ID { return restaurants[r.IntN(len(restaurants))] }},
+		{"in-order", func(_ *rand.Rand, i int) id.ID { return restaurants[i*len(restaurants)/rows] }},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			s := openStore(b, b.TempDir(), Options{ReserveBytes: -1})
@@ -144,14 +146,14 @@ func BenchmarkLoader(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				r, pack := rand.New(rand.NewPCG(7, 7)), Packer{}
+				r, pack := rand.New(rand.NewPCG(7, 7)), id.Packer{}
 				for i := range rows {
 					pack.Reset()
 					if err := l.Add(pack.RowNumber(int64(i)), c.pick(r, i), client(r)); err != nil {
 						b.Fatal(err)
 					}
 				}
-				if err := l.Finish(Source{Slot: "bench"}, LSN(n+1)); err != nil {
+				if err := l.Finish(Source{Slot: "bench"}, id.LSN(n+1)); err != nil {
 					b.Fatal(err)
 				}
 			}

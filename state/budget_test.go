@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"dinnerbell/internal/budget"
+	"dinnerbell/state/id"
 )
 
 // What the store allocates for each change that is applied, and for each row of
@@ -20,7 +21,7 @@ func TestAllocations(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
 	batch := Batch{End: 1}
 	for i := range rows {
-		batch.Changes = append(batch.Changes, Change{Op: Insert, Row: rowN(10 + i), Restaurant: restaurants[i%20], Client: uuid(4, r)})
+		batch.Changes = append(batch.Changes, id.Change{Op: id.Insert, Row: rowN(10 + i), Restaurant: restaurants[i%20], Client: uuid(4, r)})
 	}
 	// First, because what is applied is flushed in the background, and that
 	// allocates at whatever moment.

@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/state/id"
 )
 
 // flushPatience is how long a checkpoint waits for the memtables to be written,
@@ -199,7 +200,7 @@ func (s *Store) newest() *Manifest {
 // stands then: durably. Without that, a table that nobody writes would keep WAL
 // from being acknowledged. No checkpoint, no position. A newest checkpoint whose
 // folder was removed by hand is forgotten first.
-func (s *Store) MoveCheckpoint() (LSN, error) {
+func (s *Store) MoveCheckpoint() (id.LSN, error) {
 	done, err := s.use()
 	if err != nil {
 		return 0, err

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state/id"
 )
 
 // TestLongCheckpointOfTenMillion holds checkpoints to their budget: with ten
@@ -30,7 +31,7 @@ func TestLongCheckpointOfTenMillion(t *testing.T) {
 			t.Errorf("made in %s, want %s", took, makeIn)
 		}
 		for i, client := range ids(100_000, uint64(m.EndLSN)) {
-			apply(t, s, s.EndLSN()+1, Change{Op: Update, Row: rowN(1 + i*97), Restaurant: restaurants[i%2000], Client: client})
+			apply(t, s, s.EndLSN()+1, id.Change{Op: id.Update, Row: rowN(1 + i*97), Restaurant: restaurants[i%2000], Client: client})
 		}
 	}
 	m := checkpoint(t, s, CauseAsked)

@@ -10,11 +10,13 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // insert is one subscription.
-func insert(n int, restaurant, client ID) Change {
-	return Change{Op: Insert, Row: rowN(n), Restaurant: restaurant, Client: client}
+func insert(n int, restaurant, client id.ID) id.Change {
+	return id.Change{Op: id.Insert, Row: rowN(n), Restaurant: restaurant, Client: client}
 }
 
 func checkpoint(t testing.TB, s *Store, cause Cause) Manifest {
@@ -49,7 +51,7 @@ func TestCheckpointIsListed(t *testing.T) {
 		if err != nil || fmt.Sprint(*got) != fmt.Sprint(list[i]) || fmt.Sprint(*got) != fmt.Sprint(want) {
 			t.Errorf("manifest is %+v, %v\nlisted as %+v\nwant %+v", got, err, list[i], want)
 		}
-		if got.Writer != "v1.2.3" || got.NextOffsets[0] != 7 || got.Subscriptions != 1000+int64(i) || got.EndLSN != LSN(10+10*i) || got.Bytes() < 10_000 {
+		if got.Writer != "v1.2.3" || got.NextOffsets[0] != 7 || got.Subscriptions != 1000+int64(i) || got.EndLSN != id.LSN(10+10*i) || got.Bytes() < 10_000 {
 			t.Errorf("manifest is %+v", got)
 		}
 	}
@@ -130,18 +132,18 @@ func TestCheckpointMoves(t *testing.T) {
 	other := insert(99, restaurants[0], restaurants[1])
 	for _, step := range []struct {
 		what    string
-		end     LSN
-		changes []Change
+		end     id.LSN
+		changes []id.Change
 		sync    bool
-		want    LSN
+		want    id.LSN
 	}{
 		{"a position that is not durable", 20, nil, false, 10},
 		{"a durable one", 30, nil, true, 30},
-		{"a row", 40, []Change{other}, true, 30},
+		{"a row", 40, []id.Change{other}, true, 30},
 		{"only a position", 50, nil, true, 30},
-		{"the row goes again", 60, []Change{{Op: Delete, Row: other.Row}}, true, 60},
-		{"a row comes and goes in one batch", 70, []Change{other, {Op: Delete, Row: other.Row}}, true, 70},
-		{"a part of a transaction", 0, []Change{other}, true, 70},
+		{"the row goes again", 60, []id.Change{{Op: id.Delete, Row: other.Row}}, true, 60},
+		{"a row comes and goes in one batch", 70, []id.Change{other, {Op: id.Delete, Row: other.Row}}, true, 70},
+		{"a part of a transaction", 0, []id.Change{other}, true, 70},
 		{"its end", 80, nil, true, 70},
 	} {
 		apply(t, s, step.end, step.changes...)
@@ -230,7 +232,7 @@ func TestCrashCheckpoint(t *testing.T) {
 	load(t, s, 100, restaurants, 10)
 	type promise struct {
 		id  string
-		end LSN
+		end id.LSN
 	}
 	promised := map[int]promise{}
 	var now promise
@@ -262,7 +264,7 @@ func TestCrashCheckpoint(t *testing.T) {
 }
 
 // checkCheckpoints looks at all checkpoints that a crash left.
-func checkCheckpoints(t *testing.T, c crash, id string, end LSN) {
+func checkCheckpoints(t *testing.T, c crash, id string, end id.LSN) {
 	t.Helper()
 	openStore(t, "state", crashOptions(c.disk))
 	names, err := c.disk.List(c.disk.PathJoin("state", checkpointsName))

@@ -4,14 +4,16 @@ import (
 	"context"
 	"slices"
 	"strings"
+
+	"dinnerbell/state/id"
 )
 
 // Pair is the two ids of a row; "" is NULL.
-type Pair struct{ Restaurant, Client ID }
+type Pair struct{ Restaurant, Client id.ID }
 
 // Difference is a row that is not stored as the source has it.
 type Difference struct {
-	Row RowID
+	Row id.RowID
 	// Source is the row as the source has it, if InSource.
 	Source   Pair
 	InSource bool
@@ -90,13 +92,13 @@ func (d *Difference) extraJoins() []Pair {
 type Comparison struct {
 	f       *Frozen
 	parts   [Parts]bool
-	without map[RowID]struct{}
-	rows    map[RowID]*Difference
+	without map[id.RowID]struct{}
+	rows    map[id.RowID]*Difference
 }
 
 // Compare begins a comparison of the parts, apart from the rows in without.
-func (f *Frozen) Compare(parts []int, without map[RowID]struct{}) *Comparison {
-	c := &Comparison{f: f, without: without, rows: map[RowID]*Difference{}}
+func (f *Frozen) Compare(parts []int, without map[id.RowID]struct{}) *Comparison {
+	c := &Comparison{f: f, without: without, rows: map[id.RowID]*Difference{}}
 	for _, p := range parts {
 		c.parts[p] = true
 	}
@@ -105,15 +107,15 @@ func (f *Frozen) Compare(parts []int, without map[RowID]struct{}) *Comparison {
 
 // Add takes a row as the source has it. Those of other parts are passed over. It
 // keeps nothing of what it is given.
-func (c *Comparison) Add(rowID RowID, restaurant, client ID) error {
+func (c *Comparison) Add(rowID id.RowID, restaurant, client id.ID) error {
 	if d := c.at(rowID); d != nil {
-		d.Source, d.InSource = Pair{ID(strings.Clone(string(restaurant))), ID(strings.Clone(string(client)))}, true
+		d.Source, d.InSource = Pair{id.ID(strings.Clone(string(restaurant))), id.ID(strings.Clone(string(client)))}, true
 	}
 	return nil
 }
 
 // at is the row under id; nil if it is not compared.
-func (c *Comparison) at(rowID RowID) *Difference {
+func (c *Comparison) at(rowID id.RowID) *Difference {
 	if !c.parts[PartOf(rowID)] {
 		return nil
 	}
@@ -122,7 +124,7 @@ func (c *Comparison) at(rowID RowID) *Difference {
 	}
 	d := c.rows[rowID]
 	if d == nil {
-		d = &Difference{Row: RowID(strings.Clone(string(rowID)))}
+		d = &Difference{Row: id.RowID(strings.Clone(string(rowID)))}
 		c.rows[d.Row] = d
 	}
 	return d
@@ -136,7 +138,7 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 			return nil
 		}
 		r, err := parseRow(value)
-		if d := c.at(ViewRowID(key[genLen:])); d != nil {
+		if d := c.at(id.ViewRowID(key[genLen:])); d != nil {
 			d.Stored, d.InRows = Pair{r.restaurant, r.client}, true
 		}
 		return err
@@ -149,11 +151,11 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 		if !ok || !c.parts[PartOf(key[at:])] {
 			return nil // Tally has refused malformed keys
 		}
-		if d := c.at(ViewRowID(key[at:])); d != nil {
+		if d := c.at(id.ViewRowID(key[at:])); d != nil {
 			client := at - genLen
-			restaurant := idLen(key[genLen:])
+			restaurant := id.PackedLen(key[genLen:])
 			both := string(key[genLen:at])
-			d.Joins = append(d.Joins, Pair{ID(both[:restaurant]), ID(both[restaurant:client])})
+			d.Joins = append(d.Joins, Pair{id.ID(both[:restaurant]), id.ID(both[restaurant:client])})
 		}
 		return nil
 	})

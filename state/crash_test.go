@@ -11,19 +11,21 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"dinnerbell/state/id"
 )
 
 // history is what a store was told, and what it must hold at each position.
 type history struct {
-	batches []Batch       // in order; parts have End 0
-	at      map[LSN]model // at the end of each transaction
-	ends    []LSN
+	batches []Batch          // in order; parts have End 0
+	at      map[id.LSN]model // at the end of each transaction
+	ends    []id.LSN
 }
 
 func makeHistory(w *world, transactions int) *history {
-	h, m := &history{at: map[LSN]model{0: {}}}, model{}
+	h, m := &history{at: map[id.LSN]model{0: {}}}, model{}
 	for i := range transactions {
-		end := LSN(i+1) * 10
+		end := id.LSN(i+1) * 10
 		changes := w.transaction(m, 8, false)
 		if i%3 == 1 {
 			h.batches = append(h.batches, Batch{Changes: changes[:len(changes)/2]}, Batch{Changes: changes[len(changes)/2:]}, Batch{End: end})
@@ -41,7 +43,7 @@ func makeHistory(w *world, transactions int) *history {
 type crash struct {
 	write   int
 	disk    *vfs.MemFS
-	durable LSN
+	durable id.LSN
 	loaded  bool
 }
 
@@ -216,7 +218,7 @@ func noQuarantine(t *testing.T, c crash) {
 }
 
 // repeat applies the transactions that end after from.
-func repeat(t *testing.T, s *Store, h *history, from LSN) {
+func repeat(t *testing.T, s *Store, h *history, from id.LSN) {
 	t.Helper()
 	start := 0
 	for i, b := range h.batches {
@@ -258,7 +260,7 @@ func TestCrashLoad(t *testing.T) {
 	}
 }
 
-func checkCrashLoad(t *testing.T, c crash, second bool, restaurants []ID) int64 {
+func checkCrashLoad(t *testing.T, c crash, second bool, restaurants []id.ID) int64 {
 	t.Helper()
 	s := openStore(t, "state", crashOptions(c.disk))
 	noQuarantine(t, c)
@@ -266,7 +268,7 @@ func checkCrashLoad(t *testing.T, c crash, second bool, restaurants []ID) int64 
 	if _, ok := s.Source(); ok != (n > 0) || c.loaded && !ok {
 		t.Fatalf("crash at write %d: source known: %v, loaded before: %v, %d rows", c.write, ok, c.loaded, n)
 	}
-	if want := map[int64]LSN{0: 0, 100: 50, 300: 40}; want[n] != end || second && n == 0 {
+	if want := map[int64]id.LSN{0: 0, 100: 50, 300: 40}; want[n] != end || second && n == 0 {
 		t.Fatalf("crash at write %d: %d rows at %s", c.write, n, end)
 	}
 	total := 0

@@ -17,6 +17,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/state/id"
 )
 
 // growing is a history of a store that becomes large enough for several tables
@@ -29,14 +30,14 @@ func growing(seed uint64) (h *history, w *world, first model) {
 		m[rowN(i)] = row{w.restaurants[r.IntN(5)], uuid(1, r), true}
 	}
 	first = maps.Clone(m)
-	h = &history{at: map[LSN]model{0: {}, 5: first}}
+	h = &history{at: map[id.LSN]model{0: {}, 5: first}}
 	for i := range 60 {
-		end := LSN(i+1) * 10
-		var changes []Change
+		end := id.LSN(i+1) * 10
+		var changes []id.Change
 		for range 50 {
-			c := Change{Row: rowN(r.IntN(6000)), Restaurant: w.restaurants[r.IntN(5)], Client: uuid(1, r), Op: Insert}
+			c := id.Change{Row: rowN(r.IntN(6000)), Restaurant: w.restaurants[r.IntN(5)], Client: uuid(1, r), Op: id.Insert}
 			if _, ok := m[c.Row]; ok {
-				c.Op = []Op{Update, Delete}[r.IntN(2)]
+				c.Op = []id.Op{id.Update, id.Delete}[r.IntN(2)]
 			}
 			m.apply(c)
 			changes = append(changes, c)
@@ -294,9 +295,9 @@ func examine(s *Store, h *history, w *world) (string, error) {
 	}
 	// Point reads go through the filters: a row that they hide would leave its
 	// join key behind.
-	var all []Change
+	var all []id.Change
 	for rowID := range m {
-		all = append(all, Change{Op: Delete, Row: rowID})
+		all = append(all, id.Change{Op: id.Delete, Row: rowID})
 	}
 	if err := s.Apply(&Batch{Changes: all, End: 1 << 20}); err != nil {
 		return "", err
@@ -313,14 +314,14 @@ func examine(s *Store, h *history, w *world) (string, error) {
 }
 
 // audience lists a restaurant's clients.
-func audience(s *Store, restaurant ID) ([]string, error) {
+func audience(s *Store, restaurant id.ID) ([]string, error) {
 	scan, err := s.NewScan()
 	if err != nil {
 		return nil, err
 	}
-	var list IDList
+	var list id.List
 	var out []string
-	for after, done := ID(""), false; !done && err == nil; {
+	for after, done := id.ID(""), false; !done && err == nil; {
 		list.Reset()
 		if after, done, err = scan.Undelivered(&list, "", restaurant, after, 500); err != nil {
 			break

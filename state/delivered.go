@@ -4,12 +4,14 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // MarkDelivered remembers, under a name, that clients have got a campaign. It
 // is a cache: what a crash takes of it costs time, not a second notification,
 // so it is not synced.
-func (s *Store) MarkDelivered(name ID, clients *IDList) error {
+func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
 	done, err := s.use()
 	if err != nil {
 		return err
@@ -39,7 +41,7 @@ func (s *Store) MarkDelivered(name ID, clients *IDList) error {
 
 // ForgetDelivered drops what was marked under the names; all names if none is
 // given.
-func (s *Store) ForgetDelivered(names ...ID) error {
+func (s *Store) ForgetDelivered(names ...id.ID) error {
 	done, err := s.use()
 	if err != nil {
 		return err

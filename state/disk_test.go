@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // roomFS is a disk of which so many bytes are free.
@@ -25,19 +27,19 @@ func TestPositionOutOfTheReserve(t *testing.T) {
 	s := openStore(t, "d", Options{fs: disk, ReserveBytes: 500_000_000})
 	for i, c := range []struct {
 		free     uint64
-		changes  []Change
+		changes  []id.Change
 		refused  bool
-		position LSN
+		position id.LSN
 	}{
-		{600_000_000, []Change{{Op: Insert, Row: PackRowID("1")}}, false, 10},
+		{600_000_000, []id.Change{{Op: id.Insert, Row: id.PackRow("1")}}, false, 10},
 		{499_000_000, nil, false, 11},
-		{499_000_000, []Change{{Op: Insert, Row: PackRowID("2")}}, true, 11},
+		{499_000_000, []id.Change{{Op: id.Insert, Row: id.PackRow("2")}}, true, 11},
 		{positionBytes, nil, false, 13},
 		{positionBytes - 1, nil, true, 13},
 		{600_000_000, nil, false, 15},
 	} {
 		disk.free = c.free
-		err := s.Apply(&Batch{End: LSN(10 + i), Changes: c.changes})
+		err := s.Apply(&Batch{End: id.LSN(10 + i), Changes: c.changes})
 		if errors.Is(err, ErrDiskFull) != c.refused || err != nil && !c.refused || s.EndLSN() != c.position {
 			t.Errorf("%d: %d bytes free, %d changes: %v, position %s; want refused %v, position %s", i, c.free, len(c.changes), err, s.EndLSN(), c.refused, c.position)
 		}

@@ -8,6 +8,8 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/state/id"
 )
 
 // A fingerprint of all rows is kept in the state record: the sum, modulo 2^64,
@@ -18,7 +20,7 @@ import (
 // position then tells of rows that are not there.
 
 // fingerprint is the row's share of the sum. buf is scratch, returned for reuse.
-func (r row) fingerprint(id RowID, buf []byte) (sum uint64, _ []byte) {
+func (r row) fingerprint(id id.RowID, buf []byte) (sum uint64, _ []byte) {
 	buf = append(r.appendValue(buf[:0]), id...)
 	return xxhash.Sum64(buf), buf
 }

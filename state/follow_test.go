@@ -3,6 +3,8 @@ package state
 import (
 	"errors"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // TestFollow: the new source and all that was applied before it are on disk;
@@ -22,7 +24,7 @@ func TestFollow(t *testing.T) {
 	if err := g.over(g.flip(5, nil)); err != nil {
 		t.Fatal(err)
 	}
-	apply(t, s, 0, Change{Op: Insert, Row: rowN(1), Restaurant: packID(t, "r"), Client: packID(t, "c")})
+	apply(t, s, 0, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: packID(t, "r"), Client: packID(t, "c")})
 	if err := s.Follow(second); !errors.Is(err, ErrTorn) {
 		t.Errorf("in the middle of a transaction: %v, want ErrTorn", err)
 	}

@@ -10,6 +10,8 @@ import (
 	"hash/crc32"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // The format record, written when the store is made and never changed:
@@ -74,7 +76,7 @@ func (f format) bringUp(ctx context.Context, db *pebble.DB, found uint32) error 
 // Pebble checks its blocks itself.
 type record struct {
 	gen  uint32
-	end  LSN
+	end  id.LSN
 	rows int64
 	sum  uint64
 	torn bool
@@ -104,7 +106,7 @@ func parseRecord(b []byte) (record, error) {
 	}
 	return record{
 		gen:  binary.BigEndian.Uint32(b),
-		end:  LSN(binary.BigEndian.Uint64(b[4:])),
+		end:  id.LSN(binary.BigEndian.Uint64(b[4:])),
 		rows: int64(binary.BigEndian.Uint64(b[12:])),
 		sum:  binary.BigEndian.Uint64(b[20:]),
 		torn: b[28] == 1,

@@ -7,6 +7,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // Frozen is the rows as they stood at one whole-transaction position, to be
@@ -71,7 +73,7 @@ func (f *Frozen) Close() error {
 
 // Tally adds all rows up, apart from those in without. About a second for three
 // million rows.
-func (f *Frozen) Tally(ctx context.Context, without map[RowID]struct{}) (*Tally, error) {
+func (f *Frozen) Tally(ctx context.Context, without map[id.RowID]struct{}) (*Tally, error) {
 	t, all, err := tally(ctx, f.snap, f.r.gen, without)
 	if err != nil {
 		return nil, f.s.check(err)
@@ -93,7 +95,7 @@ type touched struct {
 
 func newTouched() *touched { return &touched{} }
 
-func (t *touched) slot(id RowID) (word, bit uint64) {
+func (t *touched) slot(id id.RowID) (word, bit uint64) {
 	h := xxhash.Sum64String(string(id)) % (64 * uint64(len(t.bits)))
 	return h / 64, 1 << (h % 64)
 }
@@ -107,7 +109,7 @@ func (t *touched) add(c *changeset) {
 	}
 }
 
-func (t *touched) has(id RowID) bool {
+func (t *touched) has(id id.RowID) bool {
 	word, bit := t.slot(id)
 	return t.all || t.bits[word]&bit != 0
 }

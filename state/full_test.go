@@ -11,6 +11,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"dinnerbell/state/id"
 )
 
 // TestFullDiskAtEveryWrite lets the disk be full from each write of a run on,
@@ -82,7 +84,7 @@ func TestFullDiskChild(t *testing.T) {
 
 // runFull applies the history until something fails. It says how that ended,
 // and what was durable by then.
-func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *history) (how string, durable LSN) {
+func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *history) (how string, durable id.LSN) {
 	t.Helper()
 	ended := make(chan string, 1)
 	var synced atomic.Uint64
@@ -98,7 +100,7 @@ func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *history) (how stri
 		s, err := Open("state", o)
 		for i := 0; err == nil && i < len(h.batches); i++ {
 			if err = s.Apply(&h.batches[i]); err == nil && i%4 == 3 {
-				var at LSN
+				var at id.LSN
 				if at, err = s.Sync(); err == nil {
 					synced.Store(uint64(at))
 				}
@@ -117,5 +119,5 @@ func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *history) (how stri
 		ended <- how
 	}()
 	how = <-ended
-	return how, LSN(synced.Load())
+	return how, id.LSN(synced.Load())
 }

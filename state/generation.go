@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // Generation is a load that stands beside the rows that are served: it is
@@ -22,7 +24,7 @@ type Generation struct {
 
 // EndLSN is the position of the load, or the end of the last transaction that
 // was applied since.
-func (g *Generation) EndLSN() LSN { return g.r.end }
+func (g *Generation) EndLSN() id.LSN { return g.r.end }
 
 // Rows is the number of subscriptions.
 func (g *Generation) Rows() int64 { return g.r.rows }
@@ -69,7 +71,7 @@ func (g *Generation) Apply(b *Batch) error {
 // to end. Flip returns [ErrNotThere], and changes nothing, if the store stands
 // elsewhere or in the middle of a transaction, and any other error when the
 // generation is over: it is dropped then.
-func (g *Generation) Flip(end LSN, over Source) error {
+func (g *Generation) Flip(end id.LSN, over Source) error {
 	if g.gone {
 		return ErrClosed
 	}
@@ -115,7 +117,7 @@ func (g *Generation) Drop() error {
 // with this write: tables were ingested, and later changes stand before it in
 // the same log. The old ones go in the same write; a crash before it leaves the
 // new ones to be removed at Open. over is nil where nothing is asked of the moment.
-func (g *Generation) flip(end LSN, over *Source) error {
+func (g *Generation) flip(end id.LSN, over *Source) error {
 	s := g.s
 	done, err := s.use()
 	if err != nil {
@@ -165,7 +167,7 @@ func (g *Generation) flip(end LSN, over *Source) error {
 
 // inPlace checks what [Generation.Flip] asks of the moment. The caller holds
 // writeMu.
-func (g *Generation) inPlace(end LSN, over *Source) error {
+func (g *Generation) inPlace(end id.LSN, over *Source) error {
 	s := g.s
 	switch v := s.current(); {
 	case !v.loaded || v.src != *over:

@@ -5,10 +5,12 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // begin loads a generation that shows m as of end, and does not serve it.
-func begin(t testing.TB, s *Store, m model, src Source, end LSN) *Generation {
+func begin(t testing.TB, s *Store, m model, src Source, end id.LSN) *Generation {
 	t.Helper()
 	l, err := s.NewGeneration()
 	if err != nil {
@@ -119,7 +121,7 @@ func TestFlipRefused(t *testing.T) {
 	if _, err := s.NewGeneration(); !errors.Is(err, ErrLoading) {
 		t.Errorf("a load beside a generation: %v, want ErrLoading", err)
 	}
-	refused := func(what string, end LSN) {
+	refused := func(what string, end id.LSN) {
 		t.Helper()
 		if err := g.Flip(end, g.src); !errors.Is(err, ErrNotThere) {
 			t.Errorf("%s: %v, want ErrNotThere", what, err)

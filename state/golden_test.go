@@ -16,6 +16,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // testdata/format-N.tar.gz is a state directory as the first program that wrote
@@ -65,7 +67,7 @@ func checkGolden(t *testing.T, archive, want string) {
 	if err := s.CheckRows(t.Context()); err != nil {
 		t.Error(err)
 	}
-	apply(t, s, s.EndLSN()+1, Change{Op: Delete, Row: PackRowID("7")})
+	apply(t, s, s.EndLSN()+1, id.Change{Op: id.Delete, Row: id.PackRow("7")})
 	list, err := ListCheckpoints(dir)
 	if err != nil || len(list) != 1 {
 		t.Fatalf("checkpoints are %+v, %v", list, err)
@@ -98,13 +100,13 @@ func describe(t *testing.T, s *Store) string {
 }
 
 // storedRows gives the rows by their keys.
-func storedRows(t *testing.T, s *Store) func(yield func(RowID, row) bool) {
+func storedRows(t *testing.T, s *Store) func(yield func(id.RowID, row) bool) {
 	t.Helper()
-	return func(yield func(RowID, row) bool) {
+	return func(yield func(id.RowID, row) bool) {
 		more := errors.New("enough")
 		err := eachKey(t.Context(), s.db, spaceRow, s.written.gen, func(key, value []byte) error {
 			r, err := parseRow(value)
-			if err == nil && !yield(RowID(key[genLen:]), r) {
+			if err == nil && !yield(id.RowID(key[genLen:]), r) {
 				err = more
 			}
 			return err
@@ -116,9 +118,9 @@ func storedRows(t *testing.T, s *Store) func(yield func(RowID, row) bool) {
 }
 
 // goldenIDs are of each shape that an id can have.
-func goldenIDs(t *testing.T) []ID {
+func goldenIDs(t *testing.T) []id.ID {
 	t.Helper()
-	var list []ID
+	var list []id.ID
 	for _, text := range []string{
 		"123e4567-e89b-12d3-a456-426614174000", "123E4567-E89B-12D3-A456-426614174000", "7", "pizza", "Zoë's", strings.Repeat("long ", 60), "a%b:c",
 	} {
@@ -152,12 +154,12 @@ func writeGolden(t *testing.T, own string) {
 		t.Fatal(err)
 	}
 	apply(t, s, 0x16B37500,
-		Change{Op: Delete, Row: rowN(3)},
-		Change{Op: Update, Row: rowN(4), Restaurant: all[0], Client: all[5]},
-		Change{Op: Insert, Row: PackRowID("composite,key"), Restaurant: all[3], Client: all[4]},
-		Change{Op: Insert, Row: PackRowID("123e4567-e89b-12d3-a456-426614174000"), Restaurant: all[3], Client: all[4]},
-		Change{Op: Insert, Row: rowN(-99), Restaurant: all[1]})
-	var list IDList
+		id.Change{Op: id.Delete, Row: rowN(3)},
+		id.Change{Op: id.Update, Row: rowN(4), Restaurant: all[0], Client: all[5]},
+		id.Change{Op: id.Insert, Row: id.PackRow("composite,key"), Restaurant: all[3], Client: all[4]},
+		id.Change{Op: id.Insert, Row: id.PackRow("123e4567-e89b-12d3-a456-426614174000"), Restaurant: all[3], Client: all[4]},
+		id.Change{Op: id.Insert, Row: rowN(-99), Restaurant: all[1]})
+	var list id.List
 	list.Append(all[2])
 	if err := s.MarkDelivered(all[3], &list); err != nil {
 		t.Fatal(err)

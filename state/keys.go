@@ -3,6 +3,8 @@ package state
 import (
 	"encoding/binary"
 	"fmt"
+
+	"dinnerbell/state/id"
 )
 
 // The keyspaces of the store. Keys compare bytewise; integers are big-endian;
@@ -55,20 +57,20 @@ func genSpan(space byte, gen uint32) (start, end []byte) {
 	return start, prefixEnd(nil, start)
 }
 
-func appendJoinPrefix(dst []byte, gen uint32, restaurant ID) []byte {
+func appendJoinPrefix(dst []byte, gen uint32, restaurant id.ID) []byte {
 	return append(appendGen(dst, spaceJoin, gen), restaurant...)
 }
 
-func appendJoinKey(dst []byte, gen uint32, restaurant, client ID, row RowID) []byte {
+func appendJoinKey(dst []byte, gen uint32, restaurant, client id.ID, row id.RowID) []byte {
 	dst = appendJoinPrefix(dst, gen, restaurant)
 	return append(append(dst, client...), row...)
 }
 
-func appendRowKey(dst []byte, gen uint32, row RowID) []byte {
+func appendRowKey(dst []byte, gen uint32, row id.RowID) []byte {
 	return append(appendGen(dst, spaceRow, gen), row...)
 }
 
-func appendDeliveredPrefix(dst []byte, campaign ID) []byte {
+func appendDeliveredPrefix(dst []byte, campaign id.ID) []byte {
 	return append(append(dst, spaceDelivered), campaign...)
 }
 
@@ -87,7 +89,7 @@ func prefixEnd(dst, prefix []byte) []byte {
 // row is what the row index stores for one source row. A row with a NULL in
 // it is stored, but it is no subscription.
 type row struct {
-	restaurant, client ID
+	restaurant, client id.ID
 	stored             bool
 }
 
@@ -100,7 +102,7 @@ func (r row) appendValue(dst []byte) []byte {
 	return appendNullable(appendNullable(dst, r.restaurant), r.client)
 }
 
-func appendNullable(dst []byte, id ID) []byte {
+func appendNullable(dst []byte, id id.ID) []byte {
 	if id == "" {
 		return append(dst, nullID)
 	}
@@ -125,22 +127,22 @@ func nullableLen(b []byte) (n int, ok bool) {
 	if len(b) > 0 && b[0] == nullID {
 		return 1, true
 	}
-	n = idLen(b)
+	n = id.PackedLen(b)
 	return n, n > 0
 }
 
-func nullable(packed string) ID {
+func nullable(packed string) id.ID {
 	if packed[0] == nullID {
 		return ""
 	}
-	return ID(packed)
+	return id.ID(packed)
 }
 
 // joinClient returns the client in a join key of which prefix is the length of
 // everything before it; nil if the key is malformed.
 func joinClient(key []byte, prefix int) []byte {
 	rest := key[prefix:]
-	n := idLen(rest)
+	n := id.PackedLen(rest)
 	if n == 0 {
 		return nil
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+
+	"dinnerbell/state/id"
 )
 
 // Loader fills a new generation of rows beside the one that is served. It has
@@ -60,7 +62,7 @@ func (s *Store) NewGeneration() (*Loader, error) {
 }
 
 // Add adds a row, in any order. "" is NULL.
-func (l *Loader) Add(id RowID, restaurant, client ID) error {
+func (l *Loader) Add(id id.RowID, restaurant, client id.ID) error {
 	switch {
 	case l.over:
 		return ErrClosed
@@ -101,7 +103,7 @@ func (l *Loader) DiskBytes() int64 {
 // was served, in one write: rows, source and position. A scan that was made
 // before keeps reading the old rows. If it fails, the old generation goes on
 // being served and the load is over.
-func (l *Loader) Finish(src Source, end LSN) error {
+func (l *Loader) Finish(src Source, end id.LSN) error {
 	g, err := l.Load(src, end)
 	if err != nil {
 		return err
@@ -112,7 +114,7 @@ func (l *Loader) Finish(src Source, end LSN) error {
 // Load makes the rows durable as a generation that is not served yet and shows
 // src as of end. The load is over, but no other can begin before the
 // generation is flipped or dropped.
-func (l *Loader) Load(src Source, end LSN) (*Generation, error) {
+func (l *Loader) Load(src Source, end id.LSN) (*Generation, error) {
 	if l.over {
 		return nil, ErrClosed
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // smallChunks makes a load spill after some hundred rows.
@@ -29,7 +31,7 @@ func TestLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		apply(t, s, 500, Change{Op: Insert, Row: rowN(1), Restaurant: w.restaurants[0], Client: w.clients[0]})
+		apply(t, s, 500, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: w.restaurants[0], Client: w.clients[0]})
 		l, err := s.NewGeneration()
 		if err != nil {
 			t.Fatal(err)
@@ -121,12 +123,12 @@ func TestLoadEndsParts(t *testing.T) {
 	s := openStore(t, t.TempDir(), testOptions())
 	r, c := ids(1, 1)[0], ids(3, 2)
 	fill(t, s, 10, r, c, 1)
-	apply(t, s, 0, Change{Op: Truncate})
-	load(t, s, 5, []ID{r}, 7)
+	apply(t, s, 0, id.Change{Op: id.Truncate})
+	load(t, s, 5, []id.ID{r}, 7)
 	if got := clients(t, s, "", r, 9); len(got) != 5 || s.EndLSN() != 7 {
 		t.Errorf("%d clients at %s, want 5 at 0/7", len(got), s.EndLSN())
 	}
-	apply(t, s, 8, Change{Op: Delete, Row: rowN(1)})
+	apply(t, s, 8, id.Change{Op: id.Delete, Row: rowN(1)})
 	if s.Subscriptions() != 4 || s.EndLSN() != 8 {
 		t.Errorf("%d rows at %s, want 4 at 0/8", s.Subscriptions(), s.EndLSN())
 	}

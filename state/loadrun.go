@@ -6,6 +6,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // chunk is a part of a load in memory: rows one after the other in an arena,
@@ -28,7 +30,7 @@ type entry struct {
 const entryBytes = 16 + 2*16
 
 // add appends a row and returns its fingerprint.
-func (c *chunk) add(id RowID, r row) (sum uint64) {
+func (c *chunk) add(id id.RowID, r row) (sum uint64) {
 	e := entry{at: uint32(len(c.arena)), sub: r.subscribed()}
 	c.arena = r.appendValue(c.arena)
 	e.id = uint32(len(c.arena))

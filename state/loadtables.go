@@ -13,6 +13,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/state/id"
 )
 
 const (
@@ -209,7 +211,7 @@ func duplicate(space byte, key []byte) error {
 	if at, ok := joinRow(key); space == spaceJoin && ok {
 		rowID = key[at:]
 	}
-	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", RowID(rowID).Text(), ErrDuplicateRow)
+	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", id.RowID(rowID).Text(), ErrDuplicateRow)
 }
 
 // next begins a table.

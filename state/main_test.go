@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"dinnerbell/state/id"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -29,9 +31,9 @@ func openStore(t testing.TB, dir string, o Options) *Store {
 	return s
 }
 
-func packID(t testing.TB, text string) ID {
+func packID(t testing.TB, text string) id.ID {
 	t.Helper()
-	packed, err := PackID(text)
+	packed, err := id.Pack(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,9 +41,9 @@ func packID(t testing.TB, text string) ID {
 }
 
 // uuid makes a UUID id out of two numbers.
-func uuid(kind uint32, r *rand.Rand) ID {
+func uuid(kind uint32, r *rand.Rand) id.ID {
 	text := fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x", r.Uint32(), r.Uint32()&0xffff, r.Uint32()&0xfff, kind&0xfff, r.Uint64()&0xffffffffffff)
-	packed, err := PackID(text)
+	packed, err := id.Pack(text)
 	if err != nil {
 		panic(err) //nolint:forbidigo // the line above makes nothing else than UUIDs
 	}
@@ -49,18 +51,18 @@ func uuid(kind uint32, r *rand.Rand) ID {
 }
 
 // ids makes n different UUID ids, the same for the same seed.
-func ids(n int, seed uint64) []ID {
+func ids(n int, seed uint64) []id.ID {
 	r := rand.New(rand.NewPCG(seed, 1))
-	list := make([]ID, n)
+	list := make([]id.ID, n)
 	for i := range list {
 		list[i] = uuid(uint32(seed), r)
 	}
 	return list
 }
 
-func rowN(n int) RowID { return PackRowID(fmt.Sprint(n)) }
+func rowN(n int) id.RowID { return id.PackRow(fmt.Sprint(n)) }
 
-func apply(t testing.TB, s *Store, end LSN, changes ...Change) {
+func apply(t testing.TB, s *Store, end id.LSN, changes ...id.Change) {
 	t.Helper()
 	if err := s.Apply(&Batch{Changes: changes, End: end}); err != nil {
 		t.Fatal(err)
@@ -68,7 +70,7 @@ func apply(t testing.TB, s *Store, end LSN, changes ...Change) {
 }
 
 // clients lists all clients of a restaurant as the join sees them, in steps.
-func clients(t testing.TB, s *Store, campaign, restaurant ID, step int) []string {
+func clients(t testing.TB, s *Store, campaign, restaurant id.ID, step int) []string {
 	t.Helper()
 	scan, err := s.NewScan()
 	if err != nil {
@@ -82,11 +84,11 @@ func clients(t testing.TB, s *Store, campaign, restaurant ID, step int) []string
 	return scanClients(t, scan, campaign, restaurant, step)
 }
 
-func scanClients(t testing.TB, scan *Scan, campaign, restaurant ID, step int) []string {
+func scanClients(t testing.TB, scan *Scan, campaign, restaurant id.ID, step int) []string {
 	t.Helper()
 	var out []string
-	var list IDList
-	for after, done := ID(""), false; !done; {
+	var list id.List
+	for after, done := id.ID(""), false; !done; {
 		list.Reset()
 		var err error
 		if after, done, err = scan.Undelivered(&list, campaign, restaurant, after, step); err != nil {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // The folder of checkpoints, in the state directory:
@@ -56,7 +58,7 @@ type Manifest struct {
 	// Source and EndLSN say what the rows show, and as of where. EndLSN moves on
 	// while nothing changes the rows.
 	Source Source `json:"source"`
-	EndLSN LSN    `json:"end_lsn"`
+	EndLSN id.LSN `json:"end_lsn"`
 	// Gen is the load that the rows came with; Subscriptions and Sum are of the
 	// rows (fingerprint.go).
 	Gen           uint32 `json:"generation"`

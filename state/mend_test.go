@@ -11,6 +11,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"dinnerbell/state/id"
 )
 
 // vandal writes behind the store's back: keys of the generation that is served
@@ -37,27 +39,27 @@ func (d *vandal) check(err error) {
 	}
 }
 
-func (d *vandal) dropRow(id RowID) {
+func (d *vandal) dropRow(id id.RowID) {
 	d.check(d.batch.Delete(appendRowKey(nil, d.s.written.gen, id), nil))
 }
 
-func (d *vandal) setRow(id RowID, r row) {
+func (d *vandal) setRow(id id.RowID, r row) {
 	d.check(d.batch.Set(appendRowKey(nil, d.s.written.gen, id), r.appendValue(nil), nil))
 }
 
-func (d *vandal) dropJoin(id RowID, r row) {
+func (d *vandal) dropJoin(id id.RowID, r row) {
 	d.check(d.batch.Delete(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil))
 }
 
-func (d *vandal) setJoin(id RowID, r row) {
+func (d *vandal) setJoin(id id.RowID, r row) {
 	d.check(d.batch.Set(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil, nil))
 }
 
 // verify compares the frozen rows with m, first as sums, then row by row.
-func verify(t testing.TB, f *Frozen, m model, without map[RowID]struct{}) []Difference {
+func verify(t testing.TB, f *Frozen, m model, without map[id.RowID]struct{}) []Difference {
 	t.Helper()
 	want := &Tally{}
-	each := func(add func(RowID, ID, ID) error) {
+	each := func(add func(id.RowID, id.ID, id.ID) error) {
 		for id, r := range m {
 			if _, left := without[id]; left {
 				continue
@@ -104,9 +106,9 @@ func filled(t testing.TB, o Options, n int) (*Store, model) {
 		rowID := rowN(i - n/4)
 		switch i % 5 {
 		case 1:
-			rowID = PackRowID(fmt.Sprintf("key:%d", i))
+			rowID = id.PackRow(fmt.Sprintf("key:%d", i))
 		case 2:
-			rowID = PackRowID(client.Text())
+			rowID = id.PackRow(client.Text())
 		}
 		m[rowID] = row{restaurants[i%3], client, true}
 		if i%9 == 0 {
@@ -133,11 +135,11 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 		t.Fatal("the rows are not what the cases need")
 	}
 	r := m[sub]
-	strange := PackRowID("no such row")
+	strange := id.PackRow("no such row")
 	for _, c := range []struct {
 		name string
 		do   func(d *vandal)
-		id   RowID
+		id   id.RowID
 		want []string
 	}{
 		{"row missing", func(d *vandal) { d.dropRow(sub) }, sub, []string{"rows missing"}},
@@ -168,7 +170,7 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 			if !slices.Equal(got, c.want) {
 				t.Errorf("found %v, want %v", got, c.want)
 			}
-			if left := verify(t, f, m, map[RowID]struct{}{c.id: {}}); len(left) != 0 {
+			if left := verify(t, f, m, map[id.RowID]struct{}{c.id: {}}); len(left) != 0 {
 				t.Errorf("found %+v among the rows without it", left)
 			}
 			if n, err := f.Mend(found); n != 1 || err != nil {
@@ -234,7 +236,7 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	o.fs = vfs.NewMem()
 	s, m := filled(t, o, 100)
 	x := row{packID(t, "x"), packID(t, "y"), true}
-	extra, flipped, moved := PackRowID("extra"), rowN(-20), rowN(-15)
+	extra, flipped, moved := id.PackRow("extra"), rowN(-20), rowN(-15)
 	was := m[moved]
 	damaged(t, s, func(d *vandal) {
 		d.setRow(extra, x)
@@ -248,10 +250,10 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	}
 	// The source inserts what was stored too much, and updates to what was
 	// stored wrongly: both leave the row index as it was found.
-	changes := []Change{
-		{Op: Insert, Row: extra, Restaurant: x.restaurant, Client: x.client},
-		{Op: Update, Row: flipped, Restaurant: x.restaurant, Client: x.client},
-		{Op: Delete, Row: moved},
+	changes := []id.Change{
+		{Op: id.Insert, Row: extra, Restaurant: x.restaurant, Client: x.client},
+		{Op: id.Update, Row: flipped, Restaurant: x.restaurant, Client: x.client},
+		{Op: id.Delete, Row: moved},
 	}
 	for _, c := range changes {
 		m.apply(c)

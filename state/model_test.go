@@ -7,17 +7,19 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // model is the store as a map: what it must hold after each transaction.
-type model map[RowID]row
+type model map[id.RowID]row
 
 // apply does what change says, in the plainest way.
-func (m model) apply(c Change) {
+func (m model) apply(c id.Change) {
 	switch c.Op {
-	case Truncate:
+	case id.Truncate:
 		clear(m)
-	case Delete:
+	case id.Delete:
 		delete(m, c.Row)
 	default:
 		next := row{c.Restaurant, c.Client, true}
@@ -46,8 +48,8 @@ func (m model) subscriptions() (n int64) {
 }
 
 // audience is the distinct clients of a restaurant in packed order.
-func (m model) audience(restaurant ID) []string {
-	set := map[ID]bool{}
+func (m model) audience(restaurant id.ID) []string {
+	set := map[id.ID]bool{}
 	for _, r := range m {
 		if r.subscribed() && r.restaurant == restaurant {
 			set[r.client] = true
@@ -63,8 +65,8 @@ func (m model) audience(restaurant ID) []string {
 // world is what transactions are made of: few ids, so that they collide.
 type world struct {
 	r           *rand.Rand
-	restaurants []ID
-	clients     []ID
+	restaurants []id.ID
+	clients     []id.ID
 	rows        int
 }
 
@@ -76,10 +78,10 @@ func newWorld(t testing.TB, seed uint64) *world {
 	return w
 }
 
-func (w *world) row() RowID { return rowN(w.r.IntN(w.rows) - w.rows/2) }
+func (w *world) row() id.RowID { return rowN(w.r.IntN(w.rows) - w.rows/2) }
 
 // pick returns one of list, sometimes NULL.
-func (w *world) pick(list []ID) ID {
+func (w *world) pick(list []id.ID) id.ID {
 	if w.r.IntN(12) == 0 {
 		return ""
 	}
@@ -88,8 +90,8 @@ func (w *world) pick(list []ID) ID {
 
 // transaction makes changes that Postgres could send at the state m, which it
 // moves on. Without keep there are none whose key changes under kept values.
-func (w *world) transaction(m model, size int, keep bool) []Change {
-	var changes []Change
+func (w *world) transaction(m model, size int, keep bool) []id.Change {
+	var changes []id.Change
 	for range size {
 		c, ok := w.change(m)
 		if !ok {
@@ -104,19 +106,19 @@ func (w *world) transaction(m model, size int, keep bool) []Change {
 	return changes
 }
 
-func (w *world) change(m model) (Change, bool) {
-	c := Change{Row: w.row(), Restaurant: w.pick(w.restaurants), Client: w.pick(w.clients)}
+func (w *world) change(m model) (id.Change, bool) {
+	c := id.Change{Row: w.row(), Restaurant: w.pick(w.restaurants), Client: w.pick(w.clients)}
 	_, exists := m[c.Row]
 	switch n := w.r.IntN(100); {
 	case n < 2:
-		return Change{Op: Truncate}, true
+		return id.Change{Op: id.Truncate}, true
 	case !exists:
-		c.Op = Insert
+		c.Op = id.Insert
 		return c, true
 	case n < 30:
-		return Change{Op: Delete, Row: c.Row}, true
+		return id.Change{Op: id.Delete, Row: c.Row}, true
 	}
-	c.Op = Update
+	c.Op = id.Update
 	if w.r.IntN(4) == 0 {
 		c.KeepRestaurant, c.Restaurant = true, ""
 	}
@@ -126,14 +128,14 @@ func (w *world) change(m model) (Change, bool) {
 	if w.r.IntN(3) == 0 {
 		c.OldRow, c.Row = c.Row, w.row()
 		if _, taken := m[c.Row]; taken {
-			return Change{}, false
+			return id.Change{}, false
 		}
 	}
 	return c, true
 }
 
 // checkModel compares everything that readers see, and the two indexes.
-func checkModel(t testing.TB, s *Store, m model, restaurants []ID) {
+func checkModel(t testing.TB, s *Store, m model, restaurants []id.ID) {
 	t.Helper()
 	if got := s.Subscriptions(); got != m.subscriptions() {
 		t.Fatalf("%d subscriptions, want %d", got, m.subscriptions())
@@ -172,7 +174,7 @@ func checkRows(t testing.TB, s *Store, m model) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			rows[RowID(it.Key()[genLen:])] = r
+			rows[id.RowID(it.Key()[genLen:])] = r
 		}
 		if err := it.Close(); err != nil {
 			t.Fatal(err)
@@ -209,7 +211,7 @@ func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the te
 	}
 	defer func() { _ = s.Close() }()
 	for step := range steps {
-		end := LSN(step+1) * 10
+		end := id.LSN(step+1) * 10
 		switch w.r.IntN(4) {
 		case 0:
 			changes := w.transaction(m, 1+w.r.IntN(12), true)
@@ -240,7 +242,7 @@ func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the te
 
 // applyParts applies one transaction in parts, sometimes cut and sent again.
 // Readers must see the state before it until its end.
-func applyParts(t *testing.T, s *Store, w *world, before model, changes []Change, end LSN) {
+func applyParts(t *testing.T, s *Store, w *world, before model, changes []id.Change, end id.LSN) {
 	t.Helper()
 	from := s.EndLSN()
 	for cut := w.r.IntN(2) == 0; ; cut = false {
@@ -265,22 +267,22 @@ func applyParts(t *testing.T, s *Store, w *world, before model, changes []Change
 func TestApplyRules(t *testing.T) {
 	t.Parallel()
 	r, c := ids(2, 1), ids(3, 2)
-	row1 := Change{Op: Insert, Row: rowN(1), Restaurant: r[0], Client: c[0]}
-	keepOf := func(rowID, old RowID) Change {
-		return Change{Op: Update, Row: rowID, OldRow: old, Restaurant: r[1], KeepClient: true}
+	row1 := id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r[0], Client: c[0]}
+	keepOf := func(rowID, old id.RowID) id.Change {
+		return id.Change{Op: id.Update, Row: rowID, OldRow: old, Restaurant: r[1], KeepClient: true}
 	}
 	for name, test := range map[string]struct {
 		batches []Batch
 		want    error
 	}{
-		"kept value of a missing row":  {[]Batch{{[]Change{keepOf(rowN(2), "")}, 10}}, ErrMissingRow},
-		"kept value after a truncate":  {[]Batch{{[]Change{row1}, 10}, {[]Change{{Op: Truncate}, keepOf(rowN(1), "")}, 20}}, ErrMissingRow},
-		"kept value of the same batch": {[]Batch{{[]Change{row1, keepOf(rowN(2), rowN(1))}, 10}}, nil},
-		"parts that end behind":        {[]Batch{{[]Change{row1}, 10}, {[]Change{row1}, 0}, {nil, 10}}, ErrBehind},
-		"known transactions":           {[]Batch{{[]Change{row1}, 10}, {[]Change{keepOf(rowN(9), "")}, 10}}, nil},
-		"delete of a missing row":      {[]Batch{{[]Change{{Op: Delete, Row: rowN(5)}}, 10}}, nil},
-		"no row id":                    {[]Batch{{[]Change{{Op: Delete}}, 10}}, errAny},
-		"no operation":                 {[]Batch{{[]Change{{Row: rowN(1)}}, 10}}, errAny},
+		"kept value of a missing row":  {[]Batch{{[]id.Change{keepOf(rowN(2), "")}, 10}}, ErrMissingRow},
+		"kept value after a truncate":  {[]Batch{{[]id.Change{row1}, 10}, {[]id.Change{{Op: id.Truncate}, keepOf(rowN(1), "")}, 20}}, ErrMissingRow},
+		"kept value of the same batch": {[]Batch{{[]id.Change{row1, keepOf(rowN(2), rowN(1))}, 10}}, nil},
+		"parts that end behind":        {[]Batch{{[]id.Change{row1}, 10}, {[]id.Change{row1}, 0}, {nil, 10}}, ErrBehind},
+		"known transactions":           {[]Batch{{[]id.Change{row1}, 10}, {[]id.Change{keepOf(rowN(9), "")}, 10}}, nil},
+		"delete of a missing row":      {[]Batch{{[]id.Change{{Op: id.Delete, Row: rowN(5)}}, 10}}, nil},
+		"no row id":                    {[]Batch{{[]id.Change{{Op: id.Delete}}, 10}}, errAny},
+		"no operation":                 {[]Batch{{[]id.Change{{Row: rowN(1)}}, 10}}, errAny},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -307,16 +309,16 @@ func TestRefusedBatchChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
 	r, c := ids(1, 1)[0], ids(2, 2)
-	apply(t, s, 10, Change{Op: Insert, Row: rowN(1), Restaurant: r, Client: c[0]})
-	err := s.Apply(&Batch{End: 20, Changes: []Change{
-		{Op: Truncate},
-		{Op: Insert, Row: rowN(2), Restaurant: r, Client: c[1]},
-		{Op: Update, Row: rowN(3), Restaurant: r, KeepClient: true},
+	apply(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r, Client: c[0]})
+	err := s.Apply(&Batch{End: 20, Changes: []id.Change{
+		{Op: id.Truncate},
+		{Op: id.Insert, Row: rowN(2), Restaurant: r, Client: c[1]},
+		{Op: id.Update, Row: rowN(3), Restaurant: r, KeepClient: true},
 	}})
 	if !errors.Is(err, ErrMissingRow) {
 		t.Fatalf("got %v, want ErrMissingRow", err)
 	}
-	checkModel(t, s, model{rowN(1): {r, c[0], true}}, []ID{r})
+	checkModel(t, s, model{rowN(1): {r, c[0], true}}, []id.ID{r})
 	if s.EndLSN() != 10 {
 		t.Errorf("end is %s, want 0/A", s.EndLSN())
 	}
@@ -328,13 +330,13 @@ func TestTornKeep(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
 	r, c := ids(2, 1), ids(1, 2)[0]
-	apply(t, s, 10, Change{Op: Insert, Row: rowN(1), Restaurant: r[0], Client: c})
-	keepIt := Change{Op: Update, Row: rowN(1), Restaurant: r[1], KeepClient: true}
-	gone := Change{Op: Delete, Row: rowN(1)}
+	apply(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r[0], Client: c})
+	keepIt := id.Change{Op: id.Update, Row: rowN(1), Restaurant: r[1], KeepClient: true}
+	gone := id.Change{Op: id.Delete, Row: rowN(1)}
 	apply(t, s, 0, keepIt, gone)
 	s.Rewind()
 	apply(t, s, 0, keepIt)
-	err := s.Apply(&Batch{End: 20, Changes: []Change{{Op: Update, Row: rowN(2), OldRow: rowN(1), KeepClient: true}}})
+	err := s.Apply(&Batch{End: 20, Changes: []id.Change{{Op: id.Update, Row: rowN(2), OldRow: rowN(1), KeepClient: true}}})
 	if !errors.Is(err, ErrTorn) {
 		t.Fatalf("got %v, want ErrTorn", err)
 	}
@@ -345,7 +347,7 @@ func TestTornKeep(t *testing.T) {
 func TestSync(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	apply(t, s, 10, Change{Op: Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]})
+	apply(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]})
 	if s.DurableLSN() != 0 {
 		t.Errorf("durable %s before Sync", s.DurableLSN())
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"dinnerbell/state/id"
 )
 
 func TestLock(t *testing.T) {
@@ -202,7 +204,7 @@ func makeStore(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	load(t, s, 1000, ids(3, 1), 7)
-	apply(t, s, 8, Change{Op: Delete, Row: rowN(1)})
+	apply(t, s, 8, id.Change{Op: id.Delete, Row: rowN(1)})
 	if err := errors.Join(s.db.Flush(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -312,9 +314,9 @@ func TestDiskFull(t *testing.T) {
 	mem := vfs.NewMem()
 	o := Options{ReserveBytes: 100 << 20, fs: mem, memTableBytes: 1 << 20}
 	s := openStore(t, "state", o)
-	change := Change{Op: Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]}
+	change := id.Change{Op: id.Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]}
 	mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 99 << 20})
-	if err := s.Apply(&Batch{Changes: []Change{change}, End: 1}); !errors.Is(err, ErrDiskFull) {
+	if err := s.Apply(&Batch{Changes: []id.Change{change}, End: 1}); !errors.Is(err, ErrDiskFull) {
 		t.Fatalf("Apply on a full disk: %v, want ErrDiskFull", err)
 	}
 	mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 200 << 20})
@@ -334,7 +336,7 @@ func TestClosed(t *testing.T) {
 	if err := errors.Join(s.Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	var list IDList
+	var list id.List
 	calls := map[string]error{"Apply": s.Apply(&Batch{End: 1})}
 	_, calls["Sync"] = s.Sync()
 	_, calls["NewScan"] = s.NewScan()

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // alikeKeys makes n keys of which many begin alike, some are prefixes of others,
@@ -78,7 +80,7 @@ func TestSplits(t *testing.T) {
 	}
 	bag := keyBag{}
 	for i := range 16_000 {
-		bag.add([]byte(ids(1, 1)[0] + uuid(1, r) + ID(rowN(i))))
+		bag.add([]byte(ids(1, 1)[0] + uuid(1, r) + id.ID(rowN(i))))
 	}
 	p := newParts(nil, &bag, 1<<30)
 	for i := range 16_000 {

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // TestLoadDistributions loads rows of which the first chunk tells much, little, or
@@ -19,25 +21,27 @@ func TestLoadDistributions(t *testing.T) {
 	const rows = 6000
 	clients, many := ids(500, 3), ids(700, 4)
 	slices.Sort(many)
-	text := func(format string, args ...any) ID { return packID(t, fmt.Sprintf(format, args...)) }
+	text := func(format string, args ...any) id.ID { return packID(t, fmt.Sprintf(format, args...)) }
 	random := func(n int) int { return int(uint32(n) * 2654435761 >> 7) }
-	for name, row := range map[string]func(i int) (restaurant, client ID){
-		"one restaurant":       func(i int) (ID, ID) { return many[0], clients[random(i)%500] },
-		"one, and many":        func(i int) (ID, ID) { return many[max(0, random(i)%1400-700)], clients[i%500] },
-		"in order":             func(i int) (ID, ID) { return many[i*len(many)/rows], clients[random(i)%500] },
-		"in descending order":  func(i int) (ID, ID) { return many[(rows-1-i)*len(many)/rows], clients[i%500] },
-		"one pair":             func(int) (ID, ID) { return many[5], clients[5] },
-		"texts that are alike": func(i int) (ID, ID) { return text("restaurant-in-town-%d", random(i)%40), text("client %d", i%300) },
-		"long texts": func(i int) (ID, ID) {
+	for name, row := range map[string]func(i int) (restaurant, client id.ID){
+		"one restaurant":      func(i int) (id.ID, id.ID) { return many[0], clients[random(i)%500] },
+		"one, and many":       func(i int) (id.ID, id.ID) { return many[max(0, random(i)%1400-700)], clients[i%500] },
+		"in order":            func(i int) (id.ID, id.ID) { return many[i*len(many)/rows], clients[random(i)%500] },
+		"in descending order": func(i int) (id.ID, id.ID) { return many[(rows-1-i)*len(many)/rows], clients[i%500] },
+		"one pair":            func(int) (id.ID, id.ID) { return many[5], clients[5] },
+		"texts that are alike": func(i int) (id.ID, id.ID) {
+			return text("restaurant-in-town-%d", random(i)%40), text("client %d", i%300)
+		},
+		"long texts": func(i int) (id.ID, id.ID) {
 			return text("%0200d", random(i)%3), text("%0*d", 1+i%250, i)
 		},
-		"NULLs first": func(i int) (ID, ID) {
+		"NULLs first": func(i int) (id.ID, id.ID) {
 			if i < rows/2 {
 				return many[i%3], ""
 			}
 			return many[i%700], clients[i%500]
 		},
-		"NULLs": func(int) (ID, ID) { return "", "" },
+		"NULLs": func(int) (id.ID, id.ID) { return "", "" },
 	} {
 		for _, chunk := range []int{8 << 10, 64 << 10, 0} {
 			t.Run(fmt.Sprint(name, " ", chunk), func(t *testing.T) {
@@ -49,7 +53,7 @@ func TestLoadDistributions(t *testing.T) {
 }
 
 // loadAll loads rows and checks all of them.
-func loadAll(t *testing.T, chunk, rows int, row func(i int) (restaurant, client ID)) {
+func loadAll(t *testing.T, chunk, rows int, row func(i int) (restaurant, client id.ID)) {
 	t.Helper()
 	o := testOptions()
 	o.chunkBytes = chunk
@@ -63,7 +67,7 @@ func loadAll(t *testing.T, chunk, rows int, row func(i int) (restaurant, client 
 		restaurant, client := row(i)
 		at := rowN(i)
 		if i%3 == 0 {
-			at = PackRowID(fmt.Sprint("row ", i*7919%rows))
+			at = id.PackRow(fmt.Sprint("row ", i*7919%rows))
 		}
 		m[at] = r(restaurant, client)
 		if err := l.Add(at, restaurant, client); err != nil {
@@ -82,7 +86,7 @@ func loadAll(t *testing.T, chunk, rows int, row func(i int) (restaurant, client 
 	}
 }
 
-func r(restaurant, client ID) row { return row{restaurant, client, true} }
+func r(restaurant, client id.ID) row { return row{restaurant, client, true} }
 
 // TestLoadDuplicateInRange: a row of the same restaurant and client twice, in a
 // range that fits into memory and in one that does not.

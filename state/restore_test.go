@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/id"
 )
 
 // restored opens the directory after a restore of id.
@@ -44,7 +46,7 @@ func TestRestore(t *testing.T) {
 	}
 	restaurants := ids(2, 1)
 	load(t, s, 1000, restaurants, 10)
-	var list IDList
+	var list id.List
 	list.Append(restaurants[1])
 	if err := s.MarkDelivered(restaurants[0], &list); err != nil {
 		t.Fatal(err)
@@ -58,7 +60,7 @@ func TestRestore(t *testing.T) {
 	if at, err := s.MoveCheckpoint(); err != nil || at != 17 {
 		t.Fatalf("moved to %s, %v", at, err)
 	}
-	apply(t, s, 20, insert(2000, restaurants[0], restaurants[1]), Change{Op: Delete, Row: rowN(1500)})
+	apply(t, s, 20, insert(2000, restaurants[0], restaurants[1]), id.Change{Op: id.Delete, Row: rowN(1500)})
 	if _, _, err := Restore(t.Context(), dir, m.ID, testOptions()); !errors.Is(err, ErrLocked) {
 		t.Fatalf("restore while the store is open: %v", err)
 	}

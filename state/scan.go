@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // Scan reads subscriptions as of the moment it was made, whatever is applied,
@@ -61,7 +63,7 @@ func (s *Store) NewScan() (*Scan, error) {
 // there was none. Passed as after, it continues. done says that there are no
 // more. A call may return nothing and not be done: it looks at a bounded
 // number of rows.
-func (c *Scan) Undelivered(dst *IDList, campaign, restaurant, after ID, limit int) (last ID, done bool, err error) {
+func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limit int) (last id.ID, done bool, err error) {
 	if c.subs == nil {
 		return after, false, ErrClosed
 	}
@@ -79,11 +81,11 @@ func (c *Scan) Undelivered(dst *IDList, campaign, restaurant, after ID, limit in
 	if err = errors.Join(err, c.subs.Error(), c.delivered.Error()); err != nil {
 		return after, false, c.s.check(fmt.Errorf("scan subscriptions: %w", err))
 	}
-	return ID(c.last), done, nil
+	return id.ID(c.last), done, nil
 }
 
 // begin bounds subs to the restaurant's keys behind the client after.
-func (c *Scan) begin(restaurant, after ID) {
+func (c *Scan) begin(restaurant, after id.ID) {
 	c.prefix = appendJoinPrefix(c.prefix[:0], c.gen, restaurant)
 	c.seek = prefixEnd(c.seek[:0], c.prefix)
 	c.subs.SetBounds(c.prefix, c.seek) // copied
@@ -92,7 +94,7 @@ func (c *Scan) begin(restaurant, after ID) {
 }
 
 // beginDelivered sets delivered to the first pair behind the client after.
-func (c *Scan) beginDelivered(campaign, after ID) {
+func (c *Scan) beginDelivered(campaign, after id.ID) {
 	c.marked = false
 	if campaign == "" {
 		return
@@ -107,7 +109,7 @@ func (c *Scan) beginDelivered(campaign, after ID) {
 }
 
 // seekAfter appends to dst the key at which the clients behind after begin.
-func seekAfter(dst, prefix []byte, after ID) []byte {
+func seekAfter(dst, prefix []byte, after id.ID) []byte {
 	start := len(dst)
 	dst = append(append(dst, prefix...), after...)
 	if after == "" {
@@ -119,7 +121,7 @@ func seekAfter(dst, prefix []byte, after ID) []byte {
 }
 
 // merge walks both iterators once, in step: they are sorted by client.
-func (c *Scan) merge(dst *IDList, limit int) (done bool, err error) {
+func (c *Scan) merge(dst *id.List, limit int) (done bool, err error) {
 	full, looked := dst.Len()+limit, 0
 	for ok := c.subs.SeekGE(c.seek); ok; ok = c.subs.Next() {
 		client := joinClient(c.subs.Key(), len(c.prefix))
@@ -135,7 +137,7 @@ func (c *Scan) merge(dst *IDList, limit int) (done bool, err error) {
 		}
 		c.last = append(c.last[:0], client...)
 		if !c.wasDelivered(client) {
-			dst.appendBytes(client)
+			dst.AppendBytes(client)
 		}
 	}
 	return true, nil
@@ -174,7 +176,7 @@ func (c *Scan) Close() error {
 }
 
 // Audience counts the distinct clients of a restaurant.
-func (s *Store) Audience(restaurant ID) (int64, error) {
+func (s *Store) Audience(restaurant id.ID) (int64, error) {
 	scan, err := s.NewScan()
 	if err != nil {
 		return 0, err
@@ -183,10 +185,10 @@ func (s *Store) Audience(restaurant ID) (int64, error) {
 	return n, errors.Join(err, scan.Close())
 }
 
-func (c *Scan) audience(restaurant ID) (n int64, err error) {
-	var list IDList
+func (c *Scan) audience(restaurant id.ID) (n int64, err error) {
+	var list id.List
 	const step = 4096
-	for after, done := ID(""), false; !done; {
+	for after, done := id.ID(""), false; !done; {
 		list.Reset()
 		if after, done, err = c.Undelivered(&list, "", restaurant, after, step); err != nil {
 			return 0, err

@@ -3,19 +3,21 @@ package state
 import (
 	"slices"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // fill inserts one row per client into a restaurant.
-func fill(t testing.TB, s *Store, end LSN, restaurant ID, clients []ID, firstRow int) {
+func fill(t testing.TB, s *Store, end id.LSN, restaurant id.ID, clients []id.ID, firstRow int) {
 	t.Helper()
-	changes := make([]Change, 0, len(clients))
+	changes := make([]id.Change, 0, len(clients))
 	for i, c := range clients {
-		changes = append(changes, Change{Op: Insert, Row: rowN(firstRow + i), Restaurant: restaurant, Client: c})
+		changes = append(changes, id.Change{Op: id.Insert, Row: rowN(firstRow + i), Restaurant: restaurant, Client: c})
 	}
 	apply(t, s, end, changes...)
 }
 
-func texts(list []ID) []string {
+func texts(list []id.ID) []string {
 	list = slices.Clone(list)
 	slices.Sort(list)
 	out := make([]string, 0, len(list))
@@ -25,9 +27,9 @@ func texts(list []ID) []string {
 	return out
 }
 
-func mark(t testing.TB, s *Store, name ID, clients []ID) {
+func mark(t testing.TB, s *Store, name id.ID, clients []id.ID) {
 	t.Helper()
-	var list IDList
+	var list id.List
 	for _, c := range clients {
 		list.Append(c)
 	}
@@ -44,12 +46,12 @@ func TestUndelivered(t *testing.T) {
 	restaurants := append(ids(2, 1), packID(t, "a"), packID(t, "aa"))
 	all := append(ids(200, 2), packID(t, "x"), packID(t, "xx"), packID(t, "\U0010ffff"))
 	for i, r := range restaurants {
-		fill(t, s, LSN(i+1), r, all, i*1000)
+		fill(t, s, id.LSN(i+1), r, all, i*1000)
 	}
 	fill(t, s, 100, restaurants[0], all, 50_000) // second rows of the same pairs
 	campaigns := ids(5, 3)
 	for i, every := range []int{1, 2, 3, 17, 203} {
-		var some, rest []ID
+		var some, rest []id.ID
 		for n, c := range all {
 			if n%every == 0 {
 				some = append(some, c)
@@ -83,7 +85,7 @@ func TestUndeliveredBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer scan.Close()
-	var list IDList
+	var list id.List
 	last, done, err := scan.Undelivered(&list, campaign, r, "", 2)
 	if err != nil || done || list.Len() != 0 {
 		t.Fatalf("got %d clients, done %v, %v; want a call that stops early", list.Len(), done, err)
@@ -111,13 +113,13 @@ func TestScanHolds(t *testing.T) {
 			t.Errorf("after %s: %d clients, want %d", when, len(got), len(all))
 		}
 	}
-	apply(t, s, 2, Change{Op: Delete, Row: rowN(1)})
+	apply(t, s, 2, id.Change{Op: id.Delete, Row: rowN(1)})
 	check("a delete")
-	apply(t, s, 0, Change{Op: Truncate})
+	apply(t, s, 0, id.Change{Op: id.Truncate})
 	check("a truncate in parts")
 	apply(t, s, 3)
 	check("a truncate")
-	load(t, s, 10, []ID{r}, 4)
+	load(t, s, 10, []id.ID{r}, 4)
 	check("a load")
 	if got := clients(t, s, "", r, 7); len(got) != 10 {
 		t.Errorf("a new scan sees %d clients, want 10", len(got))
@@ -164,7 +166,7 @@ func TestUndeliveredAllocates(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer scan.Close()
-	var list IDList
+	var list id.List
 	n := testing.AllocsPerRun(5, func() {
 		list.Reset()
 		if _, _, err := scan.Undelivered(&list, "", r, "", 5000); err != nil || list.Len() != 5000 {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"dinnerbell/state/id"
 )
 
 // SimilarRestaurant finds a restaurant with subscriptions whose id is not the
@@ -50,12 +52,12 @@ func (c *Scan) firstRestaurant(text string, padded bool) (string, error) {
 		return "", err
 	}
 	defer release()
-	packed, err := PackID(text)
+	packed, err := id.Pack(text)
 	if err != nil {
 		return "", nil // it is no id, so nobody has it
 	}
 	if padded {
-		packed = textPrefix(text + " ")
+		packed = id.TextPrefix(text + " ")
 	}
 	start := appendJoinPrefix(nil, c.gen, packed)
 	c.subs.SetBounds(start, prefixEnd(nil, start))
@@ -63,11 +65,11 @@ func (c *Scan) firstRestaurant(text string, padded bool) (string, error) {
 		return "", c.checkSimilar(c.subs.Error())
 	}
 	key := bytes.TrimPrefix(c.subs.Key(), appendGen(nil, spaceJoin, c.gen))
-	n := idLen(key)
+	n := id.PackedLen(key)
 	if n == 0 {
 		return "", c.checkSimilar(fmt.Errorf("read join key %x: %w", c.subs.Key(), ErrCorrupt))
 	}
-	if id := ID(key[:n]).Text(); strings.TrimRight(id, " ") == text {
+	if id := id.ID(key[:n]).Text(); strings.TrimRight(id, " ") == text {
 		return id, nil
 	}
 	return "", nil

@@ -3,6 +3,8 @@ package state
 import (
 	"strings"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // A restaurant that SQL may take for the one that is asked for is found.
@@ -11,7 +13,7 @@ func TestSimilarRestaurant(t *testing.T) {
 	const uuid = "123e4567-e89b-12d3-a456-42661417400a"
 	s := openStore(t, t.TempDir(), testOptions())
 	for i, restaurant := range []string{uuid, "rest_1    ", "rest_1 b", "Café", "plain", "{A}"} {
-		fill(t, s, LSN(i+1), packID(t, restaurant), ids(1, 7), 10*i)
+		fill(t, s, id.LSN(i+1), packID(t, restaurant), ids(1, 7), 10*i)
 	}
 	for ask, want := range map[string]string{
 		strings.ToUpper(uuid):                 uuid,

@@ -5,6 +5,8 @@ import (
 	"context"
 	"slices"
 	"testing"
+
+	"dinnerbell/state/id"
 )
 
 // TestDiskBudget holds the store to 64 bytes on disk per subscription with UUID
@@ -25,9 +27,9 @@ func TestDiskBudget(t *testing.T) {
 		t.Logf("after a load: %.1f bytes", per)
 	}
 	fresh := ids(rows/10, 5)
-	var changes []Change
+	var changes []id.Change
 	for i := range fresh {
-		changes = append(changes, Change{Op: Update, Row: rowN(i*10 + 1), Restaurant: restaurants[i%2000], Client: fresh[i]})
+		changes = append(changes, id.Change{Op: id.Update, Row: rowN(i*10 + 1), Restaurant: restaurants[i%2000], Client: fresh[i]})
 	}
 	for batch := range slices.Chunk(changes, 2000) {
 		apply(t, s, s.EndLSN()+1, batch...)

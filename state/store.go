@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // Store is an open state directory. All methods may be called from any
@@ -59,7 +61,7 @@ type Store struct {
 type view struct {
 	record
 	// durable is the end LSN that is certain to survive a crash.
-	durable LSN
+	durable id.LSN
 	src     Source
 	loaded  bool
 	// before is the store as it was before the first part of the transaction
@@ -121,11 +123,11 @@ func (s *Store) Source() (src Source, ok bool) {
 
 // EndLSN is the end of the last transaction that readers see. A crash may set
 // it back to [Store.DurableLSN]; a load that was begun earlier may too.
-func (s *Store) EndLSN() LSN { return s.current().end }
+func (s *Store) EndLSN() id.LSN { return s.current().end }
 
 // DurableLSN is the end LSN up to which everything is on disk: what may be
 // acknowledged to Postgres.
-func (s *Store) DurableLSN() LSN { return s.current().durable }
+func (s *Store) DurableLSN() id.LSN { return s.current().durable }
 
 // Subscriptions is the number of rows with both ids, duplicates included.
 func (s *Store) Subscriptions() int64 { return s.current().rows }

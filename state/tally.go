@@ -6,6 +6,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
 )
 
 // Parts is into how many parts rows are divided by their ids, so that two sets
@@ -15,8 +17,8 @@ const Parts = 1 << 15
 
 // PartOf returns the part that a row belongs to: of an integer key the low bits,
 // in two's complement, which SQL computes too; of any other key a hash.
-func PartOf[T RowID | []byte](row T) int {
-	if v, ok := rowInt(row); ok {
+func PartOf[T id.RowID | []byte](row T) int {
+	if v, ok := id.RowNumber(row); ok {
 		return int(uint64(v) % Parts)
 	}
 	return int(xxhash.Sum64String(string(row)) % Parts)
@@ -36,7 +38,7 @@ type Tally struct {
 }
 
 // Add adds a row, in any order. "" is NULL.
-func (t *Tally) Add(id RowID, restaurant, client ID) error {
+func (t *Tally) Add(id id.RowID, restaurant, client id.ID) error {
 	r, part := row{restaurant, client, true}, PartOf(id)
 	var sum uint64
 	sum, t.buf = r.fingerprint(id, t.buf)
@@ -74,14 +76,14 @@ func (t *Tally) Differing(other *Tally) (parts []int, rows []int64) {
 
 // tally adds both indexes up as they stand in db, apart from rows in without.
 // all is the true record of everything that is there.
-func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]struct{}) (t *Tally, all record, err error) {
+func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[id.RowID]struct{}) (t *Tally, all record, err error) {
 	t = &Tally{}
 	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
 		rowID := key[genLen:]
 		t.buf = append(append(t.buf[:0], value...), rowID...)
 		sum := xxhash.Sum64(t.buf)
 		all.sum += sum
-		if _, left := without[RowID(rowID)]; !left {
+		if _, left := without[id.RowID(rowID)]; !left {
 			t.rows[PartOf(rowID)].add(sum)
 		}
 		return nil
@@ -95,7 +97,7 @@ func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]
 			return fmt.Errorf("read join key %x: %w", key, ErrCorrupt)
 		}
 		all.rows++
-		if _, left := without[RowID(key[at:])]; !left {
+		if _, left := without[id.RowID(key[at:])]; !left {
 			t.joins[PartOf(key[at:])].add(xxhash.Sum64(key[genLen:]))
 		}
 		return nil
@@ -105,8 +107,8 @@ func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[RowID]
 
 // joinRow is where the row id begins in a join key.
 func joinRow(key []byte) (at int, ok bool) {
-	restaurant := idLen(key[genLen:])
-	client := idLen(key[genLen+restaurant:])
+	restaurant := id.PackedLen(key[genLen:])
+	client := id.PackedLen(key[genLen+restaurant:])
 	at = genLen + restaurant + client
 	return at, restaurant > 0 && client > 0 && at < len(key)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/failpoint"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // agendaHorizon is how far ahead starts are kept in memory, and
@@ -392,7 +392,7 @@ WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants,
 		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &contested, &l.from.lane, &l.from.offset); err != nil {
 			return nil, err
 		}
-		l.Campaign, l.cursor = c, state.ID(cursor)
+		l.Campaign, l.cursor = c, id.ID(cursor)
 		l.contested.Store(contested)
 		return l, l.pack()
 	})

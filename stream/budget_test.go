@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"dinnerbell/internal/budget"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // What a step allocates between the join and the sockets: it is sealed, its
@@ -21,7 +21,7 @@ func TestStepAllocations(t *testing.T) {
 		all := uuids(c.campaigns * c.clients)
 		var picks []*pick
 		for n := range c.campaigns {
-			list := &state.IDList{}
+			list := &id.List{}
 			for _, text := range all[n*c.clients : (n+1)*c.clients] {
 				list.Append(packID(t, text))
 			}

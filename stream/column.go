@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // The columns of the feedback table that a notification fills, in the order of
@@ -85,7 +85,7 @@ var contractKinds = columnKinds{
 // can carry the value.
 func (k kind) appendText(dst []byte, text string) []byte {
 	if k == kindUUID {
-		if id, err := state.PackID(text); err == nil {
+		if id, err := id.Pack(text); err == nil {
 			mark := len(dst)
 			if out, ok := id.AppendUUID(append(dst, 0, 0, 0, 16)); ok {
 				return out

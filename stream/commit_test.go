@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // commitSteps has a session that does not run commit steps that wait already.
@@ -41,7 +41,7 @@ func (w *world) owner() *session {
 // stepFor notifies clients of a campaign.
 func (w *world) stepFor(c *Campaign, clients ...string) *step {
 	w.Helper()
-	p := &pick{live: &live{Campaign: c}, clients: &state.IDList{}}
+	p := &pick{live: &live{Campaign: c}, clients: &id.List{}}
 	for _, client := range clients {
 		p.clients.Append(packID(w, client))
 	}
@@ -112,7 +112,7 @@ func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 	first := w.stepFor(&c, "a", "b")
 	l := first.picks[0].live
 	later := func(st *step, clients ...string) *step {
-		p := &pick{live: l, clients: &state.IDList{}}
+		p := &pick{live: l, clients: &id.List{}}
 		for _, client := range clients {
 			p.clients.Append(packID(w, client))
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // A step whose rows cannot all go by COPY is contested: somebody may have been
@@ -93,7 +93,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *payload) e
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
-			n := &insertion{claim: c.claim, letters: c.letters, misses: &c.lane.svc.counters.misses, pick: k, trigger: st.trigger, written: &state.IDList{}}
+			n := &insertion{claim: c.claim, letters: c.letters, misses: &c.lane.svc.counters.misses, pick: k, trigger: st.trigger, written: &id.List{}}
 			if err := n.all(ctx); err != nil {
 				return err
 			}
@@ -118,7 +118,7 @@ type insertion struct {
 	pick    *pick
 	trigger int64
 
-	written  *state.IDList       // those that were new
+	written  *id.List            // those that were new
 	campaign *pgconn.PgError     // why no client of it can have a row
 	leftOut  map[string][]string // reason → clients whose row alone is refused
 }
@@ -280,7 +280,7 @@ func (n *insertion) insert(ctx context.Context, texts []string) error {
 	return n.dropped(fmt.Sprintf("it stores no row for %d clients of campaign %s, %s the first, and gives no error", len(left), n.pick.live.ID, left[0]))
 }
 
-func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID, error) {
+func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, error) {
 	c := n.pick.live.Campaign
 	rows, err := n.claim.conn.Query(ctx, n.claim.table.insertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
 	if err != nil {
@@ -292,7 +292,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID,
 			asked[text] = true
 		}
 	}
-	var returned []state.ID
+	var returned []id.ID
 	var changed string
 	var campaign, text, other string
 	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
@@ -303,7 +303,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]state.ID,
 		case other != "":
 			changed = fmt.Sprintf("it stores another %s than campaign %s, client %s has: row and record would differ", other, campaign, text)
 		}
-		id, err := state.PackID(text)
+		id, err := id.Pack(text)
 		returned = append(returned, id)
 		return err
 	})

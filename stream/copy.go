@@ -3,7 +3,7 @@ package stream
 import (
 	"encoding/binary"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // copySignature opens a binary COPY stream, copyTrailer ends it: the
@@ -49,7 +49,7 @@ func (c *copyFrames) close() {
 }
 
 // add appends a campaign's rows, one per client.
-func (c *copyFrames) add(w *wire, clients *state.IDList) {
+func (c *copyFrames) add(w *wire, clients *id.List) {
 	for i := range clients.Len() {
 		if len(c.buf)-c.frame >= copyFrame {
 			c.close()
@@ -82,7 +82,7 @@ func (k *columnKinds) appendCopyHead(dst []byte, c *Campaign, trigger int64) []b
 }
 
 // appendTuple appends one feedback row to a binary COPY stream.
-func (w *wire) appendTuple(dst []byte, client state.ID) []byte {
+func (w *wire) appendTuple(dst []byte, client id.ID) []byte {
 	dst = append(dst, w.copyHead...)
 	mark := len(dst)
 	if w.uuidClients {

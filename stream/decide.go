@@ -8,6 +8,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // recentLimit is how many acceptances decide remembers. It must exceed the
@@ -321,7 +322,7 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 		st.progress(l, stateFinished)
 		return 0, true, nil
 	}
-	clients := &state.IDList{}
+	clients := &id.List{}
 	if l.fresh {
 		clients.Grow(min(room, 16)) // most audiences are small
 	} else {
@@ -352,11 +353,11 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 
 // servable leaves out clients whose id fits neither the feedback table nor a
 // record. The step's dead letters name them: they cannot be notified.
-func (d *decider) servable(st *step, clients *state.IDList, l *live) *state.IDList {
+func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
 	// A record's size grows by nine bytes at most for each byte of the id; size
 	// is no less than what the campaign's own part takes where nothing in it is
 	// escaped, and render says it exactly where that is not enough.
-	unfit := func(id state.ID) string {
+	unfit := func(id id.ID) string {
 		n := id.TextLen()
 		switch {
 		case n > maxIDBytes:
@@ -370,7 +371,7 @@ func (d *decider) servable(st *step, clients *state.IDList, l *live) *state.IDLi
 		if unfit(clients.At(i)) == "" {
 			continue
 		}
-		kept := &state.IDList{}
+		kept := &id.List{}
 		for j := range clients.Len() {
 			if id := clients.At(j); unfit(id) == "" {
 				kept.Append(id)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // The delivered cache spares Postgres the question who has a campaign already.
@@ -43,19 +44,19 @@ type deliveredCache struct {
 	log     *slog.Logger
 
 	mu    sync.Mutex // intake and a replay add, decide and close forget
-	names map[state.ID]int
+	names map[id.ID]int
 	total int
 }
 
 // grow adds clients to a name, or returns false where the bound is reached.
-func (c *deliveredCache) grow(name state.ID, clients int) bool {
+func (c *deliveredCache) grow(name id.ID, clients int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.total+clients > deliveredClients {
 		return false
 	}
 	if c.names == nil {
-		c.names = map[state.ID]int{}
+		c.names = map[id.ID]int{}
 	}
 	c.names[name] += clients
 	c.total += clients
@@ -63,13 +64,13 @@ func (c *deliveredCache) grow(name state.ID, clients int) bool {
 }
 
 // forget drops names from the cache. That it fails costs disk until the next start.
-func (c *deliveredCache) forget(names ...state.ID) {
+func (c *deliveredCache) forget(names ...id.ID) {
 	c.remove(names)
 	c.drop(names)
 }
 
 // remove gives up the room that names take.
-func (c *deliveredCache) remove(names []state.ID) {
+func (c *deliveredCache) remove(names []id.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
@@ -86,7 +87,7 @@ func (c *deliveredCache) forgetAll() {
 	c.forget(names...)
 }
 
-func (c *deliveredCache) drop(names []state.ID) {
+func (c *deliveredCache) drop(names []id.ID) {
 	if len(names) == 0 {
 		return
 	}
@@ -97,10 +98,10 @@ func (c *deliveredCache) drop(names []state.ID) {
 
 // load fills the cache with those who have a campaign, and returns how
 // many they are and the name that they are under: "" where there is no room.
-func (c *deliveredCache) load(ctx context.Context, campaign string) (name state.ID, have int, err error) {
+func (c *deliveredCache) load(ctx context.Context, campaign string) (name id.ID, have int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if name, err = state.PackID(rand.Text()); err != nil {
+	if name, err = id.Pack(rand.Text()); err != nil {
 		return "", 0, fmt.Errorf("name delivered cache: %w", err)
 	}
 	rows, err := c.reader.Query(ctx, c.table.clientsSQL(), campaign)
@@ -108,10 +109,10 @@ func (c *deliveredCache) load(ctx context.Context, campaign string) (name state.
 		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
 	}
 	defer rows.Close()
-	clients := &state.IDList{}
+	clients := &id.List{}
 	for err == nil && rows.Next() {
-		var client state.ID
-		if client, err = state.PackIDBytes(rows.RawValues()[0]); errors.Is(err, state.ErrBadID) {
+		var client id.ID
+		if client, err = id.PackBytes(rows.RawValues()[0]); errors.Is(err, id.ErrBadID) {
 			err = nil // a row of another job: no subscription has such an id
 			continue
 		}
@@ -131,7 +132,7 @@ func (c *deliveredCache) load(ctx context.Context, campaign string) (name state.
 
 // mark adds clients to a cache and empties the list, or gives the cache
 // up where there is no room: it returns the name that is left.
-func (c *deliveredCache) mark(name state.ID, clients *state.IDList) (state.ID, error) {
+func (c *deliveredCache) mark(name id.ID, clients *id.List) (id.ID, error) {
 	defer clients.Reset()
 	if name == "" {
 		return "", nil

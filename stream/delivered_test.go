@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // The delivered cache is lost in the middle of an edit's fan-out: Postgres says
@@ -76,11 +76,11 @@ func TestDeliveredCacheIsBounded(t *testing.T) {
 	if !c.grow("a", deliveredClients-1) || c.grow("b", 2) || !c.grow("b", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.remove([]state.ID{"a"})
+	c.remove([]id.ID{"a"})
 	if !c.grow("b", deliveredClients-1) || c.grow("a", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.remove([]state.ID{"b"})
+	c.remove([]id.ID{"b"})
 	if c.total != 0 || len(c.names) != 0 {
 		t.Errorf("%+v", c.names)
 	}

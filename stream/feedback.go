@@ -6,7 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // feedbackTable is the user's table as one look at the catalogue found it. Its
@@ -110,7 +110,7 @@ func (t *feedbackTable) refusesCampaign(c *Campaign) string {
 }
 
 // refusesClient says the same of a client's id.
-func (t *feedbackTable) refusesClient(id state.ID) string {
+func (t *feedbackTable) refusesClient(id id.ID) string {
 	kind, limit := t.kinds[colClient], t.types[colClient].limit
 	if kind == kindText && (limit == 0 || id.TextLen() <= limit) {
 		return ""
@@ -144,7 +144,7 @@ func (t *feedbackTable) refusesText(column int, text string) string {
 	}
 	switch t.kinds[column] {
 	case kindUUID:
-		id, err := state.PackID(text)
+		id, err := id.Pack(text)
 		if err != nil || !id.IsUUID() {
 			return t.refusal(column, fmt.Sprintf("%.80q is not a lower-case UUID, and would be given back in another form or not be taken", text))
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // aircraft is a connection with statements to fly with.
@@ -48,7 +48,7 @@ func newAircraft(t *testing.T) *aircraft {
 // frames are feedback rows of one campaign for the clients.
 func frames(t *testing.T, clients ...string) []byte {
 	t.Helper()
-	list := &state.IDList{}
+	list := &id.List{}
 	for _, c := range clients {
 		list.Append(packID(t, c))
 	}
@@ -176,7 +176,7 @@ func TestFlightSeesThatACommitRolledBack(t *testing.T) {
 // The data of one step is framed without an allocation beyond its buffer, and
 // the buffer serves again.
 func TestCopyFramesReuseTheirBuffer(t *testing.T) {
-	list := &state.IDList{}
+	list := &id.List{}
 	for _, c := range uuids(2000) {
 		list.Append(packID(t, c))
 	}
@@ -197,7 +197,7 @@ func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 
 // BenchmarkEncodeCopy is the COPY data of one step of 2,000 clients.
 func BenchmarkEncodeCopy(b *testing.B) {
-	list := &state.IDList{}
+	list := &id.List{}
 	for _, c := range uuids(2000) {
 		list.Append(packID(b, c))
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 //go:embed testdata/layout1.sql
@@ -38,7 +38,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	for i, c := range []struct {
 		Campaign
 		state  string
-		cursor state.ID
+		cursor id.ID
 		have   []string
 	}{{done, stateFinished, packID(t, few[19]), few}, {shipped, stateFinished, packID(t, few[19]), few}, {live, statePending, packID(t, few[6]), few[:7]}, {scheduled, statePending, "", nil}} {
 		content := c.fingerprint()
@@ -54,7 +54,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 		Campaign
 		have []string
 	}{{done, few}, {shipped, few}, {live, few[:7]}} {
-		list := &state.IDList{}
+		list := &id.List{}
 		for _, client := range c.have {
 			list.Append(packID(t, client))
 		}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // message is one record of the campaigns topic, parsed; or, with neither campaign
@@ -27,9 +27,9 @@ type message struct {
 
 	// Of a replay alone.
 	feed      *replayFeed
-	replaced  bool     // the topic has a newer message of the campaign
-	delivered state.ID // what the delivered cache has those under who have the campaign
-	have      int      // of them
+	replaced  bool  // the topic has a newer message of the campaign
+	delivered id.ID // what the delivered cache has those under who have the campaign
+	have      int   // of them
 }
 
 // fingerprint identifies the content of a message: all eight fields.

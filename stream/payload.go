@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // A payload is what one outbox row holds: exactly whom one step notified and
@@ -14,7 +14,7 @@ import (
 //	magic "DB" | version u8 | body | crc32c(all before) u32 BE
 //	body    = segment count, segments, dead letter count, dead letters
 //	segment = trigger, start, end, created, campaign, restaurant, content, owner, contact,
-//	          client count, length of the packed clients, packed clients (state.ID, back to back)
+//	          client count, length of the packed clients, packed clients (id.ID, back to back)
 //	dead    = partition, offset, timestamp ms, reason, topic, nil flag, key, nil flag, value, headers
 //
 // Counts and lengths are uvarints, times and positions varints, strings carry
@@ -30,7 +30,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type segment struct {
 	campaign *Campaign
 	trigger  int64 // Unix second of the decision
-	clients  *state.IDList
+	clients  *id.List
 	wire     *wire // rendered by seal; nil until needed where it was read from the outbox
 }
 
@@ -237,7 +237,7 @@ func (r *reader) nullable() []byte {
 
 func (r *reader) segment() segment {
 	c := &Campaign{}
-	s := segment{campaign: c, clients: &state.IDList{}}
+	s := segment{campaign: c, clients: &id.List{}}
 	for _, to := range []*int64{&s.trigger, &c.Start, &c.End, &c.Created} {
 		*to = r.varint()
 	}
@@ -246,7 +246,7 @@ func (r *reader) segment() segment {
 	}
 	n, packed := r.count(), r.bytes()
 	for range n {
-		id, rest, err := state.ReadID(packed)
+		id, rest, err := id.Read(packed)
 		if err != nil {
 			r.fail()
 			return s

@@ -6,12 +6,12 @@ import (
 	"reflect"
 	"testing"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 func samplePayload(t testing.TB) *payload {
 	t.Helper()
-	a, b := &state.IDList{}, &state.IDList{}
+	a, b := &id.List{}, &id.List{}
 	for i := range 3 {
 		a.Append(packID(t, fmt.Sprintf("223e4567-e89b-12d3-a456-42661417400%d", i)))
 		b.Append(packID(t, fmt.Sprintf("клиент %d", i)))

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Preview says what would come of a message if it were sent to the campaigns
@@ -64,7 +64,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 
 // countAudience fills in the numbers.
 func (i *inspector) countAudience(ctx context.Context, m *message, p *Preview) error {
-	restaurant, err := state.PackID(m.campaign.RestaurantID)
+	restaurant, err := id.Pack(m.campaign.RestaurantID)
 	if err != nil {
 		return fmt.Errorf("pack restaurant id: %w", err)
 	}

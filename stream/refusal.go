@@ -14,7 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // refuses tells whether an error of a statement that writes feedback rows is
@@ -259,7 +259,7 @@ func (st *step) refuse(l *live) {
 }
 
 // leaveOut notes clients whose id the feedback table or a record cannot carry.
-func (st *step) leaveOut(l *live, reason string, id state.ID) {
+func (st *step) leaveOut(l *live, reason string, id id.ID) {
 	if st.leftOut == nil {
 		st.leftOut = map[leftOut][]string{}
 	}

@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // wire holds the constant parts of everything that is written per client of
@@ -77,7 +77,7 @@ const wireNames = 512
 
 // appendRecord appends the key and the value of one notification and returns
 // where the key ends and the value ends in dst.
-func (w *wire) appendRecord(dst []byte, client state.ID) (out []byte, keyEnd, valueEnd int) {
+func (w *wire) appendRecord(dst []byte, client id.ID) (out []byte, keyEnd, valueEnd int) {
 	dst = append(dst, w.keyHead...)
 	mark := len(dst)
 	dst = client.AppendText(dst)

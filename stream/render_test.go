@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"testing"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
-func packID(t testing.TB, text string) state.ID {
+func packID(t testing.TB, text string) id.ID {
 	t.Helper()
-	id, err := state.PackID(text)
+	id, err := id.Pack(text)
 	if err != nil {
 		t.Fatal(err)
 	}

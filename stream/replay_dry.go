@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // countAll is a lane's replay that changes nothing: the same messages, the same
@@ -51,7 +51,7 @@ func (l *laneReplay) count(ctx context.Context, m *message) (n, have int64, err 
 	} else {
 		defer l.messages.delivered.forget(m.delivered)
 	}
-	restaurant, err := state.PackID(m.campaign.RestaurantID)
+	restaurant, err := id.Pack(m.campaign.RestaurantID)
 	if err != nil {
 		return 0, 0, fmt.Errorf("pack restaurant id: %w", err)
 	}
@@ -64,15 +64,15 @@ const countedTogether = 2000
 
 // countMissed counts the clients of a restaurant that are not in a delivered cache,
 // and adds them to it if mark says so.
-func (i *inspector) countMissed(ctx context.Context, restaurant, name state.ID, mark bool) (missed int64, err error) {
+func (i *inspector) countMissed(ctx context.Context, restaurant, name id.ID, mark bool) (missed int64, err error) {
 	store := i.delivered.store
 	scan, err := store.NewScan()
 	if err != nil {
 		return 0, fmt.Errorf("read subscriptions: %w", err)
 	}
 	defer func() { err = errors.Join(err, scan.Close()) }()
-	list := &state.IDList{}
-	for after, done := state.ID(""), false; !done; {
+	list := &id.List{}
+	for after, done := id.ID(""), false; !done; {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}

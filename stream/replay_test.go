@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // subscribe puts other subscriptions in the place of the store's, as a repair does.
@@ -28,7 +29,7 @@ func (w *world) subscribe(subs map[string][]string) {
 	for _, restaurant := range slices.Sorted(maps.Keys(subs)) {
 		for _, client := range subs[restaurant] {
 			row++
-			if err := loader.Add(state.PackRowID(fmt.Sprint(row)), packID(w, restaurant), packID(w, client)); err != nil {
+			if err := loader.Add(id.PackRow(fmt.Sprint(row)), packID(w, restaurant), packID(w, client)); err != nil {
 				w.Fatal(err)
 			}
 		}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Choice is what an operator accepts where Postgres and Kafka contradict each
@@ -304,12 +304,12 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 
 // add appends one client, to the last segment if it is of the same decision.
 func (p *payload) add(c Campaign, trigger int64, client string) error {
-	packed, err := state.PackID(client)
+	packed, err := id.Pack(client)
 	if err != nil {
 		return fmt.Errorf("client id %q: %w", client, err)
 	}
 	if n := len(p.segments); n == 0 || *p.segments[n-1].campaign != c || p.segments[n-1].trigger != trigger {
-		p.segments = append(p.segments, segment{campaign: &c, trigger: trigger, clients: &state.IDList{}})
+		p.segments = append(p.segments, segment{campaign: &c, trigger: trigger, clients: &id.List{}})
 	}
 	p.segments[len(p.segments)-1].clients.Append(packed)
 	return nil

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // live is one campaign in the middle of its fan-out, as the decide goroutine
@@ -15,13 +15,13 @@ type live struct {
 	from       position // of its message, for the log
 	owner      int32    // the lane that delivers it
 	version    int64    // of its row: whoever changes the row names it
-	delivered  state.ID // what the delivered cache has its clients under; "": nothing
-	restaurant state.ID
-	cursor     state.ID // last client looked at; "" before the first
-	fresh      bool     // no client was looked at yet
-	started    bool     // its start had come when it was accepted or loaded
-	done       bool     // left the schedule
-	replayed   bool     // brought by a replay
+	delivered  id.ID    // what the delivered cache has its clients under; "": nothing
+	restaurant id.ID
+	cursor     id.ID // last client looked at; "" before the first
+	fresh      bool  // no client was looked at yet
+	started    bool  // its start had come when it was accepted or loaded
+	done       bool  // left the schedule
+	replayed   bool  // brought by a replay
 
 	// guarded: the table has refused rows of it, so they are written behind
 	// savepoints. refused: it takes none of them. Both are commit's.
@@ -47,9 +47,9 @@ type schedule struct {
 	byKey map[key]*live
 	byID  map[string][]*live // campaigns by id: one id may run for several restaurants
 	fresh []*live
-	long  []*live    // round-robin; the front is next
-	bytes int        // memory held by campaigns in byKey
-	gone  []state.ID // delivered caches of campaigns that were removed
+	long  []*live // round-robin; the front is next
+	bytes int     // memory held by campaigns in byKey
+	gone  []id.ID // delivered caches of campaigns that were removed
 
 	replayed int // campaigns in byKey that a replay brought
 }
@@ -209,7 +209,7 @@ func compareKeys(a, b key) int {
 
 // pack fills in the packed id of the restaurant.
 func (l *live) pack() (err error) {
-	if l.restaurant, err = state.PackID(l.RestaurantID); err != nil {
+	if l.restaurant, err = id.Pack(l.RestaurantID); err != nil {
 		return fmt.Errorf("pack restaurant id: %w", err)
 	}
 	return nil

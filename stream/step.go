@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // The states of a campaign row.
@@ -31,7 +31,7 @@ type row struct {
 	replaces    *known      // with accept or repeats: how the row must be still; nil: no row
 	feed        *replayFeed // the replay that brought it
 	state       string      // "" leaves state and cursor alone
-	cursor      state.ID    // as of this step; live.cursor is ahead once the next step is built
+	cursor      id.ID       // as of this step; live.cursor is ahead once the next step is built
 }
 
 // known is the message that the row holds after the step.
@@ -42,7 +42,7 @@ func (r *row) known() known {
 // pick is one campaign's share of a step.
 type pick struct {
 	live      *live
-	clients   *state.IDList
+	clients   *id.List
 	wire      *wire
 	contested bool // goes by ON CONFLICT instead of COPY
 }

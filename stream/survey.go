@@ -11,7 +11,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // surveyCampaigns bounds how many campaigns a survey holds: some 20 MB. A range
@@ -63,7 +63,7 @@ type plan struct {
 
 	// audiences are what a dry run has in the delivered cache for campaigns of
 	// several restaurants, by id.
-	audiences map[string]state.ID
+	audiences map[string]id.ID
 
 	mu     sync.Mutex
 	shared map[uint64]bool // campaigns with several restaurants; true once its clients are counted
@@ -107,7 +107,7 @@ func (p *plan) isShared(d digest) bool {
 // them was sent: a cancel behind the range, or on another partition, counts.
 // Where the share has too many, it is cut; rest is what was cut off.
 func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, err error) {
-	p := &plan{share: s, newest: map[digest]known{}, limit: r.svc.surveyCampaigns, audiences: map[string]state.ID{}}
+	p := &plan{share: s, newest: map[digest]known{}, limit: r.svc.surveyCampaigns, audiences: map[string]id.ID{}}
 	work := r.newSurveyWork()
 	sent := int64(math.MaxInt64)
 	for _, rg := range r.ranges {

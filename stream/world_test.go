@@ -16,6 +16,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // patience bounds how long a test waits for what must come.
@@ -88,7 +89,7 @@ func (w *world) openStore() *state.Store {
 	for _, restaurant := range slices.Sorted(maps.Keys(w.subs)) {
 		for _, client := range w.subs[restaurant] {
 			row++
-			if err := loader.Add(state.PackRowID(fmt.Sprint(row)), packID(w, restaurant), packID(w, client)); err != nil {
+			if err := loader.Add(id.PackRow(fmt.Sprint(row)), packID(w, restaurant), packID(w, client)); err != nil {
 				w.Fatal(err)
 			}
 		}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"unsafe"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // What a transaction may hold in memory before it is cut.
@@ -16,9 +16,9 @@ const (
 // Piece is a whole transaction, or a part of one: then end is zero in all
 // pieces but the last, and cut is set in all of them.
 type Piece struct {
-	Changes []state.Change // valid until the next add
-	Bytes   int            // memory that changes take, roughly
-	End     state.LSN
+	Changes []id.Change // valid until the next add
+	Bytes   int         // memory that changes take, roughly
+	End     id.LSN
 	Partial bool
 }
 
@@ -42,19 +42,19 @@ const (
 // commits which were sent earlier.
 type Assembler struct {
 	dec  decoder
-	from state.LSN
+	from id.LSN
 
 	tx txState
 	// CommitLSN is where the commit record of the last transaction begun starts.
-	CommitLSN state.LSN
+	CommitLSN id.LSN
 
-	changes []state.Change // of the transaction, since the last part
-	bytes   int            // that they take
+	changes []id.Change // of the transaction, since the last part
+	bytes   int         // that they take
 }
 
 // NewAssembler returns an assembler for a table and its needed columns, in the
 // order of the columns' constants. It skips the transactions that ended up to from.
-func NewAssembler(table uint32, columns []string, from state.LSN) *Assembler {
+func NewAssembler(table uint32, columns []string, from id.LSN) *Assembler {
 	return &Assembler{dec: newDecoder(table, columns), from: from}
 }
 
@@ -111,13 +111,13 @@ func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 
 // take hands out what was collected. The slice is used again: the queue copies
 // it, which costs less than a new one per transaction.
-func (a *Assembler) take(end state.LSN) Piece {
+func (a *Assembler) take(end id.LSN) Piece {
 	p := Piece{Changes: a.changes, Bytes: a.bytes, End: end, Partial: a.tx == partialTransaction}
 	a.changes, a.bytes = a.changes[:0], 0
 	return p
 }
 
 // changeBytes is what a change takes in memory.
-func changeBytes(c *state.Change) int {
+func changeBytes(c *id.Change) int {
 	return int(unsafe.Sizeof(*c)) + len(c.Row) + len(c.OldRow) + len(c.Restaurant) + len(c.Client)
 }

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the expected output in testdata")
@@ -112,7 +112,7 @@ func values(b []byte, texts []string) []byte {
 }
 
 // newTestAssembler knows the table of the contract, with further columns in its key.
-func newTestAssembler(from state.LSN, key ...string) *Assembler {
+func newTestAssembler(from id.LSN, key ...string) *Assembler {
 	return NewAssembler(ourTable, append([]string{"id", "restaurant_id", "client_id"}, key...), from)
 }
 
@@ -125,13 +125,13 @@ func describe(p Piece) string {
 	}
 	for _, c := range changes {
 		fmt.Fprintf(&b, "  %s", c.Op)
-		if c.Op != state.Truncate {
+		if c.Op != id.Truncate {
 			fmt.Fprintf(&b, " row %s", c.Row.Text())
 		}
 		if c.OldRow != "" {
 			fmt.Fprintf(&b, " was %s", c.OldRow.Text())
 		}
-		if c.Op == state.Insert || c.Op == state.Update {
+		if c.Op == id.Insert || c.Op == id.Update {
 			fmt.Fprintf(&b, " restaurant %s client %s", idText(c.Restaurant, c.KeepRestaurant), idText(c.Client, c.KeepClient))
 		}
 		b.WriteByte('\n')
@@ -146,7 +146,7 @@ func describe(p Piece) string {
 	return b.String()
 }
 
-func idText(id state.ID, keep bool) string {
+func idText(id id.ID, keep bool) string {
 	switch {
 	case keep:
 		return "(kept)"
@@ -200,7 +200,7 @@ func play(script string) string {
 			case line == "" || line[0] == '#':
 				continue
 			case strings.HasPrefix(line, "from "):
-				asm = newTestAssembler(state.LSN(number(line[5:])))
+				asm = newTestAssembler(id.LSN(number(line[5:])))
 				continue
 			case strings.HasPrefix(line, "key "):
 				asm = newTestAssembler(0, strings.Fields(line[4:])...)
@@ -374,7 +374,7 @@ func FuzzDecode(f *testing.F) {
 				return
 			}
 			for _, c := range p.Changes {
-				if c.Op != state.Truncate && c.Row == "" {
+				if c.Op != id.Truncate && c.Row == "" {
 					t.Fatalf("a change without a row: %+v", c)
 				}
 				if len(c.Row)+len(c.OldRow) > 2*n+20 && len(p.Changes) == 1 {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // copyHeader is what binary COPY data begins with, followed by 32 bits of flags
@@ -22,9 +22,9 @@ const (
 // add. It is the io.Writer that pgconn copies to.
 type CopyReader struct {
 	Integers [NeededColumns]bool // sent as integers; else as text
-	Pack     *state.Packer
+	Pack     *id.Packer
 	// Add takes each row, in views into pack; an error of it ends the copy.
-	Add func(row state.RowID, restaurant, client state.ID) error
+	Add func(row id.RowID, restaurant, client id.ID) error
 
 	rest   []byte // of the last Write
 	header bool   // the header has been read
@@ -101,8 +101,8 @@ func (r *CopyReader) readHeader(data []byte) (int, error) {
 
 // row adds one row. As in the stream, what cannot be an id is no id.
 func (r *CopyReader) row(values [NeededColumns][]byte) error {
-	var row state.RowID
-	var ids [NeededColumns]state.ID
+	var row id.RowID
+	var ids [NeededColumns]id.ID
 	for c, v := range values {
 		if v == nil {
 			r.Nulls++ // a key that is NULL ends the copy below
@@ -129,7 +129,7 @@ func (r *CopyReader) row(values [NeededColumns][]byte) error {
 }
 
 // rowID packs the key.
-func (r *CopyReader) rowID(v []byte) (state.RowID, error) {
+func (r *CopyReader) rowID(v []byte) (id.RowID, error) {
 	if !r.Integers[KeyColumn] {
 		return r.Pack.RowID(v), nil
 	}
@@ -141,7 +141,7 @@ func (r *CopyReader) rowID(v []byte) (state.RowID, error) {
 }
 
 // id packs a restaurant or client; "" is what cannot be an id.
-func (r *CopyReader) id(v []byte, isInteger bool) (state.ID, error) {
+func (r *CopyReader) id(v []byte, isInteger bool) (id.ID, error) {
 	if isInteger {
 		n, err := integer(v)
 		if err != nil {

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // copyData encodes rows as COPY … (FORMAT binary) does; nil is NULL.
@@ -29,7 +29,7 @@ func copyData(rows ...[NeededColumns][]byte) []byte {
 
 // collect is a reader whose rows end up in the list.
 func collect(list *[]string) *CopyReader {
-	return &CopyReader{Integers: [NeededColumns]bool{KeyColumn: true}, Pack: &state.Packer{}, Add: func(row state.RowID, restaurant, client state.ID) error {
+	return &CopyReader{Integers: [NeededColumns]bool{KeyColumn: true}, Pack: &id.Packer{}, Add: func(row id.RowID, restaurant, client id.ID) error {
 		*list = append(*list, fmt.Sprintf("%s %q %q", row.Text(), restaurant.Text(), client.Text()))
 		return nil
 	}}

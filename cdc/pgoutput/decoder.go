@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // The columns that are needed, in the order of decoder.at and of the COPY. The
@@ -37,7 +37,7 @@ const (
 // event is what one message was.
 type event struct {
 	kind kind
-	lsn  state.LSN
+	lsn  id.LSN
 }
 
 // decoder turns pgoutput messages, protocol version 1, into changes. It is
@@ -61,7 +61,7 @@ type decoder struct {
 
 	// The last restaurant: rows that are written together tend to share it.
 	restaurantText []byte
-	restaurantID   state.ID
+	restaurantID   id.ID
 }
 
 // field is one value of a tuple. data is a view into the message.
@@ -81,17 +81,17 @@ func newDecoder(table uint32, columns []string) decoder {
 // decode reads one message, and appends to changes what it does to the table.
 // The error wraps ErrMalformed, or is a *NewSnapshotError if a needed column is
 // gone, or a change has no key, and so will not be there the next time either.
-func (d *decoder) decode(msg []byte, changes []state.Change) ([]state.Change, event, error) {
+func (d *decoder) decode(msg []byte, changes []id.Change) ([]id.Change, event, error) {
 	r := reader{b: msg}
 	ev := event{}
 	var err error
 	switch tag := r.u8(); tag {
 	case 'B':
-		ev = event{kindBegin, state.LSN(r.u64())}
+		ev = event{kindBegin, id.LSN(r.u64())}
 		r.skip(8 + 4) // commit time, xid
 	case 'C':
 		r.skip(1 + 8) // flags, start of the commit record
-		ev = event{kindCommit, state.LSN(r.u64())}
+		ev = event{kindCommit, id.LSN(r.u64())}
 		r.skip(8) // commit time
 	case 'R':
 		err = d.relation(&r)
@@ -103,7 +103,7 @@ func (d *decoder) decode(msg []byte, changes []state.Change) ([]state.Change, ev
 		}
 	case 'T':
 		if d.truncates(&r) {
-			changes = append(changes, state.Change{Op: state.Truncate})
+			changes = append(changes, id.Change{Op: id.Truncate})
 			ev.kind = kindChange
 		}
 	case 'M', 'O', 'Y':
@@ -156,7 +156,7 @@ func (d *decoder) relation(r *reader) error {
 }
 
 // row decodes an INSERT, UPDATE or DELETE.
-func (d *decoder) row(op byte, r *reader, changes []state.Change) ([]state.Change, error) {
+func (d *decoder) row(op byte, r *reader, changes []id.Change) ([]id.Change, error) {
 	if r.u32() != d.table {
 		return changes, nil
 	}
@@ -212,14 +212,14 @@ func (d *decoder) tuple(r *reader, t tuple) {
 }
 
 // change builds the change out of the tuple before and the tuple after it.
-func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
+func (d *decoder) change(op byte, old, now tuple) (id.Change, error) {
 	switch op {
 	case 'D':
 		row, err := d.rowID(old)
-		return state.Change{Op: state.Delete, Row: row}, err
+		return id.Change{Op: id.Delete, Row: row}, err
 	case 'I':
 		row, err := d.rowID(now)
-		c := state.Change{Op: state.Insert, Row: row}
+		c := id.Change{Op: id.Insert, Row: row}
 		c.Restaurant, _ = d.restaurant(now[RestaurantColumn])
 		c.Client, _ = d.id(ClientColumn, now[ClientColumn])
 		return c, err
@@ -233,12 +233,12 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 	}
 	row, err := d.rowID(now)
 	if err != nil {
-		return state.Change{}, err
+		return id.Change{}, err
 	}
-	c := state.Change{Op: state.Update, Row: row}
+	c := id.Change{Op: id.Update, Row: row}
 	if old[KeyColumn].kind != 0 {
 		if was, err := d.rowID(old); err != nil {
-			return state.Change{}, err
+			return id.Change{}, err
 		} else if was != row {
 			c.OldRow = was
 		}
@@ -251,7 +251,7 @@ func (d *decoder) change(op byte, old, now tuple) (state.Change, error) {
 // rowID packs the key. Postgres does not let a replica identity be NULL; one
 // that was changed for a while may have had no key column. The
 // parts of a composite key are escaped and joined as copyKey does it in SQL.
-func (d *decoder) rowID(t tuple) (state.RowID, error) {
+func (d *decoder) rowID(t tuple) (id.RowID, error) {
 	d.key = d.key[:0]
 	for c := range t {
 		switch {
@@ -260,7 +260,7 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 		case t[c].kind != 't':
 			return "", &NewSnapshotError{Reason: fmt.Sprintf("a change came without key column %q: the replica identity did not have it", d.columns[c])}
 		case len(t) == NeededColumns: // not composite
-			return state.PackRowID(string(t[c].data)), nil
+			return id.PackRow(string(t[c].data)), nil
 		case c != KeyColumn:
 			d.key = append(d.key, ':')
 		}
@@ -275,19 +275,19 @@ func (d *decoder) rowID(t tuple) (state.RowID, error) {
 			}
 		}
 	}
-	return state.PackRowID(string(d.key)), nil
+	return id.PackRow(string(d.key)), nil
 }
 
 // id packs a client or restaurant; keep is set for unchanged TOAST. What cannot
 // be an id is counted and taken as NULL: such a row is no subscription. The blanks
 // that char(n) is padded with do not count in SQL, and go with a cast to text.
-func (d *decoder) id(c int, f field) (packed state.ID, keep bool) {
+func (d *decoder) id(c int, f field) (packed id.ID, keep bool) {
 	switch f.kind {
 	case 't':
 		if d.padded[c] {
 			f.data = bytes.TrimRight(f.data, " ")
 		}
-		id, err := state.PackIDBytes(f.data)
+		id, err := id.PackBytes(f.data)
 		if err != nil {
 			d.badIDs++
 			return "", false
@@ -301,7 +301,7 @@ func (d *decoder) id(c int, f field) (packed state.ID, keep bool) {
 }
 
 // restaurant is id with a memory of one.
-func (d *decoder) restaurant(f field) (id state.ID, keep bool) {
+func (d *decoder) restaurant(f field) (id id.ID, keep bool) {
 	if f.kind == 't' && d.restaurantID != "" && bytes.Equal(f.data, d.restaurantText) {
 		return d.restaurantID, false
 	}

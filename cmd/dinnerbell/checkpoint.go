@@ -15,6 +15,7 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // checkpointCmd are the commands about saved states.
@@ -30,7 +31,7 @@ type savedState struct {
 	Made          time.Time       `json:"made"`
 	AgeSeconds    float64         `json:"age_seconds"`
 	Cause         state.Cause     `json:"cause"`
-	LSN           state.LSN       `json:"lsn"`
+	LSN           id.LSN          `json:"lsn"`
 	Subscriptions int64           `json:"subscriptions"`
 	Bytes         int64           `json:"bytes"`
 	OwnBytes      int64           `json:"own_bytes"` // shared with nothing: what removing it would free
@@ -66,7 +67,7 @@ func ownBytes(dir string, m *state.Manifest) int64 {
 
 // judged fills in whether the slot covers it. judge is nil if that could not be
 // asked, because of err.
-func (s *savedState) judged(m *state.Manifest, judge func(state.Source, state.LSN) string, err error) {
+func (s *savedState) judged(m *state.Manifest, judge func(state.Source, id.LSN) string, err error) {
 	if judge == nil {
 		s.Reason = oneLine(err.Error())
 		return
@@ -319,7 +320,7 @@ func (d *daemon) settle(ctx context.Context, h *halves) error {
 // checkpointReport is the newest checkpoint, in the status.
 type checkpointReport struct {
 	ID         string    `json:"id,omitempty"`
-	LSN        state.LSN `json:"lsn"`
+	LSN        id.LSN    `json:"lsn"`
 	Made       time.Time `json:"made,omitzero"`
 	AgeSeconds float64   `json:"age_seconds"`
 	// HeldBackBytes is WAL that is durable here and not acknowledged, because no

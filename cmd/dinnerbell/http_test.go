@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 	"dinnerbell/stream"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -20,7 +20,7 @@ import (
 
 // healthy are the two halves of a daemon at work.
 func healthy() (cdc.Status, stream.Status) {
-	m := cdc.Status{State: cdc.StateStreaming, AppliedLSN: state.LSN(0x1A2B), SlotWALStatus: "reserved", SafeWALSize: -1, Subscriptions: 7, FreshnessMS: 0.3}
+	m := cdc.Status{State: cdc.StateStreaming, AppliedLSN: id.LSN(0x1A2B), SlotWALStatus: "reserved", SafeWALSize: -1, Subscriptions: 7, FreshnessMS: 0.3}
 	s := stream.Status{Assigned: true, Lanes: []stream.LaneStatus{
 		{Partition: 0, Epoch: 1, Decided: 12, Shipped: 12, NextOffset: 40, State: "running"},
 	}}

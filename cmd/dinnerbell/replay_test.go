@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 	"dinnerbell/stream"
 )
 
@@ -129,13 +130,13 @@ func (s *site) checkSubscribers(n int) {
 	}
 	lines := strings.Split(strings.TrimSuffix(s.must("subscribers", "diner"), "\n"), "\n")
 	asJSON := json.NewDecoder(strings.NewReader(s.must("subscribers", "diner", "--json")))
-	before := state.ID("")
+	before := id.ID("")
 	for _, line := range lines {
 		var text string
 		if err := asJSON.Decode(&text); err != nil || text != line {
 			s.t.Fatalf("--json says %q where the lines say %q: %v", text, line, err)
 		}
-		id, err := state.PackID(line)
+		id, err := id.Pack(line)
 		if err != nil || id <= before {
 			s.t.Fatalf("%q is out of order: %v", line, err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // subscribersCmd shows the local audience of a restaurant.
@@ -111,11 +112,11 @@ func subscribers(ctx context.Context, store *state.Store, args subscribersArgume
 	if _, complete := store.Source(); !complete {
 		return 0, errors.New("the local state holds no complete snapshot; start the daemon, or run: dinnerbell rebuild --offline")
 	}
-	restaurant, err := state.PackID(args.Restaurant)
-	if errors.Is(err, state.ErrBadID) {
+	restaurant, err := id.Pack(args.Restaurant)
+	if errors.Is(err, id.ErrBadID) {
 		return 0, nil // no subscription has such an id
 	}
-	list, after, done := &state.IDList{}, state.ID(""), err != nil
+	list, after, done := &id.List{}, id.ID(""), err != nil
 	for !done {
 		if err := ctx.Err(); err != nil {
 			return n, err
@@ -139,7 +140,7 @@ func subscribers(ctx context.Context, store *state.Store, args subscribersArgume
 	return n, err
 }
 
-func readPage(store *state.Store, list *state.IDList, restaurant, after state.ID) (last state.ID, done bool, err error) {
+func readPage(store *state.Store, list *id.List, restaurant, after id.ID) (last id.ID, done bool, err error) {
 	scan, err := store.NewScan()
 	if err != nil {
 		return after, false, err

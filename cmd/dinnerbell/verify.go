@@ -10,6 +10,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // verifyCmd compares the local subscriptions of the running daemon with Postgres.
@@ -179,7 +180,7 @@ func (d *daemon) verify(ctx context.Context, c *call) (any, error) {
 	}, nil
 }
 
-func newDifference(row state.RowID, f state.Fault) differenceItem {
+func newDifference(row id.RowID, f state.Fault) differenceItem {
 	d := differenceItem{Row: row.Text(), Index: f.Index, Wrong: f.What}
 	switch f.What {
 	case state.FaultExtra:
@@ -193,7 +194,7 @@ func newDifference(row state.RowID, f state.Fault) differenceItem {
 }
 
 func newPair(p state.Pair) *pairItem {
-	text := func(id state.ID) *string {
+	text := func(id id.ID) *string {
 		if id == "" {
 			return nil
 		}

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -130,7 +130,7 @@ func (d *deployment) watchAcknowledgement() (stop func()) {
 	wg.Go(func() {
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
-		var last state.LSN
+		var last id.LSN
 		var walsender int64
 		looks := 0
 		for ; ctx.Err() == nil; <-tick.C {
@@ -160,9 +160,9 @@ func (d *deployment) watchAcknowledgement() (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-func parseLSN(t testing.TB, text string) state.LSN {
+func parseLSN(t testing.TB, text string) id.LSN {
 	t.Helper()
-	lsn, err := state.ParseLSN(text)
+	lsn, err := id.ParseLSN(text)
 	if err != nil {
 		t.Error(err)
 	}

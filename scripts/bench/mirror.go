@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 const (
@@ -103,7 +104,7 @@ func (st *stage) cdc(ctx context.Context) (err error) {
 // then deletes them.
 func (st *stage) commits(ctx context.Context, m *mirror, n int) ([]float64, error) {
 	const restaurant = "the-newest-restaurant"
-	packed, err := state.PackID(restaurant)
+	packed, err := id.Pack(restaurant)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +126,7 @@ func (st *stage) commits(ctx context.Context, m *mirror, n int) ([]float64, erro
 }
 
 // awaitAudience waits until the join counts n clients.
-func (m *mirror) awaitAudience(ctx context.Context, restaurant state.ID, n int64) error {
+func (m *mirror) awaitAudience(ctx context.Context, restaurant id.ID, n int64) error {
 	tick := time.NewTicker(cdcPoll)
 	defer tick.Stop()
 	for {

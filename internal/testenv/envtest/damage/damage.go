@@ -12,7 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
-	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // Rows is the store of a state directory. Rows are named as Postgres writes
@@ -100,10 +100,10 @@ func (d *Rows) check(err error) {
 	}
 }
 
-func (d *Rows) row(row string) []byte { return d.key(spaceRow, string(state.PackRowID(row))) }
+func (d *Rows) row(row string) []byte { return d.key(spaceRow, string(id.PackRow(row))) }
 
 func (d *Rows) join(row, restaurant, client string) []byte {
-	return d.key(spaceJoin, d.id(restaurant), d.id(client), string(state.PackRowID(row)))
+	return d.key(spaceJoin, d.id(restaurant), d.id(client), string(id.PackRow(row)))
 }
 
 func (d *Rows) key(space byte, parts ...string) []byte {
@@ -112,7 +112,7 @@ func (d *Rows) key(space byte, parts ...string) []byte {
 
 func (d *Rows) id(text string) string {
 	d.t.Helper()
-	id, err := state.PackID(text)
+	id, err := id.Pack(text)
 	d.check(err)
 	return string(id)
 }

@@ -1,4 +1,4 @@
-package state
+package id
 
 import (
 	"bytes"
@@ -46,7 +46,7 @@ var idTexts = []string{
 
 func mustPackID(t *testing.T, text string) ID {
 	t.Helper()
-	packed, err := PackID(text)
+	packed, err := Pack(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestIDRoundTrip(t *testing.T) {
 
 func checkID(t *testing.T, packed ID, text string) {
 	t.Helper()
-	same, err := PackIDBytes([]byte(text))
+	same, err := PackBytes([]byte(text))
 	if err != nil || same != packed {
 		t.Errorf("PackIDBytes(%q) = %x, %v; PackID gave %x", text, same, err, packed)
 	}
@@ -88,7 +88,7 @@ func checkID(t *testing.T, packed ID, text string) {
 	if packed.Text() != text || string(packed.AppendText([]byte("-"))) != "-"+text || packed.TextLen() != len(text) {
 		t.Errorf("packed %q gives back %q, length %d", text, packed.Text(), packed.TextLen())
 	}
-	got, rest, err := ReadID(append([]byte(packed), "rest"...))
+	got, rest, err := Read(append([]byte(packed), "rest"...))
 	if err != nil || got != packed || string(rest) != "rest" {
 		t.Errorf("ReadID of %q and more = %q, %q, %v", text, got.Text(), rest, err)
 	}
@@ -97,10 +97,10 @@ func checkID(t *testing.T, packed ID, text string) {
 func TestIDRefused(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "\x00", "a\x00", "\x00a", "\xff", "a\xc3"} {
-		if got, err := PackID(text); !errors.Is(err, ErrBadID) {
+		if got, err := Pack(text); !errors.Is(err, ErrBadID) {
 			t.Errorf("PackID(%q) = %x, %v; want ErrBadID", text, got, err)
 		}
-		if got, err := PackIDBytes([]byte(text)); !errors.Is(err, ErrBadID) {
+		if got, err := PackBytes([]byte(text)); !errors.Is(err, ErrBadID) {
 			t.Errorf("PackIDBytes(%q) = %x, %v; want ErrBadID", text, got, err)
 		}
 		if got, err := new(Packer).ID([]byte(text)); !errors.Is(err, ErrBadID) {
@@ -108,7 +108,7 @@ func TestIDRefused(t *testing.T) {
 		}
 	}
 	for _, b := range []string{"", "\x00", "\x01short", "\x02", "\x02\x00", "\x02open", "\x03x\x00"} {
-		if got, rest, err := ReadID([]byte(b)); !errors.Is(err, ErrBadID) || string(rest) != b {
+		if got, rest, err := Read([]byte(b)); !errors.Is(err, ErrBadID) || string(rest) != b {
 			t.Errorf("ReadID(%q) = %x, %q, %v; want ErrBadID", b, got, rest, err)
 		}
 	}
@@ -131,11 +131,11 @@ func TestPacker(t *testing.T) {
 				t.Fatal(err)
 			}
 			got = append(got, string(id), string(p.RowNumber(n)), string(p.RowID([]byte(strconv.FormatInt(n, 10)))))
-			same, err := PackID("client " + strconv.Itoa(i))
+			same, err := Pack("client " + strconv.Itoa(i))
 			if err != nil {
 				t.Fatal(err)
 			}
-			row := string(PackRowID(strconv.FormatInt(n, 10)))
+			row := string(PackRow(strconv.FormatInt(n, 10)))
 			want = append(want, string(same), row, row)
 		}
 		if !slices.Equal(got, want) {
@@ -152,14 +152,14 @@ func FuzzID(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		packed, err := PackID(text)
+		packed, err := Pack(text)
 		if err == nil {
 			checkID(t, packed, text)
 		}
-		if row := PackRowID(text); row.Text() != text {
+		if row := PackRow(text); row.Text() != text {
 			t.Errorf("row id of %q gives back %q", text, row.Text())
 		}
-		if id, rest, err := ReadID([]byte(text)); err == nil && string(id)+string(rest) != text {
+		if id, rest, err := Read([]byte(text)); err == nil && string(id)+string(rest) != text {
 			t.Errorf("ReadID(%q) lost something: %q, %q", text, id, rest)
 		}
 	})
@@ -175,11 +175,11 @@ func TestRowIDOrder(t *testing.T) {
 	numbers = slices.Compact(numbers)
 	for i, n := range numbers {
 		text := strconv.FormatInt(n, 10)
-		packed := PackRowID(text)
+		packed := PackRow(text)
 		if packed.Text() != text {
 			t.Errorf("row id of %s gives back %s", text, packed.Text())
 		}
-		if i > 0 && PackRowID(strconv.FormatInt(numbers[i-1], 10)) >= packed {
+		if i > 0 && PackRow(strconv.FormatInt(numbers[i-1], 10)) >= packed {
 			t.Errorf("row id of %d is not above that of %d", n, numbers[i-1])
 		}
 	}
@@ -189,7 +189,7 @@ func TestRowIDText(t *testing.T) {
 	t.Parallel()
 	seen := map[RowID]string{}
 	for _, text := range append([]string{"", "0", "-0", "00", "007", "+7", "1e3", "9223372036854775807", "9223372036854775808", "-9223372036854775809"}, idTexts...) {
-		packed := PackRowID(text)
+		packed := PackRow(text)
 		if packed == "" || packed.Text() != text {
 			t.Errorf("row id of %q is %x, gives back %q", text, packed, packed.Text())
 		}
@@ -198,14 +198,14 @@ func TestRowIDText(t *testing.T) {
 		}
 		seen[packed] = text
 	}
-	if n := len(PackRowID("100000")); n != 4 {
+	if n := len(PackRow("100000")); n != 4 {
 		t.Errorf("row id of 100000 takes %d bytes, want 4", n)
 	}
 }
 
 func TestIDList(t *testing.T) {
 	t.Parallel()
-	var list IDList
+	var list List
 	for range 2 {
 		var all []byte
 		for _, text := range idTexts {

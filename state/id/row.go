@@ -1,4 +1,4 @@
-package state
+package id
 
 import (
 	"encoding/binary"
@@ -26,8 +26,8 @@ const (
 	tagRowText = 0x80
 )
 
-// PackRowID packs the text form of a key. Every text, the empty one too, has one.
-func PackRowID(text string) RowID {
+// PackRow packs the text form of a key. Every text, the empty one too, has one.
+func PackRow(text string) RowID {
 	if v, err := strconv.ParseInt(text, 10, 64); err == nil && strconv.FormatInt(v, 10) == text {
 		var b [9]byte
 		return RowID(appendRowInt(b[:0], v))
@@ -74,12 +74,12 @@ func (r RowID) Text() string {
 	case r[0] == tagRowUUID:
 		return ID(string([]byte{tagUUID}) + string(r[1:])).Text()
 	}
-	v, _ := rowInt(r)
+	v, _ := RowNumber(r)
 	return strconv.FormatInt(v, 10)
 }
 
-// rowInt is the value of a packed key that is an integer.
-func rowInt[T RowID | []byte](r T) (n int64, ok bool) {
+// RowNumber is the value of a packed key that is an integer.
+func RowNumber[T RowID | []byte](r T) (n int64, ok bool) {
 	if len(r) == 0 || r[0] >= tagRowUUID {
 		return 0, false
 	}

@@ -1,4 +1,4 @@
-package state
+package id
 
 import "unsafe"
 
@@ -12,7 +12,7 @@ type Packer struct {
 // keptArena is the most memory that is kept for the next ids.
 const keptArena = 1 << 20
 
-// ID is [PackID].
+// ID is [Pack].
 func (p *Packer) ID(text []byte) (ID, error) {
 	at := len(p.arena)
 	var uuid [uuidPackLen]byte
@@ -21,16 +21,16 @@ func (p *Packer) ID(text []byte) (ID, error) {
 		return ID(asString(p.arena[at:])), nil
 	}
 	if !isID(asString(text)) {
-		return PackID(string(text)) // for its error
+		return Pack(string(text)) // for its error
 	}
 	p.arena = append(append(append(p.arena, tagText), text...), endText)
 	return ID(asString(p.arena[at:])), nil
 }
 
-// RowID is [PackRowID].
-func (p *Packer) RowID(text []byte) RowID { return PackRowID(string(text)) }
+// RowID is [PackRow].
+func (p *Packer) RowID(text []byte) RowID { return PackRow(string(text)) }
 
-// RowNumber is [PackRowID] of the decimal text of n.
+// RowNumber is [PackRow] of the decimal text of n.
 func (p *Packer) RowNumber(n int64) RowID {
 	at := len(p.arena)
 	p.arena = appendRowInt(p.arena, n)

@@ -1,4 +1,7 @@
-package state
+// Package id holds the words that every other package shares: packed ids and row
+// ids, positions in the write-ahead log, and changes of source rows. It is pure,
+// so that a package can speak of them without the store.
+package id
 
 import (
 	"bytes"
@@ -28,9 +31,9 @@ type ID string
 // that are no packed id.
 var ErrBadID = errors.New("malformed id")
 
-// MaxIDBytes is the longest text that is an id. What is longer would make keys
+// MaxBytes is the longest text that is an id. What is longer would make keys
 // of which a few fill the memory; no campaign can name it, and no index hold it.
-const MaxIDBytes = 1 << 20
+const MaxBytes = 1 << 20
 
 const (
 	tagUUID = 0x01
@@ -41,9 +44,9 @@ const (
 	uuidPackLen = 17
 )
 
-// PackID packs text. It returns [ErrBadID] for what no id may be: empty, longer
-// than [MaxIDBytes], with U+0000 in it, not valid UTF-8.
-func PackID(text string) (ID, error) {
+// Pack packs text. It returns [ErrBadID] for what no id may be: empty, longer
+// than [MaxBytes], with U+0000 in it, not valid UTF-8.
+func Pack(text string) (ID, error) {
 	var uuid [uuidPackLen]byte
 	if packUUID(&uuid, text) {
 		return ID(uuid[:]), nil
@@ -58,16 +61,16 @@ func PackID(text string) (ID, error) {
 }
 
 func isID(text string) bool {
-	return text != "" && len(text) <= MaxIDBytes && strings.IndexByte(text, 0) < 0 && utf8.ValidString(text)
+	return text != "" && len(text) <= MaxBytes && strings.IndexByte(text, 0) < 0 && utf8.ValidString(text)
 }
 
-// PackIDBytes is [PackID] for bytes, which it does not keep.
-func PackIDBytes(text []byte) (ID, error) {
+// PackBytes is [Pack] for bytes, which it does not keep.
+func PackBytes(text []byte) (ID, error) {
 	var uuid [uuidPackLen]byte
 	if packUUID(&uuid, asString(text)) {
 		return ID(uuid[:]), nil
 	}
-	return PackID(string(text))
+	return Pack(string(text))
 }
 
 // packUUID packs text into dst if it is a canonical lower-case UUID.
@@ -107,9 +110,9 @@ func unhex(digits uint64) (value uint32, ok bool) {
 	return uint32(n | n>>16), ok
 }
 
-// textPrefix returns the bytes that the packed form of every text id begins with
+// TextPrefix returns the bytes that the packed form of every text id begins with
 // whose text begins with text. text must not be empty, nor begin a UUID.
-func textPrefix(text string) ID { return ID([]byte{tagText}) + ID(text) }
+func TextPrefix(text string) ID { return ID([]byte{tagText}) + ID(text) }
 
 // AppendText appends the id's text to dst. It allocates only to grow dst.
 func (id ID) AppendText(dst []byte) []byte {
@@ -145,7 +148,7 @@ func (id ID) AppendUUID(dst []byte) ([]byte, bool) {
 }
 
 // Text gives the id as it is spelled in Postgres and Kafka. It is a copy, for
-// id may be a view into an [IDList].
+// id may be a view into an [List].
 func (id ID) Text() string {
 	return string(id.AppendText(nil))
 }
@@ -161,19 +164,19 @@ func (id ID) TextLen() int {
 	return uuidTextLen
 }
 
-// ReadID copies one packed id off the front of b and returns what follows it.
+// Read copies one packed id off the front of b and returns what follows it.
 // It returns [ErrBadID] if b does not begin with a whole packed id.
-func ReadID(b []byte) (id ID, rest []byte, err error) {
-	n := idLen(b)
+func Read(b []byte) (id ID, rest []byte, err error) {
+	n := PackedLen(b)
 	if n == 0 {
 		return "", b, fmt.Errorf("read packed id: %w", ErrBadID)
 	}
 	return ID(b[:n]), b[n:], nil
 }
 
-// idLen is the length of the packed id that b begins with, 0 if there is none.
+// PackedLen is the length of the packed id that b begins with, 0 if there is none.
 // It trusts the text between the tags: keys were packed here.
-func idLen(b []byte) int {
+func PackedLen(b []byte) int {
 	if len(b) >= uuidPackLen && b[0] == tagUUID {
 		return uuidPackLen
 	}
