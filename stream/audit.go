@@ -30,7 +30,7 @@ type Finding struct {
 //
 // A daemon that works meanwhile moves P and K; each is read in an order that
 // makes the checks hold anyway.
-func Audit(ctx context.Context, cfg Config) ([]Finding, error) {
+func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 	a := &audit{cfg: cfg.withDefaults(), t: cfg.Sink.tables()}
 	conn, err := cfg.Sink.connect(ctx, "dinnerbell audit")
 	if err != nil {
@@ -75,7 +75,7 @@ func Audit(ctx context.Context, cfg Config) ([]Finding, error) {
 }
 
 type audit struct {
-	cfg      Config
+	cfg      ClaimConfig
 	t        tables
 	conn     *pgx.Conn
 	table    *feedbackTable

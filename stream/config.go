@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,29 +21,15 @@ type Barrier interface {
 	Barrier(ctx context.Context) error
 }
 
-// Config says where campaigns come from and where notifications go.
+// Config says where campaigns come from, where notifications go, and how much is
+// done at once.
 type Config struct {
-	Sink   SinkConfig
-	Kafka  KafkaConfig
-	Logger *slog.Logger // default: none
+	ClaimConfig
 
-	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
-	// shipped; fewer where they hold more than three times StepBytes. Default 16.
-	Window int
-	// StepClients bounds the notifications of one step, but for small campaigns,
-	// which may exceed it by a quarter. Default 2000.
-	StepClients int
-	// StepBytes bounds what one step sends to Postgres, and one Kafka
-	// transaction, in bytes; a single larger message still passes. Default 4 MiB.
-	StepBytes int
 	// LiveCampaigns and LiveBytes bound the campaigns that one lane holds in
 	// memory; beyond them intake waits. Defaults 4096 and 8 MiB.
 	LiveCampaigns int
 	LiveBytes     int
-	// SinkTimeout bounds what a session waits for Postgres at once: a peer that
-	// has gone silent is noticed by nothing else on our side. Work that grows with
-	// the data gets ten times as much. Default 30 s.
-	SinkTimeout time.Duration
 	// DrainTimeout bounds what is finished after Run's context ended. Default 10 s.
 	DrainTimeout time.Duration
 }
@@ -97,30 +82,15 @@ type KafkaConfig struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
+	c.ClaimConfig = c.ClaimConfig.withDefaults()
+	if c.LiveCampaigns <= 0 {
+		c.LiveCampaigns = 4096
 	}
-	for _, d := range []struct {
-		field *int
-		value int
-	}{
-		{&c.Window, 16}, {&c.StepClients, 2000}, {&c.StepBytes, 4 << 20}, {&c.LiveCampaigns, 4096}, {&c.LiveBytes, 8 << 20},
-	} {
-		if *d.field <= 0 {
-			*d.field = d.value
-		}
-	}
-	if c.SinkTimeout <= 0 {
-		c.SinkTimeout = 30 * time.Second
+	if c.LiveBytes <= 0 {
+		c.LiveBytes = 8 << 20
 	}
 	if c.DrainTimeout <= 0 {
 		c.DrainTimeout = 10 * time.Second
-	}
-	if c.Kafka.Principal == "" {
-		c.Kafka.Principal = "User:NAME"
-	}
-	if c.Kafka.Start == "" {
-		c.Kafka.Start = "earliest"
 	}
 	return c
 }

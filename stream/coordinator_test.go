@@ -120,7 +120,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 3)})
 	w.moveTo(t, kafka.Addr())
 
-	_, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup)
+	_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
 	halt, ok := errors.AsType[*HaltError](err)
 	if !ok || !strings.Contains(halt.What, "topic __transaction_state: transaction.state.log.replication.factor is 3, and there is room for 1") ||
 		!strings.Contains(halt.Hint, "transaction.state.log.replication.factor=1 transaction.state.log.min.isr=1") {

@@ -30,7 +30,7 @@ type DeadLetter struct {
 // ReadDeadLetters calls fn for each record of the dead-letter topic as of now,
 // partition by partition, in order. It needs no daemon and reads as a
 // read_committed consumer does.
-func ReadDeadLetters(ctx context.Context, cfg Config, fn func(*DeadLetter) error) error {
+func ReadDeadLetters(ctx context.Context, cfg ClaimConfig, fn func(*DeadLetter) error) error {
 	t, err := openDeadLetters(ctx, cfg)
 	if err != nil {
 		return err
@@ -41,13 +41,13 @@ func ReadDeadLetters(ctx context.Context, cfg Config, fn func(*DeadLetter) error
 
 // letterTopic is the dead-letter topic as commands read it.
 type letterTopic struct {
-	cfg    Config
+	cfg    ClaimConfig
 	client *kgo.Client
 	parser messageParser // says what would be refused again
 }
 
 // openDeadLetters makes a client and reads the limits that decide what is refused.
-func openDeadLetters(ctx context.Context, cfg Config) (*letterTopic, error) {
+func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error) {
 	t := &letterTopic{cfg: cfg.withDefaults()}
 	opts, err := t.cfg.Kafka.Client()
 	if err != nil {
@@ -156,7 +156,7 @@ type Retried struct {
 // the partition that they came from, as new messages: each is then the newest of
 // its campaign. What would be refused again stays where it is. done hears of
 // each; its error, as any other, ends the retry.
-func RetryDeadLetters(ctx context.Context, cfg Config, want func(*DeadLetter) bool, done func(Retried) error) error {
+func RetryDeadLetters(ctx context.Context, cfg ClaimConfig, want func(*DeadLetter) bool, done func(Retried) error) error {
 	t, err := openDeadLetters(ctx, cfg)
 	if err != nil {
 		return err

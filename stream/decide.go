@@ -46,7 +46,7 @@ type decider struct {
 }
 
 func newDecider(l *lane, cfg Config) *decider {
-	return &decider{lane: l, cfg: cfg, sched: newSchedule(), recent: newRecentMessages(l.svc.recentLimit)}
+	return &decider{lane: l, cfg: cfg, corrected: &correctedKeys{}, sched: newSchedule(), recent: newRecentMessages(l.svc.recentLimit)}
 }
 
 func (d *decider) run(ctx context.Context) error {

@@ -35,7 +35,7 @@ func feedbackWorld(t testing.TB, subs map[string][]string, ddl ...string) *world
 	for _, sql := range ddl {
 		w.db.Exec(sql)
 	}
-	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -127,7 +127,7 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": all})
 	w.cfg.Sink.Schema, w.cfg.Sink.Table = `a.b "C"`, `Feed.back "x"`
 	table := w.cfg.Sink.tables().feedback
-	if _, err := SetupSink(t.Context(), w.cfg); err == nil || !strings.Contains(err.Error(), "README") {
+	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err == nil || !strings.Contains(err.Error(), "README") {
 		t.Errorf("set up without the table: %v", err)
 	}
 	w.db.Exec(`CREATE SCHEMA "a.b ""C"""`)
@@ -135,10 +135,10 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	w.db.Exec(feedbackDDL("", "public.subscribers_feedback", table))
 	w.db.Exec(`CREATE FUNCTION "a.b ""C""".note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log VALUES (NEW.client_id); RETURN NULL; END'`)
 	w.db.Exec(`CREATE TRIGGER note AFTER INSERT ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION "a.b ""C""".note()`)
-	for _, sql := range append(SetupSQL(w.cfg), GrantSQL(w.cfg, "postgres")...) {
+	for _, sql := range append(SetupSQL(w.cfg.ClaimConfig), GrantSQL(w.cfg.ClaimConfig, "postgres")...) {
 		w.db.Exec(sql)
 	}
-	if did, err := SetupSink(t.Context(), w.cfg); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.tables().feedbackSchema) {
+	if did, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.tables().feedbackSchema) {
 		t.Errorf("set up after the printed statements: %v, %v", did, err)
 	}
 	w.rowsSQL = `SELECT ` + contractTable().readSQL("f") + ` FROM ` + table + ` f`
@@ -156,7 +156,7 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 func (w *world) resolveAgain() []string {
 	w.Helper()
 	w.db.Exec(`UPDATE dinnerbell.lane SET notifications_ends[1] = 100000`)
-	did, err := Resolve(w.Context(), w.cfg, 0, AcceptRepeats)
+	did, err := Resolve(w.Context(), w.cfg.ClaimConfig, 0, AcceptRepeats)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func (w *world) resolveAgain() []string {
 
 func audited(t *testing.T, w *world) {
 	t.Helper()
-	found, err := Audit(t.Context(), w.cfg)
+	found, err := Audit(t.Context(), w.cfg.ClaimConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestEditsOfOtherTypes(t *testing.T) {
 // deadLetters reads the dead-letter topic.
 func (w *world) deadLetters() (out []*DeadLetter) {
 	w.Helper()
-	if err := ReadDeadLetters(w.Context(), w.cfg, func(d *DeadLetter) error { out = append(out, d); return nil }); err != nil {
+	if err := ReadDeadLetters(w.Context(), w.cfg.ClaimConfig, func(d *DeadLetter) error { out = append(out, d); return nil }); err != nil {
 		w.Fatal(err)
 	}
 	return out
@@ -373,7 +373,7 @@ func TestTableAlteredWhileTheLaneRuns(t *testing.T) {
 	w.db.Exec(`DROP INDEX subscribers_feedback_adv_campaign_id_client_id_idx`)
 	w.produce(0, w.campaign("c3", "r1").json())
 	w.expect(want)
-	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
 	}
 	want["c3"] = w.subs["r1"]
@@ -421,7 +421,7 @@ func TestFeedbackTablesThatAreRefused(t *testing.T) {
 			w.db.Exec(sql)
 		}
 		for _, moment := range moments {
-			report, err := Preconditions(t.Context(), w.cfg, moment)
+			report, err := Preconditions(t.Context(), w.cfg.ClaimConfig, moment)
 			if err != nil {
 				t.Errorf("%s: %v", c.name, err)
 				continue
@@ -446,7 +446,7 @@ func TestFeedbackTablesThatAreWarnedAbout(t *testing.T) {
 	w.db.Exec(`ALTER TABLE subscribers_feedback ALTER adv_campaign_datetime_end TYPE int4`)
 	w.db.Exec(`CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'`)
 	w.db.Exec(`CREATE TRIGGER early BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION f()`)
-	report, err := Preconditions(t.Context(), w.cfg, precondition.AtStart)
+	report, err := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -485,7 +485,7 @@ func latinWorld(t *testing.T, subs map[string][]string) *world {
 	})
 	w.db = envtest.On(t, pool.Config().ConnString(), pool)
 	w.db.Exec(testenv.ContractTables)
-	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -14,7 +14,7 @@ type inspector struct {
 }
 
 // newInspector makes the inspector of a lane, or of none (-1).
-func newInspector(cfg Config, lane int32, table *feedbackTable, limits topicLimits, reader querier, store *state.Store) *inspector {
+func newInspector(cfg ClaimConfig, lane int32, table *feedbackTable, limits topicLimits, reader querier, store *state.Store) *inspector {
 	parser := newMessageParser(cfg.Kafka, limits, table)
 	return &inspector{
 		parser:    parser,

@@ -37,7 +37,7 @@ type arrival struct {
 // intake polls the lane's partition and hands its messages to decide.
 type intake struct {
 	lane     *lane
-	cfg      Config
+	cfg      ClaimConfig
 	input    *input
 	messages *inspector
 	arrivals chan<- arrival

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -85,7 +86,7 @@ func (l *lane) session(ctx context.Context) error {
 
 // takeOver makes this process the lane's owner and gives a session on it.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
-	c, err := takeOver(ctx, l.svc.cfg, l.id, claimOptions{
+	c, err := takeOver(ctx, l.svc.cfg.ClaimConfig, l.id, claimOptions{
 		slots: l.svc.steps, patience: l.svc.stepPatience, slow: l.showSlowStep,
 		waiting: func(err error) { l.setState("takeover", err) },
 	})
@@ -93,6 +94,13 @@ func (l *lane) takeOver(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	return newSession(l, c), nil
+}
+
+// showSlowStep puts a step that takes long into status and log.
+func (l *lane) showSlowStep(step string, why error) {
+	err := fmt.Errorf("%s: %w", step, why)
+	l.setState("takeover", err)
+	l.svc.cfg.Logger.Warn("takeover takes long", "lane", l.id, "error", err)
 }
 
 func (l *lane) setState(state string, err error) {

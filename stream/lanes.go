@@ -15,7 +15,7 @@ import (
 // has none. The first call of a deployment makes them all and begins where
 // kafka.start says; a partition that appears later is read from its beginning,
 // whatever kafka.start says: everything on it is new to us.
-func initLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
+func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return fmt.Errorf("read kafka settings: %w", err)

@@ -29,7 +29,7 @@ func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 			w.produce(0, w.campaign("down", "r1").json()) // while no daemon runs
 			w.grow(w.cfg.Kafka.Campaigns, 2)
 			w.produce(1, w.campaign("new partition", "r1").json())
-			if _, err := SetupTopics(t.Context(), w.cfg); err != nil { // the progress topic grows with it
+			if _, err := SetupTopics(t.Context(), w.cfg.ClaimConfig); err != nil { // the progress topic grows with it
 				t.Fatal(err)
 			}
 			w.start()

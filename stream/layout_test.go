@@ -74,7 +74,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 		return nil
 	})
 	w.db.Exec(`CREATE PUBLICATION everything FOR ALL TABLES`) // as change data capture has it
-	did, err := SetupSink(t.Context(), w.cfg)
+	did, err := SetupSink(t.Context(), w.cfg.ClaimConfig)
 	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 2") {
 		t.Fatalf("setup: %q, %v", did, err)
 	}

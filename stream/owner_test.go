@@ -47,7 +47,7 @@ func TestOnlyTheOwnRoleCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newClaim(w.cfg, 0, claimOptions{})
+	s := newClaim(w.cfg.ClaimConfig, 0, claimOptions{})
 	cfg.User, cfg.RuntimeParams["application_name"] = role, s.laneMark()+"stranger"
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)
 	if err != nil {
@@ -122,14 +122,14 @@ func TestResolveRefusesALaneThatRuns(t *testing.T) {
 	svc, stop := w.start()
 	w.produce(0, w.campaign("c1", "r1").json())
 	w.expect(map[string][]string{"c1": {"a"}})
-	if _, err := Resolve(t.Context(), w.cfg, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
+	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
 		t.Errorf("resolve: %v", err)
 	}
 	if epoch := svc.Status().Lanes[0].Epoch; epoch != 1 {
 		t.Errorf("epoch %d: resolve has taken the lane over", epoch)
 	}
 	stop()
-	if _, err := Resolve(t.Context(), w.cfg, 0, AcceptMissing); err != nil {
+	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptMissing); err != nil {
 		t.Error(err)
 	}
 }
@@ -177,7 +177,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Errorf("%d connections, want 6 at most", n)
 	}
 	stop()
-	report, err := Preconditions(t.Context(), w.cfg, precondition.AtStart)
+	report, err := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func (w *world) refused(n int) map[int64]*DeadLetter {
 	var out map[int64]*DeadLetter
 	envtest.Until(w, patience, func() error {
 		out = map[int64]*DeadLetter{}
-		if err := ReadDeadLetters(w.Context(), w.cfg, func(d *DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
+		if err := ReadDeadLetters(w.Context(), w.cfg.ClaimConfig, func(d *DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
 			return err
 		}
 		if len(out) < n {

@@ -35,7 +35,7 @@ type kafkaFacts struct {
 // Preconditions makes the checks of a moment, each on the sink and the cluster as
 // they are now. The error says what kept facts from being read; the report then
 // holds what could be read.
-func Preconditions(ctx context.Context, cfg Config, moment precondition.Moment) (precondition.Report, error) {
+func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
 	cfg = cfg.withDefaults()
 	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
 	if err != nil {
@@ -54,7 +54,7 @@ type facts struct {
 // readPreconditions makes the checks of both systems, the sink's first, over a
 // connection to the sink and a client of its own to Kafka. It keeps the facts that
 // it has read in *found, unless that is nil.
-func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found *facts) (precondition.Report, error) {
+func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment, conn *pgx.Conn, found *facts) (precondition.Report, error) {
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
@@ -113,7 +113,7 @@ func met(report precondition.Report, err error) error {
 // CheckPreconditions makes the checks of a moment for a command. It returns what
 // to warn of, one line each, and a *HaltError for a precondition that does not
 // hold.
-func CheckPreconditions(ctx context.Context, cfg Config, moment precondition.Moment) (warnings []string, err error) {
+func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (warnings []string, err error) {
 	report, err := Preconditions(ctx, cfg, moment)
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
 		warnings = append(warnings, "warning: "+f.String())

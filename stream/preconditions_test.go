@@ -23,7 +23,7 @@ func TestStartWaitsForSetup(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := SetupTopics(t.Context(), w.cfg); err != nil {
+	if _, err := SetupTopics(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
 	}
 	w.produce(1, w.campaign("c", "r1").json())

@@ -161,7 +161,7 @@ func (r *replay) open(ctx context.Context) (err error) {
 		return err
 	}
 	r.limits = newTopicLimits(found, cfg.Kafka)
-	r.messages = newInspector(cfg, -1, look.feedback, r.limits, r.reader, r.svc.store)
+	r.messages = newInspector(cfg.ClaimConfig, -1, look.feedback, r.limits, r.reader, r.svc.store)
 	ids := found.ids(cfg.Kafka)
 	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, found.topics[cfg.Kafka.Campaigns].ID
 	return nil

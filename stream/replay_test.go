@@ -237,7 +237,7 @@ func initLanesOf(w *world) error {
 		return err
 	}
 	defer closeConn(conn)
-	return initLanes(w.Context(), w.cfg.withDefaults(), conn)
+	return initLanes(w.Context(), w.cfg.ClaimConfig.withDefaults(), conn)
 }
 
 // A range with more campaigns than a survey holds is replayed in rounds.

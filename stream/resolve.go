@@ -25,7 +25,7 @@ const (
 // Resolve settles a lane that halted and says what it did, one line each. It
 // refuses a lane that a daemon works on, then takes the lane over, so that one
 // that begins meanwhile is fenced. With nothing to settle it changes nothing.
-func Resolve(ctx context.Context, cfg Config, laneID int32, accept Choice) (did []string, err error) {
+func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) (did []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*takeoverTimeout)
 	defer cancel()
 	s := newClaim(cfg.withDefaults(), laneID, claimOptions{})

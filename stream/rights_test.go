@@ -75,7 +75,7 @@ func TestMissingRightsAreNamed(t *testing.T) {
 		{"consumer group " + k.Group, "Read", func() { allow(t, adm, kadm.NewACLs().Groups(k.Group), kadm.OpRead, kadm.OpDescribe) }},
 	}
 	for _, step := range steps {
-		_, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup)
+		_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
 		halt, ok := errors.AsType[*HaltError](err)
 		if !ok || !strings.HasPrefix(halt.What, step.object+": User:bell lacks the right "+step.operation) ||
 			!strings.Contains(halt.Hint, "kafka-acls.sh") || !strings.Contains(halt.Hint, "--allow-principal User:bell --operation "+step.operation) {
@@ -83,7 +83,7 @@ func TestMissingRightsAreNamed(t *testing.T) {
 		}
 		step.grant()
 	}
-	warnings, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtStart)
+	warnings, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
 	if err != nil || strings.Count(strings.Join(warnings, "\n"), "--operation DescribeConfigs --topic ") != 4 {
 		t.Errorf("with every right that is needed: %q, %v", warnings, err)
 	}

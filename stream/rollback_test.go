@@ -31,7 +31,7 @@ func (w *world) halted() *HaltError {
 // resolve settles lane 0 and returns what was said.
 func (w *world) resolve(accept Choice) string {
 	w.Helper()
-	did, err := Resolve(w.Context(), w.cfg, 0, accept)
+	did, err := Resolve(w.Context(), w.cfg.ClaimConfig, 0, accept)
 	if err != nil {
 		w.Fatalf("resolve: %v", err)
 	}
@@ -41,7 +41,7 @@ func (w *world) resolve(accept Choice) string {
 func TestResolveNamesALaneThatIsNot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, nil)
-	_, err := Resolve(w.Context(), w.cfg, 9, AcceptMissing)
+	_, err := Resolve(w.Context(), w.cfg.ClaimConfig, 9, AcceptMissing)
 	if want := "there is no lane 9: topic " + w.cfg.Kafka.Campaigns + " has no such partition"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %q", err, want)
 	}
@@ -50,7 +50,7 @@ func TestResolveNamesALaneThatIsNot(t *testing.T) {
 // audit runs Audit and returns what it found wrong.
 func (w *world) audit() []Finding {
 	w.Helper()
-	findings, err := Audit(w.Context(), w.cfg)
+	findings, err := Audit(w.Context(), w.cfg.ClaimConfig)
 	if err != nil {
 		w.Fatalf("audit: %v", err)
 	}
@@ -335,7 +335,7 @@ func initLanesFor(w *world) error {
 		return err
 	}
 	defer closeConn(conn)
-	return initLanes(w.Context(), w.cfg.withDefaults(), conn)
+	return initLanes(w.Context(), w.cfg.ClaimConfig.withDefaults(), conn)
 }
 
 // A damaged outbox row is never shipped.
@@ -377,7 +377,7 @@ CREATE CAST (mood AS text) WITH FUNCTION slow(mood);
 ALTER TABLE subscribers_feedback ALTER feedback TYPE mood USING NULL;
 UPDATE subscribers_feedback SET feedback = 'seen' WHERE ctid = (SELECT min(ctid) FROM subscribers_feedback)`)
 	w.cfg.Sink.pins = []pgsession.Setting{{Name: "idle_in_transaction_session_timeout", Value: "100ms"}}
-	if _, err := Resolve(t.Context(), w.cfg, 0, AcceptRepeats); err != nil {
+	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptRepeats); err != nil {
 		t.Errorf("resolve: %v", err)
 	}
 }

@@ -71,7 +71,7 @@ var daemonTables = []struct{ name, sql string }{
 
 // SetupSQL is everything that SetupSink would run on an empty database. It is safe
 // to repeat.
-func SetupSQL(cfg Config) []string {
+func SetupSQL(cfg ClaimConfig) []string {
 	t := cfg.Sink.tables()
 	var out []string
 	for _, d := range daemonTables {
@@ -84,7 +84,7 @@ func SetupSQL(cfg Config) []string {
 
 // GrantSQL is what a role needs to run the daemon where somebody else owns the
 // tables and has run the statements of SetupSQL.
-func GrantSQL(cfg Config, role string) []string {
+func GrantSQL(cfg ClaimConfig, role string) []string {
 	t, role := cfg.Sink.tables(), quoteIdent(role)
 	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 	return []string{
@@ -113,7 +113,7 @@ func indexSQL(t tables, concurrently bool) string {
 
 // SetupSink creates what is missing in the sink database and says what it did,
 // one line each. Safe to repeat. The feedback table itself belongs to the user.
-func SetupSink(ctx context.Context, cfg Config) ([]string, error) {
+func SetupSink(ctx context.Context, cfg ClaimConfig) ([]string, error) {
 	conn, err := cfg.Sink.connect(ctx, "dinnerbell setup")
 	if err != nil {
 		return nil, err

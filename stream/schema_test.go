@@ -10,10 +10,10 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-func sinkOnly(t *testing.T) (*envtest.DB, Config) {
+func sinkOnly(t *testing.T) (*envtest.DB, ClaimConfig) {
 	t.Helper()
 	db := envtest.Database(t)
-	return db, Config{Sink: SinkConfig{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
+	return db, ClaimConfig{Sink: SinkConfig{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
 }
 
 const aRow = `INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -63,7 +63,7 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 	db.Exec(`CREATE TABLE feedback2 (LIKE subscribers_feedback INCLUDING DEFAULTS)`)
 	second := first
 	second.Sink.Table, second.Sink.DaemonSchema = "feedback2", "second"
-	for _, cfg := range []Config{first, second} {
+	for _, cfg := range []ClaimConfig{first, second} {
 		if _, err := SetupSink(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeConn(conn)
-	for _, cfg := range []Config{first, second} {
+	for _, cfg := range []ClaimConfig{first, second} {
 		if name, err := uniqueIndex(t.Context(), conn, cfg.Sink.tables()); err != nil || name == "" {
 			t.Errorf("unique index of %s: %q, %v", cfg.Sink.Table, name, err)
 		}
@@ -147,7 +147,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 	}
 	u.User = url.User(role)
 	for range 2 {
-		for _, sql := range SetupSQL(w.cfg) {
+		for _, sql := range SetupSQL(w.cfg.ClaimConfig) {
 			w.db.Exec(sql)
 		}
 	}
@@ -157,7 +157,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 	w.cfg.Sink.URL = func() (string, error) { return u.String(), nil }
 	for i, want := range []string{`GRANT USAGE ON SCHEMA public TO ` + role, `GRANT SELECT ON "public"."subscribers_feedback" TO ` + role, "GRANT USAGE ON SEQUENCE public.subscribers_feedback_id_seq TO " + role,
 		"GRANT USAGE ON SCHEMA dinnerbell TO " + role, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA dinnerbell TO " + role} {
-		report, _ := Preconditions(t.Context(), w.cfg, precondition.AtStart) // what the role may not read is unknown
+		report, _ := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart) // what the role may not read is unknown
 		found := false
 		for _, f := range report.At(precondition.Fail) {
 			found = found || strings.Contains(f.Fix, want)
@@ -165,9 +165,9 @@ func TestSetupSQLAndGrants(t *testing.T) {
 		if !found {
 			t.Errorf("no finding names %s: %+v", want, report.At(precondition.Fail))
 		}
-		w.db.Exec(GrantSQL(w.cfg, role)[i])
+		w.db.Exec(GrantSQL(w.cfg.ClaimConfig, role)[i])
 	}
-	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Errorf("setup under the daemon's role: %v", err)
 	}
 	w.start()

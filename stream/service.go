@@ -152,7 +152,7 @@ func (s *Service) reachSinks(ctx context.Context) error {
 		return err
 	}
 	defer closeConn(conn)
-	report, err := readPreconditions(ctx, s.cfg, precondition.AtStart, conn, nil)
+	report, err := readPreconditions(ctx, s.cfg.ClaimConfig, precondition.AtStart, conn, nil)
 	if err := met(report, err); err != nil {
 		return err
 	}

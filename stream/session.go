@@ -59,7 +59,7 @@ func (s *session) run(soft context.Context) error {
 
 	hard, cancelHard := context.WithCancel(context.WithoutCancel(soft))
 	defer cancelHard()
-	stopDrain := context.AfterFunc(soft, func() { time.AfterFunc(s.claim.cfg.DrainTimeout, cancelHard) })
+	stopDrain := context.AfterFunc(soft, func() { time.AfterFunc(s.lane.svc.cfg.DrainTimeout, cancelHard) })
 	defer stopDrain()
 
 	g, hard := errgroup.WithContext(hard)
@@ -108,7 +108,7 @@ func (s *session) newReplayer() *replayer {
 }
 
 func (s *session) newDecider() *decider {
-	d := newDecider(s.lane, s.claim.cfg)
+	d := newDecider(s.lane, s.lane.svc.cfg)
 	d.claim, d.delivered, d.corrected = s.claim, s.messages.delivered, &s.corrected
 	d.arrivals, d.due, d.steps, d.buffers = s.arrivals, s.due, s.steps, s.buffers
 	return d

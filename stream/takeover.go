@@ -22,11 +22,59 @@ const transactionTimeout = 20 * time.Second
 // takeoverTimeout bounds one attempt; the lane tries again.
 const takeoverTimeout = 60 * time.Second
 
+// ClaimConfig says how the two sinks of a deployment are reached, and what bounds
+// its steps.
+type ClaimConfig struct {
+	Sink   SinkConfig
+	Kafka  KafkaConfig
+	Logger *slog.Logger // default: none
+
+	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
+	// shipped; fewer where they hold more than three times StepBytes. Default 16.
+	Window int
+	// StepClients bounds the notifications of one step, but for small campaigns,
+	// which may exceed it by a quarter. Default 2000.
+	StepClients int
+	// StepBytes bounds what one step sends to Postgres, and one Kafka
+	// transaction, in bytes; a single larger message still passes. Default 4 MiB.
+	StepBytes int
+	// SinkTimeout bounds what a session waits for Postgres at once: a peer that
+	// has gone silent is noticed by nothing else on our side. Work that grows with
+	// the data gets ten times as much. Default 30 s.
+	SinkTimeout time.Duration
+}
+
+func (c ClaimConfig) withDefaults() ClaimConfig {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []struct {
+		field *int
+		value int
+	}{
+		{&c.Window, 16}, {&c.StepClients, 2000}, {&c.StepBytes, 4 << 20},
+	} {
+		if *d.field <= 0 {
+			*d.field = d.value
+		}
+	}
+	if c.SinkTimeout <= 0 {
+		c.SinkTimeout = 30 * time.Second
+	}
+	if c.Kafka.Principal == "" {
+		c.Kafka.Principal = "User:NAME"
+	}
+	if c.Kafka.Start == "" {
+		c.Kafka.Start = "earliest"
+	}
+	return c
+}
+
 // claim is one ownership of a lane: what the TAKEOVER has read and opened. The
 // session does not change it.
 type claim struct {
 	lane int32
-	cfg  Config
+	cfg  ClaimConfig
 	t    tables
 	opts claimOptions
 	step watchedStep
@@ -65,7 +113,7 @@ type claimOptions struct {
 	slow     func(step string, why error)
 }
 
-func newClaim(cfg Config, lane int32, opts claimOptions) *claim {
+func newClaim(cfg ClaimConfig, lane int32, opts claimOptions) *claim {
 	return &claim{lane: lane, cfg: cfg, t: cfg.Sink.tables(), opts: opts}
 }
 
@@ -83,7 +131,7 @@ func newClaim(cfg Config, lane int32, opts claimOptions) *claim {
 //     input is read from next_offset.
 //
 // On error nothing is held and nothing has changed but the epoch.
-func takeOver(ctx context.Context, cfg Config, lane int32, opts claimOptions) (_ *claim, err error) {
+func takeOver(ctx context.Context, cfg ClaimConfig, lane int32, opts claimOptions) (_ *claim, err error) {
 	ctx, cancel := context.WithTimeout(ctx, takeoverTimeout)
 	defer cancel()
 	c := newClaim(cfg, lane, opts)
@@ -225,6 +273,16 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	return c.endPredecessors(ctx)
+}
+
+// readySink sets the connection up for the lane's statements.
+func (c *claim) readySink(ctx context.Context) error {
+	if _, err := c.conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("set up sink session: %w", err)
+	}
+	skew, off, err := clockSkew(ctx, c.conn, time.Now)
+	c.ahead = skew + off
+	return err
 }
 
 // awaitConnection waits until sink.max_connections allows a connection more.

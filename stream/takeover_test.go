@@ -14,7 +14,7 @@ import (
 func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
-	paused := newClaim(w.cfg.withDefaults(), 0, claimOptions{})
+	paused := newClaim(w.cfg.ClaimConfig.withDefaults(), 0, claimOptions{})
 	defer paused.close()
 	if err := paused.connect(t.Context()); err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ const headroom = 512
 // SetupTopics creates the topics that are missing and gives the progress topic
 // as many partitions as the campaigns topic has. It says what it did, one line
 // each. Safe to repeat.
-func SetupTopics(ctx context.Context, cfg Config) ([]string, error) {
+func SetupTopics(ctx context.Context, cfg ClaimConfig) ([]string, error) {
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)

@@ -101,7 +101,7 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 				}
 				return nil
 			}
-			_, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup)
+			_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
 			if _, ok := errors.AsType[*HaltError](err); !ok || names(err) != nil {
 				t.Errorf("setup says %v", err)
 			}
@@ -152,16 +152,16 @@ func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 	w.cfg.Kafka.Progress = w.kafka.Topic("plain", 1, nil)
 	w.cfg.Kafka.DeadLetters = envtest.Name("dead")
 	w.kafka.DeleteAfter(w.cfg.Kafka.DeadLetters)
-	if _, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtSetup); err != nil {
+	if _, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup); err != nil {
 		t.Errorf("setup refuses a topic that it can mend: %v", err)
 	}
 	for i, want := range []string{"cleanup.policy set to compact", "there already"} {
-		did, err := SetupTopics(t.Context(), w.cfg)
+		did, err := SetupTopics(t.Context(), w.cfg.ClaimConfig)
 		if err != nil || !strings.Contains(strings.Join(did, "\n"), "topic "+w.cfg.Kafka.Progress+": "+want) {
 			t.Errorf("setup %d: %q, %v", i, did, err)
 		}
 	}
-	if warnings, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtStart); err != nil {
+	if warnings, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart); err != nil {
 		t.Errorf("after setup: %q, %v", warnings, err)
 	}
 	settings, err := readSettings(t.Context(), kadm.NewClient(w.kafka.Client()), w.cfg.Kafka.DeadLetters)
@@ -181,7 +181,7 @@ func TestSetupDoesNotWaitForTopicsThatAreThere(t *testing.T) {
 		w.kafka.DeleteAfter(*name)
 	}
 	began := time.Now()
-	did, err := SetupTopics(t.Context(), w.cfg)
+	did, err := SetupTopics(t.Context(), w.cfg.ClaimConfig)
 	if err != nil || strings.Count(strings.Join(did, "\n"), ": created") != 4 {
 		t.Fatalf("setup: %q, %v", did, err)
 	}
@@ -198,7 +198,7 @@ func TestTopicSettingsThatHurtLaterAreWarnedOf(t *testing.T) {
 	w.kafka.Configure(w.cfg.Kafka.Campaigns, "max.message.bytes", "4000000")
 	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
 	w.kafka.Configure(w.cfg.Kafka.Progress, "retention.ms", "-1")
-	warnings, err := CheckPreconditions(t.Context(), w.cfg, precondition.AtStart)
+	warnings, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
 	if err != nil {
 		t.Fatal(err)
 	}

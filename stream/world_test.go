@@ -49,7 +49,7 @@ func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
 	t.Helper()
 	w := &world{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
 		rowsSQL: `SELECT ` + contractTable().readSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
-	w.cfg = Config{
+	w.cfg = Config{ClaimConfig: ClaimConfig{
 		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
 		Kafka: KafkaConfig{
 			Client:        func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
@@ -61,8 +61,8 @@ func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
 			InstanceID:    "test",
 		},
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}
-	if _, err := SetupSink(t.Context(), w.cfg); err != nil {
+	}}
+	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
 	}
 	w.store = w.openStore()

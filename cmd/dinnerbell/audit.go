@@ -23,7 +23,7 @@ func (c *auditCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	findings, err := stream.Audit(ctx, streamConfig(cfg, a.logger(cfg)))
+	findings, err := stream.Audit(ctx, claimConfig(cfg, a.logger(cfg)))
 	sound := true
 	for _, f := range findings {
 		sound = sound && f.OK

@@ -48,7 +48,7 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	lines := json.NewEncoder(a.stdout)
-	err = stream.ReadDeadLetters(ctx, streamConfig(cfg, a.logger(cfg)), func(d *stream.DeadLetter) error {
+	err = stream.ReadDeadLetters(ctx, claimConfig(cfg, a.logger(cfg)), func(d *stream.DeadLetter) error {
 		item := newDeadLetterItem(d)
 		if c.JSON {
 			return lines.Encode(item)
@@ -107,7 +107,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	}
 	lines := json.NewEncoder(a.stdout)
 	sent, left := 0, 0
-	err = stream.RetryDeadLetters(ctx, streamConfig(cfg, a.logger(cfg)), func(d *stream.DeadLetter) bool {
+	err = stream.RetryDeadLetters(ctx, claimConfig(cfg, a.logger(cfg)), func(d *stream.DeadLetter) bool {
 		return c.All || wanted[deadLetterPlace{d.Partition, d.Offset}]
 	}, func(r stream.Retried) error {
 		delete(wanted, deadLetterPlace{r.Partition, r.Offset})

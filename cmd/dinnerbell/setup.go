@@ -26,7 +26,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg)
-	source, sink := sourceConfig(cfg, log), streamConfig(cfg, log)
+	source, sink := sourceConfig(cfg, log), claimConfig(cfg, log)
 	if c.PrintSQL {
 		return printSQL(a.stdout, cfg, source, sink)
 	}
@@ -59,7 +59,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 
 // checkStream makes the checks that the start of `run` makes. Warnings are
 // messages.
-func checkStream(ctx context.Context, a *app, cfg stream.Config) error {
+func checkStream(ctx context.Context, a *app, cfg stream.ClaimConfig) error {
 	warnings, err := stream.CheckPreconditions(ctx, cfg, precondition.AtStart)
 	for _, line := range warnings {
 		if _, err := fmt.Fprintln(a.messages, line); err != nil {
@@ -99,7 +99,7 @@ func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 // printSQL writes a script that psql runs, as often as one likes; topics, which SQL
 // cannot make, are named in a comment. The grants are for the roles of the two
 // URLs, where somebody else owns the tables.
-func printSQL(out io.Writer, cfg *config.Config, source cdc.Config, sink stream.Config) error {
+func printSQL(out io.Writer, cfg *config.Config, source cdc.Config, sink stream.ClaimConfig) error {
 	reader, err := roleOf(cfg.SourceURL)
 	if err != nil {
 		return err

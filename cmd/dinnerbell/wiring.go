@@ -33,8 +33,13 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 
 // streamConfig is what package stream needs to know.
 func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
+	return stream.Config{ClaimConfig: claimConfig(cfg, log)}
+}
+
+// claimConfig is the part of it that commands need which run no lane.
+func claimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
 	log = log.With("part", "stream")
-	return stream.Config{
+	return stream.ClaimConfig{
 		Sink: stream.SinkConfig{
 			URL:          cfg.SinkURL,
 			Schema:       cfg.Sink.Table.Schema,

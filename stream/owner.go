@@ -1,0 +1,73 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"strings"
+	"time"
+)
+
+// laneMark begins the application_name of the connections that write for a lane.
+// A later owner finds them by it: nobody but the own role's sessions count, so no
+// other role can hold a lane up or pass for its owner. A lock could be taken by
+// whoever may connect.
+func (c *claim) laneMark() string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(c.t.schema)) // never fails; one database may hold several deployments
+	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.lane)
+}
+
+// ownersSQL selects the other sessions that write for the lane of the mark $1.
+const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_with(a.application_name, $1::text)
+  AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid()`
+
+// endPredecessors ends the connections of the lane's former owners. One whose
+// daemon is frozen between a step's rows and its commit keeps the rows' keys
+// locked, and no timeout of the server's ends it: it is in the middle of a
+// pipeline, not idle. What it had sent a commit for, is committed or not; the
+// epoch is raised after it.
+//
+// A connection that is younger than ours is left alone: it is of an owner that
+// takes the lane over from us.
+func (c *claim) endPredecessors(ctx context.Context) error {
+	var ended int
+	err := c.conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
+  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, c.laneMark()).Scan(&ended)
+	if err != nil {
+		return fmt.Errorf("end the former owner's connections of lane %d: %w", c.lane, err)
+	}
+	if ended > 0 {
+		c.cfg.Logger.Info("ended connections of the lane's former owner", "lane", c.lane, "connections", ended)
+	}
+	return nil
+}
+
+// ownerGone is how long the connection of a daemon that has just let a lane go may
+// still be seen.
+const ownerGone = 3 * time.Second
+
+// checkNoOwner fails while a daemon works on the lane.
+func (c *claim) checkNoOwner(ctx context.Context) error {
+	conn, err := c.cfg.Sink.connect(ctx, "dinnerbell resolve")
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	for until := time.Now().Add(ownerGone); ; {
+		owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.laneMark())
+		switch {
+		case err != nil:
+			return fmt.Errorf("look for the owner of lane %d: %w", c.lane, err)
+		case len(owners) == 0:
+			return nil
+		case time.Now().After(until):
+			return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", c.lane, strings.Join(owners, ", "))
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
