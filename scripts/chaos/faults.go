@@ -44,23 +44,6 @@ const (
 // kills are the faults in which a process gets SIGKILL.
 var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore, faultDamage}
 
-// fault is one line of the schedule.
-type fault struct {
-	At        time.Duration `json:"at"`
-	Kind      string        `json:"kind"`
-	Length    time.Duration `json:"length,omitempty"` // of what lasts
-	Daemon    int           `json:"daemon"`           // whose process, state or link
-	Link      string        `json:"link,omitempty"`
-	Direction string        `json:"direction,omitempty"` // half-open: which is lost
-	Millis    int           `json:"millis,omitempty"`    // of a delay
-	Leave     bool          `json:"leave,omitempty"`     // the group is told at once that the daemon is gone
-	Draw      uint64        `json:"draw,omitempty"`      // of a damage: which file and byte
-	Failed    bool          `json:"failed,omitempty"`    // of a command: what went on broke it
-
-	Began time.Duration `json:"began,omitempty"`
-	Ended time.Duration `json:"ended,omitempty"`
-}
-
 // schedule draws a round's faults. It follows from the seed alone.
 func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
 	broker, most := faultKfake, 1+o.seconds/8
@@ -91,7 +74,7 @@ func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
 			weights[i] = 0
 		}
 		f := &fault{Kind: table[i].kind, At: between(rnd, 0, length), Daemon: rnd.IntN(o.daemons), Leave: rnd.IntN(2) == 0}
-		f.draw(rnd)
+		drawParameters(f, rnd)
 		out = append(out, f)
 		if f.Kind == faultRestore {
 			out = append(out, &fault{Kind: faultCopy, Daemon: f.Daemon, At: between(rnd, f.At/4, f.At*3/4)})
@@ -101,8 +84,8 @@ func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
 	return out
 }
 
-// draw fills in what the kind needs.
-func (f *fault) draw(rnd *rand.Rand) {
+// drawParameters fills in what the kind of the fault needs.
+func drawParameters(f *fault, rnd *rand.Rand) {
 	switch f.Kind {
 	case faultKill:
 		f.Length = between(rnd, 0, 2*time.Second)

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"time"
@@ -79,6 +78,20 @@ func (h *history) notef(format string, args ...any) {
 	h.write("note", map[string]any{"at": h.now(), "text": fmt.Sprintf(format, args...)})
 }
 
+// lastStart is the latest start of a campaign among those that begin before
+// limit, as a Unix second.
+func (h *history) lastStart(limit time.Time) int64 {
+	last := int64(0)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.campaigns {
+		if m.Fields != nil && m.Fields.Start < limit.Unix() {
+			last = max(last, m.Fields.Start)
+		}
+	}
+	return last
+}
+
 func (h *history) close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -91,37 +104,4 @@ func (h *history) close() error {
 		return fmt.Errorf("write history: %w", err)
 	}
 	return nil
-}
-
-// Streams of random numbers: one for each part that draws, so that the timing of
-// one part does not change what another draws.
-const (
-	streamFaults = iota
-	streamSubscriptions
-	streamCampaigns
-	streamWriters // one per writer from here on
-)
-
-func random(seed uint64, round, stream int) *rand.Rand {
-	return rand.New(rand.NewPCG(seed, uint64(round)<<16|uint64(stream))) //nolint:gosec // it must repeat
-}
-
-// between draws a duration.
-func between(r *rand.Rand, from, to time.Duration) time.Duration {
-	return from + time.Duration(r.Int64N(int64(to-from)+1))
-}
-
-// odds draws an index by weights.
-func odds(r *rand.Rand, weights []int) int {
-	sum := 0
-	for _, w := range weights {
-		sum += w
-	}
-	n := r.IntN(sum)
-	for i, w := range weights {
-		if n -= w; n < 0 {
-			return i
-		}
-	}
-	return 0
 }

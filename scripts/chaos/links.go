@@ -50,15 +50,14 @@ type link struct {
 	proxy *toxiproxy.Proxy
 }
 
-// newLinks starts a daemon's network.
-func newLinks(w *world) (l *links, err error) {
+// newLinks starts a daemon's network between it and the two servers (host:port).
+func newLinks(postgres, broker string) (l *links, err error) {
 	l = &links{toxic: map[string]*link{}}
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	postgres := testenv.Loopback(w.postgres.Port())
 	l.sink = &relay{route: to(postgres), pumps: func() (pump, pump) { return plain, loseCommit(&l.commits) }}
 	if err := l.sink.listen(); err != nil {
 		return nil, err
@@ -67,7 +66,7 @@ func newLinks(w *world) (l *links, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.kafka = &relay{route: to(w.broker.Addr()), pumps: func() (pump, pump) {
+	l.kafka = &relay{route: to(broker), pumps: func() (pump, pump) {
 		wire := newKafkaWire(kafkaPort, &l.endTxns)
 		return wire.up, wire.down
 	}}

@@ -8,40 +8,6 @@ import (
 	"time"
 )
 
-// fields are a campaign message's, in the order of the contract.
-type fields struct {
-	Restaurant string `json:"restaurant_id"`
-	Campaign   string `json:"adv_campaign_id"`
-	Content    string `json:"adv_campaign_content"`
-	Owner      string `json:"adv_campaign_owner"`
-	Contact    string `json:"adv_campaign_owner_contact"`
-	Start      int64  `json:"adv_campaign_datetime_start"`
-	End        int64  `json:"adv_campaign_datetime_end"`
-	Created    int64  `json:"datetime_created"`
-}
-
-// message is one record that was produced, or perhaps was: what the topic holds
-// in the end is what counts.
-type message struct {
-	Number    int64         `json:"number"`
-	Kind      string        `json:"kind"`
-	Partition int32         `json:"partition"`
-	Before    time.Duration `json:"before"` // nobody had received it then
-	Acked     bool          `json:"acked"`
-	Offset    int64         `json:"offset"` // if acked
-	Time      int64         `json:"time"`   // of the record, milliseconds; no two are the same
-	Value     []byte        `json:"value"`
-	Fields    *fields       `json:"fields,omitempty"` // nil: malformed
-
-	Transaction bool `json:"transaction,omitempty"` // it is sent in a transaction of its own
-	Aborted     bool `json:"aborted,omitempty"`     // which is aborted: nobody may see the message
-	Repeats     int  `json:"repeats,omitempty"`     // how often it is sent again at once
-}
-
-// lasting is the life of campaigns that do not end while the round lasts, and
-// how far ahead those start that never do.
-const lasting = time.Hour
-
 // author draws campaigns. It remembers those that were sent, to repeat and edit
 // them.
 type author struct {

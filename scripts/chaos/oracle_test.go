@@ -171,16 +171,6 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// What retention has deleted counts as if it were there.
-func TestDeletedRecordsCount(t *testing.T) {
-	t.Parallel()
-	rec := func(offset int64) *kgo.Record { return &kgo.Record{Partition: 1, Offset: offset} }
-	r := &round{deleted: map[place]*kgo.Record{{1, 0}: rec(0), {1, 1}: rec(1)}}
-	if got := r.withDeleted([]*kgo.Record{rec(1), rec(2)}); len(got) != 3 {
-		t.Errorf("%d records, want 3: one was read before and after", len(got))
-	}
-}
-
 func TestMurmur2(t *testing.T) {
 	t.Parallel()
 	// From UtilsTest.testMurmur2 of Apache Kafka.
@@ -191,24 +181,5 @@ func TestMurmur2(t *testing.T) {
 		if got := int32(murmur2([]byte(key))); got != want {
 			t.Errorf("murmur2(%q) = %d, want %d", key, got, want)
 		}
-	}
-}
-
-// The schedule follows from the seed.
-func TestScheduleRepeats(t *testing.T) {
-	t.Parallel()
-	o := &options{broker: "kafka", daemons: 2, seconds: 8, faults: 30}
-	draw := func(seed uint64) string {
-		out := ""
-		for _, f := range schedule(random(seed, 3, streamFaults), o, 8*time.Second) {
-			out += fmt.Sprintf("%+v\n", *f)
-		}
-		return out
-	}
-	if a, b := draw(1), draw(1); a != b {
-		t.Errorf("one seed, two schedules:\n%s\n%s", a, b)
-	}
-	if draw(1) == draw(2) {
-		t.Error("two seeds, one schedule")
 	}
 }

@@ -21,9 +21,6 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// partitions of the round's topics.
-const partitions = 3
-
 // round is one deployment from its setup to its verdict.
 type round struct {
 	w        *world
@@ -182,7 +179,7 @@ func (r *round) makeDatabase(ctx context.Context) error {
 
 // addDaemon makes a daemon with a network of its own.
 func (r *round) addDaemon(i int) error {
-	l, err := newLinks(r.w)
+	l, err := newLinks(testenv.Loopback(r.w.postgres.Port()), r.w.broker.Addr())
 	if err != nil {
 		return err
 	}

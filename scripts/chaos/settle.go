@@ -129,23 +129,10 @@ func (r *round) caughtUp(ctx context.Context, conn *pgx.Conn, markers int, early
 	if have != markers {
 		return fmt.Errorf("%d of %d markers are in the feedback table", have, markers)
 	}
-	if left := r.lastStart() - time.Now().Unix(); left >= -1 && !early {
+	if left := r.h.lastStart(time.Now().Add(lasting)) - time.Now().Unix(); left >= -1 && !early {
 		return fmt.Errorf("a campaign starts in %d s", left)
 	}
 	return nil
-}
-
-// lastStart is the latest start that is not left for after the round.
-func (r *round) lastStart() int64 {
-	last := int64(0)
-	r.h.mu.Lock()
-	defer r.h.mu.Unlock()
-	for _, m := range r.h.campaigns {
-		if m.Fields != nil && m.Fields.Start < time.Now().Add(lasting).Unix() {
-			last = max(last, m.Fields.Start)
-		}
-	}
-	return last
 }
 
 // idle asks the daemons: every lane has one owner, has read everything, and has

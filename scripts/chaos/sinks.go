@@ -4,23 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
-
-// row is one row of the feedback table.
-type row struct {
-	ID int64
-	fields
-	Client   string
-	Trigger  int64
-	Feedback *string
-}
 
 // readFeedback reads the whole table in the order of its ids.
 func readFeedback(ctx context.Context, conn *pgx.Conn) ([]row, error) {
@@ -39,89 +28,6 @@ FROM subscribers_feedback ORDER BY id`)
 	}
 	return out, nil
 }
-
-// key and value are the record that belongs to the row, built from the contract.
-func (w *row) key() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
-
-func escapeKey(id string) string {
-	return strings.ReplaceAll(strings.ReplaceAll(id, "%", "%25"), ":", "%3A")
-}
-
-func (w *row) value() string {
-	var b strings.Builder
-	text := func(name, s string) { b.WriteString(`"` + name + `":` + jsonString(s) + `,`) }
-	number := func(name string, n int64) { b.WriteString(`"` + name + `":` + strconv.FormatInt(n, 10)) }
-	b.WriteByte('{')
-	text("restaurant_id", w.Restaurant)
-	text("adv_campaign_id", w.Campaign)
-	text("adv_campaign_content", w.Content)
-	text("adv_campaign_owner", w.Owner)
-	text("adv_campaign_owner_contact", w.Contact)
-	number("adv_campaign_datetime_start", w.Start)
-	b.WriteByte(',')
-	number("adv_campaign_datetime_end", w.End)
-	b.WriteByte(',')
-	text("client_id", w.Client)
-	number("datetime_created", w.Created)
-	b.WriteByte(',')
-	number("trigger_datetime_created", w.Trigger)
-	b.WriteByte('}')
-	return b.String()
-}
-
-// jsonString escapes what JSON demands and, as Go does, U+2028 and U+2029.
-func jsonString(s string) string {
-	var b strings.Builder
-	b.WriteByte('"')
-	for _, c := range s {
-		switch {
-		case c == '"' || c == '\\':
-			b.WriteRune('\\')
-			b.WriteRune(c)
-		case c == '\n':
-			b.WriteString(`\n`)
-		case c == '\r':
-			b.WriteString(`\r`)
-		case c == '\t':
-			b.WriteString(`\t`)
-		case c == '\b':
-			b.WriteString(`\b`)
-		case c == '\f':
-			b.WriteString(`\f`)
-		case c < 0x20 || c == 0x2028 || c == 0x2029:
-			fmt.Fprintf(&b, `\u%04x`, c)
-		default:
-			b.WriteRune(c)
-		}
-	}
-	b.WriteByte('"')
-	return b.String()
-}
-
-// murmur2 is the hash of Kafka's default partitioner.
-// https://github.com/apache/kafka/blob/trunk/clients/src/main/java/org/apache/kafka/common/utils/Utils.java
-func murmur2(data []byte) uint32 {
-	const m, r = 0x5bd1e995, 24
-	h := uint32(0x9747b28c) ^ uint32(len(data))
-	for ; len(data) >= 4; data = data[4:] {
-		k := uint32(data[0]) | uint32(data[1])<<8 | uint32(data[2])<<16 | uint32(data[3])<<24
-		k *= m
-		k ^= k >> r
-		h = h*m ^ k*m
-	}
-	if len(data) > 0 {
-		for i, c := range data {
-			h ^= uint32(c) << (8 * i)
-		}
-		h *= m
-	}
-	h ^= h >> 13
-	h *= m
-	return h ^ h>>15
-}
-
-// partitionOf is where a key belongs among n partitions.
-func partitionOf(key string, n int) int32 { return int32(murmur2([]byte(key))&0x7fffffff) % int32(n) }
 
 // readTopic reads a whole topic as a read_committed consumer sees it, up to its
 // end now. An open transaction is waited for.

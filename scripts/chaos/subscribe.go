@@ -5,38 +5,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"time"
 )
 
-// pair is a client and a restaurant: a subscription while at least one row has it.
-type pair struct{ Client, Restaurant string }
-
-// change is what a transaction does to one row: New is its pair, nil if the row
-// is deleted.
-type change struct {
-	Row int64 `json:"row"`
-	New *pair `json:"new"`
-}
-
-// txn is one transaction of the workload. It became visible at some moment from
-// Before to After; or never, if it is not Committed.
-type txn struct {
-	Number    int64         `json:"number"`
-	Writer    int           `json:"writer"`
-	Kind      string        `json:"kind"`
-	Before    time.Duration `json:"before"`
-	After     time.Duration `json:"after"`
-	Committed bool          `json:"committed"`
-	Doubt     bool          `json:"doubt,omitempty"` // the answer to COMMIT was lost; the database told later
-	Truncate  bool          `json:"truncate,omitempty"`
-	Changes   []change      `json:"changes"`
-
-	sql []string
-	// rollback makes the writer give the transaction up.
-	rollback bool
-}
-
-// The round's town. Restaurant 0 is huge.
+// The round's population. Restaurant 0 is huge.
 const (
 	restaurants = 12
 	clients     = 2600
@@ -140,6 +111,9 @@ func (b *book) pick() (int64, bool) {
 // the book's if it commits.
 type draft struct {
 	*txn
+	sql      []string
+	rollback bool // the writer gives the transaction up
+
 	b    *book
 	seen map[int64]*pair // as of the draft; nil: deleted
 }
