@@ -31,7 +31,7 @@ type daemon struct {
 	dir    string // state.dir
 	log    string // path
 	http   string // host:port
-	links  *links
+	links  *Links
 
 	// busy is held by a fault that works on the process or its state.dir.
 	busy sync.Mutex

@@ -2,22 +2,22 @@ package main
 
 import "time"
 
-// partitions of the topics of campaigns and notifications.
-const partitions = 3
+// Partitions of the topics of campaigns and notifications.
+const Partitions = 3
 
-// pair is a client and a restaurant: a subscription while at least one row has it.
-type pair struct{ Client, Restaurant string }
+// Subscription is a client and a restaurant: a subscription while at least one row has it.
+type Subscription struct{ Client, Restaurant string }
 
-// change is what a transaction does to one row: New is its pair, nil if the row
+// RowChange is what a transaction does to one row: New is its pair, nil if the row
 // is deleted.
-type change struct {
-	Row int64 `json:"row"`
-	New *pair `json:"new"`
+type RowChange struct {
+	Row int64         `json:"row"`
+	New *Subscription `json:"new"`
 }
 
-// txn is one transaction of the workload. It became visible at some moment from
+// Transaction is one transaction of the workload. It became visible at some moment from
 // Before to After; or never, if it is not Committed.
-type txn struct {
+type Transaction struct {
 	Number    int64         `json:"number"`
 	Writer    int           `json:"writer"`
 	Kind      string        `json:"kind"`
@@ -26,11 +26,11 @@ type txn struct {
 	Committed bool          `json:"committed"`
 	Doubt     bool          `json:"doubt,omitempty"` // the answer to COMMIT was lost; the database told later
 	Truncate  bool          `json:"truncate,omitempty"`
-	Changes   []change      `json:"changes"`
+	Changes   []RowChange   `json:"changes"`
 }
 
-// fields are a campaign message's, in the order of the contract.
-type fields struct {
+// CampaignFields are a campaign message's, in the order of the contract.
+type CampaignFields struct {
 	Restaurant string `json:"restaurant_id"`
 	Campaign   string `json:"adv_campaign_id"`
 	Content    string `json:"adv_campaign_content"`
@@ -41,30 +41,30 @@ type fields struct {
 	Created    int64  `json:"datetime_created"`
 }
 
-// message is one record that was produced, or perhaps was: what the topic holds
+// Message is one record that was produced, or perhaps was: what the topic holds
 // in the end is what counts.
-type message struct {
-	Number    int64         `json:"number"`
-	Kind      string        `json:"kind"`
-	Partition int32         `json:"partition"`
-	Before    time.Duration `json:"before"` // nobody had received it then
-	Acked     bool          `json:"acked"`
-	Offset    int64         `json:"offset"` // if acked
-	Time      int64         `json:"time"`   // of the record, milliseconds; no two are the same
-	Value     []byte        `json:"value"`
-	Fields    *fields       `json:"fields,omitempty"` // nil: malformed
+type Message struct {
+	Number    int64           `json:"number"`
+	Kind      string          `json:"kind"`
+	Partition int32           `json:"partition"`
+	Before    time.Duration   `json:"before"` // nobody had received it then
+	Acked     bool            `json:"acked"`
+	Offset    int64           `json:"offset"` // if acked
+	Time      int64           `json:"time"`   // of the record, milliseconds; no two are the same
+	Value     []byte          `json:"value"`
+	Fields    *CampaignFields `json:"fields,omitempty"` // nil: malformed
 
 	Transaction bool `json:"transaction,omitempty"` // it is sent in a transaction of its own
 	Aborted     bool `json:"aborted,omitempty"`     // which is aborted: nobody may see the message
 	Repeats     int  `json:"repeats,omitempty"`     // how often it is sent again at once
 }
 
-// lasting is the life of campaigns that do not end while the round lasts, and
+// CampaignLife is the life of campaigns that do not end while the round lasts, and
 // how far ahead those start that never do.
-const lasting = time.Hour
+const CampaignLife = time.Hour
 
-// fault is one line of the schedule.
-type fault struct {
+// Fault is one line of the schedule.
+type Fault struct {
 	At        time.Duration `json:"at"`
 	Kind      string        `json:"kind"`
 	Length    time.Duration `json:"length,omitempty"` // of what lasts

@@ -45,7 +45,7 @@ const (
 var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore, faultDamage}
 
 // schedule draws a round's faults. It follows from the seed alone.
-func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
+func schedule(rnd *rand.Rand, o *options, length time.Duration) []*Fault {
 	broker, most := faultKfake, 1+o.seconds/8
 	brokers := most
 	if o.broker == "kafka" { // a restart takes some seconds
@@ -67,42 +67,42 @@ func schedule(rnd *rand.Rand, o *options, length time.Duration) []*fault {
 	for i, t := range table {
 		weights[i] = t.weight
 	}
-	var out []*fault
+	var out []*Fault
 	for range o.faults {
-		i := odds(rnd, weights)
+		i := WeightedIndex(rnd, weights)
 		if table[i].most--; table[i].most <= 0 {
 			weights[i] = 0
 		}
-		f := &fault{Kind: table[i].kind, At: between(rnd, 0, length), Daemon: rnd.IntN(o.daemons), Leave: rnd.IntN(2) == 0}
+		f := &Fault{Kind: table[i].kind, At: Duration(rnd, 0, length), Daemon: rnd.IntN(o.daemons), Leave: rnd.IntN(2) == 0}
 		drawParameters(f, rnd)
 		out = append(out, f)
 		if f.Kind == faultRestore {
-			out = append(out, &fault{Kind: faultCopy, Daemon: f.Daemon, At: between(rnd, f.At/4, f.At*3/4)})
+			out = append(out, &Fault{Kind: faultCopy, Daemon: f.Daemon, At: Duration(rnd, f.At/4, f.At*3/4)})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *fault) int { return cmp.Compare(a.At, b.At) })
+	slices.SortStableFunc(out, func(a, b *Fault) int { return cmp.Compare(a.At, b.At) })
 	return out
 }
 
 // drawParameters fills in what the kind of the fault needs.
-func drawParameters(f *fault, rnd *rand.Rand) {
+func drawParameters(f *Fault, rnd *rand.Rand) {
 	switch f.Kind {
 	case faultKill:
-		f.Length = between(rnd, 0, 2*time.Second)
+		f.Length = Duration(rnd, 0, 2*time.Second)
 	case faultPause, faultZombie:
-		f.Length = between(rnd, 50*time.Millisecond, 3*time.Second)
+		f.Length = Duration(rnd, 50*time.Millisecond, 3*time.Second)
 	case faultDamage, faultReplay, faultResolve, faultDDL:
 		f.Draw = rnd.Uint64()
 	case faultSlow:
-		f.Length = between(rnd, 500*time.Millisecond, 3*time.Second)
+		f.Length = Duration(rnd, 500*time.Millisecond, 3*time.Second)
 		f.Millis = 20 + rnd.IntN(800)
 	case faultBarrier:
-		f.Length = between(rnd, 500*time.Millisecond, 3*time.Second)
+		f.Length = Duration(rnd, 500*time.Millisecond, 3*time.Second)
 	case faultPostgres:
-		f.Length = between(rnd, 0, 200*time.Millisecond)
+		f.Length = Duration(rnd, 0, 200*time.Millisecond)
 	case faultLink:
-		f.Link = linkNames[rnd.IntN(len(linkNames))]
-		f.Length = between(rnd, 50*time.Millisecond, 2500*time.Millisecond)
+		f.Link = Names[rnd.IntN(len(Names))]
+		f.Length = Duration(rnd, 50*time.Millisecond, 2500*time.Millisecond)
 		f.Direction = []string{"upstream", "downstream"}[rnd.IntN(2)]
 		f.Millis = 5 + rnd.IntN(300)
 		f.Kind = f.Link + "." + []string{cut, delay, halfOpen}[rnd.IntN(3)]

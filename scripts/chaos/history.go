@@ -8,39 +8,39 @@ import (
 	"time"
 )
 
-// history is what was done in a round, in one time: the duration since its
+// Log is what was done in a round, in one time: the duration since its
 // beginning. Each event is also a JSON line in the round's folder.
-type history struct {
-	began time.Time
+type Log struct {
+	Began time.Time
 
-	mu        sync.Mutex // guards what is below
-	file      *os.File
-	err       error // of writing file
-	txns      []*txn
-	campaigns map[int64]*message // by number
-	faults    []*fault           // those that were done
+	mu           sync.Mutex // guards what is below
+	file         *os.File
+	err          error // of writing file
+	Transactions []*Transaction
+	Messages     map[int64]*Message // by number
+	Faults       []*Fault           // those that were done
 }
 
-func newHistory(path string) (*history, error) {
+func NewLog(path string) (*Log, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, fmt.Errorf("make history: %w", err)
 	}
-	return &history{began: time.Now(), file: f, campaigns: map[int64]*message{}}, nil
+	return &Log{Began: time.Now(), file: f, Messages: map[int64]*Message{}}, nil
 }
 
-func (h *history) now() time.Duration { return time.Since(h.began) }
+func (h *Log) Now() time.Duration { return time.Since(h.Began) }
 
-// at is the moment at which a Unix second begins.
-func (h *history) at(unix int64) time.Duration {
-	return time.Duration(unix*int64(time.Second) - h.began.UnixNano())
+// AtUnix is the moment at which a Unix second begins.
+func (h *Log) AtUnix(unix int64) time.Duration {
+	return time.Duration(unix*int64(time.Second) - h.Began.UnixNano())
 }
 
-// unix is the Unix second in which d lies.
-func (h *history) unix(d time.Duration) int64 { return h.began.Add(d).Unix() }
+// UnixAt is the Unix second in which d lies.
+func (h *Log) UnixAt(d time.Duration) int64 { return h.Began.Add(d).Unix() }
 
-// write adds a line. The caller holds mu.
-func (h *history) write(kind string, event any) {
+// writeLocked adds a line. The caller holds mu.
+func (h *Log) writeLocked(kind string, event any) {
 	line, err := json.Marshal(map[string]any{kind: event})
 	if err == nil && h.file != nil {
 		_, err = h.file.Write(append(line, '\n'))
@@ -50,41 +50,41 @@ func (h *history) write(kind string, event any) {
 	}
 }
 
-func (h *history) addTxn(t *txn) {
+func (h *Log) AddTransaction(t *Transaction) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.txns = append(h.txns, t)
-	h.write("transaction", t)
+	h.Transactions = append(h.Transactions, t)
+	h.writeLocked("transaction", t)
 }
 
-func (h *history) addMessage(m *message) {
+func (h *Log) addMessage(m *Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.campaigns[m.Number] = m
-	h.write("message", m)
+	h.Messages[m.Number] = m
+	h.writeLocked("message", m)
 }
 
-func (h *history) addFault(f *fault) {
+func (h *Log) addFault(f *Fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.faults = append(h.faults, f)
-	h.write("fault", f)
+	h.Faults = append(h.Faults, f)
+	h.writeLocked("fault", f)
 }
 
 // notef adds anything else that helps to read the history.
-func (h *history) notef(format string, args ...any) {
+func (h *Log) notef(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.write("note", map[string]any{"at": h.now(), "text": fmt.Sprintf(format, args...)})
+	h.writeLocked("note", map[string]any{"at": h.Now(), "text": fmt.Sprintf(format, args...)})
 }
 
 // lastStart is the latest start of a campaign among those that begin before
 // limit, as a Unix second.
-func (h *history) lastStart(limit time.Time) int64 {
+func (h *Log) lastStart(limit time.Time) int64 {
 	last := int64(0)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, m := range h.campaigns {
+	for _, m := range h.Messages {
 		if m.Fields != nil && m.Fields.Start < limit.Unix() {
 			last = max(last, m.Fields.Start)
 		}
@@ -92,7 +92,7 @@ func (h *history) lastStart(limit time.Time) int64 {
 	return last
 }
 
-func (h *history) close() error {
+func (h *Log) close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	err := h.file.Close()

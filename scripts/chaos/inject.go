@@ -26,12 +26,12 @@ type injector struct {
 
 // run does the schedule. When ctx ends, faults that last are ended; run returns
 // when all are, and everything stands again.
-func (in *injector) run(ctx context.Context, list []*fault) error {
+func (in *injector) run(ctx context.Context, list []*Fault) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(list))
 	for _, f := range list {
 		wg.Go(func() {
-			if !testenv.Pause(ctx, f.At-in.r.h.now()) && ctx.Err() != nil {
+			if !testenv.Pause(ctx, f.At-in.r.h.Now()) && ctx.Err() != nil {
 				return
 			}
 			if err := in.inject(ctx, f); err != nil {
@@ -44,7 +44,7 @@ func (in *injector) run(ctx context.Context, list []*fault) error {
 	return <-errs
 }
 
-func (in *injector) inject(ctx context.Context, f *fault) error {
+func (in *injector) inject(ctx context.Context, f *Fault) error {
 	d := in.r.daemons[f.Daemon]
 	switch f.Kind {
 	case faultPostgres:
@@ -52,9 +52,9 @@ func (in *injector) inject(ctx context.Context, f *fault) error {
 	case faultKafka, faultKfake:
 		return in.hold(ctx, &in.broker, f, in.killBroker)
 	case faultCommit:
-		d.links.commits.armed.Add(1)
+		d.links.CommitTrap.armed.Add(1)
 	case faultEndTxn:
-		d.links.endTxns.armed.Add(1)
+		d.links.EndTxnTrap.armed.Add(1)
 	case faultSlow:
 		return in.hold(ctx, &in.slow, f, func() error { return in.slowCommits(ctx, f) })
 	case faultRetention:
@@ -68,7 +68,7 @@ func (in *injector) inject(ctx context.Context, f *fault) error {
 	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
 		return in.hold(ctx, &d.busy, f, func() error { return in.process(ctx, f, d) })
 	default:
-		l := d.links.toxic[f.Link]
+		l := d.links.Proxies[f.Link]
 		return in.hold(ctx, &l.busy, f, func() error { return in.link(ctx, f, l) })
 	}
 	return nil
@@ -76,15 +76,15 @@ func (in *injector) inject(ctx context.Context, f *fault) error {
 
 // hold does a fault when its target is free, unless the time for faults is over
 // by then.
-func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *fault, do func() error) error {
+func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *Fault, do func() error) error {
 	busy.Lock()
 	defer busy.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}
-	f.Began = in.r.h.now()
+	f.Began = in.r.h.Now()
 	err := do()
-	f.Ended = in.r.h.now()
+	f.Ended = in.r.h.Now()
 	if errors.Is(err, errSkipped) {
 		return nil
 	}
@@ -95,7 +95,7 @@ func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *fault, do fun
 // errSkipped: the fault had nothing to work on; it does not count.
 var errSkipped = errors.New("nothing to work on")
 
-func (in *injector) killPostgres(ctx context.Context, f *fault) error {
+func (in *injector) killPostgres(ctx context.Context, f *Fault) error {
 	if err := in.r.w.postgres.Kill(); err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (in *injector) killBroker() error {
 }
 
 // process is what happens to a daemon's process and its state.dir.
-func (in *injector) process(ctx context.Context, f *fault, d *daemon) error {
+func (in *injector) process(ctx context.Context, f *Fault, d *daemon) error {
 	switch f.Kind {
 	case faultKill:
 		d.kill()
@@ -178,7 +178,7 @@ const takeoverLimit = 5 * time.Second
 // lets it go on in the belief that they are its own. The group is told by its
 // administrator that the member is gone: its session would run out only after
 // ten seconds.
-func (in *injector) zombie(ctx context.Context, f *fault, d *daemon) error {
+func (in *injector) zombie(ctx context.Context, f *Fault, d *daemon) error {
 	other := in.r.daemons[1-f.Daemon]
 	standIn := in.r.w.opts.daemons == 1
 	if standIn {
@@ -213,7 +213,7 @@ func (in *injector) zombie(ctx context.Context, f *fault, d *daemon) error {
 
 func (in *injector) ownsAll(ctx context.Context, d *daemon) bool {
 	s, err := d.ask(ctx)
-	if err != nil || len(s.Lanes) != partitions {
+	if err != nil || len(s.Lanes) != Partitions {
 		return false
 	}
 	for _, l := range s.Lanes {
@@ -247,7 +247,7 @@ func (in *injector) evict(d *daemon) {
 	}
 }
 
-func (in *injector) link(ctx context.Context, f *fault, l *link) error {
+func (in *injector) link(ctx context.Context, f *Fault, l *Link) error {
 	switch f.Kind {
 	case f.Link + "." + cut:
 		return l.cut(ctx, f.Length)
@@ -262,13 +262,13 @@ func (in *injector) link(ctx context.Context, f *fault, l *link) error {
 // were lost.
 func (in *injector) heal() error {
 	for i, d := range in.r.daemons {
-		d.links.commits.armed.Store(0)
-		d.links.endTxns.armed.Store(0)
-		for range d.links.commits.sprung.Swap(0) {
-			in.r.h.addFault(&fault{Kind: faultCommit, Daemon: i})
+		d.links.CommitTrap.armed.Store(0)
+		d.links.EndTxnTrap.armed.Store(0)
+		for range d.links.CommitTrap.sprung.Swap(0) {
+			in.r.h.addFault(&Fault{Kind: faultCommit, Daemon: i})
 		}
-		for range d.links.endTxns.sprung.Swap(0) {
-			in.r.h.addFault(&fault{Kind: faultEndTxn, Daemon: i})
+		for range d.links.EndTxnTrap.sprung.Swap(0) {
+			in.r.h.addFault(&Fault{Kind: faultEndTxn, Daemon: i})
 		}
 		if i < in.r.w.opts.daemons {
 			d.thaw()

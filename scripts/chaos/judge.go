@@ -21,20 +21,20 @@ func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) er
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	s := &sinks{}
-	if s.rows, err = readFeedback(ctx, conn); err != nil {
+	if s.Rows, err = readFeedback(ctx, conn); err != nil {
 		return err
 	}
-	if s.records, err = r.w.readTopic(ctx, r.topics.notifications); err != nil {
+	if s.Records, err = r.w.readTopic(ctx, r.topics.notifications); err != nil {
 		return err
 	}
-	if s.dead, err = r.w.readTopic(ctx, r.topics.dead); err != nil {
+	if s.DeadLetters, err = r.w.readTopic(ctx, r.topics.dead); err != nil {
 		return err
 	}
 	sent, err := r.w.readTopic(ctx, r.topics.campaigns)
 	if err != nil {
 		return err
 	}
-	o := newOracle(r.h, newTimelines(r.start, r.h.txns), settled)
+	o := NewOracle(r.h, newTimelines(r.start, r.h.Transactions), settled)
 	sent = r.withDeleted(sent)
 	if err := r.feed(o, sent); err != nil {
 		return err
@@ -48,9 +48,9 @@ func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) er
 
 // withDeleted adds the records that the round has deleted from the topic.
 func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
-	there := map[place]bool{}
+	there := map[Position]bool{}
 	for _, rec := range sent {
-		there[place{rec.Partition, rec.Offset}] = true
+		there[Position{rec.Partition, rec.Offset}] = true
 	}
 	for at, rec := range r.deleted {
 		if !there[at] {
@@ -62,24 +62,24 @@ func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
 
 // feed gives the oracle the messages that the topic holds: one whose answer was
 // lost may be there or not, or twice.
-func (r *round) feed(o *oracle, sent []*kgo.Record) error {
-	at := map[place]bool{}
+func (r *round) feed(o *Oracle, sent []*kgo.Record) error {
+	at := map[Position]bool{}
 	for _, rec := range sent {
 		n, err := strconv.ParseInt(header(rec, numberHeader), 10, 64)
-		m := r.h.campaigns[n]
+		m := r.h.Messages[n]
 		if err != nil || m == nil {
 			return fmt.Errorf("read campaigns: the record at %d/%d is not ours", rec.Partition, rec.Offset)
 		}
-		p := place{rec.Partition, rec.Offset}
+		p := Position{rec.Partition, rec.Offset}
 		at[p] = true
-		o.add(m, p)
+		o.AddMessage(m, p)
 	}
-	for _, m := range r.h.campaigns {
-		if m.Acked && !at[place{m.Partition, m.Offset}] {
+	for _, m := range r.h.Messages {
+		if m.Acked && !at[Position{m.Partition, m.Offset}] {
 			return fmt.Errorf("read campaigns: the broker has lost message %d at %d/%d", m.Number, m.Partition, m.Offset)
 		}
 	}
-	o.seal()
+	o.Seal()
 	return nil
 }
 
@@ -115,8 +115,8 @@ func (r *round) dump(v *verdict, s *sinks, sent []*kgo.Record) error {
 	}
 	return errors.Join(
 		lines("verdict.json", 1, func(int) any { return v }),
-		lines("feedback.jsonl", len(s.rows), func(i int) any { return s.rows[i] }),
-		topic("notifications.jsonl", s.records), topic("dead.jsonl", s.dead), topic("campaigns.jsonl", sent),
+		lines("feedback.jsonl", len(s.Rows), func(i int) any { return s.Rows[i] }),
+		topic("notifications.jsonl", s.Records), topic("dead.jsonl", s.DeadLetters), topic("campaigns.jsonl", sent),
 	)
 }
 

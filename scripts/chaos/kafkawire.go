@@ -31,19 +31,19 @@ type kafkaWire struct {
 	port int32 // where the broker appears, on 127.0.0.1
 	trap *trap
 
-	mu    sync.Mutex // guards asked
-	asked map[int32]request
+	mu      sync.Mutex // guards asked
+	pending map[int32]apiRequest
 }
 
-type request struct{ key, version int16 }
+type apiRequest struct{ key, version int16 }
 
 func newKafkaWire(port int, t *trap) *kafkaWire {
-	return &kafkaWire{port: int32(port), trap: t, asked: map[int32]request{}}
+	return &kafkaWire{port: int32(port), trap: t, pending: map[int32]apiRequest{}}
 }
 
-// up notes the requests: size, api key, version, correlation id.
+// passRequests notes the requests: size, api key, version, correlation id.
 // https://kafka.apache.org/protocol#protocol_messages
-func (k *kafkaWire) up(in *bufio.Reader, out *bufio.Writer) error {
+func (k *kafkaWire) passRequests(in *bufio.Reader, out *bufio.Writer) error {
 	for {
 		head, err := in.Peek(12)
 		if err != nil {
@@ -53,9 +53,9 @@ func (k *kafkaWire) up(in *bufio.Reader, out *bufio.Writer) error {
 		if size < 8 || size > maxFrame {
 			return fmt.Errorf("read Kafka request of %d bytes", size)
 		}
-		r := request{key: int16(binary.BigEndian.Uint16(head[4:])), version: int16(binary.BigEndian.Uint16(head[6:]))}
+		r := apiRequest{key: int16(binary.BigEndian.Uint16(head[4:])), version: int16(binary.BigEndian.Uint16(head[6:]))}
 		k.mu.Lock()
-		k.asked[int32(binary.BigEndian.Uint32(head[8:]))] = r
+		k.pending[int32(binary.BigEndian.Uint32(head[8:]))] = r
 		k.mu.Unlock()
 		if _, err := io.CopyN(out, in, 4+size); err != nil {
 			return err
@@ -66,8 +66,8 @@ func (k *kafkaWire) up(in *bufio.Reader, out *bufio.Writer) error {
 	}
 }
 
-// down passes responses on: size, correlation id.
-func (k *kafkaWire) down(in *bufio.Reader, out *bufio.Writer) error {
+// passResponses passes responses on: size, correlation id.
+func (k *kafkaWire) passResponses(in *bufio.Reader, out *bufio.Writer) error {
 	for {
 		head, err := in.Peek(8)
 		if err != nil {
@@ -79,19 +79,19 @@ func (k *kafkaWire) down(in *bufio.Reader, out *bufio.Writer) error {
 		}
 		id := int32(binary.BigEndian.Uint32(head[4:]))
 		k.mu.Lock()
-		r := k.asked[id]
-		delete(k.asked, id)
+		r := k.pending[id]
+		delete(k.pending, id)
 		k.mu.Unlock()
 		switch r.key {
 		case keyEndTxn:
-			if k.trap.take() {
+			if k.trap.loseNext() {
 				return errCut
 			}
 			_, err = io.CopyN(out, in, 4+size)
 		case keyMetadata, keyFindCoordinator, keyProduce, keyFetch:
 			frame := make([]byte, 4+size)
 			if _, err = io.ReadFull(in, frame); err == nil {
-				_, err = out.Write(k.readdress(frame, r))
+				_, err = out.Write(k.replaceAddresses(frame, r))
 			}
 		default:
 			_, err = io.CopyN(out, in, 4+size)
@@ -105,9 +105,9 @@ func (k *kafkaWire) down(in *bufio.Reader, out *bufio.Writer) error {
 	}
 }
 
-// readdress puts the proxy's address into a response that names brokers. What
+// replaceAddresses puts the proxy's address into a response that names brokers. What
 // names none, or cannot be read, stays as it is.
-func (k *kafkaWire) readdress(frame []byte, r request) []byte {
+func (k *kafkaWire) replaceAddresses(frame []byte, r apiRequest) []byte {
 	resp := kmsg.ResponseForKey(r.key)
 	resp.SetVersion(r.version)
 	body := kbin.Reader{Src: frame[8:]}
@@ -116,7 +116,7 @@ func (k *kafkaWire) readdress(frame []byte, r request) []byte {
 			return frame
 		}
 	}
-	if !body.Ok() || resp.ReadFrom(body.Src) != nil || !k.move(resp) {
+	if !body.Ok() || resp.ReadFrom(body.Src) != nil || !k.replaceIn(resp) {
 		return frame
 	}
 	out := append(make([]byte, 4, len(frame)+64), frame[4:8]...)
@@ -128,8 +128,8 @@ func (k *kafkaWire) readdress(frame []byte, r request) []byte {
 	return out
 }
 
-// move changes the addresses in a response and tells whether there were any.
-func (k *kafkaWire) move(resp kmsg.Response) bool {
+// replaceIn changes the addresses in a response and tells whether there were any.
+func (k *kafkaWire) replaceIn(resp kmsg.Response) bool {
 	moved := false
 	at := func(host *string, port *int32) {
 		if *port > 0 {

@@ -18,15 +18,15 @@ import (
 
 // The four connections of a daemon.
 const (
-	linkReplication = "replication"
-	linkSQL         = "sql"
-	linkSink        = "sink"
-	linkKafka       = "kafka"
+	Replication = "replication"
+	SQL         = "sql"
+	Sink        = "sink"
+	Kafka       = "kafka"
 )
 
-var linkNames = []string{linkReplication, linkSQL, linkSink, linkKafka}
+var Names = []string{Replication, SQL, Sink, Kafka}
 
-// links is one daemon's network. Everything it connects to is behind a toxic
+// Links is one daemon's network. Everything it connects to is behind a toxic
 // proxy, and behind that, where an answer can be lost, a relay that knows the
 // protocol:
 //
@@ -37,28 +37,28 @@ var linkNames = []string{linkReplication, linkSQL, linkSink, linkKafka}
 //
 // The daemon has one source.url; the splitter tells its connections apart by
 // the startup packet.
-type links struct {
-	toxic            map[string]*link
-	splitter         *relay
-	sink, kafka      *relay
-	commits, endTxns trap
+type Links struct {
+	Proxies                map[string]*Link
+	splitter               *tcpRelay
+	sink, kafka            *tcpRelay
+	CommitTrap, EndTxnTrap trap
 }
 
-// link is a toxic proxy. busy is held by the fault that works on it.
-type link struct {
+// Link is a toxic proxy. busy is held by the fault that works on it.
+type Link struct {
 	busy  sync.Mutex
 	proxy *toxiproxy.Proxy
 }
 
 // newLinks starts a daemon's network between it and the two servers (host:port).
-func newLinks(postgres, broker string) (l *links, err error) {
-	l = &links{toxic: map[string]*link{}}
+func newLinks(postgres, broker string) (l *Links, err error) {
+	l = &Links{Proxies: map[string]*Link{}}
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	l.sink = &relay{route: to(postgres), pumps: func() (pump, pump) { return plain, loseCommit(&l.commits) }}
+	l.sink = &tcpRelay{route: fixedRoute(postgres), pumps: func() (pump, pump) { return copyBytes, loseCommit(&l.CommitTrap) }}
 	if err := l.sink.listen(); err != nil {
 		return nil, err
 	}
@@ -66,20 +66,20 @@ func newLinks(postgres, broker string) (l *links, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.kafka = &relay{route: to(broker), pumps: func() (pump, pump) {
-		wire := newKafkaWire(kafkaPort, &l.endTxns)
-		return wire.up, wire.down
+	l.kafka = &tcpRelay{route: fixedRoute(broker), pumps: func() (pump, pump) {
+		wire := newKafkaWire(kafkaPort, &l.EndTxnTrap)
+		return wire.passRequests, wire.passResponses
 	}}
 	if err := l.kafka.listen(); err != nil {
 		return nil, err
 	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	for _, name := range linkNames {
+	for _, name := range Names {
 		listen, upstream := "127.0.0.1:0", postgres
 		switch name {
-		case linkSink:
+		case Sink:
 			upstream = l.sink.addr()
-		case linkKafka:
+		case Kafka:
 			listen, upstream = testenv.Loopback(kafkaPort), l.kafka.addr()
 		}
 		if listen == "127.0.0.1:0" {
@@ -93,29 +93,29 @@ func newLinks(postgres, broker string) (l *links, err error) {
 		if err := p.Start(); err != nil {
 			return nil, fmt.Errorf("start proxy %s: %w", name, err)
 		}
-		l.toxic[name] = &link{proxy: p}
+		l.Proxies[name] = &Link{proxy: p}
 	}
-	l.splitter = &relay{route: l.split}
+	l.splitter = &tcpRelay{route: l.splitByStartup}
 	return l, l.splitter.listen()
 }
 
-// split sends replication one way and the rest the other.
-func (l *links) split(client *bufio.Reader) (string, []byte, error) {
+// splitByStartup sends replication one way and the rest the other.
+func (l *Links) splitByStartup(client *bufio.Reader) (string, []byte, error) {
 	packet, replication, err := readStartup(client)
 	if err != nil {
 		return "", nil, err
 	}
 	if replication {
-		return l.toxic[linkReplication].proxy.Listen, packet, nil
+		return l.Proxies[Replication].proxy.Listen, packet, nil
 	}
-	return l.toxic[linkSQL].proxy.Listen, packet, nil
+	return l.Proxies[SQL].proxy.Listen, packet, nil
 }
 
-func (l *links) close() {
-	for _, t := range l.toxic {
+func (l *Links) close() {
+	for _, t := range l.Proxies {
 		t.proxy.Stop()
 	}
-	for _, r := range []*relay{l.splitter, l.sink, l.kafka} {
+	for _, r := range []*tcpRelay{l.splitter, l.sink, l.kafka} {
 		if r != nil && r.ln != nil {
 			r.close()
 		}
@@ -123,13 +123,15 @@ func (l *links) close() {
 }
 
 // sourceURL and sinkURL put the proxies' address into a Postgres URL.
-func (l *links) sourceURL(direct string) (string, error) { return through(direct, l.splitter.addr()) }
-func (l *links) sinkURL(direct string) (string, error) {
-	return through(direct, l.toxic[linkSink].proxy.Listen)
+func (l *Links) sourceURL(direct string) (string, error) {
+	return replaceHost(direct, l.splitter.addr())
 }
-func (l *links) brokers() string { return l.toxic[linkKafka].proxy.Listen }
+func (l *Links) sinkURL(direct string) (string, error) {
+	return replaceHost(direct, l.Proxies[Sink].proxy.Listen)
+}
+func (l *Links) Broker() string { return l.Proxies[Kafka].proxy.Listen }
 
-func through(direct, address string) (string, error) {
+func replaceHost(direct, address string) (string, error) {
 	u, err := url.Parse(direct)
 	if err != nil {
 		return "", fmt.Errorf("parse URL: %w", err)
@@ -139,14 +141,14 @@ func through(direct, address string) (string, error) {
 }
 
 // cut closes the link's connections and refuses new ones for a while.
-func (k *link) cut(ctx context.Context, d time.Duration) error {
+func (k *Link) cut(ctx context.Context, d time.Duration) error {
 	k.proxy.Stop()
 	testenv.Pause(ctx, d)
 	return k.listenAgain()
 }
 
 // listenAgain takes the port back. Nobody else gets it but by bad luck.
-func (k *link) listenAgain() error {
+func (k *Link) listenAgain() error {
 	err := k.proxy.Start()
 	if err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
 		return fmt.Errorf("start proxy %s: %w", k.proxy.Name, err)
@@ -155,7 +157,7 @@ func (k *link) listenAgain() error {
 }
 
 // delay adds latency in both directions for a while.
-func (k *link) delay(ctx context.Context, d time.Duration, millis int) error {
+func (k *Link) delay(ctx context.Context, d time.Duration, millis int) error {
 	const spec = `{"name":"%s","type":"latency","stream":"%s","attributes":{"latency":%d,"jitter":%d}}`
 	for _, direction := range []string{"upstream", "downstream"} {
 		if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction, direction, millis, millis/2))); err != nil {
@@ -163,24 +165,24 @@ func (k *link) delay(ctx context.Context, d time.Duration, millis int) error {
 		}
 	}
 	testenv.Pause(ctx, d)
-	return k.cure()
+	return k.removeToxics()
 }
 
 // halfOpen loses all bytes of one direction while the connection stays open, as
 // when a peer or a firewall is gone without a word. At the end the connections
 // close.
-func (k *link) halfOpen(ctx context.Context, d time.Duration, direction string) error {
+func (k *Link) halfOpen(ctx context.Context, d time.Duration, direction string) error {
 	const spec = `{"name":"gone","type":"timeout","stream":"%s","attributes":{"timeout":0}}`
 	if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction))); err != nil {
 		return fmt.Errorf("half-open %s: %w", k.proxy.Name, err)
 	}
 	testenv.Pause(ctx, d)
-	return k.cure()
+	return k.removeToxics()
 }
 
-// cure removes the toxics. The library can wait for ever for a link that ends in
+// removeToxics removes the toxics. The library can wait for ever for a link that ends in
 // the same moment; closing every connection lets it go on.
-func (k *link) cure() error {
+func (k *Link) removeToxics() error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

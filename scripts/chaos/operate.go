@@ -22,11 +22,11 @@ const operateLimit = 15 * time.Second
 // operate runs a command against a daemon while everything around it breaks. It
 // may fail, and is then as if it had not been run; what it may not do is to say
 // or to leave something wrong.
-func (in *injector) operate(ctx context.Context, f *fault, d *daemon) error {
+func (in *injector) operate(ctx context.Context, f *Fault, d *daemon) error {
 	args := map[string][]string{
 		faultRebuild: {"rebuild"}, faultVerify: {"verify", "--repair", "--json"}, faultCheckpoint: {"checkpoint", "create"},
 		faultReplay:  {"replay", "--from", []string{"earliest", "2s", "5s"}[f.Draw%3]},
-		faultResolve: {"resolve", "--lane", strconv.FormatUint(f.Draw%partitions, 10), []string{"--accept-repeats", "--accept-missing"}[f.Draw/partitions%2]},
+		faultResolve: {"resolve", "--lane", strconv.FormatUint(f.Draw%Partitions, 10), []string{"--accept-repeats", "--accept-missing"}[f.Draw/Partitions%2]},
 	}[f.Kind]
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// oracle knows what must, may and must not have been notified. It shares
+// Oracle knows what must, may and must not have been notified. It shares
 // nothing with the daemon: it follows the contract from the history alone.
 //
 //   - The newest message of one (campaign, restaurant) wins. Messages are sent
@@ -19,107 +19,107 @@ import (
 //     sending (or start) and the decision.
 //   - Anything else must not be.
 //   - A client of several restaurants of one campaign is notified once.
-type oracle struct {
-	h       *history
+type Oracle struct {
+	log     *Log
 	lines   timelines
 	settled time.Duration // everything was caught up then; nothing is decided later
 	// messages are those that the topic holds, by (campaign, restaurant), oldest
 	// first, without identical repeats of the one before.
-	messages map[target][]version
-	alone    map[target]bool    // all messages of the target, repeats too, are on one partition
-	bad      map[place]*message // malformed ones, by where they are
+	messages     map[campaignKey][]sentVersion
+	onePartition map[campaignKey]bool  // all messages of the target, repeats too, are on one partition
+	malformed    map[Position]*Message // malformed ones, by where they are
 }
 
-// target is what a message is for.
-type target struct{ Campaign, Restaurant string }
+// campaignKey is what a message is for.
+type campaignKey struct{ Campaign, Restaurant string }
 
-// place is where a message is.
-type place struct {
+// Position is where a message is.
+type Position struct {
 	Partition int32
 	Offset    int64
 }
 
-// version is one message of a target.
-type version struct {
-	fields
-	place
+// sentVersion is one message of a target.
+type sentVersion struct {
+	CampaignFields
+	Position
 	number int64
 	sent   time.Duration
 	from   time.Duration // the earliest moment at which it can be joined
 }
 
-func newOracle(h *history, lines timelines, settled time.Duration) *oracle {
-	return &oracle{h: h, lines: lines, settled: settled, messages: map[target][]version{}, alone: map[target]bool{}, bad: map[place]*message{}}
+func NewOracle(h *Log, lines timelines, settled time.Duration) *Oracle {
+	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[Position]*Message{}}
 }
 
-// add takes a message that the topic holds at p. Those of one target are added
+// AddMessage takes a message that the topic holds at p. Those of one target are added
 // in any order.
-func (o *oracle) add(m *message, p place) {
+func (o *Oracle) AddMessage(m *Message, p Position) {
 	if m.Fields == nil {
-		o.bad[p] = m
+		o.malformed[p] = m
 		return
 	}
-	v := version{fields: *m.Fields, place: p, number: m.Number, sent: m.Before}
-	v.from = max(v.sent, o.h.at(v.Start))
-	t := target{v.Campaign, v.Restaurant}
+	v := sentVersion{CampaignFields: *m.Fields, Position: p, number: m.Number, sent: m.Before}
+	v.from = max(v.sent, o.log.AtUnix(v.Start))
+	t := campaignKey{v.Campaign, v.Restaurant}
 	o.messages[t] = append(o.messages[t], v)
 }
 
-// seal orders the messages.
-func (o *oracle) seal() {
+// Seal orders the messages.
+func (o *Oracle) Seal() {
 	for t, list := range o.messages {
-		slices.SortFunc(list, func(a, b version) int {
+		slices.SortFunc(list, func(a, b sentVersion) int {
 			return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.Offset, b.Offset))
 		})
-		o.alone[t] = !slices.ContainsFunc(list, func(v version) bool { return v.Partition != list[0].Partition })
+		o.onePartition[t] = !slices.ContainsFunc(list, func(v sentVersion) bool { return v.Partition != list[0].Partition })
 		// An identical repeat does nothing.
-		o.messages[t] = slices.CompactFunc(list, func(a, b version) bool { return a.fields == b.fields })
+		o.messages[t] = slices.CompactFunc(list, func(a, b sentVersion) bool { return a.CampaignFields == b.CampaignFields })
 	}
 }
 
-// musts lists who must be notified of each campaign.
-func (o *oracle) musts() map[pairID]target {
-	now := o.h.unix(o.settled)
+// mustNotify lists who must be notified of each campaign.
+func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
+	now := o.log.UnixAt(o.settled)
 	audience := map[string][]string{} // restaurant → clients it ever had
 	for p := range o.lines {
 		audience[p.Restaurant] = append(audience[p.Restaurant], p.Client)
 	}
-	out := map[pairID]target{}
+	out := map[notificationKey]campaignKey{}
 	for t, list := range o.messages {
 		newest := list[len(list)-1]
-		if newest.Start > now || newest.End < now+int64(lasting/time.Second)/2 {
+		if newest.Start > now || newest.End < now+int64(CampaignLife/time.Second)/2 {
 			continue // it has not begun, or it has ended, perhaps before everybody had it
 		}
 		for _, client := range audience[t.Restaurant] {
-			if o.lines.throughout(pair{client, t.Restaurant}, newest.from) {
-				out[pairID{t.Campaign, client}] = t
+			if o.lines.certainlySince(Subscription{client, t.Restaurant}, newest.from) {
+				out[notificationKey{t.Campaign, client}] = t
 			}
 		}
 	}
 	return out
 }
 
-// pairID is what is notified once.
-type pairID struct{ Campaign, Client string }
+// notificationKey is what is notified once.
+type notificationKey struct{ Campaign, Client string }
 
-// judge says what is wrong with a notification, by the words of the summary, or
+// judgeRow says what is wrong with a notification, by the words of the summary, or
 // "" if it may be.
-func (o *oracle) judge(w *row) (finding, why string) {
-	list := o.messages[target{w.Campaign, w.Restaurant}]
+func (o *Oracle) judgeRow(w *row) (finding, why string) {
+	list := o.messages[campaignKey{w.Campaign, w.Restaurant}]
 	if len(list) == 0 {
 		return forbidden, "there is no such campaign for this restaurant"
 	}
 	finding, why = mismatched, "no message of the campaign has these fields"
 	for _, v := range list {
-		if v.fields != w.fields {
+		if v.CampaignFields != w.CampaignFields {
 			continue
 		}
-		switch decided := o.h.at(w.Trigger + 1); { // at the latest
+		switch decided := o.log.AtUnix(w.Trigger + 1); { // at the latest
 		case w.Trigger < w.Start || w.Trigger >= w.End:
 			finding, why = forbidden, "it was decided while the campaign was not valid"
 		case decided <= v.sent:
 			finding, why = forbidden, "it was decided before the message was sent"
-		case !o.lines.sometime(pair{w.Client, w.Restaurant}, v.from, min(decided, o.settled)):
+		case !o.lines.possiblyWithin(Subscription{w.Client, w.Restaurant}, v.from, min(decided, o.settled)):
 			if finding != forbidden || why == "" {
 				finding, why = forbidden, "the client was not subscribed at any moment that counts"
 			}
@@ -130,20 +130,20 @@ func (o *oracle) judge(w *row) (finding, why string) {
 	return finding, why
 }
 
-// superseded finds notifications from an older message of a target after one
+// findSuperseded finds notifications from an older message of a target after one
 // from a newer message, where all were on one partition: rows of one lane get
 // their ids in the order in which they are decided. rows are in that order.
-func (o *oracle) superseded(rows []row) []*row {
-	at := map[target]int{}
+func (o *Oracle) findSuperseded(rows []row) []*row {
+	at := map[campaignKey]int{}
 	var out []*row
 	for i := range rows {
 		w := &rows[i]
-		t := target{w.Campaign, w.Restaurant}
+		t := campaignKey{w.Campaign, w.Restaurant}
 		list := o.messages[t]
-		if len(list) < 2 || slices.ContainsFunc(list, func(v version) bool { return v.Partition != list[0].Partition }) {
+		if len(list) < 2 || slices.ContainsFunc(list, func(v sentVersion) bool { return v.Partition != list[0].Partition }) {
 			continue
 		}
-		next := slices.IndexFunc(list[at[t]:], func(v version) bool { return v.fields == w.fields })
+		next := slices.IndexFunc(list[at[t]:], func(v sentVersion) bool { return v.CampaignFields == w.CampaignFields })
 		if next < 0 {
 			out = append(out, w)
 			continue
@@ -153,27 +153,27 @@ func (o *oracle) superseded(rows []row) []*row {
 	return out
 }
 
-// cancelled finds notifications of a campaign that come after its cancel had been
+// findCancelled finds notifications of a campaign that come after its cancel had been
 // accepted: a message behind the cancel, on the same partition, was served before.
 // A lane accepts its messages in the order of their offsets, whatever it waits for
 // otherwise, and its rows get their ids in the order in which they are decided.
 // rows are in that order.
-func (o *oracle) cancelled(rows []row) []*row {
+func (o *Oracle) findCancelled(rows []row) []*row {
 	accepted := map[int32]int64{} // partition → offset of a message that was served
 	var out []*row
 	for i := range rows {
 		w := &rows[i]
-		t := target{w.Campaign, w.Restaurant}
+		t := campaignKey{w.Campaign, w.Restaurant}
 		list := o.messages[t]
-		if !o.alone[t] || len(list) == 0 {
+		if !o.onePartition[t] || len(list) == 0 {
 			continue
 		}
 		newest := list[len(list)-1]
 		at, served := accepted[newest.Partition]
-		if cancels := newest.End <= o.h.unix(newest.sent); cancels && served && at > newest.Offset {
+		if cancels := newest.End <= o.log.UnixAt(newest.sent); cancels && served && at > newest.Offset {
 			out = append(out, w)
 		}
-		if n := slices.IndexFunc(list, func(v version) bool { return v.fields == w.fields }); n >= 0 {
+		if n := slices.IndexFunc(list, func(v sentVersion) bool { return v.CampaignFields == w.CampaignFields }); n >= 0 {
 			accepted[newest.Partition] = max(at, list[n].Offset)
 		}
 	}

@@ -11,60 +11,60 @@ import (
 
 const ms = time.Millisecond
 
-var ann = pair{"ann", "diner"}
+var ann = Subscription{"ann", "diner"}
 
 // insert, update and remove as transactions that were visible from before to after.
-func change1(before, after time.Duration, row int64, p *pair) *txn {
-	return &txn{Before: before, After: after, Committed: true, Changes: []change{{row, p}}}
+func change1(before, after time.Duration, row int64, p *Subscription) *Transaction {
+	return &Transaction{Before: before, After: after, Committed: true, Changes: []RowChange{{row, p}}}
 }
 
 func TestTimelines(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		start      map[int64]pair
-		txns       []*txn
+		start      map[int64]Subscription
+		txns       []*Transaction
 		throughout bool // from 100 ms on
 		sometime   bool // between 100 and 200 ms
 	}{
 		"never":               {},
-		"always":              {start: map[int64]pair{1: ann}, throughout: true, sometime: true},
-		"since before":        {txns: []*txn{change1(90*ms, 100*ms, 1, &ann)}, throughout: true, sometime: true},
-		"perhaps before":      {txns: []*txn{change1(90*ms, 101*ms, 1, &ann)}, sometime: true},
-		"afterwards":          {txns: []*txn{change1(201*ms, 202*ms, 1, &ann)}},
-		"during":              {txns: []*txn{change1(150*ms, 151*ms, 1, &ann)}, sometime: true},
-		"gone before":         {start: map[int64]pair{1: ann}, txns: []*txn{change1(90*ms, 100*ms, 1, nil)}},
-		"perhaps gone before": {start: map[int64]pair{1: ann}, txns: []*txn{change1(90*ms, 101*ms, 1, nil)}, sometime: true},
-		"gone long after":     {start: map[int64]pair{1: ann}, txns: []*txn{change1(900*ms, 901*ms, 1, nil)}, sometime: true},
-		"one of two rows":     {start: map[int64]pair{1: ann, 2: ann}, txns: []*txn{change1(150*ms, 151*ms, 1, nil)}, throughout: true, sometime: true},
-		"not committed":       {txns: []*txn{{Before: 1, After: 2, Changes: []change{{1, &ann}}}}},
-		"another row at once": {start: map[int64]pair{1: ann}, txns: []*txn{{Before: 150 * ms, After: 151 * ms, Committed: true, Changes: []change{{1, nil}, {2, &ann}}}}, throughout: true, sometime: true},
-		"truncated":           {start: map[int64]pair{1: ann}, txns: []*txn{{Before: 50 * ms, After: 51 * ms, Committed: true, Truncate: true}}},
-		"truncated, put back": {start: map[int64]pair{1: ann}, txns: []*txn{{Before: 150 * ms, After: 151 * ms, Committed: true, Truncate: true, Changes: []change{{9, &ann}}}}, throughout: true, sometime: true},
-		"gone in between":     {start: map[int64]pair{1: ann}, txns: []*txn{change1(150*ms, 151*ms, 1, nil), change1(160*ms, 161*ms, 1, &ann)}, sometime: true},
+		"always":              {start: map[int64]Subscription{1: ann}, throughout: true, sometime: true},
+		"since before":        {txns: []*Transaction{change1(90*ms, 100*ms, 1, &ann)}, throughout: true, sometime: true},
+		"perhaps before":      {txns: []*Transaction{change1(90*ms, 101*ms, 1, &ann)}, sometime: true},
+		"afterwards":          {txns: []*Transaction{change1(201*ms, 202*ms, 1, &ann)}},
+		"during":              {txns: []*Transaction{change1(150*ms, 151*ms, 1, &ann)}, sometime: true},
+		"gone before":         {start: map[int64]Subscription{1: ann}, txns: []*Transaction{change1(90*ms, 100*ms, 1, nil)}},
+		"perhaps gone before": {start: map[int64]Subscription{1: ann}, txns: []*Transaction{change1(90*ms, 101*ms, 1, nil)}, sometime: true},
+		"gone long after":     {start: map[int64]Subscription{1: ann}, txns: []*Transaction{change1(900*ms, 901*ms, 1, nil)}, sometime: true},
+		"one of two rows":     {start: map[int64]Subscription{1: ann, 2: ann}, txns: []*Transaction{change1(150*ms, 151*ms, 1, nil)}, throughout: true, sometime: true},
+		"not committed":       {txns: []*Transaction{{Before: 1, After: 2, Changes: []RowChange{{1, &ann}}}}},
+		"another row at once": {start: map[int64]Subscription{1: ann}, txns: []*Transaction{{Before: 150 * ms, After: 151 * ms, Committed: true, Changes: []RowChange{{1, nil}, {2, &ann}}}}, throughout: true, sometime: true},
+		"truncated":           {start: map[int64]Subscription{1: ann}, txns: []*Transaction{{Before: 50 * ms, After: 51 * ms, Committed: true, Truncate: true}}},
+		"truncated, put back": {start: map[int64]Subscription{1: ann}, txns: []*Transaction{{Before: 150 * ms, After: 151 * ms, Committed: true, Truncate: true, Changes: []RowChange{{9, &ann}}}}, throughout: true, sometime: true},
+		"gone in between":     {start: map[int64]Subscription{1: ann}, txns: []*Transaction{change1(150*ms, 151*ms, 1, nil), change1(160*ms, 161*ms, 1, &ann)}, sometime: true},
 	} {
 		lines := newTimelines(c.start, c.txns)
-		if got := lines.throughout(ann, 100*ms); got != c.throughout {
+		if got := lines.certainlySince(ann, 100*ms); got != c.throughout {
 			t.Errorf("%s: throughout is %v", name, got)
 		}
-		if got := lines.sometime(ann, 100*ms, 200*ms); got != c.sometime {
+		if got := lines.possiblyWithin(ann, 100*ms, 200*ms); got != c.sometime {
 			t.Errorf("%s: sometime is %v", name, got)
 		}
 	}
 }
 
 // world1 is one campaign for two clients, everything as it should be.
-func world1() (*oracle, *sinks) {
-	h := &history{began: time.Unix(1000, 0)}
-	o := newOracle(h, newTimelines(map[int64]pair{1: ann, 2: {"bob", "diner"}}, nil), 20*time.Second)
-	f := fields{Restaurant: "diner", Campaign: "c:1", Content: "a\"b", Start: 990, End: 9000, Created: 1}
-	o.add(&message{Number: 1, Before: time.Second, Fields: &f}, place{0, 0})
-	o.add(&message{Number: 2, Value: []byte("bad")}, place{0, 1})
-	o.seal()
-	s := &sinks{dead: []*kgo.Record{letter("bad", 1)}}
+func world1() (*Oracle, *sinks) {
+	h := &Log{Began: time.Unix(1000, 0)}
+	o := NewOracle(h, newTimelines(map[int64]Subscription{1: ann, 2: {"bob", "diner"}}, nil), 20*time.Second)
+	f := CampaignFields{Restaurant: "diner", Campaign: "c:1", Content: "a\"b", Start: 990, End: 9000, Created: 1}
+	o.AddMessage(&Message{Number: 1, Before: time.Second, Fields: &f}, Position{0, 0})
+	o.AddMessage(&Message{Number: 2, Value: []byte("bad")}, Position{0, 1})
+	o.Seal()
+	s := &sinks{DeadLetters: []*kgo.Record{letter("bad", 1)}}
 	for i, client := range []string{"ann", "bob"} {
-		w := row{ID: int64(i), fields: f, Client: client, Trigger: 1002}
-		s.rows = append(s.rows, w)
-		s.records = append(s.records, &kgo.Record{Key: []byte(w.key()), Value: []byte(w.value()), Partition: partitionOf(w.key(), partitions)})
+		w := row{ID: int64(i), CampaignFields: f, Client: client, Trigger: 1002}
+		s.Rows = append(s.Rows, w)
+		s.Records = append(s.Records, &kgo.Record{Key: []byte(w.recordKey()), Value: []byte(w.recordValue()), Partition: partitionOf(w.recordKey(), Partitions)})
 	}
 	return o, s
 }
@@ -79,27 +79,27 @@ func letter(value string, offset int) *kgo.Record {
 func TestVerdict(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		spoil func(*oracle, *sinks)
+		spoil func(*Oracle, *sinks)
 		want  string
 	}{
-		"nothing":             {func(*oracle, *sinks) {}, ""},
-		"in neither sink":     {func(_ *oracle, s *sinks) { s.rows, s.records = s.rows[:1], s.records[:1] }, missing},
-		"not in the topic":    {func(_ *oracle, s *sinks) { s.records = s.records[:1] }, missing},
-		"not in the table":    {func(_ *oracle, s *sinks) { s.rows = s.rows[:1] }, missing},
-		"two records":         {func(_ *oracle, s *sinks) { s.records = append(s.records, s.records[0]) }, doubled},
-		"two rows":            {func(_ *oracle, s *sinks) { s.rows = append(s.rows, s.rows[0]) }, doubled},
-		"another value":       {func(_ *oracle, s *sinks) { s.records[0].Value = []byte("{}") }, mismatched},
-		"another partition":   {func(_ *oracle, s *sinks) { s.records[0].Partition++ }, mismatched},
-		"no such fields":      {func(_ *oracle, s *sinks) { s.rows[0].Owner = "x" }, mismatched},
-		"feedback filled in":  {func(_ *oracle, s *sinks) { s.rows[0].Feedback = &s.rows[0].Owner }, mismatched},
-		"another restaurant":  {func(_ *oracle, s *sinks) { s.rows[0].Restaurant = "x" }, forbidden},
-		"not subscribed":      {func(o *oracle, _ *sinks) { delete(o.lines, ann) }, forbidden},
-		"decided too early":   {func(_ *oracle, s *sinks) { s.rows[0].Trigger = 999 }, forbidden},
-		"decided at the end":  {func(_ *oracle, s *sinks) { s.rows[0].Trigger = 9000 }, forbidden},
-		"no dead letter":      {func(_ *oracle, s *sinks) { s.dead = nil }, missing},
-		"two dead letters":    {func(_ *oracle, s *sinks) { s.dead = append(s.dead, s.dead[0]) }, doubled},
-		"a good dead letter":  {func(_ *oracle, s *sinks) { s.dead = append(s.dead, letter("x", 0)) }, forbidden},
-		"another dead letter": {func(_ *oracle, s *sinks) { s.dead[0].Value = nil }, mismatched},
+		"nothing":             {func(*Oracle, *sinks) {}, ""},
+		"in neither sink":     {func(_ *Oracle, s *sinks) { s.Rows, s.Records = s.Rows[:1], s.Records[:1] }, missing},
+		"not in the topic":    {func(_ *Oracle, s *sinks) { s.Records = s.Records[:1] }, missing},
+		"not in the table":    {func(_ *Oracle, s *sinks) { s.Rows = s.Rows[:1] }, missing},
+		"two records":         {func(_ *Oracle, s *sinks) { s.Records = append(s.Records, s.Records[0]) }, doubled},
+		"two rows":            {func(_ *Oracle, s *sinks) { s.Rows = append(s.Rows, s.Rows[0]) }, doubled},
+		"another value":       {func(_ *Oracle, s *sinks) { s.Records[0].Value = []byte("{}") }, mismatched},
+		"another partition":   {func(_ *Oracle, s *sinks) { s.Records[0].Partition++ }, mismatched},
+		"no such fields":      {func(_ *Oracle, s *sinks) { s.Rows[0].Owner = "x" }, mismatched},
+		"feedback filled in":  {func(_ *Oracle, s *sinks) { s.Rows[0].Feedback = &s.Rows[0].Owner }, mismatched},
+		"another restaurant":  {func(_ *Oracle, s *sinks) { s.Rows[0].Restaurant = "x" }, forbidden},
+		"not subscribed":      {func(o *Oracle, _ *sinks) { delete(o.lines, ann) }, forbidden},
+		"decided too early":   {func(_ *Oracle, s *sinks) { s.Rows[0].Trigger = 999 }, forbidden},
+		"decided at the end":  {func(_ *Oracle, s *sinks) { s.Rows[0].Trigger = 9000 }, forbidden},
+		"no dead letter":      {func(_ *Oracle, s *sinks) { s.DeadLetters = nil }, missing},
+		"two dead letters":    {func(_ *Oracle, s *sinks) { s.DeadLetters = append(s.DeadLetters, s.DeadLetters[0]) }, doubled},
+		"a good dead letter":  {func(_ *Oracle, s *sinks) { s.DeadLetters = append(s.DeadLetters, letter("x", 0)) }, forbidden},
+		"another dead letter": {func(_ *Oracle, s *sinks) { s.DeadLetters[0].Value = nil }, mismatched},
 	} {
 		o, s := world1()
 		c.spoil(o, s)
@@ -115,16 +115,16 @@ func TestVerdict(t *testing.T) {
 func TestSuperseded(t *testing.T) {
 	t.Parallel()
 	o, s := world1()
-	edit := s.rows[0].fields
+	edit := s.Rows[0].CampaignFields
 	edit.Content = "edited"
-	o.add(&message{Number: 3, Before: time.Second, Fields: &edit}, place{0, 2})
-	o.seal()
-	s.rows[0].fields = edit
-	if got := o.superseded(s.rows); len(got) != 1 || got[0].Client != "bob" {
+	o.AddMessage(&Message{Number: 3, Before: time.Second, Fields: &edit}, Position{0, 2})
+	o.Seal()
+	s.Rows[0].CampaignFields = edit
+	if got := o.findSuperseded(s.Rows); len(got) != 1 || got[0].Client != "bob" {
 		t.Errorf("superseded are %v", got)
 	}
-	slices.Reverse(s.rows)
-	if got := o.superseded(s.rows); len(got) != 0 {
+	slices.Reverse(s.Rows)
+	if got := o.findSuperseded(s.Rows); len(got) != 0 {
 		t.Errorf("superseded are %v", got)
 	}
 }
@@ -134,17 +134,17 @@ func TestSuperseded(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	t.Parallel()
 	o, s := world1()
-	cancel := s.rows[0].fields
+	cancel := s.Rows[0].CampaignFields
 	cancel.End = cancel.Start + 1
-	o.add(&message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, place{0, 2})
-	behind := fields{Restaurant: "diner", Campaign: "next", Start: 990, End: 9000}
-	o.add(&message{Number: 4, Before: 3 * time.Second, Fields: &behind}, place{0, 3})
+	o.AddMessage(&Message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, Position{0, 2})
+	behind := CampaignFields{Restaurant: "diner", Campaign: "next", Start: 990, End: 9000}
+	o.AddMessage(&Message{Number: 4, Before: 3 * time.Second, Fields: &behind}, Position{0, 3})
 	elsewhere := behind
 	elsewhere.Campaign = "elsewhere"
-	o.add(&message{Number: 5, Before: 3 * time.Second, Fields: &elsewhere}, place{1, 9})
-	o.seal()
-	ann, bob := s.rows[0], s.rows[1]
-	next, other := row{fields: behind, Client: "ann"}, row{fields: elsewhere, Client: "ann"}
+	o.AddMessage(&Message{Number: 5, Before: 3 * time.Second, Fields: &elsewhere}, Position{1, 9})
+	o.Seal()
+	ann, bob := s.Rows[0], s.Rows[1]
+	next, other := row{CampaignFields: behind, Client: "ann"}, row{CampaignFields: elsewhere, Client: "ann"}
 	for name, c := range map[string]struct {
 		rows []row
 		want int
@@ -154,19 +154,19 @@ func TestCancelled(t *testing.T) {
 		"both after":          {[]row{next, ann, bob}, 2},
 		"another partition's": {[]row{other, ann, bob}, 0},
 	} {
-		if got := o.cancelled(c.rows); len(got) != c.want {
+		if got := o.findCancelled(c.rows); len(got) != c.want {
 			t.Errorf("%s: %d rows after the cancel, want %d", name, len(got), c.want)
 		}
 	}
 	// Back to life: the newest message is no cancel any more.
 	o, s = world1()
-	again := s.rows[0].fields
+	again := s.Rows[0].CampaignFields
 	again.Content = "again"
-	o.add(&message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, place{0, 2})
-	o.add(&message{Number: 4, Before: 3 * time.Second, Fields: &behind}, place{0, 3})
-	o.add(&message{Number: 5, Before: 4 * time.Second, Fields: &again}, place{0, 4})
-	o.seal()
-	if got := o.cancelled([]row{next, ann, bob}); len(got) != 0 {
+	o.AddMessage(&Message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, Position{0, 2})
+	o.AddMessage(&Message{Number: 4, Before: 3 * time.Second, Fields: &behind}, Position{0, 3})
+	o.AddMessage(&Message{Number: 5, Before: 4 * time.Second, Fields: &again}, Position{0, 4})
+	o.Seal()
+	if got := o.findCancelled([]row{next, ann, bob}); len(got) != 0 {
 		t.Errorf("back to life: %d rows", len(got))
 	}
 }

@@ -58,7 +58,7 @@ func loseCommit(t *trap) pump {
 				if err != nil {
 					return err
 				}
-				if string(whole[5:]) == "COMMIT\x00" && t.take() {
+				if string(whole[5:]) == "COMMIT\x00" && t.loseNext() {
 					return errCut
 				}
 			}

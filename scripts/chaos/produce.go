@@ -18,7 +18,7 @@ const numberHeader = "chaos-number"
 // offset, by record time and by our clock.
 type producer struct {
 	r      *round
-	author *author
+	author *CampaignAuthor
 	client *kgo.Client
 	txns   *kgo.Client // sends in transactions; nil until it is needed, and after an error
 	number int64
@@ -30,13 +30,13 @@ func newProducer(r *round) (*producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &producer{r: r, client: client, author: &author{rnd: random(r.w.opts.seed, r.number, streamCampaigns), partitions: partitions}}, nil
+	return &producer{r: r, client: client, author: &CampaignAuthor{Random: NewStream(r.w.opts.seed, r.number, CampaignStream), Partitions: Partitions}}, nil
 }
 
 // run sends messages until ctx ends.
 func (p *producer) run(ctx context.Context) error {
-	for testenv.Pause(ctx, between(p.author.rnd, 10*time.Millisecond, 250*time.Millisecond)) {
-		m := p.author.next(time.Now().Unix())
+	for testenv.Pause(ctx, Duration(p.author.Random, 10*time.Millisecond, 250*time.Millisecond)) {
+		m := p.author.NextMessage(time.Now().Unix())
 		send := p.send
 		if m.Transaction {
 			send = p.sendInTransaction
@@ -53,12 +53,12 @@ func (p *producer) run(ctx context.Context) error {
 
 // repeat sends the message as often again as its author wants, in quick
 // succession: its campaign is under way.
-func (p *producer) repeat(ctx context.Context, m *message) error {
+func (p *producer) repeat(ctx context.Context, m *Message) error {
 	for range m.Repeats {
 		if !testenv.Pause(ctx, 10*time.Millisecond) {
 			return nil
 		}
-		again := &message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
+		again := &Message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
 		if err := p.send(ctx, again); err != nil {
 			return err
 		}
@@ -69,7 +69,7 @@ func (p *producer) repeat(ctx context.Context, m *message) error {
 // sendInTransaction produces one message in a transaction of its own and commits
 // or aborts it. After an error the outcome is settled by the next client's
 // InitProducerID: which one it was, the topic says.
-func (p *producer) sendInTransaction(ctx context.Context, m *message) error {
+func (p *producer) sendInTransaction(ctx context.Context, m *Message) error {
 	rec := p.prepare(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -137,12 +137,12 @@ func (p *producer) close() {
 }
 
 // prepare numbers the message and makes its record.
-func (p *producer) prepare(m *message) *kgo.Record {
+func (p *producer) prepare(m *Message) *kgo.Record {
 	p.number++
 	m.Number = p.number
 	p.last = max(p.last+1, time.Now().UnixMilli())
 	m.Time = p.last
-	m.Before = p.r.h.now()
+	m.Before = p.r.h.Now()
 	return &kgo.Record{
 		Partition: m.Partition, Value: m.Value, Timestamp: time.UnixMilli(m.Time),
 		Headers: []kgo.RecordHeader{{Key: numberHeader, Value: strconv.AppendInt(nil, m.Number, 10)}},
@@ -151,7 +151,7 @@ func (p *producer) prepare(m *message) *kgo.Record {
 
 // send produces one message and waits for the answer, over a broker's restart
 // if need be. One that is not answered may be in the topic or not.
-func (p *producer) send(ctx context.Context, m *message) error {
+func (p *producer) send(ctx context.Context, m *Message) error {
 	rec := p.prepare(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()

@@ -8,23 +8,23 @@ import (
 // Streams of random numbers: one for each part that draws, so that the timing of
 // one part does not change what another draws.
 const (
-	streamFaults = iota
-	streamSubscriptions
-	streamCampaigns
-	streamWriters // one per writer from here on
+	FaultStream = iota
+	SubscriptionStream
+	CampaignStream
+	WriterStream // one per writer from here on
 )
 
-func random(seed uint64, round, stream int) *rand.Rand {
+func NewStream(seed uint64, round, stream int) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, uint64(round)<<16|uint64(stream))) //nolint:gosec // it must repeat
 }
 
-// between draws a duration.
-func between(r *rand.Rand, from, to time.Duration) time.Duration {
+// Duration draws a duration.
+func Duration(r *rand.Rand, from, to time.Duration) time.Duration {
 	return from + time.Duration(r.Int64N(int64(to-from)+1))
 }
 
-// odds draws an index by weights.
-func odds(r *rand.Rand, weights []int) int {
+// WeightedIndex draws an index by weights.
+func WeightedIndex(r *rand.Rand, weights []int) int {
 	sum := 0
 	for _, w := range weights {
 		sum += w

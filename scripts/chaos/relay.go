@@ -12,9 +12,9 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// relay is a TCP proxy that understands enough of a protocol to lose one
+// tcpRelay is a TCP proxy that understands enough of a protocol to lose one
 // message. Each connection is a pump in both directions; when one ends, both do.
-type relay struct {
+type tcpRelay struct {
 	ln net.Listener
 	// route gives the address to connect to. It may read from the client first;
 	// what it read is returned and passed on.
@@ -34,13 +34,13 @@ type pump func(in *bufio.Reader, out *bufio.Writer) error
 // errCut is how a pump cuts the connection.
 var errCut = errors.New("cut on purpose")
 
-// to is the route of a relay that always goes to one place.
-func to(address string) func(*bufio.Reader) (string, []byte, error) {
+// fixedRoute is the route of a relay that always goes to one place.
+func fixedRoute(address string) func(*bufio.Reader) (string, []byte, error) {
 	return func(*bufio.Reader) (string, []byte, error) { return address, nil, nil }
 }
 
 // listen starts the relay on a free port.
-func (r *relay) listen() error {
+func (r *tcpRelay) listen() error {
 	port, err := testenv.FreePort()
 	if err != nil {
 		return err
@@ -49,24 +49,24 @@ func (r *relay) listen() error {
 		return fmt.Errorf("listen for a relay: %w", err)
 	}
 	r.conns = map[net.Conn]struct{}{}
-	r.wg.Go(r.accept)
+	r.wg.Go(r.acceptLoop)
 	return nil
 }
 
-func (r *relay) addr() string { return r.ln.Addr().String() }
+func (r *tcpRelay) addr() string { return r.ln.Addr().String() }
 
-func (r *relay) accept() {
+func (r *tcpRelay) acceptLoop() {
 	for {
 		conn, err := r.ln.Accept()
 		if err != nil {
 			return
 		}
-		r.wg.Go(func() { r.serve(conn) })
+		r.wg.Go(func() { r.serveConn(conn) })
 	}
 }
 
 // close cuts everything and waits.
-func (r *relay) close() {
+func (r *tcpRelay) close() {
 	_ = r.ln.Close() // its only error is that it is closed
 	r.mu.Lock()
 	for c := range r.conns {
@@ -77,8 +77,8 @@ func (r *relay) close() {
 	r.wg.Wait()
 }
 
-// keep notes an open connection; false after close.
-func (r *relay) keep(c net.Conn) bool {
+// register notes an open connection; false after close.
+func (r *tcpRelay) register(c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conns == nil {
@@ -88,16 +88,16 @@ func (r *relay) keep(c net.Conn) bool {
 	return true
 }
 
-func (r *relay) drop(c net.Conn) {
+func (r *tcpRelay) unregister(c net.Conn) {
 	_ = c.Close() // it may be closed already
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
 }
 
-func (r *relay) serve(client net.Conn) {
-	defer r.drop(client)
-	if !r.keep(client) {
+func (r *tcpRelay) serveConn(client net.Conn) {
+	defer r.unregister(client)
+	if !r.register(client) {
 		return
 	}
 	in := bufio.NewReaderSize(client, 64<<10)
@@ -109,14 +109,14 @@ func (r *relay) serve(client net.Conn) {
 	if err != nil {
 		return
 	}
-	defer r.drop(server)
-	if !r.keep(server) {
+	defer r.unregister(server)
+	if !r.register(server) {
 		return
 	}
 	if _, err := server.Write(head); err != nil {
 		return
 	}
-	up, down := pump(plain), pump(plain)
+	up, down := pump(copyBytes), pump(copyBytes)
 	if r.pumps != nil {
 		up, down = r.pumps()
 	}
@@ -130,8 +130,8 @@ func (r *relay) serve(client net.Conn) {
 	both.Wait()
 }
 
-// plain copies. Both ends learn of an error by the connection's end.
-func plain(in *bufio.Reader, out *bufio.Writer) error {
+// copyBytes copies. Both ends learn of an error by the connection's end.
+func copyBytes(in *bufio.Reader, out *bufio.Writer) error {
 	for {
 		if _, err := in.Peek(1); err != nil {
 			return err
@@ -159,8 +159,8 @@ type trap struct {
 	sprung atomic.Int64 // how many were lost
 }
 
-// take tells whether this message is one to lose.
-func (t *trap) take() bool {
+// loseNext tells whether this message is one to lose.
+func (t *trap) loseNext() bool {
 	for {
 		n := t.armed.Load()
 		if n <= 0 {

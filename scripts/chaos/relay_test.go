@@ -67,7 +67,7 @@ func TestReaddress(t *testing.T) {
 		}
 		frame = resp.AppendTo(frame)
 		binary.BigEndian.PutUint32(frame, uint32(len(frame)-4))
-		out := newKafkaWire(1234, &trap{}).readdress(frame, request{keyMetadata, version})
+		out := newKafkaWire(1234, &trap{}).replaceAddresses(frame, apiRequest{keyMetadata, version})
 		if int(binary.BigEndian.Uint32(out)) != len(out)-4 {
 			t.Fatalf("version %d: the frame's size is wrong", version)
 		}

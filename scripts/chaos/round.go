@@ -30,25 +30,25 @@ type round struct {
 	group    string
 	topics   struct{ campaigns, notifications, dead, progress string }
 
-	h        *history
+	h        *Log
 	admin    *kgo.Client
 	daemons  []*daemon // two; with one at a time, the second stands in
 	writers  []*writer
 	producer *producer
-	start    map[int64]pair // subscriptions at the beginning
-	numbers  atomic.Int64   // of transactions
-	unsound  atomic.Int64   // verifications that found a difference while faults went on
+	start    map[int64]Subscription // subscriptions at the beginning
+	numbers  atomic.Int64           // of transactions
+	unsound  atomic.Int64           // verifications that found a difference while faults went on
 
-	mu         sync.Mutex            // guards what is below
-	deleted    map[place]*kgo.Record // of the campaigns topic, deleted behind what was read
-	complaints []string              // what a command has done that it must not do
+	mu         sync.Mutex               // guards what is below
+	deleted    map[Position]*kgo.Record // of the campaigns topic, deleted behind what was read
+	complaints []string                 // what a command has done that it must not do
 
 	recovery time.Duration // from the end of the faults until everything was caught up
 }
 
 func newRound(w *world, number int) *round {
 	name := fmt.Sprintf("chaos_%d", number)
-	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]pair{}, deleted: map[place]*kgo.Record{}}
+	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]Subscription{}, deleted: map[Position]*kgo.Record{}}
 	r.topics.campaigns, r.topics.notifications = name+".campaigns", name+".notifications"
 	r.topics.dead, r.topics.progress = name+".dead", name+".progress"
 	return r
@@ -93,13 +93,13 @@ func (r *round) setUp(ctx context.Context) (err error) {
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return err
 	}
-	if r.h, err = newHistory(filepath.Join(r.dir, "history.jsonl")); err != nil {
+	if r.h, err = NewLog(filepath.Join(r.dir, "history.jsonl")); err != nil {
 		return err
 	}
 	if r.admin, err = r.w.client(); err != nil {
 		return err
 	}
-	resp, err := kadm.NewClient(r.admin).CreateTopic(ctx, partitions, 1, nil, r.topics.campaigns)
+	resp, err := kadm.NewClient(r.admin).CreateTopic(ctx, Partitions, 1, nil, r.topics.campaigns)
 	if err == nil {
 		err = resp.Err
 	}
@@ -157,10 +157,10 @@ func (r *round) makeDatabase(ctx context.Context) error {
 		return fmt.Errorf("create tables: %w", err)
 	}
 	truncate := &sync.RWMutex{}
-	for i := range writers {
-		b := newBook(random(r.w.opts.seed, r.number, streamWriters+i), i)
+	for i := range Writers {
+		b := NewWriterRows(NewStream(r.w.opts.seed, r.number, WriterStream+i), i)
 		r.writers = append(r.writers, &writer{r: r, book: b, numbers: &r.numbers, truncate: truncate})
-		maps.Copy(r.start, b.rows)
+		maps.Copy(r.start, b.Rows)
 	}
 	for _, w := range r.writers {
 		for _, o := range r.writers {
@@ -202,7 +202,7 @@ func (r *round) addDaemon(i int) error {
 	if err != nil {
 		return err
 	}
-	return r.configure(d.config, name, source, sink, l.brokers(), d.http)
+	return r.configure(d.config, name, source, sink, l.Broker(), d.http)
 }
 
 // configure writes a configuration, as JSON, which is YAML.
@@ -231,8 +231,8 @@ func (r *round) storm(ctx context.Context) error {
 		}
 	}
 	length := time.Duration(r.w.opts.seconds) * time.Second
-	list := schedule(random(r.w.opts.seed, r.number, streamFaults), r.w.opts, length)
-	base := r.h.now() // setting up took a while
+	list := schedule(NewStream(r.w.opts.seed, r.number, FaultStream), r.w.opts, length)
+	base := r.h.Now() // setting up took a while
 	for _, f := range list {
 		f.At += base
 	}

@@ -9,20 +9,20 @@ import (
 // row is one row of the feedback table.
 type row struct {
 	ID int64
-	fields
+	CampaignFields
 	Client   string
 	Trigger  int64
 	Feedback *string
 }
 
-// key and value are the record that belongs to the row, built from the contract.
-func (w *row) key() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
+// recordKey and value are the record that belongs to the row, built from the contract.
+func (w *row) recordKey() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
 
 func escapeKey(id string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(id, "%", "%25"), ":", "%3A")
 }
 
-func (w *row) value() string {
+func (w *row) recordValue() string {
 	var b strings.Builder
 	text := func(name, s string) { b.WriteString(`"` + name + `":` + jsonString(s) + `,`) }
 	number := func(name string, n int64) { b.WriteString(`"` + name + `":` + strconv.FormatInt(n, 10)) }

@@ -22,17 +22,17 @@ const markerRestaurant = "marker"
 func (r *round) settle(ctx context.Context, v *verdict) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
 	defer cancel()
-	healed := r.h.now()
+	healed := r.h.Now()
 	r.h.notef("the faults are over")
 	err := r.mark(ctx, "marker", 1)
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, partitions, true)
+		err = r.awaitCaughtUp(ctx, Partitions, true)
 	}
-	r.recovery = r.h.now() - healed
+	r.recovery = r.h.Now() - healed
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, partitions, false)
+		err = r.awaitCaughtUp(ctx, Partitions, false)
 	}
-	settled := r.h.now()
+	settled := r.h.Now()
 	r.h.notef("caught up: %v", err)
 	if err == nil {
 		err = r.lateComers(ctx)
@@ -41,11 +41,11 @@ func (r *round) settle(ctx context.Context, v *verdict) time.Duration {
 		err = r.mark(ctx, "last", 2)
 	}
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, 2*partitions, false)
+		err = r.awaitCaughtUp(ctx, 2*Partitions, false)
 	}
 	if err != nil {
 		v.problemf("did not catch up within %s: %v", r.w.opts.limit, err)
-		return r.h.now()
+		return r.h.Now()
 	}
 	return settled
 }
@@ -54,17 +54,17 @@ func (r *round) settle(ctx context.Context, v *verdict) time.Duration {
 func (r *round) mark(ctx context.Context, name string, row int64) error {
 	w := r.writers[0]
 	if row == 1 {
-		d := w.book.draft("marker")
-		d.insert(pair{"marker client", markerRestaurant})
+		d := w.book.NewDraft("marker")
+		d.Insert(Subscription{"marker client", markerRestaurant})
 		if err := w.commit(ctx, d); err != nil {
 			return err
 		}
 	}
 	defer w.hangUp()
-	for p := range int32(partitions) {
-		f := w.r.producer.author.fresh(time.Now().Unix())
+	for p := range int32(Partitions) {
+		f := w.r.producer.author.NewCampaign(time.Now().Unix())
 		f.Campaign, f.Restaurant = fmt.Sprintf("%s-%d", name, p), markerRestaurant
-		m := &message{Kind: "marker", Partition: p, Value: w.r.producer.author.must(f), Fields: &f}
+		m := &Message{Kind: "marker", Partition: p, Value: w.r.producer.author.Encode(f), Fields: &f}
 		if err := r.producer.send(ctx, m); err != nil {
 			return err
 		}
@@ -76,9 +76,9 @@ func (r *round) mark(ctx context.Context, name string, row int64) error {
 func (r *round) lateComers(ctx context.Context) error {
 	w := r.writers[0]
 	defer w.hangUp()
-	d := w.book.draft("late")
+	d := w.book.NewDraft("late")
 	for i := range restaurants {
-		d.insert(pair{fmt.Sprintf("late client %d", i), restaurantName(i)})
+		d.Insert(Subscription{fmt.Sprintf("late client %d", i), restaurantName(i)})
 	}
 	return w.commit(ctx, d)
 }
@@ -129,7 +129,7 @@ func (r *round) caughtUp(ctx context.Context, conn *pgx.Conn, markers int, early
 	if have != markers {
 		return fmt.Errorf("%d of %d markers are in the feedback table", have, markers)
 	}
-	if left := r.h.lastStart(time.Now().Add(lasting)) - time.Now().Unix(); left >= -1 && !early {
+	if left := r.h.lastStart(time.Now().Add(CampaignLife)) - time.Now().Unix(); left >= -1 && !early {
 		return fmt.Errorf("a campaign starts in %d s", left)
 	}
 	return nil
@@ -168,7 +168,7 @@ func (r *round) idle(ctx context.Context, early bool) error {
 			return fmt.Errorf("%s has %d live and %d scheduled campaigns", d.name, s.Campaigns.Live, s.Campaigns.Scheduled)
 		}
 	}
-	if len(owners) != partitions {
+	if len(owners) != Partitions {
 		return fmt.Errorf("only lanes %v have an owner", owners)
 	}
 	return nil

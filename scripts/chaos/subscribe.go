@@ -10,8 +10,8 @@ import (
 // The round's population. Restaurant 0 is huge.
 const (
 	restaurants = 12
-	clients     = 2600
-	writers     = 3
+	clientCount = 2600
+	Writers     = 3
 )
 
 func restaurantName(i int) string {
@@ -35,183 +35,183 @@ func clientName(i int) string {
 	return fmt.Sprintf("%08x-0000-4000-8000-%012x", i*2654435761&0xffffffff, i)
 }
 
-// book is one writer's rows: it alone changes them and their clients, so that
+// WriterRows is one writer's rows: it alone changes them and their clients, so that
 // the order of its transactions is the order in which each pair changes.
-type book struct {
-	writer int
-	rnd    *rand.Rand
-	rows   map[int64]pair
+type WriterRows struct {
+	Writer int
+	Random *rand.Rand
+	Rows   map[int64]Subscription
 	ids    []int64 // of rows, in no order; drawn from
 	gone   []int64 // ids that may be used again
 	next   int64
 }
 
-// newBook gives the writer's rows at the beginning.
-func newBook(rnd *rand.Rand, writer int) *book {
-	b := &book{writer: writer, rnd: rnd, rows: map[int64]pair{}, next: int64(writer) + 1}
-	for c := writer; c < clients; c += writers {
+// NewWriterRows gives the writer's rows at the beginning.
+func NewWriterRows(rnd *rand.Rand, writer int) *WriterRows {
+	b := &WriterRows{Writer: writer, Random: rnd, Rows: map[int64]Subscription{}, next: int64(writer) + 1}
+	for c := writer; c < clientCount; c += Writers {
 		if rnd.IntN(10) > 0 {
-			b.put(b.fresh(), pair{clientName(c), restaurantName(0)})
+			b.setRow(b.newRowID(), Subscription{clientName(c), restaurantName(0)})
 		}
 		for range rnd.IntN(3) {
-			b.put(b.fresh(), pair{clientName(c), restaurantName(1 + rnd.IntN(restaurants-1))})
+			b.setRow(b.newRowID(), Subscription{clientName(c), restaurantName(1 + rnd.IntN(restaurants-1))})
 		}
 	}
 	return b
 }
 
-func (b *book) put(id int64, p pair) {
-	if _, ok := b.rows[id]; !ok {
+func (b *WriterRows) setRow(id int64, p Subscription) {
+	if _, ok := b.Rows[id]; !ok {
 		b.ids = append(b.ids, id)
 	}
-	b.rows[id] = p
+	b.Rows[id] = p
 }
 
-func (b *book) remove(id int64) {
-	delete(b.rows, id)
+func (b *WriterRows) removeRow(id int64) {
+	delete(b.Rows, id)
 	if i := slices.Index(b.ids, id); i >= 0 {
 		b.ids[i] = b.ids[len(b.ids)-1]
 		b.ids = b.ids[:len(b.ids)-1]
 	}
 }
 
-// fresh gives a row id: a new one, or one of a row that is gone.
-func (b *book) fresh() int64 {
-	if n := len(b.gone); n > 0 && b.rnd.IntN(3) == 0 {
+// newRowID gives a row id: a new one, or one of a row that is gone.
+func (b *WriterRows) newRowID() int64 {
+	if n := len(b.gone); n > 0 && b.Random.IntN(3) == 0 {
 		id := b.gone[n-1]
 		b.gone = b.gone[:n-1]
 		return id
 	}
 	id := b.next
-	b.next += writers
+	b.next += Writers
 	return id
 }
 
-// own draws a client of this writer, any a restaurant: often the huge one.
-func (b *book) own() string {
-	return clientName(b.writer + writers*b.rnd.IntN(clients/writers))
+// drawClient draws a client of this writer, any a restaurant: often the huge one.
+func (b *WriterRows) drawClient() string {
+	return clientName(b.Writer + Writers*b.Random.IntN(clientCount/Writers))
 }
 
-func (b *book) any() string {
-	if b.rnd.IntN(3) == 0 {
+func (b *WriterRows) drawRestaurant() string {
+	if b.Random.IntN(3) == 0 {
 		return restaurantName(0)
 	}
-	return restaurantName(b.rnd.IntN(restaurants))
+	return restaurantName(b.Random.IntN(restaurants))
 }
 
-// pick draws one of the rows; false if there is none.
-func (b *book) pick() (int64, bool) {
+// drawRow draws one of the rows; false if there is none.
+func (b *WriterRows) drawRow() (int64, bool) {
 	if len(b.ids) == 0 {
 		return 0, false
 	}
-	return b.ids[b.rnd.IntN(len(b.ids))], true
+	return b.ids[b.Random.IntN(len(b.ids))], true
 }
 
-// draft builds a transaction against a copy of what it touches, which becomes
+// TransactionDraft builds a transaction against a copy of what it touches, which becomes
 // the book's if it commits.
-type draft struct {
-	*txn
-	sql      []string
+type TransactionDraft struct {
+	*Transaction
+	SQL      []string
 	rollback bool // the writer gives the transaction up
 
-	b    *book
-	seen map[int64]*pair // as of the draft; nil: deleted
+	owner *WriterRows
+	seen  map[int64]*Subscription // as of the draft; nil: deleted
 }
 
-func (b *book) draft(kind string) *draft {
-	return &draft{txn: &txn{Writer: b.writer, Kind: kind}, b: b, seen: map[int64]*pair{}}
+func (b *WriterRows) NewDraft(kind string) *TransactionDraft {
+	return &TransactionDraft{Transaction: &Transaction{Writer: b.Writer, Kind: kind}, owner: b, seen: map[int64]*Subscription{}}
 }
 
-// get reads a row as the draft sees it.
-func (d *draft) get(id int64) (pair, bool) {
+// row reads a row as the draft sees it.
+func (d *TransactionDraft) row(id int64) (Subscription, bool) {
 	if p, ok := d.seen[id]; ok {
 		if p == nil {
-			return pair{}, false
+			return Subscription{}, false
 		}
 		return *p, true
 	}
-	p, ok := d.b.rows[id]
+	p, ok := d.owner.Rows[id]
 	return p, ok && !d.Truncate
 }
 
-func (d *draft) set(id int64, p *pair) {
+func (d *TransactionDraft) changeRow(id int64, p *Subscription) {
 	d.seen[id] = p
-	d.Changes = append(d.Changes, change{id, p})
+	d.Changes = append(d.Changes, RowChange{id, p})
 }
 
-func (d *draft) insert(list ...pair) {
+func (d *TransactionDraft) Insert(list ...Subscription) {
 	values := make([]string, 0, len(list))
 	for _, p := range list {
-		id := d.b.fresh()
-		d.set(id, &p)
-		values = append(values, fmt.Sprintf("(%d,%s,%s)", id, quote(p.Client), quote(p.Restaurant)))
+		id := d.owner.newRowID()
+		d.changeRow(id, &p)
+		values = append(values, fmt.Sprintf("(%d,%s,%s)", id, quoteLiteral(p.Client), quoteLiteral(p.Restaurant)))
 	}
 	if len(values) > 0 {
-		d.sql = append(d.sql, "INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES "+strings.Join(values, ","))
+		d.SQL = append(d.SQL, "INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES "+strings.Join(values, ","))
 	}
 }
 
-func (d *draft) delete(ids ...int64) {
+func (d *TransactionDraft) deleteRows(ids ...int64) {
 	var list []string
 	for _, id := range ids {
-		if _, ok := d.get(id); ok {
-			d.set(id, nil)
+		if _, ok := d.row(id); ok {
+			d.changeRow(id, nil)
 			list = append(list, fmt.Sprint(id))
 		}
 	}
 	if len(list) > 0 {
-		d.sql = append(d.sql, "DELETE FROM subscribers_restaurants WHERE id IN ("+strings.Join(list, ",")+")")
+		d.SQL = append(d.SQL, "DELETE FROM subscribers_restaurants WHERE id IN ("+strings.Join(list, ",")+")")
 	}
 }
 
-func (d *draft) update(id int64, p pair) {
-	d.set(id, &p)
-	d.sql = append(d.sql, fmt.Sprintf("UPDATE subscribers_restaurants SET client_id = %s, restaurant_id = %s WHERE id = %d", quote(p.Client), quote(p.Restaurant), id))
+func (d *TransactionDraft) updateRow(id int64, p Subscription) {
+	d.changeRow(id, &p)
+	d.SQL = append(d.SQL, fmt.Sprintf("UPDATE subscribers_restaurants SET client_id = %s, restaurant_id = %s WHERE id = %d", quoteLiteral(p.Client), quoteLiteral(p.Restaurant), id))
 }
 
-// rekey gives a row another id.
-func (d *draft) rekey(id int64) {
-	p, ok := d.get(id)
+// changeID gives a row another id.
+func (d *TransactionDraft) changeID(id int64) {
+	p, ok := d.row(id)
 	if !ok {
 		return
 	}
-	to := d.b.fresh()
-	d.set(id, nil)
-	d.set(to, &p)
-	d.sql = append(d.sql, fmt.Sprintf("UPDATE subscribers_restaurants SET id = %d WHERE id = %d", to, id))
+	to := d.owner.newRowID()
+	d.changeRow(id, nil)
+	d.changeRow(to, &p)
+	d.SQL = append(d.SQL, fmt.Sprintf("UPDATE subscribers_restaurants SET id = %d WHERE id = %d", to, id))
 }
 
-// accept makes a committed transaction the book's: what it did to the rows
+// Apply makes a committed transaction the book's: what it did to the rows
 // whose ids are this writer's.
-func (b *book) accept(t *txn) {
+func (b *WriterRows) Apply(t *Transaction) {
 	if t.Truncate {
-		b.clear()
+		b.removeAll()
 	}
 	for _, c := range t.Changes {
 		switch {
-		case (c.Row-1)%writers != int64(b.writer):
+		case (c.Row-1)%Writers != int64(b.Writer):
 		case c.New == nil:
-			b.remove(c.Row)
+			b.removeRow(c.Row)
 			b.gone = append(b.gone, c.Row)
 		default:
-			b.put(c.Row, *c.New)
+			b.setRow(c.Row, *c.New)
 		}
 	}
-	b.gone = slices.DeleteFunc(b.gone, func(id int64) bool { _, ok := b.rows[id]; return ok })
+	b.gone = slices.DeleteFunc(b.gone, func(id int64) bool { _, ok := b.Rows[id]; return ok })
 }
 
-// clear forgets all rows: the table was truncated.
-func (b *book) clear() {
+// removeAll forgets all rows: the table was truncated.
+func (b *WriterRows) removeAll() {
 	b.gone = append(b.gone, b.ids...)
 	slices.Sort(b.gone)
-	b.rows, b.ids = map[int64]pair{}, nil
+	b.Rows, b.ids = map[int64]Subscription{}, nil
 }
 
-// all lists the rows with a pair.
-func (b *book) all(p pair) []int64 {
+// rowsOf lists the rows with a pair.
+func (b *WriterRows) rowsOf(p Subscription) []int64 {
 	var out []int64
 	for _, id := range b.ids {
-		if b.rows[id] == p {
+		if b.Rows[id] == p {
 			out = append(out, id)
 		}
 	}
@@ -219,4 +219,4 @@ func (b *book) all(p pair) []int64 {
 	return out
 }
 
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -42,7 +42,7 @@ func newSummary(o *options) *summary {
 func (s *summary) add(r *round, v *verdict, err error) {
 	s.Rounds++
 	if r.h != nil {
-		for _, f := range r.h.faults {
+		for _, f := range r.h.Faults {
 			s.Faults[f.Kind]++
 			if slices.Contains(kills, f.Kind) {
 				s.Kills++
@@ -50,8 +50,8 @@ func (s *summary) add(r *round, v *verdict, err error) {
 				s.OtherFaults++
 			}
 		}
-		s.Transactions += len(r.h.txns)
-		s.Campaigns += len(r.h.campaigns)
+		s.Transactions += len(r.h.Transactions)
+		s.Campaigns += len(r.h.Messages)
 	}
 	s.Notified += v.Notifications
 	s.Musts += v.Musts
@@ -91,7 +91,7 @@ func (s *summary) line(r *round, v *verdict, err error, took time.Duration) stri
 		return fmt.Sprintf("round %d: %s", r.number, verdict)
 	}
 	return fmt.Sprintf("round %d: %d faults, %d transactions, %d messages, %d notifications (%d musts), %d dead letters, recovered in %.1f s, %.0f s in all: %s",
-		r.number, len(r.h.faults), len(r.h.txns), len(r.h.campaigns), v.Notifications, v.Musts, v.DeadLetters, r.recovery.Seconds(), took.Seconds(), verdict)
+		r.number, len(r.h.Faults), len(r.h.Transactions), len(r.h.Messages), v.Notifications, v.Musts, v.DeadLetters, r.recovery.Seconds(), took.Seconds(), verdict)
 }
 
 // write replaces the file.

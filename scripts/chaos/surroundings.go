@@ -43,7 +43,7 @@ func (r *round) direct(ctx context.Context, do func(*pgx.Conn) error) error {
 }
 
 // slowCommits has each commit of a step take longer for a while.
-func (in *injector) slowCommits(ctx context.Context, f *fault) error {
+func (in *injector) slowCommits(ctx context.Context, f *Fault) error {
 	set := func(ctx context.Context, seconds float64) error {
 		return in.r.direct(ctx, func(conn *pgx.Conn) error {
 			_, err := conn.Exec(ctx, `UPDATE public.chaos_slow SET seconds = $1`, seconds)
@@ -93,7 +93,7 @@ func (in *injector) deleteCampaigns(ctx context.Context) error {
 	r.mu.Lock()
 	for _, rec := range records {
 		if rec.Offset < read[rec.Partition] {
-			r.deleted[place{rec.Partition, rec.Offset}] = rec
+			r.deleted[Position{rec.Partition, rec.Offset}] = rec
 		} else {
 			unread[rec.Partition] = true
 		}
@@ -128,8 +128,8 @@ func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
 
 // shutBarrier cuts both links of a daemon to the source: nothing can be joined.
 // The messages that come meanwhile, cancels too, go their way.
-func (in *injector) shutBarrier(ctx context.Context, f *fault, d *daemon) error {
-	replication, sql := d.links.toxic[linkReplication], d.links.toxic[linkSQL]
+func (in *injector) shutBarrier(ctx context.Context, f *Fault, d *daemon) error {
+	replication, sql := d.links.Proxies[Replication], d.links.Proxies[SQL]
 	return in.hold(ctx, &replication.busy, f, func() error {
 		sql.busy.Lock()
 		defer sql.busy.Unlock()
@@ -155,7 +155,7 @@ var tableChanges = []string{
 
 // changeTable runs statements on the source's table while the daemon takes a
 // snapshot of it. Those that wait long for the table are given up.
-func (in *injector) changeTable(ctx context.Context, f *fault, d *daemon) error {
+func (in *injector) changeTable(ctx context.Context, f *Fault, d *daemon) error {
 	rnd := rand.New(rand.NewPCG(f.Draw, 0)) //nolint:gosec // drawn from the seed
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()
@@ -167,7 +167,7 @@ func (in *injector) changeTable(ctx context.Context, f *fault, d *daemon) error 
 	defer snapshot.Wait()
 	for range 2 + rnd.IntN(3) {
 		statement := tableChanges[rnd.IntN(len(tableChanges))]
-		if !testenv.Pause(ctx, between(rnd, 0, 400*time.Millisecond)) {
+		if !testenv.Pause(ctx, Duration(rnd, 0, 400*time.Millisecond)) {
 			return nil
 		}
 		err := in.r.direct(ctx, func(conn *pgx.Conn) error {

@@ -9,10 +9,10 @@ import (
 // timelines tell when each pair was subscribed. A transaction became visible at
 // some moment from Before to After, so what is known of a moment is sometimes
 // "either".
-type timelines map[pair][]state
+type timelines map[Subscription][]stateChange
 
-// state is what a transaction left a pair in.
-type state struct {
+// stateChange is what a transaction left a pair in.
+type stateChange struct {
 	before, after time.Duration
 	subscribed    bool
 }
@@ -20,31 +20,31 @@ type state struct {
 // newTimelines replays the committed transactions. Those of one writer are in
 // order, those of different writers touch different rows and clients, and a
 // truncate was alone.
-func newTimelines(start map[int64]pair, txns []*txn) timelines {
+func newTimelines(start map[int64]Subscription, txns []*Transaction) timelines {
 	txns = slices.Clone(txns)
-	slices.SortStableFunc(txns, func(a, b *txn) int { return cmp.Compare(a.Before, b.Before) })
+	slices.SortStableFunc(txns, func(a, b *Transaction) int { return cmp.Compare(a.Before, b.Before) })
 	t := timelines{}
-	rows, count := map[int64]pair{}, map[pair]int{}
+	rows, count := map[int64]Subscription{}, map[Subscription]int{}
 	for id, p := range start {
 		rows[id] = p
 		count[p]++
 	}
 	for p := range count {
-		t[p] = []state{{subscribed: true}}
+		t[p] = []stateChange{{subscribed: true}}
 	}
 	for _, x := range txns {
 		if x.Committed {
-			t.replay(x, rows, count)
+			t.applyTransaction(x, rows, count)
 		}
 	}
 	return t
 }
 
-// replay applies one transaction: between its first and its last change nobody
+// applyTransaction applies one transaction: between its first and its last change nobody
 // could see anything.
-func (t timelines) replay(x *txn, rows map[int64]pair, count map[pair]int) {
-	was := map[pair]bool{}
-	add := func(p pair, n int) {
+func (t timelines) applyTransaction(x *Transaction, rows map[int64]Subscription, count map[Subscription]int) {
+	was := map[Subscription]bool{}
+	add := func(p Subscription, n int) {
 		if _, ok := was[p]; !ok {
 			was[p] = count[p] > 0
 		}
@@ -68,14 +68,14 @@ func (t timelines) replay(x *txn, rows map[int64]pair, count map[pair]int) {
 	}
 	for p, before := range was {
 		if now := count[p] > 0; now != before {
-			t[p] = append(t[p], state{x.Before, x.After, now})
+			t[p] = append(t[p], stateChange{x.Before, x.After, now})
 		}
 	}
 }
 
-// throughout tells whether p was subscribed, certainly, at every moment from
+// certainlySince tells whether p was subscribed, certainly, at every moment from
 // then on.
-func (t timelines) throughout(p pair, from time.Duration) bool {
+func (t timelines) certainlySince(p Subscription, from time.Duration) bool {
 	certain := false
 	for _, s := range t[p] {
 		if s.after <= from {
@@ -87,8 +87,8 @@ func (t timelines) throughout(p pair, from time.Duration) bool {
 	return certain
 }
 
-// sometime tells whether p may have been subscribed at some moment in [from, to].
-func (t timelines) sometime(p pair, from, to time.Duration) bool {
+// possiblyWithin tells whether p may have been subscribed at some moment in [from, to].
+func (t timelines) possiblyWithin(p Subscription, from, to time.Duration) bool {
 	last := false // what it was, certainly, before the moment that is looked at
 	for _, s := range t[p] {
 		if s.after > from {

@@ -4,19 +4,19 @@ package main
 var txnKinds = []struct {
 	name   string
 	weight int
-	make   func(*book) *draft
+	make   func(*WriterRows) *TransactionDraft
 }{
-	{"subscribe", 20, (*book).subscribe},
-	{"unsubscribe", 14, (*book).unsubscribe},
-	{"resubscribe", 10, (*book).resubscribe},
-	{"duplicate", 8, (*book).duplicate},
-	{"rekey", 8, (*book).rekeys},
-	{"move", 10, (*book).move},
-	{"swap", 5, (*book).swap},
-	{"touch", 4, (*book).touch},
-	{"many", 4, (*book).many},
-	{"rollback", 4, (*book).rolledBack},
-	{"savepoint", 4, (*book).savepoint},
+	{"subscribe", 20, (*WriterRows).draftSubscribe},
+	{"unsubscribe", 14, (*WriterRows).draftUnsubscribe},
+	{"resubscribe", 10, (*WriterRows).draftResubscribe},
+	{"duplicate", 8, (*WriterRows).draftDuplicate},
+	{"rekey", 8, (*WriterRows).draftRekey},
+	{"move", 10, (*WriterRows).draftMove},
+	{"swap", 5, (*WriterRows).draftSwap},
+	{"touch", 4, (*WriterRows).draftTouch},
+	{"many", 4, (*WriterRows).draftMany},
+	{"rollback", 4, (*WriterRows).draftRollback},
+	{"savepoint", 4, (*WriterRows).draftSavepoint},
 }
 
 var txnWeights = func() []int {
@@ -28,176 +28,178 @@ var txnWeights = func() []int {
 }()
 
 // next draws a transaction.
-func (b *book) nextTxn() *draft { return txnKinds[odds(b.rnd, txnWeights)].make(b) }
+func (b *WriterRows) NextTransaction() *TransactionDraft {
+	return txnKinds[WeightedIndex(b.Random, txnWeights)].make(b)
+}
 
-func (b *book) subscribe() *draft {
-	d := b.draft("subscribe")
-	for range 1 + b.rnd.IntN(3) {
-		d.insert(pair{b.own(), b.any()})
+func (b *WriterRows) draftSubscribe() *TransactionDraft {
+	d := b.NewDraft("subscribe")
+	for range 1 + b.Random.IntN(3) {
+		d.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
 	}
 	return d
 }
 
-// unsubscribe deletes every row of a pair, or only one of them.
-func (b *book) unsubscribe() *draft {
-	d := b.draft("unsubscribe")
-	id, ok := b.pick()
+// draftUnsubscribe deletes every row of a pair, or only one of them.
+func (b *WriterRows) draftUnsubscribe() *TransactionDraft {
+	d := b.NewDraft("unsubscribe")
+	id, ok := b.drawRow()
 	switch {
 	case !ok:
-	case b.rnd.IntN(4) == 0:
-		d.delete(id)
+	case b.Random.IntN(4) == 0:
+		d.deleteRows(id)
 	default:
-		d.delete(b.all(b.rows[id])...)
+		d.deleteRows(b.rowsOf(b.Rows[id])...)
 	}
 	return d
 }
 
-// resubscribe deletes and inserts in one transaction: nobody may see a gap.
-func (b *book) resubscribe() *draft {
-	d := b.draft("resubscribe")
-	if id, ok := b.pick(); ok {
-		p := b.rows[id]
-		d.delete(b.all(p)...)
-		d.insert(p)
+// draftResubscribe deletes and inserts in one transaction: nobody may see a gap.
+func (b *WriterRows) draftResubscribe() *TransactionDraft {
+	d := b.NewDraft("resubscribe")
+	if id, ok := b.drawRow(); ok {
+		p := b.Rows[id]
+		d.deleteRows(b.rowsOf(p)...)
+		d.Insert(p)
 	}
 	return d
 }
 
-func (b *book) duplicate() *draft {
-	d := b.draft("duplicate")
-	if id, ok := b.pick(); ok {
-		d.insert(b.rows[id], b.rows[id])
+func (b *WriterRows) draftDuplicate() *TransactionDraft {
+	d := b.NewDraft("duplicate")
+	if id, ok := b.drawRow(); ok {
+		d.Insert(b.Rows[id], b.Rows[id])
 	}
 	return d
 }
 
-func (b *book) rekeys() *draft {
-	d := b.draft("rekey")
-	for range 1 + b.rnd.IntN(3) {
-		if id, ok := b.pick(); ok {
-			d.rekey(id)
+func (b *WriterRows) draftRekey() *TransactionDraft {
+	d := b.NewDraft("rekey")
+	for range 1 + b.Random.IntN(3) {
+		if id, ok := b.drawRow(); ok {
+			d.changeID(id)
 		}
 	}
 	return d
 }
 
-// move gives a row to another restaurant, or to another client.
-func (b *book) move() *draft {
-	d := b.draft("move")
-	id, ok := b.pick()
+// draftMove gives a row to another restaurant, or to another client.
+func (b *WriterRows) draftMove() *TransactionDraft {
+	d := b.NewDraft("move")
+	id, ok := b.drawRow()
 	if !ok {
 		return d
 	}
-	p := b.rows[id]
-	if b.rnd.IntN(3) == 0 {
-		p.Client = b.own()
+	p := b.Rows[id]
+	if b.Random.IntN(3) == 0 {
+		p.Client = b.drawClient()
 	} else {
-		p.Restaurant = b.any()
+		p.Restaurant = b.drawRestaurant()
 	}
-	d.update(id, p)
-	if b.rnd.IntN(3) == 0 {
-		d.rekey(id)
+	d.updateRow(id, p)
+	if b.Random.IntN(3) == 0 {
+		d.changeID(id)
 	}
 	return d
 }
 
-// swap exchanges the restaurants of two rows.
-func (b *book) swap() *draft {
-	d := b.draft("swap")
-	i, ok := b.pick()
-	j, _ := b.pick()
+// draftSwap exchanges the restaurants of two rows.
+func (b *WriterRows) draftSwap() *TransactionDraft {
+	d := b.NewDraft("swap")
+	i, ok := b.drawRow()
+	j, _ := b.drawRow()
 	if ok && i != j {
-		p, q := b.rows[i], b.rows[j]
+		p, q := b.Rows[i], b.Rows[j]
 		p.Restaurant, q.Restaurant = q.Restaurant, p.Restaurant
-		d.update(i, p)
-		d.update(j, q)
+		d.updateRow(i, p)
+		d.updateRow(j, q)
 	}
 	return d
 }
 
-// touch writes a row as it is.
-func (b *book) touch() *draft {
-	d := b.draft("touch")
-	if id, ok := b.pick(); ok {
-		d.update(id, b.rows[id])
+// draftTouch writes a row as it is.
+func (b *WriterRows) draftTouch() *TransactionDraft {
+	d := b.NewDraft("touch")
+	if id, ok := b.drawRow(); ok {
+		d.updateRow(id, b.Rows[id])
 	}
 	return d
 }
 
-// many is one statement over a few hundred rows, and some deletes.
-func (b *book) many() *draft {
-	d := b.draft("many")
-	list := make([]pair, 50+b.rnd.IntN(250))
+// draftMany is one statement over a few hundred rows, and some deletes.
+func (b *WriterRows) draftMany() *TransactionDraft {
+	d := b.NewDraft("many")
+	list := make([]Subscription, 50+b.Random.IntN(250))
 	for i := range list {
-		list[i] = pair{b.own(), b.any()}
+		list[i] = Subscription{b.drawClient(), b.drawRestaurant()}
 	}
-	d.insert(list...)
-	for range b.rnd.IntN(100) {
-		if id, ok := b.pick(); ok {
-			d.delete(id)
+	d.Insert(list...)
+	for range b.Random.IntN(100) {
+		if id, ok := b.drawRow(); ok {
+			d.deleteRows(id)
 		}
 	}
 	return d
 }
 
-func (b *book) rolledBack() *draft {
-	d := b.subscribe()
-	if id, ok := b.pick(); ok {
-		d.delete(id)
+func (b *WriterRows) draftRollback() *TransactionDraft {
+	d := b.draftSubscribe()
+	if id, ok := b.drawRow(); ok {
+		d.deleteRows(id)
 	}
 	d.Kind, d.rollback = "rollback", true
 	return d
 }
 
-// savepoint takes part of its work back.
-func (b *book) savepoint() *draft {
-	d := b.draft("savepoint")
-	d.insert(pair{b.own(), b.any()})
-	undone := b.draft("")
-	undone.insert(pair{b.own(), b.any()})
-	if id, ok := b.pick(); ok {
-		undone.delete(id)
+// draftSavepoint takes part of its work back.
+func (b *WriterRows) draftSavepoint() *TransactionDraft {
+	d := b.NewDraft("savepoint")
+	d.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
+	undone := b.NewDraft("")
+	undone.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
+	if id, ok := b.drawRow(); ok {
+		undone.deleteRows(id)
 	}
-	d.sql = append(d.sql, "SAVEPOINT s")
-	d.sql = append(d.sql, undone.sql...)
-	d.sql = append(d.sql, "ROLLBACK TO SAVEPOINT s")
-	d.insert(pair{b.own(), b.any()})
+	d.SQL = append(d.SQL, "SAVEPOINT s")
+	d.SQL = append(d.SQL, undone.SQL...)
+	d.SQL = append(d.SQL, "ROLLBACK TO SAVEPOINT s")
+	d.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
 	return d
 }
 
-// truncate empties the table. Two times in three it puts back most of
+// DraftTruncate empties the table. Two times in three it puts back most of
 // everybody's rows in the same transaction, under new ids: for them nothing may
 // seem to have happened. rows are those to put back, per book.
-func (b *book) truncate(all []*book, rows [][]pair) *draft {
-	d := b.draft("truncate")
+func (b *WriterRows) DraftTruncate(all []*WriterRows, rows [][]Subscription) *TransactionDraft {
+	d := b.NewDraft("truncate")
 	d.Truncate = true
-	d.sql = append(d.sql, "TRUNCATE subscribers_restaurants")
-	if b.rnd.IntN(3) == 0 {
+	d.SQL = append(d.SQL, "TRUNCATE subscribers_restaurants")
+	if b.Random.IntN(3) == 0 {
 		return d
 	}
 	for i, o := range all {
-		part := o.draft("")
+		part := o.NewDraft("")
 		part.Truncate = true
-		part.insert(rows[i]...)
-		d.sql = append(d.sql, part.sql...)
+		part.Insert(rows[i]...)
+		d.SQL = append(d.SQL, part.SQL...)
 		d.Changes = append(d.Changes, part.Changes...)
 	}
 	return d
 }
 
-// refill is what a writer does after a truncate: most of its rows come back.
-func (b *book) refill(rows []pair) *draft {
-	d := b.draft("refill")
-	d.insert(rows...)
+// DraftRefill is what a writer does after a truncate: most of its rows come back.
+func (b *WriterRows) DraftRefill(rows []Subscription) *TransactionDraft {
+	d := b.NewDraft("refill")
+	d.Insert(rows...)
 	return d
 }
 
-// most draws nine tenths of the rows' pairs.
-func (b *book) most() []pair {
-	var out []pair
+// DrawMost draws nine tenths of the rows' pairs.
+func (b *WriterRows) DrawMost() []Subscription {
+	var out []Subscription
 	for _, id := range b.ids {
-		if b.rnd.IntN(10) > 0 {
-			out = append(out, b.rows[id])
+		if b.Random.IntN(10) > 0 {
+			out = append(out, b.Rows[id])
 		}
 	}
 	return out

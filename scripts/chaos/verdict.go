@@ -42,7 +42,7 @@ func (v *verdict) failed() bool {
 	return v == nil || len(v.Problems) > 0 || v.Counts[missing]+v.Counts[doubled]+v.Counts[forbidden]+v.Counts[mismatched] > 0
 }
 
-func (v *verdict) found(kind, what, why string, args ...any) {
+func (v *verdict) addFinding(kind, what, why string, args ...any) {
 	v.Counts[kind]++
 	if v.Counts[kind] <= maxFindings {
 		v.Findings = append(v.Findings, finding{kind, what, fmt.Sprintf(why, args...)})
@@ -55,47 +55,47 @@ func (v *verdict) problemf(format string, args ...any) {
 
 // sinks is what the daemon wrote.
 type sinks struct {
-	rows    []row
-	records []*kgo.Record // of the notifications topic
-	dead    []*kgo.Record
+	Rows        []row
+	Records     []*kgo.Record // of the notifications topic
+	DeadLetters []*kgo.Record
 }
 
 // check compares everything.
-func (v *verdict) check(o *oracle, s *sinks) {
-	v.Notifications = len(s.rows)
+func (v *verdict) check(o *Oracle, s *sinks) {
+	v.Notifications = len(s.Rows)
 	notified := v.checkRows(o, s)
 	v.checkRecords(s)
-	for id, t := range o.musts() {
+	for id, t := range o.mustNotify() {
 		v.Musts++
 		if !notified[id] {
-			v.found(missing, fmt.Sprintf("%q", id), "in neither sink; subscribed to %q since before the newest message", t.Restaurant)
+			v.addFinding(missing, fmt.Sprintf("%q", id), "in neither sink; subscribed to %q since before the newest message", t.Restaurant)
 		}
 	}
-	v.checkDead(o, s.dead)
+	v.checkDead(o, s.DeadLetters)
 }
 
 // checkRows judges every row for itself.
-func (v *verdict) checkRows(o *oracle, s *sinks) map[pairID]bool {
-	notified := make(map[pairID]bool, len(s.rows))
-	for i := range s.rows {
-		w := &s.rows[i]
-		id := pairID{w.Campaign, w.Client}
+func (v *verdict) checkRows(o *Oracle, s *sinks) map[notificationKey]bool {
+	notified := make(map[notificationKey]bool, len(s.Rows))
+	for i := range s.Rows {
+		w := &s.Rows[i]
+		id := notificationKey{w.Campaign, w.Client}
 		if notified[id] {
-			v.found(doubled, fmt.Sprintf("%q", id), "two feedback rows")
+			v.addFinding(doubled, fmt.Sprintf("%q", id), "two feedback rows")
 		}
 		notified[id] = true
-		if kind, why := o.judge(w); kind != "" {
-			v.found(kind, fmt.Sprintf("row %d %q", w.ID, id), "%s: %s", why, w.value())
+		if kind, why := o.judgeRow(w); kind != "" {
+			v.addFinding(kind, fmt.Sprintf("row %d %q", w.ID, id), "%s: %s", why, w.recordValue())
 		}
 		if w.Feedback != nil {
-			v.found(mismatched, fmt.Sprintf("row %d %q", w.ID, id), "feedback is %q", *w.Feedback)
+			v.addFinding(mismatched, fmt.Sprintf("row %d %q", w.ID, id), "feedback is %q", *w.Feedback)
 		}
 	}
-	for _, w := range o.superseded(s.rows) {
-		v.found(mismatched, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "an older message was used after its edit: %s", w.value())
+	for _, w := range o.findSuperseded(s.Rows) {
+		v.addFinding(mismatched, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "an older message was used after its edit: %s", w.recordValue())
 	}
-	for _, w := range o.cancelled(s.rows) {
-		v.found(forbidden, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "it was notified after its cancel had been accepted: %s", w.value())
+	for _, w := range o.findCancelled(s.Rows) {
+		v.addFinding(forbidden, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "it was notified after its cancel had been accepted: %s", w.recordValue())
 	}
 	return notified
 }
@@ -103,66 +103,66 @@ func (v *verdict) checkRows(o *oracle, s *sinks) map[pairID]bool {
 // checkRecords compares the topic with the table: the same notifications, the
 // same bytes, the right key and partition.
 func (v *verdict) checkRecords(s *sinks) {
-	records := make(map[string][]*kgo.Record, len(s.records))
-	for _, r := range s.records {
+	records := make(map[string][]*kgo.Record, len(s.Records))
+	for _, r := range s.Records {
 		records[string(r.Key)] = append(records[string(r.Key)], r)
 	}
-	for i := range s.rows {
-		w := &s.rows[i]
-		key := w.key()
+	for i := range s.Rows {
+		w := &s.Rows[i]
+		key := w.recordKey()
 		list := records[key]
 		delete(records, key)
 		if len(list) == 0 {
-			v.found(missing, fmt.Sprintf("row %d %s", w.ID, key), "in the feedback table, not in the topic")
+			v.addFinding(missing, fmt.Sprintf("row %d %s", w.ID, key), "in the feedback table, not in the topic")
 			continue
 		}
 		if len(list) > 1 {
-			v.found(doubled, key, "%d records: %s", len(list), places(list))
+			v.addFinding(doubled, key, "%d records: %s", len(list), formatPositions(list))
 		}
 		for _, r := range list {
-			if string(r.Value) != w.value() {
-				v.found(mismatched, key, "the record at %s is %q, the row would be %q", places([]*kgo.Record{r}), r.Value, w.value())
+			if string(r.Value) != w.recordValue() {
+				v.addFinding(mismatched, key, "the record at %s is %q, the row would be %q", formatPositions([]*kgo.Record{r}), r.Value, w.recordValue())
 			}
-			if want := partitionOf(key, partitions); r.Partition != want {
-				v.found(mismatched, key, "on partition %d instead of %d", r.Partition, want)
+			if want := partitionOf(key, Partitions); r.Partition != want {
+				v.addFinding(mismatched, key, "on partition %d instead of %d", r.Partition, want)
 			}
 		}
 	}
 	for key, list := range records {
-		v.found(missing, key, "in the topic at %s, not in the feedback table", places(list))
+		v.addFinding(missing, key, "in the topic at %s, not in the feedback table", formatPositions(list))
 	}
 }
 
 // checkDead: every malformed message once, untouched, and nothing else.
-func (v *verdict) checkDead(o *oracle, dead []*kgo.Record) {
+func (v *verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 	v.DeadLetters = len(dead)
-	seen := map[place]int{}
+	seen := map[Position]int{}
 	for _, r := range dead {
-		p, err := origin(r)
-		m := o.bad[p]
-		what := fmt.Sprintf("dead letter at %s of message %v", places([]*kgo.Record{r}), p)
+		p, err := letterOrigin(r)
+		m := o.malformed[p]
+		what := fmt.Sprintf("dead letter at %s of message %v", formatPositions([]*kgo.Record{r}), p)
 		switch seen[p]++; {
 		case err != nil:
-			v.found(mismatched, what, "its headers do not say where it came from: %v", err)
+			v.addFinding(mismatched, what, "its headers do not say where it came from: %v", err)
 		case m == nil:
-			v.found(forbidden, what, "the message is a campaign: %q", r.Value)
+			v.addFinding(forbidden, what, "the message is a campaign: %q", r.Value)
 		case seen[p] > 1:
-			v.found(doubled, what, "it was there before")
+			v.addFinding(doubled, what, "it was there before")
 		case !bytes.Equal(m.Value, r.Value):
-			v.found(mismatched, what, "its value is %q instead of %q", r.Value, m.Value)
+			v.addFinding(mismatched, what, "its value is %q instead of %q", r.Value, m.Value)
 		case header(r, "reason") == "":
-			v.found(mismatched, what, "it gives no reason")
+			v.addFinding(mismatched, what, "it gives no reason")
 		}
 	}
-	for p, m := range o.bad {
+	for p, m := range o.malformed {
 		if seen[p] == 0 {
-			v.found(missing, fmt.Sprintf("message %v", p), "malformed, and not in the dead-letter topic: %q", m.Value)
+			v.addFinding(missing, fmt.Sprintf("message %v", p), "malformed, and not in the dead-letter topic: %q", m.Value)
 		}
 	}
 }
 
-// origin reads where a dead letter came from.
-func origin(r *kgo.Record) (p place, err error) {
+// letterOrigin reads where a dead letter came from.
+func letterOrigin(r *kgo.Record) (p Position, err error) {
 	partition, err := strconv.ParseInt(header(r, "partition"), 10, 32)
 	if err != nil {
 		return p, fmt.Errorf("read header partition: %w", err)
@@ -183,7 +183,7 @@ func header(r *kgo.Record, key string) string {
 	return ""
 }
 
-func places(list []*kgo.Record) string {
+func formatPositions(list []*kgo.Record) string {
 	var b bytes.Buffer
 	for i, r := range list {
 		if i > 0 {

@@ -21,12 +21,12 @@ const receipts = `CREATE TABLE public.chaos_receipts (number int8 PRIMARY KEY)`
 // writer is one connection that changes subscriptions.
 type writer struct {
 	r        *round
-	book     *book
+	book     *WriterRows
 	conn     *pgx.Conn
 	numbers  *atomic.Int64
-	truncate *sync.RWMutex // held for writing by the transaction that truncates
-	all      []*book       // everybody's, for that transaction
-	stolen   []pair        // what a truncate took from this book; guarded by truncate
+	truncate *sync.RWMutex  // held for writing by the transaction that truncates
+	all      []*WriterRows  // everybody's, for that transaction
+	stolen   []Subscription // what a truncate took from this book; guarded by truncate
 }
 
 // run commits transactions until ctx ends. What it is in the middle of then is
@@ -34,10 +34,10 @@ type writer struct {
 func (w *writer) run(ctx context.Context) error {
 	defer w.hangUp()
 	for {
-		if !testenv.Pause(ctx, between(w.book.rnd, 2*time.Millisecond, 60*time.Millisecond)) {
+		if !testenv.Pause(ctx, Duration(w.book.Random, 2*time.Millisecond, 60*time.Millisecond)) {
 			return nil
 		}
-		if w.book.writer == 0 && w.book.rnd.IntN(600) == 0 {
+		if w.book.Writer == 0 && w.book.Random.IntN(600) == 0 {
 			if err := w.truncates(ctx); err != nil {
 				return err
 			}
@@ -54,9 +54,9 @@ func (w *writer) one(ctx context.Context) error {
 	w.truncate.RLock()
 	defer w.truncate.RUnlock()
 	if w.stolen == nil {
-		return w.commit(ctx, w.book.nextTxn())
+		return w.commit(ctx, w.book.NextTransaction())
 	}
-	d := w.book.refill(w.stolen)
+	d := w.book.DraftRefill(w.stolen)
 	err := w.commit(ctx, d)
 	if d.Committed {
 		w.stolen = nil
@@ -69,17 +69,17 @@ func (w *writer) one(ctx context.Context) error {
 func (w *writer) truncates(ctx context.Context) error {
 	w.truncate.Lock()
 	defer w.truncate.Unlock()
-	rows := make([][]pair, len(w.all))
+	rows := make([][]Subscription, len(w.all))
 	for i, b := range w.all {
-		rows[i] = b.most()
+		rows[i] = b.DrawMost()
 	}
-	d := w.book.truncate(w.all, rows)
+	d := w.book.DraftTruncate(w.all, rows)
 	if err := w.commit(ctx, d); err != nil || !d.Committed {
 		return err
 	}
 	for i, o := range w.r.writers {
 		if o != w {
-			o.book.accept(d.txn)
+			o.book.Apply(d.Transaction)
 		}
 		if len(d.Changes) == 0 {
 			o.stolen = rows[i]
@@ -90,13 +90,13 @@ func (w *writer) truncates(ctx context.Context) error {
 
 // commit runs a transaction and notes it. An error before COMMIT is sent aborts
 // it; one after leaves it in doubt until the database can be asked.
-func (w *writer) commit(ctx context.Context, d *draft) error {
-	if len(d.sql) == 0 {
+func (w *writer) commit(ctx context.Context, d *TransactionDraft) error {
+	if len(d.SQL) == 0 {
 		return nil
 	}
 	d.Number = w.numbers.Add(1)
 	sent, err := w.try(ctx, d)
-	d.After = w.r.h.now()
+	d.After = w.r.h.Now()
 	if err != nil {
 		// Only a connection may fail; a statement that Postgres refuses is a
 		// mistake of this program.
@@ -111,14 +111,14 @@ func (w *writer) commit(ctx context.Context, d *draft) error {
 		}
 	}
 	if d.Committed {
-		w.book.accept(d.txn)
+		w.book.Apply(d.Transaction)
 	}
-	w.r.h.addTxn(d.txn)
+	w.r.h.AddTransaction(d.Transaction)
 	return nil
 }
 
 // try runs the statements. sent says that COMMIT was sent, or may have been.
-func (w *writer) try(ctx context.Context, d *draft) (sent bool, err error) {
+func (w *writer) try(ctx context.Context, d *TransactionDraft) (sent bool, err error) {
 	if err := w.dial(ctx); err != nil {
 		return false, err
 	}
@@ -132,7 +132,7 @@ func (w *writer) try(ctx context.Context, d *draft) (sent bool, err error) {
 	if err := exec("BEGIN"); err != nil {
 		return false, err
 	}
-	for _, sql := range d.sql {
+	for _, sql := range d.SQL {
 		if err := exec(sql); err != nil {
 			return false, err
 		}
@@ -143,7 +143,7 @@ func (w *writer) try(ctx context.Context, d *draft) (sent bool, err error) {
 	if err := exec(fmt.Sprintf("INSERT INTO chaos_receipts VALUES (%d)", d.Number)); err != nil {
 		return false, err
 	}
-	d.Before = w.r.h.now()
+	d.Before = w.r.h.Now()
 	if err := exec("COMMIT"); err != nil {
 		return true, err
 	}
@@ -153,7 +153,7 @@ func (w *writer) try(ctx context.Context, d *draft) (sent bool, err error) {
 
 // resolve asks whether a transaction in doubt was committed. It asks until the
 // database answers: without an answer nothing after it can be judged.
-func (w *writer) resolve(d *draft) error {
+func (w *writer) resolve(d *TransactionDraft) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
@@ -162,7 +162,7 @@ func (w *writer) resolve(d *draft) error {
 			err = w.conn.QueryRow(ctx, "SELECT count(*) = 1 FROM chaos_receipts WHERE number = $1", d.Number).Scan(&d.Committed)
 		}
 		if err == nil {
-			d.Doubt, d.After = true, w.r.h.now()
+			d.Doubt, d.After = true, w.r.h.Now()
 			return nil
 		}
 		w.hangUp()
