@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/network"
 )
 
 const (
@@ -31,7 +32,7 @@ type daemon struct {
 	dir    string // state.dir
 	log    string // path
 	http   string // host:port
-	links  *Links
+	links  *network.Links
 
 	// busy is held by a fault that works on the process or its state.dir.
 	busy sync.Mutex

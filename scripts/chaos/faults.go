@@ -5,6 +5,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"time"
+
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/network"
+	"dinnerbell/scripts/chaos/random"
 )
 
 // The kinds of faults. Those of links are made of the link's name and what
@@ -45,7 +49,7 @@ const (
 var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore, faultDamage}
 
 // schedule draws a round's faults. It follows from the seed alone.
-func schedule(rnd *rand.Rand, o *options, length time.Duration) []*Fault {
+func schedule(rnd *rand.Rand, o *options, length time.Duration) []*history.Fault {
 	broker, most := faultKfake, 1+o.seconds/8
 	brokers := most
 	if o.broker == "kafka" { // a restart takes some seconds
@@ -67,42 +71,42 @@ func schedule(rnd *rand.Rand, o *options, length time.Duration) []*Fault {
 	for i, t := range table {
 		weights[i] = t.weight
 	}
-	var out []*Fault
+	var out []*history.Fault
 	for range o.faults {
-		i := WeightedIndex(rnd, weights)
+		i := random.WeightedIndex(rnd, weights)
 		if table[i].most--; table[i].most <= 0 {
 			weights[i] = 0
 		}
-		f := &Fault{Kind: table[i].kind, At: Duration(rnd, 0, length), Daemon: rnd.IntN(o.daemons), Leave: rnd.IntN(2) == 0}
+		f := &history.Fault{Kind: table[i].kind, At: random.Duration(rnd, 0, length), Daemon: rnd.IntN(o.daemons), Leave: rnd.IntN(2) == 0}
 		drawParameters(f, rnd)
 		out = append(out, f)
 		if f.Kind == faultRestore {
-			out = append(out, &Fault{Kind: faultCopy, Daemon: f.Daemon, At: Duration(rnd, f.At/4, f.At*3/4)})
+			out = append(out, &history.Fault{Kind: faultCopy, Daemon: f.Daemon, At: random.Duration(rnd, f.At/4, f.At*3/4)})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *Fault) int { return cmp.Compare(a.At, b.At) })
+	slices.SortStableFunc(out, func(a, b *history.Fault) int { return cmp.Compare(a.At, b.At) })
 	return out
 }
 
 // drawParameters fills in what the kind of the fault needs.
-func drawParameters(f *Fault, rnd *rand.Rand) {
+func drawParameters(f *history.Fault, rnd *rand.Rand) {
 	switch f.Kind {
 	case faultKill:
-		f.Length = Duration(rnd, 0, 2*time.Second)
+		f.Length = random.Duration(rnd, 0, 2*time.Second)
 	case faultPause, faultZombie:
-		f.Length = Duration(rnd, 50*time.Millisecond, 3*time.Second)
+		f.Length = random.Duration(rnd, 50*time.Millisecond, 3*time.Second)
 	case faultDamage, faultReplay, faultResolve, faultDDL:
 		f.Draw = rnd.Uint64()
 	case faultSlow:
-		f.Length = Duration(rnd, 500*time.Millisecond, 3*time.Second)
+		f.Length = random.Duration(rnd, 500*time.Millisecond, 3*time.Second)
 		f.Millis = 20 + rnd.IntN(800)
 	case faultBarrier:
-		f.Length = Duration(rnd, 500*time.Millisecond, 3*time.Second)
+		f.Length = random.Duration(rnd, 500*time.Millisecond, 3*time.Second)
 	case faultPostgres:
-		f.Length = Duration(rnd, 0, 200*time.Millisecond)
+		f.Length = random.Duration(rnd, 0, 200*time.Millisecond)
 	case faultLink:
-		f.Link = Names[rnd.IntN(len(Names))]
-		f.Length = Duration(rnd, 50*time.Millisecond, 2500*time.Millisecond)
+		f.Link = network.Names[rnd.IntN(len(network.Names))]
+		f.Length = random.Duration(rnd, 50*time.Millisecond, 2500*time.Millisecond)
 		f.Direction = []string{"upstream", "downstream"}[rnd.IntN(2)]
 		f.Millis = 5 + rnd.IntN(300)
 		f.Kind = f.Link + "." + []string{cut, delay, halfOpen}[rnd.IntN(3)]

@@ -12,6 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/network"
 )
 
 // injector carries out a schedule. Faults overlap as they come, but what works
@@ -26,7 +28,7 @@ type injector struct {
 
 // run does the schedule. When ctx ends, faults that last are ended; run returns
 // when all are, and everything stands again.
-func (in *injector) run(ctx context.Context, list []*Fault) error {
+func (in *injector) run(ctx context.Context, list []*history.Fault) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(list))
 	for _, f := range list {
@@ -44,7 +46,7 @@ func (in *injector) run(ctx context.Context, list []*Fault) error {
 	return <-errs
 }
 
-func (in *injector) inject(ctx context.Context, f *Fault) error {
+func (in *injector) inject(ctx context.Context, f *history.Fault) error {
 	d := in.r.daemons[f.Daemon]
 	switch f.Kind {
 	case faultPostgres:
@@ -52,9 +54,9 @@ func (in *injector) inject(ctx context.Context, f *Fault) error {
 	case faultKafka, faultKfake:
 		return in.hold(ctx, &in.broker, f, in.killBroker)
 	case faultCommit:
-		d.links.CommitTrap.armed.Add(1)
+		d.links.CommitTrap.Armed.Add(1)
 	case faultEndTxn:
-		d.links.EndTxnTrap.armed.Add(1)
+		d.links.EndTxnTrap.Armed.Add(1)
 	case faultSlow:
 		return in.hold(ctx, &in.slow, f, func() error { return in.slowCommits(ctx, f) })
 	case faultRetention:
@@ -69,14 +71,14 @@ func (in *injector) inject(ctx context.Context, f *Fault) error {
 		return in.hold(ctx, &d.busy, f, func() error { return in.process(ctx, f, d) })
 	default:
 		l := d.links.Proxies[f.Link]
-		return in.hold(ctx, &l.busy, f, func() error { return in.link(ctx, f, l) })
+		return in.hold(ctx, &l.Busy, f, func() error { return in.link(ctx, f, l) })
 	}
 	return nil
 }
 
 // hold does a fault when its target is free, unless the time for faults is over
 // by then.
-func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *Fault, do func() error) error {
+func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *history.Fault, do func() error) error {
 	busy.Lock()
 	defer busy.Unlock()
 	if ctx.Err() != nil {
@@ -88,14 +90,14 @@ func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *Fault, do fun
 	if errors.Is(err, errSkipped) {
 		return nil
 	}
-	in.r.h.addFault(f)
+	in.r.h.AddFault(f)
 	return err
 }
 
 // errSkipped: the fault had nothing to work on; it does not count.
 var errSkipped = errors.New("nothing to work on")
 
-func (in *injector) killPostgres(ctx context.Context, f *Fault) error {
+func (in *injector) killPostgres(ctx context.Context, f *history.Fault) error {
 	if err := in.r.w.postgres.Kill(); err != nil {
 		return err
 	}
@@ -120,7 +122,7 @@ func (in *injector) killBroker() error {
 }
 
 // process is what happens to a daemon's process and its state.dir.
-func (in *injector) process(ctx context.Context, f *Fault, d *daemon) error {
+func (in *injector) process(ctx context.Context, f *history.Fault, d *daemon) error {
 	switch f.Kind {
 	case faultKill:
 		d.kill()
@@ -145,7 +147,7 @@ func (in *injector) process(ctx context.Context, f *Fault, d *daemon) error {
 		d.kill()
 		what, err := d.damageState(rand.New(rand.NewPCG(f.Draw, 0))) //nolint:gosec // drawn from the seed
 		if what != "" {
-			in.r.h.notef("%s: %s", d.name, what)
+			in.r.h.Notef("%s: %s", d.name, what)
 		}
 		return errors.Join(err, d.start())
 	case faultRestore:
@@ -164,7 +166,7 @@ func (in *injector) process(ctx context.Context, f *Fault, d *daemon) error {
 		d.freeze()
 		defer d.thaw()
 		if err := d.copyState(); err != nil {
-			in.r.h.notef("%v", err) // state.dir is not there yet
+			in.r.h.Notef("%v", err) // state.dir is not there yet
 		}
 		return errSkipped
 	}
@@ -178,7 +180,7 @@ const takeoverLimit = 5 * time.Second
 // lets it go on in the belief that they are its own. The group is told by its
 // administrator that the member is gone: its session would run out only after
 // ten seconds.
-func (in *injector) zombie(ctx context.Context, f *Fault, d *daemon) error {
+func (in *injector) zombie(ctx context.Context, f *history.Fault, d *daemon) error {
 	other := in.r.daemons[1-f.Daemon]
 	standIn := in.r.w.opts.daemons == 1
 	if standIn {
@@ -195,7 +197,7 @@ func (in *injector) zombie(ctx context.Context, f *Fault, d *daemon) error {
 	}
 	taken := limit.Err() == nil
 	cancel()
-	in.r.h.notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
+	in.r.h.Notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
 	testenv.Pause(ctx, f.Length)
 	d.thaw()
 	if standIn {
@@ -213,7 +215,7 @@ func (in *injector) zombie(ctx context.Context, f *Fault, d *daemon) error {
 
 func (in *injector) ownsAll(ctx context.Context, d *daemon) bool {
 	s, err := d.ask(ctx)
-	if err != nil || len(s.Lanes) != Partitions {
+	if err != nil || len(s.Lanes) != history.Partitions {
 		return false
 	}
 	for _, l := range s.Lanes {
@@ -232,7 +234,7 @@ func (in *injector) evict(d *daemon) {
 	adm := kadm.NewClient(in.r.admin)
 	groups, err := adm.DescribeGroups(ctx, in.r.group)
 	if err != nil {
-		in.r.h.notef("describe group: %v", err)
+		in.r.h.Notef("describe group: %v", err)
 		return
 	}
 	for _, g := range groups {
@@ -241,20 +243,20 @@ func (in *injector) evict(d *daemon) {
 				continue
 			}
 			if _, err := adm.LeaveGroup(ctx, kadm.LeaveGroup(in.r.group).InstanceIDs(*m.InstanceID)); err != nil {
-				in.r.h.notef("remove %s from the group: %v", *m.InstanceID, err)
+				in.r.h.Notef("remove %s from the group: %v", *m.InstanceID, err)
 			}
 		}
 	}
 }
 
-func (in *injector) link(ctx context.Context, f *Fault, l *Link) error {
+func (in *injector) link(ctx context.Context, f *history.Fault, l *network.Link) error {
 	switch f.Kind {
 	case f.Link + "." + cut:
-		return l.cut(ctx, f.Length)
+		return l.Cut(ctx, f.Length)
 	case f.Link + "." + delay:
-		return l.delay(ctx, f.Length, f.Millis)
+		return l.Delay(ctx, f.Length, f.Millis)
 	default:
-		return l.halfOpen(ctx, f.Length, f.Direction)
+		return l.HalfOpen(ctx, f.Length, f.Direction)
 	}
 }
 
@@ -262,13 +264,13 @@ func (in *injector) link(ctx context.Context, f *Fault, l *Link) error {
 // were lost.
 func (in *injector) heal() error {
 	for i, d := range in.r.daemons {
-		d.links.CommitTrap.armed.Store(0)
-		d.links.EndTxnTrap.armed.Store(0)
-		for range d.links.CommitTrap.sprung.Swap(0) {
-			in.r.h.addFault(&Fault{Kind: faultCommit, Daemon: i})
+		d.links.CommitTrap.Armed.Store(0)
+		d.links.EndTxnTrap.Armed.Store(0)
+		for range d.links.CommitTrap.Sprung.Swap(0) {
+			in.r.h.AddFault(&history.Fault{Kind: faultCommit, Daemon: i})
 		}
-		for range d.links.EndTxnTrap.sprung.Swap(0) {
-			in.r.h.addFault(&Fault{Kind: faultEndTxn, Daemon: i})
+		for range d.links.EndTxnTrap.Sprung.Swap(0) {
+			in.r.h.AddFault(&history.Fault{Kind: faultEndTxn, Daemon: i})
 		}
 		if i < in.r.w.opts.daemons {
 			d.thaw()

@@ -11,16 +11,18 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/scripts/chaos/oracle"
 )
 
 // judge reads everything that was written and compares it with the oracle.
-func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) error {
+func (r *round) judge(ctx context.Context, v *oracle.Verdict, settled time.Duration) error {
 	conn, err := r.w.connect(ctx, r.database)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	s := &sinks{}
+	s := &oracle.Sinks{}
 	if s.Rows, err = readFeedback(ctx, conn); err != nil {
 		return err
 	}
@@ -34,13 +36,13 @@ func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) er
 	if err != nil {
 		return err
 	}
-	o := NewOracle(r.h, newTimelines(r.start, r.h.Transactions), settled)
+	o := oracle.NewOracle(r.h, oracle.NewTimelines(r.start, r.h.Transactions), settled)
 	sent = r.withDeleted(sent)
 	if err := r.feed(o, sent); err != nil {
 		return err
 	}
-	v.check(o, s)
-	if v.failed() || r.recovery > r.w.opts.slow {
+	v.Check(o, s)
+	if v.Failed() || r.recovery > r.w.opts.slow {
 		return r.dump(v, s, sent)
 	}
 	return nil
@@ -48,9 +50,9 @@ func (r *round) judge(ctx context.Context, v *verdict, settled time.Duration) er
 
 // withDeleted adds the records that the round has deleted from the topic.
 func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
-	there := map[Position]bool{}
+	there := map[oracle.Position]bool{}
 	for _, rec := range sent {
-		there[Position{rec.Partition, rec.Offset}] = true
+		there[oracle.Position{Partition: rec.Partition, Offset: rec.Offset}] = true
 	}
 	for at, rec := range r.deleted {
 		if !there[at] {
@@ -62,20 +64,20 @@ func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
 
 // feed gives the oracle the messages that the topic holds: one whose answer was
 // lost may be there or not, or twice.
-func (r *round) feed(o *Oracle, sent []*kgo.Record) error {
-	at := map[Position]bool{}
+func (r *round) feed(o *oracle.Oracle, sent []*kgo.Record) error {
+	at := map[oracle.Position]bool{}
 	for _, rec := range sent {
-		n, err := strconv.ParseInt(header(rec, numberHeader), 10, 64)
+		n, err := strconv.ParseInt(oracle.Header(rec, numberHeader), 10, 64)
 		m := r.h.Messages[n]
 		if err != nil || m == nil {
 			return fmt.Errorf("read campaigns: the record at %d/%d is not ours", rec.Partition, rec.Offset)
 		}
-		p := Position{rec.Partition, rec.Offset}
+		p := oracle.Position{Partition: rec.Partition, Offset: rec.Offset}
 		at[p] = true
 		o.AddMessage(m, p)
 	}
 	for _, m := range r.h.Messages {
-		if m.Acked && !at[Position{m.Partition, m.Offset}] {
+		if m.Acked && !at[oracle.Position{Partition: m.Partition, Offset: m.Offset}] {
 			return fmt.Errorf("read campaigns: the broker has lost message %d at %d/%d", m.Number, m.Partition, m.Offset)
 		}
 	}
@@ -84,7 +86,7 @@ func (r *round) feed(o *Oracle, sent []*kgo.Record) error {
 }
 
 // dump writes down what was read, for whoever looks for the cause.
-func (r *round) dump(v *verdict, s *sinks, sent []*kgo.Record) error {
+func (r *round) dump(v *oracle.Verdict, s *oracle.Sinks, sent []*kgo.Record) error {
 	type record struct {
 		Partition int32     `json:"partition"`
 		Offset    int64     `json:"offset"`

@@ -127,7 +127,7 @@ func run(args []string) (err error) {
 		}
 		total.add(r, v, roundErr)
 		fmt.Println(total.line(r, v, roundErr, time.Since(began)))
-		if err := r.finish(v.failed() || roundErr != nil || r.recovery > o.slow); err != nil {
+		if err := r.finish(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
 			return err
 		}
 		if err := total.write(o.out); err != nil {

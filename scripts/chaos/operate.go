@@ -14,6 +14,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/oracle"
 )
 
 // operateLimit is how long a command of an operator may take.
@@ -22,16 +25,16 @@ const operateLimit = 15 * time.Second
 // operate runs a command against a daemon while everything around it breaks. It
 // may fail, and is then as if it had not been run; what it may not do is to say
 // or to leave something wrong.
-func (in *injector) operate(ctx context.Context, f *Fault, d *daemon) error {
+func (in *injector) operate(ctx context.Context, f *history.Fault, d *daemon) error {
 	args := map[string][]string{
 		faultRebuild: {"rebuild"}, faultVerify: {"verify", "--repair", "--json"}, faultCheckpoint: {"checkpoint", "create"},
 		faultReplay:  {"replay", "--from", []string{"earliest", "2s", "5s"}[f.Draw%3]},
-		faultResolve: {"resolve", "--lane", strconv.FormatUint(f.Draw%Partitions, 10), []string{"--accept-repeats", "--accept-missing"}[f.Draw/Partitions%2]},
+		faultResolve: {"resolve", "--lane", strconv.FormatUint(f.Draw%history.Partitions, 10), []string{"--accept-repeats", "--accept-missing"}[f.Draw/history.Partitions%2]},
 	}[f.Kind]
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()
 	stdout, stderr, err := d.command(ctx, args...)
-	in.r.h.notef("%s on %s: %v %s", strings.Join(args, " "), d.name, err, bytes.TrimSpace(stderr))
+	in.r.h.Notef("%s on %s: %v %s", strings.Join(args, " "), d.name, err, bytes.TrimSpace(stderr))
 	if err != nil {
 		f.Failed = true
 	}
@@ -74,7 +77,7 @@ func (r *round) sound(d *daemon, out []byte) error {
 		return nil //nolint:nilerr // it was cut off
 	}
 	if result.Differences > 0 {
-		r.h.notef("verify on %s: %s", d.name, out)
+		r.h.Notef("verify on %s: %s", d.name, out)
 		r.unsound.Add(1)
 	}
 	return nil
@@ -82,7 +85,7 @@ func (r *round) sound(d *daemon, out []byte) error {
 
 // verified asks every daemon, at the end, whether its subscriptions are those of
 // Postgres.
-func (r *round) verified(ctx context.Context, v *verdict) {
+func (r *round) verified(ctx context.Context, v *oracle.Verdict) {
 	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
 	defer cancel()
 	for _, d := range r.daemons {
@@ -91,11 +94,11 @@ func (r *round) verified(ctx context.Context, v *verdict) {
 		}
 		stdout, stderr, err := d.command(ctx, "verify", "--json")
 		if err != nil {
-			v.problemf("verify on %s: %v: %s %s", d.name, err, bytes.TrimSpace(stderr), bytes.TrimSpace(stdout))
+			v.Problemf("verify on %s: %v: %s %s", d.name, err, bytes.TrimSpace(stderr), bytes.TrimSpace(stdout))
 		}
 	}
 	if n := r.unsound.Load(); n > 0 {
-		v.problemf("verify found differences %d times while the faults went on", n)
+		v.Problemf("verify found differences %d times while the faults went on", n)
 	}
 }
 

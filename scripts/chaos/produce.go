@@ -9,6 +9,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/random"
+	"dinnerbell/scripts/chaos/scenario"
 )
 
 // numberHeader carries a message's number.
@@ -18,7 +21,7 @@ const numberHeader = "chaos-number"
 // offset, by record time and by our clock.
 type producer struct {
 	r      *round
-	author *CampaignAuthor
+	author *scenario.CampaignAuthor
 	client *kgo.Client
 	txns   *kgo.Client // sends in transactions; nil until it is needed, and after an error
 	number int64
@@ -30,12 +33,12 @@ func newProducer(r *round) (*producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &producer{r: r, client: client, author: &CampaignAuthor{Random: NewStream(r.w.opts.seed, r.number, CampaignStream), Partitions: Partitions}}, nil
+	return &producer{r: r, client: client, author: &scenario.CampaignAuthor{Random: random.NewStream(r.w.opts.seed, r.number, random.CampaignStream), Partitions: history.Partitions}}, nil
 }
 
 // run sends messages until ctx ends.
 func (p *producer) run(ctx context.Context) error {
-	for testenv.Pause(ctx, Duration(p.author.Random, 10*time.Millisecond, 250*time.Millisecond)) {
+	for testenv.Pause(ctx, random.Duration(p.author.Random, 10*time.Millisecond, 250*time.Millisecond)) {
 		m := p.author.NextMessage(time.Now().Unix())
 		send := p.send
 		if m.Transaction {
@@ -53,12 +56,12 @@ func (p *producer) run(ctx context.Context) error {
 
 // repeat sends the message as often again as its author wants, in quick
 // succession: its campaign is under way.
-func (p *producer) repeat(ctx context.Context, m *Message) error {
+func (p *producer) repeat(ctx context.Context, m *history.Message) error {
 	for range m.Repeats {
 		if !testenv.Pause(ctx, 10*time.Millisecond) {
 			return nil
 		}
-		again := &Message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
+		again := &history.Message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
 		if err := p.send(ctx, again); err != nil {
 			return err
 		}
@@ -69,7 +72,7 @@ func (p *producer) repeat(ctx context.Context, m *Message) error {
 // sendInTransaction produces one message in a transaction of its own and commits
 // or aborts it. After an error the outcome is settled by the next client's
 // InitProducerID: which one it was, the topic says.
-func (p *producer) sendInTransaction(ctx context.Context, m *Message) error {
+func (p *producer) sendInTransaction(ctx context.Context, m *history.Message) error {
 	rec := p.prepare(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -77,9 +80,9 @@ func (p *producer) sendInTransaction(ctx context.Context, m *Message) error {
 	if err == nil {
 		m.Acked, m.Offset = !m.Aborted, rec.Offset
 	}
-	p.r.h.addMessage(m)
+	p.r.h.AddMessage(m)
 	for err != nil {
-		p.r.h.notef("transaction of message %d: %v", m.Number, err)
+		p.r.h.Notef("transaction of message %d: %v", m.Number, err)
 		p.hangUp()
 		if !testenv.Pause(bound, 100*time.Millisecond) {
 			return fmt.Errorf("settle the transaction of message %d: %w", m.Number, err)
@@ -137,7 +140,7 @@ func (p *producer) close() {
 }
 
 // prepare numbers the message and makes its record.
-func (p *producer) prepare(m *Message) *kgo.Record {
+func (p *producer) prepare(m *history.Message) *kgo.Record {
 	p.number++
 	m.Number = p.number
 	p.last = max(p.last+1, time.Now().UnixMilli())
@@ -151,7 +154,7 @@ func (p *producer) prepare(m *Message) *kgo.Record {
 
 // send produces one message and waits for the answer, over a broker's restart
 // if need be. One that is not answered may be in the topic or not.
-func (p *producer) send(ctx context.Context, m *Message) error {
+func (p *producer) send(ctx context.Context, m *history.Message) error {
 	rec := p.prepare(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -159,7 +162,7 @@ func (p *producer) send(ctx context.Context, m *Message) error {
 	if err == nil {
 		m.Acked, m.Offset = true, rec.Offset
 	}
-	p.r.h.addMessage(m)
+	p.r.h.AddMessage(m)
 	if err != nil {
 		return fmt.Errorf("produce message %d: %w", m.Number, err)
 	}

@@ -19,6 +19,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/network"
+	"dinnerbell/scripts/chaos/oracle"
+	"dinnerbell/scripts/chaos/random"
+	"dinnerbell/scripts/chaos/scenario"
 )
 
 // round is one deployment from its setup to its verdict.
@@ -30,25 +35,25 @@ type round struct {
 	group    string
 	topics   struct{ campaigns, notifications, dead, progress string }
 
-	h        *Log
+	h        *history.Log
 	admin    *kgo.Client
 	daemons  []*daemon // two; with one at a time, the second stands in
 	writers  []*writer
 	producer *producer
-	start    map[int64]Subscription // subscriptions at the beginning
-	numbers  atomic.Int64           // of transactions
-	unsound  atomic.Int64           // verifications that found a difference while faults went on
+	start    map[int64]history.Subscription // subscriptions at the beginning
+	numbers  atomic.Int64                   // of transactions
+	unsound  atomic.Int64                   // verifications that found a difference while faults went on
 
-	mu         sync.Mutex               // guards what is below
-	deleted    map[Position]*kgo.Record // of the campaigns topic, deleted behind what was read
-	complaints []string                 // what a command has done that it must not do
+	mu         sync.Mutex                      // guards what is below
+	deleted    map[oracle.Position]*kgo.Record // of the campaigns topic, deleted behind what was read
+	complaints []string                        // what a command has done that it must not do
 
 	recovery time.Duration // from the end of the faults until everything was caught up
 }
 
 func newRound(w *world, number int) *round {
 	name := fmt.Sprintf("chaos_%d", number)
-	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]Subscription{}, deleted: map[Position]*kgo.Record{}}
+	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]history.Subscription{}, deleted: map[oracle.Position]*kgo.Record{}}
 	r.topics.campaigns, r.topics.notifications = name+".campaigns", name+".notifications"
 	r.topics.dead, r.topics.progress = name+".dead", name+".progress"
 	return r
@@ -58,8 +63,8 @@ func (r *round) slot(d *daemon) string { return r.database + "_" + d.name }
 
 // run does the round. An error means that it could not be done; what was found
 // is in the verdict.
-func (r *round) run(ctx context.Context) (v *verdict, err error) {
-	v = newVerdict()
+func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
+	v = oracle.NewVerdict()
 	if err := r.setUp(ctx); err != nil {
 		return v, fmt.Errorf("set up round %d: %w", r.number, err)
 	}
@@ -70,14 +75,14 @@ func (r *round) run(ctx context.Context) (v *verdict, err error) {
 	r.verified(ctx, v)
 	for _, d := range r.daemons {
 		if err := d.close(); err != nil {
-			v.problemf("%v", err)
+			v.Problemf("%v", err)
 		}
 		for _, exit := range d.unasked() {
-			v.problemf("%s", exit)
+			v.Problemf("%s", exit)
 		}
 	}
 	for _, c := range r.complaints {
-		v.problemf("%s", c)
+		v.Problemf("%s", c)
 	}
 	if ctx.Err() != nil {
 		return v, ctx.Err()
@@ -93,13 +98,13 @@ func (r *round) setUp(ctx context.Context) (err error) {
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return err
 	}
-	if r.h, err = NewLog(filepath.Join(r.dir, "history.jsonl")); err != nil {
+	if r.h, err = history.NewLog(filepath.Join(r.dir, "history.jsonl")); err != nil {
 		return err
 	}
 	if r.admin, err = r.w.client(); err != nil {
 		return err
 	}
-	resp, err := kadm.NewClient(r.admin).CreateTopic(ctx, Partitions, 1, nil, r.topics.campaigns)
+	resp, err := kadm.NewClient(r.admin).CreateTopic(ctx, history.Partitions, 1, nil, r.topics.campaigns)
 	if err == nil {
 		err = resp.Err
 	}
@@ -157,8 +162,8 @@ func (r *round) makeDatabase(ctx context.Context) error {
 		return fmt.Errorf("create tables: %w", err)
 	}
 	truncate := &sync.RWMutex{}
-	for i := range Writers {
-		b := NewWriterRows(NewStream(r.w.opts.seed, r.number, WriterStream+i), i)
+	for i := range scenario.Writers {
+		b := scenario.NewWriterRows(random.NewStream(r.w.opts.seed, r.number, random.WriterStream+i), i)
 		r.writers = append(r.writers, &writer{r: r, book: b, numbers: &r.numbers, truncate: truncate})
 		maps.Copy(r.start, b.Rows)
 	}
@@ -179,7 +184,7 @@ func (r *round) makeDatabase(ctx context.Context) error {
 
 // addDaemon makes a daemon with a network of its own.
 func (r *round) addDaemon(i int) error {
-	l, err := newLinks(testenv.Loopback(r.w.postgres.Port()), r.w.broker.Addr())
+	l, err := network.NewLinks(testenv.Loopback(r.w.postgres.Port()), r.w.broker.Addr())
 	if err != nil {
 		return err
 	}
@@ -194,11 +199,11 @@ func (r *round) addDaemon(i int) error {
 	}
 	r.daemons = append(r.daemons, d)
 	direct := r.w.postgres.URL(r.database)
-	source, err := l.sourceURL(direct)
+	source, err := l.SourceURL(direct)
 	if err != nil {
 		return err
 	}
-	sink, err := l.sinkURL(direct)
+	sink, err := l.SinkURL(direct)
 	if err != nil {
 		return err
 	}
@@ -231,7 +236,7 @@ func (r *round) storm(ctx context.Context) error {
 		}
 	}
 	length := time.Duration(r.w.opts.seconds) * time.Second
-	list := schedule(NewStream(r.w.opts.seed, r.number, FaultStream), r.w.opts, length)
+	list := schedule(random.NewStream(r.w.opts.seed, r.number, random.FaultStream), r.w.opts, length)
 	base := r.h.Now() // setting up took a while
 	for _, f := range list {
 		f.At += base
@@ -253,13 +258,13 @@ func (r *round) finish(keep bool) error {
 	var errs []error
 	for _, d := range r.daemons {
 		errs = append(errs, d.close())
-		d.links.close()
+		d.links.Close()
 	}
 	if r.producer != nil {
 		r.producer.close()
 	}
 	if r.h != nil {
-		errs = append(errs, r.h.close())
+		errs = append(errs, r.h.Close())
 	}
 	if keep {
 		errs = append(errs, r.keep())

@@ -10,6 +10,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/oracle"
+	"dinnerbell/scripts/chaos/scenario"
 )
 
 // markerRestaurant has one client, whose notifications show that everything
@@ -19,21 +22,21 @@ const markerRestaurant = "marker"
 // settle waits until the daemons have caught up, and gives the moment. Then it
 // adds subscribers who are too late for everything, sends another marker to each
 // partition and waits again: nothing more may happen.
-func (r *round) settle(ctx context.Context, v *verdict) time.Duration {
+func (r *round) settle(ctx context.Context, v *oracle.Verdict) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
 	defer cancel()
 	healed := r.h.Now()
-	r.h.notef("the faults are over")
+	r.h.Notef("the faults are over")
 	err := r.mark(ctx, "marker", 1)
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, Partitions, true)
+		err = r.awaitCaughtUp(ctx, history.Partitions, true)
 	}
 	r.recovery = r.h.Now() - healed
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, Partitions, false)
+		err = r.awaitCaughtUp(ctx, history.Partitions, false)
 	}
 	settled := r.h.Now()
-	r.h.notef("caught up: %v", err)
+	r.h.Notef("caught up: %v", err)
 	if err == nil {
 		err = r.lateComers(ctx)
 	}
@@ -41,10 +44,10 @@ func (r *round) settle(ctx context.Context, v *verdict) time.Duration {
 		err = r.mark(ctx, "last", 2)
 	}
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, 2*Partitions, false)
+		err = r.awaitCaughtUp(ctx, 2*history.Partitions, false)
 	}
 	if err != nil {
-		v.problemf("did not catch up within %s: %v", r.w.opts.limit, err)
+		v.Problemf("did not catch up within %s: %v", r.w.opts.limit, err)
 		return r.h.Now()
 	}
 	return settled
@@ -55,16 +58,16 @@ func (r *round) mark(ctx context.Context, name string, row int64) error {
 	w := r.writers[0]
 	if row == 1 {
 		d := w.book.NewDraft("marker")
-		d.Insert(Subscription{"marker client", markerRestaurant})
+		d.Insert(history.Subscription{Client: "marker client", Restaurant: markerRestaurant})
 		if err := w.commit(ctx, d); err != nil {
 			return err
 		}
 	}
 	defer w.hangUp()
-	for p := range int32(Partitions) {
+	for p := range int32(history.Partitions) {
 		f := w.r.producer.author.NewCampaign(time.Now().Unix())
 		f.Campaign, f.Restaurant = fmt.Sprintf("%s-%d", name, p), markerRestaurant
-		m := &Message{Kind: "marker", Partition: p, Value: w.r.producer.author.Encode(f), Fields: &f}
+		m := &history.Message{Kind: "marker", Partition: p, Value: w.r.producer.author.Encode(f), Fields: &f}
 		if err := r.producer.send(ctx, m); err != nil {
 			return err
 		}
@@ -77,8 +80,8 @@ func (r *round) lateComers(ctx context.Context) error {
 	w := r.writers[0]
 	defer w.hangUp()
 	d := w.book.NewDraft("late")
-	for i := range restaurants {
-		d.Insert(Subscription{fmt.Sprintf("late client %d", i), restaurantName(i)})
+	for i := range scenario.Restaurants {
+		d.Insert(history.Subscription{Client: fmt.Sprintf("late client %d", i), Restaurant: scenario.RestaurantName(i)})
 	}
 	return w.commit(ctx, d)
 }
@@ -129,7 +132,7 @@ func (r *round) caughtUp(ctx context.Context, conn *pgx.Conn, markers int, early
 	if have != markers {
 		return fmt.Errorf("%d of %d markers are in the feedback table", have, markers)
 	}
-	if left := r.h.lastStart(time.Now().Add(CampaignLife)) - time.Now().Unix(); left >= -1 && !early {
+	if left := r.h.LastStart(time.Now().Add(history.CampaignLife)) - time.Now().Unix(); left >= -1 && !early {
 		return fmt.Errorf("a campaign starts in %d s", left)
 	}
 	return nil
@@ -168,7 +171,7 @@ func (r *round) idle(ctx context.Context, early bool) error {
 			return fmt.Errorf("%s has %d live and %d scheduled campaigns", d.name, s.Campaigns.Live, s.Campaigns.Scheduled)
 		}
 	}
-	if len(owners) != Partitions {
+	if len(owners) != history.Partitions {
 		return fmt.Errorf("only lanes %v have an owner", owners)
 	}
 	return nil

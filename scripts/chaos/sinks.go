@@ -9,17 +9,19 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/scripts/chaos/oracle"
 )
 
 // readFeedback reads the whole table in the order of its ids.
-func readFeedback(ctx context.Context, conn *pgx.Conn) ([]row, error) {
+func readFeedback(ctx context.Context, conn *pgx.Conn) ([]oracle.Row, error) {
 	rows, err := conn.Query(ctx, `SELECT id, restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback
 FROM subscribers_feedback ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("read feedback table: %w", err)
 	}
-	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (w row, err error) {
+	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (w oracle.Row, err error) {
 		err = r.Scan(&w.ID, &w.Restaurant, &w.Campaign, &w.Content, &w.Owner, &w.Contact, &w.Start, &w.End, &w.Created, &w.Client, &w.Trigger, &w.Feedback)
 		return w, err
 	})

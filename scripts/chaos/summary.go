@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"dinnerbell/scripts/chaos/oracle"
 )
 
 // summary is build/chaos.json.
@@ -39,7 +41,7 @@ func newSummary(o *options) *summary {
 }
 
 // add counts a round.
-func (s *summary) add(r *round, v *verdict, err error) {
+func (s *summary) add(r *round, v *oracle.Verdict, err error) {
 	s.Rounds++
 	if r.h != nil {
 		for _, f := range r.h.Faults {
@@ -56,12 +58,12 @@ func (s *summary) add(r *round, v *verdict, err error) {
 	s.Notified += v.Notifications
 	s.Musts += v.Musts
 	s.DeadLetters += v.DeadLetters
-	s.Missing += v.Counts[missing]
-	s.Doubled += v.Counts[doubled]
-	s.Forbidden += v.Counts[forbidden]
-	s.Mismatched += v.Counts[mismatched]
+	s.Missing += v.Counts[oracle.Missing]
+	s.Doubled += v.Counts[oracle.Doubled]
+	s.Forbidden += v.Counts[oracle.Forbidden]
+	s.Mismatched += v.Counts[oracle.Mismatched]
 	s.Longest = max(s.Longest, r.recovery.Seconds())
-	if v.failed() || err != nil {
+	if v.Failed() || err != nil {
 		s.Failed = append(s.Failed, r.number)
 	}
 	if err != nil {
@@ -73,12 +75,12 @@ func (s *summary) add(r *round, v *verdict, err error) {
 }
 
 // line is what is printed of a round.
-func (s *summary) line(r *round, v *verdict, err error, took time.Duration) string {
+func (s *summary) line(r *round, v *oracle.Verdict, err error, took time.Duration) string {
 	verdict := "ok"
 	switch {
 	case err != nil:
 		verdict = "ERROR " + err.Error()
-	case v.failed():
+	case v.Failed():
 		verdict = fmt.Sprintf("FAILED %v", v.Counts)
 		for _, p := range v.Problems {
 			verdict += "\n    " + p

@@ -12,6 +12,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/network"
+	"dinnerbell/scripts/chaos/oracle"
+	"dinnerbell/scripts/chaos/random"
 )
 
 // slowCommit makes the commit of a step wait in the server, behind all its
@@ -43,7 +47,7 @@ func (r *round) direct(ctx context.Context, do func(*pgx.Conn) error) error {
 }
 
 // slowCommits has each commit of a step take longer for a while.
-func (in *injector) slowCommits(ctx context.Context, f *Fault) error {
+func (in *injector) slowCommits(ctx context.Context, f *history.Fault) error {
 	set := func(ctx context.Context, seconds float64) error {
 		return in.r.direct(ctx, func(conn *pgx.Conn) error {
 			_, err := conn.Exec(ctx, `UPDATE public.chaos_slow SET seconds = $1`, seconds)
@@ -93,7 +97,7 @@ func (in *injector) deleteCampaigns(ctx context.Context) error {
 	r.mu.Lock()
 	for _, rec := range records {
 		if rec.Offset < read[rec.Partition] {
-			r.deleted[Position{rec.Partition, rec.Offset}] = rec
+			r.deleted[oracle.Position{Partition: rec.Partition, Offset: rec.Offset}] = rec
 		} else {
 			unread[rec.Partition] = true
 		}
@@ -107,7 +111,7 @@ func (in *injector) deleteCampaigns(ctx context.Context) error {
 		upTo.AddOffset(r.topics.campaigns, lane, next, -1)
 	}
 	deleted, err := adm.DeleteRecords(ctx, upTo)
-	r.h.notef("campaigns deleted below %v: %v %v", upTo, deleted.Error(), err)
+	r.h.Notef("campaigns deleted below %v: %v %v", upTo, deleted.Error(), err)
 	return nil
 }
 
@@ -128,15 +132,15 @@ func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
 
 // shutBarrier cuts both links of a daemon to the source: nothing can be joined.
 // The messages that come meanwhile, cancels too, go their way.
-func (in *injector) shutBarrier(ctx context.Context, f *Fault, d *daemon) error {
-	replication, sql := d.links.Proxies[Replication], d.links.Proxies[SQL]
-	return in.hold(ctx, &replication.busy, f, func() error {
-		sql.busy.Lock()
-		defer sql.busy.Unlock()
+func (in *injector) shutBarrier(ctx context.Context, f *history.Fault, d *daemon) error {
+	replication, sql := d.links.Proxies[network.Replication], d.links.Proxies[network.SQL]
+	return in.hold(ctx, &replication.Busy, f, func() error {
+		sql.Busy.Lock()
+		defer sql.Busy.Unlock()
 		errs := make([]error, 2)
 		var both sync.WaitGroup
-		both.Go(func() { errs[0] = replication.cut(ctx, f.Length) })
-		both.Go(func() { errs[1] = sql.cut(ctx, f.Length) })
+		both.Go(func() { errs[0] = replication.Cut(ctx, f.Length) })
+		both.Go(func() { errs[1] = sql.Cut(ctx, f.Length) })
 		both.Wait()
 		return errors.Join(errs...)
 	})
@@ -155,19 +159,19 @@ var tableChanges = []string{
 
 // changeTable runs statements on the source's table while the daemon takes a
 // snapshot of it. Those that wait long for the table are given up.
-func (in *injector) changeTable(ctx context.Context, f *Fault, d *daemon) error {
+func (in *injector) changeTable(ctx context.Context, f *history.Fault, d *daemon) error {
 	rnd := rand.New(rand.NewPCG(f.Draw, 0)) //nolint:gosec // drawn from the seed
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()
 	var snapshot sync.WaitGroup
 	snapshot.Go(func() {
 		_, stderr, err := d.command(ctx, "rebuild")
-		in.r.h.notef("rebuild on %s beside DDL: %v %s", d.name, err, stderr)
+		in.r.h.Notef("rebuild on %s beside DDL: %v %s", d.name, err, stderr)
 	})
 	defer snapshot.Wait()
 	for range 2 + rnd.IntN(3) {
 		statement := tableChanges[rnd.IntN(len(tableChanges))]
-		if !testenv.Pause(ctx, Duration(rnd, 0, 400*time.Millisecond)) {
+		if !testenv.Pause(ctx, random.Duration(rnd, 0, 400*time.Millisecond)) {
 			return nil
 		}
 		err := in.r.direct(ctx, func(conn *pgx.Conn) error {
@@ -177,7 +181,7 @@ func (in *injector) changeTable(ctx context.Context, f *Fault, d *daemon) error 
 			_, err := conn.Exec(ctx, statement)
 			return err
 		})
-		in.r.h.notef("%s: %v", statement, err)
+		in.r.h.Notef("%s: %v", statement, err)
 	}
 	return nil
 }

@@ -12,6 +12,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/random"
+	"dinnerbell/scripts/chaos/scenario"
 )
 
 // receipts is a table of the workload's own: each transaction leaves its number
@@ -21,12 +24,12 @@ const receipts = `CREATE TABLE public.chaos_receipts (number int8 PRIMARY KEY)`
 // writer is one connection that changes subscriptions.
 type writer struct {
 	r        *round
-	book     *WriterRows
+	book     *scenario.WriterRows
 	conn     *pgx.Conn
 	numbers  *atomic.Int64
-	truncate *sync.RWMutex  // held for writing by the transaction that truncates
-	all      []*WriterRows  // everybody's, for that transaction
-	stolen   []Subscription // what a truncate took from this book; guarded by truncate
+	truncate *sync.RWMutex          // held for writing by the transaction that truncates
+	all      []*scenario.WriterRows // everybody's, for that transaction
+	stolen   []history.Subscription // what a truncate took from this book; guarded by truncate
 }
 
 // run commits transactions until ctx ends. What it is in the middle of then is
@@ -34,7 +37,7 @@ type writer struct {
 func (w *writer) run(ctx context.Context) error {
 	defer w.hangUp()
 	for {
-		if !testenv.Pause(ctx, Duration(w.book.Random, 2*time.Millisecond, 60*time.Millisecond)) {
+		if !testenv.Pause(ctx, random.Duration(w.book.Random, 2*time.Millisecond, 60*time.Millisecond)) {
 			return nil
 		}
 		if w.book.Writer == 0 && w.book.Random.IntN(600) == 0 {
@@ -69,7 +72,7 @@ func (w *writer) one(ctx context.Context) error {
 func (w *writer) truncates(ctx context.Context) error {
 	w.truncate.Lock()
 	defer w.truncate.Unlock()
-	rows := make([][]Subscription, len(w.all))
+	rows := make([][]history.Subscription, len(w.all))
 	for i, b := range w.all {
 		rows[i] = b.DrawMost()
 	}
@@ -90,7 +93,7 @@ func (w *writer) truncates(ctx context.Context) error {
 
 // commit runs a transaction and notes it. An error before COMMIT is sent aborts
 // it; one after leaves it in doubt until the database can be asked.
-func (w *writer) commit(ctx context.Context, d *TransactionDraft) error {
+func (w *writer) commit(ctx context.Context, d *scenario.TransactionDraft) error {
 	if len(d.SQL) == 0 {
 		return nil
 	}
@@ -118,7 +121,7 @@ func (w *writer) commit(ctx context.Context, d *TransactionDraft) error {
 }
 
 // try runs the statements. sent says that COMMIT was sent, or may have been.
-func (w *writer) try(ctx context.Context, d *TransactionDraft) (sent bool, err error) {
+func (w *writer) try(ctx context.Context, d *scenario.TransactionDraft) (sent bool, err error) {
 	if err := w.dial(ctx); err != nil {
 		return false, err
 	}
@@ -137,7 +140,7 @@ func (w *writer) try(ctx context.Context, d *TransactionDraft) (sent bool, err e
 			return false, err
 		}
 	}
-	if d.rollback {
+	if d.Rollback {
 		return false, exec("ROLLBACK")
 	}
 	if err := exec(fmt.Sprintf("INSERT INTO chaos_receipts VALUES (%d)", d.Number)); err != nil {
@@ -153,7 +156,7 @@ func (w *writer) try(ctx context.Context, d *TransactionDraft) (sent bool, err e
 
 // resolve asks whether a transaction in doubt was committed. It asks until the
 // database answers: without an answer nothing after it can be judged.
-func (w *writer) resolve(d *TransactionDraft) error {
+func (w *writer) resolve(d *scenario.TransactionDraft) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {

@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"bufio"
@@ -155,19 +155,19 @@ func flushIdle(in *bufio.Reader, out *bufio.Writer) error {
 
 // trap loses messages: as many as it was armed for.
 type trap struct {
-	armed  atomic.Int64
-	sprung atomic.Int64 // how many were lost
+	Armed  atomic.Int64
+	Sprung atomic.Int64 // how many were lost
 }
 
 // loseNext tells whether this message is one to lose.
 func (t *trap) loseNext() bool {
 	for {
-		n := t.armed.Load()
+		n := t.Armed.Load()
 		if n <= 0 {
 			return false
 		}
-		if t.armed.CompareAndSwap(n, n-1) {
-			t.sprung.Add(1)
+		if t.Armed.CompareAndSwap(n, n-1) {
+			t.Sprung.Add(1)
 			return true
 		}
 	}

@@ -1,4 +1,6 @@
-package main
+// Package network puts proxies between a daemon and its servers, which cut, delay
+// and silence connections and lose single answers.
+package network
 
 import (
 	"bufio"
@@ -46,16 +48,16 @@ type Links struct {
 
 // Link is a toxic proxy. busy is held by the fault that works on it.
 type Link struct {
-	busy  sync.Mutex
+	Busy  sync.Mutex
 	proxy *toxiproxy.Proxy
 }
 
-// newLinks starts a daemon's network between it and the two servers (host:port).
-func newLinks(postgres, broker string) (l *Links, err error) {
+// NewLinks starts a daemon's network between it and the two servers (host:port).
+func NewLinks(postgres, broker string) (l *Links, err error) {
 	l = &Links{Proxies: map[string]*Link{}}
 	defer func() {
 		if err != nil {
-			l.close()
+			l.Close()
 		}
 	}()
 	l.sink = &tcpRelay{route: fixedRoute(postgres), pumps: func() (pump, pump) { return copyBytes, loseCommit(&l.CommitTrap) }}
@@ -111,7 +113,7 @@ func (l *Links) splitByStartup(client *bufio.Reader) (string, []byte, error) {
 	return l.Proxies[SQL].proxy.Listen, packet, nil
 }
 
-func (l *Links) close() {
+func (l *Links) Close() {
 	for _, t := range l.Proxies {
 		t.proxy.Stop()
 	}
@@ -122,11 +124,11 @@ func (l *Links) close() {
 	}
 }
 
-// sourceURL and sinkURL put the proxies' address into a Postgres URL.
-func (l *Links) sourceURL(direct string) (string, error) {
+// SourceURL and SinkURL put the proxies' address into a Postgres URL.
+func (l *Links) SourceURL(direct string) (string, error) {
 	return replaceHost(direct, l.splitter.addr())
 }
-func (l *Links) sinkURL(direct string) (string, error) {
+func (l *Links) SinkURL(direct string) (string, error) {
 	return replaceHost(direct, l.Proxies[Sink].proxy.Listen)
 }
 func (l *Links) Broker() string { return l.Proxies[Kafka].proxy.Listen }
@@ -140,8 +142,8 @@ func replaceHost(direct, address string) (string, error) {
 	return u.String(), nil
 }
 
-// cut closes the link's connections and refuses new ones for a while.
-func (k *Link) cut(ctx context.Context, d time.Duration) error {
+// Cut closes the link's connections and refuses new ones for a while.
+func (k *Link) Cut(ctx context.Context, d time.Duration) error {
 	k.proxy.Stop()
 	testenv.Pause(ctx, d)
 	return k.listenAgain()
@@ -156,8 +158,8 @@ func (k *Link) listenAgain() error {
 	return nil
 }
 
-// delay adds latency in both directions for a while.
-func (k *Link) delay(ctx context.Context, d time.Duration, millis int) error {
+// Delay adds latency in both directions for a while.
+func (k *Link) Delay(ctx context.Context, d time.Duration, millis int) error {
 	const spec = `{"name":"%s","type":"latency","stream":"%s","attributes":{"latency":%d,"jitter":%d}}`
 	for _, direction := range []string{"upstream", "downstream"} {
 		if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction, direction, millis, millis/2))); err != nil {
@@ -168,10 +170,10 @@ func (k *Link) delay(ctx context.Context, d time.Duration, millis int) error {
 	return k.removeToxics()
 }
 
-// halfOpen loses all bytes of one direction while the connection stays open, as
+// HalfOpen loses all bytes of one direction while the connection stays open, as
 // when a peer or a firewall is gone without a word. At the end the connections
 // close.
-func (k *Link) halfOpen(ctx context.Context, d time.Duration, direction string) error {
+func (k *Link) HalfOpen(ctx context.Context, d time.Duration, direction string) error {
 	const spec = `{"name":"gone","type":"timeout","stream":"%s","attributes":{"timeout":0}}`
 	if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction))); err != nil {
 		return fmt.Errorf("half-open %s: %w", k.proxy.Name, err)

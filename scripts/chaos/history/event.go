@@ -1,4 +1,6 @@
-package main
+// Package history records what the workload and the faults of a round did, and
+// when: the only input of the oracle beside the sinks.
+package history
 
 import "time"
 

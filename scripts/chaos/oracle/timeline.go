@@ -1,15 +1,17 @@
-package main
+package oracle
 
 import (
 	"cmp"
 	"slices"
 	"time"
+
+	"dinnerbell/scripts/chaos/history"
 )
 
 // timelines tell when each pair was subscribed. A transaction became visible at
 // some moment from Before to After, so what is known of a moment is sometimes
 // "either".
-type timelines map[Subscription][]stateChange
+type timelines map[history.Subscription][]stateChange
 
 // stateChange is what a transaction left a pair in.
 type stateChange struct {
@@ -17,14 +19,14 @@ type stateChange struct {
 	subscribed    bool
 }
 
-// newTimelines replays the committed transactions. Those of one writer are in
+// NewTimelines replays the committed transactions. Those of one writer are in
 // order, those of different writers touch different rows and clients, and a
 // truncate was alone.
-func newTimelines(start map[int64]Subscription, txns []*Transaction) timelines {
+func NewTimelines(start map[int64]history.Subscription, txns []*history.Transaction) timelines {
 	txns = slices.Clone(txns)
-	slices.SortStableFunc(txns, func(a, b *Transaction) int { return cmp.Compare(a.Before, b.Before) })
+	slices.SortStableFunc(txns, func(a, b *history.Transaction) int { return cmp.Compare(a.Before, b.Before) })
 	t := timelines{}
-	rows, count := map[int64]Subscription{}, map[Subscription]int{}
+	rows, count := map[int64]history.Subscription{}, map[history.Subscription]int{}
 	for id, p := range start {
 		rows[id] = p
 		count[p]++
@@ -42,9 +44,9 @@ func newTimelines(start map[int64]Subscription, txns []*Transaction) timelines {
 
 // applyTransaction applies one transaction: between its first and its last change nobody
 // could see anything.
-func (t timelines) applyTransaction(x *Transaction, rows map[int64]Subscription, count map[Subscription]int) {
-	was := map[Subscription]bool{}
-	add := func(p Subscription, n int) {
+func (t timelines) applyTransaction(x *history.Transaction, rows map[int64]history.Subscription, count map[history.Subscription]int) {
+	was := map[history.Subscription]bool{}
+	add := func(p history.Subscription, n int) {
 		if _, ok := was[p]; !ok {
 			was[p] = count[p] > 0
 		}
@@ -75,7 +77,7 @@ func (t timelines) applyTransaction(x *Transaction, rows map[int64]Subscription,
 
 // certainlySince tells whether p was subscribed, certainly, at every moment from
 // then on.
-func (t timelines) certainlySince(p Subscription, from time.Duration) bool {
+func (t timelines) certainlySince(p history.Subscription, from time.Duration) bool {
 	certain := false
 	for _, s := range t[p] {
 		if s.after <= from {
@@ -88,7 +90,7 @@ func (t timelines) certainlySince(p Subscription, from time.Duration) bool {
 }
 
 // possiblyWithin tells whether p may have been subscribed at some moment in [from, to].
-func (t timelines) possiblyWithin(p Subscription, from, to time.Duration) bool {
+func (t timelines) possiblyWithin(p history.Subscription, from, to time.Duration) bool {
 	last := false // what it was, certainly, before the moment that is looked at
 	for _, s := range t[p] {
 		if s.after > from {

@@ -1,4 +1,4 @@
-package main
+package history
 
 import (
 	"encoding/json"
@@ -57,30 +57,30 @@ func (h *Log) AddTransaction(t *Transaction) {
 	h.writeLocked("transaction", t)
 }
 
-func (h *Log) addMessage(m *Message) {
+func (h *Log) AddMessage(m *Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.Messages[m.Number] = m
 	h.writeLocked("message", m)
 }
 
-func (h *Log) addFault(f *Fault) {
+func (h *Log) AddFault(f *Fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.Faults = append(h.Faults, f)
 	h.writeLocked("fault", f)
 }
 
-// notef adds anything else that helps to read the history.
-func (h *Log) notef(format string, args ...any) {
+// Notef adds anything else that helps to read the history.
+func (h *Log) Notef(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.writeLocked("note", map[string]any{"at": h.Now(), "text": fmt.Sprintf(format, args...)})
 }
 
-// lastStart is the latest start of a campaign among those that begin before
+// LastStart is the latest start of a campaign among those that begin before
 // limit, as a Unix second.
-func (h *Log) lastStart(limit time.Time) int64 {
+func (h *Log) LastStart(limit time.Time) int64 {
 	last := int64(0)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -92,7 +92,7 @@ func (h *Log) lastStart(limit time.Time) int64 {
 	return last
 }
 
-func (h *Log) close() error {
+func (h *Log) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	err := h.file.Close()

@@ -1,20 +1,22 @@
-package main
+package scenario
 
 import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
+
+	"dinnerbell/scripts/chaos/history"
 )
 
 // The round's population. Restaurant 0 is huge.
 const (
-	restaurants = 12
+	Restaurants = 12
 	clientCount = 2600
 	Writers     = 3
 )
 
-func restaurantName(i int) string {
+func RestaurantName(i int) string {
 	switch i {
 	case 1:
 		return "123e4567-e89b-12d3-a456-426614174000"
@@ -40,7 +42,7 @@ func clientName(i int) string {
 type WriterRows struct {
 	Writer int
 	Random *rand.Rand
-	Rows   map[int64]Subscription
+	Rows   map[int64]history.Subscription
 	ids    []int64 // of rows, in no order; drawn from
 	gone   []int64 // ids that may be used again
 	next   int64
@@ -48,19 +50,19 @@ type WriterRows struct {
 
 // NewWriterRows gives the writer's rows at the beginning.
 func NewWriterRows(rnd *rand.Rand, writer int) *WriterRows {
-	b := &WriterRows{Writer: writer, Random: rnd, Rows: map[int64]Subscription{}, next: int64(writer) + 1}
+	b := &WriterRows{Writer: writer, Random: rnd, Rows: map[int64]history.Subscription{}, next: int64(writer) + 1}
 	for c := writer; c < clientCount; c += Writers {
 		if rnd.IntN(10) > 0 {
-			b.setRow(b.newRowID(), Subscription{clientName(c), restaurantName(0)})
+			b.setRow(b.newRowID(), history.Subscription{Client: clientName(c), Restaurant: RestaurantName(0)})
 		}
 		for range rnd.IntN(3) {
-			b.setRow(b.newRowID(), Subscription{clientName(c), restaurantName(1 + rnd.IntN(restaurants-1))})
+			b.setRow(b.newRowID(), history.Subscription{Client: clientName(c), Restaurant: RestaurantName(1 + rnd.IntN(Restaurants-1))})
 		}
 	}
 	return b
 }
 
-func (b *WriterRows) setRow(id int64, p Subscription) {
+func (b *WriterRows) setRow(id int64, p history.Subscription) {
 	if _, ok := b.Rows[id]; !ok {
 		b.ids = append(b.ids, id)
 	}
@@ -94,9 +96,9 @@ func (b *WriterRows) drawClient() string {
 
 func (b *WriterRows) drawRestaurant() string {
 	if b.Random.IntN(3) == 0 {
-		return restaurantName(0)
+		return RestaurantName(0)
 	}
-	return restaurantName(b.Random.IntN(restaurants))
+	return RestaurantName(b.Random.IntN(Restaurants))
 }
 
 // drawRow draws one of the rows; false if there is none.
@@ -110,23 +112,23 @@ func (b *WriterRows) drawRow() (int64, bool) {
 // TransactionDraft builds a transaction against a copy of what it touches, which becomes
 // the book's if it commits.
 type TransactionDraft struct {
-	*Transaction
+	*history.Transaction
 	SQL      []string
-	rollback bool // the writer gives the transaction up
+	Rollback bool // the writer gives the transaction up
 
 	owner *WriterRows
-	seen  map[int64]*Subscription // as of the draft; nil: deleted
+	seen  map[int64]*history.Subscription // as of the draft; nil: deleted
 }
 
 func (b *WriterRows) NewDraft(kind string) *TransactionDraft {
-	return &TransactionDraft{Transaction: &Transaction{Writer: b.Writer, Kind: kind}, owner: b, seen: map[int64]*Subscription{}}
+	return &TransactionDraft{Transaction: &history.Transaction{Writer: b.Writer, Kind: kind}, owner: b, seen: map[int64]*history.Subscription{}}
 }
 
 // row reads a row as the draft sees it.
-func (d *TransactionDraft) row(id int64) (Subscription, bool) {
+func (d *TransactionDraft) row(id int64) (history.Subscription, bool) {
 	if p, ok := d.seen[id]; ok {
 		if p == nil {
-			return Subscription{}, false
+			return history.Subscription{}, false
 		}
 		return *p, true
 	}
@@ -134,12 +136,12 @@ func (d *TransactionDraft) row(id int64) (Subscription, bool) {
 	return p, ok && !d.Truncate
 }
 
-func (d *TransactionDraft) changeRow(id int64, p *Subscription) {
+func (d *TransactionDraft) changeRow(id int64, p *history.Subscription) {
 	d.seen[id] = p
-	d.Changes = append(d.Changes, RowChange{id, p})
+	d.Changes = append(d.Changes, history.RowChange{Row: id, New: p})
 }
 
-func (d *TransactionDraft) Insert(list ...Subscription) {
+func (d *TransactionDraft) Insert(list ...history.Subscription) {
 	values := make([]string, 0, len(list))
 	for _, p := range list {
 		id := d.owner.newRowID()
@@ -164,7 +166,7 @@ func (d *TransactionDraft) deleteRows(ids ...int64) {
 	}
 }
 
-func (d *TransactionDraft) updateRow(id int64, p Subscription) {
+func (d *TransactionDraft) updateRow(id int64, p history.Subscription) {
 	d.changeRow(id, &p)
 	d.SQL = append(d.SQL, fmt.Sprintf("UPDATE subscribers_restaurants SET client_id = %s, restaurant_id = %s WHERE id = %d", quoteLiteral(p.Client), quoteLiteral(p.Restaurant), id))
 }
@@ -183,7 +185,7 @@ func (d *TransactionDraft) changeID(id int64) {
 
 // Apply makes a committed transaction the book's: what it did to the rows
 // whose ids are this writer's.
-func (b *WriterRows) Apply(t *Transaction) {
+func (b *WriterRows) Apply(t *history.Transaction) {
 	if t.Truncate {
 		b.removeAll()
 	}
@@ -204,11 +206,11 @@ func (b *WriterRows) Apply(t *Transaction) {
 func (b *WriterRows) removeAll() {
 	b.gone = append(b.gone, b.ids...)
 	slices.Sort(b.gone)
-	b.Rows, b.ids = map[int64]Subscription{}, nil
+	b.Rows, b.ids = map[int64]history.Subscription{}, nil
 }
 
 // rowsOf lists the rows with a pair.
-func (b *WriterRows) rowsOf(p Subscription) []int64 {
+func (b *WriterRows) rowsOf(p history.Subscription) []int64 {
 	var out []int64
 	for _, id := range b.ids {
 		if b.Rows[id] == p {

@@ -1,28 +1,30 @@
-package main
+package oracle
 
 import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"dinnerbell/scripts/chaos/history"
 )
 
-// row is one row of the feedback table.
-type row struct {
+// Row is one row of the feedback table.
+type Row struct {
 	ID int64
-	CampaignFields
+	history.CampaignFields
 	Client   string
 	Trigger  int64
 	Feedback *string
 }
 
 // recordKey and value are the record that belongs to the row, built from the contract.
-func (w *row) recordKey() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
+func (w *Row) recordKey() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
 
 func escapeKey(id string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(id, "%", "%25"), ":", "%3A")
 }
 
-func (w *row) recordValue() string {
+func (w *Row) recordValue() string {
 	var b strings.Builder
 	text := func(name, s string) { b.WriteString(`"` + name + `":` + jsonString(s) + `,`) }
 	number := func(name string, n int64) { b.WriteString(`"` + name + `":` + strconv.FormatInt(n, 10)) }

@@ -1,4 +1,6 @@
-package main
+// Package scenario draws the workload of a round: campaign messages, and
+// transactions that change subscriptions.
+package scenario
 
 import (
 	"encoding/json"
@@ -6,6 +8,9 @@ import (
 	"math/rand/v2"
 	"strings"
 	"time"
+
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/random"
 )
 
 // CampaignAuthor draws campaigns. It remembers those that were sent, to repeat and edit
@@ -18,7 +23,7 @@ type CampaignAuthor struct {
 }
 
 type sentCampaign struct {
-	CampaignFields
+	history.CampaignFields
 	partition int32
 }
 
@@ -40,7 +45,7 @@ var messageWeights = func() []int {
 }()
 
 // NextMessage draws a message and how it is sent. now is a Unix second.
-func (a *CampaignAuthor) NextMessage(now int64) *Message {
+func (a *CampaignAuthor) NextMessage(now int64) *history.Message {
 	m := a.drawMessage(now)
 	switch {
 	case a.Random.IntN(6) == 0:
@@ -51,10 +56,10 @@ func (a *CampaignAuthor) NextMessage(now int64) *Message {
 	return m
 }
 
-func (a *CampaignAuthor) drawMessage(now int64) *Message {
-	kind := messageKinds[WeightedIndex(a.Random, messageWeights)].name
+func (a *CampaignAuthor) drawMessage(now int64) *history.Message {
+	kind := messageKinds[random.WeightedIndex(a.Random, messageWeights)].name
 	if kind == "malformed" {
-		return &Message{Kind: kind, Partition: a.anyPartition(), Value: a.malformedValue(now)}
+		return &history.Message{Kind: kind, Partition: a.anyPartition(), Value: a.malformedValue(now)}
 	}
 	if len(a.sent) == 0 {
 		switch kind {
@@ -63,18 +68,18 @@ func (a *CampaignAuthor) drawMessage(now int64) *Message {
 		}
 	}
 	f, partition := a.drawFields(kind, now)
-	return &Message{Kind: kind, Partition: partition, Value: a.encodeVariant(f), Fields: &f}
+	return &history.Message{Kind: kind, Partition: partition, Value: a.encodeVariant(f), Fields: &f}
 }
 
 // drawFields makes the fields of a well-formed message.
-func (a *CampaignAuthor) drawFields(kind string, now int64) (CampaignFields, int32) {
-	hour := int64(CampaignLife / time.Second)
+func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFields, int32) {
+	hour := int64(history.CampaignLife / time.Second)
 	switch kind {
 	case "repeat", "edit", "back", "cancel", "postpone":
 		return a.drawRepeated(kind, now)
 	case "sibling": // the same campaign for another restaurant
 		f := a.sent[a.Random.IntN(len(a.sent))].CampaignFields
-		f.Restaurant = restaurantName(a.Random.IntN(restaurants))
+		f.Restaurant = RestaurantName(a.Random.IntN(Restaurants))
 		for _, s := range a.sent {
 			if s.Campaign == f.Campaign && s.Restaurant == f.Restaurant {
 				return a.drawRepeated("edit", now)
@@ -87,7 +92,7 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (CampaignFields, int
 	f := a.NewCampaign(now)
 	switch kind {
 	case "huge":
-		f.Restaurant = restaurantName(0)
+		f.Restaurant = RestaurantName(0)
 	case "expired":
 		f.Start, f.End = now-100, now-a.Random.Int64N(5)
 	case "ending":
@@ -102,11 +107,11 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (CampaignFields, int
 
 // drawRepeated draws another message for a key that had one: half of them on another
 // partition.
-func (a *CampaignAuthor) drawRepeated(kind string, now int64) (CampaignFields, int32) {
+func (a *CampaignAuthor) drawRepeated(kind string, now int64) (history.CampaignFields, int32) {
 	i := max(0, len(a.sent)-1-a.Random.IntN(15)) // a recent one: it may be under way
 	s := &a.sent[i]
 	before := s.CampaignFields
-	hour := int64(CampaignLife / time.Second)
+	hour := int64(history.CampaignLife / time.Second)
 	switch kind {
 	case "edit":
 		s.Content = fmt.Sprintf("%s, edited %d", strings.SplitN(s.Content, ",", 2)[0], a.nextNumber())
@@ -131,7 +136,7 @@ func (a *CampaignAuthor) drawRepeated(kind string, now int64) (CampaignFields, i
 	return s.CampaignFields, partition
 }
 
-func (a *CampaignAuthor) remember(f CampaignFields, partition int32) (CampaignFields, int32) {
+func (a *CampaignAuthor) remember(f history.CampaignFields, partition int32) (history.CampaignFields, int32) {
 	a.sent = append(a.sent, sentCampaign{f, partition})
 	return f, partition
 }
@@ -144,15 +149,15 @@ func (a *CampaignAuthor) nextNumber() int {
 }
 
 // NewCampaign is a new campaign that is valid now and lasts.
-func (a *CampaignAuthor) NewCampaign(now int64) CampaignFields {
+func (a *CampaignAuthor) NewCampaign(now int64) history.CampaignFields {
 	n := a.nextNumber()
-	f := CampaignFields{
-		Restaurant: restaurantName(1 + a.Random.IntN(restaurants-1)),
+	f := history.CampaignFields{
+		Restaurant: RestaurantName(1 + a.Random.IntN(Restaurants-1)),
 		Campaign:   fmt.Sprintf("campaign-%d", n),
 		Content:    fmt.Sprintf("offer %d <b>\"–20%%\"</b> & \u2028more \\ \t", n),
 		Owner:      "Ivanov Ivan Ivanovich",
 		Contact:    "iiivanov@restaurant.ru",
-		Start:      now - 10, End: now + int64(CampaignLife/time.Second), Created: now,
+		Start:      now - 10, End: now + int64(history.CampaignLife/time.Second), Created: now,
 	}
 	if n%7 == 3 {
 		f.Campaign = fmt.Sprintf("скидка:%d%%", n)
@@ -161,7 +166,7 @@ func (a *CampaignAuthor) NewCampaign(now int64) CampaignFields {
 }
 
 // encodeVariant writes the JSON in one of the ways that are allowed.
-func (a *CampaignAuthor) encodeVariant(f CampaignFields) []byte {
+func (a *CampaignAuthor) encodeVariant(f history.CampaignFields) []byte {
 	text, err := json.Marshal(f)
 	if err != nil { // cannot happen: strings and integers
 		return nil
@@ -191,12 +196,12 @@ func (a *CampaignAuthor) malformedValue(now int64) []byte {
 		strings.Replace(good, fmt.Sprint(f.End), fmt.Sprint(f.End*1000), 1),
 		strings.Replace(good, `"broken`, `"\u0000broken`, 1),
 		strings.Replace(good, `"broken`, "\"\xffbroken", 1),
-		string(a.Encode(CampaignFields{Restaurant: f.Restaurant, Content: "x", Start: f.Start, End: f.End})),
+		string(a.Encode(history.CampaignFields{Restaurant: f.Restaurant, Content: "x", Start: f.Start, End: f.End})),
 	}
 	return []byte(cases[a.Random.IntN(len(cases))])
 }
 
-func (a *CampaignAuthor) Encode(f CampaignFields) []byte {
+func (a *CampaignAuthor) Encode(f history.CampaignFields) []byte {
 	text, err := json.Marshal(f)
 	if err != nil { // cannot happen
 		return nil

@@ -1,9 +1,14 @@
-package main
+// Package oracle compares both sinks with what the contract demands, and shares
+// no code with the daemon: what must, may and must not be notified follows from
+// the history of the round alone.
+package oracle
 
 import (
 	"cmp"
 	"slices"
 	"time"
+
+	"dinnerbell/scripts/chaos/history"
 )
 
 // Oracle knows what must, may and must not have been notified. It shares
@@ -20,14 +25,14 @@ import (
 //   - Anything else must not be.
 //   - A client of several restaurants of one campaign is notified once.
 type Oracle struct {
-	log     *Log
+	log     *history.Log
 	lines   timelines
 	settled time.Duration // everything was caught up then; nothing is decided later
 	// messages are those that the topic holds, by (campaign, restaurant), oldest
 	// first, without identical repeats of the one before.
 	messages     map[campaignKey][]sentVersion
-	onePartition map[campaignKey]bool  // all messages of the target, repeats too, are on one partition
-	malformed    map[Position]*Message // malformed ones, by where they are
+	onePartition map[campaignKey]bool          // all messages of the target, repeats too, are on one partition
+	malformed    map[Position]*history.Message // malformed ones, by where they are
 }
 
 // campaignKey is what a message is for.
@@ -41,20 +46,20 @@ type Position struct {
 
 // sentVersion is one message of a target.
 type sentVersion struct {
-	CampaignFields
+	history.CampaignFields
 	Position
 	number int64
 	sent   time.Duration
 	from   time.Duration // the earliest moment at which it can be joined
 }
 
-func NewOracle(h *Log, lines timelines, settled time.Duration) *Oracle {
-	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[Position]*Message{}}
+func NewOracle(h *history.Log, lines timelines, settled time.Duration) *Oracle {
+	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[Position]*history.Message{}}
 }
 
 // AddMessage takes a message that the topic holds at p. Those of one target are added
 // in any order.
-func (o *Oracle) AddMessage(m *Message, p Position) {
+func (o *Oracle) AddMessage(m *history.Message, p Position) {
 	if m.Fields == nil {
 		o.malformed[p] = m
 		return
@@ -87,11 +92,11 @@ func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
 	out := map[notificationKey]campaignKey{}
 	for t, list := range o.messages {
 		newest := list[len(list)-1]
-		if newest.Start > now || newest.End < now+int64(CampaignLife/time.Second)/2 {
+		if newest.Start > now || newest.End < now+int64(history.CampaignLife/time.Second)/2 {
 			continue // it has not begun, or it has ended, perhaps before everybody had it
 		}
 		for _, client := range audience[t.Restaurant] {
-			if o.lines.certainlySince(Subscription{client, t.Restaurant}, newest.from) {
+			if o.lines.certainlySince(history.Subscription{Client: client, Restaurant: t.Restaurant}, newest.from) {
 				out[notificationKey{t.Campaign, client}] = t
 			}
 		}
@@ -104,24 +109,24 @@ type notificationKey struct{ Campaign, Client string }
 
 // judgeRow says what is wrong with a notification, by the words of the summary, or
 // "" if it may be.
-func (o *Oracle) judgeRow(w *row) (finding, why string) {
+func (o *Oracle) judgeRow(w *Row) (finding, why string) {
 	list := o.messages[campaignKey{w.Campaign, w.Restaurant}]
 	if len(list) == 0 {
-		return forbidden, "there is no such campaign for this restaurant"
+		return Forbidden, "there is no such campaign for this restaurant"
 	}
-	finding, why = mismatched, "no message of the campaign has these fields"
+	finding, why = Mismatched, "no message of the campaign has these fields"
 	for _, v := range list {
 		if v.CampaignFields != w.CampaignFields {
 			continue
 		}
 		switch decided := o.log.AtUnix(w.Trigger + 1); { // at the latest
 		case w.Trigger < w.Start || w.Trigger >= w.End:
-			finding, why = forbidden, "it was decided while the campaign was not valid"
+			finding, why = Forbidden, "it was decided while the campaign was not valid"
 		case decided <= v.sent:
-			finding, why = forbidden, "it was decided before the message was sent"
-		case !o.lines.possiblyWithin(Subscription{w.Client, w.Restaurant}, v.from, min(decided, o.settled)):
-			if finding != forbidden || why == "" {
-				finding, why = forbidden, "the client was not subscribed at any moment that counts"
+			finding, why = Forbidden, "it was decided before the message was sent"
+		case !o.lines.possiblyWithin(history.Subscription{Client: w.Client, Restaurant: w.Restaurant}, v.from, min(decided, o.settled)):
+			if finding != Forbidden || why == "" {
+				finding, why = Forbidden, "the client was not subscribed at any moment that counts"
 			}
 		default:
 			return "", ""
@@ -133,9 +138,9 @@ func (o *Oracle) judgeRow(w *row) (finding, why string) {
 // findSuperseded finds notifications from an older message of a target after one
 // from a newer message, where all were on one partition: rows of one lane get
 // their ids in the order in which they are decided. rows are in that order.
-func (o *Oracle) findSuperseded(rows []row) []*row {
+func (o *Oracle) findSuperseded(rows []Row) []*Row {
 	at := map[campaignKey]int{}
-	var out []*row
+	var out []*Row
 	for i := range rows {
 		w := &rows[i]
 		t := campaignKey{w.Campaign, w.Restaurant}
@@ -158,9 +163,9 @@ func (o *Oracle) findSuperseded(rows []row) []*row {
 // A lane accepts its messages in the order of their offsets, whatever it waits for
 // otherwise, and its rows get their ids in the order in which they are decided.
 // rows are in that order.
-func (o *Oracle) findCancelled(rows []row) []*row {
+func (o *Oracle) findCancelled(rows []Row) []*Row {
 	accepted := map[int32]int64{} // partition → offset of a message that was served
-	var out []*row
+	var out []*Row
 	for i := range rows {
 		w := &rows[i]
 		t := campaignKey{w.Campaign, w.Restaurant}

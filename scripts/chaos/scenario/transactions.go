@@ -1,4 +1,9 @@
-package main
+package scenario
+
+import (
+	"dinnerbell/scripts/chaos/history"
+	"dinnerbell/scripts/chaos/random"
+)
 
 // The kinds of transactions and how often each is drawn.
 var txnKinds = []struct {
@@ -29,13 +34,13 @@ var txnWeights = func() []int {
 
 // next draws a transaction.
 func (b *WriterRows) NextTransaction() *TransactionDraft {
-	return txnKinds[WeightedIndex(b.Random, txnWeights)].make(b)
+	return txnKinds[random.WeightedIndex(b.Random, txnWeights)].make(b)
 }
 
 func (b *WriterRows) draftSubscribe() *TransactionDraft {
 	d := b.NewDraft("subscribe")
 	for range 1 + b.Random.IntN(3) {
-		d.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
+		d.Insert(history.Subscription{Client: b.drawClient(), Restaurant: b.drawRestaurant()})
 	}
 	return d
 }
@@ -129,9 +134,9 @@ func (b *WriterRows) draftTouch() *TransactionDraft {
 // draftMany is one statement over a few hundred rows, and some deletes.
 func (b *WriterRows) draftMany() *TransactionDraft {
 	d := b.NewDraft("many")
-	list := make([]Subscription, 50+b.Random.IntN(250))
+	list := make([]history.Subscription, 50+b.Random.IntN(250))
 	for i := range list {
-		list[i] = Subscription{b.drawClient(), b.drawRestaurant()}
+		list[i] = history.Subscription{Client: b.drawClient(), Restaurant: b.drawRestaurant()}
 	}
 	d.Insert(list...)
 	for range b.Random.IntN(100) {
@@ -147,30 +152,30 @@ func (b *WriterRows) draftRollback() *TransactionDraft {
 	if id, ok := b.drawRow(); ok {
 		d.deleteRows(id)
 	}
-	d.Kind, d.rollback = "rollback", true
+	d.Kind, d.Rollback = "rollback", true
 	return d
 }
 
 // draftSavepoint takes part of its work back.
 func (b *WriterRows) draftSavepoint() *TransactionDraft {
 	d := b.NewDraft("savepoint")
-	d.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
+	d.Insert(history.Subscription{Client: b.drawClient(), Restaurant: b.drawRestaurant()})
 	undone := b.NewDraft("")
-	undone.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
+	undone.Insert(history.Subscription{Client: b.drawClient(), Restaurant: b.drawRestaurant()})
 	if id, ok := b.drawRow(); ok {
 		undone.deleteRows(id)
 	}
 	d.SQL = append(d.SQL, "SAVEPOINT s")
 	d.SQL = append(d.SQL, undone.SQL...)
 	d.SQL = append(d.SQL, "ROLLBACK TO SAVEPOINT s")
-	d.Insert(Subscription{b.drawClient(), b.drawRestaurant()})
+	d.Insert(history.Subscription{Client: b.drawClient(), Restaurant: b.drawRestaurant()})
 	return d
 }
 
 // DraftTruncate empties the table. Two times in three it puts back most of
 // everybody's rows in the same transaction, under new ids: for them nothing may
 // seem to have happened. rows are those to put back, per book.
-func (b *WriterRows) DraftTruncate(all []*WriterRows, rows [][]Subscription) *TransactionDraft {
+func (b *WriterRows) DraftTruncate(all []*WriterRows, rows [][]history.Subscription) *TransactionDraft {
 	d := b.NewDraft("truncate")
 	d.Truncate = true
 	d.SQL = append(d.SQL, "TRUNCATE subscribers_restaurants")
@@ -188,15 +193,15 @@ func (b *WriterRows) DraftTruncate(all []*WriterRows, rows [][]Subscription) *Tr
 }
 
 // DraftRefill is what a writer does after a truncate: most of its rows come back.
-func (b *WriterRows) DraftRefill(rows []Subscription) *TransactionDraft {
+func (b *WriterRows) DraftRefill(rows []history.Subscription) *TransactionDraft {
 	d := b.NewDraft("refill")
 	d.Insert(rows...)
 	return d
 }
 
 // DrawMost draws nine tenths of the rows' pairs.
-func (b *WriterRows) DrawMost() []Subscription {
-	var out []Subscription
+func (b *WriterRows) DrawMost() []history.Subscription {
+	var out []history.Subscription
 	for _, id := range b.ids {
 		if b.Random.IntN(10) > 0 {
 			out = append(out, b.Rows[id])

@@ -1,4 +1,6 @@
-package main
+// Package random draws from streams of random numbers that follow from the seed
+// and the number of the round.
+package random
 
 import (
 	"math/rand/v2"

@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"bufio"
@@ -21,7 +21,7 @@ func TestLoseCommit(t *testing.T) {
 	for _, armed := range []int64{0, 1} {
 		var out strings.Builder
 		tr := &trap{}
-		tr.armed.Store(armed)
+		tr.Armed.Store(armed)
 		w := bufio.NewWriter(&out)
 		err := loseCommit(tr)(bufio.NewReader(strings.NewReader(before+commit+before)), w)
 		_ = w.Flush()
@@ -29,7 +29,7 @@ func TestLoseCommit(t *testing.T) {
 		if armed == 1 {
 			want = before
 		}
-		if out.String() != want || errors.Is(err, errCut) != (armed == 1) || tr.sprung.Load() != armed {
+		if out.String() != want || errors.Is(err, errCut) != (armed == 1) || tr.Sprung.Load() != armed {
 			t.Errorf("armed %d: passed %q, %v", armed, out.String(), err)
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package oracle
 
 import (
 	"bytes"
@@ -6,18 +6,20 @@ import (
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/scripts/chaos/history"
 )
 
 // The findings, as the summary names them.
 const (
-	missing    = "missing"
-	doubled    = "doubled"
-	forbidden  = "forbidden"
-	mismatched = "mismatched"
+	Missing    = "missing"
+	Doubled    = "doubled"
+	Forbidden  = "forbidden"
+	Mismatched = "mismatched"
 )
 
-// verdict is what comparing both sinks with the oracle found.
-type verdict struct {
+// Verdict is what comparing both sinks with the oracle found.
+type Verdict struct {
 	Notifications int            `json:"notifications"`
 	Musts         int            `json:"musts"`
 	DeadLetters   int            `json:"dead_letters"`
@@ -36,73 +38,73 @@ type finding struct {
 // maxFindings bounds those of each kind that are kept in words.
 const maxFindings = 50
 
-func newVerdict() *verdict { return &verdict{Counts: map[string]int{}} }
+func NewVerdict() *Verdict { return &Verdict{Counts: map[string]int{}} }
 
-func (v *verdict) failed() bool {
-	return v == nil || len(v.Problems) > 0 || v.Counts[missing]+v.Counts[doubled]+v.Counts[forbidden]+v.Counts[mismatched] > 0
+func (v *Verdict) Failed() bool {
+	return v == nil || len(v.Problems) > 0 || v.Counts[Missing]+v.Counts[Doubled]+v.Counts[Forbidden]+v.Counts[Mismatched] > 0
 }
 
-func (v *verdict) addFinding(kind, what, why string, args ...any) {
+func (v *Verdict) addFinding(kind, what, why string, args ...any) {
 	v.Counts[kind]++
 	if v.Counts[kind] <= maxFindings {
 		v.Findings = append(v.Findings, finding{kind, what, fmt.Sprintf(why, args...)})
 	}
 }
 
-func (v *verdict) problemf(format string, args ...any) {
+func (v *Verdict) Problemf(format string, args ...any) {
 	v.Problems = append(v.Problems, fmt.Sprintf(format, args...))
 }
 
-// sinks is what the daemon wrote.
-type sinks struct {
-	Rows        []row
+// Sinks is what the daemon wrote.
+type Sinks struct {
+	Rows        []Row
 	Records     []*kgo.Record // of the notifications topic
 	DeadLetters []*kgo.Record
 }
 
-// check compares everything.
-func (v *verdict) check(o *Oracle, s *sinks) {
+// Check compares everything.
+func (v *Verdict) Check(o *Oracle, s *Sinks) {
 	v.Notifications = len(s.Rows)
 	notified := v.checkRows(o, s)
 	v.checkRecords(s)
 	for id, t := range o.mustNotify() {
 		v.Musts++
 		if !notified[id] {
-			v.addFinding(missing, fmt.Sprintf("%q", id), "in neither sink; subscribed to %q since before the newest message", t.Restaurant)
+			v.addFinding(Missing, fmt.Sprintf("%q", id), "in neither sink; subscribed to %q since before the newest message", t.Restaurant)
 		}
 	}
 	v.checkDead(o, s.DeadLetters)
 }
 
 // checkRows judges every row for itself.
-func (v *verdict) checkRows(o *Oracle, s *sinks) map[notificationKey]bool {
+func (v *Verdict) checkRows(o *Oracle, s *Sinks) map[notificationKey]bool {
 	notified := make(map[notificationKey]bool, len(s.Rows))
 	for i := range s.Rows {
 		w := &s.Rows[i]
 		id := notificationKey{w.Campaign, w.Client}
 		if notified[id] {
-			v.addFinding(doubled, fmt.Sprintf("%q", id), "two feedback rows")
+			v.addFinding(Doubled, fmt.Sprintf("%q", id), "two feedback rows")
 		}
 		notified[id] = true
 		if kind, why := o.judgeRow(w); kind != "" {
 			v.addFinding(kind, fmt.Sprintf("row %d %q", w.ID, id), "%s: %s", why, w.recordValue())
 		}
 		if w.Feedback != nil {
-			v.addFinding(mismatched, fmt.Sprintf("row %d %q", w.ID, id), "feedback is %q", *w.Feedback)
+			v.addFinding(Mismatched, fmt.Sprintf("row %d %q", w.ID, id), "feedback is %q", *w.Feedback)
 		}
 	}
 	for _, w := range o.findSuperseded(s.Rows) {
-		v.addFinding(mismatched, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "an older message was used after its edit: %s", w.recordValue())
+		v.addFinding(Mismatched, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "an older message was used after its edit: %s", w.recordValue())
 	}
 	for _, w := range o.findCancelled(s.Rows) {
-		v.addFinding(forbidden, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "it was notified after its cancel had been accepted: %s", w.recordValue())
+		v.addFinding(Forbidden, fmt.Sprintf("row %d (%q, %q)", w.ID, w.Campaign, w.Client), "it was notified after its cancel had been accepted: %s", w.recordValue())
 	}
 	return notified
 }
 
 // checkRecords compares the topic with the table: the same notifications, the
 // same bytes, the right key and partition.
-func (v *verdict) checkRecords(s *sinks) {
+func (v *Verdict) checkRecords(s *Sinks) {
 	records := make(map[string][]*kgo.Record, len(s.Records))
 	for _, r := range s.Records {
 		records[string(r.Key)] = append(records[string(r.Key)], r)
@@ -113,28 +115,28 @@ func (v *verdict) checkRecords(s *sinks) {
 		list := records[key]
 		delete(records, key)
 		if len(list) == 0 {
-			v.addFinding(missing, fmt.Sprintf("row %d %s", w.ID, key), "in the feedback table, not in the topic")
+			v.addFinding(Missing, fmt.Sprintf("row %d %s", w.ID, key), "in the feedback table, not in the topic")
 			continue
 		}
 		if len(list) > 1 {
-			v.addFinding(doubled, key, "%d records: %s", len(list), formatPositions(list))
+			v.addFinding(Doubled, key, "%d records: %s", len(list), formatPositions(list))
 		}
 		for _, r := range list {
 			if string(r.Value) != w.recordValue() {
-				v.addFinding(mismatched, key, "the record at %s is %q, the row would be %q", formatPositions([]*kgo.Record{r}), r.Value, w.recordValue())
+				v.addFinding(Mismatched, key, "the record at %s is %q, the row would be %q", formatPositions([]*kgo.Record{r}), r.Value, w.recordValue())
 			}
-			if want := partitionOf(key, Partitions); r.Partition != want {
-				v.addFinding(mismatched, key, "on partition %d instead of %d", r.Partition, want)
+			if want := partitionOf(key, history.Partitions); r.Partition != want {
+				v.addFinding(Mismatched, key, "on partition %d instead of %d", r.Partition, want)
 			}
 		}
 	}
 	for key, list := range records {
-		v.addFinding(missing, key, "in the topic at %s, not in the feedback table", formatPositions(list))
+		v.addFinding(Missing, key, "in the topic at %s, not in the feedback table", formatPositions(list))
 	}
 }
 
 // checkDead: every malformed message once, untouched, and nothing else.
-func (v *verdict) checkDead(o *Oracle, dead []*kgo.Record) {
+func (v *Verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 	v.DeadLetters = len(dead)
 	seen := map[Position]int{}
 	for _, r := range dead {
@@ -143,38 +145,38 @@ func (v *verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 		what := fmt.Sprintf("dead letter at %s of message %v", formatPositions([]*kgo.Record{r}), p)
 		switch seen[p]++; {
 		case err != nil:
-			v.addFinding(mismatched, what, "its headers do not say where it came from: %v", err)
+			v.addFinding(Mismatched, what, "its headers do not say where it came from: %v", err)
 		case m == nil:
-			v.addFinding(forbidden, what, "the message is a campaign: %q", r.Value)
+			v.addFinding(Forbidden, what, "the message is a campaign: %q", r.Value)
 		case seen[p] > 1:
-			v.addFinding(doubled, what, "it was there before")
+			v.addFinding(Doubled, what, "it was there before")
 		case !bytes.Equal(m.Value, r.Value):
-			v.addFinding(mismatched, what, "its value is %q instead of %q", r.Value, m.Value)
-		case header(r, "reason") == "":
-			v.addFinding(mismatched, what, "it gives no reason")
+			v.addFinding(Mismatched, what, "its value is %q instead of %q", r.Value, m.Value)
+		case Header(r, "reason") == "":
+			v.addFinding(Mismatched, what, "it gives no reason")
 		}
 	}
 	for p, m := range o.malformed {
 		if seen[p] == 0 {
-			v.addFinding(missing, fmt.Sprintf("message %v", p), "malformed, and not in the dead-letter topic: %q", m.Value)
+			v.addFinding(Missing, fmt.Sprintf("message %v", p), "malformed, and not in the dead-letter topic: %q", m.Value)
 		}
 	}
 }
 
 // letterOrigin reads where a dead letter came from.
 func letterOrigin(r *kgo.Record) (p Position, err error) {
-	partition, err := strconv.ParseInt(header(r, "partition"), 10, 32)
+	partition, err := strconv.ParseInt(Header(r, "partition"), 10, 32)
 	if err != nil {
 		return p, fmt.Errorf("read header partition: %w", err)
 	}
 	p.Partition = int32(partition)
-	if p.Offset, err = strconv.ParseInt(header(r, "offset"), 10, 64); err != nil {
+	if p.Offset, err = strconv.ParseInt(Header(r, "offset"), 10, 64); err != nil {
 		return p, fmt.Errorf("read header offset: %w", err)
 	}
 	return p, nil
 }
 
-func header(r *kgo.Record, key string) string {
+func Header(r *kgo.Record, key string) string {
 	for _, h := range r.Headers {
 		if h.Key == key {
 			return string(h.Value)
