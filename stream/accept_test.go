@@ -90,7 +90,7 @@ func TestCancelWaitsForNothing(t *testing.T) {
 			}
 			svc, stop := w.start()
 			c, other := w.campaign("c", "r1"), w.campaign("other", "r1")
-			w.produceAll(0, c.json(), other.json())
+			w.produceAll(0, encodeCampaign(c), encodeCampaign(other))
 			w.decided(svc, 200)
 			if name == "barrier" {
 				barrier.shut()
@@ -99,9 +99,9 @@ func TestCancelWaitsForNothing(t *testing.T) {
 			cancel.Start, cancel.End, expired.End = 100, 200, time.Now().Unix()-1
 			waiting := w.campaign("waiting", "r2")
 			waiting.Content = "before its edit"
-			before := waiting.json()
+			before := encodeCampaign(waiting)
 			waiting.Content = "as edited"
-			w.produceAll(0, before, []byte("no json"), cancel.json(), expired.json(), waiting.json())
+			w.produceAll(0, before, []byte("no json"), encodeCampaign(cancel), encodeCampaign(expired), encodeCampaign(waiting))
 			at := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'c'`)
 			w.read(0, 7)
 			if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'c'`); n > at+500 {
@@ -159,7 +159,7 @@ func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 	for i := range 50 {
 		id := fmt.Sprint("c", i)
 		want[id] = few
-		values = append(values, w.campaign(id, "r1").json())
+		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produceAll(0, values...)
 	w.read(0, 50)
@@ -182,9 +182,9 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	now := time.Unix(1000, 0)
 	a := newAgenda(3)
 	for i := range 5 {
-		a.add(now, appointment{start: int64(10 - i), key: key{fmt.Sprint(i), "r"}, version: 1})
+		a.add(now, appointment{start: int64(10 - i), key: key{campaign: fmt.Sprint(i), restaurant: "r"}, version: 1})
 	}
-	a.add(now, appointment{start: 1001, key: key{"later", "r"}, version: 1})
+	a.add(now, appointment{start: 1001, key: key{campaign: "later", restaurant: "r"}, version: 1})
 	if scheduled, waiting := a.len(); scheduled != 1 || waiting != 3 {
 		t.Errorf("%d scheduled and %d waiting, want 1 and 3", scheduled, waiting)
 	}
@@ -204,7 +204,7 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	if _, some := a.takeLeft(); some {
 		t.Error("the others are looked for twice")
 	}
-	a.fill(now, []appointment{{start: 10, key: key{"0", "r"}, version: 1}, {start: 7, key: key{"3", "r"}, version: 1}})
+	a.fill(now, []appointment{{start: 10, key: key{campaign: "0", restaurant: "r"}, version: 1}, {start: 7, key: key{campaign: "3", restaurant: "r"}, version: 1}})
 	if _, waiting := a.len(); waiting != 3+1 {
 		t.Errorf("%d wait, want the three that are brought, and one that was not listed", waiting)
 	}
@@ -223,7 +223,7 @@ func TestRepeatsDoNotHoldACampaignUp(t *testing.T) {
 	repeats := 0
 	envtest.Until(t, patience, func() error { // a repeat for each look
 		repeats++
-		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: c.json()}).FirstErr(); err != nil {
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: encodeCampaign(c)}).FirstErr(); err != nil {
 			return err
 		}
 		if n := svc.Status().Notifications.Decided; n < 3000 {
@@ -256,13 +256,13 @@ func TestUndoWhileTheMemoryForgets(t *testing.T) {
 			w.running(svc)
 			first := w.campaign("c", "r1")
 			first.Start = time.Now().Unix() + 3
-			w.produceAll(0, first.json(), w.campaign("o", "none").json())
+			w.produceAll(0, encodeCampaign(first), encodeCampaign(w.campaign("o", "none")))
 			w.read(0, 2)
 			second := first
 			if second.Content = "wrong price"; kind == "cancel" {
 				second.Start, second.End = 100, 200
 			}
-			w.produceAll(0, second.json(), w.campaign("new", "none").json(), first.json())
+			w.produceAll(0, encodeCampaign(second), encodeCampaign(w.campaign("new", "none")), encodeCampaign(first))
 			w.read(0, 5)
 			w.expect(map[string][]string{"c": {"a", "b"}})
 			for _, n := range w.rows() {
@@ -301,7 +301,7 @@ func TestNewestOfRandomMessagesStands(t *testing.T) {
 			}
 			lane := rnd.IntN(2)
 			at = at.Add(time.Millisecond)
-			batch = append(batch, &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: int32(lane), Value: c.json(), Timestamp: at})
+			batch = append(batch, &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: int32(lane), Value: encodeCampaign(c), Timestamp: at})
 			newest[c.ID+c.RestaurantID], sent[lane] = c, sent[lane]+1
 		}
 		if err := client.ProduceSync(t.Context(), batch...).FirstErr(); err != nil {
@@ -364,7 +364,7 @@ func TestSameMessageOnTwoPartitions(t *testing.T) {
 	for i := range 150 {
 		c := w.campaign(fmt.Sprint("c", i), fmt.Sprint("r", i%10))
 		want[c.ID] = subs[c.RestaurantID]
-		r := kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: c.json()}
+		r := kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: encodeCampaign(c)}
 		again := r
 		again.Partition = 1
 		if err := client.ProduceSync(t.Context(), &r, &again).FirstErr(); err != nil {
@@ -414,11 +414,11 @@ func TestOlderMessageLeavesALine(t *testing.T) {
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
 	c.Start = time.Now().Unix() + 1000
-	w.produceAt(0, time.Now().Add(50*time.Minute), c.json())
+	w.produceAt(0, time.Now().Add(50*time.Minute), encodeCampaign(c))
 	w.read(0, 1)
 	cancel := c
 	cancel.Start, cancel.End = 100, 200
-	w.produce(1, cancel.json())
+	w.produce(1, encodeCampaign(cancel))
 	w.read(1, 1)
 	w.end(c.End)
 	envtest.Until(t, patience, func() error {

@@ -14,7 +14,7 @@ func keysOf(list []appointment) (out []int64) {
 
 func TestAgenda(t *testing.T) {
 	now := time.Unix(1000, 0)
-	k, other := key{"c", "r"}, key{"d", "r"}
+	k, other := key{campaign: "c", restaurant: "r"}, key{campaign: "d", restaurant: "r"}
 	const v1, v2 = int64(1), int64(2)
 	for name, c := range map[string]struct {
 		act  func(a *agenda)

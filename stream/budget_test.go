@@ -25,7 +25,7 @@ func TestStepAllocations(t *testing.T) {
 			for _, text := range all[n*c.clients : (n+1)*c.clients] {
 				list.Append(packID(t, text))
 			}
-			picks = append(picks, &pick{live: &live{Campaign: example(t)}, clients: list})
+			picks = append(picks, &pick{live: &live{Campaign: example()}, clients: list})
 		}
 		var buffer []byte
 		out := &outbound{}
@@ -46,13 +46,4 @@ func TestStepAllocations(t *testing.T) {
 		build()
 		budget.Check(t, c.budget, testing.AllocsPerRun(20, build))
 	}
-}
-
-func TestCampaignAllocations(t *testing.T) {
-	text := []byte(contractExample)
-	budget.Check(t, "allocs_campaign", testing.AllocsPerRun(100, func() {
-		if _, err := ParseCampaign(text); err != nil {
-			t.Fatal(err)
-		}
-	}))
 }

@@ -1,3 +1,6 @@
+// Package campaign holds the rules of campaign messages: what a valid message
+// is, what identifies it, and which message of a campaign counts. It is pure: no
+// package of this module, no Kafka, no Postgres, no Pebble.
 package stream
 
 import (
@@ -29,11 +32,6 @@ type Campaign struct {
 	End          int64
 	Created      int64
 }
-
-// key names a campaign: the newest message of one key wins.
-type key struct{ campaign, restaurant string }
-
-func (c *Campaign) key() key { return key{c.ID, c.RestaurantID} }
 
 // size is about what the campaign holds in memory, in bytes.
 func (c *Campaign) size() int {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"dinnerbell/internal/budget"
 )
 
 // contractExample is the campaign of the contract, letter for letter.
@@ -138,11 +140,27 @@ func FuzzParseCampaign(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if err := (&live{Campaign: c}).pack(); err != nil {
-			t.Errorf("accepted a campaign that cannot be packed: %v", err)
-		}
 		if strings.ContainsRune(fmt.Sprint(*c), 0) || c.End <= c.Start {
 			t.Errorf("accepted %+v", *c)
 		}
 	})
+}
+
+func TestCampaignAllocations(t *testing.T) {
+	text := []byte(contractExample)
+	budget.Check(t, "allocs_campaign", testing.AllocsPerRun(100, func() {
+		if _, err := ParseCampaign(text); err != nil {
+			t.Fatal(err)
+		}
+	}))
+}
+
+// BenchmarkParseCampaign is what a message costs before anything is known of it.
+func BenchmarkParseCampaign(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ParseCampaign([]byte(contractExample)); err != nil {
+			b.Fatal(fmt.Errorf("parse: %w", err))
+		}
+	}
 }

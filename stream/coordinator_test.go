@@ -84,7 +84,7 @@ func TestCoordinatorThatIsNotAvailableIsShown(t *testing.T) {
 				return nil
 			})
 			there.Store(true)
-			w.produce(0, w.campaign("c", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c", "r1")))
 			w.expect(map[string][]string{"c": w.subs["r1"]})
 			if st := svc.Status(); st.LastError != "" || st.Lanes[0].LastError != "" {
 				t.Errorf("once it works: %+v", st)

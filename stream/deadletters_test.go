@@ -19,14 +19,14 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	huge.Content = strings.Repeat("x", 1_048_000) // as a campaign it fits a message, with a client it does not
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(defaultMaxMessage))
 	headers := []kgo.RecordHeader{{Key: "reason", Value: []byte("its own")}, {Key: "trace", Value: []byte("7")}}
-	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: 1, Key: []byte("k"), Value: huge.json(), Headers: headers}).FirstErr(); err != nil {
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: 1, Key: []byte("k"), Value: encodeCampaign(huge), Headers: headers}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
 	w.read(1, 1)
 	w.produce(0, []byte("no json"))
 	w.read(0, 1)
-	w.produce(0, w.campaign("m", "r1").json())
-	w.produce(1, w.campaign("n", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("m", "r1")))
+	w.produce(1, encodeCampaign(w.campaign("n", "r1")))
 	want := map[string][]string{"m": {"a", "b"}, "n": {"a", "b"}}
 	w.expect(want)
 

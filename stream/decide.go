@@ -190,7 +190,7 @@ func (d *decider) acceptNext(st *step) bool {
 // accept does with a message what judge says.
 func (d *decider) accept(st *step, m *message) {
 	before := d.newest(st, m)
-	now := known{position: position{d.lane.id, m.offset}, time: m.time, fingerprint: m.fingerprint}
+	now := known{position: position{lane: d.lane.id, offset: m.offset}, time: m.time, fingerprint: m.fingerprint}
 	found := judge(now, before)
 	if found == judgedRepeat && st.differs(m) {
 		// It repeats another lane's message, and the step holds an older one that the
@@ -230,7 +230,7 @@ func (d *decider) install(st *step, m *message, before *known) {
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &live{Campaign: m.campaign, from: position{d.lane.id, m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
+	l := &live{Campaign: m.campaign, from: position{lane: d.lane.id, offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
 	if before != nil {
 		l.version = before.version + 1
 	}
@@ -267,7 +267,7 @@ func (d *decider) repeat(st *step, m *message, before *known) {
 		d.sched.remove(old) // another lane's message has taken its place
 	}
 	now := *before
-	now.position, now.time = position{d.lane.id, m.offset}, m.time
+	now.position, now.time = position{lane: d.lane.id, offset: m.offset}, m.time
 	st.repeat(&live{Campaign: m.campaign, owner: before.owner, version: before.version}, now, before)
 	d.recent.put(m.campaign.key(), now)
 }

@@ -21,7 +21,7 @@ CREATE TRIGGER note AFTER UPDATE ON dinnerbell.campaign FOR EACH ROW EXECUTE FUN
 	for i := range 200 {
 		id := fmt.Sprint("c", i)
 		want[id] = w.subs["r1"]
-		values = append(values, w.campaign(id, "r1").json())
+		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produce(0, values...)
 	svc, _ := w.start()
@@ -43,7 +43,7 @@ func TestEditsOfOneBatch(t *testing.T) {
 	b.Content = "second content"
 	last := a
 	last.Content, last.Owner = "third content", "somebody"
-	w.produce(0, a.json(), a.json(), other.json(), b.json(), b.json(), a.json(), []byte("no json"), other.json(), last.json(), last.json())
+	w.produce(0, encodeCampaign(a), encodeCampaign(a), encodeCampaign(other), encodeCampaign(b), encodeCampaign(b), encodeCampaign(a), []byte("no json"), encodeCampaign(other), encodeCampaign(last), encodeCampaign(last))
 	svc, _ := w.start()
 	w.read(0, 10)
 	w.expect(map[string][]string{"c": w.subs["r1"], "other": w.subs["r2"]})

@@ -23,7 +23,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{"c": first})
 	if s := svc.Status(); s.DeliveredMisses != 0 {
 		t.Errorf("%d misses of a first message", s.DeliveredMisses)
@@ -31,7 +31,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 
 	w.subscribe(map[string][]string{"r1": all})
 	c.Content = "edited"
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	envtest.Until(t, patience, func() error {
 		if n := svc.Status().Notifications.Decided; n <= 10_000 {
 			return fmt.Errorf("%d decided", n)
@@ -59,10 +59,10 @@ func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
 	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 50)})
 	w.start()
 	now, c := time.Now(), w.campaign("c", "r1")
-	w.produceAt(1, now, c.json())
+	w.produceAt(1, now, encodeCampaign(c))
 	w.expect(map[string][]string{"c": w.subs["r1"]})
 	c.Content = "older"
-	w.produceAt(0, now.Add(-time.Second), c.json())
+	w.produceAt(0, now.Add(-time.Second), encodeCampaign(c))
 	w.read(0, 1)
 	if n := w.delivered(); n != 0 {
 		t.Errorf("%d pairs are left", n)

@@ -19,7 +19,7 @@ func BenchmarkFanOut(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		round++
-		w.produce(0, w.campaign(fmt.Sprint(round), "r").json())
+		w.produce(0, encodeCampaign(w.campaign(fmt.Sprint(round), "r")))
 		envtest.Until(b, patience, func() error {
 			if n := svc.Status().Notifications.Shipped; n < int64(round)*audience {
 				return fmt.Errorf("%d shipped", n)

@@ -103,7 +103,7 @@ func TestFeedbackTablesThatDiffer(t *testing.T) {
 			w.rowsSQL = w.noteSQL()
 			_, stop := w.start()
 			c := w.campaign(uuidCampaign, uuidRestaurant)
-			w.produce(0, c.json())
+			w.produce(0, encodeCampaign(c))
 			w.expect(map[string][]string{c.ID: all})
 			// Somebody else's row goes, and an edit goes by ON CONFLICT.
 			w.db.Exec(`DELETE FROM subscribers_feedback WHERE client_id = $1`, all[7])
@@ -144,7 +144,7 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	w.rowsSQL = `SELECT ` + contractTable().readSQL("f") + ` FROM ` + table + ` f`
 	w.start()
 	c := w.campaign("c1", "r1")
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{c.ID: all})
 	if n := w.db.Int(`SELECT count(*) FROM "a.b ""C""".log`); n != 40 {
 		t.Errorf("its trigger has noted %d rows, want 40", n)
@@ -195,7 +195,7 @@ func TestEditsOfOtherTypes(t *testing.T) {
 		uuidRestaurant, uuidCampaign, all[3])
 	w.start()
 	c := w.campaign(uuidCampaign, uuidRestaurant)
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	envtest.Until(t, patience, func() error {
 		if n := len(w.records()); n != 39 {
 			return fmt.Errorf("%d records", n)
@@ -203,9 +203,9 @@ func TestEditsOfOtherTypes(t *testing.T) {
 		return nil
 	})
 	c.Content = "edited"
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	next := w.campaign(uuidRestaurant, uuidRestaurant)
-	w.produce(0, next.json())
+	w.produce(0, encodeCampaign(next))
 	envtest.Until(t, patience, func() error {
 		if n := len(w.records()); n != 79 {
 			return fmt.Errorf("%d records", n)
@@ -261,7 +261,7 @@ func TestRefusedRows(t *testing.T) {
 			svc, _ := w.start()
 			first := w.campaign("c1", "r1")
 			first.Created = 1
-			w.produce(0, first.json(), w.campaign("c2", "r2").json())
+			w.produce(0, encodeCampaign(first), encodeCampaign(w.campaign("c2", "r2")))
 			keep := func(clients []string) []string {
 				return slices.DeleteFunc(slices.Clone(clients), func(id string) bool { return slices.Contains(c.out, id) })
 			}
@@ -333,11 +333,11 @@ func TestValuesThatATypeCannotCarry(t *testing.T) {
 	bad[1].Owner = "öwners7"
 	bad[2].End = 1 << 31
 	for _, c := range bad {
-		w.produce(0, c.json())
+		w.produce(0, encodeCampaign(c))
 	}
 	c := w.campaign(uuidCampaign, uuidRestaurant)
 	c.Owner = "öwners"
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{c.ID: good})
 	envtest.Until(t, patience, func() error {
 		dead := w.deadLetters()
@@ -345,7 +345,7 @@ func TestValuesThatATypeCannotCarry(t *testing.T) {
 			return fmt.Errorf("%d dead letters", len(dead))
 		}
 		for i, want := range []string{"adv_campaign_id \"ABCDEF00-", "adv_campaign_owner has 7 characters", "adv_campaign_datetime_end 2147483648 does not fit"} {
-			if !strings.Contains(dead[i].Reason, want) || string(dead[i].Value) != string(bad[i].json()) {
+			if !strings.Contains(dead[i].Reason, want) || string(dead[i].Value) != string(encodeCampaign(bad[i])) {
 				return fmt.Errorf("dead letter %d: %s", i, dead[i].Reason)
 			}
 		}
@@ -362,16 +362,16 @@ func TestTableAlteredWhileTheLaneRuns(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	want := map[string][]string{"c1": w.subs["r1"]}
 	w.expect(want)
 	w.db.Exec(`ALTER TABLE subscribers_feedback ALTER adv_campaign_datetime_start TYPE timestamptz USING to_timestamp(adv_campaign_datetime_start), ALTER client_id TYPE uuid USING client_id::uuid`)
 	w.rowsSQL = w.noteSQL()
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	want["c2"] = w.subs["r1"]
 	w.expect(want)
 	w.db.Exec(`DROP INDEX subscribers_feedback_adv_campaign_id_client_id_idx`)
-	w.produce(0, w.campaign("c3", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c3", "r1")))
 	w.expect(want)
 	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
@@ -503,7 +503,7 @@ func TestSinkThatIsNotUnicode(t *testing.T) {
 	plain := w.campaign("c2", "r1")
 	plain.Content = "promoción"
 	id := w.campaign("кампания", "r1")
-	w.produce(0, bad.json(), id.json(), plain.json(), w.campaign("c3", "r1").json())
+	w.produce(0, encodeCampaign(bad), encodeCampaign(id), encodeCampaign(plain), encodeCampaign(w.campaign("c3", "r1")))
 	w.expect(map[string][]string{"c2": good, "c3": good})
 	envtest.Until(t, patience, func() error {
 		dead := w.deadLetters()

@@ -26,12 +26,12 @@ CREATE TRIGGER skip_some BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXEC
 			svc := New(w.cfg, w.store, w.barrier)
 			ended := make(chan error, 1)
 			go func() { ended <- svc.Run(t.Context()) }()
-			w.produce(0, w.campaign("c0", "r2").json())
+			w.produce(0, encodeCampaign(w.campaign("c0", "r2")))
 			w.expect(map[string][]string{"c0": {"a"}})
 			if later {
 				w.db.Exec(skip)
 			}
-			w.produce(0, w.campaign("c1", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 			select {
 			case err := <-ended:
 				if halt, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(halt.What, "skip_some") {
@@ -58,7 +58,7 @@ func TestTriggerThatChangesRowsHalts(t *testing.T) {
 			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
 			w.db.Exec(`CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.` + column + ` := ` + change + `; RETURN NEW; END$$`)
 			w.db.Exec(`CREATE TRIGGER change_it BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION change()`)
-			w.produce(0, w.campaign("c1", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 			halt := w.halted()
 			if halt == nil || !strings.Contains(halt.What, "change_it") || !strings.Contains(halt.What, strings.TrimSuffix(column, "_id")) {
 				t.Errorf("halted with %v", halt)
@@ -81,7 +81,7 @@ func TestFunctionThatFailsIsNamed(t *testing.T) {
 			w.db.Exec(`CREATE FUNCTION public.broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO nowhere VALUES (1); RETURN NEW; END'`)
 			w.db.Exec(sql)
 			svc, _ := w.start()
-			w.produce(0, w.campaign("c1", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 			envtest.Until(t, patience, func() error {
 				lanes := svc.Status().Lanes
 				if len(lanes) == 0 || !strings.Contains(lanes[0].LastError, "function broken()") || !strings.Contains(lanes[0].LastError, "search_path") {

@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -54,7 +53,7 @@ func frames(t *testing.T, clients ...string) []byte {
 	}
 	var f copyFrames
 	f.begin(nil, 0)
-	f.add(contractKinds.render(example(t), 7), list)
+	f.add(contractKinds.render(example(), 7), list)
 	return f.end()
 }
 
@@ -180,7 +179,7 @@ func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 	for _, c := range uuids(2000) {
 		list.Append(packID(t, c))
 	}
-	w := contractKinds.render(example(t), 7)
+	w := contractKinds.render(example(), 7)
 	size := list.Len() * (len(w.copyHead) + 4 + 36)
 	var buf []byte
 	encode := func() {
@@ -201,7 +200,7 @@ func BenchmarkEncodeCopy(b *testing.B) {
 	for _, c := range uuids(2000) {
 		list.Append(packID(b, c))
 	}
-	w := contractKinds.render(example(b), 7)
+	w := contractKinds.render(example(), 7)
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
@@ -216,19 +215,9 @@ func BenchmarkEncodeCopy(b *testing.B) {
 
 // BenchmarkRenderCampaign is what a campaign costs once per step.
 func BenchmarkRenderCampaign(b *testing.B) {
-	c := example(b)
+	c := example()
 	b.ReportAllocs()
 	for b.Loop() {
 		contractKinds.render(c, 7)
-	}
-}
-
-// BenchmarkParseCampaign is what a message costs before anything is known of it.
-func BenchmarkParseCampaign(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := ParseCampaign([]byte(contractExample)); err != nil {
-			b.Fatal(fmt.Errorf("parse: %w", err))
-		}
 	}
 }

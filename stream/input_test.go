@@ -38,11 +38,11 @@ func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	svc, stop := w.start()
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID(envtest.Name("producer")))
-	w.produceTxn(client, kgo.TryCommit, w.campaign("c1", "r1").json())
+	w.produceTxn(client, kgo.TryCommit, encodeCampaign(w.campaign("c1", "r1")))
 	const aborted = 40
 	began := time.Now()
 	for i := range aborted {
-		w.produceTxn(client, kgo.TryAbort, w.campaign(fmt.Sprint("x", i), "r1").json())
+		w.produceTxn(client, kgo.TryAbort, encodeCampaign(w.campaign(fmt.Sprint("x", i), "r1")))
 	}
 	w.expect(map[string][]string{"c1": w.subs["r1"]})
 	adm := kadm.NewClient(w.kafka.Client())
@@ -69,7 +69,7 @@ func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 	stop()
 	w.deleteRecords(w.cfg.Kafka.Campaigns, 0)
 	w.start()
-	w.produceTxn(client, kgo.TryCommit, w.campaign("c2", "r1").json())
+	w.produceTxn(client, kgo.TryCommit, encodeCampaign(w.campaign("c2", "r1")))
 	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"]})
 }
 

@@ -22,13 +22,13 @@ func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, 1, map[string][]string{"r1": {"a", "b"}})
 			w.cfg.Kafka.Start = start()
-			w.produce(0, w.campaign("before", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("before", "r1")))
 			_, stop := w.start()
 			w.read(0, 1) // the lane row is there, and it begins behind the first message
 			stop()
-			w.produce(0, w.campaign("down", "r1").json()) // while no daemon runs
+			w.produce(0, encodeCampaign(w.campaign("down", "r1"))) // while no daemon runs
 			w.grow(w.cfg.Kafka.Campaigns, 2)
-			w.produce(1, w.campaign("new partition", "r1").json())
+			w.produce(1, encodeCampaign(w.campaign("new partition", "r1")))
 			if _, err := SetupTopics(t.Context(), w.cfg.ClaimConfig); err != nil { // the progress topic grows with it
 				t.Fatal(err)
 			}

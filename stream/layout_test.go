@@ -31,7 +31,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	live, shipped, done, scheduled := w.campaign("live", "r1"), w.campaign("undelivered", "r1"), w.campaign("done", "r1"), w.campaign("scheduled", "r1")
 	scheduled.Start = now.Unix() + 5
 	for i, c := range []Campaign{done, shipped, live, scheduled} { // as the topic has them
-		w.produceAt(0, now.Add(time.Duration(i-1000)*time.Millisecond), c.json())
+		w.produceAt(0, now.Add(time.Duration(i-1000)*time.Millisecond), encodeCampaign(c))
 	}
 	w.ownRow(0, 4, 1)
 	w.ownRow(1, 0, 0)
@@ -87,7 +87,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	}
 	// A repeat and an edit of what the former layout has accepted.
 	live.Content = "edited"
-	w.produce(1, done.json(), live.json())
+	w.produce(1, encodeCampaign(done), encodeCampaign(live))
 	w.read(1, 2)
 	w.expect(want)
 	if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE msg_lane = 1`); n != 2 {

@@ -16,14 +16,14 @@ func TestBurstOfEdits(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": all, "r2": {"x"}})
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{"c": all})
 	var burst [][]byte
 	for i := range 100 {
 		c.Content = fmt.Sprint("edit ", i)
-		burst = append(burst, c.json())
+		burst = append(burst, encodeCampaign(c))
 	}
-	w.produceAll(0, append(burst, w.campaign("other", "r2").json())...)
+	w.produceAll(0, append(burst, encodeCampaign(w.campaign("other", "r2")))...)
 	w.expect(map[string][]string{"c": all, "other": {"x"}})
 	envtest.Until(t, patience, func() error {
 		if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE state = 'finished'`); n != 2 {
@@ -77,7 +77,7 @@ func TestCampaignsBeyondTheAgendaAreJoined(t *testing.T) {
 	for i := range 60 {
 		id := fmt.Sprint("c", i)
 		want[id] = w.subs["r1"]
-		values = append(values, w.campaign(id, "r1").json())
+		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produceAll(0, values...)
 	w.read(0, 60)

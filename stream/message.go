@@ -1,8 +1,6 @@
 package stream
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -30,24 +28,6 @@ type message struct {
 	replaced  bool  // the topic has a newer message of the campaign
 	delivered id.ID // what the delivered cache has those under who have the campaign
 	have      int   // of them
-}
-
-// fingerprint identifies the content of a message: all eight fields.
-type fingerprint [sha256.Size]byte
-
-func (c *Campaign) fingerprint() fingerprint {
-	h := sha256.New()
-	var n [8]byte
-	for _, f := range []string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact} {
-		binary.BigEndian.PutUint64(n[:], uint64(len(f)))
-		h.Write(n[:])
-		h.Write([]byte(f))
-	}
-	for _, t := range []int64{c.Start, c.End, c.Created} {
-		binary.BigEndian.PutUint64(n[:], uint64(t))
-		h.Write(n[:])
-	}
-	return fingerprint(h.Sum(nil))
 }
 
 // messageParser turns records of the campaigns topic into messages.

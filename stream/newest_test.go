@@ -47,11 +47,11 @@ func TestBackToEarlierContentOverLanes(t *testing.T) {
 	b := a
 	b.End = a.Start + 5
 	now := time.Now()
-	w.produceAt(0, now, a.json())
+	w.produceAt(0, now, encodeCampaign(a))
 	w.read(0, 1)
-	w.produceAt(1, now.Add(10*time.Millisecond), b.json())
+	w.produceAt(1, now.Add(10*time.Millisecond), encodeCampaign(b))
 	w.read(1, 1)
-	w.produceAt(0, now.Add(20*time.Millisecond), a.json())
+	w.produceAt(0, now.Add(20*time.Millisecond), encodeCampaign(a))
 	w.read(0, 2)
 	w.end(a.End)
 }
@@ -65,10 +65,10 @@ func TestRepeatMovesTheTime(t *testing.T) {
 	b := a
 	b.End = a.Start + 5
 	now := time.Now()
-	w.produceAt(0, now, a.json())
-	w.produceAt(0, now.Add(20*time.Millisecond), a.json())
+	w.produceAt(0, now, encodeCampaign(a))
+	w.produceAt(0, now.Add(20*time.Millisecond), encodeCampaign(a))
 	w.read(0, 2)
-	w.produceAt(1, now.Add(10*time.Millisecond), b.json())
+	w.produceAt(1, now.Add(10*time.Millisecond), encodeCampaign(b))
 	w.read(1, 1)
 	w.end(a.End)
 }
@@ -83,10 +83,10 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	at := func(offset int64, c Campaign, known *known) *message {
 		return &message{offset: offset, time: offset, campaign: &c, fingerprint: c.fingerprint(), known: known}
 	}
-	theirs := &known{position: position{1, 7}, time: 7, fingerprint: newest.fingerprint(), version: 9, owner: 1}
-	before := &known{position: position{1, 2}, time: 2, fingerprint: older.fingerprint(), version: 1, owner: 1}
+	theirs := &known{position: position{lane: 1, offset: 7}, time: 7, fingerprint: newest.fingerprint(), version: 9, owner: 1}
+	before := &known{position: position{lane: 1, offset: 2}, time: 2, fingerprint: older.fingerprint(), version: 1, owner: 1}
 	for name, first := range map[string]*message{
-		"first message": at(3, older, nil), "edit": at(3, older, &known{position: position{1, 2}, time: 2, version: 1, owner: 1}), "repeat": at(3, older, before),
+		"first message": at(3, older, nil), "edit": at(3, older, &known{position: position{lane: 1, offset: 2}, time: 2, version: 1, owner: 1}), "repeat": at(3, older, before),
 	} {
 		d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(contractTable())
 		d.accept(st, first)

@@ -54,8 +54,8 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 	cancelled.Start = time.Now().Unix() + 1000
 	cancel := cancelled
 	cancel.Start, cancel.End = 1000, 2000
-	w.produce(0, []byte("no json"), expired.json(), cancelled.json(), cancel.json(), w.campaign("alone", "r2").json(),
-		w.campaign("upper", strings.ToUpper(lower)).json(), w.campaign("padded", "rest_1").json(), w.campaign("met", "r1").json())
+	w.produce(0, []byte("no json"), encodeCampaign(expired), encodeCampaign(cancelled), encodeCampaign(cancel), encodeCampaign(w.campaign("alone", "r2")),
+		encodeCampaign(w.campaign("upper", strings.ToUpper(lower))), encodeCampaign(w.campaign("padded", "rest_1")), encodeCampaign(w.campaign("met", "r1")))
 	w.expect(map[string][]string{"met": {"a"}})
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); s.Counts != (Counts{Decided: 1, Shipped: 1, Expired: 2, Dead: 1, WithoutAudience: 3}) {
@@ -110,8 +110,8 @@ func TestCountsStayWhenLanesMove(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 40)})
 	first, _ := w.start()
-	w.produce(0, w.campaign("c0", "r1").json(), []byte("no json"))
-	w.produce(1, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c0", "r1")), []byte("no json"))
+	w.produce(1, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c0": w.subs["r1"], "c1": w.subs["r1"]})
 	want := Counts{Decided: 80, Shipped: 80, Dead: 1}
 	if got := first.Status().Counts; got != want {

@@ -28,7 +28,7 @@ func TestNobodyElsesLockHoldsALaneUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a", "b"}})
 }
 
@@ -74,11 +74,11 @@ CREATE FUNCTION evil.unnest(text[]) RETURNS SETOF text LANGUAGE plpgsql AS 'BEGI
 		w.db.Exec(`ALTER DATABASE ` + w.db.Name + ` SET ` + setting)
 	}
 	w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}})
 	c := w.campaign("c1", "r1")
 	c.Content = "edited"
-	w.produce(0, c.json(), w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(c), encodeCampaign(w.campaign("c2", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}, "c2": {"a"}})
 	if n := w.db.Int(`SELECT count(*) FROM evil.called`); n != 0 {
 		t.Errorf("functions of another schema were called %d times", n)
@@ -120,7 +120,7 @@ func TestResolveRefusesALaneThatRuns(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	svc, stop := w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}})
 	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
 		t.Errorf("resolve: %v", err)
@@ -144,7 +144,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		for lane := range int32(8) {
 			c := w.campaign(fmt.Sprint(round, lane), "r1")
 			want[c.ID] = []string{"a"}
-			w.produce(lane, c.json())
+			w.produce(lane, encodeCampaign(c))
 		}
 	}
 	ours := `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'dinnerbell %'`

@@ -18,7 +18,7 @@ func samplePayload(t testing.TB) *payload {
 	}
 	return &payload{seq: 9,
 		segments: []segment{
-			{campaign: example(t), trigger: 1700000000, clients: a},
+			{campaign: example(), trigger: 1700000000, clients: a},
 			{campaign: &Campaign{RestaurantID: "r", ID: "c", Start: 1, End: 2}, trigger: 1700000001, clients: b},
 		},
 		dead: []deadLetter{

@@ -180,7 +180,7 @@ func TestLargeMessagesHoldLittleMemory(t *testing.T) {
 				for i := range c.messages {
 					m := w.campaign(fmt.Sprint("c", i), "r1")
 					m.Content = strings.Repeat("x", size)
-					w.produceRaw(plainCodec, 1, plainRecord(0, string(m.json())))
+					w.produceRaw(plainCodec, 1, plainRecord(0, string(encodeCampaign(m))))
 				}
 			} else {
 				done = func(s *Service) int64 { return s.Status().Campaigns.Dead }
@@ -239,16 +239,16 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 	}
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 10)})
 	w.cfg.Logger = nil
-	w.produceRaw(zstdCodec, 2, bomb(t, zstdCodec, 700<<20, 600<<20))                      // 0, 1
-	w.produceRaw(gzipCodec, 1, bomb(t, gzipCodec, 60<<20))                                // 2
-	w.produceRaw(lz4Codec, 1, bomb(t, lz4Codec, 30<<20))                                  // 3
-	w.produceRaw(gzipCodec, 3, []byte("no gzip at all"))                                  // 4 to 6
-	w.produceRaw(plainCodec, 5, append(plainRecord(0, "x"), plainRecord(1, "y")...))      // 7, 8, and 9 to 11
-	w.produceRaw(plainCodec, 2, append(plainRecord(0, "x"), plainRecord(0, "again")...))  // 12, and 13
-	w.produceRaw(zstdCodec, 1, bomb(t, zstdCodec, 100<<10))                               // 14: no bomb
-	w.produceRaw(plainCodec, 1, plainRecord(0, string(w.campaign("good", "r1").json())))  // 15
-	w.produceRaw(plainCodec, 1, binary.AppendVarint(nil, 1<<30))                          // 16
-	w.produceRaw(gzipCodec, 4, []byte("nothing follows that says where this batch ends")) // 17 to 20
+	w.produceRaw(zstdCodec, 2, bomb(t, zstdCodec, 700<<20, 600<<20))                              // 0, 1
+	w.produceRaw(gzipCodec, 1, bomb(t, gzipCodec, 60<<20))                                        // 2
+	w.produceRaw(lz4Codec, 1, bomb(t, lz4Codec, 30<<20))                                          // 3
+	w.produceRaw(gzipCodec, 3, []byte("no gzip at all"))                                          // 4 to 6
+	w.produceRaw(plainCodec, 5, append(plainRecord(0, "x"), plainRecord(1, "y")...))              // 7, 8, and 9 to 11
+	w.produceRaw(plainCodec, 2, append(plainRecord(0, "x"), plainRecord(0, "again")...))          // 12, and 13
+	w.produceRaw(zstdCodec, 1, bomb(t, zstdCodec, 100<<10))                                       // 14: no bomb
+	w.produceRaw(plainCodec, 1, plainRecord(0, string(encodeCampaign(w.campaign("good", "r1"))))) // 15
+	w.produceRaw(plainCodec, 1, binary.AppendVarint(nil, 1<<30))                                  // 16
+	w.produceRaw(gzipCodec, 4, []byte("nothing follows that says where this batch ends"))         // 17 to 20
 	peak := heapPeak()
 	_, stop := w.start()
 	w.expect(map[string][]string{"good": w.subs["r1"]})
@@ -271,7 +271,7 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 	w.read(0, 21)
 	stop()
 	w.start() // and nothing comes again
-	w.produce(0, w.campaign("next", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("next", "r1")))
 	w.expect(map[string][]string{"good": w.subs["r1"], "next": w.subs["r1"]})
 }
 
@@ -311,7 +311,7 @@ func damagedWorld(t *testing.T, damages func() bool) *world {
 	for _, id := range []string{"before", marker, "behind"} {
 		c := w.campaign(id, "r1")
 		c.Content = id
-		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: c.json()}).FirstErr(); err != nil {
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: encodeCampaign(c)}).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -26,7 +26,7 @@ func TestStartWaitsForSetup(t *testing.T) {
 	if _, err := SetupTopics(t.Context(), w.cfg.ClaimConfig); err != nil {
 		t.Fatal(err)
 	}
-	w.produce(1, w.campaign("c", "r1").json())
+	w.produce(1, encodeCampaign(w.campaign("c", "r1")))
 	w.expect(map[string][]string{"c": w.subs["r1"]})
 }
 

@@ -75,14 +75,14 @@ func TestForeignProgressRecords(t *testing.T) {
 	}
 	write("junk", `{"seq":77}`)
 	_, stop := w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": w.subs["r1"]})
 	stop()
 	write("0", "junk")
 	write("0", "{}")
 	write("another", `{"seq":99}`)
 	_, stop = w.start()
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"]})
 	stop()
 	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete") // Kafka deletes from no compacted topic

@@ -243,7 +243,7 @@ func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)
 		}
 		if err != nil {
-			letter := l.letters.complete((&live{Campaign: c, from: position{l.lane, m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
+			letter := l.letters.complete((&live{Campaign: c, from: position{lane: l.lane, offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
 			letter.timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}

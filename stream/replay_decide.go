@@ -21,7 +21,7 @@ const (
 // verdict compares the message with what is known of its campaign: before, nil
 // if nothing.
 func (m *message) verdict(lane int32, before *known, now int64) verdict {
-	this := known{position: position{lane, m.offset}, time: m.time}
+	this := known{position: position{lane: lane, offset: m.offset}, time: m.time}
 	same := before != nil && before.position == this.position
 	wins := !m.replaced && (before == nil || same || surelyNewer(this, *before))
 	switch {

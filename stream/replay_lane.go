@@ -184,7 +184,7 @@ func (l *laneReplay) prepare(ctx context.Context, messages *inspector, batch []m
 		if !l.plan.has(d) { // another round's
 			continue
 		}
-		m.fresh, m.replaced = fresh, l.plan.replaced(d, known{position: position{l.id, m.offset}, time: m.time})
+		m.fresh, m.replaced = fresh, l.plan.replaced(d, known{position: position{lane: l.id, offset: m.offset}, time: m.time})
 		v := m.verdict(l.id, m.known, fresh.Unix())
 		counts.note(v, m.campaign.Start > fresh.Unix())
 		if v == replayJoin || v == replayCancel {

@@ -28,7 +28,7 @@ func TestReplayOfALiveCampaign(t *testing.T) {
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
-	w.produce(0, c.json(), c.json()) // the second is an identical repeat
+	w.produce(0, encodeCampaign(c), encodeCampaign(c)) // the second is an identical repeat
 	w.decided(svc, 1000)
 	w.read(0, 2)
 	got := w.replay(svc, ReplayRequest{})
@@ -50,7 +50,7 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{"c": all[:10]})
 	w.subscribe(map[string][]string{"r1": all})
 	ended := make(chan error, 1)
@@ -61,7 +61,7 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 	w.decided(svc, 1000)
 	edit := c
 	edit.Content = "edited"
-	w.produceAt(1, time.Now(), edit.json())
+	w.produceAt(1, time.Now(), encodeCampaign(edit))
 	select {
 	case err := <-ended:
 		if err != nil {

@@ -98,8 +98,8 @@ func TestReplayNotifiesOnlyTheMissed(t *testing.T) {
 	all := clients("0000", 5000)
 	w := newWorld(t, 2, map[string][]string{"r1": all[:3000], "r2": all[:10]})
 	svc, _ := w.start()
-	w.produce(0, w.campaign("c1", "r1").json(), w.campaign("c2", "r2").json())
-	w.produce(1, w.campaign("c3", "r3").json(), w.campaign("m", "r2").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r2")))
+	w.produce(1, encodeCampaign(w.campaign("c3", "r3")), encodeCampaign(w.campaign("m", "r2")))
 	w.expect(map[string][]string{"c1": all[:3000], "c2": all[:10], "m": all[:10]})
 
 	w.subscribe(map[string][]string{"r1": all, "r2": all[:10], "r3": all[:700]})
@@ -141,18 +141,18 @@ func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	newerOfBoth.Content = "newer"
 
 	w.produceAt(0, at(1), []byte("no json"))
-	w.produceAt(0, at(2), ended(w.campaign("expired", "r1")).json())
-	w.produceAt(0, at(3), w.campaign("cancelled", "r3").json())
-	w.produceAt(0, at(4), scheduled.json())
-	w.produceAt(0, at(5), edited.json())
-	w.produceAt(0, at(6), edit.json())
-	w.produceAt(0, at(7), w.campaign("shared", "r1").json())
-	w.produceAt(0, at(8), w.campaign("shared", "r2").json())
-	w.produceAt(0, at(9), both.json())
+	w.produceAt(0, at(2), encodeCampaign(ended(w.campaign("expired", "r1"))))
+	w.produceAt(0, at(3), encodeCampaign(w.campaign("cancelled", "r3")))
+	w.produceAt(0, at(4), encodeCampaign(scheduled))
+	w.produceAt(0, at(5), encodeCampaign(edited))
+	w.produceAt(0, at(6), encodeCampaign(edit))
+	w.produceAt(0, at(7), encodeCampaign(w.campaign("shared", "r1")))
+	w.produceAt(0, at(8), encodeCampaign(w.campaign("shared", "r2")))
+	w.produceAt(0, at(9), encodeCampaign(both))
 	w.read(0, 9)
-	w.produceAt(1, at(10), newerOfBoth.json())
-	w.produceAt(1, at(11), ended(w.campaign("cancelled", "r3")).json())
-	w.produceAt(1, at(12), w.campaign("m", "r1").json())
+	w.produceAt(1, at(10), encodeCampaign(newerOfBoth))
+	w.produceAt(1, at(11), encodeCampaign(ended(w.campaign("cancelled", "r3"))))
+	w.produceAt(1, at(12), encodeCampaign(w.campaign("m", "r1")))
 	want := map[string][]string{"edited": few[:5], "shared": few[:5], "both": few[:5], "m": few[:5]}
 	w.expect(want)
 	w.read(1, 3)
@@ -191,11 +191,11 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	moved := later
 	moved.Start = now.Unix() + 3000
 
-	w.produceAt(1, at(2), ended(w.campaign("cancelled", "r1")).json())
-	w.produceAt(0, at(1), w.campaign("cancelled", "r1").json())
-	w.produceAt(0, at(3), w.campaign("skipped", "r1").json())
-	w.produceAt(1, at(4), w.campaign("skipped edit", "r1").json())
-	w.produceAt(0, at(5), later.json())
+	w.produceAt(1, at(2), encodeCampaign(ended(w.campaign("cancelled", "r1"))))
+	w.produceAt(0, at(1), encodeCampaign(w.campaign("cancelled", "r1")))
+	w.produceAt(0, at(3), encodeCampaign(w.campaign("skipped", "r1")))
+	w.produceAt(1, at(4), encodeCampaign(w.campaign("skipped edit", "r1")))
+	w.produceAt(0, at(5), encodeCampaign(later))
 	// As `resolve --accept-missing` leaves it.
 	if err := initLanesOf(w); err != nil {
 		t.Fatal(err)
@@ -207,8 +207,8 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	w.expect(map[string][]string{"skipped": few, "skipped edit": few})
 
 	// The row of a campaign that runs still is older than a cancel that was skipped.
-	w.produceAt(0, at(6), moved.json())
-	w.produceAt(0, at(7), ended(later).json())
+	w.produceAt(0, at(6), encodeCampaign(moved))
+	w.produceAt(0, at(7), encodeCampaign(ended(later)))
 	w.read(0, 5)
 	stop()
 	w.db.Exec(`UPDATE dinnerbell.campaign SET msg_offset = 2, adv_campaign_datetime_start = $1, adv_campaign_datetime_end = $2, state = 'pending' WHERE adv_campaign_id = 'later'`, later.Start, later.End)
@@ -252,7 +252,7 @@ func TestReplayInRounds(t *testing.T) {
 	for i := range 60 {
 		id := fmt.Sprintf("c%d", i)
 		want[id] = few
-		values[i%2] = append(values[i%2], w.campaign(id, "r1").json(), w.campaign(id, "r2").json())
+		values[i%2] = append(values[i%2], encodeCampaign(w.campaign(id, "r1")), encodeCampaign(w.campaign(id, "r2")))
 	}
 	for p, v := range values {
 		w.produce(int32(p), append(v, []byte("dead"))...)
@@ -273,7 +273,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 	want := map[string][]string{}
 	for i := range 12 {
 		id := fmt.Sprintf("big%d", i)
-		w.produce(0, w.campaign(id, "big").json())
+		w.produce(0, encodeCampaign(w.campaign(id, "big")))
 		want[id] = all
 	}
 	w.read(0, 12)
@@ -297,7 +297,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 		before := svc.Status().Lanes[0].Decided
 		id := fmt.Sprintf("small%d", i)
 		want[id] = w.subs["small"]
-		w.produce(0, w.campaign(id, "small").json())
+		w.produce(0, encodeCampaign(w.campaign(id, "small")))
 		envtest.Until(t, patience, func() error {
 			if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, id); n != 10 {
 				return fmt.Errorf("%d of 10", n)
@@ -336,7 +336,7 @@ func TestReplayThatIsInterrupted(t *testing.T) {
 	for i := range 10 {
 		id := fmt.Sprintf("c%d", i)
 		want[id] = all
-		values = append(values, w.campaign(id, "r1").json())
+		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produce(0, values...)
 	w.read(0, 10)
@@ -390,7 +390,7 @@ func TestReplayOfWhatIsDeleted(t *testing.T) {
 	svc, _ := w.start()
 	now := time.Now()
 	for i := range 5 {
-		w.produceAt(0, now.Add(time.Duration(i-100)*time.Second), w.campaign(fmt.Sprint("c", i), "r1").json())
+		w.produceAt(0, now.Add(time.Duration(i-100)*time.Second), encodeCampaign(w.campaign(fmt.Sprint("c", i), "r1")))
 	}
 	w.read(0, 5)
 	adm := kadm.NewClient(w.kafka.Client())
@@ -432,8 +432,8 @@ func TestReplayNamesLanesOfOtherDaemons(t *testing.T) {
 		}
 		return nil
 	})
-	w.produce(0, w.campaign("c0", "r1").json())
-	w.produce(1, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c0", "r1")))
+	w.produce(1, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c0": {"a"}, "c1": {"a"}})
 	covered := map[int32]int{}
 	for _, svc := range []*Service{first, second} {

@@ -46,16 +46,16 @@ func TestHangingTransactionIsShown(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
 	w.inputPatience = time.Nanosecond
 	svc, _ := w.start()
-	w.produce(0, w.campaign("c0", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c0", "r1")))
 	w.expect(map[string][]string{"c0": {"a"}})
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID(envtest.Name("hung")))
 	if err := client.BeginTransaction(); err != nil {
 		t.Fatal(err)
 	}
-	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: w.campaign("c1", "r1").json()}).FirstErr(); err != nil {
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Value: encodeCampaign(w.campaign("c1", "r1"))}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	held := func(want bool) {
 		t.Helper()
 		envtest.Until(t, patience, func() error {

@@ -66,7 +66,7 @@ func delivered(t *testing.T, save func(w *world)) *world {
 	t.Helper()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 500), "r2": clients("0001", 30)})
 	_, stop := w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": w.subs["r1"]})
 	stop()
 	if bad := w.audit(); len(bad) > 0 {
@@ -74,7 +74,7 @@ func delivered(t *testing.T, save func(w *world)) *world {
 	}
 	save(w)
 	_, stop = w.start()
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"]})
 	stop()
 	return w
@@ -113,7 +113,7 @@ func TestPostgresRestoredFromABackupHalts(t *testing.T) {
 				t.Errorf("resolved again: %s", again)
 			}
 			w.start()
-			w.produce(0, w.campaign("c3", "r2").json())
+			w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 			want := map[string][]string{"c1": w.subs["r1"], "c3": w.subs["r2"]}
 			if accept == AcceptRepeats {
 				want["c2"] = w.subs["r1"] // again: its rows were lost
@@ -191,7 +191,7 @@ func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {
 				}
 				t.Log(w.resolve(accept))
 				w.start()
-				w.produce(0, w.campaign("c3", "r2").json())
+				w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 				// Nobody has two rows, whatever was accepted; the topic is the choice's matter.
 				envtest.Until(t, patience, func() error {
 					return matches(w.rows(), map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
@@ -229,7 +229,7 @@ func TestKafkaThatLostItsEndHalts(t *testing.T) {
 			}
 			w.resolve(AcceptMissing)
 			w.start()
-			w.produce(0, w.campaign("c3", "r2").json())
+			w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 			w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
 		})
 	}
@@ -239,8 +239,8 @@ func TestKafkaThatLostItsEndHalts(t *testing.T) {
 func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
 	t.Parallel()
 	w := delivered(t, func(*world) {})
-	w.produce(0, w.campaign("lost", "r1").json())
-	w.produce(0, w.campaign("c3", "r2").json())
+	w.produce(0, encodeCampaign(w.campaign("lost", "r1")))
+	w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 	adm := kadm.NewClient(w.kafka.Client())
 	var upTo kadm.Offsets
 	upTo.Add(kadm.Offset{Topic: w.cfg.Kafka.Campaigns, Partition: 0, At: 3})
@@ -297,7 +297,7 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	_, stop := w.start()
 	c := w.campaign("scheduled", "r2")
 	c.Start += 3000
-	w.produce(0, c.json(), c.json(), c.json())
+	w.produce(0, encodeCampaign(c), encodeCampaign(c), encodeCampaign(c))
 	w.read(0, 5)
 	stop()
 	w.recreate(w.cfg.Kafka.Campaigns)
@@ -307,7 +307,7 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	w.resolve(AcceptMissing)
 	w.start()
 	c.Start -= 3000
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "scheduled": w.subs["r2"]})
 }
 

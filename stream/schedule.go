@@ -193,20 +193,6 @@ func (s *schedule) turn(l *live, room int, take takeFunc) (int, error) {
 	return used, nil
 }
 
-func compareKeys(a, b key) int {
-	switch {
-	case a.campaign < b.campaign:
-		return -1
-	case a.campaign > b.campaign:
-		return 1
-	case a.restaurant < b.restaurant:
-		return -1
-	case a.restaurant > b.restaurant:
-		return 1
-	}
-	return 0
-}
-
 // pack fills in the packed id of the restaurant.
 func (l *live) pack() (err error) {
 	if l.restaurant, err = id.Pack(l.RestaurantID); err != nil {

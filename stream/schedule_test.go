@@ -185,3 +185,17 @@ func TestCampaignsOfOneIDAreContested(t *testing.T) {
 		t.Errorf("%d ids are kept for one campaign", len(s.byID))
 	}
 }
+
+// Whatever intake accepts can be scheduled.
+func FuzzAcceptedCampaignCanBePacked(f *testing.F) {
+	f.Add(encodeCampaign(*example()))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		c, err := ParseCampaign(value)
+		if err != nil {
+			return
+		}
+		if err := (&live{Campaign: c}).pack(); err != nil {
+			t.Errorf("accepted a campaign that cannot be packed: %v", err)
+		}
+	})
+}

@@ -171,7 +171,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 		t.Errorf("setup under the daemon's role: %v", err)
 	}
 	w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}})
 }
 

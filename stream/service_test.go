@@ -14,8 +14,8 @@ func TestCampaignReachesEverySubscriberOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 300), "r2": {"a", "b:c", "клиент", `q"\`}, "r3": nil})
 	svc, stop := w.start()
-	w.produce(0, w.campaign("c1", "r1").json(), w.campaign("c2", "r2").json(), w.campaign("c3", "r3").json())
-	w.produce(1, w.campaign("c4", "r2").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r2")), encodeCampaign(w.campaign("c3", "r3")))
+	w.produce(1, encodeCampaign(w.campaign("c4", "r2")))
 	want := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r2"], "c4": w.subs["r2"]}
 	w.expect(want)
 	w.checkLanes(svc)
@@ -23,7 +23,7 @@ func TestCampaignReachesEverySubscriberOnce(t *testing.T) {
 	// A restart does nothing again; what comes then is delivered.
 	stop()
 	w.start()
-	w.produce(1, w.campaign("c5", "r1").json())
+	w.produce(1, encodeCampaign(w.campaign("c5", "r1")))
 	want["c5"] = w.subs["r1"]
 	w.expect(want)
 }
@@ -33,17 +33,17 @@ func TestNewestMessageWins(t *testing.T) {
 	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 10)})
 	w.start()
 	c := w.campaign("c", "r1")
-	w.produce(0, c.json(), c.json())
+	w.produce(0, encodeCampaign(c), encodeCampaign(c))
 	w.expect(map[string][]string{"c": w.subs["r1"]})
 
 	// Repeated and edited after everybody has it, on either partition: nobody twice.
-	w.produce(1, c.json())
+	w.produce(1, encodeCampaign(c))
 	c.Content = "edited"
-	w.produce(1, c.json())
-	w.produce(0, c.json())
+	w.produce(1, encodeCampaign(c))
+	w.produce(0, encodeCampaign(c))
 	// A marker behind each partition's messages says that they were read.
-	w.produce(0, w.campaign("m0", "r2").json())
-	w.produce(1, w.campaign("m1", "r2").json())
+	w.produce(0, encodeCampaign(w.campaign("m0", "r2")))
+	w.produce(1, encodeCampaign(w.campaign("m1", "r2")))
 	w.expect(map[string][]string{"c": w.subs["r1"], "m0": w.subs["r2"], "m1": w.subs["r2"]})
 	for _, n := range w.rows() {
 		if n.ID == "c" && n.Content == "edited" {
@@ -61,7 +61,7 @@ func TestEditAppliesToThoseNotNotifiedYet(t *testing.T) {
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	envtest.Until(t, patience, func() error {
 		if n := svc.Status().Notifications.Decided; n < 500 {
 			return fmt.Errorf("%d decided", n)
@@ -69,7 +69,7 @@ func TestEditAppliesToThoseNotNotifiedYet(t *testing.T) {
 		return nil
 	})
 	c.Content = "edited"
-	w.produce(1, c.json()) // on the other partition: the lane changes, too
+	w.produce(1, encodeCampaign(c)) // on the other partition: the lane changes, too
 	w.expect(map[string][]string{"c": all})
 	edited := 0
 	for _, n := range w.rows() {
@@ -87,10 +87,10 @@ func TestOneNotificationPerClientOverRestaurants(t *testing.T) {
 	all := clients("0000", 3000)
 	w := newWorld(t, 2, map[string][]string{"r1": all[:2500], "r2": all[500:]})
 	w.start()
-	w.produce(0, w.campaign("c", "r1").json(), w.campaign("c", "r2").json())
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")), encodeCampaign(w.campaign("c", "r2")))
 	w.expect(map[string][]string{"c": all})
-	w.produce(1, w.campaign("d", "r1").json())
-	w.produce(0, w.campaign("d", "r2").json())
+	w.produce(1, encodeCampaign(w.campaign("d", "r1")))
+	w.produce(0, encodeCampaign(w.campaign("d", "r2")))
 	w.expect(map[string][]string{"c": all, "d": all})
 }
 
@@ -103,8 +103,8 @@ func TestLanesThatHoldEachOtherUp(t *testing.T) {
 			t.Parallel()
 			all := clients("0000", n)
 			w := newWorld(t, 2, map[string][]string{"low": all[:4*n/7], "high": all[3*n/7:]})
-			w.produce(0, w.campaign("a", "low").json(), w.campaign("b", "high").json())
-			w.produce(1, w.campaign("b", "low").json(), w.campaign("a", "high").json())
+			w.produce(0, encodeCampaign(w.campaign("a", "low")), encodeCampaign(w.campaign("b", "high")))
+			w.produce(1, encodeCampaign(w.campaign("b", "low")), encodeCampaign(w.campaign("a", "high")))
 			svc, _ := w.start()
 			w.expect(map[string][]string{"a": all, "b": all})
 			w.checkLanes(svc)
@@ -137,7 +137,7 @@ func TestScheduledEditedCancelledExpired(t *testing.T) {
 	edit.Start, edit.Content = now+11, "as edited"
 	far := w.campaign("far", "r1") // still to come when the test is over
 	far.Start = now + 1800
-	w.produce(0, expired.json(), far.json(), scheduled.json(), cancelled.json(), cancel.json(), edited.json(), edit.json(), w.campaign("marker", "r1").json())
+	w.produce(0, encodeCampaign(expired), encodeCampaign(far), encodeCampaign(scheduled), encodeCampaign(cancelled), encodeCampaign(cancel), encodeCampaign(edited), encodeCampaign(edit), encodeCampaign(w.campaign("marker", "r1")))
 	w.expect(map[string][]string{"marker": w.subs["r1"]})
 	// On a slow machine the two that start soon have started by now.
 	if s := svc.Status(); s.Campaigns.Scheduled < 1 || s.Campaigns.Scheduled > 3 || s.Campaigns.Expired != 2 {
@@ -172,13 +172,13 @@ func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 	now := time.Now().Unix()
 	cancelled, moved := w.campaign("cancelled", "r1"), w.campaign("moved", "r1")
 	cancelled.Start, moved.Start = now+1800, now+1800
-	w.produce(0, cancelled.json(), moved.json())
+	w.produce(0, encodeCampaign(cancelled), encodeCampaign(moved))
 	scheduled(2)
 	cancelled.Start, cancelled.End = now-100, now-50
-	w.produce(0, cancelled.json())
+	w.produce(0, encodeCampaign(cancelled))
 	scheduled(1)
 	moved.Start = now - 10
-	w.produce(0, moved.json())
+	w.produce(0, encodeCampaign(moved))
 	scheduled(0)
 	w.expect(map[string][]string{"moved": w.subs["r1"]})
 }
@@ -197,7 +197,7 @@ func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {
 	})
 	c := w.campaign("c", "big")
 	c.End = time.Now().Unix() + 3
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); time.Now().Unix() <= c.End || s.Campaigns.Live > 0 || s.Notifications.Decided != s.Notifications.Shipped {
 			return fmt.Errorf("still at it: %+v", s)
@@ -224,9 +224,9 @@ func TestBadMessagesGoToTheDeadLetters(t *testing.T) {
 	w.start()
 	huge := w.campaign("huge", "r1")
 	huge.Content = strings.Repeat("x", 1_048_000) // as a campaign it fits a message, with a client it does not
-	bad := [][]byte{[]byte("no json"), nil, huge.json(), []byte(`{"a":1}`)}
+	bad := [][]byte{[]byte("no json"), nil, encodeCampaign(huge), []byte(`{"a":1}`)}
 	w.produce(0, bad...)
-	w.produce(0, w.campaign("good", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("good", "r1")))
 	w.expect(map[string][]string{"good": {"a"}})
 	dead := w.kafka.ReadAll(w.cfg.Kafka.DeadLetters)
 	if len(dead) != len(bad) {
@@ -256,7 +256,7 @@ func TestClientsKnownToPostgresAreNotNotifiedAgain(t *testing.T) {
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback)
  SELECT 'r1', 'c', '', '', '', 1, 2, 1, c, 1, 'old' FROM unnest($1::text[]) c`, all[:1234])
 	svc, _ := w.start()
-	w.produce(0, w.campaign("c", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
 	w.expect(map[string][]string{"c": all[1234:]})
 	if svc.Status().Conflicts == 0 {
 		t.Error("the conflict path was not taken")
@@ -270,7 +270,7 @@ func TestSessionsThatEndAnywhereLoseNothing(t *testing.T) {
 	all := clients("0000", 20_000)
 	w := newWorld(t, 1, map[string][]string{"r1": all})
 	w.cfg.StepClients, w.cfg.DrainTimeout = 100, time.Nanosecond
-	w.produce(0, w.campaign("c1", "r1").json(), w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r1")))
 	for range 8 {
 		svc, stop := w.start()
 		before := int64(-1)
@@ -312,7 +312,7 @@ func TestNothingIsJoinedBeforeTheBarrier(t *testing.T) {
 	b := closedBarrier{make(chan struct{})}
 	w.barrier = b
 	svc, _ := w.start()
-	w.produce(0, w.campaign("c", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); len(s.Lanes) == 0 || !s.Lanes[0].WaitingForFreshness {
 			return fmt.Errorf("not waiting: %+v", s)
@@ -332,7 +332,7 @@ func TestDaemonThatCannotReachItsSinksDoesNotJoin(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	healthy, _ := w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	want := map[string][]string{"c1": w.subs["r1"]}
 	w.expect(want)
 
@@ -363,7 +363,7 @@ func TestDaemonThatCannotReachItsSinksDoesNotJoin(t *testing.T) {
 	if s := healthy.Status(); !s.Ready() {
 		t.Errorf("the healthy one is not ready any more: %+v", s)
 	}
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	want["c2"] = w.subs["r1"]
 	w.expect(want)
 }

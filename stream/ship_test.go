@@ -18,7 +18,7 @@ func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	svc, _ := w.start()
 	want := map[string][]string{"c1": w.subs["r1"]}
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(want)
 	produced, readable := w.ends()
 	if produced != readable {
@@ -26,7 +26,7 @@ func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
 	}
 
 	release := w.blockRows(`LOCK TABLE subscribers_feedback IN SHARE MODE`)
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	envtest.Until(t, patience, func() error {
 		now, readable := w.ends()
 		if now < produced+30 {
@@ -56,7 +56,7 @@ func TestSlowCommitsAreShippedOnce(t *testing.T) {
 	w := newWorld(t, 1, map[string][]string{"r1": all})
 	w.slowSteps("0.15")
 	w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": all})
 	// A step of 2,000 once for nothing, and a few markers.
 	if produced, _ := w.ends(); produced > 12_500 {

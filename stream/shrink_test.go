@@ -15,12 +15,12 @@ func TestTopicThatShrinksBeforeTheStartLeavesADeadLetter(t *testing.T) {
 	c := w.campaign("c", "r1")
 	c.Content = strings.Repeat("x", 400_000)
 	c.Start = time.Now().Unix() + 3
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.read(0, 1)
 	stop()
 	w.kafka.Configure(w.cfg.Kafka.Notifications, "max.message.bytes", "300000")
 	w.start()
-	w.produce(0, w.campaign("small", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("small", "r1")))
 	w.expect(map[string][]string{"small": w.subs["r1"]})
 	for _, d := range w.refused(1) {
 		if !strings.Contains(d.Reason, "larger than the 300000 bytes that topic "+w.cfg.Kafka.Notifications+" accepts") || !strings.Contains(string(d.Value), "0000") {

@@ -110,11 +110,11 @@ func TestSilentSinkIsNoticed(t *testing.T) {
 	w.cfg.Sink.URL = func() (string, error) { return through.String(), nil }
 	w.cfg.SinkTimeout = time.Second
 	svc, _ := w.start()
-	w.produce(0, w.campaign("c1", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a", "b"}})
 
 	r.mute(true)
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); s.Ready() || s.Lanes[0].LastError == "" {
 			return fmt.Errorf("the lane does not notice: %+v", s.Lanes)

@@ -21,7 +21,7 @@ func TestSlowTriggersAreServedBySmallerSteps(t *testing.T) {
 			w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.adv_campaign_id = ''c1'' THEN PERFORM pg_catalog.pg_sleep(0.01); END IF; RETURN NEW; END'`)
 			w.db.Exec(`CREATE TRIGGER slow ` + timing + ` INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION slow()`)
 			svc, _ := w.start()
-			w.produce(0, w.campaign("c1", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 			envtest.Until(t, patience, func() error {
 				svc.mu.Lock()
 				defer svc.mu.Unlock()
@@ -35,7 +35,7 @@ func TestSlowTriggersAreServedBySmallerSteps(t *testing.T) {
 			for i := range 5 {
 				id := fmt.Sprintf("quick%d", i)
 				want[id] = w.subs["r1"]
-				w.produce(0, w.campaign(id, "r1").json())
+				w.produce(0, encodeCampaign(w.campaign(id, "r1")))
 			}
 			w.expect(want)
 		})
@@ -57,7 +57,7 @@ func TestHolderOfALockIsNamed(t *testing.T) {
 			w.cfg.SinkTimeout = c.timeout
 			want := map[string][]string{"c0": w.subs["r1"]}
 			svc, _ := w.start()
-			w.produce(0, w.campaign("c0", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c0", "r1")))
 			w.expect(want)
 			tx, err := w.db.Pool.Begin(t.Context())
 			if err != nil {
@@ -68,7 +68,7 @@ func TestHolderOfALockIsNamed(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			w.produce(0, w.campaign("c1", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 			envtest.Until(t, patience, func() error {
 				lanes := svc.Status().Lanes
 				if len(lanes) == 0 || !strings.Contains(lanes[0].LastError, "their job") || !strings.Contains(lanes[0].LastError, "pg_terminate_backend") {

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -38,21 +37,6 @@ func (s share) halves() (share, share) {
 // first tells that the share is the first of its replay: what has no campaign
 // id is counted with it.
 func (s share) first() bool { return s.prefix == 0 }
-
-// digest stands for a (campaign, restaurant): eight bytes of the campaign's hash,
-// so that the restaurants of one campaign are in one share, then sixteen of both's.
-type digest [24]byte
-
-func (k key) digest() (d digest) {
-	id := sha256.Sum256([]byte(k.campaign))
-	copy(d[:8], id[:])
-	both := sha256.Sum256(append(append(id[:], 0), k.restaurant...))
-	copy(d[8:], both[:])
-	return d
-}
-
-// campaign is the part that stands for the campaign alone.
-func (d digest) campaign() uint64 { return binary.BigEndian.Uint64(d[:8]) }
 
 // plan is what a survey found: for each campaign of the share that has a valid
 // message in the range, its newest message in the topic.
@@ -121,7 +105,7 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 				return nil
 			}
 			sent = min(sent, m.time)
-			p.fold(d, known{position: position{rg.lane, m.offset}, time: m.time})
+			p.fold(d, known{position: position{lane: rg.lane, offset: m.offset}, time: m.time})
 			for len(p.newest) > p.limit {
 				rest = append([]share{p.narrow()}, rest...)
 			}
@@ -160,7 +144,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 			work.did(1)
 			if m, d, ok := r.surveyed(rec, p); ok {
 				if _, ok := p.newest[d]; ok {
-					p.fold(d, known{position: position{rg.lane, m.offset}, time: m.time})
+					p.fold(d, known{position: position{lane: rg.lane, offset: m.offset}, time: m.time})
 				}
 			}
 			return nil

@@ -20,7 +20,7 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, stop := w.start()
-	w.produce(0, w.campaign("c1", "r1").json(), w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r1")))
 	want := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"]}
 	w.expect(want)
 	stop()
@@ -42,7 +42,7 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
 	w.start()
-	w.produce(0, w.campaign("c3", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c3", "r1")))
 	want["c3"] = w.subs["r1"]
 	w.expect(want)
 }
@@ -109,6 +109,6 @@ func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
 	})
 
 	w.start()
-	w.produce(0, c.json())
+	w.produce(0, encodeCampaign(c))
 	w.expect(map[string][]string{"c1": w.subs["r1"]})
 }

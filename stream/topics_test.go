@@ -42,7 +42,7 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 3)})
 			_, stop := w.start()
-			w.produce(0, w.campaign("c1", "r1").json(), []byte("no campaign"))
+			w.produce(0, encodeCampaign(w.campaign("c1", "r1")), []byte("no campaign"))
 			w.expect(map[string][]string{"c1": w.subs["r1"]})
 			w.read(0, 2)
 			stop()
@@ -59,7 +59,7 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 			_, stop = w.start() // once more than the choice is needed for
 			stop()
 			w.start()
-			w.produce(0, w.campaign("c2", "r2").json())
+			w.produce(0, encodeCampaign(w.campaign("c2", "r2")))
 			envtest.Until(t, patience, func() error {
 				return matches(w.rows(), map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r2"]})
 			})
@@ -114,7 +114,7 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 			}
 			w.kafka.Configure(c.topic(w), c.setting, c.mended)
 			w.start()
-			w.produce(0, w.campaign("c", "r1").json())
+			w.produce(0, encodeCampaign(w.campaign("c", "r1")))
 			w.expect(map[string][]string{"c": w.subs["r1"]})
 		})
 	}
@@ -129,11 +129,11 @@ func TestTakeoverSeesThePolicy(t *testing.T) {
 	svc.unmetPatience = time.Nanosecond
 	ended := make(chan error, 1)
 	go func() { ended <- svc.Run(t.Context()) }()
-	w.produce(0, w.campaign("c", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
 	w.expect(map[string][]string{"c": w.subs["r1"]})
 	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
 	w.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'dinnerbell % lane 0 %' AND datname = current_database()`)
-	w.produce(0, w.campaign("c2", "r1").json())
+	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	select {
 	case err := <-ended:
 		if halt, ok := errors.AsType[*HaltError](err); !ok || halt.Lane != 0 || !strings.Contains(halt.Hint, "cleanup.policy=compact") {

@@ -140,7 +140,8 @@ func (w *world) campaign(id, restaurant string) Campaign {
 	return Campaign{RestaurantID: restaurant, ID: id, Content: "content of " + id, Owner: "owner", OwnerContact: "o@example.com", Start: now - 10, End: now + 3600, Created: now - 20}
 }
 
-func (c Campaign) json() []byte {
+// encodeCampaign makes a message of the campaigns topic.
+func encodeCampaign(c Campaign) []byte {
 	b, err := json.Marshal(map[string]any{
 		"restaurant_id": c.RestaurantID, "adv_campaign_id": c.ID, "adv_campaign_content": c.Content,
 		"adv_campaign_owner": c.Owner, "adv_campaign_owner_contact": c.OwnerContact,
@@ -210,7 +211,10 @@ func (w *world) records() []note {
 		if key := keyEscaper.Replace(v.ID) + ":" + keyEscaper.Replace(v.Client); string(r.Key) != key {
 			w.Errorf("record of %s has key %s", key, r.Key)
 		}
-		out = append(out, note{Campaign{v.RestaurantID, v.ID, v.Content, v.Owner, v.OwnerContact, v.Start, v.End, v.Created}, v.Client, v.Trigger})
+		out = append(out, note{Campaign{
+			RestaurantID: v.RestaurantID, ID: v.ID, Content: v.Content, Owner: v.Owner, OwnerContact: v.OwnerContact,
+			Start: v.Start, End: v.End, Created: v.Created,
+		}, v.Client, v.Trigger})
 	}
 	return out
 }

@@ -1,0 +1,50 @@
+package stream
+
+// recentMessages is what decide has accepted lately: newer than what a look-up
+// found that was made before the accepting step was committed. An entry that is
+// forgotten too early costs a step that is done again, never a message. Which
+// one is forgotten goes by its last use: a campaign whose newest message is
+// still under way must not go because its first one was long ago.
+type recentMessages struct {
+	limit int
+	byKey map[key]recentMessage
+	uses  []recentUse // oldest first; those that byKey does not name are void
+	count int64
+}
+
+type recentMessage struct {
+	known
+	use int64
+}
+
+type recentUse struct {
+	key key
+	use int64
+}
+
+func newRecentMessages(limit int) *recentMessages {
+	return &recentMessages{limit: limit, byKey: map[key]recentMessage{}}
+}
+
+// get returns nil where nothing is remembered.
+func (r *recentMessages) get(k key) *known {
+	if e, ok := r.byKey[k]; ok {
+		return &e.known
+	}
+	return nil
+}
+
+func (r *recentMessages) put(k key, n known) {
+	r.count++
+	r.byKey[k] = recentMessage{n, r.count}
+	r.uses = append(r.uses, recentUse{k, r.count})
+	for len(r.uses) > r.limit {
+		oldest := r.uses[0]
+		r.uses[0], r.uses = recentUse{}, r.uses[1:]
+		if r.byKey[oldest.key].use == oldest.use {
+			delete(r.byKey, oldest.key)
+		}
+	}
+}
+
+func (r *recentMessages) forget(k key) { delete(r.byKey, k) }
