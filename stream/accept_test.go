@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
 )
 
 // shutter is a barrier that can be shut.
@@ -182,9 +183,9 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	now := time.Unix(1000, 0)
 	a := newAgenda(3)
 	for i := range 5 {
-		a.add(now, appointment{start: int64(10 - i), key: key{campaign: fmt.Sprint(i), restaurant: "r"}, version: 1})
+		a.add(now, appointment{start: int64(10 - i), key: campaign.Key{Campaign: fmt.Sprint(i), Restaurant: "r"}, version: 1})
 	}
-	a.add(now, appointment{start: 1001, key: key{campaign: "later", restaurant: "r"}, version: 1})
+	a.add(now, appointment{start: 1001, key: campaign.Key{Campaign: "later", Restaurant: "r"}, version: 1})
 	if scheduled, waiting := a.len(); scheduled != 1 || waiting != 3 {
 		t.Errorf("%d scheduled and %d waiting, want 1 and 3", scheduled, waiting)
 	}
@@ -204,7 +205,7 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	if _, some := a.takeLeft(); some {
 		t.Error("the others are looked for twice")
 	}
-	a.fill(now, []appointment{{start: 10, key: key{campaign: "0", restaurant: "r"}, version: 1}, {start: 7, key: key{campaign: "3", restaurant: "r"}, version: 1}})
+	a.fill(now, []appointment{{start: 10, key: campaign.Key{Campaign: "0", Restaurant: "r"}, version: 1}, {start: 7, key: campaign.Key{Campaign: "3", Restaurant: "r"}, version: 1}})
 	if _, waiting := a.len(); waiting != 3+1 {
 		t.Errorf("%d wait, want the three that are brought, and one that was not listed", waiting)
 	}
@@ -289,7 +290,7 @@ func TestNewestOfRandomMessagesStands(t *testing.T) {
 	w.running(svc)
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	base := w.campaign("", "")
-	newest, sent := map[string]Campaign{}, [2]int64{}
+	newest, sent := map[string]campaign.Campaign{}, [2]int64{}
 	at := time.Now().Add(-time.Hour)
 	for range 60 {
 		var batch []*kgo.Record

@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // agendaHorizon is how far ahead starts are kept in memory, and
@@ -43,17 +44,17 @@ type agenda struct {
 	mu      sync.Mutex
 	limit   int // of waiting
 	queue   appointments
-	listed  map[key]int64 // what queue holds: versions
-	waiting int           // of queue, those whose start had come when they were listed
-	left    bool          // some that wait are not listed
-	brought int           // not listed any more, and not handed on yet
-	live    map[key]int64 // due or joined already: versions that a reload may find pending still
-	wake    chan struct{} // something was added; one token
+	listed  map[campaign.Key]int64 // what queue holds: versions
+	waiting int                    // of queue, those whose start had come when they were listed
+	left    bool                   // some that wait are not listed
+	brought int                    // not listed any more, and not handed on yet
+	live    map[campaign.Key]int64 // due or joined already: versions that a reload may find pending still
+	wake    chan struct{}          // something was added; one token
 }
 
 type appointment struct {
 	start   int64
-	key     key
+	key     campaign.Key
 	version int64
 	waits   bool // its start had come when it was listed
 }
@@ -81,7 +82,7 @@ func (q *appointments) Pop() any {
 }
 
 func newAgenda(limit int) *agenda {
-	return &agenda{limit: limit, listed: map[key]int64{}, live: map[key]int64{}, wake: make(chan struct{}, 1)}
+	return &agenda{limit: limit, listed: map[campaign.Key]int64{}, live: map[campaign.Key]int64{}, wake: make(chan struct{}, 1)}
 }
 
 // add lists campaigns whose rows were just committed: they take the place of
@@ -143,7 +144,7 @@ func (a *agenda) settle(now time.Time, st *step) {
 }
 
 // release has a reload list campaigns again that were due before.
-func (a *agenda) release(keys []key) {
+func (a *agenda) release(keys []campaign.Key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, k := range keys {
@@ -335,7 +336,7 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 	}
 	var list []appointment
 	var p appointment
-	_, err = pgx.ForEachRow(rows, []any{&p.key.campaign, &p.key.restaurant, &p.version, &p.start}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start}, func() error {
 		if list = append(list, p); len(list) == dueBatch { // so that what does not fit is not held
 			s.times.fill(now, list)
 			list = list[:0]
@@ -350,10 +351,10 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 }
 
 // readStarts gives those of the given campaigns that are pending and the lane's.
-func (t tables) readStarts(ctx context.Context, conn querier, lane int32, keys []key) ([]appointment, error) {
+func (t tables) readStarts(ctx context.Context, conn querier, lane int32, keys []campaign.Key) ([]appointment, error) {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
-		campaigns[i], restaurants[i] = k.campaign, k.restaurant
+		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
 	}
 	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 JOIN `+t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
@@ -361,7 +362,7 @@ JOIN `+t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.
 		return nil, fmt.Errorf("read agenda of lane %d: %w", lane, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p appointment, err error) {
-		err = row.Scan(&p.key.campaign, &p.key.restaurant, &p.version, &p.start)
+		err = row.Scan(&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start)
 		return p, err
 	})
 	if err != nil {
@@ -375,7 +376,7 @@ JOIN `+t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.
 func (s *starter) load(ctx context.Context, due []appointment) ([]*live, error) {
 	campaigns, restaurants, versions := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
 	for i, p := range due {
-		campaigns[i], restaurants[i], versions[i] = p.key.campaign, p.key.restaurant, p.version
+		campaigns[i], restaurants[i], versions[i] = p.key.Campaign, p.key.Restaurant, p.version
 	}
 	rows, err := s.reader.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
   c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
@@ -386,10 +387,10 @@ WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants,
 		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*live, error) {
-		c, l := &Campaign{}, &live{owner: s.lane.id, started: true}
+		c, l := &campaign.Campaign{}, &live{owner: s.lane.id, started: true}
 		var cursor []byte
 		var contested bool
-		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &contested, &l.from.lane, &l.from.offset); err != nil {
+		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &contested, &l.from.Lane, &l.from.Offset); err != nil {
 			return nil, err
 		}
 		l.Campaign, l.cursor = c, id.ID(cursor)

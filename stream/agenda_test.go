@@ -3,6 +3,8 @@ package stream
 import (
 	"testing"
 	"time"
+
+	"dinnerbell/stream/campaign"
 )
 
 func keysOf(list []appointment) (out []int64) {
@@ -14,7 +16,7 @@ func keysOf(list []appointment) (out []int64) {
 
 func TestAgenda(t *testing.T) {
 	now := time.Unix(1000, 0)
-	k, other := key{campaign: "c", restaurant: "r"}, key{campaign: "d", restaurant: "r"}
+	k, other := campaign.Key{Campaign: "c", Restaurant: "r"}, campaign.Key{Campaign: "d", Restaurant: "r"}
 	const v1, v2 = int64(1), int64(2)
 	for name, c := range map[string]struct {
 		act  func(a *agenda)

@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // commitSteps has a session that does not run commit steps that wait already.
@@ -39,7 +40,7 @@ func (w *world) owner() *session {
 }
 
 // stepFor notifies clients of a campaign.
-func (w *world) stepFor(c *Campaign, clients ...string) *step {
+func (w *world) stepFor(c *campaign.Campaign, clients ...string) *step {
 	w.Helper()
 	p := &pick{live: &live{Campaign: c}, clients: &id.List{}}
 	for _, client := range clients {
@@ -48,7 +49,7 @@ func (w *world) stepFor(c *Campaign, clients ...string) *step {
 	st := newStep(contractTable())
 	st.picks = []*pick{p}
 	p.live.version = 1
-	st.rows[c.key()] = &row{live: p.live, accept: true, state: stateFinished}
+	st.rows[c.Key()] = &row{live: p.live, accept: true, state: stateFinished}
 	st.seal(time.Now().Unix())
 	return st
 }
@@ -147,9 +148,9 @@ func TestStaleStepIsJudgedAnew(t *testing.T) {
 	first.nextOffset = 5
 	behind := w.stepFor(&c, "a")
 	behind.picks[0].live = first.picks[0].live
-	behind.rows = map[key]*row{c.key(): {live: first.picks[0].live, served: true, state: statePending}}
+	behind.rows = map[campaign.Key]*row{c.Key(): {live: first.picks[0].live, served: true, state: statePending}}
 	more := w.stepFor(&d, "b")
-	more.rows[d.key()].accept = false
+	more.rows[d.Key()].accept = false
 	if err := commitSteps(t, s, first, w.stepFor(&d, "a"), behind, more); err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +201,7 @@ func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 	s.claim.seq++
 	c.End = time.Now().Unix() + 3
 	st := w.stepFor(&c, "a")
-	st.rows[c.key()].accept = false // it goes on
+	st.rows[c.Key()].accept = false // it goes on
 	release := w.blockRows(`LOCK TABLE subscribers_feedback IN SHARE MODE`)
 	if err := commitSteps(t, s, st); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("commit ended with %v; the test needs one that was given up", err)

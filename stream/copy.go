@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // copySignature opens a binary COPY stream, copyTrailer ends it: the
@@ -70,7 +71,7 @@ func (c *copyFrames) end() []byte {
 }
 
 // appendCopyHead appends a binary COPY tuple up to its last field.
-func (k *columnKinds) appendCopyHead(dst []byte, c *Campaign, trigger int64) []byte {
+func (k *columnKinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger int64) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, feedbackColumns)
 	for i, s := range [...]string{colRestaurant: c.RestaurantID, colCampaign: c.ID, colContent: c.Content, colOwner: c.Owner, colContact: c.OwnerContact} {
 		dst = k[i].appendText(dst, s)

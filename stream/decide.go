@@ -9,6 +9,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // recentLimit is how many acceptances decide remembers. It must exceed the
@@ -126,8 +127,8 @@ func (d *decider) takeMessages(a arrival) {
 func (d *decider) takeDue(list []*live) {
 	d.forgetCorrected() // before they are compared with what is remembered
 	for _, l := range list {
-		r, there := d.recent.get(l.key()), d.sched.byKey[l.key()]
-		if r != nil && r.version > l.version || there != nil && there.version >= l.version && !there.lost.Load() {
+		r, there := d.recent.get(l.Key()), d.sched.byKey[l.Key()]
+		if r != nil && r.RowVersion > l.version || there != nil && there.version >= l.version && !there.lost.Load() {
 			// A message accepted since the row was loaded has taken its place, or a
 			// replay has begun its fan-out anew: the cursor that was loaded is not its.
 			if l.delivered != "" {
@@ -151,7 +152,7 @@ func (d *decider) forgetCorrected() {
 func (d *decider) withdrawn() int {
 	now := time.Now().Unix()
 	for i, m := range slices.Backward(d.backlog) {
-		if c := m.campaign; c != nil && c.End <= now && d.sched.byKey[c.key()] != nil {
+		if c := m.campaign; c != nil && c.End <= now && d.sched.byKey[c.Key()] != nil {
 			return i + 1
 		}
 	}
@@ -182,7 +183,7 @@ func (d *decider) acceptNext(st *step) bool {
 		st.size += m.dead.weight()
 		return true
 	}
-	st.size += m.campaign.size()
+	st.size += m.campaign.Size()
 	d.accept(st, m)
 	return true
 }
@@ -190,20 +191,20 @@ func (d *decider) acceptNext(st *step) bool {
 // accept does with a message what judge says.
 func (d *decider) accept(st *step, m *message) {
 	before := d.newest(st, m)
-	now := known{position: position{lane: d.lane.id, offset: m.offset}, time: m.time, fingerprint: m.fingerprint}
-	found := judge(now, before)
-	if found == judgedRepeat && st.differs(m) {
+	now := campaign.Version{Position: campaign.Position{Lane: d.lane.id, Offset: m.offset}, Time: m.time, Fingerprint: m.fingerprint}
+	found := campaign.Judge(now, before)
+	if found == campaign.Repeat && st.differs(m) {
 		// It repeats another lane's message, and the step holds an older one that the
 		// lanes will find out about at the commit: its row must not lend this message
 		// its content.
-		found = judgedEdit
+		found = campaign.Edit
 	}
 	switch found {
-	case judgedOlder:
+	case campaign.Older:
 		st.noteOlder(m.campaign, now, *before)
-	case judgedRepeat:
+	case campaign.Repeat:
 		d.repeat(st, m, before)
-	case judgedFirst, judgedEdit:
+	case campaign.First, campaign.Edit:
 		d.install(st, m, before)
 	}
 }
@@ -211,13 +212,13 @@ func (d *decider) accept(st *step, m *message) {
 // newest is the newest message of m's campaign that was accepted so far; nil if
 // none. What this lane accepted lately may not be committed yet; but another
 // lane may have accepted something newer since.
-func (d *decider) newest(st *step, m *message) *known {
-	k, n := m.campaign.key(), m.known
-	if r := d.recent.get(k); r != nil && (n == nil || r.after(*n)) {
+func (d *decider) newest(st *step, m *message) *campaign.Version {
+	k, n := m.campaign.Key(), m.known
+	if r := d.recent.get(k); r != nil && (n == nil || r.After(*n)) {
 		n = r
 	}
 	if r := st.rows[k]; r != nil && (r.accept || r.repeats) {
-		if this := r.known(); n == nil || this.after(*n) {
+		if this := r.known(); n == nil || this.After(*n) {
 			n = &this
 		}
 	}
@@ -225,18 +226,18 @@ func (d *decider) newest(st *step, m *message) *known {
 }
 
 // install puts the message in the place of what its campaign was before.
-func (d *decider) install(st *step, m *message, before *known) {
-	k := m.campaign.key()
+func (d *decider) install(st *step, m *message, before *campaign.Version) {
+	k := m.campaign.Key()
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &live{Campaign: m.campaign, from: position{lane: d.lane.id, offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
+	l := &live{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
 	if before != nil {
-		l.version = before.version + 1
+		l.version = before.RowVersion + 1
 	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
-	if err := l.pack(); err != nil { // cannot happen: ParseCampaign refused what cannot be packed
-		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.campaign, "restaurant", k.restaurant, "error", err)
+	if err := l.pack(); err != nil { // cannot happen: Parse refused what cannot be packed
+		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.Campaign, "restaurant", k.Restaurant, "error", err)
 		return
 	}
 	r := &row{live: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
@@ -256,20 +257,20 @@ func (d *decider) install(st *step, m *message, before *known) {
 // joins tells that a message's campaign is joined at once. Otherwise its row
 // waits, and the agenda brings it: an edit too, for the clients who have the
 // campaign are to be read first, and of many edits only the last one matters.
-func (d *decider) joins(m *message, before *known) bool {
+func (d *decider) joins(m *message, before *campaign.Version) bool {
 	return m.campaign.Start <= m.fresh.Unix() && (m.feed != nil || before == nil && d.roomForMore())
 }
 
 // repeat is an identical message: it does nothing to the campaign, but it is
 // the newest now, and what is older than it must not take its place.
-func (d *decider) repeat(st *step, m *message, before *known) {
-	if old := d.sched.byKey[m.campaign.key()]; old != nil && *old.Campaign != *m.campaign {
+func (d *decider) repeat(st *step, m *message, before *campaign.Version) {
+	if old := d.sched.byKey[m.campaign.Key()]; old != nil && *old.Campaign != *m.campaign {
 		d.sched.remove(old) // another lane's message has taken its place
 	}
 	now := *before
-	now.position, now.time = position{lane: d.lane.id, offset: m.offset}, m.time
-	st.repeat(&live{Campaign: m.campaign, owner: before.owner, version: before.version}, now, before)
-	d.recent.put(m.campaign.key(), now)
+	now.Position, now.Time = campaign.Position{Lane: d.lane.id, Offset: m.offset}, m.time
+	st.repeat(&live{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion}, now, before)
+	d.recent.put(m.campaign.Key(), now)
 }
 
 // join fills the step with clients, from one consistent view of the state. The
@@ -299,7 +300,7 @@ func (d *decider) join(st *step) error {
 		if bytes <= 0 {
 			return room, false, nil
 		}
-		per := l.size()
+		per := l.Size()
 		used, exhausted, err := d.pick(st, scan, l, max(1, min(room, bytes/per)))
 		bytes -= used * per
 		return used + 1, exhausted, err
@@ -342,7 +343,7 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 	}
 	if done {
 		if l.cursor == "" { // no client of the restaurant was ever looked at
-			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.from.offset})
+			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		st.progress(l, stateFinished)
 	} else {
@@ -360,9 +361,9 @@ func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
 	unfit := func(id id.ID) string {
 		n := id.TextLen()
 		switch {
-		case n > maxIDBytes:
-			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", maxIDBytes)
-		case 6*l.size()+9*n+headroom > d.claim.limits.record && render(l.Campaign, 0).recordSize(n)+headroom > d.claim.limits.record:
+		case n > campaign.MaxIDBytes:
+			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", campaign.MaxIDBytes)
+		case 6*l.Size()+9*n+headroom > d.claim.limits.record && render(l.Campaign, 0).recordSize(n)+headroom > d.claim.limits.record:
 			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.record, d.cfg.Kafka.Notifications)
 		}
 		return d.claim.table.refusesClient(id)

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // feedbackTable is the user's table as one look at the catalogue found it. Its
@@ -92,7 +93,7 @@ func (t *feedbackTable) columnSQL(column int, alias string) string {
 
 // refusesCampaign says why the table cannot carry a campaign unchanged; "" if
 // nothing is seen against it.
-func (t *feedbackTable) refusesCampaign(c *Campaign) string {
+func (t *feedbackTable) refusesCampaign(c *campaign.Campaign) string {
 	for i, text := range [...]string{colRestaurant: c.RestaurantID, colCampaign: c.ID, colContent: c.Content, colOwner: c.Owner, colContact: c.OwnerContact} {
 		if why := t.refusesText(i, text); why != "" {
 			return why

@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
 )
 
 // feedbackDDL is the table of the contract, with replacements and something
@@ -329,7 +330,7 @@ func TestValuesThatATypeCannotCarry(t *testing.T) {
 	w := feedbackWorld(t, map[string][]string{uuidRestaurant: append(slices.Clone(good), upper, "not-a-uuid")},
 		feedbackDDL("", append(timesOf("int4"), "_id text", "_id uuid", "owner text", "owner varchar(6)")...))
 	w.start()
-	bad := []Campaign{w.campaign(upper, uuidRestaurant), w.campaign(uuidCampaign, uuidRestaurant), w.campaign(uuidCampaign, uuidRestaurant)}
+	bad := []campaign.Campaign{w.campaign(upper, uuidRestaurant), w.campaign(uuidCampaign, uuidRestaurant), w.campaign(uuidCampaign, uuidRestaurant)}
 	bad[1].Owner = "öwners7"
 	bad[2].End = 1 << 31
 	for _, c := range bad {

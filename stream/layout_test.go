@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 //go:embed testdata/layout1.sql
@@ -30,18 +31,18 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	now := time.Now()
 	live, shipped, done, scheduled := w.campaign("live", "r1"), w.campaign("undelivered", "r1"), w.campaign("done", "r1"), w.campaign("scheduled", "r1")
 	scheduled.Start = now.Unix() + 5
-	for i, c := range []Campaign{done, shipped, live, scheduled} { // as the topic has them
+	for i, c := range []campaign.Campaign{done, shipped, live, scheduled} { // as the topic has them
 		w.produceAt(0, now.Add(time.Duration(i-1000)*time.Millisecond), encodeCampaign(c))
 	}
 	w.ownRow(0, 4, 1)
 	w.ownRow(1, 0, 0)
 	for i, c := range []struct {
-		Campaign
+		campaign.Campaign
 		state  string
 		cursor id.ID
 		have   []string
 	}{{done, stateFinished, packID(t, few[19]), few}, {shipped, stateFinished, packID(t, few[19]), few}, {live, statePending, packID(t, few[6]), few[:7]}, {scheduled, statePending, "", nil}} {
-		content := c.fingerprint()
+		content := c.Fingerprint()
 		w.db.Exec(`INSERT INTO dinnerbell.campaign (adv_campaign_id, restaurant_id, lane, msg_offset, msg_time, fingerprint, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor) VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
 			c.ID, c.RestaurantID, i, now.UnixMilli()-1000, content[:], c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, c.state, []byte(c.cursor))
@@ -51,7 +52,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	}
 	p := &payload{seq: 1}
 	for _, c := range []struct {
-		Campaign
+		campaign.Campaign
 		have []string
 	}{{done, few}, {shipped, few}, {live, few[:7]}} {
 		list := &id.List{}

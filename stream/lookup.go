@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/stream/campaign"
 )
 
 // campaignLookup reads what the campaign table holds for messages. For one
@@ -80,26 +82,26 @@ LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_tim
 
 // readKnown calls fn with what the campaign table holds for each key, nil if
 // nothing, and whether the campaign has other restaurants.
-func (t tables) readKnown(ctx context.Context, conn querier, keys []key, fn func(k key, n *known, shared bool)) error {
+func (t tables) readKnown(ctx context.Context, conn querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
-		campaigns[i], restaurants[i] = k.campaign, k.restaurant
+		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
 	}
 	rows, err := conn.Query(ctx, knownKeysSQL(t), campaigns, restaurants)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
-	var k key
-	var n known
+	var k campaign.Key
+	var n campaign.Version
 	var content []byte
 	var shared bool
-	_, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &n.version, &n.owner, &n.lane, &n.offset, &n.time, &content, &shared}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&k.Campaign, &k.Restaurant, &n.RowVersion, &n.Owner, &n.Lane, &n.Offset, &n.Time, &content, &shared}, func() error {
 		if content == nil {
 			fn(k, nil, shared)
 			return nil
 		}
 		found := n
-		copy(found.fingerprint[:], content)
+		copy(found.Fingerprint[:], content)
 		fn(k, &found, shared)
 		return nil
 	})
@@ -111,15 +113,15 @@ func (t tables) readKnown(ctx context.Context, conn querier, keys []key, fn func
 
 // lookUpKnown is fill for messages whose ids the campaign table has.
 func (l *campaignLookup) lookUpKnown(ctx context.Context, batch []*message) error {
-	byKey := make(map[key][]*message, len(batch))
+	byKey := make(map[campaign.Key][]*message, len(batch))
 	for _, m := range batch {
-		k := m.campaign.key()
+		k := m.campaign.Key()
 		byKey[k] = append(byKey[k], m)
 	}
 	if len(byKey) == 0 {
 		return nil
 	}
-	return l.t.readKnown(ctx, l.reader, slices.Collect(maps.Keys(byKey)), func(k key, n *known, shared bool) {
+	return l.t.readKnown(ctx, l.reader, slices.Collect(maps.Keys(byKey)), func(k campaign.Key, n *campaign.Version, shared bool) {
 		for _, m := range byKey[k] {
 			m.known, m.shared = n, shared
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // message is one record of the campaigns topic, parsed; or, with neither campaign
@@ -13,15 +14,15 @@ import (
 type message struct {
 	offset   int64 // the last that it stands for
 	time     int64 // milliseconds
-	campaign *Campaign
+	campaign *campaign.Campaign
 	dead     *deadLetter // instead of campaign
 	// fresh is a moment before the barrier that the message has passed: the local
 	// subscriptions hold every change committed before it. Zero: the barrier was
 	// shut, and the message is not joined now.
 	fresh       time.Time
-	fingerprint fingerprint // of campaign
-	known       *known      // what the campaign table held for its key; nil if nothing
-	shared      bool        // the campaign runs, or ran, for other restaurants too
+	fingerprint campaign.Fingerprint // of campaign
+	known       *campaign.Version    // what the campaign table held for its key; nil if nothing
+	shared      bool                 // the campaign runs, or ran, for other restaurants too
 
 	// Of a replay alone.
 	feed      *replayFeed
@@ -48,7 +49,7 @@ func (p *messageParser) parse(r *record) message {
 	m := message{offset: r.next - 1, time: r.time}
 	c, err := p.parseCampaign(r)
 	if err == nil {
-		m.campaign, m.fingerprint = c, c.fingerprint()
+		m.campaign, m.fingerprint = c, c.Fingerprint()
 		return m
 	}
 	m.dead = &deadLetter{topic: r.topic, partition: r.partition, offset: r.offset, timestamp: m.time, reason: err.Error(), key: r.key, value: r.value}
@@ -64,7 +65,7 @@ func (p *messageParser) parse(r *record) message {
 }
 
 // parseCampaign says why a record is no campaign that can be notified.
-func (p *messageParser) parseCampaign(r *record) (*Campaign, error) {
+func (p *messageParser) parseCampaign(r *record) (*campaign.Campaign, error) {
 	switch {
 	case r.unreadable != "" && r.next > r.offset+1:
 		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.offset, r.next-1, r.unreadable)
@@ -73,11 +74,11 @@ func (p *messageParser) parseCampaign(r *record) (*Campaign, error) {
 	case r.cut:
 		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.size)
 	}
-	c, err := ParseCampaign(r.value)
+	c, err := campaign.Parse(r.value)
 	if err != nil {
 		return nil, err
 	}
-	size := 6*c.size() + headroom // escapes make a text six times as long at most
+	size := 6*c.Size() + headroom // escapes make a text six times as long at most
 	if size > p.limit {
 		size = render(c, 0).recordSize(0) + headroom
 	}
@@ -96,7 +97,7 @@ func (p *messageParser) parseCampaign(r *record) (*Campaign, error) {
 func (m *message) weight() int {
 	switch {
 	case m.campaign != nil:
-		return m.campaign.size()
+		return m.campaign.Size()
 	case m.dead != nil:
 		return m.dead.weight()
 	}

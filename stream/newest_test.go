@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
 )
 
 // produceAt produces with a timestamp of its own: what orders partitions.
@@ -77,23 +78,23 @@ func TestRepeatMovesTheTime(t *testing.T) {
 // another lane has accepted since: the row says what the newest message says. A
 // repeat that took over the older message's row would give it that one's content.
 func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
-	older := Campaign{ID: "c", RestaurantID: "r", Content: "older", Start: 1, End: time.Now().Unix() + 3600}
+	older := campaign.Campaign{ID: "c", RestaurantID: "r", Content: "older", Start: 1, End: time.Now().Unix() + 3600}
 	newest := older
 	newest.Content = "newest"
-	at := func(offset int64, c Campaign, known *known) *message {
-		return &message{offset: offset, time: offset, campaign: &c, fingerprint: c.fingerprint(), known: known}
+	at := func(offset int64, c campaign.Campaign, known *campaign.Version) *message {
+		return &message{offset: offset, time: offset, campaign: &c, fingerprint: c.Fingerprint(), known: known}
 	}
-	theirs := &known{position: position{lane: 1, offset: 7}, time: 7, fingerprint: newest.fingerprint(), version: 9, owner: 1}
-	before := &known{position: position{lane: 1, offset: 2}, time: 2, fingerprint: older.fingerprint(), version: 1, owner: 1}
+	theirs := &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 7}, Time: 7, Fingerprint: newest.Fingerprint(), RowVersion: 9, Owner: 1}
+	before := &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 2}, Time: 2, Fingerprint: older.Fingerprint(), RowVersion: 1, Owner: 1}
 	for name, first := range map[string]*message{
-		"first message": at(3, older, nil), "edit": at(3, older, &known{position: position{lane: 1, offset: 2}, time: 2, version: 1, owner: 1}), "repeat": at(3, older, before),
+		"first message": at(3, older, nil), "edit": at(3, older, &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 2}, Time: 2, RowVersion: 1, Owner: 1}), "repeat": at(3, older, before),
 	} {
 		d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(contractTable())
 		d.accept(st, first)
 		d.accept(st, at(8, newest, theirs))
-		r := st.rows[newest.key()]
-		if r.Content != newest.Content || r.fingerprint != newest.fingerprint() || r.at.offset != 8 {
-			t.Errorf("%s: the row of offset %d says %q", name, r.at.offset, r.Content)
+		r := st.rows[newest.Key()]
+		if r.Content != newest.Content || r.fingerprint != newest.Fingerprint() || r.at.Offset != 8 {
+			t.Errorf("%s: the row of offset %d says %q", name, r.at.Offset, r.Content)
 		}
 	}
 
@@ -102,7 +103,7 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	old := &live{Campaign: &older, version: 2}
 	d.sched.add(old)
 	d.accept(st, at(8, newest, theirs))
-	if r := st.rows[newest.key()]; !old.done || !r.repeats || r.Content != newest.Content {
+	if r := st.rows[newest.Key()]; !old.done || !r.repeats || r.Content != newest.Content {
 		t.Errorf("it is served on: %t; the row says %q", !old.done, r.Content)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dinnerbell/state"
+	"dinnerbell/stream/campaign"
 )
 
 // A message that notifies nobody leaves a line. A flood of them must not fill the
@@ -32,11 +33,11 @@ const (
 // outcome is one such message of a step.
 type outcome struct {
 	kind     outcomeKind
-	campaign *Campaign // nil of a dead letter
-	offset   int64     // of the message
-	reason   string    // of a dead letter
+	campaign *campaign.Campaign // nil of a dead letter
+	offset   int64              // of the message
+	reason   string             // of a dead letter
 
-	message, newest known // of an older message: itself, and the newest
+	message, newest campaign.Version // of an older message: itself, and the newest
 }
 
 // noteOutcomes counts what the committed step did not notify, and logs it.
@@ -63,7 +64,7 @@ func (l *lane) outcomeAttributes(o outcome) []any {
 	c := o.campaign
 	attrs := []any{"lane", l.id, "offset", o.offset, "campaign", c.ID, "restaurant", c.RestaurantID}
 	if o.kind == outcomeOlder {
-		return append(attrs, "time", msgTime(o.message), "newer_lane", o.newest.lane, "newer_offset", o.newest.offset, "newer_time", msgTime(o.newest))
+		return append(attrs, "time", msgTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_time", msgTime(o.newest))
 	}
 	if o.kind != outcomeWithoutAudience {
 		return append(attrs, "end", time.Unix(c.End, 0).UTC())
@@ -74,7 +75,7 @@ func (l *lane) outcomeAttributes(o outcome) []any {
 	return attrs
 }
 
-func msgTime(k known) time.Time { return time.UnixMilli(k.time).UTC() }
+func msgTime(k campaign.Version) time.Time { return time.UnixMilli(k.Time).UTC() }
 
 // similarHint names a restaurant that has subscriptions and whose id differs from
 // the given one only in what SQL may ignore; "" if there is none. A state that

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // A payload is what one outbox row holds: exactly whom one step notified and
@@ -28,7 +29,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // segment is one campaign's share of a step.
 type segment struct {
-	campaign *Campaign
+	campaign *campaign.Campaign
 	trigger  int64 // Unix second of the decision
 	clients  *id.List
 	wire     *wire // rendered by seal; nil until needed where it was read from the outbox
@@ -236,7 +237,7 @@ func (r *reader) nullable() []byte {
 }
 
 func (r *reader) segment() segment {
-	c := &Campaign{}
+	c := &campaign.Campaign{}
 	s := segment{campaign: c, clients: &id.List{}}
 	for _, to := range []*int64{&s.trigger, &c.Start, &c.End, &c.Created} {
 		*to = r.varint()

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 func samplePayload(t testing.TB) *payload {
@@ -19,7 +20,7 @@ func samplePayload(t testing.TB) *payload {
 	return &payload{seq: 9,
 		segments: []segment{
 			{campaign: example(), trigger: 1700000000, clients: a},
-			{campaign: &Campaign{RestaurantID: "r", ID: "c", Start: 1, End: 2}, trigger: 1700000001, clients: b},
+			{campaign: &campaign.Campaign{RestaurantID: "r", ID: "c", Start: 1, End: 2}, trigger: 1700000001, clients: b},
 		},
 		dead: []deadLetter{
 			{topic: "campaigns", partition: 3, offset: 1 << 40, timestamp: 1700000000123, reason: "because", key: []byte{}, value: []byte("\x00\xff"), headers: []header{{"h", nil}, {"i", []byte("x")}}},

@@ -54,7 +54,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	switch known := batch[0].known; {
 	case m.campaign.End <= now:
 		p.Outcome = "expired"
-	case known != nil && known.fingerprint == m.fingerprint:
+	case known != nil && known.Fingerprint == m.fingerprint:
 		p.Outcome = "repeat"
 	case m.campaign.Start > now:
 		p.Outcome = "scheduled"

@@ -1,5 +1,9 @@
 package stream
 
+import (
+	"dinnerbell/stream/campaign"
+)
+
 // recentMessages is what decide has accepted lately: newer than what a look-up
 // found that was made before the accepting step was committed. An entry that is
 // forgotten too early costs a step that is done again, never a message. Which
@@ -7,34 +11,34 @@ package stream
 // still under way must not go because its first one was long ago.
 type recentMessages struct {
 	limit int
-	byKey map[key]recentMessage
+	byKey map[campaign.Key]recentMessage
 	uses  []recentUse // oldest first; those that byKey does not name are void
 	count int64
 }
 
 type recentMessage struct {
-	known
+	campaign.Version
 	use int64
 }
 
 type recentUse struct {
-	key key
+	key campaign.Key
 	use int64
 }
 
 func newRecentMessages(limit int) *recentMessages {
-	return &recentMessages{limit: limit, byKey: map[key]recentMessage{}}
+	return &recentMessages{limit: limit, byKey: map[campaign.Key]recentMessage{}}
 }
 
 // get returns nil where nothing is remembered.
-func (r *recentMessages) get(k key) *known {
+func (r *recentMessages) get(k campaign.Key) *campaign.Version {
 	if e, ok := r.byKey[k]; ok {
-		return &e.known
+		return &e.Version
 	}
 	return nil
 }
 
-func (r *recentMessages) put(k key, n known) {
+func (r *recentMessages) put(k campaign.Key, n campaign.Version) {
 	r.count++
 	r.byKey[k] = recentMessage{n, r.count}
 	r.uses = append(r.uses, recentUse{k, r.count})
@@ -47,4 +51,4 @@ func (r *recentMessages) put(k key, n known) {
 	}
 }
 
-func (r *recentMessages) forget(k key) { delete(r.byKey, k) }
+func (r *recentMessages) forget(k campaign.Key) { delete(r.byKey, k) }

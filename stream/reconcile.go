@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/stream/campaign"
 )
 
 // stepTries is how often a step is done again because of what other lanes did.
@@ -31,16 +33,16 @@ func lockedOut(err error) bool {
 // what it remembers of them.
 type correctedKeys struct {
 	mu   sync.Mutex
-	keys []key
+	keys []campaign.Key
 }
 
-func (c *correctedKeys) add(keys ...key) {
+func (c *correctedKeys) add(keys ...campaign.Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.keys = append(c.keys, keys...)
 }
 
-func (c *correctedKeys) take() (keys []key) {
+func (c *correctedKeys) take() (keys []campaign.Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	keys, c.keys = c.keys, nil
@@ -55,16 +57,16 @@ func (c *correctedKeys) take() (keys []key) {
 func (c *committer) reconcile(ctx context.Context, st *step) error {
 	ctx, cancel := context.WithTimeout(ctx, c.claim.cfg.SinkTimeout)
 	defer cancel()
-	keys := make([]key, 0, len(st.rows))
+	keys := make([]campaign.Key, 0, len(st.rows))
 	for k := range st.rows {
 		keys = append(keys, k)
 	}
 	now := time.Now().Unix()
-	if err := c.claim.t.readKnown(ctx, c.claim.conn, keys, func(k key, there *known, _ bool) {
+	if err := c.claim.t.readKnown(ctx, c.claim.conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
 			c.reconcileMessage(st, r, there, now)
-		} else if there == nil || there.version != r.version || there.owner != r.owner {
+		} else if there == nil || there.RowVersion != r.version || there.Owner != r.owner {
 			c.lose(st, r)
 			delete(st.rows, k)
 		}
@@ -73,7 +75,7 @@ func (c *committer) reconcile(ctx context.Context, st *step) error {
 	}
 	// What is still this lane's to deliver comes back, with its cursor.
 	c.times.release(st.lost)
-	list, err := c.claim.t.readStarts(ctx, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+	list, err := c.claim.t.readStarts(ctx, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 	if err != nil {
 		return err
 	}
@@ -82,14 +84,14 @@ func (c *committer) reconcile(ctx context.Context, st *step) error {
 }
 
 // reconcileMessage does it for a row with a message.
-func (c *committer) reconcileMessage(st *step, r *row, there *known, now int64) {
-	if sameState(r.replaces, there) && (r.accept || there.version == r.version && (r.state == "" || there.owner == r.owner)) {
+func (c *committer) reconcileMessage(st *step, r *row, there *campaign.Version, now int64) {
+	if campaign.SameRow(r.replaces, there) && (r.accept || there.RowVersion == r.version && (r.state == "" || there.Owner == r.owner)) {
 		return
 	}
 	this := r.known()
-	found := judge(this, there)
-	if r.feed != nil && there != nil && there.position == this.position { // read again
-		found = judgedEdit
+	found := campaign.Judge(this, there)
+	if r.feed != nil && there != nil && there.Position == this.Position { // read again
+		found = campaign.Edit
 	}
 	if r.state == stateExpired {
 		st.expired--
@@ -97,17 +99,17 @@ func (c *committer) reconcileMessage(st *step, r *row, there *known, now int64) 
 	c.lose(st, r)
 	r.served, r.state, r.cursor, r.replaces = false, "", "", there
 	switch found {
-	case judgedOlder:
-		delete(st.rows, r.key())
+	case campaign.Older:
+		delete(st.rows, r.Key())
 		st.noteOlder(r.Campaign, this, *there)
-	case judgedRepeat:
+	case campaign.Repeat:
 		r.accept, r.repeats = false, true
-		r.live = &live{Campaign: r.Campaign, owner: there.owner, version: there.version}
-	case judgedFirst, judgedEdit:
+		r.live = &live{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
+	case campaign.First, campaign.Edit:
 		r.accept, r.repeats, r.state = true, false, statePending
 		r.live = &live{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
 		if there != nil {
-			r.version = there.version + 1
+			r.version = there.RowVersion + 1
 		}
 		r.contested.Store(there != nil)
 		if r.End <= now {
@@ -122,5 +124,5 @@ func (c *committer) reconcileMessage(st *step, r *row, there *known, now int64) 
 func (c *committer) lose(st *step, r *row) {
 	r.lost.Store(true)
 	st.drop(r.live)
-	c.corrected.add(r.key())
+	c.corrected.add(r.Key())
 }

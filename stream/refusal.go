@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // refuses tells whether an error of a statement that writes feedback rows is
@@ -176,7 +177,7 @@ func (l *live) leftOutLetter(reason string, clients []string) deadLetter {
 }
 
 func (l *live) letter(reason string, value []byte, mark header) deadLetter {
-	return deadLetter{partition: l.from.lane, offset: l.from.offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
+	return deadLetter{partition: l.from.Lane, offset: l.from.Offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
 }
 
 // refusedMessages counts the dead letters that stand for a message.
@@ -195,7 +196,7 @@ func (m *letterMaker) payload(st *step) *payload {
 	p := st.payload()
 	p.dead = slices.Clip(p.dead)
 	keys := slices.SortedFunc(maps.Keys(st.leftOut), func(a, b leftOut) int {
-		return cmp.Or(compareKeys(a.live.key(), b.live.key()), strings.Compare(a.reason, b.reason))
+		return cmp.Or(campaign.CompareKeys(a.live.Key(), b.live.Key()), strings.Compare(a.reason, b.reason))
 	})
 	for _, k := range keys {
 		p.dead = append(p.dead, m.complete(k.live.leftOutLetter(k.reason, st.leftOut[k])))
@@ -243,7 +244,7 @@ func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)
 		}
 		if err != nil {
-			letter := l.letters.complete((&live{Campaign: c, from: position{lane: l.lane, offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
+			letter := l.letters.complete((&live{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
 			letter.timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}
@@ -255,7 +256,7 @@ func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
 // step. Steps that are built already leave it out once this one is committed.
 func (st *step) refuse(l *live) {
 	st.refused = append(st.refused, l)
-	st.rows[l.key()].state = stateFinished // the row is there: see decider.pick
+	st.rows[l.Key()].state = stateFinished // the row is there: see decider.pick
 }
 
 // leaveOut notes clients whose id the feedback table or a record cannot carry.

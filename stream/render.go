@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // wire holds the constant parts of everything that is written per client of
@@ -27,11 +28,11 @@ type wire struct {
 
 // render prepares the constant parts. trigger is the Unix second of the
 // decision; both sinks carry this same value.
-func render(c *Campaign, trigger int64) *wire { return (*columnKinds)(nil).render(c, trigger) }
+func render(c *campaign.Campaign, trigger int64) *wire { return (*columnKinds)(nil).render(c, trigger) }
 
 // render is render with what COPY sends to a table of these kinds, where there is
 // one.
-func (k *columnKinds) render(c *Campaign, trigger int64) *wire {
+func (k *columnKinds) render(c *campaign.Campaign, trigger int64) *wire {
 	// One buffer for all; where escapes make it grow, what was cut off before
 	// stays in the old one.
 	w := &wire{}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/stream/campaign"
 )
 
 // A replay reads a part of the campaigns topic again and joins what is still
@@ -227,7 +229,7 @@ func (r *replay) lanes(ctx context.Context, p *plan) []*laneReplay {
 		}
 		out = append(out, &laneReplay{
 			replay: r, ctx: ctx, handle: h, id: rg.lane, from: rg.from, until: rg.until, next: rg.from,
-			plan: p, open: map[key]int64{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
+			plan: p, open: map[campaign.Key]int64{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
 		})
 	}
 	return out

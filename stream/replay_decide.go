@@ -1,6 +1,10 @@
 package stream
 
-import "time"
+import (
+	"time"
+
+	"dinnerbell/stream/campaign"
+)
 
 // replayLive is how many replayed campaigns a lane has in the middle of their
 // fan-out at once. They share each step with the lane's own long campaigns, so
@@ -20,10 +24,10 @@ const (
 
 // verdict compares the message with what is known of its campaign: before, nil
 // if nothing.
-func (m *message) verdict(lane int32, before *known, now int64) verdict {
-	this := known{position: position{lane: lane, offset: m.offset}, time: m.time}
-	same := before != nil && before.position == this.position
-	wins := !m.replaced && (before == nil || same || surelyNewer(this, *before))
+func (m *message) verdict(lane int32, before *campaign.Version, now int64) verdict {
+	this := campaign.Version{Position: campaign.Position{Lane: lane, Offset: m.offset}, Time: m.time}
+	same := before != nil && before.Position == this.Position
+	wins := !m.replaced && (before == nil || same || campaign.SurelyNewer(this, *before))
 	switch {
 	case m.campaign.End <= now && before != nil && !same && wins:
 		return replayCancel
@@ -73,7 +77,7 @@ func (d *decider) acceptReplayed(st *step) bool {
 		m.feed.settle()
 		return true
 	}
-	st.size += m.campaign.size()
+	st.size += m.campaign.Size()
 	d.install(st, &m, before)
 	st.feeds = append(st.feeds, m.feed)
 	return true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // countAll is a lane's replay that changes nothing: the same messages, the same
@@ -36,7 +37,7 @@ func (l *laneReplay) countAll(ctx context.Context) error {
 // count tells how many clients would get a campaign and how many have it. A
 // client of several of its restaurants gets it once.
 func (l *laneReplay) count(ctx context.Context, m *message) (n, have int64, err error) {
-	shared := l.plan.isShared(m.campaign.key().digest())
+	shared := l.plan.isShared(m.campaign.Key().Digest())
 	if m.delivered = l.plan.audiences[m.campaign.ID]; m.delivered == "" {
 		if m.delivered, m.have, err = l.messages.delivered.load(ctx, m.campaign.ID); err != nil {
 			return 0, 0, err
@@ -81,7 +82,7 @@ func (i *inspector) countMissed(ctx context.Context, restaurant, name id.ID, mar
 			return 0, fmt.Errorf("read subscriptions: %w", err)
 		}
 		for n := range list.Len() {
-			if id := list.At(n); id.TextLen() <= maxIDBytes && i.parser.table.refusesClient(id) == "" {
+			if id := list.At(n); id.TextLen() <= campaign.MaxIDBytes && i.parser.table.refusesClient(id) == "" {
 				missed++
 			}
 		}

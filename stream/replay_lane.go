@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/stream/campaign"
 )
 
 const (
@@ -37,8 +38,8 @@ type laneReplay struct {
 	next        int64      // all before it is settled
 	result      chan error // of one session; one token
 
-	mu     sync.Mutex    // guards what follows: the driver, commit
-	open   map[key]int64 // accepted and not delivered to the end: their versions
+	mu     sync.Mutex             // guards what follows: the driver, commit
+	open   map[campaign.Key]int64 // accepted and not delivered to the end: their versions
 	counts ReplayCounts
 	wake   chan struct{} // open has changed; one token
 }
@@ -180,11 +181,11 @@ func (l *laneReplay) prepare(ctx context.Context, messages *inspector, batch []m
 			}
 			continue
 		}
-		d := m.campaign.key().digest()
+		d := m.campaign.Key().Digest()
 		if !l.plan.has(d) { // another round's
 			continue
 		}
-		m.fresh, m.replaced = fresh, l.plan.replaced(d, known{position: position{lane: l.id, offset: m.offset}, time: m.time})
+		m.fresh, m.replaced = fresh, l.plan.replaced(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
 		v := m.verdict(l.id, m.known, fresh.Unix())
 		counts.note(v, m.campaign.Start > fresh.Unix())
 		if v == replayJoin || v == replayCancel {
@@ -207,7 +208,7 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 			if m.delivered, m.have, err = s.messages.delivered.load(ctx, m.campaign.ID); err != nil {
 				return counts, err
 			}
-			if l.plan.countOnce(m.campaign.key().digest()) {
+			if l.plan.countOnce(m.campaign.Key().Digest()) {
 				counts.Have += int64(m.have)
 			}
 			cached += m.have
@@ -294,7 +295,7 @@ func (l *laneReplay) committed(st *step, p *payload) {
 		}
 	}
 	for i := range p.segments {
-		if _, ok := l.open[p.segments[i].campaign.key()]; ok {
+		if _, ok := l.open[p.segments[i].campaign.Key()]; ok {
 			l.counts.Notified += int64(p.segments[i].clients.Len())
 		}
 	}
@@ -340,7 +341,7 @@ func (l *laneReplay) dropDelivered(ctx context.Context, lookup campaignLookup) e
 	}
 	var campaigns, restaurants []string
 	for k := range l.open {
-		campaigns, restaurants = append(campaigns, k.campaign), append(restaurants, k.restaurant)
+		campaigns, restaurants = append(campaigns, k.Campaign), append(restaurants, k.Restaurant)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookup.timeout)
 	defer cancel()
@@ -349,10 +350,10 @@ JOIN `+lookup.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}
-	left := map[key]int64{}
-	var k key
+	left := map[campaign.Key]int64{}
+	var k campaign.Key
 	var version int64
-	if _, err = pgx.ForEachRow(rows, []any{&k.campaign, &k.restaurant, &version}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&k.Campaign, &k.Restaurant, &version}, func() error {
 		if l.open[k] == version {
 			left[k] = version
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
 )
 
 // decided waits until so many notifications are decided.
@@ -88,18 +89,18 @@ func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	t.Parallel()
 	d := newDecider(&lane{svc: &Service{recentLimit: recentLimit}}, Config{})
 	loaded := func(cursor string) *live {
-		c := Campaign{ID: "c", RestaurantID: "r1"}
+		c := campaign.Campaign{ID: "c", RestaurantID: "r1"}
 		return &live{Campaign: &c, version: 7, cursor: packID(t, cursor)}
 	}
 	again := loaded("a")
 	d.sched.add(again)
 	d.takeDue([]*live{loaded("b")})
-	if d.sched.byKey[again.key()] != again {
+	if d.sched.byKey[again.Key()] != again {
 		t.Error("what was due has taken its place")
 	}
 	again.version = 6
 	d.takeDue([]*live{loaded("b")})
-	if d.sched.byKey[again.key()] == again {
+	if d.sched.byKey[again.Key()] == again {
 		t.Error("a newer version has not")
 	}
 }

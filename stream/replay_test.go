@@ -15,6 +15,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // subscribe puts other subscriptions in the place of the store's, as a repair does.
@@ -130,7 +131,7 @@ func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	svc, _ := w.start()
 	now := time.Now()
 	at := func(n int) time.Time { return now.Add(time.Duration(n-1000) * time.Millisecond) }
-	ended := func(c Campaign) Campaign { c.Start, c.End = now.Unix()-100, now.Unix()-50; return c }
+	ended := func(c campaign.Campaign) campaign.Campaign { c.Start, c.End = now.Unix()-100, now.Unix()-50; return c }
 	scheduled := w.campaign("scheduled", "r1")
 	scheduled.Start = now.Unix() + 1800
 	edited := w.campaign("edited", "r1")
@@ -185,7 +186,7 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	w := newWorld(t, 2, map[string][]string{"r1": few})
 	now := time.Now()
 	at := func(n int) time.Time { return now.Add(time.Duration(n-1000) * time.Millisecond) }
-	ended := func(c Campaign) Campaign { c.Start, c.End = now.Unix()-100, now.Unix()-50; return c }
+	ended := func(c campaign.Campaign) campaign.Campaign { c.Start, c.End = now.Unix()-100, now.Unix()-50; return c }
 	later := w.campaign("later", "r1")
 	later.Start = now.Unix() + 1800
 	moved := later

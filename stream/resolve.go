@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // Choice is what an operator accepts where Postgres and Kafka contradict each
@@ -257,14 +258,14 @@ func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	if r.claim.table.hasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	campaign, restaurant := r.claim.table.columnSQL(colCampaign, "f"), r.claim.table.columnSQL(colRestaurant, "f")
+	id, restaurant := r.claim.table.columnSQL(colCampaign, "f"), r.claim.table.columnSQL(colRestaurant, "f")
 	reader, err := r.claim.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err
 	}
 	defer closeConn(reader)
 	rows, err := reader.Query(ctx, `SELECT `+r.claim.table.readSQL("f")+`
-FROM `+r.claim.t.feedback+` f JOIN `+r.claim.t.campaign+` c ON c.adv_campaign_id = `+campaign+` AND c.restaurant_id = `+restaurant+`
+FROM `+r.claim.t.feedback+` f JOIN `+r.claim.t.campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
 WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
 ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.lane)
 	if err != nil {
@@ -280,14 +281,14 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 		build, bytes = &payload{}, 0
 		return err
 	}
-	var c Campaign
+	var c campaign.Campaign
 	var trigger int64
 	var client string
 	_, err = pgx.ForEachRow(rows, []any{&c.RestaurantID, &c.ID, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &trigger, &client}, func() error {
 		if err := build.add(c, trigger, client); err != nil {
 			return err
 		}
-		if bytes += c.size(); bytes >= r.claim.cfg.StepBytes || build.notifications() >= r.claim.cfg.StepClients {
+		if bytes += c.Size(); bytes >= r.claim.cfg.StepBytes || build.notifications() >= r.claim.cfg.StepClients {
 			return flush()
 		}
 		return nil
@@ -303,7 +304,7 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 }
 
 // add appends one client, to the last segment if it is of the same decision.
-func (p *payload) add(c Campaign, trigger int64, client string) error {
+func (p *payload) add(c campaign.Campaign, trigger int64, client string) error {
 	packed, err := id.Pack(client)
 	if err != nil {
 		return fmt.Errorf("client id %q: %w", client, err)

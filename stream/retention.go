@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"dinnerbell/stream/campaign"
 )
 
 const (
@@ -54,17 +56,17 @@ old AS (
   WHERE c.adv_campaign_datetime_end < $3 AND c.accepted_at < $4 FOR UPDATE OF c SKIP LOCKED),
 gone AS (DELETE FROM ` + t.campaign + ` c USING old WHERE c.adv_campaign_id = old.adv_campaign_id AND c.restaurant_id = old.restaurant_id RETURNING 1)
 SELECT page.adv_campaign_id, page.restaurant_id, (SELECT count(*) FROM page), (SELECT count(*) FROM gone) FROM page ORDER BY 1 DESC, 2 DESC LIMIT 1`
-	var last key
+	var last campaign.Key
 	for {
 		seen, gone := 0, int64(0)
-		next, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) (next key, err error) {
-			rows, err := db.Query(ctx, sql, last.campaign, last.restaurant, before.Unix(), before, page)
+		next, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) (next campaign.Key, err error) {
+			rows, err := db.Query(ctx, sql, last.Campaign, last.Restaurant, before.Unix(), before, page)
 			if err != nil {
 				return next, err
 			}
 			defer rows.Close()
 			for rows.Next() {
-				if err := rows.Scan(&next.campaign, &next.restaurant, &seen, &gone); err != nil {
+				if err := rows.Scan(&next.Campaign, &next.Restaurant, &seen, &gone); err != nil {
 					return next, err
 				}
 			}

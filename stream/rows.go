@@ -54,8 +54,8 @@ func (s *rowSet) addKey(r *row) {
 // addMessage adds the message that the row holds from now on, and the state of
 // the row that it takes the place of.
 func (s *rowSet) addMessage(r *row) {
-	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.lane), append(s.offsets, r.at.offset), append(s.times, r.msgTime)
-	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.replaces.version), append(s.oldLanes, r.replaces.lane), append(s.oldOffsets, r.replaces.offset)
+	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.Lane), append(s.offsets, r.at.Offset), append(s.times, r.msgTime)
+	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.replaces.RowVersion), append(s.oldLanes, r.replaces.Lane), append(s.oldOffsets, r.replaces.Offset)
 }
 
 func (s *rowSet) addProgress(r *row) {
@@ -119,7 +119,7 @@ func copyRows(rows []*row) []byte {
 		dst = binary.BigEndian.AppendUint16(dst, 17)
 		dst = appendCopyField(appendCopyField(dst, r.ID), r.RestaurantID)
 		dst = appendCopyInt8(appendCopyInt4(dst, r.owner), r.version)
-		dst = appendCopyInt8(appendCopyInt8(appendCopyInt4(dst, r.at.lane), r.at.offset), r.msgTime)
+		dst = appendCopyInt8(appendCopyInt8(appendCopyInt4(dst, r.at.Lane), r.at.Offset), r.msgTime)
 		dst = appendCopyField(dst, r.fingerprint[:])
 		dst = appendCopyField(appendCopyField(appendCopyField(dst, r.Content), r.Owner), r.OwnerContact)
 		dst = appendCopyInt8(appendCopyInt8(appendCopyInt8(dst, r.Start), r.End), r.Created)

@@ -6,16 +6,17 @@ import (
 	"sync/atomic"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // live is one campaign in the middle of its fan-out, as the decide goroutine
 // holds it. Postgres holds the same as of the last committed step.
 type live struct {
-	*Campaign
-	from       position // of its message, for the log
-	owner      int32    // the lane that delivers it
-	version    int64    // of its row: whoever changes the row names it
-	delivered  id.ID    // what the delivered cache has its clients under; "": nothing
+	*campaign.Campaign
+	from       campaign.Position // of its message, for the log
+	owner      int32             // the lane that delivers it
+	version    int64             // of its row: whoever changes the row names it
+	delivered  id.ID             // what the delivered cache has its clients under; "": nothing
 	restaurant id.ID
 	cursor     id.ID // last client looked at; "" before the first
 	fresh      bool  // no client was looked at yet
@@ -44,7 +45,7 @@ type live struct {
 // campaign's row: with very many long campaigns not every one has a turn in
 // every step.
 type schedule struct {
-	byKey map[key]*live
+	byKey map[campaign.Key]*live
 	byID  map[string][]*live // campaigns by id: one id may run for several restaurants
 	fresh []*live
 	long  []*live // round-robin; the front is next
@@ -54,16 +55,18 @@ type schedule struct {
 	replayed int // campaigns in byKey that a replay brought
 }
 
-func newSchedule() *schedule { return &schedule{byKey: map[key]*live{}, byID: map[string][]*live{}} }
+func newSchedule() *schedule {
+	return &schedule{byKey: map[campaign.Key]*live{}, byID: map[string][]*live{}}
+}
 
 // add puts a campaign in; one of the same key is replaced.
 func (s *schedule) add(l *live) {
-	if old := s.byKey[l.key()]; old != nil {
+	if old := s.byKey[l.Key()]; old != nil {
 		s.remove(old)
 	}
 	l.fresh = true
-	s.byKey[l.key()] = l
-	s.bytes += l.size()
+	s.byKey[l.Key()] = l
+	s.bytes += l.Size()
 	s.fresh = append(s.fresh, l)
 	if l.replayed {
 		s.replayed++
@@ -95,9 +98,9 @@ func (s *schedule) remove(l *live) {
 	if l.delivered != "" {
 		s.gone = append(s.gone, l.delivered)
 	}
-	s.bytes -= l.size()
-	if s.byKey[l.key()] == l {
-		delete(s.byKey, l.key())
+	s.bytes -= l.Size()
+	if s.byKey[l.Key()] == l {
+		delete(s.byKey, l.Key())
 	}
 	same := slices.DeleteFunc(s.byID[l.ID], func(o *live) bool { return o == l })
 	if len(same) == 0 {
@@ -120,7 +123,7 @@ func (s *schedule) takeEnded(now int64) []*live {
 	for _, l := range ended {
 		s.remove(l)
 	}
-	slices.SortFunc(ended, func(a, b *live) int { return compareKeys(a.key(), b.key()) })
+	slices.SortFunc(ended, func(a, b *live) int { return campaign.CompareKeys(a.Key(), b.Key()) })
 	return ended
 }
 

@@ -3,6 +3,8 @@ package stream
 import (
 	"fmt"
 	"testing"
+
+	"dinnerbell/stream/campaign"
 )
 
 // served runs steps over campaigns of the given audiences and returns, per
@@ -23,7 +25,7 @@ func served(t *testing.T, s *schedule, left map[string]int, room int) map[string
 }
 
 func newLive(id string) *live {
-	return &live{Campaign: &Campaign{ID: id, RestaurantID: "r", Start: 1, End: 1000}}
+	return &live{Campaign: &campaign.Campaign{ID: id, RestaurantID: "r", Start: 1, End: 1000}}
 }
 
 func TestSmallCampaignIsServedInTheMiddleOfALargeOne(t *testing.T) {
@@ -190,7 +192,7 @@ func TestCampaignsOfOneIDAreContested(t *testing.T) {
 func FuzzAcceptedCampaignCanBePacked(f *testing.F) {
 	f.Add(encodeCampaign(*example()))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		c, err := ParseCampaign(value)
+		c, err := campaign.Parse(value)
 		if err != nil {
 			return
 		}

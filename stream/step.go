@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // The states of a campaign row.
@@ -22,21 +23,21 @@ const (
 // it holds, note a repeat of that message, move its cursor, or the last two.
 type row struct {
 	*live
-	at          position // of the message, where accept or repeats says that there is one
+	at          campaign.Position // of the message, where accept or repeats says that there is one
 	msgTime     int64
-	fingerprint fingerprint
-	accept      bool        // a new message
-	repeats     bool        // an identical message: its position and time are noted
-	served      bool        // this step has moved its cursor
-	replaces    *known      // with accept or repeats: how the row must be still; nil: no row
-	feed        *replayFeed // the replay that brought it
-	state       string      // "" leaves state and cursor alone
-	cursor      id.ID       // as of this step; live.cursor is ahead once the next step is built
+	fingerprint campaign.Fingerprint
+	accept      bool              // a new message
+	repeats     bool              // an identical message: its position and time are noted
+	served      bool              // this step has moved its cursor
+	replaces    *campaign.Version // with accept or repeats: how the row must be still; nil: no row
+	feed        *replayFeed       // the replay that brought it
+	state       string            // "" leaves state and cursor alone
+	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 }
 
 // known is the message that the row holds after the step.
-func (r *row) known() known {
-	return known{position: r.at, time: r.msgTime, fingerprint: r.fingerprint, version: r.version, owner: r.owner}
+func (r *row) known() campaign.Version {
+	return campaign.Version{Position: r.at, Time: r.msgTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner}
 }
 
 // pick is one campaign's share of a step.
@@ -51,13 +52,13 @@ type pick struct {
 // built by the decide goroutine while the one before it commits.
 type step struct {
 	nextOffset int64 // 0: does not move
-	rows       map[key]*row
+	rows       map[campaign.Key]*row
 	picks      []*pick
 	dead       []deadLetter
 	expired    int64
-	outcomes   []outcome     // messages that notify nobody
-	feeds      []*replayFeed // one for each message of a replay
-	lost       []key         // campaigns that turned out to be another message's
+	outcomes   []outcome      // messages that notify nobody
+	feeds      []*replayFeed  // one for each message of a replay
+	lost       []campaign.Key // campaigns that turned out to be another message's
 
 	leftOut map[leftOut][]string // clients whose id cannot be carried
 	refused []*live              // campaigns whose rows the table refuses: set while the rows are written
@@ -72,7 +73,7 @@ type step struct {
 	size     int
 }
 
-func newStep(t *feedbackTable) *step { return &step{rows: map[key]*row{}, table: t} }
+func newStep(t *feedbackTable) *step { return &step{rows: map[campaign.Key]*row{}, table: t} }
 
 // empty tells that committing it would change nothing.
 func (st *step) empty() bool {
@@ -82,16 +83,16 @@ func (st *step) empty() bool {
 // accept notes a new message for the step to store. Of several for one key the
 // last stands, in place of what the first one replaces.
 func (st *step) accept(r *row) {
-	if before := st.rows[r.key()]; before != nil && (before.accept || before.repeats) {
+	if before := st.rows[r.Key()]; before != nil && (before.accept || before.repeats) {
 		r.replaces = before.replaces
 	}
 	r.accept = true
-	st.rows[r.key()] = r
+	st.rows[r.Key()] = r
 }
 
 // noteExpired notes a message whose end has passed: it cancels what was there.
-func (st *step) noteExpired(l *live, before *known) {
-	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.from.offset}
+func (st *step) noteExpired(l *live, before *campaign.Version) {
+	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.from.Offset}
 	if before != nil {
 		o.kind = outcomeCancelled
 	}
@@ -99,29 +100,29 @@ func (st *step) noteExpired(l *live, before *known) {
 }
 
 // noteOlder notes a message that a newer one of its campaign has made void.
-func (st *step) noteOlder(c *Campaign, m, newest known) {
-	st.outcomes = append(st.outcomes, outcome{kind: outcomeOlder, campaign: c, offset: m.offset, message: m, newest: newest})
+func (st *step) noteOlder(c *campaign.Campaign, m, newest campaign.Version) {
+	st.outcomes = append(st.outcomes, outcome{kind: outcomeOlder, campaign: c, offset: m.Offset, message: m, newest: newest})
 }
 
 // repeat notes an identical message for the step to store.
-func (st *step) repeat(l *live, now known, before *known) {
-	r := st.rows[l.key()]
+func (st *step) repeat(l *live, now campaign.Version, before *campaign.Version) {
+	r := st.rows[l.Key()]
 	if r == nil {
 		r = &row{live: l}
-		st.rows[l.key()] = r
+		st.rows[l.Key()] = r
 	}
 	if !r.accept && !r.repeats {
-		r.repeats, r.replaces, r.fingerprint = true, before, now.fingerprint
+		r.repeats, r.replaces, r.fingerprint = true, before, now.Fingerprint
 	}
-	r.at, r.msgTime = now.position, now.time
+	r.at, r.msgTime = now.Position, now.Time
 }
 
 // progress notes how far a campaign has come.
 func (st *step) progress(l *live, to string) {
-	r := st.rows[l.key()]
+	r := st.rows[l.Key()]
 	if r == nil {
 		r = &row{live: l}
-		st.rows[l.key()] = r
+		st.rows[l.Key()] = r
 	}
 	r.live, r.state, r.cursor, r.served = l, to, l.cursor, true
 }
@@ -130,13 +131,13 @@ func (st *step) progress(l *live, to string) {
 // served in it is not edited by it as well: the step has its former clients and
 // content. A repeat is welcome.
 func (st *step) takes(m *message) bool {
-	r := st.rows[m.campaign.key()]
+	r := st.rows[m.campaign.Key()]
 	return r == nil || !r.served || m.feed == nil && *r.Campaign == *m.campaign
 }
 
 // differs tells that the step's row holds another message than m, of other content.
 func (st *step) differs(m *message) bool {
-	r := st.rows[m.campaign.key()]
+	r := st.rows[m.campaign.Key()]
 	return r != nil && (r.accept || r.repeats) && r.fingerprint != m.fingerprint
 }
 
@@ -144,7 +145,7 @@ func (st *step) differs(m *message) bool {
 func (st *step) drop(l *live) {
 	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool { return p.live == l })
 	maps.DeleteFunc(st.leftOut, func(k leftOut, _ []string) bool { return k.live == l })
-	st.lost = append(st.lost, l.key())
+	st.lost = append(st.lost, l.Key())
 }
 
 // dropLost takes out what other steps have found lost, and tells whether there
@@ -167,17 +168,17 @@ func (st *step) dropLost() (dropped bool) {
 // what COPY sends. Campaigns whose end has come by now, and those that the table
 // has refused, leave without their clients. A step that waited is sealed again.
 func (st *step) seal(now int64) {
-	st.trigger, st.earliest = now, maxUnix+1
+	st.trigger, st.earliest = now, campaign.MaxUnix+1
 	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool {
 		if p.live.End > now && !p.live.refused.Load() {
 			return false
 		}
-		st.rows[p.live.key()].state = stateFinished // the row is there: see decider.pick
+		st.rows[p.live.Key()].state = stateFinished // the row is there: see decider.pick
 		return true
 	})
 	// In the order of the unique index: two lanes with the same campaign ids lock
 	// rows in the same order.
-	slices.SortFunc(st.picks, func(a, b *pick) int { return compareKeys(a.live.key(), b.live.key()) })
+	slices.SortFunc(st.picks, func(a, b *pick) int { return campaign.CompareKeys(a.live.Key(), b.live.Key()) })
 	size := 0
 	for _, p := range st.picks {
 		p.wire = st.table.kinds.render(p.live.Campaign, now)
@@ -211,7 +212,7 @@ func (st *step) payload() *payload {
 // there as it came, as a record and as a row.
 func (st *step) held() (n int) {
 	for _, k := range st.picks {
-		n += 3*k.live.size() + len(k.clients.Bytes())
+		n += 3*k.live.Size() + len(k.clients.Bytes())
 	}
 	for i := range st.dead {
 		n += st.dead[i].weight()
@@ -257,7 +258,7 @@ func (st *step) appointments() []appointment {
 	var out []appointment
 	for _, r := range st.rows {
 		if r.accept && r.state == statePending && !r.started {
-			out = append(out, appointment{start: r.Start, key: r.key(), version: r.version})
+			out = append(out, appointment{start: r.Start, key: r.Key(), version: r.version})
 		}
 	}
 	return out
@@ -270,6 +271,6 @@ func (st *step) sortedRows() []*row {
 	for _, r := range st.rows {
 		out = append(out, r)
 	}
-	slices.SortFunc(out, func(a, b *row) int { return compareKeys(a.key(), b.key()) })
+	slices.SortFunc(out, func(a, b *row) int { return campaign.CompareKeys(a.Key(), b.Key()) })
 	return out
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // surveyCampaigns bounds how many campaigns a survey holds: some 20 MB. A range
@@ -25,7 +26,7 @@ type share struct {
 	prefix uint64
 }
 
-func (s share) has(d digest) bool {
+func (s share) has(d campaign.Digest) bool {
 	return s.bits == 0 || binary.BigEndian.Uint64(d[:8])>>(64-s.bits) == s.prefix
 }
 
@@ -42,8 +43,8 @@ func (s share) first() bool { return s.prefix == 0 }
 // message in the range, its newest message in the topic.
 type plan struct {
 	share
-	newest map[digest]known // without a fingerprint
-	limit  int              // of newest
+	newest map[campaign.Digest]campaign.Version // without a fingerprint
+	limit  int                                  // of newest
 
 	// audiences are what a dry run has in the delivered cache for campaigns of
 	// several restaurants, by id.
@@ -54,34 +55,34 @@ type plan struct {
 }
 
 // fold notes a message unless a newer one is known.
-func (p *plan) fold(d digest, n known) {
-	if old, ok := p.newest[d]; !ok || newer(n, old) {
+func (p *plan) fold(d campaign.Digest, n campaign.Version) {
+	if old, ok := p.newest[d]; !ok || campaign.Newer(n, old) {
 		p.newest[d] = n
 	}
 }
 
 // replaced tells that the topic has a newer message of the campaign.
-func (p *plan) replaced(d digest, m known) bool {
+func (p *plan) replaced(d campaign.Digest, m campaign.Version) bool {
 	n, ok := p.newest[d]
-	return ok && surelyNewer(n, m)
+	return ok && campaign.SurelyNewer(n, m)
 }
 
 // countOnce tells, for a campaign of several restaurants, whether its clients
 // are still to be counted.
-func (p *plan) countOnce(d digest) bool {
+func (p *plan) countOnce(d campaign.Digest) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	counted, ok := p.shared[d.campaign()]
+	counted, ok := p.shared[d.Campaign()]
 	if ok {
-		p.shared[d.campaign()] = true
+		p.shared[d.Campaign()] = true
 	}
 	return !counted
 }
 
-func (p *plan) isShared(d digest) bool {
+func (p *plan) isShared(d campaign.Digest) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, ok := p.shared[d.campaign()]
+	_, ok := p.shared[d.Campaign()]
 	return ok
 }
 
@@ -91,7 +92,7 @@ func (p *plan) isShared(d digest) bool {
 // them was sent: a cancel behind the range, or on another partition, counts.
 // Where the share has too many, it is cut; rest is what was cut off.
 func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, err error) {
-	p := &plan{share: s, newest: map[digest]known{}, limit: r.svc.surveyCampaigns, audiences: map[string]id.ID{}}
+	p := &plan{share: s, newest: map[campaign.Digest]campaign.Version{}, limit: r.svc.surveyCampaigns, audiences: map[string]id.ID{}}
 	work := r.newSurveyWork()
 	sent := int64(math.MaxInt64)
 	for _, rg := range r.ranges {
@@ -105,7 +106,7 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 				return nil
 			}
 			sent = min(sent, m.time)
-			p.fold(d, known{position: position{lane: rg.lane, offset: m.offset}, time: m.time})
+			p.fold(d, campaign.Version{Position: campaign.Position{Lane: rg.lane, Offset: m.offset}, Time: m.time})
 			for len(p.newest) > p.limit {
 				rest = append([]share{p.narrow()}, rest...)
 			}
@@ -144,7 +145,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 			work.did(1)
 			if m, d, ok := r.surveyed(rec, p); ok {
 				if _, ok := p.newest[d]; ok {
-					p.fold(d, known{position: position{lane: rg.lane, offset: m.offset}, time: m.time})
+					p.fold(d, campaign.Version{Position: campaign.Position{Lane: rg.lane, Offset: m.offset}, Time: m.time})
 				}
 			}
 			return nil
@@ -157,11 +158,11 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 }
 
 // surveyed parses a record; false for what is no campaign of the share.
-func (r *replay) surveyed(rec *record, p *plan) (m message, d digest, ok bool) {
+func (r *replay) surveyed(rec *record, p *plan) (m message, d campaign.Digest, ok bool) {
 	if m = r.messages.parser.parse(rec); m.campaign == nil {
 		return m, d, false
 	}
-	d = m.campaign.key().digest()
+	d = m.campaign.Key().Digest()
 	return m, d, p.has(d)
 }
 
@@ -182,10 +183,10 @@ func (p *plan) findShared() {
 	p.shared = map[uint64]bool{}
 	seen := make(map[uint64]struct{}, len(p.newest))
 	for d := range p.newest {
-		if _, ok := seen[d.campaign()]; ok {
-			p.shared[d.campaign()] = false
+		if _, ok := seen[d.Campaign()]; ok {
+			p.shared[d.Campaign()] = false
 		}
-		seen[d.campaign()] = struct{}{}
+		seen[d.Campaign()] = struct{}{}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 )
 
 // patience bounds how long a test waits for what must come.
@@ -135,13 +136,13 @@ func (w *world) start() (svc *Service, stop func()) {
 }
 
 // campaign makes a campaign that is valid now.
-func (w *world) campaign(id, restaurant string) Campaign {
+func (w *world) campaign(id, restaurant string) campaign.Campaign {
 	now := time.Now().Unix()
-	return Campaign{RestaurantID: restaurant, ID: id, Content: "content of " + id, Owner: "owner", OwnerContact: "o@example.com", Start: now - 10, End: now + 3600, Created: now - 20}
+	return campaign.Campaign{RestaurantID: restaurant, ID: id, Content: "content of " + id, Owner: "owner", OwnerContact: "o@example.com", Start: now - 10, End: now + 3600, Created: now - 20}
 }
 
 // encodeCampaign makes a message of the campaigns topic.
-func encodeCampaign(c Campaign) []byte {
+func encodeCampaign(c campaign.Campaign) []byte {
 	b, err := json.Marshal(map[string]any{
 		"restaurant_id": c.RestaurantID, "adv_campaign_id": c.ID, "adv_campaign_content": c.Content,
 		"adv_campaign_owner": c.Owner, "adv_campaign_owner_contact": c.OwnerContact,
@@ -166,7 +167,7 @@ func (w *world) produce(partition int32, values ...[]byte) {
 
 // note is one notification as a sink shows it; equal in both sinks.
 type note struct {
-	Campaign
+	campaign.Campaign
 	client  string
 	trigger int64
 }
@@ -211,7 +212,7 @@ func (w *world) records() []note {
 		if key := keyEscaper.Replace(v.ID) + ":" + keyEscaper.Replace(v.Client); string(r.Key) != key {
 			w.Errorf("record of %s has key %s", key, r.Key)
 		}
-		out = append(out, note{Campaign{
+		out = append(out, note{campaign.Campaign{
 			RestaurantID: v.RestaurantID, ID: v.ID, Content: v.Content, Owner: v.Owner, OwnerContact: v.OwnerContact,
 			Start: v.Start, End: v.End, Created: v.Created,
 		}, v.Client, v.Trigger})

@@ -1,7 +1,7 @@
 // Package campaign holds the rules of campaign messages: what a valid message
 // is, what identifies it, and which message of a campaign counts. It is pure: no
 // package of this module, no Kafka, no Postgres, no Pebble.
-package stream
+package campaign
 
 import (
 	"bytes"
@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// maxIDBytes bounds the ids of a campaign. Postgres cannot index a key of more
+// MaxIDBytes bounds the ids of a campaign. Postgres cannot index a key of more
 // than about 2,700 bytes (a third of a page), and both (campaign, client) and
 // (campaign, restaurant) are keys of an index.
-const maxIDBytes = 1024
+const MaxIDBytes = 1024
 
-// maxUnix is 9999-12-31T23:59:59Z: the last second with a four-digit year.
-const maxUnix = 253402300799
+// MaxUnix is 9999-12-31T23:59:59Z: the last second with a four-digit year.
+const MaxUnix = 253402300799
 
 // Campaign is one valid message of the campaigns topic: the eight fields of
 // the contract, times in Unix seconds, valid from Start inclusive to End
@@ -33,8 +33,8 @@ type Campaign struct {
 	Created      int64
 }
 
-// size is about what the campaign holds in memory, in bytes.
-func (c *Campaign) size() int {
+// Size is about what the campaign holds in memory, in bytes.
+func (c *Campaign) Size() int {
 	return 256 + len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 }
 
@@ -42,23 +42,23 @@ func (c *Campaign) size() int {
 // the JSON (RFC 8259, section 8.1), and readers may ignore it.
 var byteOrderMark = []byte("\ufeff")
 
-// ParseCampaign decodes and checks one message; a nil value is a tombstone. The
+// Parse decodes and checks one message; a nil value is a tombstone. The
 // error says, in words fit for a dead-letter header, why the message cannot be a
 // campaign.
-func ParseCampaign(value []byte) (*Campaign, error) {
+func Parse(value []byte) (*Campaign, error) {
 	value = bytes.TrimPrefix(value, byteOrderMark)
-	if c, ok := scanCampaign(value); ok {
+	if c, ok := scanPlain(value); ok {
 		return c, c.check()
 	}
-	c, err := parseCampaign(value)
+	c, err := decodeJSON(value)
 	if err != nil {
 		return nil, err
 	}
 	return c, c.check()
 }
 
-// parseCampaign is ParseCampaign without the rules of check.
-func parseCampaign(value []byte) (*Campaign, error) {
+// decodeJSON is Parse without the rules of check.
+func decodeJSON(value []byte) (*Campaign, error) {
 	fields, err := parseObject(value)
 	if err != nil {
 		return nil, err
@@ -179,8 +179,8 @@ func (c *Campaign) check() error {
 		if f.id == "" {
 			return fmt.Errorf("%s is empty", f.name)
 		}
-		if len(f.id) > maxIDBytes {
-			return fmt.Errorf("%s is %d bytes long; at most %d can be indexed", f.name, len(f.id), maxIDBytes)
+		if len(f.id) > MaxIDBytes {
+			return fmt.Errorf("%s is %d bytes long; at most %d can be indexed", f.name, len(f.id), MaxIDBytes)
 		}
 	}
 	for _, f := range []struct {
@@ -191,7 +191,7 @@ func (c *Campaign) check() error {
 		{"adv_campaign_datetime_end", c.End},
 		{"datetime_created", c.Created},
 	} {
-		if f.at < 0 || f.at > maxUnix {
+		if f.at < 0 || f.at > MaxUnix {
 			return fmt.Errorf("%s %d is not a Unix second of the years 1970 to 9999%s", f.name, f.at, unitHint(f.at))
 		}
 	}

@@ -1,4 +1,4 @@
-package stream
+package campaign
 
 import (
 	"strings"
@@ -8,15 +8,15 @@ import (
 // keptText is how large a message may be for its ids to be parts of its text.
 const keptText = 1 << 10
 
-// scanCampaign is ParseCampaign for the plain form in which nearly all messages
+// scanPlain is Parse for the plain form in which nearly all messages
 // come: one object with exactly the eight fields, each once, strings without
 // escapes, whole numbers. ok is false for anything else, wrong or merely
-// unusual: ParseCampaign then decides, and says why. Where ok is true both give
+// unusual: Parse then decides, and says why. Where ok is true both give
 // the same campaign (FuzzParseCampaign).
 //
 // encoding/json takes 45 allocations and six times as long
 // (BenchmarkParseCampaign).
-func scanCampaign(value []byte) (c *Campaign, ok bool) {
+func scanPlain(value []byte) (c *Campaign, ok bool) {
 	if !utf8.Valid(value) {
 		return nil, false
 	}

@@ -1,4 +1,4 @@
-package stream
+package campaign
 
 import (
 	"bytes"
@@ -240,7 +240,7 @@ func unitHint(at int64) string {
 		name   string
 		second int64
 	}{{"milliseconds", 1e3}, {"microseconds", 1e6}, {"nanoseconds", 1e9}} {
-		if seconds := at / u.second; at > 0 && seconds <= maxUnix {
+		if seconds := at / u.second; at > 0 && seconds <= MaxUnix {
 			return fmt.Sprintf(" (%s? %s, which is %d)", u.name, time.Unix(seconds, 0).UTC().Format(time.RFC3339), seconds)
 		}
 	}

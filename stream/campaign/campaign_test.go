@@ -1,4 +1,4 @@
-package stream
+package campaign
 
 import (
 	"fmt"
@@ -19,7 +19,7 @@ const contractExample = `{"restaurant_id":"123e4567-e89b-12d3-a456-426614174000"
  "datetime_created":1659131516}`
 
 func TestParseCampaignTakesTheContractsExample(t *testing.T) {
-	c, err := ParseCampaign([]byte(contractExample))
+	c, err := Parse([]byte(contractExample))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestParseCampaignAccepts(t *testing.T) {
 		"a zero with a fraction":     edit(t, `1659131516`, `-0.000`),
 		"a field twice: last counts": edit(t, `{`, `{"adv_campaign_content":7,`),
 	} {
-		if _, err := ParseCampaign([]byte(value)); err != nil {
+		if _, err := Parse([]byte(value)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -74,12 +74,12 @@ func TestPlainCampaignsAreScanned(t *testing.T) {
 		"other order": `{"datetime_created":0,` + strings.Replace(strings.TrimSpace(contractExample)[1:], `,
  "datetime_created":1659131516`, "", 1),
 	} {
-		c, ok := scanCampaign([]byte(value))
+		c, ok := scanPlain([]byte(value))
 		if !ok {
 			t.Errorf("%s: not scanned: %s", name, value)
 			continue
 		}
-		if parsed, err := parseCampaign([]byte(value)); err != nil || *parsed != *c {
+		if parsed, err := decodeJSON([]byte(value)); err != nil || *parsed != *c {
 			t.Errorf("%s: scanned %+v, parsed %+v: %v", name, c, parsed, err)
 		}
 	}
@@ -114,7 +114,7 @@ func TestParseCampaignRefuses(t *testing.T) {
 		{"the other half", edit(t, `first`, `\uDF55x`), "surrogate"},
 		{"two high halves", edit(t, `first`, `\uD83C\uD83C`), "surrogate"},
 	} {
-		_, err := ParseCampaign([]byte(c.value))
+		_, err := Parse([]byte(c.value))
 		if err == nil {
 			t.Errorf("%s: accepted", c.name)
 		} else if !strings.Contains(err.Error(), c.reason) {
@@ -131,12 +131,12 @@ func FuzzParseCampaign(f *testing.F) {
 	f.Add([]byte(edit(f, `"adv_campaign_owner"`, `"adv_campaign_id"`)))
 	f.Add([]byte(edit(f, `}`, ` ,"more":[{}]}`)))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		if scanned, ok := scanCampaign(value); ok {
-			if parsed, err := parseCampaign(value); err != nil || *parsed != *scanned {
+		if scanned, ok := scanPlain(value); ok {
+			if parsed, err := decodeJSON(value); err != nil || *parsed != *scanned {
 				t.Errorf("scanned %+v, parsed %+v: %v", scanned, parsed, err)
 			}
 		}
-		c, err := ParseCampaign(value)
+		c, err := Parse(value)
 		if err != nil {
 			return
 		}
@@ -149,7 +149,7 @@ func FuzzParseCampaign(f *testing.F) {
 func TestCampaignAllocations(t *testing.T) {
 	text := []byte(contractExample)
 	budget.Check(t, "allocs_campaign", testing.AllocsPerRun(100, func() {
-		if _, err := ParseCampaign(text); err != nil {
+		if _, err := Parse(text); err != nil {
 			t.Fatal(err)
 		}
 	}))
@@ -159,7 +159,7 @@ func TestCampaignAllocations(t *testing.T) {
 func BenchmarkParseCampaign(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := ParseCampaign([]byte(contractExample)); err != nil {
+		if _, err := Parse([]byte(contractExample)); err != nil {
 			b.Fatal(fmt.Errorf("parse: %w", err))
 		}
 	}

@@ -1,4 +1,4 @@
-package stream
+package campaign
 
 import (
 	"fmt"
@@ -55,12 +55,12 @@ func TestReasonsNameTheMistake(t *testing.T) {
 		{"microseconds", edit(t, `2659207116`, `1669207116000000`), "microseconds? 2022-11-23"},
 		{"nanoseconds", edit(t, `2659207116`, `1669207116000000000`), "nanoseconds? 2022-11-23"},
 	} {
-		_, err := ParseCampaign([]byte(c.value))
+		_, err := Parse([]byte(c.value))
 		if err == nil || !strings.Contains(err.Error(), c.reason) {
 			t.Errorf("%s: reason %v does not say %q", c.name, err, c.reason)
 		}
 	}
-	if _, err := ParseCampaign(nil); err == nil || !strings.Contains(err.Error(), "tombstone") {
+	if _, err := Parse(nil); err == nil || !strings.Contains(err.Error(), "tombstone") {
 		t.Errorf("a tombstone: %v", err)
 	}
 }
@@ -72,7 +72,7 @@ func FuzzReason(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, value []byte) {
 		for _, v := range [][]byte{value, []byte(fmt.Sprintf(`{"restaurant_id":"a","adv_campaign_id":"b","adv_campaign_content":"","adv_campaign_owner":"","adv_campaign_owner_contact":"","adv_campaign_datetime_start":%s}`, value))} {
-			if _, err := ParseCampaign(v); err != nil && (len(err.Error()) > 500 || !utf8.ValidString(err.Error())) {
+			if _, err := Parse(v); err != nil && (len(err.Error()) > 500 || !utf8.ValidString(err.Error())) {
 				t.Errorf("%q: reason of %d bytes: %q", v, len(err.Error()), err)
 			}
 		}
