@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/halt"
 )
 
 // churn writes at random to a table with the given statements, over a number of
@@ -165,7 +167,7 @@ func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 	}
 	r.Exec(`CREATE TABLE part0 (id int PRIMARY KEY, client_id text, restaurant_id text);
 		ALTER TABLE subscribers_restaurants ATTACH PARTITION part0 FOR VALUES FROM (0) TO (100)`)
-	if _, err := r.cfg.inspect(t.Context(), conn, true); errors.As(err, new(*HaltError)) {
+	if _, err := r.cfg.inspect(t.Context(), conn, true); errors.As(err, new(*halt.Error)) {
 		t.Errorf("inspect as of before: %v", err)
 	}
 	if _, err := conn.Exec(t.Context(), `COMMIT`); err != nil {

@@ -38,7 +38,7 @@ type Config struct {
 	ApplicationName string
 
 	// HaltOnLost: where the stream cannot bring the local state forward any more,
-	// Run returns a *HaltError instead of taking a new snapshot over a complete one.
+	// Run returns a *halt.Error instead of taking a new snapshot over a complete one.
 	HaltOnLost bool
 
 	// Freshness is what Barrier waits for; default Strict.
@@ -94,7 +94,7 @@ func (c *Config) validate() error {
 		return fmt.Errorf("check source configuration: no URL")
 	}
 	if !slotName.MatchString(c.Slot) {
-		return halt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
+		return newHalt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
 	}
 	for what, name := range map[string]string{
 		"schema": c.Schema, "table": c.Table, "publication": c.Publication,

@@ -118,7 +118,7 @@ func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
 	}
 	conn, err := postgres.Connect(ctx, o)
 	if sqlState(err) == codeInsufficientPrivilege {
-		h := halt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+c.role(), "the role in source.url may not connect: %v", err)
+		h := newHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+c.role(), "the role in source.url may not connect: %v", err)
 		h.heals = true
 		return nil, h
 	}
@@ -144,7 +144,7 @@ func (c *Config) explain(err error) error {
 	case code == codeInsufficientPrivilege:
 		return c.lacksReplication(err)
 	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
-		return halt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
+		return newHalt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
 		return viaPooler(err)
 	}
@@ -152,22 +152,22 @@ func (c *Config) explain(err error) error {
 }
 
 // lacksReplication is the halt of a role that may neither replicate nor drop slots.
-func (c *Config) lacksReplication(err error) *HaltError {
-	h := halt("ALTER ROLE "+c.role()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+func (c *Config) lacksReplication(err error) *haltError {
+	h := newHalt("ALTER ROLE "+c.role()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
 	h.heals = true
 	return h
 }
 
 // viaPooler names what does not get better by trying again.
-func viaPooler(err error) *HaltError {
-	return halt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
+func viaPooler(err error) *haltError {
+	return newHalt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
 }
 
 // notUTF8 halts where the server cannot send a value of the table: it would fail
 // on it again and again. The WAL holds the value after it was mended too, so that
 // the slot is worthless.
-func (c *Config) notUTF8(err error) *HaltError {
-	h := halt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
+func (c *Config) notUTF8(err error) *haltError {
+	h := newHalt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
 		strings.Join(c.columns(), ", "), c.publication(), c.table(), c.columnList()),
 		"table %s holds a value that Postgres cannot convert to UTF-8: %v", c.table(), err)
 	h.distrust = true

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -104,12 +105,12 @@ func TestParseLineage(t *testing.T) {
 // A server that is too old says so by what it does not know.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
-	if found := checkVersion(&facts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOn(found[0]).What, "Postgres 13, older than 14") {
+	if found := checkVersion(&facts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOn(found[0]).halt.What, "Postgres 13, older than 14") {
 		t.Errorf("version 13 gives %+v", found)
 	}
 	cfg := &Config{}
 	err := cfg.explain(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
-	if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
+	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
 		t.Errorf("the refusal of a setting gives %v", err)
 	}
 }

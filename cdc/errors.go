@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
 )
 
@@ -25,11 +26,10 @@ var (
 	errSilent = errors.New("no answer from the server")
 )
 
-// HaltError says that the mirror cannot go on without an operator.
-type HaltError struct {
-	What string // what is wrong, with which object
-	Hint string // the command or the statement that mends it
-
+// haltError is a halt of the source, with what it means for the slot and for the
+// next session.
+type haltError struct {
+	halt *halt.Error
 	// distrust: changes may have passed that were never published, so that the
 	// slot is worthless even after mending.
 	distrust bool
@@ -37,17 +37,16 @@ type HaltError struct {
 	heals bool
 }
 
-// Error gives both parts in one line.
-func (e *HaltError) Error() string {
-	if e.Hint == "" {
-		return e.What
-	}
-	return e.What + " (to mend: " + e.Hint + ")"
-}
+// Error returns what is wrong and how to go on. Nothing is halted yet: the mirror
+// may wait for the end of a migration first.
+func (e *haltError) Error() string { return e.halt.Text() }
 
-// halt makes a HaltError; the hint comes first because the rest is a format.
-func halt(hint, format string, args ...any) *HaltError {
-	return &HaltError{What: fmt.Sprintf(format, args...), Hint: hint}
+// Unwrap returns the halt, which Run returns in the end.
+func (e *haltError) Unwrap() error { return e.halt }
+
+// newHalt makes a haltError; the hint comes first because the rest is a format.
+func newHalt(hint, format string, args ...any) *haltError {
+	return &haltError{halt: &halt.Error{Part: halt.Source, What: fmt.Sprintf(format, args...), Hint: hint}}
 }
 
 // sendError is what the walsender failed with while it decoded and sent.

@@ -101,7 +101,7 @@ type lockHolder struct {
 
 // holdSlot sees to it that this mirror holds the slot's advisory lock on the
 // server that sql is connected to. It waits for another holder that may be gone,
-// and returns a *HaltError where that one lives.
+// and returns a *halt.Error where that one lives.
 func (m *Mirror) holdSlot(ctx context.Context, sql *pgx.Conn) error {
 	g := &m.guard
 	g.mu.Lock()
@@ -166,8 +166,8 @@ func (m *Mirror) lives(first, now *lockHolder, while time.Duration) bool {
 }
 
 // twin is the halt of the daemon that came second.
-func (h *lockHolder) twin() *HaltError {
-	return halt("give each daemon a slot of its own (source.slot) or stop the other one",
+func (h *lockHolder) twin() *haltError {
+	return newHalt("give each daemon a slot of its own (source.slot) or stop the other one",
 		"slot %s is in use by another daemon: PID %d (application_name %q, role %s, client address %s)", h.by.slot, h.by.pid, h.by.app, h.by.role, h.by.address)
 }
 
@@ -201,7 +201,7 @@ func (m *Mirror) takeLock(ctx context.Context, sql *pgx.Conn) error {
 	var pid int32
 	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, m.cfg.lockKey()).Scan(&taken, &pid)
 	if sqlState(err) == codeInsufficientPrivilege {
-		err = halt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
+		err = newHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
 	}
 	if err == nil && taken {
 		var h *lockHolder

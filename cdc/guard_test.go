@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
@@ -47,7 +48,7 @@ func (r *rig) refused(m *Mirror, ended <-chan error) {
 	r.t.Helper()
 	select {
 	case err := <-ended:
-		h, ok := errors.AsType[*HaltError](err)
+		h, ok := errors.AsType[*halt.Error](err)
 		if !ok || !strings.Contains(h.What, "in use by another daemon") || !strings.Contains(h.What, r.m.cfg.ApplicationName) || !strings.Contains(h.Hint, "source.slot") {
 			r.t.Errorf("the second daemon ended with %v, want a halt that names %s", err, r.m.cfg.ApplicationName)
 		}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -168,17 +169,17 @@ func (r *rig) await(what string, ok func(Status) bool) {
 	})
 }
 
-// awaitHalt waits for Run to return a HaltError.
-func (r *rig) awaitHalt() *HaltError {
+// awaitHalt waits for Run to return a *halt.Error.
+func (r *rig) awaitHalt() *halt.Error {
 	r.t.Helper()
 	select {
 	case <-r.done:
 	case <-time.After(patience):
 		r.t.Fatalf("no halt; %+v", r.m.Status())
 	}
-	h, ok := errors.AsType[*HaltError](r.err)
+	h, ok := errors.AsType[*halt.Error](r.err)
 	if !ok {
-		r.t.Fatalf("Run returned %v, want a HaltError", r.err)
+		r.t.Fatalf("Run returned %v, want a *halt.Error", r.err)
 	}
 	return h
 }

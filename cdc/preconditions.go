@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 )
 
@@ -114,7 +115,7 @@ func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment)
 }
 
 // inspect reads the catalogs, in the transaction that the connection is in, and
-// makes the checks of a session. It returns a *HaltError if the table cannot be
+// makes the checks of a session. It returns a *halt.Error if the table cannot be
 // mirrored as things are. reads says that the table is about to be read.
 func (c *Config) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catalog, error) {
 	return c.inspectAt(ctx, sql, precondition.AtSession, reads)
@@ -147,12 +148,15 @@ func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f fact
 }
 
 // haltOn makes the halt of a violation.
-func haltOn(f finding) *HaltError {
+func haltOn(f finding) *haltError {
 	what := f.Object + " " + f.Found
 	if f.Effect != "" {
 		what += ": " + f.Effect
 	}
-	return &HaltError{What: what, Hint: f.Fix, distrust: slices.Contains(unpublished, f.Name), heals: !slices.Contains(atOnce, f.Name)}
+	return &haltError{
+		halt:     &halt.Error{Part: halt.Source, What: what, Hint: f.Fix},
+		distrust: slices.Contains(unpublished, f.Name), heals: !slices.Contains(atOnce, f.Name),
+	}
 }
 
 // violated is a list of one violation.

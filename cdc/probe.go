@@ -131,7 +131,7 @@ func (p *probe) nudge(ctx context.Context) error {
 	defer cancel()
 	if _, err := p.sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
 		if sqlState(err) == codeInsufficientPrivilege {
-			h := halt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{p.sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
+			h := newHalt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{p.sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
 			h.heals = true
 			return h
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -113,7 +114,7 @@ func instanceName(name, instance string) string {
 
 // Run keeps the store in step with the source until ctx ends: then it returns
 // nil. It takes a snapshot when there is none or when the stream is not the one
-// the store knows, and reconnects by itself. It returns a *HaltError when an
+// the store knows, and reconnects by itself. It returns a *halt.Error when an
 // operator is needed, and other errors only when the store is unusable. All it
 // started has ended when it returns.
 func (m *Mirror) Run(ctx context.Context) error {
@@ -176,7 +177,7 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	if !m.guard.sawSecond() {
 		m.admitService()
 	}
-	if h, ok := errors.AsType[*HaltError](err); ok {
+	if h, ok := errors.AsType[*haltError](err); ok {
 		if h.distrust {
 			m.discardSlot(ctx)
 		}
@@ -216,7 +217,7 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 // mayHeal says whether a halt can wait. Where a complete snapshot shows that the
 // mirror has worked before, what is wrong now may be the middle of a migration: a
 // primary key that is dropped and made again, a REVOKE and a GRANT.
-func (m *Mirror) mayHeal(h *HaltError) bool {
+func (m *Mirror) mayHeal(h *haltError) bool {
 	if _, complete := m.store.Source(); !complete || !h.heals {
 		return false
 	}
@@ -228,17 +229,17 @@ func (m *Mirror) mayHeal(h *HaltError) bool {
 		return false
 	}
 	m.stats.set(StateWaiting)
-	m.log.Warn("the source cannot be mirrored as it is now; waiting in case that a migration is under way", "what", h.What, "to_mend", h.Hint, "left", left.Round(time.Second))
+	m.log.Warn("the source cannot be mirrored as it is now; waiting in case that a migration is under way", "what", h.halt.What, "to_mend", h.halt.Hint, "left", left.Round(time.Second))
 	return true
 }
 
 // halted puts an error that ends Run into Status.
 func (m *Mirror) halted(err error) error {
-	if h, ok := errors.AsType[*HaltError](err); ok {
+	if h, ok := errors.AsType[*halt.Error](err); ok {
 		m.stats.halt(h)
 		return h
 	}
-	m.stats.halt(&HaltError{What: err.Error()})
+	m.stats.halt(&halt.Error{Part: halt.Source, What: err.Error()})
 	return err
 }
 

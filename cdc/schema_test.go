@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"dinnerbell/internal/halt"
 )
 
 // Keys of several columns, whatever their types, come out the same by snapshot
@@ -191,7 +193,7 @@ func TestTemporaryTableRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Setup(t.Context(), r.owner())
-	if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, "is temporary") {
+	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "is temporary") {
 		t.Errorf("setup: %v, want the refusal of a temporary table", err)
 	}
 }
@@ -212,7 +214,7 @@ func TestSetupRefusesBeforeItPublishes(t *testing.T) {
 			r := newRig(t)
 			r.Exec(c.sql)
 			_, err := Setup(t.Context(), r.owner())
-			if h, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {
+			if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("setup: %v, want %q and a hint", err, c.what)
 			}
 			if n := r.Int(`SELECT count(*) FROM pg_publication`); n != 0 {

@@ -58,7 +58,7 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		v, reason = verdictAnew, m.must
 	}
 	if v != verdictSame && complete && m.cfg.HaltOnLost {
-		return false, halt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
+		return false, newHalt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
 	}
 	if v == verdictAnew {
 		return false, m.snapshot(ctx, sql, reason)

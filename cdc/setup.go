@@ -54,7 +54,7 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 // explainSetup halts where only the table's owner can go on.
 func explainSetup(statement string, err error) error {
 	if sqlState(err) == codeInsufficientPrivilege {
-		return halt("run it as the table's owner: "+statement, "set up publication: %v", err)
+		return newHalt("run it as the table's owner: "+statement, "set up publication: %v", err)
 	}
 	return fmt.Errorf("run %q: %w", statement, err)
 }

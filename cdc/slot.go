@@ -74,7 +74,7 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
 	}
 	if !ours {
-		return s, halt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", c.Slot, plugin)
+		return s, newHalt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", c.Slot, plugin)
 	}
 	s.exists = true
 	if s.confirmed, err = id.ParseLSN(confirmed); err != nil {

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 )
 
@@ -42,7 +43,7 @@ type Status struct {
 	NullIDs       int64         `json:"null_ids"`
 	LastError     string        `json:"last_error,omitempty"`
 	RebuildReason string        `json:"rebuild_reason,omitempty"` // of the last snapshot
-	Halted        *HaltError    `json:"halted,omitempty"`
+	Halted        *halt.Error   `json:"halted,omitempty"`
 	Since         time.Duration `json:"-"` // in State
 	Work          *Work         `json:"-"` // a rebuild or verification beside the stream
 	Checkpoint    Checkpoint    `json:"-"`
@@ -71,7 +72,7 @@ type stats struct {
 	lastError string
 	full      string // why it waits for room on the disk; "": it does not
 	reason    string
-	halted    *HaltError
+	halted    *halt.Error
 }
 
 // set moves to a state, remembers since when, and returns the state before.
@@ -106,12 +107,11 @@ func (s *stats) failed(err error) {
 }
 
 // halt is final: Run returns after it.
-func (s *stats) halt(h *HaltError) {
-	s.failed(h)
+func (s *stats) halt(h *halt.Error) {
 	s.set(StateHalted)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.halted = h
+	s.halted, s.lastError = h, h.Text()
 }
 
 // because keeps why the snapshot under way, or the last one, was needed.

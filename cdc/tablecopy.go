@@ -66,7 +66,7 @@ type tableCopy struct {
 
 // copyTable copies the table into the sink over connections of its own, with
 // its progress in p and, every now and then, in the log. An error says how far
-// it was; what has to be mended by an operator is a *HaltError. It wraps
+// it was; what has to be mended by an operator is a *halt.Error. It wraps
 // errRewritten if the copy may not be of the rows that the snapshot shows.
 func (m *Mirror) copyTable(ctx context.Context, snapshot string, sink rowSink, p *copyProgress) (copied, error) {
 	return m.copyRows(ctx, snapshot, "", sink, p)
@@ -292,16 +292,16 @@ func (w *copyWriter) flush() error {
 // how far the copy was.
 func (c *tableCopy) explain(err error) error {
 	table := c.cfg.table()
-	_, halted := errors.AsType[*HaltError](err)
+	_, halted := errors.AsType[*haltError](err)
 	switch {
 	case halted:
 		return err
 	case sqlState(err) == codeInsufficientPrivilege:
-		h := halt("GRANT SELECT ON "+table+" TO "+c.cfg.role()+", or ALTER ROLE "+c.cfg.role()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
+		h := newHalt("GRANT SELECT ON "+table+" TO "+c.cfg.role()+", or ALTER ROLE "+c.cfg.role()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
 		h.heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):
-		return halt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.cfg.key(), table, err)
+		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.cfg.key(), table, err)
 	}
 	return fmt.Errorf("copy %s: after %s: %w", table, c.progress, err)
 }

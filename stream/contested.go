@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 )
 
@@ -358,5 +359,5 @@ func (c *claim) dropped(what string) error {
 		who = "; its trigger " + strings.Join(c.table.triggers, ", ") + " runs before each row"
 		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
 	}
-	return &HaltError{Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
+	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
 }

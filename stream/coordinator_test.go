@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -121,7 +122,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 	w.moveTo(t, kafka.Addr())
 
 	_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
-	halt, ok := errors.AsType[*HaltError](err)
+	halt, ok := errors.AsType[*halt.Error](err)
 	if !ok || !strings.Contains(halt.What, "topic __transaction_state: transaction.state.log.replication.factor is 3, and there is room for 1") ||
 		!strings.Contains(halt.Hint, "transaction.state.log.replication.factor=1 transaction.state.log.min.isr=1") {
 		t.Errorf("setup: %v", err)

@@ -1,9 +1,6 @@
 package stream
 
-import (
-	"errors"
-	"fmt"
-)
+import "errors"
 
 // Sentinels of the package.
 var (
@@ -34,19 +31,3 @@ var (
 	// decided anew without it.
 	errEnded = errors.New("a campaign has ended meanwhile")
 )
-
-// HaltError is a guarantee that cannot be kept without an operator. The lane stops
-// until the daemon is started again.
-type HaltError struct {
-	Lane int32  `json:"lane"` // -1: all of them
-	What string `json:"what"` // what happened, to what, and what is at stake
-	Hint string `json:"hint"` // the command that goes on
-}
-
-// Error says what happened and how to go on.
-func (h *HaltError) Error() string {
-	if h.Lane < 0 {
-		return fmt.Sprintf("halted: %s; to go on: %s", h.What, h.Hint)
-	}
-	return fmt.Sprintf("lane %d halted: %s; to go on: %s", h.Lane, h.What, h.Hint)
-}

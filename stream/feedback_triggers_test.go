@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -34,7 +35,7 @@ CREATE TRIGGER skip_some BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXEC
 			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 			select {
 			case err := <-ended:
-				if halt, ok := errors.AsType[*HaltError](err); !ok || !strings.Contains(halt.What, "skip_some") {
+				if halted, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(halted.What, "skip_some") {
 					t.Errorf("ended with %v", err)
 				}
 			case <-time.After(patience):

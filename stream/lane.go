@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"dinnerbell/internal/halt"
 )
 
 // A session that lived this long was healthy: the next one starts without delay.
@@ -40,7 +42,7 @@ type laneCounts struct {
 	live    int
 }
 
-// run keeps the lane going until ctx ends. It returns nil then, and a HaltError
+// run keeps the lane going until ctx ends. It returns nil then, and a *halt.Error
 // when an operator is needed.
 func (l *lane) run(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
@@ -53,9 +55,9 @@ func (l *lane) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end, whatever it cut off: the next takeover reads what is true
 		}
-		if halt, ok := errors.AsType[*HaltError](err); ok {
-			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halt.What, "to_go_on", halt.Hint)
-			return halt
+		if halted, ok := errors.AsType[*halt.Error](err); ok {
+			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halted.What, "to_go_on", halted.Hint)
+			return halted
 		}
 		if time.Since(began) > healthySession {
 			wait.Reset()
@@ -113,8 +115,8 @@ func (l *lane) setState(state string, err error) {
 	if state != "running" {
 		l.agenda, l.counts.live = nil, 0
 	}
-	if halt, ok := errors.AsType[*HaltError](err); ok {
-		l.status.State, l.status.Halted = "halted", halt
+	if halted, ok := errors.AsType[*halt.Error](err); ok {
+		l.status.State, l.status.Halted = "halted", halted
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/halt"
 )
 
 // layoutVersion counts changes to the daemon's tables. A daemon works only on
@@ -48,7 +50,7 @@ func checkLayout(ctx context.Context, conn *pgx.Conn, t tables) error {
 }
 
 func newerLayout(t tables, version int) error {
-	return &HaltError{Lane: -1, What: fmt.Sprintf("the tables of schema %s have layout %d, which a later dinnerbell has made; this one works on layout %d", t.schema, version, layoutVersion),
+	return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("the tables of schema %s have layout %d, which a later dinnerbell has made; this one works on layout %d", t.schema, version, layoutVersion),
 		Hint: "run the version of dinnerbell that made them, or a later one"}
 }
 

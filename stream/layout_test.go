@@ -142,9 +142,9 @@ func TestLaterLayoutHalts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, nil)
 	w.db.Exec(`UPDATE dinnerbell.layout SET version = 99`)
-	halt := w.halted()
-	if halt == nil || !strings.Contains(halt.What, "layout 99") || !strings.Contains(halt.Hint, "later") {
-		t.Errorf("halted with %v", halt)
+	halted := w.halted()
+	if halted == nil || !strings.Contains(halted.What, "layout 99") || !strings.Contains(halted.Hint, "later") {
+		t.Errorf("halted with %v", halted)
 	}
 }
 

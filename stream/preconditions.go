@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 )
 
@@ -87,10 +88,10 @@ type unmetError struct{ precondition.Finding }
 func (e *unmetError) Error() string { return e.String() }
 
 // halt turns it into what stops the daemon. Lane -1 is all of them.
-func (e *unmetError) halt(lane int32) *HaltError {
+func (e *unmetError) halt(lane int32) *halt.Error {
 	f := e.Finding
 	f.Fix = ""
-	return &HaltError{Lane: lane, What: f.String(), Hint: e.Fix + "; then start again"}
+	return &halt.Error{Part: halt.Stream, Lane: lane, What: f.String(), Hint: e.Fix + "; then start again"}
 }
 
 // setupMends tells that the violation is about what `dinnerbell setup` makes: a
@@ -111,7 +112,7 @@ func met(report precondition.Report, err error) error {
 }
 
 // CheckPreconditions makes the checks of a moment for a command. It returns what
-// to warn of, one line each, and a *HaltError for a precondition that does not
+// to warn of, one line each, and a *halt.Error for a precondition that does not
 // hold.
 func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (warnings []string, err error) {
 	report, err := Preconditions(ctx, cfg, moment)
@@ -120,7 +121,7 @@ func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment preconditio
 	}
 	err = met(report, err)
 	if unmet, ok := errors.AsType[*unmetError](err); ok {
-		err = unmet.halt(-1)
+		err = unmet.halt(halt.AllLanes)
 	}
 	return warnings, err
 }

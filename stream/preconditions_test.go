@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -39,9 +40,9 @@ func TestViolationHaltsOnceItHasLasted(t *testing.T) {
 	if err := u.judge(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
 		t.Errorf("a young violation gives %v", err)
 	}
-	halt, ok := errors.AsType[*HaltError](u.judge(lasting, 3, 0))
-	if !ok || halt.Lane != 3 || halt.What != "topic t: it is wrong" || !strings.HasPrefix(halt.Hint, "MEND IT") {
-		t.Errorf("a lasting violation gives %+v", halt)
+	halted, ok := errors.AsType[*halt.Error](u.judge(lasting, 3, 0))
+	if !ok || halted.Lane != 3 || halted.What != "topic t: it is wrong" || !strings.HasPrefix(halted.Hint, "MEND IT") {
+		t.Errorf("a lasting violation gives %+v", halted)
 	}
 	if err := u.judge(mended, 3, 0); !errors.Is(err, error(mended)) {
 		t.Errorf("what setup mends gives %v", err)

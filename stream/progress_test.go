@@ -89,7 +89,7 @@ func TestForeignProgressRecords(t *testing.T) {
 	w.deleteRecords(w.cfg.Kafka.Progress, 0)                            // stands for compaction
 	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "compact")
 	write("0", "junk")
-	if halt := w.halted(); !strings.Contains(halt.What, "nobody else may write") || !strings.Contains(halt.Hint, "resolve") {
-		t.Errorf("halted with %v", halt)
+	if halted := w.halted(); !strings.Contains(halted.What, "nobody else may write") || !strings.Contains(halted.Hint, "resolve") {
+		t.Errorf("halted with %v", halted)
 	}
 }

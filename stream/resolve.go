@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 )
@@ -46,12 +47,12 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 		broken *bool
 	}{{s.sinksContradict, &r.sinks}, {s.inputContradicts, &r.input}} {
 		err := part.check(ctx)
-		halt, halted := errors.AsType[*HaltError](err)
+		found, halted := errors.AsType[*halt.Error](err)
 		if err != nil && !halted {
 			return nil, err
 		}
 		if *part.broken = halted; halted {
-			r.say("lane %d: %s", laneID, halt.What)
+			r.say("lane %d: %s", laneID, found.What)
 		}
 	}
 	if !r.sinks && !r.input {

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -76,7 +77,7 @@ func TestMissingRightsAreNamed(t *testing.T) {
 	}
 	for _, step := range steps {
 		_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
-		halt, ok := errors.AsType[*HaltError](err)
+		halt, ok := errors.AsType[*halt.Error](err)
 		if !ok || !strings.HasPrefix(halt.What, step.object+": User:bell lacks the right "+step.operation) ||
 			!strings.Contains(halt.Hint, "kafka-acls.sh") || !strings.Contains(halt.Hint, "--allow-principal User:bell --operation "+step.operation) {
 			t.Errorf("without %s on %s: %v", step.operation, step.object, err)
@@ -118,7 +119,7 @@ func TestLimitThatMayNotBeReadIsNamed(t *testing.T) {
 	envtest.Until(t, patience, func() error { return initLanesFor(w) })
 	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.encode())
 	w.db.Exec(`UPDATE dinnerbell.lane SET seq = 1`)
-	if halt := w.halted(); !strings.Contains(halt.Hint, "max.message.bytes") || !strings.Contains(halt.Hint, "--operation DescribeConfigs --topic "+k.Notifications) {
-		t.Errorf("halt: %v", halt)
+	if halted := w.halted(); !strings.Contains(halted.Hint, "max.message.bytes") || !strings.Contains(halted.Hint, "--operation DescribeConfigs --topic "+k.Notifications) {
+		t.Errorf("halt: %v", halted)
 	}
 }

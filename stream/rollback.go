@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/internal/halt"
 )
 
 // A lane halts where Postgres and Kafka contradict each other: one of them was
@@ -15,8 +17,8 @@ import (
 // (resolve.go). These checks are step 4 of TAKEOVER.
 
 // halt makes the error of a contradiction that `dinnerbell resolve` can settle.
-func (c *claim) halt(what string) *HaltError {
-	return &HaltError{Lane: c.lane, What: what, Hint: fmt.Sprintf(
+func (c *claim) halt(what string) *halt.Error {
+	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: what, Hint: fmt.Sprintf(
 		"put back what was lost and start again; or stop every daemon and choose: `dinnerbell resolve --lane %d --accept-repeats` or `dinnerbell resolve --lane %d --accept-missing`",
 		c.lane, c.lane)}
 }
@@ -117,7 +119,7 @@ func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
 	return out, nil
 }
 
-func (c *claim) outboxGap(k, missing int64) *HaltError {
+func (c *claim) outboxGap(k, missing int64) *halt.Error {
 	return c.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
 		c.cfg.Kafka.Progress, k, c.seq, c.t.outbox, missing, c.cfg.Kafka.Notifications))
 }

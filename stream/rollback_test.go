@@ -11,21 +11,22 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
 )
 
 // halted runs the service until it halts, and returns why.
-func (w *world) halted() *HaltError {
+func (w *world) halted() *halt.Error {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), patience)
 	defer cancel()
 	err := New(w.cfg, w.store, w.barrier).Run(ctx)
-	halt, ok := errors.AsType[*HaltError](err)
+	halted, ok := errors.AsType[*halt.Error](err)
 	if !ok {
 		w.Fatalf("the service ended with %v, not a halt", err)
 	}
-	return halt
+	return halted
 }
 
 // resolve settles lane 0 and returns what was said.
@@ -104,9 +105,9 @@ func TestPostgresRestoredFromABackupHalts(t *testing.T) {
 			if bad := w.audit(); len(bad) == 0 {
 				t.Error("the audit does not see that K > P")
 			}
-			halt := w.halted()
-			if !strings.Contains(halt.What, "Postgres was rolled back") || !strings.Contains(halt.Hint, "dinnerbell resolve --lane 0 --accept-") {
-				t.Errorf("halt: %v", halt)
+			halted := w.halted()
+			if !strings.Contains(halted.What, "Postgres was rolled back") || !strings.Contains(halted.Hint, "dinnerbell resolve --lane 0 --accept-") {
+				t.Errorf("halt: %v", halted)
 			}
 			t.Log(w.resolve(accept))
 			if again := w.resolve(accept); !strings.Contains(again, "nothing to resolve") {
@@ -186,8 +187,8 @@ func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {
 				t.Parallel()
 				w := delivered(t, func(*world) {})
 				w.recreate(topic(w))
-				if halt := w.halted(); !strings.Contains(halt.What, "deleted and made again") {
-					t.Errorf("halt: %v", halt)
+				if halted := w.halted(); !strings.Contains(halted.What, "deleted and made again") {
+					t.Errorf("halt: %v", halted)
 				}
 				t.Log(w.resolve(accept))
 				w.start()
@@ -224,8 +225,8 @@ func TestKafkaThatLostItsEndHalts(t *testing.T) {
 			t.Parallel()
 			w := delivered(t, func(*world) {})
 			w.db.Exec(sql)
-			if halt := w.halted(); !strings.Contains(halt.What, "Kafka was rolled back") {
-				t.Errorf("halt: %v", halt)
+			if halted := w.halted(); !strings.Contains(halted.What, "Kafka was rolled back") {
+				t.Errorf("halt: %v", halted)
 			}
 			w.resolve(AcceptMissing)
 			w.start()
@@ -247,8 +248,8 @@ func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
 	if _, err := adm.DeleteRecords(t.Context(), upTo); err != nil {
 		t.Fatal(err)
 	}
-	if halt := w.halted(); !strings.Contains(halt.What, "deleted before they were read") {
-		t.Errorf("halt: %v", halt)
+	if halted := w.halted(); !strings.Contains(halted.What, "deleted before they were read") {
+		t.Errorf("halt: %v", halted)
 	}
 	if said := w.resolve(AcceptMissing); !strings.Contains(said, "campaigns at offsets 2 to 2 are gone") {
 		t.Errorf("resolve said: %s", said)
@@ -277,8 +278,8 @@ func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created)
  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'x', $9)`, c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, now)
 			w.recreate(w.cfg.Kafka.Campaigns)
-			if halt := w.halted(); !strings.Contains(halt.What, "made again") {
-				t.Errorf("halt: %v", halt)
+			if halted := w.halted(); !strings.Contains(halted.What, "made again") {
+				t.Errorf("halt: %v", halted)
 			}
 			w.resolve(accept)
 			w.start()
@@ -301,8 +302,8 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	w.read(0, 5)
 	stop()
 	w.recreate(w.cfg.Kafka.Campaigns)
-	if halt := w.halted(); !strings.Contains(halt.What, "made again") {
-		t.Errorf("halt: %v", halt)
+	if halted := w.halted(); !strings.Contains(halted.What, "made again") {
+		t.Errorf("halt: %v", halted)
 	}
 	w.resolve(AcceptMissing)
 	w.start()
@@ -324,8 +325,8 @@ func TestTopicThatAcceptsLessHalts(t *testing.T) {
 	envtest.Until(t, patience, func() error { return initLanesFor(w) }) // a new topic is not known at once
 	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.encode())
 	w.db.Exec(`UPDATE dinnerbell.lane SET seq = 1`)
-	if halt := w.halted(); !strings.Contains(halt.Hint, "max.message.bytes") {
-		t.Errorf("halt: %v", halt)
+	if halted := w.halted(); !strings.Contains(halted.Hint, "max.message.bytes") {
+		t.Errorf("halt: %v", halted)
 	}
 }
 
@@ -344,8 +345,8 @@ func TestDamagedOutboxHalts(t *testing.T) {
 	w := delivered(t, func(*world) {})
 	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) SELECT lane, seq + 1, 1, 'DB' FROM dinnerbell.lane`)
 	w.db.Exec(`UPDATE dinnerbell.lane SET seq = seq + 1`)
-	if halt := w.halted(); !strings.Contains(halt.What, "damaged") {
-		t.Errorf("halt: %v", halt)
+	if halted := w.halted(); !strings.Contains(halted.What, "damaged") {
+		t.Errorf("halt: %v", halted)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 )
@@ -52,7 +53,7 @@ type Service struct {
 	assigned  bool
 	lastError string
 	skew      time.Duration // see clockSkew, at the start
-	halts     chan *HaltError
+	halts     chan *halt.Error
 }
 
 // laneHandle stops a lane: cancel, then wait for done.
@@ -67,7 +68,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
 		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
-		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *HaltError, 1),
+		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	if n := cfg.Sink.MaxConnections; n > 0 {
@@ -77,7 +78,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 }
 
 // Run joins the group and works until ctx ends; then it drains and returns
-// nil. It returns a *HaltError when every lane it has is halted, or when another
+// nil. It returns a *halt.Error when every lane it has is halted, or when another
 // daemon runs under the same instance id.
 func (s *Service) Run(ctx context.Context) error {
 	if err := s.store.ForgetDelivered(); err != nil { // of an earlier run
@@ -116,7 +117,7 @@ func (s *Service) Run(ctx context.Context) error {
 // awaitSinks waits until Postgres and Kafka answer and hold what setup has made.
 // A daemon that can do nothing must not join the group: as a static member it
 // would take the place of a healthy one of the same slot. It returns ctx's error,
-// or a *HaltError for a precondition that stays violated.
+// or a *halt.Error for a precondition that stays violated.
 func (s *Service) awaitSinks(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
@@ -131,8 +132,8 @@ func (s *Service) awaitSinks(ctx context.Context) error {
 			return nil
 		}
 		s.setLastError(err.Error())
-		if halt, ok := errors.AsType[*HaltError](err); ok {
-			return halt
+		if halted, ok := errors.AsType[*halt.Error](err); ok {
+			return halted
 		}
 		wait := pause.NextBackOff()
 		s.cfg.Logger.Warn("cannot begin yet", "error", err, "again_in", wait.Round(time.Millisecond))
@@ -207,7 +208,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 		for _, e := range fetches.Errors() {
 			s.setLastError(e.Err.Error())
 			if errors.Is(e.Err, kerr.FencedInstanceID) {
-				return &HaltError{Lane: -1, What: fmt.Sprintf("another daemon has joined group %s as %q", s.cfg.Kafka.Group, s.cfg.Kafka.InstanceID),
+				return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("another daemon has joined group %s as %q", s.cfg.Kafka.Group, s.cfg.Kafka.InstanceID),
 					Hint: "stop one of the two, or give each its own source.slot"}
 			}
 			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", e.Err)
@@ -262,8 +263,8 @@ func (s *Service) start(ctx context.Context, partitions []int32) {
 
 // laneHalted ends Run once no lane is left that works.
 func (s *Service) laneHalted(err error) {
-	var halt *HaltError
-	if !errors.As(err, &halt) {
+	var halted *halt.Error
+	if !errors.As(err, &halted) {
 		return
 	}
 	for _, l := range s.Status().Lanes {
@@ -272,7 +273,7 @@ func (s *Service) laneHalted(err error) {
 		}
 	}
 	select {
-	case s.halts <- halt:
+	case s.halts <- halted:
 	default:
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/halt"
 )
 
 // earlyPatience is how long a Kafka transaction stays open for a step whose
@@ -82,7 +83,7 @@ func (s *shipper) shipDecided(ctx context.Context, d *departure, out *outbound) 
 	out.reset(batch, size, 2*s.claim.cfg.StepBytes)
 	err := s.ship(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
-		return nil, &HaltError{Lane: s.claim.lane,
+		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.lane,
 			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
 			Hint: s.claim.limits.raiseHint(s.claim.cfg.Kafka.Principal) + "; then start the daemon again"}
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"dinnerbell/internal/halt"
 )
 
 // LaneStatus is one lane as this daemon sees it. Decided and Shipped are the
@@ -19,9 +21,9 @@ type LaneStatus struct {
 	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
 	// HeldByTransaction says which open transaction of another producer keeps
 	// campaigns from being read.
-	HeldByTransaction string     `json:"held_by_transaction,omitempty"`
-	LastError         string     `json:"last_error,omitempty"`
-	Halted            *HaltError `json:"halted,omitempty"`
+	HeldByTransaction string      `json:"held_by_transaction,omitempty"`
+	LastError         string      `json:"last_error,omitempty"`
+	Halted            *halt.Error `json:"halted,omitempty"`
 }
 
 // Status is the stream at one moment. Campaigns live (those that wait to
@@ -44,7 +46,7 @@ type Status struct {
 	Counts    // since the service was made
 	LastError string
 	ClockSkew time.Duration // how far our clock was ahead of Postgres' at the start
-	Halted    *HaltError    // the first lane that halted
+	Halted    *halt.Error   // the first lane that halted
 }
 
 // Ready tells whether the group has answered and every lane it gave us works.

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 )
 
@@ -202,7 +203,7 @@ func (c *claim) settle(ctx context.Context) (err error) {
 // raised the epoch since, what we read of Postgres and what we read of Kafka
 // are of different moments, and their contradiction means nothing.
 func (c *claim) confirm(ctx context.Context, err error) error {
-	if _, halted := errors.AsType[*HaltError](err); !halted {
+	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		return err
 	}
 	var epoch int64

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -26,10 +27,10 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	stop()
 
 	err := paused.settle(t.Context())
-	if _, halted := errors.AsType[*HaltError](err); !halted {
+	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		t.Fatalf("settle: %v; the test needs the contradiction", err)
 	}
-	if err := paused.confirm(t.Context(), err); err == nil || errors.As(err, new(*HaltError)) {
+	if err := paused.confirm(t.Context(), err); err == nil || errors.As(err, new(*halt.Error)) {
 		t.Errorf("confirm: %v, want that the connection was ended", err)
 	}
 	// Where the other owner could not end it, the epoch tells.

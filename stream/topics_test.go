@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -49,10 +50,10 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 			w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
 			w.deleteRecords(w.cfg.Kafka.Progress, 0)
 			w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "compact")
-			halt := w.halted()
+			halted := w.halted()
 			for _, want := range []string{w.cfg.Kafka.Progress + " partition 0", "cleanup.policy"} {
-				if !strings.Contains(halt.What, want) {
-					t.Errorf("the halt does not name %q: %v", want, halt)
+				if !strings.Contains(halted.What, want) {
+					t.Errorf("the halt does not name %q: %v", want, halted)
 				}
 			}
 			t.Log(w.resolve(accept))
@@ -102,7 +103,7 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 				return nil
 			}
 			_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
-			if _, ok := errors.AsType[*HaltError](err); !ok || names(err) != nil {
+			if _, ok := errors.AsType[*halt.Error](err); !ok || names(err) != nil {
 				t.Errorf("setup says %v", err)
 			}
 			svc := New(w.cfg, w.store, w.barrier)
@@ -136,7 +137,7 @@ func TestTakeoverSeesThePolicy(t *testing.T) {
 	w.produce(0, encodeCampaign(w.campaign("c2", "r1")))
 	select {
 	case err := <-ended:
-		if halt, ok := errors.AsType[*HaltError](err); !ok || halt.Lane != 0 || !strings.Contains(halt.Hint, "cleanup.policy=compact") {
+		if halted, ok := errors.AsType[*halt.Error](err); !ok || halted.Lane != 0 || !strings.Contains(halted.Hint, "cleanup.policy=compact") {
 			t.Errorf("the service ended with %v", err)
 		}
 	case <-time.After(patience):

@@ -8,10 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state"
-	"dinnerbell/stream"
 )
 
 // outcome is what a command line did.
@@ -116,8 +115,9 @@ func TestExitCode(t *testing.T) {
 		{errUsage, 2},
 		{config.ErrInvalid, 2},
 		{notAvailable("x"), 2},
-		{&cdc.HaltError{What: "slot"}, 3},
-		{&stream.HaltError{What: "sink"}, 3},
+		{&halt.Error{Part: halt.Source, What: "slot"}, 3},
+		{&halt.Error{Part: halt.Stream, What: "sink"}, 3},
+		{&halt.Error{Part: halt.State, What: "disk"}, 3},
 		{state.ErrNewerFormat, 3},
 		{state.ErrForeign, 3},
 	} {

@@ -3,10 +3,9 @@ package main
 import (
 	"errors"
 
-	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state"
-	"dinnerbell/stream"
 )
 
 // The exit codes of the contract.
@@ -24,19 +23,18 @@ var errUsage = errors.New("usage")
 // cannot either (a lost slot, a sink rolled back, state of a newer version) is
 // halted: a supervisor should call somebody and not restart.
 func exitCode(err error) int {
-	var source *cdc.HaltError
-	var lanes *stream.HaltError
-	var daemon *daemonError
-	var store *storeHaltError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.Is(err, errUsage), errors.Is(err, config.ErrInvalid):
 		return exitUsage
-	case errors.As(err, &daemon):
+	case errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
+		return exitHalted
+	}
+	if daemon, ok := errors.AsType[*daemonError](err); ok {
 		return daemon.exit
-	case errors.As(err, &source), errors.As(err, &lanes), errors.As(err, &store),
-		errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
+	}
+	if _, halted := errors.AsType[*halt.Error](err); halted {
 		return exitHalted
 	}
 	return exitFailed

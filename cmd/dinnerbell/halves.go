@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/stream"
 )
@@ -134,13 +135,6 @@ func (e *shownError) Error() string { return e.text }
 // Unwrap gives the error with its own text.
 func (e *shownError) Unwrap() error { return e.err }
 
-// storeHaltError ends the daemon with exit 3: the disk spoils the store again and
-// again.
-type storeHaltError struct{ what, hint string }
-
-// Error gives both parts in one line.
-func (e *storeHaltError) Error() string { return "halted: " + e.what + "; to go on: " + e.hint }
-
 // Damage that comes back means a bad disk, and a snapshot costs the source's
 // database something. So each new one within the window waits longer, and after
 // the last the daemon asks for an operator.
@@ -207,8 +201,9 @@ func (d *daemon) replace(ctx context.Context, old *halves) (*halves, error) {
 
 func (d *daemon) damagedTooOften(reason error) error {
 	dir := d.cfg.State.Dir
-	return &storeHaltError{
-		what: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, onDisk(dir), len(damagePauses)+1, damageWindow, reason),
-		hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
+	return &halt.Error{
+		Part: halt.State,
+		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, onDisk(dir), len(damagePauses)+1, damageWindow, reason),
+		Hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
 	}
 }

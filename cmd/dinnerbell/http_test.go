@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 	"dinnerbell/stream"
 
@@ -104,11 +105,11 @@ func TestReasonsNotToBeReady(t *testing.T) {
 func TestHaltIsReported(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	s.Halted = &stream.HaltError{Lane: 0, What: "K > P", Hint: "do this"}
+	s.Halted = &halt.Error{Part: halt.Stream, Lane: 0, What: "K > P", Hint: "do this"}
 	if got := newReport(m, s, true).Halted; got == nil || *got != (haltReport{"stream", "K > P", "do this"}) {
 		t.Errorf("halted = %+v", got)
 	}
-	m.Halted = &cdc.HaltError{What: "slot", Hint: "rebuild"}
+	m.Halted = &halt.Error{Part: halt.Source, What: "slot", Hint: "rebuild"}
 	if got := newReport(m, s, true).Halted; got == nil || *got != (haltReport{"source", "slot", "rebuild"}) {
 		t.Errorf("halted = %+v", got)
 	}
@@ -233,7 +234,7 @@ func TestStatusForPeople(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
 	m.State, m.LastError, m.LagBytes, m.Subscriptions = cdc.StateCatchingUp, "reset", 5<<20, 1234567
-	s.Halted = &stream.HaltError{What: "K > P", Hint: "do this"}
+	s.Halted = &halt.Error{Part: halt.Stream, What: "K > P", Hint: "do this"}
 	r := newReport(m, s, true)
 	var out strings.Builder
 	// What comes over the socket is what is printed.

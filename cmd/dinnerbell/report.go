@@ -217,9 +217,9 @@ func eachText(v reflect.Value, change func(string) string) {
 func newHaltReport(m cdc.Status, s stream.Status) *haltReport {
 	switch {
 	case m.Halted != nil:
-		return &haltReport{Part: "source", What: m.Halted.What, Hint: m.Halted.Hint}
+		return &haltReport{Part: string(m.Halted.Part), What: m.Halted.What, Hint: m.Halted.Hint}
 	case s.Halted != nil:
-		return &haltReport{Part: "stream", What: s.Halted.What, Hint: s.Halted.Hint}
+		return &haltReport{Part: string(s.Halted.Part), What: s.Halted.What, Hint: s.Halted.Hint}
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/state"
 
@@ -202,7 +203,7 @@ func (d *daemon) work(ctx context.Context, h *halves) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		err := h.mirror.Run(gctx)
-		if halted := (*cdc.HaltError)(nil); errors.As(err, &halted) {
+		if halted, ok := errors.AsType[*halt.Error](err); ok {
 			d.log.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
 			if h.admitted() {
 				h.awaitStandstill(gctx)
