@@ -164,7 +164,7 @@ func (l *Loader) release() error {
 	_ = l.awaitSpill() // what it wrote goes
 	l.chunk, l.spare = chunk{}, chunk{}
 	if l.parts != nil {
-		_ = l.parts.f.Close() // it goes
+		_ = l.parts.close() // it goes
 	}
 	if l.runs != nil {
 		_ = l.runs.close() // likewise, if the merge has not removed it

@@ -195,8 +195,8 @@ func TestFewDescriptorsChild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := l.awaitSpill(); err != nil || len(l.runs.list) < 150 {
-		t.Fatalf("%d runs, want some hundred; %v", len(l.runs.list), err)
+	if err := l.awaitSpill(); err != nil || l.runs.count() < 150 {
+		t.Fatalf("%d runs, want some hundred; %v", l.runs.count(), err)
 	}
 	if err := l.Finish(Source{Table: "x"}, 100); err != nil {
 		t.Fatal(err)

@@ -71,7 +71,7 @@ func (l *Loader) spill() error {
 		return err
 	}
 	if l.runs == nil {
-		runs, err := newRuns(l.s.o.fs, l.newPath("runs", spaceRow))
+		runs, err := l.newRuns(spaceRow)
 		if err != nil {
 			return err
 		}
@@ -103,6 +103,16 @@ func (l *Loader) awaitSpill() error {
 // newPath names a file of the load.
 func (l *Loader) newPath(kind string, space byte) string {
 	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, l.files.Add(1)))
+}
+
+// newRuns makes a file of sorted runs.
+func (l *Loader) newRuns(space byte) (*runs, error) {
+	name := l.newPath("runs", space)
+	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return nil, fmt.Errorf("make file of sorted runs: %w", err)
+	}
+	return newRuns(f, func() error { return l.s.o.fs.Remove(name) }), nil
 }
 
 // spillRows leaves duplicates in, which the merge names.

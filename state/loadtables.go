@@ -47,7 +47,7 @@ func (l *Loader) build() (tables []string, err error) {
 	if err := l.parts.end(); err != nil {
 		return nil, err
 	}
-	b := &builder{l: l, keys: partsReader{f: l.parts.f, limit: l.s.o.chunkBytes}}
+	b := &builder{l: l, keys: l.parts.reader(l.s.o.chunkBytes)}
 	list := b.tasks()
 	tasks := make(chan buildTask, len(list))
 	for _, t := range list {
@@ -83,16 +83,16 @@ func (l *Loader) build() (tables []string, err error) {
 // that all goroutines end at about the same time.
 func (b *builder) tasks() []buildTask {
 	list := []buildTask{func(*keyBag) error { return b.buildRows() }}
-	all := b.l.parts.parts
+	all := b.l.parts.all()
 	left := int64(0)
 	for i := range all {
-		left += all[i].bytes
+		left += all[i].size()
 	}
 	for from := 0; from < len(all); {
 		enough := min(max(left/(2*maxBuilders), tableBytes/8), tableBytes)
 		to, size := from, int64(0)
 		for to < len(all) && size < enough {
-			size += all[to].bytes
+			size += all[to].size()
 			to++
 		}
 		some := all[from:to]
@@ -132,7 +132,7 @@ func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
 			return nil
 		})
 	}
-	sorted, err := newRuns(b.l.s.o.fs, b.l.newPath("runs", spaceJoin))
+	sorted, err := b.l.newRuns(spaceJoin)
 	if err != nil {
 		return err
 	}

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"dinnerbell/state/id"
 )
 
 // alikeKeys makes n keys of which many begin alike, some are prefixes of others,
@@ -80,7 +78,7 @@ func TestSplits(t *testing.T) {
 	}
 	bag := keyBag{}
 	for i := range 16_000 {
-		bag.add([]byte(ids(1, 1)[0] + uuid(1, r) + id.ID(rowN(i))))
+		bag.add(fmt.Appendf(nil, "restaurant %016x row %d", r.Uint64(), i))
 	}
 	p := newParts(nil, &bag, 1<<30)
 	for i := range 16_000 {

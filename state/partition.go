@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // A load's join keys are divided into ranges, each of which is sorted in memory
@@ -27,7 +25,7 @@ const (
 
 // parts are the ranges and their file, which is written by one goroutine.
 type parts struct {
-	f      vfs.File
+	f      File
 	at     int64 // end of the file
 	splits *splits
 	parts  []part
@@ -50,7 +48,7 @@ type partBlock struct {
 
 // newParts divides by the keys of a sample, which it sorts. Buffers take
 // memory bytes.
-func newParts(f vfs.File, sample *keyBag, memory int) *parts {
+func newParts(f File, sample *keyBag, memory int) *parts {
 	n := max(min(maxParts, len(sample.spans)/minSample), 1)
 	p := &parts{f: f, parts: make([]part, n), block: memory / n}
 	splitters := make([][]byte, 0, n-1)
@@ -89,6 +87,19 @@ func (p *parts) flush(d *part) error {
 	d.buf = d.buf[:runHeader]
 	return nil
 }
+
+// all returns the ranges, in the order of their keys.
+func (p *parts) all() []part { return p.parts }
+
+// reader returns a reader of the ranges whose bags take limit bytes. Call it after
+// end.
+func (p *parts) reader(limit int) partsReader { return partsReader{f: p.f, limit: limit} }
+
+// close closes the file.
+func (p *parts) close() error { return p.f.Close() }
+
+// size is how many bytes of the file the range takes.
+func (d *part) size() int64 { return d.bytes }
 
 // end writes what is left of all ranges and gives their buffers back.
 func (p *parts) end() error {
@@ -129,7 +140,7 @@ func (b *keyBag) add(key []byte) {
 }
 
 // read adds the keys of a block.
-func (b *keyBag) read(f vfs.File, block partBlock) error {
+func (b *keyBag) read(f File, block partBlock) error {
 	from := len(b.arena)
 	b.arena = slices.Grow(b.arena, block.size)[:from+block.size]
 	data := b.arena[from:]
@@ -137,7 +148,7 @@ func (b *keyBag) read(f vfs.File, block partBlock) error {
 		return fmt.Errorf("read range of keys: %w", err)
 	}
 	size, sum := blockHeader(data)
-	if data = data[runHeader:]; size != len(data) || crc32.Checksum(data, castagnoli) != sum {
+	if data = data[runHeader:]; size != len(data) || crc32.Checksum(data, castagnoli32) != sum {
 		return fmt.Errorf("read range of keys: %w", errDamagedRun)
 	}
 	for at := from + runHeader; len(data) > 0; {
@@ -180,7 +191,7 @@ func commonPrefix(a, b []byte) int {
 
 // partsReader reads ranges back. It may be shared.
 type partsReader struct {
-	f     vfs.File
+	f     File
 	limit int // what a bag may take
 }
 

@@ -64,7 +64,7 @@ func (w *runWriter) flush() error {
 func sealBlock(buf []byte) {
 	block := buf[runHeader:]
 	binary.BigEndian.PutUint32(buf, uint32(len(block)))
-	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli))
+	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli32))
 }
 
 // blockHeader is the length of a block and its checksum.
@@ -101,6 +101,8 @@ func (r *runReader) next() error {
 	return nil
 }
 
+var castagnoli32 = crc32.MakeTable(crc32.Castagnoli)
+
 // errDamagedRun is no ErrCorrupt: the store is none the worse for it.
 var errDamagedRun = errors.New("what was written a moment ago reads otherwise; check the disk")
 
@@ -120,7 +122,7 @@ func (r *runReader) fill() (end bool, err error) {
 	if _, err := io.ReadFull(r.f, r.block); err != nil {
 		return false, fmt.Errorf("read sorted run: %w", err)
 	}
-	if crc32.Checksum(r.block, castagnoli) != sum {
+	if crc32.Checksum(r.block, castagnoli32) != sum {
 		return false, fmt.Errorf("read sorted run: %w", errDamagedRun)
 	}
 	r.rest = r.block

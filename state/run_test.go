@@ -2,14 +2,11 @@ package state
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"slices"
 	"testing"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
 // addRun appends a run of records, each with its key reversed as the value.
@@ -30,13 +27,27 @@ func addRun(t *testing.T, r *runs, keys []string) {
 	}
 }
 
-func makeRuns(t *testing.T, fs vfs.FS) *runs {
-	t.Helper()
-	r, err := newRuns(fs, "runs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+// memFile is a File in memory.
+type memFile struct {
+	*bytes.Reader // of what was written; made anew by each write
+	all           []byte
+}
+
+func newMemFile(content []byte) *memFile { return &memFile{bytes.NewReader(content), content} }
+
+// Write implements io.Writer.
+func (f *memFile) Write(p []byte) (int, error) {
+	f.all = append(f.all, p...)
+	f.Reader = bytes.NewReader(f.all)
+	return len(p), nil
+}
+
+// Close implements io.Closer.
+func (f *memFile) Close() error { return nil }
+
+func makeRuns() (*runs, *memFile) {
+	f := newMemFile(nil)
+	return newRuns(f, func() error { return nil }), f
 }
 
 // Any number of runs of any length, keys of any length, come out in order,
@@ -46,7 +57,7 @@ func TestMerge(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 2))
 	for n := 1; n < 20; n++ {
 		var all []string
-		sorted := makeRuns(t, vfs.NewMem())
+		sorted, _ := makeRuns()
 		for range n {
 			var keys []string
 			for range r.IntN(3000) * r.IntN(2) {
@@ -85,19 +96,9 @@ func TestMerge(t *testing.T) {
 // is in.
 func TestDamagedRun(t *testing.T) {
 	t.Parallel()
-	fs := vfs.NewMem()
-	whole := makeRuns(t, fs)
+	whole, f := makeRuns()
 	addRun(t, whole, []string{"a", "bc", "def"})
-	f, err := fs.Open(whole.name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := make([]byte, 100)
-	n, _ := f.Read(good)
-	good = good[:n]
-	if err := errors.Join(f.Close(), whole.remove()); err != nil {
-		t.Fatal(err)
-	}
+	good := f.all
 	read := func(data []byte) error {
 		m, err := newMerger([]io.Reader{bytes.NewReader(data)})
 		for err == nil {
@@ -108,8 +109,8 @@ func TestDamagedRun(t *testing.T) {
 		}
 		return err
 	}
-	if err := read(good); err != nil || n != runHeader+2+2+2+4+2+6 {
-		t.Fatalf("the good run of %d bytes: %v", n, err)
+	if err := read(good); err != nil || len(good) != runHeader+2+2+2+4+2+6 {
+		t.Fatalf("the good run of %d bytes: %v", len(good), err)
 	}
 	for i := range good {
 		bad := slices.Clone(good)

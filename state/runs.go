@@ -4,18 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 )
+
+// File is a file that the caller has made and nobody else uses: it is written at
+// its end and read back anywhere.
+type File interface {
+	io.Writer
+	io.ReaderAt
+	io.Closer
+}
 
 // runs are sorted runs, one behind the other in a file of their own, so that a
 // load of any size needs few descriptors. One goroutine uses them at a time.
 type runs struct {
-	fs   vfs.FS
-	name string
-	f    vfs.File
-	end  int64 // of the file
-	list []runSpan
+	f        File         // nil once it is closed
+	removing func() error // removes the closed file
+	end      int64        // of the file
+	list     []runSpan
 }
 
 // runSpan is where a run lies.
@@ -25,13 +30,11 @@ type runSpan struct{ at, end int64 }
 // more runs, some are merged into one first.
 const maxFanIn = 512
 
-func newRuns(fs vfs.FS, name string) (*runs, error) {
-	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return nil, fmt.Errorf("make file of sorted runs: %w", err)
-	}
-	return &runs{fs: fs, name: name, f: f}, nil
-}
+// newRuns returns empty runs that take f over. remove removes the file.
+func newRuns(f File, remove func() error) *runs { return &runs{f: f, removing: remove} }
+
+// count returns how many runs there are.
+func (r *runs) count() int { return len(r.list) }
 
 // add appends a run of what fill adds.
 func (r *runs) add(fill func(w *runWriter) error) error {
@@ -80,7 +83,7 @@ func (r *runs) each(some []runSpan, do func(key, value []byte) error) error {
 
 // remove closes the file and removes it.
 func (r *runs) remove() error {
-	if err := errors.Join(r.close(), r.fs.Remove(r.name)); err != nil {
+	if err := errors.Join(r.close(), r.removing()); err != nil {
 		return fmt.Errorf("remove sorted runs: %w", err)
 	}
 	return nil
