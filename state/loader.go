@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"dinnerbell/state/extsort"
 	"dinnerbell/state/id"
 )
 
 // Loader fills a new generation of rows beside the one that is served. It has
 // one owner. Memory is bounded: rows are collected into a chunk, each full chunk
 // is written as a sorted run of the row index and, unsorted, into ranges of join
-// keys (partition.go), while the next one fills. Finish merges the runs, sorts
+// keys (package extsort), while the next one fills. Finish merges the runs, sorts
 // each range, and writes tables that go straight to the bottom of the tree. So a
 // load writes every row twice, leaves nothing to compact, and meets every
 // duplicate.
@@ -19,11 +20,11 @@ type Loader struct {
 	s     *Store
 	gen   uint32
 	dir   string
-	chunk chunk      // that is filling
-	spare chunk      // the other one; not while a spill has it
-	spilt chan spilt // of the spill under way; nil: there is none
-	runs  *runs      // of the row index; nil until the first spill
-	parts *parts     // join keys; nil until the first spill
+	chunk chunk           // that is filling
+	spare chunk           // the other one; not while a spill has it
+	spilt chan spilt      // of the spill under way; nil: there is none
+	runs  *extsort.Runs   // of the row index; nil until the first spill
+	parts *extsort.Ranges // join keys; nil until the first spill
 	rows  int64
 	subs  int64
 	sum   uint64       // see fingerprint.go
@@ -164,10 +165,10 @@ func (l *Loader) release() error {
 	_ = l.awaitSpill() // what it wrote goes
 	l.chunk, l.spare = chunk{}, chunk{}
 	if l.parts != nil {
-		_ = l.parts.close() // it goes
+		_ = l.parts.Close() // it goes
 	}
 	if l.runs != nil {
-		_ = l.runs.close() // likewise, if the merge has not removed it
+		_ = l.runs.Close() // likewise, if the merge has not removed it
 	}
 	if err := l.s.o.fs.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("remove folder of load: %w", err)

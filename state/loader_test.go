@@ -195,8 +195,8 @@ func TestFewDescriptorsChild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := l.awaitSpill(); err != nil || l.runs.count() < 150 {
-		t.Fatalf("%d runs, want some hundred; %v", l.runs.count(), err)
+	if err := l.awaitSpill(); err != nil || l.runs.Count() < 150 {
+		t.Fatalf("%d runs, want some hundred; %v", l.runs.Count(), err)
 	}
 	if err := l.Finish(Source{Table: "x"}, 100); err != nil {
 		t.Fatal(err)

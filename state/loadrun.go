@@ -7,6 +7,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"dinnerbell/state/extsort"
 	"dinnerbell/state/id"
 )
 
@@ -16,7 +17,7 @@ import (
 type chunk struct {
 	arena   []byte
 	entries []entry
-	order   order // by row id
+	order   extsort.Sorter // by row id
 }
 
 // entry locates a row in the arena: ids at [at, id), row id at [id, end).
@@ -50,8 +51,8 @@ func (c *chunk) value(e entry) []byte   { return c.arena[e.at:e.id] }
 func (c *chunk) joinKey(e entry) []byte { return c.arena[e.at:e.end] }
 
 // sorted gives the entries in the order of row ids.
-func (c *chunk) sorted() []ranked {
-	return c.order.sort(len(c.entries), 0, func(i uint32) []byte { return c.rowID(c.entries[i]) })
+func (c *chunk) sorted() []extsort.Ranked {
+	return c.order.Sort(len(c.entries), 0, func(i uint32) []byte { return c.rowID(c.entries[i]) })
 }
 
 // spilt is the end of a spill, which gives its chunk back.
@@ -83,7 +84,7 @@ func (l *Loader) spill() error {
 	l.spilt = make(chan spilt, 1)
 	go func(end chan<- spilt) {
 		rows := make(chan error, 1)
-		go func() { rows <- l.runs.add(full.spillRows) }()
+		go func() { rows <- l.runs.Add(full.spillRows) }()
 		err := l.spillJoins(&full)
 		end <- spilt{full, errors.Join(err, <-rows)}
 	}(l.spilt)
@@ -105,21 +106,21 @@ func (l *Loader) newPath(kind string, space byte) string {
 	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, l.files.Add(1)))
 }
 
-// newRuns makes a file of sorted runs.
-func (l *Loader) newRuns(space byte) (*runs, error) {
+// NewRuns makes a file of sorted runs.
+func (l *Loader) newRuns(space byte) (*extsort.Runs, error) {
 	name := l.newPath("runs", space)
 	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, fmt.Errorf("make file of sorted runs: %w", err)
 	}
-	return newRuns(f, func() error { return l.s.o.fs.Remove(name) }), nil
+	return extsort.NewRuns(f, func() error { return l.s.o.fs.Remove(name) }), nil
 }
 
 // spillRows leaves duplicates in, which the merge names.
-func (c *chunk) spillRows(w *runWriter) error {
+func (c *chunk) spillRows(w *extsort.RunWriter) error {
 	for _, r := range c.sorted() {
-		e := c.entries[r.entry]
-		if err := w.add(c.rowID(e), c.value(e)); err != nil {
+		e := c.entries[r.Entry]
+		if err := w.Add(c.rowID(e), c.value(e)); err != nil {
 			return err
 		}
 	}
@@ -134,19 +135,19 @@ func (l *Loader) spillJoins(c *chunk) error {
 		if err != nil {
 			return fmt.Errorf("make file of ranges: %w", err)
 		}
-		var sample keyBag
+		var sample extsort.KeyBuffer
 		for _, e := range c.entries {
 			if e.sub {
-				sample.add(c.joinKey(e))
+				sample.Add(c.joinKey(e))
 			}
 		}
-		l.parts = newParts(f, &sample, l.s.o.chunkBytes/2)
+		l.parts = extsort.NewRanges(f, &sample, l.s.o.chunkBytes/2)
 	}
 	for _, e := range c.entries {
 		if !e.sub {
 			continue
 		}
-		if err := l.parts.add(c.joinKey(e)); err != nil {
+		if err := l.parts.Add(c.joinKey(e)); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/state/extsort"
 	"dinnerbell/state/id"
 )
 
@@ -28,7 +29,7 @@ const (
 // builder makes the tables of a load of what was spilt.
 type builder struct {
 	l    *Loader
-	keys partsReader
+	keys extsort.RangeReader
 
 	mu     sync.Mutex // guards below
 	tables []string
@@ -37,17 +38,17 @@ type builder struct {
 }
 
 // buildTask makes some of the tables. bag is scratch.
-type buildTask func(bag *keyBag) error
+type buildTask func(bag *extsort.KeyBuffer) error
 
 // build makes tables without overlap. Whoever is done with one takes the next.
 func (l *Loader) build() (tables []string, err error) {
 	if l.rows == 0 {
 		return nil, nil
 	}
-	if err := l.parts.end(); err != nil {
+	if err := l.parts.Finish(); err != nil {
 		return nil, err
 	}
-	b := &builder{l: l, keys: l.parts.reader(l.s.o.chunkBytes)}
+	b := &builder{l: l, keys: l.parts.Reader(l.s.o.chunkBytes)}
 	list := b.tasks()
 	tasks := make(chan buildTask, len(list))
 	for _, t := range list {
@@ -57,7 +58,7 @@ func (l *Loader) build() (tables []string, err error) {
 	g, ctx := errgroup.WithContext(context.Background())
 	for range min(maxBuilders, runtime.GOMAXPROCS(0), len(list)) {
 		g.Go(func() error {
-			var bag keyBag
+			var bag extsort.KeyBuffer
 			for t := range tasks {
 				if ctx.Err() != nil {
 					return ctx.Err()
@@ -73,7 +74,7 @@ func (l *Loader) build() (tables []string, err error) {
 		return nil, err
 	}
 	if b.rows != l.rows || b.joins != l.subs {
-		return nil, fmt.Errorf("build tables: %d of %d rows and %d of %d join keys: %w", b.rows, l.rows, b.joins, l.subs, errDamagedRun)
+		return nil, fmt.Errorf("build tables: %d of %d rows and %d of %d join keys: %w", b.rows, l.rows, b.joins, l.subs, extsort.ErrDamaged)
 	}
 	return b.tables, nil
 }
@@ -82,21 +83,21 @@ func (l *Loader) build() (tables []string, err error) {
 // join keys are taken together that fill a table; the last ones get smaller, so
 // that all goroutines end at about the same time.
 func (b *builder) tasks() []buildTask {
-	list := []buildTask{func(*keyBag) error { return b.buildRows() }}
-	all := b.l.parts.all()
+	list := []buildTask{func(*extsort.KeyBuffer) error { return b.buildRows() }}
+	all := b.l.parts.All()
 	left := int64(0)
 	for i := range all {
-		left += all[i].size()
+		left += all[i].Size()
 	}
 	for from := 0; from < len(all); {
 		enough := min(max(left/(2*maxBuilders), tableBytes/8), tableBytes)
 		to, size := from, int64(0)
 		for to < len(all) && size < enough {
-			size += all[to].size()
+			size += all[to].Size()
 			to++
 		}
 		some := all[from:to]
-		list = append(list, func(bag *keyBag) error { return b.buildJoins(some, bag) })
+		list = append(list, func(bag *extsort.KeyBuffer) error { return b.buildJoins(some, bag) })
 		from, left = to, left-size
 	}
 	return list
@@ -109,7 +110,7 @@ func (b *builder) buildRows() error {
 }
 
 // buildJoins makes tables of the join keys of some ranges.
-func (b *builder) buildJoins(some []part, bag *keyBag) error {
+func (b *builder) buildJoins(some []extsort.Range, bag *extsort.KeyBuffer) error {
 	out := newTableWriter(b.l, spaceJoin)
 	for i := range some {
 		if err := b.buildPart(out, &some[i], bag); err != nil {
@@ -121,11 +122,11 @@ func (b *builder) buildJoins(some []part, bag *keyBag) error {
 
 // buildPart writes one range: sorted in memory, or in runs if it is too large
 // for that.
-func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
-	if b.keys.fits(d) {
-		return b.keys.each(d, bag, func() error {
-			for _, r := range bag.sorted() {
-				if err := out.add(bag.key(r.entry), nil); err != nil {
+func (b *builder) buildPart(out *tableWriter, d *extsort.Range, bag *extsort.KeyBuffer) error {
+	if b.keys.FitsBuffer(d) {
+		return b.keys.EachBuffer(d, bag, func() error {
+			for _, r := range bag.Sorted() {
+				if err := out.add(bag.Key(r.Entry), nil); err != nil {
 					return err
 				}
 			}
@@ -136,10 +137,10 @@ func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
 	if err != nil {
 		return err
 	}
-	err = b.keys.each(d, bag, func() error {
-		return sorted.add(func(w *runWriter) error {
-			for _, r := range bag.sorted() {
-				if err := w.add(bag.key(r.entry), nil); err != nil {
+	err = b.keys.EachBuffer(d, bag, func() error {
+		return sorted.Add(func(w *extsort.RunWriter) error {
+			for _, r := range bag.Sorted() {
+				if err := w.Add(bag.Key(r.Entry), nil); err != nil {
 					return err
 				}
 			}
@@ -147,14 +148,14 @@ func (b *builder) buildPart(out *tableWriter, d *part, bag *keyBag) error {
 		})
 	})
 	if err != nil {
-		return errors.Join(err, sorted.remove())
+		return errors.Join(err, sorted.Remove())
 	}
 	return b.merge(out, sorted)
 }
 
 // merge writes the records of runs, which are removed then.
-func (b *builder) merge(out *tableWriter, sorted *runs) error {
-	if err := errors.Join(sorted.merge(b.l.s.o.fanIn, out.add), sorted.remove()); err != nil {
+func (b *builder) merge(out *tableWriter, sorted *extsort.Runs) error {
+	if err := errors.Join(sorted.Merge(b.l.s.o.fanIn, out.add), sorted.Remove()); err != nil {
 		return fmt.Errorf("merge sorted runs: %w", err)
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/extsort"
 )
 
 // Options configure [Open]. The zero value is good.
@@ -54,7 +56,7 @@ type Options struct {
 	// chunkBytes is how much of a load is sorted in memory at once, while half
 	// as much again is collected; 0: 16 MiB, about 190,000 rows with UUID ids.
 	chunkBytes int
-	// fanIn is how many sorted runs of a load are merged at once; 0: maxFanIn.
+	// fanIn is how many sorted runs of a load are merged at once; 0: MaxFanIn.
 	fanIn int
 	// memTableBytes; 0: 16 MiB.
 	memTableBytes uint64
@@ -90,7 +92,7 @@ func (o Options) withDefaults() Options {
 		o.chunkBytes = 16 << 20
 	}
 	if o.fanIn == 0 {
-		o.fanIn = maxFanIn
+		o.fanIn = extsort.MaxFanIn
 	}
 	if o.memTableBytes == 0 {
 		o.memTableBytes = 16 << 20

@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import (
 	"bytes"
@@ -7,19 +7,19 @@ import (
 	"slices"
 )
 
-// ranked is the number of an entry, and a number of the same order as a part of
+// Ranked is the number of an entry, and a number of the same order as a part of
 // its key.
-type ranked struct {
+type Ranked struct {
 	sort  uint64
-	entry uint32
+	Entry uint32
 }
 
-// order sorts entries by their keys, which may begin alike: eight bytes at a
+// Sorter sorts entries by their keys, which may begin alike: eight bytes at a
 // time are compared as a number, and what is alike in them by the next eight.
 // Its memory is used again.
-type order struct {
-	list  []ranked
-	spare []ranked // what sort moves list to and from
+type Sorter struct {
+	list  []Ranked
+	spare []Ranked // what sort moves list to and from
 }
 
 const (
@@ -30,30 +30,30 @@ const (
 	fewest = 256
 )
 
-// sort gives n entries in the order of their keys, which begin alike for skip
+// Sort gives n entries in the order of their keys, which begin alike for skip
 // bytes. The list holds until the next call.
-func (o *order) sort(n, skip int, key func(entry uint32) []byte) []ranked {
+func (o *Sorter) Sort(n, skip int, key func(entry uint32) []byte) []Ranked {
 	o.list = slices.Grow(o.list[:0], n)[:n]
 	o.spare = slices.Grow(o.spare[:0], n)[:n]
 	for i := range o.list {
-		o.list[i].entry = uint32(i)
+		o.list[i].Entry = uint32(i)
 	}
 	o.from(o.list, o.spare, skip, skip+deepest, key)
 	return o.list
 }
 
 // from sorts entries whose keys are alike up to depth.
-func (o *order) from(list, spare []ranked, depth, limit int, key func(entry uint32) []byte) {
+func (o *Sorter) from(list, spare []Ranked, depth, limit int, key func(entry uint32) []byte) {
 	for alike := true; alike; depth += 8 {
 		if len(list) < 2 {
 			return
 		}
 		if depth >= limit {
-			slices.SortFunc(list, func(a, b ranked) int { return bytes.Compare(key(a.entry), key(b.entry)) })
+			slices.SortFunc(list, func(a, b Ranked) int { return bytes.Compare(key(a.Entry), key(b.Entry)) })
 			return
 		}
 		for i := range list {
-			list[i].sort = digits(key(list[i].entry), depth)
+			list[i].sort = digits(key(list[i].Entry), depth)
 			alike = alike && list[i].sort == list[0].sort
 		}
 	}
@@ -68,10 +68,10 @@ func (o *order) from(list, spare []ranked, depth, limit int, key func(entry uint
 	}
 }
 
-func bySort(a, b ranked) int { return cmp.Compare(a.sort, b.sort) }
+func bySort(a, b Ranked) int { return cmp.Compare(a.sort, b.sort) }
 
 // sortRanked sorts by the numbers. spare is as long as list.
-func sortRanked(list, spare []ranked) {
+func sortRanked(list, spare []Ranked) {
 	switch {
 	case len(list) < fewest:
 		slices.SortFunc(list, bySort)
@@ -84,7 +84,7 @@ func sortRanked(list, spare []ranked) {
 // out those that are the same in all of them. It takes a tenth of the time that
 // comparing takes. The first four that differ tell nearly all numbers apart: what
 // is left is sorted by comparing.
-func radix(list, spare []ranked) {
+func radix(list, spare []Ranked) {
 	var differ uint64
 	for _, r := range list {
 		differ |= r.sort ^ list[0].sort
@@ -120,7 +120,7 @@ func radix(list, spare []ranked) {
 }
 
 // sortAlike sorts those that differ only in bits below shift, and lie together.
-func sortAlike(list []ranked, shift int) {
+func sortAlike(list []Ranked, shift int) {
 	for from := 0; from < len(list); {
 		to, sorted := from+1, true
 		for to < len(list) && list[to].sort>>shift == list[from].sort>>shift {

@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import "math/bits"
 

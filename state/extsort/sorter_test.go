@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import (
 	"bytes"
@@ -28,22 +28,22 @@ func alikeKeys(r *rand.Rand, n int) [][]byte {
 func TestKeyBagSorts(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(5, 2))
-	var bag keyBag
+	var bag KeyBuffer
 	for _, n := range []int{0, 1, 2, 3, 100, fewest - 1, fewest, 5000, 1} {
 		for _, prefix := range []string{"", "p", strings.Repeat("p", 30)} {
 			bag.reset()
 			keys := alikeKeys(r, n)
 			for i := range keys {
 				keys[i] = append([]byte(prefix), keys[i]...)
-				bag.add(keys[i])
+				bag.Add(keys[i])
 			}
 			slices.SortFunc(keys, bytes.Compare)
-			sorted := bag.sorted()
+			sorted := bag.Sorted()
 			if len(sorted) != n {
 				t.Fatalf("%d keys are %d when sorted", n, len(sorted))
 			}
 			for i, e := range sorted {
-				if got := bag.key(e.entry); !bytes.Equal(got, keys[i]) {
+				if got := bag.Key(e.Entry); !bytes.Equal(got, keys[i]) {
 					t.Fatalf("%d keys: number %d is %q, want %q", n, i, got, keys[i])
 				}
 			}
@@ -76,13 +76,13 @@ func TestSplits(t *testing.T) {
 			}
 		}
 	}
-	bag := keyBag{}
+	bag := KeyBuffer{}
 	for i := range 16_000 {
-		bag.add(fmt.Appendf(nil, "restaurant %016x row %d", r.Uint64(), i))
+		bag.Add(fmt.Appendf(nil, "restaurant %016x row %d", r.Uint64(), i))
 	}
-	p := newParts(nil, &bag, 1<<30)
+	p := NewRanges(nil, &bag, 1<<30)
 	for i := range 16_000 {
-		if err := p.add(bag.key(uint32(i))); err != nil {
+		if err := p.Add(bag.Key(uint32(i))); err != nil {
 			t.Fatal(err)
 		}
 	}

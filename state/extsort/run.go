@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 )
 
 // A run is a sorted part of a load on disk, written once and read once by the
-// same process. It is a part of a plain file (runs.go), because building a table
+// same process. It is a part of a plain file (Runs), because building a table
 // and iterating over it costs several times as much as this:
 //
 //	┌────────────┬─────────┬────────┐
@@ -26,19 +26,19 @@ const (
 	runHeader = 4 + 4
 )
 
-// runWriter writes a run.
-type runWriter struct {
+// RunWriter writes a run.
+type RunWriter struct {
 	f       io.Writer
 	written int64
 	buf     []byte // header and block
 }
 
-func newRunWriter(f io.Writer) *runWriter {
-	return &runWriter{f: f, buf: make([]byte, runHeader, runHeader+runBlock+runBlock/8)}
+func newRunWriter(f io.Writer) *RunWriter {
+	return &RunWriter{f: f, buf: make([]byte, runHeader, runHeader+runBlock+runBlock/8)}
 }
 
-// add appends a record. Keys must ascend.
-func (w *runWriter) add(key, value []byte) error {
+// Add appends a record. Keys must ascend.
+func (w *RunWriter) Add(key, value []byte) error {
 	w.buf = binary.AppendUvarint(w.buf, uint64(len(key)))
 	w.buf = binary.AppendUvarint(w.buf, uint64(len(value)))
 	w.buf = append(append(w.buf, key...), value...)
@@ -49,7 +49,7 @@ func (w *runWriter) add(key, value []byte) error {
 }
 
 // flush ends the run. It is not synced: a load that is cut begins anew.
-func (w *runWriter) flush() error {
+func (w *RunWriter) flush() error {
 	if len(w.buf) == runHeader {
 		return nil
 	}
@@ -64,7 +64,7 @@ func (w *runWriter) flush() error {
 func sealBlock(buf []byte) {
 	block := buf[runHeader:]
 	binary.BigEndian.PutUint32(buf, uint32(len(block)))
-	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli32))
+	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli))
 }
 
 // blockHeader is the length of a block and its checksum.
@@ -93,7 +93,7 @@ func (r *runReader) next() error {
 	keyLen, n := binary.Uvarint(r.rest)
 	valueLen, m := binary.Uvarint(r.rest[max(n, 0):])
 	if n <= 0 || m <= 0 || keyLen+valueLen > uint64(len(r.rest)-n-m) {
-		return fmt.Errorf("read sorted run: %w", errDamagedRun)
+		return fmt.Errorf("read sorted run: %w", ErrDamaged)
 	}
 	from := r.rest[n+m:]
 	r.key, r.value, r.rest = from[:keyLen], from[keyLen:keyLen+valueLen], from[keyLen+valueLen:]
@@ -101,10 +101,10 @@ func (r *runReader) next() error {
 	return nil
 }
 
-var castagnoli32 = crc32.MakeTable(crc32.Castagnoli)
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// errDamagedRun is no ErrCorrupt: the store is none the worse for it.
-var errDamagedRun = errors.New("what was written a moment ago reads otherwise; check the disk")
+// ErrDamaged is no ErrCorrupt: the store is none the worse for it.
+var ErrDamaged = errors.New("what was written a moment ago reads otherwise; check the disk")
 
 // fill reads the next block.
 func (r *runReader) fill() (end bool, err error) {
@@ -122,8 +122,8 @@ func (r *runReader) fill() (end bool, err error) {
 	if _, err := io.ReadFull(r.f, r.block); err != nil {
 		return false, fmt.Errorf("read sorted run: %w", err)
 	}
-	if crc32.Checksum(r.block, castagnoli32) != sum {
-		return false, fmt.Errorf("read sorted run: %w", errDamagedRun)
+	if crc32.Checksum(r.block, castagnoli) != sum {
+		return false, fmt.Errorf("read sorted run: %w", ErrDamaged)
 	}
 	r.rest = r.block
 	return false, nil

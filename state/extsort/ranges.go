@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 // wrong guess, as where restaurants come one after the other, costs time only: a
 // range that is too large is sorted in runs.
 //
-// All ranges share a file of blocks as in a run (run.go), each of one range; the
+// All ranges share a file of blocks as in a run, each of one range; the
 // records have no values.
 const (
 	maxParts = 256
@@ -23,17 +23,17 @@ const (
 	minSample = 16
 )
 
-// parts are the ranges and their file, which is written by one goroutine.
-type parts struct {
+// Ranges are the ranges and their file, which is written by one goroutine.
+type Ranges struct {
 	f      File
 	at     int64 // end of the file
 	splits *splits
-	parts  []part
+	parts  []Range
 	block  int // a block ends behind the record that reaches this
 }
 
-// part is one range.
-type part struct {
+// Range is one range.
+type Range struct {
 	buf    []byte // header and block, not written yet
 	blocks []partBlock
 	keys   int64
@@ -46,22 +46,22 @@ type partBlock struct {
 	size int
 }
 
-// newParts divides by the keys of a sample, which it sorts. Buffers take
+// NewRanges divides by the keys of a sample, which it sorts. Buffers take
 // memory bytes.
-func newParts(f File, sample *keyBag, memory int) *parts {
+func NewRanges(f File, sample *KeyBuffer, memory int) *Ranges {
 	n := max(min(maxParts, len(sample.spans)/minSample), 1)
-	p := &parts{f: f, parts: make([]part, n), block: memory / n}
+	p := &Ranges{f: f, parts: make([]Range, n), block: memory / n}
 	splitters := make([][]byte, 0, n-1)
-	sorted := sample.sorted()
+	sorted := sample.Sorted()
 	for i := 1; i < n; i++ {
-		splitters = append(splitters, sample.key(sorted[i*len(sorted)/n].entry))
+		splitters = append(splitters, sample.Key(sorted[i*len(sorted)/n].Entry))
 	}
 	p.splits = newSplits(splitters, 0, 0)
 	return p
 }
 
-// add appends a key to its range.
-func (p *parts) add(key []byte) error {
+// Add appends a key to its range.
+func (p *Ranges) Add(key []byte) error {
 	d := &p.parts[p.splits.find(key)]
 	if d.buf == nil {
 		d.buf = make([]byte, runHeader, runHeader+p.block+p.block/8)
@@ -74,7 +74,7 @@ func (p *parts) add(key []byte) error {
 	return p.flush(d)
 }
 
-func (p *parts) flush(d *part) error {
+func (p *Ranges) flush(d *Range) error {
 	if len(d.buf) <= runHeader {
 		return nil
 	}
@@ -88,21 +88,21 @@ func (p *parts) flush(d *part) error {
 	return nil
 }
 
-// all returns the ranges, in the order of their keys.
-func (p *parts) all() []part { return p.parts }
+// All returns the ranges, in the order of their keys.
+func (p *Ranges) All() []Range { return p.parts }
 
-// reader returns a reader of the ranges whose bags take limit bytes. Call it after
+// Reader returns a reader of the ranges whose bags take limit bytes. Call it after
 // end.
-func (p *parts) reader(limit int) partsReader { return partsReader{f: p.f, limit: limit} }
+func (p *Ranges) Reader(limit int) RangeReader { return RangeReader{f: p.f, limit: limit} }
 
-// close closes the file.
-func (p *parts) close() error { return p.f.Close() }
+// Close closes the file.
+func (p *Ranges) Close() error { return p.f.Close() }
 
-// size is how many bytes of the file the range takes.
-func (d *part) size() int64 { return d.bytes }
+// Size is how many bytes of the file the range takes.
+func (d *Range) Size() int64 { return d.bytes }
 
-// end writes what is left of all ranges and gives their buffers back.
-func (p *parts) end() error {
+// Finish writes what is left of all ranges and gives their buffers back.
+func (p *Ranges) Finish() error {
 	for i := range p.parts {
 		if err := p.flush(&p.parts[i]); err != nil {
 			return err
@@ -112,11 +112,11 @@ func (p *parts) end() error {
 	return nil
 }
 
-// keyBag holds keys in memory and sorts them.
-type keyBag struct {
+// KeyBuffer holds keys in memory and sorts them.
+type KeyBuffer struct {
 	arena []byte
 	spans []span
-	order order
+	order Sorter
 }
 
 type span struct{ at, end uint32 }
@@ -124,23 +124,23 @@ type span struct{ at, end uint32 }
 // spanBytes is what a key takes beside the arena once the bag is sorted.
 const spanBytes = 8 + 2*16
 
-func (b *keyBag) reset() { b.arena, b.spans = b.arena[:0], b.spans[:0] }
+func (b *KeyBuffer) reset() { b.arena, b.spans = b.arena[:0], b.spans[:0] }
 
-func (b *keyBag) size() int { return len(b.arena) + spanBytes*len(b.spans) }
+func (b *KeyBuffer) size() int { return len(b.arena) + spanBytes*len(b.spans) }
 
-func (b *keyBag) key(i uint32) []byte {
+func (b *KeyBuffer) Key(i uint32) []byte {
 	s := b.spans[i]
 	return b.arena[s.at:s.end]
 }
 
-func (b *keyBag) add(key []byte) {
+func (b *KeyBuffer) Add(key []byte) {
 	at := uint32(len(b.arena))
 	b.arena = append(b.arena, key...)
 	b.spans = append(b.spans, span{at, uint32(len(b.arena))})
 }
 
 // read adds the keys of a block.
-func (b *keyBag) read(f File, block partBlock) error {
+func (b *KeyBuffer) read(f File, block partBlock) error {
 	from := len(b.arena)
 	b.arena = slices.Grow(b.arena, block.size)[:from+block.size]
 	data := b.arena[from:]
@@ -148,13 +148,13 @@ func (b *keyBag) read(f File, block partBlock) error {
 		return fmt.Errorf("read range of keys: %w", err)
 	}
 	size, sum := blockHeader(data)
-	if data = data[runHeader:]; size != len(data) || crc32.Checksum(data, castagnoli32) != sum {
-		return fmt.Errorf("read range of keys: %w", errDamagedRun)
+	if data = data[runHeader:]; size != len(data) || crc32.Checksum(data, castagnoli) != sum {
+		return fmt.Errorf("read range of keys: %w", ErrDamaged)
 	}
 	for at := from + runHeader; len(data) > 0; {
 		n, m := binary.Uvarint(data)
 		if m <= 0 || n > uint64(len(data)-m) {
-			return fmt.Errorf("read range of keys: %w", errDamagedRun)
+			return fmt.Errorf("read range of keys: %w", ErrDamaged)
 		}
 		b.spans = append(b.spans, span{uint32(at + m), uint32(at + m + int(n))})
 		at, data = at+m+int(n), data[m+int(n):]
@@ -162,19 +162,19 @@ func (b *keyBag) read(f File, block partBlock) error {
 	return nil
 }
 
-// sorted gives the keys in order.
-func (b *keyBag) sorted() []ranked {
-	return b.order.sort(len(b.spans), b.alike(), b.key)
+// Sorted gives the keys in order.
+func (b *KeyBuffer) Sorted() []Ranked {
+	return b.order.Sort(len(b.spans), b.alike(), b.Key)
 }
 
 // alike is how many bytes all keys begin with alike.
-func (b *keyBag) alike() int {
+func (b *KeyBuffer) alike() int {
 	if len(b.spans) == 0 {
 		return 0
 	}
-	first := b.key(0)
+	first := b.Key(0)
 	for i := range b.spans {
-		if key := b.key(uint32(i)); !bytes.HasPrefix(key, first) {
+		if key := b.Key(uint32(i)); !bytes.HasPrefix(key, first) {
 			first = first[:commonPrefix(first, key)]
 		}
 	}
@@ -189,14 +189,14 @@ func commonPrefix(a, b []byte) int {
 	return n
 }
 
-// partsReader reads ranges back. It may be shared.
-type partsReader struct {
+// RangeReader reads ranges back. It may be shared.
+type RangeReader struct {
 	f     File
 	limit int // what a bag may take
 }
 
-// each calls do with bags of all keys of a range, each as large as it may be.
-func (r *partsReader) each(d *part, bag *keyBag, do func() error) error {
+// EachBuffer calls do with bags of all keys of a range, each as large as it may be.
+func (r *RangeReader) EachBuffer(d *Range, bag *KeyBuffer, do func() error) error {
 	bag.reset()
 	for i, block := range d.blocks {
 		if err := bag.read(r.f, block); err != nil {
@@ -213,7 +213,7 @@ func (r *partsReader) each(d *part, bag *keyBag, do func() error) error {
 	return nil
 }
 
-// fits says whether a range is one bag.
-func (r *partsReader) fits(d *part) bool {
+// FitsBuffer says whether a range is one bag.
+func (r *RangeReader) FitsBuffer(d *Range) bool {
 	return d.bytes+spanBytes*d.keys < int64(r.limit)
 }

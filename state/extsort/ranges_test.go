@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import (
 	"bytes"
@@ -11,24 +11,24 @@ import (
 func TestDamagedRange(t *testing.T) {
 	t.Parallel()
 	r, f := rand.New(rand.NewPCG(7, 7)), newMemFile(nil)
-	var bag keyBag
+	var bag KeyBuffer
 	keys := alikeKeys(r, 40)
 	for _, key := range keys {
-		bag.add(key)
+		bag.Add(key)
 	}
-	p := newParts(f, &bag, 200)
+	p := NewRanges(f, &bag, 200)
 	for _, key := range keys {
-		if err := p.add(key); err != nil {
+		if err := p.Add(key); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := p.end(); err != nil {
+	if err := p.Finish(); err != nil {
 		t.Fatal(err)
 	}
 	read := func(f File, limit int) (n int, err error) {
-		reader := partsReader{f: f, limit: limit}
+		reader := RangeReader{f: f, limit: limit}
 		for i := range p.parts {
-			err := reader.each(&p.parts[i], &bag, func() error { n += len(bag.spans); return nil })
+			err := reader.EachBuffer(&p.parts[i], &bag, func() error { n += len(bag.spans); return nil })
 			if err != nil {
 				return n, err
 			}

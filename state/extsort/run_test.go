@@ -1,4 +1,4 @@
-package state
+package extsort
 
 import (
 	"bytes"
@@ -10,13 +10,13 @@ import (
 )
 
 // addRun appends a run of records, each with its key reversed as the value.
-func addRun(t *testing.T, r *runs, keys []string) {
+func addRun(t *testing.T, r *Runs, keys []string) {
 	t.Helper()
-	err := r.add(func(w *runWriter) error {
+	err := r.Add(func(w *RunWriter) error {
 		for _, k := range slices.Sorted(slices.Values(keys)) {
 			value := []byte(k)
 			slices.Reverse(value)
-			if err := w.add([]byte(k), value); err != nil {
+			if err := w.Add([]byte(k), value); err != nil {
 				return err
 			}
 		}
@@ -45,9 +45,9 @@ func (f *memFile) Write(p []byte) (int, error) {
 // Close implements io.Closer.
 func (f *memFile) Close() error { return nil }
 
-func makeRuns() (*runs, *memFile) {
+func makeRuns() (*Runs, *memFile) {
 	f := newMemFile(nil)
-	return newRuns(f, func() error { return nil }), f
+	return NewRuns(f, func() error { return nil }), f
 }
 
 // Any number of runs of any length, keys of any length, come out in order,
@@ -75,7 +75,7 @@ func TestMerge(t *testing.T) {
 		}
 		slices.Sort(all)
 		fanIn, i := 2+r.IntN(n+2), 0
-		err := sorted.merge(fanIn, func(key, value []byte) error {
+		err := sorted.Merge(fanIn, func(key, value []byte) error {
 			slices.Reverse(value)
 			if i == len(all) || string(key) != all[i] || string(value) != all[i] {
 				return fmt.Errorf("record %d of %d is %.20q: %.20q", i, len(all), key, value)
@@ -86,7 +86,7 @@ func TestMerge(t *testing.T) {
 		if err != nil || i != len(all) || len(sorted.list) > fanIn {
 			t.Fatalf("%d runs, %d at once: %d of %d records, %d runs at the end: %v", n, fanIn, i, len(all), len(sorted.list), err)
 		}
-		if err := sorted.remove(); err != nil {
+		if err := sorted.Remove(); err != nil {
 			t.Fatal(err)
 		}
 	}

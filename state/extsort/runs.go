@@ -1,4 +1,8 @@
-package state
+// Package extsort sorts more records than fit into memory. It divides keys into
+// ranges that are sorted in memory each ([Ranges]), and merges sorted runs
+// ([Runs]). It knows neither the store nor Pebble: it works on files that the
+// caller makes, which only the process that wrote them reads.
+package extsort
 
 import (
 	"errors"
@@ -14,9 +18,9 @@ type File interface {
 	io.Closer
 }
 
-// runs are sorted runs, one behind the other in a file of their own, so that a
+// Runs are sorted runs, one behind the other in a file of their own, so that a
 // load of any size needs few descriptors. One goroutine uses them at a time.
-type runs struct {
+type Runs struct {
 	f        File         // nil once it is closed
 	removing func() error // removes the closed file
 	end      int64        // of the file
@@ -26,18 +30,18 @@ type runs struct {
 // runSpan is where a run lies.
 type runSpan struct{ at, end int64 }
 
-// maxFanIn is how many runs are merged at once. Each has a block in memory: of
+// MaxFanIn is how many runs are merged at once. Each has a block in memory: of
 // more runs, some are merged into one first.
-const maxFanIn = 512
+const MaxFanIn = 512
 
-// newRuns returns empty runs that take f over. remove removes the file.
-func newRuns(f File, remove func() error) *runs { return &runs{f: f, removing: remove} }
+// NewRuns returns empty runs that take f over. remove removes the file.
+func NewRuns(f File, remove func() error) *Runs { return &Runs{f: f, removing: remove} }
 
-// count returns how many runs there are.
-func (r *runs) count() int { return len(r.list) }
+// Count returns how many runs there are.
+func (r *Runs) Count() int { return len(r.list) }
 
-// add appends a run of what fill adds.
-func (r *runs) add(fill func(w *runWriter) error) error {
+// Add appends a run of what fill adds.
+func (r *Runs) Add(fill func(w *RunWriter) error) error {
 	w := newRunWriter(r.f)
 	if err := errors.Join(fill(w), w.flush()); err != nil {
 		return fmt.Errorf("write sorted run: %w", err)
@@ -47,21 +51,21 @@ func (r *runs) add(fill func(w *runWriter) error) error {
 	return nil
 }
 
-// merge calls do with the records of all runs, in order. Records with the same
+// Merge calls do with the records of all runs, in order. Records with the same
 // key stay apart. No more than fanIn runs, two at least, are read at once.
-func (r *runs) merge(fanIn int, do func(key, value []byte) error) error {
+func (r *Runs) Merge(fanIn int, do func(key, value []byte) error) error {
 	for len(r.list) > fanIn {
 		n := min(fanIn, len(r.list)-fanIn+1)
 		some := r.list[:n]
 		r.list = r.list[n:]
-		if err := r.add(func(w *runWriter) error { return r.each(some, w.add) }); err != nil {
+		if err := r.Add(func(w *RunWriter) error { return r.each(some, w.Add) }); err != nil {
 			return err
 		}
 	}
 	return r.each(r.list, do)
 }
 
-func (r *runs) each(some []runSpan, do func(key, value []byte) error) error {
+func (r *Runs) each(some []runSpan, do func(key, value []byte) error) error {
 	readers := make([]io.Reader, len(some))
 	for i, s := range some {
 		readers[i] = io.NewSectionReader(r.f, s.at, s.end-s.at)
@@ -81,16 +85,16 @@ func (r *runs) each(some []runSpan, do func(key, value []byte) error) error {
 	return nil
 }
 
-// remove closes the file and removes it.
-func (r *runs) remove() error {
-	if err := errors.Join(r.close(), r.removing()); err != nil {
+// Remove closes the file and removes it.
+func (r *Runs) Remove() error {
+	if err := errors.Join(r.Close(), r.removing()); err != nil {
 		return fmt.Errorf("remove sorted runs: %w", err)
 	}
 	return nil
 }
 
-// close closes the file, once.
-func (r *runs) close() error {
+// Close closes the file, once.
+func (r *Runs) Close() error {
 	if r.f == nil {
 		return nil
 	}
