@@ -98,12 +98,15 @@ func splitBatch(b []byte) (_ batch, rest []byte, ok bool) {
 	}, b[length:], true
 }
 
+// checksumTable is the polynomial of the batches' checksums, CRC-32C.
+var checksumTable = crc32.MakeTable(crc32.Castagnoli)
+
 // check compares the batch with its checksum and with what this program reads.
 func (b *batch) check() error {
 	switch {
 	case b.magic != 2:
 		return fmt.Errorf("message format %d is not read", b.magic)
-	case crc32.Checksum(b.checked, castagnoli) != b.crc:
+	case crc32.Checksum(b.checked, checksumTable) != b.crc:
 		return errors.New("the batch's checksum does not match")
 	case b.lastDelta < 0 || b.count < 0:
 		return fmt.Errorf("the batch claims %d records and a last offset delta of %d", b.count, b.lastDelta)

@@ -18,10 +18,6 @@ import (
 // topic's own cannot be read.
 const defaultMaxMessage = 1048588
 
-// maxBatch caps what a topic that takes huge messages lets through: a request
-// must stay under Kafka's socket.request.max.bytes, 100 MiB by default.
-const maxBatch = 64 << 20
-
 // topics lists the four, each once.
 func (c KafkaConfig) topics() []string {
 	return slices.Compact(slices.Sorted(slices.Values([]string{c.Campaigns, c.Notifications, c.DeadLetters, c.Progress})))

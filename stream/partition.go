@@ -28,6 +28,10 @@ const (
 	fetchPatience = 10 * time.Second
 )
 
+// maxBatch caps what a topic that takes huge messages lets through: a request
+// must stay under Kafka's socket.request.max.bytes, 100 MiB by default.
+const maxBatch = 64 << 20
+
 // partitionReader reads a partition with raw fetches, as a read_committed
 // consumer does. A consumer would not do: it hides how far it has read where the
 // log ends in markers or aborted batches, it stops for good at a batch that it

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"net"
 	"runtime"
 	"runtime/debug"
@@ -15,114 +14,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/pierrec/lz4/v4"
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/envtest/rawbatch"
 )
-
-// Codecs as the attributes of a batch name them.
-const (
-	plainCodec = 0
-	gzipCodec  = 1
-	lz4Codec   = 3
-	zstdCodec  = 4
-)
-
-// bomb gives the compressed records of a batch, each of a value of zeros.
-func bomb(t testing.TB, codec int16, sizes ...int) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	var w interface {
-		Write(p []byte) (int, error)
-		Close() error
-	}
-	var err error
-	switch codec {
-	case gzipCodec:
-		w = gzip.NewWriter(&out)
-	case lz4Codec:
-		w = lz4.NewWriter(&out)
-	default:
-		w, err = zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(b []byte) {
-		if _, err := w.Write(b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	zeros := make([]byte, 1<<20)
-	for i, size := range sizes {
-		write(recordHead(int64(i), size))
-		for left := size; left > 0; left -= len(zeros) {
-			write(zeros[:min(left, len(zeros))])
-		}
-		write([]byte{0}) // no headers
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
-// recordBody is a record without key from behind its length up to its value.
-func recordBody(delta int64, value int) []byte {
-	body := []byte{0}
-	body = binary.AppendVarint(body, 0)
-	body = binary.AppendVarint(body, delta)
-	body = binary.AppendVarint(body, -1)
-	return binary.AppendVarint(body, int64(value))
-}
-
-// recordHead is recordBody with the length before it.
-func recordHead(delta int64, value int) []byte {
-	body := recordBody(delta, value)
-	return append(binary.AppendVarint(nil, int64(len(body)+value+1)), body...)
-}
-
-// plainRecord is a whole one.
-func plainRecord(delta int64, value string) []byte {
-	return append(append(recordHead(delta, len(value)), value...), 0)
-}
 
 // produceRaw writes one hand-made batch to a partition of the campaigns topic.
-func (w *world) produceRaw(codec int16, count int32, records []byte) {
+func (w *world) produceRaw(codec rawbatch.Codec, count int32, records []byte) {
 	w.Helper()
-	client := w.kafka.Client()
-	now := time.Now().UnixMilli()
-	b := kmsg.RecordBatch{
-		PartitionLeaderEpoch: -1, Magic: 2, Attributes: codec, LastOffsetDelta: count - 1, FirstTimestamp: now, MaxTimestamp: now,
-		ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, NumRecords: count, Records: records,
-	}
-	b.Length = int32(len(b.AppendTo(nil)) - batchLengthOffset)
-	b.CRC = int32(crc32.Checksum(b.AppendTo(nil)[21:], castagnoli))
-	details, err := kadm.NewClient(client).ListTopics(w.Context(), w.cfg.Kafka.Campaigns)
-	if err != nil {
-		w.Fatal(err)
-	}
-	req := kmsg.NewPtrProduceRequest()
-	req.Acks, req.TimeoutMillis = -1, 30000
-	rt := kmsg.NewProduceRequestTopic()
-	rt.Topic, rt.TopicID = w.cfg.Kafka.Campaigns, details[w.cfg.Kafka.Campaigns].ID
-	rp := kmsg.NewProduceRequestTopicPartition()
-	rp.Records = b.AppendTo(nil)
-	rt.Partitions = append(rt.Partitions, rp)
-	req.Topics = append(req.Topics, rt)
-	resp, err := req.RequestWith(w.Context(), client)
-	if err != nil {
-		w.Fatal(err)
-	}
-	if err := kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode); err != nil {
-		w.Fatalf("produce a batch of codec %d: %v", codec, err)
-	}
+	rawbatch.Produce(w, w.kafka.Client(), w.cfg.Kafka.Campaigns, codec, count, records)
 }
 
 // refused waits for n dead letters and lists them by the offset that they came from.
@@ -180,11 +81,11 @@ func TestLargeMessagesHoldLittleMemory(t *testing.T) {
 				for i := range c.messages {
 					m := w.campaign(fmt.Sprint("c", i), "r1")
 					m.Content = strings.Repeat("x", size)
-					w.produceRaw(plainCodec, 1, plainRecord(0, string(encodeCampaign(m))))
+					w.produceRaw(rawbatch.Plain, 1, rawbatch.Record(0, string(encodeCampaign(m))))
 				}
 			} else {
 				done = func(s *Service) int64 { return s.Status().Campaigns.Dead }
-				w.produceRaw(zstdCodec, int32(c.messages), headerBomb(t, c.messages, size))
+				w.produceRaw(rawbatch.Zstd, int32(c.messages), rawbatch.HeaderBomb(t, c.messages, size))
 			}
 			peak := heapPeak()
 			svc, stop := w.start()
@@ -207,29 +108,6 @@ func TestLargeMessagesHoldLittleMemory(t *testing.T) {
 	}
 }
 
-// headerBomb gives the compressed records of a batch, each with a header of so
-// many bytes.
-func headerBomb(t testing.TB, records, size int) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range records {
-		body := append(recordBody(int64(i), 0), 2, 2, 'h') // no value, one header, its key
-		body = binary.AppendVarint(body, int64(size))
-		body = append(body, make([]byte, size)...)
-		if _, err := w.Write(append(binary.AppendVarint(nil, int64(len(body))), body...)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
 // A batch that inflates to more than a machine has, or that cannot be read, costs
 // its own messages and nobody else's, and no memory. Not parallel: it measures the
 // heap.
@@ -239,16 +117,16 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 	}
 	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 10)})
 	w.cfg.Logger = nil
-	w.produceRaw(zstdCodec, 2, bomb(t, zstdCodec, 700<<20, 600<<20))                              // 0, 1
-	w.produceRaw(gzipCodec, 1, bomb(t, gzipCodec, 60<<20))                                        // 2
-	w.produceRaw(lz4Codec, 1, bomb(t, lz4Codec, 30<<20))                                          // 3
-	w.produceRaw(gzipCodec, 3, []byte("no gzip at all"))                                          // 4 to 6
-	w.produceRaw(plainCodec, 5, append(plainRecord(0, "x"), plainRecord(1, "y")...))              // 7, 8, and 9 to 11
-	w.produceRaw(plainCodec, 2, append(plainRecord(0, "x"), plainRecord(0, "again")...))          // 12, and 13
-	w.produceRaw(zstdCodec, 1, bomb(t, zstdCodec, 100<<10))                                       // 14: no bomb
-	w.produceRaw(plainCodec, 1, plainRecord(0, string(encodeCampaign(w.campaign("good", "r1"))))) // 15
-	w.produceRaw(plainCodec, 1, binary.AppendVarint(nil, 1<<30))                                  // 16
-	w.produceRaw(gzipCodec, 4, []byte("nothing follows that says where this batch ends"))         // 17 to 20
+	w.produceRaw(rawbatch.Zstd, 2, rawbatch.Bomb(t, rawbatch.Zstd, 700<<20, 600<<20))                     // 0, 1
+	w.produceRaw(rawbatch.Gzip, 1, rawbatch.Bomb(t, rawbatch.Gzip, 60<<20))                               // 2
+	w.produceRaw(rawbatch.LZ4, 1, rawbatch.Bomb(t, rawbatch.LZ4, 30<<20))                                 // 3
+	w.produceRaw(rawbatch.Gzip, 3, []byte("no gzip at all"))                                              // 4 to 6
+	w.produceRaw(rawbatch.Plain, 5, append(rawbatch.Record(0, "x"), rawbatch.Record(1, "y")...))          // 7, 8, and 9 to 11
+	w.produceRaw(rawbatch.Plain, 2, append(rawbatch.Record(0, "x"), rawbatch.Record(0, "again")...))      // 12, and 13
+	w.produceRaw(rawbatch.Zstd, 1, rawbatch.Bomb(t, rawbatch.Zstd, 100<<10))                              // 14: no bomb
+	w.produceRaw(rawbatch.Plain, 1, rawbatch.Record(0, string(encodeCampaign(w.campaign("good", "r1"))))) // 15
+	w.produceRaw(rawbatch.Plain, 1, binary.AppendVarint(nil, 1<<30))                                      // 16
+	w.produceRaw(rawbatch.Gzip, 4, []byte("nothing follows that says where this batch ends"))             // 17 to 20
 	peak := heapPeak()
 	_, stop := w.start()
 	w.expect(map[string][]string{"good": w.subs["r1"]})
