@@ -46,7 +46,7 @@ type intake struct {
 
 // run works until ctx ends.
 func (i *intake) run(ctx context.Context) error {
-	defer i.input.close()
+	defer i.input.messages.Close()
 	for ctx.Err() == nil {
 		if err := i.poll(ctx); err != nil {
 			return err
