@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/stream/topic"
 )
 
 // Finding is one thing that Audit looked at.
@@ -122,7 +124,7 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
 		var k int64
-		if k, err = readProgress(ctx, &partitionReader{client: a.client, options: a.cfg.Kafka.Client, topic: a.cfg.Kafka.Progress, topicID: a.ids.progress, partition: lane}); err == nil {
+		if k, err = topic.ReadProgress(ctx, &topic.PartitionReader{Client: a.client, ClientOptions: a.cfg.Kafka.Client, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.progress, Partition: lane}); err == nil {
 			return k, nil
 		}
 		select {
@@ -257,10 +259,10 @@ func (a *audit) count(ctx context.Context, since time.Time, seen map[string]int)
 			failed = err
 			return
 		}
-		p := partitionReader{client: a.client, options: a.cfg.Kafka.Client, topic: o.Topic, topicID: id, partition: o.Partition}
-		failed = p.each(ctx, max(o.Offset, 0), end.Offset, func(r *record) error { // what cannot be read is none of ours
-			if _, ours := seen[string(r.key)]; ours {
-				seen[string(r.key)]++
+		p := topic.PartitionReader{Client: a.client, ClientOptions: a.cfg.Kafka.Client, Topic: o.Topic, TopicID: id, Partition: o.Partition}
+		failed = p.ReadRange(ctx, max(o.Offset, 0), end.Offset, func(r *topic.Record) error { // what cannot be read is none of ours
+			if _, ours := seen[string(r.Key)]; ours {
+				seen[string(r.Key)]++
 			}
 			return nil
 		})

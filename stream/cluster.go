@@ -12,6 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/stream/topic"
 )
 
 // defaultMaxMessage is Kafka's default of max.message.bytes, used where the
@@ -50,7 +52,7 @@ func (t topicSettings) number(name string, fallback int64) int64 {
 
 // maxMessage is the largest batch that the topic accepts and we send.
 func (t topicSettings) maxMessage() int {
-	return int(min(t.number("max.message.bytes", defaultMaxMessage), maxBatch))
+	return int(min(t.number("max.message.bytes", defaultMaxMessage), topic.MaxBatch))
 }
 
 // readCluster reads both in one go. A topic that is missing carries its error; a

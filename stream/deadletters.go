@@ -10,6 +10,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/stream/topic"
 )
 
 // DeadLetter is one record of the dead-letter topic: a message that was refused.
@@ -53,7 +55,7 @@ func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error)
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
 	}
-	t.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(maxBatch))...)
+	t.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))...)
 	if err != nil {
 		return nil, fmt.Errorf("make kafka client: %w", err)
 	}
@@ -69,28 +71,28 @@ func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error)
 func (t *letterTopic) close() { closeClient(t.client, t.cfg.Logger, -1) }
 
 func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) error {
-	topic := t.cfg.Kafka.DeadLetters
+	name := t.cfg.Kafka.DeadLetters
 	adm := kadm.NewClient(t.client)
-	details, err := adm.ListTopics(ctx, topic)
+	details, err := adm.ListTopics(ctx, name)
 	if err != nil {
-		return fmt.Errorf("describe topic %s: %w", topic, err)
+		return fmt.Errorf("describe topic %s: %w", name, err)
 	}
-	detail := details[topic]
+	detail := details[name]
 	if detail.Err != nil {
-		return fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", topic, detail.Err)
+		return fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err)
 	}
 	for _, p := range slices.Sorted(maps.Keys(detail.Partitions)) {
-		start, err := listOffset(ctx, topic, p, adm.ListStartOffsets)
+		start, err := topic.ListOffset(ctx, name, p, adm.ListStartOffsets)
 		if err != nil {
 			return err
 		}
-		end, err := listOffset(ctx, topic, p, adm.ListCommittedOffsets)
+		end, err := topic.ListOffset(ctx, name, p, adm.ListCommittedOffsets)
 		if err != nil {
 			return err
 		}
-		r := partitionReader{client: t.client, options: t.cfg.Kafka.Client, topic: topic, topicID: detail.ID, partition: p}
-		if err := r.each(ctx, start.Offset, end.Offset, func(r *record) error { return fn(newDeadLetter(r)) }); err != nil {
-			return fmt.Errorf("read %s/%d: %w", topic, p, err)
+		r := topic.PartitionReader{Client: t.client, ClientOptions: t.cfg.Kafka.Client, Topic: name, TopicID: detail.ID, Partition: p}
+		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *topic.Record) error { return fn(newDeadLetter(r)) }); err != nil {
+			return fmt.Errorf("read %s/%d: %w", name, p, err)
 		}
 	}
 	return nil
@@ -99,18 +101,18 @@ func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) erro
 // newDeadLetter reads what deadLetter.record has written. A record of somebody
 // else has no reason and comes from nowhere; nor does one that cannot be read,
 // whose reason is that.
-func newDeadLetter(r *record) *DeadLetter {
-	d := &DeadLetter{Partition: r.partition, Offset: r.offset, Time: time.UnixMilli(r.time), Key: r.key, Value: r.value}
+func newDeadLetter(r *topic.Record) *DeadLetter {
+	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: time.UnixMilli(r.Time), Key: r.Key, Value: r.Value}
 	switch {
-	case r.unreadable != "":
-		d.Reason = fmt.Sprintf("offsets %d to %d of the dead-letter topic cannot be read: %s", r.offset, r.next-1, r.unreadable)
+	case r.Unreadable != "":
+		d.Reason = fmt.Sprintf("offsets %d to %d of the dead-letter topic cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
 		return d
-	case r.cut:
-		d.Reason = fmt.Sprintf("the record takes %d bytes", r.size)
+	case r.Cut:
+		d.Reason = fmt.Sprintf("the record takes %d bytes", r.Size)
 		return d
 	}
 	var headers []kgo.RecordHeader
-	r.eachHeader(func(key string, value []byte) { headers = append(headers, kgo.RecordHeader{Key: key, Value: value}) })
+	r.EachHeader(func(key string, value []byte) { headers = append(headers, kgo.RecordHeader{Key: key, Value: value}) })
 	own := []struct {
 		key string
 		to  func(string) error
@@ -187,7 +189,7 @@ func (t *letterTopic) unfit(d *DeadLetter) string {
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	if m := t.parser.parse(&record{topic: d.Topic, value: d.Value}); m.dead != nil {
+	if m := t.parser.parse(&topic.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
 		return "it would be refused again: " + m.dead.reason
 	}
 	return ""

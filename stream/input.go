@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+
+	"dinnerbell/stream/topic"
 )
 
 // passEvery is how often a step may be made for offsets alone that hold nothing,
@@ -17,14 +19,14 @@ const passEvery = time.Second
 // input reads the lane's partition for the intake. For one goroutine; close it at
 // the end.
 type input struct {
-	messages *Prefetcher
+	messages *topic.Prefetcher
 	passed   int64     // offsets before it hold nothing more; 0 where nobody is to be told
 	passedAt time.Time // when that was last handed on by itself
 }
 
 // newInput reads on at an offset.
-func newInput(at int64, reader *partitionReader) *input {
-	return &input{messages: NewPrefetcher(reader, at)}
+func newInput(at int64, reader *topic.PartitionReader) *input {
+	return &input{messages: topic.NewPrefetcher(reader, at)}
 }
 
 // read takes messages from the response at hand, up to bounds of their number and
@@ -39,8 +41,8 @@ func (i *intake) read() (batch []message, err error) {
 		if r == nil {
 			break
 		}
-		if r.passed {
-			in.passed = r.next
+		if r.Empty {
+			in.passed = r.Next
 			continue
 		}
 		in.passed = 0

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"dinnerbell/stream/topic"
 )
 
 // topicLimits are how large a record the output topics take.
@@ -23,7 +25,7 @@ func newTopicLimits(c *cluster, cfg KafkaConfig) topicLimits {
 
 // maxInput is how large a message is read whole. Escapes make a text six times
 // as long at most as the notification has it.
-func (l *topicLimits) maxInput() int { return min(6*l.record, maxBatch) }
+func (l *topicLimits) maxInput() int { return min(6*l.record, topic.MaxBatch) }
 
 // raiseHint tells what mends a topic that does not accept what is decided.
 func (l *topicLimits) raiseHint(principal string) string {

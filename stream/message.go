@@ -7,6 +7,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/topic"
 )
 
 // message is one record of the campaigns topic, parsed; or, with neither campaign
@@ -45,36 +46,36 @@ func newMessageParser(cfg KafkaConfig, limits topicLimits, table *feedbackTable)
 
 // parse turns a record into a message. It never fails: what is no campaign
 // becomes a dead letter.
-func (p *messageParser) parse(r *record) message {
-	m := message{offset: r.next - 1, time: r.time}
+func (p *messageParser) parse(r *topic.Record) message {
+	m := message{offset: r.Next - 1, time: r.Time}
 	c, err := p.parseCampaign(r)
 	if err == nil {
 		m.campaign, m.fingerprint = c, c.Fingerprint()
 		return m
 	}
-	m.dead = &deadLetter{topic: r.topic, partition: r.partition, offset: r.offset, timestamp: m.time, reason: err.Error(), key: r.key, value: r.value}
-	whole := r.eachHeader(func(key string, value []byte) {
+	m.dead = &deadLetter{topic: r.Topic, partition: r.Partition, offset: r.Offset, timestamp: m.time, reason: err.Error(), key: r.Key, value: r.Value}
+	whole := r.EachHeader(func(key string, value []byte) {
 		m.dead.headers = append(m.dead.headers, header{key: key, value: value})
 	})
-	size := len(r.value)
-	if r.cut {
-		size = r.size
+	size := len(r.Value)
+	if r.Cut {
+		size = r.Size
 	}
 	m.dead.fit(p.letters.limit, size, !whole)
 	return m
 }
 
 // parseCampaign says why a record is no campaign that can be notified.
-func (p *messageParser) parseCampaign(r *record) (*campaign.Campaign, error) {
+func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, error) {
 	switch {
-	case r.unreadable != "" && r.next > r.offset+1:
-		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.offset, r.next-1, r.unreadable)
-	case r.unreadable != "":
-		return nil, fmt.Errorf("offset %d cannot be read: %s", r.offset, r.unreadable)
-	case r.cut:
-		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.size)
+	case r.Unreadable != "" && r.Next > r.Offset+1:
+		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
+	case r.Unreadable != "":
+		return nil, fmt.Errorf("offset %d cannot be read: %s", r.Offset, r.Unreadable)
+	case r.Cut:
+		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.Size)
 	}
-	c, err := campaign.Parse(r.value)
+	c, err := campaign.Parse(r.Value)
 	if err != nil {
 		return nil, err
 	}

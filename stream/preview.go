@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/topic"
 )
 
 // Preview says what would come of a message if it were sent to the campaigns
@@ -35,7 +36,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	if err := r.open(ctx); err != nil {
 		return nil, err
 	}
-	m := r.messages.parser.parse(&record{topic: s.cfg.Kafka.Campaigns, value: value})
+	m := r.messages.parser.parse(&topic.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
 	if m.dead != nil {
 		return &Preview{Outcome: "refused", Reason: m.dead.reason}, nil
 	}

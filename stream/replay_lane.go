@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/topic"
 )
 
 const (
@@ -137,10 +138,10 @@ func (l *laneReplay) batches(ctx context.Context, parser *messageParser, fn func
 		batch, size = batch[:0], 0
 		return err
 	}
-	err := l.read(ctx, l.id, l.next, l.until, func(r *record) error {
+	err := l.read(ctx, l.id, l.next, l.until, func(r *topic.Record) error {
 		m := parser.parse(r)
 		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.weight() > l.svc.cfg.StepBytes) {
-			if err := flush(r.offset); err != nil {
+			if err := flush(r.Offset); err != nil {
 				return err
 			}
 		}

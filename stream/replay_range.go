@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+
+	"dinnerbell/stream/topic"
 )
 
 // laneRange is what is read again of one partition.
@@ -127,15 +129,15 @@ func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
 }
 
 // read calls fn for each record of [from, until) of a partition, in order.
-func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*record) error) error {
-	topic := r.svc.cfg.Kafka.Campaigns
-	p := partitionReader{client: r.client, options: r.svc.cfg.Kafka.Client, topic: topic, topicID: r.topicID, partition: lane, most: r.limits.maxInput()}
-	err := p.each(ctx, from, until, fn)
+func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*topic.Record) error) error {
+	name := r.svc.cfg.Kafka.Campaigns
+	p := topic.PartitionReader{Client: r.client, ClientOptions: r.svc.cfg.Kafka.Client, Topic: name, TopicID: r.topicID, Partition: lane, MaxRecord: r.limits.maxInput()}
+	err := p.ReadRange(ctx, from, until, fn)
 	if errors.Is(err, kerr.OffsetOutOfRange) {
-		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", topic, lane, err)
+		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", name, lane, err)
 	}
 	if err != nil {
-		return fmt.Errorf("read %s/%d: %w", topic, lane, err)
+		return fmt.Errorf("read %s/%d: %w", name, lane, err)
 	}
 	return nil
 }

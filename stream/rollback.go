@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/topic"
 )
 
 // A lane halts where Postgres and Kafka contradict each other: one of them was
@@ -141,11 +142,11 @@ func (c *claim) checkInput(ctx context.Context) error {
 // one more than the last.
 func (c *claim) inputRange(ctx context.Context) (start, end int64, err error) {
 	adm := kadm.NewClient(c.client)
-	first, err := listOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListStartOffsets)
+	first, err := topic.ListOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListStartOffsets)
 	if err != nil {
 		return 0, 0, err
 	}
-	last, err := listOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListEndOffsets)
+	last, err := topic.ListOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListEndOffsets)
 	if err != nil {
 		return 0, 0, err
 	}

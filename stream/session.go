@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/stream/topic"
 )
 
 // session is the work on one claim: from a TAKEOVER until the lane is stopped or
@@ -94,8 +96,8 @@ func (s *session) close() {
 
 func (s *session) newIntake() *intake {
 	return &intake{lane: s.lane, cfg: s.claim.cfg, messages: s.messages, arrivals: s.arrivals,
-		input: newInput(s.claim.nextOffset, &partitionReader{
-			client: s.claim.client, options: s.claim.cfg.Kafka.Client, topic: s.claim.cfg.Kafka.Campaigns, topicID: s.claim.ids.input, partition: s.lane.id, most: s.claim.limits.maxInput(),
+		input: newInput(s.claim.nextOffset, &topic.PartitionReader{
+			Client: s.claim.client, ClientOptions: s.claim.cfg.Kafka.Client, Topic: s.claim.cfg.Kafka.Campaigns, TopicID: s.claim.ids.input, Partition: s.lane.id, MaxRecord: s.claim.limits.maxInput(),
 		})}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/topic"
 )
 
 // earlyPatience is how long a Kafka transaction stays open for a step whose
@@ -203,7 +204,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*payload, out *outboun
 	last := batch[len(batch)-1].seq
 	s.claim.client.Produce(ctx, &kgo.Record{
 		Topic: s.claim.cfg.Kafka.Progress, Partition: s.claim.lane,
-		Key:   progressKey(s.claim.lane),
+		Key:   topic.ProgressKey(s.claim.lane),
 		Value: fmt.Appendf(nil, `{"seq":%d}`, last),
 	}, result.note)
 	if err := s.claim.client.Flush(ctx); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/topic"
 )
 
 // surveyCampaigns bounds how many campaigns a survey holds: some 20 MB. A range
@@ -96,7 +97,7 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 	work := r.newSurveyWork()
 	sent := int64(math.MaxInt64)
 	for _, rg := range r.ranges {
-		err := r.read(ctx, rg.lane, rg.from, rg.until, func(rec *record) error {
+		err := r.read(ctx, rg.lane, rg.from, rg.until, func(rec *topic.Record) error {
 			work.did(1)
 			m, d, ok := r.surveyed(rec, p)
 			if !ok {
@@ -127,21 +128,21 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 
 // lookForNewer is the survey's second part.
 func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *surveyWork) error {
-	topic := r.svc.cfg.Kafka.Campaigns
-	after, err := kadm.NewClient(r.client).ListOffsetsAfterMilli(ctx, sent, topic)
+	name := r.svc.cfg.Kafka.Campaigns
+	after, err := kadm.NewClient(r.client).ListOffsetsAfterMilli(ctx, sent, name)
 	if err != nil {
-		return fmt.Errorf("list offsets of topic %s: %w", topic, err)
+		return fmt.Errorf("list offsets of topic %s: %w", name, err)
 	}
 	for _, rg := range r.ranges {
 		from := rg.until // the only lane's own order was seen
 		if len(r.ranges) > 1 {
 			from = rg.from
-			if o, ok := after.Lookup(topic, rg.lane); ok && o.Err == nil {
+			if o, ok := after.Lookup(name, rg.lane); ok && o.Err == nil {
 				from = max(rg.start, min(from, o.Offset))
 			}
 		}
 		work.more(rg.next - from)
-		err := r.read(ctx, rg.lane, from, rg.next, func(rec *record) error {
+		err := r.read(ctx, rg.lane, from, rg.next, func(rec *topic.Record) error {
 			work.did(1)
 			if m, d, ok := r.surveyed(rec, p); ok {
 				if _, ok := p.newest[d]; ok {
@@ -158,7 +159,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 }
 
 // surveyed parses a record; false for what is no campaign of the share.
-func (r *replay) surveyed(rec *record, p *plan) (m message, d campaign.Digest, ok bool) {
+func (r *replay) surveyed(rec *topic.Record, p *plan) (m message, d campaign.Digest, ok bool) {
 	if m = r.messages.parser.parse(rec); m.campaign == nil {
 		return m, d, false
 	}

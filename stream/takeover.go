@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
+	"dinnerbell/stream/topic"
 )
 
 // transactionTimeout bounds how long a dead owner's open transaction can hold
@@ -99,8 +100,8 @@ type claim struct {
 	pending    []*payload // decided and not shipped
 	// What Postgres knew of Kafka as of the last step: neither may be less now.
 	shippedBefore int64
-	endsBefore    []int64            // of the notifications topic
-	progressLost  *progressLostError // the progress partition does not say K; nil where it does
+	endsBefore    []int64                  // of the notifications topic
+	progressLost  *topic.ProgressLostError // the progress partition does not say K; nil where it does
 }
 
 // totals are the lane's counters since its deployment began.
@@ -347,8 +348,8 @@ func (c *claim) fence(ctx context.Context) error {
 	}
 	failpoint.Hit("takeover/fenced")
 	c.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.lane, c.cfg.Kafka.Progress), nil)
-	k, err := readProgress(ctx, &partitionReader{client: c.client, options: c.cfg.Kafka.Client, topic: c.cfg.Kafka.Progress, topicID: c.ids.progress, partition: c.lane})
-	if lost, ok := errors.AsType[*progressLostError](err); ok {
+	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, ClientOptions: c.cfg.Kafka.Client, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.progress, Partition: c.lane})
+	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
 		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; checkSinks halts
 	}
 	if err != nil {

@@ -13,18 +13,19 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/topic"
 )
 
 // deleteRecords empties a partition, as retention does.
-func (w *world) deleteRecords(topic string, partition int32) {
+func (w *world) deleteRecords(name string, partition int32) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
-	end, err := listOffset(w.Context(), topic, partition, adm.ListEndOffsets)
+	end, err := topic.ListOffset(w.Context(), name, partition, adm.ListEndOffsets)
 	if err != nil {
 		w.Fatal(err)
 	}
 	var upTo kadm.Offsets
-	upTo.Add(kadm.Offset{Topic: topic, Partition: partition, At: end.Offset})
+	upTo.Add(kadm.Offset{Topic: name, Partition: partition, At: end.Offset})
 	deleted, err := adm.DeleteRecords(w.Context(), upTo)
 	if err == nil {
 		err = deleted.Error()

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"bufio"
@@ -19,10 +19,10 @@ import (
 // Bounds of what is read of one batch.
 const (
 	// leastRecord is how large a record may be that is held whole, at least; see
-	// partitionReader.most.
+	// PartitionReader.most.
 	leastRecord = 8 << 20
-	// keptOfRecord is what is kept of the key, and of the value, of a larger one.
-	keptOfRecord = 64 << 10
+	// KeptOfRecord is what is kept of the key, and of the value, of a larger one.
+	KeptOfRecord = 64 << 10
 	// maxInflated is what is read of one batch: it takes a second or two.
 	maxInflated = 1 << 30
 	// maxHeaders is how many headers of a record are looked at.
@@ -32,21 +32,21 @@ const (
 // errTooLarge: a batch inflates to more than is read of it.
 var errTooLarge = fmt.Errorf("the batch inflates to more than %d MiB", maxInflated>>20)
 
-// record is one record of a partition, or what stands in the place of some.
-type record struct {
-	topic     string
-	partition int32
-	offset    int64
-	next      int64 // the offset to read on at
-	time      int64 // milliseconds
-	key       []byte
-	value     []byte
+// Record is one record of a partition, or what stands in the place of some.
+type Record struct {
+	Topic     string
+	Partition int32
+	Offset    int64
+	Next      int64 // the offset to read on at
+	Time      int64 // milliseconds
+	Key       []byte
+	Value     []byte
 	headers   []byte // as in the batch: their count, then each
-	size      int    // of the whole record; beyond what is held where it was cut
-	cut       bool
+	Size      int    // of the whole record; beyond what is held where it was cut
+	Cut       bool
 
-	unreadable string // why the offsets from offset up to next cannot be read
-	passed     bool   // they hold nothing: markers, aborted transactions, compacted records
+	Unreadable string // why the offsets from offset up to next cannot be read
+	Empty      bool   // they hold nothing: markers, aborted transactions, compacted records
 }
 
 // header attributes.
@@ -133,7 +133,7 @@ func (b *batch) aborts() bool {
 
 // each calls fn for every record, in order. The error is fn's, or says why what
 // follows the last record cannot be read. Records are held whole up to most bytes.
-func (b *batch) each(in *inflater, most int, fn func(*record) error) error {
+func (b *batch) each(in *inflater, most int, fn func(*Record) error) error {
 	r, err := in.open(int(b.attributes&codecBits), b.records)
 	if err != nil {
 		return err
@@ -146,10 +146,10 @@ func (b *batch) each(in *inflater, most int, fn func(*record) error) error {
 		if err != nil {
 			return err
 		}
-		rec.offset += b.base
-		rec.time += b.first
+		rec.Offset += b.base
+		rec.Time += b.first
 		if b.is(logAppendTimeBit) {
-			rec.time = b.newest
+			rec.Time = b.newest
 		}
 		if err := fn(rec); err != nil {
 			return err
@@ -159,7 +159,7 @@ func (b *batch) each(in *inflater, most int, fn func(*record) error) error {
 }
 
 // readRecord reads one record; offset and time are relative to the batch's.
-func readRecord(r *bufio.Reader, most int) (*record, error) {
+func readRecord(r *bufio.Reader, most int) (*Record, error) {
 	length, err := binary.ReadVarint(r)
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func readRecord(r *bufio.Reader, most int) (*record, error) {
 	if length < 0 || length > math.MaxInt32 {
 		return nil, fmt.Errorf("a record claims %d bytes", length)
 	}
-	rec := &record{size: int(length)}
+	rec := &Record{Size: int(length)}
 	if length > int64(most) {
 		return rec, rec.readCut(r, length)
 	}
@@ -181,11 +181,11 @@ func readRecord(r *bufio.Reader, most int) (*record, error) {
 var errRecord = errors.New("a record's fields do not fit into it")
 
 // parse reads the fields of a record that is held whole.
-func (r *record) parse(body []byte) error {
+func (r *Record) parse(body []byte) error {
 	in := fields{b: body}
 	in.take(1) // attributes, unused
-	r.time, r.offset = in.varint(), in.varint()
-	r.key, r.value = in.bytes(), in.bytes()
+	r.Time, r.Offset = in.varint(), in.varint()
+	r.Key, r.Value = in.bytes(), in.bytes()
 	r.headers = in.b
 	if in.bad {
 		return errRecord
@@ -194,20 +194,20 @@ func (r *record) parse(body []byte) error {
 }
 
 // readCut reads the beginning of key and value, and passes over the rest.
-func (r *record) readCut(from *bufio.Reader, length int64) error {
-	r.cut = true
+func (r *Record) readCut(from *bufio.Reader, length int64) error {
+	r.Cut = true
 	body := &countedReader{r: from, left: length}
 	if _, err := body.ReadByte(); err != nil { // attributes
 		return err
 	}
-	for _, to := range []*int64{&r.time, &r.offset} {
+	for _, to := range []*int64{&r.Time, &r.Offset} {
 		n, err := binary.ReadVarint(body)
 		if err != nil {
 			return err
 		}
 		*to = n
 	}
-	for _, to := range []*[]byte{&r.key, &r.value} {
+	for _, to := range []*[]byte{&r.Key, &r.Value} {
 		n, err := binary.ReadVarint(body)
 		if err != nil {
 			return err
@@ -218,7 +218,7 @@ func (r *record) readCut(from *bufio.Reader, length int64) error {
 		if n < 0 { // null
 			continue
 		}
-		*to = make([]byte, min(n, keptOfRecord))
+		*to = make([]byte, min(n, KeptOfRecord))
 		if _, err := io.ReadFull(body, *to); err != nil {
 			return err
 		}
@@ -229,9 +229,9 @@ func (r *record) readCut(from *bufio.Reader, length int64) error {
 	return body.discard(body.left)
 }
 
-// eachHeader reads the headers. It returns false where there are more than
+// EachHeader reads the headers. It returns false where there are more than
 // maxHeaders, or they are not headers.
-func (r *record) eachHeader(fn func(key string, value []byte)) bool {
+func (r *Record) EachHeader(fn func(key string, value []byte)) bool {
 	in := fields{b: r.headers}
 	n := in.varint()
 	if n > maxHeaders {

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 // Prefetcher follows a partition: the caller takes the records of one response
 // while the next response is fetched. For one goroutine; Close it at the end.
 type Prefetcher struct {
-	reader *partitionReader
+	reader *PartitionReader
 	offset int64 // where to read on
 
-	pull func() (*record, error, bool) // from the response at hand; nil where there is none
+	pull func() (*Record, error, bool) // from the response at hand; nil where there is none
 	stop func()
 
 	fetching chan fetchResult // of the fetch under way; nil where there is none
@@ -29,7 +29,7 @@ type fetchResult struct {
 }
 
 // NewPrefetcher returns a prefetcher that reads on at an offset.
-func NewPrefetcher(reader *partitionReader, offset int64) *Prefetcher {
+func NewPrefetcher(reader *PartitionReader, offset int64) *Prefetcher {
 	return &Prefetcher{reader: reader, offset: offset}
 }
 
@@ -52,7 +52,7 @@ func (p *Prefetcher) Await(ctx context.Context, due <-chan time.Time) error {
 }
 
 // Next returns the next record of the response at hand, nil at its end.
-func (p *Prefetcher) Next() (*record, error) {
+func (p *Prefetcher) Next() (*Record, error) {
 	if p.pull == nil {
 		return nil, nil //nolint:nilnil // there is no response
 	}
@@ -64,7 +64,7 @@ func (p *Prefetcher) Next() (*record, error) {
 		p.closeResponse()
 		return nil, nil //nolint:nilnil // the response is at its end
 	}
-	p.offset = r.next
+	p.offset = r.Next
 	return r, nil
 }
 
@@ -89,7 +89,7 @@ func (p *Prefetcher) startFetch(ctx context.Context, offset int64) {
 	reader := *p.reader // its leader is looked up by one goroutine
 	go func() {
 		began := time.Now()
-		part, err := reader.fetch(ctx, reader.client, offset, fetchWait)
+		part, err := reader.fetch(ctx, reader.Client, offset, fetchWait)
 		if err == nil && len(part.RecordBatches) == 0 && time.Since(began) < fetchWait/2 {
 			// A broker that does not hold fetches, or counts what is not committed.
 			select {

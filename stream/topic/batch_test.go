@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"errors"
@@ -19,12 +19,12 @@ func FuzzReadBatch(f *testing.F) {
 		const most = 1 << 10
 		n := int32(0)
 		b := batch{attributes: codec & codecBits, count: count, records: records}
-		err := b.each(&inflater{}, most, func(r *record) error {
+		err := b.each(&inflater{}, most, func(r *Record) error {
 			n++
-			if held := len(r.key) + len(r.value) + len(r.headers); held > most && !r.cut {
+			if held := len(r.Key) + len(r.Value) + len(r.headers); held > most && !r.Cut {
 				t.Errorf("%d bytes are held of a record", held)
 			}
-			r.eachHeader(func(string, []byte) {})
+			r.EachHeader(func(string, []byte) {})
 			return nil
 		})
 		if err == nil && n != max(count, 0) {

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"bytes"
@@ -15,17 +15,17 @@ import (
 // record is almost always among them.
 const progressWindow = 64
 
-// progressLostError: a progress partition begins above offset 0 and holds no
+// ProgressLostError: a progress partition begins above offset 0 and holds no
 // record, or another writer's record has taken the place of the lane's, so what
 // was shipped is not known. It is never "no progress".
-type progressLostError struct {
+type ProgressLostError struct {
 	topic     string
 	partition int32
 	start     int64
 	foreign   int64 // offset of the other writer's record; -1: none
 }
 
-func (e *progressLostError) Error() string {
+func (e *ProgressLostError) Error() string {
 	if e.foreign >= 0 {
 		return fmt.Sprintf("topic %s partition %d has, at offset %d, a record with the lane's key that dinnerbell has not written, and none of the lane's own: compaction has deleted the lane's progress; nobody else may write to the topic",
 			e.topic, e.partition, e.foreign)
@@ -34,31 +34,31 @@ func (e *progressLostError) Error() string {
 		e.topic, e.partition, e.start)
 }
 
-// readProgress returns K, the last seq shipped on a lane: the last committed
+// ReadProgress returns K, the last seq shipped on a lane: the last committed
 // record of its progress partition, or 0 if there never was one. It must run after
 // the predecessor was fenced, when nothing on the partition is undecided. It
 // reads to the high watermark or fails: a short read is never "no progress".
 // Records that others have written are passed over: compaction deletes those
 // before one of the same key together, so what is left of the lane's is the last.
-// The error is a *progressLostError where records were deleted and none is left.
-func readProgress(ctx context.Context, p *partitionReader) (int64, error) {
-	adm, topic, partition := kadm.NewClient(p.client), p.topic, p.partition
-	start, err := listOffset(ctx, topic, partition, adm.ListStartOffsets)
+// The error is a *ProgressLostError where records were deleted and none is left.
+func ReadProgress(ctx context.Context, p *PartitionReader) (int64, error) {
+	adm, topic, partition := kadm.NewClient(p.Client), p.Topic, p.Partition
+	start, err := ListOffset(ctx, topic, partition, adm.ListStartOffsets)
 	if err != nil {
 		return 0, err
 	}
-	end, err := listOffset(ctx, topic, partition, adm.ListEndOffsets)
+	end, err := ListOffset(ctx, topic, partition, adm.ListEndOffsets)
 	if err != nil {
 		return 0, err
 	}
 	for back := int64(progressWindow); ; back *= 16 {
 		from := max(start.Offset, end.Offset-back)
 		last, foreign := int64(-1), int64(-1)
-		if err := p.eachReadable(ctx, from, end.Offset, func(r *record) error {
+		if err := p.ReadWhole(ctx, from, end.Offset, func(r *Record) error {
 			if seq, ok := parseProgress(r); ok {
 				last = seq
 			} else if isProgressKey(r) {
-				foreign = r.offset
+				foreign = r.Offset
 			}
 			return nil
 		}); err != nil {
@@ -69,31 +69,31 @@ func readProgress(ctx context.Context, p *partitionReader) (int64, error) {
 			return last, nil
 		case from > start.Offset:
 		case start.Offset > 0 || foreign >= 0:
-			return 0, &progressLostError{topic: topic, partition: partition, start: start.Offset, foreign: foreign}
+			return 0, &ProgressLostError{topic: topic, partition: partition, start: start.Offset, foreign: foreign}
 		default:
 			return 0, nil
 		}
 	}
 }
 
-// progressKey is the key of a lane's progress records.
-func progressKey(lane int32) []byte { return strconv.AppendInt(nil, int64(lane), 10) }
+// ProgressKey is the key of a lane's progress records.
+func ProgressKey(lane int32) []byte { return strconv.AppendInt(nil, int64(lane), 10) }
 
-func isProgressKey(r *record) bool { return bytes.Equal(r.key, progressKey(r.partition)) }
+func isProgressKey(r *Record) bool { return bytes.Equal(r.Key, ProgressKey(r.Partition)) }
 
 // parseProgress reads a lane's progress; ok is false for a record that the lane
 // has not written.
-func parseProgress(r *record) (seq int64, ok bool) {
+func parseProgress(r *Record) (seq int64, ok bool) {
 	var p struct {
 		Seq *int64 `json:"seq"`
 	}
-	if !isProgressKey(r) || json.Unmarshal(r.value, &p) != nil || p.Seq == nil || *p.Seq < 0 {
+	if !isProgressKey(r) || json.Unmarshal(r.Value, &p) != nil || p.Seq == nil || *p.Seq < 0 {
 		return 0, false
 	}
 	return *p.Seq, true
 }
 
-func listOffset(ctx context.Context, topic string, partition int32, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffset, error) {
+func ListOffset(ctx context.Context, topic string, partition int32, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffset, error) {
 	offsets, err := list(ctx, topic)
 	if err != nil {
 		return kadm.ListedOffset{}, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"context"
@@ -28,33 +28,33 @@ const (
 	fetchPatience = 10 * time.Second
 )
 
-// maxBatch caps what a topic that takes huge messages lets through: a request
+// MaxBatch caps what a topic that takes huge messages lets through: a request
 // must stay under Kafka's socket.request.max.bytes, 100 MiB by default.
-const maxBatch = 64 << 20
+const MaxBatch = 64 << 20
 
-// partitionReader reads a partition with raw fetches, as a read_committed
+// PartitionReader reads a partition with raw fetches, as a read_committed
 // consumer does. A consumer would not do: it hides how far it has read where the
 // log ends in markers or aborted batches, it stops for good at a batch that it
 // cannot read, and it holds whatever a batch inflates to. For one goroutine.
-type partitionReader struct {
-	client    *kgo.Client
-	options   func() ([]kgo.Opt, error) // of a client with new connections
-	topic     string
-	topicID   [16]byte
-	partition int32
-	most      int // how large a record is held whole; 0: leastRecord
+type PartitionReader struct {
+	Client        *kgo.Client
+	ClientOptions func() ([]kgo.Opt, error) // of a client with new connections
+	Topic         string
+	TopicID       [16]byte
+	Partition     int32
+	MaxRecord     int // how large a record is held whole; 0: leastRecord
 
-	inflater inflater
-	leader   int32 // of the partition; see known
-	known    bool
+	inflater    inflater
+	leader      int32 // of the partition; see known
+	leaderKnown bool
 }
 
-// each calls fn for every committed record in [from, end), in order, and for what
+// ReadRange calls fn for every committed record in [from, end), in order, and for what
 // cannot be read. It reads all of them or returns an error, fn's if that is the
 // first.
-func (p *partitionReader) each(ctx context.Context, from, end int64, fn func(*record) error) error {
+func (p *PartitionReader) ReadRange(ctx context.Context, from, end int64, fn func(*Record) error) error {
 	for at := from; at < end; {
-		part, err := p.fetch(ctx, p.client, at, 0)
+		part, err := p.fetch(ctx, p.Client, at, 0)
 		if err != nil {
 			return err
 		}
@@ -63,10 +63,10 @@ func (p *partitionReader) each(ctx context.Context, from, end int64, fn func(*re
 			if err != nil {
 				return err
 			}
-			if r.offset >= end {
+			if r.Offset >= end {
 				return nil
 			}
-			if at = r.next; r.passed {
+			if at = r.Next; r.Empty {
 				continue
 			}
 			if err := fn(r); err != nil {
@@ -80,14 +80,14 @@ func (p *partitionReader) each(ctx context.Context, from, end int64, fn func(*re
 	return nil
 }
 
-// eachReadable is each for who can do nothing without every record.
-func (p *partitionReader) eachReadable(ctx context.Context, from, end int64, fn func(*record) error) error {
-	return p.each(ctx, from, end, func(r *record) error {
+// ReadWhole is each for who can do nothing without every record.
+func (p *PartitionReader) ReadWhole(ctx context.Context, from, end int64, fn func(*Record) error) error {
+	return p.ReadRange(ctx, from, end, func(r *Record) error {
 		switch {
-		case r.unreadable != "":
-			return fmt.Errorf("offsets %d to %d cannot be read: %s", r.offset, r.next-1, r.unreadable)
-		case r.cut:
-			return fmt.Errorf("the record at offset %d takes %d bytes", r.offset, r.size)
+		case r.Unreadable != "":
+			return fmt.Errorf("offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
+		case r.Cut:
+			return fmt.Errorf("the record at offset %d takes %d bytes", r.Offset, r.Size)
 		}
 		return fn(r)
 	})
@@ -102,8 +102,8 @@ type damage struct {
 // records gives what a response holds from offset at on: records, and records that
 // stand for what cannot be read or holds nothing. Each says where to read on. A
 // batch that cannot be read is read again over a new connection first.
-func (p *partitionReader) records(ctx context.Context, part *kmsg.FetchResponseTopicPartition, at int64) iter.Seq2[*record, error] {
-	return func(yield func(*record, error) bool) {
+func (p *PartitionReader) records(ctx context.Context, part *kmsg.FetchResponseTopicPartition, at int64) iter.Seq2[*Record, error] {
+	return func(yield func(*Record, error) bool) {
 		again := false
 		for {
 			w := &walk{p: p, part: part, at: at, again: again, yield: yield}
@@ -125,11 +125,11 @@ func (p *partitionReader) records(ctx context.Context, part *kmsg.FetchResponseT
 
 // walk goes through one response.
 type walk struct {
-	p     *partitionReader
+	p     *PartitionReader
 	part  *kmsg.FetchResponseTopicPartition
 	at    int64 // all before it has been given
 	again bool  // the batch at that offset was read before, and could not be
-	yield func(*record, error) bool
+	yield func(*Record, error) bool
 
 	aborted map[int64][]int64 // first offsets by producer, ascending
 	stopped bool
@@ -219,16 +219,16 @@ func (w *walk) batch(b *batch, end int64) error {
 		w.pass(end)
 		return nil
 	}
-	most := max(w.p.most, leastRecord)
+	most := max(w.p.MaxRecord, leastRecord)
 	least := b.base
-	err := b.each(&w.p.inflater, most, func(r *record) error {
-		if r.offset < least || r.offset >= end {
-			return fmt.Errorf("the record at offset %d is not in its place in the batch", r.offset)
+	err := b.each(&w.p.inflater, most, func(r *Record) error {
+		if r.Offset < least || r.Offset >= end {
+			return fmt.Errorf("the record at offset %d is not in its place in the batch", r.Offset)
 		}
-		if least = r.offset + 1; r.offset < w.at {
+		if least = r.Offset + 1; r.Offset < w.at {
 			return nil
 		}
-		r.next = r.offset + 1
+		r.Next = r.Offset + 1
 		return w.give(r)
 	})
 	if err == nil && w.at < end {
@@ -238,11 +238,11 @@ func (w *walk) batch(b *batch, end int64) error {
 }
 
 // pass gives a record that stands for offsets that hold nothing.
-func (w *walk) pass(end int64) { _ = w.give(&record{offset: w.at, next: end, passed: true}) }
+func (w *walk) pass(end int64) { _ = w.give(&Record{Offset: w.at, Next: end, Empty: true}) }
 
-func (w *walk) give(r *record) error {
-	r.topic, r.partition = w.p.topic, w.p.partition
-	w.at = r.next
+func (w *walk) give(r *Record) error {
+	r.Topic, r.Partition = w.p.Topic, w.p.Partition
+	w.at = r.Next
 	if !w.yield(r, nil) {
 		w.stopped = true
 		return errStopped
@@ -263,7 +263,7 @@ func (w *walk) unreadable(ctx context.Context, rest []byte, why error) (end int6
 			return 0, err
 		}
 	}
-	r := &record{offset: w.at, next: end, unreadable: why.Error(), time: time.Now().UnixMilli()}
+	r := &Record{Offset: w.at, Next: end, Unreadable: why.Error(), Time: time.Now().UnixMilli()}
 	if w.give(r) == nil && !ok {
 		return -1, nil
 	}
@@ -273,14 +273,14 @@ func (w *walk) unreadable(ctx context.Context, rest []byte, why error) (end int6
 // nextBase is where the first batch behind the one at an offset begins, or the end
 // of the log where there is none. The broker is asked by bisection: whichever
 // offset of a batch is asked for, the answer begins with the batch.
-func (p *partitionReader) nextBase(ctx context.Context, at int64) (int64, error) {
+func (p *PartitionReader) nextBase(ctx context.Context, at int64) (int64, error) {
 	next := int64(-1)
 	for from, to := at+1, int64(-1); to < 0 || from < to; {
 		ask := from
 		if to >= 0 {
 			ask = from + (to-from)/2
 		}
-		part, err := p.fetch(ctx, p.client, ask, 0)
+		part, err := p.fetch(ctx, p.Client, ask, 0)
 		if err != nil {
 			return 0, err
 		}
@@ -298,8 +298,8 @@ func (p *partitionReader) nextBase(ctx context.Context, at int64) (int64, error)
 }
 
 // fetchAnew fetches over a connection of its own.
-func (p *partitionReader) fetchAnew(ctx context.Context, at int64) (*kmsg.FetchResponseTopicPartition, error) {
-	opts, err := p.options()
+func (p *PartitionReader) fetchAnew(ctx context.Context, at int64) (*kmsg.FetchResponseTopicPartition, error) {
+	opts, err := p.ClientOptions()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
 	}
@@ -312,7 +312,7 @@ func (p *partitionReader) fetchAnew(ctx context.Context, at int64) (*kmsg.FetchR
 }
 
 // fetch asks the partition's leader, again for a while where it cannot answer.
-func (p *partitionReader) fetch(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (*kmsg.FetchResponseTopicPartition, error) {
+func (p *PartitionReader) fetch(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (*kmsg.FetchResponseTopicPartition, error) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, time.Second
 	return backoff.Retry(ctx, func() (*kmsg.FetchResponseTopicPartition, error) {
@@ -335,16 +335,16 @@ func passes(err error) bool {
 
 // fetchOnce asks whoever led the partition last, over the reader's own client;
 // after an error the leader is looked up.
-func (p *partitionReader) fetchOnce(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (part *kmsg.FetchResponseTopicPartition, err error) {
+func (p *PartitionReader) fetchOnce(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (part *kmsg.FetchResponseTopicPartition, err error) {
 	leader := p.leader
-	if client != p.client || !p.known {
+	if client != p.Client || !p.leaderKnown {
 		if leader, err = p.leaderID(ctx, client); err != nil {
 			return nil, err
 		}
 	}
-	if client == p.client {
+	if client == p.Client {
 		p.leader = leader
-		defer func() { p.known = err == nil && part.ErrorCode == 0 }()
+		defer func() { p.leaderKnown = err == nil && part.ErrorCode == 0 }()
 	}
 	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, p.request(at, wait))
 	if err != nil {
@@ -357,29 +357,29 @@ func (p *partitionReader) fetchOnce(ctx context.Context, client *kgo.Client, at 
 	return &resp.Topics[0].Partitions[0], nil
 }
 
-func (p *partitionReader) request(at int64, wait time.Duration) *kmsg.FetchRequest {
+func (p *PartitionReader) request(at int64, wait time.Duration) *kmsg.FetchRequest {
 	req := kmsg.NewPtrFetchRequest()
 	req.ReplicaID = -1
 	req.MaxWaitMillis = int32(wait.Milliseconds())
 	req.MinBytes = 1
-	req.MaxBytes = maxBatch // never reached: kfake's answer would not say which transactions were aborted
+	req.MaxBytes = MaxBatch // never reached: kfake's answer would not say which transactions were aborted
 	req.IsolationLevel = 1  // read_committed
 	req.SessionEpoch = -1   // no fetch session
 	rt := kmsg.NewFetchRequestTopic()
-	rt.Topic, rt.TopicID = p.topic, p.topicID
+	rt.Topic, rt.TopicID = p.Topic, p.TopicID
 	rp := kmsg.NewFetchRequestTopicPartition()
-	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = p.partition, at, fetchBytes
+	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = p.Partition, at, fetchBytes
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
 	return req
 }
 
-func (p *partitionReader) leaderID(ctx context.Context, client *kgo.Client) (int32, error) {
-	details, err := kadm.NewClient(client).ListTopics(ctx, p.topic)
+func (p *PartitionReader) leaderID(ctx context.Context, client *kgo.Client) (int32, error) {
+	details, err := kadm.NewClient(client).ListTopics(ctx, p.Topic)
 	if err != nil {
 		return 0, fmt.Errorf("find leader: %w", err)
 	}
-	detail, ok := details[p.topic].Partitions[p.partition]
+	detail, ok := details[p.Topic].Partitions[p.Partition]
 	if !ok {
 		return 0, errors.New("find leader: no such partition")
 	}

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"bytes"
@@ -43,7 +43,7 @@ func TestAbortedRecordsAreNotRead(t *testing.T) {
 		}
 	}
 	adm := kadm.NewClient(client)
-	end, err := listOffset(t.Context(), topic, 0, adm.ListEndOffsets)
+	end, err := ListOffset(t.Context(), topic, 0, adm.ListEndOffsets)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,11 +51,11 @@ func TestAbortedRecordsAreNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := partitionReader{client: client, topic: topic, topicID: details[topic].ID}
+	p := PartitionReader{Client: client, Topic: topic, TopicID: details[topic].ID}
 	got := 0
-	err = p.eachReadable(t.Context(), 0, end.Offset, func(r *record) error {
-		if got++; !bytes.HasPrefix(r.value, []byte("committed")) {
-			t.Errorf("the record at offset %d was aborted", r.offset)
+	err = p.ReadWhole(t.Context(), 0, end.Offset, func(r *Record) error {
+		if got++; !bytes.HasPrefix(r.Value, []byte("committed")) {
+			t.Errorf("the record at offset %d was aborted", r.Offset)
 		}
 		return nil
 	})
@@ -72,7 +72,7 @@ func TestBatchesAreReadAsAConsumerReadsThem(t *testing.T) {
 	for name, codec := range map[string]kgo.CompressionCodec{
 		"none": kgo.NoCompression(), "gzip": kgo.GzipCompression(), "snappy": kgo.SnappyCompression(), "lz4": kgo.Lz4Compression(), "zstd": kgo.ZstdCompression(),
 	} {
-		client := cluster.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(codec), kgo.ProducerLinger(100*time.Millisecond), kgo.ProducerBatchMaxBytes(defaultMaxMessage))
+		client := cluster.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchCompression(codec), kgo.ProducerLinger(100*time.Millisecond), kgo.ProducerBatchMaxBytes(1_000_000))
 		for i := range 50 {
 			r := &kgo.Record{Topic: topic, Value: bytes.Repeat([]byte(name), i*i), Timestamp: time.UnixMilli(1_700_000_000_000 + int64(i))}
 			switch i % 4 {
@@ -99,10 +99,10 @@ func TestBatchesAreReadAsAConsumerReadsThem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := partitionReader{client: cluster.Client(), topic: topic, topicID: details[topic].ID}
+	p := PartitionReader{Client: cluster.Client(), Topic: topic, TopicID: details[topic].ID}
 	for _, from := range []int64{0, 7, 120, int64(len(want)) - 1} { // in the middle of batches, too
 		i := from
-		err := p.eachReadable(t.Context(), from, int64(len(want)), func(r *record) error {
+		err := p.ReadWhole(t.Context(), from, int64(len(want)), func(r *Record) error {
 			if err := sameRecord(r, want[i]); err != nil {
 				return fmt.Errorf("record %d: %w", i, err)
 			}
@@ -115,17 +115,17 @@ func TestBatchesAreReadAsAConsumerReadsThem(t *testing.T) {
 	}
 }
 
-func sameRecord(got *record, want *kgo.Record) error {
+func sameRecord(got *Record, want *kgo.Record) error {
 	var headers []kgo.RecordHeader
-	whole := got.eachHeader(func(key string, value []byte) { headers = append(headers, kgo.RecordHeader{Key: key, Value: value}) })
+	whole := got.EachHeader(func(key string, value []byte) { headers = append(headers, kgo.RecordHeader{Key: key, Value: value}) })
 	same := whole && slices.EqualFunc(headers, want.Headers, func(a, b kgo.RecordHeader) bool {
 		return a.Key == b.Key && bytes.Equal(a.Value, b.Value) && (a.Value == nil) == (b.Value == nil)
 	})
 	switch {
-	case got.offset != want.Offset, got.time != want.Timestamp.UnixMilli():
-		return fmt.Errorf("offset %d, time %d; want %d, %d", got.offset, got.time, want.Offset, want.Timestamp.UnixMilli())
-	case !bytes.Equal(got.key, want.Key), !bytes.Equal(got.value, want.Value), (got.key == nil) != (want.Key == nil), (got.value == nil) != (want.Value == nil):
-		return fmt.Errorf("key %q, value %.20q; want %q, %.20q", got.key, got.value, want.Key, want.Value)
+	case got.Offset != want.Offset, got.Time != want.Timestamp.UnixMilli():
+		return fmt.Errorf("offset %d, time %d; want %d, %d", got.Offset, got.Time, want.Offset, want.Timestamp.UnixMilli())
+	case !bytes.Equal(got.Key, want.Key), !bytes.Equal(got.Value, want.Value), (got.Key == nil) != (want.Key == nil), (got.Value == nil) != (want.Value == nil):
+		return fmt.Errorf("key %q, value %.20q; want %q, %.20q", got.Key, got.Value, want.Key, want.Value)
 	case !same:
 		return fmt.Errorf("headers %v, want %v", headers, want.Headers)
 	}

@@ -1,0 +1,9 @@
+package topic
+
+import (
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+func TestMain(m *testing.M) { envtest.Main(m) }
