@@ -53,7 +53,7 @@ func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := met(found.report(), nil); err != nil {
+	if err := found.report().Unmet(nil); err != nil {
 		return nil, err
 	}
 	a.table = found.feedback

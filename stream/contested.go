@@ -13,7 +13,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
-	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 )
 
@@ -174,7 +173,7 @@ func (n *insertion) checkTable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return met(c.report(), nil)
+	return c.report().Unmet(nil)
 }
 
 // probe tries some clients alone and returns the others.
@@ -351,13 +350,4 @@ func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, e
 // be sent, and nobody can know what the table wants instead.
 func (n *insertion) dropped(what string) error {
 	return n.claim.dropped(what)
-}
-
-func (c *claim) dropped(what string) error {
-	who, hint := "", "look for what keeps rows out of the table"
-	if len(c.table.triggers) > 0 {
-		who = "; its trigger " + strings.Join(c.table.triggers, ", ") + " runs before each row"
-		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
-	}
-	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
 }

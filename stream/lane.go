@@ -51,7 +51,7 @@ func (l *lane) run(ctx context.Context) error {
 	for {
 		began := time.Now()
 		err := violated.judge(l.session(ctx), l.id, l.svc.unmetPatience)
-		l.setState("stopped", err)
+		l.setState(LaneStopped, err)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end, whatever it cut off: the next takeover reads what is true
 		}
@@ -74,7 +74,7 @@ func (l *lane) run(ctx context.Context) error {
 
 // session takes the lane over and works until something ends it.
 func (l *lane) session(ctx context.Context) error {
-	l.setState("takeover", nil)
+	l.setState(LaneTakeover, nil)
 	s, err := l.takeOver(ctx)
 	if err != nil {
 		return err
@@ -90,7 +90,7 @@ func (l *lane) session(ctx context.Context) error {
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeOver(ctx, l.svc.cfg.ClaimConfig, l.id, claimOptions{
 		slots: l.svc.steps, patience: l.svc.stepPatience, slow: l.showSlowStep,
-		waiting: func(err error) { l.setState("takeover", err) },
+		waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {
 		return nil, err
@@ -101,22 +101,22 @@ func (l *lane) takeOver(ctx context.Context) (*session, error) {
 // showSlowStep puts a step that takes long into status and log.
 func (l *lane) showSlowStep(step string, why error) {
 	err := fmt.Errorf("%s: %w", step, why)
-	l.setState("takeover", err)
+	l.setState(LaneTakeover, err)
 	l.svc.cfg.Logger.Warn("takeover takes long", "lane", l.id, "error", err)
 }
 
-func (l *lane) setState(state string, err error) {
+func (l *lane) setState(state LaneState, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.State = state
 	if err != nil {
 		l.status.LastError = err.Error()
 	}
-	if state != "running" {
+	if state != LaneRunning {
 		l.agenda, l.counts.live = nil, 0
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
-		l.status.State, l.status.Halted = "halted", halted
+		l.status.State, l.status.Halted = LaneHalted, halted
 	}
 }
 
@@ -124,7 +124,7 @@ func (l *lane) noteTakeover(c *claim, times *agenda) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.agenda = times
-	l.status.State, l.status.LastError = "running", ""
+	l.status.State, l.status.LastError = LaneRunning, ""
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.epoch, c.seq, c.shipped, c.nextOffset
 	l.counts = laneCounts{totals: c.totals, shipped: c.totals.notified}
 	for _, p := range c.pending {

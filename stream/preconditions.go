@@ -16,36 +16,6 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// sinkFacts are what the preconditions of the Postgres sink look at.
-type sinkFacts struct {
-	cfg       SinkConfig
-	t         tables
-	conn      *pgx.Conn
-	lanes     int        // partitions of the campaigns topic
-	catalogue *catalogue // of the feedback table, read before the checks
-}
-
-// kafkaFacts are what the preconditions of the cluster and its topics look at.
-type kafkaFacts struct {
-	cfg     KafkaConfig
-	moment  precondition.Moment
-	adm     *kadm.Client // for what a check reads beyond cluster
-	cluster *cluster     // read before the checks
-}
-
-// Preconditions makes the checks of a moment, each on the sink and the cluster as
-// they are now. The error says what kept facts from being read; the report then
-// holds what could be read.
-func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
-	cfg = cfg.withDefaults()
-	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
-	if err != nil {
-		return nil, err
-	}
-	defer closeConn(conn)
-	return readPreconditions(ctx, cfg, moment, conn, nil)
-}
-
 // facts are what was read of both systems before the checks.
 type facts struct {
 	cluster   *cluster
@@ -81,34 +51,20 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
 }
 
-// unmetError is a precondition that does not hold.
-type unmetError struct{ precondition.Finding }
-
-// Error says what does not hold and how to mend it.
-func (e *unmetError) Error() string { return e.String() }
-
-// halt turns it into what stops the daemon. Lane -1 is all of them.
-func (e *unmetError) halt(lane int32) *halt.Error {
-	f := e.Finding
+// haltOf makes a violation stop the daemon. Lane -1 is all of them.
+func haltOf(violation *precondition.UnmetError, lane int32) *halt.Error {
+	f := violation.Finding
 	f.Fix = ""
-	return &halt.Error{Part: halt.Stream, Lane: lane, What: f.String(), Hint: e.Fix + "; then start again"}
+	return &halt.Error{Part: halt.Stream, Lane: lane, What: f.String(), Hint: violation.Fix + "; then start again"}
 }
 
-// setupMends tells that the violation is about what `dinnerbell setup` makes: a
+// setupMends reports whether a violation is about what `dinnerbell setup` makes: a
 // check that is not made at setup is about that.
-func (e *unmetError) setupMends() bool {
+func setupMends(e *precondition.UnmetError) bool {
 	return slices.ContainsFunc(sinkPreconditions, func(c precondition.Check[*sinkFacts]) bool { return c.Name == e.Name && c.At&precondition.AtSetup == 0 }) ||
 		slices.ContainsFunc(kafkaPreconditions, func(c precondition.Check[*kafkaFacts]) bool {
 			return c.Name == e.Name && c.At&precondition.AtSetup == 0
 		})
-}
-
-// met is nil where every precondition of a report holds.
-func met(report precondition.Report, err error) error {
-	if violation, ok := report.Violation(); ok {
-		return &unmetError{violation}
-	}
-	return err
 }
 
 // CheckPreconditions makes the checks of a moment for a command. It returns what
@@ -119,9 +75,9 @@ func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment preconditio
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
 		warnings = append(warnings, "warning: "+f.String())
 	}
-	err = met(report, err)
-	if unmet, ok := errors.AsType[*unmetError](err); ok {
-		err = unmet.halt(halt.AllLanes)
+	err = report.Unmet(err)
+	if unmet, ok := errors.AsType[*precondition.UnmetError](err); ok {
+		err = haltOf(unmet, halt.AllLanes)
 	}
 	return warnings, err
 }
@@ -140,7 +96,7 @@ type unmet struct {
 // been violated for longer than the patience. What setup makes is waited for
 // without end: a deployment may start the daemon first.
 func (u *unmet) judge(err error, lane int32, patience time.Duration) error {
-	violation, ok := errors.AsType[*unmetError](err)
+	violation, ok := errors.AsType[*precondition.UnmetError](err)
 	if !ok {
 		*u = unmet{}
 		return err
@@ -148,8 +104,8 @@ func (u *unmet) judge(err error, lane int32, patience time.Duration) error {
 	if violation.Name != u.name {
 		*u = unmet{name: violation.Name, since: time.Now()}
 	}
-	if violation.setupMends() || time.Since(u.since) < patience {
+	if setupMends(violation) || time.Since(u.since) < patience {
 		return err
 	}
-	return violation.halt(lane)
+	return haltOf(violation, lane)
 }

@@ -74,15 +74,6 @@ func readGroupRight(ctx context.Context, f *kafkaFacts) ([]precondition.Finding,
 	return []precondition.Finding{f.lacks("consumer group "+group, "Read", "no lane is assigned", "--group "+group)}, nil
 }
 
-// transactionRefused names the right on a transactional id: brokers do not say it
-// before it is asked for.
-func (c *claim) transactionRefused(err error) error {
-	id := c.transactionalID()
-	return &unmetError{precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + id,
-		Found: fmt.Sprintf("%s lacks the right Write: %v", c.cfg.Kafka.Principal, err), Effect: "the lane cannot be taken over",
-		Fix: grantRight(c.limits.bootstrap, c.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.cfg.Kafka.Group+"-")}}
-}
-
 // readInternalTopics: where there are fewer brokers than the internal topics are to
 // have replicas, as on one broker with Kafka's defaults, they cannot be made, and
 // no transaction or group ever begins.

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"dinnerbell/internal/precondition"
 )
 
@@ -18,6 +20,15 @@ var sinkPreconditions = slices.Concat([]precondition.Check[*sinkFacts]{
 }, feedbackPreconditions, []precondition.Check[*sinkFacts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
 })
+
+// sinkFacts are what the preconditions of the Postgres sink look at.
+type sinkFacts struct {
+	cfg       SinkConfig
+	t         tables
+	conn      *pgx.Conn
+	lanes     int        // partitions of the campaigns topic
+	catalogue *catalogue // of the feedback table, read before the checks
+}
 
 // readLayout looks for the daemon's own tables, in the layout that this program
 // works on.

@@ -34,8 +34,8 @@ func TestStartWaitsForSetup(t *testing.T) {
 // A violation halts only once it has lasted, and what setup makes never does.
 func TestViolationHaltsOnceItHasLasted(t *testing.T) {
 	t.Parallel()
-	lasting := &unmetError{precondition.Finding{Name: "kafka.other", Object: "topic t", Found: "it is wrong", Fix: "MEND IT"}}
-	mended := &unmetError{precondition.Finding{Name: "kafka.topics", Object: "topic t", Found: "it is missing", Fix: "dinnerbell setup"}}
+	lasting := &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.other", Object: "topic t", Found: "it is wrong", Fix: "MEND IT"}}
+	mended := &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.topics", Object: "topic t", Found: "it is missing", Fix: "dinnerbell setup"}}
 	var u unmet
 	if err := u.judge(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
 		t.Errorf("a young violation gives %v", err)

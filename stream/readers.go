@@ -9,6 +9,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// laneSettings have each statement planned once per session, and by keys: what a
+// lane asks for is always a few rows by their key, and a plan that was made
+// while the tables were empty must not stay a scan of them when they are large.
+const laneSettings = `
+SET plan_cache_mode = force_generic_plan;
+SET enable_seqscan = off;
+SET enable_hashjoin = off;
+SET enable_mergejoin = off;
+SET jit = off`
+
 // querier runs statements: a connection, or the readers.
 type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)

@@ -159,7 +159,7 @@ func (r *replay) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := met(look.report(), nil); err != nil {
+	if err := look.report().Unmet(nil); err != nil {
 		return err
 	}
 	r.limits = newTopicLimits(found, cfg.Kafka)

@@ -71,27 +71,6 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 	return r.did, nil
 }
 
-// sinksContradict is what TAKEOVER checks of the two sinks: the first halt, nil
-// if all is well.
-func (s *claim) sinksContradict(ctx context.Context) error {
-	if err := s.checkSinkTopics(); err != nil {
-		return err
-	}
-	if err := s.checkSinks(ctx); err != nil {
-		return err
-	}
-	_, err := s.loadOutbox(ctx, s.shipped)
-	return err
-}
-
-// inputContradicts is the same of the input.
-func (s *claim) inputContradicts(ctx context.Context) error {
-	if err := s.checkInputTopic(); err != nil {
-		return err
-	}
-	return s.checkInput(ctx)
-}
-
 // resolution is one lane being settled.
 type resolution struct {
 	claim   *claim

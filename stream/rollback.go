@@ -152,3 +152,24 @@ func (c *claim) inputRange(ctx context.Context) (start, end int64, err error) {
 	}
 	return first.Offset, last.Offset, nil
 }
+
+// sinksContradict is what TAKEOVER checks of the two sinks: the first halt, nil
+// if all is well.
+func (s *claim) sinksContradict(ctx context.Context) error {
+	if err := s.checkSinkTopics(); err != nil {
+		return err
+	}
+	if err := s.checkSinks(ctx); err != nil {
+		return err
+	}
+	_, err := s.loadOutbox(ctx, s.shipped)
+	return err
+}
+
+// inputContradicts is the same of the input.
+func (s *claim) inputContradicts(ctx context.Context) error {
+	if err := s.checkInputTopic(); err != nil {
+		return err
+	}
+	return s.checkInput(ctx)
+}

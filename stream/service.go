@@ -154,7 +154,7 @@ func (s *Service) reachSinks(ctx context.Context) error {
 	}
 	defer closeConn(conn)
 	report, err := readPreconditions(ctx, s.cfg.ClaimConfig, precondition.AtStart, conn, nil)
-	if err := met(report, err); err != nil {
+	if err := report.Unmet(err); err != nil {
 		return err
 	}
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
@@ -250,7 +250,7 @@ func (s *Service) start(ctx context.Context, partitions []int32) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		h := &laneHandle{lane: &lane{svc: s, id: p, replays: make(chan *laneReplay), status: LaneStatus{Partition: p, State: "takeover"}}, cancel: cancel, done: make(chan struct{})}
+		h := &laneHandle{lane: &lane{svc: s, id: p, replays: make(chan *laneReplay), status: LaneStatus{Partition: p, State: LaneTakeover}}, cancel: cancel, done: make(chan struct{})}
 		s.lanes[p] = h
 		go func() {
 			defer close(h.done)
@@ -268,7 +268,7 @@ func (s *Service) laneHalted(err error) {
 		return
 	}
 	for _, l := range s.Status().Lanes {
-		if l.State != "halted" {
+		if l.State != LaneHalted {
 			return
 		}
 	}
@@ -324,7 +324,7 @@ func (s *Service) upkeep(ctx context.Context, client *kgo.Client) error {
 func (s *Service) commitOffsets(ctx context.Context, client *kgo.Client) {
 	positions := map[int32]kgo.EpochOffset{}
 	for _, l := range s.Status().Lanes {
-		if l.State == "running" {
+		if l.State == LaneRunning {
 			positions[l.Partition] = kgo.EpochOffset{Epoch: -1, Offset: l.NextOffset}
 		}
 	}

@@ -8,15 +8,26 @@ import (
 	"dinnerbell/internal/halt"
 )
 
+// LaneState is how far a lane's work is.
+type LaneState string
+
+// Lane states, as status shows them.
+const (
+	LaneTakeover LaneState = "takeover" // it waits for the sinks, or reads how far they are
+	LaneRunning  LaneState = "running"
+	LaneStopped  LaneState = "stopped" // its session has ended; the next takeover follows
+	LaneHalted   LaneState = "halted"  // an operator is needed
+)
+
 // LaneStatus is one lane as this daemon sees it. Decided and Shipped are the
 // step numbers P and K.
 type LaneStatus struct {
-	Partition  int32  `json:"partition"`
-	Epoch      int64  `json:"epoch"`
-	Decided    int64  `json:"decided"`
-	Shipped    int64  `json:"shipped"`
-	NextOffset int64  `json:"next_offset"`
-	State      string `json:"state"` // takeover, running, stopped, halted
+	Partition  int32     `json:"partition"`
+	Epoch      int64     `json:"epoch"`
+	Decided    int64     `json:"decided"`
+	Shipped    int64     `json:"shipped"`
+	NextOffset int64     `json:"next_offset"`
+	State      LaneState `json:"state"`
 	// WaitingForFreshness: campaigns are held until the subscriptions have caught up.
 	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
 	// HeldByTransaction says which open transaction of another producer keeps
@@ -51,7 +62,7 @@ type Status struct {
 
 // Ready tells whether the group has answered and every lane it gave us works.
 func (s *Status) Ready() bool {
-	return s.Assigned && !slices.ContainsFunc(s.Lanes, func(l LaneStatus) bool { return l.State != "running" })
+	return s.Assigned && !slices.ContainsFunc(s.Lanes, func(l LaneStatus) bool { return l.State != LaneRunning })
 }
 
 // Status is cheap and may be called at any time.

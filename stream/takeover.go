@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -235,7 +236,8 @@ func (c *claim) connect(ctx context.Context) error {
 // the cluster: the topics' ids and how large a record may be.
 func (c *claim) checkPreconditions(ctx context.Context) error {
 	var found facts
-	if err := met(readPreconditions(ctx, c.cfg, precondition.AtSession, c.conn, &found)); err != nil {
+	report, err := readPreconditions(ctx, c.cfg, precondition.AtSession, c.conn, &found)
+	if err := report.Unmet(err); err != nil {
 		return err
 	}
 	c.ids = found.cluster.ids(c.cfg.Kafka)
@@ -243,16 +245,6 @@ func (c *claim) checkPreconditions(ctx context.Context) error {
 	c.table = found.catalogue.feedback
 	return nil
 }
-
-// laneSettings have each statement planned once per session, and by keys: what a
-// lane asks for is always a few rows by their key, and a plan that was made
-// while the tables were empty must not stay a scan of them when they are large.
-const laneSettings = `
-SET plan_cache_mode = force_generic_plan;
-SET enable_seqscan = off;
-SET enable_hashjoin = off;
-SET enable_mergejoin = off;
-SET jit = off`
 
 func (c *claim) openSink(ctx context.Context) (err error) {
 	if err := c.awaitConnection(ctx); err != nil {
@@ -359,6 +351,15 @@ func (c *claim) fence(ctx context.Context) error {
 	return nil
 }
 
+// transactionRefused names the right on a transactional id: brokers do not say it
+// before it is asked for.
+func (c *claim) transactionRefused(err error) error {
+	id := c.transactionalID()
+	return &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + id,
+		Found: fmt.Sprintf("%s lacks the right Write: %v", c.cfg.Kafka.Principal, err), Effect: "the lane cannot be taken over",
+		Fix: grantRight(c.limits.bootstrap, c.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.cfg.Kafka.Group+"-")}}
+}
+
 func (c *claim) transactionalID() string {
 	return fmt.Sprintf("%s-%d", c.cfg.Kafka.Group, c.lane)
 }
@@ -400,3 +401,14 @@ type partitionerFunc func(topic string) kgo.TopicPartitioner
 
 // ForTopic implements kgo.Partitioner.
 func (f partitionerFunc) ForTopic(topic string) kgo.TopicPartitioner { return f(topic) }
+
+// dropped is the halt of a table that keeps rows out without an error, or stores
+// other ones: nobody can know which notifications it wants.
+func (c *claim) dropped(what string) error {
+	who, hint := "", "look for what keeps rows out of the table"
+	if len(c.table.triggers) > 0 {
+		who = "; its trigger " + strings.Join(c.table.triggers, ", ") + " runs before each row"
+		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
+	}
+	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
+}

@@ -162,7 +162,7 @@ func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
 	for _, l := range s.Lanes {
 		r.Lanes = append(r.Lanes, laneReport{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
-			State: l.State, WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
+			State: string(l.State), WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
 		})
 	}
 	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))

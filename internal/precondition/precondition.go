@@ -159,3 +159,18 @@ func (r Report) Violation() (f Finding, ok bool) {
 	}
 	return Finding{}, false
 }
+
+// UnmetError is a precondition that does not hold.
+type UnmetError struct{ Finding }
+
+// Error says what does not hold and how to mend it.
+func (e *UnmetError) Error() string { return e.String() }
+
+// Unmet returns the report's violation as an *UnmetError. Where nothing is
+// violated it returns err, the error that came with the report.
+func (r Report) Unmet(err error) error {
+	if violation, ok := r.Violation(); ok {
+		return &UnmetError{violation}
+	}
+	return err
+}
