@@ -28,10 +28,6 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// brokerCommand as the first argument turns this program into a kfake broker:
-// the broker is then the same whatever revision of the daemon is measured.
-const brokerCommand = "serve-broker"
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends it at once
@@ -57,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &report{}}
 	err = s.run(ctx)
 	// What was measured before something went wrong is still worth having.
-	if writeErr := s.report.write(opts, stdout); writeErr != nil {
+	if writeErr := s.report.write(opts.json, opts.gobench, stdout); writeErr != nil {
 		err = errors.Join(err, writeErr)
 	}
 	if err != nil {

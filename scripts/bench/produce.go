@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -69,39 +68,6 @@ func (p *produceLimit) deliver(ctx context.Context, _ *load) error {
 			return fmt.Errorf("commit: %w", err)
 		}
 		left = left[n:]
-	}
-	return nil
-}
-
-// warmRecords is what a broker takes before it is measured: enough for a JVM to
-// have compiled what it runs, as one that has been up for a day has.
-const warmRecords = 2_000_000
-
-func (st *stage) warmBroker(ctx context.Context) error {
-	if st.kind != kindKafka {
-		return nil
-	}
-	st.sayf("warming %s up", st.kind)
-	const topic = "bench.warm"
-	if err := st.producer.createTopics(ctx, topic); err != nil {
-		return err
-	}
-	l, err := newLoad(&st.people, kindLarge, 1, 1, true)
-	if err != nil {
-		return err
-	}
-	p := &produceLimit{broker: st.broker, topic: topic}
-	records := warmRecords
-	if st.opts.quick {
-		records /= 4
-	}
-	for sent := 0; sent < records; sent += l.total {
-		if err := p.prepare(ctx, l); err != nil {
-			return err
-		}
-		if err := errors.Join(p.deliver(ctx, l), p.settle(ctx, l)); err != nil {
-			return fmt.Errorf("warm broker up: %w", err)
-		}
 	}
 	return nil
 }

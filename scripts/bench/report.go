@@ -70,12 +70,13 @@ func (r *report) value(name string) float64 {
 	return 0
 }
 
-// write prints the table and writes both files.
-func (r *report) write(o options, stdout io.Writer) error {
+// write prints the table and writes the results as JSON and, for benchstat, as
+// lines of Go benchmarks.
+func (r *report) write(jsonPath, benchPath string, stdout io.Writer) error {
 	if len(r.results) == 0 {
 		return nil
 	}
-	for _, path := range []string{o.json, o.gobench} {
+	for _, path := range []string{jsonPath, benchPath} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return fmt.Errorf("make folder for results: %w", err)
 		}
@@ -84,10 +85,10 @@ func (r *report) write(o options, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("encode results: %w", err)
 	}
-	if err := os.WriteFile(o.json, append(text, '\n'), 0o600); err != nil {
+	if err := os.WriteFile(jsonPath, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
-	if err := os.WriteFile(o.gobench, []byte(r.goBench()), 0o600); err != nil {
+	if err := os.WriteFile(benchPath, []byte(r.goBench()), 0o600); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
 	return r.print(stdout)
@@ -165,50 +166,4 @@ var goals = map[string]string{
 	"by_hand_throughput_kafka":       "ours ahead",
 	"by_hand_small_100":              "ours ahead",
 	"by_hand_throughput_kfake":       "ours ahead",
-}
-
-// figure prints a number with as many digits as it deserves.
-func figure(v float64) string {
-	switch {
-	case v >= 10_000:
-		return thousands(int64(v + 0.5))
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	default:
-		return fmt.Sprintf("%.2f", v)
-	}
-}
-
-// thousands groups the digits of n.
-func thousands(n int64) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
-
-// median of a copy of values; 0 for none.
-func median(values []float64) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	v := slices.Sorted(slices.Values(values))
-	mid := len(v) / 2
-	if len(v)%2 == 1 {
-		return v[mid]
-	}
-	return (v[mid-1] + v[mid]) / 2
-}
-
-// percentile is the smallest value that at least p of all do not exceed.
-func percentile(values []float64, p float64) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	v := slices.Sorted(slices.Values(values))
-	n := int(p*float64(len(v)) + 0.999999)
-	return v[max(0, min(n, len(v))-1)]
 }
