@@ -12,156 +12,156 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// byHand is the consumer that one would write instead, as a contender: the
+// ByHand is the consumer that one would write instead, as a contender: the
 // clock runs until its rows are committed and its records acknowledged.
-type byHand struct {
-	servers  *servers
-	program  string
-	broker   string
-	db       *database
-	dir      string
-	in, out  string // topics
-	producer *producer
+type ByHand struct {
+	servers                            *Servers
+	program                            string
+	Broker                             string
+	Database                           *Database
+	dir                                string
+	CampaignsTopic, NotificationsTopic string // topics
+	Producer                           *Producer
 
-	process *child
-	records []*kgo.Record
-	before  int64 // end of out before the run
+	Process   *Child
+	Records   []*kgo.Record
+	EndBefore int64 // end of out before the run
 }
 
-func newByHand(ctx context.Context, s *servers, program, name, broker string, p *producer, t *population) (*byHand, error) {
-	b := &byHand{servers: s, program: program, broker: broker, dir: filepath.Join(s.dir, name), in: name + ".campaigns", out: name + ".notifications", producer: p}
+func NewByHand(ctx context.Context, s *Servers, program, name, broker string, p *Producer, t *Population) (*ByHand, error) {
+	b := &ByHand{servers: s, program: program, Broker: broker, dir: filepath.Join(s.Dir, name), CampaignsTopic: name + ".campaigns", NotificationsTopic: name + ".notifications", Producer: p}
 	if err := os.MkdirAll(b.dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)
 	}
 	var err error
-	if b.db, err = s.newDatabase(ctx, name); err != nil {
+	if b.Database, err = s.NewDatabase(ctx, name); err != nil {
 		return nil, err
 	}
 	// The fill ends with the VACUUM that index-only scans need.
-	if err := b.db.fill(ctx, t); err != nil {
+	if err := b.Database.Fill(ctx, t); err != nil {
 		return nil, err
 	}
 	// The index that its look-ups are answered from alone, and, like everybody,
 	// the unique one.
-	for _, sql := range []string{lookUpIndex, feedbackIndex} {
-		if err := b.db.exec(ctx, sql); err != nil {
+	for _, sql := range []string{lookUpIndex, FeedbackIndex} {
+		if err := b.Database.Exec(ctx, sql); err != nil {
 			return nil, err
 		}
 	}
-	return b, p.createTopics(ctx, b.in, b.out)
+	return b, p.CreateTopics(ctx, b.CampaignsTopic, b.NotificationsTopic)
 }
 
 // lookUpIndex is what `byhand -print-index` prints.
 const lookUpIndex = `CREATE INDEX subscribers_restaurants_look_up ON public.subscribers_restaurants (restaurant_id, client_id)`
 
-// launch starts the process; what is left over in its topic is worked on at once.
-func (b *byHand) launch() error {
+// Launch starts the process; what is left over in its topic is worked on at once.
+func (b *ByHand) Launch() error {
 	var err error
-	b.process, err = startChild(filepath.Join(b.dir, "byhand.log"), b.program, "-postgres", b.db.url, "-broker", b.broker,
-		"-campaigns", b.in, "-notifications", b.out, "-group", b.in)
+	b.Process, err = StartChild(filepath.Join(b.dir, "byhand.log"), b.program, "-postgres", b.Database.URL, "-broker", b.Broker,
+		"-campaigns", b.CampaignsTopic, "-notifications", b.NotificationsTopic, "-group", b.CampaignsTopic)
 	return err
 }
 
-// start returns when the process works: it has delivered something.
-func (b *byHand) start(ctx context.Context) error {
-	if b.process != nil {
+// Start returns when the process works: it has delivered something.
+func (b *ByHand) Start(ctx context.Context) error {
+	if b.Process != nil {
 		return nil
 	}
-	if err := b.launch(); err != nil {
+	if err := b.Launch(); err != nil {
 		return err
 	}
-	c, err := newCampaign(workload.RestaurantID(maxLanes), 0, 100)
+	c, err := newCampaign(workload.RestaurantID(MaxLanes), 0, 100)
 	if err != nil {
 		return err
 	}
-	return b.warmUp(ctx, &load{campaigns: []campaign{c}, lanes: 1})
+	return b.deliverWarmUp(ctx, &Load{Campaigns: []Campaign{c}, Lanes: 1})
 }
 
-func (b *byHand) prepare(ctx context.Context, l *load) error {
-	if b.process == nil {
-		if err := b.launch(); err != nil {
+func (b *ByHand) Prepare(ctx context.Context, l *Load) error {
+	if b.Process == nil {
+		if err := b.Launch(); err != nil {
 			return err
 		}
 	}
-	b.records = encode(b.in, l)
-	if err := b.warmUp(ctx, l); err != nil {
+	b.Records = EncodeRecords(b.CampaignsTopic, l)
+	if err := b.deliverWarmUp(ctx, l); err != nil {
 		return err
 	}
-	if err := b.db.reset(ctx); err != nil {
+	if err := b.Database.ResetFeedback(ctx); err != nil {
 		return err
 	}
 	var err error
-	b.before, err = b.producer.ends(ctx, b.out)
+	b.EndBefore, err = b.Producer.EndOffset(ctx, b.NotificationsTopic)
 	return err
 }
 
-// warmUp delivers one small campaign per partition, as for the daemon. It also
+// deliverWarmUp delivers one small campaign per partition, as for the daemon. It also
 // shows that the process has joined its group.
-func (b *byHand) warmUp(ctx context.Context, l *load) error {
-	for lane := range l.lanes {
-		c := l.campaigns[0]
+func (b *ByHand) deliverWarmUp(ctx context.Context, l *Load) error {
+	for lane := range l.Lanes {
+		c := l.Campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(maxLanes+lane) // of the hundreds
-		records := encode(b.in, &load{campaigns: []campaign{c}})
-		before, err := b.producer.ends(ctx, b.out)
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(MaxLanes+lane) // of the hundreds
+		records := EncodeRecords(b.CampaignsTopic, &Load{Campaigns: []Campaign{c}})
+		before, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 		if err != nil {
 			return err
 		}
-		if err := b.producer.send(ctx, records...); err != nil {
+		if err := b.Producer.Send(ctx, records...); err != nil {
 			return err
 		}
-		if err := b.awaitEnd(ctx, before+100); err != nil {
+		if err := b.AwaitEndOffset(ctx, before+100); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// awaitEnd waits until the output topic holds n records. It is written without
+// AwaitEndOffset waits until the output topic holds n records. It is written without
 // transactions, so offsets count records.
-func (b *byHand) awaitEnd(ctx context.Context, n int64) error {
-	return b.process.awaitCount(ctx, n, func() (int64, error) { return b.producer.ends(ctx, b.out) })
+func (b *ByHand) AwaitEndOffset(ctx context.Context, n int64) error {
+	return b.Process.AwaitCount(ctx, n, func() (int64, error) { return b.Producer.EndOffset(ctx, b.NotificationsTopic) })
 }
 
-// awaitCommitted waits until the group's offsets are at the end of the input.
-func (b *byHand) awaitCommitted(ctx context.Context) error {
-	end, err := b.producer.ends(ctx, b.in)
+// AwaitCommitted waits until the group's offsets are at the end of the input.
+func (b *ByHand) AwaitCommitted(ctx context.Context) error {
+	end, err := b.Producer.EndOffset(ctx, b.CampaignsTopic)
 	if err != nil {
 		return err
 	}
-	return b.process.awaitCount(ctx, end, func() (int64, error) {
-		offsets, err := b.producer.adm.FetchOffsets(ctx, b.in)
+	return b.Process.AwaitCount(ctx, end, func() (int64, error) {
+		offsets, err := b.Producer.Admin.FetchOffsets(ctx, b.CampaignsTopic)
 		sum := int64(0)
 		offsets.Each(func(o kadm.OffsetResponse) { sum += max(o.At, 0) })
 		return sum, err
 	})
 }
 
-func (b *byHand) deliver(ctx context.Context, l *load) error {
-	if err := b.producer.send(ctx, b.records...); err != nil {
+func (b *ByHand) Deliver(ctx context.Context, l *Load) error {
+	if err := b.Producer.Send(ctx, b.Records...); err != nil {
 		return err
 	}
-	return b.awaitEnd(ctx, b.before+int64(l.total))
+	return b.AwaitEndOffset(ctx, b.EndBefore+int64(l.Total))
 }
 
-func (b *byHand) settle(ctx context.Context, l *load) error {
-	rows, err := b.db.count(ctx, "public.subscribers_feedback")
-	if err == nil && rows != int64(l.total) {
-		err = fmt.Errorf("check feedback table of byhand: %d rows for %d notifications", rows, l.total)
+func (b *ByHand) Settle(ctx context.Context, l *Load) error {
+	rows, err := b.Database.CountRows(ctx, "public.subscribers_feedback")
+	if err == nil && rows != int64(l.Total) {
+		err = fmt.Errorf("check feedback table of byhand: %d rows for %d notifications", rows, l.Total)
 	}
 	if err != nil {
 		return err
 	}
-	return b.stop()
+	return b.Stop()
 }
 
-func (b *byHand) stop() error {
-	if b == nil || b.process == nil {
+func (b *ByHand) Stop() error {
+	if b == nil || b.Process == nil {
 		return nil
 	}
-	c := b.process
-	b.process = nil
-	return c.Stop(stopLimit)
+	c := b.Process
+	b.Process = nil
+	return c.Stop(StopLimit)
 }
 
-func (b *byHand) pid() int { return b.process.PID() }
+func (b *ByHand) PID() int { return b.Process.PID() }

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	stopLimit  = 30 * time.Second // a child may drain that long
+	StopLimit  = 30 * time.Second // a child may drain that long
 	readyLimit = 10 * time.Minute // a snapshot of ten million rows is in it
 	pollEvery  = 5 * time.Millisecond
 	// countAtMost is the longest pause between two questions how far a delivery
@@ -21,23 +21,23 @@ const (
 	countAtMost = 250 * time.Millisecond
 )
 
-// child is a program that is measured.
-type child struct{ *testenv.Child }
+// Child is a program that is measured.
+type Child struct{ *testenv.Child }
 
-// startChild runs a program with its output in a log file, in the folder of that
+// StartChild runs a program with its output in a log file, in the folder of that
 // file.
-func startChild(log, program string, args ...string) (*child, error) {
+func StartChild(log, program string, args ...string) (*Child, error) {
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Env = filepath.Dir(log), testenv.ChildEnvironment(os.Environ())
 	c, err := testenv.StartChild(cmd, log, syscall.SIGKILL)
 	if err != nil {
 		return nil, err
 	}
-	return &child{c}, nil
+	return &Child{c}, nil
 }
 
-// runCommand runs a short command and returns its output.
-func runCommand(ctx context.Context, program string, args ...string) error {
+// RunCommand runs a short command and returns its output.
+func RunCommand(ctx context.Context, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = testenv.ChildEnvironment(os.Environ())
 	cmd.SysProcAttr = testenv.ChildAttributes(syscall.SIGKILL)
@@ -47,16 +47,16 @@ func runCommand(ctx context.Context, program string, args ...string) error {
 	return nil
 }
 
-// await calls ready until it returns nil. It gives up when the child or ctx
+// awaitReady calls ready until it returns nil. It gives up when the child or ctx
 // ends, or after a long while, with ready's last error.
-func (c *child) await(ctx context.Context, ready func() error) error {
+func (c *Child) awaitReady(ctx context.Context, ready func() error) error {
 	return c.AwaitReady(ctx, readyLimit, pollEvery, func(context.Context) error { return ready() })
 }
 
-// awaitCount waits until read gives at least n. Each question costs a contender
+// AwaitCount waits until read gives at least n. Each question costs a contender
 // CPU time while it is measured, so few are asked: the next one comes when, at
 // the pace so far, half of what is left will be done.
-func (c *child) awaitCount(ctx context.Context, n int64, read func() (int64, error)) error {
+func (c *Child) AwaitCount(ctx context.Context, n int64, read func() (int64, error)) error {
 	began, deadline := time.Now(), time.After(readyLimit)
 	first, err := read()
 	for got := first; ; got, err = read() {

@@ -6,54 +6,54 @@ import (
 	"time"
 )
 
-// sample is one measured run.
-type sample struct {
-	rate     float64 // notifications per second
-	own      float64 // CPU seconds of the contender, per million notifications
-	postgres float64 // CPU seconds of Postgres, per million notifications
+// Sample is one measured run.
+type Sample struct {
+	Rate        float64 // notifications per second
+	OwnCPU      float64 // CPU seconds of the contender, per million notifications
+	PostgresCPU float64 // CPU seconds of Postgres, per million notifications
 }
 
-// contender delivers loads in its own way.
-type contender interface {
-	// prepare makes everything ready that is not measured: processes, tables.
-	prepare(ctx context.Context, l *load) error
-	// deliver returns when everything is delivered. This is what is timed.
-	deliver(ctx context.Context, l *load) error
-	// settle checks what was delivered and stops what prepare started.
-	settle(ctx context.Context, l *load) error
-	// pid of the process whose CPU time is the contender's own; 0: none.
-	pid() int
+// Contender delivers loads in its own way.
+type Contender interface {
+	// Prepare makes everything ready that is not measured: processes, tables.
+	Prepare(ctx context.Context, l *Load) error
+	// Deliver returns when everything is delivered. This is what is timed.
+	Deliver(ctx context.Context, l *Load) error
+	// Settle checks what was delivered and stops what prepare started.
+	Settle(ctx context.Context, l *Load) error
+	// PID of the process whose CPU time is the contender's own; 0: none.
+	PID() int
 }
 
-// measure runs one load through a contender.
-func measure(ctx context.Context, s *servers, c contender, l *load) (_ sample, err error) {
-	if err := c.prepare(ctx, l); err != nil {
-		return sample{}, err
+// Measure runs one load through a contender.
+func Measure(ctx context.Context, s *Servers, c Contender, l *Load) (_ Sample, err error) {
+	if err := c.Prepare(ctx, l); err != nil {
+		return Sample{}, err
 	}
-	defer func() { err = errors.Join(err, c.settle(ctx, l)) }()
-	own, postgres, err := cpuOf(s, c)
+	defer func() { err = errors.Join(err, c.Settle(ctx, l)) }()
+	own, postgres, err := cpuSecondsOf(s, c)
 	if err != nil {
-		return sample{}, err
+		return Sample{}, err
 	}
 	began := time.Now()
-	if err := c.deliver(ctx, l); err != nil {
-		return sample{}, err
+	if err := c.Deliver(ctx, l); err != nil {
+		return Sample{}, err
 	}
 	took := time.Since(began).Seconds()
-	ownAfter, postgresAfter, err := cpuOf(s, c)
+	ownAfter, postgresAfter, err := cpuSecondsOf(s, c)
 	if err != nil {
-		return sample{}, err
+		return Sample{}, err
 	}
-	millions := float64(l.total) / 1e6
-	return sample{rate: float64(l.total) / took, own: (ownAfter - own) / millions, postgres: (postgresAfter - postgres) / millions}, nil
+	millions := float64(l.Total) / 1e6
+	return Sample{Rate: float64(l.Total) / took, OwnCPU: (ownAfter - own) / millions, PostgresCPU: (postgresAfter - postgres) / millions}, nil
 }
 
-func cpuOf(s *servers, c contender) (own, postgres float64, err error) {
-	if pid := c.pid(); pid != 0 {
-		if own, err = cpuSeconds(pid); err != nil {
+func cpuSecondsOf(s *Servers, c Contender) (own, postgres float64, err error) {
+	if pid := c.PID(); pid != 0 {
+		if own, err = ProcessSeconds(pid); err != nil {
 			return 0, 0, err
 		}
 	}
-	postgres, err = treeSeconds(s.postgres.PID())
+	postgres, err = TreeSeconds(s.Postgres.PID())
 	return own, postgres, err
 }

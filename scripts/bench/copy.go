@@ -14,45 +14,45 @@ import (
 // copyRows is how many rows one transaction has: what the daemon's steps have.
 const copyRows = 2000
 
-// copyLimit is what Postgres can take at best: binary COPY of the same rows
+// CopyLimit is what Postgres can take at best: binary COPY of the same rows
 // into a table of the same definition with the same indexes, in the order of
 // the unique index, encoded beforehand, with as many rows per transaction and
 // as many connections as the daemon has lanes. Its database has no slot, so
 // nothing of it is decoded.
-type copyLimit struct {
-	servers *servers
-	db      *database
+type CopyLimit struct {
+	servers *Servers
+	db      *Database
 	conns   []*pgx.Conn
 	chunks  [][][]byte // per lane, per transaction
 }
 
-func newCopyLimit(ctx context.Context, s *servers) (*copyLimit, error) {
-	db, err := s.newDatabase(ctx, "copy_limit")
+func NewCopyLimit(ctx context.Context, s *Servers) (*CopyLimit, error) {
+	db, err := s.NewDatabase(ctx, "copy_limit")
 	if err != nil {
 		return nil, err
 	}
-	if err := db.exec(ctx, feedbackIndex); err != nil {
+	if err := db.Exec(ctx, FeedbackIndex); err != nil {
 		return nil, err
 	}
-	return &copyLimit{servers: s, db: db}, nil
+	return &CopyLimit{servers: s, db: db}, nil
 }
 
-func (c *copyLimit) prepare(ctx context.Context, l *load) error {
+func (c *CopyLimit) Prepare(ctx context.Context, l *Load) error {
 	c.chunks = nil
-	for _, lane := range l.sortedLanes() {
-		c.chunks = append(c.chunks, copyChunks(lane))
+	for _, lane := range l.sortByLane() {
+		c.chunks = append(c.chunks, encodeChunks(lane))
 	}
-	for range l.lanes {
-		conn, err := pgx.Connect(ctx, c.db.url)
+	for range l.Lanes {
+		conn, err := pgx.Connect(ctx, c.db.URL)
 		if err != nil {
 			return fmt.Errorf("connect for COPY: %w", err)
 		}
 		c.conns = append(c.conns, conn)
 	}
-	return c.db.reset(ctx)
+	return c.db.ResetFeedback(ctx)
 }
 
-func (c *copyLimit) deliver(ctx context.Context, _ *load) error {
+func (c *CopyLimit) Deliver(ctx context.Context, _ *Load) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, chunks := range c.chunks {
 		g.Go(func() error {
@@ -68,47 +68,47 @@ func (c *copyLimit) deliver(ctx context.Context, _ *load) error {
 	return g.Wait()
 }
 
-func (c *copyLimit) settle(ctx context.Context, l *load) error {
+func (c *CopyLimit) Settle(ctx context.Context, l *Load) error {
 	for _, conn := range c.conns {
 		_ = conn.Close(ctx) // nothing is in flight
 	}
 	c.conns, c.chunks = nil, nil
-	rows, err := c.db.count(ctx, "public.subscribers_feedback")
-	if err == nil && rows != int64(l.total) {
-		err = fmt.Errorf("check COPY: %d rows for %d notifications", rows, l.total)
+	rows, err := c.db.CountRows(ctx, "public.subscribers_feedback")
+	if err == nil && rows != int64(l.Total) {
+		err = fmt.Errorf("check COPY: %d rows for %d notifications", rows, l.Total)
 	}
 	return err
 }
 
-func (c *copyLimit) pid() int { return 0 }
+func (c *CopyLimit) PID() int { return 0 }
 
 const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, " +
 	"adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id"
 
-// copyChunks encodes campaigns as binary COPY streams of copyRows rows each.
-func copyChunks(campaigns []campaign) [][]byte {
+// encodeChunks encodes campaigns as binary COPY streams of copyRows rows each.
+func encodeChunks(campaigns []Campaign) [][]byte {
 	var chunks [][]byte
-	chunk, rows := []byte(copySignature), 0
+	chunk, rows := []byte(CopySignature), 0
 	for i := range campaigns {
-		head := copyHead(&campaigns[i], time.Now().Unix())
+		head := encodeTupleHead(&campaigns[i], time.Now().Unix())
 		for _, client := range campaigns[i].clients {
 			chunk = append(chunk, head...)
 			chunk = binary.BigEndian.AppendUint32(chunk, uint32(len(client)))
 			chunk = append(chunk, client...)
 			if rows++; rows == copyRows {
-				chunks = append(chunks, append(chunk, copyTrailer...))
-				chunk, rows = []byte(copySignature), 0
+				chunks = append(chunks, append(chunk, CopyTrailer...))
+				chunk, rows = []byte(CopySignature), 0
 			}
 		}
 	}
 	if rows > 0 {
-		chunks = append(chunks, append(chunk, copyTrailer...))
+		chunks = append(chunks, append(chunk, CopyTrailer...))
 	}
 	return chunks
 }
 
-// copyHead is a tuple up to the client, its last field.
-func copyHead(c *campaign, trigger int64) []byte {
+// encodeTupleHead is a tuple up to the client, its last field.
+func encodeTupleHead(c *Campaign, trigger int64) []byte {
 	b := []byte{0, 10}
 	for _, s := range []string{c.Restaurant, c.ID, c.Content, c.Owner, c.Contact} {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))

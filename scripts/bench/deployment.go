@@ -19,116 +19,116 @@ const (
 	topicNotifications = "notifications"
 )
 
-// deployment is dinnerbell with a database, topics and state of its own. Its
+// Deployment is dinnerbell with a database, topics and state of its own. Its
 // daemon runs only while it is measured.
-type deployment struct {
-	servers *servers
-	binary  string
-	db      *database
-	broker  string
-	in, out string // topics
-	dir     string
-	http    string // host:port
-	daemon  *child // nil: stopped
+type Deployment struct {
+	servers                            *Servers
+	binary                             string
+	Database                           *Database
+	Broker                             string
+	CampaignsTopic, NotificationsTopic string // topics
+	Dir                                string
+	httpAddress                        string // host:port
+	Daemon                             *Child // nil: stopped
 }
 
-// deploy makes the database with the population's subscriptions, the topics and the
+// NewDeployment makes the database with the population's subscriptions, the topics and the
 // configuration, and runs setup. Names begin with prefix where that is not "".
-func deploy(ctx context.Context, s *servers, binary, name, broker, prefix string, p *producer, t *population) (*deployment, error) {
-	d := &deployment{servers: s, binary: binary, broker: broker, dir: filepath.Join(s.dir, name), in: prefix + topicCampaigns, out: prefix + topicNotifications}
-	if err := os.MkdirAll(d.dir, 0o750); err != nil {
+func NewDeployment(ctx context.Context, s *Servers, binary, name, broker, prefix string, p *Producer, t *Population) (*Deployment, error) {
+	d := &Deployment{servers: s, binary: binary, Broker: broker, Dir: filepath.Join(s.Dir, name), CampaignsTopic: prefix + topicCampaigns, NotificationsTopic: prefix + topicNotifications}
+	if err := os.MkdirAll(d.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)
 	}
 	var err error
-	if d.db, err = s.newDatabase(ctx, name); err != nil {
+	if d.Database, err = s.NewDatabase(ctx, name); err != nil {
 		return nil, err
 	}
-	if err := d.db.fill(ctx, t); err != nil {
+	if err := d.Database.Fill(ctx, t); err != nil {
 		return nil, err
 	}
-	if err := p.createTopics(ctx, d.in, d.out); err != nil {
+	if err := p.CreateTopics(ctx, d.CampaignsTopic, d.NotificationsTopic); err != nil {
 		return nil, err
 	}
-	if err := d.configure(name, prefix); err != nil {
+	if err := d.writeConfig(name, prefix); err != nil {
 		return nil, err
 	}
-	return d, d.command(ctx, "setup")
+	return d, d.RunCommand(ctx, "setup")
 }
 
-// configure writes the configuration that a user would write; JSON is YAML.
-func (d *deployment) configure(name, prefix string) error {
+// writeConfig writes the configuration that a user would write; JSON is YAML.
+func (d *Deployment) writeConfig(name, prefix string) error {
 	port, err := testenv.FreePort()
 	if err != nil {
 		return err
 	}
-	d.http = testenv.Loopback(port)
+	d.httpAddress = testenv.Loopback(port)
 	text, err := json.MarshalIndent(map[string]any{
-		"source": map[string]any{"url": d.db.url, "slot": "slot_" + name},
-		"kafka": map[string]any{"brokers": []string{d.broker}, "campaigns": d.in, "notifications": d.out,
+		"source": map[string]any{"url": d.Database.URL, "slot": "slot_" + name},
+		"kafka": map[string]any{"brokers": []string{d.Broker}, "campaigns": d.CampaignsTopic, "notifications": d.NotificationsTopic,
 			"dead_letters": prefix + "campaigns.dead", "progress": prefix + "dinnerbell.progress", "group": prefix + "dinnerbell"},
-		"state": map[string]any{"dir": d.stateDir()},
-		"http":  map[string]any{"listen": d.http},
+		"state": map[string]any{"dir": d.StateDir()},
+		"http":  map[string]any{"listen": d.httpAddress},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
-	if err := os.WriteFile(d.config(), text, 0o600); err != nil {
+	if err := os.WriteFile(d.configPath(), text, 0o600); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	return nil
 }
 
-func (d *deployment) config() string   { return filepath.Join(d.dir, "dinnerbell.yaml") }
-func (d *deployment) stateDir() string { return filepath.Join(d.dir, "state") }
+func (d *Deployment) configPath() string { return filepath.Join(d.Dir, "dinnerbell.yaml") }
+func (d *Deployment) StateDir() string   { return filepath.Join(d.Dir, "state") }
 
-// command runs a short command of the binary.
-func (d *deployment) command(ctx context.Context, args ...string) error {
-	return runCommand(ctx, d.binary, append([]string{"-c", d.config()}, args...)...)
+// RunCommand runs a short command of the binary.
+func (d *Deployment) RunCommand(ctx context.Context, args ...string) error {
+	return RunCommand(ctx, d.binary, append([]string{"-c", d.configPath()}, args...)...)
 }
 
-// launch starts the daemon and returns at once.
-func (d *deployment) launch() error {
+// Launch starts the daemon and returns at once.
+func (d *Deployment) Launch() error {
 	var err error
-	d.daemon, err = startChild(filepath.Join(d.dir, "daemon.log"), d.binary, "-c", d.config(), "run")
+	d.Daemon, err = StartChild(filepath.Join(d.Dir, "daemon.log"), d.binary, "-c", d.configPath(), "run")
 	return err
 }
 
-// start starts the daemon and returns when it is ready and has caught up with
+// Start starts the daemon and returns when it is ready and has caught up with
 // the WAL that others left behind.
-func (d *deployment) start(ctx context.Context) error {
-	if d.daemon != nil {
+func (d *Deployment) Start(ctx context.Context) error {
+	if d.Daemon != nil {
 		return nil
 	}
-	if err := d.launch(); err != nil {
+	if err := d.Launch(); err != nil {
 		return err
 	}
-	if err := d.ready(ctx); err != nil {
+	if err := d.AwaitReady(ctx); err != nil {
 		return err
 	}
-	return d.catchUp(ctx)
+	return d.CatchUp(ctx)
 }
 
-// ready waits until /readyz says so.
-func (d *deployment) ready(ctx context.Context) error {
-	return d.daemon.await(ctx, func() error {
-		_, err := d.get(ctx, "/readyz")
+// AwaitReady waits until /readyz says so.
+func (d *Deployment) AwaitReady(ctx context.Context) error {
+	return d.Daemon.awaitReady(ctx, func() error {
+		_, err := d.getPath(ctx, "/readyz")
 		return err
 	})
 }
 
-// catchUp waits until the mirror has applied everything committed so far.
-func (d *deployment) catchUp(ctx context.Context) error {
-	lsn, err := mark(ctx, d.db)
+// CatchUp waits until the mirror has applied everything committed so far.
+func (d *Deployment) CatchUp(ctx context.Context) error {
+	lsn, err := WriteMark(ctx, d.Database)
 	if err != nil {
 		return err
 	}
-	return d.applied(ctx, lsn)
+	return d.AwaitApplied(ctx, lsn)
 }
 
-// applied waits until the mirror has come to a position.
-func (d *deployment) applied(ctx context.Context, lsn uint64) error {
-	return d.daemon.await(ctx, func() error {
-		st, err := d.status(ctx)
+// AwaitApplied waits until the mirror has come to a position.
+func (d *Deployment) AwaitApplied(ctx context.Context, lsn uint64) error {
+	return d.Daemon.awaitReady(ctx, func() error {
+		st, err := d.Status(ctx)
 		if err != nil {
 			return err
 		}
@@ -140,11 +140,11 @@ func (d *deployment) applied(ctx context.Context, lsn uint64) error {
 	})
 }
 
-// mark writes a message into the WAL and returns its position, which the
+// WriteMark writes a message into the WAL and returns its position, which the
 // stream passes: an idle server may never send up to other positions.
-func mark(ctx context.Context, db *database) (uint64, error) {
+func WriteMark(ctx context.Context, db *Database) (uint64, error) {
 	var text string
-	if err := db.conn.QueryRow(ctx, `SELECT pg_logical_emit_message(true, 'bench', '')::text`).Scan(&text); err != nil {
+	if err := db.Conn.QueryRow(ctx, `SELECT pg_logical_emit_message(true, 'bench', '')::text`).Scan(&text); err != nil {
 		return 0, fmt.Errorf("write a mark: %w", err)
 	}
 	return parseLSN(text)
@@ -161,25 +161,25 @@ func parseLSN(text string) (uint64, error) {
 	return h<<32 | l, nil
 }
 
-// stop drains the daemon.
-func (d *deployment) stop() error {
-	if d == nil || d.daemon == nil {
+// Stop drains the daemon.
+func (d *Deployment) Stop() error {
+	if d == nil || d.Daemon == nil {
 		return nil
 	}
-	c := d.daemon
-	d.daemon = nil
-	return c.Stop(stopLimit)
+	c := d.Daemon
+	d.Daemon = nil
+	return c.Stop(StopLimit)
 }
 
-// kill crashes the daemon.
-func (d *deployment) kill() error {
-	c := d.daemon
-	d.daemon = nil
+// Kill crashes the daemon.
+func (d *Deployment) Kill() error {
+	c := d.Daemon
+	d.Daemon = nil
 	return c.Kill()
 }
 
-// status is the part of /api/status that is needed here.
-type status struct {
+// daemonStatus is the part of /api/status that is needed here.
+type daemonStatus struct {
 	Source struct {
 		AppliedLSN    string `json:"applied_lsn"`
 		Subscriptions int64  `json:"subscriptions"`
@@ -190,24 +190,24 @@ type status struct {
 	} `json:"notifications"`
 }
 
-func (d *deployment) status(ctx context.Context) (status, error) {
-	var s status
-	body, err := d.get(ctx, "/api/status")
+func (d *Deployment) Status(ctx context.Context) (daemonStatus, error) {
+	var s daemonStatus
+	body, err := d.getPath(ctx, "/api/status")
 	if err == nil {
 		err = json.Unmarshal(body, &s)
 	}
 	return s, err
 }
 
-func (d *deployment) get(ctx context.Context, path string) ([]byte, error) {
-	return testenv.Get(ctx, "http://"+d.http+path)
+func (d *Deployment) getPath(ctx context.Context, path string) ([]byte, error) {
+	return testenv.Get(ctx, "http://"+d.httpAddress+path)
 }
 
-// awaitShipped waits until n notifications were shipped since the deployment
+// AwaitShipped waits until n notifications were shipped since the deployment
 // began: a shipped one is committed in Kafka, and in Postgres before that.
-func (d *deployment) awaitShipped(ctx context.Context, n int64) error {
-	return d.daemon.awaitCount(ctx, n, func() (int64, error) {
-		s, err := d.status(ctx)
+func (d *Deployment) AwaitShipped(ctx context.Context, n int64) error {
+	return d.Daemon.AwaitCount(ctx, n, func() (int64, error) {
+		s, err := d.Status(ctx)
 		return s.Notifications.Shipped, err
 	})
 }

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// diskUsage is what a folder takes on disk, in bytes.
-func diskUsage(dir string) (float64, error) {
+// DiskUsage is what a folder takes on disk, in bytes.
+func DiskUsage(dir string) (float64, error) {
 	sum := float64(0)
 	seen := map[uint64]bool{}
 	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {

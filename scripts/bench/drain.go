@@ -17,11 +17,11 @@ const (
 	bulkRows   = 100_000
 )
 
-// drain: how fast the daemon catches up with what was committed while it was
+// measureDrain: how fast the daemon catches up with what was committed while it was
 // down, beside pg_recvlogical which throws away the content of a like slot.
 // Both are timed from the start of the process; the daemon's ends when its
 // state is at the last commit.
-func (st *stage) drain(ctx context.Context) error {
+func (st *stage) measureDrain(ctx context.Context) error {
 	bulk := bulkRows
 	if st.opts.quick {
 		bulk = bulkRows / 10
@@ -31,8 +31,8 @@ func (st *stage) drain(ctx context.Context) error {
 		rows    int
 		backlog func(ctx context.Context) error
 	}{
-		{"cdc_drain_single", st.opts.transactions, func(ctx context.Context) error { return st.singles(ctx, st.opts.transactions) }},
-		{"cdc_drain_bulk", bulks * bulk, func(ctx context.Context) error { return st.bulk(ctx, bulk) }},
+		{"cdc_drain_single", st.opts.transactions, func(ctx context.Context) error { return st.commitSingles(ctx, st.opts.transactions) }},
+		{"cdc_drain_bulk", bulks * bulk, func(ctx context.Context) error { return st.commitBulk(ctx, bulk) }},
 	} {
 		var ours, limit []float64
 		for run := range st.opts.runs {
@@ -43,37 +43,37 @@ func (st *stage) drain(ctx context.Context) error {
 			rows := float64(c.rows)
 			ours, limit = append(ours, rows/us.Seconds()), append(limit, rows/them.Seconds())
 			st.sayf("%s, run %d of %d: %s rows/s, pg_recvlogical %s rows/s", c.name, run+1, st.opts.runs,
-				thousands(int64(rows/us.Seconds())), thousands(int64(rows/them.Seconds())))
+				Thousands(int64(rows/us.Seconds())), Thousands(int64(rows/them.Seconds())))
 		}
-		st.report.add(c.name, "rows/s", ours, "pg_recvlogical", limit...)
+		st.report.Add(c.name, "rows/s", ours, "pg_recvlogical", limit...)
 	}
 	return nil
 }
 
 // drainOnce makes one backlog and lets both work it off, one after the other.
 func (st *stage) drainOnce(ctx context.Context, backlog func(context.Context) error, oursFirst bool) (ours, limit time.Duration, err error) {
-	if err := st.d.start(ctx); err != nil {
+	if err := st.deployment.Start(ctx); err != nil {
 		return 0, 0, err
 	}
-	if err := st.d.stop(); err != nil {
+	if err := st.deployment.Stop(); err != nil {
 		return 0, 0, err
 	}
-	if err := st.d.db.exec(ctx, `SELECT pg_create_logical_replication_slot('bench_drain', 'pgoutput')`); err != nil {
+	if err := st.deployment.Database.Exec(ctx, `SELECT pg_create_logical_replication_slot('bench_drain', 'pgoutput')`); err != nil {
 		return 0, 0, err
 	}
 	if err := backlog(ctx); err != nil {
 		return 0, 0, err
 	}
-	end, err := mark(ctx, st.d.db)
+	end, err := WriteMark(ctx, st.deployment.Database)
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := st.d.db.exec(ctx, `CHECKPOINT`); err != nil {
+	if err := st.deployment.Database.Exec(ctx, `CHECKPOINT`); err != nil {
 		return 0, 0, err
 	}
 	work := []func() error{
-		func() (err error) { ours, err = st.daemonDrain(ctx, end); return err },
-		func() (err error) { limit, err = st.recvlogical(ctx, end); return err },
+		func() (err error) { ours, err = st.timeDaemon(ctx, end); return err },
+		func() (err error) { limit, err = st.timeRecvlogical(ctx, end); return err },
 	}
 	if !oursFirst {
 		work[0], work[1] = work[1], work[0]
@@ -83,48 +83,48 @@ func (st *stage) drainOnce(ctx context.Context, backlog func(context.Context) er
 			return 0, 0, err
 		}
 	}
-	if err := st.d.db.dropSlot(ctx, "bench_drain"); err != nil {
+	if err := st.deployment.Database.DropSlot(ctx, "bench_drain"); err != nil {
 		return 0, 0, err
 	}
-	return ours, limit, st.d.db.exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
+	return ours, limit, st.deployment.Database.Exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
 }
 
-func (st *stage) daemonDrain(ctx context.Context, end uint64) (time.Duration, error) {
+func (st *stage) timeDaemon(ctx context.Context, end uint64) (time.Duration, error) {
 	began := time.Now()
-	if err := st.d.launch(); err != nil {
+	if err := st.deployment.Launch(); err != nil {
 		return 0, err
 	}
 	if st.opts.perf != "" {
-		stop, err := profile(st.opts.perf, st.d.daemon.PID())
+		stop, err := StartProfile(st.opts.perf, st.deployment.Daemon.PID())
 		if err != nil {
 			return 0, err
 		}
 		defer stop()
 	}
-	if err := st.d.applied(ctx, end); err != nil {
+	if err := st.deployment.AwaitApplied(ctx, end); err != nil {
 		return 0, err
 	}
 	took := time.Since(began)
-	if err := st.d.ready(ctx); err != nil {
+	if err := st.deployment.AwaitReady(ctx); err != nil {
 		return 0, err
 	}
-	return took, st.d.stop()
+	return took, st.deployment.Stop()
 }
 
-func (st *stage) recvlogical(ctx context.Context, end uint64) (time.Duration, error) {
+func (st *stage) timeRecvlogical(ctx context.Context, end uint64) (time.Duration, error) {
 	began := time.Now()
-	err := runCommand(ctx, filepath.Join(st.servers.postgres.BinDir(), "pg_recvlogical"),
-		"-d", st.d.db.url, "--slot", "bench_drain", "--start", "--no-loop", "-F", "0", "-f", "/dev/null",
+	err := RunCommand(ctx, filepath.Join(st.servers.Postgres.BinDir(), "pg_recvlogical"),
+		"-d", st.deployment.Database.URL, "--slot", "bench_drain", "--start", "--no-loop", "-F", "0", "-f", "/dev/null",
 		"--endpos", fmt.Sprintf("%X/%X", end>>32, uint32(end)), "-o", "proto_version=1", "-o", "publication_names=dinnerbell")
 	return time.Since(began), err
 }
 
-// singles commits n rows one by one.
-func (st *stage) singles(ctx context.Context, n int) error {
+// commitSingles commits n rows one by one.
+func (st *stage) commitSingles(ctx context.Context, n int) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range drainConns {
 		g.Go(func() error {
-			conn, err := pgx.Connect(ctx, st.d.db.url)
+			conn, err := pgx.Connect(ctx, st.deployment.Database.URL)
 			if err != nil {
 				return err
 			}
@@ -135,20 +135,20 @@ func (st *stage) singles(ctx context.Context, n int) error {
 			_, err = conn.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..%d LOOP
   INSERT INTO public.subscribers_restaurants (client_id, restaurant_id) VALUES (gen_random_uuid(), 'drain-' || i %% 1000);
   COMMIT;
-END LOOP; END $$`, share(n, drainConns, i)))
+END LOOP; END $$`, shareOf(n, drainConns, i)))
 			return err
 		})
 	}
 	return g.Wait()
 }
 
-// share is the i-th of parts of n.
-func share(n, parts, i int) int { return n*(i+1)/parts - n*i/parts }
+// shareOf is the i-th of parts of n.
+func shareOf(n, parts, i int) int { return n*(i+1)/parts - n*i/parts }
 
-// bulk commits twenty transactions of n rows.
-func (st *stage) bulk(ctx context.Context, n int) error {
+// commitBulk commits twenty transactions of n rows.
+func (st *stage) commitBulk(ctx context.Context, n int) error {
 	for range bulks {
-		if err := st.d.db.exec(ctx, `INSERT INTO public.subscribers_restaurants (client_id, restaurant_id) SELECT gen_random_uuid(), 'drain-' || i % 1000 FROM generate_series(1, $1::int) i`, n); err != nil {
+		if err := st.deployment.Database.Exec(ctx, `INSERT INTO public.subscribers_restaurants (client_id, restaurant_id) SELECT gen_random_uuid(), 'drain-' || i % 1000 FROM generate_series(1, $1::int) i`, n); err != nil {
 			return err
 		}
 	}

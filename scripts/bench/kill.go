@@ -5,11 +5,11 @@ import (
 	"fmt"
 )
 
-// kill: both contenders are killed with SIGKILL in the middle of a large
+// measureDuplicates: both contenders are killed with SIGKILL in the middle of a large
 // campaign and started again. How many notifications are in the topic twice?
 // (None may be missing, in either.)
-func (st *stage) kill(ctx context.Context) error {
-	l, err := newLoad(&st.people, kindLarge, 1, 1, false)
+func (st *stage) measureDuplicates(ctx context.Context) error {
+	l, err := NewLoad(&st.people, KindLarge, 1, 1, false)
 	if err != nil {
 		return err
 	}
@@ -21,75 +21,75 @@ func (st *stage) kill(ctx context.Context) error {
 		return fmt.Errorf("by hand: %w", err)
 	}
 	// That the daemon's topic has none is the check at the end of the stage.
-	st.report.add("by_hand_duplicates", "notifications", []float64{doubled}, "")
+	st.report.Add("by_hand_duplicates", "notifications", []float64{doubled}, "")
 	return nil
 }
 
-func (st *stage) killOurs(ctx context.Context, l *load) error {
-	if err := st.ours.prepare(ctx, l); err != nil {
+func (st *stage) killOurs(ctx context.Context, l *Load) error {
+	if err := st.dinnerbell.Prepare(ctx, l); err != nil {
 		return err
 	}
-	if err := st.producer.send(ctx, st.ours.records...); err != nil {
+	if err := st.producer.Send(ctx, st.dinnerbell.Records...); err != nil {
 		return err
 	}
-	if err := st.d.awaitShipped(ctx, st.ours.shipped+int64(l.total/3)); err != nil {
+	if err := st.deployment.AwaitShipped(ctx, st.dinnerbell.ShippedBefore+int64(l.Total/3)); err != nil {
 		return err
 	}
-	if err := st.d.kill(); err != nil {
+	if err := st.deployment.Kill(); err != nil {
 		return err
 	}
-	if err := st.d.start(ctx); err != nil {
+	if err := st.deployment.Start(ctx); err != nil {
 		return err
 	}
-	if err := st.d.awaitShipped(ctx, st.ours.shipped+int64(l.total)); err != nil {
+	if err := st.deployment.AwaitShipped(ctx, st.dinnerbell.ShippedBefore+int64(l.Total)); err != nil {
 		return err
 	}
-	return st.ours.settle(ctx, l)
+	return st.dinnerbell.Settle(ctx, l)
 }
 
-func (st *stage) killByHand(ctx context.Context, l *load) (doubled float64, err error) {
+func (st *stage) killByHand(ctx context.Context, l *Load) (doubled float64, err error) {
 	b := st.byhand
-	if err := b.prepare(ctx, l); err != nil {
+	if err := b.Prepare(ctx, l); err != nil {
 		return 0, err
 	}
 	// What was there before must not come again: that would be counted, too.
-	if err := b.awaitCommitted(ctx); err != nil {
+	if err := b.AwaitCommitted(ctx); err != nil {
 		return 0, err
 	}
-	_, distinctBefore, err := tally(ctx, b.broker, b.out)
+	_, distinctBefore, err := CountRecords(ctx, b.Broker, b.NotificationsTopic)
 	if err != nil {
 		return 0, err
 	}
-	if err := st.producer.send(ctx, b.records...); err != nil {
+	if err := st.producer.Send(ctx, b.Records...); err != nil {
 		return 0, err
 	}
-	if err := b.awaitEnd(ctx, b.before+int64(l.total/3)); err != nil {
+	if err := b.AwaitEndOffset(ctx, b.EndBefore+int64(l.Total/3)); err != nil {
 		return 0, err
 	}
-	if err := b.process.Kill(); err != nil {
+	if err := b.Process.Kill(); err != nil {
 		return 0, err
 	}
-	b.process = nil
-	if err := b.launch(); err != nil {
+	b.Process = nil
+	if err := b.Launch(); err != nil {
 		return 0, err
 	}
 	// It begins the campaign anew: everything comes again.
-	cut, err := b.producer.ends(ctx, b.out)
+	cut, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 	if err != nil {
 		return 0, err
 	}
-	if err := b.awaitEnd(ctx, cut+int64(l.total)); err != nil {
+	if err := b.AwaitEndOffset(ctx, cut+int64(l.Total)); err != nil {
 		return 0, err
 	}
-	if err := b.settle(ctx, l); err != nil {
+	if err := b.Settle(ctx, l); err != nil {
 		return 0, err
 	}
-	records, distinct, err := tally(ctx, b.broker, b.out)
+	records, distinct, err := CountRecords(ctx, b.Broker, b.NotificationsTopic)
 	if err != nil {
 		return 0, err
 	}
-	if got := distinct - distinctBefore; got != int64(l.total) {
-		return 0, fmt.Errorf("%d of %d notifications came", got, l.total)
+	if got := distinct - distinctBefore; got != int64(l.Total) {
+		return 0, fmt.Errorf("%d of %d notifications came", got, l.Total)
 	}
-	return float64(records-b.before) - float64(l.total), nil
+	return float64(records-b.EndBefore) - float64(l.Total), nil
 }

@@ -12,32 +12,32 @@ import (
 // latencyPace is the rate of the second series.
 const latencyPace = 100 * time.Millisecond
 
-// latency: from the produce of a campaign with 100 subscribers until a reader
+// measureLatency: from the produce of a campaign with 100 subscribers until a reader
 // has the last notification. The daemon's is read committed; what is written by
 // hand has no transactions and is read as it comes.
 //
 // First one campaign at a time, each when the one before is done; then ten in a
 // second, whatever happens. Contenders take turns by the quarter.
-func (st *stage) latency(ctx context.Context) error {
+func (st *stage) measureLatency(ctx context.Context) error {
 	runners := []*latencyRunner{
-		{name: "dinnerbell", topic: st.d.in, start: st.d.start, stop: st.d.stop},
-		{name: "by_hand", topic: st.byhand.in, start: st.byhand.start, stop: st.byhand.stop},
+		{name: "dinnerbell", topic: st.deployment.CampaignsTopic, start: st.deployment.Start, stop: st.deployment.Stop},
+		{name: "by_hand", topic: st.byhand.CampaignsTopic, start: st.byhand.Start, stop: st.byhand.Stop},
 	}
 	const quarters = 4
 	n := max(st.opts.samples/quarters, 1)
 	for range quarters {
 		for i, r := range runners {
-			out, isolation := st.d.out, kgo.ReadCommitted()
+			out, isolation := st.deployment.NotificationsTopic, kgo.ReadCommitted()
 			if i == 1 {
-				out, isolation = st.byhand.out, kgo.ReadUncommitted()
+				out, isolation = st.byhand.NotificationsTopic, kgo.ReadUncommitted()
 			}
-			if err := st.latencyOf(ctx, r, out, isolation, n); err != nil {
+			if err := st.measureLatencyOf(ctx, r, out, isolation, n); err != nil {
 				return fmt.Errorf("latency of %s: %w", r.name, err)
 			}
 		}
 	}
 	// The topic's check at the end counts these, and those of warming up.
-	st.ours.total += int64(quarters * (2*n + latencyWarm) * 100)
+	st.dinnerbell.Total += int64(quarters * (2*n + latencyWarm) * 100)
 	us, hand := runners[0], runners[1]
 	for _, series := range []struct {
 		name      string
@@ -47,9 +47,9 @@ func (st *stage) latency(ctx context.Context) error {
 	} {
 		for _, p := range []float64{0.50, 0.99} {
 			name := fmt.Sprintf("%s_p%.0f_%s", series.name, 100*p, st.kind)
-			values, limits := quarterly(series.us, quarters, p), quarterly(series.hands, quarters, p)
-			st.report.add(name, "ms", values, "by_hand", limits...)
-			st.sayf("%s: %.1f ms, by hand %.1f ms", name, percentile(series.us, p), percentile(series.hands, p))
+			values, limits := percentilePerQuarter(series.us, quarters, p), percentilePerQuarter(series.hands, quarters, p)
+			st.report.Add(name, "ms", values, "by_hand", limits...)
+			st.sayf("%s: %.1f ms, by hand %.1f ms", name, Percentile(series.us, p), Percentile(series.hands, p))
 		}
 	}
 	return nil
@@ -67,23 +67,23 @@ type latencyRunner struct {
 	single, paced []float64
 }
 
-func (st *stage) latencyOf(ctx context.Context, r *latencyRunner, out string, isolation kgo.IsolationLevel, n int) error {
+func (st *stage) measureLatencyOf(ctx context.Context, r *latencyRunner, out string, isolation kgo.IsolationLevel, n int) error {
 	if err := r.start(ctx); err != nil {
 		return err
 	}
-	w, err := watch(ctx, st.broker, out, isolation)
+	w, err := Watch(ctx, st.broker, out, isolation)
 	if err != nil {
 		return err
 	}
-	defer w.close()
-	if _, err := st.oneAtATime(ctx, w, r.topic, latencyWarm); err != nil {
+	defer w.Close()
+	if _, err := st.sendOneAtATime(ctx, w, r.topic, latencyWarm); err != nil {
 		return err
 	}
-	single, err := st.oneAtATime(ctx, w, r.topic, n)
+	single, err := st.sendOneAtATime(ctx, w, r.topic, n)
 	if err != nil {
 		return err
 	}
-	paced, err := st.tenPerSecond(ctx, w, r.topic, n)
+	paced, err := st.sendTenPerSecond(ctx, w, r.topic, n)
 	if err != nil {
 		return err
 	}
@@ -91,15 +91,15 @@ func (st *stage) latencyOf(ctx context.Context, r *latencyRunner, out string, is
 	return r.stop()
 }
 
-// oneAtATime sends each campaign when the one before was seen whole.
-func (st *stage) oneAtATime(ctx context.Context, w *watcher, topic string, n int) ([]float64, error) {
-	l, records, err := st.hundreds(topic, n)
+// sendOneAtATime sends each campaign when the one before was seen whole.
+func (st *stage) sendOneAtATime(ctx context.Context, w *Watcher, topic string, n int) ([]float64, error) {
+	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
 		return nil, err
 	}
 	var took []float64
 	for i, r := range records {
-		ms, err := st.trace(ctx, w, r, &l.campaigns[i], time.Now())
+		ms, err := st.traceCampaign(ctx, w, r, &l.Campaigns[i], time.Now())
 		if err != nil {
 			return nil, err
 		}
@@ -108,10 +108,10 @@ func (st *stage) oneAtATime(ctx context.Context, w *watcher, topic string, n int
 	return took, nil
 }
 
-// tenPerSecond sends campaigns at a fixed pace. A latency counts from when its
+// sendTenPerSecond sends campaigns at a fixed pace. A latency counts from when its
 // campaign was due, so that one that holds up the next is not forgotten.
-func (st *stage) tenPerSecond(ctx context.Context, w *watcher, topic string, n int) ([]float64, error) {
-	l, records, err := st.hundreds(topic, n)
+func (st *stage) sendTenPerSecond(ctx context.Context, w *Watcher, topic string, n int) ([]float64, error) {
+	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
 		return nil, err
 	}
@@ -126,40 +126,40 @@ func (st *stage) tenPerSecond(ctx context.Context, w *watcher, topic string, n i
 			return nil, g.Wait()
 		}
 		g.Go(func() (err error) {
-			took[i], err = st.trace(ctx, w, r, &l.campaigns[i], due)
+			took[i], err = st.traceCampaign(ctx, w, r, &l.Campaigns[i], due)
 			return err
 		})
 	}
 	return took, g.Wait()
 }
 
-// trace sends one campaign and returns the milliseconds from `from` until its
+// traceCampaign sends one campaign and returns the milliseconds from `from` until its
 // last notification was seen.
-func (st *stage) trace(ctx context.Context, w *watcher, r *kgo.Record, c *campaign, from time.Time) (float64, error) {
-	if err := st.producer.send(ctx, r); err != nil {
+func (st *stage) traceCampaign(ctx context.Context, w *Watcher, r *kgo.Record, c *Campaign, from time.Time) (float64, error) {
+	if err := st.producer.Send(ctx, r); err != nil {
 		return 0, err
 	}
-	at, err := w.await(ctx, c.ID, c.count)
+	at, err := w.AwaitCampaign(ctx, c.ID, c.Count)
 	return milliseconds(at.Sub(from)), err
 }
 
-func (st *stage) hundreds(topic string, n int) (*load, []*kgo.Record, error) {
-	l, err := newLoad(&st.people, kindHundred, n, 1, false)
+func (st *stage) smallCampaigns(topic string, n int) (*Load, []*kgo.Record, error) {
+	l, err := NewLoad(&st.people, KindHundred, n, 1, false)
 	if err != nil {
 		return nil, nil, err
 	}
-	return l, encode(topic, l), nil
+	return l, EncodeRecords(topic, l), nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// quarterly takes a percentile of each of n parts of a series: the runs that a
+// percentilePerQuarter takes a percentile of each of n parts of a series: the runs that a
 // median and a spread can be had from.
-func quarterly(series []float64, n int, p float64) []float64 {
+func percentilePerQuarter(series []float64, n int, p float64) []float64 {
 	out := make([]float64, 0, n)
 	size := len(series) / n
 	for i := range n {
-		out = append(out, percentile(series[i*size:(i+1)*size], p))
+		out = append(out, Percentile(series[i*size:(i+1)*size], p))
 	}
 	return out
 }

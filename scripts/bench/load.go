@@ -13,41 +13,41 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// campaign is one input message with its lane and audience.
-type campaign struct {
+// Campaign is one input message with its lane and audience.
+type Campaign struct {
 	workload.Campaign
 
 	lane    int32
 	clients []string // sorted; nil where nobody needs them
-	count   int
+	Count   int
 }
 
 // newCampaign is valid from now on for a day, with the fields of the
 // contract's example in their lengths.
-func newCampaign(restaurant string, lane int32, count int) (campaign, error) {
+func newCampaign(restaurant string, lane int32, count int) (Campaign, error) {
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
-		return campaign{}, fmt.Errorf("make campaign id: %w", err)
+		return Campaign{}, fmt.Errorf("make campaign id: %w", err)
 	}
 	id := workload.CampaignID(binary.BigEndian.Uint64(b[:]))
-	return campaign{Campaign: workload.NewCampaign(id, restaurant, time.Now().Add(-time.Minute), 25*time.Hour), lane: lane, count: count}, nil
+	return Campaign{Campaign: workload.NewCampaign(id, restaurant, time.Now().Add(-time.Minute), 25*time.Hour), lane: lane, Count: count}, nil
 }
 
-// load is what one run delivers: campaigns that are produced at once.
-type load struct {
-	campaigns []campaign
-	total     int // notifications
-	lanes     int
+// Load is what one run delivers: campaigns that are produced at once.
+type Load struct {
+	Campaigns []Campaign
+	Total     int // notifications
+	Lanes     int
 }
 
-// newLoad makes n campaigns to the restaurants of a kind, in turn, over lanes.
+// NewLoad makes n campaigns to the restaurants of a kind, in turn, over lanes.
 // withClients fills in who gets them, for contenders that do not look it up.
-func newLoad(p *population, kind string, n, lanes int, withClients bool) (*load, error) {
+func NewLoad(p *Population, kind string, n, lanes int, withClients bool) (*Load, error) {
 	g, ok := p.Group(kind)
 	if !ok {
 		return nil, fmt.Errorf("make campaigns: the population has no %s restaurants", kind)
 	}
-	l := &load{lanes: lanes}
+	l := &Load{Lanes: lanes}
 	audiences := map[int][]string{}
 	for i := range n {
 		at := i % g.Restaurants
@@ -61,30 +61,30 @@ func newLoad(p *population, kind string, n, lanes int, withClients bool) (*load,
 			}
 			c.clients = audiences[at]
 		}
-		l.campaigns = append(l.campaigns, c)
-		l.total += c.count
+		l.Campaigns = append(l.Campaigns, c)
+		l.Total += c.Count
 	}
 	return l, nil
 }
 
-// sortedLanes splits the campaigns by lane, each in the order of the unique
+// sortByLane splits the campaigns by lane, each in the order of the unique
 // index.
-func (l *load) sortedLanes() [][]campaign {
-	out := make([][]campaign, l.lanes)
-	for _, c := range l.campaigns {
+func (l *Load) sortByLane() [][]Campaign {
+	out := make([][]Campaign, l.Lanes)
+	for _, c := range l.Campaigns {
 		out[c.lane] = append(out[c.lane], c)
 	}
 	for _, lane := range out {
-		slices.SortFunc(lane, func(a, b campaign) int { return strings.Compare(a.ID, b.ID) })
+		slices.SortFunc(lane, func(a, b Campaign) int { return strings.Compare(a.ID, b.ID) })
 	}
 	return out
 }
 
-// encode renders all messages, so that the clock measures none of it.
-func encode(topic string, l *load) []*kgo.Record {
-	records := make([]*kgo.Record, len(l.campaigns))
-	for i := range l.campaigns {
-		records[i] = &kgo.Record{Topic: topic, Partition: l.campaigns[i].lane, Value: l.campaigns[i].JSON()}
+// EncodeRecords renders all messages, so that the clock measures none of it.
+func EncodeRecords(topic string, l *Load) []*kgo.Record {
+	records := make([]*kgo.Record, len(l.Campaigns))
+	for i := range l.Campaigns {
+		records[i] = &kgo.Record{Topic: topic, Partition: l.Campaigns[i].lane, Value: l.Campaigns[i].JSON()}
 	}
 	return records
 }

@@ -35,7 +35,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) == 3 && args[0] == brokerCommand {
+	if len(args) == 3 && args[0] == BrokerCommand {
 		if err := testenv.ServeBroker(ctx, args[1], args[2]); err != nil {
 			_, _ = fmt.Fprintln(stderr, "bench:", err)
 			return 1
@@ -50,10 +50,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "bench:", err)
 		return 2
 	}
-	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &report{}}
+	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &Report{}}
 	err = s.run(ctx)
 	// What was measured before something went wrong is still worth having.
-	if writeErr := s.report.write(opts.json, opts.gobench, stdout); writeErr != nil {
+	if writeErr := s.report.Write(opts.json, opts.gobench, stdout); writeErr != nil {
 		err = errors.Join(err, writeErr)
 	}
 	if err != nil {
@@ -112,16 +112,16 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
-	o.defaults()
+	o.fillDefaults()
 	o.brokers = strings.Split(*brokers, ",")
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
 	}
-	return o, o.check()
+	return o, o.validate()
 }
 
-// defaults fills in the sizes that depend on -quick.
-func (o *options) defaults() {
+// fillDefaults fills in the sizes that depend on -quick.
+func (o *options) fillDefaults() {
 	for _, d := range []struct {
 		value       *int
 		full, quick int
@@ -138,19 +138,19 @@ func (o *options) defaults() {
 	}
 }
 
-// check refuses what cannot work, and makes paths absolute.
-func (o *options) check() error {
+// validate refuses what cannot work, and makes paths absolute.
+func (o *options) validate() error {
 	for _, p := range o.only {
 		if !slices.Contains(parts, p) {
 			return fmt.Errorf("no part %q; there are %s", p, strings.Join(parts, ", "))
 		}
 	}
 	for _, b := range o.brokers {
-		if b != "kfake" && b != kindKafka {
+		if b != "kfake" && b != KindKafka {
 			return fmt.Errorf("no broker %q; there are kfake, kafka", b)
 		}
 	}
-	if fixed := newPopulation(o.audience, 0); o.subscriptions < fixed.Rows() {
+	if fixed := NewPopulation(o.audience, 0); o.subscriptions < fixed.Rows() {
 		return fmt.Errorf("-subscriptions %d are too few for -audience %d: at least %d", o.subscriptions, o.audience, fixed.Rows())
 	}
 	if o.perf != "" {
@@ -174,7 +174,7 @@ func (o *options) check() error {
 // notQuick are parts that a quick run leaves out unless it is asked for them.
 var notQuick = []string{"lanes", "kill", "flatness", "units"}
 
-func (o *options) wants(part string) bool {
+func (o *options) wantsPart(part string) bool {
 	if len(o.only) == 0 {
 		return !o.quick || !slices.Contains(notQuick, part)
 	}

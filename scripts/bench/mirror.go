@@ -27,9 +27,9 @@ const (
 	barrierEvery   = 5 * time.Millisecond
 )
 
-// mirror is the daemon's mirror of the subscriptions, run in this process,
+// tableMirror is the daemon's mirror of the subscriptions, run in this process,
 // where its state can be looked into.
-type mirror struct {
+type tableMirror struct {
 	store  *state.Store
 	mirror *cdc.Mirror
 	cancel context.CancelFunc
@@ -38,19 +38,19 @@ type mirror struct {
 
 // startMirror mirrors the deployment's table through a slot of its own and
 // returns when it streams.
-func startMirror(ctx context.Context, d *deployment) (*mirror, error) {
-	dir := filepath.Join(d.dir, "mirror")
+func startMirror(ctx context.Context, d *Deployment) (*tableMirror, error) {
+	dir := filepath.Join(d.Dir, "mirror")
 	store, err := state.Open(dir, state.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("open mirror's state: %w", err)
 	}
-	log, err := os.OpenFile(filepath.Join(d.dir, "mirror.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(filepath.Join(d.Dir, "mirror.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	m := &mirror{store: store, done: make(chan error, 1)}
+	m := &tableMirror{store: store, done: make(chan error, 1)}
 	m.mirror = cdc.New(cdc.Config{
-		URL:    func() (string, error) { return d.db.url, nil },
+		URL:    func() (string, error) { return d.Database.URL, nil },
 		Schema: "public", Table: "subscribers_restaurants", KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "bench_mirror", ApplicationName: "dinnerbell bench",
 		Logger: slog.New(slog.NewTextHandler(log, nil)),
@@ -64,45 +64,45 @@ func startMirror(ctx context.Context, d *deployment) (*mirror, error) {
 }
 
 // stop ends the mirror and removes its slot, which would keep WAL.
-func (m *mirror) stop(ctx context.Context, d *deployment) error {
+func (m *tableMirror) stop(ctx context.Context, d *Deployment) error {
 	m.cancel()
-	return errors.Join(<-m.done, m.store.Close(), d.db.dropSlot(ctx, "bench_mirror"))
+	return errors.Join(<-m.done, m.store.Close(), d.Database.DropSlot(ctx, "bench_mirror"))
 }
 
-// cdc measures two times. cdc_latency: from a commit's acknowledgement until the join sees its row.
-func (st *stage) cdc(ctx context.Context) (err error) {
-	if err := st.d.stop(); err != nil {
+// measureMirror measures two times. cdc_latency: from a commit's acknowledgement until the join sees its row.
+func (st *stage) measureMirror(ctx context.Context) (err error) {
+	if err := st.deployment.Stop(); err != nil {
 		return err
 	}
-	m, err := startMirror(ctx, st.d)
+	m, err := startMirror(ctx, st.deployment)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, m.stop(context.WithoutCancel(ctx), st.d)) }()
+	defer func() { err = errors.Join(err, m.stop(context.WithoutCancel(ctx), st.deployment)) }()
 	runs := max(st.opts.runs, 1)
 	var p50, p99, b50, b99 []float64
 	for range runs {
-		commits, err := st.commits(ctx, m, max(st.opts.samples/runs, 1))
+		commits, err := st.timeCommits(ctx, m, max(st.opts.samples/runs, 1))
 		if err != nil {
 			return fmt.Errorf("cdc_latency: %w", err)
 		}
-		p50, p99 = append(p50, percentile(commits, 0.50)), append(p99, percentile(commits, 0.99))
-		barriers, err := st.barriers(ctx, m, max(2*st.opts.samples/runs, 1))
+		p50, p99 = append(p50, Percentile(commits, 0.50)), append(p99, Percentile(commits, 0.99))
+		barriers, err := st.timeBarriers(ctx, m, max(2*st.opts.samples/runs, 1))
 		if err != nil {
 			return fmt.Errorf("barrier: %w", err)
 		}
-		b50, b99 = append(b50, percentile(barriers, 0.50)), append(b99, percentile(barriers, 0.99))
+		b50, b99 = append(b50, Percentile(barriers, 0.50)), append(b99, Percentile(barriers, 0.99))
 	}
-	st.report.add("cdc_latency_p50", "ms", p50, "goal", 2)
-	st.report.add("cdc_latency_p99", "ms", p99, "goal", 10)
-	st.report.add("barrier_p50", "ms", b50, "")
-	st.report.add("barrier_p99", "ms", b99, "goal", 5)
+	st.report.Add("cdc_latency_p50", "ms", p50, "goal", 2)
+	st.report.Add("cdc_latency_p99", "ms", p99, "goal", 10)
+	st.report.Add("barrier_p50", "ms", b50, "")
+	st.report.Add("barrier_p99", "ms", b99, "goal", 5)
 	return nil
 }
 
-// commits inserts rows one by one and waits for each to be seen by the join,
+// timeCommits inserts rows one by one and waits for each to be seen by the join,
 // then deletes them.
-func (st *stage) commits(ctx context.Context, m *mirror, n int) ([]float64, error) {
+func (st *stage) timeCommits(ctx context.Context, m *tableMirror, n int) ([]float64, error) {
 	const restaurant = "the-newest-restaurant"
 	packed, err := id.Pack(restaurant)
 	if err != nil {
@@ -110,7 +110,7 @@ func (st *stage) commits(ctx context.Context, m *mirror, n int) ([]float64, erro
 	}
 	var took []float64
 	for i := range n {
-		if err := st.d.db.exec(ctx, `INSERT INTO public.subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, fmt.Sprint("client-", i), restaurant); err != nil {
+		if err := st.deployment.Database.Exec(ctx, `INSERT INTO public.subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, fmt.Sprint("client-", i), restaurant); err != nil {
 			return nil, err
 		}
 		committed := time.Now()
@@ -119,14 +119,14 @@ func (st *stage) commits(ctx context.Context, m *mirror, n int) ([]float64, erro
 		}
 		took = append(took, milliseconds(time.Since(committed)))
 	}
-	if err := st.d.db.exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id = $1`, restaurant); err != nil {
+	if err := st.deployment.Database.Exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id = $1`, restaurant); err != nil {
 		return nil, err
 	}
 	return took, m.awaitAudience(ctx, packed, 0)
 }
 
 // awaitAudience waits until the join counts n clients.
-func (m *mirror) awaitAudience(ctx context.Context, restaurant id.ID, n int64) error {
+func (m *tableMirror) awaitAudience(ctx context.Context, restaurant id.ID, n int64) error {
 	tick := time.NewTicker(cdcPoll)
 	defer tick.Stop()
 	for {
@@ -145,15 +145,15 @@ func (m *mirror) awaitAudience(ctx context.Context, restaurant id.ID, n int64) e
 	}
 }
 
-// barriers measures how long the freshness barrier takes while others write.
-func (st *stage) barriers(ctx context.Context, m *mirror, n int) ([]float64, error) {
-	if err := st.d.db.exec(ctx, `CREATE TABLE IF NOT EXISTS public.noise (id serial8 PRIMARY KEY, text text)`); err != nil {
+// timeBarriers measures how long the freshness barrier takes while others write.
+func (st *stage) timeBarriers(ctx context.Context, m *tableMirror, n int) ([]float64, error) {
+	if err := st.deployment.Database.Exec(ctx, `CREATE TABLE IF NOT EXISTS public.noise (id serial8 PRIMARY KEY, text text)`); err != nil {
 		return nil, err
 	}
 	noiseCtx, quiet := context.WithCancel(ctx)
 	g, gctx := errgroup.WithContext(noiseCtx)
 	for range noiseConns {
-		g.Go(func() error { return makeNoise(gctx, st.d.db.url) })
+		g.Go(func() error { return makeNoise(gctx, st.deployment.Database.URL) })
 	}
 	var took []float64
 	tick := time.NewTicker(barrierEvery)

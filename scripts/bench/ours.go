@@ -16,93 +16,93 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// ours is dinnerbell as a contender: the real daemon as a process, the clock
+// Dinnerbell is dinnerbell as a contender: the real daemon as a process, the clock
 // from the first campaign's produce until the last notification is committed in
 // both sinks.
-type ours struct {
-	d        *deployment
-	producer *producer
-	perf     string // folder for profiles; empty: none
+type Dinnerbell struct {
+	Deployment *Deployment
+	Producer   *Producer
+	ProfileDir string // folder for profiles; empty: none
 
-	records []*kgo.Record
-	shipped int64 // before the run
-	total   int64 // delivered in all runs, for the check at the end
+	Records       []*kgo.Record
+	ShippedBefore int64 // before the run
+	Total         int64 // delivered in all runs, for the check at the end
 }
 
-func (o *ours) prepare(ctx context.Context, l *load) error {
-	if err := o.d.start(ctx); err != nil {
+func (o *Dinnerbell) Prepare(ctx context.Context, l *Load) error {
+	if err := o.Deployment.Start(ctx); err != nil {
 		return err
 	}
-	o.records = encode(o.d.in, l)
-	if err := o.warmUp(ctx, l); err != nil {
+	o.Records = EncodeRecords(o.Deployment.CampaignsTopic, l)
+	if err := o.deliverWarmUp(ctx, l); err != nil {
 		return err
 	}
-	if err := o.d.db.reset(ctx); err != nil {
+	if err := o.Deployment.Database.ResetFeedback(ctx); err != nil {
 		return err
 	}
-	if err := o.d.catchUp(ctx); err != nil {
+	if err := o.Deployment.CatchUp(ctx); err != nil {
 		return err
 	}
-	st, err := o.d.status(ctx)
-	o.shipped = st.Notifications.Shipped
+	st, err := o.Deployment.Status(ctx)
+	o.ShippedBefore = st.Notifications.Shipped
 	return err
 }
 
-// warmUp delivers one small campaign per lane: a daemon that has just started
+// deliverWarmUp delivers one small campaign per lane: a daemon that has just started
 // has connections to open and statements to prepare.
-func (o *ours) warmUp(ctx context.Context, l *load) error {
-	for lane := range l.lanes {
-		c := l.campaigns[0]
+func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *Load) error {
+	for lane := range l.Lanes {
+		c := l.Campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(maxLanes+lane) // of the hundreds
-		st, err := o.d.status(ctx)
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(MaxLanes+lane) // of the hundreds
+		st, err := o.Deployment.Status(ctx)
 		if err != nil {
 			return err
 		}
-		records := encode(o.d.in, &load{campaigns: []campaign{c}})
-		if err := o.producer.send(ctx, records...); err != nil {
+		records := EncodeRecords(o.Deployment.CampaignsTopic, &Load{Campaigns: []Campaign{c}})
+		if err := o.Producer.Send(ctx, records...); err != nil {
 			return err
 		}
-		if err := o.d.awaitShipped(ctx, st.Notifications.Shipped+100); err != nil {
+		if err := o.Deployment.AwaitShipped(ctx, st.Notifications.Shipped+100); err != nil {
 			return err
 		}
-		o.total += 100
+		o.Total += 100
 	}
 	return nil
 }
 
-func (o *ours) deliver(ctx context.Context, l *load) (err error) {
-	if o.perf != "" {
-		stop, err := profile(o.perf, o.d.daemon.PID())
+func (o *Dinnerbell) Deliver(ctx context.Context, l *Load) (err error) {
+	if o.ProfileDir != "" {
+		stop, err := StartProfile(o.ProfileDir, o.Deployment.Daemon.PID())
 		if err != nil {
 			return err
 		}
 		defer stop()
 	}
-	if err := o.producer.send(ctx, o.records...); err != nil {
+	if err := o.Producer.Send(ctx, o.Records...); err != nil {
 		return err
 	}
-	return o.d.awaitShipped(ctx, o.shipped+int64(l.total))
+	return o.Deployment.AwaitShipped(ctx, o.ShippedBefore+int64(l.Total))
 }
 
-// settle counts the rows; the topic is counted once at the end.
-func (o *ours) settle(ctx context.Context, l *load) error {
-	o.total += int64(l.total)
-	rows, err := o.d.db.count(ctx, "public.subscribers_feedback")
+// Settle counts the rows; the topic is counted once at the end.
+func (o *Dinnerbell) Settle(ctx context.Context, l *Load) error {
+	o.Total += int64(l.Total)
+	rows, err := o.Deployment.Database.CountRows(ctx, "public.subscribers_feedback")
 	if err != nil {
 		return err
 	}
-	if rows != int64(l.total) {
-		return fmt.Errorf("check feedback table: %d rows for %d notifications", rows, l.total)
+	if rows != int64(l.Total) {
+		return fmt.Errorf("check feedback table: %d rows for %d notifications", rows, l.Total)
 	}
-	return o.d.stop()
+	return o.Deployment.Stop()
 }
 
-func (o *ours) pid() int { return o.d.daemon.PID() }
+func (o *Dinnerbell) PID() int { return o.Deployment.Daemon.PID() }
 
-// profile records what a process does until stop is called: Go programs keep
+// StartProfile records what a process does until stop is called: Go programs keep
 // frame pointers, so perf sees their stacks.
-func profile(dir string, pid int) (stop func(), err error) {
+func StartProfile(dir string, pid int) (stop func(), err error) {
 	out := filepath.Join(dir, fmt.Sprintf("daemon-%s.perf", time.Now().Format("150405.000")))
 	cmd := exec.Command("perf", "record", "-q", "-F", "499", "-g", "-p", strconv.Itoa(pid), "-o", out)
 	cmd.SysProcAttr = testenv.ChildAttributes(syscall.SIGKILL)
@@ -115,14 +115,14 @@ func profile(dir string, pid int) (stop func(), err error) {
 	}, nil
 }
 
-// check reads the whole topic: each notification once.
-func (o *ours) check(ctx context.Context) error {
-	records, distinct, err := tally(ctx, o.d.broker, o.d.out)
+// CheckTopic reads the whole topic: each notification once.
+func (o *Dinnerbell) CheckTopic(ctx context.Context) error {
+	records, distinct, err := CountRecords(ctx, o.Deployment.Broker, o.Deployment.NotificationsTopic)
 	if err != nil {
 		return err
 	}
-	if records != o.total || distinct != o.total {
-		return fmt.Errorf("check topic %s: %d records, %d different, for %d notifications", o.d.out, records, distinct, o.total)
+	if records != o.Total || distinct != o.Total {
+		return fmt.Errorf("check topic %s: %d records, %d different, for %d notifications", o.Deployment.NotificationsTopic, records, distinct, o.Total)
 	}
 	return nil
 }

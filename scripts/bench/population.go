@@ -11,27 +11,27 @@ import (
 
 // Kinds of restaurants.
 const (
-	kindHuge    = "huge"    // half of all subscriptions, for memory; where there is room
-	kindLarge   = "large"   // the large campaign; one for each lane
-	kindHundred = "hundred" // small ones
-	kindTen     = "ten"
-	kindRest    = "rest" // fills up
+	KindHuge    = "huge"    // half of all subscriptions, for memory; where there is room
+	KindLarge   = "large"   // the large campaign; one for each lane
+	KindHundred = "hundred" // small ones
+	KindTen     = "ten"
+	KindRest    = "rest" // fills up
 )
 
 const (
-	maxLanes      = 2
+	MaxLanes      = 2
 	restAudience  = 50
 	hundredsCount = 1000
 	tensCount     = 1000
 )
 
-// population is the source table's subscriptions: groups of restaurants with one
+// Population is the source table's subscriptions: groups of restaurants with one
 // audience size each.
-type population struct{ workload.Population }
+type Population struct{ workload.Population }
 
-// newPopulation has at least rows subscriptions where the fixed groups fit into
+// NewPopulation has at least rows subscriptions where the fixed groups fit into
 // them.
-func newPopulation(audience, rows int) population {
+func NewPopulation(audience, rows int) Population {
 	var groups []workload.Group
 	sum, largest := 0, 0
 	add := func(kind string, audience, restaurants int) {
@@ -39,48 +39,48 @@ func newPopulation(audience, rows int) population {
 		sum += audience * restaurants
 		largest = max(largest, audience)
 	}
-	add(kindLarge, audience, maxLanes)
-	add(kindHundred, 100, hundredsCount)
-	add(kindTen, 10, tensCount)
+	add(KindLarge, audience, MaxLanes)
+	add(KindHundred, 100, hundredsCount)
+	add(KindTen, 10, tensCount)
 	if huge := rows / 2; rows-sum >= huge && huge > audience {
-		add(kindHuge, huge, 1)
+		add(KindHuge, huge, 1)
 	}
 	if left := rows - sum; left >= restAudience {
-		add(kindRest, restAudience, left/restAudience)
+		add(KindRest, restAudience, left/restAudience)
 	}
-	return population{workload.NewPopulation(2*largest, groups...)}
+	return Population{workload.NewPopulation(2*largest, groups...)}
 }
 
-// copyStream is a binary COPY of all subscriptions (id, client_id,
+// subscriptionCopy is a binary COPY of all subscriptions (id, client_id,
 // restaurant_id), in an order that helps nobody. It implements io.Reader.
-type copyStream struct {
-	people *population
+type subscriptionCopy struct {
+	people *Population
 	next   int
 	buf    bytes.Buffer
 }
 
 const (
-	copySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	copyTrailer   = "\xff\xff"
+	CopySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	CopyTrailer   = "\xff\xff"
 	// shuffle is a prime larger than any population: n·shuffle mod rows visits each
 	// row once.
 	shuffle = 2_147_483_647
 )
 
-func (s *copyStream) Read(p []byte) (int, error) {
+func (s *subscriptionCopy) Read(p []byte) (int, error) {
 	if s.next == 0 && s.buf.Len() == 0 {
-		s.buf.WriteString(copySignature)
+		s.buf.WriteString(CopySignature)
 	}
 	for s.buf.Len() < len(p) && s.next < s.people.Rows() {
 		s.appendRow()
 		if s.next == s.people.Rows() {
-			s.buf.WriteString(copyTrailer)
+			s.buf.WriteString(CopyTrailer)
 		}
 	}
 	return s.buf.Read(p) // io.EOF once it is empty
 }
 
-func (s *copyStream) appendRow() {
+func (s *subscriptionCopy) appendRow() {
 	client, restaurant := s.people.Row(int(uint64(s.next) * shuffle % uint64(s.people.Rows())))
 	s.next++
 	b := s.buf.AvailableBuffer()
@@ -92,10 +92,10 @@ func (s *copyStream) appendRow() {
 }
 
 // String lists the groups.
-func (p *population) String() string {
-	parts := []string{thousands(int64(p.Rows())) + " subscriptions:"}
+func (p *Population) String() string {
+	parts := []string{Thousands(int64(p.Rows())) + " subscriptions:"}
 	for _, g := range p.Groups() {
-		parts = append(parts, fmt.Sprintf("%s×%s (%s)", thousands(int64(g.Restaurants)), thousands(int64(g.Audience)), g.Kind))
+		parts = append(parts, fmt.Sprintf("%s×%s (%s)", Thousands(int64(g.Restaurants)), Thousands(int64(g.Audience)), g.Kind))
 	}
 	return strings.Join(parts, " ")
 }

@@ -14,43 +14,43 @@ import (
 // runs on.
 const clockTicks = 100
 
-// stat is what /proc/PID/stat says about CPU time, in seconds. reaped is that
+// procStat is what /proc/PID/stat says about CPU time, in seconds. reaped is that
 // of children which have ended.
-type stat struct {
+type procStat struct {
 	parent      int
 	own, reaped float64
 }
 
-func readStat(pid int) (stat, error) {
+func readProcStat(pid int) (procStat, error) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
-		return stat{}, fmt.Errorf("read CPU time: %w", err)
+		return procStat{}, fmt.Errorf("read CPU time: %w", err)
 	}
 	// The second field is a name in brackets that may hold anything; after it
 	// come state, ppid, … and, as fields 14 to 17, utime stime cutime cstime.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	const first = 3 // number of fields[0]
 	if len(fields) < 17-first+1 {
-		return stat{}, fmt.Errorf("read CPU time: /proc/%d/stat has %d fields", pid, len(fields))
+		return procStat{}, fmt.Errorf("read CPU time: /proc/%d/stat has %d fields", pid, len(fields))
 	}
 	var n [18]float64
 	for i := 4; i <= 17; i++ {
 		n[i], _ = strconv.ParseFloat(fields[i-first], 64) // all numbers; see proc(5)
 	}
-	return stat{parent: int(n[4]), own: (n[14] + n[15]) / clockTicks, reaped: (n[16] + n[17]) / clockTicks}, nil
+	return procStat{parent: int(n[4]), own: (n[14] + n[15]) / clockTicks, reaped: (n[16] + n[17]) / clockTicks}, nil
 }
 
-// cpuSeconds is the CPU time of one process since its start.
-func cpuSeconds(pid int) (float64, error) {
-	s, err := readStat(pid)
+// ProcessSeconds is the CPU time of one process since its start.
+func ProcessSeconds(pid int) (float64, error) {
+	s, err := readProcStat(pid)
 	return s.own, err
 }
 
-// treeSeconds is the CPU time of a process and of all children that it has or
+// TreeSeconds is the CPU time of a process and of all children that it has or
 // had. Postgres' backends are children of the postmaster, which reaps them, so
 // nothing is lost when one ends.
-func treeSeconds(pid int) (float64, error) {
-	s, err := readStat(pid)
+func TreeSeconds(pid int) (float64, error) {
+	s, err := readProcStat(pid)
 	if err != nil {
 		return 0, err
 	}
@@ -64,7 +64,7 @@ func treeSeconds(pid int) (float64, error) {
 		if err != nil {
 			continue
 		}
-		c, err := readStat(child)
+		c, err := readProcStat(child)
 		if errors.Is(err, os.ErrNotExist) || c.parent != pid {
 			continue
 		}
@@ -73,8 +73,8 @@ func treeSeconds(pid int) (float64, error) {
 	return sum, nil
 }
 
-// peakRSS is the largest resident set of a process so far, in bytes.
-func peakRSS(pid int) (float64, error) {
+// PeakRSS is the largest resident set of a process so far, in bytes.
+func PeakRSS(pid int) (float64, error) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
 		return 0, fmt.Errorf("read memory: %w", err)

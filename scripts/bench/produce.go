@@ -9,11 +9,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// produceLimit is what Kafka can take at best: the same records, rendered
+// ProduceLimit is what Kafka can take at best: the same records, rendered
 // beforehand, in transactions of the size that the daemon's have, by a client
 // with its settings and nothing else to do.
-type produceLimit struct {
-	broker, topic string
+type ProduceLimit struct {
+	Broker, Topic string
 	client        *kgo.Client
 	records       []*kgo.Record
 }
@@ -21,16 +21,16 @@ type produceLimit struct {
 // produceRows is how many records one transaction has: 4 MiB of them.
 const produceRows = 8000
 
-func (p *produceLimit) prepare(ctx context.Context, l *load) error {
+func (p *ProduceLimit) Prepare(ctx context.Context, l *Load) error {
 	p.records = p.records[:0]
-	for i := range l.campaigns {
-		c := &l.campaigns[i]
+	for i := range l.Campaigns {
+		c := &l.Campaigns[i]
 		for _, client := range c.clients {
-			p.records = append(p.records, notification(p.topic, c, client))
+			p.records = append(p.records, renderNotification(p.Topic, c, client))
 		}
 	}
 	var err error
-	p.client, err = kgo.NewClient(kgo.SeedBrokers(p.broker), kgo.TransactionalID("bench-"+p.topic),
+	p.client, err = kgo.NewClient(kgo.SeedBrokers(p.Broker), kgo.TransactionalID("bench-"+p.Topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(1<<17))
 	if err != nil {
 		return fmt.Errorf("make producer: %w", err)
@@ -39,8 +39,8 @@ func (p *produceLimit) prepare(ctx context.Context, l *load) error {
 	return err
 }
 
-// notification renders what the daemon would; only its size matters.
-func notification(topic string, c *campaign, client string) *kgo.Record {
+// renderNotification renders what the daemon would; only its size matters.
+func renderNotification(topic string, c *Campaign, client string) *kgo.Record {
 	value := `{"restaurant_id":"` + c.Restaurant + `","adv_campaign_id":"` + c.ID + `","adv_campaign_content":"` + c.Content +
 		`","adv_campaign_owner":"` + c.Owner + `","adv_campaign_owner_contact":"` + c.Contact +
 		`","adv_campaign_datetime_start":` + strconv.FormatInt(c.Start, 10) + `,"adv_campaign_datetime_end":` + strconv.FormatInt(c.End, 10) +
@@ -48,7 +48,7 @@ func notification(topic string, c *campaign, client string) *kgo.Record {
 	return &kgo.Record{Topic: topic, Key: []byte(c.ID + ":" + client), Value: []byte(value)}
 }
 
-func (p *produceLimit) deliver(ctx context.Context, _ *load) error {
+func (p *ProduceLimit) Deliver(ctx context.Context, _ *Load) error {
 	for left := p.records; len(left) > 0; {
 		n := min(produceRows, len(left))
 		if err := p.client.BeginTransaction(); err != nil {
@@ -72,11 +72,11 @@ func (p *produceLimit) deliver(ctx context.Context, _ *load) error {
 	return nil
 }
 
-func (p *produceLimit) settle(context.Context, *load) error {
+func (p *ProduceLimit) Settle(context.Context, *Load) error {
 	p.client.Close()
 	p.records = nil
 	return nil
 }
 
-// pid is this program: its CPU time is the client's.
-func (p *produceLimit) pid() int { return os.Getpid() }
+// PID is this program: its CPU time is the client's.
+func (p *ProduceLimit) PID() int { return os.Getpid() }

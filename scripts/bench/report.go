@@ -11,8 +11,8 @@ import (
 	"text/tabwriter"
 )
 
-// result is one line of build/bench.json.
-type result struct {
+// Result is one line of build/bench.json.
+type Result struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"` // median over the runs
 	Unit  string  `json:"unit"`
@@ -27,21 +27,21 @@ type result struct {
 	samples []float64
 }
 
-// report collects results; for one goroutine.
-type report struct{ results []result }
+// Report collects results; for one goroutine.
+type Report struct{ results []Result }
 
-// add takes the values of all runs. limits are those of what it is compared
+// Add takes the values of all runs. limits are those of what it is compared
 // with; without any, limit is ignored.
-func (r *report) add(name, unit string, values []float64, limit string, limits ...float64) {
+func (r *Report) Add(name, unit string, values []float64, limit string, limits ...float64) {
 	if len(values) == 0 {
 		return
 	}
-	res := result{Name: name, Value: median(values), Unit: unit, Runs: len(values), samples: values}
+	res := Result{Name: name, Value: Median(values), Unit: unit, Runs: len(values), samples: values}
 	if res.Value != 0 {
 		res.Spread = (slices.Max(values) - slices.Min(values)) / res.Value
 	}
 	if len(limits) > 0 {
-		beside := median(limits)
+		beside := Median(limits)
 		res.Limit, res.LimitValue = limit, &beside
 		if beside != 0 {
 			ratio := res.Value / beside
@@ -51,17 +51,17 @@ func (r *report) add(name, unit string, values []float64, limit string, limits .
 	r.results = append(r.results, res)
 }
 
-// addRatio reports values ÷ others, run by run, against the goal in goals.
-func (r *report) addRatio(name string, values, others []float64) {
+// AddRatio reports values ÷ others, run by run, against the goal in goals.
+func (r *Report) AddRatio(name string, values, others []float64) {
 	ratios := make([]float64, 0, len(values))
 	for i := range values {
 		ratios = append(ratios, values[i]/others[i])
 	}
-	r.add(name, "ratio", ratios, "")
+	r.Add(name, "ratio", ratios, "")
 }
 
-// value is the median of a result; 0 where there is none.
-func (r *report) value(name string) float64 {
+// Median is the median of a result; 0 where there is none.
+func (r *Report) Median(name string) float64 {
 	for i := range r.results {
 		if r.results[i].Name == name {
 			return r.results[i].Value
@@ -70,9 +70,9 @@ func (r *report) value(name string) float64 {
 	return 0
 }
 
-// write prints the table and writes the results as JSON and, for benchstat, as
+// Write prints the table and writes the results as JSON and, for benchstat, as
 // lines of Go benchmarks.
-func (r *report) write(jsonPath, benchPath string, stdout io.Writer) error {
+func (r *Report) Write(jsonPath, benchPath string, stdout io.Writer) error {
 	if len(r.results) == 0 {
 		return nil
 	}
@@ -88,26 +88,26 @@ func (r *report) write(jsonPath, benchPath string, stdout io.Writer) error {
 	if err := os.WriteFile(jsonPath, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
-	if err := os.WriteFile(benchPath, []byte(r.goBench()), 0o600); err != nil {
+	if err := os.WriteFile(benchPath, []byte(r.benchLines()), 0o600); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
-	return r.print(stdout)
+	return r.printTable(stdout)
 }
 
-// goBench has one line per value, as benchstat reads them.
+// benchLines has one line per value, as benchstat reads them.
 // https://golang.org/design/14313-benchmark-format
-func (r *report) goBench() string {
+func (r *Report) benchLines() string {
 	var b strings.Builder
 	for i := range r.results {
 		for _, v := range r.results[i].samples {
-			_, _ = fmt.Fprintf(&b, "Benchmark%s 1 %g %s\n", camel(r.results[i].Name), v, strings.ReplaceAll(r.results[i].Unit, " ", "-"))
+			_, _ = fmt.Fprintf(&b, "Benchmark%s 1 %g %s\n", camelCase(r.results[i].Name), v, strings.ReplaceAll(r.results[i].Unit, " ", "-"))
 		}
 	}
 	return b.String()
 }
 
-// camel turns fanout_throughput into FanoutThroughput.
-func camel(name string) string {
+// camelCase turns fanout_throughput into FanoutThroughput.
+func camelCase(name string) string {
 	var b strings.Builder
 	for word := range strings.SplitSeq(name, "_") {
 		if word != "" {
@@ -117,20 +117,20 @@ func camel(name string) string {
 	return b.String()
 }
 
-func (r *report) print(stdout io.Writer) error {
+func (r *Report) printTable(stdout io.Writer) error {
 	t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	_, _ = fmt.Fprintln(t, "name\tvalue\tunit\tlimit\tat\tratio\tgoal\truns\tspread\t") // errors come with Flush
 	for i := range r.results {
 		res := &r.results[i]
 		limit, ratio := "", ""
 		if res.LimitValue != nil {
-			limit = figure(*res.LimitValue)
+			limit = formatFigure(*res.LimitValue)
 		}
 		if res.Ratio != nil {
 			ratio = fmt.Sprintf("%.2f", *res.Ratio)
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%.0f%%\t\n",
-			res.Name, figure(res.Value), res.Unit, res.Limit, limit, ratio, goals[res.Name], res.Runs, 100*res.Spread)
+			res.Name, formatFigure(res.Value), res.Unit, res.Limit, limit, ratio, goals[res.Name], res.Runs, 100*res.Spread)
 	}
 	return t.Flush()
 }

@@ -10,12 +10,12 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// servers are Postgres and the brokers of one run, in one folder.
-type servers struct {
-	dir      string
-	postgres *testenv.Postgres
-	kfake    *testenv.Broker
-	kafka    *testenv.Kafka
+// Servers are Postgres and the brokers of one run, in one folder.
+type Servers struct {
+	Dir      string
+	Postgres *testenv.Postgres
+	Kfake    *testenv.Broker
+	Kafka    *testenv.Kafka
 }
 
 // postgresSettings are the same for all contenders. A checkpoint is made before
@@ -29,18 +29,18 @@ var postgresSettings = map[string]string{
 	"wal_buffers":          "16MB",
 }
 
-func startServers(ctx context.Context) (_ *servers, err error) {
+func StartServers(ctx context.Context) (_ *Servers, err error) {
 	dir, err := testenv.TempDir("dinnerbell-bench-")
 	if err != nil {
 		return nil, err
 	}
-	s := &servers{dir: dir}
+	s := &Servers{Dir: dir}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.stop(false))
+			err = errors.Join(err, s.Stop(false))
 		}
 	}()
-	s.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
+	s.Postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
 		Dir: filepath.Join(dir, "postgres"), Settings: postgresSettings,
 	})
 	if err != nil {
@@ -49,57 +49,57 @@ func startServers(ctx context.Context) (_ *servers, err error) {
 	return s, nil
 }
 
-// brokerCommand as the first argument turns this program into a kfake broker:
+// BrokerCommand as the first argument turns this program into a kfake broker:
 // the broker is then the same whatever revision of the daemon is measured.
-const brokerCommand = "serve-broker"
+const BrokerCommand = "serve-broker"
 
-// kindKafka is the broker that runs in a JVM.
-const kindKafka = "kafka"
+// KindKafka is the broker that runs in a JVM.
+const KindKafka = "kafka"
 
-// broker starts a broker of the kind (kfake, kafka) and returns its address.
-func (s *servers) broker(ctx context.Context, kind string) (string, error) {
-	if kind == kindKafka {
+// StartBroker starts a broker of the kind (kfake, kafka) and returns its address.
+func (s *Servers) StartBroker(ctx context.Context, kind string) (string, error) {
+	if kind == KindKafka {
 		var err error
-		s.kafka, err = testenv.StartKafka(ctx, testenv.KafkaOptions{
-			Script: filepath.Join("scripts", "kafka.sh"), Dir: filepath.Join(s.dir, "kafka"),
+		s.Kafka, err = testenv.StartKafka(ctx, testenv.KafkaOptions{
+			Script: filepath.Join("scripts", "kafka.sh"), Dir: filepath.Join(s.Dir, "kafka"),
 		})
 		if err != nil {
 			return "", fmt.Errorf("start Kafka: %w", err)
 		}
-		return s.kafka.Addr(), nil
+		return s.Kafka.Addr(), nil
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("find own program: %w", err)
 	}
-	s.kfake, err = testenv.StartBroker(ctx, testenv.BrokerOptions{
-		Dir: filepath.Join(s.dir, "kfake"), Command: []string{self, brokerCommand},
+	s.Kfake, err = testenv.StartBroker(ctx, testenv.BrokerOptions{
+		Dir: filepath.Join(s.Dir, "kfake"), Command: []string{self, BrokerCommand},
 	})
 	if err != nil {
 		return "", fmt.Errorf("start kfake: %w", err)
 	}
-	return s.kfake.Addr(), nil
+	return s.Kfake.Addr(), nil
 }
 
-// stopBroker ends the broker of a kind: two would share the cores.
-func (s *servers) stopBroker(kind string) error {
+// StopBroker ends the broker of a kind: two would share the cores.
+func (s *Servers) StopBroker(kind string) error {
 	switch {
-	case kind == kindKafka && s.kafka != nil:
-		return s.kafka.Stop()
-	case kind == "kfake" && s.kfake != nil:
-		return s.kfake.Stop()
+	case kind == KindKafka && s.Kafka != nil:
+		return s.Kafka.Stop()
+	case kind == "kfake" && s.Kfake != nil:
+		return s.Kfake.Stop()
 	}
 	return nil
 }
 
-// stop ends everything and removes the folder.
-func (s *servers) stop(keep bool) error {
-	errs := []error{s.stopBroker("kfake"), s.stopBroker(kindKafka)}
-	if s.postgres != nil {
-		errs = append(errs, s.postgres.Stop())
+// Stop ends everything and removes the folder.
+func (s *Servers) Stop(keep bool) error {
+	errs := []error{s.StopBroker("kfake"), s.StopBroker(KindKafka)}
+	if s.Postgres != nil {
+		errs = append(errs, s.Postgres.Stop())
 	}
 	if !keep {
-		errs = append(errs, os.RemoveAll(s.dir))
+		errs = append(errs, os.RemoveAll(s.Dir))
 	}
 	return errors.Join(errs...)
 }

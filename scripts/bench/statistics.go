@@ -5,11 +5,11 @@ import (
 	"slices"
 )
 
-// figure prints a number with as many digits as it deserves.
-func figure(v float64) string {
+// formatFigure prints a number with as many digits as it deserves.
+func formatFigure(v float64) string {
 	switch {
 	case v >= 10_000:
-		return thousands(int64(v + 0.5))
+		return Thousands(int64(v + 0.5))
 	case v >= 100:
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10:
@@ -19,8 +19,8 @@ func figure(v float64) string {
 	}
 }
 
-// thousands groups the digits of n.
-func thousands(n int64) string {
+// Thousands groups the digits of n.
+func Thousands(n int64) string {
 	s := fmt.Sprint(n)
 	for i := len(s) - 3; i > 0; i -= 3 {
 		s = s[:i] + "," + s[i:]
@@ -28,8 +28,8 @@ func thousands(n int64) string {
 	return s
 }
 
-// median of a copy of values; 0 for none.
-func median(values []float64) float64 {
+// Median of a copy of values; 0 for none.
+func Median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
 	}
@@ -41,8 +41,8 @@ func median(values []float64) float64 {
 	return (v[mid-1] + v[mid]) / 2
 }
 
-// percentile is the smallest value that at least p of all do not exceed.
-func percentile(values []float64, p float64) float64 {
+// Percentile is the smallest value that at least p of all do not exceed.
+func Percentile(values []float64, p float64) float64 {
 	if len(values) == 0 {
 		return 0
 	}

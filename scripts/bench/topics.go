@@ -13,23 +13,23 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// producer sends campaigns, each to the partition that the run says.
-type producer struct {
-	client *kgo.Client
-	adm    *kadm.Client
+// Producer sends campaigns, each to the partition that the run says.
+type Producer struct {
+	Client *kgo.Client
+	Admin  *kadm.Client
 }
 
-func newProducer(broker string) (*producer, error) {
+func NewProducer(broker string) (*Producer, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ProducerLinger(0), kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.MetadataMinAge(50*time.Millisecond))
 	if err != nil {
 		return nil, fmt.Errorf("make producer: %w", err)
 	}
-	return &producer{client: client, adm: kadm.NewClient(client)}, nil
+	return &Producer{Client: client, Admin: kadm.NewClient(client)}, nil
 }
 
-func (p *producer) createTopics(ctx context.Context, topics ...string) error {
-	resp, err := p.adm.CreateTopics(ctx, maxLanes, 1, nil, topics...)
+func (p *Producer) CreateTopics(ctx context.Context, topics ...string) error {
+	resp, err := p.Admin.CreateTopics(ctx, MaxLanes, 1, nil, topics...)
 	if err == nil {
 		err = resp.Error()
 	}
@@ -39,18 +39,18 @@ func (p *producer) createTopics(ctx context.Context, topics ...string) error {
 	return nil
 }
 
-// send produces the messages and waits until they are acknowledged.
-func (p *producer) send(ctx context.Context, records ...*kgo.Record) error {
-	if err := p.client.ProduceSync(ctx, records...).FirstErr(); err != nil {
+// Send produces the messages and waits until they are acknowledged.
+func (p *Producer) Send(ctx context.Context, records ...*kgo.Record) error {
+	if err := p.Client.ProduceSync(ctx, records...).FirstErr(); err != nil {
 		return fmt.Errorf("produce campaigns: %w", err)
 	}
 	return nil
 }
 
-// ends sums the end offsets of a topic: the records that were ever appended,
+// EndOffset sums the end offsets of a topic: the records that were ever appended,
 // where no transaction's markers are among them.
-func (p *producer) ends(ctx context.Context, topic string) (int64, error) {
-	offsets, err := p.adm.ListEndOffsets(ctx, topic)
+func (p *Producer) EndOffset(ctx context.Context, topic string) (int64, error) {
+	offsets, err := p.Admin.ListEndOffsets(ctx, topic)
 	if err == nil {
 		err = offsets.Error()
 	}
@@ -62,14 +62,14 @@ func (p *producer) ends(ctx context.Context, topic string) (int64, error) {
 	return sum, nil
 }
 
-// tally reads a whole topic as read_committed consumers do, and counts its
+// CountRecords reads a whole topic as read_committed consumers do, and counts its
 // records and the different keys among them.
-func tally(ctx context.Context, broker, topic string) (records, distinct int64, err error) {
+func CountRecords(ctx context.Context, broker, topic string) (records, distinct int64, err error) {
 	const partitionBytes = 16 << 20
 	// More than all partitions together: where a response is full as a whole,
 	// kfake leaves out which of its transactions were aborted.
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
-		kgo.FetchMaxBytes((maxLanes+1)*partitionBytes), kgo.FetchMaxPartitionBytes(partitionBytes))
+		kgo.FetchMaxBytes((MaxLanes+1)*partitionBytes), kgo.FetchMaxPartitionBytes(partitionBytes))
 	if err != nil {
 		return 0, 0, fmt.Errorf("make reader: %w", err)
 	}
@@ -100,15 +100,15 @@ func tally(ctx context.Context, broker, topic string) (records, distinct int64, 
 			}
 			if !r.Attrs.IsControl() {
 				records++
-				keys[fingerprint(r.Key)] = struct{}{}
+				keys[keyFingerprint(r.Key)] = struct{}{}
 			}
 		})
 	}
 	return records, int64(len(keys)), nil
 }
 
-// fingerprint stands for a key in 16 bytes.
-func fingerprint(key []byte) [2]uint64 {
+// keyFingerprint stands for a key in 16 bytes.
+func keyFingerprint(key []byte) [2]uint64 {
 	var out [2]uint64
 	for i := 0; i < len(key); i += 8 {
 		var word [8]byte

@@ -5,9 +5,9 @@ import (
 	"fmt"
 )
 
-// tournament lets contenders take turns: each round, each of them once, in an
+// runTournament lets contenders take turns: each round, each of them once, in an
 // order that moves on. makeLoad gives each its own campaigns of the same size.
-func (s *suite) tournament(ctx context.Context, what string, runs int, field []entry, makeLoad func() (*load, error)) error {
+func (s *suite) runTournament(ctx context.Context, what string, runs int, field []competitor, makeLoad func() (*Load, error)) error {
 	for round := range runs {
 		for i := range field {
 			e := &field[(i+round)%len(field)]
@@ -15,32 +15,36 @@ func (s *suite) tournament(ctx context.Context, what string, runs int, field []e
 			if err != nil {
 				return err
 			}
-			got, err := measure(ctx, s.servers, e.contender, l)
+			got, err := Measure(ctx, s.servers, e.Contender, l)
 			if err != nil {
 				return fmt.Errorf("measure %s of %s: %w", what, e.name, err)
 			}
 			e.samples = append(e.samples, got)
 			s.sayf("%s, run %d of %d: %s %s/s, CPU per million %.2f s own, %.2f s Postgres",
-				what, round+1, runs, e.name, thousands(int64(got.rate)), got.own, got.postgres)
+				what, round+1, runs, e.name, Thousands(int64(got.Rate)), got.OwnCPU, got.PostgresCPU)
 		}
 	}
 	return nil
 }
 
-// entry is one contender with its results so far.
-type entry struct {
+// competitor is one contender with its results so far.
+type competitor struct {
 	name string
-	contender
-	samples []sample
+	Contender
+	samples []Sample
 }
 
-func (e *entry) rates() []float64 { return pluck(e.samples, func(s sample) float64 { return s.rate }) }
-func (e *entry) cpu() []float64   { return pluck(e.samples, func(s sample) float64 { return s.own }) }
-func (e *entry) postgresCPU() []float64 {
-	return pluck(e.samples, func(s sample) float64 { return s.postgres })
+func (e *competitor) rates() []float64 {
+	return valuesOf(e.samples, func(s Sample) float64 { return s.Rate })
+}
+func (e *competitor) cpu() []float64 {
+	return valuesOf(e.samples, func(s Sample) float64 { return s.OwnCPU })
+}
+func (e *competitor) postgresCPU() []float64 {
+	return valuesOf(e.samples, func(s Sample) float64 { return s.PostgresCPU })
 }
 
-func pluck[T any](list []T, f func(T) float64) []float64 {
+func valuesOf[T any](list []T, f func(T) float64) []float64 {
 	out := make([]float64, len(list))
 	for i, v := range list {
 		out[i] = f(v)

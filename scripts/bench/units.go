@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// units is what `dinnerbell capacity --units` reads; its meaning is documented
+// unitCosts is what `dinnerbell capacity --units` reads; its meaning is documented
 // there.
-type units struct {
+type unitCosts struct {
 	Machine      string  `json:"machine"`
 	Measured     string  `json:"measured"`
 	Cores        float64 `json:"cores"`
@@ -43,34 +43,34 @@ type cost struct {
 	Kafka    float64 `json:"kafka"`
 }
 
-// meter reads everything that the cost of a delivery is taken from.
-type meter struct {
+// meters reads everything that the cost of a delivery is taken from.
+type meters struct {
 	daemon, postgres, broker, wal, table, kafka float64
 }
 
-func (st *stage) meter(ctx context.Context) (m meter, err error) {
-	if m.daemon, err = cpuSeconds(st.d.daemon.PID()); err != nil {
+func (st *stage) readMeters(ctx context.Context) (m meters, err error) {
+	if m.daemon, err = ProcessSeconds(st.deployment.Daemon.PID()); err != nil {
 		return m, err
 	}
-	if m.postgres, err = treeSeconds(st.servers.postgres.PID()); err != nil {
+	if m.postgres, err = TreeSeconds(st.servers.Postgres.PID()); err != nil {
 		return m, err
 	}
-	broker, dir := st.servers.kfake.PID, filepath.Join(st.servers.dir, "kfake")
-	if st.kind == kindKafka {
-		broker, dir = st.servers.kafka.PID, filepath.Join(st.servers.dir, "kafka")
+	broker, dir := st.servers.Kfake.PID, filepath.Join(st.servers.Dir, "kfake")
+	if st.kind == KindKafka {
+		broker, dir = st.servers.Kafka.PID, filepath.Join(st.servers.Dir, "kafka")
 	}
-	if m.broker, err = cpuSeconds(broker()); err != nil {
+	if m.broker, err = ProcessSeconds(broker()); err != nil {
 		return m, err
 	}
-	if m.kafka, err = diskUsage(dir); err != nil {
+	if m.kafka, err = DiskUsage(dir); err != nil {
 		return m, err
 	}
-	err = st.d.db.conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8, pg_total_relation_size('public.subscribers_feedback')::float8`).Scan(&m.wal, &m.table)
+	err = st.deployment.Database.Conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8, pg_total_relation_size('public.subscribers_feedback')::float8`).Scan(&m.wal, &m.table)
 	return m, err
 }
 
-// since is the difference per notification: CPU per million, bytes for one.
-func (m meter) since(before meter, notifications int) cost {
+// costSince is the difference per notification: CPU per million, bytes for one.
+func (m meters) costSince(before meters, notifications int) cost {
 	n := float64(notifications)
 	return cost{
 		Daemon:   (m.daemon - before.daemon) / n * 1e6,
@@ -82,78 +82,78 @@ func (m meter) since(before meter, notifications int) cost {
 	}
 }
 
-// costOf measures one kind of load, the median of all runs.
-func (st *stage) costOf(ctx context.Context, kind string, n int) (c cost, rate float64, texts int, err error) {
+// measureCost measures one kind of load, the median of all runs.
+func (st *stage) measureCost(ctx context.Context, kind string, n int) (c cost, rate float64, texts int, err error) {
 	var all []cost
 	var rates []float64
 	for range st.opts.runs {
-		l, err := newLoad(&st.people, kind, n, 1, false)
+		l, err := NewLoad(&st.people, kind, n, 1, false)
 		if err != nil {
 			return c, 0, 0, err
 		}
-		if err := st.ours.prepare(ctx, l); err != nil {
+		if err := st.dinnerbell.Prepare(ctx, l); err != nil {
 			return c, 0, 0, err
 		}
-		before, err := st.meter(ctx)
+		before, err := st.readMeters(ctx)
 		if err != nil {
 			return c, 0, 0, err
 		}
 		began := time.Now()
-		if err := st.ours.deliver(ctx, l); err != nil {
+		if err := st.dinnerbell.Deliver(ctx, l); err != nil {
 			return c, 0, 0, err
 		}
 		took := time.Since(began).Seconds()
-		after, err := st.meter(ctx)
+		after, err := st.readMeters(ctx)
 		if err != nil {
 			return c, 0, 0, err
 		}
-		if err := st.ours.settle(ctx, l); err != nil {
+		if err := st.dinnerbell.Settle(ctx, l); err != nil {
 			return c, 0, 0, err
 		}
-		all, rates = append(all, after.since(before, l.total)), append(rates, float64(l.total)/took)
-		texts = len(l.campaigns[0].Content) + len(l.campaigns[0].Owner) + len(l.campaigns[0].Contact)
+		all, rates = append(all, after.costSince(before, l.Total)), append(rates, float64(l.Total)/took)
+		texts = len(l.Campaigns[0].Content) + len(l.Campaigns[0].Owner) + len(l.Campaigns[0].Contact)
 	}
-	mid := func(f func(cost) float64) float64 { return median(pluck(all, f)) }
+	mid := func(f func(cost) float64) float64 { return Median(valuesOf(all, f)) }
 	return cost{
 		Daemon: mid(func(c cost) float64 { return c.Daemon }), Postgres: mid(func(c cost) float64 { return c.Postgres }),
 		Broker: mid(func(c cost) float64 { return c.Broker }), WAL: mid(func(c cost) float64 { return c.WAL }),
 		Table: mid(func(c cost) float64 { return c.Table }), Kafka: mid(func(c cost) float64 { return c.Kafka }),
-	}, median(rates), texts, nil
+	}, Median(rates), texts, nil
 }
 
-// units measures unit costs on this broker, writes them next to the results,
+// measureUnits measures unit costs on this broker, writes them next to the results,
 // lets `dinnerbell capacity` predict from them, and compares with what other
 // parts have measured. What small audiences cost on top, per notification and
 // per campaign, is taken from those of 100 and of 10.
-func (st *stage) units(ctx context.Context) error {
+func (st *stage) measureUnits(ctx context.Context) error {
 	const hundred, ten = 100, 10
-	large, rate, texts, err := st.costOf(ctx, kindLarge, 1)
+	large, rate, texts, err := st.measureCost(ctx, KindLarge, 1)
 	if err != nil {
 		return err
 	}
-	small, _, _, err := st.costOf(ctx, kindHundred, st.opts.audience/hundred)
+	small, _, _, err := st.measureCost(ctx, KindHundred, st.opts.audience/hundred)
 	if err != nil {
 		return err
 	}
-	tiny, _, _, err := st.costOf(ctx, kindTen, st.opts.audience/30)
+	tiny, _, _, err := st.measureCost(ctx, KindTen, st.opts.audience/30)
 	if err != nil {
 		return err
 	}
-	u := units{
+	u := unitCosts{
 		Machine:  fmt.Sprintf("%d cores, everything on one machine, broker %s", runtime.NumCPU(), st.kind),
 		Measured: time.Now().Format(time.DateOnly), Cores: float64(runtime.NumCPU()), Texts: float64(texts),
 		Notification: large, LaneRate: rate,
 	}
 	campaign := func(tiny, small float64) float64 { return max(0, tiny-small) / (1./ten - 1./hundred) }
-	u.Campaign = each(tiny, small, campaign)
-	u.Scattered = each(each(small, large, func(small, large float64) float64 { return small - large }), u.Campaign,
+	u.Campaign = combineCosts(tiny, small, campaign)
+	u.Scattered = combineCosts(combineCosts(small, large, func(small, large float64) float64 { return small - large }), u.Campaign,
 		func(more, campaign float64) float64 { return max(0, more-campaign/hundred) })
-	if u.Change, u.ChangeRate, err = st.changeCost(ctx); err != nil {
+	if u.Change, u.ChangeRate, err = st.measureChangeCost(ctx); err != nil {
 		return err
 	}
-	u.Subscription.Disk = st.report.value("disk")
-	u.Subscription.RebuildRate = st.report.value("rebuild")
-	u.Subscription.Memory = 1e6 * st.report.value("memory_peak")
+	u.Subscription.Disk = st.report.Median("disk")
+	u.Subscription.RebuildRate = st.report.Median("rebuild")
+	u.Subscription.Memory = 1e6 * st.report.Median("memory_peak")
 	for _, c := range []struct {
 		name  string
 		value float64
@@ -162,70 +162,70 @@ func (st *stage) units(ctx context.Context) error {
 		{"unit_wal", large.WAL, "B/notification"}, {"unit_table", large.Table, "B/notification"}, {"unit_kafka", large.Kafka, "B/notification"},
 		{"unit_cpu_broker", large.Broker, "s/million"}, {"unit_change_daemon", u.Change.Daemon, "s/million"}, {"unit_change_postgres", u.Change.Postgres, "s/million"},
 	} {
-		st.report.add(c.name+"_"+st.kind, c.unit, []float64{c.value}, "")
+		st.report.Add(c.name+"_"+st.kind, c.unit, []float64{c.value}, "")
 	}
-	return st.predict(ctx, &u)
+	return st.comparePredictions(ctx, &u)
 }
 
-// each does f with every part of two costs.
-func each(a, b cost, f func(a, b float64) float64) cost {
+// combineCosts does f with every part of two costs.
+func combineCosts(a, b cost, f func(a, b float64) float64) cost {
 	return cost{
 		Daemon: f(a.Daemon, b.Daemon), Postgres: f(a.Postgres, b.Postgres), Broker: f(a.Broker, b.Broker),
 		WAL: f(a.WAL, b.WAL), Table: f(a.Table, b.Table), Kafka: f(a.Kafka, b.Kafka),
 	}
 }
 
-// changeCost lets the daemon catch up with single-row transactions.
-func (st *stage) changeCost(ctx context.Context) (c cost, rate float64, err error) {
+// measureChangeCost lets the daemon catch up with single-row transactions.
+func (st *stage) measureChangeCost(ctx context.Context) (c cost, rate float64, err error) {
 	n := st.opts.transactions
-	if err := st.d.start(ctx); err != nil {
+	if err := st.deployment.Start(ctx); err != nil {
 		return c, 0, err
 	}
-	if err := st.d.stop(); err != nil {
+	if err := st.deployment.Stop(); err != nil {
 		return c, 0, err
 	}
 	var before, after float64
 	wal := `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8`
-	if err := st.d.db.conn.QueryRow(ctx, wal).Scan(&before); err != nil {
+	if err := st.deployment.Database.Conn.QueryRow(ctx, wal).Scan(&before); err != nil {
 		return c, 0, err
 	}
-	if err := st.singles(ctx, n); err != nil {
+	if err := st.commitSingles(ctx, n); err != nil {
 		return c, 0, err
 	}
-	if err := st.d.db.conn.QueryRow(ctx, wal).Scan(&after); err != nil {
+	if err := st.deployment.Database.Conn.QueryRow(ctx, wal).Scan(&after); err != nil {
 		return c, 0, err
 	}
-	end, err := mark(ctx, st.d.db)
+	end, err := WriteMark(ctx, st.deployment.Database)
 	if err != nil {
 		return c, 0, err
 	}
-	postgres, err := treeSeconds(st.servers.postgres.PID())
+	postgres, err := TreeSeconds(st.servers.Postgres.PID())
 	if err != nil {
 		return c, 0, err
 	}
 	began := time.Now()
-	if err := st.d.launch(); err != nil {
+	if err := st.deployment.Launch(); err != nil {
 		return c, 0, err
 	}
-	if err := st.d.applied(ctx, end); err != nil {
+	if err := st.deployment.AwaitApplied(ctx, end); err != nil {
 		return c, 0, err
 	}
 	rate = float64(n) / time.Since(began).Seconds()
-	own, err := cpuSeconds(st.d.daemon.PID())
+	own, err := ProcessSeconds(st.deployment.Daemon.PID())
 	if err != nil {
 		return c, 0, err
 	}
-	postgresAfter, err := treeSeconds(st.servers.postgres.PID())
+	postgresAfter, err := TreeSeconds(st.servers.Postgres.PID())
 	if err != nil {
 		return c, 0, err
 	}
 	per := float64(n) / 1e6
 	c = cost{Daemon: own / per, Postgres: (postgresAfter - postgres) / per, WAL: (after - before) / float64(n)}
-	return c, rate, st.d.db.exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
+	return c, rate, st.deployment.Database.Exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
 }
 
-// predict asks the command, as a user would.
-func (st *stage) predict(ctx context.Context, u *units) error {
+// comparePredictions asks the command, as a user would.
+func (st *stage) comparePredictions(ctx context.Context, u *unitCosts) error {
 	text, err := json.MarshalIndent(u, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode unit costs: %w", err)
@@ -246,7 +246,7 @@ func (st *stage) predict(ctx context.Context, u *units) error {
 		{"small_fanout_100", 1, 100},
 		{"small_fanout_10", 1, 10},
 	} {
-		measured := st.report.value(p.measured)
+		measured := st.report.Median(p.measured)
 		if measured == 0 {
 			continue // its part was not asked for
 		}
@@ -262,7 +262,7 @@ func (st *stage) predict(ctx context.Context, u *units) error {
 		if err != nil {
 			return fmt.Errorf("read prediction: %w", err)
 		}
-		st.report.add("predicted_"+p.measured, "notifications/s", []float64{predicted}, "measured", measured)
+		st.report.Add("predicted_"+p.measured, "notifications/s", []float64{predicted}, "measured", measured)
 	}
 	return nil
 }
