@@ -8,6 +8,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/report"
 )
 
 const (
@@ -43,7 +47,7 @@ func (st *stage) measureDrain(ctx context.Context) error {
 			rows := float64(c.rows)
 			ours, limit = append(ours, rows/us.Seconds()), append(limit, rows/them.Seconds())
 			st.sayf("%s, run %d of %d: %s rows/s, pg_recvlogical %s rows/s", c.name, run+1, st.opts.runs,
-				Thousands(int64(rows/us.Seconds())), Thousands(int64(rows/them.Seconds())))
+				report.Thousands(int64(rows/us.Seconds())), report.Thousands(int64(rows/them.Seconds())))
 		}
 		st.report.Add(c.name, "rows/s", ours, "pg_recvlogical", limit...)
 	}
@@ -64,7 +68,7 @@ func (st *stage) drainOnce(ctx context.Context, backlog func(context.Context) er
 	if err := backlog(ctx); err != nil {
 		return 0, 0, err
 	}
-	end, err := WriteMark(ctx, st.deployment.Database)
+	end, err := deployment.WriteMark(ctx, st.deployment.Database)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -95,7 +99,7 @@ func (st *stage) timeDaemon(ctx context.Context, end uint64) (time.Duration, err
 		return 0, err
 	}
 	if st.opts.perf != "" {
-		stop, err := StartProfile(st.opts.perf, st.deployment.Daemon.PID())
+		stop, err := contender.StartProfile(st.opts.perf, st.deployment.Daemon.PID())
 		if err != nil {
 			return 0, err
 		}
@@ -113,7 +117,7 @@ func (st *stage) timeDaemon(ctx context.Context, end uint64) (time.Duration, err
 
 func (st *stage) timeRecvlogical(ctx context.Context, end uint64) (time.Duration, error) {
 	began := time.Now()
-	err := RunCommand(ctx, filepath.Join(st.servers.Postgres.BinDir(), "pg_recvlogical"),
+	err := deployment.RunCommand(ctx, filepath.Join(st.servers.Postgres.BinDir(), "pg_recvlogical"),
 		"-d", st.deployment.Database.URL, "--slot", "bench_drain", "--start", "--no-loop", "-F", "0", "-f", "/dev/null",
 		"--endpos", fmt.Sprintf("%X/%X", end>>32, uint32(end)), "-o", "proto_version=1", "-o", "publication_names=dinnerbell")
 	return time.Since(began), err

@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
 )
 
 // measureFanout: one campaign with a large audience, through one lane. Beside it
@@ -18,8 +21,8 @@ func (st *stage) measureFanout(ctx context.Context) error {
 	if err := st.producer.CreateTopics(ctx, topicProduceLimit); err != nil {
 		return err
 	}
-	err := st.runTournament(ctx, "fanout", st.opts.runs, field, func() (*Load, error) {
-		return NewLoad(&st.people, KindLarge, 1, 1, true)
+	err := st.runTournament(ctx, "fanout", st.opts.runs, field, func() (*contender.Load, error) {
+		return contender.NewLoad(&st.people, deployment.KindLarge, 1, 1, true)
 	})
 	if err != nil {
 		return err
@@ -36,8 +39,8 @@ func (st *stage) measureFanout(ctx context.Context) error {
 
 const topicProduceLimit = "bench.produce"
 
-func (st *stage) produceLimit() *ProduceLimit {
-	return &ProduceLimit{Broker: st.broker, Topic: topicProduceLimit}
+func (st *stage) produceLimit() *contender.ProduceLimit {
+	return &contender.ProduceLimit{Broker: st.broker, Topic: topicProduceLimit}
 }
 
 // measureLanes: the same with two campaigns on two lanes at once, beside COPY through
@@ -46,10 +49,14 @@ func (st *stage) measureLanes(ctx context.Context) error {
 	one := []competitor{{name: "dinnerbell, one lane", Contender: st.dinnerbell}}
 	two := []competitor{{name: "dinnerbell, two lanes", Contender: st.dinnerbell}, {name: "copy, two connections", Contender: st.copyLimit}}
 	for range st.opts.runs {
-		if err := st.runTournament(ctx, "lanes", 1, one, func() (*Load, error) { return NewLoad(&st.people, KindLarge, 2, 1, false) }); err != nil {
+		if err := st.runTournament(ctx, "lanes", 1, one, func() (*contender.Load, error) {
+			return contender.NewLoad(&st.people, deployment.KindLarge, 2, 1, false)
+		}); err != nil {
 			return err
 		}
-		if err := st.runTournament(ctx, "lanes", 1, two, func() (*Load, error) { return NewLoad(&st.people, KindLarge, 2, 2, true) }); err != nil {
+		if err := st.runTournament(ctx, "lanes", 1, two, func() (*contender.Load, error) {
+			return contender.NewLoad(&st.people, deployment.KindLarge, 2, 2, true)
+		}); err != nil {
 			return err
 		}
 	}
@@ -66,7 +73,7 @@ func (st *stage) measureSmall(ctx context.Context) error {
 		audience int
 		n        int
 	}{
-		{KindHundred, 100, st.opts.audience / 100}, {KindTen, 10, st.opts.audience / 30},
+		{deployment.KindHundred, 100, st.opts.audience / 100}, {deployment.KindTen, 10, st.opts.audience / 30},
 	} {
 		field := []competitor{
 			{name: "dinnerbell", Contender: st.dinnerbell},
@@ -74,7 +81,7 @@ func (st *stage) measureSmall(ctx context.Context) error {
 			{name: "by_hand", Contender: st.byhand},
 		}
 		what := fmt.Sprintf("audience %d", c.audience)
-		err := st.runTournament(ctx, what, st.opts.runs, field, func() (*Load, error) { return NewLoad(&st.people, c.kind, c.n, 1, true) })
+		err := st.runTournament(ctx, what, st.opts.runs, field, func() (*contender.Load, error) { return contender.NewLoad(&st.people, c.kind, c.n, 1, true) })
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,10 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/report"
 )
 
 // latencyPace is the rate of the second series.
@@ -49,7 +53,7 @@ func (st *stage) measureLatency(ctx context.Context) error {
 			name := fmt.Sprintf("%s_p%.0f_%s", series.name, 100*p, st.kind)
 			values, limits := percentilePerQuarter(series.us, quarters, p), percentilePerQuarter(series.hands, quarters, p)
 			st.report.Add(name, "ms", values, "by_hand", limits...)
-			st.sayf("%s: %.1f ms, by hand %.1f ms", name, Percentile(series.us, p), Percentile(series.hands, p))
+			st.sayf("%s: %.1f ms, by hand %.1f ms", name, report.Percentile(series.us, p), report.Percentile(series.hands, p))
 		}
 	}
 	return nil
@@ -71,7 +75,7 @@ func (st *stage) measureLatencyOf(ctx context.Context, r *latencyRunner, out str
 	if err := r.start(ctx); err != nil {
 		return err
 	}
-	w, err := Watch(ctx, st.broker, out, isolation)
+	w, err := deployment.Watch(ctx, st.broker, out, isolation)
 	if err != nil {
 		return err
 	}
@@ -92,7 +96,7 @@ func (st *stage) measureLatencyOf(ctx context.Context, r *latencyRunner, out str
 }
 
 // sendOneAtATime sends each campaign when the one before was seen whole.
-func (st *stage) sendOneAtATime(ctx context.Context, w *Watcher, topic string, n int) ([]float64, error) {
+func (st *stage) sendOneAtATime(ctx context.Context, w *deployment.Watcher, topic string, n int) ([]float64, error) {
 	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
 		return nil, err
@@ -110,7 +114,7 @@ func (st *stage) sendOneAtATime(ctx context.Context, w *Watcher, topic string, n
 
 // sendTenPerSecond sends campaigns at a fixed pace. A latency counts from when its
 // campaign was due, so that one that holds up the next is not forgotten.
-func (st *stage) sendTenPerSecond(ctx context.Context, w *Watcher, topic string, n int) ([]float64, error) {
+func (st *stage) sendTenPerSecond(ctx context.Context, w *deployment.Watcher, topic string, n int) ([]float64, error) {
 	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
 		return nil, err
@@ -135,7 +139,7 @@ func (st *stage) sendTenPerSecond(ctx context.Context, w *Watcher, topic string,
 
 // traceCampaign sends one campaign and returns the milliseconds from `from` until its
 // last notification was seen.
-func (st *stage) traceCampaign(ctx context.Context, w *Watcher, r *kgo.Record, c *Campaign, from time.Time) (float64, error) {
+func (st *stage) traceCampaign(ctx context.Context, w *deployment.Watcher, r *kgo.Record, c *contender.Campaign, from time.Time) (float64, error) {
 	if err := st.producer.Send(ctx, r); err != nil {
 		return 0, err
 	}
@@ -143,12 +147,12 @@ func (st *stage) traceCampaign(ctx context.Context, w *Watcher, r *kgo.Record, c
 	return milliseconds(at.Sub(from)), err
 }
 
-func (st *stage) smallCampaigns(topic string, n int) (*Load, []*kgo.Record, error) {
-	l, err := NewLoad(&st.people, KindHundred, n, 1, false)
+func (st *stage) smallCampaigns(topic string, n int) (*contender.Load, []*kgo.Record, error) {
+	l, err := contender.NewLoad(&st.people, deployment.KindHundred, n, 1, false)
 	if err != nil {
 		return nil, nil, err
 	}
-	return l, EncodeRecords(topic, l), nil
+	return l, contender.EncodeRecords(topic, l), nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -159,7 +163,7 @@ func percentilePerQuarter(series []float64, n int, p float64) []float64 {
 	out := make([]float64, 0, n)
 	size := len(series) / n
 	for i := range n {
-		out = append(out, Percentile(series[i*size:(i+1)*size], p))
+		out = append(out, report.Percentile(series[i*size:(i+1)*size], p))
 	}
 	return out
 }

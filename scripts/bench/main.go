@@ -26,6 +26,8 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/report"
 )
 
 func main() {
@@ -35,7 +37,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) == 3 && args[0] == BrokerCommand {
+	if len(args) == 3 && args[0] == deployment.BrokerCommand {
 		if err := testenv.ServeBroker(ctx, args[1], args[2]); err != nil {
 			_, _ = fmt.Fprintln(stderr, "bench:", err)
 			return 1
@@ -50,7 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "bench:", err)
 		return 2
 	}
-	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &Report{}}
+	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &report.Report{}}
 	err = s.run(ctx)
 	// What was measured before something went wrong is still worth having.
 	if writeErr := s.report.Write(opts.json, opts.gobench, stdout); writeErr != nil {
@@ -146,11 +148,11 @@ func (o *options) validate() error {
 		}
 	}
 	for _, b := range o.brokers {
-		if b != "kfake" && b != KindKafka {
+		if b != "kfake" && b != deployment.KindKafka {
 			return fmt.Errorf("no broker %q; there are kfake, kafka", b)
 		}
 	}
-	if fixed := NewPopulation(o.audience, 0); o.subscriptions < fixed.Rows() {
+	if fixed := deployment.NewPopulation(o.audience, 0); o.subscriptions < fixed.Rows() {
 		return fmt.Errorf("-subscriptions %d are too few for -audience %d: at least %d", o.subscriptions, o.audience, fixed.Rows())
 	}
 	if o.perf != "" {

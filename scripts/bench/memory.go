@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/usage"
 )
 
 // measureMemory: the daemon's largest resident set, over a start and a campaign to
@@ -12,11 +16,11 @@ func (st *stage) measureMemory(ctx context.Context) (err error) {
 	if err := st.deployment.Stop(); err != nil {
 		return err
 	}
-	kind := KindHuge
+	kind := deployment.KindHuge
 	if _, ok := st.people.Group(kind); !ok {
-		kind = KindLarge
+		kind = deployment.KindLarge
 	}
-	l, err := NewLoad(&st.people, kind, 1, 1, false)
+	l, err := contender.NewLoad(&st.people, kind, 1, 1, false)
 	if err != nil {
 		return err
 	}
@@ -27,7 +31,7 @@ func (st *stage) measureMemory(ctx context.Context) (err error) {
 	if err := st.dinnerbell.Deliver(ctx, l); err != nil {
 		return err
 	}
-	peak, err := PeakRSS(st.deployment.Daemon.PID())
+	peak, err := usage.PeakRSS(st.deployment.Daemon.PID())
 	if err != nil {
 		return err
 	}
@@ -47,9 +51,9 @@ const (
 // different restaurants in turn, where each has to be found anew. Both daemons
 // get the same load in turn.
 func (st *stage) measureFlatness(ctx context.Context) (err error) {
-	small := NewPopulation(flatAudience, 0)
-	small = NewPopulation(flatAudience, max(flatSmall, small.Rows()))
-	d, err := NewDeployment(ctx, st.servers, st.opts.binary, "flat_"+st.kind, st.broker, "flat.", st.producer, &small)
+	small := deployment.NewPopulation(flatAudience, 0)
+	small = deployment.NewPopulation(flatAudience, max(flatSmall, small.Rows()))
+	d, err := deployment.NewDeployment(ctx, st.servers, st.opts.binary, "flat_"+st.kind, st.broker, "flat.", st.producer, &small)
 	if err != nil {
 		return err
 	}
@@ -58,18 +62,18 @@ func (st *stage) measureFlatness(ctx context.Context) (err error) {
 	}()
 	field := []competitor{
 		{name: fmt.Sprint(st.people.Rows()), Contender: st.dinnerbell},
-		{name: fmt.Sprint(small.Rows()), Contender: &Dinnerbell{Deployment: d, Producer: st.producer}},
+		{name: fmt.Sprint(small.Rows()), Contender: &contender.Dinnerbell{Deployment: d, Producer: st.producer}},
 	}
 	// Restaurants of a kind have the same ids in both populations: the groups before
 	// them have as many.
-	err = st.runTournament(ctx, "flatness", st.opts.runs, field, func() (*Load, error) {
-		return NewLoad(&small, KindHundred, st.opts.audience/100, 1, false)
+	err = st.runTournament(ctx, "flatness", st.opts.runs, field, func() (*contender.Load, error) {
+		return contender.NewLoad(&small, deployment.KindHundred, st.opts.audience/100, 1, false)
 	})
 	if err != nil {
 		return err
 	}
 	cost := func(e *competitor) []float64 {
-		return valuesOf(e.samples, func(s Sample) float64 { return s.OwnCPU + s.PostgresCPU })
+		return valuesOf(e.samples, func(s contender.Sample) float64 { return s.OwnCPU + s.PostgresCPU })
 	}
 	st.report.AddRatio("flatness", cost(&field[0]), cost(&field[1]))
 	st.report.Add("flatness_daemon_cpu", "s/million", field[0].cpu(), "small_town", field[1].cpu()...)

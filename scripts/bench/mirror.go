@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/report"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -38,7 +40,7 @@ type tableMirror struct {
 
 // startMirror mirrors the deployment's table through a slot of its own and
 // returns when it streams.
-func startMirror(ctx context.Context, d *Deployment) (*tableMirror, error) {
+func startMirror(ctx context.Context, d *deployment.Deployment) (*tableMirror, error) {
 	dir := filepath.Join(d.Dir, "mirror")
 	store, err := state.Open(dir, state.Options{})
 	if err != nil {
@@ -64,7 +66,7 @@ func startMirror(ctx context.Context, d *Deployment) (*tableMirror, error) {
 }
 
 // stop ends the mirror and removes its slot, which would keep WAL.
-func (m *tableMirror) stop(ctx context.Context, d *Deployment) error {
+func (m *tableMirror) stop(ctx context.Context, d *deployment.Deployment) error {
 	m.cancel()
 	return errors.Join(<-m.done, m.store.Close(), d.Database.DropSlot(ctx, "bench_mirror"))
 }
@@ -86,12 +88,12 @@ func (st *stage) measureMirror(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("cdc_latency: %w", err)
 		}
-		p50, p99 = append(p50, Percentile(commits, 0.50)), append(p99, Percentile(commits, 0.99))
+		p50, p99 = append(p50, report.Percentile(commits, 0.50)), append(p99, report.Percentile(commits, 0.99))
 		barriers, err := st.timeBarriers(ctx, m, max(2*st.opts.samples/runs, 1))
 		if err != nil {
 			return fmt.Errorf("barrier: %w", err)
 		}
-		b50, b99 = append(b50, Percentile(barriers, 0.50)), append(b99, Percentile(barriers, 0.99))
+		b50, b99 = append(b50, report.Percentile(barriers, 0.50)), append(b99, report.Percentile(barriers, 0.99))
 	}
 	st.report.Add("cdc_latency_p50", "ms", p50, "goal", 2)
 	st.report.Add("cdc_latency_p99", "ms", p99, "goal", 10)

@@ -6,6 +6,9 @@ import (
 	"io"
 	"path/filepath"
 	"time"
+
+	"dinnerbell/scripts/bench/report"
+	"dinnerbell/scripts/bench/usage"
 )
 
 // measureRebuild: a new snapshot of all subscriptions, beside a Go client that drains
@@ -29,7 +32,7 @@ func (st *stage) measureRebuild(ctx context.Context) error {
 		}
 		them := time.Since(began).Seconds()
 		ours, limit = append(ours, rows/us), append(limit, rows/them)
-		st.sayf("rebuild, run %d of %d: %s rows/s, draining COPY %s rows/s", run+1, st.opts.runs, Thousands(int64(rows/us)), Thousands(int64(rows/them)))
+		st.sayf("rebuild, run %d of %d: %s rows/s, draining COPY %s rows/s", run+1, st.opts.runs, report.Thousands(int64(rows/us)), report.Thousands(int64(rows/them)))
 	}
 	st.report.Add("rebuild", "rows/s", ours, "copy_to_stdout", limit...)
 	if err := st.measureOnline(ctx); err != nil {
@@ -104,11 +107,11 @@ func (st *stage) measureRestart(ctx context.Context) error {
 	}
 	// The checkpoints of the last minutes hold generations that rebuilds have
 	// replaced.
-	store, err := DiskUsage(filepath.Join(st.deployment.StateDir(), "store"))
+	store, err := usage.DiskUsage(filepath.Join(st.deployment.StateDir(), "store"))
 	if err != nil {
 		return err
 	}
-	all, err := DiskUsage(st.deployment.StateDir())
+	all, err := usage.DiskUsage(st.deployment.StateDir())
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/report"
 )
 
 // suite is one run of the program. For one goroutine.
@@ -13,10 +17,10 @@ type suite struct {
 	opts      options
 	stderr    io.Writer
 	began     time.Time
-	report    *Report
-	servers   *Servers
-	people    Population
-	copyLimit *CopyLimit
+	report    *report.Report
+	servers   *deployment.Servers
+	people    deployment.Population
+	copyLimit *contender.CopyLimit
 }
 
 // sayf reports progress, with the time since the start.
@@ -26,13 +30,13 @@ func (s *suite) sayf(format string, args ...any) {
 
 // run measures what was asked for and takes everything down again.
 func (s *suite) run(ctx context.Context) (err error) {
-	s.people = NewPopulation(s.opts.audience, s.opts.subscriptions)
+	s.people = deployment.NewPopulation(s.opts.audience, s.opts.subscriptions)
 	s.sayf("%s", s.people.String())
-	if s.servers, err = StartServers(ctx); err != nil {
+	if s.servers, err = deployment.StartServers(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.servers.Stop(s.opts.keep)) }()
-	if s.copyLimit, err = NewCopyLimit(ctx, s.servers); err != nil {
+	if s.copyLimit, err = contender.NewCopyLimit(ctx, s.servers); err != nil {
 		return err
 	}
 	for _, broker := range s.opts.brokers {
@@ -48,10 +52,10 @@ type stage struct {
 	*suite
 	kind       string // kfake, kafka
 	broker     string
-	producer   *Producer
-	deployment *Deployment
-	dinnerbell *Dinnerbell
-	byhand     *ByHand
+	producer   *deployment.Producer
+	deployment *deployment.Deployment
+	dinnerbell *contender.Dinnerbell
+	byhand     *contender.ByHand
 }
 
 // measureOnBroker measures everything that has to do with one broker; on real Kafka
@@ -62,7 +66,7 @@ func (s *suite) measureOnBroker(ctx context.Context, kind string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.servers.StopBroker(kind)) }()
-	if st.producer, err = NewProducer(st.broker); err != nil {
+	if st.producer, err = deployment.NewProducer(st.broker); err != nil {
 		return err
 	}
 	defer st.producer.Client.Close()
@@ -71,12 +75,12 @@ func (s *suite) measureOnBroker(ctx context.Context, kind string) (err error) {
 	}
 	s.sayf("filling databases for %s", kind)
 	name := "ours_" + kind
-	if st.deployment, err = NewDeployment(ctx, s.servers, s.opts.binary, name, st.broker, "", st.producer, &s.people); err != nil {
+	if st.deployment, err = deployment.NewDeployment(ctx, s.servers, s.opts.binary, name, st.broker, "", st.producer, &s.people); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.deployment.Stop()) }()
-	st.dinnerbell = &Dinnerbell{Deployment: st.deployment, Producer: st.producer, ProfileDir: s.opts.perf}
-	if st.byhand, err = NewByHand(ctx, s.servers, s.opts.byhand, "byhand_"+kind, st.broker, st.producer, &s.people); err != nil {
+	st.dinnerbell = &contender.Dinnerbell{Deployment: st.deployment, Producer: st.producer, ProfileDir: s.opts.perf}
+	if st.byhand, err = contender.NewByHand(ctx, s.servers, s.opts.byhand, "byhand_"+kind, st.broker, st.producer, &s.people); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.byhand.Stop()) }()
@@ -126,7 +130,7 @@ func (st *stage) runParts(ctx context.Context) error {
 const warmRecords = 2_000_000
 
 func (st *stage) warmBroker(ctx context.Context) error {
-	if st.kind != KindKafka {
+	if st.kind != deployment.KindKafka {
 		return nil
 	}
 	st.sayf("warming %s up", st.kind)
@@ -134,11 +138,11 @@ func (st *stage) warmBroker(ctx context.Context) error {
 	if err := st.producer.CreateTopics(ctx, topic); err != nil {
 		return err
 	}
-	l, err := NewLoad(&st.people, KindLarge, 1, 1, true)
+	l, err := contender.NewLoad(&st.people, deployment.KindLarge, 1, 1, true)
 	if err != nil {
 		return err
 	}
-	p := &ProduceLimit{Broker: st.broker, Topic: topic}
+	p := &contender.ProduceLimit{Broker: st.broker, Topic: topic}
 	records := warmRecords
 	if st.opts.quick {
 		records /= 4

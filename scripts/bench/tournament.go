@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/report"
 )
 
 // runTournament lets contenders take turns: each round, each of them once, in an
 // order that moves on. makeLoad gives each its own campaigns of the same size.
-func (s *suite) runTournament(ctx context.Context, what string, runs int, field []competitor, makeLoad func() (*Load, error)) error {
+func (s *suite) runTournament(ctx context.Context, what string, runs int, field []competitor, makeLoad func() (*contender.Load, error)) error {
 	for round := range runs {
 		for i := range field {
 			e := &field[(i+round)%len(field)]
@@ -15,13 +18,13 @@ func (s *suite) runTournament(ctx context.Context, what string, runs int, field 
 			if err != nil {
 				return err
 			}
-			got, err := Measure(ctx, s.servers, e.Contender, l)
+			got, err := contender.Measure(ctx, s.servers, e.Contender, l)
 			if err != nil {
 				return fmt.Errorf("measure %s of %s: %w", what, e.name, err)
 			}
 			e.samples = append(e.samples, got)
 			s.sayf("%s, run %d of %d: %s %s/s, CPU per million %.2f s own, %.2f s Postgres",
-				what, round+1, runs, e.name, Thousands(int64(got.Rate)), got.OwnCPU, got.PostgresCPU)
+				what, round+1, runs, e.name, report.Thousands(int64(got.Rate)), got.OwnCPU, got.PostgresCPU)
 		}
 	}
 	return nil
@@ -30,18 +33,18 @@ func (s *suite) runTournament(ctx context.Context, what string, runs int, field 
 // competitor is one contender with its results so far.
 type competitor struct {
 	name string
-	Contender
-	samples []Sample
+	contender.Contender
+	samples []contender.Sample
 }
 
 func (e *competitor) rates() []float64 {
-	return valuesOf(e.samples, func(s Sample) float64 { return s.Rate })
+	return valuesOf(e.samples, func(s contender.Sample) float64 { return s.Rate })
 }
 func (e *competitor) cpu() []float64 {
-	return valuesOf(e.samples, func(s Sample) float64 { return s.OwnCPU })
+	return valuesOf(e.samples, func(s contender.Sample) float64 { return s.OwnCPU })
 }
 func (e *competitor) postgresCPU() []float64 {
-	return valuesOf(e.samples, func(s Sample) float64 { return s.PostgresCPU })
+	return valuesOf(e.samples, func(s contender.Sample) float64 { return s.PostgresCPU })
 }
 
 func valuesOf[T any](list []T, f func(T) float64) []float64 {

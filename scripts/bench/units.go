@@ -12,6 +12,11 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/report"
+	"dinnerbell/scripts/bench/usage"
 )
 
 // unitCosts is what `dinnerbell capacity --units` reads; its meaning is documented
@@ -49,20 +54,20 @@ type meters struct {
 }
 
 func (st *stage) readMeters(ctx context.Context) (m meters, err error) {
-	if m.daemon, err = ProcessSeconds(st.deployment.Daemon.PID()); err != nil {
+	if m.daemon, err = usage.ProcessSeconds(st.deployment.Daemon.PID()); err != nil {
 		return m, err
 	}
-	if m.postgres, err = TreeSeconds(st.servers.Postgres.PID()); err != nil {
+	if m.postgres, err = usage.TreeSeconds(st.servers.Postgres.PID()); err != nil {
 		return m, err
 	}
 	broker, dir := st.servers.Kfake.PID, filepath.Join(st.servers.Dir, "kfake")
-	if st.kind == KindKafka {
+	if st.kind == deployment.KindKafka {
 		broker, dir = st.servers.Kafka.PID, filepath.Join(st.servers.Dir, "kafka")
 	}
-	if m.broker, err = ProcessSeconds(broker()); err != nil {
+	if m.broker, err = usage.ProcessSeconds(broker()); err != nil {
 		return m, err
 	}
-	if m.kafka, err = DiskUsage(dir); err != nil {
+	if m.kafka, err = usage.DiskUsage(dir); err != nil {
 		return m, err
 	}
 	err = st.deployment.Database.Conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8, pg_total_relation_size('public.subscribers_feedback')::float8`).Scan(&m.wal, &m.table)
@@ -87,7 +92,7 @@ func (st *stage) measureCost(ctx context.Context, kind string, n int) (c cost, r
 	var all []cost
 	var rates []float64
 	for range st.opts.runs {
-		l, err := NewLoad(&st.people, kind, n, 1, false)
+		l, err := contender.NewLoad(&st.people, kind, n, 1, false)
 		if err != nil {
 			return c, 0, 0, err
 		}
@@ -113,12 +118,12 @@ func (st *stage) measureCost(ctx context.Context, kind string, n int) (c cost, r
 		all, rates = append(all, after.costSince(before, l.Total)), append(rates, float64(l.Total)/took)
 		texts = len(l.Campaigns[0].Content) + len(l.Campaigns[0].Owner) + len(l.Campaigns[0].Contact)
 	}
-	mid := func(f func(cost) float64) float64 { return Median(valuesOf(all, f)) }
+	mid := func(f func(cost) float64) float64 { return report.Median(valuesOf(all, f)) }
 	return cost{
 		Daemon: mid(func(c cost) float64 { return c.Daemon }), Postgres: mid(func(c cost) float64 { return c.Postgres }),
 		Broker: mid(func(c cost) float64 { return c.Broker }), WAL: mid(func(c cost) float64 { return c.WAL }),
 		Table: mid(func(c cost) float64 { return c.Table }), Kafka: mid(func(c cost) float64 { return c.Kafka }),
-	}, Median(rates), texts, nil
+	}, report.Median(rates), texts, nil
 }
 
 // measureUnits measures unit costs on this broker, writes them next to the results,
@@ -127,15 +132,15 @@ func (st *stage) measureCost(ctx context.Context, kind string, n int) (c cost, r
 // per campaign, is taken from those of 100 and of 10.
 func (st *stage) measureUnits(ctx context.Context) error {
 	const hundred, ten = 100, 10
-	large, rate, texts, err := st.measureCost(ctx, KindLarge, 1)
+	large, rate, texts, err := st.measureCost(ctx, deployment.KindLarge, 1)
 	if err != nil {
 		return err
 	}
-	small, _, _, err := st.measureCost(ctx, KindHundred, st.opts.audience/hundred)
+	small, _, _, err := st.measureCost(ctx, deployment.KindHundred, st.opts.audience/hundred)
 	if err != nil {
 		return err
 	}
-	tiny, _, _, err := st.measureCost(ctx, KindTen, st.opts.audience/30)
+	tiny, _, _, err := st.measureCost(ctx, deployment.KindTen, st.opts.audience/30)
 	if err != nil {
 		return err
 	}
@@ -195,11 +200,11 @@ func (st *stage) measureChangeCost(ctx context.Context) (c cost, rate float64, e
 	if err := st.deployment.Database.Conn.QueryRow(ctx, wal).Scan(&after); err != nil {
 		return c, 0, err
 	}
-	end, err := WriteMark(ctx, st.deployment.Database)
+	end, err := deployment.WriteMark(ctx, st.deployment.Database)
 	if err != nil {
 		return c, 0, err
 	}
-	postgres, err := TreeSeconds(st.servers.Postgres.PID())
+	postgres, err := usage.TreeSeconds(st.servers.Postgres.PID())
 	if err != nil {
 		return c, 0, err
 	}
@@ -211,11 +216,11 @@ func (st *stage) measureChangeCost(ctx context.Context) (c cost, rate float64, e
 		return c, 0, err
 	}
 	rate = float64(n) / time.Since(began).Seconds()
-	own, err := ProcessSeconds(st.deployment.Daemon.PID())
+	own, err := usage.ProcessSeconds(st.deployment.Daemon.PID())
 	if err != nil {
 		return c, 0, err
 	}
-	postgresAfter, err := TreeSeconds(st.servers.Postgres.PID())
+	postgresAfter, err := usage.TreeSeconds(st.servers.Postgres.PID())
 	if err != nil {
 		return c, 0, err
 	}

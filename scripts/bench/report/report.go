@@ -1,4 +1,6 @@
-package main
+// Package report collects results, prints them as a table and writes them as JSON
+// and as lines for benchstat.
+package report
 
 import (
 	"encoding/json"

@@ -1,9 +1,15 @@
-package main
+// Package contender delivers the same campaigns in several ways: by the daemon, by
+// the consumer written by hand, and by COPY and produce alone, the limits of
+// Postgres and Kafka.
+package contender
 
 import (
 	"context"
 	"errors"
 	"time"
+
+	"dinnerbell/scripts/bench/deployment"
+	"dinnerbell/scripts/bench/usage"
 )
 
 // Sample is one measured run.
@@ -26,7 +32,7 @@ type Contender interface {
 }
 
 // Measure runs one load through a contender.
-func Measure(ctx context.Context, s *Servers, c Contender, l *Load) (_ Sample, err error) {
+func Measure(ctx context.Context, s *deployment.Servers, c Contender, l *Load) (_ Sample, err error) {
 	if err := c.Prepare(ctx, l); err != nil {
 		return Sample{}, err
 	}
@@ -48,12 +54,12 @@ func Measure(ctx context.Context, s *Servers, c Contender, l *Load) (_ Sample, e
 	return Sample{Rate: float64(l.Total) / took, OwnCPU: (ownAfter - own) / millions, PostgresCPU: (postgresAfter - postgres) / millions}, nil
 }
 
-func cpuSecondsOf(s *Servers, c Contender) (own, postgres float64, err error) {
+func cpuSecondsOf(s *deployment.Servers, c Contender) (own, postgres float64, err error) {
 	if pid := c.PID(); pid != 0 {
-		if own, err = ProcessSeconds(pid); err != nil {
+		if own, err = usage.ProcessSeconds(pid); err != nil {
 			return 0, 0, err
 		}
 	}
-	postgres, err = TreeSeconds(s.Postgres.PID())
+	postgres, err = usage.TreeSeconds(s.Postgres.PID())
 	return own, postgres, err
 }

@@ -1,4 +1,5 @@
-package main
+// Package usage reads how much CPU time, memory and disk something takes.
+package usage
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package main
+package contender
 
 import (
 	"crypto/rand"
@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/workload"
+	"dinnerbell/scripts/bench/deployment"
 )
 
 // Campaign is one input message with its lane and audience.
@@ -42,7 +43,7 @@ type Load struct {
 
 // NewLoad makes n campaigns to the restaurants of a kind, in turn, over lanes.
 // withClients fills in who gets them, for contenders that do not look it up.
-func NewLoad(p *Population, kind string, n, lanes int, withClients bool) (*Load, error) {
+func NewLoad(p *deployment.Population, kind string, n, lanes int, withClients bool) (*Load, error) {
 	g, ok := p.Group(kind)
 	if !ok {
 		return nil, fmt.Errorf("make campaigns: the population has no %s restaurants", kind)

@@ -1,4 +1,4 @@
-package main
+package contender
 
 import (
 	"context"
@@ -14,14 +14,15 @@ import (
 
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/workload"
+	"dinnerbell/scripts/bench/deployment"
 )
 
 // Dinnerbell is dinnerbell as a contender: the real daemon as a process, the clock
 // from the first campaign's produce until the last notification is committed in
 // both sinks.
 type Dinnerbell struct {
-	Deployment *Deployment
-	Producer   *Producer
+	Deployment *deployment.Deployment
+	Producer   *deployment.Producer
 	ProfileDir string // folder for profiles; empty: none
 
 	Records       []*kgo.Record
@@ -54,7 +55,7 @@ func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *Load) error {
 	for lane := range l.Lanes {
 		c := l.Campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(MaxLanes+lane) // of the hundreds
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // of the hundreds
 		st, err := o.Deployment.Status(ctx)
 		if err != nil {
 			return err
@@ -117,7 +118,7 @@ func StartProfile(dir string, pid int) (stop func(), err error) {
 
 // CheckTopic reads the whole topic: each notification once.
 func (o *Dinnerbell) CheckTopic(ctx context.Context) error {
-	records, distinct, err := CountRecords(ctx, o.Deployment.Broker, o.Deployment.NotificationsTopic)
+	records, distinct, err := deployment.CountRecords(ctx, o.Deployment.Broker, o.Deployment.NotificationsTopic)
 	if err != nil {
 		return err
 	}

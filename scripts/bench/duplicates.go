@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"fmt"
+
+	"dinnerbell/scripts/bench/contender"
+	"dinnerbell/scripts/bench/deployment"
 )
 
 // measureDuplicates: both contenders are killed with SIGKILL in the middle of a large
 // campaign and started again. How many notifications are in the topic twice?
 // (None may be missing, in either.)
 func (st *stage) measureDuplicates(ctx context.Context) error {
-	l, err := NewLoad(&st.people, KindLarge, 1, 1, false)
+	l, err := contender.NewLoad(&st.people, deployment.KindLarge, 1, 1, false)
 	if err != nil {
 		return err
 	}
@@ -25,7 +28,7 @@ func (st *stage) measureDuplicates(ctx context.Context) error {
 	return nil
 }
 
-func (st *stage) killOurs(ctx context.Context, l *Load) error {
+func (st *stage) killOurs(ctx context.Context, l *contender.Load) error {
 	if err := st.dinnerbell.Prepare(ctx, l); err != nil {
 		return err
 	}
@@ -47,7 +50,7 @@ func (st *stage) killOurs(ctx context.Context, l *Load) error {
 	return st.dinnerbell.Settle(ctx, l)
 }
 
-func (st *stage) killByHand(ctx context.Context, l *Load) (doubled float64, err error) {
+func (st *stage) killByHand(ctx context.Context, l *contender.Load) (doubled float64, err error) {
 	b := st.byhand
 	if err := b.Prepare(ctx, l); err != nil {
 		return 0, err
@@ -56,7 +59,7 @@ func (st *stage) killByHand(ctx context.Context, l *Load) (doubled float64, err 
 	if err := b.AwaitCommitted(ctx); err != nil {
 		return 0, err
 	}
-	_, distinctBefore, err := CountRecords(ctx, b.Broker, b.NotificationsTopic)
+	_, distinctBefore, err := deployment.CountRecords(ctx, b.Broker, b.NotificationsTopic)
 	if err != nil {
 		return 0, err
 	}
@@ -84,7 +87,7 @@ func (st *stage) killByHand(ctx context.Context, l *Load) (doubled float64, err 
 	if err := b.Settle(ctx, l); err != nil {
 		return 0, err
 	}
-	records, distinct, err := CountRecords(ctx, b.Broker, b.NotificationsTopic)
+	records, distinct, err := deployment.CountRecords(ctx, b.Broker, b.NotificationsTopic)
 	if err != nil {
 		return 0, err
 	}

@@ -1,4 +1,4 @@
-package main
+package deployment
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"dinnerbell/internal/testenv/workload"
+	"dinnerbell/scripts/bench/report"
 )
 
 // Kinds of restaurants.
@@ -93,9 +94,9 @@ func (s *subscriptionCopy) appendRow() {
 
 // String lists the groups.
 func (p *Population) String() string {
-	parts := []string{Thousands(int64(p.Rows())) + " subscriptions:"}
+	parts := []string{report.Thousands(int64(p.Rows())) + " subscriptions:"}
 	for _, g := range p.Groups() {
-		parts = append(parts, fmt.Sprintf("%s×%s (%s)", Thousands(int64(g.Restaurants)), Thousands(int64(g.Audience)), g.Kind))
+		parts = append(parts, fmt.Sprintf("%s×%s (%s)", report.Thousands(int64(g.Restaurants)), report.Thousands(int64(g.Audience)), g.Kind))
 	}
 	return strings.Join(parts, " ")
 }

@@ -1,4 +1,4 @@
-package main
+package contender
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/scripts/bench/deployment"
 )
 
 // copyRows is how many rows one transaction has: what the daemon's steps have.
@@ -20,18 +22,18 @@ const copyRows = 2000
 // as many connections as the daemon has lanes. Its database has no slot, so
 // nothing of it is decoded.
 type CopyLimit struct {
-	servers *Servers
-	db      *Database
+	servers *deployment.Servers
+	db      *deployment.Database
 	conns   []*pgx.Conn
 	chunks  [][][]byte // per lane, per transaction
 }
 
-func NewCopyLimit(ctx context.Context, s *Servers) (*CopyLimit, error) {
+func NewCopyLimit(ctx context.Context, s *deployment.Servers) (*CopyLimit, error) {
 	db, err := s.NewDatabase(ctx, "copy_limit")
 	if err != nil {
 		return nil, err
 	}
-	if err := db.Exec(ctx, FeedbackIndex); err != nil {
+	if err := db.Exec(ctx, deployment.FeedbackIndex); err != nil {
 		return nil, err
 	}
 	return &CopyLimit{servers: s, db: db}, nil
@@ -88,7 +90,7 @@ const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_c
 // encodeChunks encodes campaigns as binary COPY streams of copyRows rows each.
 func encodeChunks(campaigns []Campaign) [][]byte {
 	var chunks [][]byte
-	chunk, rows := []byte(CopySignature), 0
+	chunk, rows := []byte(deployment.CopySignature), 0
 	for i := range campaigns {
 		head := encodeTupleHead(&campaigns[i], time.Now().Unix())
 		for _, client := range campaigns[i].clients {
@@ -96,13 +98,13 @@ func encodeChunks(campaigns []Campaign) [][]byte {
 			chunk = binary.BigEndian.AppendUint32(chunk, uint32(len(client)))
 			chunk = append(chunk, client...)
 			if rows++; rows == copyRows {
-				chunks = append(chunks, append(chunk, CopyTrailer...))
-				chunk, rows = []byte(CopySignature), 0
+				chunks = append(chunks, append(chunk, deployment.CopyTrailer...))
+				chunk, rows = []byte(deployment.CopySignature), 0
 			}
 		}
 	}
 	if rows > 0 {
-		chunks = append(chunks, append(chunk, CopyTrailer...))
+		chunks = append(chunks, append(chunk, deployment.CopyTrailer...))
 	}
 	return chunks
 }

@@ -1,4 +1,4 @@
-package main
+package contender
 
 import (
 	"context"
@@ -10,25 +10,26 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/workload"
+	"dinnerbell/scripts/bench/deployment"
 )
 
 // ByHand is the consumer that one would write instead, as a contender: the
 // clock runs until its rows are committed and its records acknowledged.
 type ByHand struct {
-	servers                            *Servers
+	servers                            *deployment.Servers
 	program                            string
 	Broker                             string
-	Database                           *Database
+	Database                           *deployment.Database
 	dir                                string
 	CampaignsTopic, NotificationsTopic string // topics
-	Producer                           *Producer
+	Producer                           *deployment.Producer
 
-	Process   *Child
+	Process   *deployment.Child
 	Records   []*kgo.Record
 	EndBefore int64 // end of out before the run
 }
 
-func NewByHand(ctx context.Context, s *Servers, program, name, broker string, p *Producer, t *Population) (*ByHand, error) {
+func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker string, p *deployment.Producer, t *deployment.Population) (*ByHand, error) {
 	b := &ByHand{servers: s, program: program, Broker: broker, dir: filepath.Join(s.Dir, name), CampaignsTopic: name + ".campaigns", NotificationsTopic: name + ".notifications", Producer: p}
 	if err := os.MkdirAll(b.dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)
@@ -43,7 +44,7 @@ func NewByHand(ctx context.Context, s *Servers, program, name, broker string, p 
 	}
 	// The index that its look-ups are answered from alone, and, like everybody,
 	// the unique one.
-	for _, sql := range []string{lookUpIndex, FeedbackIndex} {
+	for _, sql := range []string{lookUpIndex, deployment.FeedbackIndex} {
 		if err := b.Database.Exec(ctx, sql); err != nil {
 			return nil, err
 		}
@@ -57,7 +58,7 @@ const lookUpIndex = `CREATE INDEX subscribers_restaurants_look_up ON public.subs
 // Launch starts the process; what is left over in its topic is worked on at once.
 func (b *ByHand) Launch() error {
 	var err error
-	b.Process, err = StartChild(filepath.Join(b.dir, "byhand.log"), b.program, "-postgres", b.Database.URL, "-broker", b.Broker,
+	b.Process, err = deployment.StartChild(filepath.Join(b.dir, "byhand.log"), b.program, "-postgres", b.Database.URL, "-broker", b.Broker,
 		"-campaigns", b.CampaignsTopic, "-notifications", b.NotificationsTopic, "-group", b.CampaignsTopic)
 	return err
 }
@@ -70,7 +71,7 @@ func (b *ByHand) Start(ctx context.Context) error {
 	if err := b.Launch(); err != nil {
 		return err
 	}
-	c, err := newCampaign(workload.RestaurantID(MaxLanes), 0, 100)
+	c, err := newCampaign(workload.RestaurantID(deployment.MaxLanes), 0, 100)
 	if err != nil {
 		return err
 	}
@@ -101,7 +102,7 @@ func (b *ByHand) deliverWarmUp(ctx context.Context, l *Load) error {
 	for lane := range l.Lanes {
 		c := l.Campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(MaxLanes+lane) // of the hundreds
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // of the hundreds
 		records := EncodeRecords(b.CampaignsTopic, &Load{Campaigns: []Campaign{c}})
 		before, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 		if err != nil {
@@ -161,7 +162,7 @@ func (b *ByHand) Stop() error {
 	}
 	c := b.Process
 	b.Process = nil
-	return c.Stop(StopLimit)
+	return c.Stop(deployment.StopLimit)
 }
 
 func (b *ByHand) PID() int { return b.Process.PID() }

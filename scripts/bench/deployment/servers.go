@@ -1,4 +1,6 @@
-package main
+// Package deployment runs the servers of the benchmark, and on them databases,
+// topics and the daemon.
+package deployment
 
 import (
 	"context"
