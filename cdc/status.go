@@ -25,28 +25,28 @@ const (
 
 // Status is a mirror's condition at one moment.
 type Status struct {
-	State         State         `json:"state"`
-	AppliedLSN    id.LSN        `json:"-"`         // visible here
-	DurableLSN    id.LSN        `json:"-"`         // on disk here, and acknowledged
-	LagBytes      int64         `json:"lag_bytes"` // WAL that was not looked at yet, when the server was last asked
-	SlotWALStatus string        `json:"slot_wal_status"`
-	SafeWALSize   int64         `json:"safe_wal_size"`   // bytes until the slot may be lost; -1: no limit
-	SlotHeldBytes int64         `json:"slot_held_bytes"` // WAL that the server keeps for the slot
-	Subscriptions int64         `json:"subscriptions"`
-	FreshnessMS   float64       `json:"freshness_ms"` // what the last barrier took
-	Snapshot      CopyProgress  `json:"-"`            // of the last one, or the one under way
-	Snapshots     int64         `json:"snapshots"`    // begun since the start
-	Reconnects    int64         `json:"reconnects"`
-	Failovers     int64         `json:"failovers"` // promoted servers that were followed without a snapshot
-	Nudges        int64         `json:"nudges"`    // transactions that barriers needed
-	BadIDs        int64         `json:"bad_ids"`   // values that cannot be ids and were taken as NULL
-	NullIDs       int64         `json:"null_ids"`
-	LastError     string        `json:"last_error,omitempty"`
-	RebuildReason string        `json:"rebuild_reason,omitempty"` // of the last snapshot
-	Halted        *halt.Error   `json:"halted,omitempty"`
-	Since         time.Duration `json:"-"` // in State
-	Work          *Work         `json:"-"` // a rebuild or verification beside the stream
-	Checkpoint    Checkpoint    `json:"-"`
+	State         State
+	AppliedLSN    id.LSN // visible here
+	DurableLSN    id.LSN // on disk here, and acknowledged
+	LagBytes      int64  // WAL that was not looked at yet, when the server was last asked
+	SlotWALStatus string
+	SafeWALSize   int64 // bytes until the slot may be lost; -1: no limit
+	SlotHeldBytes int64 // WAL that the server keeps for the slot
+	Subscriptions int64
+	FreshnessMS   float64      // what the last barrier took
+	Snapshot      CopyProgress // of the last one, or the one under way
+	Snapshots     int64        // begun since the start
+	Reconnects    int64
+	Failovers     int64 // promoted servers that were followed without a snapshot
+	Nudges        int64 // transactions that barriers needed
+	BadIDs        int64 // values that cannot be ids and were taken as NULL
+	NullIDs       int64
+	LastError     string
+	RebuildReason string // of the last snapshot
+	Halted        *halt.Error
+	Since         time.Duration // in State
+	Work          *Work         // a rebuild or verification beside the stream
+	Checkpoint    Checkpoint
 }
 
 // stats are the numbers behind Status. Each has one writer or is a counter.

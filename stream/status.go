@@ -22,19 +22,19 @@ const (
 // LaneStatus is one lane as this daemon sees it. Decided and Shipped are the
 // step numbers P and K.
 type LaneStatus struct {
-	Partition  int32     `json:"partition"`
-	Epoch      int64     `json:"epoch"`
-	Decided    int64     `json:"decided"`
-	Shipped    int64     `json:"shipped"`
-	NextOffset int64     `json:"next_offset"`
-	State      LaneState `json:"state"`
+	Partition  int32
+	Epoch      int64
+	Decided    int64
+	Shipped    int64
+	NextOffset int64
+	State      LaneState
 	// WaitingForFreshness: campaigns are held until the subscriptions have caught up.
-	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
+	WaitingForFreshness bool
 	// HeldByTransaction says which open transaction of another producer keeps
 	// campaigns from being read.
-	HeldByTransaction string      `json:"held_by_transaction,omitempty"`
-	LastError         string      `json:"last_error,omitempty"`
-	Halted            *halt.Error `json:"halted,omitempty"`
+	HeldByTransaction string
+	LastError         string
+	Halted            *halt.Error
 }
 
 // Status is the stream at one moment. Campaigns live (those that wait to
@@ -45,14 +45,14 @@ type Status struct {
 	Assigned  bool // the group has answered at least once
 	Lanes     []LaneStatus
 	Campaigns struct {
-		Live      int64 `json:"live"`
-		Scheduled int64 `json:"scheduled"`
-		Expired   int64 `json:"expired"`
-		Dead      int64 `json:"dead"`
+		Live      int64
+		Scheduled int64
+		Expired   int64
+		Dead      int64
 	}
 	Notifications struct {
-		Decided int64 `json:"decided"`
-		Shipped int64 `json:"shipped"`
+		Decided int64
+		Shipped int64
 	}
 	Counts    // since the service was made
 	LastError string
