@@ -82,6 +82,11 @@ func (k *columnKinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger i
 	return dst
 }
 
+// copySize bounds the bytes of the clients' rows, close enough to allocate by.
+func (w *wire) copySize(clients *id.List) int {
+	return clients.Len()*(len(w.copyHead)+4) + 3*len(clients.Bytes())
+}
+
 // appendTuple appends one feedback row to a binary COPY stream.
 func (w *wire) appendTuple(dst []byte, client id.ID) []byte {
 	dst = append(dst, w.copyHead...)

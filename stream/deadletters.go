@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -98,9 +97,9 @@ func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) erro
 	return nil
 }
 
-// newDeadLetter reads what deadLetter.record has written. A record of somebody
-// else has no reason and comes from nowhere; nor does one that cannot be read,
-// whose reason is that.
+// newDeadLetter reads a record of the dead-letter topic. A record of another
+// producer keeps its time and has neither reason nor topic; a record that cannot
+// be read has the cause as its reason, and no topic.
 func newDeadLetter(r *topic.Record) *DeadLetter {
 	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: time.UnixMilli(r.Time), Key: r.Key, Value: r.Value}
 	switch {
@@ -111,35 +110,14 @@ func newDeadLetter(r *topic.Record) *DeadLetter {
 		d.Reason = fmt.Sprintf("the record takes %d bytes", r.Size)
 		return d
 	}
-	var headers []kgo.RecordHeader
-	r.EachHeader(func(key string, value []byte) { headers = append(headers, kgo.RecordHeader{Key: key, Value: value}) })
-	own := []struct {
-		key string
-		to  func(string) error
-	}{
-		{"reason", func(v string) error { d.Reason = v; return nil }},
-		{"topic", func(v string) error { d.Topic = v; return nil }},
-		{"partition", func(v string) error {
-			n, err := strconv.ParseInt(v, 10, 32)
-			d.From = int32(n)
-			return err
-		}},
-		{"offset", func(v string) (err error) { d.FromAt, err = strconv.ParseInt(v, 10, 64); return err }},
-		{"timestamp", func(v string) error {
-			n, err := strconv.ParseInt(v, 10, 64)
-			d.Time = time.UnixMilli(n)
-			return err
-		}},
+	var headers []header
+	r.EachHeader(func(key string, value []byte) { headers = append(headers, header{key: key, value: value}) })
+	var letter deadLetter
+	if letter.readLetterHeaders(headers) {
+		d.Time, d.Topic, d.From, d.FromAt, d.Reason, d.Truncated = time.UnixMilli(letter.timestamp), letter.topic, letter.partition, letter.offset, letter.reason, letter.truncated()
 	}
-	for i, o := range own {
-		if i >= len(headers) || headers[i].Key != o.key || o.to(string(headers[i].Value)) != nil {
-			d.Topic, d.headers = "", headers
-			return d
-		}
-	}
-	d.headers = headers[len(own):]
-	if n := len(d.headers); n > 0 && d.headers[n-1].Key == "truncated" {
-		d.Truncated = string(d.headers[n-1].Value)
+	for _, h := range letter.headers {
+		d.headers = append(d.headers, kgo.RecordHeader{Key: h.key, Value: h.value})
 	}
 	return d
 }

@@ -363,7 +363,7 @@ func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
 		switch {
 		case n > campaign.MaxIDBytes:
 			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", campaign.MaxIDBytes)
-		case 6*l.Size()+9*n+headroom > d.claim.limits.record && render(l.Campaign, 0).recordSize(n)+headroom > d.claim.limits.record:
+		case 6*l.Size()+9*n+overhead > d.claim.limits.record && render(l.Campaign, 0).recordSize(n)+overhead > d.claim.limits.record:
 			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.record, d.cfg.Kafka.Notifications)
 		}
 		return d.claim.table.refusesClient(id)

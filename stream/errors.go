@@ -4,9 +4,6 @@ import "errors"
 
 // Sentinels of the package.
 var (
-	// ErrOutboxCorrupt marks an outbox row whose bytes are not what was written.
-	ErrOutboxCorrupt = errors.New("outbox payload is damaged")
-
 	// errTakenOver ends a session: another owner has moved the lane's epoch or
 	// seq. Safe at any time; the lane belongs to whoever took it.
 	errTakenOver = errors.New("lane was taken over by another owner")

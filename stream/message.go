@@ -79,9 +79,9 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 	if err != nil {
 		return nil, err
 	}
-	size := 6*c.Size() + headroom // escapes make a text six times as long at most
+	size := 6*c.Size() + overhead // escapes make a text six times as long at most
 	if size > p.limit {
-		size = render(c, 0).recordSize(0) + headroom
+		size = render(c, 0).recordSize(0) + overhead
 	}
 	if size > p.limit {
 		return nil, fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, p.topic, p.limit)

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 
@@ -25,6 +26,9 @@ const (
 	payloadVersion = 1
 )
 
+// ErrCorrupt marks an outbox row whose bytes are not what was written.
+var ErrCorrupt = errors.New("outbox payload is damaged")
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // segment is one campaign's share of a step.
@@ -43,25 +47,6 @@ func (s *segment) rendered() *wire {
 	return s.wire
 }
 
-// deadLetter is one refused message, value untouched.
-type deadLetter struct {
-	topic     string
-	partition int32
-	offset    int64
-	timestamp int64 // milliseconds, as the record carried it
-	reason    string
-	key       []byte // nil and empty differ in Kafka
-	value     []byte
-	headers   []header
-
-	clients int64 // it names so many clients who were left out, and refuses no message; not stored
-}
-
-type header struct {
-	key   string
-	value []byte
-}
-
 // payload is the decoded form of an outbox row.
 type payload struct {
 	seq      int64
@@ -74,6 +59,42 @@ func (p *payload) notifications() int {
 	n := 0
 	for i := range p.segments {
 		n += p.segments[i].clients.Len()
+	}
+	return n
+}
+
+// add appends one client, to the last segment if it is of the same decision.
+func (p *payload) add(c campaign.Campaign, trigger int64, client string) error {
+	packed, err := id.Pack(client)
+	if err != nil {
+		return fmt.Errorf("client id %q: %w", client, err)
+	}
+	if n := len(p.segments); n == 0 || *p.segments[n-1].campaign != c || p.segments[n-1].trigger != trigger {
+		p.segments = append(p.segments, segment{campaign: &c, trigger: trigger, clients: &id.List{}})
+	}
+	p.segments[len(p.segments)-1].clients.Append(packed)
+	return nil
+}
+
+// refusedMessages counts the dead letters that stand for a message.
+func (p *payload) refusedMessages() (n int64) {
+	for i := range p.dead {
+		if p.dead[i].clients == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// size is the bytes that the payload's records take, close enough to allocate by.
+func (p *payload) size() int {
+	n := 0
+	for i := range p.segments {
+		seg := &p.segments[i]
+		n += seg.clients.Len()*seg.rendered().recordSize(0) + 3*len(seg.clients.Bytes())*2
+	}
+	for i := range p.dead {
+		n += p.dead[i].weight()
 	}
 	return n
 }
@@ -118,22 +139,6 @@ func (s *segment) encode(dst []byte) []byte {
 	return appendBytes(dst, s.clients.Bytes())
 }
 
-func (d *deadLetter) encode(dst []byte) []byte {
-	for _, n := range []int64{int64(d.partition), d.offset, d.timestamp} {
-		dst = binary.AppendVarint(dst, n)
-	}
-	dst = appendBytes(dst, d.reason)
-	dst = appendBytes(dst, d.topic)
-	dst = appendNullable(dst, d.key)
-	dst = appendNullable(dst, d.value)
-	dst = binary.AppendUvarint(dst, uint64(len(d.headers)))
-	for _, h := range d.headers {
-		dst = appendBytes(dst, h.key)
-		dst = appendNullable(dst, h.value)
-	}
-	return dst
-}
-
 func appendBytes[T string | []byte](dst []byte, b T) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
 }
@@ -146,17 +151,17 @@ func appendNullable(dst, b []byte) []byte {
 }
 
 // decodePayload reads a stored payload. A wrong checksum or a short body is an
-// error that wraps ErrOutboxCorrupt: such a row is never shipped.
+// error that wraps ErrCorrupt: such a row is never shipped.
 func decodePayload(seq int64, b []byte) (*payload, error) {
 	if len(b) < len(payloadMagic)+1+4 || string(b[:len(payloadMagic)]) != payloadMagic {
-		return nil, fmt.Errorf("decode outbox row %d: %w: no payload", seq, ErrOutboxCorrupt)
+		return nil, fmt.Errorf("decode outbox row %d: %w: no payload", seq, ErrCorrupt)
 	}
 	if v := b[len(payloadMagic)]; v != payloadVersion {
 		return nil, fmt.Errorf("decode outbox row %d: payload version %d was written by another version of dinnerbell; this one reads %d", seq, v, payloadVersion)
 	}
 	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
 	if crc32.Checksum(body, castagnoli) != sum {
-		return nil, fmt.Errorf("decode outbox row %d: %w: checksum does not match", seq, ErrOutboxCorrupt)
+		return nil, fmt.Errorf("decode outbox row %d: %w: checksum does not match", seq, ErrCorrupt)
 	}
 	r := reader{b: body[len(payloadMagic)+1:]}
 	p := &payload{seq: seq}
@@ -170,70 +175,9 @@ func decodePayload(seq int64, b []byte) (*payload, error) {
 		r.err = fmt.Errorf("%d bytes too many", len(r.b))
 	}
 	if r.err != nil {
-		return nil, fmt.Errorf("decode outbox row %d: %w: %w", seq, ErrOutboxCorrupt, r.err)
+		return nil, fmt.Errorf("decode outbox row %d: %w: %w", seq, ErrCorrupt, r.err)
 	}
 	return p, nil
-}
-
-// reader takes values off the front of b; the first error stays and makes all
-// later reads return zero values.
-type reader struct {
-	b   []byte
-	err error
-}
-
-func (r *reader) fail() { r.b, r.err = nil, fmt.Errorf("short payload") }
-
-func (r *reader) count() int {
-	n, w := binary.Uvarint(r.b)
-	if r.err != nil || w <= 0 || n > uint64(len(r.b)) {
-		if r.err == nil {
-			r.fail()
-		}
-		return 0
-	}
-	r.b = r.b[w:]
-	return int(n)
-}
-
-func (r *reader) varint() int64 {
-	n, w := binary.Varint(r.b)
-	if r.err != nil || w <= 0 {
-		if r.err == nil {
-			r.fail()
-		}
-		return 0
-	}
-	r.b = r.b[w:]
-	return n
-}
-
-func (r *reader) bytes() []byte {
-	n := r.count()
-	if r.err != nil || n > len(r.b) {
-		if r.err == nil {
-			r.fail()
-		}
-		return nil
-	}
-	out := r.b[:n:n]
-	r.b = r.b[n:]
-	return out
-}
-
-func (r *reader) nullable() []byte {
-	if r.err != nil || len(r.b) == 0 {
-		if r.err == nil {
-			r.fail()
-		}
-		return nil
-	}
-	present := r.b[0] != 0
-	r.b = r.b[1:]
-	if !present {
-		return nil
-	}
-	return append([]byte{}, r.bytes()...)
 }
 
 func (r *reader) segment() segment {
@@ -256,15 +200,4 @@ func (r *reader) segment() segment {
 		packed = rest
 	}
 	return s
-}
-
-func (r *reader) deadLetter() deadLetter {
-	var d deadLetter
-	d.partition, d.offset, d.timestamp = int32(r.varint()), r.varint(), r.varint()
-	d.reason, d.topic = string(r.bytes()), string(r.bytes())
-	d.key, d.value = r.nullable(), r.nullable()
-	for range r.count() {
-		d.headers = append(d.headers, header{key: string(r.bytes()), value: r.nullable()})
-	}
-	return d
 }

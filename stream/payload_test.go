@@ -14,12 +14,12 @@ func samplePayload(t testing.TB) *payload {
 	t.Helper()
 	a, b := &id.List{}, &id.List{}
 	for i := range 3 {
-		a.Append(packID(t, fmt.Sprintf("223e4567-e89b-12d3-a456-42661417400%d", i)))
-		b.Append(packID(t, fmt.Sprintf("клиент %d", i)))
+		a.Append(packText(t, fmt.Sprintf("223e4567-e89b-12d3-a456-42661417400%d", i)))
+		b.Append(packText(t, fmt.Sprintf("клиент %d", i)))
 	}
 	return &payload{seq: 9,
 		segments: []segment{
-			{campaign: example(), trigger: 1700000000, clients: a},
+			{campaign: contractCampaign(), trigger: 1700000000, clients: a},
 			{campaign: &campaign.Campaign{RestaurantID: "r", ID: "c", Start: 1, End: 2}, trigger: 1700000001, clients: b},
 		},
 		dead: []deadLetter{
@@ -57,7 +57,7 @@ func TestDamagedPayloadIsRefused(t *testing.T) {
 		if _, err := decodePayload(1, bad); err == nil {
 			t.Errorf("byte %d flipped: accepted", i)
 		}
-		if _, err := decodePayload(1, good[:i]); !errors.Is(err, ErrOutboxCorrupt) {
+		if _, err := decodePayload(1, good[:i]); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("cut to %d bytes: %v", i, err)
 		}
 	}

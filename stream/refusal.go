@@ -180,16 +180,6 @@ func (l *live) letter(reason string, value []byte, mark header) deadLetter {
 	return deadLetter{partition: l.from.Lane, offset: l.from.Offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
 }
 
-// refusedMessages counts the dead letters that stand for a message.
-func (p *payload) refusedMessages() (n int64) {
-	for i := range p.dead {
-		if p.dead[i].clients == 0 {
-			n++
-		}
-	}
-	return n
-}
-
 // payload is what the step ships if every client of it was new and the table takes
 // every row, with the letters of those that were left out before.
 func (m *letterMaker) payload(st *step) *payload {

@@ -4,31 +4,11 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"testing"
-
-	"dinnerbell/state/id"
-	"dinnerbell/stream/campaign"
 )
 
-func packID(t testing.TB, text string) id.ID {
-	t.Helper()
-	id, err := id.Pack(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
-// example is the campaign of the contract.
-func example() *campaign.Campaign {
-	return &campaign.Campaign{
-		RestaurantID: "123e4567-e89b-12d3-a456-426614174000", ID: "123e4567-e89b-12d3-a456-426614174003", Content: "first campaign",
-		Owner: "Ivanov Ivan Ivanovich", OwnerContact: "iiivanov@restaurant.ru", Start: 1659203516, End: 2659207116, Created: 1659131516,
-	}
-}
-
 func TestRecordOfTheContractsExample(t *testing.T) {
-	w := render(example(), 1659304828)
-	b, keyEnd, valueEnd := w.appendRecord(nil, packID(t, "223e4567-e89b-12d3-a456-426614174000"))
+	w := render(contractCampaign(), 1659304828)
+	b, keyEnd, valueEnd := w.appendRecord(nil, packText(t, "223e4567-e89b-12d3-a456-426614174000"))
 	if key := string(b[:keyEnd]); key != "123e4567-e89b-12d3-a456-426614174003:223e4567-e89b-12d3-a456-426614174000" {
 		t.Errorf("key %s", key)
 	}
@@ -39,7 +19,7 @@ func TestRecordOfTheContractsExample(t *testing.T) {
 }
 
 func TestRecordEscapes(t *testing.T) {
-	c := example()
+	c := contractCampaign()
 	c.ID, c.Content = "50%:off", "a \"b\" <c> \n й"
 	for _, c2 := range []struct{ client, key string }{
 		{"plain", "50%25%3Aoff:plain"},
@@ -47,7 +27,7 @@ func TestRecordEscapes(t *testing.T) {
 		{`q"u\o` + "\n", "50%25%3Aoff:" + `q"u\o` + "\n"},
 		{"клиент", "50%25%3Aoff:клиент"},
 	} {
-		b, keyEnd, valueEnd := render(c, 7).appendRecord([]byte("before"), packID(t, c2.client))
+		b, keyEnd, valueEnd := render(c, 7).appendRecord([]byte("before"), packText(t, c2.client))
 		if key := string(b[len("before"):keyEnd]); key != c2.key {
 			t.Errorf("key %q, want %q", key, c2.key)
 		}
@@ -70,9 +50,9 @@ func TestKeysDoNotCollide(t *testing.T) {
 	ids := []string{"a", "b", "a:b", "b:a", ":", "%3A", "%", "a%3Ab", "%25"}
 	for _, campaign := range ids {
 		for _, client := range ids {
-			c := example()
+			c := contractCampaign()
 			c.ID = campaign
-			b, keyEnd, _ := render(c, 1).appendRecord(nil, packID(t, client))
+			b, keyEnd, _ := render(c, 1).appendRecord(nil, packText(t, client))
 			if other, ok := seen[string(b[:keyEnd])]; ok {
 				t.Errorf("(%s, %s) and %v share the key %s", campaign, client, other, b[:keyEnd])
 			}
@@ -82,7 +62,7 @@ func TestKeysDoNotCollide(t *testing.T) {
 }
 
 func TestTupleHasTenFields(t *testing.T) {
-	b := contractKinds.render(example(), 1659304828).appendTuple(nil, packID(t, "client"))
+	b := contractKinds.render(contractCampaign(), 1659304828).appendTuple(nil, packText(t, "client"))
 	if n := binary.BigEndian.Uint16(b); n != 10 {
 		t.Fatalf("%d fields", n)
 	}
@@ -100,7 +80,7 @@ func TestTupleHasTenFields(t *testing.T) {
 
 // The hot encoders may not allocate per client.
 func TestEncodersDoNotAllocate(t *testing.T) {
-	w, id := contractKinds.render(example(), 1), packID(t, "223e4567-e89b-12d3-a456-426614174000")
+	w, id := contractKinds.render(contractCampaign(), 1), packText(t, "223e4567-e89b-12d3-a456-426614174000")
 	buf := make([]byte, 0, 4096)
 	if n := testing.AllocsPerRun(100, func() { w.appendTuple(buf, id) }); n != 0 {
 		t.Errorf("appendTuple: %v allocations", n)
@@ -111,7 +91,7 @@ func TestEncodersDoNotAllocate(t *testing.T) {
 }
 
 func BenchmarkAppendRecord(b *testing.B) {
-	w, id := contractKinds.render(example(), 1), packID(b, "223e4567-e89b-12d3-a456-426614174000")
+	w, id := contractKinds.render(contractCampaign(), 1), packText(b, "223e4567-e89b-12d3-a456-426614174000")
 	buf := make([]byte, 0, 4096)
 	b.ReportAllocs()
 	for b.Loop() {

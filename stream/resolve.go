@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/halt"
-	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 )
 
@@ -160,7 +159,7 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, 
 	_, err = pgx.ForEachRow(rows, []any{&seq, &b}, func() error {
 		p, err := decodePayload(seq, b)
 		switch {
-		case errors.Is(err, ErrOutboxCorrupt):
+		case errors.Is(err, ErrCorrupt):
 			r.say("step %d of the outbox cannot be read and is given up", seq)
 			return nil
 		case err == nil && seq > r.claim.shipped:
@@ -280,18 +279,5 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 		return fmt.Errorf("send notifications again: %w", err)
 	}
 	r.say("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.cfg.Kafka.Notifications)
-	return nil
-}
-
-// add appends one client, to the last segment if it is of the same decision.
-func (p *payload) add(c campaign.Campaign, trigger int64, client string) error {
-	packed, err := id.Pack(client)
-	if err != nil {
-		return fmt.Errorf("client id %q: %w", client, err)
-	}
-	if n := len(p.segments); n == 0 || *p.segments[n-1].campaign != c || p.segments[n-1].trigger != trigger {
-		p.segments = append(p.segments, segment{campaign: &c, trigger: trigger, clients: &id.List{}})
-	}
-	p.segments[len(p.segments)-1].clients.Append(packed)
 	return nil
 }

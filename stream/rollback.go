@@ -103,7 +103,7 @@ func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
 		}
 		return decodePayload(seq, b)
 	})
-	if errors.Is(err, ErrOutboxCorrupt) {
+	if errors.Is(err, ErrCorrupt) {
 		return nil, c.halt(fmt.Sprintf("%s: %v", c.t.outbox, err))
 	}
 	if err != nil {

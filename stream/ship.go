@@ -1,13 +1,10 @@
 package stream
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -163,19 +160,6 @@ func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 	return false, nil
 }
 
-// size is the bytes that the payload's records take, close enough to allocate by.
-func (p *payload) size() int {
-	n := 0
-	for i := range p.segments {
-		seg := &p.segments[i]
-		n += seg.clients.Len()*seg.rendered().recordSize(0) + 3*len(seg.clients.Bytes())*2
-	}
-	for i := range p.dead {
-		n += p.dead[i].weight()
-	}
-	return n
-}
-
 // ship produces the records of a batch and, last, the progress record, in one
 // transaction. It returns nil only if the commit was acknowledged.
 func (s *shipper) ship(ctx context.Context, batch []*payload, out *outbound) error {
@@ -275,62 +259,7 @@ func (s *shipper) produce(ctx context.Context, p *payload, out *outbound, result
 		}
 	}
 	for i := range p.dead {
-		s.claim.client.Produce(ctx, p.dead[i].record(s.claim.cfg.Kafka.DeadLetters), result.note)
-	}
-}
-
-// record is the dead letter as it is produced: the refused key and value
-// untouched; reason, topic, partition, offset and timestamp (milliseconds) in
-// headers, before those that the message came with. The record's own timestamp
-// is a new one: brokers refuse timestamps far from now, and a producer's clock
-// must not stop the lane.
-func (d *deadLetter) record(topic string) *kgo.Record {
-	r := &kgo.Record{Topic: topic, Key: d.key, Value: d.value, Headers: []kgo.RecordHeader{
-		{Key: "reason", Value: []byte(d.reason)},
-		{Key: "topic", Value: []byte(d.topic)},
-		{Key: "partition", Value: strconv.AppendInt(nil, int64(d.partition), 10)},
-		{Key: "offset", Value: strconv.AppendInt(nil, d.offset, 10)},
-		{Key: "timestamp", Value: strconv.AppendInt(nil, d.timestamp, 10)},
-	}}
-	for _, h := range d.headers {
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.key, Value: h.value})
-	}
-	return r
-}
-
-// weight is about what the dead letter takes, in memory and as a record.
-func (d *deadLetter) weight() int {
-	n := headroom + len(d.reason) + len(d.topic) + len(d.key) + len(d.value)
-	for _, h := range d.headers {
-		n += headerRoom + len(h.key) + len(h.value)
-	}
-	return n
-}
-
-// headerRoom is what a header costs beside key and value.
-const headerRoom = 64
-
-// reasonRoom is what a reason may take: some quote the message.
-const reasonRoom = 1 << 10
-
-// fit cuts what the dead-letter topic would not take: it must not stop
-// the lane. A header says what was cut. limit is what the topic
-// accepts, size is that of the whole value;
-// headersLeft tells that d does not have all headers of the message.
-func (d *deadLetter) fit(limit, size int, headersLeft bool) {
-	d.reason = strings.ToValidUTF8(d.reason[:min(len(d.reason), reasonRoom)], "")
-	cut := ""
-	if headersLeft || d.weight()-len(d.value)/2 > limit { // it is the key or the headers that are large
-		cut = ", without its key and headers"
-		d.headers, d.key = nil, nil
-	}
-	const note = 128
-	if room := limit - d.weight(); room < 0 {
-		d.value = d.value[:max(0, len(d.value)+room-note)]
-	}
-	if cut != "" || len(d.value) < size {
-		d.value = bytes.Clone(d.value) // the rest is not held for it
-		d.headers = append(d.headers, header{key: "truncated", value: fmt.Appendf(nil, "%d of %d bytes%s", len(d.value), size, cut)})
+		s.claim.client.Produce(ctx, deadLetterRecord(&p.dead[i], s.claim.cfg.Kafka.DeadLetters), result.note)
 	}
 }
 
@@ -342,4 +271,16 @@ func (s *shipper) shippedUpTo(batch []*payload) {
 	case s.shipped.advanced <- struct{}{}:
 	default:
 	}
+}
+
+// deadLetterRecord is the dead letter as it is produced: the refused key and value
+// untouched; what refused it, and where it came from, in headers before those that
+// the message came with. The record's own timestamp is a new one: brokers refuse
+// timestamps far from now, and a producer's clock must not stop the lane.
+func deadLetterRecord(d *deadLetter, topic string) *kgo.Record {
+	r := &kgo.Record{Topic: topic, Key: d.key, Value: d.value}
+	for _, h := range d.letterHeaders() {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.key, Value: h.value})
+	}
+	return r
 }

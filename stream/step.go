@@ -182,7 +182,7 @@ func (st *step) seal(now int64) {
 	size := 0
 	for _, p := range st.picks {
 		p.wire = st.table.kinds.render(p.live.Campaign, now)
-		size += p.clients.Len()*(len(p.wire.copyHead)+4) + 3*len(p.clients.Bytes())
+		size += p.wire.copySize(p.clients)
 	}
 	var frames copyFrames
 	frames.begin(st.copyData, size)

@@ -13,10 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// headroom is what a record and its batch cost beside key and value: batch
-// header 61 bytes, record header and lengths, with margin.
-const headroom = 512
-
 // SetupTopics creates the topics that are missing and gives the progress topic
 // as many partitions as the campaigns topic has. It says what it did, one line
 // each. Safe to repeat.

@@ -209,7 +209,7 @@ func (w *world) records() []note {
 		if err := json.Unmarshal(r.Value, &v); err != nil {
 			w.Fatalf("record %s: %v", r.Value, err)
 		}
-		if key := keyEscaper.Replace(v.ID) + ":" + keyEscaper.Replace(v.Client); string(r.Key) != key {
+		if key := escapeKey.Replace(v.ID) + ":" + escapeKey.Replace(v.Client); string(r.Key) != key {
 			w.Errorf("record of %s has key %s", key, r.Key)
 		}
 		out = append(out, note{campaign.Campaign{
@@ -294,3 +294,5 @@ func clients(prefix string, n int) []string {
 	}
 	return out
 }
+
+var escapeKey = strings.NewReplacer("%", "%25", ":", "%3A")
