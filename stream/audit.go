@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -137,7 +138,7 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 }
 
 // snapshot reads P, the outbox and the matching feedback rows' count as of one moment.
-func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*payload, err error) {
+func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*record.Payload, err error) {
 	err = pgx.BeginTxFunc(ctx, a.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
 			return fmt.Errorf("read %s: %w", a.t.lane, err)
@@ -146,24 +147,24 @@ func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*pa
 		if err != nil {
 			return fmt.Errorf("read %s: %w", a.t.outbox, err)
 		}
-		outbox, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*payload, error) {
+		outbox, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record.Payload, error) {
 			var seq int64
 			var b []byte
 			if err := row.Scan(&seq, &b); err != nil {
 				return nil, err
 			}
-			return decodePayload(seq, b)
+			return record.DecodePayload(seq, b)
 		})
 		return err
 	})
 	return p, outbox, err
 }
 
-func (a *audit) contiguous(lane int32, k, p int64, outbox []*payload) {
+func (a *audit) contiguous(lane int32, k, p int64, outbox []*record.Payload) {
 	next := p + 1 - int64(len(outbox))
 	for _, o := range outbox {
-		if o.seq != next {
-			a.say(lane, false, "the outbox holds step %d where %d belongs; it must be contiguous up to P %d", o.seq, next, p)
+		if o.Seq != next {
+			a.say(lane, false, "the outbox holds step %d where %d belongs; it must be contiguous up to P %d", o.Seq, next, p)
 			return
 		}
 		next++
@@ -172,19 +173,19 @@ func (a *audit) contiguous(lane int32, k, p int64, outbox []*payload) {
 }
 
 // feedback looks every client of the outbox up in the feedback table.
-func (a *audit) feedback(ctx context.Context, lane int32, outbox []*payload) error {
+func (a *audit) feedback(ctx context.Context, lane int32, outbox []*record.Payload) error {
 	missing, total := int64(0), 0
 	for _, o := range outbox {
-		for _, seg := range o.segments {
-			clients := make([]string, seg.clients.Len())
+		for _, seg := range o.Segments {
+			clients := make([]string, seg.Clients.Len())
 			for i := range clients {
-				clients[i] = seg.clients.At(i).Text()
+				clients[i] = seg.Clients.At(i).Text()
 			}
 			total += len(clients)
 			var n int64
-			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.missingSQL(` AND f.restaurant_id = `+a.table.paramSQL(colRestaurant, "$3")+`
-  AND f.trigger_datetime_created = `+a.table.paramSQL(colTrigger, "$4"))+`) AS missing`,
-				seg.campaign.ID, clients, seg.campaign.RestaurantID, seg.trigger).Scan(&n); err != nil {
+			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.missingSQL(` AND f.restaurant_id = `+a.table.paramSQL(record.RestaurantColumn, "$3")+`
+  AND f.trigger_datetime_created = `+a.table.paramSQL(record.TriggerColumn, "$4"))+`) AS missing`,
+				seg.Campaign.ID, clients, seg.Campaign.RestaurantID, seg.Trigger).Scan(&n); err != nil {
 				return fmt.Errorf("look up feedback rows: %w", err)
 			}
 			missing += n
@@ -197,14 +198,14 @@ func (a *audit) feedback(ctx context.Context, lane int32, outbox []*payload) err
 // topic counts the records of the outbox's steps in the notifications topic,
 // from shortly before the first of them was decided. Steps between the two
 // readings of K may be there or not.
-func (a *audit) topic(ctx context.Context, lane int32, outbox []*payload, before, after int64) error {
+func (a *audit) topic(ctx context.Context, lane int32, outbox []*record.Payload, before, after int64) error {
 	seen, since := map[string]int{}, int64(math.MaxInt64)
 	for _, o := range outbox {
-		for _, seg := range o.segments {
-			since = min(since, seg.trigger)
-			w := render(seg.campaign, seg.trigger)
-			for i := range seg.clients.Len() {
-				key, keyEnd, _ := w.appendRecord(nil, seg.clients.At(i))
+		for _, seg := range o.Segments {
+			since = min(since, seg.Trigger)
+			w := record.NewTemplate(seg.Campaign, seg.Trigger)
+			for i := range seg.Clients.Len() {
+				key, keyEnd, _ := w.AppendRecord(nil, seg.Clients.At(i))
 				seen[string(key[:keyEnd])] = 0
 			}
 		}
@@ -217,16 +218,16 @@ func (a *audit) topic(ctx context.Context, lane int32, outbox []*payload, before
 	}
 	missing, doubled, early := 0, 0, 0
 	for _, o := range outbox {
-		for _, seg := range o.segments {
-			w := render(seg.campaign, seg.trigger)
-			for i := range seg.clients.Len() {
-				key, keyEnd, _ := w.appendRecord(nil, seg.clients.At(i))
+		for _, seg := range o.Segments {
+			w := record.NewTemplate(seg.Campaign, seg.Trigger)
+			for i := range seg.Clients.Len() {
+				key, keyEnd, _ := w.AppendRecord(nil, seg.Clients.At(i))
 				switch n := seen[string(key[:keyEnd])]; {
 				case n > 1:
 					doubled++
-				case n == 0 && o.seq <= before:
+				case n == 0 && o.Seq <= before:
 					missing++
-				case n == 1 && o.seq > after:
+				case n == 1 && o.Seq > after:
 					early++
 				}
 			}

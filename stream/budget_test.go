@@ -5,6 +5,7 @@ import (
 
 	"dinnerbell/internal/budget"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/record"
 )
 
 // What a step allocates between the join and the sockets: it is sealed, its
@@ -35,11 +36,11 @@ func TestStepAllocations(t *testing.T) {
 			st.seal(7)
 			buffer = st.copyData
 			p := st.payload()
-			p.encode()
-			out.reset([]*payload{p}, p.size(), 8<<20)
-			for i := range p.segments {
-				for j := range p.segments[i].clients.Len() {
-					out.arena, _, _ = p.segments[i].rendered().appendRecord(out.arena, p.segments[i].clients.At(j))
+			p.Encode()
+			out.reset([]*record.Payload{p}, p.RecordBytes(), 8<<20)
+			for i := range p.Segments {
+				for j := range p.Segments[i].Clients.Len() {
+					out.arena, _, _ = p.Segments[i].Render().AppendRecord(out.arena, p.Segments[i].Clients.At(j))
 				}
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/stream/record"
 )
 
 // stepsInFlight is how many steps travel on the lane's connection, one behind
@@ -58,11 +59,11 @@ const windowBytes = 3
 type departure struct {
 	seq   int64
 	st    *step
-	p     *payload      // what it ships; the committer's until done
-	early *payload      // what it ships if it is not done again; nil if it was not handed to the shipper yet
-	done  chan struct{} // closed when it is committed
-	tries int           // how often it was done again for the sake of other lanes
-	began time.Time     // of the last try
+	p     *record.Payload // what it ships; the committer's until done
+	early *record.Payload // what it ships if it is not done again; nil if it was not handed to the shipper yet
+	done  chan struct{}   // closed when it is committed
+	tries int             // how often it was done again for the sake of other lanes
+	began time.Time       // of the last try
 
 	flight *flight // the committer's
 }
@@ -78,8 +79,8 @@ func (d *departure) committed() bool {
 }
 
 // decided is a departure that was committed before.
-func decided(p *payload) *departure {
-	d := &departure{seq: p.seq, p: p, done: make(chan struct{})}
+func decided(p *record.Payload) *departure {
+	d := &departure{seq: p.Seq, p: p, done: make(chan struct{})}
 	close(d.done)
 	return d
 }
@@ -167,7 +168,7 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 		return c.commitContested(ctx, d)
 	}
 	d.p = c.letters.payload(d.st)
-	d.p.seq = d.seq
+	d.p.Seq = d.seq
 	f := c.flight(time.Now().Add(c.claim.cfg.SinkTimeout))
 	c.addRows(f, d.st)
 	c.addStep(f, d.st, d.p)
@@ -320,11 +321,11 @@ func (c *committer) addRows(f *flight, st *step) {
 // clock, once a campaign of the step has ended. It is Postgres' own, since what is
 // on board is carried out whenever the server comes to it, even if nobody waits
 // for it any more.
-func (c *committer) addStep(f *flight, st *step, p *payload) {
+func (c *committer) addStep(f *flight, st *step, p *record.Payload) {
 	if c.claim.table.ownCode {
 		f.add(c.claim.sql.path, "pg_catalog")
 	}
-	f.add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.seq-1, st.nextOffset, p.notifications(), st.expired, p.refusedMessages(), c.shipped.seq.Load(), c.shipped.ends.list())
+	f.add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.list())
 	rows := newRowSets(st)
 	if len(rows.inserts) > 0 {
 		f.copySmall(c.claim.sql.insert, copyRows(rows.inserts))
@@ -338,7 +339,7 @@ func (c *committer) addStep(f *flight, st *step, p *payload) {
 	if rows.moves.len() > 0 {
 		f.add(c.claim.sql.move, rows.moves.moveArgs()...)
 	}
-	f.add(c.claim.sql.outbox, c.lane.id, p.seq, p.notifications(), p.encode())
+	f.add(c.claim.sql.outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
 	f.add(c.claim.sql.clean, c.lane.id, c.shipped.seq.Load())
 	if len(st.picks) > 0 {
 		f.add(c.claim.sql.shape, c.claim.table.oid, c.claim.table.name, c.claim.table.shape)

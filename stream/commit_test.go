@@ -78,9 +78,9 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 		if !d.committed() {
 			t.Errorf("step %d is not committed", d.seq)
 		}
-		for _, seg := range p.segments {
-			for i := range seg.clients.Len() {
-				shipped = append(shipped, fmt.Sprint(p.seq, seg.campaign.ID, seg.clients.At(i).Text()))
+		for _, seg := range p.Segments {
+			for i := range seg.Clients.Len() {
+				shipped = append(shipped, fmt.Sprint(p.Seq, seg.Campaign.ID, seg.Clients.At(i).Text()))
 			}
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/record"
 )
 
 // A step whose rows cannot all go by COPY is contested: somebody may have been
@@ -58,7 +59,7 @@ func (c *committer) tryContested(ctx context.Context, d *departure) error {
 	defer cancel()
 	until, _ := ctx.Deadline()
 	d.p = c.letters.payload(d.st)
-	d.p.seq = d.seq
+	d.p.Seq = d.seq
 	f := newFlight(until, c.claim.conn)
 	c.addRows(f, d.st)
 	if err := f.trip(); err != nil {
@@ -81,14 +82,14 @@ func (st *step) guarded() bool {
 
 // insertContested writes the clients that COPY did not, and leaves in p only
 // those that were new.
-func (c *committer) insertContested(ctx context.Context, st *step, p *payload) error {
+func (c *committer) insertContested(ctx context.Context, st *step, p *record.Payload) error {
 	if st.guarded() {
 		// A deferred constraint would speak at the commit, and name no row.
 		if _, err := c.claim.conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
 			return fmt.Errorf("check constraints at once: %w", err)
 		}
 	}
-	p.segments = p.segments[:0]
+	p.Segments = p.Segments[:0]
 	st.refused = st.refused[:0]
 	for _, k := range st.picks {
 		clients := k.clients
@@ -98,13 +99,13 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *payload) e
 				return err
 			}
 			clients = n.written
-			p.dead = append(p.dead, n.refusals()...)
+			p.Dead = append(p.Dead, n.refusals()...)
 			if n.campaign != nil {
 				st.refuse(k.live)
 			}
 		}
 		if clients.Len() > 0 {
-			p.segments = append(p.segments, segment{campaign: k.live.Campaign, trigger: st.trigger, clients: clients, wire: k.wire})
+			p.Segments = append(p.Segments, record.Segment{Campaign: k.live.Campaign, Trigger: st.trigger, Clients: clients, Template: k.wire})
 		}
 	}
 	return nil
@@ -320,21 +321,21 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 // campaign and client as they are stored and, where triggers can change it, the
 // name of another column that is stored otherwise.
 func (t *feedbackTable) insertSQL() string {
-	values := make([]string, feedbackColumns)
+	values := make([]string, record.Columns)
 	other := ""
 	for i := range values {
 		values[i] = t.paramSQL(i, fmt.Sprintf("$%d", i+1))
-		if len(t.triggers) > 0 && i != colCampaign && i != colClient {
-			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", feedbackNames[i], values[i])
+		if len(t.triggers) > 0 && i != record.CampaignColumn && i != record.ClientColumn {
+			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", record.ColumnNames[i], values[i])
 		}
 	}
 	if other = "CASE" + other + " ELSE '' END"; len(t.triggers) == 0 {
 		other = "''"
 	}
-	values[colClient] = t.paramSQL(colClient, "c.id")
-	return `INSERT INTO ` + t.name + ` AS f (` + copyColumns + `)
+	values[record.ClientColumn] = t.paramSQL(record.ClientColumn, "c.id")
+	return `INSERT INTO ` + t.name + ` AS f (` + record.ColumnList + `)
 SELECT ` + strings.Join(values, ", ") + ` FROM pg_catalog.unnest($10::text[]) AS c(id)
-ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columnSQL(colCampaign, "f") + `, ` + t.columnSQL(colClient, "f") + `, ` + other
+ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columnSQL(record.CampaignColumn, "f") + `, ` + t.columnSQL(record.ClientColumn, "f") + `, ` + other
 }
 
 // withoutRow lists the clients that have no row of the campaign.

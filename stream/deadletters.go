@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -110,14 +111,14 @@ func newDeadLetter(r *topic.Record) *DeadLetter {
 		d.Reason = fmt.Sprintf("the record takes %d bytes", r.Size)
 		return d
 	}
-	var headers []header
-	r.EachHeader(func(key string, value []byte) { headers = append(headers, header{key: key, value: value}) })
-	var letter deadLetter
-	if letter.readLetterHeaders(headers) {
-		d.Time, d.Topic, d.From, d.FromAt, d.Reason, d.Truncated = time.UnixMilli(letter.timestamp), letter.topic, letter.partition, letter.offset, letter.reason, letter.truncated()
+	var headers []record.Header
+	r.EachHeader(func(key string, value []byte) { headers = append(headers, record.Header{Key: key, Value: value}) })
+	var letter record.DeadLetter
+	if letter.ReadRecordHeaders(headers) {
+		d.Time, d.Topic, d.From, d.FromAt, d.Reason, d.Truncated = time.UnixMilli(letter.Timestamp), letter.Topic, letter.Partition, letter.Offset, letter.Reason, letter.Truncated()
 	}
-	for _, h := range letter.headers {
-		d.headers = append(d.headers, kgo.RecordHeader{Key: h.key, Value: h.value})
+	for _, h := range letter.Headers {
+		d.headers = append(d.headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 	}
 	return d
 }
@@ -168,7 +169,7 @@ func (t *letterTopic) unfit(d *DeadLetter) string {
 		return "it is not whole: " + d.Truncated
 	}
 	if m := t.parser.parse(&topic.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
-		return "it would be refused again: " + m.dead.reason
+		return "it would be refused again: " + m.dead.Reason
 	}
 	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // recentLimit is how many acceptances decide remembers. It must exceed the
@@ -179,8 +180,8 @@ func (d *decider) acceptNext(st *step) bool {
 	}
 	if m.dead != nil {
 		st.dead = append(st.dead, *m.dead)
-		st.outcomes = append(st.outcomes, outcome{kind: outcomeDead, offset: m.offset, reason: m.dead.reason})
-		st.size += m.dead.weight()
+		st.outcomes = append(st.outcomes, outcome{kind: outcomeDead, offset: m.offset, reason: m.dead.Reason})
+		st.size += m.dead.Size()
 		return true
 	}
 	st.size += m.campaign.Size()
@@ -363,7 +364,7 @@ func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
 		switch {
 		case n > campaign.MaxIDBytes:
 			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", campaign.MaxIDBytes)
-		case 6*l.Size()+9*n+overhead > d.claim.limits.record && render(l.Campaign, 0).recordSize(n)+overhead > d.claim.limits.record:
+		case 6*l.Size()+9*n+record.Overhead > d.claim.limits.record && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.limits.record:
 			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.record, d.cfg.Kafka.Notifications)
 		}
 		return d.claim.table.refusesClient(id)

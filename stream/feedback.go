@@ -8,6 +8,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // feedbackTable is the user's table as one look at the catalogue found it. Its
@@ -18,8 +19,8 @@ type feedbackTable struct {
 	schema string // quoted
 	name   string // quoted and qualified
 	oid    uint32
-	kinds  columnKinds
-	types  [feedbackColumns]columnType
+	kinds  record.Kinds
+	types  [record.Columns]columnType
 
 	hasFeedback bool     // the column of the client's answer
 	triggers    []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
@@ -37,22 +38,22 @@ type columnType struct {
 
 // kindsByOID are the base types that can carry a value.
 // https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat
-var kindsByOID = map[uint32]kind{
-	25: kindText, 1043: kindText, 1042: kindChar, 2950: kindUUID,
-	23: kindInt4, 20: kindInt8, 1700: kindNumeric, 701: kindFloat8, 1114: kindTimestamp, 1184: kindTimestampTZ,
+var kindsByOID = map[uint32]record.Kind{
+	25: record.KindText, 1043: record.KindText, 1042: record.KindChar, 2950: record.KindUUID,
+	23: record.KindInt4, 20: record.KindInt8, 1700: record.KindNumeric, 701: record.KindFloat8, 1114: record.KindTimestamp, 1184: record.KindTimestampTZ,
 }
 
 // contractTable is the table of the contract, for what is rendered without a sink.
 func contractTable() *feedbackTable {
-	t := &feedbackTable{kinds: contractKinds, hasFeedback: true, encoding: "UTF8"}
+	t := &feedbackTable{kinds: record.ContractKinds, hasFeedback: true, encoding: "UTF8"}
 	for i, k := range t.kinds {
 		t.types[i].sql = "text"
 		switch k {
-		case kindInt4:
+		case record.KindInt4:
 			t.types[i].sql = "integer"
-		case kindInt8:
+		case record.KindInt8:
 			t.types[i].sql = "bigint"
-		case kindNone, kindText, kindChar, kindUUID, kindNumeric, kindFloat8, kindTimestamp, kindTimestampTZ:
+		case record.KindNone, record.KindText, record.KindChar, record.KindUUID, record.KindNumeric, record.KindFloat8, record.KindTimestamp, record.KindTimestampTZ:
 		}
 	}
 	return t
@@ -62,17 +63,17 @@ func contractTable() *feedbackTable {
 // parameter p.
 func (t *feedbackTable) paramSQL(column int, p string) string {
 	switch t.kinds[column] {
-	case kindUUID:
+	case record.KindUUID:
 		return p + "::text::uuid"
-	case kindChar:
+	case record.KindChar:
 		return p + "::text::bpchar"
-	case kindText:
+	case record.KindText:
 		return p + "::text"
-	case kindTimestamp:
+	case record.KindTimestamp:
 		return "pg_catalog.timezone('UTC', pg_catalog.to_timestamp(" + p + "::int8::float8))"
-	case kindTimestampTZ:
+	case record.KindTimestampTZ:
 		return "pg_catalog.to_timestamp(" + p + "::int8::float8)"
-	case kindNone, kindInt4, kindInt8, kindNumeric, kindFloat8:
+	case record.KindNone, record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8:
 	}
 	return p + "::int8"
 }
@@ -80,13 +81,13 @@ func (t *feedbackTable) paramSQL(column int, p string) string {
 // columnSQL makes a text or int8 expression out of the column of the table that
 // alias names.
 func (t *feedbackTable) columnSQL(column int, alias string) string {
-	ref := alias + "." + feedbackNames[column]
+	ref := alias + "." + record.ColumnNames[column]
 	switch t.kinds[column] {
-	case kindTimestamp, kindTimestampTZ: // extract takes the one for UTC, and knows the other's zone
+	case record.KindTimestamp, record.KindTimestampTZ: // extract takes the one for UTC, and knows the other's zone
 		return "extract(epoch FROM " + ref + ")::int8"
-	case kindInt4, kindInt8, kindNumeric, kindFloat8:
+	case record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8:
 		return ref + "::int8"
-	case kindNone, kindText, kindChar, kindUUID:
+	case record.KindNone, record.KindText, record.KindChar, record.KindUUID:
 	}
 	return ref + "::text"
 }
@@ -94,13 +95,13 @@ func (t *feedbackTable) columnSQL(column int, alias string) string {
 // refusesCampaign says why the table cannot carry a campaign unchanged; "" if
 // nothing is seen against it.
 func (t *feedbackTable) refusesCampaign(c *campaign.Campaign) string {
-	for i, text := range [...]string{colRestaurant: c.RestaurantID, colCampaign: c.ID, colContent: c.Content, colOwner: c.Owner, colContact: c.OwnerContact} {
+	for i, text := range [...]string{record.RestaurantColumn: c.RestaurantID, record.CampaignColumn: c.ID, record.ContentColumn: c.Content, record.OwnerColumn: c.Owner, record.ContactColumn: c.OwnerContact} {
 		if why := t.refusesText(i, text); why != "" {
 			return why
 		}
 	}
-	for i, n := range [...]int64{colStart: c.Start, colEnd: c.End, colCreated: c.Created} {
-		if i < colStart {
+	for i, n := range [...]int64{record.StartColumn: c.Start, record.EndColumn: c.End, record.CreatedColumn: c.Created} {
+		if i < record.StartColumn {
 			continue
 		}
 		if why := t.refusesNumber(i, n); why != "" {
@@ -112,29 +113,29 @@ func (t *feedbackTable) refusesCampaign(c *campaign.Campaign) string {
 
 // refusesClient says the same of a client's id.
 func (t *feedbackTable) refusesClient(id id.ID) string {
-	kind, limit := t.kinds[colClient], t.types[colClient].limit
-	if kind == kindText && (limit == 0 || id.TextLen() <= limit) {
+	kind, limit := t.kinds[record.ClientColumn], t.types[record.ClientColumn].limit
+	if kind == record.KindText && (limit == 0 || id.TextLen() <= limit) {
 		return ""
 	}
-	if kind == kindUUID && id.IsUUID() {
+	if kind == record.KindUUID && id.IsUUID() {
 		return ""
 	}
-	if t.refusesText(colClient, id.Text()) == "" {
+	if t.refusesText(record.ClientColumn, id.Text()) == "" {
 		return ""
 	}
 	why := fmt.Sprintf("has more than %d characters", limit) // without the id: clients are gathered by the reason
 	switch kind {
-	case kindUUID:
+	case record.KindUUID:
 		why = "is not a lower-case UUID, and would be given back in another form or not be taken"
-	case kindChar:
+	case record.KindChar:
 		why = fmt.Sprintf("has not exactly %d characters, and would be padded or not be taken", limit)
-	case kindNone, kindText, kindInt4, kindInt8, kindNumeric, kindFloat8, kindTimestamp, kindTimestampTZ:
+	case record.KindNone, record.KindText, record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8, record.KindTimestamp, record.KindTimestampTZ:
 	}
-	return t.refusal(colClient, why)
+	return t.refusal(record.ClientColumn, why)
 }
 
 func (t *feedbackTable) refusal(column int, why string) string {
-	return fmt.Sprintf("%s %s: column of type %s in feedback table %s", feedbackNames[column], why, t.types[column].sql, t.name)
+	return fmt.Sprintf("%s %s: column of type %s in feedback table %s", record.ColumnNames[column], why, t.types[column].sql, t.name)
 }
 
 func (t *feedbackTable) refusesText(column int, text string) string {
@@ -144,23 +145,23 @@ func (t *feedbackTable) refusesText(column int, text string) string {
 		length, unit = utf8.RuneCountInString(text), "characters"
 	}
 	switch t.kinds[column] {
-	case kindUUID:
+	case record.KindUUID:
 		id, err := id.Pack(text)
 		if err != nil || !id.IsUUID() {
 			return t.refusal(column, fmt.Sprintf("%.80q is not a lower-case UUID, and would be given back in another form or not be taken", text))
 		}
-	case kindChar:
+	case record.KindChar:
 		if !t.byteLimits {
 			length, unit = utf8.RuneCountInString(text), "characters"
 		}
 		if limit > 0 && length != limit || strings.HasSuffix(text, " ") {
 			return t.refusal(column, fmt.Sprintf("%.80q has %d %s, and would be padded or not be taken", text, length, unit))
 		}
-	case kindText:
+	case record.KindText:
 		if limit > 0 && length > limit {
 			return t.refusal(column, fmt.Sprintf("has %d %s", length, unit))
 		}
-	case kindNone, kindInt4, kindInt8, kindNumeric, kindFloat8, kindTimestamp, kindTimestampTZ:
+	case record.KindNone, record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8, record.KindTimestamp, record.KindTimestampTZ:
 	}
 	return ""
 }
@@ -169,11 +170,11 @@ func (t *feedbackTable) refusesNumber(column int, n int64) string {
 	limit := t.types[column].limit
 	fits := true
 	switch t.kinds[column] {
-	case kindInt4:
+	case record.KindInt4:
 		fits = n == int64(int32(n))
-	case kindNumeric:
+	case record.KindNumeric:
 		fits = limit == 0 || limit > 18 || max(n, -n) < int64(math.Pow10(limit))
-	case kindNone, kindText, kindChar, kindUUID, kindInt8, kindFloat8, kindTimestamp, kindTimestampTZ:
+	case record.KindNone, record.KindText, record.KindChar, record.KindUUID, record.KindInt8, record.KindFloat8, record.KindTimestamp, record.KindTimestampTZ:
 	}
 	if fits {
 		return ""
@@ -192,7 +193,7 @@ func (t *feedbackTable) path() string {
 
 // clientsSQL reads, as text, who has campaign $1.
 func (t *feedbackTable) clientsSQL() string {
-	return `SELECT ` + t.columnSQL(colClient, "f") + ` FROM ` + t.name + ` f WHERE f.adv_campaign_id = ` + t.paramSQL(colCampaign, "$1")
+	return `SELECT ` + t.columnSQL(record.ClientColumn, "f") + ` FROM ` + t.name + ` f WHERE f.adv_campaign_id = ` + t.paramSQL(record.CampaignColumn, "$1")
 }
 
 // missingSQL lists those of the clients $2 that have no row of campaign $1, of
@@ -200,12 +201,12 @@ func (t *feedbackTable) clientsSQL() string {
 // into a join of the clients with all of the campaign's rows.
 func (t *feedbackTable) missingSQL(and string) string {
 	return `SELECT c.id FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE NOT EXISTS (SELECT FROM ` + t.name + ` f
-  WHERE f.adv_campaign_id = ` + t.paramSQL(colCampaign, "$1") + ` AND f.client_id = ` + t.paramSQL(colClient, "c.id") + and + ` OFFSET 0)`
+  WHERE f.adv_campaign_id = ` + t.paramSQL(record.CampaignColumn, "$1") + ` AND f.client_id = ` + t.paramSQL(record.ClientColumn, "c.id") + and + ` OFFSET 0)`
 }
 
 // readSQL are the ten columns, in the order of COPY, as text and int8.
 func (t *feedbackTable) readSQL(alias string) string {
-	out := make([]string, feedbackColumns)
+	out := make([]string, record.Columns)
 	for i := range out {
 		out[i] = t.columnSQL(i, alias)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/stream/record"
 )
 
 // catalogue is what the catalogue says of the feedback table, for the
@@ -108,12 +110,12 @@ func (c *catalogue) readColumns(ctx context.Context, conn querier) error {
 	var k catalogueColumn
 	_, err = pgx.ForEachRow(rows, []any{&name, &k.typ, &k.base, &k.mod, &required, &k.filled, &k.deterministic}, func() error {
 		c.columns[name] = k
-		if required && !slices.Contains(feedbackNames[:], name) {
+		if required && !slices.Contains(record.ColumnNames[:], name) {
 			c.required = append(c.required, name)
 		}
 		return nil
 	})
-	for i, name := range feedbackNames {
+	for i, name := range record.ColumnNames {
 		k := c.columns[name]
 		c.feedback.kinds[i], c.feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.limit()}
 	}
@@ -128,7 +130,7 @@ func (k catalogueColumn) limit() int {
 	switch {
 	case mod < 0:
 		return 0
-	case kindsByOID[k.base] == kindNumeric:
+	case kindsByOID[k.base] == record.KindNumeric:
 		scale := mod & 0x7ff
 		return int(mod>>16&0xffff - (scale ^ 1024 - 1024)) // since 15 it may be negative
 	}
@@ -179,7 +181,7 @@ UNION ALL
 SELECT pg_catalog.format('GRANT %s ON %s TO %I', p, $2::text, current_user) FROM pg_catalog.unnest('{SELECT,INSERT}'::text[]) AS p
 WHERE NOT pg_catalog.has_table_privilege($1, p) AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = $1 AND a.attname::text = ANY ($3::text[]) AND NOT pg_catalog.has_column_privilege($1, a.attnum, p))`,
-		c.feedback.oid, c.feedback.name, feedbackNames[:])
+		c.feedback.oid, c.feedback.name, record.ColumnNames[:])
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"dinnerbell/stream/record"
 )
 
 // A flight is what travels to Postgres together, in one round trip: prepared
@@ -127,7 +129,7 @@ func (f *flight) copy(st *statement, frames []byte, rows int) {
 	}
 	f.data = frames
 	f.encode(&pgproto3.CopyDone{})
-	if len(frames) > copyFrame {
+	if len(frames) > record.CopyFrameSize {
 		f.flush()
 	}
 }

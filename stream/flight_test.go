@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/record"
 )
 
 // aircraft is a connection with statements to fly with.
@@ -51,10 +52,10 @@ func frames(t *testing.T, clients ...string) []byte {
 	for _, c := range clients {
 		list.Append(packID(t, c))
 	}
-	var f copyFrames
-	f.begin(nil, 0)
-	f.add(contractKinds.render(example(), 7), list)
-	return f.end()
+	var f record.CopyStream
+	f.Begin(nil, 0)
+	f.Add(record.ContractKinds.NewTemplate(example(), 7), list)
+	return f.End()
 }
 
 // expect checks what is committed: the rows and the counter.
@@ -110,7 +111,7 @@ func TestFlightCarriesLargeCopies(t *testing.T) {
 	a := newAircraft(t)
 	all := append(clients("0000", 5000), strings.Repeat("long", 250), strings.Repeat("wide", 200))
 	data := frames(t, all...)
-	if len(data) < 10*copyFrame {
+	if len(data) < 10*record.CopyFrameSize {
 		t.Fatalf("%d bytes are too few for the test", len(data))
 	}
 	f := newFlight(time.Now().Add(patience), a.Conn)

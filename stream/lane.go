@@ -11,6 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/record"
 )
 
 // A session that lived this long was healthy: the next one starts without delay.
@@ -128,29 +129,29 @@ func (l *lane) noteTakeover(c *claim, times *agenda) {
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.epoch, c.seq, c.shipped, c.nextOffset
 	l.counts = laneCounts{totals: c.totals, shipped: c.totals.notified}
 	for _, p := range c.pending {
-		l.counts.shipped -= int64(p.notifications())
+		l.counts.shipped -= int64(p.Notifications())
 	}
 }
 
-func (l *lane) noteDecided(st *step, p *payload) {
-	l.svc.counters.decided.Add(int64(p.notifications()))
+func (l *lane) noteDecided(st *step, p *record.Payload) {
+	l.svc.counters.decided.Add(int64(p.Notifications()))
 	l.noteOutcomes(st)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.status.Decided = p.seq
+	l.status.Decided = p.Seq
 	l.status.NextOffset = max(l.status.NextOffset, st.nextOffset)
-	l.counts.notified += int64(p.notifications())
+	l.counts.notified += int64(p.Notifications())
 	l.counts.expired += st.expired
-	l.counts.dead += p.refusedMessages()
+	l.counts.dead += p.RefusedMessages()
 }
 
-func (l *lane) noteShipped(batch []*payload) {
+func (l *lane) noteShipped(batch []*record.Payload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range batch {
-		l.status.Shipped = p.seq
-		l.counts.shipped += int64(p.notifications())
-		l.svc.counters.shipped.Add(int64(p.notifications()))
+		l.status.Shipped = p.Seq
+		l.counts.shipped += int64(p.Notifications())
+		l.svc.counters.shipped.Add(int64(p.Notifications()))
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 //go:embed testdata/layout1.sql
@@ -50,7 +51,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created) SELECT $1, $2, $3, $4, $5, $6, $7, $8, c, $9 FROM unnest($10::text[]) c`,
 			c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, now.Unix()-5, c.have)
 	}
-	p := &payload{seq: 1}
+	p := &record.Payload{Seq: 1}
 	for _, c := range []struct {
 		campaign.Campaign
 		have []string
@@ -59,12 +60,12 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 		for _, client := range c.have {
 			list.Append(packID(t, client))
 		}
-		p.segments = append(p.segments, segment{campaign: &c.Campaign, trigger: now.Unix() - 5, clients: list})
+		p.Segments = append(p.Segments, record.Segment{Campaign: &c.Campaign, Trigger: now.Unix() - 5, Clients: list})
 	}
-	if b := p.encode(); b[2] != 1 {
+	if b := p.Encode(); b[2] != 1 {
 		t.Fatalf("a payload has version %d; keep one of version 1 for this test", b[2])
 	}
-	w.db.Exec(`INSERT INTO dinnerbell.outbox VALUES (0, 1, $1, $2)`, p.notifications(), p.encode())
+	w.db.Exec(`INSERT INTO dinnerbell.outbox VALUES (0, 1, $1, $2)`, p.Notifications(), p.Encode())
 
 	// The daemon does not begin on the former layout, and names what mends it.
 	svc, stop := w.start()

@@ -7,6 +7,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -16,7 +17,7 @@ type message struct {
 	offset   int64 // the last that it stands for
 	time     int64 // milliseconds
 	campaign *campaign.Campaign
-	dead     *deadLetter // instead of campaign
+	dead     *record.DeadLetter // instead of campaign
 	// fresh is a moment before the barrier that the message has passed: the local
 	// subscriptions hold every change committed before it. Zero: the barrier was
 	// shut, and the message is not joined now.
@@ -53,15 +54,15 @@ func (p *messageParser) parse(r *topic.Record) message {
 		m.campaign, m.fingerprint = c, c.Fingerprint()
 		return m
 	}
-	m.dead = &deadLetter{topic: r.Topic, partition: r.Partition, offset: r.Offset, timestamp: m.time, reason: err.Error(), key: r.Key, value: r.Value}
+	m.dead = &record.DeadLetter{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: m.time, Reason: err.Error(), Key: r.Key, Value: r.Value}
 	whole := r.EachHeader(func(key string, value []byte) {
-		m.dead.headers = append(m.dead.headers, header{key: key, value: value})
+		m.dead.Headers = append(m.dead.Headers, record.Header{Key: key, Value: value})
 	})
 	size := len(r.Value)
 	if r.Cut {
 		size = r.Size
 	}
-	m.dead.fit(p.letters.limit, size, !whole)
+	m.dead.Fit(p.letters.limit, size, !whole)
 	return m
 }
 
@@ -79,9 +80,9 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 	if err != nil {
 		return nil, err
 	}
-	size := 6*c.Size() + overhead // escapes make a text six times as long at most
+	size := 6*c.Size() + record.Overhead // escapes make a text six times as long at most
 	if size > p.limit {
-		size = render(c, 0).recordSize(0) + overhead
+		size = record.NewTemplate(c, 0).MaxRecordSize(0) + record.Overhead
 	}
 	if size > p.limit {
 		return nil, fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, p.topic, p.limit)
@@ -100,7 +101,7 @@ func (m *message) weight() int {
 	case m.campaign != nil:
 		return m.campaign.Size()
 	case m.dead != nil:
-		return m.dead.weight()
+		return m.dead.Size()
 	}
 	return 0
 }

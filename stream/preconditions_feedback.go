@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/precondition"
+	"dinnerbell/stream/record"
 )
 
 // The preconditions of the feedback table. It belongs to the user, and its
@@ -81,7 +82,7 @@ func (t *feedbackTable) createSQL() string {
 	var b strings.Builder
 	b.WriteString("CREATE TABLE " + t.name + " (id bigserial PRIMARY KEY")
 	for i, want := range contractTable().types {
-		b.WriteString(", " + feedbackNames[i] + " " + want.sql + " NOT NULL")
+		b.WriteString(", " + record.ColumnNames[i] + " " + want.sql + " NOT NULL")
 	}
 	return b.String() + ", feedback text)"
 }
@@ -131,7 +132,7 @@ func (c *catalogue) checkTable() (found []precondition.Finding) {
 
 // checkColumns looks for the ten columns and at their types.
 func (c *catalogue) checkColumns() (found []precondition.Finding) {
-	for i, name := range feedbackNames {
+	for i, name := range record.ColumnNames {
 		k, there := c.columns[name]
 		kind := c.feedback.kinds[i]
 		switch {
@@ -141,11 +142,11 @@ func (c *catalogue) checkColumns() (found []precondition.Finding) {
 			found = append(found, fail("column "+name+" is generated", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP EXPRESSION", name)))
 		case k.filled == "identity":
 			found = append(found, fail("column "+name+" is an identity column", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP IDENTITY", name)))
-		case !kind.fits(i):
+		case !kind.Fits(i):
 			found = append(found, fail("column "+name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retype(i, k)))
-		case isID(i) && !k.deterministic:
+		case record.IsID(i) && !k.deterministic:
 			found = append(found, fail("column "+name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retype(i, k)))
-		case kind == kindInt4 && i != colTrigger:
+		case kind == record.KindInt4 && i != record.TriggerColumn:
 			found = append(found, precondition.Finding{Level: precondition.Warn, Found: "column " + name + " is of type " + k.typ,
 				Effect: "campaigns with a time after 2038-01-19 are refused as dead letters", Fix: c.retype(i, k)})
 		}
@@ -156,10 +157,10 @@ func (c *catalogue) checkColumns() (found []precondition.Finding) {
 // missingColumn names the statement for a column that is not there: a column
 // whose name is nearly the same is misspelt.
 func (c *catalogue) missingColumn(column int) string {
-	want := feedbackNames[column]
+	want := record.ColumnNames[column]
 	best, distance := "", len(want)/3
 	for name := range c.columns {
-		if slices.Contains(feedbackNames[:], name) {
+		if slices.Contains(record.ColumnNames[:], name) {
 			continue
 		}
 		if d := levenshtein.ComputeDistance(name, want); d < distance || d == distance && name < best {
@@ -175,8 +176,8 @@ func (c *catalogue) missingColumn(column int) string {
 // retype names the statement that gives a column the contract's type. What
 // USING says is right for times; of anything else the user decides.
 func (c *catalogue) retype(column int, k catalogueColumn) string {
-	name, typ := feedbackNames[column], contractTable().types[column].sql
-	if strings.HasPrefix(k.typ, "date") && isNumber(column) {
+	name, typ := record.ColumnNames[column], contractTable().types[column].sql
+	if strings.HasPrefix(k.typ, "date") && record.IsNumber(column) {
 		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", name, typ, name)
 	}
 	collate := ""
@@ -202,7 +203,7 @@ func (c *catalogue) checkRequired() (found []precondition.Finding) {
 // checkPartitionKey looks whether the unique index is possible.
 func (c *catalogue) checkPartitionKey() []precondition.Finding {
 	for _, name := range c.partKeys {
-		if name == feedbackNames[colCampaign] || name == feedbackNames[colClient] {
+		if name == record.ColumnNames[record.CampaignColumn] || name == record.ColumnNames[record.ClientColumn] {
 			continue
 		}
 		if name == "" {

@@ -38,7 +38,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	}
 	m := r.messages.parser.parse(&topic.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
 	if m.dead != nil {
-		return &Preview{Outcome: "refused", Reason: m.dead.reason}, nil
+		return &Preview{Outcome: "refused", Reason: m.dead.Reason}, nil
 	}
 	p := &Preview{Campaign: m.campaign.ID, Restaurant: m.campaign.RestaurantID, Outcome: "valid"}
 	if err := s.barrier.Barrier(ctx); err != nil {
@@ -49,7 +49,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 		return nil, err
 	}
 	if dead := batch[0].dead; dead != nil {
-		return &Preview{Outcome: "refused", Reason: dead.reason}, nil
+		return &Preview{Outcome: "refused", Reason: dead.Reason}, nil
 	}
 	now := time.Now().Unix()
 	switch known := batch[0].known; {

@@ -16,6 +16,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // refuses tells whether an error of a statement that writes feedback rows is
@@ -75,13 +76,13 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 	if err != nil {
 		return refusesUnknown, fmt.Errorf("look up constraint %s: %w", refused.ConstraintName, err)
 	}
-	ours := slices.DeleteFunc(columns, func(name string) bool { return !slices.Contains(feedbackNames[:], name) })
+	ours := slices.DeleteFunc(columns, func(name string) bool { return !slices.Contains(record.ColumnNames[:], name) })
 	switch {
 	case len(ours) == 0 && refused.Code == uniqueViolation:
 		return refusesUnknown, fmt.Errorf("write feedback rows: %w", refused)
 	case len(ours) == 0:
 		return refusesUnknown, nil
-	case slices.Contains(ours, feedbackNames[colClient]):
+	case slices.Contains(ours, record.ColumnNames[record.ClientColumn]):
 		return refusesClient, nil
 	}
 	return refusesCampaign, nil
@@ -97,7 +98,7 @@ func (n *insertion) explain(refused *pgconn.PgError) string {
 }
 
 // letters are the dead letters of what was not written.
-func (n *insertion) refusals() (out []deadLetter) {
+func (n *insertion) refusals() (out []record.DeadLetter) {
 	if n.campaign != nil {
 		out = append(out, n.letters.complete(n.pick.live.refusedLetter(n.explain(n.campaign))))
 	}
@@ -118,9 +119,9 @@ func newLetterMaker(cfg KafkaConfig, limits topicLimits) letterMaker {
 }
 
 // complete makes a letter that was not made of a message fit to be sent.
-func (m *letterMaker) complete(d deadLetter) deadLetter {
-	d.topic = m.topic
-	d.fit(m.limit, len(d.value), false)
+func (m *letterMaker) complete(d record.DeadLetter) record.DeadLetter {
+	d.Topic = m.topic
+	d.Fit(m.limit, len(d.Value), false)
 	return d
 }
 
@@ -132,7 +133,7 @@ const (
 
 // refusedLetter is the dead letter of a campaign that was accepted before the
 // table refused its rows: its message is read no more, its content is known.
-func (l *live) refusedLetter(reason string) deadLetter {
+func (l *live) refusedLetter(reason string) record.DeadLetter {
 	c := l.Campaign
 	value, err := json.Marshal(struct {
 		RestaurantID string `json:"restaurant_id"`
@@ -147,14 +148,14 @@ func (l *live) refusedLetter(reason string) deadLetter {
 	if err != nil {
 		value = []byte(c.ID) // cannot happen: strings and numbers always encode
 	}
-	return l.letter(reason, value, header{key: headerReconstructed, value: []byte("true")})
+	return l.letter(reason, value, record.Header{Key: headerReconstructed, Value: []byte("true")})
 }
 
 // leftOutBytes bounds the ids that one letter names.
 const leftOutBytes = 64 << 10
 
 // leftOutLetter is the durable trace of clients who did not get a campaign.
-func (l *live) leftOutLetter(reason string, clients []string) deadLetter {
+func (l *live) leftOutLetter(reason string, clients []string) record.DeadLetter {
 	named, size := len(clients), 0
 	for i, c := range clients {
 		if size += len(c) + 3; size > leftOutBytes && i > 0 {
@@ -171,36 +172,36 @@ func (l *live) leftOutLetter(reason string, clients []string) deadLetter {
 	if err != nil {
 		value = []byte(l.ID) // cannot happen: strings and numbers always encode
 	}
-	letter := l.letter(fmt.Sprintf("%d clients are left out: %s", len(clients), reason), value, header{key: headerLeftOut, value: strconv.AppendInt(nil, int64(len(clients)), 10)})
-	letter.clients = int64(len(clients))
+	letter := l.letter(fmt.Sprintf("%d clients are left out: %s", len(clients), reason), value, record.Header{Key: headerLeftOut, Value: strconv.AppendInt(nil, int64(len(clients)), 10)})
+	letter.Clients = int64(len(clients))
 	return letter
 }
 
-func (l *live) letter(reason string, value []byte, mark header) deadLetter {
-	return deadLetter{partition: l.from.Lane, offset: l.from.Offset, timestamp: l.Created * 1000, reason: reason, value: value, headers: []header{mark}}
+func (l *live) letter(reason string, value []byte, mark record.Header) record.DeadLetter {
+	return record.DeadLetter{Partition: l.from.Lane, Offset: l.from.Offset, Timestamp: l.Created * 1000, Reason: reason, Value: value, Headers: []record.Header{mark}}
 }
 
 // payload is what the step ships if every client of it was new and the table takes
 // every row, with the letters of those that were left out before.
-func (m *letterMaker) payload(st *step) *payload {
+func (m *letterMaker) payload(st *step) *record.Payload {
 	p := st.payload()
-	p.dead = slices.Clip(p.dead)
+	p.Dead = slices.Clip(p.Dead)
 	keys := slices.SortedFunc(maps.Keys(st.leftOut), func(a, b leftOut) int {
 		return cmp.Or(campaign.CompareKeys(a.live.Key(), b.live.Key()), strings.Compare(a.reason, b.reason))
 	})
 	for _, k := range keys {
-		p.dead = append(p.dead, m.complete(k.live.leftOutLetter(k.reason, st.leftOut[k])))
+		p.Dead = append(p.Dead, m.complete(k.live.leftOutLetter(k.reason, st.leftOut[k])))
 	}
 	return p
 }
 
 // noteLeftOut counts and logs what a committed step's own letters name, those
 // behind the letters of refused messages.
-func (l *lane) noteLeftOut(p *payload, behind int) {
-	for _, d := range p.dead[behind:] {
-		attrs := func() []any { return []any{"lane", l.id, "offset", d.offset, "reason", d.reason} }
-		if d.clients > 0 {
-			l.svc.counters.unservable.Add(d.clients)
+func (l *lane) noteLeftOut(p *record.Payload, behind int) {
+	for _, d := range p.Dead[behind:] {
+		attrs := func() []any { return []any{"lane", l.id, "offset", d.Offset, "reason", d.Reason} }
+		if d.Clients > 0 {
+			l.svc.counters.unservable.Add(d.Clients)
 			if l.svc.outcomes.admit(outcomeLeftOut) {
 				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
 			}
@@ -235,7 +236,7 @@ func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
 		}
 		if err != nil {
 			letter := l.letters.complete((&live{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
-			letter.timestamp = m.time
+			letter.Timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}
 	}

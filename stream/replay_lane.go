@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -273,7 +274,7 @@ func (s *replayer) feed(ctx context.Context, l *laneReplay, window []message) er
 }
 
 // noteReplayed does what follows the commit for a replay under way.
-func (l *lane) noteReplayed(st *step, p *payload) {
+func (l *lane) noteReplayed(st *step, p *record.Payload) {
 	if r := l.replay.Load(); r != nil {
 		r.committed(st, p)
 	}
@@ -283,7 +284,7 @@ func (l *lane) noteReplayed(st *step, p *payload) {
 }
 
 // committed notes what a step did for the replay.
-func (l *laneReplay) committed(st *step, p *payload) {
+func (l *laneReplay) committed(st *step, p *record.Payload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for k, r := range st.rows {
@@ -295,9 +296,9 @@ func (l *laneReplay) committed(st *step, p *payload) {
 			delete(l.open, k)
 		}
 	}
-	for i := range p.segments {
-		if _, ok := l.open[p.segments[i].campaign.Key()]; ok {
-			l.counts.Notified += int64(p.segments[i].clients.Len())
+	for i := range p.Segments {
+		if _, ok := l.open[p.Segments[i].Campaign.Key()]; ok {
+			l.counts.Notified += int64(p.Segments[i].Clients.Len())
 		}
 	}
 	for k, r := range st.rows {

@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // Choice is what an operator accepts where Postgres and Kafka contradict each
@@ -62,7 +63,7 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 	}
 	if s.progressLost != nil {
 		// K is what was settled on; without a record the next takeover would halt again.
-		if err := newShipper(s).ship(ctx, []*payload{{seq: s.shipped}}, &outbound{}); err != nil {
+		if err := newShipper(s).ship(ctx, []*record.Payload{{Seq: s.shipped}}, &outbound{}); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
 		r.say("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped)
@@ -129,7 +130,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	}
 	if len(dead) > 0 {
 		r.say("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.cfg.Kafka.DeadLetters)
-		if err := r.refill(ctx, tx, &payload{dead: dead}); err != nil {
+		if err := r.refill(ctx, tx, &record.Payload{Dead: dead}); err != nil {
 			return err
 		}
 	}
@@ -148,22 +149,22 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 
 // clearOutbox deletes the lane's outbox and returns the dead letters of what
 // was not shipped, as far as it can be read.
-func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, error) {
+func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadLetter, error) {
 	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.t.outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.lane)
 	if err != nil {
 		return nil, fmt.Errorf("clear outbox: %w", err)
 	}
-	var dead []deadLetter
+	var dead []record.DeadLetter
 	var seq int64
 	var b []byte
 	_, err = pgx.ForEachRow(rows, []any{&seq, &b}, func() error {
-		p, err := decodePayload(seq, b)
+		p, err := record.DecodePayload(seq, b)
 		switch {
-		case errors.Is(err, ErrCorrupt):
+		case errors.Is(err, record.ErrCorrupt):
 			r.say("step %d of the outbox cannot be read and is given up", seq)
 			return nil
 		case err == nil && seq > r.claim.shipped:
-			dead = append(dead, p.dead...)
+			dead = append(dead, p.Dead...)
 		}
 		return err
 	})
@@ -174,10 +175,10 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]deadLetter, 
 }
 
 // refill adds one step to the outbox.
-func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *payload) error {
+func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
 	r.newSeq++
 	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.t.outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
-		r.claim.lane, r.newSeq, p.notifications(), p.encode()); err != nil {
+		r.claim.lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
 		return fmt.Errorf("fill outbox: %w", err)
 	}
 	return nil
@@ -237,7 +238,7 @@ func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	if r.claim.table.hasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	id, restaurant := r.claim.table.columnSQL(colCampaign, "f"), r.claim.table.columnSQL(colRestaurant, "f")
+	id, restaurant := r.claim.table.columnSQL(record.CampaignColumn, "f"), r.claim.table.columnSQL(record.RestaurantColumn, "f")
 	reader, err := r.claim.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err
@@ -250,24 +251,24 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 	if err != nil {
 		return fmt.Errorf("read feedback rows: %w", err)
 	}
-	build, bytes, total := &payload{}, 0, 0
+	build, bytes, total := &record.Payload{}, 0, 0
 	flush := func() error {
-		if build.notifications() == 0 {
+		if build.Notifications() == 0 {
 			return nil
 		}
-		total += build.notifications()
+		total += build.Notifications()
 		err := r.refill(ctx, tx, build)
-		build, bytes = &payload{}, 0
+		build, bytes = &record.Payload{}, 0
 		return err
 	}
 	var c campaign.Campaign
 	var trigger int64
 	var client string
 	_, err = pgx.ForEachRow(rows, []any{&c.RestaurantID, &c.ID, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &trigger, &client}, func() error {
-		if err := build.add(c, trigger, client); err != nil {
+		if err := build.Add(c, trigger, client); err != nil {
 			return err
 		}
-		if bytes += c.Size(); bytes >= r.claim.cfg.StepBytes || build.notifications() >= r.claim.cfg.StepClients {
+		if bytes += c.Size(); bytes >= r.claim.cfg.StepBytes || build.Notifications() >= r.claim.cfg.StepClients {
 			return flush()
 		}
 		return nil

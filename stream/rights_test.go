@@ -15,6 +15,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/record"
 )
 
 // rightsWorld is a world on a broker that knows who may do what.
@@ -110,14 +111,14 @@ func TestLimitThatMayNotBeReadIsNamed(t *testing.T) {
 	} {
 		allow(t, adm, acl, kadm.OpRead, kadm.OpWrite, kadm.OpDescribe)
 	}
-	big := &payload{}
+	big := &record.Payload{}
 	c := w.campaign("c", "r1")
 	c.Content = strings.Repeat("x", 2_000_000)
-	if err := big.add(c, 1, "a"); err != nil {
+	if err := big.Add(c, 1, "a"); err != nil {
 		t.Fatal(err)
 	}
 	envtest.Until(t, patience, func() error { return initLanesFor(w) })
-	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.encode())
+	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.Encode())
 	w.db.Exec(`UPDATE dinnerbell.lane SET seq = 1`)
 	if halted := w.halted(); !strings.Contains(halted.Hint, "max.message.bytes") || !strings.Contains(halted.Hint, "--operation DescribeConfigs --topic "+k.Notifications) {
 		t.Errorf("halt: %v", halted)

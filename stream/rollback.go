@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -90,27 +91,27 @@ func (c *claim) checkSinks(ctx context.Context) error {
 }
 
 // loadOutbox decodes what is decided and not shipped: all of (K, P], or a halt.
-func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*payload, error) {
+func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, error) {
 	rows, err := c.conn.Query(ctx, `SELECT seq, payload FROM `+c.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.lane, k)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
-	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*payload, error) {
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record.Payload, error) {
 		var seq int64
 		var b []byte
 		if err := row.Scan(&seq, &b); err != nil {
 			return nil, err
 		}
-		return decodePayload(seq, b)
+		return record.DecodePayload(seq, b)
 	})
-	if errors.Is(err, ErrCorrupt) {
+	if errors.Is(err, record.ErrCorrupt) {
 		return nil, c.halt(fmt.Sprintf("%s: %v", c.t.outbox, err))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
 	for i, p := range out {
-		if p.seq != k+1+int64(i) {
+		if p.Seq != k+1+int64(i) {
 			return nil, c.outboxGap(k, k+1+int64(i))
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/record"
 )
 
 // halted runs the service until it halts, and returns why.
@@ -266,13 +267,13 @@ func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
 		t.Run(string(accept), func(t *testing.T) {
 			t.Parallel()
 			w := delivered(t, func(*world) {})
-			pending := &payload{dead: []deadLetter{{topic: "t", reason: "because"}}}
+			pending := &record.Payload{Dead: []record.DeadLetter{{Topic: "t", Reason: "because"}}}
 			now := time.Now().Unix()
 			c := w.campaign("c3", "r2")
-			if err := pending.add(c, now, "x"); err != nil {
+			if err := pending.Add(c, now, "x"); err != nil {
 				t.Fatal(err)
 			}
-			w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) SELECT lane, seq + 1, 1, $1 FROM dinnerbell.lane`, pending.encode())
+			w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) SELECT lane, seq + 1, 1, $1 FROM dinnerbell.lane`, pending.Encode())
 			w.db.Exec(`UPDATE dinnerbell.lane SET seq = seq + 1`)
 			w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created)
@@ -316,14 +317,14 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 func TestTopicThatAcceptsLessHalts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
-	big := &payload{}
+	big := &record.Payload{}
 	c := w.campaign("c", "r1")
 	c.Content = strings.Repeat("x", 2_000_000)
-	if err := big.add(c, 1, "a"); err != nil {
+	if err := big.Add(c, 1, "a"); err != nil {
 		t.Fatal(err)
 	}
 	envtest.Until(t, patience, func() error { return initLanesFor(w) }) // a new topic is not known at once
-	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.encode())
+	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) VALUES (0, 1, 1, $1)`, big.Encode())
 	w.db.Exec(`UPDATE dinnerbell.lane SET seq = 1`)
 	if halted := w.halted(); !strings.Contains(halted.Hint, "max.message.bytes") {
 		t.Errorf("halt: %v", halted)

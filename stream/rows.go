@@ -1,6 +1,10 @@
 package stream
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"dinnerbell/stream/record"
+)
 
 // rowSet holds campaign rows column by column, as unnest takes them.
 type rowSet struct {
@@ -114,19 +118,19 @@ func insertRowsSQL(t tables) string {
 // copyRows is new rows as a binary COPY stream, its columns those of rowColumns.
 func copyRows(rows []*row) []byte {
 	dst := make([]byte, 0, len(rows)*512)
-	dst = append(dst, copySignature...)
+	dst = append(dst, record.CopySignature...)
 	for _, r := range rows {
 		dst = binary.BigEndian.AppendUint16(dst, 17)
-		dst = appendCopyField(appendCopyField(dst, r.ID), r.RestaurantID)
-		dst = appendCopyInt8(appendCopyInt4(dst, r.owner), r.version)
-		dst = appendCopyInt8(appendCopyInt8(appendCopyInt4(dst, r.at.Lane), r.at.Offset), r.msgTime)
-		dst = appendCopyField(dst, r.fingerprint[:])
-		dst = appendCopyField(appendCopyField(appendCopyField(dst, r.Content), r.Owner), r.OwnerContact)
-		dst = appendCopyInt8(appendCopyInt8(appendCopyInt8(dst, r.Start), r.End), r.Created)
-		dst = appendCopyField(appendCopyField(dst, r.state), r.cursor)
-		dst = appendCopyBool(dst, r.contested.Load())
+		dst = record.AppendField(record.AppendField(dst, r.ID), r.RestaurantID)
+		dst = record.AppendInt8(record.AppendInt4(dst, r.owner), r.version)
+		dst = record.AppendInt8(record.AppendInt8(record.AppendInt4(dst, r.at.Lane), r.at.Offset), r.msgTime)
+		dst = record.AppendField(dst, r.fingerprint[:])
+		dst = record.AppendField(record.AppendField(record.AppendField(dst, r.Content), r.Owner), r.OwnerContact)
+		dst = record.AppendInt8(record.AppendInt8(record.AppendInt8(dst, r.Start), r.End), r.Created)
+		dst = record.AppendField(record.AppendField(dst, r.state), r.cursor)
+		dst = record.AppendBool(dst, r.contested.Load())
 	}
-	return append(dst, copyTrailer...)
+	return append(dst, record.CopyTrailer...)
 }
 
 func editRowsSQL(t tables) string {

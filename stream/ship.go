@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -28,12 +29,12 @@ type shipper struct {
 	claim    *claim
 	departed <-chan *departure
 	shipped  *shipProgress
-	note     func(batch []*payload) // hears of what is shipped
+	note     func(batch []*record.Payload) // hears of what is shipped
 }
 
 // newShipper makes one that can ship single batches, and nobody hears of it.
 func newShipper(c *claim) *shipper {
-	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*payload) {}}
+	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}}
 }
 
 // run turns decided steps into Kafka transactions, in order: what is
@@ -82,19 +83,19 @@ func (s *shipper) shipDecided(ctx context.Context, d *departure, out *outbound) 
 	err := s.ship(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.lane,
-			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].seq, batch[len(batch)-1].seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
+			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
 			Hint: s.claim.limits.raiseHint(s.claim.cfg.Kafka.Principal) + "; then start the daemon again"}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].seq, batch[len(batch)-1].seq, err)
+		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
 	s.shippedUpTo(batch)
 	return next, nil
 }
 
 // shipment collects what is committed by now, and bounds the bytes of its records.
-func (s *shipper) shipment(first *departure) (batch []*payload, size int, next *departure) {
-	batch, size = []*payload{first.p}, first.p.size()
+func (s *shipper) shipment(first *departure) (batch []*record.Payload, size int, next *departure) {
+	batch, size = []*record.Payload{first.p}, first.p.RecordBytes()
 	for size < s.claim.cfg.StepBytes {
 		select {
 		case d, ok := <-s.departed:
@@ -104,7 +105,7 @@ func (s *shipper) shipment(first *departure) (batch []*payload, size int, next *
 			if !d.committed() {
 				return batch, size, d
 			}
-			batch, size = append(batch, d.p), size+d.p.size()
+			batch, size = append(batch, d.p), size+d.p.RecordBytes()
 		default:
 			return batch, size, nil
 		}
@@ -124,8 +125,8 @@ func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 	if d.early == nil || d.committed() {
 		return false, nil
 	}
-	batch := []*payload{d.early}
-	out.reset(batch, d.early.size(), 2*s.claim.cfg.StepBytes)
+	batch := []*record.Payload{d.early}
+	out.reset(batch, d.early.RecordBytes(), 2*s.claim.cfg.StepBytes)
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
 		return false, err
@@ -162,7 +163,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 
 // ship produces the records of a batch and, last, the progress record, in one
 // transaction. It returns nil only if the commit was acknowledged.
-func (s *shipper) ship(ctx context.Context, batch []*payload, out *outbound) error {
+func (s *shipper) ship(ctx context.Context, batch []*record.Payload, out *outbound) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	result, err := s.produceAll(ctx, batch, out)
@@ -173,7 +174,7 @@ func (s *shipper) ship(ctx context.Context, batch []*payload, out *outbound) err
 }
 
 // produceAll is the part of ship before the commit.
-func (s *shipper) produceAll(ctx context.Context, batch []*payload, out *outbound) (*delivery, error) {
+func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *outbound) (*delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	if err := s.claim.client.BeginTransaction(); err != nil {
@@ -185,7 +186,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*payload, out *outboun
 		s.produce(ctx, p, out, result)
 	}
 	failpoint.Hit("ship/produced")
-	last := batch[len(batch)-1].seq
+	last := batch[len(batch)-1].Seq
 	s.claim.client.Produce(ctx, &kgo.Record{
 		Topic: s.claim.cfg.Kafka.Progress, Partition: s.claim.lane,
 		Key:   topic.ProgressKey(s.claim.lane),
@@ -225,10 +226,10 @@ type outbound struct {
 
 // reset makes room for a batch. What had grown beyond keep bytes for something
 // rare is given up.
-func (o *outbound) reset(batch []*payload, size, keep int) {
+func (o *outbound) reset(batch []*record.Payload, size, keep int) {
 	n := 0
 	for _, p := range batch {
-		n += p.notifications()
+		n += p.Notifications()
 	}
 	if cap(o.arena) > keep {
 		o.arena = nil
@@ -243,14 +244,14 @@ func (o *outbound) reset(batch []*payload, size, keep int) {
 }
 
 // produce hands the payload's records to the client.
-func (s *shipper) produce(ctx context.Context, p *payload, out *outbound, result *delivery) {
-	for i := range p.segments {
-		seg := &p.segments[i]
-		w := seg.rendered()
-		for j := range seg.clients.Len() {
+func (s *shipper) produce(ctx context.Context, p *record.Payload, out *outbound, result *delivery) {
+	for i := range p.Segments {
+		seg := &p.Segments[i]
+		w := seg.Render()
+		for j := range seg.Clients.Len() {
 			from := len(out.arena)
 			var keyEnd, valueEnd int
-			out.arena, keyEnd, valueEnd = w.appendRecord(out.arena, seg.clients.At(j))
+			out.arena, keyEnd, valueEnd = w.AppendRecord(out.arena, seg.Clients.At(j))
 			r := &out.records[0]
 			out.records = out.records[1:]
 			r.Topic = s.claim.cfg.Kafka.Notifications
@@ -258,14 +259,14 @@ func (s *shipper) produce(ctx context.Context, p *payload, out *outbound, result
 			s.claim.client.Produce(ctx, r, result.note)
 		}
 	}
-	for i := range p.dead {
-		s.claim.client.Produce(ctx, deadLetterRecord(&p.dead[i], s.claim.cfg.Kafka.DeadLetters), result.note)
+	for i := range p.Dead {
+		s.claim.client.Produce(ctx, deadLetterRecord(&p.Dead[i], s.claim.cfg.Kafka.DeadLetters), result.note)
 	}
 }
 
 // shippedUpTo records K and lets the commit go on.
-func (s *shipper) shippedUpTo(batch []*payload) {
-	s.shipped.seq.Store(batch[len(batch)-1].seq)
+func (s *shipper) shippedUpTo(batch []*record.Payload) {
+	s.shipped.seq.Store(batch[len(batch)-1].Seq)
 	s.note(batch)
 	select {
 	case s.shipped.advanced <- struct{}{}:
@@ -277,10 +278,10 @@ func (s *shipper) shippedUpTo(batch []*payload) {
 // untouched; what refused it, and where it came from, in headers before those that
 // the message came with. The record's own timestamp is a new one: brokers refuse
 // timestamps far from now, and a producer's clock must not stop the lane.
-func deadLetterRecord(d *deadLetter, topic string) *kgo.Record {
-	r := &kgo.Record{Topic: topic, Key: d.key, Value: d.value}
-	for _, h := range d.letterHeaders() {
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.key, Value: h.value})
+func deadLetterRecord(d *record.DeadLetter, topic string) *kgo.Record {
+	r := &kgo.Record{Topic: topic, Key: d.Key, Value: d.Value}
+	for _, h := range d.RecordHeaders() {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 	}
 	return r
 }

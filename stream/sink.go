@@ -1,5 +1,9 @@
 package stream
 
+import (
+	"dinnerbell/stream/record"
+)
+
 // stepStatements are what a step's transaction is made of.
 type stepStatements struct {
 	begin, path, copy, lane, insert, edit, repeat, move, outbox, clean, shape, inTime, commit *statement
@@ -8,7 +12,7 @@ type stepStatements struct {
 func newStepStatements(t tables) *stepStatements {
 	return &stepStatements{
 		begin: &statement{name: "begin", sql: `BEGIN`},
-		copy:  &statement{name: "copy feedback rows", sql: `COPY ` + t.feedback + ` (` + copyColumns + `) FROM STDIN (FORMAT binary)`, rows: true},
+		copy:  &statement{name: "copy feedback rows", sql: `COPY ` + t.feedback + ` (` + record.ColumnList + `) FROM STDIN (FORMAT binary)`, rows: true},
 		path:  &statement{name: "set search path", sql: `SELECT pg_catalog.set_config('search_path', $1::text, true)`},
 		lane: &statement{name: "move lane", stands: missed(errTakenOver), sql: expecting("1", `UPDATE `+t.lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
   shipped = $8, notifications_ends = $9

@@ -10,6 +10,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // The states of a campaign row.
@@ -44,7 +45,7 @@ func (r *row) known() campaign.Version {
 type pick struct {
 	live      *live
 	clients   *id.List
-	wire      *wire
+	wire      *record.Template
 	contested bool // goes by ON CONFLICT instead of COPY
 }
 
@@ -54,7 +55,7 @@ type step struct {
 	nextOffset int64 // 0: does not move
 	rows       map[campaign.Key]*row
 	picks      []*pick
-	dead       []deadLetter
+	dead       []record.DeadLetter
 	expired    int64
 	outcomes   []outcome      // messages that notify nobody
 	feeds      []*replayFeed  // one for each message of a replay
@@ -181,28 +182,28 @@ func (st *step) seal(now int64) {
 	slices.SortFunc(st.picks, func(a, b *pick) int { return campaign.CompareKeys(a.live.Key(), b.live.Key()) })
 	size := 0
 	for _, p := range st.picks {
-		p.wire = st.table.kinds.render(p.live.Campaign, now)
-		size += p.wire.copySize(p.clients)
+		p.wire = st.table.kinds.NewTemplate(p.live.Campaign, now)
+		size += p.wire.CopySize(p.clients)
 	}
-	var frames copyFrames
-	frames.begin(st.copyData, size)
+	var frames record.CopyStream
+	frames.Begin(st.copyData, size)
 	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
 		if p.contested = p.live.contested.Load() || len(st.table.triggers) > 0; !p.contested {
-			frames.add(p.wire, p.clients)
+			frames.Add(p.wire, p.clients)
 			st.copied += p.clients.Len()
 		}
 	}
-	st.copyData = frames.end()
+	st.copyData = frames.End()
 }
 
 // payload is what the step ships if every client of it was new.
-func (st *step) payload() *payload {
-	p := &payload{dead: st.dead}
+func (st *step) payload() *record.Payload {
+	p := &record.Payload{Dead: st.dead}
 	for _, k := range st.picks {
 		if k.clients.Len() > 0 {
-			p.segments = append(p.segments, segment{campaign: k.live.Campaign, trigger: st.trigger, clients: k.clients, wire: k.wire})
+			p.Segments = append(p.Segments, record.Segment{Campaign: k.live.Campaign, Trigger: st.trigger, Clients: k.clients, Template: k.wire})
 		}
 	}
 	return p
@@ -215,7 +216,7 @@ func (st *step) held() (n int) {
 		n += 3*k.live.Size() + len(k.clients.Bytes())
 	}
 	for i := range st.dead {
-		n += st.dead[i].weight()
+		n += st.dead[i].Size()
 	}
 	return n
 }

@@ -15,6 +15,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
+	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
 
@@ -98,7 +99,7 @@ type claim struct {
 	shipped    int64 // K
 	nextOffset int64
 	totals     totals
-	pending    []*payload // decided and not shipped
+	pending    []*record.Payload // decided and not shipped
 	// What Postgres knew of Kafka as of the last step: neither may be less now.
 	shippedBefore int64
 	endsBefore    []int64                  // of the notifications topic

@@ -7,6 +7,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/record"
 )
 
 // An owner that is paused in the middle of a TAKEOVER, while another one takes
@@ -75,10 +76,10 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	if err := commitSteps(t, owner, st); err != nil {
 		t.Errorf("commit of the owner: %v", err)
 	}
-	if err := zombie.newShipper().ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err == nil {
+	if err := zombie.newShipper().ship(t.Context(), []*record.Payload{{Seq: 1}}, &outbound{}); err == nil {
 		t.Error("the former owner shipped")
 	}
-	if err := owner.newShipper().ship(t.Context(), []*payload{{seq: 1}}, &outbound{}); err != nil {
+	if err := owner.newShipper().ship(t.Context(), []*record.Payload{{Seq: 1}}, &outbound{}); err != nil {
 		t.Errorf("the owner could not ship: %v", err)
 	}
 }

@@ -1,20 +1,20 @@
-package stream
+package record
 
 import (
 	"encoding/binary"
 	"fmt"
 )
 
-// reader takes values off the front of b; the first error stays and makes all
+// payloadReader takes values off the front of b; the first error stays and makes all
 // later reads return zero values.
-type reader struct {
+type payloadReader struct {
 	b   []byte
 	err error
 }
 
-func (r *reader) fail() { r.b, r.err = nil, fmt.Errorf("short payload") }
+func (r *payloadReader) fail() { r.b, r.err = nil, fmt.Errorf("short payload") }
 
-func (r *reader) count() int {
+func (r *payloadReader) count() int {
 	n, w := binary.Uvarint(r.b)
 	if r.err != nil || w <= 0 || n > uint64(len(r.b)) {
 		if r.err == nil {
@@ -26,7 +26,7 @@ func (r *reader) count() int {
 	return int(n)
 }
 
-func (r *reader) varint() int64 {
+func (r *payloadReader) varint() int64 {
 	n, w := binary.Varint(r.b)
 	if r.err != nil || w <= 0 {
 		if r.err == nil {
@@ -38,7 +38,7 @@ func (r *reader) varint() int64 {
 	return n
 }
 
-func (r *reader) bytes() []byte {
+func (r *payloadReader) bytes() []byte {
 	n := r.count()
 	if r.err != nil || n > len(r.b) {
 		if r.err == nil {
@@ -51,7 +51,7 @@ func (r *reader) bytes() []byte {
 	return out
 }
 
-func (r *reader) nullable() []byte {
+func (r *payloadReader) nullable() []byte {
 	if r.err != nil || len(r.b) == 0 {
 		if r.err == nil {
 			r.fail()

@@ -1,4 +1,4 @@
-package stream
+package record
 
 import (
 	"encoding/binary"
@@ -7,8 +7,8 @@ import (
 )
 
 func TestRecordOfTheContractsExample(t *testing.T) {
-	w := render(contractCampaign(), 1659304828)
-	b, keyEnd, valueEnd := w.appendRecord(nil, packText(t, "223e4567-e89b-12d3-a456-426614174000"))
+	w := NewTemplate(example(), 1659304828)
+	b, keyEnd, valueEnd := w.AppendRecord(nil, packID(t, "223e4567-e89b-12d3-a456-426614174000"))
 	if key := string(b[:keyEnd]); key != "123e4567-e89b-12d3-a456-426614174003:223e4567-e89b-12d3-a456-426614174000" {
 		t.Errorf("key %s", key)
 	}
@@ -19,7 +19,7 @@ func TestRecordOfTheContractsExample(t *testing.T) {
 }
 
 func TestRecordEscapes(t *testing.T) {
-	c := contractCampaign()
+	c := example()
 	c.ID, c.Content = "50%:off", "a \"b\" <c> \n й"
 	for _, c2 := range []struct{ client, key string }{
 		{"plain", "50%25%3Aoff:plain"},
@@ -27,7 +27,7 @@ func TestRecordEscapes(t *testing.T) {
 		{`q"u\o` + "\n", "50%25%3Aoff:" + `q"u\o` + "\n"},
 		{"клиент", "50%25%3Aoff:клиент"},
 	} {
-		b, keyEnd, valueEnd := render(c, 7).appendRecord([]byte("before"), packText(t, c2.client))
+		b, keyEnd, valueEnd := NewTemplate(c, 7).AppendRecord([]byte("before"), packID(t, c2.client))
 		if key := string(b[len("before"):keyEnd]); key != c2.key {
 			t.Errorf("key %q, want %q", key, c2.key)
 		}
@@ -38,7 +38,7 @@ func TestRecordEscapes(t *testing.T) {
 		if v["client_id"] != c2.client || v["adv_campaign_content"] != c.Content {
 			t.Errorf("client %q content %q in %s", v["client_id"], v["adv_campaign_content"], b[keyEnd:valueEnd])
 		}
-		if size := render(c, 7).recordSize(len(c2.client)); valueEnd-len("before") > size {
+		if size := NewTemplate(c, 7).MaxRecordSize(len(c2.client)); valueEnd-len("before") > size {
 			t.Errorf("record of %d bytes, recordSize says at most %d", valueEnd, size)
 		}
 	}
@@ -50,9 +50,9 @@ func TestKeysDoNotCollide(t *testing.T) {
 	ids := []string{"a", "b", "a:b", "b:a", ":", "%3A", "%", "a%3Ab", "%25"}
 	for _, campaign := range ids {
 		for _, client := range ids {
-			c := contractCampaign()
+			c := example()
 			c.ID = campaign
-			b, keyEnd, _ := render(c, 1).appendRecord(nil, packText(t, client))
+			b, keyEnd, _ := NewTemplate(c, 1).AppendRecord(nil, packID(t, client))
 			if other, ok := seen[string(b[:keyEnd])]; ok {
 				t.Errorf("(%s, %s) and %v share the key %s", campaign, client, other, b[:keyEnd])
 			}
@@ -62,7 +62,7 @@ func TestKeysDoNotCollide(t *testing.T) {
 }
 
 func TestTupleHasTenFields(t *testing.T) {
-	b := contractKinds.render(contractCampaign(), 1659304828).appendTuple(nil, packText(t, "client"))
+	b := ContractKinds.NewTemplate(example(), 1659304828).appendTuple(nil, packID(t, "client"))
 	if n := binary.BigEndian.Uint16(b); n != 10 {
 		t.Fatalf("%d fields", n)
 	}
@@ -80,21 +80,21 @@ func TestTupleHasTenFields(t *testing.T) {
 
 // The hot encoders may not allocate per client.
 func TestEncodersDoNotAllocate(t *testing.T) {
-	w, id := contractKinds.render(contractCampaign(), 1), packText(t, "223e4567-e89b-12d3-a456-426614174000")
+	w, id := ContractKinds.NewTemplate(example(), 1), packID(t, "223e4567-e89b-12d3-a456-426614174000")
 	buf := make([]byte, 0, 4096)
 	if n := testing.AllocsPerRun(100, func() { w.appendTuple(buf, id) }); n != 0 {
 		t.Errorf("appendTuple: %v allocations", n)
 	}
-	if n := testing.AllocsPerRun(100, func() { w.appendRecord(buf, id) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { w.AppendRecord(buf, id) }); n != 0 {
 		t.Errorf("appendRecord: %v allocations", n)
 	}
 }
 
 func BenchmarkAppendRecord(b *testing.B) {
-	w, id := contractKinds.render(contractCampaign(), 1), packText(b, "223e4567-e89b-12d3-a456-426614174000")
+	w, id := ContractKinds.NewTemplate(example(), 1), packID(b, "223e4567-e89b-12d3-a456-426614174000")
 	buf := make([]byte, 0, 4096)
 	b.ReportAllocs()
 	for b.Loop() {
-		w.appendRecord(buf, id)
+		w.AppendRecord(buf, id)
 	}
 }

@@ -1,4 +1,4 @@
-package stream
+package record
 
 import (
 	"encoding/binary"
@@ -7,52 +7,52 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// copySignature opens a binary COPY stream, copyTrailer ends it: the
+// CopySignature opens a binary COPY stream, CopyTrailer ends it: the
 // signature, no flags, no header extension; then a field count of -1.
 // https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
 const (
-	copySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	copyTrailer   = "\xff\xff"
+	CopySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	CopyTrailer   = "\xff\xff"
 )
 
-// copyFrame is about how many bytes one CopyData message carries. The server
+// CopyFrameSize is about how many bytes one CopyData message carries. The server
 // reads a message whole before it works on it, and messages may be cut anywhere.
-const copyFrame = 64 << 10
+const CopyFrameSize = 64 << 10
 
 // copyFrameHead is the length of 'd' and the int32 length that counts itself.
 const copyFrameHead = 5
 
-// copyFrames is the data of one binary COPY as it is sent: CopyData messages,
+// CopyStream is the data of one binary COPY as it is sent: CopyData messages,
 // back to back. Nothing is copied or framed again on the way to the socket.
-type copyFrames struct {
+type CopyStream struct {
 	buf   []byte
 	frame int // where the open frame begins
 }
 
-// begin opens the stream in buf's memory, with room for size bytes of tuples.
-func (c *copyFrames) begin(buf []byte, size int) {
-	size += len(copySignature) + len(copyTrailer) + copyFrameHead*(2+size/copyFrame)
+// Begin opens the stream in buf's memory, with room for size bytes of tuples.
+func (c *CopyStream) Begin(buf []byte, size int) {
+	size += len(CopySignature) + len(CopyTrailer) + copyFrameHead*(2+size/CopyFrameSize)
 	if cap(buf) < size {
 		buf = make([]byte, 0, size)
 	}
 	c.buf = buf[:0]
 	c.open()
-	c.buf = append(c.buf, copySignature...)
+	c.buf = append(c.buf, CopySignature...)
 }
 
-func (c *copyFrames) open() {
+func (c *CopyStream) open() {
 	c.frame = len(c.buf)
 	c.buf = append(c.buf, 'd', 0, 0, 0, 0)
 }
 
-func (c *copyFrames) close() {
+func (c *CopyStream) close() {
 	binary.BigEndian.PutUint32(c.buf[c.frame+1:], uint32(len(c.buf)-c.frame-1))
 }
 
-// add appends a campaign's rows, one per client.
-func (c *copyFrames) add(w *wire, clients *id.List) {
+// Add appends a campaign's rows, one per client.
+func (c *CopyStream) Add(w *Template, clients *id.List) {
 	for i := range clients.Len() {
-		if len(c.buf)-c.frame >= copyFrame {
+		if len(c.buf)-c.frame >= CopyFrameSize {
 			c.close()
 			c.open()
 		}
@@ -60,35 +60,35 @@ func (c *copyFrames) add(w *wire, clients *id.List) {
 	}
 }
 
-// end closes the stream and returns it; empty where no row was added.
-func (c *copyFrames) end() []byte {
-	if len(c.buf) == copyFrameHead+len(copySignature) {
+// End closes the stream and returns it; empty where no row was added.
+func (c *CopyStream) End() []byte {
+	if len(c.buf) == copyFrameHead+len(CopySignature) {
 		return c.buf[:0]
 	}
-	c.buf = append(c.buf, copyTrailer...)
+	c.buf = append(c.buf, CopyTrailer...)
 	c.close()
 	return c.buf
 }
 
 // appendCopyHead appends a binary COPY tuple up to its last field.
-func (k *columnKinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger int64) []byte {
-	dst = binary.BigEndian.AppendUint16(dst, feedbackColumns)
-	for i, s := range [...]string{colRestaurant: c.RestaurantID, colCampaign: c.ID, colContent: c.Content, colOwner: c.Owner, colContact: c.OwnerContact} {
+func (k *Kinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger int64) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, Columns)
+	for i, s := range [...]string{RestaurantColumn: c.RestaurantID, CampaignColumn: c.ID, ContentColumn: c.Content, OwnerColumn: c.Owner, ContactColumn: c.OwnerContact} {
 		dst = k[i].appendText(dst, s)
 	}
 	for i, n := range [...]int64{c.Start, c.End, c.Created, trigger} {
-		dst = k[colStart+i].appendNumber(dst, n)
+		dst = k[StartColumn+i].appendNumber(dst, n)
 	}
 	return dst
 }
 
-// copySize bounds the bytes of the clients' rows, close enough to allocate by.
-func (w *wire) copySize(clients *id.List) int {
+// CopySize bounds the bytes of the clients' rows, close enough to allocate by.
+func (w *Template) CopySize(clients *id.List) int {
 	return clients.Len()*(len(w.copyHead)+4) + 3*len(clients.Bytes())
 }
 
 // appendTuple appends one feedback row to a binary COPY stream.
-func (w *wire) appendTuple(dst []byte, client id.ID) []byte {
+func (w *Template) appendTuple(dst []byte, client id.ID) []byte {
 	dst = append(dst, w.copyHead...)
 	mark := len(dst)
 	if w.uuidClients {
@@ -103,20 +103,20 @@ func (w *wire) appendTuple(dst []byte, client id.ID) []byte {
 	return dst
 }
 
-// appendCopyField appends one field of a binary COPY tuple.
-func appendCopyField[T ~string | ~[]byte](dst []byte, field T) []byte {
+// AppendField appends one field of a binary COPY tuple.
+func AppendField[T ~string | ~[]byte](dst []byte, field T) []byte {
 	return append(binary.BigEndian.AppendUint32(dst, uint32(len(field))), field...)
 }
 
-func appendCopyInt8(dst []byte, n int64) []byte {
+func AppendInt8(dst []byte, n int64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(dst, 8), uint64(n))
 }
 
-func appendCopyInt4(dst []byte, n int32) []byte {
+func AppendInt4(dst []byte, n int32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(dst, 4), uint32(n))
 }
 
-func appendCopyBool(dst []byte, b bool) []byte {
+func AppendBool(dst []byte, b bool) []byte {
 	if b {
 		return append(dst, 0, 0, 0, 1, 1)
 	}

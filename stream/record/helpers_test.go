@@ -1,4 +1,4 @@
-package stream
+package record
 
 import (
 	"fmt"
@@ -8,7 +8,7 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-func packText(t testing.TB, text string) id.ID {
+func packID(t testing.TB, text string) id.ID {
 	t.Helper()
 	id, err := id.Pack(text)
 	if err != nil {
@@ -17,16 +17,16 @@ func packText(t testing.TB, text string) id.ID {
 	return id
 }
 
-// contractCampaign is the campaign of the contract.
-func contractCampaign() *campaign.Campaign {
+// example is the campaign of the contract.
+func example() *campaign.Campaign {
 	return &campaign.Campaign{
 		RestaurantID: "123e4567-e89b-12d3-a456-426614174000", ID: "123e4567-e89b-12d3-a456-426614174003", Content: "first campaign",
 		Owner: "Ivanov Ivan Ivanovich", OwnerContact: "iiivanov@restaurant.ru", Start: 1659203516, End: 2659207116, Created: 1659131516,
 	}
 }
 
-// uuidTexts makes n different UUIDs.
-func uuidTexts(n int) []string {
+// uuids makes n different UUIDs.
+func uuids(n int) []string {
 	out := make([]string, n)
 	for i := range out {
 		x := uint64(i) * 0x9e3779b97f4a7c15

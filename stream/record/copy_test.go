@@ -1,4 +1,4 @@
-package stream
+package record
 
 import (
 	"testing"
@@ -10,17 +10,17 @@ import (
 // the buffer serves again.
 func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 	list := &id.List{}
-	for _, c := range uuidTexts(2000) {
-		list.Append(packText(t, c))
+	for _, c := range uuids(2000) {
+		list.Append(packID(t, c))
 	}
-	w := contractKinds.render(contractCampaign(), 7)
+	w := ContractKinds.NewTemplate(example(), 7)
 	size := list.Len() * (len(w.copyHead) + 4 + 36)
 	var buf []byte
 	encode := func() {
-		var f copyFrames
-		f.begin(buf, size)
-		f.add(w, list)
-		buf = f.end()
+		var f CopyStream
+		f.Begin(buf, size)
+		f.Add(w, list)
+		buf = f.End()
 	}
 	encode()
 	if n := testing.AllocsPerRun(10, encode); n != 0 {
@@ -31,17 +31,17 @@ func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 // BenchmarkEncodeCopy is the COPY data of one step of 2,000 clients.
 func BenchmarkEncodeCopy(b *testing.B) {
 	list := &id.List{}
-	for _, c := range uuidTexts(2000) {
-		list.Append(packText(b, c))
+	for _, c := range uuids(2000) {
+		list.Append(packID(b, c))
 	}
-	w := contractKinds.render(contractCampaign(), 7)
+	w := ContractKinds.NewTemplate(example(), 7)
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
-		var f copyFrames
-		f.begin(buf, 0)
-		f.add(w, list)
-		buf = f.end()
+		var f CopyStream
+		f.Begin(buf, 0)
+		f.Add(w, list)
+		buf = f.End()
 	}
 	b.SetBytes(int64(len(buf)))
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/2000, "ns/client")
@@ -49,9 +49,9 @@ func BenchmarkEncodeCopy(b *testing.B) {
 
 // BenchmarkRenderCampaign is what a campaign costs once per step.
 func BenchmarkRenderCampaign(b *testing.B) {
-	c := contractCampaign()
+	c := example()
 	b.ReportAllocs()
 	for b.Loop() {
-		contractKinds.render(c, 7)
+		ContractKinds.NewTemplate(c, 7)
 	}
 }

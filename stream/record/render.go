@@ -1,4 +1,4 @@
-package stream
+package record
 
 import (
 	"bytes"
@@ -11,13 +11,13 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// wire holds the constant parts of everything that is written per client of
+// Template holds the constant parts of everything that is written per client of
 // one campaign at one decision: they are rendered once, a client costs a copy.
 //
 //	Kafka key     keyHead + escaped client
 //	Kafka value   jsonHead + "client" + jsonTail
 //	COPY tuple    copyHead + int32 length + client
-type wire struct {
+type Template struct {
 	keyHead  []byte
 	jsonHead []byte
 	jsonTail []byte
@@ -26,16 +26,18 @@ type wire struct {
 	uuidClients bool // the client goes to Postgres as 16 bytes
 }
 
-// render prepares the constant parts. trigger is the Unix second of the
+// NewTemplate prepares the constant parts. trigger is the Unix second of the
 // decision; both sinks carry this same value.
-func render(c *campaign.Campaign, trigger int64) *wire { return (*columnKinds)(nil).render(c, trigger) }
+func NewTemplate(c *campaign.Campaign, trigger int64) *Template {
+	return (*Kinds)(nil).NewTemplate(c, trigger)
+}
 
-// render is render with what COPY sends to a table of these kinds, where there is
+// NewTemplate is render with what COPY sends to a table of these kinds, where there is
 // one.
-func (k *columnKinds) render(c *campaign.Campaign, trigger int64) *wire {
+func (k *Kinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template {
 	// One buffer for all; where escapes make it grow, what was cut off before
 	// stays in the old one.
-	w := &wire{}
+	w := &Template{}
 	n := len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 	if k != nil {
 		n *= 2
@@ -68,7 +70,7 @@ func (k *columnKinds) render(c *campaign.Campaign, trigger int64) *wire {
 
 	if k != nil {
 		b = k.appendCopyHead(b, c, trigger)
-		w.copyHead, w.uuidClients = cut(), k[colClient] == kindUUID
+		w.copyHead, w.uuidClients = cut(), k[ClientColumn] == KindUUID
 	}
 	return w
 }
@@ -76,9 +78,9 @@ func (k *columnKinds) render(c *campaign.Campaign, trigger int64) *wire {
 // wireNames bounds what render writes beside the texts: names, numbers, lengths.
 const wireNames = 512
 
-// appendRecord appends the key and the value of one notification and returns
+// AppendRecord appends the key and the value of one notification and returns
 // where the key ends and the value ends in dst.
-func (w *wire) appendRecord(dst []byte, client id.ID) (out []byte, keyEnd, valueEnd int) {
+func (w *Template) AppendRecord(dst []byte, client id.ID) (out []byte, keyEnd, valueEnd int) {
 	dst = append(dst, w.keyHead...)
 	mark := len(dst)
 	dst = client.AppendText(dst)
@@ -99,9 +101,9 @@ func (w *wire) appendRecord(dst []byte, client id.ID) (out []byte, keyEnd, value
 	return dst, keyEnd, len(dst)
 }
 
-// recordSize bounds the bytes of one record's key and value for a client id
+// MaxRecordSize bounds the bytes of one record's key and value for a client id
 // of n bytes: JSON escapes a byte to at most six, a key to at most three.
-func (w *wire) recordSize(n int) int {
+func (w *Template) MaxRecordSize(n int) int {
 	return len(w.keyHead) + len(w.jsonHead) + len(w.jsonTail) + 2 + 9*n
 }
 
