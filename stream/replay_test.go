@@ -157,6 +157,12 @@ func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	want := map[string][]string{"edited": few[:5], "shared": few[:5], "both": few[:5], "m": few[:5]}
 	w.expect(want)
 	w.read(1, 3)
+	envtest.Until(w, patience, func() error { // the edits have been joined: nobody is notified by them any more
+		if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE state = 'pending' AND adv_campaign_id <> 'scheduled'`); n > 0 {
+			return fmt.Errorf("%d campaigns are pending", n)
+		}
+		return nil
+	})
 
 	w.subscribe(map[string][]string{"r1": few[:12], "r2": few[8:], "r3": few})
 	w.replayTwice(svc, ReplayRequest{}, ReplayCounts{Messages: 12, Dead: 1, Expired: 2, Superseded: 3, Scheduled: 1, Valid: 5, Have: 20, Notified: 7 + 15 + 7 + 7})
