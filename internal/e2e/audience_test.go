@@ -15,24 +15,24 @@ import (
 // do not wait for it.
 func TestMillionSubscribers(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	const size = 1_000_000
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT md5('c' || n)::uuid::text, 'huge' FROM generate_series(1, $1) n`, size)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'small' FROM generate_series(1, 100) n`)
 	d.setup(1)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.produce(0, newCampaign("huge campaign", "huge"))
-	envtest.Until(t, patience, func() error { return d.atLeast("huge campaign", size/10) })
+	envtest.Until(t, patience, func() error { return d.checkRows("huge campaign", size/10) })
 
 	const sofar = `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'huge campaign'`
 	var before, after int64
-	d.scan(&before, sofar)
+	d.queryRow(&before, sofar)
 	began := time.Now()
 	d.produce(0, newCampaign("small campaign", "small"))
-	envtest.Until(t, patience, func() error { return d.atLeast("small campaign", 100) })
+	envtest.Until(t, patience, func() error { return d.checkRows("small campaign", 100) })
 	took := time.Since(began)
-	d.scan(&after, sofar)
+	d.queryRow(&after, sofar)
 	t.Logf("100 subscribers in %v; meanwhile %d of the large campaign, with %d still to come", took.Round(time.Millisecond), after-before, size-after)
 	if after >= size {
 		t.Error("the large campaign was over: the test shows nothing")
@@ -50,10 +50,10 @@ func TestMillionSubscribers(t *testing.T) {
 	d.stop()
 }
 
-func (d *deployment) atLeast(campaign string, n int64) error {
+func (d *deployment) checkRows(campaign string, n int64) error {
 	d.Helper()
 	var have int64
-	if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign); have < n {
+	if d.queryRow(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign); have < n {
 		return fmt.Errorf("%d rows of %s, want %d", have, campaign, n)
 	}
 	return nil

@@ -18,7 +18,7 @@ import (
 // full-page images due again.
 func TestBudgets(t *testing.T) {
 	t.Parallel()
-	d := deployOn(t, envtest.DatabaseOn(t, envtest.StartPostgres(t, envtest.Dir(t), map[string]string{
+	d := newDeploymentOn(t, envtest.DatabaseOn(t, envtest.StartPostgres(t, envtest.Dir(t), map[string]string{
 		"checkpoint_timeout": "1h", "max_wal_size": "8GB", "autovacuum": "off",
 	})))
 	audiences := []struct {
@@ -37,13 +37,13 @@ SELECT md5($1 || r || 'c' || c)::uuid::text, md5($1 || r)::uuid::text FROM gener
 	d.db.Exec(id, "others", 700, 100)
 	d.setup(1)
 	d.start()
-	d.ready()
+	d.awaitReady()
 
 	for _, a := range audiences {
 		var all []workload.Campaign
 		for r := range a.restaurants {
 			var restaurant string
-			d.scan(&restaurant, `SELECT md5($1 || $2::int)::uuid::text`, a.budget, r+1)
+			d.queryRow(&restaurant, `SELECT md5($1 || $2::int)::uuid::text`, a.budget, r+1)
 			all = append(all, newCampaign(fmt.Sprintf("%s/%d", a.budget, r), restaurant))
 		}
 		before := d.walBytes()
@@ -51,14 +51,14 @@ SELECT md5($1 || r || 'c' || c)::uuid::text, md5($1 || r)::uuid::text FROM gener
 		total := int64(a.restaurants * a.client)
 		envtest.Until(t, patience, func() error {
 			var have int64
-			if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE starts_with(adv_campaign_id, $1)`, a.budget+"/"); have != total {
+			if d.queryRow(&have, `SELECT count(*) FROM subscribers_feedback WHERE starts_with(adv_campaign_id, $1)`, a.budget+"/"); have != total {
 				return fmt.Errorf("%d rows of %d", have, total)
 			}
 			return nil
 		})
 		budget.Check(t, a.budget, float64(d.walBytes()-before)/float64(total))
 	}
-	records := d.kafka.ReadAll(d.topic("notifications"))
+	records := d.kafka.ReadAll(d.topicName("notifications"))
 	bytes := 0
 	for _, r := range records {
 		bytes += len(r.Key) + len(r.Value)
@@ -66,7 +66,7 @@ SELECT md5($1 || r || 'c' || c)::uuid::text, md5($1 || r)::uuid::text FROM gener
 	budget.Check(t, "kafka_record", float64(bytes)/float64(len(records)))
 
 	var subscriptions int64
-	d.scan(&subscriptions, `SELECT count(*) FROM subscribers_restaurants`)
+	d.queryRow(&subscriptions, `SELECT count(*) FROM subscribers_restaurants`)
 	d.stop()
 	budget.Check(t, "disk_subscription", float64(d.stateBytes())/float64(subscriptions))
 }
@@ -74,7 +74,7 @@ SELECT md5($1 || r || 'c' || c)::uuid::text, md5($1 || r)::uuid::text FROM gener
 func (d *deployment) walBytes() int64 {
 	d.Helper()
 	var n int64
-	d.scan(&n, `SELECT pg_current_wal_insert_lsn() - '0/0'`)
+	d.queryRow(&n, `SELECT pg_current_wal_insert_lsn() - '0/0'`)
 	return n
 }
 

@@ -14,13 +14,13 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// every sets how often the daemon makes checkpoints.
-func (d *deployment) every(every string) {
+// checkpointEvery sets how often the daemon makes checkpoints.
+func (d *deployment) checkpointEvery(every string) {
 	d.env = append(os.Environ(), "DINNERBELL_STATE_CHECKPOINT_EVERY="+every)
 }
 
-// saved is a line of `checkpoint list --json`.
-type saved struct {
+// savedCheckpoint is a line of `checkpoint list --json`.
+type savedCheckpoint struct {
 	ID            string           `json:"id"`
 	Cause         string           `json:"cause"`
 	LSN           string           `json:"lsn"`
@@ -35,14 +35,14 @@ type saved struct {
 // jsonOf runs a command that answers in JSON.
 func (d *deployment) jsonOf(v any, args ...string) {
 	d.Helper()
-	out := d.command(args...)
+	out := d.runCommand(args...)
 	if err := json.Unmarshal([]byte(out), v); err != nil {
 		d.Fatalf("dinnerbell %v: %v in %s", args, err, out)
 	}
 }
 
-// refused runs a command that must fail with the exit code, and gives what it says.
-func (d *deployment) refused(code int, args ...string) string {
+// failCommand runs a command that must fail with the exit code, and gives what it says.
+func (d *deployment) failCommand(code int, args ...string) string {
 	d.Helper()
 	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
 	var stderr bytes.Buffer
@@ -54,8 +54,8 @@ func (d *deployment) refused(code int, args ...string) string {
 	return stderr.String()
 }
 
-// rebuilds counts the snapshots in the daemons' logs.
-func (d *deployment) rebuilds() int {
+// countRebuilds counts the snapshots in the daemons' logs.
+func (d *deployment) countRebuilds() int {
 	return strings.Count(d.log.tail(1<<20), "taking a snapshot of the subscriptions")
 }
 
@@ -70,12 +70,12 @@ func (d *deployment) addClients(restaurant string, n int) {
 // goes on exactly, an older one is rebuilt; nobody is missed or doubled.
 func TestCheckpointsAreRestored(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.every("1h")
+	d := newDeployment(t)
+	d.checkpointEvery("1h")
 	d.setup(2)
 	d.addClients("first", 2000)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	produced := map[string]string{}
 	campaign := func(id string) {
 		d.Helper()
@@ -85,12 +85,12 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	}
 	campaign("first")
 
-	var first, second saved
+	var first, second savedCheckpoint
 	d.jsonOf(&first, "checkpoint", "create", "--json")
 	if first.Subscriptions != 2000 || first.Bytes == 0 || first.Cause != "asked" || first.NextOffsets["0"] != 0 || first.NextOffsets["1"] != 1 {
 		t.Errorf("checkpoint is %+v", first)
 	}
-	if text := d.refused(1, "checkpoint", "restore", first.ID); !strings.Contains(text, fmt.Sprintf("held by process %d", d.process.PID())) {
+	if text := d.failCommand(1, "checkpoint", "restore", first.ID); !strings.Contains(text, fmt.Sprintf("held by process %d", d.process.PID())) {
 		t.Errorf("restore beside the daemon says %s", text)
 	}
 	d.addClients("second", 10)
@@ -109,36 +109,36 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	campaign("third")
 	d.awaitCoverage(map[string]bool{first.ID: false, second.ID: true})
 	d.kill()
-	before := d.rebuilds()
+	before := d.countRebuilds()
 
-	d.restore(second.ID, true)
+	d.restoreCheckpoint(second.ID, true)
 	campaign("fourth")
-	if n := d.rebuilds(); n != before {
+	if n := d.countRebuilds(); n != before {
 		t.Errorf("the newest checkpoint led to %d snapshots", n-before)
 	}
 	d.stop()
 
 	d.addClients("fifth", 7)
-	d.restore(first.ID, false)
+	d.restoreCheckpoint(first.ID, false)
 	campaign("fifth")
-	if n := d.rebuilds(); n != before+1 {
+	if n := d.countRebuilds(); n != before+1 {
 		t.Errorf("the older checkpoint led to %d snapshots, want one", n-before)
 	}
 	d.stop()
 
 	// Without a daemon; and where the disk has lost the state alone.
-	var offline saved
+	var offline savedCheckpoint
 	d.jsonOf(&offline, "checkpoint", "create", "--json")
 	if err := os.RemoveAll(filepath.Join(d.dir, "store")); err != nil {
 		t.Fatal(err)
 	}
 	d.addClients("sixth", 5)
-	d.restore(offline.ID, true)
+	d.restoreCheckpoint(offline.ID, true)
 	campaign("sixth")
-	if n := d.rebuilds(); n != before+1 {
+	if n := d.countRebuilds(); n != before+1 {
 		t.Errorf("a checkpoint made offline led to %d snapshots", n-before-1)
 	}
-	if text := d.refused(1, "checkpoint", "restore", "20200101T000000.000Z"); !strings.Contains(text, "checkpoint list") {
+	if text := d.failCommand(1, "checkpoint", "restore", "20200101T000000.000Z"); !strings.Contains(text, "checkpoint list") {
 		t.Errorf("restore of what is not there says %s", text)
 	}
 	d.stop()
@@ -147,13 +147,13 @@ func TestCheckpointsAreRestored(t *testing.T) {
 // The recipe for a machine that moves: the new one has nothing but a checkpoint.
 func TestStateMovesToAnotherMachine(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.setup(1)
 	d.addClients("first", 300)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.stop()
-	var made saved
+	var made savedCheckpoint
 	d.jsonOf(&made, "checkpoint", "create", "--json")
 	d.addClients("first", 5)
 
@@ -163,11 +163,11 @@ func TestStateMovesToAnotherMachine(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(d.dir, folder), os.DirFS(filepath.Join(old, folder))); err != nil {
 		t.Fatal(err)
 	}
-	before := d.rebuilds()
-	d.restore(made.ID, true)
+	before := d.countRebuilds()
+	d.restoreCheckpoint(made.ID, true)
 	d.produce(0, newCampaign("first", "first"))
 	d.checkOnce(map[string]string{"first": "first"}, patience)
-	if n := d.rebuilds(); n != before {
+	if n := d.countRebuilds(); n != before {
 		t.Errorf("the new machine took %d snapshots", n-before)
 	}
 	d.stop()
@@ -189,7 +189,7 @@ func (d *deployment) editConfig(from, to string) {
 func (d *deployment) awaitCoverage(want map[string]bool) {
 	d.Helper()
 	envtest.Until(d, patience, func() error {
-		var list []saved
+		var list []savedCheckpoint
 		d.jsonOf(&list, "checkpoint", "list", "--json")
 		found := 0
 		for _, s := range list {
@@ -208,17 +208,17 @@ func (d *deployment) awaitCoverage(want map[string]bool) {
 	})
 }
 
-// restore restores a checkpoint, looks what it says about the WAL, starts the
+// restoreCheckpoint restores a checkpoint, looks what it says about the WAL, starts the
 // daemon, and waits until that has found the rows good.
-func (d *deployment) restore(id string, covered bool) {
+func (d *deployment) restoreCheckpoint(id string, covered bool) {
 	d.Helper()
-	var r saved
+	var r savedCheckpoint
 	d.jsonOf(&r, "checkpoint", "restore", id, "--json")
 	if r.ID != id || r.Covered == nil || *r.Covered != covered || (r.Reason == "") != covered {
 		d.Errorf("restore says %+v, want covered %v", r, covered)
 	}
 	d.start()
-	d.ready()
+	d.awaitReady()
 	envtest.Until(d, patience, func() error {
 		if names, err := filepath.Glob(filepath.Join(d.dir, "replaced-*")); err != nil || len(names) > 0 {
 			return fmt.Errorf("still there: %v %w", names, err)
@@ -231,7 +231,7 @@ func (d *deployment) restore(id string, covered bool) {
 // whatever happened.
 func (d *deployment) restoreNewest() {
 	d.Helper()
-	var list []saved
+	var list []savedCheckpoint
 	d.jsonOf(&list, "checkpoint", "list", "--json")
 	if len(list) == 0 {
 		d.Fatal("there is no checkpoint")
@@ -240,28 +240,28 @@ func (d *deployment) restoreNewest() {
 	if newest.Covered == nil || !*newest.Covered {
 		d.Fatalf("the newest checkpoint is not covered: %+v", newest)
 	}
-	d.command("checkpoint", "restore", newest.ID)
+	d.runCommand("checkpoint", "restore", newest.ID)
 }
 
 // `checkpoint list` for people, with and without Postgres.
 func TestCheckpointListSaysWhatIsUnknown(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.setup(1)
-	if out := d.command("checkpoint", "list", "--json"); strings.TrimSpace(out) != "[]" {
+	if out := d.runCommand("checkpoint", "list", "--json"); strings.TrimSpace(out) != "[]" {
 		t.Errorf("a list of nothing is %s", out)
 	}
-	d.refused(1, "checkpoint", "create")
+	d.failCommand(1, "checkpoint", "create")
 	d.start()
-	d.ready()
-	d.command("checkpoint", "create")
+	d.awaitReady()
+	d.runCommand("checkpoint", "create")
 	d.stop()
-	out := d.command("checkpoint", "list")
+	out := d.runCommand("checkpoint", "list")
 	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) < 2 || !strings.HasSuffix(lines[len(lines)-1], "yes") {
 		t.Errorf("list is\n%s", out)
 	}
 	d.editConfig(d.db.URL, "postgres://127.0.0.1:1/x")
-	if out := d.command("checkpoint", "list"); !strings.Contains(out, "unknown: ") {
+	if out := d.runCommand("checkpoint", "list"); !strings.Contains(out, "unknown: ") {
 		t.Errorf("list without Postgres is\n%s", out)
 	}
 }

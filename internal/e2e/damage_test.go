@@ -21,11 +21,11 @@ import (
 // same process, and HTTP answers all the time. Nobody is missed or doubled.
 func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.subscribe(40, 8000)
+	d := newDeployment(t)
+	d.addSubscriptions(40, 8000)
 	d.setup(3)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	pid := d.process.PID()
 	address, err := d.httpAddress()
 	if err != nil {
@@ -35,13 +35,13 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	var alive sync.WaitGroup
 	alive.Go(func() { d.stayAlive(ctx, address) })
 	d.underLoad(1, func(int) {
-		d.ready()
-		d.pause(time.Second)
-		d.rot()
+		d.awaitReady()
+		d.pauseRandom(time.Second)
+		d.damageFile()
 		// The row index has not been read since the snapshot: these updates do.
 		d.db.Exec(`UPDATE subscribers_restaurants SET client_id = client_id WHERE id % 100 = 0`)
 		envtest.Until(t, patience, func() error {
-			if got := d.metric(address, "dinnerbell_state_quarantines_total"); got != "1" {
+			if got := d.readMetric(address, "dinnerbell_state_quarantines_total"); got != "1" {
 				return fmt.Errorf("%s stores set aside", got)
 			}
 			return nil
@@ -52,7 +52,7 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	if d.process.PID() != pid {
 		t.Error("the daemon was started again")
 	}
-	aside := d.quarantines()
+	aside := d.listQuarantines()
 	if len(aside) != 1 {
 		t.Fatalf("set aside: %v", aside)
 	}
@@ -62,9 +62,9 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	d.stop()
 }
 
-// rot flips a byte in each few hundred of the store's tables, on disk. Blocks
+// damageFile flips a byte in each few hundred of the store's tables, on disk. Blocks
 // that the daemon has in memory are not touched by it.
-func (d *deployment) rot() {
+func (d *deployment) damageFile() {
 	d.Helper()
 	tables, err := filepath.Glob(filepath.Join(d.dir, "store", "*.sst"))
 	if err != nil || len(tables) == 0 {
@@ -95,7 +95,7 @@ func (d *deployment) rot() {
 	}
 }
 
-func (d *deployment) quarantines() []string {
+func (d *deployment) listQuarantines() []string {
 	d.Helper()
 	names, err := filepath.Glob(filepath.Join(d.dir, "quarantine-*"))
 	if err != nil {
@@ -123,8 +123,8 @@ func (d *deployment) stayAlive(ctx context.Context, address string) {
 	}
 }
 
-// metric is the value of a metric without labels, "" if it is not there.
-func (d *deployment) metric(address, name string) string {
+// readMetric is the value of a metric without labels, "" if it is not there.
+func (d *deployment) readMetric(address, name string) string {
 	d.Helper()
 	resp, err := http.Get("http://" + address + "/metrics")
 	if err != nil {

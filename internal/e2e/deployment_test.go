@@ -45,12 +45,12 @@ type deployment struct {
 	campaigns *kgo.Client
 }
 
-func deploy(t *testing.T) *deployment {
+func newDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return deployOn(t, envtest.Database(t))
+	return newDeploymentOn(t, envtest.Database(t))
 }
 
-func deployOn(t *testing.T, db *envtest.DB) *deployment {
+func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 	t.Helper()
 	d := &deployment{T: t, db: db, kafka: envtest.Kafka(t), name: envtest.Name("e2e"), binary: envtest.Binary(t), log: &logBuffer{}}
 	root := envtest.Dir(t)
@@ -58,8 +58,8 @@ func deployOn(t *testing.T, db *envtest.DB) *deployment {
 	text, err := json.Marshal(map[string]any{ // JSON is YAML
 		"source": map[string]any{"url": d.db.URL, "slot": d.name},
 		"kafka": map[string]any{
-			"brokers": d.kafka.Brokers, "campaigns": d.topic("campaigns"), "notifications": d.topic("notifications"),
-			"dead_letters": d.topic("dead"), "progress": d.topic("progress"), "group": d.name,
+			"brokers": d.kafka.Brokers, "campaigns": d.topicName("campaigns"), "notifications": d.topicName("notifications"),
+			"dead_letters": d.topicName("dead"), "progress": d.topicName("progress"), "group": d.name,
 		},
 		"state": map[string]any{"dir": d.dir},
 		"http":  map[string]any{"listen": "127.0.0.1:0"},
@@ -82,10 +82,10 @@ func deployOn(t *testing.T, db *envtest.DB) *deployment {
 	return d
 }
 
-func (d *deployment) topic(base string) string { return d.name + "." + base }
+func (d *deployment) topicName(base string) string { return d.name + "." + base }
 
-// command runs one dinnerbell command and returns its standard output.
-func (d *deployment) command(args ...string) string {
+// runCommand runs one dinnerbell command and returns its standard output.
+func (d *deployment) runCommand(args ...string) string {
 	d.Helper()
 	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
 	var stderr bytes.Buffer
@@ -111,9 +111,9 @@ func (d *deployment) statusText(args ...string) string {
 // `dinnerbell setup`.
 func (d *deployment) setup(partitions int) {
 	d.Helper()
-	d.kafka.TopicNamed(d.topic("campaigns"), int32(partitions), nil)
-	d.kafka.DeleteAfter(d.topic("notifications"), d.topic("dead"), d.topic("progress"))
-	d.command("setup")
+	d.kafka.TopicNamed(d.topicName("campaigns"), int32(partitions), nil)
+	d.kafka.DeleteAfter(d.topicName("notifications"), d.topicName("dead"), d.topicName("progress"))
+	d.runCommand("setup")
 }
 
 // start runs the daemon as a process of its own.
@@ -154,13 +154,13 @@ func (d *deployment) stop() {
 	d.process = nil
 }
 
-// ready waits until /readyz of the started daemon says 200.
-func (d *deployment) ready() {
+// awaitReady waits until /readyz of the started daemon says 200.
+func (d *deployment) awaitReady() {
 	d.Helper()
-	d.readyIn(patience)
+	d.awaitReadyWithin(patience)
 }
 
-func (d *deployment) readyIn(patience time.Duration) {
+func (d *deployment) awaitReadyWithin(patience time.Duration) {
 	d.Helper()
 	envtest.Until(d, patience, func() error {
 		address, err := d.httpAddress()
@@ -198,7 +198,7 @@ func (d *deployment) produce(partition int32, campaigns ...workload.Campaign) {
 	d.Helper()
 	records := make([]*kgo.Record, 0, len(campaigns))
 	for _, c := range campaigns {
-		records = append(records, &kgo.Record{Topic: d.topic("campaigns"), Partition: partition, Value: c.JSON()})
+		records = append(records, &kgo.Record{Topic: d.topicName("campaigns"), Partition: partition, Value: c.JSON()})
 	}
 	if err := d.campaigns.ProduceSync(d.Context(), records...).FirstErr(); err != nil {
 		d.Fatal(err)
@@ -223,24 +223,24 @@ func (d *deployment) checkOnce(campaigns map[string]string, patience time.Durati
 	}
 	var want int64
 	join := `FROM unnest($1::text[], $2::text[]) AS c(id, restaurant) JOIN subscribers_restaurants s ON s.restaurant_id = c.restaurant`
-	d.scan(&want, `SELECT count(DISTINCT (c.id, s.client_id)) `+join, ids, restaurants)
+	d.queryRow(&want, `SELECT count(DISTINCT (c.id, s.client_id)) `+join, ids, restaurants)
 	envtest.Until(d, patience, func() error {
 		var have int64
-		d.scan(&have, `SELECT count(*) FROM subscribers_feedback`)
+		d.queryRow(&have, `SELECT count(*) FROM subscribers_feedback`)
 		if have != want {
 			return fmt.Errorf("%d of %d rows", have, want)
 		}
 		return nil
 	})
 	var missing int64
-	d.scan(&missing, `SELECT count(*) FROM (SELECT c.id, s.client_id `+join+` EXCEPT SELECT adv_campaign_id, client_id FROM subscribers_feedback) AS m`, ids, restaurants)
+	d.queryRow(&missing, `SELECT count(*) FROM (SELECT c.id, s.client_id `+join+` EXCEPT SELECT adv_campaign_id, client_id FROM subscribers_feedback) AS m`, ids, restaurants)
 	if missing != 0 {
 		d.Errorf("%d notifications are missing in the table and as many are too much", missing)
 	}
 	d.compareSinks(patience)
 }
 
-func (d *deployment) scan(to any, sql string, args ...any) {
+func (d *deployment) queryRow(to any, sql string, args ...any) {
 	d.Helper()
 	if err := d.db.Pool.QueryRow(d.Context(), sql, args...).Scan(to); err != nil {
 		d.Fatal(err)
@@ -251,10 +251,10 @@ func (d *deployment) scan(to any, sql string, args ...any) {
 // and compares them one by one.
 func (d *deployment) compareSinks(patience time.Duration) {
 	d.Helper()
-	rows := d.rows()
+	rows := d.renderRows()
 	var records []*kgo.Record
 	envtest.Until(d, patience, func() error {
-		if records = d.kafka.ReadAll(d.topic("notifications")); len(records) < len(rows) {
+		if records = d.kafka.ReadAll(d.topicName("notifications")); len(records) < len(rows) {
 			return fmt.Errorf("%d of %d records", len(records), len(rows))
 		}
 		return nil
@@ -277,9 +277,9 @@ func (d *deployment) compareSinks(patience time.Duration) {
 	}
 }
 
-// rows renders every feedback row of the daemon's as the record that must
+// renderRows renders every feedback row of the daemon's as the record that must
 // stand beside it; rows with feedback in them are other jobs'.
-func (d *deployment) rows() map[string]string {
+func (d *deployment) renderRows() map[string]string {
 	d.Helper()
 	rows, err := d.db.Pool.Query(d.Context(), `SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, client_id, datetime_created, trigger_datetime_created FROM subscribers_feedback WHERE feedback IS NULL`)
@@ -290,7 +290,7 @@ func (d *deployment) rows() map[string]string {
 	var r workload.Notification
 	_, err = pgx.ForEachRow(rows, []any{&r.Restaurant, &r.Campaign, &r.Content, &r.Owner, &r.Contact, &r.Start, &r.End, &r.Client, &r.Created, &r.Trigger}, func() error {
 		b, err := json.Marshal(r)
-		out[escape(r.Campaign)+":"+escape(r.Client)] = string(b)
+		out[escapeKey(r.Campaign)+":"+escapeKey(r.Client)] = string(b)
 		return err
 	})
 	if err != nil {
@@ -299,7 +299,7 @@ func (d *deployment) rows() map[string]string {
 	return out
 }
 
-func escape(id string) string { return strings.NewReplacer("%", "%25", ":", "%3A").Replace(id) }
+func escapeKey(id string) string { return strings.NewReplacer("%", "%25", ":", "%3A").Replace(id) }
 
 // logBuffer collects what the daemon's processes log.
 type logBuffer struct {

@@ -12,11 +12,11 @@ import (
 // 200 of them under a limit of 150, and campaigns go on; so does /readyz.
 func TestIdleConnectionsUnderFewDescriptors(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'r1' FROM generate_series(1, 50) n`)
 	d.setup(4)
 	d.startAs(exec.Command("sh", "-c", `ulimit -n 150 && exec "$0" "$@"`, d.binary, "-c", d.config, "run"))
-	d.ready()
+	d.awaitReady()
 	if !strings.Contains(d.log.tail(1<<20), "few file descriptors") {
 		t.Error("the log does not warn of the low limit")
 	}

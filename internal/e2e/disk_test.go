@@ -39,11 +39,11 @@ func (d *deployment) onSmallDisk(megabytes int, reserve string) {
 		}
 	})
 	d.dir = filepath.Join(disk, "state")
-	d.configure("state", map[string]any{"dir": d.dir, "reserve": reserve})
+	d.setConfig("state", map[string]any{"dir": d.dir, "reserve": reserve})
 }
 
-// configure replaces a section of the configuration.
-func (d *deployment) configure(section string, values map[string]any) {
+// setConfig replaces a section of the configuration.
+func (d *deployment) setConfig(section string, values map[string]any) {
 	d.Helper()
 	text, err := os.ReadFile(d.config)
 	if err != nil {
@@ -62,8 +62,8 @@ func (d *deployment) configure(section string, values map[string]any) {
 	}
 }
 
-// ballast fills the small disk up to so many bytes, and returns the file.
-func (d *deployment) ballast(leave int64) string {
+// fillDisk fills the small disk up to so many bytes, and returns the file.
+func (d *deployment) fillDisk(leave int64) string {
 	d.Helper()
 	name := filepath.Join(filepath.Dir(d.dir), "ballast")
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -86,8 +86,8 @@ func (d *deployment) ballast(leave int64) string {
 	}
 }
 
-// readyz is the answer of the running daemon.
-func (d *deployment) readyz() (int, string) {
+// askReady is the answer of the running daemon.
+func (d *deployment) askReady() (int, string) {
 	d.Helper()
 	address, err := d.httpAddress()
 	if err != nil {
@@ -111,31 +111,31 @@ func (d *deployment) readyz() (int, string) {
 // by itself.
 func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.onSmallDisk(160, "64MB")
-	d.subscribe(10, 500)
+	d.addSubscriptions(10, 500)
 	d.setup(1)
 	d.db.Exec(`DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || ' SET wal_sender_timeout = ''2s'''; END $$`)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	walsender := func() (pid int) {
-		d.scan(&pid, `SELECT coalesce((SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1), 0)`, d.name)
+		d.queryRow(&pid, `SELECT coalesce((SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1), 0)`, d.name)
 		return pid
 	}
 	before := walsender()
-	ballast := d.ballast(40 << 20)
+	ballast := d.fillDisk(40 << 20)
 	envtest.Until(t, patience, func() error {
-		if code, body := d.readyz(); code != http.StatusServiceUnavailable || !strings.Contains(body, "disk is almost full") {
+		if code, body := d.askReady(); code != http.StatusServiceUnavailable || !strings.Contains(body, "disk is almost full") {
 			return fmt.Errorf("readyz: %d %s", code, body)
 		}
 		return nil
 	})
 	d.produce(0, newCampaign("needs no change", "r1")) // nothing waits yet
-	envtest.Until(t, patience, func() error { return d.atLeast("needs no change", 250) })
+	envtest.Until(t, patience, func() error { return d.checkRows("needs no change", 250) })
 
 	var committed string
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r2')`)
-	d.scan(&committed, `SELECT pg_current_wal_lsn()::text`)
+	d.queryRow(&committed, `SELECT pg_current_wal_lsn()::text`)
 	d.produce(0, newCampaign("needs the change", "r2"))
 	full := time.Now()
 	envtest.Until(t, patience, func() error {
@@ -148,12 +148,12 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 		return nil
 	})
 	var early bool
-	d.scan(&early, `SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`, d.name, committed)
+	d.queryRow(&early, `SELECT confirmed_flush_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`, d.name, committed)
 	if early {
 		t.Error("the change is acknowledged and not stored")
 	}
 	var have int
-	if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'needs the change'`); have != 0 {
+	if d.queryRow(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'needs the change'`); have != 0 {
 		t.Errorf("%d clients were notified before the change was known", have)
 	}
 	if pid := walsender(); pid != before {
@@ -162,7 +162,7 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	d.ready()
+	d.awaitReady()
 	d.checkOnce(map[string]string{"needs no change": "r1", "needs the change": "r2"}, patience)
 	if log := d.log.tail(1 << 20); strings.Contains(log, "cannot follow the source") || strings.Contains(log, "cannot reach the source") {
 		t.Error("the mirror has reconnected")
@@ -174,14 +174,14 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 // what it has written, and the slot, and waits for more room than it had.
 func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.onSmallDisk(256, "32MB")
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT md5('c' || n)::uuid::text, 'r' || n % 100 FROM generate_series(1, 800000) n`)
 	d.setup(1)
 	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	ballast := d.ballast(48 << 20)
+	ballast := d.fillDisk(48 << 20)
 	d.start()
 	envtest.Until(t, patience, func() error {
 		if log := d.log.tail(1 << 20); !strings.Contains(log, "wait until there is room") {
@@ -193,7 +193,7 @@ func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 		return nil
 	})
 	var slots int
-	if d.scan(&slots, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, d.name); slots != 0 {
+	if d.queryRow(&slots, `SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, d.name); slots != 0 {
 		t.Error("the slot keeps WAL for a snapshot that has to be taken anew")
 	}
 	if left, _ := filepath.Glob(filepath.Join(d.dir, "load", "*")); len(left) > 0 {
@@ -202,7 +202,7 @@ func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	d.ready()
+	d.awaitReady()
 	if n := strings.Count(d.log.tail(1<<20), "taking a snapshot"); n != 2 {
 		t.Errorf("%d snapshots were begun, want 2", n)
 	}
@@ -214,13 +214,13 @@ func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 // it had, and with room it is there again.
 func TestDiskFullToTheLastByte(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.onSmallDisk(96, "0")
-	d.subscribe(10, 500)
+	d.addSubscriptions(10, 500)
 	d.setup(1)
 	d.start()
-	d.ready()
-	ballast := d.ballast(0)
+	d.awaitReady()
+	ballast := d.fillDisk(0)
 	ended := false
 	for n := 0; n < 200 && !ended; n++ {
 		d.db.Exec(`UPDATE subscribers_restaurants SET client_id = client_id || $1`, fmt.Sprint(n%10))
@@ -248,9 +248,9 @@ func TestDiskFullToTheLastByte(t *testing.T) {
 	if d.process == nil {
 		d.start()
 	}
-	d.ready()
+	d.awaitReady()
 	d.checkOnce(map[string]string{"c": "r3"}, patience)
-	if aside := d.quarantines(); len(aside) > 0 {
+	if aside := d.listQuarantines(); len(aside) > 0 {
 		t.Errorf("a full disk is no damage, and set aside was %v", aside)
 	}
 	d.stop()

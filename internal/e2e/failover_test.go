@@ -40,16 +40,16 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 	}
 	db := connect(pair.Primary)
 	db.Exec(testenv.ContractTables)
-	d := deployOn(t, db)
+	d := newDeploymentOn(t, db)
 	both, err := pair.URL(db.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.env = append(os.Environ(), "DINNERBELL_SOURCE_URL="+both)
-	d.subscribe(4, 3000)
+	d.addSubscriptions(4, 3000)
 	d.setup(2)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	standby := connect(pair.Standby)
 	envtest.Until(t, patience, func() error {
 		db.Exec(`CHECKPOINT`)
@@ -61,7 +61,7 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	produced := make(chan map[string]string, 1)
-	go func() { produced <- d.load(ctx, 2, 4, 20*time.Millisecond) }()
+	go func() { produced <- d.produceLoad(ctx, 2, 4, 20*time.Millisecond) }()
 	envtest.Until(t, patience, func() error {
 		if n := db.Int(`SELECT count(*) FROM subscribers_feedback`); n < 5000 {
 			return fmt.Errorf("%d rows", n)
@@ -84,9 +84,9 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 		// The late client may be in the audience of a campaign that waited, and
 		// must be in the last one's.
 		var want, have int64
-		d.scan(&want, `SELECT count(DISTINCT client_id) FROM subscribers_restaurants WHERE restaurant_id = $1 AND (client_id <> 'late' OR $2 = 'after')`, restaurant, id)
+		d.queryRow(&want, `SELECT count(DISTINCT client_id) FROM subscribers_restaurants WHERE restaurant_id = $1 AND (client_id <> 'late' OR $2 = 'after')`, restaurant, id)
 		envtest.Until(t, patience, func() error {
-			if d.scan(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1 AND client_id <> CASE WHEN $1 = 'after' THEN '' ELSE 'late' END`, id); have != want {
+			if d.queryRow(&have, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1 AND client_id <> CASE WHEN $1 = 'after' THEN '' ELSE 'late' END`, id); have != want {
 				return fmt.Errorf("campaign %s has %d of %d", id, have, want)
 			}
 			return nil

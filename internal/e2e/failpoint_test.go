@@ -21,8 +21,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// failpoints lists every failpoint.Hit("…") of the source.
-func failpoints(t *testing.T) []string {
+// listFailpoints lists every failpoint.Hit("…") of the source.
+func listFailpoints(t *testing.T) []string {
 	t.Helper()
 	var names []string
 	root := envtest.Root(t)
@@ -84,16 +84,16 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	points := failpoints(t)
+	points := listFailpoints(t)
 	t.Logf("%d moments", len(points))
 	// Most of it is waiting, so they share the time.
 	const sides = 3
 	for side := range sides {
 		t.Run(fmt.Sprint(side), func(t *testing.T) {
 			t.Parallel()
-			d := deploy(t)
+			d := newDeployment(t)
 			d.binary = binary
-			d.every("1s")
+			d.checkpointEvery("1s")
 			d.setup(2)
 			produced := map[string]string{}
 			for n := side; n < len(points); n += sides {
@@ -101,7 +101,7 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 				d.dieAt(points[n], n, produced)
 			}
 			d.start()
-			d.ready()
+			d.awaitReady()
 			d.checkOnce(produced, 2*patience)
 			d.stop()
 		})
@@ -137,12 +137,12 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', $1)`, restaurant+" late")
 	d.produce(int32(n)%2, newCampaign(id+" late", restaurant+" late"))
 	if strings.HasPrefix(point, "replay/") {
-		d.ready()
+		d.awaitReady()
 		_ = exec.Command(d.binary, "-c", d.config, "replay", "--from", "earliest").Run() // the daemon dies under it
 	}
 	select {
 	case <-d.process.Done():
-		if exit, ok := errors.AsType[*exec.ExitError](d.process.Err()); !ok || !killed(exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](d.process.Err()); !ok || !wasKilled(exit) {
 			d.Fatalf("the daemon ended with %v instead of dying at %s", d.process.Err(), point)
 		}
 		d.process = nil
@@ -150,7 +150,7 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 		d.Fatalf("the daemon never reached %s", point)
 	}
 	d.env = d.env[:len(d.env)-1]
-	before := d.rebuilds()
+	before := d.countRebuilds()
 	if strings.HasPrefix(point, "checkpoint/") {
 		d.restoreNewest()
 	}
@@ -161,25 +161,25 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 		campaign string
 		clients  int64
 	}{{id, audience}, {id + " soon", audience}, {id + " late", 1}} {
-		envtest.Until(d, patience, func() error { return d.atLeast(want.campaign, want.clients) })
+		envtest.Until(d, patience, func() error { return d.checkRows(want.campaign, want.clients) })
 	}
-	if n := d.rebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") {
+	if n := d.countRebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") {
 		d.Errorf("after its death at %s the daemon took %d snapshots", point, n-before)
 	}
-	d.ready() // it may have died when all was done, and must know SIGTERM by now
+	d.awaitReady() // it may have died when all was done, and must know SIGTERM by now
 	d.stop()
 }
 
 // rebuildToDeath asks for a rebuild, in whose middle the daemon dies.
 func (d *deployment) rebuildToDeath() {
-	d.ready()
+	d.awaitReady()
 	out, err := exec.CommandContext(d.Context(), d.binary, "-c", d.config, "rebuild").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "the daemon ended in the middle of it") {
 		d.Errorf("rebuild: %v: %s", err, out)
 	}
 }
 
-func killed(exit *exec.ExitError) bool {
+func wasKilled(exit *exec.ExitError) bool {
 	status, ok := exit.Sys().(syscall.WaitStatus)
 	return ok && status.Signaled() && status.Signal() == syscall.SIGKILL
 }

@@ -14,11 +14,11 @@ import (
 func TestCommittedSubscriptionIsInTheAudience(t *testing.T) {
 	t.Parallel()
 	const tries = 1000
-	d := deploy(t)
+	d := newDeployment(t)
 	d.setup(2)
 	d.db.Exec(`CREATE TABLE unrelated (n int, text text)`)
 	d.start()
-	d.ready()
+	d.awaitReady()
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -34,7 +34,7 @@ func TestCommittedSubscriptionIsInTheAudience(t *testing.T) {
 	}
 	envtest.Until(t, patience, func() error {
 		var have int64
-		d.scan(&have, `SELECT count(*) FROM unnest($1::int[]) n JOIN subscribers_feedback ON adv_campaign_id = 'c' || n AND client_id = 'client ' || n`, numbers(tries))
+		d.queryRow(&have, `SELECT count(*) FROM unnest($1::int[]) n JOIN subscribers_feedback ON adv_campaign_id = 'c' || n AND client_id = 'client ' || n`, upTo(tries))
 		if have != tries {
 			return fmt.Errorf("%d of %d new subscribers have the campaign that came right after", have, tries)
 		}
@@ -55,7 +55,7 @@ func (d *deployment) unrelatedWrites(ctx context.Context) {
 	}
 }
 
-func numbers(n int) []int {
+func upTo(n int) []int {
 	out := make([]int, n)
 	for i := range out {
 		out[i] = i

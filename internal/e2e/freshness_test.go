@@ -27,13 +27,13 @@ func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			d := deploy(t)
+			d := newDeployment(t)
 			relay := envtest.RelayPostgres(t, d.db, true)
 			d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('early', 'r')`)
 			d.setup(1)
 			d.env = append(append(os.Environ(), "DINNERBELL_SOURCE_URL="+relay.URL(d.db.RoleURL())), c.env...)
 			d.start()
-			d.ready()
+			d.awaitReady()
 			d.produce(0, newCampaign("before", "r"))
 			d.checkOnce(map[string]string{"before": "r"}, patience)
 
@@ -50,23 +50,23 @@ func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 					}
 					return nil
 				})
-				if n := d.notified("meanwhile"); n != 0 {
+				if n := d.countNotified("meanwhile"); n != 0 {
 					t.Errorf("%d clients were notified while the join had to wait", n)
 				}
 				relay.Resume()
 			}
 			want := map[bool]int64{true: 2, false: 1}[c.waits]
-			envtest.Until(t, patience, func() error { return d.atLeast("meanwhile", want) })
+			envtest.Until(t, patience, func() error { return d.checkRows("meanwhile", want) })
 			relay.Resume()
 			d.compareSinks(patience)
-			if n := d.notified("meanwhile"); n != want {
+			if n := d.countNotified("meanwhile"); n != want {
 				t.Errorf("%d clients were notified, want %d", n, want)
 			}
 			address, err := d.httpAddress()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := d.metric(address, "dinnerbell_freshness_wait_seconds_count"); n != "2" {
+			if n := d.readMetric(address, "dinnerbell_freshness_wait_seconds_count"); n != "2" {
 				t.Errorf("the histogram counts %q waits, want 2", n)
 			}
 			d.stop()
@@ -88,9 +88,9 @@ func (d *deployment) waitsForFreshness() bool {
 	return len(status.Lanes) == 1 && status.Lanes[0].Waiting
 }
 
-// notified counts a campaign's feedback rows.
-func (d *deployment) notified(campaign string) (n int64) {
+// countNotified counts a campaign's feedback rows.
+func (d *deployment) countNotified(campaign string) (n int64) {
 	d.Helper()
-	d.scan(&n, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign)
+	d.queryRow(&n, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = $1`, campaign)
 	return n
 }

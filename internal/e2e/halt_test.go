@@ -13,11 +13,11 @@ import (
 // commands; after one of them it goes on.
 func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.subscribe(2, 100)
+	d := newDeployment(t)
+	d.addSubscriptions(2, 100)
 	d.setup(1)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.produce(0, newCampaign("before", "r1"))
 	d.checkOnce(map[string]string{"before": "r1"}, patience)
 	d.stop()
@@ -26,7 +26,7 @@ func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
 		d.db.Exec("CREATE TABLE " + table + "_backup AS TABLE " + table)
 	}
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.produce(0, newCampaign("after", "r0"))
 	d.checkOnce(map[string]string{"before": "r1", "after": "r0"}, patience)
 	d.stop()
@@ -51,9 +51,9 @@ func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
 	if log := d.log.tail(4 << 10); !strings.Contains(log, "Postgres was rolled back") || !strings.Contains(log, "dinnerbell resolve --lane 0 --accept-repeats") {
 		t.Errorf("the log does not say what happened and what to do:\n%s", log)
 	}
-	t.Log(d.command("resolve", "--lane", "0", "--accept-repeats"))
+	t.Log(d.runCommand("resolve", "--lane", "0", "--accept-repeats"))
 	d.start()
-	d.ready()
-	envtest.Until(t, patience, func() error { return d.atLeast("after", 100) })
+	d.awaitReady()
+	envtest.Until(t, patience, func() error { return d.checkRows("after", 100) })
 	d.stop()
 }

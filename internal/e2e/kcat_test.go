@@ -15,20 +15,20 @@ import (
 // The contract's example, by hand: in with kcat, out with kcat and psql.
 func TestContractsExampleWithKcat(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.setup(1)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('223e4567-e89b-12d3-a456-426614174000', '123e4567-e89b-12d3-a456-426614174000')`)
 	d.start()
-	d.ready()
+	d.awaitReady()
 
 	const sent = `{"restaurant_id":"123e4567-e89b-12d3-a456-426614174000","adv_campaign_id":"123e4567-e89b-12d3-a456-426614174003","adv_campaign_content":"first campaign","adv_campaign_owner":"Ivanov Ivan Ivanovich","adv_campaign_owner_contact":"iiivanov@restaurant.ru","adv_campaign_datetime_start":1659203516,"adv_campaign_datetime_end":2659207116,"datetime_created":1659131516}`
 	began := time.Now().Unix()
-	d.kcat(sent, "-P", "-t", d.topic("campaigns"))
+	d.kcat(sent, "-P", "-t", d.topicName("campaigns"))
 
 	const want = `123e4567-e89b-12d3-a456-426614174003:223e4567-e89b-12d3-a456-426614174000|{"restaurant_id":"123e4567-e89b-12d3-a456-426614174000","adv_campaign_id":"123e4567-e89b-12d3-a456-426614174003","adv_campaign_content":"first campaign","adv_campaign_owner":"Ivanov Ivan Ivanovich","adv_campaign_owner_contact":"iiivanov@restaurant.ru","adv_campaign_datetime_start":1659203516,"adv_campaign_datetime_end":2659207116,"client_id":"223e4567-e89b-12d3-a456-426614174000","datetime_created":1659131516,"trigger_datetime_created":NOW}`
 	var trigger string
 	envtest.Until(t, patience, func() error {
-		out := d.kcat("", "-C", "-t", d.topic("notifications"), "-X", "isolation.level=read_committed", "-o", "beginning", "-e", "-q", "-f", "%k|%s\n")
+		out := d.kcat("", "-C", "-t", d.topicName("notifications"), "-X", "isolation.level=read_committed", "-o", "beginning", "-e", "-q", "-f", "%k|%s\n")
 		m := regexp.MustCompile(`"trigger_datetime_created":(\d+)\}`).FindStringSubmatch(out)
 		if m == nil {
 			return fmt.Errorf("kcat printed %q", out)

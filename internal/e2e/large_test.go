@@ -20,18 +20,18 @@ const largeRows = 10_000_000
 // daemon of bounded memory.
 func TestLongTenMillionVerifiedAndRebuilt(t *testing.T) {
 	envtest.Long(t)
-	d := deploy(t)
+	d := newDeployment(t)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 		SELECT md5('c' || n)::uuid::text, md5('r' || n % 2000)::uuid::text FROM generate_series(1, $1) n`, largeRows)
 	d.db.Exec(`VACUUM (FREEZE, ANALYZE) subscribers_restaurants`)
 	d.setup(1)
 	d.start()
-	d.readyIn(10 * patience)
+	d.awaitReadyWithin(10 * patience)
 	d.stop()
 	const wrong = "6543210"
 	damage.Do(t, d.dir, func(r *damage.Rows) { r.SetRow(wrong, "elsewhere", "somebody") })
 	d.start()
-	d.ready()
+	d.awaitReady()
 
 	drain := d.drainCopy()
 	t.Logf("draining COPY takes %s", drain)
@@ -45,15 +45,15 @@ func TestLongTenMillionVerifiedAndRebuilt(t *testing.T) {
 		}
 		return out
 	}
-	out := timed(30*time.Second, func() string { out, _ := d.exits(1, "verify"); return out })
+	out := timed(30*time.Second, func() string { out, _ := d.exitWith(1, "verify"); return out })
 	if !strings.Contains(out, "row "+wrong+": different in the rows index") || !strings.Contains(out, " 1 differ") {
 		t.Errorf("verify: %s", out)
 	}
-	timed(30*time.Second, func() string { return d.command("verify", "--repair") })
-	if out := timed(30*time.Second, func() string { return d.command("verify") }); !strings.Contains(out, "no differences") {
+	timed(30*time.Second, func() string { return d.runCommand("verify", "--repair") })
+	if out := timed(30*time.Second, func() string { return d.runCommand("verify") }); !strings.Contains(out, "no differences") {
 		t.Errorf("verify after the repair: %s", out)
 	}
-	timed(30*time.Second, func() string { return d.command("rebuild") })
+	timed(30*time.Second, func() string { return d.runCommand("rebuild") })
 	d.stop()
 }
 

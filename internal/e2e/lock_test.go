@@ -13,11 +13,11 @@ import (
 // one ends at once and names the first one's process. The first one goes on.
 func TestSecondDaemonOnOneDirectory(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.subscribe(2, 100)
+	d := newDeployment(t)
+	d.addSubscriptions(2, 100)
 	d.setup(1)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	pid := fmt.Sprint("process ", d.process.PID())
 	for _, args := range [][]string{{"run"}, {"rebuild", "--offline"}} {
 		cmd := exec.CommandContext(t.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
@@ -36,7 +36,7 @@ func TestSecondDaemonOnOneDirectory(t *testing.T) {
 	d.produce(0, newCampaign("c", "r0"))
 	d.checkOnce(map[string]string{"c": "r0"}, patience)
 	d.stop()
-	if out := d.command("rebuild", "--offline"); !strings.Contains(out, "rebuilt 150 subscriptions") {
+	if out := d.runCommand("rebuild", "--offline"); !strings.Contains(out, "rebuilt 150 subscriptions") {
 		t.Errorf("after the daemon has ended: %s", out)
 	}
 }

@@ -16,11 +16,11 @@ import (
 func TestMissedClientsAreReplayed(t *testing.T) {
 	t.Parallel()
 	const guests = 4000
-	d := deploy(t)
+	d := newDeployment(t)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'guest ' || n, 'diner' FROM generate_series(1, $1::int) n`, guests)
 	d.setup(2)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.stop()
 	damage.Do(t, d.dir, func(r *damage.Rows) {
 		for n := 2; n <= guests; n += 2 {
@@ -28,20 +28,20 @@ func TestMissedClientsAreReplayed(t *testing.T) {
 		}
 	})
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.produce(0, newCampaign("lunch", "diner"))
 	d.produce(1, newCampaign("dinner", "diner"))
 	for _, id := range []string{"lunch", "dinner"} {
-		envtest.Until(d, patience, func() error { return d.atLeast(id, guests/2) })
+		envtest.Until(d, patience, func() error { return d.checkRows(id, guests/2) })
 	}
-	if out := d.command("subscribers", "diner", "--count"); out != fmt.Sprintln(guests/2) {
+	if out := d.runCommand("subscribers", "diner", "--count"); out != fmt.Sprintln(guests/2) {
 		t.Fatalf("the damage is not what it should be: %s subscribers", out)
 	}
-	d.command("verify", "--repair")
-	if out := d.command("subscribers", "diner", "--count"); out != fmt.Sprintln(guests) {
+	d.runCommand("verify", "--repair")
+	if out := d.runCommand("subscribers", "diner", "--count"); out != fmt.Sprintln(guests) {
 		t.Errorf("after the repair: %s subscribers", out)
 	}
-	if out := d.command("replay", "--from", "2h", "--dry-run"); !strings.Contains(out, "clients missed       4,000") {
+	if out := d.runCommand("replay", "--from", "2h", "--dry-run"); !strings.Contains(out, "clients missed       4,000") {
 		t.Errorf("dry run: %s", out)
 	}
 
@@ -73,8 +73,8 @@ func TestMissedClientsAreReplayed(t *testing.T) {
 		t.Error("the replay was over before the daemon was killed")
 	}
 	d.start()
-	d.ready()
-	d.command("replay", "--from", "2h")
+	d.awaitReady()
+	d.runCommand("replay", "--from", "2h")
 	d.checkOnce(map[string]string{"lunch": "diner", "dinner": "diner"}, patience)
 	d.stop()
 }

@@ -9,12 +9,12 @@ import (
 // and nothing else. setup is run by the tables' owner.
 func TestRunsWithTheDocumentedRole(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.subscribe(2, 100)
+	d := newDeployment(t)
+	d.addSubscriptions(2, 100)
 	d.setup(1)
 	d.env = append(os.Environ(), "DINNERBELL_SOURCE_URL="+d.db.RoleURL())
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r1')`)
 	d.produce(0, newCampaign("c", "r1"))
 	d.checkOnce(map[string]string{"c": "r1"}, patience)

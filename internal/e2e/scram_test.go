@@ -18,7 +18,7 @@ import (
 // has shown that it knows the password.
 func TestBrokerThatAsksForHoursOfWork(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-256", "me", "pass"))
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +37,7 @@ func TestBrokerThatAsksForHoursOfWork(t *testing.T) {
 		asked.Add(1)
 		return resp, nil, true
 	})
-	d.configure("kafka", map[string]any{"brokers": broker.ListenAddrs(), "sasl": map[string]any{"mechanism": "SCRAM-SHA-256", "username": "me", "password": "pass"}})
+	d.setConfig("kafka", map[string]any{"brokers": broker.ListenAddrs(), "sasl": map[string]any{"mechanism": "SCRAM-SHA-256", "username": "me", "password": "pass"}})
 	d.start()
 	envtest.Until(t, patience, func() error {
 		if text := d.log.tail(16 << 10); !strings.Contains(text, `asks for \"2147483647\" iterations`) {

@@ -14,11 +14,11 @@ import (
 // its slot, its rows and its lanes.
 func TestTwinDaemons(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.subscribe(2, 100)
+	d := newDeployment(t)
+	d.addSubscriptions(2, 100)
 	d.setup(1)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	before := d.process.PID()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

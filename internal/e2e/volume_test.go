@@ -27,11 +27,11 @@ const (
 func TestLongVolume(t *testing.T) {
 	envtest.Long(t)
 	const huge, singles = 5_000_000, 100_000
-	d := deploy(t)
+	d := newDeployment(t)
 	d.setup(1)
 	d.db.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '5s'`, d.db.Name))
 	d.start()
-	d.ready()
+	d.awaitReady()
 	stop := d.watchAcknowledgement()
 
 	start := time.Now()
@@ -68,7 +68,7 @@ func TestLongVolume(t *testing.T) {
 	}
 	d.kill()
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.awaitSubscriptions(huge + singles)
 	if n := strings.Count(d.log.tail(1<<20), "taking a snapshot"); n != 1 {
 		t.Errorf("%d snapshots were taken, want the first alone", n)

@@ -10,8 +10,8 @@ import (
 	"dinnerbell/internal/testenv/envtest/damage"
 )
 
-// exits runs a command that must end with the code, and returns what it wrote.
-func (d *deployment) exits(code int, args ...string) (stdout, stderr string) {
+// exitWith runs a command that must end with the code, and returns what it wrote.
+func (d *deployment) exitWith(code int, args ...string) (stdout, stderr string) {
 	d.Helper()
 	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
 	var out, errs bytes.Buffer
@@ -35,12 +35,12 @@ func (d *deployment) exits(code int, args ...string) (stdout, stderr string) {
 // that Postgres knows.
 func TestWrongAudience(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
+	d := newDeployment(t)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'guest ' || n, 'diner' FROM generate_series(1, 50) n`)
 	d.setup(1)
-	d.exits(1, "verify") // no daemon
+	d.exitWith(1, "verify") // no daemon
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.stop()
 	damage.Do(t, d.dir, func(r *damage.Rows) {
 		r.DropJoin("7", "diner", "guest 7")
@@ -48,8 +48,8 @@ func TestWrongAudience(t *testing.T) {
 		r.SetJoin("9000", "diner", "a stranger")
 	})
 	d.start()
-	d.ready()
-	out, errs := d.exits(1, "verify")
+	d.awaitReady()
+	out, errs := d.exitWith(1, "verify")
 	for _, want := range []string{
 		"row 7: missing in the join index: restaurant diner, client guest 7\n",
 		"row 8: different in the rows index: restaurant elsewhere, client guest 8, should be restaurant diner, client guest 8\n",
@@ -63,11 +63,11 @@ func TestWrongAudience(t *testing.T) {
 	if !strings.Contains(errs, "dinnerbell verify --repair") {
 		t.Errorf("verify does not say what to do: %s", errs)
 	}
-	if out := d.command("verify", "--repair", "--json"); !strings.Contains(out, `{"row":"7","index":"join","wrong":"missing","postgres":{"restaurant":"diner","client":"guest 7"}}`) ||
+	if out := d.runCommand("verify", "--repair", "--json"); !strings.Contains(out, `{"row":"7","index":"join","wrong":"missing","postgres":{"restaurant":"diner","client":"guest 7"}}`) ||
 		!strings.Contains(out, `"differences":3,"repaired":3,`) {
 		t.Errorf("verify --repair --json: %s", out)
 	}
-	if out := d.command("verify"); !strings.Contains(out, "no differences") {
+	if out := d.runCommand("verify"); !strings.Contains(out, "no differences") {
 		t.Errorf("verify after the repair: %s", out)
 	}
 	d.produce(0, newCampaign("lunch", "diner"))
@@ -80,16 +80,16 @@ func TestWrongAudience(t *testing.T) {
 // wrong.
 func TestRebuildsUnderLoad(t *testing.T) {
 	t.Parallel()
-	d := deploy(t)
-	d.subscribe(40, 8000)
+	d := newDeployment(t)
+	d.addSubscriptions(40, 8000)
 	d.setup(3)
 	d.start()
-	d.ready()
+	d.awaitReady()
 	d.underLoad(4, func(int) {
-		if out := d.command("rebuild"); !strings.HasPrefix(out, "rebuilt ") {
+		if out := d.runCommand("rebuild"); !strings.HasPrefix(out, "rebuilt ") {
 			t.Errorf("rebuild: %s", out)
 		}
-		d.command("verify", "--repair")
+		d.runCommand("verify", "--repair")
 	})
 	if out := d.statusText("--json"); strings.Contains(out, `"work"`) {
 		t.Errorf("work is left over: %s", out)

@@ -44,7 +44,7 @@ func StartChild(cmd *exec.Cmd, log string, onDeath syscall.Signal) (*Child, erro
 }
 
 // startChildAs is StartChild for another user; nil is the user of this process.
-func startChildAs(user *runAs, cmd *exec.Cmd, log string, onDeath syscall.Signal) (*Child, error) {
+func startChildAs(user *serverUser, cmd *exec.Cmd, log string, onDeath syscall.Signal) (*Child, error) {
 	cmd.SysProcAttr = ChildAttributes(onDeath)
 	if user != nil {
 		cmd.SysProcAttr.Credential = user.credential()

@@ -31,8 +31,8 @@ func procStat(pid int) (state byte, parent int, ok bool) {
 	return fields[0][0], parent, err == nil
 }
 
-// children lists the direct children of pid.
-func children(pid int) []int {
+// childrenOf lists the direct children of pid.
+func childrenOf(pid int) []int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
@@ -50,9 +50,9 @@ func children(pid int) []int {
 	return found
 }
 
-// alive reports whether pid still runs. A zombie does not: in a container
+// isAlive reports whether pid still runs. A zombie does not: in a container
 // whose init reaps nothing it stays in the table for ever.
-func alive(pid int) bool {
+func isAlive(pid int) bool {
 	state, _, ok := procStat(pid)
 	return ok && state != 'Z' && state != 'X'
 }

@@ -50,7 +50,7 @@ func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error)
 	if b.port, err = FreePort(); err != nil {
 		return nil, err
 	}
-	config, err := o.write(b.port)
+	config, err := o.writeConfig(b.port)
 	if err != nil {
 		return nil, fmt.Errorf("write pgbouncer.ini: %w", err)
 	}
@@ -72,8 +72,8 @@ func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error)
 	return b, nil
 }
 
-// write makes the two files that it reads and gives the first one's path.
-func (o *PgBouncerOptions) write(port int) (string, error) {
+// writeConfig makes the two files that it reads and gives the first one's path.
+func (o *PgBouncerOptions) writeConfig(port int) (string, error) {
 	users := filepath.Join(o.Dir, "users.txt")
 	var ini strings.Builder
 	fmt.Fprintf(&ini, "[databases]\n* = host=127.0.0.1 port=%d\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+

@@ -62,7 +62,7 @@ const (
 // Postgres is one server. Its methods are for one goroutine at a time.
 type Postgres struct {
 	opts  PostgresOptions
-	user  *runAs // nil: runs as this process does
+	user  *serverUser // nil: runs as this process does
 	child *Child
 }
 
@@ -86,7 +86,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 		}
 	}
 	p := &Postgres{opts: o, user: user}
-	if err := p.initialise(ctx); err != nil {
+	if err := p.initCluster(ctx); err != nil {
 		return nil, err
 	}
 	return p, p.startOnFreePort(ctx)
@@ -111,14 +111,14 @@ func (p *Postgres) startOnFreePort(ctx context.Context) error {
 	return err
 }
 
-// initialise runs initdb unless the data directory holds a cluster.
-func (p *Postgres) initialise(ctx context.Context) error {
+// initCluster runs initdb unless the data directory holds a cluster.
+func (p *Postgres) initCluster(ctx context.Context) error {
 	sockets := filepath.Join(p.opts.Dir, "sockets")
 	if err := os.MkdirAll(sockets, 0o755); err != nil {
 		return fmt.Errorf("make socket folder: %w", err)
 	}
 	if p.user != nil {
-		if err := p.user.chown(p.opts.Dir); err != nil {
+		if err := p.user.giveFolder(p.opts.Dir); err != nil {
 			return fmt.Errorf("give %s to %s: %w", p.opts.Dir, p.user.name, err)
 		}
 		if err := p.user.checkReach(p.opts.Dir); err != nil {
@@ -128,7 +128,7 @@ func (p *Postgres) initialise(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(p.dataDir(), "PG_VERSION")); err == nil {
 		return nil
 	}
-	auth, forget, err := p.authentication()
+	auth, forget, err := p.authArgs()
 	if err != nil {
 		return err
 	}
@@ -147,9 +147,9 @@ func (p *Postgres) initialise(ctx context.Context) error {
 	return nil
 }
 
-// authentication gives initdb's arguments. The password goes by a file, since
+// authArgs gives initdb's arguments. The password goes by a file, since
 // everybody sees arguments; forget removes it.
-func (p *Postgres) authentication() (args []string, forget func(), err error) {
+func (p *Postgres) authArgs() (args []string, forget func(), err error) {
 	if p.opts.Password == "" {
 		return []string{"--auth=trust"}, func() {}, nil
 	}
@@ -172,7 +172,7 @@ func (p *Postgres) Start(ctx context.Context) error {
 	if p.child.Running() {
 		return nil
 	}
-	cmd := exec.Command(filepath.Join(p.opts.BinDir, "postgres"), p.args()...)
+	cmd := exec.Command(filepath.Join(p.opts.BinDir, "postgres"), p.settingArgs()...)
 	cmd.Dir = p.opts.Dir
 	cmd.Env = serverEnv()
 	// SIGQUIT is Postgres' immediate shutdown: the postmaster takes its
@@ -182,14 +182,14 @@ func (p *Postgres) Start(ctx context.Context) error {
 		return err
 	}
 	p.child = child
-	if err := child.AwaitReady(ctx, postgresReadyLimit, pollInterval, p.ping); err != nil {
+	if err := child.AwaitReady(ctx, postgresReadyLimit, pollInterval, p.tryConnect); err != nil {
 		return errors.Join(fmt.Errorf("start Postgres on port %d: %w", p.opts.Port, err), p.Kill())
 	}
 	return nil
 }
 
-// args turns the settings into -c options; they beat postgresql.conf.
-func (p *Postgres) args() []string {
+// settingArgs turns the settings into -c options; they beat postgresql.conf.
+func (p *Postgres) settingArgs() []string {
 	settings := maps.Clone(defaultSettings)
 	settings["unix_socket_directories"] = p.socketDir()
 	maps.Copy(settings, p.opts.Settings)
@@ -210,8 +210,8 @@ func (p *Postgres) socketDir() string {
 	return dir
 }
 
-// ping opens and closes one connection.
-func (p *Postgres) ping(ctx context.Context) error {
+// tryConnect opens and closes one connection.
+func (p *Postgres) tryConnect(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, p.URL("postgres"))
 	if err != nil {
 		return err
@@ -288,7 +288,7 @@ func (p *Postgres) Kill() error {
 	if err := p.child.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	pids := children(p.child.PID())
+	pids := childrenOf(p.child.PID())
 	if err := p.child.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
@@ -305,7 +305,7 @@ func (p *Postgres) Kill() error {
 func awaitGone(pids []int, limit time.Duration) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	for deadline := time.Now().Add(limit); slices.ContainsFunc(pids, alive); <-tick.C {
+	for deadline := time.Now().Add(limit); slices.ContainsFunc(pids, isAlive); <-tick.C {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("wait for killed processes %v: still there after %s", pids, limit)
 		}

@@ -74,7 +74,7 @@ func FetchPostgres(ctx context.Context, major int, cacheDir string) (string, err
 
 // openCache makes the folder, or the system's where the server's user could
 // not reach it.
-func openCache(dir string, user *runAs) (string, error) {
+func openCache(dir string, user *serverUser) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", fmt.Errorf("resolve cache folder: %w", err)

@@ -34,7 +34,7 @@ func (p *Postgres) Standby(ctx context.Context, dir, slot string, settings map[s
 	if err := s.copyFrom(p); err != nil {
 		return nil, fmt.Errorf("make standby: %w", err)
 	}
-	return s, s.initialise(ctx)
+	return s, s.initCluster(ctx)
 }
 
 // copyFrom copies a data directory without its slots, which are the primary's.
@@ -73,7 +73,7 @@ func (p *Postgres) Restore(dir string, recovery bool) error {
 		err = os.WriteFile(filepath.Join(p.dataDir(), "recovery.signal"), nil, 0o600)
 	}
 	if err == nil && p.user != nil {
-		err = p.user.chown(p.opts.Dir)
+		err = p.user.giveFolder(p.opts.Dir)
 	}
 	return err
 }

@@ -11,16 +11,16 @@ import (
 	"syscall"
 )
 
-// runAs is the user that a server runs as where this process is root, which
+// serverUser is the user that a server runs as where this process is root, which
 // initdb and postgres refuse to be.
-type runAs struct {
+type serverUser struct {
 	name     string
 	uid, gid uint32
 }
 
 // postgresUser returns nil where this process is not root: servers then run as
 // the same user.
-func postgresUser() (*runAs, error) {
+func postgresUser() (*serverUser, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil //nolint:nilnil // nil is the documented "nobody else"
 	}
@@ -37,17 +37,17 @@ func postgresUser() (*runAs, error) {
 		if err != nil {
 			return nil, fmt.Errorf("parse gid of %s: %w", name, err)
 		}
-		return &runAs{name: name, uid: uint32(uid), gid: uint32(gid)}, nil
+		return &serverUser{name: name, uid: uint32(uid), gid: uint32(gid)}, nil
 	}
 	return nil, fmt.Errorf("run Postgres: it refuses to run as root, and there is no user postgres or nobody; create one with: useradd --system postgres")
 }
 
-func (r *runAs) credential() *syscall.Credential {
+func (r *serverUser) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: r.uid, Gid: r.gid, NoSetGroups: false}
 }
 
-// chown gives a whole folder to the user.
-func (r *runAs) chown(dir string) error {
+// giveFolder gives a whole folder to the user.
+func (r *serverUser) giveFolder(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -58,7 +58,7 @@ func (r *runAs) chown(dir string) error {
 
 // canRun reports whether program runs for the user (nil: for this one). It
 // catches folders the user cannot enter and libraries that are missing.
-func (r *runAs) canRun(program string, args ...string) error {
+func (r *serverUser) canRun(program string, args ...string) error {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = "/"
 	cmd.Env = serverEnv()
@@ -73,7 +73,7 @@ func (r *runAs) canRun(program string, args ...string) error {
 
 // checkReach reports the first folder on the way to dir that the user cannot
 // enter; a temporary folder of a test or root's home are such.
-func (r *runAs) checkReach(dir string) error {
+func (r *serverUser) checkReach(dir string) error {
 	if r == nil {
 		return nil
 	}
@@ -93,7 +93,7 @@ func (r *runAs) checkReach(dir string) error {
 }
 
 // mayEnter applies the execute bit of the class the user falls into.
-func (r *runAs) mayEnter(info fs.FileInfo) bool {
+func (r *serverUser) mayEnter(info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return true

@@ -62,7 +62,7 @@ func TestChildDiesWithParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	child, err := strconv.Atoi(strings.TrimSpace(string(line[:n])))
-	if err != nil || !alive(child) {
+	if err != nil || !isAlive(child) {
 		t.Fatalf("child %d is not alive (%v)", child, err)
 	}
 	if err := parent.Process.Kill(); err != nil {
@@ -168,7 +168,7 @@ func TestUnreachableFolderIsNamed(t *testing.T) {
 	if err := os.MkdirAll(inside, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	stranger := &runAs{name: "stranger", uid: 54321, gid: 54321}
+	stranger := &serverUser{name: "stranger", uid: 54321, gid: 54321}
 	if err := stranger.checkReach(inside); err == nil || !strings.Contains(err.Error(), "cannot enter "+dir+" ") {
 		t.Errorf("checkReach = %v, want it to name %s", err, dir)
 	}

@@ -28,7 +28,7 @@ func (st *stage) measureDuplicates(ctx context.Context) error {
 	return nil
 }
 
-func (st *stage) killOurs(ctx context.Context, l *contender.Load) error {
+func (st *stage) killOurs(ctx context.Context, l *contender.CampaignLoad) error {
 	if err := st.dinnerbell.Prepare(ctx, l); err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (st *stage) killOurs(ctx context.Context, l *contender.Load) error {
 	return st.dinnerbell.Settle(ctx, l)
 }
 
-func (st *stage) killByHand(ctx context.Context, l *contender.Load) (doubled float64, err error) {
+func (st *stage) killByHand(ctx context.Context, l *contender.CampaignLoad) (doubled float64, err error) {
 	b := st.byhand
 	if err := b.Prepare(ctx, l); err != nil {
 		return 0, err

@@ -12,7 +12,7 @@ import (
 // binary COPY, transactional produce of the same records, and the consumer
 // written by hand; CPU time of each.
 func (st *stage) measureFanout(ctx context.Context) error {
-	field := []competitor{
+	field := []contestant{
 		{name: "dinnerbell", Contender: st.dinnerbell},
 		{name: "copy", Contender: st.copyLimit},
 		{name: "by_hand", Contender: st.byhand},
@@ -21,7 +21,7 @@ func (st *stage) measureFanout(ctx context.Context) error {
 	if err := st.producer.CreateTopics(ctx, topicProduceLimit); err != nil {
 		return err
 	}
-	err := st.runTournament(ctx, "fanout", st.opts.runs, field, func() (*contender.Load, error) {
+	err := st.runTournament(ctx, "fanout", st.opts.runs, field, func() (*contender.CampaignLoad, error) {
 		return contender.NewLoad(&st.people, deployment.KindLarge, 1, 1, true)
 	})
 	if err != nil {
@@ -46,15 +46,15 @@ func (st *stage) produceLimit() *contender.ProduceLimit {
 // measureLanes: the same with two campaigns on two lanes at once, beside COPY through
 // two connections, and what the second lane brings.
 func (st *stage) measureLanes(ctx context.Context) error {
-	one := []competitor{{name: "dinnerbell, one lane", Contender: st.dinnerbell}}
-	two := []competitor{{name: "dinnerbell, two lanes", Contender: st.dinnerbell}, {name: "copy, two connections", Contender: st.copyLimit}}
+	one := []contestant{{name: "dinnerbell, one lane", Contender: st.dinnerbell}}
+	two := []contestant{{name: "dinnerbell, two lanes", Contender: st.dinnerbell}, {name: "copy, two connections", Contender: st.copyLimit}}
 	for range st.opts.runs {
-		if err := st.runTournament(ctx, "lanes", 1, one, func() (*contender.Load, error) {
+		if err := st.runTournament(ctx, "lanes", 1, one, func() (*contender.CampaignLoad, error) {
 			return contender.NewLoad(&st.people, deployment.KindLarge, 2, 1, false)
 		}); err != nil {
 			return err
 		}
-		if err := st.runTournament(ctx, "lanes", 1, two, func() (*contender.Load, error) {
+		if err := st.runTournament(ctx, "lanes", 1, two, func() (*contender.CampaignLoad, error) {
 			return contender.NewLoad(&st.people, deployment.KindLarge, 2, 2, true)
 		}); err != nil {
 			return err
@@ -75,13 +75,13 @@ func (st *stage) measureSmall(ctx context.Context) error {
 	}{
 		{deployment.KindHundred, 100, st.opts.audience / 100}, {deployment.KindTen, 10, st.opts.audience / 30},
 	} {
-		field := []competitor{
+		field := []contestant{
 			{name: "dinnerbell", Contender: st.dinnerbell},
 			{name: "copy", Contender: st.copyLimit},
 			{name: "by_hand", Contender: st.byhand},
 		}
 		what := fmt.Sprintf("audience %d", c.audience)
-		err := st.runTournament(ctx, what, st.opts.runs, field, func() (*contender.Load, error) { return contender.NewLoad(&st.people, c.kind, c.n, 1, true) })
+		err := st.runTournament(ctx, what, st.opts.runs, field, func() (*contender.CampaignLoad, error) { return contender.NewLoad(&st.people, c.kind, c.n, 1, true) })
 		if err != nil {
 			return err
 		}

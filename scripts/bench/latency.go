@@ -96,7 +96,7 @@ func (st *stage) measureLatencyOf(ctx context.Context, r *latencyRunner, out str
 }
 
 // sendOneAtATime sends each campaign when the one before was seen whole.
-func (st *stage) sendOneAtATime(ctx context.Context, w *deployment.Watcher, topic string, n int) ([]float64, error) {
+func (st *stage) sendOneAtATime(ctx context.Context, w *deployment.TopicWatcher, topic string, n int) ([]float64, error) {
 	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (st *stage) sendOneAtATime(ctx context.Context, w *deployment.Watcher, topi
 
 // sendTenPerSecond sends campaigns at a fixed pace. A latency counts from when its
 // campaign was due, so that one that holds up the next is not forgotten.
-func (st *stage) sendTenPerSecond(ctx context.Context, w *deployment.Watcher, topic string, n int) ([]float64, error) {
+func (st *stage) sendTenPerSecond(ctx context.Context, w *deployment.TopicWatcher, topic string, n int) ([]float64, error) {
 	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func (st *stage) sendTenPerSecond(ctx context.Context, w *deployment.Watcher, to
 
 // traceCampaign sends one campaign and returns the milliseconds from `from` until its
 // last notification was seen.
-func (st *stage) traceCampaign(ctx context.Context, w *deployment.Watcher, r *kgo.Record, c *contender.Campaign, from time.Time) (float64, error) {
+func (st *stage) traceCampaign(ctx context.Context, w *deployment.TopicWatcher, r *kgo.Record, c *contender.Campaign, from time.Time) (float64, error) {
 	if err := st.producer.Send(ctx, r); err != nil {
 		return 0, err
 	}
@@ -147,7 +147,7 @@ func (st *stage) traceCampaign(ctx context.Context, w *deployment.Watcher, r *kg
 	return milliseconds(at.Sub(from)), err
 }
 
-func (st *stage) smallCampaigns(topic string, n int) (*contender.Load, []*kgo.Record, error) {
+func (st *stage) smallCampaigns(topic string, n int) (*contender.CampaignLoad, []*kgo.Record, error) {
 	l, err := contender.NewLoad(&st.people, deployment.KindHundred, n, 1, false)
 	if err != nil {
 		return nil, nil, err

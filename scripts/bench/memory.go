@@ -60,19 +60,19 @@ func (st *stage) measureFlatness(ctx context.Context) (err error) {
 	defer func() {
 		err = errors.Join(err, d.Stop(), st.servers.DropDatabase(context.WithoutCancel(ctx), d.Database))
 	}()
-	field := []competitor{
+	field := []contestant{
 		{name: fmt.Sprint(st.people.Rows()), Contender: st.dinnerbell},
 		{name: fmt.Sprint(small.Rows()), Contender: &contender.Dinnerbell{Deployment: d, Producer: st.producer}},
 	}
 	// Restaurants of a kind have the same ids in both populations: the groups before
 	// them have as many.
-	err = st.runTournament(ctx, "flatness", st.opts.runs, field, func() (*contender.Load, error) {
+	err = st.runTournament(ctx, "flatness", st.opts.runs, field, func() (*contender.CampaignLoad, error) {
 		return contender.NewLoad(&small, deployment.KindHundred, st.opts.audience/100, 1, false)
 	})
 	if err != nil {
 		return err
 	}
-	cost := func(e *competitor) []float64 {
+	cost := func(e *contestant) []float64 {
 		return valuesOf(e.samples, func(s contender.Sample) float64 { return s.OwnCPU + s.PostgresCPU })
 	}
 	st.report.AddRatio("flatness", cost(&field[0]), cost(&field[1]))

@@ -52,7 +52,7 @@ type stage struct {
 	*suite
 	kind       string // kfake, kafka
 	broker     string
-	producer   *deployment.Producer
+	producer   *deployment.CampaignProducer
 	deployment *deployment.Deployment
 	dinnerbell *contender.Dinnerbell
 	byhand     *contender.ByHand

@@ -10,7 +10,7 @@ import (
 
 // runTournament lets contenders take turns: each round, each of them once, in an
 // order that moves on. makeLoad gives each its own campaigns of the same size.
-func (s *suite) runTournament(ctx context.Context, what string, runs int, field []competitor, makeLoad func() (*contender.Load, error)) error {
+func (s *suite) runTournament(ctx context.Context, what string, runs int, field []contestant, makeLoad func() (*contender.CampaignLoad, error)) error {
 	for round := range runs {
 		for i := range field {
 			e := &field[(i+round)%len(field)]
@@ -30,20 +30,20 @@ func (s *suite) runTournament(ctx context.Context, what string, runs int, field 
 	return nil
 }
 
-// competitor is one contender with its results so far.
-type competitor struct {
+// contestant is one contender with its results so far.
+type contestant struct {
 	name string
 	contender.Contender
 	samples []contender.Sample
 }
 
-func (e *competitor) rates() []float64 {
+func (e *contestant) rates() []float64 {
 	return valuesOf(e.samples, func(s contender.Sample) float64 { return s.Rate })
 }
-func (e *competitor) cpu() []float64 {
+func (e *contestant) cpu() []float64 {
 	return valuesOf(e.samples, func(s contender.Sample) float64 { return s.OwnCPU })
 }
-func (e *competitor) postgresCPU() []float64 {
+func (e *contestant) postgresCPU() []float64 {
 	return valuesOf(e.samples, func(s contender.Sample) float64 { return s.PostgresCPU })
 }
 

@@ -18,8 +18,8 @@ type campaign struct {
 	trigger                       int64 // Unix second
 }
 
-// parse reads a message; ok is false for what is no campaign, or none now.
-func parse(value []byte, now time.Time) (c *campaign, ok bool) {
+// parseCampaign reads a message; ok is false for what is no campaign, or none now.
+func parseCampaign(value []byte, now time.Time) (c *campaign, ok bool) {
 	c = &campaign{}
 	if err := json.Unmarshal(value, &c.Campaign); err != nil || c.ID == "" || c.Restaurant == "" {
 		return nil, false
@@ -28,15 +28,15 @@ func parse(value []byte, now time.Time) (c *campaign, ok bool) {
 	if c.Start > c.trigger || c.End <= c.trigger {
 		return nil, false
 	}
-	c.render()
+	c.renderConstants()
 	return c, true
 }
 
 // escaper makes the two parts of a key tell themselves apart.
 var escaper = strings.NewReplacer("%", "%25", ":", "%3A")
 
-// render prepares the constant parts of key and value.
-func (c *campaign) render() {
+// renderConstants prepares the constant parts of key and value.
+func (c *campaign) renderConstants() {
 	c.keyHead = escaper.Replace(c.ID) + ":"
 	b := append([]byte(nil), `{"restaurant_id":`...)
 	b = appendJSON(b, c.Restaurant)

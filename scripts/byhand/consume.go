@@ -20,9 +20,9 @@ const (
 	sessionLimit = 10 * time.Second
 )
 
-// batch is what one poll brought. Its offsets may be committed when all of it
+// polledBatch is what one poll brought. Its offsets may be committed when all of it
 // is delivered.
-type batch struct {
+type polledBatch struct {
 	records []*kgo.Record
 	open    sync.WaitGroup // one per notification, and one for the reader
 }
@@ -32,13 +32,13 @@ type batch struct {
 type consumer struct {
 	client  *kgo.Client
 	topic   string
-	chunks  chan *chunk
-	batches chan *batch // in the order of polls, waiting for their delivery
-	failed  chan error  // from produce promises; the first counts
+	chunks  chan *rowChunk
+	batches chan *polledBatch // in the order of polls, waiting for their delivery
+	failed  chan error        // from produce promises; the first counts
 }
 
-// work runs until ctx ends or something fails.
-func work(ctx context.Context, o options) error {
+// runConsumer runs until ctx ends or something fails.
+func runConsumer(ctx context.Context, o options) error {
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(o.broker),
 		kgo.ConsumerGroup(o.group), kgo.InstanceID(o.group), // static: a restart gets its partitions at once
@@ -54,13 +54,13 @@ func work(ctx context.Context, o options) error {
 	}
 	defer client.Close()
 	c := &consumer{client: client, topic: o.notifications,
-		chunks: make(chan *chunk, writers), batches: make(chan *batch, 8), failed: make(chan error, 1)}
+		chunks: make(chan *rowChunk, writers), batches: make(chan *polledBatch, 8), failed: make(chan error, 1)}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.read(ctx, o.postgres) })
+	g.Go(func() error { return c.readCampaigns(ctx, o.postgres) })
 	for range writers {
-		g.Go(func() error { return c.write(ctx, o.postgres) })
+		g.Go(func() error { return c.writeChunks(ctx, o.postgres) })
 	}
-	g.Go(func() error { return c.mark(ctx) })
+	g.Go(func() error { return c.markCommitted(ctx) })
 	g.Go(func() error {
 		select {
 		case err := <-c.failed:
@@ -72,8 +72,8 @@ func work(ctx context.Context, o options) error {
 	return g.Wait()
 }
 
-// connect opens a connection of its own; an INSERT is durable when it returns.
-func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+// connectPostgres opens a connection of its own; an INSERT is durable when it returns.
+func connectPostgres(ctx context.Context, url string) (*pgx.Conn, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
@@ -88,9 +88,9 @@ func closeConn(conn *pgx.Conn) {
 	_ = conn.Close(ctx) // nothing is in flight that matters
 }
 
-// read polls campaigns and looks their subscribers up.
-func (c *consumer) read(ctx context.Context, url string) error {
-	conn, err := connect(ctx, url)
+// readCampaigns polls campaigns and looks their subscribers up.
+func (c *consumer) readCampaigns(ctx context.Context, url string) error {
+	conn, err := connectPostgres(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (c *consumer) read(ctx context.Context, url string) error {
 		if err := errors.Join(ctx.Err(), fetches.Err0()); err != nil {
 			return err
 		}
-		b := &batch{records: fetches.Records()}
+		b := &polledBatch{records: fetches.Records()}
 		if len(b.records) == 0 {
 			continue
 		}
@@ -119,15 +119,15 @@ func (c *consumer) read(ctx context.Context, url string) error {
 
 // lookUp sends the SELECTs of many campaigns together, and cuts the answers
 // into chunks.
-func (c *consumer) lookUp(ctx context.Context, conn *pgx.Conn, b *batch) error {
+func (c *consumer) lookUp(ctx context.Context, conn *pgx.Conn, b *polledBatch) error {
 	var campaigns []*campaign
 	now := time.Now()
 	for _, r := range b.records {
-		if camp, ok := parse(r.Value, now); ok {
+		if camp, ok := parseCampaign(r.Value, now); ok {
 			campaigns = append(campaigns, camp)
 		}
 	}
-	ch := &chunk{batch: b}
+	ch := &rowChunk{batch: b}
 	for len(campaigns) > 0 {
 		n := min(len(campaigns), lookUps)
 		var err error
@@ -136,11 +136,11 @@ func (c *consumer) lookUp(ctx context.Context, conn *pgx.Conn, b *batch) error {
 		}
 		campaigns = campaigns[n:]
 	}
-	return c.hand(ctx, ch)
+	return c.handToWriter(ctx, ch)
 }
 
 // lookUpSome fills chunks from one round trip and returns the last, not full.
-func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*campaign, ch *chunk) (*chunk, error) {
+func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*campaign, ch *rowChunk) (*rowChunk, error) {
 	queries := &pgx.Batch{}
 	for _, camp := range campaigns {
 		queries.Queue(`SELECT DISTINCT client_id FROM public.subscribers_restaurants WHERE restaurant_id = $1 ORDER BY client_id`, camp.Restaurant)
@@ -153,14 +153,14 @@ func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*
 			return nil, fmt.Errorf("look up subscribers: %w", err)
 		}
 		for rows.Next() {
-			ch.add(camp, rows.RawValues()[0])
+			ch.appendRow(camp, rows.RawValues()[0])
 			if len(ch.ends) < chunkRows {
 				continue
 			}
-			if err := c.hand(ctx, ch); err != nil {
+			if err := c.handToWriter(ctx, ch); err != nil {
 				return nil, err
 			}
-			ch = &chunk{batch: ch.batch}
+			ch = &rowChunk{batch: ch.batch}
 		}
 		if err := rows.Err(); err != nil {
 			return nil, fmt.Errorf("look up subscribers: %w", err)
@@ -169,8 +169,8 @@ func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*
 	return ch, results.Close()
 }
 
-// hand gives a chunk to whichever writer is free.
-func (c *consumer) hand(ctx context.Context, ch *chunk) error {
+// handToWriter gives a chunk to whichever writer is free.
+func (c *consumer) handToWriter(ctx context.Context, ch *rowChunk) error {
 	if len(ch.ends) == 0 {
 		return nil
 	}
@@ -183,9 +183,9 @@ func (c *consumer) hand(ctx context.Context, ch *chunk) error {
 	}
 }
 
-// mark lets offsets be committed, in order, once everything before them is
+// markCommitted lets offsets be committed, in order, once everything before them is
 // acknowledged by the broker.
-func (c *consumer) mark(ctx context.Context) error {
+func (c *consumer) markCommitted(ctx context.Context) error {
 	for {
 		select {
 		case b := <-c.batches:

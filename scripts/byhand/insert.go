@@ -8,17 +8,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// chunk is up to chunkRows rows, of one campaign or of several.
-type chunk struct {
-	batch     *batch
+// rowChunk is up to chunkRows rows, of one campaign or of several.
+type rowChunk struct {
+	batch     *polledBatch
 	campaigns []*campaign
 	arena     []byte // the clients, back to back
 	ends      []int  // of each client in arena
 	of        []int32
 }
 
-// add appends one row. client is copied.
-func (ch *chunk) add(c *campaign, client []byte) {
+// appendRow appends one row. client is copied.
+func (ch *rowChunk) appendRow(c *campaign, client []byte) {
 	if n := len(ch.campaigns); n == 0 || ch.campaigns[n-1] != c {
 		ch.campaigns = append(ch.campaigns, c)
 	}
@@ -27,8 +27,8 @@ func (ch *chunk) add(c *campaign, client []byte) {
 	ch.of = append(ch.of, int32(len(ch.campaigns))) // from 1 on, as WITH ORDINALITY counts
 }
 
-// clients are the rows' clients, all slices of one string.
-func (ch *chunk) clients() []string {
+// clientIDs are the rows' clients, all slices of one string.
+func (ch *rowChunk) clientIDs() []string {
 	all := string(ch.arena)
 	out := make([]string, len(ch.ends))
 	from := 0
@@ -38,10 +38,10 @@ func (ch *chunk) clients() []string {
 	return out
 }
 
-// write inserts chunks and then produces their records, until ctx ends. Rows
+// writeChunks inserts chunks and then produces their records, until ctx ends. Rows
 // come first: a notification never goes out without its row.
-func (c *consumer) write(ctx context.Context, url string) error {
-	conn, err := connect(ctx, url)
+func (c *consumer) writeChunks(ctx context.Context, url string) error {
+	conn, err := connectPostgres(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -49,11 +49,11 @@ func (c *consumer) write(ctx context.Context, url string) error {
 	for {
 		select {
 		case ch := <-c.chunks:
-			clients := ch.clients()
-			if err := ch.insert(ctx, conn, clients); err != nil {
+			clients := ch.clientIDs()
+			if err := ch.insertRows(ctx, conn, clients); err != nil {
 				return fmt.Errorf("insert feedback rows: %w", err)
 			}
-			c.produce(ctx, ch, clients)
+			c.produceRecords(ctx, ch, clients)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -63,8 +63,8 @@ func (c *consumer) write(ctx context.Context, url string) error {
 const columns = `restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id`
 
-// insert writes the rows that are not there yet, in one statement.
-func (ch *chunk) insert(ctx context.Context, conn *pgx.Conn, clients []string) error {
+// insertRows writes the rows that are not there yet, in one statement.
+func (ch *rowChunk) insertRows(ctx context.Context, conn *pgx.Conn, clients []string) error {
 	if len(ch.campaigns) == 1 {
 		c := ch.campaigns[0]
 		_, err := conn.Exec(ctx, `INSERT INTO public.subscribers_feedback (`+columns+`)
@@ -91,10 +91,10 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING`,
 	return err
 }
 
-// produce hands all records of a chunk to the client, which sends them while
+// produceRecords hands all records of a chunk to the client, which sends them while
 // the next rows are inserted. It does not ask which rows were new: rows that
 // were there may be of a run that crashed before it had produced.
-func (c *consumer) produce(ctx context.Context, ch *chunk, clients []string) {
+func (c *consumer) produceRecords(ctx context.Context, ch *rowChunk, clients []string) {
 	size := 0
 	for _, camp := range ch.campaigns {
 		size = max(size, len(camp.keyHead)+len(camp.valueHead)+len(camp.valueTail)+2)

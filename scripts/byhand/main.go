@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stdout, lookUpIndex)
 		return 0
 	}
-	if err := work(ctx, o); err != nil && !errors.Is(err, context.Canceled) {
+	if err := runConsumer(ctx, o); err != nil && !errors.Is(err, context.Canceled) {
 		_, _ = fmt.Fprintln(stderr, "byhand:", err)
 		return 1
 	}

@@ -23,9 +23,9 @@ const (
 	stopLimit    = 30 * time.Second       // for SIGTERM
 )
 
-// daemon is one `dinnerbell run` with its own slot, state.dir and links. It is
+// daemonProcess is one `dinnerbell run` with its own slot, state.dir and links. It is
 // supervised: a process that ends by itself is noted and started again.
-type daemon struct {
+type daemonProcess struct {
 	name   string // d0, d1; also the end of its slot's name
 	binary string
 	config string // path
@@ -48,7 +48,7 @@ type daemon struct {
 }
 
 // start runs it, unless it runs already.
-func (d *daemon) start() error {
+func (d *daemonProcess) start() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.child != nil || d.closed {
@@ -65,13 +65,13 @@ func (d *daemon) start() error {
 	go func() {
 		defer close(done)
 		<-child.Done()
-		d.ended(child)
+		d.noteEnd(child)
 	}()
 	return nil
 }
 
-// ended notes how the process ended, and starts it again if nobody asked.
-func (d *daemon) ended(child *testenv.Child) {
+// noteEnd notes how the process ended, and starts it again if nobody asked.
+func (d *daemonProcess) noteEnd(child *testenv.Child) {
 	d.mu.Lock()
 	d.child = nil
 	asked := d.killed || d.closed
@@ -83,12 +83,12 @@ func (d *daemon) ended(child *testenv.Child) {
 	}
 	d.mu.Unlock()
 	if !asked {
-		time.AfterFunc(restartPause, d.supervise)
+		time.AfterFunc(restartPause, d.restart)
 	}
 }
 
-// supervise starts it again, unless a fault has taken it down meanwhile.
-func (d *daemon) supervise() {
+// restart starts it again, unless a fault has taken it down meanwhile.
+func (d *daemonProcess) restart() {
 	d.mu.Lock()
 	killed := d.killed
 	d.mu.Unlock()
@@ -98,11 +98,11 @@ func (d *daemon) supervise() {
 }
 
 // kill is SIGKILL, also for one that is stopped; it returns when the process is gone.
-func (d *daemon) kill() { _, _ = d.end(syscall.SIGKILL, stopLimit) } // SIGKILL always ends it
+func (d *daemonProcess) kill() { _, _ = d.endProcess(syscall.SIGKILL, stopLimit) } // SIGKILL always ends it
 
 // terminate is SIGTERM, and says whether it drained in time.
-func (d *daemon) terminate() error {
-	ran, ok := d.end(syscall.SIGTERM, stopLimit)
+func (d *daemonProcess) terminate() error {
+	ran, ok := d.endProcess(syscall.SIGTERM, stopLimit)
 	if ran && !ok {
 		d.kill()
 		return fmt.Errorf("%s did not end within %s after SIGTERM", d.name, stopLimit)
@@ -110,7 +110,7 @@ func (d *daemon) terminate() error {
 	return nil
 }
 
-func (d *daemon) end(sig syscall.Signal, limit time.Duration) (ran, ended bool) {
+func (d *daemonProcess) endProcess(sig syscall.Signal, limit time.Duration) (ran, ended bool) {
 	d.mu.Lock()
 	child, done := d.child, d.done
 	d.killed = true
@@ -128,38 +128,38 @@ func (d *daemon) end(sig syscall.Signal, limit time.Duration) (ran, ended bool) 
 }
 
 // freeze is SIGSTOP, thaw SIGCONT.
-func (d *daemon) freeze() bool { return d.signal(syscall.SIGSTOP) }
-func (d *daemon) thaw()        { d.signal(syscall.SIGCONT) }
+func (d *daemonProcess) freeze() bool { return d.sendSignal(syscall.SIGSTOP) }
+func (d *daemonProcess) thaw()        { d.sendSignal(syscall.SIGCONT) }
 
-func (d *daemon) signal(sig syscall.Signal) bool {
+func (d *daemonProcess) sendSignal(sig syscall.Signal) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.child.Running() && d.child.Signal(sig) == nil
 }
 
-func (d *daemon) running() bool {
+func (d *daemonProcess) running() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.child != nil
 }
 
 // close ends it for good and gives what was wrong with its exits.
-func (d *daemon) close() error {
+func (d *daemonProcess) close() error {
 	d.mu.Lock()
 	d.closed = true
 	d.mu.Unlock()
 	return d.terminate()
 }
 
-// unasked lists the exits that nobody asked for.
-func (d *daemon) unasked() []string {
+// unaskedExits lists the exits that nobody asked for.
+func (d *daemonProcess) unaskedExits() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]string(nil), d.exits...)
 }
 
-// status is the part of /api/status that catching up is seen by.
-type status struct {
+// daemonStatus is the part of /api/status that catching up is seen by.
+type daemonStatus struct {
 	Ready   bool     `json:"ready"`
 	Reasons []string `json:"reasons"`
 	Source  struct {
@@ -180,15 +180,15 @@ type status struct {
 	Halted json.RawMessage `json:"halted"`
 }
 
-// ask gets the status.
-func (d *daemon) ask(ctx context.Context) (*status, error) {
+// fetchStatus gets the status.
+func (d *daemonProcess) fetchStatus(ctx context.Context) (*daemonStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	body, err := testenv.Get(ctx, "http://"+d.http+"/api/status")
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", d.name, err)
 	}
-	s := &status{}
+	s := &daemonStatus{}
 	if err := json.Unmarshal(body, s); err != nil {
 		return nil, fmt.Errorf("ask %s: %w", d.name, err)
 	}
@@ -204,7 +204,7 @@ var errHalted = errors.New("halted")
 
 // wipeState deletes state.dir of a daemon that was killed. Another fault may have
 // started it again in between: then it is killed again.
-func (d *daemon) wipeState() error {
+func (d *daemonProcess) wipeState() error {
 	var err error
 	for range 5 {
 		if err = os.RemoveAll(d.dir); err == nil {
@@ -217,7 +217,7 @@ func (d *daemon) wipeState() error {
 
 // copyState copies state.dir to where restoreState takes it from. The daemon is
 // stopped or frozen: what the files hold then is what a crash would leave.
-func (d *daemon) copyState() error {
+func (d *daemonProcess) copyState() error {
 	old := d.dir + ".old"
 	if err := os.RemoveAll(old); err != nil {
 		return fmt.Errorf("copy state of %s: %w", d.name, err)
@@ -226,7 +226,7 @@ func (d *daemon) copyState() error {
 }
 
 // restoreState puts the copy in place of state.dir; false if there is none.
-func (d *daemon) restoreState() (bool, error) {
+func (d *daemonProcess) restoreState() (bool, error) {
 	old := d.dir + ".old"
 	if _, err := os.Stat(old); errors.Is(err, fs.ErrNotExist) {
 		return false, nil

@@ -48,8 +48,8 @@ const (
 // kills are the faults in which a process gets SIGKILL.
 var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore, faultDamage}
 
-// schedule draws a round's faults. It follows from the seed alone.
-func schedule(rnd *rand.Rand, o *options, length time.Duration) []*history.Fault {
+// drawSchedule draws a round's faults. It follows from the seed alone.
+func drawSchedule(rnd *rand.Rand, o *options, length time.Duration) []*history.Fault {
 	broker, most := faultKfake, 1+o.seconds/8
 	brokers := most
 	if o.broker == "kafka" { // a restart takes some seconds

@@ -16,10 +16,10 @@ import (
 	"dinnerbell/scripts/chaos/network"
 )
 
-// injector carries out a schedule. Faults overlap as they come, but what works
+// faultInjector carries out a schedule. Faults overlap as they come, but what works
 // on one process or one link waits for its predecessor there.
-type injector struct {
-	r         *round
+type faultInjector struct {
+	round     *round
 	postgres  sync.Mutex
 	broker    sync.Mutex
 	slow      sync.Mutex
@@ -28,12 +28,12 @@ type injector struct {
 
 // run does the schedule. When ctx ends, faults that last are ended; run returns
 // when all are, and everything stands again.
-func (in *injector) run(ctx context.Context, list []*history.Fault) error {
+func (in *faultInjector) run(ctx context.Context, list []*history.Fault) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(list))
 	for _, f := range list {
 		wg.Go(func() {
-			if !testenv.Pause(ctx, f.At-in.r.h.Now()) && ctx.Err() != nil {
+			if !testenv.Pause(ctx, f.At-in.round.log.Now()) && ctx.Err() != nil {
 				return
 			}
 			if err := in.inject(ctx, f); err != nil {
@@ -46,88 +46,88 @@ func (in *injector) run(ctx context.Context, list []*history.Fault) error {
 	return <-errs
 }
 
-func (in *injector) inject(ctx context.Context, f *history.Fault) error {
-	d := in.r.daemons[f.Daemon]
+func (in *faultInjector) inject(ctx context.Context, f *history.Fault) error {
+	d := in.round.daemons[f.Daemon]
 	switch f.Kind {
 	case faultPostgres:
-		return in.hold(ctx, &in.postgres, f, func() error { return in.killPostgres(ctx, f) })
+		return in.whenFree(ctx, &in.postgres, f, func() error { return in.killPostgres(ctx, f) })
 	case faultKafka, faultKfake:
-		return in.hold(ctx, &in.broker, f, in.killBroker)
+		return in.whenFree(ctx, &in.broker, f, in.killBroker)
 	case faultCommit:
 		d.links.CommitTrap.Armed.Add(1)
 	case faultEndTxn:
 		d.links.EndTxnTrap.Armed.Add(1)
 	case faultSlow:
-		return in.hold(ctx, &in.slow, f, func() error { return in.slowCommits(ctx, f) })
+		return in.whenFree(ctx, &in.slow, f, func() error { return in.slowCommits(ctx, f) })
 	case faultRetention:
-		return in.hold(ctx, &in.retention, f, func() error { return in.deleteCampaigns(ctx) })
+		return in.whenFree(ctx, &in.retention, f, func() error { return in.deleteCampaigns(ctx) })
 	case faultBarrier:
 		return in.shutBarrier(ctx, f, d)
 	case faultDDL:
-		return in.hold(ctx, &d.operated, f, func() error { return in.changeTable(ctx, f, d) })
+		return in.whenFree(ctx, &d.operated, f, func() error { return in.changeTable(ctx, f, d) })
 	case faultRebuild, faultVerify, faultCheckpoint, faultReplay, faultResolve: // not under d.busy: it is what is broken meanwhile
-		return in.hold(ctx, &d.operated, f, func() error { return in.operate(ctx, f, d) })
+		return in.whenFree(ctx, &d.operated, f, func() error { return in.runCommand(ctx, f, d) })
 	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
-		return in.hold(ctx, &d.busy, f, func() error { return in.process(ctx, f, d) })
+		return in.whenFree(ctx, &d.busy, f, func() error { return in.faultProcess(ctx, f, d) })
 	default:
 		l := d.links.Proxies[f.Link]
-		return in.hold(ctx, &l.Busy, f, func() error { return in.link(ctx, f, l) })
+		return in.whenFree(ctx, &l.Busy, f, func() error { return in.faultLink(ctx, f, l) })
 	}
 	return nil
 }
 
-// hold does a fault when its target is free, unless the time for faults is over
+// whenFree does a fault when its target is free, unless the time for faults is over
 // by then.
-func (in *injector) hold(ctx context.Context, busy *sync.Mutex, f *history.Fault, do func() error) error {
+func (in *faultInjector) whenFree(ctx context.Context, busy *sync.Mutex, f *history.Fault, do func() error) error {
 	busy.Lock()
 	defer busy.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}
-	f.Began = in.r.h.Now()
+	f.Began = in.round.log.Now()
 	err := do()
-	f.Ended = in.r.h.Now()
+	f.Ended = in.round.log.Now()
 	if errors.Is(err, errSkipped) {
 		return nil
 	}
-	in.r.h.AddFault(f)
+	in.round.log.AddFault(f)
 	return err
 }
 
 // errSkipped: the fault had nothing to work on; it does not count.
 var errSkipped = errors.New("nothing to work on")
 
-func (in *injector) killPostgres(ctx context.Context, f *history.Fault) error {
-	if err := in.r.w.postgres.Kill(); err != nil {
+func (in *faultInjector) killPostgres(ctx context.Context, f *history.Fault) error {
+	if err := in.round.servers.postgres.Kill(); err != nil {
 		return err
 	}
 	testenv.Pause(ctx, f.Length)
-	if err := in.r.w.postgres.Start(context.WithoutCancel(ctx)); err != nil {
-		in.r.w.lost(err)
+	if err := in.round.servers.postgres.Start(context.WithoutCancel(ctx)); err != nil {
+		in.round.servers.noteLost(err)
 		return err
 	}
 	return nil
 }
 
-func (in *injector) killBroker() error {
-	if err := in.r.w.broker.crash(); err != nil {
-		in.r.w.lost(err)
+func (in *faultInjector) killBroker() error {
+	if err := in.round.servers.broker.crash(); err != nil {
+		in.round.servers.noteLost(err)
 		return err
 	}
-	if err := in.r.w.broker.Start(context.Background()); err != nil {
-		in.r.w.lost(err)
+	if err := in.round.servers.broker.Start(context.Background()); err != nil {
+		in.round.servers.noteLost(err)
 		return err
 	}
 	return nil
 }
 
-// process is what happens to a daemon's process and its state.dir.
-func (in *injector) process(ctx context.Context, f *history.Fault, d *daemon) error {
+// faultProcess is what happens to a daemon's process and its state.dir.
+func (in *faultInjector) faultProcess(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	switch f.Kind {
 	case faultKill:
 		d.kill()
 		if f.Leave {
-			in.evict(d)
+			in.removeFromGroup(d)
 		}
 		testenv.Pause(ctx, f.Length)
 		return d.start()
@@ -136,7 +136,7 @@ func (in *injector) process(ctx context.Context, f *history.Fault, d *daemon) er
 		testenv.Pause(ctx, f.Length)
 		d.thaw()
 	case faultZombie:
-		return in.zombie(ctx, f, d)
+		return in.makeZombie(ctx, f, d)
 	case faultWipe:
 		d.kill()
 		if err := d.wipeState(); err != nil {
@@ -147,7 +147,7 @@ func (in *injector) process(ctx context.Context, f *history.Fault, d *daemon) er
 		d.kill()
 		what, err := d.damageState(rand.New(rand.NewPCG(f.Draw, 0))) //nolint:gosec // drawn from the seed
 		if what != "" {
-			in.r.h.Notef("%s: %s", d.name, what)
+			in.round.log.Notef("%s: %s", d.name, what)
 		}
 		return errors.Join(err, d.start())
 	case faultRestore:
@@ -166,7 +166,7 @@ func (in *injector) process(ctx context.Context, f *history.Fault, d *daemon) er
 		d.freeze()
 		defer d.thaw()
 		if err := d.copyState(); err != nil {
-			in.r.h.Notef("%v", err) // state.dir is not there yet
+			in.round.log.Notef("%v", err) // state.dir is not there yet
 		}
 		return errSkipped
 	}
@@ -176,13 +176,13 @@ func (in *injector) process(ctx context.Context, f *history.Fault, d *daemon) er
 // takeoverLimit is how long a zombie waits for another daemon to take its lanes.
 const takeoverLimit = 5 * time.Second
 
-// zombie freezes a daemon, has the group give its lanes to the other one, and
+// makeZombie freezes a daemon, has the group give its lanes to the other one, and
 // lets it go on in the belief that they are its own. The group is told by its
 // administrator that the member is gone: its session would run out only after
 // ten seconds.
-func (in *injector) zombie(ctx context.Context, f *history.Fault, d *daemon) error {
-	other := in.r.daemons[1-f.Daemon]
-	standIn := in.r.w.opts.daemons == 1
+func (in *faultInjector) makeZombie(ctx context.Context, f *history.Fault, d *daemonProcess) error {
+	other := in.round.daemons[1-f.Daemon]
+	standIn := in.round.servers.opts.daemons == 1
 	if standIn {
 		if err := other.start(); err != nil {
 			return err
@@ -191,13 +191,13 @@ func (in *injector) zombie(ctx context.Context, f *history.Fault, d *daemon) err
 	if !d.freeze() {
 		return errSkipped
 	}
-	in.evict(d)
+	in.removeFromGroup(d)
 	limit, cancel := context.WithTimeout(ctx, takeoverLimit)
 	for !in.ownsAll(limit, other) && testenv.Pause(limit, 50*time.Millisecond) {
 	}
 	taken := limit.Err() == nil
 	cancel()
-	in.r.h.Notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
+	in.round.log.Notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
 	testenv.Pause(ctx, f.Length)
 	d.thaw()
 	if standIn {
@@ -205,7 +205,7 @@ func (in *injector) zombie(ctx context.Context, f *history.Fault, d *daemon) err
 		if err := other.terminate(); err != nil {
 			return err
 		}
-		in.evict(other)
+		in.removeFromGroup(other)
 	}
 	if !taken {
 		f.Kind = faultPause // that is all it came to
@@ -213,8 +213,8 @@ func (in *injector) zombie(ctx context.Context, f *history.Fault, d *daemon) err
 	return nil
 }
 
-func (in *injector) ownsAll(ctx context.Context, d *daemon) bool {
-	s, err := d.ask(ctx)
+func (in *faultInjector) ownsAll(ctx context.Context, d *daemonProcess) bool {
+	s, err := d.fetchStatus(ctx)
 	if err != nil || len(s.Lanes) != history.Partitions {
 		return false
 	}
@@ -226,30 +226,30 @@ func (in *injector) ownsAll(ctx context.Context, d *daemon) bool {
 	return true
 }
 
-// evict removes the daemon's member from the group, as an administrator may
+// removeFromGroup removes the daemon's member from the group, as an administrator may
 // (kafka-consumer-groups --remove-members). Failing that, the session runs out.
-func (in *injector) evict(d *daemon) {
+func (in *faultInjector) removeFromGroup(d *daemonProcess) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	adm := kadm.NewClient(in.r.admin)
-	groups, err := adm.DescribeGroups(ctx, in.r.group)
+	adm := kadm.NewClient(in.round.admin)
+	groups, err := adm.DescribeGroups(ctx, in.round.group)
 	if err != nil {
-		in.r.h.Notef("describe group: %v", err)
+		in.round.log.Notef("describe group: %v", err)
 		return
 	}
 	for _, g := range groups {
 		for _, m := range g.Members {
-			if m.InstanceID == nil || !strings.HasSuffix(*m.InstanceID, in.r.slot(d)) {
+			if m.InstanceID == nil || !strings.HasSuffix(*m.InstanceID, in.round.slotOf(d)) {
 				continue
 			}
-			if _, err := adm.LeaveGroup(ctx, kadm.LeaveGroup(in.r.group).InstanceIDs(*m.InstanceID)); err != nil {
-				in.r.h.Notef("remove %s from the group: %v", *m.InstanceID, err)
+			if _, err := adm.LeaveGroup(ctx, kadm.LeaveGroup(in.round.group).InstanceIDs(*m.InstanceID)); err != nil {
+				in.round.log.Notef("remove %s from the group: %v", *m.InstanceID, err)
 			}
 		}
 	}
 }
 
-func (in *injector) link(ctx context.Context, f *history.Fault, l *network.Link) error {
+func (in *faultInjector) faultLink(ctx context.Context, f *history.Fault, l *network.Link) error {
 	switch f.Kind {
 	case f.Link + "." + cut:
 		return l.Cut(ctx, f.Length)
@@ -260,19 +260,19 @@ func (in *injector) link(ctx context.Context, f *history.Fault, l *network.Link)
 	}
 }
 
-// heal disarms the traps, lets every daemon run, and counts the answers that
+// healAll disarms the traps, lets every daemon run, and counts the answers that
 // were lost.
-func (in *injector) heal() error {
-	for i, d := range in.r.daemons {
+func (in *faultInjector) healAll() error {
+	for i, d := range in.round.daemons {
 		d.links.CommitTrap.Armed.Store(0)
 		d.links.EndTxnTrap.Armed.Store(0)
 		for range d.links.CommitTrap.Sprung.Swap(0) {
-			in.r.h.AddFault(&history.Fault{Kind: faultCommit, Daemon: i})
+			in.round.log.AddFault(&history.Fault{Kind: faultCommit, Daemon: i})
 		}
 		for range d.links.EndTxnTrap.Sprung.Swap(0) {
-			in.r.h.AddFault(&history.Fault{Kind: faultEndTxn, Daemon: i})
+			in.round.log.AddFault(&history.Fault{Kind: faultEndTxn, Daemon: i})
 		}
-		if i < in.r.w.opts.daemons {
+		if i < in.round.servers.opts.daemons {
 			d.thaw()
 			if err := d.start(); err != nil {
 				return err

@@ -15,9 +15,9 @@ import (
 	"dinnerbell/scripts/chaos/oracle"
 )
 
-// judge reads everything that was written and compares it with the oracle.
-func (r *round) judge(ctx context.Context, v *oracle.Verdict, settled time.Duration) error {
-	conn, err := r.w.connect(ctx, r.database)
+// compareSinks reads everything that was written and compares it with the oracle.
+func (r *round) compareSinks(ctx context.Context, v *oracle.Verdict, settled time.Duration) error {
+	conn, err := r.servers.connectPostgres(ctx, r.database)
 	if err != nil {
 		return err
 	}
@@ -26,33 +26,33 @@ func (r *round) judge(ctx context.Context, v *oracle.Verdict, settled time.Durat
 	if s.Rows, err = readFeedback(ctx, conn); err != nil {
 		return err
 	}
-	if s.Records, err = r.w.readTopic(ctx, r.topics.notifications); err != nil {
+	if s.Records, err = r.servers.readTopic(ctx, r.topics.notifications); err != nil {
 		return err
 	}
-	if s.DeadLetters, err = r.w.readTopic(ctx, r.topics.dead); err != nil {
+	if s.DeadLetters, err = r.servers.readTopic(ctx, r.topics.dead); err != nil {
 		return err
 	}
-	sent, err := r.w.readTopic(ctx, r.topics.campaigns)
+	sent, err := r.servers.readTopic(ctx, r.topics.campaigns)
 	if err != nil {
 		return err
 	}
-	o := oracle.NewOracle(r.h, oracle.NewTimelines(r.start, r.h.Transactions), settled)
+	o := oracle.NewOracle(r.log, oracle.NewTimelines(r.startRows, r.log.Transactions), settled)
 	sent = r.withDeleted(sent)
-	if err := r.feed(o, sent); err != nil {
+	if err := r.addMessages(o, sent); err != nil {
 		return err
 	}
 	v.Check(o, s)
-	if v.Failed() || r.recovery > r.w.opts.slow {
-		return r.dump(v, s, sent)
+	if v.Failed() || r.recovery > r.servers.opts.slow {
+		return r.writeDump(v, s, sent)
 	}
 	return nil
 }
 
 // withDeleted adds the records that the round has deleted from the topic.
 func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
-	there := map[oracle.Position]bool{}
+	there := map[oracle.RecordPosition]bool{}
 	for _, rec := range sent {
-		there[oracle.Position{Partition: rec.Partition, Offset: rec.Offset}] = true
+		there[oracle.RecordPosition{Partition: rec.Partition, Offset: rec.Offset}] = true
 	}
 	for at, rec := range r.deleted {
 		if !there[at] {
@@ -62,22 +62,22 @@ func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
 	return sent
 }
 
-// feed gives the oracle the messages that the topic holds: one whose answer was
+// addMessages gives the oracle the messages that the topic holds: one whose answer was
 // lost may be there or not, or twice.
-func (r *round) feed(o *oracle.Oracle, sent []*kgo.Record) error {
-	at := map[oracle.Position]bool{}
+func (r *round) addMessages(o *oracle.Oracle, sent []*kgo.Record) error {
+	at := map[oracle.RecordPosition]bool{}
 	for _, rec := range sent {
 		n, err := strconv.ParseInt(oracle.Header(rec, numberHeader), 10, 64)
-		m := r.h.Messages[n]
+		m := r.log.Messages[n]
 		if err != nil || m == nil {
 			return fmt.Errorf("read campaigns: the record at %d/%d is not ours", rec.Partition, rec.Offset)
 		}
-		p := oracle.Position{Partition: rec.Partition, Offset: rec.Offset}
+		p := oracle.RecordPosition{Partition: rec.Partition, Offset: rec.Offset}
 		at[p] = true
 		o.AddMessage(m, p)
 	}
-	for _, m := range r.h.Messages {
-		if m.Acked && !at[oracle.Position{Partition: m.Partition, Offset: m.Offset}] {
+	for _, m := range r.log.Messages {
+		if m.Acked && !at[oracle.RecordPosition{Partition: m.Partition, Offset: m.Offset}] {
 			return fmt.Errorf("read campaigns: the broker has lost message %d at %d/%d", m.Number, m.Partition, m.Offset)
 		}
 	}
@@ -85,8 +85,8 @@ func (r *round) feed(o *oracle.Oracle, sent []*kgo.Record) error {
 	return nil
 }
 
-// dump writes down what was read, for whoever looks for the cause.
-func (r *round) dump(v *oracle.Verdict, s *oracle.Sinks, sent []*kgo.Record) error {
+// writeDump writes down what was read, for whoever looks for the cause.
+func (r *round) writeDump(v *oracle.Verdict, s *oracle.Sinks, sent []*kgo.Record) error {
 	type record struct {
 		Partition int32     `json:"partition"`
 		Offset    int64     `json:"offset"`
@@ -122,10 +122,10 @@ func (r *round) dump(v *oracle.Verdict, s *oracle.Sinks, sent []*kgo.Record) err
 	)
 }
 
-// keep copies the round's folder without the local states, the servers' logs,
+// keepFolder copies the round's folder without the local states, the servers' logs,
 // and says how to run the round again.
-func (r *round) keep() error {
-	o := r.w.opts
+func (r *round) keepFolder() error {
+	o := r.servers.opts
 	dir := filepath.Join(o.keep, fmt.Sprintf("%s-seed%d-round%d", o.broker, o.seed, r.number))
 	if err := os.RemoveAll(dir); err != nil {
 		return err
@@ -136,15 +136,15 @@ func (r *round) keep() error {
 	}
 	errs = append(errs, copyDir(r.dir, dir))
 	for _, log := range []string{"postgres/postgres.log", "broker/broker.log", "broker/kafka.log"} {
-		if text, err := os.ReadFile(filepath.Join(r.w.dir, log)); err == nil {
+		if text, err := os.ReadFile(filepath.Join(r.servers.dir, log)); err == nil {
 			errs = append(errs, os.WriteFile(filepath.Join(dir, filepath.Base(log)), text, 0o600))
 		}
 	}
-	fmt.Printf("  kept in %s; again: %s\n", dir, o.again(r.number))
+	fmt.Printf("  kept in %s; again: %s\n", dir, o.rerunCommand(r.number))
 	return errors.Join(errs...)
 }
 
-// again is the command that runs one round with the same schedule.
-func (o *options) again(round int) string {
+// rerunCommand is the command that runs one round with the same schedule.
+func (o *options) rerunCommand(round int) string {
 	return fmt.Sprintf("make chaos ROUNDS=1 FIRST=%d SEED=%d BROKER=%s DAEMONS=%d LENGTH=%d FAULTS=%d", round, o.seed, o.broker, o.daemons, o.seconds, o.faults)
 }

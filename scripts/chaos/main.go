@@ -43,13 +43,13 @@ type options struct {
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == brokerChild {
-		os.Exit(code(serveBroker(os.Args[2], os.Args[3])))
+		os.Exit(exitCode(serveBroker(os.Args[2], os.Args[3])))
 	}
-	os.Exit(code(run(os.Args[1:])))
+	os.Exit(exitCode(run(os.Args[1:])))
 }
 
-// code says what went wrong, if anything.
-func code(err error) int {
+// exitCode says what went wrong, if anything.
+func exitCode(err error) int {
 	if err == nil {
 		return 0
 	}
@@ -69,7 +69,7 @@ func serveBroker(dir, listen string) error {
 	return testenv.ServeBroker(ctx, dir, listen)
 }
 
-func parse(args []string) (*options, error) {
+func parseOptions(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	f.IntVar(&o.rounds, "rounds", 5, "how many rounds")
@@ -106,13 +106,13 @@ func parse(args []string) (*options, error) {
 }
 
 func run(args []string) (err error) {
-	o, err := parse(args)
+	o, err := parseOptions(args)
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	w, err := startWorld(ctx, o)
+	w, err := startServers(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -125,18 +125,18 @@ func run(args []string) (err error) {
 		if ctx.Err() != nil {
 			break
 		}
-		total.add(r, v, roundErr)
-		fmt.Println(total.line(r, v, roundErr, time.Since(began)))
-		if err := r.finish(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
+		total.addRound(r, v, roundErr)
+		fmt.Println(total.roundLine(r, v, roundErr, time.Since(began)))
+		if err := r.cleanUp(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
 			return err
 		}
 		if err := total.write(o.out); err != nil {
 			return err
 		}
-		if roundErr != nil && w.broken() != nil {
-			return fmt.Errorf("round %d: %w", n, w.broken())
+		if roundErr != nil && w.lostServer() != nil {
+			return fmt.Errorf("round %d: %w", n, w.lostServer())
 		}
 	}
 	runtime.KeepAlive(w)
-	return total.err()
+	return total.failure()
 }

@@ -22,10 +22,10 @@ import (
 // operateLimit is how long a command of an operator may take.
 const operateLimit = 15 * time.Second
 
-// operate runs a command against a daemon while everything around it breaks. It
+// runCommand runs a command against a daemon while everything around it breaks. It
 // may fail, and is then as if it had not been run; what it may not do is to say
 // or to leave something wrong.
-func (in *injector) operate(ctx context.Context, f *history.Fault, d *daemon) error {
+func (in *faultInjector) runCommand(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	args := map[string][]string{
 		faultRebuild: {"rebuild"}, faultVerify: {"verify", "--repair", "--json"}, faultCheckpoint: {"checkpoint", "create"},
 		faultReplay:  {"replay", "--from", []string{"earliest", "2s", "5s"}[f.Draw%3]},
@@ -33,17 +33,17 @@ func (in *injector) operate(ctx context.Context, f *history.Fault, d *daemon) er
 	}[f.Kind]
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()
-	stdout, stderr, err := d.command(ctx, args...)
-	in.r.h.Notef("%s on %s: %v %s", strings.Join(args, " "), d.name, err, bytes.TrimSpace(stderr))
+	stdout, stderr, err := d.runCommand(ctx, args...)
+	in.round.log.Notef("%s on %s: %v %s", strings.Join(args, " "), d.name, err, bytes.TrimSpace(stderr))
 	if err != nil {
 		f.Failed = true
 	}
 	switch f.Kind {
 	case faultVerify:
-		return in.r.sound(d, stdout)
+		return in.round.checkVerify(d, stdout)
 	case faultResolve: // no sink was rolled back
 		if err == nil && !bytes.Contains(stdout, []byte("nothing to resolve")) {
-			in.r.complainf("%s on %s has changed something: %s", strings.Join(args, " "), d.name, bytes.TrimSpace(stdout))
+			in.round.complainf("%s on %s has changed something: %s", strings.Join(args, " "), d.name, bytes.TrimSpace(stdout))
 		}
 	}
 	return nil
@@ -56,8 +56,8 @@ func (r *round) complainf(format string, args ...any) {
 	r.complaints = append(r.complaints, fmt.Sprintf(format, args...))
 }
 
-// command runs dinnerbell with the daemon's configuration.
-func (d *daemon) command(ctx context.Context, args ...string) (stdout, stderr []byte, err error) {
+// runCommand runs dinnerbell with the daemon's configuration.
+func (d *daemonProcess) runCommand(ctx context.Context, args ...string) (stdout, stderr []byte, err error) {
 	cmd := exec.CommandContext(ctx, d.binary, append([]string{"-c", d.config}, args...)...) //nolint:gosec // the daemon under test
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -65,9 +65,9 @@ func (d *daemon) command(ctx context.Context, args ...string) (stdout, stderr []
 	return out.Bytes(), errs.Bytes(), err
 }
 
-// sound checks what `verify --json` has found: nothing. Its last line is the
+// checkVerify checks what `verify --json` has found: nothing. Its last line is the
 // result, where it came to one.
-func (r *round) sound(d *daemon, out []byte) error {
+func (r *round) checkVerify(d *daemonProcess, out []byte) error {
 	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
 	var result struct {
 		LSN         string `json:"lsn"`
@@ -77,33 +77,33 @@ func (r *round) sound(d *daemon, out []byte) error {
 		return nil //nolint:nilerr // it was cut off
 	}
 	if result.Differences > 0 {
-		r.h.Notef("verify on %s: %s", d.name, out)
-		r.unsound.Add(1)
+		r.log.Notef("verify on %s: %s", d.name, out)
+		r.failedVerifies.Add(1)
 	}
 	return nil
 }
 
-// verified asks every daemon, at the end, whether its subscriptions are those of
+// verifyDaemons asks every daemon, at the end, whether its subscriptions are those of
 // Postgres.
-func (r *round) verified(ctx context.Context, v *oracle.Verdict) {
-	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
+func (r *round) verifyDaemons(ctx context.Context, v *oracle.Verdict) {
+	ctx, cancel := context.WithTimeout(ctx, r.servers.opts.limit)
 	defer cancel()
 	for _, d := range r.daemons {
 		if !d.running() {
 			continue
 		}
-		stdout, stderr, err := d.command(ctx, "verify", "--json")
+		stdout, stderr, err := d.runCommand(ctx, "verify", "--json")
 		if err != nil {
 			v.Problemf("verify on %s: %v: %s %s", d.name, err, bytes.TrimSpace(stderr), bytes.TrimSpace(stdout))
 		}
 	}
-	if n := r.unsound.Load(); n > 0 {
+	if n := r.failedVerifies.Load(); n > 0 {
 		v.Problemf("verify found differences %d times while the faults went on", n)
 	}
 }
 
 // damageState flips one byte in one file of the store. The daemon must not run.
-func (d *daemon) damageState(rnd *rand.Rand) (what string, err error) {
+func (d *daemonProcess) damageState(rnd *rand.Rand) (what string, err error) {
 	var files []string
 	root := filepath.Join(d.dir, "store")
 	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {

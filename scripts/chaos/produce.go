@@ -17,10 +17,10 @@ import (
 // numberHeader carries a message's number.
 const numberHeader = "chaos-number"
 
-// producer sends campaigns, one at a time: their order is then the same by
+// campaignProducer sends campaigns, one at a time: their order is then the same by
 // offset, by record time and by our clock.
-type producer struct {
-	r      *round
+type campaignProducer struct {
+	round  *round
 	author *scenario.CampaignAuthor
 	client *kgo.Client
 	txns   *kgo.Client // sends in transactions; nil until it is needed, and after an error
@@ -28,16 +28,16 @@ type producer struct {
 	last   int64 // time of the last record, milliseconds
 }
 
-func newProducer(r *round) (*producer, error) {
-	client, err := r.w.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.DefaultProduceTopic(r.topics.campaigns))
+func newProducer(r *round) (*campaignProducer, error) {
+	client, err := r.servers.newKafkaClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.DefaultProduceTopic(r.topics.campaigns))
 	if err != nil {
 		return nil, err
 	}
-	return &producer{r: r, client: client, author: &scenario.CampaignAuthor{Random: random.NewStream(r.w.opts.seed, r.number, random.CampaignStream), Partitions: history.Partitions}}, nil
+	return &campaignProducer{round: r, client: client, author: &scenario.CampaignAuthor{Random: random.NewStream(r.servers.opts.seed, r.number, random.CampaignStream), Partitions: history.Partitions}}, nil
 }
 
 // run sends messages until ctx ends.
-func (p *producer) run(ctx context.Context) error {
+func (p *campaignProducer) run(ctx context.Context) error {
 	for testenv.Pause(ctx, random.Duration(p.author.Random, 10*time.Millisecond, 250*time.Millisecond)) {
 		m := p.author.NextMessage(time.Now().Unix())
 		send := p.send
@@ -47,16 +47,16 @@ func (p *producer) run(ctx context.Context) error {
 		if err := send(ctx, m); err != nil {
 			return err
 		}
-		if err := p.repeat(ctx, m); err != nil {
+		if err := p.sendRepeats(ctx, m); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// repeat sends the message as often again as its author wants, in quick
+// sendRepeats sends the message as often again as its author wants, in quick
 // succession: its campaign is under way.
-func (p *producer) repeat(ctx context.Context, m *history.Message) error {
+func (p *campaignProducer) sendRepeats(ctx context.Context, m *history.Message) error {
 	for range m.Repeats {
 		if !testenv.Pause(ctx, 10*time.Millisecond) {
 			return nil
@@ -72,29 +72,29 @@ func (p *producer) repeat(ctx context.Context, m *history.Message) error {
 // sendInTransaction produces one message in a transaction of its own and commits
 // or aborts it. After an error the outcome is settled by the next client's
 // InitProducerID: which one it was, the topic says.
-func (p *producer) sendInTransaction(ctx context.Context, m *history.Message) error {
-	rec := p.prepare(m)
+func (p *campaignProducer) sendInTransaction(ctx context.Context, m *history.Message) error {
+	rec := p.newRecord(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	err := p.transact(bound, rec, kgo.TransactionEndTry(!m.Aborted))
+	err := p.produceInTransaction(bound, rec, kgo.TransactionEndTry(!m.Aborted))
 	if err == nil {
 		m.Acked, m.Offset = !m.Aborted, rec.Offset
 	}
-	p.r.h.AddMessage(m)
+	p.round.log.AddMessage(m)
 	for err != nil {
-		p.r.h.Notef("transaction of message %d: %v", m.Number, err)
-		p.hangUp()
+		p.round.log.Notef("transaction of message %d: %v", m.Number, err)
+		p.closeTransactional()
 		if !testenv.Pause(bound, 100*time.Millisecond) {
 			return fmt.Errorf("settle the transaction of message %d: %w", m.Number, err)
 		}
-		err = p.fence(bound)
+		err = p.openTransactional(bound)
 	}
 	return nil
 }
 
-func (p *producer) transact(ctx context.Context, rec *kgo.Record, end kgo.TransactionEndTry) error {
+func (p *campaignProducer) produceInTransaction(ctx context.Context, rec *kgo.Record, end kgo.TransactionEndTry) error {
 	if p.txns == nil {
-		if err := p.fence(ctx); err != nil {
+		if err := p.openTransactional(ctx); err != nil {
 			return err
 		}
 	}
@@ -110,12 +110,12 @@ func (p *producer) transact(ctx context.Context, rec *kgo.Record, end kgo.Transa
 	return nil
 }
 
-// fence opens the client of the transactions: what an earlier one left open is
+// openTransactional opens the client of the transactions: what an earlier one left open is
 // aborted, or committed where that had begun.
-func (p *producer) fence(ctx context.Context) (err error) {
-	p.hangUp()
-	p.txns, err = p.r.w.client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.DefaultProduceTopic(p.r.topics.campaigns),
-		kgo.TransactionalID(p.r.database+".input"), kgo.TransactionTimeout(10*time.Second))
+func (p *campaignProducer) openTransactional(ctx context.Context) (err error) {
+	p.closeTransactional()
+	p.txns, err = p.round.servers.newKafkaClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.DefaultProduceTopic(p.round.topics.campaigns),
+		kgo.TransactionalID(p.round.database+".input"), kgo.TransactionTimeout(10*time.Second))
 	if err != nil {
 		return err
 	}
@@ -127,25 +127,25 @@ func (p *producer) fence(ctx context.Context) (err error) {
 	return nil
 }
 
-func (p *producer) hangUp() {
+func (p *campaignProducer) closeTransactional() {
 	if p.txns != nil {
 		p.txns.Close()
 		p.txns = nil
 	}
 }
 
-func (p *producer) close() {
-	p.hangUp()
+func (p *campaignProducer) close() {
+	p.closeTransactional()
 	p.client.Close()
 }
 
-// prepare numbers the message and makes its record.
-func (p *producer) prepare(m *history.Message) *kgo.Record {
+// newRecord numbers the message and makes its record.
+func (p *campaignProducer) newRecord(m *history.Message) *kgo.Record {
 	p.number++
 	m.Number = p.number
 	p.last = max(p.last+1, time.Now().UnixMilli())
 	m.Time = p.last
-	m.Before = p.r.h.Now()
+	m.Before = p.round.log.Now()
 	return &kgo.Record{
 		Partition: m.Partition, Value: m.Value, Timestamp: time.UnixMilli(m.Time),
 		Headers: []kgo.RecordHeader{{Key: numberHeader, Value: strconv.AppendInt(nil, m.Number, 10)}},
@@ -154,15 +154,15 @@ func (p *producer) prepare(m *history.Message) *kgo.Record {
 
 // send produces one message and waits for the answer, over a broker's restart
 // if need be. One that is not answered may be in the topic or not.
-func (p *producer) send(ctx context.Context, m *history.Message) error {
-	rec := p.prepare(m)
+func (p *campaignProducer) send(ctx context.Context, m *history.Message) error {
+	rec := p.newRecord(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	err := p.client.ProduceSync(bound, rec).FirstErr()
 	if err == nil {
 		m.Acked, m.Offset = true, rec.Offset
 	}
-	p.r.h.AddMessage(m)
+	p.round.log.AddMessage(m)
 	if err != nil {
 		return fmt.Errorf("produce message %d: %w", m.Number, err)
 	}

@@ -28,38 +28,38 @@ import (
 
 // round is one deployment from its setup to its verdict.
 type round struct {
-	w        *world
+	servers  *servers
 	number   int
 	dir      string
 	database string
 	group    string
 	topics   struct{ campaigns, notifications, dead, progress string }
 
-	h        *history.Log
-	admin    *kgo.Client
-	daemons  []*daemon // two; with one at a time, the second stands in
-	writers  []*writer
-	producer *producer
-	start    map[int64]history.Subscription // subscriptions at the beginning
-	numbers  atomic.Int64                   // of transactions
-	unsound  atomic.Int64                   // verifications that found a difference while faults went on
+	log                *history.Log
+	admin              *kgo.Client
+	daemons            []*daemonProcess // two; with one at a time, the second stands in
+	writers            []*subscriptionWriter
+	producer           *campaignProducer
+	startRows          map[int64]history.Subscription // subscriptions at the beginning
+	transactionNumbers atomic.Int64                   // of transactions
+	failedVerifies     atomic.Int64                   // verifications that found a difference while faults went on
 
-	mu         sync.Mutex                      // guards what is below
-	deleted    map[oracle.Position]*kgo.Record // of the campaigns topic, deleted behind what was read
-	complaints []string                        // what a command has done that it must not do
+	mu         sync.Mutex                            // guards what is below
+	deleted    map[oracle.RecordPosition]*kgo.Record // of the campaigns topic, deleted behind what was read
+	complaints []string                              // what a command has done that it must not do
 
 	recovery time.Duration // from the end of the faults until everything was caught up
 }
 
-func newRound(w *world, number int) *round {
+func newRound(w *servers, number int) *round {
 	name := fmt.Sprintf("chaos_%d", number)
-	r := &round{w: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, start: map[int64]history.Subscription{}, deleted: map[oracle.Position]*kgo.Record{}}
+	r := &round{servers: w, number: number, dir: filepath.Join(w.dir, fmt.Sprintf("r%d", number)), database: name, group: name, startRows: map[int64]history.Subscription{}, deleted: map[oracle.RecordPosition]*kgo.Record{}}
 	r.topics.campaigns, r.topics.notifications = name+".campaigns", name+".notifications"
 	r.topics.dead, r.topics.progress = name+".dead", name+".progress"
 	return r
 }
 
-func (r *round) slot(d *daemon) string { return r.database + "_" + d.name }
+func (r *round) slotOf(d *daemonProcess) string { return r.database + "_" + d.name }
 
 // run does the round. An error means that it could not be done; what was found
 // is in the verdict.
@@ -68,16 +68,16 @@ func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
 	if err := r.setUp(ctx); err != nil {
 		return v, fmt.Errorf("set up round %d: %w", r.number, err)
 	}
-	if err := r.storm(ctx); err != nil {
+	if err := r.runStorm(ctx); err != nil {
 		return v, fmt.Errorf("run round %d: %w", r.number, err)
 	}
-	settled := r.settle(ctx, v)
-	r.verified(ctx, v)
+	settled := r.awaitSettled(ctx, v)
+	r.verifyDaemons(ctx, v)
 	for _, d := range r.daemons {
 		if err := d.close(); err != nil {
 			v.Problemf("%v", err)
 		}
-		for _, exit := range d.unasked() {
+		for _, exit := range d.unaskedExits() {
 			v.Problemf("%s", exit)
 		}
 	}
@@ -87,7 +87,7 @@ func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
 	if ctx.Err() != nil {
 		return v, ctx.Err()
 	}
-	if err := r.judge(ctx, v, settled); err != nil {
+	if err := r.compareSinks(ctx, v, settled); err != nil {
 		return v, fmt.Errorf("judge round %d: %w", r.number, err)
 	}
 	return v, nil
@@ -98,10 +98,10 @@ func (r *round) setUp(ctx context.Context) (err error) {
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return err
 	}
-	if r.h, err = history.NewLog(filepath.Join(r.dir, "history.jsonl")); err != nil {
+	if r.log, err = history.NewLog(filepath.Join(r.dir, "history.jsonl")); err != nil {
 		return err
 	}
-	if r.admin, err = r.w.client(); err != nil {
+	if r.admin, err = r.servers.newKafkaClient(); err != nil {
 		return err
 	}
 	resp, err := kadm.NewClient(r.admin).CreateTopic(ctx, history.Partitions, 1, nil, r.topics.campaigns)
@@ -123,19 +123,19 @@ func (r *round) setUp(ctx context.Context) (err error) {
 		}
 	}
 	config := filepath.Join(r.dir, "setup.yaml")
-	direct := r.w.postgres.URL(r.database)
-	if err := r.configure(config, "setup", direct, direct, r.w.broker.Addr(), "127.0.0.1:0"); err != nil {
+	direct := r.servers.postgres.URL(r.database)
+	if err := r.writeConfig(config, "setup", direct, direct, r.servers.broker.Addr(), "127.0.0.1:0"); err != nil {
 		return err
 	}
 	if err := r.runSetup(ctx, config); err != nil {
 		return err
 	}
-	return r.slowable(ctx)
+	return r.prepareSlowCommits(ctx)
 }
 
 // runSetup runs `dinnerbell setup`.
 func (r *round) runSetup(ctx context.Context, config string) error {
-	out, err := exec.CommandContext(ctx, r.w.binary, "-c", config, "setup").CombinedOutput() //nolint:gosec // the daemon under test
+	out, err := exec.CommandContext(ctx, r.servers.binary, "-c", config, "setup").CombinedOutput() //nolint:gosec // the daemon under test
 	if err != nil {
 		return fmt.Errorf("dinnerbell setup: %w\n%s", err, out)
 	}
@@ -145,7 +145,7 @@ func (r *round) runSetup(ctx context.Context, config string) error {
 // makeDatabase fills the source. Each writer's rows are drawn from its own
 // random numbers.
 func (r *round) makeDatabase(ctx context.Context) error {
-	root, err := r.w.connect(ctx, "postgres")
+	root, err := r.servers.connectPostgres(ctx, "postgres")
 	if err != nil {
 		return err
 	}
@@ -153,27 +153,27 @@ func (r *round) makeDatabase(ctx context.Context) error {
 	if _, err := root.Exec(ctx, "CREATE DATABASE "+r.database); err != nil {
 		return fmt.Errorf("create database: %w", err)
 	}
-	conn, err := r.w.connect(ctx, r.database)
+	conn, err := r.servers.connectPostgres(ctx, r.database)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	if _, err := conn.Exec(ctx, testenv.ContractTables+receipts); err != nil {
+	if _, err := conn.Exec(ctx, testenv.ContractTables+receiptTable); err != nil {
 		return fmt.Errorf("create tables: %w", err)
 	}
 	truncate := &sync.RWMutex{}
 	for i := range scenario.Writers {
-		b := scenario.NewWriterRows(random.NewStream(r.w.opts.seed, r.number, random.WriterStream+i), i)
-		r.writers = append(r.writers, &writer{r: r, book: b, numbers: &r.numbers, truncate: truncate})
-		maps.Copy(r.start, b.Rows)
+		b := scenario.NewWriterRows(random.NewStream(r.servers.opts.seed, r.number, random.WriterStream+i), i)
+		r.writers = append(r.writers, &subscriptionWriter{round: r, rows: b, numbers: &r.transactionNumbers, truncate: truncate})
+		maps.Copy(r.startRows, b.Rows)
 	}
 	for _, w := range r.writers {
 		for _, o := range r.writers {
-			w.all = append(w.all, o.book)
+			w.allRows = append(w.allRows, o.rows)
 		}
 	}
-	rows := make([][]any, 0, len(r.start))
-	for id, p := range r.start {
+	rows := make([][]any, 0, len(r.startRows))
+	for id, p := range r.startRows {
 		rows = append(rows, []any{int32(id), p.Client, p.Restaurant})
 	}
 	if _, err := conn.CopyFrom(ctx, pgx.Identifier{"subscribers_restaurants"}, []string{"id", "client_id", "restaurant_id"}, pgx.CopyFromRows(rows)); err != nil {
@@ -184,7 +184,7 @@ func (r *round) makeDatabase(ctx context.Context) error {
 
 // addDaemon makes a daemon with a network of its own.
 func (r *round) addDaemon(i int) error {
-	l, err := network.NewLinks(testenv.Loopback(r.w.postgres.Port()), r.w.broker.Addr())
+	l, err := network.NewLinks(testenv.Loopback(r.servers.postgres.Port()), r.servers.broker.Addr())
 	if err != nil {
 		return err
 	}
@@ -193,12 +193,12 @@ func (r *round) addDaemon(i int) error {
 		return err
 	}
 	name := fmt.Sprintf("d%d", i)
-	d := &daemon{
-		name: name, binary: r.w.binary, links: l, http: testenv.Loopback(port), dir: filepath.Join(r.dir, name),
+	d := &daemonProcess{
+		name: name, binary: r.servers.binary, links: l, http: testenv.Loopback(port), dir: filepath.Join(r.dir, name),
 		config: filepath.Join(r.dir, name+".yaml"), log: filepath.Join(r.dir, name+".log"),
 	}
 	r.daemons = append(r.daemons, d)
-	direct := r.w.postgres.URL(r.database)
+	direct := r.servers.postgres.URL(r.database)
 	source, err := l.SourceURL(direct)
 	if err != nil {
 		return err
@@ -207,11 +207,11 @@ func (r *round) addDaemon(i int) error {
 	if err != nil {
 		return err
 	}
-	return r.configure(d.config, name, source, sink, l.Broker(), d.http)
+	return r.writeConfig(d.config, name, source, sink, l.Broker(), d.http)
 }
 
-// configure writes a configuration, as JSON, which is YAML.
-func (r *round) configure(path, name, source, sink, brokers, http string) error {
+// writeConfig writes a configuration, as JSON, which is YAML.
+func (r *round) writeConfig(path, name, source, sink, brokers, http string) error {
 	text, err := json.MarshalIndent(map[string]any{
 		"source": map[string]any{"url": source, "slot": r.database + "_" + name},
 		"sink":   map[string]any{"url": sink},
@@ -228,16 +228,16 @@ func (r *round) configure(path, name, source, sink, brokers, http string) error 
 	return os.WriteFile(path, text, 0o600)
 }
 
-// storm runs the workload and the faults at once, for the round's seconds.
-func (r *round) storm(ctx context.Context) error {
-	for _, d := range r.daemons[:r.w.opts.daemons] {
+// runStorm runs the workload and the faults at once, for the round's seconds.
+func (r *round) runStorm(ctx context.Context) error {
+	for _, d := range r.daemons[:r.servers.opts.daemons] {
 		if err := d.start(); err != nil {
 			return err
 		}
 	}
-	length := time.Duration(r.w.opts.seconds) * time.Second
-	list := schedule(random.NewStream(r.w.opts.seed, r.number, random.FaultStream), r.w.opts, length)
-	base := r.h.Now() // setting up took a while
+	length := time.Duration(r.servers.opts.seconds) * time.Second
+	list := drawSchedule(random.NewStream(r.servers.opts.seed, r.number, random.FaultStream), r.servers.opts, length)
+	base := r.log.Now() // setting up took a while
 	for _, f := range list {
 		f.At += base
 	}
@@ -248,13 +248,13 @@ func (r *round) storm(ctx context.Context) error {
 		g.Go(func() error { return w.run(gctx) })
 	}
 	g.Go(func() error { return r.producer.run(gctx) })
-	in := &injector{r: r}
+	in := &faultInjector{round: r}
 	g.Go(func() error { return in.run(gctx, list) })
-	return errors.Join(g.Wait(), in.heal())
+	return errors.Join(g.Wait(), in.healAll())
 }
 
-// finish ends what the round has started and deletes it, or keeps the folder.
-func (r *round) finish(keep bool) error {
+// cleanUp ends what the round has started and deletes it, or keeps the folder.
+func (r *round) cleanUp(keep bool) error {
 	var errs []error
 	for _, d := range r.daemons {
 		errs = append(errs, d.close())
@@ -263,14 +263,14 @@ func (r *round) finish(keep bool) error {
 	if r.producer != nil {
 		r.producer.close()
 	}
-	if r.h != nil {
-		errs = append(errs, r.h.Close())
+	if r.log != nil {
+		errs = append(errs, r.log.Close())
 	}
 	if keep {
-		errs = append(errs, r.keep())
+		errs = append(errs, r.keepFolder())
 	}
-	if r.w.broken() == nil {
-		errs = append(errs, r.drop())
+	if r.servers.lostServer() == nil {
+		errs = append(errs, r.dropResources())
 	}
 	if r.admin != nil {
 		r.admin.Close()
@@ -278,11 +278,11 @@ func (r *round) finish(keep bool) error {
 	return errors.Join(append(errs, os.RemoveAll(r.dir))...)
 }
 
-// drop deletes the slots, the database and the topics.
-func (r *round) drop() error {
+// dropResources deletes the slots, the database and the topics.
+func (r *round) dropResources() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	root, err := r.w.connect(ctx, "postgres")
+	root, err := r.servers.connectPostgres(ctx, "postgres")
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 func TestDeletedRecordsCount(t *testing.T) {
 	t.Parallel()
 	rec := func(offset int64) *kgo.Record { return &kgo.Record{Partition: 1, Offset: offset} }
-	r := &round{deleted: map[oracle.Position]*kgo.Record{{Partition: 1, Offset: 0}: rec(0), {Partition: 1, Offset: 1}: rec(1)}}
+	r := &round{deleted: map[oracle.RecordPosition]*kgo.Record{{Partition: 1, Offset: 0}: rec(0), {Partition: 1, Offset: 1}: rec(1)}}
 	if got := r.withDeleted([]*kgo.Record{rec(1), rec(2)}); len(got) != 3 {
 		t.Errorf("%d records, want 3: one was read before and after", len(got))
 	}
@@ -27,7 +27,7 @@ func TestScheduleRepeats(t *testing.T) {
 	o := &options{broker: "kafka", daemons: 2, seconds: 8, faults: 30}
 	draw := func(seed uint64) string {
 		out := ""
-		for _, f := range schedule(random.NewStream(seed, 3, random.FaultStream), o, 8*time.Second) {
+		for _, f := range drawSchedule(random.NewStream(seed, 3, random.FaultStream), o, 8*time.Second) {
 			out += fmt.Sprintf("%+v\n", *f)
 		}
 		return out

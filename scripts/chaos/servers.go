@@ -15,17 +15,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// world is what all rounds share: the two servers and a folder. Rounds never
+// servers is what all rounds share: the two servers and a folder. Rounds never
 // share a database or a topic.
-type world struct {
+type servers struct {
 	opts     *options
 	dir      string
 	binary   string // a copy of the daemon: a build meanwhile changes nothing
 	postgres *testenv.Postgres
 	broker   broker
 
-	mu  sync.Mutex // guards err
-	err error      // a server did not come back: no round can go on
+	mu      sync.Mutex // guards err
+	lostErr error      // a server did not come back: no round can go on
 }
 
 // broker is Kafka or kfake.
@@ -46,11 +46,11 @@ type fakeKafka struct{ *testenv.Broker }
 
 func (k fakeKafka) crash() error { return k.Stop() }
 
-// startWorld makes a folder and starts the servers. Postgres runs without
+// startServers makes a folder and starts the servers. Postgres runs without
 // fsync: a killed process loses nothing that it gave to the kernel, and only
 // processes are killed here.
-func startWorld(ctx context.Context, o *options) (w *world, err error) {
-	w = &world{opts: o}
+func startServers(ctx context.Context, o *options) (w *servers, err error) {
+	w = &servers{opts: o}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.stop())
@@ -77,7 +77,7 @@ func startWorld(ctx context.Context, o *options) (w *world, err error) {
 	return w, w.startBroker(ctx)
 }
 
-func (w *world) startBroker(ctx context.Context) error {
+func (w *servers) startBroker(ctx context.Context) error {
 	dir := filepath.Join(w.dir, "broker")
 	if w.opts.broker == "kafka" {
 		k, err := testenv.StartKafka(ctx, testenv.KafkaOptions{Script: w.opts.script, Dir: dir})
@@ -100,7 +100,7 @@ func (w *world) startBroker(ctx context.Context) error {
 }
 
 // stop ends the servers and deletes the folder.
-func (w *world) stop() error {
+func (w *servers) stop() error {
 	var errs []error
 	if w.broker != nil {
 		errs = append(errs, w.broker.Stop())
@@ -114,21 +114,21 @@ func (w *world) stop() error {
 	return errors.Join(errs...)
 }
 
-// lost notes that a server did not come back.
-func (w *world) lost(err error) {
+// noteLost notes that a server did not come back.
+func (w *servers) noteLost(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.err = errors.Join(w.err, err)
+	w.lostErr = errors.Join(w.lostErr, err)
 }
 
-func (w *world) broken() error {
+func (w *servers) lostServer() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.err
+	return w.lostErr
 }
 
-// connect opens a connection that no proxy is on.
-func (w *world) connect(ctx context.Context, database string) (*pgx.Conn, error) {
+// connectPostgres opens a connection that no proxy is on.
+func (w *servers) connectPostgres(ctx context.Context, database string) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, w.postgres.URL(database))
@@ -138,8 +138,8 @@ func (w *world) connect(ctx context.Context, database string) (*pgx.Conn, error)
 	return conn, nil
 }
 
-// client opens a Kafka client that no proxy is on.
-func (w *world) client(opts ...kgo.Opt) (*kgo.Client, error) {
+// newKafkaClient opens a Kafka client that no proxy is on.
+func (w *servers) newKafkaClient(opts ...kgo.Opt) (*kgo.Client, error) {
 	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond), kgo.AlwaysRetryEOF(), // a broker that dies in the first answer
 		kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }))...)
 	if err != nil {

@@ -19,55 +19,55 @@ import (
 // before them was dealt with.
 const markerRestaurant = "marker"
 
-// settle waits until the daemons have caught up, and gives the moment. Then it
+// awaitSettled waits until the daemons have caught up, and gives the moment. Then it
 // adds subscribers who are too late for everything, sends another marker to each
 // partition and waits again: nothing more may happen.
-func (r *round) settle(ctx context.Context, v *oracle.Verdict) time.Duration {
-	ctx, cancel := context.WithTimeout(ctx, r.w.opts.limit)
+func (r *round) awaitSettled(ctx context.Context, v *oracle.Verdict) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, r.servers.opts.limit)
 	defer cancel()
-	healed := r.h.Now()
-	r.h.Notef("the faults are over")
-	err := r.mark(ctx, "marker", 1)
+	healed := r.log.Now()
+	r.log.Notef("the faults are over")
+	err := r.sendMarkers(ctx, "marker", 1)
 	if err == nil {
 		err = r.awaitCaughtUp(ctx, history.Partitions, true)
 	}
-	r.recovery = r.h.Now() - healed
+	r.recovery = r.log.Now() - healed
 	if err == nil {
 		err = r.awaitCaughtUp(ctx, history.Partitions, false)
 	}
-	settled := r.h.Now()
-	r.h.Notef("caught up: %v", err)
+	settled := r.log.Now()
+	r.log.Notef("caught up: %v", err)
 	if err == nil {
-		err = r.lateComers(ctx)
+		err = r.subscribeLate(ctx)
 	}
 	if err == nil {
-		err = r.mark(ctx, "last", 2)
+		err = r.sendMarkers(ctx, "last", 2)
 	}
 	if err == nil {
 		err = r.awaitCaughtUp(ctx, 2*history.Partitions, false)
 	}
 	if err != nil {
-		v.Problemf("did not catch up within %s: %v", r.w.opts.limit, err)
-		return r.h.Now()
+		v.Problemf("did not catch up within %s: %v", r.servers.opts.limit, err)
+		return r.log.Now()
 	}
 	return settled
 }
 
-// mark subscribes a client and sends a campaign to each partition.
-func (r *round) mark(ctx context.Context, name string, row int64) error {
+// sendMarkers subscribes a client and sends a campaign to each partition.
+func (r *round) sendMarkers(ctx context.Context, name string, row int64) error {
 	w := r.writers[0]
 	if row == 1 {
-		d := w.book.NewDraft("marker")
+		d := w.rows.NewDraft("marker")
 		d.Insert(history.Subscription{Client: "marker client", Restaurant: markerRestaurant})
-		if err := w.commit(ctx, d); err != nil {
+		if err := w.commitDraft(ctx, d); err != nil {
 			return err
 		}
 	}
-	defer w.hangUp()
+	defer w.closeConn()
 	for p := range int32(history.Partitions) {
-		f := w.r.producer.author.NewCampaign(time.Now().Unix())
+		f := w.round.producer.author.NewCampaign(time.Now().Unix())
 		f.Campaign, f.Restaurant = fmt.Sprintf("%s-%d", name, p), markerRestaurant
-		m := &history.Message{Kind: "marker", Partition: p, Value: w.r.producer.author.Encode(f), Fields: &f}
+		m := &history.Message{Kind: "marker", Partition: p, Value: w.round.producer.author.Encode(f), Fields: &f}
 		if err := r.producer.send(ctx, m); err != nil {
 			return err
 		}
@@ -75,15 +75,15 @@ func (r *round) mark(ctx context.Context, name string, row int64) error {
 	return nil
 }
 
-// lateComers subscribe to everything after everything is over.
-func (r *round) lateComers(ctx context.Context) error {
+// subscribeLate subscribe to everything after everything is over.
+func (r *round) subscribeLate(ctx context.Context) error {
 	w := r.writers[0]
-	defer w.hangUp()
-	d := w.book.NewDraft("late")
+	defer w.closeConn()
+	d := w.rows.NewDraft("late")
 	for i := range scenario.Restaurants {
 		d.Insert(history.Subscription{Client: fmt.Sprintf("late client %d", i), Restaurant: scenario.RestaurantName(i)})
 	}
-	return w.commit(ctx, d)
+	return w.commitDraft(ctx, d)
 }
 
 // awaitCaughtUp polls until nothing is left to do, twice in a row. early leaves
@@ -99,10 +99,10 @@ func (r *round) awaitCaughtUp(ctx context.Context, markers int, early bool) erro
 	for {
 		var err error
 		if conn == nil || conn.IsClosed() {
-			conn, err = r.w.connect(ctx, r.database)
+			conn, err = r.servers.connectPostgres(ctx, r.database)
 		}
 		if err == nil {
-			err = r.caughtUp(ctx, conn, markers, early)
+			err = r.checkCaughtUp(ctx, conn, markers, early)
 		}
 		if err == nil {
 			if good++; good == 2 || early {
@@ -120,9 +120,9 @@ func (r *round) awaitCaughtUp(ctx context.Context, markers int, early bool) erro
 	}
 }
 
-// caughtUp says what is left to do.
-func (r *round) caughtUp(ctx context.Context, conn *pgx.Conn, markers int, early bool) error {
-	if err := r.idle(ctx, early); err != nil {
+// checkCaughtUp says what is left to do.
+func (r *round) checkCaughtUp(ctx context.Context, conn *pgx.Conn, markers int, early bool) error {
+	if err := r.checkIdle(ctx, early); err != nil {
 		return err
 	}
 	var have int
@@ -132,15 +132,15 @@ func (r *round) caughtUp(ctx context.Context, conn *pgx.Conn, markers int, early
 	if have != markers {
 		return fmt.Errorf("%d of %d markers are in the feedback table", have, markers)
 	}
-	if left := r.h.LastStart(time.Now().Add(history.CampaignLife)) - time.Now().Unix(); left >= -1 && !early {
+	if left := r.log.LastStart(time.Now().Add(history.CampaignLife)) - time.Now().Unix(); left >= -1 && !early {
 		return fmt.Errorf("a campaign starts in %d s", left)
 	}
 	return nil
 }
 
-// idle asks the daemons: every lane has one owner, has read everything, and has
+// checkIdle asks the daemons: every lane has one owner, has read everything, and has
 // shipped what it decided.
-func (r *round) idle(ctx context.Context, early bool) error {
+func (r *round) checkIdle(ctx context.Context, early bool) error {
 	ends, err := kadm.NewClient(r.admin).ListEndOffsets(ctx, r.topics.campaigns)
 	if err == nil {
 		err = ends.Error()
@@ -153,7 +153,7 @@ func (r *round) idle(ctx context.Context, early bool) error {
 		if !d.running() {
 			continue
 		}
-		s, err := d.ask(ctx)
+		s, err := d.fetchStatus(ctx)
 		if err != nil {
 			return err
 		}

@@ -14,14 +14,14 @@ import (
 )
 
 // readFeedback reads the whole table in the order of its ids.
-func readFeedback(ctx context.Context, conn *pgx.Conn) ([]oracle.Row, error) {
+func readFeedback(ctx context.Context, conn *pgx.Conn) ([]oracle.FeedbackRow, error) {
 	rows, err := conn.Query(ctx, `SELECT id, restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback
 FROM subscribers_feedback ORDER BY id`)
 	if err != nil {
 		return nil, fmt.Errorf("read feedback table: %w", err)
 	}
-	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (w oracle.Row, err error) {
+	out, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (w oracle.FeedbackRow, err error) {
 		err = r.Scan(&w.ID, &w.Restaurant, &w.Campaign, &w.Content, &w.Owner, &w.Contact, &w.Start, &w.End, &w.Created, &w.Client, &w.Trigger, &w.Feedback)
 		return w, err
 	})
@@ -33,10 +33,10 @@ FROM subscribers_feedback ORDER BY id`)
 
 // readTopic reads a whole topic as a read_committed consumer sees it, up to its
 // end now. An open transaction is waited for.
-func (w *world) readTopic(ctx context.Context, topic string) ([]*kgo.Record, error) {
+func (w *servers) readTopic(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	client, err := w.client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	client, err := w.newKafkaClient(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
 	if err != nil {
 		return nil, err

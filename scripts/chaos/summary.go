@@ -40,11 +40,11 @@ func newSummary(o *options) *summary {
 	return &summary{Seed: o.seed, First: o.first, Broker: o.broker, Daemons: o.daemons, Faults: map[string]int{}, Failed: []int{}, Problems: []string{}}
 }
 
-// add counts a round.
-func (s *summary) add(r *round, v *oracle.Verdict, err error) {
+// addRound counts a round.
+func (s *summary) addRound(r *round, v *oracle.Verdict, err error) {
 	s.Rounds++
-	if r.h != nil {
-		for _, f := range r.h.Faults {
+	if r.log != nil {
+		for _, f := range r.log.Faults {
 			s.Faults[f.Kind]++
 			if slices.Contains(kills, f.Kind) {
 				s.Kills++
@@ -52,8 +52,8 @@ func (s *summary) add(r *round, v *oracle.Verdict, err error) {
 				s.OtherFaults++
 			}
 		}
-		s.Transactions += len(r.h.Transactions)
-		s.Campaigns += len(r.h.Messages)
+		s.Transactions += len(r.log.Transactions)
+		s.Campaigns += len(r.log.Messages)
 	}
 	s.Notified += v.Notifications
 	s.Musts += v.Musts
@@ -74,8 +74,8 @@ func (s *summary) add(r *round, v *oracle.Verdict, err error) {
 	}
 }
 
-// line is what is printed of a round.
-func (s *summary) line(r *round, v *oracle.Verdict, err error, took time.Duration) string {
+// roundLine is what is printed of a round.
+func (s *summary) roundLine(r *round, v *oracle.Verdict, err error, took time.Duration) string {
 	verdict := "ok"
 	switch {
 	case err != nil:
@@ -89,11 +89,11 @@ func (s *summary) line(r *round, v *oracle.Verdict, err error, took time.Duratio
 			verdict += fmt.Sprintf("\n    %s: %s: %s", f.Kind, f.What, f.Why)
 		}
 	}
-	if r.h == nil {
+	if r.log == nil {
 		return fmt.Sprintf("round %d: %s", r.number, verdict)
 	}
 	return fmt.Sprintf("round %d: %d faults, %d transactions, %d messages, %d notifications (%d musts), %d dead letters, recovered in %.1f s, %.0f s in all: %s",
-		r.number, len(r.h.Faults), len(r.h.Transactions), len(r.h.Messages), v.Notifications, v.Musts, v.DeadLetters, r.recovery.Seconds(), took.Seconds(), verdict)
+		r.number, len(r.log.Faults), len(r.log.Transactions), len(r.log.Messages), v.Notifications, v.Musts, v.DeadLetters, r.recovery.Seconds(), took.Seconds(), verdict)
 }
 
 // write replaces the file.
@@ -111,7 +111,7 @@ func (s *summary) write(path string) error {
 	return nil
 }
 
-func (s *summary) err() error {
+func (s *summary) failure() error {
 	switch {
 	case s.Rounds == 0:
 		return errors.New("no round was run")

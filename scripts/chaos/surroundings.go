@@ -28,17 +28,17 @@ CREATE FUNCTION public.chaos_slow_commit() RETURNS trigger LANGUAGE plpgsql AS
 CREATE CONSTRAINT TRIGGER chaos_slow_commit AFTER INSERT ON dinnerbell.outbox
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.chaos_slow_commit()`
 
-// slowable prepares slow commits, once the daemon's tables are there.
-func (r *round) slowable(ctx context.Context) error {
-	return r.direct(ctx, func(conn *pgx.Conn) error {
+// prepareSlowCommits prepares slow commits, once the daemon's tables are there.
+func (r *round) prepareSlowCommits(ctx context.Context) error {
+	return r.withConnection(ctx, func(conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, slowCommit)
 		return err
 	})
 }
 
-// direct runs do on a connection that no proxy is on.
-func (r *round) direct(ctx context.Context, do func(*pgx.Conn) error) error {
-	conn, err := r.w.connect(ctx, r.database)
+// withConnection runs do on a connection that no proxy is on.
+func (r *round) withConnection(ctx context.Context, do func(*pgx.Conn) error) error {
+	conn, err := r.servers.connectPostgres(ctx, r.database)
 	if err != nil {
 		return err
 	}
@@ -47,9 +47,9 @@ func (r *round) direct(ctx context.Context, do func(*pgx.Conn) error) error {
 }
 
 // slowCommits has each commit of a step take longer for a while.
-func (in *injector) slowCommits(ctx context.Context, f *history.Fault) error {
+func (in *faultInjector) slowCommits(ctx context.Context, f *history.Fault) error {
 	set := func(ctx context.Context, seconds float64) error {
-		return in.r.direct(ctx, func(conn *pgx.Conn) error {
+		return in.round.withConnection(ctx, func(conn *pgx.Conn) error {
 			_, err := conn.Exec(ctx, `UPDATE public.chaos_slow SET seconds = $1`, seconds)
 			return err
 		})
@@ -71,8 +71,8 @@ func (in *injector) slowCommits(ctx context.Context, f *history.Fault) error {
 // deleteCampaigns deletes from the campaigns topic what the lanes have read, as
 // retention does, and where nothing is left to be read all of the partition: the
 // markers and aborted records at its end, too. The oracle keeps what it deletes.
-func (in *injector) deleteCampaigns(ctx context.Context) error {
-	r := in.r
+func (in *faultInjector) deleteCampaigns(ctx context.Context) error {
+	r := in.round
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	// In this order: what is read by then lies before the end, and what lies before
@@ -89,7 +89,7 @@ func (in *injector) deleteCampaigns(ctx context.Context) error {
 	if err != nil {
 		return errSkipped
 	}
-	records, err := r.w.readTopic(ctx, r.topics.campaigns)
+	records, err := r.servers.readTopic(ctx, r.topics.campaigns)
 	if err != nil {
 		return errSkipped
 	}
@@ -97,7 +97,7 @@ func (in *injector) deleteCampaigns(ctx context.Context) error {
 	r.mu.Lock()
 	for _, rec := range records {
 		if rec.Offset < read[rec.Partition] {
-			r.deleted[oracle.Position{Partition: rec.Partition, Offset: rec.Offset}] = rec
+			r.deleted[oracle.RecordPosition{Partition: rec.Partition, Offset: rec.Offset}] = rec
 		} else {
 			unread[rec.Partition] = true
 		}
@@ -111,14 +111,14 @@ func (in *injector) deleteCampaigns(ctx context.Context) error {
 		upTo.AddOffset(r.topics.campaigns, lane, next, -1)
 	}
 	deleted, err := adm.DeleteRecords(ctx, upTo)
-	r.h.Notef("campaigns deleted below %v: %v %v", upTo, deleted.Error(), err)
+	r.log.Notef("campaigns deleted below %v: %v %v", upTo, deleted.Error(), err)
 	return nil
 }
 
 // nextOffsets are how far the lanes have read, as Postgres has it.
 func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
 	read := map[int32]int64{}
-	return read, r.direct(ctx, func(conn *pgx.Conn) error {
+	return read, r.withConnection(ctx, func(conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, `SELECT lane, next_offset FROM dinnerbell.lane`)
 		if err != nil {
 			return err
@@ -132,9 +132,9 @@ func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
 
 // shutBarrier cuts both links of a daemon to the source: nothing can be joined.
 // The messages that come meanwhile, cancels too, go their way.
-func (in *injector) shutBarrier(ctx context.Context, f *history.Fault, d *daemon) error {
+func (in *faultInjector) shutBarrier(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	replication, sql := d.links.Proxies[network.Replication], d.links.Proxies[network.SQL]
-	return in.hold(ctx, &replication.Busy, f, func() error {
+	return in.whenFree(ctx, &replication.Busy, f, func() error {
 		sql.Busy.Lock()
 		defer sql.Busy.Unlock()
 		errs := make([]error, 2)
@@ -159,14 +159,14 @@ var tableChanges = []string{
 
 // changeTable runs statements on the source's table while the daemon takes a
 // snapshot of it. Those that wait long for the table are given up.
-func (in *injector) changeTable(ctx context.Context, f *history.Fault, d *daemon) error {
+func (in *faultInjector) changeTable(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	rnd := rand.New(rand.NewPCG(f.Draw, 0)) //nolint:gosec // drawn from the seed
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)
 	defer cancel()
 	var snapshot sync.WaitGroup
 	snapshot.Go(func() {
-		_, stderr, err := d.command(ctx, "rebuild")
-		in.r.h.Notef("rebuild on %s beside DDL: %v %s", d.name, err, stderr)
+		_, stderr, err := d.runCommand(ctx, "rebuild")
+		in.round.log.Notef("rebuild on %s beside DDL: %v %s", d.name, err, stderr)
 	})
 	defer snapshot.Wait()
 	for range 2 + rnd.IntN(3) {
@@ -174,14 +174,14 @@ func (in *injector) changeTable(ctx context.Context, f *history.Fault, d *daemon
 		if !testenv.Pause(ctx, random.Duration(rnd, 0, 400*time.Millisecond)) {
 			return nil
 		}
-		err := in.r.direct(ctx, func(conn *pgx.Conn) error {
+		err := in.round.withConnection(ctx, func(conn *pgx.Conn) error {
 			if _, err := conn.Exec(ctx, `SET lock_timeout = '2s'`); err != nil {
 				return fmt.Errorf("set lock_timeout: %w", err)
 			}
 			_, err := conn.Exec(ctx, statement)
 			return err
 		})
-		in.r.h.Notef("%s: %v", statement, err)
+		in.round.log.Notef("%s: %v", statement, err)
 	}
 	return nil
 }

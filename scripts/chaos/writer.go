@@ -17,72 +17,72 @@ import (
 	"dinnerbell/scripts/chaos/scenario"
 )
 
-// receipts is a table of the workload's own: each transaction leaves its number
+// receiptTable is a table of the workload's own: each transaction leaves its number
 // there, so that one whose COMMIT was not answered can be looked up.
-const receipts = `CREATE TABLE public.chaos_receipts (number int8 PRIMARY KEY)`
+const receiptTable = `CREATE TABLE public.chaos_receipts (number int8 PRIMARY KEY)`
 
-// writer is one connection that changes subscriptions.
-type writer struct {
-	r        *round
-	book     *scenario.WriterRows
+// subscriptionWriter is one connection that changes subscriptions.
+type subscriptionWriter struct {
+	round    *round
+	rows     *scenario.WriterRows
 	conn     *pgx.Conn
 	numbers  *atomic.Int64
 	truncate *sync.RWMutex          // held for writing by the transaction that truncates
-	all      []*scenario.WriterRows // everybody's, for that transaction
+	allRows  []*scenario.WriterRows // everybody's, for that transaction
 	stolen   []history.Subscription // what a truncate took from this book; guarded by truncate
 }
 
 // run commits transactions until ctx ends. What it is in the middle of then is
 // brought to an end.
-func (w *writer) run(ctx context.Context) error {
-	defer w.hangUp()
+func (w *subscriptionWriter) run(ctx context.Context) error {
+	defer w.closeConn()
 	for {
-		if !testenv.Pause(ctx, random.Duration(w.book.Random, 2*time.Millisecond, 60*time.Millisecond)) {
+		if !testenv.Pause(ctx, random.Duration(w.rows.Random, 2*time.Millisecond, 60*time.Millisecond)) {
 			return nil
 		}
-		if w.book.Writer == 0 && w.book.Random.IntN(600) == 0 {
-			if err := w.truncates(ctx); err != nil {
+		if w.rows.Writer == 0 && w.rows.Random.IntN(600) == 0 {
+			if err := w.commitTruncate(ctx); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := w.one(ctx); err != nil {
+		if err := w.commitNext(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// one does one transaction beside those of the other writers.
-func (w *writer) one(ctx context.Context) error {
+// commitNext does one transaction beside those of the other writers.
+func (w *subscriptionWriter) commitNext(ctx context.Context) error {
 	w.truncate.RLock()
 	defer w.truncate.RUnlock()
 	if w.stolen == nil {
-		return w.commit(ctx, w.book.NextTransaction())
+		return w.commitDraft(ctx, w.rows.NextTransaction())
 	}
-	d := w.book.DraftRefill(w.stolen)
-	err := w.commit(ctx, d)
+	d := w.rows.DraftRefill(w.stolen)
+	err := w.commitDraft(ctx, d)
 	if d.Committed {
 		w.stolen = nil
 	}
 	return err
 }
 
-// truncates empties the table while no other writer is at work, so that its
+// commitTruncate empties the table while no other writer is at work, so that its
 // place in the order is known.
-func (w *writer) truncates(ctx context.Context) error {
+func (w *subscriptionWriter) commitTruncate(ctx context.Context) error {
 	w.truncate.Lock()
 	defer w.truncate.Unlock()
-	rows := make([][]history.Subscription, len(w.all))
-	for i, b := range w.all {
+	rows := make([][]history.Subscription, len(w.allRows))
+	for i, b := range w.allRows {
 		rows[i] = b.DrawMost()
 	}
-	d := w.book.DraftTruncate(w.all, rows)
-	if err := w.commit(ctx, d); err != nil || !d.Committed {
+	d := w.rows.DraftTruncate(w.allRows, rows)
+	if err := w.commitDraft(ctx, d); err != nil || !d.Committed {
 		return err
 	}
-	for i, o := range w.r.writers {
+	for i, o := range w.round.writers {
 		if o != w {
-			o.book.Apply(d.Transaction)
+			o.rows.Apply(d.Transaction)
 		}
 		if len(d.Changes) == 0 {
 			o.stolen = rows[i]
@@ -91,38 +91,38 @@ func (w *writer) truncates(ctx context.Context) error {
 	return nil
 }
 
-// commit runs a transaction and notes it. An error before COMMIT is sent aborts
+// commitDraft runs a transaction and notes it. An error before COMMIT is sent aborts
 // it; one after leaves it in doubt until the database can be asked.
-func (w *writer) commit(ctx context.Context, d *scenario.TransactionDraft) error {
+func (w *subscriptionWriter) commitDraft(ctx context.Context, d *scenario.TransactionDraft) error {
 	if len(d.SQL) == 0 {
 		return nil
 	}
 	d.Number = w.numbers.Add(1)
-	sent, err := w.try(ctx, d)
-	d.After = w.r.h.Now()
+	sent, err := w.runStatements(ctx, d)
+	d.After = w.round.log.Now()
 	if err != nil {
 		// Only a connection may fail; a statement that Postgres refuses is a
 		// mistake of this program.
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code < "57" && pgErr.Code[:2] != "08" {
 			return fmt.Errorf("run transaction %s: %w", d.Kind, err)
 		}
-		w.hangUp()
+		w.closeConn()
 		if sent {
-			if err := w.resolve(d); err != nil {
+			if err := w.resolveDoubt(d); err != nil {
 				return err
 			}
 		}
 	}
 	if d.Committed {
-		w.book.Apply(d.Transaction)
+		w.rows.Apply(d.Transaction)
 	}
-	w.r.h.AddTransaction(d.Transaction)
+	w.round.log.AddTransaction(d.Transaction)
 	return nil
 }
 
-// try runs the statements. sent says that COMMIT was sent, or may have been.
-func (w *writer) try(ctx context.Context, d *scenario.TransactionDraft) (sent bool, err error) {
-	if err := w.dial(ctx); err != nil {
+// runStatements runs the statements. sent says that COMMIT was sent, or may have been.
+func (w *subscriptionWriter) runStatements(ctx context.Context, d *scenario.TransactionDraft) (sent bool, err error) {
+	if err := w.connectAgain(ctx); err != nil {
 		return false, err
 	}
 	exec := func(sql string) error {
@@ -146,7 +146,7 @@ func (w *writer) try(ctx context.Context, d *scenario.TransactionDraft) (sent bo
 	if err := exec(fmt.Sprintf("INSERT INTO chaos_receipts VALUES (%d)", d.Number)); err != nil {
 		return false, err
 	}
-	d.Before = w.r.h.Now()
+	d.Before = w.round.log.Now()
 	if err := exec("COMMIT"); err != nil {
 		return true, err
 	}
@@ -154,31 +154,31 @@ func (w *writer) try(ctx context.Context, d *scenario.TransactionDraft) (sent bo
 	return true, nil
 }
 
-// resolve asks whether a transaction in doubt was committed. It asks until the
+// resolveDoubt asks whether a transaction in doubt was committed. It asks until the
 // database answers: without an answer nothing after it can be judged.
-func (w *writer) resolve(d *scenario.TransactionDraft) error {
+func (w *subscriptionWriter) resolveDoubt(d *scenario.TransactionDraft) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
-		err := w.dial(ctx)
+		err := w.connectAgain(ctx)
 		if err == nil {
 			err = w.conn.QueryRow(ctx, "SELECT count(*) = 1 FROM chaos_receipts WHERE number = $1", d.Number).Scan(&d.Committed)
 		}
 		if err == nil {
-			d.Doubt, d.After = true, w.r.h.Now()
+			d.Doubt, d.After = true, w.round.log.Now()
 			return nil
 		}
-		w.hangUp()
+		w.closeConn()
 		if !testenv.Pause(ctx, 50*time.Millisecond) {
 			return fmt.Errorf("ask whether transaction %d was committed: %w", d.Number, err)
 		}
 	}
 }
 
-// dial connects, as often as it takes.
-func (w *writer) dial(ctx context.Context) error {
+// connectAgain connects, as often as it takes.
+func (w *subscriptionWriter) connectAgain(ctx context.Context) error {
 	for w.conn == nil {
-		conn, err := w.r.w.connect(ctx, w.r.database)
+		conn, err := w.round.servers.connectPostgres(ctx, w.round.database)
 		if err == nil {
 			w.conn = conn
 			return nil
@@ -190,7 +190,7 @@ func (w *writer) dial(ctx context.Context) error {
 	return nil
 }
 
-func (w *writer) hangUp() {
+func (w *subscriptionWriter) closeConn() {
 	if w.conn == nil {
 		return
 	}

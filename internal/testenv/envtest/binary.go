@@ -37,7 +37,7 @@ func Binary(t testing.TB) string {
 	if servers.binary != "" {
 		return servers.binary
 	}
-	dir, err := servers.folder()
+	dir, err := servers.folderLocked()
 	if err != nil {
 		t.Fatal(err)
 	}

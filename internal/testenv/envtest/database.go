@@ -33,7 +33,7 @@ type DB struct {
 // replication slots and connections with it.
 func Database(t testing.TB) *DB {
 	t.Helper()
-	server, name := servers.database(t)
+	server, name := servers.nextDatabase(t)
 	return newDatabase(t, server, name)
 }
 
@@ -52,7 +52,7 @@ func DatabaseOn(t testing.TB, server *testenv.Postgres) *DB {
 func newDatabase(t testing.TB, server *testenv.Postgres, name string) *DB {
 	t.Helper()
 	db := &DB{Name: name, URL: server.URL(name), t: t}
-	admin(t, server.URL(""), "CREATE DATABASE "+name)
+	execAdmin(t, server.URL(""), "CREATE DATABASE "+name)
 	pool, err := pgxpool.New(t.Context(), db.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -66,13 +66,13 @@ func newDatabase(t testing.TB, server *testenv.Postgres, name string) *DB {
 	return db
 }
 
-// database starts the shared server if need be and picks a name.
-func (s *shared) database(t testing.TB) (*testenv.Postgres, string) {
+// nextDatabase starts the shared server if need be and picks a name.
+func (s *sharedServers) nextDatabase(t testing.TB) (*testenv.Postgres, string) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.postgres == nil {
-		dir, err := s.folder()
+		dir, err := s.folderLocked()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,8 +161,8 @@ func (db *DB) Int(sql string, args ...any) int64 {
 	return n
 }
 
-// admin runs one statement outside of any test's database.
-func admin(t testing.TB, url, sql string) {
+// execAdmin runs one statement outside of any test's database.
+func execAdmin(t testing.TB, url, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {

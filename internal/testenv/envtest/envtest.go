@@ -34,10 +34,10 @@ const tempPrefix = "dinnerbell-envtest-"
 
 // servers are what this test binary has started. It is the one global: tests
 // of a package share it, and Main takes it down.
-var servers shared
+var servers sharedServers
 
-// shared guards lazily started servers.
-type shared struct {
+// sharedServers guards lazily started servers.
+type sharedServers struct {
 	mu                sync.Mutex
 	dir               string // of all of them, below the system's temporary folder
 	postgres          *testenv.Postgres
@@ -55,7 +55,7 @@ func Main(m *testing.M) {
 	}
 	removeStale(os.TempDir())
 	code := m.Run()
-	if err := servers.stop(); err != nil {
+	if err := servers.stopAll(); err != nil {
 		fmt.Fprintln(os.Stderr, "envtest:", err)
 		code = max(code, 1)
 	}
@@ -79,10 +79,10 @@ func serveBroker(dir, listen string) int {
 	return 0
 }
 
-// folder returns the shared folder, made on first use below the system's
+// folderLocked returns the shared folder, made on first use below the system's
 // temporary folder and open to every user: as root, Postgres runs as another
 // one, who cannot enter t.TempDir(). The caller holds mu.
-func (s *shared) folder() (string, error) {
+func (s *sharedServers) folderLocked() (string, error) {
 	if s.dir != "" {
 		return s.dir, nil
 	}
@@ -97,8 +97,8 @@ func (s *shared) folder() (string, error) {
 	return dir, nil
 }
 
-// stop takes everything down and removes the folder.
-func (s *shared) stop() error {
+// stopAll takes everything down and removes the folder.
+func (s *sharedServers) stopAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
@@ -135,7 +135,7 @@ func removeStale(tmp string) {
 func Dir(t testing.TB) string {
 	t.Helper()
 	servers.mu.Lock()
-	root, err := servers.folder()
+	root, err := servers.folderLocked()
 	servers.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)

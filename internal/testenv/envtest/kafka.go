@@ -29,7 +29,7 @@ func Kafka(t testing.TB) *Cluster {
 	if list := os.Getenv("KAFKA_BROKERS"); list != "" {
 		return &Cluster{Brokers: strings.Split(list, ","), t: t}
 	}
-	return &Cluster{Brokers: []string{servers.kfake(t).Addr()}, t: t}
+	return &Cluster{Brokers: []string{servers.sharedBroker(t).Addr()}, t: t}
 }
 
 // KafkaAt is Kafka for a broker that the test runs itself.
@@ -41,13 +41,13 @@ func KafkaAt(t testing.TB, brokers ...string) *Cluster {
 // RealKafka reports whether Kafka gives a cluster that is not kfake.
 func RealKafka() bool { return os.Getenv("KAFKA_BROKERS") != "" }
 
-// kfake starts the shared broker if need be.
-func (s *shared) kfake(t testing.TB) *testenv.Broker {
+// sharedBroker starts the shared broker if need be.
+func (s *sharedServers) sharedBroker(t testing.TB) *testenv.Broker {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broker == nil {
-		dir, err := s.folder()
+		dir, err := s.folderLocked()
 		if err != nil {
 			t.Fatal(err)
 		}

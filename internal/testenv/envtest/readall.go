@@ -63,7 +63,7 @@ func readAll(ctx context.Context, client *kgo.Client, topic string) ([]*kgo.Reco
 		if err := errors.Join(start.Err, end.Err, detail.Partitions[number].Err); err != nil {
 			return nil, fmt.Errorf("offsets of partition %d: %w", number, err)
 		}
-		r := reader{
+		r := partitionReader{
 			client: client, topic: topic, id: detail.ID, partition: number,
 			leader: detail.Partitions[number].Leader, next: start.Offset, end: end.Offset,
 		}
@@ -75,8 +75,8 @@ func readAll(ctx context.Context, client *kgo.Client, topic string) ([]*kgo.Reco
 	return all, nil
 }
 
-// reader reads one partition with fetch requests of its own.
-type reader struct {
+// partitionReader reads one partition with fetch requests of its own.
+type partitionReader struct {
 	client    *kgo.Client
 	topic     string
 	id        [16]byte
@@ -86,9 +86,9 @@ type reader struct {
 	records   []*kgo.Record
 }
 
-func (r *reader) run(ctx context.Context) error {
+func (r *partitionReader) run(ctx context.Context) error {
 	for r.next < r.end {
-		partition, err := r.fetch(ctx)
+		partition, err := r.fetchOnce(ctx)
 		if err != nil {
 			return err
 		}
@@ -119,8 +119,8 @@ func (r *reader) run(ctx context.Context) error {
 	return nil
 }
 
-// fetch asks the leader once.
-func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
+// fetchOnce asks the leader once.
+func (r *partitionReader) fetchOnce(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	partition := kmsg.NewFetchRequestTopicPartition()
 	partition.Partition = r.partition
 	partition.FetchOffset = r.next

@@ -44,7 +44,7 @@ func RelayPostgres(t testing.TB, db *DB, replicationOnly bool) *Relay {
 	}
 	r := &Relay{replication: replicationOnly, upstream: u.Host, ln: ln, conns: map[net.Conn]bool{}}
 	r.Resume()
-	r.wait.Go(r.accept)
+	r.wait.Go(r.acceptLoop)
 	t.Cleanup(r.close)
 	return r
 }
@@ -71,14 +71,14 @@ func (r *Relay) Resume() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
-	case <-r.gate():
+	case <-r.gateLocked():
 	default:
 		close(r.free)
 	}
 }
 
-// gate is closed while nothing is held back. The caller holds mu.
-func (r *Relay) gate() chan struct{} {
+// gateLocked is closed while nothing is held back. The caller holds mu.
+func (r *Relay) gateLocked() chan struct{} {
 	if r.free == nil {
 		r.free = make(chan struct{})
 	}
@@ -97,18 +97,18 @@ func (r *Relay) close() {
 	r.wait.Wait()
 }
 
-func (r *Relay) accept() {
+func (r *Relay) acceptLoop() {
 	for {
 		client, err := r.ln.Accept()
 		if err != nil {
 			return
 		}
-		r.wait.Go(func() { r.serve(client) })
+		r.wait.Go(func() { r.serveConn(client) })
 	}
 }
 
-// track makes sure that close ends c.
-func (r *Relay) track(c net.Conn) bool {
+// register makes sure that close ends c.
+func (r *Relay) register(c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -119,23 +119,23 @@ func (r *Relay) track(c net.Conn) bool {
 	return true
 }
 
-func (r *Relay) untrack(c net.Conn) {
+func (r *Relay) unregister(c net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
 	_ = c.Close()
 }
 
-func (r *Relay) serve(client net.Conn) {
-	if !r.track(client) {
+func (r *Relay) serveConn(client net.Conn) {
+	if !r.register(client) {
 		return
 	}
-	defer r.untrack(client)
+	defer r.unregister(client)
 	server, err := net.Dial("tcp", r.upstream)
-	if err != nil || !r.track(server) {
+	if err != nil || !r.register(server) {
 		return
 	}
-	defer r.untrack(server)
+	defer r.unregister(server)
 	startup, err := readStartup(client)
 	if err != nil {
 		return
@@ -152,21 +152,21 @@ func (r *Relay) serve(client net.Conn) {
 		if r.replication && !isReplication(startup) {
 			_, _ = io.Copy(client, server)
 		} else {
-			_ = r.down(client, server)
+			_ = r.copyFromServer(client, server)
 		}
 		_ = client.Close()
 	})
 	both.Wait()
 }
 
-// down passes on what comes from the server.
-func (r *Relay) down(client, server net.Conn) error {
+// copyFromServer passes on what comes from the server.
+func (r *Relay) copyFromServer(client, server net.Conn) error {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := server.Read(buf)
 		if n > 0 {
 			r.mu.Lock()
-			free := r.gate()
+			free := r.gateLocked()
 			r.mu.Unlock()
 			<-free
 			if r.BytesPerSecond > 0 {

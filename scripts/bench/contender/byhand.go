@@ -22,14 +22,14 @@ type ByHand struct {
 	Database                           *deployment.Database
 	dir                                string
 	CampaignsTopic, NotificationsTopic string // topics
-	Producer                           *deployment.Producer
+	Producer                           *deployment.CampaignProducer
 
 	Process   *deployment.Child
 	Records   []*kgo.Record
 	EndBefore int64 // end of out before the run
 }
 
-func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker string, p *deployment.Producer, t *deployment.Population) (*ByHand, error) {
+func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker string, p *deployment.CampaignProducer, t *deployment.Population) (*ByHand, error) {
 	b := &ByHand{servers: s, program: program, Broker: broker, dir: filepath.Join(s.Dir, name), CampaignsTopic: name + ".campaigns", NotificationsTopic: name + ".notifications", Producer: p}
 	if err := os.MkdirAll(b.dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)
@@ -75,10 +75,10 @@ func (b *ByHand) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.deliverWarmUp(ctx, &Load{Campaigns: []Campaign{c}, Lanes: 1})
+	return b.deliverWarmUp(ctx, &CampaignLoad{Campaigns: []Campaign{c}, Lanes: 1})
 }
 
-func (b *ByHand) Prepare(ctx context.Context, l *Load) error {
+func (b *ByHand) Prepare(ctx context.Context, l *CampaignLoad) error {
 	if b.Process == nil {
 		if err := b.Launch(); err != nil {
 			return err
@@ -98,12 +98,12 @@ func (b *ByHand) Prepare(ctx context.Context, l *Load) error {
 
 // deliverWarmUp delivers one small campaign per partition, as for the daemon. It also
 // shows that the process has joined its group.
-func (b *ByHand) deliverWarmUp(ctx context.Context, l *Load) error {
+func (b *ByHand) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	for lane := range l.Lanes {
 		c := l.Campaigns[0]
 		c.lane = int32(lane)
 		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // of the hundreds
-		records := EncodeRecords(b.CampaignsTopic, &Load{Campaigns: []Campaign{c}})
+		records := EncodeRecords(b.CampaignsTopic, &CampaignLoad{Campaigns: []Campaign{c}})
 		before, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 		if err != nil {
 			return err
@@ -138,14 +138,14 @@ func (b *ByHand) AwaitCommitted(ctx context.Context) error {
 	})
 }
 
-func (b *ByHand) Deliver(ctx context.Context, l *Load) error {
+func (b *ByHand) Deliver(ctx context.Context, l *CampaignLoad) error {
 	if err := b.Producer.Send(ctx, b.Records...); err != nil {
 		return err
 	}
 	return b.AwaitEndOffset(ctx, b.EndBefore+int64(l.Total))
 }
 
-func (b *ByHand) Settle(ctx context.Context, l *Load) error {
+func (b *ByHand) Settle(ctx context.Context, l *CampaignLoad) error {
 	rows, err := b.Database.CountRows(ctx, "public.subscribers_feedback")
 	if err == nil && rows != int64(l.Total) {
 		err = fmt.Errorf("check feedback table of byhand: %d rows for %d notifications", rows, l.Total)

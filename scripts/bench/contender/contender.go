@@ -22,17 +22,17 @@ type Sample struct {
 // Contender delivers loads in its own way.
 type Contender interface {
 	// Prepare makes everything ready that is not measured: processes, tables.
-	Prepare(ctx context.Context, l *Load) error
+	Prepare(ctx context.Context, l *CampaignLoad) error
 	// Deliver returns when everything is delivered. This is what is timed.
-	Deliver(ctx context.Context, l *Load) error
+	Deliver(ctx context.Context, l *CampaignLoad) error
 	// Settle checks what was delivered and stops what prepare started.
-	Settle(ctx context.Context, l *Load) error
+	Settle(ctx context.Context, l *CampaignLoad) error
 	// PID of the process whose CPU time is the contender's own; 0: none.
 	PID() int
 }
 
 // Measure runs one load through a contender.
-func Measure(ctx context.Context, s *deployment.Servers, c Contender, l *Load) (_ Sample, err error) {
+func Measure(ctx context.Context, s *deployment.Servers, c Contender, l *CampaignLoad) (_ Sample, err error) {
 	if err := c.Prepare(ctx, l); err != nil {
 		return Sample{}, err
 	}

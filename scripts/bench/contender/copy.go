@@ -39,7 +39,7 @@ func NewCopyLimit(ctx context.Context, s *deployment.Servers) (*CopyLimit, error
 	return &CopyLimit{servers: s, db: db}, nil
 }
 
-func (c *CopyLimit) Prepare(ctx context.Context, l *Load) error {
+func (c *CopyLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
 	c.chunks = nil
 	for _, lane := range l.sortByLane() {
 		c.chunks = append(c.chunks, encodeChunks(lane))
@@ -54,7 +54,7 @@ func (c *CopyLimit) Prepare(ctx context.Context, l *Load) error {
 	return c.db.ResetFeedback(ctx)
 }
 
-func (c *CopyLimit) Deliver(ctx context.Context, _ *Load) error {
+func (c *CopyLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, chunks := range c.chunks {
 		g.Go(func() error {
@@ -70,7 +70,7 @@ func (c *CopyLimit) Deliver(ctx context.Context, _ *Load) error {
 	return g.Wait()
 }
 
-func (c *CopyLimit) Settle(ctx context.Context, l *Load) error {
+func (c *CopyLimit) Settle(ctx context.Context, l *CampaignLoad) error {
 	for _, conn := range c.conns {
 		_ = conn.Close(ctx) // nothing is in flight
 	}

@@ -22,7 +22,7 @@ import (
 // both sinks.
 type Dinnerbell struct {
 	Deployment *deployment.Deployment
-	Producer   *deployment.Producer
+	Producer   *deployment.CampaignProducer
 	ProfileDir string // folder for profiles; empty: none
 
 	Records       []*kgo.Record
@@ -30,7 +30,7 @@ type Dinnerbell struct {
 	Total         int64 // delivered in all runs, for the check at the end
 }
 
-func (o *Dinnerbell) Prepare(ctx context.Context, l *Load) error {
+func (o *Dinnerbell) Prepare(ctx context.Context, l *CampaignLoad) error {
 	if err := o.Deployment.Start(ctx); err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (o *Dinnerbell) Prepare(ctx context.Context, l *Load) error {
 
 // deliverWarmUp delivers one small campaign per lane: a daemon that has just started
 // has connections to open and statements to prepare.
-func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *Load) error {
+func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	for lane := range l.Lanes {
 		c := l.Campaigns[0]
 		c.lane = int32(lane)
@@ -60,7 +60,7 @@ func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *Load) error {
 		if err != nil {
 			return err
 		}
-		records := EncodeRecords(o.Deployment.CampaignsTopic, &Load{Campaigns: []Campaign{c}})
+		records := EncodeRecords(o.Deployment.CampaignsTopic, &CampaignLoad{Campaigns: []Campaign{c}})
 		if err := o.Producer.Send(ctx, records...); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *Load) error {
 	return nil
 }
 
-func (o *Dinnerbell) Deliver(ctx context.Context, l *Load) (err error) {
+func (o *Dinnerbell) Deliver(ctx context.Context, l *CampaignLoad) (err error) {
 	if o.ProfileDir != "" {
 		stop, err := StartProfile(o.ProfileDir, o.Deployment.Daemon.PID())
 		if err != nil {
@@ -87,7 +87,7 @@ func (o *Dinnerbell) Deliver(ctx context.Context, l *Load) (err error) {
 }
 
 // Settle counts the rows; the topic is counted once at the end.
-func (o *Dinnerbell) Settle(ctx context.Context, l *Load) error {
+func (o *Dinnerbell) Settle(ctx context.Context, l *CampaignLoad) error {
 	o.Total += int64(l.Total)
 	rows, err := o.Deployment.Database.CountRows(ctx, "public.subscribers_feedback")
 	if err != nil {

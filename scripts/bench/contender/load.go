@@ -34,8 +34,8 @@ func newCampaign(restaurant string, lane int32, count int) (Campaign, error) {
 	return Campaign{Campaign: workload.NewCampaign(id, restaurant, time.Now().Add(-time.Minute), 25*time.Hour), lane: lane, Count: count}, nil
 }
 
-// Load is what one run delivers: campaigns that are produced at once.
-type Load struct {
+// CampaignLoad is what one run delivers: campaigns that are produced at once.
+type CampaignLoad struct {
 	Campaigns []Campaign
 	Total     int // notifications
 	Lanes     int
@@ -43,12 +43,12 @@ type Load struct {
 
 // NewLoad makes n campaigns to the restaurants of a kind, in turn, over lanes.
 // withClients fills in who gets them, for contenders that do not look it up.
-func NewLoad(p *deployment.Population, kind string, n, lanes int, withClients bool) (*Load, error) {
+func NewLoad(p *deployment.Population, kind string, n, lanes int, withClients bool) (*CampaignLoad, error) {
 	g, ok := p.Group(kind)
 	if !ok {
 		return nil, fmt.Errorf("make campaigns: the population has no %s restaurants", kind)
 	}
-	l := &Load{Lanes: lanes}
+	l := &CampaignLoad{Lanes: lanes}
 	audiences := map[int][]string{}
 	for i := range n {
 		at := i % g.Restaurants
@@ -70,7 +70,7 @@ func NewLoad(p *deployment.Population, kind string, n, lanes int, withClients bo
 
 // sortByLane splits the campaigns by lane, each in the order of the unique
 // index.
-func (l *Load) sortByLane() [][]Campaign {
+func (l *CampaignLoad) sortByLane() [][]Campaign {
 	out := make([][]Campaign, l.Lanes)
 	for _, c := range l.Campaigns {
 		out[c.lane] = append(out[c.lane], c)
@@ -82,7 +82,7 @@ func (l *Load) sortByLane() [][]Campaign {
 }
 
 // EncodeRecords renders all messages, so that the clock measures none of it.
-func EncodeRecords(topic string, l *Load) []*kgo.Record {
+func EncodeRecords(topic string, l *CampaignLoad) []*kgo.Record {
 	records := make([]*kgo.Record, len(l.Campaigns))
 	for i := range l.Campaigns {
 		records[i] = &kgo.Record{Topic: topic, Partition: l.Campaigns[i].lane, Value: l.Campaigns[i].JSON()}

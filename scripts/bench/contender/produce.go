@@ -21,7 +21,7 @@ type ProduceLimit struct {
 // produceRows is how many records one transaction has: 4 MiB of them.
 const produceRows = 8000
 
-func (p *ProduceLimit) Prepare(ctx context.Context, l *Load) error {
+func (p *ProduceLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
 	p.records = p.records[:0]
 	for i := range l.Campaigns {
 		c := &l.Campaigns[i]
@@ -48,7 +48,7 @@ func renderNotification(topic string, c *Campaign, client string) *kgo.Record {
 	return &kgo.Record{Topic: topic, Key: []byte(c.ID + ":" + client), Value: []byte(value)}
 }
 
-func (p *ProduceLimit) Deliver(ctx context.Context, _ *Load) error {
+func (p *ProduceLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 	for left := p.records; len(left) > 0; {
 		n := min(produceRows, len(left))
 		if err := p.client.BeginTransaction(); err != nil {
@@ -72,7 +72,7 @@ func (p *ProduceLimit) Deliver(ctx context.Context, _ *Load) error {
 	return nil
 }
 
-func (p *ProduceLimit) Settle(context.Context, *Load) error {
+func (p *ProduceLimit) Settle(context.Context, *CampaignLoad) error {
 	p.client.Close()
 	p.records = nil
 	return nil

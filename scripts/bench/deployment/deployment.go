@@ -34,7 +34,7 @@ type Deployment struct {
 
 // NewDeployment makes the database with the population's subscriptions, the topics and the
 // configuration, and runs setup. Names begin with prefix where that is not "".
-func NewDeployment(ctx context.Context, s *Servers, binary, name, broker, prefix string, p *Producer, t *Population) (*Deployment, error) {
+func NewDeployment(ctx context.Context, s *Servers, binary, name, broker, prefix string, p *CampaignProducer, t *Population) (*Deployment, error) {
 	d := &Deployment{servers: s, binary: binary, Broker: broker, Dir: filepath.Join(s.Dir, name), CampaignsTopic: prefix + topicCampaigns, NotificationsTopic: prefix + topicNotifications}
 	if err := os.MkdirAll(d.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", name, err)

@@ -13,22 +13,22 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// Producer sends campaigns, each to the partition that the run says.
-type Producer struct {
+// CampaignProducer sends campaigns, each to the partition that the run says.
+type CampaignProducer struct {
 	Client *kgo.Client
 	Admin  *kadm.Client
 }
 
-func NewProducer(broker string) (*Producer, error) {
+func NewProducer(broker string) (*CampaignProducer, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ProducerLinger(0), kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.MetadataMinAge(50*time.Millisecond))
 	if err != nil {
 		return nil, fmt.Errorf("make producer: %w", err)
 	}
-	return &Producer{Client: client, Admin: kadm.NewClient(client)}, nil
+	return &CampaignProducer{Client: client, Admin: kadm.NewClient(client)}, nil
 }
 
-func (p *Producer) CreateTopics(ctx context.Context, topics ...string) error {
+func (p *CampaignProducer) CreateTopics(ctx context.Context, topics ...string) error {
 	resp, err := p.Admin.CreateTopics(ctx, MaxLanes, 1, nil, topics...)
 	if err == nil {
 		err = resp.Error()
@@ -40,7 +40,7 @@ func (p *Producer) CreateTopics(ctx context.Context, topics ...string) error {
 }
 
 // Send produces the messages and waits until they are acknowledged.
-func (p *Producer) Send(ctx context.Context, records ...*kgo.Record) error {
+func (p *CampaignProducer) Send(ctx context.Context, records ...*kgo.Record) error {
 	if err := p.Client.ProduceSync(ctx, records...).FirstErr(); err != nil {
 		return fmt.Errorf("produce campaigns: %w", err)
 	}
@@ -49,7 +49,7 @@ func (p *Producer) Send(ctx context.Context, records ...*kgo.Record) error {
 
 // EndOffset sums the end offsets of a topic: the records that were ever appended,
 // where no transaction's markers are among them.
-func (p *Producer) EndOffset(ctx context.Context, topic string) (int64, error) {
+func (p *CampaignProducer) EndOffset(ctx context.Context, topic string) (int64, error) {
 	offsets, err := p.Admin.ListEndOffsets(ctx, topic)
 	if err == nil {
 		err = offsets.Error()

@@ -10,26 +10,26 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Watcher follows a topic from its end on and notes, per campaign, how many
+// TopicWatcher follows a topic from its end on and notes, per campaign, how many
 // records have become visible and when the last one did.
-type Watcher struct {
+type TopicWatcher struct {
 	client *kgo.Client
 	cancel context.CancelFunc
 	done   chan struct{}
 
 	mu   sync.Mutex // guards below
-	seen map[string]arrival
+	seen map[string]campaignArrivals
 	more chan struct{} // closed and replaced whenever something came
 }
 
-type arrival struct {
+type campaignArrivals struct {
 	count int
 	last  time.Time
 }
 
 // Watch returns once the reader knows where the topic's end is: whatever is
 // produced from then on is seen.
-func Watch(ctx context.Context, broker, topic string, isolation kgo.IsolationLevel) (*Watcher, error) {
+func Watch(ctx context.Context, broker, topic string, isolation kgo.IsolationLevel) (*TopicWatcher, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.FetchIsolationLevel(isolation), kgo.FetchMinBytes(1))
 	if err != nil {
 		return nil, fmt.Errorf("make reader: %w", err)
@@ -46,12 +46,12 @@ func Watch(ctx context.Context, broker, topic string, isolation kgo.IsolationLev
 	ends.Each(func(o kadm.ListedOffset) { from[o.Partition] = kgo.NewOffset().At(o.Offset) })
 	client.AddConsumePartitions(map[string]map[int32]kgo.Offset{topic: from})
 	ctx, cancel := context.WithCancel(ctx)
-	w := &Watcher{client: client, cancel: cancel, done: make(chan struct{}), seen: map[string]arrival{}, more: make(chan struct{})}
+	w := &TopicWatcher{client: client, cancel: cancel, done: make(chan struct{}), seen: map[string]campaignArrivals{}, more: make(chan struct{})}
 	go w.followTopic(ctx)
 	return w, nil
 }
 
-func (w *Watcher) followTopic(ctx context.Context) {
+func (w *TopicWatcher) followTopic(ctx context.Context) {
 	defer close(w.done)
 	for {
 		fetches := w.client.PollFetches(ctx)
@@ -62,7 +62,7 @@ func (w *Watcher) followTopic(ctx context.Context) {
 	}
 }
 
-func (w *Watcher) countRecords(fetches kgo.Fetches, at time.Time) {
+func (w *TopicWatcher) countRecords(fetches kgo.Fetches, at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	fetches.EachRecord(func(r *kgo.Record) {
@@ -71,14 +71,14 @@ func (w *Watcher) countRecords(fetches kgo.Fetches, at time.Time) {
 			return
 		}
 		id := string(r.Key[:uuid])
-		w.seen[id] = arrival{count: w.seen[id].count + 1, last: at}
+		w.seen[id] = campaignArrivals{count: w.seen[id].count + 1, last: at}
 	})
 	close(w.more)
 	w.more = make(chan struct{})
 }
 
 // AwaitCampaign returns when the n-th record of a campaign was seen.
-func (w *Watcher) AwaitCampaign(ctx context.Context, campaign string, n int) (time.Time, error) {
+func (w *TopicWatcher) AwaitCampaign(ctx context.Context, campaign string, n int) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
@@ -96,7 +96,7 @@ func (w *Watcher) AwaitCampaign(ctx context.Context, campaign string, n int) (ti
 	}
 }
 
-func (w *Watcher) Close() {
+func (w *TopicWatcher) Close() {
 	w.cancel()
 	<-w.done
 	w.client.Close()

@@ -29,7 +29,7 @@ const maxFrame = 100 << 20
 // daemon has its own; and it loses the answer to EndTxn when the trap is armed.
 type kafkaWire struct {
 	port int32 // where the broker appears, on 127.0.0.1
-	trap *trap
+	trap *answerTrap
 
 	mu      sync.Mutex // guards asked
 	pending map[int32]apiRequest
@@ -37,7 +37,7 @@ type kafkaWire struct {
 
 type apiRequest struct{ key, version int16 }
 
-func newKafkaWire(port int, t *trap) *kafkaWire {
+func newKafkaWire(port int, t *answerTrap) *kafkaWire {
 	return &kafkaWire{port: int32(port), trap: t, pending: map[int32]apiRequest{}}
 }
 

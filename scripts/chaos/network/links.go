@@ -43,7 +43,7 @@ type Links struct {
 	Proxies                map[string]*Link
 	splitter               *tcpRelay
 	sink, kafka            *tcpRelay
-	CommitTrap, EndTxnTrap trap
+	CommitTrap, EndTxnTrap answerTrap
 }
 
 // Link is a toxic proxy. busy is held by the fault that works on it.
@@ -60,7 +60,7 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 			l.Close()
 		}
 	}()
-	l.sink = &tcpRelay{route: fixedRoute(postgres), pumps: func() (pump, pump) { return copyBytes, loseCommit(&l.CommitTrap) }}
+	l.sink = &tcpRelay{route: fixedRoute(postgres), pumps: func() (pumpFunc, pumpFunc) { return copyBytes, loseCommit(&l.CommitTrap) }}
 	if err := l.sink.listen(); err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l.kafka = &tcpRelay{route: fixedRoute(broker), pumps: func() (pump, pump) {
+	l.kafka = &tcpRelay{route: fixedRoute(broker), pumps: func() (pumpFunc, pumpFunc) {
 		wire := newKafkaWire(kafkaPort, &l.EndTxnTrap)
 		return wire.passRequests, wire.passResponses
 	}}

@@ -42,7 +42,7 @@ func readStartup(in *bufio.Reader) (packet []byte, replication bool, err error) 
 // loseCommit passes what the server says on, message by message, and loses the
 // answer to COMMIT when the trap is armed: the transaction is committed, and the
 // client cannot know.
-func loseCommit(t *trap) pump {
+func loseCommit(t *answerTrap) pumpFunc {
 	return func(in *bufio.Reader, out *bufio.Writer) error {
 		for {
 			head, err := in.Peek(5)

@@ -20,16 +20,16 @@ type tcpRelay struct {
 	// what it read is returned and passed on.
 	route func(client *bufio.Reader) (upstream string, head []byte, err error)
 	// pumps makes the two directions of one connection; nil copies bytes.
-	pumps func() (up, down pump)
+	pumps func() (up, down pumpFunc)
 
 	wg    sync.WaitGroup
 	mu    sync.Mutex // guards conns
 	conns map[net.Conn]struct{}
 }
 
-// pump moves bytes from in to out until one fails, or until it decides that the
+// pumpFunc moves bytes from in to out until one fails, or until it decides that the
 // connection is to be cut.
-type pump func(in *bufio.Reader, out *bufio.Writer) error
+type pumpFunc func(in *bufio.Reader, out *bufio.Writer) error
 
 // errCut is how a pump cuts the connection.
 var errCut = errors.New("cut on purpose")
@@ -116,7 +116,7 @@ func (r *tcpRelay) serveConn(client net.Conn) {
 	if _, err := server.Write(head); err != nil {
 		return
 	}
-	up, down := pump(copyBytes), pump(copyBytes)
+	up, down := pumpFunc(copyBytes), pumpFunc(copyBytes)
 	if r.pumps != nil {
 		up, down = r.pumps()
 	}
@@ -153,14 +153,14 @@ func flushIdle(in *bufio.Reader, out *bufio.Writer) error {
 	return out.Flush()
 }
 
-// trap loses messages: as many as it was armed for.
-type trap struct {
+// answerTrap loses messages: as many as it was armed for.
+type answerTrap struct {
 	Armed  atomic.Int64
 	Sprung atomic.Int64 // how many were lost
 }
 
 // loseNext tells whether this message is one to lose.
-func (t *trap) loseNext() bool {
+func (t *answerTrap) loseNext() bool {
 	for {
 		n := t.Armed.Load()
 		if n <= 0 {

@@ -20,7 +20,7 @@ func TestLoseCommit(t *testing.T) {
 	commit := frame('C', "COMMIT\x00")
 	for _, armed := range []int64{0, 1} {
 		var out strings.Builder
-		tr := &trap{}
+		tr := &answerTrap{}
 		tr.Armed.Store(armed)
 		w := bufio.NewWriter(&out)
 		err := loseCommit(tr)(bufio.NewReader(strings.NewReader(before+commit+before)), w)
@@ -67,7 +67,7 @@ func TestReaddress(t *testing.T) {
 		}
 		frame = resp.AppendTo(frame)
 		binary.BigEndian.PutUint32(frame, uint32(len(frame)-4))
-		out := newKafkaWire(1234, &trap{}).replaceAddresses(frame, apiRequest{keyMetadata, version})
+		out := newKafkaWire(1234, &answerTrap{}).replaceAddresses(frame, apiRequest{keyMetadata, version})
 		if int(binary.BigEndian.Uint32(out)) != len(out)-4 {
 			t.Fatalf("version %d: the frame's size is wrong", version)
 		}

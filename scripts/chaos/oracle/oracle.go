@@ -26,20 +26,20 @@ import (
 //   - A client of several restaurants of one campaign is notified once.
 type Oracle struct {
 	log     *history.Log
-	lines   timelines
+	lines   Timelines
 	settled time.Duration // everything was caught up then; nothing is decided later
 	// messages are those that the topic holds, by (campaign, restaurant), oldest
 	// first, without identical repeats of the one before.
 	messages     map[campaignKey][]sentVersion
-	onePartition map[campaignKey]bool          // all messages of the target, repeats too, are on one partition
-	malformed    map[Position]*history.Message // malformed ones, by where they are
+	onePartition map[campaignKey]bool                // all messages of the target, repeats too, are on one partition
+	malformed    map[RecordPosition]*history.Message // malformed ones, by where they are
 }
 
 // campaignKey is what a message is for.
 type campaignKey struct{ Campaign, Restaurant string }
 
-// Position is where a message is.
-type Position struct {
+// RecordPosition is where a message is.
+type RecordPosition struct {
 	Partition int32
 	Offset    int64
 }
@@ -47,24 +47,24 @@ type Position struct {
 // sentVersion is one message of a target.
 type sentVersion struct {
 	history.CampaignFields
-	Position
+	RecordPosition
 	number int64
 	sent   time.Duration
 	from   time.Duration // the earliest moment at which it can be joined
 }
 
-func NewOracle(h *history.Log, lines timelines, settled time.Duration) *Oracle {
-	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[Position]*history.Message{}}
+func NewOracle(h *history.Log, lines Timelines, settled time.Duration) *Oracle {
+	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[RecordPosition]*history.Message{}}
 }
 
 // AddMessage takes a message that the topic holds at p. Those of one target are added
 // in any order.
-func (o *Oracle) AddMessage(m *history.Message, p Position) {
+func (o *Oracle) AddMessage(m *history.Message, p RecordPosition) {
 	if m.Fields == nil {
 		o.malformed[p] = m
 		return
 	}
-	v := sentVersion{CampaignFields: *m.Fields, Position: p, number: m.Number, sent: m.Before}
+	v := sentVersion{CampaignFields: *m.Fields, RecordPosition: p, number: m.Number, sent: m.Before}
 	v.from = max(v.sent, o.log.AtUnix(v.Start))
 	t := campaignKey{v.Campaign, v.Restaurant}
 	o.messages[t] = append(o.messages[t], v)
@@ -109,7 +109,7 @@ type notificationKey struct{ Campaign, Client string }
 
 // judgeRow says what is wrong with a notification, by the words of the summary, or
 // "" if it may be.
-func (o *Oracle) judgeRow(w *Row) (finding, why string) {
+func (o *Oracle) judgeRow(w *FeedbackRow) (finding, why string) {
 	list := o.messages[campaignKey{w.Campaign, w.Restaurant}]
 	if len(list) == 0 {
 		return Forbidden, "there is no such campaign for this restaurant"
@@ -138,9 +138,9 @@ func (o *Oracle) judgeRow(w *Row) (finding, why string) {
 // findSuperseded finds notifications from an older message of a target after one
 // from a newer message, where all were on one partition: rows of one lane get
 // their ids in the order in which they are decided. rows are in that order.
-func (o *Oracle) findSuperseded(rows []Row) []*Row {
+func (o *Oracle) findSuperseded(rows []FeedbackRow) []*FeedbackRow {
 	at := map[campaignKey]int{}
-	var out []*Row
+	var out []*FeedbackRow
 	for i := range rows {
 		w := &rows[i]
 		t := campaignKey{w.Campaign, w.Restaurant}
@@ -163,9 +163,9 @@ func (o *Oracle) findSuperseded(rows []Row) []*Row {
 // A lane accepts its messages in the order of their offsets, whatever it waits for
 // otherwise, and its rows get their ids in the order in which they are decided.
 // rows are in that order.
-func (o *Oracle) findCancelled(rows []Row) []*Row {
+func (o *Oracle) findCancelled(rows []FeedbackRow) []*FeedbackRow {
 	accepted := map[int32]int64{} // partition → offset of a message that was served
-	var out []*Row
+	var out []*FeedbackRow
 	for i := range rows {
 		w := &rows[i]
 		t := campaignKey{w.Campaign, w.Restaurant}

@@ -16,7 +16,7 @@ const ms = time.Millisecond
 var ann = history.Subscription{Client: "ann", Restaurant: "diner"}
 
 // insert, update and remove as transactions that were visible from before to after.
-func change1(before, after time.Duration, row int64, p *history.Subscription) *history.Transaction {
+func singleChange(before, after time.Duration, row int64, p *history.Subscription) *history.Transaction {
 	return &history.Transaction{Before: before, After: after, Committed: true, Changes: []history.RowChange{{Row: row, New: p}}}
 }
 
@@ -30,19 +30,19 @@ func TestTimelines(t *testing.T) {
 	}{
 		"never":               {},
 		"always":              {start: map[int64]history.Subscription{1: ann}, throughout: true, sometime: true},
-		"since before":        {txns: []*history.Transaction{change1(90*ms, 100*ms, 1, &ann)}, throughout: true, sometime: true},
-		"perhaps before":      {txns: []*history.Transaction{change1(90*ms, 101*ms, 1, &ann)}, sometime: true},
-		"afterwards":          {txns: []*history.Transaction{change1(201*ms, 202*ms, 1, &ann)}},
-		"during":              {txns: []*history.Transaction{change1(150*ms, 151*ms, 1, &ann)}, sometime: true},
-		"gone before":         {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{change1(90*ms, 100*ms, 1, nil)}},
-		"perhaps gone before": {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{change1(90*ms, 101*ms, 1, nil)}, sometime: true},
-		"gone long after":     {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{change1(900*ms, 901*ms, 1, nil)}, sometime: true},
-		"one of two rows":     {start: map[int64]history.Subscription{1: ann, 2: ann}, txns: []*history.Transaction{change1(150*ms, 151*ms, 1, nil)}, throughout: true, sometime: true},
+		"since before":        {txns: []*history.Transaction{singleChange(90*ms, 100*ms, 1, &ann)}, throughout: true, sometime: true},
+		"perhaps before":      {txns: []*history.Transaction{singleChange(90*ms, 101*ms, 1, &ann)}, sometime: true},
+		"afterwards":          {txns: []*history.Transaction{singleChange(201*ms, 202*ms, 1, &ann)}},
+		"during":              {txns: []*history.Transaction{singleChange(150*ms, 151*ms, 1, &ann)}, sometime: true},
+		"gone before":         {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{singleChange(90*ms, 100*ms, 1, nil)}},
+		"perhaps gone before": {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{singleChange(90*ms, 101*ms, 1, nil)}, sometime: true},
+		"gone long after":     {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{singleChange(900*ms, 901*ms, 1, nil)}, sometime: true},
+		"one of two rows":     {start: map[int64]history.Subscription{1: ann, 2: ann}, txns: []*history.Transaction{singleChange(150*ms, 151*ms, 1, nil)}, throughout: true, sometime: true},
 		"not committed":       {txns: []*history.Transaction{{Before: 1, After: 2, Changes: []history.RowChange{{Row: 1, New: &ann}}}}},
 		"another row at once": {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{{Before: 150 * ms, After: 151 * ms, Committed: true, Changes: []history.RowChange{{Row: 1, New: nil}, {Row: 2, New: &ann}}}}, throughout: true, sometime: true},
 		"truncated":           {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{{Before: 50 * ms, After: 51 * ms, Committed: true, Truncate: true}}},
 		"truncated, put back": {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{{Before: 150 * ms, After: 151 * ms, Committed: true, Truncate: true, Changes: []history.RowChange{{Row: 9, New: &ann}}}}, throughout: true, sometime: true},
-		"gone in between":     {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{change1(150*ms, 151*ms, 1, nil), change1(160*ms, 161*ms, 1, &ann)}, sometime: true},
+		"gone in between":     {start: map[int64]history.Subscription{1: ann}, txns: []*history.Transaction{singleChange(150*ms, 151*ms, 1, nil), singleChange(160*ms, 161*ms, 1, &ann)}, sometime: true},
 	} {
 		lines := NewTimelines(c.start, c.txns)
 		if got := lines.certainlySince(ann, 100*ms); got != c.throughout {
@@ -54,24 +54,24 @@ func TestTimelines(t *testing.T) {
 	}
 }
 
-// world1 is one campaign for two clients, everything as it should be.
-func world1() (*Oracle, *Sinks) {
+// correctRun is one campaign for two clients, everything as it should be.
+func correctRun() (*Oracle, *Sinks) {
 	h := &history.Log{Began: time.Unix(1000, 0)}
 	o := NewOracle(h, NewTimelines(map[int64]history.Subscription{1: ann, 2: {Client: "bob", Restaurant: "diner"}}, nil), 20*time.Second)
 	f := history.CampaignFields{Restaurant: "diner", Campaign: "c:1", Content: "a\"b", Start: 990, End: 9000, Created: 1}
-	o.AddMessage(&history.Message{Number: 1, Before: time.Second, Fields: &f}, Position{0, 0})
-	o.AddMessage(&history.Message{Number: 2, Value: []byte("bad")}, Position{0, 1})
+	o.AddMessage(&history.Message{Number: 1, Before: time.Second, Fields: &f}, RecordPosition{0, 0})
+	o.AddMessage(&history.Message{Number: 2, Value: []byte("bad")}, RecordPosition{0, 1})
 	o.Seal()
-	s := &Sinks{DeadLetters: []*kgo.Record{letter("bad", 1)}}
+	s := &Sinks{DeadLetters: []*kgo.Record{newLetter("bad", 1)}}
 	for i, client := range []string{"ann", "bob"} {
-		w := Row{ID: int64(i), CampaignFields: f, Client: client, Trigger: 1002}
+		w := FeedbackRow{ID: int64(i), CampaignFields: f, Client: client, Trigger: 1002}
 		s.Rows = append(s.Rows, w)
 		s.Records = append(s.Records, &kgo.Record{Key: []byte(w.recordKey()), Value: []byte(w.recordValue()), Partition: partitionOf(w.recordKey(), history.Partitions)})
 	}
 	return o, s
 }
 
-func letter(value string, offset int) *kgo.Record {
+func newLetter(value string, offset int) *kgo.Record {
 	return &kgo.Record{Value: []byte(value), Headers: []kgo.RecordHeader{
 		{Key: "partition", Value: []byte("0")}, {Key: "offset", Value: fmt.Append(nil, offset)}, {Key: "reason", Value: []byte("r")},
 	}}
@@ -100,10 +100,10 @@ func TestVerdict(t *testing.T) {
 		"decided at the end":  {func(_ *Oracle, s *Sinks) { s.Rows[0].Trigger = 9000 }, Forbidden},
 		"no dead letter":      {func(_ *Oracle, s *Sinks) { s.DeadLetters = nil }, Missing},
 		"two dead letters":    {func(_ *Oracle, s *Sinks) { s.DeadLetters = append(s.DeadLetters, s.DeadLetters[0]) }, Doubled},
-		"a good dead letter":  {func(_ *Oracle, s *Sinks) { s.DeadLetters = append(s.DeadLetters, letter("x", 0)) }, Forbidden},
+		"a good dead letter":  {func(_ *Oracle, s *Sinks) { s.DeadLetters = append(s.DeadLetters, newLetter("x", 0)) }, Forbidden},
 		"another dead letter": {func(_ *Oracle, s *Sinks) { s.DeadLetters[0].Value = nil }, Mismatched},
 	} {
-		o, s := world1()
+		o, s := correctRun()
 		c.spoil(o, s)
 		v := NewVerdict()
 		v.Check(o, s)
@@ -116,10 +116,10 @@ func TestVerdict(t *testing.T) {
 // An edit makes the older message wrong for whoever is notified after.
 func TestSuperseded(t *testing.T) {
 	t.Parallel()
-	o, s := world1()
+	o, s := correctRun()
 	edit := s.Rows[0].CampaignFields
 	edit.Content = "edited"
-	o.AddMessage(&history.Message{Number: 3, Before: time.Second, Fields: &edit}, Position{0, 2})
+	o.AddMessage(&history.Message{Number: 3, Before: time.Second, Fields: &edit}, RecordPosition{0, 2})
 	o.Seal()
 	s.Rows[0].CampaignFields = edit
 	if got := o.findSuperseded(s.Rows); len(got) != 1 || got[0].Client != "bob" {
@@ -135,40 +135,40 @@ func TestSuperseded(t *testing.T) {
 // cancelled.
 func TestCancelled(t *testing.T) {
 	t.Parallel()
-	o, s := world1()
+	o, s := correctRun()
 	cancel := s.Rows[0].CampaignFields
 	cancel.End = cancel.Start + 1
-	o.AddMessage(&history.Message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, Position{0, 2})
+	o.AddMessage(&history.Message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, RecordPosition{0, 2})
 	behind := history.CampaignFields{Restaurant: "diner", Campaign: "next", Start: 990, End: 9000}
-	o.AddMessage(&history.Message{Number: 4, Before: 3 * time.Second, Fields: &behind}, Position{0, 3})
+	o.AddMessage(&history.Message{Number: 4, Before: 3 * time.Second, Fields: &behind}, RecordPosition{0, 3})
 	elsewhere := behind
 	elsewhere.Campaign = "elsewhere"
-	o.AddMessage(&history.Message{Number: 5, Before: 3 * time.Second, Fields: &elsewhere}, Position{1, 9})
+	o.AddMessage(&history.Message{Number: 5, Before: 3 * time.Second, Fields: &elsewhere}, RecordPosition{1, 9})
 	o.Seal()
 	ann, bob := s.Rows[0], s.Rows[1]
-	next, other := Row{CampaignFields: behind, Client: "ann"}, Row{CampaignFields: elsewhere, Client: "ann"}
+	next, other := FeedbackRow{CampaignFields: behind, Client: "ann"}, FeedbackRow{CampaignFields: elsewhere, Client: "ann"}
 	for name, c := range map[string]struct {
-		rows []Row
+		rows []FeedbackRow
 		want int
 	}{
-		"before":              {[]Row{ann, bob, next}, 0},
-		"one after":           {[]Row{ann, next, bob}, 1},
-		"both after":          {[]Row{next, ann, bob}, 2},
-		"another partition's": {[]Row{other, ann, bob}, 0},
+		"before":              {[]FeedbackRow{ann, bob, next}, 0},
+		"one after":           {[]FeedbackRow{ann, next, bob}, 1},
+		"both after":          {[]FeedbackRow{next, ann, bob}, 2},
+		"another partition's": {[]FeedbackRow{other, ann, bob}, 0},
 	} {
 		if got := o.findCancelled(c.rows); len(got) != c.want {
 			t.Errorf("%s: %d rows after the cancel, want %d", name, len(got), c.want)
 		}
 	}
 	// Back to life: the newest message is no cancel any more.
-	o, s = world1()
+	o, s = correctRun()
 	again := s.Rows[0].CampaignFields
 	again.Content = "again"
-	o.AddMessage(&history.Message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, Position{0, 2})
-	o.AddMessage(&history.Message{Number: 4, Before: 3 * time.Second, Fields: &behind}, Position{0, 3})
-	o.AddMessage(&history.Message{Number: 5, Before: 4 * time.Second, Fields: &again}, Position{0, 4})
+	o.AddMessage(&history.Message{Number: 3, Before: 2 * time.Second, Fields: &cancel}, RecordPosition{0, 2})
+	o.AddMessage(&history.Message{Number: 4, Before: 3 * time.Second, Fields: &behind}, RecordPosition{0, 3})
+	o.AddMessage(&history.Message{Number: 5, Before: 4 * time.Second, Fields: &again}, RecordPosition{0, 4})
 	o.Seal()
-	if got := o.findCancelled([]Row{next, ann, bob}); len(got) != 0 {
+	if got := o.findCancelled([]FeedbackRow{next, ann, bob}); len(got) != 0 {
 		t.Errorf("back to life: %d rows", len(got))
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"dinnerbell/scripts/chaos/history"
 )
 
-// Row is one row of the feedback table.
-type Row struct {
+// FeedbackRow is one row of the feedback table.
+type FeedbackRow struct {
 	ID int64
 	history.CampaignFields
 	Client   string
@@ -18,13 +18,13 @@ type Row struct {
 }
 
 // recordKey and value are the record that belongs to the row, built from the contract.
-func (w *Row) recordKey() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
+func (w *FeedbackRow) recordKey() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
 
 func escapeKey(id string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(id, "%", "%25"), ":", "%3A")
 }
 
-func (w *Row) recordValue() string {
+func (w *FeedbackRow) recordValue() string {
 	var b strings.Builder
 	text := func(name, s string) { b.WriteString(`"` + name + `":` + jsonString(s) + `,`) }
 	number := func(name string, n int64) { b.WriteString(`"` + name + `":` + strconv.FormatInt(n, 10)) }

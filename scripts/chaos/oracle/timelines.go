@@ -8,10 +8,10 @@ import (
 	"dinnerbell/scripts/chaos/history"
 )
 
-// timelines tell when each pair was subscribed. A transaction became visible at
+// Timelines tell when each pair was subscribed. A transaction became visible at
 // some moment from Before to After, so what is known of a moment is sometimes
 // "either".
-type timelines map[history.Subscription][]stateChange
+type Timelines map[history.Subscription][]stateChange
 
 // stateChange is what a transaction left a pair in.
 type stateChange struct {
@@ -22,10 +22,10 @@ type stateChange struct {
 // NewTimelines replays the committed transactions. Those of one writer are in
 // order, those of different writers touch different rows and clients, and a
 // truncate was alone.
-func NewTimelines(start map[int64]history.Subscription, txns []*history.Transaction) timelines {
+func NewTimelines(start map[int64]history.Subscription, txns []*history.Transaction) Timelines {
 	txns = slices.Clone(txns)
 	slices.SortStableFunc(txns, func(a, b *history.Transaction) int { return cmp.Compare(a.Before, b.Before) })
-	t := timelines{}
+	t := Timelines{}
 	rows, count := map[int64]history.Subscription{}, map[history.Subscription]int{}
 	for id, p := range start {
 		rows[id] = p
@@ -44,7 +44,7 @@ func NewTimelines(start map[int64]history.Subscription, txns []*history.Transact
 
 // applyTransaction applies one transaction: between its first and its last change nobody
 // could see anything.
-func (t timelines) applyTransaction(x *history.Transaction, rows map[int64]history.Subscription, count map[history.Subscription]int) {
+func (t Timelines) applyTransaction(x *history.Transaction, rows map[int64]history.Subscription, count map[history.Subscription]int) {
 	was := map[history.Subscription]bool{}
 	add := func(p history.Subscription, n int) {
 		if _, ok := was[p]; !ok {
@@ -77,7 +77,7 @@ func (t timelines) applyTransaction(x *history.Transaction, rows map[int64]histo
 
 // certainlySince tells whether p was subscribed, certainly, at every moment from
 // then on.
-func (t timelines) certainlySince(p history.Subscription, from time.Duration) bool {
+func (t Timelines) certainlySince(p history.Subscription, from time.Duration) bool {
 	certain := false
 	for _, s := range t[p] {
 		if s.after <= from {
@@ -90,7 +90,7 @@ func (t timelines) certainlySince(p history.Subscription, from time.Duration) bo
 }
 
 // possiblyWithin tells whether p may have been subscribed at some moment in [from, to].
-func (t timelines) possiblyWithin(p history.Subscription, from, to time.Duration) bool {
+func (t Timelines) possiblyWithin(p history.Subscription, from, to time.Duration) bool {
 	last := false // what it was, certainly, before the moment that is looked at
 	for _, s := range t[p] {
 		if s.after > from {

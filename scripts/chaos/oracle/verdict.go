@@ -24,12 +24,12 @@ type Verdict struct {
 	Musts         int            `json:"musts"`
 	DeadLetters   int            `json:"dead_letters"`
 	Counts        map[string]int `json:"counts"`
-	Findings      []finding      `json:"findings,omitempty"` // the first of each kind
+	Findings      []Finding      `json:"findings,omitempty"` // the first of each kind
 	Problems      []string       `json:"problems,omitempty"` // that are no finding: exits, halts, slowness
 }
 
-// finding is one thing that is wrong.
-type finding struct {
+// Finding is one thing that is wrong.
+type Finding struct {
 	Kind string `json:"kind"`
 	What string `json:"what"`
 	Why  string `json:"why"`
@@ -47,7 +47,7 @@ func (v *Verdict) Failed() bool {
 func (v *Verdict) addFinding(kind, what, why string, args ...any) {
 	v.Counts[kind]++
 	if v.Counts[kind] <= maxFindings {
-		v.Findings = append(v.Findings, finding{kind, what, fmt.Sprintf(why, args...)})
+		v.Findings = append(v.Findings, Finding{kind, what, fmt.Sprintf(why, args...)})
 	}
 }
 
@@ -57,7 +57,7 @@ func (v *Verdict) Problemf(format string, args ...any) {
 
 // Sinks is what the daemon wrote.
 type Sinks struct {
-	Rows        []Row
+	Rows        []FeedbackRow
 	Records     []*kgo.Record // of the notifications topic
 	DeadLetters []*kgo.Record
 }
@@ -138,7 +138,7 @@ func (v *Verdict) checkRecords(s *Sinks) {
 // checkDead: every malformed message once, untouched, and nothing else.
 func (v *Verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 	v.DeadLetters = len(dead)
-	seen := map[Position]int{}
+	seen := map[RecordPosition]int{}
 	for _, r := range dead {
 		p, err := letterOrigin(r)
 		m := o.malformed[p]
@@ -164,7 +164,7 @@ func (v *Verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 }
 
 // letterOrigin reads where a dead letter came from.
-func letterOrigin(r *kgo.Record) (p Position, err error) {
+func letterOrigin(r *kgo.Record) (p RecordPosition, err error) {
 	partition, err := strconv.ParseInt(Header(r, "partition"), 10, 32)
 	if err != nil {
 		return p, fmt.Errorf("read header partition: %w", err)

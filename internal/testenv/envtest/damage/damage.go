@@ -33,7 +33,7 @@ const (
 // and closes it again.
 func Do(t testing.TB, stateDir string, do func(d *Rows)) {
 	t.Helper()
-	db, err := pebble.Open(filepath.Join(stateDir, "store"), &pebble.Options{FormatMajorVersion: pebble.FormatNewest, Logger: silent{}})
+	db, err := pebble.Open(filepath.Join(stateDir, "store"), &pebble.Options{FormatMajorVersion: pebble.FormatNewest, Logger: silentLogger{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,77 +42,77 @@ func Do(t testing.TB, stateDir string, do func(d *Rows)) {
 		t.Fatal(err)
 	}
 	d := &Rows{t: t, db: db, gen: binary.BigEndian.Uint32(value)}
-	d.check(closer.Close())
+	d.must(closer.Close())
 	do(d)
-	d.check(db.Close())
+	d.must(db.Close())
 }
 
-// silent keeps Pebble's messages out of the test's output.
-type silent struct{}
+// silentLogger keeps Pebble's messages out of the test's output.
+type silentLogger struct{}
 
 // Infof implements pebble.Logger.
-func (silent) Infof(string, ...any) {}
+func (silentLogger) Infof(string, ...any) {}
 
 // Errorf implements pebble.Logger.
-func (silent) Errorf(string, ...any) {}
+func (silentLogger) Errorf(string, ...any) {}
 
 // Fatalf implements pebble.Logger.
-func (silent) Fatalf(format string, args ...any) {
+func (silentLogger) Fatalf(format string, args ...any) {
 	panic(fmt.Sprintf(format, args...)) //nolint:forbidigo // Pebble demands that it does not return
 }
 
 // SetRow puts a row into the row index.
 func (d *Rows) SetRow(row, restaurant, client string) {
 	d.t.Helper()
-	d.check(d.db.Set(d.row(row), []byte(d.id(restaurant)+d.id(client)), pebble.Sync))
+	d.must(d.db.Set(d.rowKey(row), []byte(d.packID(restaurant)+d.packID(client)), pebble.Sync))
 }
 
 // DropRow takes a row out of the row index.
 func (d *Rows) DropRow(row string) {
 	d.t.Helper()
-	d.check(d.db.Delete(d.row(row), pebble.Sync))
+	d.must(d.db.Delete(d.rowKey(row), pebble.Sync))
 }
 
 // SetJoin puts an entry into the join index.
 func (d *Rows) SetJoin(row, restaurant, client string) {
 	d.t.Helper()
-	d.check(d.db.Set(d.join(row, restaurant, client), nil, pebble.Sync))
+	d.must(d.db.Set(d.joinKey(row, restaurant, client), nil, pebble.Sync))
 }
 
 // DropJoin takes an entry out of the join index.
 func (d *Rows) DropJoin(row, restaurant, client string) {
 	d.t.Helper()
-	d.check(d.db.Delete(d.join(row, restaurant, client), pebble.Sync))
+	d.must(d.db.Delete(d.joinKey(row, restaurant, client), pebble.Sync))
 }
 
 // DropAll empties both indexes.
 func (d *Rows) DropAll() {
 	d.t.Helper()
 	for _, space := range []byte{spaceJoin, spaceRow} {
-		d.check(d.db.DeleteRange(d.key(space), d.key(space+1), pebble.Sync))
+		d.must(d.db.DeleteRange(d.encodeKey(space), d.encodeKey(space+1), pebble.Sync))
 	}
 }
 
-func (d *Rows) check(err error) {
+func (d *Rows) must(err error) {
 	d.t.Helper()
 	if err != nil {
 		d.t.Fatal(err)
 	}
 }
 
-func (d *Rows) row(row string) []byte { return d.key(spaceRow, string(id.PackRow(row))) }
+func (d *Rows) rowKey(row string) []byte { return d.encodeKey(spaceRow, string(id.PackRow(row))) }
 
-func (d *Rows) join(row, restaurant, client string) []byte {
-	return d.key(spaceJoin, d.id(restaurant), d.id(client), string(id.PackRow(row)))
+func (d *Rows) joinKey(row, restaurant, client string) []byte {
+	return d.encodeKey(spaceJoin, d.packID(restaurant), d.packID(client), string(id.PackRow(row)))
 }
 
-func (d *Rows) key(space byte, parts ...string) []byte {
+func (d *Rows) encodeKey(space byte, parts ...string) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{space}, d.gen), strings.Join(parts, "")...)
 }
 
-func (d *Rows) id(text string) string {
+func (d *Rows) packID(text string) string {
 	d.t.Helper()
 	id, err := id.Pack(text)
-	d.check(err)
+	d.must(err)
 	return string(id)
 }

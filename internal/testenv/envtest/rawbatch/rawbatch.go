@@ -31,8 +31,8 @@ const (
 	Zstd   Codec = 4
 )
 
-// compress returns what write writes, compressed.
-func compress(t testing.TB, codec Codec, write func(io.Writer) error) []byte {
+// compressWith returns what write writes, compressed.
+func compressWith(t testing.TB, codec Codec, write func(io.Writer) error) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	var w io.WriteCloser
@@ -62,7 +62,7 @@ func compress(t testing.TB, codec Codec, write func(io.Writer) error) []byte {
 func Bomb(t testing.TB, codec Codec, sizes ...int) []byte {
 	t.Helper()
 	zeros := make([]byte, 1<<20)
-	return compress(t, codec, func(w io.Writer) error {
+	return compressWith(t, codec, func(w io.Writer) error {
 		for i, size := range sizes {
 			if _, err := w.Write(recordHead(int64(i), size)); err != nil {
 				return err
@@ -84,7 +84,7 @@ func Bomb(t testing.TB, codec Codec, sizes ...int) []byte {
 // size bytes.
 func HeaderBomb(t testing.TB, records, size int) []byte {
 	t.Helper()
-	return compress(t, Zstd, func(w io.Writer) error {
+	return compressWith(t, Zstd, func(w io.Writer) error {
 		for i := range records {
 			body := append(recordBody(int64(i), 0), 2, 2, 'h') // no value, one header, its key
 			body = binary.AppendVarint(body, int64(size))
