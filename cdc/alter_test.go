@@ -18,7 +18,7 @@ import (
 
 // churn writes at random to a table with the given statements, over a number of
 // connections, until stop. In each statement, $1 is a key and $2 a number.
-func (r *rig) churn(connections int, statements ...string) (stop func() int64) {
+func (r *deployment) churn(connections int, statements ...string) (stop func() int64) {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(r.t.Context())
 	var group sync.WaitGroup
@@ -55,7 +55,7 @@ func (r *rig) churn(connections int, statements ...string) (stop func() int64) {
 // needed, while others write.
 func TestOddTableAlteredUnderLoad(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.cfg.Schema, r.cfg.Table = "Food Delivery", "Subscribers"
 	r.cfg.KeyColumns, r.cfg.ClientColumn, r.cfg.RestaurantColumn = []string{"Region", "rowNo"}, "Client", "Restaurant"
 	r.Exec(`CREATE SCHEMA "Food Delivery"; CREATE TABLE "Food Delivery"."Subscribers" ("Restaurant" uuid NOT NULL, "rowNo" int, note varchar,
@@ -102,7 +102,7 @@ func TestOddTableAlteredUnderLoad(t *testing.T) {
 // write, and the stream goes on; then to one that does not, which halts.
 func TestReplicaIdentityChangedUnderLoad(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`CREATE UNIQUE INDEX by_id ON subscribers_restaurants (id)`)
 	look := r.looks()
 	r.setup().start()
@@ -133,7 +133,7 @@ func TestReplicaIdentityChangedUnderLoad(t *testing.T) {
 // reader's snapshot; the server's functions know better.
 func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	conn, err := r.cfg.dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 // That is no reason to halt.
 func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id)`)
 	r.setup()
@@ -182,7 +182,7 @@ func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 // wait behind DDL, and be in its way.
 func TestCatalogsAreReadWithoutLocks(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
 		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES FROM (0) TO (100)`)

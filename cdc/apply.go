@@ -25,19 +25,19 @@ const (
 // applier brings what was received into the store, in order.
 type applier struct {
 	store *state.Store
-	queue *queue
-	pos   *position
-	gate  gate
+	queue *groupQueue
+	pos   *appliedPosition
+	gate  storeGate
 	dirty chan struct{} // cap 1: to the syncer
 
-	// inside: it holds the gate, in the middle of a transaction.
-	inside bool
+	// inTransaction: it holds the gate, in the middle of a transaction.
+	inTransaction bool
 
-	// awaitRoom is Mirror.awaitRoom.
+	// awaitDiskRoom is Mirror.awaitDiskRoom.
 	awaitRoom func(ctx context.Context, more int64, why error) error
-	// full is called with the reason while the disk has no room for a position,
+	// noteDiskFull is called with the reason while the disk has no room for a position,
 	// which is then not acknowledged, and with "" when a batch was written.
-	full func(why string)
+	noteDiskFull func(why string)
 	// beforeApply is nil outside of tests.
 	beforeApply func(*state.Batch)
 }
@@ -45,7 +45,7 @@ type applier struct {
 // run applies groups until ctx ends. Visibility does not wait for the disk:
 // the syncer follows behind.
 func (a *applier) run(ctx context.Context) error {
-	defer a.leave()
+	defer a.leaveGate()
 	tick := time.NewTicker(persistEvery)
 	defer tick.Stop()
 	for {
@@ -61,25 +61,25 @@ func (a *applier) run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if err := a.apply(ctx, &g); err != nil {
+			if err := a.applyGroup(ctx, &g); err != nil {
 				return err
 			}
 			persist = persist || g.persist || g.observed >= a.store.EndLSN()+persistBytes
-			a.queue.done(g)
+			a.queue.release(g)
 		}
 		if persist {
-			if err := a.persist(ctx); err != nil {
+			if err := a.persistPosition(ctx); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// apply makes one group visible and only then moves the position, so that
+// applyGroup makes one group visible and only then moves the position, so that
 // whoever waits for the position finds the rows.
-func (a *applier) apply(ctx context.Context, g *group) error {
-	if !g.empty() {
-		if err := a.write(ctx, &g.batch); err != nil {
+func (a *applier) applyGroup(ctx context.Context, g *changeGroup) error {
+	if !g.isEmpty() {
+		if err := a.writeBatch(ctx, &g.batch); err != nil {
 			return err
 		}
 	}
@@ -89,17 +89,17 @@ func (a *applier) apply(ctx context.Context, g *group) error {
 	return nil
 }
 
-// tryWrite applies a batch. A batch that ends a transaction closes its parts.
-func (a *applier) tryWrite(ctx context.Context, b *state.Batch) error {
-	if !a.inside && !a.gate.enter(ctx) {
+// tryWriteBatch applies a batch. A batch that ends a transaction closes its parts.
+func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
+	if !a.inTransaction && !a.gate.enter(ctx) {
 		return ctx.Err()
 	}
-	a.inside = true
+	a.inTransaction = true
 	if a.beforeApply != nil {
 		a.beforeApply(b)
 	}
 	if b.End == 0 {
-		a.pos.parts.Store(true)
+		a.pos.partial.Store(true)
 	}
 	failpoint.Hit("apply/decoded")
 	if err := a.store.Apply(b); err != nil {
@@ -109,38 +109,38 @@ func (a *applier) tryWrite(ctx context.Context, b *state.Batch) error {
 		return fmt.Errorf("apply changes up to %s: %w", b.End, err)
 	}
 	failpoint.Hit("apply/applied")
-	a.full("")
+	a.noteDiskFull("")
 	if b.End != 0 {
-		a.pos.parts.Store(false)
-		a.leave()
-		poke(a.dirty)
+		a.pos.partial.Store(false)
+		a.leaveGate()
+		wakeWaiter(a.dirty)
 	}
 	return nil
 }
 
-// leave opens the gate at the end of a transaction.
-func (a *applier) leave() {
-	if a.inside {
-		a.inside = false
+// leaveGate opens the gate at the end of a transaction.
+func (a *applier) leaveGate() {
+	if a.inTransaction {
+		a.inTransaction = false
 		a.gate.leave()
 	}
 }
 
-// persist stores the position that keepalives brought. Not while a transaction
+// persistPosition stores the position that keepalives brought. Not while a transaction
 // lies there in parts: its end would seem to be reached.
-func (a *applier) persist(ctx context.Context) error {
+func (a *applier) persistPosition(ctx context.Context) error {
 	end := a.pos.load()
-	if a.pos.parts.Load() || a.store.Torn() {
+	if a.pos.partial.Load() || a.store.Torn() {
 		return nil
 	}
 	if end <= a.store.EndLSN() {
-		a.full("")
+		a.noteDiskFull("")
 		return nil
 	}
-	err := a.tryWrite(ctx, &state.Batch{End: end})
+	err := a.tryWriteBatch(ctx, &state.Batch{End: end})
 	if errors.Is(err, state.ErrDiskFull) { // it can wait: the position is observed all the same
-		a.leave()
-		a.full(err.Error())
+		a.leaveGate()
+		a.noteDiskFull(err.Error())
 		return nil
 	}
 	return err
@@ -148,7 +148,7 @@ func (a *applier) persist(ctx context.Context) error {
 
 // syncLoop makes durable what was applied, and only then lets it be
 // acknowledged, as far as the newest checkpoint allows.
-func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *keeper, back *feedback) error {
+func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *checkpointKeeper, back *statusSender) error {
 	pace, clock := time.NewTicker(syncEvery), time.NewTicker(keepEvery)
 	defer pace.Stop()
 	defer clock.Stop()
@@ -164,10 +164,10 @@ func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, ke
 			return fmt.Errorf("sync state: %w", err)
 		}
 		failpoint.Hit("acknowledge/synced")
-		if lsn, err = keep.cover(lsn); err != nil {
+		if lsn, err = keep.advanceAcknowledgement(lsn); err != nil {
 			return err
 		}
-		back.synced(lsn)
+		back.noteDurable(lsn)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -21,16 +21,16 @@ const (
 	nudgeAtMost = time.Second
 )
 
-// strict returns nil once the local state holds everything that was committed
+// awaitStrict returns nil once the local state holds everything that was committed
 // in Postgres before the call: the changes that the stream sends, and those of
 // the catalogs that it does not send, such as ATTACH PARTITION.
-func (m *Mirror) strict(ctx context.Context) error { return m.ask(ctx, 0) }
+func (m *Mirror) awaitStrict(ctx context.Context) error { return m.awaitAnswered(ctx, 0) }
 
-// ask is strict that leaves the stream at least so long to come by itself.
-func (m *Mirror) ask(ctx context.Context, patience time.Duration) error {
+// awaitAnswered is strict that leaves the stream at least so long to come by itself.
+func (m *Mirror) awaitAnswered(ctx context.Context, patience time.Duration) error {
 	for {
-		settled := m.settled.wait()
-		r, err := m.rounds.ask(ctx, m.stopped)
+		settled := m.catalogsSettled.wait()
+		r, err := m.queries.join(ctx, m.stopped)
 		if err != nil {
 			return err
 		}
@@ -44,37 +44,37 @@ func (m *Mirror) ask(ctx context.Context, patience time.Duration) error {
 				return ErrStopped
 			}
 		}
-		if err = m.reach(ctx, r, patience); errors.Is(err, errMoved) {
+		if err = m.awaitTarget(ctx, r, patience); errors.Is(err, errMoved) {
 			continue
 		}
 		if err == nil {
-			m.fresh.note(r.asked)
+			m.fresh.noteMoment(r.asked)
 		}
 		return err
 	}
 }
 
-// catchUp is strict for who replaces or compares the rows: it waits for what the
+// awaitStream is strict for who replaces or compares the rows: it waits for what the
 // stream sends alone.
-func (m *Mirror) catchUp(ctx context.Context) error {
+func (m *Mirror) awaitStream(ctx context.Context) error {
 	for {
-		r, err := m.rounds.ask(ctx, m.stopped)
+		r, err := m.queries.join(ctx, m.stopped)
 		if err != nil {
 			return err
 		}
-		if err = m.reach(ctx, r, 0); !errors.Is(err, errMoved) {
+		if err = m.awaitTarget(ctx, r, 0); !errors.Is(err, errMoved) {
 			return err
 		}
 	}
 }
 
-// reach waits until the local state has come to the round's target.
+// awaitTarget waits until the local state has come to the round's target.
 //
 // Normally a commit or a keepalive brings it. A target can also lie where none
 // will be sent: a WAL position inside of a record while the server idles, or a
 // commit with synchronous_commit = off that waits for the WAL writer. Then a
 // transaction of our own brings the stream past it.
-func (m *Mirror) reach(ctx context.Context, r *round, patience time.Duration) error {
+func (m *Mirror) awaitTarget(ctx context.Context, r *positionQuery, patience time.Duration) error {
 	var nudge *time.Timer
 	wait := nudgeAfter
 	if r.unflushed {
@@ -82,7 +82,7 @@ func (m *Mirror) reach(ctx context.Context, r *round, patience time.Duration) er
 	}
 	wait = max(wait, patience)
 	for {
-		at, moved, ok := m.pos.look(r.epoch)
+		at, moved, ok := m.pos.watchEpoch(r.epoch)
 		if !ok {
 			return errMoved
 		}
@@ -100,16 +100,16 @@ func (m *Mirror) reach(ctx context.Context, r *round, patience time.Duration) er
 		case <-m.stopped:
 			return ErrStopped
 		case <-nudge.C:
-			m.rounds.askNudge()
+			m.queries.requestNudge()
 			wait = min(wait*8, nudgeAtMost)
 			nudge.Reset(wait)
 		}
 	}
 }
 
-// round is one query that asks the server how far it is, for all callers that
+// positionQuery is one query that asks the server how far it is, for all callers that
 // came before it was sent.
-type round struct {
+type positionQuery struct {
 	done      chan struct{} // closed when the fields below are set
 	asked     time.Time     // before the query was sent: what was committed by then lies before target
 	target    id.LSN
@@ -118,29 +118,29 @@ type round struct {
 	epoch     uint64 // of the session that served it
 }
 
-// rounds is where callers of Barrier and the probe meet.
-type rounds struct {
+// queryQueue is where callers of Barrier and the probe meet.
+type queryQueue struct {
 	wake chan struct{} // cap 1: to the probe
 
 	mu sync.Mutex // guards below
 	// unsent are the rounds whose query is still to be sent: one, or more when
 	// a session ended between taking one and answering it.
-	unsent []*round
+	unsent []*positionQuery
 	nudge  bool
 }
 
-// ask joins the next round and waits for its answer.
-func (q *rounds) ask(ctx context.Context, stopped <-chan struct{}) (*round, error) {
+// join joins the next round and waits for its answer.
+func (q *queryQueue) join(ctx context.Context, stopped <-chan struct{}) (*positionQuery, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	q.mu.Lock()
 	if len(q.unsent) == 0 {
-		q.unsent = append(q.unsent, &round{done: make(chan struct{})})
+		q.unsent = append(q.unsent, &positionQuery{done: make(chan struct{})})
 	}
 	r := q.unsent[0]
 	q.mu.Unlock()
-	poke(q.wake)
+	wakeWaiter(q.wake)
 	select {
 	case <-r.done:
 		return r, nil
@@ -151,17 +151,17 @@ func (q *rounds) ask(ctx context.Context, stopped <-chan struct{}) (*round, erro
 	}
 }
 
-// askNudge asks for a transaction that moves the stream.
-func (q *rounds) askNudge() {
+// requestNudge asks for a transaction that moves the stream.
+func (q *queryQueue) requestNudge() {
 	q.mu.Lock()
 	q.nudge = true
 	q.mu.Unlock()
-	poke(q.wake)
+	wakeWaiter(q.wake)
 }
 
-// take gives what is to be done. Rounds that were taken must be answered or put
+// takeUnsent gives what is to be done. Rounds that were taken must be answered or put
 // back.
-func (q *rounds) take() (unsent []*round, nudge bool) {
+func (q *queryQueue) takeUnsent() (unsent []*positionQuery, nudge bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	unsent, nudge = q.unsent, q.nudge
@@ -170,7 +170,7 @@ func (q *rounds) take() (unsent []*round, nudge bool) {
 }
 
 // putBack keeps unanswered rounds for the next session.
-func (q *rounds) putBack(unsent []*round) {
+func (q *queryQueue) putBack(unsent []*positionQuery) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.unsent = append(q.unsent, unsent...)

@@ -32,7 +32,7 @@ func TestWholeRecord(t *testing.T) {
 		{"a record of 24 bytes inside of a page", 3*segment + 64 + 24, 3*segment + 64, 3*segment + 64 + 24},
 		{"a page further", 3*segment + 2*page + 24, 3*segment + page, 3*segment + 2*page + 24},
 	} {
-		if got := wholeRecord(c.insert, c.flush); got != c.want {
+		if got := skipPageHeader(c.insert, c.flush); got != c.want {
 			t.Errorf("%s: wholeRecord(%s, %s) = %s, want %s", c.name, c.insert, c.flush, got, c.want)
 		}
 	}
@@ -41,7 +41,7 @@ func TestWholeRecord(t *testing.T) {
 // unrelatedLoad commits to another table until stop, which tells how many
 // transactions there were in a second: up to 3,000 from each connection, for the
 // walsenders of all tests beside this one have to read them, too.
-func (r *rig) unrelatedLoad(connections int) (stop func() (perSecond int)) {
+func (r *deployment) unrelatedLoad(connections int) (stop func() (perSecond int)) {
 	r.t.Helper()
 	r.Exec(`CREATE TABLE IF NOT EXISTS other (n bigint)`)
 	ctx, cancel := context.WithCancel(r.t.Context())
@@ -74,7 +74,7 @@ func (r *rig) unrelatedLoad(connections int) (stop func() (perSecond int)) {
 
 // commitAndLook commits one row, passes the barrier, and must see it then. It
 // tells what the barrier took.
-func (r *rig) commitAndLook(conn *pgx.Conn, client string) time.Duration {
+func (r *deployment) commitAndLook(conn *pgx.Conn, client string) time.Duration {
 	r.t.Helper()
 	if _, err := conn.Exec(r.t.Context(), `INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, client, client); err != nil {
 		r.t.Fatal(err)
@@ -91,7 +91,7 @@ func (r *rig) commitAndLook(conn *pgx.Conn, client string) time.Duration {
 // Commit, barrier, look: many times in each situation, never missed.
 func TestBarrierSeesEveryCommit(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.barrier()
 	conn, err := pgx.Connect(t.Context(), r.URL)
 	if err != nil {
@@ -149,7 +149,7 @@ func TestBarrierSeesEveryCommit(t *testing.T) {
 // With nothing written at all, the barrier does not wait for anything to be.
 func TestBarrierOnIdleServer(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	for i := range 20 {
 		if i%2 == 1 {
 			r.Exec(`SELECT pg_switch_wal()`)
@@ -160,12 +160,12 @@ func TestBarrierOnIdleServer(t *testing.T) {
 
 func TestBarrierSharesQueries(t *testing.T) {
 	t.Parallel()
-	q := rounds{wake: make(chan struct{}, 1)}
+	q := queryQueue{wake: make(chan struct{}, 1)}
 	var got sync.Map
 	var group sync.WaitGroup
 	for i := range 10 {
 		group.Go(func() {
-			r, err := q.ask(t.Context(), nil)
+			r, err := q.join(t.Context(), nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -183,9 +183,9 @@ func TestBarrierSharesQueries(t *testing.T) {
 			}
 			return
 		case <-q.wake:
-			unsent, _ := q.take()
+			unsent, _ := q.takeUnsent()
 			q.putBack(unsent) // as when a session ends
-			unsent, _ = q.take()
+			unsent, _ = q.takeUnsent()
 			for _, r := range unsent {
 				served++
 				close(r.done)
@@ -197,7 +197,7 @@ func TestBarrierSharesQueries(t *testing.T) {
 // The barrier returns promptly when its context ends, whatever is the matter.
 func TestBarrierEnds(t *testing.T) {
 	t.Parallel()
-	r := newRig(t) // no publication: Run halts
+	r := newDeployment(t) // no publication: Run halts
 	r.open()
 	r.m = New(r.cfg, r.store)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -234,7 +234,7 @@ func TestLongApplyStalledForAMinute(t *testing.T) {
 
 func stallApply(t *testing.T, walSenderTimeout, stall time.Duration) {
 	t.Helper()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.Exec(fmt.Sprintf(`ALTER DATABASE %s SET wal_sender_timeout = '%dms'`, r.Name, walSenderTimeout.Milliseconds()))
 	stalled, resume := make(chan struct{}), make(chan struct{})
 	var once sync.Once

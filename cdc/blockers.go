@@ -15,8 +15,8 @@ import (
 // how often that is looked at again.
 const slowSlot = 10 * time.Second
 
-// blocker is a transaction that one of our backends waits for.
-type blocker struct {
+// blockingTransaction is a transaction that one of our backends waits for.
+type blockingTransaction struct {
 	prepared string // its name, if it is a prepared one: nobody's session, until somebody ends it
 	pid      int32  // else who has it
 	database string
@@ -27,7 +27,7 @@ type blocker struct {
 }
 
 // String names the transaction and the statement that ends it.
-func (b *blocker) String() string {
+func (b *blockingTransaction) String() string {
 	var s strings.Builder
 	if b.prepared != "" {
 		fmt.Fprintf(&s, "prepared transaction '%s' of role %s in database %s", b.prepared, b.role, b.database)
@@ -42,21 +42,21 @@ func (b *blocker) String() string {
 		s.WriteString(", since " + b.since)
 	}
 	if b.prepared != "" {
-		s.WriteString(" (to mend, in that database: ROLLBACK PREPARED " + quoteText(b.prepared) + ", or COMMIT PREPARED)")
+		s.WriteString(" (to mend, in that database: ROLLBACK PREPARED " + quoteLiteral(b.prepared) + ", or COMMIT PREPARED)")
 	} else {
 		fmt.Fprintf(&s, " (to mend: end it, or SELECT pg_terminate_backend(%d))", b.pid)
 	}
 	return s.String()
 }
 
-// quoteText makes a literal of SQL.
-func quoteText(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+// quoteLiteral makes a literal of SQL.
+func quoteLiteral(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
-// blockersOf finds what a backend waits for. The locks are shown to every role,
+// findBlockers finds what a backend waits for. The locks are shown to every role,
 // other than the transactions in pg_stat_activity. A prepared transaction has no
 // process; its locks are those that go with the lock of its id.
 // https://www.postgresql.org/docs/current/view-pg-locks.html
-func blockersOf(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blocker, error) {
+func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTransaction, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
@@ -74,7 +74,7 @@ func blockersOf(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blocker, erro
 	if err != nil {
 		return nil, fmt.Errorf("look what PID %d waits for: %w", pid, err)
 	}
-	blockers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b blocker, err error) {
+	blockers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b blockingTransaction, err error) {
 		err = row.Scan(&b.prepared, &b.pid, &b.database, &b.role, &b.app, &b.query, &b.since)
 		return b, err
 	})
@@ -84,10 +84,10 @@ func blockersOf(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blocker, erro
 	return blockers, nil
 }
 
-// explainWait makes a slot over the walsender pid and says in log and status what
+// explainSlotWait makes a slot over the walsender pid and says in log and status what
 // that waits for: for each transaction that was open before. sql is free to use,
 // and stays so. show takes what the wait is for.
-func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, show func(string), create func() (newSlot, error)) (newSlot, error) {
+func (m *Mirror) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, show func(string), create func() (createdSlot, error)) (createdSlot, error) {
 	waiting, created := context.WithCancel(ctx)
 	explained := make(chan struct{})
 	go func() {
@@ -95,7 +95,7 @@ func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, pi
 		said := ""
 		for sleep(waiting, cmp.Or(m.hooks.slowSlot, slowSlot)) {
 			// Its end must not end a query: that would end the connection.
-			blockers, err := blockersOf(context.WithoutCancel(ctx), sql, pid)
+			blockers, err := findBlockers(context.WithoutCancel(ctx), sql, pid)
 			if err != nil || waiting.Err() != nil {
 				return
 			}
@@ -117,5 +117,5 @@ func (m *Mirror) explainWait(ctx context.Context, sql *pgx.Conn, name string, pi
 	return slot, err
 }
 
-// showWait notes in the status what the mirror's own snapshot waits for.
-func (m *Mirror) showWait(text string) { m.stats.failed(errors.New(text)) }
+// showSlotWait notes in the status what the mirror's own snapshot waits for.
+func (m *Mirror) showSlotWait(text string) { m.stats.setError(errors.New(text)) }

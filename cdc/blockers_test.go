@@ -11,7 +11,7 @@ import (
 // open one; under a role that may not see the statements of others.
 func TestWaitForTransactionsIsNamed(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.own(map[string]string{"max_prepared_transactions": "5"})
 	r.setup()
 	r.hooks.slowSlot = 100 * time.Millisecond

@@ -40,10 +40,10 @@ type catalog struct {
 	standbyNames, application string
 
 	table       tableFacts
-	relations   []relation // those that hold the rows: the table, or its leaf partitions
-	children    []string   // the names of inheritance children
-	columns     []column   // see Config.columns; fewer if some do not exist
-	uniqueKey   bool       // the key columns tell rows apart
+	relations   []tableRelation // those that hold the rows: the table, or its leaf partitions
+	children    []string        // the names of inheritance children
+	columns     []neededColumn  // see Config.neededColumns; fewer if some do not exist
+	uniqueKey   bool            // the key columns tell rows apart
 	publication publicationFacts
 }
 
@@ -57,8 +57,8 @@ type tableFacts struct {
 	policies          bool // row-level security applies to the role
 }
 
-// relation is a table that holds rows.
-type relation struct {
+// tableRelation is a table that holds rows.
+type tableRelation struct {
 	oid               uint32
 	name              string // quoted and qualified
 	kind, persistence string
@@ -68,8 +68,8 @@ type relation struct {
 	identityColumns []string
 }
 
-// column is a needed column.
-type column struct {
+// neededColumn is a needed column.
+type neededColumn struct {
 	name      string
 	num       int16
 	typ       uint32
@@ -101,8 +101,8 @@ const (
 	identityFull    = "f"
 )
 
-// partitioned says whether the table is.
-func (cat *catalog) partitioned() bool { return cat.table.kind == kindPartitioned }
+// isPartitioned says whether the table is.
+func (cat *catalog) isPartitioned() bool { return cat.table.kind == kindPartitioned }
 
 // columnNames are the names of the needed columns.
 func (cat *catalog) columnNames() []string {
@@ -162,7 +162,7 @@ func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 		return fmt.Errorf("read server's identity: %w", err)
 	}
 	if c.timelines != nil {
-		cat.source.History = c.timelines.of(cat.source.Timeline)
+		cat.source.History = c.timelines.historyOf(cat.source.Timeline)
 	}
 	cat.walEnd, err = id.ParseLSN(end)
 	if err != nil {
@@ -208,10 +208,10 @@ func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog)
 	if err != nil {
 		return fmt.Errorf("read partitions: %w", err)
 	}
-	var r relation
+	var r tableRelation
 	_, err = pgx.ForEachRow(rows, []any{&r.name, &r.oid, &r.kind, &r.persistence, &r.identity, &r.identityColumns}, func() error {
 		switch {
-		case !cat.partitioned() && r.oid != cat.source.TableOID:
+		case !cat.isPartitioned() && r.oid != cat.source.TableOID:
 			cat.children = append(cat.children, r.name)
 		case r.kind != kindPartitioned:
 			cat.relations = append(cat.relations, r)
@@ -233,12 +233,12 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
-		cat.source.TableOID, c.columns())
+		cat.source.TableOID, c.neededColumns())
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
-	found := map[string]column{}
-	var col column
+	found := map[string]neededColumn{}
+	var col neededColumn
 	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &col.generated, &col.readable}, func() error {
 		found[col.name] = col
 		return nil
@@ -246,7 +246,7 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
-	for _, name := range c.columns() {
+	for _, name := range c.neededColumns() {
 		if col, ok := found[name]; ok {
 			cat.columns = append(cat.columns, col)
 		}
@@ -314,9 +314,9 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 	return nil
 }
 
-// sameServer makes sure that the replication connection leads to where the
+// checkSameServer makes sure that the replication connection leads to where the
 // catalogs were read: a URL may name several hosts, or a balancer.
-func sameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
+func checkSameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	id, err := pglogrepl.IdentifySystem(ctx, conn)
@@ -326,11 +326,11 @@ func sameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
 	if err != nil {
 		return fmt.Errorf("identify system: %w", err)
 	}
-	return cat.sameAs(id.SystemID, int64(id.Timeline), id.DBName)
+	return cat.matchServer(id.SystemID, int64(id.Timeline), id.DBName)
 }
 
-// sameAs compares what a second connection says with the catalog.
-func (cat *catalog) sameAs(systemID string, timeline int64, database string) error {
+// matchServer compares what a second connection says with the catalog.
+func (cat *catalog) matchServer(systemID string, timeline int64, database string) error {
 	s := cat.source
 	if systemID != s.SystemID || timeline != s.Timeline || database != s.Database {
 		return fmt.Errorf("compare connections: they lead to different servers (system %s timeline %d database %s, and %s %d %s)",

@@ -37,8 +37,8 @@ const (
 	keepSizeShare = 4
 )
 
-// Checkpoint is how it stands with the checkpoints.
-type Checkpoint struct {
+// CheckpointStatus is how it stands with the checkpoints.
+type CheckpointStatus struct {
 	// ID, Made and LSN are of the newest one of the rows that are served; "" is none.
 	ID   string
 	Made time.Time
@@ -53,29 +53,29 @@ type Checkpoint struct {
 // checkpointStats is written by the keeper.
 type checkpointStats struct {
 	mu  sync.Mutex // guards now
-	now Checkpoint
+	now CheckpointStatus
 }
 
-func (s *checkpointStats) load() Checkpoint {
+func (s *checkpointStats) current() CheckpointStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.now
 }
 
-func (s *checkpointStats) newest(m *state.Manifest) {
+func (s *checkpointStats) noteNewest(m *state.Manifest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now.ID, s.now.Made, s.now.LSN = m.ID, m.Made, m.EndLSN
 }
 
-func (s *checkpointStats) heldBack(bytes id.LSN) {
+func (s *checkpointStats) noteHeldBack(bytes id.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now.HeldBack = int64(bytes)
 }
 
-// outcome notes how the last attempt ended.
-func (s *checkpointStats) outcome(err error) {
+// noteOutcome notes how the last attempt ended.
+func (s *checkpointStats) noteOutcome(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now.Error = ""; err != nil {
@@ -83,13 +83,13 @@ func (s *checkpointStats) outcome(err error) {
 	}
 }
 
-// keeper makes checkpoints while a session streams, and holds the
+// checkpointKeeper makes checkpoints while a session streams, and holds the
 // acknowledgement back to the newest one: what Postgres still has is then all
 // that a restore of it needs. The customer's database goes first, though: where
 // no checkpoint can be made, or max_slot_wal_keep_size is small, the keeper lets
 // the slot pass the newest checkpoint, and a restore of it leads to a snapshot.
 // It belongs to the syncer.
-type keeper struct {
+type checkpointKeeper struct {
 	every       time.Duration // 0: no checkpoints, and nothing is held back
 	nextOffsets func() map[int32]int64
 	store       *state.Store
@@ -105,16 +105,16 @@ type keeper struct {
 	tried, moved, warned, passed time.Time
 }
 
-func (m *Mirror) newKeeper(floor id.LSN) *keeper {
-	return &keeper{
+func (m *Mirror) newCheckpointKeeper(floor id.LSN) *checkpointKeeper {
+	return &checkpointKeeper{
 		every: m.cfg.CheckpointEvery, nextOffsets: m.cfg.NextOffsets,
 		store: m.store, log: m.log, stats: &m.stats.checkpoint, keepSize: m.stats.keepSize.Load, floor: floor,
 	}
 }
 
-// bounds gives how much WAL may wait before a checkpoint is made for it, and how
+// heldBackBounds gives how much WAL may wait before a checkpoint is made for it, and how
 // much before it is acknowledged without one.
-func (k *keeper) bounds() (soft, hard id.LSN) {
+func (k *checkpointKeeper) heldBackBounds() (soft, hard id.LSN) {
 	hard = math.MaxInt64
 	if k.failed != nil {
 		hard = maxUncovered
@@ -125,15 +125,15 @@ func (k *keeper) bounds() (soft, hard id.LSN) {
 	return min(maxHeldBack, hard/2), hard
 }
 
-// limit gives how far may be acknowledged of what is durable: never less than
+// limitAcknowledgement gives how far may be acknowledged of what is durable: never less than
 // was before, since not every server refuses to go back.
-func (k *keeper) limit(durable id.LSN) id.LSN {
+func (k *checkpointKeeper) limitAcknowledgement(durable id.LSN) id.LSN {
 	if k.every == 0 {
 		return durable
 	}
-	to := max(k.floor, min(durable, k.covered()))
+	to := max(k.floor, min(durable, k.newestCheckpointLSN()))
 	held := durable - min(durable, to)
-	if _, hard := k.bounds(); held > hard {
+	if _, hard := k.heldBackBounds(); held > hard {
 		if time.Since(k.passed) >= warnEvery {
 			k.log.Warn("acknowledged WAL that the newest checkpoint needs, so that the source does not have to keep it; a restore of that checkpoint leads to a new snapshot",
 				"bytes", int64(held), "max_slot_wal_keep_size", k.keepSize(), "checkpoint_error", k.failed)
@@ -141,35 +141,35 @@ func (k *keeper) limit(durable id.LSN) id.LSN {
 		}
 		k.floor, to, held = durable, durable, 0
 	}
-	k.stats.heldBack(held)
+	k.stats.noteHeldBack(held)
 	return to
 }
 
-// covered is where the newest checkpoint stands; 0: there is none.
-func (k *keeper) covered() id.LSN {
+// newestCheckpointLSN is where the newest checkpoint stands; 0: there is none.
+func (k *checkpointKeeper) newestCheckpointLSN() id.LSN {
 	m, ok := k.store.NewestCheckpoint()
 	if !ok {
 		return 0
 	}
 	if m.EndLSN >= k.floor { // else the slot does not go on from it
-		k.stats.newest(&m)
+		k.stats.noteNewest(&m)
 	}
 	return m.EndLSN
 }
 
-// cover moves the newest checkpoint on or makes another, if one of the two is
+// advanceAcknowledgement moves the newest checkpoint on or makes another, if one of the two is
 // due, and gives what may be acknowledged of what is durable. A checkpoint that
 // fails is tried again later; it is an error only where the store is unusable.
 //
 // A server that shuts down waits until all is acknowledged. It need not wait
 // for a checkpoint: it has ended the session's other connections before, which
 // ends the session.
-func (k *keeper) cover(durable id.LSN) (id.LSN, error) {
+func (k *checkpointKeeper) advanceAcknowledgement(durable id.LSN) (id.LSN, error) {
 	if k.every == 0 {
 		return durable, nil
 	}
-	if err := k.act(durable); err != nil {
-		k.stats.outcome(err)
+	if err := k.moveOrMake(durable); err != nil {
+		k.stats.noteOutcome(err)
 		if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
 			return 0, fmt.Errorf("acknowledge up to %s: %w", durable, err)
 		}
@@ -178,27 +178,27 @@ func (k *keeper) cover(durable id.LSN) (id.LSN, error) {
 			k.log.Warn("no checkpoint; the source keeps its WAL until there is one, or as much waits as may", "error", err)
 		}
 	}
-	return k.limit(durable), nil
+	return k.limitAcknowledgement(durable), nil
 }
 
-// act does what is due. Where the newest checkpoint cannot be moved, another is
+// moveOrMake does what is due. Where the newest checkpoint cannot be moved, another is
 // made as if its rows had changed.
-func (k *keeper) act(durable id.LSN) error {
+func (k *checkpointKeeper) moveOrMake(durable id.LSN) error {
 	now := time.Now()
-	err := k.move(now, durable)
-	cause := k.due(now, durable)
+	err := k.moveNewest(now, durable)
+	cause := k.dueCause(now, durable)
 	if cause == "" || now.Sub(k.tried) < keepEvery {
 		return err
 	}
 	k.tried = now
-	k.failed = k.make(now, cause)
+	k.failed = k.makeCheckpoint(now, cause)
 	return k.failed
 }
 
-// move lets the newest checkpoint stand for what is durable, if that is due.
-func (k *keeper) move(now time.Time, durable id.LSN) error {
-	at := k.covered()
-	soft, _ := k.bounds()
+// moveNewest lets the newest checkpoint stand for what is durable, if that is due.
+func (k *checkpointKeeper) moveNewest(now time.Time, durable id.LSN) error {
+	at := k.newestCheckpointLSN()
+	soft, _ := k.heldBackBounds()
 	if at == 0 || at >= durable || now.Sub(k.moved) < keepEvery && durable < at+min(moveAtOnce, soft/2) {
 		return nil
 	}
@@ -209,13 +209,13 @@ func (k *keeper) move(now time.Time, durable id.LSN) error {
 	}
 	if to > at {
 		k.failed = nil
-		k.stats.outcome(nil)
+		k.stats.noteOutcome(nil)
 	}
 	return nil
 }
 
-// make makes a checkpoint.
-func (k *keeper) make(now time.Time, cause state.Cause) error {
+// makeCheckpoint makes a checkpoint.
+func (k *checkpointKeeper) makeCheckpoint(now time.Time, cause state.Cause) error {
 	var offsets map[int32]int64
 	if k.nextOffsets != nil {
 		offsets = k.nextOffsets()
@@ -227,7 +227,7 @@ func (k *keeper) make(now time.Time, cause state.Cause) error {
 	if err != nil {
 		return err
 	}
-	k.stats.outcome(nil)
+	k.stats.noteOutcome(nil)
 	level := slog.LevelInfo
 	if cause == state.CauseWAL {
 		level = slog.LevelDebug // under load they come every few seconds
@@ -237,10 +237,10 @@ func (k *keeper) make(now time.Time, cause state.Cause) error {
 	return nil
 }
 
-// due says why a checkpoint must be made now, "" if none must.
-func (k *keeper) due(now time.Time, durable id.LSN) state.Cause {
-	at, since := k.covered(), now.Sub(k.store.LastTimed())
-	soft, _ := k.bounds()
+// dueCause says why a checkpoint must be made now, "" if none must.
+func (k *checkpointKeeper) dueCause(now time.Time, durable id.LSN) state.Cause {
+	at, since := k.newestCheckpointLSN(), now.Sub(k.store.LastTimed())
+	soft, _ := k.heldBackBounds()
 	switch {
 	case at == 0 || since >= k.every || since < 0: // a clock that was set back
 		return state.CauseTimed

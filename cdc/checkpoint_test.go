@@ -17,13 +17,13 @@ import (
 )
 
 // keeping switches checkpoints on.
-func (r *rig) keeping(every time.Duration) *rig {
+func (r *deployment) keeping(every time.Duration) *deployment {
 	r.cfg.CheckpointEvery = every
 	return r
 }
 
 // newest reads the newest checkpoint from the disk.
-func (r *rig) newest() state.Manifest {
+func (r *deployment) newest() state.Manifest {
 	r.t.Helper()
 	list, err := state.ListCheckpoints(r.dir)
 	if err != nil {
@@ -36,7 +36,7 @@ func (r *rig) newest() state.Manifest {
 }
 
 // awaitConfirmed waits until the slot is acknowledged up to lsn.
-func (r *rig) awaitConfirmed(lsn id.LSN) {
+func (r *deployment) awaitConfirmed(lsn id.LSN) {
 	r.t.Helper()
 	envtest.Until(r.t, patience, func() error {
 		if at := r.confirmed(); at < lsn {
@@ -46,7 +46,7 @@ func (r *rig) awaitConfirmed(lsn id.LSN) {
 	})
 }
 
-func (r *rig) restore(id string) {
+func (r *deployment) restore(id string) {
 	r.t.Helper()
 	r.close()
 	if _, _, err := state.Restore(r.t.Context(), r.dir, id, state.Options{ReserveBytes: -1}); err != nil {
@@ -58,7 +58,7 @@ func (r *rig) restore(id string) {
 // checkpoint; and the newest checkpoint goes on without a snapshot.
 func TestNewestCheckpointRestoresExactly(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().keeping(300 * time.Millisecond)
+	r := newDeployment(t).setup().keeping(300 * time.Millisecond)
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'restaurant ' || g % 6 FROM generate_series(1, 3000) g`)
 	r.start()
 	r.barrier()
@@ -98,7 +98,7 @@ func TestNewestCheckpointRestoresExactly(t *testing.T) {
 // A checkpoint that the slot has passed leads to a snapshot, by itself.
 func TestOlderCheckpointIsRebuilt(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().keeping(time.Hour).start()
+	r := newDeployment(t).setup().keeping(time.Hour).start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r'), ('b', 'r')`)
 	r.same("r")
 	old, err := r.store.Checkpoint(state.CauseAsked, nil)
@@ -123,7 +123,7 @@ func TestOlderCheckpointIsRebuilt(t *testing.T) {
 // one row that changed keeps it until there is a checkpoint for the WAL's sake.
 func TestCheckpointsDoNotPinWAL(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().keeping(time.Hour).start()
+	r := newDeployment(t).setup().keeping(time.Hour).start()
 	r.barrier()
 	r.fill(8)
 	r.awaitConfirmed(r.lsn("pg_current_wal_flush_lsn"))
@@ -152,7 +152,7 @@ func TestCheckpointsDoNotPinWAL(t *testing.T) {
 // A server that shuts down does not wait for a checkpoint.
 func TestServerStopsDespiteCheckpoints(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).keeping(time.Hour)
+	r := newDeployment(t).keeping(time.Hour)
 	server := r.own(nil)
 	r.setup().start()
 	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
@@ -172,7 +172,7 @@ func TestServerStopsDespiteCheckpoints(t *testing.T) {
 // A checkpoint that cannot be made is told, keeps WAL, and is made when it can be.
 func TestFailingCheckpoint(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().keeping(300 * time.Millisecond)
+	r := newDeployment(t).setup().keeping(300 * time.Millisecond)
 	folder := filepath.Join(r.dir, "checkpoints")
 	r.start()
 	r.barrier()
@@ -203,7 +203,7 @@ func TestFailingCheckpoint(t *testing.T) {
 // further: by another, and when no checkpoint can be made, without one.
 func TestNewestCheckpointIsGone(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).keeping(time.Hour)
+	r := newDeployment(t).keeping(time.Hour)
 	r.own(patient)
 	r.setup().start()
 	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
@@ -235,7 +235,7 @@ func TestNewestCheckpointIsGone(t *testing.T) {
 
 // segments writes so many segments of WAL, nearly empty. The server is the test's
 // own.
-func (r *rig) segments(n int) {
+func (r *deployment) segments(n int) {
 	r.t.Helper()
 	for range n {
 		r.Exec(`SELECT pg_logical_emit_message(true, 'filler', 'x')`)
@@ -247,7 +247,7 @@ func (r *rig) segments(n int) {
 // setting changes while the mirror streams.
 func TestCheckpointsRespectKeepSize(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).keeping(time.Hour)
+	r := newDeployment(t).keeping(time.Hour)
 	r.own(patient)
 	r.setup().start()
 	r.await("checkpoint", func(st Status) bool { return st.Checkpoint.ID != "" })
@@ -284,8 +284,8 @@ func TestKeeperBounds(t *testing.T) {
 		{64 << 20, state.ErrDiskFull, 8 << 20, 16 << 20},
 		{0, nil, 0, 0},
 	} {
-		k := &keeper{failed: c.failed, keepSize: func() int64 { return c.keepSize }}
-		if soft, hard := k.bounds(); soft != c.soft || hard != c.hard {
+		k := &checkpointKeeper{failed: c.failed, keepSize: func() int64 { return c.keepSize }}
+		if soft, hard := k.heldBackBounds(); soft != c.soft || hard != c.hard {
 			t.Errorf("keep size %d, error %v: bounds %d and %d, want %d and %d", c.keepSize, c.failed, soft, hard, c.soft, c.hard)
 		}
 	}

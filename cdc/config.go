@@ -57,7 +57,7 @@ type Config struct {
 	// Logger takes what an operator wants to know; default none.
 	Logger *slog.Logger
 
-	timelines *timelines // shared by copies
+	timelines *timelineHistory // shared by copies
 
 	// For tests, which have no large tables and no time; 0: the constants of these names.
 	parallelBytes, rangeBytes int64
@@ -68,15 +68,15 @@ type Config struct {
 // maxIdentifier is NAMEDATALEN-1.
 const maxIdentifier = 63
 
-// slotName is what Postgres allows, so that a slot name is safe in replication
+// slotNamePattern is what Postgres allows, so that a slot name is safe in replication
 // commands, where nothing can be quoted.
-var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+var slotNamePattern = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
 // withDefaults fills in what may be left out.
 func (c Config) withDefaults() Config {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
-	c.timelines = &timelines{}
+	c.timelines = &timelineHistory{}
 	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
 	c.copyConnections = cmp.Or(c.copyConnections, copyConnections)
 	c.parallelBytes = cmp.Or(c.parallelBytes, parallelBytes)
@@ -93,7 +93,7 @@ func (c *Config) validate() error {
 	if c.URL == nil {
 		return fmt.Errorf("check source configuration: no URL")
 	}
-	if !slotName.MatchString(c.Slot) {
+	if !slotNamePattern.MatchString(c.Slot) {
 		return newHalt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
 	}
 	for what, name := range map[string]string{
@@ -107,18 +107,18 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// columns gives the needed columns, indexed by KeyColumn, RestaurantColumn, ClientColumn;
+// neededColumns gives the needed columns, indexed by KeyColumn, RestaurantColumn, ClientColumn;
 // what a composite key has more of follows. Validate has found a first one.
-func (c *Config) columns() []string {
+func (c *Config) neededColumns() []string {
 	return append([]string{pgoutput.KeyColumn: c.KeyColumns[0], pgoutput.RestaurantColumn: c.RestaurantColumn, pgoutput.ClientColumn: c.ClientColumn}, c.KeyColumns[1:]...)
 }
 
-// key is the quoted list of the key columns.
-func (c *Config) key() string { return quoteList(c.KeyColumns) }
+// quotedKey is the quoted list of the key columns.
+func (c *Config) quotedKey() string { return quoteList(c.KeyColumns) }
 
-// columnList is the quoted list of the needed columns, each once.
-func (c *Config) columnList() string {
-	names := c.columns()
+// quotedColumns is the quoted list of the needed columns, each once.
+func (c *Config) quotedColumns() string {
+	names := c.neededColumns()
 	slices.Sort(names)
 	return quoteList(slices.Compact(names))
 }
@@ -131,8 +131,8 @@ func quoteList(names []string) string {
 	return strings.Join(quoted, ", ")
 }
 
-// table is the quoted, qualified name.
-func (c *Config) table() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
+// quotedTable is the quoted, qualified name.
+func (c *Config) quotedTable() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
 
-// publication is the quoted name.
-func (c *Config) publication() string { return pgx.Identifier{c.Publication}.Sanitize() }
+// quotedPublication is the quoted name.
+func (c *Config) quotedPublication() string { return pgx.Identifier{c.Publication}.Sanitize() }

@@ -62,8 +62,8 @@ var walsenderSettings = pgsession.Merge(sessionSettings, []pgsession.Setting{
 	{Name: "tcp_user_timeout", Value: "0"},
 })
 
-// options reads the URL again and gives a connection's options.
-func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
+// connConfig reads the URL again and gives a connection's options.
+func (c *Config) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
 	url, err := c.URL()
 	if err != nil {
 		return nil, fmt.Errorf("read source URL: %w", err)
@@ -78,7 +78,7 @@ func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	// The URL may ask for pgx's other ways to run a query, which read some values
 	// as text.
 	o.DefaultQueryExecMode, o.StatementCacheCapacity = pgx.QueryExecModeCacheStatement, statementCache
-	o.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return pin(ctx, conn, settings) }
+	o.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return pinSettings(ctx, conn, settings) }
 	o.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
 	// The walsender flushes message by message, a COPY every 8 KiB; much fits into
 	// one read.
@@ -91,17 +91,17 @@ func (c *Config) options(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	return o, nil
 }
 
-// role is the quoted name of the role in source.url, for the statements that mend
+// quotedRole is the quoted name of the role in source.url, for the statements that mend
 // its rights.
-func (c *Config) role() string {
-	if o, err := c.options(nil); err == nil {
+func (c *Config) quotedRole() string {
+	if o, err := c.connConfig(nil); err == nil {
 		return pgx.Identifier{o.User}.Sanitize()
 	}
 	return "…" // the URL has changed since the connection was made, and is none now
 }
 
-// pin makes the settings in a session that has begun, see [pgsession.SQL].
-func pin(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
+// pinSettings makes the settings in a session that has begun, see [pgsession.SQL].
+func pinSettings(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
@@ -112,72 +112,72 @@ func pin(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting)
 
 // dialSQL opens an ordinary connection.
 func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
-	o, err := c.options(sessionSettings)
+	o, err := c.connConfig(sessionSettings)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := postgres.Connect(ctx, o)
 	if sqlState(err) == codeInsufficientPrivilege {
-		h := newHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+c.role(), "the role in source.url may not connect: %v", err)
+		h := newHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+c.quotedRole(), "the role in source.url may not connect: %v", err)
 		h.heals = true
 		return nil, h
 	}
-	return conn, c.explain(err)
+	return conn, c.explainConnectError(err)
 }
 
 // dialReplication opens a connection to a walsender.
 func (c *Config) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
-	o, err := c.options(walsenderSettings)
+	o, err := c.connConfig(walsenderSettings)
 	if err != nil {
 		return nil, err
 	}
 	o.RuntimeParams["replication"] = "database"
 	conn, err := postgres.ConnectWalsender(ctx, &o.Config)
-	return conn, c.explain(err)
+	return conn, c.explainConnectError(err)
 }
 
-// explain turns what cannot get better by itself into a halt.
-func (c *Config) explain(err error) error {
+// explainConnectError turns what cannot get better by itself into a halt.
+func (c *Config) explainConnectError(err error) error {
 	switch code := sqlState(err); {
 	case err == nil:
 		return nil
 	case code == codeInsufficientPrivilege:
-		return c.lacksReplication(err)
+		return c.haltNoReplication(err)
 	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
 		return newHalt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
-		return viaPooler(err)
+		return haltPooler(err)
 	}
 	return fmt.Errorf("connect to Postgres: %w", err)
 }
 
-// lacksReplication is the halt of a role that may neither replicate nor drop slots.
-func (c *Config) lacksReplication(err error) *haltError {
-	h := newHalt("ALTER ROLE "+c.role()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+// haltNoReplication is the halt of a role that may neither replicate nor drop slots.
+func (c *Config) haltNoReplication(err error) *haltError {
+	h := newHalt("ALTER ROLE "+c.quotedRole()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
 	h.heals = true
 	return h
 }
 
-// viaPooler names what does not get better by trying again.
-func viaPooler(err error) *haltError {
+// haltPooler names what does not get better by trying again.
+func haltPooler(err error) *haltError {
 	return newHalt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
 }
 
-// notUTF8 halts where the server cannot send a value of the table: it would fail
+// haltNotUTF8 halts where the server cannot send a value of the table: it would fail
 // on it again and again. The WAL holds the value after it was mended too, so that
 // the slot is worthless.
-func (c *Config) notUTF8(err error) *haltError {
+func (c *Config) haltNotUTF8(err error) *haltError {
 	h := newHalt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
-		strings.Join(c.columns(), ", "), c.publication(), c.table(), c.columnList()),
-		"table %s holds a value that Postgres cannot convert to UTF-8: %v", c.table(), err)
+		strings.Join(c.neededColumns(), ", "), c.quotedPublication(), c.quotedTable(), c.quotedColumns()),
+		"table %s holds a value that Postgres cannot convert to UTF-8: %v", c.quotedTable(), err)
 	h.distrust = true
 	return h
 }
 
-// pooled recognises a pooler that took our settings and dropped them, by what
+// isPoolerError recognises a pooler that took our settings and dropped them, by what
 // Postgres says then: a replication command is no SQL to it, and statements that
 // were prepared in one transaction are gone in the next.
-func pooled(err error) bool {
+func isPoolerError(err error) bool {
 	switch sqlState(err) {
 	case codeUnknownStatement, codeDuplicateStatement:
 		return true
@@ -187,33 +187,33 @@ func pooled(err error) bool {
 	return false
 }
 
-// stream is a replication connection that sends WAL. One goroutine may call
+// walStream is a replication connection that sends WAL. One goroutine may call
 // receive, and one other send: the two halves of a pgproto3 Frontend share
 // nothing.
-type stream struct {
+type walStream struct {
 	conn *pgconn.PgConn
 }
 
-// startStream asks for everything from lsn on. It owns conn from here.
-func startStream(ctx context.Context, conn *pgconn.PgConn, cfg *Config, lsn id.LSN) (*stream, error) {
+// startWALStream asks for everything from lsn on. It owns conn from here.
+func startWALStream(ctx context.Context, conn *pgconn.PgConn, cfg *Config, lsn id.LSN) (*walStream, error) {
 	err := pglogrepl.StartReplication(ctx, conn, cfg.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		PluginArgs: []string{
 			"proto_version '1'",
-			"publication_names '" + strings.ReplaceAll(cfg.publication(), "'", "''") + "'",
+			"publication_names '" + strings.ReplaceAll(cfg.quotedPublication(), "'", "''") + "'",
 			"messages 'true'",
 		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start replication from %s: %w", lsn, err)
 	}
-	return &stream{conn: conn}, nil
+	return &walStream{conn: conn}, nil
 }
 
-// receive gives the next CopyData payload, valid until the next call. It reads
+// receiveData gives the next CopyData payload, valid until the next call. It reads
 // without a context, whose watcher would cost more than the message: interrupt
 // ends it.
-func (s *stream) receive() ([]byte, error) {
+func (s *walStream) receiveData() ([]byte, error) {
 	for {
 		msg, err := s.conn.Frontend().Receive()
 		if err != nil {
@@ -223,19 +223,19 @@ func (s *stream) receive() ([]byte, error) {
 		case *pgproto3.CopyData:
 			return m.Data, nil
 		case *pgproto3.ErrorResponse:
-			return nil, &sendError{pgconn.ErrorResponseToPgError(m)}
+			return nil, &walsenderError{pgconn.ErrorResponseToPgError(m)}
 		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
 			return nil, errors.New("receive WAL: the server ended the stream")
 		}
 	}
 }
 
-// interrupt makes receive return, while send still works.
-func (s *stream) interrupt() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
+// interruptReceive makes receive return, while send still works.
+func (s *walStream) interruptReceive() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
 
-// send tells the server our positions. All are set: pglogrepl takes a zero for
+// sendStatus tells the server our positions. All are set: pglogrepl takes a zero for
 // "as the write position", which would acknowledge what is in memory only.
-func (s *stream) send(received, durable id.LSN, reply bool) error {
+func (s *walStream) sendStatus(received, durable id.LSN, reply bool) error {
 	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return fmt.Errorf("send status: %w", err)
 	}

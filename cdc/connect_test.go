@@ -19,7 +19,7 @@ import (
 // server do not come back in step.
 func TestPauses(t *testing.T) {
 	t.Parallel()
-	one, other := newPauses(), newPauses()
+	one, other := newBackoff(), newBackoff()
 	same := 0
 	for i := range 30 {
 		a, b := one.NextBackOff(), other.NextBackOff()
@@ -40,7 +40,7 @@ func TestPauses(t *testing.T) {
 // restart.
 func TestPasswordRotated(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	hba := filepath.Join(envtest.Dir(t), "pg_hba.conf")
 	rules := "host all postgres 127.0.0.1/32 trust\nhost all,replication all 127.0.0.1/32 scram-sha-256\n"
 	if err := os.WriteFile(hba, []byte(rules), 0o644); err != nil {
@@ -98,7 +98,7 @@ func TestPgBouncer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).setup()
+			r := newDeployment(t).setup()
 			direct, err := url.Parse(r.role)
 			if err != nil {
 				t.Fatal(err)
@@ -136,7 +136,7 @@ func TestPgBouncer(t *testing.T) {
 // behind is ended.
 func TestSlotActive(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.barrier()
 	if err := r.halt(); err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestSlotActive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := startStream(t.Context(), conn, &cfg, r.store.DurableLSN()); err != nil {
+		if _, err := startWALStream(t.Context(), conn, &cfg, r.store.DurableLSN()); err != nil {
 			t.Fatal(err)
 		}
 		return func() { closeConn(conn) }, int64(conn.PID())
@@ -186,7 +186,7 @@ func TestSlotActive(t *testing.T) {
 // be as large as Postgres has it.
 func TestLargeMessagesOnceConnected(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	const text = "SELECT repeat('x', 1048576)"
 	conn, err := r.cfg.dialSQL(t.Context())
 	if err != nil {

@@ -23,8 +23,8 @@ type copyProgress struct {
 	began       atomic.Int64 // Unix nanoseconds; 0: not yet
 }
 
-// begin starts anew.
-func (p *copyProgress) begin(total int64) {
+// beginCopy starts anew.
+func (p *copyProgress) beginCopy(total int64) {
 	p.rows.Store(0)
 	p.total.Store(total)
 	p.began.Store(time.Now().UnixNano())
@@ -39,8 +39,8 @@ type CopyProgress struct {
 	Left    time.Duration // at that rate; 0: not known
 }
 
-// at computes what follows from the counts.
-func (p *copyProgress) at(now time.Time) CopyProgress {
+// progressAt computes what follows from the counts.
+func (p *copyProgress) progressAt(now time.Time) CopyProgress {
 	c := CopyProgress{Rows: p.rows.Load(), Total: p.total.Load()}
 	if c.Total > 0 {
 		c.Percent = min(100*float64(c.Rows)/float64(c.Total), 99.9)
@@ -58,7 +58,7 @@ func (p *copyProgress) at(now time.Time) CopyProgress {
 
 // String is for the log and for errors.
 func (p *copyProgress) String() string {
-	c := p.at(time.Now())
+	c := p.progressAt(time.Now())
 	if c.Total == 0 {
 		return fmt.Sprintf("%d rows", c.Rows)
 	}
@@ -72,7 +72,7 @@ func (p *copyProgress) logEvery(every time.Duration, log *slog.Logger, table str
 	go func() {
 		defer close(ended)
 		for sleep(ctx, every) {
-			c := p.at(time.Now())
+			c := p.progressAt(time.Now())
 			log.Info("copying the subscriptions", "table", table, "rows", c.Rows, "of_about", c.Total,
 				"percent", fmt.Sprintf("%.1f", c.Percent), "rows_per_second", int64(c.Rate), "left", c.Left.Round(time.Second))
 		}
@@ -84,7 +84,7 @@ func (p *copyProgress) logEvery(every time.Duration, log *slog.Logger, table str
 // knows how large the table is now, and adds partitions up.
 func (c *Config) estimateRows(ctx context.Context, sql *pgx.Conn, cat *catalog) (int64, error) {
 	var text string
-	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+c.from(cat)).Scan(&text); err != nil {
+	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+c.fromTable(cat)).Scan(&text); err != nil {
 		return 0, fmt.Errorf("estimate rows: %w", err)
 	}
 	var plans []struct {

@@ -10,7 +10,7 @@ import (
 )
 
 // copyColumns gives the expressions of the COPY, and which come as integers.
-func copyColumns(columns []column) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
+func copyColumns(columns []neededColumn) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
 	for c := range pgoutput.NeededColumns {
 		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].name}.Sanitize(), columns[c].typ)
 		if c != pgoutput.KeyColumn && columns[c].typ == pgtype.BPCharOID {
@@ -26,7 +26,7 @@ func copyColumns(columns []column) (list [pgoutput.NeededColumns]string, integer
 // copyKey gives the expression of a composite key: its parts joined by colons,
 // with '%' and ':' in them percent-encoded, so that no two keys read alike. The
 // decoder does the same in rowID.
-func copyKey(columns []column) string {
+func copyKey(columns []neededColumn) string {
 	var parts []string
 	for c, col := range columns {
 		if !pgoutput.IsKeyColumn(c) {

@@ -31,12 +31,12 @@ func Coverage(ctx context.Context, cfg Config, read func() error) (func(src stat
 	if err := read(); err != nil {
 		return nil, err
 	}
-	cat, past, err := cfg.meet(ctx, sql)
+	cat, past, err := cfg.inspectWithTimeline(ctx, sql)
 	if err != nil {
 		return nil, err
 	}
 	return func(src state.Source, end id.LSN) string {
-		_, why := decide(src, true, end, true, cat, past, slot)
+		_, why := snapshotReason(src, true, end, true, cat, past, slot)
 		return why
 	}, nil
 }

@@ -18,15 +18,15 @@ type situation struct {
 	complete, whole bool
 	durable         id.LSN
 	cat             catalog
-	past            lineage
-	slot            slotInfo
+	past            timelineLineage
+	slot            slotStatus
 }
 
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6, Catalog: "table 6;kind r"}
 	promoted := func(s *situation, end id.LSN) {
-		s.past = lineage{{1, end}}
+		s.past = timelineLineage{{1, end}}
 		s.cat.source.Timeline, s.cat.source.History = 2, s.past.String()
 	}
 	for _, c := range []struct {
@@ -63,26 +63,26 @@ func TestDecide(t *testing.T) {
 			s.stored.Timeline, s.stored.History = 2, "1 0/50;"
 		}},
 		{"another branch", func(s *situation) { // and one of them had a standby
-			s.past = lineage{{1, 90}, {2, 110}}
+			s.past = timelineLineage{{1, 90}, {2, 110}}
 			s.cat.source.Timeline, s.cat.source.History = 3, s.past.String()
 			s.stored.Timeline, s.stored.History = 2, "1 0/50;"
 		}},
 		{"", func(s *situation) { // two promotions, both behind us
-			s.past = lineage{{1, 100}, {2, 110}}
+			s.past = timelineLineage{{1, 100}, {2, 110}}
 			s.cat.source.Timeline, s.cat.source.History = 3, s.past.String()
 		}},
 		{"", func(s *situation) { // and one of them already followed
-			s.past = lineage{{1, 50}, {2, 110}}
+			s.past = timelineLineage{{1, 50}, {2, 110}}
 			s.cat.source.Timeline, s.cat.source.History = 3, s.past.String()
 			s.stored.Timeline, s.stored.History = 2, "1 0/32;"
 		}},
 	} {
 		s := situation{
 			stored: source, complete: true, whole: true, durable: 100, cat: catalog{source: source, walEnd: 120},
-			slot: slotInfo{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"},
+			slot: slotStatus{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"},
 		}
 		c.change(&s)
-		_, got := decide(s.stored, s.complete, s.durable, s.whole, &s.cat, s.past, s.slot)
+		_, got := snapshotReason(s.stored, s.complete, s.durable, s.whole, &s.cat, s.past, s.slot)
 		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
 			t.Errorf("decided %q, want %q", got, c.want)
 		}
@@ -105,11 +105,11 @@ func TestParseLineage(t *testing.T) {
 // A server that is too old says so by what it does not know.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
-	if found := checkVersion(&facts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOn(found[0]).halt.What, "Postgres 13, older than 14") {
+	if found := checkVersion(&checkFacts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOnViolation(found[0]).halt.What, "Postgres 13, older than 14") {
 		t.Errorf("version 13 gives %+v", found)
 	}
 	cfg := &Config{}
-	err := cfg.explain(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
+	err := cfg.explainConnectError(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
 	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
 		t.Errorf("the refusal of a setting gives %v", err)
 	}

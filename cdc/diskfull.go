@@ -23,12 +23,12 @@ import (
 // roomPoll is how often it is looked whether there is room.
 const roomPoll = 250 * time.Millisecond
 
-// awaitRoom waits until the disk has the reserve and so many bytes more. why is
+// awaitDiskRoom waits until the disk has the reserve and so many bytes more. why is
 // what the store said. Checkpoints go first, see [state.Store.MakeRoom].
-func (m *Mirror) awaitRoom(ctx context.Context, more int64, why error) error {
+func (m *Mirror) awaitDiskRoom(ctx context.Context, more int64, why error) error {
 	m.log.Warn("the disk is almost full; changes of the subscriptions wait until there is room", "reason", why)
-	m.stats.disk(why.Error())
-	defer m.stats.disk("")
+	m.stats.setDiskFull(why.Error())
+	defer m.stats.setDiskFull("")
 	tick := time.NewTicker(roomPoll)
 	defer tick.Stop()
 	for {
@@ -48,9 +48,9 @@ func (m *Mirror) awaitRoom(ctx context.Context, more int64, why error) error {
 	}
 }
 
-// noRoomForPosition takes note of why a position could not be stored; "": it was.
-func (m *Mirror) noRoomForPosition(why string) {
-	if m.stats.disk(why) && why != "" {
+// noteNoRoom takes note of why a position could not be stored; "": it was.
+func (m *Mirror) noteNoRoom(why string) {
+	if m.stats.setDiskFull(why) && why != "" {
 		m.log.Warn("the disk is full; the source keeps its WAL until there is room", "reason", why)
 	}
 }
@@ -62,25 +62,25 @@ func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error)
 	if err := m.dropSlot(ctx, sql); err != nil {
 		return errors.Join(why, err)
 	}
-	if err := m.awaitRoom(ctx, m.loadNeeds, why); err != nil {
-		return ignoreEnd(ctx, err)
+	if err := m.awaitDiskRoom(ctx, m.loadBytes, why); err != nil {
+		return ignoreCanceled(ctx, err)
 	}
 	return nil
 }
 
-// write applies a batch, as soon as there is room for it.
-func (a *applier) write(ctx context.Context, b *state.Batch) error {
+// writeBatch applies a batch, as soon as there is room for it.
+func (a *applier) writeBatch(ctx context.Context, b *state.Batch) error {
 	for {
-		between := !a.inside // else the transaction was begun and must be ended
-		err := a.tryWrite(ctx, b)
+		between := !a.inTransaction // else the transaction was begun and must be ended
+		err := a.tryWriteBatch(ctx, b)
 		if !errors.Is(err, state.ErrDiskFull) {
 			return err
 		}
 		if between {
-			a.leave()
+			a.leaveGate()
 		}
 		if between && len(b.Changes) == 0 {
-			a.full(err.Error())
+			a.noteDiskFull(err.Error())
 			return nil // somebody else's transaction, a barrier's too: observed is enough
 		}
 		if err := a.awaitRoom(ctx, 0, err); err != nil {

@@ -32,31 +32,31 @@ func TestApplierOnAFullDisk(t *testing.T) {
 		}
 	}()
 	waited := errors.New("it waits")
-	a := &applier{store: store, queue: newQueue(), pos: &position{}, gate: newGate(), dirty: make(chan struct{}, 1),
+	a := &applier{store: store, queue: newGroupQueue(), pos: &appliedPosition{}, gate: newGate(), dirty: make(chan struct{}, 1),
 		awaitRoom: func(_ context.Context, _ int64, why error) error {
 			if !errors.Is(why, state.ErrDiskFull) {
 				t.Errorf("it waits because of %v", why)
 			}
 			return waited
-		}, full: func(string) {}}
-	a.pos.open(0)
-	if err := a.apply(t.Context(), &group{batch: state.Batch{End: 10}, observed: 10}); err != nil {
+		}, noteDiskFull: func(string) {}}
+	a.pos.openSession(0)
+	if err := a.applyGroup(t.Context(), &changeGroup{batch: state.Batch{End: 10}, observed: 10}); err != nil {
 		t.Errorf("a transaction without changes: %v", err)
 	}
-	if a.pos.load() != 10 || store.EndLSN() != 10 || a.inside {
-		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/A, false", a.pos.load(), store.EndLSN(), a.inside)
+	if a.pos.load() != 10 || store.EndLSN() != 10 || a.inTransaction {
+		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/A, false", a.pos.load(), store.EndLSN(), a.inTransaction)
 	}
 	change := id.Change{Op: id.Delete, Row: id.PackRow("1")}
-	err = a.apply(t.Context(), &group{batch: state.Batch{End: 20, Changes: []id.Change{change}}, observed: 20})
-	if !errors.Is(err, waited) || a.pos.load() != 10 || a.inside {
-		t.Errorf("a change: %v, observed %s, gate held %v; want it to wait at 0/A with the gate open", err, a.pos.load(), a.inside)
+	err = a.applyGroup(t.Context(), &changeGroup{batch: state.Batch{End: 20, Changes: []id.Change{change}}, observed: 20})
+	if !errors.Is(err, waited) || a.pos.load() != 10 || a.inTransaction {
+		t.Errorf("a change: %v, observed %s, gate held %v; want it to wait at 0/A with the gate open", err, a.pos.load(), a.inTransaction)
 	}
 }
 
 // Below the reserve a quiet table pins no WAL, whatever others write.
 func TestQuietTableBelowTheReserve(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().keeping(time.Hour)
+	r := newDeployment(t).setup().keeping(time.Hour)
 	var err error
 	if r.store, err = state.Open(r.dir, state.Options{Logger: r.cfg.Logger, ReserveBytes: -1}); err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 
 // encoded moves the rig to a database of an encoding, with a column of somebody
 // else's in the table.
-func (r *rig) encoded(encoding string) *rig {
+func (r *deployment) encoded(encoding string) *deployment {
 	r.t.Helper()
 	outer, slot, name := r.Pool, r.cfg.Slot, strings.ToLower(encoding)+"_"+r.Name
 	r.Exec(`CREATE DATABASE ` + name + ` ENCODING '` + encoding + `' LOCALE 'C' TEMPLATE template0`)
@@ -55,7 +55,7 @@ func TestEncodings(t *testing.T) {
 	} {
 		t.Run(encoding, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).encoded(encoding).setup()
+			r := newDeployment(t).encoded(encoding).setup()
 			text := `convert_from('` + c.bytes + `', '` + encoding + `')`
 			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES (` + text + `, 'r'), ('plain', ` + text + `)`)
 			r.start()
@@ -81,7 +81,7 @@ func TestBytesThatAreNotUTF8(t *testing.T) {
 		for _, composite := range []bool{false, true} {
 			t.Run(fmt.Sprintf("identity %s, composite key %v", identity, composite), func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t).encoded("SQL_ASCII")
+				r := newDeployment(t).encoded("SQL_ASCII")
 				r.Exec(`ALTER TABLE subscribers_restaurants ALTER id TYPE text, REPLICA IDENTITY ` + identity)
 				if composite {
 					r.cfg.KeyColumns = []string{"id", "note"}
@@ -127,7 +127,7 @@ func TestValueWithoutCounterpartInUTF8(t *testing.T) {
 		name := map[bool]string{false: "copied", true: "streamed"}[streamed]
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).encoded("WIN1251").setup()
+			r := newDeployment(t).encoded("WIN1251").setup()
 			write := func() {
 				r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES (convert_from('\x98', 'WIN1251'), 'r'), ('b', 'r')`)
 			}

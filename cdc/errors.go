@@ -49,17 +49,17 @@ func newHalt(hint, format string, args ...any) *haltError {
 	return &haltError{halt: &halt.Error{Part: halt.Source, What: fmt.Sprintf(format, args...), Hint: hint}}
 }
 
-// sendError is what the walsender failed with while it decoded and sent.
-type sendError struct{ cause error }
+// walsenderError is what the walsender failed with while it decoded and sent.
+type walsenderError struct{ cause error }
 
 // Error names the direction, as other failures of the stream do.
-func (e *sendError) Error() string { return "receive WAL: " + e.cause.Error() }
+func (e *walsenderError) Error() string { return "receive WAL: " + e.cause.Error() }
 
 // Unwrap gives Postgres' error.
-func (e *sendError) Unwrap() error { return e.cause }
+func (e *walsenderError) Unwrap() error { return e.cause }
 
-// heldError says that somebody else uses our slot. It passes by itself.
-type heldError struct {
+// slotHeldError says that somebody else uses our slot. It passes by itself.
+type slotHeldError struct {
 	slot    string
 	pid     int32
 	app     string
@@ -69,7 +69,7 @@ type heldError struct {
 
 // Error names the holder by what an operator can look for: the PID and the
 // name that it gave itself.
-func (e *heldError) Error() string {
+func (e *slotHeldError) Error() string {
 	return fmt.Sprintf("slot %s is active for PID %d (application_name %q, role %s, client address %s)", e.slot, e.pid, e.app, e.role, e.address)
 }
 
@@ -88,9 +88,9 @@ const (
 	codeBadCharacter          = "22021" // not one of the encoding's
 )
 
-// unreachable tells whether a session ended because the server cannot be reached
+// isUnreachable tells whether a session ended because the server cannot be reached
 // or ended the connection, and not by a short disk or a server without a free slot.
-func unreachable(err error) bool {
+func isUnreachable(err error) bool {
 	if state := sqlState(err); state != "" {
 		return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P")
 	}

@@ -25,12 +25,12 @@ func TestUnreachable(t *testing.T) {
 		{fmt.Errorf("load rows: %w", syscall.ENOSPC), false},
 		{errors.New("the disk has no room for a snapshot"), false},
 	} {
-		if got := unreachable(c.err); got != c.want {
+		if got := isUnreachable(c.err); got != c.want {
 			t.Errorf("%v: %t", c.err, got)
 		}
 	}
 	cfg := (&Config{URL: func() (string, error) { return "postgres://u@127.0.0.1:1/de", nil }}).withDefaults()
-	if _, err := cfg.dialSQL(t.Context()); err == nil || !unreachable(err) {
+	if _, err := cfg.dialSQL(t.Context()); err == nil || !isUnreachable(err) {
 		t.Errorf("%v: reachable", err)
 	}
 }

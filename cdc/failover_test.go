@@ -13,7 +13,7 @@ import (
 
 // awaitSynced waits until the slot can be used after a promotion, and the
 // standby has all that was written.
-func (r *rig) awaitSynced(standby *testenv.Postgres) {
+func (r *deployment) awaitSynced(standby *testenv.Postgres) {
 	r.t.Helper()
 	pool, err := pgxpool.New(r.t.Context(), standby.URL("postgres"))
 	if err != nil {
@@ -35,7 +35,7 @@ func (r *rig) awaitSynced(standby *testenv.Postgres) {
 // manual step, no snapshot and no loss, whatever the mirror was doing.
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	if r.version() < failoverVersion {
 		t.Skip("slots have no failover here")
 	}
@@ -71,7 +71,7 @@ func TestFailover(t *testing.T) {
 // go on, and must not.
 func TestFailoverToAStandbyThatWasBehind(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	if r.version() < failoverVersion {
 		t.Skip("slots have no failover here")
 	}
@@ -114,7 +114,7 @@ func TestFailoverToAStandbyThatWasBehind(t *testing.T) {
 // Without failover slots a promotion loses the slot: detected, named, rebuilt.
 func TestFailoverWithoutSlot(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	primary, standby := r.pair()
 	if r.version() >= failoverVersion {
 		r.Exec(`ALTER SYSTEM RESET synchronized_standby_slots`)
@@ -145,7 +145,7 @@ func TestFailoverWithoutSlot(t *testing.T) {
 }
 
 // stopSlotSync leaves the standby without failover slots.
-func (r *rig) stopSlotSync(standby *testenv.Postgres) {
+func (r *deployment) stopSlotSync(standby *testenv.Postgres) {
 	r.t.Helper()
 	if err := standby.Stop(); err != nil {
 		r.t.Fatal(err)
@@ -157,7 +157,7 @@ func (r *rig) stopSlotSync(standby *testenv.Postgres) {
 }
 
 // awaitReplayed waits until the standby has all that was written.
-func (r *rig) awaitReplayed(standby *testenv.Postgres) {
+func (r *deployment) awaitReplayed(standby *testenv.Postgres) {
 	r.t.Helper()
 	pool, err := pgxpool.New(r.t.Context(), standby.URL("postgres"))
 	if err != nil {

@@ -17,28 +17,28 @@ const (
 	askAfter, deadAfter = 10 * time.Second, 40 * time.Second
 )
 
-// feedback owns the writing half of the stream.
-type feedback struct {
-	out      *stream
-	wake     chan struct{} // cap 1: send now
-	ask      atomic.Bool   // and ask for a keepalive
-	received atomic.Uint64 // set by the receiver
-	durable  atomic.Uint64 // set by the syncer, to what Sync returned
+// statusSender owns the writing half of the stream.
+type statusSender struct {
+	out         *walStream
+	wake        chan struct{} // cap 1: send now
+	replyWanted atomic.Bool   // and ask for a keepalive
+	received    atomic.Uint64 // set by the receiver
+	durable     atomic.Uint64 // set by the syncer, to what Sync returned
 
 	messages atomic.Uint64 // how many the receiver has read
 	waiting  atomic.Bool   // the receiver waits for the server, not for the applier
 }
 
-// newFeedback starts at what is on disk: the first message must not tell zero,
+// newStatusSender starts at what is on disk: the first message must not tell zero,
 // and nothing newer has been synced yet.
-func newFeedback(out *stream, durable id.LSN) *feedback {
-	f := &feedback{out: out, wake: make(chan struct{}, 1)}
+func newStatusSender(out *walStream, durable id.LSN) *statusSender {
+	f := &statusSender{out: out, wake: make(chan struct{}, 1)}
 	f.durable.Store(uint64(durable))
 	return f
 }
 
-// statusEvery keeps us well inside wal_sender_timeout; zero turns that off.
-func statusEvery(walSenderTimeout time.Duration) time.Duration {
+// statusInterval keeps us well inside wal_sender_timeout; zero turns that off.
+func statusInterval(walSenderTimeout time.Duration) time.Duration {
 	if walSenderTimeout <= 0 {
 		return maxStatusEvery
 	}
@@ -47,7 +47,7 @@ func statusEvery(walSenderTimeout time.Duration) time.Duration {
 
 // run sends our positions every tick, whatever the applier does, and when
 // woken.
-func (f *feedback) run(ctx context.Context, every time.Duration) error {
+func (f *statusSender) run(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var seen uint64
@@ -70,27 +70,27 @@ func (f *feedback) run(ctx context.Context, every time.Duration) error {
 				asked = silent
 			}
 		}
-		if err := f.send(f.ask.Swap(false) || ask); err != nil {
+		if err := f.sendPositions(f.replyWanted.Swap(false) || ask); err != nil {
 			return err
 		}
 	}
 }
 
-// send tells the positions as they are now; ask wants a keepalive back.
-func (f *feedback) send(ask bool) error {
-	return f.out.send(id.LSN(f.received.Load()), id.LSN(f.durable.Load()), ask)
+// sendPositions tells the positions as they are now; ask wants a keepalive back.
+func (f *statusSender) sendPositions(ask bool) error {
+	return f.out.sendStatus(id.LSN(f.received.Load()), id.LSN(f.durable.Load()), ask)
 }
 
 // requestReply makes the server tell how far it has sent, at once.
-func (f *feedback) requestReply() {
-	f.ask.Store(true)
-	poke(f.wake)
+func (f *statusSender) requestReply() {
+	f.replyWanted.Store(true)
+	wakeWaiter(f.wake)
 }
 
-// synced takes note of a position that is on disk and lets the server know.
-func (f *feedback) synced(lsn id.LSN) {
+// noteDurable takes note of a position that is on disk and lets the server know.
+func (f *statusSender) noteDurable(lsn id.LSN) {
 	if uint64(lsn) > f.durable.Load() {
 		f.durable.Store(uint64(lsn))
-		poke(f.wake)
+		wakeWaiter(f.wake)
 	}
 }

@@ -17,7 +17,7 @@ func TestStatusEvery(t *testing.T) {
 		"1min": time.Second, "2s": 2 * time.Second / 3, "500ms": 500 * time.Millisecond / 3, "0": time.Second,
 		"1h": time.Second, "1d": time.Second, "nonsense": time.Second / 3,
 	} {
-		if got := statusEvery(parseSetting(text)); got != want {
+		if got := statusInterval(parseDuration(text)); got != want {
 			t.Errorf("wal_sender_timeout %s: every %s, want %s", text, got, want)
 		}
 	}
@@ -34,7 +34,7 @@ func piecesOf(changes int, end id.LSN, cut bool) pgoutput.Piece {
 // Small transactions join, parts do not, and a keepalive never overtakes.
 func TestQueueGroups(t *testing.T) {
 	t.Parallel()
-	q := newQueue()
+	q := newGroupQueue()
 	put := func(p pgoutput.Piece) {
 		if err := q.put(t.Context(), p); err != nil {
 			t.Fatal(err)
@@ -42,30 +42,30 @@ func TestQueueGroups(t *testing.T) {
 	}
 	put(piecesOf(1, 10, false))
 	put(piecesOf(2, 20, false))
-	q.keepalive(25, false)
+	q.putKeepalive(25, false)
 	put(piecesOf(maxGroupChanges, 30, false))
 	put(piecesOf(5, 0, true))
 	put(piecesOf(1, 40, true))
-	q.keepalive(45, true)
+	q.putKeepalive(45, true)
 	put(piecesOf(1, 50, false))
-	for i, want := range []group{
+	for i, want := range []changeGroup{
 		{batch: state.Batch{End: 20}, bytes: 300, observed: 25},
 		{batch: state.Batch{End: 30}, bytes: 100 * maxGroupChanges, observed: 30},
-		{bytes: 500, cut: true},
-		{batch: state.Batch{End: 40}, bytes: 100, cut: true, observed: 45, persist: true},
+		{bytes: 500, partial: true},
+		{batch: state.Batch{End: 40}, bytes: 100, partial: true, observed: 45, persist: true},
 		{batch: state.Batch{End: 50}, bytes: 100, observed: 50},
 	} {
 		g, ok := q.take()
-		if !ok || g.batch.End != want.batch.End || g.bytes != want.bytes || g.cut != want.cut || g.observed != want.observed || g.persist != want.persist {
+		if !ok || g.batch.End != want.batch.End || g.bytes != want.bytes || g.partial != want.partial || g.observed != want.observed || g.persist != want.persist {
 			t.Errorf("group %d is %+v, want %+v", i, g, want)
 		}
-		q.done(g)
+		q.release(g)
 	}
 	if _, ok := q.take(); ok || q.bytes != 0 {
 		t.Errorf("queue is not empty: %d bytes", q.bytes)
 	}
-	q.keepalive(60, false)
-	if g, ok := q.take(); !ok || !g.empty() || g.observed != 60 {
+	q.putKeepalive(60, false)
+	if g, ok := q.take(); !ok || !g.isEmpty() || g.observed != 60 {
 		t.Errorf("a keepalive alone gives %+v", g)
 	}
 }
@@ -73,7 +73,7 @@ func TestQueueGroups(t *testing.T) {
 // A full queue makes the receiver wait, until there is room or its context ends.
 func TestQueueIsBounded(t *testing.T) {
 	t.Parallel()
-	q := newQueue()
+	q := newGroupQueue()
 	p := piecesOf(1, 10, true)
 	p.Bytes = maxQueueBytes
 	if err := q.put(t.Context(), p); err != nil {
@@ -87,7 +87,7 @@ func TestQueueIsBounded(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- q.put(t.Context(), p) }()
 	g, _ := q.take()
-	q.done(g)
+	q.release(g)
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

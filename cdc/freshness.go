@@ -47,13 +47,13 @@ const (
 // has returned and nothing can become fresh any more. Any number of goroutines
 // may call it; they share queries.
 func (m *Mirror) Barrier(ctx context.Context) error {
-	wait := m.strict
+	wait := m.awaitStrict
 	switch m.cfg.Freshness {
 	case Strict:
 	case Bounded:
-		wait = m.bounded
+		wait = m.awaitBounded
 	case Off:
-		wait = m.rows
+		wait = m.awaitRows
 	}
 	start := time.Now()
 	err := wait(ctx)
@@ -63,18 +63,18 @@ func (m *Mirror) Barrier(ctx context.Context) error {
 	return err
 }
 
-// bounded waits until the mirror is known to have been fresh lately. A position
+// awaitBounded waits until the mirror is known to have been fresh lately. A position
 // asked for at the call is as good as one that was asked for before it and is
 // reached only now.
-func (m *Mirror) bounded(ctx context.Context) error {
-	if ok, _ := m.fresh.within(m.cfg.MaxStaleness); ok {
+func (m *Mirror) awaitBounded(ctx context.Context) error {
+	if ok, _ := m.fresh.freshWithin(m.cfg.MaxStaleness); ok {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	asked := make(chan error, 1)
-	go func() { asked <- m.strict(ctx) }()
+	go func() { asked <- m.awaitStrict(ctx) }()
 	for {
-		ok, moved := m.fresh.within(m.cfg.MaxStaleness)
+		ok, moved := m.fresh.freshWithin(m.cfg.MaxStaleness)
 		if ok {
 			cancel()
 			<-asked //nolint:errcheck // not needed any more
@@ -89,8 +89,8 @@ func (m *Mirror) bounded(ctx context.Context) error {
 	}
 }
 
-// rows waits until there is a complete snapshot, and no half transaction in it.
-func (m *Mirror) rows(ctx context.Context) error {
+// awaitRows waits until there is a complete snapshot, and no half transaction in it.
+func (m *Mirror) awaitRows(ctx context.Context) error {
 	tick := time.NewTicker(rowsEvery)
 	defer tick.Stop()
 	for {
@@ -114,15 +114,15 @@ func (m *Mirror) startAsking(ctx context.Context) (stop func()) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
-	asking.Go(func() { m.keepAsking(ctx) })
+	asking.Go(func() { m.askRegularly(ctx) })
 	return func() { cancel(); asking.Wait() }
 }
 
-// keepAsking asks for the server's position until ctx ends, so that it is known
+// askRegularly asks for the server's position until ctx ends, so that it is known
 // how stale the mirror is when a join comes. Positions are asked for although
 // earlier ones are not reached yet: a mirror that is always a little behind
 // would seem to be twice as far.
-func (m *Mirror) keepAsking(ctx context.Context) {
+func (m *Mirror) askRegularly(ctx context.Context) {
 	every := max(min(m.cfg.MaxStaleness/asksPerStaleness, maxAskEvery), time.Millisecond)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -135,7 +135,7 @@ func (m *Mirror) keepAsking(ctx context.Context) {
 			return
 		case <-tick.C:
 			asking.TryGo(func() error {
-				_ = m.ask(ctx, every) // it notes what it finds out; nobody waits, so it writes nothing early
+				_ = m.awaitAnswered(ctx, every) // it notes what it finds out; nobody waits, so it writes nothing early
 				return nil
 			})
 		}
@@ -149,8 +149,8 @@ type knownFresh struct {
 	moved chan struct{} // closed at the next move; nil while nobody waits
 }
 
-// note takes a moment at which the server told a position that is reached now.
-func (k *knownFresh) note(at time.Time) {
+// noteMoment takes a moment at which the server told a position that is reached now.
+func (k *knownFresh) noteMoment(at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !at.After(k.at) {
@@ -163,16 +163,16 @@ func (k *knownFresh) note(at time.Time) {
 	}
 }
 
-// moment is the newest one so far.
-func (k *knownFresh) moment() time.Time {
+// newestMoment is the newest one so far.
+func (k *knownFresh) newestMoment() time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.at
 }
 
-// within says whether the moment lies no further back than limit, and gives a
+// freshWithin says whether the moment lies no further back than limit, and gives a
 // channel that closes when it moves.
-func (k *knownFresh) within(limit time.Duration) (ok bool, moved <-chan struct{}) {
+func (k *knownFresh) freshWithin(limit time.Duration) (ok bool, moved <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.at.IsZero() && time.Since(k.at) <= limit {

@@ -14,7 +14,7 @@ import (
 const glance = 100 * time.Millisecond
 
 // waits says whether the barrier waits at this moment.
-func (r *rig) waits() bool {
+func (r *deployment) waits() bool {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), glance)
 	defer cancel()
@@ -26,7 +26,7 @@ func (r *rig) waits() bool {
 }
 
 // pausable leads the mirror's replication connection through a relay.
-func (r *rig) pausable() *envtest.Relay {
+func (r *deployment) pausable() *envtest.Relay {
 	r.t.Helper()
 	relay := envtest.RelayPostgres(r.t, r.DB, true)
 	url := relay.URL(r.role)
@@ -40,7 +40,7 @@ const subscribeLate = `INSERT INTO subscribers_restaurants (client_id, restauran
 // committed, and for nothing else.
 func TestStrictWaitsWhileReplicationIsPaused(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	relay := r.pausable()
 	r.start()
 	r.barrier()
@@ -61,7 +61,7 @@ func TestStrictWaitsWhileReplicationIsPaused(t *testing.T) {
 // be reached is older than the limit, and then waits until one is not.
 func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	relay := r.pausable()
 	r.cfg.Freshness, r.cfg.MaxStaleness = Bounded, 2*time.Second
 	r.start()
@@ -76,7 +76,7 @@ func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 		start := time.Now()
 		waits := r.waits()
 		// It was asked for before the call, or a little later. It only moves forward.
-		known := r.m.fresh.moment()
+		known := r.m.fresh.newestMoment()
 		if stale := start.Sub(known); !waits && stale > r.cfg.MaxStaleness {
 			t.Fatalf("a join passed although the mirror is stale for %s", stale)
 		}
@@ -102,9 +102,9 @@ func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 		t.Errorf("after the barrier the store has %q, want what was committed before the limit", got)
 	}
 	// Without joins, too, it is known how fresh the mirror is.
-	before, nudges := r.m.fresh.moment(), r.m.Status().Nudges
+	before, nudges := r.m.fresh.newestMoment(), r.m.Status().Nudges
 	envtest.Until(t, patience, func() error {
-		if !r.m.fresh.moment().After(before.Add(r.cfg.MaxStaleness)) {
+		if !r.m.fresh.newestMoment().After(before.Add(r.cfg.MaxStaleness)) {
 			return errors.New("nobody asks")
 		}
 		return nil
@@ -118,7 +118,7 @@ func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 // they wait until it is known that it does.
 func TestBoundedDoesNotWaitWhileFresh(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.cfg.Freshness, r.cfg.MaxStaleness = Bounded, time.Minute
 	resume := make(chan struct{})
 	r.hooks.copied = func() { <-resume }
@@ -149,7 +149,7 @@ func TestBoundedDoesNotWaitWhileFresh(t *testing.T) {
 // Without freshness joins go on whatever happens, once there is a snapshot.
 func TestOffWaitsForTheFirstSnapshotAlone(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	relay := r.pausable()
 	r.cfg.Freshness = Off
 	resume := make(chan struct{})
@@ -193,7 +193,7 @@ func TestBarrierOverArchiveTimeout(t *testing.T) {
 	server := envtest.StartPostgres(t, envtest.Dir(t), map[string]string{
 		"archive_mode": "on", "archive_command": "true", "archive_timeout": "1s",
 	})
-	r := newRigOn(t, envtest.DatabaseOn(t, server)).setup().start()
+	r := newDeploymentOn(t, envtest.DatabaseOn(t, server)).setup().start()
 	r.barrier()
 	r.Exec(`CHECKPOINT`) // wakes the checkpointer, which began to sleep before it could know of the timeout
 	segments := map[string]bool{}

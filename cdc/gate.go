@@ -19,15 +19,15 @@ const (
 	partsPoll = 20 * time.Millisecond
 )
 
-// gate is held by the applier while a transaction goes into the store, and by
+// storeGate is held by the applier while a transaction goes into the store, and by
 // others who need the store to stand still between two. Who waits longest gets
 // it first.
-type gate chan struct{}
+type storeGate chan struct{}
 
-func newGate() gate { return make(gate, 1) }
+func newGate() storeGate { return make(storeGate, 1) }
 
 // enter waits for the gate; false: ctx ended.
-func (g gate) enter(ctx context.Context) bool {
+func (g storeGate) enter(ctx context.Context) bool {
 	select {
 	case g <- struct{}{}:
 		return true
@@ -36,27 +36,27 @@ func (g gate) enter(ctx context.Context) bool {
 	}
 }
 
-func (g gate) leave() { <-g }
+func (g storeGate) leave() { <-g }
 
-// standing is how far the local state is: everything that committed up to it is
+// position is how far the local state is: everything that committed up to it is
 // visible, whether the stream or a keepalive told. It only grows within a session.
-func (m *Mirror) standing() id.LSN { return max(m.store.EndLSN(), m.pos.load()) }
+func (m *Mirror) position() id.LSN { return max(m.store.EndLSN(), m.pos.load()) }
 
-// held is the stream standing between two transactions, for a limited time.
-type held struct {
+// pausedStream is the stream standing between two transactions, for a limited time.
+type pausedStream struct {
 	at    id.LSN // where it stands
-	gate  gate
+	gate  storeGate
 	timer *time.Timer
 }
 
-// hold makes the stream wait at the end of a transaction, for limit at most.
-func (m *Mirror) hold(ctx context.Context, limit time.Duration) (*held, error) {
+// pause makes the stream wait at the end of a transaction, for limit at most.
+func (m *Mirror) pause(ctx context.Context, limit time.Duration) (*pausedStream, error) {
 	for {
 		if !m.gate.enter(ctx) {
 			return nil, ctx.Err()
 		}
 		if m.between() {
-			return &held{at: m.standing(), gate: m.gate, timer: time.AfterFunc(limit, m.gate.leave)}, nil
+			return &pausedStream{at: m.position(), gate: m.gate, timer: time.AfterFunc(limit, m.gate.leave)}, nil
 		}
 		m.gate.leave()
 		if !sleep(ctx, partsPoll) {
@@ -65,27 +65,27 @@ func (m *Mirror) hold(ctx context.Context, limit time.Duration) (*held, error) {
 	}
 }
 
-// keep takes the limit away, until leave. It returns false if the time was over
+// keepPaused takes the limit away, until leave. It returns false if the time was over
 // before: then the stream has gone on already.
-func (h *held) keep() bool { return h.timer.Stop() }
+func (h *pausedStream) keepPaused() bool { return h.timer.Stop() }
 
-// leave lets the stream go on after keep.
-func (h *held) leave() { h.gate.leave() }
+// resume lets the stream go on after keep.
+func (h *pausedStream) resume() { h.gate.leave() }
 
 // between says that no transaction lies in the store in parts. One does while
 // the gate is free if the session broke in the middle: it comes again.
-func (m *Mirror) between() bool { return !m.pos.parts.Load() && !m.store.Torn() }
+func (m *Mirror) between() bool { return !m.pos.partial.Load() && !m.store.Torn() }
 
-// still runs do while the stream stands between two transactions, however long
+// whilePaused runs do while the stream stands between two transactions, however long
 // it takes.
-func (m *Mirror) still(ctx context.Context, do func(at id.LSN) error) error {
+func (m *Mirror) whilePaused(ctx context.Context, do func(at id.LSN) error) error {
 	for {
 		if !m.gate.enter(ctx) {
 			return ctx.Err()
 		}
 		err := fmt.Errorf("a transaction is applied in parts: %w", state.ErrNotThere)
 		if m.between() {
-			err = do(m.standing())
+			err = do(m.position())
 		}
 		m.gate.leave()
 		if !errors.Is(err, state.ErrNotThere) {

@@ -24,9 +24,9 @@ import (
 const (
 	// beatEvery is how often the holder shows that it lives, by a statement.
 	beatEvery = time.Second
-	// twinAlive is how long another holder must be seen alive before it counts as
+	// secondAlive is how long another holder must be seen alive before it counts as
 	// a second daemon: an old one that drains during a deployment takes so long.
-	twinAlive = 10 * time.Second
+	secondAlive = 10 * time.Second
 	// hiddenAlive is that time for a holder whose statements are hidden from our
 	// role, so that one that is gone looks alive: longer than TCP keepalives take.
 	hiddenAlive = 2 * time.Minute
@@ -34,8 +34,8 @@ const (
 	holderPoll = 500 * time.Millisecond
 )
 
-// guard is the connection that holds the slot's advisory lock.
-type guard struct {
+// slotGuard is the connection that holds the slot's advisory lock.
+type slotGuard struct {
 	mu   sync.Mutex // guards below
 	conn *pgx.Conn  // nil: the lock is not held
 	pid  int32      // of its backend, by its own word: a pooler has other numbers
@@ -44,20 +44,20 @@ type guard struct {
 	second bool
 }
 
-func (g *guard) sawSecond() bool {
+func (g *slotGuard) secondSeen() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.second
 }
 
-// guardSlot shows from time to time that this daemon lives, until stop, which
+// startGuard shows from time to time that this daemon lives, until stop, which
 // gives the lock back.
-func (m *Mirror) guardSlot(ctx context.Context) (stop func()) {
+func (m *Mirror) startGuard(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var beats sync.WaitGroup
 	beats.Go(func() {
 		for sleep(ctx, beatEvery) {
-			m.guard.beat(ctx)
+			m.guard.sendHeartbeat(ctx)
 		}
 	})
 	return func() {
@@ -65,13 +65,13 @@ func (m *Mirror) guardSlot(ctx context.Context) (stop func()) {
 		beats.Wait()
 		m.guard.mu.Lock()
 		defer m.guard.mu.Unlock()
-		m.guard.letGo()
+		m.guard.closeLocked()
 	}
 }
 
-// beat runs a statement. A connection that fails is given up: the lock is gone
+// sendHeartbeat runs a statement. A connection that fails is given up: the lock is gone
 // with it, and the session's next look takes it again.
-func (g *guard) beat(ctx context.Context) {
+func (g *slotGuard) sendHeartbeat(ctx context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.conn == nil {
@@ -80,42 +80,42 @@ func (g *guard) beat(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	if _, err := g.conn.Exec(ctx, "SELECT 1"); err != nil {
-		g.letGo()
+		g.closeLocked()
 	}
 }
 
-// letGo ends the connection. The caller holds mu.
-func (g *guard) letGo() {
+// closeLocked ends the connection. The caller holds mu.
+func (g *slotGuard) closeLocked() {
 	if g.conn != nil {
 		closeConn(g.conn.PgConn())
 		g.conn = nil
 	}
 }
 
-// lockHolder is who holds the slot's advisory lock.
+// readLockHolder is who holds the slot's advisory lock.
 type lockHolder struct {
-	by      heldError
+	by      slotHeldError
 	mirrors bool      // its role is ours, or may replicate
 	active  time.Time // when it last began or ended a statement; zero: hidden
 }
 
-// holdSlot sees to it that this mirror holds the slot's advisory lock on the
+// holdSlotLock sees to it that this mirror holds the slot's advisory lock on the
 // server that sql is connected to. It waits for another holder that may be gone,
 // and returns a *halt.Error where that one lives.
-func (m *Mirror) holdSlot(ctx context.Context, sql *pgx.Conn) error {
+func (m *Mirror) holdSlotLock(ctx context.Context, sql *pgx.Conn) error {
 	g := &m.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var first *lockHolder // that is waited for
 	var since time.Time
-	var before State
+	var before MirrorState
 	defer func() {
 		if first != nil {
-			m.stats.set(before)
+			m.stats.setState(before)
 		}
 	}()
 	for {
-		h, err := m.cfg.lockHolder(ctx, sql)
+		h, err := m.cfg.readLockHolder(ctx, sql)
 		if err != nil {
 			return err
 		}
@@ -124,28 +124,28 @@ func (m *Mirror) holdSlot(ctx context.Context, sql *pgx.Conn) error {
 			g.second = false
 			return nil
 		case h == nil:
-			g.letGo() // it leads elsewhere
-			if err := m.takeLock(ctx, sql); err != nil || g.conn != nil {
+			g.closeLocked() // it leads elsewhere
+			if err := m.tryLock(ctx, sql); err != nil || g.conn != nil {
 				g.second = g.second && err != nil
 				return err
 			}
 		case h.by.app == m.cfg.ApplicationName:
-			if err := m.endLeftover(ctx, sql, h.by.pid, "client backend"); err != nil {
+			if err := m.endLeftoverBackend(ctx, sql, h.by.pid, "client backend"); err != nil {
 				return err
 			}
 		case !h.mirrors:
-			g.passOver(m, h)
+			g.warnPassedOver(m, h)
 			return nil
 		case first == nil || first.by.pid != h.by.pid:
-			if from := m.stats.set(StateWaiting); first == nil {
+			if from := m.stats.setState(StateWaiting); first == nil {
 				before = from
 			}
 			first, since, g.second = h, time.Now(), true
-			m.stats.failed(&h.by)
+			m.stats.setError(&h.by)
 			m.log.Warn("another daemon uses the replication slot; waiting for its end", "slot", h.by.slot, "pid", h.by.pid,
 				"application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
-		case m.lives(first, h, time.Since(since)):
-			return h.twin()
+		case m.isAlive(first, h, time.Since(since)):
+			return h.haltSecondDaemon()
 		}
 		if !sleep(ctx, holderPoll) {
 			return ctx.Err()
@@ -153,11 +153,11 @@ func (m *Mirror) holdSlot(ctx context.Context, sql *pgx.Conn) error {
 	}
 }
 
-// lives says whether a holder that was seen first a while ago lives.
-func (m *Mirror) lives(first, now *lockHolder, while time.Duration) bool {
-	enough := twinAlive
-	if m.hooks.twinAlive > 0 {
-		enough = m.hooks.twinAlive
+// isAlive says whether a holder that was seen first a while ago lives.
+func (m *Mirror) isAlive(first, now *lockHolder, while time.Duration) bool {
+	enough := secondAlive
+	if m.hooks.secondAlive > 0 {
+		enough = m.hooks.secondAlive
 	}
 	if now.active.IsZero() {
 		return while >= hiddenAlive
@@ -165,14 +165,14 @@ func (m *Mirror) lives(first, now *lockHolder, while time.Duration) bool {
 	return while >= enough && now.active.After(first.active)
 }
 
-// twin is the halt of the daemon that came second.
-func (h *lockHolder) twin() *haltError {
+// haltSecondDaemon is the halt of the daemon that came second.
+func (h *lockHolder) haltSecondDaemon() *haltError {
 	return newHalt("give each daemon a slot of its own (source.slot) or stop the other one",
 		"slot %s is in use by another daemon: PID %d (application_name %q, role %s, client address %s)", h.by.slot, h.by.pid, h.by.app, h.by.role, h.by.address)
 }
 
-// passOver warns, now and then, of a lock that protects nothing.
-func (g *guard) passOver(m *Mirror, h *lockHolder) {
+// warnPassedOver warns, now and then, of a lock that protects nothing.
+func (g *slotGuard) warnPassedOver(m *Mirror, h *lockHolder) {
 	if time.Since(g.warn) < warnEvery {
 		return
 	}
@@ -188,9 +188,9 @@ func (c *Config) lockKey() int64 {
 	return int64(h.Sum64())
 }
 
-// takeLock tries to take the lock on a new connection, which must lead to the
+// tryLock tries to take the lock on a new connection, which must lead to the
 // server of sql. The guard has no connection afterwards if somebody was faster.
-func (m *Mirror) takeLock(ctx context.Context, sql *pgx.Conn) error {
+func (m *Mirror) tryLock(ctx context.Context, sql *pgx.Conn) error {
 	conn, err := m.cfg.dialSQL(ctx)
 	if err != nil {
 		return err
@@ -205,7 +205,7 @@ func (m *Mirror) takeLock(ctx context.Context, sql *pgx.Conn) error {
 	}
 	if err == nil && taken {
 		var h *lockHolder
-		if h, err = m.cfg.lockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != pid) {
+		if h, err = m.cfg.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != pid) {
 			err = errors.New("two connections of source.url lead to different servers")
 		}
 	}
@@ -220,12 +220,12 @@ func (m *Mirror) takeLock(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// lockHolder tells who holds the slot's advisory lock; nil: nobody. A holder that
+// readLockHolder tells who holds the slot's advisory lock; nil: nobody. A holder that
 // may be a mirror goes first, for a lock can be shared.
-func (c *Config) lockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
+func (c *Config) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	h := &lockHolder{by: heldError{slot: c.Slot}}
+	h := &lockHolder{by: slotHeldError{slot: c.Slot}}
 	var active *time.Time
 	err := sql.QueryRow(ctx, `
 		SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''),

@@ -18,14 +18,14 @@ import (
 )
 
 // twin is a second mirror of the same configuration with a store in dir.
-func (r *rig) twin(dir string) (m *Mirror, ended <-chan error) {
+func (r *deployment) twin(dir string) (m *Mirror, ended <-chan error) {
 	r.t.Helper()
 	store, err := state.Open(dir, state.Options{ReserveBytes: -1})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	m = New(r.cfg, store)
-	m.hooks.twinAlive = time.Second
+	m.hooks.secondAlive = time.Second
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -44,7 +44,7 @@ func (r *rig) twin(dir string) (m *Mirror, ended <-chan error) {
 }
 
 // refused waits for the halt of the daemon that came second.
-func (r *rig) refused(m *Mirror, ended <-chan error) {
+func (r *deployment) refused(m *Mirror, ended <-chan error) {
 	r.t.Helper()
 	select {
 	case err := <-ended:
@@ -65,7 +65,7 @@ func (r *rig) refused(m *Mirror, ended <-chan error) {
 // is a copy of the first one's.
 func TestTwins(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 2000) g`)
 	copied, goOn := make(chan struct{}, 1), make(chan struct{})
 	r.hooks.copied = func() {
@@ -96,7 +96,7 @@ func TestTwins(t *testing.T) {
 // A second daemon waits for one that is silent, and goes on when it is gone.
 func TestTwinWaitsForASilentOne(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	conn, err := pgx.Connect(t.Context(), r.role)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestTwinWaitsForASilentOne(t *testing.T) {
 // that cannot be a mirror stops nothing. A guard that is lost is taken again.
 func TestGuardIsTaken(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.open()
 	lock := func(url, name string) {
 		cfg, err := pgx.ParseConfig(url)

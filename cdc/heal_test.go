@@ -11,7 +11,7 @@ import (
 )
 
 // slots counts the slots of the mirror's name and of its side streams.
-func (r *rig) slots() int64 {
+func (r *deployment) slots() int64 {
 	r.t.Helper()
 	return r.Int(`SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE $1 || '%'`, r.cfg.Slot)
 }
@@ -22,11 +22,11 @@ func TestNoWorthlessSlotIsLeft(t *testing.T) {
 	t.Parallel()
 	t.Run("stopped in the copy", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t).setup()
+		r := newDeployment(t).setup()
 		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 2000) g`)
 		copying, goOn := make(chan struct{}, 1), make(chan struct{})
 		r.hooks.copied = func() {
-			poke(copying)
+			wakeWaiter(copying)
 			<-goOn
 		}
 		r.start()
@@ -41,7 +41,7 @@ func TestNoWorthlessSlotIsLeft(t *testing.T) {
 	})
 	t.Run("stopped while the slot waits", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t).setup()
+		r := newDeployment(t).setup()
 		writer := r.begin(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
 		r.start()
 		envtest.Until(t, patience, func() error {
@@ -63,7 +63,7 @@ func TestNoWorthlessSlotIsLeft(t *testing.T) {
 	})
 	t.Run("halted in the copy", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t)
+		r := newDeployment(t)
 		r.cfg.KeyColumns = []string{"id"}
 		r.setup()
 		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 2000) g`)
@@ -80,7 +80,7 @@ func TestNoWorthlessSlotIsLeft(t *testing.T) {
 	})
 	t.Run("verification given up while its slot waits", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t).setup().start()
+		r := newDeployment(t).setup().start()
 		r.barrier()
 		writer := r.begin(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -99,7 +99,7 @@ func TestNoWorthlessSlotIsLeft(t *testing.T) {
 }
 
 // begin runs a statement in a transaction that stays open until end.
-func (r *rig) begin(sql string) (end func()) {
+func (r *deployment) begin(sql string) (end func()) {
 	r.t.Helper()
 	tx, err := r.Pool.Begin(r.t.Context())
 	if err != nil {
@@ -135,7 +135,7 @@ func TestMigrationInTwoStatementsIsWaitedFor(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s, heals %v", c.name, heals), func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t).setup()
+				r := newDeployment(t).setup()
 				if heals {
 					r.hooks.healing = 2 * patience
 				} else {
@@ -164,7 +164,7 @@ func TestMigrationInTwoStatementsIsWaitedFor(t *testing.T) {
 // halt that says so.
 func TestStaleSlotWithoutReplication(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.barrier()
 	if err := r.halt(); err != nil {
 		t.Fatal(err)

@@ -108,10 +108,14 @@ func identityQuery(version int, before string) string {
 }
 
 // identityArgs are the arguments of identityQuery.
-func (c *Config) identityArgs() []any { return []any{c.Schema, c.Table, c.columns(), c.Publication} }
+func (c *Config) identityArgs() []any {
+	return []any{c.Schema, c.Table, c.neededColumns(), c.Publication}
+}
 
-// asIdentity puts the item that the server does not know before its text.
-func asIdentity(text string) string { return itemText + " " + pgsession.TextVersion() + ";" + text }
+// withTextVersion puts the item that the server does not know before its text.
+func withTextVersion(text string) string {
+	return itemText + " " + pgsession.TextVersion() + ";" + text
+}
 
 // readIdentity reads the identity as the connection's transaction sees it.
 func (c *Config) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (string, error) {
@@ -121,16 +125,16 @@ func (c *Config) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (
 	if err := sql.QueryRow(ctx, identityQuery(version, ""), c.identityArgs()...).Scan(&text); err != nil {
 		return "", fmt.Errorf("read identity of the source: %w", err)
 	}
-	return asIdentity(text), nil
+	return withTextVersion(text), nil
 }
 
-// identity is the items by their names.
-type identity map[string]string
+// sourceIdentity is the items by their names.
+type sourceIdentity map[string]string
 
 // parseIdentity reads the text. Of one that an older version wrote it may know
 // nothing; then the items are missing.
-func parseIdentity(text string) identity {
-	items := identity{}
+func parseIdentity(text string) sourceIdentity {
+	items := sourceIdentity{}
 	for item := range strings.SplitSeq(text, ";") {
 		name, value, _ := strings.Cut(item, " ")
 		items[name] = value
@@ -138,91 +142,91 @@ func parseIdentity(text string) identity {
 	return items
 }
 
-// sameFiles says whether the rows lie in the same files.
-func (was identity) sameFiles(now identity) bool {
+// hasSameFiles says whether the rows lie in the same files.
+func (was sourceIdentity) hasSameFiles(now sourceIdentity) bool {
 	return was[itemRelations] == now[itemRelations] && was[itemFiles] == now[itemFiles]
 }
 
-// verdict is what a difference between two identities means.
-type verdict uint8
+// rowsVerdict is what a difference between two identities means.
+type rowsVerdict uint8
 
 const (
-	// verdictSame: the rows are the source's, and the stream goes on.
-	verdictSame verdict = iota
-	// verdictBeside: the stream goes on, and rows are missing or wrong that it
+	// rowsCurrent: the rows are the source's, and the stream goes on.
+	rowsCurrent rowsVerdict = iota
+	// rowsOutdated: the stream goes on, and rows are missing or wrong that it
 	// will not mend: new ones are built beside those that are served.
-	verdictBeside
-	// verdictAnew: the stream is not the one that the rows came with. It takes a
+	rowsOutdated
+	// streamLost: the stream is not the one that the rows came with. It takes a
 	// new slot and a snapshot.
-	verdictAnew
+	streamLost
 )
 
-// judge compares the identity that the rows were taken under with the present
+// compareItems compares the identity that the rows were taken under with the present
 // one. Types, numbers and labels of the needed columns decide, and the relations
 // that the rows lie in. A column's version alone tells nothing: GRANT, SET
 // STATISTICS and SET DEFAULT change it. Together with other files it may be ALTER
 // … TYPE … USING, which gives every row another value and may leave the type as it
 // was. Other files alone are a VACUUM FULL, an ALTER of another column, or a
 // TRUNCATE, which the stream sends; that of a partition alone it does not send.
-func (was identity) judge(now identity) (verdict, string) {
+func (was sourceIdentity) compareItems(now sourceIdentity) (rowsVerdict, string) {
 	differ := func(name string) bool { return was[name] != now[name] }
 	moved := differ(itemFiles)
-	membership := verdictBeside // of a partition in a table
+	membership := rowsOutdated // of a partition in a table
 	if now[itemSchemas] == noSchemas {
-		membership = verdictAnew
+		membership = streamLost
 	}
 	switch {
 	case was[itemKind] == "":
-		return verdictBeside, "an older version of dinnerbell wrote the local state"
+		return rowsOutdated, "an older version of dinnerbell wrote the local state"
 	case differ(itemTable):
-		return verdictAnew, fmt.Sprintf("the table was made again (oid %s, was %s)", now[itemTable], was[itemTable])
+		return streamLost, fmt.Sprintf("the table was made again (oid %s, was %s)", now[itemTable], was[itemTable])
 	case differ(itemPublication):
-		return verdictAnew, fmt.Sprintf("the publication was made again (oid %s, was %s)", now[itemPublication], was[itemPublication])
-	case differ(itemSchemas) && sameSchemas(was[itemSchemas], now[itemSchemas]):
-		return verdictAnew, "the table was in another schema, which may not be published"
+		return streamLost, fmt.Sprintf("the publication was made again (oid %s, was %s)", now[itemPublication], was[itemPublication])
+	case differ(itemSchemas) && publishesBySameSchemas(was[itemSchemas], now[itemSchemas]):
+		return streamLost, "the table was in another schema, which may not be published"
 	case differ(itemText):
-		return verdictBeside, "this version of dinnerbell reads values under other settings"
+		return rowsOutdated, "this version of dinnerbell reads values under other settings"
 	case differ(itemColumns):
-		return verdictBeside, fmt.Sprintf("the needed columns are others (number:type %s, were %s)", now[itemColumns], was[itemColumns])
+		return rowsOutdated, fmt.Sprintf("the needed columns are others (number:type %s, were %s)", now[itemColumns], was[itemColumns])
 	case differ(itemLabels):
-		return verdictBeside, "the labels of an enum type were changed"
+		return rowsOutdated, "the labels of an enum type were changed"
 	case differ(itemRelations):
 		return membership, "partitions were attached, detached, made or dropped"
 	case differ(itemLinks):
 		return membership, "partitions were detached and attached again; what was written meanwhile was not sent"
 	case moved && now[itemKind] == kindPartitioned:
-		return verdictBeside, "partitions were truncated or rewritten"
+		return rowsOutdated, "partitions were truncated or rewritten"
 	case moved && differ(itemVersions):
-		return verdictBeside, "needed columns were altered, and all rows written anew"
+		return rowsOutdated, "needed columns were altered, and all rows written anew"
 	case linksAbove(was[itemPublished]) != linksAbove(now[itemPublished]):
 		return membership, "the table was attached to another parent or anew; what was written meanwhile may not have been sent"
 	case differ(itemSchemas), differ(itemPublished):
-		return verdictBeside, "the publication was changed; what was written meanwhile may not have been sent"
+		return rowsOutdated, "the publication was changed; what was written meanwhile may not have been sent"
 	}
-	return verdictSame, ""
+	return rowsCurrent, ""
 }
 
 // linksAbove is the part of the item "published" that changes when the table is
 // detached from the tables whose partition it is, and attached again.
 func linksAbove(published string) string { return published[strings.LastIndexByte(published, '/')+1:] }
 
-// sameSchemas says whether the publication has the table by the same schemas. If
+// publishesBySameSchemas says whether the publication has the table by the same schemas. If
 // only the time differs since when it is in them, the stream is not to be trusted: a
 // walsender that has met a partition while its table was elsewhere sends no change
 // of it any more, although the table has come back.
-func sameSchemas(was, now string) bool {
+func publishesBySameSchemas(was, now string) bool {
 	was, _, _ = strings.Cut(was, "/")
 	now, _, _ = strings.Cut(now, "/")
 	return was == now
 }
 
-// compare judges two sources by everything but the slot's position: was is what
+// compareSources judges two sources by everything but the slot's position: was is what
 // the rows were taken from, or follow, now is read from the catalogs.
-func compare(was, now state.Source) (verdict, string) {
+func compareSources(was, now state.Source) (rowsVerdict, string) {
 	before, after := parseIdentity(was.Catalog), parseIdentity(now.Catalog)
 	was.Catalog = now.Catalog
 	if was != now {
-		return verdictAnew, fmt.Sprintf("the source is another one (%+v, was %+v)", now, was)
+		return streamLost, fmt.Sprintf("the source is another one (%+v, was %+v)", now, was)
 	}
-	return before.judge(after)
+	return before.compareItems(after)
 }

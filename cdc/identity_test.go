@@ -14,14 +14,14 @@ import (
 
 // looks makes the mirror that is started next count its looks at the catalogs. The
 // function that it gives waits for one that begins after the call.
-func (r *rig) looks() (look func()) {
+func (r *deployment) looks() (look func()) {
 	var n atomic.Int64
 	r.hooks.looked = func() { n.Add(1) }
 	return func() {
 		r.t.Helper()
 		before := n.Load()
 		envtest.Until(r.t, patience, func() error {
-			poke(r.m.changed)
+			wakeWaiter(r.m.catalogsChanged)
 			if n.Load() < before+2 { // the first may have begun before
 				return fmt.Errorf("no look yet: %+v", r.m.Status())
 			}
@@ -35,32 +35,32 @@ func TestJudge(t *testing.T) {
 	was := parseIdentity("text 1;table 6;kind r;columns 1:23,2:25;labels -;versions 7,8;relations 11;files 12;publication 9;published 13/-/14")
 	for _, c := range []struct {
 		change map[string]string
-		want   verdict
+		want   rowsVerdict
 		why    string
 	}{
-		{nil, verdictSame, ""},
-		{map[string]string{"versions": "7,9"}, verdictSame, ""},
-		{map[string]string{"files": "99"}, verdictSame, ""},
-		{map[string]string{"files": "99", "versions": "7,9"}, verdictBeside, "altered"},
-		{map[string]string{"kind": "p", "files": "99"}, verdictBeside, "truncated"},
-		{map[string]string{"relations": "99"}, verdictBeside, "attached"},
-		{map[string]string{"columns": "1:20,2:25"}, verdictBeside, "1:20,2:25, were 1:23,2:25"},
-		{map[string]string{"labels": "99"}, verdictBeside, "enum"},
-		{map[string]string{"schemas": noSchemas, "links": "99"}, verdictAnew, "attached again"},
-		{map[string]string{"schemas": noSchemas, "published": "99/-/14"}, verdictBeside, "publication was changed"},
-		{map[string]string{"published": "13/-/99"}, verdictBeside, "another parent"},
-		{map[string]string{"schemas": noSchemas, "published": "13/-/99"}, verdictAnew, "another parent"},
-		{map[string]string{"text": "2"}, verdictBeside, "other settings"},
-		{map[string]string{"table": "7"}, verdictAnew, "made again (oid 7, was 6)"},
-		{map[string]string{"publication": "8"}, verdictAnew, "made again (oid 8, was 9)"},
+		{nil, rowsCurrent, ""},
+		{map[string]string{"versions": "7,9"}, rowsCurrent, ""},
+		{map[string]string{"files": "99"}, rowsCurrent, ""},
+		{map[string]string{"files": "99", "versions": "7,9"}, rowsOutdated, "altered"},
+		{map[string]string{"kind": "p", "files": "99"}, rowsOutdated, "truncated"},
+		{map[string]string{"relations": "99"}, rowsOutdated, "attached"},
+		{map[string]string{"columns": "1:20,2:25"}, rowsOutdated, "1:20,2:25, were 1:23,2:25"},
+		{map[string]string{"labels": "99"}, rowsOutdated, "enum"},
+		{map[string]string{"schemas": noSchemas, "links": "99"}, streamLost, "attached again"},
+		{map[string]string{"schemas": noSchemas, "published": "99/-/14"}, rowsOutdated, "publication was changed"},
+		{map[string]string{"published": "13/-/99"}, rowsOutdated, "another parent"},
+		{map[string]string{"schemas": noSchemas, "published": "13/-/99"}, streamLost, "another parent"},
+		{map[string]string{"text": "2"}, rowsOutdated, "other settings"},
+		{map[string]string{"table": "7"}, streamLost, "made again (oid 7, was 6)"},
+		{map[string]string{"publication": "8"}, streamLost, "made again (oid 8, was 9)"},
 	} {
 		now := maps.Clone(was)
 		maps.Copy(now, c.change)
-		if got, why := was.judge(now); got != c.want || !strings.Contains(why, c.why) || (c.why == "") != (why == "") {
+		if got, why := was.compareItems(now); got != c.want || !strings.Contains(why, c.why) || (c.why == "") != (why == "") {
 			t.Errorf("%v is judged %d %q, want %d %q", c.change, got, why, c.want, c.why)
 		}
 	}
-	if got, why := parseIdentity("text 1;table 6 d;column 1 id 23 745;publication 9 745").judge(was); got != verdictBeside || !strings.Contains(why, "older version") {
+	if got, why := parseIdentity("text 1;table 6 d;column 1 id 23 745;publication 9 745").compareItems(was); got != rowsOutdated || !strings.Contains(why, "older version") {
 		t.Errorf("a state of the format before is judged %d %q", got, why)
 	}
 }
@@ -69,7 +69,7 @@ func TestJudge(t *testing.T) {
 // lead to no snapshot and hold no join up.
 func TestHarmlessCatalogChanges(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
 	look := r.looks()
 	r.start()
@@ -152,7 +152,7 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 		for _, running := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, running %t", c.name, running), func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t)
+				r := newDeployment(t)
 				if strings.Contains(c.before, "IN SCHEMA") && r.version() < schemasVersion {
 					t.Skip("this server cannot do that")
 				}
@@ -197,7 +197,7 @@ func TestTableThatWasInAnotherSchema(t *testing.T) {
 	for _, before := range []string{`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (95, 'c', 'r'), (96, 'd', 'r');`, rangeParts} {
 		t.Run(fmt.Sprintf("partitions %t", before == rangeParts), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.hooks.healing = patience // for a moment there is no such table
 			if r.version() < schemasVersion {
 				t.Skip("this server publishes no schemas")
@@ -228,13 +228,13 @@ func TestTableThatWasInAnotherSchema(t *testing.T) {
 // Under source.on_lost: halt no rebuild begins by itself, beside the rows either.
 func TestOutdatedRowsHaltIfAskedTo(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.cfg.HaltOnLost = true
 	r.Exec(rangeParts)
 	r.setup().start()
 	r.same("r")
 	r.Exec(`TRUNCATE part1`)
-	poke(r.m.changed)
+	wakeWaiter(r.m.catalogsChanged)
 	if h := r.awaitHalt(); !strings.Contains(h.What, "partitions were truncated") || h.Hint != "dinnerbell rebuild --offline" {
 		t.Errorf("halt is %v", h)
 	}
@@ -247,7 +247,7 @@ func TestTableLockedExclusively(t *testing.T) {
 	for _, c := range []struct{ lock, table string }{{"subscribers_restaurants", ""}, {"part1", rangeParts}, {"subscribers_restaurants", rangeParts}} {
 		t.Run(fmt.Sprintf("%s, partitions %t", c.lock, c.table != ""), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			if c.table != "" {
 				r.Exec(c.table)
 			}
@@ -281,7 +281,7 @@ func TestTableLockedExclusively(t *testing.T) {
 // a snapshot in their place.
 func TestOutdatedRowsWithoutASecondSlot(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.own(map[string]string{"max_replication_slots": "1"})
 	r.Exec(rangeParts + `GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC`)
 	r.setup().start()

@@ -8,7 +8,7 @@ import (
 // A server that is gone without a word is noticed by the kernel within a minute.
 func TestKeepAliveOfOurOwn(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	conn, err := r.cfg.dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)

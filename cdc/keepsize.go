@@ -16,7 +16,7 @@ const keepSizeSQL = `SELECT CASE WHEN setting::bigint < 0 THEN -1 ELSE setting::
 const smallKeepSize = keepSizeShare * maxUncovered
 
 // checkKeepSize warns of a server that gives the slot up after little WAL.
-func checkKeepSize(ctx context.Context, f *facts) ([]finding, error) {
+func checkKeepSize(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var size int64
 	if err := f.sql.QueryRow(ctx, keepSizeSQL).Scan(&size); err != nil {
 		return nil, fmt.Errorf("read max_slot_wal_keep_size: %w", err)

@@ -18,24 +18,24 @@ import (
 // until the operator asks for one.
 func TestRebuilds(t *testing.T) {
 	t.Parallel()
-	recreate := func(r *rig) {
+	recreate := func(r *deployment) {
 		r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot)
 		r.Exec(`SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, r.cfg.Slot)
 	}
 	for _, c := range []struct {
 		name, reason string
-		change       func(r *rig)
+		change       func(r *deployment)
 	}{
-		{"slot dropped", "does not exist", func(r *rig) { r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot) }},
+		{"slot dropped", "does not exist", func(r *deployment) { r.Exec(`SELECT pg_drop_replication_slot($1)`, r.cfg.Slot) }},
 		{"slot made again", "ahead of the local state", recreate},
-		{"slot advanced", "ahead of the local state", func(r *rig) {
+		{"slot advanced", "ahead of the local state", func(r *deployment) {
 			r.Exec(`SELECT pg_replication_slot_advance($1, pg_current_wal_flush_lsn())`, r.cfg.Slot)
 		}},
-		{"publication made again", "publication dinnerbell was made again", func(r *rig) {
+		{"publication made again", "publication dinnerbell was made again", func(r *deployment) {
 			r.Exec(`DROP PUBLICATION dinnerbell`)
 			r.setup()
 		}},
-		{"table made again", "was made again", func(r *rig) {
+		{"table made again", "was made again", func(r *deployment) {
 			r.Exec(`ALTER TABLE subscribers_restaurants RENAME TO old_subscribers`)
 			r.Exec(`CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text)`)
 			r.setup()
@@ -44,7 +44,7 @@ func TestRebuilds(t *testing.T) {
 		for _, halts := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, halt %v", c.name, halts), func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t).setup()
+				r := newDeployment(t).setup()
 				r.cfg.HaltOnLost = halts
 				r.start() // a first snapshot is taken in any case
 				r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, 'a', 'r'), (2, 'b', 'r')`)
@@ -72,7 +72,7 @@ func TestRebuilds(t *testing.T) {
 
 // haltsAndIsRebuilt: the mirror halts and leaves the former rows alone; after the
 // command that it names it goes on.
-func (r *rig) haltsAndIsRebuilt(reason string) {
+func (r *deployment) haltsAndIsRebuilt(reason string) {
 	r.t.Helper()
 	before := r.clients("r")
 	r.start()
@@ -96,7 +96,7 @@ func (r *rig) haltsAndIsRebuilt(reason string) {
 // The table leaves the publication and comes back while the mirror runs.
 func TestPublicationTouchedWhileRunning(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.barrier()
 	// In one transaction: seen in between, it would be a halt.
 	r.Exec(`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants;
@@ -120,7 +120,7 @@ func TestPublicationNarrowedWhileRunning(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).setup().start()
+			r := newDeployment(t).setup().start()
 			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, 'a', 'r'), (2, 'b', 'r')`)
 			r.same("r")
 			if _, err := r.Pool.Exec(t.Context(), c.sql); sqlState(err) == "42601" {
@@ -156,7 +156,7 @@ func TestServerRestoredFromABackup(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			server := r.own(nil)
 			must := func(err error) {
 				t.Helper()
@@ -202,7 +202,7 @@ func TestServerRestoredFromABackup(t *testing.T) {
 // The address leads to another cluster that has all the same names.
 func TestAnotherServer(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('here', 'r')`)
 	r.same("r")
 	if err := r.halt(); err != nil {
@@ -229,7 +229,7 @@ func TestWALThatCannotBeSent(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).setup()
+			r := newDeployment(t).setup()
 			if strings.Contains(c.during, "WHERE") && r.version() < schemasVersion {
 				t.Skip("this server has no row filters")
 			}
@@ -250,27 +250,27 @@ func TestWALThatCannotBeSent(t *testing.T) {
 // Errors that do not come from the WAL give up no slot, and others not at once.
 func TestStuck(t *testing.T) {
 	t.Parallel()
-	fails := func(code string) error { return fmt.Errorf("stream: %w", &sendError{&pgconn.PgError{Code: code}}) }
+	fails := func(code string) error { return fmt.Errorf("stream: %w", &walsenderError{&pgconn.PgError{Code: code}}) }
 	for _, code := range []string{"53100", "57P01", "55006", "58030", "08006"} {
-		if s := (stuck{}); s.on(fails(code), 1, 0) != "" {
+		if s := (walsenderFailure{}); s.giveUpReason(fails(code), 1, 0) != "" {
 			t.Errorf("error %s gives the stream up", code)
 		}
 	}
-	s := stuck{}
-	if s.on(&pgconn.PgError{Code: codeUndefinedObject}, 1, 0) != "" {
+	s := walsenderFailure{}
+	if s.giveUpReason(&pgconn.PgError{Code: codeUndefinedObject}, 1, 0) != "" {
 		t.Error("an error of another connection gives the stream up")
 	}
 	for range 2 {
-		if s.on(fails("22012"), 1, time.Hour) != "" {
+		if s.giveUpReason(fails("22012"), 1, time.Hour) != "" {
 			t.Error("the stream is given up before its time")
 		}
 	}
-	if s.on(fails("22012"), 1, 0) == "" {
+	if s.giveUpReason(fails("22012"), 1, 0) == "" {
 		t.Error("the stream is not given up after its time")
 	}
-	_ = s.on(fails("22012"), 1, time.Hour)
+	_ = s.giveUpReason(fails("22012"), 1, time.Hour)
 	s.since = time.Now().Add(-time.Hour)
-	if s.on(fails("22012"), 2, time.Minute) != "" {
+	if s.giveUpReason(fails("22012"), 2, time.Minute) != "" {
 		t.Error("the stream is given up although it has moved")
 	}
 }

@@ -41,8 +41,8 @@ func await(t *testing.T, signal <-chan struct{}) {
 	}
 }
 
-// rig is one mirror of one test's database.
-type rig struct {
+// deployment is one mirror of one test's database.
+type deployment struct {
 	*envtest.DB
 	role  string // connection string for the mirror
 	t     *testing.T
@@ -57,17 +57,17 @@ type rig struct {
 	err  error // of Run, once done
 }
 
-// newRig has an empty store and nothing running. The mirror's role is the one
+// newDeployment has an empty store and nothing running. The mirror's role is the one
 // of scripts/role.sql; all that a test does by SQL, and setup, the owner does.
-func newRig(t *testing.T) *rig {
+func newDeployment(t *testing.T) *deployment {
 	t.Helper()
-	return newRigOn(t, envtest.Database(t))
+	return newDeploymentOn(t, envtest.Database(t))
 }
 
-// newRigOn is newRig on a database of a server of the test's own.
-func newRigOn(t *testing.T, db *envtest.DB) *rig {
+// newDeploymentOn is newDeployment on a database of a server of the test's own.
+func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 	t.Helper()
-	r := &rig{DB: db, t: t, dir: t.TempDir()}
+	r := &deployment{DB: db, t: t, dir: t.TempDir()}
 	r.role = r.RoleURL("source.url")
 	// For tables that a test puts in the place of the first.
 	r.Exec(fmt.Sprintf(`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO role_%s; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO role_%[1]s`, r.Name))
@@ -83,7 +83,7 @@ func newRigOn(t *testing.T, db *envtest.DB) *rig {
 	return r
 }
 
-func (r *rig) setup() *rig {
+func (r *deployment) setup() *deployment {
 	r.t.Helper()
 	if _, err := Setup(r.t.Context(), r.owner()); err != nil {
 		r.t.Fatal(err)
@@ -92,14 +92,14 @@ func (r *rig) setup() *rig {
 }
 
 // owner is the configuration for who owns the tables.
-func (r *rig) owner() Config {
+func (r *deployment) owner() Config {
 	cfg := r.cfg
 	cfg.URL = func() (string, error) { return r.URL, nil }
 	return cfg
 }
 
 // open opens the store in the rig's folder.
-func (r *rig) open() {
+func (r *deployment) open() {
 	r.t.Helper()
 	store, err := state.Open(r.dir, state.Options{Logger: r.cfg.Logger, ReserveBytes: -1})
 	if err != nil {
@@ -109,7 +109,7 @@ func (r *rig) open() {
 }
 
 // start runs a mirror.
-func (r *rig) start() *rig {
+func (r *deployment) start() *deployment {
 	r.t.Helper()
 	if r.store == nil {
 		r.open()
@@ -127,7 +127,7 @@ func (r *rig) start() *rig {
 }
 
 // halt ends the mirror and gives what Run returned.
-func (r *rig) halt() error {
+func (r *deployment) halt() error {
 	if r.m == nil {
 		return nil
 	}
@@ -138,7 +138,7 @@ func (r *rig) halt() error {
 }
 
 // close ends everything.
-func (r *rig) close() {
+func (r *deployment) close() {
 	_ = r.halt()
 	if r.store != nil {
 		if err := r.store.Close(); err != nil {
@@ -149,7 +149,7 @@ func (r *rig) close() {
 }
 
 // barrier passes the barrier.
-func (r *rig) barrier() {
+func (r *deployment) barrier() {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
@@ -159,7 +159,7 @@ func (r *rig) barrier() {
 }
 
 // await polls until the mirror's status is as wanted.
-func (r *rig) await(what string, ok func(Status) bool) {
+func (r *deployment) await(what string, ok func(Status) bool) {
 	r.t.Helper()
 	envtest.Until(r.t, patience, func() error {
 		if st := r.m.Status(); !ok(st) {
@@ -170,7 +170,7 @@ func (r *rig) await(what string, ok func(Status) bool) {
 }
 
 // awaitHalt waits for Run to return a *halt.Error.
-func (r *rig) awaitHalt() *halt.Error {
+func (r *deployment) awaitHalt() *halt.Error {
 	r.t.Helper()
 	select {
 	case <-r.done:
@@ -187,12 +187,12 @@ func (r *rig) awaitHalt() *halt.Error {
 type pair struct{ restaurant, client string }
 
 // truth reads the distinct subscriptions and the number of rows by SQL.
-func (r *rig) truth() (pairs map[pair]bool, rows int64) {
+func (r *deployment) truth() (pairs map[pair]bool, rows int64) {
 	r.t.Helper()
 	pairs = map[pair]bool{}
 	q, err := r.Pool.Query(r.t.Context(), fmt.Sprintf(
 		`SELECT %s::text, %s::text FROM %s WHERE %[1]s IS NOT NULL AND %[2]s IS NOT NULL`,
-		quote(r.cfg.RestaurantColumn), quote(r.cfg.ClientColumn), r.cfg.table()))
+		quote(r.cfg.RestaurantColumn), quote(r.cfg.ClientColumn), r.cfg.quotedTable()))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func (r *rig) truth() (pairs map[pair]bool, rows int64) {
 func quote(name string) string { return `"` + name + `"` }
 
 // clients reads a restaurant's clients from the store.
-func (r *rig) clients(restaurant string) []string {
+func (r *deployment) clients(restaurant string) []string {
 	r.t.Helper()
 	scan, err := r.store.NewScan()
 	if err != nil {
@@ -245,7 +245,7 @@ func (r *rig) clients(restaurant string) []string {
 
 // same compares the store with SQL, after passing the barrier. The restaurants
 // named are looked at although SQL may no longer know them.
-func (r *rig) same(restaurants ...string) {
+func (r *deployment) same(restaurants ...string) {
 	r.t.Helper()
 	want, rows := r.truth()
 	r.barrier()
@@ -272,7 +272,7 @@ func (r *rig) same(restaurants ...string) {
 }
 
 // confirmed is the slot's acknowledged position.
-func (r *rig) confirmed() id.LSN {
+func (r *deployment) confirmed() id.LSN {
 	r.t.Helper()
 	var text string
 	err := r.Pool.QueryRow(r.t.Context(), `SELECT coalesce(confirmed_flush_lsn, '0/0')::text FROM pg_replication_slots WHERE slot_name = $1`, r.cfg.Slot).Scan(&text)
@@ -287,7 +287,7 @@ func (r *rig) confirmed() id.LSN {
 }
 
 // lsn reads one of the server's positions.
-func (r *rig) lsn(function string) id.LSN {
+func (r *deployment) lsn(function string) id.LSN {
 	r.t.Helper()
 	var text string
 	if err := r.Pool.QueryRow(r.t.Context(), "SELECT "+function+"()::text").Scan(&text); err != nil {

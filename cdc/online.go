@@ -37,16 +37,16 @@ type Rebuilt struct {
 // barrier wait for it half a second at most, normally a few milliseconds. On an
 // error the old rows go on. It returns [ErrBusy] if it cannot begin now.
 func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
-	ctx, w, err := m.works.begin(ctx, WorkRebuild)
+	ctx, w, err := m.work.begin(ctx, WorkRebuild)
 	if err != nil {
 		return done, err
 	}
-	defer func() { err = m.works.end(ctx, w, err) }()
-	return m.rebuildAttempts(ctx, w)
+	defer func() { err = m.work.endWork(ctx, w, err) }()
+	return m.retryRebuild(ctx, w)
 }
 
-// rebuildAttempts starts over where what was read is of no use.
-func (m *Mirror) rebuildAttempts(ctx context.Context, w *work) (done Rebuilt, err error) {
+// retryRebuild starts over where what was read is of no use.
+func (m *Mirror) retryRebuild(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
 	for range maxAttempts {
 		if done, err = m.rebuildBeside(ctx, w); !errors.Is(err, errRewritten) {
 			break
@@ -57,8 +57,8 @@ func (m *Mirror) rebuildAttempts(ctx context.Context, w *work) (done Rebuilt, er
 }
 
 // rebuildBeside is one attempt. It returns errRewritten if another is needed.
-func (m *Mirror) rebuildBeside(ctx context.Context, w *work) (done Rebuilt, err error) {
-	s, err := m.openSide(ctx, w, verdictBeside)
+func (m *Mirror) rebuildBeside(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
+	s, err := m.openSideStream(ctx, w, rowsOutdated)
 	if err != nil {
 		return done, err
 	}
@@ -70,8 +70,8 @@ func (m *Mirror) rebuildBeside(ctx context.Context, w *work) (done Rebuilt, err 
 	defer func() { err = errors.Join(err, g.Drop()) }()
 	failpoint.Hit("rebuild/loaded")
 	s.dropSnapshot()
-	w.at("catch up")
-	if err := s.stream(ctx); err != nil {
+	w.setStage("catch up")
+	if err := s.startReading(ctx); err != nil {
 		return done, err
 	}
 	if done.At, err = m.takeOver(ctx, s, g); err != nil {
@@ -83,8 +83,8 @@ func (m *Mirror) rebuildBeside(ctx context.Context, w *work) (done Rebuilt, err 
 }
 
 // loadBeside copies the table into rows that are not served yet.
-func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Generation, err error) {
-	w.at("copy")
+func (m *Mirror) loadBeside(ctx context.Context, s *sideStream, w *sideWork) (g *state.Generation, err error) {
+	w.setStage("copy")
 	loader, err := m.store.NewGeneration()
 	if err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
@@ -94,7 +94,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Gen
 		return nil, err
 	}
 	failpoint.Hit("rebuild/copied")
-	w.at("sort")
+	w.setStage("sort")
 	if g, err = loader.Load(s.cat.source, s.start); err != nil {
 		return nil, fmt.Errorf("finish snapshot: %w", err)
 	}
@@ -102,22 +102,22 @@ func (m *Mirror) loadBeside(ctx context.Context, s *side, w *work) (g *state.Gen
 }
 
 // takeOver brings g to where the store is, and lets it take over there.
-func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at id.LSN, err error) {
+func (m *Mirror) takeOver(ctx context.Context, s *sideStream, g *state.Generation) (at id.LSN, err error) {
 	// From here on the store is behind the snapshot, whatever it was before.
-	if err := m.catchUp(ctx); err != nil {
+	if err := m.awaitStream(ctx); err != nil {
 		return 0, err
 	}
-	to := &follower{g: g}
+	to := &generationWriter{g: g}
 	for holds := 0; holds < maxHolds; {
 		began := time.Now()
-		if err := to.follow(s, m.standing()); err != nil {
+		if err := to.followTo(s, m.position()); err != nil {
 			return 0, err
 		}
 		if time.Since(began) > nearEnough {
 			continue
 		}
 		holds++
-		at, err := m.flip(ctx, s, to)
+		at, err := m.flipGeneration(ctx, s, to)
 		if !errors.Is(err, errHeldTooLong) && !errors.Is(err, state.ErrNotThere) {
 			return at, err
 		}
@@ -130,20 +130,20 @@ func (m *Mirror) takeOver(ctx context.Context, s *side, g *state.Generation) (at
 // stood.
 var errHeldTooLong = errors.New("the stream would have had to wait too long")
 
-// flip holds the stream, brings the new rows to where it stands and lets them
+// flipGeneration holds the stream, brings the new rows to where it stands and lets them
 // take over. What the side stream sends after that position is not looked at.
-func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (id.LSN, error) {
-	h, err := m.hold(ctx, maxHold)
+func (m *Mirror) flipGeneration(ctx context.Context, s *sideStream, to *generationWriter) (id.LSN, error) {
+	h, err := m.pause(ctx, maxHold)
 	if err != nil {
 		return 0, err
 	}
 	if m.hooks.held != nil {
 		m.hooks.held()
 	}
-	err = to.follow(s, h.at)
-	kept := h.keep()
+	err = to.followTo(s, h.at)
+	kept := h.keepPaused()
 	if kept {
-		defer h.leave()
+		defer h.resume()
 	}
 	switch {
 	case err != nil:
@@ -154,11 +154,11 @@ func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (id.LSN, error
 		return 0, context.Cause(ctx)
 	}
 	failpoint.Hit("rebuild/held")
-	served, err := m.mirrored()
+	served, err := m.servedSource()
 	if err != nil {
 		return 0, err
 	}
-	if v, why := compare(served, s.cat.source); v == verdictAnew {
+	if v, why := compareSources(served, s.cat.source); v == streamLost {
 		return 0, fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	if err := to.g.Flip(h.at, served); err != nil {
@@ -168,44 +168,44 @@ func (m *Mirror) flip(ctx context.Context, s *side, to *follower) (id.LSN, error
 	return h.at, nil
 }
 
-// follower brings a generation forward, many small transactions in one write.
-type follower struct {
+// generationWriter brings a generation forward, many small transactions in one write.
+type generationWriter struct {
 	g     *state.Generation
 	batch state.Batch
 }
 
-// follow applies all that ended up to target.
-func (f *follower) follow(s *side, target id.LSN) error {
-	if err := s.follow(target, f.take); err != nil {
+// followTo applies all that ended up to target.
+func (f *generationWriter) followTo(s *sideStream, target id.LSN) error {
+	if err := s.readTo(target, f.collectPiece); err != nil {
 		return err
 	}
-	return f.write()
+	return f.flushWhole()
 }
 
-// take collects whole transactions and writes them before a part of one.
-func (f *follower) take(p *pgoutput.Piece) error {
+// collectPiece collects whole transactions and writes them before a part of one.
+func (f *generationWriter) collectPiece(p *pgoutput.Piece) error {
 	if p.Partial {
-		if err := f.write(); err != nil {
+		if err := f.flushWhole(); err != nil {
 			return err
 		}
 	}
 	f.batch.Changes = append(f.batch.Changes, p.Changes...)
 	f.batch.End = p.End
 	if p.Partial || len(f.batch.Changes) >= maxCatchUp {
-		return f.put()
+		return f.applyBatch()
 	}
 	return nil
 }
 
-// write writes the whole transactions that were collected.
-func (f *follower) write() error {
+// flushWhole writes the whole transactions that were collected.
+func (f *generationWriter) flushWhole() error {
 	if f.batch.End == 0 {
 		return nil
 	}
-	return f.put()
+	return f.applyBatch()
 }
 
-func (f *follower) put() error {
+func (f *generationWriter) applyBatch() error {
 	err := f.g.Apply(&f.batch)
 	clear(f.batch.Changes)
 	f.batch = state.Batch{Changes: f.batch.Changes[:0]}

@@ -14,7 +14,7 @@ import (
 )
 
 // rebuilt rebuilds beside the stream.
-func (r *rig) rebuilt() Rebuilt {
+func (r *deployment) rebuilt() Rebuilt {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), 2*patience)
 	defer cancel()
@@ -26,7 +26,7 @@ func (r *rig) rebuilt() Rebuilt {
 }
 
 // noSideSlots waits until the server has dropped what was temporary.
-func (r *rig) noSideSlots() {
+func (r *deployment) noSideSlots() {
 	r.t.Helper()
 	envtest.Until(r.t, patience, func() error {
 		if n := r.Int(`SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND slot_name <> $1`, r.cfg.Slot); n != 0 {
@@ -40,7 +40,7 @@ func (r *rig) noSideSlots() {
 // sometimes, and nobody sees anything but the table.
 func TestRebuildOnline(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 		SELECT 'client ' || g % 997, 'restaurant ' || g % 6 FROM generate_series(1, 5000) g`)
 	r.barrier()
@@ -85,7 +85,7 @@ func TestRebuildOnline(t *testing.T) {
 // A transaction of many parts that comes in the middle is applied to both.
 func TestRebuildOnlineWithHugeTransactions(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	var once sync.Once
 	r.hooks.held = func() {
 		once.Do(func() { // comes after the position at which the stream is held
@@ -114,7 +114,7 @@ func TestRebuildOnlineWithHugeTransactions(t *testing.T) {
 // there in time it goes on, and another try follows.
 func TestRebuildLetsGo(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	var holds atomic.Int64
 	r.hooks.held = func() {
 		if holds.Add(1) > 2 {
@@ -138,13 +138,13 @@ func TestRebuildOnlineFails(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name  string
-		spoil func(r *rig)
+		spoil func(r *deployment)
 		want  string
 	}{
-		{"its connection is lost", func(r *rig) {
+		{"its connection is lost", func(r *deployment) {
 			r.Exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name LIKE $1`, r.cfg.Slot+`\_side\_%`)
 		}, "terminating connection"},
-		{"the publication is changed", func(r *rig) {
+		{"the publication is changed", func(r *deployment) {
 			r.Exec(`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants; ALTER PUBLICATION dinnerbell ADD TABLE subscribers_restaurants`)
 			envtest.Until(r.t, patience, func() error {
 				if !r.m.renewal.running.Load() {
@@ -153,14 +153,14 @@ func TestRebuildOnlineFails(t *testing.T) {
 				return nil
 			})
 		}, "rebuilds the subscriptions by itself: the publication was changed"},
-		{"the slot is dropped", func(r *rig) {
+		{"the slot is dropped", func(r *deployment) {
 			r.Exec(`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1`, r.cfg.Slot)
 			envtest.Until(r.t, patience, func() error {
 				_, err := r.Pool.Exec(r.t.Context(), `SELECT pg_drop_replication_slot($1)`, r.cfg.Slot)
 				return err
 			})
 			envtest.Until(r.t, patience, func() error {
-				if _, _, err := r.m.works.begin(r.t.Context(), "test"); !strings.Contains(err.Error(), "by itself") {
+				if _, _, err := r.m.work.begin(r.t.Context(), "test"); !strings.Contains(err.Error(), "by itself") {
 					return err
 				}
 				return nil
@@ -169,7 +169,7 @@ func TestRebuildOnlineFails(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).setup()
+			r := newDeployment(t).setup()
 			var once sync.Once
 			r.hooks.copied = func() {
 				if r.m.Status().Work != nil { // not the mirror's own snapshot
@@ -201,7 +201,7 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			var spoilt atomic.Bool
 			r.cfg.URL = func() (string, error) {
 				if c.url != "" && spoilt.Load() {
@@ -242,7 +242,7 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 // One at a time, and none before there are rows or after the end.
 func TestRebuildOnlineIsAlone(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.hooks.held = func() {
 		if _, err := r.m.RebuildOnline(t.Context()); !errors.Is(err, ErrBusy) {
 			t.Errorf("a second rebuild ended with %v, want ErrBusy", err)
@@ -275,14 +275,14 @@ func TestRebuildOnlineIsAlone(t *testing.T) {
 // it. The rebuild does not believe that.
 func TestRebuildStartsOverAfterTruncate(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 100) g`)
 	r.barrier()
-	ctx, w, err := r.m.works.begin(t.Context(), WorkRebuild)
+	ctx, w, err := r.m.work.begin(t.Context(), WorkRebuild)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := r.m.openSide(ctx, w, verdictSame)
+	s, err := r.m.openSideStream(ctx, w, rowsCurrent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func TestRebuildStartsOverAfterTruncate(t *testing.T) {
 		t.Errorf("the copy ended with %v, want errRewritten", err)
 	}
 	s.close()
-	if err := r.m.works.end(ctx, w, nil); err != nil {
+	if err := r.m.work.endWork(ctx, w, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.rebuilt()

@@ -14,7 +14,7 @@ const maxOverlay = 64 << 20
 // position. It goes over the rows of the snapshot: together they are the table
 // as of that position.
 type overlay struct {
-	rows map[id.RowID]overlaid
+	rows map[id.RowID]overlayRow
 	// unknown are the rows of which it cannot be told: Postgres did not send a
 	// value that was left alone. They are not compared.
 	unknown   map[id.RowID]struct{}
@@ -22,39 +22,39 @@ type overlay struct {
 	truncated bool
 }
 
-// overlaid is one row; gone if it was deleted.
-type overlaid struct {
+// overlayRow is one row; gone if it was deleted.
+type overlayRow struct {
 	restaurant, client id.ID
 	gone               bool
 }
 
 func newOverlay() *overlay {
-	return &overlay{rows: map[id.RowID]overlaid{}, unknown: map[id.RowID]struct{}{}}
+	return &overlay{rows: map[id.RowID]overlayRow{}, unknown: map[id.RowID]struct{}{}}
 }
 
-// useless says that there is no point in going on with it.
-func (o *overlay) useless() bool { return o.truncated || o.bytes > maxOverlay }
+// isUseless says that there is no point in going on with it.
+func (o *overlay) isUseless() bool { return o.truncated || o.bytes > maxOverlay }
 
-// add takes note of a change.
-func (o *overlay) add(c *id.Change) {
+// addChange takes note of a change.
+func (o *overlay) addChange(c *id.Change) {
 	switch c.Op {
 	case id.Insert, id.Update:
-		o.put(c)
+		o.addRow(c)
 	case id.Delete:
-		o.set(c.Row, overlaid{gone: true}, true)
+		o.setRow(c.Row, overlayRow{gone: true}, true)
 	case id.Truncate:
 		o.truncated = true
 	}
 }
 
-func (o *overlay) put(c *id.Change) {
+func (o *overlay) addRow(c *id.Change) {
 	from := c.Row
 	if c.OldRow != "" {
 		from = c.OldRow
 	}
-	row, known := overlaid{restaurant: c.Restaurant, client: c.Client}, true
+	row, known := overlayRow{restaurant: c.Restaurant, client: c.Client}, true
 	if c.KeepRestaurant || c.KeepClient {
-		var was overlaid
+		var was overlayRow
 		was, known = o.rows[from]
 		if c.KeepRestaurant {
 			row.restaurant = was.restaurant
@@ -64,12 +64,12 @@ func (o *overlay) put(c *id.Change) {
 		}
 	}
 	if c.OldRow != "" {
-		o.set(c.OldRow, overlaid{gone: true}, true)
+		o.setRow(c.OldRow, overlayRow{gone: true}, true)
 	}
-	o.set(c.Row, row, known)
+	o.setRow(c.Row, row, known)
 }
 
-func (o *overlay) set(id id.RowID, row overlaid, known bool) {
+func (o *overlay) setRow(id id.RowID, row overlayRow, known bool) {
 	if !known {
 		delete(o.rows, id)
 		o.unknown[id] = struct{}{}
@@ -98,8 +98,8 @@ func (s *overlaySink) Add(id id.RowID, restaurant, client id.ID) error {
 	return s.to.Add(id, restaurant, client)
 }
 
-// rest hands on what the rows that changed are now.
-func (s *overlaySink) rest() error {
+// addChanged hands on what the rows that changed are now.
+func (s *overlaySink) addChanged() error {
 	for id, row := range s.over.rows {
 		if row.gone {
 			continue

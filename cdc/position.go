@@ -7,76 +7,76 @@ import (
 	"dinnerbell/state/id"
 )
 
-// position is how far the local state is: everything that committed up to
+// appliedPosition is how far the local state is: everything that committed up to
 // observed is visible. It moves with applied transactions and with keepalives,
 // which come when nothing was sent for us.
-type position struct {
+type appliedPosition struct {
 	observed atomic.Uint64
-	// parts: a transaction lies in the store in parts, its end has not come.
+	// partial: a transaction lies in the store in parts, its end has not come.
 	// It outlives a session, as the parts do.
-	parts atomic.Bool
+	partial atomic.Bool
 
-	mu    sync.Mutex    // guards below
-	epoch uint64        // of the session; LSNs of two sessions are not compared
-	live  bool          // a session streams
-	moved chan struct{} // closed at the next change; nil while nobody waits
+	mu        sync.Mutex    // guards below
+	epoch     uint64        // of the session; LSNs of two sessions are not compared
+	streaming bool          // a session streams
+	moved     chan struct{} // closed at the next change; nil while nobody waits
 }
 
 // load gives the position of the moment. It only grows within a session.
-func (p *position) load() id.LSN { return id.LSN(p.observed.Load()) }
+func (p *appliedPosition) load() id.LSN { return id.LSN(p.observed.Load()) }
 
-// open begins a session, at what the store holds.
-func (p *position) open(at id.LSN) {
+// openSession begins a session, at what the store holds.
+func (p *appliedPosition) openSession(at id.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.observed.Store(uint64(at))
 	p.epoch++
-	p.live = true
-	p.wake()
+	p.streaming = true
+	p.wakeLocked()
 }
 
-// close ends the session: what was read from its server is void.
-func (p *position) close() {
+// closeSession ends the session: what was read from its server is void.
+func (p *appliedPosition) closeSession() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.live = false
-	p.wake()
+	p.streaming = false
+	p.wakeLocked()
 }
 
 // advance is called by the applier alone.
-func (p *position) advance(to id.LSN) {
+func (p *appliedPosition) advance(to id.LSN) {
 	if uint64(to) > p.observed.Load() {
 		p.observed.Store(uint64(to))
 	}
 	p.mu.Lock()
-	p.wake()
+	p.wakeLocked()
 	p.mu.Unlock()
 }
 
-// wake lets all who wait look again. The caller holds mu.
-func (p *position) wake() {
+// wakeLocked lets all who wait look again. The caller holds mu.
+func (p *appliedPosition) wakeLocked() {
 	if p.moved != nil {
 		close(p.moved)
 		p.moved = nil
 	}
 }
 
-// current gives the session's number, 0 if there is none.
-func (p *position) current() uint64 {
+// currentEpoch gives the session's number, 0 if there is none.
+func (p *appliedPosition) currentEpoch() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.live {
+	if !p.streaming {
 		return 0
 	}
 	return p.epoch
 }
 
-// look tells how far the session epoch is, and a channel that closes when that
+// watchEpoch tells how far the session epoch is, and a channel that closes when that
 // changes. ok is false if that session is over.
-func (p *position) look(epoch uint64) (at id.LSN, moved <-chan struct{}, ok bool) {
+func (p *appliedPosition) watchEpoch(epoch uint64) (at id.LSN, moved <-chan struct{}, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.live || p.epoch != epoch {
+	if !p.streaming || p.epoch != epoch {
 		return 0, nil, false
 	}
 	if p.moved == nil {

@@ -13,8 +13,8 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// facts is what a check of the source looks at.
-type facts struct {
+// checkFacts is what a check of the source looks at.
+type checkFacts struct {
 	cfg *Config
 	cat *catalog  // read before the checks, as of one moment
 	sql *pgx.Conn // for what is not in cat; the checks run one after the other
@@ -25,7 +25,7 @@ type facts struct {
 }
 
 type (
-	check   = precondition.Check[*facts]
+	check   = precondition.Check[*checkFacts]
 	finding = precondition.Finding
 )
 
@@ -33,30 +33,30 @@ type (
 // the role, the table and the publication. A check that needs the table finds
 // nothing wrong where it does not exist: the check of the table says so.
 var preconditions = []check{
-	{Name: "source.version", At: precondition.Always, Read: of(checkVersion)},
+	{Name: "source.version", At: precondition.Always, Read: catalogCheck(checkVersion)},
 	{Name: "source.primary", At: precondition.Always, Read: checkPrimary},
-	{Name: "source.wal_level", At: precondition.Always, Read: of(checkWALLevel)},
-	{Name: "source.synchronous_standbys", At: precondition.Always, Read: of(checkStandbys)},
+	{Name: "source.wal_level", At: precondition.Always, Read: catalogCheck(checkWALLevel)},
+	{Name: "source.synchronous_standbys", At: precondition.Always, Read: catalogCheck(checkStandbys)},
 	{Name: "source.room", At: precondition.AtSetup | precondition.AtStart, Read: checkRoom},
 	{Name: "source.prepared_transactions", At: precondition.AtSetup | precondition.AtStart, Read: checkPrepared},
 	{Name: "source.old_snapshots", At: precondition.AtSetup | precondition.AtStart, Read: checkOldSnapshots},
 	{Name: "source.encoding", At: precondition.AtSetup | precondition.AtStart, Read: checkEncoding},
 	{Name: "source.wal_keep_size", At: precondition.AtSetup | precondition.AtStart, Read: checkKeepSize},
-	{Name: "source.table", At: precondition.Always, Read: of(checkTable)},
-	{Name: "source.schema_usage", At: precondition.Always, Read: ofTable(checkSchemaUsage)},
-	{Name: "source.persistence", At: precondition.Always, Read: ofTable(checkPersistence)},
-	{Name: "source.partitions", At: precondition.Always, Read: ofTable(checkPartitions)},
-	{Name: "source.inheritance", At: precondition.Always, Read: ofTable(checkInheritance)},
-	{Name: "source.columns", At: precondition.Always, Read: ofTable(checkColumns)},
-	{Name: "source.id_types", At: precondition.AtSetup | precondition.AtStart, Read: ofTableSQL(checkIDTypes)},
-	{Name: "source.key", At: precondition.Always, Read: ofTable(checkKey)},
-	{Name: "source.replica_identity", At: precondition.Always, Read: ofTable(checkReplicaIdentity)},
-	{Name: "source.row_security", At: precondition.Always, Read: ofTable(checkRowSecurity)},
+	{Name: "source.table", At: precondition.Always, Read: catalogCheck(checkTable)},
+	{Name: "source.schema_usage", At: precondition.Always, Read: tableCheck(checkSchemaUsage)},
+	{Name: "source.persistence", At: precondition.Always, Read: tableCheck(checkPersistence)},
+	{Name: "source.partitions", At: precondition.Always, Read: tableCheck(checkPartitions)},
+	{Name: "source.inheritance", At: precondition.Always, Read: tableCheck(checkInheritance)},
+	{Name: "source.columns", At: precondition.Always, Read: tableCheck(checkColumns)},
+	{Name: "source.id_types", At: precondition.AtSetup | precondition.AtStart, Read: tableQueryCheck(checkIDTypes)},
+	{Name: "source.key", At: precondition.Always, Read: tableCheck(checkKey)},
+	{Name: "source.replica_identity", At: precondition.Always, Read: tableCheck(checkReplicaIdentity)},
+	{Name: "source.row_security", At: precondition.Always, Read: tableCheck(checkRowSecurity)},
 	{Name: "source.replication", At: precondition.AtStart | precondition.AtSession, Read: checkReplication},
-	{Name: "source.publication", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublication)},
-	{Name: "source.publication.rows", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationRows)},
-	{Name: "source.publication.columns", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationColumns)},
-	{Name: "source.publication.identity", At: precondition.AtStart | precondition.AtSession, Read: ofTable(checkPublicationCovers)},
+	{Name: "source.publication", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublication)},
+	{Name: "source.publication.rows", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublicationRows)},
+	{Name: "source.publication.columns", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublicationColumns)},
+	{Name: "source.publication.identity", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublicationCovers)},
 }
 
 // unpublished are the checks whose violation means that changes may have passed
@@ -67,14 +67,14 @@ var unpublished = []string{"source.persistence", "source.publication", "source.p
 // others, or no statement mends it.
 var atOnce = []string{"source.version", "source.wal_level", "source.synchronous_standbys"}
 
-// of makes a check of a function that needs nothing but what was read before.
-func of(judge func(*facts) []finding) func(context.Context, *facts) ([]finding, error) {
-	return func(_ context.Context, f *facts) ([]finding, error) { return judge(f), nil }
+// catalogCheck makes a check of a function that needs nothing but what was read before.
+func catalogCheck(judge func(*checkFacts) []finding) func(context.Context, *checkFacts) ([]finding, error) {
+	return func(_ context.Context, f *checkFacts) ([]finding, error) { return judge(f), nil }
 }
 
-// ofTable is of for what can be judged only if the table exists.
-func ofTable(judge func(*facts) []finding) func(context.Context, *facts) ([]finding, error) {
-	return func(_ context.Context, f *facts) ([]finding, error) {
+// tableCheck is of for what can be judged only if the table exists.
+func tableCheck(judge func(*checkFacts) []finding) func(context.Context, *checkFacts) ([]finding, error) {
+	return func(_ context.Context, f *checkFacts) ([]finding, error) {
 		if !f.cat.table.exists {
 			return nil, errNoTable
 		}
@@ -82,9 +82,9 @@ func ofTable(judge func(*facts) []finding) func(context.Context, *facts) ([]find
 	}
 }
 
-// ofTableSQL is ofTable for what asks the server.
-func ofTableSQL(read func(context.Context, *facts) ([]finding, error)) func(context.Context, *facts) ([]finding, error) {
-	return func(ctx context.Context, f *facts) ([]finding, error) {
+// tableQueryCheck is tableCheck for what asks the server.
+func tableQueryCheck(read func(context.Context, *checkFacts) ([]finding, error)) func(context.Context, *checkFacts) ([]finding, error) {
+	return func(ctx context.Context, f *checkFacts) ([]finding, error) {
 		if !f.cat.table.exists {
 			return nil, errNoTable
 		}
@@ -111,7 +111,7 @@ func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment)
 	if err != nil {
 		return nil, err
 	}
-	return precondition.Run(ctx, preconditions, at, &facts{cfg: &cfg, cat: cat, sql: sql, reads: true})
+	return precondition.Run(ctx, preconditions, at, &checkFacts{cfg: &cfg, cat: cat, sql: sql, reads: true})
 }
 
 // inspect reads the catalogs, in the transaction that the connection is in, and
@@ -123,15 +123,15 @@ func (c *Config) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catal
 
 // inspectStreaming is inspect for a look while the stream runs.
 func (c *Config) inspectStreaming(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
-	return c.inspectWith(ctx, precondition.AtSession, facts{sql: sql, streams: true})
+	return c.inspectWith(ctx, precondition.AtSession, checkFacts{sql: sql, streams: true})
 }
 
 func (c *Config) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*catalog, error) {
-	return c.inspectWith(ctx, at, facts{sql: sql, reads: reads})
+	return c.inspectWith(ctx, at, checkFacts{sql: sql, reads: reads})
 }
 
 // inspectWith fills in what f lacks, and makes the checks of a moment.
-func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f facts) (*catalog, error) {
+func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f checkFacts) (*catalog, error) {
 	cat, err := c.readCatalog(ctx, f.sql)
 	if err != nil {
 		return nil, err
@@ -139,7 +139,7 @@ func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f fact
 	f.cfg, f.cat = c, cat
 	report, err := precondition.Run(ctx, preconditions, at, &f)
 	if violation, ok := report.Violation(); ok {
-		return nil, haltOn(violation)
+		return nil, haltOnViolation(violation)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("inspect source: %w", err)
@@ -147,8 +147,8 @@ func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f fact
 	return cat, nil
 }
 
-// haltOn makes the halt of a violation.
-func haltOn(f finding) *haltError {
+// haltOnViolation makes the halt of a violation.
+func haltOnViolation(f finding) *haltError {
 	what := f.Object + " " + f.Found
 	if f.Effect != "" {
 		what += ": " + f.Effect
@@ -159,39 +159,39 @@ func haltOn(f finding) *haltError {
 	}
 }
 
-// violated is a list of one violation.
-func violated(object, found, effect, fix string) []finding {
+// violation is a list of one violation.
+func violation(object, found, effect, fix string) []finding {
 	return []finding{{Level: precondition.Fail, Object: object, Found: found, Effect: effect, Fix: fix}}
 }
 
 // tableObject names the table in findings.
-func (f *facts) tableObject() string { return "table " + f.cfg.table() }
+func (f *checkFacts) tableObject() string { return "table " + f.cfg.quotedTable() }
 
 // publicationObject names the publication in findings.
-func (f *facts) publicationObject() string { return "publication " + f.cfg.publication() }
+func (f *checkFacts) publicationObject() string { return "publication " + f.cfg.quotedPublication() }
 
-func checkVersion(f *facts) []finding {
+func checkVersion(f *checkFacts) []finding {
 	if f.cat.version >= minVersion {
 		return nil
 	}
-	return violated("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.version/10000),
+	return violation("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.version/10000),
 		"it sends no logical messages, which strict joins need", "upgrade Postgres to 14 or newer")
 }
 
 // checkPrimary gives an error and no violation: a standby is what one sees in
 // the middle of a failover.
-func checkPrimary(_ context.Context, f *facts) ([]finding, error) {
+func checkPrimary(_ context.Context, f *checkFacts) ([]finding, error) {
 	if f.cat.standby {
 		return nil, errors.New("the server is a standby; source.url must lead to the primary")
 	}
 	return nil, nil
 }
 
-func checkWALLevel(f *facts) []finding {
+func checkWALLevel(f *checkFacts) []finding {
 	if f.cat.level == "logical" {
 		return nil
 	}
-	return violated("the server", fmt.Sprintf("has wal_level %q, not \"logical\"", f.cat.level),
+	return violation("the server", fmt.Sprintf("has wal_level %q, not \"logical\"", f.cat.level),
 		"no changes can be read from its WAL", "ALTER SYSTEM SET wal_level = logical; then restart Postgres")
 }
 
@@ -200,50 +200,50 @@ var kindNames = map[string]string{
 	"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index", "c": "a type",
 }
 
-func checkTable(f *facts) []finding {
+func checkTable(f *checkFacts) []finding {
 	t := &f.cat.table
 	switch {
 	case f.cat.version < minVersion:
 		return nil // nothing was read of it
 	case !t.exists:
-		return violated(f.tableObject(), "does not exist", "", "create it, or set source.table")
+		return violation(f.tableObject(), "does not exist", "", "create it, or set source.table")
 	case t.kind != kindTable && t.kind != kindPartitioned:
-		return violated(f.cfg.table(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
+		return violation(f.cfg.quotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
 	}
 	return nil
 }
 
-func checkSchemaUsage(f *facts) []finding {
+func checkSchemaUsage(f *checkFacts) []finding {
 	if f.cat.table.schemaUsable {
 		return nil
 	}
 	schema := pgx.Identifier{f.cfg.Schema}.Sanitize()
-	return violated("the role in source.url", "may not use schema "+f.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.cfg.role())
+	return violation("the role in source.url", "may not use schema "+f.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.cfg.quotedRole())
 }
 
-func checkPersistence(f *facts) []finding {
+func checkPersistence(f *checkFacts) []finding {
 	switch f.cat.table.persistence {
 	case permanent:
 		return nil
 	case temporary:
-		return violated(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
+		return violation(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
 	}
-	return violated(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.cfg.table()+" SET LOGGED")
+	return violation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.cfg.quotedTable()+" SET LOGGED")
 }
 
 // checkPartitions refuses partitions whose changes are not in the WAL.
-func checkPartitions(f *facts) (found []finding) {
-	if !f.cat.partitioned() {
+func checkPartitions(f *checkFacts) (found []finding) {
+	if !f.cat.isPartitioned() {
 		return nil
 	}
 	for _, r := range f.cat.relations {
-		object := "partition " + r.name + " of " + f.cfg.table()
+		object := "partition " + r.name + " of " + f.cfg.quotedTable()
 		switch {
 		case r.kind != kindTable:
-			found = append(found, violated(object, "is "+kindNames[r.kind], "its changes are not sent",
-				"ALTER TABLE "+f.cfg.table()+" DETACH PARTITION "+r.name)...)
+			found = append(found, violation(object, "is "+kindNames[r.kind], "its changes are not sent",
+				"ALTER TABLE "+f.cfg.quotedTable()+" DETACH PARTITION "+r.name)...)
 		case r.persistence != permanent:
-			found = append(found, violated(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
+			found = append(found, violation(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
 		}
 	}
 	return found
@@ -252,58 +252,58 @@ func checkPartitions(f *facts) (found []finding) {
 // checkInheritance refuses inheritance children. Every reader of the table sees
 // their rows in it; the stream sends them as those of other tables, and nothing
 // keeps two of them from having one key.
-func checkInheritance(f *facts) []finding {
+func checkInheritance(f *checkFacts) []finding {
 	if len(f.cat.children) == 0 {
 		return nil
 	}
 	first := f.cat.children[0]
-	return violated(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
+	return violation(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
 		"their rows are rows of the table to all who read it, and are not published as its own",
-		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.cfg.table())
+		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.cfg.quotedTable())
 }
 
-func checkColumns(f *facts) (found []finding) {
-	for _, name := range f.cfg.columns() {
-		i := slices.IndexFunc(f.cat.columns, func(col column) bool { return col.name == name })
+func checkColumns(f *checkFacts) (found []finding) {
+	for _, name := range f.cfg.neededColumns() {
+		i := slices.IndexFunc(f.cat.columns, func(col neededColumn) bool { return col.name == name })
 		switch {
 		case i < 0:
-			found = append(found, violated(f.tableObject(), fmt.Sprintf("has no column %q", name), "",
+			found = append(found, violation(f.tableObject(), fmt.Sprintf("has no column %q", name), "",
 				"set source.columns to the columns that hold id, client and restaurant")...)
 		case f.cat.columns[i].generated:
-			found = append(found, violated(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
+			found = append(found, violation(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
 				"it is not published", "choose a stored column")...)
 		case !f.cat.columns[i].readable:
-			found = append(found, violated("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.cfg.table()), "",
-				"GRANT SELECT ON "+f.cfg.table()+" TO "+f.cfg.role())...)
+			found = append(found, violation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.cfg.quotedTable()), "",
+				"GRANT SELECT ON "+f.cfg.quotedTable()+" TO "+f.cfg.quotedRole())...)
 		}
 	}
 	return found
 }
 
-func checkKey(f *facts) []finding {
-	if f.cat.uniqueKey || len(f.cat.columns) < len(f.cfg.columns()) { // then the columns are the finding
+func checkKey(f *checkFacts) []finding {
+	if f.cat.uniqueKey || len(f.cat.columns) < len(f.cfg.neededColumns()) { // then the columns are the finding
 		return nil
 	}
-	return violated("key "+f.cfg.key()+" of "+f.cfg.table(), "is not unique and NOT NULL", "it does not tell rows apart",
-		"ALTER TABLE "+f.cfg.table()+" ADD PRIMARY KEY ("+f.cfg.key()+"), or set source.columns.id to the columns of its key")
+	return violation("key "+f.cfg.quotedKey()+" of "+f.cfg.quotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
+		"ALTER TABLE "+f.cfg.quotedTable()+" ADD PRIMARY KEY ("+f.cfg.quotedKey()+"), or set source.columns.id to the columns of its key")
 }
 
 // checkReplicaIdentity makes sure that updates and deletes carry the key. More
 // is at stake than the mirror: once a table without a replica identity is
 // published, Postgres refuses every UPDATE and DELETE of it, and so breaks the
 // services that write there.
-func checkReplicaIdentity(f *facts) []finding {
+func checkReplicaIdentity(f *checkFacts) []finding {
 	if f.cat.table.identity == identityNothing {
-		return violated(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
-			"ALTER TABLE "+f.cfg.table()+" REPLICA IDENTITY DEFAULT")
+		return violation(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
+			"ALTER TABLE "+f.cfg.quotedTable()+" REPLICA IDENTITY DEFAULT")
 	}
 	for _, r := range f.cat.relations {
-		if r.kind == kindTable && !r.carries(f.cfg.KeyColumns) {
+		if r.kind == kindTable && !r.carriesColumns(f.cfg.KeyColumns) {
 			fix := "ALTER TABLE " + r.name + " REPLICA IDENTITY FULL"
 			if f.cat.publication.columns != nil {
 				fix = f.readdSQL() + "; " + fix // a list has to cover the replica identity
 			}
-			return violated("key "+f.cfg.key(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
+			return violation("key "+f.cfg.quotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
 		}
 	}
 	return nil
@@ -314,14 +314,14 @@ func checkReplicaIdentity(f *facts) []finding {
 // Setup makes no such list: on a column that is in one Postgres refuses ALTER …
 // TYPE and DROP COLUMN too, so that it is its owner's decision.
 // https://www.postgresql.org/docs/current/logical-replication-col-lists.html
-func checkPublicationCovers(f *facts) []finding {
+func checkPublicationCovers(f *checkFacts) []finding {
 	if f.cat.publication.columns == nil {
 		return nil
 	}
 	for _, r := range f.cat.relations {
 		missing := slices.ContainsFunc(r.identityColumns, func(name string) bool { return !slices.Contains(f.cat.publication.columnNames, name) })
 		if r.kind == kindTable && (r.identity == identityFull || missing) {
-			found := violated(f.publicationObject(), "has a list of columns that does not cover the replica identity of "+r.name,
+			found := violation(f.publicationObject(), "has a list of columns that does not cover the replica identity of "+r.name,
 				"Postgres refuses UPDATE and DELETE there", f.readdSQL())
 			found[0].Level = precondition.Warn
 			return found
@@ -330,8 +330,8 @@ func checkPublicationCovers(f *facts) []finding {
 	return nil
 }
 
-// carries says whether updates and deletes carry the columns.
-func (r *relation) carries(columns []string) bool {
+// carriesColumns says whether updates and deletes carry the columns.
+func (r *tableRelation) carriesColumns(columns []string) bool {
 	return r.identity == identityFull ||
 		!slices.ContainsFunc(columns, func(name string) bool { return !slices.Contains(r.identityColumns, name) })
 }
@@ -339,12 +339,12 @@ func (r *relation) carries(columns []string) bool {
 // checkRowSecurity refuses policies that hide rows from the role. They do not
 // reach the stream, so that a mirror which needs no snapshot goes on. A policy on
 // a partition does not apply to who reads the table.
-func checkRowSecurity(f *facts) []finding {
+func checkRowSecurity(f *checkFacts) []finding {
 	if !f.cat.table.policies {
 		return nil
 	}
-	found := violated("the role in source.url", "may not read all of "+f.cfg.table()+": row-level security applies to it", "no snapshot can be taken",
-		"ALTER ROLE "+f.cfg.role()+" BYPASSRLS, or ALTER TABLE "+f.cfg.table()+" DISABLE ROW LEVEL SECURITY")
+	found := violation("the role in source.url", "may not read all of "+f.cfg.quotedTable()+": row-level security applies to it", "no snapshot can be taken",
+		"ALTER ROLE "+f.cfg.quotedRole()+" BYPASSRLS, or ALTER TABLE "+f.cfg.quotedTable()+" DISABLE ROW LEVEL SECURITY")
 	if !f.reads {
 		found[0].Level = precondition.Warn
 	}
@@ -353,41 +353,41 @@ func checkRowSecurity(f *facts) []finding {
 
 // checkPublication makes sure that everything that happens to the table is
 // published, as its own.
-func checkPublication(f *facts) []finding {
+func checkPublication(f *checkFacts) []finding {
 	p, object := &f.cat.publication, f.publicationObject()
 	switch {
 	case !p.exists:
-		return violated(object, "does not exist in database "+f.cat.source.Database, "", "dinnerbell setup")
-	case f.cat.partitioned() && !p.viaRoot:
-		return violated(object, "sends changes of "+f.cfg.table()+" as those of its partitions", "",
-			"ALTER PUBLICATION "+f.cfg.publication()+" SET (publish_via_partition_root = true)")
+		return violation(object, "does not exist in database "+f.cat.source.Database, "", "dinnerbell setup")
+	case f.cat.isPartitioned() && !p.viaRoot:
+		return violation(object, "sends changes of "+f.cfg.quotedTable()+" as those of its partitions", "",
+			"ALTER PUBLICATION "+f.cfg.quotedPublication()+" SET (publish_via_partition_root = true)")
 	case !p.member:
-		return violated(object, "does not publish table "+f.cfg.table(), "", "dinnerbell setup")
+		return violation(object, "does not publish table "+f.cfg.quotedTable(), "", "dinnerbell setup")
 	case p.asParent:
-		return violated(object, "sends changes of "+f.cfg.table()+" as those of the table whose partition it is", "",
-			"set source.table to that table, or ALTER PUBLICATION "+f.cfg.publication()+" SET (publish_via_partition_root = false)")
+		return violation(object, "sends changes of "+f.cfg.quotedTable()+" as those of the table whose partition it is", "",
+			"set source.table to that table, or ALTER PUBLICATION "+f.cfg.quotedPublication()+" SET (publish_via_partition_root = false)")
 	case !p.all:
-		return violated(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
+		return violation(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
 	}
 	return nil
 }
 
-func checkPublicationRows(f *facts) []finding {
+func checkPublicationRows(f *checkFacts) []finding {
 	if !f.cat.publication.filtered {
 		return nil
 	}
-	return violated(f.publicationObject(), "filters the rows of "+f.cfg.table(), "", f.readdSQL())
+	return violation(f.publicationObject(), "filters the rows of "+f.cfg.quotedTable(), "", f.readdSQL())
 }
 
-func checkPublicationColumns(f *facts) []finding {
+func checkPublicationColumns(f *checkFacts) []finding {
 	list := f.cat.publication.columns
-	if list == nil || !slices.ContainsFunc(f.cat.columns, func(col column) bool { return !slices.Contains(list, col.num) }) {
+	if list == nil || !slices.ContainsFunc(f.cat.columns, func(col neededColumn) bool { return !slices.Contains(list, col.num) }) {
 		return nil
 	}
-	return violated(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.cfg.columns(), ", "), "", f.readdSQL())
+	return violation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.cfg.neededColumns(), ", "), "", f.readdSQL())
 }
 
 // readdSQL takes a filter or a column list off the table.
-func (f *facts) readdSQL() string {
-	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.cfg.publication(), f.cfg.table())
+func (f *checkFacts) readdSQL() string {
+	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.cfg.quotedPublication(), f.cfg.quotedTable())
 }

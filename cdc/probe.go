@@ -11,14 +11,14 @@ import (
 	"dinnerbell/state/id"
 )
 
-// probe owns the SQL connection that serves the barrier in one session.
-type probe struct {
+// positionProbe owns the SQL connection that serves the barrier in one session.
+type positionProbe struct {
 	sql    *pgx.Conn
-	rounds *rounds
-	pos    *position
+	rounds *queryQueue
+	pos    *appliedPosition
 	epoch  uint64
-	back   *feedback
-	stats  *stats
+	status *statusSender
+	stats  *mirrorStats
 
 	query   string // of the positions and the identity
 	args    []any
@@ -27,33 +27,33 @@ type probe struct {
 }
 
 // run answers rounds until ctx ends or the connection fails.
-func (p *probe) run(ctx context.Context) error {
+func (p *positionProbe) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-p.rounds.wake:
 		}
-		unsent, nudge := p.rounds.take()
+		unsent, nudge := p.rounds.takeUnsent()
 		if len(unsent) > 0 {
-			if err := p.answer(ctx, unsent); err != nil {
+			if err := p.answerQueries(ctx, unsent); err != nil {
 				p.rounds.putBack(unsent)
-				return ignoreEnd(ctx, err)
+				return ignoreCanceled(ctx, err)
 			}
 		}
 		if nudge {
-			if err := p.nudge(ctx); err != nil {
-				return ignoreEnd(ctx, err)
+			if err := p.emitNudge(ctx); err != nil {
+				return ignoreCanceled(ctx, err)
 			}
 		}
 	}
 }
 
-// answer reads how far the server is and asks for a keepalive if we are not
+// answerQueries reads how far the server is and asks for a keepalive if we are not
 // there yet. The keepalive comes behind all that was sent before it.
-func (p *probe) answer(ctx context.Context, unsent []*round) error {
+func (p *positionProbe) answerQueries(ctx context.Context, unsent []*positionQuery) error {
 	asked := time.Now()
-	target, flushed, identity, err := p.target(ctx)
+	target, flushed, identity, err := p.readTarget(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,10 +62,10 @@ func (p *probe) answer(ctx context.Context, unsent []*round) error {
 	stored, _ := p.store.Source()
 	changed := stored.Catalog != identity
 	if changed {
-		poke(p.changed)
+		wakeWaiter(p.changed)
 	}
 	if p.pos.load() < target {
-		p.back.requestReply()
+		p.status.requestReply()
 	}
 	for _, r := range unsent {
 		r.asked, r.target, r.unflushed, r.changed, r.epoch = asked, target, target > flushed, changed, p.epoch
@@ -74,14 +74,14 @@ func (p *probe) answer(ctx context.Context, unsent []*round) error {
 	return nil
 }
 
-// target gives a position at or behind the end of everything that was committed
+// readTarget gives a position at or behind the end of everything that was committed
 // before the call, how much the server had flushed, and the source's identity as
 // all that shows that was committed before the call.
 //
 // The insert position covers commits with synchronous_commit = off, which are
 // visible before they are flushed, and it is always the end of a record, while
 // a flush position may lie inside of one.
-func (p *probe) target(ctx context.Context) (target, flushed id.LSN, identity string, err error) {
+func (p *positionProbe) readTarget(ctx context.Context) (target, flushed id.LSN, identity string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var insertText, flushText string
@@ -97,7 +97,7 @@ func (p *probe) target(ctx context.Context) (target, flushed id.LSN, identity st
 		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
 	}
 	p.stats.server.Store(uint64(flush))
-	return wholeRecord(insert, flush), flush, asIdentity(identity), nil
+	return skipPageHeader(insert, flush), flush, withTextVersion(identity), nil
 }
 
 // positionColumns come before the identity in the probe's query.
@@ -112,10 +112,10 @@ const (
 	minSegment      = 1 << 20
 )
 
-// wholeRecord undoes a peculiarity of the insert position: at the start of a
+// skipPageHeader undoes a peculiarity of the insert position: at the start of a
 // page it lies behind the page's header, where no record ends, so that nothing
 // would ever reach it while the server idles (after pg_switch_wal() always).
-func wholeRecord(insert, flush id.LSN) id.LSN {
+func skipPageHeader(insert, flush id.LSN) id.LSN {
 	switch {
 	case insert == flush+shortPageHeader && flush%walPage == 0,
 		insert == flush+longPageHeader && flush%minSegment == 0:
@@ -124,9 +124,9 @@ func wholeRecord(insert, flush id.LSN) id.LSN {
 	return insert
 }
 
-// nudge commits a transaction that carries nothing but a logical message. It
+// emitNudge commits a transaction that carries nothing but a logical message. It
 // must be a transactional one: its commit flushes the WAL, and is sent at once.
-func (p *probe) nudge(ctx context.Context) error {
+func (p *positionProbe) emitNudge(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	if _, err := p.sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
@@ -141,8 +141,8 @@ func (p *probe) nudge(ctx context.Context) error {
 	return nil
 }
 
-// ignoreEnd drops the error that a query gives because ctx ended.
-func ignoreEnd(ctx context.Context, err error) error {
+// ignoreCanceled drops the error that a query gives because ctx ended.
+func ignoreCanceled(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil //nolint:nilerr // dropping it is what this is for
 	}

@@ -18,12 +18,12 @@ const (
 	maxGroupChanges = 1024
 )
 
-// group is one call of Apply: whole transactions, or one part of a cut one. Or
+// changeGroup is one call of Apply: whole transactions, or one part of a cut one. Or
 // a keepalive alone: then batch is empty and nothing is to be applied.
-type group struct {
-	batch state.Batch
-	bytes int
-	cut   bool // a part of a cut transaction
+type changeGroup struct {
+	batch   state.Batch
+	bytes   int
+	partial bool // a part of a cut transaction
 	// observed is a position up to which everything has been received with
 	// this group and those before it.
 	observed id.LSN
@@ -32,29 +32,29 @@ type group struct {
 	persist bool
 }
 
-// empty says that the group is a keepalive's position only.
-func (g *group) empty() bool { return !g.cut && g.batch.End == 0 }
+// isEmpty says that the group is a keepalive's position only.
+func (g *changeGroup) isEmpty() bool { return !g.partial && g.batch.End == 0 }
 
-// queue hands groups from the receiver to the applier. Keepalives go through it
+// groupQueue hands groups from the receiver to the applier. Keepalives go through it
 // too, so that a position is never seen before what was received ahead of it.
-type queue struct {
+type groupQueue struct {
 	ready chan struct{} // cap 1: there may be a group
 	space chan struct{} // cap 1: there may be room
 
 	mu     sync.Mutex // guards all below
-	groups []group
+	groups []changeGroup
 	bytes  int
 	free   [][]id.Change
 }
 
-// newQueue makes an empty queue, for one session: what a broken session left
+// newGroupQueue makes an empty queue, for one session: what a broken session left
 // in its queue is sent again by the server.
-func newQueue() *queue {
-	return &queue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+func newGroupQueue() *groupQueue {
+	return &groupQueue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 }
 
-// poke wakes the one goroutine that waits on a channel of capacity 1.
-func poke(c chan struct{}) {
+// wakeWaiter wakes the one goroutine that waits on a channel of capacity 1.
+func wakeWaiter(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -64,13 +64,13 @@ func poke(c chan struct{}) {
 // put copies a piece in, and waits while the queue is full. A small transaction
 // joins the one before it if that has not been taken yet, so that one Apply
 // carries as much as came in during the last.
-func (q *queue) put(ctx context.Context, p pgoutput.Piece) error {
+func (q *groupQueue) put(ctx context.Context, p pgoutput.Piece) error {
 	for {
 		q.mu.Lock()
 		if q.bytes == 0 || q.bytes+p.Bytes <= maxQueueBytes {
-			q.add(p)
+			q.addLocked(p)
 			q.mu.Unlock()
-			poke(q.ready)
+			wakeWaiter(q.ready)
 			return nil
 		}
 		q.mu.Unlock()
@@ -82,12 +82,12 @@ func (q *queue) put(ctx context.Context, p pgoutput.Piece) error {
 	}
 }
 
-// add appends p. The caller holds mu.
-func (q *queue) add(p pgoutput.Piece) {
+// addLocked appends p. The caller holds mu.
+func (q *groupQueue) addLocked(p pgoutput.Piece) {
 	q.bytes += p.Bytes
 	if n := len(q.groups); n > 0 && !p.Partial {
 		tail := &q.groups[n-1]
-		if !tail.cut && len(tail.batch.Changes)+len(p.Changes) <= maxGroupChanges {
+		if !tail.partial && len(tail.batch.Changes)+len(p.Changes) <= maxGroupChanges {
 			tail.batch.Changes = append(tail.batch.Changes, p.Changes...)
 			tail.batch.End = p.End
 			tail.bytes += p.Bytes
@@ -99,35 +99,35 @@ func (q *queue) add(p pgoutput.Piece) {
 	if n := len(q.free); n > 0 {
 		changes, q.free = q.free[n-1], q.free[:n-1]
 	}
-	q.groups = append(q.groups, group{
+	q.groups = append(q.groups, changeGroup{
 		batch: state.Batch{Changes: append(changes, p.Changes...), End: p.End},
-		bytes: p.Bytes, cut: p.Partial, observed: p.End,
+		bytes: p.Bytes, partial: p.Partial, observed: p.End,
 	})
 }
 
-// keepalive queues a position behind everything that came before it.
-func (q *queue) keepalive(walEnd id.LSN, persist bool) {
+// putKeepalive queues a position behind everything that came before it.
+func (q *groupQueue) putKeepalive(walEnd id.LSN, persist bool) {
 	q.mu.Lock()
-	if n := len(q.groups); n > 0 && (!q.groups[n-1].cut || q.groups[n-1].batch.End != 0) {
+	if n := len(q.groups); n > 0 && (!q.groups[n-1].partial || q.groups[n-1].batch.End != 0) {
 		tail := &q.groups[n-1]
 		tail.observed = max(tail.observed, walEnd)
 		tail.persist = tail.persist || persist
 	} else {
-		q.groups = append(q.groups, group{observed: walEnd, persist: persist})
+		q.groups = append(q.groups, changeGroup{observed: walEnd, persist: persist})
 	}
 	q.mu.Unlock()
-	poke(q.ready)
+	wakeWaiter(q.ready)
 }
 
 // take gives the next group, if there is one. It must come back through done.
-func (q *queue) take() (group, bool) {
+func (q *groupQueue) take() (changeGroup, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.groups) == 0 {
-		return group{}, false
+		return changeGroup{}, false
 	}
 	g := q.groups[0]
-	q.groups[0] = group{}
+	q.groups[0] = changeGroup{}
 	q.groups = q.groups[1:]
 	if len(q.groups) == 0 {
 		q.groups = nil
@@ -135,8 +135,8 @@ func (q *queue) take() (group, bool) {
 	return g, true
 }
 
-// done frees what an applied group took.
-func (q *queue) done(g group) {
+// release frees what an applied group took.
+func (q *groupQueue) release(g changeGroup) {
 	clear(g.batch.Changes)
 	q.mu.Lock()
 	q.bytes -= g.bytes
@@ -144,5 +144,5 @@ func (q *queue) done(g group) {
 		q.free = append(q.free, g.batch.Changes[:0])
 	}
 	q.mu.Unlock()
-	poke(q.space)
+	wakeWaiter(q.space)
 }

@@ -10,43 +10,43 @@ import (
 	"dinnerbell/state/id"
 )
 
-// receiver owns the reading half of the stream: it decodes what comes in and
+// walReceiver owns the reading half of the stream: it decodes what comes in and
 // queues it. It waits only when the queue is full.
-type receiver struct {
-	in    *stream
-	asm   *pgoutput.Assembler
-	queue *queue
-	back  *feedback
-	stats *stats
+type walReceiver struct {
+	in     *walStream
+	asm    *pgoutput.Assembler
+	queue  *groupQueue
+	status *statusSender
+	stats  *mirrorStats
 }
 
 // run returns when the stream ends or is interrupted.
-func (r *receiver) run(ctx context.Context) error {
+func (r *walReceiver) run(ctx context.Context) error {
 	for {
-		r.back.waiting.Store(true)
-		data, err := r.in.receive()
-		r.back.waiting.Store(false)
+		r.status.waiting.Store(true)
+		data, err := r.in.receiveData()
+		r.status.waiting.Store(false)
 		if err != nil {
-			return ignoreEnd(ctx, err)
+			return ignoreCanceled(ctx, err)
 		}
-		r.back.messages.Add(1)
-		if err := r.handle(ctx, data); err != nil {
+		r.status.messages.Add(1)
+		if err := r.handleMessage(ctx, data); err != nil {
 			return err
 		}
 	}
 }
 
-// handle takes one CopyData payload of the streaming replication protocol.
+// handleMessage takes one CopyData payload of the streaming replication protocol.
 // https://www.postgresql.org/docs/current/protocol-replication.html
-func (r *receiver) handle(ctx context.Context, data []byte) error {
+func (r *walReceiver) handleMessage(ctx context.Context, data []byte) error {
 	msg, err := parseMessage(data)
 	switch {
 	case err != nil:
 		return err
 	case msg.wal != nil:
-		return r.walData(ctx, msg.wal)
+		return r.queueChanges(ctx, msg.wal)
 	}
-	r.keepalive(msg.end, msg.reply)
+	r.queueKeepalive(msg.end, msg.reply)
 	return nil
 }
 
@@ -80,9 +80,9 @@ func parseMessage(data []byte) (walMessage, error) {
 	return walMessage{}, fmt.Errorf("read CopyData %q: %w", data[0], pgoutput.ErrMalformed)
 }
 
-// walData feeds one pgoutput message to the assembler, and queues what is
+// queueChanges feeds one pgoutput message to the assembler, and queues what is
 // whole. It may wait for room: then TCP makes the walsender wait too.
-func (r *receiver) walData(ctx context.Context, msg []byte) error {
+func (r *walReceiver) queueChanges(ctx context.Context, msg []byte) error {
 	badBefore, nullBefore := r.asm.SkippedIDs()
 	p, ok, err := r.asm.Add(msg)
 	bad, null := r.asm.SkippedIDs()
@@ -96,27 +96,27 @@ func (r *receiver) walData(ctx context.Context, msg []byte) error {
 		return err
 	}
 	if p.End != 0 {
-		r.sawUpTo(p.End)
+		r.noteReceived(p.End)
 	}
 	return r.queue.put(ctx, p)
 }
 
-// keepalive takes a position: everything that committed up to it has been sent.
+// queueKeepalive takes a position: everything that committed up to it has been sent.
 // In the middle of a transaction it tells nothing that could be used.
-func (r *receiver) keepalive(walEnd id.LSN, reply bool) {
+func (r *walReceiver) queueKeepalive(walEnd id.LSN, reply bool) {
 	if !r.asm.InTransaction() && walEnd != 0 {
-		r.sawUpTo(walEnd)
-		r.queue.keepalive(walEnd, reply)
+		r.noteReceived(walEnd)
+		r.queue.putKeepalive(walEnd, reply)
 	}
 	if reply {
-		poke(r.back.wake)
+		wakeWaiter(r.status.wake)
 	}
 }
 
-// sawUpTo moves the write position, which tells the server what has arrived and
+// noteReceived moves the write position, which tells the server what has arrived and
 // acknowledges nothing.
-func (r *receiver) sawUpTo(lsn id.LSN) {
-	if uint64(lsn) > r.back.received.Load() {
-		r.back.received.Store(uint64(lsn))
+func (r *walReceiver) noteReceived(lsn id.LSN) {
+	if uint64(lsn) > r.status.received.Load() {
+		r.status.received.Store(uint64(lsn))
 	}
 }

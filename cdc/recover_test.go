@@ -19,7 +19,7 @@ import (
 // A server that is killed comes back and nothing was lost, doubled or rebuilt.
 func TestServerKilled(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	server := r.own(nil)
 	r.setup().start()
 	r.barrier()
@@ -45,7 +45,7 @@ func TestServerKilled(t *testing.T) {
 }
 
 // awaitFree waits until the server has noticed that the mirror is gone.
-func (r *rig) awaitFree() {
+func (r *deployment) awaitFree() {
 	r.t.Helper()
 	envtest.Until(r.t, patience, func() error {
 		if n := r.Int(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active`, r.cfg.Slot); n != 0 {
@@ -58,7 +58,7 @@ func (r *rig) awaitFree() {
 // Where slots can survive a failover, ours does.
 func TestSlotIsForFailover(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.barrier()
 	if r.Int(`SELECT current_setting('server_version_num')::int`) < failoverVersion {
 		t.Skip("slots have no failover here")
@@ -71,7 +71,7 @@ func TestSlotIsForFailover(t *testing.T) {
 // A transaction of many rows is applied in parts, and seen as a whole.
 func TestHugeTransaction(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	var parts, largest atomic.Int64
 	r.hooks.beforeApply = func(b *state.Batch) {
 		if b.End == 0 {
@@ -99,7 +99,7 @@ func TestHugeTransaction(t *testing.T) {
 // The connection is lost in the middle of a huge transaction: it comes again.
 func TestHugeTransactionCutAndRepeated(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	var parts atomic.Int64
 	cut := make(chan struct{})
 	r.hooks.beforeApply = func(b *state.Batch) {
@@ -121,7 +121,7 @@ func TestHugeTransactionCutAndRepeated(t *testing.T) {
 // The daemon dies in the middle of a huge transaction, with parts on disk.
 func TestTornTransactionIsMended(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'old ' || g, 'r' FROM generate_series(1, 17000) g`)
 	var parts atomic.Int64
 	cut := make(chan struct{})
@@ -151,7 +151,7 @@ func TestTornTransactionIsMended(t *testing.T) {
 // Foreign columns come, go and change their names; unchanged TOAST is kept.
 func TestSchemaChangesWhileStreaming(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`ALTER TABLE subscribers_restaurants ADD note text; ALTER TABLE subscribers_restaurants ALTER client_id TYPE text, ALTER client_id SET STORAGE EXTERNAL`)
 	r.setup().start()
 	long := strings.Repeat("long ", 1000) // out of line
@@ -180,7 +180,7 @@ func TestSchemaChangesWhileStreaming(t *testing.T) {
 // A renamed column halts; with the configuration changed, a snapshot mends it.
 func TestNeededColumnGone(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
 	r.same("r")
 	r.Exec(`ALTER TABLE subscribers_restaurants RENAME client_id TO customer`)
@@ -233,7 +233,7 @@ func TestHalts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			if _, err := r.Pool.Exec(t.Context(), c.sql); sqlState(err) == "42601" {
 				t.Skip("this server cannot do that")
 			} else if err != nil {
@@ -249,7 +249,7 @@ func TestHalts(t *testing.T) {
 
 func TestHaltsWithoutPrivileges(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	role := "reader_" + r.Name
 	r.Exec(fmt.Sprintf(`CREATE ROLE %s LOGIN`, role))
 	t.Cleanup(func() { // after the database, which depends on it, is gone

@@ -18,7 +18,7 @@ const maxRenewals = 5
 
 // renewal rebuilds the rows beside those that are served, where the catalogs
 // changed in a way that no message tells. The stream goes on meanwhile, and a
-// strict join waits until the new rows have taken over: see [Mirror.strict].
+// strict join waits until the new rows have taken over: see [Mirror.awaitStrict].
 //
 // It outlives sessions, as a rebuild does that was asked for by an operator.
 type renewal struct {
@@ -27,9 +27,9 @@ type renewal struct {
 	failed  atomic.Int32 // attempts in a row
 }
 
-// want asks for a rebuild; a *NewSnapshotError says that it cannot be done beside the
+// request asks for a rebuild; a *NewSnapshotError says that it cannot be done beside the
 // served rows.
-func (n *renewal) want(reason string) error {
+func (n *renewal) request(reason string) error {
 	switch {
 	case n.running.Load():
 	case n.failed.Load() >= maxRenewals:
@@ -49,14 +49,14 @@ func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		pause := newPauses()
+		pause := newBackoff()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case reason := <-m.renewal.wanted:
 				m.renewal.running.Store(true)
-				err := m.renew(ctx, reason)
+				err := m.renewRows(ctx, reason)
 				if err == nil {
 					pause.Reset()
 				} else {
@@ -69,22 +69,22 @@ func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
 	return func() { cancel(); serving.Wait() }
 }
 
-// renew is one rebuild. Where it fails, the session's next look at the catalogs
+// renewRows is one rebuild. Where it fails, the session's next look at the catalogs
 // asks again.
-func (m *Mirror) renew(ctx context.Context, reason string) (err error) {
+func (m *Mirror) renewRows(ctx context.Context, reason string) (err error) {
 	m.log.Info("the catalogs changed; rebuilding the subscriptions beside those that are served", "reason", reason)
-	m.stats.because(reason)
-	working, w, err := m.works.replace(ctx, WorkRebuild, reason)
+	m.stats.setRebuildReason(reason)
+	working, w, err := m.work.beginInstead(ctx, WorkRebuild, reason)
 	if err != nil {
 		return err // a snapshot in their place is under way
 	}
 	m.stats.snapshots.Add(1)
-	_, err = m.rebuildAttempts(working, w)
-	err = m.works.end(working, w, err)
+	_, err = m.retryRebuild(working, w)
+	err = m.work.endWork(working, w, err)
 	switch {
 	case err == nil:
 		m.renewal.failed.Store(0)
-		m.settled.tell()
+		m.catalogsSettled.notifyAll()
 	case ctx.Err() != nil, errors.Is(err, ErrBusy), errors.Is(err, errRewritten), errors.Is(err, state.ErrDiskFull):
 		m.log.Info("the subscriptions were not rebuilt yet", "reason", err)
 	default:
@@ -92,20 +92,20 @@ func (m *Mirror) renew(ctx context.Context, reason string) (err error) {
 		if sqlState(err) == codeConfigurationLimit {
 			m.renewal.failed.Store(maxRenewals)
 		}
-		m.stats.failed(err)
+		m.stats.setError(err)
 		m.log.Warn("could not rebuild the subscriptions beside those that are served", "error", err, "after", time.Since(w.began))
 	}
 	return err
 }
 
-// signal wakes all who wait for something that others have found out.
-type signal struct {
+// broadcast wakes all who wait for something that others have found out.
+type broadcast struct {
 	mu   sync.Mutex // guards next
 	next chan struct{}
 }
 
 // wait gives a channel that the next tell closes.
-func (s *signal) wait() <-chan struct{} {
+func (s *broadcast) wait() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.next == nil {
@@ -114,7 +114,7 @@ func (s *signal) wait() <-chan struct{} {
 	return s.next
 }
 
-func (s *signal) tell() {
+func (s *broadcast) notifyAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.next != nil {

@@ -29,7 +29,7 @@ func TestTableRewrittenBeforeItIsCopied(t *testing.T) {
 		for _, times := range []int32{1, maxAttempts + 1} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t)
+				r := newDeployment(t)
 				if c.table != "" {
 					r.Exec(c.table)
 				}

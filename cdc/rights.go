@@ -13,7 +13,7 @@ import (
 // checkReplication makes sure that the role may replicate. Amazon RDS gives that
 // right by membership in a role. Postgres asks for the right when a walsender
 // begins: a stream that runs goes on without it.
-func checkReplication(ctx context.Context, f *facts) ([]finding, error) {
+func checkReplication(ctx context.Context, f *checkFacts) ([]finding, error) {
 	if f.streams {
 		return nil, nil
 	}
@@ -29,13 +29,13 @@ func checkReplication(ctx context.Context, f *facts) ([]finding, error) {
 	if may {
 		return nil, nil
 	}
-	return violated("the role in source.url", "lacks REPLICATION", "it can neither make nor read nor drop a slot",
+	return violation("the role in source.url", "lacks REPLICATION", "it can neither make nor read nor drop a slot",
 		"ALTER ROLE "+pgx.Identifier{role}.Sanitize()+" REPLICATION"), nil
 }
 
 // checkRoom makes sure that the server has a slot and a walsender for the mirror.
 // A rebuild or verification beside it needs another of both.
-func checkRoom(ctx context.Context, f *facts) ([]finding, error) {
+func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var slots, maxSlots, senders, maxSenders int
 	var ours, active bool
 	err := f.sql.QueryRow(ctx, `
@@ -61,7 +61,7 @@ func checkRoom(ctx context.Context, f *facts) ([]finding, error) {
 		fix := fmt.Sprintf("ALTER SYSTEM SET %s = %d; then restart Postgres", c.name, c.n+2)
 		switch free := c.n - c.used; {
 		case free < 1:
-			found = append(found, violated(object, all+" ("+c.name+")", "the mirror cannot replicate", fix)...)
+			found = append(found, violation(object, all+" ("+c.name+")", "the mirror cannot replicate", fix)...)
 		case free < 2:
 			found = append(found, finding{Level: precondition.Warn, Object: object, Found: all + " (" + c.name + ")",
 				Effect: "rebuild and verify, which need another one, will be refused", Fix: fix})
@@ -76,19 +76,19 @@ const forgotten = 5 * time.Minute
 
 // checkPrepared warns of prepared transactions that nobody seems to end: no slot
 // can be made before their end, and every slot keeps WAL from their begin on.
-func checkPrepared(ctx context.Context, f *facts) ([]finding, error) {
+func checkPrepared(ctx context.Context, f *checkFacts) ([]finding, error) {
 	rows, err := f.sql.Query(ctx, `
 		SELECT gid, database::text, owner::text, prepared::text FROM pg_prepared_xacts
 		WHERE prepared < now() - make_interval(secs => $1) ORDER BY prepared LIMIT 10`, f.cfg.forgotten.Seconds())
 	if err != nil {
 		return nil, fmt.Errorf("read prepared transactions: %w", err)
 	}
-	var b blocker
+	var b blockingTransaction
 	var found []finding
 	_, err = pgx.ForEachRow(rows, []any{&b.prepared, &b.database, &b.role, &b.since}, func() error {
-		found = append(found, finding{Level: precondition.Warn, Object: "prepared transaction " + quoteText(b.prepared) + " in database " + b.database,
+		found = append(found, finding{Level: precondition.Warn, Object: "prepared transaction " + quoteLiteral(b.prepared) + " in database " + b.database,
 			Found:  fmt.Sprintf("was left by role %s at %s", b.role, b.since),
-			Effect: "snapshot, rebuild and verify wait for its end, and the server keeps WAL", Fix: "ROLLBACK PREPARED " + quoteText(b.prepared) + ", in that database"})
+			Effect: "snapshot, rebuild and verify wait for its end, and the server keeps WAL", Fix: "ROLLBACK PREPARED " + quoteLiteral(b.prepared) + ", in that database"})
 		return nil
 	})
 	if err != nil {
@@ -98,7 +98,7 @@ func checkPrepared(ctx context.Context, f *facts) ([]finding, error) {
 }
 
 // checkEncoding warns of a database whose texts have no encoding.
-func checkEncoding(_ context.Context, f *facts) ([]finding, error) {
+func checkEncoding(_ context.Context, f *checkFacts) ([]finding, error) {
 	if f.sql.PgConn().ParameterStatus("server_encoding") != "SQL_ASCII" {
 		return nil, nil
 	}
@@ -108,7 +108,7 @@ func checkEncoding(_ context.Context, f *facts) ([]finding, error) {
 
 // checkIDTypes warns of ids whose comparison in SQL is not that of their texts,
 // by which a campaign finds its subscribers.
-func checkIDTypes(ctx context.Context, f *facts) ([]finding, error) {
+func checkIDTypes(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var found []finding
 	for _, col := range f.cat.columns {
 		if col.name != f.cfg.RestaurantColumn {
@@ -123,17 +123,17 @@ func checkIDTypes(ctx context.Context, f *facts) ([]finding, error) {
 			return nil, fmt.Errorf("read collation of column %s: %w", col.name, err)
 		}
 		if insensitive {
-			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.name + " of " + f.cfg.table(),
+			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.name + " of " + f.cfg.quotedTable(),
 				Found:  "is citext, or has a collation by which different texts are equal",
 				Effect: "a campaign reaches the subscribers whose restaurant is written exactly as in the campaign",
-				Fix:    "write ids alike, or ALTER TABLE " + f.cfg.table() + " ALTER " + pgx.Identifier{col.name}.Sanitize() + " TYPE text"})
+				Fix:    "write ids alike, or ALTER TABLE " + f.cfg.quotedTable() + " ALTER " + pgx.Identifier{col.name}.Sanitize() + " TYPE text"})
 		}
 	}
 	return found, nil
 }
 
 // checkOldSnapshots warns of a server that takes old snapshots away (up to 16).
-func checkOldSnapshots(ctx context.Context, f *facts) ([]finding, error) {
+func checkOldSnapshots(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var value string
 	err := f.sql.QueryRow(ctx, `SELECT coalesce(current_setting('old_snapshot_threshold', true), '-1')`).Scan(&value)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // report makes the checks of a moment.
-func (r *rig) report(at precondition.Moment) precondition.Report {
+func (r *deployment) report(at precondition.Moment) precondition.Report {
 	r.t.Helper()
 	report, err := CheckPreconditions(r.t.Context(), r.cfg, at)
 	if err != nil {
@@ -20,7 +20,7 @@ func (r *rig) report(at precondition.Moment) precondition.Report {
 }
 
 // finds checks that the list has exactly these findings of one check.
-func (r *rig) finds(check string, level precondition.Level, texts ...string) {
+func (r *deployment) finds(check string, level precondition.Level, texts ...string) {
 	r.t.Helper()
 	var found []string
 	for _, f := range r.report(precondition.AtStart) {
@@ -42,7 +42,7 @@ func (r *rig) finds(check string, level precondition.Level, texts ...string) {
 // list, with the statement that mends it.
 func TestServerWithoutRoom(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.own(map[string]string{"max_replication_slots": "2", "max_wal_senders": "9", "max_prepared_transactions": "2"})
 	r.setup()
 	r.cfg.forgotten = time.Microsecond
@@ -70,7 +70,7 @@ func TestServerWithoutRoom(t *testing.T) {
 
 func TestRoleWithoutReplication(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.finds("source.replication", precondition.Fail)
 	r.Exec(`ALTER ROLE role_` + r.Name + ` NOREPLICATION`)
 	r.finds("source.replication", precondition.Fail, `ALTER ROLE "role_`+r.Name+`" REPLICATION`)
@@ -78,7 +78,7 @@ func TestRoleWithoutReplication(t *testing.T) {
 
 func TestEncodingWithoutCharacters(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.finds("source.encoding", precondition.Warn)
 	r.encoded("SQL_ASCII").finds("source.encoding", precondition.Warn, "SQL_ASCII")
 }
@@ -86,7 +86,7 @@ func TestEncodingWithoutCharacters(t *testing.T) {
 // A column by which SQL finds other texts equal is warned about.
 func TestIDsThatSQLFindsEqual(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.finds("source.id_types", precondition.Warn)
 	if _, err := r.Pool.Exec(t.Context(), `CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`); err != nil {
 		t.Skip(err)
@@ -99,7 +99,7 @@ func TestIDsThatSQLFindsEqual(t *testing.T) {
 // stream, as they are none in SQL.
 func TestPaddedIDs(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id TYPE char(20), ALTER restaurant_id TYPE char(20)`)
 	r.setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r'), ('b ', 'r')`)
@@ -118,7 +118,7 @@ func TestPaddedIDs(t *testing.T) {
 // Where wal_sender_timeout is off, our walsender has one all the same.
 func TestWalsenderHasATimeout(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	for value, want := range map[string]time.Duration{"0": time.Minute, "7s": 7 * time.Second} {
 		r.Exec(`ALTER DATABASE ` + r.Name + ` SET wal_sender_timeout = '` + value + `'`)
 		repl, err := r.cfg.dialReplication(t.Context())
@@ -127,7 +127,7 @@ func TestWalsenderHasATimeout(t *testing.T) {
 		}
 		defer closeConn(repl)
 		for range 2 {
-			if got, err := walSenderTimeout(t.Context(), repl); err != nil || got != want {
+			if got, err := readWALSenderTimeout(t.Context(), repl); err != nil || got != want {
 				t.Errorf("with %s: %s, %v; want %s", value, got, err, want)
 			}
 		}

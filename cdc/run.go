@@ -30,20 +30,20 @@ const (
 
 // Mirror follows one table. Make it with New and call Run once.
 type Mirror struct {
-	cfg     Config
-	log     *slog.Logger
-	store   *state.Store // written by the applier, or by a snapshot, never by both
-	pos     position     // outlives sessions: callers of Barrier wait across them
-	rounds  rounds       // likewise
-	fresh   knownFresh   // likewise
-	stats   stats
-	gate    gate // held while a transaction is applied
-	works   works
-	guard   guard
-	changed chan struct{} // cap 1: the barrier met other catalogs than those of the rows
-	// settled tells that the rows and the catalogs may agree again.
-	settled signal
-	renewal renewal
+	cfg             Config
+	log             *slog.Logger
+	store           *state.Store    // written by the applier, or by a snapshot, never by both
+	pos             appliedPosition // outlives sessions: callers of Barrier wait across them
+	queries         queryQueue      // likewise
+	fresh           knownFresh      // likewise
+	stats           mirrorStats
+	gate            storeGate // held while a transaction is applied
+	work            workSlot
+	guard           slotGuard
+	catalogsChanged chan struct{} // cap 1: the barrier met other catalogs than those of the rows
+	// catalogsSettled tells that the rows and the catalogs may agree again.
+	catalogsSettled broadcast
+	renewal         renewal
 
 	// For tests, which have no large tables: see the constants of these names.
 	compareAtOnce int64
@@ -54,19 +54,19 @@ type Mirror struct {
 	admitted chan struct{} // closed once nothing speaks of a second daemon
 	admit    sync.Once
 
-	// must is why the next session begins with a snapshot, whatever the
+	// forcedSnapshot is why the next session begins with a snapshot, whatever the
 	// catalogs say. Run's goroutine alone uses it.
-	must string
-	// checked: the checks of a start have been made. Run's goroutine alone uses it.
-	checked bool
-	// broken is since when a precondition has been violated; zero: none is. Run's
+	forcedSnapshot string
+	// startChecked: the checks of a start have been made. Run's goroutine alone uses it.
+	startChecked bool
+	// violatedSince is since when a precondition has been violated; zero: none is. Run's
 	// goroutine alone uses it.
-	broken time.Time
+	violatedSince time.Time
 	// stuck is where the walsender has failed since when. Run's goroutine alone uses it.
-	stuck stuck
-	// loadNeeds is the room that the next snapshot needs at least, as the last one
+	stuck walsenderFailure
+	// loadBytes is the room that the next snapshot needs at least, as the last one
 	// has shown. Run's goroutine alone uses it.
-	loadNeeds int64
+	loadBytes int64
 
 	hooks hooks
 }
@@ -81,7 +81,7 @@ type hooks struct {
 	looked      func()        // the catalogs were compared
 	held        func()        // the stream stands for a rebuild
 	warnHeld    int64         // instead of heldBackWarn
-	twinAlive   time.Duration // instead of twinAlive
+	secondAlive time.Duration // instead of secondAlive
 	healing     time.Duration // instead of healing
 	slowSlot    time.Duration // instead of slowSlot
 }
@@ -91,10 +91,10 @@ func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
 	cfg.ApplicationName = instanceName(cfg.ApplicationName, store.Instance())
 	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}), gate: newGate(),
-		changed: make(chan struct{}, 1), renewal: renewal{wanted: make(chan string, 1)},
+		catalogsChanged: make(chan struct{}, 1), renewal: renewal{wanted: make(chan string, 1)},
 		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
-	m.rounds.wake = make(chan struct{}, 1)
-	m.stats.set(StateConnecting)
+	m.queries.wake = make(chan struct{}, 1)
+	m.stats.setState(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
 	m.stats.keepSize.Store(-1)
 	return m
@@ -119,85 +119,85 @@ func instanceName(name, instance string) string {
 // started has ended when it returns.
 func (m *Mirror) Run(ctx context.Context) error {
 	defer m.stop.Do(func() { close(m.stopped) })
-	defer m.works.bar(ErrStopped)
+	defer m.work.forbid(ErrStopped)
 	if err := m.cfg.validate(); err != nil {
-		return m.halted(err)
+		return m.recordHalt(err)
 	}
 	defer m.startAsking(ctx)()
-	defer m.guardSlot(ctx)()
+	defer m.startGuard(ctx)()
 	defer m.startRenewing(ctx)()
-	pause := newPauses()
+	pause := newBackoff()
 	for {
 		began := time.Now()
-		caughtUp, err := m.session(ctx)
+		caughtUp, err := m.runSession(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if caughtUp && time.Since(began) > maxPause { // else it may fail at once, over and over
 			pause.Reset()
-			m.broken = time.Time{}
+			m.violatedSince = time.Time{}
 		}
-		if err := m.judge(ctx, err); err != nil {
+		if err := m.classifySessionError(ctx, err); err != nil {
 			return err
 		}
 		due := pause.NextBackOff()
-		if !m.broken.IsZero() {
+		if !m.violatedSince.IsZero() {
 			due = min(due, healingPause)
 		}
 		if err != nil && !sleep(ctx, due) {
 			return nil
 		}
-		if m.broken.IsZero() {
-			m.stats.set(StateConnecting)
+		if m.violatedSince.IsZero() {
+			m.stats.setState(StateConnecting)
 		}
 	}
 }
 
-// newPauses gives growing pauses, each between half and one and a half of what
+// newBackoff gives growing pauses, each between half and one and a half of what
 // is due.
-func newPauses() *backoff.ExponentialBackOff {
+func newBackoff() *backoff.ExponentialBackOff {
 	p := backoff.NewExponentialBackOff()
 	p.InitialInterval, p.MaxInterval = firstPause, maxPause
 	return p
 }
 
-// judge decides what the end of a session means; an error ends Run.
-func (m *Mirror) judge(ctx context.Context, err error) error {
+// classifySessionError decides what the end of a session means; an error ends Run.
+func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if pooled(err) {
-		err = viaPooler(err)
+	if isPoolerError(err) {
+		err = haltPooler(err)
 	}
 	if code := sqlState(err); code == codeUntranslatable || code == codeBadCharacter {
-		err = m.cfg.notUTF8(err)
+		err = m.cfg.haltNotUTF8(err)
 	}
 	m.stats.reconnects.Add(1)
-	m.stats.failed(err)
-	if !m.guard.sawSecond() {
+	m.stats.setError(err)
+	if !m.guard.secondSeen() {
 		m.admitService()
 	}
 	if h, ok := errors.AsType[*haltError](err); ok {
 		if h.distrust {
-			m.discardSlot(ctx)
+			m.dropWorthlessSlot(ctx)
 		}
-		if m.mayHeal(h) {
+		if m.waitForMigration(h) {
 			return nil
 		}
-		return m.halted(h)
+		return m.recordHalt(h)
 	}
 	if errors.Is(err, state.ErrCorrupt) || errors.Is(err, state.ErrClosed) {
-		return m.halted(err)
+		return m.recordHalt(err)
 	}
 	if r, ok := errors.AsType[*pgoutput.NewSnapshotError](err); ok {
-		m.must = r.Reason
+		m.forcedSnapshot = r.Reason
 		return nil
 	}
-	if why := m.stuck.on(err, m.pos.load(), cmp.Or(m.hooks.healing, healing)); why != "" {
-		m.must = why
+	if why := m.stuck.giveUpReason(err, m.pos.load(), cmp.Or(m.hooks.healing, healing)); why != "" {
+		m.forcedSnapshot = why
 	}
-	if held, ok := errors.AsType[*heldError](err); ok {
-		m.stats.set(StateWaiting)
+	if held, ok := errors.AsType[*slotHeldError](err); ok {
+		m.stats.setState(StateWaiting)
 		m.log.Warn("waiting for the replication slot", "slot", held.slot, "pid", held.pid,
 			"application_name", held.app, "role", held.role, "client_addr", held.address)
 		return nil
@@ -206,7 +206,7 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 		m.log.Warn("the snapshot begins again after a pause", "reason", err)
 		return nil
 	}
-	if unreachable(err) {
+	if isUnreachable(err) {
 		m.log.Warn("cannot reach the source, connecting again", "error", err)
 	} else {
 		m.log.Warn("cannot follow the source, trying again", "error", err)
@@ -214,39 +214,39 @@ func (m *Mirror) judge(ctx context.Context, err error) error {
 	return nil
 }
 
-// mayHeal says whether a halt can wait. Where a complete snapshot shows that the
+// waitForMigration says whether a halt can wait. Where a complete snapshot shows that the
 // mirror has worked before, what is wrong now may be the middle of a migration: a
 // primary key that is dropped and made again, a REVOKE and a GRANT.
-func (m *Mirror) mayHeal(h *haltError) bool {
+func (m *Mirror) waitForMigration(h *haltError) bool {
 	if _, complete := m.store.Source(); !complete || !h.heals {
 		return false
 	}
-	if m.broken.IsZero() {
-		m.broken = time.Now()
+	if m.violatedSince.IsZero() {
+		m.violatedSince = time.Now()
 	}
-	left := cmp.Or(m.hooks.healing, healing) - time.Since(m.broken)
+	left := cmp.Or(m.hooks.healing, healing) - time.Since(m.violatedSince)
 	if left <= 0 {
 		return false
 	}
-	m.stats.set(StateWaiting)
+	m.stats.setState(StateWaiting)
 	m.log.Warn("the source cannot be mirrored as it is now; waiting in case that a migration is under way", "what", h.halt.What, "to_mend", h.halt.Hint, "left", left.Round(time.Second))
 	return true
 }
 
-// halted puts an error that ends Run into Status.
-func (m *Mirror) halted(err error) error {
+// recordHalt puts an error that ends Run into Status.
+func (m *Mirror) recordHalt(err error) error {
 	if h, ok := errors.AsType[*halt.Error](err); ok {
-		m.stats.halt(h)
+		m.stats.setHalted(h)
 		return h
 	}
-	m.stats.halt(&halt.Error{Part: halt.Source, What: err.Error()})
+	m.stats.setHalted(&halt.Error{Part: halt.Source, What: err.Error()})
 	return err
 }
 
-// discardSlot drops a slot that no stream can begin with any more: changes may
+// dropWorthlessSlot drops a slot that no stream can begin with any more: changes may
 // have passed it unpublished, or its snapshot has failed. Without it, the next
 // start takes a snapshot even if everything looks right again by then.
-func (m *Mirror) discardSlot(ctx context.Context) {
+func (m *Mirror) dropWorthlessSlot(ctx context.Context) {
 	sql, err := m.cfg.dialSQL(ctx)
 	if err == nil {
 		defer closeConn(sql.PgConn())
@@ -258,20 +258,20 @@ func (m *Mirror) discardSlot(ctx context.Context) {
 	}
 }
 
-// decide says whether the stream goes on from where the store is, and why not, or
+// snapshotReason says whether the stream goes on from where the store is, and why not, or
 // why new rows are needed all the same. whole tells that no transaction lies there
 // in parts; past are the timelines before the server's present one.
-func decide(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) (verdict, string) {
-	if why := decideStream(stored, complete, durable, whole, cat, past, slot); why != "" {
-		return verdictAnew, why
+func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) (rowsVerdict, string) {
+	if why := streamLossReason(stored, complete, durable, whole, cat, past, slot); why != "" {
+		return streamLost, why
 	}
 	stored.Timeline, stored.History = cat.source.Timeline, cat.source.History
-	return compare(stored, cat.source)
+	return compareSources(stored, cat.source)
 }
 
-// decideStream says why the stream does not go on from where the store is; "" if
+// streamLossReason says why the stream does not go on from where the store is; "" if
 // it does.
-func decideStream(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past lineage, slot slotInfo) string {
+func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) string {
 	now := cat.source
 	switch {
 	case !complete:
@@ -279,7 +279,7 @@ func decideStream(stored state.Source, complete bool, durable id.LSN, whole bool
 	case stored.SystemID != now.SystemID:
 		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
 	}
-	if why := past.ancestry(stored, now, durable, whole); why != "" {
+	if why := past.divergence(stored, now, durable, whole); why != "" {
 		return why
 	}
 	promoted := ""
@@ -293,8 +293,8 @@ func decideStream(stored state.Source, complete bool, durable id.LSN, whole bool
 		return fmt.Sprintf("publication %s was made again (oid %d, was %d)", now.Publication, now.PublicationOID, stored.PublicationOID)
 	case !slot.exists:
 		return fmt.Sprintf("slot %s does not exist%s", now.Slot, promoted)
-	case slot.lost():
-		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.why())
+	case slot.isLost():
+		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.lossReason())
 	case slot.confirmed > durable:
 		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.confirmed, durable)
 	case durable > cat.walEnd:
@@ -315,11 +315,11 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 		return err
 	}
 	defer closeConn(sql.PgConn())
-	if _, _, err := m.cfg.meet(ctx, sql); err != nil {
+	if _, _, err := m.cfg.inspectWithTimeline(ctx, sql); err != nil {
 		return err
 	}
-	defer m.guardSlot(ctx)()
-	if err := m.holdSlot(ctx, sql); err != nil {
+	defer m.startGuard(ctx)()
+	if err := m.holdSlotLock(ctx, sql); err != nil {
 		return err
 	}
 	ended := make(chan struct{})
@@ -339,8 +339,8 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 			}
 		})
 	}
-	m.stats.because("asked for by the operator")
-	err = m.rebuild(ctx, sql)
+	m.stats.setRebuildReason("asked for by the operator")
+	err = m.replaceRows(ctx, sql)
 	close(ended)
 	reporter.Wait()
 	return err

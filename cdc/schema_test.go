@@ -48,7 +48,7 @@ func TestCompositeKey(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.cfg.KeyColumns = c.key
 			r.Exec(`DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (` + c.table + `)`)
 			r.Exec(c.insert, 1, 9)
@@ -82,10 +82,10 @@ func TestCompositeKeyRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.cfg.KeyColumns = c.key
 			r.Exec(`DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (` + c.table + `)`)
-			r.Exec(fmt.Sprintf(`CREATE PUBLICATION dinnerbell FOR TABLE %s`, r.cfg.table()))
+			r.Exec(fmt.Sprintf(`CREATE PUBLICATION dinnerbell FOR TABLE %s`, r.cfg.quotedTable()))
 			r.start()
 			if h := r.awaitHalt(); !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("halt is %q, hint %q; want %q", h.What, h.Hint, c.what)
@@ -98,7 +98,7 @@ func TestCompositeKeyRefused(t *testing.T) {
 // where it can, and a snapshot is taken where no message tells the new values.
 func TestAltersUnderLoad(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`ALTER TABLE subscribers_restaurants ADD note text`)
 	r.setup().start()
 	r.barrier()
@@ -129,7 +129,7 @@ func TestAltersUnderLoad(t *testing.T) {
 // A column that is needed and dropped, while the mirror runs or is stopped.
 func TestNeededColumnDropped(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.same("r")
 	r.Exec(`ALTER TABLE subscribers_restaurants DROP restaurant_id`)
 	for range 2 { // the second time at the start
@@ -149,7 +149,7 @@ func TestNeededColumnDropped(t *testing.T) {
 // Partitions come and go with their rows, and no message tells.
 func TestPartitionsComeAndGo(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
 		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES FROM (0) TO (100);
@@ -180,7 +180,7 @@ func TestPartitionsComeAndGo(t *testing.T) {
 // A temporary table, in whatever schema it lies, is none of ours.
 func TestTemporaryTableRefused(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	conn, err := r.Pool.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestSetupRefusesBeforeItPublishes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.Exec(c.sql)
 			_, err := Setup(t.Context(), r.owner())
 			if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {

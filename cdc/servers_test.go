@@ -11,7 +11,7 @@ import (
 )
 
 // own moves the rig to a server of its own, which can be killed.
-func (r *rig) own(settings map[string]string) *testenv.Postgres {
+func (r *deployment) own(settings map[string]string) *testenv.Postgres {
 	r.t.Helper()
 	server := envtest.StartPostgres(r.t, filepath.Join(envtest.Dir(r.t), "postgres"), settings)
 	r.owns(server)
@@ -22,7 +22,7 @@ func (r *rig) own(settings map[string]string) *testenv.Postgres {
 }
 
 // owns stops a server after the test, when the mirror has ended.
-func (r *rig) owns(server *testenv.Postgres) {
+func (r *deployment) owns(server *testenv.Postgres) {
 	r.t.Cleanup(func() {
 		_ = r.halt()
 		if err := server.Stop(); err != nil {
@@ -32,7 +32,7 @@ func (r *rig) owns(server *testenv.Postgres) {
 }
 
 // moveTo lets the test's own statements go to server.
-func (r *rig) moveTo(server *testenv.Postgres) {
+func (r *deployment) moveTo(server *testenv.Postgres) {
 	r.t.Helper()
 	r.URL = server.URL("postgres")
 	pool, err := pgxpool.New(r.t.Context(), r.URL)
@@ -44,7 +44,7 @@ func (r *rig) moveTo(server *testenv.Postgres) {
 }
 
 // kill crashes a server and starts it again.
-func (r *rig) kill(server *testenv.Postgres) {
+func (r *deployment) kill(server *testenv.Postgres) {
 	r.t.Helper()
 	if err := server.Kill(); err != nil {
 		r.t.Fatal(err)
@@ -52,7 +52,7 @@ func (r *rig) kill(server *testenv.Postgres) {
 	r.startServer(server)
 }
 
-func (r *rig) startServer(server *testenv.Postgres) {
+func (r *deployment) startServer(server *testenv.Postgres) {
 	r.t.Helper()
 	if err := server.Start(context.Background()); err != nil {
 		r.t.Fatal(err)
@@ -62,7 +62,7 @@ func (r *rig) startServer(server *testenv.Postgres) {
 
 // pair moves the rig to a primary of its own with a physical standby. The
 // mirror's address names both.
-func (r *rig) pair() (primary, standby *testenv.Postgres) {
+func (r *deployment) pair() (primary, standby *testenv.Postgres) {
 	r.t.Helper()
 	p := envtest.StartPair(r.t, 0, nil)
 	r.owns(p.Standby)
@@ -77,13 +77,13 @@ func (r *rig) pair() (primary, standby *testenv.Postgres) {
 }
 
 // version is server_version_num.
-func (r *rig) version() int64 {
+func (r *deployment) version() int64 {
 	r.t.Helper()
 	return r.Int(`SELECT current_setting('server_version_num')::int`)
 }
 
 // promote makes the standby the primary and sends the test's statements there.
-func (r *rig) promote(standby *testenv.Postgres) {
+func (r *deployment) promote(standby *testenv.Postgres) {
 	r.t.Helper()
 	r.moveTo(standby)
 	if r.Int(`SELECT pg_promote()::int`) != 1 {

@@ -19,31 +19,31 @@ import (
 // watchEvery is how often the slot and the catalogs are looked at.
 const watchEvery = 3 * time.Second
 
-// session is one attempt: connect, see what is there, then either take a
+// runSession is one attempt: connect, see what is there, then either take a
 // snapshot (and return nil: the next session streams) or stream until something
 // fails. caughtUp says that it came to where the server was at its start.
-func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
+func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 	sql, err := m.cfg.dialSQL(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer func() { closeConn(sql.PgConn()) }()
-	cat, past, err := m.cfg.meet(ctx, sql)
+	cat, past, err := m.cfg.inspectWithTimeline(ctx, sql)
 	if err != nil {
 		return false, err
 	}
-	if err := m.holdSlot(ctx, sql); err != nil {
-		return false, ignoreEnd(ctx, err)
+	if err := m.holdSlotLock(ctx, sql); err != nil {
+		return false, ignoreCanceled(ctx, err)
 	}
 	m.admitService()
-	if err := m.checkStart(ctx, sql, cat); err != nil {
+	if err := m.checkAtStart(ctx, sql, cat); err != nil {
 		return false, err
 	}
 	slot, err := m.cfg.readSlot(ctx, sql)
 	if err != nil {
 		return false, err
 	}
-	m.sawSlot(slot, cat.walEnd)
+	m.recordSlot(slot, cat.walEnd)
 	// A transaction that a former session left in parts comes again from its
 	// first. What was applied is made durable: then there is one position.
 	m.store.Rewind()
@@ -52,42 +52,42 @@ func (m *Mirror) session(ctx context.Context) (caughtUp bool, err error) {
 		return false, fmt.Errorf("sync state: %w", err)
 	}
 	stored, complete := m.store.Source()
-	whole := !m.store.Torn() && !m.pos.parts.Load()
-	v, reason := decide(stored, complete, durable, whole, cat, past, slot)
-	if m.must != "" && v != verdictAnew {
-		v, reason = verdictAnew, m.must
+	whole := !m.store.Torn() && !m.pos.partial.Load()
+	v, reason := snapshotReason(stored, complete, durable, whole, cat, past, slot)
+	if m.forcedSnapshot != "" && v != streamLost {
+		v, reason = streamLost, m.forcedSnapshot
 	}
-	if v != verdictSame && complete && m.cfg.HaltOnLost {
+	if v != rowsCurrent && complete && m.cfg.HaltOnLost {
 		return false, newHalt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
 	}
-	if v == verdictAnew {
-		return false, m.snapshot(ctx, sql, reason)
+	if v == streamLost {
+		return false, m.takeSnapshot(ctx, sql, reason)
 	}
-	if err := m.follow(stored, cat.source, durable); err != nil {
+	if err := m.followPromotion(stored, cat.source, durable); err != nil {
 		return false, err
 	}
-	if err := m.release(ctx, sql, slot); err != nil {
+	if err := m.releaseSlot(ctx, sql, slot); err != nil {
 		return false, err
 	}
-	return m.stream(ctx, sql, cat, slot.confirmed, durable)
+	return m.streamChanges(ctx, sql, cat, slot.confirmed, durable)
 }
 
-// snapshot takes a new snapshot. One that did not fit waits for room.
-func (m *Mirror) snapshot(ctx context.Context, sql *pgx.Conn, reason string) error {
+// takeSnapshot takes a new snapshot. One that did not fit waits for room.
+func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string) error {
 	m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
-	m.stats.because(reason)
-	err := m.rebuild(ctx, sql)
+	m.stats.setRebuildReason(reason)
+	err := m.replaceRows(ctx, sql)
 	if errors.Is(err, state.ErrDiskFull) {
 		return m.awaitRoomForLoad(ctx, sql, err)
 	}
 	if err == nil {
-		m.must = ""
+		m.forcedSnapshot = ""
 	}
 	return err
 }
 
-// follow notes the timeline of a server that was promoted.
-func (m *Mirror) follow(stored, now state.Source, durable id.LSN) error {
+// followPromotion notes the timeline of a server that was promoted.
+func (m *Mirror) followPromotion(stored, now state.Source, durable id.LSN) error {
 	if stored.Timeline == now.Timeline {
 		return nil
 	}
@@ -101,25 +101,25 @@ func (m *Mirror) follow(stored, now state.Source, durable id.LSN) error {
 	return nil
 }
 
-// checkStart makes, once, the checks of a start: those that sessions do not make
+// checkAtStart makes, once, the checks of a start: those that sessions do not make
 // again. Warnings go to the log.
-func (m *Mirror) checkStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
-	if m.checked {
+func (m *Mirror) checkAtStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	if m.startChecked {
 		return nil
 	}
-	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &facts{cfg: &m.cfg, cat: cat, sql: sql}) // what cannot be read is unknown
+	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{cfg: &m.cfg, cat: cat, sql: sql}) // what cannot be read is unknown
 	for _, f := range report.At(precondition.Warn) {
 		m.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
 	}
 	if violation, ok := report.Violation(); ok {
-		return haltOn(violation)
+		return haltOnViolation(violation)
 	}
-	m.checked = true
+	m.startChecked = true
 	return nil
 }
 
-// stream follows the slot, which is acknowledged up to confirmed, from durable on.
-func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable id.LSN) (caughtUp bool, err error) {
+// streamChanges follows the slot, which is acknowledged up to confirmed, from durable on.
+func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable id.LSN) (caughtUp bool, err error) {
 	asker, err := m.dialProbe(ctx, cat)
 	if err != nil {
 		return false, err
@@ -130,94 +130,94 @@ func (m *Mirror) stream(ctx context.Context, sql *pgx.Conn, cat *catalog, confir
 		return false, err
 	}
 	defer closeConn(repl)
-	if err := sameServer(ctx, repl, cat); err != nil {
+	if err := checkSameServer(ctx, repl, cat); err != nil {
 		return false, err
 	}
-	every, err := walSenderTimeout(ctx, repl)
+	every, err := readWALSenderTimeout(ctx, repl)
 	if err != nil {
 		return false, err
 	}
-	out, err := startStream(ctx, repl, &m.cfg, durable)
+	out, err := startWALStream(ctx, repl, &m.cfg, durable)
 	if err != nil {
 		if sqlState(err) == codeObjectInUse {
-			return false, m.whoHolds(ctx, sql, err)
+			return false, m.explainSlotInUse(ctx, sql, err)
 		}
 		return false, err
 	}
 	m.log.Info("streaming", "slot", m.cfg.Slot, "from", durable.String(), "server", cat.walEnd.String())
-	m.stats.set(StateCatchingUp)
+	m.stats.setState(StateCatchingUp)
 	m.stats.server.Store(uint64(cat.walEnd))
-	m.pos.open(m.store.EndLSN())
-	err = m.pump(ctx, &live{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: statusEvery(every)})
-	m.pos.close()
-	m.settled.tell()
+	m.pos.openSession(m.store.EndLSN())
+	err = m.runStreaming(ctx, &streamingSession{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: statusInterval(every)})
+	m.pos.closeSession()
+	m.catalogsSettled.notifyAll()
 	if m.hooks.endedStream != nil {
 		m.hooks.endedStream(err)
 	}
 	return m.pos.load() >= cat.walEnd, err
 }
 
-// live is what a streaming session works with.
-type live struct {
-	sql   *pgx.Conn // owned by watch: catalogs and the slot
-	asker *pgx.Conn // owned by the probe: it must never wait for catalogs
-	out   *stream   // reading owned by the receiver, writing by feedback
-	cat   *catalog  // as of the session's start
+// streamingSession is what a streaming session works with.
+type streamingSession struct {
+	sql   *pgx.Conn  // owned by watch: catalogs and the slot
+	asker *pgx.Conn  // owned by the probe: it must never wait for catalogs
+	out   *walStream // reading owned by the receiver, writing by feedback
+	cat   *catalog   // as of the session's start
 	// confirmed is what was acknowledged before, durable where the stream begins.
 	confirmed, durable id.LSN
 	every              time.Duration // between two status messages
 }
 
-// pump runs the session's goroutines until one fails or ctx ends. At the end
+// runStreaming runs the session's goroutines until one fails or ctx ends. At the end
 // it syncs once more and acknowledges that, so that the next start has nothing
 // to repeat.
-func (m *Mirror) pump(ctx context.Context, l *live) error {
-	defer m.stats.disk("")
-	keep := m.newKeeper(l.confirmed)
-	back := newFeedback(l.out, keep.limit(l.durable))
-	queue := newQueue()
+func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
+	defer m.stats.setDiskFull("")
+	keep := m.newCheckpointKeeper(l.confirmed)
+	back := newStatusSender(l.out, keep.limitAcknowledgement(l.durable))
+	queue := newGroupQueue()
 	dirty := make(chan struct{}, 1)
-	recv := &receiver{in: l.out, queue: queue, back: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
-	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitRoom, full: m.noRoomForPosition, beforeApply: m.hooks.beforeApply}
-	ask := &probe{sql: l.asker, rounds: &m.rounds, pos: &m.pos, epoch: m.pos.current(), back: back, stats: &m.stats,
-		query: identityQuery(l.cat.version, positionColumns), args: m.cfg.identityArgs(), store: m.store, changed: m.changed}
+	recv := &walReceiver{in: l.out, queue: queue, status: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitDiskRoom, noteDiskFull: m.noteNoRoom, beforeApply: m.hooks.beforeApply}
+	ask := &positionProbe{sql: l.asker, rounds: &m.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
+		query: identityQuery(l.cat.version, positionColumns), args: m.cfg.identityArgs(), store: m.store, changed: m.catalogsChanged}
 
 	// The first that fails ends all. Reading is the one thing that does not see
 	// the context end; a read deadline in the past makes it return, and leaves
 	// the connection good for the last acknowledgement.
 	g, gctx := errgroup.WithContext(ctx)
-	interrupt := context.AfterFunc(gctx, l.out.interrupt)
+	interrupt := context.AfterFunc(gctx, l.out.interruptReceive)
 	defer interrupt()
 	g.Go(func() error { return recv.run(gctx) })
 	g.Go(func() error { return app.run(gctx) })
 	g.Go(func() error { return syncLoop(gctx, m.store, dirty, keep, back) })
 	g.Go(func() error { return back.run(gctx, l.every) })
 	g.Go(func() error { return ask.run(gctx) })
-	g.Go(func() error { return m.watch(gctx, l) })
-	poke(m.rounds.wake) // callers may have waited for a session
+	g.Go(func() error { return m.watchCatalogs(gctx, l) })
+	wakeWaiter(m.queries.wake) // callers may have waited for a session
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil
 	}
 	if durable, serr := m.store.Sync(); serr == nil {
-		back.synced(keep.limit(durable))
-		_ = back.send(false) // the connection may be gone
+		back.noteDurable(keep.limitAcknowledgement(durable))
+		_ = back.sendPositions(false) // the connection may be gone
 	}
 	return err
 }
 
-// watch looks at the slot and the catalogs from time to time and when the probe
+// watchCatalogs looks at the slot and the catalogs from time to time and when the probe
 // met others, and at once whether the session has caught up.
-func (m *Mirror) watch(ctx context.Context, l *live) error {
+func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
 	if err := m.awaitCaughtUp(ctx, l.cat.walEnd); err != nil {
-		return ignoreEnd(ctx, err)
+		return ignoreCanceled(ctx, err)
 	}
-	m.stats.set(StateStreaming)
+	m.stats.setState(StateStreaming)
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
-		if err := m.look(ctx, l); err != nil {
-			return ignoreEnd(ctx, err)
+		if err := m.checkCatalog(ctx, l); err != nil {
+			return ignoreCanceled(ctx, err)
 		}
 		if m.hooks.looked != nil {
 			m.hooks.looked()
@@ -226,16 +226,16 @@ func (m *Mirror) watch(ctx context.Context, l *live) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-m.changed:
+		case <-m.catalogsChanged:
 		}
 	}
 }
 
 // awaitCaughtUp waits until the local state is where the server was.
 func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
-	epoch := m.pos.current()
+	epoch := m.pos.currentEpoch()
 	for {
-		at, moved, ok := m.pos.look(epoch)
+		at, moved, ok := m.pos.watchEpoch(epoch)
 		if !ok || at >= end {
 			return nil
 		}
@@ -245,34 +245,34 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 			return ctx.Err()
 		case <-time.After(watchEvery):
 			// The end that was read may lie inside of a record.
-			m.rounds.askNudge()
+			m.queries.requestNudge()
 		}
 	}
 }
 
-// look compares the catalogs with those that the rows belong to, and has the rows
+// checkCatalog compares the catalogs with those that the rows belong to, and has the rows
 // rebuilt if need be. A *NewSnapshotError says that the stream cannot go on.
-func (m *Mirror) look(ctx context.Context, l *live) error {
+func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 	cat, err := m.cfg.inspectStreaming(ctx, l.sql)
 	if err != nil {
 		return err
 	}
 	m.stats.server.Store(uint64(cat.walEnd))
-	if err := m.holdSlot(ctx, l.sql); err != nil {
+	if err := m.holdSlotLock(ctx, l.sql); err != nil {
 		return err
 	}
 	slot, err := m.cfg.readSlot(ctx, l.sql)
 	if err != nil {
 		return err
 	}
-	m.sawSlot(slot, cat.walEnd)
+	m.recordSlot(slot, cat.walEnd)
 	stored, complete := m.store.Source()
-	v, reason := compare(stored, cat.source)
+	v, reason := compareSources(stored, cat.source)
 	switch {
-	case !complete || v == verdictAnew || v == verdictBeside && m.cfg.HaltOnLost:
+	case !complete || v == streamLost || v == rowsOutdated && m.cfg.HaltOnLost:
 		return &pgoutput.NewSnapshotError{Reason: reason}
-	case v == verdictBeside:
-		return m.renewal.want(reason)
+	case v == rowsOutdated:
+		return m.renewal.request(reason)
 	case stored != cat.source:
 		// In the middle of a transaction it is refused; the next look comes.
 		err := m.store.Follow(cat.source)
@@ -283,7 +283,7 @@ func (m *Mirror) look(ctx context.Context, l *live) error {
 			return fmt.Errorf("note catalogs: %w", err)
 		}
 	}
-	m.settled.tell()
+	m.catalogsSettled.notifyAll()
 	return nil
 }
 
@@ -296,7 +296,7 @@ func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error)
 	}
 	other := catalog{}
 	if err = m.cfg.readServer(ctx, sql, &other); err == nil {
-		err = cat.sameAs(other.source.SystemID, other.source.Timeline, other.source.Database)
+		err = cat.matchServer(other.source.SystemID, other.source.Timeline, other.source.Database)
 	}
 	if err != nil {
 		closeConn(sql.PgConn())
@@ -305,10 +305,10 @@ func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error)
 	return sql, nil
 }
 
-// walSenderTimeout reads the setting as this very walsender has it: a role may
+// readWALSenderTimeout reads the setting as this very walsender has it: a role may
 // have its own. Where it is off, a walsender whose daemon is gone without a word
 // would keep the slot, so that this one gets Postgres' default.
-func walSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
+func readWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	results, err := repl.Exec(ctx, "SELECT CASE WHEN current_setting('wal_sender_timeout') = '0' THEN set_config('wal_sender_timeout', '1min', false) ELSE current_setting('wal_sender_timeout') END").ReadAll()
@@ -318,12 +318,12 @@ func walSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, 
 	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
 		return 0, fmt.Errorf("read wal_sender_timeout: %w", pgoutput.ErrMalformed)
 	}
-	return parseSetting(string(results[0].Rows[0][0])), nil
+	return parseDuration(string(results[0].Rows[0][0])), nil
 }
 
-// parseSetting reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
+// parseDuration reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
 // "1d", "0". What it does not know is taken as a short one, to be safe.
-func parseSetting(text string) time.Duration {
+func parseDuration(text string) time.Duration {
 	var n int64
 	var unit string
 	if _, err := fmt.Sscanf(text, "%d%s", &n, &unit); err != nil && n == 0 && text != "0" {
@@ -333,13 +333,13 @@ func parseSetting(text string) time.Duration {
 	return time.Duration(n) * units[unit]
 }
 
-// whoHolds explains "replication slot is active for PID".
-func (m *Mirror) whoHolds(ctx context.Context, sql *pgx.Conn, cause error) error {
+// explainSlotInUse explains "replication slot is active for PID".
+func (m *Mirror) explainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) error {
 	slot, err := m.cfg.readSlot(ctx, sql)
 	if err != nil {
 		return err
 	}
-	if held, err := m.cfg.holder(ctx, sql, slot.pid); err == nil && held != nil {
+	if held, err := m.cfg.readSlotHolder(ctx, sql, slot.pid); err == nil && held != nil {
 		return held
 	}
 	return cause

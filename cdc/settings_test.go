@@ -28,7 +28,7 @@ var unfit = map[string]string{
 // a login trigger say.
 func TestSettingsArePinned(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	if r.version() >= 17_00_00 {
 		r.Exec(`CREATE FUNCTION at_login() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN SET TimeZone = 'Asia/Tokyo'; SET statement_timeout = '2s'; END $$;
 			CREATE EVENT TRIGGER at_login ON login EXECUTE FUNCTION at_login(); ALTER EVENT TRIGGER at_login ENABLE ALWAYS`)
@@ -110,7 +110,7 @@ func TestKeysReadAlikeUnderOtherSettings(t *testing.T) {
 	} {
 		t.Run(c.typ, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.cfg.KeyColumns = []string{"client_id", "restaurant_id", "since"}
 			r.Exec(`ALTER TABLE subscribers_restaurants DROP id, ADD since ` + c.typ + `, ADD PRIMARY KEY (client_id, restaurant_id, since)`)
 			r.setup()
@@ -137,7 +137,7 @@ func TestKeysReadAlikeUnderOtherSettings(t *testing.T) {
 // A state that was written under other pins holds other keys: it is rebuilt, once.
 func TestOtherPinsLeadToOneRebuild(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
 	r.same("r")
 	if err := r.halt(); err != nil {
@@ -164,7 +164,7 @@ func TestOtherPinsLeadToOneRebuild(t *testing.T) {
 // read beside the stream.
 func TestTransactionTimeoutDoesNotCutASnapshot(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	if r.version() < 17_00_00 {
 		t.Skip("transaction_timeout is new in 17")
 	}
@@ -192,7 +192,7 @@ func TestQueryModeOfTheURL(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).setup()
+			r := newDeployment(t).setup()
 			r.role += "&" + mode
 			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'r')`)
 			r.start()

@@ -14,7 +14,7 @@ const publishAll = "publish = 'insert, update, delete, truncate'"
 // there yet. The slot is not among them: Run makes it with its snapshot.
 func SetupSQL(cfg Config) []string {
 	return []string{fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s, publish_via_partition_root = true)",
-		cfg.publication(), cfg.table(), publishAll)}
+		cfg.quotedPublication(), cfg.quotedTable(), publishAll)}
 }
 
 // Setup makes what is missing, and tells which statements it ran. It is safe to
@@ -34,7 +34,7 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 		if err != nil {
 			return did, err
 		}
-		missing := cfg.missing(cat)
+		missing := cfg.missingStatements(cat)
 		if len(missing) == 0 {
 			return did, nil
 		}
@@ -59,21 +59,21 @@ func explainSetup(statement string, err error) error {
 	return fmt.Errorf("run %q: %w", statement, err)
 }
 
-// missing gives the statements that are still to be run.
-func (c *Config) missing(cat *catalog) []string {
+// missingStatements gives the statements that are still to be run.
+func (c *Config) missingStatements(cat *catalog) []string {
 	p := &cat.publication
 	if !p.exists {
 		return SetupSQL(*c)
 	}
 	var statements []string
 	if !p.member {
-		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", c.publication(), c.table()))
+		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s ADD TABLE %s", c.quotedPublication(), c.quotedTable()))
 	}
 	if !p.all {
-		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s SET (%s)", c.publication(), publishAll))
+		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s SET (%s)", c.quotedPublication(), publishAll))
 	}
-	if cat.partitioned() && !p.viaRoot {
-		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", c.publication()))
+	if cat.isPartitioned() && !p.viaRoot {
+		statements = append(statements, fmt.Sprintf("ALTER PUBLICATION %s SET (publish_via_partition_root = true)", c.quotedPublication()))
 	}
 	return statements
 }

@@ -13,7 +13,7 @@ import (
 // that mends it.
 func TestPublicationWithColumnList(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	if r.version() < schemasVersion {
 		t.Skip("this server cannot do that")
 	}

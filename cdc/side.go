@@ -28,51 +28,51 @@ const (
 	codeConfigurationLimit = "53400"
 )
 
-// side is a second stream of the table, which begins at a snapshot of its own.
+// sideStream is a second stream of the table, which begins at a snapshot of its own.
 // The mirror's slot and what it has acknowledged are not touched by it. Its slot
 // is a temporary one: whatever becomes of us, the server drops it.
 //
 // It has one owner, and sends what the mirror's own stream sends, in the same
 // order.
-type side struct {
+type sideStream struct {
 	m     *Mirror
 	name  string // of the slot
 	cat   *catalog
 	start id.LSN
 	// snapshot shows the table as of start, until close.
-	snapshot string
-	sql      *pgx.Conn      // holds the snapshot
-	repl     *pgconn.PgConn // owns the slot
-	hungUp   bool
+	snapshot    string
+	sql         *pgx.Conn      // holds the snapshot
+	repl        *pgconn.PgConn // owns the slot
+	streamEnded bool
 
-	out   *stream
-	back  *feedback
-	asm   *pgoutput.Assembler
-	at    id.LSN // everything that ended up to it was handed out
-	beats sync.WaitGroup
-	stop  context.CancelCauseFunc // ends the beats
-	ctx   context.Context         // they end with
+	out    *walStream
+	status *statusSender
+	asm    *pgoutput.Assembler
+	at     id.LSN // everything that ended up to it was handed out
+	beats  sync.WaitGroup
+	stop   context.CancelCauseFunc // ends the beats
+	ctx    context.Context         // they end with
 }
 
-// openSide makes the slot and its snapshot. It waits for transactions that are
+// openSideStream makes the slot and its snapshot. It waits for transactions that are
 // open. The snapshot must show what the store mirrors, with a difference of at
 // most so much.
-func (m *Mirror) openSide(ctx context.Context, w *work, most verdict) (*side, error) {
-	w.at("wait for open transactions")
-	src, err := m.mirrored()
+func (m *Mirror) openSideStream(ctx context.Context, w *sideWork, most rowsVerdict) (*sideStream, error) {
+	w.setStage("wait for open transactions")
+	src, err := m.servedSource()
 	if err != nil {
 		return nil, err
 	}
-	s := &side{m: m, name: sideName(m.cfg.Slot)}
-	if err := s.open(ctx, src, w, most); err != nil {
+	s := &sideStream{m: m, name: sideSlotName(m.cfg.Slot)}
+	if err := s.connect(ctx, src, w, most); err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-// open connects and makes the slot. After an error, close what there is.
-func (s *side) open(ctx context.Context, src state.Source, w *work, most verdict) (err error) {
+// connect connects and makes the slot. After an error, close what there is.
+func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork, most rowsVerdict) (err error) {
 	cfg := &s.m.cfg
 	if s.sql, err = cfg.dialSQL(ctx); err != nil {
 		return err
@@ -83,7 +83,7 @@ func (s *side) open(ctx context.Context, src state.Source, w *work, most verdict
 	if s.repl, err = cfg.dialReplication(ctx); err != nil {
 		return err
 	}
-	if err = sameServer(ctx, s.repl, s.cat); err != nil {
+	if err = checkSameServer(ctx, s.repl, s.cat); err != nil {
 		return err
 	}
 	if err = s.createSlot(ctx, w); err != nil {
@@ -92,14 +92,14 @@ func (s *side) open(ctx context.Context, src state.Source, w *work, most verdict
 	if s.cat, err = cfg.inspect(ctx, s.sql, true); err != nil { // under the snapshot
 		return err
 	}
-	if v, why := compare(src, s.cat.source); v > most {
+	if v, why := compareSources(src, s.cat.source); v > most {
 		return fmt.Errorf("%w: the mirror takes new rows by itself: %s", ErrBusy, why)
 	}
 	return nil
 }
 
-// sideName is a slot name that is nobody's.
-func sideName(slot string) string {
+// sideSlotName is a slot name that is nobody's.
+func sideSlotName(slot string) string {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails
 	suffix := sideSuffix + hex.EncodeToString(b[:])
@@ -109,23 +109,23 @@ func sideName(slot string) string {
 // createSlot makes the temporary slot and takes over its snapshot, which the
 // server forgets with the next command on the replication connection. A
 // transaction that has taken it can give it to others.
-func (s *side) createSlot(ctx context.Context, w *work) error {
-	slot, err := s.m.explainWait(ctx, s.sql, s.name, s.repl.PID(), w.at, func() (newSlot, error) {
+func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
+	slot, err := s.m.explainSlotWait(ctx, s.sql, s.name, s.repl.PID(), w.setStage, func() (createdSlot, error) {
 		r, err := pglogrepl.CreateReplicationSlot(ctx, s.repl, s.name, plugin,
 			pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 		if sqlState(err) == codeConfigurationLimit {
-			return newSlot{}, fmt.Errorf("make temporary slot: %w; it needs one more of max_replication_slots and of max_wal_senders than the mirror alone", err)
+			return createdSlot{}, fmt.Errorf("make temporary slot: %w; it needs one more of max_replication_slots and of max_wal_senders than the mirror alone", err)
 		}
 		if err != nil {
-			return newSlot{}, fmt.Errorf("make temporary slot: %w", err)
+			return createdSlot{}, fmt.Errorf("make temporary slot: %w", err)
 		}
 		start, err := id.ParseLSN(r.ConsistentPoint)
-		return newSlot{start: start, snapshot: r.SnapshotName}, err
+		return createdSlot{start: start, snapshot: r.SnapshotName}, err
 	})
 	if err != nil {
 		return err
 	}
-	if err := takeSnapshot(ctx, s.sql, slot.snapshot); err != nil {
+	if err := importSnapshot(ctx, s.sql, slot.snapshot); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
@@ -137,73 +137,73 @@ func (s *side) createSlot(ctx context.Context, w *work) error {
 	return nil
 }
 
-// stream begins to read what came after the snapshot. It is kept alive until
-// hangUp, or ctx ends.
-func (s *side) stream(ctx context.Context) error {
-	every, err := walSenderTimeout(ctx, s.repl)
+// startReading begins to read what came after the snapshot. It is kept alive until
+// endStream, or ctx ends.
+func (s *sideStream) startReading(ctx context.Context) error {
+	every, err := readWALSenderTimeout(ctx, s.repl)
 	if err != nil {
 		return err
 	}
 	cfg := s.m.cfg
 	cfg.Slot = s.name
-	if s.out, err = startStream(ctx, s.repl, &cfg, s.start); err != nil {
+	if s.out, err = startWALStream(ctx, s.repl, &cfg, s.start); err != nil {
 		return err
 	}
 	s.asm = pgoutput.NewAssembler(s.cat.source.TableOID, s.cat.columnNames(), s.start)
-	s.back = newFeedback(s.out, s.start)
+	s.status = newStatusSender(s.out, s.start)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	s.beats.Go(func() {
-		if err := s.back.run(s.ctx, statusEvery(every)); err != nil {
+		if err := s.status.run(s.ctx, statusInterval(every)); err != nil {
 			s.stop(err)
 		}
 	})
 	s.beats.Go(func() {
 		for sleep(s.ctx, nagEvery) {
-			if s.back.waiting.Load() {
-				s.back.requestReply()
+			if s.status.waiting.Load() {
+				s.status.requestReply()
 			}
 		}
 	})
 	s.beats.Go(func() {
 		<-s.ctx.Done()
-		s.out.interrupt()
+		s.out.interruptReceive()
 	})
 	return nil
 }
 
-// follow hands everything to take that ended up to target and was not handed out
+// readTo hands everything to take that ended up to target and was not handed out
 // before: whole transactions, or parts of one. What ended later stays unread.
-func (s *side) follow(target id.LSN, take func(p *pgoutput.Piece) error) error {
+func (s *sideStream) readTo(target id.LSN, take func(p *pgoutput.Piece) error) error {
 	for s.at < target {
 		if s.asm.InTransaction() && s.asm.CommitLSN >= target {
 			return nil // transactions come in the order of their commits
 		}
-		s.back.waiting.Store(true)
-		data, err := s.out.receive()
-		s.back.waiting.Store(false)
+		s.status.waiting.Store(true)
+		data, err := s.out.receiveData()
+		s.status.waiting.Store(false)
 		if err != nil {
 			if s.ctx.Err() != nil {
 				err = context.Cause(s.ctx)
 			}
 			return fmt.Errorf("follow beside the stream: %w", err)
 		}
-		s.back.messages.Add(1)
-		if err := s.handle(data, take); err != nil {
+		s.status.messages.Add(1)
+		if err := s.handleMessage(data, take); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// handle takes one message; see receiver.handle.
-func (s *side) handle(data []byte, take func(p *pgoutput.Piece) error) error {
+// handleMessage takes one message; see walReceiver.handleMessage.
+func (s *sideStream) handleMessage(data []byte, take func(p *pgoutput.Piece) error) error {
 	msg, err := parseMessage(data)
 	if err != nil {
 		return err
 	}
 	if msg.wal == nil {
 		if !s.asm.InTransaction() {
-			s.reached(msg.end)
+			s.notePosition(msg.end)
 		}
 		return nil
 	}
@@ -214,27 +214,27 @@ func (s *side) handle(data []byte, take func(p *pgoutput.Piece) error) error {
 	if err := take(&p); err != nil {
 		return err
 	}
-	s.reached(p.End)
+	s.notePosition(p.End)
 	return nil
 }
 
-// reached moves the position. The server may forget what lies before it: a side
+// notePosition moves the position. The server may forget what lies before it: a side
 // stream does not come again.
-func (s *side) reached(lsn id.LSN) {
+func (s *sideStream) notePosition(lsn id.LSN) {
 	if lsn > s.at {
 		s.at = lsn
-		s.back.received.Store(uint64(lsn))
-		s.back.durable.Store(uint64(lsn))
+		s.status.received.Store(uint64(lsn))
+		s.status.durable.Store(uint64(lsn))
 	}
 }
 
-// hangUp ends the stream and with it the slot, so that it keeps no WAL. The
+// endStream ends the stream and with it the slot, so that it keeps no WAL. The
 // snapshot stays.
-func (s *side) hangUp() {
-	if s.hungUp || s.repl == nil {
+func (s *sideStream) endStream() {
+	if s.streamEnded || s.repl == nil {
 		return
 	}
-	s.hungUp = true
+	s.streamEnded = true
 	if s.stop != nil {
 		s.stop(errors.New("it was ended"))
 		s.beats.Wait()
@@ -243,7 +243,7 @@ func (s *side) hangUp() {
 }
 
 // dropSnapshot lets go of the snapshot.
-func (s *side) dropSnapshot() {
+func (s *sideStream) dropSnapshot() {
 	if s.sql != nil {
 		closeConn(s.sql.PgConn())
 		s.sql = nil
@@ -251,7 +251,7 @@ func (s *side) dropSnapshot() {
 }
 
 // close ends both.
-func (s *side) close() {
-	s.hangUp()
+func (s *sideStream) close() {
+	s.endStream()
 	s.dropSnapshot()
 }

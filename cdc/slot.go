@@ -21,9 +21,9 @@ const (
 	releaseTimeout = 5 * time.Second
 )
 
-// slotInfo is our row of pg_replication_slots.
+// slotStatus is our row of pg_replication_slots.
 // https://www.postgresql.org/docs/current/view-pg-replication-slots.html
-type slotInfo struct {
+type slotStatus struct {
 	exists      bool
 	pid         int32  // who uses it, 0: nobody
 	confirmed   id.LSN // everything before it is gone for us
@@ -34,8 +34,8 @@ type slotInfo struct {
 	invalid     string // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
 }
 
-// why says what happened to a slot that is lost.
-func (s *slotInfo) why() string {
+// lossReason says what happened to a slot that is lost.
+func (s *slotStatus) lossReason() string {
 	switch {
 	case s.invalid == "idle_timeout":
 		return "wal_status lost: nobody read it for longer than idle_replication_slot_timeout"
@@ -47,17 +47,17 @@ func (s *slotInfo) why() string {
 	return "wal_status " + s.walStatus + ", no position"
 }
 
-// lost says that WAL which the slot needs is gone.
-func (s *slotInfo) lost() bool {
+// isLost says that WAL which the slot needs is gone.
+func (s *slotStatus) isLost() bool {
 	return s.walStatus == slotLost || s.invalid != "" || s.restart == 0 || s.confirmed == 0
 }
 
 // readSlot looks at our slot. A slot of this name that is not of our kind
 // belongs to somebody else and is a halt: it is never dropped.
-func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) {
+func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	var s slotInfo
+	var s slotStatus
 	var ours bool
 	var confirmed, restart string
 	err := sql.QueryRow(ctx, `
@@ -68,7 +68,7 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot, plugin).
 		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid, &s.keepSize)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return slotInfo{keepSize: -1}, nil
+		return slotStatus{keepSize: -1}, nil
 	}
 	if err != nil {
 		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
@@ -86,14 +86,14 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotInfo, error) 
 	return s, nil
 }
 
-// release gets the slot free. A walsender under our own name is what is left of
+// releaseSlot gets the slot free. A walsender under our own name is what is left of
 // us when we were killed: it is ended. Any other is left alone and named in a
-// *heldError.
-func (m *Mirror) release(ctx context.Context, sql *pgx.Conn, s slotInfo) error {
+// *slotHeldError.
+func (m *Mirror) releaseSlot(ctx context.Context, sql *pgx.Conn, s slotStatus) error {
 	if s.pid == 0 {
 		return nil
 	}
-	held, err := m.cfg.holder(ctx, sql, s.pid)
+	held, err := m.cfg.readSlotHolder(ctx, sql, s.pid)
 	if err != nil || held == nil {
 		return err
 	}
@@ -102,14 +102,14 @@ func (m *Mirror) release(ctx context.Context, sql *pgx.Conn, s slotInfo) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if err := m.endLeftover(ctx, sql, s.pid, "walsender"); err != nil {
+	if err := m.endLeftoverBackend(ctx, sql, s.pid, "walsender"); err != nil {
 		return err
 	}
-	return m.awaitRelease(ctx, sql, held)
+	return m.awaitSlotRelease(ctx, sql, held)
 }
 
-// endLeftover ends a backend under our own name that a former run left behind.
-func (m *Mirror) endLeftover(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
+// endLeftoverBackend ends a backend under our own name that a former run left behind.
+func (m *Mirror) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
 	m.log.Info("ending our own backend that a former run left behind", "slot", m.cfg.Slot, "pid", pid, "backend_type", kind)
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -123,8 +123,8 @@ func (m *Mirror) endLeftover(ctx context.Context, sql *pgx.Conn, pid int32, kind
 	return nil
 }
 
-// awaitRelease waits for an ended walsender to be gone.
-func (m *Mirror) awaitRelease(ctx context.Context, sql *pgx.Conn, held *heldError) error {
+// awaitSlotRelease waits for an ended walsender to be gone.
+func (m *Mirror) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *slotHeldError) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		s, err := m.cfg.readSlot(ctx, sql)
 		if err != nil {
@@ -139,12 +139,12 @@ func (m *Mirror) awaitRelease(ctx context.Context, sql *pgx.Conn, held *heldErro
 	}
 }
 
-// holder tells who a backend is; nil if it is gone. The address of another
+// readSlotHolder tells who a backend is; nil if it is gone. The address of another
 // role's backend is shown to members of pg_read_all_stats only.
-func (c *Config) holder(ctx context.Context, sql *pgx.Conn, pid int32) (*heldError, error) {
+func (c *Config) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*slotHeldError, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	h := &heldError{slot: c.Slot, pid: pid}
+	h := &slotHeldError{slot: c.Slot, pid: pid}
 	err := sql.QueryRow(ctx, `
 		SELECT coalesce(application_name, ''), coalesce(usename, ''), coalesce(host(client_addr), CASE client_port WHEN -1 THEN 'local' ELSE 'hidden' END)
 		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.app, &h.role, &h.address)
@@ -163,7 +163,7 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 	if err != nil || !s.exists {
 		return err
 	}
-	if err := m.release(ctx, sql, s); err != nil {
+	if err := m.releaseSlot(ctx, sql, s); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
@@ -174,9 +174,9 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 	case codeUndefinedObject:
 		return nil
 	case codeObjectInUse:
-		return &heldError{slot: m.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
+		return &slotHeldError{slot: m.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
 	case codeInsufficientPrivilege:
-		return m.cfg.lacksReplication(err)
+		return m.cfg.haltNoReplication(err)
 	}
 	if err != nil {
 		return fmt.Errorf("drop slot %s: %w", m.cfg.Slot, err)
@@ -184,14 +184,14 @@ func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// newSlot is a slot and the snapshot that shows the database as of its start.
-type newSlot struct {
+// createdSlot is a slot and the snapshot that shows the database as of its start.
+type createdSlot struct {
 	start    id.LSN
 	snapshot string // valid until the next command on the connection
 }
 
 // createSlot makes our slot. It waits for transactions that are running.
-func (c *Config) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) (newSlot, error) {
+func (c *Config) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) (createdSlot, error) {
 	var r pglogrepl.CreateReplicationSlotResult
 	var err error
 	if version >= failoverVersion {
@@ -203,13 +203,13 @@ func (c *Config) createSlot(ctx context.Context, conn *pgconn.PgConn, version in
 			pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 	}
 	if err != nil {
-		return newSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
+		return createdSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
 	}
 	start, err := id.ParseLSN(r.ConsistentPoint)
 	if err != nil {
-		return newSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
+		return createdSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
 	}
-	return newSlot{start: start, snapshot: r.SnapshotName}, nil
+	return createdSlot{start: start, snapshot: r.SnapshotName}, nil
 }
 
 // sleep waits for d; false: ctx ended before.

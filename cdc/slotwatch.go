@@ -17,9 +17,9 @@ const (
 	slotLost       = "lost"
 )
 
-// sawSlot takes over what pg_replication_slots says, and warns when it gets
+// recordSlot takes over what pg_replication_slots says, and warns when it gets
 // dangerous: once each time, so that a log is not filled.
-func (m *Mirror) sawSlot(slot slotInfo, walEnd id.LSN) {
+func (m *Mirror) recordSlot(slot slotStatus, walEnd id.LSN) {
 	held := int64(0)
 	if slot.restart != 0 && walEnd > slot.restart {
 		held = int64(walEnd - slot.restart)
@@ -39,7 +39,7 @@ func (m *Mirror) sawSlot(slot slotInfo, walEnd id.LSN) {
 	case slot.walStatus == slotUnreserved && was != slotUnreserved:
 		m.log.Warn("the slot may lose its WAL at the server's next checkpoint: it is behind by more than max_slot_wal_keep_size", attrs...)
 	case slot.walStatus == slotLost && was != slotLost:
-		m.log.Error("the slot is lost", append(attrs, "why", slot.why())...)
+		m.log.Error("the slot is lost", append(attrs, "why", slot.lossReason())...)
 	case held >= much && before < much:
 		m.log.Warn("the server keeps much WAL for the slot: nobody has read it for a while, or slowly", attrs...)
 	}

@@ -16,26 +16,26 @@ import (
 // dropped.
 const abandonTimeout = 5 * time.Second
 
-// rebuild drops our slot, makes it again, and loads the table as the slot's
+// replaceRows drops our slot, makes it again, and loads the table as the slot's
 // snapshot shows it beside the state that is being served. When it returns nil,
 // the store holds the new rows, durably, and streaming can begin at the slot's
 // start. On an error the old rows are still there and the slot is gone: nothing
 // could begin there, and it would keep WAL until the next attempt.
 //
 // sql is the session's connection for catalogs, and free to use.
-func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) (err error) {
+func (m *Mirror) replaceRows(ctx context.Context, sql *pgx.Conn) (err error) {
 	defer func() {
 		if err != nil {
 			m.abandonSlot(ctx, err)
 		}
 	}()
-	m.works.bar(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
-	defer m.works.allow()
+	m.work.forbid(fmt.Errorf("%w: the mirror takes a new snapshot by itself", ErrBusy))
+	defer m.work.allow()
 	m.stats.beginSnapshot()
 	for range maxAttempts {
 		// An attempt waits for open transactions, and for the table's locks: in a
 		// migration of many statements it takes as long as they do.
-		if err = m.takeRows(ctx, sql); !errors.Is(err, errRewritten) {
+		if err = m.tryReplaceRows(ctx, sql); !errors.Is(err, errRewritten) {
 			break
 		}
 		m.log.Info("the snapshot begins again", "reason", err)
@@ -43,8 +43,8 @@ func (m *Mirror) rebuild(ctx context.Context, sql *pgx.Conn) (err error) {
 	return err
 }
 
-// takeRows is one attempt. It returns errRewritten if another is needed.
-func (m *Mirror) takeRows(ctx context.Context, sql *pgx.Conn) error {
+// tryReplaceRows is one attempt. It returns errRewritten if another is needed.
+func (m *Mirror) tryReplaceRows(ctx context.Context, sql *pgx.Conn) error {
 	cat, err := m.cfg.inspect(ctx, sql, true)
 	if err != nil {
 		return err
@@ -57,10 +57,10 @@ func (m *Mirror) takeRows(ctx context.Context, sql *pgx.Conn) error {
 		return err
 	}
 	defer closeConn(repl)
-	if err := sameServer(ctx, repl, cat); err != nil {
+	if err := checkSameServer(ctx, repl, cat); err != nil {
 		return err
 	}
-	slot, err := m.explainWait(ctx, sql, m.cfg.Slot, repl.PID(), m.showWait, func() (newSlot, error) {
+	slot, err := m.explainSlotWait(ctx, sql, m.cfg.Slot, repl.PID(), m.showSlotWait, func() (createdSlot, error) {
 		return m.cfg.createSlot(ctx, repl, cat.version)
 	})
 	if err != nil {
@@ -70,27 +70,27 @@ func (m *Mirror) takeRows(ctx context.Context, sql *pgx.Conn) error {
 	if m.hooks.slotMade != nil {
 		m.hooks.slotMade()
 	}
-	if err = m.load(ctx, slot); err != nil {
+	if err = m.loadTable(ctx, slot); err != nil {
 		return err
 	}
 	failpoint.Hit("snapshot/complete")
-	m.pos.parts.Store(false) // parts were of the old rows
+	m.pos.partial.Store(false) // parts were of the old rows
 	return nil
 }
 
 // abandonSlot drops the slot of a snapshot that has failed with cause, also where
 // ctx has ended.
 func (m *Mirror) abandonSlot(ctx context.Context, cause error) {
-	if _, held := errors.AsType[*heldError](cause); held || sqlState(cause) == codeDuplicateObject {
+	if _, held := errors.AsType[*slotHeldError](cause); held || sqlState(cause) == codeDuplicateObject {
 		return // it is somebody else's
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
 	defer cancel()
-	m.discardSlot(ctx)
+	m.dropWorthlessSlot(ctx)
 }
 
-// load copies the table into a new generation and lets it take over.
-func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
+// loadTable copies the table into a new generation and lets it take over.
+func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
 	loader, err := m.store.NewGeneration()
 	if err != nil {
 		return fmt.Errorf("begin snapshot: %w", err)
@@ -101,23 +101,23 @@ func (m *Mirror) load(ctx context.Context, slot newSlot) (err error) {
 		}
 	}()
 	c, err := m.copyTable(ctx, slot.snapshot, loader, &m.stats.copy)
-	m.loadNeeds = loader.DiskBytes()*5/4 + 1<<20 // for the next try, if this one does not fit
+	m.loadBytes = loader.DiskBytes()*5/4 + 1<<20 // for the next try, if this one does not fit
 	if err != nil {
 		return err
 	}
-	m.loadNeeds *= 2 // tables are made of what was collected beside it
+	m.loadBytes *= 2 // tables are made of what was collected beside it
 	m.stats.badIDs.Add(c.badIDs)
 	m.stats.nullIDs.Add(c.nulls)
 	failpoint.Hit("snapshot/copied")
 	if err := loader.Finish(c.cat.source, slot.start); err != nil {
 		return fmt.Errorf("finish snapshot: %w", err)
 	}
-	m.log.Info("snapshot is complete", "table", m.cfg.table(), "rows", c.rows, "lsn", slot.start.String())
+	m.log.Info("snapshot is complete", "table", m.cfg.quotedTable(), "rows", c.rows, "lsn", slot.start.String())
 	return nil
 }
 
-// takeSnapshot begins a transaction that sees what the slot's start saw.
-func takeSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
+// importSnapshot begins a transaction that sees what the slot's start saw.
+func importSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	_, err := sql.Exec(ctx, "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '"+

@@ -22,18 +22,18 @@ func TestNamesAndTypes(t *testing.T) {
 	} {
 		t.Run(c.key+" "+c.client, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.cfg.Schema, r.cfg.Table = `Odd "Schema"`, "Subscribers of 'R'"
 			r.cfg.KeyColumns, r.cfg.ClientColumn, r.cfg.RestaurantColumn = []string{"The Id"}, "Client", "select"
 			r.cfg.Publication = `Odd 'pub' "x"`
 			r.Exec(fmt.Sprintf(`CREATE SCHEMA "Odd ""Schema"""; CREATE TABLE %s ("The Id" %s PRIMARY KEY, "Client" %s, other int, "select" text)`,
-				r.cfg.table(), c.key, c.client))
+				r.cfg.quotedTable(), c.key, c.client))
 			add := func(n int) {
 				client := fmt.Sprintf(uuid, n)
 				if strings.HasPrefix(c.client, "int") {
 					client = fmt.Sprint(n)
 				}
-				r.Exec(fmt.Sprintf(`INSERT INTO %s VALUES ('%s', '%s', 1, 'r')`, r.cfg.table(), fmt.Sprintf(c.ids, n), client))
+				r.Exec(fmt.Sprintf(`INSERT INTO %s VALUES ('%s', '%s', 1, 'r')`, r.cfg.quotedTable(), fmt.Sprintf(c.ids, n), client))
 			}
 			add(1)
 			add(2)
@@ -43,8 +43,8 @@ func TestNamesAndTypes(t *testing.T) {
 				t.Errorf("%d clients after the snapshot, want 2", got)
 			}
 			add(3)
-			r.Exec(fmt.Sprintf(`DELETE FROM %s WHERE "The Id" = '%s'`, r.cfg.table(), fmt.Sprintf(c.ids, 1)))
-			r.Exec(fmt.Sprintf(`UPDATE %s SET "The Id" = '%s', "select" = 'r2' WHERE "The Id" = '%s'`, r.cfg.table(), fmt.Sprintf(c.ids, 4), fmt.Sprintf(c.ids, 2)))
+			r.Exec(fmt.Sprintf(`DELETE FROM %s WHERE "The Id" = '%s'`, r.cfg.quotedTable(), fmt.Sprintf(c.ids, 1)))
+			r.Exec(fmt.Sprintf(`UPDATE %s SET "The Id" = '%s', "select" = 'r2' WHERE "The Id" = '%s'`, r.cfg.quotedTable(), fmt.Sprintf(c.ids, 4), fmt.Sprintf(c.ids, 2)))
 			r.barrier()
 			one, two := r.clients("r"), r.clients("r2")
 			if len(one) != 1 || len(two) != 1 || r.store.Subscriptions() != 2 {
@@ -70,7 +70,7 @@ func TestNamesAndTypes(t *testing.T) {
 // filled in, and cease to be one when they are emptied.
 func TestRowsThatAreNoSubscription(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id DROP NOT NULL, ALTER restaurant_id DROP NOT NULL`)
 	r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, NULL, 'r'), (2, '', 'r'), (3, 'c', 'r'), (10, 'c', NULL), (11, NULL, NULL)`)
 	r.setup().start()
@@ -93,7 +93,7 @@ func TestRowsThatAreNoSubscription(t *testing.T) {
 
 func TestSetupIsSafeToRepeat(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	steps := []struct {
 		before string
 		want   []string
@@ -124,7 +124,7 @@ func TestSetupIsSafeToRepeat(t *testing.T) {
 // A partitioned table is mirrored as one.
 func TestPartitionedTable(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY HASH (id);
 		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES WITH (MODULUS 2, REMAINDER 0);
@@ -140,7 +140,7 @@ func TestPartitionedTable(t *testing.T) {
 
 func TestRebuildTellsProgress(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 5000) g`)
 	r.Exec(`ANALYZE subscribers_restaurants`)
 	r.open()
@@ -161,7 +161,7 @@ func TestRebuildTellsProgress(t *testing.T) {
 // Credentials are read again for every connection.
 func TestURLIsReadAgain(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	good, calls := r.role, 0
 	r.cfg.URL = func() (string, error) {
 		calls++ // Run's goroutine alone, until it has caught up

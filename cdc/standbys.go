@@ -12,14 +12,14 @@ import (
 // back to the newest checkpoint; and a commit that was promised to lie on a
 // standby would lie here. pg_stat_replication shows that to members of
 // pg_read_all_stats only, so the setting itself is read.
-func checkStandbys(f *facts) []finding {
+func checkStandbys(f *checkFacts) []finding {
 	names, err := parseStandbys(f.cat.standbyNames)
 	if err != nil {
 		return []finding{{Level: precondition.Unknown, Object: "the server's synchronous_standby_names", Found: err.Error()}}
 	}
 	for _, name := range names {
 		if name == "*" || strings.EqualFold(name, f.cat.application) {
-			return violated("the server", fmt.Sprintf("has synchronous_standby_names = '%s', which takes dinnerbell's connection %q for a synchronous standby", f.cat.standbyNames, f.cat.application),
+			return violation("the server", fmt.Sprintf("has synchronous_standby_names = '%s', which takes dinnerbell's connection %q for a synchronous standby", f.cat.standbyNames, f.cat.application),
 				"commits would wait for dinnerbell's acknowledgements, and a commit would count as replicated that no standby has",
 				"name the standbys, '*' cannot leave anybody out: ALTER SYSTEM SET synchronous_standby_names = 'standby1, standby2'; "+
 					"or, without standbys: ALTER SYSTEM RESET synchronous_standby_names; then SELECT pg_reload_conf()")

@@ -48,7 +48,7 @@ func TestParseStandbys(t *testing.T) {
 // do not wait for us. Names of others are none of our business.
 func TestNeverASynchronousStandby(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.own(map[string]string{"synchronous_commit": "local"}) // the test's own commits do not wait
 	set := func(names string) {
 		r.Exec(`ALTER SYSTEM SET synchronous_standby_names = '` + names + `'`)

@@ -9,23 +9,23 @@ import (
 	"dinnerbell/state/id"
 )
 
-// State is what a mirror is doing.
-type State string
+// MirrorState is what a mirror is doing.
+type MirrorState string
 
 // The states of a mirror.
 const (
-	StateConnecting State = "connecting"  // also between two sessions
-	StateSnapshot   State = "snapshot"    // the table is being copied
-	StateCatchingUp State = "catching_up" // behind where the server was at the session's start
-	StateStreaming  State = "streaming"
-	StateWaiting    State = "waiting"   // somebody else holds the slot, or a migration may be under way
-	StateDiskFull   State = "disk_full" // changes wait for room on the local disk
-	StateHalted     State = "halted"    // an operator is needed
+	StateConnecting MirrorState = "connecting"  // also between two sessions
+	StateSnapshot   MirrorState = "snapshot"    // the table is being copied
+	StateCatchingUp MirrorState = "catching_up" // behind where the server was at the session's start
+	StateStreaming  MirrorState = "streaming"
+	StateWaiting    MirrorState = "waiting"   // somebody else holds the slot, or a migration may be under way
+	StateDiskFull   MirrorState = "disk_full" // changes wait for room on the local disk
+	StateHalted     MirrorState = "halted"    // an operator is needed
 )
 
 // Status is a mirror's condition at one moment.
 type Status struct {
-	State         State
+	State         MirrorState
 	AppliedLSN    id.LSN // visible here
 	DurableLSN    id.LSN // on disk here, and acknowledged
 	LagBytes      int64  // WAL that was not looked at yet, when the server was last asked
@@ -45,12 +45,12 @@ type Status struct {
 	RebuildReason string // of the last snapshot
 	Halted        *halt.Error
 	Since         time.Duration // in State
-	Work          *Work         // a rebuild or verification beside the stream
-	Checkpoint    Checkpoint
+	Work          *WorkStatus   // a rebuild or verification beside the stream
+	Checkpoint    CheckpointStatus
 }
 
-// stats are the numbers behind Status. Each has one writer or is a counter.
-type stats struct {
+// mirrorStats are the numbers behind Status. Each has one writer or is a counter.
+type mirrorStats struct {
 	freshness   atomic.Int64  // ns
 	server      atomic.Uint64 // the server's flush position when last read
 	safeWALSize atomic.Int64
@@ -66,7 +66,7 @@ type stats struct {
 	checkpoint  checkpointStats
 
 	mu        sync.Mutex // guards below
-	state     State
+	state     MirrorState
 	since     time.Time
 	walStatus string
 	lastError string
@@ -75,8 +75,8 @@ type stats struct {
 	halted    *halt.Error
 }
 
-// set moves to a state, remembers since when, and returns the state before.
-func (s *stats) set(to State) (from State) {
+// setState moves to a state, remembers since when, and returns the state before.
+func (s *mirrorStats) setState(to MirrorState) (from MirrorState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	from = s.state
@@ -86,9 +86,9 @@ func (s *stats) set(to State) (from State) {
 	return from
 }
 
-// disk notes why the mirror waits for room on the disk; "" that it does not. It
+// setDiskFull notes why the mirror waits for room on the disk; "" that it does not. It
 // returns whether that begins or ends the wait.
-func (s *stats) disk(full string) (changed bool) {
+func (s *mirrorStats) setDiskFull(full string) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	changed = (s.full == "") != (full == "")
@@ -99,31 +99,31 @@ func (s *stats) disk(full string) (changed bool) {
 	return changed
 }
 
-// failed keeps the last error, also after it has passed: "why did it reconnect".
-func (s *stats) failed(err error) {
+// setError keeps the last error, also after it has passed: "why did it reconnect".
+func (s *mirrorStats) setError(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastError = err.Error()
 }
 
-// halt is final: Run returns after it.
-func (s *stats) halt(h *halt.Error) {
-	s.set(StateHalted)
+// setHalted is final: Run returns after it.
+func (s *mirrorStats) setHalted(h *halt.Error) {
+	s.setState(StateHalted)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.halted, s.lastError = h, h.Text()
 }
 
-// because keeps why the snapshot under way, or the last one, was needed.
-func (s *stats) because(reason string) {
+// setRebuildReason keeps why the snapshot under way, or the last one, was needed.
+func (s *mirrorStats) setRebuildReason(reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reason = reason
 }
 
 // beginSnapshot resets the progress of the last one.
-func (s *stats) beginSnapshot() {
-	s.set(StateSnapshot)
+func (s *mirrorStats) beginSnapshot() {
+	s.setState(StateSnapshot)
 	s.snapshots.Add(1)
 	s.copy.rows.Store(0)
 	s.copy.total.Store(0)
@@ -140,15 +140,15 @@ func (m *Mirror) Status() Status {
 		SlotHeldBytes: s.slotHeld.Load(),
 		Subscriptions: m.store.Subscriptions(),
 		FreshnessMS:   float64(s.freshness.Load()) / float64(time.Millisecond),
-		Snapshot:      s.copy.at(time.Now()),
+		Snapshot:      s.copy.progressAt(time.Now()),
 		Snapshots:     s.snapshots.Load(),
 		Reconnects:    s.reconnects.Load(),
 		Failovers:     s.failovers.Load(),
 		Nudges:        s.nudges.Load(),
 		BadIDs:        s.badIDs.Load(),
 		NullIDs:       s.nullIDs.Load(),
-		Work:          m.works.current(),
-		Checkpoint:    s.checkpoint.load(),
+		Work:          m.work.current(),
+		Checkpoint:    s.checkpoint.current(),
 	}
 	if server := id.LSN(s.server.Load()); server > st.AppliedLSN {
 		st.LagBytes = int64(server - st.AppliedLSN)

@@ -13,7 +13,7 @@ import (
 // writer changes the table at random, in transactions of several rows, some of
 // them rolled back.
 type writer struct {
-	r   *rig
+	r   *deployment
 	rnd *rand.Rand
 }
 
@@ -91,7 +91,7 @@ func (w *writer) statement(i int) (string, []any) {
 }
 
 // write runs writers side by side and waits for them.
-func (r *rig) write(seed uint64, writers, transactions int) (wait func()) {
+func (r *deployment) write(seed uint64, writers, transactions int) (wait func()) {
 	var group sync.WaitGroup
 	for i := range writers {
 		group.Go(func() {
@@ -111,7 +111,7 @@ var allRestaurants = []string{
 // The mirror begins while the table is being written, and comes out equal.
 func TestSnapshotAndStreamEqualSQL(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 		SELECT 'client ' || g % 997, 'restaurant ' || g % 6 FROM generate_series(1, 5000) g`)
 	wait := r.write(1, 3, 100)
@@ -128,7 +128,7 @@ func TestSnapshotAndStreamEqualSQL(t *testing.T) {
 // Each restart goes on from the durable position, without a new snapshot.
 func TestRestartContinues(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup()
+	r := newDeployment(t).setup()
 	r.start()
 	r.barrier()
 	for i := range 4 {

@@ -8,46 +8,46 @@ import (
 	"dinnerbell/state/id"
 )
 
-// stuck notes that the walsender fails at one position again and again.
+// walsenderFailure notes that the walsender fails at one position again and again.
 //
 // A walsender decodes each change with the catalogs of the time when it was
 // written. Where those make it fail, it fails for ever, whatever the catalogs are
 // now: a publication that had another name for a moment, a row filter that divided
 // by zero. No statement mends WAL, so that only a new slot and a snapshot lead past it.
-type stuck struct {
+type walsenderFailure struct {
 	at    id.LSN
 	since time.Time
 	code  string
 }
 
-// on takes the end of a session at a position, and says why the stream has to be
+// giveUpReason takes the end of a session at a position, and says why the stream has to be
 // given up; "" if another try may get past. Only an unknown publication needs no
 // further try: whether it exists now is seen by the next session.
-func (s *stuck) on(err error, at id.LSN, patience time.Duration) string {
-	send, ok := errors.AsType[*sendError](err)
+func (s *walsenderFailure) giveUpReason(err error, at id.LSN, patience time.Duration) string {
+	send, ok := errors.AsType[*walsenderError](err)
 	if !ok {
 		return ""
 	}
 	code := sqlState(send)
-	if mayPass(code) {
+	if isTransient(code) {
 		return ""
 	}
 	if code != codeUndefinedObject {
 		if s.at != at || s.code != code || s.since.IsZero() {
-			*s = stuck{at: at, since: time.Now(), code: code}
+			*s = walsenderFailure{at: at, since: time.Now(), code: code}
 		}
 		if time.Since(s.since) < patience {
 			return ""
 		}
 	}
-	*s = stuck{}
+	*s = walsenderFailure{}
 	return "Postgres cannot send its WAL behind " + at.String() + ": " + send.cause.Error()
 }
 
-// mayPass knows the classes of errors that do not come from what was decoded:
+// isTransient knows the classes of errors that do not come from what was decoded:
 // connections, rights, resources, locks, operators and the server's disk.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
-func mayPass(code string) bool {
+func isTransient(code string) bool {
 	if code == "" {
 		return true
 	}

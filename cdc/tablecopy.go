@@ -39,8 +39,8 @@ type rowSink interface {
 	Add(row id.RowID, restaurant, client id.ID) error
 }
 
-// copied is what a copy of the table was of.
-type copied struct {
+// copyResult is what a copy of the table was of.
+type copyResult struct {
 	cat           *catalog // as of the snapshot: the rows belong to exactly these catalogs
 	rows          int64
 	badIDs, nulls int64
@@ -61,62 +61,62 @@ type tableCopy struct {
 	parts []copyPart
 
 	mu   sync.Mutex // guards below, and the sink
-	done copied
+	done copyResult
 }
 
 // copyTable copies the table into the sink over connections of its own, with
 // its progress in p and, every now and then, in the log. An error says how far
 // it was; what has to be mended by an operator is a *halt.Error. It wraps
 // errRewritten if the copy may not be of the rows that the snapshot shows.
-func (m *Mirror) copyTable(ctx context.Context, snapshot string, sink rowSink, p *copyProgress) (copied, error) {
+func (m *Mirror) copyTable(ctx context.Context, snapshot string, sink rowSink, p *copyProgress) (copyResult, error) {
 	return m.copyRows(ctx, snapshot, "", sink, p)
 }
 
 // copyRows is copyTable for those rows that meet a condition; "": for all.
-func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSink, p *copyProgress) (copied, error) {
+func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSink, p *copyProgress) (copyResult, error) {
 	c := &tableCopy{cfg: &m.cfg, snapshot: snapshot, only: only, sink: sink, progress: p, log: m.log, hooks: &m.hooks}
-	first, err := c.connect(ctx)
+	first, err := c.connectAtSnapshot(ctx)
 	if err != nil {
-		return copied{}, err
+		return copyResult{}, err
 	}
 	defer func() { closeConn(first.PgConn()) }()
-	if err := c.plan(ctx, first); err != nil {
-		return copied{}, c.explain(err)
+	if err := c.preparePlan(ctx, first); err != nil {
+		return copyResult{}, c.explainError(err)
 	}
-	stop := p.logEvery(progressEvery, m.log, c.cfg.table())
+	stop := p.logEvery(progressEvery, m.log, c.cfg.quotedTable())
 	defer stop()
-	if err := c.run(ctx, first); err != nil {
-		return copied{}, c.explain(err)
+	if err := c.copyAll(ctx, first); err != nil {
+		return copyResult{}, c.explainError(err)
 	}
 	if err := c.checkFilesAfter(ctx, first); err != nil {
-		return copied{}, c.explain(err)
+		return copyResult{}, c.explainError(err)
 	}
 	p.rows.Store(c.done.rows)
 	return c.done, nil
 }
 
-// connect opens a connection that sees the snapshot.
-func (c *tableCopy) connect(ctx context.Context) (*pgx.Conn, error) {
+// connectAtSnapshot opens a connection that sees the snapshot.
+func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
 	sql, err := c.cfg.dialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := takeSnapshot(ctx, sql, c.snapshot); err != nil {
+	if err := importSnapshot(ctx, sql, c.snapshot); err != nil {
 		closeConn(sql.PgConn())
 		return nil, err
 	}
 	return sql, nil
 }
 
-// plan reads the catalogs under the snapshot, takes the lock that reading takes,
+// preparePlan reads the catalogs under the snapshot, takes the lock that reading takes,
 // however long that waits, and cuts the table into parts.
-func (c *tableCopy) plan(ctx context.Context, sql *pgx.Conn) (err error) {
+func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) {
 	if c.cat, err = c.cfg.inspect(ctx, sql, true); err != nil {
 		return err
 	}
 	c.done.cat = c.cat
 	list, _ := copyColumns(c.cat.columns)
-	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+c.cfg.from(c.cat)+" LIMIT 0"); err != nil {
+	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+c.cfg.fromTable(c.cat)+" LIMIT 0"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
 	if c.hooks.locked != nil {
@@ -129,25 +129,25 @@ func (c *tableCopy) plan(ctx context.Context, sql *pgx.Conn) (err error) {
 	if err != nil {
 		return err
 	}
-	c.progress.begin(total)
-	c.parts, err = c.cfg.copyParts(ctx, sql, c.cat)
+	c.progress.beginCopy(total)
+	c.parts, err = c.cfg.planParts(ctx, sql, c.cat)
 	for i := range c.parts {
 		c.parts[i].only = c.only
 	}
 	return err
 }
 
-// run copies all parts, over as many connections as are worth it.
-func (c *tableCopy) run(ctx context.Context, first *pgx.Conn) error {
+// copyAll copies all parts, over as many connections as are worth it.
+func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
 	parts := make(chan copyPart, len(c.parts))
 	for _, p := range c.parts {
 		parts <- p
 	}
 	close(parts)
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.work(gctx, first, parts) })
+	g.Go(func() error { return c.copyRanges(gctx, first, parts) })
 	for range min(c.cfg.copyConnections, len(c.parts)) - 1 {
-		g.Go(func() error { return c.help(gctx, parts) })
+		g.Go(func() error { return c.copyWithFurther(gctx, parts) })
 	}
 	return g.Wait()
 }
@@ -191,47 +191,47 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	if !parseIdentity(c.cat.source.Catalog).sameFiles(parseIdentity(now)) {
+	if !parseIdentity(c.cat.source.Catalog).hasSameFiles(parseIdentity(now)) {
 		return errRewritten
 	}
 	return nil
 }
 
-// help copies parts over a further connection. One that the server does not
+// copyWithFurther copies parts over a further connection. One that the server does not
 // give (it may have reached its limit) is done without.
-func (c *tableCopy) help(ctx context.Context, parts <-chan copyPart) error {
-	sql, err := c.connect(ctx)
+func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) error {
+	sql, err := c.connectAtSnapshot(ctx)
 	if err == nil {
 		defer closeConn(sql.PgConn())
-		err = c.lock(ctx, sql)
+		err = c.lockTable(ctx, sql)
 	}
 	if err != nil {
 		c.log.Info("copying over fewer connections", "error", err)
 		return nil
 	}
-	return c.work(ctx, sql, parts)
+	return c.copyRanges(ctx, sql, parts)
 }
 
-// lock takes the lock that reading takes for a further connection, on the table
+// lockTable takes the lock that reading takes for a further connection, on the table
 // and all partitions, from the table on. Taken one by one with the parts, they
 // would lead to deadlocks with a TRUNCATE or an ALTER TABLE. And such a
 // statement queues behind the locks that are held, and every further reader
 // behind it: a second connection that waited there would wait for the first,
 // whose transaction ends with the last part. So it does not wait.
-func (c *tableCopy) lock(ctx context.Context, sql *pgx.Conn) error {
-	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.cfg.from(c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
+func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
+	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.cfg.fromTable(c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
 	return nil
 }
 
-// work copies parts over one connection until there are no more.
-func (c *tableCopy) work(ctx context.Context, sql *pgx.Conn, parts <-chan copyPart) error {
+// copyRanges copies parts over one connection until there are no more.
+func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan copyPart) error {
 	w := &copyWriter{to: c}
 	list, integers := copyColumns(c.cat.columns)
 	for part := range parts {
-		in := &pgoutput.CopyReader{Integers: integers, Pack: &w.pack, Add: w.add}
-		query := "COPY (SELECT " + strings.Join(list[:], ", ") + part.clause() + ") TO STDOUT (FORMAT binary)"
+		in := &pgoutput.CopyReader{Integers: integers, Pack: &w.pack, Add: w.addRow}
+		query := "COPY (SELECT " + strings.Join(list[:], ", ") + part.fromClause() + ") TO STDOUT (FORMAT binary)"
 		if _, err := sql.PgConn().CopyTo(ctx, in, query); err != nil {
 			return err
 		}
@@ -262,7 +262,7 @@ type copiedRow struct {
 	restaurant, client id.ID
 }
 
-func (w *copyWriter) add(row id.RowID, restaurant, client id.ID) error {
+func (w *copyWriter) addRow(row id.RowID, restaurant, client id.ID) error {
 	w.rows = append(w.rows, copiedRow{row, restaurant, client})
 	if len(w.rows) < copyBatch {
 		return nil
@@ -288,20 +288,20 @@ func (w *copyWriter) flush() error {
 	return nil
 }
 
-// explain turns what an operator has to mend into a halt, and says of all else
+// explainError turns what an operator has to mend into a halt, and says of all else
 // how far the copy was.
-func (c *tableCopy) explain(err error) error {
-	table := c.cfg.table()
+func (c *tableCopy) explainError(err error) error {
+	table := c.cfg.quotedTable()
 	_, halted := errors.AsType[*haltError](err)
 	switch {
 	case halted:
 		return err
 	case sqlState(err) == codeInsufficientPrivilege:
-		h := newHalt("GRANT SELECT ON "+table+" TO "+c.cfg.role()+", or ALTER ROLE "+c.cfg.role()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
+		h := newHalt("GRANT SELECT ON "+table+" TO "+c.cfg.quotedRole()+", or ALTER ROLE "+c.cfg.quotedRole()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
 		h.heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):
-		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.cfg.key(), table, err)
+		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.cfg.quotedKey(), table, err)
 	}
 	return fmt.Errorf("copy %s: after %s: %w", table, c.progress, err)
 }
@@ -314,9 +314,9 @@ type copyPart struct {
 	only     string // see tableCopy
 }
 
-// clause is the FROM clause. A TID range scan (14 and newer) reads nothing else
+// fromClause is the FROM clause. A TID range scan (14 and newer) reads nothing else
 // of the table; the last range is open, for no block is to be forgotten.
-func (p copyPart) clause() string {
+func (p copyPart) fromClause() string {
 	var where []string
 	if !p.whole {
 		where = append(where, fmt.Sprintf("ctid >= '(%d,0)'", p.from))
@@ -333,11 +333,11 @@ func (p copyPart) clause() string {
 	return " FROM " + p.relation + " WHERE " + strings.Join(where, " AND ")
 }
 
-// copyParts cuts a large table into ranges of blocks, each partition by itself.
+// planParts cuts a large table into ranges of blocks, each partition by itself.
 // Partitions that the role may not read directly leave the table in one piece,
 // as does a policy on the root: reading below it would step around the refusal.
-func (c *Config) copyParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]copyPart, error) {
-	whole := []copyPart{{relation: c.from(cat), whole: true}}
+func (c *Config) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]copyPart, error) {
+	whole := []copyPart{{relation: c.fromTable(cat), whole: true}}
 	if c.copyConnections < 2 {
 		return whole, nil
 	}
@@ -384,11 +384,11 @@ func cutBlocks(relation string, blocks, step int64) []copyPart {
 	return parts
 }
 
-// from names the table in a FROM clause: an ordinary one without its
+// fromTable names the table in a FROM clause: an ordinary one without its
 // descendants, which are tables of their own.
-func (c *Config) from(cat *catalog) string {
-	if cat.partitioned() {
-		return c.table()
+func (c *Config) fromTable(cat *catalog) string {
+	if cat.isPartitioned() {
+		return c.quotedTable()
 	}
-	return "ONLY " + c.table()
+	return "ONLY " + c.quotedTable()
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // inPieces lets a small table be copied as a large one.
-func (r *rig) inPieces(connections int) *rig {
+func (r *deployment) inPieces(connections int) *deployment {
 	r.cfg.parallelBytes, r.cfg.rangeBytes, r.cfg.copyConnections = 1, 1, connections // a range is a block
 	return r
 }
@@ -38,7 +38,7 @@ func TestCutBlocks(t *testing.T) {
 	} {
 		var got []string
 		for _, p := range cutBlocks("t", c.blocks, c.step) {
-			got = append(got, p.clause())
+			got = append(got, p.fromClause())
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%d blocks by %d: %q, want %q", c.blocks, c.step, got, c.want)
@@ -68,7 +68,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t).inPieces(3)
+			r := newDeployment(t).inPieces(3)
 			if c.sql != "" {
 				r.Exec(c.sql)
 				r.Exec(`SELECT setval('subscribers_restaurants_id_seq', 20000)`)
@@ -83,7 +83,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if parts, err := r.cfg.copyParts(t.Context(), conn, cat); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
+			if parts, err := r.cfg.planParts(t.Context(), conn, cat); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
 				t.Errorf("%d parts, error %v; want at least %d", len(parts), err, c.parts)
 			}
 			wait := r.write(21, 2, 60)
@@ -97,7 +97,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 // A role that may read the root alone cannot be given its partitions.
 func TestCopyInOnePieceWithoutRightsOnPartitions(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).inPieces(2)
+	r := newDeployment(t).inPieces(2)
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY HASH (id);
 		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES WITH (MODULUS 1, REMAINDER 0);
@@ -111,7 +111,7 @@ func TestCopyInOnePieceWithoutRightsOnPartitions(t *testing.T) {
 // was served is still served, and the next attempt begins anew.
 func TestCopyLostInTheMiddle(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).inPieces(2).setup().start()
+	r := newDeployment(t).inPieces(2).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('served', 'r')`)
 	r.same("r")
 	if err := r.halt(); err != nil {
@@ -146,7 +146,7 @@ func TestCopyLostInTheMiddle(t *testing.T) {
 // A TRUNCATE that waits for the copy does not keep its further connections.
 func TestCopyBesideWaitingTruncate(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).inPieces(3).setup()
+	r := newDeployment(t).inPieces(3).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 5000) g`)
 	conn, err := pgx.Connect(t.Context(), r.URL)
 	if err != nil {
@@ -183,7 +183,7 @@ func TestCopyBesideWaitingTruncate(t *testing.T) {
 // Further connections are done without if the server does not give them.
 func TestCopyWithoutFurtherConnections(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).inPieces(4).setup()
+	r := newDeployment(t).inPieces(4).setup()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || g, 'r' FROM generate_series(1, 5000) g`)
 	r.open()
 	direct := r.role
@@ -206,17 +206,17 @@ func TestCopyWithoutFurtherConnections(t *testing.T) {
 func TestCopyProgress(t *testing.T) {
 	t.Parallel()
 	var p copyProgress
-	if got := p.at(time.Now()); got != (CopyProgress{}) || p.String() != "0 rows" {
+	if got := p.progressAt(time.Now()); got != (CopyProgress{}) || p.String() != "0 rows" {
 		t.Errorf("before it begins: %+v, %s", got, &p)
 	}
-	p.begin(400)
+	p.beginCopy(400)
 	began := time.Unix(0, p.began.Load())
 	p.rows.Store(100)
-	if got, want := p.at(began.Add(10*time.Second)), (CopyProgress{Rows: 100, Total: 400, Percent: 25, Rate: 10, Left: 30 * time.Second}); got != want {
+	if got, want := p.progressAt(began.Add(10*time.Second)), (CopyProgress{Rows: 100, Total: 400, Percent: 25, Rate: 10, Left: 30 * time.Second}); got != want {
 		t.Errorf("after a quarter: %+v, want %+v", got, want)
 	}
 	p.rows.Store(500) // the estimate was too low
-	if got := p.at(began.Add(10 * time.Second)); got.Percent != 99.9 || got.Left != 0 || got.Rate != 50 {
+	if got := p.progressAt(began.Add(10 * time.Second)); got.Percent != 99.9 || got.Left != 0 || got.Rate != 50 {
 		t.Errorf("beyond the estimate: %+v", got)
 	}
 	log := make(logLines, 1)

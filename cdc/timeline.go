@@ -29,24 +29,24 @@ import (
 // of B is applied, so that it never holds changes of B under the name of A.
 // https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
 
-// branch is a timeline that history left at end.
-type branch struct {
+// timelineBranch is a timeline that history left at end.
+type timelineBranch struct {
 	timeline int64
 	end      id.LSN
 }
 
-// lineage are the timelines before the present one, oldest first.
-type lineage []branch
+// timelineLineage are the timelines before the present one, oldest first.
+type timelineLineage []timelineBranch
 
 // parseLineage reads a timeline history file: "1<tab>0/3000148<tab>reason".
-func parseLineage(content string) (lineage, error) {
-	var l lineage
+func parseLineage(content string) (timelineLineage, error) {
+	var l timelineLineage
 	for line := range strings.Lines(content) {
 		fields := strings.Fields(line)
 		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
 			continue
 		}
-		var b branch
+		var b timelineBranch
 		if _, err := fmt.Sscan(fields[0], &b.timeline); err != nil || len(fields) < 2 {
 			return nil, fmt.Errorf("read timeline history %q: %w", line, pgoutput.ErrMalformed)
 		}
@@ -60,7 +60,7 @@ func parseLineage(content string) (lineage, error) {
 }
 
 // String is what [state.Source] keeps.
-func (l lineage) String() string {
+func (l timelineLineage) String() string {
 	var b strings.Builder
 	for _, at := range l {
 		fmt.Fprintf(&b, "%d %s;", at.timeline, at.end)
@@ -68,9 +68,9 @@ func (l lineage) String() string {
 	return b.String()
 }
 
-// through finds where history left the timeline that a source is on; ok is
+// branchOf finds where history left the timeline that a source is on; ok is
 // false if it never was on it.
-func (l lineage) through(src state.Source) (end id.LSN, ok bool) {
+func (l timelineLineage) branchOf(src state.Source) (end id.LSN, ok bool) {
 	for i, at := range l {
 		if at.timeline == src.Timeline {
 			return at.end, l[:i].String() == src.History
@@ -79,13 +79,13 @@ func (l lineage) through(src state.Source) (end id.LSN, ok bool) {
 	return 0, false
 }
 
-// ancestry says why the local state, at durable, is not that of the server now,
+// divergence says why the local state, at durable, is not that of the server now,
 // "" if it is; whole tells that no transaction lies there in parts.
-func (l lineage) ancestry(stored, now state.Source, durable id.LSN, whole bool) string {
+func (l timelineLineage) divergence(stored, now state.Source, durable id.LSN, whole bool) string {
 	if stored.Timeline == now.Timeline && stored.History == now.History {
 		return ""
 	}
-	end, ok := l.through(stored)
+	end, ok := l.branchOf(stored)
 	switch {
 	case !ok:
 		return fmt.Sprintf("the server was restored from a backup, or is another branch of the same cluster (timeline %d after %q, was %d after %q)",
@@ -98,15 +98,15 @@ func (l lineage) ancestry(stored, now state.Source, durable id.LSN, whole bool) 
 	return ""
 }
 
-// timelines keeps the history that the session's start has read.
-type timelines struct {
+// timelineHistory keeps the history that the session's start has read.
+type timelineHistory struct {
 	mu       sync.Mutex // guards below
 	timeline int64
 	text     string
 }
 
-// of gives the history before a timeline, "" where it is not known.
-func (t *timelines) of(timeline int64) string {
+// historyOf gives the history before a timeline, "" where it is not known.
+func (t *timelineHistory) historyOf(timeline int64) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.timeline != timeline {
@@ -115,20 +115,20 @@ func (t *timelines) of(timeline int64) string {
 	return t.text
 }
 
-func (t *timelines) set(timeline int64, text string) {
+func (t *timelineHistory) set(timeline int64, text string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.timeline, t.text = timeline, text
 }
 
-// meet inspects a server that may be another one than last time: its timeline's
+// inspectWithTimeline inspects a server that may be another one than last time: its timeline's
 // history is read anew.
-func (c *Config) meet(ctx context.Context, sql *pgx.Conn) (*catalog, lineage, error) {
+func (c *Config) inspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*catalog, timelineLineage, error) {
 	cat, err := c.inspect(ctx, sql, false)
 	if err != nil {
 		return nil, nil, err
 	}
-	var l lineage
+	var l timelineLineage
 	if cat.source.Timeline > 1 {
 		if l, err = c.readLineage(ctx, cat); err != nil {
 			return nil, nil, err
@@ -140,19 +140,19 @@ func (c *Config) meet(ctx context.Context, sql *pgx.Conn) (*catalog, lineage, er
 }
 
 // readLineage asks a walsender; there is no function for it.
-func (c *Config) readLineage(ctx context.Context, cat *catalog) (lineage, error) {
+func (c *Config) readLineage(ctx context.Context, cat *catalog) (timelineLineage, error) {
 	repl, err := c.dialReplication(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer closeConn(repl)
-	if err := sameServer(ctx, repl, cat); err != nil {
+	if err := checkSameServer(ctx, repl, cat); err != nil {
 		return nil, err
 	}
-	return askLineage(ctx, repl, cat.source.Timeline)
+	return readHistory(ctx, repl, cat.source.Timeline)
 }
 
-func askLineage(ctx context.Context, repl *pgconn.PgConn, timeline int64) (lineage, error) {
+func readHistory(ctx context.Context, repl *pgconn.PgConn, timeline int64) (timelineLineage, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	file, err := pglogrepl.TimelineHistory(ctx, repl, int32(timeline))

@@ -23,7 +23,7 @@ func TestReplicaIdentities(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id SET STORAGE EXTERNAL, ADD note text`)
 			key := "g"
 			if c.name == "key out of line" {
@@ -51,7 +51,7 @@ func TestReplicaIdentities(t *testing.T) {
 // An id longer than the limit is none, by snapshot and by stream, and counted.
 func TestIDsLongerThanTheLimit(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	add := func(length int) {
 		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES (repeat('x', $1::int), 'r')`, length)
 	}
@@ -71,7 +71,7 @@ func TestIDsLongerThanTheLimit(t *testing.T) {
 // here, nothing can be made up: a new snapshot is taken.
 func TestUnchangedValueOfAMissingRow(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.Exec(`ALTER TABLE subscribers_restaurants ALTER client_id SET STORAGE EXTERNAL, ADD note text`)
 	r.setup()
 	r.hooks.beforeApply = func(b *state.Batch) { // loses every row that is inserted

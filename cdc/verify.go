@@ -61,25 +61,25 @@ func (v *Verified) Sound() bool {
 // and the position of the local rows comes from a side stream. Memory does not
 // depend on how much differs.
 func (m *Mirror) Verify(ctx context.Context, repair bool, found func(*state.Difference) error) (done Verified, err error) {
-	ctx, w, err := m.works.begin(ctx, WorkVerify)
+	ctx, w, err := m.work.begin(ctx, WorkVerify)
 	if err != nil {
 		return done, err
 	}
-	defer func() { err = m.works.end(ctx, w, err) }()
+	defer func() { err = m.work.endWork(ctx, w, err) }()
 	v := &verification{m: m, w: w, repair: repair, found: found}
-	defer func() { err = errors.Join(err, v.close()) }()
+	defer func() { err = errors.Join(err, v.closeBoth()) }()
 	for range maxAttempts {
 		err = errTooMuch
-		if err := v.freeze(ctx); err != nil {
+		if err := v.freezeBoth(ctx); err != nil {
 			return done, err
 		}
-		if !v.over.useless() {
-			if err = v.compare(ctx); !errors.Is(err, errRewritten) {
+		if !v.over.isUseless() {
+			if err = v.compareSums(ctx); !errors.Is(err, errRewritten) {
 				return v.done, err
 			}
 		}
 		m.log.Info("verification starts over", "reason", err)
-		if err := v.close(); err != nil {
+		if err := v.closeBoth(); err != nil {
 			return done, err
 		}
 	}
@@ -92,31 +92,31 @@ var errTooMuch = errors.New("the table was truncated, or too much was written si
 // verification is one under way.
 type verification struct {
 	m      *Mirror
-	w      *work
+	w      *sideWork
 	repair bool
 	found  func(*state.Difference) error
 
-	side   *side
+	side   *sideStream
 	frozen *state.Frozen
 	over   *overlay
 	done   Verified
 }
 
-// freeze takes the snapshot of the table, holds the local rows at the end of a
+// freezeBoth takes the snapshot of the table, holds the local rows at the end of a
 // transaction soon after it, and collects what lies between the two.
-func (v *verification) freeze(ctx context.Context) (err error) {
-	if v.side, err = v.m.openSide(ctx, v.w, verdictSame); err != nil {
+func (v *verification) freezeBoth(ctx context.Context) (err error) {
+	if v.side, err = v.m.openSideStream(ctx, v.w, rowsCurrent); err != nil {
 		return err
 	}
-	if err := v.side.stream(ctx); err != nil {
+	if err := v.side.startReading(ctx); err != nil {
 		return err
 	}
-	v.w.at("wait for the local state")
+	v.w.setStage("wait for the local state")
 	// After it the local state is behind the snapshot.
-	if err := v.m.catchUp(ctx); err != nil {
+	if err := v.m.awaitStream(ctx); err != nil {
 		return err
 	}
-	err = v.m.still(ctx, func(at id.LSN) (err error) {
+	err = v.m.whilePaused(ctx, func(at id.LSN) (err error) {
 		v.done.At = at
 		v.frozen, err = v.m.store.Freeze()
 		return err
@@ -124,13 +124,13 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if verdict, why := compare(v.frozen.Source(), v.side.cat.source); verdict != verdictSame {
+	if verdict, why := compareSources(v.frozen.Source(), v.side.cat.source); verdict != rowsCurrent {
 		return fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	v.over = newOverlay()
-	err = v.side.follow(v.done.At, func(p *pgoutput.Piece) error {
+	err = v.side.readTo(v.done.At, func(p *pgoutput.Piece) error {
 		for i := range p.Changes {
-			if v.over.add(&p.Changes[i]); v.over.useless() {
+			if v.over.addChange(&p.Changes[i]); v.over.isUseless() {
 				return errTooMuch
 			}
 		}
@@ -141,12 +141,12 @@ func (v *verification) freeze(ctx context.Context) (err error) {
 	}
 	v.done = Verified{At: v.done.At}
 	v.done.Uncompared = int64(len(v.over.unknown))
-	v.side.hangUp()
+	v.side.endStream()
 	return err
 }
 
-// close lets go of both sides.
-func (v *verification) close() error {
+// closeBoth lets go of both sides.
+func (v *verification) closeBoth() error {
 	if v.side != nil {
 		v.side.close()
 		v.side = nil
@@ -159,12 +159,12 @@ func (v *verification) close() error {
 	return f.Close()
 }
 
-// compare adds both sides up, and looks at the rows where the sums differ.
-func (v *verification) compare(ctx context.Context) error {
-	v.w.at("compare")
+// compareSums adds both sides up, and looks at the rows where the sums differ.
+func (v *verification) compareSums(ctx context.Context) error {
+	v.w.setStage("compare")
 	table, local := &state.Tally{}, (*state.Tally)(nil)
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return v.read(gctx, table, nil) })
+	g.Go(func() error { return v.readTable(gctx, table, nil) })
 	g.Go(func() (err error) {
 		local, err = v.frozen.Tally(gctx, v.over.unknown)
 		return err
@@ -175,11 +175,11 @@ func (v *verification) compare(ctx context.Context) error {
 	v.done.Rows = table.Rows() + v.done.Uncompared
 	parts, rows := table.Differing(local)
 	v.done.Miscounted = v.frozen.Miscounted() && len(parts) == 0
-	if err := v.lookAt(ctx, parts, rows); err != nil {
+	if err := v.compareParts(ctx, parts, rows); err != nil {
 		return err
 	}
 	if v.done.Miscounted && v.repair {
-		if err := v.mend(ctx, nil); err != nil {
+		if err := v.mendRows(ctx, nil); err != nil {
 			return err
 		}
 		v.done.Miscounted = false
@@ -187,9 +187,9 @@ func (v *verification) compare(ctx context.Context) error {
 	return nil
 }
 
-// read gives the sink the rows of the table as of the position; of parts, if
+// readTable gives the sink the rows of the table as of the position; of parts, if
 // some are named, and of others too where the server cannot tell.
-func (v *verification) read(ctx context.Context, sink rowSink, parts []int) error {
+func (v *verification) readTable(ctx context.Context, sink rowSink, parts []int) error {
 	in := &overlaySink{over: v.over, to: sink}
 	only, progress := "", &v.w.copy
 	if parts != nil {
@@ -200,13 +200,13 @@ func (v *verification) read(ctx context.Context, sink rowSink, parts []int) erro
 	if _, err := v.m.copyRows(ctx, v.side.snapshot, only, in, progress); err != nil {
 		return err
 	}
-	return in.rest()
+	return in.addChanged()
 }
 
 // partsSQL is the condition that a row lies in one of the parts, see
 // [state.PartOf]; "" where the key is no integer. It spares sending the
 // rest, not reading it.
-func partsSQL(columns []column, parts []int) string {
+func partsSQL(columns []neededColumn, parts []int) string {
 	name := pgx.Identifier{columns[pgoutput.KeyColumn].name}.Sanitize()
 	if _, integer := copyColumn(name, columns[pgoutput.KeyColumn].typ); !integer || len(columns) > pgoutput.NeededColumns {
 		return ""
@@ -218,9 +218,9 @@ func partsSQL(columns []column, parts []int) string {
 	return fmt.Sprintf("(%s::bigint & %d) = ANY ('{%s}')", name, state.Parts-1, strings.Join(list, ","))
 }
 
-// lookAt compares the rows of the parts one by one, as many at a time as memory
+// compareParts compares the rows of the parts one by one, as many at a time as memory
 // allows.
-func (v *verification) lookAt(ctx context.Context, parts []int, rows []int64) error {
+func (v *verification) compareParts(ctx context.Context, parts []int, rows []int64) error {
 	for round := 0; len(parts) > 0; round++ {
 		if round == v.m.compareRounds {
 			for _, n := range rows {
@@ -233,7 +233,7 @@ func (v *verification) lookAt(ctx context.Context, parts []int, rows []int64) er
 			sum += rows[n]
 			n++
 		}
-		if err := v.round(ctx, parts[:n]); err != nil {
+		if err := v.compareRows(ctx, parts[:n]); err != nil {
 			return err
 		}
 		parts, rows = parts[n:], rows[n:]
@@ -241,11 +241,11 @@ func (v *verification) lookAt(ctx context.Context, parts []int, rows []int64) er
 	return nil
 }
 
-// round finds the rows that differ in some parts, tells of them and mends them.
-func (v *verification) round(ctx context.Context, parts []int) error {
-	v.w.at("look closer")
+// compareRows finds the rows that differ in some parts, tells of them and mends them.
+func (v *verification) compareRows(ctx context.Context, parts []int) error {
+	v.w.setStage("look closer")
 	c := v.frozen.Compare(parts, v.over.unknown)
-	if err := v.read(ctx, c, parts); errors.Is(err, errRewritten) {
+	if err := v.readTable(ctx, c, parts); errors.Is(err, errRewritten) {
 		return fmt.Errorf("%v: verify again", err) //nolint:errorlint // what was found is told already: it does not start over by itself
 	} else if err != nil {
 		return err
@@ -263,10 +263,10 @@ func (v *verification) round(ctx context.Context, parts []int) error {
 	if !v.repair {
 		return nil
 	}
-	v.w.at("mend")
+	v.w.setStage("mend")
 	for len(differences) > 0 {
 		n := min(len(differences), mendAtOnce)
-		if err := v.mend(ctx, differences[:n]); err != nil {
+		if err := v.mendRows(ctx, differences[:n]); err != nil {
 			return err
 		}
 		differences = differences[n:]
@@ -274,9 +274,9 @@ func (v *verification) round(ctx context.Context, parts []int) error {
 	return nil
 }
 
-// mend brings rows to what the table has, between two transactions.
-func (v *verification) mend(ctx context.Context, differences []state.Difference) error {
-	return v.m.still(ctx, func(id.LSN) error {
+// mendRows brings rows to what the table has, between two transactions.
+func (v *verification) mendRows(ctx context.Context, differences []state.Difference) error {
+	return v.m.whilePaused(ctx, func(id.LSN) error {
 		n, err := v.frozen.Mend(differences)
 		if err != nil {
 			return err

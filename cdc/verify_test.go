@@ -14,7 +14,7 @@ import (
 )
 
 // damage makes the stored rows wrong, while nobody has them open.
-func (r *rig) damage(do func(d *damage.Rows)) {
+func (r *deployment) damage(do func(d *damage.Rows)) {
 	r.t.Helper()
 	if err := r.halt(); err != nil {
 		r.t.Fatal(err)
@@ -27,7 +27,7 @@ func (r *rig) damage(do func(d *damage.Rows)) {
 }
 
 // verify compares, and gives what was found as text, sorted.
-func (r *rig) verify(repair bool) (Verified, []string) {
+func (r *deployment) verify(repair bool) (Verified, []string) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
@@ -56,7 +56,7 @@ func TestVerify(t *testing.T) {
 	for name, key := range map[string]string{"integer keys": `$1::int`, "text keys": `'key ' || $1`} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newDeployment(t)
 			if strings.Contains(key, "key") {
 				r.Exec(`ALTER TABLE subscribers_restaurants ALTER id DROP DEFAULT, ALTER id TYPE text`)
 			}
@@ -120,7 +120,7 @@ func TestVerify(t *testing.T) {
 
 // writeElsewhere inserts, changes and deletes rows under keys of their own until
 // stop, which returns once that has come to its end.
-func (r *rig) writeElsewhere(key string) (stop func()) {
+func (r *deployment) writeElsewhere(key string) (stop func()) {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -141,7 +141,7 @@ func (r *rig) writeElsewhere(key string) (stop func()) {
 // Whatever is written meanwhile, what is right is never found wrong.
 func TestVerifyFindsNothingWhereNothingIs(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 		SELECT 'client ' || g % 997, 'restaurant ' || g % 6 FROM generate_series(1, 3000) g`)
 	r.barrier()
@@ -170,7 +170,7 @@ func TestVerifyFindsNothingWhereNothingIs(t *testing.T) {
 // in a few places: the rest is counted, not looked at.
 func TestVerifyIsBounded(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).setup().start()
+	r := newDeployment(t).setup().start()
 	r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 2000) g`)
 	r.barrier()
 	r.damage((*damage.Rows).DropAll)
@@ -192,22 +192,22 @@ func TestVerifyIsBounded(t *testing.T) {
 // ahead of.
 func TestBesideTheStreamIsStrict(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.cfg.Freshness = Off
 	r.setup().start()
 	r.await("stream", func(st Status) bool { return st.State == StateStreaming })
 	for n := range 5 {
 		r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, 'r')`, fmt.Sprint(n))
-		ctx, w, err := r.m.works.begin(t.Context(), WorkVerify)
+		ctx, w, err := r.m.work.begin(t.Context(), WorkVerify)
 		if err != nil {
 			t.Fatal(err)
 		}
 		v := &verification{m: r.m, w: w}
-		err = v.freeze(ctx)
+		err = v.freezeBoth(ctx)
 		if err == nil && v.done.At < v.side.start {
 			t.Errorf("compares the rows at %s with the table at %s", v.done.At, v.side.start)
 		}
-		if err := r.m.works.end(ctx, w, errors.Join(err, v.close())); err != nil {
+		if err := r.m.work.endWork(ctx, w, errors.Join(err, v.closeBoth())); err != nil {
 			t.Fatal(err)
 		}
 		r.rebuilt()

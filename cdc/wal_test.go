@@ -37,7 +37,7 @@ func (l *logs) contains(part string) bool {
 }
 
 // logged makes the rig's mirror log there.
-func (r *rig) logged() *logs {
+func (r *deployment) logged() *logs {
 	l := &logs{t: r.t}
 	r.cfg.Logger = slog.New(slog.NewTextHandler(l, nil))
 	return l
@@ -61,7 +61,7 @@ func TestIdleTableDoesNotPinWAL(t *testing.T) {
 }
 
 func idleTableDoesNotPinWAL(t *testing.T, every time.Duration) { //nolint:thelper // the test itself: a failure must name its line here
-	r := newRig(t).keeping(every)
+	r := newDeployment(t).keeping(every)
 	r.own(patient)
 	r.setup().start()
 	r.barrier()
@@ -112,7 +112,7 @@ func with(settings map[string]string, name, value string) map[string]string {
 }
 
 // fill writes n MB that are none of ours.
-func (r *rig) fill(n int) {
+func (r *deployment) fill(n int) {
 	r.t.Helper()
 	r.Exec(`CREATE TABLE IF NOT EXISTS other (filler text); ALTER TABLE other ALTER filler SET STORAGE EXTERNAL`)
 	r.Exec(`INSERT INTO other SELECT repeat('x', 1000000) FROM generate_series(1, $1::int)`, n)
@@ -122,7 +122,7 @@ func (r *rig) fill(n int) {
 // keeps for it, and how far that is from the end.
 func TestSlotThatHoldsMuchIsWarnedAbout(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.own(with(patient, "max_slot_wal_keep_size", "512MB"))
 	log := r.logged()
 	r.setup().start()
@@ -149,7 +149,7 @@ func TestSlotThatHoldsMuchIsWarnedAbout(t *testing.T) {
 // end of the slot, and leads to a new snapshot.
 func TestSlotUnreservedAndLost(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	r.own(with(patient, "max_slot_wal_keep_size", "32MB"))
 	log := r.logged()
 	var stalled atomic.Pointer[chan struct{}]
@@ -202,7 +202,7 @@ func TestSlotUnreservedAndLost(t *testing.T) {
 // Since 18 Postgres can give up slots that nobody reads.
 func TestSlotTimedOut(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newDeployment(t)
 	if r.version() < 18_00_00 {
 		t.Skip("slots do not time out here")
 	}

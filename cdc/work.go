@@ -21,16 +21,16 @@ const (
 	WorkVerify  = "verify"
 )
 
-// Work is a rebuild or a verification under way.
-type Work struct {
+// WorkStatus is a rebuild or a verification under way.
+type WorkStatus struct {
 	Kind  string
 	Stage string
 	Copy  CopyProgress // of the table, which a verification may read more than once
 	Since time.Time
 }
 
-// work is one such, as it goes on.
-type work struct {
+// sideWork is one such, as it goes on.
+type sideWork struct {
 	kind  string
 	began time.Time
 	stage atomic.Value // string
@@ -40,39 +40,39 @@ type work struct {
 	ended  chan struct{}
 }
 
-// at moves to the next stage.
-func (w *work) at(stage string) { w.stage.Store(stage) }
+// setStage moves to the next stage.
+func (w *sideWork) setStage(stage string) { w.stage.Store(stage) }
 
-// works lets one work begin at a time, and none while the mirror takes a
+// workSlot lets one work begin at a time, and none while the mirror takes a
 // snapshot for itself: that replaces the rows and the slot under them.
-type works struct {
-	mu     sync.Mutex // guards below
-	now    *work
-	barred error // why none may begin; nil: one may
+type workSlot struct {
+	mu        sync.Mutex // guards below
+	now       *sideWork
+	forbidden error // why none may begin; nil: one may
 }
 
 // begin registers a work. Its context ends with ctx, and when it is barred.
-func (q *works) begin(ctx context.Context, kind string) (context.Context, *work, error) {
+func (q *workSlot) begin(ctx context.Context, kind string) (context.Context, *sideWork, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.barred != nil {
-		return nil, nil, q.barred
+	if q.forbidden != nil {
+		return nil, nil, q.forbidden
 	}
 	if q.now != nil {
 		return nil, nil, fmt.Errorf("%w: a %s is under way since %s", ErrBusy, q.now.kind, q.now.began.Format(time.RFC3339))
 	}
-	w := &work{kind: kind, began: time.Now(), ended: make(chan struct{})}
-	w.at("connect")
+	w := &sideWork{kind: kind, began: time.Now(), ended: make(chan struct{})}
+	w.setStage("connect")
 	ctx, w.cancel = context.WithCancelCause(ctx)
 	q.now = w
 	return ctx, w, nil
 }
 
-// replace is begin for the mirror's own sake: it ends what is under way.
-func (q *works) replace(ctx context.Context, kind, reason string) (context.Context, *work, error) {
+// beginInstead is begin for the mirror's own sake: it ends what is under way.
+func (q *workSlot) beginInstead(ctx context.Context, kind, reason string) (context.Context, *sideWork, error) {
 	for {
 		q.mu.Lock()
-		before, barred := q.now, q.barred != nil
+		before, barred := q.now, q.forbidden != nil
 		q.mu.Unlock()
 		if before != nil && !barred {
 			before.cancel(fmt.Errorf("%w: the mirror rebuilds the subscriptions by itself: %s", ErrBusy, reason))
@@ -85,9 +85,9 @@ func (q *works) replace(ctx context.Context, kind, reason string) (context.Conte
 	}
 }
 
-// end unregisters w after it has ended with err, and gives the error to show:
+// endWork unregisters w after it has ended with err, and gives the error to show:
 // why it was barred, rather than what came of that.
-func (q *works) end(ctx context.Context, w *work, err error) error {
+func (q *workSlot) endWork(ctx context.Context, w *sideWork, err error) error {
 	if err != nil && ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
 		err = context.Cause(ctx)
 	}
@@ -102,11 +102,11 @@ func (q *works) end(ctx context.Context, w *work, err error) error {
 	return nil
 }
 
-// bar ends what is under way, waits until it has ended, and lets none begin
+// forbid ends what is under way, waits until it has ended, and lets none begin
 // until allow.
-func (q *works) bar(because error) {
+func (q *workSlot) forbid(because error) {
 	q.mu.Lock()
-	q.barred = because
+	q.forbidden = because
 	w := q.now
 	q.mu.Unlock()
 	if w != nil {
@@ -115,14 +115,14 @@ func (q *works) bar(because error) {
 	}
 }
 
-func (q *works) allow() {
+func (q *workSlot) allow() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.barred = nil
+	q.forbidden = nil
 }
 
 // current is what is under way; nil: nothing.
-func (q *works) current() *Work {
+func (q *workSlot) current() *WorkStatus {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	w := q.now
@@ -130,11 +130,11 @@ func (q *works) current() *Work {
 		return nil
 	}
 	stage, _ := w.stage.Load().(string)
-	return &Work{Kind: w.kind, Stage: stage, Copy: w.copy.at(time.Now()), Since: w.began}
+	return &WorkStatus{Kind: w.kind, Stage: stage, Copy: w.copy.progressAt(time.Now()), Since: w.began}
 }
 
-// mirrored says what the store mirrors, for a work to begin with.
-func (m *Mirror) mirrored() (state.Source, error) {
+// servedSource says what the store mirrors, for a work to begin with.
+func (m *Mirror) servedSource() (state.Source, error) {
 	src, ok := m.store.Source()
 	if !ok {
 		return src, fmt.Errorf("%w: there is no complete snapshot yet; the daemon takes one by itself", ErrBusy)

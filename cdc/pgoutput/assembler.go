@@ -41,7 +41,7 @@ const (
 // Rows are never looked at by LSN: a change's own LSN lies before that of
 // commits which were sent earlier.
 type Assembler struct {
-	dec  decoder
+	dec  messageDecoder
 	from id.LSN
 
 	tx txState
@@ -55,7 +55,7 @@ type Assembler struct {
 // NewAssembler returns an assembler for a table and its needed columns, in the
 // order of the columns' constants. It skips the transactions that ended up to from.
 func NewAssembler(table uint32, columns []string, from id.LSN) *Assembler {
-	return &Assembler{dec: newDecoder(table, columns), from: from}
+	return &Assembler{dec: newMessageDecoder(table, columns), from: from}
 }
 
 // InTransaction reports whether a Begin has come whose Commit has not.
@@ -67,9 +67,9 @@ func (a *Assembler) SkippedIDs() (bad, null int64) { return a.dec.badIDs, a.dec.
 
 // Add takes a message; ok says that p is to be applied.
 func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
-	var ev event
+	var ev messageEvent
 	before := len(a.changes)
-	a.changes, ev, err = a.dec.decode(msg, a.changes)
+	a.changes, ev, err = a.dec.decodeMessage(msg, a.changes)
 	if err != nil {
 		return Piece{}, false, err
 	}
@@ -90,17 +90,17 @@ func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 			a.changes = a.changes[:before]
 			break
 		}
-		a.bytes += changeBytes(&a.changes[before])
+		a.bytes += changeMemory(&a.changes[before])
 		if len(a.changes) >= MaxPartChanges || a.bytes >= maxPartBytes {
 			a.tx = partialTransaction
-			return a.take(0), true, nil
+			return a.takePiece(0), true, nil
 		}
 	case kindCommit:
 		if !a.InTransaction() {
 			return Piece{}, false, fmt.Errorf("commit outside of a transaction: %w", ErrMalformed)
 		}
 		if a.tx != skippedTransaction {
-			p, ok = a.take(ev.lsn), true
+			p, ok = a.takePiece(ev.lsn), true
 		}
 		a.tx = outsideTransaction
 		return p, ok, nil
@@ -109,15 +109,15 @@ func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 	return Piece{}, false, nil
 }
 
-// take hands out what was collected. The slice is used again: the queue copies
+// takePiece hands out what was collected. The slice is used again: the queue copies
 // it, which costs less than a new one per transaction.
-func (a *Assembler) take(end id.LSN) Piece {
+func (a *Assembler) takePiece(end id.LSN) Piece {
 	p := Piece{Changes: a.changes, Bytes: a.bytes, End: end, Partial: a.tx == partialTransaction}
 	a.changes, a.bytes = a.changes[:0], 0
 	return p
 }
 
-// changeBytes is what a change takes in memory.
-func changeBytes(c *id.Change) int {
+// changeMemory is what a change takes in memory.
+func changeMemory(c *id.Change) int {
 	return int(unsafe.Sizeof(*c)) + len(c.Row) + len(c.OldRow) + len(c.Restaurant) + len(c.Client)
 }

@@ -292,11 +292,11 @@ func TestDecodeCutMessages(t *testing.T) {
 		for n := range msg {
 			d := newTestAssembler(0).dec
 			if line[0] != 'r' {
-				if _, _, err := d.decode(message("relation 16400 t id:23 client_id:1043 restaurant_id:1043"), nil); err != nil {
+				if _, _, err := d.decodeMessage(message("relation 16400 t id:23 client_id:1043 restaurant_id:1043"), nil); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if _, _, err := d.decode(msg[:n], nil); !errors.Is(err, ErrMalformed) {
+			if _, _, err := d.decodeMessage(msg[:n], nil); !errors.Is(err, ErrMalformed) {
 				t.Errorf("%q cut to %d of %d bytes: %v, want errMalformed", line, n, len(msg), err)
 			}
 		}

@@ -43,7 +43,7 @@ func (r *CopyReader) Write(p []byte) (int, error) {
 		data = r.rest
 	}
 	for len(data) > 0 && !r.Ended {
-		n, err := r.next(data)
+		n, err := r.readNext(data)
 		if err != nil {
 			return 0, err
 		}
@@ -56,13 +56,13 @@ func (r *CopyReader) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// next reads the header or one row off the front of data and tells its length;
+// readNext reads the header or one row off the front of data and tells its length;
 // 0 if it is not all there.
-func (r *CopyReader) next(data []byte) (int, error) {
+func (r *CopyReader) readNext(data []byte) (int, error) {
 	if !r.header {
 		return r.readHeader(data)
 	}
-	in := reader{b: data}
+	in := byteReader{b: data}
 	switch n := in.u16(); {
 	case in.bad:
 		return 0, nil
@@ -81,7 +81,7 @@ func (r *CopyReader) next(data []byte) (int, error) {
 	if in.bad {
 		return 0, nil
 	}
-	return len(data) - len(in.b), r.row(values)
+	return len(data) - len(in.b), r.addRow(values)
 }
 
 // readHeader accepts what Postgres 14 and newer send: no OIDs, no extension.
@@ -99,8 +99,8 @@ func (r *CopyReader) readHeader(data []byte) (int, error) {
 	return copyHeaderLen, nil
 }
 
-// row adds one row. As in the stream, what cannot be an id is no id.
-func (r *CopyReader) row(values [NeededColumns][]byte) error {
+// addRow adds one row. As in the stream, what cannot be an id is no id.
+func (r *CopyReader) addRow(values [NeededColumns][]byte) error {
 	var row id.RowID
 	var ids [NeededColumns]id.ID
 	for c, v := range values {
@@ -110,12 +110,12 @@ func (r *CopyReader) row(values [NeededColumns][]byte) error {
 		}
 		if c == KeyColumn {
 			var err error
-			if row, err = r.rowID(v); err != nil {
+			if row, err = r.packKey(v); err != nil {
 				return err
 			}
 			continue
 		}
-		id, err := r.id(v, r.Integers[c])
+		id, err := r.packID(v, r.Integers[c])
 		if err != nil {
 			return err
 		}
@@ -128,22 +128,22 @@ func (r *CopyReader) row(values [NeededColumns][]byte) error {
 	return r.Add(row, ids[RestaurantColumn], ids[ClientColumn])
 }
 
-// rowID packs the key.
-func (r *CopyReader) rowID(v []byte) (id.RowID, error) {
+// packKey packs the key.
+func (r *CopyReader) packKey(v []byte) (id.RowID, error) {
 	if !r.Integers[KeyColumn] {
 		return r.Pack.RowID(v), nil
 	}
-	n, err := integer(v)
+	n, err := parseInteger(v)
 	if err != nil {
 		return "", err
 	}
 	return r.Pack.RowNumber(n), nil
 }
 
-// id packs a restaurant or client; "" is what cannot be an id.
-func (r *CopyReader) id(v []byte, isInteger bool) (id.ID, error) {
+// packID packs a restaurant or client; "" is what cannot be an id.
+func (r *CopyReader) packID(v []byte, isInteger bool) (id.ID, error) {
 	if isInteger {
-		n, err := integer(v)
+		n, err := parseInteger(v)
 		if err != nil {
 			return "", err
 		}
@@ -156,8 +156,8 @@ func (r *CopyReader) id(v []byte, isInteger bool) (id.ID, error) {
 	return id, nil
 }
 
-// integer reads a binary integer.
-func integer(v []byte) (int64, error) {
+// parseInteger reads a binary integer.
+func parseInteger(v []byte) (int64, error) {
 	switch len(v) {
 	case 2:
 		return int64(int16(binary.BigEndian.Uint16(v))), nil

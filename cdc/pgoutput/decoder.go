@@ -24,34 +24,34 @@ const bpcharOID = 1042
 // IsKeyColumn says whether a needed column is part of the key.
 func IsKeyColumn(c int) bool { return c == KeyColumn || c >= NeededColumns }
 
-// kind tells what a message means for the transaction it is part of.
-type kind uint8
+// messageKind tells what a message means for the transaction it is part of.
+type messageKind uint8
 
 const (
-	kindOther  kind = iota // a relation, a type, a change of another table
-	kindBegin              // lsn: where the commit record starts
-	kindChange             // one change was appended
-	kindCommit             // lsn: where the commit record ends
+	kindOther  messageKind = iota // a relation, a type, a change of another table
+	kindBegin                     // lsn: where the commit record starts
+	kindChange                    // one change was appended
+	kindCommit                    // lsn: where the commit record ends
 )
 
-// event is what one message was.
-type event struct {
-	kind kind
+// messageEvent is what one message was.
+type messageEvent struct {
+	kind messageKind
 	lsn  id.LSN
 }
 
-// decoder turns pgoutput messages, protocol version 1, into changes. It is
+// messageDecoder turns pgoutput messages, protocol version 1, into changes. It is
 // pure: no IO, no clock, and nothing is kept of a message but copies. Whatever
 // bytes come in, it neither panics nor allocates more than they hold.
 //
 // https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
-type decoder struct {
+type messageDecoder struct {
 	table   uint32 // OID; changes of other tables in the publication are none of ours
 	columns []string
 
-	at       []int  // where the needed columns are in a tuple; nil: no Relation message has come yet
-	padded   []bool // which of them are of type char(n)
-	old, now tuple  // of the message that is being read
+	at       []int    // where the needed columns are in a tuple; nil: no Relation message has come yet
+	padded   []bool   // which of them are of type char(n)
+	old, now rowTuple // of the message that is being read
 	key      []byte
 
 	// BadIDs counts client and restaurant ids that cannot be ids: empty, too
@@ -64,45 +64,45 @@ type decoder struct {
 	restaurantID   id.ID
 }
 
-// field is one value of a tuple. data is a view into the message.
-type field struct {
+// tupleField is one value of a tuple. data is a view into the message.
+type tupleField struct {
 	kind byte // 'n' NULL, 'u' unchanged TOAST, 't' text, 0 not in the tuple
 	data []byte
 }
 
-// tuple holds the needed values of one row version, as pgoutput sent them.
-type tuple []field
+// rowTuple holds the needed values of one row version, as pgoutput sent them.
+type rowTuple []tupleField
 
-// newDecoder knows the table and its needed columns.
-func newDecoder(table uint32, columns []string) decoder {
-	return decoder{table: table, columns: columns, old: make(tuple, len(columns)), now: make(tuple, len(columns)), padded: make([]bool, len(columns))}
+// newMessageDecoder knows the table and its needed columns.
+func newMessageDecoder(table uint32, columns []string) messageDecoder {
+	return messageDecoder{table: table, columns: columns, old: make(rowTuple, len(columns)), now: make(rowTuple, len(columns)), padded: make([]bool, len(columns))}
 }
 
-// decode reads one message, and appends to changes what it does to the table.
+// decodeMessage reads one message, and appends to changes what it does to the table.
 // The error wraps ErrMalformed, or is a *NewSnapshotError if a needed column is
 // gone, or a change has no key, and so will not be there the next time either.
-func (d *decoder) decode(msg []byte, changes []id.Change) ([]id.Change, event, error) {
-	r := reader{b: msg}
-	ev := event{}
+func (d *messageDecoder) decodeMessage(msg []byte, changes []id.Change) ([]id.Change, messageEvent, error) {
+	r := byteReader{b: msg}
+	ev := messageEvent{}
 	var err error
 	switch tag := r.u8(); tag {
 	case 'B':
-		ev = event{kindBegin, id.LSN(r.u64())}
+		ev = messageEvent{kindBegin, id.LSN(r.u64())}
 		r.skip(8 + 4) // commit time, xid
 	case 'C':
 		r.skip(1 + 8) // flags, start of the commit record
-		ev = event{kindCommit, id.LSN(r.u64())}
+		ev = messageEvent{kindCommit, id.LSN(r.u64())}
 		r.skip(8) // commit time
 	case 'R':
-		err = d.relation(&r)
+		err = d.readRelation(&r)
 	case 'I', 'U', 'D':
 		before := len(changes)
-		changes, err = d.row(tag, &r, changes)
+		changes, err = d.readRow(tag, &r, changes)
 		if len(changes) > before {
 			ev.kind = kindChange
 		}
 	case 'T':
-		if d.truncates(&r) {
+		if d.namesTable(&r) {
 			changes = append(changes, id.Change{Op: id.Truncate})
 			ev.kind = kindChange
 		}
@@ -119,16 +119,16 @@ func (d *decoder) decode(msg []byte, changes []id.Change) ([]id.Change, event, e
 	return changes, ev, err
 }
 
-// relation finds the needed columns by name. Postgres sends a Relation before
+// readRelation finds the needed columns by name. Postgres sends a Relation before
 // the first change of each session and after each ALTER TABLE.
-func (d *decoder) relation(r *reader) error {
+func (d *messageDecoder) readRelation(r *byteReader) error {
 	oid := r.u32()
-	schema, table := r.text(), r.text()
+	schema, table := r.cstring(), r.cstring()
 	r.skip(1) // replica identity
 	at := slices.Repeat([]int{-1}, len(d.columns))
 	for i := range int(r.u16()) {
 		r.skip(1) // flags: part of the key
-		name, typ := r.text(), r.u32()
+		name, typ := r.cstring(), r.u32()
 		r.skip(4) // the type's modifier; the barrier and watch see to changes of type
 		if r.bad {
 			return nil // decode reports it
@@ -155,8 +155,8 @@ func (d *decoder) relation(r *reader) error {
 	return nil
 }
 
-// row decodes an INSERT, UPDATE or DELETE.
-func (d *decoder) row(op byte, r *reader, changes []id.Change) ([]id.Change, error) {
+// readRow decodes an INSERT, UPDATE or DELETE.
+func (d *messageDecoder) readRow(op byte, r *byteReader, changes []id.Change) ([]id.Change, error) {
 	if r.u32() != d.table {
 		return changes, nil
 	}
@@ -167,7 +167,7 @@ func (d *decoder) row(op byte, r *reader, changes []id.Change) ([]id.Change, err
 	clear(d.now)
 	tag := r.u8()
 	if op != 'I' && (tag == 'K' || tag == 'O') {
-		d.tuple(r, d.old)
+		d.readTuple(r, d.old)
 		if op == 'U' {
 			tag = r.u8()
 		}
@@ -176,23 +176,23 @@ func (d *decoder) row(op byte, r *reader, changes []id.Change) ([]id.Change, err
 		if tag != 'N' {
 			r.bad = true
 		}
-		d.tuple(r, d.now)
+		d.readTuple(r, d.now)
 		r.bad = r.bad || d.now[RestaurantColumn].kind == 0 || d.now[ClientColumn].kind == 0
 	}
 	if r.bad {
 		return changes, nil
 	}
-	c, err := d.change(op, d.old, d.now)
+	c, err := d.buildChange(op, d.old, d.now)
 	if err != nil {
 		return changes, err
 	}
 	return append(changes, c), nil
 }
 
-// tuple reads the needed columns' values and steps over the others.
-func (d *decoder) tuple(r *reader, t tuple) {
+// readTuple reads the needed columns' values and steps over the others.
+func (d *messageDecoder) readTuple(r *byteReader, t rowTuple) {
 	for i := range int(r.u16()) {
-		f := field{kind: r.u8()}
+		f := tupleField{kind: r.u8()}
 		switch f.kind {
 		case 'n', 'u':
 		case 't':
@@ -211,17 +211,17 @@ func (d *decoder) tuple(r *reader, t tuple) {
 	}
 }
 
-// change builds the change out of the tuple before and the tuple after it.
-func (d *decoder) change(op byte, old, now tuple) (id.Change, error) {
+// buildChange builds the change out of the tuple before and the tuple after it.
+func (d *messageDecoder) buildChange(op byte, old, now rowTuple) (id.Change, error) {
 	switch op {
 	case 'D':
-		row, err := d.rowID(old)
+		row, err := d.packKey(old)
 		return id.Change{Op: id.Delete, Row: row}, err
 	case 'I':
-		row, err := d.rowID(now)
+		row, err := d.packKey(now)
 		c := id.Change{Op: id.Insert, Row: row}
-		c.Restaurant, _ = d.restaurant(now[RestaurantColumn])
-		c.Client, _ = d.id(ClientColumn, now[ClientColumn])
+		c.Restaurant, _ = d.packRestaurant(now[RestaurantColumn])
+		c.Client, _ = d.packID(ClientColumn, now[ClientColumn])
 		return c, err
 	}
 	// The old tuple holds what TOAST left out: all of it under REPLICA IDENTITY
@@ -231,27 +231,27 @@ func (d *decoder) change(op byte, old, now tuple) (id.Change, error) {
 			now[c] = old[c]
 		}
 	}
-	row, err := d.rowID(now)
+	row, err := d.packKey(now)
 	if err != nil {
 		return id.Change{}, err
 	}
 	c := id.Change{Op: id.Update, Row: row}
 	if old[KeyColumn].kind != 0 {
-		if was, err := d.rowID(old); err != nil {
+		if was, err := d.packKey(old); err != nil {
 			return id.Change{}, err
 		} else if was != row {
 			c.OldRow = was
 		}
 	}
-	c.Restaurant, c.KeepRestaurant = d.restaurant(now[RestaurantColumn])
-	c.Client, c.KeepClient = d.id(ClientColumn, now[ClientColumn])
+	c.Restaurant, c.KeepRestaurant = d.packRestaurant(now[RestaurantColumn])
+	c.Client, c.KeepClient = d.packID(ClientColumn, now[ClientColumn])
 	return c, nil
 }
 
-// rowID packs the key. Postgres does not let a replica identity be NULL; one
+// packKey packs the key. Postgres does not let a replica identity be NULL; one
 // that was changed for a while may have had no key column. The
 // parts of a composite key are escaped and joined as copyKey does it in SQL.
-func (d *decoder) rowID(t tuple) (id.RowID, error) {
+func (d *messageDecoder) packKey(t rowTuple) (id.RowID, error) {
 	d.key = d.key[:0]
 	for c := range t {
 		switch {
@@ -278,10 +278,10 @@ func (d *decoder) rowID(t tuple) (id.RowID, error) {
 	return id.PackRow(string(d.key)), nil
 }
 
-// id packs a client or restaurant; keep is set for unchanged TOAST. What cannot
+// packID packs a client or restaurant; keep is set for unchanged TOAST. What cannot
 // be an id is counted and taken as NULL: such a row is no subscription. The blanks
 // that char(n) is padded with do not count in SQL, and go with a cast to text.
-func (d *decoder) id(c int, f field) (packed id.ID, keep bool) {
+func (d *messageDecoder) packID(c int, f tupleField) (packed id.ID, keep bool) {
 	switch f.kind {
 	case 't':
 		if d.padded[c] {
@@ -300,20 +300,20 @@ func (d *decoder) id(c int, f field) (packed id.ID, keep bool) {
 	return "", false
 }
 
-// restaurant is id with a memory of one.
-func (d *decoder) restaurant(f field) (id id.ID, keep bool) {
+// packRestaurant is id with a memory of one.
+func (d *messageDecoder) packRestaurant(f tupleField) (id id.ID, keep bool) {
 	if f.kind == 't' && d.restaurantID != "" && bytes.Equal(f.data, d.restaurantText) {
 		return d.restaurantID, false
 	}
-	id, keep = d.id(RestaurantColumn, f)
+	id, keep = d.packID(RestaurantColumn, f)
 	if id != "" {
 		d.restaurantID, d.restaurantText = id, append(d.restaurantText[:0], f.data...)
 	}
 	return id, keep
 }
 
-// truncates reports whether our table is among those that a TRUNCATE names.
-func (d *decoder) truncates(r *reader) bool {
+// namesTable reports whether our table is among those that a TRUNCATE names.
+func (d *messageDecoder) namesTable(r *byteReader) bool {
 	n := r.u32()
 	r.skip(1) // CASCADE, RESTART IDENTITY
 	ours := false
@@ -327,15 +327,15 @@ func (d *decoder) truncates(r *reader) bool {
 	return ours
 }
 
-// reader walks over a message. Past the end it gives zeros and sets bad, so
+// byteReader walks over a message. Past the end it gives zeros and sets bad, so
 // that a caller checks once.
-type reader struct {
+type byteReader struct {
 	b   []byte
 	bad bool
 }
 
 // bytes gives a view of the next n bytes.
-func (r *reader) bytes(n uint32) []byte {
+func (r *byteReader) bytes(n uint32) []byte {
 	if uint64(n) > uint64(len(r.b)) {
 		r.bad, r.b = true, nil
 		return nil
@@ -346,38 +346,38 @@ func (r *reader) bytes(n uint32) []byte {
 }
 
 // skip steps over n bytes that mean nothing here.
-func (r *reader) skip(n uint32) { r.bytes(n) }
+func (r *byteReader) skip(n uint32) { r.bytes(n) }
 
-func (r *reader) u8() byte {
+func (r *byteReader) u8() byte {
 	if p := r.bytes(1); p != nil {
 		return p[0]
 	}
 	return 0
 }
 
-func (r *reader) u16() uint16 {
+func (r *byteReader) u16() uint16 {
 	if p := r.bytes(2); p != nil {
 		return binary.BigEndian.Uint16(p)
 	}
 	return 0
 }
 
-func (r *reader) u32() uint32 {
+func (r *byteReader) u32() uint32 {
 	if p := r.bytes(4); p != nil {
 		return binary.BigEndian.Uint32(p)
 	}
 	return 0
 }
 
-func (r *reader) u64() uint64 {
+func (r *byteReader) u64() uint64 {
 	if p := r.bytes(8); p != nil {
 		return binary.BigEndian.Uint64(p)
 	}
 	return 0
 }
 
-// text gives a view of a zero-terminated string, without the zero.
-func (r *reader) text() []byte {
+// cstring gives a view of a zero-terminated string, without the zero.
+func (r *byteReader) cstring() []byte {
 	end := bytes.IndexByte(r.b, 0)
 	if end < 0 {
 		r.bad, r.b = true, nil

@@ -176,7 +176,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	m.SafeWALSize, m.Work = 1, &cdc.Work{Kind: "rebuild"}
+	m.SafeWALSize, m.Work = 1, &cdc.WorkStatus{Kind: "rebuild"}
 	m.Checkpoint.ID = "20260101T000000.000Z"
 	doc, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {

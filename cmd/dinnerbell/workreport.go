@@ -20,7 +20,7 @@ type workReport struct {
 	Seconds float64 `json:"seconds"` // since it began
 }
 
-func newWorkReport(w *cdc.Work) *workReport {
+func newWorkReport(w *cdc.WorkStatus) *workReport {
 	if w == nil {
 		return nil
 	}
