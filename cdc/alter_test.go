@@ -134,7 +134,7 @@ func TestReplicaIdentityChangedUnderLoad(t *testing.T) {
 func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()
-	conn, err := r.cfg.dialSQL(t.Context())
+	conn, err := r.source().dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Exec(`ALTER TABLE subscribers_restaurants DROP client_id`)
-	if _, err := r.cfg.inspect(t.Context(), conn, true); err != nil {
+	if _, err := r.source().inspect(t.Context(), conn, true); err != nil {
 		t.Errorf("inspect as of before the drop: %v", err)
 	}
 }
@@ -157,7 +157,7 @@ func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id)`)
 	r.setup()
-	conn, err := r.cfg.dialSQL(t.Context())
+	conn, err := r.source().dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,13 +167,13 @@ func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 	}
 	r.Exec(`CREATE TABLE part0 (id int PRIMARY KEY, client_id text, restaurant_id text);
 		ALTER TABLE subscribers_restaurants ATTACH PARTITION part0 FOR VALUES FROM (0) TO (100)`)
-	if _, err := r.cfg.inspect(t.Context(), conn, true); errors.As(err, new(*halt.Error)) {
+	if _, err := r.source().inspect(t.Context(), conn, true); errors.As(err, new(*halt.Error)) {
 		t.Errorf("inspect as of before: %v", err)
 	}
 	if _, err := conn.Exec(t.Context(), `COMMIT`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.cfg.inspect(t.Context(), conn, true); err != nil {
+	if _, err := r.source().inspect(t.Context(), conn, true); err != nil {
 		t.Errorf("inspect as of now: %v", err)
 	}
 }
@@ -187,7 +187,7 @@ func TestCatalogsAreReadWithoutLocks(t *testing.T) {
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
 		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES FROM (0) TO (100)`)
 	r.setup()
-	conn, err := r.cfg.dialSQL(t.Context())
+	conn, err := r.source().dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestCatalogsAreReadWithoutLocks(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), `BEGIN ISOLATION LEVEL REPEATABLE READ`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.cfg.inspect(t.Context(), conn, true); err != nil {
+	if _, err := r.source().inspect(t.Context(), conn, true); err != nil {
 		t.Fatal(err)
 	}
 	if n := r.Int(`SELECT count(*) FROM pg_locks WHERE pid = $1 AND relation IN ('subscribers_restaurants'::regclass, 'part0'::regclass)`, conn.PgConn().PID()); n != 0 {

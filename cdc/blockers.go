@@ -3,7 +3,6 @@ package cdc
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -84,16 +83,22 @@ func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTra
 	return blockers, nil
 }
 
+// waitReport says how a long wait for open transactions is reported.
+type waitReport struct {
+	show  func(string)  // receives the transactions that are waited for
+	after time.Duration // and again each time; 0: slowSlot
+}
+
 // explainSlotWait makes a slot over the walsender pid and says in log and status what
 // that waits for: for each transaction that was open before. sql is free to use,
 // and stays so. show takes what the wait is for.
-func (m *Mirror) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, show func(string), create func() (createdSlot, error)) (createdSlot, error) {
+func (db *DB) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, w waitReport, create func() (createdSlot, error)) (createdSlot, error) {
 	waiting, created := context.WithCancel(ctx)
 	explained := make(chan struct{})
 	go func() {
 		defer close(explained)
 		said := ""
-		for sleep(waiting, cmp.Or(m.hooks.slowSlot, slowSlot)) {
+		for sleep(waiting, cmp.Or(w.after, slowSlot)) {
 			// Its end must not end a query: that would end the connection.
 			blockers, err := findBlockers(context.WithoutCancel(ctx), sql, pid)
 			if err != nil || waiting.Err() != nil {
@@ -104,9 +109,9 @@ func (m *Mirror) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string
 				names[i] = blockers[i].String()
 			}
 			text := strings.TrimSuffix("creating the slot waits for open transactions: "+strings.Join(names, "; "), ": ")
-			show(text)
+			w.show(text)
 			if text != said {
-				m.log.Warn("a snapshot has to wait", "slot", name, "why", text)
+				db.log.Warn("a snapshot has to wait", "slot", name, "why", text)
 				said = text
 			}
 		}
@@ -116,6 +121,3 @@ func (m *Mirror) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string
 	<-explained
 	return slot, err
 }
-
-// showSlotWait notes in the status what the mirror's own snapshot waits for.
-func (m *Mirror) showSlotWait(text string) { m.stats.setError(errors.New(text)) }

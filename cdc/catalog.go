@@ -116,7 +116,7 @@ func (cat *catalog) columnNames() []string {
 // readCatalog reads everything as of one moment: in the transaction that the
 // connection is in, or in one of its own. It judges nothing, and stops early
 // where the server is too old, or the table does not exist.
-func (c *Config) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	if sql.PgConn().TxStatus() == noTransaction {
@@ -126,16 +126,16 @@ func (c *Config) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, erro
 		}
 		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
 	}
-	cat := &catalog{source: state.Source{Slot: c.Slot, Publication: c.Publication, Schema: c.Schema, Table: c.Table}}
-	err := c.readServer(ctx, sql, cat)
+	cat := &catalog{source: state.Source{Slot: db.cfg.Slot, Publication: db.cfg.Publication, Schema: db.cfg.Schema, Table: db.cfg.Table}}
+	err := db.readServer(ctx, sql, cat)
 	if err != nil || cat.version < minVersion {
 		return cat, err
 	}
-	if cat.source.Catalog, err = c.readIdentity(ctx, sql, cat.version); err != nil {
+	if cat.source.Catalog, err = db.readIdentity(ctx, sql, cat.version); err != nil {
 		return cat, err
 	}
 	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{
-		c.readTable, c.readRelations, c.readColumns, c.readKey, c.readPublication,
+		db.readTable, db.readRelations, db.readColumns, db.readKey, db.readPublication,
 	} {
 		if err := step(ctx, sql, cat); err != nil || !cat.table.exists {
 			return cat, err
@@ -145,7 +145,7 @@ func (c *Config) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, erro
 }
 
 // readServer reads who the server is and whether it can decode at all.
-func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	var end string
 	// The timeline is in a WAL file's name. A control file would tell that of
 	// the last checkpoint, which is the old one for a while after a promotion.
@@ -161,9 +161,7 @@ func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 	if err != nil {
 		return fmt.Errorf("read server's identity: %w", err)
 	}
-	if c.timelines != nil {
-		cat.source.History = c.timelines.historyOf(cat.source.Timeline)
-	}
+	cat.source.History = db.history.historyOf(cat.source.Timeline)
 	cat.walEnd, err = id.ParseLSN(end)
 	if err != nil {
 		return fmt.Errorf("read server's position: %w", err)
@@ -173,14 +171,14 @@ func (c *Config) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 
 // readTable finds the table. row_security_active asks for the role, and waits
 // for no lock.
-func (c *Config) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	t := &cat.table
 	err := sql.QueryRow(ctx, `
-		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+		SELECT db.oid, db.relkind::text, db.relpersistence::text, db.relreplident::text,
 		       coalesce(has_schema_privilege(n.oid, 'USAGE'), true), -- NULL: it was dropped just now
-		       c.relrowsecurity AND row_security_active(c.oid)
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2`, c.Schema, c.Table).
+		       db.relrowsecurity AND row_security_active(db.oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace
+		WHERE n.nspname = $1 AND db.relname = $2`, db.cfg.Schema, db.cfg.Table).
 		Scan(&cat.source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
@@ -195,16 +193,16 @@ func (c *Config) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) err
 // readRelations finds the partitions, or the inheritance children. A partition
 // has a replica identity of its own, and that one counts; its columns have other
 // numbers than the table's. A deferrable key is no replica identity.
-func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	rows, err := sql.Query(ctx, `
 		WITH RECURSIVE tree AS (
 		  SELECT $1::oid AS oid
 		  UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending)
-		SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+		SELECT quote_ident(n.nspname) || '.' || quote_ident(db.relname), db.oid, db.relkind::text, db.relpersistence::text, db.relreplident::text,
 		       ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
-		             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
-		               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
-		FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid`, cat.source.TableOID)
+		             WHERE i.indrelid = db.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
+		               AND CASE db.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
+		FROM tree JOIN pg_class c ON db.oid = tree.oid JOIN pg_namespace n ON n.oid = db.relnamespace ORDER BY db.oid`, cat.source.TableOID)
 	if err != nil {
 		return fmt.Errorf("read partitions: %w", err)
 	}
@@ -227,13 +225,13 @@ func (c *Config) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog)
 
 // readColumns finds the needed columns, by name. Others are of no interest,
 // so that the table's owner is free to add and drop them.
-func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	rows, err := sql.Query(ctx, `
 		SELECT attname::text, attnum, atttypid, attgenerated <> '',
 		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
-		cat.source.TableOID, c.neededColumns())
+		cat.source.TableOID, db.cfg.neededColumns())
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
@@ -246,7 +244,7 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
-	for _, name := range c.neededColumns() {
+	for _, name := range db.cfg.neededColumns() {
 		if col, ok := found[name]; ok {
 			cat.columns = append(cat.columns, col)
 		}
@@ -256,7 +254,7 @@ func (c *Config) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) e
 
 // readKey looks whether the key columns tell rows apart: an index of some of
 // them is unique, at every moment and for all rows.
-func (c *Config) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	var numbers []int16
 	for i, col := range cat.columns {
 		if pgoutput.IsKeyColumn(i) {
@@ -277,7 +275,7 @@ func (c *Config) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error
 
 // readPublication finds the publication and the ways in which it has the table:
 // by itself, by its schema, or through a table whose partition it is.
-func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 	schemas := "false"
 	if cat.version >= schemasVersion {
 		schemas = "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = above.relnamespace)"
@@ -287,8 +285,8 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 	err := sql.QueryRow(ctx, `
 		WITH RECURSIVE above AS (
 		  SELECT oid, relnamespace, relispartition, false AS parent FROM pg_class WHERE oid = $2
-		  UNION ALL SELECT c.oid, c.relnamespace, c.relispartition, true
-		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON c.oid = i.inhparent)
+		  UNION ALL SELECT db.oid, db.relnamespace, db.relispartition, true
+		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON db.oid = i.inhparent)
 		SELECT p.oid, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
 		       coalesce(bool_or(m.published), false), coalesce(bool_or(m.published AND m.parent AND p.pubviaroot), false),
 		       coalesce(to_jsonb(r)->>'prqual', '') <> '',
@@ -302,7 +300,7 @@ func (c *Config) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalo
 		  SELECT parent, p.puballtables OR EXISTS (SELECT FROM pg_publication_rel x WHERE x.prpubid = p.oid AND x.prrelid = above.oid) OR `+schemas+` AS published
 		  FROM above) AS m
 		WHERE p.pubname = $1
-		GROUP BY p.oid, r.oid`, c.Publication, cat.source.TableOID).
+		GROUP BY p.oid, r.oid`, db.cfg.Publication, cat.source.TableOID).
 		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns, &p.columnNames)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil

@@ -18,8 +18,9 @@ const (
 	// made for it.
 	maxHeldBack = 32 << 20
 	// maxUncovered is how much may wait while no checkpoint can be made. What is
-	// durable is then acknowledged without one.
-	maxUncovered = 2 * maxHeldBack
+	// durable is then acknowledged without one. A server with less than the advised
+	// max_slot_wal_keep_size lets less wait.
+	maxUncovered = KeepSizeAdvised / keepSizeShare
 	// keepEvery is how often the keeper looks at the clock. A checkpoint that
 	// failed is tried again, and one whose rows stay the same is moved, about
 	// as often; moved also when this many bytes would be acknowledged by it, a

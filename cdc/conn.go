@@ -6,19 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/postgres"
-	"dinnerbell/state/id"
 )
 
 const (
@@ -26,9 +24,6 @@ const (
 	// queryTimeout bounds catalog queries and the barrier's: a connection that
 	// does not answer in this time is given up.
 	queryTimeout = 10 * time.Second
-	// writeTimeout bounds one status message. They are tiny; a server that has
-	// not made room for one in this time reads nothing any more.
-	writeTimeout = 30 * time.Second
 	// statementCache is pgx's default: more than the statements that there are.
 	statementCache = 512
 	// closeTimeout bounds the goodbye.
@@ -62,9 +57,30 @@ var walsenderSettings = pgsession.Merge(sessionSettings, []pgsession.Setting{
 	{Name: "tcp_user_timeout", Value: "0"},
 })
 
+// DB is the database that is mirrored from: it dials, and reads the catalogs and
+// the slot. It holds no connection; whoever dials one owns it.
+type DB struct {
+	cfg     SourceConfig
+	log     *slog.Logger
+	history timelineHistory
+}
+
+// Open returns a DB, or an error for a configuration that no server could serve.
+// It dials nothing.
+func Open(cfg SourceConfig) (*DB, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return &DB{cfg: cfg, log: cfg.Logger}, nil
+}
+
+// Config returns the configuration, with its defaults.
+func (db *DB) Config() *SourceConfig { return &db.cfg }
+
 // connConfig reads the URL again and gives a connection's options.
-func (c *Config) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
-	url, err := c.URL()
+func (db *DB) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
+	url, err := db.cfg.URL()
 	if err != nil {
 		return nil, fmt.Errorf("read source URL: %w", err)
 	}
@@ -72,7 +88,7 @@ func (c *Config) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, erro
 	if err != nil {
 		return nil, fmt.Errorf("parse source URL: %w", err)
 	}
-	settings = pgsession.Merge(settings, []pgsession.Setting{{Name: "application_name", Value: c.ApplicationName}})
+	settings = pgsession.Merge(settings, []pgsession.Setting{{Name: "application_name", Value: db.cfg.ApplicationName}})
 	pgsession.Startup(o, settings)
 	delete(o.RuntimeParams, "replication")
 	// The URL may ask for pgx's other ways to run a query, which read some values
@@ -93,8 +109,8 @@ func (c *Config) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, erro
 
 // quotedRole is the quoted name of the role in source.url, for the statements that mend
 // its rights.
-func (c *Config) quotedRole() string {
-	if o, err := c.connConfig(nil); err == nil {
+func (db *DB) quotedRole() string {
+	if o, err := db.connConfig(nil); err == nil {
 		return pgx.Identifier{o.User}.Sanitize()
 	}
 	return "…" // the URL has changed since the connection was made, and is none now
@@ -111,38 +127,38 @@ func pinSettings(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.
 }
 
 // dialSQL opens an ordinary connection.
-func (c *Config) dialSQL(ctx context.Context) (*pgx.Conn, error) {
-	o, err := c.connConfig(sessionSettings)
+func (db *DB) dialSQL(ctx context.Context) (*pgx.Conn, error) {
+	o, err := db.connConfig(sessionSettings)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := postgres.Connect(ctx, o)
 	if sqlState(err) == codeInsufficientPrivilege {
-		h := newHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+c.quotedRole(), "the role in source.url may not connect: %v", err)
+		h := newHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+db.quotedRole(), "the role in source.url may not connect: %v", err)
 		h.heals = true
 		return nil, h
 	}
-	return conn, c.explainConnectError(err)
+	return conn, db.explainConnectError(err)
 }
 
 // dialReplication opens a connection to a walsender.
-func (c *Config) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
-	o, err := c.connConfig(walsenderSettings)
+func (db *DB) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
+	o, err := db.connConfig(walsenderSettings)
 	if err != nil {
 		return nil, err
 	}
 	o.RuntimeParams["replication"] = "database"
 	conn, err := postgres.ConnectWalsender(ctx, &o.Config)
-	return conn, c.explainConnectError(err)
+	return conn, db.explainConnectError(err)
 }
 
 // explainConnectError turns what cannot get better by itself into a halt.
-func (c *Config) explainConnectError(err error) error {
+func (db *DB) explainConnectError(err error) error {
 	switch code := sqlState(err); {
 	case err == nil:
 		return nil
 	case code == codeInsufficientPrivilege:
-		return c.haltNoReplication(err)
+		return db.haltNoReplication(err)
 	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
 		return newHalt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
@@ -152,8 +168,8 @@ func (c *Config) explainConnectError(err error) error {
 }
 
 // haltNoReplication is the halt of a role that may neither replicate nor drop slots.
-func (c *Config) haltNoReplication(err error) *haltError {
-	h := newHalt("ALTER ROLE "+c.quotedRole()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+func (db *DB) haltNoReplication(err error) *haltError {
+	h := newHalt("ALTER ROLE "+db.quotedRole()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
 	h.heals = true
 	return h
 }
@@ -166,10 +182,10 @@ func haltPooler(err error) *haltError {
 // haltNotUTF8 halts where the server cannot send a value of the table: it would fail
 // on it again and again. The WAL holds the value after it was mended too, so that
 // the slot is worthless.
-func (c *Config) haltNotUTF8(err error) *haltError {
+func (db *DB) haltNotUTF8(err error) *haltError {
 	h := newHalt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
-		strings.Join(c.neededColumns(), ", "), c.quotedPublication(), c.quotedTable(), c.quotedColumns()),
-		"table %s holds a value that Postgres cannot convert to UTF-8: %v", c.quotedTable(), err)
+		strings.Join(db.cfg.neededColumns(), ", "), db.cfg.quotedPublication(), db.cfg.quotedTable(), db.cfg.quotedColumns()),
+		"table %s holds a value that Postgres cannot convert to UTF-8: %v", db.cfg.quotedTable(), err)
 	h.distrust = true
 	return h
 }
@@ -185,71 +201,6 @@ func isPoolerError(err error) bool {
 		return errors.Is(err, errNoWalsender)
 	}
 	return false
-}
-
-// walStream is a replication connection that sends WAL. One goroutine may call
-// receive, and one other send: the two halves of a pgproto3 Frontend share
-// nothing.
-type walStream struct {
-	conn *pgconn.PgConn
-}
-
-// startWALStream asks for everything from lsn on. It owns conn from here.
-func startWALStream(ctx context.Context, conn *pgconn.PgConn, cfg *Config, lsn id.LSN) (*walStream, error) {
-	err := pglogrepl.StartReplication(ctx, conn, cfg.Slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{
-		Mode: pglogrepl.LogicalReplication,
-		PluginArgs: []string{
-			"proto_version '1'",
-			"publication_names '" + strings.ReplaceAll(cfg.quotedPublication(), "'", "''") + "'",
-			"messages 'true'",
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("start replication from %s: %w", lsn, err)
-	}
-	return &walStream{conn: conn}, nil
-}
-
-// receiveData gives the next CopyData payload, valid until the next call. It reads
-// without a context, whose watcher would cost more than the message: interrupt
-// ends it.
-func (s *walStream) receiveData() ([]byte, error) {
-	for {
-		msg, err := s.conn.Frontend().Receive()
-		if err != nil {
-			return nil, fmt.Errorf("receive WAL: %w", err)
-		}
-		switch m := msg.(type) {
-		case *pgproto3.CopyData:
-			return m.Data, nil
-		case *pgproto3.ErrorResponse:
-			return nil, &walsenderError{pgconn.ErrorResponseToPgError(m)}
-		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
-			return nil, errors.New("receive WAL: the server ended the stream")
-		}
-	}
-}
-
-// interruptReceive makes receive return, while send still works.
-func (s *walStream) interruptReceive() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
-
-// sendStatus tells the server our positions. All are set: pglogrepl takes a zero for
-// "as the write position", which would acknowledge what is in memory only.
-func (s *walStream) sendStatus(received, durable id.LSN, reply bool) error {
-	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return fmt.Errorf("send status: %w", err)
-	}
-	err := pglogrepl.SendStandbyStatusUpdate(context.Background(), s.conn, pglogrepl.StandbyStatusUpdate{
-		WALWritePosition: pglogrepl.LSN(max(received, durable)),
-		WALFlushPosition: pglogrepl.LSN(durable),
-		WALApplyPosition: pglogrepl.LSN(durable),
-		ReplyRequested:   reply,
-	})
-	if err != nil {
-		return fmt.Errorf("send status: %w", err)
-	}
-	failpoint.Hit("acknowledge/sent")
-	return nil
 }
 
 // closeConn says goodbye, so that the server frees the slot at once.

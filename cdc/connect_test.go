@@ -143,13 +143,17 @@ func TestSlotActive(t *testing.T) {
 	}
 	r.awaitFree()
 	hold := func(name string) (release func(), pid int64) {
-		cfg := r.cfg
+		cfg := r.cfg.SourceConfig
 		cfg.ApplicationName = name
-		conn, err := cfg.dialReplication(t.Context())
+		db, err := Open(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := startWALStream(t.Context(), conn, &cfg, r.store.DurableLSN()); err != nil {
+		conn, err := db.dialReplication(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := startWALStream(t.Context(), conn, cfg.Slot, cfg.quotedPublication(), r.store.DurableLSN()); err != nil {
 			t.Fatal(err)
 		}
 		return func() { closeConn(conn) }, int64(conn.PID())
@@ -172,7 +176,7 @@ func TestSlotActive(t *testing.T) {
 	}
 	r.awaitFree()
 
-	release, pid = hold(instanceName(r.cfg.ApplicationName, r.store.Instance())) // never answers, as after kill -9
+	release, pid = hold(r.cfg.ForInstance(r.store.Instance()).ApplicationName) // never answers, as after kill -9
 	defer release()
 	began := time.Now()
 	r.start()
@@ -188,7 +192,7 @@ func TestLargeMessagesOnceConnected(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
 	const text = "SELECT repeat('x', 1048576)"
-	conn, err := r.cfg.dialSQL(t.Context())
+	conn, err := r.source().dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +201,7 @@ func TestLargeMessagesOnceConnected(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), text).Scan(&got); err != nil || len(got) != 1<<20 {
 		t.Errorf("%d bytes over SQL: %v", len(got), err)
 	}
-	repl, err := r.cfg.dialReplication(t.Context())
+	repl, err := r.source().dialReplication(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,9 @@
 package cdc
 
 import (
-	"errors"
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
-	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -86,31 +82,5 @@ func TestDecide(t *testing.T) {
 		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
 			t.Errorf("decided %q, want %q", got, c.want)
 		}
-	}
-}
-
-func TestParseLineage(t *testing.T) {
-	t.Parallel()
-	got, err := parseLineage("1\t0/3000148\tno recovery target specified\n\n# a comment\n2\t1/A0\tbefore 2000-01-01 00:00:00+00\n")
-	if err != nil || got.String() != "1 0/3000148;2 1/A0;" {
-		t.Errorf("read %q, %v", got, err)
-	}
-	for _, bad := range []string{"x\t0/1\t", "1\n", "1\t0-1\t"} {
-		if _, err := parseLineage(bad); err == nil {
-			t.Errorf("%q was read", bad)
-		}
-	}
-}
-
-// A server that is too old says so by what it does not know.
-func TestOldServerIsRefused(t *testing.T) {
-	t.Parallel()
-	if found := checkVersion(&checkFacts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOnViolation(found[0]).halt.What, "Postgres 13, older than 14") {
-		t.Errorf("version 13 gives %+v", found)
-	}
-	cfg := &Config{}
-	err := cfg.explainConnectError(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
-	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
-		t.Errorf("the refusal of a setting gives %v", err)
 	}
 }

@@ -29,8 +29,14 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%v: %t", c.err, got)
 		}
 	}
-	cfg := (&Config{URL: func() (string, error) { return "postgres://u@127.0.0.1:1/de", nil }}).withDefaults()
-	if _, err := cfg.dialSQL(t.Context()); err == nil || !isUnreachable(err) {
+	db, err := Open(SourceConfig{
+		URL: func() (string, error) { return "postgres://u@127.0.0.1:1/de", nil }, Schema: "s", Table: "t",
+		KeyColumns: []string{"i"}, ClientColumn: "c", RestaurantColumn: "r", Publication: "p", Slot: "s",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.dialSQL(t.Context()); err == nil || !isUnreachable(err) {
 		t.Errorf("%v: reachable", err)
 	}
 }

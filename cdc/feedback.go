@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,9 @@ const (
 	// vanished would be noticed only by TCP, in a quarter of an hour.
 	askAfter, deadAfter = 10 * time.Second, 40 * time.Second
 )
+
+// errSilent: nothing came although an answer was asked for.
+var errSilent = errors.New("no answer from the server")
 
 // statusSender owns the writing half of the stream.
 type statusSender struct {

@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,8 +35,12 @@ const (
 	holderPoll = 500 * time.Millisecond
 )
 
-// slotGuard is the connection that holds the slot's advisory lock.
-type slotGuard struct {
+// SlotLock holds the slot's advisory lock on a connection of its own.
+type SlotLock struct {
+	db     *DB
+	notify LockObserver
+	alive  time.Duration // secondAlive, but for tests
+
 	mu   sync.Mutex // guards below
 	conn *pgx.Conn  // nil: the lock is not held
 	pid  int32      // of its backend, by its own word: a pooler has other numbers
@@ -44,34 +49,50 @@ type slotGuard struct {
 	second bool
 }
 
-func (g *slotGuard) secondSeen() bool {
+// LockObserver is told of waits for another holder of the lock.
+type LockObserver interface {
+	// LockHeld reports a holder that is waited for, at the begin of the wait and
+	// whenever another one has taken over.
+	LockHeld(by *slotHeldError)
+	// LockWaitEnded reports the end of the wait, whatever came of it.
+	LockWaitEnded()
+}
+
+// NewSlotLock returns the lock of db's slot, which is not taken yet. alive is how
+// long a second holder must be seen alive before it is believed; 0: secondAlive.
+func (db *DB) NewSlotLock(notify LockObserver, alive time.Duration) *SlotLock {
+	return &SlotLock{db: db, notify: notify, alive: cmp.Or(alive, secondAlive)}
+}
+
+// SecondSeen reports whether another daemon has the lock, as far as is known.
+func (g *SlotLock) SecondSeen() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.second
 }
 
-// startGuard shows from time to time that this daemon lives, until stop, which
+// StartHeartbeat shows from time to time that this daemon lives, until stop, which
 // gives the lock back.
-func (m *Mirror) startGuard(ctx context.Context) (stop func()) {
+func (g *SlotLock) StartHeartbeat(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var beats sync.WaitGroup
 	beats.Go(func() {
 		for sleep(ctx, beatEvery) {
-			m.guard.sendHeartbeat(ctx)
+			g.sendHeartbeat(ctx)
 		}
 	})
 	return func() {
 		cancel()
 		beats.Wait()
-		m.guard.mu.Lock()
-		defer m.guard.mu.Unlock()
-		m.guard.closeLocked()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.closeLocked()
 	}
 }
 
 // sendHeartbeat runs a statement. A connection that fails is given up: the lock is gone
 // with it, and the session's next look takes it again.
-func (g *slotGuard) sendHeartbeat(ctx context.Context) {
+func (g *SlotLock) sendHeartbeat(ctx context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.conn == nil {
@@ -85,7 +106,7 @@ func (g *slotGuard) sendHeartbeat(ctx context.Context) {
 }
 
 // closeLocked ends the connection. The caller holds mu.
-func (g *slotGuard) closeLocked() {
+func (g *SlotLock) closeLocked() {
 	if g.conn != nil {
 		closeConn(g.conn.PgConn())
 		g.conn = nil
@@ -99,23 +120,21 @@ type lockHolder struct {
 	active  time.Time // when it last began or ended a statement; zero: hidden
 }
 
-// holdSlotLock sees to it that this mirror holds the slot's advisory lock on the
-// server that sql is connected to. It waits for another holder that may be gone,
-// and returns a *halt.Error where that one lives.
-func (m *Mirror) holdSlotLock(ctx context.Context, sql *pgx.Conn) error {
-	g := &m.guard
+// Hold makes sure that this mirror holds the lock on the server that sql is
+// connected to. It waits for another holder that may be gone, and returns a
+// *halt.Error where that one lives.
+func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var first *lockHolder // that is waited for
 	var since time.Time
-	var before MirrorState
 	defer func() {
 		if first != nil {
-			m.stats.setState(before)
+			g.notify.LockWaitEnded()
 		}
 	}()
 	for {
-		h, err := m.cfg.readLockHolder(ctx, sql)
+		h, err := g.db.readLockHolder(ctx, sql)
 		if err != nil {
 			return err
 		}
@@ -125,26 +144,23 @@ func (m *Mirror) holdSlotLock(ctx context.Context, sql *pgx.Conn) error {
 			return nil
 		case h == nil:
 			g.closeLocked() // it leads elsewhere
-			if err := m.tryLock(ctx, sql); err != nil || g.conn != nil {
+			if err := g.tryLocked(ctx, sql); err != nil || g.conn != nil {
 				g.second = g.second && err != nil
 				return err
 			}
-		case h.by.app == m.cfg.ApplicationName:
-			if err := m.endLeftoverBackend(ctx, sql, h.by.pid, "client backend"); err != nil {
+		case h.by.app == g.db.cfg.ApplicationName:
+			if err := g.db.endLeftoverBackend(ctx, sql, h.by.pid, "client backend"); err != nil {
 				return err
 			}
 		case !h.mirrors:
-			g.warnPassedOver(m, h)
+			g.warnPassedOverLocked(h)
 			return nil
 		case first == nil || first.by.pid != h.by.pid:
-			if from := m.stats.setState(StateWaiting); first == nil {
-				before = from
-			}
 			first, since, g.second = h, time.Now(), true
-			m.stats.setError(&h.by)
-			m.log.Warn("another daemon uses the replication slot; waiting for its end", "slot", h.by.slot, "pid", h.by.pid,
+			g.notify.LockHeld(&h.by)
+			g.db.log.Warn("another daemon uses the replication slot; waiting for its end", "slot", h.by.slot, "pid", h.by.pid,
 				"application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
-		case m.isAlive(first, h, time.Since(since)):
+		case g.isAlive(first, h, time.Since(since)):
 			return h.haltSecondDaemon()
 		}
 		if !sleep(ctx, holderPoll) {
@@ -153,16 +169,12 @@ func (m *Mirror) holdSlotLock(ctx context.Context, sql *pgx.Conn) error {
 	}
 }
 
-// isAlive says whether a holder that was seen first a while ago lives.
-func (m *Mirror) isAlive(first, now *lockHolder, while time.Duration) bool {
-	enough := secondAlive
-	if m.hooks.secondAlive > 0 {
-		enough = m.hooks.secondAlive
-	}
+// isAlive reports whether a holder that was seen first a while ago lives.
+func (g *SlotLock) isAlive(first, now *lockHolder, while time.Duration) bool {
 	if now.active.IsZero() {
 		return while >= hiddenAlive
 	}
-	return while >= enough && now.active.After(first.active)
+	return while >= g.alive && now.active.After(first.active)
 }
 
 // haltSecondDaemon is the halt of the daemon that came second.
@@ -171,27 +183,27 @@ func (h *lockHolder) haltSecondDaemon() *haltError {
 		"slot %s is in use by another daemon: PID %d (application_name %q, role %s, client address %s)", h.by.slot, h.by.pid, h.by.app, h.by.role, h.by.address)
 }
 
-// warnPassedOver warns, now and then, of a lock that protects nothing.
-func (g *slotGuard) warnPassedOver(m *Mirror, h *lockHolder) {
-	if time.Since(g.warn) < warnEvery {
+// warnPassedOverLocked warns, now and then, of a lock that protects nothing.
+func (g *SlotLock) warnPassedOverLocked(h *lockHolder) {
+	if time.Since(g.warn) < time.Minute {
 		return
 	}
 	g.warn = time.Now()
-	m.log.Warn("somebody who cannot be a mirror holds the slot's advisory lock; the slot is used without it, and a second daemon would not be noticed",
+	g.db.log.Warn("somebody who cannot be a mirror holds the slot's advisory lock; the slot is used without it, and a second daemon would not be noticed",
 		"slot", h.by.slot, "pid", h.by.pid, "application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
 }
 
 // lockKey is the slot's advisory lock.
-func (c *Config) lockKey() int64 {
+func (db *DB) lockKey() int64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte("dinnerbell slot " + c.Slot)) // never fails
+	_, _ = h.Write([]byte("dinnerbell slot " + db.cfg.Slot)) // never fails
 	return int64(h.Sum64())
 }
 
-// tryLock tries to take the lock on a new connection, which must lead to the
+// tryLocked tries to take the lock on a new connection, which must lead to the
 // server of sql. The guard has no connection afterwards if somebody was faster.
-func (m *Mirror) tryLock(ctx context.Context, sql *pgx.Conn) error {
-	conn, err := m.cfg.dialSQL(ctx)
+func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
+	conn, err := g.db.dialSQL(ctx)
 	if err != nil {
 		return err
 	}
@@ -199,33 +211,33 @@ func (m *Mirror) tryLock(ctx context.Context, sql *pgx.Conn) error {
 	defer cancel()
 	var taken bool
 	var pid int32
-	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, m.cfg.lockKey()).Scan(&taken, &pid)
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, g.db.lockKey()).Scan(&taken, &pid)
 	if sqlState(err) == codeInsufficientPrivilege {
 		err = newHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
 	}
 	if err == nil && taken {
 		var h *lockHolder
-		if h, err = m.cfg.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != pid) {
+		if h, err = g.db.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != pid) {
 			err = errors.New("two connections of source.url lead to different servers")
 		}
 	}
 	if err != nil || !taken {
 		closeConn(conn.PgConn())
 	} else {
-		m.guard.conn, m.guard.pid = conn, pid
+		g.conn, g.pid = conn, pid
 	}
 	if err != nil {
-		return fmt.Errorf("guard slot %s: %w", m.cfg.Slot, err)
+		return fmt.Errorf("guard slot %s: %w", g.db.cfg.Slot, err)
 	}
 	return nil
 }
 
 // readLockHolder tells who holds the slot's advisory lock; nil: nobody. A holder that
 // may be a mirror goes first, for a lock can be shared.
-func (c *Config) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
+func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	h := &lockHolder{by: slotHeldError{slot: c.Slot}}
+	h := &lockHolder{by: slotHeldError{slot: db.cfg.Slot}}
 	var active *time.Time
 	err := sql.QueryRow(ctx, `
 		SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''),
@@ -237,13 +249,13 @@ func (c *Config) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder
 		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
 		  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 		  AND l.classid = ($1::bigint >> 32 & 4294967295)::oid AND l.objid = ($1::bigint & 4294967295)::oid
-		ORDER BY mirrors DESC, l.pid LIMIT 1`, c.lockKey()).
+		ORDER BY mirrors DESC, l.pid LIMIT 1`, db.lockKey()).
 		Scan(&h.by.pid, &h.by.app, &h.by.role, &h.by.address, &h.mirrors, &active)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // a lock that is free is an answer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look who guards slot %s: %w", c.Slot, err)
+		return nil, fmt.Errorf("look who guards slot %s: %w", db.cfg.Slot, err)
 	}
 	if active != nil {
 		h.active = *active

@@ -102,7 +102,7 @@ func TestTwinWaitsForASilentOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeConn(conn.PgConn())
-	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.cfg.lockKey()); err != nil {
+	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().lockKey()); err != nil {
 		t.Fatal(err)
 	}
 	m, ended := r.twin(t.TempDir())
@@ -144,11 +144,11 @@ func TestGuardIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
-		if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.cfg.lockKey()); err != nil {
+		if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().lockKey()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	lock(r.role, instanceName(r.cfg.ApplicationName, r.store.Instance()))
+	lock(r.role, r.cfg.ForInstance(r.store.Instance()).ApplicationName)
 	r.start()
 	r.same()
 	if n := r.Int(`SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE locktype = 'advisory' AND application_name = $1`, r.m.cfg.ApplicationName); n != 1 {

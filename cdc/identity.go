@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // The identity of the source is what the rows in the store depend on beside the
@@ -108,8 +109,65 @@ func identityQuery(version int, before string) string {
 }
 
 // identityArgs are the arguments of identityQuery.
-func (c *Config) identityArgs() []any {
-	return []any{c.Schema, c.Table, c.neededColumns(), c.Publication}
+func (db *DB) identityArgs() []any {
+	return []any{db.cfg.Schema, db.cfg.Table, db.cfg.neededColumns(), db.cfg.Publication}
+}
+
+// PositionQuery asks for the server's positions together with the identity, in one
+// statement, so that the barrier costs one round trip.
+type PositionQuery struct {
+	sql  string
+	args []any
+}
+
+// ServerPosition is the answer to a PositionQuery.
+type ServerPosition struct {
+	Insert, Flush id.LSN
+	Identity      string
+}
+
+// NewPositionQuery returns the query for a server of the given version.
+func (db *DB) NewPositionQuery(version int) PositionQuery {
+	return PositionQuery{
+		sql:  identityQuery(version, "pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,"),
+		args: db.identityArgs(),
+	}
+}
+
+// Read asks over sql, for at most queryTimeout.
+func (q *PositionQuery) Read(ctx context.Context, sql *pgx.Conn) (ServerPosition, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	var p ServerPosition
+	var insert, flush string
+	err := sql.QueryRow(ctx, q.sql, q.args...).Scan(&insert, &flush, &p.Identity)
+	if err == nil {
+		p.Insert, err = id.ParseLSN(insert)
+	}
+	if err == nil {
+		p.Flush, err = id.ParseLSN(flush)
+	}
+	if err != nil {
+		return ServerPosition{}, fmt.Errorf("read WAL position: %w", err)
+	}
+	p.Identity = withTextVersion(p.Identity)
+	return p, nil
+}
+
+// EmitMessage commits a transaction that carries nothing but a logical message. It
+// must be a transactional one: its commit flushes the WAL, and is sent at once.
+func (db *DB) EmitMessage(ctx context.Context, sql *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if _, err := sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
+		if sqlState(err) == codeInsufficientPrivilege {
+			h := newHalt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
+			h.heals = true
+			return h
+		}
+		return fmt.Errorf("emit logical message: %w", err)
+	}
+	return nil
 }
 
 // withTextVersion puts the item that the server does not know before its text.
@@ -118,11 +176,11 @@ func withTextVersion(text string) string {
 }
 
 // readIdentity reads the identity as the connection's transaction sees it.
-func (c *Config) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (string, error) {
+func (db *DB) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var text string
-	if err := sql.QueryRow(ctx, identityQuery(version, ""), c.identityArgs()...).Scan(&text); err != nil {
+	if err := sql.QueryRow(ctx, identityQuery(version, ""), db.identityArgs()...).Scan(&text); err != nil {
 		return "", fmt.Errorf("read identity of the source: %w", err)
 	}
 	return withTextVersion(text), nil

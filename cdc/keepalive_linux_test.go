@@ -9,7 +9,7 @@ import (
 func TestKeepAliveOfOurOwn(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
-	conn, err := r.cfg.dialSQL(t.Context())
+	conn, err := r.source().dialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

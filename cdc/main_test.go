@@ -71,13 +71,13 @@ func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 	r.role = r.RoleURL("source.url")
 	// For tables that a test puts in the place of the first.
 	r.Exec(fmt.Sprintf(`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO role_%s; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO role_%[1]s`, r.Name))
-	r.cfg = Config{
+	r.cfg = Config{SourceConfig: SourceConfig{
 		URL:    func() (string, error) { return r.role, nil },
 		Schema: "public", Table: "subscribers_restaurants",
 		KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "slot_" + r.Name, ApplicationName: "dinnerbell-" + r.Name,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
-	}
+	}}
 	r.hooks.healing = time.Nanosecond // a test that waits for a halt does not wait for a migration
 	t.Cleanup(r.close)
 	return r
@@ -85,10 +85,20 @@ func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 
 func (r *deployment) setup() *deployment {
 	r.t.Helper()
-	if _, err := Setup(r.t.Context(), r.owner()); err != nil {
+	if _, err := Setup(r.t.Context(), r.owner().SourceConfig); err != nil {
 		r.t.Fatal(err)
 	}
 	return r
+}
+
+// source opens the database as the configuration has it now.
+func (r *deployment) source() *DB {
+	r.t.Helper()
+	db, err := Open(r.cfg.SourceConfig)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return db
 }
 
 // owner is the configuration for who owns the tables.

@@ -90,7 +90,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *sideStream, w *sideWork) (g 
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
 	defer func() { err = errors.Join(err, loader.Abort()) }()
-	if _, err := m.copyTable(ctx, s.snapshot, loader, &w.copy); err != nil {
+	if _, err := copyTable(ctx, m.db, m.copyRequest(s.snapshot, "", loader, &w.copy)); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("rebuild/copied")

@@ -15,7 +15,7 @@ import (
 
 // checkFacts is what a check of the source looks at.
 type checkFacts struct {
-	cfg *Config
+	db  *DB
 	cat *catalog  // read before the checks, as of one moment
 	sql *pgx.Conn // for what is not in cat; the checks run one after the other
 	// reads: the table is about to be read, for a snapshot or a verification.
@@ -97,46 +97,46 @@ var errNoTable = errors.New("the table was not found")
 
 // CheckPreconditions reads the source and makes the checks of a moment. An error
 // says that something could not be read; the report has what could be.
-func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment) (precondition.Report, error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.validate(); err != nil {
+func CheckPreconditions(ctx context.Context, cfg SourceConfig, at precondition.Moment) (precondition.Report, error) {
+	db, err := Open(cfg)
+	if err != nil {
 		return nil, err
 	}
-	sql, err := cfg.dialSQL(ctx)
+	sql, err := db.dialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer closeConn(sql.PgConn())
-	cat, err := cfg.readCatalog(ctx, sql)
+	cat, err := db.readCatalog(ctx, sql)
 	if err != nil {
 		return nil, err
 	}
-	return precondition.Run(ctx, preconditions, at, &checkFacts{cfg: &cfg, cat: cat, sql: sql, reads: true})
+	return precondition.Run(ctx, preconditions, at, &checkFacts{db: db, cat: cat, sql: sql, reads: true})
 }
 
 // inspect reads the catalogs, in the transaction that the connection is in, and
 // makes the checks of a session. It returns a *halt.Error if the table cannot be
 // mirrored as things are. reads says that the table is about to be read.
-func (c *Config) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catalog, error) {
-	return c.inspectAt(ctx, sql, precondition.AtSession, reads)
+func (db *DB) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catalog, error) {
+	return db.inspectAt(ctx, sql, precondition.AtSession, reads)
 }
 
 // inspectStreaming is inspect for a look while the stream runs.
-func (c *Config) inspectStreaming(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
-	return c.inspectWith(ctx, precondition.AtSession, checkFacts{sql: sql, streams: true})
+func (db *DB) inspectStreaming(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+	return db.inspectWith(ctx, precondition.AtSession, checkFacts{sql: sql, streams: true})
 }
 
-func (c *Config) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*catalog, error) {
-	return c.inspectWith(ctx, at, checkFacts{sql: sql, reads: reads})
+func (db *DB) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*catalog, error) {
+	return db.inspectWith(ctx, at, checkFacts{sql: sql, reads: reads})
 }
 
 // inspectWith fills in what f lacks, and makes the checks of a moment.
-func (c *Config) inspectWith(ctx context.Context, at precondition.Moment, f checkFacts) (*catalog, error) {
-	cat, err := c.readCatalog(ctx, f.sql)
+func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFacts) (*catalog, error) {
+	cat, err := db.readCatalog(ctx, f.sql)
 	if err != nil {
 		return nil, err
 	}
-	f.cfg, f.cat = c, cat
+	f.db, f.cat = db, cat
 	report, err := precondition.Run(ctx, preconditions, at, &f)
 	if violation, ok := report.Violation(); ok {
 		return nil, haltOnViolation(violation)
@@ -165,10 +165,10 @@ func violation(object, found, effect, fix string) []finding {
 }
 
 // tableObject names the table in findings.
-func (f *checkFacts) tableObject() string { return "table " + f.cfg.quotedTable() }
+func (f *checkFacts) tableObject() string { return "table " + f.db.cfg.quotedTable() }
 
 // publicationObject names the publication in findings.
-func (f *checkFacts) publicationObject() string { return "publication " + f.cfg.quotedPublication() }
+func (f *checkFacts) publicationObject() string { return "publication " + f.db.cfg.quotedPublication() }
 
 func checkVersion(f *checkFacts) []finding {
 	if f.cat.version >= minVersion {
@@ -208,7 +208,7 @@ func checkTable(f *checkFacts) []finding {
 	case !t.exists:
 		return violation(f.tableObject(), "does not exist", "", "create it, or set source.table")
 	case t.kind != kindTable && t.kind != kindPartitioned:
-		return violation(f.cfg.quotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
+		return violation(f.db.cfg.quotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
 	}
 	return nil
 }
@@ -217,8 +217,8 @@ func checkSchemaUsage(f *checkFacts) []finding {
 	if f.cat.table.schemaUsable {
 		return nil
 	}
-	schema := pgx.Identifier{f.cfg.Schema}.Sanitize()
-	return violation("the role in source.url", "may not use schema "+f.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.cfg.quotedRole())
+	schema := pgx.Identifier{f.db.cfg.Schema}.Sanitize()
+	return violation("the role in source.url", "may not use schema "+f.db.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.db.quotedRole())
 }
 
 func checkPersistence(f *checkFacts) []finding {
@@ -228,7 +228,7 @@ func checkPersistence(f *checkFacts) []finding {
 	case temporary:
 		return violation(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
 	}
-	return violation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.cfg.quotedTable()+" SET LOGGED")
+	return violation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.db.cfg.quotedTable()+" SET LOGGED")
 }
 
 // checkPartitions refuses partitions whose changes are not in the WAL.
@@ -237,11 +237,11 @@ func checkPartitions(f *checkFacts) (found []finding) {
 		return nil
 	}
 	for _, r := range f.cat.relations {
-		object := "partition " + r.name + " of " + f.cfg.quotedTable()
+		object := "partition " + r.name + " of " + f.db.cfg.quotedTable()
 		switch {
 		case r.kind != kindTable:
 			found = append(found, violation(object, "is "+kindNames[r.kind], "its changes are not sent",
-				"ALTER TABLE "+f.cfg.quotedTable()+" DETACH PARTITION "+r.name)...)
+				"ALTER TABLE "+f.db.cfg.quotedTable()+" DETACH PARTITION "+r.name)...)
 		case r.persistence != permanent:
 			found = append(found, violation(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
 		}
@@ -259,11 +259,11 @@ func checkInheritance(f *checkFacts) []finding {
 	first := f.cat.children[0]
 	return violation(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
 		"their rows are rows of the table to all who read it, and are not published as its own",
-		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.cfg.quotedTable())
+		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.db.cfg.quotedTable())
 }
 
 func checkColumns(f *checkFacts) (found []finding) {
-	for _, name := range f.cfg.neededColumns() {
+	for _, name := range f.db.cfg.neededColumns() {
 		i := slices.IndexFunc(f.cat.columns, func(col neededColumn) bool { return col.name == name })
 		switch {
 		case i < 0:
@@ -273,19 +273,19 @@ func checkColumns(f *checkFacts) (found []finding) {
 			found = append(found, violation(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
 				"it is not published", "choose a stored column")...)
 		case !f.cat.columns[i].readable:
-			found = append(found, violation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.cfg.quotedTable()), "",
-				"GRANT SELECT ON "+f.cfg.quotedTable()+" TO "+f.cfg.quotedRole())...)
+			found = append(found, violation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.db.cfg.quotedTable()), "",
+				"GRANT SELECT ON "+f.db.cfg.quotedTable()+" TO "+f.db.quotedRole())...)
 		}
 	}
 	return found
 }
 
 func checkKey(f *checkFacts) []finding {
-	if f.cat.uniqueKey || len(f.cat.columns) < len(f.cfg.neededColumns()) { // then the columns are the finding
+	if f.cat.uniqueKey || len(f.cat.columns) < len(f.db.cfg.neededColumns()) { // then the columns are the finding
 		return nil
 	}
-	return violation("key "+f.cfg.quotedKey()+" of "+f.cfg.quotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
-		"ALTER TABLE "+f.cfg.quotedTable()+" ADD PRIMARY KEY ("+f.cfg.quotedKey()+"), or set source.columns.id to the columns of its key")
+	return violation("key "+f.db.cfg.quotedKey()+" of "+f.db.cfg.quotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
+		"ALTER TABLE "+f.db.cfg.quotedTable()+" ADD PRIMARY KEY ("+f.db.cfg.quotedKey()+"), or set source.columns.id to the columns of its key")
 }
 
 // checkReplicaIdentity makes sure that updates and deletes carry the key. More
@@ -295,15 +295,15 @@ func checkKey(f *checkFacts) []finding {
 func checkReplicaIdentity(f *checkFacts) []finding {
 	if f.cat.table.identity == identityNothing {
 		return violation(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
-			"ALTER TABLE "+f.cfg.quotedTable()+" REPLICA IDENTITY DEFAULT")
+			"ALTER TABLE "+f.db.cfg.quotedTable()+" REPLICA IDENTITY DEFAULT")
 	}
 	for _, r := range f.cat.relations {
-		if r.kind == kindTable && !r.carriesColumns(f.cfg.KeyColumns) {
+		if r.kind == kindTable && !r.carriesColumns(f.db.cfg.KeyColumns) {
 			fix := "ALTER TABLE " + r.name + " REPLICA IDENTITY FULL"
 			if f.cat.publication.columns != nil {
 				fix = f.readdSQL() + "; " + fix // a list has to cover the replica identity
 			}
-			return violation("key "+f.cfg.quotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
+			return violation("key "+f.db.cfg.quotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
 		}
 	}
 	return nil
@@ -343,8 +343,8 @@ func checkRowSecurity(f *checkFacts) []finding {
 	if !f.cat.table.policies {
 		return nil
 	}
-	found := violation("the role in source.url", "may not read all of "+f.cfg.quotedTable()+": row-level security applies to it", "no snapshot can be taken",
-		"ALTER ROLE "+f.cfg.quotedRole()+" BYPASSRLS, or ALTER TABLE "+f.cfg.quotedTable()+" DISABLE ROW LEVEL SECURITY")
+	found := violation("the role in source.url", "may not read all of "+f.db.cfg.quotedTable()+": row-level security applies to it", "no snapshot can be taken",
+		"ALTER ROLE "+f.db.quotedRole()+" BYPASSRLS, or ALTER TABLE "+f.db.cfg.quotedTable()+" DISABLE ROW LEVEL SECURITY")
 	if !f.reads {
 		found[0].Level = precondition.Warn
 	}
@@ -359,13 +359,13 @@ func checkPublication(f *checkFacts) []finding {
 	case !p.exists:
 		return violation(object, "does not exist in database "+f.cat.source.Database, "", "dinnerbell setup")
 	case f.cat.isPartitioned() && !p.viaRoot:
-		return violation(object, "sends changes of "+f.cfg.quotedTable()+" as those of its partitions", "",
-			"ALTER PUBLICATION "+f.cfg.quotedPublication()+" SET (publish_via_partition_root = true)")
+		return violation(object, "sends changes of "+f.db.cfg.quotedTable()+" as those of its partitions", "",
+			"ALTER PUBLICATION "+f.db.cfg.quotedPublication()+" SET (publish_via_partition_root = true)")
 	case !p.member:
-		return violation(object, "does not publish table "+f.cfg.quotedTable(), "", "dinnerbell setup")
+		return violation(object, "does not publish table "+f.db.cfg.quotedTable(), "", "dinnerbell setup")
 	case p.asParent:
-		return violation(object, "sends changes of "+f.cfg.quotedTable()+" as those of the table whose partition it is", "",
-			"set source.table to that table, or ALTER PUBLICATION "+f.cfg.quotedPublication()+" SET (publish_via_partition_root = false)")
+		return violation(object, "sends changes of "+f.db.cfg.quotedTable()+" as those of the table whose partition it is", "",
+			"set source.table to that table, or ALTER PUBLICATION "+f.db.cfg.quotedPublication()+" SET (publish_via_partition_root = false)")
 	case !p.all:
 		return violation(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
 	}
@@ -376,7 +376,7 @@ func checkPublicationRows(f *checkFacts) []finding {
 	if !f.cat.publication.filtered {
 		return nil
 	}
-	return violation(f.publicationObject(), "filters the rows of "+f.cfg.quotedTable(), "", f.readdSQL())
+	return violation(f.publicationObject(), "filters the rows of "+f.db.cfg.quotedTable(), "", f.readdSQL())
 }
 
 func checkPublicationColumns(f *checkFacts) []finding {
@@ -384,10 +384,10 @@ func checkPublicationColumns(f *checkFacts) []finding {
 	if list == nil || !slices.ContainsFunc(f.cat.columns, func(col neededColumn) bool { return !slices.Contains(list, col.num) }) {
 		return nil
 	}
-	return violation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.cfg.neededColumns(), ", "), "", f.readdSQL())
+	return violation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.db.cfg.neededColumns(), ", "), "", f.readdSQL())
 }
 
 // readdSQL takes a filter or a column list off the table.
 func (f *checkFacts) readdSQL() string {
-	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.cfg.quotedPublication(), f.cfg.quotedTable())
+	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.db.cfg.quotedPublication(), f.db.cfg.quotedTable())
 }

@@ -2,7 +2,6 @@ package cdc
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,8 +19,8 @@ type positionProbe struct {
 	status *statusSender
 	stats  *mirrorStats
 
-	query   string // of the positions and the identity
-	args    []any
+	db      *DB
+	query   PositionQuery
 	store   *state.Store  // whose rows have an identity
 	changed chan struct{} // cap 1: to watch
 }
@@ -82,26 +81,13 @@ func (p *positionProbe) answerQueries(ctx context.Context, unsent []*positionQue
 // visible before they are flushed, and it is always the end of a record, while
 // a flush position may lie inside of one.
 func (p *positionProbe) readTarget(ctx context.Context) (target, flushed id.LSN, identity string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	var insertText, flushText string
-	if err := p.sql.QueryRow(ctx, p.query, p.args...).Scan(&insertText, &flushText, &identity); err != nil {
-		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
-	}
-	insert, err := id.ParseLSN(insertText)
+	at, err := p.query.Read(ctx, p.sql)
 	if err != nil {
-		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
+		return 0, 0, "", err
 	}
-	flush, err := id.ParseLSN(flushText)
-	if err != nil {
-		return 0, 0, "", fmt.Errorf("read WAL position: %w", err)
-	}
-	p.stats.server.Store(uint64(flush))
-	return skipPageHeader(insert, flush), flush, withTextVersion(identity), nil
+	p.stats.server.Store(uint64(at.Flush))
+	return skipPageHeader(at.Insert, at.Flush), at.Flush, at.Identity, nil
 }
-
-// positionColumns come before the identity in the probe's query.
-const positionColumns = `pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,`
 
 // WAL page headers: the first page of a segment has the long one.
 // https://github.com/postgres/postgres/blob/master/src/include/access/xlog_internal.h
@@ -124,18 +110,10 @@ func skipPageHeader(insert, flush id.LSN) id.LSN {
 	return insert
 }
 
-// emitNudge commits a transaction that carries nothing but a logical message. It
-// must be a transactional one: its commit flushes the WAL, and is sent at once.
+// emitNudge commits a transaction of our own, which moves the stream.
 func (p *positionProbe) emitNudge(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	if _, err := p.sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
-		if sqlState(err) == codeInsufficientPrivilege {
-			h := newHalt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{p.sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
-			h.heals = true
-			return h
-		}
-		return fmt.Errorf("emit logical message: %w", err)
+	if err := p.db.EmitMessage(ctx, p.sql); err != nil {
+		return err
 	}
 	p.stats.nudges.Add(1)
 	return nil

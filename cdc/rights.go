@@ -42,7 +42,7 @@ func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 		SELECT count(*), current_setting('max_replication_slots')::int, coalesce(bool_or(slot_name = $1), false),
 		       coalesce(bool_or(slot_name = $1 AND active), false),
 		       (SELECT count(*) FROM pg_stat_get_wal_senders()), current_setting('max_wal_senders')::int
-		FROM pg_replication_slots`, f.cfg.Slot).Scan(&slots, &maxSlots, &ours, &active, &senders, &maxSenders)
+		FROM pg_replication_slots`, f.db.cfg.Slot).Scan(&slots, &maxSlots, &ours, &active, &senders, &maxSenders)
 	if err != nil {
 		return nil, fmt.Errorf("count slots and walsenders: %w", err)
 	}
@@ -70,16 +70,16 @@ func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 	return found, nil
 }
 
-// forgotten is how old a prepared transaction is that its owner has probably
+// forgottenAfter is how old a prepared transaction is that its owner has probably
 // forgotten.
-const forgotten = 5 * time.Minute
+const forgottenAfter = 5 * time.Minute
 
 // checkPrepared warns of prepared transactions that nobody seems to end: no slot
 // can be made before their end, and every slot keeps WAL from their begin on.
 func checkPrepared(ctx context.Context, f *checkFacts) ([]finding, error) {
 	rows, err := f.sql.Query(ctx, `
 		SELECT gid, database::text, owner::text, prepared::text FROM pg_prepared_xacts
-		WHERE prepared < now() - make_interval(secs => $1) ORDER BY prepared LIMIT 10`, f.cfg.forgotten.Seconds())
+		WHERE prepared < now() - make_interval(secs => $1) ORDER BY prepared LIMIT 10`, f.db.cfg.ForgottenAfter.Seconds())
 	if err != nil {
 		return nil, fmt.Errorf("read prepared transactions: %w", err)
 	}
@@ -111,7 +111,7 @@ func checkEncoding(_ context.Context, f *checkFacts) ([]finding, error) {
 func checkIDTypes(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var found []finding
 	for _, col := range f.cat.columns {
-		if col.name != f.cfg.RestaurantColumn {
+		if col.name != f.db.cfg.RestaurantColumn {
 			continue
 		}
 		var insensitive bool
@@ -123,10 +123,10 @@ func checkIDTypes(ctx context.Context, f *checkFacts) ([]finding, error) {
 			return nil, fmt.Errorf("read collation of column %s: %w", col.name, err)
 		}
 		if insensitive {
-			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.name + " of " + f.cfg.quotedTable(),
+			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.name + " of " + f.db.cfg.quotedTable(),
 				Found:  "is citext, or has a collation by which different texts are equal",
 				Effect: "a campaign reaches the subscribers whose restaurant is written exactly as in the campaign",
-				Fix:    "write ids alike, or ALTER TABLE " + f.cfg.quotedTable() + " ALTER " + pgx.Identifier{col.name}.Sanitize() + " TYPE text"})
+				Fix:    "write ids alike, or ALTER TABLE " + f.db.cfg.quotedTable() + " ALTER " + pgx.Identifier{col.name}.Sanitize() + " TYPE text"})
 		}
 	}
 	return found, nil

@@ -12,7 +12,7 @@ import (
 // report makes the checks of a moment.
 func (r *deployment) report(at precondition.Moment) precondition.Report {
 	r.t.Helper()
-	report, err := CheckPreconditions(r.t.Context(), r.cfg, at)
+	report, err := CheckPreconditions(r.t.Context(), r.cfg.SourceConfig, at)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestServerWithoutRoom(t *testing.T) {
 	r := newDeployment(t)
 	r.own(map[string]string{"max_replication_slots": "2", "max_wal_senders": "9", "max_prepared_transactions": "2"})
 	r.setup()
-	r.cfg.forgotten = time.Microsecond
+	r.cfg.ForgottenAfter = time.Microsecond
 	r.finds("source.room", precondition.Warn)
 	r.finds("source.prepared_transactions", precondition.Warn)
 	r.Exec(`SELECT pg_create_physical_replication_slot('one')`)
@@ -121,7 +121,7 @@ func TestWalsenderHasATimeout(t *testing.T) {
 	r := newDeployment(t)
 	for value, want := range map[string]time.Duration{"0": time.Minute, "7s": 7 * time.Second} {
 		r.Exec(`ALTER DATABASE ` + r.Name + ` SET wal_sender_timeout = '` + value + `'`)
-		repl, err := r.cfg.dialReplication(t.Context())
+		repl, err := r.source().dialReplication(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
-	"dinnerbell/state/id"
 )
 
 // Pauses between sessions: short at first, for a server that restarts; with
@@ -31,6 +29,8 @@ const (
 // Mirror follows one table. Make it with New and call Run once.
 type Mirror struct {
 	cfg             Config
+	db              *DB
+	invalid         error // why the configuration is of no use; then db is nil
 	log             *slog.Logger
 	store           *state.Store    // written by the applier, or by a snapshot, never by both
 	pos             appliedPosition // outlives sessions: callers of Barrier wait across them
@@ -39,7 +39,7 @@ type Mirror struct {
 	stats           mirrorStats
 	gate            storeGate // held while a transaction is applied
 	work            workSlot
-	guard           slotGuard
+	lock            *SlotLock     // made by Run and Rebuild
 	catalogsChanged chan struct{} // cap 1: the barrier met other catalogs than those of the rows
 	// catalogsSettled tells that the rows and the catalogs may agree again.
 	catalogsSettled broadcast
@@ -89,10 +89,12 @@ type hooks struct {
 // New makes a mirror of cfg's table into store. Nothing happens before Run.
 func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
-	cfg.ApplicationName = instanceName(cfg.ApplicationName, store.Instance())
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
+	cfg.SourceConfig = cfg.ForInstance(store.Instance())
 	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}), gate: newGate(),
 		catalogsChanged: make(chan struct{}, 1), renewal: renewal{wanted: make(chan string, 1)},
 		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
+	m.db, m.invalid = Open(cfg.SourceConfig)
 	m.queries.wake = make(chan struct{}, 1)
 	m.stats.setState(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
@@ -107,11 +109,6 @@ func (m *Mirror) Admitted() <-chan struct{} { return m.admitted }
 
 func (m *Mirror) admitService() { m.admit.Do(func() { close(m.admitted) }) }
 
-// instanceName is an application_name that no other instance has.
-func instanceName(name, instance string) string {
-	return name[:min(len(name), maxIdentifier-1-len(instance))] + "-" + instance
-}
-
 // Run keeps the store in step with the source until ctx ends: then it returns
 // nil. It takes a snapshot when there is none or when the stream is not the one
 // the store knows, and reconnects by itself. It returns a *halt.Error when an
@@ -120,11 +117,12 @@ func instanceName(name, instance string) string {
 func (m *Mirror) Run(ctx context.Context) error {
 	defer m.stop.Do(func() { close(m.stopped) })
 	defer m.work.forbid(ErrStopped)
-	if err := m.cfg.validate(); err != nil {
-		return m.recordHalt(err)
+	if m.invalid != nil {
+		return m.recordHalt(m.invalid)
 	}
+	m.lock = m.db.NewSlotLock(&m.stats, m.hooks.secondAlive)
 	defer m.startAsking(ctx)()
-	defer m.startGuard(ctx)()
+	defer m.lock.StartHeartbeat(ctx)()
 	defer m.startRenewing(ctx)()
 	pause := newBackoff()
 	for {
@@ -170,11 +168,11 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 		err = haltPooler(err)
 	}
 	if code := sqlState(err); code == codeUntranslatable || code == codeBadCharacter {
-		err = m.cfg.haltNotUTF8(err)
+		err = m.db.haltNotUTF8(err)
 	}
 	m.stats.reconnects.Add(1)
 	m.stats.setError(err)
-	if !m.guard.secondSeen() {
+	if !m.lock.SecondSeen() {
 		m.admitService()
 	}
 	if h, ok := errors.AsType[*haltError](err); ok {
@@ -247,10 +245,10 @@ func (m *Mirror) recordHalt(err error) error {
 // have passed it unpublished, or its snapshot has failed. Without it, the next
 // start takes a snapshot even if everything looks right again by then.
 func (m *Mirror) dropWorthlessSlot(ctx context.Context) {
-	sql, err := m.cfg.dialSQL(ctx)
+	sql, err := m.db.dialSQL(ctx)
 	if err == nil {
 		defer closeConn(sql.PgConn())
-		err = m.dropSlot(ctx, sql)
+		err = m.db.dropSlot(ctx, sql)
 	}
 	if err != nil {
 		m.log.Error("could not drop the slot, which is worthless and keeps WAL; if the daemon does not start again, drop it by hand",
@@ -258,68 +256,24 @@ func (m *Mirror) dropWorthlessSlot(ctx context.Context) {
 	}
 }
 
-// snapshotReason says whether the stream goes on from where the store is, and why not, or
-// why new rows are needed all the same. whole tells that no transaction lies there
-// in parts; past are the timelines before the server's present one.
-func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) (rowsVerdict, string) {
-	if why := streamLossReason(stored, complete, durable, whole, cat, past, slot); why != "" {
-		return streamLost, why
-	}
-	stored.Timeline, stored.History = cat.source.Timeline, cat.source.History
-	return compareSources(stored, cat.source)
-}
-
-// streamLossReason says why the stream does not go on from where the store is; "" if
-// it does.
-func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) string {
-	now := cat.source
-	switch {
-	case !complete:
-		return "there is no complete snapshot yet"
-	case stored.SystemID != now.SystemID:
-		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
-	}
-	if why := past.divergence(stored, now, durable, whole); why != "" {
-		return why
-	}
-	promoted := ""
-	if stored.Timeline != now.Timeline {
-		promoted = fmt.Sprintf(" on the server that was promoted (timeline %d, was %d)", now.Timeline, stored.Timeline)
-	}
-	switch {
-	case stored.TableOID != now.TableOID:
-		return fmt.Sprintf("table %s.%s was made again (oid %d, was %d)", now.Schema, now.Table, now.TableOID, stored.TableOID)
-	case stored.PublicationOID != now.PublicationOID:
-		return fmt.Sprintf("publication %s was made again (oid %d, was %d)", now.Publication, now.PublicationOID, stored.PublicationOID)
-	case !slot.exists:
-		return fmt.Sprintf("slot %s does not exist%s", now.Slot, promoted)
-	case slot.isLost():
-		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.lossReason())
-	case slot.confirmed > durable:
-		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.confirmed, durable)
-	case durable > cat.walEnd:
-		return fmt.Sprintf("the local state at %s is ahead of the server at %s: it was restored from a backup", durable, cat.walEnd)
-	}
-	return ""
-}
-
 // Rebuild takes a new snapshot without following the stream afterwards, for
 // when no Run is under way. progress, if not nil, is called about every 100 ms
 // with the rows so far and Postgres' estimate of all.
 func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) error {
-	if err := m.cfg.validate(); err != nil {
-		return err
+	if m.invalid != nil {
+		return m.invalid
 	}
-	sql, err := m.cfg.dialSQL(ctx)
+	m.lock = m.db.NewSlotLock(&m.stats, m.hooks.secondAlive)
+	sql, err := m.db.dialSQL(ctx)
 	if err != nil {
 		return err
 	}
 	defer closeConn(sql.PgConn())
-	if _, _, err := m.cfg.inspectWithTimeline(ctx, sql); err != nil {
+	if _, _, err := m.db.inspectWithTimeline(ctx, sql); err != nil {
 		return err
 	}
-	defer m.startGuard(ctx)()
-	if err := m.holdSlotLock(ctx, sql); err != nil {
+	defer m.lock.StartHeartbeat(ctx)()
+	if err := m.lock.Hold(ctx, sql); err != nil {
 		return err
 	}
 	ended := make(chan struct{})

@@ -192,7 +192,7 @@ func TestTemporaryTableRefused(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), `SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()`).Scan(&r.cfg.Schema); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Setup(t.Context(), r.owner())
+	_, err = Setup(t.Context(), r.owner().SourceConfig)
 	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "is temporary") {
 		t.Errorf("setup: %v, want the refusal of a temporary table", err)
 	}
@@ -213,7 +213,7 @@ func TestSetupRefusesBeforeItPublishes(t *testing.T) {
 			t.Parallel()
 			r := newDeployment(t)
 			r.Exec(c.sql)
-			_, err := Setup(t.Context(), r.owner())
+			_, err := Setup(t.Context(), r.owner().SourceConfig)
 			if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("setup: %v, want %q and a hint", err, c.what)
 			}

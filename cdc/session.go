@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc/pgoutput"
@@ -23,23 +22,23 @@ const watchEvery = 3 * time.Second
 // snapshot (and return nil: the next session streams) or stream until something
 // fails. caughtUp says that it came to where the server was at its start.
 func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
-	sql, err := m.cfg.dialSQL(ctx)
+	sql, err := m.db.dialSQL(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer func() { closeConn(sql.PgConn()) }()
-	cat, past, err := m.cfg.inspectWithTimeline(ctx, sql)
+	cat, past, err := m.db.inspectWithTimeline(ctx, sql)
 	if err != nil {
 		return false, err
 	}
-	if err := m.holdSlotLock(ctx, sql); err != nil {
+	if err := m.lock.Hold(ctx, sql); err != nil {
 		return false, ignoreCanceled(ctx, err)
 	}
 	m.admitService()
 	if err := m.checkAtStart(ctx, sql, cat); err != nil {
 		return false, err
 	}
-	slot, err := m.cfg.readSlot(ctx, sql)
+	slot, err := m.db.readSlot(ctx, sql)
 	if err != nil {
 		return false, err
 	}
@@ -66,7 +65,7 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 	if err := m.followPromotion(stored, cat.source, durable); err != nil {
 		return false, err
 	}
-	if err := m.releaseSlot(ctx, sql, slot); err != nil {
+	if err := m.db.releaseSlot(ctx, sql, slot); err != nil {
 		return false, err
 	}
 	return m.streamChanges(ctx, sql, cat, slot.confirmed, durable)
@@ -107,7 +106,7 @@ func (m *Mirror) checkAtStart(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	if m.startChecked {
 		return nil
 	}
-	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{cfg: &m.cfg, cat: cat, sql: sql}) // what cannot be read is unknown
+	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{db: m.db, cat: cat, sql: sql}) // what cannot be read is unknown
 	for _, f := range report.At(precondition.Warn) {
 		m.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
 	}
@@ -125,7 +124,7 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog,
 		return false, err
 	}
 	defer closeConn(asker.PgConn())
-	repl, err := m.cfg.dialReplication(ctx)
+	repl, err := m.db.dialReplication(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -137,7 +136,7 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog,
 	if err != nil {
 		return false, err
 	}
-	out, err := startWALStream(ctx, repl, &m.cfg, durable)
+	out, err := startWALStream(ctx, repl, m.cfg.Slot, m.cfg.quotedPublication(), durable)
 	if err != nil {
 		if sqlState(err) == codeObjectInUse {
 			return false, m.explainSlotInUse(ctx, sql, err)
@@ -180,7 +179,7 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	recv := &walReceiver{in: l.out, queue: queue, status: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitDiskRoom, noteDiskFull: m.noteNoRoom, beforeApply: m.hooks.beforeApply}
 	ask := &positionProbe{sql: l.asker, rounds: &m.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
-		query: identityQuery(l.cat.version, positionColumns), args: m.cfg.identityArgs(), store: m.store, changed: m.catalogsChanged}
+		db: m.db, query: m.db.NewPositionQuery(l.cat.version), store: m.store, changed: m.catalogsChanged}
 
 	// The first that fails ends all. Reading is the one thing that does not see
 	// the context end; a read deadline in the past makes it return, and leaves
@@ -253,15 +252,15 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 // checkCatalog compares the catalogs with those that the rows belong to, and has the rows
 // rebuilt if need be. A *NewSnapshotError says that the stream cannot go on.
 func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
-	cat, err := m.cfg.inspectStreaming(ctx, l.sql)
+	cat, err := m.db.inspectStreaming(ctx, l.sql)
 	if err != nil {
 		return err
 	}
 	m.stats.server.Store(uint64(cat.walEnd))
-	if err := m.holdSlotLock(ctx, l.sql); err != nil {
+	if err := m.lock.Hold(ctx, l.sql); err != nil {
 		return err
 	}
-	slot, err := m.cfg.readSlot(ctx, l.sql)
+	slot, err := m.db.readSlot(ctx, l.sql)
 	if err != nil {
 		return err
 	}
@@ -290,12 +289,12 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 // dialProbe opens the barrier's connection and makes sure that it leads to the
 // same server: a target of another one would mean nothing.
 func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error) {
-	sql, err := m.cfg.dialSQL(ctx)
+	sql, err := m.db.dialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
 	other := catalog{}
-	if err = m.cfg.readServer(ctx, sql, &other); err == nil {
+	if err = m.db.readServer(ctx, sql, &other); err == nil {
 		err = cat.matchServer(other.source.SystemID, other.source.Timeline, other.source.Database)
 	}
 	if err != nil {
@@ -305,41 +304,13 @@ func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error)
 	return sql, nil
 }
 
-// readWALSenderTimeout reads the setting as this very walsender has it: a role may
-// have its own. Where it is off, a walsender whose daemon is gone without a word
-// would keep the slot, so that this one gets Postgres' default.
-func readWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	results, err := repl.Exec(ctx, "SELECT CASE WHEN current_setting('wal_sender_timeout') = '0' THEN set_config('wal_sender_timeout', '1min', false) ELSE current_setting('wal_sender_timeout') END").ReadAll()
-	if err != nil {
-		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
-	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
-		return 0, fmt.Errorf("read wal_sender_timeout: %w", pgoutput.ErrMalformed)
-	}
-	return parseDuration(string(results[0].Rows[0][0])), nil
-}
-
-// parseDuration reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
-// "1d", "0". What it does not know is taken as a short one, to be safe.
-func parseDuration(text string) time.Duration {
-	var n int64
-	var unit string
-	if _, err := fmt.Sscanf(text, "%d%s", &n, &unit); err != nil && n == 0 && text != "0" {
-		return time.Second
-	}
-	units := map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
-	return time.Duration(n) * units[unit]
-}
-
 // explainSlotInUse explains "replication slot is active for PID".
 func (m *Mirror) explainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) error {
-	slot, err := m.cfg.readSlot(ctx, sql)
+	slot, err := m.db.readSlot(ctx, sql)
 	if err != nil {
 		return err
 	}
-	if held, err := m.cfg.readSlotHolder(ctx, sql, slot.pid); err == nil && held != nil {
+	if held, err := m.db.readSlotHolder(ctx, sql, slot.pid); err == nil && held != nil {
 		return held
 	}
 	return cause

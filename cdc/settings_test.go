@@ -58,14 +58,18 @@ func TestSettingsArePinned(t *testing.T) {
 	}
 	parameters.Set("options", strings.Join(options, " "))
 	for _, extra := range []string{"", "&" + strings.ReplaceAll(parameters.Encode(), "+", "%20")} {
-		cfg := r.cfg
+		cfg := r.cfg.SourceConfig
 		cfg.URL = func() (string, error) { return r.role + extra, nil }
-		sql, err := cfg.dialSQL(t.Context())
+		db, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sql, err := db.dialSQL(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer closeConn(sql.PgConn())
-		repl, err := cfg.dialReplication(t.Context())
+		repl, err := db.dialReplication(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

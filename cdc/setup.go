@@ -12,25 +12,25 @@ const publishAll = "publish = 'insert, update, delete, truncate'"
 
 // SetupSQL gives the statements that make what a mirror needs where nothing is
 // there yet. The slot is not among them: Run makes it with its snapshot.
-func SetupSQL(cfg Config) []string {
+func SetupSQL(cfg SourceConfig) []string {
 	return []string{fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s, publish_via_partition_root = true)",
 		cfg.quotedPublication(), cfg.quotedTable(), publishAll)}
 }
 
 // Setup makes what is missing, and tells which statements it ran. It is safe to
 // repeat and to run in two places at once.
-func Setup(ctx context.Context, cfg Config) (did []string, err error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.validate(); err != nil {
+func Setup(ctx context.Context, cfg SourceConfig) (did []string, err error) {
+	db, err := Open(cfg)
+	if err != nil {
 		return nil, err
 	}
-	sql, err := cfg.dialSQL(ctx)
+	sql, err := db.dialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer closeConn(sql.PgConn())
 	for {
-		cat, err := cfg.inspectAt(ctx, sql, precondition.AtSetup, true)
+		cat, err := db.inspectAt(ctx, sql, precondition.AtSetup, true)
 		if err != nil {
 			return did, err
 		}
@@ -60,7 +60,7 @@ func explainSetup(statement string, err error) error {
 }
 
 // missingStatements gives the statements that are still to be run.
-func (c *Config) missingStatements(cat *catalog) []string {
+func (c *SourceConfig) missingStatements(cat *catalog) []string {
 	p := &cat.publication
 	if !p.exists {
 		return SetupSQL(*c)

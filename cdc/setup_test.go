@@ -20,7 +20,7 @@ func TestPublicationWithColumnList(t *testing.T) {
 	r.Exec(`ALTER TABLE subscribers_restaurants ADD note text;
 		CREATE PUBLICATION dinnerbell FOR TABLE subscribers_restaurants (id, client_id, restaurant_id);
 		INSERT INTO subscribers_restaurants (id, client_id, restaurant_id, note) VALUES (1, 'a', 'r', 'n')`)
-	if did, err := Setup(t.Context(), r.owner()); err != nil || len(did) != 0 {
+	if did, err := Setup(t.Context(), r.owner().SourceConfig); err != nil || len(did) != 0 {
 		t.Errorf("setup did %q, %v; want nothing", did, err)
 	}
 	r.start()
@@ -29,7 +29,7 @@ func TestPublicationWithColumnList(t *testing.T) {
 	r.same("r")
 	fix := func() (fix string) {
 		t.Helper()
-		report, err := CheckPreconditions(t.Context(), r.cfg, precondition.Always)
+		report, err := CheckPreconditions(t.Context(), r.cfg.SourceConfig, precondition.Always)
 		if violation, ok := report.Violation(); err != nil || ok {
 			t.Fatalf("violated is %+v, %v", violation, err)
 		}

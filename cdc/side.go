@@ -73,14 +73,14 @@ func (m *Mirror) openSideStream(ctx context.Context, w *sideWork, most rowsVerdi
 
 // connect connects and makes the slot. After an error, close what there is.
 func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork, most rowsVerdict) (err error) {
-	cfg := &s.m.cfg
-	if s.sql, err = cfg.dialSQL(ctx); err != nil {
+	db := s.m.db
+	if s.sql, err = db.dialSQL(ctx); err != nil {
 		return err
 	}
-	if s.cat, err = cfg.inspect(ctx, s.sql, true); err != nil {
+	if s.cat, err = db.inspect(ctx, s.sql, true); err != nil {
 		return err
 	}
-	if s.repl, err = cfg.dialReplication(ctx); err != nil {
+	if s.repl, err = db.dialReplication(ctx); err != nil {
 		return err
 	}
 	if err = checkSameServer(ctx, s.repl, s.cat); err != nil {
@@ -89,7 +89,7 @@ func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork,
 	if err = s.createSlot(ctx, w); err != nil {
 		return err
 	}
-	if s.cat, err = cfg.inspect(ctx, s.sql, true); err != nil { // under the snapshot
+	if s.cat, err = db.inspect(ctx, s.sql, true); err != nil { // under the snapshot
 		return err
 	}
 	if v, why := compareSources(src, s.cat.source); v > most {
@@ -110,7 +110,7 @@ func sideSlotName(slot string) string {
 // server forgets with the next command on the replication connection. A
 // transaction that has taken it can give it to others.
 func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
-	slot, err := s.m.explainSlotWait(ctx, s.sql, s.name, s.repl.PID(), w.setStage, func() (createdSlot, error) {
+	slot, err := s.m.db.explainSlotWait(ctx, s.sql, s.name, s.repl.PID(), waitReport{show: w.setStage, after: s.m.hooks.slowSlot}, func() (createdSlot, error) {
 		r, err := pglogrepl.CreateReplicationSlot(ctx, s.repl, s.name, plugin,
 			pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 		if sqlState(err) == codeConfigurationLimit {
@@ -144,9 +144,7 @@ func (s *sideStream) startReading(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg := s.m.cfg
-	cfg.Slot = s.name
-	if s.out, err = startWALStream(ctx, s.repl, &cfg, s.start); err != nil {
+	if s.out, err = startWALStream(ctx, s.repl, s.name, s.m.cfg.quotedPublication(), s.start); err != nil {
 		return err
 	}
 	s.asm = pgoutput.NewAssembler(s.cat.source.TableOID, s.cat.columnNames(), s.start)

@@ -21,6 +21,13 @@ const (
 	releaseTimeout = 5 * time.Second
 )
 
+// Values of pg_replication_slots.wal_status. An unreserved slot may be lost at
+// the next checkpoint and can still be saved by reading on; a lost one cannot.
+const (
+	slotUnreserved = "unreserved"
+	slotLost       = "lost"
+)
+
 // slotStatus is our row of pg_replication_slots.
 // https://www.postgresql.org/docs/current/view-pg-replication-slots.html
 type slotStatus struct {
@@ -54,7 +61,7 @@ func (s *slotStatus) isLost() bool {
 
 // readSlot looks at our slot. A slot of this name that is not of our kind
 // belongs to somebody else and is a halt: it is never dropped.
-func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error) {
+func (db *DB) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	var s slotStatus
@@ -65,23 +72,23 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error
 		       coalesce(active_pid, 0), coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(restart_lsn, '0/0')::text,
 		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1), coalesce(to_jsonb(s)->>'invalidation_reason', ''),
 		       (`+keepSizeSQL+`)
-		FROM pg_replication_slots s WHERE slot_name = $1`, c.Slot, plugin).
+		FROM pg_replication_slots s WHERE slot_name = $1`, db.cfg.Slot, plugin).
 		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid, &s.keepSize)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return slotStatus{keepSize: -1}, nil
 	}
 	if err != nil {
-		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
+		return s, fmt.Errorf("read slot %s: %w", db.cfg.Slot, err)
 	}
 	if !ours {
-		return s, newHalt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", c.Slot, plugin)
+		return s, newHalt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", db.cfg.Slot, plugin)
 	}
 	s.exists = true
 	if s.confirmed, err = id.ParseLSN(confirmed); err != nil {
-		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
+		return s, fmt.Errorf("read slot %s: %w", db.cfg.Slot, err)
 	}
 	if s.restart, err = id.ParseLSN(restart); err != nil {
-		return s, fmt.Errorf("read slot %s: %w", c.Slot, err)
+		return s, fmt.Errorf("read slot %s: %w", db.cfg.Slot, err)
 	}
 	return s, nil
 }
@@ -89,34 +96,34 @@ func (c *Config) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error
 // releaseSlot gets the slot free. A walsender under our own name is what is left of
 // us when we were killed: it is ended. Any other is left alone and named in a
 // *slotHeldError.
-func (m *Mirror) releaseSlot(ctx context.Context, sql *pgx.Conn, s slotStatus) error {
+func (db *DB) releaseSlot(ctx context.Context, sql *pgx.Conn, s slotStatus) error {
 	if s.pid == 0 {
 		return nil
 	}
-	held, err := m.cfg.readSlotHolder(ctx, sql, s.pid)
+	held, err := db.readSlotHolder(ctx, sql, s.pid)
 	if err != nil || held == nil {
 		return err
 	}
-	if held.app != m.cfg.ApplicationName {
+	if held.app != db.cfg.ApplicationName {
 		return held
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if err := m.endLeftoverBackend(ctx, sql, s.pid, "walsender"); err != nil {
+	if err := db.endLeftoverBackend(ctx, sql, s.pid, "walsender"); err != nil {
 		return err
 	}
-	return m.awaitSlotRelease(ctx, sql, held)
+	return db.awaitSlotRelease(ctx, sql, held)
 }
 
 // endLeftoverBackend ends a backend under our own name that a former run left behind.
-func (m *Mirror) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
-	m.log.Info("ending our own backend that a former run left behind", "slot", m.cfg.Slot, "pid", pid, "backend_type", kind)
+func (db *DB) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
+	db.log.Info("ending our own backend that a former run left behind", "slot", db.cfg.Slot, "pid", pid, "backend_type", kind)
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	// Asked again in the same statement: the PID may be somebody else's by now.
 	_, err := sql.Exec(ctx, `
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE pid = $1 AND application_name = $2 AND backend_type = $3`, pid, m.cfg.ApplicationName, kind)
+		WHERE pid = $1 AND application_name = $2 AND backend_type = $3`, pid, db.cfg.ApplicationName, kind)
 	if err != nil {
 		return fmt.Errorf("end %s %d: %w", kind, pid, err)
 	}
@@ -124,9 +131,9 @@ func (m *Mirror) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int3
 }
 
 // awaitSlotRelease waits for an ended walsender to be gone.
-func (m *Mirror) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *slotHeldError) error {
+func (db *DB) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *slotHeldError) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		s, err := m.cfg.readSlot(ctx, sql)
+		s, err := db.readSlot(ctx, sql)
 		if err != nil {
 			return err
 		}
@@ -141,10 +148,10 @@ func (m *Mirror) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *slot
 
 // readSlotHolder tells who a backend is; nil if it is gone. The address of another
 // role's backend is shown to members of pg_read_all_stats only.
-func (c *Config) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*slotHeldError, error) {
+func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*slotHeldError, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	h := &slotHeldError{slot: c.Slot, pid: pid}
+	h := &slotHeldError{slot: db.cfg.Slot, pid: pid}
 	err := sql.QueryRow(ctx, `
 		SELECT coalesce(application_name, ''), coalesce(usename, ''), coalesce(host(client_addr), CASE client_port WHEN -1 THEN 'local' ELSE 'hidden' END)
 		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.app, &h.role, &h.address)
@@ -152,34 +159,34 @@ func (c *Config) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (
 		return nil, nil //nolint:nilnil // a backend that is gone is an answer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look who holds slot %s: %w", c.Slot, err)
+		return nil, fmt.Errorf("look who holds slot %s: %w", db.cfg.Slot, err)
 	}
 	return h, nil
 }
 
 // dropSlot drops our slot, if there is one.
-func (m *Mirror) dropSlot(ctx context.Context, sql *pgx.Conn) error {
-	s, err := m.cfg.readSlot(ctx, sql)
+func (db *DB) dropSlot(ctx context.Context, sql *pgx.Conn) error {
+	s, err := db.readSlot(ctx, sql)
 	if err != nil || !s.exists {
 		return err
 	}
-	if err := m.releaseSlot(ctx, sql, s); err != nil {
+	if err := db.releaseSlot(ctx, sql, s); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	_, err = sql.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, m.cfg.Slot)
+	_, err = sql.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, db.cfg.Slot)
 	switch sqlState(err) {
 	case "":
 	case codeUndefinedObject:
 		return nil
 	case codeObjectInUse:
-		return &slotHeldError{slot: m.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
+		return &slotHeldError{slot: db.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
 	case codeInsufficientPrivilege:
-		return m.cfg.haltNoReplication(err)
+		return db.haltNoReplication(err)
 	}
 	if err != nil {
-		return fmt.Errorf("drop slot %s: %w", m.cfg.Slot, err)
+		return fmt.Errorf("drop slot %s: %w", db.cfg.Slot, err)
 	}
 	return nil
 }
@@ -191,23 +198,23 @@ type createdSlot struct {
 }
 
 // createSlot makes our slot. It waits for transactions that are running.
-func (c *Config) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) (createdSlot, error) {
+func (db *DB) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) (createdSlot, error) {
 	var r pglogrepl.CreateReplicationSlotResult
 	var err error
 	if version >= failoverVersion {
 		// pglogrepl has no option for it.
 		r, err = pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx,
-			"CREATE_REPLICATION_SLOT "+c.Slot+" LOGICAL "+plugin+" (SNAPSHOT 'export', FAILOVER true)"))
+			"CREATE_REPLICATION_SLOT "+db.cfg.Slot+" LOGICAL "+plugin+" (SNAPSHOT 'export', FAILOVER true)"))
 	} else {
-		r, err = pglogrepl.CreateReplicationSlot(ctx, conn, c.Slot, plugin,
+		r, err = pglogrepl.CreateReplicationSlot(ctx, conn, db.cfg.Slot, plugin,
 			pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 	}
 	if err != nil {
-		return createdSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
+		return createdSlot{}, fmt.Errorf("create slot %s: %w", db.cfg.Slot, err)
 	}
 	start, err := id.ParseLSN(r.ConsistentPoint)
 	if err != nil {
-		return createdSlot{}, fmt.Errorf("create slot %s: %w", c.Slot, err)
+		return createdSlot{}, fmt.Errorf("create slot %s: %w", db.cfg.Slot, err)
 	}
 	return createdSlot{start: start, snapshot: r.SnapshotName}, nil
 }

@@ -10,13 +10,6 @@ import (
 // said: enough to be worth a look on a small disk, more than a restart costs.
 const heldBackWarn = 1 << 30
 
-// Values of pg_replication_slots.wal_status. An unreserved slot may be lost at
-// the next checkpoint and can still be saved by reading on; a lost one cannot.
-const (
-	slotUnreserved = "unreserved"
-	slotLost       = "lost"
-)
-
 // recordSlot takes over what pg_replication_slots says, and warns when it gets
 // dangerous: once each time, so that a log is not filled.
 func (m *Mirror) recordSlot(slot slotStatus, walEnd id.LSN) {

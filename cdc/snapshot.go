@@ -45,14 +45,14 @@ func (m *Mirror) replaceRows(ctx context.Context, sql *pgx.Conn) (err error) {
 
 // tryReplaceRows is one attempt. It returns errRewritten if another is needed.
 func (m *Mirror) tryReplaceRows(ctx context.Context, sql *pgx.Conn) error {
-	cat, err := m.cfg.inspect(ctx, sql, true)
+	cat, err := m.db.inspect(ctx, sql, true)
 	if err != nil {
 		return err
 	}
-	if err := m.dropSlot(ctx, sql); err != nil {
+	if err := m.db.dropSlot(ctx, sql); err != nil {
 		return err
 	}
-	repl, err := m.cfg.dialReplication(ctx)
+	repl, err := m.db.dialReplication(ctx)
 	if err != nil {
 		return err
 	}
@@ -60,8 +60,9 @@ func (m *Mirror) tryReplaceRows(ctx context.Context, sql *pgx.Conn) error {
 	if err := checkSameServer(ctx, repl, cat); err != nil {
 		return err
 	}
-	slot, err := m.explainSlotWait(ctx, sql, m.cfg.Slot, repl.PID(), m.showSlotWait, func() (createdSlot, error) {
-		return m.cfg.createSlot(ctx, repl, cat.version)
+	wait := waitReport{show: func(text string) { m.stats.setError(errors.New(text)) }, after: m.hooks.slowSlot}
+	slot, err := m.db.explainSlotWait(ctx, sql, m.cfg.Slot, repl.PID(), wait, func() (createdSlot, error) {
+		return m.db.createSlot(ctx, repl, cat.version)
 	})
 	if err != nil {
 		return err
@@ -100,7 +101,7 @@ func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
 			err = errors.Join(err, loader.Abort())
 		}
 	}()
-	c, err := m.copyTable(ctx, slot.snapshot, loader, &m.stats.copy)
+	c, err := copyTable(ctx, m.db, m.copyRequest(slot.snapshot, "", loader, &m.stats.copy))
 	m.loadBytes = loader.DiskBytes()*5/4 + 1<<20 // for the next try, if this one does not fit
 	if err != nil {
 		return err
@@ -114,6 +115,11 @@ func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
 	}
 	m.log.Info("snapshot is complete", "table", m.cfg.quotedTable(), "rows", c.rows, "lsn", slot.start.String())
 	return nil
+}
+
+// copyRequest is a copy of the table with the mirror's hooks.
+func (m *Mirror) copyRequest(snapshot, only string, sink rowSink, p *copyProgress) copyRequest {
+	return copyRequest{snapshot: snapshot, only: only, sink: sink, progress: p, locked: m.hooks.locked, copied: m.hooks.copied}
 }
 
 // importSnapshot begins a transaction that sees what the slot's start saw.

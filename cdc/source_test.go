@@ -98,7 +98,7 @@ func TestSetupIsSafeToRepeat(t *testing.T) {
 		before string
 		want   []string
 	}{
-		{"", SetupSQL(r.cfg)},
+		{"", SetupSQL(r.cfg.SourceConfig)},
 		{"", nil},
 		{`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants`, []string{`ALTER PUBLICATION "dinnerbell" ADD TABLE "public"."subscribers_restaurants"`}},
 		{`ALTER PUBLICATION dinnerbell SET (publish = 'insert')`, []string{`ALTER PUBLICATION "dinnerbell" SET (publish = 'insert, update, delete, truncate')`}},
@@ -109,7 +109,7 @@ func TestSetupIsSafeToRepeat(t *testing.T) {
 		if step.before != "" {
 			r.Exec(step.before)
 		}
-		did, err := Setup(t.Context(), r.owner())
+		did, err := Setup(t.Context(), r.owner().SourceConfig)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,26 +172,4 @@ func TestURLIsReadAgain(t *testing.T) {
 	}
 	r.start()
 	r.same()
-}
-
-func TestConfigValidate(t *testing.T) {
-	t.Parallel()
-	r := Config{
-		URL: func() (string, error) { return "", nil }, Schema: "s", Table: "t", KeyColumns: []string{"i"}, ClientColumn: "c", RestaurantColumn: "r",
-		Publication: "p", Slot: "ok_1",
-	}
-	if err := r.validate(); err != nil {
-		t.Error(err)
-	}
-	for _, slot := range []string{"", "Upper", "a b", "x; DROP", strings.Repeat("x", 64)} {
-		c := r
-		c.Slot = slot
-		if err := c.validate(); err == nil {
-			t.Errorf("slot name %q was accepted", slot)
-		}
-	}
-	r.Table = ""
-	if err := r.validate(); err == nil {
-		t.Error("a configuration without a table was accepted")
-	}
 }

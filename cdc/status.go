@@ -65,14 +65,15 @@ type mirrorStats struct {
 	nullIDs     atomic.Int64
 	checkpoint  checkpointStats
 
-	mu        sync.Mutex // guards below
-	state     MirrorState
-	since     time.Time
-	walStatus string
-	lastError string
-	full      string // why it waits for room on the disk; "": it does not
-	reason    string
-	halted    *halt.Error
+	mu         sync.Mutex // guards below
+	state      MirrorState
+	since      time.Time
+	walStatus  string
+	lastError  string
+	beforeLock MirrorState // the state before the wait for the slot's lock; its holder alone uses it
+	full       string      // why it waits for room on the disk; "": it does not
+	reason     string
+	halted     *halt.Error
 }
 
 // setState moves to a state, remembers since when, and returns the state before.
@@ -84,6 +85,20 @@ func (s *mirrorStats) setState(to MirrorState) (from MirrorState) {
 		s.state, s.since = to, time.Now()
 	}
 	return from
+}
+
+// LockHeld implements LockObserver.
+func (s *mirrorStats) LockHeld(by *slotHeldError) {
+	if from := s.setState(StateWaiting); s.beforeLock == "" {
+		s.beforeLock = from
+	}
+	s.setError(by)
+}
+
+// LockWaitEnded implements LockObserver.
+func (s *mirrorStats) LockWaitEnded() {
+	s.setState(s.beforeLock)
+	s.beforeLock = ""
 }
 
 // setDiskFull notes why the mirror waits for room on the disk; "" that it does not. It

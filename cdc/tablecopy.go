@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 
@@ -46,16 +45,22 @@ type copyResult struct {
 	badIDs, nulls int64
 }
 
-// tableCopy reads the whole table, as one exported snapshot shows it, into a
-// sink.
-type tableCopy struct {
-	cfg      *Config
-	snapshot string // whose exporter stays where it is until run has returned
+// copyRequest says which rows are copied, and where to.
+type copyRequest struct {
+	snapshot string // whose exporter stays where it is until the copy has ended
 	only     string // a condition in SQL that rows must meet; "": all do
 	sink     rowSink
 	progress *copyProgress
-	log      *slog.Logger
-	hooks    *hooks
+
+	// For tests; all may be nil.
+	locked func() // the first connection has its lock
+	copied func() // rows have gone to the sink
+}
+
+// tableCopy reads the table, as one exported snapshot shows it, into a sink.
+type tableCopy struct {
+	copyRequest
+	db *DB
 
 	cat   *catalog
 	parts []copyPart
@@ -64,17 +69,12 @@ type tableCopy struct {
 	done copyResult
 }
 
-// copyTable copies the table into the sink over connections of its own, with
-// its progress in p and, every now and then, in the log. An error says how far
-// it was; what has to be mended by an operator is a *halt.Error. It wraps
+// copyTable copies the table into the sink over connections of its own, with its
+// progress in r.progress and, every now and then, in the log. An error says how
+// far it was; an error that an operator has to mend is a *halt.Error. It wraps
 // errRewritten if the copy may not be of the rows that the snapshot shows.
-func (m *Mirror) copyTable(ctx context.Context, snapshot string, sink rowSink, p *copyProgress) (copyResult, error) {
-	return m.copyRows(ctx, snapshot, "", sink, p)
-}
-
-// copyRows is copyTable for those rows that meet a condition; "": for all.
-func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSink, p *copyProgress) (copyResult, error) {
-	c := &tableCopy{cfg: &m.cfg, snapshot: snapshot, only: only, sink: sink, progress: p, log: m.log, hooks: &m.hooks}
+func copyTable(ctx context.Context, db *DB, r copyRequest) (copyResult, error) {
+	c := &tableCopy{copyRequest: r, db: db}
 	first, err := c.connectAtSnapshot(ctx)
 	if err != nil {
 		return copyResult{}, err
@@ -83,7 +83,7 @@ func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSi
 	if err := c.preparePlan(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
 	}
-	stop := p.logEvery(progressEvery, m.log, c.cfg.quotedTable())
+	stop := r.progress.logEvery(progressEvery, db.log, db.cfg.quotedTable())
 	defer stop()
 	if err := c.copyAll(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
@@ -91,13 +91,13 @@ func (m *Mirror) copyRows(ctx context.Context, snapshot, only string, sink rowSi
 	if err := c.checkFilesAfter(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
 	}
-	p.rows.Store(c.done.rows)
+	r.progress.rows.Store(c.done.rows)
 	return c.done, nil
 }
 
 // connectAtSnapshot opens a connection that sees the snapshot.
 func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
-	sql, err := c.cfg.dialSQL(ctx)
+	sql, err := c.db.dialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -111,26 +111,26 @@ func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
 // preparePlan reads the catalogs under the snapshot, takes the lock that reading takes,
 // however long that waits, and cuts the table into parts.
 func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) {
-	if c.cat, err = c.cfg.inspect(ctx, sql, true); err != nil {
+	if c.cat, err = c.db.inspect(ctx, sql, true); err != nil {
 		return err
 	}
 	c.done.cat = c.cat
 	list, _ := copyColumns(c.cat.columns)
-	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+c.cfg.fromTable(c.cat)+" LIMIT 0"); err != nil {
+	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+c.db.fromTable(c.cat)+" LIMIT 0"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
-	if c.hooks.locked != nil {
-		c.hooks.locked()
+	if c.locked != nil {
+		c.locked()
 	}
 	if err := c.checkFilesBefore(ctx, sql); err != nil {
 		return err
 	}
-	total, err := c.cfg.estimateRows(ctx, sql, c.cat)
+	total, err := c.db.estimateRows(ctx, sql, c.cat)
 	if err != nil {
 		return err
 	}
 	c.progress.beginCopy(total)
-	c.parts, err = c.cfg.planParts(ctx, sql, c.cat)
+	c.parts, err = c.db.planParts(ctx, sql, c.cat)
 	for i := range c.parts {
 		c.parts[i].only = c.only
 	}
@@ -146,7 +146,7 @@ func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
 	close(parts)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.copyRanges(gctx, first, parts) })
-	for range min(c.cfg.copyConnections, len(c.parts)) - 1 {
+	for range min(c.db.cfg.CopyConnections, len(c.parts)) - 1 {
 		g.Go(func() error { return c.copyWithFurther(gctx, parts) })
 	}
 	return g.Wait()
@@ -187,7 +187,7 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 	if _, err := sql.Exec(ctx, "ROLLBACK"); err != nil {
 		return fmt.Errorf("end snapshot: %w", err)
 	}
-	now, err := c.cfg.readIdentity(ctx, sql, c.cat.version)
+	now, err := c.db.readIdentity(ctx, sql, c.cat.version)
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) 
 		err = c.lockTable(ctx, sql)
 	}
 	if err != nil {
-		c.log.Info("copying over fewer connections", "error", err)
+		c.db.log.Info("copying over fewer connections", "error", err)
 		return nil
 	}
 	return c.copyRanges(ctx, sql, parts)
@@ -219,7 +219,7 @@ func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) 
 // behind it: a second connection that waited there would wait for the first,
 // whose transaction ends with the last part. So it does not wait.
 func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
-	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.cfg.fromTable(c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
+	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.db.fromTable(c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
 	return nil
@@ -282,8 +282,8 @@ func (w *copyWriter) flush() error {
 	failpoint.Hit("snapshot/copying")
 	w.rows = w.rows[:0]
 	w.pack.Reset()
-	if w.to.hooks.copied != nil {
-		w.to.hooks.copied()
+	if w.to.copied != nil {
+		w.to.copied()
 	}
 	return nil
 }
@@ -291,17 +291,17 @@ func (w *copyWriter) flush() error {
 // explainError turns what an operator has to mend into a halt, and says of all else
 // how far the copy was.
 func (c *tableCopy) explainError(err error) error {
-	table := c.cfg.quotedTable()
+	table := c.db.cfg.quotedTable()
 	_, halted := errors.AsType[*haltError](err)
 	switch {
 	case halted:
 		return err
 	case sqlState(err) == codeInsufficientPrivilege:
-		h := newHalt("GRANT SELECT ON "+table+" TO "+c.cfg.quotedRole()+", or ALTER ROLE "+c.cfg.quotedRole()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
+		h := newHalt("GRANT SELECT ON "+table+" TO "+c.db.quotedRole()+", or ALTER ROLE "+c.db.quotedRole()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
 		h.heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):
-		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.cfg.quotedKey(), table, err)
+		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.db.cfg.quotedKey(), table, err)
 	}
 	return fmt.Errorf("copy %s: after %s: %w", table, c.progress, err)
 }
@@ -336,21 +336,21 @@ func (p copyPart) fromClause() string {
 // planParts cuts a large table into ranges of blocks, each partition by itself.
 // Partitions that the role may not read directly leave the table in one piece,
 // as does a policy on the root: reading below it would step around the refusal.
-func (c *Config) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]copyPart, error) {
-	whole := []copyPart{{relation: c.fromTable(cat), whole: true}}
-	if c.copyConnections < 2 {
+func (db *DB) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]copyPart, error) {
+	whole := []copyPart{{relation: db.fromTable(cat), whole: true}}
+	if db.cfg.CopyConnections < 2 {
 		return whole, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
-		SELECT format('%I.%I', n.nspname, c.relname), coalesce(pg_relation_size(c.oid), 0), block,
-		       coalesce(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT'), false)
-		         AND NOT c.relrowsecurity AND NOT (SELECT relrowsecurity FROM pg_class WHERE oid = $1::oid)
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+		SELECT format('%I.%I', n.nspname, db.relname), coalesce(pg_relation_size(db.oid), 0), block,
+		       coalesce(has_table_privilege(db.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT'), false)
+		         AND NOT db.relrowsecurity AND NOT (SELECT relrowsecurity FROM pg_class WHERE oid = $1::oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace,
 		     (SELECT current_setting('block_size')::bigint AS block) AS b
-		WHERE c.relkind = 'r' AND c.oid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid)
-		ORDER BY c.oid`, cat.source.TableOID)
+		WHERE db.relkind = 'r' AND db.oid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid)
+		ORDER BY db.oid`, cat.source.TableOID)
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
@@ -362,13 +362,13 @@ func (c *Config) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]
 	_, err = pgx.ForEachRow(rows, []any{&name, &size, &block, &readable}, func() error {
 		all = all && readable
 		bytes += size
-		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(c.rangeBytes/block, 1))...)
+		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(db.cfg.RangeBytes/block, 1))...)
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
-	if !all || bytes < c.parallelBytes {
+	if !all || bytes < db.cfg.ParallelBytes {
 		return whole, nil
 	}
 	return parts, nil
@@ -386,9 +386,9 @@ func cutBlocks(relation string, blocks, step int64) []copyPart {
 
 // fromTable names the table in a FROM clause: an ordinary one without its
 // descendants, which are tables of their own.
-func (c *Config) fromTable(cat *catalog) string {
+func (db *DB) fromTable(cat *catalog) string {
 	if cat.isPartitioned() {
-		return c.quotedTable()
+		return db.cfg.quotedTable()
 	}
-	return "ONLY " + c.quotedTable()
+	return "ONLY " + db.cfg.quotedTable()
 }

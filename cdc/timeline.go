@@ -123,25 +123,25 @@ func (t *timelineHistory) set(timeline int64, text string) {
 
 // inspectWithTimeline inspects a server that may be another one than last time: its timeline's
 // history is read anew.
-func (c *Config) inspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*catalog, timelineLineage, error) {
-	cat, err := c.inspect(ctx, sql, false)
+func (db *DB) inspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*catalog, timelineLineage, error) {
+	cat, err := db.inspect(ctx, sql, false)
 	if err != nil {
 		return nil, nil, err
 	}
 	var l timelineLineage
 	if cat.source.Timeline > 1 {
-		if l, err = c.readLineage(ctx, cat); err != nil {
+		if l, err = db.readLineage(ctx, cat); err != nil {
 			return nil, nil, err
 		}
 	}
 	cat.source.History = l.String()
-	c.timelines.set(cat.source.Timeline, cat.source.History)
+	db.history.set(cat.source.Timeline, cat.source.History)
 	return cat, l, nil
 }
 
 // readLineage asks a walsender; there is no function for it.
-func (c *Config) readLineage(ctx context.Context, cat *catalog) (timelineLineage, error) {
-	repl, err := c.dialReplication(ctx)
+func (db *DB) readLineage(ctx context.Context, cat *catalog) (timelineLineage, error) {
+	repl, err := db.dialReplication(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -197,7 +197,7 @@ func (v *verification) readTable(ctx context.Context, sink rowSink, parts []int)
 			progress = &copyProgress{} // of a few rows it says nothing
 		}
 	}
-	if _, err := v.m.copyRows(ctx, v.side.snapshot, only, in, progress); err != nil {
+	if _, err := copyTable(ctx, v.m.db, v.m.copyRequest(v.side.snapshot, only, in, progress)); err != nil {
 		return err
 	}
 	return in.addChanged()

@@ -185,7 +185,7 @@ func (c *checkpointListCmd) Run(ctx context.Context, a *app) error {
 		list, damaged = state.ListCheckpoints(cfg.State.Dir)
 		return nil
 	}
-	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, a.logger(cfg)), read)
+	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, a.logger(cfg)).Source(), read)
 	if unknown != nil {
 		_ = read()
 	}
@@ -259,7 +259,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 	if replaced != "" {
 		r.Replaced = filepath.Join(cfg.State.Dir, replaced)
 	}
-	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, log), func() error { return nil })
+	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, log).Source(), func() error { return nil })
 	r.judged(m, judge, unknown)
 	if c.JSON {
 		return printJSON(a, r)

@@ -14,20 +14,22 @@ import (
 // sourceConfig is what package cdc needs to know.
 func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 	return cdc.Config{
-		URL:              cfg.SourceURL,
-		Schema:           cfg.Source.Table.Schema,
-		Table:            cfg.Source.Table.Name,
-		KeyColumns:       cfg.Source.Columns.ID,
-		ClientColumn:     cfg.Source.Columns.Client,
-		RestaurantColumn: cfg.Source.Columns.Restaurant,
-		Publication:      cfg.Source.Publication,
-		Slot:             cfg.Source.Slot,
-		ApplicationName:  applicationName(),
-		HaltOnLost:       cfg.Source.OnLost == "halt",
-		Freshness:        cdc.Freshness(cfg.Join.Freshness),
-		MaxStaleness:     cfg.Join.MaxStaleness,
-		CheckpointEvery:  cfg.State.Checkpoint.Every,
-		Logger:           log.With("part", "source"),
+		SourceConfig: cdc.SourceConfig{
+			URL:              cfg.SourceURL,
+			Schema:           cfg.Source.Table.Schema,
+			Table:            cfg.Source.Table.Name,
+			KeyColumns:       cfg.Source.Columns.ID,
+			ClientColumn:     cfg.Source.Columns.Client,
+			RestaurantColumn: cfg.Source.Columns.Restaurant,
+			Publication:      cfg.Source.Publication,
+			Slot:             cfg.Source.Slot,
+			ApplicationName:  applicationName(),
+			Logger:           log.With("part", "source"),
+		},
+		HaltOnLost:      cfg.Source.OnLost == "halt",
+		Freshness:       cdc.Freshness(cfg.Join.Freshness),
+		MaxStaleness:    cfg.Join.MaxStaleness,
+		CheckpointEvery: cfg.State.Checkpoint.Every,
 	}
 }
 

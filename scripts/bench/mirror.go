@@ -51,12 +51,12 @@ func startMirror(ctx context.Context, d *deployment.Deployment) (*tableMirror, e
 		return nil, errors.Join(err, store.Close())
 	}
 	m := &tableMirror{store: store, done: make(chan error, 1)}
-	m.mirror = cdc.New(cdc.Config{
+	m.mirror = cdc.New(cdc.Config{SourceConfig: cdc.SourceConfig{
 		URL:    func() (string, error) { return d.Database.URL, nil },
 		Schema: "public", Table: "subscribers_restaurants", KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "bench_mirror", ApplicationName: "dinnerbell bench",
 		Logger: slog.New(slog.NewTextHandler(log, nil)),
-	}, store)
+	}}, store)
 	ctx, m.cancel = context.WithCancel(ctx)
 	go func() {
 		defer func() { _ = log.Close() }()

@@ -1,0 +1,24 @@
+package cdc
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/halt"
+)
+
+// A server that is too old says so by what it does not know.
+func TestOldServerIsRefused(t *testing.T) {
+	t.Parallel()
+	if found := checkVersion(&checkFacts{cat: &catalog{version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOnViolation(found[0]).halt.What, "Postgres 13, older than 14") {
+		t.Errorf("version 13 gives %+v", found)
+	}
+	db := &DB{}
+	err := db.explainConnectError(&pgconn.PgError{Severity: "FATAL", Code: codeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
+	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
+		t.Errorf("the refusal of a setting gives %v", err)
+	}
+}

@@ -1,0 +1,88 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+
+	"dinnerbell/state"
+	"dinnerbell/state/id"
+)
+
+// Coverage asks the source, once, from which states the slot goes on. For one
+// that shows src as of end the answer is "" if it does, so that nothing is lost
+// from there on, and otherwise why a new snapshot would be needed.
+//
+// The states are read by read, in the middle: a daemon that runs brings its
+// newest checkpoint forward meanwhile, which must neither be seen as behind a
+// newer slot nor as ahead of an older server.
+func Coverage(ctx context.Context, cfg SourceConfig, read func() error) (func(src state.Source, end id.LSN) string, error) {
+	db, err := Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	sql, err := db.dialSQL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(sql.PgConn())
+	slot, err := db.readSlot(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	if err := read(); err != nil {
+		return nil, err
+	}
+	cat, past, err := db.inspectWithTimeline(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	return func(src state.Source, end id.LSN) string {
+		_, why := snapshotReason(src, true, end, true, cat, past, slot)
+		return why
+	}, nil
+}
+
+// snapshotReason says whether the stream goes on from where the store is, and why not, or
+// why new rows are needed all the same. whole tells that no transaction lies there
+// in parts; past are the timelines before the server's present one.
+func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) (rowsVerdict, string) {
+	if why := streamLossReason(stored, complete, durable, whole, cat, past, slot); why != "" {
+		return streamLost, why
+	}
+	stored.Timeline, stored.History = cat.source.Timeline, cat.source.History
+	return compareSources(stored, cat.source)
+}
+
+// streamLossReason says why the stream does not go on from where the store is; "" if
+// it does.
+func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) string {
+	now := cat.source
+	switch {
+	case !complete:
+		return "there is no complete snapshot yet"
+	case stored.SystemID != now.SystemID:
+		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
+	}
+	if why := past.divergence(stored, now, durable, whole); why != "" {
+		return why
+	}
+	promoted := ""
+	if stored.Timeline != now.Timeline {
+		promoted = fmt.Sprintf(" on the server that was promoted (timeline %d, was %d)", now.Timeline, stored.Timeline)
+	}
+	switch {
+	case stored.TableOID != now.TableOID:
+		return fmt.Sprintf("table %s.%s was made again (oid %d, was %d)", now.Schema, now.Table, now.TableOID, stored.TableOID)
+	case stored.PublicationOID != now.PublicationOID:
+		return fmt.Sprintf("publication %s was made again (oid %d, was %d)", now.Publication, now.PublicationOID, stored.PublicationOID)
+	case !slot.exists:
+		return fmt.Sprintf("slot %s does not exist%s", now.Slot, promoted)
+	case slot.isLost():
+		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.lossReason())
+	case slot.confirmed > durable:
+		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.confirmed, durable)
+	case durable > cat.walEnd:
+		return fmt.Sprintf("the local state at %s is ahead of the server at %s: it was restored from a backup", durable, cat.walEnd)
+	}
+	return ""
+}

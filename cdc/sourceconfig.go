@@ -1,0 +1,129 @@
+package cdc
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/cdc/pgoutput"
+)
+
+// SourceConfig names the table that is mirrored, and how to reach it.
+type SourceConfig struct {
+	// URL returns the connection string. It is called before every connection is
+	// made, so that rotated credentials are picked up.
+	URL func() (string, error)
+
+	// Schema and Table name the table as the catalog spells it, unquoted.
+	Schema, Table string
+	// KeyColumns, ClientColumn and RestaurantColumn are the columns that are read;
+	// all others of the table are ignored. The key columns together tell rows
+	// apart: one, or several for a composite key. Types are of no importance.
+	KeyColumns                     []string
+	ClientColumn, RestaurantColumn string
+
+	Publication string
+	// Slot belongs to this mirror alone: it is dropped and made again for each
+	// snapshot.
+	Slot string
+	// ApplicationName is the name that Postgres shows of the connections. A backend
+	// of exactly this name that holds the slot is a leftover of an earlier run and
+	// is ended; any other is left alone. Cut to 63 bytes; default "dinnerbell".
+	ApplicationName string
+	// Checkpoints: the slot is acknowledged no further than a checkpoint of the
+	// state. It changes what the check of max_slot_wal_keep_size warns of.
+	Checkpoints bool
+
+	// Logger receives the events that concern an operator; default none.
+	Logger *slog.Logger
+
+	// Tests, which have no large tables and no time, set these; 0: the constants of
+	// the same names.
+	ParallelBytes, RangeBytes int64
+	CopyConnections           int
+	ForgottenAfter            time.Duration
+}
+
+// maxIdentifier is NAMEDATALEN-1.
+const maxIdentifier = 63
+
+// slotNamePattern is what Postgres allows, so that a slot name is safe in
+// replication commands, where nothing can be quoted.
+var slotNamePattern = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// withDefaults fills in the fields that may be left out.
+func (c SourceConfig) withDefaults() SourceConfig {
+	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
+	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
+	c.CopyConnections = cmp.Or(c.CopyConnections, copyConnections)
+	c.ParallelBytes = cmp.Or(c.ParallelBytes, parallelBytes)
+	c.RangeBytes = cmp.Or(c.RangeBytes, rangeBytes)
+	c.ForgottenAfter = cmp.Or(c.ForgottenAfter, forgottenAfter)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// ForInstance returns the configuration with an application_name that no other
+// instance has: the id of the store's directory is appended to it.
+func (c SourceConfig) ForInstance(instance string) SourceConfig {
+	name := cmp.Or(c.ApplicationName, "dinnerbell")
+	c.ApplicationName = name[:min(len(name), maxIdentifier-1-len(instance))] + "-" + instance
+	return c
+}
+
+// validate finds what no server could serve.
+func (c *SourceConfig) validate() error {
+	if c.URL == nil {
+		return fmt.Errorf("check source configuration: no URL")
+	}
+	if !slotNamePattern.MatchString(c.Slot) {
+		return newHalt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
+	}
+	for what, name := range map[string]string{
+		"schema": c.Schema, "table": c.Table, "publication": c.Publication,
+		"key column": strings.Join(c.KeyColumns, ""), "client column": c.ClientColumn, "restaurant column": c.RestaurantColumn,
+	} {
+		if name == "" {
+			return fmt.Errorf("check source configuration: no %s", what)
+		}
+	}
+	return nil
+}
+
+// neededColumns gives the needed columns, indexed by KeyColumn, RestaurantColumn, ClientColumn;
+// what a composite key has more of follows. Validate has found a first one.
+func (c *SourceConfig) neededColumns() []string {
+	return append([]string{pgoutput.KeyColumn: c.KeyColumns[0], pgoutput.RestaurantColumn: c.RestaurantColumn, pgoutput.ClientColumn: c.ClientColumn}, c.KeyColumns[1:]...)
+}
+
+// quotedKey is the quoted list of the key columns.
+func (c *SourceConfig) quotedKey() string { return quoteList(c.KeyColumns) }
+
+// quotedColumns is the quoted list of the needed columns, each once.
+func (c *SourceConfig) quotedColumns() string {
+	names := c.neededColumns()
+	slices.Sort(names)
+	return quoteList(slices.Compact(names))
+}
+
+func quoteList(names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = pgx.Identifier{name}.Sanitize()
+	}
+	return strings.Join(quoted, ", ")
+}
+
+// quotedTable is the quoted, qualified name.
+func (c *SourceConfig) quotedTable() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
+
+// quotedPublication is the quoted name.
+func (c *SourceConfig) quotedPublication() string { return pgx.Identifier{c.Publication}.Sanitize() }

@@ -1,0 +1,123 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/internal/failpoint"
+	"dinnerbell/state/id"
+)
+
+// writeTimeout bounds one status message. They are tiny; a server that has
+// not made room for one in this time reads nothing any more.
+const writeTimeout = 30 * time.Second
+
+// walStream is a replication connection that sends WAL. One goroutine may call
+// receive, and one other send: the two halves of a pgproto3 Frontend share
+// nothing.
+type walStream struct {
+	conn *pgconn.PgConn
+}
+
+// startWALStream asks for everything from lsn on. It owns conn from here.
+func startWALStream(ctx context.Context, conn *pgconn.PgConn, slot, publication string, lsn id.LSN) (*walStream, error) {
+	err := pglogrepl.StartReplication(ctx, conn, slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{
+		Mode: pglogrepl.LogicalReplication,
+		PluginArgs: []string{
+			"proto_version '1'",
+			"publication_names '" + strings.ReplaceAll(publication, "'", "''") + "'",
+			"messages 'true'",
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start replication from %s: %w", lsn, err)
+	}
+	return &walStream{conn: conn}, nil
+}
+
+// receiveData gives the next CopyData payload, valid until the next call. It reads
+// without a context, whose watcher would cost more than the message: interrupt
+// ends it.
+func (s *walStream) receiveData() ([]byte, error) {
+	for {
+		msg, err := s.conn.Frontend().Receive()
+		if err != nil {
+			return nil, fmt.Errorf("receive WAL: %w", err)
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CopyData:
+			return m.Data, nil
+		case *pgproto3.ErrorResponse:
+			return nil, &walsenderError{pgconn.ErrorResponseToPgError(m)}
+		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
+			return nil, errors.New("receive WAL: the server ended the stream")
+		}
+	}
+}
+
+// interruptReceive makes receive return, while send still works.
+func (s *walStream) interruptReceive() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
+
+// sendStatus tells the server our positions. All are set: pglogrepl takes a zero for
+// "as the write position", which would acknowledge what is in memory only.
+func (s *walStream) sendStatus(received, durable id.LSN, reply bool) error {
+	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return fmt.Errorf("send status: %w", err)
+	}
+	err := pglogrepl.SendStandbyStatusUpdate(context.Background(), s.conn, pglogrepl.StandbyStatusUpdate{
+		WALWritePosition: pglogrepl.LSN(max(received, durable)),
+		WALFlushPosition: pglogrepl.LSN(durable),
+		WALApplyPosition: pglogrepl.LSN(durable),
+		ReplyRequested:   reply,
+	})
+	if err != nil {
+		return fmt.Errorf("send status: %w", err)
+	}
+	failpoint.Hit("acknowledge/sent")
+	return nil
+}
+
+// walsenderError is what the walsender failed with while it decoded and sent.
+type walsenderError struct{ cause error }
+
+// Error names the direction, as other failures of the stream do.
+func (e *walsenderError) Error() string { return "receive WAL: " + e.cause.Error() }
+
+// Unwrap gives Postgres' error.
+func (e *walsenderError) Unwrap() error { return e.cause }
+
+// readWALSenderTimeout reads the setting as this very walsender has it: a role may
+// have its own. Where it is off, a walsender whose daemon is gone without a word
+// would keep the slot, so that this one gets Postgres' default.
+func readWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	results, err := repl.Exec(ctx, "SELECT CASE WHEN current_setting('wal_sender_timeout') = '0' THEN set_config('wal_sender_timeout', '1min', false) ELSE current_setting('wal_sender_timeout') END").ReadAll()
+	if err != nil {
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", pgoutput.ErrMalformed)
+	}
+	return parseDuration(string(results[0].Rows[0][0])), nil
+}
+
+// parseDuration reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
+// "1d", "0". What it does not know is taken as a short one, to be safe.
+func parseDuration(text string) time.Duration {
+	var n int64
+	var unit string
+	if _, err := fmt.Sscanf(text, "%d%s", &n, &unit); err != nil && n == 0 && text != "0" {
+		return time.Second
+	}
+	units := map[string]time.Duration{"ms": time.Millisecond, "s": time.Second, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
+	return time.Duration(n) * units[unit]
+}
