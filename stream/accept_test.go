@@ -51,7 +51,7 @@ func (s *shutter) Barrier(ctx context.Context) error {
 }
 
 // produceAll writes messages to one partition in one batch.
-func (w *world) produceAll(partition int32, values ...[]byte) {
+func (w *deployment) produceAll(partition int32, values ...[]byte) {
 	w.Helper()
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	records := make([]*kgo.Record, len(values))
@@ -64,7 +64,7 @@ func (w *world) produceAll(partition int32, values ...[]byte) {
 }
 
 // firstEpoch fails where a lane's session has ended.
-func (w *world) firstEpoch() {
+func (w *deployment) firstEpoch() {
 	w.Helper()
 	if n := w.db.Int(`SELECT max(epoch) FROM dinnerbell.lane`); n != 1 {
 		w.Errorf("a lane was taken over %d times", n)
@@ -81,7 +81,7 @@ func TestCancelWaitsForNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			all, few := clients("0000", 4000), clients("0001", 3)
-			w := newWorld(t, 1, map[string][]string{"r1": all, "r2": few})
+			w := newDeployment(t, 1, map[string][]string{"r1": all, "r2": few})
 			w.cfg.StepClients = 50
 			w.slowSteps("0.05")
 			barrier := &shutter{}
@@ -135,7 +135,7 @@ func TestCancelWaitsForNothing(t *testing.T) {
 }
 
 // notified is who has a campaign once nothing more is decided of it.
-func (w *world) notified(campaign string) (got []string) {
+func (w *deployment) notified(campaign string) (got []string) {
 	for _, n := range w.rows() {
 		if n.ID == campaign {
 			got = append(got, n.client)
@@ -149,7 +149,7 @@ func (w *world) notified(campaign string) (got []string) {
 func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
-	w := newWorld(t, 1, map[string][]string{"r1": few[:5]})
+	w := newDeployment(t, 1, map[string][]string{"r1": few[:5]})
 	barrier := &shutter{}
 	w.barrier = barrier
 	svc, _ := w.start()
@@ -181,32 +181,32 @@ func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
-	a := newAgenda(3)
+	a := newStartTimes(3)
 	for i := range 5 {
-		a.add(now, appointment{start: int64(10 - i), key: campaign.Key{Campaign: fmt.Sprint(i), Restaurant: "r"}, version: 1})
+		a.addCommitted(now, startTime{start: int64(10 - i), key: campaign.Key{Campaign: fmt.Sprint(i), Restaurant: "r"}, version: 1})
 	}
-	a.add(now, appointment{start: 1001, key: campaign.Key{Campaign: "later", Restaurant: "r"}, version: 1})
-	if scheduled, waiting := a.len(); scheduled != 1 || waiting != 3 {
+	a.addCommitted(now, startTime{start: 1001, key: campaign.Key{Campaign: "later", Restaurant: "r"}, version: 1})
+	if scheduled, waiting := a.counts(); scheduled != 1 || waiting != 3 {
 		t.Errorf("%d scheduled and %d waiting, want 1 and 3", scheduled, waiting)
 	}
-	if _, some := a.takeLeft(); some {
+	if _, some := a.takeUnlisted(); some {
 		t.Error("the others are looked for while some wait")
 	}
-	if n := len(a.due(1000)); n != 3 {
+	if n := len(a.takeDue(1000)); n != 3 {
 		t.Errorf("%d are due, want 3", n)
 	}
-	if _, waiting := a.len(); waiting != 3 {
+	if _, waiting := a.counts(); waiting != 3 {
 		t.Errorf("%d wait until they are handed on, want 3", waiting)
 	}
 	// Those that were due may be pending still.
-	if limit, some := a.takeLeft(); !some || limit != 3+3+1 {
+	if limit, some := a.takeUnlisted(); !some || limit != 3+3+1 {
 		t.Errorf("of the others %d rows are looked for, want 7", limit)
 	}
-	if _, some := a.takeLeft(); some {
+	if _, some := a.takeUnlisted(); some {
 		t.Error("the others are looked for twice")
 	}
-	a.fill(now, []appointment{{start: 10, key: campaign.Key{Campaign: "0", Restaurant: "r"}, version: 1}, {start: 7, key: campaign.Key{Campaign: "3", Restaurant: "r"}, version: 1}})
-	if _, waiting := a.len(); waiting != 3+1 {
+	a.addLoaded(now, []startTime{{start: 10, key: campaign.Key{Campaign: "0", Restaurant: "r"}, version: 1}, {start: 7, key: campaign.Key{Campaign: "3", Restaurant: "r"}, version: 1}})
+	if _, waiting := a.counts(); waiting != 3+1 {
 		t.Errorf("%d wait, want the three that are brought, and one that was not listed", waiting)
 	}
 }
@@ -215,7 +215,7 @@ func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
 func TestRepeatsDoNotHoldACampaignUp(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 3000)
-	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	w.running(svc)
@@ -251,7 +251,7 @@ func TestUndoWhileTheMemoryForgets(t *testing.T) {
 	for _, kind := range []string{"cancel", "edit"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": {"a", "b"}, "none": nil})
+			w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}, "none": nil})
 			w.recentLimit = 1
 			svc, _ := w.start()
 			w.running(svc)
@@ -284,7 +284,7 @@ func TestNewestOfRandomMessagesStands(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	w := newWorld(t, 2, map[string][]string{"r0": clients("0000", 40), "r1": clients("0001", 40), "none": nil})
+	w := newDeployment(t, 2, map[string][]string{"r0": clients("0000", 40), "r1": clients("0001", 40), "none": nil})
 	w.recentLimit, w.cfg.StepClients = 2, 30
 	svc, _ := w.start()
 	w.running(svc)
@@ -358,7 +358,7 @@ func TestSameMessageOnTwoPartitions(t *testing.T) {
 	for i := range 10 {
 		subs[fmt.Sprint("r", i)] = clients(fmt.Sprintf("%04x", i), 30)
 	}
-	w := newWorld(t, 2, subs)
+	w := newDeployment(t, 2, subs)
 	svc, _ := w.start()
 	w.running(svc)
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -382,7 +382,7 @@ func TestSameMessageOnTwoPartitions(t *testing.T) {
 // transactions, and that step is done again.
 func TestDeadlockRepeatsTheStep(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	c := w.campaign("c", "r1")
 	// Ends a step's transaction as a deadlock does, once.
@@ -400,7 +400,7 @@ func TestDeadlockRepeatsTheStep(t *testing.T) {
 	w.db.Exec(`CREATE OR REPLACE FUNCTION victim() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
   RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END$$`)
 	d := w.campaign("d", "r1")
-	if err := commitSteps(t, s, w.stepFor(&d, "a")); !lockedOut(err) {
+	if err := commitSteps(t, s, w.stepFor(&d, "a")); !isLockedOut(err) {
 		t.Errorf("commit ended with %v, want the deadlock", err)
 	}
 }
@@ -409,7 +409,7 @@ func TestDeadlockRepeatsTheStep(t *testing.T) {
 // cancel, since the first message's record was stamped by a clock that is ahead.
 func TestOlderMessageLeavesALine(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 5)})
 	lines := &logLines{}
 	w.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	svc, _ := w.start()

@@ -20,24 +20,24 @@ func TestStepAllocations(t *testing.T) {
 		{"allocs_small_step", 200, 10},
 	} {
 		all := uuids(c.campaigns * c.clients)
-		var picks []*pick
+		var picks []*clientPick
 		for n := range c.campaigns {
 			list := &id.List{}
 			for _, text := range all[n*c.clients : (n+1)*c.clients] {
 				list.Append(packID(t, text))
 			}
-			picks = append(picks, &pick{live: &live{Campaign: example()}, clients: list})
+			picks = append(picks, &clientPick{live: &liveCampaign{Campaign: example()}, clients: list})
 		}
 		var buffer []byte
-		out := &outbound{}
+		out := &recordBuffers{}
 		build := func() {
 			st := newStep(contractTable())
 			st.picks, st.copyData = append(st.picks, picks...), buffer
 			st.seal(7)
 			buffer = st.copyData
-			p := st.payload()
+			p := st.buildPayload()
 			p.Encode()
-			out.reset([]*record.Payload{p}, p.RecordBytes(), 8<<20)
+			out.prepare([]*record.Payload{p}, p.RecordBytes(), 8<<20)
 			for i := range p.Segments {
 				for j := range p.Segments[i].Clients.Len() {
 					out.arena, _, _ = p.Segments[i].Render().AppendRecord(out.arena, p.Segments[i].Clients.At(j))

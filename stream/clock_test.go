@@ -11,7 +11,7 @@ import (
 // Campaigns fire by this machine's clock; one that is wrong is said at the start.
 func TestWrongClockIsNamed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, nil)
+	w := newDeployment(t, 1, nil)
 	conn, err := w.cfg.Sink.connect(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)

@@ -27,18 +27,18 @@ type committer struct {
 	lane      *lane
 	reader    querier // for looking into what holds the connection up
 	letters   letterMaker
-	times     *agenda
+	starts    *startTimes
 	shipped   *shipProgress
 	corrected *correctedKeys
 	steps     <-chan *step
-	departed  chan<- *departure
+	toShip    chan<- *inflightStep
 	buffers   chan<- []byte
 
-	last    int64           // seq of the last step that was taken
-	sent    []*departure    // under way, oldest first
-	flights chan *departure // the same, for the goroutine that reads
-	spare   []*flight       // landed, for their buffers
-	landed  chan error      // what became of them, in their order
+	last     int64              // seq of the last step that was taken
+	sent     []*inflightStep    // under way, oldest first
+	inflight chan *inflightStep // the same, for the goroutine that reads
+	spare    []*flight          // landed, for their buffers
+	results  chan error         // what became of them, in their order
 
 	unshipped []unshippedStep // oldest first
 	bytes     int             // that they hold
@@ -55,8 +55,8 @@ type unshippedStep struct {
 // letters.
 const windowBytes = 3
 
-// departure is one step on its way through its transaction and to Kafka.
-type departure struct {
+// inflightStep is one step on its way through its transaction and to Kafka.
+type inflightStep struct {
 	seq   int64
 	st    *step
 	p     *record.Payload // what it ships; the committer's until done
@@ -68,8 +68,8 @@ type departure struct {
 	flight *flight // the committer's
 }
 
-// committed tells whether the step is.
-func (d *departure) committed() bool {
+// isCommitted tells whether the step is.
+func (d *inflightStep) isCommitted() bool {
 	select {
 	case <-d.done:
 		return true
@@ -78,9 +78,9 @@ func (d *departure) committed() bool {
 	}
 }
 
-// decided is a departure that was committed before.
-func decided(p *record.Payload) *departure {
-	d := &departure{seq: p.Seq, p: p, done: make(chan struct{})}
+// newCommittedStep is a departure that was committed before.
+func newCommittedStep(p *record.Payload) *inflightStep {
+	d := &inflightStep{seq: p.Seq, p: p, done: make(chan struct{})}
 	close(d.done)
 	return d
 }
@@ -91,38 +91,38 @@ func (c *committer) run(ctx context.Context) (err error) {
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		for d := range c.flights {
+		for d := range c.inflight {
 			err := d.flight.arrive()
 			if err == nil {
-				c.settle(d) // the sender may be in the middle of writing the next one
+				c.afterCommit(d) // the sender may be in the middle of writing the next one
 			}
-			c.landed <- err
+			c.results <- err
 		}
 	}()
 	defer func() {
 		if err != nil {
 			_ = c.claim.conn.PgConn().Conn().Close() // what waits for an answer, ends
 		}
-		close(c.flights)
+		close(c.inflight)
 		<-read
 	}()
 	for steps := c.steps; steps != nil || len(c.sent) > 0; {
 		ready := steps
-		if len(c.sent) == stepsInFlight || !c.windowOpen(c.last+1) {
+		if len(c.sent) == stepsInFlight || !c.isWindowOpen(c.last+1) {
 			ready = nil
 		}
 		select {
 		case st, ok := <-ready: // not earlier: it is sealed anew until it is taken
 			if ok {
 				c.last++
-				c.unshipped = append(c.unshipped, unshippedStep{c.last, st.held()})
-				c.bytes += st.held()
-				err = c.submit(ctx, &departure{seq: c.last, st: st, done: make(chan struct{})})
+				c.unshipped = append(c.unshipped, unshippedStep{c.last, st.memoryHeld()})
+				c.bytes += st.memoryHeld()
+				err = c.submitStep(ctx, &inflightStep{seq: c.last, st: st, done: make(chan struct{})})
 			} else {
 				steps = nil
 			}
-		case failed := <-c.landed:
-			err = c.land(ctx, failed)
+		case failed := <-c.results:
+			err = c.handleResult(ctx, failed)
 		case <-c.shipped.advanced:
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -137,9 +137,9 @@ func (c *committer) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// windowOpen tells whether step seq may be decided: K ≥ seq - window, and what is
+// isWindowOpen tells whether step seq may be decided: K ≥ seq - window, and what is
 // not shipped does not hold too much.
-func (c *committer) windowOpen(seq int64) bool {
+func (c *committer) isWindowOpen(seq int64) bool {
 	shipped := c.shipped.seq.Load()
 	for len(c.unshipped) > 0 && c.unshipped[0].seq <= shipped {
 		c.bytes -= c.unshipped[0].bytes
@@ -148,30 +148,30 @@ func (c *committer) windowOpen(seq int64) bool {
 	return seq-shipped <= int64(c.claim.cfg.Window) && c.bytes < windowBytes*c.claim.cfg.StepBytes
 }
 
-// submit sends a step behind those that are under way. One that is contested
+// submitStep sends a step behind those that are under way. One that is contested
 // waits until they have landed, and is committed on return.
-func (c *committer) submit(ctx context.Context, d *departure) error {
-	d.st.renew()
+func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
+	d.st.resealIfChanged()
 	d.began = time.Now()
-	if d.st.contested() {
+	if d.st.isContested() {
 		for len(c.sent) > 0 {
 			select {
-			case failed := <-c.landed:
-				if err := c.land(ctx, failed); err != nil {
+			case failed := <-c.results:
+				if err := c.handleResult(ctx, failed); err != nil {
 					return err
 				}
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
-		d.st.renew()
+		d.st.resealIfChanged()
 		return c.commitContested(ctx, d)
 	}
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
 	f := c.flight(time.Now().Add(c.claim.cfg.SinkTimeout))
-	c.addRows(f, d.st)
-	c.addStep(f, d.st, d.p)
+	c.addFeedbackRows(f, d.st)
+	c.addStepChanges(f, d.st, d.p)
 	f.depart()
 	failpoint.Hit("commit/sent")
 	if f.err != nil {
@@ -180,12 +180,12 @@ func (c *committer) submit(ctx context.Context, d *departure) error {
 	d.flight = f
 	if d.early == nil { // otherwise it is done again
 		d.early = d.p
-		if err := c.handOn(ctx, d); err != nil {
+		if err := c.handToShipper(ctx, d); err != nil {
 			return err
 		}
 	}
 	c.sent = append(c.sent, d)
-	c.flights <- d
+	c.inflight <- d
 	return nil
 }
 
@@ -200,22 +200,22 @@ func (c *committer) flight(until time.Time) *flight {
 	return f
 }
 
-// handOn gives a step to the shipper: when it is sent, or when it is committed
+// handToShipper gives a step to the shipper: when it is sent, or when it is committed
 // where what it ships is not known before.
-func (c *committer) handOn(ctx context.Context, d *departure) error {
+func (c *committer) handToShipper(ctx context.Context, d *inflightStep) error {
 	select {
-	case c.departed <- d:
+	case c.toShip <- d:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// land takes the answer to the oldest step that is under way. Where a client was
+// handleResult takes the answer to the oldest step that is under way. Where a client was
 // notified before and nobody here knew, the unique index has refused the COPY:
 // the step is done again by ON CONFLICT, and those behind it after it. Where a
 // campaign's end has come meanwhile, it is decided anew without it.
-func (c *committer) land(ctx context.Context, failed error) error {
+func (c *committer) handleResult(ctx context.Context, failed error) error {
 	d := c.sent[0]
 	if failed == nil {
 		c.sent = c.sent[1:]
@@ -224,11 +224,11 @@ func (c *committer) land(ctx context.Context, failed error) error {
 	}
 	again := c.sent
 	c.sent = nil
-	if err := c.retriable(d, failed); err != nil {
+	if err := c.checkRetry(d, failed); err != nil {
 		return err
 	}
 	for _, behind := range again[1:] {
-		if err := <-c.landed; err == nil {
+		if err := <-c.results; err == nil {
 			return fmt.Errorf("step %d is committed, and step %d before it is not", behind.seq, d.seq)
 		}
 	}
@@ -237,22 +237,22 @@ func (c *committer) land(ctx context.Context, failed error) error {
 	}
 	for _, d := range again {
 		d.st.seal(time.Now().Unix())
-		if err := c.submit(ctx, d); err != nil {
+		if err := c.submitStep(ctx, d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// retriable gives nil where the step can be done again, and notes why.
-func (c *committer) retriable(d *departure, failed error) error {
+// checkRetry gives nil where the step can be done again, and notes why.
+func (c *committer) checkRetry(d *inflightStep, failed error) error {
 	switch {
 	case errors.Is(failed, errRefused):
 		c.lane.svc.counters.conflicts.Add(1)
-		return d.st.contest(failed)
+		return d.st.markContested(failed)
 	case errors.Is(failed, errDropped):
-		return c.claim.dropped(failed.Error())
-	case (errors.Is(failed, errStale) || lockedOut(failed)) && d.tries < stepTries:
+		return c.claim.droppedRowsHalt(failed.Error())
+	case (errors.Is(failed, errStale) || isLockedOut(failed)) && d.tries < stepTries:
 		d.tries++
 		c.claim.cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
@@ -262,23 +262,23 @@ func (c *committer) retriable(d *departure, failed error) error {
 	return fmt.Errorf("commit step %d: %w", d.seq, failed)
 }
 
-// settle does what may only follow the commit.
-func (c *committer) settle(d *departure) {
+// afterCommit does what may only follow the commit.
+func (c *committer) afterCommit(d *inflightStep) {
 	failpoint.Hit("commit/committed")
-	c.lane.widen(time.Since(d.began))
+	c.lane.widenSteps(time.Since(d.began))
 	for _, l := range d.st.refused {
 		l.refused.Store(true)
 	}
 	c.lane.noteLeftOut(d.p, len(d.st.dead))
-	c.times.settle(time.Now(), d.st)
+	c.starts.applyStep(time.Now(), d.st)
 	c.lane.noteDecided(d.st, d.p)
 	c.lane.noteReplayed(d.st, d.p)
-	c.recycle(d.st)
+	c.recycleBuffer(d.st)
 	close(d.done)
 }
 
-// recycle gives the step's buffer back, unless it has grown for something rare.
-func (c *committer) recycle(st *step) {
+// recycleBuffer gives the step's buffer back, unless it has grown for something rare.
+func (c *committer) recycleBuffer(st *step) {
 	if cap(st.copyData) > 2*c.claim.cfg.StepBytes {
 		return
 	}
@@ -290,7 +290,7 @@ func (c *committer) recycle(st *step) {
 
 // rollBack ends the transaction of a step that was refused, and has the step
 // made true again where the campaign table is not as it expected.
-func (c *committer) rollBack(ctx context.Context, d *departure, failed error) error {
+func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error) error {
 	if _, err := bounded(ctx, c.claim.cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.conn.Exec(ctx, "rollback") }); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
@@ -298,15 +298,15 @@ func (c *committer) rollBack(ctx context.Context, d *departure, failed error) er
 	if !errors.Is(failed, errStale) {
 		return nil
 	}
-	if err := c.reconcile(ctx, d.st); err != nil {
+	if err := c.reconcileStep(ctx, d.st); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
 	return nil
 }
 
-// addRows puts the beginning of the step's transaction and its feedback rows on
+// addFeedbackRows puts the beginning of the step's transaction and its feedback rows on
 // board.
-func (c *committer) addRows(f *flight, st *step) {
+func (c *committer) addFeedbackRows(f *flight, st *step) {
 	f.addCommand(c.claim.sql.begin, "BEGIN")
 	if c.claim.table.ownCode {
 		f.add(c.claim.sql.path, c.claim.table.path())
@@ -316,12 +316,12 @@ func (c *committer) addRows(f *flight, st *step) {
 	}
 }
 
-// addStep puts on board what changes everything but the feedback rows, and the
+// addStepChanges puts on board what changes everything but the feedback rows, and the
 // commit. Each compare-and-swap fails the transaction if it misses; so does the
 // clock, once a campaign of the step has ended. It is Postgres' own, since what is
 // on board is carried out whenever the server comes to it, even if nobody waits
 // for it any more.
-func (c *committer) addStep(f *flight, st *step, p *record.Payload) {
+func (c *committer) addStepChanges(f *flight, st *step, p *record.Payload) {
 	if c.claim.table.ownCode {
 		f.add(c.claim.sql.path, "pg_catalog")
 	}

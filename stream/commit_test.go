@@ -20,7 +20,7 @@ import (
 // commitSteps has a session that does not run commit steps that wait already.
 func commitSteps(t *testing.T, s *session, steps ...*step) error {
 	t.Helper()
-	s.steps, s.departed = make(chan *step, len(steps)), make(chan *departure, len(steps))
+	s.steps, s.toShip = make(chan *step, len(steps)), make(chan *inflightStep, len(steps))
 	for _, st := range steps {
 		s.steps <- st
 	}
@@ -29,7 +29,7 @@ func commitSteps(t *testing.T, s *session, steps ...*step) error {
 }
 
 // owner is a session that has taken the only lane over and does not run.
-func (w *world) owner() *session {
+func (w *deployment) owner() *session {
 	w.Helper()
 	s, err := (&lane{svc: New(w.cfg, w.store, w.barrier)}).takeOver(w.Context())
 	if err != nil {
@@ -40,16 +40,16 @@ func (w *world) owner() *session {
 }
 
 // stepFor notifies clients of a campaign.
-func (w *world) stepFor(c *campaign.Campaign, clients ...string) *step {
+func (w *deployment) stepFor(c *campaign.Campaign, clients ...string) *step {
 	w.Helper()
-	p := &pick{live: &live{Campaign: c}, clients: &id.List{}}
+	p := &clientPick{live: &liveCampaign{Campaign: c}, clients: &id.List{}}
 	for _, client := range clients {
 		p.clients.Append(packID(w, client))
 	}
 	st := newStep(contractTable())
-	st.picks = []*pick{p}
+	st.picks = []*clientPick{p}
 	p.live.version = 1
-	st.rows[c.Key()] = &row{live: p.live, accept: true, state: stateFinished}
+	st.rows[c.Key()] = &campaignRow{liveCampaign: p.live, accept: true, state: stateFinished}
 	st.seal(time.Now().Unix())
 	return st
 }
@@ -58,7 +58,7 @@ func (w *world) stepFor(c *campaign.Campaign, clients ...string) *step {
 // those who have the campaign, the ones behind it after it, in their order.
 func TestStepBehindARefusedOneIsDoneAgain(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created)
@@ -73,9 +73,9 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 	}
 	var shipped []string
 	for range steps {
-		d := <-s.departed
+		d := <-s.toShip
 		p := d.p
-		if !d.committed() {
+		if !d.isCommitted() {
 			t.Errorf("step %d is not committed", d.seq)
 		}
 		for _, seg := range p.Segments {
@@ -104,7 +104,7 @@ SELECT 'r1', id, '', '', '', 1, 2, 1, client, 1 FROM (VALUES ('c2', 'b'), ('c3',
 // CONFLICT already. The step is done again; no refusal by the table is looked for.
 func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	for _, client := range []string{"a", "c", "d"} {
 		w.db.Exec(aRow, client)
@@ -113,12 +113,12 @@ func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 	first := w.stepFor(&c, "a", "b")
 	l := first.picks[0].live
 	later := func(st *step, clients ...string) *step {
-		p := &pick{live: l, clients: &id.List{}}
+		p := &clientPick{live: l, clients: &id.List{}}
 		for _, client := range clients {
 			p.clients.Append(packID(w, client))
 		}
 		st.picks = append(st.picks, p)
-		st.progress(l, stateFinished)
+		st.noteProgress(l, stateFinished)
 		st.seal(time.Now().Unix())
 		return st
 	}
@@ -140,7 +140,7 @@ func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 // behind it are committed.
 func TestStaleStepIsJudgedAnew(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	c, d := w.campaign("c", "r1"), w.campaign("d", "r1")
 	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c', 'r1', 1, 1, 1, 7, 99, '', '', '', '', 1, 2, 1, 'finished', '', false`)
@@ -148,7 +148,7 @@ func TestStaleStepIsJudgedAnew(t *testing.T) {
 	first.nextOffset = 5
 	behind := w.stepFor(&c, "a")
 	behind.picks[0].live = first.picks[0].live
-	behind.rows = map[campaign.Key]*row{c.Key(): {live: first.picks[0].live, served: true, state: statePending}}
+	behind.rows = map[campaign.Key]*campaignRow{c.Key(): {liveCampaign: first.picks[0].live, served: true, state: statePending}}
 	more := w.stepFor(&d, "b")
 	more.rows[d.Key()].accept = false
 	if err := commitSteps(t, s, first, w.stepFor(&d, "a"), behind, more); err != nil {
@@ -169,7 +169,7 @@ func TestStaleStepIsJudgedAnew(t *testing.T) {
 }
 
 // blockRows has a transaction hold what steps need, until release.
-func (w *world) blockRows(sql string) (release func()) {
+func (w *deployment) blockRows(sql string) (release func()) {
 	w.Helper()
 	tx, err := w.db.Pool.Begin(w.Context())
 	if err != nil {
@@ -191,7 +191,7 @@ func (w *world) blockRows(sql string) (release func()) {
 // committed then.
 func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	w.cfg.SinkTimeout = time.Second
 	s := w.owner()
 	c := w.campaign("c", "r1")
@@ -234,7 +234,7 @@ func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 // records do not wait for that one.
 func TestCommittedStepDoesNotWaitForTheNext(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	var dir, port string
 	if err := w.db.Pool.QueryRow(t.Context(), `SELECT split_part(current_setting('unix_socket_directories'), ',', 1), current_setting('port')`).Scan(&dir, &port); err != nil {
 		t.Fatal(err)
@@ -256,13 +256,13 @@ func TestCommittedStepDoesNotWaitForTheNext(t *testing.T) {
 	release := w.blockRows(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created)
 VALUES ('r1', 'large', '', '', '', 1, 2, 1, '` + many[0] + `', 1)`)
-	s.steps, s.departed = make(chan *step, 2), make(chan *departure, 2)
+	s.steps, s.toShip = make(chan *step, 2), make(chan *inflightStep, 2)
 	s.steps <- first
 	s.steps <- second
 	close(s.steps)
 	ended := make(chan error, 1)
 	go func() { ended <- s.newCommitter().run(t.Context()) }()
-	d := <-s.departed
+	d := <-s.toShip
 	select {
 	case <-d.done:
 	case <-time.After(patience / 2):
@@ -281,7 +281,7 @@ VALUES ('r1', 'large', '', '', '', 1, 2, 1, '` + many[0] + `', 1)`)
 // that campaign, the one behind it after it.
 func TestStepIsDecidedAnewAtTheEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	s.claim.ahead = 2 * time.Second // so that Postgres refuses before the end is there
 	ending, other := w.campaign("ending", "r1"), w.campaign("other", "r1")
@@ -304,7 +304,7 @@ func TestStepIsDecidedAnewAtTheEnd(t *testing.T) {
 // them again. It must not try the step for ever.
 func TestClockThatWasSetEndsTheSession(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	s.claim.ahead = 2 * time.Hour
 	c := w.campaign("c", "r1") // ends in an hour
@@ -320,7 +320,7 @@ func TestClockThatWasSetEndsTheSession(t *testing.T) {
 // was last analyzed.
 func TestLookUpIsPlannedByKeys(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
 	w.db.Exec(`INSERT INTO dinnerbell.campaign SELECT 'c' || i, 'r', 0, 1, 0, i, 0, '', '', '', '', 1, 2, 1, 'finished', '', false FROM generate_series(1, 4) i`)
 	w.db.Exec(aRow, "x")

@@ -22,23 +22,23 @@ import (
 // the COPY. Its transaction travels in halves, the feedback rows and everything
 // else: what ON CONFLICT leaves out, and what the table refuses, is not shipped.
 
-// contested tells whether some of the step's clients go by ON CONFLICT.
-func (st *step) contested() bool {
-	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.contested })
+// isContested tells whether some of the step's clients go by ON CONFLICT.
+func (st *step) isContested() bool {
+	return slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.contested })
 }
 
 // commitContested decides a contested step.
-func (c *committer) commitContested(ctx context.Context, d *departure) error {
+func (c *committer) commitContested(ctx context.Context, d *inflightStep) error {
 	for {
 		err := c.tryContested(ctx, d)
 		if err == nil {
-			c.settle(d)
+			c.afterCommit(d)
 			if d.early == nil {
-				return c.handOn(ctx, d)
+				return c.handToShipper(ctx, d)
 			}
 			return nil
 		}
-		if err := c.retriable(d, err); err != nil {
+		if err := c.checkRetry(d, err); err != nil {
 			return err
 		}
 		if err := c.rollBack(ctx, d, err); err != nil {
@@ -50,9 +50,9 @@ func (c *committer) commitContested(ctx context.Context, d *departure) error {
 
 // tryContested runs the step's transaction once. On error it is not committed, or
 // not known to be. Finding the rows that the table refuses grows with the step.
-func (c *committer) tryContested(ctx context.Context, d *departure) error {
+func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	limit := c.claim.cfg.SinkTimeout
-	if d.st.guarded() {
+	if d.st.isGuarded() {
 		limit *= 10
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -61,7 +61,7 @@ func (c *committer) tryContested(ctx context.Context, d *departure) error {
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
 	f := newFlight(until, c.claim.conn)
-	c.addRows(f, d.st)
+	c.addFeedbackRows(f, d.st)
 	if err := f.trip(); err != nil {
 		return err
 	}
@@ -69,21 +69,21 @@ func (c *committer) tryContested(ctx context.Context, d *departure) error {
 		return err
 	}
 	failpoint.Hit("commit/rows-written")
-	c.addStep(f, d.st, d.p)
+	c.addStepChanges(f, d.st, d.p)
 	f.depart()
 	failpoint.Hit("commit/contested-sent")
 	return f.arrive()
 }
 
-// guarded tells whether the table has refused rows of one of the step's campaigns.
-func (st *step) guarded() bool {
-	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.live.guarded.Load() })
+// isGuarded tells whether the table has refused rows of one of the step's campaigns.
+func (st *step) isGuarded() bool {
+	return slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.guarded.Load() })
 }
 
 // insertContested writes the clients that COPY did not, and leaves in p only
 // those that were new.
 func (c *committer) insertContested(ctx context.Context, st *step, p *record.Payload) error {
-	if st.guarded() {
+	if st.isGuarded() {
 		// A deferred constraint would speak at the commit, and name no row.
 		if _, err := c.claim.conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
 			return fmt.Errorf("check constraints at once: %w", err)
@@ -94,14 +94,14 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
-			n := &insertion{claim: c.claim, letters: c.letters, misses: &c.lane.svc.counters.misses, pick: k, trigger: st.trigger, written: &id.List{}}
+			n := &insertion{claim: c.claim, letters: c.letters, misses: &c.lane.svc.counters.deliveredMisses, pick: k, trigger: st.trigger, written: &id.List{}}
 			if err := n.all(ctx); err != nil {
 				return err
 			}
 			clients = n.written
 			p.Dead = append(p.Dead, n.refusals()...)
 			if n.campaign != nil {
-				st.refuse(k.live)
+				st.noteRefused(k.live)
 			}
 		}
 		if clients.Len() > 0 {
@@ -116,7 +116,7 @@ type insertion struct {
 	claim   *claim
 	letters letterMaker
 	misses  *atomic.Int64 // clients whom Postgres knew and the delivered cache did not
-	pick    *pick
+	pick    *clientPick
 	trigger int64
 
 	written  *id.List            // those that were new
@@ -350,5 +350,5 @@ func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, e
 // dropped halts: a notification without its row, or with another one, must not
 // be sent, and nobody can know what the table wants instead.
 func (n *insertion) dropped(what string) error {
-	return n.claim.dropped(what)
+	return n.claim.droppedRowsHalt(what)
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // moveTo gives the world another cluster, with its topics.
-func (w *world) moveTo(t *testing.T, brokers ...string) {
+func (w *deployment) moveTo(t *testing.T, brokers ...string) {
 	t.Helper()
 	w.kafka = envtest.KafkaAt(t, brokers...)
 	k := w.cfg.Kafka
@@ -51,7 +51,7 @@ func TestCoordinatorThatIsNotAvailableIsShown(t *testing.T) {
 	} {
 		t.Run(tc.setting, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 3)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 3)})
 			broker, err := kfake.NewCluster(kfake.NumBrokers(1))
 			if err != nil {
 				t.Fatal(err)
@@ -118,7 +118,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 3)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 3)})
 	w.moveTo(t, kafka.Addr())
 
 	_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)

@@ -28,13 +28,13 @@ func (c Counts) Add(o Counts) Counts {
 
 // counters are the Counts while they rise.
 type counters struct {
-	decided, shipped, expired, dead, older, withoutAudience, conflicts, misses, unservable atomic.Int64
+	decided, shipped, expired, dead, older, withoutAudience, conflicts, deliveredMisses, unservable atomic.Int64
 }
 
-func (c *counters) counts() Counts {
+func (c *counters) snapshot() Counts {
 	return Counts{
 		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
 		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
-		DeliveredMisses: c.misses.Load(), Unservable: c.unservable.Load(),
+		DeliveredMisses: c.deliveredMisses.Load(), Unservable: c.unservable.Load(),
 	}
 }

@@ -168,7 +168,7 @@ func (t *letterTopic) unfit(d *DeadLetter) string {
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	if m := t.parser.parse(&topic.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
+	if m := t.parser.parseRecord(&topic.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
 		return "it would be refused again: " + m.dead.Reason
 	}
 	return ""

@@ -13,7 +13,7 @@ import (
 // to its partition and with its key and headers; what is no campaign stays.
 func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": {"a", "b"}})
+	w := newDeployment(t, 2, map[string][]string{"r1": {"a", "b"}})
 	svc, stop := w.start()
 	huge := w.campaign("huge", "r1")
 	huge.Content = strings.Repeat("x", 1_048_000) // as a campaign it fits a message, with a client it does not

@@ -34,8 +34,8 @@ type decider struct {
 	claim     *claim
 	delivered *deliveredCache
 	corrected *correctedKeys
-	arrivals  <-chan arrival
-	due       <-chan []*live
+	arrivals  <-chan messageBatch
+	due       <-chan []*liveCampaign
 	steps     chan<- *step
 	buffers   <-chan []byte // for COPY data
 
@@ -53,45 +53,45 @@ func newDecider(l *lane, cfg Config) *decider {
 
 func (d *decider) run(ctx context.Context) error {
 	for {
-		if err := d.gather(ctx); err != nil {
+		if err := d.receiveInput(ctx); err != nil {
 			return err
 		}
 		st := newStep(d.claim.table)
-		if err := d.join(st); err != nil {
+		if err := d.fillStep(st); err != nil {
 			return err
 		}
-		d.lane.setLive(d.sched.len())
-		if len(d.sched.gone) > 0 {
-			d.delivered.forget(d.sched.gone...)
-			d.sched.gone = d.sched.gone[:0]
+		d.lane.setLiveCount(d.sched.len())
+		if len(d.sched.removedCaches) > 0 {
+			d.delivered.forget(d.sched.removedCaches...)
+			d.sched.removedCaches = d.sched.removedCaches[:0]
 		}
-		if st.empty() {
+		if st.isEmpty() {
 			continue
 		}
-		if err := d.send(ctx, st); err != nil {
+		if err := d.sealAndSubmit(ctx, st); err != nil {
 			return err
 		}
 	}
 }
 
-// gather takes what has arrived. It waits only when there is nothing to do, and
+// receiveInput takes what has arrived. It waits only when there is nothing to do, and
 // takes no messages while there is a backlog, and no campaigns while there is
 // no room for them.
-func (d *decider) gather(ctx context.Context) error {
+func (d *decider) receiveInput(ctx context.Context) error {
 	for {
 		arrivals, due := d.arrivals, d.due
 		if len(d.backlog) >= intakeMessages || d.weight >= d.cfg.StepBytes {
 			arrivals = nil
 		}
-		if !d.roomForMore() {
+		if !d.hasRoom() {
 			due = nil
 		}
-		if d.idle() {
+		if d.isIdle() {
 			select {
 			case a := <-arrivals:
-				d.takeMessages(a)
+				d.enqueueMessages(a)
 			case list := <-due:
-				d.takeDue(list)
+				d.enqueueDue(list)
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -99,33 +99,33 @@ func (d *decider) gather(ctx context.Context) error {
 		}
 		select {
 		case a := <-arrivals:
-			d.takeMessages(a)
+			d.enqueueMessages(a)
 		case list := <-due:
-			d.takeDue(list)
+			d.enqueueDue(list)
 		default:
 			return ctx.Err()
 		}
 	}
 }
 
-func (d *decider) idle() bool {
+func (d *decider) isIdle() bool {
 	return d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0
 }
 
-func (d *decider) roomForMore() bool {
+func (d *decider) hasRoom() bool {
 	return d.sched.len() < d.cfg.LiveCampaigns && d.sched.bytes < d.cfg.LiveBytes
 }
 
-func (d *decider) takeMessages(a arrival) {
+func (d *decider) enqueueMessages(a messageBatch) {
 	d.backlog = append(d.backlog, a.messages...)
 	for i := range a.messages {
-		d.weight += a.messages[i].weight()
+		d.weight += a.messages[i].memorySize()
 	}
 	d.replayed = append(d.replayed, a.replayed...)
 }
 
-// takeDue puts campaigns that the agenda has brought into the schedule.
-func (d *decider) takeDue(list []*live) {
+// enqueueDue puts campaigns that the agenda has brought into the schedule.
+func (d *decider) enqueueDue(list []*liveCampaign) {
 	d.forgetCorrected() // before they are compared with what is remembered
 	for _, l := range list {
 		r, there := d.recent.get(l.Key()), d.sched.byKey[l.Key()]
@@ -143,14 +143,14 @@ func (d *decider) takeDue(list []*live) {
 
 // forgetCorrected drops from memory what a step was found wrong about.
 func (d *decider) forgetCorrected() {
-	for _, k := range d.corrected.take() {
+	for _, k := range d.corrected.takeAll() {
 		d.recent.forget(k)
 	}
 }
 
-// withdrawn is how many messages of the backlog are accepted before anything is
+// countToLastCancel is how many messages of the backlog are accepted before anything is
 // served: up to the last cancel of a live campaign.
-func (d *decider) withdrawn() int {
+func (d *decider) countToLastCancel() int {
 	now := time.Now().Unix()
 	for i, m := range slices.Backward(d.backlog) {
 		if c := m.campaign; c != nil && c.End <= now && d.sched.byKey[c.Key()] != nil {
@@ -170,12 +170,12 @@ func (d *decider) acceptNext(st *step) bool {
 		return d.acceptReplayed(st)
 	}
 	m := &d.backlog[0]
-	if m.campaign != nil && !st.takes(m) {
+	if m.campaign != nil && !st.canAccept(m) {
 		return false
 	}
-	d.backlog, d.weight = d.backlog[1:], d.weight-m.weight()
+	d.backlog, d.weight = d.backlog[1:], d.weight-m.memorySize()
 	st.nextOffset = m.offset + 1
-	if m.passes() {
+	if m.holdsNothing() {
 		return true
 	}
 	if m.dead != nil {
@@ -185,16 +185,16 @@ func (d *decider) acceptNext(st *step) bool {
 		return true
 	}
 	st.size += m.campaign.Size()
-	d.accept(st, m)
+	d.acceptMessage(st, m)
 	return true
 }
 
-// accept does with a message what judge says.
-func (d *decider) accept(st *step, m *message) {
-	before := d.newest(st, m)
+// acceptMessage does with a message what judge says.
+func (d *decider) acceptMessage(st *step, m *message) {
+	before := d.newestAccepted(st, m)
 	now := campaign.Version{Position: campaign.Position{Lane: d.lane.id, Offset: m.offset}, Time: m.time, Fingerprint: m.fingerprint}
 	found := campaign.Judge(now, before)
-	if found == campaign.Repeat && st.differs(m) {
+	if found == campaign.Repeat && st.holdsOther(m) {
 		// It repeats another lane's message, and the step holds an older one that the
 		// lanes will find out about at the commit: its row must not lend this message
 		// its content.
@@ -204,92 +204,92 @@ func (d *decider) accept(st *step, m *message) {
 	case campaign.Older:
 		st.noteOlder(m.campaign, now, *before)
 	case campaign.Repeat:
-		d.repeat(st, m, before)
+		d.acceptRepeat(st, m, before)
 	case campaign.First, campaign.Edit:
-		d.install(st, m, before)
+		d.acceptCampaign(st, m, before)
 	}
 }
 
-// newest is the newest message of m's campaign that was accepted so far; nil if
+// newestAccepted is the newest message of m's campaign that was accepted so far; nil if
 // none. What this lane accepted lately may not be committed yet; but another
 // lane may have accepted something newer since.
-func (d *decider) newest(st *step, m *message) *campaign.Version {
-	k, n := m.campaign.Key(), m.known
+func (d *decider) newestAccepted(st *step, m *message) *campaign.Version {
+	k, n := m.campaign.Key(), m.accepted
 	if r := d.recent.get(k); r != nil && (n == nil || r.After(*n)) {
 		n = r
 	}
 	if r := st.rows[k]; r != nil && (r.accept || r.repeats) {
-		if this := r.known(); n == nil || this.After(*n) {
+		if this := r.acceptedVersion(); n == nil || this.After(*n) {
 			n = &this
 		}
 	}
 	return n
 }
 
-// install puts the message in the place of what its campaign was before.
-func (d *decider) install(st *step, m *message, before *campaign.Version) {
+// acceptCampaign puts the message in the place of what its campaign was before.
+func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version) {
 	k := m.campaign.Key()
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &live{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
+	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
 	if before != nil {
 		l.version = before.RowVersion + 1
 	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
-	if err := l.pack(); err != nil { // cannot happen: Parse refused what cannot be packed
+	if err := l.packRestaurant(); err != nil { // cannot happen: Parse refused what cannot be packed
 		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.Campaign, "restaurant", k.Restaurant, "error", err)
 		return
 	}
-	r := &row{live: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
+	r := &campaignRow{liveCampaign: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
 	switch {
 	case l.End <= time.Now().Unix():
 		r.state = stateExpired
 		st.expired++
 		st.noteExpired(l, before)
-	case d.joins(m, before):
+	case d.joinsAtOnce(m, before):
 		l.started = true
 		d.sched.add(l)
 	}
-	st.accept(r)
-	d.recent.put(k, r.known())
+	st.acceptRow(r)
+	d.recent.put(k, r.acceptedVersion())
 }
 
-// joins tells that a message's campaign is joined at once. Otherwise its row
+// joinsAtOnce tells that a message's campaign is joined at once. Otherwise its row
 // waits, and the agenda brings it: an edit too, for the clients who have the
 // campaign are to be read first, and of many edits only the last one matters.
-func (d *decider) joins(m *message, before *campaign.Version) bool {
-	return m.campaign.Start <= m.fresh.Unix() && (m.feed != nil || before == nil && d.roomForMore())
+func (d *decider) joinsAtOnce(m *message, before *campaign.Version) bool {
+	return m.campaign.Start <= m.fresh.Unix() && (m.feed != nil || before == nil && d.hasRoom())
 }
 
-// repeat is an identical message: it does nothing to the campaign, but it is
+// acceptRepeat is an identical message: it does nothing to the campaign, but it is
 // the newest now, and what is older than it must not take its place.
-func (d *decider) repeat(st *step, m *message, before *campaign.Version) {
+func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 	if old := d.sched.byKey[m.campaign.Key()]; old != nil && *old.Campaign != *m.campaign {
 		d.sched.remove(old) // another lane's message has taken its place
 	}
 	now := *before
 	now.Position, now.Time = campaign.Position{Lane: d.lane.id, Offset: m.offset}, m.time
-	st.repeat(&live{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion}, now, before)
+	st.noteRepeat(&liveCampaign{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion}, now, before)
 	d.recent.put(m.campaign.Key(), now)
 }
 
-// join fills the step with clients, from one consistent view of the state. The
+// fillStep fills the step with clients, from one consistent view of the state. The
 // view is younger than everything in the backlog: it is made after gather.
-func (d *decider) join(st *step) error {
+func (d *decider) fillStep(st *step) error {
 	if now := time.Now().Unix(); now > d.ended {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
 			if !l.lost.Load() {
-				st.progress(l, stateFinished)
+				st.noteProgress(l, stateFinished)
 			}
 		}
 	}
-	if d.idle() {
+	if d.isIdle() {
 		return nil
 	}
 	d.forgetCorrected()
-	for n := d.withdrawn(); n > 0 && d.acceptNext(st); n-- {
+	for n := d.countToLastCancel(); n > 0 && d.acceptNext(st); n-- {
 	}
 	scan, err := d.lane.svc.store.NewScan()
 	if err != nil {
@@ -297,12 +297,12 @@ func (d *decider) join(st *step) error {
 	}
 	bytes := d.cfg.StepBytes
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
-	err = d.sched.serve(d.lane.stepClients(), more, func(l *live, room int) (int, bool, error) {
+	err = d.sched.serve(d.lane.stepClients(), more, func(l *liveCampaign, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}
 		per := l.Size()
-		used, exhausted, err := d.pick(st, scan, l, max(1, min(room, bytes/per)))
+		used, exhausted, err := d.pickClients(st, scan, l, max(1, min(room, bytes/per)))
 		bytes -= used * per
 		return used + 1, exhausted, err
 	})
@@ -315,13 +315,13 @@ func (d *decider) join(st *step) error {
 	return nil
 }
 
-// pick takes up to room clients of one campaign and moves its cursor.
-func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int, exhausted bool, err error) {
+// pickClients takes up to room clients of one campaign and moves its cursor.
+func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room int) (used int, exhausted bool, err error) {
 	if l.lost.Load() {
 		return 0, true, nil
 	}
 	if l.refused.Load() {
-		st.progress(l, stateFinished)
+		st.noteProgress(l, stateFinished)
 		return 0, true, nil
 	}
 	clients := &id.List{}
@@ -338,24 +338,24 @@ func (d *decider) pick(st *step, scan *state.Scan, l *live, room int) (used int,
 	if last != "" {
 		l.cursor = last
 	}
-	clients = d.servable(st, clients, l)
+	clients = d.dropUnservable(st, clients, l)
 	if clients.Len() > 0 {
-		st.picks = append(st.picks, &pick{live: l, clients: clients})
+		st.picks = append(st.picks, &clientPick{live: l, clients: clients})
 	}
 	if done {
 		if l.cursor == "" { // no client of the restaurant was ever looked at
 			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
-		st.progress(l, stateFinished)
+		st.noteProgress(l, stateFinished)
 	} else {
-		st.progress(l, statePending)
+		st.noteProgress(l, statePending)
 	}
 	return used, done, nil
 }
 
-// servable leaves out clients whose id fits neither the feedback table nor a
+// dropUnservable leaves out clients whose id fits neither the feedback table nor a
 // record. The step's dead letters name them: they cannot be notified.
-func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
+func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *id.List {
 	// A record's size grows by nine bytes at most for each byte of the id; size
 	// is no less than what the campaign's own part takes where nothing in it is
 	// escaped, and render says it exactly where that is not enough.
@@ -378,7 +378,7 @@ func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
 			if id := clients.At(j); unfit(id) == "" {
 				kept.Append(id)
 			} else {
-				st.leaveOut(l, unfit(id), id)
+				st.leaveOutClient(l, unfit(id), id)
 			}
 		}
 		return kept
@@ -386,10 +386,10 @@ func (d *decider) servable(st *step, clients *id.List, l *live) *id.List {
 	return clients
 }
 
-// send seals the step and hands it to the commit. While the commit is not
+// sealAndSubmit seals the step and hands it to the commit. While the commit is not
 // ready for it, it is sealed anew each second, so that what is stamped and what
 // has ended stay true.
-func (d *decider) send(ctx context.Context, st *step) error {
+func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 	select {
 	case st.copyData = <-d.buffers:
 	default:

@@ -11,7 +11,7 @@ import (
 // finished.
 func TestSmallCampaignsAreWrittenOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	w.cfg.StepClients = 200
 	w.db.Exec(`CREATE TABLE updates (id text);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO updates VALUES (NEW.adv_campaign_id); RETURN NULL; END';
@@ -36,7 +36,7 @@ CREATE TRIGGER note AFTER UPDATE ON dinnerbell.campaign FOR EACH ROW EXECUTE FUN
 // stands, everybody has it once.
 func TestEditsOfOneBatch(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 250), "r2": clients("0001", 10)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 250), "r2": clients("0001", 10)})
 	w.cfg.StepClients = 100
 	a, other := w.campaign("c", "r1"), w.campaign("other", "r2")
 	b := a

@@ -48,8 +48,8 @@ type deliveredCache struct {
 	total int
 }
 
-// grow adds clients to a name, or returns false where the bound is reached.
-func (c *deliveredCache) grow(name id.ID, clients int) bool {
+// reserve adds clients to a name, or returns false where the bound is reached.
+func (c *deliveredCache) reserve(name id.ID, clients int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.total+clients > deliveredClients {
@@ -65,12 +65,12 @@ func (c *deliveredCache) grow(name id.ID, clients int) bool {
 
 // forget drops names from the cache. That it fails costs disk until the next start.
 func (c *deliveredCache) forget(names ...id.ID) {
-	c.remove(names)
-	c.drop(names)
+	c.release(names)
+	c.deleteNames(names)
 }
 
-// remove gives up the room that names take.
-func (c *deliveredCache) remove(names []id.ID) {
+// release gives up the room that names take.
+func (c *deliveredCache) release(names []id.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
@@ -87,7 +87,7 @@ func (c *deliveredCache) forgetAll() {
 	c.forget(names...)
 }
 
-func (c *deliveredCache) drop(names []id.ID) {
+func (c *deliveredCache) deleteNames(names []id.ID) {
 	if len(names) == 0 {
 		return
 	}
@@ -96,9 +96,9 @@ func (c *deliveredCache) drop(names []id.ID) {
 	}
 }
 
-// load fills the cache with those who have a campaign, and returns how
+// loadClients fills the cache with those who have a campaign, and returns how
 // many they are and the name that they are under: "" where there is no room.
-func (c *deliveredCache) load(ctx context.Context, campaign string) (name id.ID, have int, err error) {
+func (c *deliveredCache) loadClients(ctx context.Context, campaign string) (name id.ID, have int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	if name, err = id.Pack(rand.Text()); err != nil {
@@ -118,11 +118,11 @@ func (c *deliveredCache) load(ctx context.Context, campaign string) (name id.ID,
 		}
 		have++
 		if clients.Append(client); clients.Len() == deliveredBatch {
-			name, err = c.mark(name, clients)
+			name, err = c.addClients(name, clients)
 		}
 	}
 	if err = errors.Join(err, rows.Err()); err == nil {
-		name, err = c.mark(name, clients)
+		name, err = c.addClients(name, clients)
 	}
 	if err != nil {
 		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
@@ -130,15 +130,15 @@ func (c *deliveredCache) load(ctx context.Context, campaign string) (name id.ID,
 	return name, have, nil
 }
 
-// mark adds clients to a cache and empties the list, or gives the cache
+// addClients adds clients to a cache and empties the list, or gives the cache
 // up where there is no room: it returns the name that is left.
-func (c *deliveredCache) mark(name id.ID, clients *id.List) (id.ID, error) {
+func (c *deliveredCache) addClients(name id.ID, clients *id.List) (id.ID, error) {
 	defer clients.Reset()
 	if name == "" {
 		return "", nil
 	}
 	err := state.ErrDiskFull
-	if c.grow(name, clients.Len()) {
+	if c.reserve(name, clients.Len()) {
 		err = c.store.MarkDelivered(name, clients)
 	}
 	if errors.Is(err, state.ErrDiskFull) {

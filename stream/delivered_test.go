@@ -19,7 +19,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 	for i := 0; i < len(all); i += 2 {
 		first = append(first, all[i])
 	}
-	w := newWorld(t, 1, map[string][]string{"r1": first})
+	w := newDeployment(t, 1, map[string][]string{"r1": first})
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
@@ -56,7 +56,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 // An edit that turns out to be older than what stands leaves nothing in the cache.
 func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 50)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 50)})
 	w.start()
 	now, c := time.Now(), w.campaign("c", "r1")
 	w.produceAt(1, now, encodeCampaign(c))
@@ -73,14 +73,14 @@ func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
 func TestDeliveredCacheIsBounded(t *testing.T) {
 	t.Parallel()
 	var c deliveredCache
-	if !c.grow("a", deliveredClients-1) || c.grow("b", 2) || !c.grow("b", 1) {
+	if !c.reserve("a", deliveredClients-1) || c.reserve("b", 2) || !c.reserve("b", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.remove([]id.ID{"a"})
-	if !c.grow("b", deliveredClients-1) || c.grow("a", 1) {
+	c.release([]id.ID{"a"})
+	if !c.reserve("b", deliveredClients-1) || c.reserve("a", 1) {
 		t.Errorf("%d clients", c.total)
 	}
-	c.remove([]id.ID{"b"})
+	c.release([]id.ID{"b"})
 	if c.total != 0 || len(c.names) != 0 {
 		t.Errorf("%+v", c.names)
 	}

@@ -12,7 +12,7 @@ import (
 // measures.
 func BenchmarkFanOut(b *testing.B) {
 	const audience = 200_000
-	w := newWorld(b, 1, map[string][]string{"r": uuids(audience)})
+	w := newDeployment(b, 1, map[string][]string{"r": uuids(audience)})
 	w.cfg.Logger = nil
 	svc, _ := w.start()
 	round := 0

@@ -20,7 +20,7 @@ CREATE TRIGGER skip_some BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXEC
 	for name, later := range map[string]bool{"at the takeover": false, "while it runs": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20), "r2": {"a"}})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20), "r2": {"a"}})
 			if !later {
 				w.db.Exec(skip)
 			}
@@ -56,7 +56,7 @@ func TestTriggerThatChangesRowsHalts(t *testing.T) {
 	} {
 		t.Run(column, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 			w.db.Exec(`CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.` + column + ` := ` + change + `; RETURN NEW; END$$`)
 			w.db.Exec(`CREATE TRIGGER change_it BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION change()`)
 			w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
@@ -78,7 +78,7 @@ func TestFunctionThatFailsIsNamed(t *testing.T) {
 	} {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 			w.db.Exec(`CREATE FUNCTION public.broken() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO nowhere VALUES (1); RETURN NEW; END'`)
 			w.db.Exec(sql)
 			svc, _ := w.start()

@@ -57,15 +57,15 @@ func (s *Service) watchInput(ctx context.Context, client *kgo.Client) error {
 			at, ok := stable.Lookup(topic, l.id)
 			end, ok2 := ends.Lookup(topic, l.id)
 			if ok && ok2 && at.Err == nil && end.Err == nil {
-				l.noteInput(at.Offset, end.Offset, time.Now())
+				l.noteHeldInput(at.Offset, end.Offset, time.Now())
 			}
 		}
 	}
 }
 
-// noteInput notes how far a lane's partition can be read, and logs a transaction
+// noteHeldInput notes how far a lane's partition can be read, and logs a transaction
 // that holds it back, once, and its end.
-func (l *lane) noteInput(stable, end int64, now time.Time) {
+func (l *lane) noteHeldInput(stable, end int64, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := &l.held
@@ -88,8 +88,8 @@ func (l *lane) noteInput(stable, end int64, now time.Time) {
 	}
 }
 
-// text says what holds the lane's campaigns back; "" if nothing does.
-func (h *heldInput) text(topic string, partition int32) string {
+// describe says what holds the lane's campaigns back; "" if nothing does.
+func (h *heldInput) describe(topic string, partition int32) string {
 	if !h.shown {
 		return ""
 	}

@@ -24,14 +24,14 @@ type input struct {
 	passedAt time.Time // when that was last handed on by itself
 }
 
-// newInput reads on at an offset.
+// hasNewInput reads on at an offset.
 func newInput(at int64, reader *topic.PartitionReader) *input {
 	return &input{messages: topic.NewPrefetcher(reader, at)}
 }
 
-// read takes messages from the response at hand, up to bounds of their number and
+// readMessages takes messages from the response at hand, up to bounds of their number and
 // weight. An empty result means that the response is at its end.
-func (i *intake) read() (batch []message, err error) {
+func (i *intake) readMessages() (batch []message, err error) {
 	in := i.input
 	for size := 0; len(batch) < intakeMessages && size < i.cfg.StepBytes; {
 		r, err := in.messages.Next()
@@ -46,8 +46,8 @@ func (i *intake) read() (batch []message, err error) {
 			continue
 		}
 		in.passed = 0
-		m := i.messages.parser.parse(r)
-		batch, size = append(batch, m), size+m.weight()
+		m := i.messages.parser.parseRecord(r)
+		batch, size = append(batch, m), size+m.memorySize()
 	}
 	if in.passed > 0 && (len(batch) > 0 || time.Since(in.passedAt) >= passEvery) {
 		if len(batch) == 0 {
@@ -59,8 +59,8 @@ func (i *intake) read() (batch []message, err error) {
 	return batch, nil
 }
 
-// poll waits for messages and hands on what a step takes at once.
-func (i *intake) poll(ctx context.Context) error {
+// pollInput waits for messages and hands on what a step takes at once.
+func (i *intake) pollInput(ctx context.Context) error {
 	in := i.input
 	if !in.messages.HasResponse() {
 		var due <-chan time.Time
@@ -73,11 +73,11 @@ func (i *intake) poll(ctx context.Context) error {
 			return i.inputError(ctx, err)
 		}
 	}
-	batch, err := i.read()
+	batch, err := i.readMessages()
 	if err != nil {
 		return i.inputError(ctx, err)
 	}
-	return i.receive(ctx, batch)
+	return i.processBatch(ctx, batch)
 }
 
 // inputError names what was read.

@@ -13,7 +13,7 @@ import (
 )
 
 // produceTxn writes messages in one transaction and commits or aborts it.
-func (w *world) produceTxn(client *kgo.Client, end kgo.TransactionEndTry, values ...[]byte) {
+func (w *deployment) produceTxn(client *kgo.Client, end kgo.TransactionEndTry, values ...[]byte) {
 	w.Helper()
 	if err := client.BeginTransaction(); err != nil {
 		w.Fatal(err)
@@ -32,7 +32,7 @@ func (w *world) produceTxn(client *kgo.Client, end kgo.TransactionEndTry, values
 // that retention may take all of it, and the group has no lag. They cost few steps.
 func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	svc, stop := w.start()
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.TransactionalID(envtest.Name("producer")))
 	w.produceTxn(client, kgo.TryCommit, encodeCampaign(w.campaign("c1", "r1")))

@@ -27,9 +27,9 @@ const (
 	barrierHaste    = 20 * time.Millisecond
 )
 
-// arrival is what intake hands to decide: messages just received, or what a
+// messageBatch is what intake hands to decide: messages just received, or what a
 // replay read again.
-type arrival struct {
+type messageBatch struct {
 	messages []message
 	replayed []message // in their turn, behind all messages
 }
@@ -39,8 +39,8 @@ type intake struct {
 	lane     *lane
 	cfg      ClaimConfig
 	input    *input
-	messages *inspector
-	arrivals chan<- arrival
+	messages *messageInspector
+	arrivals chan<- messageBatch
 	shut     bool // the last batch waited for the barrier in vain
 }
 
@@ -48,31 +48,31 @@ type intake struct {
 func (i *intake) run(ctx context.Context) error {
 	defer i.input.messages.Close()
 	for ctx.Err() == nil {
-		if err := i.poll(ctx); err != nil {
+		if err := i.pollInput(ctx); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// receive passes the freshness barrier and looks the keys up, at the same
+// processBatch passes the freshness barrier and looks the keys up, at the same
 // time, then hands the messages on. Where the barrier is shut it hands them on
 // all the same, in their order: a cancel needs no join.
-func (i *intake) receive(ctx context.Context, batch []message) error {
+func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	if len(batch) == 1 && batch[0].passes() {
-		return handOver(ctx, i.arrivals, arrival{messages: batch})
+	if len(batch) == 1 && batch[0].holdsNothing() {
+		return sendBatch(ctx, i.arrivals, messageBatch{messages: batch})
 	}
 	failpoint.Hit("intake/received")
 	received := time.Now()
 	passed := true
-	patience := i.patience(batch, received.Unix()) // before lookUp, which turns campaigns into dead letters
+	patience := i.barrierWait(batch, received.Unix()) // before lookUp, which turns campaigns into dead letters
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		if patience > 0 {
-			passed, err = i.tryBarrier(gctx, patience)
+			passed, err = i.awaitBarrier(gctx, patience)
 			i.shut = !passed
 		}
 		return err
@@ -80,7 +80,7 @@ func (i *intake) receive(ctx context.Context, batch []message) error {
 	g.Go(func() error {
 		ctx, cancel := context.WithTimeout(gctx, i.cfg.SinkTimeout)
 		defer cancel()
-		return i.messages.lookup.fill(ctx, batch)
+		return i.messages.lookup.fillVersions(ctx, batch)
 	})
 	if err := g.Wait(); err != nil {
 		return err
@@ -90,12 +90,12 @@ func (i *intake) receive(ctx context.Context, batch []message) error {
 			batch[n].fresh = received
 		}
 	}
-	return handOver(ctx, i.arrivals, arrival{messages: batch})
+	return sendBatch(ctx, i.arrivals, messageBatch{messages: batch})
 }
 
-// patience is how long a batch waits for the freshness barrier; 0 where nothing
+// barrierWait is how long a batch waits for the freshness barrier; 0 where nothing
 // in it is joined.
-func (i *intake) patience(batch []message, now int64) time.Duration {
+func (i *intake) barrierWait(batch []message, now int64) time.Duration {
 	joins, cancels := false, false
 	for n := range batch {
 		if c := batch[n].campaign; c != nil && c.End > now {
@@ -113,8 +113,8 @@ func (i *intake) patience(batch []message, now int64) time.Duration {
 	return barrierPatience
 }
 
-// tryBarrier waits for the join's freshness, and no longer than patience.
-func (i *intake) tryBarrier(ctx context.Context, patience time.Duration) (passed bool, err error) {
+// awaitBarrier waits for the join's freshness, and no longer than patience.
+func (i *intake) awaitBarrier(ctx context.Context, patience time.Duration) (passed bool, err error) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err = i.lane.awaitFresh(waiting); err != nil && ctx.Err() == nil && waiting.Err() != nil {
@@ -134,8 +134,8 @@ func (l *lane) awaitFresh(ctx context.Context) error {
 	return nil
 }
 
-// handOver gives messages to decide.
-func handOver(ctx context.Context, to chan<- arrival, a arrival) error {
+// sendBatch gives messages to decide.
+func sendBatch(ctx context.Context, to chan<- messageBatch, a messageBatch) error {
 	select {
 	case to <- a:
 		return nil

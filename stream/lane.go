@@ -31,13 +31,13 @@ type lane struct {
 
 	mu     sync.Mutex // guards status: written by the session, read by Status
 	status LaneStatus
-	counts laneCounts
+	counts laneTotals
 	held   heldInput
-	agenda *agenda
+	starts *startTimes
 }
 
-// laneCounts are the lane's totals as Status adds them up.
-type laneCounts struct {
+// laneTotals are the lane's totals as Status adds them up.
+type laneTotals struct {
 	totals
 	shipped int64 // notifications
 	live    int
@@ -48,10 +48,10 @@ type laneCounts struct {
 func (l *lane) run(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
-	var violated unmet
+	var violated violationWatch
 	for {
 		began := time.Now()
-		err := violated.judge(l.session(ctx), l.id, l.svc.unmetPatience)
+		err := violated.haltIfLasting(l.runSession(ctx), l.id, l.svc.unmetPatience)
 		l.setState(LaneStopped, err)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end, whatever it cut off: the next takeover reads what is true
@@ -73,8 +73,8 @@ func (l *lane) run(ctx context.Context) error {
 	}
 }
 
-// session takes the lane over and works until something ends it.
-func (l *lane) session(ctx context.Context) error {
+// runSession takes the lane over and works until something ends it.
+func (l *lane) runSession(ctx context.Context) error {
 	l.setState(LaneTakeover, nil)
 	s, err := l.takeOver(ctx)
 	if err != nil {
@@ -82,7 +82,7 @@ func (l *lane) session(ctx context.Context) error {
 	}
 	defer s.close()
 	c := s.claim
-	l.noteTakeover(c, s.times)
+	l.noteTakeover(c, s.starts)
 	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.epoch, "decided", c.seq, "shipped", c.shipped, "next_offset", c.nextOffset)
 	return s.run(ctx)
 }
@@ -90,7 +90,7 @@ func (l *lane) session(ctx context.Context) error {
 // takeOver makes this process the lane's owner and gives a session on it.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeOver(ctx, l.svc.cfg.ClaimConfig, l.id, claimOptions{
-		slots: l.svc.steps, patience: l.svc.stepPatience, slow: l.showSlowStep,
+		slots: l.svc.connectionSlots, patience: l.svc.stepPatience, slow: l.showSlowStep,
 		waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {
@@ -114,20 +114,20 @@ func (l *lane) setState(state LaneState, err error) {
 		l.status.LastError = err.Error()
 	}
 	if state != LaneRunning {
-		l.agenda, l.counts.live = nil, 0
+		l.starts, l.counts.live = nil, 0
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
 		l.status.State, l.status.Halted = LaneHalted, halted
 	}
 }
 
-func (l *lane) noteTakeover(c *claim, times *agenda) {
+func (l *lane) noteTakeover(c *claim, times *startTimes) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.agenda = times
+	l.starts = times
 	l.status.State, l.status.LastError = LaneRunning, ""
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.epoch, c.seq, c.shipped, c.nextOffset
-	l.counts = laneCounts{totals: c.totals, shipped: c.totals.notified}
+	l.counts = laneTotals{totals: c.totals, shipped: c.totals.notified}
 	for _, p := range c.pending {
 		l.counts.shipped -= int64(p.Notifications())
 	}
@@ -155,7 +155,7 @@ func (l *lane) noteShipped(batch []*record.Payload) {
 	}
 }
 
-func (l *lane) setLive(n int) {
+func (l *lane) setLiveCount(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.live = n

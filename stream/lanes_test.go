@@ -20,7 +20,7 @@ func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": {"a", "b"}})
+			w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}})
 			w.cfg.Kafka.Start = start()
 			w.produce(0, encodeCampaign(w.campaign("before", "r1")))
 			_, stop := w.start()
@@ -39,7 +39,7 @@ func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 }
 
 // grow gives a topic n partitions.
-func (w *world) grow(topic string, n int) {
+func (w *deployment) grow(topic string, n int) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
 	resp, err := adm.UpdatePartitions(w.Context(), n, topic)

@@ -26,7 +26,7 @@ var layout1 string
 func TestSetupBringsALayoutUp(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
-	w := newWorld(t, 2, map[string][]string{"r1": few})
+	w := newDeployment(t, 2, map[string][]string{"r1": few})
 	w.db.Exec(`DROP SCHEMA dinnerbell CASCADE`)
 	w.db.Exec(layout1)
 	now := time.Now()
@@ -98,7 +98,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	stop()
 
 	// A fresh database and one that was brought up have the same tables.
-	if up, fresh := w.columns(), newWorld(t, 1, nil).columns(); up != fresh {
+	if up, fresh := w.columns(), newDeployment(t, 1, nil).columns(); up != fresh {
 		t.Errorf("the columns are\n%s\nand of a fresh deployment\n%s", up, fresh)
 	}
 	if epoch := w.db.Int(`SELECT epoch FROM dinnerbell.lane WHERE lane = 0`); epoch != 9 {
@@ -107,7 +107,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 }
 
 // ownRow makes a lane's row as layout 1 has it, of an owner with epoch 7.
-func (w *world) ownRow(lane int32, next, seq int64) {
+func (w *deployment) ownRow(lane int32, next, seq int64) {
 	w.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(w.kafka.Brokers...))
 	if err != nil {
@@ -124,7 +124,7 @@ func (w *world) ownRow(lane int32, next, seq int64) {
 }
 
 // columns describes the daemon's tables.
-func (w *world) columns() string {
+func (w *deployment) columns() string {
 	w.Helper()
 	rows, err := w.db.Pool.Query(w.Context(), `SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, is_nullable, column_default)
 FROM information_schema.columns WHERE table_schema = 'dinnerbell' ORDER BY 1`)
@@ -141,7 +141,7 @@ FROM information_schema.columns WHERE table_schema = 'dinnerbell' ORDER BY 1`)
 // A daemon that meets the layout of a later one stops: waiting does not help.
 func TestLaterLayoutHalts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, nil)
+	w := newDeployment(t, 1, nil)
 	w.db.Exec(`UPDATE dinnerbell.layout SET version = 99`)
 	halted := w.halted()
 	if halted == nil || !strings.Contains(halted.What, "layout 99") || !strings.Contains(halted.Hint, "later") {

@@ -13,7 +13,7 @@ import (
 func TestBurstOfEdits(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 5000)
-	w := newWorld(t, 1, map[string][]string{"r1": all, "r2": {"x"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": all, "r2": {"x"}})
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
 	w.produce(0, encodeCampaign(c))
@@ -52,7 +52,7 @@ func TestManyLongCampaignsTakeTurns(t *testing.T) {
 	for id := range left {
 		left[id] = 300
 	}
-	s.long = slices.DeleteFunc(s.long, func(l *live) bool { return l.done })
+	s.long = slices.DeleteFunc(s.long, func(l *liveCampaign) bool { return l.done })
 	turns := 0
 	for range 100 {
 		turns += len(served(t, s, left, 2000))
@@ -65,8 +65,8 @@ func TestManyLongCampaignsTakeTurns(t *testing.T) {
 // More campaigns wait than the agenda holds, with little room: each gets its turn.
 func TestCampaignsBeyondTheAgendaAreJoined(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 60)})
-	w.cfg.StepClients, w.cfg.LiveCampaigns, w.agendaLimit = 50, 2, 3
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 60)})
+	w.cfg.StepClients, w.cfg.LiveCampaigns, w.startLimit = 50, 2, 3
 	barrier := &shutter{}
 	w.barrier = barrier
 	svc, _ := w.start()

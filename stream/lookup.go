@@ -23,21 +23,21 @@ type campaignLookup struct {
 	timeout time.Duration
 }
 
-// fillAgain is fill for messages that may have been looked up before.
-func (l *campaignLookup) fillAgain(ctx context.Context, batch []message) error {
+// fillVersionsAnew is fill for messages that may have been looked up before.
+func (l *campaignLookup) fillVersionsAnew(ctx context.Context, batch []message) error {
 	for i := range batch {
-		batch[i].known, batch[i].shared = nil, false
+		batch[i].accepted, batch[i].shared = nil, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	return l.fill(ctx, batch)
+	return l.fillVersions(ctx, batch)
 }
 
-// fill notes what the campaign table holds for the batch's keys. Steps
+// fillVersions notes what the campaign table holds for the batch's keys. Steps
 // that are still in flight are not in it; decide knows those itself. Most ids are
 // new, so it is asked first which are not.
-func (l *campaignLookup) fill(ctx context.Context, batch []message) error {
-	if err := l.screen(ctx, batch); err != nil {
+func (l *campaignLookup) fillVersions(ctx context.Context, batch []message) error {
+	if err := l.refuseUnencodable(ctx, batch); err != nil {
 		return err
 	}
 	byID := make(map[string][]*message, len(batch))
@@ -61,7 +61,7 @@ func (l *campaignLookup) fill(ctx context.Context, batch []message) error {
 	for _, id := range ids {
 		there = append(there, byID[id]...)
 	}
-	return l.lookUpKnown(ctx, there)
+	return l.fillAccepted(ctx, there)
 }
 
 // knownIDsSQL asks for each id by itself: LIMIT keeps the planner from turning it
@@ -111,8 +111,8 @@ func (t tables) readKnown(ctx context.Context, conn querier, keys []campaign.Key
 	return nil
 }
 
-// lookUpKnown is fill for messages whose ids the campaign table has.
-func (l *campaignLookup) lookUpKnown(ctx context.Context, batch []*message) error {
+// fillAccepted is fill for messages whose ids the campaign table has.
+func (l *campaignLookup) fillAccepted(ctx context.Context, batch []*message) error {
 	byKey := make(map[campaign.Key][]*message, len(batch))
 	for _, m := range batch {
 		k := m.campaign.Key()
@@ -123,7 +123,7 @@ func (l *campaignLookup) lookUpKnown(ctx context.Context, batch []*message) erro
 	}
 	return l.t.readKnown(ctx, l.reader, slices.Collect(maps.Keys(byKey)), func(k campaign.Key, n *campaign.Version, shared bool) {
 		for _, m := range byKey[k] {
-			m.known, m.shared = n, shared
+			m.accepted, m.shared = n, shared
 		}
 	})
 }

@@ -23,7 +23,7 @@ type message struct {
 	// shut, and the message is not joined now.
 	fresh       time.Time
 	fingerprint campaign.Fingerprint // of campaign
-	known       *campaign.Version    // what the campaign table held for its key; nil if nothing
+	accepted    *campaign.Version    // what the campaign table held for its key; nil if nothing
 	shared      bool                 // the campaign runs, or ran, for other restaurants too
 
 	// Of a replay alone.
@@ -45,9 +45,9 @@ func newMessageParser(cfg KafkaConfig, limits topicLimits, table *feedbackTable)
 	return messageParser{topic: cfg.Notifications, limit: limits.record, table: table, letters: newLetterMaker(cfg, limits)}
 }
 
-// parse turns a record into a message. It never fails: what is no campaign
+// parseRecord turns a record into a message. It never fails: what is no campaign
 // becomes a dead letter.
-func (p *messageParser) parse(r *topic.Record) message {
+func (p *messageParser) parseRecord(r *topic.Record) message {
 	m := message{offset: r.Next - 1, time: r.Time}
 	c, err := p.parseCampaign(r)
 	if err == nil {
@@ -95,8 +95,8 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 	return c, nil
 }
 
-// weight is about what the message holds in memory, in bytes.
-func (m *message) weight() int {
+// memorySize is about what the message holds in memory, in bytes.
+func (m *message) memorySize() int {
 	switch {
 	case m.campaign != nil:
 		return m.campaign.Size()
@@ -106,5 +106,5 @@ func (m *message) weight() int {
 	return 0
 }
 
-// passes tells that the message stands for offsets that hold nothing.
-func (m *message) passes() bool { return m.campaign == nil && m.dead == nil }
+// holdsNothing tells that the message stands for offsets that hold nothing.
+func (m *message) holdsNothing() bool { return m.campaign == nil && m.dead == nil }

@@ -12,7 +12,7 @@ import (
 )
 
 // produceAt produces with a timestamp of its own: what orders partitions.
-func (w *world) produceAt(partition int32, at time.Time, value []byte) {
+func (w *deployment) produceAt(partition int32, at time.Time, value []byte) {
 	w.Helper()
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err := client.ProduceSync(w.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: partition, Value: value, Timestamp: at}).FirstErr(); err != nil {
@@ -21,7 +21,7 @@ func (w *world) produceAt(partition int32, at time.Time, value []byte) {
 }
 
 // read waits until a lane has read up to an offset.
-func (w *world) read(partition int, offset int64) {
+func (w *deployment) read(partition int, offset int64) {
 	w.Helper()
 	envtest.Until(w, patience, func() error {
 		if n := w.db.Int(fmt.Sprintf(`SELECT coalesce(max(next_offset), 0) FROM dinnerbell.lane WHERE lane = %d`, partition)); n < offset {
@@ -32,7 +32,7 @@ func (w *world) read(partition int, offset int64) {
 }
 
 // end checks which message of campaign c stands.
-func (w *world) end(want int64) {
+func (w *deployment) end(want int64) {
 	w.Helper()
 	if got := w.db.Int(`SELECT adv_campaign_datetime_end FROM dinnerbell.campaign WHERE adv_campaign_id = 'c'`); got != want {
 		w.Errorf("the campaign's end is %d; the newest message says %d", got, want)
@@ -42,7 +42,7 @@ func (w *world) end(want int64) {
 // A on lane 0, cancelled on lane 1, A again on lane 0: the newest message is A.
 func TestBackToEarlierContentOverLanes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 5)})
 	w.start()
 	a := w.campaign("c", "r1")
 	b := a
@@ -60,7 +60,7 @@ func TestBackToEarlierContentOverLanes(t *testing.T) {
 // A, A again; then the cancel that was produced between the two, from a lane that was behind.
 func TestRepeatMovesTheTime(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 5)})
 	w.start()
 	a := w.campaign("c", "r1")
 	b := a
@@ -82,7 +82,7 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	newest := older
 	newest.Content = "newest"
 	at := func(offset int64, c campaign.Campaign, known *campaign.Version) *message {
-		return &message{offset: offset, time: offset, campaign: &c, fingerprint: c.Fingerprint(), known: known}
+		return &message{offset: offset, time: offset, campaign: &c, fingerprint: c.Fingerprint(), accepted: known}
 	}
 	theirs := &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 7}, Time: 7, Fingerprint: newest.Fingerprint(), RowVersion: 9, Owner: 1}
 	before := &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 2}, Time: 2, Fingerprint: older.Fingerprint(), RowVersion: 1, Owner: 1}
@@ -90,8 +90,8 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 		"first message": at(3, older, nil), "edit": at(3, older, &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 2}, Time: 2, RowVersion: 1, Owner: 1}), "repeat": at(3, older, before),
 	} {
 		d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(contractTable())
-		d.accept(st, first)
-		d.accept(st, at(8, newest, theirs))
+		d.acceptMessage(st, first)
+		d.acceptMessage(st, at(8, newest, theirs))
 		r := st.rows[newest.Key()]
 		if r.Content != newest.Content || r.fingerprint != newest.Fingerprint() || r.at.Offset != 8 {
 			t.Errorf("%s: the row of offset %d says %q", name, r.at.Offset, r.Content)
@@ -100,9 +100,9 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 
 	// The same where the older one is being served: it leaves the schedule.
 	d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(contractTable())
-	old := &live{Campaign: &older, version: 2}
+	old := &liveCampaign{Campaign: &older, version: 2}
 	d.sched.add(old)
-	d.accept(st, at(8, newest, theirs))
+	d.acceptMessage(st, at(8, newest, theirs))
 	if r := st.rows[newest.Key()]; !old.done || !r.repeats || r.Content != newest.Content {
 		t.Errorf("it is served on: %t; the row says %q", !old.done, r.Content)
 	}

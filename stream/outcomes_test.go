@@ -45,7 +45,7 @@ next:
 func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 	t.Parallel()
 	const lower = "123e4567-e89b-12d3-a456-426614174000"
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}, lower: {"b"}, "rest_1" + strings.Repeat(" ", 34): {"c"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}, lower: {"b"}, "rest_1" + strings.Repeat(" ", 34): {"c"}})
 	lines := &logLines{}
 	w.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	svc, _ := w.start()
@@ -108,7 +108,7 @@ func TestFloodOfRefusedMessagesIsCoalesced(t *testing.T) {
 // takes its totals along.
 func TestCountsStayWhenLanesMove(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 40)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 40)})
 	first, _ := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c0", "r1")), []byte("no json"))
 	w.produce(1, encodeCampaign(w.campaign("c1", "r1")))

@@ -18,7 +18,7 @@ import (
 // Whoever may connect can take any advisory lock, and must not hold up a lane.
 func TestNobodyElsesLockHoldsALaneUp(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a", "b"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}})
 	conn, err := pgx.Connect(t.Context(), w.db.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +35,7 @@ func TestNobodyElsesLockHoldsALaneUp(t *testing.T) {
 // A role that bears a daemon's name, but not its role, is no predecessor and no owner.
 func TestOnlyTheOwnRoleCounts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	role := "stranger_" + w.db.Name
 	w.db.Exec(`CREATE ROLE ` + role + ` LOGIN`)
 	t.Cleanup(func() {
@@ -66,7 +66,7 @@ func TestOnlyTheOwnRoleCounts(t *testing.T) {
 // The functions that a hostile schema has are not called: the search path is pinned.
 func TestSearchPathIsPinned(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	w.db.Exec(`CREATE SCHEMA evil; CREATE TABLE evil.called (n int);
 CREATE FUNCTION evil.to_regclass(text) RETURNS regclass LANGUAGE plpgsql AS 'BEGIN INSERT INTO evil.called VALUES (1); RETURN NULL; END';
 CREATE FUNCTION evil.unnest(text[]) RETURNS SETOF text LANGUAGE plpgsql AS 'BEGIN INSERT INTO evil.called VALUES (1); END'`)
@@ -118,7 +118,7 @@ func TestServerThatFallsSilentIsGivenUp(t *testing.T) {
 // nothing to resolve.
 func TestResolveRefusesALaneThatRuns(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	svc, stop := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}})
@@ -138,7 +138,7 @@ func TestResolveRefusesALaneThatRuns(t *testing.T) {
 // what they take together.
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 8, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 8, map[string][]string{"r1": {"a"}})
 	want := map[string][]string{}
 	deliver := func(round string) {
 		for lane := range int32(8) {

@@ -22,13 +22,13 @@ import (
 )
 
 // produceRaw writes one hand-made batch to a partition of the campaigns topic.
-func (w *world) produceRaw(codec rawbatch.Codec, count int32, records []byte) {
+func (w *deployment) produceRaw(codec rawbatch.Codec, count int32, records []byte) {
 	w.Helper()
 	rawbatch.Produce(w, w.kafka.Client(), w.cfg.Kafka.Campaigns, codec, count, records)
 }
 
 // refused waits for n dead letters and lists them by the offset that they came from.
-func (w *world) refused(n int) map[int64]*DeadLetter {
+func (w *deployment) refused(n int) map[int64]*DeadLetter {
 	w.Helper()
 	var out map[int64]*DeadLetter
 	envtest.Until(w, patience, func() error {
@@ -75,7 +75,7 @@ func TestLargeMessagesHoldLittleMemory(t *testing.T) {
 	const size, few = 900_000, 1
 	for name, c := range map[string]struct{ messages, most int }{"contents": {70, 96}, "headers": {100, 96}} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", few)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", few)})
 			w.cfg.Logger = nil
 			done := func(s *Service) int64 { return s.Status().Notifications.Shipped / few }
 			if name == "contents" {
@@ -116,7 +116,7 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 	if envtest.RealKafka() {
 		t.Skip("Apache Kafka refuses most of these batches")
 	}
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 10)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 10)})
 	w.cfg.Logger = nil
 	w.produceRaw(rawbatch.Zstd, 2, rawbatch.Bomb(t, rawbatch.Zstd, 700<<20, 600<<20))                     // 0, 1
 	w.produceRaw(rawbatch.Gzip, 1, rawbatch.Bomb(t, rawbatch.Gzip, 60<<20))                               // 2
@@ -172,9 +172,9 @@ func (c *damagingConn) Read(p []byte) (int, error) {
 }
 
 // damagedWorld is a world whose daemon has connections that damage.
-func damagedWorld(t *testing.T, damages func() bool) *world {
+func damagedWorld(t *testing.T, damages func() bool) *deployment {
 	t.Helper()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 	plain := w.cfg.Kafka.Client
 	w.cfg.Kafka.Client = func() ([]kgo.Opt, error) {
 		opts, err := plain()

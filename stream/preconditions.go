@@ -16,8 +16,8 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// facts are what was read of both systems before the checks.
-type facts struct {
+// systemFacts are what was read of both systems before the checks.
+type systemFacts struct {
 	cluster   *cluster
 	catalogue *catalogue
 }
@@ -25,7 +25,7 @@ type facts struct {
 // readPreconditions makes the checks of both systems, the sink's first, over a
 // connection to the sink and a client of its own to Kafka. It keeps the facts that
 // it has read in *found, unless that is nil.
-func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment, conn *pgx.Conn, found *facts) (precondition.Report, error) {
+func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment, conn *pgx.Conn, found *systemFacts) (precondition.Report, error) {
 	opts, err := cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
@@ -86,23 +86,23 @@ func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment preconditio
 // ends a lane or the daemon: a migration takes several statements.
 const unmetPatience = time.Minute
 
-// unmet remembers since when a precondition is violated.
-type unmet struct {
+// violationWatch remembers since when a precondition is violated.
+type violationWatch struct {
 	name  string
 	since time.Time
 }
 
-// judge returns err, or a halt in its place where err is a precondition that has
+// haltIfLasting returns err, or a halt in its place where err is a precondition that has
 // been violated for longer than the patience. What setup makes is waited for
 // without end: a deployment may start the daemon first.
-func (u *unmet) judge(err error, lane int32, patience time.Duration) error {
+func (u *violationWatch) haltIfLasting(err error, lane int32, patience time.Duration) error {
 	violation, ok := errors.AsType[*precondition.UnmetError](err)
 	if !ok {
-		*u = unmet{}
+		*u = violationWatch{}
 		return err
 	}
 	if violation.Name != u.name {
-		*u = unmet{name: violation.Name, since: time.Now()}
+		*u = violationWatch{name: violation.Name, since: time.Now()}
 	}
 	if setupMends(violation) || time.Since(u.since) < patience {
 		return err

@@ -14,7 +14,7 @@ import (
 // A daemon that is started before setup has run waits for it and names it.
 func TestStartWaitsForSetup(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 5)})
 	w.cfg.Kafka.Progress = w.kafka.Topic("short", 1, map[string]string{"cleanup.policy": "compact"})
 	w.unmetPatience = time.Nanosecond
 	svc, _ := w.start()
@@ -36,18 +36,18 @@ func TestViolationHaltsOnceItHasLasted(t *testing.T) {
 	t.Parallel()
 	lasting := &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.other", Object: "topic t", Found: "it is wrong", Fix: "MEND IT"}}
 	mended := &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.topics", Object: "topic t", Found: "it is missing", Fix: "dinnerbell setup"}}
-	var u unmet
-	if err := u.judge(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
+	var u violationWatch
+	if err := u.haltIfLasting(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
 		t.Errorf("a young violation gives %v", err)
 	}
-	halted, ok := errors.AsType[*halt.Error](u.judge(lasting, 3, 0))
+	halted, ok := errors.AsType[*halt.Error](u.haltIfLasting(lasting, 3, 0))
 	if !ok || halted.Lane != 3 || halted.What != "topic t: it is wrong" || !strings.HasPrefix(halted.Hint, "MEND IT") {
 		t.Errorf("a lasting violation gives %+v", halted)
 	}
-	if err := u.judge(mended, 3, 0); !errors.Is(err, error(mended)) {
+	if err := u.haltIfLasting(mended, 3, 0); !errors.Is(err, error(mended)) {
 		t.Errorf("what setup mends gives %v", err)
 	}
-	if err := u.judge(nil, 3, time.Hour); err != nil || u.name != "" {
+	if err := u.haltIfLasting(nil, 3, time.Hour); err != nil || u.name != "" {
 		t.Errorf("met again: %v, %q is remembered", err, u.name)
 	}
 }

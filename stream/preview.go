@@ -36,7 +36,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	if err := r.open(ctx); err != nil {
 		return nil, err
 	}
-	m := r.messages.parser.parse(&topic.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
+	m := r.messages.parser.parseRecord(&topic.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
 	if m.dead != nil {
 		return &Preview{Outcome: "refused", Reason: m.dead.Reason}, nil
 	}
@@ -45,14 +45,14 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 		return nil, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
 	batch := []message{m}
-	if err := r.messages.lookup.fillAgain(ctx, batch); err != nil {
+	if err := r.messages.lookup.fillVersionsAnew(ctx, batch); err != nil {
 		return nil, err
 	}
 	if dead := batch[0].dead; dead != nil {
 		return &Preview{Outcome: "refused", Reason: dead.Reason}, nil
 	}
 	now := time.Now().Unix()
-	switch known := batch[0].known; {
+	switch known := batch[0].accepted; {
 	case m.campaign.End <= now:
 		p.Outcome = "expired"
 	case known != nil && known.Fingerprint == m.fingerprint:
@@ -64,7 +64,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 }
 
 // countAudience fills in the numbers.
-func (i *inspector) countAudience(ctx context.Context, m *message, p *Preview) error {
+func (i *messageInspector) countAudience(ctx context.Context, m *message, p *Preview) error {
 	restaurant, err := id.Pack(m.campaign.RestaurantID)
 	if err != nil {
 		return fmt.Errorf("pack restaurant id: %w", err)
@@ -75,7 +75,7 @@ func (i *inspector) countAudience(ctx context.Context, m *message, p *Preview) e
 	if p.Audience == 0 {
 		p.Hint = similarHint(i.delivered.store, m.campaign.RestaurantID)
 	}
-	if m.delivered, m.have, err = i.delivered.load(ctx, m.campaign.ID); err != nil {
+	if m.delivered, m.have, err = i.delivered.loadClients(ctx, m.campaign.ID); err != nil {
 		return err
 	}
 	if m.delivered == "" {

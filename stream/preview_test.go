@@ -9,7 +9,7 @@ import (
 func TestPreview(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 30)
-	w := newWorld(t, 1, map[string][]string{"r1": all, "r2": all[:20]})
+	w := newDeployment(t, 1, map[string][]string{"r1": all, "r2": all[:20]})
 	svc, _ := w.start()
 	sent := w.campaign("sent", "r2")
 	w.produce(0, encodeCampaign(sent))

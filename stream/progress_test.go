@@ -11,7 +11,7 @@ import (
 // key, compaction may have deleted the lane's own.
 func TestForeignProgressRecords(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 	write := func(key, value string) {
 		client := w.kafka.Client(kgo.DefaultProduceTopic(w.cfg.Kafka.Progress))
 		if err := client.ProduceSync(t.Context(), &kgo.Record{Key: []byte(key), Value: []byte(value)}).FirstErr(); err != nil {

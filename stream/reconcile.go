@@ -22,9 +22,9 @@ const (
 	serializationFailure = "40001"
 )
 
-// lockedOut tells that the server ended a transaction for the sake of another
+// isLockedOut tells that the server ended a transaction for the sake of another
 // one. Nothing of it is there, and done again it may pass.
-func lockedOut(err error) bool {
+func isLockedOut(err error) bool {
 	refused, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (refused.Code == deadlockDetected || refused.Code == serializationFailure)
 }
@@ -42,19 +42,19 @@ func (c *correctedKeys) add(keys ...campaign.Key) {
 	c.keys = append(c.keys, keys...)
 }
 
-func (c *correctedKeys) take() (keys []campaign.Key) {
+func (c *correctedKeys) takeAll() (keys []campaign.Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	keys, c.keys = c.keys, nil
 	return keys
 }
 
-// reconcile judges a step's messages anew after its transaction was rolled back
+// reconcileStep judges a step's messages anew after its transaction was rolled back
 // because a campaign's row was not as expected: another lane, a repeat there, or
 // an operator has changed it since it was looked up. What has lost its row is
 // taken out with its clients. What wins all the same becomes a pending row, which
 // the agenda brings to be joined.
-func (c *committer) reconcile(ctx context.Context, st *step) error {
+func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	ctx, cancel := context.WithTimeout(ctx, c.claim.cfg.SinkTimeout)
 	defer cancel()
 	keys := make([]campaign.Key, 0, len(st.rows))
@@ -67,28 +67,28 @@ func (c *committer) reconcile(ctx context.Context, st *step) error {
 		if r.accept || r.repeats {
 			c.reconcileMessage(st, r, there, now)
 		} else if there == nil || there.RowVersion != r.version || there.Owner != r.owner {
-			c.lose(st, r)
+			c.loseCampaign(st, r)
 			delete(st.rows, k)
 		}
 	}); err != nil {
 		return err
 	}
 	// What is still this lane's to deliver comes back, with its cursor.
-	c.times.release(st.lost)
+	c.starts.allowReload(st.lost)
 	list, err := c.claim.t.readStarts(ctx, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 	if err != nil {
 		return err
 	}
-	c.times.fill(time.Now(), list)
+	c.starts.addLoaded(time.Now(), list)
 	return nil
 }
 
 // reconcileMessage does it for a row with a message.
-func (c *committer) reconcileMessage(st *step, r *row, there *campaign.Version, now int64) {
+func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.Version, now int64) {
 	if campaign.SameRow(r.replaces, there) && (r.accept || there.RowVersion == r.version && (r.state == "" || there.Owner == r.owner)) {
 		return
 	}
-	this := r.known()
+	this := r.acceptedVersion()
 	found := campaign.Judge(this, there)
 	if r.feed != nil && there != nil && there.Position == this.Position { // read again
 		found = campaign.Edit
@@ -96,7 +96,7 @@ func (c *committer) reconcileMessage(st *step, r *row, there *campaign.Version, 
 	if r.state == stateExpired {
 		st.expired--
 	}
-	c.lose(st, r)
+	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces = false, "", "", there
 	switch found {
 	case campaign.Older:
@@ -104,10 +104,10 @@ func (c *committer) reconcileMessage(st *step, r *row, there *campaign.Version, 
 		st.noteOlder(r.Campaign, this, *there)
 	case campaign.Repeat:
 		r.accept, r.repeats = false, true
-		r.live = &live{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
+		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
 	case campaign.First, campaign.Edit:
 		r.accept, r.repeats, r.state = true, false, statePending
-		r.live = &live{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
+		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
 		if there != nil {
 			r.version = there.RowVersion + 1
 		}
@@ -119,10 +119,10 @@ func (c *committer) reconcileMessage(st *step, r *row, there *campaign.Version, 
 	}
 }
 
-// lose takes the clients of a row out of the step, and has decide and the steps
+// loseCampaign takes the clients of a row out of the step, and has decide and the steps
 // behind leave the campaign alone.
-func (c *committer) lose(st *step, r *row) {
+func (c *committer) loseCampaign(st *step, r *campaignRow) {
 	r.lost.Store(true)
-	st.drop(r.live)
+	st.dropCampaign(r.liveCampaign)
 	c.corrected.add(r.Key())
 }

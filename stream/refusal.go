@@ -133,7 +133,7 @@ const (
 
 // refusedLetter is the dead letter of a campaign that was accepted before the
 // table refused its rows: its message is read no more, its content is known.
-func (l *live) refusedLetter(reason string) record.DeadLetter {
+func (l *liveCampaign) refusedLetter(reason string) record.DeadLetter {
 	c := l.Campaign
 	value, err := json.Marshal(struct {
 		RestaurantID string `json:"restaurant_id"`
@@ -148,14 +148,14 @@ func (l *live) refusedLetter(reason string) record.DeadLetter {
 	if err != nil {
 		value = []byte(c.ID) // cannot happen: strings and numbers always encode
 	}
-	return l.letter(reason, value, record.Header{Key: headerReconstructed, Value: []byte("true")})
+	return l.newLetter(reason, value, record.Header{Key: headerReconstructed, Value: []byte("true")})
 }
 
 // leftOutBytes bounds the ids that one letter names.
 const leftOutBytes = 64 << 10
 
 // leftOutLetter is the durable trace of clients who did not get a campaign.
-func (l *live) leftOutLetter(reason string, clients []string) record.DeadLetter {
+func (l *liveCampaign) leftOutLetter(reason string, clients []string) record.DeadLetter {
 	named, size := len(clients), 0
 	for i, c := range clients {
 		if size += len(c) + 3; size > leftOutBytes && i > 0 {
@@ -172,19 +172,19 @@ func (l *live) leftOutLetter(reason string, clients []string) record.DeadLetter 
 	if err != nil {
 		value = []byte(l.ID) // cannot happen: strings and numbers always encode
 	}
-	letter := l.letter(fmt.Sprintf("%d clients are left out: %s", len(clients), reason), value, record.Header{Key: headerLeftOut, Value: strconv.AppendInt(nil, int64(len(clients)), 10)})
+	letter := l.newLetter(fmt.Sprintf("%d clients are left out: %s", len(clients), reason), value, record.Header{Key: headerLeftOut, Value: strconv.AppendInt(nil, int64(len(clients)), 10)})
 	letter.Clients = int64(len(clients))
 	return letter
 }
 
-func (l *live) letter(reason string, value []byte, mark record.Header) record.DeadLetter {
+func (l *liveCampaign) newLetter(reason string, value []byte, mark record.Header) record.DeadLetter {
 	return record.DeadLetter{Partition: l.from.Lane, Offset: l.from.Offset, Timestamp: l.Created * 1000, Reason: reason, Value: value, Headers: []record.Header{mark}}
 }
 
 // payload is what the step ships if every client of it was new and the table takes
 // every row, with the letters of those that were left out before.
 func (m *letterMaker) payload(st *step) *record.Payload {
-	p := st.payload()
+	p := st.buildPayload()
 	p.Dead = slices.Clip(p.Dead)
 	keys := slices.SortedFunc(maps.Keys(st.leftOut), func(a, b leftOut) int {
 		return cmp.Or(campaign.CompareKeys(a.live.Key(), b.live.Key()), strings.Compare(a.reason, b.reason))
@@ -212,10 +212,10 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 	}
 }
 
-// screen turns messages into dead letters whose texts the sink's database has no
+// refuseUnencodable turns messages into dead letters whose texts the sink's database has no
 // characters for. It asks only where the encoding is not Unicode, and about texts
 // that are not ASCII.
-func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
+func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message) error {
 	if l.table.holdsUnicode() {
 		return nil
 	}
@@ -235,7 +235,7 @@ func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)
 		}
 		if err != nil {
-			letter := l.letters.complete((&live{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
+			letter := l.letters.complete((&liveCampaign{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
 			letter.Timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}
@@ -243,15 +243,15 @@ func (l *campaignLookup) screen(ctx context.Context, batch []message) error {
 	return nil
 }
 
-// refuse notes that the table takes no row of a campaign: it is finished by this
+// noteRefused notes that the table takes no row of a campaign: it is finished by this
 // step. Steps that are built already leave it out once this one is committed.
-func (st *step) refuse(l *live) {
+func (st *step) noteRefused(l *liveCampaign) {
 	st.refused = append(st.refused, l)
-	st.rows[l.Key()].state = stateFinished // the row is there: see decider.pick
+	st.rows[l.Key()].state = stateFinished // the row is there: see decider.pickClients
 }
 
-// leaveOut notes clients whose id the feedback table or a record cannot carry.
-func (st *step) leaveOut(l *live, reason string, id id.ID) {
+// leaveOutClient notes clients whose id the feedback table or a record cannot carry.
+func (st *step) leaveOutClient(l *liveCampaign, reason string, id id.ID) {
 	if st.leftOut == nil {
 		st.leftOut = map[leftOut][]string{}
 	}
@@ -260,6 +260,6 @@ func (st *step) leaveOut(l *live, reason string, id id.ID) {
 }
 
 type leftOut struct {
-	live   *live
+	live   *liveCampaign
 	reason string
 }

@@ -125,9 +125,9 @@ type replay struct {
 	svc      *Service
 	dry      bool
 	progress func(stage string, done, total int64)
-	client   *kgo.Client // nil before open
-	reader   *readers    // the same
-	messages *inspector  // of no lane
+	client   *kgo.Client       // nil before open
+	reader   *readers          // the same
+	messages *messageInspector // of no lane
 	limits   topicLimits
 	topicID  [16]byte // of the campaigns topic
 	topicTxt string
@@ -163,7 +163,7 @@ func (r *replay) open(ctx context.Context) (err error) {
 		return err
 	}
 	r.limits = newTopicLimits(found, cfg.Kafka)
-	r.messages = newInspector(cfg.ClaimConfig, -1, look.feedback, r.limits, r.reader, r.svc.store)
+	r.messages = newMessageInspector(cfg.ClaimConfig, -1, look.feedback, r.limits, r.reader, r.svc.store)
 	ids := found.ids(cfg.Kafka)
 	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, found.topics[cfg.Kafka.Campaigns].ID
 	return nil

@@ -60,12 +60,12 @@ func (c *ReplayCounts) note(v verdict, ahead bool) {
 // just arrived go first, and it never moves next_offset. The look-up may be
 // older than what this lane accepted since, so the verdict is made anew.
 func (d *decider) acceptReplayed(st *step) bool {
-	if len(d.replayed) == 0 || !d.roomForMore() || d.sched.replayed >= replayLive || !st.takes(&d.replayed[0]) {
+	if len(d.replayed) == 0 || !d.hasRoom() || d.sched.replayed >= replayLive || !st.canAccept(&d.replayed[0]) {
 		return false
 	}
 	m := d.replayed[0]
 	d.replayed = d.replayed[1:]
-	before := d.newest(st, &m)
+	before := d.newestAccepted(st, &m)
 	v := replaySuperseded
 	if !m.feed.gone() {
 		v = m.verdict(d.lane.id, before, time.Now().Unix())
@@ -78,7 +78,7 @@ func (d *decider) acceptReplayed(st *step) bool {
 		return true
 	}
 	st.size += m.campaign.Size()
-	d.install(st, &m, before)
+	d.acceptCampaign(st, &m, before)
 	st.feeds = append(st.feeds, m.feed)
 	return true
 }

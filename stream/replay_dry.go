@@ -39,7 +39,7 @@ func (l *laneReplay) countAll(ctx context.Context) error {
 func (l *laneReplay) count(ctx context.Context, m *message) (n, have int64, err error) {
 	shared := l.plan.isShared(m.campaign.Key().Digest())
 	if m.delivered = l.plan.audiences[m.campaign.ID]; m.delivered == "" {
-		if m.delivered, m.have, err = l.messages.delivered.load(ctx, m.campaign.ID); err != nil {
+		if m.delivered, m.have, err = l.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
 			return 0, 0, err
 		}
 		if m.delivered == "" {
@@ -65,7 +65,7 @@ const countedTogether = 2000
 
 // countMissed counts the clients of a restaurant that are not in a delivered cache,
 // and adds them to it if mark says so.
-func (i *inspector) countMissed(ctx context.Context, restaurant, name id.ID, mark bool) (missed int64, err error) {
+func (i *messageInspector) countMissed(ctx context.Context, restaurant, name id.ID, mark bool) (missed int64, err error) {
 	store := i.delivered.store
 	scan, err := store.NewScan()
 	if err != nil {

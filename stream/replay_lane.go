@@ -88,8 +88,8 @@ func (l *laneReplay) run(ctx context.Context) error {
 // replayer does what a replay asks of a lane.
 type replayer struct {
 	lane     *lane
-	messages *inspector
-	arrivals chan<- arrival
+	messages *messageInspector
+	arrivals chan<- messageBatch
 }
 
 // run works until ctx ends.
@@ -140,13 +140,13 @@ func (l *laneReplay) batches(ctx context.Context, parser *messageParser, fn func
 		return err
 	}
 	err := l.read(ctx, l.id, l.next, l.until, func(r *topic.Record) error {
-		m := parser.parse(r)
-		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.weight() > l.svc.cfg.StepBytes) {
+		m := parser.parseRecord(r)
+		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.memorySize() > l.svc.cfg.StepBytes) {
 			if err := flush(r.Offset); err != nil {
 				return err
 			}
 		}
-		batch, size = append(batch, m), size+m.weight()
+		batch, size = append(batch, m), size+m.memorySize()
 		return nil
 	})
 	if err != nil {
@@ -166,12 +166,12 @@ func (l *laneReplay) settled(next int64, counts ReplayCounts) {
 
 // prepare passes the barrier, looks the batch's campaigns up and says what is
 // to be done with each.
-func (l *laneReplay) prepare(ctx context.Context, messages *inspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
+func (l *laneReplay) prepare(ctx context.Context, messages *messageInspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
 	fresh := time.Now()
 	if err := l.svc.barrier.Barrier(ctx); err != nil {
 		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
-	if err := messages.lookup.fillAgain(ctx, batch); err != nil {
+	if err := messages.lookup.fillVersionsAnew(ctx, batch); err != nil {
 		return nil, counts, err
 	}
 	for i := range batch {
@@ -188,7 +188,7 @@ func (l *laneReplay) prepare(ctx context.Context, messages *inspector, batch []m
 			continue
 		}
 		m.fresh, m.replaced = fresh, l.plan.replaced(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
-		v := m.verdict(l.id, m.known, fresh.Unix())
+		v := m.verdict(l.id, m.accepted, fresh.Unix())
 		counts.note(v, m.campaign.Start > fresh.Unix())
 		if v == replayJoin || v == replayCancel {
 			todo = append(todo, m)
@@ -207,7 +207,7 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 	cached := 0
 	for i, m := range todo {
 		if m.joins() {
-			if m.delivered, m.have, err = s.messages.delivered.load(ctx, m.campaign.ID); err != nil {
+			if m.delivered, m.have, err = s.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
 				return counts, err
 			}
 			if l.plan.countOnce(m.campaign.Key().Digest()) {
@@ -221,7 +221,7 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 		}
 		// What was loaded may have taken its time. Should the campaign change once
 		// more, the step is found stale, as an edit is.
-		if err := s.messages.lookup.fillAgain(ctx, window); err != nil {
+		if err := s.messages.lookup.fillVersionsAnew(ctx, window); err != nil {
 			return counts, err
 		}
 		if err := s.feed(ctx, l, window); err != nil {
@@ -262,7 +262,7 @@ func (s *replayer) feed(ctx context.Context, l *laneReplay, window []message) er
 		window[i].feed = f
 	}
 	failpoint.Hit("replay/feed")
-	if err := handOver(ctx, s.arrivals, arrival{replayed: window}); err != nil {
+	if err := sendBatch(ctx, s.arrivals, messageBatch{replayed: window}); err != nil {
 		return err
 	}
 	select {

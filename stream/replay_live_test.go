@@ -10,7 +10,7 @@ import (
 )
 
 // decided waits until so many notifications are decided.
-func (w *world) decided(svc *Service, n int64) {
+func (w *deployment) decided(svc *Service, n int64) {
 	w.Helper()
 	envtest.Until(w, patience, func() error {
 		if got := svc.Status().Notifications.Decided; got < n {
@@ -25,7 +25,7 @@ func (w *world) decided(svc *Service, n int64) {
 func TestReplayOfALiveCampaign(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)
-	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
@@ -47,7 +47,7 @@ func TestReplayOfALiveCampaign(t *testing.T) {
 func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)
-	w := newWorld(t, 2, map[string][]string{"r1": all[:10]})
+	w := newDeployment(t, 2, map[string][]string{"r1": all[:10]})
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
@@ -88,18 +88,18 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	t.Parallel()
 	d := newDecider(&lane{svc: &Service{recentLimit: recentLimit}}, Config{})
-	loaded := func(cursor string) *live {
+	loaded := func(cursor string) *liveCampaign {
 		c := campaign.Campaign{ID: "c", RestaurantID: "r1"}
-		return &live{Campaign: &c, version: 7, cursor: packID(t, cursor)}
+		return &liveCampaign{Campaign: &c, version: 7, cursor: packID(t, cursor)}
 	}
 	again := loaded("a")
 	d.sched.add(again)
-	d.takeDue([]*live{loaded("b")})
+	d.enqueueDue([]*liveCampaign{loaded("b")})
 	if d.sched.byKey[again.Key()] != again {
 		t.Error("what was due has taken its place")
 	}
 	again.version = 6
-	d.takeDue([]*live{loaded("b")})
+	d.enqueueDue([]*liveCampaign{loaded("b")})
 	if d.sched.byKey[again.Key()] == again {
 		t.Error("a newer version has not")
 	}

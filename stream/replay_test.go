@@ -19,7 +19,7 @@ import (
 )
 
 // subscribe puts other subscriptions in the place of the store's, as a repair does.
-func (w *world) subscribe(subs map[string][]string) {
+func (w *deployment) subscribe(subs map[string][]string) {
 	w.Helper()
 	w.subs = subs
 	loader, err := w.store.NewGeneration()
@@ -41,7 +41,7 @@ func (w *world) subscribe(subs map[string][]string) {
 }
 
 // replay runs one that has to cover everything.
-func (w *world) replay(svc *Service, req ReplayRequest) ReplayCounts {
+func (w *deployment) replay(svc *Service, req ReplayRequest) ReplayCounts {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), 2*patience)
 	defer cancel()
@@ -59,7 +59,7 @@ func (w *world) replay(svc *Service, req ReplayRequest) ReplayCounts {
 
 // replayTwice has a dry run first, which must foretell what the replay does and
 // change nothing, and then the replay again, which must find nobody new.
-func (w *world) replayTwice(svc *Service, req ReplayRequest, want ReplayCounts) {
+func (w *deployment) replayTwice(svc *Service, req ReplayRequest, want ReplayCounts) {
 	w.Helper()
 	before := len(w.rows())
 	req.DryRun = true
@@ -82,7 +82,7 @@ func (w *world) replayTwice(svc *Service, req ReplayRequest, want ReplayCounts) 
 	}
 }
 
-func (w *world) running(svc *Service) {
+func (w *deployment) running(svc *Service) {
 	w.Helper()
 	envtest.Until(w, patience, func() error {
 		if s := svc.Status(); !s.Ready() || len(s.Lanes) == 0 {
@@ -97,7 +97,7 @@ func (w *world) running(svc *Service) {
 func TestReplayNotifiesOnlyTheMissed(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 5000)
-	w := newWorld(t, 2, map[string][]string{"r1": all[:3000], "r2": all[:10]})
+	w := newDeployment(t, 2, map[string][]string{"r1": all[:3000], "r2": all[:10]})
 	svc, _ := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r2")))
 	w.produce(1, encodeCampaign(w.campaign("c3", "r3")), encodeCampaign(w.campaign("m", "r2")))
@@ -113,7 +113,7 @@ func TestReplayNotifiesOnlyTheMissed(t *testing.T) {
 }
 
 // delivered counts the pairs in the delivered cache.
-func (w *world) delivered() int {
+func (w *deployment) delivered() int {
 	w.Helper()
 	n, err := w.store.Delivered()
 	if err != nil {
@@ -127,7 +127,7 @@ func (w *world) delivered() int {
 func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
-	w := newWorld(t, 2, map[string][]string{"r1": few[:5], "r2": few[:5]})
+	w := newDeployment(t, 2, map[string][]string{"r1": few[:5], "r2": few[:5]})
 	svc, _ := w.start()
 	now := time.Now()
 	at := func(n int) time.Time { return now.Add(time.Duration(n-1000) * time.Millisecond) }
@@ -189,7 +189,7 @@ func TestReplayOfEveryKindOfMessage(t *testing.T) {
 func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
-	w := newWorld(t, 2, map[string][]string{"r1": few})
+	w := newDeployment(t, 2, map[string][]string{"r1": few})
 	now := time.Now()
 	at := func(n int) time.Time { return now.Add(time.Duration(n-1000) * time.Millisecond) }
 	ended := func(c campaign.Campaign) campaign.Campaign { c.Start, c.End = now.Unix()-100, now.Unix()-50; return c }
@@ -238,7 +238,7 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 }
 
 // initLanesOf writes the lane rows as the first daemon does.
-func initLanesOf(w *world) error {
+func initLanesOf(w *deployment) error {
 	conn, err := w.cfg.Sink.connect(w.Context(), "test")
 	if err != nil {
 		return err
@@ -251,7 +251,7 @@ func initLanesOf(w *world) error {
 func TestReplayInRounds(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 3)
-	w := newWorld(t, 2, map[string][]string{"r1": few[:1], "r2": few[:1]})
+	w := newDeployment(t, 2, map[string][]string{"r1": few[:1], "r2": few[:1]})
 	svc, _ := w.start()
 	svc.surveyCampaigns = 10
 	var values [2][][]byte
@@ -274,7 +274,7 @@ func TestReplayInRounds(t *testing.T) {
 func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 20_000)
-	w := newWorld(t, 1, map[string][]string{"big": nil, "small": all[:10]})
+	w := newDeployment(t, 1, map[string][]string{"big": nil, "small": all[:10]})
 	w.cfg.StepClients = 200
 	svc, _ := w.start()
 	want := map[string][]string{}
@@ -335,7 +335,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 func TestReplayThatIsInterrupted(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 3000)
-	w := newWorld(t, 1, map[string][]string{"r1": all[:100]})
+	w := newDeployment(t, 1, map[string][]string{"r1": all[:100]})
 	w.cfg.StepClients, w.cfg.DrainTimeout = 50, time.Nanosecond
 	svc, stop := w.start()
 	want := map[string][]string{}
@@ -393,7 +393,7 @@ func TestReplayThatIsInterrupted(t *testing.T) {
 // Retention has deleted the start: an error that says what is there.
 func TestReplayOfWhatIsDeleted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	svc, _ := w.start()
 	now := time.Now()
 	for i := range 5 {
@@ -428,7 +428,7 @@ func TestReplayOfWhatIsDeleted(t *testing.T) {
 // Lanes of another daemon are named, not passed over.
 func TestReplayNamesLanesOfOtherDaemons(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 2, map[string][]string{"r1": {"a"}})
 	first, _ := w.start()
 	w.running(first)
 	w.cfg.Kafka.InstanceID = "other"

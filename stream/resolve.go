@@ -35,17 +35,17 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 	if err := s.checkNoOwner(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.connect(ctx); err != nil {
+	if err := s.connectSinks(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.fence(ctx); err != nil {
+	if err := s.fencePredecessor(ctx); err != nil {
 		return nil, err
 	}
 	r := &resolution{claim: s, accept: accept, newSeq: s.seq, newNext: s.nextOffset}
 	for _, part := range []struct {
 		check  func(context.Context) error
 		broken *bool
-	}{{s.sinksContradict, &r.sinks}, {s.inputContradicts, &r.input}} {
+	}{{s.checkSinkSide, &r.sinks}, {s.checkInputSide, &r.input}} {
 		err := part.check(ctx)
 		found, halted := errors.AsType[*halt.Error](err)
 		if err != nil && !halted {
@@ -63,7 +63,7 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 	}
 	if s.progressLost != nil {
 		// K is what was settled on; without a record the next takeover would halt again.
-		if err := newShipper(s).ship(ctx, []*record.Payload{{Seq: s.shipped}}, &outbound{}); err != nil {
+		if err := newShipper(s).shipBatch(ctx, []*record.Payload{{Seq: s.shipped}}, &recordBuffers{}); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
 		r.say("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped)
@@ -190,13 +190,13 @@ func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *record.Payload) e
 // Postgres. Offsets that campaigns came from are of the former log then, and
 // must not make the new one's messages look old.
 func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
-	start, end, err := r.claim.inputRange(ctx)
+	start, end, err := r.claim.readInputRange(ctx)
 	if err != nil {
 		return err
 	}
-	anew := r.claim.newInput() || r.newNext > end
+	anew := r.claim.hasNewInput() || r.newNext > end
 	switch {
-	case r.claim.newInput(), r.newNext > end && r.accept == AcceptRepeats:
+	case r.claim.hasNewInput(), r.newNext > end && r.accept == AcceptRepeats:
 		r.newNext = start
 	case r.newNext > end:
 		r.newNext = end
@@ -220,7 +220,7 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return fmt.Errorf("finish campaigns: %w", err)
 	}
-	_, end, err := r.claim.inputRange(ctx)
+	_, end, err := r.claim.readInputRange(ctx)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 // somebody has locked is left, and waits for nobody.
 func TestEndedCampaignsAreDeleted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	w.db.Exec(`INSERT INTO dinnerbell.campaign (adv_campaign_id, restaurant_id, lane, version, msg_lane, msg_offset, msg_time, fingerprint, adv_campaign_content, adv_campaign_owner,
   adv_campaign_owner_contact, adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor, contested, accepted_at)
 SELECT 'c' || g, 'r' || g % 3, g % 5, 1, 0, g, 0, '', '', '', '', 1, CASE WHEN g % 2 = 0 THEN 100 ELSE 10000000000 END, 1, 'finished', '', false, now() - interval '30 days'
@@ -43,7 +43,7 @@ FROM generate_series(1, 40) g`)
 // nothing behind it is read.
 func TestHangingTransactionIsShown(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	w.inputPatience = time.Nanosecond
 	svc, _ := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c0", "r1")))

@@ -19,9 +19,9 @@ import (
 )
 
 // rightsWorld is a world on a broker that knows who may do what.
-func rightsWorld(t *testing.T) (*world, *kadm.Client) {
+func rightsWorld(t *testing.T) (*deployment, *kadm.Client) {
 	t.Helper()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 3)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 3)})
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "pass"), kfake.User("PLAIN", "bell", "pass"))
 	if err != nil {
 		t.Fatal(err)

@@ -18,8 +18,8 @@ import (
 // miss notifications, and which of the two is for the operator to choose
 // (resolve.go). These checks are step 4 of TAKEOVER.
 
-// halt makes the error of a contradiction that `dinnerbell resolve` can settle.
-func (c *claim) halt(what string) *halt.Error {
+// newHalt makes the error of a contradiction that `dinnerbell resolve` can settle.
+func (c *claim) newHalt(what string) *halt.Error {
 	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: what, Hint: fmt.Sprintf(
 		"put back what was lost and start again; or stop every daemon and choose: `dinnerbell resolve --lane %d --accept-repeats` or `dinnerbell resolve --lane %d --accept-missing`",
 		c.lane, c.lane)}
@@ -41,37 +41,37 @@ func (c *claim) checkSinkTopics() error {
 		{"topic " + c.cfg.Kafka.Progress + " was deleted and made again", c.ids.progressText, c.expected.progress},
 	} {
 		if id.have != id.want {
-			return c.halt(fmt.Sprintf("%s: its id is %s, the lane counts in %s; what the former one held may be missing to its consumers", id.what, id.have, id.want))
+			return c.newHalt(fmt.Sprintf("%s: its id is %s, the lane counts in %s; what the former one held may be missing to its consumers", id.what, id.have, id.want))
 		}
 	}
 	return nil
 }
 
 func (c *claim) checkInputTopic() error {
-	if c.newInput() {
-		return c.halt(fmt.Sprintf("topic %s was deleted and made again: its id is %s, the lane counts in %s; campaigns that were not read are gone, and offset %d means nothing there",
+	if c.hasNewInput() {
+		return c.newHalt(fmt.Sprintf("topic %s was deleted and made again: its id is %s, the lane counts in %s; campaigns that were not read are gone, and offset %d means nothing there",
 			c.cfg.Kafka.Campaigns, c.ids.campaigns, c.expected.campaigns, c.nextOffset))
 	}
 	return nil
 }
 
-// newInput tells that the lane's offsets are of another log.
-func (c *claim) newInput() bool {
+// hasNewInput tells that the lane's offsets are of another log.
+func (c *claim) hasNewInput() bool {
 	return c.ids.campaigns != c.expected.campaigns || c.ids.cluster != c.expected.cluster
 }
 
-// checkSinks compares K and P, and Kafka with what it had acknowledged.
-func (c *claim) checkSinks(ctx context.Context) error {
+// compareSinks compares K and P, and Kafka with what it had acknowledged.
+func (c *claim) compareSinks(ctx context.Context) error {
 	if c.progressLost != nil {
-		return c.halt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.progressLost, c.seq, c.shippedBefore))
+		return c.newHalt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.progressLost, c.seq, c.shippedBefore))
 	}
 	k := c.shipped
 	if k > c.seq {
-		return c.halt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",
+		return c.newHalt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",
 			c.cfg.Kafka.Progress, k, c.t.lane, c.seq, c.cfg.Kafka.Notifications))
 	}
 	if k < c.shippedBefore {
-		return c.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
+		return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
 			c.cfg.Kafka.Progress, k, c.shippedBefore, c.cfg.Kafka.Notifications))
 	}
 	offsets, err := kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Kafka.Notifications)
@@ -84,7 +84,7 @@ func (c *claim) checkSinks(ctx context.Context) error {
 			return fmt.Errorf("list offsets of %s/%d: %w", c.cfg.Kafka.Notifications, p, errors.Join(o.Err))
 		}
 		if o.Offset < end {
-			return c.halt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.cfg.Kafka.Notifications, p, o.Offset, end))
+			return c.newHalt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.cfg.Kafka.Notifications, p, o.Offset, end))
 		}
 	}
 	return nil
@@ -105,43 +105,43 @@ func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, err
 		return record.DecodePayload(seq, b)
 	})
 	if errors.Is(err, record.ErrCorrupt) {
-		return nil, c.halt(fmt.Sprintf("%s: %v", c.t.outbox, err))
+		return nil, c.newHalt(fmt.Sprintf("%s: %v", c.t.outbox, err))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
 	for i, p := range out {
 		if p.Seq != k+1+int64(i) {
-			return nil, c.outboxGap(k, k+1+int64(i))
+			return nil, c.outboxGapHalt(k, k+1+int64(i))
 		}
 	}
 	if last := k + int64(len(out)); last < c.seq {
-		return nil, c.outboxGap(k, last+1)
+		return nil, c.outboxGapHalt(k, last+1)
 	}
 	return out, nil
 }
 
-func (c *claim) outboxGap(k, missing int64) *halt.Error {
-	return c.halt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
+func (c *claim) outboxGapHalt(k, missing int64) *halt.Error {
+	return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
 		c.cfg.Kafka.Progress, k, c.seq, c.t.outbox, missing, c.cfg.Kafka.Notifications))
 }
 
 // checkInput halts where the input no longer holds what was not read yet: a
 // campaign that vanished is never jumped over in silence.
 func (c *claim) checkInput(ctx context.Context) error {
-	start, end, err := c.inputRange(ctx)
+	start, end, err := c.readInputRange(ctx)
 	if err != nil {
 		return err
 	}
 	if c.nextOffset < start || c.nextOffset > end {
-		return c.halt(fmt.Sprintf("topic %s partition %d holds offsets %d to %d, the lane reads on at %d: campaigns were deleted before they were read, or the log was cut", c.cfg.Kafka.Campaigns, c.lane, start, end, c.nextOffset))
+		return c.newHalt(fmt.Sprintf("topic %s partition %d holds offsets %d to %d, the lane reads on at %d: campaigns were deleted before they were read, or the log was cut", c.cfg.Kafka.Campaigns, c.lane, start, end, c.nextOffset))
 	}
 	return nil
 }
 
-// inputRange is the lane's partition of the campaigns topic: first offset, and
+// readInputRange is the lane's partition of the campaigns topic: first offset, and
 // one more than the last.
-func (c *claim) inputRange(ctx context.Context) (start, end int64, err error) {
+func (c *claim) readInputRange(ctx context.Context) (start, end int64, err error) {
 	adm := kadm.NewClient(c.client)
 	first, err := topic.ListOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListStartOffsets)
 	if err != nil {
@@ -154,21 +154,21 @@ func (c *claim) inputRange(ctx context.Context) (start, end int64, err error) {
 	return first.Offset, last.Offset, nil
 }
 
-// sinksContradict is what TAKEOVER checks of the two sinks: the first halt, nil
+// checkSinkSide is what TAKEOVER checks of the two sinks: the first halt, nil
 // if all is well.
-func (s *claim) sinksContradict(ctx context.Context) error {
+func (s *claim) checkSinkSide(ctx context.Context) error {
 	if err := s.checkSinkTopics(); err != nil {
 		return err
 	}
-	if err := s.checkSinks(ctx); err != nil {
+	if err := s.compareSinks(ctx); err != nil {
 		return err
 	}
 	_, err := s.loadOutbox(ctx, s.shipped)
 	return err
 }
 
-// inputContradicts is the same of the input.
-func (s *claim) inputContradicts(ctx context.Context) error {
+// checkInputSide is the same of the input.
+func (s *claim) checkInputSide(ctx context.Context) error {
 	if err := s.checkInputTopic(); err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // halted runs the service until it halts, and returns why.
-func (w *world) halted() *halt.Error {
+func (w *deployment) halted() *halt.Error {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), patience)
 	defer cancel()
@@ -31,7 +31,7 @@ func (w *world) halted() *halt.Error {
 }
 
 // resolve settles lane 0 and returns what was said.
-func (w *world) resolve(accept Choice) string {
+func (w *deployment) resolve(accept Choice) string {
 	w.Helper()
 	did, err := Resolve(w.Context(), w.cfg.ClaimConfig, 0, accept)
 	if err != nil {
@@ -42,7 +42,7 @@ func (w *world) resolve(accept Choice) string {
 
 func TestResolveNamesALaneThatIsNot(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, nil)
+	w := newDeployment(t, 1, nil)
 	_, err := Resolve(w.Context(), w.cfg.ClaimConfig, 9, AcceptMissing)
 	if want := "there is no lane 9: topic " + w.cfg.Kafka.Campaigns + " has no such partition"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %q", err, want)
@@ -50,7 +50,7 @@ func TestResolveNamesALaneThatIsNot(t *testing.T) {
 }
 
 // audit runs Audit and returns what it found wrong.
-func (w *world) audit() []Finding {
+func (w *deployment) audit() []Finding {
 	w.Helper()
 	findings, err := Audit(w.Context(), w.cfg.ClaimConfig)
 	if err != nil {
@@ -64,9 +64,9 @@ func (w *world) audit() []Finding {
 
 // delivered makes a world in which campaigns c1 and, after save, c2 have
 // reached everybody, and the service is stopped.
-func delivered(t *testing.T, save func(w *world)) *world {
+func delivered(t *testing.T, save func(w *deployment)) *deployment {
 	t.Helper()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 500), "r2": clients("0001", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 500), "r2": clients("0001", 30)})
 	_, stop := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": w.subs["r1"]})
@@ -83,13 +83,13 @@ func delivered(t *testing.T, save func(w *world)) *world {
 }
 
 // postgresBackup copies the tables aside; postgresRestore puts the copy back.
-func postgresBackup(w *world) {
+func postgresBackup(w *deployment) {
 	for _, table := range []string{"public.subscribers_feedback", "dinnerbell.lane", "dinnerbell.campaign", "dinnerbell.outbox"} {
 		w.db.Exec("CREATE TABLE " + table + "_backup AS TABLE " + table)
 	}
 }
 
-func postgresRestore(w *world) {
+func postgresRestore(w *deployment) {
 	for _, table := range []string{"public.subscribers_feedback", "dinnerbell.lane", "dinnerbell.campaign", "dinnerbell.outbox"} {
 		w.db.Exec("TRUNCATE " + table)
 		w.db.Exec("INSERT INTO " + table + " TABLE " + table + "_backup")
@@ -149,7 +149,7 @@ func matches(notes []note, want map[string][]string) error {
 }
 
 // recreate deletes a topic and makes it again, with the settings that it had.
-func (w *world) recreate(topic string) {
+func (w *deployment) recreate(topic string) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
 	details, err := adm.ListTopics(w.Context(), topic)
@@ -178,15 +178,15 @@ func (w *world) recreate(topic string) {
 
 func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {
 	t.Parallel()
-	for name, topic := range map[string]func(*world) string{
-		"campaigns":     func(w *world) string { return w.cfg.Kafka.Campaigns },
-		"notifications": func(w *world) string { return w.cfg.Kafka.Notifications },
-		"progress":      func(w *world) string { return w.cfg.Kafka.Progress },
+	for name, topic := range map[string]func(*deployment) string{
+		"campaigns":     func(w *deployment) string { return w.cfg.Kafka.Campaigns },
+		"notifications": func(w *deployment) string { return w.cfg.Kafka.Notifications },
+		"progress":      func(w *deployment) string { return w.cfg.Kafka.Progress },
 	} {
 		for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
 			t.Run(name+" "+string(accept), func(t *testing.T) {
 				t.Parallel()
-				w := delivered(t, func(*world) {})
+				w := delivered(t, func(*deployment) {})
 				w.recreate(topic(w))
 				if halted := w.halted(); !strings.Contains(halted.What, "deleted and made again") {
 					t.Errorf("halt: %v", halted)
@@ -224,7 +224,7 @@ func TestKafkaThatLostItsEndHalts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := delivered(t, func(*world) {})
+			w := delivered(t, func(*deployment) {})
 			w.db.Exec(sql)
 			if halted := w.halted(); !strings.Contains(halted.What, "Kafka was rolled back") {
 				t.Errorf("halt: %v", halted)
@@ -240,7 +240,7 @@ func TestKafkaThatLostItsEndHalts(t *testing.T) {
 // A campaign that vanished before it was read is never jumped over in silence.
 func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
 	t.Parallel()
-	w := delivered(t, func(*world) {})
+	w := delivered(t, func(*deployment) {})
 	w.produce(0, encodeCampaign(w.campaign("lost", "r1")))
 	w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 	adm := kadm.NewClient(w.kafka.Client())
@@ -266,7 +266,7 @@ func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
 	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
 		t.Run(string(accept), func(t *testing.T) {
 			t.Parallel()
-			w := delivered(t, func(*world) {})
+			w := delivered(t, func(*deployment) {})
 			pending := &record.Payload{Dead: []record.DeadLetter{{Topic: "t", Reason: "because"}}}
 			now := time.Now().Unix()
 			c := w.campaign("c3", "r2")
@@ -295,7 +295,7 @@ func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
 // Offsets of the former log do not make the new one's messages look old.
 func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	t.Parallel()
-	w := delivered(t, func(*world) {})
+	w := delivered(t, func(*deployment) {})
 	_, stop := w.start()
 	c := w.campaign("scheduled", "r2")
 	c.Start += 3000
@@ -316,7 +316,7 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 // A topic that accepts less than what is decided already is for an operator.
 func TestTopicThatAcceptsLessHalts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	big := &record.Payload{}
 	c := w.campaign("c", "r1")
 	c.Content = strings.Repeat("x", 2_000_000)
@@ -331,7 +331,7 @@ func TestTopicThatAcceptsLessHalts(t *testing.T) {
 	}
 }
 
-func initLanesFor(w *world) error {
+func initLanesFor(w *deployment) error {
 	conn, err := w.cfg.Sink.connect(w.Context(), "test")
 	if err != nil {
 		return err
@@ -343,7 +343,7 @@ func initLanesFor(w *world) error {
 // A damaged outbox row is never shipped.
 func TestDamagedOutboxHalts(t *testing.T) {
 	t.Parallel()
-	w := delivered(t, func(*world) {})
+	w := delivered(t, func(*deployment) {})
 	w.db.Exec(`INSERT INTO dinnerbell.outbox (lane, seq, notifications, payload) SELECT lane, seq + 1, 1, 'DB' FROM dinnerbell.lane`)
 	w.db.Exec(`UPDATE dinnerbell.lane SET seq = seq + 1`)
 	if halted := w.halted(); !strings.Contains(halted.What, "damaged") {
@@ -354,7 +354,7 @@ func TestDamagedOutboxHalts(t *testing.T) {
 // The audit sees what is wrong between the outbox and the sinks.
 func TestAuditFindsWhatIsMissing(t *testing.T) {
 	t.Parallel()
-	w := delivered(t, func(*world) {})
+	w := delivered(t, func(*deployment) {})
 	if bad := w.audit(); len(bad) > 0 {
 		t.Fatalf("audit of a sound deployment: %+v", bad)
 	}
@@ -371,7 +371,7 @@ func TestAuditFindsWhatIsMissing(t *testing.T) {
 // Postgres may read and sort for longer than a transaction may stand idle.
 func TestResolveWaitsForALongSort(t *testing.T) {
 	t.Parallel()
-	w := delivered(t, func(*world) {})
+	w := delivered(t, func(*deployment) {})
 	w.db.Exec(`UPDATE dinnerbell.lane SET notifications_ends[1] = 100000`)
 	w.db.Exec(`CREATE TYPE mood AS ENUM ('seen');
 CREATE FUNCTION slow(mood) RETURNS text LANGUAGE sql STRICT AS $$SELECT pg_sleep(0.5)::text || 'seen'$$;

@@ -23,10 +23,10 @@ type rowSet struct {
 
 // rowSets splits a step's rows by what happens to them.
 type rowSets struct {
-	inserts []*row // keys that nothing is known of
-	edits   rowSet // new messages in place of known ones
-	repeats rowSet // identical messages
-	moves   rowSet // progress of campaigns that were accepted before
+	inserts []*campaignRow // keys that nothing is known of
+	edits   rowSet         // new messages in place of known ones
+	repeats rowSet         // identical messages
+	moves   rowSet         // progress of campaigns that were accepted before
 }
 
 func newRowSets(st *step) *rowSets {
@@ -51,23 +51,23 @@ func newRowSets(st *step) *rowSets {
 
 func (s *rowSet) len() int { return len(s.campaigns) }
 
-func (s *rowSet) addKey(r *row) {
+func (s *rowSet) addKey(r *campaignRow) {
 	s.campaigns, s.restaurants = append(s.campaigns, r.ID), append(s.restaurants, r.RestaurantID)
 }
 
 // addMessage adds the message that the row holds from now on, and the state of
 // the row that it takes the place of.
-func (s *rowSet) addMessage(r *row) {
+func (s *rowSet) addMessage(r *campaignRow) {
 	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.Lane), append(s.offsets, r.at.Offset), append(s.times, r.msgTime)
 	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.replaces.RowVersion), append(s.oldLanes, r.replaces.Lane), append(s.oldOffsets, r.replaces.Offset)
 }
 
-func (s *rowSet) addProgress(r *row) {
+func (s *rowSet) addProgress(r *campaignRow) {
 	s.lanes, s.versions = append(s.lanes, r.owner), append(s.versions, r.version)
 	s.states, s.cursors = append(s.states, r.state), append(s.cursors, []byte(r.cursor))
 }
 
-func (s *rowSet) addEdit(r *row) {
+func (s *rowSet) addEdit(r *campaignRow) {
 	s.addKey(r)
 	s.addMessage(r)
 	s.addProgress(r)
@@ -76,12 +76,12 @@ func (s *rowSet) addEdit(r *row) {
 	s.fingerprints, s.contested = append(s.fingerprints, r.fingerprint[:]), append(s.contested, r.contested.Load())
 }
 
-func (s *rowSet) addRepeat(r *row) {
+func (s *rowSet) addRepeat(r *campaignRow) {
 	s.addKey(r)
 	s.addMessage(r)
 }
 
-func (s *rowSet) addMove(r *row) {
+func (s *rowSet) addMove(r *campaignRow) {
 	s.addKey(r)
 	s.addProgress(r)
 }
@@ -116,7 +116,7 @@ func insertRowsSQL(t tables) string {
 }
 
 // copyRows is new rows as a binary COPY stream, its columns those of rowColumns.
-func copyRows(rows []*row) []byte {
+func copyRows(rows []*campaignRow) []byte {
 	dst := make([]byte, 0, len(rows)*512)
 	dst = append(dst, record.CopySignature...)
 	for _, r := range rows {

@@ -9,9 +9,9 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// live is one campaign in the middle of its fan-out, as the decide goroutine
+// liveCampaign is one campaign in the middle of its fan-out, as the decide goroutine
 // holds it. Postgres holds the same as of the last committed step.
-type live struct {
+type liveCampaign struct {
 	*campaign.Campaign
 	from       campaign.Position // of its message, for the log
 	owner      int32             // the lane that delivers it
@@ -45,22 +45,22 @@ type live struct {
 // campaign's row: with very many long campaigns not every one has a turn in
 // every step.
 type schedule struct {
-	byKey map[campaign.Key]*live
-	byID  map[string][]*live // campaigns by id: one id may run for several restaurants
-	fresh []*live
-	long  []*live // round-robin; the front is next
-	bytes int     // memory held by campaigns in byKey
-	gone  []id.ID // delivered caches of campaigns that were removed
+	byKey         map[campaign.Key]*liveCampaign
+	byID          map[string][]*liveCampaign // campaigns by id: one id may run for several restaurants
+	fresh         []*liveCampaign
+	long          []*liveCampaign // round-robin; the front is next
+	bytes         int             // memory held by campaigns in byKey
+	removedCaches []id.ID         // delivered caches of campaigns that were removed
 
 	replayed int // campaigns in byKey that a replay brought
 }
 
 func newSchedule() *schedule {
-	return &schedule{byKey: map[campaign.Key]*live{}, byID: map[string][]*live{}}
+	return &schedule{byKey: map[campaign.Key]*liveCampaign{}, byID: map[string][]*liveCampaign{}}
 }
 
 // add puts a campaign in; one of the same key is replaced.
-func (s *schedule) add(l *live) {
+func (s *schedule) add(l *liveCampaign) {
 	if old := s.byKey[l.Key()]; old != nil {
 		s.remove(old)
 	}
@@ -71,13 +71,13 @@ func (s *schedule) add(l *live) {
 	if l.replayed {
 		s.replayed++
 	}
-	s.contest(l)
+	s.markContested(l)
 }
 
-// contest marks campaigns that share an id over several restaurants: a client
+// markContested marks campaigns that share an id over several restaurants: a client
 // of both is in flight for one while the other is joined, before the delivered
 // cache can know.
-func (s *schedule) contest(l *live) {
+func (s *schedule) markContested(l *liveCampaign) {
 	s.byID[l.ID] = append(s.byID[l.ID], l)
 	if same := s.byID[l.ID]; len(same) > 1 {
 		for _, o := range same {
@@ -87,7 +87,7 @@ func (s *schedule) contest(l *live) {
 }
 
 // remove takes a campaign out: finished, ended or replaced.
-func (s *schedule) remove(l *live) {
+func (s *schedule) remove(l *liveCampaign) {
 	if l.done {
 		return
 	}
@@ -96,13 +96,13 @@ func (s *schedule) remove(l *live) {
 		s.replayed--
 	}
 	if l.delivered != "" {
-		s.gone = append(s.gone, l.delivered)
+		s.removedCaches = append(s.removedCaches, l.delivered)
 	}
 	s.bytes -= l.Size()
 	if s.byKey[l.Key()] == l {
 		delete(s.byKey, l.Key())
 	}
-	same := slices.DeleteFunc(s.byID[l.ID], func(o *live) bool { return o == l })
+	same := slices.DeleteFunc(s.byID[l.ID], func(o *liveCampaign) bool { return o == l })
 	if len(same) == 0 {
 		delete(s.byID, l.ID)
 	} else {
@@ -113,8 +113,8 @@ func (s *schedule) remove(l *live) {
 func (s *schedule) len() int { return len(s.byKey) }
 
 // takeEnded removes and returns the campaigns whose end has come.
-func (s *schedule) takeEnded(now int64) []*live {
-	var ended []*live
+func (s *schedule) takeEnded(now int64) []*liveCampaign {
+	var ended []*liveCampaign
 	for _, l := range s.byKey {
 		if l.End <= now {
 			ended = append(ended, l)
@@ -123,7 +123,7 @@ func (s *schedule) takeEnded(now int64) []*live {
 	for _, l := range ended {
 		s.remove(l)
 	}
-	slices.SortFunc(ended, func(a, b *live) int { return campaign.CompareKeys(a.Key(), b.Key()) })
+	slices.SortFunc(ended, func(a, b *liveCampaign) int { return campaign.CompareKeys(a.Key(), b.Key()) })
 	return ended
 }
 
@@ -132,7 +132,7 @@ func (s *schedule) takeEnded(now int64) []*live {
 // left; it is called at most once per campaign and step. more is asked for
 // further fresh campaigns once there are none and while there is room; it adds
 // what it has and returns false when there is nothing.
-func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
+func (s *schedule) serve(room int, more func() bool, take serveFunc) error {
 	freshRoom := room
 	if len(s.long) > 0 {
 		freshRoom = room * 3 / 4
@@ -148,7 +148,7 @@ func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
 			continue
 		}
 		var n int
-		n, err = s.turn(l, max(left/(waiting-i)+1, least), take)
+		n, err = s.serveTurn(l, max(left/(waiting-i)+1, least), take)
 		left, used = left-n, used+n
 	}
 	if err == nil && used < room {
@@ -157,12 +157,12 @@ func (s *schedule) serve(room int, more func() bool, take takeFunc) error {
 	return err
 }
 
-type takeFunc func(l *live, room int) (used int, exhausted bool, err error)
+type serveFunc func(l *liveCampaign, room int) (used int, exhausted bool, err error)
 
 // serveFresh gives fresh campaigns turns until room is used. The last one may
 // exceed it by what it takes to serve whole clients: a small campaign that is
 // split is written twice.
-func (s *schedule) serveFresh(room, whole int, more func() bool, take takeFunc) (used int, err error) {
+func (s *schedule) serveFresh(room, whole int, more func() bool, take serveFunc) (used int, err error) {
 	for used < room && (len(s.fresh) > 0 || more()) {
 		if len(s.fresh) == 0 {
 			continue
@@ -172,7 +172,7 @@ func (s *schedule) serveFresh(room, whole int, more func() bool, take takeFunc) 
 		if l.done {
 			continue
 		}
-		n, err := s.turn(l, max(room-used, whole), take)
+		n, err := s.serveTurn(l, max(room-used, whole), take)
 		if err != nil {
 			return used, err
 		}
@@ -181,8 +181,8 @@ func (s *schedule) serveFresh(room, whole int, more func() bool, take takeFunc) 
 	return used, nil
 }
 
-// turn serves one campaign, which then leaves or goes to the end of the queue.
-func (s *schedule) turn(l *live, room int, take takeFunc) (int, error) {
+// serveTurn serves one campaign, which then leaves or goes to the end of the queue.
+func (s *schedule) serveTurn(l *liveCampaign, room int, take serveFunc) (int, error) {
 	used, exhausted, err := take(l, room)
 	if err != nil {
 		return 0, err
@@ -196,8 +196,8 @@ func (s *schedule) turn(l *live, room int, take takeFunc) (int, error) {
 	return used, nil
 }
 
-// pack fills in the packed id of the restaurant.
-func (l *live) pack() (err error) {
+// packRestaurant fills in the packed id of the restaurant.
+func (l *liveCampaign) packRestaurant() (err error) {
 	if l.restaurant, err = id.Pack(l.RestaurantID); err != nil {
 		return fmt.Errorf("pack restaurant id: %w", err)
 	}

@@ -12,7 +12,7 @@ import (
 func served(t *testing.T, s *schedule, left map[string]int, room int) map[string]int {
 	t.Helper()
 	got := map[string]int{}
-	err := s.serve(room, func() bool { return false }, func(l *live, room int) (int, bool, error) {
+	err := s.serve(room, func() bool { return false }, func(l *liveCampaign, room int) (int, bool, error) {
 		n := min(room, left[l.ID])
 		left[l.ID] -= n
 		got[l.ID] += n
@@ -24,8 +24,8 @@ func served(t *testing.T, s *schedule, left map[string]int, room int) map[string
 	return got
 }
 
-func newLive(id string) *live {
-	return &live{Campaign: &campaign.Campaign{ID: id, RestaurantID: "r", Start: 1, End: 1000}}
+func newLive(id string) *liveCampaign {
+	return &liveCampaign{Campaign: &campaign.Campaign{ID: id, RestaurantID: "r", Start: 1, End: 1000}}
 }
 
 func TestSmallCampaignIsServedInTheMiddleOfALargeOne(t *testing.T) {
@@ -118,7 +118,7 @@ func TestServeAsksForMoreWhileThereIsRoom(t *testing.T) {
 				s.add(newLive(fmt.Sprint(asked)))
 			}
 			return true
-		}, func(l *live, room int) (int, bool, error) {
+		}, func(l *liveCampaign, room int) (int, bool, error) {
 			if l.ID == "large" {
 				return room, false, nil
 			}
@@ -196,7 +196,7 @@ func FuzzAcceptedCampaignCanBePacked(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if err := (&live{Campaign: c}).pack(); err != nil {
+		if err := (&liveCampaign{Campaign: c}).packRestaurant(); err != nil {
 			t.Errorf("accepted a campaign that cannot be packed: %v", err)
 		}
 	})

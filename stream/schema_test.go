@@ -129,7 +129,7 @@ func TestAnotherLayoutIsRefused(t *testing.T) {
 // the statement that grants it, before anything begins.
 func TestSetupSQLAndGrants(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	role := "daemon_" + w.db.Name
 	w.db.Exec(`CREATE ROLE ` + role + ` LOGIN`)
 	t.Cleanup(func() {

@@ -34,13 +34,13 @@ type Service struct {
 	store   *state.Store
 	barrier Barrier
 
-	readers *readers
-	steps   chan struct{} // a token for each lane's own connection; nil: unbounded
+	readers         *readers
+	connectionSlots chan struct{} // a token for each lane's own connection; nil: unbounded
 
 	replaying       sync.Mutex // held by the replay under way
 	surveyCampaigns int        // see the constant
 	recentLimit     int        // see the constant
-	agendaLimit     int        // see agendaWaiting
+	startLimit      int        // see maxWaitingStarts
 	unmetPatience   time.Duration
 	stepPatience    time.Duration // see the constant
 	inputPatience   time.Duration
@@ -67,12 +67,12 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, agendaLimit: agendaWaiting, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
+		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
 		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	if n := cfg.Sink.MaxConnections; n > 0 {
-		s.steps = make(chan struct{}, max(1, n-cfg.Sink.readers()))
+		s.connectionSlots = make(chan struct{}, max(1, n-cfg.Sink.readers()))
 	}
 	return s
 }
@@ -90,17 +90,17 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	client, err := s.join(ctx)
+	client, err := s.joinGroup(ctx)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	defer s.outcomes.flush()
-	defer s.stopAll()
+	defer s.stopAllLanes()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })
 	g.Go(func() error { return s.watchJoin(ctx, client) })
-	g.Go(func() error { return s.upkeep(ctx, client) })
+	g.Go(func() error { return s.reportOffsets(ctx, client) })
 	g.Go(func() error { return s.watchInput(ctx, client) })
 	g.Go(func() error { return s.keepRetention(ctx) })
 	g.Go(func() error {
@@ -121,9 +121,9 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) awaitSinks(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
-	var violated unmet
+	var violated violationWatch
 	for {
-		err := violated.judge(s.reachSinks(ctx), -1, s.unmetPatience)
+		err := violated.haltIfLasting(s.checkSinks(ctx), -1, s.unmetPatience)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -145,7 +145,7 @@ func (s *Service) awaitSinks(ctx context.Context) error {
 	}
 }
 
-func (s *Service) reachSinks(ctx context.Context) error {
+func (s *Service) checkSinks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
 	conn, err := s.cfg.Sink.connect(ctx, "dinnerbell start")
@@ -169,10 +169,10 @@ func (s *Service) setLastError(text string) {
 	s.lastError = text
 }
 
-// join makes the group's client. It fetches nothing: each lane has a client of
+// joinGroup makes the group's client. It fetches nothing: each lane has a client of
 // its own. The process is a static member (KIP-345), so that after a restart
 // the group hands back the same lanes at once.
-func (s *Service) join(ctx context.Context) (*kgo.Client, error) {
+func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 	opts, err := s.cfg.Kafka.Client()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)
@@ -187,9 +187,11 @@ func (s *Service) join(ctx context.Context) (*kgo.Client, error) {
 		kgo.HeartbeatInterval(sessionTimeout/10),
 		kgo.MetadataMaxAge(time.Minute), // new partitions are seen within it
 		kgo.DisableAutoCommit(),
-		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.start(ctx, m[s.cfg.Kafka.Campaigns]) }),
-		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stop(m[s.cfg.Kafka.Campaigns]) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stop(m[s.cfg.Kafka.Campaigns]) }),
+		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+			s.startLanes(ctx, m[s.cfg.Kafka.Campaigns])
+		}),
+		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("make kafka client: %w", err)
@@ -218,7 +220,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 
 // watchJoin shows why the group takes long to answer the first time.
 func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
-	var step watchedStep
+	var step phaseWatch
 	step.enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
 		return groupCoordinator(s.cfg.Kafka.Group).trouble(ctx, s.cfg.Kafka, client)
 	})
@@ -240,8 +242,8 @@ func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
 	return nil
 }
 
-// start begins the lanes of new partitions.
-func (s *Service) start(ctx context.Context, partitions []int32) {
+// startLanes begins the lanes of new partitions.
+func (s *Service) startLanes(ctx context.Context, partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.assigned, s.lastError = true, ""
@@ -255,14 +257,14 @@ func (s *Service) start(ctx context.Context, partitions []int32) {
 		go func() {
 			defer close(h.done)
 			if err := h.lane.run(ctx); err != nil {
-				s.laneHalted(err)
+				s.noteHaltedLane(err)
 			}
 		}()
 	}
 }
 
-// laneHalted ends Run once no lane is left that works.
-func (s *Service) laneHalted(err error) {
+// noteHaltedLane ends Run once no lane is left that works.
+func (s *Service) noteHaltedLane(err error) {
 	var halted *halt.Error
 	if !errors.As(err, &halted) {
 		return
@@ -278,8 +280,8 @@ func (s *Service) laneHalted(err error) {
 	}
 }
 
-// stop ends lanes and waits for them: another daemon may own them next.
-func (s *Service) stop(partitions []int32) {
+// stopLanes ends lanes and waits for them: another daemon may own them next.
+func (s *Service) stopLanes(partitions []int32) {
 	var handles []*laneHandle
 	s.mu.Lock()
 	for _, p := range partitions {
@@ -297,18 +299,18 @@ func (s *Service) stop(partitions []int32) {
 	}
 }
 
-func (s *Service) stopAll() {
+func (s *Service) stopAllLanes() {
 	s.mu.Lock()
 	partitions := make([]int32, 0, len(s.lanes))
 	for p := range s.lanes {
 		partitions = append(partitions, p)
 	}
 	s.mu.Unlock()
-	s.stop(partitions)
+	s.stopLanes(partitions)
 }
 
-// upkeep commits offsets for lag monitors. Nothing depends on them.
-func (s *Service) upkeep(ctx context.Context, client *kgo.Client) error {
+// reportOffsets commits offsets for lag monitors. Nothing depends on them.
+func (s *Service) reportOffsets(ctx context.Context, client *kgo.Client) error {
 	tick := time.NewTicker(offsetsEvery)
 	defer tick.Stop()
 	for {

@@ -12,7 +12,7 @@ import (
 
 func TestCampaignReachesEverySubscriberOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 300), "r2": {"a", "b:c", "клиент", `q"\`}, "r3": nil})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 300), "r2": {"a", "b:c", "клиент", `q"\`}, "r3": nil})
 	svc, stop := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r2")), encodeCampaign(w.campaign("c3", "r3")))
 	w.produce(1, encodeCampaign(w.campaign("c4", "r2")))
@@ -30,7 +30,7 @@ func TestCampaignReachesEverySubscriberOnce(t *testing.T) {
 
 func TestNewestMessageWins(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 10)})
+	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 10)})
 	w.start()
 	c := w.campaign("c", "r1")
 	w.produce(0, encodeCampaign(c), encodeCampaign(c))
@@ -57,7 +57,7 @@ func TestNewestMessageWins(t *testing.T) {
 func TestEditAppliesToThoseNotNotifiedYet(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)
-	w := newWorld(t, 2, map[string][]string{"r1": all})
+	w := newDeployment(t, 2, map[string][]string{"r1": all})
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
 	c := w.campaign("c", "r1")
@@ -85,7 +85,7 @@ func TestEditAppliesToThoseNotNotifiedYet(t *testing.T) {
 func TestOneNotificationPerClientOverRestaurants(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 3000)
-	w := newWorld(t, 2, map[string][]string{"r1": all[:2500], "r2": all[500:]})
+	w := newDeployment(t, 2, map[string][]string{"r1": all[:2500], "r2": all[500:]})
 	w.start()
 	w.produce(0, encodeCampaign(w.campaign("c", "r1")), encodeCampaign(w.campaign("c", "r2")))
 	w.expect(map[string][]string{"c": all})
@@ -102,7 +102,7 @@ func TestLanesThatHoldEachOtherUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			all := clients("0000", n)
-			w := newWorld(t, 2, map[string][]string{"low": all[:4*n/7], "high": all[3*n/7:]})
+			w := newDeployment(t, 2, map[string][]string{"low": all[:4*n/7], "high": all[3*n/7:]})
 			w.produce(0, encodeCampaign(w.campaign("a", "low")), encodeCampaign(w.campaign("b", "high")))
 			w.produce(1, encodeCampaign(w.campaign("b", "low")), encodeCampaign(w.campaign("a", "high")))
 			svc, _ := w.start()
@@ -119,7 +119,7 @@ func TestLanesThatHoldEachOtherUp(t *testing.T) {
 
 func TestScheduledEditedCancelledExpired(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	svc, stop := w.start()
 	now := time.Now().Unix()
 
@@ -158,7 +158,7 @@ func TestScheduledEditedCancelledExpired(t *testing.T) {
 // What is no longer scheduled is not counted as such until its old start.
 func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 20)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
 	svc, _ := w.start()
 	scheduled := func(want int64) {
 		t.Helper()
@@ -185,7 +185,7 @@ func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 
 func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"big": clients("0000", 40_000), "r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"big": clients("0000", 40_000), "r1": {"a"}})
 	w.cfg.StepClients = 50
 	w.slowSteps("0.01") // 800 of them: they are cut off
 	svc, _ := w.start()
@@ -220,7 +220,7 @@ func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {
 
 func TestBadMessagesGoToTheDeadLetters(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	w.start()
 	huge := w.campaign("huge", "r1")
 	huge.Content = strings.Repeat("x", 1_048_000) // as a campaign it fits a message, with a client it does not
@@ -251,7 +251,7 @@ func TestBadMessagesGoToTheDeadLetters(t *testing.T) {
 func TestClientsKnownToPostgresAreNotNotifiedAgain(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 5000)
-	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback)
  SELECT 'r1', 'c', '', '', '', 1, 2, 1, c, 1, 'old' FROM unnest($1::text[]) c`, all[:1234])
@@ -268,7 +268,7 @@ func TestClientsKnownToPostgresAreNotNotifiedAgain(t *testing.T) {
 func TestSessionsThatEndAnywhereLoseNothing(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 20_000)
-	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.cfg.StepClients, w.cfg.DrainTimeout = 100, time.Nanosecond
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")), encodeCampaign(w.campaign("c2", "r1")))
 	for range 8 {
@@ -308,7 +308,7 @@ func (b closedBarrier) Barrier(ctx context.Context) error {
 
 func TestNothingIsJoinedBeforeTheBarrier(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	b := closedBarrier{make(chan struct{})}
 	w.barrier = b
 	svc, _ := w.start()
@@ -330,7 +330,7 @@ func TestNothingIsJoinedBeforeTheBarrier(t *testing.T) {
 // healthy one of the same slot.
 func TestDaemonThatCannotReachItsSinksDoesNotJoin(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	healthy, _ := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	want := map[string][]string{"c1": w.subs["r1"]}

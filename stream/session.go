@@ -18,16 +18,16 @@ type session struct {
 	lane     *lane
 	claim    *claim
 	reader   *readers // shared by all lanes
-	messages *inspector
-	times    *agenda
+	messages *messageInspector
+	starts   *startTimes
 	shipped  *shipProgress // ship → commit
 
-	arrivals  chan arrival    // intake → decide
-	due       chan []*live    // agenda → decide: campaigns to be joined; the barrier is behind them
-	steps     chan *step      // decide → commit
-	departed  chan *departure // commit → ship, in order
-	buffers   chan []byte     // commit → decide: of COPY data that is sent, to be filled again
-	corrected correctedKeys   // commit → decide
+	arrivals  chan messageBatch    // intake → decide
+	due       chan []*liveCampaign // agenda → decide: campaigns to be joined; the barrier is behind them
+	steps     chan *step           // decide → commit
+	toShip    chan *inflightStep   // commit → ship, in order
+	buffers   chan []byte          // commit → decide: of COPY data that is sent, to be filled again
+	corrected correctedKeys        // commit → decide
 }
 
 // shipProgress is how far the lane's steps are shipped.
@@ -39,12 +39,12 @@ type shipProgress struct {
 
 func newSession(l *lane, c *claim) *session {
 	s := &session{
-		lane: l, claim: c, reader: l.svc.readers.open(), times: newAgenda(l.svc.agendaLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
-		arrivals: make(chan arrival), due: make(chan []*live), steps: make(chan *step),
-		departed: make(chan *departure, c.cfg.Window+len(c.pending)),
-		buffers:  make(chan []byte, 4), // one step is built, one waits, two are in flight
+		lane: l, claim: c, reader: l.svc.readers.open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
+		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), steps: make(chan *step),
+		toShip:  make(chan *inflightStep, c.cfg.Window+len(c.pending)),
+		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
 	}
-	s.messages = newInspector(c.cfg, l.id, c.table, c.limits, s.reader, l.svc.store)
+	s.messages = newMessageInspector(c.cfg, l.id, c.table, c.limits, s.reader, l.svc.store)
 	s.shipped.seq.Store(c.shipped)
 	s.shipped.ends.raise(c.endsBefore)
 	return s
@@ -55,7 +55,7 @@ func newSession(l *lane, c *claim) *session {
 // drain timeout. It returns when all its goroutines have ended.
 func (s *session) run(soft context.Context) error {
 	for _, p := range s.claim.pending {
-		s.departed <- decided(p)
+		s.toShip <- newCommittedStep(p)
 	}
 	s.claim.pending = nil // the shipper lets go of each
 
@@ -70,10 +70,10 @@ func (s *session) run(soft context.Context) error {
 	defer context.AfterFunc(hard, cancelSoft)() // a failure stops intake and decide too
 
 	g.Go(func() error { return ignoreEnd(soft, s.newIntake().run(soft)) })
-	g.Go(func() error { return ignoreEnd(soft, s.newStarter().run(soft)) })
+	g.Go(func() error { return ignoreEnd(soft, s.newCampaignStarter().run(soft)) })
 	g.Go(func() error { return ignoreEnd(soft, s.newReplayer().run(soft)) })
 	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, s.newDecider().run(soft)) })
-	g.Go(func() error { defer close(s.departed); return s.newCommitter().run(hard) })
+	g.Go(func() error { defer close(s.toShip); return s.newCommitter().run(hard) })
 	g.Go(func() error { return s.newShipper().run(hard) })
 	return g.Wait()
 }
@@ -101,8 +101,8 @@ func (s *session) newIntake() *intake {
 		})}
 }
 
-func (s *session) newStarter() *starter {
-	return &starter{lane: s.lane, t: s.claim.t, reader: s.reader, timeout: s.claim.cfg.SinkTimeout, times: s.times, delivered: s.messages.delivered, due: s.due}
+func (s *session) newCampaignStarter() *campaignStarter {
+	return &campaignStarter{lane: s.lane, t: s.claim.t, reader: s.reader, timeout: s.claim.cfg.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due}
 }
 
 func (s *session) newReplayer() *replayer {
@@ -118,14 +118,14 @@ func (s *session) newDecider() *decider {
 
 func (s *session) newCommitter() *committer {
 	return &committer{
-		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, times: s.times, shipped: s.shipped, corrected: &s.corrected,
-		steps: s.steps, departed: s.departed, buffers: s.buffers,
-		last: s.claim.seq, flights: make(chan *departure, stepsInFlight), landed: make(chan error, stepsInFlight),
+		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected,
+		steps: s.steps, toShip: s.toShip, buffers: s.buffers,
+		last: s.claim.seq, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
 	}
 }
 
 func (s *session) newShipper() *shipper {
 	sh := newShipper(s.claim)
-	sh.departed, sh.shipped, sh.note = s.departed, s.shipped, s.lane.noteShipped
+	sh.toShip, sh.shipped, sh.note = s.toShip, s.shipped, s.lane.noteShipped
 	return sh
 }

@@ -26,10 +26,10 @@ const lateSteps = 100
 
 // shipper turns decided steps into Kafka transactions.
 type shipper struct {
-	claim    *claim
-	departed <-chan *departure
-	shipped  *shipProgress
-	note     func(batch []*record.Payload) // hears of what is shipped
+	claim   *claim
+	toShip  <-chan *inflightStep
+	shipped *shipProgress
+	note    func(batch []*record.Payload) // hears of what is shipped
 }
 
 // newShipper makes one that can ship single batches, and nobody hears of it.
@@ -42,13 +42,13 @@ func newShipper(c *claim) *shipper {
 // before is produced while it commits. Any error ends the session; what was
 // committed is read back by the next one.
 func (s *shipper) run(ctx context.Context) error {
-	out := &outbound{}
-	var d *departure
+	out := &recordBuffers{}
+	var d *inflightStep
 	for {
 		if d == nil {
 			var ok bool
 			select {
-			case d, ok = <-s.departed:
+			case d, ok = <-s.toShip:
 				if !ok {
 					return nil
 				}
@@ -69,18 +69,18 @@ func (s *shipper) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if d, err = s.shipDecided(ctx, d, out); err != nil {
+		if d, err = s.shipCommitted(ctx, d, out); err != nil {
 			return err
 		}
 	}
 }
 
-// shipDecided ships a step that is committed and what is committed behind it. It
+// shipCommitted ships a step that is committed and what is committed behind it. It
 // returns the first that is not; nil where there is none.
-func (s *shipper) shipDecided(ctx context.Context, d *departure, out *outbound) (*departure, error) {
-	batch, size, next := s.shipment(d)
-	out.reset(batch, size, 2*s.claim.cfg.StepBytes)
-	err := s.ship(ctx, batch, out)
+func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recordBuffers) (*inflightStep, error) {
+	batch, size, next := s.collectCommitted(d)
+	out.prepare(batch, size, 2*s.claim.cfg.StepBytes)
+	err := s.shipBatch(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.lane,
 			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
@@ -89,20 +89,20 @@ func (s *shipper) shipDecided(ctx context.Context, d *departure, out *outbound) 
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
-	s.shippedUpTo(batch)
+	s.advance(batch)
 	return next, nil
 }
 
-// shipment collects what is committed by now, and bounds the bytes of its records.
-func (s *shipper) shipment(first *departure) (batch []*record.Payload, size int, next *departure) {
+// collectCommitted collects what is committed by now, and bounds the bytes of its records.
+func (s *shipper) collectCommitted(first *inflightStep) (batch []*record.Payload, size int, next *inflightStep) {
 	batch, size = []*record.Payload{first.p}, first.p.RecordBytes()
 	for size < s.claim.cfg.StepBytes {
 		select {
-		case d, ok := <-s.departed:
+		case d, ok := <-s.toShip:
 			if !ok {
 				return batch, size, nil
 			}
-			if !d.committed() {
+			if !d.isCommitted() {
 				return batch, size, d
 			}
 			batch, size = append(batch, d.p), size+d.p.RecordBytes()
@@ -117,16 +117,16 @@ func (s *shipper) shipment(first *departure) (batch []*record.Payload, size int,
 // transaction once the step is committed as it was sent. Nobody sees a record of
 // it before. It returns false where the step must be shipped later: it is
 // committed already, or done again, or takes long.
-func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (bool, error) {
+func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuffers) (bool, error) {
 	if out.late > 0 {
 		out.late--
 		return false, nil
 	}
-	if d.early == nil || d.committed() {
+	if d.early == nil || d.isCommitted() {
 		return false, nil
 	}
 	batch := []*record.Payload{d.early}
-	out.reset(batch, d.early.RecordBytes(), 2*s.claim.cfg.StepBytes)
+	out.prepare(batch, d.early.RecordBytes(), 2*s.claim.cfg.StepBytes)
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
 		return false, err
@@ -140,7 +140,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 			if err := s.commitShipment(ctx, result); err != nil {
 				return false, err
 			}
-			s.shippedUpTo(batch)
+			s.advance(batch)
 			return true, nil
 		}
 	case <-patience.C:
@@ -161,9 +161,9 @@ func (s *shipper) shipEarly(ctx context.Context, d *departure, out *outbound) (b
 	return false, nil
 }
 
-// ship produces the records of a batch and, last, the progress record, in one
+// shipBatch produces the records of a batch and, last, the progress record, in one
 // transaction. It returns nil only if the commit was acknowledged.
-func (s *shipper) ship(ctx context.Context, batch []*record.Payload, out *outbound) error {
+func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *recordBuffers) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	result, err := s.produceAll(ctx, batch, out)
@@ -174,7 +174,7 @@ func (s *shipper) ship(ctx context.Context, batch []*record.Payload, out *outbou
 }
 
 // produceAll is the part of ship before the commit.
-func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *outbound) (*delivery, error) {
+func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *recordBuffers) (*delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	if err := s.claim.client.BeginTransaction(); err != nil {
@@ -183,7 +183,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 	failpoint.Hit("ship/begun")
 	result := &delivery{topic: s.claim.cfg.Kafka.Notifications}
 	for _, p := range batch {
-		s.produce(ctx, p, out, result)
+		s.produceRecords(ctx, p, out, result)
 	}
 	failpoint.Hit("ship/produced")
 	last := batch[len(batch)-1].Seq
@@ -214,9 +214,9 @@ func (s *shipper) commitShipment(ctx context.Context, result *delivery) error {
 	return nil
 }
 
-// outbound is the memory of one transaction's records. The client holds it
+// recordBuffers is the memory of one transaction's records. The client holds it
 // until the transaction has ended; then it serves the next one.
-type outbound struct {
+type recordBuffers struct {
 	arena   []byte       // keys and values
 	records []kgo.Record // those not in use yet
 	all     []kgo.Record
@@ -224,9 +224,9 @@ type outbound struct {
 	late int // steps that are not to be produced before their commit
 }
 
-// reset makes room for a batch. What had grown beyond keep bytes for something
+// prepare makes room for a batch. What had grown beyond keep bytes for something
 // rare is given up.
-func (o *outbound) reset(batch []*record.Payload, size, keep int) {
+func (o *recordBuffers) prepare(batch []*record.Payload, size, keep int) {
 	n := 0
 	for _, p := range batch {
 		n += p.Notifications()
@@ -243,8 +243,8 @@ func (o *outbound) reset(batch []*record.Payload, size, keep int) {
 	o.records = o.all
 }
 
-// produce hands the payload's records to the client.
-func (s *shipper) produce(ctx context.Context, p *record.Payload, out *outbound, result *delivery) {
+// produceRecords hands the payload's records to the client.
+func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *recordBuffers, result *delivery) {
 	for i := range p.Segments {
 		seg := &p.Segments[i]
 		w := seg.Render()
@@ -264,8 +264,8 @@ func (s *shipper) produce(ctx context.Context, p *record.Payload, out *outbound,
 	}
 }
 
-// shippedUpTo records K and lets the commit go on.
-func (s *shipper) shippedUpTo(batch []*record.Payload) {
+// advance records K and lets the commit go on.
+func (s *shipper) advance(batch []*record.Payload) {
 	s.shipped.seq.Store(batch[len(batch)-1].Seq)
 	s.note(batch)
 	select {

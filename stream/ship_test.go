@@ -15,7 +15,7 @@ import (
 // is shipped after it.
 func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	svc, _ := w.start()
 	want := map[string][]string{"c1": w.subs["r1"]}
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
@@ -53,7 +53,7 @@ func TestSlowCommitDoesNotHoldUpReaders(t *testing.T) {
 func TestSlowCommitsAreShippedOnce(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)
-	w := newWorld(t, 1, map[string][]string{"r1": all})
+	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.slowSteps("0.15")
 	w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
@@ -65,7 +65,7 @@ func TestSlowCommitsAreShippedOnce(t *testing.T) {
 }
 
 // slowSteps has each step take so many seconds in Postgres.
-func (w *world) slowSteps(seconds string) {
+func (w *deployment) slowSteps(seconds string) {
 	w.Helper()
 	w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(` + seconds + `); RETURN NULL; END'`)
 	w.db.Exec(`CREATE TRIGGER slow AFTER UPDATE OF seq ON dinnerbell.lane FOR EACH ROW EXECUTE FUNCTION slow()`)
@@ -73,7 +73,7 @@ func (w *world) slowSteps(seconds string) {
 
 // ends is how many offsets the notifications topic has, and how many of them a
 // read_committed consumer gets past.
-func (w *world) ends() (produced, readable int64) {
+func (w *deployment) ends() (produced, readable int64) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
 	all, err := adm.ListEndOffsets(w.Context(), w.cfg.Kafka.Notifications)

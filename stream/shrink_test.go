@@ -10,7 +10,7 @@ import (
 // does not at its start leaves a dead letter with the true reason.
 func TestTopicThatShrinksBeforeTheStartLeavesADeadLetter(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 	_, stop := w.start()
 	c := w.campaign("c", "r1")
 	c.Content = strings.Repeat("x", 400_000)

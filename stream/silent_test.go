@@ -99,7 +99,7 @@ func (r *relay) pass(to io.WriteCloser, from io.Reader) {
 // takes over again, instead of waiting for ever.
 func TestSilentSinkIsNoticed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": {"a", "b"}})
+	w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}})
 	direct, err := url.Parse(w.db.URL)
 	if err != nil {
 		t.Fatal(err)

@@ -28,14 +28,14 @@ func (l *lane) stepClients() int {
 	return l.svc.cfg.StepClients
 }
 
-// widen takes back what narrow did.
-func (l *lane) widen(took time.Duration) {
+// widenSteps takes back what narrow did.
+func (l *lane) widenSteps(took time.Duration) {
 	if n := l.narrowed.Load(); n > 0 && took < l.svc.cfg.SinkTimeout/quick {
 		l.narrowed.Store(min(2*n, int64(l.svc.cfg.StepClients)))
 	}
 }
 
-func (l *lane) narrow() {
+func (l *lane) narrowSteps() {
 	l.narrowed.Store(int64(max(1, l.stepClients()/2)))
 }
 
@@ -62,7 +62,7 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: it waits for a lock of %s", err, strings.Join(holders, "; "))
 	}
 	before := c.lane.stepClients()
-	c.lane.narrow()
+	c.lane.narrowSteps()
 	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.cfg.SinkTimeout, c.claim.t.feedback, c.lane.stepClients())
 }
 

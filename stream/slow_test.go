@@ -16,7 +16,7 @@ func TestSlowTriggersAreServedBySmallerSteps(t *testing.T) {
 	for when, timing := range map[string]string{"after": "AFTER", "before": "BEFORE"} {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 400)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 400)})
 			w.cfg.SinkTimeout = 2 * time.Second
 			w.db.Exec(`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.adv_campaign_id = ''c1'' THEN PERFORM pg_catalog.pg_sleep(0.01); END IF; RETURN NEW; END'`)
 			w.db.Exec(`CREATE TRIGGER slow ` + timing + ` INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION slow()`)
@@ -53,7 +53,7 @@ func TestHolderOfALockIsNamed(t *testing.T) {
 	}{"table": {`LOCK TABLE subscribers_feedback IN SHARE MODE`, time.Second}, "row, until lock_timeout": {row, 30 * time.Second}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 			w.cfg.SinkTimeout = c.timeout
 			want := map[string][]string{"c0": w.subs["r1"]}
 			svc, _ := w.start()

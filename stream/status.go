@@ -72,25 +72,25 @@ func (s *Service) Status() Status {
 	for _, h := range s.lanes {
 		lanes = append(lanes, h.lane)
 	}
-	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.counts()}
+	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.snapshot()}
 	s.mu.Unlock()
 	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Compare(a.id, b.id) })
 	for _, l := range lanes {
-		l.addTo(&out)
+		l.addStatus(&out)
 	}
 	return out
 }
 
-func (l *lane) addTo(out *Status) {
+func (l *lane) addStatus(out *Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st := l.status
 	st.WaitingForFreshness = l.waiting.Load() > 0
-	st.HeldByTransaction = l.held.text(l.svc.cfg.Kafka.Campaigns, l.id)
+	st.HeldByTransaction = l.held.describe(l.svc.cfg.Kafka.Campaigns, l.id)
 	out.Lanes = append(out.Lanes, st)
 	out.Campaigns.Live += int64(l.counts.live)
-	if l.agenda != nil {
-		scheduled, waiting := l.agenda.len()
+	if l.starts != nil {
+		scheduled, waiting := l.starts.counts()
 		out.Campaigns.Scheduled += int64(scheduled)
 		out.Campaigns.Live += int64(waiting)
 	}

@@ -20,10 +20,10 @@ const (
 	stateExpired  = "expired"  // its end had passed when it was received
 )
 
-// row is what a step does to one campaign row: insert it, replace the message
+// campaignRow is what a step does to one campaign row: insert it, replace the message
 // it holds, note a repeat of that message, move its cursor, or the last two.
-type row struct {
-	*live
+type campaignRow struct {
+	*liveCampaign
 	at          campaign.Position // of the message, where accept or repeats says that there is one
 	msgTime     int64
 	fingerprint campaign.Fingerprint
@@ -36,14 +36,14 @@ type row struct {
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 }
 
-// known is the message that the row holds after the step.
-func (r *row) known() campaign.Version {
+// acceptedVersion is the message that the row holds after the step.
+func (r *campaignRow) acceptedVersion() campaign.Version {
 	return campaign.Version{Position: r.at, Time: r.msgTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner}
 }
 
-// pick is one campaign's share of a step.
-type pick struct {
-	live      *live
+// clientPick is one campaign's share of a step.
+type clientPick struct {
+	live      *liveCampaign
 	clients   *id.List
 	wire      *record.Template
 	contested bool // goes by ON CONFLICT instead of COPY
@@ -53,8 +53,8 @@ type pick struct {
 // built by the decide goroutine while the one before it commits.
 type step struct {
 	nextOffset int64 // 0: does not move
-	rows       map[campaign.Key]*row
-	picks      []*pick
+	rows       map[campaign.Key]*campaignRow
+	picks      []*clientPick
 	dead       []record.DeadLetter
 	expired    int64
 	outcomes   []outcome      // messages that notify nobody
@@ -62,7 +62,7 @@ type step struct {
 	lost       []campaign.Key // campaigns that turned out to be another message's
 
 	leftOut map[leftOut][]string // clients whose id cannot be carried
-	refused []*live              // campaigns whose rows the table refuses: set while the rows are written
+	refused []*liveCampaign      // campaigns whose rows the table refuses: set while the rows are written
 
 	table *feedbackTable // that the rows are rendered for
 
@@ -74,16 +74,16 @@ type step struct {
 	size     int
 }
 
-func newStep(t *feedbackTable) *step { return &step{rows: map[campaign.Key]*row{}, table: t} }
+func newStep(t *feedbackTable) *step { return &step{rows: map[campaign.Key]*campaignRow{}, table: t} }
 
-// empty tells that committing it would change nothing.
-func (st *step) empty() bool {
+// isEmpty tells that committing it would change nothing.
+func (st *step) isEmpty() bool {
 	return st.nextOffset == 0 && len(st.rows) == 0 && len(st.picks) == 0
 }
 
-// accept notes a new message for the step to store. Of several for one key the
+// acceptRow notes a new message for the step to store. Of several for one key the
 // last stands, in place of what the first one replaces.
-func (st *step) accept(r *row) {
+func (st *step) acceptRow(r *campaignRow) {
 	if before := st.rows[r.Key()]; before != nil && (before.accept || before.repeats) {
 		r.replaces = before.replaces
 	}
@@ -92,7 +92,7 @@ func (st *step) accept(r *row) {
 }
 
 // noteExpired notes a message whose end has passed: it cancels what was there.
-func (st *step) noteExpired(l *live, before *campaign.Version) {
+func (st *step) noteExpired(l *liveCampaign, before *campaign.Version) {
 	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.from.Offset}
 	if before != nil {
 		o.kind = outcomeCancelled
@@ -105,11 +105,11 @@ func (st *step) noteOlder(c *campaign.Campaign, m, newest campaign.Version) {
 	st.outcomes = append(st.outcomes, outcome{kind: outcomeOlder, campaign: c, offset: m.Offset, message: m, newest: newest})
 }
 
-// repeat notes an identical message for the step to store.
-func (st *step) repeat(l *live, now campaign.Version, before *campaign.Version) {
+// noteRepeat notes an identical message for the step to store.
+func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campaign.Version) {
 	r := st.rows[l.Key()]
 	if r == nil {
-		r = &row{live: l}
+		r = &campaignRow{liveCampaign: l}
 		st.rows[l.Key()] = r
 	}
 	if !r.accept && !r.repeats {
@@ -118,46 +118,46 @@ func (st *step) repeat(l *live, now campaign.Version, before *campaign.Version) 
 	r.at, r.msgTime = now.Position, now.Time
 }
 
-// progress notes how far a campaign has come.
-func (st *step) progress(l *live, to string) {
+// noteProgress notes how far a campaign has come.
+func (st *step) noteProgress(l *liveCampaign, to string) {
 	r := st.rows[l.Key()]
 	if r == nil {
-		r = &row{live: l}
+		r = &campaignRow{liveCampaign: l}
 		st.rows[l.Key()] = r
 	}
-	r.live, r.state, r.cursor, r.served = l, to, l.cursor, true
+	r.liveCampaign, r.state, r.cursor, r.served = l, to, l.cursor, true
 }
 
-// takes tells whether the step can accept the message. A campaign that was
+// canAccept tells whether the step can accept the message. A campaign that was
 // served in it is not edited by it as well: the step has its former clients and
 // content. A repeat is welcome.
-func (st *step) takes(m *message) bool {
+func (st *step) canAccept(m *message) bool {
 	r := st.rows[m.campaign.Key()]
 	return r == nil || !r.served || m.feed == nil && *r.Campaign == *m.campaign
 }
 
-// differs tells that the step's row holds another message than m, of other content.
-func (st *step) differs(m *message) bool {
+// holdsOther tells that the step's row holds another message than m, of other content.
+func (st *step) holdsOther(m *message) bool {
 	r := st.rows[m.campaign.Key()]
 	return r != nil && (r.accept || r.repeats) && r.fingerprint != m.fingerprint
 }
 
-// drop takes a campaign's clients out.
-func (st *step) drop(l *live) {
-	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool { return p.live == l })
+// dropCampaign takes a campaign's clients out.
+func (st *step) dropCampaign(l *liveCampaign) {
+	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool { return p.live == l })
 	maps.DeleteFunc(st.leftOut, func(k leftOut, _ []string) bool { return k.live == l })
 	st.lost = append(st.lost, l.Key())
 }
 
-// dropLost takes out what other steps have found lost, and tells whether there
+// dropLostCampaigns takes out what other steps have found lost, and tells whether there
 // was any.
-func (st *step) dropLost() (dropped bool) {
+func (st *step) dropLostCampaigns() (dropped bool) {
 	for k, r := range st.rows {
 		if !r.lost.Load() {
 			continue
 		}
 		dropped = true
-		st.drop(r.live)
+		st.dropCampaign(r.liveCampaign)
 		if r.state, r.served = "", false; !r.repeats {
 			delete(st.rows, k)
 		}
@@ -170,16 +170,16 @@ func (st *step) dropLost() (dropped bool) {
 // has refused, leave without their clients. A step that waited is sealed again.
 func (st *step) seal(now int64) {
 	st.trigger, st.earliest = now, campaign.MaxUnix+1
-	st.picks = slices.DeleteFunc(st.picks, func(p *pick) bool {
+	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool {
 		if p.live.End > now && !p.live.refused.Load() {
 			return false
 		}
-		st.rows[p.live.Key()].state = stateFinished // the row is there: see decider.pick
+		st.rows[p.live.Key()].state = stateFinished // the row is there: see decider.pickClients
 		return true
 	})
 	// In the order of the unique index: two lanes with the same campaign ids lock
 	// rows in the same order.
-	slices.SortFunc(st.picks, func(a, b *pick) int { return campaign.CompareKeys(a.live.Key(), b.live.Key()) })
+	slices.SortFunc(st.picks, func(a, b *clientPick) int { return campaign.CompareKeys(a.live.Key(), b.live.Key()) })
 	size := 0
 	for _, p := range st.picks {
 		p.wire = st.table.kinds.NewTemplate(p.live.Campaign, now)
@@ -198,8 +198,8 @@ func (st *step) seal(now int64) {
 	st.copyData = frames.End()
 }
 
-// payload is what the step ships if every client of it was new.
-func (st *step) payload() *record.Payload {
+// buildPayload is what the step ships if every client of it was new.
+func (st *step) buildPayload() *record.Payload {
 	p := &record.Payload{Dead: st.dead}
 	for _, k := range st.picks {
 		if k.clients.Len() > 0 {
@@ -209,9 +209,9 @@ func (st *step) payload() *record.Payload {
 	return p
 }
 
-// held is about what the step holds until it is shipped: a campaign's content is
+// memoryHeld is about what the step holds until it is shipped: a campaign's content is
 // there as it came, as a record and as a row.
-func (st *step) held() (n int) {
+func (st *step) memoryHeld() (n int) {
 	for _, k := range st.picks {
 		n += 3*k.live.Size() + len(k.clients.Bytes())
 	}
@@ -221,11 +221,11 @@ func (st *step) held() (n int) {
 	return n
 }
 
-// contest has the step's rows go by ON CONFLICT after the table has refused them,
+// markContested has the step's rows go by ON CONFLICT after the table has refused them,
 // and, where it did so for another reason than a row that is there, or does so
 // again, looks for the rows that it refuses. It returns the error where that has
 // been done already.
-func (st *step) contest(refused error) error {
+func (st *step) markContested(refused error) error {
 	e, _ := errors.AsType[*pgconn.PgError](refused)
 	again := st.copied == 0 // it is not the COPY that met a row
 	changed := false
@@ -241,25 +241,25 @@ func (st *step) contest(refused error) error {
 	return nil
 }
 
-// renew seals the step anew where a campaign of it was lost or refused since.
-func (st *step) renew() {
-	if lost := st.dropLost(); lost || st.superseded() {
+// resealIfChanged seals the step anew where a campaign of it was lost or refused since.
+func (st *step) resealIfChanged() {
+	if lost := st.dropLostCampaigns(); lost || st.hasRefused() {
 		st.seal(time.Now().Unix())
 	}
 }
 
-// superseded tells that a campaign of the step was refused since it was sealed.
-func (st *step) superseded() bool {
-	return slices.ContainsFunc(st.picks, func(k *pick) bool { return k.live.refused.Load() })
+// hasRefused tells that a campaign of the step was refused since it was sealed.
+func (st *step) hasRefused() bool {
+	return slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.refused.Load() })
 }
 
-// appointments lists the step's campaigns that wait: for their start, for fresh
+// waitingStarts lists the step's campaigns that wait: for their start, for fresh
 // subscriptions or for room.
-func (st *step) appointments() []appointment {
-	var out []appointment
+func (st *step) waitingStarts() []startTime {
+	var out []startTime
 	for _, r := range st.rows {
 		if r.accept && r.state == statePending && !r.started {
-			out = append(out, appointment{start: r.Start, key: r.Key(), version: r.version})
+			out = append(out, startTime{start: r.Start, key: r.Key(), version: r.version})
 		}
 	}
 	return out
@@ -267,11 +267,11 @@ func (st *step) appointments() []appointment {
 
 // sortedRows lists the rows in key order, so that two lanes that lock the same
 // campaigns lock them in the same order.
-func (st *step) sortedRows() []*row {
-	out := make([]*row, 0, len(st.rows))
+func (st *step) sortedRows() []*campaignRow {
+	out := make([]*campaignRow, 0, len(st.rows))
 	for _, r := range st.rows {
 		out = append(out, r)
 	}
-	slices.SortFunc(out, func(a, b *row) int { return campaign.CompareKeys(a.Key(), b.Key()) })
+	slices.SortFunc(out, func(a, b *campaignRow) int { return campaign.CompareKeys(a.Key(), b.Key()) })
 	return out
 }

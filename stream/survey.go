@@ -160,7 +160,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 
 // surveyed parses a record; false for what is no campaign of the share.
 func (r *replay) surveyed(rec *topic.Record, p *plan) (m message, d campaign.Digest, ok bool) {
-	if m = r.messages.parser.parse(rec); m.campaign == nil {
+	if m = r.messages.parser.parseRecord(rec); m.campaign == nil {
 		return m, d, false
 	}
 	d = m.campaign.Key().Digest()

@@ -81,7 +81,7 @@ type claim struct {
 	cfg  ClaimConfig
 	t    tables
 	opts claimOptions
-	step watchedStep
+	step phaseWatch
 
 	conn    *pgx.Conn       // to the sink; the commit goroutine's
 	counted bool            // among the lanes' own connections
@@ -147,10 +147,10 @@ func takeOver(ctx context.Context, cfg ClaimConfig, lane int32, opts claimOption
 	if opts.patience > 0 {
 		defer c.step.watch(ctx, opts.patience, opts.slow)()
 	}
-	if err := c.connect(ctx); err != nil {
+	if err := c.connectSinks(ctx); err != nil {
 		return nil, err
 	}
-	return c, c.confirm(ctx, c.settle(ctx))
+	return c, c.confirmHalt(ctx, c.finishTakeover(ctx))
 }
 
 // close ends the claim's connections.
@@ -181,16 +181,16 @@ func closeClient(client *kgo.Client, log *slog.Logger, lane int32) {
 	}
 }
 
-// settle is steps 2 to 5, after connect.
-func (c *claim) settle(ctx context.Context) (err error) {
+// finishTakeover is steps 2 to 5, after connect.
+func (c *claim) finishTakeover(ctx context.Context) (err error) {
 	if err := c.checkTopics(); err != nil { // before anything is fenced in a cluster that is not ours
 		return err
 	}
-	if err := c.fence(ctx); err != nil {
+	if err := c.fencePredecessor(ctx); err != nil {
 		return err
 	}
 	c.step.enter("compare the sinks", nil)
-	if err := c.checkSinks(ctx); err != nil {
+	if err := c.compareSinks(ctx); err != nil {
 		return err
 	}
 	c.step.enter("load the outbox", nil)
@@ -202,10 +202,10 @@ func (c *claim) settle(ctx context.Context) (err error) {
 	return c.checkInput(ctx)
 }
 
-// confirm lets a halt pass only if the lane is still ours. If another owner has
+// confirmHalt lets a halt pass only if the lane is still ours. If another owner has
 // raised the epoch since, what we read of Postgres and what we read of Kafka
 // are of different moments, and their contradiction means nothing.
-func (c *claim) confirm(ctx context.Context, err error) error {
+func (c *claim) confirmHalt(ctx context.Context, err error) error {
 	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		return err
 	}
@@ -219,9 +219,9 @@ func (c *claim) confirm(ctx context.Context, err error) error {
 	return err
 }
 
-// connect is step 1 and the client of step 2: it checks the preconditions and
+// connectSinks is step 1 and the client of step 2: it checks the preconditions and
 // raises the epoch.
-func (c *claim) connect(ctx context.Context) error {
+func (c *claim) connectSinks(ctx context.Context) error {
 	if err := c.openSink(ctx); err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func (c *claim) connect(ctx context.Context) error {
 // checkPreconditions makes the session's checks, and keeps what they have read of
 // the cluster: the topics' ids and how large a record may be.
 func (c *claim) checkPreconditions(ctx context.Context) error {
-	var found facts
+	var found systemFacts
 	report, err := readPreconditions(ctx, c.cfg, precondition.AtSession, c.conn, &found)
 	if err := report.Unmet(err); err != nil {
 		return err
@@ -325,9 +325,9 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 	return nil
 }
 
-// fence is steps 2 and 3: after InitProducerID nobody else can add to the
+// fencePredecessor is steps 2 and 3: after InitProducerID nobody else can add to the
 // lane's transactions, so the K that is read is final.
-func (c *claim) fence(ctx context.Context) error {
+func (c *claim) fencePredecessor(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
 		return transactionCoordinator(c.transactionalID()).trouble(ctx, c.cfg.Kafka, c.client)
 	}
@@ -343,7 +343,7 @@ func (c *claim) fence(ctx context.Context) error {
 	c.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.lane, c.cfg.Kafka.Progress), nil)
 	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, ClientOptions: c.cfg.Kafka.Client, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.progress, Partition: c.lane})
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
-		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; checkSinks halts
+		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; compareSinks halts
 	}
 	if err != nil {
 		return err
@@ -403,9 +403,9 @@ type partitionerFunc func(topic string) kgo.TopicPartitioner
 // ForTopic implements kgo.Partitioner.
 func (f partitionerFunc) ForTopic(topic string) kgo.TopicPartitioner { return f(topic) }
 
-// dropped is the halt of a table that keeps rows out without an error, or stores
+// droppedRowsHalt is the halt of a table that keeps rows out without an error, or stores
 // other ones: nobody can know which notifications it wants.
-func (c *claim) dropped(what string) error {
+func (c *claim) droppedRowsHalt(what string) error {
 	who, hint := "", "look for what keeps rows out of the table"
 	if len(c.table.triggers) > 0 {
 		who = "; its trigger " + strings.Join(c.table.triggers, ", ") + " runs before each row"

@@ -15,10 +15,10 @@ import (
 // they contradict each other must not halt it.
 func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	paused := newClaim(w.cfg.ClaimConfig.withDefaults(), 0, claimOptions{})
 	defer paused.close()
-	if err := paused.connect(t.Context()); err != nil {
+	if err := paused.connectSinks(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	_, stop := w.start()
@@ -27,11 +27,11 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	w.expect(want)
 	stop()
 
-	err := paused.settle(t.Context())
+	err := paused.finishTakeover(t.Context())
 	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		t.Fatalf("settle: %v; the test needs the contradiction", err)
 	}
-	if err := paused.confirm(t.Context(), err); err == nil || errors.As(err, new(*halt.Error)) {
+	if err := paused.confirmHalt(t.Context(), err); err == nil || errors.As(err, new(*halt.Error)) {
 		t.Errorf("confirm: %v, want that the connection was ended", err)
 	}
 	// Where the other owner could not end it, the epoch tells.
@@ -40,7 +40,7 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 		t.Fatal(err2)
 	}
 	paused.conn = again
-	if err := paused.confirm(t.Context(), err); !errors.Is(err, errTakenOver) {
+	if err := paused.confirmHalt(t.Context(), err); !errors.Is(err, errTakenOver) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
 	w.start()
@@ -52,7 +52,7 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 // A zombie's step misses the compare-and-swap: nothing of it stays.
 func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	l := &lane{svc: New(w.cfg, w.store, w.barrier)}
 	zombie, err := l.takeOver(t.Context())
 	if err != nil {
@@ -76,10 +76,10 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 	if err := commitSteps(t, owner, st); err != nil {
 		t.Errorf("commit of the owner: %v", err)
 	}
-	if err := zombie.newShipper().ship(t.Context(), []*record.Payload{{Seq: 1}}, &outbound{}); err == nil {
+	if err := zombie.newShipper().shipBatch(t.Context(), []*record.Payload{{Seq: 1}}, &recordBuffers{}); err == nil {
 		t.Error("the former owner shipped")
 	}
-	if err := owner.newShipper().ship(t.Context(), []*record.Payload{{Seq: 1}}, &outbound{}); err != nil {
+	if err := owner.newShipper().shipBatch(t.Context(), []*record.Payload{{Seq: 1}}, &recordBuffers{}); err != nil {
 		t.Errorf("the owner could not ship: %v", err)
 	}
 }
@@ -89,12 +89,12 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 // its connections, or it could never write the same rows.
 func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 30)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
 	frozen := w.owner()
 	c := w.campaign("c1", "r1")
 	st := w.stepFor(&c, w.subs["r1"]...)
 	f := newFlight(time.Now().Add(patience), frozen.claim.conn)
-	frozen.newCommitter().addRows(f, st)
+	frozen.newCommitter().addFeedbackRows(f, st)
 	f.flush()
 	if f.err != nil {
 		t.Fatal(f.err)

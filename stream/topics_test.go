@@ -17,7 +17,7 @@ import (
 )
 
 // deleteRecords empties a partition, as retention does.
-func (w *world) deleteRecords(name string, partition int32) {
+func (w *deployment) deleteRecords(name string, partition int32) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
 	end, err := topic.ListOffset(w.Context(), name, partition, adm.ListEndOffsets)
@@ -42,7 +42,7 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
 		t.Run(string(accept), func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 3)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 3)})
 			_, stop := w.start()
 			w.produce(0, encodeCampaign(w.campaign("c1", "r1")), []byte("no campaign"))
 			w.expect(map[string][]string{"c1": w.subs["r1"]})
@@ -79,21 +79,21 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		topic         func(w *world) string
+		topic         func(w *deployment) string
 		setting       string
 		value, mended string
 	}{
-		"progress":           {func(w *world) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "delete", "compact"},
-		"progress with both": {func(w *world) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "compact,delete", "compact"},
-		"campaigns":          {func(w *world) string { return w.cfg.Kafka.Campaigns }, "cleanup.policy", "compact", "delete"},
-		"dead letters":       {func(w *world) string { return w.cfg.Kafka.DeadLetters }, "cleanup.policy", "compact", "delete"},
-		"small output":       {func(w *world) string { return w.cfg.Kafka.Notifications }, "max.message.bytes", "300", "1048588"},
-		"small progress":     {func(w *world) string { return w.cfg.Kafka.Progress }, "max.message.bytes", "100", "1048588"},
-		"replicas":           {func(w *world) string { return w.cfg.Kafka.Notifications }, "min.insync.replicas", "2", "1"},
+		"progress":           {func(w *deployment) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "delete", "compact"},
+		"progress with both": {func(w *deployment) string { return w.cfg.Kafka.Progress }, "cleanup.policy", "compact,delete", "compact"},
+		"campaigns":          {func(w *deployment) string { return w.cfg.Kafka.Campaigns }, "cleanup.policy", "compact", "delete"},
+		"dead letters":       {func(w *deployment) string { return w.cfg.Kafka.DeadLetters }, "cleanup.policy", "compact", "delete"},
+		"small output":       {func(w *deployment) string { return w.cfg.Kafka.Notifications }, "max.message.bytes", "300", "1048588"},
+		"small progress":     {func(w *deployment) string { return w.cfg.Kafka.Progress }, "max.message.bytes", "100", "1048588"},
+		"replicas":           {func(w *deployment) string { return w.cfg.Kafka.Notifications }, "min.insync.replicas", "2", "1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 			w.kafka.Configure(c.topic(w), c.setting, c.value)
 			names := func(err error) error {
 				for _, want := range []string{"kafka-configs.sh", "--entity-name " + c.topic(w), c.setting} {
@@ -126,7 +126,7 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 // takeover.
 func TestTakeoverSeesThePolicy(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 	svc := New(w.cfg, w.store, w.barrier)
 	svc.unmetPatience = time.Nanosecond
 	ended := make(chan error, 1)
@@ -150,7 +150,7 @@ func TestTakeoverSeesThePolicy(t *testing.T) {
 // once, and makes the other topics uncompacted whatever the default is.
 func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, nil)
+	w := newDeployment(t, 2, nil)
 	w.cfg.Kafka.Progress = w.kafka.Topic("plain", 1, nil)
 	w.cfg.Kafka.DeadLetters = envtest.Name("dead")
 	w.kafka.DeleteAfter(w.cfg.Kafka.DeadLetters)
@@ -176,7 +176,7 @@ func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 // seconds that each of them exists.
 func TestSetupDoesNotWaitForTopicsThatAreThere(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, nil)
+	w := newDeployment(t, 1, nil)
 	k := &w.cfg.Kafka
 	for _, name := range []*string{&k.Campaigns, &k.Notifications, &k.DeadLetters, &k.Progress} {
 		*name = envtest.Name("new")
@@ -195,7 +195,7 @@ func TestSetupDoesNotWaitForTopicsThatAreThere(t *testing.T) {
 // What hurts later is warned of, and does not stop anything.
 func TestTopicSettingsThatHurtLaterAreWarnedOf(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 1, nil)
+	w := newDeployment(t, 1, nil)
 	w.kafka.Configure(w.cfg.Kafka.Campaigns, "retention.ms", "60000")
 	w.kafka.Configure(w.cfg.Kafka.Campaigns, "max.message.bytes", "4000000")
 	w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")

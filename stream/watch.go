@@ -14,31 +14,31 @@ import (
 // the answers that it got.
 const stepPatience = 2 * time.Second
 
-// takeoverStep is what a takeover is at: its name, and what finds out why it takes
+// takeoverPhase is what a takeover is at: its name, and what finds out why it takes
 // long, nil where nothing does.
-type takeoverStep struct {
+type takeoverPhase struct {
 	name  string
 	probe func(ctx context.Context) error
 }
 
-// watchedStep is the step under way; nil where its error is shown otherwise.
-type watchedStep struct{ now atomic.Pointer[takeoverStep] }
+// phaseWatch is the step under way; nil where its error is shown otherwise.
+type phaseWatch struct{ now atomic.Pointer[takeoverPhase] }
 
 // enter begins a step.
-func (w *watchedStep) enter(name string, probe func(ctx context.Context) error) {
-	w.now.Store(&takeoverStep{name, probe})
+func (w *phaseWatch) enter(name string, probe func(ctx context.Context) error) {
+	w.now.Store(&takeoverPhase{name, probe})
 }
 
 // watch calls show, again and again, with why a step takes long. It returns a
 // function that ends it and waits for the last call.
-func (w *watchedStep) watch(ctx context.Context, patience time.Duration, show func(step string, why error)) (end func()) {
+func (w *phaseWatch) watch(ctx context.Context, patience time.Duration, show func(step string, why error)) (end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(patience)
 		defer tick.Stop()
-		var before *takeoverStep
+		var before *takeoverPhase
 		for {
 			select {
 			case <-tick.C:
@@ -47,7 +47,7 @@ func (w *watchedStep) watch(ctx context.Context, patience time.Duration, show fu
 			}
 			step := w.now.Load()
 			if step != nil && step == before {
-				if why := step.find(ctx); ctx.Err() == nil && w.now.Load() == step {
+				if why := step.findCause(ctx); ctx.Err() == nil && w.now.Load() == step {
 					show(step.name, why)
 				}
 			}
@@ -59,8 +59,8 @@ func (w *watchedStep) watch(ctx context.Context, patience time.Duration, show fu
 
 var errNoAnswer = errors.New("no answer yet")
 
-// find gives why the step takes long.
-func (s *takeoverStep) find(ctx context.Context) error {
+// findCause gives why the step takes long.
+func (s *takeoverPhase) findCause(ctx context.Context) error {
 	if s.probe == nil {
 		return errNoAnswer
 	}

@@ -23,9 +23,9 @@ import (
 // patience bounds how long a test waits for what must come.
 const patience = 60 * time.Second
 
-// world is a deployment of the stream on real servers, with subscriptions that
+// deployment is a deployment of the stream on real servers, with subscriptions that
 // are loaded straight into the state store: what package cdc would bring.
-type world struct {
+type deployment struct {
 	testing.TB
 	db      *envtest.DB
 	kafka   *envtest.Cluster
@@ -38,7 +38,7 @@ type world struct {
 	unmetPatience time.Duration // of start's services; 0: the usual
 	inputPatience time.Duration // the same
 	recentLimit   int           // the same
-	agendaLimit   int           // the same
+	startLimit    int           // the same
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -46,9 +46,9 @@ type noBarrier struct{}
 
 func (noBarrier) Barrier(context.Context) error { return nil }
 
-func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
+func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deployment {
 	t.Helper()
-	w := &world{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
+	w := &deployment{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
 		rowsSQL: `SELECT ` + contractTable().readSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
 	w.cfg = Config{ClaimConfig: ClaimConfig{
 		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
@@ -71,7 +71,7 @@ func newWorld(t testing.TB, lanes int32, subs map[string][]string) *world {
 }
 
 // openStore gives a new store with the world's subscriptions.
-func (w *world) openStore() *state.Store {
+func (w *deployment) openStore() *state.Store {
 	w.Helper()
 	store, err := state.Open(w.TempDir(), state.Options{Logger: w.cfg.Logger})
 	if err != nil {
@@ -102,14 +102,14 @@ func (w *world) openStore() *state.Store {
 }
 
 // start runs a service; stop drains it and fails the test if it did not end well.
-func (w *world) start() (svc *Service, stop func()) {
+func (w *deployment) start() (svc *Service, stop func()) {
 	w.Helper()
 	svc = New(w.cfg, w.store, w.barrier)
 	if w.unmetPatience > 0 {
 		svc.unmetPatience = w.unmetPatience
 	}
-	if w.agendaLimit > 0 {
-		svc.agendaLimit = w.agendaLimit
+	if w.startLimit > 0 {
+		svc.startLimit = w.startLimit
 	}
 	if w.inputPatience > 0 {
 		svc.inputPatience = w.inputPatience
@@ -136,7 +136,7 @@ func (w *world) start() (svc *Service, stop func()) {
 }
 
 // campaign makes a campaign that is valid now.
-func (w *world) campaign(id, restaurant string) campaign.Campaign {
+func (w *deployment) campaign(id, restaurant string) campaign.Campaign {
 	now := time.Now().Unix()
 	return campaign.Campaign{RestaurantID: restaurant, ID: id, Content: "content of " + id, Owner: "owner", OwnerContact: "o@example.com", Start: now - 10, End: now + 3600, Created: now - 20}
 }
@@ -155,7 +155,7 @@ func encodeCampaign(c campaign.Campaign) []byte {
 }
 
 // produce writes messages to one partition of the campaigns topic.
-func (w *world) produce(partition int32, values ...[]byte) {
+func (w *deployment) produce(partition int32, values ...[]byte) {
 	w.Helper()
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(defaultMaxMessage))
 	for _, v := range values {
@@ -173,7 +173,7 @@ type note struct {
 }
 
 // rows reads the feedback table.
-func (w *world) rows() []note {
+func (w *deployment) rows() []note {
 	w.Helper()
 	rows, err := w.db.Pool.Query(w.Context(), w.rowsSQL)
 	if err != nil {
@@ -190,7 +190,7 @@ func (w *world) rows() []note {
 }
 
 // records reads the notifications topic as a read_committed consumer.
-func (w *world) records() []note {
+func (w *deployment) records() []note {
 	w.Helper()
 	var out []note
 	for _, r := range w.kafka.ReadAll(w.cfg.Kafka.Notifications) {
@@ -222,12 +222,12 @@ func (w *world) records() []note {
 
 // expect waits until both sinks hold exactly the pairs of want (campaign →
 // clients), each once and with equal fields.
-func (w *world) expect(want map[string][]string) {
+func (w *deployment) expect(want map[string][]string) {
 	w.Helper()
 	envtest.Until(w, patience, func() error { return w.compare(want) })
 }
 
-func (w *world) compare(want map[string][]string) error {
+func (w *deployment) compare(want map[string][]string) error {
 	w.Helper()
 	rows, records := w.rows(), w.records()
 	for name, notes := range map[string][]note{"rows": rows, "records": records} {
@@ -278,7 +278,7 @@ func sameNotes(a, b []note) error {
 
 // checkLanes checks the invariants that can be seen from outside: the outbox
 // is contiguous above K, and K ≤ P ≤ K + window.
-func (w *world) checkLanes(svc *Service) {
+func (w *deployment) checkLanes(svc *Service) {
 	w.Helper()
 	for _, l := range svc.Status().Lanes {
 		if l.Shipped > l.Decided || l.Decided > l.Shipped+int64(svc.cfg.Window) {
