@@ -6,38 +6,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
-
-// A step that Postgres does not finish in time is done again by the next session.
-// Where the table's own triggers and constraints take the time, that would last
-// for ever: each such step halves what the lane puts into one, and each that is
-// finished in a small part of the time doubles it again.
-
-// quick is the part of SinkTimeout in which a step is finished that could be
-// twice as large.
-const quick = 8
-
-// stepClients bounds the clients of the lane's next step.
-func (l *lane) stepClients() int {
-	if n := l.narrowed.Load(); n > 0 {
-		return int(n)
-	}
-	return l.svc.cfg.StepClients
-}
-
-// widenSteps takes back what narrow did.
-func (l *lane) widenSteps(took time.Duration) {
-	if n := l.narrowed.Load(); n > 0 && took < l.svc.cfg.SinkTimeout/quick {
-		l.narrowed.Store(min(2*n, int64(l.svc.cfg.StepClients)))
-	}
-}
-
-func (l *lane) narrowSteps() {
-	l.narrowed.Store(int64(max(1, l.stepClients()/2)))
-}
 
 // explainSlow says why a step was not finished in time: whose lock it waits for,
 // or that the table is slow. The step's connection must be open still.
