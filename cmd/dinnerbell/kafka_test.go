@@ -3,59 +3,22 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
-	"encoding/pem"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/testenv/envtest"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
-
-// certificate makes a self-signed one for kafka.internal, as PEM files in dir.
-func certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"kafka.internal"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(file, kind string, der []byte) string {
-		path := filepath.Join(dir, file)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	return write("cert.pem", "CERTIFICATE", der), write("key.pem", "PRIVATE KEY", keyDER)
-}
 
 // tlsServer tells the name in each client's certificate.
 func tlsServer(t *testing.T, certFile, keyFile string) (addr string, names <-chan string) {
@@ -94,12 +57,12 @@ func tlsServer(t *testing.T, certFile, keyFile string) (addr string, names <-cha
 func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 	t.Parallel()
 	serverDir, clientDir := t.TempDir(), t.TempDir()
-	serverCert, serverKey := certificate(t, serverDir, "broker")
+	serverCert, serverKey := envtest.Certificate(t, serverDir, "broker")
 	addr, names := tlsServer(t, serverCert, serverKey)
-	cert, key := certificate(t, clientDir, "first")
+	cert, key := envtest.Certificate(t, clientDir, "first")
 	dial := tlsDialer(config.TLS{Enabled: true, CA: serverCert, Cert: cert, Key: key, ServerName: "kafka.internal"})
 	for _, want := range []string{"first", "second"} {
-		certificate(t, clientDir, want)
+		envtest.Certificate(t, clientDir, want)
 		conn, err := dial(t.Context(), "tcp", addr)
 		if err != nil {
 			t.Fatal(err)

@@ -24,7 +24,7 @@ type kafkaPorts map[string]string
 // certificate in dir.
 func newKafkaPorts(t *testing.T, dir string) kafkaPorts {
 	t.Helper()
-	cert, key := certificate(t, dir, "broker")
+	cert, key := envtest.Certificate(t, dir, "broker")
 	if envtest.RealKafka() {
 		return startKafkaPorts(t, dir, cert, key)
 	}

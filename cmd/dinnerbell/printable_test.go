@@ -3,13 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"strings"
 	"testing"
-	"unicode/utf8"
-
-	"dinnerbell/stream"
 )
 
 // hostile has each kind of what a terminal obeys.
@@ -68,59 +63,5 @@ func TestPrintableWriter(t *testing.T) {
 	_, _ = w.Write([]byte("cut \xe4\xb8"))
 	if err := w.flush(); err != nil || out.String() != `cut \xe4\xb8` {
 		t.Errorf("a character that never ended: %q, %v", out.String(), err)
-	}
-}
-
-// What people read has an id in one line, whoever prints it.
-func TestListingsEscapeIDs(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	pair := &pairItem{Restaurant: new(hostile), Client: new(hostile)}
-	item, err := json.Marshal(differenceItem{Row: hostile, Index: "rows", Wrong: "different", Wanted: pair, Stored: pair})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &app{stdout: &out}
-	for name, tc := range map[string]struct {
-		print func() error
-		lines int
-	}{
-		"subscribers":        {func() error { return (&subscribersCmd{}).write(&out, []string{hostile}) }, 1},
-		"dead letters":       {func() error { return printDeadLetter(&out, &deadLetterItem{Topic: hostile, Reason: hostile}) }, 1},
-		"dead letters retry": {func() error { return printRetried(&out, &stream.Retried{SentTo: -1, Reason: hostile}) }, 1},
-		"preview": {func() error {
-			return printPreview(&out, &stream.Preview{Campaign: hostile, Restaurant: hostile, Outcome: "valid"})
-		}, 6},
-		"verify": {func() error { return (&verifyCmd{}).printItem(&out, item) }, 1},
-		"audit":  {func() error { return (&auditCmd{}).print(a, stream.Finding{What: hostile}) }, 1},
-		"status": {func() error {
-			return printStatus(&out, &statusReport{Reasons: []string{hostile}, Halted: &haltReport{What: hostile, Hint: hostile}, Version: hostile, Source: sourceReport{LastError: hostile, State: hostile}})
-		}, 12},
-	} {
-		out.Reset()
-		if err := tc.print(); err != nil {
-			t.Fatal(err)
-		}
-		text := out.String()
-		if n := strings.Count(text, "\n"); n != tc.lines {
-			t.Errorf("%s: %d lines, want %d: %q", name, n, tc.lines, text)
-		}
-		for _, r := range text {
-			if r != '\n' && isControl(r) || r == utf8.RuneError {
-				t.Errorf("%s: %U in %q", name, r, text)
-				break
-			}
-		}
-	}
-}
-
-// An error's further lines cannot pass for messages of their own, and nothing in
-// it reaches the terminal raw.
-func TestErrorsAreEscaped(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	code := (&app{messages: &printableWriter{out: &out}}).conclude(errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
-	if want := "dinnerbell: first\n  client x\\u001b[2J\n  dinnerbell: all is well\n"; out.String() != want || code != exitFailed {
-		t.Errorf("%q, exit %d; want %q", out.String(), code, want)
 	}
 }
