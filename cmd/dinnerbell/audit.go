@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
 
@@ -48,6 +49,6 @@ func (c *auditCmd) print(a *app, f stream.Finding) error {
 	if !f.OK {
 		word = "FAIL"
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, printable(f.What))
+	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, terminal.Printable(f.What))
 	return err
 }

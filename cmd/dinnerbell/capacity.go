@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/capacity"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
 // capacityCmd works out what a workload needs. It reads no configuration and
@@ -96,8 +97,8 @@ used up first                              %s
 
 Unit costs: %s, %s.
 `, p.Lanes, p.Sinks, p.Daemons, p.SourceCPU, p.Brokers,
-		byteCount(int64(p.StateBytes)), byteCount(int64(p.RebuildBytes)), time.Duration(p.RebuildSeconds*float64(time.Second)).Round(time.Second),
-		byteCount(int64(p.MemoryBytes)), byteCount(int64(p.FeedbackHour)), p.First, u.Machine, u.Measured)
+		terminal.Bytes(int64(p.StateBytes)), terminal.Bytes(int64(p.RebuildBytes)), time.Duration(p.RebuildSeconds*float64(time.Second)).Round(time.Second),
+		terminal.Bytes(int64(p.MemoryBytes)), terminal.Bytes(int64(p.FeedbackHour)), p.First, u.Machine, u.Measured)
 	return err
 }
 
@@ -106,9 +107,9 @@ func amount(v float64, unit string) string {
 	case v == 0:
 		return "-"
 	case unit == "B/s":
-		return byteCount(int64(v)) + "/s"
+		return terminal.Bytes(int64(v)) + "/s"
 	case unit == "cores":
 		return fmt.Sprintf("%.1f cores", v)
 	}
-	return thousands(int64(v)) + " " + unit
+	return terminal.Thousands(int64(v)) + " " + unit
 }

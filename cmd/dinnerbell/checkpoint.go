@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -101,21 +102,21 @@ func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	began := time.Now()
-	shown := newProgress(a.stderr, "")
-	shown.spin("checkpoint")
+	shown := terminal.NewProgress(a.stderr, "")
+	shown.Spin("checkpoint")
 	var saved savedState
 	err = callDaemon(ctx, cfg.State.Dir, "checkpoint", nil, heard{result: &saved})
 	if errors.Is(err, errNoDaemon) {
 		saved, err = c.offline(a, cfg)
 	}
-	shown.finish()
+	shown.Finish()
 	if err != nil {
 		return fmt.Errorf("make checkpoint: %w", err)
 	}
 	if c.JSON {
 		return printJSON(a, saved)
 	}
-	_, err = fmt.Fprintf(a.stdout, "%s: %s subscriptions at %s, in %s\n", saved.ID, thousands(saved.Subscriptions), saved.LSN,
+	_, err = fmt.Fprintf(a.stdout, "%s: %s subscriptions at %s, in %s\n", saved.ID, terminal.Thousands(saved.Subscriptions), saved.LSN,
 		time.Since(began).Round(time.Millisecond))
 	return err
 }
@@ -209,7 +210,7 @@ func printSaved(out io.Writer, saved []savedState) error {
 	for i := range saved {
 		s := &saved[i]
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, age(s.Made), s.Cause, s.LSN,
-			thousands(s.Subscriptions), byteCount(s.Bytes), byteCount(s.OwnBytes), s.coverage())
+			terminal.Thousands(s.Subscriptions), terminal.Bytes(s.Bytes), terminal.Bytes(s.OwnBytes), s.coverage())
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write list: %w", err)
@@ -248,10 +249,10 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg)
-	shown := newProgress(a.stderr, "")
-	shown.spin("reading all rows")
+	shown := terminal.NewProgress(a.stderr, "")
+	shown.Spin("reading all rows")
 	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, stateOptions(cfg, log))
-	shown.finish()
+	shown.Finish()
 	if err != nil {
 		return err
 	}
@@ -268,7 +269,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 }
 
 func (r *restoredState) print(out io.Writer) error {
-	text := fmt.Sprintf("restored %s: %s subscriptions at %s\n", r.ID, thousands(r.Subscriptions), r.LSN)
+	text := fmt.Sprintf("restored %s: %s subscriptions at %s\n", r.ID, terminal.Thousands(r.Subscriptions), r.LSN)
 	switch {
 	case r.Covered == nil:
 		text += "whether the source still has what came after it is not known (" + r.Reason + "); dinnerbell run finds out, and takes a new snapshot if it has not\n"

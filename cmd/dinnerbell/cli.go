@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 
 	"github.com/alecthomas/kong"
 )
@@ -55,9 +56,9 @@ type app struct {
 // run executes one command line and returns the exit code: 0 done, 1 failed,
 // 2 usage or configuration, 3 halted and needs an operator.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
-	data, messages := &printableWriter{out: stdout}, &printableWriter{out: stderr}
+	data, messages := &terminal.Writer{Out: stdout}, &terminal.Writer{Out: stderr}
 	code := execute(ctx, args, &app{stdout: data, stderr: stderr, messages: messages, env: config.ParseEnv(env)})
-	if err := errors.Join(data.flush(), messages.flush()); err != nil && code == exitDone {
+	if err := errors.Join(data.Flush(), messages.Flush()); err != nil && code == exitDone {
 		return exitFailed // what was asked for did not arrive
 	}
 	return code
@@ -107,7 +108,7 @@ func (a *app) conclude(err error) int {
 		if a.cfg != nil {
 			text = a.cfg.Hide(text)
 		}
-		_, _ = fmt.Fprintln(a.messages, "dinnerbell:", indented(logging.Bound(text, maxError))) // nowhere to report a failing stderr
+		_, _ = fmt.Fprintln(a.messages, "dinnerbell:", terminal.Indent(logging.Bound(text, maxError))) // nowhere to report a failing stderr
 	}
 	return code
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
 
@@ -78,9 +79,9 @@ func newDeadLetterItem(d *stream.DeadLetter) deadLetterItem {
 func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 	from := "unknown"
 	if d.Topic != "" {
-		from = fmt.Sprintf("%s/%d@%d", printable(d.Topic), d.From, d.FromAt)
+		from = fmt.Sprintf("%s/%d@%d", terminal.Printable(d.Topic), d.From, d.FromAt)
 	}
-	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, byteCount(int64(d.Bytes)), printable(oneLine(d.Reason)))
+	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)), terminal.Printable(oneLine(d.Reason)))
 	return err
 }
 
@@ -166,7 +167,7 @@ func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
 
 func printRetried(out io.Writer, r *stream.Retried) error {
 	if r.SentTo < 0 {
-		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, printable(oneLine(r.Reason)))
+		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, terminal.Printable(oneLine(r.Reason)))
 		return err
 	}
 	_, err := fmt.Fprintf(out, "%d:%d  sent again, at offset %d\n", r.Partition, r.Offset, r.SentTo)

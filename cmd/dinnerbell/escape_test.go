@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
 
@@ -64,7 +65,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 func TestErrorsAreEscaped(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	code := (&app{messages: &printableWriter{out: &out}}).conclude(errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
+	code := (&app{messages: &terminal.Writer{Out: &out}}).conclude(errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
 	if want := "dinnerbell: first\n  client x\\u001b[2J\n  dinnerbell: all is well\n"; out.String() != want || code != exitFailed {
 		t.Errorf("%q, exit %d; want %q", out.String(), code, want)
 	}

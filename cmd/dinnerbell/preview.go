@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
 
@@ -37,9 +38,9 @@ func (c *previewCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	var p stream.Preview
-	shown := newProgress(a.stderr, "clients")
-	err = callDaemon(ctx, cfg.State.Dir, "preview", previewArguments{value}, heard{progress: shown.update, result: &p})
-	shown.finish()
+	shown := terminal.NewProgress(a.stderr, "clients")
+	err = callDaemon(ctx, cfg.State.Dir, "preview", previewArguments{value}, heard{progress: shown.Update, result: &p})
+	shown.Finish()
 	if err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func (c *previewCmd) read() ([]byte, error) {
 		return nil, fmt.Errorf("read campaign: %w", err)
 	}
 	if len(value) > maxPreview {
-		return nil, fmt.Errorf("read campaign: %s has more than %s", c.File, byteCount(maxPreview))
+		return nil, fmt.Errorf("read campaign: %s has more than %s", c.File, terminal.Bytes(maxPreview))
 	}
 	return value, nil
 }
@@ -93,7 +94,7 @@ func (d *daemon) preview(ctx context.Context, c *call) (any, error) {
 // printPreview is for people.
 func printPreview(out io.Writer, p *stream.Preview) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, printable(value)) } // Flush reports errors
+	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(value)) } // Flush reports errors
 	row("campaign", p.Campaign)
 	row("restaurant", p.Restaurant)
 	row("outcome", map[string]string{
@@ -102,9 +103,9 @@ func printPreview(out io.Writer, p *stream.Preview) error {
 		"expired":   "its end has passed: nobody would get it",
 		"repeat":    "an identical message is there: nothing would happen",
 	}[p.Outcome])
-	row("audience", thousands(p.Audience))
-	row("have it", thousands(p.Have))
-	row("would get it", thousands(p.Notified))
+	row("audience", terminal.Thousands(p.Audience))
+	row("have it", terminal.Thousands(p.Have))
+	row("would get it", terminal.Thousands(p.Notified))
 	if p.Hint != "" {
 		row("hint", p.Hint)
 	}

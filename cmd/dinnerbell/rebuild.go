@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
 // rebuildCmd takes a new snapshot of the subscriptions.
@@ -34,10 +35,10 @@ func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	shown := newProgress(a.stderr, "rows")
+	shown := terminal.NewProgress(a.stderr, "rows")
 	var r rebuildResult
-	err = callDaemon(ctx, cfg.State.Dir, "rebuild", nil, heard{progress: shown.update, result: &r})
-	shown.finish()
+	err = callDaemon(ctx, cfg.State.Dir, "rebuild", nil, heard{progress: shown.Update, result: &r})
+	shown.Finish()
 	if errors.Is(err, errNoDaemon) {
 		return fmt.Errorf("%w, or rebuild without it: dinnerbell rebuild --offline", err)
 	}
@@ -60,9 +61,9 @@ func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
 		return err
 	}
 	began := time.Now()
-	shown := newProgress(a.stderr, "rows")
-	err = cdc.New(sourceConfig(cfg, log), store).Rebuild(ctx, func(rows, total int64) { shown.update("snapshot", rows, total) })
-	shown.finish()
+	shown := terminal.NewProgress(a.stderr, "rows")
+	err = cdc.New(sourceConfig(cfg, log), store).Rebuild(ctx, func(rows, total int64) { shown.Update("snapshot", rows, total) })
+	shown.Finish()
 	r := rebuildResult{Subscriptions: store.Subscriptions(), LSN: store.EndLSN().String(), Seconds: time.Since(began).Seconds()}
 	if err := errors.Join(err, store.Close()); err != nil {
 		return fmt.Errorf("rebuild subscriptions: %w", err)
@@ -74,8 +75,8 @@ func (c *rebuildCmd) print(a *app, r rebuildResult) error {
 	if c.JSON {
 		return json.NewEncoder(a.stdout).Encode(r)
 	}
-	_, err := fmt.Fprintf(a.stdout, "rebuilt %s subscriptions at %s in %s (%s rows/s)\n", thousands(r.Subscriptions), r.LSN,
-		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), thousands(int64(float64(r.Subscriptions)/r.Seconds)))
+	_, err := fmt.Fprintf(a.stdout, "rebuilt %s subscriptions at %s in %s (%s rows/s)\n", terminal.Thousands(r.Subscriptions), r.LSN,
+		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), terminal.Thousands(int64(float64(r.Subscriptions)/r.Seconds)))
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/stream"
 )
@@ -41,9 +42,9 @@ func (c *replayCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	var r stream.ReplayReport
-	shown := newProgress(a.stderr, "messages")
-	err = callDaemon(ctx, cfg.State.Dir, "replay", args, heard{progress: shown.update, result: &r})
-	shown.finish()
+	shown := terminal.NewProgress(a.stderr, "messages")
+	err = callDaemon(ctx, cfg.State.Dir, "replay", args, heard{progress: shown.Update, result: &r})
+	shown.Finish()
 	if err != nil {
 		return err
 	}
@@ -124,7 +125,7 @@ func (d *daemon) replay(ctx context.Context, c *call) (any, error) {
 func printReplay(out io.Writer, r *stream.ReplayReport) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name string, n int64, what string) {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", name, thousands(n), what)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", name, terminal.Thousands(n), what)
 	} // Flush reports errors
 	row("messages", r.Messages, "")
 	row("valid", r.Valid, "")

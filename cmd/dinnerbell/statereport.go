@@ -1,6 +1,10 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
+)
 
 // Conditions of the local state.
 const (
@@ -31,7 +35,7 @@ func (d *daemon) reportState(r *statusReport, h *halves, complete bool) {
 		if disk.Short() {
 			r.State.Condition = conditionDiskFull
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: the disk is almost full: %s are free in %s%s and %s are kept in reserve (state.reserve); changes of the subscriptions wait until there is room",
-				byteCount(disk.Free), d.cfg.State.Dir, onDisk(d.cfg.State.Dir), byteCount(disk.Reserve)))
+				terminal.Bytes(disk.Free), d.cfg.State.Dir, onDisk(d.cfg.State.Dir), terminal.Bytes(disk.Reserve)))
 		}
 	}
 	aside, was := h.store.SetAside()

@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
 // statusCmd shows what the running daemon says about itself.
@@ -61,7 +62,7 @@ func (r *statusReport) verdict() error {
 func printStatus(out io.Writer, r *statusReport) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, printable(oneLine(fmt.Sprintf(format, args...)))) // Flush reports errors
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(oneLine(fmt.Sprintf(format, args...)))) // Flush reports errors
 	}
 	if r.Ready {
 		row("ready", "yes")
@@ -77,7 +78,7 @@ func printStatus(out io.Writer, r *statusReport) error {
 	}
 	row("version", "%s", r.Version)
 	s := r.Source
-	row("source", "%s at %s, %s behind, slot %s keeps %s", s.State, s.AppliedLSN, byteCount(s.LagBytes), orDash(s.SlotWALStatus), byteCount(s.SlotHeldBytes))
+	row("source", "%s at %s, %s behind, slot %s keeps %s", s.State, s.AppliedLSN, terminal.Bytes(s.LagBytes), orDash(s.SlotWALStatus), terminal.Bytes(s.SlotHeldBytes))
 	if s.State == string(cdc.StateSnapshot) {
 		row("snapshot", "%s", snapshotText(&s))
 	}
@@ -88,20 +89,20 @@ func printStatus(out io.Writer, r *statusReport) error {
 		row(s.Work.Kind, "%s", s.Work)
 	}
 	if c := r.Checkpoint; c.ID != "" {
-		row("checkpoint", "%s, %s old, stands for %s, %s held back", c.ID, age(c.Made), c.LSN, byteCount(c.HeldBackBytes))
+		row("checkpoint", "%s, %s old, stands for %s, %s held back", c.ID, age(c.Made), c.LSN, terminal.Bytes(c.HeldBackBytes))
 	}
 	if r.Checkpoint.LastError != "" {
 		row("", "the last checkpoint failed: %s", r.Checkpoint.LastError)
 	}
-	row("subscriptions", "%s", thousands(s.Subscriptions))
-	row("local state", "%s, %s free, %s in reserve", r.State.Condition, byteCount(r.State.FreeBytes), byteCount(r.State.ReserveBytes))
+	row("subscriptions", "%s", terminal.Thousands(s.Subscriptions))
+	row("local state", "%s, %s free, %s in reserve", r.State.Condition, terminal.Bytes(r.State.FreeBytes), terminal.Bytes(r.State.ReserveBytes))
 	if r.State.Quarantine != "" {
 		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
 	}
 	row("freshness", "%.1f ms", s.FreshnessMS)
-	row("campaigns", "%s live, %s scheduled, %s expired, %s dead, %s without audience since the start", thousands(r.Campaigns.Live),
-		thousands(r.Campaigns.Scheduled), thousands(r.Campaigns.Expired), thousands(r.Campaigns.Dead), thousands(r.Counters.CampaignsWithoutAudience))
-	row("notifications", "%s decided, %s shipped", thousands(r.Notifications.Decided), thousands(r.Notifications.Shipped))
+	row("campaigns", "%s live, %s scheduled, %s expired, %s dead, %s without audience since the start", terminal.Thousands(r.Campaigns.Live),
+		terminal.Thousands(r.Campaigns.Scheduled), terminal.Thousands(r.Campaigns.Expired), terminal.Thousands(r.Campaigns.Dead), terminal.Thousands(r.Counters.CampaignsWithoutAudience))
+	row("notifications", "%s decided, %s shipped", terminal.Thousands(r.Notifications.Decided), terminal.Thousands(r.Notifications.Shipped))
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
@@ -111,10 +112,10 @@ func printStatus(out io.Writer, r *statusReport) error {
 // snapshotText says how far a snapshot is and how long it will take.
 func snapshotText(s *sourceReport) string {
 	if s.SnapshotTotal == 0 {
-		return fmt.Sprintf("%s rows", thousands(s.SnapshotRows))
+		return fmt.Sprintf("%s rows", terminal.Thousands(s.SnapshotRows))
 	}
-	text := fmt.Sprintf("%s of about %s rows (%.1f%%), %s rows/s", thousands(s.SnapshotRows), thousands(s.SnapshotTotal),
-		s.SnapshotPercent, thousands(int64(s.SnapshotRowsPerSecond)))
+	text := fmt.Sprintf("%s of about %s rows (%.1f%%), %s rows/s", terminal.Thousands(s.SnapshotRows), terminal.Thousands(s.SnapshotTotal),
+		s.SnapshotPercent, terminal.Thousands(int64(s.SnapshotRowsPerSecond)))
 	if s.SnapshotSecondsLeft > 0 {
 		text += fmt.Sprintf(", %s left", time.Duration(s.SnapshotSecondsLeft*float64(time.Second)).Round(time.Second))
 	}

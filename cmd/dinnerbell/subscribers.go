@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -66,7 +67,7 @@ func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
 
 func (c *subscribersCmd) write(out io.Writer, page []string) error {
 	for _, client := range page {
-		line := []byte(printable(client))
+		line := []byte(terminal.Printable(client))
 		if c.JSON {
 			var err error
 			if line, err = json.Marshal(client); err != nil {

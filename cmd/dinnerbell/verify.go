@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -62,13 +63,13 @@ func (c *verifyCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	shown := newProgress(a.stderr, "rows")
+	shown := terminal.NewProgress(a.stderr, "rows")
 	var r verifyResult
 	err = callDaemon(ctx, cfg.State.Dir, "verify", verifyArguments{c.Repair, c.Limit}, heard{
-		progress: shown.update, result: &r,
+		progress: shown.Update, result: &r,
 		item: func(text json.RawMessage) error { return c.printItem(a.stdout, text) },
 	})
-	shown.finish()
+	shown.Finish()
 	if err != nil {
 		return err
 	}
@@ -105,11 +106,11 @@ func (c *verifyCmd) printItem(out io.Writer, text json.RawMessage) error {
 	case c.JSON:
 		_, err = fmt.Fprintf(out, "%s\n", text)
 	case d.Wanted == nil:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", printable(d.Row), d.Wrong, d.Index, d.Stored)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", terminal.Printable(d.Row), d.Wrong, d.Index, d.Stored)
 	case d.Stored == nil:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", printable(d.Row), d.Wrong, d.Index, d.Wanted)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", terminal.Printable(d.Row), d.Wrong, d.Index, d.Wanted)
 	default:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s, should be %s\n", printable(d.Row), d.Wrong, d.Index, d.Stored, d.Wanted)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s, should be %s\n", terminal.Printable(d.Row), d.Wrong, d.Index, d.Stored, d.Wanted)
 	}
 	return err
 }
@@ -120,7 +121,7 @@ func (p *pairItem) String() string {
 		if s == nil {
 			return "NULL"
 		}
-		return printable(*s)
+		return terminal.Printable(*s)
 	}
 	return "restaurant " + name(p.Restaurant) + ", client " + name(p.Client)
 }
@@ -128,7 +129,7 @@ func (p *pairItem) String() string {
 func printVerified(out io.Writer, r *verifyResult) error {
 	said := []string{"no differences"}
 	if !r.Sound || r.Differences > 0 {
-		said[0] = thousands(r.Differences) + " differ"
+		said[0] = terminal.Thousands(r.Differences) + " differ"
 	}
 	for _, more := range []struct {
 		n    int64
@@ -140,13 +141,13 @@ func printVerified(out io.Writer, r *verifyResult) error {
 		{r.Uncompared, "written meanwhile with a value that Postgres did not send, and not compared"},
 	} {
 		if more.n > 0 {
-			said = append(said, thousands(more.n)+" "+more.what)
+			said = append(said, terminal.Thousands(more.n)+" "+more.what)
 		}
 	}
 	if r.Miscounted {
 		said = append(said, "the stored number of subscriptions is wrong")
 	}
-	_, err := fmt.Fprintf(out, "compared %s rows at %s: %s\n", thousands(r.Rows), r.LSN, strings.Join(said, ", "))
+	_, err := fmt.Fprintf(out, "compared %s rows at %s: %s\n", terminal.Thousands(r.Rows), r.LSN, strings.Join(said, ", "))
 	return err
 }
 

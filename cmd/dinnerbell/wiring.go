@@ -6,6 +6,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/kafkaconn"
 	"dinnerbell/stream"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -51,8 +52,8 @@ func claimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
 			MaxConnections: cfg.Sink.MaxConnections,
 		},
 		Kafka: stream.KafkaConfig{
-			Client:        func() ([]kgo.Opt, error) { return kafkaOptions(cfg.Kafka, log), nil },
-			Principal:     principal(cfg.Kafka),
+			Client:        func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },
+			Principal:     kafkaconn.Principal(cfg.Kafka),
 			Campaigns:     cfg.Kafka.Campaigns,
 			Notifications: cfg.Kafka.Notifications,
 			DeadLetters:   cfg.Kafka.DeadLetters,

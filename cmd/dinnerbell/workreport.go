@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -29,7 +30,7 @@ func newWorkReport(w *cdc.WorkStatus) *workReport {
 
 // String is for people.
 func (w *workReport) String() string {
-	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, thousands(w.Rows), thousands(w.Total),
+	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total),
 		time.Duration(w.Seconds*float64(time.Second)).Round(time.Second))
 }
 

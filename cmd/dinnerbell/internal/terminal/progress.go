@@ -1,4 +1,4 @@
-package main
+package terminal
 
 import (
 	"io"
@@ -26,8 +26,8 @@ type progress struct {
 	spinner sync.WaitGroup
 }
 
-// newProgress makes a bar that counts in unit: "rows", "records".
-func newProgress(stderr io.Writer, unit string) *progress {
+// NewProgress makes a bar that counts in unit: "rows", "records".
+func NewProgress(stderr io.Writer, unit string) *progress {
 	p := &progress{unit: unit, began: time.Now()}
 	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.out = f
@@ -35,9 +35,9 @@ func newProgress(stderr io.Writer, unit string) *progress {
 	return p
 }
 
-// update shows what is being done and how much of an estimated total (0:
+// Update shows what is being done and how much of an estimated total (0:
 // unknown) is done.
-func (p *progress) update(stage string, done, total int64) {
+func (p *progress) Update(stage string, done, total int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.out == nil || time.Since(p.began) < progressDelay {
@@ -62,8 +62,8 @@ func (p *progress) update(stage string, done, total int64) {
 	_ = p.bar.Set64(done) // a bar that cannot be drawn is no reason to stop
 }
 
-// spin shows a spinner until finish, for work that does not say how far it is.
-func (p *progress) spin(stage string) {
+// Spin shows a spinner until finish, for work that does not say how far it is.
+func (p *progress) Spin(stage string) {
 	if p.out == nil {
 		return
 	}
@@ -76,14 +76,14 @@ func (p *progress) spin(stage string) {
 			case <-p.stop:
 				return
 			case <-tick.C:
-				p.update(stage, n, 0)
+				p.Update(stage, n, 0)
 			}
 		}
 	})
 }
 
-// finish removes the bar.
-func (p *progress) finish() {
+// Finish removes the bar.
+func (p *progress) Finish() {
 	if p.stop != nil {
 		close(p.stop)
 		p.spinner.Wait()

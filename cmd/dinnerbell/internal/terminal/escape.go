@@ -1,4 +1,6 @@
-package main
+// Package terminal writes for people: escaped text, numbers with separators, and a
+// progress bar.
+package terminal
 
 import (
 	"fmt"
@@ -15,7 +17,7 @@ import (
 //
 //   - printable, for one field of a listing: newlines and tabs as well, so that an
 //     id is never two lines or two columns;
-//   - printableWriter, for all that the process writes: whatever a field forgot.
+//   - Writer, for all that the process writes: whatever a field forgot.
 //
 // Escapes have the form \u001b, which JSON reads back as the character: the output
 // of --json stays exact.
@@ -31,8 +33,8 @@ func isControl(r rune) bool {
 	return r == 0x061c || r == 0x200e || r == 0x200f
 }
 
-// printable is one field of a listing.
-func printable(s string) string {
+// Printable is one field of a listing.
+func Printable(s string) string {
 	if isPlain(s) {
 		return s
 	}
@@ -77,16 +79,16 @@ func decodeRune[T string | []byte](s T) (rune, int) {
 	return utf8.DecodeRuneInString(string(s[:min(len(s), utf8.UTFMax)]))
 }
 
-// printableWriter escapes whatever is written through it but newlines and tabs.
+// Writer escapes whatever is written through it but newlines and tabs.
 // A character may arrive in parts. Any goroutine may write.
-type printableWriter struct {
+type Writer struct {
 	mu   sync.Mutex
-	out  io.Writer
+	Out  io.Writer
 	part []byte // of a character whose end has not been written yet
 }
 
 // Write implements io.Writer.
-func (w *printableWriter) Write(p []byte) (int, error) {
+func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	text := p
@@ -104,8 +106,8 @@ func (w *printableWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush writes a character whose end never came.
-func (w *printableWriter) flush() error {
+// Flush writes a character whose end never came.
+func (w *Writer) Flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	text := w.part
@@ -113,14 +115,14 @@ func (w *printableWriter) flush() error {
 	return w.write(text)
 }
 
-func (w *printableWriter) write(text []byte) error {
+func (w *Writer) write(text []byte) error {
 	if len(text) == 0 {
 		return nil
 	}
 	if !harmless(text) {
 		text = appendPrintable(make([]byte, 0, len(text)+64), text, true)
 	}
-	_, err := w.out.Write(text)
+	_, err := w.Out.Write(text)
 	return err
 }
 
@@ -148,6 +150,6 @@ func incomplete(text []byte) int {
 	return 0
 }
 
-// indented has the further lines of an error begin with blanks: none of them can
+// Indent has the further lines of an error begin with blanks: none of them can
 // pass for a line of its own.
-func indented(text string) string { return strings.ReplaceAll(text, "\n", "\n  ") }
+func Indent(text string) string { return strings.ReplaceAll(text, "\n", "\n  ") }

@@ -1,4 +1,6 @@
-package main
+// Package kafkaconn makes the options of every Kafka client: brokers, TLS, SASL, and
+// bounds on what a broker may ask for before it has accepted the client.
+package kafkaconn
 
 import (
 	"context"
@@ -16,10 +18,10 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
-// kafkaOptions are the options of every Kafka client of the daemon: where the
+// Options are the options of every Kafka client of the daemon: where the
 // brokers are and how to get in. Certificates and credentials are read again
 // for each connection, so a rotated one needs no restart.
-func kafkaOptions(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
+func Options(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
 		kgo.ClientID("dinnerbell"),
@@ -38,9 +40,9 @@ func kafkaOptions(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 
 const dialTimeout = 10 * time.Second
 
-// principal is whom the brokers take this client for by their defaults; "" where
+// Principal is whom the brokers take this client for by their defaults; "" where
 // only they know, as with the name in a certificate.
-func principal(cfg config.Kafka) string {
+func Principal(cfg config.Kafka) string {
 	if cfg.SASL.Mechanism != "" {
 		user, err := cfg.SASL.Username.Reveal()
 		if err != nil {

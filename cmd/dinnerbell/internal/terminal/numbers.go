@@ -1,12 +1,12 @@
-package main
+package terminal
 
 import (
 	"fmt"
 	"strconv"
 )
 
-// thousands writes 1234567 as 1,234,567.
-func thousands(n int64) string {
+// Thousands writes 1234567 as 1,234,567.
+func Thousands(n int64) string {
 	s := strconv.FormatInt(n, 10)
 	start := 0
 	if n < 0 {
@@ -18,8 +18,8 @@ func thousands(n int64) string {
 	return s
 }
 
-// byteCount writes a size in binary units, one decimal.
-func byteCount(n int64) string {
+// Bytes writes a size in binary units, one decimal.
+func Bytes(n int64) string {
 	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
 	}

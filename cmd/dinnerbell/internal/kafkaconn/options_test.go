@@ -1,4 +1,4 @@
-package main
+package kafkaconn
 
 import (
 	"bytes"
@@ -133,7 +133,7 @@ func TestSASLMechanisms(t *testing.T) {
 func TestKafkaOptionsMakeAClient(t *testing.T) {
 	t.Parallel()
 	cfg := config.Kafka{Brokers: []string{net.JoinHostPort("127.0.0.1", "1")}, TLS: config.TLS{Enabled: true}, SASL: loadSASL(t, "PLAIN", "/nope")}
-	client, err := kgo.NewClient(kafkaOptions(cfg, slog.New(slog.DiscardHandler))...)
+	client, err := kgo.NewClient(Options(cfg, slog.New(slog.DiscardHandler))...)
 	if err != nil {
 		t.Fatal(err)
 	}
