@@ -15,26 +15,27 @@ import (
 	"dinnerbell/state/id"
 )
 
-// The delivered cache spares Postgres the question who has a campaign already.
-// It is asked for edits alone: the join of a first message needs none, and where
-// a fan-out was interrupted the cursor says how far it came. So nothing is
-// written per notification; when an edit arrives, its clients are read from the
-// feedback table, once, in the order of the unique index.
+// The delivered cache holds the clients who have a campaign already, so that a join
+// need not ask Postgres for each client. Only edits need it: before a campaign's
+// first message nobody has the campaign, and the cursor records how far an
+// interrupted fan-out came. So no notification is written to the cache; when an edit
+// arrives, its clients are read from the feedback table, once, in the order of the
+// unique index.
 //
-// What it holds may be too little, never too much: it is under a name of its
-// own for each edit and forgotten with the campaign's fan-out, with the session
-// or at the next start, so a database that was put back to an earlier moment is
-// never answered from it.
+// The cache may miss clients who have the campaign; it never names one who has not.
+// Each edit has its own name in the cache, which is deleted with the end of the
+// fan-out, with the session or at the next start: a database that was restored to
+// an earlier moment is never answered from the cache.
 
 // deliveredBatch is how many clients are put into the cache at once.
 const deliveredBatch = 10_000
 
-// deliveredClients bounds what a lane has in the cache: some 300 MB with UUIDs.
-// An edit that does not fit asks Postgres client by client.
+// deliveredClients bounds a lane's clients in the cache, some 300 MB with UUIDs. The
+// clients of an edit that does not fit are looked up in Postgres by each step.
 const deliveredClients = 16_000_000
 
-// deliveredCache is one session's part of the delivered cache: the names that it
-// has there, each with the clients under it.
+// deliveredCache is one session's part of the delivered cache: the session's names
+// there, each with the number of its clients.
 type deliveredCache struct {
 	lane    int32
 	store   *state.Store
@@ -43,12 +44,12 @@ type deliveredCache struct {
 	timeout time.Duration // of one look-up
 	log     *slog.Logger
 
-	mu    sync.Mutex // intake and a replay add, decide and close forget
+	mu    sync.Mutex // the starter and a replay add, the decider and close forget
 	names map[id.ID]int
 	total int
 }
 
-// reserve adds clients to a name, or returns false where the bound is reached.
+// reserve counts clients under a name, or returns false where the bound is reached.
 func (c *deliveredCache) reserve(name id.ID, clients int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,13 +64,14 @@ func (c *deliveredCache) reserve(name id.ID, clients int) bool {
 	return true
 }
 
-// forget drops names from the cache. That it fails costs disk until the next start.
+// forget deletes names from the cache. A failure costs disk space until the next
+// start.
 func (c *deliveredCache) forget(names ...id.ID) {
 	c.release(names)
 	c.deleteNames(names)
 }
 
-// release gives up the room that names take.
+// release gives back the room of names.
 func (c *deliveredCache) release(names []id.ID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,7 +81,7 @@ func (c *deliveredCache) release(names []id.ID) {
 	}
 }
 
-// forgetAll drops all names.
+// forgetAll deletes all names of the session.
 func (c *deliveredCache) forgetAll() {
 	c.mu.Lock()
 	names := slices.Collect(maps.Keys(c.names))
@@ -96,8 +98,8 @@ func (c *deliveredCache) deleteNames(names []id.ID) {
 	}
 }
 
-// loadClients fills the cache with those who have a campaign, and returns how
-// many they are and the name that they are under: "" where there is no room.
+// loadClients fills the cache with the clients who have a campaign. It returns their
+// number and their name in the cache: "" where there is no room.
 func (c *deliveredCache) loadClients(ctx context.Context, campaign string) (name id.ID, have int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -130,8 +132,8 @@ func (c *deliveredCache) loadClients(ctx context.Context, campaign string) (name
 	return name, have, nil
 }
 
-// addClients adds clients to a cache and empties the list, or gives the cache
-// up where there is no room: it returns the name that is left.
+// addClients adds clients to a name and empties the list. Where there is no room it
+// deletes the name and returns "".
 func (c *deliveredCache) addClients(name id.ID, clients *id.List) (id.ID, error) {
 	defer clients.Reset()
 	if name == "" {

@@ -16,7 +16,8 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// A session that lived this long was healthy: the next one starts without delay.
+// healthySession is how long a session must have lived for the next one to start
+// without delay.
 const healthySession = 10 * time.Second
 
 // lane is one partition of the campaigns topic while this process is assigned
@@ -26,9 +27,9 @@ type lane struct {
 	id  int32
 
 	waiting  atomic.Int32 // goroutines that wait for the freshness barrier
-	narrowed atomic.Int64 // clients of a step, where Postgres is too slow for larger ones; 0: as configured
+	narrowed atomic.Int64 // clients of a step where Postgres is too slow for the configured number; 0: as configured
 
-	replays chan *laneReplay           // a replay asks the session
+	replays chan *laneReplay           // from a replay to the session
 	replay  atomic.Pointer[laneReplay] // the one under way
 
 	mu     sync.Mutex // guards status: written by the session, read by Status
@@ -45,8 +46,8 @@ type laneTotals struct {
 	live    int
 }
 
-// run keeps the lane going until ctx ends. It returns nil then, and a *halt.Error
-// when an operator is needed.
+// run works on the lane, one session after another, until ctx ends. It returns nil
+// then, and a *halt.Error when an operator is needed.
 func (l *lane) run(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
@@ -56,7 +57,7 @@ func (l *lane) run(ctx context.Context) error {
 		err := violated.haltIfLasting(l.runSession(ctx), l.id, l.svc.unmetPatience)
 		l.setState(LaneStopped, err)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // an orderly end, whatever it cut off: the next takeover reads what is true
+			return nil //nolint:nilerr // an orderly end: the next takeover reads how far both sinks are
 		}
 		if halted, ok := errors.AsType[*halt.Error](err); ok {
 			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halted.What, "to_go_on", halted.Hint)
@@ -75,7 +76,8 @@ func (l *lane) run(ctx context.Context) error {
 	}
 }
 
-// runSession takes the lane over and works until something ends it.
+// runSession takes the lane over and works on it until ctx ends or a goroutine of
+// the session fails.
 func (l *lane) runSession(ctx context.Context) error {
 	l.setState(LaneTakeover, nil)
 	s, err := l.takeOver(ctx)
@@ -89,7 +91,7 @@ func (l *lane) runSession(ctx context.Context) error {
 	return s.run(ctx)
 }
 
-// takeOver makes this process the lane's owner and gives a session on it.
+// takeOver makes this process the lane's owner and returns a session on the claim.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeOver(ctx, l.svc.cfg.ClaimConfig, l.id, claimOptions{
 		slots: l.svc.connectionSlots, patience: l.svc.stepPatience, slow: l.showSlowStep,
@@ -101,7 +103,7 @@ func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	return newSession(l, c), nil
 }
 
-// showSlowStep puts a step that takes long into status and log.
+// showSlowStep shows a takeover's slow step in status and log.
 func (l *lane) showSlowStep(step string, why error) {
 	err := fmt.Errorf("%s: %w", step, why)
 	l.setState(LaneTakeover, err)
@@ -163,13 +165,13 @@ func (l *lane) setLiveCount(n int) {
 	l.counts.live = n
 }
 
-// A step that Postgres does not finish in time is done again by the next session.
-// Where the table's own triggers and constraints take the time, that would last
-// for ever: each such step halves what the lane puts into one, and each that is
-// finished in a small part of the time doubles it again.
+// A step that Postgres does not finish in time is repeated by the next session.
+// Where triggers and constraints of the feedback table take the time, the repeats
+// would never end. So each step that times out halves the clients of the lane's next
+// steps, and each step that is finished in a small part of the time doubles them
+// again, up to the configured number.
 
-// quick is the part of SinkTimeout in which a step is finished that could be
-// twice as large.
+// quick: a step that is finished within SinkTimeout/quick could be twice as large.
 const quick = 8
 
 // stepClients bounds the clients of the lane's next step.
@@ -180,7 +182,8 @@ func (l *lane) stepClients() int {
 	return l.svc.cfg.StepClients
 }
 
-// widenSteps takes back what narrow did.
+// widenSteps doubles the clients of the next step after a quick one, where
+// narrowSteps had halved them.
 func (l *lane) widenSteps(took time.Duration) {
 	if n := l.narrowed.Load(); n > 0 && took < l.svc.cfg.SinkTimeout/quick {
 		l.narrowed.Store(min(2*n, int64(l.svc.cfg.StepClients)))
@@ -195,21 +198,21 @@ const (
 	// inputWatch is how often the ends of the campaigns topic are read.
 	inputWatch = 2 * time.Second
 	// inputPatience is how long an open transaction may hold campaigns back before
-	// that is shown. A producer's ordinary transactions are shorter.
+	// status and log show it. A producer's ordinary transactions are shorter.
 	inputPatience = 5 * time.Second
 )
 
-// heldInput is a lane's partition of which not everything may be read: somebody's
-// transaction is open, and what is behind its first record is not delivered to
-// anybody who reads committed records.
+// heldInput describes an open transaction of another producer on the lane's
+// partition. Readers of committed records, so this lane, do not get the records
+// behind the transaction's first one.
 type heldInput struct {
 	stable int64     // the last stable offset
-	since  time.Time // it stands there; zero: nothing is held
+	since  time.Time // since when it stands there; zero: nothing is held
 	shown  bool
 }
 
-// watchInput notices transactions of other producers that hang on the campaigns
-// topic, until ctx ends. Nothing else shows that campaigns wait for them.
+// watchInput looks for open transactions of other producers on the campaigns topic,
+// until ctx ends. Nothing else shows that campaigns wait for one.
 func (s *Service) watchInput(ctx context.Context, client *kgo.Client) error {
 	adm := kadm.NewClient(client)
 	tick := time.NewTicker(inputWatch)
@@ -223,7 +226,7 @@ func (s *Service) watchInput(ctx context.Context, client *kgo.Client) error {
 		topic := s.cfg.Kafka.Campaigns
 		stable, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) (kadm.ListedOffsets, error) { return adm.ListCommittedOffsets(ctx, topic) })
 		if err != nil {
-			continue // the lanes say what is wrong
+			continue // the lanes report the error
 		}
 		ends, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) (kadm.ListedOffsets, error) { return adm.ListEndOffsets(ctx, topic) })
 		if err != nil {
@@ -245,8 +248,8 @@ func (s *Service) watchInput(ctx context.Context, client *kgo.Client) error {
 	}
 }
 
-// noteHeldInput notes how far a lane's partition can be read, and logs a transaction
-// that holds it back, once, and its end.
+// noteHeldInput records how far a lane's partition can be read. It logs a
+// transaction that holds campaigns back, once, and the transaction's end.
 func (l *lane) noteHeldInput(stable, end int64, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -270,7 +273,8 @@ func (l *lane) noteHeldInput(stable, end int64, now time.Time) {
 	}
 }
 
-// describe says what holds the lane's campaigns back; "" if nothing does.
+// describe names the transaction that holds the lane's campaigns back; "" if there
+// is none.
 func (h *heldInput) describe(topic string, partition int32) string {
 	if !h.shown {
 		return ""

@@ -9,14 +9,14 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// liveCampaign is one campaign in the middle of its fan-out, as the decide goroutine
-// holds it. Postgres holds the same as of the last committed step.
+// liveCampaign is a campaign in the middle of its fan-out, as the decider holds it.
+// Postgres holds the same as of the last committed step.
 type liveCampaign struct {
 	*campaign.Campaign
 	from       campaign.Position // of its message, for the log
 	owner      int32             // the lane that delivers it
-	version    int64             // of its row: whoever changes the row names it
-	delivered  id.ID             // what the delivered cache has its clients under; "": nothing
+	version    int64             // of its row: a change of the row must name it
+	delivered  id.ID             // name of its clients in the delivered cache; "": none
 	restaurant id.ID
 	cursor     id.ID // last client looked at; "" before the first
 	fresh      bool  // no client was looked at yet
@@ -24,26 +24,26 @@ type liveCampaign struct {
 	done       bool  // left the schedule
 	replayed   bool  // brought by a replay
 
-	// guarded: the table has refused rows of it, so they are written behind
-	// savepoints. refused: it takes none of them. Both are commit's.
+	// guarded: the feedback table has refused some of the campaign's rows, so they are
+	// written behind savepoints. refused: it takes no row of the campaign. The
+	// committer sets both.
 	guarded, refused atomic.Bool
 
-	// contested: somebody may have been notified of it before, so its rows go by
-	// ON CONFLICT. Set by decide and, after a conflict, by commit.
+	// contested: a client may have been notified of the campaign before, so its rows
+	// go by ON CONFLICT. Set by the decider and, after a conflict, by the committer.
 	contested atomic.Bool
-	// lost: the row is not as this lane left it, so nothing more is decided by
-	// this one. Set by commit.
+	// lost: the campaign's row is not as this lane left it, so the lane decides
+	// nothing more of this version. Set by the committer.
 	lost atomic.Bool
 }
 
 // schedule holds the live campaigns of a lane and decides whose turn it is.
 // Small ones go first without starving large ones: campaigns that were never
-// served get up to three quarters of each step, in order of arrival; those
-// that need more than one turn share the rest, and whatever the fresh ones
-// leave, round-robin; what those leave is for fresh ones again. A turn is a
-// sixteenth of the step at least, since each one costs an update of the
-// campaign's row: with very many long campaigns not every one has a turn in
-// every step.
+// served get up to three quarters of each step, in order of arrival. Campaigns that
+// need more than one turn share, round-robin, the rest and any room that the fresh
+// ones leave; room that remains after them goes to fresh ones again. A turn is at
+// least a sixteenth of the step, since each turn costs an update of the campaign's
+// row: with very many long campaigns not every one has a turn in every step.
 type schedule struct {
 	byKey         map[campaign.Key]*liveCampaign
 	byID          map[string][]*liveCampaign // campaigns by id: one id may run for several restaurants
@@ -59,7 +59,7 @@ func newSchedule() *schedule {
 	return &schedule{byKey: map[campaign.Key]*liveCampaign{}, byID: map[string][]*liveCampaign{}}
 }
 
-// add puts a campaign in; one of the same key is replaced.
+// add puts a campaign in, in place of one of the same key.
 func (s *schedule) add(l *liveCampaign) {
 	if old := s.byKey[l.Key()]; old != nil {
 		s.remove(old)
@@ -75,8 +75,7 @@ func (s *schedule) add(l *liveCampaign) {
 }
 
 // markContested marks campaigns that share an id over several restaurants: a client
-// of both is in flight for one while the other is joined, before the delivered
-// cache can know.
+// of two of them may be in a step in flight for one while the other is joined.
 func (s *schedule) markContested(l *liveCampaign) {
 	s.byID[l.ID] = append(s.byID[l.ID], l)
 	if same := s.byID[l.ID]; len(same) > 1 {
@@ -86,7 +85,7 @@ func (s *schedule) markContested(l *liveCampaign) {
 	}
 }
 
-// remove takes a campaign out: finished, ended or replaced.
+// remove takes a campaign out that is finished, ended or replaced.
 func (s *schedule) remove(l *liveCampaign) {
 	if l.done {
 		return
@@ -127,20 +126,19 @@ func (s *schedule) takeEnded(now int64) []*liveCampaign {
 	return ended
 }
 
-// serve hands out turns until take says that the step is full. take returns
-// how much of the step's room the campaign used and whether it has no clients
-// left; it is called at most once per campaign and step. more is asked for
-// further fresh campaigns once there are none and while there is room; it adds
-// what it has and returns false when there is nothing.
+// serve calls take for campaigns in turn until the step's room is used. take returns
+// how much room the campaign used and whether it has no clients left; it is called
+// at most once per campaign and step. While there is room and no fresh campaign is
+// left, serve calls more, which adds one or returns false.
 func (s *schedule) serve(room int, more func() bool, take serveFunc) error {
 	freshRoom := room
 	if len(s.long) > 0 {
 		freshRoom = room * 3 / 4
 	}
-	waiting := len(s.long) // those that follow were served in this step
+	waiting := len(s.long) // campaigns behind these were served in this step
 	whole, least := room/4, max(room/16, 1)
 	used, err := s.serveFresh(freshRoom, whole, more, take)
-	left := room - min(used, freshRoom) // the fresh ones' last may exceed their share, not take another's
+	left := room - min(used, freshRoom) // the last fresh one may exceed the share of the fresh ones without taking from the others
 	for i := 0; err == nil && i < waiting && left > 0; i++ {
 		l := s.long[0]
 		s.long[0], s.long = nil, s.long[1:]
@@ -159,9 +157,8 @@ func (s *schedule) serve(room int, more func() bool, take serveFunc) error {
 
 type serveFunc func(l *liveCampaign, room int) (used int, exhausted bool, err error)
 
-// serveFresh gives fresh campaigns turns until room is used. The last one may
-// exceed it by what it takes to serve whole clients: a small campaign that is
-// split is written twice.
+// serveFresh gives fresh campaigns turns until room is used. The last one may exceed
+// room, so that a small campaign is not split: each part costs a write of its row.
 func (s *schedule) serveFresh(room, whole int, more func() bool, take serveFunc) (used int, err error) {
 	for used < room && (len(s.fresh) > 0 || more()) {
 		if len(s.fresh) == 0 {
@@ -196,7 +193,7 @@ func (s *schedule) serveTurn(l *liveCampaign, room int, take serveFunc) (int, er
 	return used, nil
 }
 
-// packRestaurant fills in the packed id of the restaurant.
+// packRestaurant sets the packed id of the restaurant.
 func (l *liveCampaign) packRestaurant() (err error) {
 	if l.restaurant, err = id.Pack(l.RestaurantID); err != nil {
 		return fmt.Errorf("pack restaurant id: %w", err)

@@ -22,13 +22,13 @@ import (
 // gives its lanes to another.
 const sessionTimeout = 10 * time.Second
 
-// offsetsEvery is how often the lanes' positions are committed to the group,
-// for lag monitors alone.
+// offsetsEvery is how often the lanes' positions are committed to the group, which
+// only lag monitors read.
 const offsetsEvery = 5 * time.Second
 
-// Service runs the lanes that the consumer group assigns to this process. The
-// group only assigns: which work a lane goes on with, TAKEOVER reads from
-// Postgres and from the progress topic.
+// Service runs the lanes that the consumer group assigns to this process. The group
+// only assigns lanes; a TAKEOVER reads from Postgres and from the progress topic
+// where a lane goes on.
 type Service struct {
 	cfg     Config
 	store   *state.Store
@@ -48,7 +48,7 @@ type Service struct {
 	counters counters
 	outcomes outcomeLog
 
-	mu        sync.Mutex // guards what is below
+	mu        sync.Mutex // guards the fields below
 	lanes     map[int32]*laneHandle
 	assigned  bool
 	lastError string
@@ -77,9 +77,9 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	return s
 }
 
-// Run joins the group and works until ctx ends; then it drains and returns
-// nil. It returns a *halt.Error when every lane it has is halted, or when another
-// daemon runs under the same instance id.
+// Run joins the group and works until ctx ends; then it drains the lanes and returns
+// nil. It returns a *halt.Error when every lane of this service is halted, or when
+// another daemon runs under the same instance id.
 func (s *Service) Run(ctx context.Context) error {
 	if err := s.store.ForgetDelivered(); err != nil { // of an earlier run
 		return fmt.Errorf("clear delivered cache: %w", err)
@@ -114,10 +114,10 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// awaitSinks waits until Postgres and Kafka answer and hold what setup has made.
-// A daemon that can do nothing must not join the group: as a static member it
-// would take the place of a healthy one of the same slot. It returns ctx's error,
-// or a *halt.Error for a precondition that stays violated.
+// awaitSinks waits until Postgres and Kafka answer and every precondition holds. A
+// daemon that cannot work must not join the group: as a static member it would take
+// the place of a healthy one of the same slot. awaitSinks returns ctx's error, or a
+// *halt.Error for a precondition that stays violated.
 func (s *Service) awaitSinks(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
@@ -169,9 +169,9 @@ func (s *Service) setLastError(text string) {
 	s.lastError = text
 }
 
-// joinGroup makes the group's client. It fetches nothing: each lane has a client of
-// its own. The process is a static member (KIP-345), so that after a restart
-// the group hands back the same lanes at once.
+// joinGroup makes the client of the consumer group. The client fetches nothing: each
+// lane has its own. The process is a static member (KIP-345), so that after a
+// restart the group hands back the same lanes at once.
 func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 	opts, err := s.cfg.Kafka.Client()
 	if err != nil {
@@ -200,7 +200,7 @@ func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 	return client, nil
 }
 
-// watchGroup polls for the group's errors; records never come.
+// watchGroup polls the group's client for errors; it never returns records.
 func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 	for {
 		fetches := client.PollFetches(ctx)
@@ -218,7 +218,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 	}
 }
 
-// watchJoin shows why the group takes long to answer the first time.
+// watchJoin shows in status and log why the group's first answer takes long.
 func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
 	var step phaseWatch
 	step.enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
@@ -242,7 +242,7 @@ func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
 	return nil
 }
 
-// startLanes begins the lanes of new partitions.
+// startLanes starts the lanes of newly assigned partitions.
 func (s *Service) startLanes(ctx context.Context, partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -263,7 +263,7 @@ func (s *Service) startLanes(ctx context.Context, partitions []int32) {
 	}
 }
 
-// noteHaltedLane ends Run once no lane is left that works.
+// noteHaltedLane ends Run with the halt once no lane works any more.
 func (s *Service) noteHaltedLane(err error) {
 	var halted *halt.Error
 	if !errors.As(err, &halted) {
@@ -280,7 +280,7 @@ func (s *Service) noteHaltedLane(err error) {
 	}
 }
 
-// stopLanes ends lanes and waits for them: another daemon may own them next.
+// stopLanes stops lanes and waits for their end: another daemon may own them next.
 func (s *Service) stopLanes(partitions []int32) {
 	var handles []*laneHandle
 	s.mu.Lock()
@@ -309,7 +309,8 @@ func (s *Service) stopAllLanes() {
 	s.stopLanes(partitions)
 }
 
-// reportOffsets commits offsets for lag monitors. Nothing depends on them.
+// reportOffsets commits the lanes' offsets to the group for lag monitors, until ctx
+// ends. dinnerbell itself never reads them.
 func (s *Service) reportOffsets(ctx context.Context, client *kgo.Client) error {
 	tick := time.NewTicker(offsetsEvery)
 	defer tick.Stop()

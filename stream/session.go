@@ -11,9 +11,9 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// session is the work on one claim: from a TAKEOVER until the lane is stopped or
-// anything goes wrong. It is never mended, only replaced. Each of its goroutines
-// is a struct of its own; what they share is here.
+// session works on one claim, from a TAKEOVER until the lane is stopped or one of
+// its goroutines fails. A session is never mended, only replaced. Each goroutine
+// is a struct with its own fields; session holds the channels between them.
 type session struct {
 	lane     *lane
 	claim    *claim
@@ -50,14 +50,14 @@ func newSession(l *lane, c *claim) *session {
 	return s
 }
 
-// run works until soft ends or something fails. When soft ends, intake and
-// decide stop, and what is in flight is committed and shipped, bounded by the
-// drain timeout. It returns when all its goroutines have ended.
+// run works until soft ends or a goroutine fails. When soft ends, the intake and
+// the decider stop, and the steps in flight are committed and shipped within the
+// drain timeout. run returns when all goroutines of the session have ended.
 func (s *session) run(soft context.Context) error {
 	for _, p := range s.claim.pending {
 		s.toShip <- newCommittedStep(p)
 	}
-	s.claim.pending = nil // the shipper lets go of each
+	s.claim.pending = nil // each is freed once it is shipped
 
 	hard, cancelHard := context.WithCancel(context.WithoutCancel(soft))
 	defer cancelHard()
@@ -67,7 +67,7 @@ func (s *session) run(soft context.Context) error {
 	g, hard := errgroup.WithContext(hard)
 	soft, cancelSoft := context.WithCancel(soft)
 	defer cancelSoft()
-	defer context.AfterFunc(hard, cancelSoft)() // a failure stops intake and decide too
+	defer context.AfterFunc(hard, cancelSoft)() // a failure stops the intake and the decider too
 
 	g.Go(func() error { return ignoreEnd(soft, s.newIntake().run(soft)) })
 	g.Go(func() error { return ignoreEnd(soft, s.newCampaignStarter().run(soft)) })
@@ -78,8 +78,8 @@ func (s *session) run(soft context.Context) error {
 	return g.Wait()
 }
 
-// ignoreEnd turns the error of a goroutine that was told to stop into none:
-// the reason is somebody else's error or an orderly end.
+// ignoreEnd returns nil for the error of a goroutine whose context has ended: the
+// cause is another goroutine's error or an orderly stop.
 func ignoreEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil

@@ -14,7 +14,8 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// campaignStarter brings the lane's campaigns when they are due.
+// campaignStarter loads the lane's campaigns when they are due and hands them to the
+// decider.
 type campaignStarter struct {
 	lane      *lane
 	t         tables
@@ -27,7 +28,7 @@ type campaignStarter struct {
 
 // run works until ctx ends.
 func (s *campaignStarter) run(ctx context.Context) error {
-	// Everything pending: what was live before the takeover is due at once.
+	// All pending campaigns: those that were live before the takeover are due at once.
 	loaded := time.Now()
 	if err := s.reloadStarts(ctx, loaded, -1, loaded.Add(startHorizon).Unix(), math.MaxInt32); err != nil {
 		return err
@@ -57,7 +58,7 @@ func (s *campaignStarter) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// awaitNextStart returns when something is due or was listed, at until at the latest.
+// awaitNextStart returns when a campaign is due or was listed, at until at the latest.
 func (s *campaignStarter) awaitNextStart(ctx context.Context, until time.Time) {
 	if at, ok := s.starts.nextStart(); ok && at.Before(until) {
 		until = at
@@ -71,8 +72,9 @@ func (s *campaignStarter) awaitNextStart(ctx context.Context, until time.Time) {
 	}
 }
 
-// handOverDue hands campaigns on whose start has come, against the subscriptions
-// of this moment or later. It waits for the freshness barrier and for room.
+// handOverDue hands campaigns whose start has come to the decider, to be joined with
+// the subscriptions of this moment or later. It waits for the freshness barrier and
+// for room.
 func (s *campaignStarter) handOverDue(ctx context.Context, due []startTime) error {
 	if err := s.lane.awaitFresh(ctx); err != nil {
 		return err
@@ -83,8 +85,7 @@ func (s *campaignStarter) handOverDue(ctx context.Context, due []startTime) erro
 		if err != nil {
 			return err
 		}
-		// Those that are joined against the delivered cache come last: it may take
-		// long to fill.
+		// Campaigns that need the delivered cache come last: filling it may take long.
 		ready := list[:0:0]
 		var cached []*liveCampaign
 		for _, l := range list {
@@ -110,7 +111,7 @@ func (s *campaignStarter) handOverDue(ctx context.Context, due []startTime) erro
 	return nil
 }
 
-// sendDue waits until decide has room.
+// sendDue hands campaigns to the decider and waits until it has room for them.
 func (s *campaignStarter) sendDue(ctx context.Context, list ...*liveCampaign) error {
 	if len(list) == 0 {
 		return nil
@@ -123,9 +124,9 @@ func (s *campaignStarter) sendDue(ctx context.Context, list ...*liveCampaign) er
 	}
 }
 
-// reloadStarts lists the lane's pending campaigns that start in (after, until], at most
-// limit. Of those that wait the ones in the middle of their fan-out come first;
-// the others are bounded by the agenda.
+// reloadStarts lists the lane's pending campaigns that start in (after, until], at
+// most limit. Campaigns in the middle of their fan-out come first; startTimes bounds
+// how many waiting ones are listed.
 func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after, until int64, limit int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.timeout)
 	defer cancel()
@@ -134,25 +135,26 @@ WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND a
 ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 		s.lane.id, after, until, limit)
 	if err != nil {
-		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
+		return fmt.Errorf("read start times of lane %d: %w", s.lane.id, err)
 	}
 	var list []startTime
 	var p startTime
 	_, err = pgx.ForEachRow(rows, []any{&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start}, func() error {
-		if list = append(list, p); len(list) == dueBatch { // so that what does not fit is not held
+		if list = append(list, p); len(list) == dueBatch { // so that campaigns beyond the bound take no memory
 			s.starts.addLoaded(now, list)
 			list = list[:0]
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("read agenda of lane %d: %w", s.lane.id, err)
+		return fmt.Errorf("read start times of lane %d: %w", s.lane.id, err)
 	}
 	s.starts.addLoaded(now, list)
 	return nil
 }
 
-// readStarts gives those of the given campaigns that are pending and the lane's.
+// readStarts returns the start times of those keys whose campaign is pending and
+// belongs to the lane.
 func (t tables) readStarts(ctx context.Context, conn querier, lane int32, keys []campaign.Key) ([]startTime, error) {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
@@ -161,20 +163,20 @@ func (t tables) readStarts(ctx context.Context, conn querier, lane int32, keys [
 	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 JOIN `+t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
 	if err != nil {
-		return nil, fmt.Errorf("read agenda of lane %d: %w", lane, err)
+		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p startTime, err error) {
 		err = row.Scan(&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start)
 		return p, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read agenda of lane %d: %w", lane, err)
+		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
 	}
 	return list, nil
 }
 
-// loadCampaigns reads the campaigns that are due, as of their last committed step. One
-// that was edited, finished or taken by another lane since is left out.
+// loadCampaigns reads the campaigns that are due, as of their last committed step. A
+// campaign that was edited, finished or taken by another lane since is left out.
 func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([]*liveCampaign, error) {
 	campaigns, restaurants, versions := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
 	for i, p := range due {

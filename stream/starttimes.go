@@ -8,17 +8,17 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// startHorizon is how far ahead starts are kept in memory, and
-// startReload how often those behind it are looked for in the campaign table.
-// Memory is then bounded by the campaigns of an hour, not by all that wait.
+// startHorizon is how far ahead starts are kept in memory, and startReload how
+// often the campaign table is asked for starts beyond it. So memory is bounded by
+// the campaigns of an hour, not by all scheduled ones.
 const (
 	startHorizon = time.Hour
 	startReload  = startHorizon / 2
 )
 
-// maxWaitingStarts bounds how many campaigns whose start has come are listed: those
-// that wait for fresh subscriptions or for room. The others are looked for in the
-// campaign table when these are served.
+// maxWaitingStarts bounds how many campaigns are listed whose start has come and
+// that wait for fresh subscriptions or for room. The rest is read from the campaign
+// table once the listed ones are served.
 const maxWaitingStarts = 1 << 14
 
 // dueBatch bounds how many campaigns pass the barrier together, and loadBatch
@@ -28,19 +28,20 @@ const (
 	loadBatch = 16
 )
 
-// startTimes knows when which campaign of the lane starts. What cannot be joined at
-// once is due at once: campaigns that were accepted while the freshness barrier
-// was shut or room was lacking, edits, and after a takeover those in the middle
-// of their fan-out. It holds keys; contents stay in Postgres.
+// startTimes lists when which campaign of the lane starts. Campaigns whose start has
+// come and that were not joined when they were accepted are due at once: the
+// freshness barrier was shut, there was no room, or the message is an edit; after a
+// takeover also campaigns in the middle of their fan-out. startTimes holds keys;
+// contents stay in Postgres.
 type startTimes struct {
 	mu          sync.Mutex
 	limit       int // of waiting
 	queue       startQueue
-	listed      map[campaign.Key]int64 // what queue holds: versions
-	waiting     int                    // of queue, those whose start had come when they were listed
-	unlisted    bool                   // some that wait are not listed
-	handingOver int                    // not listed any more, and not handed on yet
-	joining     map[campaign.Key]int64 // due or joined already: versions that a reload may find pending still
+	listed      map[campaign.Key]int64 // version of each campaign in queue
+	waiting     int                    // campaigns in queue whose start had come when they were listed
+	unlisted    bool                   // some waiting campaigns are not listed
+	handingOver int                    // taken out of queue and not yet handed to the decider
+	joining     map[campaign.Key]int64 // versions that are due or joined, and that a reload may still find pending
 	wake        chan struct{}          // something was added; one token
 }
 
@@ -48,7 +49,7 @@ type startTime struct {
 	start   int64
 	key     campaign.Key
 	version int64
-	waits   bool // its start had come when it was listed
+	waits   bool // the start had come when it was listed
 }
 
 type startQueue []startTime
@@ -77,13 +78,12 @@ func newStartTimes(limit int) *startTimes {
 	return &startTimes{limit: limit, listed: map[campaign.Key]int64{}, joining: map[campaign.Key]int64{}, wake: make(chan struct{}, 1)}
 }
 
-// addCommitted lists campaigns whose rows were just committed: they take the place of
-// what is listed for their keys. One that starts behind the horizon is left to
-// a later reload.
+// addCommitted lists campaigns whose rows were just committed, in place of any other
+// version of their keys. A start beyond the horizon is left to a later reload.
 func (a *startTimes) addCommitted(now time.Time, list ...startTime) { a.insert(now, true, list) }
 
-// addLoaded lists campaigns that a reload has read, which may be older than what
-// was added since.
+// addLoaded lists campaigns that a reload has read. Where a version of the key is
+// listed already, that one stays: it may be newer than the reload's.
 func (a *startTimes) addLoaded(now time.Time, list []startTime) { a.insert(now, false, list) }
 
 func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
@@ -100,7 +100,7 @@ func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 			a.unlisted = true
 		}
 		if p.start > horizon || p.waits && a.waiting >= a.limit {
-			delete(a.listed, p.key) // what is queued for the key is older
+			delete(a.listed, p.key) // the queue's entry for the key is older
 			continue
 		}
 		if p.waits {
@@ -115,8 +115,8 @@ func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 	}
 }
 
-// applyStep notes a step's rows that were just committed: what waits is listed in
-// the place of what was listed for its key, what does not is taken off.
+// applyStep lists the campaigns of a committed step that wait, and takes off the
+// list those that do not.
 func (a *startTimes) applyStep(now time.Time, st *step) {
 	a.mu.Lock()
 	for k, r := range st.rows {
@@ -128,14 +128,14 @@ func (a *startTimes) applyStep(now time.Time, st *step) {
 			a.joining[k] = r.version
 		}
 		if r.accept && (r.state != statePending || r.started) {
-			delete(a.listed, k) // due skips what is still queued for it
+			delete(a.listed, k) // takeDue skips its entry in queue
 		}
 	}
 	a.mu.Unlock()
 	a.addCommitted(now, st.waitingStarts()...)
 }
 
-// allowReload has a reload list campaigns again that were due before.
+// allowReload lets a reload list campaigns again that were due before.
 func (a *startTimes) allowReload(keys []campaign.Key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -144,7 +144,8 @@ func (a *startTimes) allowReload(keys []campaign.Key) {
 	}
 }
 
-// takeDue takes out what starts at or before now, at most dueBatch, earliest first.
+// takeDue removes and returns the campaigns that start at or before now, at most
+// dueBatch, earliest first.
 func (a *startTimes) takeDue(now int64) []startTime {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -166,14 +167,15 @@ func (a *startTimes) takeDue(now int64) []startTime {
 	return out
 }
 
-// noteHandedOver notes that so many of those that were due are handed on.
+// noteHandedOver records that n of the campaigns that were due are with the decider.
 func (a *startTimes) noteHandedOver(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.handingOver -= n
 }
 
-// nextStart is when the earliest listed campaign starts; false if none is listed.
+// nextStart returns when the earliest listed campaign starts; false if the list is
+// empty.
 func (a *startTimes) nextStart() (time.Time, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -183,9 +185,9 @@ func (a *startTimes) nextStart() (time.Time, bool) {
 	return time.Unix(a.queue[0].start, 0), true
 }
 
-// takeUnlisted tells whether campaigns that wait are to be looked for in the
-// campaign table: there are some, and none that is listed waits. limit is how
-// many pending rows have more of these than the agenda takes, or all.
+// takeUnlisted reports whether the campaign table must be asked for waiting
+// campaigns: some are not listed, and no listed one waits. limit is how many pending
+// rows to read: among them are more waiting campaigns than the list takes, or all.
 func (a *startTimes) takeUnlisted() (limit int, some bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -196,7 +198,8 @@ func (a *startTimes) takeUnlisted() (limit int, some bool) {
 	return a.limit + len(a.joining) + 1, true
 }
 
-// counts is how many campaigns wait for their start, and how many for anything else.
+// counts returns how many campaigns wait for their start, and how many for fresh
+// subscriptions, room or their turn.
 func (a *startTimes) counts() (scheduled, waiting int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
