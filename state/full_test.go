@@ -25,14 +25,14 @@ func TestFullDiskAtEveryWrite(t *testing.T) {
 	child := exec.Command(os.Args[0], "-test.run=^TestFullDiskChild$", "-test.v")
 	child.Env = append(os.Environ(), "STATE_TEST_FULL=1")
 	out, err := child.CombinedOutput()
-	if child.ProcessState == nil || child.ProcessState.ExitCode() != fullDiskGood {
+	if child.ProcessState == nil || child.ProcessState.ExitCode() != childGood {
 		t.Fatalf("%v\n%s", err, out[max(0, len(out)-8<<10):])
 	}
 	t.Logf("%s", out[max(0, len(out)-500):])
 }
 
-// fullDiskGood is the child's exit code when all was well; a test may not exit with 0.
-const fullDiskGood = 7
+// childGood is the exit code of a child in which all was well; a test may not exit with 0.
+const childGood = 7
 
 // fullDisk refuses writes: those from first on, so many of them.
 type fullDisk struct {
@@ -79,7 +79,7 @@ func TestFullDiskChild(t *testing.T) {
 	if t.Failed() {
 		os.Exit(1) // goroutines of stores that ended are left
 	}
-	os.Exit(fullDiskGood)
+	os.Exit(childGood)
 }
 
 // runFull applies the history until something fails. It says how that ended,

@@ -278,7 +278,7 @@ func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
 
 // How the tables of a load are compressed: cheaper than what compactions write,
 // which took as long as the sorting. Blocks that shrink little are compressed as
-// well. Measured as for pebbleOptions: 60.9 bytes per subscription. Join keys are
+// well. Measured as for newPebbleOptions: 60.9 bytes per subscription. Join keys are
 // client ids for the most part, which do not shrink: zstd would save 2.3 bytes.
 // In rows a restaurant may come again, which zstd makes use of: 3.7 bytes.
 var (

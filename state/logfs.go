@@ -13,16 +13,15 @@ import (
 // would not be found again.
 type logFS struct {
 	vfs.FS
-	fatal func(what string, err error)
+	failed func(what string, err error) error // returns the error that Pebble gets, if it returns
 }
 
-// failed passes an error on, if it comes back at all: while a store is opened it
-// is an error like others.
-func (f *logFS) failed(what string, err error) error {
-	if err != nil && !calledByOpen() {
-		f.fatal(what, err)
+// check gives an error to failed.
+func (f *logFS) check(what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return err
+	return f.failed(what, err)
 }
 
 func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
@@ -43,7 +42,7 @@ func (f *logFS) log(name string, file vfs.File, err error) (vfs.File, error) {
 	if !isLog(name) {
 		return file, err
 	}
-	if err := f.failed("make log", err); err != nil {
+	if err := f.check("make log", err); err != nil {
 		return nil, err
 	}
 	return logFile{file, f}, nil
@@ -67,17 +66,17 @@ type logFile struct {
 // Write implements vfs.File.
 func (f logFile) Write(p []byte) (int, error) {
 	n, err := f.File.Write(p)
-	return n, f.fs.failed("write log", err)
+	return n, f.fs.check("write log", err)
 }
 
 // Sync implements vfs.File.
-func (f logFile) Sync() error { return f.fs.failed("sync log", f.File.Sync()) }
+func (f logFile) Sync() error { return f.fs.check("sync log", f.File.Sync()) }
 
 // SyncData implements vfs.File.
-func (f logFile) SyncData() error { return f.fs.failed("sync log", f.File.SyncData()) }
+func (f logFile) SyncData() error { return f.fs.check("sync log", f.File.SyncData()) }
 
 // SyncTo implements vfs.File.
 func (f logFile) SyncTo(length int64) (bool, error) {
 	full, err := f.File.SyncTo(length)
-	return full, f.fs.failed("sync log", err)
+	return full, f.fs.check("sync log", err)
 }

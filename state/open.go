@@ -144,7 +144,7 @@ func (s *Store) openStore() error {
 	if err := s.claim(); err != nil {
 		return err
 	}
-	s.pebbleOpts = s.o.pebbleOptions(s.condemn)
+	s.pebbleOpts = s.o.newPebbleOptions(s.condemn)
 	db, err := openPebble(store, s.pebbleOpts)
 	if err != nil {
 		return err
@@ -191,7 +191,7 @@ func probe(o Options, store string) error {
 	if !holdsPebble(names) {
 		return nil // a crash while it was made; there is nothing in it yet
 	}
-	p := o.pebbleOptions(func(error) {})
+	p := o.newPebbleOptions(func(error) {})
 	p.ReadOnly = true
 	db, err := openPebble(store, p)
 	if err != nil {
@@ -216,31 +216,6 @@ func checkSuspect(o Options, store string, names []string, db *pebble.DB) error 
 	}
 	o.Logger.Info("local state was not closed in order; its rows are checked", "rows", r.rows)
 	return checkRecord(context.Background(), db, r)
-}
-
-// openPebble opens a store. A damaged one can make Pebble panic, or end in its
-// Logger's Fatalf; both are errors here, for the store can be rebuilt.
-func openPebble(store string, p *pebble.Options) (db *pebble.DB, err error) {
-	defer func() {
-		r := recover()
-		if r == nil {
-			return
-		}
-		if stop, ok := r.(error); ok && keeps(stop) {
-			db, err = nil, fmt.Errorf("open store: %w", stop)
-			return
-		}
-		db, err = nil, fmt.Errorf("open store: %w: %v", ErrCorrupt, r)
-	}()
-	db, err = pebble.Open(store, p)
-	if err != nil && strings.Contains(err.Error(), "name from file") {
-		// Pebble has no type for "comparer|merger name from file … != …".
-		return nil, fmt.Errorf("open store: %w: %w", ErrForeign, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	return db, nil
 }
 
 // holdsPebble says whether a directory's names are those of a Pebble store

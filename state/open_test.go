@@ -75,7 +75,7 @@ func TestLockDies(t *testing.T) {
 // rawStore opens dir/store as a plain Pebble store.
 func rawStore(t *testing.T, dir string, edit func(db *pebble.DB) error) {
 	t.Helper()
-	db, err := pebble.Open(dir, &pebble.Options{Logger: pebbleLogger{log: slog.New(slog.DiscardHandler)}})
+	db, err := pebble.Open(dir, &pebble.Options{Logger: &pebbleLogger{log: slog.New(slog.DiscardHandler)}})
 	if err != nil {
 		t.Fatal(err)
 	}

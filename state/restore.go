@@ -100,7 +100,7 @@ func prepare(ctx context.Context, o Options, dir string, m *Manifest) error {
 	if err := syncDir(o.fs, to); err != nil {
 		return err
 	}
-	db, err := openPebble(to, o.pebbleOptions(func(error) {}))
+	db, err := openPebble(to, o.newPebbleOptions(func(error) {}))
 	if err == nil {
 		err = errors.Join(adopt(ctx, o.format, db, m), db.Close())
 	}

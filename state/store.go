@@ -25,7 +25,7 @@ type Store struct {
 	lock       io.Closer
 	instance   string
 	db         *pebble.DB
-	pebbleOpts *pebble.Options
+	pebbleOpts *pebbleOptions
 	kept       checkpoints
 	aside      Aside // what Open set aside
 	damage     damage
