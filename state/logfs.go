@@ -6,18 +6,24 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// logFS ends the process as soon as a write to Pebble's log fails. Pebble ends
-// there too, at some later point: with a call of Fatalf, with a panic, or with an
-// unlock of what is not locked (db.go, rotateWAL), which nothing can catch and
-// which says nothing. The same for a folder that cannot be synced: a new log
-// would not be found again.
+// logFS gives every error in a write to Pebble's log to failed, as soon as it
+// occurs. Pebble ends the process there too, at some later point: with a call of
+// Fatalf, with a panic, or with an unlock of a mutex that is not locked (db.go,
+// rotateWAL), which nothing can catch and which names no cause. The same holds for
+// a folder that cannot be synced: a new log would not be found again.
 type logFS struct {
 	vfs.FS
-	failed func(what string, err error) error // returns the error that Pebble gets, if it returns
+	failed func(what string, err error) error
 }
 
-// check gives an error to failed.
-func (f *logFS) check(what string, err error) error {
+// watchLog returns fs with every failed write to Pebble's log reported to failed,
+// which returns the error that Pebble gets, if it returns at all.
+func watchLog(fs vfs.FS, failed func(what string, err error) error) vfs.FS {
+	return &logFS{fs, failed}
+}
+
+// report gives an error to failed.
+func (f *logFS) report(what string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -29,20 +35,20 @@ func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
 // Create implements vfs.FS.
 func (f *logFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.Create(name, c)
-	return f.log(name, file, err)
+	return f.wrapLog(name, file, err)
 }
 
 // ReuseForWrite implements vfs.FS.
 func (f *logFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.ReuseForWrite(from, to, c)
-	return f.log(to, file, err)
+	return f.wrapLog(to, file, err)
 }
 
-func (f *logFS) log(name string, file vfs.File, err error) (vfs.File, error) {
+func (f *logFS) wrapLog(name string, file vfs.File, err error) (vfs.File, error) {
 	if !isLog(name) {
 		return file, err
 	}
-	if err := f.check("make log", err); err != nil {
+	if err := f.report("make log", err); err != nil {
 		return nil, err
 	}
 	return logFile{file, f}, nil
@@ -66,17 +72,17 @@ type logFile struct {
 // Write implements vfs.File.
 func (f logFile) Write(p []byte) (int, error) {
 	n, err := f.File.Write(p)
-	return n, f.fs.check("write log", err)
+	return n, f.fs.report("write log", err)
 }
 
 // Sync implements vfs.File.
-func (f logFile) Sync() error { return f.fs.check("sync log", f.File.Sync()) }
+func (f logFile) Sync() error { return f.fs.report("sync log", f.File.Sync()) }
 
 // SyncData implements vfs.File.
-func (f logFile) SyncData() error { return f.fs.check("sync log", f.File.SyncData()) }
+func (f logFile) SyncData() error { return f.fs.report("sync log", f.File.SyncData()) }
 
 // SyncTo implements vfs.File.
 func (f logFile) SyncTo(length int64) (bool, error) {
 	full, err := f.File.SyncTo(length)
-	return full, f.fs.check("sync log", err)
+	return full, f.fs.report("sync log", err)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -216,17 +215,6 @@ func checkSuspect(o Options, store string, names []string, db *pebble.DB) error 
 	}
 	o.Logger.Info("local state was not closed in order; its rows are checked", "rows", r.rows)
 	return checkRecord(context.Background(), db, r)
-}
-
-// holdsPebble says whether a directory's names are those of a Pebble store
-// that was opened at least once.
-func holdsPebble(names []string) bool {
-	for _, name := range names {
-		if strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "marker.manifest.") || name == "CURRENT" {
-			return true
-		}
-	}
-	return false
 }
 
 // refuseForeignDir refuses a directory that is itself somebody's store.

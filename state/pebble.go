@@ -24,7 +24,7 @@ func (o Options) newPebbleOptions(corrupt func(error)) *pebbleOptions {
 	logger := &pebbleLogger{log: o.Logger, fatal: o.Fatal}
 	var said atomic.Int64 // the second in which a background error was last logged
 	p := &pebble.Options{
-		FS:                          &logFS{o.fs, logger.logFailed},
+		FS:                          watchLog(o.fs, logger.logFailed),
 		FormatMajorVersion:          pebble.FormatNewest,
 		CacheSize:                   o.CacheBytes,
 		MaxOpenFiles:                o.OpenFiles,
