@@ -18,6 +18,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
+	"dinnerbell/state/pebblecheck"
 )
 
 // growing is a history of a store that becomes large enough for several tables
@@ -195,7 +196,7 @@ func TestMissingLog(t *testing.T) {
 // log: reading all rows at each start would make it long.
 func missesNoLog(t *testing.T, disk *vfs.MemFS) {
 	t.Helper()
-	if missing, err := missingLog(disk, "state/"+storeName); missing || err != nil {
+	if missing, err := pebblecheck.MissingLog(disk, "state/"+storeName); missing || err != nil {
 		t.Errorf("a sound store misses a log: %v, %v", missing, err)
 	}
 }

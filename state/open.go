@@ -11,6 +11,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
+
+	"dinnerbell/state/pebblecheck"
 )
 
 // The state directory:
@@ -187,7 +189,7 @@ func probe(o Options, store string) error {
 	if err := refuseNewerPebble(o.fs, store, names); err != nil {
 		return err
 	}
-	if !holdsPebble(names) {
+	if !pebblecheck.IsPebbleStore(names) {
 		return nil // a crash while it was made; there is nothing in it yet
 	}
 	p := o.newPebbleOptions(func(error) {})
@@ -205,7 +207,7 @@ func probe(o Options, store string) error {
 
 // checkSuspect reads all rows of a store that may have lost some.
 func checkSuspect(o Options, store string, names []string, db *pebble.DB) error {
-	hole, err := maybeHole(o.fs, store, names, db)
+	hole, err := pebblecheck.MayHaveHole(o.fs, store, names, db)
 	if err != nil || !hole {
 		return err
 	}
@@ -223,7 +225,7 @@ func refuseForeignDir(fs vfs.FS, dir string) error {
 	if err != nil {
 		return fmt.Errorf("list state directory: %w", err)
 	}
-	if holdsPebble(names) {
+	if pebblecheck.IsPebbleStore(names) {
 		return fmt.Errorf("a Pebble or RocksDB store lies in the directory itself: %w; set state.dir to one of its own", ErrForeign)
 	}
 	return nil

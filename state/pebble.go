@@ -10,6 +10,8 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/sstable/block"
+
+	"dinnerbell/state/pebblecheck"
 )
 
 // pebbleOptions are what one open of a Pebble store takes.
@@ -24,7 +26,7 @@ func (o Options) newPebbleOptions(corrupt func(error)) *pebbleOptions {
 	logger := &pebbleLogger{log: o.Logger, fatal: o.Fatal}
 	var said atomic.Int64 // the second in which a background error was last logged
 	p := &pebble.Options{
-		FS:                          watchLog(o.fs, logger.logFailed),
+		FS:                          pebblecheck.WatchLog(o.fs, logger.logFailed),
 		FormatMajorVersion:          pebble.FormatNewest,
 		CacheSize:                   o.CacheBytes,
 		MaxOpenFiles:                o.OpenFiles,

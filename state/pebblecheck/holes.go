@@ -1,4 +1,7 @@
-package state
+// Package pebblecheck finds what Pebble does not notice itself: a store with a hole
+// in it, and a log that could not be written. It knows Pebble's files, and nothing
+// of the rows in them.
+package pebblecheck
 
 import (
 	"bufio"
@@ -32,13 +35,13 @@ import (
 // fingerprint. The last log, cut or gone, leaves no hole: the store is then as
 // it was before, position included, and package cdc sees that the slot is ahead.
 
-// maybeHole says whether rows may be missing before the position. db is the
+// MayHaveHole says whether rows may be missing before the position. db is the
 // store, opened read-only.
-func maybeHole(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
+func MayHaveHole(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
 	if stray, err := strayTables(fsys, store, names, db); stray || err != nil {
 		return stray, err
 	}
-	return missingLog(fsys, store)
+	return MissingLog(fsys, store)
 }
 
 // strayTables says whether a listing of the store holds tables that db does not
@@ -90,14 +93,14 @@ func hasFooter(fsys vfs.FS, name string) (whole bool, err error) {
 	return string(magic) == pebbleMagic || string(magic) == rocksMagic, nil
 }
 
-// missingLog says whether a log may be missing before another that holds data.
+// MissingLog says whether a log may be missing before another that holds data.
 //
 // The first one that Pebble replays is the one that the MANIFEST names, or, up
 // to the first flush after an Open, the one that was made in that Open, just
 // before its OPTIONS file: file numbers only grow. From one log to the next,
 // the sequence numbers of the batches go on where they were; only a load that
 // was ingested takes some without a log.
-func missingLog(fsys vfs.FS, store string) (bool, error) {
+func MissingLog(fsys vfs.FS, store string) (bool, error) {
 	desc, err := pebble.Peek(store, fsys)
 	if err != nil {
 		return false, fmt.Errorf("look at store: %w", err)
@@ -203,4 +206,15 @@ func logSpan(l wal.LogicalLog, all bool) (from, to uint64, some bool, err error)
 			return from, to, some, nil
 		}
 	}
+}
+
+// IsPebbleStore says whether a directory's names are those of a Pebble store
+// that was opened at least once.
+func IsPebbleStore(names []string) bool {
+	for _, name := range names {
+		if strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "marker.manifest.") || name == "CURRENT" {
+			return true
+		}
+	}
+	return false
 }

@@ -1,4 +1,4 @@
-package state
+package pebblecheck
 
 import (
 	"strings"
@@ -16,9 +16,9 @@ type logFS struct {
 	failed func(what string, err error) error
 }
 
-// watchLog returns fs with every failed write to Pebble's log reported to failed,
+// WatchLog returns fs with every failed write to Pebble's log reported to failed,
 // which returns the error that Pebble gets, if it returns at all.
-func watchLog(fs vfs.FS, failed func(what string, err error) error) vfs.FS {
+func WatchLog(fs vfs.FS, failed func(what string, err error) error) vfs.FS {
 	return &logFS{fs, failed}
 }
 
