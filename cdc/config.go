@@ -28,6 +28,8 @@ type Config struct {
 	// NextOffsets gives what the checkpoints note beside the rows: the next
 	// offsets of the input, by partition. It may be nil.
 	NextOffsets func() map[int32]int64
+
+	copyLimits copyLimits // for tests
 }
 
 // withDefaults fills in the fields that may be left out.

@@ -152,6 +152,24 @@ func (db *DB) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
 	return conn, db.explainConnectError(err)
 }
 
+// DialSameServer opens an ordinary connection, and makes sure that it leads to the
+// server that cat was read from.
+func (db *DB) DialSameServer(ctx context.Context, cat *catalog) (*pgx.Conn, error) {
+	sql, err := db.dialSQL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	other := catalog{}
+	if err = db.readServer(ctx, sql, &other); err == nil {
+		err = cat.matchServer(other.source.SystemID, other.source.Timeline, other.source.Database)
+	}
+	if err != nil {
+		closeConn(sql.PgConn())
+		return nil, err
+	}
+	return sql, nil
+}
+
 // explainConnectError turns what cannot get better by itself into a halt.
 func (db *DB) explainConnectError(err error) error {
 	switch code := sqlState(err); {
@@ -203,6 +221,18 @@ func isPoolerError(err error) bool {
 	return false
 }
 
+// ExplainError turns errors that come from a pooler, or from a value that cannot be
+// sent, into halts; it returns any other error as it is.
+func (db *DB) ExplainError(err error) error {
+	if isPoolerError(err) {
+		err = haltPooler(err)
+	}
+	if code := sqlState(err); code == codeUntranslatable || code == codeBadCharacter {
+		err = db.haltNotUTF8(err)
+	}
+	return err
+}
+
 // closeConn says goodbye, so that the server frees the slot at once.
 func closeConn(conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
@@ -211,5 +241,17 @@ func closeConn(conn *pgconn.PgConn) {
 	select {
 	case <-conn.CleanupDone():
 	case <-ctx.Done():
+	}
+}
+
+// sleep waits for d; false: ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

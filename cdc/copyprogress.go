@@ -82,9 +82,9 @@ func (p *copyProgress) logEvery(every time.Duration, log *slog.Logger, table str
 
 // estimateRows asks the planner how many rows there are. Unlike pg_class it
 // knows how large the table is now, and adds partitions up.
-func (db *DB) estimateRows(ctx context.Context, sql *pgx.Conn, cat *catalog) (int64, error) {
+func (c *tableCopy) estimateRows(ctx context.Context, sql *pgx.Conn) (int64, error) {
 	var text string
-	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+db.fromTable(cat)).Scan(&text); err != nil {
+	if err := sql.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT FROM "+fromTable(c.db.Config(), c.cat)).Scan(&text); err != nil {
 		return 0, fmt.Errorf("estimate rows: %w", err)
 	}
 	var plans []struct {

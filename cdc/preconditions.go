@@ -147,6 +147,19 @@ func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFa
 	return cat, nil
 }
 
+// CheckStart makes the checks of a start: those that sessions do not make
+// again. Warnings go to the log.
+func (db *DB) CheckStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{db: db, cat: cat, sql: sql}) // what cannot be read is unknown
+	for _, f := range report.At(precondition.Warn) {
+		db.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
+	}
+	if violation, ok := report.Violation(); ok {
+		return haltOnViolation(violation)
+	}
+	return nil
+}
+
 // haltOnViolation makes the halt of a violation.
 func haltOnViolation(f finding) *haltError {
 	what := f.Object + " " + f.Found

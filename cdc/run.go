@@ -164,12 +164,7 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if isPoolerError(err) {
-		err = haltPooler(err)
-	}
-	if code := sqlState(err); code == codeUntranslatable || code == codeBadCharacter {
-		err = m.db.haltNotUTF8(err)
-	}
+	err = m.db.ExplainError(err)
 	m.stats.reconnects.Add(1)
 	m.stats.setError(err)
 	if !m.lock.SecondSeen() {

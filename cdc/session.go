@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc/pgoutput"
-	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -35,8 +34,11 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 		return false, ignoreCanceled(ctx, err)
 	}
 	m.admitService()
-	if err := m.checkAtStart(ctx, sql, cat); err != nil {
-		return false, err
+	if !m.startChecked {
+		if err := m.db.CheckStart(ctx, sql, cat); err != nil {
+			return false, err
+		}
+		m.startChecked = true
 	}
 	slot, err := m.db.readSlot(ctx, sql)
 	if err != nil {
@@ -100,26 +102,9 @@ func (m *Mirror) followPromotion(stored, now state.Source, durable id.LSN) error
 	return nil
 }
 
-// checkAtStart makes, once, the checks of a start: those that sessions do not make
-// again. Warnings go to the log.
-func (m *Mirror) checkAtStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
-	if m.startChecked {
-		return nil
-	}
-	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{db: m.db, cat: cat, sql: sql}) // what cannot be read is unknown
-	for _, f := range report.At(precondition.Warn) {
-		m.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
-	}
-	if violation, ok := report.Violation(); ok {
-		return haltOnViolation(violation)
-	}
-	m.startChecked = true
-	return nil
-}
-
 // streamChanges follows the slot, which is acknowledged up to confirmed, from durable on.
 func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable id.LSN) (caughtUp bool, err error) {
-	asker, err := m.dialProbe(ctx, cat)
+	asker, err := m.db.DialSameServer(ctx, cat)
 	if err != nil {
 		return false, err
 	}
@@ -139,7 +124,7 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog,
 	out, err := startWALStream(ctx, repl, m.cfg.Slot, m.cfg.quotedPublication(), durable)
 	if err != nil {
 		if sqlState(err) == codeObjectInUse {
-			return false, m.explainSlotInUse(ctx, sql, err)
+			return false, m.db.ExplainSlotInUse(ctx, sql, err)
 		}
 		return false, err
 	}
@@ -284,34 +269,4 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 	}
 	m.catalogsSettled.notifyAll()
 	return nil
-}
-
-// dialProbe opens the barrier's connection and makes sure that it leads to the
-// same server: a target of another one would mean nothing.
-func (m *Mirror) dialProbe(ctx context.Context, cat *catalog) (*pgx.Conn, error) {
-	sql, err := m.db.dialSQL(ctx)
-	if err != nil {
-		return nil, err
-	}
-	other := catalog{}
-	if err = m.db.readServer(ctx, sql, &other); err == nil {
-		err = cat.matchServer(other.source.SystemID, other.source.Timeline, other.source.Database)
-	}
-	if err != nil {
-		closeConn(sql.PgConn())
-		return nil, err
-	}
-	return sql, nil
-}
-
-// explainSlotInUse explains "replication slot is active for PID".
-func (m *Mirror) explainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) error {
-	slot, err := m.db.readSlot(ctx, sql)
-	if err != nil {
-		return err
-	}
-	if held, err := m.db.readSlotHolder(ctx, sql, slot.pid); err == nil && held != nil {
-		return held
-	}
-	return cause
 }

@@ -2,14 +2,11 @@ package cdc
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -19,13 +16,9 @@ import (
 )
 
 const (
-	// sideSuffix follows our slot's name in that of a side stream's.
-	sideSuffix = "_side_"
 	// nagEvery is how often the server is asked how far it is while the side
 	// stream waits for it: what is read beside the stream is soon a hold.
 	nagEvery = 5 * time.Millisecond
-	// codeConfigurationLimit: no slot or walsender is free.
-	codeConfigurationLimit = "53400"
 )
 
 // sideStream is a second stream of the table, which begins at a snapshot of its own.
@@ -98,29 +91,12 @@ func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork,
 	return nil
 }
 
-// sideSlotName is a slot name that is nobody's.
-func sideSlotName(slot string) string {
-	var b [4]byte
-	_, _ = rand.Read(b[:]) // never fails
-	suffix := sideSuffix + hex.EncodeToString(b[:])
-	return slot[:min(len(slot), maxIdentifier-len(suffix))] + suffix
-}
-
 // createSlot makes the temporary slot and takes over its snapshot, which the
 // server forgets with the next command on the replication connection. A
 // transaction that has taken it can give it to others.
 func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
 	slot, err := s.m.db.explainSlotWait(ctx, s.sql, s.name, s.repl.PID(), waitReport{show: w.setStage, after: s.m.hooks.slowSlot}, func() (createdSlot, error) {
-		r, err := pglogrepl.CreateReplicationSlot(ctx, s.repl, s.name, plugin,
-			pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
-		if sqlState(err) == codeConfigurationLimit {
-			return createdSlot{}, fmt.Errorf("make temporary slot: %w; it needs one more of max_replication_slots and of max_wal_senders than the mirror alone", err)
-		}
-		if err != nil {
-			return createdSlot{}, fmt.Errorf("make temporary slot: %w", err)
-		}
-		start, err := id.ParseLSN(r.ConsistentPoint)
-		return createdSlot{start: start, snapshot: r.SnapshotName}, err
+		return CreateTemporarySlot(ctx, s.repl, s.name)
 	})
 	if err != nil {
 		return err
@@ -128,10 +104,8 @@ func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
 	if err := importSnapshot(ctx, s.sql, slot.snapshot); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	if err := s.sql.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&s.snapshot); err != nil {
-		return fmt.Errorf("export snapshot: %w", err)
+	if s.snapshot, err = exportSnapshot(ctx, s.sql); err != nil {
+		return err
 	}
 	s.start, s.at = slot.start, slot.start
 	return nil

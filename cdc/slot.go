@@ -2,8 +2,11 @@ package cdc
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -15,6 +18,8 @@ import (
 
 const (
 	plugin = "pgoutput"
+	// sideSuffix follows our slot's name in that of a side stream's.
+	sideSuffix = "_side_"
 	// failoverVersion is the first whose slots can survive a failover.
 	failoverVersion = 17_00_00
 	// releaseTimeout is how long an ended walsender may take to let go.
@@ -219,14 +224,59 @@ func (db *DB) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) 
 	return createdSlot{start: start, snapshot: r.SnapshotName}, nil
 }
 
-// sleep waits for d; false: ctx ended before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
+// ExplainSlotInUse explains "replication slot is active for PID".
+func (db *DB) ExplainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) error {
+	slot, err := db.readSlot(ctx, sql)
+	if err != nil {
+		return err
 	}
+	if held, err := db.readSlotHolder(ctx, sql, slot.pid); err == nil && held != nil {
+		return held
+	}
+	return cause
+}
+
+// sideSlotName is a slot name that is nobody's.
+func sideSlotName(slot string) string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	suffix := sideSuffix + hex.EncodeToString(b[:])
+	return slot[:min(len(slot), maxIdentifier-len(suffix))] + suffix
+}
+
+// CreateTemporarySlot makes a slot that the server drops with the connection. It
+// waits for transactions that are running.
+func CreateTemporarySlot(ctx context.Context, conn *pgconn.PgConn, name string) (createdSlot, error) {
+	r, err := pglogrepl.CreateReplicationSlot(ctx, conn, name, plugin,
+		pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
+	if sqlState(err) == codeConfigurationLimit {
+		return createdSlot{}, fmt.Errorf("make temporary slot: %w; it needs one more of max_replication_slots and of max_wal_senders than the mirror alone", err)
+	}
+	if err != nil {
+		return createdSlot{}, fmt.Errorf("make temporary slot: %w", err)
+	}
+	start, err := id.ParseLSN(r.ConsistentPoint)
+	return createdSlot{start: start, snapshot: r.SnapshotName}, err
+}
+
+// importSnapshot begins a transaction that sees what the slot's start saw.
+func importSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	_, err := sql.Exec(ctx, "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '"+
+		strings.ReplaceAll(snapshot, "'", "''")+"'", pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		return fmt.Errorf("take snapshot: %w", err)
+	}
+	return nil
+}
+
+// exportSnapshot lets further connections import the snapshot of sql's transaction.
+func exportSnapshot(ctx context.Context, sql *pgx.Conn) (name string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if err := sql.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&name); err != nil {
+		return "", fmt.Errorf("export snapshot: %w", err)
+	}
+	return name, nil
 }

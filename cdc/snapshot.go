@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -119,17 +118,5 @@ func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
 
 // copyRequest is a copy of the table with the mirror's hooks.
 func (m *Mirror) copyRequest(snapshot, only string, sink rowSink, p *copyProgress) copyRequest {
-	return copyRequest{snapshot: snapshot, only: only, sink: sink, progress: p, locked: m.hooks.locked, copied: m.hooks.copied}
-}
-
-// importSnapshot begins a transaction that sees what the slot's start saw.
-func importSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	_, err := sql.Exec(ctx, "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '"+
-		strings.ReplaceAll(snapshot, "'", "''")+"'", pgx.QueryExecModeSimpleProtocol)
-	if err != nil {
-		return fmt.Errorf("take snapshot: %w", err)
-	}
-	return nil
+	return copyRequest{snapshot: snapshot, only: only, sink: sink, progress: p, limits: m.cfg.copyLimits, locked: m.hooks.locked, copied: m.hooks.copied}
 }

@@ -43,11 +43,8 @@ type SourceConfig struct {
 	// Logger receives the events that concern an operator; default none.
 	Logger *slog.Logger
 
-	// Tests, which have no large tables and no time, set these; 0: the constants of
-	// the same names.
-	ParallelBytes, RangeBytes int64
-	CopyConnections           int
-	ForgottenAfter            time.Duration
+	// ForgottenAfter is for tests, which have no time; 0: forgottenAfter.
+	ForgottenAfter time.Duration
 }
 
 // maxIdentifier is NAMEDATALEN-1.
@@ -61,9 +58,6 @@ var slotNamePattern = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 func (c SourceConfig) withDefaults() SourceConfig {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
-	c.CopyConnections = cmp.Or(c.CopyConnections, copyConnections)
-	c.ParallelBytes = cmp.Or(c.ParallelBytes, parallelBytes)
-	c.RangeBytes = cmp.Or(c.RangeBytes, rangeBytes)
 	c.ForgottenAfter = cmp.Or(c.ForgottenAfter, forgottenAfter)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

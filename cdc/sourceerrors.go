@@ -56,6 +56,7 @@ const (
 	codeInsufficientPrivilege = "42501"
 	codeDuplicateObject       = "42710"
 	codeProtocolViolation     = "08P01"
+	codeConfigurationLimit    = "53400" // no slot or walsender is free
 	codeObjectInUse           = "55006"
 	codeUndefinedObject       = "42704" // settings too
 	codeUnknownStatement      = "26000" // prepared ones

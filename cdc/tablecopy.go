@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,13 @@ type copyResult struct {
 	badIDs, nulls int64
 }
 
+// copyLimits says how a large table is copied. Tests, which have none, set it; 0:
+// the constants of the same names.
+type copyLimits struct {
+	parallelBytes, rangeBytes int64
+	connections               int
+}
+
 // copyRequest says which rows are copied, and where to.
 type copyRequest struct {
 	snapshot string // whose exporter stays where it is until the copy has ended
@@ -52,7 +60,9 @@ type copyRequest struct {
 	sink     rowSink
 	progress *copyProgress
 
-	// For tests; all may be nil.
+	limits copyLimits
+
+	// For tests; both may be nil.
 	locked func() // the first connection has its lock
 	copied func() // rows have gone to the sink
 }
@@ -74,6 +84,9 @@ type tableCopy struct {
 // far it was; an error that an operator has to mend is a *halt.Error. It wraps
 // errRewritten if the copy may not be of the rows that the snapshot shows.
 func copyTable(ctx context.Context, db *DB, r copyRequest) (copyResult, error) {
+	r.limits.parallelBytes = cmp.Or(r.limits.parallelBytes, parallelBytes)
+	r.limits.rangeBytes = cmp.Or(r.limits.rangeBytes, rangeBytes)
+	r.limits.connections = cmp.Or(r.limits.connections, copyConnections)
 	c := &tableCopy{copyRequest: r, db: db}
 	first, err := c.connectAtSnapshot(ctx)
 	if err != nil {
@@ -83,7 +96,7 @@ func copyTable(ctx context.Context, db *DB, r copyRequest) (copyResult, error) {
 	if err := c.preparePlan(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
 	}
-	stop := r.progress.logEvery(progressEvery, db.log, db.cfg.quotedTable())
+	stop := r.progress.logEvery(progressEvery, db.Config().Logger, db.Config().quotedTable())
 	defer stop()
 	if err := c.copyAll(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
@@ -116,7 +129,7 @@ func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) 
 	}
 	c.done.cat = c.cat
 	list, _ := copyColumns(c.cat.columns)
-	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+c.db.fromTable(c.cat)+" LIMIT 0"); err != nil {
+	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+fromTable(c.db.Config(), c.cat)+" LIMIT 0"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
 	if c.locked != nil {
@@ -125,12 +138,12 @@ func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) 
 	if err := c.checkFilesBefore(ctx, sql); err != nil {
 		return err
 	}
-	total, err := c.db.estimateRows(ctx, sql, c.cat)
+	total, err := c.estimateRows(ctx, sql)
 	if err != nil {
 		return err
 	}
 	c.progress.beginCopy(total)
-	c.parts, err = c.db.planParts(ctx, sql, c.cat)
+	c.parts, err = c.planParts(ctx, sql)
 	for i := range c.parts {
 		c.parts[i].only = c.only
 	}
@@ -146,7 +159,7 @@ func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
 	close(parts)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.copyRanges(gctx, first, parts) })
-	for range min(c.db.cfg.CopyConnections, len(c.parts)) - 1 {
+	for range min(c.limits.connections, len(c.parts)) - 1 {
 		g.Go(func() error { return c.copyWithFurther(gctx, parts) })
 	}
 	return g.Wait()
@@ -206,7 +219,7 @@ func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) 
 		err = c.lockTable(ctx, sql)
 	}
 	if err != nil {
-		c.db.log.Info("copying over fewer connections", "error", err)
+		c.db.Config().Logger.Info("copying over fewer connections", "error", err)
 		return nil
 	}
 	return c.copyRanges(ctx, sql, parts)
@@ -219,7 +232,7 @@ func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) 
 // behind it: a second connection that waited there would wait for the first,
 // whose transaction ends with the last part. So it does not wait.
 func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
-	if _, err := sql.Exec(ctx, "LOCK TABLE "+c.db.fromTable(c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
+	if _, err := sql.Exec(ctx, "LOCK TABLE "+fromTable(c.db.Config(), c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
 	return nil
@@ -291,7 +304,7 @@ func (w *copyWriter) flush() error {
 // explainError turns what an operator has to mend into a halt, and says of all else
 // how far the copy was.
 func (c *tableCopy) explainError(err error) error {
-	table := c.db.cfg.quotedTable()
+	table := c.db.Config().quotedTable()
 	_, halted := errors.AsType[*haltError](err)
 	switch {
 	case halted:
@@ -301,7 +314,7 @@ func (c *tableCopy) explainError(err error) error {
 		h.heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):
-		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.db.cfg.quotedKey(), table, err)
+		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.db.Config().quotedKey(), table, err)
 	}
 	return fmt.Errorf("copy %s: after %s: %w", table, c.progress, err)
 }
@@ -336,9 +349,9 @@ func (p copyPart) fromClause() string {
 // planParts cuts a large table into ranges of blocks, each partition by itself.
 // Partitions that the role may not read directly leave the table in one piece,
 // as does a policy on the root: reading below it would step around the refusal.
-func (db *DB) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]copyPart, error) {
-	whole := []copyPart{{relation: db.fromTable(cat), whole: true}}
-	if db.cfg.CopyConnections < 2 {
+func (c *tableCopy) planParts(ctx context.Context, sql *pgx.Conn) ([]copyPart, error) {
+	whole := []copyPart{{relation: fromTable(c.db.Config(), c.cat), whole: true}}
+	if c.limits.connections < 2 {
 		return whole, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
@@ -350,7 +363,7 @@ func (db *DB) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]cop
 		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace,
 		     (SELECT current_setting('block_size')::bigint AS block) AS b
 		WHERE db.relkind = 'r' AND db.oid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid)
-		ORDER BY db.oid`, cat.source.TableOID)
+		ORDER BY db.oid`, c.cat.source.TableOID)
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
@@ -362,13 +375,13 @@ func (db *DB) planParts(ctx context.Context, sql *pgx.Conn, cat *catalog) ([]cop
 	_, err = pgx.ForEachRow(rows, []any{&name, &size, &block, &readable}, func() error {
 		all = all && readable
 		bytes += size
-		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(db.cfg.RangeBytes/block, 1))...)
+		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(c.limits.rangeBytes/block, 1))...)
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
-	if !all || bytes < db.cfg.ParallelBytes {
+	if !all || bytes < c.limits.parallelBytes {
 		return whole, nil
 	}
 	return parts, nil
@@ -386,9 +399,9 @@ func cutBlocks(relation string, blocks, step int64) []copyPart {
 
 // fromTable names the table in a FROM clause: an ordinary one without its
 // descendants, which are tables of their own.
-func (db *DB) fromTable(cat *catalog) string {
+func fromTable(cfg *SourceConfig, cat *catalog) string {
 	if cat.isPartitioned() {
-		return db.cfg.quotedTable()
+		return cfg.quotedTable()
 	}
-	return "ONLY " + db.cfg.quotedTable()
+	return "ONLY " + cfg.quotedTable()
 }

@@ -16,7 +16,7 @@ import (
 
 // inPieces lets a small table be copied as a large one.
 func (r *deployment) inPieces(connections int) *deployment {
-	r.cfg.ParallelBytes, r.cfg.RangeBytes, r.cfg.CopyConnections = 1, 1, connections // a range is a block
+	r.cfg.copyLimits = copyLimits{1, 1, connections} // a range is a block
 	return r
 }
 
@@ -57,7 +57,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if parts, err := r.source().planParts(t.Context(), conn, cat); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
+			if parts, err := (&tableCopy{copyRequest: copyRequest{limits: r.cfg.copyLimits}, db: r.source(), cat: cat}).planParts(t.Context(), conn); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
 				t.Errorf("%d parts, error %v; want at least %d", len(parts), err, c.parts)
 			}
 			wait := r.write(21, 2, 60)
