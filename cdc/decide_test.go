@@ -20,7 +20,7 @@ type situation struct {
 
 func TestDecide(t *testing.T) {
 	t.Parallel()
-	source := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6, Catalog: "table 6;kind r"}
+	stored := state.Source{SystemID: "1", Timeline: 1, Database: "d", Slot: "s", Publication: "p", PublicationOID: 5, Schema: "public", Table: "t", TableOID: 6, Catalog: "table 6;kind r"}
 	promoted := func(s *situation, end id.LSN) {
 		s.past = timelineLineage{{1, end}}
 		s.cat.source.Timeline, s.cat.source.History = 2, s.past.String()
@@ -74,7 +74,7 @@ func TestDecide(t *testing.T) {
 		}},
 	} {
 		s := situation{
-			stored: source, complete: true, whole: true, durable: 100, cat: catalog{source: source, walEnd: 120},
+			stored: stored, complete: true, whole: true, durable: 100, cat: catalog{source: stored, walEnd: 120},
 			slot: slotStatus{exists: true, confirmed: 90, restart: 80, walStatus: "reserved"},
 		}
 		c.change(&s)

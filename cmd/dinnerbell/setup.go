@@ -99,7 +99,7 @@ func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 // printSQL writes a script that psql runs, as often as one likes; topics, which SQL
 // cannot make, are named in a comment. The grants are for the roles of the two
 // URLs, where somebody else owns the tables.
-func printSQL(out io.Writer, cfg *config.Config, source cdc.Config, sink stream.ClaimConfig) error {
+func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, sink stream.ClaimConfig) error {
 	reader, err := roleOf(cfg.SourceURL)
 	if err != nil {
 		return err
@@ -110,11 +110,11 @@ func printSQL(out io.Writer, cfg *config.Config, source cdc.Config, sink stream.
 	}
 	reader = pgx.Identifier{reader}.Sanitize()
 	lines := []string{"-- in the source database", "-- the role must have REPLICATION: ALTER ROLE " + reader + " REPLICATION;"}
-	for _, s := range cdc.SetupSQL(source.Source()) {
+	for _, s := range cdc.SetupSQL(mirror.Source()) {
 		lines = append(lines, "DO $setup$ BEGIN "+s+"; EXCEPTION WHEN duplicate_object THEN NULL; END $setup$;")
 	}
-	lines = append(lines, "GRANT USAGE ON SCHEMA "+pgx.Identifier{source.Schema}.Sanitize()+" TO "+reader+";",
-		"GRANT SELECT ON "+pgx.Identifier{source.Schema, source.Table}.Sanitize()+" TO "+reader+";",
+	lines = append(lines, "GRANT USAGE ON SCHEMA "+pgx.Identifier{mirror.Schema}.Sanitize()+" TO "+reader+";",
+		"GRANT SELECT ON "+pgx.Identifier{mirror.Schema, mirror.Table}.Sanitize()+" TO "+reader+";",
 		"", "-- in the sink database, outside of a transaction (CONCURRENTLY, which a partitioned table",
 		"-- does not take); without the index where the table has one over the same two columns")
 	for _, s := range append(stream.SetupSQL(sink), stream.GrantSQL(sink, writer)...) {
