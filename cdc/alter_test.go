@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 )
 
@@ -38,7 +39,7 @@ func (r *deployment) churn(connections int, statements ...string) (stop func() i
 				sql := fmt.Sprintf(statements[rnd.IntN(len(statements))], rnd.IntN(300), rnd.IntN(40))
 				// Not with ctx: a statement that is given up may commit later.
 				_, err := conn.Exec(r.t.Context(), sql, pgx.QueryExecModeSimpleProtocol)
-				if err != nil && ctx.Err() == nil && sqlState(err) != "40P01" { // two of them, or one and an ALTER, may deadlock
+				if err != nil && ctx.Err() == nil && source.SQLState(err) != "40P01" { // two of them, or one and an ALTER, may deadlock
 					r.t.Errorf("%s: %v", sql, err)
 					return
 				}
@@ -134,16 +135,16 @@ func TestReplicaIdentityChangedUnderLoad(t *testing.T) {
 func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()
-	conn, err := r.source().dialSQL(t.Context())
+	conn, err := r.source().DialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn.PgConn())
+	defer source.CloseConn(conn.PgConn())
 	if _, err := conn.Exec(t.Context(), `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class LIMIT 1`); err != nil {
 		t.Fatal(err)
 	}
 	r.Exec(`ALTER TABLE subscribers_restaurants DROP client_id`)
-	if _, err := r.source().inspect(t.Context(), conn, true); err != nil {
+	if _, err := r.source().Inspect(t.Context(), conn, true); err != nil {
 		t.Errorf("inspect as of before the drop: %v", err)
 	}
 }
@@ -157,23 +158,23 @@ func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 	r.Exec(`DROP TABLE subscribers_restaurants;
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id)`)
 	r.setup()
-	conn, err := r.source().dialSQL(t.Context())
+	conn, err := r.source().DialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn.PgConn())
+	defer source.CloseConn(conn.PgConn())
 	if _, err := conn.Exec(t.Context(), `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM pg_class LIMIT 1`); err != nil {
 		t.Fatal(err)
 	}
 	r.Exec(`CREATE TABLE part0 (id int PRIMARY KEY, client_id text, restaurant_id text);
 		ALTER TABLE subscribers_restaurants ATTACH PARTITION part0 FOR VALUES FROM (0) TO (100)`)
-	if _, err := r.source().inspect(t.Context(), conn, true); errors.As(err, new(*halt.Error)) {
+	if _, err := r.source().Inspect(t.Context(), conn, true); errors.As(err, new(*halt.Error)) {
 		t.Errorf("inspect as of before: %v", err)
 	}
 	if _, err := conn.Exec(t.Context(), `COMMIT`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.source().inspect(t.Context(), conn, true); err != nil {
+	if _, err := r.source().Inspect(t.Context(), conn, true); err != nil {
 		t.Errorf("inspect as of now: %v", err)
 	}
 }
@@ -187,15 +188,15 @@ func TestCatalogsAreReadWithoutLocks(t *testing.T) {
 		CREATE TABLE subscribers_restaurants (id int PRIMARY KEY, client_id text, restaurant_id text) PARTITION BY RANGE (id);
 		CREATE TABLE part0 PARTITION OF subscribers_restaurants FOR VALUES FROM (0) TO (100)`)
 	r.setup()
-	conn, err := r.source().dialSQL(t.Context())
+	conn, err := r.source().DialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn.PgConn())
+	defer source.CloseConn(conn.PgConn())
 	if _, err := conn.Exec(t.Context(), `BEGIN ISOLATION LEVEL REPEATABLE READ`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.source().inspect(t.Context(), conn, true); err != nil {
+	if _, err := r.source().Inspect(t.Context(), conn, true); err != nil {
 		t.Fatal(err)
 	}
 	if n := r.Int(`SELECT count(*) FROM pg_locks WHERE pid = $1 AND relation IN ('subscribers_restaurants'::regclass, 'part0'::regclass)`, conn.PgConn().PID()); n != 0 {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -20,7 +21,7 @@ const (
 	// maxUncovered is how much may wait while no checkpoint can be made. What is
 	// durable is then acknowledged without one. A server with less than the advised
 	// max_slot_wal_keep_size lets less wait.
-	maxUncovered = KeepSizeAdvised / keepSizeShare
+	maxUncovered = source.KeepSizeAdvised / keepSizeShare
 	// keepEvery is how often the keeper looks at the clock. A checkpoint that
 	// failed is tried again, and one whose rows stay the same is moved, about
 	// as often; moved also when this many bytes would be acknowledged by it, a
@@ -96,7 +97,7 @@ type checkpointKeeper struct {
 	store       *state.Store
 	log         *slog.Logger
 	stats       *checkpointStats
-	// keepSize is the server's max_slot_wal_keep_size in bytes; -1: no limit.
+	// KeepSize is the server's max_slot_wal_keep_size in bytes; -1: no limit.
 	keepSize func() int64
 	// floor is what the slot was acknowledged up to when the session began, or
 	// past the newest checkpoint since. What lies before it does not come again.

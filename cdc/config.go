@@ -3,6 +3,8 @@ package cdc
 import (
 	"cmp"
 	"time"
+
+	"dinnerbell/cdc/source"
 )
 
 // Config says which table is mirrored and through what.
@@ -10,7 +12,7 @@ type Config struct {
 	// The table and how to reach it. New appends the id of the store's directory to
 	// ApplicationName, which tells this instance from all others. Its Checkpoints
 	// follow from CheckpointEvery.
-	SourceConfig
+	source.Config
 
 	// HaltOnLost: where the stream cannot bring the local state forward any more,
 	// Run returns a *halt.Error instead of taking a new snapshot over a complete one.
@@ -35,13 +37,13 @@ type Config struct {
 // withDefaults fills in the fields that may be left out.
 func (c Config) withDefaults() Config {
 	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
-	c.SourceConfig = c.Source()
+	c.Config = c.Source()
 	return c
 }
 
 // Source returns the part of the configuration that package source needs.
-func (c Config) Source() SourceConfig {
-	s := c.SourceConfig
+func (c Config) Source() source.Config {
+	s := c.Config
 	s.Checkpoints = c.CheckpointEvery > 0
 	return s
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -83,7 +84,7 @@ func TestPasswordRotated(t *testing.T) {
 func TestPgBouncer(t *testing.T) {
 	t.Parallel()
 	swallow := "extra_float_digits, replication"
-	for _, s := range sessionSettings {
+	for _, s := range source.SessionSettings {
 		if s.Name != "client_encoding" {
 			swallow += ", " + s.Name
 		}
@@ -143,20 +144,20 @@ func TestSlotActive(t *testing.T) {
 	}
 	r.awaitFree()
 	hold := func(name string) (release func(), pid int64) {
-		cfg := r.cfg.SourceConfig
+		cfg := r.cfg.Config
 		cfg.ApplicationName = name
-		db, err := Open(cfg)
+		db, err := source.Open(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := db.dialReplication(t.Context())
+		conn, err := db.DialReplication(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := startWALStream(t.Context(), conn, cfg.Slot, cfg.quotedPublication(), r.store.DurableLSN()); err != nil {
+		if _, err := startWALStream(t.Context(), conn, cfg.Slot, cfg.QuotedPublication(), r.store.DurableLSN()); err != nil {
 			t.Fatal(err)
 		}
-		return func() { closeConn(conn) }, int64(conn.PID())
+		return func() { source.CloseConn(conn) }, int64(conn.PID())
 	}
 	active := func() int64 {
 		return r.Int(`SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots WHERE slot_name = $1`, r.cfg.Slot)
@@ -192,20 +193,20 @@ func TestLargeMessagesOnceConnected(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
 	const text = "SELECT repeat('x', 1048576)"
-	conn, err := r.source().dialSQL(t.Context())
+	conn, err := r.source().DialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn.PgConn())
+	defer source.CloseConn(conn.PgConn())
 	var got string
 	if err := conn.QueryRow(t.Context(), text).Scan(&got); err != nil || len(got) != 1<<20 {
 		t.Errorf("%d bytes over SQL: %v", len(got), err)
 	}
-	repl, err := r.source().dialReplication(t.Context())
+	repl, err := r.source().DialReplication(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(repl)
+	defer source.CloseConn(repl)
 	results, err := repl.Exec(t.Context(), text).ReadAll()
 	if err != nil || len(results[0].Rows[0][0]) != 1<<20 {
 		t.Errorf("over replication: %v", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 )
 
 // progressEvery is how often a copy under way is written to the log.
@@ -71,7 +72,7 @@ func (p *copyProgress) logEvery(every time.Duration, log *slog.Logger, table str
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for sleep(ctx, every) {
+		for source.Sleep(ctx, every) {
 			c := p.progressAt(time.Now())
 			log.Info("copying the subscriptions", "table", table, "rows", c.Rows, "of_about", c.Total,
 				"percent", fmt.Sprintf("%.1f", c.Percent), "rows_per_second", int64(c.Rate), "left", c.Left.Round(time.Second))

@@ -7,14 +7,15 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 )
 
 // copyColumns gives the expressions of the COPY, and which come as integers.
-func copyColumns(columns []neededColumn) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
+func copyColumns(columns []source.NeededColumn) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
 	for c := range pgoutput.NeededColumns {
-		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].name}.Sanitize(), columns[c].typ)
-		if c != pgoutput.KeyColumn && columns[c].typ == pgtype.BPCharOID {
-			list[c] = pgx.Identifier{columns[c].name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
+		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].Name}.Sanitize(), columns[c].Type)
+		if c != pgoutput.KeyColumn && columns[c].Type == pgtype.BPCharOID {
+			list[c] = pgx.Identifier{columns[c].Name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
 		}
 	}
 	if len(columns) > pgoutput.NeededColumns {
@@ -26,13 +27,13 @@ func copyColumns(columns []neededColumn) (list [pgoutput.NeededColumns]string, i
 // copyKey gives the expression of a composite key: its parts joined by colons,
 // with '%' and ':' in them percent-encoded, so that no two keys read alike. The
 // decoder does the same in rowID.
-func copyKey(columns []neededColumn) string {
+func copyKey(columns []source.NeededColumn) string {
 	var parts []string
 	for c, col := range columns {
 		if !pgoutput.IsKeyColumn(c) {
 			continue
 		}
-		expr, integer := copyColumn(pgx.Identifier{col.name}.Sanitize(), col.typ)
+		expr, integer := copyColumn(pgx.Identifier{col.Name}.Sanitize(), col.Type)
 		if integer {
 			expr += "::text"
 		}

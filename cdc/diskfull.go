@@ -59,7 +59,7 @@ func (m *Mirror) noteNoRoom(why string) {
 // for more than it had written by then. The slot goes meanwhile: it would only
 // keep WAL on the source for a snapshot that has to be taken anew.
 func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error) error {
-	if err := m.db.dropSlot(ctx, sql); err != nil {
+	if err := m.db.DropSlot(ctx, sql); err != nil {
 		return errors.Join(why, err)
 	}
 	if err := m.awaitDiskRoom(ctx, m.loadBytes, why); err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/postgres"
 )
 
@@ -21,7 +22,7 @@ var (
 // isUnreachable tells whether a session ended because the server cannot be reached
 // or ended the connection, and not by a short disk or a server without a free slot.
 func isUnreachable(err error) bool {
-	if state := sqlState(err); state != "" {
+	if state := source.SQLState(err); state != "" {
 		return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P")
 	}
 	_, refused := errors.AsType[*postgres.ConnectError](err)

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/cdc/source"
 )
 
 // What is no matter of the connection does not stand under its heading.
@@ -29,14 +31,14 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%v: %t", c.err, got)
 		}
 	}
-	db, err := Open(SourceConfig{
+	db, err := source.Open(source.Config{
 		URL: func() (string, error) { return "postgres://u@127.0.0.1:1/de", nil }, Schema: "s", Table: "t",
 		KeyColumns: []string{"i"}, ClientColumn: "c", RestaurantColumn: "r", Publication: "p", Slot: "s",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.dialSQL(t.Context()); err == nil || !isUnreachable(err) {
+	if _, err := db.DialSQL(t.Context()); err == nil || !isUnreachable(err) {
 		t.Errorf("%v: reachable", err)
 	}
 }

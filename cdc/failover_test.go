@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -36,7 +37,7 @@ func (r *deployment) awaitSynced(standby *testenv.Postgres) {
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
-	if r.version() < failoverVersion {
+	if r.version() < source.FailoverVersion {
 		t.Skip("slots have no failover here")
 	}
 	primary, standby := r.pair()
@@ -72,7 +73,7 @@ func TestFailover(t *testing.T) {
 func TestFailoverToAStandbyThatWasBehind(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
-	if r.version() < failoverVersion {
+	if r.version() < source.FailoverVersion {
 		t.Skip("slots have no failover here")
 	}
 	primary, standby := r.pair()
@@ -116,7 +117,7 @@ func TestFailoverWithoutSlot(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
 	primary, standby := r.pair()
-	if r.version() >= failoverVersion {
+	if r.version() >= source.FailoverVersion {
 		r.Exec(`ALTER SYSTEM RESET synchronized_standby_slots`)
 		r.Exec(`SELECT pg_reload_conf()`)
 		r.stopSlotSync(standby)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -59,7 +60,7 @@ func (m *Mirror) pause(ctx context.Context, limit time.Duration) (*pausedStream,
 			return &pausedStream{at: m.position(), gate: m.gate, timer: time.AfterFunc(limit, m.gate.leave)}, nil
 		}
 		m.gate.leave()
-		if !sleep(ctx, partsPoll) {
+		if !source.Sleep(ctx, partsPoll) {
 			return nil, ctx.Err()
 		}
 	}
@@ -91,7 +92,7 @@ func (m *Mirror) whilePaused(ctx context.Context, do func(at id.LSN) error) erro
 		if !errors.Is(err, state.ErrNotThere) {
 			return err
 		}
-		if !sleep(ctx, partsPoll) {
+		if !source.Sleep(ctx, partsPoll) {
 			return ctx.Err()
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
@@ -101,8 +102,8 @@ func TestTwinWaitsForASilentOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn.PgConn())
-	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().lockKey()); err != nil {
+	defer source.CloseConn(conn.PgConn())
+	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().LockKey()); err != nil {
 		t.Fatal(err)
 	}
 	m, ended := r.twin(t.TempDir())
@@ -113,7 +114,7 @@ func TestTwinWaitsForASilentOne(t *testing.T) {
 		}
 		return nil
 	})
-	closeConn(conn.PgConn())
+	source.CloseConn(conn.PgConn())
 	envtest.Until(t, patience, func() error {
 		if st := m.Status(); st.State != StateStreaming {
 			return fmt.Errorf("status is %+v, want streaming", st)
@@ -144,7 +145,7 @@ func TestGuardIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
-		if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().lockKey()); err != nil {
+		if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().LockKey()); err != nil {
 			t.Fatal(err)
 		}
 	}

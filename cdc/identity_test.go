@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -117,7 +118,7 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, running %t", c.name, running), func(t *testing.T) {
 				t.Parallel()
 				r := newDeployment(t)
-				if strings.Contains(c.before, "IN SCHEMA") && r.version() < schemasVersion {
+				if strings.Contains(c.before, "IN SCHEMA") && r.version() < source.SchemasVersion {
 					t.Skip("this server cannot do that")
 				}
 				r.Exec(c.before)
@@ -140,7 +141,7 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 					r.start()
 				}
 				r.same("r")
-				slotStays := r.version() >= schemasVersion // see noSchemas
+				slotStays := r.version() >= source.SchemasVersion // see noSchemas
 				if slotStays && made.Load() != 1 {
 					t.Errorf("the slot was made %d times, want once", made.Load())
 				}
@@ -163,7 +164,7 @@ func TestTableThatWasInAnotherSchema(t *testing.T) {
 			t.Parallel()
 			r := newDeployment(t)
 			r.hooks.healing = patience // for a moment there is no such table
-			if r.version() < schemasVersion {
+			if r.version() < source.SchemasVersion {
 				t.Skip("this server publishes no schemas")
 			}
 			r.Exec(before + `CREATE SCHEMA elsewhere; CREATE PUBLICATION dinnerbell FOR TABLES IN SCHEMA public WITH (publish_via_partition_root = true)`)

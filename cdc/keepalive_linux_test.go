@@ -3,17 +3,19 @@ package cdc
 import (
 	"syscall"
 	"testing"
+
+	"dinnerbell/cdc/source"
 )
 
 // A server that is gone without a word is noticed by the kernel within a minute.
 func TestKeepAliveOfOurOwn(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
-	conn, err := r.source().dialSQL(t.Context())
+	conn, err := r.source().DialSQL(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn.PgConn())
+	defer source.CloseConn(conn.PgConn())
 	socket, ok := conn.PgConn().Conn().(syscall.Conn)
 	if !ok {
 		t.Fatal("the connection is no socket")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -123,7 +124,7 @@ func TestPublicationNarrowedWhileRunning(t *testing.T) {
 			r := newDeployment(t).setup().start()
 			r.Exec(`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (1, 'a', 'r'), (2, 'b', 'r')`)
 			r.same("r")
-			if _, err := r.Pool.Exec(t.Context(), c.sql); sqlState(err) == "42601" {
+			if _, err := r.Pool.Exec(t.Context(), c.sql); source.SQLState(err) == "42601" {
 				t.Skip("this server cannot do that")
 			} else if err != nil {
 				t.Fatal(err)
@@ -230,7 +231,7 @@ func TestWALThatCannotBeSent(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := newDeployment(t).setup()
-			if strings.Contains(c.during, "WHERE") && r.version() < schemasVersion {
+			if strings.Contains(c.during, "WHERE") && r.version() < source.SchemasVersion {
 				t.Skip("this server has no row filters")
 			}
 			r.hooks.healing = time.Second
@@ -257,7 +258,7 @@ func TestStuck(t *testing.T) {
 		}
 	}
 	s := walsenderFailure{}
-	if s.giveUpReason(&pgconn.PgError{Code: codeUndefinedObject}, 1, 0) != "" {
+	if s.giveUpReason(&pgconn.PgError{Code: source.CodeUndefinedObject}, 1, 0) != "" {
 		t.Error("an error of another connection gives the stream up")
 	}
 	for range 2 {

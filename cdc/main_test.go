@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
@@ -71,7 +72,7 @@ func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 	r.role = r.RoleURL("source.url")
 	// For tables that a test puts in the place of the first.
 	r.Exec(fmt.Sprintf(`ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO role_%s; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO role_%[1]s`, r.Name))
-	r.cfg = Config{SourceConfig: SourceConfig{
+	r.cfg = Config{Config: source.Config{
 		URL:    func() (string, error) { return r.role, nil },
 		Schema: "public", Table: "subscribers_restaurants",
 		KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
@@ -85,16 +86,16 @@ func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 
 func (r *deployment) setup() *deployment {
 	r.t.Helper()
-	if _, err := Setup(r.t.Context(), r.owner().SourceConfig); err != nil {
+	if _, err := source.Setup(r.t.Context(), r.owner().Config); err != nil {
 		r.t.Fatal(err)
 	}
 	return r
 }
 
 // source opens the database as the configuration has it now.
-func (r *deployment) source() *DB {
+func (r *deployment) source() *source.DB {
 	r.t.Helper()
-	db, err := Open(r.cfg.SourceConfig)
+	db, err := source.Open(r.cfg.Config)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -202,7 +203,7 @@ func (r *deployment) truth() (pairs map[pair]bool, rows int64) {
 	pairs = map[pair]bool{}
 	q, err := r.Pool.Query(r.t.Context(), fmt.Sprintf(
 		`SELECT %s::text, %s::text FROM %s WHERE %[1]s IS NOT NULL AND %[2]s IS NOT NULL`,
-		quote(r.cfg.RestaurantColumn), quote(r.cfg.ClientColumn), r.cfg.quotedTable()))
+		quote(r.cfg.RestaurantColumn), quote(r.cfg.ClientColumn), r.cfg.QuotedTable()))
 	if err != nil {
 		r.t.Fatal(err)
 	}

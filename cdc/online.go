@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -58,7 +59,7 @@ func (m *Mirror) retryRebuild(ctx context.Context, w *sideWork) (done Rebuilt, e
 
 // rebuildBeside is one attempt. It returns errRewritten if another is needed.
 func (m *Mirror) rebuildBeside(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
-	s, err := m.openSideStream(ctx, w, rowsOutdated)
+	s, err := m.openSideStream(ctx, w, source.RowsOutdated)
 	if err != nil {
 		return done, err
 	}
@@ -95,7 +96,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *sideStream, w *sideWork) (g 
 	}
 	failpoint.Hit("rebuild/copied")
 	w.setStage("sort")
-	if g, err = loader.Load(s.cat.source, s.start); err != nil {
+	if g, err = loader.Load(s.cat.Source, s.start); err != nil {
 		return nil, fmt.Errorf("finish snapshot: %w", err)
 	}
 	return g, nil
@@ -158,7 +159,7 @@ func (m *Mirror) flipGeneration(ctx context.Context, s *sideStream, to *generati
 	if err != nil {
 		return 0, err
 	}
-	if v, why := compareSources(served, s.cat.source); v == streamLost {
+	if v, why := source.CompareSources(served, s.cat.Source); v == source.StreamLost {
 		return 0, fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	if err := to.g.Flip(h.at, served); err != nil {

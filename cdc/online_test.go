@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -282,7 +283,7 @@ func TestRebuildStartsOverAfterTruncate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := r.m.openSideStream(ctx, w, rowsCurrent)
+	s, err := r.m.openSideStream(ctx, w, source.RowsCurrent)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -19,8 +20,8 @@ type positionProbe struct {
 	status *statusSender
 	stats  *mirrorStats
 
-	db      *DB
-	query   PositionQuery
+	db      *source.DB
+	query   source.PositionQuery
 	store   *state.Store  // whose rows have an identity
 	changed chan struct{} // cap 1: to watch
 }

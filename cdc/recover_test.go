@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
@@ -60,7 +61,7 @@ func TestSlotIsForFailover(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup().start()
 	r.barrier()
-	if r.Int(`SELECT current_setting('server_version_num')::int`) < failoverVersion {
+	if r.Int(`SELECT current_setting('server_version_num')::int`) < source.FailoverVersion {
 		t.Skip("slots have no failover here")
 	}
 	if r.Int(`SELECT count(*) FROM pg_replication_slots s WHERE slot_name = $1 AND (to_jsonb(s)->>'failover')::bool`, r.cfg.Slot) != 1 {
@@ -234,7 +235,7 @@ func TestHalts(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := newDeployment(t)
-			if _, err := r.Pool.Exec(t.Context(), c.sql); sqlState(err) == "42601" {
+			if _, err := r.Pool.Exec(t.Context(), c.sql); source.SQLState(err) == "42601" {
 				t.Skip("this server cannot do that")
 			} else if err != nil {
 				t.Fatal(err)

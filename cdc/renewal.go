@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 )
 
@@ -60,7 +61,7 @@ func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
 				if err == nil {
 					pause.Reset()
 				} else {
-					sleep(ctx, pause.NextBackOff())
+					source.Sleep(ctx, pause.NextBackOff())
 				}
 				m.renewal.running.Store(false)
 			}
@@ -89,7 +90,7 @@ func (m *Mirror) renewRows(ctx context.Context, reason string) (err error) {
 		m.log.Info("the subscriptions were not rebuilt yet", "reason", err)
 	default:
 		m.renewal.failed.Add(1)
-		if sqlState(err) == codeConfigurationLimit {
+		if source.SQLState(err) == source.CodeConfigurationLimit {
 			m.renewal.failed.Store(maxRenewals)
 		}
 		m.stats.setError(err)

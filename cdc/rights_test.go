@@ -6,13 +6,14 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/precondition"
 )
 
 // report makes the checks of a moment.
 func (r *deployment) report(at precondition.Moment) precondition.Report {
 	r.t.Helper()
-	report, err := CheckPreconditions(r.t.Context(), r.cfg.SourceConfig, at)
+	report, err := source.CheckPreconditions(r.t.Context(), r.cfg.Config, at)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -121,11 +122,11 @@ func TestWalsenderHasATimeout(t *testing.T) {
 	r := newDeployment(t)
 	for value, want := range map[string]time.Duration{"0": time.Minute, "7s": 7 * time.Second} {
 		r.Exec(`ALTER DATABASE ` + r.Name + ` SET wal_sender_timeout = '` + value + `'`)
-		repl, err := r.source().dialReplication(t.Context())
+		repl, err := r.source().DialReplication(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer closeConn(repl)
+		defer source.CloseConn(repl)
 		for range 2 {
 			if got, err := readWALSenderTimeout(t.Context(), repl); err != nil || got != want {
 				t.Errorf("with %s: %s, %v; want %s", value, got, err, want)

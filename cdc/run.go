@@ -11,6 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 )
@@ -29,7 +30,7 @@ const (
 // Mirror follows one table. Make it with New and call Run once.
 type Mirror struct {
 	cfg             Config
-	db              *DB
+	db              *source.DB
 	invalid         error // why the configuration is of no use; then db is nil
 	log             *slog.Logger
 	store           *state.Store    // written by the applier, or by a snapshot, never by both
@@ -39,8 +40,8 @@ type Mirror struct {
 	stats           mirrorStats
 	gate            storeGate // held while a transaction is applied
 	work            workSlot
-	lock            *SlotLock     // made by Run and Rebuild
-	catalogsChanged chan struct{} // cap 1: the barrier met other catalogs than those of the rows
+	lock            *source.SlotLock // made by Run and Rebuild
+	catalogsChanged chan struct{}    // cap 1: the barrier met other catalogs than those of the rows
 	// catalogsSettled tells that the rows and the catalogs may agree again.
 	catalogsSettled broadcast
 	renewal         renewal
@@ -90,11 +91,11 @@ type hooks struct {
 func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
-	cfg.SourceConfig = cfg.ForInstance(store.Instance())
+	cfg.Config = cfg.ForInstance(store.Instance())
 	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}), gate: newGate(),
 		catalogsChanged: make(chan struct{}, 1), renewal: renewal{wanted: make(chan string, 1)},
 		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
-	m.db, m.invalid = Open(cfg.SourceConfig)
+	m.db, m.invalid = source.Open(cfg.Config)
 	m.queries.wake = make(chan struct{}, 1)
 	m.stats.setState(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
@@ -142,7 +143,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		if !m.violatedSince.IsZero() {
 			due = min(due, healingPause)
 		}
-		if err != nil && !sleep(ctx, due) {
+		if err != nil && !source.Sleep(ctx, due) {
 			return nil
 		}
 		if m.violatedSince.IsZero() {
@@ -170,8 +171,8 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 	if !m.lock.SecondSeen() {
 		m.admitService()
 	}
-	if h, ok := errors.AsType[*haltError](err); ok {
-		if h.distrust {
+	if h, ok := errors.AsType[*source.HaltError](err); ok {
+		if h.Distrust {
 			m.dropWorthlessSlot(ctx)
 		}
 		if m.waitForMigration(h) {
@@ -189,10 +190,10 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 	if why := m.stuck.giveUpReason(err, m.pos.load(), cmp.Or(m.hooks.healing, healing)); why != "" {
 		m.forcedSnapshot = why
 	}
-	if held, ok := errors.AsType[*slotHeldError](err); ok {
+	if held, ok := errors.AsType[*source.SlotHeldError](err); ok {
 		m.stats.setState(StateWaiting)
-		m.log.Warn("waiting for the replication slot", "slot", held.slot, "pid", held.pid,
-			"application_name", held.app, "role", held.role, "client_addr", held.address)
+		m.log.Warn("waiting for the replication slot", "slot", held.Slot, "pid", held.PID,
+			"application_name", held.App, "role", held.Role, "client_addr", held.Address)
 		return nil
 	}
 	if errors.Is(err, errRewritten) {
@@ -210,8 +211,8 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 // waitForMigration says whether a halt can wait. Where a complete snapshot shows that the
 // mirror has worked before, what is wrong now may be the middle of a migration: a
 // primary key that is dropped and made again, a REVOKE and a GRANT.
-func (m *Mirror) waitForMigration(h *haltError) bool {
-	if _, complete := m.store.Source(); !complete || !h.heals {
+func (m *Mirror) waitForMigration(h *source.HaltError) bool {
+	if _, complete := m.store.Source(); !complete || !h.Heals {
 		return false
 	}
 	if m.violatedSince.IsZero() {
@@ -222,7 +223,7 @@ func (m *Mirror) waitForMigration(h *haltError) bool {
 		return false
 	}
 	m.stats.setState(StateWaiting)
-	m.log.Warn("the source cannot be mirrored as it is now; waiting in case that a migration is under way", "what", h.halt.What, "to_mend", h.halt.Hint, "left", left.Round(time.Second))
+	m.log.Warn("the source cannot be mirrored as it is now; waiting in case that a migration is under way", "what", h.Err.What, "to_mend", h.Err.Hint, "left", left.Round(time.Second))
 	return true
 }
 
@@ -240,10 +241,10 @@ func (m *Mirror) recordHalt(err error) error {
 // have passed it unpublished, or its snapshot has failed. Without it, the next
 // start takes a snapshot even if everything looks right again by then.
 func (m *Mirror) dropWorthlessSlot(ctx context.Context) {
-	sql, err := m.db.dialSQL(ctx)
+	sql, err := m.db.DialSQL(ctx)
 	if err == nil {
-		defer closeConn(sql.PgConn())
-		err = m.db.dropSlot(ctx, sql)
+		defer source.CloseConn(sql.PgConn())
+		err = m.db.DropSlot(ctx, sql)
 	}
 	if err != nil {
 		m.log.Error("could not drop the slot, which is worthless and keeps WAL; if the daemon does not start again, drop it by hand",
@@ -259,12 +260,12 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 		return m.invalid
 	}
 	m.lock = m.db.NewSlotLock(&m.stats, m.hooks.secondAlive)
-	sql, err := m.db.dialSQL(ctx)
+	sql, err := m.db.DialSQL(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeConn(sql.PgConn())
-	if _, _, err := m.db.inspectWithTimeline(ctx, sql); err != nil {
+	defer source.CloseConn(sql.PgConn())
+	if _, _, err := m.db.InspectWithTimeline(ctx, sql); err != nil {
 		return err
 	}
 	defer m.lock.StartHeartbeat(ctx)()

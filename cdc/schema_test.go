@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 )
 
@@ -85,7 +86,7 @@ func TestCompositeKeyRefused(t *testing.T) {
 			r := newDeployment(t)
 			r.cfg.KeyColumns = c.key
 			r.Exec(`DROP TABLE subscribers_restaurants; CREATE TABLE subscribers_restaurants (` + c.table + `)`)
-			r.Exec(fmt.Sprintf(`CREATE PUBLICATION dinnerbell FOR TABLE %s`, r.cfg.quotedTable()))
+			r.Exec(fmt.Sprintf(`CREATE PUBLICATION dinnerbell FOR TABLE %s`, r.cfg.QuotedTable()))
 			r.start()
 			if h := r.awaitHalt(); !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("halt is %q, hint %q; want %q", h.What, h.Hint, c.what)
@@ -192,7 +193,7 @@ func TestTemporaryTableRefused(t *testing.T) {
 	if err := conn.QueryRow(t.Context(), `SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()`).Scan(&r.cfg.Schema); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Setup(t.Context(), r.owner().SourceConfig)
+	_, err = source.Setup(t.Context(), r.owner().Config)
 	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "is temporary") {
 		t.Errorf("setup: %v, want the refusal of a temporary table", err)
 	}
@@ -213,7 +214,7 @@ func TestSetupRefusesBeforeItPublishes(t *testing.T) {
 			t.Parallel()
 			r := newDeployment(t)
 			r.Exec(c.sql)
-			_, err := Setup(t.Context(), r.owner().SourceConfig)
+			_, err := source.Setup(t.Context(), r.owner().Config)
 			if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, c.what) || h.Hint == "" {
 				t.Errorf("setup: %v, want %q and a hint", err, c.what)
 			}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -21,12 +22,12 @@ const watchEvery = 3 * time.Second
 // snapshot (and return nil: the next session streams) or stream until something
 // fails. caughtUp says that it came to where the server was at its start.
 func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
-	sql, err := m.db.dialSQL(ctx)
+	sql, err := m.db.DialSQL(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer func() { closeConn(sql.PgConn()) }()
-	cat, past, err := m.db.inspectWithTimeline(ctx, sql)
+	defer func() { source.CloseConn(sql.PgConn()) }()
+	cat, past, err := m.db.InspectWithTimeline(ctx, sql)
 	if err != nil {
 		return false, err
 	}
@@ -40,11 +41,11 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 		}
 		m.startChecked = true
 	}
-	slot, err := m.db.readSlot(ctx, sql)
+	slot, err := m.db.ReadSlot(ctx, sql)
 	if err != nil {
 		return false, err
 	}
-	m.recordSlot(slot, cat.walEnd)
+	m.recordSlot(slot, cat.WALEnd)
 	// A transaction that a former session left in parts comes again from its
 	// first. What was applied is made durable: then there is one position.
 	m.store.Rewind()
@@ -55,22 +56,22 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 	stored, complete := m.store.Source()
 	whole := !m.store.Torn() && !m.pos.partial.Load()
 	v, reason := snapshotReason(stored, complete, durable, whole, cat, past, slot)
-	if m.forcedSnapshot != "" && v != streamLost {
-		v, reason = streamLost, m.forcedSnapshot
+	if m.forcedSnapshot != "" && v != source.StreamLost {
+		v, reason = source.StreamLost, m.forcedSnapshot
 	}
-	if v != rowsCurrent && complete && m.cfg.HaltOnLost {
-		return false, newHalt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
+	if v != source.RowsCurrent && complete && m.cfg.HaltOnLost {
+		return false, source.NewHalt("dinnerbell rebuild --offline", "the subscriptions need a new snapshot, and source.on_lost is halt: %s", reason)
 	}
-	if v == streamLost {
+	if v == source.StreamLost {
 		return false, m.takeSnapshot(ctx, sql, reason)
 	}
-	if err := m.followPromotion(stored, cat.source, durable); err != nil {
+	if err := m.followPromotion(stored, cat.Source, durable); err != nil {
 		return false, err
 	}
-	if err := m.db.releaseSlot(ctx, sql, slot); err != nil {
+	if err := m.db.ReleaseSlot(ctx, sql, slot); err != nil {
 		return false, err
 	}
-	return m.streamChanges(ctx, sql, cat, slot.confirmed, durable)
+	return m.streamChanges(ctx, sql, cat, slot.Confirmed, durable)
 }
 
 // takeSnapshot takes a new snapshot. One that did not fit waits for room.
@@ -103,34 +104,34 @@ func (m *Mirror) followPromotion(stored, now state.Source, durable id.LSN) error
 }
 
 // streamChanges follows the slot, which is acknowledged up to confirmed, from durable on.
-func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog, confirmed, durable id.LSN) (caughtUp bool, err error) {
+func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.Catalog, confirmed, durable id.LSN) (caughtUp bool, err error) {
 	asker, err := m.db.DialSameServer(ctx, cat)
 	if err != nil {
 		return false, err
 	}
-	defer closeConn(asker.PgConn())
-	repl, err := m.db.dialReplication(ctx)
+	defer source.CloseConn(asker.PgConn())
+	repl, err := m.db.DialReplication(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer closeConn(repl)
-	if err := checkSameServer(ctx, repl, cat); err != nil {
+	defer source.CloseConn(repl)
+	if err := source.CheckSameServer(ctx, repl, cat); err != nil {
 		return false, err
 	}
 	every, err := readWALSenderTimeout(ctx, repl)
 	if err != nil {
 		return false, err
 	}
-	out, err := startWALStream(ctx, repl, m.cfg.Slot, m.cfg.quotedPublication(), durable)
+	out, err := startWALStream(ctx, repl, m.cfg.Slot, m.cfg.QuotedPublication(), durable)
 	if err != nil {
-		if sqlState(err) == codeObjectInUse {
+		if source.SQLState(err) == source.CodeObjectInUse {
 			return false, m.db.ExplainSlotInUse(ctx, sql, err)
 		}
 		return false, err
 	}
-	m.log.Info("streaming", "slot", m.cfg.Slot, "from", durable.String(), "server", cat.walEnd.String())
+	m.log.Info("streaming", "slot", m.cfg.Slot, "from", durable.String(), "server", cat.WALEnd.String())
 	m.stats.setState(StateCatchingUp)
-	m.stats.server.Store(uint64(cat.walEnd))
+	m.stats.server.Store(uint64(cat.WALEnd))
 	m.pos.openSession(m.store.EndLSN())
 	err = m.runStreaming(ctx, &streamingSession{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: statusInterval(every)})
 	m.pos.closeSession()
@@ -138,15 +139,15 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *catalog,
 	if m.hooks.endedStream != nil {
 		m.hooks.endedStream(err)
 	}
-	return m.pos.load() >= cat.walEnd, err
+	return m.pos.load() >= cat.WALEnd, err
 }
 
 // streamingSession is what a streaming session works with.
 type streamingSession struct {
-	sql   *pgx.Conn  // owned by watch: catalogs and the slot
-	asker *pgx.Conn  // owned by the probe: it must never wait for catalogs
-	out   *walStream // reading owned by the receiver, writing by feedback
-	cat   *catalog   // as of the session's start
+	sql   *pgx.Conn       // owned by watch: catalogs and the slot
+	asker *pgx.Conn       // owned by the probe: it must never wait for catalogs
+	out   *walStream      // reading owned by the receiver, writing by feedback
+	cat   *source.Catalog // as of the session's start
 	// confirmed is what was acknowledged before, durable where the stream begins.
 	confirmed, durable id.LSN
 	every              time.Duration // between two status messages
@@ -161,10 +162,10 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	back := newStatusSender(l.out, keep.limitAcknowledgement(l.durable))
 	queue := newGroupQueue()
 	dirty := make(chan struct{}, 1)
-	recv := &walReceiver{in: l.out, queue: queue, status: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.source.TableOID, l.cat.columnNames(), m.store.EndLSN())}
+	recv := &walReceiver{in: l.out, queue: queue, status: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitDiskRoom, noteDiskFull: m.noteNoRoom, beforeApply: m.hooks.beforeApply}
 	ask := &positionProbe{sql: l.asker, rounds: &m.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
-		db: m.db, query: m.db.NewPositionQuery(l.cat.version), store: m.store, changed: m.catalogsChanged}
+		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}
 
 	// The first that fails ends all. Reading is the one thing that does not see
 	// the context end; a read deadline in the past makes it return, and leaves
@@ -193,7 +194,7 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 // watchCatalogs looks at the slot and the catalogs from time to time and when the probe
 // met others, and at once whether the session has caught up.
 func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
-	if err := m.awaitCaughtUp(ctx, l.cat.walEnd); err != nil {
+	if err := m.awaitCaughtUp(ctx, l.cat.WALEnd); err != nil {
 		return ignoreCanceled(ctx, err)
 	}
 	m.stats.setState(StateStreaming)
@@ -237,29 +238,29 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 // checkCatalog compares the catalogs with those that the rows belong to, and has the rows
 // rebuilt if need be. A *NewSnapshotError says that the stream cannot go on.
 func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
-	cat, err := m.db.inspectStreaming(ctx, l.sql)
+	cat, err := m.db.InspectStreaming(ctx, l.sql)
 	if err != nil {
 		return err
 	}
-	m.stats.server.Store(uint64(cat.walEnd))
+	m.stats.server.Store(uint64(cat.WALEnd))
 	if err := m.lock.Hold(ctx, l.sql); err != nil {
 		return err
 	}
-	slot, err := m.db.readSlot(ctx, l.sql)
+	slot, err := m.db.ReadSlot(ctx, l.sql)
 	if err != nil {
 		return err
 	}
-	m.recordSlot(slot, cat.walEnd)
+	m.recordSlot(slot, cat.WALEnd)
 	stored, complete := m.store.Source()
-	v, reason := compareSources(stored, cat.source)
+	v, reason := source.CompareSources(stored, cat.Source)
 	switch {
-	case !complete || v == streamLost || v == rowsOutdated && m.cfg.HaltOnLost:
+	case !complete || v == source.StreamLost || v == source.RowsOutdated && m.cfg.HaltOnLost:
 		return &pgoutput.NewSnapshotError{Reason: reason}
-	case v == rowsOutdated:
+	case v == source.RowsOutdated:
 		return m.renewal.request(reason)
-	case stored != cat.source:
+	case stored != cat.Source:
 		// In the middle of a transaction it is refused; the next look comes.
-		err := m.store.Follow(cat.source)
+		err := m.store.Follow(cat.Source)
 		if errors.Is(err, state.ErrTorn) {
 			return nil
 		}

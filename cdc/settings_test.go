@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/postgres"
 )
@@ -35,7 +36,7 @@ func TestSettingsArePinned(t *testing.T) {
 	}
 	var options []string
 	parameters := url.Values{}
-	for _, s := range sessionSettings {
+	for _, s := range source.SessionSettings {
 		value, ok := unfit[s.Name]
 		if !ok {
 			t.Fatalf("setting %s is pinned and has no unfit value here", s.Name)
@@ -58,26 +59,26 @@ func TestSettingsArePinned(t *testing.T) {
 	}
 	parameters.Set("options", strings.Join(options, " "))
 	for _, extra := range []string{"", "&" + strings.ReplaceAll(parameters.Encode(), "+", "%20")} {
-		cfg := r.cfg.SourceConfig
+		cfg := r.cfg.Config
 		cfg.URL = func() (string, error) { return r.role + extra, nil }
-		db, err := Open(cfg)
+		db, err := source.Open(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sql, err := db.dialSQL(t.Context())
+		sql, err := db.DialSQL(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer closeConn(sql.PgConn())
-		repl, err := db.dialReplication(t.Context())
+		defer source.CloseConn(sql.PgConn())
+		repl, err := db.DialReplication(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer closeConn(repl)
+		defer source.CloseConn(repl)
 		if _, err := sql.Exec(t.Context(), `SET statement_timeout = 0`); err != nil { // the trigger's would be in force for itself
 			t.Fatal(err)
 		}
-		for kind, settings := range map[string][]pgsession.Setting{"session": sessionSettings, "walsender": walsenderSettings} {
+		for kind, settings := range map[string][]pgsession.Setting{"session": source.SessionSettings, "walsender": source.WalsenderSettings} {
 			conn := sql.PgConn()
 			if kind == "walsender" {
 				conn = repl

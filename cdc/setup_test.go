@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/precondition"
 )
 
@@ -14,13 +15,13 @@ import (
 func TestPublicationWithColumnList(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
-	if r.version() < schemasVersion {
+	if r.version() < source.SchemasVersion {
 		t.Skip("this server cannot do that")
 	}
 	r.Exec(`ALTER TABLE subscribers_restaurants ADD note text;
 		CREATE PUBLICATION dinnerbell FOR TABLE subscribers_restaurants (id, client_id, restaurant_id);
 		INSERT INTO subscribers_restaurants (id, client_id, restaurant_id, note) VALUES (1, 'a', 'r', 'n')`)
-	if did, err := Setup(t.Context(), r.owner().SourceConfig); err != nil || len(did) != 0 {
+	if did, err := source.Setup(t.Context(), r.owner().Config); err != nil || len(did) != 0 {
 		t.Errorf("setup did %q, %v; want nothing", did, err)
 	}
 	r.start()
@@ -29,7 +30,7 @@ func TestPublicationWithColumnList(t *testing.T) {
 	r.same("r")
 	fix := func() (fix string) {
 		t.Helper()
-		report, err := CheckPreconditions(t.Context(), r.cfg.SourceConfig, precondition.Always)
+		report, err := source.CheckPreconditions(t.Context(), r.cfg.Config, precondition.Always)
 		if violation, ok := report.Violation(); err != nil || ok {
 			t.Fatalf("violated is %+v, %v", violation, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -30,7 +31,7 @@ const (
 type sideStream struct {
 	m     *Mirror
 	name  string // of the slot
-	cat   *catalog
+	cat   *source.Catalog
 	start id.LSN
 	// snapshot shows the table as of start, until close.
 	snapshot    string
@@ -50,13 +51,13 @@ type sideStream struct {
 // openSideStream makes the slot and its snapshot. It waits for transactions that are
 // open. The snapshot must show what the store mirrors, with a difference of at
 // most so much.
-func (m *Mirror) openSideStream(ctx context.Context, w *sideWork, most rowsVerdict) (*sideStream, error) {
+func (m *Mirror) openSideStream(ctx context.Context, w *sideWork, most source.Verdict) (*sideStream, error) {
 	w.setStage("wait for open transactions")
 	src, err := m.servedSource()
 	if err != nil {
 		return nil, err
 	}
-	s := &sideStream{m: m, name: sideSlotName(m.cfg.Slot)}
+	s := &sideStream{m: m, name: source.SideSlotName(m.cfg.Slot)}
 	if err := s.connect(ctx, src, w, most); err != nil {
 		s.close()
 		return nil, err
@@ -65,49 +66,49 @@ func (m *Mirror) openSideStream(ctx context.Context, w *sideWork, most rowsVerdi
 }
 
 // connect connects and makes the slot. After an error, close what there is.
-func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork, most rowsVerdict) (err error) {
+func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork, most source.Verdict) (err error) {
 	db := s.m.db
-	if s.sql, err = db.dialSQL(ctx); err != nil {
+	if s.sql, err = db.DialSQL(ctx); err != nil {
 		return err
 	}
-	if s.cat, err = db.inspect(ctx, s.sql, true); err != nil {
+	if s.cat, err = db.Inspect(ctx, s.sql, true); err != nil {
 		return err
 	}
-	if s.repl, err = db.dialReplication(ctx); err != nil {
+	if s.repl, err = db.DialReplication(ctx); err != nil {
 		return err
 	}
-	if err = checkSameServer(ctx, s.repl, s.cat); err != nil {
+	if err = source.CheckSameServer(ctx, s.repl, s.cat); err != nil {
 		return err
 	}
 	if err = s.createSlot(ctx, w); err != nil {
 		return err
 	}
-	if s.cat, err = db.inspect(ctx, s.sql, true); err != nil { // under the snapshot
+	if s.cat, err = db.Inspect(ctx, s.sql, true); err != nil { // under the snapshot
 		return err
 	}
-	if v, why := compareSources(src, s.cat.source); v > most {
+	if v, why := source.CompareSources(src, s.cat.Source); v > most {
 		return fmt.Errorf("%w: the mirror takes new rows by itself: %s", ErrBusy, why)
 	}
 	return nil
 }
 
-// createSlot makes the temporary slot and takes over its snapshot, which the
+// CreateSlot makes the temporary slot and takes over its snapshot, which the
 // server forgets with the next command on the replication connection. A
 // transaction that has taken it can give it to others.
 func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
-	slot, err := s.m.db.explainSlotWait(ctx, s.sql, s.name, s.repl.PID(), waitReport{show: w.setStage, after: s.m.hooks.slowSlot}, func() (createdSlot, error) {
-		return CreateTemporarySlot(ctx, s.repl, s.name)
+	slot, err := s.m.db.ExplainSlotWait(ctx, s.sql, s.name, s.repl.PID(), source.WaitReport{Show: w.setStage, After: s.m.hooks.slowSlot}, func() (source.CreatedSlot, error) {
+		return source.CreateTemporarySlot(ctx, s.repl, s.name)
 	})
 	if err != nil {
 		return err
 	}
-	if err := importSnapshot(ctx, s.sql, slot.snapshot); err != nil {
+	if err := source.ImportSnapshot(ctx, s.sql, slot.Snapshot); err != nil {
 		return err
 	}
-	if s.snapshot, err = exportSnapshot(ctx, s.sql); err != nil {
+	if s.snapshot, err = source.ExportSnapshot(ctx, s.sql); err != nil {
 		return err
 	}
-	s.start, s.at = slot.start, slot.start
+	s.start, s.at = slot.Start, slot.Start
 	return nil
 }
 
@@ -118,10 +119,10 @@ func (s *sideStream) startReading(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.out, err = startWALStream(ctx, s.repl, s.name, s.m.cfg.quotedPublication(), s.start); err != nil {
+	if s.out, err = startWALStream(ctx, s.repl, s.name, s.m.cfg.QuotedPublication(), s.start); err != nil {
 		return err
 	}
-	s.asm = pgoutput.NewAssembler(s.cat.source.TableOID, s.cat.columnNames(), s.start)
+	s.asm = pgoutput.NewAssembler(s.cat.Source.TableOID, s.cat.ColumnNames(), s.start)
 	s.status = newStatusSender(s.out, s.start)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	s.beats.Go(func() {
@@ -130,7 +131,7 @@ func (s *sideStream) startReading(ctx context.Context) error {
 		}
 	})
 	s.beats.Go(func() {
-		for sleep(s.ctx, nagEvery) {
+		for source.Sleep(s.ctx, nagEvery) {
 			if s.status.waiting.Load() {
 				s.status.requestReply()
 			}
@@ -211,13 +212,13 @@ func (s *sideStream) endStream() {
 		s.stop(errors.New("it was ended"))
 		s.beats.Wait()
 	}
-	closeConn(s.repl)
+	source.CloseConn(s.repl)
 }
 
 // dropSnapshot lets go of the snapshot.
 func (s *sideStream) dropSnapshot() {
 	if s.sql != nil {
-		closeConn(s.sql.PgConn())
+		source.CloseConn(s.sql.PgConn())
 		s.sql = nil
 	}
 }

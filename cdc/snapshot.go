@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/failpoint"
 )
 
@@ -44,24 +45,24 @@ func (m *Mirror) replaceRows(ctx context.Context, sql *pgx.Conn) (err error) {
 
 // tryReplaceRows is one attempt. It returns errRewritten if another is needed.
 func (m *Mirror) tryReplaceRows(ctx context.Context, sql *pgx.Conn) error {
-	cat, err := m.db.inspect(ctx, sql, true)
+	cat, err := m.db.Inspect(ctx, sql, true)
 	if err != nil {
 		return err
 	}
-	if err := m.db.dropSlot(ctx, sql); err != nil {
+	if err := m.db.DropSlot(ctx, sql); err != nil {
 		return err
 	}
-	repl, err := m.db.dialReplication(ctx)
+	repl, err := m.db.DialReplication(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeConn(repl)
-	if err := checkSameServer(ctx, repl, cat); err != nil {
+	defer source.CloseConn(repl)
+	if err := source.CheckSameServer(ctx, repl, cat); err != nil {
 		return err
 	}
-	wait := waitReport{show: func(text string) { m.stats.setError(errors.New(text)) }, after: m.hooks.slowSlot}
-	slot, err := m.db.explainSlotWait(ctx, sql, m.cfg.Slot, repl.PID(), wait, func() (createdSlot, error) {
-		return m.db.createSlot(ctx, repl, cat.version)
+	wait := source.WaitReport{Show: func(text string) { m.stats.setError(errors.New(text)) }, After: m.hooks.slowSlot}
+	slot, err := m.db.ExplainSlotWait(ctx, sql, m.cfg.Slot, repl.PID(), wait, func() (source.CreatedSlot, error) {
+		return m.db.CreateSlot(ctx, repl, cat.Version)
 	})
 	if err != nil {
 		return err
@@ -81,7 +82,7 @@ func (m *Mirror) tryReplaceRows(ctx context.Context, sql *pgx.Conn) error {
 // abandonSlot drops the slot of a snapshot that has failed with cause, also where
 // ctx has ended.
 func (m *Mirror) abandonSlot(ctx context.Context, cause error) {
-	if _, held := errors.AsType[*slotHeldError](cause); held || sqlState(cause) == codeDuplicateObject {
+	if _, held := errors.AsType[*source.SlotHeldError](cause); held || source.SQLState(cause) == source.CodeDuplicateObject {
 		return // it is somebody else's
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
@@ -90,7 +91,7 @@ func (m *Mirror) abandonSlot(ctx context.Context, cause error) {
 }
 
 // loadTable copies the table into a new generation and lets it take over.
-func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
+func (m *Mirror) loadTable(ctx context.Context, slot source.CreatedSlot) (err error) {
 	loader, err := m.store.NewGeneration()
 	if err != nil {
 		return fmt.Errorf("begin snapshot: %w", err)
@@ -100,7 +101,7 @@ func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
 			err = errors.Join(err, loader.Abort())
 		}
 	}()
-	c, err := copyTable(ctx, m.db, m.copyRequest(slot.snapshot, "", loader, &m.stats.copy))
+	c, err := copyTable(ctx, m.db, m.copyRequest(slot.Snapshot, "", loader, &m.stats.copy))
 	m.loadBytes = loader.DiskBytes()*5/4 + 1<<20 // for the next try, if this one does not fit
 	if err != nil {
 		return err
@@ -109,10 +110,10 @@ func (m *Mirror) loadTable(ctx context.Context, slot createdSlot) (err error) {
 	m.stats.badIDs.Add(c.badIDs)
 	m.stats.nullIDs.Add(c.nulls)
 	failpoint.Hit("snapshot/copied")
-	if err := loader.Finish(c.cat.source, slot.start); err != nil {
+	if err := loader.Finish(c.cat.Source, slot.Start); err != nil {
 		return fmt.Errorf("finish snapshot: %w", err)
 	}
-	m.log.Info("snapshot is complete", "table", m.cfg.quotedTable(), "rows", c.rows, "lsn", slot.start.String())
+	m.log.Info("snapshot is complete", "table", m.cfg.QuotedTable(), "rows", c.rows, "lsn", slot.Start.String())
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -15,24 +16,24 @@ import (
 // The states are read by read, in the middle: a daemon that runs brings its
 // newest checkpoint forward meanwhile, which must neither be seen as behind a
 // newer slot nor as ahead of an older server.
-func Coverage(ctx context.Context, cfg SourceConfig, read func() error) (func(src state.Source, end id.LSN) string, error) {
-	db, err := Open(cfg)
+func Coverage(ctx context.Context, cfg source.Config, read func() error) (func(src state.Source, end id.LSN) string, error) {
+	db, err := source.Open(cfg)
 	if err != nil {
 		return nil, err
 	}
-	sql, err := db.dialSQL(ctx)
+	sql, err := db.DialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(sql.PgConn())
-	slot, err := db.readSlot(ctx, sql)
+	defer source.CloseConn(sql.PgConn())
+	slot, err := db.ReadSlot(ctx, sql)
 	if err != nil {
 		return nil, err
 	}
 	if err := read(); err != nil {
 		return nil, err
 	}
-	cat, past, err := db.inspectWithTimeline(ctx, sql)
+	cat, past, err := db.InspectWithTimeline(ctx, sql)
 	if err != nil {
 		return nil, err
 	}
@@ -45,25 +46,25 @@ func Coverage(ctx context.Context, cfg SourceConfig, read func() error) (func(sr
 // snapshotReason says whether the stream goes on from where the store is, and why not, or
 // why new rows are needed all the same. whole tells that no transaction lies there
 // in parts; past are the timelines before the server's present one.
-func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) (rowsVerdict, string) {
+func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) (source.Verdict, string) {
 	if why := streamLossReason(stored, complete, durable, whole, cat, past, slot); why != "" {
-		return streamLost, why
+		return source.StreamLost, why
 	}
-	stored.Timeline, stored.History = cat.source.Timeline, cat.source.History
-	return compareSources(stored, cat.source)
+	stored.Timeline, stored.History = cat.Source.Timeline, cat.Source.History
+	return source.CompareSources(stored, cat.Source)
 }
 
 // streamLossReason says why the stream does not go on from where the store is; "" if
 // it does.
-func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *catalog, past timelineLineage, slot slotStatus) string {
-	now := cat.source
+func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) string {
+	now := cat.Source
 	switch {
 	case !complete:
 		return "there is no complete snapshot yet"
 	case stored.SystemID != now.SystemID:
 		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
 	}
-	if why := past.divergence(stored, now, durable, whole); why != "" {
+	if why := past.Divergence(stored, now, durable, whole); why != "" {
 		return why
 	}
 	promoted := ""
@@ -75,14 +76,14 @@ func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole 
 		return fmt.Sprintf("table %s.%s was made again (oid %d, was %d)", now.Schema, now.Table, now.TableOID, stored.TableOID)
 	case stored.PublicationOID != now.PublicationOID:
 		return fmt.Sprintf("publication %s was made again (oid %d, was %d)", now.Publication, now.PublicationOID, stored.PublicationOID)
-	case !slot.exists:
+	case !slot.Exists:
 		return fmt.Sprintf("slot %s does not exist%s", now.Slot, promoted)
-	case slot.isLost():
-		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.lossReason())
-	case slot.confirmed > durable:
-		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.confirmed, durable)
-	case durable > cat.walEnd:
-		return fmt.Sprintf("the local state at %s is ahead of the server at %s: it was restored from a backup", durable, cat.walEnd)
+	case slot.IsLost():
+		return fmt.Sprintf("slot %s lost WAL that was not read yet (%s)", now.Slot, slot.LossReason())
+	case slot.Confirmed > durable:
+		return fmt.Sprintf("slot %s is at %s, ahead of the local state at %s", now.Slot, slot.Confirmed, durable)
+	case durable > cat.WALEnd:
+		return fmt.Sprintf("the local state at %s is ahead of the server at %s: it was restored from a backup", durable, cat.WALEnd)
 	}
 	return ""
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"dinnerbell/cdc/source"
 )
 
 // Names that need quotes, other schemas, and all types of keys and ids come
@@ -27,13 +29,13 @@ func TestNamesAndTypes(t *testing.T) {
 			r.cfg.KeyColumns, r.cfg.ClientColumn, r.cfg.RestaurantColumn = []string{"The Id"}, "Client", "select"
 			r.cfg.Publication = `Odd 'pub' "x"`
 			r.Exec(fmt.Sprintf(`CREATE SCHEMA "Odd ""Schema"""; CREATE TABLE %s ("The Id" %s PRIMARY KEY, "Client" %s, other int, "select" text)`,
-				r.cfg.quotedTable(), c.key, c.client))
+				r.cfg.QuotedTable(), c.key, c.client))
 			add := func(n int) {
 				client := fmt.Sprintf(uuid, n)
 				if strings.HasPrefix(c.client, "int") {
 					client = fmt.Sprint(n)
 				}
-				r.Exec(fmt.Sprintf(`INSERT INTO %s VALUES ('%s', '%s', 1, 'r')`, r.cfg.quotedTable(), fmt.Sprintf(c.ids, n), client))
+				r.Exec(fmt.Sprintf(`INSERT INTO %s VALUES ('%s', '%s', 1, 'r')`, r.cfg.QuotedTable(), fmt.Sprintf(c.ids, n), client))
 			}
 			add(1)
 			add(2)
@@ -43,8 +45,8 @@ func TestNamesAndTypes(t *testing.T) {
 				t.Errorf("%d clients after the snapshot, want 2", got)
 			}
 			add(3)
-			r.Exec(fmt.Sprintf(`DELETE FROM %s WHERE "The Id" = '%s'`, r.cfg.quotedTable(), fmt.Sprintf(c.ids, 1)))
-			r.Exec(fmt.Sprintf(`UPDATE %s SET "The Id" = '%s', "select" = 'r2' WHERE "The Id" = '%s'`, r.cfg.quotedTable(), fmt.Sprintf(c.ids, 4), fmt.Sprintf(c.ids, 2)))
+			r.Exec(fmt.Sprintf(`DELETE FROM %s WHERE "The Id" = '%s'`, r.cfg.QuotedTable(), fmt.Sprintf(c.ids, 1)))
+			r.Exec(fmt.Sprintf(`UPDATE %s SET "The Id" = '%s', "select" = 'r2' WHERE "The Id" = '%s'`, r.cfg.QuotedTable(), fmt.Sprintf(c.ids, 4), fmt.Sprintf(c.ids, 2)))
 			r.barrier()
 			one, two := r.clients("r"), r.clients("r2")
 			if len(one) != 1 || len(two) != 1 || r.store.Subscriptions() != 2 {
@@ -98,7 +100,7 @@ func TestSetupIsSafeToRepeat(t *testing.T) {
 		before string
 		want   []string
 	}{
-		{"", SetupSQL(r.cfg.SourceConfig)},
+		{"", source.SetupSQL(r.cfg.Config)},
 		{"", nil},
 		{`ALTER PUBLICATION dinnerbell DROP TABLE subscribers_restaurants`, []string{`ALTER PUBLICATION "dinnerbell" ADD TABLE "public"."subscribers_restaurants"`}},
 		{`ALTER PUBLICATION dinnerbell SET (publish = 'insert')`, []string{`ALTER PUBLICATION "dinnerbell" SET (publish = 'insert, update, delete, truncate')`}},
@@ -109,7 +111,7 @@ func TestSetupIsSafeToRepeat(t *testing.T) {
 		if step.before != "" {
 			r.Exec(step.before)
 		}
-		did, err := Setup(t.Context(), r.owner().SourceConfig)
+		did, err := source.Setup(t.Context(), r.owner().Config)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -36,7 +37,7 @@ func TestNeverASynchronousStandby(t *testing.T) {
 	ours := strings.ToUpper(New(r.cfg, r.store).cfg.ApplicationName)
 
 	set(`FIRST 1 (elsewhere, *)`)
-	_, err := Setup(t.Context(), r.owner().SourceConfig)
+	_, err := source.Setup(t.Context(), r.owner().Config)
 	refused(err)
 	set(`elsewhere`)
 	r.setup()

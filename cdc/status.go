@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 )
@@ -88,7 +89,7 @@ func (s *mirrorStats) setState(to MirrorState) (from MirrorState) {
 }
 
 // LockHeld implements LockObserver.
-func (s *mirrorStats) LockHeld(by *slotHeldError) {
+func (s *mirrorStats) LockHeld(by *source.SlotHeldError) {
 	if from := s.setState(StateWaiting); s.beforeLock == "" {
 		s.beforeLock = from
 	}

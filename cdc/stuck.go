@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/state/id"
 )
 
@@ -28,11 +29,11 @@ func (s *walsenderFailure) giveUpReason(err error, at id.LSN, patience time.Dura
 	if !ok {
 		return ""
 	}
-	code := sqlState(send)
+	code := source.SQLState(send)
 	if isTransient(code) {
 		return ""
 	}
-	if code != codeUndefinedObject {
+	if code != source.CodeUndefinedObject {
 		if s.at != at || s.code != code || s.since.IsZero() {
 			*s = walsenderFailure{at: at, since: time.Now(), code: code}
 		}

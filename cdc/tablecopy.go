@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -41,7 +42,7 @@ type rowSink interface {
 
 // copyResult is what a copy of the table was of.
 type copyResult struct {
-	cat           *catalog // as of the snapshot: the rows belong to exactly these catalogs
+	cat           *source.Catalog // as of the snapshot: the rows belong to exactly these catalogs
 	rows          int64
 	badIDs, nulls int64
 }
@@ -70,9 +71,9 @@ type copyRequest struct {
 // tableCopy reads the table, as one exported snapshot shows it, into a sink.
 type tableCopy struct {
 	copyRequest
-	db *DB
+	db *source.DB
 
-	cat   *catalog
+	cat   *source.Catalog
 	parts []copyPart
 
 	mu   sync.Mutex // guards below, and the sink
@@ -83,7 +84,7 @@ type tableCopy struct {
 // progress in r.progress and, every now and then, in the log. An error says how
 // far it was; an error that an operator has to mend is a *halt.Error. It wraps
 // errRewritten if the copy may not be of the rows that the snapshot shows.
-func copyTable(ctx context.Context, db *DB, r copyRequest) (copyResult, error) {
+func copyTable(ctx context.Context, db *source.DB, r copyRequest) (copyResult, error) {
 	r.limits.parallelBytes = cmp.Or(r.limits.parallelBytes, parallelBytes)
 	r.limits.rangeBytes = cmp.Or(r.limits.rangeBytes, rangeBytes)
 	r.limits.connections = cmp.Or(r.limits.connections, copyConnections)
@@ -92,11 +93,11 @@ func copyTable(ctx context.Context, db *DB, r copyRequest) (copyResult, error) {
 	if err != nil {
 		return copyResult{}, err
 	}
-	defer func() { closeConn(first.PgConn()) }()
+	defer func() { source.CloseConn(first.PgConn()) }()
 	if err := c.preparePlan(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
 	}
-	stop := r.progress.logEvery(progressEvery, db.Config().Logger, db.Config().quotedTable())
+	stop := r.progress.logEvery(progressEvery, db.Config().Logger, db.Config().QuotedTable())
 	defer stop()
 	if err := c.copyAll(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
@@ -110,12 +111,12 @@ func copyTable(ctx context.Context, db *DB, r copyRequest) (copyResult, error) {
 
 // connectAtSnapshot opens a connection that sees the snapshot.
 func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
-	sql, err := c.db.dialSQL(ctx)
+	sql, err := c.db.DialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := importSnapshot(ctx, sql, c.snapshot); err != nil {
-		closeConn(sql.PgConn())
+	if err := source.ImportSnapshot(ctx, sql, c.snapshot); err != nil {
+		source.CloseConn(sql.PgConn())
 		return nil, err
 	}
 	return sql, nil
@@ -124,11 +125,11 @@ func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
 // preparePlan reads the catalogs under the snapshot, takes the lock that reading takes,
 // however long that waits, and cuts the table into parts.
 func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) {
-	if c.cat, err = c.db.inspect(ctx, sql, true); err != nil {
+	if c.cat, err = c.db.Inspect(ctx, sql, true); err != nil {
 		return err
 	}
 	c.done.cat = c.cat
-	list, _ := copyColumns(c.cat.columns)
+	list, _ := copyColumns(c.cat.Columns)
 	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+fromTable(c.db.Config(), c.cat)+" LIMIT 0"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
@@ -176,11 +177,11 @@ var errRewritten = errors.New("the table was truncated or rewritten, or its part
 // show the files as of the snapshot, pg_relation_filenode those of now. Behind
 // the lock they stay until the copy ends.
 func (c *tableCopy) checkFilesBefore(ctx context.Context, sql *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
-	oids := make([]uint32, len(c.cat.relations))
-	for i, r := range c.cat.relations {
-		oids[i] = r.oid
+	oids := make([]uint32, len(c.cat.Relations))
+	for i, r := range c.cat.Relations {
+		oids[i] = r.OID
 	}
 	var n int
 	err := sql.QueryRow(ctx, `SELECT count(*) FROM pg_class WHERE oid = ANY ($1::oid[]) AND relfilenode IS DISTINCT FROM pg_relation_filenode(oid)`, oids).Scan(&n)
@@ -200,11 +201,11 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 	if _, err := sql.Exec(ctx, "ROLLBACK"); err != nil {
 		return fmt.Errorf("end snapshot: %w", err)
 	}
-	now, err := c.db.readIdentity(ctx, sql, c.cat.version)
+	now, err := c.db.ReadIdentity(ctx, sql, c.cat.Version)
 	if err != nil {
 		return err
 	}
-	if !parseIdentity(c.cat.source.Catalog).hasSameFiles(parseIdentity(now)) {
+	if !source.ParseIdentity(c.cat.Source.Catalog).HasSameFiles(source.ParseIdentity(now)) {
 		return errRewritten
 	}
 	return nil
@@ -215,7 +216,7 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) error {
 	sql, err := c.connectAtSnapshot(ctx)
 	if err == nil {
-		defer closeConn(sql.PgConn())
+		defer source.CloseConn(sql.PgConn())
 		err = c.lockTable(ctx, sql)
 	}
 	if err != nil {
@@ -241,7 +242,7 @@ func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
 // copyRanges copies parts over one connection until there are no more.
 func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan copyPart) error {
 	w := &copyWriter{to: c}
-	list, integers := copyColumns(c.cat.columns)
+	list, integers := copyColumns(c.cat.Columns)
 	for part := range parts {
 		in := &pgoutput.CopyReader{Integers: integers, Pack: &w.pack, Add: w.addRow}
 		query := "COPY (SELECT " + strings.Join(list[:], ", ") + part.fromClause() + ") TO STDOUT (FORMAT binary)"
@@ -304,17 +305,17 @@ func (w *copyWriter) flush() error {
 // explainError turns what an operator has to mend into a halt, and says of all else
 // how far the copy was.
 func (c *tableCopy) explainError(err error) error {
-	table := c.db.Config().quotedTable()
-	_, halted := errors.AsType[*haltError](err)
+	table := c.db.Config().QuotedTable()
+	_, halted := errors.AsType[*source.HaltError](err)
 	switch {
 	case halted:
 		return err
-	case sqlState(err) == codeInsufficientPrivilege:
-		h := newHalt("GRANT SELECT ON "+table+" TO "+c.db.quotedRole()+", or ALTER ROLE "+c.db.quotedRole()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
-		h.heals = true
+	case source.SQLState(err) == source.CodeInsufficientPrivilege:
+		h := source.NewHalt("GRANT SELECT ON "+table+" TO "+c.db.QuotedRole()+", or ALTER ROLE "+c.db.QuotedRole()+" BYPASSRLS", "the role in source.url may not read all of %s: %v", table, err)
+		h.Heals = true
 		return h
 	case errors.Is(err, state.ErrDuplicateRow):
-		return newHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.db.Config().quotedKey(), table, err)
+		return source.NewHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.db.Config().QuotedKey(), table, err)
 	}
 	return fmt.Errorf("copy %s: after %s: %w", table, c.progress, err)
 }
@@ -354,7 +355,7 @@ func (c *tableCopy) planParts(ctx context.Context, sql *pgx.Conn) ([]copyPart, e
 	if c.limits.connections < 2 {
 		return whole, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
 		SELECT format('%I.%I', n.nspname, db.relname), coalesce(pg_relation_size(db.oid), 0), block,
@@ -363,7 +364,7 @@ func (c *tableCopy) planParts(ctx context.Context, sql *pgx.Conn) ([]copyPart, e
 		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace,
 		     (SELECT current_setting('block_size')::bigint AS block) AS b
 		WHERE db.relkind = 'r' AND db.oid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid)
-		ORDER BY db.oid`, c.cat.source.TableOID)
+		ORDER BY db.oid`, c.cat.Source.TableOID)
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
@@ -399,9 +400,9 @@ func cutBlocks(relation string, blocks, step int64) []copyPart {
 
 // fromTable names the table in a FROM clause: an ordinary one without its
 // descendants, which are tables of their own.
-func fromTable(cfg *SourceConfig, cat *catalog) string {
-	if cat.isPartitioned() {
-		return cfg.quotedTable()
+func fromTable(cfg *source.Config, cat *source.Catalog) string {
+	if cat.IsPartitioned() {
+		return cfg.QuotedTable()
 	}
-	return "ONLY " + cfg.quotedTable()
+	return "ONLY " + cfg.QuotedTable()
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -48,12 +49,12 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 				r.Exec(`SELECT setval('subscribers_restaurants_id_seq', 20000)`)
 			}
 			r.setup()
-			conn, err := r.source().dialSQL(t.Context())
+			conn, err := r.source().DialSQL(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer closeConn(conn.PgConn())
-			cat, err := r.source().inspect(t.Context(), conn, true)
+			defer source.CloseConn(conn.PgConn())
+			cat, err := r.source().Inspect(t.Context(), conn, true)
 			if err != nil {
 				t.Fatal(err)
 			}

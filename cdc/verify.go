@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -105,7 +106,7 @@ type verification struct {
 // freezeBoth takes the snapshot of the table, holds the local rows at the end of a
 // transaction soon after it, and collects what lies between the two.
 func (v *verification) freezeBoth(ctx context.Context) (err error) {
-	if v.side, err = v.m.openSideStream(ctx, v.w, rowsCurrent); err != nil {
+	if v.side, err = v.m.openSideStream(ctx, v.w, source.RowsCurrent); err != nil {
 		return err
 	}
 	if err := v.side.startReading(ctx); err != nil {
@@ -124,7 +125,7 @@ func (v *verification) freezeBoth(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if verdict, why := compareSources(v.frozen.Source(), v.side.cat.source); verdict != rowsCurrent {
+	if verdict, why := source.CompareSources(v.frozen.Source(), v.side.cat.Source); verdict != source.RowsCurrent {
 		return fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	v.over = newOverlay()
@@ -193,7 +194,7 @@ func (v *verification) readTable(ctx context.Context, sink rowSink, parts []int)
 	in := &overlaySink{over: v.over, to: sink}
 	only, progress := "", &v.w.copy
 	if parts != nil {
-		if only = partsSQL(v.side.cat.columns, parts); only != "" {
+		if only = partsSQL(v.side.cat.Columns, parts); only != "" {
 			progress = &copyProgress{} // of a few rows it says nothing
 		}
 	}
@@ -206,9 +207,9 @@ func (v *verification) readTable(ctx context.Context, sink rowSink, parts []int)
 // partsSQL is the condition that a row lies in one of the parts, see
 // [state.PartOf]; "" where the key is no integer. It spares sending the
 // rest, not reading it.
-func partsSQL(columns []neededColumn, parts []int) string {
-	name := pgx.Identifier{columns[pgoutput.KeyColumn].name}.Sanitize()
-	if _, integer := copyColumn(name, columns[pgoutput.KeyColumn].typ); !integer || len(columns) > pgoutput.NeededColumns {
+func partsSQL(columns []source.NeededColumn, parts []int) string {
+	name := pgx.Identifier{columns[pgoutput.KeyColumn].Name}.Sanitize()
+	if _, integer := copyColumn(name, columns[pgoutput.KeyColumn].Type); !integer || len(columns) > pgoutput.NeededColumns {
 		return ""
 	}
 	list := make([]string, len(parts))

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state"
 )
@@ -169,7 +170,7 @@ func TestSlotUnreservedAndLost(t *testing.T) {
 
 	release := stall()
 	r.fill(80) // no checkpoint comes between
-	r.await("danger", func(st Status) bool { return st.SlotWALStatus == slotUnreserved && st.SafeWALSize <= 0 })
+	r.await("danger", func(st Status) bool { return st.SlotWALStatus == source.SlotUnreserved && st.SafeWALSize <= 0 })
 	if !log.contains("may lose its WAL at the server's next checkpoint") || log.contains("the slot is lost") {
 		t.Error("the log does not tell the danger from the loss")
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
 )
@@ -98,7 +99,7 @@ func (e *walsenderError) Unwrap() error { return e.cause }
 // have its own. Where it is off, a walsender whose daemon is gone without a word
 // would keep the slot, so that this one gets Postgres' default.
 func readWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
 	results, err := repl.Exec(ctx, "SELECT CASE WHEN current_setting('wal_sender_timeout') = '0' THEN set_config('wal_sender_timeout', '1min', false) ELSE current_setting('wal_sender_timeout') END").ReadAll()
 	if err != nil {

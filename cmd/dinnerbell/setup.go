@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cdc/source"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
@@ -72,7 +73,7 @@ func checkStream(ctx context.Context, a *app, cfg stream.ClaimConfig) error {
 // warnOfSource shows the warnings about the source; what is wrong with it is
 // cdc.Setup's to refuse.
 func warnOfSource(ctx context.Context, a *app, cfg cdc.Config) error {
-	report, err := cdc.CheckPreconditions(ctx, cfg.Source(), precondition.AtSetup)
+	report, err := source.CheckPreconditions(ctx, cfg.Source(), precondition.AtSetup)
 	for _, f := range report.At(precondition.Warn) {
 		if _, err := fmt.Fprintln(a.messages, "warning: "+f.String()); err != nil {
 			return fmt.Errorf("write warning: %w", err)
@@ -86,7 +87,7 @@ func warnOfSource(ctx context.Context, a *app, cfg cdc.Config) error {
 
 // setupSource says what it did as the other steps do, also when that is nothing.
 func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
-	ran, err := cdc.Setup(ctx, cfg.Source())
+	ran, err := source.Setup(ctx, cfg.Source())
 	if err == nil && len(ran) == 0 {
 		return []string{fmt.Sprintf("publication %s: there already", cfg.Publication)}, nil
 	}
@@ -110,7 +111,7 @@ func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, sink stream.
 	}
 	reader = pgx.Identifier{reader}.Sanitize()
 	lines := []string{"-- in the source database", "-- the role must have REPLICATION: ALTER ROLE " + reader + " REPLICATION;"}
-	for _, s := range cdc.SetupSQL(mirror.Source()) {
+	for _, s := range source.SetupSQL(mirror.Source()) {
 		lines = append(lines, "DO $setup$ BEGIN "+s+"; EXCEPTION WHEN duplicate_object THEN NULL; END $setup$;")
 	}
 	lines = append(lines, "GRANT USAGE ON SCHEMA "+pgx.Identifier{mirror.Schema}.Sanitize()+" TO "+reader+";",

@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cdc/source"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/kafkaconn"
 	"dinnerbell/stream"
@@ -15,7 +16,7 @@ import (
 // sourceConfig is what package cdc needs to know.
 func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 	return cdc.Config{
-		SourceConfig: cdc.SourceConfig{
+		Config: source.Config{
 			URL:              cfg.SourceURL,
 			Schema:           cfg.Source.Table.Schema,
 			Table:            cfg.Source.Table.Name,

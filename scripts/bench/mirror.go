@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cdc/source"
 	"dinnerbell/scripts/bench/deployment"
 	"dinnerbell/scripts/bench/report"
 	"dinnerbell/state"
@@ -51,7 +52,7 @@ func startMirror(ctx context.Context, d *deployment.Deployment) (*tableMirror, e
 		return nil, errors.Join(err, store.Close())
 	}
 	m := &tableMirror{store: store, done: make(chan error, 1)}
-	m.mirror = cdc.New(cdc.Config{SourceConfig: cdc.SourceConfig{
+	m.mirror = cdc.New(cdc.Config{Config: source.Config{
 		URL:    func() (string, error) { return d.Database.URL, nil },
 		Schema: "public", Table: "subscribers_restaurants", KeyColumns: []string{"id"}, ClientColumn: "client_id", RestaurantColumn: "restaurant_id",
 		Publication: "dinnerbell", Slot: "bench_mirror", ApplicationName: "dinnerbell bench",

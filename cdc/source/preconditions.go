@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 // checkFacts is what a check of the source looks at.
 type checkFacts struct {
 	db  *DB
-	cat *catalog  // read before the checks, as of one moment
+	cat *Catalog  // read before the checks, as of one moment
 	sql *pgx.Conn // for what is not in cat; the checks run one after the other
 	// reads: the table is about to be read, for a snapshot or a verification.
 	reads bool
@@ -97,16 +97,16 @@ var errNoTable = errors.New("the table was not found")
 
 // CheckPreconditions reads the source and makes the checks of a moment. An error
 // says that something could not be read; the report has what could be.
-func CheckPreconditions(ctx context.Context, cfg SourceConfig, at precondition.Moment) (precondition.Report, error) {
+func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment) (precondition.Report, error) {
 	db, err := Open(cfg)
 	if err != nil {
 		return nil, err
 	}
-	sql, err := db.dialSQL(ctx)
+	sql, err := db.DialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(sql.PgConn())
+	defer CloseConn(sql.PgConn())
 	cat, err := db.readCatalog(ctx, sql)
 	if err != nil {
 		return nil, err
@@ -114,24 +114,24 @@ func CheckPreconditions(ctx context.Context, cfg SourceConfig, at precondition.M
 	return precondition.Run(ctx, preconditions, at, &checkFacts{db: db, cat: cat, sql: sql, reads: true})
 }
 
-// inspect reads the catalogs, in the transaction that the connection is in, and
+// Inspect reads the catalogs, in the transaction that the connection is in, and
 // makes the checks of a session. It returns a *halt.Error if the table cannot be
 // mirrored as things are. reads says that the table is about to be read.
-func (db *DB) inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*catalog, error) {
+func (db *DB) Inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*Catalog, error) {
 	return db.inspectAt(ctx, sql, precondition.AtSession, reads)
 }
 
-// inspectStreaming is inspect for a look while the stream runs.
-func (db *DB) inspectStreaming(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
+// InspectStreaming is inspect for a look while the stream runs.
+func (db *DB) InspectStreaming(ctx context.Context, sql *pgx.Conn) (*Catalog, error) {
 	return db.inspectWith(ctx, precondition.AtSession, checkFacts{sql: sql, streams: true})
 }
 
-func (db *DB) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*catalog, error) {
+func (db *DB) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Moment, reads bool) (*Catalog, error) {
 	return db.inspectWith(ctx, at, checkFacts{sql: sql, reads: reads})
 }
 
 // inspectWith fills in what f lacks, and makes the checks of a moment.
-func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFacts) (*catalog, error) {
+func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFacts) (*Catalog, error) {
 	cat, err := db.readCatalog(ctx, f.sql)
 	if err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFa
 
 // CheckStart makes the checks of a start: those that sessions do not make
 // again. Warnings go to the log.
-func (db *DB) CheckStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) CheckStart(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{db: db, cat: cat, sql: sql}) // what cannot be read is unknown
 	for _, f := range report.At(precondition.Warn) {
 		db.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
@@ -161,14 +161,14 @@ func (db *DB) CheckStart(ctx context.Context, sql *pgx.Conn, cat *catalog) error
 }
 
 // haltOnViolation makes the halt of a violation.
-func haltOnViolation(f finding) *haltError {
+func haltOnViolation(f finding) *HaltError {
 	what := f.Object + " " + f.Found
 	if f.Effect != "" {
 		what += ": " + f.Effect
 	}
-	return &haltError{
-		halt:     &halt.Error{Part: halt.Source, What: what, Hint: f.Fix},
-		distrust: slices.Contains(unpublished, f.Name), heals: !slices.Contains(atOnce, f.Name),
+	return &HaltError{
+		Err:      &halt.Error{Part: halt.Source, What: what, Hint: f.Fix},
+		Distrust: slices.Contains(unpublished, f.Name), Heals: !slices.Contains(atOnce, f.Name),
 	}
 }
 
@@ -178,16 +178,16 @@ func violation(object, found, effect, fix string) []finding {
 }
 
 // tableObject names the table in findings.
-func (f *checkFacts) tableObject() string { return "table " + f.db.cfg.quotedTable() }
+func (f *checkFacts) tableObject() string { return "table " + f.db.cfg.QuotedTable() }
 
 // publicationObject names the publication in findings.
-func (f *checkFacts) publicationObject() string { return "publication " + f.db.cfg.quotedPublication() }
+func (f *checkFacts) publicationObject() string { return "publication " + f.db.cfg.QuotedPublication() }
 
 func checkVersion(f *checkFacts) []finding {
-	if f.cat.version >= minVersion {
+	if f.cat.Version >= minVersion {
 		return nil
 	}
-	return violation("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.version/10000),
+	return violation("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.Version/10000),
 		"it sends no logical messages, which strict joins need", "upgrade Postgres to 14 or newer")
 }
 
@@ -216,12 +216,12 @@ var kindNames = map[string]string{
 func checkTable(f *checkFacts) []finding {
 	t := &f.cat.table
 	switch {
-	case f.cat.version < minVersion:
+	case f.cat.Version < minVersion:
 		return nil // nothing was read of it
 	case !t.exists:
 		return violation(f.tableObject(), "does not exist", "", "create it, or set source.table")
 	case t.kind != kindTable && t.kind != kindPartitioned:
-		return violation(f.db.cfg.quotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
+		return violation(f.db.cfg.QuotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func checkSchemaUsage(f *checkFacts) []finding {
 		return nil
 	}
 	schema := pgx.Identifier{f.db.cfg.Schema}.Sanitize()
-	return violation("the role in source.url", "may not use schema "+f.db.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.db.quotedRole())
+	return violation("the role in source.url", "may not use schema "+f.db.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.db.QuotedRole())
 }
 
 func checkPersistence(f *checkFacts) []finding {
@@ -241,20 +241,20 @@ func checkPersistence(f *checkFacts) []finding {
 	case temporary:
 		return violation(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
 	}
-	return violation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.db.cfg.quotedTable()+" SET LOGGED")
+	return violation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.db.cfg.QuotedTable()+" SET LOGGED")
 }
 
 // checkPartitions refuses partitions whose changes are not in the WAL.
 func checkPartitions(f *checkFacts) (found []finding) {
-	if !f.cat.isPartitioned() {
+	if !f.cat.IsPartitioned() {
 		return nil
 	}
-	for _, r := range f.cat.relations {
-		object := "partition " + r.name + " of " + f.db.cfg.quotedTable()
+	for _, r := range f.cat.Relations {
+		object := "partition " + r.name + " of " + f.db.cfg.QuotedTable()
 		switch {
 		case r.kind != kindTable:
 			found = append(found, violation(object, "is "+kindNames[r.kind], "its changes are not sent",
-				"ALTER TABLE "+f.db.cfg.quotedTable()+" DETACH PARTITION "+r.name)...)
+				"ALTER TABLE "+f.db.cfg.QuotedTable()+" DETACH PARTITION "+r.name)...)
 		case r.persistence != permanent:
 			found = append(found, violation(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
 		}
@@ -272,33 +272,33 @@ func checkInheritance(f *checkFacts) []finding {
 	first := f.cat.children[0]
 	return violation(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
 		"their rows are rows of the table to all who read it, and are not published as its own",
-		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.db.cfg.quotedTable())
+		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.db.cfg.QuotedTable())
 }
 
 func checkColumns(f *checkFacts) (found []finding) {
 	for _, name := range f.db.cfg.neededColumns() {
-		i := slices.IndexFunc(f.cat.columns, func(col neededColumn) bool { return col.name == name })
+		i := slices.IndexFunc(f.cat.Columns, func(col NeededColumn) bool { return col.Name == name })
 		switch {
 		case i < 0:
 			found = append(found, violation(f.tableObject(), fmt.Sprintf("has no column %q", name), "",
 				"set source.columns to the columns that hold id, client and restaurant")...)
-		case f.cat.columns[i].generated:
+		case f.cat.Columns[i].generated:
 			found = append(found, violation(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
 				"it is not published", "choose a stored column")...)
-		case !f.cat.columns[i].readable:
-			found = append(found, violation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.db.cfg.quotedTable()), "",
-				"GRANT SELECT ON "+f.db.cfg.quotedTable()+" TO "+f.db.quotedRole())...)
+		case !f.cat.Columns[i].readable:
+			found = append(found, violation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.db.cfg.QuotedTable()), "",
+				"GRANT SELECT ON "+f.db.cfg.QuotedTable()+" TO "+f.db.QuotedRole())...)
 		}
 	}
 	return found
 }
 
 func checkKey(f *checkFacts) []finding {
-	if f.cat.uniqueKey || len(f.cat.columns) < len(f.db.cfg.neededColumns()) { // then the columns are the finding
+	if f.cat.uniqueKey || len(f.cat.Columns) < len(f.db.cfg.neededColumns()) { // then the columns are the finding
 		return nil
 	}
-	return violation("key "+f.db.cfg.quotedKey()+" of "+f.db.cfg.quotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
-		"ALTER TABLE "+f.db.cfg.quotedTable()+" ADD PRIMARY KEY ("+f.db.cfg.quotedKey()+"), or set source.columns.id to the columns of its key")
+	return violation("key "+f.db.cfg.QuotedKey()+" of "+f.db.cfg.QuotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
+		"ALTER TABLE "+f.db.cfg.QuotedTable()+" ADD PRIMARY KEY ("+f.db.cfg.QuotedKey()+"), or set source.columns.id to the columns of its key")
 }
 
 // checkReplicaIdentity makes sure that updates and deletes carry the key. More
@@ -308,15 +308,15 @@ func checkKey(f *checkFacts) []finding {
 func checkReplicaIdentity(f *checkFacts) []finding {
 	if f.cat.table.identity == identityNothing {
 		return violation(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
-			"ALTER TABLE "+f.db.cfg.quotedTable()+" REPLICA IDENTITY DEFAULT")
+			"ALTER TABLE "+f.db.cfg.QuotedTable()+" REPLICA IDENTITY DEFAULT")
 	}
-	for _, r := range f.cat.relations {
+	for _, r := range f.cat.Relations {
 		if r.kind == kindTable && !r.carriesColumns(f.db.cfg.KeyColumns) {
 			fix := "ALTER TABLE " + r.name + " REPLICA IDENTITY FULL"
 			if f.cat.publication.columns != nil {
 				fix = f.readdSQL() + "; " + fix // a list has to cover the replica identity
 			}
-			return violation("key "+f.db.cfg.quotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
+			return violation("key "+f.db.cfg.QuotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
 		}
 	}
 	return nil
@@ -331,7 +331,7 @@ func checkPublicationCovers(f *checkFacts) []finding {
 	if f.cat.publication.columns == nil {
 		return nil
 	}
-	for _, r := range f.cat.relations {
+	for _, r := range f.cat.Relations {
 		missing := slices.ContainsFunc(r.identityColumns, func(name string) bool { return !slices.Contains(f.cat.publication.columnNames, name) })
 		if r.kind == kindTable && (r.identity == identityFull || missing) {
 			found := violation(f.publicationObject(), "has a list of columns that does not cover the replica identity of "+r.name,
@@ -356,8 +356,8 @@ func checkRowSecurity(f *checkFacts) []finding {
 	if !f.cat.table.policies {
 		return nil
 	}
-	found := violation("the role in source.url", "may not read all of "+f.db.cfg.quotedTable()+": row-level security applies to it", "no snapshot can be taken",
-		"ALTER ROLE "+f.db.quotedRole()+" BYPASSRLS, or ALTER TABLE "+f.db.cfg.quotedTable()+" DISABLE ROW LEVEL SECURITY")
+	found := violation("the role in source.url", "may not read all of "+f.db.cfg.QuotedTable()+": row-level security applies to it", "no snapshot can be taken",
+		"ALTER ROLE "+f.db.QuotedRole()+" BYPASSRLS, or ALTER TABLE "+f.db.cfg.QuotedTable()+" DISABLE ROW LEVEL SECURITY")
 	if !f.reads {
 		found[0].Level = precondition.Warn
 	}
@@ -370,15 +370,15 @@ func checkPublication(f *checkFacts) []finding {
 	p, object := &f.cat.publication, f.publicationObject()
 	switch {
 	case !p.exists:
-		return violation(object, "does not exist in database "+f.cat.source.Database, "", "dinnerbell setup")
-	case f.cat.isPartitioned() && !p.viaRoot:
-		return violation(object, "sends changes of "+f.db.cfg.quotedTable()+" as those of its partitions", "",
-			"ALTER PUBLICATION "+f.db.cfg.quotedPublication()+" SET (publish_via_partition_root = true)")
+		return violation(object, "does not exist in database "+f.cat.Source.Database, "", "dinnerbell setup")
+	case f.cat.IsPartitioned() && !p.viaRoot:
+		return violation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of its partitions", "",
+			"ALTER PUBLICATION "+f.db.cfg.QuotedPublication()+" SET (publish_via_partition_root = true)")
 	case !p.member:
-		return violation(object, "does not publish table "+f.db.cfg.quotedTable(), "", "dinnerbell setup")
+		return violation(object, "does not publish table "+f.db.cfg.QuotedTable(), "", "dinnerbell setup")
 	case p.asParent:
-		return violation(object, "sends changes of "+f.db.cfg.quotedTable()+" as those of the table whose partition it is", "",
-			"set source.table to that table, or ALTER PUBLICATION "+f.db.cfg.quotedPublication()+" SET (publish_via_partition_root = false)")
+		return violation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of the table whose partition it is", "",
+			"set source.table to that table, or ALTER PUBLICATION "+f.db.cfg.QuotedPublication()+" SET (publish_via_partition_root = false)")
 	case !p.all:
 		return violation(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
 	}
@@ -389,12 +389,12 @@ func checkPublicationRows(f *checkFacts) []finding {
 	if !f.cat.publication.filtered {
 		return nil
 	}
-	return violation(f.publicationObject(), "filters the rows of "+f.db.cfg.quotedTable(), "", f.readdSQL())
+	return violation(f.publicationObject(), "filters the rows of "+f.db.cfg.QuotedTable(), "", f.readdSQL())
 }
 
 func checkPublicationColumns(f *checkFacts) []finding {
 	list := f.cat.publication.columns
-	if list == nil || !slices.ContainsFunc(f.cat.columns, func(col neededColumn) bool { return !slices.Contains(list, col.num) }) {
+	if list == nil || !slices.ContainsFunc(f.cat.Columns, func(col NeededColumn) bool { return !slices.Contains(list, col.num) }) {
 		return nil
 	}
 	return violation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.db.cfg.neededColumns(), ", "), "", f.readdSQL())
@@ -402,5 +402,5 @@ func checkPublicationColumns(f *checkFacts) []finding {
 
 // readdSQL takes a filter or a column list off the table.
 func (f *checkFacts) readdSQL() string {
-	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.db.cfg.quotedPublication(), f.db.cfg.quotedTable())
+	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.db.cfg.QuotedPublication(), f.db.cfg.QuotedTable())
 }

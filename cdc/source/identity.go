@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"context"
@@ -68,7 +68,7 @@ const noSchemas = "none"
 // partition whose DETACH … CONCURRENTLY is pending is none.
 func identityQuery(version int, before string) string {
 	schemas := "'" + noSchemas + "'"
-	if version >= schemasVersion {
+	if version >= SchemasVersion {
 		schemas = `coalesce((SELECT string_agg(s.oid::text, ',' ORDER BY s.oid) FROM pg_publication_namespace s
 		      WHERE s.pnpubid = p.oid AND s.pnnspid IN (SELECT relnamespace FROM above)) || '/' ||
 		      (SELECT string_agg(d.xmin::text, ',' ORDER BY above.oid) FROM above JOIN pg_depend d ON d.classid = 'pg_class'::regclass
@@ -134,9 +134,9 @@ func (db *DB) NewPositionQuery(version int) PositionQuery {
 	}
 }
 
-// Read asks over sql, for at most queryTimeout.
+// Read asks over sql, for at most QueryTimeout.
 func (q *PositionQuery) Read(ctx context.Context, sql *pgx.Conn) (ServerPosition, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	var p ServerPosition
 	var insert, flush string
@@ -157,12 +157,12 @@ func (q *PositionQuery) Read(ctx context.Context, sql *pgx.Conn) (ServerPosition
 // EmitMessage commits a transaction that carries nothing but a logical message. It
 // must be a transactional one: its commit flushes the WAL, and is sent at once.
 func (db *DB) EmitMessage(ctx context.Context, sql *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	if _, err := sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'dinnerbell', '')`); err != nil {
-		if sqlState(err) == codeInsufficientPrivilege {
-			h := newHalt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
-			h.heals = true
+		if SQLState(err) == CodeInsufficientPrivilege {
+			h := NewHalt("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO "+pgx.Identifier{sql.Config().User}.Sanitize(), "the role in source.url may not emit logical messages: %v", err)
+			h.Heals = true
 			return h
 		}
 		return fmt.Errorf("emit logical message: %w", err)
@@ -175,9 +175,9 @@ func withTextVersion(text string) string {
 	return itemText + " " + pgsession.TextVersion() + ";" + text
 }
 
-// readIdentity reads the identity as the connection's transaction sees it.
-func (db *DB) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+// ReadIdentity reads the identity as the connection's transaction sees it.
+func (db *DB) ReadIdentity(ctx context.Context, sql *pgx.Conn, version int) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	var text string
 	if err := sql.QueryRow(ctx, identityQuery(version, ""), db.identityArgs()...).Scan(&text); err != nil {
@@ -189,9 +189,9 @@ func (db *DB) readIdentity(ctx context.Context, sql *pgx.Conn, version int) (str
 // sourceIdentity is the items by their names.
 type sourceIdentity map[string]string
 
-// parseIdentity reads the text. Of one that an older version wrote it may know
+// ParseIdentity reads the text. Of one that an older version wrote it may know
 // nothing; then the items are missing.
-func parseIdentity(text string) sourceIdentity {
+func ParseIdentity(text string) sourceIdentity {
 	items := sourceIdentity{}
 	for item := range strings.SplitSeq(text, ";") {
 		name, value, _ := strings.Cut(item, " ")
@@ -200,23 +200,23 @@ func parseIdentity(text string) sourceIdentity {
 	return items
 }
 
-// hasSameFiles says whether the rows lie in the same files.
-func (was sourceIdentity) hasSameFiles(now sourceIdentity) bool {
+// HasSameFiles says whether the rows lie in the same files.
+func (was sourceIdentity) HasSameFiles(now sourceIdentity) bool {
 	return was[itemRelations] == now[itemRelations] && was[itemFiles] == now[itemFiles]
 }
 
-// rowsVerdict is what a difference between two identities means.
-type rowsVerdict uint8
+// Verdict is what a difference between two identities means.
+type Verdict uint8
 
 const (
-	// rowsCurrent: the rows are the source's, and the stream goes on.
-	rowsCurrent rowsVerdict = iota
-	// rowsOutdated: the stream goes on, and rows are missing or wrong that it
+	// RowsCurrent: the rows are the source's, and the stream goes on.
+	RowsCurrent Verdict = iota
+	// RowsOutdated: the stream goes on, and rows are missing or wrong that it
 	// will not mend: new ones are built beside those that are served.
-	rowsOutdated
-	// streamLost: the stream is not the one that the rows came with. It takes a
+	RowsOutdated
+	// StreamLost: the stream is not the one that the rows came with. It takes a
 	// new slot and a snapshot.
-	streamLost
+	StreamLost
 )
 
 // compareItems compares the identity that the rows were taken under with the present
@@ -226,42 +226,42 @@ const (
 // … TYPE … USING, which gives every row another value and may leave the type as it
 // was. Other files alone are a VACUUM FULL, an ALTER of another column, or a
 // TRUNCATE, which the stream sends; that of a partition alone it does not send.
-func (was sourceIdentity) compareItems(now sourceIdentity) (rowsVerdict, string) {
+func (was sourceIdentity) compareItems(now sourceIdentity) (Verdict, string) {
 	differ := func(name string) bool { return was[name] != now[name] }
 	moved := differ(itemFiles)
-	membership := rowsOutdated // of a partition in a table
+	membership := RowsOutdated // of a partition in a table
 	if now[itemSchemas] == noSchemas {
-		membership = streamLost
+		membership = StreamLost
 	}
 	switch {
 	case was[itemKind] == "":
-		return rowsOutdated, "an older version of dinnerbell wrote the local state"
+		return RowsOutdated, "an older version of dinnerbell wrote the local state"
 	case differ(itemTable):
-		return streamLost, fmt.Sprintf("the table was made again (oid %s, was %s)", now[itemTable], was[itemTable])
+		return StreamLost, fmt.Sprintf("the table was made again (oid %s, was %s)", now[itemTable], was[itemTable])
 	case differ(itemPublication):
-		return streamLost, fmt.Sprintf("the publication was made again (oid %s, was %s)", now[itemPublication], was[itemPublication])
+		return StreamLost, fmt.Sprintf("the publication was made again (oid %s, was %s)", now[itemPublication], was[itemPublication])
 	case differ(itemSchemas) && publishesBySameSchemas(was[itemSchemas], now[itemSchemas]):
-		return streamLost, "the table was in another schema, which may not be published"
+		return StreamLost, "the table was in another schema, which may not be published"
 	case differ(itemText):
-		return rowsOutdated, "this version of dinnerbell reads values under other settings"
+		return RowsOutdated, "this version of dinnerbell reads values under other settings"
 	case differ(itemColumns):
-		return rowsOutdated, fmt.Sprintf("the needed columns are others (number:type %s, were %s)", now[itemColumns], was[itemColumns])
+		return RowsOutdated, fmt.Sprintf("the needed columns are others (number:type %s, were %s)", now[itemColumns], was[itemColumns])
 	case differ(itemLabels):
-		return rowsOutdated, "the labels of an enum type were changed"
+		return RowsOutdated, "the labels of an enum type were changed"
 	case differ(itemRelations):
 		return membership, "partitions were attached, detached, made or dropped"
 	case differ(itemLinks):
 		return membership, "partitions were detached and attached again; what was written meanwhile was not sent"
 	case moved && now[itemKind] == kindPartitioned:
-		return rowsOutdated, "partitions were truncated or rewritten"
+		return RowsOutdated, "partitions were truncated or rewritten"
 	case moved && differ(itemVersions):
-		return rowsOutdated, "needed columns were altered, and all rows written anew"
+		return RowsOutdated, "needed columns were altered, and all rows written anew"
 	case linksAbove(was[itemPublished]) != linksAbove(now[itemPublished]):
 		return membership, "the table was attached to another parent or anew; what was written meanwhile may not have been sent"
 	case differ(itemSchemas), differ(itemPublished):
-		return rowsOutdated, "the publication was changed; what was written meanwhile may not have been sent"
+		return RowsOutdated, "the publication was changed; what was written meanwhile may not have been sent"
 	}
-	return rowsCurrent, ""
+	return RowsCurrent, ""
 }
 
 // linksAbove is the part of the item "published" that changes when the table is
@@ -278,13 +278,13 @@ func publishesBySameSchemas(was, now string) bool {
 	return was == now
 }
 
-// compareSources judges two sources by everything but the slot's position: was is what
+// CompareSources judges two sources by everything but the slot's position: was is what
 // the rows were taken from, or follow, now is read from the catalogs.
-func compareSources(was, now state.Source) (rowsVerdict, string) {
-	before, after := parseIdentity(was.Catalog), parseIdentity(now.Catalog)
+func CompareSources(was, now state.Source) (Verdict, string) {
+	before, after := ParseIdentity(was.Catalog), ParseIdentity(now.Catalog)
 	was.Catalog = now.Catalog
 	if was != now {
-		return streamLost, fmt.Sprintf("the source is another one (%+v, was %+v)", now, was)
+		return StreamLost, fmt.Sprintf("the source is another one (%+v, was %+v)", now, was)
 	}
 	return before.compareItems(after)
 }

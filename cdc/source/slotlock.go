@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"cmp"
@@ -53,7 +53,7 @@ type SlotLock struct {
 type LockObserver interface {
 	// LockHeld reports a holder that is waited for, at the begin of the wait and
 	// whenever another one has taken over.
-	LockHeld(by *slotHeldError)
+	LockHeld(by *SlotHeldError)
 	// LockWaitEnded reports the end of the wait, whatever came of it.
 	LockWaitEnded()
 }
@@ -77,7 +77,7 @@ func (g *SlotLock) StartHeartbeat(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var beats sync.WaitGroup
 	beats.Go(func() {
-		for sleep(ctx, beatEvery) {
+		for Sleep(ctx, beatEvery) {
 			g.sendHeartbeat(ctx)
 		}
 	})
@@ -98,7 +98,7 @@ func (g *SlotLock) sendHeartbeat(ctx context.Context) {
 	if g.conn == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	if _, err := g.conn.Exec(ctx, "SELECT 1"); err != nil {
 		g.closeLocked()
@@ -108,14 +108,14 @@ func (g *SlotLock) sendHeartbeat(ctx context.Context) {
 // closeLocked ends the connection. The caller holds mu.
 func (g *SlotLock) closeLocked() {
 	if g.conn != nil {
-		closeConn(g.conn.PgConn())
+		CloseConn(g.conn.PgConn())
 		g.conn = nil
 	}
 }
 
 // readLockHolder is who holds the slot's advisory lock.
 type lockHolder struct {
-	by      slotHeldError
+	by      SlotHeldError
 	mirrors bool      // its role is ours, or may replicate
 	active  time.Time // when it last began or ended a statement; zero: hidden
 }
@@ -139,7 +139,7 @@ func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 			return err
 		}
 		switch {
-		case h != nil && g.conn != nil && h.by.pid == g.pid:
+		case h != nil && g.conn != nil && h.by.PID == g.pid:
 			g.second = false
 			return nil
 		case h == nil:
@@ -148,22 +148,22 @@ func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 				g.second = g.second && err != nil
 				return err
 			}
-		case h.by.app == g.db.cfg.ApplicationName:
-			if err := g.db.endLeftoverBackend(ctx, sql, h.by.pid, "client backend"); err != nil {
+		case h.by.App == g.db.cfg.ApplicationName:
+			if err := g.db.endLeftoverBackend(ctx, sql, h.by.PID, "client backend"); err != nil {
 				return err
 			}
 		case !h.mirrors:
 			g.warnPassedOverLocked(h)
 			return nil
-		case first == nil || first.by.pid != h.by.pid:
+		case first == nil || first.by.PID != h.by.PID:
 			first, since, g.second = h, time.Now(), true
 			g.notify.LockHeld(&h.by)
-			g.db.log.Warn("another daemon uses the replication slot; waiting for its end", "slot", h.by.slot, "pid", h.by.pid,
-				"application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
+			g.db.log.Warn("another daemon uses the replication slot; waiting for its end", "slot", h.by.Slot, "pid", h.by.PID,
+				"application_name", h.by.App, "role", h.by.Role, "client_addr", h.by.Address)
 		case g.isAlive(first, h, time.Since(since)):
 			return h.haltSecondDaemon()
 		}
-		if !sleep(ctx, holderPoll) {
+		if !Sleep(ctx, holderPoll) {
 			return ctx.Err()
 		}
 	}
@@ -178,9 +178,9 @@ func (g *SlotLock) isAlive(first, now *lockHolder, while time.Duration) bool {
 }
 
 // haltSecondDaemon is the halt of the daemon that came second.
-func (h *lockHolder) haltSecondDaemon() *haltError {
-	return newHalt("give each daemon a slot of its own (source.slot) or stop the other one",
-		"slot %s is in use by another daemon: PID %d (application_name %q, role %s, client address %s)", h.by.slot, h.by.pid, h.by.app, h.by.role, h.by.address)
+func (h *lockHolder) haltSecondDaemon() *HaltError {
+	return NewHalt("give each daemon a slot of its own (source.slot) or stop the other one",
+		"slot %s is in use by another daemon: PID %d (application_name %q, role %s, client address %s)", h.by.Slot, h.by.PID, h.by.App, h.by.Role, h.by.Address)
 }
 
 // warnPassedOverLocked warns, now and then, of a lock that protects nothing.
@@ -190,11 +190,11 @@ func (g *SlotLock) warnPassedOverLocked(h *lockHolder) {
 	}
 	g.warn = time.Now()
 	g.db.log.Warn("somebody who cannot be a mirror holds the slot's advisory lock; the slot is used without it, and a second daemon would not be noticed",
-		"slot", h.by.slot, "pid", h.by.pid, "application_name", h.by.app, "role", h.by.role, "client_addr", h.by.address)
+		"slot", h.by.Slot, "pid", h.by.PID, "application_name", h.by.App, "role", h.by.Role, "client_addr", h.by.Address)
 }
 
-// lockKey is the slot's advisory lock.
-func (db *DB) lockKey() int64 {
+// LockKey is the slot's advisory lock.
+func (db *DB) LockKey() int64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("dinnerbell slot " + db.cfg.Slot)) // never fails
 	return int64(h.Sum64())
@@ -203,26 +203,26 @@ func (db *DB) lockKey() int64 {
 // tryLocked tries to take the lock on a new connection, which must lead to the
 // server of sql. The guard has no connection afterwards if somebody was faster.
 func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
-	conn, err := g.db.dialSQL(ctx)
+	conn, err := g.db.DialSQL(ctx)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	var taken bool
 	var pid int32
-	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, g.db.lockKey()).Scan(&taken, &pid)
-	if sqlState(err) == codeInsufficientPrivilege {
-		err = newHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, g.db.LockKey()).Scan(&taken, &pid)
+	if SQLState(err) == CodeInsufficientPrivilege {
+		err = NewHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
 	}
 	if err == nil && taken {
 		var h *lockHolder
-		if h, err = g.db.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.pid != pid) {
+		if h, err = g.db.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.PID != pid) {
 			err = errors.New("two connections of source.url lead to different servers")
 		}
 	}
 	if err != nil || !taken {
-		closeConn(conn.PgConn())
+		CloseConn(conn.PgConn())
 	} else {
 		g.conn, g.pid = conn, pid
 	}
@@ -235,9 +235,9 @@ func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
 // readLockHolder tells who holds the slot's advisory lock; nil: nobody. A holder that
 // may be a mirror goes first, for a lock can be shared.
 func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
-	h := &lockHolder{by: slotHeldError{slot: db.cfg.Slot}}
+	h := &lockHolder{by: SlotHeldError{Slot: db.cfg.Slot}}
 	var active *time.Time
 	err := sql.QueryRow(ctx, `
 		SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''),
@@ -249,8 +249,8 @@ func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, e
 		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
 		  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 		  AND l.classid = ($1::bigint >> 32 & 4294967295)::oid AND l.objid = ($1::bigint & 4294967295)::oid
-		ORDER BY mirrors DESC, l.pid LIMIT 1`, db.lockKey()).
-		Scan(&h.by.pid, &h.by.app, &h.by.role, &h.by.address, &h.mirrors, &active)
+		ORDER BY mirrors DESC, l.pid LIMIT 1`, db.LockKey()).
+		Scan(&h.by.PID, &h.by.App, &h.by.Role, &h.by.Address, &h.mirrors, &active)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // a lock that is free is an answer
 	}

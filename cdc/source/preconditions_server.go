@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"context"
@@ -102,7 +102,7 @@ func checkEncoding(_ context.Context, f *checkFacts) ([]finding, error) {
 	if f.sql.PgConn().ParameterStatus("server_encoding") != "SQL_ASCII" {
 		return nil, nil
 	}
-	return []finding{{Level: precondition.Warn, Object: "database " + f.cat.source.Database, Found: "has encoding SQL_ASCII, so that an id can be any bytes",
+	return []finding{{Level: precondition.Warn, Object: "database " + f.cat.Source.Database, Found: "has encoding SQL_ASCII, so that an id can be any bytes",
 		Effect: "a client or restaurant that is not UTF-8 is left out and counted (bad_ids)"}}, nil
 }
 
@@ -110,23 +110,23 @@ func checkEncoding(_ context.Context, f *checkFacts) ([]finding, error) {
 // by which a campaign finds its subscribers.
 func checkIDTypes(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var found []finding
-	for _, col := range f.cat.columns {
-		if col.name != f.db.cfg.RestaurantColumn {
+	for _, col := range f.cat.Columns {
+		if col.Name != f.db.cfg.RestaurantColumn {
 			continue
 		}
 		var insensitive bool
 		err := f.sql.QueryRow(ctx, `
 			SELECT t.typname = 'citext' OR NOT coalesce(c.collisdeterministic, true)
 			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation c ON c.oid = a.attcollation
-			WHERE a.attrelid = $1 AND a.attnum = $2`, f.cat.source.TableOID, col.num).Scan(&insensitive)
+			WHERE a.attrelid = $1 AND a.attnum = $2`, f.cat.Source.TableOID, col.num).Scan(&insensitive)
 		if err != nil {
-			return nil, fmt.Errorf("read collation of column %s: %w", col.name, err)
+			return nil, fmt.Errorf("read collation of column %s: %w", col.Name, err)
 		}
 		if insensitive {
-			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.name + " of " + f.db.cfg.quotedTable(),
+			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.Name + " of " + f.db.cfg.QuotedTable(),
 				Found:  "is citext, or has a collation by which different texts are equal",
 				Effect: "a campaign reaches the subscribers whose restaurant is written exactly as in the campaign",
-				Fix:    "write ids alike, or ALTER TABLE " + f.db.cfg.quotedTable() + " ALTER " + pgx.Identifier{col.name}.Sanitize() + " TYPE text"})
+				Fix:    "write ids alike, or ALTER TABLE " + f.db.cfg.QuotedTable() + " ALTER " + pgx.Identifier{col.Name}.Sanitize() + " TYPE text"})
 		}
 	}
 	return found, nil
@@ -144,4 +144,31 @@ func checkOldSnapshots(ctx context.Context, f *checkFacts) ([]finding, error) {
 	}
 	return []finding{{Level: precondition.Warn, Object: "the server", Found: "has old_snapshot_threshold " + value,
 		Effect: "a snapshot that takes longer fails with \"snapshot too old\" and begins anew", Fix: "ALTER SYSTEM SET old_snapshot_threshold = -1; then restart Postgres"}}, nil
+}
+
+// keepSizeSQL reads max_slot_wal_keep_size in bytes; -1: no limit.
+const keepSizeSQL = `SELECT CASE WHEN setting::bigint < 0 THEN -1 ELSE setting::bigint << 20 END
+	FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'`
+
+// KeepSizeAdvised is the least max_slot_wal_keep_size in bytes that the checks do
+// not warn of.
+const KeepSizeAdvised = 256 << 20
+
+// checkKeepSize warns of a server that gives the slot up after little WAL.
+func checkKeepSize(ctx context.Context, f *checkFacts) ([]finding, error) {
+	var size int64
+	if err := f.sql.QueryRow(ctx, keepSizeSQL).Scan(&size); err != nil {
+		return nil, fmt.Errorf("read max_slot_wal_keep_size: %w", err)
+	}
+	if size < 0 || size >= KeepSizeAdvised {
+		return nil, nil
+	}
+	effect := fmt.Sprintf("a daemon that is away while that much WAL is written needs a new snapshot afterwards; at least %d MB are advised", KeepSizeAdvised>>20)
+	if f.db.cfg.Checkpoints {
+		effect += ", since a checkpoint stays restorable without a snapshot only while less than a quarter was written behind it"
+	}
+	return []finding{{
+		Level: precondition.Warn, Object: "the server", Found: fmt.Sprintf("has max_slot_wal_keep_size %d MB", size>>20),
+		Effect: effect, Fix: "ALTER SYSTEM SET max_slot_wal_keep_size = '4GB'; SELECT pg_reload_conf()",
+	}}, nil
 }

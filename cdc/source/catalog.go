@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"context"
@@ -17,32 +17,32 @@ import (
 const (
 	// minVersion is the first that sends logical messages, which the barrier needs.
 	minVersion = 14_00_00
-	// schemasVersion is the first whose publications know schemas and column lists.
-	schemasVersion = 15_00_00
+	// SchemasVersion is the first whose publications know schemas and column lists.
+	SchemasVersion = 15_00_00
 )
 
 // noTransaction is a connection's status outside of transactions.
 const noTransaction = 'I'
 
-// catalog is what the server says of itself, the table and the publication, all
+// Catalog is what the server says of itself, the table and the publication, all
 // as of one moment. It is read from the catalogs by plain queries: functions
 // such as pg_partition_tree, and views over them such as pg_publication_tables,
 // take locks and wait behind DDL, and they read the catalogs of the present,
 // whatever the transaction sees.
-type catalog struct {
-	source  state.Source
-	version int    // server_version_num
+type Catalog struct {
+	Source  state.Source
+	Version int    // server_version_num
 	level   string // wal_level
 	standby bool   // does not take writes, nor slots of ours
-	walEnd  id.LSN // flushed
+	WALEnd  id.LSN // flushed
 	// standbyNames is synchronous_standby_names, application our name as the
 	// server has it.
 	standbyNames, application string
 
 	table       tableFacts
-	relations   []tableRelation // those that hold the rows: the table, or its leaf partitions
+	Relations   []tableRelation // those that hold the rows: the table, or its leaf partitions
 	children    []string        // the names of inheritance children
-	columns     []neededColumn  // see Config.neededColumns; fewer if some do not exist
+	Columns     []NeededColumn  // see Config.neededColumns; fewer if some do not exist
 	uniqueKey   bool            // the key columns tell rows apart
 	publication publicationFacts
 }
@@ -59,7 +59,7 @@ type tableFacts struct {
 
 // tableRelation is a table that holds rows.
 type tableRelation struct {
-	oid               uint32
+	OID               uint32
 	name              string // quoted and qualified
 	kind, persistence string
 	identity          string
@@ -68,11 +68,11 @@ type tableRelation struct {
 	identityColumns []string
 }
 
-// neededColumn is a needed column.
-type neededColumn struct {
-	name      string
+// NeededColumn is a needed column.
+type NeededColumn struct {
+	Name      string
 	num       int16
-	typ       uint32
+	Type      uint32
 	generated bool
 	readable  bool // by the role in source.url
 }
@@ -86,7 +86,7 @@ type publicationFacts struct {
 	asParent bool    // its changes are sent as those of the table whose partition it is
 	filtered bool    // by rows
 	columns  []int16 // the numbers of a column list; nil: all
-	// columnNames are the names of a column list.
+	// ColumnNames are the names of a column list.
 	columnNames []string
 }
 
@@ -101,14 +101,14 @@ const (
 	identityFull    = "f"
 )
 
-// isPartitioned says whether the table is.
-func (cat *catalog) isPartitioned() bool { return cat.table.kind == kindPartitioned }
+// IsPartitioned says whether the table is.
+func (cat *Catalog) IsPartitioned() bool { return cat.table.kind == kindPartitioned }
 
-// columnNames are the names of the needed columns.
-func (cat *catalog) columnNames() []string {
-	names := make([]string, len(cat.columns))
-	for i := range cat.columns {
-		names[i] = cat.columns[i].name
+// ColumnNames are the names of the needed columns.
+func (cat *Catalog) ColumnNames() []string {
+	names := make([]string, len(cat.Columns))
+	for i := range cat.Columns {
+		names[i] = cat.Columns[i].Name
 	}
 	return names
 }
@@ -116,8 +116,8 @@ func (cat *catalog) columnNames() []string {
 // readCatalog reads everything as of one moment: in the transaction that the
 // connection is in, or in one of its own. It judges nothing, and stops early
 // where the server is too old, or the table does not exist.
-func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*Catalog, error) {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	if sql.PgConn().TxStatus() == noTransaction {
 		tx, err := sql.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
@@ -126,15 +126,15 @@ func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, error) 
 		}
 		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
 	}
-	cat := &catalog{source: state.Source{Slot: db.cfg.Slot, Publication: db.cfg.Publication, Schema: db.cfg.Schema, Table: db.cfg.Table}}
+	cat := &Catalog{Source: state.Source{Slot: db.cfg.Slot, Publication: db.cfg.Publication, Schema: db.cfg.Schema, Table: db.cfg.Table}}
 	err := db.readServer(ctx, sql, cat)
-	if err != nil || cat.version < minVersion {
+	if err != nil || cat.Version < minVersion {
 		return cat, err
 	}
-	if cat.source.Catalog, err = db.readIdentity(ctx, sql, cat.version); err != nil {
+	if cat.Source.Catalog, err = db.ReadIdentity(ctx, sql, cat.Version); err != nil {
 		return cat, err
 	}
-	for _, step := range []func(context.Context, *pgx.Conn, *catalog) error{
+	for _, step := range []func(context.Context, *pgx.Conn, *Catalog) error{
 		db.readTable, db.readRelations, db.readColumns, db.readKey, db.readPublication,
 	} {
 		if err := step(ctx, sql, cat); err != nil || !cat.table.exists {
@@ -145,7 +145,7 @@ func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*catalog, error) 
 }
 
 // readServer reads who the server is and whether it can decode at all.
-func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	var end string
 	// The timeline is in a WAL file's name. A control file would tell that of
 	// the last checkpoint, which is the old one for a while after a promotion.
@@ -156,13 +156,13 @@ func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error
 		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
 		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END,
 		       current_setting('synchronous_standby_names'), current_setting('application_name')`).
-		Scan(&cat.version, &cat.level, &cat.source.Database, &cat.source.SystemID, &cat.standby, &cat.source.Timeline, &end,
+		Scan(&cat.Version, &cat.level, &cat.Source.Database, &cat.Source.SystemID, &cat.standby, &cat.Source.Timeline, &end,
 			&cat.standbyNames, &cat.application)
 	if err != nil {
 		return fmt.Errorf("read server's identity: %w", err)
 	}
-	cat.source.History = db.history.historyOf(cat.source.Timeline)
-	cat.walEnd, err = id.ParseLSN(end)
+	cat.Source.History = db.history.historyOf(cat.Source.Timeline)
+	cat.WALEnd, err = id.ParseLSN(end)
 	if err != nil {
 		return fmt.Errorf("read server's position: %w", err)
 	}
@@ -171,7 +171,7 @@ func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *catalog) error
 
 // readTable finds the table. row_security_active asks for the role, and waits
 // for no lock.
-func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	t := &cat.table
 	err := sql.QueryRow(ctx, `
 		SELECT db.oid, db.relkind::text, db.relpersistence::text, db.relreplident::text,
@@ -179,7 +179,7 @@ func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error 
 		       db.relrowsecurity AND row_security_active(db.oid)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace
 		WHERE n.nspname = $1 AND db.relname = $2`, db.cfg.Schema, db.cfg.Table).
-		Scan(&cat.source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
+		Scan(&cat.Source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -193,7 +193,7 @@ func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *catalog) error 
 // readRelations finds the partitions, or the inheritance children. A partition
 // has a replica identity of its own, and that one counts; its columns have other
 // numbers than the table's. A deferrable key is no replica identity.
-func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	rows, err := sql.Query(ctx, `
 		WITH RECURSIVE tree AS (
 		  SELECT $1::oid AS oid
@@ -202,17 +202,17 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 		       ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
 		             WHERE i.indrelid = db.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
 		               AND CASE db.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
-		FROM tree JOIN pg_class c ON db.oid = tree.oid JOIN pg_namespace n ON n.oid = db.relnamespace ORDER BY db.oid`, cat.source.TableOID)
+		FROM tree JOIN pg_class c ON db.oid = tree.oid JOIN pg_namespace n ON n.oid = db.relnamespace ORDER BY db.oid`, cat.Source.TableOID)
 	if err != nil {
 		return fmt.Errorf("read partitions: %w", err)
 	}
 	var r tableRelation
-	_, err = pgx.ForEachRow(rows, []any{&r.name, &r.oid, &r.kind, &r.persistence, &r.identity, &r.identityColumns}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&r.name, &r.OID, &r.kind, &r.persistence, &r.identity, &r.identityColumns}, func() error {
 		switch {
-		case !cat.isPartitioned() && r.oid != cat.source.TableOID:
+		case !cat.IsPartitioned() && r.OID != cat.Source.TableOID:
 			cat.children = append(cat.children, r.name)
 		case r.kind != kindPartitioned:
-			cat.relations = append(cat.relations, r)
+			cat.Relations = append(cat.Relations, r)
 			r.identityColumns = nil // the next row's are written to it
 		}
 		return nil
@@ -225,20 +225,20 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *catalog) er
 
 // readColumns finds the needed columns, by name. Others are of no interest,
 // so that the table's owner is free to add and drop them.
-func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	rows, err := sql.Query(ctx, `
 		SELECT attname::text, attnum, atttypid, attgenerated <> '',
 		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
-		cat.source.TableOID, db.cfg.neededColumns())
+		cat.Source.TableOID, db.cfg.neededColumns())
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
-	found := map[string]neededColumn{}
-	var col neededColumn
-	_, err = pgx.ForEachRow(rows, []any{&col.name, &col.num, &col.typ, &col.generated, &col.readable}, func() error {
-		found[col.name] = col
+	found := map[string]NeededColumn{}
+	var col NeededColumn
+	_, err = pgx.ForEachRow(rows, []any{&col.Name, &col.num, &col.Type, &col.generated, &col.readable}, func() error {
+		found[col.Name] = col
 		return nil
 	})
 	if err != nil {
@@ -246,7 +246,7 @@ func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) erro
 	}
 	for _, name := range db.cfg.neededColumns() {
 		if col, ok := found[name]; ok {
-			cat.columns = append(cat.columns, col)
+			cat.Columns = append(cat.Columns, col)
 		}
 	}
 	return nil
@@ -254,9 +254,9 @@ func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *catalog) erro
 
 // readKey looks whether the key columns tell rows apart: an index of some of
 // them is unique, at every moment and for all rows.
-func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	var numbers []int16
-	for i, col := range cat.columns {
+	for i, col := range cat.Columns {
 		if pgoutput.IsKeyColumn(i) {
 			numbers = append(numbers, col.num)
 		}
@@ -266,7 +266,7 @@ func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 		  SELECT FROM pg_index, LATERAL (SELECT (indkey[0:indnkeyatts-1])::int2[] AS key) AS k
 		  WHERE indrelid = $1 AND indimmediate AND indisvalid AND indisunique AND indpred IS NULL AND key <@ $2::int2[]
 		    AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY(key) AND NOT attnotnull))`,
-		cat.source.TableOID, numbers).Scan(&cat.uniqueKey)
+		cat.Source.TableOID, numbers).Scan(&cat.uniqueKey)
 	if err != nil {
 		return fmt.Errorf("read key: %w", err)
 	}
@@ -275,9 +275,9 @@ func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
 
 // readPublication finds the publication and the ways in which it has the table:
 // by itself, by its schema, or through a table whose partition it is.
-func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) error {
+func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	schemas := "false"
-	if cat.version >= schemasVersion {
+	if cat.Version >= SchemasVersion {
 		schemas = "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = above.relnamespace)"
 	}
 	p := &cat.publication
@@ -300,8 +300,8 @@ func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 		  SELECT parent, p.puballtables OR EXISTS (SELECT FROM pg_publication_rel x WHERE x.prpubid = p.oid AND x.prrelid = above.oid) OR `+schemas+` AS published
 		  FROM above) AS m
 		WHERE p.pubname = $1
-		GROUP BY p.oid, r.oid`, db.cfg.Publication, cat.source.TableOID).
-		Scan(&cat.source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns, &p.columnNames)
+		GROUP BY p.oid, r.oid`, db.cfg.Publication, cat.Source.TableOID).
+		Scan(&cat.Source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns, &p.columnNames)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -312,13 +312,13 @@ func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *catalog) 
 	return nil
 }
 
-// checkSameServer makes sure that the replication connection leads to where the
+// CheckSameServer makes sure that the replication connection leads to where the
 // catalogs were read: a URL may name several hosts, or a balancer.
-func checkSameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+func CheckSameServer(ctx context.Context, conn *pgconn.PgConn, cat *Catalog) error {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	id, err := pglogrepl.IdentifySystem(ctx, conn)
-	if sqlState(err) == codeSyntaxError {
+	if SQLState(err) == codeSyntaxError {
 		return fmt.Errorf("identify system: %w: %w", errNoWalsender, err)
 	}
 	if err != nil {
@@ -328,8 +328,8 @@ func checkSameServer(ctx context.Context, conn *pgconn.PgConn, cat *catalog) err
 }
 
 // matchServer compares what a second connection says with the catalog.
-func (cat *catalog) matchServer(systemID string, timeline int64, database string) error {
-	s := cat.source
+func (cat *Catalog) matchServer(systemID string, timeline int64, database string) error {
+	s := cat.Source
 	if systemID != s.SystemID || timeline != s.Timeline || database != s.Database {
 		return fmt.Errorf("compare connections: they lead to different servers (system %s timeline %d database %s, and %s %d %s)",
 			s.SystemID, s.Timeline, s.Database, systemID, timeline, database)

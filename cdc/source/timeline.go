@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"context"
@@ -29,29 +29,29 @@ import (
 // of B is applied, so that it never holds changes of B under the name of A.
 // https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
 
-// timelineBranch is a timeline that history left at end.
-type timelineBranch struct {
-	timeline int64
-	end      id.LSN
+// Branch is a timeline that history left at end.
+type Branch struct {
+	Timeline int64
+	End      id.LSN
 }
 
-// timelineLineage are the timelines before the present one, oldest first.
-type timelineLineage []timelineBranch
+// Lineage are the timelines before the present one, oldest first.
+type Lineage []Branch
 
 // parseLineage reads a timeline history file: "1<tab>0/3000148<tab>reason".
-func parseLineage(content string) (timelineLineage, error) {
-	var l timelineLineage
+func parseLineage(content string) (Lineage, error) {
+	var l Lineage
 	for line := range strings.Lines(content) {
 		fields := strings.Fields(line)
 		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
 			continue
 		}
-		var b timelineBranch
-		if _, err := fmt.Sscan(fields[0], &b.timeline); err != nil || len(fields) < 2 {
+		var b Branch
+		if _, err := fmt.Sscan(fields[0], &b.Timeline); err != nil || len(fields) < 2 {
 			return nil, fmt.Errorf("read timeline history %q: %w", line, pgoutput.ErrMalformed)
 		}
 		var err error
-		if b.end, err = id.ParseLSN(fields[1]); err != nil {
+		if b.End, err = id.ParseLSN(fields[1]); err != nil {
 			return nil, fmt.Errorf("read timeline history: %w", err)
 		}
 		l = append(l, b)
@@ -60,28 +60,28 @@ func parseLineage(content string) (timelineLineage, error) {
 }
 
 // String is what [state.Source] keeps.
-func (l timelineLineage) String() string {
+func (l Lineage) String() string {
 	var b strings.Builder
 	for _, at := range l {
-		fmt.Fprintf(&b, "%d %s;", at.timeline, at.end)
+		fmt.Fprintf(&b, "%d %s;", at.Timeline, at.End)
 	}
 	return b.String()
 }
 
 // branchOf finds where history left the timeline that a source is on; ok is
 // false if it never was on it.
-func (l timelineLineage) branchOf(src state.Source) (end id.LSN, ok bool) {
+func (l Lineage) branchOf(src state.Source) (end id.LSN, ok bool) {
 	for i, at := range l {
-		if at.timeline == src.Timeline {
-			return at.end, l[:i].String() == src.History
+		if at.Timeline == src.Timeline {
+			return at.End, l[:i].String() == src.History
 		}
 	}
 	return 0, false
 }
 
-// divergence says why the local state, at durable, is not that of the server now,
+// Divergence says why the local state, at durable, is not that of the server now,
 // "" if it is; whole tells that no transaction lies there in parts.
-func (l timelineLineage) divergence(stored, now state.Source, durable id.LSN, whole bool) string {
+func (l Lineage) Divergence(stored, now state.Source, durable id.LSN, whole bool) string {
 	if stored.Timeline == now.Timeline && stored.History == now.History {
 		return ""
 	}
@@ -121,39 +121,39 @@ func (t *timelineHistory) set(timeline int64, text string) {
 	t.timeline, t.text = timeline, text
 }
 
-// inspectWithTimeline inspects a server that may be another one than last time: its timeline's
+// InspectWithTimeline inspects a server that may be another one than last time: its timeline's
 // history is read anew.
-func (db *DB) inspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*catalog, timelineLineage, error) {
-	cat, err := db.inspect(ctx, sql, false)
+func (db *DB) InspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*Catalog, Lineage, error) {
+	cat, err := db.Inspect(ctx, sql, false)
 	if err != nil {
 		return nil, nil, err
 	}
-	var l timelineLineage
-	if cat.source.Timeline > 1 {
+	var l Lineage
+	if cat.Source.Timeline > 1 {
 		if l, err = db.readLineage(ctx, cat); err != nil {
 			return nil, nil, err
 		}
 	}
-	cat.source.History = l.String()
-	db.history.set(cat.source.Timeline, cat.source.History)
+	cat.Source.History = l.String()
+	db.history.set(cat.Source.Timeline, cat.Source.History)
 	return cat, l, nil
 }
 
 // readLineage asks a walsender; there is no function for it.
-func (db *DB) readLineage(ctx context.Context, cat *catalog) (timelineLineage, error) {
-	repl, err := db.dialReplication(ctx)
+func (db *DB) readLineage(ctx context.Context, cat *Catalog) (Lineage, error) {
+	repl, err := db.DialReplication(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(repl)
-	if err := checkSameServer(ctx, repl, cat); err != nil {
+	defer CloseConn(repl)
+	if err := CheckSameServer(ctx, repl, cat); err != nil {
 		return nil, err
 	}
-	return readHistory(ctx, repl, cat.source.Timeline)
+	return readHistory(ctx, repl, cat.Source.Timeline)
 }
 
-func readHistory(ctx context.Context, repl *pgconn.PgConn, timeline int64) (timelineLineage, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+func readHistory(ctx context.Context, repl *pgconn.PgConn, timeline int64) (Lineage, error) {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	file, err := pglogrepl.TimelineHistory(ctx, repl, int32(timeline))
 	if err != nil {

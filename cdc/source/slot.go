@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"context"
@@ -20,8 +20,8 @@ const (
 	plugin = "pgoutput"
 	// sideSuffix follows our slot's name in that of a side stream's.
 	sideSuffix = "_side_"
-	// failoverVersion is the first whose slots can survive a failover.
-	failoverVersion = 17_00_00
+	// FailoverVersion is the first whose slots can survive a failover.
+	FailoverVersion = 17_00_00
 	// releaseTimeout is how long an ended walsender may take to let go.
 	releaseTimeout = 5 * time.Second
 )
@@ -29,47 +29,47 @@ const (
 // Values of pg_replication_slots.wal_status. An unreserved slot may be lost at
 // the next checkpoint and can still be saved by reading on; a lost one cannot.
 const (
-	slotUnreserved = "unreserved"
-	slotLost       = "lost"
+	SlotUnreserved = "unreserved"
+	SlotLost       = "lost"
 )
 
-// slotStatus is our row of pg_replication_slots.
+// SlotStatus is our row of pg_replication_slots.
 // https://www.postgresql.org/docs/current/view-pg-replication-slots.html
-type slotStatus struct {
-	exists      bool
+type SlotStatus struct {
+	Exists      bool
 	pid         int32  // who uses it, 0: nobody
-	confirmed   id.LSN // everything before it is gone for us
-	restart     id.LSN // 0: no WAL is kept
-	walStatus   string // reserved, extended, unreserved, lost
-	safeWALSize int64  // bytes until it may be lost; -1: no limit
-	keepSize    int64  // max_slot_wal_keep_size in bytes; -1: no limit
-	invalid     string // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
+	Confirmed   id.LSN // everything before it is gone for us
+	Restart     id.LSN // 0: no WAL is kept
+	WALStatus   string // reserved, extended, unreserved, lost
+	SafeWALSize int64  // bytes until it may be lost; -1: no limit
+	KeepSize    int64  // max_slot_wal_keep_size in bytes; -1: no limit
+	Invalid     string // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
 }
 
-// lossReason says what happened to a slot that is lost.
-func (s *slotStatus) lossReason() string {
+// LossReason says what happened to a slot that is lost.
+func (s *SlotStatus) LossReason() string {
 	switch {
-	case s.invalid == "idle_timeout":
+	case s.Invalid == "idle_timeout":
 		return "wal_status lost: nobody read it for longer than idle_replication_slot_timeout"
-	case s.invalid == "wal_removed" || s.invalid == "" && s.walStatus == slotLost:
+	case s.Invalid == "wal_removed" || s.Invalid == "" && s.WALStatus == SlotLost:
 		return "wal_status lost: it was behind by more than max_slot_wal_keep_size"
-	case s.invalid != "":
-		return "invalidated: " + s.invalid
+	case s.Invalid != "":
+		return "invalidated: " + s.Invalid
 	}
-	return "wal_status " + s.walStatus + ", no position"
+	return "wal_status " + s.WALStatus + ", no position"
 }
 
-// isLost says that WAL which the slot needs is gone.
-func (s *slotStatus) isLost() bool {
-	return s.walStatus == slotLost || s.invalid != "" || s.restart == 0 || s.confirmed == 0
+// IsLost says that WAL which the slot needs is gone.
+func (s *SlotStatus) IsLost() bool {
+	return s.WALStatus == SlotLost || s.Invalid != "" || s.Restart == 0 || s.Confirmed == 0
 }
 
-// readSlot looks at our slot. A slot of this name that is not of our kind
+// ReadSlot looks at our slot. A slot of this name that is not of our kind
 // belongs to somebody else and is a halt: it is never dropped.
-func (db *DB) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+func (db *DB) ReadSlot(ctx context.Context, sql *pgx.Conn) (SlotStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
-	var s slotStatus
+	var s SlotStatus
 	var ours bool
 	var confirmed, restart string
 	err := sql.QueryRow(ctx, `
@@ -78,30 +78,30 @@ func (db *DB) readSlot(ctx context.Context, sql *pgx.Conn) (slotStatus, error) {
 		       coalesce(wal_status, ''), coalesce(safe_wal_size, -1), coalesce(to_jsonb(s)->>'invalidation_reason', ''),
 		       (`+keepSizeSQL+`)
 		FROM pg_replication_slots s WHERE slot_name = $1`, db.cfg.Slot, plugin).
-		Scan(&ours, &s.pid, &confirmed, &restart, &s.walStatus, &s.safeWALSize, &s.invalid, &s.keepSize)
+		Scan(&ours, &s.pid, &confirmed, &restart, &s.WALStatus, &s.SafeWALSize, &s.Invalid, &s.KeepSize)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return slotStatus{keepSize: -1}, nil
+		return SlotStatus{KeepSize: -1}, nil
 	}
 	if err != nil {
 		return s, fmt.Errorf("read slot %s: %w", db.cfg.Slot, err)
 	}
 	if !ours {
-		return s, newHalt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", db.cfg.Slot, plugin)
+		return s, NewHalt("set source.slot to a name that is free", "slot %s belongs to something else: it is not a %s slot of this database", db.cfg.Slot, plugin)
 	}
-	s.exists = true
-	if s.confirmed, err = id.ParseLSN(confirmed); err != nil {
+	s.Exists = true
+	if s.Confirmed, err = id.ParseLSN(confirmed); err != nil {
 		return s, fmt.Errorf("read slot %s: %w", db.cfg.Slot, err)
 	}
-	if s.restart, err = id.ParseLSN(restart); err != nil {
+	if s.Restart, err = id.ParseLSN(restart); err != nil {
 		return s, fmt.Errorf("read slot %s: %w", db.cfg.Slot, err)
 	}
 	return s, nil
 }
 
-// releaseSlot gets the slot free. A walsender under our own name is what is left of
+// ReleaseSlot gets the slot free. A walsender under our own name is what is left of
 // us when we were killed: it is ended. Any other is left alone and named in a
-// *slotHeldError.
-func (db *DB) releaseSlot(ctx context.Context, sql *pgx.Conn, s slotStatus) error {
+// *SlotHeldError.
+func (db *DB) ReleaseSlot(ctx context.Context, sql *pgx.Conn, s SlotStatus) error {
 	if s.pid == 0 {
 		return nil
 	}
@@ -109,7 +109,7 @@ func (db *DB) releaseSlot(ctx context.Context, sql *pgx.Conn, s slotStatus) erro
 	if err != nil || held == nil {
 		return err
 	}
-	if held.app != db.cfg.ApplicationName {
+	if held.App != db.cfg.ApplicationName {
 		return held
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
@@ -123,7 +123,7 @@ func (db *DB) releaseSlot(ctx context.Context, sql *pgx.Conn, s slotStatus) erro
 // endLeftoverBackend ends a backend under our own name that a former run left behind.
 func (db *DB) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
 	db.log.Info("ending our own backend that a former run left behind", "slot", db.cfg.Slot, "pid", pid, "backend_type", kind)
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	// Asked again in the same statement: the PID may be somebody else's by now.
 	_, err := sql.Exec(ctx, `
@@ -136,16 +136,16 @@ func (db *DB) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int32, 
 }
 
 // awaitSlotRelease waits for an ended walsender to be gone.
-func (db *DB) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *slotHeldError) error {
+func (db *DB) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *SlotHeldError) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		s, err := db.readSlot(ctx, sql)
+		s, err := db.ReadSlot(ctx, sql)
 		if err != nil {
 			return err
 		}
-		if s.pid != held.pid {
+		if s.pid != held.PID {
 			return nil
 		}
-		if !sleep(ctx, pause) {
+		if !Sleep(ctx, pause) {
 			return held
 		}
 	}
@@ -153,13 +153,13 @@ func (db *DB) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *slotHel
 
 // readSlotHolder tells who a backend is; nil if it is gone. The address of another
 // role's backend is shown to members of pg_read_all_stats only.
-func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*slotHeldError, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*SlotHeldError, error) {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
-	h := &slotHeldError{slot: db.cfg.Slot, pid: pid}
+	h := &SlotHeldError{Slot: db.cfg.Slot, PID: pid}
 	err := sql.QueryRow(ctx, `
 		SELECT coalesce(application_name, ''), coalesce(usename, ''), coalesce(host(client_addr), CASE client_port WHEN -1 THEN 'local' ELSE 'hidden' END)
-		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.app, &h.role, &h.address)
+		FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&h.App, &h.Role, &h.Address)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // a backend that is gone is an answer
 	}
@@ -169,25 +169,25 @@ func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*sl
 	return h, nil
 }
 
-// dropSlot drops our slot, if there is one.
-func (db *DB) dropSlot(ctx context.Context, sql *pgx.Conn) error {
-	s, err := db.readSlot(ctx, sql)
-	if err != nil || !s.exists {
+// DropSlot drops our slot, if there is one.
+func (db *DB) DropSlot(ctx context.Context, sql *pgx.Conn) error {
+	s, err := db.ReadSlot(ctx, sql)
+	if err != nil || !s.Exists {
 		return err
 	}
-	if err := db.releaseSlot(ctx, sql, s); err != nil {
+	if err := db.ReleaseSlot(ctx, sql, s); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	_, err = sql.Exec(ctx, `SELECT pg_drop_replication_slot($1)`, db.cfg.Slot)
-	switch sqlState(err) {
+	switch SQLState(err) {
 	case "":
-	case codeUndefinedObject:
+	case CodeUndefinedObject:
 		return nil
-	case codeObjectInUse:
-		return &slotHeldError{slot: db.cfg.Slot, app: "unknown", role: "unknown", address: "unknown"}
-	case codeInsufficientPrivilege:
+	case CodeObjectInUse:
+		return &SlotHeldError{Slot: db.cfg.Slot, App: "unknown", Role: "unknown", Address: "unknown"}
+	case CodeInsufficientPrivilege:
 		return db.haltNoReplication(err)
 	}
 	if err != nil {
@@ -196,17 +196,17 @@ func (db *DB) dropSlot(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// createdSlot is a slot and the snapshot that shows the database as of its start.
-type createdSlot struct {
-	start    id.LSN
-	snapshot string // valid until the next command on the connection
+// CreatedSlot is a slot and the snapshot that shows the database as of its start.
+type CreatedSlot struct {
+	Start    id.LSN
+	Snapshot string // valid until the next command on the connection
 }
 
-// createSlot makes our slot. It waits for transactions that are running.
-func (db *DB) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) (createdSlot, error) {
+// CreateSlot makes our slot. It waits for transactions that are running.
+func (db *DB) CreateSlot(ctx context.Context, conn *pgconn.PgConn, version int) (CreatedSlot, error) {
 	var r pglogrepl.CreateReplicationSlotResult
 	var err error
-	if version >= failoverVersion {
+	if version >= FailoverVersion {
 		// pglogrepl has no option for it.
 		r, err = pglogrepl.ParseCreateReplicationSlot(conn.Exec(ctx,
 			"CREATE_REPLICATION_SLOT "+db.cfg.Slot+" LOGICAL "+plugin+" (SNAPSHOT 'export', FAILOVER true)"))
@@ -215,18 +215,18 @@ func (db *DB) createSlot(ctx context.Context, conn *pgconn.PgConn, version int) 
 			pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
 	}
 	if err != nil {
-		return createdSlot{}, fmt.Errorf("create slot %s: %w", db.cfg.Slot, err)
+		return CreatedSlot{}, fmt.Errorf("create slot %s: %w", db.cfg.Slot, err)
 	}
 	start, err := id.ParseLSN(r.ConsistentPoint)
 	if err != nil {
-		return createdSlot{}, fmt.Errorf("create slot %s: %w", db.cfg.Slot, err)
+		return CreatedSlot{}, fmt.Errorf("create slot %s: %w", db.cfg.Slot, err)
 	}
-	return createdSlot{start: start, snapshot: r.SnapshotName}, nil
+	return CreatedSlot{Start: start, Snapshot: r.SnapshotName}, nil
 }
 
 // ExplainSlotInUse explains "replication slot is active for PID".
 func (db *DB) ExplainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) error {
-	slot, err := db.readSlot(ctx, sql)
+	slot, err := db.ReadSlot(ctx, sql)
 	if err != nil {
 		return err
 	}
@@ -236,8 +236,8 @@ func (db *DB) ExplainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) 
 	return cause
 }
 
-// sideSlotName is a slot name that is nobody's.
-func sideSlotName(slot string) string {
+// SideSlotName is a slot name that is nobody's.
+func SideSlotName(slot string) string {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails
 	suffix := sideSuffix + hex.EncodeToString(b[:])
@@ -246,22 +246,22 @@ func sideSlotName(slot string) string {
 
 // CreateTemporarySlot makes a slot that the server drops with the connection. It
 // waits for transactions that are running.
-func CreateTemporarySlot(ctx context.Context, conn *pgconn.PgConn, name string) (createdSlot, error) {
+func CreateTemporarySlot(ctx context.Context, conn *pgconn.PgConn, name string) (CreatedSlot, error) {
 	r, err := pglogrepl.CreateReplicationSlot(ctx, conn, name, plugin,
 		pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
-	if sqlState(err) == codeConfigurationLimit {
-		return createdSlot{}, fmt.Errorf("make temporary slot: %w; it needs one more of max_replication_slots and of max_wal_senders than the mirror alone", err)
+	if SQLState(err) == CodeConfigurationLimit {
+		return CreatedSlot{}, fmt.Errorf("make temporary slot: %w; it needs one more of max_replication_slots and of max_wal_senders than the mirror alone", err)
 	}
 	if err != nil {
-		return createdSlot{}, fmt.Errorf("make temporary slot: %w", err)
+		return CreatedSlot{}, fmt.Errorf("make temporary slot: %w", err)
 	}
 	start, err := id.ParseLSN(r.ConsistentPoint)
-	return createdSlot{start: start, snapshot: r.SnapshotName}, err
+	return CreatedSlot{Start: start, Snapshot: r.SnapshotName}, err
 }
 
-// importSnapshot begins a transaction that sees what the slot's start saw.
-func importSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+// ImportSnapshot begins a transaction that sees what the slot's start saw.
+func ImportSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	_, err := sql.Exec(ctx, "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '"+
 		strings.ReplaceAll(snapshot, "'", "''")+"'", pgx.QueryExecModeSimpleProtocol)
@@ -271,9 +271,9 @@ func importSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
 	return nil
 }
 
-// exportSnapshot lets further connections import the snapshot of sql's transaction.
-func exportSnapshot(ctx context.Context, sql *pgx.Conn) (name string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+// ExportSnapshot lets further connections import the snapshot of sql's transaction.
+func ExportSnapshot(ctx context.Context, sql *pgx.Conn) (name string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	if err := sql.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&name); err != nil {
 		return "", fmt.Errorf("export snapshot: %w", err)

@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"bufio"
@@ -21,9 +21,9 @@ import (
 
 const (
 	connectTimeout = 10 * time.Second
-	// queryTimeout bounds catalog queries and the barrier's: a connection that
+	// QueryTimeout bounds catalog queries and the barrier's: a connection that
 	// does not answer in this time is given up.
-	queryTimeout = 10 * time.Second
+	QueryTimeout = 10 * time.Second
 	// statementCache is pgx's default: more than the statements that there are.
 	statementCache = 512
 	// closeTimeout bounds the goodbye.
@@ -34,14 +34,14 @@ const (
 // is waited for, as in a COPY: by default that takes minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
-// sessionSettings are what every connection to the source pins.
+// SessionSettings are what every connection to the source pins.
 //
 // The keepalives end a backend whose daemon is gone, without a word, within half
 // a minute: it may hold a snapshot and, in a temporary slot, WAL. Without
 // tcp_user_timeout one in the middle of a COPY would wait for the kernel, some
 // 15 minutes. It also ends a connection whose reader stands still for that long,
 // so it is longer than any pause of a healthy one.
-var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
+var SessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
 	{Name: "synchronous_commit", Value: "local"}, // the barrier's own commit does not wait for standbys
 	{Name: "row_security", Value: "off"},         // a policy is an error, not a filter that nobody sees
 	{Name: "tcp_keepalives_idle", Value: "15"},
@@ -50,24 +50,24 @@ var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pg
 	{Name: "tcp_user_timeout", Value: "120000"},
 })
 
-// walsenderSettings differ for a walsender: its client stands still while the disk
+// WalsenderSettings differ for a walsender: its client stands still while the disk
 // is full, and answers all the same. wal_sender_timeout ends it when no answer
 // comes.
-var walsenderSettings = pgsession.Merge(sessionSettings, []pgsession.Setting{
+var WalsenderSettings = pgsession.Merge(SessionSettings, []pgsession.Setting{
 	{Name: "tcp_user_timeout", Value: "0"},
 })
 
 // DB is the database that is mirrored from: it dials, and reads the catalogs and
 // the slot. It holds no connection; whoever dials one owns it.
 type DB struct {
-	cfg     SourceConfig
+	cfg     Config
 	log     *slog.Logger
 	history timelineHistory
 }
 
 // Open returns a DB, or an error for a configuration that no server could serve.
 // It dials nothing.
-func Open(cfg SourceConfig) (*DB, error) {
+func Open(cfg Config) (*DB, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func Open(cfg SourceConfig) (*DB, error) {
 }
 
 // Config returns the configuration, with its defaults.
-func (db *DB) Config() *SourceConfig { return &db.cfg }
+func (db *DB) Config() *Config { return &db.cfg }
 
 // connConfig reads the URL again and gives a connection's options.
 func (db *DB) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
@@ -107,9 +107,9 @@ func (db *DB) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	return o, nil
 }
 
-// quotedRole is the quoted name of the role in source.url, for the statements that mend
+// QuotedRole is the quoted name of the role in source.url, for the statements that mend
 // its rights.
-func (db *DB) quotedRole() string {
+func (db *DB) QuotedRole() string {
 	if o, err := db.connConfig(nil); err == nil {
 		return pgx.Identifier{o.User}.Sanitize()
 	}
@@ -118,7 +118,7 @@ func (db *DB) quotedRole() string {
 
 // pinSettings makes the settings in a session that has begun, see [pgsession.SQL].
 func pinSettings(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
 		return fmt.Errorf("pin settings: %w", err)
@@ -126,24 +126,24 @@ func pinSettings(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.
 	return nil
 }
 
-// dialSQL opens an ordinary connection.
-func (db *DB) dialSQL(ctx context.Context) (*pgx.Conn, error) {
-	o, err := db.connConfig(sessionSettings)
+// DialSQL opens an ordinary connection.
+func (db *DB) DialSQL(ctx context.Context) (*pgx.Conn, error) {
+	o, err := db.connConfig(SessionSettings)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := postgres.Connect(ctx, o)
-	if sqlState(err) == codeInsufficientPrivilege {
-		h := newHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+db.quotedRole(), "the role in source.url may not connect: %v", err)
-		h.heals = true
+	if SQLState(err) == CodeInsufficientPrivilege {
+		h := NewHalt("GRANT CONNECT ON DATABASE "+pgx.Identifier{o.Database}.Sanitize()+" TO "+db.QuotedRole(), "the role in source.url may not connect: %v", err)
+		h.Heals = true
 		return nil, h
 	}
 	return conn, db.explainConnectError(err)
 }
 
-// dialReplication opens a connection to a walsender.
-func (db *DB) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
-	o, err := db.connConfig(walsenderSettings)
+// DialReplication opens a connection to a walsender.
+func (db *DB) DialReplication(ctx context.Context) (*pgconn.PgConn, error) {
+	o, err := db.connConfig(WalsenderSettings)
 	if err != nil {
 		return nil, err
 	}
@@ -154,17 +154,17 @@ func (db *DB) dialReplication(ctx context.Context) (*pgconn.PgConn, error) {
 
 // DialSameServer opens an ordinary connection, and makes sure that it leads to the
 // server that cat was read from.
-func (db *DB) DialSameServer(ctx context.Context, cat *catalog) (*pgx.Conn, error) {
-	sql, err := db.dialSQL(ctx)
+func (db *DB) DialSameServer(ctx context.Context, cat *Catalog) (*pgx.Conn, error) {
+	sql, err := db.DialSQL(ctx)
 	if err != nil {
 		return nil, err
 	}
-	other := catalog{}
+	other := Catalog{}
 	if err = db.readServer(ctx, sql, &other); err == nil {
-		err = cat.matchServer(other.source.SystemID, other.source.Timeline, other.source.Database)
+		err = cat.matchServer(other.Source.SystemID, other.Source.Timeline, other.Source.Database)
 	}
 	if err != nil {
-		closeConn(sql.PgConn())
+		CloseConn(sql.PgConn())
 		return nil, err
 	}
 	return sql, nil
@@ -172,13 +172,13 @@ func (db *DB) DialSameServer(ctx context.Context, cat *catalog) (*pgx.Conn, erro
 
 // explainConnectError turns what cannot get better by itself into a halt.
 func (db *DB) explainConnectError(err error) error {
-	switch code := sqlState(err); {
+	switch code := SQLState(err); {
 	case err == nil:
 		return nil
-	case code == codeInsufficientPrivilege:
+	case code == CodeInsufficientPrivilege:
 		return db.haltNoReplication(err)
-	case code == codeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
-		return newHalt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
+	case code == CodeUndefinedObject && strings.Contains(err.Error(), "idle_session_timeout"):
+		return NewHalt("upgrade Postgres to 14 or newer", "the server is older than Postgres 14")
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
 		return haltPooler(err)
 	}
@@ -186,25 +186,25 @@ func (db *DB) explainConnectError(err error) error {
 }
 
 // haltNoReplication is the halt of a role that may neither replicate nor drop slots.
-func (db *DB) haltNoReplication(err error) *haltError {
-	h := newHalt("ALTER ROLE "+db.quotedRole()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
-	h.heals = true
+func (db *DB) haltNoReplication(err error) *HaltError {
+	h := NewHalt("ALTER ROLE "+db.QuotedRole()+" REPLICATION", "the role in source.url lacks REPLICATION: %v", err)
+	h.Heals = true
 	return h
 }
 
 // haltPooler names what does not get better by trying again.
-func haltPooler(err error) *haltError {
-	return newHalt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
+func haltPooler(err error) *HaltError {
+	return NewHalt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
 }
 
 // haltNotUTF8 halts where the server cannot send a value of the table: it would fail
 // on it again and again. The WAL holds the value after it was mended too, so that
 // the slot is worthless.
-func (db *DB) haltNotUTF8(err error) *haltError {
-	h := newHalt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
-		strings.Join(db.cfg.neededColumns(), ", "), db.cfg.quotedPublication(), db.cfg.quotedTable(), db.cfg.quotedColumns()),
-		"table %s holds a value that Postgres cannot convert to UTF-8: %v", db.cfg.quotedTable(), err)
-	h.distrust = true
+func (db *DB) haltNotUTF8(err error) *HaltError {
+	h := NewHalt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
+		strings.Join(db.cfg.neededColumns(), ", "), db.cfg.QuotedPublication(), db.cfg.QuotedTable(), db.cfg.quotedColumns()),
+		"table %s holds a value that Postgres cannot convert to UTF-8: %v", db.cfg.QuotedTable(), err)
+	h.Distrust = true
 	return h
 }
 
@@ -212,7 +212,7 @@ func (db *DB) haltNotUTF8(err error) *haltError {
 // Postgres says then: a replication command is no SQL to it, and statements that
 // were prepared in one transaction are gone in the next.
 func isPoolerError(err error) bool {
-	switch sqlState(err) {
+	switch SQLState(err) {
 	case codeUnknownStatement, codeDuplicateStatement:
 		return true
 	case codeSyntaxError:
@@ -227,14 +227,14 @@ func (db *DB) ExplainError(err error) error {
 	if isPoolerError(err) {
 		err = haltPooler(err)
 	}
-	if code := sqlState(err); code == codeUntranslatable || code == codeBadCharacter {
+	if code := SQLState(err); code == codeUntranslatable || code == codeBadCharacter {
 		err = db.haltNotUTF8(err)
 	}
 	return err
 }
 
-// closeConn says goodbye, so that the server frees the slot at once.
-func closeConn(conn *pgconn.PgConn) {
+// CloseConn says goodbye, so that the server frees the slot at once.
+func CloseConn(conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	_ = conn.Close(ctx)
@@ -244,8 +244,8 @@ func closeConn(conn *pgconn.PgConn) {
 	}
 }
 
-// sleep waits for d; false: ctx ended before.
-func sleep(ctx context.Context, d time.Duration) bool {
+// Sleep waits for d; false: ctx ended before.
+func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

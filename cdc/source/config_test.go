@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"strings"
@@ -7,7 +7,7 @@ import (
 
 func TestConfigValidate(t *testing.T) {
 	t.Parallel()
-	r := SourceConfig{
+	r := Config{
 		URL: func() (string, error) { return "", nil }, Schema: "s", Table: "t", KeyColumns: []string{"i"}, ClientColumn: "c", RestaurantColumn: "r",
 		Publication: "p", Slot: "ok_1",
 	}

@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"cmp"
@@ -56,7 +56,7 @@ func quoteLiteral(text string) string { return "'" + strings.ReplaceAll(text, "'
 // process; its locks are those that go with the lock of its id.
 // https://www.postgresql.org/docs/current/view-pg-locks.html
 func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTransaction, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
 		SELECT p.gid, 0, p.database::text, p.owner::text, '', '', p.prepared::text
@@ -83,22 +83,22 @@ func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTra
 	return blockers, nil
 }
 
-// waitReport says how a long wait for open transactions is reported.
-type waitReport struct {
-	show  func(string)  // receives the transactions that are waited for
-	after time.Duration // and again each time; 0: slowSlot
+// WaitReport says how a long wait for open transactions is reported.
+type WaitReport struct {
+	Show  func(string)  // receives the transactions that are waited for
+	After time.Duration // and again each time; 0: slowSlot
 }
 
-// explainSlotWait makes a slot over the walsender pid and says in log and status what
+// ExplainSlotWait makes a slot over the walsender pid and says in log and status what
 // that waits for: for each transaction that was open before. sql is free to use,
 // and stays so. show takes what the wait is for.
-func (db *DB) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, w waitReport, create func() (createdSlot, error)) (createdSlot, error) {
+func (db *DB) ExplainSlotWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, w WaitReport, create func() (CreatedSlot, error)) (CreatedSlot, error) {
 	waiting, created := context.WithCancel(ctx)
 	explained := make(chan struct{})
 	go func() {
 		defer close(explained)
 		said := ""
-		for sleep(waiting, cmp.Or(w.after, slowSlot)) {
+		for Sleep(waiting, cmp.Or(w.After, slowSlot)) {
 			// Its end must not end a query: that would end the connection.
 			blockers, err := findBlockers(context.WithoutCancel(ctx), sql, pid)
 			if err != nil || waiting.Err() != nil {
@@ -109,7 +109,7 @@ func (db *DB) explainSlotWait(ctx context.Context, sql *pgx.Conn, name string, p
 				names[i] = blockers[i].String()
 			}
 			text := strings.TrimSuffix("creating the slot waits for open transactions: "+strings.Join(names, "; "), ": ")
-			w.show(text)
+			w.Show(text)
 			if text != said {
 				db.log.Warn("a snapshot has to wait", "slot", name, "why", text)
 				said = text

@@ -1,4 +1,4 @@
-package cdc
+package source
 
 import (
 	"cmp"
@@ -14,8 +14,8 @@ import (
 	"dinnerbell/cdc/pgoutput"
 )
 
-// SourceConfig names the table that is mirrored, and how to reach it.
-type SourceConfig struct {
+// Config names the table that is mirrored, and how to reach it.
+type Config struct {
 	// URL returns the connection string. It is called before every connection is
 	// made, so that rotated credentials are picked up.
 	URL func() (string, error)
@@ -55,7 +55,7 @@ const maxIdentifier = 63
 var slotNamePattern = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
 // withDefaults fills in the fields that may be left out.
-func (c SourceConfig) withDefaults() SourceConfig {
+func (c Config) withDefaults() Config {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
 	c.ForgottenAfter = cmp.Or(c.ForgottenAfter, forgottenAfter)
@@ -67,19 +67,19 @@ func (c SourceConfig) withDefaults() SourceConfig {
 
 // ForInstance returns the configuration with an application_name that no other
 // instance has: the id of the store's directory is appended to it.
-func (c SourceConfig) ForInstance(instance string) SourceConfig {
+func (c Config) ForInstance(instance string) Config {
 	name := cmp.Or(c.ApplicationName, "dinnerbell")
 	c.ApplicationName = name[:min(len(name), maxIdentifier-1-len(instance))] + "-" + instance
 	return c
 }
 
 // validate finds what no server could serve.
-func (c *SourceConfig) validate() error {
+func (c *Config) validate() error {
 	if c.URL == nil {
 		return fmt.Errorf("check source configuration: no URL")
 	}
 	if !slotNamePattern.MatchString(c.Slot) {
-		return newHalt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
+		return NewHalt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
 	}
 	for what, name := range map[string]string{
 		"schema": c.Schema, "table": c.Table, "publication": c.Publication,
@@ -94,15 +94,15 @@ func (c *SourceConfig) validate() error {
 
 // neededColumns gives the needed columns, indexed by KeyColumn, RestaurantColumn, ClientColumn;
 // what a composite key has more of follows. Validate has found a first one.
-func (c *SourceConfig) neededColumns() []string {
+func (c *Config) neededColumns() []string {
 	return append([]string{pgoutput.KeyColumn: c.KeyColumns[0], pgoutput.RestaurantColumn: c.RestaurantColumn, pgoutput.ClientColumn: c.ClientColumn}, c.KeyColumns[1:]...)
 }
 
-// quotedKey is the quoted list of the key columns.
-func (c *SourceConfig) quotedKey() string { return quoteList(c.KeyColumns) }
+// QuotedKey is the quoted list of the key columns.
+func (c *Config) QuotedKey() string { return quoteList(c.KeyColumns) }
 
 // quotedColumns is the quoted list of the needed columns, each once.
-func (c *SourceConfig) quotedColumns() string {
+func (c *Config) quotedColumns() string {
 	names := c.neededColumns()
 	slices.Sort(names)
 	return quoteList(slices.Compact(names))
@@ -116,8 +116,8 @@ func quoteList(names []string) string {
 	return strings.Join(quoted, ", ")
 }
 
-// quotedTable is the quoted, qualified name.
-func (c *SourceConfig) quotedTable() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
+// QuotedTable is the quoted, qualified name.
+func (c *Config) QuotedTable() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
 
-// quotedPublication is the quoted name.
-func (c *SourceConfig) quotedPublication() string { return pgx.Identifier{c.Publication}.Sanitize() }
+// QuotedPublication is the quoted name.
+func (c *Config) QuotedPublication() string { return pgx.Identifier{c.Publication}.Sanitize() }
