@@ -40,13 +40,9 @@ func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 		return nil, err
 	}
 	defer closeConn(conn)
-	opts, err := cfg.Kafka.Client()
+	client, err := cfg.Kafka.NewClient()
 	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
-	}
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
 	a.conn, a.client = conn, client
@@ -125,7 +121,7 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
 		var k int64
-		if k, err = topic.ReadProgress(ctx, &topic.PartitionReader{Client: a.client, ClientOptions: a.cfg.Kafka.Client, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.progress, Partition: lane}); err == nil {
+		if k, err = topic.ReadProgress(ctx, &topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.progress, Partition: lane}); err == nil {
 			return k, nil
 		}
 		select {
@@ -260,7 +256,7 @@ func (a *audit) count(ctx context.Context, since time.Time, seen map[string]int)
 			failed = err
 			return
 		}
-		p := topic.PartitionReader{Client: a.client, ClientOptions: a.cfg.Kafka.Client, Topic: o.Topic, TopicID: id, Partition: o.Partition}
+		p := topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: o.Topic, TopicID: id, Partition: o.Partition}
 		failed = p.ReadRange(ctx, max(o.Offset, 0), end.Offset, func(r *topic.Record) error { // what cannot be read is none of ours
 			if _, ours := seen[string(r.Key)]; ours {
 				seen[string(r.Key)]++

@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/postgres"
@@ -58,27 +57,6 @@ func (c SinkConfig) readers() int {
 		return most
 	}
 	return max(1, min(most, c.MaxConnections/4))
-}
-
-// KafkaConfig names the Kafka side.
-type KafkaConfig struct {
-	// Client gives the options that reach the cluster: brokers, TLS, SASL.
-	// Asked on every connect.
-	Client func() ([]kgo.Opt, error)
-	// Principal is whom the brokers take this client for, as far as that is known,
-	// such as "User:dinnerbell". Default "User:NAME".
-	Principal     string
-	Campaigns     string
-	Notifications string
-	DeadLetters   string
-	Progress      string
-	Group         string
-	// InstanceID makes this daemon a static member of the group: after a
-	// restart it gets its lanes back at once. Unique per daemon.
-	InstanceID string
-	// Start is where a new deployment begins: "earliest" (default), "latest"
-	// or an RFC 3339 time.
-	Start string
 }
 
 func (c Config) withDefaults() Config {

@@ -51,14 +51,11 @@ type letterTopic struct {
 // openDeadLetters makes a client and reads the limits that decide what is refused.
 func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error) {
 	t := &letterTopic{cfg: cfg.withDefaults()}
-	opts, err := t.cfg.Kafka.Client()
+	client, err := t.cfg.Kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))
 	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
+		return nil, err
 	}
-	t.client, err = kgo.NewClient(append(opts, kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))...)
-	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
-	}
+	t.client = client
 	found, err := readCluster(ctx, t.client, t.cfg.Kafka)
 	if err != nil {
 		t.close()
@@ -90,7 +87,7 @@ func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) erro
 		if err != nil {
 			return err
 		}
-		r := topic.PartitionReader{Client: t.client, ClientOptions: t.cfg.Kafka.Client, Topic: name, TopicID: detail.ID, Partition: p}
+		r := topic.PartitionReader{Client: t.client, NewClient: t.cfg.Kafka.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
 		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *topic.Record) error { return fn(newDeadLetter(r)) }); err != nil {
 			return fmt.Errorf("read %s/%d: %w", name, p, err)
 		}

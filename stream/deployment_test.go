@@ -53,7 +53,7 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 	w.cfg = Config{ClaimConfig: ClaimConfig{
 		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
 		Kafka: KafkaConfig{
-			Client:        func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
+			ClientOptions: func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
 			Campaigns:     w.kafka.Topic("campaigns", lanes, nil),
 			Notifications: w.kafka.Topic("notifications", 3, nil),
 			DeadLetters:   w.kafka.Topic("dead", 1, map[string]string{"max.message.bytes": fmt.Sprint(defaultMaxMessage + 64<<10)}),

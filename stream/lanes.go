@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // initLanes writes a lane row for every partition of the campaigns topic that
@@ -16,13 +15,9 @@ import (
 // kafka.start says; a partition that appears later is read from its beginning,
 // whatever kafka.start says: everything on it is new to us.
 func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
-	opts, err := cfg.Kafka.Client()
+	client, err := cfg.Kafka.NewClient()
 	if err != nil {
-		return fmt.Errorf("read kafka settings: %w", err)
-	}
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return fmt.Errorf("make kafka client: %w", err)
+		return err
 	}
 	defer client.Close()
 	ids, topics, err := readTopicIDs(ctx, client, cfg.Kafka)

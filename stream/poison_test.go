@@ -175,8 +175,8 @@ func (c *damagingConn) Read(p []byte) (int, error) {
 func damagedWorld(t *testing.T, damages func() bool) *deployment {
 	t.Helper()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
-	plain := w.cfg.Kafka.Client
-	w.cfg.Kafka.Client = func() ([]kgo.Opt, error) {
+	plain := w.cfg.Kafka.ClientOptions
+	w.cfg.Kafka.ClientOptions = func() ([]kgo.Opt, error) {
 		opts, err := plain()
 		return append(opts, kgo.Dialer(func(ctx context.Context, network, host string) (net.Conn, error) {
 			conn, err := (&net.Dialer{}).DialContext(ctx, network, host)

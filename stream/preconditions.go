@@ -4,17 +4,28 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 )
+
+// Preconditions makes the checks of a moment, each on the sink and the cluster as
+// they are now. The error says what kept facts from being read; the report then
+// holds what could be read.
+func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
+	cfg = cfg.withDefaults()
+	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(conn)
+	return readPreconditions(ctx, cfg, moment, conn, nil)
+}
 
 // systemFacts are what was read of both systems before the checks.
 type systemFacts struct {
@@ -26,13 +37,9 @@ type systemFacts struct {
 // connection to the sink and a client of its own to Kafka. It keeps the facts that
 // it has read in *found, unless that is nil.
 func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment, conn *pgx.Conn, found *systemFacts) (precondition.Report, error) {
-	opts, err := cfg.Kafka.Client()
+	client, err := cfg.Kafka.NewClient()
 	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
-	}
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
 	k := &kafkaFacts{cfg: cfg.Kafka, moment: moment, adm: kadm.NewClient(client)}

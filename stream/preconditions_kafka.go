@@ -40,19 +40,6 @@ type kafkaFacts struct {
 	cluster *cluster     // read before the checks
 }
 
-// Preconditions makes the checks of a moment, each on the sink and the cluster as
-// they are now. The error says what kept facts from being read; the report then
-// holds what could be read.
-func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
-	cfg = cfg.withDefaults()
-	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
-	if err != nil {
-		return nil, err
-	}
-	defer closeConn(conn)
-	return readPreconditions(ctx, cfg, moment, conn, nil)
-}
-
 // alterTopic is the command that changes a setting of a topic.
 func (f *kafkaFacts) alterTopic(topic, setting string) string {
 	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.cluster.bootstrap, topic, setting)

@@ -24,7 +24,7 @@ func TestStartWaitsForSetup(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := SetupTopics(t.Context(), w.cfg.ClaimConfig); err != nil {
+	if _, err := SetupTopics(t.Context(), w.cfg.Kafka); err != nil {
 		t.Fatal(err)
 	}
 	w.produce(1, encodeCampaign(w.campaign("c", "r1")))

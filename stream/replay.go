@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -144,13 +143,11 @@ type replay struct {
 func (r *replay) open(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
 	r.reader = r.svc.readers.open()
-	opts, err := cfg.Kafka.Client()
+	client, err := cfg.Kafka.NewClient()
 	if err != nil {
-		return fmt.Errorf("read kafka settings: %w", err)
+		return err
 	}
-	if r.client, err = kgo.NewClient(opts...); err != nil {
-		return fmt.Errorf("make kafka client: %w", err)
-	}
+	r.client = client
 	found, err := readCluster(ctx, r.client, cfg.Kafka)
 	if err != nil {
 		return err

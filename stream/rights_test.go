@@ -30,7 +30,7 @@ func rightsWorld(t *testing.T) (*deployment, *kadm.Client) {
 	as := func(user string) []kgo.Opt {
 		return []kgo.Opt{kgo.SeedBrokers(broker.ListenAddrs()...), kgo.SASL(plain.Auth{User: user, Pass: "pass"}.AsMechanism())}
 	}
-	w.cfg.Kafka.Client = func() ([]kgo.Opt, error) { return as("bell"), nil }
+	w.cfg.Kafka.ClientOptions = func() ([]kgo.Opt, error) { return as("bell"), nil }
 	w.cfg.Kafka.Principal = "User:bell"
 	client, err := kgo.NewClient(as("admin")...)
 	if err != nil {

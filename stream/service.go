@@ -173,11 +173,7 @@ func (s *Service) setLastError(text string) {
 // lane has its own. The process is a static member (KIP-345), so that after a
 // restart the group hands back the same lanes at once.
 func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
-	opts, err := s.cfg.Kafka.Client()
-	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
-	}
-	client, err := kgo.NewClient(append(opts,
+	client, err := s.cfg.Kafka.NewClient(
 		kgo.ConsumerGroup(s.cfg.Kafka.Group),
 		kgo.InstanceID(s.cfg.Kafka.InstanceID),
 		kgo.ConsumeTopics(s.cfg.Kafka.Campaigns),
@@ -192,9 +188,9 @@ func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 		}),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
-	)...)
+	)
 	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
+		return nil, err
 	}
 	client.PauseFetchTopics(s.cfg.Kafka.Campaigns)
 	return client, nil

@@ -341,7 +341,7 @@ func (c *claim) fencePredecessor(ctx context.Context) error {
 	}
 	failpoint.Hit("takeover/fenced")
 	c.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.lane, c.cfg.Kafka.Progress), nil)
-	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, ClientOptions: c.cfg.Kafka.Client, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.progress, Partition: c.lane})
+	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, NewClient: c.cfg.Kafka.NewClient, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.progress, Partition: c.lane})
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
 		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; compareSinks halts
 	}
@@ -368,12 +368,8 @@ func (c *claim) transactionalID() string {
 // openKafka makes the one client of the session: a transactional producer, over
 // which the lane's partition is read as well.
 func (c *claim) openKafka() error {
-	opts, err := c.cfg.Kafka.Client()
-	if err != nil {
-		return fmt.Errorf("read kafka settings: %w", err)
-	}
 	sticky, manual := kgo.StickyKeyPartitioner(nil), kgo.ManualPartitioner()
-	c.client, err = kgo.NewClient(append(opts,
+	client, err := c.cfg.Kafka.NewClient(
 		kgo.TransactionalID(c.transactionalID()),
 		kgo.TransactionTimeout(transactionTimeout),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
@@ -391,10 +387,11 @@ func (c *claim) openKafka() error {
 			}
 			return sticky.ForTopic(topic)
 		})),
-	)...)
+	)
 	if err != nil {
-		return fmt.Errorf("make kafka client: %w", err)
+		return err
 	}
+	c.client = client
 	return nil
 }
 

@@ -16,19 +16,15 @@ import (
 // SetupTopics creates the topics that are missing and gives the progress topic
 // as many partitions as the campaigns topic has. It says what it did, one line
 // each. Safe to repeat.
-func SetupTopics(ctx context.Context, cfg ClaimConfig) ([]string, error) {
-	opts, err := cfg.Kafka.Client()
-	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
-	}
+func SetupTopics(ctx context.Context, cfg KafkaConfig) ([]string, error) {
 	// By default the client gives the same metadata for five seconds: a topic that
 	// was just created would stay unknown so long.
-	client, err := kgo.NewClient(append(opts, kgo.MetadataMinAge(createdPause))...)
+	client, err := cfg.NewClient(kgo.MetadataMinAge(createdPause))
 	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
-	s := topicSetup{adm: kadm.NewClient(client), cfg: cfg.Kafka}
+	s := topicSetup{adm: kadm.NewClient(client), cfg: cfg}
 	for _, step := range []func(context.Context) error{s.campaigns, s.outputs, s.progress} {
 		if err := step(ctx); err != nil {
 			return s.did, err

@@ -158,7 +158,7 @@ func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 		t.Errorf("setup refuses a topic that it can mend: %v", err)
 	}
 	for i, want := range []string{"cleanup.policy set to compact", "there already"} {
-		did, err := SetupTopics(t.Context(), w.cfg.ClaimConfig)
+		did, err := SetupTopics(t.Context(), w.cfg.Kafka)
 		if err != nil || !strings.Contains(strings.Join(did, "\n"), "topic "+w.cfg.Kafka.Progress+": "+want) {
 			t.Errorf("setup %d: %q, %v", i, did, err)
 		}
@@ -183,7 +183,7 @@ func TestSetupDoesNotWaitForTopicsThatAreThere(t *testing.T) {
 		w.kafka.DeleteAfter(*name)
 	}
 	began := time.Now()
-	did, err := SetupTopics(t.Context(), w.cfg.ClaimConfig)
+	did, err := SetupTopics(t.Context(), w.cfg.Kafka)
 	if err != nil || strings.Count(strings.Join(did, "\n"), ": created") != 4 {
 		t.Fatalf("setup: %q, %v", did, err)
 	}

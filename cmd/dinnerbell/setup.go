@@ -42,7 +42,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		{"check source", func() ([]string, error) { return nil, warnOfSource(ctx, a, source) }},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
-		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink) }},
+		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink.Kafka) }},
 		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, sink) }},
 	} {
 		did, err := step.do()

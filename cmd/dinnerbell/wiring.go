@@ -53,7 +53,7 @@ func claimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
 			MaxConnections: cfg.Sink.MaxConnections,
 		},
 		Kafka: stream.KafkaConfig{
-			Client:        func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },
+			ClientOptions: func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },
 			Principal:     kafkaconn.Principal(cfg.Kafka),
 			Campaigns:     cfg.Kafka.Campaigns,
 			Notifications: cfg.Kafka.Notifications,

@@ -37,12 +37,12 @@ const MaxBatch = 64 << 20
 // log ends in markers or aborted batches, it stops for good at a batch that it
 // cannot read, and it holds whatever a batch inflates to. For one goroutine.
 type PartitionReader struct {
-	Client        *kgo.Client
-	ClientOptions func() ([]kgo.Opt, error) // of a client with new connections
-	Topic         string
-	TopicID       [16]byte
-	Partition     int32
-	MaxRecord     int // how large a record is held whole; 0: leastRecord
+	Client    *kgo.Client
+	NewClient func(...kgo.Opt) (*kgo.Client, error) // makes a client with new connections
+	Topic     string
+	TopicID   [16]byte
+	Partition int32
+	MaxRecord int // how large a record is held whole; 0: leastRecord
 
 	inflater    inflater
 	leader      int32 // of the partition; see known
@@ -299,13 +299,9 @@ func (p *PartitionReader) nextBase(ctx context.Context, at int64) (int64, error)
 
 // fetchAnew fetches over a connection of its own.
 func (p *PartitionReader) fetchAnew(ctx context.Context, at int64) (*kmsg.FetchResponseTopicPartition, error) {
-	opts, err := p.ClientOptions()
+	client, err := p.NewClient()
 	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
-	}
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
+		return nil, err
 	}
 	defer client.Close()
 	return p.fetch(ctx, client, at, 0)

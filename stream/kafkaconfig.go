@@ -1,0 +1,42 @@
+package stream
+
+import (
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// KafkaConfig names the Kafka side.
+type KafkaConfig struct {
+	// ClientOptions returns the options that reach the cluster: brokers, TLS, SASL.
+	// NewClient calls it each time, so that rotated credentials are picked up.
+	ClientOptions func() ([]kgo.Opt, error)
+	// Principal is whom the brokers take this client for, as far as that is known,
+	// such as "User:dinnerbell". Default "User:NAME".
+	Principal     string
+	Campaigns     string
+	Notifications string
+	DeadLetters   string
+	Progress      string
+	Group         string
+	// InstanceID makes this daemon a static member of the group: after a
+	// restart it gets its lanes back at once. Unique per daemon.
+	InstanceID string
+	// Start is where a new deployment begins: "earliest" (default), "latest"
+	// or an RFC 3339 time.
+	Start string
+}
+
+// NewClient makes a client of the cluster, with more options than those that reach
+// it. It does not connect: the first request does.
+func (c KafkaConfig) NewClient(more ...kgo.Opt) (*kgo.Client, error) {
+	opts, err := c.ClientOptions()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(append(opts, more...)...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	return client, nil
+}
