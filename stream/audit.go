@@ -54,7 +54,7 @@ func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 		return nil, err
 	}
 	a.table = found.feedback
-	if a.ids, _, err = readTopicIDs(ctx, client, cfg.Kafka); err != nil {
+	if a.ids, _, err = topic.ReadIDs(ctx, client, cfg.Kafka); err != nil {
 		return nil, err
 	}
 	rows, err := conn.Query(ctx, `SELECT lane FROM `+a.t.lane+` ORDER BY lane`)
@@ -79,7 +79,7 @@ type audit struct {
 	conn     *pgx.Conn
 	table    *feedbackTable
 	client   *kgo.Client
-	ids      topicIDs
+	ids      topic.IDs
 	findings []Finding
 }
 
@@ -121,7 +121,7 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
 		var k int64
-		if k, err = topic.ReadProgress(ctx, &topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.progress, Partition: lane}); err == nil {
+		if k, err = topic.ReadProgress(ctx, &topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.ProgressID, Partition: lane}); err == nil {
 			return k, nil
 		}
 		select {

@@ -325,7 +325,7 @@ func (c *committer) addStepChanges(f *flight, st *step, p *record.Payload) {
 	if c.claim.table.ownCode {
 		f.add(c.claim.sql.path, "pg_catalog")
 	}
-	f.add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.list())
+	f.add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
 	rows := newRowSets(st)
 	if len(rows.inserts) > 0 {
 		f.copySmall(c.claim.sql.insert, copyRows(rows.inserts))

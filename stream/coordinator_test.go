@@ -17,6 +17,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/topic"
 )
 
 // moveTo gives the world another cluster, with its topics.
@@ -150,7 +151,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 		t.Error("the lane was taken over")
 	}
 	client := w.kafka.Client()
-	if err := transactionCoordinator("x").ask(t.Context(), client); !errors.Is(err, kerr.CoordinatorNotAvailable) {
+	if err := topic.TransactionCoordinator("x").Find(t.Context(), client); !errors.Is(err, kerr.CoordinatorNotAvailable) {
 		t.Errorf("the broker says of the coordinator: %v", err)
 	}
 }

@@ -56,12 +56,12 @@ func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error)
 		return nil, err
 	}
 	t.client = client
-	found, err := readCluster(ctx, t.client, t.cfg.Kafka)
+	found, err := topic.ReadCluster(ctx, t.client, t.cfg.Kafka)
 	if err != nil {
 		t.close()
 		return nil, err
 	}
-	t.parser = newMessageParser(t.cfg.Kafka, newTopicLimits(found, t.cfg.Kafka), nil)
+	t.parser = newMessageParser(t.cfg.Kafka, topic.NewLimits(found, t.cfg.Kafka), nil)
 	return t, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/stream/topic"
 )
 
 // What was refused because the topic did not take it is sent again once it does,
@@ -17,7 +19,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	svc, stop := w.start()
 	huge := w.campaign("huge", "r1")
 	huge.Content = strings.Repeat("x", 1_048_000) // as a campaign it fits a message, with a client it does not
-	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(defaultMaxMessage))
+	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.DefaultMaxMessage))
 	headers := []kgo.RecordHeader{{Key: "reason", Value: []byte("its own")}, {Key: "trace", Value: []byte("7")}}
 	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: 1, Key: []byte("k"), Value: encodeCampaign(huge), Headers: headers}).FirstErr(); err != nil {
 		t.Fatal(err)

@@ -364,8 +364,8 @@ func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *i
 		switch {
 		case n > campaign.MaxIDBytes:
 			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", campaign.MaxIDBytes)
-		case 6*l.Size()+9*n+record.Overhead > d.claim.limits.record && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.limits.record:
-			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.record, d.cfg.Kafka.Notifications)
+		case 6*l.Size()+9*n+record.Overhead > d.claim.limits.Notification && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.limits.Notification:
+			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.Notification, d.cfg.Kafka.Notifications)
 		}
 		return d.claim.table.refusesClient(id)
 	}

@@ -18,6 +18,7 @@ import (
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/topic"
 )
 
 // patience bounds how long a test waits for what must come.
@@ -52,11 +53,11 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 		rowsSQL: `SELECT ` + contractTable().readSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
 	w.cfg = Config{ClaimConfig: ClaimConfig{
 		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
-		Kafka: KafkaConfig{
+		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
 			Campaigns:     w.kafka.Topic("campaigns", lanes, nil),
 			Notifications: w.kafka.Topic("notifications", 3, nil),
-			DeadLetters:   w.kafka.Topic("dead", 1, map[string]string{"max.message.bytes": fmt.Sprint(defaultMaxMessage + 64<<10)}),
+			DeadLetters:   w.kafka.Topic("dead", 1, map[string]string{"max.message.bytes": fmt.Sprint(topic.DefaultMaxMessage + 64<<10)}),
 			Progress:      w.kafka.Topic("progress", lanes, map[string]string{"cleanup.policy": "compact"}),
 			Group:         envtest.Name("group"),
 			InstanceID:    "test",
@@ -157,7 +158,7 @@ func encodeCampaign(c campaign.Campaign) []byte {
 // produce writes messages to one partition of the campaigns topic.
 func (w *deployment) produce(partition int32, values ...[]byte) {
 	w.Helper()
-	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(defaultMaxMessage))
+	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.DefaultMaxMessage))
 	for _, v := range values {
 		if err := client.ProduceSync(w.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: partition, Value: v}).FirstErr(); err != nil {
 			w.Fatal(err)

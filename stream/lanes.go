@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"dinnerbell/stream/topic"
 )
 
 // initLanes writes a lane row for every partition of the campaigns topic that
@@ -20,7 +22,7 @@ func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
 		return err
 	}
 	defer client.Close()
-	ids, topics, err := readTopicIDs(ctx, client, cfg.Kafka)
+	ids, topics, err := topic.ReadIDs(ctx, client, cfg.Kafka)
 	if err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
 				return fmt.Errorf("find offset %s of %s/%d: %w", start, cfg.Kafka.Campaigns, p, o.Err)
 			}
 			if _, err := tx.Exec(ctx, `INSERT INTO `+t.lane+` (lane, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id)
-VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.cluster, ids.campaigns, ids.notifications, ids.progressText); err != nil {
+VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.Cluster, ids.Campaigns, ids.Notifications, ids.Progress); err != nil {
 				return fmt.Errorf("add lane %d: %w", p, err)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/topic"
 )
 
 // kafka.start says where a new deployment begins, and nothing else: what comes
@@ -29,7 +30,7 @@ func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 			w.produce(0, encodeCampaign(w.campaign("down", "r1"))) // while no daemon runs
 			w.grow(w.cfg.Kafka.Campaigns, 2)
 			w.produce(1, encodeCampaign(w.campaign("new partition", "r1")))
-			if _, err := SetupTopics(t.Context(), w.cfg.Kafka); err != nil { // the progress topic grows with it
+			if _, err := topic.Setup(t.Context(), w.cfg.Kafka); err != nil { // the progress topic grows with it
 				t.Fatal(err)
 			}
 			w.start()

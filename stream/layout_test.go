@@ -14,6 +14,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/topic"
 )
 
 //go:embed testdata/layout1.sql
@@ -114,13 +115,13 @@ func (w *deployment) ownRow(lane int32, next, seq int64) {
 		w.Fatal(err)
 	}
 	defer client.Close()
-	found, err := readCluster(w.Context(), client, w.cfg.Kafka)
+	found, err := topic.ReadCluster(w.Context(), client, w.cfg.Kafka)
 	if err != nil {
 		w.Fatal(err)
 	}
-	ids := found.ids(w.cfg.Kafka)
+	ids := found.IDs(w.cfg.Kafka)
 	w.db.Exec(`INSERT INTO dinnerbell.lane (lane, epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id) VALUES ($1, 7, $2, $3, $4, $5, $6, $7)`,
-		lane, seq, next, ids.cluster, ids.campaigns, ids.notifications, ids.progressText)
+		lane, seq, next, ids.Cluster, ids.Campaigns, ids.Notifications, ids.Progress)
 }
 
 // columns describes the daemon's tables.

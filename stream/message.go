@@ -47,8 +47,8 @@ type messageParser struct {
 	letters letterMaker
 }
 
-func newMessageParser(cfg KafkaConfig, limits topicLimits, table *feedbackTable) messageParser {
-	return messageParser{topic: cfg.Notifications, limit: limits.record, table: table, letters: newLetterMaker(cfg, limits)}
+func newMessageParser(cfg topic.Config, limits topic.Limits, table *feedbackTable) messageParser {
+	return messageParser{topic: cfg.Notifications, limit: limits.Notification, table: table, letters: newLetterMaker(cfg, limits)}
 }
 
 // parseRecord turns a record into a message. It never fails: what is no campaign
@@ -241,7 +241,7 @@ type messageInspector struct {
 }
 
 // newMessageInspector makes the inspector of a lane, or of none (-1).
-func newMessageInspector(cfg ClaimConfig, lane int32, table *feedbackTable, limits topicLimits, reader querier, store *state.Store) *messageInspector {
+func newMessageInspector(cfg ClaimConfig, lane int32, table *feedbackTable, limits topic.Limits, reader querier, store *state.Store) *messageInspector {
 	parser := newMessageParser(cfg.Kafka, limits, table)
 	return &messageInspector{
 		parser:    parser,

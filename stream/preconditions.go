@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
+	"dinnerbell/stream/topic"
 )
 
 // Preconditions makes the checks of a moment, each on the sink and the cluster as
@@ -29,7 +30,7 @@ func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Mom
 
 // systemFacts are what was read of both systems before the checks.
 type systemFacts struct {
-	cluster   *cluster
+	cluster   *topic.Cluster
 	catalogue *catalogue
 }
 
@@ -42,19 +43,19 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 		return nil, err
 	}
 	defer client.Close()
-	k := &kafkaFacts{cfg: cfg.Kafka, moment: moment, adm: kadm.NewClient(client)}
-	if k.cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*cluster, error) { return readCluster(ctx, client, cfg.Kafka) }); err != nil {
+	k := &topic.Facts{Config: cfg.Kafka, Moment: moment, Admin: kadm.NewClient(client)}
+	if k.Cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*topic.Cluster, error) { return topic.ReadCluster(ctx, client, cfg.Kafka) }); err != nil {
 		return nil, err
 	}
-	s := &sinkFacts{cfg: cfg.Sink, t: cfg.Sink.tables(), conn: conn, lanes: len(k.cluster.topics[cfg.Kafka.Campaigns].Partitions)}
+	s := &sinkFacts{cfg: cfg.Sink, t: cfg.Sink.tables(), conn: conn, lanes: len(k.Cluster.Topics[cfg.Kafka.Campaigns].Partitions)}
 	if s.catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*catalogue, error) { return readCatalogue(ctx, conn, s.t) }); err != nil {
 		return nil, err
 	}
 	if found != nil {
-		found.cluster, found.catalogue = k.cluster, s.catalogue
+		found.cluster, found.catalogue = k.Cluster, s.catalogue
 	}
 	report, err := precondition.Run(ctx, sinkPreconditions, moment, s)
-	ofKafka, kafkaErr := precondition.Run(ctx, kafkaPreconditions, moment, k)
+	ofKafka, kafkaErr := precondition.Run(ctx, topic.Preconditions, moment, k)
 	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
 }
 
@@ -69,7 +70,7 @@ func haltOf(violation *precondition.UnmetError, lane int32) *halt.Error {
 // check that is not made at setup is about that.
 func setupMends(e *precondition.UnmetError) bool {
 	return slices.ContainsFunc(sinkPreconditions, func(c precondition.Check[*sinkFacts]) bool { return c.Name == e.Name && c.At&precondition.AtSetup == 0 }) ||
-		slices.ContainsFunc(kafkaPreconditions, func(c precondition.Check[*kafkaFacts]) bool {
+		slices.ContainsFunc(topic.Preconditions, func(c precondition.Check[*topic.Facts]) bool {
 			return c.Name == e.Name && c.At&precondition.AtSetup == 0
 		})
 }

@@ -9,6 +9,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/topic"
 )
 
 // A daemon that is started before setup has run waits for it and names it.
@@ -24,7 +25,7 @@ func TestStartWaitsForSetup(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := SetupTopics(t.Context(), w.cfg.Kafka); err != nil {
+	if _, err := topic.Setup(t.Context(), w.cfg.Kafka); err != nil {
 		t.Fatal(err)
 	}
 	w.produce(1, encodeCampaign(w.campaign("c", "r1")))

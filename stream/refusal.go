@@ -17,6 +17,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/topic"
 )
 
 // refuses tells whether an error of a statement that writes feedback rows is
@@ -114,8 +115,8 @@ type letterMaker struct {
 	limit int    // bytes that the dead-letter topic accepts per batch
 }
 
-func newLetterMaker(cfg KafkaConfig, limits topicLimits) letterMaker {
-	return letterMaker{topic: cfg.Campaigns, limit: limits.dead}
+func newLetterMaker(cfg topic.Config, limits topic.Limits) letterMaker {
+	return letterMaker{topic: cfg.Campaigns, limit: limits.DeadLetter}
 }
 
 // complete makes a letter that was not made of a message fit to be sent.

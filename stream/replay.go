@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/topic"
 )
 
 // A replay reads a part of the campaigns topic again and joins what is still
@@ -127,7 +128,7 @@ type replay struct {
 	client   *kgo.Client       // nil before open
 	reader   *readers          // the same
 	messages *messageInspector // of no lane
-	limits   topicLimits
+	limits   topic.Limits
 	topicID  [16]byte // of the campaigns topic
 	topicTxt string
 	cluster  string
@@ -148,7 +149,7 @@ func (r *replay) open(ctx context.Context) (err error) {
 		return err
 	}
 	r.client = client
-	found, err := readCluster(ctx, r.client, cfg.Kafka)
+	found, err := topic.ReadCluster(ctx, r.client, cfg.Kafka)
 	if err != nil {
 		return err
 	}
@@ -159,10 +160,10 @@ func (r *replay) open(ctx context.Context) (err error) {
 	if err := look.report().Unmet(nil); err != nil {
 		return err
 	}
-	r.limits = newTopicLimits(found, cfg.Kafka)
+	r.limits = topic.NewLimits(found, cfg.Kafka)
 	r.messages = newMessageInspector(cfg.ClaimConfig, -1, look.feedback, r.limits, r.reader, r.svc.store)
-	ids := found.ids(cfg.Kafka)
-	r.cluster, r.topicTxt, r.topicID = ids.cluster, ids.campaigns, found.topics[cfg.Kafka.Campaigns].ID
+	ids := found.IDs(cfg.Kafka)
+	r.cluster, r.topicTxt, r.topicID = ids.Cluster, ids.Campaigns, found.Topics[cfg.Kafka.Campaigns].ID
 	return nil
 }
 

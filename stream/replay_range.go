@@ -131,7 +131,7 @@ func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
 // read calls fn for each record of [from, until) of a partition, in order.
 func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*topic.Record) error) error {
 	name := r.svc.cfg.Kafka.Campaigns
-	p := topic.PartitionReader{Client: r.client, NewClient: r.svc.cfg.Kafka.NewClient, Topic: name, TopicID: r.topicID, Partition: lane, MaxRecord: r.limits.maxInput()}
+	p := topic.PartitionReader{Client: r.client, NewClient: r.svc.cfg.Kafka.NewClient, Topic: name, TopicID: r.topicID, Partition: lane, MaxRecord: r.limits.MaxCampaign()}
 	err := p.ReadRange(ctx, from, until, fn)
 	if errors.Is(err, kerr.OffsetOutOfRange) {
 		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", name, lane, err)

@@ -107,7 +107,7 @@ func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
 	}
 	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
   cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
-		r.claim.lane, r.claim.epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.ids.cluster, r.claim.ids.campaigns, r.claim.ids.notifications, r.claim.ids.progressText)
+		r.claim.lane, r.claim.epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.ids.Cluster, r.claim.ids.Campaigns, r.claim.ids.Notifications, r.claim.ids.Progress)
 	if err != nil {
 		return fmt.Errorf("update lane: %w", err)
 	}

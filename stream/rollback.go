@@ -36,9 +36,9 @@ func (c *claim) checkTopics() error {
 
 func (c *claim) checkSinkTopics() error {
 	for _, id := range []struct{ what, have, want string }{
-		{"the Kafka cluster is another one", c.ids.cluster, c.expected.cluster},
-		{"topic " + c.cfg.Kafka.Notifications + " was deleted and made again", c.ids.notifications, c.expected.notifications},
-		{"topic " + c.cfg.Kafka.Progress + " was deleted and made again", c.ids.progressText, c.expected.progress},
+		{"the Kafka cluster is another one", c.ids.Cluster, c.expected.Cluster},
+		{"topic " + c.cfg.Kafka.Notifications + " was deleted and made again", c.ids.Notifications, c.expected.Notifications},
+		{"topic " + c.cfg.Kafka.Progress + " was deleted and made again", c.ids.Progress, c.expected.Progress},
 	} {
 		if id.have != id.want {
 			return c.newHalt(fmt.Sprintf("%s: its id is %s, the lane counts in %s; what the former one held may be missing to its consumers", id.what, id.have, id.want))
@@ -50,14 +50,14 @@ func (c *claim) checkSinkTopics() error {
 func (c *claim) checkInputTopic() error {
 	if c.hasNewInput() {
 		return c.newHalt(fmt.Sprintf("topic %s was deleted and made again: its id is %s, the lane counts in %s; campaigns that were not read are gone, and offset %d means nothing there",
-			c.cfg.Kafka.Campaigns, c.ids.campaigns, c.expected.campaigns, c.nextOffset))
+			c.cfg.Kafka.Campaigns, c.ids.Campaigns, c.expected.Campaigns, c.nextOffset))
 	}
 	return nil
 }
 
 // hasNewInput tells that the lane's offsets are of another log.
 func (c *claim) hasNewInput() bool {
-	return c.ids.campaigns != c.expected.campaigns || c.ids.cluster != c.expected.cluster
+	return c.ids.Campaigns != c.expected.Campaigns || c.ids.Cluster != c.expected.Cluster
 }
 
 // compareSinks compares K and P, and Kafka with what it had acknowledged.

@@ -15,6 +15,7 @@ import (
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/topic"
 )
 
 // halted runs the service until it halts, and returns why.
@@ -149,31 +150,31 @@ func matches(notes []note, want map[string][]string) error {
 }
 
 // recreate deletes a topic and makes it again, with the settings that it had.
-func (w *deployment) recreate(topic string) {
+func (w *deployment) recreate(name string) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
-	details, err := adm.ListTopics(w.Context(), topic)
+	details, err := adm.ListTopics(w.Context(), name)
 	if err != nil {
 		w.Fatal(err)
 	}
-	settings, err := readSettings(w.Context(), adm, topic)
+	settings, err := topic.ReadSettings(w.Context(), adm, name)
 	if err != nil {
 		w.Fatal(err)
 	}
 	configs := map[string]*string{}
-	for name, c := range settings[topic] {
+	for name, c := range settings[name] {
 		if c.Source == kmsg.ConfigSourceDynamicTopicConfig {
 			configs[name] = c.Value
 		}
 	}
-	if _, err := adm.DeleteTopics(w.Context(), topic); err != nil {
+	if _, err := adm.DeleteTopics(w.Context(), name); err != nil {
 		w.Fatal(err)
 	}
 	envtest.Until(w, patience, func() error { // a deletion takes a moment
-		_, err := adm.CreateTopic(w.Context(), int32(len(details[topic].Partitions)), 1, configs, topic)
+		_, err := adm.CreateTopic(w.Context(), int32(len(details[name].Partitions)), 1, configs, name)
 		return err
 	})
-	envtest.AwaitTopic(w, adm, topic)
+	envtest.AwaitTopic(w, adm, name)
 }
 
 func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
+	"dinnerbell/stream/topic"
 )
 
 // sessionTimeout is how long the group waits for a silent daemon before it
@@ -218,7 +219,7 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
 	var step phaseWatch
 	step.enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
-		return groupCoordinator(s.cfg.Kafka.Group).trouble(ctx, s.cfg.Kafka, client)
+		return topic.GroupCoordinator(s.cfg.Kafka.Group).Diagnose(ctx, s.cfg.Kafka, client)
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

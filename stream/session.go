@@ -32,9 +32,9 @@ type session struct {
 
 // shipProgress is how far the lane's steps are shipped.
 type shipProgress struct {
-	seq      atomic.Int64  // K
-	ends     topicEnds     // of the notifications topic, as acknowledged
-	advanced chan struct{} // K has advanced; one token
+	seq      atomic.Int64      // K
+	ends     topic.ReachedEnds // of the notifications topic, as acknowledged
+	advanced chan struct{}     // K has advanced; one token
 }
 
 func newSession(l *lane, c *claim) *session {
@@ -46,7 +46,7 @@ func newSession(l *lane, c *claim) *session {
 	}
 	s.messages = newMessageInspector(c.cfg, l.id, c.table, c.limits, s.reader, l.svc.store)
 	s.shipped.seq.Store(c.shipped)
-	s.shipped.ends.raise(c.endsBefore)
+	s.shipped.ends.Raise(c.endsBefore)
 	return s
 }
 
@@ -97,7 +97,7 @@ func (s *session) close() {
 func (s *session) newIntake() *intake {
 	return &intake{lane: s.lane, cfg: s.claim.cfg, messages: s.messages, arrivals: s.arrivals,
 		input: newInput(s.claim.nextOffset, &topic.PartitionReader{
-			Client: s.claim.client, NewClient: s.claim.cfg.Kafka.NewClient, Topic: s.claim.cfg.Kafka.Campaigns, TopicID: s.claim.ids.input, Partition: s.lane.id, MaxRecord: s.claim.limits.maxInput(),
+			Client: s.claim.client, NewClient: s.claim.cfg.Kafka.NewClient, Topic: s.claim.cfg.Kafka.Campaigns, TopicID: s.claim.ids.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.limits.MaxCampaign(),
 		})}
 }
 

@@ -84,7 +84,7 @@ func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recor
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.lane,
 			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
-			Hint: s.claim.limits.raiseHint(s.claim.cfg.Kafka.Principal) + "; then start the daemon again"}
+			Hint: s.claim.limits.RaiseHint(s.claim.cfg.Kafka.Principal) + "; then start the daemon again"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
@@ -174,14 +174,14 @@ func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *r
 }
 
 // produceAll is the part of ship before the commit.
-func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *recordBuffers) (*delivery, error) {
+func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *recordBuffers) (*topic.Delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	if err := s.claim.client.BeginTransaction(); err != nil {
 		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	failpoint.Hit("ship/begun")
-	result := &delivery{topic: s.claim.cfg.Kafka.Notifications}
+	result := &topic.Delivery{Topic: s.claim.cfg.Kafka.Notifications}
 	for _, p := range batch {
 		s.produceRecords(ctx, p, out, result)
 	}
@@ -191,26 +191,26 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 		Topic: s.claim.cfg.Kafka.Progress, Partition: s.claim.lane,
 		Key:   topic.ProgressKey(s.claim.lane),
 		Value: fmt.Appendf(nil, `{"seq":%d}`, last),
-	}, result.note)
+	}, result.Note)
 	if err := s.claim.client.Flush(ctx); err != nil {
 		return nil, fmt.Errorf("flush: %w", err)
 	}
-	if result.err != nil {
-		return nil, fmt.Errorf("produce: %w", result.err)
+	if result.Err != nil {
+		return nil, fmt.Errorf("produce: %w", result.Err)
 	}
 	failpoint.Hit("ship/flushed")
 	return result, nil
 }
 
 // commitShipment ends the transaction.
-func (s *shipper) commitShipment(ctx context.Context, result *delivery) error {
+func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	if err := s.claim.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: outcome unknown: %w", err)
 	}
 	failpoint.Hit("ship/committed")
-	s.shipped.ends.raise(result.ends)
+	s.shipped.ends.Raise(result.Ends)
 	return nil
 }
 
@@ -244,7 +244,7 @@ func (o *recordBuffers) prepare(batch []*record.Payload, size, keep int) {
 }
 
 // produceRecords hands the payload's records to the client.
-func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *recordBuffers, result *delivery) {
+func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *recordBuffers, result *topic.Delivery) {
 	for i := range p.Segments {
 		seg := &p.Segments[i]
 		w := seg.Render()
@@ -256,11 +256,11 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 			out.records = out.records[1:]
 			r.Topic = s.claim.cfg.Kafka.Notifications
 			r.Key, r.Value = out.arena[from:keyEnd:keyEnd], out.arena[keyEnd:valueEnd:valueEnd]
-			s.claim.client.Produce(ctx, r, result.note)
+			s.claim.client.Produce(ctx, r, result.Note)
 		}
 	}
 	for i := range p.Dead {
-		s.claim.client.Produce(ctx, deadLetterRecord(&p.Dead[i], s.claim.cfg.Kafka.DeadLetters), result.note)
+		s.claim.client.Produce(ctx, deadLetterRecord(&p.Dead[i], s.claim.cfg.Kafka.DeadLetters), result.Note)
 	}
 }
 

@@ -30,7 +30,7 @@ const takeoverTimeout = 60 * time.Second
 // its steps.
 type ClaimConfig struct {
 	Sink   SinkConfig
-	Kafka  KafkaConfig
+	Kafka  topic.Config
 	Logger *slog.Logger // default: none
 
 	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
@@ -90,9 +90,9 @@ type claim struct {
 	client  *kgo.Client     // intake fetches, ship produces
 
 	table    *feedbackTable // each step's transaction compares it
-	ids      topicIDs
-	expected expectedIDs
-	limits   topicLimits
+	ids      topic.IDs
+	expected topic.ExpectedIDs
+	limits   topic.Limits
 
 	epoch      int64
 	seq        int64 // P
@@ -241,8 +241,8 @@ func (c *claim) checkPreconditions(ctx context.Context) error {
 	if err := report.Unmet(err); err != nil {
 		return err
 	}
-	c.ids = found.cluster.ids(c.cfg.Kafka)
-	c.limits = newTopicLimits(found.cluster, c.cfg.Kafka)
+	c.ids = found.cluster.IDs(c.cfg.Kafka)
+	c.limits = topic.NewLimits(found.cluster, c.cfg.Kafka)
 	c.table = found.catalogue.feedback
 	return nil
 }
@@ -307,7 +307,7 @@ func (c *claim) raiseEpoch(ctx context.Context) error {
 	row := func() error {
 		return c.conn.QueryRow(ctx, `UPDATE `+c.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
 RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, c.lane).
-			Scan(&c.epoch, &c.seq, &c.nextOffset, &c.expected.cluster, &c.expected.campaigns, &c.expected.notifications, &c.expected.progress,
+			Scan(&c.epoch, &c.seq, &c.nextOffset, &c.expected.Cluster, &c.expected.Campaigns, &c.expected.Notifications, &c.expected.Progress,
 				&c.shippedBefore, &c.endsBefore, &c.totals.notified, &c.totals.expired, &c.totals.dead)
 	}
 	err := row()
@@ -329,7 +329,7 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 // lane's transactions, so the K that is read is final.
 func (c *claim) fencePredecessor(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
-		return transactionCoordinator(c.transactionalID()).trouble(ctx, c.cfg.Kafka, c.client)
+		return topic.TransactionCoordinator(c.transactionalID()).Diagnose(ctx, c.cfg.Kafka, c.client)
 	}
 	c.step.enter(fmt.Sprintf("fence the former producer of lane %d", c.lane), trouble)
 	_, _, err := c.client.ProducerID(ctx)
@@ -341,7 +341,7 @@ func (c *claim) fencePredecessor(ctx context.Context) error {
 	}
 	failpoint.Hit("takeover/fenced")
 	c.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.lane, c.cfg.Kafka.Progress), nil)
-	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, NewClient: c.cfg.Kafka.NewClient, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.progress, Partition: c.lane})
+	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, NewClient: c.cfg.Kafka.NewClient, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.ProgressID, Partition: c.lane})
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
 		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; compareSinks halts
 	}
@@ -358,7 +358,7 @@ func (c *claim) transactionRefused(err error) error {
 	id := c.transactionalID()
 	return &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + id,
 		Found: fmt.Sprintf("%s lacks the right Write: %v", c.cfg.Kafka.Principal, err), Effect: "the lane cannot be taken over",
-		Fix: grantRight(c.limits.bootstrap, c.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.cfg.Kafka.Group+"-")}}
+		Fix: topic.GrantCommand(c.limits.Bootstrap, c.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.cfg.Kafka.Group+"-")}}
 }
 
 func (c *claim) transactionalID() string {
@@ -377,9 +377,9 @@ func (c *claim) openKafka() error {
 		kgo.MaxBufferedRecords(1<<17),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 {
 			if topic == c.cfg.Kafka.DeadLetters {
-				return int32(c.limits.dead)
+				return int32(c.limits.DeadLetter)
 			}
-			return int32(c.limits.record)
+			return int32(c.limits.Notification)
 		}),
 		kgo.RecordPartitioner(partitionerFunc(func(topic string) kgo.TopicPartitioner {
 			if topic == c.cfg.Kafka.Progress {

@@ -158,7 +158,7 @@ func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 		t.Errorf("setup refuses a topic that it can mend: %v", err)
 	}
 	for i, want := range []string{"cleanup.policy set to compact", "there already"} {
-		did, err := SetupTopics(t.Context(), w.cfg.Kafka)
+		did, err := topic.Setup(t.Context(), w.cfg.Kafka)
 		if err != nil || !strings.Contains(strings.Join(did, "\n"), "topic "+w.cfg.Kafka.Progress+": "+want) {
 			t.Errorf("setup %d: %q, %v", i, did, err)
 		}
@@ -166,8 +166,8 @@ func TestSetupCompactsAnUntouchedProgressTopic(t *testing.T) {
 	if warnings, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart); err != nil {
 		t.Errorf("after setup: %q, %v", warnings, err)
 	}
-	settings, err := readSettings(t.Context(), kadm.NewClient(w.kafka.Client()), w.cfg.Kafka.DeadLetters)
-	if s := settings[w.cfg.Kafka.DeadLetters]; err != nil || !s.has("delete") {
+	settings, err := topic.ReadSettings(t.Context(), kadm.NewClient(w.kafka.Client()), w.cfg.Kafka.DeadLetters)
+	if s := settings[w.cfg.Kafka.DeadLetters]; err != nil || !s.HasPolicy("delete") {
 		t.Errorf("dead letters: %v, %v", s["cleanup.policy"], err)
 	}
 }
@@ -183,7 +183,7 @@ func TestSetupDoesNotWaitForTopicsThatAreThere(t *testing.T) {
 		w.kafka.DeleteAfter(*name)
 	}
 	began := time.Now()
-	did, err := SetupTopics(t.Context(), w.cfg.Kafka)
+	did, err := topic.Setup(t.Context(), w.cfg.Kafka)
 	if err != nil || strings.Count(strings.Join(did, "\n"), ": created") != 4 {
 		t.Fatalf("setup: %q, %v", did, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
+	"dinnerbell/stream/topic"
 )
 
 // setupCmd creates what `run` needs and finds missing.
@@ -42,7 +43,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		{"check source", func() ([]string, error) { return nil, warnOfSource(ctx, a, source) }},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
-		{"set up topics", func() ([]string, error) { return stream.SetupTopics(ctx, sink.Kafka) }},
+		{"set up topics", func() ([]string, error) { return topic.Setup(ctx, sink.Kafka) }},
 		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, sink) }},
 	} {
 		did, err := step.do()

@@ -9,6 +9,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/kafkaconn"
 	"dinnerbell/stream"
+	"dinnerbell/stream/topic"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -52,7 +53,7 @@ func claimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
 
 			MaxConnections: cfg.Sink.MaxConnections,
 		},
-		Kafka: stream.KafkaConfig{
+		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },
 			Principal:     kafkaconn.Principal(cfg.Kafka),
 			Campaigns:     cfg.Kafka.Campaigns,

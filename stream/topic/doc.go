@@ -1,3 +1,4 @@
-// Package topic reads Kafka: partitions record by record, and the progress that
-// lanes keep in a topic.
+// Package topic is dinnerbell's side of Kafka: the client, the topics' ids, limits
+// and preconditions, the topics' setup, the reading of partitions, and the progress
+// that lanes keep in a topic.
 package topic

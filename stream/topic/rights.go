@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"context"
@@ -15,25 +15,25 @@ import (
 )
 
 // grant is the command that gives the client's principal a right.
-func (f *kafkaFacts) grant(operation, on string) string {
-	return grantRight(f.cluster.bootstrap, f.cfg.Principal, operation, on)
+func (f *Facts) grant(operation, on string) string {
+	return GrantCommand(f.Cluster.Bootstrap, f.Config.Principal, operation, on)
 }
 
-func grantRight(bootstrap, principal, operation, on string) string {
+func GrantCommand(bootstrap, principal, operation, on string) string {
 	return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, principal, operation, on)
 }
 
 // lacks is the finding of a right that is missing.
-func (f *kafkaFacts) lacks(object, operation, effect, on string) precondition.Finding {
+func (f *Facts) lacks(object, operation, effect, on string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Object: object,
-		Found: fmt.Sprintf("%s lacks the right %s", f.cfg.Principal, operation), Effect: effect, Fix: f.grant(operation, on)}
+		Found: fmt.Sprintf("%s lacks the right %s", f.Config.Principal, operation), Effect: effect, Fix: f.grant(operation, on)}
 }
 
 // readRights compares what the brokers allow on the topics, which comes with their
 // metadata (KIP-430), with what a lane does. A broker that does not say so, or
 // that allows everything, has no finding.
-func readRights(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	k := f.cfg
+func readRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	k := f.Config
 	var found []precondition.Finding
 	for _, c := range []struct {
 		topic     string
@@ -47,7 +47,7 @@ func readRights(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error
 		{k.Progress, kmsg.ACLOperationWrite, "Write", "no step is shipped"},
 		{k.Progress, kmsg.ACLOperationRead, "Read", "no lane can be taken over"},
 	} {
-		detail := f.cluster.topics[c.topic]
+		detail := f.Cluster.Topics[c.topic]
 		switch {
 		case errors.Is(detail.Err, kerr.TopicAuthorizationFailed): // nothing is said of what may not be described
 		case detail.Err != nil, len(detail.AuthorizedOperations) == 0, slices.Contains(detail.AuthorizedOperations, c.operation):
@@ -59,9 +59,9 @@ func readRights(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error
 }
 
 // readGroupRight asks for the right on the consumer group, which assigns the lanes.
-func readGroupRight(ctx context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	group := f.cfg.Group
-	described, err := f.adm.DescribeGroups(ctx, group)
+func readGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	group := f.Config.Group
+	described, err := f.Admin.DescribeGroups(ctx, group)
 	d := described[group]
 	err = errors.Join(err, d.Err)
 	if shards, ok := errors.AsType[*kadm.ShardErrors](err); ok && len(shards.Errs) > 0 {
@@ -77,15 +77,15 @@ func readGroupRight(ctx context.Context, f *kafkaFacts) ([]precondition.Finding,
 // readInternalTopics: where there are fewer brokers than the internal topics are to
 // have replicas, as on one broker with Kafka's defaults, they cannot be made, and
 // no transaction or group ever begins.
-func readInternalTopics(ctx context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	if len(f.cluster.brokers) == 0 {
+func readInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	if len(f.Cluster.brokers) == 0 {
 		return nil, nil
 	}
-	described, err := f.adm.DescribeBrokerConfigs(ctx, f.cluster.brokers[0].NodeID)
+	described, err := f.Admin.DescribeBrokerConfigs(ctx, f.Cluster.brokers[0].NodeID)
 	if err != nil || len(described) == 0 || described[0].Err != nil {
 		return nil, nil //nolint:nilerr // a right that few clients have: what is wrong is then said by the first takeover
 	}
-	settings := topicSettings{}
+	settings := Settings{}
 	for _, c := range described[0].Configs {
 		settings[c.Key] = c
 	}
@@ -94,10 +94,10 @@ func readInternalTopics(ctx context.Context, f *kafkaFacts) ([]precondition.Find
 		{"__transaction_state", "transaction.state.log.replication.factor", "transaction.state.log.min.isr", "no transaction begins, so no lane is taken over"},
 		{"__consumer_offsets", "offsets.topic.replication.factor", "", "the consumer group never answers, so no lane is assigned"},
 	} {
-		have := int64(len(f.cluster.brokers))
+		have := int64(len(f.Cluster.brokers))
 		setting, want := c.replicas, settings.number(c.replicas, 1)
-		existing, err := f.adm.ListTopicsWithInternal(ctx, c.topic)
-		if copies := (&cluster{topics: existing}).copies(c.topic); err == nil && copies > 0 {
+		existing, err := f.Admin.ListTopicsWithInternal(ctx, c.topic)
+		if copies := (&Cluster{Topics: existing}).replicas(c.topic); err == nil && copies > 0 {
 			have = int64(copies)
 			setting, want = c.insync, settings.number(c.insync, 1)
 		}

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"context"
@@ -13,10 +13,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// SetupTopics creates the topics that are missing and gives the progress topic
+// Setup creates the topics that are missing and gives the progress topic
 // as many partitions as the campaigns topic has. It says what it did, one line
 // each. Safe to repeat.
-func SetupTopics(ctx context.Context, cfg KafkaConfig) ([]string, error) {
+func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	// By default the client gives the same metadata for five seconds: a topic that
 	// was just created would stay unknown so long.
 	client, err := cfg.NewClient(kgo.MetadataMinAge(createdPause))
@@ -38,7 +38,7 @@ const createdPause = 100 * time.Millisecond
 
 type topicSetup struct {
 	adm   *kadm.Client
-	cfg   KafkaConfig
+	cfg   Config
 	lanes int32
 	did   []string
 }
@@ -55,14 +55,14 @@ func (s *topicSetup) campaigns(ctx context.Context) error {
 // outputs makes room for what may come through: a dead letter carries the
 // refused value and headers, so its topic takes larger messages than the input.
 func (s *topicSetup) outputs(ctx context.Context) error {
-	settings, err := readSettings(ctx, s.adm, s.cfg.Campaigns)
+	settings, err := ReadSettings(ctx, s.adm, s.cfg.Campaigns)
 	if err != nil {
 		return err
 	}
 	if err := s.ensure(ctx, s.cfg.Notifications, s.lanes, nil); err != nil {
 		return err
 	}
-	larger := strconv.FormatInt(settings[s.cfg.Campaigns].number("max.message.bytes", defaultMaxMessage)+64<<10, 10)
+	larger := strconv.FormatInt(settings[s.cfg.Campaigns].number("max.message.bytes", DefaultMaxMessage)+64<<10, 10)
 	configs := deletes()
 	configs["max.message.bytes"] = &larger
 	return s.ensure(ctx, s.cfg.DeadLetters, s.lanes, configs)
@@ -104,12 +104,12 @@ func (s *topicSetup) progress(ctx context.Context) error {
 // the broker's defaults and nobody has written to. Any other is its owner's to
 // change: see the precondition kafka.progress.cleanup_policy.
 func (s *topicSetup) compactUntouched(ctx context.Context) error {
-	settings, err := readSettings(ctx, s.adm, s.cfg.Progress)
+	settings, err := ReadSettings(ctx, s.adm, s.cfg.Progress)
 	if err != nil {
 		return err
 	}
 	now, ok := settings[s.cfg.Progress]
-	if !ok || now.has("compact") && !now.has("delete") {
+	if !ok || now.HasPolicy("compact") && !now.HasPolicy("delete") {
 		return nil
 	}
 	if untouched, err := untouchedTopic(ctx, s.adm, s.cfg.Progress, now); err != nil || !untouched {

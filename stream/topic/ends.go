@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"sync"
@@ -18,32 +18,32 @@ func (e *ends) raise(partition int32, end int64) {
 	(*e)[partition] = max((*e)[partition], end)
 }
 
-// delivery collects what the broker says of one transaction's records. The
+// Delivery collects what the broker says of one transaction's records. The
 // client calls note for one record after the other, and for all of them before
 // Flush returns; after that its fields may be read.
-type delivery struct {
-	topic string // whose ends are collected
-	ends  ends
-	err   error // the first
+type Delivery struct {
+	Topic string // whose ends are collected
+	Ends  ends
+	Err   error // the first
 }
 
-func (d *delivery) note(r *kgo.Record, err error) {
+func (d *Delivery) Note(r *kgo.Record, err error) {
 	switch {
-	case err != nil && d.err == nil:
-		d.err = err
-	case err == nil && r.Topic == d.topic:
-		d.ends.raise(r.Partition, r.Offset+1)
+	case err != nil && d.Err == nil:
+		d.Err = err
+	case err == nil && r.Topic == d.Topic:
+		d.Ends.raise(r.Partition, r.Offset+1)
 	}
 }
 
-// topicEnds are the ends that committed transactions have reached. A topic that
+// ReachedEnds are the ends that committed transactions have reached. A topic that
 // is shorter later has lost what it took.
-type topicEnds struct {
+type ReachedEnds struct {
 	mu   sync.Mutex // ship raises, commit reads
 	ends ends
 }
 
-func (t *topicEnds) raise(by ends) {
+func (t *ReachedEnds) Raise(by ends) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for p, end := range by {
@@ -51,8 +51,8 @@ func (t *topicEnds) raise(by ends) {
 	}
 }
 
-// list is a copy, never nil: it goes into a column that is NOT NULL.
-func (t *topicEnds) list() []int64 {
+// List is a copy, never nil: it goes into a column that is NOT NULL.
+func (t *ReachedEnds) List() []int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return append([]int64{}, t.ends...)

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"fmt"
@@ -6,8 +6,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// KafkaConfig names the Kafka side.
-type KafkaConfig struct {
+// Config names the Kafka side.
+type Config struct {
 	// ClientOptions returns the options that reach the cluster: brokers, TLS, SASL.
 	// NewClient calls it each time, so that rotated credentials are picked up.
 	ClientOptions func() ([]kgo.Opt, error)
@@ -29,7 +29,7 @@ type KafkaConfig struct {
 
 // NewClient makes a client of the cluster, with more options than those that reach
 // it. It does not connect: the first request does.
-func (c KafkaConfig) NewClient(more ...kgo.Opt) (*kgo.Client, error) {
+func (c Config) NewClient(more ...kgo.Opt) (*kgo.Client, error) {
 	opts, err := c.ClientOptions()
 	if err != nil {
 		return nil, fmt.Errorf("read kafka settings: %w", err)

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"crypto/tls"

@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"context"
@@ -12,24 +12,24 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// coordinator is who answers for a transactional id or a group.
-type coordinator struct {
+// Coordinator is who answers for a transactional id or a group.
+type Coordinator struct {
 	kind  int8 // as FindCoordinator has it
 	topic string
 	key   string
 }
 
-func transactionCoordinator(id string) coordinator { return coordinator{1, "__transaction_state", id} }
-func groupCoordinator(group string) coordinator    { return coordinator{0, "__consumer_offsets", group} }
+func TransactionCoordinator(id string) Coordinator { return Coordinator{1, "__transaction_state", id} }
+func GroupCoordinator(group string) Coordinator    { return Coordinator{0, "__consumer_offsets", group} }
 
-// trouble asks why a coordinator does not answer: without the client's patience,
+// Diagnose asks why a coordinator does not answer: without the client's patience,
 // and with what can be read of its topic. It is nil where all looks well.
-func (c coordinator) trouble(ctx context.Context, cfg KafkaConfig, client *kgo.Client) error {
-	cluster, err := readCluster(ctx, client, cfg)
+func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Client) error {
+	cluster, err := ReadCluster(ctx, client, cfg)
 	if err != nil {
 		return err
 	}
-	found, err := readInternalTopics(ctx, &kafkaFacts{cfg: cfg, adm: kadm.NewClient(client), cluster: cluster})
+	found, err := readInternalTopics(ctx, &Facts{Config: cfg, Admin: kadm.NewClient(client), Cluster: cluster})
 	if err != nil {
 		return err
 	}
@@ -38,24 +38,24 @@ func (c coordinator) trouble(ctx context.Context, cfg KafkaConfig, client *kgo.C
 			return errors.New(f.String())
 		}
 	}
-	err = c.ask(ctx, client)
+	err = c.Find(ctx, client)
 	if errors.Is(err, kerr.CoordinatorNotAvailable) {
 		return fmt.Errorf("%w: the brokers, %d, cannot make topic %s, or too few of its replicas are up; brokers make it with three replicas by default, whose number is a setting of theirs (%s)",
-			err, len(cluster.brokers), c.topic, c.settings())
+			err, len(cluster.brokers), c.topic, c.replicaSettings())
 	}
 	return err
 }
 
-// settings names what the brokers make the topic by.
-func (c coordinator) settings() string {
+// replicaSettings names what the brokers make the topic by.
+func (c Coordinator) replicaSettings() string {
 	if c.kind == 1 {
 		return "transaction.state.log.replication.factor and transaction.state.log.min.isr"
 	}
 	return "offsets.topic.replication.factor"
 }
 
-// ask asks for the coordinator once.
-func (c coordinator) ask(ctx context.Context, client *kgo.Client) error {
+// Find asks for the coordinator once.
+func (c Coordinator) Find(ctx context.Context, client *kgo.Client) error {
 	req := kmsg.NewPtrFindCoordinatorRequest()
 	req.CoordinatorType, req.CoordinatorKey, req.CoordinatorKeys = c.kind, c.key, []string{c.key}
 	var err error

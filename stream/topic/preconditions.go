@@ -1,4 +1,4 @@
-package stream
+package topic
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// kafkaPreconditions are those of the cluster and its topics.
-var kafkaPreconditions = []precondition.Check[*kafkaFacts]{
+// Preconditions are those of the cluster and its topics.
+var Preconditions = []precondition.Check[*Facts]{
 	{Name: "kafka.rights", At: precondition.Always, Read: readRights},
 	{Name: "kafka.group", At: precondition.Always, Read: readGroupRight},
 	{Name: "kafka.internal_topics", At: precondition.AtSetup | precondition.AtStart, Read: readInternalTopics},
@@ -32,31 +32,31 @@ var kafkaPreconditions = []precondition.Check[*kafkaFacts]{
 	{Name: "kafka.retention", At: precondition.AtStart, Read: readRetention},
 }
 
-// kafkaFacts are what the preconditions of the cluster and its topics look at.
-type kafkaFacts struct {
-	cfg     KafkaConfig
-	moment  precondition.Moment
-	adm     *kadm.Client // for what a check reads beyond cluster
-	cluster *cluster     // read before the checks
+// Facts are what the preconditions of the cluster and its topics look at.
+type Facts struct {
+	Config  Config
+	Moment  precondition.Moment
+	Admin   *kadm.Client // for what a check reads beyond cluster
+	Cluster *Cluster     // read before the checks
 }
 
 // alterTopic is the command that changes a setting of a topic.
-func (f *kafkaFacts) alterTopic(topic, setting string) string {
-	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.cluster.bootstrap, topic, setting)
+func (f *Facts) alterTopic(topic, setting string) string {
+	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.Cluster.Bootstrap, topic, setting)
 }
 
-// settings gives what is known of a topic; ok is false where it is missing or its
+// topicSettings gives what is known of a topic; ok is false where it is missing or its
 // settings may not be read: kafka.topics and kafka.settings say so.
-func (f *kafkaFacts) settings(topic string) (s topicSettings, ok bool) {
-	s, ok = f.cluster.settings[topic]
+func (f *Facts) topicSettings(topic string) (s Settings, ok bool) {
+	s, ok = f.Cluster.Settings[topic]
 	return s, ok
 }
 
 // readTopicsExist looks for the four topics.
-func readTopicsExist(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+func readTopicsExist(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
-	for _, topic := range f.cfg.topics() {
-		if err := f.cluster.topics[topic].Err; err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
+	for _, topic := range f.Config.allTopics() {
+		if err := f.Cluster.Topics[topic].Err; err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
 			found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
 				Found: err.Error(), Effect: "no lane can work", Fix: "dinnerbell setup"})
 		}
@@ -66,9 +66,9 @@ func readTopicsExist(_ context.Context, f *kafkaFacts) ([]precondition.Finding, 
 
 // readProgressPartitions compares the partition counts: each lane has its
 // progress in the partition of its own number.
-func readProgressPartitions(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	k := f.cfg
-	lanes, have := len(f.cluster.topics[k.Campaigns].Partitions), len(f.cluster.topics[k.Progress].Partitions)
+func readProgressPartitions(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	k := f.Config
+	lanes, have := len(f.Cluster.Topics[k.Campaigns].Partitions), len(f.Cluster.Topics[k.Progress].Partitions)
 	if have >= lanes {
 		return nil, nil
 	}
@@ -79,13 +79,13 @@ func readProgressPartitions(_ context.Context, f *kafkaFacts) ([]precondition.Fi
 }
 
 // readSettingsVisible names the topics whose settings may not be read.
-func readSettingsVisible(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+func readSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
-	for _, topic := range f.cfg.topics() {
-		if _, ok := f.settings(topic); !ok && f.cluster.topics[topic].Err == nil {
+	for _, topic := range f.Config.allTopics() {
+		if _, ok := f.topicSettings(topic); !ok && f.Cluster.Topics[topic].Err == nil {
 			found = append(found, precondition.Finding{Level: precondition.Unknown, Object: "topic " + topic,
 				Found:  "its settings may not be read (DescribeConfigs)",
-				Effect: fmt.Sprintf("they are taken for Kafka's defaults: max.message.bytes=%d, and the right cleanup.policy", defaultMaxMessage),
+				Effect: fmt.Sprintf("they are taken for Kafka's defaults: max.message.bytes=%d, and the right cleanup.policy", DefaultMaxMessage),
 				Fix:    f.grant("DescribeConfigs", "--topic "+topic)})
 		}
 	}
@@ -93,22 +93,22 @@ func readSettingsVisible(_ context.Context, f *kafkaFacts) ([]precondition.Findi
 }
 
 // keepsForEver tells that retention deletes nothing from a topic.
-func (t topicSettings) keepsForEver() bool {
+func (t Settings) keepsForEver() bool {
 	return t.number("retention.ms", 0) < 0 && t.number("retention.bytes", -1) < 0
 }
 
-// has tells whether the topic's cleanup.policy names one.
-func (t topicSettings) has(policy string) bool {
+// HasPolicy tells whether the topic's cleanup.policy names one.
+func (t Settings) HasPolicy(policy string) bool {
 	value := t["cleanup.policy"]
 	return slices.ContainsFunc(strings.Split(value.MaybeValue(), ","), func(p string) bool { return strings.TrimSpace(p) == policy })
 }
 
 // readProgressPolicy wants the last record of each lane to stay for ever. Where
 // retention deletes it, the next takeover does not know what was shipped.
-func readProgressPolicy(ctx context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	topic := f.cfg.Progress
-	s, ok := f.settings(topic)
-	if !ok || s.has("compact") && !s.has("delete") {
+func readProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	topic := f.Config.Progress
+	s, ok := f.topicSettings(topic)
+	if !ok || s.HasPolicy("compact") && !s.HasPolicy("delete") {
 		return nil, nil
 	}
 	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
@@ -118,23 +118,23 @@ func readProgressPolicy(ctx context.Context, f *kafkaFacts) ([]precondition.Find
 	if s.keepsForEver() {
 		finding.Level, finding.Effect = precondition.Warn, "the topic grows without end and takeovers take longer; shorter retention would delete the lanes' progress"
 	}
-	if f.moment == precondition.AtSetup {
-		// SetupTopics mends what nobody has used or chosen.
-		if untouched, err := untouchedTopic(ctx, f.adm, topic, s); err != nil || untouched {
+	if f.Moment == precondition.AtSetup {
+		// Setup mends what nobody has used or chosen.
+		if untouched, err := untouchedTopic(ctx, f.Admin, topic, s); err != nil || untouched {
 			return nil, err
 		}
 	}
 	return []precondition.Finding{finding}, nil
 }
 
-func (f *kafkaFacts) policy(topic string) string {
-	c := f.cluster.settings[topic]["cleanup.policy"]
+func (f *Facts) policy(topic string) string {
+	c := f.Cluster.Settings[topic]["cleanup.policy"]
 	return c.MaybeValue()
 }
 
 // untouchedTopic tells that a topic never had a record and has no setting of its
 // own: a broker or a script made it with the defaults.
-func untouchedTopic(ctx context.Context, adm *kadm.Client, topic string, s topicSettings) (bool, error) {
+func untouchedTopic(ctx context.Context, adm *kadm.Client, topic string, s Settings) (bool, error) {
 	for _, c := range s {
 		if c.Source == kmsg.ConfigSourceDynamicTopicConfig {
 			return false, nil
@@ -158,10 +158,10 @@ const compactionLag = 24 * time.Hour
 
 // readCampaignsPolicy: the record key is not used, so two campaigns may share one,
 // and compaction deletes the older.
-func readCampaignsPolicy(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	topic := f.cfg.Campaigns
-	s, ok := f.settings(topic)
-	if !ok || !s.has("compact") {
+func readCampaignsPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	topic := f.Config.Campaigns
+	s, ok := f.topicSettings(topic)
+	if !ok || !s.HasPolicy("compact") {
 		return nil, nil
 	}
 	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
@@ -176,10 +176,10 @@ func readCampaignsPolicy(_ context.Context, f *kafkaFacts) ([]precondition.Findi
 
 // readDeadLettersPolicy: a dead letter has the key of its message, which may be
 // none, and such a record no compacted topic accepts.
-func readDeadLettersPolicy(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	topic := f.cfg.DeadLetters
-	s, ok := f.settings(topic)
-	if !ok || !s.has("compact") {
+func readDeadLettersPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	topic := f.Config.DeadLetters
+	s, ok := f.topicSettings(topic)
+	if !ok || !s.HasPolicy("compact") {
 		return nil, nil
 	}
 	return []precondition.Finding{{Level: precondition.Fail, Object: "topic " + topic,
@@ -195,9 +195,9 @@ const (
 )
 
 // readMessageLimits compares what the topics accept with what they are for.
-func readMessageLimits(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+func readMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	const setting = "max.message.bytes"
-	k := f.cfg
+	k := f.Config
 	var found []precondition.Finding
 	for _, c := range []struct {
 		topic  string
@@ -209,26 +209,28 @@ func readMessageLimits(_ context.Context, f *kafkaFacts) ([]precondition.Finding
 		{k.DeadLetters, leastBatch, precondition.Fail, "it takes no refused message, which stops the lane"},
 		{k.Notifications, leastBatch, precondition.Fail, "it takes no notification"},
 		{k.Notifications, leastNotification, precondition.Warn, "campaigns of an ordinary size are refused"},
-		{k.DeadLetters, f.cluster.settings[k.Campaigns].number(setting, 0), precondition.Warn,
+		{k.DeadLetters, f.Cluster.Settings[k.Campaigns].number(setting, 0), precondition.Warn,
 			"topic " + k.Campaigns + " accepts more; a refused message of that size is cut, and cannot be sent again"},
 	} {
-		s, ok := f.settings(c.topic)
-		if have := s.number(setting, defaultMaxMessage); ok && have < c.least {
+		s, ok := f.topicSettings(c.topic)
+		if have := s.number(setting, DefaultMaxMessage); ok && have < c.least {
 			found = append(found, precondition.Finding{Level: c.level, Object: "topic " + c.topic,
 				Found: fmt.Sprintf("%s is %d", setting, have), Effect: c.effect,
-				Fix: f.alterTopic(c.topic, fmt.Sprintf("%s=%d", setting, max(c.least, defaultMaxMessage)+64<<10))})
+				Fix: f.alterTopic(c.topic, fmt.Sprintf("%s=%d", setting, max(c.least, DefaultMaxMessage)+64<<10))})
 		}
 	}
 	return found, nil
 }
 
-// outputs are the topics that a lane writes.
-func (c KafkaConfig) outputs() []string { return []string{c.Notifications, c.Progress, c.DeadLetters} }
+// outputTopics are the topics that a lane writes.
+func (c Config) outputTopics() []string {
+	return []string{c.Notifications, c.Progress, c.DeadLetters}
+}
 
-// copies is the smallest number of replicas that a partition of a topic has.
-func (c *cluster) copies(topic string) int {
+// replicas is the smallest number of replicas that a partition of a topic has.
+func (c *Cluster) replicas(topic string) int {
 	least := 0
-	for _, p := range c.topics[topic].Partitions {
+	for _, p := range c.Topics[topic].Partitions {
 		if n := len(p.Replicas); least == 0 || n < least {
 			least = n
 		}
@@ -238,11 +240,11 @@ func (c *cluster) copies(topic string) int {
 
 // readInsyncReplicas: every record is written with acks=all, which a topic with
 // fewer replicas than min.insync.replicas refuses for ever.
-func readInsyncReplicas(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+func readInsyncReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
-	for _, topic := range f.cfg.outputs() {
-		s, ok := f.settings(topic)
-		least, have := s.number("min.insync.replicas", 1), f.cluster.copies(topic)
+	for _, topic := range f.Config.outputTopics() {
+		s, ok := f.topicSettings(topic)
+		least, have := s.number("min.insync.replicas", 1), f.Cluster.replicas(topic)
 		if !ok || have == 0 || least <= int64(have) {
 			continue
 		}
@@ -256,15 +258,15 @@ func readInsyncReplicas(_ context.Context, f *kafkaFacts) ([]precondition.Findin
 
 // readReplicas warns where one broker's disk, or an election, can lose what was
 // acknowledged. A lane notices that and halts; it cannot bring it back.
-func readReplicas(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
+func readReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	warn := func(object, what, effect, fix string) {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: object, Found: what, Effect: effect, Fix: fix})
 	}
 	var single []string
-	for _, topic := range f.cfg.outputs() {
-		s, ok := f.settings(topic)
-		switch copies := f.cluster.copies(topic); {
+	for _, topic := range f.Config.outputTopics() {
+		s, ok := f.topicSettings(topic)
+		switch copies := f.Cluster.replicas(topic); {
 		case copies == 0:
 		case copies == 1:
 			single = append(single, topic)
@@ -288,17 +290,17 @@ const leastRetention = time.Hour
 
 // readRetention warns of campaigns that are deleted before a daemon that was down
 // has read them, and of outputs that go before anybody has.
-func readRetention(_ context.Context, f *kafkaFacts) ([]precondition.Finding, error) {
-	k := f.cfg
+func readRetention(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	k := f.Config
 	var found []precondition.Finding
 	for _, c := range []struct{ topic, effect string }{
 		{k.Campaigns, "a campaign that is not read within it is gone, and its lane halts"},
 		{k.Notifications, "a notification that is not read within it is gone"},
 		{k.DeadLetters, "a refused message is gone before anybody has looked"},
 	} {
-		s, ok := f.settings(c.topic)
+		s, ok := f.topicSettings(c.topic)
 		ms := s.number("retention.ms", -1)
-		if !ok || !s.has("delete") || ms < 0 || time.Duration(ms)*time.Millisecond >= leastRetention {
+		if !ok || !s.HasPolicy("delete") || ms < 0 || time.Duration(ms)*time.Millisecond >= leastRetention {
 			continue
 		}
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "topic " + c.topic,
