@@ -19,14 +19,15 @@ import (
 )
 
 const (
-	restartPause = 300 * time.Millisecond // a supervisor's, after an exit that nobody asked for
-	stopLimit    = 30 * time.Second       // for SIGTERM
+	restartPause = 300 * time.Millisecond // as a supervisor's, after an unexpected exit
+	stopLimit    = 30 * time.Second       // for the exit after SIGTERM
 )
 
-// daemonProcess is one `dinnerbell run` with its own slot, state.dir and links. It is
-// supervised: a process that ends by itself is noted and started again.
+// daemonProcess is one `dinnerbell run` with its own slot, state.dir and links.
+// It is supervised: after an exit that no fault caused, the exit is recorded
+// and the daemon starts again.
 type daemonProcess struct {
-	name   string // d0, d1; also the end of its slot's name
+	name   string // d0, d1; also the suffix of the slot's name
 	binary string
 	config string // path
 	dir    string // state.dir
@@ -34,20 +35,20 @@ type daemonProcess struct {
 	http   string // host:port
 	links  *network.Links
 
-	// busy is held by a fault that works on the process or its state.dir.
+	// A fault that works on the process or on state.dir holds busy.
 	busy sync.Mutex
-	// operated is held by a command.
+	// A command of an operator holds operated.
 	operated sync.Mutex
 
 	mu     sync.Mutex // guards the fields below
 	child  *testenv.Child
-	done   chan struct{} // closed when the end of child was noted
+	done   chan struct{} // closed when noteEnd has recorded the end of child
 	killed bool          // a fault has ended the process
 	exits  []string      // ends that no fault has caused
 	closed bool
 }
 
-// start runs it, unless it runs already.
+// start starts the daemon unless it is running or closed.
 func (d *daemonProcess) start() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -70,7 +71,8 @@ func (d *daemonProcess) start() error {
 	return nil
 }
 
-// noteEnd notes how the process ended, and starts it again if nobody asked.
+// noteEnd records how the process ended and schedules a restart unless a fault
+// or close ended it.
 func (d *daemonProcess) noteEnd(child *testenv.Child) {
 	d.mu.Lock()
 	d.child = nil
@@ -87,20 +89,21 @@ func (d *daemonProcess) noteEnd(child *testenv.Child) {
 	}
 }
 
-// restart starts it again, unless a fault has taken it down meanwhile.
+// restart starts the daemon again unless a fault has killed it meanwhile.
 func (d *daemonProcess) restart() {
 	d.mu.Lock()
 	killed := d.killed
 	d.mu.Unlock()
 	if !killed {
-		_ = d.start() // one that fails shows as a daemon that is never ready
+		_ = d.start() // a failed start shows as a daemon that is never ready
 	}
 }
 
-// kill is SIGKILL, also for one that is stopped; it returns when the process is gone.
+// kill sends SIGKILL, which also ends a stopped process, and returns when the
+// process is gone.
 func (d *daemonProcess) kill() { _, _ = d.endProcess(syscall.SIGKILL, stopLimit) } // SIGKILL always ends it
 
-// terminate is SIGTERM, and says whether it drained in time.
+// terminate sends SIGTERM; a daemon that does not drain in time is an error.
 func (d *daemonProcess) terminate() error {
 	ran, ok := d.endProcess(syscall.SIGTERM, stopLimit)
 	if ran && !ok {
@@ -118,7 +121,7 @@ func (d *daemonProcess) endProcess(sig syscall.Signal, limit time.Duration) (ran
 	if child == nil {
 		return false, true
 	}
-	_ = child.Signal(sig) // gone already: done says so
+	_ = child.Signal(sig) // a process that is gone has closed done
 	select {
 	case <-done:
 		return true, true
@@ -127,7 +130,7 @@ func (d *daemonProcess) endProcess(sig syscall.Signal, limit time.Duration) (ran
 	}
 }
 
-// freeze is SIGSTOP, thaw SIGCONT.
+// freeze sends SIGSTOP, thaw SIGCONT.
 func (d *daemonProcess) freeze() bool { return d.sendSignal(syscall.SIGSTOP) }
 func (d *daemonProcess) thaw()        { d.sendSignal(syscall.SIGCONT) }
 
@@ -143,7 +146,7 @@ func (d *daemonProcess) running() bool {
 	return d.child != nil
 }
 
-// close ends it for good and gives what was wrong with its exits.
+// close ends the daemon for good; a bad exit is an error.
 func (d *daemonProcess) close() error {
 	d.mu.Lock()
 	d.closed = true
@@ -151,14 +154,15 @@ func (d *daemonProcess) close() error {
 	return d.terminate()
 }
 
-// unaskedExits lists the exits that nobody asked for.
+// unaskedExits lists the exits that no fault caused.
 func (d *daemonProcess) unaskedExits() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]string(nil), d.exits...)
 }
 
-// daemonStatus is the part of /api/status that catching up is seen by.
+// daemonStatus is the part of /api/status that shows whether a daemon has
+// caught up.
 type daemonStatus struct {
 	Ready   bool     `json:"ready"`
 	Reasons []string `json:"reasons"`
@@ -180,7 +184,7 @@ type daemonStatus struct {
 	Halted json.RawMessage `json:"halted"`
 }
 
-// fetchStatus gets the status.
+// fetchStatus reads /api/status.
 func (d *daemonProcess) fetchStatus(ctx context.Context) (*daemonStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -198,12 +202,12 @@ func (d *daemonProcess) fetchStatus(ctx context.Context) (*daemonStatus, error) 
 	return s, nil
 }
 
-// errHalted: a lane or the source waits for an operator. Nothing that is done
-// here may lead to that.
+// errHalted means that a lane or the source waits for an operator. No fault of
+// this program may lead to a halt.
 var errHalted = errors.New("halted")
 
-// wipeState deletes state.dir of a daemon that was killed. Another fault may have
-// started it again in between: then it is killed again.
+// wipeState deletes state.dir of a killed daemon. If another fault has started
+// the daemon in between, wipeState kills it again.
 func (d *daemonProcess) wipeState() error {
 	var err error
 	for range 5 {
@@ -215,8 +219,8 @@ func (d *daemonProcess) wipeState() error {
 	return fmt.Errorf("wipe state of %s: %w", d.name, err)
 }
 
-// copyState copies state.dir to where restoreState takes it from. The daemon is
-// stopped or frozen: what the files hold then is what a crash would leave.
+// copyState copies state.dir to the folder that restoreState reads. The daemon
+// is stopped or frozen, so the copied files are those that a crash would leave.
 func (d *daemonProcess) copyState() error {
 	old := d.dir + ".old"
 	if err := os.RemoveAll(old); err != nil {
@@ -225,7 +229,7 @@ func (d *daemonProcess) copyState() error {
 	return copyDir(d.dir, old)
 }
 
-// restoreState puts the copy in place of state.dir; false if there is none.
+// restoreState replaces state.dir by the copy; false means that no copy exists.
 func (d *daemonProcess) restoreState() (bool, error) {
 	old := d.dir + ".old"
 	if _, err := os.Stat(old); errors.Is(err, fs.ErrNotExist) {
@@ -237,7 +241,7 @@ func (d *daemonProcess) restoreState() (bool, error) {
 	return true, copyDir(old, d.dir)
 }
 
-// copyDir copies regular files only: the socket stays behind.
+// copyDir copies regular files only; the socket is left out.
 func copyDir(from, to string) error {
 	source, err := os.OpenRoot(from)
 	if err != nil {

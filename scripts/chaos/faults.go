@@ -11,44 +11,45 @@ import (
 	"dinnerbell/scripts/chaos/random"
 )
 
-// The kinds of faults. Those of links are made of the link's name and what
-// happens to it: replication.cut, sink.half_open, kafka.delay and so on.
+// The kinds of faults. The kind of a link's fault is the link's name and the
+// effect: replication.cut, sink.half_open, kafka.delay and so on.
 const (
 	faultKill     = "daemon.kill"
 	faultPause    = "daemon.pause"  // SIGSTOP, SIGCONT
-	faultZombie   = "daemon.zombie" // SIGSTOP, another takes its lanes over, SIGCONT
+	faultZombie   = "daemon.zombie" // SIGSTOP, another daemon takes its lanes over, SIGCONT
 	faultPostgres = "postgres.kill"
 	faultKafka    = "kafka.kill"
 	faultKfake    = "kfake.restart"
 	faultWipe     = "state.wipe"    // with SIGKILL
 	faultRestore  = "state.restore" // with SIGKILL
-	faultCopy     = "state.copy"    // no fault: what a restore takes later
-	faultDamage   = "state.damage"  // with SIGKILL: one byte of one file of the store is another one
+	faultCopy     = "state.copy"    // no fault: saves the state for a later restore
+	faultDamage   = "state.damage"  // with SIGKILL: changes one byte in one file of the store
 	faultCommit   = "commit.lost"
 	faultEndTxn   = "endtxn.lost"
-	faultLink     = "link" // of the schedule only
+	faultLink     = "link" // in the schedule only; drawParameters replaces it
 
-	// What an operator may do at any time.
+	// Commands that an operator may run at any time.
 	faultRebuild    = "operate.rebuild"
 	faultVerify     = "operate.verify"
 	faultCheckpoint = "operate.checkpoint"
 	faultReplay     = "operate.replay"
-	faultResolve    = "operate.resolve" // of a lane that needs none: it must change nothing
+	faultResolve    = "operate.resolve" // of a healthy lane: the command must change nothing
 
-	faultSlow      = "commit.slow"      // each commit of a step takes longer, in the server
-	faultRetention = "campaigns.delete" // retention deletes what was read, and the markers behind it
-	faultDDL       = "source.ddl"       // while a snapshot is taken
-	faultBarrier   = "barrier.shut"     // both links to the source are cut; messages go on
+	faultSlow      = "commit.slow"      // the server delays each commit of a step
+	faultRetention = "campaigns.delete" // retention deletes the messages that were read, and the markers behind them
+	faultDDL       = "source.ddl"       // while the daemon takes a snapshot
+	faultBarrier   = "barrier.shut"     // cuts both links to the source while messages go on
 
 	cut      = "cut"
 	delay    = "delay"
 	halfOpen = "half_open"
 )
 
-// kills are the faults in which a process gets SIGKILL.
+// kills are the faults that send SIGKILL to a process.
 var kills = []string{faultKill, faultPostgres, faultKafka, faultWipe, faultRestore, faultDamage}
 
-// drawSchedule draws a round's faults. It follows from the seed alone.
+// drawSchedule draws a round's faults. The schedule follows from the seed
+// alone.
 func drawSchedule(rnd *rand.Rand, o *options, length time.Duration) []*history.Fault {
 	broker, most := faultKfake, 1+o.seconds/8
 	brokers := most
@@ -88,7 +89,7 @@ func drawSchedule(rnd *rand.Rand, o *options, length time.Duration) []*history.F
 	return out
 }
 
-// drawParameters fills in what the kind of the fault needs.
+// drawParameters draws the parameters that the fault's kind needs.
 func drawParameters(f *history.Fault, rnd *rand.Rand) {
 	switch f.Kind {
 	case faultKill:

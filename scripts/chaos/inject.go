@@ -16,8 +16,8 @@ import (
 	"dinnerbell/scripts/chaos/network"
 )
 
-// faultInjector carries out a schedule. Faults overlap as they come, but what works
-// on one process or one link waits for its predecessor there.
+// faultInjector carries out a schedule. Faults overlap, but two faults on one
+// process or one link run one after the other.
 type faultInjector struct {
 	round     *round
 	postgres  sync.Mutex
@@ -26,8 +26,8 @@ type faultInjector struct {
 	retention sync.Mutex
 }
 
-// run does the schedule. When ctx ends, faults that last are ended; run returns
-// when all are, and everything stands again.
+// run carries out the schedule. When ctx ends, lasting faults are ended. run
+// returns when all faults are over and every process and link works again.
 func (in *faultInjector) run(ctx context.Context, list []*history.Fault) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(list))
@@ -65,7 +65,7 @@ func (in *faultInjector) inject(ctx context.Context, f *history.Fault) error {
 		return in.shutBarrier(ctx, f, d)
 	case faultDDL:
 		return in.whenFree(ctx, &d.operated, f, func() error { return in.changeTable(ctx, f, d) })
-	case faultRebuild, faultVerify, faultCheckpoint, faultReplay, faultResolve: // not under d.busy: it is what is broken meanwhile
+	case faultRebuild, faultVerify, faultCheckpoint, faultReplay, faultResolve: // without d.busy: faults may hit a command
 		return in.whenFree(ctx, &d.operated, f, func() error { return in.runCommand(ctx, f, d) })
 	case faultKill, faultPause, faultZombie, faultWipe, faultRestore, faultCopy, faultDamage:
 		return in.whenFree(ctx, &d.busy, f, func() error { return in.faultProcess(ctx, f, d) })
@@ -76,8 +76,8 @@ func (in *faultInjector) inject(ctx context.Context, f *history.Fault) error {
 	return nil
 }
 
-// whenFree does a fault when its target is free, unless the time for faults is over
-// by then.
+// whenFree carries out a fault as soon as its target is free, unless the time
+// for faults is over by then.
 func (in *faultInjector) whenFree(ctx context.Context, busy *sync.Mutex, f *history.Fault, do func() error) error {
 	busy.Lock()
 	defer busy.Unlock()
@@ -94,7 +94,7 @@ func (in *faultInjector) whenFree(ctx context.Context, busy *sync.Mutex, f *hist
 	return err
 }
 
-// errSkipped: the fault had nothing to work on; it does not count.
+// errSkipped means that the fault had no target; the fault does not count.
 var errSkipped = errors.New("nothing to work on")
 
 func (in *faultInjector) killPostgres(ctx context.Context, f *history.Fault) error {
@@ -121,7 +121,7 @@ func (in *faultInjector) killBroker() error {
 	return nil
 }
 
-// faultProcess is what happens to a daemon's process and its state.dir.
+// faultProcess carries out the faults of a daemon's process and state.dir.
 func (in *faultInjector) faultProcess(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	switch f.Kind {
 	case faultKill:
@@ -166,20 +166,20 @@ func (in *faultInjector) faultProcess(ctx context.Context, f *history.Fault, d *
 		d.freeze()
 		defer d.thaw()
 		if err := d.copyState(); err != nil {
-			in.round.log.Notef("%v", err) // state.dir is not there yet
+			in.round.log.Notef("%v", err) // state.dir does not exist yet
 		}
 		return errSkipped
 	}
 	return nil
 }
 
-// takeoverLimit is how long a zombie waits for another daemon to take its lanes.
+// takeoverLimit is how long a zombie waits until another daemon has its lanes.
 const takeoverLimit = 5 * time.Second
 
-// makeZombie freezes a daemon, has the group give its lanes to the other one, and
-// lets it go on in the belief that they are its own. The group is told by its
-// administrator that the member is gone: its session would run out only after
-// ten seconds.
+// makeZombie freezes a daemon, lets the group give its lanes to the other
+// daemon, and thaws the first one, which still believes that it owns the lanes.
+// An administrative request removes the frozen member from the group, since its
+// session would run out only after ten seconds.
 func (in *faultInjector) makeZombie(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	other := in.round.daemons[1-f.Daemon]
 	standIn := in.round.servers.opts.daemons == 1
@@ -208,7 +208,7 @@ func (in *faultInjector) makeZombie(ctx context.Context, f *history.Fault, d *da
 		in.removeFromGroup(other)
 	}
 	if !taken {
-		f.Kind = faultPause // that is all it came to
+		f.Kind = faultPause // no takeover happened: it was a pause
 	}
 	return nil
 }
@@ -226,8 +226,9 @@ func (in *faultInjector) ownsAll(ctx context.Context, d *daemonProcess) bool {
 	return true
 }
 
-// removeFromGroup removes the daemon's member from the group, as an administrator may
-// (kafka-consumer-groups --remove-members). Failing that, the session runs out.
+// removeFromGroup removes the daemon's member from the group, as
+// kafka-consumer-groups --remove-members does. If the request fails, the
+// session runs out.
 func (in *faultInjector) removeFromGroup(d *daemonProcess) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -261,7 +262,7 @@ func (in *faultInjector) faultLink(ctx context.Context, f *history.Fault, l *net
 }
 
 // healAll disarms the traps, lets every daemon run, and counts the answers that
-// were lost.
+// the traps swallowed.
 func (in *faultInjector) healAll() error {
 	for i, d := range in.round.daemons {
 		d.links.CommitTrap.Armed.Store(0)

@@ -15,7 +15,8 @@ import (
 	"dinnerbell/scripts/chaos/oracle"
 )
 
-// compareSinks reads everything that was written and compares it with the oracle.
+// compareSinks reads both sinks and the dead letters and compares them with the
+// oracle.
 func (r *round) compareSinks(ctx context.Context, v *oracle.Verdict, settled time.Duration) error {
 	conn, err := r.servers.connectPostgres(ctx, r.database)
 	if err != nil {
@@ -62,8 +63,8 @@ func (r *round) withDeleted(sent []*kgo.Record) []*kgo.Record {
 	return sent
 }
 
-// addMessages gives the oracle the messages that the topic holds: one whose answer was
-// lost may be there or not, or twice.
+// addMessages gives the oracle the messages that the topic holds. A message
+// whose acknowledgement was lost may be in the topic once, twice or not at all.
 func (r *round) addMessages(o *oracle.Oracle, sent []*kgo.Record) error {
 	at := map[oracle.RecordPosition]bool{}
 	for _, rec := range sent {
@@ -85,7 +86,8 @@ func (r *round) addMessages(o *oracle.Oracle, sent []*kgo.Record) error {
 	return nil
 }
 
-// writeDump writes down what was read, for whoever looks for the cause.
+// writeDump writes both sinks, the topics and the verdict to the round's
+// folder, for the search for a cause.
 func (r *round) writeDump(v *oracle.Verdict, s *oracle.Sinks, sent []*kgo.Record) error {
 	type record struct {
 		Partition int32     `json:"partition"`
@@ -122,8 +124,8 @@ func (r *round) writeDump(v *oracle.Verdict, s *oracle.Sinks, sent []*kgo.Record
 	)
 }
 
-// keepFolder copies the round's folder without the local states, the servers' logs,
-// and says how to run the round again.
+// keepFolder copies the round's folder, without the local states, and the
+// servers' logs, and prints the command that runs the round again.
 func (r *round) keepFolder() error {
 	o := r.servers.opts
 	dir := filepath.Join(o.keep, fmt.Sprintf("%s-seed%d-round%d", o.broker, o.seed, r.number))
@@ -144,7 +146,7 @@ func (r *round) keepFolder() error {
 	return errors.Join(errs...)
 }
 
-// rerunCommand is the command that runs one round with the same schedule.
+// rerunCommand returns the command that runs one round with the same schedule.
 func (o *options) rerunCommand(round int) string {
 	return fmt.Sprintf("make chaos ROUNDS=1 FIRST=%d SEED=%d BROKER=%s DAEMONS=%d LENGTH=%d FAULTS=%d", round, o.seed, o.broker, o.daemons, o.seconds, o.faults)
 }

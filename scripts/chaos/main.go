@@ -1,15 +1,16 @@
-// Chaos runs the real daemon against a real Postgres and a real broker, breaks
-// everything around it while a workload runs, then stops, lets it catch up, and
-// compares both sinks with an oracle of its own. It shares no code with the
-// daemon: what must, may and must not be notified follows from the history of
-// what was committed and produced (oracle.go).
+// Chaos runs the real daemon against a real Postgres and a real broker and
+// breaks the processes, files and connections around it while a workload runs.
+// Then it stops the faults, lets the daemon catch up, and compares both sinks
+// with an oracle of its own (package oracle), which shares no code with the
+// daemon: the history of committed transactions and produced messages decides
+// which notifications must, may and must not exist.
 //
 //	bin/chaos -rounds 5 -seed 1 -broker kfake -daemons 2
 //
-// Every round has a database, topics and daemons of its own, and a schedule of
-// faults and a workload that follow from the seed and the round's number:
-// -first 7 -rounds 1 runs round 7 again. Interleavings of threads and networks
-// are not replayed; what is done to them is.
+// Every round has its own database, topics and daemons. Its schedule of faults
+// and its workload follow from the seed and the round's number: -first 7
+// -rounds 1 runs round 7 again. Another run repeats the faults and the
+// workload, not the interleavings of threads and networks.
 package main
 
 import (
@@ -27,18 +28,18 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// options are the command line.
+// options are the flags.
 type options struct {
 	rounds, first int
 	seed          uint64
 	broker        string // kfake or kafka
-	daemons       int    // 1: the second only stands in while the first is a zombie
-	seconds       int    // of workload and faults, per round
+	daemons       int    // 1: the second daemon runs only while the first one is a zombie
+	seconds       int    // duration of workload and faults, per round
 	faults        int    // per round
 	limit, slow   time.Duration
 	binary, out   string
-	keep          string // failed rounds go there
-	script        string // scripts/kafka.sh
+	keep          string // folder for failed rounds
+	script        string // path of scripts/kafka.sh
 }
 
 func main() {
@@ -48,7 +49,7 @@ func main() {
 	os.Exit(exitCode(run(os.Args[1:])))
 }
 
-// exitCode says what went wrong, if anything.
+// exitCode prints err and returns the program's exit code.
 func exitCode(err error) int {
 	if err == nil {
 		return 0
@@ -60,7 +61,8 @@ func exitCode(err error) int {
 	return 1
 }
 
-// brokerChild makes this program a kfake broker: chaos broker DIR ADDRESS.
+// brokerChild as the first argument turns this program into a kfake broker:
+// chaos broker DIR ADDRESS.
 const brokerChild = "broker"
 
 func serveBroker(dir, listen string) error {

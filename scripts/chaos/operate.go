@@ -19,12 +19,12 @@ import (
 	"dinnerbell/scripts/chaos/oracle"
 )
 
-// operateLimit is how long a command of an operator may take.
+// operateLimit bounds an operator's command.
 const operateLimit = 15 * time.Second
 
-// runCommand runs a command against a daemon while everything around it breaks. It
-// may fail, and is then as if it had not been run; what it may not do is to say
-// or to leave something wrong.
+// runCommand runs an operator's command against a daemon during the faults. The
+// command may fail, which must have no effect; it must never report or leave a
+// wrong state.
 func (in *faultInjector) runCommand(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	args := map[string][]string{
 		faultRebuild: {"rebuild"}, faultVerify: {"verify", "--repair", "--json"}, faultCheckpoint: {"checkpoint", "create"},
@@ -41,7 +41,7 @@ func (in *faultInjector) runCommand(ctx context.Context, f *history.Fault, d *da
 	switch f.Kind {
 	case faultVerify:
 		return in.round.checkVerify(d, stdout)
-	case faultResolve: // no sink was rolled back
+	case faultResolve: // no sink was rolled back, so there is nothing to resolve
 		if err == nil && !bytes.Contains(stdout, []byte("nothing to resolve")) {
 			in.round.complainf("%s on %s has changed something: %s", strings.Join(args, " "), d.name, bytes.TrimSpace(stdout))
 		}
@@ -49,7 +49,7 @@ func (in *faultInjector) runCommand(ctx context.Context, f *history.Fault, d *da
 	return nil
 }
 
-// complainf notes what a command has done that it must not do.
+// complainf records that a command did something forbidden.
 func (r *round) complainf(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,8 +65,8 @@ func (d *daemonProcess) runCommand(ctx context.Context, args ...string) (stdout,
 	return out.Bytes(), errs.Bytes(), err
 }
 
-// checkVerify checks what `verify --json` has found: nothing. Its last line is the
-// result, where it came to one.
+// checkVerify checks that `verify --json` found no difference. The last line of
+// its output is the result; a command that was interrupted printed none.
 func (r *round) checkVerify(d *daemonProcess, out []byte) error {
 	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
 	var result struct {
@@ -74,7 +74,7 @@ func (r *round) checkVerify(d *daemonProcess, out []byte) error {
 		Differences int64  `json:"differences"`
 	}
 	if err := json.Unmarshal(lines[len(lines)-1], &result); err != nil || result.LSN == "" {
-		return nil //nolint:nilerr // it was cut off
+		return nil //nolint:nilerr // the command was interrupted
 	}
 	if result.Differences > 0 {
 		r.log.Notef("verify on %s: %s", d.name, out)
@@ -83,8 +83,8 @@ func (r *round) checkVerify(d *daemonProcess, out []byte) error {
 	return nil
 }
 
-// verifyDaemons asks every daemon, at the end, whether its subscriptions are those of
-// Postgres.
+// verifyDaemons runs `verify` on every daemon at the end of the round: the
+// subscriptions must be those of Postgres.
 func (r *round) verifyDaemons(ctx context.Context, v *oracle.Verdict) {
 	ctx, cancel := context.WithTimeout(ctx, r.servers.opts.limit)
 	defer cancel()
@@ -102,7 +102,8 @@ func (r *round) verifyDaemons(ctx context.Context, v *oracle.Verdict) {
 	}
 }
 
-// damageState flips one byte in one file of the store. The daemon must not run.
+// damageState changes one byte in one file of the store. The daemon must not
+// run.
 func (d *daemonProcess) damageState(rnd *rand.Rand) (what string, err error) {
 	var files []string
 	root := filepath.Join(d.dir, "store")

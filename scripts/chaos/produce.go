@@ -14,18 +14,18 @@ import (
 	"dinnerbell/scripts/chaos/scenario"
 )
 
-// numberHeader carries a message's number.
+// numberHeader is the record header with the message's number.
 const numberHeader = "chaos-number"
 
-// campaignProducer sends campaigns, one at a time: their order is then the same by
-// offset, by record time and by our clock.
+// campaignProducer sends campaigns one at a time, so that offsets, record times
+// and this process's clock give them the same order.
 type campaignProducer struct {
 	round  *round
 	author *scenario.CampaignAuthor
 	client *kgo.Client
-	txns   *kgo.Client // sends in transactions; nil until it is needed, and after an error
+	txns   *kgo.Client // for transactions; nil before the first one and after an error
 	number int64
-	last   int64 // time of the last record, milliseconds
+	last   int64 // milliseconds; time of the last record
 }
 
 func newProducer(r *round) (*campaignProducer, error) {
@@ -54,8 +54,8 @@ func (p *campaignProducer) run(ctx context.Context) error {
 	return nil
 }
 
-// sendRepeats sends the message as often again as its author wants, in quick
-// succession: its campaign is under way.
+// sendRepeats sends the message again, Repeats times in quick succession, while
+// the daemon is delivering its campaign.
 func (p *campaignProducer) sendRepeats(ctx context.Context, m *history.Message) error {
 	for range m.Repeats {
 		if !testenv.Pause(ctx, 10*time.Millisecond) {
@@ -69,9 +69,9 @@ func (p *campaignProducer) sendRepeats(ctx context.Context, m *history.Message) 
 	return nil
 }
 
-// sendInTransaction produces one message in a transaction of its own and commits
-// or aborts it. After an error the outcome is settled by the next client's
-// InitProducerID: which one it was, the topic says.
+// sendInTransaction produces one message in a transaction and commits or aborts
+// it. After an error, the next client's InitProducerID settles the outcome, and
+// the topic shows which one it was.
 func (p *campaignProducer) sendInTransaction(ctx context.Context, m *history.Message) error {
 	rec := p.newRecord(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
@@ -110,8 +110,9 @@ func (p *campaignProducer) produceInTransaction(ctx context.Context, rec *kgo.Re
 	return nil
 }
 
-// openTransactional opens the client of the transactions: what an earlier one left open is
-// aborted, or committed where that had begun.
+// openTransactional opens a new client for transactions. InitProducerID aborts
+// the transaction that an earlier client left open, or completes a commit that
+// had begun.
 func (p *campaignProducer) openTransactional(ctx context.Context) (err error) {
 	p.closeTransactional()
 	p.txns, err = p.round.servers.newKafkaClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0), kgo.DefaultProduceTopic(p.round.topics.campaigns),
@@ -139,7 +140,7 @@ func (p *campaignProducer) close() {
 	p.client.Close()
 }
 
-// newRecord numbers the message and makes its record.
+// newRecord gives the message its number and returns its record.
 func (p *campaignProducer) newRecord(m *history.Message) *kgo.Record {
 	p.number++
 	m.Number = p.number
@@ -152,8 +153,9 @@ func (p *campaignProducer) newRecord(m *history.Message) *kgo.Record {
 	}
 }
 
-// send produces one message and waits for the answer, over a broker's restart
-// if need be. One that is not answered may be in the topic or not.
+// send produces one message and waits for the acknowledgement, also over a
+// broker's restart. A message without an acknowledgement may be in the topic or
+// not.
 func (p *campaignProducer) send(ctx context.Context, m *history.Message) error {
 	rec := p.newRecord(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)

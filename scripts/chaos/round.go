@@ -37,18 +37,18 @@ type round struct {
 
 	log                *history.Log
 	admin              *kgo.Client
-	daemons            []*daemonProcess // two; with one at a time, the second stands in
+	daemons            []*daemonProcess // always two; with -daemons 1 the second one stands in for a zombie
 	writers            []*subscriptionWriter
 	producer           *campaignProducer
-	startRows          map[int64]history.Subscription // subscriptions at the beginning
-	transactionNumbers atomic.Int64                   // of transactions
-	failedVerifies     atomic.Int64                   // verifications that found a difference while faults went on
+	startRows          map[int64]history.Subscription // by row id, before the workload
+	transactionNumbers atomic.Int64
+	failedVerifies     atomic.Int64 // verify commands that found a difference during the faults
 
-	mu         sync.Mutex                            // guards what is below
-	deleted    map[oracle.RecordPosition]*kgo.Record // of the campaigns topic, deleted behind what was read
-	complaints []string                              // what a command has done that it must not do
+	mu         sync.Mutex                            // guards the fields below
+	deleted    map[oracle.RecordPosition]*kgo.Record // records that the retention fault deleted from the campaigns topic
+	complaints []string                              // forbidden effects of commands
 
-	recovery time.Duration // from the end of the faults until everything was caught up
+	recovery time.Duration // from the end of the faults until the daemons had caught up
 }
 
 func newRound(w *servers, number int) *round {
@@ -61,8 +61,8 @@ func newRound(w *servers, number int) *round {
 
 func (r *round) slotOf(d *daemonProcess) string { return r.database + "_" + d.name }
 
-// run does the round. An error means that it could not be done; what was found
-// is in the verdict.
+// run runs the round. An error means that the round could not be run; the
+// verdict holds the findings.
 func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
 	v = oracle.NewVerdict()
 	if err := r.setUp(ctx); err != nil {
@@ -142,8 +142,8 @@ func (r *round) runSetup(ctx context.Context, config string) error {
 	return nil
 }
 
-// makeDatabase fills the source. Each writer's rows are drawn from its own
-// random numbers.
+// makeDatabase creates the source and inserts the rows of all writers. Each
+// writer draws its rows from its own stream of random numbers.
 func (r *round) makeDatabase(ctx context.Context) error {
 	root, err := r.servers.connectPostgres(ctx, "postgres")
 	if err != nil {
@@ -210,7 +210,7 @@ func (r *round) addDaemon(i int) error {
 	return r.writeConfig(d.config, name, source, sink, l.Broker(), d.http)
 }
 
-// writeConfig writes a configuration, as JSON, which is YAML.
+// writeConfig writes a configuration as JSON, which is YAML.
 func (r *round) writeConfig(path, name, source, sink, brokers, http string) error {
 	text, err := json.MarshalIndent(map[string]any{
 		"source": map[string]any{"url": source, "slot": r.database + "_" + name},
@@ -228,7 +228,8 @@ func (r *round) writeConfig(path, name, source, sink, brokers, http string) erro
 	return os.WriteFile(path, text, 0o600)
 }
 
-// runStorm runs the workload and the faults at once, for the round's seconds.
+// runStorm runs the workload and the faults side by side for the round's
+// seconds.
 func (r *round) runStorm(ctx context.Context) error {
 	for _, d := range r.daemons[:r.servers.opts.daemons] {
 		if err := d.start(); err != nil {
@@ -237,7 +238,7 @@ func (r *round) runStorm(ctx context.Context) error {
 	}
 	length := time.Duration(r.servers.opts.seconds) * time.Second
 	list := drawSchedule(random.NewStream(r.servers.opts.seed, r.number, random.FaultStream), r.servers.opts, length)
-	base := r.log.Now() // setting up took a while
+	base := r.log.Now() // the setup took a while
 	for _, f := range list {
 		f.At += base
 	}
@@ -253,7 +254,8 @@ func (r *round) runStorm(ctx context.Context) error {
 	return errors.Join(g.Wait(), in.healAll())
 }
 
-// cleanUp ends what the round has started and deletes it, or keeps the folder.
+// cleanUp ends the round's processes, keeps the round's folder if asked to, and
+// deletes the round's resources.
 func (r *round) cleanUp(keep bool) error {
 	var errs []error
 	for _, d := range r.daemons {
@@ -287,7 +289,7 @@ func (r *round) dropResources() error {
 		return err
 	}
 	defer func() { _ = root.Close(ctx) }()
-	for ctx.Err() == nil { // a walsender may take a moment to see that its daemon is gone
+	for ctx.Err() == nil { // a walsender notices the end of its daemon with a delay
 		_, err = root.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL`)
 		if err == nil {
 			_, err = root.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)

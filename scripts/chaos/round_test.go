@@ -11,7 +11,7 @@ import (
 	"dinnerbell/scripts/chaos/random"
 )
 
-// What retention has deleted counts as if it were there.
+// The oracle still counts the records that the retention fault has deleted.
 func TestDeletedRecordsCount(t *testing.T) {
 	t.Parallel()
 	rec := func(offset int64) *kgo.Record { return &kgo.Record{Partition: 1, Offset: offset} }

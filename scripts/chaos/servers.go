@@ -15,17 +15,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// servers is what all rounds share: the two servers and a folder. Rounds never
-// share a database or a topic.
+// servers are the two servers and the folder that all rounds share. Rounds
+// never share a database or a topic.
 type servers struct {
 	opts     *options
 	dir      string
-	binary   string // a copy of the daemon: a build meanwhile changes nothing
+	binary   string // a copy of the daemon, which a build during the run does not change
 	postgres *testenv.Postgres
 	broker   broker
 
-	mu      sync.Mutex // guards err
-	lostErr error      // a server did not come back: no round can go on
+	mu      sync.Mutex // guards lostErr
+	lostErr error      // a server did not restart: no further round can run
 }
 
 // broker is Kafka or kfake.
@@ -33,8 +33,8 @@ type broker interface {
 	Addr() string
 	Start(ctx context.Context) error
 	Stop() error
-	// crash is SIGKILL for Kafka, and SIGTERM for kfake, which tears its
-	// transactions otherwise.
+	// crash sends SIGKILL to Kafka, but SIGTERM to kfake, whose transactions a
+	// SIGKILL tears.
 	crash() error
 }
 
@@ -47,8 +47,8 @@ type fakeKafka struct{ *testenv.Broker }
 func (k fakeKafka) crash() error { return k.Stop() }
 
 // startServers makes a folder and starts the servers. Postgres runs without
-// fsync: a killed process loses nothing that it gave to the kernel, and only
-// processes are killed here.
+// fsync: only processes are killed here, and the kernel keeps the writes of a
+// killed process.
 func startServers(ctx context.Context, o *options) (w *servers, err error) {
 	w = &servers{opts: o}
 	defer func() {
@@ -62,7 +62,7 @@ func startServers(ctx context.Context, o *options) (w *servers, err error) {
 	w.binary = filepath.Join(w.dir, "dinnerbell")
 	text, err := os.ReadFile(o.binary)
 	if err == nil {
-		err = os.WriteFile(w.binary, text, 0o755) //nolint:gosec // it is to be run
+		err = os.WriteFile(w.binary, text, 0o755) //nolint:gosec // a program
 	}
 	if err != nil {
 		return nil, fmt.Errorf("copy the daemon: %w; `make build` makes it", err)
@@ -114,7 +114,7 @@ func (w *servers) stop() error {
 	return errors.Join(errs...)
 }
 
-// noteLost notes that a server did not come back.
+// noteLost records that a server did not restart.
 func (w *servers) noteLost(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -127,7 +127,7 @@ func (w *servers) lostServer() error {
 	return w.lostErr
 }
 
-// connectPostgres opens a connection that no proxy is on.
+// connectPostgres opens a connection without a proxy.
 func (w *servers) connectPostgres(ctx context.Context, database string) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -138,9 +138,9 @@ func (w *servers) connectPostgres(ctx context.Context, database string) (*pgx.Co
 	return conn, nil
 }
 
-// newKafkaClient opens a Kafka client that no proxy is on.
+// newKafkaClient opens a Kafka client without a proxy.
 func (w *servers) newKafkaClient(opts ...kgo.Opt) (*kgo.Client, error) {
-	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond), kgo.AlwaysRetryEOF(), // a broker that dies in the first answer
+	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond), kgo.AlwaysRetryEOF(), // the broker may die during the first answer
 		kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }))...)
 	if err != nil {
 		return nil, fmt.Errorf("make Kafka client: %w", err)

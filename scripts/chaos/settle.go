@@ -15,13 +15,14 @@ import (
 	"dinnerbell/scripts/chaos/scenario"
 )
 
-// markerRestaurant has one client, whose notifications show that everything
-// before them was dealt with.
+// markerRestaurant has one client. The client's notifications show that the
+// daemon has handled all messages before the markers.
 const markerRestaurant = "marker"
 
-// awaitSettled waits until the daemons have caught up, and gives the moment. Then it
-// adds subscribers who are too late for everything, sends another marker to each
-// partition and waits again: nothing more may happen.
+// awaitSettled waits until the daemons have caught up and returns that moment.
+// Then it subscribes clients who are too late for every campaign, sends another
+// marker to each partition and waits again: the late clients must not be
+// notified.
 func (r *round) awaitSettled(ctx context.Context, v *oracle.Verdict) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, r.servers.opts.limit)
 	defer cancel()
@@ -53,7 +54,8 @@ func (r *round) awaitSettled(ctx context.Context, v *oracle.Verdict) time.Durati
 	return settled
 }
 
-// sendMarkers subscribes a client and sends a campaign to each partition.
+// sendMarkers subscribes the marker client and sends a campaign to each
+// partition.
 func (r *round) sendMarkers(ctx context.Context, name string, row int64) error {
 	w := r.writers[0]
 	if row == 1 {
@@ -75,7 +77,7 @@ func (r *round) sendMarkers(ctx context.Context, name string, row int64) error {
 	return nil
 }
 
-// subscribeLate subscribe to everything after everything is over.
+// subscribeLate subscribes one new client to every restaurant.
 func (r *round) subscribeLate(ctx context.Context) error {
 	w := r.writers[0]
 	defer w.closeConn()
@@ -86,8 +88,8 @@ func (r *round) subscribeLate(ctx context.Context) error {
 	return w.commitDraft(ctx, d)
 }
 
-// awaitCaughtUp polls until nothing is left to do, twice in a row. early leaves
-// out campaigns that wait for their start.
+// awaitCaughtUp polls until two checks in a row find no work left. early
+// ignores campaigns that wait for their start, and asks for one check only.
 func (r *round) awaitCaughtUp(ctx context.Context, markers int, early bool) error {
 	var conn *pgx.Conn
 	defer func() {
@@ -120,7 +122,7 @@ func (r *round) awaitCaughtUp(ctx context.Context, markers int, early bool) erro
 	}
 }
 
-// checkCaughtUp says what is left to do.
+// checkCaughtUp returns the work that is left as an error.
 func (r *round) checkCaughtUp(ctx context.Context, conn *pgx.Conn, markers int, early bool) error {
 	if err := r.checkIdle(ctx, early); err != nil {
 		return err
@@ -138,8 +140,8 @@ func (r *round) checkCaughtUp(ctx context.Context, conn *pgx.Conn, markers int, 
 	return nil
 }
 
-// checkIdle asks the daemons: every lane has one owner, has read everything, and has
-// shipped what it decided.
+// checkIdle asks the daemons: every lane must have one owner, must have read
+// its partition to the end, and must have shipped every decided step.
 func (r *round) checkIdle(ctx context.Context, early bool) error {
 	ends, err := kadm.NewClient(r.admin).ListEndOffsets(ctx, r.topics.campaigns)
 	if err == nil {

@@ -13,7 +13,7 @@ import (
 	"dinnerbell/scripts/chaos/oracle"
 )
 
-// readFeedback reads the whole table in the order of its ids.
+// readFeedback reads the whole feedback table in the order of its ids.
 func readFeedback(ctx context.Context, conn *pgx.Conn) ([]oracle.FeedbackRow, error) {
 	rows, err := conn.Query(ctx, `SELECT id, restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback
@@ -31,8 +31,8 @@ FROM subscribers_feedback ORDER BY id`)
 	return out, nil
 }
 
-// readTopic reads a whole topic as a read_committed consumer sees it, up to its
-// end now. An open transaction is waited for.
+// readTopic reads a topic up to its present end as a read_committed consumer
+// does. It waits for open transactions.
 func (w *servers) readTopic(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

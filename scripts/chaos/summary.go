@@ -12,14 +12,14 @@ import (
 	"dinnerbell/scripts/chaos/oracle"
 )
 
-// summary is build/chaos.json.
+// summary is the content of build/chaos.json.
 type summary struct {
 	Seed         uint64         `json:"seed"`
 	First        int            `json:"first_round"`
 	Broker       string         `json:"broker"`
 	Daemons      int            `json:"daemons"`
 	Rounds       int            `json:"rounds"`
-	Kills        int            `json:"kills"` // SIGKILLs; among the faults
+	Kills        int            `json:"kills"` // faults with a SIGKILL
 	OtherFaults  int            `json:"other_faults"`
 	Faults       map[string]int `json:"faults"`
 	Transactions int            `json:"transactions"`
@@ -33,14 +33,14 @@ type summary struct {
 	Mismatched   int            `json:"mismatched"`
 	Longest      float64        `json:"longest_recovery_seconds"`
 	Failed       []int          `json:"failed_rounds"`
-	Problems     []string       `json:"problems"` // of failed rounds, the first ones
+	Problems     []string       `json:"problems"` // the first problems of failed rounds
 }
 
 func newSummary(o *options) *summary {
 	return &summary{Seed: o.seed, First: o.first, Broker: o.broker, Daemons: o.daemons, Faults: map[string]int{}, Failed: []int{}, Problems: []string{}}
 }
 
-// addRound counts a round.
+// addRound adds a round to the counts.
 func (s *summary) addRound(r *round, v *oracle.Verdict, err error) {
 	s.Rounds++
 	if r.log != nil {
@@ -74,7 +74,7 @@ func (s *summary) addRound(r *round, v *oracle.Verdict, err error) {
 	}
 }
 
-// roundLine is what is printed of a round.
+// roundLine renders the line that the program prints for a round.
 func (s *summary) roundLine(r *round, v *oracle.Verdict, err error, took time.Duration) string {
 	verdict := "ok"
 	switch {

@@ -18,8 +18,8 @@ import (
 	"dinnerbell/scripts/chaos/random"
 )
 
-// slowCommit makes the commit of a step wait in the server, behind all its
-// statements: a deferred trigger runs when COMMIT is carried out.
+// slowCommit delays the commit of a step in the server, behind all its
+// statements: Postgres runs a deferred trigger during COMMIT.
 const slowCommit = `
 CREATE TABLE public.chaos_slow (seconds float8 NOT NULL);
 INSERT INTO public.chaos_slow VALUES (0);
@@ -28,7 +28,7 @@ CREATE FUNCTION public.chaos_slow_commit() RETURNS trigger LANGUAGE plpgsql AS
 CREATE CONSTRAINT TRIGGER chaos_slow_commit AFTER INSERT ON dinnerbell.outbox
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.chaos_slow_commit()`
 
-// prepareSlowCommits prepares slow commits, once the daemon's tables are there.
+// prepareSlowCommits creates the trigger, once the daemon's tables exist.
 func (r *round) prepareSlowCommits(ctx context.Context) error {
 	return r.withConnection(ctx, func(conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, slowCommit)
@@ -36,7 +36,7 @@ func (r *round) prepareSlowCommits(ctx context.Context) error {
 	})
 }
 
-// withConnection runs do on a connection that no proxy is on.
+// withConnection runs do on a connection without a proxy.
 func (r *round) withConnection(ctx context.Context, do func(*pgx.Conn) error) error {
 	conn, err := r.servers.connectPostgres(ctx, r.database)
 	if err != nil {
@@ -46,7 +46,7 @@ func (r *round) withConnection(ctx context.Context, do func(*pgx.Conn) error) er
 	return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
 }
 
-// slowCommits has each commit of a step take longer for a while.
+// slowCommits delays each commit of a step for a while.
 func (in *faultInjector) slowCommits(ctx context.Context, f *history.Fault) error {
 	set := func(ctx context.Context, seconds float64) error {
 		return in.round.withConnection(ctx, func(conn *pgx.Conn) error {
@@ -68,15 +68,16 @@ func (in *faultInjector) slowCommits(ctx context.Context, f *history.Fault) erro
 	}
 }
 
-// deleteCampaigns deletes from the campaigns topic what the lanes have read, as
-// retention does, and where nothing is left to be read all of the partition: the
-// markers and aborted records at its end, too. The oracle keeps what it deletes.
+// deleteCampaigns deletes the messages that the lanes have read from the
+// campaigns topic, as retention does. Where a partition has no unread message,
+// it deletes the markers and aborted records at the end, too. The round keeps a
+// copy of the deleted records for the oracle.
 func (in *faultInjector) deleteCampaigns(ctx context.Context) error {
 	r := in.round
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	// In this order: what is read by then lies before the end, and what lies before
-	// the end is remembered before anything is deleted.
+	// The order matters: the offsets read by then lie before the ends, and the
+	// records before the ends are copied before the deletion.
 	read, err := r.nextOffsets(ctx)
 	if err != nil || len(read) == 0 {
 		return errSkipped
@@ -115,7 +116,7 @@ func (in *faultInjector) deleteCampaigns(ctx context.Context) error {
 	return nil
 }
 
-// nextOffsets are how far the lanes have read, as Postgres has it.
+// nextOffsets reads from Postgres how far the lanes have read.
 func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
 	read := map[int32]int64{}
 	return read, r.withConnection(ctx, func(conn *pgx.Conn) error {
@@ -130,8 +131,8 @@ func (r *round) nextOffsets(ctx context.Context) (map[int32]int64, error) {
 	})
 }
 
-// shutBarrier cuts both links of a daemon to the source: nothing can be joined.
-// The messages that come meanwhile, cancels too, go their way.
+// shutBarrier cuts both links of a daemon to the source, so that the daemon can
+// join no campaign. Messages, cancels among them, still reach the daemon.
 func (in *faultInjector) shutBarrier(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	replication, sql := d.links.Proxies[network.Replication], d.links.Proxies[network.SQL]
 	return in.whenFree(ctx, &replication.Busy, f, func() error {
@@ -146,7 +147,7 @@ func (in *faultInjector) shutBarrier(ctx context.Context, f *history.Fault, d *d
 	})
 }
 
-// tableChanges leave the rows as they are. The first two rewrite the table.
+// tableChanges do not change the rows. The first two rewrite the table.
 var tableChanges = []string{
 	`ALTER TABLE subscribers_restaurants ADD COLUMN IF NOT EXISTS chaos_random float8 DEFAULT random()`,
 	`VACUUM FULL subscribers_restaurants`,
@@ -158,7 +159,7 @@ var tableChanges = []string{
 }
 
 // changeTable runs statements on the source's table while the daemon takes a
-// snapshot of it. Those that wait long for the table are given up.
+// snapshot. A statement that waits too long for its lock is given up.
 func (in *faultInjector) changeTable(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	rnd := rand.New(rand.NewPCG(f.Draw, 0)) //nolint:gosec // drawn from the seed
 	ctx, cancel := context.WithTimeout(ctx, operateLimit)

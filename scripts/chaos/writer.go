@@ -17,8 +17,9 @@ import (
 	"dinnerbell/scripts/chaos/scenario"
 )
 
-// receiptTable is a table of the workload's own: each transaction leaves its number
-// there, so that one whose COMMIT was not answered can be looked up.
+// receiptTable is a table of the workload's own. Each transaction inserts its
+// number, so that a writer can look up whether a transaction without an answer
+// to COMMIT was committed.
 const receiptTable = `CREATE TABLE public.chaos_receipts (number int8 PRIMARY KEY)`
 
 // subscriptionWriter is one connection that changes subscriptions.
@@ -27,13 +28,13 @@ type subscriptionWriter struct {
 	rows     *scenario.WriterRows
 	conn     *pgx.Conn
 	numbers  *atomic.Int64
-	truncate *sync.RWMutex          // held for writing by the transaction that truncates
-	allRows  []*scenario.WriterRows // everybody's, for that transaction
-	stolen   []history.Subscription // what a truncate took from this book; guarded by truncate
+	truncate *sync.RWMutex          // the transaction that truncates holds it for writing
+	allRows  []*scenario.WriterRows // the rows of all writers, for that transaction
+	stolen   []history.Subscription // rows that a truncate took from this writer; guarded by truncate
 }
 
-// run commits transactions until ctx ends. What it is in the middle of then is
-// brought to an end.
+// run commits transactions until ctx ends. It completes the transaction that it
+// has begun by then.
 func (w *subscriptionWriter) run(ctx context.Context) error {
 	defer w.closeConn()
 	for {
@@ -52,7 +53,7 @@ func (w *subscriptionWriter) run(ctx context.Context) error {
 	}
 }
 
-// commitNext does one transaction beside those of the other writers.
+// commitNext runs one transaction beside those of the other writers.
 func (w *subscriptionWriter) commitNext(ctx context.Context) error {
 	w.truncate.RLock()
 	defer w.truncate.RUnlock()
@@ -67,8 +68,8 @@ func (w *subscriptionWriter) commitNext(ctx context.Context) error {
 	return err
 }
 
-// commitTruncate empties the table while no other writer is at work, so that its
-// place in the order is known.
+// commitTruncate empties the table while no other writer is at work, so that
+// its place in the order is known.
 func (w *subscriptionWriter) commitTruncate(ctx context.Context) error {
 	w.truncate.Lock()
 	defer w.truncate.Unlock()
@@ -91,8 +92,9 @@ func (w *subscriptionWriter) commitTruncate(ctx context.Context) error {
 	return nil
 }
 
-// commitDraft runs a transaction and notes it. An error before COMMIT is sent aborts
-// it; one after leaves it in doubt until the database can be asked.
+// commitDraft runs a transaction and records it. An error before COMMIT is sent
+// aborts the transaction. After that, the outcome is in doubt until the
+// database answers again.
 func (w *subscriptionWriter) commitDraft(ctx context.Context, d *scenario.TransactionDraft) error {
 	if len(d.SQL) == 0 {
 		return nil
@@ -101,8 +103,8 @@ func (w *subscriptionWriter) commitDraft(ctx context.Context, d *scenario.Transa
 	sent, err := w.runStatements(ctx, d)
 	d.After = w.round.log.Now()
 	if err != nil {
-		// Only a connection may fail; a statement that Postgres refuses is a
-		// mistake of this program.
+		// Connections may fail. A statement that Postgres refuses is a mistake
+		// of this program.
 		if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code < "57" && pgErr.Code[:2] != "08" {
 			return fmt.Errorf("run transaction %s: %w", d.Kind, err)
 		}
@@ -120,13 +122,14 @@ func (w *subscriptionWriter) commitDraft(ctx context.Context, d *scenario.Transa
 	return nil
 }
 
-// runStatements runs the statements. sent says that COMMIT was sent, or may have been.
+// runStatements runs the statements. sent reports whether COMMIT was, or may
+// have been, sent.
 func (w *subscriptionWriter) runStatements(ctx context.Context, d *scenario.TransactionDraft) (sent bool, err error) {
 	if err := w.connectAgain(ctx); err != nil {
 		return false, err
 	}
 	exec := func(sql string) error {
-		// The workload's own end does not cut a transaction in the middle.
+		// The end of the workload does not interrupt a transaction.
 		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 		defer cancel()
 		_, err := w.conn.Exec(bound, sql, pgx.QueryExecModeSimpleProtocol)
@@ -154,8 +157,8 @@ func (w *subscriptionWriter) runStatements(ctx context.Context, d *scenario.Tran
 	return true, nil
 }
 
-// resolveDoubt asks whether a transaction in doubt was committed. It asks until the
-// database answers: without an answer nothing after it can be judged.
+// resolveDoubt asks whether a transaction in doubt was committed. It asks until
+// the database answers, since the oracle needs the answer.
 func (w *subscriptionWriter) resolveDoubt(d *scenario.TransactionDraft) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -175,7 +178,7 @@ func (w *subscriptionWriter) resolveDoubt(d *scenario.TransactionDraft) error {
 	}
 }
 
-// connectAgain connects, as often as it takes.
+// connectAgain connects, as often as necessary.
 func (w *subscriptionWriter) connectAgain(ctx context.Context) error {
 	for w.conn == nil {
 		conn, err := w.round.servers.connectPostgres(ctx, w.round.database)
@@ -196,6 +199,6 @@ func (w *subscriptionWriter) closeConn() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = w.conn.Close(ctx) // it may be broken
+	_ = w.conn.Close(ctx) // the connection may be broken
 	w.conn = nil
 }

@@ -1,24 +1,26 @@
-// Package history records what the workload and the faults of a round did, and
-// when: the only input of the oracle beside the sinks.
+// Package history records the transactions, messages and faults of a round with
+// their times. Beside the sinks, the history is the oracle's only input.
 package history
 
 import "time"
 
-// Partitions of the topics of campaigns and notifications.
+// Partitions is how many partitions the topics of campaigns and notifications
+// have.
 const Partitions = 3
 
-// Subscription is a client and a restaurant: a subscription while at least one row has it.
+// Subscription is a client and a restaurant. The client is subscribed while at
+// least one row holds the two.
 type Subscription struct{ Client, Restaurant string }
 
-// RowChange is what a transaction does to one row: New is its pair, nil if the row
-// is deleted.
+// RowChange is the effect of a transaction on one row. New is the row's new
+// content, nil if the row is deleted.
 type RowChange struct {
 	Row int64         `json:"row"`
 	New *Subscription `json:"new"`
 }
 
-// Transaction is one transaction of the workload. It became visible at some moment from
-// Before to After; or never, if it is not Committed.
+// Transaction is one transaction of the workload. If Committed, it became
+// visible at some moment from Before to After, and otherwise never.
 type Transaction struct {
 	Number    int64         `json:"number"`
 	Writer    int           `json:"writer"`
@@ -26,12 +28,13 @@ type Transaction struct {
 	Before    time.Duration `json:"before"`
 	After     time.Duration `json:"after"`
 	Committed bool          `json:"committed"`
-	Doubt     bool          `json:"doubt,omitempty"` // the answer to COMMIT was lost; the database told later
+	Doubt     bool          `json:"doubt,omitempty"` // the answer to COMMIT was lost and the writer asked later
 	Truncate  bool          `json:"truncate,omitempty"`
 	Changes   []RowChange   `json:"changes"`
 }
 
-// CampaignFields are a campaign message's, in the order of the contract.
+// CampaignFields are the fields of a campaign message in the order of the
+// contract.
 type CampaignFields struct {
 	Restaurant string `json:"restaurant_id"`
 	Campaign   string `json:"adv_campaign_id"`
@@ -43,40 +46,40 @@ type CampaignFields struct {
 	Created    int64  `json:"datetime_created"`
 }
 
-// Message is one record that was produced, or perhaps was: what the topic holds
-// in the end is what counts.
+// Message is one message that was produced. Without an acknowledgement it may
+// be in the topic or not; only the topic decides.
 type Message struct {
 	Number    int64           `json:"number"`
 	Kind      string          `json:"kind"`
 	Partition int32           `json:"partition"`
-	Before    time.Duration   `json:"before"` // nobody had received it then
+	Before    time.Duration   `json:"before"` // no daemon had received the message by then
 	Acked     bool            `json:"acked"`
 	Offset    int64           `json:"offset"` // if acked
-	Time      int64           `json:"time"`   // of the record, milliseconds; no two are the same
+	Time      int64           `json:"time"`   // record time in milliseconds, different for each message
 	Value     []byte          `json:"value"`
-	Fields    *CampaignFields `json:"fields,omitempty"` // nil: malformed
+	Fields    *CampaignFields `json:"fields,omitempty"` // nil for a malformed message
 
-	Transaction bool `json:"transaction,omitempty"` // it is sent in a transaction of its own
-	Aborted     bool `json:"aborted,omitempty"`     // which is aborted: nobody may see the message
-	Repeats     int  `json:"repeats,omitempty"`     // how often it is sent again at once
+	Transaction bool `json:"transaction,omitempty"` // the producer sends the message in a transaction
+	Aborted     bool `json:"aborted,omitempty"`     // the producer aborts that transaction, so no consumer may see the message
+	Repeats     int  `json:"repeats,omitempty"`     // how often the producer sends the message again at once
 }
 
-// CampaignLife is the life of campaigns that do not end while the round lasts, and
-// how far ahead those start that never do.
+// CampaignLife is how long a campaign lasts that does not end during the round,
+// and how far ahead a campaign starts that never starts during the round.
 const CampaignLife = time.Hour
 
-// Fault is one line of the schedule.
+// Fault is one entry of the schedule.
 type Fault struct {
 	At        time.Duration `json:"at"`
 	Kind      string        `json:"kind"`
-	Length    time.Duration `json:"length,omitempty"` // of what lasts
-	Daemon    int           `json:"daemon"`           // whose process, state or link
+	Length    time.Duration `json:"length,omitempty"` // of a fault that lasts
+	Daemon    int           `json:"daemon"`           // the daemon whose process, state or link is hit
 	Link      string        `json:"link,omitempty"`
-	Direction string        `json:"direction,omitempty"` // half-open: which is lost
+	Direction string        `json:"direction,omitempty"` // of a half-open link: the direction that loses its bytes
 	Millis    int           `json:"millis,omitempty"`    // of a delay
-	Leave     bool          `json:"leave,omitempty"`     // the group is told at once that the daemon is gone
-	Draw      uint64        `json:"draw,omitempty"`      // of a damage: which file and byte
-	Failed    bool          `json:"failed,omitempty"`    // of a command: what went on broke it
+	Leave     bool          `json:"leave,omitempty"`     // the group learns at once that the daemon is gone
+	Draw      uint64        `json:"draw,omitempty"`      // of a damage: selects file and byte
+	Failed    bool          `json:"failed,omitempty"`    // of a command: another fault made it fail
 
 	Began time.Duration `json:"began,omitempty"`
 	Ended time.Duration `json:"ended,omitempty"`

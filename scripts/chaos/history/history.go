@@ -8,19 +8,20 @@ import (
 	"time"
 )
 
-// Log is what was done in a round, in one time: the duration since its
+// Log holds the events of a round. Times are durations since the round's
 // beginning. Each event is also a JSON line in the round's folder.
 type Log struct {
 	Began time.Time
 
-	mu           sync.Mutex // guards what is below
+	mu           sync.Mutex // guards the fields below
 	file         *os.File
-	err          error // of writing file
+	err          error // the first error of a write to file
 	Transactions []*Transaction
 	Messages     map[int64]*Message // by number
-	Faults       []*Fault           // those that were done
+	Faults       []*Fault           // faults that were carried out
 }
 
+// NewLog creates the file of a round that begins now.
 func NewLog(path string) (*Log, error) {
 	f, err := os.Create(path)
 	if err != nil {
@@ -29,17 +30,18 @@ func NewLog(path string) (*Log, error) {
 	return &Log{Began: time.Now(), file: f, Messages: map[int64]*Message{}}, nil
 }
 
+// Now returns the time since the round's beginning.
 func (h *Log) Now() time.Duration { return time.Since(h.Began) }
 
-// AtUnix is the moment at which a Unix second begins.
+// AtUnix returns the moment at which a Unix second begins.
 func (h *Log) AtUnix(unix int64) time.Duration {
 	return time.Duration(unix*int64(time.Second) - h.Began.UnixNano())
 }
 
-// UnixAt is the Unix second in which d lies.
+// UnixAt returns the Unix second that contains the moment d.
 func (h *Log) UnixAt(d time.Duration) int64 { return h.Began.Add(d).Unix() }
 
-// writeLocked adds a line. The caller holds mu.
+// writeLocked adds a line; the caller holds mu.
 func (h *Log) writeLocked(kind string, event any) {
 	line, err := json.Marshal(map[string]any{kind: event})
 	if err == nil && h.file != nil {
@@ -50,6 +52,7 @@ func (h *Log) writeLocked(kind string, event any) {
 	}
 }
 
+// AddTransaction adds a transaction whose outcome is known.
 func (h *Log) AddTransaction(t *Transaction) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,6 +60,7 @@ func (h *Log) AddTransaction(t *Transaction) {
 	h.writeLocked("transaction", t)
 }
 
+// AddMessage adds a message that was produced.
 func (h *Log) AddMessage(m *Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -64,6 +68,7 @@ func (h *Log) AddMessage(m *Message) {
 	h.writeLocked("message", m)
 }
 
+// AddFault adds a fault that was carried out.
 func (h *Log) AddFault(f *Fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -71,15 +76,15 @@ func (h *Log) AddFault(f *Fault) {
 	h.writeLocked("fault", f)
 }
 
-// Notef adds anything else that helps to read the history.
+// Notef adds a note for the reader of the history.
 func (h *Log) Notef(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.writeLocked("note", map[string]any{"at": h.Now(), "text": fmt.Sprintf(format, args...)})
 }
 
-// LastStart is the latest start of a campaign among those that begin before
-// limit, as a Unix second.
+// LastStart returns the latest start of all campaigns that start before limit,
+// as a Unix second.
 func (h *Log) LastStart(limit time.Time) int64 {
 	last := int64(0)
 	h.mu.Lock()
@@ -92,6 +97,7 @@ func (h *Log) LastStart(limit time.Time) int64 {
 	return last
 }
 
+// Close closes the file and returns the first error of writing it.
 func (h *Log) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Kafka's api keys that matter here.
+// The API keys of Kafka requests that a relay treats in a special way.
 const (
 	keyProduce         = 0
 	keyFetch           = 1
@@ -23,15 +23,15 @@ const (
 // maxFrame is Kafka's default of socket.request.max.bytes.
 const maxFrame = 100 << 20
 
-// kafkaWire understands one broker connection: it knows which response answers
-// what. It makes the broker appear at the proxy's address, whatever it
-// advertises, so that no broker needs to be configured for the proxy and each
-// daemon has its own; and it loses the answer to EndTxn when the trap is armed.
+// kafkaWire relays one broker connection and matches responses with requests.
+// It replaces the address that the broker advertises by the proxy's address, so
+// that no broker needs settings for the proxy and each daemon has a proxy of
+// its own. When the trap is armed, it swallows the answer to EndTxn.
 type kafkaWire struct {
-	port int32 // where the broker appears, on 127.0.0.1
+	port int32 // the proxy's port on 127.0.0.1, shown as the broker's
 	trap *answerTrap
 
-	mu      sync.Mutex // guards asked
+	mu      sync.Mutex // guards pending
 	pending map[int32]apiRequest
 }
 
@@ -41,7 +41,8 @@ func newKafkaWire(port int, t *answerTrap) *kafkaWire {
 	return &kafkaWire{port: int32(port), trap: t, pending: map[int32]apiRequest{}}
 }
 
-// passRequests notes the requests: size, api key, version, correlation id.
+// passRequests relays requests and records their kinds. A request begins with
+// size, API key, version and correlation id.
 // https://kafka.apache.org/protocol#protocol_messages
 func (k *kafkaWire) passRequests(in *bufio.Reader, out *bufio.Writer) error {
 	for {
@@ -66,7 +67,7 @@ func (k *kafkaWire) passRequests(in *bufio.Reader, out *bufio.Writer) error {
 	}
 }
 
-// passResponses passes responses on: size, correlation id.
+// passResponses relays responses, which begin with size and correlation id.
 func (k *kafkaWire) passResponses(in *bufio.Reader, out *bufio.Writer) error {
 	for {
 		head, err := in.Peek(8)
@@ -105,14 +106,14 @@ func (k *kafkaWire) passResponses(in *bufio.Reader, out *bufio.Writer) error {
 	}
 }
 
-// replaceAddresses puts the proxy's address into a response that names brokers. What
-// names none, or cannot be read, stays as it is.
+// replaceAddresses puts the proxy's address into a response that names brokers.
+// A response that names no broker or cannot be read stays as it is.
 func (k *kafkaWire) replaceAddresses(frame []byte, r apiRequest) []byte {
 	resp := kmsg.ResponseForKey(r.key)
 	resp.SetVersion(r.version)
 	body := kbin.Reader{Src: frame[8:]}
 	if resp.IsFlexible() {
-		if n := body.Uvarint(); n != 0 { // tags in the header: none are defined
+		if n := body.Uvarint(); n != 0 { // tags in the header: Kafka defines none
 			return frame
 		}
 	}
@@ -128,7 +129,8 @@ func (k *kafkaWire) replaceAddresses(frame []byte, r apiRequest) []byte {
 	return out
 }
 
-// replaceIn changes the addresses in a response and tells whether there were any.
+// replaceIn replaces the addresses in a response and reports whether there were
+// any.
 func (k *kafkaWire) replaceIn(resp kmsg.Response) bool {
 	moved := false
 	at := func(host *string, port *int32) {
@@ -146,7 +148,7 @@ func (k *kafkaWire) replaceIn(resp kmsg.Response) bool {
 		for i := range m.Coordinators {
 			at(&m.Coordinators[i].Host, &m.Coordinators[i].Port)
 		}
-	case *kmsg.ProduceResponse: // where a leader has moved, since version 10
+	case *kmsg.ProduceResponse: // since version 10: the new leaders
 		for i := range m.Brokers {
 			at(&m.Brokers[i].Host, &m.Brokers[i].Port)
 		}

@@ -1,5 +1,5 @@
-// Package network puts proxies between a daemon and its servers, which cut, delay
-// and silence connections and lose single answers.
+// Package network puts proxies between a daemon and its servers. They cut,
+// delay and silence connections and swallow single answers.
 package network
 
 import (
@@ -26,19 +26,20 @@ const (
 	Kafka       = "kafka"
 )
 
+// Names are the names of the links.
 var Names = []string{Replication, SQL, Sink, Kafka}
 
-// Links is one daemon's network. Everything it connects to is behind a toxic
-// proxy, and behind that, where an answer can be lost, a relay that knows the
-// protocol:
+// Links is one daemon's network. Every connection passes a toxic proxy. Where
+// an answer can be swallowed, a relay that knows the protocol stands behind the
+// proxy:
 //
 //	source.url ─ splitter ─┬─ toxic replication ─────────────── Postgres
 //	                       └─ toxic sql ─────────────────────── Postgres
 //	sink.url ───────────────── toxic sink ── relay (COMMIT) ─── Postgres
 //	kafka.brokers ──────────── toxic kafka ─ relay (EndTxn) ─── broker
 //
-// The daemon has one source.url; the splitter tells its connections apart by
-// the startup packet.
+// The daemon has one source.url; the splitter separates replication from other
+// connections by the startup packet.
 type Links struct {
 	Proxies                map[string]*Link
 	splitter               *tcpRelay
@@ -46,13 +47,13 @@ type Links struct {
 	CommitTrap, EndTxnTrap answerTrap
 }
 
-// Link is a toxic proxy. busy is held by the fault that works on it.
+// Link is a toxic proxy. The fault that works on the link holds Busy.
 type Link struct {
 	Busy  sync.Mutex
 	proxy *toxiproxy.Proxy
 }
 
-// NewLinks starts a daemon's network between it and the two servers (host:port).
+// NewLinks starts the network between a daemon and the two servers (host:port).
 func NewLinks(postgres, broker string) (l *Links, err error) {
 	l = &Links{Proxies: map[string]*Link{}}
 	defer func() {
@@ -101,7 +102,8 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 	return l, l.splitter.listen()
 }
 
-// splitByStartup sends replication one way and the rest the other.
+// splitByStartup routes replication connections to one proxy and all others to
+// the other.
 func (l *Links) splitByStartup(client *bufio.Reader) (string, []byte, error) {
 	packet, replication, err := readStartup(client)
 	if err != nil {
@@ -113,6 +115,7 @@ func (l *Links) splitByStartup(client *bufio.Reader) (string, []byte, error) {
 	return l.Proxies[SQL].proxy.Listen, packet, nil
 }
 
+// Close ends all connections and proxies.
 func (l *Links) Close() {
 	for _, t := range l.Proxies {
 		t.proxy.Stop()
@@ -124,13 +127,15 @@ func (l *Links) Close() {
 	}
 }
 
-// SourceURL and SinkURL put the proxies' address into a Postgres URL.
+// SourceURL replaces the address in a Postgres URL by the splitter's.
 func (l *Links) SourceURL(direct string) (string, error) {
 	return replaceHost(direct, l.splitter.addr())
 }
+// SinkURL replaces the address in a Postgres URL by the sink link's.
 func (l *Links) SinkURL(direct string) (string, error) {
 	return replaceHost(direct, l.Proxies[Sink].proxy.Listen)
 }
+// Broker is the address of the Kafka link.
 func (l *Links) Broker() string { return l.Proxies[Kafka].proxy.Listen }
 
 func replaceHost(direct, address string) (string, error) {
@@ -149,7 +154,8 @@ func (k *Link) Cut(ctx context.Context, d time.Duration) error {
 	return k.listenAgain()
 }
 
-// listenAgain takes the port back. Nobody else gets it but by bad luck.
+// listenAgain binds the proxy's port again. Another process rarely takes the
+// port in between.
 func (k *Link) listenAgain() error {
 	err := k.proxy.Start()
 	if err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
@@ -171,8 +177,8 @@ func (k *Link) Delay(ctx context.Context, d time.Duration, millis int) error {
 }
 
 // HalfOpen loses all bytes of one direction while the connection stays open, as
-// when a peer or a firewall is gone without a word. At the end the connections
-// close.
+// after the silent loss of a peer or a firewall's entry. At the end the
+// connections close.
 func (k *Link) HalfOpen(ctx context.Context, d time.Duration, direction string) error {
 	const spec = `{"name":"gone","type":"timeout","stream":"%s","attributes":{"timeout":0}}`
 	if _, err := k.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(spec, direction))); err != nil {
@@ -182,8 +188,8 @@ func (k *Link) HalfOpen(ctx context.Context, d time.Duration, direction string) 
 	return k.removeToxics()
 }
 
-// removeToxics removes the toxics. The library can wait for ever for a link that ends in
-// the same moment; closing every connection lets it go on.
+// removeToxics removes the toxics. The library can wait forever for a link that
+// ends in the same moment; closing every connection wakes it up.
 func (k *Link) removeToxics() error {
 	done := make(chan struct{})
 	go func() {

@@ -11,9 +11,9 @@ import (
 // maxStartup bounds a startup packet, as Postgres does.
 const maxStartup = 10000
 
-// readStartup reads the first packet of a Postgres connection and tells whether
-// it asks for replication. The URLs here say sslmode=disable: there is no TLS
-// to be negotiated first. A cancel request is such a packet, too.
+// readStartup reads the first packet of a Postgres connection and reports
+// whether the client asks for replication. The URLs have sslmode=disable, so no
+// TLS negotiation comes first. A cancel request has the same form.
 // https://www.postgresql.org/docs/current/protocol-message-formats.html
 func readStartup(in *bufio.Reader) (packet []byte, replication bool, err error) {
 	var length [4]byte
@@ -29,7 +29,7 @@ func readStartup(in *bufio.Reader) (packet []byte, replication bool, err error) 
 	if _, err := io.ReadFull(in, packet[4:]); err != nil {
 		return nil, false, err
 	}
-	// Length, protocol version, then name NUL value NUL pairs.
+	// After length and protocol version come pairs: name NUL value NUL.
 	parts := bytes.Split(packet[8:], []byte{0})
 	for i := 0; i+1 < len(parts); i += 2 {
 		if string(parts[i]) == "replication" {
@@ -39,8 +39,8 @@ func readStartup(in *bufio.Reader) (packet []byte, replication bool, err error) 
 	return packet, replication, nil
 }
 
-// loseCommit passes what the server says on, message by message, and loses the
-// answer to COMMIT when the trap is armed: the transaction is committed, and the
+// loseCommit relays the server's messages one by one. When the trap is armed,
+// it swallows the answer to COMMIT: the transaction is committed, and the
 // client cannot know.
 func loseCommit(t *answerTrap) pumpFunc {
 	return func(in *bufio.Reader, out *bufio.Writer) error {

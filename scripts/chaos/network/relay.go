@@ -12,14 +12,15 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// tcpRelay is a TCP proxy that understands enough of a protocol to lose one
-// message. Each connection is a pump in both directions; when one ends, both do.
+// tcpRelay is a TCP proxy that knows enough of a protocol to swallow one
+// message. Each connection has a pump per direction; when one pump ends, the
+// other one ends too.
 type tcpRelay struct {
 	ln net.Listener
-	// route gives the address to connect to. It may read from the client first;
-	// what it read is returned and passed on.
+	// route returns the upstream address. It may read bytes from the client
+	// first; it returns them as head, and the relay passes them on.
 	route func(client *bufio.Reader) (upstream string, head []byte, err error)
-	// pumps makes the two directions of one connection; nil copies bytes.
+	// pumps returns the two pumps of a connection; nil copies bytes.
 	pumps func() (up, down pumpFunc)
 
 	wg    sync.WaitGroup
@@ -27,14 +28,14 @@ type tcpRelay struct {
 	conns map[net.Conn]struct{}
 }
 
-// pumpFunc moves bytes from in to out until one fails, or until it decides that the
-// connection is to be cut.
+// pumpFunc moves bytes from in to out until a read or write fails, or until it
+// cuts the connection.
 type pumpFunc func(in *bufio.Reader, out *bufio.Writer) error
 
-// errCut is how a pump cuts the connection.
+// errCut is the error of a pump that cuts the connection.
 var errCut = errors.New("cut on purpose")
 
-// fixedRoute is the route of a relay that always goes to one place.
+// fixedRoute returns a route that always leads to the same address.
 func fixedRoute(address string) func(*bufio.Reader) (string, []byte, error) {
 	return func(*bufio.Reader) (string, []byte, error) { return address, nil, nil }
 }
@@ -65,9 +66,9 @@ func (r *tcpRelay) acceptLoop() {
 	}
 }
 
-// close cuts everything and waits.
+// close closes all connections and waits for their goroutines.
 func (r *tcpRelay) close() {
-	_ = r.ln.Close() // its only error is that it is closed
+	_ = r.ln.Close() // the only error: the listener is closed already
 	r.mu.Lock()
 	for c := range r.conns {
 		_ = c.Close()
@@ -77,7 +78,7 @@ func (r *tcpRelay) close() {
 	r.wg.Wait()
 }
 
-// register notes an open connection; false after close.
+// register adds an open connection; false means that the relay is closed.
 func (r *tcpRelay) register(c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -89,7 +90,7 @@ func (r *tcpRelay) register(c net.Conn) bool {
 }
 
 func (r *tcpRelay) unregister(c net.Conn) {
-	_ = c.Close() // it may be closed already
+	_ = c.Close() // a connection may be closed already
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
@@ -121,7 +122,7 @@ func (r *tcpRelay) serveConn(client net.Conn) {
 		up, down = r.pumps()
 	}
 	var both sync.WaitGroup
-	end := func() { _, _ = client.Close(), server.Close() } // each ends the other's read
+	end := func() { _, _ = client.Close(), server.Close() } // each close ends the other pump's read
 	both.Go(func() { defer end(); _ = up(in, bufio.NewWriter(server)) })
 	both.Go(func() {
 		defer end()
@@ -130,7 +131,8 @@ func (r *tcpRelay) serveConn(client net.Conn) {
 	both.Wait()
 }
 
-// copyBytes copies. Both ends learn of an error by the connection's end.
+// copyBytes is the pump that copies. The peers learn of an error by the
+// connection's end.
 func copyBytes(in *bufio.Reader, out *bufio.Writer) error {
 	for {
 		if _, err := in.Peek(1); err != nil {
@@ -145,7 +147,8 @@ func copyBytes(in *bufio.Reader, out *bufio.Writer) error {
 	}
 }
 
-// flushIdle flushes when nothing more has come: a message is never held back.
+// flushIdle flushes when no further bytes have arrived, so that no message is
+// held back.
 func flushIdle(in *bufio.Reader, out *bufio.Writer) error {
 	if in.Buffered() > 0 {
 		return nil
@@ -153,13 +156,13 @@ func flushIdle(in *bufio.Reader, out *bufio.Writer) error {
 	return out.Flush()
 }
 
-// answerTrap loses messages: as many as it was armed for.
+// answerTrap swallows as many answers as it was armed for.
 type answerTrap struct {
 	Armed  atomic.Int64
-	Sprung atomic.Int64 // how many were lost
+	Sprung atomic.Int64 // how many answers it swallowed
 }
 
-// loseNext tells whether this message is one to lose.
+// loseNext reports whether this answer is one to swallow.
 func (t *answerTrap) loseNext() bool {
 	for {
 		n := t.Armed.Load()

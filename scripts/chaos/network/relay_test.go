@@ -10,7 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Exactly the answer to COMMIT is lost, and only when armed.
+// An armed trap swallows exactly the answer to COMMIT; an unarmed one swallows
+// nothing.
 func TestLoseCommit(t *testing.T) {
 	t.Parallel()
 	frame := func(kind byte, body string) string {
@@ -52,7 +53,7 @@ func TestReadStartup(t *testing.T) {
 	}
 }
 
-// The broker's address becomes the proxy's, in every version.
+// The proxy's address replaces the broker's in every version.
 func TestReaddress(t *testing.T) {
 	t.Parallel()
 	for version := range int16(13) {

@@ -1,6 +1,6 @@
-// Package oracle compares both sinks with what the contract demands, and shares
-// no code with the daemon: what must, may and must not be notified follows from
-// the history of the round alone.
+// Package oracle compares both sinks with the contract and shares no code with
+// the daemon: the history of the round alone decides which notifications must,
+// may and must not exist.
 package oracle
 
 import (
@@ -11,8 +11,8 @@ import (
 	"dinnerbell/scripts/chaos/history"
 )
 
-// Oracle knows what must, may and must not have been notified. It shares
-// nothing with the daemon: it follows the contract from the history alone.
+// Oracle decides which notifications must, may and must not exist. It follows
+// the contract from the history alone.
 //
 //   - The newest message of one (campaign, restaurant) wins. Messages are sent
 //     one at a time, so newest is by record time and by offset alike.
@@ -27,38 +27,41 @@ import (
 type Oracle struct {
 	log     *history.Log
 	lines   Timelines
-	settled time.Duration // everything was caught up then; nothing is decided later
-	// messages are those that the topic holds, by (campaign, restaurant), oldest
-	// first, without identical repeats of the one before.
+	settled time.Duration // the daemons had caught up by then and decide nothing later
+	// messages are the topic's messages by campaign and restaurant, oldest
+	// first, without repeats of the message before.
 	messages     map[campaignKey][]sentVersion
-	onePartition map[campaignKey]bool                // all messages of the target, repeats too, are on one partition
-	malformed    map[RecordPosition]*history.Message // malformed ones, by where they are
+	onePartition map[campaignKey]bool                // all messages of the key, repeats included, are on one partition
+	malformed    map[RecordPosition]*history.Message // malformed messages by position
 }
 
-// campaignKey is what a message is for.
+// campaignKey is a campaign at one restaurant: messages of the same key replace
+// each other.
 type campaignKey struct{ Campaign, Restaurant string }
 
-// RecordPosition is where a message is.
+// RecordPosition is the position of a message in the campaigns topic.
 type RecordPosition struct {
 	Partition int32
 	Offset    int64
 }
 
-// sentVersion is one message of a target.
+// sentVersion is one message of a campaign.
 type sentVersion struct {
 	history.CampaignFields
 	RecordPosition
 	number int64
 	sent   time.Duration
-	from   time.Duration // the earliest moment at which it can be joined
+	from   time.Duration // the earliest moment at which the daemon can join the message
 }
 
+// NewOracle returns an oracle without messages. settled is the moment at which
+// the daemons had caught up.
 func NewOracle(h *history.Log, lines Timelines, settled time.Duration) *Oracle {
 	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[RecordPosition]*history.Message{}}
 }
 
-// AddMessage takes a message that the topic holds at p. Those of one target are added
-// in any order.
+// AddMessage adds a message that the topic holds at p. The order of the calls
+// does not matter.
 func (o *Oracle) AddMessage(m *history.Message, p RecordPosition) {
 	if m.Fields == nil {
 		o.malformed[p] = m
@@ -70,22 +73,22 @@ func (o *Oracle) AddMessage(m *history.Message, p RecordPosition) {
 	o.messages[t] = append(o.messages[t], v)
 }
 
-// Seal orders the messages.
+// Seal orders the messages; AddMessage is not called any more.
 func (o *Oracle) Seal() {
 	for t, list := range o.messages {
 		slices.SortFunc(list, func(a, b sentVersion) int {
 			return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.Offset, b.Offset))
 		})
 		o.onePartition[t] = !slices.ContainsFunc(list, func(v sentVersion) bool { return v.Partition != list[0].Partition })
-		// An identical repeat does nothing.
+		// An identical repeat has no effect.
 		o.messages[t] = slices.CompactFunc(list, func(a, b sentVersion) bool { return a.CampaignFields == b.CampaignFields })
 	}
 }
 
-// mustNotify lists who must be notified of each campaign.
+// mustNotify returns every client who must be notified, with the campaign.
 func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
 	now := o.log.UnixAt(o.settled)
-	audience := map[string][]string{} // restaurant → clients it ever had
+	audience := map[string][]string{} // restaurant → all clients that ever subscribed
 	for p := range o.lines {
 		audience[p.Restaurant] = append(audience[p.Restaurant], p.Client)
 	}
@@ -93,7 +96,7 @@ func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
 	for t, list := range o.messages {
 		newest := list[len(list)-1]
 		if newest.Start > now || newest.End < now+int64(history.CampaignLife/time.Second)/2 {
-			continue // it has not begun, or it has ended, perhaps before everybody had it
+			continue // it has not begun, or may have ended before all clients were notified
 		}
 		for _, client := range audience[t.Restaurant] {
 			if o.lines.certainlySince(history.Subscription{Client: client, Restaurant: t.Restaurant}, newest.from) {
@@ -104,11 +107,11 @@ func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
 	return out
 }
 
-// notificationKey is what is notified once.
+// notificationKey identifies a notification: each one may exist once.
 type notificationKey struct{ Campaign, Client string }
 
-// judgeRow says what is wrong with a notification, by the words of the summary, or
-// "" if it may be.
+// judgeRow returns the finding for a row that must not exist and the reason, or
+// "" for a valid row.
 func (o *Oracle) judgeRow(w *FeedbackRow) (finding, why string) {
 	list := o.messages[campaignKey{w.Campaign, w.Restaurant}]
 	if len(list) == 0 {
@@ -119,7 +122,7 @@ func (o *Oracle) judgeRow(w *FeedbackRow) (finding, why string) {
 		if v.CampaignFields != w.CampaignFields {
 			continue
 		}
-		switch decided := o.log.AtUnix(w.Trigger + 1); { // at the latest
+		switch decided := o.log.AtUnix(w.Trigger + 1); { // the latest possible moment
 		case w.Trigger < w.Start || w.Trigger >= w.End:
 			finding, why = Forbidden, "it was decided while the campaign was not valid"
 		case decided <= v.sent:
@@ -135,9 +138,10 @@ func (o *Oracle) judgeRow(w *FeedbackRow) (finding, why string) {
 	return finding, why
 }
 
-// findSuperseded finds notifications from an older message of a target after one
-// from a newer message, where all were on one partition: rows of one lane get
-// their ids in the order in which they are decided. rows are in that order.
+// findSuperseded returns the rows of an older message that come after a row of
+// a newer message of the same campaign. It looks only at campaigns whose
+// messages are all on one partition: a lane gives its rows their ids in the
+// order of its decisions. rows are in the order of ids.
 func (o *Oracle) findSuperseded(rows []FeedbackRow) []*FeedbackRow {
 	at := map[campaignKey]int{}
 	var out []*FeedbackRow
@@ -158,13 +162,13 @@ func (o *Oracle) findSuperseded(rows []FeedbackRow) []*FeedbackRow {
 	return out
 }
 
-// findCancelled finds notifications of a campaign that come after its cancel had been
-// accepted: a message behind the cancel, on the same partition, was served before.
-// A lane accepts its messages in the order of their offsets, whatever it waits for
-// otherwise, and its rows get their ids in the order in which they are decided.
-// rows are in that order.
+// findCancelled returns the rows of a campaign that come after the daemon had
+// accepted the campaign's cancel. The proof of acceptance is a row of a message
+// behind the cancel on the same partition: a lane accepts messages in the order
+// of offsets, whatever else it waits for, and gives its rows their ids in the
+// order of its decisions. rows are in the order of ids.
 func (o *Oracle) findCancelled(rows []FeedbackRow) []*FeedbackRow {
-	accepted := map[int32]int64{} // partition → offset of a message that was served
+	accepted := map[int32]int64{} // partition → largest offset of a message with a row
 	var out []*FeedbackRow
 	for i := range rows {
 		w := &rows[i]

@@ -15,7 +15,8 @@ const ms = time.Millisecond
 
 var ann = history.Subscription{Client: "ann", Restaurant: "diner"}
 
-// insert, update and remove as transactions that were visible from before to after.
+// singleChange returns a transaction with one change that became visible from
+// before to after.
 func singleChange(before, after time.Duration, row int64, p *history.Subscription) *history.Transaction {
 	return &history.Transaction{Before: before, After: after, Committed: true, Changes: []history.RowChange{{Row: row, New: p}}}
 }
@@ -54,7 +55,7 @@ func TestTimelines(t *testing.T) {
 	}
 }
 
-// correctRun is one campaign for two clients, everything as it should be.
+// correctRun returns one campaign for two clients without any fault.
 func correctRun() (*Oracle, *Sinks) {
 	h := &history.Log{Began: time.Unix(1000, 0)}
 	o := NewOracle(h, NewTimelines(map[int64]history.Subscription{1: ann, 2: {Client: "bob", Restaurant: "diner"}}, nil), 20*time.Second)
@@ -77,7 +78,7 @@ func newLetter(value string, offset int) *kgo.Record {
 	}}
 }
 
-// Whatever is wrong is found, and by its name.
+// Every kind of mistake is found under its name.
 func TestVerdict(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -113,7 +114,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// An edit makes the older message wrong for whoever is notified after.
+// After an edit, a notification with the older text is a mistake.
 func TestSuperseded(t *testing.T) {
 	t.Parallel()
 	o, s := correctRun()
@@ -131,8 +132,8 @@ func TestSuperseded(t *testing.T) {
 	}
 }
 
-// Once a message behind a cancel was served, nobody may be notified of what was
-// cancelled.
+// Once a message behind a cancel has notified a client, the cancelled campaign
+// may notify nobody.
 func TestCancelled(t *testing.T) {
 	t.Parallel()
 	o, s := correctRun()
@@ -160,7 +161,7 @@ func TestCancelled(t *testing.T) {
 			t.Errorf("%s: %d rows after the cancel, want %d", name, len(got), c.want)
 		}
 	}
-	// Back to life: the newest message is no cancel any more.
+	// Revived: the newest message is no longer a cancel.
 	o, s = correctRun()
 	again := s.Rows[0].CampaignFields
 	again.Content = "again"

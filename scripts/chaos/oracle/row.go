@@ -17,7 +17,7 @@ type FeedbackRow struct {
 	Feedback *string
 }
 
-// recordKey and value are the record that belongs to the row, built from the contract.
+// recordKey builds the key of the row's record from the contract.
 func (w *FeedbackRow) recordKey() string { return escapeKey(w.Campaign) + ":" + escapeKey(w.Client) }
 
 func escapeKey(id string) string {
@@ -46,7 +46,8 @@ func (w *FeedbackRow) recordValue() string {
 	return b.String()
 }
 
-// jsonString escapes what JSON demands and, as Go does, U+2028 and U+2029.
+// jsonString escapes the characters that JSON requires and, as Go does, U+2028
+// and U+2029.
 func jsonString(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
@@ -97,5 +98,5 @@ func murmur2(data []byte) uint32 {
 	return h ^ h>>15
 }
 
-// partitionOf is where a key belongs among n partitions.
+// partitionOf returns the partition of a key among n.
 func partitionOf(key string, n int) int32 { return int32(murmur2([]byte(key))&0x7fffffff) % int32(n) }

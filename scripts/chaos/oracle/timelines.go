@@ -8,20 +8,20 @@ import (
 	"dinnerbell/scripts/chaos/history"
 )
 
-// Timelines tell when each pair was subscribed. A transaction became visible at
-// some moment from Before to After, so what is known of a moment is sometimes
-// "either".
+// Timelines hold the times at which each subscription began and ended. A
+// transaction became visible at some moment from Before to After; between the
+// two, the state of a subscription is unknown.
 type Timelines map[history.Subscription][]stateChange
 
-// stateChange is what a transaction left a pair in.
+// stateChange is the state of a subscription after a transaction.
 type stateChange struct {
 	before, after time.Duration
 	subscribed    bool
 }
 
-// NewTimelines replays the committed transactions. Those of one writer are in
-// order, those of different writers touch different rows and clients, and a
-// truncate was alone.
+// NewTimelines replays the committed transactions. The transactions of one
+// writer are in order, different writers touch different rows and clients, and
+// a truncate runs alone.
 func NewTimelines(start map[int64]history.Subscription, txns []*history.Transaction) Timelines {
 	txns = slices.Clone(txns)
 	slices.SortStableFunc(txns, func(a, b *history.Transaction) int { return cmp.Compare(a.Before, b.Before) })
@@ -42,8 +42,8 @@ func NewTimelines(start map[int64]history.Subscription, txns []*history.Transact
 	return t
 }
 
-// applyTransaction applies one transaction: between its first and its last change nobody
-// could see anything.
+// applyTransaction applies one transaction. No one can see a state between its
+// first and its last change.
 func (t Timelines) applyTransaction(x *history.Transaction, rows map[int64]history.Subscription, count map[history.Subscription]int) {
 	was := map[history.Subscription]bool{}
 	add := func(p history.Subscription, n int) {
@@ -75,8 +75,8 @@ func (t Timelines) applyTransaction(x *history.Transaction, rows map[int64]histo
 	}
 }
 
-// certainlySince tells whether p was subscribed, certainly, at every moment from
-// then on.
+// certainlySince reports whether p was certainly subscribed at every moment
+// since from.
 func (t Timelines) certainlySince(p history.Subscription, from time.Duration) bool {
 	certain := false
 	for _, s := range t[p] {
@@ -89,13 +89,14 @@ func (t Timelines) certainlySince(p history.Subscription, from time.Duration) bo
 	return certain
 }
 
-// possiblyWithin tells whether p may have been subscribed at some moment in [from, to].
+// possiblyWithin reports whether p may have been subscribed at some moment in
+// [from, to].
 func (t Timelines) possiblyWithin(p history.Subscription, from, to time.Duration) bool {
-	last := false // what it was, certainly, before the moment that is looked at
+	last := false // the certain state before the change under consideration
 	for _, s := range t[p] {
 		if s.after > from {
 			if last {
-				return true // it was, until this one became visible at the earliest
+				return true // subscribed at least until this change became visible
 			}
 			if s.before > to {
 				return false

@@ -10,7 +10,7 @@ import (
 	"dinnerbell/scripts/chaos/history"
 )
 
-// The findings, as the summary names them.
+// The kinds of findings, by the names in the summary.
 const (
 	Missing    = "missing"
 	Doubled    = "doubled"
@@ -18,28 +18,30 @@ const (
 	Mismatched = "mismatched"
 )
 
-// Verdict is what comparing both sinks with the oracle found.
+// Verdict is the result of comparing both sinks with the oracle.
 type Verdict struct {
 	Notifications int            `json:"notifications"`
 	Musts         int            `json:"musts"`
 	DeadLetters   int            `json:"dead_letters"`
 	Counts        map[string]int `json:"counts"`
-	Findings      []Finding      `json:"findings,omitempty"` // the first of each kind
-	Problems      []string       `json:"problems,omitempty"` // that are no finding: exits, halts, slowness
+	Findings      []Finding      `json:"findings,omitempty"` // the first ones of each kind
+	Problems      []string       `json:"problems,omitempty"` // exits, halts, slowness
 }
 
-// Finding is one thing that is wrong.
+// Finding is one mistake in a sink.
 type Finding struct {
 	Kind string `json:"kind"`
 	What string `json:"what"`
 	Why  string `json:"why"`
 }
 
-// maxFindings bounds those of each kind that are kept in words.
+// maxFindings bounds the findings of each kind that are kept with their texts.
 const maxFindings = 50
 
+// NewVerdict returns a verdict without findings.
 func NewVerdict() *Verdict { return &Verdict{Counts: map[string]int{}} }
 
+// Failed reports whether there is a finding or a problem.
 func (v *Verdict) Failed() bool {
 	return v == nil || len(v.Problems) > 0 || v.Counts[Missing]+v.Counts[Doubled]+v.Counts[Forbidden]+v.Counts[Mismatched] > 0
 }
@@ -51,18 +53,19 @@ func (v *Verdict) addFinding(kind, what, why string, args ...any) {
 	}
 }
 
+// Problemf adds a problem.
 func (v *Verdict) Problemf(format string, args ...any) {
 	v.Problems = append(v.Problems, fmt.Sprintf(format, args...))
 }
 
-// Sinks is what the daemon wrote.
+// Sinks are the daemon's output.
 type Sinks struct {
 	Rows        []FeedbackRow
 	Records     []*kgo.Record // of the notifications topic
 	DeadLetters []*kgo.Record
 }
 
-// Check compares everything.
+// Check compares the sinks with the oracle.
 func (v *Verdict) Check(o *Oracle, s *Sinks) {
 	v.Notifications = len(s.Rows)
 	notified := v.checkRows(o, s)
@@ -76,7 +79,7 @@ func (v *Verdict) Check(o *Oracle, s *Sinks) {
 	v.checkDead(o, s.DeadLetters)
 }
 
-// checkRows judges every row for itself.
+// checkRows judges each row and returns the notifications in the table.
 func (v *Verdict) checkRows(o *Oracle, s *Sinks) map[notificationKey]bool {
 	notified := make(map[notificationKey]bool, len(s.Rows))
 	for i := range s.Rows {
@@ -135,7 +138,8 @@ func (v *Verdict) checkRecords(s *Sinks) {
 	}
 }
 
-// checkDead: every malformed message once, untouched, and nothing else.
+// checkDead checks that the dead letters hold every malformed message once and
+// unchanged, and no other message.
 func (v *Verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 	v.DeadLetters = len(dead)
 	seen := map[RecordPosition]int{}
@@ -163,7 +167,7 @@ func (v *Verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 	}
 }
 
-// letterOrigin reads where a dead letter came from.
+// letterOrigin reads the position of the original message from a dead letter.
 func letterOrigin(r *kgo.Record) (p RecordPosition, err error) {
 	partition, err := strconv.ParseInt(Header(r, "partition"), 10, 32)
 	if err != nil {
@@ -176,6 +180,7 @@ func letterOrigin(r *kgo.Record) (p RecordPosition, err error) {
 	return p, nil
 }
 
+// Header returns the value of a record's header, "" where there is none.
 func Header(r *kgo.Record, key string) string {
 	for _, h := range r.Headers {
 		if h.Key == key {

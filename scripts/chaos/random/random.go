@@ -7,25 +7,26 @@ import (
 	"time"
 )
 
-// Streams of random numbers: one for each part that draws, so that the timing of
-// one part does not change what another draws.
+// Streams of random numbers. Each part of the program has its own, so that the
+// timing of one part does not change the numbers of another.
 const (
 	FaultStream = iota
 	SubscriptionStream
 	CampaignStream
-	WriterStream // one per writer from here on
+	WriterStream // the first writer's; the next writers' follow
 )
 
+// NewStream returns a stream of a round.
 func NewStream(seed uint64, round, stream int) *rand.Rand {
-	return rand.New(rand.NewPCG(seed, uint64(round)<<16|uint64(stream))) //nolint:gosec // it must repeat
+	return rand.New(rand.NewPCG(seed, uint64(round)<<16|uint64(stream))) //nolint:gosec // a round must repeat
 }
 
-// Duration draws a duration.
+// Duration draws a duration from from to to.
 func Duration(r *rand.Rand, from, to time.Duration) time.Duration {
 	return from + time.Duration(r.Int64N(int64(to-from)+1))
 }
 
-// WeightedIndex draws an index by weights.
+// WeightedIndex draws an index; the odds of each are its weight.
 func WeightedIndex(r *rand.Rand, weights []int) int {
 	sum := 0
 	for _, w := range weights {

@@ -13,12 +13,12 @@ import (
 	"dinnerbell/scripts/chaos/random"
 )
 
-// CampaignAuthor draws campaigns. It remembers those that were sent, to repeat and edit
-// them.
+// CampaignAuthor draws campaigns. It remembers the campaigns that were sent, to
+// repeat and edit them.
 type CampaignAuthor struct {
 	Random     *rand.Rand
 	Partitions int32
-	sent       []sentCampaign // newest per key, in order of their first message
+	sent       []sentCampaign // the newest message per key, in the order of the first ones
 	serial     int
 }
 
@@ -44,7 +44,7 @@ var messageWeights = func() []int {
 	return out
 }()
 
-// NextMessage draws a message and how it is sent. now is a Unix second.
+// NextMessage draws a message and the way it is sent. now is a Unix second.
 func (a *CampaignAuthor) NextMessage(now int64) *history.Message {
 	m := a.drawMessage(now)
 	switch {
@@ -71,7 +71,7 @@ func (a *CampaignAuthor) drawMessage(now int64) *history.Message {
 	return &history.Message{Kind: kind, Partition: partition, Value: a.encodeVariant(f), Fields: &f}
 }
 
-// drawFields makes the fields of a well-formed message.
+// drawFields draws the fields of a well-formed message, and its partition.
 func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFields, int32) {
 	hour := int64(history.CampaignLife / time.Second)
 	switch kind {
@@ -105,10 +105,10 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFie
 	return a.remember(f, a.anyPartition())
 }
 
-// drawRepeated draws another message for a key that had one: half of them on another
-// partition.
+// drawRepeated draws another message for a campaign that had one, half of the
+// time on another partition.
 func (a *CampaignAuthor) drawRepeated(kind string, now int64) (history.CampaignFields, int32) {
-	i := max(0, len(a.sent)-1-a.Random.IntN(15)) // a recent one: it may be under way
+	i := max(0, len(a.sent)-1-a.Random.IntN(15)) // a recent one, which the daemon may still be delivering
 	s := &a.sent[i]
 	before := s.CampaignFields
 	hour := int64(history.CampaignLife / time.Second)
@@ -116,7 +116,7 @@ func (a *CampaignAuthor) drawRepeated(kind string, now int64) (history.CampaignF
 	case "edit":
 		s.Content = fmt.Sprintf("%s, edited %d", strings.SplitN(s.Content, ",", 2)[0], a.nextNumber())
 		s.Start, s.End = min(s.Start, now), now+hour
-	case "back": // an edit to what an earlier message said
+	case "back": // an edit back to the text of an earlier message
 		s.Content = strings.SplitN(s.Content, ",", 2)[0]
 		s.Start, s.End = s.Created-10, s.Created+hour
 	case "cancel":
@@ -148,7 +148,8 @@ func (a *CampaignAuthor) nextNumber() int {
 	return a.serial
 }
 
-// NewCampaign is a new campaign that is valid now and lasts.
+// NewCampaign returns a new campaign that is valid now and until after the
+// round.
 func (a *CampaignAuthor) NewCampaign(now int64) history.CampaignFields {
 	n := a.nextNumber()
 	f := history.CampaignFields{
@@ -165,14 +166,14 @@ func (a *CampaignAuthor) NewCampaign(now int64) history.CampaignFields {
 	return f
 }
 
-// encodeVariant writes the JSON in one of the ways that are allowed.
+// encodeVariant writes the JSON in one of several valid ways.
 func (a *CampaignAuthor) encodeVariant(f history.CampaignFields) []byte {
 	text, err := json.Marshal(f)
 	if err != nil { // cannot happen: strings and integers
 		return nil
 	}
 	switch a.Random.IntN(4) {
-	case 0: // unknown fields are ignored
+	case 0: // the daemon must ignore unknown fields
 		return append([]byte(`{"unknown":{"a":[1,null]},`), text[1:]...)
 	case 1:
 		return []byte(strings.ReplaceAll(string(text), `,"`, ",\n\t\""))
@@ -201,6 +202,7 @@ func (a *CampaignAuthor) malformedValue(now int64) []byte {
 	return []byte(cases[a.Random.IntN(len(cases))])
 }
 
+// Encode writes the message's JSON.
 func (a *CampaignAuthor) Encode(f history.CampaignFields) []byte {
 	text, err := json.Marshal(f)
 	if err != nil { // cannot happen

@@ -9,13 +9,14 @@ import (
 	"dinnerbell/scripts/chaos/history"
 )
 
-// The round's population. Restaurant 0 is huge.
+// The round's population. Restaurant 0 has by far the largest audience.
 const (
 	Restaurants = 12
 	clientCount = 2600
 	Writers     = 3
 )
 
+// RestaurantName returns the id of restaurant i; some ids need quoting.
 func RestaurantName(i int) string {
 	switch i {
 	case 1:
@@ -26,7 +27,8 @@ func RestaurantName(i int) string {
 	return fmt.Sprintf("restaurant-%d", i)
 }
 
-// clientName: mostly UUIDs, some that need every kind of quoting.
+// clientName returns a UUID for most clients, and for the others names with
+// every character that needs quoting.
 func clientName(i int) string {
 	switch i % 50 {
 	case 7:
@@ -37,18 +39,19 @@ func clientName(i int) string {
 	return fmt.Sprintf("%08x-0000-4000-8000-%012x", i*2654435761&0xffffffff, i)
 }
 
-// WriterRows is one writer's rows: it alone changes them and their clients, so that
-// the order of its transactions is the order in which each pair changes.
+// WriterRows are the rows of one writer. No other writer changes them or their
+// clients, so the order of the writer's transactions is the order of each
+// subscription's changes.
 type WriterRows struct {
 	Writer int
 	Random *rand.Rand
 	Rows   map[int64]history.Subscription
-	ids    []int64 // of rows, in no order; drawn from
-	gone   []int64 // ids that may be used again
+	ids    []int64 // ids of rows in no order, to draw from
+	gone   []int64 // ids of deleted rows
 	next   int64
 }
 
-// NewWriterRows gives the writer's rows at the beginning.
+// NewWriterRows draws the rows that the writer has at the beginning.
 func NewWriterRows(rnd *rand.Rand, writer int) *WriterRows {
 	b := &WriterRows{Writer: writer, Random: rnd, Rows: map[int64]history.Subscription{}, next: int64(writer) + 1}
 	for c := writer; c < clientCount; c += Writers {
@@ -77,7 +80,7 @@ func (b *WriterRows) removeRow(id int64) {
 	}
 }
 
-// newRowID gives a row id: a new one, or one of a row that is gone.
+// newRowID returns a new id or one of a deleted row.
 func (b *WriterRows) newRowID() int64 {
 	if n := len(b.gone); n > 0 && b.Random.IntN(3) == 0 {
 		id := b.gone[n-1]
@@ -89,7 +92,7 @@ func (b *WriterRows) newRowID() int64 {
 	return id
 }
 
-// drawClient draws a client of this writer, any a restaurant: often the huge one.
+// drawClient draws a client of this writer.
 func (b *WriterRows) drawClient() string {
 	return clientName(b.Writer + Writers*b.Random.IntN(clientCount/Writers))
 }
@@ -101,7 +104,7 @@ func (b *WriterRows) drawRestaurant() string {
 	return RestaurantName(b.Random.IntN(Restaurants))
 }
 
-// drawRow draws one of the rows; false if there is none.
+// drawRow draws one of the rows; false means that there is none.
 func (b *WriterRows) drawRow() (int64, bool) {
 	if len(b.ids) == 0 {
 		return 0, false
@@ -109,22 +112,23 @@ func (b *WriterRows) drawRow() (int64, bool) {
 	return b.ids[b.Random.IntN(len(b.ids))], true
 }
 
-// TransactionDraft builds a transaction against a copy of what it touches, which becomes
-// the book's if it commits.
+// TransactionDraft is a transaction under construction. It works on copies of
+// the rows; Apply changes the writer's rows after the commit.
 type TransactionDraft struct {
 	*history.Transaction
 	SQL      []string
-	Rollback bool // the writer gives the transaction up
+	Rollback bool // the writer rolls the transaction back
 
 	owner *WriterRows
-	seen  map[int64]*history.Subscription // as of the draft; nil: deleted
+	seen  map[int64]*history.Subscription // rows that the draft has changed; nil: deleted
 }
 
+// NewDraft begins a transaction of a kind.
 func (b *WriterRows) NewDraft(kind string) *TransactionDraft {
 	return &TransactionDraft{Transaction: &history.Transaction{Writer: b.Writer, Kind: kind}, owner: b, seen: map[int64]*history.Subscription{}}
 }
 
-// row reads a row as the draft sees it.
+// row returns a row as the draft sees it.
 func (d *TransactionDraft) row(id int64) (history.Subscription, bool) {
 	if p, ok := d.seen[id]; ok {
 		if p == nil {
@@ -141,6 +145,7 @@ func (d *TransactionDraft) changeRow(id int64, p *history.Subscription) {
 	d.Changes = append(d.Changes, history.RowChange{Row: id, New: p})
 }
 
+// Insert inserts rows with one statement.
 func (d *TransactionDraft) Insert(list ...history.Subscription) {
 	values := make([]string, 0, len(list))
 	for _, p := range list {
@@ -183,8 +188,8 @@ func (d *TransactionDraft) changeID(id int64) {
 	d.SQL = append(d.SQL, fmt.Sprintf("UPDATE subscribers_restaurants SET id = %d WHERE id = %d", to, id))
 }
 
-// Apply makes a committed transaction the book's: what it did to the rows
-// whose ids are this writer's.
+// Apply applies a committed transaction to the writer's rows. It ignores
+// changes to rows with ids of other writers.
 func (b *WriterRows) Apply(t *history.Transaction) {
 	if t.Truncate {
 		b.removeAll()
@@ -202,14 +207,14 @@ func (b *WriterRows) Apply(t *history.Transaction) {
 	b.gone = slices.DeleteFunc(b.gone, func(id int64) bool { _, ok := b.Rows[id]; return ok })
 }
 
-// removeAll forgets all rows: the table was truncated.
+// removeAll forgets all rows, as after TRUNCATE.
 func (b *WriterRows) removeAll() {
 	b.gone = append(b.gone, b.ids...)
 	slices.Sort(b.gone)
 	b.Rows, b.ids = map[int64]history.Subscription{}, nil
 }
 
-// rowsOf lists the rows with a pair.
+// rowsOf lists the ids of the rows that hold a subscription.
 func (b *WriterRows) rowsOf(p history.Subscription) []int64 {
 	var out []int64
 	for _, id := range b.ids {

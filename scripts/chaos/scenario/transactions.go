@@ -32,7 +32,7 @@ var txnWeights = func() []int {
 	return out
 }()
 
-// next draws a transaction.
+// NextTransaction draws a transaction.
 func (b *WriterRows) NextTransaction() *TransactionDraft {
 	return txnKinds[random.WeightedIndex(b.Random, txnWeights)].make(b)
 }
@@ -45,7 +45,7 @@ func (b *WriterRows) draftSubscribe() *TransactionDraft {
 	return d
 }
 
-// draftUnsubscribe deletes every row of a pair, or only one of them.
+// draftUnsubscribe deletes all rows of a subscription, or only one of them.
 func (b *WriterRows) draftUnsubscribe() *TransactionDraft {
 	d := b.NewDraft("unsubscribe")
 	id, ok := b.drawRow()
@@ -59,7 +59,8 @@ func (b *WriterRows) draftUnsubscribe() *TransactionDraft {
 	return d
 }
 
-// draftResubscribe deletes and inserts in one transaction: nobody may see a gap.
+// draftResubscribe deletes and inserts in one transaction; the subscription
+// must not seem to end.
 func (b *WriterRows) draftResubscribe() *TransactionDraft {
 	d := b.NewDraft("resubscribe")
 	if id, ok := b.drawRow(); ok {
@@ -88,7 +89,7 @@ func (b *WriterRows) draftRekey() *TransactionDraft {
 	return d
 }
 
-// draftMove gives a row to another restaurant, or to another client.
+// draftMove changes the restaurant or the client of a row.
 func (b *WriterRows) draftMove() *TransactionDraft {
 	d := b.NewDraft("move")
 	id, ok := b.drawRow()
@@ -122,7 +123,7 @@ func (b *WriterRows) draftSwap() *TransactionDraft {
 	return d
 }
 
-// draftTouch writes a row as it is.
+// draftTouch updates a row without changing it.
 func (b *WriterRows) draftTouch() *TransactionDraft {
 	d := b.NewDraft("touch")
 	if id, ok := b.drawRow(); ok {
@@ -131,7 +132,7 @@ func (b *WriterRows) draftTouch() *TransactionDraft {
 	return d
 }
 
-// draftMany is one statement over a few hundred rows, and some deletes.
+// draftMany inserts a few hundred rows in one statement and deletes some.
 func (b *WriterRows) draftMany() *TransactionDraft {
 	d := b.NewDraft("many")
 	list := make([]history.Subscription, 50+b.Random.IntN(250))
@@ -156,7 +157,7 @@ func (b *WriterRows) draftRollback() *TransactionDraft {
 	return d
 }
 
-// draftSavepoint takes part of its work back.
+// draftSavepoint rolls part of the transaction back.
 func (b *WriterRows) draftSavepoint() *TransactionDraft {
 	d := b.NewDraft("savepoint")
 	d.Insert(history.Subscription{Client: b.drawClient(), Restaurant: b.drawRestaurant()})
@@ -172,9 +173,9 @@ func (b *WriterRows) draftSavepoint() *TransactionDraft {
 	return d
 }
 
-// DraftTruncate empties the table. Two times in three it puts back most of
-// everybody's rows in the same transaction, under new ids: for them nothing may
-// seem to have happened. rows are those to put back, per book.
+// DraftTruncate empties the table. Two times in three, the same transaction
+// inserts most rows of all writers again under new ids; their subscriptions
+// must not seem to end. rows are the rows to insert, per writer.
 func (b *WriterRows) DraftTruncate(all []*WriterRows, rows [][]history.Subscription) *TransactionDraft {
 	d := b.NewDraft("truncate")
 	d.Truncate = true
@@ -192,14 +193,14 @@ func (b *WriterRows) DraftTruncate(all []*WriterRows, rows [][]history.Subscript
 	return d
 }
 
-// DraftRefill is what a writer does after a truncate: most of its rows come back.
+// DraftRefill inserts most of a writer's rows again after a truncate.
 func (b *WriterRows) DraftRefill(rows []history.Subscription) *TransactionDraft {
 	d := b.NewDraft("refill")
 	d.Insert(rows...)
 	return d
 }
 
-// DrawMost draws nine tenths of the rows' pairs.
+// DrawMost draws nine tenths of the rows.
 func (b *WriterRows) DrawMost() []history.Subscription {
 	var out []history.Subscription
 	for _, id := range b.ids {
