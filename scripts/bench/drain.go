@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// drainConns make the single-row transactions.
+	// drainConns connections make the single-row transactions.
 	drainConns = 2
 	bulks      = 20
 	bulkRows   = 100_000
 )
 
-// measureDrain: how fast the daemon catches up with what was committed while it was
-// down, beside pg_recvlogical which throws away the content of a like slot.
-// Both are timed from the start of the process; the daemon's ends when its
-// state is at the last commit.
+// measureDrain measures how fast the daemon catches up with transactions that
+// were committed while it was down. The limit beside it is pg_recvlogical,
+// which discards the content of a like slot. Both times begin with the start of
+// the process; the daemon's ends when its state is at the last commit.
 func (st *stage) measureDrain(ctx context.Context) error {
 	bulk := bulkRows
 	if st.opts.quick {
@@ -54,7 +54,8 @@ func (st *stage) measureDrain(ctx context.Context) error {
 	return nil
 }
 
-// drainOnce makes one backlog and lets both work it off, one after the other.
+// drainOnce commits one backlog and lets both contenders work it off, one after
+// the other.
 func (st *stage) drainOnce(ctx context.Context, backlog func(context.Context) error, oursFirst bool) (ours, limit time.Duration, err error) {
 	if err := st.deployment.Start(ctx); err != nil {
 		return 0, 0, err
@@ -146,7 +147,7 @@ END LOOP; END $$`, shareOf(n, drainConns, i)))
 	return g.Wait()
 }
 
-// shareOf is the i-th of parts of n.
+// shareOf returns the size of the i-th of several almost equal parts of n.
 func shareOf(n, parts, i int) int { return n*(i+1)/parts - n*i/parts }
 
 // commitBulk commits twenty transactions of n rows.

@@ -8,9 +8,9 @@ import (
 	"dinnerbell/scripts/bench/deployment"
 )
 
-// measureDuplicates: both contenders are killed with SIGKILL in the middle of a large
-// campaign and started again. How many notifications are in the topic twice?
-// (None may be missing, in either.)
+// measureDuplicates kills both contenders with SIGKILL in the middle of a large
+// campaign, starts them again and counts the notifications that are in the
+// topic twice. A missing notification is an error.
 func (st *stage) measureDuplicates(ctx context.Context) error {
 	l, err := contender.NewLoad(&st.people, deployment.KindLarge, 1, 1, false)
 	if err != nil {
@@ -23,7 +23,8 @@ func (st *stage) measureDuplicates(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("by hand: %w", err)
 	}
-	// That the daemon's topic has none is the check at the end of the stage.
+	// The check at the end of the stage shows that the daemon's topic has no
+	// duplicates.
 	st.report.Add("by_hand_duplicates", "notifications", []float64{doubled}, "")
 	return nil
 }
@@ -55,7 +56,8 @@ func (st *stage) killByHand(ctx context.Context, l *contender.CampaignLoad) (dou
 	if err := b.Prepare(ctx, l); err != nil {
 		return 0, err
 	}
-	// What was there before must not come again: that would be counted, too.
+	// Earlier campaigns must not come again, since their records would be
+	// counted, too.
 	if err := b.AwaitCommitted(ctx); err != nil {
 		return 0, err
 	}
@@ -76,7 +78,7 @@ func (st *stage) killByHand(ctx context.Context, l *contender.CampaignLoad) (dou
 	if err := b.Launch(); err != nil {
 		return 0, err
 	}
-	// It begins the campaign anew: everything comes again.
+	// The consumer begins the campaign again, so all notifications come again.
 	cut, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 	if err != nil {
 		return 0, err

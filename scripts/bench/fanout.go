@@ -8,9 +8,9 @@ import (
 	"dinnerbell/scripts/bench/deployment"
 )
 
-// measureFanout: one campaign with a large audience, through one lane. Beside it
-// binary COPY, transactional produce of the same records, and the consumer
-// written by hand; CPU time of each.
+// measureFanout delivers one campaign with a large audience through one lane.
+// Beside the daemon run binary COPY, transactional produce of the same records,
+// and the consumer written by hand; the CPU time of each is measured as well.
 func (st *stage) measureFanout(ctx context.Context) error {
 	field := []contestant{
 		{name: "dinnerbell", Contender: st.dinnerbell},
@@ -43,8 +43,8 @@ func (st *stage) produceLimit() *contender.ProduceLimit {
 	return &contender.ProduceLimit{Broker: st.broker, Topic: topicProduceLimit}
 }
 
-// measureLanes: the same with two campaigns on two lanes at once, beside COPY through
-// two connections, and what the second lane brings.
+// measureLanes delivers two campaigns on two lanes at once, beside COPY through
+// two connections, and on one lane, which shows the gain of the second lane.
 func (st *stage) measureLanes(ctx context.Context) error {
 	one := []contestant{{name: "dinnerbell, one lane", Contender: st.dinnerbell}}
 	two := []contestant{{name: "dinnerbell, two lanes", Contender: st.dinnerbell}, {name: "copy, two connections", Contender: st.copyLimit}}
@@ -65,8 +65,9 @@ func (st *stage) measureLanes(ctx context.Context) error {
 	return nil
 }
 
-// measureSmall: many campaigns with small audiences at once. Each round has as many
-// notifications as a large campaign, or a third of it where audiences are ten.
+// measureSmall delivers many campaigns with small audiences at once. Each round
+// has as many notifications as a large campaign, or a third where audiences are
+// ten.
 func (st *stage) measureSmall(ctx context.Context) error {
 	for _, c := range []struct {
 		kind     string

@@ -13,15 +13,17 @@ import (
 	"dinnerbell/scripts/bench/report"
 )
 
-// latencyPace is the rate of the second series.
+// latencyPace is the time between two campaigns of the second series.
 const latencyPace = 100 * time.Millisecond
 
-// measureLatency: from the produce of a campaign with 100 subscribers until a reader
-// has the last notification. The daemon's is read committed; what is written by
-// hand has no transactions and is read as it comes.
+// measureLatency measures the time from the produce of a campaign with 100
+// subscribers until a reader has the last notification. The reader of the
+// daemon's topic is read_committed; the consumer written by hand has no
+// transactions, so its reader is read_uncommitted.
 //
-// First one campaign at a time, each when the one before is done; then ten in a
-// second, whatever happens. Contenders take turns by the quarter.
+// The first series sends each campaign after the end of the one before, the
+// second one ten per second. Contenders take turns after each quarter of the
+// campaigns.
 func (st *stage) measureLatency(ctx context.Context) error {
 	runners := []*latencyRunner{
 		{name: "dinnerbell", topic: st.deployment.CampaignsTopic, start: st.deployment.Start, stop: st.deployment.Stop},
@@ -40,7 +42,8 @@ func (st *stage) measureLatency(ctx context.Context) error {
 			}
 		}
 	}
-	// The topic's check at the end counts these, and those of warming up.
+	// The check of the topic at the end counts these notifications and those of
+	// the warm-ups.
 	st.dinnerbell.Total += int64(quarters * (2*n + latencyWarm) * 100)
 	us, hand := runners[0], runners[1]
 	for _, series := range []struct {
@@ -59,7 +62,7 @@ func (st *stage) measureLatency(ctx context.Context) error {
 	return nil
 }
 
-// latencyWarm campaigns come before each series and are not counted.
+// latencyWarm campaigns come before each series without being counted.
 const latencyWarm = 3
 
 // latencyRunner is one contender's process and its latencies in milliseconds.
@@ -95,7 +98,8 @@ func (st *stage) measureLatencyOf(ctx context.Context, r *latencyRunner, out str
 	return r.stop()
 }
 
-// sendOneAtATime sends each campaign when the one before was seen whole.
+// sendOneAtATime sends each campaign after the last notification of the one
+// before.
 func (st *stage) sendOneAtATime(ctx context.Context, w *deployment.TopicWatcher, topic string, n int) ([]float64, error) {
 	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
@@ -112,8 +116,9 @@ func (st *stage) sendOneAtATime(ctx context.Context, w *deployment.TopicWatcher,
 	return took, nil
 }
 
-// sendTenPerSecond sends campaigns at a fixed pace. A latency counts from when its
-// campaign was due, so that one that holds up the next is not forgotten.
+// sendTenPerSecond sends campaigns at a fixed pace. A latency counts from the
+// moment at which its campaign was due, so that a delay of the produce is
+// included.
 func (st *stage) sendTenPerSecond(ctx context.Context, w *deployment.TopicWatcher, topic string, n int) ([]float64, error) {
 	l, records, err := st.smallCampaigns(topic, n)
 	if err != nil {
@@ -137,8 +142,8 @@ func (st *stage) sendTenPerSecond(ctx context.Context, w *deployment.TopicWatche
 	return took, g.Wait()
 }
 
-// traceCampaign sends one campaign and returns the milliseconds from `from` until its
-// last notification was seen.
+// traceCampaign sends one campaign and returns the milliseconds from `from`
+// until its last notification was visible.
 func (st *stage) traceCampaign(ctx context.Context, w *deployment.TopicWatcher, r *kgo.Record, c *contender.Campaign, from time.Time) (float64, error) {
 	if err := st.producer.Send(ctx, r); err != nil {
 		return 0, err
@@ -157,8 +162,8 @@ func (st *stage) smallCampaigns(topic string, n int) (*contender.CampaignLoad, [
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// percentilePerQuarter takes a percentile of each of n parts of a series: the runs that a
-// median and a spread can be had from.
+// percentilePerQuarter returns a percentile of each of n parts of a series. The
+// parts are the runs of which the report gives median and spread.
 func percentilePerQuarter(series []float64, n int, p float64) []float64 {
 	out := make([]float64, 0, n)
 	size := len(series) / n

@@ -1,14 +1,14 @@
-// Command bench measures dinnerbell beside what the machine can do at best and
-// beside the consumer that one would write by hand, on the same servers in the
-// same run, and writes what it found to build/bench.json.
+// Command bench measures dinnerbell beside the limits of the machine and beside
+// a consumer written by hand, on the same servers in the same run, and writes
+// the results to build/bench.json.
 //
-// Every contender is alone while it is measured: the others' processes are
-// stopped. Contenders take turns, so that a machine that slows down slows all
-// of them. Postgres has fsync and synchronous_commit on; all servers are
+// Every contender is alone while it is measured: the processes of the others
+// are stopped. Contenders take turns, so that a machine that slows down slows
+// all of them. Postgres has fsync and synchronous_commit on. All servers are
 // children on loopback, in one temporary folder that is removed at the end.
 //
-// There is no verdict: the exit code tells only whether everything could be
-// measured and whether what was delivered was right.
+// There is no verdict: the exit code shows only whether every part ran and
+// every delivery was correct.
 package main
 
 import (
@@ -32,7 +32,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	s := &suite{opts: opts, stderr: stderr, began: time.Now(), report: &report.Report{}}
 	err = s.run(ctx)
-	// What was measured before something went wrong is still worth having.
+	// The results before an error are written, too.
 	if writeErr := s.report.Write(opts.json, opts.gobench, stdout); writeErr != nil {
 		err = errors.Join(err, writeErr)
 	}
@@ -65,29 +65,30 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// options are the flags. Sizes are for a full run; -quick has smaller ones.
+// options are the flags. The sizes below are for a full run; -quick has smaller
+// ones.
 type options struct {
 	quick bool
 	only  []string // names of parts; empty: all
-	// brokers to measure the fan-out on: kfake, kafka.
+	// brokers are the brokers of the fan-out: kfake, kafka.
 	brokers []string
 
 	subscriptions int // rows of the source table
 	audience      int // subscribers of the large campaign
-	runs          int // of each contender
-	samples       int // latencies, one after another
-	transactions  int // single-row ones that cdc_drain catches up with
+	runs          int // per contender
+	samples       int // campaigns per latency series
+	transactions  int // single-row transactions for cdc_drain
 
-	binary  string // dinnerbell
-	byhand  string // the consumer written by hand
-	json    string // results
-	gobench string // the single values, for benchstat
-	perf    string // where perf's records of the daemon go; empty: none are made
+	binary  string // path of dinnerbell
+	byhand  string // path of the consumer written by hand
+	json    string // path for the results
+	gobench string // path for the single values, for benchstat
+	perf    string // folder for perf's records of the daemon; empty: none
 	keep    bool
 }
 
-// parts in the order in which they run. Rebuild comes first: it needs a daemon
-// that has no state yet.
+// parts in the order in which they run. Rebuild comes first, since it needs a
+// daemon without state.
 var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "kill", "memory", "cdc", "drain", "flatness", "units"}
 
 func parseOptions(args []string, stderr io.Writer) (options, error) {
@@ -122,7 +123,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	return o, o.validate()
 }
 
-// fillDefaults fills in the sizes that depend on -quick.
+// fillDefaults sets the sizes that depend on -quick.
 func (o *options) fillDefaults() {
 	for _, d := range []struct {
 		value       *int
@@ -140,7 +141,7 @@ func (o *options) fillDefaults() {
 	}
 }
 
-// validate refuses what cannot work, and makes paths absolute.
+// validate rejects unusable options and makes paths absolute.
 func (o *options) validate() error {
 	for _, p := range o.only {
 		if !slices.Contains(parts, p) {
@@ -173,7 +174,7 @@ func (o *options) validate() error {
 	return nil
 }
 
-// notQuick are parts that a quick run leaves out unless it is asked for them.
+// notQuick are parts that a quick run includes only if asked to.
 var notQuick = []string{"lanes", "kill", "flatness", "units"}
 
 func (o *options) wantsPart(part string) bool {

@@ -10,8 +10,8 @@ import (
 	"dinnerbell/scripts/bench/usage"
 )
 
-// measureMemory: the daemon's largest resident set, over a start and a campaign to
-// the largest restaurant, half of all subscriptions.
+// measureMemory measures the daemon's largest resident set during a start and a
+// campaign to the largest restaurant, which has half of all subscriptions.
 func (st *stage) measureMemory(ctx context.Context) (err error) {
 	if err := st.deployment.Stop(); err != nil {
 		return err
@@ -39,17 +39,17 @@ func (st *stage) measureMemory(ctx context.Context) (err error) {
 	return nil
 }
 
-// flatSmall is the size of the small population that flatness compares with, and
-// flatAudience that of its large campaign.
+// flatSmall is the size of the small population for flatness, and flatAudience
+// the audience of its large campaign.
 const (
 	flatSmall    = 100_000
 	flatAudience = 10_000
 )
 
-// measureFlatness: what a notification costs, in CPU time of the daemon and Postgres,
-// with all subscriptions ÷ with a hundred thousand, for campaigns to a thousand
-// different restaurants in turn, where each has to be found anew. Both daemons
-// get the same load in turn.
+// measureFlatness divides the cost of a notification with all subscriptions by
+// the cost with a hundred thousand. The cost is CPU time of the daemon and of
+// Postgres. Campaigns go to a thousand different restaurants in turn, so the
+// daemon has to find each one anew. Both daemons get the same loads in turn.
 func (st *stage) measureFlatness(ctx context.Context) (err error) {
 	small := deployment.NewPopulation(flatAudience, 0)
 	small = deployment.NewPopulation(flatAudience, max(flatSmall, small.Rows()))
@@ -64,8 +64,8 @@ func (st *stage) measureFlatness(ctx context.Context) (err error) {
 		{name: fmt.Sprint(st.people.Rows()), Contender: st.dinnerbell},
 		{name: fmt.Sprint(small.Rows()), Contender: &contender.Dinnerbell{Deployment: d, Producer: st.producer}},
 	}
-	// Restaurants of a kind have the same ids in both populations: the groups before
-	// them have as many.
+	// The restaurants of this kind have the same ids in both populations, since
+	// the groups before them have as many restaurants.
 	err = st.runTournament(ctx, "flatness", st.opts.runs, field, func() (*contender.CampaignLoad, error) {
 		return contender.NewLoad(&small, deployment.KindHundred, st.opts.audience/100, 1, false)
 	})

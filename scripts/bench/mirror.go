@@ -21,17 +21,17 @@ import (
 )
 
 const (
-	// cdcPoll is how closely a row's arrival in the join is watched.
+	// cdcPoll is the time between two look-ups of a new row in the join.
 	cdcPoll = 100 * time.Microsecond
-	// noiseConns write to a table of no interest while barriers are measured,
-	// each noisePerSecond times.
+	// noiseConns connections write to an unrelated table while barriers are
+	// measured, each noisePerSecond times.
 	noiseConns     = 2
 	noisePerSecond = 1000
 	barrierEvery   = 5 * time.Millisecond
 )
 
-// tableMirror is the daemon's mirror of the subscriptions, run in this process,
-// where its state can be looked into.
+// tableMirror is the daemon's mirror of the subscriptions inside this process,
+// which can read its state.
 type tableMirror struct {
 	store  *state.Store
 	mirror *cdc.Mirror
@@ -39,8 +39,8 @@ type tableMirror struct {
 	done   chan error
 }
 
-// startMirror mirrors the deployment's table through a slot of its own and
-// returns when it streams.
+// startMirror mirrors the deployment's table through its own slot and returns
+// once the mirror streams.
 func startMirror(ctx context.Context, d *deployment.Deployment) (*tableMirror, error) {
 	dir := filepath.Join(d.Dir, "mirror")
 	store, err := state.Open(dir, state.Options{})
@@ -66,13 +66,14 @@ func startMirror(ctx context.Context, d *deployment.Deployment) (*tableMirror, e
 	return m, m.mirror.Barrier(ctx)
 }
 
-// stop ends the mirror and removes its slot, which would keep WAL.
+// stop ends the mirror and removes its slot, which would retain WAL.
 func (m *tableMirror) stop(ctx context.Context, d *deployment.Deployment) error {
 	m.cancel()
 	return errors.Join(<-m.done, m.store.Close(), d.Database.DropSlot(ctx, "bench_mirror"))
 }
 
-// measureMirror measures two times. cdc_latency: from a commit's acknowledgement until the join sees its row.
+// measureMirror measures cdc_latency, the time from the acknowledgement of a
+// commit until the join has its row, and the duration of the freshness barrier.
 func (st *stage) measureMirror(ctx context.Context) (err error) {
 	if err := st.deployment.Stop(); err != nil {
 		return err
@@ -103,8 +104,8 @@ func (st *stage) measureMirror(ctx context.Context) (err error) {
 	return nil
 }
 
-// timeCommits inserts rows one by one and waits for each to be seen by the join,
-// then deletes them.
+// timeCommits inserts rows one by one, waits until the join has each one, and
+// then deletes the rows.
 func (st *stage) timeCommits(ctx context.Context, m *tableMirror, n int) ([]float64, error) {
 	const restaurant = "the-newest-restaurant"
 	packed, err := id.Pack(restaurant)
@@ -148,7 +149,7 @@ func (m *tableMirror) awaitAudience(ctx context.Context, restaurant id.ID, n int
 	}
 }
 
-// timeBarriers measures how long the freshness barrier takes while others write.
+// timeBarriers measures the freshness barrier while others write.
 func (st *stage) timeBarriers(ctx context.Context, m *tableMirror, n int) ([]float64, error) {
 	if err := st.deployment.Database.Exec(ctx, `CREATE TABLE IF NOT EXISTS public.noise (id serial8 PRIMARY KEY, text text)`); err != nil {
 		return nil, err

@@ -11,9 +11,9 @@ import (
 	"dinnerbell/scripts/bench/usage"
 )
 
-// measureRebuild: a new snapshot of all subscriptions, beside a Go client that drains
-// the same COPY and throws it away; then what it takes on disk, and how long a
-// start takes.
+// measureRebuild measures a new snapshot of all subscriptions beside a Go
+// client that discards the output of the same COPY, then the state's size on
+// disk and the duration of a start.
 func (st *stage) measureRebuild(ctx context.Context) error {
 	if err := st.deployment.Stop(); err != nil {
 		return err
@@ -41,7 +41,8 @@ func (st *stage) measureRebuild(ctx context.Context) error {
 	return st.measureRestart(ctx)
 }
 
-// measureOnline: the same, and a comparison of all rows, by a daemon that runs.
+// measureOnline measures a rebuild and a verification of all rows by a running
+// daemon.
 func (st *stage) measureOnline(ctx context.Context) error {
 	if err := st.deployment.Start(ctx); err != nil { // with the first takeover of the lanes
 		return err
@@ -66,7 +67,7 @@ func (st *stage) measureOnline(ctx context.Context) error {
 	return st.deployment.Stop()
 }
 
-// readWholeTable reads the table as fast as Postgres gives it.
+// readWholeTable reads the table as fast as Postgres sends it.
 func (st *stage) readWholeTable(ctx context.Context) error {
 	_, err := st.deployment.Database.Conn.PgConn().CopyTo(ctx, io.Discard, `COPY public.subscribers_restaurants (id, restaurant_id, client_id) TO STDOUT (FORMAT binary)`)
 	if err != nil {
@@ -75,9 +76,9 @@ func (st *stage) readWholeTable(ctx context.Context) error {
 	return nil
 }
 
-// measureRestart: from the start of the process until /readyz says 200, after an
-// orderly end and after a kill. Between the two the disk is looked at: the
-// daemon has had time for what it does in the background.
+// measureRestart measures the time from the start of the process until /readyz
+// answers 200, after an orderly end and after a kill. Then it measures the
+// disk: the daemon has had time for its background work.
 func (st *stage) measureRestart(ctx context.Context) error {
 	if err := st.deployment.Start(ctx); err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 	"dinnerbell/scripts/bench/report"
 )
 
-// suite is one run of the program. For one goroutine.
+// suite is one run of the program, for one goroutine.
 type suite struct {
 	opts      options
 	stderr    io.Writer
@@ -23,12 +23,12 @@ type suite struct {
 	copyLimit *contender.CopyLimit
 }
 
-// sayf reports progress, with the time since the start.
+// sayf prints progress with the time since the start.
 func (s *suite) sayf(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.stderr, "%6.1fs  %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// run measures what was asked for and takes everything down again.
+// run measures the wanted parts and removes the servers.
 func (s *suite) run(ctx context.Context) (err error) {
 	s.people = deployment.NewPopulation(s.opts.audience, s.opts.subscriptions)
 	s.sayf("%s", s.people.String())
@@ -47,7 +47,7 @@ func (s *suite) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// stage is what runs on one broker.
+// stage is the part of a run that uses one broker.
 type stage struct {
 	*suite
 	kind       string // kfake, kafka
@@ -58,8 +58,8 @@ type stage struct {
 	byhand     *contender.ByHand
 }
 
-// measureOnBroker measures everything that has to do with one broker; on real Kafka
-// only what depends on the broker.
+// measureOnBroker measures the parts that use one broker; on the second broker
+// only those that depend on the broker.
 func (s *suite) measureOnBroker(ctx context.Context, kind string) (err error) {
 	st := &stage{suite: s, kind: kind}
 	if st.broker, err = s.servers.StartBroker(ctx, kind); err != nil {
@@ -93,12 +93,12 @@ func (s *suite) measureOnBroker(ctx context.Context, kind string) (err error) {
 	return errors.Join(s.servers.DropDatabase(ctx, st.deployment.Database), s.servers.DropDatabase(ctx, st.byhand.Database))
 }
 
-// runParts runs the wanted parts, and checks what was delivered in all of them.
+// runParts runs the wanted parts and then checks the notifications topic.
 func (st *stage) runParts(ctx context.Context) error {
 	for _, p := range []struct {
 		name string
-		// everywhere: on each broker, not on the first alone. Of the others
-		// the result does not depend on the broker.
+		// everywhere: the result depends on the broker, so the part runs on
+		// each one.
 		everywhere bool
 		run        func(context.Context) error
 	}{
@@ -125,8 +125,9 @@ func (st *stage) runParts(ctx context.Context) error {
 	return st.dinnerbell.CheckTopic(ctx)
 }
 
-// warmRecords is what a broker takes before it is measured: enough for a JVM to
-// have compiled what it runs, as one that has been up for a day has.
+// warmRecords is how many records a broker takes before it is measured: enough
+// for a JVM to compile its hot code, as a server that has been up for a day has
+// done.
 const warmRecords = 2_000_000
 
 func (st *stage) warmBroker(ctx context.Context) error {

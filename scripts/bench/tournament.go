@@ -8,8 +8,8 @@ import (
 	"dinnerbell/scripts/bench/report"
 )
 
-// runTournament lets contenders take turns: each round, each of them once, in an
-// order that moves on. makeLoad gives each its own campaigns of the same size.
+// runTournament lets each contender run once per round, in an order that
+// rotates. makeLoad makes campaigns of the same size for each run.
 func (s *suite) runTournament(ctx context.Context, what string, runs int, field []contestant, makeLoad func() (*contender.CampaignLoad, error)) error {
 	for round := range runs {
 		for i := range field {
@@ -30,7 +30,7 @@ func (s *suite) runTournament(ctx context.Context, what string, runs int, field 
 	return nil
 }
 
-// contestant is one contender with its results so far.
+// contestant is a contender with its results so far.
 type contestant struct {
 	name string
 	contender.Contender

@@ -19,8 +19,8 @@ import (
 	"dinnerbell/scripts/bench/usage"
 )
 
-// unitCosts is what `dinnerbell capacity --units` reads; its meaning is documented
-// there.
+// unitCosts is the input of `dinnerbell capacity --units`, which documents the
+// fields.
 type unitCosts struct {
 	Machine      string  `json:"machine"`
 	Measured     string  `json:"measured"`
@@ -48,7 +48,7 @@ type cost struct {
 	Kafka    float64 `json:"kafka"`
 }
 
-// meters reads everything that the cost of a delivery is taken from.
+// meters are the readings before or after a delivery.
 type meters struct {
 	daemon, postgres, broker, wal, table, kafka float64
 }
@@ -74,7 +74,8 @@ func (st *stage) readMeters(ctx context.Context) (m meters, err error) {
 	return m, err
 }
 
-// costSince is the difference per notification: CPU per million, bytes for one.
+// costSince returns the difference per notification: CPU seconds per million,
+// bytes for one.
 func (m meters) costSince(before meters, notifications int) cost {
 	n := float64(notifications)
 	return cost{
@@ -87,7 +88,7 @@ func (m meters) costSince(before meters, notifications int) cost {
 	}
 }
 
-// measureCost measures one kind of load, the median of all runs.
+// measureCost returns the median cost of one kind of load over all runs.
 func (st *stage) measureCost(ctx context.Context, kind string, n int) (c cost, rate float64, texts int, err error) {
 	var all []cost
 	var rates []float64
@@ -126,10 +127,11 @@ func (st *stage) measureCost(ctx context.Context, kind string, n int) (c cost, r
 	}, report.Median(rates), texts, nil
 }
 
-// measureUnits measures unit costs on this broker, writes them next to the results,
-// lets `dinnerbell capacity` predict from them, and compares with what other
-// parts have measured. What small audiences cost on top, per notification and
-// per campaign, is taken from those of 100 and of 10.
+// measureUnits measures unit costs on this broker, writes them next to the
+// results, lets `dinnerbell capacity` predict from them, and compares the
+// predictions with the measurements of other parts. The extra cost of small
+// audiences, per notification and per campaign, follows from the audiences of
+// 100 and of 10.
 func (st *stage) measureUnits(ctx context.Context) error {
 	const hundred, ten = 100, 10
 	large, rate, texts, err := st.measureCost(ctx, deployment.KindLarge, 1)
@@ -172,7 +174,7 @@ func (st *stage) measureUnits(ctx context.Context) error {
 	return st.comparePredictions(ctx, &u)
 }
 
-// combineCosts does f with every part of two costs.
+// combineCosts applies f to each part of two costs.
 func combineCosts(a, b cost, f func(a, b float64) float64) cost {
 	return cost{
 		Daemon: f(a.Daemon, b.Daemon), Postgres: f(a.Postgres, b.Postgres), Broker: f(a.Broker, b.Broker),
@@ -229,7 +231,7 @@ func (st *stage) measureChangeCost(ctx context.Context) (c cost, rate float64, e
 	return c, rate, st.deployment.Database.Exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
 }
 
-// comparePredictions asks the command, as a user would.
+// comparePredictions runs the command as a user would.
 func (st *stage) comparePredictions(ctx context.Context, u *unitCosts) error {
 	text, err := json.MarshalIndent(u, "", "  ")
 	if err != nil {
@@ -253,7 +255,7 @@ func (st *stage) comparePredictions(ctx context.Context, u *unitCosts) error {
 	} {
 		measured := st.report.Median(p.measured)
 		if measured == 0 {
-			continue // its part was not asked for
+			continue // the run did not include this part
 		}
 		cmd := exec.CommandContext(ctx, st.opts.binary, "capacity", "--units", path,
 			"--one-machine", strconv.Itoa(p.lanes), "--audience", strconv.Itoa(p.audience))

@@ -13,20 +13,20 @@ import (
 	"dinnerbell/scripts/bench/deployment"
 )
 
-// ByHand is the consumer that one would write instead, as a contender: the
-// clock runs until its rows are committed and its records acknowledged.
+// ByHand is a consumer as an engineer would write it by hand. The clock stops
+// when its rows are committed and its records acknowledged.
 type ByHand struct {
 	servers                            *deployment.Servers
 	program                            string
 	Broker                             string
 	Database                           *deployment.Database
 	dir                                string
-	CampaignsTopic, NotificationsTopic string // topics
+	CampaignsTopic, NotificationsTopic string
 	Producer                           *deployment.CampaignProducer
 
 	Process   *deployment.Child
 	Records   []*kgo.Record
-	EndBefore int64 // end of out before the run
+	EndBefore int64 // end offset of NotificationsTopic before the run
 }
 
 func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker string, p *deployment.CampaignProducer, t *deployment.Population) (*ByHand, error) {
@@ -38,12 +38,12 @@ func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker
 	if b.Database, err = s.NewDatabase(ctx, name); err != nil {
 		return nil, err
 	}
-	// The fill ends with the VACUUM that index-only scans need.
+	// Fill ends with the VACUUM that index-only scans need.
 	if err := b.Database.Fill(ctx, t); err != nil {
 		return nil, err
 	}
-	// The index that its look-ups are answered from alone, and, like everybody,
-	// the unique one.
+	// The index for its look-ups, and the unique index that every contender
+	// has.
 	for _, sql := range []string{lookUpIndex, deployment.FeedbackIndex} {
 		if err := b.Database.Exec(ctx, sql); err != nil {
 			return nil, err
@@ -52,10 +52,10 @@ func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker
 	return b, p.CreateTopics(ctx, b.CampaignsTopic, b.NotificationsTopic)
 }
 
-// lookUpIndex is what `byhand -print-index` prints.
+// lookUpIndex is the output of `byhand -print-index`.
 const lookUpIndex = `CREATE INDEX subscribers_restaurants_look_up ON public.subscribers_restaurants (restaurant_id, client_id)`
 
-// Launch starts the process; what is left over in its topic is worked on at once.
+// Launch starts the process, which begins with the records left in its topic.
 func (b *ByHand) Launch() error {
 	var err error
 	b.Process, err = deployment.StartChild(filepath.Join(b.dir, "byhand.log"), b.program, "-postgres", b.Database.URL, "-broker", b.Broker,
@@ -63,7 +63,7 @@ func (b *ByHand) Launch() error {
 	return err
 }
 
-// Start returns when the process works: it has delivered something.
+// Start starts the process and returns after its first delivery.
 func (b *ByHand) Start(ctx context.Context) error {
 	if b.Process != nil {
 		return nil
@@ -96,13 +96,13 @@ func (b *ByHand) Prepare(ctx context.Context, l *CampaignLoad) error {
 	return err
 }
 
-// deliverWarmUp delivers one small campaign per partition, as for the daemon. It also
-// shows that the process has joined its group.
+// deliverWarmUp delivers one small campaign per partition, as for the daemon.
+// The delivery also shows that the process has joined its group.
 func (b *ByHand) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	for lane := range l.Lanes {
 		c := l.Campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // of the hundreds
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // one of the hundreds
 		records := EncodeRecords(b.CampaignsTopic, &CampaignLoad{Campaigns: []Campaign{c}})
 		before, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 		if err != nil {
@@ -118,13 +118,13 @@ func (b *ByHand) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	return nil
 }
 
-// AwaitEndOffset waits until the output topic holds n records. It is written without
+// AwaitEndOffset waits until the output topic holds n records. The topic has no
 // transactions, so offsets count records.
 func (b *ByHand) AwaitEndOffset(ctx context.Context, n int64) error {
 	return b.Process.AwaitCount(ctx, n, func() (int64, error) { return b.Producer.EndOffset(ctx, b.NotificationsTopic) })
 }
 
-// AwaitCommitted waits until the group's offsets are at the end of the input.
+// AwaitCommitted waits until the group has committed the end of the input.
 func (b *ByHand) AwaitCommitted(ctx context.Context) error {
 	end, err := b.Producer.EndOffset(ctx, b.CampaignsTopic)
 	if err != nil {

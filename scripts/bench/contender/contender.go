@@ -1,6 +1,6 @@
-// Package contender delivers the same campaigns in several ways: by the daemon, by
-// the consumer written by hand, and by COPY and produce alone, the limits of
-// Postgres and Kafka.
+// Package contender delivers the same campaigns in several ways: by the daemon,
+// by the consumer written by hand, and by COPY and produce alone, which are the
+// limits of Postgres and Kafka.
 package contender
 
 import (
@@ -12,7 +12,7 @@ import (
 	"dinnerbell/scripts/bench/usage"
 )
 
-// Sample is one measured run.
+// Sample is the result of one run.
 type Sample struct {
 	Rate        float64 // notifications per second
 	OwnCPU      float64 // CPU seconds of the contender, per million notifications
@@ -21,13 +21,14 @@ type Sample struct {
 
 // Contender delivers loads in its own way.
 type Contender interface {
-	// Prepare makes everything ready that is not measured: processes, tables.
+	// Prepare starts processes and empties tables, outside the measured time.
 	Prepare(ctx context.Context, l *CampaignLoad) error
-	// Deliver returns when everything is delivered. This is what is timed.
+	// Deliver returns when every notification is delivered. Its duration is
+	// measured.
 	Deliver(ctx context.Context, l *CampaignLoad) error
-	// Settle checks what was delivered and stops what prepare started.
+	// Settle checks the delivery and stops the processes.
 	Settle(ctx context.Context, l *CampaignLoad) error
-	// PID of the process whose CPU time is the contender's own; 0: none.
+	// PID is the process whose CPU time is the contender's own; 0 means none.
 	PID() int
 }
 

@@ -13,19 +13,18 @@ import (
 	"dinnerbell/scripts/bench/deployment"
 )
 
-// copyRows is how many rows one transaction has: what the daemon's steps have.
+// copyRows is the number of rows per transaction, as in a step of the daemon.
 const copyRows = 2000
 
-// CopyLimit is what Postgres can take at best: binary COPY of the same rows
-// into a table of the same definition with the same indexes, in the order of
-// the unique index, encoded beforehand, with as many rows per transaction and
-// as many connections as the daemon has lanes. Its database has no slot, so
-// nothing of it is decoded.
+// CopyLimit measures the limit of Postgres: binary COPY of the same rows into a
+// table with the same definition and indexes, in the order of the unique index,
+// encoded beforehand, with as many rows per transaction and as many connections
+// as the daemon has lanes. Its database has no slot, so no WAL is decoded.
 type CopyLimit struct {
 	servers *deployment.Servers
 	db      *deployment.Database
 	conns   []*pgx.Conn
-	chunks  [][][]byte // per lane, per transaction
+	chunks  [][][]byte // [lane][transaction]
 }
 
 func NewCopyLimit(ctx context.Context, s *deployment.Servers) (*CopyLimit, error) {
@@ -72,7 +71,7 @@ func (c *CopyLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 
 func (c *CopyLimit) Settle(ctx context.Context, l *CampaignLoad) error {
 	for _, conn := range c.conns {
-		_ = conn.Close(ctx) // nothing is in flight
+		_ = conn.Close(ctx) // no query is running
 	}
 	c.conns, c.chunks = nil, nil
 	rows, err := c.db.CountRows(ctx, "public.subscribers_feedback")
@@ -109,7 +108,7 @@ func encodeChunks(campaigns []Campaign) [][]byte {
 	return chunks
 }
 
-// encodeTupleHead is a tuple up to the client, its last field.
+// encodeTupleHead encodes a tuple up to the client, its last field.
 func encodeTupleHead(c *Campaign, trigger int64) []byte {
 	b := []byte{0, 10}
 	for _, s := range []string{c.Restaurant, c.ID, c.Content, c.Owner, c.Contact} {

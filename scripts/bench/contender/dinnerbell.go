@@ -17,17 +17,16 @@ import (
 	"dinnerbell/scripts/bench/deployment"
 )
 
-// Dinnerbell is dinnerbell as a contender: the real daemon as a process, the clock
-// from the first campaign's produce until the last notification is committed in
-// both sinks.
+// Dinnerbell is the daemon as a contender. The clock runs from the produce of
+// the first campaign until the last notification is committed in both sinks.
 type Dinnerbell struct {
 	Deployment *deployment.Deployment
 	Producer   *deployment.CampaignProducer
 	ProfileDir string // folder for profiles; empty: none
 
 	Records       []*kgo.Record
-	ShippedBefore int64 // before the run
-	Total         int64 // delivered in all runs, for the check at the end
+	ShippedBefore int64 // notifications shipped before the run
+	Total         int64 // notifications of all runs, for CheckTopic
 }
 
 func (o *Dinnerbell) Prepare(ctx context.Context, l *CampaignLoad) error {
@@ -49,13 +48,13 @@ func (o *Dinnerbell) Prepare(ctx context.Context, l *CampaignLoad) error {
 	return err
 }
 
-// deliverWarmUp delivers one small campaign per lane: a daemon that has just started
-// has connections to open and statements to prepare.
+// deliverWarmUp delivers one small campaign per lane: a daemon that has just
+// started has connections to open and statements to prepare.
 func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	for lane := range l.Lanes {
 		c := l.Campaigns[0]
 		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // of the hundreds
+		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // one of the hundreds
 		st, err := o.Deployment.Status(ctx)
 		if err != nil {
 			return err
@@ -86,7 +85,7 @@ func (o *Dinnerbell) Deliver(ctx context.Context, l *CampaignLoad) (err error) {
 	return o.Deployment.AwaitShipped(ctx, o.ShippedBefore+int64(l.Total))
 }
 
-// Settle counts the rows; the topic is counted once at the end.
+// Settle counts the rows; CheckTopic counts the records at the end.
 func (o *Dinnerbell) Settle(ctx context.Context, l *CampaignLoad) error {
 	o.Total += int64(l.Total)
 	rows, err := o.Deployment.Database.CountRows(ctx, "public.subscribers_feedback")
@@ -101,8 +100,8 @@ func (o *Dinnerbell) Settle(ctx context.Context, l *CampaignLoad) error {
 
 func (o *Dinnerbell) PID() int { return o.Deployment.Daemon.PID() }
 
-// StartProfile records what a process does until stop is called: Go programs keep
-// frame pointers, so perf sees their stacks.
+// StartProfile records the stacks of a process until stop is called. Go
+// programs keep frame pointers, which perf needs.
 func StartProfile(dir string, pid int) (stop func(), err error) {
 	out := filepath.Join(dir, fmt.Sprintf("daemon-%s.perf", time.Now().Format("150405.000")))
 	cmd := exec.Command("perf", "record", "-q", "-F", "499", "-g", "-p", strconv.Itoa(pid), "-o", out)
@@ -111,12 +110,12 @@ func StartProfile(dir string, pid int) (stop func(), err error) {
 		return nil, fmt.Errorf("start perf: %w", err)
 	}
 	return func() {
-		_ = cmd.Process.Signal(os.Interrupt) // it writes the file and ends
+		_ = cmd.Process.Signal(os.Interrupt) // perf writes the file and ends
 		_ = cmd.Wait()                       // "signal: interrupt"
 	}, nil
 }
 
-// CheckTopic reads the whole topic: each notification once.
+// CheckTopic reads the whole topic: each notification must be there once.
 func (o *Dinnerbell) CheckTopic(ctx context.Context) error {
 	records, distinct, err := deployment.CountRecords(ctx, o.Deployment.Broker, o.Deployment.NotificationsTopic)
 	if err != nil {

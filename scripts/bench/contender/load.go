@@ -19,12 +19,12 @@ type Campaign struct {
 	workload.Campaign
 
 	lane    int32
-	clients []string // sorted; nil where nobody needs them
+	clients []string // sorted; nil for contenders that look the clients up
 	Count   int
 }
 
-// newCampaign is valid from now on for a day, with the fields of the
-// contract's example in their lengths.
+// newCampaign returns a campaign that is valid for the next day; its texts have
+// the lengths of the contract's example.
 func newCampaign(restaurant string, lane int32, count int) (Campaign, error) {
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
@@ -34,15 +34,16 @@ func newCampaign(restaurant string, lane int32, count int) (Campaign, error) {
 	return Campaign{Campaign: workload.NewCampaign(id, restaurant, time.Now().Add(-time.Minute), 25*time.Hour), lane: lane, Count: count}, nil
 }
 
-// CampaignLoad is what one run delivers: campaigns that are produced at once.
+// CampaignLoad is the input of one run: campaigns that are produced at once.
 type CampaignLoad struct {
 	Campaigns []Campaign
 	Total     int // notifications
 	Lanes     int
 }
 
-// NewLoad makes n campaigns to the restaurants of a kind, in turn, over lanes.
-// withClients fills in who gets them, for contenders that do not look it up.
+// NewLoad makes n campaigns to the restaurants of a kind in turn, distributed
+// over lanes. withClients adds the audiences, for contenders that do not look
+// them up.
 func NewLoad(p *deployment.Population, kind string, n, lanes int, withClients bool) (*CampaignLoad, error) {
 	g, ok := p.Group(kind)
 	if !ok {
@@ -68,7 +69,7 @@ func NewLoad(p *deployment.Population, kind string, n, lanes int, withClients bo
 	return l, nil
 }
 
-// sortByLane splits the campaigns by lane, each in the order of the unique
+// sortByLane splits the campaigns by lane and sorts each part by the unique
 // index.
 func (l *CampaignLoad) sortByLane() [][]Campaign {
 	out := make([][]Campaign, l.Lanes)
@@ -81,7 +82,7 @@ func (l *CampaignLoad) sortByLane() [][]Campaign {
 	return out
 }
 
-// EncodeRecords renders all messages, so that the clock measures none of it.
+// EncodeRecords renders all messages outside the measured time.
 func EncodeRecords(topic string, l *CampaignLoad) []*kgo.Record {
 	records := make([]*kgo.Record, len(l.Campaigns))
 	for i := range l.Campaigns {

@@ -9,16 +9,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// ProduceLimit is what Kafka can take at best: the same records, rendered
-// beforehand, in transactions of the size that the daemon's have, by a client
-// with its settings and nothing else to do.
+// ProduceLimit measures the limit of Kafka: an otherwise idle client with the
+// daemon's settings produces the same records, rendered beforehand, in
+// transactions of the daemon's size.
 type ProduceLimit struct {
 	Broker, Topic string
 	client        *kgo.Client
 	records       []*kgo.Record
 }
 
-// produceRows is how many records one transaction has: 4 MiB of them.
+// produceRows is the number of records per transaction: 4 MiB of them.
 const produceRows = 8000
 
 func (p *ProduceLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
@@ -39,7 +39,7 @@ func (p *ProduceLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
 	return err
 }
 
-// renderNotification renders what the daemon would; only its size matters.
+// renderNotification renders a record of the same size as the daemon's.
 func renderNotification(topic string, c *Campaign, client string) *kgo.Record {
 	value := `{"restaurant_id":"` + c.Restaurant + `","adv_campaign_id":"` + c.ID + `","adv_campaign_content":"` + c.Content +
 		`","adv_campaign_owner":"` + c.Owner + `","adv_campaign_owner_contact":"` + c.Contact +
@@ -78,5 +78,5 @@ func (p *ProduceLimit) Settle(context.Context, *CampaignLoad) error {
 	return nil
 }
 
-// PID is this program: its CPU time is the client's.
+// PID is this process, in which the client runs.
 func (p *ProduceLimit) PID() int { return os.Getpid() }

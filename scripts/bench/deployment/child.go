@@ -13,19 +13,17 @@ import (
 )
 
 const (
-	StopLimit  = 30 * time.Second // a child may drain that long
-	readyLimit = 10 * time.Minute // a snapshot of ten million rows is in it
+	StopLimit  = 30 * time.Second // for a child to drain
+	readyLimit = 10 * time.Minute // long enough for a snapshot of ten million rows
 	pollEvery  = 5 * time.Millisecond
-	// countAtMost is the longest pause between two questions how far a delivery
-	// is.
+	// countAtMost bounds the pause between two progress queries.
 	countAtMost = 250 * time.Millisecond
 )
 
-// Child is a program that is measured.
+// Child is a process under measurement.
 type Child struct{ *testenv.Child }
 
-// StartChild runs a program with its output in a log file, in the folder of that
-// file.
+// StartChild runs a program in the folder of its log file.
 func StartChild(log, program string, args ...string) (*Child, error) {
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Env = filepath.Dir(log), testenv.ChildEnvironment(os.Environ())
@@ -36,7 +34,7 @@ func StartChild(log, program string, args ...string) (*Child, error) {
 	return &Child{c}, nil
 }
 
-// RunCommand runs a short command and returns its output.
+// RunCommand runs a short command; its error holds the command's output.
 func RunCommand(ctx context.Context, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = testenv.ChildEnvironment(os.Environ())
@@ -47,15 +45,15 @@ func RunCommand(ctx context.Context, program string, args ...string) error {
 	return nil
 }
 
-// awaitReady calls ready until it returns nil. It gives up when the child or ctx
-// ends, or after a long while, with ready's last error.
+// awaitReady calls ready until it returns nil. It fails when the child or ctx
+// ends, or after readyLimit, with ready's last error.
 func (c *Child) awaitReady(ctx context.Context, ready func() error) error {
 	return c.AwaitReady(ctx, readyLimit, pollEvery, func(context.Context) error { return ready() })
 }
 
-// AwaitCount waits until read gives at least n. Each question costs a contender
-// CPU time while it is measured, so few are asked: the next one comes when, at
-// the pace so far, half of what is left will be done.
+// AwaitCount waits until read returns at least n. Each query costs a contender
+// CPU time during the measurement, so queries are few: at the pace so far, half
+// of the rest will be done at the next one.
 func (c *Child) AwaitCount(ctx context.Context, n int64, read func() (int64, error)) error {
 	began, deadline := time.Now(), time.After(readyLimit)
 	first, err := read()

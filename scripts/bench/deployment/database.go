@@ -12,7 +12,8 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// FeedbackIndex is the one that setup makes, for the tables of others.
+// FeedbackIndex is the unique index that setup makes, for the other contenders'
+// tables.
 const FeedbackIndex = `CREATE UNIQUE INDEX feedback_campaign_client ON public.subscribers_feedback (adv_campaign_id, client_id)`
 
 // Database is one database with the tables of the contract.
@@ -22,8 +23,8 @@ type Database struct {
 	Conn *pgx.Conn
 }
 
-// NewDatabase makes a database; each contender has its own, so that the WAL of
-// one is not decoded for the replication slot of another.
+// NewDatabase makes a database. Each contender has its own, so that the slot of
+// one does not decode the WAL of another.
 func (s *Servers) NewDatabase(ctx context.Context, name string) (*Database, error) {
 	if err := s.execAdmin(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
 		return nil, fmt.Errorf("create database: %w", err)
@@ -36,13 +37,13 @@ func (s *Servers) NewDatabase(ctx context.Context, name string) (*Database, erro
 	return d, d.Exec(ctx, testenv.ContractTables)
 }
 
-// execAdmin runs one statement outside of all databases of contenders.
+// execAdmin runs one statement outside the contenders' databases.
 func (s *Servers) execAdmin(ctx context.Context, sql string, args ...any) error {
 	conn, err := pgx.Connect(ctx, s.Postgres.URL(""))
 	if err != nil {
 		return fmt.Errorf("connect to Postgres: %w", err)
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // nothing is in flight
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }() // no query is running
 	_, err = conn.Exec(ctx, sql, args...)
 	return err
 }
@@ -66,8 +67,8 @@ func (d *Database) Fill(ctx context.Context, t *Population) error {
 	return d.Exec(ctx, `VACUUM (ANALYZE) public.subscribers_restaurants`)
 }
 
-// ResetFeedback empties the feedback table and writes everything out, so that each
-// measurement begins alike.
+// ResetFeedback empties the feedback table and makes a checkpoint, so that each
+// measurement starts from the same state.
 func (d *Database) ResetFeedback(ctx context.Context) error {
 	if err := d.Exec(ctx, `TRUNCATE public.subscribers_feedback`); err != nil {
 		return err
@@ -82,8 +83,8 @@ func (d *Database) CountRows(ctx context.Context, table string) (n int64, err er
 	return n, nil
 }
 
-// DropSlot removes a replication slot as soon as nobody reads from it: a
-// walsender takes a moment to notice that its client has gone.
+// DropSlot removes a replication slot as soon as it is inactive: a walsender
+// notices the end of its client with a delay.
 func (d *Database) DropSlot(ctx context.Context, slot string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -103,8 +104,8 @@ func (d *Database) DropSlot(ctx context.Context, slot string) error {
 	}
 }
 
-// DropDatabase removes the database with its slots, so that nothing of it is decoded
-// or kept any longer.
+// DropDatabase removes the database and its slots, which would decode and
+// retain further WAL.
 func (s *Servers) DropDatabase(ctx context.Context, d *Database) error {
 	rows, err := d.Conn.Query(ctx, `SELECT slot_name FROM pg_replication_slots WHERE database = current_database()`)
 	if err != nil {

@@ -13,27 +13,28 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// Topics of the daemon's deployments; the configuration's defaults.
+// The topics of a deployment; the configuration's defaults.
 const (
 	topicCampaigns     = "campaigns"
 	topicNotifications = "notifications"
 )
 
-// Deployment is dinnerbell with a database, topics and state of its own. Its
-// daemon runs only while it is measured.
+// Deployment is dinnerbell with its own database, topics and state. Its daemon
+// runs only while it is measured.
 type Deployment struct {
 	servers                            *Servers
 	binary                             string
 	Database                           *Database
 	Broker                             string
-	CampaignsTopic, NotificationsTopic string // topics
+	CampaignsTopic, NotificationsTopic string
 	Dir                                string
 	httpAddress                        string // host:port
 	Daemon                             *Child // nil: stopped
 }
 
-// NewDeployment makes the database with the population's subscriptions, the topics and the
-// configuration, and runs setup. Names begin with prefix where that is not "".
+// NewDeployment makes the database with the population's subscriptions, the
+// topics and the configuration, and runs setup. prefix comes before the names
+// of topics and group.
 func NewDeployment(ctx context.Context, s *Servers, binary, name, broker, prefix string, p *CampaignProducer, t *Population) (*Deployment, error) {
 	d := &Deployment{servers: s, binary: binary, Broker: broker, Dir: filepath.Join(s.Dir, name), CampaignsTopic: prefix + topicCampaigns, NotificationsTopic: prefix + topicNotifications}
 	if err := os.MkdirAll(d.Dir, 0o750); err != nil {
@@ -55,7 +56,7 @@ func NewDeployment(ctx context.Context, s *Servers, binary, name, broker, prefix
 	return d, d.RunCommand(ctx, "setup")
 }
 
-// writeConfig writes the configuration that a user would write; JSON is YAML.
+// writeConfig writes the configuration as JSON, which is YAML.
 func (d *Deployment) writeConfig(name, prefix string) error {
 	port, err := testenv.FreePort()
 	if err != nil {
@@ -81,7 +82,7 @@ func (d *Deployment) writeConfig(name, prefix string) error {
 func (d *Deployment) configPath() string { return filepath.Join(d.Dir, "dinnerbell.yaml") }
 func (d *Deployment) StateDir() string   { return filepath.Join(d.Dir, "state") }
 
-// RunCommand runs a short command of the binary.
+// RunCommand runs a short command of the daemon's binary.
 func (d *Deployment) RunCommand(ctx context.Context, args ...string) error {
 	return RunCommand(ctx, d.binary, append([]string{"-c", d.configPath()}, args...)...)
 }
@@ -94,7 +95,7 @@ func (d *Deployment) Launch() error {
 }
 
 // Start starts the daemon and returns when it is ready and has caught up with
-// the WAL that others left behind.
+// the WAL of the other contenders.
 func (d *Deployment) Start(ctx context.Context) error {
 	if d.Daemon != nil {
 		return nil
@@ -108,7 +109,7 @@ func (d *Deployment) Start(ctx context.Context) error {
 	return d.CatchUp(ctx)
 }
 
-// AwaitReady waits until /readyz says so.
+// AwaitReady waits until /readyz answers 200.
 func (d *Deployment) AwaitReady(ctx context.Context) error {
 	return d.Daemon.awaitReady(ctx, func() error {
 		_, err := d.getPath(ctx, "/readyz")
@@ -116,7 +117,8 @@ func (d *Deployment) AwaitReady(ctx context.Context) error {
 	})
 }
 
-// CatchUp waits until the mirror has applied everything committed so far.
+// CatchUp waits until the mirror has applied every transaction committed so
+// far.
 func (d *Deployment) CatchUp(ctx context.Context) error {
 	lsn, err := WriteMark(ctx, d.Database)
 	if err != nil {
@@ -125,7 +127,7 @@ func (d *Deployment) CatchUp(ctx context.Context) error {
 	return d.AwaitApplied(ctx, lsn)
 }
 
-// AwaitApplied waits until the mirror has come to a position.
+// AwaitApplied waits until the mirror has applied the WAL up to lsn.
 func (d *Deployment) AwaitApplied(ctx context.Context, lsn uint64) error {
 	return d.Daemon.awaitReady(ctx, func() error {
 		st, err := d.Status(ctx)
@@ -140,8 +142,8 @@ func (d *Deployment) AwaitApplied(ctx context.Context, lsn uint64) error {
 	})
 }
 
-// WriteMark writes a message into the WAL and returns its position, which the
-// stream passes: an idle server may never send up to other positions.
+// WriteMark writes a message into the WAL and returns its position. The stream
+// passes this position for certain; an idle server may never send up to others.
 func WriteMark(ctx context.Context, db *Database) (uint64, error) {
 	var text string
 	if err := db.Conn.QueryRow(ctx, `SELECT pg_logical_emit_message(true, 'bench', '')::text`).Scan(&text); err != nil {
@@ -150,7 +152,7 @@ func WriteMark(ctx context.Context, db *Database) (uint64, error) {
 	return parseLSN(text)
 }
 
-// parseLSN reads Postgres' 16/B374D848.
+// parseLSN parses the form 16/B374D848.
 func parseLSN(text string) (uint64, error) {
 	high, low, ok := strings.Cut(text, "/")
 	h, err1 := strconv.ParseUint(high, 16, 32)
@@ -178,7 +180,7 @@ func (d *Deployment) Kill() error {
 	return c.Kill()
 }
 
-// daemonStatus is the part of /api/status that is needed here.
+// daemonStatus is the part of /api/status that the benchmark reads.
 type daemonStatus struct {
 	Source struct {
 		AppliedLSN    string `json:"applied_lsn"`
@@ -203,8 +205,9 @@ func (d *Deployment) getPath(ctx context.Context, path string) ([]byte, error) {
 	return testenv.Get(ctx, "http://"+d.httpAddress+path)
 }
 
-// AwaitShipped waits until n notifications were shipped since the deployment
-// began: a shipped one is committed in Kafka, and in Postgres before that.
+// AwaitShipped waits until the daemon has shipped n notifications since the
+// deployment began. A shipped notification is committed in Kafka, and before
+// that in Postgres.
 func (d *Deployment) AwaitShipped(ctx context.Context, n int64) error {
 	return d.Daemon.AwaitCount(ctx, n, func() (int64, error) {
 		s, err := d.Status(ctx)

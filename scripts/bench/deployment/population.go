@@ -10,13 +10,13 @@ import (
 	"dinnerbell/scripts/bench/report"
 )
 
-// Kinds of restaurants.
+// The kinds of restaurants.
 const (
-	KindHuge    = "huge"    // half of all subscriptions, for memory; where there is room
-	KindLarge   = "large"   // the large campaign; one for each lane
-	KindHundred = "hundred" // small ones
+	KindHuge    = "huge"    // half of all subscriptions, if the other groups leave room; for memory
+	KindLarge   = "large"   // one for each lane
+	KindHundred = "hundred" // audiences of a hundred
 	KindTen     = "ten"
-	KindRest    = "rest" // fills up
+	KindRest    = "rest" // fills the population up
 )
 
 const (
@@ -26,12 +26,12 @@ const (
 	tensCount     = 1000
 )
 
-// Population is the source table's subscriptions: groups of restaurants with one
-// audience size each.
+// Population is the content of the source table: groups of restaurants with the
+// same audience size.
 type Population struct{ workload.Population }
 
-// NewPopulation has at least rows subscriptions where the fixed groups fit into
-// them.
+// NewPopulation returns a population of about rows subscriptions, more if the
+// fixed groups need more.
 func NewPopulation(audience, rows int) Population {
 	var groups []workload.Group
 	sum, largest := 0, 0
@@ -53,7 +53,7 @@ func NewPopulation(audience, rows int) Population {
 }
 
 // subscriptionCopy is a binary COPY of all subscriptions (id, client_id,
-// restaurant_id), in an order that helps nobody. It implements io.Reader.
+// restaurant_id) in a scattered order. It implements io.Reader.
 type subscriptionCopy struct {
 	people *Population
 	next   int
@@ -63,8 +63,8 @@ type subscriptionCopy struct {
 const (
 	CopySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	CopyTrailer   = "\xff\xff"
-	// shuffle is a prime larger than any population: n·shuffle mod rows visits each
-	// row once.
+	// shuffle is a prime larger than any population, so n·shuffle mod rows
+	// visits each row once.
 	shuffle = 2_147_483_647
 )
 

@@ -1,4 +1,4 @@
-// Package deployment runs the servers of the benchmark, and on them databases,
+// Package deployment runs the servers of the benchmark and, on them, databases,
 // topics and the daemon.
 package deployment
 
@@ -12,7 +12,7 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// Servers are Postgres and the brokers of one run, in one folder.
+// Servers are Postgres and the brokers of one run. They share a folder.
 type Servers struct {
 	Dir      string
 	Postgres *testenv.Postgres
@@ -20,9 +20,9 @@ type Servers struct {
 	Kafka    *testenv.Kafka
 }
 
-// postgresSettings are the same for all contenders. A checkpoint is made before
-// each measurement, so none is due in its middle; memory is what a small server
-// is given. fsync and synchronous_commit stay on.
+// postgresSettings are the same for all contenders. ResetFeedback makes a
+// checkpoint before each measurement, so none is due during it. The memory is
+// that of a small server. fsync and synchronous_commit stay on.
 var postgresSettings = map[string]string{
 	"shared_buffers":       "1GB",
 	"max_wal_size":         "16GB",
@@ -51,11 +51,11 @@ func StartServers(ctx context.Context) (_ *Servers, err error) {
 	return s, nil
 }
 
-// BrokerCommand as the first argument turns this program into a kfake broker:
-// the broker is then the same whatever revision of the daemon is measured.
+// BrokerCommand as the first argument turns this program into a kfake broker,
+// so that every revision of the daemon is measured with the same broker.
 const BrokerCommand = "serve-broker"
 
-// KindKafka is the broker that runs in a JVM.
+// KindKafka is Apache Kafka, which runs in a JVM.
 const KindKafka = "kafka"
 
 // StartBroker starts a broker of the kind (kfake, kafka) and returns its address.
@@ -83,7 +83,7 @@ func (s *Servers) StartBroker(ctx context.Context, kind string) (string, error) 
 	return s.Kfake.Addr(), nil
 }
 
-// StopBroker ends the broker of a kind: two would share the cores.
+// StopBroker ends the broker of a kind. Two brokers would share the cores.
 func (s *Servers) StopBroker(kind string) error {
 	switch {
 	case kind == KindKafka && s.Kafka != nil:
@@ -94,7 +94,7 @@ func (s *Servers) StopBroker(kind string) error {
 	return nil
 }
 
-// Stop ends everything and removes the folder.
+// Stop ends the servers and removes the folder.
 func (s *Servers) Stop(keep bool) error {
 	errs := []error{s.StopBroker("kfake"), s.StopBroker(KindKafka)}
 	if s.Postgres != nil {

@@ -13,7 +13,7 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// CampaignProducer sends campaigns, each to the partition that the run says.
+// CampaignProducer sends campaigns to the partitions that their records name.
 type CampaignProducer struct {
 	Client *kgo.Client
 	Admin  *kadm.Client
@@ -47,8 +47,8 @@ func (p *CampaignProducer) Send(ctx context.Context, records ...*kgo.Record) err
 	return nil
 }
 
-// EndOffset sums the end offsets of a topic: the records that were ever appended,
-// where no transaction's markers are among them.
+// EndOffset sums the end offsets of a topic: the number of records ever
+// appended, if no transactions write to the topic.
 func (p *CampaignProducer) EndOffset(ctx context.Context, topic string) (int64, error) {
 	offsets, err := p.Admin.ListEndOffsets(ctx, topic)
 	if err == nil {
@@ -62,12 +62,12 @@ func (p *CampaignProducer) EndOffset(ctx context.Context, topic string) (int64, 
 	return sum, nil
 }
 
-// CountRecords reads a whole topic as read_committed consumers do, and counts its
-// records and the different keys among them.
+// CountRecords reads a whole topic as a read_committed consumer does and counts
+// its records and their different keys.
 func CountRecords(ctx context.Context, broker, topic string) (records, distinct int64, err error) {
 	const partitionBytes = 16 << 20
-	// More than all partitions together: where a response is full as a whole,
-	// kfake leaves out which of its transactions were aborted.
+	// Larger than all partitions together: if a whole response is full, kfake
+	// omits the list of aborted transactions.
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
 		kgo.FetchMaxBytes((MaxLanes+1)*partitionBytes), kgo.FetchMaxPartitionBytes(partitionBytes))
 	if err != nil {
@@ -107,7 +107,7 @@ func CountRecords(ctx context.Context, broker, topic string) (records, distinct 
 	return records, int64(len(keys)), nil
 }
 
-// keyFingerprint stands for a key in 16 bytes.
+// keyFingerprint returns 16 bytes that stand for a key.
 func keyFingerprint(key []byte) [2]uint64 {
 	var out [2]uint64
 	for i := 0; i < len(key); i += 8 {

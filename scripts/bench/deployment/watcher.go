@@ -10,16 +10,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// TopicWatcher follows a topic from its end on and notes, per campaign, how many
-// records have become visible and when the last one did.
+// TopicWatcher follows a topic from its end on. For each campaign it records
+// how many notifications have become visible and when the last one did.
 type TopicWatcher struct {
 	client *kgo.Client
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu   sync.Mutex // guards below
+	mu   sync.Mutex // guards the fields below
 	seen map[string]campaignArrivals
-	more chan struct{} // closed and replaced whenever something came
+	more chan struct{} // closed and replaced whenever records arrive
 }
 
 type campaignArrivals struct {
@@ -27,8 +27,8 @@ type campaignArrivals struct {
 	last  time.Time
 }
 
-// Watch returns once the reader knows where the topic's end is: whatever is
-// produced from then on is seen.
+// Watch returns once the watcher knows the topic's end, so it sees every record
+// produced from then on.
 func Watch(ctx context.Context, broker, topic string, isolation kgo.IsolationLevel) (*TopicWatcher, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.FetchIsolationLevel(isolation), kgo.FetchMinBytes(1))
 	if err != nil {
@@ -77,7 +77,7 @@ func (w *TopicWatcher) countRecords(fetches kgo.Fetches, at time.Time) {
 	w.more = make(chan struct{})
 }
 
-// AwaitCampaign returns when the n-th record of a campaign was seen.
+// AwaitCampaign waits for the n-th record of a campaign and returns its time.
 func (w *TopicWatcher) AwaitCampaign(ctx context.Context, campaign string, n int) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

@@ -1,5 +1,5 @@
-// Package report collects results, prints them as a table and writes them as JSON
-// and as lines for benchstat.
+// Package report collects results, prints them as a table, and writes them as
+// JSON and as lines for benchstat.
 package report
 
 import (
@@ -13,13 +13,13 @@ import (
 	"text/tabwriter"
 )
 
-// Result is one line of build/bench.json.
+// Result is one entry of build/bench.json.
 type Result struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"` // median over the runs
 	Unit  string  `json:"unit"`
-	// Limit names what stands beside it: a limit of the machine, an
-	// alternative, or "goal", a fixed figure; "" if nothing does.
+	// Limit names the comparison: a limit of the machine, an alternative, or
+	// "goal", a fixed figure; "" without a comparison.
 	Limit      string   `json:"limit"`
 	LimitValue *float64 `json:"limit_value"` // median; null without a limit
 	Ratio      *float64 `json:"ratio"`       // value ÷ limit_value
@@ -29,11 +29,11 @@ type Result struct {
 	samples []float64
 }
 
-// Report collects results; for one goroutine.
+// Report collects results, for one goroutine.
 type Report struct{ results []Result }
 
-// Add takes the values of all runs. limits are those of what it is compared
-// with; without any, limit is ignored.
+// Add adds a result with the values of all runs. limits are the values of the
+// comparison that limit names; without limits, limit is ignored.
 func (r *Report) Add(name, unit string, values []float64, limit string, limits ...float64) {
 	if len(values) == 0 {
 		return
@@ -53,7 +53,8 @@ func (r *Report) Add(name, unit string, values []float64, limit string, limits .
 	r.results = append(r.results, res)
 }
 
-// AddRatio reports values ÷ others, run by run, against the goal in goals.
+// AddRatio adds values ÷ others, run by run; the table shows the goal beside
+// the ratio.
 func (r *Report) AddRatio(name string, values, others []float64) {
 	ratios := make([]float64, 0, len(values))
 	for i := range values {
@@ -62,7 +63,7 @@ func (r *Report) AddRatio(name string, values, others []float64) {
 	r.Add(name, "ratio", ratios, "")
 }
 
-// Median is the median of a result; 0 where there is none.
+// Median returns the median of a result, 0 if there is no such result.
 func (r *Report) Median(name string) float64 {
 	for i := range r.results {
 		if r.results[i].Name == name {
@@ -96,7 +97,7 @@ func (r *Report) Write(jsonPath, benchPath string, stdout io.Writer) error {
 	return r.printTable(stdout)
 }
 
-// benchLines has one line per value, as benchstat reads them.
+// benchLines returns one line per value in the format of benchstat.
 // https://golang.org/design/14313-benchmark-format
 func (r *Report) benchLines() string {
 	var b strings.Builder
@@ -121,7 +122,7 @@ func camelCase(name string) string {
 
 func (r *Report) printTable(stdout io.Writer) error {
 	t := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintln(t, "name\tvalue\tunit\tlimit\tat\tratio\tgoal\truns\tspread\t") // errors come with Flush
+	_, _ = fmt.Fprintln(t, "name\tvalue\tunit\tlimit\tat\tratio\tgoal\truns\tspread\t") // Flush returns the errors
 	for i := range r.results {
 		res := &r.results[i]
 		limit, ratio := "", ""
@@ -137,8 +138,7 @@ func (r *Report) printTable(stdout io.Writer) error {
 	return t.Flush()
 }
 
-// goals stand beside the results in the table, as they were set; nothing is
-// decided by them.
+// goals stand beside the results in the table. Nothing depends on them.
 var goals = map[string]string{
 	"fanout_throughput_kfake":        "ratio ≥ 0.8",
 	"fanout_throughput_kafka":        "ratio ≥ 0.8",

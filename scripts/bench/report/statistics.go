@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// formatFigure prints a number with as many digits as it deserves.
+// formatFigure prints a number with as many decimals as its size asks for.
 func formatFigure(v float64) string {
 	switch {
 	case v >= 10_000:
@@ -28,7 +28,7 @@ func Thousands(n int64) string {
 	return s
 }
 
-// Median of a copy of values; 0 for none.
+// Median returns the median, 0 of no values. It leaves values as they are.
 func Median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
@@ -41,7 +41,8 @@ func Median(values []float64) float64 {
 	return (v[mid-1] + v[mid]) / 2
 }
 
-// Percentile is the smallest value that at least p of all do not exceed.
+// Percentile returns the smallest value that a fraction p of all values does
+// not exceed.
 func Percentile(values []float64, p float64) float64 {
 	if len(values) == 0 {
 		return 0

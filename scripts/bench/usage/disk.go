@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// DiskUsage is what a folder takes on disk, in bytes.
+// DiskUsage returns the size of a folder on disk, in bytes.
 func DiskUsage(dir string) (float64, error) {
 	sum := float64(0)
 	seen := map[uint64]bool{}
@@ -19,9 +19,9 @@ func DiskUsage(dir string) (float64, error) {
 		if err != nil {
 			return err
 		}
-		const block = 512 // unit of st_blocks, whatever the file system's
+		const block = 512 // unit of st_blocks on every file system
 		if sys, ok := info.Sys().(*syscall.Stat_t); ok && !seen[sys.Ino] {
-			seen[sys.Ino] = true // a file of several checkpoints takes its place once
+			seen[sys.Ino] = true // a file that several checkpoints link counts once
 			sum += float64(sys.Blocks) * block
 		}
 		return nil

@@ -1,4 +1,4 @@
-// Package usage reads how much CPU time, memory and disk something takes.
+// Package usage measures CPU time, memory and disk space.
 package usage
 
 import (
@@ -12,11 +12,11 @@ import (
 )
 
 // clockTicks is USER_HZ, the unit of times in /proc: 100 on every Linux that Go
-// runs on.
+// supports.
 const clockTicks = 100
 
-// procStat is what /proc/PID/stat says about CPU time, in seconds. reaped is that
-// of children which have ended.
+// procStat is the CPU time in /proc/PID/stat, in seconds. reaped is the time of
+// children that have ended.
 type procStat struct {
 	parent      int
 	own, reaped float64
@@ -27,8 +27,8 @@ func readProcStat(pid int) (procStat, error) {
 	if err != nil {
 		return procStat{}, fmt.Errorf("read CPU time: %w", err)
 	}
-	// The second field is a name in brackets that may hold anything; after it
-	// come state, ppid, … and, as fields 14 to 17, utime stime cutime cstime.
+	// The second field is a name in brackets with any characters. After it come
+	// state, ppid, … and, as fields 14 to 17, utime stime cutime cstime.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	const first = 3 // number of fields[0]
 	if len(fields) < 17-first+1 {
@@ -36,20 +36,20 @@ func readProcStat(pid int) (procStat, error) {
 	}
 	var n [18]float64
 	for i := 4; i <= 17; i++ {
-		n[i], _ = strconv.ParseFloat(fields[i-first], 64) // all numbers; see proc(5)
+		n[i], _ = strconv.ParseFloat(fields[i-first], 64) // always numbers, see proc(5)
 	}
 	return procStat{parent: int(n[4]), own: (n[14] + n[15]) / clockTicks, reaped: (n[16] + n[17]) / clockTicks}, nil
 }
 
-// ProcessSeconds is the CPU time of one process since its start.
+// ProcessSeconds returns the CPU time of one process since its start.
 func ProcessSeconds(pid int) (float64, error) {
 	s, err := readProcStat(pid)
 	return s.own, err
 }
 
-// TreeSeconds is the CPU time of a process and of all children that it has or
-// had. Postgres' backends are children of the postmaster, which reaps them, so
-// nothing is lost when one ends.
+// TreeSeconds returns the CPU time of a process and of all its children, past
+// and present. Postgres' backends are children of the postmaster, which reaps
+// them, so the time of a backend that ends stays included.
 func TreeSeconds(pid int) (float64, error) {
 	s, err := readProcStat(pid)
 	if err != nil {
@@ -74,7 +74,7 @@ func TreeSeconds(pid int) (float64, error) {
 	return sum, nil
 }
 
-// PeakRSS is the largest resident set of a process so far, in bytes.
+// PeakRSS returns the largest resident set of a process so far, in bytes.
 func PeakRSS(pid int) (float64, error) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {

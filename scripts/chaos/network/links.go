@@ -131,10 +131,12 @@ func (l *Links) Close() {
 func (l *Links) SourceURL(direct string) (string, error) {
 	return replaceHost(direct, l.splitter.addr())
 }
+
 // SinkURL replaces the address in a Postgres URL by the sink link's.
 func (l *Links) SinkURL(direct string) (string, error) {
 	return replaceHost(direct, l.Proxies[Sink].proxy.Listen)
 }
+
 // Broker is the address of the Kafka link.
 func (l *Links) Broker() string { return l.Proxies[Kafka].proxy.Listen }
 
