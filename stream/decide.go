@@ -189,24 +189,21 @@ func (d *decider) acceptNext(st *step) bool {
 	return true
 }
 
-// acceptMessage does with a message what judge says.
+// acceptMessage judges a message and notes in the step what follows.
 func (d *decider) acceptMessage(st *step, m *message) {
 	before := d.newestAccepted(st, m)
-	now := campaign.Version{Position: campaign.Position{Lane: d.lane.id, Offset: m.offset}, Time: m.time, Fingerprint: m.fingerprint}
-	found := campaign.Judge(now, before)
-	if found == campaign.Repeat && st.holdsOther(m) {
-		// It repeats another lane's message, and the step holds an older one that the
-		// lanes will find out about at the commit: its row must not lend this message
-		// its content.
-		found = campaign.Edit
-	}
-	switch found {
+	judged := m.forJudge(d.lane.id)
+	// Where it repeats another lane's message, and the step holds an older one that
+	// the lanes will find out about at the commit, that one's row must not lend this
+	// message its content.
+	judged.Distinct = st.holdsOther(m)
+	switch outcome := campaign.Judge(judged, before, time.Now().Unix()); outcome {
 	case campaign.Older:
-		st.noteOlder(m.campaign, now, *before)
+		st.noteOlder(m.campaign, judged.Version(), *before)
 	case campaign.Repeat:
 		d.acceptRepeat(st, m, before)
-	case campaign.First, campaign.Edit:
-		d.acceptCampaign(st, m, before)
+	default:
+		d.acceptCampaign(st, m, before, outcome)
 	}
 }
 
@@ -227,7 +224,7 @@ func (d *decider) newestAccepted(st *step, m *message) *campaign.Version {
 }
 
 // acceptCampaign puts the message in the place of what its campaign was before.
-func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version) {
+func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version, outcome campaign.Outcome) {
 	k := m.campaign.Key()
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
@@ -243,7 +240,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version)
 	}
 	r := &campaignRow{liveCampaign: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
 	switch {
-	case l.End <= time.Now().Unix():
+	case outcome == campaign.Expired, outcome == campaign.Cancel:
 		r.state = stateExpired
 		st.expired++
 		st.noteExpired(l, before)

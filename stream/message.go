@@ -115,6 +115,14 @@ func (m *message) memorySize() int {
 // holdsNothing tells that the message stands for offsets that hold nothing.
 func (m *message) holdsNothing() bool { return m.campaign == nil && m.dead == nil }
 
+// forJudge is the message as campaign.Judge compares it.
+func (m *message) forJudge(lane int32) campaign.Message {
+	return campaign.Message{
+		Position: campaign.Position{Lane: lane, Offset: m.offset}, Time: m.time, Fingerprint: m.fingerprint,
+		End: m.campaign.End, Superseded: m.replaced,
+	}
+}
+
 // campaignLookup reads what the campaign table holds for messages. For one
 // goroutine at a time per batch.
 type campaignLookup struct {

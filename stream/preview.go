@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/topic"
 )
 
@@ -52,10 +53,16 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 		return &Preview{Outcome: "refused", Reason: dead.Reason}, nil
 	}
 	now := time.Now().Unix()
-	switch known := batch[0].accepted; {
-	case m.campaign.End <= now:
+	judged := m.forJudge(0)
+	accepted := batch[0].accepted
+	if accepted != nil { // sent now, the message comes after the accepted one
+		judged.Position = campaign.Position{Lane: accepted.Lane, Offset: accepted.Offset + 1}
+	}
+	outcome := campaign.Judge(judged, accepted, now)
+	switch {
+	case m.campaign.End <= now: // a repeat, too
 		p.Outcome = "expired"
-	case known != nil && known.Fingerprint == m.fingerprint:
+	case outcome == campaign.Repeat:
 		p.Outcome = "repeat"
 	case m.campaign.Start > now:
 		p.Outcome = "scheduled"

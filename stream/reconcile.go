@@ -89,30 +89,30 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		return
 	}
 	this := r.acceptedVersion()
-	found := campaign.Judge(this, there)
-	if r.feed != nil && there != nil && there.Position == this.Position { // read again
-		found = campaign.Edit
-	}
+	outcome := campaign.Judge(campaign.Message{
+		Position: this.Position, Time: this.Time, Fingerprint: this.Fingerprint, End: r.End,
+		Replayed: r.feed != nil && there != nil && there.Position == this.Position,
+	}, there, now)
 	if r.state == stateExpired {
 		st.expired--
 	}
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces = false, "", "", there
-	switch found {
+	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())
 		st.noteOlder(r.Campaign, this, *there)
 	case campaign.Repeat:
 		r.accept, r.repeats = false, true
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
-	case campaign.First, campaign.Edit:
+	default:
 		r.accept, r.repeats, r.state = true, false, statePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
 		if there != nil {
 			r.version = there.RowVersion + 1
 		}
 		r.contested.Store(there != nil)
-		if r.End <= now {
+		if outcome == campaign.Expired || outcome == campaign.Cancel {
 			r.state = stateExpired
 			st.expired++
 		}

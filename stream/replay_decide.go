@@ -11,43 +11,33 @@ import (
 // a replay of many large ones does not push these aside.
 const replayLive = 4
 
-// verdict is what a replay does with a campaign's message.
-type verdict int
-
-const (
-	replayExpired    verdict = iota // nothing: its end has passed
-	replaySuperseded                // nothing: a newer message is there
-	replayScheduled                 // nothing: it waits for its start
-	replayJoin                      // it is accepted, again or at last
-	replayCancel                    // it was never accepted, and ends what is there
-)
-
-// verdict compares the message with what is known of its campaign: before, nil
-// if nothing.
-func (m *message) verdict(lane int32, before *campaign.Version, now int64) verdict {
-	this := campaign.Version{Position: campaign.Position{Lane: lane, Offset: m.offset}, Time: m.time}
-	same := before != nil && before.Position == this.Position
-	wins := !m.replaced && (before == nil || same || campaign.SurelyNewer(this, *before))
-	switch {
-	case m.campaign.End <= now && before != nil && !same && wins:
-		return replayCancel
-	case m.campaign.End <= now:
-		return replayExpired
-	case !wins:
-		return replaySuperseded
-	case same && m.campaign.Start > now:
-		return replayScheduled
-	}
-	return replayJoin
+// judgeReplayed judges a message that a replay has read again.
+func (m *message) judgeReplayed(lane int32, accepted *campaign.Version, now int64) campaign.Outcome {
+	judged := m.forJudge(lane)
+	judged.Replayed = true
+	return campaign.Judge(judged, accepted, now)
 }
 
-// note counts a campaign.
-func (c *ReplayCounts) note(v verdict, ahead bool) {
+// joinsAgain reports whether a replay has its lane accept the message, once more or
+// at last. A campaign that is accepted and waits for its start needs nothing.
+func (m *message) joinsAgain(outcome campaign.Outcome, now int64) bool {
+	switch outcome {
+	case campaign.First, campaign.Edit, campaign.Cancel:
+		return true
+	case campaign.Again:
+		return m.campaign.Start <= now
+	default:
+		return false
+	}
+}
+
+// addOutcome counts a campaign's message; ahead says that its start lies ahead.
+func (c *ReplayCounts) addOutcome(outcome campaign.Outcome, ahead bool) {
 	c.Messages++
 	switch {
-	case v == replayExpired, v == replayCancel:
+	case outcome == campaign.Expired, outcome == campaign.Cancel:
 		c.Expired++
-	case v == replaySuperseded:
+	case outcome == campaign.Older:
 		c.Superseded++
 	case ahead:
 		c.Scheduled++
@@ -58,7 +48,7 @@ func (c *ReplayCounts) note(v verdict, ahead bool) {
 
 // acceptReplayed accepts the next message that a replay brings. Those that have
 // just arrived go first, and it never moves next_offset. The look-up may be
-// older than what this lane accepted since, so the verdict is made anew.
+// older than what this lane accepted since, so the message is judged anew.
 func (d *decider) acceptReplayed(st *step) bool {
 	if len(d.replayed) == 0 || !d.hasRoom() || d.sched.replayed >= replayLive || !st.canAccept(&d.replayed[0]) {
 		return false
@@ -66,11 +56,9 @@ func (d *decider) acceptReplayed(st *step) bool {
 	m := d.replayed[0]
 	d.replayed = d.replayed[1:]
 	before := d.newestAccepted(st, &m)
-	v := replaySuperseded
-	if !m.feed.gone() {
-		v = m.verdict(d.lane.id, before, time.Now().Unix())
-	}
-	if v != replayJoin && v != replayCancel {
+	now := time.Now().Unix()
+	outcome := m.judgeReplayed(d.lane.id, before, now)
+	if m.feed.gone() || !m.joinsAgain(outcome, now) {
 		if m.delivered != "" {
 			d.delivered.forget(m.delivered)
 		}
@@ -78,7 +66,7 @@ func (d *decider) acceptReplayed(st *step) bool {
 		return true
 	}
 	st.size += m.campaign.Size()
-	d.acceptCampaign(st, &m, before)
+	d.acceptCampaign(st, &m, before, outcome)
 	st.feeds = append(st.feeds, m.feed)
 	return true
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // countAll is a lane's replay that changes nothing: the same messages, the same
-// verdicts, and for each campaign that would be joined who has it and who would
+// outcomes, and for each campaign that would be joined who has it and who would
 // get it.
 func (l *laneReplay) countAll(ctx context.Context) error {
 	return l.batches(ctx, &l.messages.parser, func(batch []message, next int64) error {

@@ -188,9 +188,9 @@ func (l *laneReplay) prepare(ctx context.Context, messages *messageInspector, ba
 			continue
 		}
 		m.fresh, m.replaced = fresh, l.plan.replaced(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
-		v := m.verdict(l.id, m.accepted, fresh.Unix())
-		counts.note(v, m.campaign.Start > fresh.Unix())
-		if v == replayJoin || v == replayCancel {
+		outcome := m.judgeReplayed(l.id, m.accepted, fresh.Unix())
+		counts.addOutcome(outcome, m.campaign.Start > fresh.Unix())
+		if m.joinsAgain(outcome, fresh.Unix()) {
 			todo = append(todo, m)
 		}
 	}

@@ -44,8 +44,8 @@ func (s share) first() bool { return s.prefix == 0 }
 // message in the range, its newest message in the topic.
 type plan struct {
 	share
-	newest map[campaign.Digest]campaign.Version // without a fingerprint
-	limit  int                                  // of newest
+	newest map[campaign.Digest]campaign.Version
+	limit  int // of newest
 
 	// audiences are what a dry run has in the delivered cache for campaigns of
 	// several restaurants, by id.
@@ -55,11 +55,22 @@ type plan struct {
 	shared map[uint64]bool // campaigns with several restaurants; true once its clients are counted
 }
 
-// fold notes a message unless a newer one is known.
-func (p *plan) fold(d campaign.Digest, n campaign.Version) {
-	if old, ok := p.newest[d]; !ok || campaign.Newer(n, old) {
-		p.newest[d] = n
+// addMessage notes a message unless a newer one is known. It returns false where the
+// message is over and none of its campaign is known.
+func (p *plan) addMessage(d campaign.Digest, m campaign.Message, now int64) bool {
+	m.Distinct = true
+	var newest *campaign.Version
+	if n, ok := p.newest[d]; ok {
+		newest = &n
 	}
+	switch campaign.Judge(m, newest, now) {
+	case campaign.Expired:
+		return false
+	case campaign.Older:
+	default:
+		p.newest[d] = m.Version()
+	}
+	return true
 }
 
 // replaced tells that the topic has a newer message of the campaign.
@@ -103,11 +114,10 @@ func (r *replay) survey(ctx context.Context, s share) (_ *plan, rest []share, er
 			if !ok {
 				return nil
 			}
-			if _, ok := p.newest[d]; !ok && m.campaign.End <= time.Now().Unix() {
+			if !p.addMessage(d, m.forJudge(rg.lane), time.Now().Unix()) {
 				return nil
 			}
 			sent = min(sent, m.time)
-			p.fold(d, campaign.Version{Position: campaign.Position{Lane: rg.lane, Offset: m.offset}, Time: m.time})
 			for len(p.newest) > p.limit {
 				rest = append([]share{p.narrow()}, rest...)
 			}
@@ -146,7 +156,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *plan, sent int64, work *su
 			work.did(1)
 			if m, d, ok := r.surveyed(rec, p); ok {
 				if _, ok := p.newest[d]; ok {
-					p.fold(d, campaign.Version{Position: campaign.Position{Lane: rg.lane, Offset: m.offset}, Time: m.time})
+					p.addMessage(d, m.forJudge(rg.lane), time.Now().Unix())
 				}
 			}
 			return nil
