@@ -281,10 +281,10 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 			for {
 				select {
 				case <-ended:
-					progress(m.stats.copy.rows.Load(), m.stats.copy.total.Load())
+					progress(m.stats.copy.counts())
 					return
 				case <-tick.C:
-					progress(m.stats.copy.rows.Load(), m.stats.copy.total.Load())
+					progress(m.stats.copy.counts())
 				}
 			}
 		})

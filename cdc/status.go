@@ -141,9 +141,7 @@ func (s *mirrorStats) setRebuildReason(reason string) {
 func (s *mirrorStats) beginSnapshot() {
 	s.setState(StateSnapshot)
 	s.snapshots.Add(1)
-	s.copy.rows.Store(0)
-	s.copy.total.Store(0)
-	s.copy.began.Store(0)
+	s.copy.reset()
 }
 
 // Status tells how the mirror is. It is cheap and waits for nothing.

@@ -58,7 +58,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if parts, err := (&tableCopy{copyRequest: copyRequest{limits: r.cfg.copyLimits}, db: r.source(), cat: cat}).planParts(t.Context(), conn); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
+			if parts, err := planParts(t.Context(), conn, r.source().Config(), cat, r.cfg.copyLimits); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
 				t.Errorf("%d parts, error %v; want at least %d", len(parts), err, c.parts)
 			}
 			wait := r.write(21, 2, 60)

@@ -31,6 +31,16 @@ func (p *copyProgress) beginCopy(total int64) {
 	p.began.Store(time.Now().UnixNano())
 }
 
+// reset forgets the last copy.
+func (p *copyProgress) reset() {
+	p.rows.Store(0)
+	p.total.Store(0)
+	p.began.Store(0)
+}
+
+// counts returns the rows so far and the planner's estimate of all.
+func (p *copyProgress) counts() (rows, total int64) { return p.rows.Load(), p.total.Load() }
+
 // CopyProgress is the progress of a copy at one moment.
 type CopyProgress struct {
 	Rows    int64
