@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 )
 
 // Config says which table is mirrored and through what.
@@ -31,7 +32,7 @@ type Config struct {
 	// offsets of the input, by partition. It may be nil.
 	NextOffsets func() map[int32]int64
 
-	copyLimits copyLimits // for tests
+	copyLimits tablecopy.Limits // for tests
 }
 
 // withDefaults fills in the fields that may be left out.

@@ -8,6 +8,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -49,7 +50,7 @@ func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
 // retryRebuild starts over where what was read is of no use.
 func (m *Mirror) retryRebuild(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
 	for range maxAttempts {
-		if done, err = m.rebuildBeside(ctx, w); !errors.Is(err, errRewritten) {
+		if done, err = m.rebuildBeside(ctx, w); !errors.Is(err, tablecopy.ErrRewritten) {
 			break
 		}
 		m.log.Info("the rebuild starts over", "reason", err)
@@ -57,7 +58,7 @@ func (m *Mirror) retryRebuild(ctx context.Context, w *sideWork) (done Rebuilt, e
 	return done, err
 }
 
-// rebuildBeside is one attempt. It returns errRewritten if another is needed.
+// rebuildBeside is one attempt. It returns ErrRewritten if another is needed.
 func (m *Mirror) rebuildBeside(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
 	s, err := m.openSideStream(ctx, w, source.RowsOutdated)
 	if err != nil {
@@ -91,7 +92,7 @@ func (m *Mirror) loadBeside(ctx context.Context, s *sideStream, w *sideWork) (g 
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
 	defer func() { err = errors.Join(err, loader.Abort()) }()
-	if _, err := copyTable(ctx, m.db, m.copyRequest(s.snapshot, "", loader, &w.copy)); err != nil {
+	if _, err := tablecopy.Copy(ctx, m.db, m.copyRequest(s.snapshot, "", loader, &w.copy)); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("rebuild/copied")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -289,7 +290,7 @@ func TestRebuildStartsOverAfterTruncate(t *testing.T) {
 	}
 	// Writes every row anew, and changes no column that is mirrored.
 	r.Exec(`ALTER TABLE subscribers_restaurants ADD COLUMN note text DEFAULT random()::text`)
-	if _, err := r.m.loadBeside(ctx, s, w); !errors.Is(err, errRewritten) {
+	if _, err := r.m.loadBeside(ctx, s, w); !errors.Is(err, tablecopy.ErrRewritten) {
 		t.Errorf("the copy ended with %v, want errRewritten", err)
 	}
 	s.close()

@@ -3,6 +3,7 @@ package cdc
 import (
 	"unsafe"
 
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/state/id"
 )
 
@@ -84,10 +85,10 @@ func (o *overlay) setRow(id id.RowID, row overlayRow, known bool) {
 // have changed since.
 type overlaySink struct {
 	over *overlay
-	to   rowSink
+	to   tablecopy.RowSink
 }
 
-// Add implements rowSink.
+// Add implements RowSink.
 func (s *overlaySink) Add(id id.RowID, restaurant, client id.ID) error {
 	if _, changed := s.over.rows[id]; changed {
 		return nil

@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/state"
 )
 
@@ -86,7 +87,7 @@ func (m *Mirror) renewRows(ctx context.Context, reason string) (err error) {
 	case err == nil:
 		m.renewal.failed.Store(0)
 		m.catalogsSettled.notifyAll()
-	case ctx.Err() != nil, errors.Is(err, ErrBusy), errors.Is(err, errRewritten), errors.Is(err, state.ErrDiskFull):
+	case ctx.Err() != nil, errors.Is(err, ErrBusy), errors.Is(err, tablecopy.ErrRewritten), errors.Is(err, state.ErrDiskFull):
 		m.log.Info("the subscriptions were not rebuilt yet", "reason", err)
 	default:
 		m.renewal.failed.Add(1)

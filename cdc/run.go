@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 )
@@ -196,7 +197,7 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 			"application_name", held.App, "role", held.Role, "client_addr", held.Address)
 		return nil
 	}
-	if errors.Is(err, errRewritten) {
+	if errors.Is(err, tablecopy.ErrRewritten) {
 		m.log.Warn("the snapshot begins again after a pause", "reason", err)
 		return nil
 	}
@@ -281,10 +282,10 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 			for {
 				select {
 				case <-ended:
-					progress(m.stats.copy.counts())
+					progress(m.stats.copy.Counts())
 					return
 				case <-tick.C:
-					progress(m.stats.copy.counts())
+					progress(m.stats.copy.Counts())
 				}
 			}
 		})

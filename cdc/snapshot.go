@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/failpoint"
 )
 
@@ -35,7 +36,7 @@ func (m *Mirror) replaceRows(ctx context.Context, sql *pgx.Conn) (err error) {
 	for range maxAttempts {
 		// An attempt waits for open transactions, and for the table's locks: in a
 		// migration of many statements it takes as long as they do.
-		if err = m.tryReplaceRows(ctx, sql); !errors.Is(err, errRewritten) {
+		if err = m.tryReplaceRows(ctx, sql); !errors.Is(err, tablecopy.ErrRewritten) {
 			break
 		}
 		m.log.Info("the snapshot begins again", "reason", err)
@@ -43,7 +44,7 @@ func (m *Mirror) replaceRows(ctx context.Context, sql *pgx.Conn) (err error) {
 	return err
 }
 
-// tryReplaceRows is one attempt. It returns errRewritten if another is needed.
+// tryReplaceRows is one attempt. It returns ErrRewritten if another is needed.
 func (m *Mirror) tryReplaceRows(ctx context.Context, sql *pgx.Conn) error {
 	cat, err := m.db.Inspect(ctx, sql, true)
 	if err != nil {
@@ -101,23 +102,23 @@ func (m *Mirror) loadTable(ctx context.Context, slot source.CreatedSlot) (err er
 			err = errors.Join(err, loader.Abort())
 		}
 	}()
-	c, err := copyTable(ctx, m.db, m.copyRequest(slot.Snapshot, "", loader, &m.stats.copy))
+	c, err := tablecopy.Copy(ctx, m.db, m.copyRequest(slot.Snapshot, "", loader, &m.stats.copy))
 	m.loadBytes = loader.DiskBytes()*5/4 + 1<<20 // for the next try, if this one does not fit
 	if err != nil {
 		return err
 	}
 	m.loadBytes *= 2 // tables are made of what was collected beside it
-	m.stats.badIDs.Add(c.badIDs)
-	m.stats.nullIDs.Add(c.nulls)
+	m.stats.badIDs.Add(c.BadIDs)
+	m.stats.nullIDs.Add(c.Nulls)
 	failpoint.Hit("snapshot/copied")
-	if err := loader.Finish(c.cat.Source, slot.Start); err != nil {
+	if err := loader.Finish(c.Cat.Source, slot.Start); err != nil {
 		return fmt.Errorf("finish snapshot: %w", err)
 	}
-	m.log.Info("snapshot is complete", "table", m.cfg.QuotedTable(), "rows", c.rows, "lsn", slot.Start.String())
+	m.log.Info("snapshot is complete", "table", m.cfg.QuotedTable(), "rows", c.Rows, "lsn", slot.Start.String())
 	return nil
 }
 
-// copyRequest is a copy of the table with the mirror's hooks.
-func (m *Mirror) copyRequest(snapshot, only string, sink rowSink, p *copyProgress) copyRequest {
-	return copyRequest{snapshot: snapshot, only: only, sink: sink, progress: p, limits: m.cfg.copyLimits, locked: m.hooks.locked, copied: m.hooks.copied}
+// Request is a copy of the table with the mirror's hooks.
+func (m *Mirror) copyRequest(snapshot, only string, sink tablecopy.RowSink, p *tablecopy.Counter) tablecopy.Request {
+	return tablecopy.Request{Snapshot: snapshot, Only: only, Sink: sink, Progress: p, Limits: m.cfg.copyLimits, Locked: m.hooks.locked, Copied: m.hooks.copied}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 )
@@ -34,9 +35,9 @@ type Status struct {
 	SafeWALSize   int64 // bytes until the slot may be lost; -1: no limit
 	SlotHeldBytes int64 // WAL that the server keeps for the slot
 	Subscriptions int64
-	FreshnessMS   float64      // what the last barrier took
-	Snapshot      CopyProgress // of the last one, or the one under way
-	Snapshots     int64        // begun since the start
+	FreshnessMS   float64            // what the last barrier took
+	Snapshot      tablecopy.Progress // of the last one, or the one under way
+	Snapshots     int64              // begun since the start
 	Reconnects    int64
 	Failovers     int64 // promoted servers that were followed without a snapshot
 	Nudges        int64 // transactions that barriers needed
@@ -57,7 +58,7 @@ type mirrorStats struct {
 	safeWALSize atomic.Int64
 	slotHeld    atomic.Int64
 	keepSize    atomic.Int64 // max_slot_wal_keep_size in bytes; -1: no limit
-	copy        copyProgress
+	copy        tablecopy.Counter
 	snapshots   atomic.Int64
 	reconnects  atomic.Int64
 	failovers   atomic.Int64
@@ -141,7 +142,7 @@ func (s *mirrorStats) setRebuildReason(reason string) {
 func (s *mirrorStats) beginSnapshot() {
 	s.setState(StateSnapshot)
 	s.snapshots.Add(1)
-	s.copy.reset()
+	s.copy.Reset()
 }
 
 // Status tells how the mirror is. It is cheap and waits for nothing.
@@ -154,7 +155,7 @@ func (m *Mirror) Status() Status {
 		SlotHeldBytes: s.slotHeld.Load(),
 		Subscriptions: m.store.Subscriptions(),
 		FreshnessMS:   float64(s.freshness.Load()) / float64(time.Millisecond),
-		Snapshot:      s.copy.progressAt(time.Now()),
+		Snapshot:      s.copy.ProgressAt(time.Now()),
 		Snapshots:     s.snapshots.Load(),
 		Reconnects:    s.reconnects.Load(),
 		Failovers:     s.failovers.Load(),

@@ -12,12 +12,13 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/testenv/envtest"
 )
 
 // inPieces lets a small table be copied as a large one.
 func (r *deployment) inPieces(connections int) *deployment {
-	r.cfg.copyLimits = copyLimits{1, 1, connections} // a range is a block
+	r.cfg.copyLimits = tablecopy.Limits{ParallelBytes: 1, RangeBytes: 1, Connections: connections} // a range is a block
 	return r
 }
 
@@ -58,7 +59,7 @@ func TestCopyOverSeveralConnections(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if parts, err := planParts(t.Context(), conn, r.source().Config(), cat, r.cfg.copyLimits); err != nil || len(parts) < c.parts || parts[0].whole != (c.parts == 1) {
+			if parts, err := tablecopy.PlanParts(t.Context(), conn, r.source().Config(), cat, r.cfg.copyLimits); err != nil || len(parts) < c.parts || parts[0].Whole != (c.parts == 1) {
 				t.Errorf("%d parts, error %v; want at least %d", len(parts), err, c.parts)
 			}
 			wait := r.write(21, 2, 60)

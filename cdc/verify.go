@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/source"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 )
@@ -75,7 +76,7 @@ func (m *Mirror) Verify(ctx context.Context, repair bool, found func(*state.Diff
 			return done, err
 		}
 		if !v.over.isUseless() {
-			if err = v.compareSums(ctx); !errors.Is(err, errRewritten) {
+			if err = v.compareSums(ctx); !errors.Is(err, tablecopy.ErrRewritten) {
 				return v.done, err
 			}
 		}
@@ -190,15 +191,15 @@ func (v *verification) compareSums(ctx context.Context) error {
 
 // readTable gives the sink the rows of the table as of the position; of parts, if
 // some are named, and of others too where the server cannot tell.
-func (v *verification) readTable(ctx context.Context, sink rowSink, parts []int) error {
+func (v *verification) readTable(ctx context.Context, sink tablecopy.RowSink, parts []int) error {
 	in := &overlaySink{over: v.over, to: sink}
 	only, progress := "", &v.w.copy
 	if parts != nil {
 		if only = partsSQL(v.side.cat.Columns, parts); only != "" {
-			progress = &copyProgress{} // of a few rows it says nothing
+			progress = &tablecopy.Counter{} // of a few rows it says nothing
 		}
 	}
-	if _, err := copyTable(ctx, v.m.db, v.m.copyRequest(v.side.snapshot, only, in, progress)); err != nil {
+	if _, err := tablecopy.Copy(ctx, v.m.db, v.m.copyRequest(v.side.snapshot, only, in, progress)); err != nil {
 		return err
 	}
 	return in.addChanged()
@@ -209,7 +210,7 @@ func (v *verification) readTable(ctx context.Context, sink rowSink, parts []int)
 // rest, not reading it.
 func partsSQL(columns []source.NeededColumn, parts []int) string {
 	name := pgx.Identifier{columns[pgoutput.KeyColumn].Name}.Sanitize()
-	if _, integer := copyColumn(name, columns[pgoutput.KeyColumn].Type); !integer || len(columns) > pgoutput.NeededColumns {
+	if _, integer := tablecopy.ColumnExpression(name, columns[pgoutput.KeyColumn].Type); !integer || len(columns) > pgoutput.NeededColumns {
 		return ""
 	}
 	list := make([]string, len(parts))
@@ -246,7 +247,7 @@ func (v *verification) compareParts(ctx context.Context, parts []int, rows []int
 func (v *verification) compareRows(ctx context.Context, parts []int) error {
 	v.w.setStage("look closer")
 	c := v.frozen.Compare(parts, v.over.unknown)
-	if err := v.readTable(ctx, c, parts); errors.Is(err, errRewritten) {
+	if err := v.readTable(ctx, c, parts); errors.Is(err, tablecopy.ErrRewritten) {
 		return fmt.Errorf("%v: verify again", err) //nolint:errorlint // what was found is told already: it does not start over by itself
 	} else if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/state"
 )
 
@@ -25,7 +26,7 @@ const (
 type WorkStatus struct {
 	Kind  string
 	Stage string
-	Copy  CopyProgress // of the table, which a verification may read more than once
+	Copy  tablecopy.Progress // of the table, which a verification may read more than once
 	Since time.Time
 }
 
@@ -34,7 +35,7 @@ type sideWork struct {
 	kind  string
 	began time.Time
 	stage atomic.Value // string
-	copy  copyProgress
+	copy  tablecopy.Counter
 
 	cancel context.CancelCauseFunc
 	ended  chan struct{}
@@ -130,7 +131,7 @@ func (q *workSlot) current() *WorkStatus {
 		return nil
 	}
 	stage, _ := w.stage.Load().(string)
-	return &WorkStatus{Kind: w.kind, Stage: stage, Copy: w.copy.progressAt(time.Now()), Since: w.began}
+	return &WorkStatus{Kind: w.kind, Stage: stage, Copy: w.copy.ProgressAt(time.Now()), Since: w.began}
 }
 
 // servedSource says what the store mirrors, for a work to begin with.

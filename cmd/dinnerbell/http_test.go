@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 	"dinnerbell/stream"
@@ -205,7 +206,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 func TestStatusOfASnapshot(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	m.Snapshot = cdc.CopyProgress{Rows: 1200000, Total: 3000000, Percent: 40, Rate: 500000, Left: 3600 * time.Millisecond}
+	m.Snapshot = tablecopy.Progress{Rows: 1200000, Total: 3000000, Percent: 40, Rate: 500000, Left: 3600 * time.Millisecond}
 	if r := newReport(m, s, true); r.Source.SnapshotRows != 0 {
 		t.Errorf("after the snapshot: %+v", r.Source)
 	}

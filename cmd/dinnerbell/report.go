@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/stream"
 )
@@ -178,7 +179,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 }
 
 // snapshot fills in how far a snapshot is.
-func (s *sourceReport) snapshot(p cdc.CopyProgress) {
+func (s *sourceReport) snapshot(p tablecopy.Progress) {
 	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, round1(p.Percent)
 	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = round1(p.Rate), round1(p.Left.Seconds())
 }

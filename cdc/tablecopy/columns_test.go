@@ -1,4 +1,4 @@
-package cdc
+package tablecopy
 
 import (
 	"testing"
@@ -12,7 +12,7 @@ func TestCopyColumn(t *testing.T) {
 		pgtype.Int4OID: `"c"`, pgtype.VarcharOID: `"c"::text`, pgtype.UUIDOID: `"c"::text`,
 		pgtype.BPCharOID: `CASE WHEN "c" IS NOT NULL THEN format('%s', "c") END`,
 	} {
-		expr, integer := copyColumn(`"c"`, typ)
+		expr, integer := ColumnExpression(`"c"`, typ)
 		if expr != want || integer != (typ == pgtype.Int4OID) {
 			t.Errorf("type %d: %s, integer %v; want %s", typ, expr, integer, want)
 		}

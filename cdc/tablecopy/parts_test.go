@@ -1,4 +1,4 @@
-package cdc
+package tablecopy
 
 import (
 	"log/slog"
@@ -33,18 +33,18 @@ func TestCutBlocks(t *testing.T) {
 
 func TestCopyProgress(t *testing.T) {
 	t.Parallel()
-	var p copyProgress
-	if got := p.progressAt(time.Now()); got != (CopyProgress{}) || p.String() != "0 rows" {
+	var p Counter
+	if got := p.ProgressAt(time.Now()); got != (Progress{}) || p.String() != "0 rows" {
 		t.Errorf("before it begins: %+v, %s", got, &p)
 	}
 	p.beginCopy(400)
 	began := time.Unix(0, p.began.Load())
 	p.rows.Store(100)
-	if got, want := p.progressAt(began.Add(10*time.Second)), (CopyProgress{Rows: 100, Total: 400, Percent: 25, Rate: 10, Left: 30 * time.Second}); got != want {
+	if got, want := p.ProgressAt(began.Add(10*time.Second)), (Progress{Rows: 100, Total: 400, Percent: 25, Rate: 10, Left: 30 * time.Second}); got != want {
 		t.Errorf("after a quarter: %+v, want %+v", got, want)
 	}
 	p.rows.Store(500) // the estimate was too low
-	if got := p.progressAt(began.Add(10 * time.Second)); got.Percent != 99.9 || got.Left != 0 || got.Rate != 50 {
+	if got := p.ProgressAt(began.Add(10 * time.Second)); got.Percent != 99.9 || got.Left != 0 || got.Rate != 50 {
 		t.Errorf("beyond the estimate: %+v", got)
 	}
 	log := make(logLines, 1)

@@ -1,4 +1,4 @@
-package cdc
+package tablecopy
 
 import (
 	"cmp"
@@ -34,43 +34,43 @@ const (
 	copyBatch = 512
 )
 
-// rowSink takes the rows of a copied table, in any order; one call at a time. It
+// RowSink takes the rows of a copied table, in any order; one call at a time. It
 // does not keep the ids. A [state.Loader] is one.
-type rowSink interface {
+type RowSink interface {
 	Add(row id.RowID, restaurant, client id.ID) error
 }
 
 // copyResult is what a copy of the table was of.
 type copyResult struct {
-	cat           *source.Catalog // as of the snapshot: the rows belong to exactly these catalogs
-	rows          int64
-	badIDs, nulls int64
+	Cat           *source.Catalog // as of the snapshot: the rows belong to exactly these catalogs
+	Rows          int64
+	BadIDs, Nulls int64
 }
 
-// copyLimits says how a large table is copied. Tests, which have none, set it; 0:
+// Limits says how a large table is copied. Tests, which have none, set it; 0:
 // the constants of the same names.
-type copyLimits struct {
-	parallelBytes, rangeBytes int64
-	connections               int
+type Limits struct {
+	ParallelBytes, RangeBytes int64
+	Connections               int
 }
 
-// copyRequest says which rows are copied, and where to.
-type copyRequest struct {
-	snapshot string // whose exporter stays where it is until the copy has ended
-	only     string // a condition in SQL that rows must meet; "": all do
-	sink     rowSink
-	progress *copyProgress
+// Request says which rows are copied, and where to.
+type Request struct {
+	Snapshot string // whose exporter stays where it is until the copy has ended
+	Only     string // a condition in SQL that rows must meet; "": all do
+	Sink     RowSink
+	Progress *Counter
 
-	limits copyLimits
+	Limits Limits
 
 	// For tests; both may be nil.
-	locked func() // the first connection has its lock
-	copied func() // rows have gone to the sink
+	Locked func() // the first connection has its lock
+	Copied func() // rows have gone to the sink
 }
 
 // tableCopy reads the table, as one exported snapshot shows it, into a sink.
 type tableCopy struct {
-	copyRequest
+	Request
 	db *source.DB
 
 	cat   *source.Catalog
@@ -80,15 +80,15 @@ type tableCopy struct {
 	done copyResult
 }
 
-// copyTable copies the table into the sink over connections of its own, with its
+// Copy copies the table into the sink over connections of its own, with its
 // progress in r.progress and, every now and then, in the log. An error says how
 // far it was; an error that an operator has to mend is a *halt.Error. It wraps
-// errRewritten if the copy may not be of the rows that the snapshot shows.
-func copyTable(ctx context.Context, db *source.DB, r copyRequest) (copyResult, error) {
-	r.limits.parallelBytes = cmp.Or(r.limits.parallelBytes, parallelBytes)
-	r.limits.rangeBytes = cmp.Or(r.limits.rangeBytes, rangeBytes)
-	r.limits.connections = cmp.Or(r.limits.connections, copyConnections)
-	c := &tableCopy{copyRequest: r, db: db}
+// ErrRewritten if the copy may not be of the rows that the snapshot shows.
+func Copy(ctx context.Context, db *source.DB, r Request) (copyResult, error) {
+	r.Limits.ParallelBytes = cmp.Or(r.Limits.ParallelBytes, parallelBytes)
+	r.Limits.RangeBytes = cmp.Or(r.Limits.RangeBytes, rangeBytes)
+	r.Limits.Connections = cmp.Or(r.Limits.Connections, copyConnections)
+	c := &tableCopy{Request: r, db: db}
 	first, err := c.connectAtSnapshot(ctx)
 	if err != nil {
 		return copyResult{}, err
@@ -97,7 +97,7 @@ func copyTable(ctx context.Context, db *source.DB, r copyRequest) (copyResult, e
 	if err := c.preparePlan(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
 	}
-	stop := r.progress.logEvery(progressEvery, db.Config().Logger, db.Config().QuotedTable())
+	stop := r.Progress.logEvery(progressEvery, db.Config().Logger, db.Config().QuotedTable())
 	defer stop()
 	if err := c.copyAll(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
@@ -105,7 +105,7 @@ func copyTable(ctx context.Context, db *source.DB, r copyRequest) (copyResult, e
 	if err := c.checkFilesAfter(ctx, first); err != nil {
 		return copyResult{}, c.explainError(err)
 	}
-	r.progress.rows.Store(c.done.rows)
+	r.Progress.rows.Store(c.done.Rows)
 	return c.done, nil
 }
 
@@ -115,7 +115,7 @@ func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := source.ImportSnapshot(ctx, sql, c.snapshot); err != nil {
+	if err := source.ImportSnapshot(ctx, sql, c.Snapshot); err != nil {
 		source.CloseConn(sql.PgConn())
 		return nil, err
 	}
@@ -128,13 +128,13 @@ func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) 
 	if c.cat, err = c.db.Inspect(ctx, sql, true); err != nil {
 		return err
 	}
-	c.done.cat = c.cat
+	c.done.Cat = c.cat
 	list, _ := copyColumns(c.cat.Columns)
 	if _, err := sql.Exec(ctx, "SELECT "+strings.Join(list[:], ", ")+" FROM "+fromTable(c.db.Config(), c.cat)+" LIMIT 0"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
 	}
-	if c.locked != nil {
-		c.locked()
+	if c.Locked != nil {
+		c.Locked()
 	}
 	if err := c.checkFilesBefore(ctx, sql); err != nil {
 		return err
@@ -143,10 +143,10 @@ func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) 
 	if err != nil {
 		return err
 	}
-	c.progress.beginCopy(total)
-	c.parts, err = planParts(ctx, sql, c.db.Config(), c.cat, c.limits)
+	c.Progress.beginCopy(total)
+	c.parts, err = PlanParts(ctx, sql, c.db.Config(), c.cat, c.Limits)
 	for i := range c.parts {
-		c.parts[i].only = c.only
+		c.parts[i].only = c.Only
 	}
 	return err
 }
@@ -160,20 +160,20 @@ func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
 	close(parts)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.copyRanges(gctx, first, parts) })
-	for range min(c.limits.connections, len(c.parts)) - 1 {
+	for range min(c.Limits.Connections, len(c.parts)) - 1 {
 		g.Go(func() error { return c.copyWithFurther(gctx, parts) })
 	}
 	return g.Wait()
 }
 
-// errRewritten: the rows lie in other files than when the snapshot was taken. A
+// ErrRewritten: the rows lie in other files than when the snapshot was taken. A
 // TRUNCATE, and an ALTER TABLE that writes every row anew, do not care for
 // snapshots: one that is older sees an empty table. A partition that was attached
 // since is read although it was none.
 // https://www.postgresql.org/docs/current/mvcc-caveats.html
-var errRewritten = errors.New("the table was truncated or rewritten, or its partitions changed, after the snapshot was taken")
+var ErrRewritten = errors.New("the table was truncated or rewritten, or its partitions changed, after the snapshot was taken")
 
-// checkFilesBefore returns errRewritten if reading is of no use. The catalogs
+// checkFilesBefore returns ErrRewritten if reading is of no use. The catalogs
 // show the files as of the snapshot, pg_relation_filenode those of now. Behind
 // the lock they stay until the copy ends.
 func (c *tableCopy) checkFilesBefore(ctx context.Context, sql *pgx.Conn) error {
@@ -189,12 +189,12 @@ func (c *tableCopy) checkFilesBefore(ctx context.Context, sql *pgx.Conn) error {
 	case err != nil:
 		return fmt.Errorf("check files of the table: %w", err)
 	case n > 0:
-		return errRewritten
+		return ErrRewritten
 	}
 	return nil
 }
 
-// checkFilesAfter returns errRewritten if what was read under the snapshot is not
+// checkFilesAfter returns ErrRewritten if what was read under the snapshot is not
 // the table of that time: partitions may have come and gone all the same. It ends
 // the connection's snapshot, to read the catalogs of now.
 func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
@@ -206,7 +206,7 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 		return err
 	}
 	if !source.ParseIdentity(c.cat.Source.Catalog).HasSameFiles(source.ParseIdentity(now)) {
-		return errRewritten
+		return ErrRewritten
 	}
 	return nil
 }
@@ -256,9 +256,9 @@ func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan 
 			return err
 		}
 		c.mu.Lock()
-		c.done.rows += in.Rows
-		c.done.badIDs += in.BadIDs
-		c.done.nulls += in.Nulls
+		c.done.Rows += in.Rows
+		c.done.BadIDs += in.BadIDs
+		c.done.Nulls += in.Nulls
 		c.mu.Unlock()
 	}
 	return nil
@@ -288,16 +288,16 @@ func (w *copyWriter) flush() error {
 	w.to.mu.Lock()
 	defer w.to.mu.Unlock()
 	for i := range w.rows {
-		if err := w.to.sink.Add(w.rows[i].row, w.rows[i].restaurant, w.rows[i].client); err != nil {
+		if err := w.to.Sink.Add(w.rows[i].row, w.rows[i].restaurant, w.rows[i].client); err != nil {
 			return err
 		}
 	}
-	w.to.progress.rows.Add(int64(len(w.rows)))
+	w.to.Progress.rows.Add(int64(len(w.rows)))
 	failpoint.Hit("snapshot/copying")
 	w.rows = w.rows[:0]
 	w.pack.Reset()
-	if w.to.copied != nil {
-		w.to.copied()
+	if w.to.Copied != nil {
+		w.to.Copied()
 	}
 	return nil
 }
@@ -317,5 +317,5 @@ func (c *tableCopy) explainError(err error) error {
 	case errors.Is(err, state.ErrDuplicateRow):
 		return source.NewHalt("set source.columns.id to a unique key", "key %s of %s is not unique: %v", c.db.Config().QuotedKey(), table, err)
 	}
-	return fmt.Errorf("copy %s: after %s: %w", table, c.progress, err)
+	return fmt.Errorf("copy %s: after %s: %w", table, c.Progress, err)
 }

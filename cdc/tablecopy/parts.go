@@ -1,4 +1,4 @@
-package cdc
+package tablecopy
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 // copyPart is what one COPY reads: a relation, or a range of its blocks.
 type copyPart struct {
 	relation string // quoted, with ONLY where its descendants are none of ours
-	whole    bool   // else the blocks below
+	Whole    bool   // else the blocks below
 	from, to int64  // to is behind the last; 0: all that follow
 	only     string // see tableCopy
 }
@@ -22,7 +22,7 @@ type copyPart struct {
 // of the table; the last range is open, for no block is to be forgotten.
 func (p copyPart) fromClause() string {
 	var where []string
-	if !p.whole {
+	if !p.Whole {
 		where = append(where, fmt.Sprintf("ctid >= '(%d,0)'", p.from))
 	}
 	if p.to != 0 {
@@ -37,12 +37,12 @@ func (p copyPart) fromClause() string {
 	return " FROM " + p.relation + " WHERE " + strings.Join(where, " AND ")
 }
 
-// planParts cuts a large table into ranges of blocks, each partition by itself.
+// PlanParts cuts a large table into ranges of blocks, each partition by itself.
 // Partitions that the role may not read directly leave the table in one piece,
 // as does a policy on the root: reading below it would step around the refusal.
-func planParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *source.Catalog, limits copyLimits) ([]copyPart, error) {
-	whole := []copyPart{{relation: fromTable(cfg, cat), whole: true}}
-	if limits.connections < 2 {
+func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *source.Catalog, limits Limits) ([]copyPart, error) {
+	whole := []copyPart{{relation: fromTable(cfg, cat), Whole: true}}
+	if limits.Connections < 2 {
 		return whole, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
@@ -66,13 +66,13 @@ func planParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *sour
 	_, err = pgx.ForEachRow(rows, []any{&name, &size, &block, &readable}, func() error {
 		all = all && readable
 		bytes += size
-		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(limits.rangeBytes/block, 1))...)
+		parts = append(parts, cutBlocks("ONLY "+name, size/block, max(limits.RangeBytes/block, 1))...)
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
-	if !all || bytes < limits.parallelBytes {
+	if !all || bytes < limits.ParallelBytes {
 		return whole, nil
 	}
 	return parts, nil

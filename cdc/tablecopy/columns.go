@@ -1,4 +1,4 @@
-package cdc
+package tablecopy
 
 import (
 	"strings"
@@ -13,7 +13,7 @@ import (
 // copyColumns gives the expressions of the COPY, and which come as integers.
 func copyColumns(columns []source.NeededColumn) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
 	for c := range pgoutput.NeededColumns {
-		list[c], integers[c] = copyColumn(pgx.Identifier{columns[c].Name}.Sanitize(), columns[c].Type)
+		list[c], integers[c] = ColumnExpression(pgx.Identifier{columns[c].Name}.Sanitize(), columns[c].Type)
 		if c != pgoutput.KeyColumn && columns[c].Type == pgtype.BPCharOID {
 			list[c] = pgx.Identifier{columns[c].Name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
 		}
@@ -33,7 +33,7 @@ func copyKey(columns []source.NeededColumn) string {
 		if !pgoutput.IsKeyColumn(c) {
 			continue
 		}
-		expr, integer := copyColumn(pgx.Identifier{col.Name}.Sanitize(), col.Type)
+		expr, integer := ColumnExpression(pgx.Identifier{col.Name}.Sanitize(), col.Type)
 		if integer {
 			expr += "::text"
 		}
@@ -42,12 +42,12 @@ func copyKey(columns []source.NeededColumn) string {
 	return strings.Join(parts, " || ':' || ")
 }
 
-// copyColumn gives the expression that selects a column such that it reads as
+// ColumnExpression gives the expression that selects a column such that it reads as
 // pgoutput sends it, and whether it comes as an integer.
 //
 // pgoutput calls the type's output function. A cast to text is the same for
 // some types only: it strips the blanks of char(n) and spells out booleans.
-func copyColumn(quoted string, typ uint32) (expr string, integer bool) {
+func ColumnExpression(quoted string, typ uint32) (expr string, integer bool) {
 	switch typ {
 	case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:
 		return quoted, true

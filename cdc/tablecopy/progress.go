@@ -1,4 +1,4 @@
-package cdc
+package tablecopy
 
 import (
 	"context"
@@ -18,31 +18,31 @@ import (
 // progressEvery is how often a copy under way is written to the log.
 const progressEvery = 10 * time.Second
 
-// copyProgress is how far a copy of the table is.
-type copyProgress struct {
+// Counter is how far a copy of the table is.
+type Counter struct {
 	rows, total atomic.Int64 // total is the planner's estimate
 	began       atomic.Int64 // Unix nanoseconds; 0: not yet
 }
 
 // beginCopy starts anew.
-func (p *copyProgress) beginCopy(total int64) {
+func (p *Counter) beginCopy(total int64) {
 	p.rows.Store(0)
 	p.total.Store(total)
 	p.began.Store(time.Now().UnixNano())
 }
 
-// reset forgets the last copy.
-func (p *copyProgress) reset() {
+// Reset forgets the last copy.
+func (p *Counter) Reset() {
 	p.rows.Store(0)
 	p.total.Store(0)
 	p.began.Store(0)
 }
 
-// counts returns the rows so far and the planner's estimate of all.
-func (p *copyProgress) counts() (rows, total int64) { return p.rows.Load(), p.total.Load() }
+// Counts returns the rows so far and the planner's estimate of all.
+func (p *Counter) Counts() (rows, total int64) { return p.rows.Load(), p.total.Load() }
 
-// CopyProgress is the progress of a copy at one moment.
-type CopyProgress struct {
+// Progress is the progress of a copy at one moment.
+type Progress struct {
 	Rows    int64
 	Total   int64         // Postgres' estimate; more rows may come
 	Percent float64       // of Total, below 100
@@ -50,9 +50,9 @@ type CopyProgress struct {
 	Left    time.Duration // at that rate; 0: not known
 }
 
-// progressAt computes what follows from the counts.
-func (p *copyProgress) progressAt(now time.Time) CopyProgress {
-	c := CopyProgress{Rows: p.rows.Load(), Total: p.total.Load()}
+// ProgressAt computes what follows from the counts.
+func (p *Counter) ProgressAt(now time.Time) Progress {
+	c := Progress{Rows: p.rows.Load(), Total: p.total.Load()}
 	if c.Total > 0 {
 		c.Percent = min(100*float64(c.Rows)/float64(c.Total), 99.9)
 	}
@@ -68,8 +68,8 @@ func (p *copyProgress) progressAt(now time.Time) CopyProgress {
 }
 
 // String is for the log and for errors.
-func (p *copyProgress) String() string {
-	c := p.progressAt(time.Now())
+func (p *Counter) String() string {
+	c := p.ProgressAt(time.Now())
 	if c.Total == 0 {
 		return fmt.Sprintf("%d rows", c.Rows)
 	}
@@ -77,13 +77,13 @@ func (p *copyProgress) String() string {
 }
 
 // logEvery writes the progress to the log until stop, which waits for the end.
-func (p *copyProgress) logEvery(every time.Duration, log *slog.Logger, table string) (stop func()) {
+func (p *Counter) logEvery(every time.Duration, log *slog.Logger, table string) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for source.Sleep(ctx, every) {
-			c := p.progressAt(time.Now())
+			c := p.ProgressAt(time.Now())
 			log.Info("copying the subscriptions", "table", table, "rows", c.Rows, "of_about", c.Total,
 				"percent", fmt.Sprintf("%.1f", c.Percent), "rows_per_second", int64(c.Rate), "left", c.Left.Round(time.Second))
 		}
