@@ -12,20 +12,20 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// stepsInFlight is how many steps travel on the lane's connection, one behind
-// the other: the server takes up the next one as soon as it has committed the
-// one before, and waits for nobody.
+// stepsInFlight is how many steps are on the lane's connection at once: the server
+// begins the next step as soon as it has committed the one before, without waiting
+// for a round trip.
 const stepsInFlight = 2
 
-// committer makes steps durable, in order, each in one transaction, and hands
-// them to the shipper. One goroutine sends, another reads answers.
+// committer commits steps in order, each in one transaction, and hands them to the
+// shipper. One goroutine sends steps, another reads the server's answers.
 //
-// A step that fails takes those behind it along: they are in a transaction that
-// has failed, or their compare-and-swap misses the seq that was not reached.
+// When a step fails, the steps behind it fail too: they are in the failed
+// transaction, or their compare-and-swap misses the seq that was not reached.
 type committer struct {
 	claim     *claim
 	lane      *lane
-	reader    querier // for looking into what holds the connection up
+	reader    querier // looks for the locks that a slow step waits for
 	letters   letterMaker
 	starts    *startTimes
 	shipped   *shipProgress
@@ -34,41 +34,41 @@ type committer struct {
 	toShip    chan<- *inflightStep
 	buffers   chan<- []byte
 
-	last     int64              // seq of the last step that was taken
-	sent     []*inflightStep    // under way, oldest first
-	inflight chan *inflightStep // the same, for the goroutine that reads
-	spare    []*flight          // landed, for their buffers
-	results  chan error         // what became of them, in their order
+	last     int64              // seq of the last step that was received
+	sent     []*inflightStep    // sent and not answered, oldest first
+	inflight chan *inflightStep // the same steps, to the goroutine that reads answers
+	spare    []*flight          // of answered steps, for their buffers
+	results  chan error         // answers, in the order of sent; nil: committed
 
 	unshipped []unshippedStep // oldest first
-	bytes     int             // that they hold
+	bytes     int             // that unshipped steps hold
 }
 
-// unshippedStep is one that holds memory until it is shipped.
+// unshippedStep counts the memory of a step that is not shipped yet.
 type unshippedStep struct {
 	seq   int64
 	bytes int
 }
 
-// windowBytes bounds, as a multiple of StepBytes, what steps hold that are decided
-// and not shipped. Few steps are that large: contents of many kilobytes, or dead
-// letters.
+// windowBytes bounds, as a multiple of StepBytes, the memory of steps that are
+// decided and not shipped. Few steps are that large: contents of many kilobytes, or
+// dead letters.
 const windowBytes = 3
 
-// inflightStep is one step on its way through its transaction and to Kafka.
+// inflightStep is a step on its way through its transaction and to Kafka.
 type inflightStep struct {
 	seq   int64
 	st    *step
-	p     *record.Payload // what it ships; the committer's until done
-	early *record.Payload // what it ships if it is not done again; nil if it was not handed to the shipper yet
-	done  chan struct{}   // closed when it is committed
-	tries int             // how often it was done again for the sake of other lanes
+	p     *record.Payload // the payload to ship; only the committer uses it until done is closed
+	early *record.Payload // the payload to ship if the step is not repeated; nil if the shipper does not have the step yet
+	done  chan struct{}   // closed when the step is committed
+	tries int             // how often the step was repeated because of other lanes
 	began time.Time       // of the last try
 
 	flight *flight // the committer's
 }
 
-// isCommitted tells whether the step is.
+// isCommitted reports whether the step is committed.
 func (d *inflightStep) isCommitted() bool {
 	select {
 	case <-d.done:
@@ -78,14 +78,14 @@ func (d *inflightStep) isCommitted() bool {
 	}
 }
 
-// newCommittedStep is a departure that was committed before.
+// newCommittedStep returns a step that an earlier session has committed.
 func newCommittedStep(p *record.Payload) *inflightStep {
 	d := &inflightStep{seq: p.Seq, p: p, done: make(chan struct{})}
 	close(d.done)
 	return d
 }
 
-// run works until there are no more steps, or one fails.
+// run commits steps until there are no more, or one fails.
 func (c *committer) run(ctx context.Context) (err error) {
 	defer interrupt(ctx, c.claim.conn)()
 	read := make(chan struct{})
@@ -101,7 +101,7 @@ func (c *committer) run(ctx context.Context) (err error) {
 	}()
 	defer func() {
 		if err != nil {
-			_ = c.claim.conn.PgConn().Conn().Close() // what waits for an answer, ends
+			_ = c.claim.conn.PgConn().Conn().Close() // ends the goroutine that waits for an answer
 		}
 		close(c.inflight)
 		<-read
@@ -112,7 +112,7 @@ func (c *committer) run(ctx context.Context) (err error) {
 			ready = nil
 		}
 		select {
-		case st, ok := <-ready: // not earlier: it is sealed anew until it is taken
+		case st, ok := <-ready: // not earlier: the decider seals a step again until it is received here
 			if ok {
 				c.last++
 				c.unshipped = append(c.unshipped, unshippedStep{c.last, st.memoryHeld()})
@@ -128,7 +128,7 @@ func (c *committer) run(ctx context.Context) (err error) {
 			err = ctx.Err()
 		}
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // not that the connection is closed
+			err = context.Cause(ctx) // rather than that the connection is closed
 		}
 		if err != nil {
 			return c.explainSlow(ctx, err)
@@ -137,8 +137,8 @@ func (c *committer) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// isWindowOpen tells whether step seq may be decided: K ≥ seq - window, and what is
-// not shipped does not hold too much.
+// isWindowOpen reports whether step seq may be decided: K ≥ seq - window, and the
+// steps that are not shipped hold less than windowBytes.
 func (c *committer) isWindowOpen(seq int64) bool {
 	shipped := c.shipped.seq.Load()
 	for len(c.unshipped) > 0 && c.unshipped[0].seq <= shipped {
@@ -148,8 +148,8 @@ func (c *committer) isWindowOpen(seq int64) bool {
 	return seq-shipped <= int64(c.claim.cfg.Window) && c.bytes < windowBytes*c.claim.cfg.StepBytes
 }
 
-// submitStep sends a step behind those that are under way. One that is contested
-// waits until they have landed, and is committed on return.
+// submitStep sends a step behind the ones in flight. A contested step waits until
+// those are answered, and is committed when submitStep returns.
 func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	d.st.resealIfChanged()
 	d.began = time.Now()
@@ -178,7 +178,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 		return fmt.Errorf("commit step %d: %w", d.seq, f.err)
 	}
 	d.flight = f
-	if d.early == nil { // otherwise it is done again
+	if d.early == nil { // otherwise the step is repeated, and the shipper has it
 		d.early = d.p
 		if err := c.handToShipper(ctx, d); err != nil {
 			return err
@@ -200,8 +200,9 @@ func (c *committer) flight(until time.Time) *flight {
 	return f
 }
 
-// handToShipper gives a step to the shipper: when it is sent, or when it is committed
-// where what it ships is not known before.
+// handToShipper queues the step for the shipper: right after it is sent or, for a
+// contested step, after its commit, because only the commit shows which clients are
+// new.
 func (c *committer) handToShipper(ctx context.Context, d *inflightStep) error {
 	select {
 	case c.toShip <- d:
@@ -211,10 +212,11 @@ func (c *committer) handToShipper(ctx context.Context, d *inflightStep) error {
 	}
 }
 
-// handleResult takes the answer to the oldest step that is under way. Where a client was
-// notified before and nobody here knew, the unique index has refused the COPY:
-// the step is done again by ON CONFLICT, and those behind it after it. Where a
-// campaign's end has come meanwhile, it is decided anew without it.
+// handleResult handles the answer to the oldest step in flight. Where the unique index
+// has refused the COPY, a client was notified before and the delivered cache did not
+// have it: the step is repeated with ON CONFLICT, and the steps behind it after it.
+// Where a campaign of the step has ended meanwhile, the step is decided again without
+// that campaign.
 func (c *committer) handleResult(ctx context.Context, failed error) error {
 	d := c.sent[0]
 	if failed == nil {
@@ -244,7 +246,8 @@ func (c *committer) handleResult(ctx context.Context, failed error) error {
 	return nil
 }
 
-// checkRetry gives nil where the step can be done again, and notes why.
+// checkRetry returns nil if the step can be repeated, and prepares it for that. It
+// returns the error that ends the session otherwise.
 func (c *committer) checkRetry(d *inflightStep, failed error) error {
 	switch {
 	case errors.Is(failed, errRefused):
@@ -262,7 +265,8 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 	return fmt.Errorf("commit step %d: %w", d.seq, failed)
 }
 
-// afterCommit does what may only follow the commit.
+// afterCommit publishes a committed step: to the start times, to status and log, to a
+// replay, and to the shipper.
 func (c *committer) afterCommit(d *inflightStep) {
 	failpoint.Hit("commit/committed")
 	c.lane.widenSteps(time.Since(d.began))
@@ -277,7 +281,8 @@ func (c *committer) afterCommit(d *inflightStep) {
 	close(d.done)
 }
 
-// recycleBuffer gives the step's buffer back, unless it has grown for something rare.
+// recycleBuffer gives the step's buffer back to the decider, unless the buffer has
+// grown far beyond StepBytes.
 func (c *committer) recycleBuffer(st *step) {
 	if cap(st.copyData) > 2*c.claim.cfg.StepBytes {
 		return
@@ -288,8 +293,8 @@ func (c *committer) recycleBuffer(st *step) {
 	}
 }
 
-// rollBack ends the transaction of a step that was refused, and has the step
-// made true again where the campaign table is not as it expected.
+// rollBack ends the transaction of a refused step. Where a row of the campaign table
+// was not as the step expected, it reconciles the step with the table.
 func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error) error {
 	if _, err := bounded(ctx, c.claim.cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.conn.Exec(ctx, "rollback") }); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
@@ -304,8 +309,8 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 	return nil
 }
 
-// addFeedbackRows puts the beginning of the step's transaction and its feedback rows on
-// board.
+// addFeedbackRows adds the beginning of the step's transaction and its feedback rows
+// to the pipeline.
 func (c *committer) addFeedbackRows(f *flight, st *step) {
 	f.addCommand(c.claim.sql.begin, "BEGIN")
 	if c.claim.table.ownCode {
@@ -316,11 +321,10 @@ func (c *committer) addFeedbackRows(f *flight, st *step) {
 	}
 }
 
-// addStepChanges puts on board what changes everything but the feedback rows, and the
-// commit. Each compare-and-swap fails the transaction if it misses; so does the
-// clock, once a campaign of the step has ended. It is Postgres' own, since what is
-// on board is carried out whenever the server comes to it, even if nobody waits
-// for it any more.
+// addStepChanges adds all other changes of the step and the commit to the pipeline.
+// A compare-and-swap that misses fails the transaction; so does the clock, once a
+// campaign of the step has ended. The clock is Postgres' own, since the server runs
+// the statements whenever it comes to them, even if the daemon no longer waits.
 func (c *committer) addStepChanges(f *flight, st *step, p *record.Payload) {
 	if c.claim.table.ownCode {
 		f.add(c.claim.sql.path, "pg_catalog")

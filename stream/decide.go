@@ -13,21 +13,22 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// recentLimit is how many acceptances decide remembers. It must exceed the
-// messages that can be in flight between a look-up in the campaign table and
-// the commit of what was accepted before: an arrival or two in the backlog, one
-// in intake's hands, a step in decide and two in flight.
+// recentLimit is how many accepted messages the decider remembers. It must exceed the
+// messages that can be in flight between a look-up in the campaign table and the
+// commit of the messages accepted before it: one or two batches in the backlog, one
+// in the intake, a step in the decider and two in flight.
 const recentLimit = 16 * intakeMessages
 
 // decider owns the lane's schedule: it accepts messages, joins campaigns with
-// the subscriptions, and builds steps. It runs one step ahead of the commit.
+// the subscriptions, and builds steps, one ahead of the committer.
 //
 // Messages are accepted strictly in the order of their offsets. Most are first
 // messages of small campaigns, accepted by the step that serves them: their
-// rows are inserted as finished, once, and never updated. What cannot be joined
-// at once (the freshness barrier is shut, there is no room among the live ones,
-// an edit, a start that lies ahead) is accepted as a pending row and comes back
-// through the agenda, so that a cancel behind it takes effect with the next step.
+// rows are inserted as finished, once, and never updated. A campaign that cannot be
+// joined at once (the freshness barrier is shut, there is no room among the live
+// ones, the message is an edit, the start lies ahead) is accepted as a pending row
+// and comes back through the start times, so that a cancel behind it takes effect
+// with the next step.
 type decider struct {
 	lane      *lane
 	cfg       Config
@@ -42,9 +43,9 @@ type decider struct {
 	sched    *schedule
 	backlog  []message       // arrived and not accepted yet, in the order of their offsets
 	weight   int             // of the backlog, in bytes
-	replayed []message       // the same of a replay, which comes after them
-	recent   *recentMessages // newer than any look-up
-	ended    int64           // the second for which ended campaigns were taken out
+	replayed []message       // messages of a replay, which are accepted behind the backlog
+	recent   *recentMessages // accepted lately: newer than any look-up
+	ended    int64           // the last second for which ended campaigns were removed
 }
 
 func newDecider(l *lane, cfg Config) *decider {
@@ -74,9 +75,9 @@ func (d *decider) run(ctx context.Context) error {
 	}
 }
 
-// receiveInput takes what has arrived. It waits only when there is nothing to do, and
-// takes no messages while there is a backlog, and no campaigns while there is
-// no room for them.
+// receiveInput receives messages and due campaigns. It waits only when the decider has
+// no work. It receives no messages while the backlog is full, and no campaigns while
+// there is no room for them.
 func (d *decider) receiveInput(ctx context.Context) error {
 	for {
 		arrivals, due := d.arrivals, d.due
@@ -124,14 +125,14 @@ func (d *decider) enqueueMessages(a messageBatch) {
 	d.replayed = append(d.replayed, a.replayed...)
 }
 
-// enqueueDue puts campaigns that the agenda has brought into the schedule.
+// enqueueDue puts due campaigns into the schedule.
 func (d *decider) enqueueDue(list []*liveCampaign) {
-	d.forgetCorrected() // before they are compared with what is remembered
+	d.forgetCorrected() // before the campaigns are compared with the remembered messages
 	for _, l := range list {
 		r, there := d.recent.get(l.Key()), d.sched.byKey[l.Key()]
 		if r != nil && r.RowVersion > l.version || there != nil && there.version >= l.version && !there.lost.Load() {
-			// A message accepted since the row was loaded has taken its place, or a
-			// replay has begun its fan-out anew: the cursor that was loaded is not its.
+			// Since the row was loaded, a message was accepted in its place, or a replay
+			// has restarted the fan-out: the loaded cursor is not that of this version.
 			if l.delivered != "" {
 				d.delivered.forget(l.delivered)
 			}
@@ -141,15 +142,15 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 	}
 }
 
-// forgetCorrected drops from memory what a step was found wrong about.
+// forgetCorrected forgets the messages of campaigns that a step was wrong about.
 func (d *decider) forgetCorrected() {
 	for _, k := range d.corrected.takeAll() {
 		d.recent.forget(k)
 	}
 }
 
-// countToLastCancel is how many messages of the backlog are accepted before anything is
-// served: up to the last cancel of a live campaign.
+// countToLastCancel returns how many messages of the backlog must be accepted before
+// any campaign is served: up to the last cancel of a live campaign.
 func (d *decider) countToLastCancel() int {
 	now := time.Now().Unix()
 	for i, m := range slices.Backward(d.backlog) {
@@ -160,8 +161,8 @@ func (d *decider) countToLastCancel() int {
 	return 0
 }
 
-// acceptNext accepts the next message of the backlog. It returns false where
-// there is none, or none that this step can take.
+// acceptNext accepts the next message of the backlog, or of a replay. It returns false
+// if there is none that this step can accept.
 func (d *decider) acceptNext(st *step) bool {
 	if len(st.rows)+len(st.dead) >= intakeMessages || st.size >= d.cfg.StepBytes {
 		return false
@@ -207,9 +208,9 @@ func (d *decider) acceptMessage(st *step, m *message) {
 	}
 }
 
-// newestAccepted is the newest message of m's campaign that was accepted so far; nil if
-// none. What this lane accepted lately may not be committed yet; but another
-// lane may have accepted something newer since.
+// newestAccepted returns the newest accepted version of m's campaign; nil if there is
+// none. A message that this lane accepted lately may not be committed yet, and
+// another lane may have accepted a newer one since.
 func (d *decider) newestAccepted(st *step, m *message) *campaign.Version {
 	k, n := m.campaign.Key(), m.accepted
 	if r := d.recent.get(k); r != nil && (n == nil || r.After(*n)) {
@@ -223,7 +224,8 @@ func (d *decider) newestAccepted(st *step, m *message) *campaign.Version {
 	return n
 }
 
-// acceptCampaign puts the message in the place of what its campaign was before.
+// acceptCampaign accepts a message in place of the version before, nil if there was
+// none. The campaign is joined at once or becomes a pending row.
 func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version, outcome campaign.Outcome) {
 	k := m.campaign.Key()
 	if old := d.sched.byKey[k]; old != nil {
@@ -234,7 +236,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		l.version = before.RowVersion + 1
 	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
-	if err := l.packRestaurant(); err != nil { // cannot happen: Parse refused what cannot be packed
+	if err := l.packRestaurant(); err != nil { // cannot happen: Parse refuses ids that cannot be packed
 		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.Campaign, "restaurant", k.Restaurant, "error", err)
 		return
 	}
@@ -252,18 +254,19 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	d.recent.put(k, r.acceptedVersion())
 }
 
-// joinsAtOnce tells that a message's campaign is joined at once. Otherwise its row
-// waits, and the agenda brings it: an edit too, for the clients who have the
-// campaign are to be read first, and of many edits only the last one matters.
+// joinsAtOnce reports whether a message's campaign is joined at once. Otherwise its
+// row is pending and comes back through the start times. So does every edit: the
+// clients who have the campaign must be read first, and of many edits only the last
+// one matters.
 func (d *decider) joinsAtOnce(m *message, before *campaign.Version) bool {
 	return m.campaign.Start <= m.fresh.Unix() && (m.feed != nil || before == nil && d.hasRoom())
 }
 
-// acceptRepeat is an identical message: it does nothing to the campaign, but it is
-// the newest now, and what is older than it must not take its place.
+// acceptRepeat accepts an identical message: the campaign stays as it is, but this
+// message is its newest now, and an older one must not take its place.
 func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 	if old := d.sched.byKey[m.campaign.Key()]; old != nil && *old.Campaign != *m.campaign {
-		d.sched.remove(old) // another lane's message has taken its place
+		d.sched.remove(old) // another lane's message has replaced it
 	}
 	now := *before
 	now.Position, now.Time = campaign.Position{Lane: d.lane.id, Offset: m.offset}, m.time
@@ -271,8 +274,8 @@ func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 	d.recent.put(m.campaign.Key(), now)
 }
 
-// fillStep fills the step with clients, from one consistent view of the state. The
-// view is younger than everything in the backlog: it is made after gather.
+// fillStep fills the step with clients, from one consistent view of the state. The view
+// is opened after receiveInput, so it is younger than every message of the backlog.
 func (d *decider) fillStep(st *step) error {
 	if now := time.Now().Unix(); now > d.ended {
 		d.ended = now
@@ -312,7 +315,8 @@ func (d *decider) fillStep(st *step) error {
 	return nil
 }
 
-// pickClients takes up to room clients of one campaign and moves its cursor.
+// pickClients adds up to room clients of one campaign to the step and moves the
+// campaign's cursor.
 func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room int) (used int, exhausted bool, err error) {
 	if l.lost.Load() {
 		return 0, true, nil
@@ -340,7 +344,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		st.picks = append(st.picks, &clientPick{live: l, clients: clients})
 	}
 	if done {
-		if l.cursor == "" { // no client of the restaurant was ever looked at
+		if l.cursor == "" { // the restaurant has no client
 			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		st.noteProgress(l, stateFinished)
@@ -350,12 +354,12 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	return used, done, nil
 }
 
-// dropUnservable leaves out clients whose id fits neither the feedback table nor a
-// record. The step's dead letters name them: they cannot be notified.
+// dropUnservable removes clients who cannot be notified, since their id does not fit
+// the feedback table or a record. The step's dead letters name them.
 func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *id.List {
-	// A record's size grows by nine bytes at most for each byte of the id; size
-	// is no less than what the campaign's own part takes where nothing in it is
-	// escaped, and render says it exactly where that is not enough.
+	// A record grows by nine bytes at most for each byte of the id, and by six for each
+	// byte of the campaign, whose text may be escaped. Only where this estimate is over
+	// the limit is the campaign rendered to get the exact size.
 	unfit := func(id id.ID) string {
 		n := id.TextLen()
 		switch {
@@ -383,9 +387,9 @@ func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *i
 	return clients
 }
 
-// sealAndSubmit seals the step and hands it to the commit. While the commit is not
-// ready for it, it is sealed anew each second, so that what is stamped and what
-// has ended stay true.
+// sealAndSubmit seals the step and hands it to the committer. While the committer is
+// not ready, the step is sealed again each second, so that its stamp is the present
+// second and ended campaigns leave it.
 func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 	select {
 	case st.copyData = <-d.buffers:

@@ -10,31 +10,30 @@ import (
 	"dinnerbell/internal/failpoint"
 )
 
-// intakeMessages bounds how many messages reach a step together; their bytes
-// are bounded by Config.StepBytes.
+// intakeMessages bounds the messages of one step; StepBytes bounds their bytes.
 const intakeMessages = 500
 
-// keepEnded is how long a campaign row stays after its end, so that an older
-// message of the same campaign, late on another partition, is known to be old.
+// keepEnded is how long a campaign row stays after its end. Within that time an older
+// message of the same campaign that comes late on another partition is recognised.
 const keepEnded = 7 * 24 * time.Hour
 
 // barrierPatience is how long a batch waits for the freshness barrier before it
 // is accepted without being joined: its campaigns become pending rows, which are
-// joined behind a later barrier. A batch that cancels something, or that follows
-// one which waited in vain, has less of it.
+// joined behind a later barrier. barrierHaste is the same for a batch that cancels a
+// campaign, or that follows a batch which waited in vain.
 const (
 	barrierPatience = 100 * time.Millisecond
 	barrierHaste    = 20 * time.Millisecond
 )
 
-// messageBatch is what intake hands to decide: messages just received, or what a
-// replay read again.
+// messageBatch is handed to the decider: messages just received, or messages that a
+// replay has read again.
 type messageBatch struct {
 	messages []message
-	replayed []message // in their turn, behind all messages
+	replayed []message // accepted behind all received messages
 }
 
-// intake polls the lane's partition and hands its messages to decide.
+// intake polls the lane's partition and hands its messages to the decider.
 type intake struct {
 	lane     *lane
 	cfg      ClaimConfig
@@ -55,9 +54,9 @@ func (i *intake) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// processBatch passes the freshness barrier and looks the keys up, at the same
-// time, then hands the messages on. Where the barrier is shut it hands them on
-// all the same, in their order: a cancel needs no join.
+// processBatch waits for the freshness barrier and looks the keys up, at the same time,
+// then hands the messages to the decider. It does so also where the barrier stays
+// shut, since a cancel needs no join.
 func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	if len(batch) == 0 {
 		return nil
@@ -68,7 +67,7 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	failpoint.Hit("intake/received")
 	received := time.Now()
 	passed := true
-	patience := i.barrierWait(batch, received.Unix()) // before lookUp, which turns campaigns into dead letters
+	patience := i.barrierWait(batch, received.Unix()) // before the look-up, which turns campaigns into dead letters
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		if patience > 0 {
@@ -93,8 +92,8 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	return sendBatch(ctx, i.arrivals, messageBatch{messages: batch})
 }
 
-// barrierWait is how long a batch waits for the freshness barrier; 0 where nothing
-// in it is joined.
+// barrierWait returns how long a batch waits for the freshness barrier: 0 if no
+// message of it is joined.
 func (i *intake) barrierWait(batch []message, now int64) time.Duration {
 	joins, cancels := false, false
 	for n := range batch {
@@ -113,7 +112,8 @@ func (i *intake) barrierWait(batch []message, now int64) time.Duration {
 	return barrierPatience
 }
 
-// awaitBarrier waits for the join's freshness, and no longer than patience.
+// awaitBarrier waits for fresh subscriptions, at most for patience. It reports whether
+// they are fresh.
 func (i *intake) awaitBarrier(ctx context.Context, patience time.Duration) (passed bool, err error) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -123,8 +123,8 @@ func (i *intake) awaitBarrier(ctx context.Context, patience time.Duration) (pass
 	return err == nil, err
 }
 
-// awaitFresh waits for the join's freshness. It runs after the messages were
-// received, so what they are joined with is no older than they are.
+// awaitFresh waits for fresh subscriptions. It is called after the messages were
+// received, so the subscriptions that they are joined with are no older.
 func (l *lane) awaitFresh(ctx context.Context) error {
 	l.waiting.Add(1)
 	defer l.waiting.Add(-1)
@@ -134,7 +134,7 @@ func (l *lane) awaitFresh(ctx context.Context) error {
 	return nil
 }
 
-// sendBatch gives messages to decide.
+// sendBatch hands messages to the decider.
 func sendBatch(ctx context.Context, to chan<- messageBatch, a messageBatch) error {
 	select {
 	case to <- a:

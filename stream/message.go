@@ -17,33 +17,33 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// message is one record of the campaigns topic, parsed; or, with neither campaign
-// nor dead letter, offsets that hold none.
+// message is one parsed record of the campaigns topic; or, with neither campaign nor
+// dead letter, offsets without records.
 type message struct {
-	offset   int64 // the last that it stands for
+	offset   int64 // of the record, or the last of the offsets
 	time     int64 // milliseconds
 	campaign *campaign.Campaign
-	dead     *record.DeadLetter // instead of campaign
+	dead     *record.DeadLetter // set where campaign is not
 	// fresh is a moment before the barrier that the message has passed: the local
-	// subscriptions hold every change committed before it. Zero: the barrier was
-	// shut, and the message is not joined now.
+	// subscriptions hold every change that was committed before fresh. Zero: the
+	// barrier was shut, and the message is not joined now.
 	fresh       time.Time
 	fingerprint campaign.Fingerprint // of campaign
-	accepted    *campaign.Version    // what the campaign table held for its key; nil if nothing
+	accepted    *campaign.Version    // version in the campaign table; nil if there is no row
 	shared      bool                 // the campaign runs, or ran, for other restaurants too
 
-	// Of a replay alone.
+	// Set by a replay alone.
 	feed      *replayFeed
 	replaced  bool  // the topic has a newer message of the campaign
-	delivered id.ID // what the delivered cache has those under who have the campaign
-	have      int   // of them
+	delivered id.ID // name of the campaign's clients in the delivered cache
+	have      int   // how many clients have the campaign
 }
 
 // messageParser turns records of the campaigns topic into messages.
 type messageParser struct {
 	topic   string         // of the notifications
-	limit   int            // bytes that it accepts per batch
-	table   *feedbackTable // what it cannot hold is refused; nil: not asked
+	limit   int            // bytes that the topic accepts per batch
+	table   *feedbackTable // campaigns that it cannot hold are refused; nil: not checked
 	letters letterMaker
 }
 
@@ -51,8 +51,8 @@ func newMessageParser(cfg topic.Config, limits topic.Limits, table *feedbackTabl
 	return messageParser{topic: cfg.Notifications, limit: limits.Notification, table: table, letters: newLetterMaker(cfg, limits)}
 }
 
-// parseRecord turns a record into a message. It never fails: what is no campaign
-// becomes a dead letter.
+// parseRecord turns a record into a message. It never fails: a record without a valid
+// campaign becomes a dead letter.
 func (p *messageParser) parseRecord(r *topic.Record) message {
 	m := message{offset: r.Next - 1, time: r.Time}
 	c, err := p.parseCampaign(r)
@@ -72,7 +72,8 @@ func (p *messageParser) parseRecord(r *topic.Record) message {
 	return m
 }
 
-// parseCampaign says why a record is no campaign that can be notified.
+// parseCampaign returns the record's campaign, or the reason why its notifications
+// cannot be sent.
 func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, error) {
 	switch {
 	case r.Unreadable != "" && r.Next > r.Offset+1:
@@ -101,7 +102,7 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 	return c, nil
 }
 
-// memorySize is about what the message holds in memory, in bytes.
+// memorySize estimates the memory of the message, in bytes.
 func (m *message) memorySize() int {
 	switch {
 	case m.campaign != nil:
@@ -112,7 +113,7 @@ func (m *message) memorySize() int {
 	return 0
 }
 
-// holdsNothing tells that the message stands for offsets that hold nothing.
+// holdsNothing reports whether the message stands for offsets without records.
 func (m *message) holdsNothing() bool { return m.campaign == nil && m.dead == nil }
 
 // forJudge is the message as campaign.Judge compares it.
@@ -123,8 +124,8 @@ func (m *message) forJudge(lane int32) campaign.Message {
 	}
 }
 
-// campaignLookup reads what the campaign table holds for messages. For one
-// goroutine at a time per batch.
+// campaignLookup reads the versions of messages' campaigns from the campaign table.
+// Goroutines may use it at once, each with its own batch.
 type campaignLookup struct {
 	lane    int32
 	t       tables
@@ -134,7 +135,7 @@ type campaignLookup struct {
 	timeout time.Duration
 }
 
-// fillVersionsAnew is fill for messages that may have been looked up before.
+// fillVersionsAnew is fillVersions for messages that may have been looked up before.
 func (l *campaignLookup) fillVersionsAnew(ctx context.Context, batch []message) error {
 	for i := range batch {
 		batch[i].accepted, batch[i].shared = nil, false
@@ -144,9 +145,9 @@ func (l *campaignLookup) fillVersionsAnew(ctx context.Context, batch []message) 
 	return l.fillVersions(ctx, batch)
 }
 
-// fillVersions notes what the campaign table holds for the batch's keys. Steps
-// that are still in flight are not in it; decide knows those itself. Most ids are
-// new, so it is asked first which are not.
+// fillVersions sets the accepted version of each campaign of the batch, as the
+// campaign table holds it. The table does not show steps in flight yet; the decider
+// remembers those. Most ids are new, so the first query only asks which ids exist.
 func (l *campaignLookup) fillVersions(ctx context.Context, batch []message) error {
 	if err := l.refuseUnencodable(ctx, batch); err != nil {
 		return err
@@ -175,15 +176,15 @@ func (l *campaignLookup) fillVersions(ctx context.Context, batch []message) erro
 	return l.fillAccepted(ctx, there)
 }
 
-// knownIDsSQL asks for each id by itself: LIMIT keeps the planner from turning it
-// into a join over the whole table.
+// knownIDsSQL selects the ids that the campaign table has. It asks for each id by
+// itself: LIMIT keeps the planner from joining the whole table.
 func knownIDsSQL(t tables) string {
 	return `SELECT k.campaign FROM unnest($1::text[]) AS k(campaign)
 CROSS JOIN LATERAL (SELECT FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign LIMIT 1) AS c`
 }
 
-// knownKeysSQL gives each key with its row, NULLs where there is none, and
-// whether the campaign has other restaurants too.
+// knownKeysSQL selects each key with its row, NULLs where there is none, and whether
+// the campaign has other restaurants too.
 func knownKeysSQL(t tables) string {
 	return `SELECT k.campaign, k.restaurant, coalesce(c.version, 0), coalesce(c.lane, -1), coalesce(c.msg_lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
   EXISTS (SELECT FROM ` + t.campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
@@ -191,8 +192,8 @@ FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
 }
 
-// readKnown calls fn with what the campaign table holds for each key, nil if
-// nothing, and whether the campaign has other restaurants.
+// readKnown calls fn for each key, with the version in the campaign table, nil if
+// there is no row, and whether the campaign has other restaurants.
 func (t tables) readKnown(ctx context.Context, conn querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
@@ -222,7 +223,7 @@ func (t tables) readKnown(ctx context.Context, conn querier, keys []campaign.Key
 	return nil
 }
 
-// fillAccepted is fill for messages whose ids the campaign table has.
+// fillAccepted is fillVersions for messages whose ids the campaign table has.
 func (l *campaignLookup) fillAccepted(ctx context.Context, batch []*message) error {
 	byKey := make(map[campaign.Key][]*message, len(batch))
 	for _, m := range batch {
@@ -239,9 +240,8 @@ func (l *campaignLookup) fillAccepted(ctx context.Context, batch []*message) err
 	})
 }
 
-// messageInspector is what every message of the campaigns topic is looked at with before
-// it is decided: the parser, the look-up in the campaign table, and the clients
-// who have its campaign.
+// messageInspector prepares messages of the campaigns topic for the decision: it
+// parses them, looks their campaigns up, and loads the clients who have one.
 type messageInspector struct {
 	parser    messageParser
 	lookup    campaignLookup

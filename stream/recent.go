@@ -4,15 +4,15 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// recentMessages is what decide has accepted lately: newer than what a look-up
-// found that was made before the accepting step was committed. An entry that is
-// forgotten too early costs a step that is done again, never a message. Which
-// one is forgotten goes by its last use: a campaign whose newest message is
-// still under way must not go because its first one was long ago.
+// recentMessages are the messages that the decider has accepted lately. They are newer
+// than the result of a look-up that was made before the accepting step was committed.
+// An entry that is forgotten too early costs a repeated step, never a message. The
+// entry with the oldest last use is forgotten first: a campaign whose newest message
+// is in flight must not be forgotten because its first message was long ago.
 type recentMessages struct {
 	limit int
 	byKey map[campaign.Key]recentMessage
-	uses  []recentUse // oldest first; those that byKey does not name are void
+	uses  []recentUse // oldest first; uses that byKey does not name are void
 	count int64
 }
 
@@ -30,7 +30,7 @@ func newRecentMessages(limit int) *recentMessages {
 	return &recentMessages{limit: limit, byKey: map[campaign.Key]recentMessage{}}
 }
 
-// get returns nil where nothing is remembered.
+// get returns the remembered version of a campaign, or nil.
 func (r *recentMessages) get(k campaign.Key) *campaign.Version {
 	if e, ok := r.byKey[k]; ok {
 		return &e.Version

@@ -12,8 +12,8 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// stepTries is how often a step is done again because of what other lanes did.
-// Then the session ends, and the next one reads everything anew.
+// stepTries is how often a step is repeated because of other lanes. Then the session
+// ends, and the next one reads everything anew.
 const stepTries = 16
 
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -22,15 +22,15 @@ const (
 	serializationFailure = "40001"
 )
 
-// isLockedOut tells that the server ended a transaction for the sake of another
-// one. Nothing of it is there, and done again it may pass.
+// isLockedOut reports whether the server has ended a transaction in favour of another
+// one. The transaction has changed nothing and may pass when it is repeated.
 func isLockedOut(err error) bool {
 	refused, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (refused.Code == deadlockDetected || refused.Code == serializationFailure)
 }
 
-// correctedKeys are campaigns that a step was wrong about, for decide to forget
-// what it remembers of them.
+// correctedKeys are campaigns that a step was wrong about: the decider must forget
+// their messages.
 type correctedKeys struct {
 	mu   sync.Mutex
 	keys []campaign.Key
@@ -49,11 +49,11 @@ func (c *correctedKeys) takeAll() (keys []campaign.Key) {
 	return keys
 }
 
-// reconcileStep judges a step's messages anew after its transaction was rolled back
-// because a campaign's row was not as expected: another lane, a repeat there, or
-// an operator has changed it since it was looked up. What has lost its row is
-// taken out with its clients. What wins all the same becomes a pending row, which
-// the agenda brings to be joined.
+// reconcileStep judges a step's messages again after its transaction was rolled back
+// because a campaign's row was not as expected: another lane or an operator has
+// changed the row since it was looked up. A campaign that has lost its row leaves the
+// step with its clients. A message that wins all the same becomes a pending row, which
+// comes back through the start times.
 func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	ctx, cancel := context.WithTimeout(ctx, c.claim.cfg.SinkTimeout)
 	defer cancel()
@@ -73,7 +73,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	}); err != nil {
 		return err
 	}
-	// What is still this lane's to deliver comes back, with its cursor.
+	// Campaigns that this lane still delivers come back, with their cursors.
 	c.starts.allowReload(st.lost)
 	list, err := c.claim.t.readStarts(ctx, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 	if err != nil {
@@ -83,7 +83,8 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	return nil
 }
 
-// reconcileMessage does it for a row with a message.
+// reconcileMessage reconciles a row that holds a message of the step; there is the
+// version that the campaign table holds now, nil if none.
 func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.Version, now int64) {
 	if campaign.SameRow(r.replaces, there) && (r.accept || there.RowVersion == r.version && (r.state == "" || there.Owner == r.owner)) {
 		return
@@ -119,8 +120,8 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	}
 }
 
-// loseCampaign takes the clients of a row out of the step, and has decide and the steps
-// behind leave the campaign alone.
+// loseCampaign removes a row's clients from the step, and makes the decider and the
+// steps behind leave the campaign alone.
 func (c *committer) loseCampaign(st *step, r *campaignRow) {
 	r.lost.Store(true)
 	st.dropCampaign(r.liveCampaign)

@@ -20,27 +20,27 @@ import (
 // commit is not known yet: it holds up the topic's readers.
 const earlyPatience = 100 * time.Millisecond
 
-// lateSteps is how many steps are shipped after their commit once one has been
-// produced for nothing: where every commit takes long, so few are produced twice.
+// lateSteps is how many steps are shipped after their commit once a step was produced
+// in vain: where every commit takes long, few steps are produced twice.
 const lateSteps = 100
 
-// shipper turns decided steps into Kafka transactions.
+// shipper sends decided steps to Kafka, in transactions.
 type shipper struct {
 	claim   *claim
 	toShip  <-chan *inflightStep
 	shipped *shipProgress
-	note    func(batch []*record.Payload) // hears of what is shipped
+	note    func(batch []*record.Payload) // is called with each batch that is shipped
 }
 
-// newShipper makes one that can ship single batches, and nobody hears of it.
+// newShipper makes a shipper for single batches, which reports to nobody.
 func newShipper(c *claim) *shipper {
 	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}}
 }
 
-// run turns decided steps into Kafka transactions, in order: what is
-// committed and waits goes together, up to a byte cap. A step that nothing waits
-// before is produced while it commits. Any error ends the session; what was
-// committed is read back by the next one.
+// run sends decided steps to Kafka, in order: the committed steps that wait go in one
+// transaction, up to StepBytes. A step with none before it is produced while it
+// commits. Any error ends the session; the next takeover reads back which steps were
+// committed.
 func (s *shipper) run(ctx context.Context) error {
 	out := &recordBuffers{}
 	var d *inflightStep
@@ -75,8 +75,8 @@ func (s *shipper) run(ctx context.Context) error {
 	}
 }
 
-// shipCommitted ships a step that is committed and what is committed behind it. It
-// returns the first that is not; nil where there is none.
+// shipCommitted ships a committed step and the committed ones behind it. It returns
+// the first step behind them, or nil.
 func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recordBuffers) (*inflightStep, error) {
 	batch, size, next := s.collectCommitted(d)
 	out.prepare(batch, size, 2*s.claim.cfg.StepBytes)
@@ -93,7 +93,8 @@ func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recor
 	return next, nil
 }
 
-// collectCommitted collects what is committed by now, and bounds the bytes of its records.
+// collectCommitted collects the steps that are committed by now, up to StepBytes of
+// records.
 func (s *shipper) collectCommitted(first *inflightStep) (batch []*record.Payload, size int, next *inflightStep) {
 	batch, size = []*record.Payload{first.p}, first.p.RecordBytes()
 	for size < s.claim.cfg.StepBytes {
@@ -113,10 +114,10 @@ func (s *shipper) collectCommitted(first *inflightStep) (batch []*record.Payload
 	return batch, size, nil
 }
 
-// shipEarly produces a step that is under way to Postgres, and ends the
-// transaction once the step is committed as it was sent. Nobody sees a record of
-// it before. It returns false where the step must be shipped later: it is
-// committed already, or done again, or takes long.
+// shipEarly produces a step that is in flight to Postgres, and commits the Kafka
+// transaction once the step is committed as it was sent. No reader sees a record
+// before that. shipEarly returns false where the step must be shipped later: it is
+// committed already, it was repeated, or its commit takes long.
 func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuffers) (bool, error) {
 	if out.late > 0 {
 		out.late--
@@ -147,8 +148,8 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 		out.late = lateSteps
 	case <-ctx.Done():
 	}
-	// Where the session ends as well: a transaction that is left open holds up the
-	// topic's readers until the next takeover. There is not much time then.
+	// Abort also when the session ends, but with less time: a transaction that is left
+	// open holds up the topic's readers until the next takeover.
 	limit := transactionTimeout
 	if ctx.Err() != nil {
 		limit = time.Second
@@ -173,7 +174,8 @@ func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *r
 	return s.commitShipment(ctx, result)
 }
 
-// produceAll is the part of ship before the commit.
+// produceAll produces the records of a batch and waits for their acknowledgements; the
+// transaction stays open.
 func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *recordBuffers) (*topic.Delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
@@ -202,7 +204,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 	return result, nil
 }
 
-// commitShipment ends the transaction.
+// commitShipment commits the transaction and records the ends of the topic.
 func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
@@ -214,18 +216,18 @@ func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) er
 	return nil
 }
 
-// recordBuffers is the memory of one transaction's records. The client holds it
-// until the transaction has ended; then it serves the next one.
+// recordBuffers is the memory of one transaction's records. The Kafka client holds it
+// until the transaction has ended; then the next transaction uses it.
 type recordBuffers struct {
 	arena   []byte       // keys and values
-	records []kgo.Record // those not in use yet
+	records []kgo.Record // records of all that are not in use yet
 	all     []kgo.Record
 
-	late int // steps that are not to be produced before their commit
+	late int // how many more steps are not produced before their commit
 }
 
-// prepare makes room for a batch. What had grown beyond keep bytes for something
-// rare is given up.
+// prepare makes room for a batch. A buffer that has grown beyond keep bytes is given
+// up.
 func (o *recordBuffers) prepare(batch []*record.Payload, size, keep int) {
 	n := 0
 	for _, p := range batch {
@@ -243,7 +245,7 @@ func (o *recordBuffers) prepare(batch []*record.Payload, size, keep int) {
 	o.records = o.all
 }
 
-// produceRecords hands the payload's records to the client.
+// produceRecords hands the payload's records to the Kafka client.
 func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *recordBuffers, result *topic.Delivery) {
 	for i := range p.Segments {
 		seg := &p.Segments[i]
@@ -264,7 +266,7 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 	}
 }
 
-// advance records K and lets the commit go on.
+// advance records K and wakes the committer, which may wait for the window.
 func (s *shipper) advance(batch []*record.Payload) {
 	s.shipped.seq.Store(batch[len(batch)-1].Seq)
 	s.note(batch)

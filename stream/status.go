@@ -9,12 +9,12 @@ import (
 	"dinnerbell/internal/halt"
 )
 
-// LaneState is how far a lane's work is.
+// LaneState is the state of a lane's work.
 type LaneState string
 
 // Lane states, as status shows them.
 const (
-	LaneTakeover LaneState = "takeover" // it waits for the sinks, or reads how far they are
+	LaneTakeover LaneState = "takeover" // the lane waits for the sinks, or reads how far they are
 	LaneRunning  LaneState = "running"
 	LaneStopped  LaneState = "stopped" // its session has ended; the next takeover follows
 	LaneHalted   LaneState = "halted"  // an operator is needed
@@ -31,19 +31,19 @@ type LaneStatus struct {
 	State      LaneState
 	// WaitingForFreshness: campaigns are held until the subscriptions have caught up.
 	WaitingForFreshness bool
-	// HeldByTransaction says which open transaction of another producer keeps
+	// HeldByTransaction names the open transaction of another producer that keeps
 	// campaigns from being read.
 	HeldByTransaction string
 	LastError         string
 	Halted            *halt.Error
 }
 
-// Status is the stream at one moment. Campaigns live (those that wait to
-// be joined among them) and scheduled are those in memory; the other counts there and the notifications run since the
-// deployment began, on the lanes that this daemon owns: they fall when a lane
-// leaves.
+// Status is the stream at one moment. Live and scheduled campaigns are counted in
+// memory; live ones include those that wait to be joined. The other campaigns and the
+// notifications are counted since the deployment began, on the lanes that this daemon
+// owns: these counts fall when a lane leaves.
 type Status struct {
-	Assigned  bool // the group has answered at least once
+	Assigned  bool // the consumer group has answered at least once
 	Lanes     []LaneStatus
 	Campaigns struct {
 		Live      int64
@@ -61,12 +61,13 @@ type Status struct {
 	Halted    *halt.Error   // the first lane that halted
 }
 
-// Ready tells whether the group has answered and every lane it gave us works.
+// Ready reports whether the group has answered and every lane that it has assigned
+// works.
 func (s *Status) Ready() bool {
 	return s.Assigned && !slices.ContainsFunc(s.Lanes, func(l LaneStatus) bool { return l.State != LaneRunning })
 }
 
-// Status is cheap and may be called at any time.
+// Status returns the present status. It is cheap and may be called at any time.
 func (s *Service) Status() Status {
 	s.mu.Lock()
 	lanes := make([]*lane, 0, len(s.lanes))
@@ -104,12 +105,12 @@ func (l *lane) addStatus(out *Status) {
 	}
 }
 
-// Counts are what this service did since it was made, over all lanes that it has
-// or had. They never fall: a lane that leaves takes its own totals along
-// (Status.Campaigns, Status.Notifications), and these stay.
+// Counts count the work of this service since it was made, over all lanes that it has
+// or had. They never fall: when a lane leaves, Status.Campaigns and
+// Status.Notifications lose its share, and Counts stay.
 type Counts struct {
 	Decided         int64 // notifications that this service committed in Postgres
-	Shipped         int64 // notifications that it committed in Kafka, also of an earlier owner's steps
+	Shipped         int64 // notifications that this service committed in Kafka, also of an earlier owner's steps
 	Expired         int64 // campaigns that came after their end, cancels included
 	Dead            int64 // messages that went to the dead letters
 	Older           int64 // messages that did nothing: a newer one of their campaign was there
@@ -119,7 +120,7 @@ type Counts struct {
 	Unservable      int64 // clients left out because the feedback table or the topic cannot take them; dead letters name them
 }
 
-// Add gives the sum of both.
+// Add returns the sum of both.
 func (c Counts) Add(o Counts) Counts {
 	return Counts{
 		Decided: c.Decided + o.Decided, Shipped: c.Shipped + o.Shipped, Expired: c.Expired + o.Expired, Dead: c.Dead + o.Dead,
@@ -128,7 +129,7 @@ func (c Counts) Add(o Counts) Counts {
 	}
 }
 
-// counters are the Counts while they rise.
+// counters hold the Counts as they rise.
 type counters struct {
 	decided, shipped, expired, dead, older, withoutAudience, conflicts, deliveredMisses, unservable atomic.Int64
 }

@@ -16,27 +16,29 @@ import (
 // The states of a campaign row.
 const (
 	statePending  = "pending"  // scheduled, or live with a cursor
-	stateFinished = "finished" // everybody was looked at, or its end came before
+	stateFinished = "finished" // every client was considered, or its end came before that
 	stateExpired  = "expired"  // its end had passed when it was received
 )
 
-// campaignRow is what a step does to one campaign row: insert it, replace the message
-// it holds, note a repeat of that message, move its cursor, or the last two.
+// campaignRow is one row of the campaign table as a step changes it: the step inserts
+// the row, replaces its message, records a repeat of that message, moves its cursor,
+// or does the last two.
 type campaignRow struct {
 	*liveCampaign
-	at          campaign.Position // of the message, where accept or repeats says that there is one
+	at          campaign.Position // of the message; set with accept or repeats
 	msgTime     int64
 	fingerprint campaign.Fingerprint
 	accept      bool              // a new message
-	repeats     bool              // an identical message: its position and time are noted
+	repeats     bool              // an identical message: only position and time change
 	served      bool              // this step has moved its cursor
-	replaces    *campaign.Version // with accept or repeats: how the row must be still; nil: no row
+	replaces    *campaign.Version // with accept or repeats: the version that the row must still have; nil: no row
 	feed        *replayFeed       // the replay that brought it
-	state       string            // "" leaves state and cursor alone
+	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 }
 
-// acceptedVersion is the message that the row holds after the step.
+// acceptedVersion returns the version of the campaign that the row holds after the
+// step.
 func (r *campaignRow) acceptedVersion() campaign.Version {
 	return campaign.Version{Position: r.at, Time: r.msgTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner}
 }
@@ -49,8 +51,8 @@ type clientPick struct {
 	contested bool // goes by ON CONFLICT instead of COPY
 }
 
-// step is one DECIDE: everything that its Postgres transaction changes. It is
-// built by the decide goroutine while the one before it commits.
+// step is one DECIDE: everything that its Postgres transaction changes. The decider
+// builds a step while the committer commits the one before.
 type step struct {
 	nextOffset int64 // 0: does not move
 	rows       map[campaign.Key]*campaignRow
@@ -59,30 +61,31 @@ type step struct {
 	expired    int64
 	outcomes   []outcome      // messages that notify nobody
 	feeds      []*replayFeed  // one for each message of a replay
-	lost       []campaign.Key // campaigns that turned out to be another message's
+	lost       []campaign.Key // campaigns whose row another message has taken
 
-	leftOut map[leftOut][]string // clients whose id cannot be carried
-	refused []*liveCampaign      // campaigns whose rows the table refuses: set while the rows are written
+	leftOut map[leftOut][]string // clients whose id fits neither the table nor a record
+	refused []*liveCampaign      // campaigns whose rows the feedback table refuses; set while the rows are written
 
-	table *feedbackTable // that the rows are rendered for
+	table *feedbackTable // as the claim has read it
 
-	// set by seal
+	size int // bytes of the messages and dead letters that the step accepts
+
+	// Set by seal.
 	trigger  int64  // Unix second of the decision
-	earliest int64  // the earliest end among the picks: not committed at or after it
+	earliest int64  // earliest end among the picks: the step must be committed before it
 	copyData []byte // CopyData messages; empty if nothing goes by COPY
-	copied   int    // rows in it
-	size     int
+	copied   int    // rows in copyData
 }
 
 func newStep(t *feedbackTable) *step { return &step{rows: map[campaign.Key]*campaignRow{}, table: t} }
 
-// isEmpty tells that committing it would change nothing.
+// isEmpty reports whether the step changes nothing.
 func (st *step) isEmpty() bool {
 	return st.nextOffset == 0 && len(st.rows) == 0 && len(st.picks) == 0
 }
 
-// acceptRow notes a new message for the step to store. Of several for one key the
-// last stands, in place of what the first one replaces.
+// acceptRow adds a new message for the step to store. Of several messages of one key
+// the last one is stored; it replaces the version that the first one replaced.
 func (st *step) acceptRow(r *campaignRow) {
 	if before := st.rows[r.Key()]; before != nil && (before.accept || before.repeats) {
 		r.replaces = before.replaces
@@ -91,7 +94,7 @@ func (st *step) acceptRow(r *campaignRow) {
 	st.rows[r.Key()] = r
 }
 
-// noteExpired notes a message whose end has passed: it cancels what was there.
+// noteExpired records a message whose end has passed: it cancels the campaign.
 func (st *step) noteExpired(l *liveCampaign, before *campaign.Version) {
 	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.from.Offset}
 	if before != nil {
@@ -100,12 +103,13 @@ func (st *step) noteExpired(l *liveCampaign, before *campaign.Version) {
 	st.outcomes = append(st.outcomes, o)
 }
 
-// noteOlder notes a message that a newer one of its campaign has made void.
+// noteOlder records a message that does nothing: a newer one of its campaign was
+// accepted.
 func (st *step) noteOlder(c *campaign.Campaign, m, newest campaign.Version) {
 	st.outcomes = append(st.outcomes, outcome{kind: outcomeOlder, campaign: c, offset: m.Offset, message: m, newest: newest})
 }
 
-// noteRepeat notes an identical message for the step to store.
+// noteRepeat adds an identical message, whose position and time the step stores.
 func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campaign.Version) {
 	r := st.rows[l.Key()]
 	if r == nil {
@@ -118,7 +122,7 @@ func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campai
 	r.at, r.msgTime = now.Position, now.Time
 }
 
-// noteProgress notes how far a campaign has come.
+// noteProgress records a campaign's cursor and state.
 func (st *step) noteProgress(l *liveCampaign, to string) {
 	r := st.rows[l.Key()]
 	if r == nil {
@@ -128,29 +132,30 @@ func (st *step) noteProgress(l *liveCampaign, to string) {
 	r.liveCampaign, r.state, r.cursor, r.served = l, to, l.cursor, true
 }
 
-// canAccept tells whether the step can accept the message. A campaign that was
-// served in it is not edited by it as well: the step has its former clients and
-// content. A repeat is welcome.
+// canAccept reports whether the step can accept the message. A step that serves a
+// campaign cannot also edit it: the step holds clients and content of the version
+// before. It can accept a repeat.
 func (st *step) canAccept(m *message) bool {
 	r := st.rows[m.campaign.Key()]
 	return r == nil || !r.served || m.feed == nil && *r.Campaign == *m.campaign
 }
 
-// holdsOther tells that the step's row holds another message than m, of other content.
+// holdsOther reports whether the step's row holds a message with other content than
+// m.
 func (st *step) holdsOther(m *message) bool {
 	r := st.rows[m.campaign.Key()]
 	return r != nil && (r.accept || r.repeats) && r.fingerprint != m.fingerprint
 }
 
-// dropCampaign takes a campaign's clients out.
+// dropCampaign removes a campaign's clients from the step.
 func (st *step) dropCampaign(l *liveCampaign) {
 	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool { return p.live == l })
 	maps.DeleteFunc(st.leftOut, func(k leftOut, _ []string) bool { return k.live == l })
 	st.lost = append(st.lost, l.Key())
 }
 
-// dropLostCampaigns takes out what other steps have found lost, and tells whether there
-// was any.
+// dropLostCampaigns removes the campaigns that other steps have found lost, and
+// reports whether there was one.
 func (st *step) dropLostCampaigns() (dropped bool) {
 	for k, r := range st.rows {
 		if !r.lost.Load() {
@@ -165,9 +170,9 @@ func (st *step) dropLostCampaigns() (dropped bool) {
 	return dropped
 }
 
-// seal makes the decision: it stamps the step with this second and encodes
-// what COPY sends. Campaigns whose end has come by now, and those that the table
-// has refused, leave without their clients. A step that waited is sealed again.
+// seal makes the decision: it stamps the step with this second and encodes the data
+// of the COPY. Clients of campaigns that have ended by now, or that the feedback
+// table has refused, leave the step. A step that waited is sealed again.
 func (st *step) seal(now int64) {
 	st.trigger, st.earliest = now, campaign.MaxUnix+1
 	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool {
@@ -198,7 +203,7 @@ func (st *step) seal(now int64) {
 	st.copyData = frames.End()
 }
 
-// buildPayload is what the step ships if every client of it was new.
+// buildPayload returns the payload that the step ships if all its clients are new.
 func (st *step) buildPayload() *record.Payload {
 	p := &record.Payload{Dead: st.dead}
 	for _, k := range st.picks {
@@ -209,8 +214,8 @@ func (st *step) buildPayload() *record.Payload {
 	return p
 }
 
-// memoryHeld is about what the step holds until it is shipped: a campaign's content is
-// there as it came, as a record and as a row.
+// memoryHeld estimates the bytes that the step holds until it is shipped: it has a
+// campaign's content three times, as received, as a record and as a row.
 func (st *step) memoryHeld() (n int) {
 	for _, k := range st.picks {
 		n += 3*k.live.Size() + len(k.clients.Bytes())
@@ -221,13 +226,14 @@ func (st *step) memoryHeld() (n int) {
 	return n
 }
 
-// markContested has the step's rows go by ON CONFLICT after the table has refused them,
-// and, where it did so for another reason than a row that is there, or does so
-// again, looks for the rows that it refuses. It returns the error where that has
-// been done already.
+// markContested prepares a step for another try after the feedback table has refused
+// its rows: the next try writes them by ON CONFLICT. Where the reason is not a row
+// that exists, or the refusal is the second one, the next try also looks for the rows
+// that the table refuses. Where both was tried before, markContested returns the
+// error.
 func (st *step) markContested(refused error) error {
 	e, _ := errors.AsType[*pgconn.PgError](refused)
-	again := st.copied == 0 // it is not the COPY that met a row
+	again := st.copied == 0 // no COPY that could have met an existing row
 	changed := false
 	for _, k := range st.picks {
 		changed = !k.live.contested.Swap(true) || !k.contested || changed // another step may have set it since this one was sealed
@@ -241,19 +247,21 @@ func (st *step) markContested(refused error) error {
 	return nil
 }
 
-// resealIfChanged seals the step anew where a campaign of it was lost or refused since.
+// resealIfChanged seals the step again if one of its campaigns was lost or refused
+// since.
 func (st *step) resealIfChanged() {
 	if lost := st.dropLostCampaigns(); lost || st.hasRefused() {
 		st.seal(time.Now().Unix())
 	}
 }
 
-// hasRefused tells that a campaign of the step was refused since it was sealed.
+// hasRefused reports whether the table has refused a campaign of the step since the
+// step was sealed.
 func (st *step) hasRefused() bool {
 	return slices.ContainsFunc(st.picks, func(k *clientPick) bool { return k.live.refused.Load() })
 }
 
-// waitingStarts lists the step's campaigns that wait: for their start, for fresh
+// waitingStarts lists the step's campaigns that wait for their start, for fresh
 // subscriptions or for room.
 func (st *step) waitingStarts() []startTime {
 	var out []startTime
