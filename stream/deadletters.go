@@ -65,7 +65,7 @@ func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error)
 	return t, nil
 }
 
-func (t *letterTopic) close() { closeClient(t.client, t.cfg.Logger, -1) }
+func (t *letterTopic) close() { topic.CloseClient(t.client, t.cfg.Logger, -1) }
 
 func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) error {
 	name := t.cfg.Kafka.DeadLetters

@@ -175,7 +175,7 @@ func (r *replay) close() {
 		r.reader.close()
 	}
 	if r.client != nil {
-		closeClient(r.client, r.svc.cfg.Logger, -1)
+		topic.CloseClient(r.client, r.svc.cfg.Logger, -1)
 	}
 }
 

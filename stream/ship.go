@@ -150,7 +150,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 	}
 	// Abort also when the session ends, but with less time: a transaction that is left
 	// open holds up the topic's readers until the next takeover.
-	limit := transactionTimeout
+	limit := topic.TransactionTimeout
 	if ctx.Err() != nil {
 		limit = time.Second
 	}
@@ -165,7 +165,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 // shipBatch produces the records of a batch and, last, the progress record, in one
 // transaction. It returns nil only if the commit was acknowledged.
 func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *recordBuffers) error {
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
@@ -177,7 +177,7 @@ func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *r
 // produceAll produces the records of a batch and waits for their acknowledgements; the
 // transaction stays open.
 func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *recordBuffers) (*topic.Delivery, error) {
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
 	if err := s.claim.client.BeginTransaction(); err != nil {
 		return nil, fmt.Errorf("begin transaction: %w", err)
@@ -206,7 +206,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 
 // commitShipment commits the transaction and records the ends of the topic.
 func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) error {
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
 	if err := s.claim.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: outcome unknown: %w", err)
@@ -262,7 +262,7 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 		}
 	}
 	for i := range p.Dead {
-		s.claim.client.Produce(ctx, deadLetterRecord(&p.Dead[i], s.claim.cfg.Kafka.DeadLetters), result.Note)
+		s.claim.client.Produce(ctx, topic.DeadLetterRecord(&p.Dead[i], s.claim.cfg.Kafka.DeadLetters), result.Note)
 	}
 }
 
@@ -274,16 +274,4 @@ func (s *shipper) advance(batch []*record.Payload) {
 	case s.shipped.advanced <- struct{}{}:
 	default:
 	}
-}
-
-// deadLetterRecord is the dead letter as it is produced: the refused key and value
-// untouched; what refused it, and where it came from, in headers before those that
-// the message came with. The record's own timestamp is a new one: brokers refuse
-// timestamps far from now, and a producer's clock must not stop the lane.
-func deadLetterRecord(d *record.DeadLetter, topic string) *kgo.Record {
-	r := &kgo.Record{Topic: topic, Key: d.Key, Value: d.Value}
-	for _, h := range d.RecordHeaders() {
-		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
-	}
-	return r
 }

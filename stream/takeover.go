@@ -19,10 +19,6 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// transactionTimeout bounds how long a dead owner's open transaction can hold
-// up read_committed consumers, where nobody takes the lane over before.
-const transactionTimeout = 20 * time.Second
-
 // takeoverTimeout bounds one attempt; the lane tries again.
 const takeoverTimeout = 60 * time.Second
 
@@ -65,12 +61,7 @@ func (c ClaimConfig) withDefaults() ClaimConfig {
 	if c.SinkTimeout <= 0 {
 		c.SinkTimeout = 30 * time.Second
 	}
-	if c.Kafka.Principal == "" {
-		c.Kafka.Principal = "User:NAME"
-	}
-	if c.Kafka.Start == "" {
-		c.Kafka.Start = "earliest"
-	}
+	c.Kafka = c.Kafka.WithDefaults()
 	return c
 }
 
@@ -162,22 +153,7 @@ func (c *claim) close() {
 		<-c.opts.slots
 	}
 	if c.client != nil {
-		closeClient(c.client, c.cfg.Logger, c.lane)
-	}
-}
-
-// closeClient is bounded: closing a client whose broker is gone has been seen to
-// hang (franz-go issues 753, 754).
-func closeClient(client *kgo.Client, log *slog.Logger, lane int32) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		client.Close()
-	}()
-	select {
-	case <-done:
-	case <-time.After(5 * time.Second):
-		log.Warn("kafka client is slow to close; going on without it", "lane", lane)
+		topic.CloseClient(c.client, c.cfg.Logger, c.lane)
 	}
 }
 
@@ -329,12 +305,12 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 // lane's transactions, so the K that is read is final.
 func (c *claim) fencePredecessor(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
-		return topic.TransactionCoordinator(c.transactionalID()).Diagnose(ctx, c.cfg.Kafka, c.client)
+		return topic.TransactionCoordinator(c.cfg.Kafka.TransactionalID(c.lane)).Diagnose(ctx, c.cfg.Kafka, c.client)
 	}
 	c.step.enter(fmt.Sprintf("fence the former producer of lane %d", c.lane), trouble)
 	_, _, err := c.client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
-		return c.transactionRefused(err)
+		return &precondition.UnmetError{Finding: c.cfg.Kafka.MissingTransactionRight(c.lane, c.limits.Bootstrap, err)}
 	}
 	if err != nil {
 		return fmt.Errorf("fence the former producer of lane %d: %w", c.lane, err)
@@ -352,53 +328,12 @@ func (c *claim) fencePredecessor(ctx context.Context) error {
 	return nil
 }
 
-// transactionRefused names the right on a transactional id: brokers do not say it
-// before it is asked for.
-func (c *claim) transactionRefused(err error) error {
-	id := c.transactionalID()
-	return &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + id,
-		Found: fmt.Sprintf("%s lacks the right Write: %v", c.cfg.Kafka.Principal, err), Effect: "the lane cannot be taken over",
-		Fix: topic.GrantCommand(c.limits.Bootstrap, c.cfg.Kafka.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.cfg.Kafka.Group+"-")}}
-}
-
-func (c *claim) transactionalID() string {
-	return fmt.Sprintf("%s-%d", c.cfg.Kafka.Group, c.lane)
-}
-
 // openKafka makes the one client of the session: a transactional producer, over
 // which the lane's partition is read as well.
-func (c *claim) openKafka() error {
-	sticky, manual := kgo.StickyKeyPartitioner(nil), kgo.ManualPartitioner()
-	client, err := c.cfg.Kafka.NewClient(
-		kgo.TransactionalID(c.transactionalID()),
-		kgo.TransactionTimeout(transactionTimeout),
-		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ProducerLinger(transactionTimeout), // nothing but full batches leaves before Flush: fewer requests
-		kgo.MaxBufferedRecords(1<<17),
-		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 {
-			if topic == c.cfg.Kafka.DeadLetters {
-				return int32(c.limits.DeadLetter)
-			}
-			return int32(c.limits.Notification)
-		}),
-		kgo.RecordPartitioner(partitionerFunc(func(topic string) kgo.TopicPartitioner {
-			if topic == c.cfg.Kafka.Progress {
-				return manual.ForTopic(topic)
-			}
-			return sticky.ForTopic(topic)
-		})),
-	)
-	if err != nil {
-		return err
-	}
-	c.client = client
-	return nil
+func (c *claim) openKafka() (err error) {
+	c.client, err = c.cfg.Kafka.NewProducer(c.lane, c.limits)
+	return err
 }
-
-type partitionerFunc func(topic string) kgo.TopicPartitioner
-
-// ForTopic implements kgo.Partitioner.
-func (f partitionerFunc) ForTopic(topic string) kgo.TopicPartitioner { return f(topic) }
 
 // droppedRowsHalt is the halt of a table that keeps rows out without an error, or stores
 // other ones: nobody can know which notifications it wants.

@@ -27,16 +27,16 @@ type Config struct {
 	Start string
 }
 
-// NewClient makes a client of the cluster, with more options than those that reach
-// it. It does not connect: the first request does.
-func (c Config) NewClient(more ...kgo.Opt) (*kgo.Client, error) {
-	opts, err := c.ClientOptions()
-	if err != nil {
-		return nil, fmt.Errorf("read kafka settings: %w", err)
+// WithDefaults fills in the defaults.
+func (c Config) WithDefaults() Config {
+	if c.Principal == "" {
+		c.Principal = "User:NAME"
 	}
-	client, err := kgo.NewClient(append(opts, more...)...)
-	if err != nil {
-		return nil, fmt.Errorf("make kafka client: %w", err)
+	if c.Start == "" {
+		c.Start = "earliest"
 	}
-	return client, nil
+	return c
 }
+
+// TransactionalID returns the transactional id of a lane's producer.
+func (c Config) TransactionalID(lane int32) string { return fmt.Sprintf("%s-%d", c.Group, lane) }

@@ -32,5 +32,5 @@ func (l *Limits) RaiseHint(principal string) string {
 		return raise
 	}
 	return fmt.Sprintf("let max.message.bytes of topic %s be read, which is taken for %d: %s; where it was lowered, %s",
-		strings.Join(l.guessed, " and "), DefaultMaxMessage, GrantCommand(l.Bootstrap, principal, "DescribeConfigs", "--topic "+strings.Join(l.guessed, " --topic ")), raise)
+		strings.Join(l.guessed, " and "), DefaultMaxMessage, grantCommand(l.Bootstrap, principal, "DescribeConfigs", "--topic "+strings.Join(l.guessed, " --topic ")), raise)
 }

@@ -16,10 +16,10 @@ import (
 
 // grant is the command that gives the client's principal a right.
 func (f *Facts) grant(operation, on string) string {
-	return GrantCommand(f.Cluster.Bootstrap, f.Config.Principal, operation, on)
+	return grantCommand(f.Cluster.Bootstrap, f.Config.Principal, operation, on)
 }
 
-func GrantCommand(bootstrap, principal, operation, on string) string {
+func grantCommand(bootstrap, principal, operation, on string) string {
 	return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, principal, operation, on)
 }
 
@@ -72,6 +72,14 @@ func readGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, erro
 		return nil, nil //nolint:nilerr // a new cluster has no coordinator for some seconds, and joining the group reports every other error
 	}
 	return []precondition.Finding{f.lacks("consumer group "+group, "Read", "no lane is assigned", "--group "+group)}, nil
+}
+
+// MissingTransactionRight is the finding of a transactional id that the client may
+// not use. Brokers refuse the id when it is used: they do not report the right before.
+func (c Config) MissingTransactionRight(lane int32, bootstrap string, err error) precondition.Finding {
+	return precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + c.TransactionalID(lane),
+		Found: fmt.Sprintf("%s lacks the right Write: %v", c.Principal, err), Effect: "the lane cannot be taken over",
+		Fix: grantCommand(bootstrap, c.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.Group+"-")}
 }
 
 // readInternalTopics: where there are fewer brokers than the internal topics are to

@@ -1,0 +1,86 @@
+package topic
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/stream/record"
+)
+
+// TransactionTimeout bounds how long a dead owner's open transaction can hold up
+// read_committed consumers, where nobody takes the lane over before.
+const TransactionTimeout = 20 * time.Second
+
+// NewClient makes a client of the cluster, with more options than those that reach
+// it. It does not connect: the first request does.
+func (c Config) NewClient(more ...kgo.Opt) (*kgo.Client, error) {
+	opts, err := c.ClientOptions()
+	if err != nil {
+		return nil, fmt.Errorf("read kafka settings: %w", err)
+	}
+	client, err := kgo.NewClient(append(opts, more...)...)
+	if err != nil {
+		return nil, fmt.Errorf("make kafka client: %w", err)
+	}
+	return client, nil
+}
+
+// NewProducer makes the transactional client of a lane. It cuts batches to what the
+// topics accept, and puts progress records into the partition that they name.
+func (c Config) NewProducer(lane int32, limits Limits) (*kgo.Client, error) {
+	sticky, manual := kgo.StickyKeyPartitioner(nil), kgo.ManualPartitioner()
+	return c.NewClient(
+		kgo.TransactionalID(c.TransactionalID(lane)),
+		kgo.TransactionTimeout(TransactionTimeout),
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerLinger(TransactionTimeout), // nothing but full batches leaves before Flush: fewer requests
+		kgo.MaxBufferedRecords(1<<17),
+		kgo.ProducerBatchMaxBytesFn(func(name string) int32 {
+			if name == c.DeadLetters {
+				return int32(limits.DeadLetter)
+			}
+			return int32(limits.Notification)
+		}),
+		kgo.RecordPartitioner(partitionerFunc(func(name string) kgo.TopicPartitioner {
+			if name == c.Progress {
+				return manual.ForTopic(name)
+			}
+			return sticky.ForTopic(name)
+		})),
+	)
+}
+
+type partitionerFunc func(name string) kgo.TopicPartitioner
+
+// ForTopic implements kgo.Partitioner.
+func (f partitionerFunc) ForTopic(name string) kgo.TopicPartitioner { return f(name) }
+
+// CloseClient closes a client within five seconds: closing a client whose broker is
+// gone has been seen to hang (franz-go issues 753, 754).
+func CloseClient(client *kgo.Client, log *slog.Logger, lane int32) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		client.Close()
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		log.Warn("kafka client is slow to close; going on without it", "lane", lane)
+	}
+}
+
+// DeadLetterRecord is the dead letter as it is produced: the refused key and value
+// untouched; what refused it, and where it came from, in headers before those that
+// the message came with. The record's own timestamp is a new one: brokers refuse
+// timestamps far from now, and a producer's clock must not stop the lane.
+func DeadLetterRecord(d *record.DeadLetter, topic string) *kgo.Record {
+	r := &kgo.Record{Topic: topic, Key: d.Key, Value: d.Value}
+	for _, h := range d.RecordHeaders() {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+	}
+	return r
+}
