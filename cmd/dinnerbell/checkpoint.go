@@ -105,7 +105,7 @@ func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
 	shown := terminal.NewProgress(a.stderr, "")
 	shown.Spin("checkpoint")
 	var saved savedState
-	err = callDaemon(ctx, cfg.State.Dir, "checkpoint", nil, heard{result: &saved})
+	err = callDaemon(ctx, cfg.State.Dir, "checkpoint", nil, replyHandler{result: &saved})
 	if errors.Is(err, errNoDaemon) {
 		saved, err = c.offline(a, cfg)
 	}
@@ -140,7 +140,7 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 // checkpoint is the daemon's side. A large transaction that is being applied
 // makes it wait for its end.
 func (d *daemon) checkpoint(ctx context.Context, _ *call) (any, error) {
-	h := d.halves()
+	h := d.engine()
 	for {
 		m, err := h.store.Checkpoint(state.CauseAsked, h.nextOffsets())
 		if _, loaded := h.store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {
@@ -158,7 +158,7 @@ func (d *daemon) checkpoint(ctx context.Context, _ *call) (any, error) {
 }
 
 // nextOffsets are those of the lanes that this daemon owns.
-func (h *halves) nextOffsets() map[int32]int64 {
+func (h *engine) nextOffsets() map[int32]int64 {
 	offsets := map[int32]int64{}
 	for _, l := range h.service.Status().Lanes {
 		if l.Epoch > 0 { // else it has not read its place yet
@@ -285,9 +285,9 @@ func (r *restoredState) print(out io.Writer) error {
 	return err
 }
 
-// settle removes what a restore has replaced, once the mirror has caught up and
+// dropReplaced removes what a restore has replaced, once the mirror has caught up and
 // all rows were found good.
-func (d *daemon) settle(ctx context.Context, h *halves) error {
+func (d *daemon) dropReplaced(ctx context.Context, h *engine) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

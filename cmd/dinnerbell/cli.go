@@ -37,8 +37,8 @@ type cli struct {
 
 	Broker brokerCmd `cmd:"" hidden:"" help:"Serve the demo's broker."`
 
-	Doctor  laterCmd `cmd:"" hidden:"" passthrough:""`
-	Explain laterCmd `cmd:"" hidden:"" passthrough:""`
+	Doctor  unavailableCmd `cmd:"" hidden:"" passthrough:""`
+	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
 }
 
 // app is what every command gets from the outside. Data goes to stdout,

@@ -20,14 +20,14 @@ var errNoDaemon = errors.New("no daemon is running")
 // errCut: the answer of an action ended before its last line.
 var errCut = errors.New("the daemon ended in the middle of it")
 
-// daemonError is an error that the daemon's side of an action ended with.
-type daemonError struct {
+// remoteError is an error that the daemon's side of an action ended with.
+type remoteError struct {
 	message string
 	exit    int
 }
 
 // Error gives the message as the daemon wrote it.
-func (e *daemonError) Error() string { return e.message }
+func (e *remoteError) Error() string { return e.message }
 
 // askDaemon gets one read-only path over the socket of the daemon that runs on
 // stateDir.
@@ -46,8 +46,8 @@ func askDaemon(ctx context.Context, stateDir, path string) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
-// heard is what a caller makes of an answer. All may be nil.
-type heard struct {
+// replyHandler is what a caller makes of an answer. All may be nil.
+type replyHandler struct {
 	// progress is told how far it is; total 0: unknown.
 	progress func(stage string, done, total int64)
 	// item takes each element of a listing; its error ends the action.
@@ -59,7 +59,7 @@ type heard struct {
 // callDaemon has the running daemon do an action, and returns when it is done.
 // args becomes JSON. When ctx ends, so does the action. Errors: errNoDaemon;
 // what the action failed with, whose exit code becomes the command's; errCut.
-func callDaemon(ctx context.Context, stateDir, name string, args any, h heard) error {
+func callDaemon(ctx context.Context, stateDir, name string, args any, h replyHandler) error {
 	body, err := json.Marshal(args)
 	if err != nil {
 		return fmt.Errorf("ask daemon: %w", err)
@@ -78,17 +78,17 @@ func callDaemon(ctx context.Context, stateDir, name string, args any, h heard) e
 			}
 			return fmt.Errorf("%w: %s: %w; see its log", errCut, name, err)
 		}
-		if done, err := h.hear(&line); done || err != nil {
+		if done, err := h.handleLine(&line); done || err != nil {
 			return err
 		}
 	}
 }
 
-// hear takes one line; done says that it was the last.
-func (h *heard) hear(line *answerLine) (done bool, err error) {
+// handleLine takes one line; done says that it was the last.
+func (h *replyHandler) handleLine(line *answerLine) (done bool, err error) {
 	switch {
 	case line.Error != nil:
-		return true, &daemonError{message: line.Error.Message, exit: line.Error.Exit}
+		return true, &remoteError{message: line.Error.Message, exit: line.Error.Exit}
 	case line.Progress != nil:
 		if h.progress != nil {
 			h.progress(line.Progress.Stage, line.Progress.Done, line.Progress.Total)

@@ -27,7 +27,7 @@ import (
 //
 // To add one: write `func (d *daemon) name(ctx context.Context, c *call) (result any, err error)`,
 // list it in [daemon.actions], and call it with [callDaemon]. The store, mirror and
-// service of [daemon.halves] stay open while it runs; ctx ends when they must not.
+// service of [daemon.engine] stay open while it runs; ctx ends when they must not.
 
 // errDraining: the daemon was asked to end while it did the action.
 var errDraining = errors.New("the daemon is being stopped")
@@ -114,7 +114,7 @@ func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, d
 	w.Header().Set("Cache-Control", "no-store")
 	c := &call{body: args, w: w, rc: rc}
 	began := time.Now()
-	result, err := guarded(do, log)(ctx, c)
+	result, err := recoverPanic(do, log)(ctx, c)
 	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errDraining) {
 		err = errDraining
 	}
@@ -130,9 +130,9 @@ func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, d
 	log.Info("action done", "took", time.Since(began))
 }
 
-// guarded makes an error of a panic: it ends the action, not the daemon, and is
+// recoverPanic makes an error of a panic: it ends the action, not the daemon, and is
 // not lost. The client would otherwise see a connection that was closed.
-func guarded(do action, log *slog.Logger) action {
+func recoverPanic(do action, log *slog.Logger) action {
 	return func(ctx context.Context, c *call) (result any, err error) {
 		defer func() {
 			switch p := recover(); p {

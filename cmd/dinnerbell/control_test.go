@@ -29,7 +29,7 @@ func serveActions(t *testing.T, actions map[string]action) (dir string, drain fu
 	log := slog.New(slog.DiscardHandler)
 	base, drain := context.WithCancel(context.WithoutCancel(t.Context()))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	readOnly := newHandler(func() statusReport { return statusReport{} }, log)
+	readOnly := newHandler(func() report { return report{} }, log)
 	ended := make(chan error, 1)
 	go func() { ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, log), log, l, 0) }()
 	t.Cleanup(func() {
@@ -65,7 +65,7 @@ func TestAction(t *testing.T) {
 	var items []int
 	var stages []string
 	count := 0
-	err := callDaemon(t.Context(), dir, "list", map[string]int{"first": 5, "count": 1000}, heard{
+	err := callDaemon(t.Context(), dir, "list", map[string]int{"first": 5, "count": 1000}, replyHandler{
 		progress: func(stage string, _, _ int64) { stages = append(stages, stage) },
 		item: func(v json.RawMessage) error {
 			var n int
@@ -78,24 +78,24 @@ func TestAction(t *testing.T) {
 	if err != nil || count != 1000 || len(items) != 1000 || items[0] != 5 || !slices.IsSorted(items) || len(stages) == 0 || stages[0] != "counting" {
 		t.Errorf("list: %v, result %d, %d items, stages %v", err, count, len(items), stages)
 	}
-	if err := callDaemon(t.Context(), dir, "nothing", nil, heard{result: &count}); err != nil {
+	if err := callDaemon(t.Context(), dir, "nothing", nil, replyHandler{result: &count}); err != nil {
 		t.Errorf("nothing: %v", err)
 	}
 	for name, want := range map[string]struct {
 		exit int
 		text string
 	}{"foreign": {3, "not a dinnerbell state directory"}, "fail": {1, "no luck"}, "unknown": {1, "no such action"}} {
-		if err := callDaemon(t.Context(), dir, name, nil, heard{}); exitCode(err) != want.exit || !strings.Contains(err.Error(), want.text) {
+		if err := callDaemon(t.Context(), dir, name, nil, replyHandler{}); exitCode(err) != want.exit || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("%s: exit %d: %v", name, exitCode(err), err)
 		}
 	}
-	if err := callDaemon(t.Context(), dir, "list", "text", heard{}); exitCode(err) != 2 {
+	if err := callDaemon(t.Context(), dir, "list", "text", replyHandler{}); exitCode(err) != 2 {
 		t.Errorf("wrong arguments: %v", err)
 	}
 	if body, err := askDaemon(t.Context(), dir, "/healthz"); err != nil || string(body) != "ok\n" {
 		t.Errorf("the socket does not serve the read-only endpoints: %q, %v", body, err)
 	}
-	if err := callDaemon(t.Context(), t.TempDir(), "list", nil, heard{}); !errors.Is(err, errNoDaemon) {
+	if err := callDaemon(t.Context(), t.TempDir(), "list", nil, replyHandler{}); !errors.Is(err, errNoDaemon) {
 		t.Errorf("without a daemon: %v", err)
 	}
 }
@@ -113,7 +113,7 @@ func TestActionEnds(t *testing.T) {
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	back := make(chan error, 2)
-	call := func(ctx context.Context) { back <- callDaemon(ctx, dir, "wait", nil, heard{}) }
+	call := func(ctx context.Context) { back <- callDaemon(ctx, dir, "wait", nil, replyHandler{}) }
 	go call(ctx)
 	<-began
 	cancel()
@@ -166,7 +166,7 @@ func TestActionThatIsCut(t *testing.T) {
 		"die early": func(context.Context, *call) (any, error) { panic(http.ErrAbortHandler) }, //nolint:forbidigo // same
 	})
 	for _, name := range []string{"die", "die early"} {
-		if err := callDaemon(t.Context(), dir, url.PathEscape(name), nil, heard{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
+		if err := callDaemon(t.Context(), dir, url.PathEscape(name), nil, replyHandler{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -198,7 +198,7 @@ func TestActionThatPanics(t *testing.T) {
 // TCP stays read-only.
 func TestTCPHasNoActions(t *testing.T) {
 	t.Parallel()
-	h := newHandler(func() statusReport { return statusReport{} }, slog.New(slog.DiscardHandler))
+	h := newHandler(func() report { return report{} }, slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, controlPath+"checkpoint/create", strings.NewReader("{}")))
 	if w.Code != http.StatusMethodNotAllowed {

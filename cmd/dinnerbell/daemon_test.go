@@ -168,7 +168,7 @@ func (s *site) ready() error {
 	if code != 0 {
 		return errors.New(stderr.String())
 	}
-	var r statusReport
+	var r report
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		return err
 	}

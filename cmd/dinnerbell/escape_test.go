@@ -40,7 +40,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 		"verify": {func() error { return (&verifyCmd{}).printItem(&out, item) }, 1},
 		"audit":  {func() error { return (&auditCmd{}).print(a, stream.Finding{What: hostileID}) }, 1},
 		"status": {func() error {
-			return printStatus(&out, &statusReport{Reasons: []string{hostileID}, Halted: &haltReport{What: hostileID, Hint: hostileID}, Version: hostileID, Source: sourceReport{LastError: hostileID, State: hostileID}})
+			return printStatus(&out, &report{Reasons: []string{hostileID}, Halted: &haltReport{What: hostileID, Hint: hostileID}, Version: hostileID, Source: sourceReport{LastError: hostileID, State: hostileID}})
 		}, 12},
 	} {
 		out.Reset()

@@ -31,7 +31,7 @@ func exitCode(err error) int {
 	case errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
 		return exitHalted
 	}
-	if daemon, ok := errors.AsType[*daemonError](err); ok {
+	if daemon, ok := errors.AsType[*remoteError](err); ok {
 		return daemon.exit
 	}
 	if _, halted := errors.AsType[*halt.Error](err); halted {

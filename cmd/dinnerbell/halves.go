@@ -17,16 +17,16 @@ import (
 // errReplaced: the action needs the local state, which is being set aside.
 var errReplaced = errors.New("the local state was damaged and is being rebuilt; see: dinnerbell status")
 
-// halves are the two that do the work, around one open store: the mirror writes
+// engine are the two that do the work, around one open store: the mirror writes
 // it, the service reads it. When the store turns out to be damaged, new halves
-// around a new store take their place; so ask [daemon.halves] each time, and
+// around a new store take their place; so ask [daemon.engine] each time, and
 // keep none of them. Between two stores the old ones are still there, and the
 // store answers with state.ErrClosed.
-type halves struct {
+type engine struct {
 	store   *state.Store
 	mirror  *cdc.Mirror
 	service *stream.Service
-	before  counted // by the halves that this process had before
+	before  carriedCounts // by the halves that this process had before
 
 	calls  context.Context //nolint:containedctx // of the actions under way: it ends them before the store closes
 	end    context.CancelCauseFunc
@@ -34,47 +34,47 @@ type halves struct {
 	closed bool
 }
 
-// halves gives the present ones; nil before the first are made.
-func (d *daemon) halves() *halves { return d.present.Load() }
+// engine gives the present ones; nil before the first are made.
+func (d *daemon) engine() *engine { return d.current.Load() }
 
-// counted is what mirrors and services count, whose sums must not fall when others
+// carriedCounts is what mirrors and services count, whose sums must not fall when others
 // take their place.
-type counted struct {
+type carriedCounts struct {
 	stream                     stream.Counts
 	badIDs, nullIDs, failovers int64
 }
 
 // addTo adds the counts to those of the present halves.
-func (c counted) addTo(m *cdc.Status, s *stream.Status) {
+func (c carriedCounts) addTo(m *cdc.Status, s *stream.Status) {
 	s.Counts = s.Add(c.stream)
 	m.BadIDs, m.NullIDs, m.Failovers = m.BadIDs+c.badIDs, m.NullIDs+c.nullIDs, m.Failovers+c.failovers
 }
 
-// counted are the counts of all halves so far; the present ones have ended.
-func (d *daemon) counted() counted {
-	h := d.halves()
+// totalCounts are the counts of all halves so far; the present ones have ended.
+func (d *daemon) totalCounts() carriedCounts {
+	h := d.engine()
 	if h == nil {
-		return counted{}
+		return carriedCounts{}
 	}
 	m, s := h.mirror.Status(), h.service.Status()
 	h.before.addTo(&m, &s)
-	return counted{stream: s.Counts, badIDs: m.BadIDs, nullIDs: m.NullIDs, failovers: m.Failovers}
+	return carriedCounts{stream: s.Counts, badIDs: m.BadIDs, nullIDs: m.NullIDs, failovers: m.Failovers}
 }
 
-// take puts halves around a store and makes them the present ones.
-func (d *daemon) take(store *state.Store) *halves {
-	h := &halves{store: store, before: d.counted()}
+// newEngine puts halves around a store and makes them the present ones.
+func (d *daemon) newEngine(store *state.Store) *engine {
+	h := &engine{store: store, before: d.totalCounts()}
 	source := sourceConfig(d.cfg, d.log)
 	source.NextOffsets = h.nextOffsets
 	h.mirror = cdc.New(source, store)
 	h.service = stream.New(streamConfig(d.cfg, d.log), store, barrier{h.mirror, d.waits})
 	h.calls, h.end = context.WithCancelCause(context.Background())
-	d.present.Store(h)
+	d.current.Store(h)
 	return h
 }
 
 // admitted says whether the service was started.
-func (h *halves) admitted() bool {
+func (h *engine) admitted() bool {
 	select {
 	case <-h.mirror.Admitted():
 		return true
@@ -85,7 +85,7 @@ func (h *halves) admitted() bool {
 
 // close closes the store, once all actions that use it have ended. Mirror and
 // service have ended before.
-func (h *halves) close() error {
+func (h *engine) close() error {
 	h.end(errReplaced)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -103,7 +103,7 @@ func (h *halves) close() error {
 // the store has to be closed.
 func (d *daemon) withStore(do action) action {
 	return func(ctx context.Context, c *call) (any, error) {
-		h := d.halves()
+		h := d.engine()
 		h.mu.RLock()
 		defer h.mu.RUnlock()
 		if h.closed {
@@ -142,8 +142,8 @@ const damageWindow = time.Hour
 
 var damagePauses = []time.Duration{0, 10 * time.Second, time.Minute}
 
-// damages remembers when the store had to be set aside.
-type damages struct {
+// damageHistory remembers when the store had to be set aside.
+type damageHistory struct {
 	mu    sync.Mutex
 	total int64
 	times []time.Time // within the window
@@ -151,7 +151,7 @@ type damages struct {
 
 // add notes damage at now, and returns how long to wait before the store is
 // rebuilt; false if it has been rebuilt too often.
-func (d *damages) add(now time.Time) (time.Duration, bool) {
+func (d *damageHistory) add(now time.Time) (time.Duration, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.total++
@@ -166,7 +166,7 @@ func (d *damages) add(now time.Time) (time.Duration, bool) {
 }
 
 // count is how often it happened since the daemon started.
-func (d *damages) count() int64 {
+func (d *damageHistory) count() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.total
@@ -175,9 +175,9 @@ func (d *damages) count() int64 {
 // replace closes halves whose store is damaged and opens the directory again,
 // which sets the store aside and gives an empty one: the mirror then takes a
 // snapshot. HTTP goes on meanwhile.
-func (d *daemon) replace(ctx context.Context, old *halves) (*halves, error) {
+func (d *daemon) replace(ctx context.Context, old *engine) (*engine, error) {
 	reason := old.store.Damage()
-	pause, ok := d.damages.add(time.Now())
+	pause, ok := d.damage.add(time.Now())
 	if err := old.close(); err != nil { // of what is damaged anyway
 		d.log.Warn("damaged local state did not close in order", "error", err)
 	}
@@ -196,14 +196,14 @@ func (d *daemon) replace(ctx context.Context, old *halves) (*halves, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.take(store), nil
+	return d.newEngine(store), nil
 }
 
 func (d *daemon) damagedTooOften(reason error) error {
 	dir := d.cfg.State.Dir
 	return &halt.Error{
 		Part: halt.State,
-		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, onDisk(dir), len(damagePauses)+1, damageWindow, reason),
+		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, filesystemOf(dir), len(damagePauses)+1, damageWindow, reason),
 		Hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
 	}
 }

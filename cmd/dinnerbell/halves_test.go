@@ -20,7 +20,7 @@ import (
 func TestDamageThatComesBack(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	var d damages
+	var d damageHistory
 	for i, want := range damagePauses {
 		now = now.Add(time.Minute)
 		if pause, ok := d.add(now); !ok || pause != want {
@@ -52,9 +52,9 @@ func TestCountsOutliveTheStore(t *testing.T) {
 		}
 	}
 	d := newDaemon(cfg, store[0], slog.New(slog.DiscardHandler))
-	first := d.halves()
-	first.before = counted{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
-	second := d.take(store[1])
+	first := d.engine()
+	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
+	second := d.newEngine(store[1])
 	if second.before != first.before {
 		t.Errorf("the second halves begin at %+v, want %+v", second.before, first.before)
 	}

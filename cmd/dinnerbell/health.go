@@ -11,38 +11,38 @@ import (
 // transaction timeout, a checkpoint of Postgres, a broker's restart.
 const stallLimit = 30 * time.Second
 
-// stalls watches positions that must move while there is work before them. A
+// stallDetector watches positions that must move while there is work before them. A
 // process that answers and does nothing is the failure that liveness checks do
 // not see.
-type stalls struct {
+type stallDetector struct {
 	mu    sync.Mutex
-	marks map[string]mark // by name of the position
+	marks map[string]stallMark // by name of the position
 }
 
-// mark is the last time a position moved, or had nothing to do.
-type mark struct {
+// stallMark is the last time a position moved, or had nothing to do.
+type stallMark struct {
 	position string
 	moved    time.Time
 }
 
 // observe notes where a position is and whether work is pending before it, and
 // returns since when it has stood still; zero if it has not.
-func (s *stalls) observe(now time.Time, name, position string, pending bool) time.Duration {
+func (s *stallDetector) observe(now time.Time, name, position string, pending bool) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.marks == nil {
-		s.marks = map[string]mark{}
+		s.marks = map[string]stallMark{}
 	}
 	m, seen := s.marks[name]
 	if !seen || !pending || m.position != position {
-		s.marks[name] = mark{position, now}
+		s.marks[name] = stallMark{position, now}
 		return 0
 	}
 	return now.Sub(m.moved)
 }
 
-// stalled lists what has stood still for too long, as reasons not to be ready.
-func (s *stalls) stalled(now time.Time, r *statusReport) []string {
+// reasons lists what has stood still for too long, as reasons not to be ready.
+func (s *stallDetector) reasons(now time.Time, r *report) []string {
 	var reasons []string
 	if d := s.observe(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {
 		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", r.Source.LagBytes, d.Round(time.Second)))

@@ -34,12 +34,12 @@ func TestStalls(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var s stalls
+			var s stallDetector
 			var got []string
 			now := time.Unix(1_000_000, 0)
 			for _, l := range tc.looks {
 				now = now.Add(l.after)
-				got = s.stalled(now, &statusReport{
+				got = s.reasons(now, &report{
 					Source: sourceReport{AppliedLSN: l.lsn, LagBytes: l.lag},
 					Lanes:  []laneReport{{Partition: 3, Decided: l.decided, Shipped: l.shipped}},
 				})

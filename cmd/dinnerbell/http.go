@@ -19,7 +19,7 @@ import (
 
 // newHandler serves the read-only endpoints. report is called for each request
 // and must be cheap and safe to call concurrently.
-func newHandler(report func() statusReport, log *slog.Logger, more ...prometheus.Collector) http.Handler {
+func newHandler(report func() report, log *slog.Logger, more ...prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")

@@ -41,10 +41,10 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_expired":2,"campaigns_dead":1,"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
 
 // get asks a handler for one path.
-func get(t *testing.T, r statusReport, method, path string) *httptest.ResponseRecorder {
+func get(t *testing.T, r report, method, path string) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
-	h := newHandler(func() statusReport { return r }, slog.New(slog.DiscardHandler))
+	h := newHandler(func() report { return r }, slog.New(slog.DiscardHandler))
 	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, nil))
 	return w
 }
@@ -118,10 +118,10 @@ func TestHaltIsReported(t *testing.T) {
 
 func TestEndpoints(t *testing.T) {
 	t.Parallel()
-	ready := statusReport{Ready: true}
-	unready := statusReport{Reasons: []string{"source: connecting"}}
+	ready := report{Ready: true}
+	unready := report{Reasons: []string{"source: connecting"}}
 	for name, tc := range map[string]struct {
-		report       statusReport
+		report       report
 		method, path string
 		code         int
 		body         string
@@ -185,7 +185,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	w := httptest.NewRecorder()
 	r := newReport(m, s, true)
-	newHandler(func() statusReport { return r }, slog.New(slog.DiscardHandler), newFreshnessWaits()).
+	newHandler(func() report { return r }, slog.New(slog.DiscardHandler), newFreshnessWaits()).
 		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	names := func(pattern, text string) []string {
 		var out []string
@@ -243,7 +243,7 @@ func TestStatusForPeople(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var decoded statusReport
+	var decoded report
 	if err := json.Unmarshal(encoded, &decoded); err != nil {
 		t.Fatal(err)
 	}

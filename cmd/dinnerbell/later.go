@@ -8,14 +8,14 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// laterCmd stands for the commands that a later version brings. They take any
+// unavailableCmd stands for the commands that a later version brings. They take any
 // arguments and do nothing but say so.
-type laterCmd struct {
+type unavailableCmd struct {
 	Args []string `arg:"" optional:""`
 }
 
 // Run refuses.
-func (*laterCmd) Run(k *kong.Context) error {
+func (*unavailableCmd) Run(k *kong.Context) error {
 	return notAvailable(k.Selected().Name)
 }
 

@@ -26,24 +26,24 @@ func tuneGC(env config.Env) {
 	}
 }
 
-// leanPercent is the collector's while rows are loaded: then much of the heap is
+// loadPercent is the collector's while rows are loaded: then much of the heap is
 // alive, and the store's caches are full.
-const leanPercent = 100
+const loadPercent = 100
 
-// lean makes the collector sparing with memory while somebody asks for it.
-type lean struct {
+// loadGC makes the collector sparing with memory while somebody asks for it.
+type loadGC struct {
 	mu     sync.Mutex // guards below
 	asking int
 	before int // the percentage to go back to
 }
 
 // ask begins it; call done at the end.
-func (l *lean) ask() (done func()) {
+func (l *loadGC) ask() (done func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.asking++; l.asking == 1 {
-		l.before = debug.SetGCPercent(leanPercent)
-		if l.before >= 0 && l.before < leanPercent {
+		l.before = debug.SetGCPercent(loadPercent)
+		if l.before >= 0 && l.before < loadPercent {
 			debug.SetGCPercent(l.before)
 		}
 	}

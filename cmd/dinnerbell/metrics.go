@@ -11,7 +11,7 @@ import (
 // newRegistry has the daemon's metrics: the status, read at each scrape, what more
 // is counted elsewhere, and the standard metrics of a Go process, under their
 // standard names.
-func newRegistry(report func() statusReport, more ...prometheus.Collector) *prometheus.Registry {
+func newRegistry(report func() report, more ...prometheus.Collector) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
 		statusCollector{report},
@@ -60,54 +60,54 @@ func newFreshnessWaits() prometheus.Histogram {
 	})
 }
 
-func desc(name, help string, labels ...string) *prometheus.Desc {
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("dinnerbell_"+name, help, labels, nil)
 }
 
 var (
-	descBuild     = desc("build_info", "1; the labels say what runs.", "version", "commit", "go")
-	descReady     = desc("ready", "1 when the snapshot is complete, the stream advances and lanes are owned.")
-	descHalted    = desc("halted", "1 when a part waits for an operator; see halted in /api/status.")
-	descSource    = desc("source_state", "1 for the state that the mirror of the subscriptions is in.", "state")
-	descSlot      = desc("slot_wal_status", "1 for the slot's wal_status: an unreserved one may be lost at the next checkpoint, a lost one needs a new snapshot.", "status")
-	descHeld      = desc("slot_held_bytes", "WAL that the source keeps for the slot.")
-	descSafe      = desc("slot_safe_bytes", "WAL that may still be written before the slot may be lost; absent without max_slot_wal_keep_size.")
-	descLag       = desc("source_lag_bytes", "WAL of the source that is not applied here yet.")
-	descFailovers = desc("source_failovers_total", "Promoted servers that were followed without a new snapshot.")
-	descSubs      = desc("subscriptions", "Rows of the subscriptions table held locally.")
-	descFreshness = desc("freshness_seconds", "How long the last campaign waited for the subscriptions to be fresh.")
-	descState     = desc("state", "1 for the condition that the local state is in: ok, rebuilding or disk_full.", "condition")
-	descFree      = desc("state_free_bytes", "Free bytes of the disk that state.dir lies on.")
-	descReserve   = desc("state_reserve_bytes", "Bytes of that disk that are left alone; below, changes of the subscriptions wait.")
-	descAside     = desc("state_quarantines_total", "Damaged local states that were set aside since the daemon started.")
-	descEpoch     = desc("lane_epoch", "Takeovers of the lane.", "partition")
-	descDecided   = desc("lane_decided", "Last step of the lane that is in Postgres.", "partition")
-	descShipped   = desc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
-	descOffset    = desc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
-	descHeldBack  = desc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the lane's campaigns from being read.", "partition")
-	descCampaigns = desc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
-	descExpired   = desc("campaigns_expired_total", "Campaigns that this process received after their end.")
-	descDead      = desc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
-	descOlder     = desc("campaigns_older_total", "Messages that did nothing, since this process had a newer one of their campaign.")
-	descAlone     = desc("campaigns_without_audience_total", "Campaigns of this process whose restaurant had no subscription.")
-	descBadIDs    = desc("bad_ids_total", "Subscriptions whose client or restaurant cannot be an id.")
-	descNullIDs   = desc("null_ids_total", "Rows whose client or restaurant is NULL, which are no subscriptions.")
-	descSkew      = desc("clock_skew_seconds", "How far this machine's clock was ahead of Postgres' at the start; campaigns start and end by it.")
-	descTooLong   = desc("unservable_clients_total", "Clients left out because their id is too long.")
-	descConflicts = desc("conflicts_total", "Steps that met clients who had been notified before.")
-	descMisses    = desc("delivered_misses_total", "Clients whom Postgres knew to have a campaign and the delivered cache did not.")
-	descCkAge     = desc("checkpoint_age_seconds", "Time since the newest checkpoint of the local state was made.")
-	descCkLSN     = desc("checkpoint_lsn", "Position that the newest checkpoint stands for, as a number of bytes.")
-	descCkHeld    = desc("checkpoint_held_back_bytes", "WAL that is durable here and not acknowledged for want of a checkpoint.")
-	descCkFailed  = desc("checkpoint_failed", "1 while the last attempt at a checkpoint failed; see checkpoint in /api/status.")
-	descNotified  = desc("notifications_total", "Notifications that this process decided (in Postgres) and shipped (in Kafka).", "stage")
-	descOfLanes   = desc("lanes_notifications", "Notifications decided and shipped since the deployment began, of the lanes that this process owns now.", "stage")
-	descEnded     = desc("lanes_campaigns", "Expired and dead messages since the deployment began, of the lanes that this process owns now.", "outcome")
+	descBuild     = newDesc("build_info", "1; the labels say what runs.", "version", "commit", "go")
+	descReady     = newDesc("ready", "1 when the snapshot is complete, the stream advances and lanes are owned.")
+	descHalted    = newDesc("halted", "1 when a part waits for an operator; see halted in /api/status.")
+	descSource    = newDesc("source_state", "1 for the state that the mirror of the subscriptions is in.", "state")
+	descSlot      = newDesc("slot_wal_status", "1 for the slot's wal_status: an unreserved one may be lost at the next checkpoint, a lost one needs a new snapshot.", "status")
+	descHeld      = newDesc("slot_held_bytes", "WAL that the source keeps for the slot.")
+	descSafe      = newDesc("slot_safe_bytes", "WAL that may still be written before the slot may be lost; absent without max_slot_wal_keep_size.")
+	descLag       = newDesc("source_lag_bytes", "WAL of the source that is not applied here yet.")
+	descFailovers = newDesc("source_failovers_total", "Promoted servers that were followed without a new snapshot.")
+	descSubs      = newDesc("subscriptions", "Rows of the subscriptions table held locally.")
+	descFreshness = newDesc("freshness_seconds", "How long the last campaign waited for the subscriptions to be fresh.")
+	descState     = newDesc("state", "1 for the condition that the local state is in: ok, rebuilding or disk_full.", "condition")
+	descFree      = newDesc("state_free_bytes", "Free bytes of the disk that state.dir lies on.")
+	descReserve   = newDesc("state_reserve_bytes", "Bytes of that disk that are left alone; below, changes of the subscriptions wait.")
+	descAside     = newDesc("state_quarantines_total", "Damaged local states that were set aside since the daemon started.")
+	descEpoch     = newDesc("lane_epoch", "Takeovers of the lane.", "partition")
+	descDecided   = newDesc("lane_decided", "Last step of the lane that is in Postgres.", "partition")
+	descShipped   = newDesc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
+	descOffset    = newDesc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
+	descHeldBack  = newDesc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the lane's campaigns from being read.", "partition")
+	descCampaigns = newDesc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
+	descExpired   = newDesc("campaigns_expired_total", "Campaigns that this process received after their end.")
+	descDead      = newDesc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
+	descOlder     = newDesc("campaigns_older_total", "Messages that did nothing, since this process had a newer one of their campaign.")
+	descAlone     = newDesc("campaigns_without_audience_total", "Campaigns of this process whose restaurant had no subscription.")
+	descBadIDs    = newDesc("bad_ids_total", "Subscriptions whose client or restaurant cannot be an id.")
+	descNullIDs   = newDesc("null_ids_total", "Rows whose client or restaurant is NULL, which are no subscriptions.")
+	descSkew      = newDesc("clock_skew_seconds", "How far this machine's clock was ahead of Postgres' at the start; campaigns start and end by it.")
+	descTooLong   = newDesc("unservable_clients_total", "Clients left out because their id is too long.")
+	descConflicts = newDesc("conflicts_total", "Steps that met clients who had been notified before.")
+	descMisses    = newDesc("delivered_misses_total", "Clients whom Postgres knew to have a campaign and the delivered cache did not.")
+	descCkAge     = newDesc("checkpoint_age_seconds", "Time since the newest checkpoint of the local state was made.")
+	descCkLSN     = newDesc("checkpoint_lsn", "Position that the newest checkpoint stands for, as a number of bytes.")
+	descCkHeld    = newDesc("checkpoint_held_back_bytes", "WAL that is durable here and not acknowledged for want of a checkpoint.")
+	descCkFailed  = newDesc("checkpoint_failed", "1 while the last attempt at a checkpoint failed; see checkpoint in /api/status.")
+	descNotified  = newDesc("notifications_total", "Notifications that this process decided (in Postgres) and shipped (in Kafka).", "stage")
+	descOfLanes   = newDesc("lanes_notifications", "Notifications decided and shipped since the deployment began, of the lanes that this process owns now.", "stage")
+	descEnded     = newDesc("lanes_campaigns", "Expired and dead messages since the deployment began, of the lanes that this process owns now.", "outcome")
 )
 
 // statusCollector turns one status into metrics, so that the dashboard and
 // /api/status cannot disagree.
-type statusCollector struct{ report func() statusReport }
+type statusCollector struct{ report func() report }
 
 // Describe sends nothing: lanes come and go.
 func (statusCollector) Describe(chan<- *prometheus.Desc) {}
@@ -122,8 +122,8 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	r, b := c.report(), thisBuild()
 	gauge(descBuild, 1, b.Version, b.Commit, b.Go)
-	gauge(descReady, flag(r.Ready))
-	gauge(descHalted, flag(r.Halted != nil))
+	gauge(descReady, boolValue(r.Ready))
+	gauge(descHalted, boolValue(r.Halted != nil))
 	gauge(descSource, 1, r.Source.State)
 	if r.Source.SlotWALStatus != "" {
 		gauge(descSlot, 1, r.Source.SlotWALStatus)
@@ -146,14 +146,14 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descDecided, float64(l.Decided), p)
 		gauge(descShipped, float64(l.Shipped), p)
 		gauge(descOffset, float64(l.NextOffset), p)
-		gauge(descHeldBack, flag(l.HeldByTransaction != ""), p)
+		gauge(descHeldBack, boolValue(l.HeldByTransaction != ""), p)
 	}
 	if r.Checkpoint.ID != "" {
 		gauge(descCkAge, r.Checkpoint.AgeSeconds)
 		gauge(descCkLSN, float64(r.Checkpoint.LSN))
 	}
 	gauge(descCkHeld, float64(r.Checkpoint.HeldBackBytes))
-	gauge(descCkFailed, flag(r.Checkpoint.LastError != ""))
+	gauge(descCkFailed, boolValue(r.Checkpoint.LastError != ""))
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)
@@ -175,7 +175,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descEnded, float64(r.Campaigns.Dead), "dead")
 }
 
-func flag(b bool) float64 {
+func boolValue(b bool) float64 {
 	if b {
 		return 1
 	}

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// onDisk names the file system that a folder lies on, for a person who has to
+// filesystemOf names the file system that a folder lies on, for a person who has to
 // look after a disk: " (/dev/sda1, mounted on /var)". It is empty where the
 // system does not tell.
-func onDisk(dir string) string {
+func filesystemOf(dir string) string {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return ""
@@ -28,7 +28,7 @@ func onDisk(dir string) string {
 		if !ok || len(front) < 5 || len(back) < 2 {
 			continue
 		}
-		if point := front[4]; len(point) >= len(at) && within(abs, point) { // a later one lies over an earlier one
+		if point := front[4]; len(point) >= len(at) && isWithin(abs, point) { // a later one lies over an earlier one
 			device, at = back[1], point
 		}
 	}
@@ -38,6 +38,6 @@ func onDisk(dir string) string {
 	return " (" + device + ", mounted on " + at + ")"
 }
 
-func within(path, dir string) bool {
+func isWithin(path, dir string) bool {
 	return dir == "/" || path == dir || strings.HasPrefix(path, dir+"/")
 }

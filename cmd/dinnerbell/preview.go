@@ -39,7 +39,7 @@ func (c *previewCmd) Run(ctx context.Context, a *app) error {
 	}
 	var p stream.Preview
 	shown := terminal.NewProgress(a.stderr, "clients")
-	err = callDaemon(ctx, cfg.State.Dir, "preview", previewArguments{value}, heard{progress: shown.Update, result: &p})
+	err = callDaemon(ctx, cfg.State.Dir, "preview", previewArguments{value}, replyHandler{progress: shown.Update, result: &p})
 	shown.Finish()
 	if err != nil {
 		return err
@@ -84,7 +84,7 @@ func (d *daemon) preview(ctx context.Context, c *call) (any, error) {
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	p, err := d.halves().service.Preview(ctx, args.Value)
+	p, err := d.engine().service.Preview(ctx, args.Value)
 	if err != nil {
 		return nil, fmt.Errorf("preview: %w", err)
 	}

@@ -37,7 +37,7 @@ func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
 	}
 	shown := terminal.NewProgress(a.stderr, "rows")
 	var r rebuildResult
-	err = callDaemon(ctx, cfg.State.Dir, "rebuild", nil, heard{progress: shown.Update, result: &r})
+	err = callDaemon(ctx, cfg.State.Dir, "rebuild", nil, replyHandler{progress: shown.Update, result: &r})
 	shown.Finish()
 	if errors.Is(err, errNoDaemon) {
 		return fmt.Errorf("%w, or rebuild without it: dinnerbell rebuild --offline", err)
@@ -82,9 +82,9 @@ func (c *rebuildCmd) print(a *app, r rebuildResult) error {
 
 // rebuild is the daemon's side: an [action].
 func (d *daemon) rebuild(ctx context.Context, c *call) (any, error) {
-	mirror := d.halves().mirror
+	mirror := d.engine().mirror
 	began := time.Now()
-	defer d.lean.ask()()
+	defer d.gc.ask()()
 	defer c.showWork(mirror)()
 	done, err := mirror.RebuildOnline(ctx)
 	if err != nil {

@@ -43,7 +43,7 @@ func (c *replayCmd) Run(ctx context.Context, a *app) error {
 	}
 	var r stream.ReplayReport
 	shown := terminal.NewProgress(a.stderr, "messages")
-	err = callDaemon(ctx, cfg.State.Dir, "replay", args, heard{progress: shown.Update, result: &r})
+	err = callDaemon(ctx, cfg.State.Dir, "replay", args, replyHandler{progress: shown.Update, result: &r})
 	shown.Finish()
 	if err != nil {
 		return err
@@ -114,7 +114,7 @@ func (d *daemon) replay(ctx context.Context, c *call) (any, error) {
 		}
 		req.From.Offsets = m.NextOffsets
 	}
-	r, err := d.halves().service.Replay(ctx, req, c.progress)
+	r, err := d.engine().service.Replay(ctx, req, c.progress)
 	if err != nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}

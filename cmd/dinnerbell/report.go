@@ -13,9 +13,9 @@ import (
 	"dinnerbell/stream"
 )
 
-// statusReport is the body of /api/status and of `status --json`. Its keys are part of
+// report is the body of /api/status and of `status --json`. Its keys are part of
 // the contract; reasons, state, halted and the like beside them are additions.
-type statusReport struct {
+type report struct {
 	Ready   bool   `json:"ready"`
 	Version string `json:"version"`
 	// Reasons say why it is not ready.
@@ -120,24 +120,24 @@ type haltReport struct {
 }
 
 // report is the daemon's status now. It is cheap and may be called at any time.
-func (d *daemon) report() statusReport {
-	h := d.halves()
+func (d *daemon) report() report {
+	h := d.engine()
 	_, complete := h.store.Source()
 	m, s := h.mirror.Status(), h.service.Status()
 	h.before.addTo(&m, &s)
 	r := newReport(m, s, complete)
 	d.reportState(&r, h, complete)
-	r.Reasons = append(r.Reasons, d.stalls.stalled(time.Now(), &r)...)
+	r.Reasons = append(r.Reasons, d.stalls.reasons(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
 	// Anybody may read it.
-	eachText(reflect.ValueOf(&r), func(s string) string { return oneLine(d.cfg.Hide(s)) })
+	rewriteStrings(reflect.ValueOf(&r), func(s string) string { return oneLine(d.cfg.Hide(s)) })
 	return r
 }
 
 // newReport puts the two halves together. complete tells whether the local
 // state holds a whole snapshot. Reasons lack what only time can tell: stalls.
-func newReport(m cdc.Status, s stream.Status, complete bool) statusReport {
-	r := statusReport{
+func newReport(m cdc.Status, s stream.Status, complete bool) report {
+	r := report{
 		Version: version,
 		Source: sourceReport{
 			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: m.LagBytes,
@@ -190,22 +190,22 @@ func round1(x float64) float64 { return math.Round(10*x) / 10 }
 // oneLine bounds a text that somebody else made and makes one line of it.
 func oneLine(s string) string { return logging.Line(s) }
 
-// eachText changes every string in v, which points to a report.
-func eachText(v reflect.Value, change func(string) string) {
+// rewriteStrings changes every string in v, which points to a report.
+func rewriteStrings(v reflect.Value, change func(string) string) {
 	switch v.Kind() {
 	case reflect.Pointer:
 		if !v.IsNil() {
-			eachText(v.Elem(), change)
+			rewriteStrings(v.Elem(), change)
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if v.Type().Field(i).IsExported() {
-				eachText(v.Field(i), change)
+				rewriteStrings(v.Field(i), change)
 			}
 		}
 	case reflect.Slice:
 		for i := range v.Len() {
-			eachText(v.Index(i), change)
+			rewriteStrings(v.Index(i), change)
 		}
 	case reflect.String:
 		v.SetString(change(v.String()))

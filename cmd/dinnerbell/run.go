@@ -40,7 +40,7 @@ func (c *runCmd) Run(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	d := newDaemon(cfg, store, log)
-	defer func() { err = errors.Join(err, d.halves().close()) }()
+	defer func() { err = errors.Join(err, d.engine().close()) }()
 	l, err := listen(ctx, cfg)
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func stateOptions(cfg *config.Config, log *slog.Logger) state.Options {
 // why; the next start recovers.
 func endAtOnce(cfg *config.Config, log *slog.Logger, message string) {
 	log.Error("the local state cannot be written; the process ends, and the next start recovers",
-		"state_dir", cfg.State.Dir, "disk", strings.TrimSpace(onDisk(cfg.State.Dir)), "reason", message)
+		"state_dir", cfg.State.Dir, "disk", strings.TrimSpace(filesystemOf(cfg.State.Dir)), "reason", message)
 	os.Exit(exitFailed)
 }
 
@@ -111,10 +111,10 @@ type listeners struct{ tcp, socket net.Listener }
 type daemon struct {
 	cfg     *config.Config
 	log     *slog.Logger
-	present atomic.Pointer[halves]
-	stalls  stalls
-	damages damages
-	lean    lean
+	current atomic.Pointer[engine]
+	stalls  stallDetector
+	damage  damageHistory
+	gc      loadGC
 	waits   prometheus.Histogram // of the joins, for freshness
 }
 
@@ -122,9 +122,9 @@ type daemon struct {
 func newDaemon(cfg *config.Config, store *state.Store, log *slog.Logger) *daemon {
 	d := &daemon{cfg: cfg, log: log, waits: newFreshnessWaits()}
 	if _, aside := store.SetAside(); aside {
-		d.damages.add(time.Now())
+		d.damage.add(time.Now())
 	}
-	d.take(store)
+	d.newEngine(store)
 	return d
 }
 
@@ -177,17 +177,17 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 	g.Go(func() error { return serveHTTP(httpCtx, control, d.log, l.socket, 0) })
 	g.Go(func() error {
 		defer stopHTTP()
-		return d.workOn(gctx)
+		return d.runEngines(gctx)
 	})
 	return g.Wait()
 }
 
-// workOn runs halves until ctx ends or one of them ends for good. A damaged
+// runEngines runs halves until ctx ends or one of them ends for good. A damaged
 // store is not the end: it is replaced, and the work goes on.
-func (d *daemon) workOn(ctx context.Context) error {
-	h := d.halves()
+func (d *daemon) runEngines(ctx context.Context) error {
+	h := d.engine()
 	for {
-		err := d.work(ctx, h)
+		err := d.runEngine(ctx, h)
 		if ctx.Err() != nil || h.store.Damage() == nil {
 			return err
 		}
@@ -197,9 +197,9 @@ func (d *daemon) workOn(ctx context.Context) error {
 	}
 }
 
-// work runs both halves until ctx ends, one of them ends for good, or the store
+// runEngine runs both halves until ctx ends, one of them ends for good, or the store
 // is found damaged.
-func (d *daemon) work(ctx context.Context, h *halves) error {
+func (d *daemon) runEngine(ctx context.Context, h *engine) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		err := h.mirror.Run(gctx)
@@ -224,8 +224,8 @@ func (d *daemon) work(ctx context.Context, h *halves) error {
 			return nil
 		}
 	})
-	g.Go(func() error { return d.watch(gctx) })
-	g.Go(func() error { return d.settle(gctx, h) })
+	g.Go(func() error { return d.logReadiness(gctx) })
+	g.Go(func() error { return d.dropReplaced(gctx, h) })
 	g.Go(func() error {
 		select {
 		case <-h.store.Damaged():
@@ -237,9 +237,9 @@ func (d *daemon) work(ctx context.Context, h *halves) error {
 	return g.Wait()
 }
 
-// watch looks at the status now and then, so that a stall is seen even if nobody
+// logReadiness looks at the status now and then, so that a stall is seen even if nobody
 // asks, and logs when readiness changes.
-func (d *daemon) watch(ctx context.Context) error {
+func (d *daemon) logReadiness(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	ready := false
@@ -267,7 +267,7 @@ const standstill = 10 * time.Second
 // awaitStandstill returns once the stream has done what it still can without
 // the mirror: steps that are decided are shipped, campaigns whose audience is
 // known are finished. New campaigns wait at the barrier for ever.
-func (h *halves) awaitStandstill(ctx context.Context) {
+func (h *engine) awaitStandstill(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	last, since := h.service.Status().Notifications, time.Now()

@@ -28,7 +28,7 @@ func socketPath(stateDir string) (string, error) {
 		if !filepath.IsAbs(abs) {
 			abs = filepath.Join(wd, path)
 		}
-		for _, other := range []string{abs, relative(wd, abs)} {
+		for _, other := range []string{abs, relativePath(wd, abs)} {
 			if len(other) < len(path) {
 				path = other
 			}
@@ -42,7 +42,7 @@ func socketPath(stateDir string) (string, error) {
 	return path, nil
 }
 
-func relative(from, to string) string {
+func relativePath(from, to string) string {
 	r, err := filepath.Rel(from, to)
 	if err != nil {
 		return to

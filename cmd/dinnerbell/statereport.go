@@ -28,14 +28,14 @@ type stateReport struct {
 }
 
 // reportState adds the local state to a report, and what it means for the rest.
-func (d *daemon) reportState(r *statusReport, h *halves, complete bool) {
-	r.State.Quarantines = d.damages.count()
+func (d *daemon) reportState(r *report, h *engine, complete bool) {
+	r.State.Quarantines = d.damage.count()
 	if disk, ok := h.store.Disk(); ok {
 		r.State.FreeBytes, r.State.ReserveBytes = disk.Free, disk.Reserve
 		if disk.Short() {
 			r.State.Condition = conditionDiskFull
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: the disk is almost full: %s are free in %s%s and %s are kept in reserve (state.reserve); changes of the subscriptions wait until there is room",
-				terminal.Bytes(disk.Free), d.cfg.State.Dir, onDisk(d.cfg.State.Dir), terminal.Bytes(disk.Reserve)))
+				terminal.Bytes(disk.Free), d.cfg.State.Dir, filesystemOf(d.cfg.State.Dir), terminal.Bytes(disk.Reserve)))
 		}
 	}
 	aside, was := h.store.SetAside()

@@ -31,7 +31,7 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	var r statusReport
+	var r report
 	if err := json.Unmarshal(body, &r); err != nil {
 		return fmt.Errorf("read answer of the daemon: %w", err)
 	}
@@ -48,10 +48,10 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 
 // verdict is the error that the status ends the command with: exit 3 where a part
 // waits for an operator, 1 where the daemon is not ready.
-func (r *statusReport) verdict() error {
+func (r *report) verdict() error {
 	switch {
 	case r.Halted != nil:
-		return &daemonError{message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), exit: exitHalted}
+		return &remoteError{message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), exit: exitHalted}
 	case !r.Ready:
 		return fmt.Errorf("not ready: %s", strings.Join(r.Reasons, "; "))
 	}
@@ -59,7 +59,7 @@ func (r *statusReport) verdict() error {
 }
 
 // printStatus is for people: what matters first, lanes as a table.
-func printStatus(out io.Writer, r *statusReport) error {
+func printStatus(out io.Writer, r *report) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(oneLine(fmt.Sprintf(format, args...)))) // Flush reports errors

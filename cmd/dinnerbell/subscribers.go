@@ -37,7 +37,7 @@ func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
 	}
 	out := bufio.NewWriterSize(a.stdout, 64<<10)
 	var count int64
-	err = callDaemon(ctx, cfg.State.Dir, "subscribers", subscribersArguments{c.Restaurant, c.Count}, heard{
+	err = callDaemon(ctx, cfg.State.Dir, "subscribers", subscribersArguments{c.Restaurant, c.Count}, replyHandler{
 		item: func(v json.RawMessage) error {
 			var page []string
 			if err := json.Unmarshal(v, &page); err != nil {
@@ -100,7 +100,7 @@ func (d *daemon) subscribers(ctx context.Context, c *call) (any, error) {
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	return subscribers(ctx, d.halves().store, args, func(page []string) error { return c.item(page) })
+	return subscribers(ctx, d.engine().store, args, func(page []string) error { return c.item(page) })
 }
 
 // subscribersPage is how many clients travel together.

@@ -65,7 +65,7 @@ func (c *verifyCmd) Run(ctx context.Context, a *app) error {
 	}
 	shown := terminal.NewProgress(a.stderr, "rows")
 	var r verifyResult
-	err = callDaemon(ctx, cfg.State.Dir, "verify", verifyArguments{c.Repair, c.Limit}, heard{
+	err = callDaemon(ctx, cfg.State.Dir, "verify", verifyArguments{c.Repair, c.Limit}, replyHandler{
 		progress: shown.Update, result: &r,
 		item: func(text json.RawMessage) error { return c.printItem(a.stdout, text) },
 	})
@@ -157,7 +157,7 @@ func (d *daemon) verify(ctx context.Context, c *call) (any, error) {
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	mirror := d.halves().mirror
+	mirror := d.engine().mirror
 	defer c.showWork(mirror)()
 	shown := 0
 	v, err := mirror.Verify(ctx, args.Repair, func(diff *state.Difference) error {

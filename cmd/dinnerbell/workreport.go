@@ -35,8 +35,8 @@ func (w *workReport) String() string {
 }
 
 var (
-	descWorkRows  = desc("source_work_rows", "Rows of the table that a rebuild or a verification under way has read.", "kind")
-	descWorkTotal = desc("source_work_rows_expected", "Rows of the table that it will have read, as Postgres estimates.", "kind")
+	descWorkRows  = newDesc("source_work_rows", "Rows of the table that a rebuild or a verification under way has read.", "kind")
+	descWorkTotal = newDesc("source_work_rows_expected", "Rows of the table that it will have read, as Postgres estimates.", "kind")
 )
 
 // collectWork turns it into metrics; there are none while nothing is under way.
