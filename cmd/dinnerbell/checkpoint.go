@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -14,6 +13,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -70,7 +70,7 @@ func ownBytes(dir string, m *state.Manifest) int64 {
 // asked, because of err.
 func (s *savedState) judged(m *state.Manifest, judge func(state.Source, id.LSN) string, err error) {
 	if judge == nil {
-		s.Reason = oneLine(err.Error())
+		s.Reason = logging.Line(err.Error())
 		return
 	}
 	s.Reason = judge(m.Source, m.EndLSN)
@@ -125,7 +125,7 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 	if _, err := os.Stat(cfg.State.Dir); err != nil {
 		return saved, fmt.Errorf("no local state: %w", err)
 	}
-	store, err := openState(cfg, a.logger(cfg), nil)
+	store, err := openState(cfg, a.logger(cfg), version, nil)
 	if err != nil {
 		return saved, err
 	}
@@ -137,17 +137,16 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 	return newSavedState(cfg.State.Dir, m), nil
 }
 
-// checkpoint is the daemon's side. A large transaction that is being applied
+// saveCheckpoint is the daemon's side: an engineAction. A large transaction that is being applied
 // makes it wait for its end.
-func (d *daemon) checkpoint(ctx context.Context, _ *call) (any, error) {
-	h := d.engine()
+func saveCheckpoint(ctx context.Context, e *engine, _ *call) (any, error) {
 	for {
-		m, err := h.store.Checkpoint(state.CauseAsked, h.nextOffsets())
-		if _, loaded := h.store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {
+		m, err := e.store.Checkpoint(state.CauseAsked, e.nextOffsets())
+		if _, loaded := e.store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {
 			if err != nil {
 				return nil, err
 			}
-			return newSavedState(d.cfg.State.Dir, m), nil
+			return newSavedState(e.cfg.State.Dir, m), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -155,17 +154,6 @@ func (d *daemon) checkpoint(ctx context.Context, _ *call) (any, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-}
-
-// nextOffsets are those of the lanes that this daemon owns.
-func (h *engine) nextOffsets() map[int32]int64 {
-	offsets := map[int32]int64{}
-	for _, l := range h.service.Status().Lanes {
-		if l.Epoch > 0 { // else it has not read its place yet
-			offsets[l.Partition] = l.NextOffset
-		}
-	}
-	return offsets
 }
 
 // checkpointListCmd lists what is saved.
@@ -251,7 +239,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 	log := a.logger(cfg)
 	shown := terminal.NewProgress(a.stderr, "")
 	shown.Spin("reading all rows")
-	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, stateOptions(cfg, log))
+	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, stateOptions(cfg, log, version))
 	shown.Finish()
 	if err != nil {
 		return err
@@ -283,60 +271,4 @@ func (r *restoredState) print(out io.Writer) error {
 	}
 	_, err := io.WriteString(out, text)
 	return err
-}
-
-// dropReplaced removes what a restore has replaced, once the mirror has caught up and
-// all rows were found good.
-func (d *daemon) dropReplaced(ctx context.Context, h *engine) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		names, err := h.store.Replaced()
-		if err != nil || len(names) == 0 {
-			return err
-		}
-		if h.mirror.Status().State == cdc.StateStreaming {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-	names, err := h.store.DropReplaced(ctx)
-	switch {
-	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store tells of that itself
-		return nil
-	case errors.Is(err, fs.ErrPermission):
-		d.log.Warn("cannot remove the state that a restore has replaced", "error", err)
-		return nil
-	case err != nil:
-		return err
-	}
-	d.log.Info("the restored state has caught up and its rows are good; what it replaced is removed", "removed", names)
-	return nil
-}
-
-// checkpointReport is the newest checkpoint, in the status.
-type checkpointReport struct {
-	ID         string    `json:"id,omitempty"`
-	LSN        id.LSN    `json:"lsn"`
-	Made       time.Time `json:"made,omitzero"`
-	AgeSeconds float64   `json:"age_seconds"`
-	// HeldBackBytes is WAL that is durable here and not acknowledged, because no
-	// checkpoint stands for it yet.
-	HeldBackBytes int64 `json:"held_back_bytes"`
-	// LastError is why the last one failed; "" once one succeeded again.
-	LastError string `json:"last_error,omitempty"`
-}
-
-func newCheckpointReport(m cdc.Status) checkpointReport {
-	r := checkpointReport{
-		ID: m.Checkpoint.ID, LSN: m.Checkpoint.LSN, Made: m.Checkpoint.Made, HeldBackBytes: m.Checkpoint.HeldBack, LastError: oneLine(m.Checkpoint.Error),
-	}
-	if r.ID != "" {
-		r.AgeSeconds = time.Since(r.Made).Seconds()
-	}
-	return r
 }

@@ -25,12 +25,13 @@ import (
 // An answer without a last line was cut: the daemon ended. An action ends when
 // its client goes away (Ctrl-C in the command) or the daemon begins to drain.
 //
-// To add one: write `func (d *daemon) name(ctx context.Context, c *call) (result any, err error)`,
-// list it in [daemon.actions], and call it with [callDaemon]. The store, mirror and
-// service of [daemon.engine] stay open while it runs; ctx ends when they must not.
+// This package knows no action: the daemon brings them.
 
 // errDraining: the daemon was asked to end while it did the action.
 var errDraining = errors.New("the daemon is being stopped")
+
+// errArguments: the arguments of an action are not what it takes.
+var errArguments = errors.New("read arguments")
 
 // controlPath begins the path of every action.
 const controlPath = "/control/"
@@ -38,18 +39,6 @@ const controlPath = "/control/"
 // action does what a client asks for. The result becomes the last line; an error
 // takes its exit code to the client with it. ctx ends as said above.
 type action func(ctx context.Context, c *call) (result any, err error)
-
-// actions are what this daemon can be asked for, by the name in the path.
-func (d *daemon) actions() map[string]action {
-	return map[string]action{
-		"checkpoint":  d.checkpoint,
-		"rebuild":     d.rebuild,
-		"preview":     d.preview,
-		"replay":      d.replay,
-		"subscribers": d.subscribers,
-		"verify":      d.verify,
-	}
-}
 
 // answerLine is one line of an answer; one of its fields is set.
 type answerLine struct {
@@ -81,9 +70,17 @@ const (
 	maxArguments = 1 << 20
 )
 
+// server is what all actions of a daemon share.
+type server struct {
+	base     context.Context     //nolint:containedctx // ends when the daemon begins to drain
+	exitCode func(err error) int // the code that the command ends with
+	log      *slog.Logger
+}
+
 // newSocketHandler serves the actions beside the read-only endpoints. Actions
-// end with ctx.
-func newSocketHandler(ctx context.Context, readOnly http.Handler, actions map[string]action, log *slog.Logger) http.Handler {
+// end with ctx. exitCode gives the code that a command ends with after an error.
+func newSocketHandler(ctx context.Context, readOnly http.Handler, actions map[string]action, exitCode func(error) int, log *slog.Logger) http.Handler {
+	s := &server{base: ctx, exitCode: exitCode, log: log}
 	mux := http.NewServeMux()
 	mux.Handle("/", readOnly)
 	mux.HandleFunc("POST "+controlPath, func(w http.ResponseWriter, _ *http.Request) {
@@ -91,14 +88,14 @@ func newSocketHandler(ctx context.Context, readOnly http.Handler, actions map[st
 	})
 	for name, do := range actions {
 		mux.HandleFunc("POST "+controlPath+name, func(w http.ResponseWriter, r *http.Request) {
-			serveAction(ctx, w, r, do, log.With("action", name))
+			s.serve(w, r, do, s.log.With("action", name))
 		})
 	}
 	return mux
 }
 
-// serveAction runs one action. base ends when the daemon begins to drain.
-func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, do action, log *slog.Logger) {
+// serve runs one action.
+func (s *server) serve(w http.ResponseWriter, r *http.Request, do action, log *slog.Logger) {
 	// The server's own deadlines are for short answers. A read deadline that
 	// passes would even end r.Context(), as a client does that goes away.
 	rc := http.NewResponseController(w)
@@ -109,7 +106,7 @@ func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, d
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	defer context.AfterFunc(base, func() { cancel(errDraining) })()
+	defer context.AfterFunc(s.base, func() { cancel(errDraining) })()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
 	c := &call{body: args, w: w, rc: rc}
@@ -121,7 +118,7 @@ func serveAction(base context.Context, w http.ResponseWriter, r *http.Request, d
 	if err == nil {
 		err = c.finish(result)
 	} else {
-		_ = c.write(answerLine{Error: &errorLine{Message: err.Error(), Exit: exitCode(err)}}, true) // the client has gone
+		_ = c.write(answerLine{Error: &errorLine{Message: err.Error(), Exit: s.exitCode(err)}}, true) // the client has gone
 	}
 	if err != nil {
 		log.Warn("action failed", "took", time.Since(began), "error", err)
@@ -165,7 +162,7 @@ func (c *call) args(v any) error {
 		return nil
 	}
 	if err := json.Unmarshal(c.body, v); err != nil {
-		return fmt.Errorf("%w: read arguments: %w", errUsage, err)
+		return fmt.Errorf("%w: %w", errArguments, err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -13,9 +14,28 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"dinnerbell/state"
 )
+
+// errForeign stands for an error that exits with 3.
+var errForeign = errors.New("foreign state")
+
+func testExitCode(err error) int {
+	switch {
+	case errors.Is(err, errForeign):
+		return 3
+	case errors.Is(err, errArguments):
+		return 2
+	}
+	return 1
+}
+
+// exitOf returns the exit code that came with an error of the daemon, or 1.
+func exitOf(err error) int {
+	if remote, ok := errors.AsType[*remoteError](err); ok {
+		return remote.exit
+	}
+	return 1
+}
 
 // serveActions serves actions on a socket and returns its folder. drain does
 // what a daemon does that is asked to end.
@@ -29,9 +49,11 @@ func serveActions(t *testing.T, actions map[string]action) (dir string, drain fu
 	log := slog.New(slog.DiscardHandler)
 	base, drain := context.WithCancel(context.WithoutCancel(t.Context()))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	readOnly := newHandler(func() report { return report{} }, log)
+	readOnly := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	ended := make(chan error, 1)
-	go func() { ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, log), log, l, 0) }()
+	go func() {
+		ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, testExitCode, log), log, l, 0)
+	}()
 	t.Cleanup(func() {
 		drain()
 		cancel()
@@ -58,7 +80,7 @@ func TestAction(t *testing.T) {
 			}
 			return args.Count, nil
 		},
-		"foreign": func(context.Context, *call) (any, error) { return nil, state.ErrForeign },
+		"foreign": func(context.Context, *call) (any, error) { return nil, errForeign },
 		"fail":    func(context.Context, *call) (any, error) { return nil, errors.New("no luck") },
 		"nothing": func(context.Context, *call) (any, error) { return nil, nil }, //nolint:nilnil // an action without a result
 	})
@@ -84,12 +106,12 @@ func TestAction(t *testing.T) {
 	for name, want := range map[string]struct {
 		exit int
 		text string
-	}{"foreign": {3, "not a dinnerbell state directory"}, "fail": {1, "no luck"}, "unknown": {1, "no such action"}} {
-		if err := callDaemon(t.Context(), dir, name, nil, replyHandler{}); exitCode(err) != want.exit || !strings.Contains(err.Error(), want.text) {
-			t.Errorf("%s: exit %d: %v", name, exitCode(err), err)
+	}{"foreign": {3, "foreign state"}, "fail": {1, "no luck"}, "unknown": {1, "no such action"}} {
+		if err := callDaemon(t.Context(), dir, name, nil, replyHandler{}); exitOf(err) != want.exit || !strings.Contains(err.Error(), want.text) {
+			t.Errorf("%s: exit %d: %v", name, exitOf(err), err)
 		}
 	}
-	if err := callDaemon(t.Context(), dir, "list", "text", replyHandler{}); exitCode(err) != 2 {
+	if err := callDaemon(t.Context(), dir, "list", "text", replyHandler{}); exitOf(err) != 2 {
 		t.Errorf("wrong arguments: %v", err)
 	}
 	if body, err := askDaemon(t.Context(), dir, "/healthz"); err != nil || string(body) != "ok\n" {
@@ -141,7 +163,7 @@ func TestActionMayTakeLongerThanAnAnswer(t *testing.T) {
 				return "done", nil
 			}
 		},
-	}, slog.New(slog.DiscardHandler)))
+	}, testExitCode, slog.New(slog.DiscardHandler)))
 	srv.Config.ReadTimeout, srv.Config.WriteTimeout = time.Second, time.Second
 	srv.Start()
 	defer srv.Close()
@@ -166,7 +188,7 @@ func TestActionThatIsCut(t *testing.T) {
 		"die early": func(context.Context, *call) (any, error) { panic(http.ErrAbortHandler) }, //nolint:forbidigo // same
 	})
 	for _, name := range []string{"die", "die early"} {
-		if err := callDaemon(t.Context(), dir, url.PathEscape(name), nil, replyHandler{}); !errors.Is(err, errCut) || exitCode(err) != 1 {
+		if err := callDaemon(t.Context(), dir, url.PathEscape(name), nil, replyHandler{}); !errors.Is(err, errCut) || exitOf(err) != 1 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -180,7 +202,7 @@ func TestActionThatPanics(t *testing.T) {
 	var nothing *call
 	srv := httptest.NewServer(newSocketHandler(t.Context(), http.NotFoundHandler(), map[string]action{
 		"slip": func(context.Context, *call) (any, error) { return nothing.body, nil },
-	}, slog.New(slog.NewTextHandler(&log, nil))))
+	}, testExitCode, slog.New(slog.NewTextHandler(&log, nil))))
 	resp, err := srv.Client().Post(srv.URL+controlPath+"slip", "application/json", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -192,16 +214,5 @@ func TestActionThatPanics(t *testing.T) {
 	srv.Close()
 	if got := log.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "TestActionThatPanics") {
 		t.Errorf("the log has %q, want the stack", got)
-	}
-}
-
-// TCP stays read-only.
-func TestTCPHasNoActions(t *testing.T) {
-	t.Parallel()
-	h := newHandler(func() report { return report{} }, slog.New(slog.DiscardHandler))
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, controlPath+"checkpoint/create", strings.NewReader("{}")))
-	if w.Code != http.StatusMethodNotAllowed {
-		t.Errorf("POST over TCP: %d", w.Code)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
@@ -81,7 +82,7 @@ func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 	if d.Topic != "" {
 		from = fmt.Sprintf("%s/%d@%d", terminal.Printable(d.Topic), d.From, d.FromAt)
 	}
-	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)), terminal.Printable(oneLine(d.Reason)))
+	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)), terminal.Printable(logging.Line(d.Reason)))
 	return err
 }
 
@@ -167,7 +168,7 @@ func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
 
 func printRetried(out io.Writer, r *stream.Retried) error {
 	if r.SentTo < 0 {
-		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, terminal.Printable(oneLine(r.Reason)))
+		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, terminal.Printable(logging.Line(r.Reason)))
 		return err
 	}
 	_, err := fmt.Fprintf(out, "%d:%d  sent again, at offset %d\n", r.Partition, r.Offset, r.SentTo)

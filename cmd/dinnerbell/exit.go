@@ -26,7 +26,7 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.Is(err, errUsage), errors.Is(err, config.ErrInvalid):
+	case errors.Is(err, errUsage), errors.Is(err, errArguments), errors.Is(err, config.ErrInvalid):
 		return exitUsage
 	case errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
 		return exitHalted

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -44,7 +44,7 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 func get(t *testing.T, r report, method, path string) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
-	h := newHandler(func() report { return r }, slog.New(slog.DiscardHandler))
+	h := newHandler(build{}, func() report { return r }, slog.New(slog.DiscardHandler))
 	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, nil))
 	return w
 }
@@ -52,7 +52,7 @@ func get(t *testing.T, r report, method, path string) *httptest.ResponseRecorder
 func TestStatusShape(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	r := newReport(m, s, true)
+	r := newReport("dev", m, s, true)
 	r.Ready = true
 	resp := get(t, r, "GET", "/api/status")
 	if got := resp.Body.String(); got != goldenStatus {
@@ -61,7 +61,7 @@ func TestStatusShape(t *testing.T) {
 	if ct := resp.Header().Get("Content-Type"); ct != "application/json" {
 		t.Errorf("content type %q", ct)
 	}
-	empty := get(t, newReport(cdc.Status{}, stream.Status{}, false), "GET", "/api/status").Body.String()
+	empty := get(t, newReport("dev", cdc.Status{}, stream.Status{}, false), "GET", "/api/status").Body.String()
 	if !strings.Contains(empty, `"lanes":[]`) || !strings.Contains(empty, `"applied_lsn":"0/0"`) {
 		t.Errorf("without anything: %s", empty)
 	}
@@ -89,7 +89,7 @@ func TestReasonsNotToBeReady(t *testing.T) {
 			t.Parallel()
 			m, s := healthy()
 			tc.change(&m, &s)
-			r := newReport(m, s, !tc.incomplete)
+			r := newReport("dev", m, s, !tc.incomplete)
 			if tc.want == "" {
 				if len(r.Reasons) > 0 {
 					t.Errorf("reasons %q, want none", r.Reasons)
@@ -107,11 +107,11 @@ func TestHaltIsReported(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
 	s.Halted = &halt.Error{Part: halt.Stream, Lane: 0, What: "K > P", Hint: "do this"}
-	if got := newReport(m, s, true).Halted; got == nil || *got != (haltReport{"stream", "K > P", "do this"}) {
+	if got := newReport("dev", m, s, true).Halted; got == nil || *got != (haltReport{"stream", "K > P", "do this"}) {
 		t.Errorf("halted = %+v", got)
 	}
 	m.Halted = &halt.Error{Part: halt.Source, What: "slot", Hint: "rebuild"}
-	if got := newReport(m, s, true).Halted; got == nil || *got != (haltReport{"source", "slot", "rebuild"}) {
+	if got := newReport("dev", m, s, true).Halted; got == nil || *got != (haltReport{"source", "slot", "rebuild"}) {
 		t.Errorf("halted = %+v", got)
 	}
 }
@@ -148,7 +148,7 @@ func TestEndpoints(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	r := newReport(m, s, true)
+	r := newReport("dev", m, s, true)
 	r.Ready = true
 	text := get(t, r, "GET", "/metrics").Body.String()
 	for _, want := range []string{
@@ -184,8 +184,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
-	r := newReport(m, s, true)
-	newHandler(func() report { return r }, slog.New(slog.DiscardHandler), newFreshnessWaits()).
+	r := newReport("dev", m, s, true)
+	newHandler(build{}, func() report { return r }, slog.New(slog.DiscardHandler), newFreshnessWaits()).
 		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	names := func(pattern, text string) []string {
 		var out []string
@@ -207,52 +207,24 @@ func TestStatusOfASnapshot(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
 	m.Snapshot = tablecopy.Progress{Rows: 1200000, Total: 3000000, Percent: 40, Rate: 500000, Left: 3600 * time.Millisecond}
-	if r := newReport(m, s, true); r.Source.SnapshotRows != 0 {
+	if r := newReport("dev", m, s, true); r.Source.SnapshotRows != 0 {
 		t.Errorf("after the snapshot: %+v", r.Source)
 	}
 	m.State = cdc.StateSnapshot
-	r := newReport(m, s, false)
+	r := newReport("dev", m, s, false)
 	src := r.Source
 	if src.SnapshotRows != 1200000 || src.SnapshotTotal != 3000000 || src.SnapshotPercent != 40 || src.SnapshotRowsPerSecond != 500000 || src.SnapshotSecondsLeft != 3.6 {
 		t.Errorf("source is %+v", src)
 	}
-	for total, want := range map[int64]string{
-		3000000: "1,200,000 of about 3,000,000 rows (40.0%), 500,000 rows/s, 4s left",
-		0:       "1,200,000 rows",
-	} {
-		src.SnapshotTotal = total
-		if got := snapshotText(&src); got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
-	}
-	var out strings.Builder
-	if err := printStatus(&out, &r); err != nil || !strings.Contains(out.String(), "rows/s") {
-		t.Errorf("error %v in\n%s", err, out.String())
-	}
 }
 
-func TestStatusForPeople(t *testing.T) {
+// TCP stays read-only.
+func TestTCPHasNoActions(t *testing.T) {
 	t.Parallel()
-	m, s := healthy()
-	m.State, m.LastError, m.LagBytes, m.Subscriptions = cdc.StateCatchingUp, "reset", 5<<20, 1234567
-	s.Halted = &halt.Error{Part: halt.Stream, What: "K > P", Hint: "do this"}
-	r := newReport(m, s, true)
-	var out strings.Builder
-	// What comes over the socket is what is printed.
-	encoded, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var decoded report
-	if err := json.Unmarshal(encoded, &decoded); err != nil {
-		t.Fatal(err)
-	}
-	if err := printStatus(&out, &decoded); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"NO", "source: catching_up: reset", "stream: K > P", "to mend: do this", "5.0 MiB behind", "1,234,567", "next offset"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("%q is not in\n%s", want, out.String())
-		}
+	h := newHandler(build{}, func() report { return report{} }, slog.New(slog.DiscardHandler))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/control/checkpoint/create", strings.NewReader("{}")))
+	if w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST over TCP: %d", w.Code)
 	}
 }

@@ -11,10 +11,10 @@ import (
 // newRegistry has the daemon's metrics: the status, read at each scrape, what more
 // is counted elsewhere, and the standard metrics of a Go process, under their
 // standard names.
-func newRegistry(report func() report, more ...prometheus.Collector) *prometheus.Registry {
+func newRegistry(build build, report func() report, more ...prometheus.Collector) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
-		statusCollector{report},
+		statusCollector{build, report},
 		collectors.NewGoCollector(),
 		ownProcess{collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})},
 	)
@@ -107,7 +107,10 @@ var (
 
 // statusCollector turns one status into metrics, so that the dashboard and
 // /api/status cannot disagree.
-type statusCollector struct{ report func() report }
+type statusCollector struct {
+	build  build
+	report func() report
+}
 
 // Describe sends nothing: lanes come and go.
 func (statusCollector) Describe(chan<- *prometheus.Desc) {}
@@ -120,8 +123,8 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	r, b := c.report(), thisBuild()
-	gauge(descBuild, 1, b.Version, b.Commit, b.Go)
+	r := c.report()
+	gauge(descBuild, 1, c.build.Version, c.build.Commit, c.build.Go)
 	gauge(descReady, boolValue(r.Ready))
 	gauge(descHalted, boolValue(r.Halted != nil))
 	gauge(descSource, 1, r.Source.State)

@@ -78,13 +78,13 @@ func (c *previewCmd) read() ([]byte, error) {
 	return value, nil
 }
 
-// preview is the action.
-func (d *daemon) preview(ctx context.Context, c *call) (any, error) {
+// previewCampaign is the daemon's side: an engineAction.
+func previewCampaign(ctx context.Context, e *engine, c *call) (any, error) {
 	var args previewArguments
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	p, err := d.engine().service.Preview(ctx, args.Value)
+	p, err := e.service.Preview(ctx, args.Value)
 	if err != nil {
 		return nil, fmt.Errorf("preview: %w", err)
 	}

@@ -56,7 +56,7 @@ func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg)
-	store, err := openState(cfg, log, nil)
+	store, err := openState(cfg, log, version, nil)
 	if err != nil {
 		return err
 	}
@@ -80,13 +80,12 @@ func (c *rebuildCmd) print(a *app, r rebuildResult) error {
 	return err
 }
 
-// rebuild is the daemon's side: an [action].
-func (d *daemon) rebuild(ctx context.Context, c *call) (any, error) {
-	mirror := d.engine().mirror
+// rebuildOnline is the daemon's side: an engineAction.
+func rebuildOnline(ctx context.Context, e *engine, c *call) (any, error) {
 	began := time.Now()
-	defer d.gc.ask()()
-	defer c.showWork(mirror)()
-	done, err := mirror.RebuildOnline(ctx)
+	defer e.gc.ask()()
+	defer showWork(c, e.mirror)()
+	done, err := e.mirror.RebuildOnline(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +94,7 @@ func (d *daemon) rebuild(ctx context.Context, c *call) (any, error) {
 
 // showWork sends the progress of what the mirror does beside the stream, until
 // stop.
-func (c *call) showWork(mirror *cdc.Mirror) (stop func()) {
+func showWork(c *call, mirror *cdc.Mirror) (stop func()) {
 	ended, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -94,15 +94,15 @@ func parseTime(text string, now time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// replay is the action.
-func (d *daemon) replay(ctx context.Context, c *call) (any, error) {
+// replayCampaigns is the daemon's side: an engineAction.
+func replayCampaigns(ctx context.Context, e *engine, c *call) (any, error) {
 	var args replayArguments
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
 	req := stream.ReplayRequest{From: stream.ReplayStart{Time: args.Time}, Until: args.Until, DryRun: args.DryRun}
 	if args.Checkpoint != "" {
-		m, err := state.ReadManifest(d.cfg.State.Dir, args.Checkpoint)
+		m, err := state.ReadManifest(e.cfg.State.Dir, args.Checkpoint)
 		if errors.Is(err, state.ErrNoCheckpoint) {
 			return nil, fmt.Errorf("%w: --from %q is neither earliest, an RFC 3339 time, a duration ago such as 2h, nor a checkpoint that is there (see: dinnerbell checkpoint list)", errUsage, args.Checkpoint)
 		}
@@ -114,7 +114,7 @@ func (d *daemon) replay(ctx context.Context, c *call) (any, error) {
 		}
 		req.From.Offsets = m.NextOffsets
 	}
-	r, err := d.engine().service.Replay(ctx, req, c.progress)
+	r, err := e.service.Replay(ctx, req, c.progress)
 	if err != nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}

@@ -119,24 +119,9 @@ type haltReport struct {
 	Hint string `json:"hint"` // the command that mends it
 }
 
-// report is the daemon's status now. It is cheap and may be called at any time.
-func (d *daemon) report() report {
-	h := d.engine()
-	_, complete := h.store.Source()
-	m, s := h.mirror.Status(), h.service.Status()
-	h.before.addTo(&m, &s)
-	r := newReport(m, s, complete)
-	d.reportState(&r, h, complete)
-	r.Reasons = append(r.Reasons, d.stalls.reasons(time.Now(), &r)...)
-	r.Ready = len(r.Reasons) == 0
-	// Anybody may read it.
-	rewriteStrings(reflect.ValueOf(&r), func(s string) string { return oneLine(d.cfg.Hide(s)) })
-	return r
-}
-
 // newReport puts the two halves together. complete tells whether the local
 // state holds a whole snapshot. Reasons lack what only time can tell: stalls.
-func newReport(m cdc.Status, s stream.Status, complete bool) report {
+func newReport(version string, m cdc.Status, s stream.Status, complete bool) report {
 	r := report{
 		Version: version,
 		Source: sourceReport{
@@ -189,6 +174,12 @@ func round1(x float64) float64 { return math.Round(10*x) / 10 }
 
 // oneLine bounds a text that somebody else made and makes one line of it.
 func oneLine(s string) string { return logging.Line(s) }
+
+// RewriteStrings changes every string of the report. It is for secrets: anybody may
+// read a status.
+func (r *report) RewriteStrings(change func(string) string) {
+	rewriteStrings(reflect.ValueOf(r), func(s string) string { return oneLine(change(s)) })
+}
 
 // rewriteStrings changes every string in v, which points to a report.
 func rewriteStrings(v reflect.Value, change func(string) string) {

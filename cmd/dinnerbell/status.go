@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
@@ -43,12 +44,12 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	return r.verdict()
+	return verdict(&r)
 }
 
 // verdict is the error that the status ends the command with: exit 3 where a part
 // waits for an operator, 1 where the daemon is not ready.
-func (r *report) verdict() error {
+func verdict(r *report) error {
 	switch {
 	case r.Halted != nil:
 		return &remoteError{message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), exit: exitHalted}
@@ -62,7 +63,7 @@ func (r *report) verdict() error {
 func printStatus(out io.Writer, r *report) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(oneLine(fmt.Sprintf(format, args...)))) // Flush reports errors
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(logging.Line(fmt.Sprintf(format, args...)))) // Flush reports errors
 	}
 	if r.Ready {
 		row("ready", "yes")
@@ -86,7 +87,7 @@ func printStatus(out io.Writer, r *report) error {
 		row("", "last error: %s", s.LastError)
 	}
 	if s.Work != nil {
-		row(s.Work.Kind, "%s", s.Work)
+		row(s.Work.Kind, "%s", workText(s.Work))
 	}
 	if c := r.Checkpoint; c.ID != "" {
 		row("checkpoint", "%s, %s old, stands for %s, %s held back", c.ID, age(c.Made), c.LSN, terminal.Bytes(c.HeldBackBytes))
@@ -120,6 +121,12 @@ func snapshotText(s *sourceReport) string {
 		text += fmt.Sprintf(", %s left", time.Duration(s.SnapshotSecondsLeft*float64(time.Second)).Round(time.Second))
 	}
 	return text
+}
+
+// workText is for people.
+func workText(w *workReport) string {
+	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total),
+		time.Duration(w.Seconds*float64(time.Second)).Round(time.Second))
 }
 
 func printLanes(out io.Writer, lanes []laneReport) error {

@@ -86,7 +86,7 @@ func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config
 	if _, err := os.Stat(cfg.State.Dir); errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("there is no local state: %w", err)
 	}
-	store, err := openState(cfg, a.logger(cfg), nil)
+	store, err := openState(cfg, a.logger(cfg), version, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -94,13 +94,13 @@ func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config
 	return n, errors.Join(err, store.Close())
 }
 
-// subscribers is the action: pages of client ids, then their number.
-func (d *daemon) subscribers(ctx context.Context, c *call) (any, error) {
+// listSubscribers is the daemon's side, an engineAction: pages of client ids, then their number.
+func listSubscribers(ctx context.Context, e *engine, c *call) (any, error) {
 	var args subscribersArguments
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	return subscribers(ctx, d.engine().store, args, func(page []string) error { return c.item(page) })
+	return subscribers(ctx, e.store, args, func(page []string) error { return c.item(page) })
 }
 
 // subscribersPage is how many clients travel together.

@@ -151,16 +151,15 @@ func printVerified(out io.Writer, r *verifyResult) error {
 	return err
 }
 
-// verify is the daemon's side: an [action].
-func (d *daemon) verify(ctx context.Context, c *call) (any, error) {
+// verifyOnline is the daemon's side: an engineAction.
+func verifyOnline(ctx context.Context, e *engine, c *call) (any, error) {
 	args := verifyArguments{}
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	mirror := d.engine().mirror
-	defer c.showWork(mirror)()
+	defer showWork(c, e.mirror)()
 	shown := 0
-	v, err := mirror.Verify(ctx, args.Repair, func(diff *state.Difference) error {
+	v, err := e.mirror.Verify(ctx, args.Repair, func(diff *state.Difference) error {
 		if shown >= args.Limit {
 			return nil
 		}

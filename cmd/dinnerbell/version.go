@@ -19,13 +19,6 @@ type versionCmd struct {
 	JSON bool `help:"As JSON."`
 }
 
-// build identifies a binary.
-type build struct {
-	Version string `json:"version"`
-	Commit  string `json:"commit"` // "unknown" without version control; "+dirty" with local changes
-	Go      string `json:"go"`
-}
-
 // thisBuild reads what the compiler left in the binary.
 func thisBuild() build {
 	b := build{Version: version, Commit: "unknown", Go: runtime.Version()}

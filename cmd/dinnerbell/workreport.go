@@ -1,11 +1,9 @@
 package main
 
 import (
-	"fmt"
 	"time"
 
 	"dinnerbell/cdc"
-	"dinnerbell/cmd/dinnerbell/internal/terminal"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -26,12 +24,6 @@ func newWorkReport(w *cdc.WorkStatus) *workReport {
 		return nil
 	}
 	return &workReport{Kind: w.Kind, Stage: w.Stage, Rows: w.Copy.Rows, Total: w.Copy.Total, Seconds: round1(time.Since(w.Since).Seconds())}
-}
-
-// String is for people.
-func (w *workReport) String() string {
-	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total),
-		time.Duration(w.Seconds*float64(time.Second)).Round(time.Second))
 }
 
 var (

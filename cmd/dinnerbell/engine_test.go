@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/stream"
 )
@@ -51,7 +51,7 @@ func TestCountsOutliveTheStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := newDaemon(cfg, store[0], slog.New(slog.DiscardHandler))
+	d := newDaemon(daemonOptions{cfg: cfg, log: slog.New(slog.DiscardHandler)}, store[0])
 	first := d.engine()
 	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
 	second := d.newEngine(store[1])
@@ -71,13 +71,13 @@ func TestDamagedTooOftenNamesTheDisk(t *testing.T) {
 	t.Parallel()
 	cfg := config.Defaults()
 	cfg.State.Dir = t.TempDir()
-	err := (&daemon{cfg: cfg}).damagedTooOften(errors.New("checksum mismatch"))
+	err := (&daemon{daemonOptions: daemonOptions{cfg: cfg}}).damagedTooOften(errors.New("checksum mismatch"))
 	for _, want := range []string{cfg.State.Dir, "checksum mismatch", "mounted on /", "state.dir"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in: %v", want, err)
 		}
 	}
-	if code := exitCode(fmt.Errorf("run: %w", err)); code != exitHalted {
-		t.Errorf("exit code %d", code)
+	if _, halted := errors.AsType[*halt.Error](err); !halted {
+		t.Errorf("%v is no halt", err)
 	}
 }

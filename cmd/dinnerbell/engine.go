@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"dinnerbell/cdc"
+	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
-	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/stream"
 )
@@ -23,10 +22,12 @@ var errReplaced = errors.New("the local state was damaged and is being rebuilt; 
 // keep none of them. Between two stores the old ones are still there, and the
 // store answers with state.ErrClosed.
 type engine struct {
+	cfg     *config.Config
 	store   *state.Store
 	mirror  *cdc.Mirror
 	service *stream.Service
-	before  carriedCounts // by the halves that this process had before
+	before  carriedCounts // by the engines that this process had before
+	gc      *loadGC
 
 	calls  context.Context //nolint:containedctx // of the actions under way: it ends them before the store closes
 	end    context.CancelCauseFunc
@@ -63,7 +64,7 @@ func (d *daemon) totalCounts() carriedCounts {
 
 // newEngine puts halves around a store and makes them the present ones.
 func (d *daemon) newEngine(store *state.Store) *engine {
-	h := &engine{store: store, before: d.totalCounts()}
+	h := &engine{cfg: d.cfg, store: store, before: d.totalCounts(), gc: &d.gc}
 	source := sourceConfig(d.cfg, d.log)
 	source.NextOffsets = h.nextOffsets
 	h.mirror = cdc.New(source, store)
@@ -99,9 +100,14 @@ func (h *engine) close() error {
 	return nil
 }
 
-// withStore lets an action run only while the store is open, and ends it when
-// the store has to be closed.
-func (d *daemon) withStore(do action) action {
+// engineAction is an action of a client upon the current engine, whose store stays
+// open while it runs; ctx ends when the store must be closed. It keeps nothing of
+// the engine.
+type engineAction func(ctx context.Context, e *engine, c *call) (result any, err error)
+
+// withEngine runs an action only while the current engine's store is open, and ends
+// it when the store has to be closed.
+func (d *daemon) withEngine(do engineAction) action {
 	return func(ctx context.Context, c *call) (any, error) {
 		h := d.engine()
 		h.mu.RLock()
@@ -112,7 +118,7 @@ func (d *daemon) withStore(do action) action {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(h.calls, func() { cancel(errReplaced) })()
-		result, err := do(ctx, c)
+		result, err := do(ctx, h, c)
 		if err != nil && errors.Is(context.Cause(ctx), errReplaced) {
 			err = errReplaced
 		}
@@ -135,75 +141,13 @@ func (e *shownError) Error() string { return e.text }
 // Unwrap gives the error with its own text.
 func (e *shownError) Unwrap() error { return e.err }
 
-// Damage that comes back means a bad disk, and a snapshot costs the source's
-// database something. So each new one within the window waits longer, and after
-// the last the daemon asks for an operator.
-const damageWindow = time.Hour
-
-var damagePauses = []time.Duration{0, 10 * time.Second, time.Minute}
-
-// damageHistory remembers when the store had to be set aside.
-type damageHistory struct {
-	mu    sync.Mutex
-	total int64
-	times []time.Time // within the window
-}
-
-// add notes damage at now, and returns how long to wait before the store is
-// rebuilt; false if it has been rebuilt too often.
-func (d *damageHistory) add(now time.Time) (time.Duration, bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.total++
-	for len(d.times) > 0 && now.Sub(d.times[0]) >= damageWindow {
-		d.times = d.times[1:]
+// nextOffsets returns those of the lanes that this daemon owns.
+func (h *engine) nextOffsets() map[int32]int64 {
+	offsets := map[int32]int64{}
+	for _, l := range h.service.Status().Lanes {
+		if l.Epoch > 0 { // else it has not read its place yet
+			offsets[l.Partition] = l.NextOffset
+		}
 	}
-	d.times = append(d.times, now)
-	if len(d.times) > len(damagePauses) {
-		return 0, false
-	}
-	return damagePauses[len(d.times)-1], true
-}
-
-// count is how often it happened since the daemon started.
-func (d *damageHistory) count() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.total
-}
-
-// replace closes halves whose store is damaged and opens the directory again,
-// which sets the store aside and gives an empty one: the mirror then takes a
-// snapshot. HTTP goes on meanwhile.
-func (d *daemon) replace(ctx context.Context, old *engine) (*engine, error) {
-	reason := old.store.Damage()
-	pause, ok := d.damage.add(time.Now())
-	if err := old.close(); err != nil { // of what is damaged anyway
-		d.log.Warn("damaged local state did not close in order", "error", err)
-	}
-	if !ok {
-		return nil, d.damagedTooOften(reason)
-	}
-	if pause > 0 {
-		d.log.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
-	}
-	select {
-	case <-ctx.Done():
-		return nil, nil //nolint:nilnil // asked to end: the mark in the directory keeps until the next start
-	case <-time.After(pause):
-	}
-	store, err := openState(d.cfg, d.log, reason)
-	if err != nil {
-		return nil, err
-	}
-	return d.newEngine(store), nil
-}
-
-func (d *daemon) damagedTooOften(reason error) error {
-	dir := d.cfg.State.Dir
-	return &halt.Error{
-		Part: halt.State,
-		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, filesystemOf(dir), len(damagePauses)+1, damageWindow, reason),
-		Hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
-	}
+	return offsets
 }

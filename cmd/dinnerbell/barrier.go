@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"dinnerbell/cdc"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// barrier is the mirror's freshness as package stream wants it. A mirror that
+// has stopped for good cannot say any more what is fresh: campaigns wait, and
+// what is decided is still shipped.
+type barrier struct {
+	mirror *cdc.Mirror
+	waits  prometheus.Observer
+}
+
+// Barrier implements stream.Barrier.
+func (b barrier) Barrier(ctx context.Context) error {
+	start := time.Now()
+	err := b.mirror.Barrier(ctx)
+	if errors.Is(err, cdc.ErrStopped) {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if err == nil {
+		b.waits.Observe(time.Since(start).Seconds())
+	}
+	return err
+}
+
+// standstill is how long nothing may be decided or shipped before the stream
+// counts as having nothing left that it can do.
+const standstill = 10 * time.Second
+
+// awaitStandstill returns once the stream has done what it still can without
+// the mirror: steps that are decided are shipped, campaigns whose audience is
+// known are finished. New campaigns wait at the barrier for ever.
+func (h *engine) awaitStandstill(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	last, since := h.service.Status().Notifications, time.Now()
+	for time.Since(since) < standstill {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := h.service.Status().Notifications; now != last {
+			last, since = now, time.Now()
+		}
+	}
+}

@@ -1,0 +1,8 @@
+package main
+
+// build identifies a binary.
+type build struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"` // "unknown" without version control; "+dirty" with local changes
+	Go      string `json:"go"`
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"dinnerbell/internal/halt"
+)
+
+// Damage that comes back means a bad disk, and a snapshot costs the source's
+// database something. So each new one within the window waits longer, and after
+// the last the daemon asks for an operator.
+const damageWindow = time.Hour
+
+var damagePauses = []time.Duration{0, 10 * time.Second, time.Minute}
+
+// damageHistory remembers when the store had to be set aside.
+type damageHistory struct {
+	mu    sync.Mutex
+	total int64
+	times []time.Time // within the window
+}
+
+// add notes damage at now, and returns how long to wait before the store is
+// rebuilt; false if it has been rebuilt too often.
+func (d *damageHistory) add(now time.Time) (time.Duration, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.total++
+	for len(d.times) > 0 && now.Sub(d.times[0]) >= damageWindow {
+		d.times = d.times[1:]
+	}
+	d.times = append(d.times, now)
+	if len(d.times) > len(damagePauses) {
+		return 0, false
+	}
+	return damagePauses[len(d.times)-1], true
+}
+
+// count is how often it happened since the daemon started.
+func (d *damageHistory) count() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.total
+}
+
+// replace closes halves whose store is damaged and opens the directory again,
+// which sets the store aside and gives an empty one: the mirror then takes a
+// snapshot. HTTP goes on meanwhile.
+func (d *daemon) replace(ctx context.Context, old *engine) (*engine, error) {
+	reason := old.store.Damage()
+	pause, ok := d.damage.add(time.Now())
+	if err := old.close(); err != nil { // of what is damaged anyway
+		d.log.Warn("damaged local state did not close in order", "error", err)
+	}
+	if !ok {
+		return nil, d.damagedTooOften(reason)
+	}
+	if pause > 0 {
+		d.log.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
+	}
+	select {
+	case <-ctx.Done():
+		return nil, nil //nolint:nilnil // asked to end: the mark in the directory keeps until the next start
+	case <-time.After(pause):
+	}
+	store, err := openState(d.cfg, d.log, d.build.Version, reason)
+	if err != nil {
+		return nil, err
+	}
+	return d.newEngine(store), nil
+}
+
+func (d *daemon) damagedTooOften(reason error) error {
+	dir := d.cfg.State.Dir
+	return &halt.Error{
+		Part: halt.State,
+		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, filesystemOf(dir), len(damagePauses)+1, damageWindow, reason),
+		Hint: "check that disk (kernel log, smartctl), or set state.dir to a folder on another one, and start the daemon again; nothing is lost with the local state",
+	}
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/state"
+)
+
+// openState opens state.dir, which locks it. The errors of package state say
+// what to do. distrust is why the store that is there must be set aside; nil: it
+// need not.
+func openState(cfg *config.Config, log *slog.Logger, version string, distrust error) (*state.Store, error) {
+	o := stateOptions(cfg, log, version)
+	o.Distrust = distrust
+	store, err := state.Open(cfg.State.Dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("open state.dir %s: %w", cfg.State.Dir, err)
+	}
+	return store, nil
+}
+
+// stateOptions are for whatever opens state.dir.
+func stateOptions(cfg *config.Config, log *slog.Logger, version string) state.Options {
+	return state.Options{
+		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
+		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
+		OpenFiles: int(min(1000, descriptorLimit()/2)),
+		Fatal:     func(message string) { endAtOnce(cfg, log, message) },
+	}
+}
+
+// endAtOnce ends the process where the store cannot go on: Pebble has no way
+// back from a write that failed, and holds its locks. It is a crash that says
+// why; the next start recovers.
+func endAtOnce(cfg *config.Config, log *slog.Logger, message string) {
+	log.Error("the local state cannot be written; the process ends, and the next start recovers",
+		"state_dir", cfg.State.Dir, "disk", strings.TrimSpace(filesystemOf(cfg.State.Dir)), "reason", message)
+	os.Exit(1) // failed: a supervisor starts it again
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/state"
+)
+
+// dropReplaced removes what a restore has replaced, once the mirror has caught up and
+// all rows were found good.
+func (d *daemon) dropReplaced(ctx context.Context, h *engine) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		names, err := h.store.Replaced()
+		if err != nil || len(names) == 0 {
+			return err
+		}
+		if h.mirror.Status().State == cdc.StateStreaming {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	names, err := h.store.DropReplaced(ctx)
+	switch {
+	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store tells of that itself
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		d.log.Warn("cannot remove the state that a restore has replaced", "error", err)
+		return nil
+	case err != nil:
+		return err
+	}
+	d.log.Info("the restored state has caught up and its rows are good; what it replaced is removed", "removed", names)
+	return nil
+}
