@@ -181,7 +181,7 @@ func (d *decider) acceptNext(st *step) bool {
 	}
 	if m.dead != nil {
 		st.dead = append(st.dead, *m.dead)
-		st.outcomes = append(st.outcomes, outcome{kind: outcomeDead, offset: m.offset, reason: m.dead.Reason})
+		st.skipped = append(st.skipped, skippedMessage{kind: skipRefused, offset: m.offset, reason: m.dead.Reason})
 		st.size += m.dead.Size()
 		return true
 	}
@@ -231,7 +231,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.feed != nil}
+	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil}
 	if before != nil {
 		l.version = before.RowVersion + 1
 	}
@@ -240,7 +240,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.Campaign, "restaurant", k.Restaurant, "error", err)
 		return
 	}
-	r := &campaignRow{liveCampaign: l, at: l.from, msgTime: m.time, fingerprint: m.fingerprint, replaces: before, feed: m.feed, state: statePending}
+	r := &campaignRow{liveCampaign: l, at: l.from, messageTime: m.time, fingerprint: m.fingerprint, replaces: before, window: m.window, state: statePending}
 	switch {
 	case outcome == campaign.Expired, outcome == campaign.Cancel:
 		r.state = stateExpired
@@ -259,7 +259,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 // clients who have the campaign must be read first, and of many edits only the last
 // one matters.
 func (d *decider) joinsAtOnce(m *message, before *campaign.Version) bool {
-	return m.campaign.Start <= m.fresh.Unix() && (m.feed != nil || before == nil && d.hasRoom())
+	return m.campaign.Start <= m.fresh.Unix() && (m.window != nil || before == nil && d.hasRoom())
 }
 
 // acceptRepeat accepts an identical message: the campaign stays as it is, but this
@@ -345,7 +345,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	}
 	if done {
 		if l.cursor == "" { // the restaurant has no client
-			st.outcomes = append(st.outcomes, outcome{kind: outcomeWithoutAudience, campaign: l.Campaign, offset: l.from.Offset})
+			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		st.noteProgress(l, stateFinished)
 	} else {

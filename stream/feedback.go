@@ -19,7 +19,7 @@ type feedbackTable struct {
 	schema string // quoted
 	name   string // quoted and qualified
 	oid    uint32
-	kinds  record.Kinds
+	kinds  record.ColumnKinds
 	types  [record.Columns]columnType
 
 	hasFeedback bool     // the column of the client's answer

@@ -139,7 +139,7 @@ func (l *lane) noteTakeover(c *claim, times *startTimes) {
 
 func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
-	l.noteOutcomes(st)
+	l.noteSkipped(st)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq

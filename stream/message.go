@@ -33,10 +33,10 @@ type message struct {
 	shared      bool                 // the campaign runs, or ran, for other restaurants too
 
 	// Set by a replay alone.
-	feed      *replayFeed
-	replaced  bool  // the topic has a newer message of the campaign
-	delivered id.ID // name of the campaign's clients in the delivered cache
-	have      int   // how many clients have the campaign
+	window     *replayWindow
+	superseded bool  // the topic has a newer message of the campaign
+	delivered  id.ID // name of the campaign's clients in the delivered cache
+	have       int   // how many clients have the campaign
 }
 
 // messageParser turns records of the campaigns topic into messages.
@@ -120,7 +120,7 @@ func (m *message) holdsNothing() bool { return m.campaign == nil && m.dead == ni
 func (m *message) forJudge(lane int32) campaign.Message {
 	return campaign.Message{
 		Position: campaign.Position{Lane: lane, Offset: m.offset}, Time: m.time, Fingerprint: m.fingerprint,
-		End: m.campaign.End, Superseded: m.replaced,
+		End: m.campaign.End, Superseded: m.superseded,
 	}
 }
 

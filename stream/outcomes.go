@@ -11,28 +11,28 @@ import (
 )
 
 // A message that notifies nobody leaves a line. A flood of them must not fill the
-// log: within one window at most outcomeLines lines of a kind are written, and the
+// log: within one window at most skipLogLines lines of a kind are written, and the
 // window's end writes how many more there were.
 const (
-	outcomeWindow = 10 * time.Second
-	outcomeLines  = 20
+	skipLogWindow = 10 * time.Second
+	skipLogLines  = 20
 )
 
-// outcomeKind is why a message notifies nobody, as the log names it.
-type outcomeKind string
+// skipReason is why a message notifies nobody, as the log names it.
+type skipReason string
 
 const (
-	outcomeDead            outcomeKind = "it was refused and is in the dead letters"
-	outcomeExpired         outcomeKind = "its end had passed when it was received"
-	outcomeCancelled       outcomeKind = "it ends the campaign"
-	outcomeLeftOut         outcomeKind = "clients were left out"
-	outcomeOlder           outcomeKind = "a newer message of its campaign is there; across partitions the record's time decides"
-	outcomeWithoutAudience outcomeKind = "nobody subscribes to its restaurant"
+	skipRefused    skipReason = "it was refused and is in the dead letters"
+	skipExpired    skipReason = "its end had passed when it was received"
+	skipCancel     skipReason = "it ends the campaign"
+	skipLeftOut    skipReason = "clients were left out"
+	skipOlder      skipReason = "a newer message of its campaign is there; across partitions the record's time decides"
+	skipNoAudience skipReason = "nobody subscribes to its restaurant"
 )
 
-// outcome is one such message of a step.
-type outcome struct {
-	kind     outcomeKind
+// skippedMessage is one such message of a step.
+type skippedMessage struct {
+	kind     skipReason
 	campaign *campaign.Campaign // nil of a dead letter
 	offset   int64              // of the message
 	reason   string             // of a dead letter
@@ -40,33 +40,33 @@ type outcome struct {
 	message, newest campaign.Version // of an older message: itself, and the newest
 }
 
-// noteOutcomes counts what the committed step did not notify, and logs it.
-func (l *lane) noteOutcomes(st *step) {
+// noteSkipped counts what the committed step did not notify, and logs it.
+func (l *lane) noteSkipped(st *step) {
 	c := &l.svc.counters
 	c.expired.Add(st.expired)
 	c.dead.Add(int64(len(st.dead)))
-	for _, o := range st.outcomes {
+	for _, o := range st.skipped {
 		switch o.kind {
-		case outcomeWithoutAudience:
+		case skipNoAudience:
 			c.withoutAudience.Add(1)
-		case outcomeOlder:
+		case skipOlder:
 			c.older.Add(1)
-		case outcomeDead, outcomeExpired, outcomeCancelled, outcomeLeftOut:
+		case skipRefused, skipExpired, skipCancel, skipLeftOut:
 		}
-		l.svc.outcomes.note(o.kind, func() []any { return l.outcomeAttributes(o) })
+		l.svc.skipped.logMessage(o.kind, func() []any { return l.skippedAttributes(o) })
 	}
 }
 
-func (l *lane) outcomeAttributes(o outcome) []any {
-	if o.kind == outcomeDead {
+func (l *lane) skippedAttributes(o skippedMessage) []any {
+	if o.kind == skipRefused {
 		return []any{"lane", l.id, "offset", o.offset, "reason", o.reason}
 	}
 	c := o.campaign
 	attrs := []any{"lane", l.id, "offset", o.offset, "campaign", c.ID, "restaurant", c.RestaurantID}
-	if o.kind == outcomeOlder {
-		return append(attrs, "time", msgTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_time", msgTime(o.newest))
+	if o.kind == skipOlder {
+		return append(attrs, "time", messageTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_time", messageTime(o.newest))
 	}
-	if o.kind != outcomeWithoutAudience {
+	if o.kind != skipNoAudience {
 		return append(attrs, "end", time.Unix(c.End, 0).UTC())
 	}
 	if hint := similarHint(l.svc.store, c.RestaurantID); hint != "" {
@@ -75,7 +75,7 @@ func (l *lane) outcomeAttributes(o outcome) []any {
 	return attrs
 }
 
-func msgTime(k campaign.Version) time.Time { return time.UnixMilli(k.Time).UTC() }
+func messageTime(k campaign.Version) time.Time { return time.UnixMilli(k.Time).UTC() }
 
 // similarHint names a restaurant that has subscriptions and whose id differs from
 // the given one only in what SQL may ignore; "" if there is none. A state that
@@ -88,43 +88,43 @@ func similarHint(store *state.Store, restaurant string) string {
 	return fmt.Sprintf("restaurant %.200q has subscriptions; ids are compared byte by byte, and these two differ only in letter case, blanks at the end or the spelling of a UUID: send the id as the table has it", other)
 }
 
-// outcomeLog bounds the lines of each kind.
-type outcomeLog struct {
+// skipLog bounds the lines of each kind.
+type skipLog struct {
 	log *slog.Logger
 
 	mu      sync.Mutex // guards windows
-	windows map[outcomeKind]*outcomeCount
+	windows map[skipReason]*skipWindow
 }
 
-// outcomeCount is one kind's window under way.
-type outcomeCount struct {
+// skipWindow is one kind's window under way.
+type skipWindow struct {
 	lines, more int64
 	end         *time.Timer
 }
 
-// note writes the line, or counts it where the window has its lines. attributes
+// logMessage writes the line, or counts it where the window has its lines. attributes
 // is called for a line that is written alone.
-func (o *outcomeLog) note(kind outcomeKind, attributes func() []any) {
-	if !o.admit(kind) {
+func (o *skipLog) logMessage(kind skipReason, attributes func() []any) {
+	if !o.admitLine(kind) {
 		return
 	}
 	o.log.Info("message notifies nobody", append([]any{"why", kind}, attributes()...)...)
 }
 
-// admit tells whether the window has room for a line, and counts.
-func (o *outcomeLog) admit(kind outcomeKind) bool {
+// admitLine tells whether the window has room for a line, and counts.
+func (o *skipLog) admitLine(kind skipReason) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	w := o.windows[kind]
 	if w == nil {
-		w = &outcomeCount{}
-		w.end = time.AfterFunc(outcomeWindow, func() { o.close(kind, w) })
+		w = &skipWindow{}
+		w.end = time.AfterFunc(skipLogWindow, func() { o.closeWindow(kind, w) })
 		if o.windows == nil {
-			o.windows = map[outcomeKind]*outcomeCount{}
+			o.windows = map[skipReason]*skipWindow{}
 		}
 		o.windows[kind] = w
 	}
-	if w.lines < outcomeLines {
+	if w.lines < skipLogLines {
 		w.lines++
 		return true
 	}
@@ -132,8 +132,8 @@ func (o *outcomeLog) admit(kind outcomeKind) bool {
 	return false
 }
 
-// close ends a window and writes how many lines it left out.
-func (o *outcomeLog) close(kind outcomeKind, w *outcomeCount) {
+// closeWindow ends a window and writes how many lines it left out.
+func (o *skipLog) closeWindow(kind skipReason, w *skipWindow) {
 	o.mu.Lock()
 	if o.windows[kind] == w {
 		delete(o.windows, kind)
@@ -142,18 +142,18 @@ func (o *outcomeLog) close(kind outcomeKind, w *outcomeCount) {
 	w.more = 0
 	o.mu.Unlock()
 	if more > 0 {
-		o.log.Info("more messages notify nobody", "why", kind, "count", more, "within", outcomeWindow)
+		o.log.Info("more messages notify nobody", "why", kind, "count", more, "within", skipLogWindow)
 	}
 }
 
-// flush ends all windows: the service ends.
-func (o *outcomeLog) flush() {
+// closeWindows ends all windows: the service ends.
+func (o *skipLog) closeWindows() {
 	o.mu.Lock()
 	windows := o.windows
 	o.windows = nil
 	o.mu.Unlock()
 	for kind, w := range windows {
 		w.end.Stop()
-		o.close(kind, w)
+		o.closeWindow(kind, w)
 	}
 }

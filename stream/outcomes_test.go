@@ -87,16 +87,16 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 func TestFloodOfRefusedMessagesIsCoalesced(t *testing.T) {
 	t.Parallel()
 	lines := &logLines{}
-	o := outcomeLog{log: slog.New(slog.NewTextHandler(lines, nil))}
+	o := skipLog{log: slog.New(slog.NewTextHandler(lines, nil))}
 	for i := range 1000 {
-		o.note(outcomeDead, func() []any { return []any{"offset", i} })
+		o.logMessage(skipRefused, func() []any { return []any{"offset", i} })
 	}
-	o.note(outcomeExpired, func() []any { return []any{"offset", 1000} })
-	o.flush()
-	if n := len(lines.with("msg=\"message notifies", "refused")); n != outcomeLines {
-		t.Errorf("%d lines, want %d", n, outcomeLines)
+	o.logMessage(skipExpired, func() []any { return []any{"offset", 1000} })
+	o.closeWindows()
+	if n := len(lines.with("msg=\"message notifies", "refused")); n != skipLogLines {
+		t.Errorf("%d lines, want %d", n, skipLogLines)
 	}
-	if n := len(lines.with("more messages", "refused", fmt.Sprintf("count=%d", 1000-outcomeLines))); n != 1 {
+	if n := len(lines.with("more messages", "refused", fmt.Sprintf("count=%d", 1000-skipLogLines))); n != 1 {
 		t.Errorf("%d lines that count the others, want 1", n)
 	}
 	if n := len(lines.with("end had passed")); n != 1 {

@@ -142,9 +142,9 @@ func (c *catalogue) checkColumns() (found []precondition.Finding) {
 			found = append(found, fail("column "+name+" is generated", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP EXPRESSION", name)))
 		case k.filled == "identity":
 			found = append(found, fail("column "+name+" is an identity column", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP IDENTITY", name)))
-		case !kind.Fits(i):
+		case !kind.CanCarry(i):
 			found = append(found, fail("column "+name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retype(i, k)))
-		case record.IsID(i) && !k.deterministic:
+		case record.IsIDColumn(i) && !k.deterministic:
 			found = append(found, fail("column "+name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retype(i, k)))
 		case kind == record.KindInt4 && i != record.TriggerColumn:
 			found = append(found, precondition.Finding{Level: precondition.Warn, Found: "column " + name + " is of type " + k.typ,
@@ -177,7 +177,7 @@ func (c *catalogue) missingColumn(column int) string {
 // USING says is right for times; of anything else the user decides.
 func (c *catalogue) retype(column int, k catalogueColumn) string {
 	name, typ := record.ColumnNames[column], contractTable().types[column].sql
-	if strings.HasPrefix(k.typ, "date") && record.IsNumber(column) {
+	if strings.HasPrefix(k.typ, "date") && record.IsNumberColumn(column) {
 		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", name, typ, name)
 	}
 	collate := ""

@@ -34,7 +34,7 @@ type Preview struct {
 func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	r := &replay{svc: s}
 	defer r.close()
-	if err := r.open(ctx); err != nil {
+	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}
 	m := r.messages.parser.parseRecord(&topic.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})

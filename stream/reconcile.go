@@ -92,7 +92,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	this := r.acceptedVersion()
 	outcome := campaign.Judge(campaign.Message{
 		Position: this.Position, Time: this.Time, Fingerprint: this.Fingerprint, End: r.End,
-		Replayed: r.feed != nil && there != nil && there.Position == this.Position,
+		Replayed: r.window != nil && there != nil && there.Position == this.Position,
 	}, there, now)
 	if r.state == stateExpired {
 		st.expired--

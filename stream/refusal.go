@@ -203,13 +203,13 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 		attrs := func() []any { return []any{"lane", l.id, "offset", d.Offset, "reason", d.Reason} }
 		if d.Clients > 0 {
 			l.svc.counters.unservable.Add(d.Clients)
-			if l.svc.outcomes.admit(outcomeLeftOut) {
+			if l.svc.skipped.admitLine(skipLeftOut) {
 				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
 			}
 			continue
 		}
 		l.svc.counters.dead.Add(1)
-		l.svc.outcomes.note(outcomeDead, attrs)
+		l.svc.skipped.logMessage(skipRefused, attrs)
 	}
 }
 

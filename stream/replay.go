@@ -73,7 +73,7 @@ type ReplayLane struct {
 	NotCovered string `json:"not_covered,omitempty"`
 }
 
-func (c *ReplayCounts) add(o ReplayCounts) {
+func (c *ReplayCounts) addCounts(o ReplayCounts) {
 	c.Messages += o.Messages
 	c.Dead += o.Dead
 	c.Expired += o.Expired
@@ -99,21 +99,21 @@ func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(s
 	if progress == nil {
 		progress = func(string, int64, int64) {}
 	}
-	r := &replay{svc: s, dry: req.DryRun, progress: progress, report: &ReplayReport{DryRun: req.DryRun}}
+	r := &replay{svc: s, dryRun: req.DryRun, progress: progress, report: &ReplayReport{DryRun: req.DryRun}}
 	defer r.close()
-	if err := r.open(ctx); err != nil {
+	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}
 	if err := r.findRanges(ctx, req); err != nil {
 		return nil, err
 	}
-	for shares := []share{{}}; len(shares) > 0; {
-		p, rest, err := r.survey(ctx, shares[0])
+	for shares := []hashRange{{}}; len(shares) > 0; {
+		p, rest, err := r.indexNewest(ctx, shares[0])
 		if err != nil {
 			return nil, err
 		}
 		shares = append(rest, shares[1:]...)
-		if err := r.round(ctx, p); err != nil {
+		if err := r.replayRange(ctx, p); err != nil {
 			return nil, err
 		}
 	}
@@ -123,7 +123,7 @@ func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(s
 // replay is one replay under way.
 type replay struct {
 	svc      *Service
-	dry      bool
+	dryRun   bool
 	progress func(stage string, done, total int64)
 	client   *kgo.Client       // nil before open
 	reader   *readers          // the same
@@ -140,8 +140,8 @@ type replay struct {
 	total  int64
 }
 
-// open connects to both sides.
-func (r *replay) open(ctx context.Context) (err error) {
+// connect connects to both sides.
+func (r *replay) connect(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
 	r.reader = r.svc.readers.open()
 	client, err := cfg.Kafka.NewClient()
@@ -179,9 +179,9 @@ func (r *replay) close() {
 	}
 }
 
-// round replays the campaigns of one share on all lanes.
-func (r *replay) round(ctx context.Context, p *plan) error {
-	lanes := r.lanes(ctx, p)
+// replayRange replays the campaigns of one share on all lanes.
+func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
+	lanes := r.laneReplays(ctx, p)
 	r.mu.Lock()
 	r.done, r.total = 0, 0
 	for _, l := range lanes {
@@ -189,7 +189,7 @@ func (r *replay) round(ctx context.Context, p *plan) error {
 	}
 	r.mu.Unlock()
 	var g errgroup.Group
-	if r.dry {
+	if r.dryRun {
 		g.SetLimit(1) // they share the inspector
 		defer r.messages.delivered.forgetAll()
 	}
@@ -200,19 +200,19 @@ func (r *replay) round(ctx context.Context, p *plan) error {
 				return ctx.Err()
 			}
 			if err != nil {
-				r.notCovered(l.id, err.Error())
+				r.noteNotCovered(l.id, err.Error())
 			}
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			r.report.add(l.counts)
+			r.report.addCounts(l.counts)
 			return nil
 		})
 	}
 	return g.Wait()
 }
 
-// lanes are the ranges that this daemon can replay; the others are noted.
-func (r *replay) lanes(ctx context.Context, p *plan) []*laneReplay {
+// laneReplays are the ranges that this daemon can replay; the others are noted.
+func (r *replay) laneReplays(ctx context.Context, p *newestIndex) []*laneReplay {
 	var out []*laneReplay
 	for _, rg := range r.ranges {
 		if rg.from >= rg.until {
@@ -222,18 +222,18 @@ func (r *replay) lanes(ctx context.Context, p *plan) []*laneReplay {
 		h := r.svc.lanes[rg.lane]
 		r.svc.mu.Unlock()
 		if h == nil {
-			r.notCovered(rg.lane, "another daemon of the group has it: run the same command there")
+			r.noteNotCovered(rg.lane, "another daemon of the group has it: run the same command there")
 			continue
 		}
 		out = append(out, &laneReplay{
 			replay: r, ctx: ctx, handle: h, id: rg.lane, from: rg.from, until: rg.until, next: rg.from,
-			plan: p, open: map[campaign.Key]int64{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
+			index: p, open: map[campaign.Key]int64{}, wake: make(chan struct{}, 1), result: make(chan error, 1),
 		})
 	}
 	return out
 }
 
-func (r *replay) notCovered(lane int32, why string) {
+func (r *replay) noteNotCovered(lane int32, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := slices.IndexFunc(r.report.Lanes, func(l ReplayLane) bool { return l.Partition == lane })
@@ -242,8 +242,8 @@ func (r *replay) notCovered(lane int32, why string) {
 	}
 }
 
-// advance notes that offsets of the round are settled.
-func (r *replay) advance(n int64) {
+// addProgress notes that offsets of the round are settled.
+func (r *replay) addProgress(n int64) {
 	r.mu.Lock()
 	r.done += n
 	done, total := r.done, r.total

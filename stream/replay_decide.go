@@ -6,10 +6,10 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// replayLive is how many replayed campaigns a lane has in the middle of their
+// maxReplayLive is how many replayed campaigns a lane has in the middle of their
 // fan-out at once. They share each step with the lane's own long campaigns, so
 // a replay of many large ones does not push these aside.
-const replayLive = 4
+const maxReplayLive = 4
 
 // judgeReplayed judges a message that a replay has read again.
 func (m *message) judgeReplayed(lane int32, accepted *campaign.Version, now int64) campaign.Outcome {
@@ -50,7 +50,7 @@ func (c *ReplayCounts) addOutcome(outcome campaign.Outcome, ahead bool) {
 // just arrived go first, and it never moves next_offset. The look-up may be
 // older than what this lane accepted since, so the message is judged anew.
 func (d *decider) acceptReplayed(st *step) bool {
-	if len(d.replayed) == 0 || !d.hasRoom() || d.sched.replayed >= replayLive || !st.canAccept(&d.replayed[0]) {
+	if len(d.replayed) == 0 || !d.hasRoom() || d.sched.replayed >= maxReplayLive || !st.canAccept(&d.replayed[0]) {
 		return false
 	}
 	m := d.replayed[0]
@@ -58,15 +58,15 @@ func (d *decider) acceptReplayed(st *step) bool {
 	before := d.newestAccepted(st, &m)
 	now := time.Now().Unix()
 	outcome := m.judgeReplayed(d.lane.id, before, now)
-	if m.feed.gone() || !m.joinsAgain(outcome, now) {
+	if m.window.isCancelled() || !m.joinsAgain(outcome, now) {
 		if m.delivered != "" {
 			d.delivered.forget(m.delivered)
 		}
-		m.feed.settle()
+		m.window.markDone()
 		return true
 	}
 	st.size += m.campaign.Size()
 	d.acceptCampaign(st, &m, before, outcome)
-	st.feeds = append(st.feeds, m.feed)
+	st.windows = append(st.windows, m.window)
 	return true
 }

@@ -9,36 +9,36 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// countAll is a lane's replay that changes nothing: the same messages, the same
+// countCampaigns is a lane's replay that changes nothing: the same messages, the same
 // outcomes, and for each campaign that would be joined who has it and who would
 // get it.
-func (l *laneReplay) countAll(ctx context.Context) error {
-	return l.batches(ctx, &l.messages.parser, func(batch []message, next int64) error {
-		todo, counts, err := l.prepare(ctx, l.messages, batch)
+func (l *laneReplay) countCampaigns(ctx context.Context) error {
+	return l.eachBatch(ctx, &l.messages.parser, func(batch []message, next int64) error {
+		todo, counts, err := l.judgeBatch(ctx, l.messages, batch)
 		if err != nil {
 			return err
 		}
 		for _, m := range todo {
-			if !m.joins() {
+			if !m.isRunning() {
 				continue
 			}
-			n, have, err := l.count(ctx, m)
+			n, have, err := l.countCampaign(ctx, m)
 			if err != nil {
 				return err
 			}
 			counts.Notified += n
 			counts.Have += have
 		}
-		l.settled(next, counts)
+		l.noteDone(next, counts)
 		return nil
 	})
 }
 
-// count tells how many clients would get a campaign and how many have it. A
+// countCampaign tells how many clients would get a campaign and how many have it. A
 // client of several of its restaurants gets it once.
-func (l *laneReplay) count(ctx context.Context, m *message) (n, have int64, err error) {
-	shared := l.plan.isShared(m.campaign.Key().Digest())
-	if m.delivered = l.plan.audiences[m.campaign.ID]; m.delivered == "" {
+func (l *laneReplay) countCampaign(ctx context.Context, m *message) (n, have int64, err error) {
+	shared := l.index.hasRestaurants(m.campaign.Key().Digest())
+	if m.delivered = l.index.audiences[m.campaign.ID]; m.delivered == "" {
 		if m.delivered, m.have, err = l.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
 			return 0, 0, err
 		}
@@ -48,7 +48,7 @@ func (l *laneReplay) count(ctx context.Context, m *message) (n, have int64, err 
 		have = int64(m.have)
 	}
 	if shared {
-		l.plan.audiences[m.campaign.ID] = m.delivered
+		l.index.audiences[m.campaign.ID] = m.delivered
 	} else {
 		defer l.messages.delivered.forget(m.delivered)
 	}

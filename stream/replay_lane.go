@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// replayWindow and replayCached bound what a lane's replay hands to decide at
+	// maxReplayWindow and maxReplayCached bound what a lane's replay hands to decide at
 	// once: messages, and clients in the delivered cache for them.
-	replayWindow = 100
-	replayCached = 100_000
+	maxReplayWindow = 100
+	maxReplayCached = 100_000
 
 	// replayTries is how often a lane's replay is begun anew, by a next session
 	// or after an error, without having come further.
@@ -36,7 +36,7 @@ type laneReplay struct {
 	handle      *laneHandle
 	id          int32
 	from, until int64
-	plan        *plan
+	index       *newestIndex
 	next        int64      // all before it is settled
 	result      chan error // of one session; one token
 
@@ -48,8 +48,8 @@ type laneReplay struct {
 
 // run replays the lane's range, over as many sessions as it takes.
 func (l *laneReplay) run(ctx context.Context) error {
-	if l.dry {
-		return l.countAll(ctx)
+	if l.dryRun {
+		return l.countCampaigns(ctx)
 	}
 	lane := l.handle.lane
 	lane.replay.Store(l)
@@ -97,28 +97,28 @@ func (s *replayer) run(ctx context.Context) error {
 	for {
 		select {
 		case l := <-s.lane.replays:
-			l.result <- s.replay(ctx, l)
+			l.result <- s.replayLane(ctx, l)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// replay goes on with a lane's replay. It returns nil when everything is
+// replayLane goes on with a lane's replay. It returns nil when everything is
 // settled and delivered.
-func (s *replayer) replay(ctx context.Context, l *laneReplay) error {
+func (s *replayer) replayLane(ctx context.Context, l *laneReplay) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
 	if err := l.dropDelivered(ctx, s.messages.lookup); err != nil {
 		return err
 	}
-	err := l.batches(ctx, &s.messages.parser, func(batch []message, next int64) error {
+	err := l.eachBatch(ctx, &s.messages.parser, func(batch []message, next int64) error {
 		counts, err := s.replayBatch(ctx, l, batch)
 		if err != nil {
 			return err
 		}
-		l.settled(next, counts)
+		l.noteDone(next, counts)
 		return nil
 	})
 	if err != nil {
@@ -127,8 +127,8 @@ func (s *replayer) replay(ctx context.Context, l *laneReplay) error {
 	return l.awaitDelivery(ctx)
 }
 
-// batches reads on from next and hands on what intake would take at once.
-func (l *laneReplay) batches(ctx context.Context, parser *messageParser, fn func(batch []message, next int64) error) error {
+// eachBatch reads on from next and hands on what intake would take at once.
+func (l *laneReplay) eachBatch(ctx context.Context, parser *messageParser, fn func(batch []message, next int64) error) error {
 	var batch []message
 	size := 0
 	flush := func(next int64) error {
@@ -139,7 +139,7 @@ func (l *laneReplay) batches(ctx context.Context, parser *messageParser, fn func
 		batch, size = batch[:0], 0
 		return err
 	}
-	err := l.read(ctx, l.id, l.next, l.until, func(r *topic.Record) error {
+	err := l.readOffsets(ctx, l.id, l.next, l.until, func(r *topic.Record) error {
 		m := parser.parseRecord(r)
 		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.memorySize() > l.svc.cfg.StepBytes) {
 			if err := flush(r.Offset); err != nil {
@@ -155,18 +155,18 @@ func (l *laneReplay) batches(ctx context.Context, parser *messageParser, fn func
 	return flush(l.until)
 }
 
-func (l *laneReplay) settled(next int64, counts ReplayCounts) {
+func (l *laneReplay) noteDone(next int64, counts ReplayCounts) {
 	failpoint.Hit("replay/settled")
 	l.mu.Lock()
-	l.counts.add(counts)
+	l.counts.addCounts(counts)
 	l.mu.Unlock()
-	l.advance(next - l.next)
+	l.addProgress(next - l.next)
 	l.next = next
 }
 
-// prepare passes the barrier, looks the batch's campaigns up and says what is
+// judgeBatch passes the barrier, looks the batch's campaigns up and says what is
 // to be done with each.
-func (l *laneReplay) prepare(ctx context.Context, messages *messageInspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
+func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
 	fresh := time.Now()
 	if err := l.svc.barrier.Barrier(ctx); err != nil {
 		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
@@ -177,17 +177,17 @@ func (l *laneReplay) prepare(ctx context.Context, messages *messageInspector, ba
 	for i := range batch {
 		m := &batch[i]
 		if m.campaign == nil {
-			if l.plan.first() {
+			if l.index.isFirst() {
 				counts.Messages++
 				counts.Dead++
 			}
 			continue
 		}
 		d := m.campaign.Key().Digest()
-		if !l.plan.has(d) { // another round's
+		if !l.index.contains(d) { // another round's
 			continue
 		}
-		m.fresh, m.replaced = fresh, l.plan.replaced(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
+		m.fresh, m.superseded = fresh, l.index.isSuperseded(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
 		outcome := m.judgeReplayed(l.id, m.accepted, fresh.Unix())
 		counts.addOutcome(outcome, m.campaign.Start > fresh.Unix())
 		if m.joinsAgain(outcome, fresh.Unix()) {
@@ -199,24 +199,24 @@ func (l *laneReplay) prepare(ctx context.Context, messages *messageInspector, ba
 
 // replayBatch hands a batch to decide and waits until it is accepted.
 func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []message) (ReplayCounts, error) {
-	todo, counts, err := l.prepare(ctx, s.messages, batch)
+	todo, counts, err := l.judgeBatch(ctx, s.messages, batch)
 	if err != nil {
 		return counts, err
 	}
 	var window []message
 	cached := 0
 	for i, m := range todo {
-		if m.joins() {
+		if m.isRunning() {
 			if m.delivered, m.have, err = s.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
 				return counts, err
 			}
-			if l.plan.countOnce(m.campaign.Key().Digest()) {
+			if l.index.markCounted(m.campaign.Key().Digest()) {
 				counts.Have += int64(m.have)
 			}
 			cached += m.have
 		}
 		window = append(window, *m)
-		if i < len(todo)-1 && len(window) < replayWindow && cached < replayCached {
+		if i < len(todo)-1 && len(window) < maxReplayWindow && cached < maxReplayCached {
 			continue
 		}
 		// What was loaded may have taken its time. Should the campaign change once
@@ -224,7 +224,7 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 		if err := s.messages.lookup.fillVersionsAnew(ctx, window); err != nil {
 			return counts, err
 		}
-		if err := s.feed(ctx, l, window); err != nil {
+		if err := s.handToDecider(ctx, l, window); err != nil {
 			return counts, err
 		}
 		window, cached = nil, 0
@@ -232,34 +232,34 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 	return counts, nil
 }
 
-// joins tells that the message is joined at once: it is valid, and its start has come.
-func (m *message) joins() bool {
+// isRunning tells that the message is joined at once: it is valid, and its start has come.
+func (m *message) isRunning() bool {
 	return m.campaign.Start <= m.fresh.Unix() && m.campaign.End > m.fresh.Unix()
 }
 
-// replayFeed is some messages of a replay on their way through decide and commit.
-type replayFeed struct {
+// replayWindow is some messages of a replay on their way through decide and commit.
+type replayWindow struct {
 	of   *laneReplay
 	left atomic.Int64
 	done chan struct{} // closed once all are settled
 }
 
-// gone tells that nobody asks for it any more.
-func (f *replayFeed) gone() bool { return f.of.ctx.Err() != nil }
+// isCancelled tells that nobody asks for it any more.
+func (f *replayWindow) isCancelled() bool { return f.of.ctx.Err() != nil }
 
-// settle notes that one message is committed, or nothing is to be done with it.
-func (f *replayFeed) settle() {
+// markDone notes that one message is committed, or nothing is to be done with it.
+func (f *replayWindow) markDone() {
 	if f.left.Add(-1) == 0 {
 		close(f.done)
 	}
 }
 
-// feed hands messages to decide and waits until all are settled.
-func (s *replayer) feed(ctx context.Context, l *laneReplay, window []message) error {
-	f := &replayFeed{of: l, done: make(chan struct{})}
+// handToDecider hands messages to decide and waits until all are settled.
+func (s *replayer) handToDecider(ctx context.Context, l *laneReplay, window []message) error {
+	f := &replayWindow{of: l, done: make(chan struct{})}
 	f.left.Store(int64(len(window)))
 	for i := range window {
-		window[i].feed = f
+		window[i].window = f
 	}
 	failpoint.Hit("replay/feed")
 	if err := sendBatch(ctx, s.arrivals, messageBatch{replayed: window}); err != nil {
@@ -276,21 +276,21 @@ func (s *replayer) feed(ctx context.Context, l *laneReplay, window []message) er
 // noteReplayed does what follows the commit for a replay under way.
 func (l *lane) noteReplayed(st *step, p *record.Payload) {
 	if r := l.replay.Load(); r != nil {
-		r.committed(st, p)
+		r.noteCommitted(st, p)
 	}
-	for _, f := range st.feeds {
-		f.settle()
+	for _, f := range st.windows {
+		f.markDone()
 	}
 }
 
-// committed notes what a step did for the replay.
-func (l *laneReplay) committed(st *step, p *record.Payload) {
+// noteCommitted notes what a step did for the replay.
+func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for k, r := range st.rows {
 		_, open := l.open[k]
 		switch {
-		case r.feed != nil && r.feed.of == l && r.started:
+		case r.window != nil && r.window.of == l && r.started:
 			l.open[k] = r.version
 		case open && r.accept: // edited
 			delete(l.open, k)
@@ -326,7 +326,7 @@ func (l *laneReplay) awaitDelivery(ctx context.Context) error {
 		}
 		select {
 		case <-l.wake:
-			l.advance(0)
+			l.addProgress(0)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

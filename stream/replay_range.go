@@ -44,7 +44,7 @@ func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
 	}
 	for i := range r.ranges {
 		rg := &r.ranges[i]
-		if err := f.resolve(rg, req); err != nil {
+		if err := f.resolveRange(rg, req); err != nil {
 			return err
 		}
 		r.report.Lanes = append(r.report.Lanes, ReplayLane{Partition: rg.lane, From: rg.from, Until: rg.until})
@@ -52,13 +52,13 @@ func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
 	return nil
 }
 
-// foundOffsets are the offsets of the campaigns topic that a request names.
-type foundOffsets struct {
+// requestedOffsets are the offsets of the campaigns topic that a request names.
+type requestedOffsets struct {
 	topic               string
 	starts, from, until kadm.ListedOffsets // the latter two: of the times, nil where none is given
 }
 
-func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f foundOffsets, err error) {
+func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f requestedOffsets, err error) {
 	f.topic = r.svc.cfg.Kafka.Campaigns
 	adm := kadm.NewClient(r.client)
 	if f.starts, err = adm.ListStartOffsets(ctx, f.topic); err != nil {
@@ -77,7 +77,7 @@ func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f foundOff
 	return f, nil
 }
 
-func (f *foundOffsets) lookup(list kadm.ListedOffsets, lane int32) (kadm.ListedOffset, error) {
+func (f *requestedOffsets) offsetOf(list kadm.ListedOffsets, lane int32) (kadm.ListedOffset, error) {
 	o, ok := list.Lookup(f.topic, lane)
 	if !ok {
 		return o, fmt.Errorf("list offsets of %s/%d: the broker does not know the partition", f.topic, lane)
@@ -88,16 +88,16 @@ func (f *foundOffsets) lookup(list kadm.ListedOffsets, lane int32) (kadm.ListedO
 	return o, nil
 }
 
-// resolve fills in the range. What was asked for and is no longer there is an
+// resolveRange fills in the range. What was asked for and is no longer there is an
 // error: a part that is missing must not pass for nothing.
-func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
-	start, err := f.lookup(f.starts, rg.lane)
+func (f *requestedOffsets) resolveRange(rg *laneRange, req ReplayRequest) error {
+	start, err := f.offsetOf(f.starts, rg.lane)
 	if err != nil {
 		return err
 	}
 	rg.start, rg.from, rg.until = start.Offset, start.Offset, rg.next
 	if f.from != nil {
-		after, err := f.lookup(f.from, rg.lane)
+		after, err := f.offsetOf(f.from, rg.lane)
 		if err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
 		rg.from = at
 	}
 	if f.until != nil {
-		before, err := f.lookup(f.until, rg.lane)
+		before, err := f.offsetOf(f.until, rg.lane)
 		if err != nil {
 			return err
 		}
@@ -128,8 +128,8 @@ func (f *foundOffsets) resolve(rg *laneRange, req ReplayRequest) error {
 	return nil
 }
 
-// read calls fn for each record of [from, until) of a partition, in order.
-func (r *replay) read(ctx context.Context, lane int32, from, until int64, fn func(*topic.Record) error) error {
+// readOffsets calls fn for each record of [from, until) of a partition, in order.
+func (r *replay) readOffsets(ctx context.Context, lane int32, from, until int64, fn func(*topic.Record) error) error {
 	name := r.svc.cfg.Kafka.Campaigns
 	p := topic.PartitionReader{Client: r.client, NewClient: r.svc.cfg.Kafka.NewClient, Topic: name, TopicID: r.topicID, Partition: lane, MaxRecord: r.limits.MaxCampaign()}
 	err := p.ReadRange(ctx, from, until, fn)

@@ -253,7 +253,7 @@ func TestReplayInRounds(t *testing.T) {
 	few := clients("0000", 3)
 	w := newDeployment(t, 2, map[string][]string{"r1": few[:1], "r2": few[:1]})
 	svc, _ := w.start()
-	svc.surveyCampaigns = 10
+	svc.indexCampaigns = 10
 	var values [2][][]byte
 	want := map[string][]string{}
 	for i := range 60 {
@@ -315,7 +315,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 		if steps := svc.Status().Lanes[0].Decided - before; steps > 100 {
 			t.Errorf("%s waited for %d steps", id, steps)
 		}
-		if live := svc.Status().Campaigns.Live; live > replayLive+1 {
+		if live := svc.Status().Campaigns.Live; live > maxReplayLive+1 {
 			t.Errorf("%d campaigns of the replay are live", live)
 		}
 	}

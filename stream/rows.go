@@ -58,7 +58,7 @@ func (s *rowSet) addKey(r *campaignRow) {
 // addMessage adds the message that the row holds from now on, and the state of
 // the row that it takes the place of.
 func (s *rowSet) addMessage(r *campaignRow) {
-	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.Lane), append(s.offsets, r.at.Offset), append(s.times, r.msgTime)
+	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.Lane), append(s.offsets, r.at.Offset), append(s.times, r.messageTime)
 	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.replaces.RowVersion), append(s.oldLanes, r.replaces.Lane), append(s.oldOffsets, r.replaces.Offset)
 }
 
@@ -123,7 +123,7 @@ func copyRows(rows []*campaignRow) []byte {
 		dst = binary.BigEndian.AppendUint16(dst, 17)
 		dst = record.AppendField(record.AppendField(dst, r.ID), r.RestaurantID)
 		dst = record.AppendInt8(record.AppendInt4(dst, r.owner), r.version)
-		dst = record.AppendInt8(record.AppendInt8(record.AppendInt4(dst, r.at.Lane), r.at.Offset), r.msgTime)
+		dst = record.AppendInt8(record.AppendInt8(record.AppendInt4(dst, r.at.Lane), r.at.Offset), r.messageTime)
 		dst = record.AppendField(dst, r.fingerprint[:])
 		dst = record.AppendField(record.AppendField(record.AppendField(dst, r.Content), r.Owner), r.OwnerContact)
 		dst = record.AppendInt8(record.AppendInt8(record.AppendInt8(dst, r.Start), r.End), r.Created)

@@ -38,16 +38,16 @@ type Service struct {
 	readers         *readers
 	connectionSlots chan struct{} // a token for each lane's own connection; nil: unbounded
 
-	replaying       sync.Mutex // held by the replay under way
-	surveyCampaigns int        // see the constant
-	recentLimit     int        // see the constant
-	startLimit      int        // see maxWaitingStarts
-	unmetPatience   time.Duration
-	stepPatience    time.Duration // see the constant
-	inputPatience   time.Duration
+	replaying      sync.Mutex // held by the replay under way
+	indexCampaigns int        // see the constant
+	recentLimit    int        // see the constant
+	startLimit     int        // see maxWaitingStarts
+	unmetPatience  time.Duration
+	stepPatience   time.Duration // see the constant
+	inputPatience  time.Duration
 
 	counters counters
-	outcomes outcomeLog
+	skipped  skipLog
 
 	mu        sync.Mutex // guards the fields below
 	lanes     map[int32]*laneHandle
@@ -68,8 +68,8 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, surveyCampaigns: surveyCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
-		outcomes: outcomeLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
+		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
+		skipped: skipLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	if n := cfg.Sink.MaxConnections; n > 0 {
@@ -96,7 +96,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	defer s.outcomes.flush()
+	defer s.skipped.closeWindows()
 	defer s.stopAllLanes()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })

@@ -26,13 +26,13 @@ const (
 type campaignRow struct {
 	*liveCampaign
 	at          campaign.Position // of the message; set with accept or repeats
-	msgTime     int64
+	messageTime int64
 	fingerprint campaign.Fingerprint
 	accept      bool              // a new message
 	repeats     bool              // an identical message: only position and time change
 	served      bool              // this step has moved its cursor
 	replaces    *campaign.Version // with accept or repeats: the version that the row must still have; nil: no row
-	feed        *replayFeed       // the replay that brought it
+	window      *replayWindow     // the replay that brought it
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 }
@@ -40,7 +40,7 @@ type campaignRow struct {
 // acceptedVersion returns the version of the campaign that the row holds after the
 // step.
 func (r *campaignRow) acceptedVersion() campaign.Version {
-	return campaign.Version{Position: r.at, Time: r.msgTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner}
+	return campaign.Version{Position: r.at, Time: r.messageTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner}
 }
 
 // clientPick is one campaign's share of a step.
@@ -59,9 +59,9 @@ type step struct {
 	picks      []*clientPick
 	dead       []record.DeadLetter
 	expired    int64
-	outcomes   []outcome      // messages that notify nobody
-	feeds      []*replayFeed  // one for each message of a replay
-	lost       []campaign.Key // campaigns whose row another message has taken
+	skipped    []skippedMessage // messages that notify nobody
+	windows    []*replayWindow  // one for each message of a replay
+	lost       []campaign.Key   // campaigns whose row another message has taken
 
 	leftOut map[leftOut][]string // clients whose id fits neither the table nor a record
 	refused []*liveCampaign      // campaigns whose rows the feedback table refuses; set while the rows are written
@@ -96,17 +96,17 @@ func (st *step) acceptRow(r *campaignRow) {
 
 // noteExpired records a message whose end has passed: it cancels the campaign.
 func (st *step) noteExpired(l *liveCampaign, before *campaign.Version) {
-	o := outcome{kind: outcomeExpired, campaign: l.Campaign, offset: l.from.Offset}
+	o := skippedMessage{kind: skipExpired, campaign: l.Campaign, offset: l.from.Offset}
 	if before != nil {
-		o.kind = outcomeCancelled
+		o.kind = skipCancel
 	}
-	st.outcomes = append(st.outcomes, o)
+	st.skipped = append(st.skipped, o)
 }
 
 // noteOlder records a message that does nothing: a newer one of its campaign was
 // accepted.
 func (st *step) noteOlder(c *campaign.Campaign, m, newest campaign.Version) {
-	st.outcomes = append(st.outcomes, outcome{kind: outcomeOlder, campaign: c, offset: m.Offset, message: m, newest: newest})
+	st.skipped = append(st.skipped, skippedMessage{kind: skipOlder, campaign: c, offset: m.Offset, message: m, newest: newest})
 }
 
 // noteRepeat adds an identical message, whose position and time the step stores.
@@ -119,7 +119,7 @@ func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campai
 	if !r.accept && !r.repeats {
 		r.repeats, r.replaces, r.fingerprint = true, before, now.Fingerprint
 	}
-	r.at, r.msgTime = now.Position, now.Time
+	r.at, r.messageTime = now.Position, now.Time
 }
 
 // noteProgress records a campaign's cursor and state.
@@ -137,7 +137,7 @@ func (st *step) noteProgress(l *liveCampaign, to string) {
 // before. It can accept a repeat.
 func (st *step) canAccept(m *message) bool {
 	r := st.rows[m.campaign.Key()]
-	return r == nil || !r.served || m.feed == nil && *r.Campaign == *m.campaign
+	return r == nil || !r.served || m.window == nil && *r.Campaign == *m.campaign
 }
 
 // holdsOther reports whether the step's row holds a message with other content than

@@ -48,13 +48,13 @@ var byteOrderMark = []byte("\ufeff")
 func Parse(value []byte) (*Campaign, error) {
 	value = bytes.TrimPrefix(value, byteOrderMark)
 	if c, ok := scanPlain(value); ok {
-		return c, c.check()
+		return c, c.validate()
 	}
 	c, err := decodeJSON(value)
 	if err != nil {
 		return nil, err
 	}
-	return c, c.check()
+	return c, c.validate()
 }
 
 // decodeJSON is Parse without the rules of check.
@@ -114,7 +114,7 @@ func parseField(fields map[string]json.RawMessage, name string, to any) error {
 	if err := json.Unmarshal(raw, to); err != nil {
 		number, isTime := to.(*int64)
 		if isTime && (raw[0] == '-' || '0' <= raw[0] && raw[0] <= '9') {
-			if n, whole := wholeNumber(raw); whole {
+			if n, whole := parseWholeNumber(raw); whole {
 				*number = n
 				return nil
 			}
@@ -143,11 +143,11 @@ func hasLoneSurrogate(raw []byte) bool {
 			i++
 			continue
 		}
-		switch surrogate(raw[i:]) {
+		switch surrogateHalf(raw[i:]) {
 		case 0:
 			i += 5
 		case 'h':
-			if i+6 >= len(raw) || surrogate(raw[i+6:]) != 'l' {
+			if i+6 >= len(raw) || surrogateHalf(raw[i+6:]) != 'l' {
 				return true
 			}
 			i += 11
@@ -158,9 +158,9 @@ func hasLoneSurrogate(raw []byte) bool {
 	return false
 }
 
-// surrogate classifies the \uXXXX escape at the front of b: 'h' for a high
+// surrogateHalf classifies the \uXXXX escape at the front of b: 'h' for a high
 // half, 'l' for a low one, 0 for anything else.
-func surrogate(b []byte) byte {
+func surrogateHalf(b []byte) byte {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' || b[2]|0x20 != 'd' {
 		return 0
 	}
@@ -173,8 +173,8 @@ func surrogate(b []byte) byte {
 	return 0
 }
 
-// check holds the rules of the contract that span fields or need more than a type.
-func (c *Campaign) check() error {
+// validate holds the rules of the contract that span fields or need more than a type.
+func (c *Campaign) validate() error {
 	for _, f := range []struct{ name, id string }{{"restaurant_id", c.RestaurantID}, {"adv_campaign_id", c.ID}} {
 		if f.id == "" {
 			return fmt.Errorf("%s is empty", f.name)

@@ -17,9 +17,9 @@ import (
 // producers make, and what to do about it. All of it runs for refused messages
 // only, in time linear in their size, and holds a few bytes of a message at most.
 
-// magics begin what is compressed or encoded by the producer itself, or by a tool
+// knownPrefixes begin what is compressed or encoded by the producer itself, or by a tool
 // before it.
-var magics = []struct{ prefix, what string }{
+var knownPrefixes = []struct{ prefix, what string }{
 	{"\x1f\x8b", "gzip; let the producer compress (compression.type), then Kafka's clients decompress"},
 	{"\x28\xb5\x2f\xfd", "zstd; let the producer compress (compression.type), then Kafka's clients decompress"},
 	{"\x04\x22\x4d\x18", "LZ4; let the producer compress (compression.type), then Kafka's clients decompress"},
@@ -39,7 +39,7 @@ func diagnoseBytes(value []byte) error {
 	case len(value) == 0:
 		return errors.New("the value is empty")
 	}
-	for _, m := range magics {
+	for _, m := range knownPrefixes {
 		if bytes.HasPrefix(value, []byte(m.prefix)) {
 			return errors.New("the value is not JSON: it is " + m.what)
 		}
@@ -74,7 +74,7 @@ func diagnoseText(value []byte, err error) error {
 		return errors.New("the value is blank")
 	case brace > 0 && text[0] != '[' && json.Valid(text[brace:]):
 		return fmt.Errorf("the value is not JSON: %s stands before the object; if it is the record's key, the producer does not split it off (kcat: -K: ; console producer: parse.key=true)",
-			excerpt(text[:brace]))
+			quoteExcerpt(text[:brace]))
 	case prettyLine.Match(text):
 		return errors.New("the value is not JSON but one line of an object that was printed over several lines, each sent as a message; print it in one line")
 	case bytes.HasPrefix(text, []byte("{'")):
@@ -83,13 +83,13 @@ func diagnoseText(value []byte, err error) error {
 		return errors.New("the value is not JSON but XML or HTML")
 	case bytes.HasPrefix(text, []byte("Struct{")):
 		return errors.New("the value is not JSON but a printed Struct of Kafka Connect; set value.converter to JsonConverter, with schemas.enable=false")
-	case severalValues(text):
+	case hasSeveralValues(text):
 		return errors.New("the value is not JSON: more than one JSON value, or text behind one; send each campaign as a message of its own")
 	case strings.Contains(err.Error(), "unexpected end of JSON input"):
 		return errors.New("the value is not JSON: it ends in the middle; it was cut off")
 	}
 	if !strings.ContainsRune("{[", rune(text[0])) {
-		return fmt.Errorf("the value is not JSON: it begins with %s", excerpt(text))
+		return fmt.Errorf("the value is not JSON: it begins with %s", quoteExcerpt(text))
 	}
 	hint := ""
 	switch {
@@ -101,8 +101,8 @@ func diagnoseText(value []byte, err error) error {
 	return fmt.Errorf("the value is not JSON: %w%s", err, hint)
 }
 
-// severalValues holds for text with something behind its first JSON value.
-func severalValues(text []byte) bool {
+// hasSeveralValues holds for text with something behind its first JSON value.
+func hasSeveralValues(text []byte) bool {
 	d := json.NewDecoder(bytes.NewReader(text))
 	var first json.RawMessage
 	return d.Decode(&first) == nil && d.InputOffset() < int64(len(text))
@@ -124,8 +124,8 @@ func diagnoseType(value []byte, kind string) error {
 	return fmt.Errorf("the value is a JSON %s, not an object%s", kind, hint)
 }
 
-// envelopes are the names under which others put the object itself.
-var envelopes = []struct{ field, what string }{
+// knownEnvelopes are the names under which others put the object itself.
+var knownEnvelopes = []struct{ field, what string }{
 	{"payload", "Kafka Connect's envelope; set value.converter.schemas.enable=false"},
 	{"after", "a change event of Debezium; unwrap it (ExtractNewRecordState)"},
 	{"data", "an envelope"},
@@ -136,22 +136,22 @@ var envelopes = []struct{ field, what string }{
 
 // diagnoseMissing says why an object has no field of that name.
 func diagnoseMissing(fields map[string]json.RawMessage, name string) error {
-	for _, e := range envelopes {
+	for _, e := range knownEnvelopes {
 		if raw, ok := fields[e.field]; ok && bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) {
 			return fmt.Errorf("%s is missing; there is %s with an object in it: %s", name, e.field, e.what)
 		}
 	}
 	for other := range fields {
-		if other != name && plainName(other) == plainName(name) {
-			return fmt.Errorf("%s is missing; there is %s, and names count letter by letter", name, excerpt([]byte(other)))
+		if other != name && normalizeName(other) == normalizeName(name) {
+			return fmt.Errorf("%s is missing; there is %s, and names count letter by letter", name, quoteExcerpt([]byte(other)))
 		}
 	}
 	return fmt.Errorf("%s is missing", name)
 }
 
-// plainName is a name without case and separators: restaurantId is meant to be
+// normalizeName is a name without case and separators: restaurantId is meant to be
 // restaurant_id.
-func plainName(name string) string {
+func normalizeName(name string) string {
 	return strings.ToLower(strings.NewReplacer("_", "", "-", "", " ", "", ".", "").Replace(name))
 }
 
@@ -161,7 +161,7 @@ func diagnoseField(name string, raw json.RawMessage, isTime bool) error {
 	if isTime {
 		want = "a whole number of seconds"
 	}
-	is := "it is " + excerpt(raw)
+	is := "it is " + quoteExcerpt(raw)
 	var text string
 	switch {
 	case raw[0] == '{':
@@ -171,24 +171,24 @@ func diagnoseField(name string, raw json.RawMessage, isTime bool) error {
 	case raw[0] == 't' || raw[0] == 'f':
 		is = "it is a boolean"
 	case raw[0] != '"' && !isTime:
-		is = "it is the number " + excerpt(raw) + "; put it into quotes"
+		is = "it is the number " + quoteExcerpt(raw) + "; put it into quotes"
 	case raw[0] != '"' && bytes.ContainsAny(raw, ".eE"):
-		is = "it is " + excerpt(raw) + "; leave the fraction out"
+		is = "it is " + quoteExcerpt(raw) + "; leave the fraction out"
 	case raw[0] != '"':
-		is = "it is " + excerpt(raw) + ", which is too large"
+		is = "it is " + quoteExcerpt(raw) + ", which is too large"
 	case json.Unmarshal(raw, &text) == nil:
-		is = "it is the string " + excerpt([]byte(text)) + "; expected is a number such as 1659203516"
+		is = "it is the string " + quoteExcerpt([]byte(text)) + "; expected is a number such as 1659203516"
 		if at, err := time.Parse(time.RFC3339, strings.Replace(text, " ", "T", 1)); err == nil {
-			is = fmt.Sprintf("it is the string %s; expected is the number %d", excerpt([]byte(text)), at.Unix())
+			is = fmt.Sprintf("it is the string %s; expected is the number %d", quoteExcerpt([]byte(text)), at.Unix())
 		} else if _, err := strconv.ParseFloat(text, 64); err == nil {
-			is = "it is the string " + excerpt([]byte(text)) + "; write it without quotes"
+			is = "it is the string " + quoteExcerpt([]byte(text)) + "; write it without quotes"
 		}
 	}
 	return fmt.Errorf("%s is not %s: %s", name, want, is)
 }
 
-// excerpt quotes the beginning of a text.
-func excerpt(text []byte) string {
+// quoteExcerpt quotes the beginning of a text.
+func quoteExcerpt(text []byte) string {
 	const most = 40
 	if len(text) <= most {
 		return strconv.Quote(string(text))
@@ -200,9 +200,9 @@ func excerpt(text []byte) string {
 	return strconv.Quote(string(text[:n])) + "…"
 }
 
-// wholeNumber reads a JSON number that has a fraction or an exponent and is whole
+// parseWholeNumber reads a JSON number that has a fraction or an exponent and is whole
 // all the same, such as 1659203516.0 and 1.659203516e9.
-func wholeNumber(raw []byte) (int64, bool) {
+func parseWholeNumber(raw []byte) (int64, bool) {
 	mantissa, exponent := raw, 0
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
 		e, err := strconv.Atoi(string(raw[i+1:]))

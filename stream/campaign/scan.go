@@ -5,8 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// keptText is how large a message may be for its ids to be parts of its text.
-const keptText = 1 << 10
+// maxSharedText is how large a message may be for its ids to be parts of its text.
+const maxSharedText = 1 << 10
 
 // scanPlain is Parse for the plain form in which nearly all messages
 // come: one object with exactly the eight fields, each once, strings without
@@ -20,38 +20,38 @@ func scanPlain(value []byte) (c *Campaign, ok bool) {
 	if !utf8.Valid(value) {
 		return nil, false
 	}
-	s := scanner{text: string(value)} // the fields are parts of this one copy
+	s := textScanner{text: string(value)} // the fields are parts of this one copy
 	c = &Campaign{}
 	seen := 0
-	if !s.next('{') {
+	if !s.takeByte('{') {
 		return nil, false
 	}
-	for first := true; !s.next('}'); first = false {
-		if !first && !s.next(',') {
+	for first := true; !s.takeByte('}'); first = false {
+		if !first && !s.takeByte(',') {
 			return nil, false
 		}
-		name, ok := s.string()
-		if !ok || !s.next(':') {
+		name, ok := s.takeString()
+		if !ok || !s.takeByte(':') {
 			return nil, false
 		}
 		var field int
 		switch name {
 		case "restaurant_id":
-			field, ok = 1<<0, s.stringTo(&c.RestaurantID)
+			field, ok = 1<<0, s.takeStringInto(&c.RestaurantID)
 		case "adv_campaign_id":
-			field, ok = 1<<1, s.stringTo(&c.ID)
+			field, ok = 1<<1, s.takeStringInto(&c.ID)
 		case "adv_campaign_content":
-			field, ok = 1<<2, s.stringTo(&c.Content)
+			field, ok = 1<<2, s.takeStringInto(&c.Content)
 		case "adv_campaign_owner":
-			field, ok = 1<<3, s.stringTo(&c.Owner)
+			field, ok = 1<<3, s.takeStringInto(&c.Owner)
 		case "adv_campaign_owner_contact":
-			field, ok = 1<<4, s.stringTo(&c.OwnerContact)
+			field, ok = 1<<4, s.takeStringInto(&c.OwnerContact)
 		case "adv_campaign_datetime_start":
-			field, ok = 1<<5, s.numberTo(&c.Start)
+			field, ok = 1<<5, s.takeNumberInto(&c.Start)
 		case "adv_campaign_datetime_end":
-			field, ok = 1<<6, s.numberTo(&c.End)
+			field, ok = 1<<6, s.takeNumberInto(&c.End)
 		case "datetime_created":
-			field, ok = 1<<7, s.numberTo(&c.Created)
+			field, ok = 1<<7, s.takeNumberInto(&c.Created)
 		default:
 			return nil, false
 		}
@@ -60,25 +60,25 @@ func scanPlain(value []byte) (c *Campaign, ok bool) {
 		}
 		seen |= field
 	}
-	s.space()
-	if len(value) > keptText { // the lane remembers ids for long, and would hold the content by them
+	s.skipSpace()
+	if len(value) > maxSharedText { // the lane remembers ids for long, and would hold the content by them
 		c.ID, c.RestaurantID = strings.Clone(c.ID), strings.Clone(c.RestaurantID)
 	}
 	return c, seen == 1<<8-1 && s.text == ""
 }
 
-// scanner reads JSON from the front of text.
-type scanner struct{ text string }
+// textScanner reads JSON from the front of text.
+type textScanner struct{ text string }
 
-func (s *scanner) space() {
+func (s *textScanner) skipSpace() {
 	for s.text != "" && (s.text[0] == ' ' || s.text[0] == '\t' || s.text[0] == '\n' || s.text[0] == '\r') {
 		s.text = s.text[1:]
 	}
 }
 
-// next takes c, and space before it.
-func (s *scanner) next(c byte) bool {
-	s.space()
+// takeByte takes c, and space before it.
+func (s *textScanner) takeByte(c byte) bool {
+	s.skipSpace()
 	if s.text == "" || s.text[0] != c {
 		return false
 	}
@@ -86,9 +86,9 @@ func (s *scanner) next(c byte) bool {
 	return true
 }
 
-// string takes a string without escapes.
-func (s *scanner) string() (text string, ok bool) {
-	if !s.next('"') {
+// takeString takes a string without escapes.
+func (s *textScanner) takeString() (text string, ok bool) {
+	if !s.takeByte('"') {
 		return "", false
 	}
 	for i := range len(s.text) {
@@ -103,15 +103,15 @@ func (s *scanner) string() (text string, ok bool) {
 	return "", false
 }
 
-func (s *scanner) stringTo(to *string) (ok bool) {
-	*to, ok = s.string()
+func (s *textScanner) takeStringInto(to *string) (ok bool) {
+	*to, ok = s.takeString()
 	return ok
 }
 
-// numberTo takes a whole number that is not negative and surely fits.
-func (s *scanner) numberTo(to *int64) bool {
+// takeNumberInto takes a whole number that is not negative and surely fits.
+func (s *textScanner) takeNumberInto(to *int64) bool {
 	const most = 18 // digits
-	s.space()
+	s.skipSpace()
 	n, digits := int64(0), 0
 	for digits < len(s.text) && digits <= most && '0' <= s.text[digits] && s.text[digits] <= '9' {
 		n = 10*n + int64(s.text[digits]-'0')

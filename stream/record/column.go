@@ -36,8 +36,8 @@ var ColumnNames = [Columns]string{
 // ColumnList is the column list of COPY and INSERT.
 var ColumnList = strings.Join(ColumnNames[:], ", ")
 
-func IsNumber(column int) bool { return column >= StartColumn && column <= TriggerColumn }
-func IsID(column int) bool {
+func IsNumberColumn(column int) bool { return column >= StartColumn && column <= TriggerColumn }
+func IsIDColumn(column int) bool {
 	return column == RestaurantColumn || column == CampaignColumn || column == ClientColumn
 }
 
@@ -58,28 +58,28 @@ const (
 	KindTimestampTZ
 )
 
-func (k Kind) number() bool { return k >= KindInt4 }
+func (k Kind) isNumeric() bool { return k >= KindInt4 }
 
-// Fits tells whether a column of this kind can carry the values of the column'th
+// CanCarry tells whether a column of this kind can carry the values of the column'th
 // of the ten.
-func (k Kind) Fits(column int) bool {
+func (k Kind) CanCarry(column int) bool {
 	switch {
-	case k == KindNone, k.number() != IsNumber(column):
+	case k == KindNone, k.isNumeric() != IsNumberColumn(column):
 		return false
 	case k == KindUUID:
-		return IsID(column)
+		return IsIDColumn(column)
 	case k == KindChar: // it would pad anything else
-		return IsID(column)
+		return IsIDColumn(column)
 	}
 	return true
 }
 
-// Kinds are the kinds of a feedback table's ten columns. They differ between
+// ColumnKinds are the kinds of a feedback table's ten columns. They differ between
 // deployments.
-type Kinds [Columns]Kind
+type ColumnKinds [Columns]Kind
 
 // ContractKinds are those of the table of the contract.
-var ContractKinds = Kinds{
+var ContractKinds = ColumnKinds{
 	RestaurantColumn: KindText, CampaignColumn: KindText, ContentColumn: KindText, OwnerColumn: KindText, ContactColumn: KindText,
 	StartColumn: KindInt8, EndColumn: KindInt8, CreatedColumn: KindInt8, TriggerColumn: KindInt4, ClientColumn: KindText,
 }

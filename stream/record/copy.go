@@ -19,8 +19,8 @@ const (
 // reads a message whole before it works on it, and messages may be cut anywhere.
 const CopyFrameSize = 64 << 10
 
-// copyFrameHead is the length of 'd' and the int32 length that counts itself.
-const copyFrameHead = 5
+// copyFrameHeader is the length of 'd' and the int32 length that counts itself.
+const copyFrameHeader = 5
 
 // CopyStream is the data of one binary COPY as it is sent: CopyData messages,
 // back to back. Nothing is copied or framed again on the way to the socket.
@@ -31,21 +31,21 @@ type CopyStream struct {
 
 // Begin opens the stream in buf's memory, with room for size bytes of tuples.
 func (c *CopyStream) Begin(buf []byte, size int) {
-	size += len(CopySignature) + len(CopyTrailer) + copyFrameHead*(2+size/CopyFrameSize)
+	size += len(CopySignature) + len(CopyTrailer) + copyFrameHeader*(2+size/CopyFrameSize)
 	if cap(buf) < size {
 		buf = make([]byte, 0, size)
 	}
 	c.buf = buf[:0]
-	c.open()
+	c.openFrame()
 	c.buf = append(c.buf, CopySignature...)
 }
 
-func (c *CopyStream) open() {
+func (c *CopyStream) openFrame() {
 	c.frame = len(c.buf)
 	c.buf = append(c.buf, 'd', 0, 0, 0, 0)
 }
 
-func (c *CopyStream) close() {
+func (c *CopyStream) closeFrame() {
 	binary.BigEndian.PutUint32(c.buf[c.frame+1:], uint32(len(c.buf)-c.frame-1))
 }
 
@@ -53,8 +53,8 @@ func (c *CopyStream) close() {
 func (c *CopyStream) Add(w *Template, clients *id.List) {
 	for i := range clients.Len() {
 		if len(c.buf)-c.frame >= CopyFrameSize {
-			c.close()
-			c.open()
+			c.closeFrame()
+			c.openFrame()
 		}
 		c.buf = w.appendTuple(c.buf, clients.At(i))
 	}
@@ -62,16 +62,16 @@ func (c *CopyStream) Add(w *Template, clients *id.List) {
 
 // End closes the stream and returns it; empty where no row was added.
 func (c *CopyStream) End() []byte {
-	if len(c.buf) == copyFrameHead+len(CopySignature) {
+	if len(c.buf) == copyFrameHeader+len(CopySignature) {
 		return c.buf[:0]
 	}
 	c.buf = append(c.buf, CopyTrailer...)
-	c.close()
+	c.closeFrame()
 	return c.buf
 }
 
 // appendCopyHead appends a binary COPY tuple up to its last field.
-func (k *Kinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger int64) []byte {
+func (k *ColumnKinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger int64) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, Columns)
 	for i, s := range [...]string{RestaurantColumn: c.RestaurantID, CampaignColumn: c.ID, ContentColumn: c.Content, OwnerColumn: c.Owner, ContactColumn: c.OwnerContact} {
 		dst = k[i].appendText(dst, s)

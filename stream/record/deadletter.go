@@ -27,8 +27,8 @@ type Header struct {
 	Value []byte
 }
 
-// letterFields are the headers that a dead letter begins with.
-const letterFields = 5
+// letterHeaders are the headers that a dead letter begins with.
+const letterHeaders = 5
 
 // RecordHeaders lists the headers of the letter's record: reason, topic, partition,
 // offset and timestamp (milliseconds), then those that the message came with.
@@ -46,11 +46,11 @@ func (d *DeadLetter) RecordHeaders() []Header {
 // with all headers in d.headers, where they are not those of a dead letter.
 func (d *DeadLetter) ReadRecordHeaders(headers []Header) bool {
 	d.Headers = headers
-	if len(headers) < letterFields {
+	if len(headers) < letterHeaders {
 		return false
 	}
 	var numbers [3]int64
-	for i, name := range [letterFields]string{"reason", "topic", "partition", "offset", "timestamp"} {
+	for i, name := range [letterHeaders]string{"reason", "topic", "partition", "offset", "timestamp"} {
 		if headers[i].Key != name {
 			return false
 		}
@@ -67,7 +67,7 @@ func (d *DeadLetter) ReadRecordHeaders(headers []Header) bool {
 	}
 	d.Reason, d.Topic = string(headers[0].Value), string(headers[1].Value)
 	d.Partition, d.Offset, d.Timestamp = int32(numbers[0]), numbers[1], numbers[2]
-	d.Headers = headers[letterFields:]
+	d.Headers = headers[letterHeaders:]
 	return true
 }
 
@@ -87,26 +87,26 @@ func (d *DeadLetter) Truncated() string {
 // header 61 bytes, record header and lengths, with margin.
 const Overhead = 512
 
-// headerRoom is what a header costs beside key and value.
-const headerRoom = 64
+// headerOverhead is what a header costs beside key and value.
+const headerOverhead = 64
 
 // Size is about what the dead letter takes, in memory and as a record.
 func (d *DeadLetter) Size() int {
 	n := Overhead + len(d.Reason) + len(d.Topic) + len(d.Key) + len(d.Value)
 	for _, h := range d.Headers {
-		n += headerRoom + len(h.Key) + len(h.Value)
+		n += headerOverhead + len(h.Key) + len(h.Value)
 	}
 	return n
 }
 
-// reasonRoom is what a reason may take: some quote the message.
-const reasonRoom = 1 << 10
+// maxReason is what a reason may take: some quote the message.
+const maxReason = 1 << 10
 
 // Fit cuts the letter down to what the dead-letter topic accepts, limit bytes, so
 // that it does not stop the lane. A header says what was cut. size is that of the
 // whole value; headersLeft says that d does not have all headers of the message.
 func (d *DeadLetter) Fit(limit, size int, headersLeft bool) {
-	d.Reason = strings.ToValidUTF8(d.Reason[:min(len(d.Reason), reasonRoom)], "")
+	d.Reason = strings.ToValidUTF8(d.Reason[:min(len(d.Reason), maxReason)], "")
 	cut := ""
 	if headersLeft || d.Size()-len(d.Value)/2 > limit { // it is the key or the headers that are large
 		cut = ", without its key and headers"
@@ -122,7 +122,7 @@ func (d *DeadLetter) Fit(limit, size int, headersLeft bool) {
 	}
 }
 
-func (d *DeadLetter) encode(dst []byte) []byte {
+func (d *DeadLetter) appendTo(dst []byte) []byte {
 	for _, n := range []int64{int64(d.Partition), d.Offset, d.Timestamp} {
 		dst = binary.AppendVarint(dst, n)
 	}
@@ -138,13 +138,13 @@ func (d *DeadLetter) encode(dst []byte) []byte {
 	return dst
 }
 
-func (r *payloadReader) deadLetter() DeadLetter {
+func (r *payloadReader) readDeadLetter() DeadLetter {
 	var d DeadLetter
-	d.Partition, d.Offset, d.Timestamp = int32(r.varint()), r.varint(), r.varint()
-	d.Reason, d.Topic = string(r.bytes()), string(r.bytes())
-	d.Key, d.Value = r.nullable(), r.nullable()
-	for range r.count() {
-		d.Headers = append(d.Headers, Header{Key: string(r.bytes()), Value: r.nullable()})
+	d.Partition, d.Offset, d.Timestamp = int32(r.readVarint()), r.readVarint(), r.readVarint()
+	d.Reason, d.Topic = string(r.readBytes()), string(r.readBytes())
+	d.Key, d.Value = r.readNullable(), r.readNullable()
+	for range r.readCount() {
+		d.Headers = append(d.Headers, Header{Key: string(r.readBytes()), Value: r.readNullable()})
 	}
 	return d
 }

@@ -12,13 +12,13 @@ type payloadReader struct {
 	err error
 }
 
-func (r *payloadReader) fail() { r.b, r.err = nil, fmt.Errorf("short payload") }
+func (r *payloadReader) setShort() { r.b, r.err = nil, fmt.Errorf("short payload") }
 
-func (r *payloadReader) count() int {
+func (r *payloadReader) readCount() int {
 	n, w := binary.Uvarint(r.b)
 	if r.err != nil || w <= 0 || n > uint64(len(r.b)) {
 		if r.err == nil {
-			r.fail()
+			r.setShort()
 		}
 		return 0
 	}
@@ -26,11 +26,11 @@ func (r *payloadReader) count() int {
 	return int(n)
 }
 
-func (r *payloadReader) varint() int64 {
+func (r *payloadReader) readVarint() int64 {
 	n, w := binary.Varint(r.b)
 	if r.err != nil || w <= 0 {
 		if r.err == nil {
-			r.fail()
+			r.setShort()
 		}
 		return 0
 	}
@@ -38,11 +38,11 @@ func (r *payloadReader) varint() int64 {
 	return n
 }
 
-func (r *payloadReader) bytes() []byte {
-	n := r.count()
+func (r *payloadReader) readBytes() []byte {
+	n := r.readCount()
 	if r.err != nil || n > len(r.b) {
 		if r.err == nil {
-			r.fail()
+			r.setShort()
 		}
 		return nil
 	}
@@ -51,10 +51,10 @@ func (r *payloadReader) bytes() []byte {
 	return out
 }
 
-func (r *payloadReader) nullable() []byte {
+func (r *payloadReader) readNullable() []byte {
 	if r.err != nil || len(r.b) == 0 {
 		if r.err == nil {
-			r.fail()
+			r.setShort()
 		}
 		return nil
 	}
@@ -63,5 +63,5 @@ func (r *payloadReader) nullable() []byte {
 	if !present {
 		return nil
 	}
-	return append([]byte{}, r.bytes()...)
+	return append([]byte{}, r.readBytes()...)
 }

@@ -105,11 +105,11 @@ func (p *Payload) Encode() []byte {
 	dst = append(dst, payloadVersion)
 	dst = binary.AppendUvarint(dst, uint64(len(p.Segments)))
 	for i := range p.Segments {
-		dst = p.Segments[i].encode(dst)
+		dst = p.Segments[i].appendTo(dst)
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(p.Dead)))
 	for i := range p.Dead {
-		dst = p.Dead[i].encode(dst)
+		dst = p.Dead[i].appendTo(dst)
 	}
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst, castagnoli))
 }
@@ -127,7 +127,7 @@ func (p *Payload) encodedSize() int {
 	return n
 }
 
-func (s *Segment) encode(dst []byte) []byte {
+func (s *Segment) appendTo(dst []byte) []byte {
 	c := s.Campaign
 	for _, n := range []int64{s.Trigger, c.Start, c.End, c.Created} {
 		dst = binary.AppendVarint(dst, n)
@@ -165,11 +165,11 @@ func DecodePayload(seq int64, b []byte) (*Payload, error) {
 	}
 	r := payloadReader{b: body[len(payloadMagic)+1:]}
 	p := &Payload{Seq: seq}
-	for range r.count() {
-		p.Segments = append(p.Segments, r.segment())
+	for range r.readCount() {
+		p.Segments = append(p.Segments, r.readSegment())
 	}
-	for range r.count() {
-		p.Dead = append(p.Dead, r.deadLetter())
+	for range r.readCount() {
+		p.Dead = append(p.Dead, r.readDeadLetter())
 	}
 	if r.err == nil && len(r.b) > 0 {
 		r.err = fmt.Errorf("%d bytes too many", len(r.b))
@@ -180,20 +180,20 @@ func DecodePayload(seq int64, b []byte) (*Payload, error) {
 	return p, nil
 }
 
-func (r *payloadReader) segment() Segment {
+func (r *payloadReader) readSegment() Segment {
 	c := &campaign.Campaign{}
 	s := Segment{Campaign: c, Clients: &id.List{}}
 	for _, to := range []*int64{&s.Trigger, &c.Start, &c.End, &c.Created} {
-		*to = r.varint()
+		*to = r.readVarint()
 	}
 	for _, to := range []*string{&c.ID, &c.RestaurantID, &c.Content, &c.Owner, &c.OwnerContact} {
-		*to = string(r.bytes())
+		*to = string(r.readBytes())
 	}
-	n, packed := r.count(), r.bytes()
+	n, packed := r.readCount(), r.readBytes()
 	for range n {
 		id, rest, err := id.Read(packed)
 		if err != nil {
-			r.fail()
+			r.setShort()
 			return s
 		}
 		s.Clients.Append(id)

@@ -29,12 +29,12 @@ type Template struct {
 // NewTemplate prepares the constant parts. trigger is the Unix second of the
 // decision; both sinks carry this same value.
 func NewTemplate(c *campaign.Campaign, trigger int64) *Template {
-	return (*Kinds)(nil).NewTemplate(c, trigger)
+	return (*ColumnKinds)(nil).NewTemplate(c, trigger)
 }
 
 // NewTemplate is render with what COPY sends to a table of these kinds, where there is
 // one.
-func (k *Kinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template {
+func (k *ColumnKinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template {
 	// One buffer for all; where escapes make it grow, what was cut off before
 	// stays in the old one.
 	w := &Template{}
@@ -42,7 +42,7 @@ func (k *Kinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template {
 	if k != nil {
 		n *= 2
 	}
-	b := make([]byte, 0, n+len(c.ID)+wireNames)
+	b := make([]byte, 0, n+len(c.ID)+templateNames)
 	cut := func() []byte {
 		piece := slices.Clip(b)
 		b = b[len(b):]
@@ -75,8 +75,8 @@ func (k *Kinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template {
 	return w
 }
 
-// wireNames bounds what render writes beside the texts: names, numbers, lengths.
-const wireNames = 512
+// templateNames bounds what render writes beside the texts: names, numbers, lengths.
+const templateNames = 512
 
 // AppendRecord appends the key and the value of one notification and returns
 // where the key ends and the value ends in dst.
@@ -91,7 +91,7 @@ func (w *Template) AppendRecord(dst []byte, client id.ID) (out []byte, keyEnd, v
 	dst = append(dst, '"')
 	mark = len(dst)
 	dst = client.AppendText(dst)
-	if plainJSON(dst[mark:]) {
+	if isPlainJSON(dst[mark:]) {
 		dst = append(dst, '"')
 	} else {
 		text := string(dst[mark:])
@@ -125,8 +125,8 @@ func escapeKeyFrom(dst []byte, mark int) []byte {
 
 var keyEscaper = strings.NewReplacer("%", "%25", ":", "%3A")
 
-// plainJSON tells whether s is its own JSON form between quotes.
-func plainJSON[T string | []byte](s T) bool {
+// isPlainJSON tells whether s is its own JSON form between quotes.
+func isPlainJSON[T string | []byte](s T) bool {
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
 			return false
@@ -138,7 +138,7 @@ func plainJSON[T string | []byte](s T) bool {
 // appendJSONString appends s as a JSON string, without the HTML escapes that
 // encoding/json puts in by default.
 func appendJSONString(dst []byte, s string) []byte {
-	if plainJSON(s) {
+	if isPlainJSON(s) {
 		return append(append(append(dst, '"'), s...), '"')
 	}
 	var out bytes.Buffer
