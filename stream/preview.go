@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -93,4 +94,39 @@ func (i *messageInspector) countAudience(ctx context.Context, m *message, p *Pre
 		p.Notified, err = i.countMissed(ctx, restaurant, m.delivered, false)
 	}
 	return err
+}
+
+// countedTogether is how many clients are read at once.
+const countedTogether = 2000
+
+// countMissed counts the clients of a restaurant that are not in a delivered cache,
+// and adds them to it if mark says so.
+func (i *messageInspector) countMissed(ctx context.Context, restaurant, name id.ID, mark bool) (missed int64, err error) {
+	store := i.delivered.store
+	scan, err := store.NewScan()
+	if err != nil {
+		return 0, fmt.Errorf("read subscriptions: %w", err)
+	}
+	defer func() { err = errors.Join(err, scan.Close()) }()
+	list := &id.List{}
+	for after, done := id.ID(""), false; !done; {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		list.Reset()
+		if after, done, err = scan.Undelivered(list, name, restaurant, after, countedTogether); err != nil {
+			return 0, fmt.Errorf("read subscriptions: %w", err)
+		}
+		for n := range list.Len() {
+			if id := list.At(n); id.TextLen() <= campaign.MaxIDBytes && i.parser.table.refusesClient(id) == "" {
+				missed++
+			}
+		}
+		if mark {
+			if err := store.MarkDelivered(name, list); err != nil {
+				return 0, fmt.Errorf("read subscriptions: %w", err)
+			}
+		}
+	}
+	return missed, nil
 }

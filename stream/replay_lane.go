@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
@@ -365,4 +366,120 @@ JOIN `+lookup.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_
 	}
 	l.open = left
 	return nil
+}
+
+// maxReplayLive is how many replayed campaigns a lane has in the middle of their
+// fan-out at once. They share each step with the lane's own long campaigns, so
+// a replay of many large ones does not push these aside.
+const maxReplayLive = 4
+
+// judgeReplayed judges a message that a replay has read again.
+func (m *message) judgeReplayed(lane int32, accepted *campaign.Version, now int64) campaign.Outcome {
+	judged := m.forJudge(lane)
+	judged.Replayed = true
+	return campaign.Judge(judged, accepted, now)
+}
+
+// joinsAgain reports whether a replay has its lane accept the message, once more or
+// at last. A campaign that is accepted and waits for its start needs nothing.
+func (m *message) joinsAgain(outcome campaign.Outcome, now int64) bool {
+	switch outcome {
+	case campaign.First, campaign.Edit, campaign.Cancel:
+		return true
+	case campaign.Again:
+		return m.campaign.Start <= now
+	default:
+		return false
+	}
+}
+
+// addOutcome counts a campaign's message; ahead says that its start lies ahead.
+func (c *ReplayCounts) addOutcome(outcome campaign.Outcome, ahead bool) {
+	c.Messages++
+	switch {
+	case outcome == campaign.Expired, outcome == campaign.Cancel:
+		c.Expired++
+	case outcome == campaign.Older:
+		c.Superseded++
+	case ahead:
+		c.Scheduled++
+	default:
+		c.Valid++
+	}
+}
+
+// acceptReplayed accepts the next message that a replay brings. Those that have
+// just arrived go first, and it never moves next_offset. The look-up may be
+// older than what this lane accepted since, so the message is judged anew.
+func (d *decider) acceptReplayed(st *step) bool {
+	if len(d.replayed) == 0 || !d.hasRoom() || d.sched.replayed >= maxReplayLive || !st.canAccept(&d.replayed[0]) {
+		return false
+	}
+	m := d.replayed[0]
+	d.replayed = d.replayed[1:]
+	before := d.newestAccepted(st, &m)
+	now := time.Now().Unix()
+	outcome := m.judgeReplayed(d.lane.id, before, now)
+	if m.window.isCancelled() || !m.joinsAgain(outcome, now) {
+		if m.delivered != "" {
+			d.delivered.forget(m.delivered)
+		}
+		m.window.markDone()
+		return true
+	}
+	st.size += m.campaign.Size()
+	d.acceptCampaign(st, &m, before, outcome)
+	st.windows = append(st.windows, m.window)
+	return true
+}
+
+// countCampaigns is a lane's replay that changes nothing: the same messages, the same
+// outcomes, and for each campaign that would be joined who has it and who would
+// get it.
+func (l *laneReplay) countCampaigns(ctx context.Context) error {
+	return l.eachBatch(ctx, &l.messages.parser, func(batch []message, next int64) error {
+		todo, counts, err := l.judgeBatch(ctx, l.messages, batch)
+		if err != nil {
+			return err
+		}
+		for _, m := range todo {
+			if !m.isRunning() {
+				continue
+			}
+			n, have, err := l.countCampaign(ctx, m)
+			if err != nil {
+				return err
+			}
+			counts.Notified += n
+			counts.Have += have
+		}
+		l.noteDone(next, counts)
+		return nil
+	})
+}
+
+// countCampaign tells how many clients would get a campaign and how many have it. A
+// client of several of its restaurants gets it once.
+func (l *laneReplay) countCampaign(ctx context.Context, m *message) (n, have int64, err error) {
+	shared := l.index.hasRestaurants(m.campaign.Key().Digest())
+	if m.delivered = l.index.audiences[m.campaign.ID]; m.delivered == "" {
+		if m.delivered, m.have, err = l.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
+			return 0, 0, err
+		}
+		if m.delivered == "" {
+			return 0, 0, fmt.Errorf("count clients of campaign %s: there is no room for the %d that have it", m.campaign.ID, m.have)
+		}
+		have = int64(m.have)
+	}
+	if shared {
+		l.index.audiences[m.campaign.ID] = m.delivered
+	} else {
+		defer l.messages.delivered.forget(m.delivered)
+	}
+	restaurant, err := id.Pack(m.campaign.RestaurantID)
+	if err != nil {
+		return 0, 0, fmt.Errorf("pack restaurant id: %w", err)
+	}
+	n, err = l.messages.countMissed(ctx, restaurant, m.delivered, shared)
+	return n, have, err
 }
