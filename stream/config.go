@@ -12,10 +12,10 @@ import (
 	"dinnerbell/internal/postgres"
 )
 
-// Barrier is the join's freshness: it returns once the local subscriptions are
-// as fresh as the operator wants them (by default: they hold every change that
-// was committed in Postgres before the call), or with an error if ctx ends
-// first. Callers are concurrent.
+// Barrier waits for fresh subscriptions. It returns once the local subscriptions are as
+// fresh as the operator wants them (by default: they hold every change that was
+// committed in Postgres before the call), or with an error if ctx ends first. Callers
+// are concurrent.
 type Barrier interface {
 	Barrier(ctx context.Context) error
 }
@@ -26,10 +26,11 @@ type Config struct {
 	ClaimConfig
 
 	// LiveCampaigns and LiveBytes bound the campaigns that one lane holds in
-	// memory; beyond them intake waits. Defaults 4096 and 8 MiB.
+	// memory; beyond them the intake waits. Defaults 4096 and 8 MiB.
 	LiveCampaigns int
 	LiveBytes     int
-	// DrainTimeout bounds what is finished after Run's context ended. Default 10 s.
+	// DrainTimeout bounds the time in which steps in flight are finished after Run's
+	// context has ended. Default 10 s.
 	DrainTimeout time.Duration
 }
 

@@ -7,7 +7,7 @@
 //
 //	intake ─┐                    ┌─ Postgres: rows + campaigns + outbox + lane   (one transaction)
 //	        ├─► decide ─► commit ┤
-//	agenda ─┘                    └─► ship ─► Kafka: records + progress           (one transaction)
+//	starts ─┘                    └─► ship ─► Kafka: records + progress           (one transaction)
 //
 // One partition of the campaigns topic is a lane. Each arrow above is a
 // channel inside one lane's session; lanes share nothing in memory but the
@@ -22,10 +22,10 @@
 //
 //   - an outbox row is written once and never changed;
 //   - the feedback rows of this deployment are the disjoint union of the outbox payloads 1..P;
-//   - what a read_committed consumer sees is the payloads 1..K, each once, in order;
+//   - a read_committed consumer sees the payloads 1..K, each once, in order;
 //   - K ≤ P ≤ K + window.
 //
-// Any error whose outcome is not known ends the session. The next session
-// begins with TAKEOVER (takeover.go), which reads P and K anew; no outcome is
-// ever guessed from an error.
+// An error after which the outcome is unknown ends the session. The next session
+// begins with a TAKEOVER, which reads P and K anew; no outcome is ever guessed from an
+// error.
 package stream

@@ -13,9 +13,9 @@ import (
 )
 
 // initLanes writes a lane row for every partition of the campaigns topic that
-// has none. The first call of a deployment makes them all and begins where
-// kafka.start says; a partition that appears later is read from its beginning,
-// whatever kafka.start says: everything on it is new to us.
+// has none. The first call of a deployment adds all rows, at the offsets that
+// kafka.start names. A partition that appears later is read from its beginning, since
+// all its records are new.
 func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
 	client, err := cfg.Kafka.NewClient()
 	if err != nil {
@@ -58,7 +58,7 @@ VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.Cluster, ids.Campaigns, ids.N
 	})
 }
 
-// lockLanes keeps other daemons from adding lanes and lists those there are.
+// lockLanes keeps other daemons from adding lanes, and lists the existing ones.
 func lockLanes(ctx context.Context, tx pgx.Tx, t tables) ([]int32, error) {
 	if _, err := tx.Exec(ctx, "LOCK TABLE "+t.lane+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
 		return nil, fmt.Errorf("lock %s: %w; `dinnerbell setup` creates it", t.lane, err)
@@ -74,7 +74,7 @@ func lockLanes(ctx context.Context, tx pgx.Tx, t tables) ([]int32, error) {
 	return have, nil
 }
 
-// startOffsets resolves kafka.start for every partition.
+// startOffsets returns the offset that kafka.start names in each partition.
 func startOffsets(ctx context.Context, adm *kadm.Client, topic, start string) (kadm.ListedOffsets, error) {
 	switch start {
 	case "earliest":

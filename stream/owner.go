@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// laneMark begins the application_name of the connections that write for a lane.
-// A later owner finds them by it: nobody but the own role's sessions count, so no
-// other role can hold a lane up or pass for its owner. A lock could be taken by
-// whoever may connect.
+// laneMark is the beginning of the application_name of connections that write for a
+// lane. A later owner finds them by it. Only sessions of the own role count, so no
+// other role can hold a lane up or pass for its owner; an advisory lock, in contrast,
+// could be taken by every role that may connect.
 func (c *claim) laneMark() string {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(c.t.schema)) // never fails; one database may hold several deployments
@@ -22,14 +22,14 @@ func (c *claim) laneMark() string {
 const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_with(a.application_name, $1::text)
   AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid()`
 
-// endPredecessors ends the connections of the lane's former owners. One whose
-// daemon is frozen between a step's rows and its commit keeps the rows' keys
-// locked, and no timeout of the server's ends it: it is in the middle of a
-// pipeline, not idle. What it had sent a commit for, is committed or not; the
-// epoch is raised after it.
+// endPredecessors ends the connections of the lane's former owners. A connection whose
+// daemon is frozen between a step's rows and its commit keeps the rows' keys locked,
+// and no timeout of the server ends the connection: it is in the middle of a pipeline,
+// not idle. A commit that the daemon had sent has succeeded or failed by then; the
+// epoch is raised afterwards.
 //
-// A connection that is younger than ours is left alone: it is of an owner that
-// takes the lane over from us.
+// A connection that is younger than ours stays: it belongs to an owner that takes the
+// lane over from us.
 func (c *claim) endPredecessors(ctx context.Context) error {
 	var ended int
 	err := c.conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
@@ -43,11 +43,11 @@ func (c *claim) endPredecessors(ctx context.Context) error {
 	return nil
 }
 
-// ownerGone is how long the connection of a daemon that has just let a lane go may
-// still be seen.
+// ownerGone is how long the server may still show the connection of a daemon that has
+// just released a lane.
 const ownerGone = 3 * time.Second
 
-// checkNoOwner fails while a daemon works on the lane.
+// checkNoOwner returns an error if a daemon works on the lane.
 func (c *claim) checkNoOwner(ctx context.Context) error {
 	conn, err := c.cfg.Sink.connect(ctx, "dinnerbell resolve")
 	if err != nil {

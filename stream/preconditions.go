@@ -15,9 +15,9 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// Preconditions makes the checks of a moment, each on the sink and the cluster as
-// they are now. The error says what kept facts from being read; the report then
-// holds what could be read.
+// Preconditions makes the checks of a moment on the sink and the cluster. The error
+// says why a fact could not be read; the report then holds the checks that could be
+// made.
 func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
 	cfg = cfg.withDefaults()
 	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
@@ -28,7 +28,7 @@ func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Mom
 	return readPreconditions(ctx, cfg, moment, conn, nil)
 }
 
-// systemFacts are what was read of both systems before the checks.
+// systemFacts are the facts that were read of both systems before the checks.
 type systemFacts struct {
 	cluster   *topic.Cluster
 	catalogue *catalogue
@@ -59,7 +59,7 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
 }
 
-// haltOf makes a violation stop the daemon. Lane -1 is all of them.
+// haltOf returns the halt for a violated precondition. Lane -1 stands for all lanes.
 func haltOf(violation *precondition.UnmetError, lane int32) *halt.Error {
 	f := violation.Finding
 	f.Fix = ""
@@ -75,9 +75,8 @@ func setupMends(e *precondition.UnmetError) bool {
 		})
 }
 
-// CheckPreconditions makes the checks of a moment for a command. It returns what
-// to warn of, one line each, and a *halt.Error for a precondition that does not
-// hold.
+// CheckPreconditions makes the checks of a moment for a command. It returns the
+// warnings, one line each, and a *halt.Error for a precondition that does not hold.
 func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (warnings []string, err error) {
 	report, err := Preconditions(ctx, cfg, moment)
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
@@ -90,19 +89,19 @@ func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment preconditio
 	return warnings, err
 }
 
-// unmetPatience is how long the same precondition may be violated before that
-// ends a lane or the daemon: a migration takes several statements.
+// unmetPatience is how long a precondition may be violated before a lane or the daemon
+// halts: a migration takes several statements.
 const unmetPatience = time.Minute
 
-// violationWatch remembers since when a precondition is violated.
+// violationWatch remembers which precondition is violated, and since when.
 type violationWatch struct {
 	name  string
 	since time.Time
 }
 
-// haltIfLasting returns err, or a halt in its place where err is a precondition that has
-// been violated for longer than the patience. What setup makes is waited for
-// without end: a deployment may start the daemon first.
+// haltIfLasting returns err, or a halt in its place if err is a precondition that has
+// been violated for longer than patience. The daemon waits without end for objects that
+// `dinnerbell setup` creates: a deployment may start the daemon first.
 func (u *violationWatch) haltIfLasting(err error, lane int32, patience time.Duration) error {
 	violation, ok := errors.AsType[*precondition.UnmetError](err)
 	if !ok {

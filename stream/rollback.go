@@ -13,20 +13,20 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// A lane halts where Postgres and Kafka contradict each other: one of them was
-// rolled back, cut or made anew behind our progress. Going on would repeat or
-// miss notifications, and which of the two is for the operator to choose
-// (resolve.go). These checks are step 4 of TAKEOVER.
+// A lane halts where Postgres and Kafka contradict each other: one of them was rolled
+// back, cut or made anew behind our progress. Going on would repeat or miss
+// notifications; the operator chooses which (`dinnerbell resolve`). These checks are
+// step 4 of TAKEOVER.
 
-// newHalt makes the error of a contradiction that `dinnerbell resolve` can settle.
+// newHalt makes the halt of a contradiction that `dinnerbell resolve` can end.
 func (c *claim) newHalt(what string) *halt.Error {
 	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: what, Hint: fmt.Sprintf(
 		"put back what was lost and start again; or stop every daemon and choose: `dinnerbell resolve --lane %d --accept-repeats` or `dinnerbell resolve --lane %d --accept-missing`",
 		c.lane, c.lane)}
 }
 
-// checkTopics halts where the cluster or a topic is another one than the lane
-// counts in: an old offset must not be applied to a new log.
+// checkTopics halts if the cluster or a topic is not the one in which the lane counts:
+// an old offset must not be applied to a new log.
 func (c *claim) checkTopics() error {
 	if err := c.checkSinkTopics(); err != nil {
 		return err
@@ -55,12 +55,13 @@ func (c *claim) checkInputTopic() error {
 	return nil
 }
 
-// hasNewInput tells that the lane's offsets are of another log.
+// hasNewInput reports whether the lane's offsets belong to another log.
 func (c *claim) hasNewInput() bool {
 	return c.ids.Campaigns != c.expected.Campaigns || c.ids.Cluster != c.expected.Cluster
 }
 
-// compareSinks compares K and P, and Kafka with what it had acknowledged.
+// compareSinks compares K with P, and the ends of the notifications topic with those
+// that Kafka had acknowledged.
 func (c *claim) compareSinks(ctx context.Context) error {
 	if c.progressLost != nil {
 		return c.newHalt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.progressLost, c.seq, c.shippedBefore))
@@ -90,7 +91,8 @@ func (c *claim) compareSinks(ctx context.Context) error {
 	return nil
 }
 
-// loadOutbox decodes what is decided and not shipped: all of (K, P], or a halt.
+// loadOutbox reads and decodes the steps that are decided and not shipped: all of
+// (K, P], or a halt.
 func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, error) {
 	rows, err := c.conn.Query(ctx, `SELECT seq, payload FROM `+c.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.lane, k)
 	if err != nil {
@@ -126,8 +128,8 @@ func (c *claim) outboxGapHalt(k, missing int64) *halt.Error {
 		c.cfg.Kafka.Progress, k, c.seq, c.t.outbox, missing, c.cfg.Kafka.Notifications))
 }
 
-// checkInput halts where the input no longer holds what was not read yet: a
-// campaign that vanished is never jumped over in silence.
+// checkInput halts if campaigns were deleted from the input before they were read: a
+// lost campaign is never skipped in silence.
 func (c *claim) checkInput(ctx context.Context) error {
 	start, end, err := c.readInputRange(ctx)
 	if err != nil {
@@ -139,8 +141,8 @@ func (c *claim) checkInput(ctx context.Context) error {
 	return nil
 }
 
-// readInputRange is the lane's partition of the campaigns topic: first offset, and
-// one more than the last.
+// readInputRange returns the offsets of the lane's partition of the campaigns topic: the
+// first one, and one more than the last.
 func (c *claim) readInputRange(ctx context.Context) (start, end int64, err error) {
 	adm := kadm.NewClient(c.client)
 	first, err := topic.ListOffset(ctx, c.cfg.Kafka.Campaigns, c.lane, adm.ListStartOffsets)
@@ -154,8 +156,8 @@ func (c *claim) readInputRange(ctx context.Context) (start, end int64, err error
 	return first.Offset, last.Offset, nil
 }
 
-// checkSinkSide is what TAKEOVER checks of the two sinks: the first halt, nil
-// if all is well.
+// checkSinkSide makes the checks of a TAKEOVER on the two sinks. It returns the first
+// halt, or nil.
 func (s *claim) checkSinkSide(ctx context.Context) error {
 	if err := s.checkSinkTopics(); err != nil {
 		return err
@@ -167,7 +169,7 @@ func (s *claim) checkSinkSide(ctx context.Context) error {
 	return err
 }
 
-// checkInputSide is the same of the input.
+// checkInputSide makes the checks of a TAKEOVER on the input.
 func (s *claim) checkInputSide(ctx context.Context) error {
 	if err := s.checkInputTopic(); err != nil {
 		return err

@@ -19,11 +19,11 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// takeoverTimeout bounds one attempt; the lane tries again.
+// takeoverTimeout bounds one takeover; the lane tries again.
 const takeoverTimeout = 60 * time.Second
 
-// ClaimConfig says how the two sinks of a deployment are reached, and what bounds
-// its steps.
+// ClaimConfig says how the two sinks of a deployment are reached, and bounds its
+// steps.
 type ClaimConfig struct {
 	Sink   SinkConfig
 	Kafka  topic.Config
@@ -32,15 +32,15 @@ type ClaimConfig struct {
 	// Window is w of K ≤ P ≤ K+w: how many steps may be decided and not yet
 	// shipped; fewer where they hold more than three times StepBytes. Default 16.
 	Window int
-	// StepClients bounds the notifications of one step, but for small campaigns,
-	// which may exceed it by a quarter. Default 2000.
+	// StepClients bounds the notifications of one step; a small campaign may exceed it
+	// by a quarter. Default 2000.
 	StepClients int
-	// StepBytes bounds what one step sends to Postgres, and one Kafka
-	// transaction, in bytes; a single larger message still passes. Default 4 MiB.
+	// StepBytes bounds the bytes that one step sends to Postgres, and those of one
+	// Kafka transaction; a single larger message still passes. Default 4 MiB.
 	StepBytes int
-	// SinkTimeout bounds what a session waits for Postgres at once: a peer that
-	// has gone silent is noticed by nothing else on our side. Work that grows with
-	// the data gets ten times as much. Default 30 s.
+	// SinkTimeout bounds each wait of a session for Postgres: nothing else on our side
+	// notices a peer that has gone silent. Work that grows with the data gets ten
+	// times as much. Default 30 s.
 	SinkTimeout time.Duration
 }
 
@@ -65,8 +65,8 @@ func (c ClaimConfig) withDefaults() ClaimConfig {
 	return c
 }
 
-// claim is one ownership of a lane: what the TAKEOVER has read and opened. The
-// session does not change it.
+// claim is the ownership of a lane: the connections that a TAKEOVER has opened and the
+// positions that it has read. The session does not change them.
 type claim struct {
 	lane int32
 	cfg  ClaimConfig
@@ -74,13 +74,13 @@ type claim struct {
 	opts claimOptions
 	step phaseWatch
 
-	conn    *pgx.Conn       // to the sink; the commit goroutine's
-	counted bool            // among the lanes' own connections
+	conn    *pgx.Conn       // to the sink; used by the committer alone
+	counted bool            // holds a token of opts.slots
 	sql     *stepStatements // prepared on conn
-	ahead   time.Duration   // how far our clock is ahead of Postgres' at most
-	client  *kgo.Client     // intake fetches, ship produces
+	ahead   time.Duration   // upper bound of how far our clock is ahead of Postgres'
+	client  *kgo.Client     // the intake fetches with it, the shipper produces
 
-	table    *feedbackTable // each step's transaction compares it
+	table    *feedbackTable // each step's transaction checks that the table is still this one
 	ids      topic.IDs
 	expected topic.ExpectedIDs
 	limits   topic.Limits
@@ -91,20 +91,21 @@ type claim struct {
 	nextOffset int64
 	totals     totals
 	pending    []*record.Payload // decided and not shipped
-	// What Postgres knew of Kafka as of the last step: neither may be less now.
+	// Positions in Kafka that the last step wrote to Postgres: neither may be less now.
 	shippedBefore int64
 	endsBefore    []int64                  // of the notifications topic
-	progressLost  *topic.ProgressLostError // the progress partition does not say K; nil where it does
+	progressLost  *topic.ProgressLostError // set if the progress partition does not hold K
 }
 
 // totals are the lane's counters since its deployment began.
 type totals struct{ notified, expired, dead int64 }
 
-// claimOptions are how a takeover deals with whoever asked for it.
+// claimOptions connect a takeover with its caller: the bound on connections, and the
+// functions that show its progress.
 type claimOptions struct {
 	slots    chan struct{} // a token for each lane's own connection; nil: unbounded
-	patience time.Duration // how long a step may take before show hears of it; 0: for ever
-	waiting  func(error)   // the takeover waits for a slot; nil where slots is
+	patience time.Duration // how long a phase may take before slow is called; 0: slow is never called
+	waiting  func(error)   // called when the takeover waits for a slot; nil if slots is nil
 	slow     func(step string, why error)
 }
 
@@ -122,10 +123,10 @@ func newClaim(cfg ClaimConfig, lane int32, opts claimOptions) *claim {
 //  3. Read K from the progress topic. Nothing can add to it any more.
 //  4. K ≤ P, and the outbox holds (K, P]; otherwise a sink was rolled back
 //     behind our progress, and the lane halts (rollback.go).
-//  5. Load the outbox above K. Campaigns are loaded by the intake (agenda.go);
-//     input is read from next_offset.
+//  5. Load the outbox above K. The session then loads the campaigns and reads the
+//     input from next_offset.
 //
-// On error nothing is held and nothing has changed but the epoch.
+// On error no connection stays open, and only the epoch has changed.
 func takeOver(ctx context.Context, cfg ClaimConfig, lane int32, opts claimOptions) (_ *claim, err error) {
 	ctx, cancel := context.WithTimeout(ctx, takeoverTimeout)
 	defer cancel()
@@ -157,9 +158,9 @@ func (c *claim) close() {
 	}
 }
 
-// finishTakeover is steps 2 to 5, after connect.
+// finishTakeover does steps 2 to 5, after connectSinks.
 func (c *claim) finishTakeover(ctx context.Context) (err error) {
-	if err := c.checkTopics(); err != nil { // before anything is fenced in a cluster that is not ours
+	if err := c.checkTopics(); err != nil { // first: nothing must be fenced in a cluster that is not ours
 		return err
 	}
 	if err := c.fencePredecessor(ctx); err != nil {
@@ -178,9 +179,9 @@ func (c *claim) finishTakeover(ctx context.Context) (err error) {
 	return c.checkInput(ctx)
 }
 
-// confirmHalt lets a halt pass only if the lane is still ours. If another owner has
-// raised the epoch since, what we read of Postgres and what we read of Kafka
-// are of different moments, and their contradiction means nothing.
+// confirmHalt returns a halt only if the lane is still ours. If another owner has
+// raised the epoch since, our positions of Postgres and of Kafka are of different
+// moments, and their contradiction means nothing.
 func (c *claim) confirmHalt(ctx context.Context, err error) error {
 	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		return err
@@ -195,8 +196,8 @@ func (c *claim) confirmHalt(ctx context.Context, err error) error {
 	return err
 }
 
-// connectSinks is step 1 and the client of step 2: it checks the preconditions and
-// raises the epoch.
+// connectSinks does step 1 and makes the client of step 2. It also checks the
+// preconditions.
 func (c *claim) connectSinks(ctx context.Context) error {
 	if err := c.openSink(ctx); err != nil {
 		return err
@@ -209,8 +210,8 @@ func (c *claim) connectSinks(ctx context.Context) error {
 	return c.openKafka()
 }
 
-// checkPreconditions makes the session's checks, and keeps what they have read of
-// the cluster: the topics' ids and how large a record may be.
+// checkPreconditions makes the checks of a session, and keeps the facts that they have
+// read: the topics' ids, the limits of their records, the feedback table.
 func (c *claim) checkPreconditions(ctx context.Context) error {
 	var found systemFacts
 	report, err := readPreconditions(ctx, c.cfg, precondition.AtSession, c.conn, &found)
@@ -246,7 +247,7 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 	return c.endPredecessors(ctx)
 }
 
-// readySink sets the connection up for the lane's statements.
+// readySink sets the connection up for the lane's statements and compares the clocks.
 func (c *claim) readySink(ctx context.Context) error {
 	if _, err := c.conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
@@ -256,7 +257,7 @@ func (c *claim) readySink(ctx context.Context) error {
 	return err
 }
 
-// awaitConnection waits until sink.max_connections allows a connection more.
+// awaitConnection waits until sink.max_connections allows one more connection.
 func (c *claim) awaitConnection(ctx context.Context) error {
 	slots := c.opts.slots
 	if slots == nil {
@@ -287,7 +288,7 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 				&c.shippedBefore, &c.endsBefore, &c.totals.notified, &c.totals.expired, &c.totals.dead)
 	}
 	err := row()
-	if errors.Is(err, pgx.ErrNoRows) { // a partition that is new to us
+	if errors.Is(err, pgx.ErrNoRows) { // a new partition
 		if err = initLanes(ctx, c.cfg, c.conn); err == nil {
 			err = row()
 		}
@@ -301,8 +302,8 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 	return nil
 }
 
-// fencePredecessor is steps 2 and 3: after InitProducerID nobody else can add to the
-// lane's transactions, so the K that is read is final.
+// fencePredecessor does steps 2 and 3: after InitProducerID nobody else can add to the
+// lane's transactions, so the K that is read then is final.
 func (c *claim) fencePredecessor(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
 		return topic.TransactionCoordinator(c.cfg.Kafka.TransactionalID(c.lane)).Diagnose(ctx, c.cfg.Kafka, c.client)
@@ -319,7 +320,7 @@ func (c *claim) fencePredecessor(ctx context.Context) error {
 	c.step.enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.lane, c.cfg.Kafka.Progress), nil)
 	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.client, NewClient: c.cfg.Kafka.NewClient, Topic: c.cfg.Kafka.Progress, TopicID: c.ids.ProgressID, Partition: c.lane})
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
-		c.progressLost, k, err = lost, c.shippedBefore, nil // at least; compareSinks halts
+		c.progressLost, k, err = lost, c.shippedBefore, nil // a lower bound of K; compareSinks halts
 	}
 	if err != nil {
 		return err
@@ -328,15 +329,15 @@ func (c *claim) fencePredecessor(ctx context.Context) error {
 	return nil
 }
 
-// openKafka makes the one client of the session: a transactional producer, over
-// which the lane's partition is read as well.
+// openKafka makes the Kafka client of the session: a transactional producer that also
+// reads the lane's partition.
 func (c *claim) openKafka() (err error) {
 	c.client, err = c.cfg.Kafka.NewProducer(c.lane, c.limits)
 	return err
 }
 
-// droppedRowsHalt is the halt of a table that keeps rows out without an error, or stores
-// other ones: nobody can know which notifications it wants.
+// droppedRowsHalt is the halt for a feedback table that drops rows without an error, or
+// stores other ones: which notifications it wants is unknown.
 func (c *claim) droppedRowsHalt(what string) error {
 	who, hint := "", "look for what keeps rows out of the table"
 	if len(c.table.triggers) > 0 {

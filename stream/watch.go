@@ -9,28 +9,29 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// stepPatience is how long a step may be under way before status and log show it.
-// The client tries a request again inside, for half a minute, and shows nothing of
-// the answers that it got.
+// stepPatience is how long a phase of a takeover may last before status and log show
+// it. The Kafka client repeats a failed request for half a minute and does not report
+// the answers that it gets.
 const stepPatience = 2 * time.Second
 
-// takeoverPhase is what a takeover is at: its name, and what finds out why it takes
-// long, nil where nothing does.
+// takeoverPhase is a part of a takeover: its name, and a probe that finds out why the
+// phase takes long, nil if there is none.
 type takeoverPhase struct {
 	name  string
 	probe func(ctx context.Context) error
 }
 
-// phaseWatch is the step under way; nil where its error is shown otherwise.
+// phaseWatch holds the present phase; nil before the first one.
 type phaseWatch struct{ now atomic.Pointer[takeoverPhase] }
 
-// enter begins a step.
+// enter begins a phase.
 func (w *phaseWatch) enter(name string, probe func(ctx context.Context) error) {
 	w.now.Store(&takeoverPhase{name, probe})
 }
 
-// watch calls show, again and again, with why a step takes long. It returns a
-// function that ends it and waits for the last call.
+// watch calls show with the cause whenever the present phase has lasted for longer than
+// patience. It returns a function that stops the watch and waits for the last call of
+// show.
 func (w *phaseWatch) watch(ctx context.Context, patience time.Duration, show func(step string, why error)) (end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -59,7 +60,7 @@ func (w *phaseWatch) watch(ctx context.Context, patience time.Duration, show fun
 
 var errNoAnswer = errors.New("no answer yet")
 
-// findCause gives why the step takes long.
+// findCause returns why the phase takes long.
 func (s *takeoverPhase) findCause(ctx context.Context) error {
 	if s.probe == nil {
 		return errNoAnswer
