@@ -104,7 +104,7 @@ func newDeadLetter(r *topic.Record) *DeadLetter {
 	case r.Unreadable != "":
 		d.Reason = fmt.Sprintf("offsets %d to %d of the dead-letter topic cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
 		return d
-	case r.Cut:
+	case r.Truncated:
 		d.Reason = fmt.Sprintf("the record takes %d bytes", r.Size)
 		return d
 	}

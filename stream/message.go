@@ -65,7 +65,7 @@ func (p *messageParser) parseRecord(r *topic.Record) message {
 		m.dead.Headers = append(m.dead.Headers, record.Header{Key: key, Value: value})
 	})
 	size := len(r.Value)
-	if r.Cut {
+	if r.Truncated {
 		size = r.Size
 	}
 	m.dead.Fit(p.letters.limit, size, !whole)
@@ -80,7 +80,7 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
 	case r.Unreadable != "":
 		return nil, fmt.Errorf("offset %d cannot be read: %s", r.Offset, r.Unreadable)
-	case r.Cut:
+	case r.Truncated:
 		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.Size)
 	}
 	c, err := campaign.Parse(r.Value)

@@ -144,7 +144,7 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 			t.Errorf("offset %d: %+v, want a reason with %q", offset, d, reason)
 		}
 	}
-	if d := letters[2]; d != nil && (len(d.Value) != topic.KeptOfRecord || !strings.Contains(d.Truncated, "of 629")) {
+	if d := letters[2]; d != nil && (len(d.Value) != topic.CutRecordBytes || !strings.Contains(d.Truncated, "of 629")) {
 		t.Errorf("what is left of a large message: %d bytes, %q", len(d.Value), d.Truncated)
 	}
 	w.read(0, 21)

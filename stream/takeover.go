@@ -82,7 +82,7 @@ type claim struct {
 
 	table    *feedbackTable // each step's transaction checks that the table is still this one
 	ids      topic.IDs
-	expected topic.ExpectedIDs
+	expected topic.Identity
 	limits   topic.Limits
 
 	epoch      int64

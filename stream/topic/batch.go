@@ -18,19 +18,19 @@ import (
 
 // Bounds of what is read of one batch.
 const (
-	// leastRecord is how large a record may be that is held whole, at least; see
+	// minWholeRecord is how large a record may be that is held whole, at least; see
 	// PartitionReader.most.
-	leastRecord = 8 << 20
-	// KeptOfRecord is what is kept of the key, and of the value, of a larger one.
-	KeptOfRecord = 64 << 10
-	// maxInflated is what is read of one batch: it takes a second or two.
-	maxInflated = 1 << 30
+	minWholeRecord = 8 << 20
+	// CutRecordBytes is what is kept of the key, and of the value, of a larger one.
+	CutRecordBytes = 64 << 10
+	// maxInflatedBytes is what is read of one batch: it takes a second or two.
+	maxInflatedBytes = 1 << 30
 	// maxHeaders is how many headers of a record are looked at.
 	maxHeaders = 1000
 )
 
 // errTooLarge: a batch inflates to more than is read of it.
-var errTooLarge = fmt.Errorf("the batch inflates to more than %d MiB", maxInflated>>20)
+var errTooLarge = fmt.Errorf("the batch inflates to more than %d MiB", maxInflatedBytes>>20)
 
 // Record is one record of a partition, or what stands in the place of some.
 type Record struct {
@@ -43,7 +43,7 @@ type Record struct {
 	Value     []byte
 	headers   []byte // as in the batch: their count, then each
 	Size      int    // of the whole record; beyond what is held where it was cut
-	Cut       bool
+	Truncated bool
 
 	Unreadable string // why the offsets from offset up to next cannot be read
 	Empty      bool   // they hold nothing: markers, aborted transactions, compacted records
@@ -55,58 +55,58 @@ const (
 	logAppendTimeBit  = 0x08
 	transactionalBit  = 0x10
 	controlBit        = 0x20
-	batchHeader       = 61
+	batchHeaderBytes  = 61
 	batchLengthOffset = 12 // the length counts what follows it
 )
 
-// batch is one record batch of a response. Its fields are what the bytes claim.
-type batch struct {
-	base          int64
-	magic         int8
-	crc           uint32
-	attributes    int16
-	lastDelta     int32
-	first, newest int64 // timestamps
-	producer      int64
-	count         int32
-	checked       []byte // what the checksum covers
-	records       []byte
+// recordBatch is one record batch of a response. Its fields are what the bytes claim.
+type recordBatch struct {
+	baseOffset         int64
+	magic              int8
+	crc                uint32
+	attributes         int16
+	lastDelta          int32
+	firstTime, maxTime int64 // timestamps
+	producerID         int64
+	count              int32
+	checksummed        []byte // what the checksum covers
+	records            []byte
 }
 
 // splitBatch takes the first batch off b; ok is false where b does not hold a
 // whole one.
-func splitBatch(b []byte) (_ batch, rest []byte, ok bool) {
-	if len(b) < batchHeader {
-		return batch{}, nil, false
+func splitBatch(b []byte) (_ recordBatch, rest []byte, ok bool) {
+	if len(b) < batchHeaderBytes {
+		return recordBatch{}, nil, false
 	}
 	length := int64(int32(binary.BigEndian.Uint32(b[8:]))) + batchLengthOffset
-	if length < batchHeader || length > int64(len(b)) {
-		return batch{}, nil, false
+	if length < batchHeaderBytes || length > int64(len(b)) {
+		return recordBatch{}, nil, false
 	}
-	return batch{
-		base:       int64(binary.BigEndian.Uint64(b)),
-		magic:      int8(b[16]),
-		crc:        binary.BigEndian.Uint32(b[17:]),
-		attributes: int16(binary.BigEndian.Uint16(b[21:])),
-		lastDelta:  int32(binary.BigEndian.Uint32(b[23:])),
-		first:      int64(binary.BigEndian.Uint64(b[27:])),
-		newest:     int64(binary.BigEndian.Uint64(b[35:])),
-		producer:   int64(binary.BigEndian.Uint64(b[43:])),
-		count:      int32(binary.BigEndian.Uint32(b[57:])),
-		checked:    b[21:length],
-		records:    b[batchHeader:length],
+	return recordBatch{
+		baseOffset:  int64(binary.BigEndian.Uint64(b)),
+		magic:       int8(b[16]),
+		crc:         binary.BigEndian.Uint32(b[17:]),
+		attributes:  int16(binary.BigEndian.Uint16(b[21:])),
+		lastDelta:   int32(binary.BigEndian.Uint32(b[23:])),
+		firstTime:   int64(binary.BigEndian.Uint64(b[27:])),
+		maxTime:     int64(binary.BigEndian.Uint64(b[35:])),
+		producerID:  int64(binary.BigEndian.Uint64(b[43:])),
+		count:       int32(binary.BigEndian.Uint32(b[57:])),
+		checksummed: b[21:length],
+		records:     b[batchHeaderBytes:length],
 	}, b[length:], true
 }
 
 // checksumTable is the polynomial of the batches' checksums, CRC-32C.
 var checksumTable = crc32.MakeTable(crc32.Castagnoli)
 
-// check compares the batch with its checksum and with what this program reads.
-func (b *batch) check() error {
+// verify compares the batch with its checksum and with what this program reads.
+func (b *recordBatch) verify() error {
 	switch {
 	case b.magic != 2:
 		return fmt.Errorf("message format %d is not read", b.magic)
-	case crc32.Checksum(b.checked, checksumTable) != b.crc:
+	case crc32.Checksum(b.checksummed, checksumTable) != b.crc:
 		return errors.New("the batch's checksum does not match")
 	case b.lastDelta < 0 || b.count < 0:
 		return fmt.Errorf("the batch claims %d records and a last offset delta of %d", b.count, b.lastDelta)
@@ -114,27 +114,27 @@ func (b *batch) check() error {
 	return nil
 }
 
-// end is one more than the last offset that the batch claims.
-func (b *batch) end() int64 { return b.base + int64(b.lastDelta) + 1 }
+// claimedEnd is one more than the last offset that the batch claims.
+func (b *recordBatch) claimedEnd() int64 { return b.baseOffset + int64(b.lastDelta) + 1 }
 
-func (b *batch) is(bit int16) bool { return b.attributes&bit != 0 }
+func (b *recordBatch) hasAttribute(bit int16) bool { return b.attributes&bit != 0 }
 
-// aborts tells whether a control batch ends a transaction by an abort: its record
+// endsInAbort tells whether a control batch ends a transaction by an abort: its record
 // has a key of version and type, and type 0 is an abort.
-func (b *batch) aborts() bool {
-	in := fields{b: b.records}
-	in.varint() // length
-	in.take(1)  // attributes
-	in.varint() // time
-	in.varint() // offset
-	key := in.bytes()
+func (b *recordBatch) endsInAbort() bool {
+	in := fieldReader{b: b.records}
+	in.readVarint() // length
+	in.takeBytes(1) // attributes
+	in.readVarint() // time
+	in.readVarint() // offset
+	key := in.readBytes()
 	return len(key) >= 4 && key[2] == 0 && key[3] == 0
 }
 
-// each calls fn for every record, in order. The error is fn's, or says why what
+// readRecords calls fn for every record, in order. The error is fn's, or says why what
 // follows the last record cannot be read. Records are held whole up to most bytes.
-func (b *batch) each(in *inflater, most int, fn func(*Record) error) error {
-	r, err := in.open(int(b.attributes&codecBits), b.records)
+func (b *recordBatch) readRecords(in *batchInflater, most int, fn func(*Record) error) error {
+	r, err := in.openStream(int(b.attributes&codecBits), b.records)
 	if err != nil {
 		return err
 	}
@@ -146,10 +146,10 @@ func (b *batch) each(in *inflater, most int, fn func(*Record) error) error {
 		if err != nil {
 			return err
 		}
-		rec.Offset += b.base
-		rec.Time += b.first
-		if b.is(logAppendTimeBit) {
-			rec.Time = b.newest
+		rec.Offset += b.baseOffset
+		rec.Time += b.firstTime
+		if b.hasAttribute(logAppendTimeBit) {
+			rec.Time = b.maxTime
 		}
 		if err := fn(rec); err != nil {
 			return err
@@ -169,34 +169,34 @@ func readRecord(r *bufio.Reader, most int) (*Record, error) {
 	}
 	rec := &Record{Size: int(length)}
 	if length > int64(most) {
-		return rec, rec.readCut(r, length)
+		return rec, rec.readTruncated(r, length)
 	}
 	body := make([]byte, length)
 	if _, err := io.ReadFull(r, body); err != nil {
 		return nil, err
 	}
-	return rec, rec.parse(body)
+	return rec, rec.parseFields(body)
 }
 
-var errRecord = errors.New("a record's fields do not fit into it")
+var errMalformedRecord = errors.New("a record's fields do not fit into it")
 
-// parse reads the fields of a record that is held whole.
-func (r *Record) parse(body []byte) error {
-	in := fields{b: body}
-	in.take(1) // attributes, unused
-	r.Time, r.Offset = in.varint(), in.varint()
-	r.Key, r.Value = in.bytes(), in.bytes()
+// parseFields reads the fields of a record that is held whole.
+func (r *Record) parseFields(body []byte) error {
+	in := fieldReader{b: body}
+	in.takeBytes(1) // attributes, unused
+	r.Time, r.Offset = in.readVarint(), in.readVarint()
+	r.Key, r.Value = in.readBytes(), in.readBytes()
 	r.headers = in.b
-	if in.bad {
-		return errRecord
+	if in.malformed {
+		return errMalformedRecord
 	}
 	return nil
 }
 
-// readCut reads the beginning of key and value, and passes over the rest.
-func (r *Record) readCut(from *bufio.Reader, length int64) error {
-	r.Cut = true
-	body := &countedReader{r: from, left: length}
+// readTruncated reads the beginning of key and value, and passes over the rest.
+func (r *Record) readTruncated(from *bufio.Reader, length int64) error {
+	r.Truncated = true
+	body := &limitedReader{r: from, left: length}
 	if _, err := body.ReadByte(); err != nil { // attributes
 		return err
 	}
@@ -213,34 +213,34 @@ func (r *Record) readCut(from *bufio.Reader, length int64) error {
 			return err
 		}
 		if n > body.left {
-			return errRecord
+			return errMalformedRecord
 		}
 		if n < 0 { // null
 			continue
 		}
-		*to = make([]byte, min(n, KeptOfRecord))
+		*to = make([]byte, min(n, CutRecordBytes))
 		if _, err := io.ReadFull(body, *to); err != nil {
 			return err
 		}
-		if err := body.discard(n - int64(len(*to))); err != nil {
+		if err := body.discardBytes(n - int64(len(*to))); err != nil {
 			return err
 		}
 	}
-	return body.discard(body.left)
+	return body.discardBytes(body.left)
 }
 
 // EachHeader reads the headers. It returns false where there are more than
 // maxHeaders, or they are not headers.
 func (r *Record) EachHeader(fn func(key string, value []byte)) bool {
-	in := fields{b: r.headers}
-	n := in.varint()
+	in := fieldReader{b: r.headers}
+	n := in.readVarint()
 	if n > maxHeaders {
 		return false
 	}
 	for range n {
-		key := in.bytes()
-		value := in.bytes()
-		if in.bad {
+		key := in.readBytes()
+		value := in.readBytes()
+		if in.malformed {
 			return false
 		}
 		fn(string(key), value)
@@ -248,16 +248,16 @@ func (r *Record) EachHeader(fn func(key string, value []byte)) bool {
 	return true
 }
 
-// fields takes values off the front of b. The first that does not fit makes it
+// fieldReader takes values off the front of b. The first that does not fit makes it
 // bad, and all later ones empty.
-type fields struct {
-	b   []byte
-	bad bool
+type fieldReader struct {
+	b         []byte
+	malformed bool
 }
 
-func (f *fields) take(n int64) []byte {
-	if f.bad || n < 0 || n > int64(len(f.b)) {
-		f.bad, f.b = true, nil
+func (f *fieldReader) takeBytes(n int64) []byte {
+	if f.malformed || n < 0 || n > int64(len(f.b)) {
+		f.malformed, f.b = true, nil
 		return nil
 	}
 	out := f.b[:n:n]
@@ -265,50 +265,50 @@ func (f *fields) take(n int64) []byte {
 	return out
 }
 
-func (f *fields) varint() int64 {
+func (f *fieldReader) readVarint() int64 {
 	n, w := binary.Varint(f.b)
-	f.take(int64(w)) // 0 where b is empty, negative where it overflows
+	f.takeBytes(int64(w)) // 0 where b is empty, negative where it overflows
 	if w == 0 {
-		f.bad = true
+		f.malformed = true
 	}
 	return n
 }
 
-// bytes reads a length and as many bytes; nil for null, length -1.
-func (f *fields) bytes() []byte {
-	n := f.varint()
-	if n == -1 || f.bad {
+// readBytes reads a length and as many bytes; nil for null, length -1.
+func (f *fieldReader) readBytes() []byte {
+	n := f.readVarint()
+	if n == -1 || f.malformed {
 		return nil
 	}
-	return f.take(n)
+	return f.takeBytes(n)
 }
 
-// countedReader reads at most left bytes.
-type countedReader struct {
+// limitedReader reads at most left bytes.
+type limitedReader struct {
 	r    *bufio.Reader
 	left int64
 }
 
-func (c *countedReader) Read(p []byte) (int, error) {
+func (c *limitedReader) Read(p []byte) (int, error) {
 	if c.left <= 0 {
-		return 0, errRecord
+		return 0, errMalformedRecord
 	}
 	n, err := c.r.Read(p[:min(int64(len(p)), c.left)])
 	c.left -= int64(n)
 	return n, err
 }
 
-func (c *countedReader) ReadByte() (byte, error) {
+func (c *limitedReader) ReadByte() (byte, error) {
 	if c.left <= 0 {
-		return 0, errRecord
+		return 0, errMalformedRecord
 	}
 	c.left--
 	return c.r.ReadByte()
 }
 
-func (c *countedReader) discard(n int64) error {
+func (c *limitedReader) discardBytes(n int64) error {
 	if n > c.left {
-		return errRecord
+		return errMalformedRecord
 	}
 	c.left -= n
 	_, err := io.CopyN(io.Discard, c.r, n)

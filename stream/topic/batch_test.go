@@ -18,10 +18,10 @@ func FuzzReadBatch(f *testing.F) {
 	f.Fuzz(func(t *testing.T, codec int16, count int32, records []byte) {
 		const most = 1 << 10
 		n := int32(0)
-		b := batch{attributes: codec & codecBits, count: count, records: records}
-		err := b.each(&inflater{}, most, func(r *Record) error {
+		b := recordBatch{attributes: codec & codecBits, count: count, records: records}
+		err := b.readRecords(&batchInflater{}, most, func(r *Record) error {
 			n++
-			if held := len(r.Key) + len(r.Value) + len(r.headers); held > most && !r.Cut {
+			if held := len(r.Key) + len(r.Value) + len(r.headers); held > most && !r.Truncated {
 				t.Errorf("%d bytes are held of a record", held)
 			}
 			r.EachHeader(func(string, []byte) {})
@@ -30,7 +30,7 @@ func FuzzReadBatch(f *testing.F) {
 		if err == nil && n != max(count, 0) {
 			t.Errorf("%d records of %d, and no error", n, count)
 		}
-		if errors.Is(err, errStopped) {
+		if errors.Is(err, errWalkStopped) {
 			t.Error(err)
 		}
 	})

@@ -36,8 +36,8 @@ type Cluster struct {
 // or the topic is missing.
 type Settings map[string]kadm.Config
 
-// number reads a setting; fallback where it is not known.
-func (t Settings) number(name string, fallback int64) int64 {
+// readNumber reads a setting; fallback where it is not known.
+func (t Settings) readNumber(name string, fallback int64) int64 {
 	c, ok := t[name]
 	if !ok {
 		return fallback
@@ -50,7 +50,7 @@ func (t Settings) number(name string, fallback int64) int64 {
 
 // maxMessage is the largest batch that the topic accepts and we send.
 func (t Settings) maxMessage() int {
-	return int(min(t.number("max.message.bytes", DefaultMaxMessage), MaxBatch))
+	return int(min(t.readNumber("max.message.bytes", DefaultMaxMessage), MaxBatch))
 }
 
 // ReadCluster reads both in one go. A topic that is missing carries its error; a
@@ -124,8 +124,8 @@ type IDs struct {
 	ProgressID, CampaignsID           kadm.TopicID
 }
 
-// ExpectedIDs are those that the lane row was made with.
-type ExpectedIDs struct{ Cluster, Campaigns, Notifications, Progress string }
+// Identity are those that the lane row was made with.
+type Identity struct{ Cluster, Campaigns, Notifications, Progress string }
 
 // IDs gives the identity of the cluster and of the three topics that a lane
 // counts in.

@@ -29,7 +29,7 @@ func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Clien
 	if err != nil {
 		return err
 	}
-	found, err := readInternalTopics(ctx, &Facts{Config: cfg, Admin: kadm.NewClient(client), Cluster: cluster})
+	found, err := checkInternalTopics(ctx, &Facts{Config: cfg, Admin: kadm.NewClient(client), Cluster: cluster})
 	if err != nil {
 		return err
 	}

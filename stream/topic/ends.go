@@ -6,12 +6,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// ends are the ends of a topic's partitions, by partition: one more than the
+// partitionEnds are the ends of a topic's partitions, by partition: one more than the
 // last offset written, 0 where nothing was.
-type ends []int64
+type partitionEnds []int64
 
-// raise moves one end up, never down.
-func (e *ends) raise(partition int32, end int64) {
+// raiseEnd moves one end up, never down.
+func (e *partitionEnds) raiseEnd(partition int32, end int64) {
 	for len(*e) <= int(partition) {
 		*e = append(*e, 0)
 	}
@@ -23,7 +23,7 @@ func (e *ends) raise(partition int32, end int64) {
 // Flush returns; after that its fields may be read.
 type Delivery struct {
 	Topic string // whose ends are collected
-	Ends  ends
+	Ends  partitionEnds
 	Err   error // the first
 }
 
@@ -32,7 +32,7 @@ func (d *Delivery) Note(r *kgo.Record, err error) {
 	case err != nil && d.Err == nil:
 		d.Err = err
 	case err == nil && r.Topic == d.Topic:
-		d.Ends.raise(r.Partition, r.Offset+1)
+		d.Ends.raiseEnd(r.Partition, r.Offset+1)
 	}
 }
 
@@ -40,14 +40,14 @@ func (d *Delivery) Note(r *kgo.Record, err error) {
 // is shorter later has lost what it took.
 type ReachedEnds struct {
 	mu   sync.Mutex // ship raises, commit reads
-	ends ends
+	ends partitionEnds
 }
 
-func (t *ReachedEnds) Raise(by ends) {
+func (t *ReachedEnds) Raise(by partitionEnds) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for p, end := range by {
-		t.ends.raise(int32(p), end)
+		t.ends.raiseEnd(int32(p), end)
 	}
 }
 

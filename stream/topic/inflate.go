@@ -15,36 +15,36 @@ import (
 )
 
 const (
-	// maxWindow bounds what zstd looks back, which it holds in memory. Encoders use
+	// maxZstdWindow bounds what zstd looks back, which it holds in memory. Encoders use
 	// up to 8 MiB, unless they are asked for more.
-	maxWindow = 32 << 20
-	// maxBlock bounds a block of snappy, which can only be held whole. One of 1 MiB
+	maxZstdWindow = 32 << 20
+	// maxSnappyBlock bounds a block of snappy, which can only be held whole. One of 1 MiB
 	// inflates to about 20 MiB at most.
-	maxBlock = 32 << 20
+	maxSnappyBlock = 32 << 20
 )
 
-// inflater opens the codecs of batches as streams. It is for one goroutine, and
+// batchInflater opens the codecs of batches as streams. It is for one goroutine, and
 // one stream at a time: the memory of the last one is used again.
-type inflater struct {
+type batchInflater struct {
 	buffered *bufio.Reader
 	zstd     *zstd.Decoder
 }
 
-// open begins to inflate what a batch holds. The stream ends with errTooLarge
-// after maxInflated bytes.
-func (in *inflater) open(codec int, b []byte) (*bufio.Reader, error) {
-	r, err := in.decode(codec, b)
+// openStream begins to inflate what a batch holds. The stream ends with errTooLarge
+// after maxInflatedBytes bytes.
+func (in *batchInflater) openStream(codec int, b []byte) (*bufio.Reader, error) {
+	r, err := in.openCodec(codec, b)
 	if err != nil {
 		return nil, fmt.Errorf("inflate the batch: %w", err)
 	}
 	if in.buffered == nil {
 		in.buffered = bufio.NewReaderSize(nil, 32<<10)
 	}
-	in.buffered.Reset(&boundedReader{r: r, left: maxInflated})
+	in.buffered.Reset(&boundedReader{r: r, left: maxInflatedBytes})
 	return in.buffered, nil
 }
 
-func (in *inflater) decode(codec int, b []byte) (io.Reader, error) {
+func (in *batchInflater) openCodec(codec int, b []byte) (io.Reader, error) {
 	switch codec {
 	case 0:
 		return bytes.NewReader(b), nil
@@ -54,14 +54,14 @@ func (in *inflater) decode(codec int, b []byte) (io.Reader, error) {
 		if len(b) >= len(xerialMagic)+8 && bytes.HasPrefix(b, xerialMagic) {
 			return &xerialReader{in: b[len(xerialMagic)+8:]}, nil
 		}
-		block, err := unsnappy(nil, b)
+		block, err := inflateSnappy(nil, b)
 		return bytes.NewReader(block), err
 	case 3:
 		return lz4.NewReader(bytes.NewReader(b)), nil
 	case 4:
 		if in.zstd == nil {
 			var err error
-			if in.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
+			if in.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow)); err != nil {
 				return nil, err
 			}
 		}
@@ -70,13 +70,13 @@ func (in *inflater) decode(codec int, b []byte) (io.Reader, error) {
 	return nil, fmt.Errorf("codec %d is not known", codec)
 }
 
-// unsnappy inflates one block into dst.
-func unsnappy(dst, b []byte) ([]byte, error) {
+// inflateSnappy inflates one block into dst.
+func inflateSnappy(dst, b []byte) ([]byte, error) {
 	n, err := snappy.DecodedLen(b)
 	if err != nil {
 		return nil, err
 	}
-	if n > maxBlock {
+	if n > maxSnappyBlock {
 		return nil, fmt.Errorf("%w: a snappy block claims %d bytes", errTooLarge, n)
 	}
 	return snappy.Decode(dst, b)
@@ -97,14 +97,14 @@ func (x *xerialReader) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if len(x.in) < 4 {
-			return 0, errXerial
+			return 0, errMalformedXerial
 		}
 		n := int64(binary.BigEndian.Uint32(x.in))
 		if n > int64(len(x.in)-4) {
-			return 0, errXerial
+			return 0, errMalformedXerial
 		}
 		var err error
-		if x.buffer, err = unsnappy(x.buffer[:cap(x.buffer)], x.in[4:4+n]); err != nil {
+		if x.buffer, err = inflateSnappy(x.buffer[:cap(x.buffer)], x.in[4:4+n]); err != nil {
 			return 0, err
 		}
 		x.in, x.block = x.in[4+n:], x.buffer
@@ -114,7 +114,7 @@ func (x *xerialReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-var errXerial = errors.New("the blocks of snappy do not fit")
+var errMalformedXerial = errors.New("the blocks of snappy do not fit")
 
 // boundedReader ends with errTooLarge after left bytes.
 type boundedReader struct {

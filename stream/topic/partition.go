@@ -23,9 +23,9 @@ const (
 	fetchBytes = 2 << 20
 	// fetchWait is how long a broker may hold a fetch that has nothing yet.
 	fetchWait = 5 * time.Second
-	// fetchPatience is how long a fetch is tried again: a leader that moves or a
+	// fetchRetryTime is how long a fetch is tried again: a leader that moves or a
 	// broker that starts anew needs no new session.
-	fetchPatience = 10 * time.Second
+	fetchRetryTime = 10 * time.Second
 )
 
 // MaxBatch caps what a topic that takes huge messages lets through: a request
@@ -42,10 +42,10 @@ type PartitionReader struct {
 	Topic     string
 	TopicID   [16]byte
 	Partition int32
-	MaxRecord int // how large a record is held whole; 0: leastRecord
+	MaxRecord int // how large a record is held whole; 0: minWholeRecord
 
-	inflater    inflater
-	leader      int32 // of the partition; see known
+	inflater    batchInflater
+	leaderID    int32 // of the partition; see known
 	leaderKnown bool
 }
 
@@ -54,12 +54,12 @@ type PartitionReader struct {
 // first.
 func (p *PartitionReader) ReadRange(ctx context.Context, from, end int64, fn func(*Record) error) error {
 	for at := from; at < end; {
-		part, err := p.fetch(ctx, p.Client, at, 0)
+		part, err := p.fetchResponse(ctx, p.Client, at, 0)
 		if err != nil {
 			return err
 		}
 		before := at
-		for r, err := range p.records(ctx, part, at) {
+		for r, err := range p.readResponse(ctx, part, at) {
 			if err != nil {
 				return err
 			}
@@ -86,31 +86,31 @@ func (p *PartitionReader) ReadWhole(ctx context.Context, from, end int64, fn fun
 		switch {
 		case r.Unreadable != "":
 			return fmt.Errorf("offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
-		case r.Cut:
+		case r.Truncated:
 			return fmt.Errorf("the record at offset %d takes %d bytes", r.Offset, r.Size)
 		}
 		return fn(r)
 	})
 }
 
-// damage is a batch that cannot be read.
-type damage struct {
-	at  int64
-	err error
+// damagedBatch is a batch that cannot be read.
+type damagedBatch struct {
+	offset int64
+	err    error
 }
 
-// records gives what a response holds from offset at on: records, and records that
+// readResponse gives what a response holds from offset at on: records, and records that
 // stand for what cannot be read or holds nothing. Each says where to read on. A
 // batch that cannot be read is read again over a new connection first.
-func (p *PartitionReader) records(ctx context.Context, part *kmsg.FetchResponseTopicPartition, at int64) iter.Seq2[*Record, error] {
+func (p *PartitionReader) readResponse(ctx context.Context, part *kmsg.FetchResponseTopicPartition, at int64) iter.Seq2[*Record, error] {
 	return func(yield func(*Record, error) bool) {
 		again := false
 		for {
-			w := &walk{p: p, part: part, at: at, again: again, yield: yield}
-			found, err := w.run(ctx)
+			w := &responseWalk{p: p, part: part, offset: at, reread: again, yield: yield}
+			found, err := w.walkBatches(ctx)
 			if err == nil && found != nil {
-				at, again = found.at, true
-				part, err = p.fetchAnew(ctx, at)
+				at, again = found.offset, true
+				part, err = p.fetchReconnected(ctx, at)
 			}
 			if err != nil {
 				yield(nil, err)
@@ -123,22 +123,22 @@ func (p *PartitionReader) records(ctx context.Context, part *kmsg.FetchResponseT
 	}
 }
 
-// walk goes through one response.
-type walk struct {
-	p     *PartitionReader
-	part  *kmsg.FetchResponseTopicPartition
-	at    int64 // all before it has been given
-	again bool  // the batch at that offset was read before, and could not be
-	yield func(*Record, error) bool
+// responseWalk goes through one response.
+type responseWalk struct {
+	p      *PartitionReader
+	part   *kmsg.FetchResponseTopicPartition
+	offset int64 // all before it has been given
+	reread bool  // the batch at that offset was read before, and could not be
+	yield  func(*Record, error) bool
 
 	aborted map[int64][]int64 // first offsets by producer, ascending
 	stopped bool
 }
 
-var errStopped = errors.New("the reader has stopped")
+var errWalkStopped = errors.New("the reader has stopped")
 
-// run returns the damage that is to be read again; nil at the end.
-func (w *walk) run(ctx context.Context) (*damage, error) {
+// walkBatches returns the damage that is to be read again; nil at the end.
+func (w *responseWalk) walkBatches(ctx context.Context) (*damagedBatch, error) {
 	w.aborted = map[int64][]int64{}
 	for _, t := range w.part.AbortedTransactions {
 		w.aborted[t.ProducerID] = append(w.aborted[t.ProducerID], t.FirstOffset)
@@ -152,135 +152,137 @@ func (w *walk) run(ctx context.Context) (*damage, error) {
 		if !ok && (!first || len(in) == 0) {
 			return nil, nil //nolint:nilnil // an answer ends in a part of a batch
 		}
-		end := w.endOf(&b, rest)
+		end := w.batchEnd(&b, rest)
 		err := errors.New("the batch's length does not fit")
 		if ok {
-			err = w.batch(&b, end)
+			err = w.walkBatch(&b, end)
 		}
 		switch {
 		case w.stopped:
 			return nil, nil //nolint:nilnil // nobody wants more
 		case err == nil:
-		case !w.again && !errors.Is(err, errTooLarge):
-			return &damage{at: w.at, err: err}, nil
+		case !w.reread && !errors.Is(err, errTooLarge):
+			return &damagedBatch{offset: w.offset, err: err}, nil
 		default:
-			if end, err = w.unreadable(ctx, rest, err); err != nil || w.stopped || end < 0 {
+			if end, err = w.skipDamaged(ctx, rest, err); err != nil || w.stopped || end < 0 {
 				return nil, err
 			}
 		}
-		w.again, in = false, rest
+		w.reread, in = false, rest
 	}
 }
 
-// endOf is where the batch ends: the next one's base, where that is known, before
+// batchEnd is where the batch ends: the next one's base, where that is known, before
 // what the batch claims, and never beyond the end of the log.
-func (w *walk) endOf(b *batch, rest []byte) int64 {
-	end := b.end()
-	if next, ok := baseOf(rest); ok && next > b.base && next < end {
+func (w *responseWalk) batchEnd(b *recordBatch, rest []byte) int64 {
+	end := b.claimedEnd()
+	if next, ok := readBaseOffset(rest); ok && next > b.baseOffset && next < end {
 		end = next
 	}
-	if stable := w.part.LastStableOffset; stable > b.base && stable < end {
+	if stable := w.part.LastStableOffset; stable > b.baseOffset && stable < end {
 		end = stable
 	}
 	return end
 }
 
-func baseOf(b []byte) (int64, bool) {
+func readBaseOffset(b []byte) (int64, bool) {
 	if len(b) < 8 {
 		return 0, false
 	}
 	return int64(binary.BigEndian.Uint64(b)), true
 }
 
-// track takes note of a transaction's end.
-func (w *walk) track(b *batch) {
-	if first := w.aborted[b.producer]; len(first) > 0 && first[0] <= b.base && b.aborts() {
-		w.aborted[b.producer] = first[1:]
+// trackAbort takes note of a transaction's end.
+func (w *responseWalk) trackAbort(b *recordBatch) {
+	if first := w.aborted[b.producerID]; len(first) > 0 && first[0] <= b.baseOffset && b.endsInAbort() {
+		w.aborted[b.producerID] = first[1:]
 	}
 }
 
-// batch gives what the batch holds from at on, up to end. The error says why what
+// walkBatch gives what the batch holds from at on, up to end. The error says why what
 // follows at cannot be read.
-func (w *walk) batch(b *batch, end int64) error {
-	if err := b.check(); err != nil {
+func (w *responseWalk) walkBatch(b *recordBatch, end int64) error {
+	if err := b.verify(); err != nil {
 		return err
 	}
-	if b.is(controlBit) {
-		w.track(b)
+	if b.hasAttribute(controlBit) {
+		w.trackAbort(b)
 	}
-	if end <= w.at {
+	if end <= w.offset {
 		return nil
 	}
-	if b.is(controlBit) {
-		w.pass(end)
+	if b.hasAttribute(controlBit) {
+		w.skipTo(end)
 		return nil
 	}
-	if first := w.aborted[b.producer]; b.is(transactionalBit) && len(first) > 0 && b.base >= first[0] {
-		w.pass(end)
+	if first := w.aborted[b.producerID]; b.hasAttribute(transactionalBit) && len(first) > 0 && b.baseOffset >= first[0] {
+		w.skipTo(end)
 		return nil
 	}
-	most := max(w.p.MaxRecord, leastRecord)
-	least := b.base
-	err := b.each(&w.p.inflater, most, func(r *Record) error {
+	most := max(w.p.MaxRecord, minWholeRecord)
+	least := b.baseOffset
+	err := b.readRecords(&w.p.inflater, most, func(r *Record) error {
 		if r.Offset < least || r.Offset >= end {
 			return fmt.Errorf("the record at offset %d is not in its place in the batch", r.Offset)
 		}
-		if least = r.Offset + 1; r.Offset < w.at {
+		if least = r.Offset + 1; r.Offset < w.offset {
 			return nil
 		}
 		r.Next = r.Offset + 1
-		return w.give(r)
+		return w.yieldRecord(r)
 	})
-	if err == nil && w.at < end {
-		w.pass(end)
+	if err == nil && w.offset < end {
+		w.skipTo(end)
 	}
 	return err
 }
 
-// pass gives a record that stands for offsets that hold nothing.
-func (w *walk) pass(end int64) { _ = w.give(&Record{Offset: w.at, Next: end, Empty: true}) }
+// skipTo gives a record that stands for offsets that hold nothing.
+func (w *responseWalk) skipTo(end int64) {
+	_ = w.yieldRecord(&Record{Offset: w.offset, Next: end, Empty: true})
+}
 
-func (w *walk) give(r *Record) error {
+func (w *responseWalk) yieldRecord(r *Record) error {
 	r.Topic, r.Partition = w.p.Topic, w.p.Partition
-	w.at = r.Next
+	w.offset = r.Next
 	if !w.yield(r, nil) {
 		w.stopped = true
-		return errStopped
+		return errWalkStopped
 	}
 	return nil
 }
 
-// unreadable gives a record that stands for the rest of a batch. Its own last
+// skipDamaged gives a record that stands for the rest of a batch. Its own last
 // offset is not believed: it ends where the next batch begins. The result is
 // negative where that is not in this response.
-func (w *walk) unreadable(ctx context.Context, rest []byte, why error) (end int64, err error) {
-	end, ok := baseOf(rest)
-	if ok && end <= w.at {
+func (w *responseWalk) skipDamaged(ctx context.Context, rest []byte, why error) (end int64, err error) {
+	end, ok := readBaseOffset(rest)
+	if ok && end <= w.offset {
 		return end, nil // all of it was given before
 	}
 	if !ok {
-		if end, err = w.p.nextBase(ctx, w.at); err != nil {
+		if end, err = w.p.findNextBase(ctx, w.offset); err != nil {
 			return 0, err
 		}
 	}
-	r := &Record{Offset: w.at, Next: end, Unreadable: why.Error(), Time: time.Now().UnixMilli()}
-	if w.give(r) == nil && !ok {
+	r := &Record{Offset: w.offset, Next: end, Unreadable: why.Error(), Time: time.Now().UnixMilli()}
+	if w.yieldRecord(r) == nil && !ok {
 		return -1, nil
 	}
 	return end, nil
 }
 
-// nextBase is where the first batch behind the one at an offset begins, or the end
+// findNextBase is where the first batch behind the one at an offset begins, or the end
 // of the log where there is none. The broker is asked by bisection: whichever
 // offset of a batch is asked for, the answer begins with the batch.
-func (p *PartitionReader) nextBase(ctx context.Context, at int64) (int64, error) {
+func (p *PartitionReader) findNextBase(ctx context.Context, at int64) (int64, error) {
 	next := int64(-1)
 	for from, to := at+1, int64(-1); to < 0 || from < to; {
 		ask := from
 		if to >= 0 {
 			ask = from + (to-from)/2
 		}
-		part, err := p.fetch(ctx, p.Client, ask, 0)
+		part, err := p.fetchResponse(ctx, p.Client, ask, 0)
 		if err != nil {
 			return 0, err
 		}
@@ -288,7 +290,7 @@ func (p *PartitionReader) nextBase(ctx context.Context, at int64) (int64, error)
 			to = part.LastStableOffset
 			next = to
 		}
-		if base, ok := baseOf(part.RecordBatches); ok && base > at {
+		if base, ok := readBaseOffset(part.RecordBatches); ok && base > at {
 			to, next = ask, base
 		} else {
 			from = ask + 1
@@ -297,52 +299,52 @@ func (p *PartitionReader) nextBase(ctx context.Context, at int64) (int64, error)
 	return max(next, at+1), nil
 }
 
-// fetchAnew fetches over a connection of its own.
-func (p *PartitionReader) fetchAnew(ctx context.Context, at int64) (*kmsg.FetchResponseTopicPartition, error) {
+// fetchReconnected fetches over a connection of its own.
+func (p *PartitionReader) fetchReconnected(ctx context.Context, at int64) (*kmsg.FetchResponseTopicPartition, error) {
 	client, err := p.NewClient()
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
-	return p.fetch(ctx, client, at, 0)
+	return p.fetchResponse(ctx, client, at, 0)
 }
 
-// fetch asks the partition's leader, again for a while where it cannot answer.
-func (p *PartitionReader) fetch(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (*kmsg.FetchResponseTopicPartition, error) {
+// fetchResponse asks the partition's leader, again for a while where it cannot answer.
+func (p *PartitionReader) fetchResponse(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (*kmsg.FetchResponseTopicPartition, error) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, time.Second
 	return backoff.Retry(ctx, func() (*kmsg.FetchResponseTopicPartition, error) {
-		part, err := p.fetchOnce(ctx, client, at, wait)
+		part, err := p.tryFetch(ctx, client, at, wait)
 		if err == nil {
 			err = kerr.ErrorForCode(part.ErrorCode)
 		}
-		if err != nil && !passes(err) {
+		if err != nil && !isRetriable(err) {
 			err = backoff.Permanent(err)
 		}
 		return part, err
-	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(fetchPatience))
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(fetchRetryTime))
 }
 
-// passes tells whether asking again may help.
-func passes(err error) bool {
+// isRetriable tells whether asking again may help.
+func isRetriable(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	return network || errors.Is(err, io.EOF) || kerr.IsRetriable(err) || kgo.IsRetryableBrokerErr(err)
 }
 
-// fetchOnce asks whoever led the partition last, over the reader's own client;
+// tryFetch asks whoever led the partition last, over the reader's own client;
 // after an error the leader is looked up.
-func (p *PartitionReader) fetchOnce(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (part *kmsg.FetchResponseTopicPartition, err error) {
-	leader := p.leader
+func (p *PartitionReader) tryFetch(ctx context.Context, client *kgo.Client, at int64, wait time.Duration) (part *kmsg.FetchResponseTopicPartition, err error) {
+	leader := p.leaderID
 	if client != p.Client || !p.leaderKnown {
-		if leader, err = p.leaderID(ctx, client); err != nil {
+		if leader, err = p.findLeader(ctx, client); err != nil {
 			return nil, err
 		}
 	}
 	if client == p.Client {
-		p.leader = leader
+		p.leaderID = leader
 		defer func() { p.leaderKnown = err == nil && part.ErrorCode == 0 }()
 	}
-	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, p.request(at, wait))
+	kresp, err := client.Broker(int(leader)).RetriableRequest(ctx, p.fetchRequest(at, wait))
 	if err != nil {
 		return nil, err
 	}
@@ -353,7 +355,7 @@ func (p *PartitionReader) fetchOnce(ctx context.Context, client *kgo.Client, at 
 	return &resp.Topics[0].Partitions[0], nil
 }
 
-func (p *PartitionReader) request(at int64, wait time.Duration) *kmsg.FetchRequest {
+func (p *PartitionReader) fetchRequest(at int64, wait time.Duration) *kmsg.FetchRequest {
 	req := kmsg.NewPtrFetchRequest()
 	req.ReplicaID = -1
 	req.MaxWaitMillis = int32(wait.Milliseconds())
@@ -370,7 +372,7 @@ func (p *PartitionReader) request(at int64, wait time.Duration) *kmsg.FetchReque
 	return req
 }
 
-func (p *PartitionReader) leaderID(ctx context.Context, client *kgo.Client) (int32, error) {
+func (p *PartitionReader) findLeader(ctx context.Context, client *kgo.Client) (int32, error) {
 	details, err := kadm.NewClient(client).ListTopics(ctx, p.Topic)
 	if err != nil {
 		return 0, fmt.Errorf("find leader: %w", err)

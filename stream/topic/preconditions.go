@@ -17,19 +17,19 @@ import (
 
 // Preconditions are those of the cluster and its topics.
 var Preconditions = []precondition.Check[*Facts]{
-	{Name: "kafka.rights", At: precondition.Always, Read: readRights},
-	{Name: "kafka.group", At: precondition.Always, Read: readGroupRight},
-	{Name: "kafka.internal_topics", At: precondition.AtSetup | precondition.AtStart, Read: readInternalTopics},
-	{Name: "kafka.topics", At: precondition.AtStart | precondition.AtSession, Read: readTopicsExist},
-	{Name: "kafka.progress.partitions", At: precondition.AtStart | precondition.AtSession, Read: readProgressPartitions},
-	{Name: "kafka.settings", At: precondition.AtStart, Read: readSettingsVisible},
-	{Name: "kafka.progress.cleanup_policy", At: precondition.Always, Read: readProgressPolicy},
-	{Name: "kafka.campaigns.cleanup_policy", At: precondition.Always, Read: readCampaignsPolicy},
-	{Name: "kafka.dead_letters.cleanup_policy", At: precondition.Always, Read: readDeadLettersPolicy},
-	{Name: "kafka.max_message_bytes", At: precondition.Always, Read: readMessageLimits},
-	{Name: "kafka.min_insync_replicas", At: precondition.Always, Read: readInsyncReplicas},
-	{Name: "kafka.replicas", At: precondition.AtStart, Read: readReplicas},
-	{Name: "kafka.retention", At: precondition.AtStart, Read: readRetention},
+	{Name: "kafka.rights", At: precondition.Always, Read: checkRights},
+	{Name: "kafka.group", At: precondition.Always, Read: checkGroupRight},
+	{Name: "kafka.internal_topics", At: precondition.AtSetup | precondition.AtStart, Read: checkInternalTopics},
+	{Name: "kafka.topics", At: precondition.AtStart | precondition.AtSession, Read: checkTopicsExist},
+	{Name: "kafka.progress.partitions", At: precondition.AtStart | precondition.AtSession, Read: checkProgressPartitions},
+	{Name: "kafka.settings", At: precondition.AtStart, Read: checkSettingsVisible},
+	{Name: "kafka.progress.cleanup_policy", At: precondition.Always, Read: checkProgressPolicy},
+	{Name: "kafka.campaigns.cleanup_policy", At: precondition.Always, Read: checkCampaignsPolicy},
+	{Name: "kafka.dead_letters.cleanup_policy", At: precondition.Always, Read: checkDeadLettersPolicy},
+	{Name: "kafka.max_message_bytes", At: precondition.Always, Read: checkMessageLimits},
+	{Name: "kafka.min_insync_replicas", At: precondition.Always, Read: checkInsyncReplicas},
+	{Name: "kafka.replicas", At: precondition.AtStart, Read: checkReplicas},
+	{Name: "kafka.retention", At: precondition.AtStart, Read: checkRetention},
 }
 
 // Facts are what the preconditions of the cluster and its topics look at.
@@ -40,8 +40,8 @@ type Facts struct {
 	Cluster *Cluster     // read before the checks
 }
 
-// alterTopic is the command that changes a setting of a topic.
-func (f *Facts) alterTopic(topic, setting string) string {
+// alterHint is the command that changes a setting of a topic.
+func (f *Facts) alterHint(topic, setting string) string {
 	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.Cluster.Bootstrap, topic, setting)
 }
 
@@ -52,8 +52,8 @@ func (f *Facts) topicSettings(topic string) (s Settings, ok bool) {
 	return s, ok
 }
 
-// readTopicsExist looks for the four topics.
-func readTopicsExist(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+// checkTopicsExist looks for the four topics.
+func checkTopicsExist(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.Config.allTopics() {
 		if err := f.Cluster.Topics[topic].Err; err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
@@ -64,9 +64,9 @@ func readTopicsExist(_ context.Context, f *Facts) ([]precondition.Finding, error
 	return found, nil
 }
 
-// readProgressPartitions compares the partition counts: each lane has its
+// checkProgressPartitions compares the partition counts: each lane has its
 // progress in the partition of its own number.
-func readProgressPartitions(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkProgressPartitions(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	k := f.Config
 	lanes, have := len(f.Cluster.Topics[k.Campaigns].Partitions), len(f.Cluster.Topics[k.Progress].Partitions)
 	if have >= lanes {
@@ -78,23 +78,23 @@ func readProgressPartitions(_ context.Context, f *Facts) ([]precondition.Finding
 		Fix:    "dinnerbell setup"}}, nil
 }
 
-// readSettingsVisible names the topics whose settings may not be read.
-func readSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+// checkSettingsVisible names the topics whose settings may not be read.
+func checkSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.Config.allTopics() {
 		if _, ok := f.topicSettings(topic); !ok && f.Cluster.Topics[topic].Err == nil {
 			found = append(found, precondition.Finding{Level: precondition.Unknown, Object: "topic " + topic,
 				Found:  "its settings may not be read (DescribeConfigs)",
 				Effect: fmt.Sprintf("they are taken for Kafka's defaults: max.message.bytes=%d, and the right cleanup.policy", DefaultMaxMessage),
-				Fix:    f.grant("DescribeConfigs", "--topic "+topic)})
+				Fix:    f.grantHint("DescribeConfigs", "--topic "+topic)})
 		}
 	}
 	return found, nil
 }
 
-// keepsForEver tells that retention deletes nothing from a topic.
-func (t Settings) keepsForEver() bool {
-	return t.number("retention.ms", 0) < 0 && t.number("retention.bytes", -1) < 0
+// keepsForever tells that retention deletes nothing from a topic.
+func (t Settings) keepsForever() bool {
+	return t.readNumber("retention.ms", 0) < 0 && t.readNumber("retention.bytes", -1) < 0
 }
 
 // HasPolicy tells whether the topic's cleanup.policy names one.
@@ -103,38 +103,38 @@ func (t Settings) HasPolicy(policy string) bool {
 	return slices.ContainsFunc(strings.Split(value.MaybeValue(), ","), func(p string) bool { return strings.TrimSpace(p) == policy })
 }
 
-// readProgressPolicy wants the last record of each lane to stay for ever. Where
+// checkProgressPolicy wants the last record of each lane to stay for ever. Where
 // retention deletes it, the next takeover does not know what was shipped.
-func readProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	topic := f.Config.Progress
 	s, ok := f.topicSettings(topic)
 	if !ok || s.HasPolicy("compact") && !s.HasPolicy("delete") {
 		return nil, nil
 	}
 	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
-		Found:  "cleanup.policy is " + f.policy(topic) + ", not compact",
+		Found:  "cleanup.policy is " + f.cleanupPolicy(topic) + ", not compact",
 		Effect: "retention deletes the lanes' progress, and what was shipped is not known any more",
-		Fix:    f.alterTopic(topic, "cleanup.policy=compact")}
-	if s.keepsForEver() {
+		Fix:    f.alterHint(topic, "cleanup.policy=compact")}
+	if s.keepsForever() {
 		finding.Level, finding.Effect = precondition.Warn, "the topic grows without end and takeovers take longer; shorter retention would delete the lanes' progress"
 	}
 	if f.Moment == precondition.AtSetup {
 		// Setup mends what nobody has used or chosen.
-		if untouched, err := untouchedTopic(ctx, f.Admin, topic, s); err != nil || untouched {
+		if untouched, err := isUntouched(ctx, f.Admin, topic, s); err != nil || untouched {
 			return nil, err
 		}
 	}
 	return []precondition.Finding{finding}, nil
 }
 
-func (f *Facts) policy(topic string) string {
+func (f *Facts) cleanupPolicy(topic string) string {
 	c := f.Cluster.Settings[topic]["cleanup.policy"]
 	return c.MaybeValue()
 }
 
-// untouchedTopic tells that a topic never had a record and has no setting of its
+// isUntouched tells that a topic never had a record and has no setting of its
 // own: a broker or a script made it with the defaults.
-func untouchedTopic(ctx context.Context, adm *kadm.Client, topic string, s Settings) (bool, error) {
+func isUntouched(ctx context.Context, adm *kadm.Client, topic string, s Settings) (bool, error) {
 	for _, c := range s {
 		if c.Source == kmsg.ConfigSourceDynamicTopicConfig {
 			return false, nil
@@ -152,50 +152,50 @@ func untouchedTopic(ctx context.Context, adm *kadm.Client, topic string, s Setti
 	return untouched, nil
 }
 
-// compactionLag is from when on a compacted campaigns topic leaves messages the
+// minCompactionLag is from when on a compacted campaigns topic leaves messages the
 // time to be read.
-const compactionLag = 24 * time.Hour
+const minCompactionLag = 24 * time.Hour
 
-// readCampaignsPolicy: the record key is not used, so two campaigns may share one,
+// checkCampaignsPolicy: the record key is not used, so two campaigns may share one,
 // and compaction deletes the older.
-func readCampaignsPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkCampaignsPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	topic := f.Config.Campaigns
 	s, ok := f.topicSettings(topic)
 	if !ok || !s.HasPolicy("compact") {
 		return nil, nil
 	}
 	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
-		Found:  "cleanup.policy is " + f.policy(topic),
+		Found:  "cleanup.policy is " + f.cleanupPolicy(topic),
 		Effect: "compaction deletes a campaign that was not read yet where another one has the same record key, and no message without a key is accepted",
-		Fix:    f.alterTopic(topic, "cleanup.policy=delete")}
-	if lag := time.Duration(s.number("min.compaction.lag.ms", 0)) * time.Millisecond; lag >= compactionLag {
+		Fix:    f.alterHint(topic, "cleanup.policy=delete")}
+	if lag := time.Duration(s.readNumber("min.compaction.lag.ms", 0)) * time.Millisecond; lag >= minCompactionLag {
 		finding.Level, finding.Effect = precondition.Warn, fmt.Sprintf("a campaign that is not read within %s (min.compaction.lag.ms) is deleted where another one has the same record key", lag)
 	}
 	return []precondition.Finding{finding}, nil
 }
 
-// readDeadLettersPolicy: a dead letter has the key of its message, which may be
+// checkDeadLettersPolicy: a dead letter has the key of its message, which may be
 // none, and such a record no compacted topic accepts.
-func readDeadLettersPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkDeadLettersPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	topic := f.Config.DeadLetters
 	s, ok := f.topicSettings(topic)
 	if !ok || !s.HasPolicy("compact") {
 		return nil, nil
 	}
 	return []precondition.Finding{{Level: precondition.Fail, Object: "topic " + topic,
-		Found:  "cleanup.policy is " + f.policy(topic),
+		Found:  "cleanup.policy is " + f.cleanupPolicy(topic),
 		Effect: "it accepts no refused message without a key, which stops the lane, and drops all but the last of one key",
-		Fix:    f.alterTopic(topic, "cleanup.policy=delete")}}, nil
+		Fix:    f.alterHint(topic, "cleanup.policy=delete")}}, nil
 }
 
 // Limits of what a topic must accept in one batch.
 const (
-	leastBatch        = 2 << 10  // a progress record, or the headers of a dead letter
-	leastNotification = 16 << 10 // an ordinary one takes less than 1 kB
+	minBatchBytes        = 2 << 10  // a progress record, or the headers of a dead letter
+	minNotificationBytes = 16 << 10 // an ordinary one takes less than 1 kB
 )
 
-// readMessageLimits compares what the topics accept with what they are for.
-func readMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+// checkMessageLimits compares what the topics accept with what they are for.
+func checkMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	const setting = "max.message.bytes"
 	k := f.Config
 	var found []precondition.Finding
@@ -205,18 +205,18 @@ func readMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, err
 		level  precondition.Level
 		effect string
 	}{
-		{k.Progress, leastBatch, precondition.Fail, "the lanes cannot write their progress"},
-		{k.DeadLetters, leastBatch, precondition.Fail, "it takes no refused message, which stops the lane"},
-		{k.Notifications, leastBatch, precondition.Fail, "it takes no notification"},
-		{k.Notifications, leastNotification, precondition.Warn, "campaigns of an ordinary size are refused"},
-		{k.DeadLetters, f.Cluster.Settings[k.Campaigns].number(setting, 0), precondition.Warn,
+		{k.Progress, minBatchBytes, precondition.Fail, "the lanes cannot write their progress"},
+		{k.DeadLetters, minBatchBytes, precondition.Fail, "it takes no refused message, which stops the lane"},
+		{k.Notifications, minBatchBytes, precondition.Fail, "it takes no notification"},
+		{k.Notifications, minNotificationBytes, precondition.Warn, "campaigns of an ordinary size are refused"},
+		{k.DeadLetters, f.Cluster.Settings[k.Campaigns].readNumber(setting, 0), precondition.Warn,
 			"topic " + k.Campaigns + " accepts more; a refused message of that size is cut, and cannot be sent again"},
 	} {
 		s, ok := f.topicSettings(c.topic)
-		if have := s.number(setting, DefaultMaxMessage); ok && have < c.least {
+		if have := s.readNumber(setting, DefaultMaxMessage); ok && have < c.least {
 			found = append(found, precondition.Finding{Level: c.level, Object: "topic " + c.topic,
 				Found: fmt.Sprintf("%s is %d", setting, have), Effect: c.effect,
-				Fix: f.alterTopic(c.topic, fmt.Sprintf("%s=%d", setting, max(c.least, DefaultMaxMessage)+64<<10))})
+				Fix: f.alterHint(c.topic, fmt.Sprintf("%s=%d", setting, max(c.least, DefaultMaxMessage)+64<<10))})
 		}
 	}
 	return found, nil
@@ -227,8 +227,8 @@ func (c Config) outputTopics() []string {
 	return []string{c.Notifications, c.Progress, c.DeadLetters}
 }
 
-// replicas is the smallest number of replicas that a partition of a topic has.
-func (c *Cluster) replicas(topic string) int {
+// minReplicas is the smallest number of replicas that a partition of a topic has.
+func (c *Cluster) minReplicas(topic string) int {
 	least := 0
 	for _, p := range c.Topics[topic].Partitions {
 		if n := len(p.Replicas); least == 0 || n < least {
@@ -238,27 +238,27 @@ func (c *Cluster) replicas(topic string) int {
 	return least
 }
 
-// readInsyncReplicas: every record is written with acks=all, which a topic with
+// checkInsyncReplicas: every record is written with acks=all, which a topic with
 // fewer replicas than min.insync.replicas refuses for ever.
-func readInsyncReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkInsyncReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.Config.outputTopics() {
 		s, ok := f.topicSettings(topic)
-		least, have := s.number("min.insync.replicas", 1), f.Cluster.replicas(topic)
+		least, have := s.readNumber("min.insync.replicas", 1), f.Cluster.minReplicas(topic)
 		if !ok || have == 0 || least <= int64(have) {
 			continue
 		}
 		found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
 			Found:  fmt.Sprintf("min.insync.replicas is %d, and a partition has %d replicas", least, have),
 			Effect: "it accepts no record",
-			Fix:    f.alterTopic(topic, fmt.Sprintf("min.insync.replicas=%d", max(1, have-1)))})
+			Fix:    f.alterHint(topic, fmt.Sprintf("min.insync.replicas=%d", max(1, have-1)))})
 	}
 	return found, nil
 }
 
-// readReplicas warns where one broker's disk, or an election, can lose what was
+// checkReplicas warns where one broker's disk, or an election, can lose what was
 // acknowledged. A lane notices that and halts; it cannot bring it back.
-func readReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	warn := func(object, what, effect, fix string) {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: object, Found: what, Effect: effect, Fix: fix})
@@ -266,15 +266,15 @@ func readReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var single []string
 	for _, topic := range f.Config.outputTopics() {
 		s, ok := f.topicSettings(topic)
-		switch copies := f.Cluster.replicas(topic); {
+		switch copies := f.Cluster.minReplicas(topic); {
 		case copies == 0:
 		case copies == 1:
 			single = append(single, topic)
-		case ok && s.number("min.insync.replicas", 1) < 2:
-			warn("topic "+topic, "min.insync.replicas is 1", "a record may be acknowledged that one broker alone has", f.alterTopic(topic, "min.insync.replicas=2"))
+		case ok && s.readNumber("min.insync.replicas", 1) < 2:
+			warn("topic "+topic, "min.insync.replicas is 1", "a record may be acknowledged that one broker alone has", f.alterHint(topic, "min.insync.replicas=2"))
 		}
 		if c := s["unclean.leader.election.enable"]; c.MaybeValue() == "true" {
-			warn("topic "+topic, "unclean.leader.election.enable is true", "an election may lose records that were acknowledged", f.alterTopic(topic, "unclean.leader.election.enable=false"))
+			warn("topic "+topic, "unclean.leader.election.enable is true", "an election may lose records that were acknowledged", f.alterHint(topic, "unclean.leader.election.enable=false"))
 		}
 	}
 	if len(single) > 0 {
@@ -284,13 +284,13 @@ func readReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	return found, nil
 }
 
-// leastRetention is how long a message should stay at least: a daemon may be down
+// minRetention is how long a message should stay at least: a daemon may be down
 // for so long.
-const leastRetention = time.Hour
+const minRetention = time.Hour
 
-// readRetention warns of campaigns that are deleted before a daemon that was down
+// checkRetention warns of campaigns that are deleted before a daemon that was down
 // has read them, and of outputs that go before anybody has.
-func readRetention(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkRetention(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	k := f.Config
 	var found []precondition.Finding
 	for _, c := range []struct{ topic, effect string }{
@@ -299,12 +299,12 @@ func readRetention(_ context.Context, f *Facts) ([]precondition.Finding, error) 
 		{k.DeadLetters, "a refused message is gone before anybody has looked"},
 	} {
 		s, ok := f.topicSettings(c.topic)
-		ms := s.number("retention.ms", -1)
-		if !ok || !s.HasPolicy("delete") || ms < 0 || time.Duration(ms)*time.Millisecond >= leastRetention {
+		ms := s.readNumber("retention.ms", -1)
+		if !ok || !s.HasPolicy("delete") || ms < 0 || time.Duration(ms)*time.Millisecond >= minRetention {
 			continue
 		}
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "topic " + c.topic,
-			Found: "retention.ms is " + fmt.Sprint(ms), Effect: c.effect, Fix: f.alterTopic(c.topic, "retention.ms=604800000")})
+			Found: "retention.ms is " + fmt.Sprint(ms), Effect: c.effect, Fix: f.alterHint(c.topic, "retention.ms=604800000")})
 	}
 	return found, nil
 }

@@ -89,7 +89,7 @@ func (p *Prefetcher) startFetch(ctx context.Context, offset int64) {
 	reader := *p.reader // its leader is looked up by one goroutine
 	go func() {
 		began := time.Now()
-		part, err := reader.fetch(ctx, reader.Client, offset, fetchWait)
+		part, err := reader.fetchResponse(ctx, reader.Client, offset, fetchWait)
 		if err == nil && len(part.RecordBatches) == 0 && time.Since(began) < fetchWait/2 {
 			// A broker that does not hold fetches, or counts what is not committed.
 			select {
@@ -112,7 +112,7 @@ func (p *Prefetcher) openResponse(ctx context.Context, result fetchResult) error
 		p.startFetch(ctx, p.offset)
 		return nil
 	}
-	p.pull, p.stop = iter.Pull2(p.reader.records(ctx, result.part, p.offset))
+	p.pull, p.stop = iter.Pull2(p.reader.readResponse(ctx, result.part, p.offset))
 	p.startFetch(ctx, endOfResponse(result.part, p.offset))
 	return nil
 }
@@ -127,12 +127,12 @@ func (p *Prefetcher) closeResponse() {
 // endOfResponse returns the offset of the fetch behind a response, which holds if
 // all of the response can be read.
 func endOfResponse(part *kmsg.FetchResponseTopicPartition, offset int64) int64 {
-	w := walk{part: part}
+	w := responseWalk{part: part}
 	for rest := part.RecordBatches; ; {
 		b, behind, ok := splitBatch(rest)
 		if !ok {
 			return offset
 		}
-		offset, rest = max(offset, w.endOf(&b, behind)), behind
+		offset, rest = max(offset, w.batchEnd(&b, behind)), behind
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// grant is the command that gives the client's principal a right.
-func (f *Facts) grant(operation, on string) string {
+// grantHint is the command that gives the client's principal a right.
+func (f *Facts) grantHint(operation, on string) string {
 	return grantCommand(f.Cluster.Bootstrap, f.Config.Principal, operation, on)
 }
 
@@ -23,16 +23,16 @@ func grantCommand(bootstrap, principal, operation, on string) string {
 	return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, principal, operation, on)
 }
 
-// lacks is the finding of a right that is missing.
-func (f *Facts) lacks(object, operation, effect, on string) precondition.Finding {
+// missingRight is the finding of a right that is missing.
+func (f *Facts) missingRight(object, operation, effect, on string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Object: object,
-		Found: fmt.Sprintf("%s lacks the right %s", f.Config.Principal, operation), Effect: effect, Fix: f.grant(operation, on)}
+		Found: fmt.Sprintf("%s lacks the right %s", f.Config.Principal, operation), Effect: effect, Fix: f.grantHint(operation, on)}
 }
 
-// readRights compares what the brokers allow on the topics, which comes with their
+// checkRights compares what the brokers allow on the topics, which comes with their
 // metadata (KIP-430), with what a lane does. A broker that does not say so, or
 // that allows everything, has no finding.
-func readRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	k := f.Config
 	var found []precondition.Finding
 	for _, c := range []struct {
@@ -53,13 +53,13 @@ func readRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 		case detail.Err != nil, len(detail.AuthorizedOperations) == 0, slices.Contains(detail.AuthorizedOperations, c.operation):
 			continue
 		}
-		found = append(found, f.lacks("topic "+c.topic, c.name, c.effect, "--topic "+c.topic))
+		found = append(found, f.missingRight("topic "+c.topic, c.name, c.effect, "--topic "+c.topic))
 	}
 	return found, nil
 }
 
-// readGroupRight asks for the right on the consumer group, which assigns the lanes.
-func readGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+// checkGroupRight asks for the right on the consumer group, which assigns the lanes.
+func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	group := f.Config.Group
 	described, err := f.Admin.DescribeGroups(ctx, group)
 	d := described[group]
@@ -71,7 +71,7 @@ func readGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, erro
 	if !refused && (err != nil || len(d.AuthorizedOperations) == 0 || slices.Contains(d.AuthorizedOperations, kmsg.ACLOperationRead)) {
 		return nil, nil //nolint:nilerr // a new cluster has no coordinator for some seconds, and joining the group reports every other error
 	}
-	return []precondition.Finding{f.lacks("consumer group "+group, "Read", "no lane is assigned", "--group "+group)}, nil
+	return []precondition.Finding{f.missingRight("consumer group "+group, "Read", "no lane is assigned", "--group "+group)}, nil
 }
 
 // MissingTransactionRight is the finding of a transactional id that the client may
@@ -82,10 +82,10 @@ func (c Config) MissingTransactionRight(lane int32, bootstrap string, err error)
 		Fix: grantCommand(bootstrap, c.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.Group+"-")}
 }
 
-// readInternalTopics: where there are fewer brokers than the internal topics are to
+// checkInternalTopics: where there are fewer brokers than the internal topics are to
 // have replicas, as on one broker with Kafka's defaults, they cannot be made, and
 // no transaction or group ever begins.
-func readInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	if len(f.Cluster.brokers) == 0 {
 		return nil, nil
 	}
@@ -103,14 +103,14 @@ func readInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding, 
 		{"__consumer_offsets", "offsets.topic.replication.factor", "", "the consumer group never answers, so no lane is assigned"},
 	} {
 		have := int64(len(f.Cluster.brokers))
-		setting, want := c.replicas, settings.number(c.replicas, 1)
+		setting, want := c.replicas, settings.readNumber(c.replicas, 1)
 		existing, err := f.Admin.ListTopicsWithInternal(ctx, c.topic)
-		if copies := (&Cluster{Topics: existing}).replicas(c.topic); err == nil && copies > 0 {
+		if copies := (&Cluster{Topics: existing}).minReplicas(c.topic); err == nil && copies > 0 {
 			have = int64(copies)
-			setting, want = c.insync, settings.number(c.insync, 1)
+			setting, want = c.insync, settings.readNumber(c.insync, 1)
 		}
 		if want <= have {
-			if least := settings.number(c.insync, 1); least > have {
+			if least := settings.readNumber(c.insync, 1); least > have {
 				setting, want = c.insync, least
 			} else {
 				continue
@@ -118,12 +118,12 @@ func readInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding, 
 		}
 		found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + c.topic,
 			Found: fmt.Sprintf("%s is %d, and there is room for %d", setting, want, have), Effect: c.effect,
-			Fix: "in the broker's server.properties: " + internalFix(c.replicas, c.insync, have) + "; then restart it"})
+			Fix: "in the broker's server.properties: " + internalTopicFix(c.replicas, c.insync, have) + "; then restart it"})
 	}
 	return found, nil
 }
 
-func internalFix(replicas, insync string, have int64) string {
+func internalTopicFix(replicas, insync string, have int64) string {
 	fix := replicas + "=" + strconv.FormatInt(have, 10)
 	if insync != "" {
 		fix += " " + insync + "=" + strconv.FormatInt(max(1, have-1), 10)

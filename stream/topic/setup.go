@@ -19,73 +19,73 @@ import (
 func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	// By default the client gives the same metadata for five seconds: a topic that
 	// was just created would stay unknown so long.
-	client, err := cfg.NewClient(kgo.MetadataMinAge(createdPause))
+	client, err := cfg.NewClient(kgo.MetadataMinAge(createdPollInterval))
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
 	s := topicSetup{adm: kadm.NewClient(client), cfg: cfg}
-	for _, step := range []func(context.Context) error{s.campaigns, s.outputs, s.progress} {
+	for _, step := range []func(context.Context) error{s.setUpCampaigns, s.setUpOutputs, s.setUpProgress} {
 		if err := step(ctx); err != nil {
-			return s.did, err
+			return s.report, err
 		}
 	}
-	return s.did, nil
+	return s.report, nil
 }
 
-// createdPause lies between two looks for a topic that was just created.
-const createdPause = 100 * time.Millisecond
+// createdPollInterval lies between two looks for a topic that was just created.
+const createdPollInterval = 100 * time.Millisecond
 
 type topicSetup struct {
-	adm   *kadm.Client
-	cfg   Config
-	lanes int32
-	did   []string
+	adm    *kadm.Client
+	cfg    Config
+	lanes  int32
+	report []string
 }
 
-func (s *topicSetup) campaigns(ctx context.Context) error {
-	if err := s.ensure(ctx, s.cfg.Campaigns, -1, deletes()); err != nil {
+func (s *topicSetup) setUpCampaigns(ctx context.Context) error {
+	if err := s.ensureTopic(ctx, s.cfg.Campaigns, -1, deletePolicy()); err != nil {
 		return err
 	}
 	var err error
-	s.lanes, err = s.partitions(ctx, s.cfg.Campaigns)
+	s.lanes, err = s.countPartitions(ctx, s.cfg.Campaigns)
 	return err
 }
 
-// outputs makes room for what may come through: a dead letter carries the
+// setUpOutputs makes room for what may come through: a dead letter carries the
 // refused value and headers, so its topic takes larger messages than the input.
-func (s *topicSetup) outputs(ctx context.Context) error {
+func (s *topicSetup) setUpOutputs(ctx context.Context) error {
 	settings, err := ReadSettings(ctx, s.adm, s.cfg.Campaigns)
 	if err != nil {
 		return err
 	}
-	if err := s.ensure(ctx, s.cfg.Notifications, s.lanes, nil); err != nil {
+	if err := s.ensureTopic(ctx, s.cfg.Notifications, s.lanes, nil); err != nil {
 		return err
 	}
-	larger := strconv.FormatInt(settings[s.cfg.Campaigns].number("max.message.bytes", DefaultMaxMessage)+64<<10, 10)
-	configs := deletes()
+	larger := strconv.FormatInt(settings[s.cfg.Campaigns].readNumber("max.message.bytes", DefaultMaxMessage)+64<<10, 10)
+	configs := deletePolicy()
 	configs["max.message.bytes"] = &larger
-	return s.ensure(ctx, s.cfg.DeadLetters, s.lanes, configs)
+	return s.ensureTopic(ctx, s.cfg.DeadLetters, s.lanes, configs)
 }
 
-// deletes are the settings of a topic that must not be compacted, whatever the
+// deletePolicy are the settings of a topic that must not be compacted, whatever the
 // broker's default is.
-func deletes() map[string]*string {
+func deletePolicy() map[string]*string {
 	policy := "delete"
 	return map[string]*string{"cleanup.policy": &policy}
 }
 
-// progress is compacted: only the last seq of each lane matters. Small segments
+// setUpProgress is compacted: only the last seq of each lane matters. Small segments
 // keep what a takeover may have to read short.
-func (s *topicSetup) progress(ctx context.Context) error {
+func (s *topicSetup) setUpProgress(ctx context.Context) error {
 	compact, segment := "compact", strconv.Itoa(16<<20)
-	if err := s.ensure(ctx, s.cfg.Progress, s.lanes, map[string]*string{"cleanup.policy": &compact, "segment.bytes": &segment}); err != nil {
+	if err := s.ensureTopic(ctx, s.cfg.Progress, s.lanes, map[string]*string{"cleanup.policy": &compact, "segment.bytes": &segment}); err != nil {
 		return err
 	}
 	if err := s.compactUntouched(ctx); err != nil {
 		return err
 	}
-	have, err := s.partitions(ctx, s.cfg.Progress)
+	have, err := s.countPartitions(ctx, s.cfg.Progress)
 	if err != nil || have >= s.lanes {
 		return err
 	}
@@ -96,7 +96,7 @@ func (s *topicSetup) progress(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("give topic %s %d partitions: %w", s.cfg.Progress, s.lanes, err)
 	}
-	s.did = append(s.did, fmt.Sprintf("topic %s: grown from %d to %d partitions", s.cfg.Progress, have, s.lanes))
+	s.report = append(s.report, fmt.Sprintf("topic %s: grown from %d to %d partitions", s.cfg.Progress, have, s.lanes))
 	return nil
 }
 
@@ -112,7 +112,7 @@ func (s *topicSetup) compactUntouched(ctx context.Context) error {
 	if !ok || now.HasPolicy("compact") && !now.HasPolicy("delete") {
 		return nil
 	}
-	if untouched, err := untouchedTopic(ctx, s.adm, s.cfg.Progress, now); err != nil || !untouched {
+	if untouched, err := isUntouched(ctx, s.adm, s.cfg.Progress, now); err != nil || !untouched {
 		return err
 	}
 	compact := "compact"
@@ -123,39 +123,39 @@ func (s *topicSetup) compactUntouched(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("set cleanup.policy=compact of topic %s: %w", s.cfg.Progress, err)
 	}
-	s.did = append(s.did, fmt.Sprintf("topic %s: cleanup.policy set to compact; it was empty and had the broker's default", s.cfg.Progress))
+	s.report = append(s.report, fmt.Sprintf("topic %s: cleanup.policy set to compact; it was empty and had the broker's default", s.cfg.Progress))
 	return nil
 }
 
-// ensure creates a topic with the broker's default replication factor (and
+// ensureTopic creates a topic with the broker's default replication factor (and
 // partition count where partitions is -1), and waits until it can be used.
-func (s *topicSetup) ensure(ctx context.Context, topic string, partitions int32, configs map[string]*string) error {
+func (s *topicSetup) ensureTopic(ctx context.Context, topic string, partitions int32, configs map[string]*string) error {
 	// Who may not create topics may have been given them.
 	there, err := s.adm.ListTopics(ctx, topic)
 	if err != nil {
 		return fmt.Errorf("look for topic %s: %w", topic, err)
 	}
 	if there[topic].Err == nil && len(there[topic].Partitions) > 0 {
-		s.did = append(s.did, fmt.Sprintf("topic %s: there already", topic))
+		s.report = append(s.report, fmt.Sprintf("topic %s: there already", topic))
 		return nil
 	}
 	_, err = s.adm.CreateTopic(ctx, partitions, -1, configs, topic)
 	switch {
 	case errors.Is(err, kerr.TopicAlreadyExists):
-		s.did = append(s.did, fmt.Sprintf("topic %s: there already", topic))
+		s.report = append(s.report, fmt.Sprintf("topic %s: there already", topic))
 	case err != nil:
 		return fmt.Errorf("create topic %s: %w", topic, err)
 	default:
-		s.did = append(s.did, fmt.Sprintf("topic %s: created", topic))
-		_, err = s.partitions(ctx, topic)
+		s.report = append(s.report, fmt.Sprintf("topic %s: created", topic))
+		_, err = s.countPartitions(ctx, topic)
 		return err
 	}
 	return nil
 }
 
-// partitions counts a topic's partitions. A topic that was created a moment ago
+// countPartitions counts a topic's partitions. A topic that was created a moment ago
 // may not be known to every broker yet.
-func (s *topicSetup) partitions(ctx context.Context, topic string) (int32, error) {
+func (s *topicSetup) countPartitions(ctx context.Context, topic string) (int32, error) {
 	n, err := backoff.Retry(ctx, func() (int32, error) {
 		details, err := s.adm.ListTopics(ctx, topic)
 		if err == nil {
@@ -165,7 +165,7 @@ func (s *topicSetup) partitions(ctx context.Context, topic string) (int32, error
 			err = backoff.Permanent(err)
 		}
 		return int32(len(details[topic].Partitions)), err
-	}, backoff.WithBackOff(backoff.NewConstantBackOff(createdPause)), backoff.WithMaxElapsedTime(10*time.Second))
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(createdPollInterval)), backoff.WithMaxElapsedTime(10*time.Second))
 	if err != nil {
 		return 0, fmt.Errorf("describe topic %s: %w", topic, err)
 	}
