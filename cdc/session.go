@@ -162,7 +162,8 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	back := newStatusSender(l.out, keep.limitAcknowledgement(l.durable))
 	queue := newGroupQueue()
 	dirty := make(chan struct{}, 1)
-	recv := &walReceiver{in: l.out, queue: queue, status: back, stats: &m.stats, asm: pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())}
+	asm := pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())
+	recv := &walReceiver{in: NewReader(l.out, asm, back), queue: queue, status: back, stats: &m.stats}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitDiskRoom, noteDiskFull: m.noteNoRoom, beforeApply: m.hooks.beforeApply}
 	ask := &positionProbe{sql: l.asker, rounds: &m.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
 		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}

@@ -41,7 +41,7 @@ type sideStream struct {
 
 	out    *walStream
 	status *statusSender
-	asm    *pgoutput.Assembler
+	in     *Reader
 	at     id.LSN // everything that ended up to it was handed out
 	beats  sync.WaitGroup
 	stop   context.CancelCauseFunc // ends the beats
@@ -122,8 +122,8 @@ func (s *sideStream) startReading(ctx context.Context) error {
 	if s.out, err = startWALStream(ctx, s.repl, s.name, s.m.cfg.QuotedPublication(), s.start); err != nil {
 		return err
 	}
-	s.asm = pgoutput.NewAssembler(s.cat.Source.TableOID, s.cat.ColumnNames(), s.start)
 	s.status = newStatusSender(s.out, s.start)
+	s.in = NewReader(s.out, pgoutput.NewAssembler(s.cat.Source.TableOID, s.cat.ColumnNames(), s.start), s.status)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	s.beats.Go(func() {
 		if err := s.status.run(s.ctx, statusInterval(every)); err != nil {
@@ -132,7 +132,7 @@ func (s *sideStream) startReading(ctx context.Context) error {
 	})
 	s.beats.Go(func() {
 		for source.Sleep(s.ctx, nagEvery) {
-			if s.status.waiting.Load() {
+			if s.status.Waiting() {
 				s.status.requestReply()
 			}
 		}
@@ -147,47 +147,23 @@ func (s *sideStream) startReading(ctx context.Context) error {
 // readTo hands everything to take that ended up to target and was not handed out
 // before: whole transactions, or parts of one. What ended later stays unread.
 func (s *sideStream) readTo(target id.LSN, take func(p *pgoutput.Piece) error) error {
-	for s.at < target {
-		if s.asm.InTransaction() && s.asm.CommitLSN >= target {
-			return nil // transactions come in the order of their commits
-		}
-		s.status.waiting.Store(true)
-		data, err := s.out.receiveData()
-		s.status.waiting.Store(false)
+	for s.at < target && !s.in.IsPast(target) {
+		ev, err := s.in.Next()
 		if err != nil {
 			if s.ctx.Err() != nil {
 				err = context.Cause(s.ctx)
 			}
 			return fmt.Errorf("follow beside the stream: %w", err)
 		}
-		s.status.messages.Add(1)
-		if err := s.handleMessage(data, take); err != nil {
+		s.notePosition(ev.WALEnd)
+		if !ev.HasPiece {
+			continue
+		}
+		if err := take(&ev.Piece); err != nil {
 			return err
 		}
+		s.notePosition(ev.Piece.End)
 	}
-	return nil
-}
-
-// handleMessage takes one message; see walReceiver.handleMessage.
-func (s *sideStream) handleMessage(data []byte, take func(p *pgoutput.Piece) error) error {
-	msg, err := parseMessage(data)
-	if err != nil {
-		return err
-	}
-	if msg.wal == nil {
-		if !s.asm.InTransaction() {
-			s.notePosition(msg.end)
-		}
-		return nil
-	}
-	p, ok, err := s.asm.Add(msg.wal)
-	if err != nil || !ok {
-		return err
-	}
-	if err := take(&p); err != nil {
-		return err
-	}
-	s.notePosition(p.End)
 	return nil
 }
 
@@ -196,8 +172,7 @@ func (s *sideStream) handleMessage(data []byte, take func(p *pgoutput.Piece) err
 func (s *sideStream) notePosition(lsn id.LSN) {
 	if lsn > s.at {
 		s.at = lsn
-		s.status.received.Store(uint64(lsn))
-		s.status.durable.Store(uint64(lsn))
+		s.status.NoteDone(lsn)
 	}
 }
 

@@ -88,13 +88,39 @@ func (f *statusSender) sendPositions(ask bool) error {
 // requestReply makes the server tell how far it has sent, at once.
 func (f *statusSender) requestReply() {
 	f.replyWanted.Store(true)
-	wakeWaiter(f.wake)
+	f.SendSoon()
 }
 
 // noteDurable takes note of a position that is on disk and lets the server know.
 func (f *statusSender) noteDurable(lsn id.LSN) {
 	if uint64(lsn) > f.durable.Load() {
 		f.durable.Store(uint64(lsn))
-		wakeWaiter(f.wake)
+		f.SendSoon()
+	}
+}
+
+// NoteReceived moves the write position, which shows the server what has arrived
+// and acknowledges nothing. The receiver alone calls it.
+func (f *statusSender) NoteReceived(lsn id.LSN) {
+	if uint64(lsn) > f.received.Load() {
+		f.received.Store(uint64(lsn))
+	}
+}
+
+// NoteDone moves both positions with the next status message: for a stream that
+// does not come again.
+func (f *statusSender) NoteDone(lsn id.LSN) {
+	f.received.Store(uint64(lsn))
+	f.durable.Store(uint64(lsn))
+}
+
+// Waiting reports whether the reader waits for the server.
+func (f *statusSender) Waiting() bool { return f.waiting.Load() }
+
+// SendSoon wakes run, which sends the positions at once.
+func (f *statusSender) SendSoon() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
 	}
 }
