@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/replication"
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 )
@@ -148,7 +149,7 @@ func (a *applier) persistPosition(ctx context.Context) error {
 
 // syncLoop makes durable what was applied, and only then lets it be
 // acknowledged, as far as the newest checkpoint allows.
-func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *checkpointKeeper, back *statusSender) error {
+func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *checkpointKeeper, back *replication.StatusSender) error {
 	pace, clock := time.NewTicker(syncEvery), time.NewTicker(keepEvery)
 	defer pace.Stop()
 	defer clock.Stop()
@@ -167,7 +168,7 @@ func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, ke
 		if lsn, err = keep.advanceAcknowledgement(lsn); err != nil {
 			return err
 		}
-		back.noteDurable(lsn)
+		back.NoteDurable(lsn)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
@@ -154,7 +155,7 @@ func TestSlotActive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := startWALStream(t.Context(), conn, cfg.Slot, cfg.QuotedPublication(), r.store.DurableLSN()); err != nil {
+		if _, err := replication.Start(t.Context(), conn, cfg.Slot, cfg.QuotedPublication(), r.store.DurableLSN()); err != nil {
 			t.Fatal(err)
 		}
 		return func() { source.CloseConn(conn) }, int64(conn.PID())

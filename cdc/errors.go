@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/internal/postgres"
 )
@@ -27,5 +28,5 @@ func isUnreachable(err error) bool {
 	}
 	_, refused := errors.AsType[*postgres.ConnectError](err)
 	_, network := errors.AsType[*net.OpError](err)
-	return refused || network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errSilent)
+	return refused || network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, replication.ErrSilent)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 )
 
@@ -21,7 +22,7 @@ func TestUnreachable(t *testing.T) {
 	}{
 		{fmt.Errorf("receive WAL: %w", io.ErrUnexpectedEOF), true},
 		{&pgconn.PgError{Code: "57P01", Message: "terminating connection due to administrator command"}, true},
-		{errSilent, true},
+		{replication.ErrSilent, true},
 		{&pgconn.PgError{Code: "53400", Message: "all replication slots are in use"}, false},
 		{&pgconn.PgError{Code: "53300", Message: "too many connections"}, false},
 		{fmt.Errorf("load rows: %w", syscall.ENOSPC), false},

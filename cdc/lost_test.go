@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/internal/testenv/envtest"
 )
@@ -251,7 +252,9 @@ func TestWALThatCannotBeSent(t *testing.T) {
 // Errors that do not come from the WAL give up no slot, and others not at once.
 func TestStuck(t *testing.T) {
 	t.Parallel()
-	fails := func(code string) error { return fmt.Errorf("stream: %w", &walsenderError{&pgconn.PgError{Code: code}}) }
+	fails := func(code string) error {
+		return fmt.Errorf("stream: %w", &replication.SendError{&pgconn.PgError{Code: code}})
+	}
 	for _, code := range []string{"53100", "57P01", "55006", "58030", "08006"} {
 		if s := (walsenderFailure{}); s.giveUpReason(fails(code), 1, 0) != "" {
 			t.Errorf("error %s gives the stream up", code)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -17,7 +18,7 @@ type positionProbe struct {
 	rounds *queryQueue
 	pos    *appliedPosition
 	epoch  uint64
-	status *statusSender
+	status *replication.StatusSender
 	stats  *mirrorStats
 
 	db      *source.DB
@@ -65,7 +66,7 @@ func (p *positionProbe) answerQueries(ctx context.Context, unsent []*positionQue
 		wakeWaiter(p.changed)
 	}
 	if p.pos.load() < target {
-		p.status.requestReply()
+		p.status.RequestReply()
 	}
 	for _, r := range unsent {
 		r.asked, r.target, r.unflushed, r.changed, r.epoch = asked, target, target > flushed, changed, p.epoch

@@ -2,14 +2,16 @@ package cdc
 
 import (
 	"context"
+
+	"dinnerbell/cdc/replication"
 )
 
 // walReceiver owns the reading half of the stream: it queues the pieces that come
 // in. It waits only when the queue is full: then TCP makes the walsender wait too.
 type walReceiver struct {
-	in     *Reader
+	in     *replication.Reader
 	queue  *groupQueue
-	status *statusSender
+	status *replication.StatusSender
 	stats  *mirrorStats
 }
 
@@ -34,7 +36,7 @@ func (r *walReceiver) run(ctx context.Context) error {
 }
 
 // queueEvent queues a piece, or the position of a keepalive behind all pieces.
-func (r *walReceiver) queueEvent(ctx context.Context, ev *Event) error {
+func (r *walReceiver) queueEvent(ctx context.Context, ev *replication.Event) error {
 	if ev.HasPiece {
 		r.status.NoteReceived(ev.Piece.End)
 		return r.queue.put(ctx, ev.Piece)

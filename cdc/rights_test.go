@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/internal/precondition"
 )
@@ -128,7 +129,7 @@ func TestWalsenderHasATimeout(t *testing.T) {
 		}
 		defer source.CloseConn(repl)
 		for range 2 {
-			if got, err := readWALSenderTimeout(t.Context(), repl); err != nil || got != want {
+			if got, err := replication.ReadWALSenderTimeout(t.Context(), repl); err != nil || got != want {
 				t.Errorf("with %s: %s, %v; want %s", value, got, err, want)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -118,11 +119,11 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 	if err := source.CheckSameServer(ctx, repl, cat); err != nil {
 		return false, err
 	}
-	every, err := readWALSenderTimeout(ctx, repl)
+	every, err := replication.ReadWALSenderTimeout(ctx, repl)
 	if err != nil {
 		return false, err
 	}
-	out, err := startWALStream(ctx, repl, m.cfg.Slot, m.cfg.QuotedPublication(), durable)
+	out, err := replication.Start(ctx, repl, m.cfg.Slot, m.cfg.QuotedPublication(), durable)
 	if err != nil {
 		if source.SQLState(err) == source.CodeObjectInUse {
 			return false, m.db.ExplainSlotInUse(ctx, sql, err)
@@ -133,7 +134,7 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 	m.stats.setState(StateCatchingUp)
 	m.stats.server.Store(uint64(cat.WALEnd))
 	m.pos.openSession(m.store.EndLSN())
-	err = m.runStreaming(ctx, &streamingSession{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: statusInterval(every)})
+	err = m.runStreaming(ctx, &streamingSession{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: replication.StatusInterval(every)})
 	m.pos.closeSession()
 	m.catalogsSettled.notifyAll()
 	if m.hooks.endedStream != nil {
@@ -144,10 +145,10 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 
 // streamingSession is what a streaming session works with.
 type streamingSession struct {
-	sql   *pgx.Conn       // owned by watch: catalogs and the slot
-	asker *pgx.Conn       // owned by the probe: it must never wait for catalogs
-	out   *walStream      // reading owned by the receiver, writing by feedback
-	cat   *source.Catalog // as of the session's start
+	sql   *pgx.Conn           // owned by watch: catalogs and the slot
+	asker *pgx.Conn           // owned by the probe: it must never wait for catalogs
+	out   *replication.Stream // reading owned by the receiver, writing by feedback
+	cat   *source.Catalog     // as of the session's start
 	// confirmed is what was acknowledged before, durable where the stream begins.
 	confirmed, durable id.LSN
 	every              time.Duration // between two status messages
@@ -159,11 +160,11 @@ type streamingSession struct {
 func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	defer m.stats.setDiskFull("")
 	keep := m.newCheckpointKeeper(l.confirmed)
-	back := newStatusSender(l.out, keep.limitAcknowledgement(l.durable))
+	back := replication.NewStatusSender(l.out, keep.limitAcknowledgement(l.durable))
 	queue := newGroupQueue()
 	dirty := make(chan struct{}, 1)
 	asm := pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())
-	recv := &walReceiver{in: NewReader(l.out, asm, back), queue: queue, status: back, stats: &m.stats}
+	recv := &walReceiver{in: replication.NewReader(l.out, asm, back), queue: queue, status: back, stats: &m.stats}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitDiskRoom, noteDiskFull: m.noteNoRoom, beforeApply: m.hooks.beforeApply}
 	ask := &positionProbe{sql: l.asker, rounds: &m.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
 		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}
@@ -172,12 +173,12 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	// the context end; a read deadline in the past makes it return, and leaves
 	// the connection good for the last acknowledgement.
 	g, gctx := errgroup.WithContext(ctx)
-	interrupt := context.AfterFunc(gctx, l.out.interruptReceive)
+	interrupt := context.AfterFunc(gctx, l.out.Interrupt)
 	defer interrupt()
 	g.Go(func() error { return recv.run(gctx) })
 	g.Go(func() error { return app.run(gctx) })
 	g.Go(func() error { return syncLoop(gctx, m.store, dirty, keep, back) })
-	g.Go(func() error { return back.run(gctx, l.every) })
+	g.Go(func() error { return back.Run(gctx, l.every) })
 	g.Go(func() error { return ask.run(gctx) })
 	g.Go(func() error { return m.watchCatalogs(gctx, l) })
 	wakeWaiter(m.queries.wake) // callers may have waited for a session
@@ -186,8 +187,8 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 		err = nil
 	}
 	if durable, serr := m.store.Sync(); serr == nil {
-		back.noteDurable(keep.limitAcknowledgement(durable))
-		_ = back.sendPositions(false) // the connection may be gone
+		back.NoteDurable(keep.limitAcknowledgement(durable))
+		_ = back.Send(false) // the connection may be gone
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -39,9 +40,9 @@ type sideStream struct {
 	repl        *pgconn.PgConn // owns the slot
 	streamEnded bool
 
-	out    *walStream
-	status *statusSender
-	in     *Reader
+	out    *replication.Stream
+	status *replication.StatusSender
+	in     *replication.Reader
 	at     id.LSN // everything that ended up to it was handed out
 	beats  sync.WaitGroup
 	stop   context.CancelCauseFunc // ends the beats
@@ -115,31 +116,31 @@ func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
 // startReading begins to read what came after the snapshot. It is kept alive until
 // endStream, or ctx ends.
 func (s *sideStream) startReading(ctx context.Context) error {
-	every, err := readWALSenderTimeout(ctx, s.repl)
+	every, err := replication.ReadWALSenderTimeout(ctx, s.repl)
 	if err != nil {
 		return err
 	}
-	if s.out, err = startWALStream(ctx, s.repl, s.name, s.m.cfg.QuotedPublication(), s.start); err != nil {
+	if s.out, err = replication.Start(ctx, s.repl, s.name, s.m.cfg.QuotedPublication(), s.start); err != nil {
 		return err
 	}
-	s.status = newStatusSender(s.out, s.start)
-	s.in = NewReader(s.out, pgoutput.NewAssembler(s.cat.Source.TableOID, s.cat.ColumnNames(), s.start), s.status)
+	s.status = replication.NewStatusSender(s.out, s.start)
+	s.in = replication.NewReader(s.out, pgoutput.NewAssembler(s.cat.Source.TableOID, s.cat.ColumnNames(), s.start), s.status)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	s.beats.Go(func() {
-		if err := s.status.run(s.ctx, statusInterval(every)); err != nil {
+		if err := s.status.Run(s.ctx, replication.StatusInterval(every)); err != nil {
 			s.stop(err)
 		}
 	})
 	s.beats.Go(func() {
 		for source.Sleep(s.ctx, nagEvery) {
 			if s.status.Waiting() {
-				s.status.requestReply()
+				s.status.RequestReply()
 			}
 		}
 	})
 	s.beats.Go(func() {
 		<-s.ctx.Done()
-		s.out.interruptReceive()
+		s.out.Interrupt()
 	})
 	return nil
 }

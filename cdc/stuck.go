@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"dinnerbell/cdc/replication"
 	"dinnerbell/cdc/source"
 	"dinnerbell/state/id"
 )
@@ -25,7 +26,7 @@ type walsenderFailure struct {
 // given up; "" if another try may get past. Only an unknown publication needs no
 // further try: whether it exists now is seen by the next session.
 func (s *walsenderFailure) giveUpReason(err error, at id.LSN, patience time.Duration) string {
-	send, ok := errors.AsType[*walsenderError](err)
+	send, ok := errors.AsType[*replication.SendError](err)
 	if !ok {
 		return ""
 	}
@@ -42,7 +43,7 @@ func (s *walsenderFailure) giveUpReason(err error, at id.LSN, patience time.Dura
 		}
 	}
 	*s = walsenderFailure{}
-	return "Postgres cannot send its WAL behind " + at.String() + ": " + send.cause.Error()
+	return "Postgres cannot send its WAL behind " + at.String() + ": " + send.Cause.Error()
 }
 
 // isTransient knows the classes of errors that do not come from what was decoded:

@@ -1,4 +1,4 @@
-package cdc
+package replication
 
 import (
 	"context"
@@ -21,15 +21,15 @@ import (
 // not made room for one in this time reads nothing any more.
 const writeTimeout = 30 * time.Second
 
-// walStream is a replication connection that sends WAL. One goroutine may call
+// Stream is a replication connection that sends WAL. One goroutine may call
 // receive, and one other send: the two halves of a pgproto3 Frontend share
 // nothing.
-type walStream struct {
+type Stream struct {
 	conn *pgconn.PgConn
 }
 
-// startWALStream asks for everything from lsn on. It owns conn from here.
-func startWALStream(ctx context.Context, conn *pgconn.PgConn, slot, publication string, lsn id.LSN) (*walStream, error) {
+// Start asks for everything from lsn on. It owns conn from here.
+func Start(ctx context.Context, conn *pgconn.PgConn, slot, publication string, lsn id.LSN) (*Stream, error) {
 	err := pglogrepl.StartReplication(ctx, conn, slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		PluginArgs: []string{
@@ -41,13 +41,13 @@ func startWALStream(ctx context.Context, conn *pgconn.PgConn, slot, publication 
 	if err != nil {
 		return nil, fmt.Errorf("start replication from %s: %w", lsn, err)
 	}
-	return &walStream{conn: conn}, nil
+	return &Stream{conn: conn}, nil
 }
 
 // receiveData gives the next CopyData payload, valid until the next call. It reads
 // without a context, whose watcher would cost more than the message: interrupt
 // ends it.
-func (s *walStream) receiveData() ([]byte, error) {
+func (s *Stream) receiveData() ([]byte, error) {
 	for {
 		msg, err := s.conn.Frontend().Receive()
 		if err != nil {
@@ -57,19 +57,19 @@ func (s *walStream) receiveData() ([]byte, error) {
 		case *pgproto3.CopyData:
 			return m.Data, nil
 		case *pgproto3.ErrorResponse:
-			return nil, &walsenderError{pgconn.ErrorResponseToPgError(m)}
+			return nil, &SendError{pgconn.ErrorResponseToPgError(m)}
 		case *pgproto3.CopyDone, *pgproto3.CommandComplete:
 			return nil, errors.New("receive WAL: the server ended the stream")
 		}
 	}
 }
 
-// interruptReceive makes receive return, while send still works.
-func (s *walStream) interruptReceive() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
+// Interrupt makes receive return, while send still works.
+func (s *Stream) Interrupt() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
 
 // sendStatus tells the server our positions. All are set: pglogrepl takes a zero for
 // "as the write position", which would acknowledge what is in memory only.
-func (s *walStream) sendStatus(received, durable id.LSN, reply bool) error {
+func (s *Stream) sendStatus(received, durable id.LSN, reply bool) error {
 	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return fmt.Errorf("send status: %w", err)
 	}
@@ -86,19 +86,19 @@ func (s *walStream) sendStatus(received, durable id.LSN, reply bool) error {
 	return nil
 }
 
-// walsenderError is what the walsender failed with while it decoded and sent.
-type walsenderError struct{ cause error }
+// SendError is what the walsender failed with while it decoded and sent.
+type SendError struct{ Cause error }
 
 // Error names the direction, as other failures of the stream do.
-func (e *walsenderError) Error() string { return "receive WAL: " + e.cause.Error() }
+func (e *SendError) Error() string { return "receive WAL: " + e.Cause.Error() }
 
 // Unwrap gives Postgres' error.
-func (e *walsenderError) Unwrap() error { return e.cause }
+func (e *SendError) Unwrap() error { return e.Cause }
 
-// readWALSenderTimeout reads the setting as this very walsender has it: a role may
+// ReadWALSenderTimeout reads the setting as this very walsender has it: a role may
 // have its own. Where it is off, a walsender whose daemon is gone without a word
 // would keep the slot, so that this one gets Postgres' default.
-func readWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
+func ReadWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
 	results, err := repl.Exec(ctx, "SELECT CASE WHEN current_setting('wal_sender_timeout') = '0' THEN set_config('wal_sender_timeout', '1min', false) ELSE current_setting('wal_sender_timeout') END").ReadAll()

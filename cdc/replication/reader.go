@@ -1,4 +1,4 @@
-package cdc
+package replication
 
 import (
 	"fmt"
@@ -9,12 +9,12 @@ import (
 	"dinnerbell/state/id"
 )
 
-// Reader reads a walStream: it decodes the messages and puts them together to
+// Reader reads a Stream: it decodes the messages and puts them together to
 // pieces of transactions. It has one owner.
 type Reader struct {
-	in     *walStream
+	in     *Stream
 	asm    *pgoutput.Assembler
-	status *statusSender
+	status *StatusSender
 }
 
 // Event is the content of one message. Most messages of a transaction have none.
@@ -29,7 +29,7 @@ type Event struct {
 }
 
 // NewReader returns a reader of in. status is informed of each message.
-func NewReader(in *walStream, asm *pgoutput.Assembler, status *statusSender) *Reader {
+func NewReader(in *Stream, asm *pgoutput.Assembler, status *StatusSender) *Reader {
 	return &Reader{in: in, asm: asm, status: status}
 }
 

@@ -1,4 +1,4 @@
-package cdc
+package replication
 
 import (
 	"testing"
@@ -11,7 +11,7 @@ func TestStatusEvery(t *testing.T) {
 		"1min": time.Second, "2s": 2 * time.Second / 3, "500ms": 500 * time.Millisecond / 3, "0": time.Second,
 		"1h": time.Second, "1d": time.Second, "nonsense": time.Second / 3,
 	} {
-		if got := statusInterval(parseDuration(text)); got != want {
+		if got := StatusInterval(parseDuration(text)); got != want {
 			t.Errorf("wal_sender_timeout %s: every %s, want %s", text, got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package cdc
+package replication
 
 import (
 	"context"
@@ -18,12 +18,12 @@ const (
 	askAfter, deadAfter = 10 * time.Second, 40 * time.Second
 )
 
-// errSilent: nothing came although an answer was asked for.
-var errSilent = errors.New("no answer from the server")
+// ErrSilent: nothing came although an answer was asked for.
+var ErrSilent = errors.New("no answer from the server")
 
-// statusSender owns the writing half of the stream.
-type statusSender struct {
-	out         *walStream
+// StatusSender owns the writing half of the stream.
+type StatusSender struct {
+	out         *Stream
 	wake        chan struct{} // cap 1: send now
 	replyWanted atomic.Bool   // and ask for a keepalive
 	received    atomic.Uint64 // set by the receiver
@@ -33,25 +33,25 @@ type statusSender struct {
 	waiting  atomic.Bool   // the receiver waits for the server, not for the applier
 }
 
-// newStatusSender starts at what is on disk: the first message must not tell zero,
+// NewStatusSender starts at what is on disk: the first message must not tell zero,
 // and nothing newer has been synced yet.
-func newStatusSender(out *walStream, durable id.LSN) *statusSender {
-	f := &statusSender{out: out, wake: make(chan struct{}, 1)}
+func NewStatusSender(out *Stream, durable id.LSN) *StatusSender {
+	f := &StatusSender{out: out, wake: make(chan struct{}, 1)}
 	f.durable.Store(uint64(durable))
 	return f
 }
 
-// statusInterval keeps us well inside wal_sender_timeout; zero turns that off.
-func statusInterval(walSenderTimeout time.Duration) time.Duration {
+// StatusInterval keeps us well inside wal_sender_timeout; zero turns that off.
+func StatusInterval(walSenderTimeout time.Duration) time.Duration {
 	if walSenderTimeout <= 0 {
 		return maxStatusEvery
 	}
 	return max(min(maxStatusEvery, walSenderTimeout/3), 10*time.Millisecond)
 }
 
-// run sends our positions every tick, whatever the applier does, and when
+// Run sends our positions every tick, whatever the applier does, and when
 // woken.
-func (f *statusSender) run(ctx context.Context, every time.Duration) error {
+func (f *StatusSender) Run(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var seen uint64
@@ -68,31 +68,31 @@ func (f *statusSender) run(ctx context.Context, every time.Duration) error {
 				seen, silent, asked = n, 0, 0
 			}
 			if silent > deadAfter {
-				return errSilent
+				return ErrSilent
 			}
 			if ask = silent-asked >= askAfter; ask {
 				asked = silent
 			}
 		}
-		if err := f.sendPositions(f.replyWanted.Swap(false) || ask); err != nil {
+		if err := f.Send(f.replyWanted.Swap(false) || ask); err != nil {
 			return err
 		}
 	}
 }
 
-// sendPositions tells the positions as they are now; ask wants a keepalive back.
-func (f *statusSender) sendPositions(ask bool) error {
+// Send tells the positions as they are now; ask wants a keepalive back.
+func (f *StatusSender) Send(ask bool) error {
 	return f.out.sendStatus(id.LSN(f.received.Load()), id.LSN(f.durable.Load()), ask)
 }
 
-// requestReply makes the server tell how far it has sent, at once.
-func (f *statusSender) requestReply() {
+// RequestReply makes the server tell how far it has sent, at once.
+func (f *StatusSender) RequestReply() {
 	f.replyWanted.Store(true)
 	f.SendSoon()
 }
 
-// noteDurable takes note of a position that is on disk and lets the server know.
-func (f *statusSender) noteDurable(lsn id.LSN) {
+// NoteDurable takes note of a position that is on disk and lets the server know.
+func (f *StatusSender) NoteDurable(lsn id.LSN) {
 	if uint64(lsn) > f.durable.Load() {
 		f.durable.Store(uint64(lsn))
 		f.SendSoon()
@@ -101,7 +101,7 @@ func (f *statusSender) noteDurable(lsn id.LSN) {
 
 // NoteReceived moves the write position, which shows the server what has arrived
 // and acknowledges nothing. The receiver alone calls it.
-func (f *statusSender) NoteReceived(lsn id.LSN) {
+func (f *StatusSender) NoteReceived(lsn id.LSN) {
 	if uint64(lsn) > f.received.Load() {
 		f.received.Store(uint64(lsn))
 	}
@@ -109,16 +109,16 @@ func (f *statusSender) NoteReceived(lsn id.LSN) {
 
 // NoteDone moves both positions with the next status message: for a stream that
 // does not come again.
-func (f *statusSender) NoteDone(lsn id.LSN) {
+func (f *StatusSender) NoteDone(lsn id.LSN) {
 	f.received.Store(uint64(lsn))
 	f.durable.Store(uint64(lsn))
 }
 
 // Waiting reports whether the reader waits for the server.
-func (f *statusSender) Waiting() bool { return f.waiting.Load() }
+func (f *StatusSender) Waiting() bool { return f.waiting.Load() }
 
 // SendSoon wakes run, which sends the positions at once.
-func (f *statusSender) SendSoon() {
+func (f *StatusSender) SendSoon() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
