@@ -1,13 +1,43 @@
 package state
 
 import (
-	"errors"
+	"encoding/json"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
 
 	"dinnerbell/state/id"
 )
+
+// Batch is any number of whole source transactions, or one part of a
+// transaction that is too large to be held at once.
+type Batch struct {
+	Changes []id.Change
+	// End is the end LSN of the last whole transaction in the batch. There may
+	// be no changes: then it is a position the server told in a keepalive.
+	// Zero: a part; the transaction goes on in the next batch.
+	End id.LSN
+}
+
+// Source says which table of which server the state mirrors, through what. A
+// position means nothing without it.
+type Source struct {
+	SystemID string `json:"system_id"`
+	Timeline int64  `json:"timeline"`
+	// History tells where the timelines before this one ended. Two standbys that
+	// were promoted apart have one number and two histories.
+	History        string `json:"history,omitempty"`
+	Database       string `json:"database"`
+	Slot           string `json:"slot"`
+	Publication    string `json:"publication"`
+	PublicationOID uint32 `json:"publication_oid"`
+	Schema         string `json:"schema"`
+	Table          string `json:"table"`
+	TableOID       uint32 `json:"table_oid"`
+	// Catalog changes with anything else that lets the stream and the store part
+	// company: columns and types, the versions of the publication's catalog rows.
+	Catalog string `json:"catalog"`
+}
 
 // Apply makes a batch visible to readers, as one write. It is durable only
 // after [Store.Sync]. Applying the same transactions again from an earlier
@@ -28,13 +58,13 @@ func (s *Store) Apply(b *Batch) error {
 	defer done()
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	if skip, err := s.known(b); skip || err != nil {
+	if skip, err := s.isAppliedLocked(b); skip || err != nil {
 		return err
 	}
 	if err := s.roomForBatch(b); err != nil {
 		return err
 	}
-	if err := s.changes.collect(ground{s.db, s.written.gen, s.repeat}, b.Changes); err != nil {
+	if err := s.changes.collect(changeTarget{s.db, s.written.gen, s.tx.isRepeated()}, b.Changes); err != nil {
 		return s.check(err)
 	}
 	if s.touched != nil {
@@ -43,16 +73,17 @@ func (s *Store) Apply(b *Batch) error {
 	return s.check(s.commit(b.End))
 }
 
-// known says whether b has nothing new: it was applied, or it is a mere
-// position while a cut transaction has still to come again.
-func (s *Store) known(b *Batch) (bool, error) {
-	if len(b.Changes) == 0 && !s.partial && (b.End == 0 || s.written.torn) {
+// isAppliedLocked reports whether b holds nothing new: the store has applied it, or
+// it is a position without changes while a torn transaction has still to come
+// again.
+func (s *Store) isAppliedLocked(b *Batch) (bool, error) {
+	if len(b.Changes) == 0 && (s.tx == tornTransaction || s.tx == outsideTransaction && b.End == 0) {
 		return true, nil
 	}
 	if b.End == 0 || b.End > s.written.end {
 		return false, nil
 	}
-	if s.partial || s.written.torn {
+	if s.tx.InTransaction() {
 		return false, fmt.Errorf("apply up to %s at %s: %w", b.End, s.written.end, ErrBehind)
 	}
 	return true, nil
@@ -64,7 +95,7 @@ func (s *Store) known(b *Batch) (bool, error) {
 func (s *Store) Rewind() {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	s.repeat = s.repeat || s.partial
+	s.tx = s.tx.rewound()
 }
 
 // commit writes the collected changes and the position, and shows them to
@@ -83,8 +114,8 @@ func (s *Store) commit(end id.LSN) error {
 	if err := batch.Set(keyState, next.encode(), nil); err != nil {
 		return fmt.Errorf("collect batch: %w", err)
 	}
-	if end == 0 && !s.partial {
-		s.holdBefore()
+	if end == 0 {
+		s.beginPartLocked()
 	}
 	if err := batch.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("commit batch: %w", err)
@@ -93,17 +124,21 @@ func (s *Store) commit(end id.LSN) error {
 	if end == 0 {
 		return nil
 	}
-	s.partial, s.repeat = false, false
+	s.tx = outsideTransaction
 	return s.show(next)
 }
 
-// holdBefore keeps readers at the present state.
-func (s *Store) holdBefore() {
+// beginPartLocked keeps readers at the present state, from the first part of a
+// transaction on.
+func (s *Store) beginPartLocked() {
+	if s.tx.holdsReaders() {
+		return
+	}
 	before := s.db.NewSnapshot()
 	s.mu.Lock()
 	s.view.before = before
 	s.mu.Unlock()
-	s.partial = true
+	s.tx = s.tx.withPart()
 }
 
 // show lets readers see what r says is written.
@@ -143,219 +178,32 @@ func (s *Store) Sync() (id.LSN, error) {
 	return s.view.durable, nil
 }
 
-// changeset is the net effect of a batch of changes: each row once, from what
-// is stored to what shall be. So a later change of a row sees an earlier one,
-// and nothing depends on the order of writes, save that a TRUNCATE comes first.
-type changeset struct {
-	on        ground
-	truncated bool
-	effects   []effect
-	at        map[id.RowID]int // index into effects
-	key       []byte           // scratch
-	value     []byte           // scratch
-}
-
-type effect struct {
-	id       id.RowID
-	old, new row
-}
-
-// ground is what changes apply to: the stored rows of one generation.
-type ground struct {
-	db     *pebble.DB
-	gen    uint32
-	repeat bool // see Store.repeat
-}
-
-// collect replaces the set by the effects of changes.
-func (c *changeset) collect(on ground, changes []id.Change) error {
-	c.reset()
-	c.on, c.truncated = on, false
-	for i := range changes {
-		if err := c.add(&changes[i]); err != nil {
-			return fmt.Errorf("apply %s of row %s: %w", changes[i].Op, changes[i].Row.Text(), err)
-		}
-	}
-	return nil
-}
-
-// reset forgets the effects. A map or slice that one huge batch has grown is
-// not kept.
-func (c *changeset) reset() {
-	const keep = 1 << 14
-	if c.at == nil || len(c.effects) > keep {
-		c.effects, c.at = nil, make(map[id.RowID]int)
-		return
-	}
-	clear(c.effects)
-	c.effects = c.effects[:0]
-	clear(c.at)
-}
-
-func (c *changeset) add(ch *id.Change) error {
-	if ch.Op == id.Truncate {
-		c.reset()
-		c.truncated = true
-		return nil
-	}
-	if ch.Row == "" {
-		return errors.New("change without a row id")
-	}
-	switch ch.Op {
-	case id.Insert:
-		return c.put(ch.Row, row{ch.Restaurant, ch.Client, true})
-	case id.Update:
-		return c.update(ch)
-	case id.Delete:
-		return c.put(ch.Row, row{})
-	default: // a Truncate does not come here
-		return fmt.Errorf("unknown operation %s", ch.Op)
-	}
-}
-
-func (c *changeset) update(ch *id.Change) error {
-	moved := ch.OldRow != "" && ch.OldRow != ch.Row
-	next := row{ch.Restaurant, ch.Client, true}
-	if ch.KeepRestaurant || ch.KeepClient {
-		from := ch.Row
-		if moved {
-			from = ch.OldRow
-		}
-		i, err := c.find(from)
-		if err != nil {
-			return err
-		}
-		if next, err = keep(ch, c.effects[i].new, moved, c.on.repeat); err != nil {
-			return err
-		}
-	}
-	if moved {
-		if err := c.put(ch.OldRow, row{}); err != nil {
-			return err
-		}
-	}
-	return c.put(ch.Row, next)
-}
-
-// keep is the new row of an update that leaves values of old alone.
+// Follow notes, durably, that the rows are those of src from here on: the same
+// table under another name of its history, such as the timeline of a promoted
+// standby. The caller knows that both sources agree up to [Store.EndLSN].
 //
-// When a transaction is repeated over its own half-applied effects, a row may
-// have gone already; then it goes again later in the transaction, and stays
-// away till then. But if it changes its key, the row that stands under the old
-// key may be another one that the transaction moved there: what was there
-// before is lost, and only a rebuild gives it back.
-func keep(ch *id.Change, old row, moved, repeat bool) (row, error) {
-	switch {
-	case repeat && moved:
-		return row{}, ErrTorn
-	case repeat && !old.stored:
-		return row{}, nil
-	case !old.stored:
-		return row{}, ErrMissingRow
-	}
-	next := row{ch.Restaurant, ch.Client, true}
-	if ch.KeepRestaurant {
-		next.restaurant = old.restaurant
-	}
-	if ch.KeepClient {
-		next.client = old.client
-	}
-	return next, nil
-}
-
-func (c *changeset) put(id id.RowID, to row) error {
-	i, err := c.find(id)
+// It is refused with [ErrTorn] while a transaction lies there in parts, or may
+// come again: whether src has that one is not known.
+func (s *Store) Follow(src Source) error {
+	done, err := s.use()
 	if err != nil {
 		return err
 	}
-	c.effects[i].new = to
-	return nil
-}
-
-// find returns the index of a row's effect; for a row that is new to the set
-// it reads what is stored.
-func (c *changeset) find(id id.RowID) (int, error) {
-	if i, ok := c.at[id]; ok {
-		return i, nil
-	}
-	e := effect{id: id}
-	if !c.truncated {
-		c.key = appendRowKey(c.key[:0], c.on.gen, id)
-		old, err := readRow(c.on.db, c.key)
-		if err != nil {
-			return 0, err
-		}
-		e.old, e.new = old, old
-	}
-	c.effects = append(c.effects, e)
-	c.at[id] = len(c.effects) - 1
-	return len(c.effects) - 1, nil
-}
-
-func readRow(db *pebble.DB, key []byte) (row, error) {
-	value, closer, err := db.Get(key)
-	if errors.Is(err, pebble.ErrNotFound) {
-		return row{}, nil
-	}
+	defer done()
+	text, err := json.Marshal(src)
 	if err != nil {
-		return row{}, fmt.Errorf("read stored row: %w", err)
+		return fmt.Errorf("encode source: %w", err)
 	}
-	r, err := parseRow(value)
-	return r, errors.Join(err, closer.Close())
-}
-
-// emit writes the set into batch and counts the rows in r. Within a batch a
-// later write wins, so what follows the TRUNCATE's range deletions stays.
-func (c *changeset) emit(batch *pebble.Batch, r *record) error {
-	if c.truncated {
-		for _, space := range []byte{spaceJoin, spaceRow} {
-			start, end := genSpan(space, r.gen)
-			if err := batch.DeleteRange(start, end, nil); err != nil {
-				return err
-			}
-		}
-		r.rows, r.sum = 0, 0
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
+	if s.tx.InTransaction() || !s.current().loaded {
+		return fmt.Errorf("follow another source at %s: %w", s.written.end, ErrTorn)
 	}
-	for i := range c.effects {
-		e := &c.effects[i]
-		if e.old == e.new {
-			continue
-		}
-		if err := errors.Join(c.emitJoin(batch, e, r), c.emitRow(batch, e, r)); err != nil {
-			return err
-		}
+	if err := s.db.Set(keySource, text, pebble.Sync); err != nil {
+		return s.check(fmt.Errorf("write source: %w", err))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.view.src, s.view.durable = src, s.view.end // the write took along all before it
 	return nil
-}
-
-func (c *changeset) emitJoin(batch *pebble.Batch, e *effect, r *record) error {
-	if e.old.subscribed() {
-		r.rows--
-		c.key = appendJoinKey(c.key[:0], r.gen, e.old.restaurant, e.old.client, e.id)
-		if err := batch.Delete(c.key, nil); err != nil {
-			return err
-		}
-	}
-	if !e.new.subscribed() {
-		return nil
-	}
-	r.rows++
-	c.key = appendJoinKey(c.key[:0], r.gen, e.new.restaurant, e.new.client, e.id)
-	return batch.Set(c.key, nil, nil)
-}
-
-func (c *changeset) emitRow(batch *pebble.Batch, e *effect, r *record) error {
-	var sum uint64
-	if e.old.stored {
-		sum, c.value = e.old.fingerprint(e.id, c.value)
-		r.sum -= sum
-	}
-	c.key = appendRowKey(c.key[:0], r.gen, e.id)
-	if !e.new.stored {
-		return batch.Delete(c.key, nil)
-	}
-	sum, c.value = e.new.fingerprint(e.id, c.value)
-	r.sum += sum
-	c.value = e.new.appendValue(c.value[:0])
-	return batch.Set(c.key, c.value, nil)
 }

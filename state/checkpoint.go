@@ -133,7 +133,7 @@ func (s *Store) link(store string, m *Manifest) error {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	v, r := s.current(), s.written
-	if !v.loaded || s.partial || s.repeat || r.torn {
+	if !v.loaded || s.tx.InTransaction() {
 		return ErrNotWhole
 	}
 	m.Source, m.EndLSN, m.Gen, m.Subscriptions, m.Sum = v.src, r.end, r.gen, r.rows, r.sum

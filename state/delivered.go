@@ -39,9 +39,24 @@ func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
 	return nil
 }
 
-// ForgetDelivered drops what was marked under the names; all names if none is
-// given.
+// ForgetDelivered drops the pairs that were marked under the names.
 func (s *Store) ForgetDelivered(names ...id.ID) error {
+	if len(names) == 0 {
+		return nil
+	}
+	prefixes := make([][]byte, len(names))
+	for i, name := range names {
+		prefixes[i] = appendDeliveredPrefix(nil, name)
+	}
+	return s.forgetDelivered(prefixes)
+}
+
+// ForgetAllDelivered drops all pairs.
+func (s *Store) ForgetAllDelivered() error {
+	return s.forgetDelivered([][]byte{{spaceDelivered}})
+}
+
+func (s *Store) forgetDelivered(prefixes [][]byte) error {
 	done, err := s.use()
 	if err != nil {
 		return err
@@ -49,19 +64,12 @@ func (s *Store) ForgetDelivered(names ...id.ID) error {
 	defer done()
 	batch := s.db.NewBatch()
 	defer batch.Close()
-	forget := func(prefix []byte) error { return batch.DeleteRange(prefix, prefixEnd(nil, prefix), nil) }
-	if len(names) == 0 {
-		err = forget([]byte{spaceDelivered})
-	}
-	for _, name := range names {
-		if err == nil {
-			err = forget(appendDeliveredPrefix(nil, name))
+	for _, prefix := range prefixes {
+		if err := batch.DeleteRange(prefix, prefixEnd(nil, prefix), nil); err != nil {
+			return s.check(fmt.Errorf("forget delivered pairs: %w", err))
 		}
 	}
-	if err == nil {
-		err = batch.Commit(pebble.NoSync)
-	}
-	if err != nil {
+	if err := batch.Commit(pebble.NoSync); err != nil {
 		return s.check(fmt.Errorf("forget delivered pairs: %w", err))
 	}
 	return nil

@@ -39,7 +39,7 @@ func (s *Store) Freeze() (*Frozen, error) {
 	switch {
 	case !v.loaded:
 		return nil, fmt.Errorf("freeze rows: there are none yet: %w", ErrStale)
-	case s.between():
+	case s.tx.InTransaction():
 		return nil, fmt.Errorf("freeze rows in the middle of a transaction: %w", ErrNotThere)
 	case s.touched != nil:
 		return nil, errors.New("freeze rows: they are frozen already")
@@ -47,10 +47,6 @@ func (s *Store) Freeze() (*Frozen, error) {
 	s.touched = newTouched()
 	return &Frozen{s: s, snap: s.db.NewSnapshot(), src: v.src, r: s.written, touched: s.touched}, nil
 }
-
-// between says that parts of a transaction are in the store and its end is not.
-// The caller holds writeMu.
-func (s *Store) between() bool { return s.partial || s.written.torn || s.repeat }
 
 // Source is what the rows mirror.
 func (f *Frozen) Source() Source { return f.src }

@@ -43,7 +43,7 @@ func (g *Generation) Apply(b *Batch) error {
 	if err := g.s.room(); err != nil {
 		return err
 	}
-	if err := g.changes.collect(ground{db: g.s.db, gen: g.r.gen}, b.Changes); err != nil {
+	if err := g.changes.collect(changeTarget{db: g.s.db, gen: g.r.gen}, b.Changes); err != nil {
 		return g.s.check(err)
 	}
 	next := g.r
@@ -158,7 +158,7 @@ func (g *Generation) flip(end id.LSN, over *Source) error {
 	before := s.view.before
 	s.view = view{record: r, durable: r.end, src: g.src, loaded: true}
 	s.mu.Unlock()
-	s.written, s.partial, s.repeat = r, false, false
+	s.written, s.tx = r, outsideTransaction
 	if before != nil {
 		return before.Close()
 	}
@@ -172,7 +172,7 @@ func (g *Generation) inPlace(end id.LSN, over *Source) error {
 	switch v := s.current(); {
 	case !v.loaded || v.src != *over:
 		return fmt.Errorf("the state mirrors %+v now: %w", v.src, ErrStale)
-	case s.between() || g.r.torn || s.written.end > end || g.r.end > end:
+	case s.tx.InTransaction() || g.r.torn || s.written.end > end || g.r.end > end:
 		return fmt.Errorf("flip at %s with the state at %s and the new rows at %s: %w", end, s.written.end, g.r.end, ErrNotThere)
 	}
 	return nil

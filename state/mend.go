@@ -29,7 +29,7 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 		return 0, ErrClosed
 	case s.written.gen != f.r.gen:
 		return 0, fmt.Errorf("mend rows: %w", ErrStale)
-	case s.between():
+	case s.tx.InTransaction():
 		return 0, fmt.Errorf("mend rows in the middle of a transaction: %w", ErrNotThere)
 	}
 	if err := s.room(); err != nil {

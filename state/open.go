@@ -271,7 +271,9 @@ func (s *Store) recover() error {
 		return err
 	}
 	s.written, s.nextGen = r, r.gen+1
-	s.repeat = r.torn
+	if r.torn {
+		s.tx = tornTransaction
+	}
 	// What Pebble recovers from its log at Open, it has flushed to tables by
 	// the time Open returns: it is durable.
 	s.view = view{record: r, durable: r.end, src: src, loaded: ok}

@@ -343,6 +343,7 @@ func TestClosed(t *testing.T) {
 	_, calls["NewGeneration"] = s.NewGeneration()
 	_, calls["Audience"] = s.Audience("x")
 	calls["ForgetDelivered"] = s.ForgetDelivered("x")
+	calls["ForgetAllDelivered"] = s.ForgetAllDelivered()
 	calls["MarkDelivered"] = s.MarkDelivered("x", &list)
 	for name, err := range calls {
 		if !errors.Is(err, ErrClosed) {

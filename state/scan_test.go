@@ -149,7 +149,7 @@ func TestForgetDelivered(t *testing.T) {
 	}
 	want[1] = 4
 	check()
-	if err := s.ForgetDelivered(); err != nil {
+	if err := s.ForgetAllDelivered(); err != nil {
 		t.Fatal(err)
 	}
 	want = []int{4, 4, 4}

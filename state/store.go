@@ -40,12 +40,7 @@ type Store struct {
 	// written is the state record as it stands in the store. While a
 	// transaction is applied in parts it is ahead of view.record.
 	written record
-	// partial: parts of a transaction were applied by this process and its end
-	// was not. Then view.before is set.
-	partial bool
-	// repeat: the transaction that comes next may have been applied in part,
-	// before a crash or a break of the connection.
-	repeat  bool
+	tx      txState
 	changes changeset
 	nextGen uint32
 	loading bool

@@ -41,7 +41,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 	if w.delivered() == 0 {
 		t.Error("the edit has nothing in the cache")
 	}
-	if err := w.store.ForgetDelivered(); err != nil {
+	if err := w.store.ForgetAllDelivered(); err != nil {
 		t.Fatal(err)
 	}
 	w.expect(map[string][]string{"c": all})

@@ -82,7 +82,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 // nil. It returns a *halt.Error when every lane of this service is halted, or when
 // another daemon runs under the same instance id.
 func (s *Service) Run(ctx context.Context) error {
-	if err := s.store.ForgetDelivered(); err != nil { // of an earlier run
+	if err := s.store.ForgetAllDelivered(); err != nil { // of an earlier run
 		return fmt.Errorf("clear delivered cache: %w", err)
 	}
 	if err := s.awaitSinks(ctx); err != nil {

@@ -1,0 +1,228 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
+)
+
+// changeset is the net effect of a batch of changes: each row once, from what
+// is stored to what shall be. So a later change of a row sees an earlier one,
+// and nothing depends on the order of writes, save that a TRUNCATE comes first.
+type changeset struct {
+	target    changeTarget
+	truncated bool
+	effects   []effect
+	at        map[id.RowID]int // index into effects
+	key       []byte           // scratch
+	value     []byte           // scratch
+}
+
+type effect struct {
+	id       id.RowID
+	old, new row
+}
+
+// changeTarget is the stored rows of one generation, to which changes apply.
+type changeTarget struct {
+	db  *pebble.DB
+	gen uint32
+	// repeated: the changes may be of a transaction that was applied in part before.
+	repeated bool
+}
+
+// collect replaces the set by the effects of changes.
+func (c *changeset) collect(target changeTarget, changes []id.Change) error {
+	c.reset()
+	c.target, c.truncated = target, false
+	for i := range changes {
+		if err := c.add(&changes[i]); err != nil {
+			return fmt.Errorf("apply %s of row %s: %w", changes[i].Op, changes[i].Row.Text(), err)
+		}
+	}
+	return nil
+}
+
+// reset forgets the effects. A map or slice that one huge batch has grown is
+// not kept.
+func (c *changeset) reset() {
+	const keep = 1 << 14
+	if c.at == nil || len(c.effects) > keep {
+		c.effects, c.at = nil, make(map[id.RowID]int)
+		return
+	}
+	clear(c.effects)
+	c.effects = c.effects[:0]
+	clear(c.at)
+}
+
+func (c *changeset) add(ch *id.Change) error {
+	if ch.Op == id.Truncate {
+		c.reset()
+		c.truncated = true
+		return nil
+	}
+	if ch.Row == "" {
+		return errors.New("change without a row id")
+	}
+	switch ch.Op {
+	case id.Insert:
+		return c.put(ch.Row, row{ch.Restaurant, ch.Client, true})
+	case id.Update:
+		return c.update(ch)
+	case id.Delete:
+		return c.put(ch.Row, row{})
+	default: // a Truncate does not come here
+		return fmt.Errorf("unknown operation %s", ch.Op)
+	}
+}
+
+func (c *changeset) update(ch *id.Change) error {
+	moved := ch.OldRow != "" && ch.OldRow != ch.Row
+	next := row{ch.Restaurant, ch.Client, true}
+	if ch.KeepRestaurant || ch.KeepClient {
+		from := ch.Row
+		if moved {
+			from = ch.OldRow
+		}
+		i, err := c.find(from)
+		if err != nil {
+			return err
+		}
+		if next, err = keepValues(ch, c.effects[i].new, moved, c.target.repeated); err != nil {
+			return err
+		}
+	}
+	if moved {
+		if err := c.put(ch.OldRow, row{}); err != nil {
+			return err
+		}
+	}
+	return c.put(ch.Row, next)
+}
+
+// keepValues returns the new row of an update that leaves values of old alone.
+//
+// When a transaction is repeated over its own half-applied effects, a row may
+// have gone already; then it goes again later in the transaction, and stays
+// away till then. But if it changes its key, the row that stands under the old
+// key may be another one that the transaction moved there: what was there
+// before is lost, and only a rebuild gives it back.
+func keepValues(ch *id.Change, old row, moved, repeated bool) (row, error) {
+	switch {
+	case repeated && moved:
+		return row{}, ErrTorn
+	case repeated && !old.stored:
+		return row{}, nil
+	case !old.stored:
+		return row{}, ErrMissingRow
+	}
+	next := row{ch.Restaurant, ch.Client, true}
+	if ch.KeepRestaurant {
+		next.restaurant = old.restaurant
+	}
+	if ch.KeepClient {
+		next.client = old.client
+	}
+	return next, nil
+}
+
+func (c *changeset) put(id id.RowID, to row) error {
+	i, err := c.find(id)
+	if err != nil {
+		return err
+	}
+	c.effects[i].new = to
+	return nil
+}
+
+// find returns the index of a row's effect; for a row that is new to the set
+// it reads what is stored.
+func (c *changeset) find(id id.RowID) (int, error) {
+	if i, ok := c.at[id]; ok {
+		return i, nil
+	}
+	e := effect{id: id}
+	if !c.truncated {
+		c.key = appendRowKey(c.key[:0], c.target.gen, id)
+		old, err := readRow(c.target.db, c.key)
+		if err != nil {
+			return 0, err
+		}
+		e.old, e.new = old, old
+	}
+	c.effects = append(c.effects, e)
+	c.at[id] = len(c.effects) - 1
+	return len(c.effects) - 1, nil
+}
+
+func readRow(db *pebble.DB, key []byte) (row, error) {
+	value, closer, err := db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return row{}, nil
+	}
+	if err != nil {
+		return row{}, fmt.Errorf("read stored row: %w", err)
+	}
+	r, err := parseRow(value)
+	return r, errors.Join(err, closer.Close())
+}
+
+// emit writes the set into batch and counts the rows in r. Within a batch a
+// later write wins, so what follows the TRUNCATE's range deletions stays.
+func (c *changeset) emit(batch *pebble.Batch, r *record) error {
+	if c.truncated {
+		for _, space := range []byte{spaceJoin, spaceRow} {
+			start, end := genSpan(space, r.gen)
+			if err := batch.DeleteRange(start, end, nil); err != nil {
+				return err
+			}
+		}
+		r.rows, r.sum = 0, 0
+	}
+	for i := range c.effects {
+		e := &c.effects[i]
+		if e.old == e.new {
+			continue
+		}
+		if err := errors.Join(c.emitJoin(batch, e, r), c.emitRow(batch, e, r)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *changeset) emitJoin(batch *pebble.Batch, e *effect, r *record) error {
+	if e.old.subscribed() {
+		r.rows--
+		c.key = appendJoinKey(c.key[:0], r.gen, e.old.restaurant, e.old.client, e.id)
+		if err := batch.Delete(c.key, nil); err != nil {
+			return err
+		}
+	}
+	if !e.new.subscribed() {
+		return nil
+	}
+	r.rows++
+	c.key = appendJoinKey(c.key[:0], r.gen, e.new.restaurant, e.new.client, e.id)
+	return batch.Set(c.key, nil, nil)
+}
+
+func (c *changeset) emitRow(batch *pebble.Batch, e *effect, r *record) error {
+	var sum uint64
+	if e.old.stored {
+		sum, c.value = e.old.fingerprint(e.id, c.value)
+		r.sum -= sum
+	}
+	c.key = appendRowKey(c.key[:0], r.gen, e.id)
+	if !e.new.stored {
+		return batch.Delete(c.key, nil)
+	}
+	sum, c.value = e.new.fingerprint(e.id, c.value)
+	r.sum += sum
+	c.value = e.new.appendValue(c.value[:0])
+	return batch.Set(c.key, c.value, nil)
+}
