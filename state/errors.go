@@ -5,14 +5,10 @@ import "errors"
 // The errors that callers tell apart. All others are failures of the disk or
 // of the store below and are only reported.
 var (
-	// ErrLocked: another process has the state directory open.
-	ErrLocked = errors.New("state directory is in use")
 	// ErrNewerFormat: a newer dinnerbell wrote this directory. It is left as it is.
 	ErrNewerFormat = errors.New("state was written by a newer version")
 	// ErrForeign: the directory holds somebody else's Pebble store. It is left as it is.
 	ErrForeign = errors.New("not a dinnerbell state directory")
-	// ErrUnsafe: others can meddle with the state directory. Nothing in it was touched.
-	ErrUnsafe = errors.New("state directory is not safe")
 	// ErrCorrupt: stored data failed a check. The directory has been marked, so
 	// that the next Open sets the store aside; see [Store.Damaged].
 	ErrCorrupt = errors.New("local state is corrupt")

@@ -20,12 +20,6 @@ const instanceName = "instance"
 // InstanceLen is the length of an instance id.
 const InstanceLen = 16
 
-// Instance returns the id of this state directory: random, and the same at each
-// Open. A directory that was copied or cloned gets an id of its own at its first
-// Open, so no two directories in use have the same: whatever bears the id, in
-// Postgres say, and is not of this process, was left by a process that is gone.
-func (s *Store) Instance() string { return s.instance }
-
 // readInstance reads the directory's id, and makes one if there is none or if it
 // was made for another place.
 func readInstance(fsys vfs.FS, dir string) (string, error) {

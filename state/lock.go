@@ -14,6 +14,9 @@ import (
 
 const lockName = "LOCK"
 
+// ErrLocked: another process has the state directory open.
+var ErrLocked = errors.New("state directory is in use")
+
 // takeDir checks the directory and locks it.
 func takeDir(fs vfs.FS, dir string) (io.Closer, error) {
 	if err := checkDir(fs, dir); err != nil {

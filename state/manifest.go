@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -28,9 +27,7 @@ import (
 // The manifest is JSON behind a line with the xxHash64 of that JSON, in
 // hexadecimal. It is only ever replaced by a rename.
 const (
-	checkpointsName = "checkpoints"
-	manifestName    = "manifest"
-	unfinished      = ".tmp"
+	manifestName = "manifest"
 
 	// idFormat makes ids that sort by time: 20260131T080000.000Z.
 	idFormat = "20060102T150405.000Z"
@@ -176,26 +173,4 @@ func checkpointIDs(fsys vfs.FS, dir string) ([]string, error) {
 	})
 	slices.Sort(names)
 	return names, nil
-}
-
-func readFile(fsys vfs.FS, name string) ([]byte, error) {
-	f, err := fsys.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	b, err := io.ReadAll(f)
-	return b, errors.Join(err, f.Close())
-}
-
-// writeFile makes a file whose content is durable; its name is not yet.
-func writeFile(fsys vfs.FS, name string, content []byte) error {
-	f, err := fsys.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }

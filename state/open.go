@@ -15,27 +15,6 @@ import (
 	"dinnerbell/state/pebblecheck"
 )
 
-// The state directory:
-//
-//	LOCK               held while the store is open
-//	store/             Pebble
-//	store.ours         says that store/ is dinnerbell's
-//	instance           see instance.go
-//	writer             version of the program that opened it last
-//	store.corrupt      why store/ must not be opened again
-//	load/              sorted runs of a load under way; removed at Open
-//	checkpoints/       see manifest.go
-//	restore.tmp/, restored/, replaced-<UTC>/   see restore.go
-//	quarantine-<UTC>/  the newest stores that were set aside; for a person to look at and delete
-const (
-	storeName      = "store"
-	oursName       = "store.ours"
-	condemnedName  = "store.corrupt"
-	writerName     = "writer"
-	loadName       = "load"
-	quarantineName = "quarantine-"
-)
-
 // Open opens the state in dir, which it makes if there is none, and holds it
 // against other processes ([ErrLocked]).
 //
@@ -80,32 +59,6 @@ func open(dir string, o Options) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())
 	}
 	return s, nil
-}
-
-// makeDir makes dir and what is missing above it, so that it outlives a crash:
-// a directory entry is durable only once the directory that holds it is synced.
-func makeDir(fsys vfs.FS, dir string) error {
-	if _, err := fsys.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	parent := fsys.PathDir(dir)
-	if parent != dir {
-		if err := makeDir(fsys, parent); err != nil {
-			return err
-		}
-	}
-	if err := fsys.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return syncDir(fsys, parent)
-}
-
-func syncDir(fsys vfs.FS, dir string) error {
-	d, err := fsys.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // open opens the store, a fresh one if the old one had to be set aside.

@@ -76,7 +76,7 @@ func (o Options) withDefaults() Options {
 		o.format = present
 	}
 	if o.fs == nil {
-		o.fs = privateFS{vfs.Default}
+		o.fs = newPrivateFS(vfs.Default)
 	}
 	if o.openPauses == nil {
 		o.openPauses = openPauses

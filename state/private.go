@@ -22,8 +22,14 @@ const (
 	privateFile = 0o600
 )
 
+// ErrUnsafe: others can meddle with the state directory. Nothing in it was touched.
+var ErrUnsafe = errors.New("state directory is not safe")
+
 // privateFS makes files and directories that are closed to others.
 type privateFS struct{ vfs.FS }
+
+// newPrivateFS returns fs with all that is made in it closed to other users.
+func newPrivateFS(fs vfs.FS) vfs.FS { return privateFS{fs} }
 
 // Unwrap implements vfs.FS.
 func (f privateFS) Unwrap() vfs.FS { return f.FS }

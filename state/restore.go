@@ -23,11 +23,6 @@ import (
 // So the one rename from restore.tmp to restored is the moment at which the
 // store is the other one. replaced-T stays until [Store.DropReplaced] finds the
 // new rows good.
-const (
-	restoringName = "restore" + unfinished
-	restoredName  = "restored"
-	replacedName  = "replaced-"
-)
 
 // Restore puts a copy of checkpoint id, which stays as it is, in the place of
 // the store, and tells what it was and where the store is now that it replaced
@@ -185,14 +180,6 @@ func finishRestore(fsys vfs.FS, dir string) (replaced string, err error) {
 		return "", fmt.Errorf("finish restore: %w", err)
 	}
 	return replaced, nil
-}
-
-// rename is durable when it returns.
-func rename(fsys vfs.FS, dir, from, to string) error {
-	if err := fsys.Rename(fsys.PathJoin(dir, from), fsys.PathJoin(dir, to)); err != nil {
-		return err
-	}
-	return syncDir(fsys, dir)
 }
 
 // Replaced lists the stores that restores have replaced and that are still there.

@@ -109,6 +109,12 @@ func (s *Store) current() view {
 	return s.view
 }
 
+// Instance returns the id of this state directory: random, and the same at each
+// Open. A directory that was copied or cloned gets an id of its own at its first
+// Open, so no two directories in use have the same: whatever bears the id, in
+// Postgres say, and is not of this process, was left by a process that is gone.
+func (s *Store) Instance() string { return s.instance }
+
 // Source tells what the state mirrors; ok is false until a first load has been
 // finished. Without one the rows and positions mean nothing.
 func (s *Store) Source() (src Source, ok bool) {

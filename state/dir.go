@@ -1,0 +1,94 @@
+package state
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// The state directory:
+//
+//	LOCK               held while the store is open
+//	store/             Pebble
+//	store.ours         says that store/ is dinnerbell's
+//	instance           the id of the directory; see readInstance
+//	writer             version of the program that opened it last
+//	store.corrupt      why store/ must not be opened again
+//	load/              sorted runs of a load under way; removed at Open
+//	checkpoints/       see package state, manifest.go
+//	restore.tmp/, restored/, replaced-<UTC>/   see package state, restore.go
+//	quarantine-<UTC>/  the newest stores that were set aside; for a person to look at and delete
+const (
+	storeName       = "store"
+	oursName        = "store.ours"
+	condemnedName   = "store.corrupt"
+	writerName      = "writer"
+	loadName        = "load"
+	checkpointsName = "checkpoints"
+	restoringName   = "restore" + unfinished
+	restoredName    = "restored"
+	replacedName    = "replaced-"
+	quarantineName  = "quarantine-"
+
+	// unfinished ends the name of what is being made. A rename without it completes it.
+	unfinished = ".tmp"
+)
+
+// makeDir makes dir and what is missing above it, so that it outlives a crash:
+// a directory entry is durable only once the directory that holds it is synced.
+func makeDir(fsys vfs.FS, dir string) error {
+	if _, err := fsys.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := fsys.PathDir(dir)
+	if parent != dir {
+		if err := makeDir(fsys, parent); err != nil {
+			return err
+		}
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(fsys, parent)
+}
+
+func syncDir(fsys vfs.FS, dir string) error {
+	d, err := fsys.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// rename is durable when it returns.
+func rename(fsys vfs.FS, dir, from, to string) error {
+	if err := fsys.Rename(fsys.PathJoin(dir, from), fsys.PathJoin(dir, to)); err != nil {
+		return err
+	}
+	return syncDir(fsys, dir)
+}
+
+// readFile reads a whole file.
+func readFile(fsys vfs.FS, name string) ([]byte, error) {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(f)
+	return b, errors.Join(err, f.Close())
+}
+
+// writeFile makes a file whose content is durable; its name is not yet.
+func writeFile(fsys vfs.FS, name string, content []byte) error {
+	f, err := fsys.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
