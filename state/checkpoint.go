@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 // flushPatience is how long a checkpoint waits for the memtables to be written,
@@ -81,11 +83,11 @@ func (c *checkpoints) nextID(now time.Time) string {
 // completes it.
 func (s *Store) makeCheckpoint(m *Manifest) error {
 	fsys := s.o.fs
-	all := fsys.PathJoin(s.dir, checkpointsName)
-	if err := makeDir(fsys, all); err != nil {
+	all := fsys.PathJoin(s.dir, statedir.CheckpointsName)
+	if err := statedir.MakeDir(fsys, all); err != nil {
 		return err
 	}
-	tmp := fsys.PathJoin(all, m.ID+unfinished)
+	tmp := fsys.PathJoin(all, m.ID+statedir.Unfinished)
 	if err := s.fill(tmp, m); err != nil {
 		return errors.Join(err, fsys.RemoveAll(tmp))
 	}
@@ -93,7 +95,7 @@ func (s *Store) makeCheckpoint(m *Manifest) error {
 	if err := fsys.Rename(tmp, fsys.PathJoin(all, m.ID)); err != nil {
 		return errors.Join(err, fsys.RemoveAll(tmp))
 	}
-	if err := syncDir(fsys, all); err != nil {
+	if err := statedir.SyncDir(fsys, all); err != nil {
 		return err
 	}
 	failpoint.Hit("checkpoint/complete")
@@ -101,7 +103,7 @@ func (s *Store) makeCheckpoint(m *Manifest) error {
 }
 
 func (s *Store) fill(tmp string, m *Manifest) error {
-	store := s.o.fs.PathJoin(tmp, storeName)
+	store := s.o.fs.PathJoin(tmp, statedir.StoreName)
 	if err := s.link(store, m); err != nil {
 		return err
 	}
@@ -113,10 +115,10 @@ func (s *Store) fill(tmp string, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(s.o.fs, s.o.fs.PathJoin(tmp, manifestName), text); err != nil {
+	if err := statedir.WriteFile(s.o.fs, s.o.fs.PathJoin(tmp, manifestName), text); err != nil {
 		return err
 	}
-	return syncDir(s.o.fs, tmp)
+	return statedir.SyncDir(s.o.fs, tmp)
 }
 
 // link has Pebble make its checkpoint between two transactions.
@@ -234,8 +236,8 @@ func (s *Store) MoveCheckpoint() (id.LSN, error) {
 // removedByHand says whether a checkpoint's manifest or its store is gone. What
 // cannot be looked at is there.
 func (s *Store) removedByHand(id string) bool {
-	for _, name := range []string{manifestName, storeName} {
-		if _, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, checkpointsName, id, name)); errors.Is(err, fs.ErrNotExist) {
+	for _, name := range []string{manifestName, statedir.StoreName} {
+		if _, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, statedir.CheckpointsName, id, name)); errors.Is(err, fs.ErrNotExist) {
 			return true
 		}
 	}
@@ -248,15 +250,15 @@ func (s *Store) replaceManifest(m *Manifest) error {
 		return err
 	}
 	fsys := s.o.fs
-	of := fsys.PathJoin(s.dir, checkpointsName, m.ID)
+	of := fsys.PathJoin(s.dir, statedir.CheckpointsName, m.ID)
 	name := fsys.PathJoin(of, manifestName)
-	if err := writeFile(fsys, name+unfinished, text); err != nil {
+	if err := statedir.WriteFile(fsys, name+statedir.Unfinished, text); err != nil {
 		return err
 	}
-	if err := fsys.Rename(name+unfinished, name); err != nil {
+	if err := fsys.Rename(name+statedir.Unfinished, name); err != nil {
 		return err
 	}
-	return syncDir(fsys, of)
+	return statedir.SyncDir(fsys, of)
 }
 
 // prune removes those that are one too many: of each cause the newest are kept,
@@ -281,19 +283,19 @@ func (s *Store) prune() error {
 // removeCheckpoint takes the name away first, so that a crash leaves no half.
 func (s *Store) removeCheckpoint(id string) error {
 	fsys := s.o.fs
-	name := fsys.PathJoin(s.dir, checkpointsName, id)
-	if err := fsys.Rename(name, name+unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	name := fsys.PathJoin(s.dir, statedir.CheckpointsName, id)
+	if err := fsys.Rename(name, name+statedir.Unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	failpoint.Hit("checkpoint/dropped")
-	return fsys.RemoveAll(name + unfinished)
+	return fsys.RemoveAll(name + statedir.Unfinished)
 }
 
 // openCheckpoints reads what there is and removes what was never finished. One
 // that is damaged is named in the log and left to the operator.
 func (s *Store) openCheckpoints() error {
 	fsys := s.o.fs
-	all := fsys.PathJoin(s.dir, checkpointsName)
+	all := fsys.PathJoin(s.dir, statedir.CheckpointsName)
 	names, err := fsys.List(all)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -302,7 +304,7 @@ func (s *Store) openCheckpoints() error {
 		return fmt.Errorf("list checkpoints: %w", err)
 	}
 	for _, name := range names {
-		if strings.HasSuffix(name, unfinished) {
+		if strings.HasSuffix(name, statedir.Unfinished) {
 			if err := fsys.RemoveAll(fsys.PathJoin(all, name)); err != nil {
 				return fmt.Errorf("remove unfinished checkpoint: %w", err)
 			}
@@ -323,4 +325,80 @@ func (s *Store) openCheckpoints() error {
 		s.kept.last = ids[len(ids)-1]
 	}
 	return nil
+}
+
+// Replaced lists the stores that restores have replaced and that are still there.
+func (s *Store) Replaced() ([]string, error) {
+	names, err := s.o.fs.List(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list state directory: %w", err)
+	}
+	var found []string
+	for _, name := range names {
+		if strings.HasPrefix(name, statedir.ReplacedPrefix) {
+			found = append(found, name)
+		}
+	}
+	return found, nil
+}
+
+// DropReplaced removes the stores that restores have replaced, once all rows of
+// this one were read and found good; it returns their names. Call it when the
+// store has caught up with its source.
+func (s *Store) DropReplaced(ctx context.Context) ([]string, error) {
+	names, err := s.Replaced()
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	if err := s.CheckRows(ctx); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, name)); err != nil {
+			return nil, fmt.Errorf("remove replaced state %s: %w", name, err)
+		}
+	}
+	return names, nil
+}
+
+// MakeRoom returns nil if more bytes are free beside the reserve. Where they are
+// not, checkpoints go, the oldest first: they keep the files of rows that are no
+// longer served. Those that an operator asked for stay, and the newest of the
+// load that is served, by which the slot is acknowledged. The others lie before
+// what was acknowledged, so a restore of them would lead to a new snapshot.
+func (s *Store) MakeRoom(more int64) error {
+	if err := s.disk.check(more); err == nil {
+		return nil
+	}
+	done, err := s.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	s.kept.mu.Lock()
+	defer s.kept.mu.Unlock()
+	return s.makeRoom(more)
+}
+
+// makeRoom is MakeRoom where the caller holds kept.mu.
+func (s *Store) makeRoom(more int64) error {
+	newest := ""
+	if m := s.newest(); m != nil {
+		newest = m.ID
+	}
+	for _, m := range slices.Clone(s.kept.list) {
+		full := s.disk.check(more)
+		if full == nil {
+			return nil
+		}
+		if m.Cause == CauseAsked || m.ID == newest {
+			continue
+		}
+		if err := s.removeCheckpoint(m.ID); err != nil {
+			return errors.Join(full, fmt.Errorf("remove checkpoint %s: %w", m.ID, err))
+		}
+		s.kept.list = slices.DeleteFunc(s.kept.list, func(o Manifest) bool { return o.ID == m.ID })
+		s.log.Warn("removed a checkpoint, for room on the disk", "id", m.ID, "made", m.Made)
+	}
+	return s.disk.check(more)
 }

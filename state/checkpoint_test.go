@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 // insert is one subscription.
@@ -69,7 +70,7 @@ func TestDamagedCheckpointManifest(t *testing.T) {
 	s := openStore(t, dir, testOptions())
 	load(t, s, 10, ids(1, 1), 10)
 	bad, good := checkpoint(t, s, CauseAsked), checkpoint(t, s, CauseAsked)
-	name := filepath.Join(dir, checkpointsName, bad.ID, manifestName)
+	name := filepath.Join(dir, statedir.CheckpointsName, bad.ID, manifestName)
 	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
@@ -267,12 +268,12 @@ func TestCrashCheckpoint(t *testing.T) {
 func checkCheckpoints(t *testing.T, c crash, id string, end id.LSN) {
 	t.Helper()
 	openStore(t, "state", crashOptions(c.disk))
-	names, err := c.disk.List(c.disk.PathJoin("state", checkpointsName))
+	names, err := c.disk.List(c.disk.PathJoin("state", statedir.CheckpointsName))
 	if err != nil && id != "" {
 		t.Fatal(err)
 	}
 	for _, name := range names {
-		if strings.HasSuffix(name, unfinished) {
+		if strings.HasSuffix(name, statedir.Unfinished) {
 			t.Errorf("crash at write %d: %s is still there", c.write, name)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 // history is what a store was told, and what it must hold at each position.
@@ -211,7 +212,7 @@ func noQuarantine(t *testing.T, c crash) {
 		t.Fatal(err)
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, quarantineName) && (c.durable > 0 || c.loaded) {
+		if strings.HasPrefix(name, statedir.QuarantinePrefix) && (c.durable > 0 || c.loaded) {
 			t.Fatalf("crash at write %d: a good store was set aside (%s)", c.write, name)
 		}
 	}

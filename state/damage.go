@@ -14,6 +14,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/statedir"
 )
 
 // keepAside is how many stores that were set aside stay: the newest, for a
@@ -61,7 +63,7 @@ func (s *Store) condemned() error {
 	if s.o.Distrust != nil {
 		return fmt.Errorf("%w: found while running: %w", ErrCorrupt, s.o.Distrust)
 	}
-	f, err := s.o.fs.Open(s.o.fs.PathJoin(s.dir, condemnedName))
+	f, err := s.o.fs.Open(s.o.fs.PathJoin(s.dir, statedir.CorruptName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -85,10 +87,10 @@ func (s *Store) condemn(reason error) {
 	s.damage.reason = reason
 	close(s.damage.found)
 	s.log.Error("local state is corrupt; it is set aside and rebuilt", "dir", s.dir, "reason", reason)
-	f, err := s.o.fs.Create(s.o.fs.PathJoin(s.dir, condemnedName), vfs.WriteCategoryUnspecified)
+	f, err := s.o.fs.Create(s.o.fs.PathJoin(s.dir, statedir.CorruptName), vfs.WriteCategoryUnspecified)
 	if err == nil {
 		_, err = f.Write([]byte(reason.Error()))
-		err = errors.Join(err, f.Sync(), f.Close(), syncDir(s.o.fs, s.dir))
+		err = errors.Join(err, f.Sync(), f.Close(), statedir.SyncDir(s.o.fs, s.dir))
 	}
 	if err != nil {
 		s.log.Error("cannot mark the local state as corrupt", "error", err)
@@ -114,15 +116,15 @@ func (s *Store) check(err error) error {
 // quarantine moves dir/store out of the way.
 func (s *Store) quarantine(reason error) error {
 	fsys := s.o.fs
-	name := quarantineName + time.Now().UTC().Format("20060102T150405.000000Z")
+	name := statedir.QuarantinePrefix + time.Now().UTC().Format("20060102T150405.000000Z")
 	to := fsys.PathJoin(s.dir, name)
-	if err := fsys.Rename(fsys.PathJoin(s.dir, storeName), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := fsys.Rename(fsys.PathJoin(s.dir, statedir.StoreName), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("set corrupt state aside: %w", err)
 	}
-	if err := fsys.Remove(fsys.PathJoin(s.dir, condemnedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := fsys.Remove(fsys.PathJoin(s.dir, statedir.CorruptName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("set corrupt state aside: %w", err)
 	}
-	if err := syncDir(fsys, s.dir); err != nil {
+	if err := statedir.SyncDir(fsys, s.dir); err != nil {
 		return fmt.Errorf("set corrupt state aside: %w", err)
 	}
 	s.damage.mu.Lock() // what follows is another store
@@ -140,7 +142,7 @@ func (s *Store) removeOldAside() error {
 	if err != nil {
 		return fmt.Errorf("look for stores that were set aside: %w", err)
 	}
-	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, quarantineName) })
+	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, statedir.QuarantinePrefix) })
 	slices.Sort(names) // the names are times
 	for _, name := range names[:max(0, len(names)-keepAside)] {
 		old := s.o.fs.PathJoin(s.dir, name)
@@ -150,4 +152,39 @@ func (s *Store) removeOldAside() error {
 		s.log.Warn("removed a store that was set aside earlier", "dir", old, "kept", keepAside)
 	}
 	return nil
+}
+
+// openPauses are between the attempts of Open while the trouble may pass.
+var openPauses = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond, time.Second, 2 * time.Second}
+
+// Errors of the system by what they mean for Open. All that are not named here
+// speak of the surroundings, and last.
+var (
+	// damages: what was stored is not there, cannot be read, or is not what it was.
+	damages = []syscall.Errno{syscall.ENOENT, syscall.EIO, syscall.EINVAL, syscall.EISDIR, syscall.ENOTDIR, syscall.EBADMSG, syscall.EILSEQ, syscall.EOVERFLOW}
+	// passing: the surroundings cannot serve at this moment.
+	passing = []syscall.Errno{
+		syscall.EINTR, syscall.EAGAIN, syscall.EBUSY, syscall.ESTALE, syscall.ETIMEDOUT, syscall.ENOTEMPTY, syscall.ENOLCK,
+		syscall.EDEADLK, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ENOTCONN, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
+		syscall.ENETDOWN, syscall.ENETUNREACH, syscall.ETXTBSY,
+	}
+)
+
+// keeps says whether err leaves the store in its place: because the store is not
+// for this program, or because err speaks of the surroundings.
+func keeps(err error) bool {
+	if errors.Is(err, ErrNewerFormat) || errors.Is(err, ErrForeign) {
+		return true
+	}
+	if isDamage(err) {
+		return false
+	}
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && !slices.Contains(damages, errno) || errors.Is(err, fs.ErrPermission)
+}
+
+// mayPass says whether err may be gone in a moment.
+func mayPass(err error) bool {
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && slices.Contains(passing, errno) && !isDamage(err)
 }

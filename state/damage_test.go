@@ -19,6 +19,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 	"dinnerbell/state/pebblecheck"
+	"dinnerbell/state/statedir"
 )
 
 // growing is a history of a store that becomes large enough for several tables
@@ -161,7 +162,7 @@ func damageFiles(t *testing.T, each bool) {
 
 func storeFiles(t *testing.T, disk *vfs.MemFS) []string {
 	t.Helper()
-	names, err := disk.List("state/" + storeName)
+	names, err := disk.List("state/" + statedir.StoreName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +197,7 @@ func TestMissingLog(t *testing.T) {
 // log: reading all rows at each start would make it long.
 func missesNoLog(t *testing.T, disk *vfs.MemFS) {
 	t.Helper()
-	if missing, err := pebblecheck.MissingLog(disk, "state/"+storeName); missing || err != nil {
+	if missing, err := pebblecheck.MissingLog(disk, "state/"+statedir.StoreName); missing || err != nil {
 		t.Errorf("a sound store misses a log: %v, %v", missing, err)
 	}
 }
@@ -218,8 +219,8 @@ func harmed(t *testing.T, disk *vfs.MemFS, name string, how harm, r *rand.Rand) 
 	if _, err := vfs.Clone(disk, copied, "state", "state"); err != nil {
 		t.Fatal(err)
 	}
-	path := "state/" + storeName + "/" + name
-	b, err := readFile(copied, path)
+	path := "state/" + statedir.StoreName + "/" + name
+	b, err := statedir.ReadFile(copied, path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +236,7 @@ func harmed(t *testing.T, disk *vfs.MemFS, name string, how harm, r *rand.Rand) 
 		t.Fatal(err)
 	}
 	if b != nil {
-		if err := writeFile(copied, path, b); err != nil {
+		if err := statedir.WriteFile(copied, path, b); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -377,7 +378,7 @@ func TestDamageIsTold(t *testing.T) {
 		}
 		for _, name := range storeFiles(t, mem) {
 			if kind(name) == ".sst" {
-				flipAll(t, mem, "state/"+storeName+"/"+name)
+				flipAll(t, mem, "state/"+statedir.StoreName+"/"+name)
 			}
 		}
 		if err := s.db.Compact(t.Context(), []byte{0}, []byte{0xff}, false); err == nil {

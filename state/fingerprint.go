@@ -25,22 +25,6 @@ func (r row) fingerprint(id id.RowID, buf []byte) (sum uint64, _ []byte) {
 	return xxhash.Sum64(buf), buf
 }
 
-// CheckRows reads all rows and compares both indexes with the fingerprint. It
-// returns an error that wraps [ErrCorrupt] if they differ; the next Open then
-// sets the store aside. It reads with two goroutines: ten million rows took 6 to 8 s on
-// two cores that had other work.
-func (s *Store) CheckRows(ctx context.Context) error {
-	done, err := s.use()
-	if err != nil {
-		return err
-	}
-	defer done()
-	s.writeMu.Lock()
-	snapshot, r := s.db.NewSnapshot(), s.written
-	s.writeMu.Unlock()
-	return s.check(errors.Join(checkRecord(ctx, snapshot, r), snapshot.Close()))
-}
-
 // checkRecord compares the rows of r's generation with r.
 func checkRecord(ctx context.Context, db pebble.Reader, r record) error {
 	var all, subscribed, joins uint64

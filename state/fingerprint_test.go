@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/statedir"
 )
 
 // TestDamagedManifest damages the MANIFEST at every place. A store that then
@@ -22,7 +24,7 @@ func TestDamagedManifest(t *testing.T) {
 			if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
 				t.Fatal(err)
 			}
-			editFile(t, filepath.Join(dir, storeName), "MANIFEST-*", damage(at))
+			editFile(t, filepath.Join(dir, statedir.StoreName), "MANIFEST-*", damage(at))
 			found[openDamaged(t, dir)]++
 		}
 		t.Logf("%s: %v", kind, found)
@@ -34,7 +36,7 @@ func TestDamagedManifest(t *testing.T) {
 
 func manifestLen(t *testing.T, dir string) int {
 	t.Helper()
-	names, _ := filepath.Glob(filepath.Join(dir, storeName, "MANIFEST-*"))
+	names, _ := filepath.Glob(filepath.Join(dir, statedir.StoreName, "MANIFEST-*"))
 	if len(names) != 1 {
 		t.Fatalf("MANIFESTs: %v", names)
 	}

@@ -40,7 +40,7 @@ func (g *Generation) Apply(b *Batch) error {
 	if g.gone {
 		return ErrClosed
 	}
-	if err := g.s.room(); err != nil {
+	if err := g.s.disk.check(0); err != nil {
 		return err
 	}
 	if err := g.changes.collect(changeTarget{db: g.s.db, gen: g.r.gen}, b.Changes); err != nil {
@@ -176,11 +176,4 @@ func (g *Generation) inPlace(end id.LSN, over *Source) error {
 		return fmt.Errorf("flip at %s with the state at %s and the new rows at %s: %w", end, s.written.end, g.r.end, ErrNotThere)
 	}
 	return nil
-}
-
-// endLoad lets the next load begin.
-func (s *Store) endLoad() {
-	s.writeMu.Lock()
-	defer s.writeMu.Unlock()
-	s.loading = false
 }

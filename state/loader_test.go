@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 // smallChunks makes a load spill after some hundred rows.
@@ -75,7 +76,7 @@ func checkLoaded(t *testing.T, s *Store, m model, w *world, want Source) {
 	}
 	checkModel(t, s, m, w.restaurants)
 	checkRows(t, s, m)
-	if _, err := os.Stat(filepath.Join(s.dir, loadName)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(s.dir, statedir.LoadName)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the folder of the load is still there: %v", err)
 	}
 }

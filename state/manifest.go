@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 // The folder of checkpoints, in the state directory:
@@ -80,7 +81,7 @@ func (m *Manifest) Bytes() int64 {
 
 // Folder is where the store is, given the state directory.
 func (m *Manifest) Folder(dir string) string {
-	return filepath.Join(dir, checkpointsName, m.ID, storeName)
+	return filepath.Join(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
 }
 
 func (m *Manifest) encode() ([]byte, error) {
@@ -112,8 +113,8 @@ func readManifest(fsys vfs.FS, dir, id string) (*Manifest, error) {
 	if _, err := time.Parse(idFormat, id); err != nil {
 		return nil, fmt.Errorf("%w %q: an id looks like %s", ErrNoCheckpoint, id, idFormat)
 	}
-	of := fsys.PathJoin(dir, checkpointsName, id)
-	b, err := readFile(fsys, fsys.PathJoin(of, manifestName))
+	of := fsys.PathJoin(dir, statedir.CheckpointsName, id)
+	b, err := statedir.ReadFile(fsys, fsys.PathJoin(of, manifestName))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := fsys.Stat(of); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w %s in %s", ErrNoCheckpoint, id, dir)
@@ -160,7 +161,7 @@ func listCheckpoints(fsys vfs.FS, dir string) ([]Manifest, error) {
 
 // checkpointIDs gives the ids of what was completed, in order.
 func checkpointIDs(fsys vfs.FS, dir string) ([]string, error) {
-	names, err := fsys.List(fsys.PathJoin(dir, checkpointsName))
+	names, err := fsys.List(fsys.PathJoin(dir, statedir.CheckpointsName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -169,7 +170,7 @@ func checkpointIDs(fsys vfs.FS, dir string) ([]string, error) {
 	}
 	names = slices.DeleteFunc(names, func(name string) bool {
 		_, err := time.Parse(idFormat, name)
-		return err != nil || strings.HasSuffix(name, unfinished)
+		return err != nil || strings.HasSuffix(name, statedir.Unfinished)
 	})
 	slices.Sort(names)
 	return names, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
 
 	"dinnerbell/state/pebblecheck"
+	"dinnerbell/state/statedir"
 )
 
 // Open opens the state in dir, which it makes if there is none, and holds it
@@ -42,16 +43,17 @@ func Open(dir string, o Options) (*Store, error) {
 }
 
 func open(dir string, o Options) (*Store, error) {
-	if err := makeDir(o.fs, dir); err != nil {
+	if err := statedir.MakeDir(o.fs, dir); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
-	lock, err := takeDir(o.fs, dir)
+	lock, err := statedir.Lock(o.fs, dir)
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{dir: dir, o: o, log: o.Logger, lock: lock}
 	s.damage.found = make(chan struct{})
-	if s.instance, err = readInstance(o.fs, dir); err != nil {
+	s.disk = diskReserve{fs: o.fs, dir: dir, bytes: o.ReserveBytes, percent: o.ReservePercent}
+	if s.instance, err = statedir.ReadInstance(o.fs, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("read instance id of state directory %s: %w", dir, err), lock.Close())
 	}
 	if err := s.open(); err != nil {
@@ -91,7 +93,7 @@ func (s *Store) open() error {
 // openStore opens dir/store and brings it into order. On an error nothing is
 // left open.
 func (s *Store) openStore() error {
-	store := s.o.fs.PathJoin(s.dir, storeName)
+	store := s.o.fs.PathJoin(s.dir, statedir.StoreName)
 	if err := probe(s.o, store); err != nil {
 		return err
 	}
@@ -117,15 +119,15 @@ func (s *Store) claim() error {
 	if s.ours() {
 		return nil
 	}
-	err := writeFile(s.o.fs, s.o.fs.PathJoin(s.dir, oursName), nil)
-	if err = errors.Join(err, syncDir(s.o.fs, s.dir)); err != nil {
+	err := statedir.WriteFile(s.o.fs, s.o.fs.PathJoin(s.dir, statedir.OursName), nil)
+	if err = errors.Join(err, statedir.SyncDir(s.o.fs, s.dir)); err != nil {
 		return fmt.Errorf("mark state directory: %w", err)
 	}
 	return nil
 }
 
 func (s *Store) ours() bool {
-	_, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, oursName))
+	_, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, statedir.OursName))
 	return err == nil
 }
 
@@ -255,10 +257,10 @@ func (s *Store) sign() error {
 	if s.o.Writer == "" || s.o.Writer == readWriter(s.o.fs, s.dir) {
 		return nil
 	}
-	name := s.o.fs.PathJoin(s.dir, writerName)
-	err := writeFile(s.o.fs, name+unfinished, []byte(s.o.Writer))
+	name := s.o.fs.PathJoin(s.dir, statedir.WriterName)
+	err := statedir.WriteFile(s.o.fs, name+statedir.Unfinished, []byte(s.o.Writer))
 	if err == nil {
-		err = rename(s.o.fs, s.dir, writerName+unfinished, writerName)
+		err = statedir.Rename(s.o.fs, s.dir, statedir.WriterName+statedir.Unfinished, statedir.WriterName)
 	}
 	if err != nil {
 		return fmt.Errorf("write version: %w", err)
@@ -269,7 +271,7 @@ func (s *Store) sign() error {
 // readWriter gives the version of the program that opened the directory last,
 // "" if that is not known.
 func readWriter(fsys vfs.FS, dir string) string {
-	b, err := readFile(fsys, fsys.PathJoin(dir, writerName))
+	b, err := statedir.ReadFile(fsys, fsys.PathJoin(dir, statedir.WriterName))
 	if err != nil {
 		return ""
 	}
@@ -279,7 +281,7 @@ func readWriter(fsys vfs.FS, dir string) string {
 // removeLeftovers drops rows of other generations than the one that is served
 // and the files of an unfinished load.
 func (s *Store) removeLeftovers() error {
-	if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, loadName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, statedir.LoadName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove files of an unfinished load: %w", err)
 	}
 	for _, space := range []byte{spaceJoin, spaceRow} {

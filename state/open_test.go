@@ -17,6 +17,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 func TestLock(t *testing.T) {
@@ -24,7 +25,7 @@ func TestLock(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, testOptions())
 	_, err := Open(dir, testOptions())
-	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+	if !errors.Is(err, statedir.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("a second Open: %v; want ErrLocked and the holder", err)
 	}
 	if err := s.Close(); err != nil {
@@ -62,7 +63,7 @@ func TestLockDies(t *testing.T) {
 		t.Fatalf("child says %q, %v", b, err)
 	}
 	_, err = Open(dir, testOptions())
-	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(child.Process.Pid)) {
+	if !errors.Is(err, statedir.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(child.Process.Pid)) {
 		t.Errorf("Open: %v; want ErrLocked and process %d", err, child.Process.Pid)
 	}
 	if err := child.Process.Kill(); err != nil {
@@ -96,27 +97,27 @@ func TestFormatRefused(t *testing.T) {
 		says string
 	}{
 		"newer version": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, encodeFormat(present.version+1)))
+			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, encodeFormat(present.version+1)))
 		}, ErrNewerFormat, fmt.Sprintf("format %d", present.version+1)},
 		"newer Pebble": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, encodeFormat(present.version)))
-			old, _ := filepath.Glob(filepath.Join(dir, storeName, "marker.format-version.*"))
+			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, encodeFormat(present.version)))
+			old, _ := filepath.Glob(filepath.Join(dir, statedir.StoreName, "marker.format-version.*"))
 			for _, name := range old {
-				if err := os.Rename(name, filepath.Join(dir, storeName, "marker.format-version.000099.999")); err != nil {
+				if err := os.Rename(name, filepath.Join(dir, statedir.StoreName, "marker.format-version.000099.999")); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}, ErrNewerFormat, "999"},
 		"other magic": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, storeName), set(keyFormat, []byte("BREAKFAST\x00\x00\x00\x01")))
+			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, []byte("BREAKFAST\x00\x00\x00\x01")))
 		}, ErrForeign, "BREAKFAST"},
 		"no magic": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, storeName), set([]byte("k"), []byte("v")))
+			rawStore(t, filepath.Join(dir, statedir.StoreName), set([]byte("k"), []byte("v")))
 		}, ErrForeign, ""},
 		"other comparer": {func(t *testing.T, dir string) {
 			c := *pebble.DefaultComparer
 			c.Name = "other"
-			db, err := pebble.Open(filepath.Join(dir, storeName), &pebble.Options{Comparer: &c})
+			db, err := pebble.Open(filepath.Join(dir, statedir.StoreName), &pebble.Options{Comparer: &c})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +139,7 @@ func TestFormatRefused(t *testing.T) {
 					t.Errorf("Open: %v; want %v with %q", err, test.want, test.says)
 				}
 			}
-			if aside, _ := filepath.Glob(filepath.Join(dir, quarantineName+"*")); aside != nil {
+			if aside, _ := filepath.Glob(filepath.Join(dir, statedir.QuarantinePrefix+"*")); aside != nil {
 				t.Errorf("it was set aside: %v", aside)
 			}
 		})
@@ -149,7 +150,7 @@ func TestFormatRefused(t *testing.T) {
 func TestEmptyPebble(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	rawStore(t, filepath.Join(dir, storeName), func(*pebble.DB) error { return nil })
+	rawStore(t, filepath.Join(dir, statedir.StoreName), func(*pebble.DB) error { return nil })
 	s := openStore(t, dir, testOptions())
 	apply(t, s, 1)
 }
@@ -171,7 +172,7 @@ func TestQuarantine(t *testing.T) {
 			rawStore(t, dir, func(db *pebble.DB) error { return db.Set(keySource, []byte("{"), pebble.Sync) })
 		},
 		"condemned while running": func(t *testing.T, dir string) {
-			if err := os.WriteFile(filepath.Join(dir, "..", condemnedName), []byte("checksum"), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, "..", statedir.CorruptName), []byte("checksum"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -180,7 +181,7 @@ func TestQuarantine(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			makeStore(t, dir)
-			damage(t, filepath.Join(dir, storeName))
+			damage(t, filepath.Join(dir, statedir.StoreName))
 			var log bytes.Buffer
 			o := testOptions()
 			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
@@ -188,7 +189,7 @@ func TestQuarantine(t *testing.T) {
 			if _, ok := s.Source(); ok || s.EndLSN() != 0 || s.Subscriptions() != 0 {
 				t.Fatalf("the damaged store is in use: %d rows at %s", s.Subscriptions(), s.EndLSN())
 			}
-			aside, _ := filepath.Glob(filepath.Join(dir, quarantineName+"*", "*"))
+			aside, _ := filepath.Glob(filepath.Join(dir, statedir.QuarantinePrefix+"*", "*"))
 			if len(aside) == 0 || !strings.Contains(log.String(), "reason=") {
 				t.Errorf("set aside: %v; logged: %s", aside, log.String())
 			}
@@ -244,7 +245,7 @@ func TestCorruptionWhileRunning(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	makeStore(t, dir)
-	editFile(t, filepath.Join(dir, storeName), "*.sst", func(b []byte) []byte {
+	editFile(t, filepath.Join(dir, statedir.StoreName), "*.sst", func(b []byte) []byte {
 		for i := 0; i < min(len(b)/2, 20_000); i += 64 {
 			b[i] ^= 0x55
 		}
@@ -288,11 +289,11 @@ func TestUnreadableMark(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	makeStore(t, dir)
-	if err := os.WriteFile(filepath.Join(dir, condemnedName), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, statedir.CorruptName), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	o := testOptions()
-	o.fs = errorfs.Wrap(vfs.Default, &trouble{kind: errorfs.OpOpen, word: condemnedName, errno: syscall.EMFILE, times: 1})
+	o.fs = errorfs.Wrap(vfs.Default, &trouble{kind: errorfs.OpOpen, word: statedir.CorruptName, errno: syscall.EMFILE, times: 1})
 	s, err := Open(dir, o)
 	if err == nil {
 		t.Fatal(errors.Join(errors.New("the mark was ignored"), s.Close()))
@@ -300,7 +301,7 @@ func TestUnreadableMark(t *testing.T) {
 	if !errors.Is(err, syscall.EMFILE) {
 		t.Errorf("Open: %v, want %v", err, syscall.EMFILE)
 	}
-	if err := os.Remove(filepath.Join(dir, condemnedName)); err != nil {
+	if err := os.Remove(filepath.Join(dir, statedir.CorruptName)); err != nil {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, testOptions())

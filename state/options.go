@@ -7,6 +7,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dinnerbell/state/extsort"
+	"dinnerbell/state/statedir"
 )
 
 // Options configure [Open]. The zero value is good.
@@ -76,7 +77,7 @@ func (o Options) withDefaults() Options {
 		o.format = present
 	}
 	if o.fs == nil {
-		o.fs = newPrivateFS(vfs.Default)
+		o.fs = statedir.NewPrivateFS(vfs.Default)
 	}
 	if o.openPauses == nil {
 		o.openPauses = openPauses

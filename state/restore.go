@@ -10,6 +10,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"dinnerbell/state/statedir"
 )
 
 // Restore swaps stores by renames. These are the states that a crash can leave,
@@ -32,7 +34,7 @@ import (
 // is damaged nothing is restored ([ErrBadCheckpoint]).
 func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, replaced string, err error) {
 	o = o.withDefaults()
-	lock, err := takeDir(o.fs, dir)
+	lock, err := statedir.Lock(o.fs, dir)
 	if err != nil {
 		return nil, "", err
 	}
@@ -50,9 +52,9 @@ func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, repla
 		return nil, "", err
 	}
 	if err := prepare(ctx, o, dir, m); err != nil {
-		return nil, "", fmt.Errorf("restore checkpoint %s: %w", id, errors.Join(err, o.fs.RemoveAll(o.fs.PathJoin(dir, restoringName))))
+		return nil, "", fmt.Errorf("restore checkpoint %s: %w", id, errors.Join(err, o.fs.RemoveAll(o.fs.PathJoin(dir, statedir.RestoringName))))
 	}
-	if err := rename(o.fs, dir, restoringName, restoredName); err != nil {
+	if err := statedir.Rename(o.fs, dir, statedir.RestoringName, statedir.RestoredName); err != nil {
 		return nil, "", fmt.Errorf("restore checkpoint %s: %w", id, err)
 	}
 	replaced, err = finishRestore(o.fs, dir)
@@ -61,7 +63,7 @@ func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, repla
 
 // checkFiles compares the checkpoint's files with the manifest, by their sizes.
 func (m *Manifest) checkFiles(fsys vfs.FS, dir string) error {
-	store := fsys.PathJoin(dir, checkpointsName, m.ID, storeName)
+	store := fsys.PathJoin(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
 	files, err := fileSizes(fsys, store)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read checkpoint %s: %w", m.ID, err)
@@ -79,20 +81,20 @@ func (m *Manifest) checkFiles(fsys vfs.FS, dir string) error {
 // prepare makes restore.tmp, a store of its own that stands where the manifest
 // says.
 func prepare(ctx context.Context, o Options, dir string, m *Manifest) error {
-	to := o.fs.PathJoin(dir, restoringName)
+	to := o.fs.PathJoin(dir, statedir.RestoringName)
 	if err := o.fs.RemoveAll(to); err != nil {
 		return err
 	}
 	if err := o.fs.MkdirAll(to, 0o700); err != nil {
 		return err
 	}
-	from := o.fs.PathJoin(dir, checkpointsName, m.ID, storeName)
+	from := o.fs.PathJoin(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
 	for name := range m.Files {
 		if err := linkFile(o.fs, from, to, name); err != nil {
 			return err
 		}
 	}
-	if err := syncDir(o.fs, to); err != nil {
+	if err := statedir.SyncDir(o.fs, to); err != nil {
 		return err
 	}
 	db, err := openPebble(to, o.newPebbleOptions(func(error) {}))
@@ -154,12 +156,12 @@ func finishRestore(fsys vfs.FS, dir string) (replaced string, err error) {
 		}
 		return serr == nil
 	}
-	half, decided, old := exists(restoringName), exists(restoredName), exists(storeName)
+	half, decided, old := exists(statedir.RestoringName), exists(statedir.RestoredName), exists(statedir.StoreName)
 	if err != nil {
 		return "", fmt.Errorf("look for a restore under way: %w", err)
 	}
 	if half {
-		if err := fsys.RemoveAll(fsys.PathJoin(dir, restoringName)); err != nil {
+		if err := fsys.RemoveAll(fsys.PathJoin(dir, statedir.RestoringName)); err != nil {
 			return "", fmt.Errorf("remove half of a restore: %w", err)
 		}
 	}
@@ -167,51 +169,17 @@ func finishRestore(fsys vfs.FS, dir string) (replaced string, err error) {
 		return "", nil
 	}
 	if old {
-		replaced = replacedName + time.Now().UTC().Format("20060102T150405.000000Z")
-		if err := rename(fsys, dir, storeName, replaced); err != nil {
+		replaced = statedir.ReplacedPrefix + time.Now().UTC().Format("20060102T150405.000000Z")
+		if err := statedir.Rename(fsys, dir, statedir.StoreName, replaced); err != nil {
 			return "", fmt.Errorf("finish restore: %w", err)
 		}
 	}
 	// It was about the store that is replaced.
-	if err := fsys.Remove(fsys.PathJoin(dir, condemnedName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := fsys.Remove(fsys.PathJoin(dir, statedir.CorruptName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("finish restore: %w", err)
 	}
-	if err := rename(fsys, dir, restoredName, storeName); err != nil {
+	if err := statedir.Rename(fsys, dir, statedir.RestoredName, statedir.StoreName); err != nil {
 		return "", fmt.Errorf("finish restore: %w", err)
 	}
 	return replaced, nil
-}
-
-// Replaced lists the stores that restores have replaced and that are still there.
-func (s *Store) Replaced() ([]string, error) {
-	names, err := s.o.fs.List(s.dir)
-	if err != nil {
-		return nil, fmt.Errorf("list state directory: %w", err)
-	}
-	var found []string
-	for _, name := range names {
-		if strings.HasPrefix(name, replacedName) {
-			found = append(found, name)
-		}
-	}
-	return found, nil
-}
-
-// DropReplaced removes the stores that restores have replaced, once all rows of
-// this one were read and found good; it returns their names. Call it when the
-// store has caught up with its source.
-func (s *Store) DropReplaced(ctx context.Context) ([]string, error) {
-	names, err := s.Replaced()
-	if err != nil || len(names) == 0 {
-		return nil, err
-	}
-	if err := s.CheckRows(ctx); err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, name)); err != nil {
-			return nil, fmt.Errorf("remove replaced state %s: %w", name, err)
-		}
-	}
-	return names, nil
 }

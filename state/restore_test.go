@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"dinnerbell/state/id"
+	"dinnerbell/state/statedir"
 )
 
 // restored opens the directory after a restore of id.
@@ -61,7 +62,7 @@ func TestRestore(t *testing.T) {
 		t.Fatalf("moved to %s, %v", at, err)
 	}
 	apply(t, s, 20, insert(2000, restaurants[0], restaurants[1]), id.Change{Op: id.Delete, Row: rowN(1500)})
-	if _, _, err := Restore(t.Context(), dir, m.ID, testOptions()); !errors.Is(err, ErrLocked) {
+	if _, _, err := Restore(t.Context(), dir, m.ID, testOptions()); !errors.Is(err, statedir.ErrLocked) {
 		t.Fatalf("restore while the store is open: %v", err)
 	}
 	closeStore(t, s)
@@ -132,7 +133,7 @@ func TestRestoreRefusesDamage(t *testing.T) {
 	apply(t, s, s.EndLSN()+1, insert(78, ids(1, 1)[0], ids(1, 2)[0]))
 	rows := s.Subscriptions()
 	closeStore(t, s)
-	store := filepath.Join(dir, checkpointsName, m.ID, storeName)
+	store := filepath.Join(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
 	for name, size := range m.Files {
 		for what, damage := range map[string]func(b []byte) []byte{
 			"missing": nil,

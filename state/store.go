@@ -29,6 +29,7 @@ type Store struct {
 	kept       checkpoints
 	aside      Aside // what Open set aside
 	damage     damage
+	disk       diskReserve
 
 	// life is held shared by every call and exclusively by Close, so that none
 	// meets a closed Pebble, which panics.
@@ -121,6 +122,9 @@ func (s *Store) Source() (src Source, ok bool) {
 	v := s.current()
 	return v.src, v.loaded
 }
+
+// Disk returns how much room there is; false where the file system cannot tell.
+func (s *Store) Disk() (Disk, bool) { return s.disk.measure() }
 
 // EndLSN is the end of the last transaction that readers see. A crash may set
 // it back to [Store.DurableLSN]; a load that was begun earlier may too.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"dinnerbell/state/statedir"
 )
 
 // trouble fails the operations of one kind on paths with a word in them, so
@@ -47,14 +49,14 @@ func TestOpenInTrouble(t *testing.T) {
 		kind errorfs.OpKind
 		word string
 	}{ // reads: a MANIFEST that cannot be written ends the process
-		"list store":      {kind: errorfs.OpList, word: storeName},
+		"list store":      {kind: errorfs.OpList, word: statedir.StoreName},
 		"open MANIFEST":   {kind: errorfs.OpOpen, word: "MANIFEST"},
 		"open table":      {kind: errorfs.OpOpen, word: ".sst"},
 		"stat table":      {kind: errorfs.OpStat, word: ".sst"},
 		"open log":        {kind: errorfs.OpOpen, word: ".log"},
-		"remove load":     {kind: errorfs.OpRemoveAll, word: loadName},
-		"list checkpoint": {kind: errorfs.OpList, word: checkpointsName},
-		"read mark":       {kind: errorfs.OpOpen, word: condemnedName},
+		"remove load":     {kind: errorfs.OpRemoveAll, word: statedir.LoadName},
+		"list checkpoint": {kind: errorfs.OpList, word: statedir.CheckpointsName},
+		"read mark":       {kind: errorfs.OpOpen, word: statedir.CorruptName},
 	}
 	for _, errno := range []syscall.Errno{syscall.EINTR, syscall.EBUSY, syscall.ESTALE, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EACCES, syscall.EMFILE, syscall.EPERM} {
 		for name, fault := range at {
@@ -68,7 +70,7 @@ func TestOpenInTrouble(t *testing.T) {
 					t.Fatal(err)
 				}
 				load(t, s, 100, ids(1, 1), 5)
-				if err := errors.Join(mem.MkdirAll("/d/"+loadName, 0o700), mem.MkdirAll("/d/"+checkpointsName, 0o700), s.Close()); err != nil {
+				if err := errors.Join(mem.MkdirAll("/d/"+statedir.LoadName, 0o700), mem.MkdirAll("/d/"+statedir.CheckpointsName, 0o700), s.Close()); err != nil {
 					t.Fatal(err)
 				}
 				for _, times := range []int{1, 1 << 30} {

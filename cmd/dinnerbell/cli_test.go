@@ -11,6 +11,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
+	"dinnerbell/state/statedir"
 )
 
 // outcome is what a command line did.
@@ -110,7 +111,7 @@ func TestExitCode(t *testing.T) {
 	}{
 		{nil, 0},
 		{errors.New("x"), 1},
-		{state.ErrLocked, 1},
+		{statedir.ErrLocked, 1},
 		{errNoDaemon, 1},
 		{errUsage, 2},
 		{config.ErrInvalid, 2},

@@ -9,8 +9,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 )
 
 // ID is a packed client, restaurant or campaign id:
@@ -188,4 +190,98 @@ func PackedLen(b []byte) int {
 		return end + 2
 	}
 	return 0
+}
+
+// List is a list of packed ids in one piece of memory. It is used again after
+// Reset and then allocates nothing. The zero value is an empty list. It has one
+// owner at a time.
+type List struct {
+	arena []byte
+	ends  []uint32
+}
+
+// Len is the number of ids.
+func (l *List) Len() int { return len(l.ends) }
+
+// Grow makes room for n more ids of a UUID's size.
+func (l *List) Grow(n int) {
+	l.arena, l.ends = slices.Grow(l.arena, n*uuidPackLen), slices.Grow(l.ends, n)
+}
+
+// At returns the i-th id as a view into the list: it holds until Reset. Clone
+// it (strings.Clone) to keep it longer.
+func (l *List) At(i int) ID {
+	start := uint32(0)
+	if i > 0 {
+		start = l.ends[i-1]
+	}
+	b := l.arena[start:l.ends[i]]
+	return ID(unsafe.String(unsafe.SliceData(b), len(b))) //nolint:gosec // the arena is not written below its end before Reset
+}
+
+// Append adds a valid id. A list holds up to 4 GiB.
+func (l *List) Append(id ID) {
+	l.arena = append(l.arena, id...)
+	l.ends = append(l.ends, uint32(len(l.arena)))
+}
+
+// AppendBytes is Append for an id that lies in a key.
+func (l *List) AppendBytes(id []byte) {
+	l.arena = append(l.arena, id...)
+	l.ends = append(l.ends, uint32(len(l.arena)))
+}
+
+// Reset empties the list and keeps its memory.
+func (l *List) Reset() { l.arena, l.ends = l.arena[:0], l.ends[:0] }
+
+// Bytes is all ids one after the other, as [Read] reads them: a view that
+// holds until Reset.
+func (l *List) Bytes() []byte { return l.arena }
+
+// Packer packs ids into memory of its own, which it uses again after Reset:
+// what it gives are views that hold until then. Clone them (strings.Clone) to
+// keep them longer. The zero value is ready. It has one owner at a time.
+type Packer struct {
+	arena []byte
+}
+
+// keptArena is the most memory that is kept for the next ids.
+const keptArena = 1 << 20
+
+// ID is [Pack].
+func (p *Packer) ID(text []byte) (ID, error) {
+	at := len(p.arena)
+	var uuid [uuidPackLen]byte
+	if packUUID(&uuid, asString(text)) {
+		p.arena = append(p.arena, uuid[:]...)
+		return ID(asString(p.arena[at:])), nil
+	}
+	if !isID(asString(text)) {
+		return Pack(string(text)) // for its error
+	}
+	p.arena = append(append(append(p.arena, tagText), text...), endText)
+	return ID(asString(p.arena[at:])), nil
+}
+
+// RowID is [PackRow].
+func (p *Packer) RowID(text []byte) RowID { return PackRow(string(text)) }
+
+// RowNumber is [PackRow] of the decimal text of n.
+func (p *Packer) RowNumber(n int64) RowID {
+	at := len(p.arena)
+	p.arena = appendRowInt(p.arena, n)
+	return RowID(asString(p.arena[at:]))
+}
+
+// Reset ends the views.
+func (p *Packer) Reset() {
+	p.arena = p.arena[:0]
+	if cap(p.arena) > keptArena {
+		p.arena = nil
+	}
+}
+
+// asString is b as a string that is not copied.
+func asString(b []byte) string {
+	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // whoever calls it says how long b stays as it is
 }

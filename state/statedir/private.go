@@ -1,4 +1,4 @@
-package state
+package statedir
 
 import (
 	"errors"
@@ -28,8 +28,8 @@ var ErrUnsafe = errors.New("state directory is not safe")
 // privateFS makes files and directories that are closed to others.
 type privateFS struct{ vfs.FS }
 
-// newPrivateFS returns fs with all that is made in it closed to other users.
-func newPrivateFS(fs vfs.FS) vfs.FS { return privateFS{fs} }
+// NewPrivateFS returns fs with all that is made in it closed to other users.
+func NewPrivateFS(fs vfs.FS) vfs.FS { return privateFS{fs} }
 
 // Unwrap implements vfs.FS.
 func (f privateFS) Unwrap() vfs.FS { return f.FS }
@@ -97,7 +97,7 @@ func checkDirFor(dir string, us int) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{lockName, instanceName, storeName, oursName, condemnedName, writerName, loadName, checkpointsName, restoringName, restoredName} {
+	for _, name := range []string{LockName, InstanceName, StoreName, OursName, CorruptName, WriterName, LoadName, CheckpointsName, RestoringName, RestoredName} {
 		if err := checkEntry(root, name, us, owner); err != nil {
 			return errors.Join(err, root.Close())
 		}
@@ -113,7 +113,7 @@ func handedOver(dir string) bool {
 	if err != nil || ownerOf(parent) != 0 || parent.Mode().Perm()&0o022 != 0 {
 		return false
 	}
-	lock, err := os.Lstat(filepath.Join(dir, lockName))
+	lock, err := os.Lstat(filepath.Join(dir, LockName))
 	return err == nil && isOwnFile(lock)
 }
 

@@ -1,4 +1,4 @@
-package state
+package statedir
 
 import (
 	"crypto/rand"
@@ -13,22 +13,22 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// instanceName is a file with two words: the directory's instance id, and the
+// InstanceName is a file with two words: the directory's instance id, and the
 // place for which the id was made.
-const instanceName = "instance"
+const InstanceName = "instance"
 
 // InstanceLen is the length of an instance id.
 const InstanceLen = 16
 
-// readInstance reads the directory's id, and makes one if there is none or if it
+// ReadInstance reads the directory's id, and makes one if there is none or if it
 // was made for another place.
-func readInstance(fsys vfs.FS, dir string) (string, error) {
+func ReadInstance(fsys vfs.FS, dir string) (string, error) {
 	here, err := place(fsys, dir)
 	if err != nil {
 		return "", err
 	}
-	name := fsys.PathJoin(dir, instanceName)
-	text, err := readFile(fsys, name)
+	name := fsys.PathJoin(dir, InstanceName)
+	text, err := ReadFile(fsys, name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -38,9 +38,9 @@ func readInstance(fsys vfs.FS, dir string) (string, error) {
 	var b [InstanceLen / 2]byte
 	_, _ = rand.Read(b[:]) // never fails
 	id := hex.EncodeToString(b[:])
-	err = writeFile(fsys, name+unfinished, fmt.Appendf(nil, "%s %s\n", id, here))
+	err = WriteFile(fsys, name+Unfinished, fmt.Appendf(nil, "%s %s\n", id, here))
 	if err == nil {
-		err = rename(fsys, dir, instanceName+unfinished, instanceName)
+		err = Rename(fsys, dir, InstanceName+Unfinished, InstanceName)
 	}
 	return id, err
 }

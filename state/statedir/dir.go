@@ -1,4 +1,6 @@
-package state
+// Package statedir is the directory that the state lies in, apart from what is in
+// the store: names, lock, rights, instance id, and writes that outlive a crash.
+package statedir
 
 import (
 	"errors"
@@ -13,7 +15,7 @@ import (
 //	LOCK               held while the store is open
 //	store/             Pebble
 //	store.ours         says that store/ is dinnerbell's
-//	instance           the id of the directory; see readInstance
+//	instance           the id of the directory; see ReadInstance
 //	writer             version of the program that opened it last
 //	store.corrupt      why store/ must not be opened again
 //	load/              sorted runs of a load under way; removed at Open
@@ -21,40 +23,40 @@ import (
 //	restore.tmp/, restored/, replaced-<UTC>/   see package state, restore.go
 //	quarantine-<UTC>/  the newest stores that were set aside; for a person to look at and delete
 const (
-	storeName       = "store"
-	oursName        = "store.ours"
-	condemnedName   = "store.corrupt"
-	writerName      = "writer"
-	loadName        = "load"
-	checkpointsName = "checkpoints"
-	restoringName   = "restore" + unfinished
-	restoredName    = "restored"
-	replacedName    = "replaced-"
-	quarantineName  = "quarantine-"
+	StoreName        = "store"
+	OursName         = "store.ours"
+	CorruptName      = "store.corrupt"
+	WriterName       = "writer"
+	LoadName         = "load"
+	CheckpointsName  = "checkpoints"
+	RestoringName    = "restore" + Unfinished
+	RestoredName     = "restored"
+	ReplacedPrefix   = "replaced-"
+	QuarantinePrefix = "quarantine-"
 
-	// unfinished ends the name of what is being made. A rename without it completes it.
-	unfinished = ".tmp"
+	// Unfinished ends the name of what is being made. A rename without it completes it.
+	Unfinished = ".tmp"
 )
 
-// makeDir makes dir and what is missing above it, so that it outlives a crash:
+// MakeDir makes dir and what is missing above it, so that it outlives a crash:
 // a directory entry is durable only once the directory that holds it is synced.
-func makeDir(fsys vfs.FS, dir string) error {
+func MakeDir(fsys vfs.FS, dir string) error {
 	if _, err := fsys.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	parent := fsys.PathDir(dir)
 	if parent != dir {
-		if err := makeDir(fsys, parent); err != nil {
+		if err := MakeDir(fsys, parent); err != nil {
 			return err
 		}
 	}
 	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return syncDir(fsys, parent)
+	return SyncDir(fsys, parent)
 }
 
-func syncDir(fsys vfs.FS, dir string) error {
+func SyncDir(fsys vfs.FS, dir string) error {
 	d, err := fsys.OpenDir(dir)
 	if err != nil {
 		return err
@@ -62,16 +64,16 @@ func syncDir(fsys vfs.FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// rename is durable when it returns.
-func rename(fsys vfs.FS, dir, from, to string) error {
+// Rename is durable when it returns.
+func Rename(fsys vfs.FS, dir, from, to string) error {
 	if err := fsys.Rename(fsys.PathJoin(dir, from), fsys.PathJoin(dir, to)); err != nil {
 		return err
 	}
-	return syncDir(fsys, dir)
+	return SyncDir(fsys, dir)
 }
 
-// readFile reads a whole file.
-func readFile(fsys vfs.FS, name string) ([]byte, error) {
+// ReadFile reads a whole file.
+func ReadFile(fsys vfs.FS, name string) ([]byte, error) {
 	f, err := fsys.Open(name)
 	if err != nil {
 		return nil, err
@@ -80,8 +82,8 @@ func readFile(fsys vfs.FS, name string) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
-// writeFile makes a file whose content is durable; its name is not yet.
-func writeFile(fsys vfs.FS, name string, content []byte) error {
+// WriteFile makes a file whose content is durable; its name is not yet.
+func WriteFile(fsys vfs.FS, name string, content []byte) error {
 	f, err := fsys.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err

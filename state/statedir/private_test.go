@@ -1,4 +1,4 @@
-package state
+package statedir
 
 import (
 	"errors"
@@ -36,10 +36,10 @@ func TestOwnerOfDirectory(t *testing.T) {
 			t.Parallel()
 			parent := filepath.Join(t.TempDir(), "parent")
 			dir := filepath.Join(parent, "state")
-			store := filepath.Join(dir, storeName)
+			store := filepath.Join(dir, StoreName)
 			err := os.MkdirAll(dir, 0o755)
 			if c.entry != 0 {
-				lock := filepath.Join(dir, lockName)
+				lock := filepath.Join(dir, LockName)
 				err = errors.Join(err, os.Mkdir(store, 0o700), os.Chown(store, c.entry, group), os.WriteFile(lock, nil, 0o600), os.Chown(lock, c.entry, group))
 			}
 			err = errors.Join(err, os.Chown(dir, c.owner, group), os.Chmod(dir, c.mode), os.Chmod(parent, c.parent))

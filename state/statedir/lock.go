@@ -1,4 +1,4 @@
-package state
+package statedir
 
 import (
 	"errors"
@@ -12,13 +12,13 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-const lockName = "LOCK"
+const LockName = "LOCK"
 
 // ErrLocked: another process has the state directory open.
 var ErrLocked = errors.New("state directory is in use")
 
-// takeDir checks the directory and locks it.
-func takeDir(fs vfs.FS, dir string) (io.Closer, error) {
+// Lock checks the directory and locks it.
+func Lock(fs vfs.FS, dir string) (io.Closer, error) {
 	if err := checkDir(fs, dir); err != nil {
 		return nil, fmt.Errorf("check state directory: %w", err)
 	}
@@ -35,7 +35,7 @@ func takeDir(fs vfs.FS, dir string) (io.Closer, error) {
 // whoever comes second; it is never removed, for another process may be
 // waiting on it.
 func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
-	name := fs.PathJoin(dir, lockName)
+	name := fs.PathJoin(dir, LockName)
 	if vfs.Root(fs) != vfs.Default {
 		return fs.Lock(name) // a test's file system
 	}

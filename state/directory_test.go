@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"dinnerbell/state/statedir"
 )
 
 // All that lies in the state directory is closed to other users, also what an
@@ -74,13 +76,17 @@ func TestUnsafeDirectory(t *testing.T) {
 	}{
 		"open to all":            {func(dir, _ string) error { return os.Chmod(dir, 0o777) }, "chmod o-w"},
 		"open to all and sticky": {func(dir, _ string) error { return os.Chmod(dir, 0o777|os.ModeSticky) }, "chmod o-w"},
-		"LOCK is a link":         {func(dir, victim string) error { return os.Symlink(victim, filepath.Join(dir, lockName)) }, "rm "},
-		"LOCK leads nowhere":     {func(dir, victim string) error { return os.Symlink(victim+"-none", filepath.Join(dir, lockName)) }, "rm "},
-		"LOCK has another name":  {func(dir, victim string) error { return os.Link(victim, filepath.Join(dir, lockName)) }, "rm "},
-		"instance is a link":     {func(dir, victim string) error { return os.Symlink(victim, filepath.Join(dir, instanceName)) }, "rm "},
-		"store is a link":        {func(dir, victim string) error { return os.Symlink(filepath.Dir(victim), filepath.Join(dir, storeName)) }, "rm "},
+		"LOCK is a link":         {func(dir, victim string) error { return os.Symlink(victim, filepath.Join(dir, statedir.LockName)) }, "rm "},
+		"LOCK leads nowhere": {func(dir, victim string) error {
+			return os.Symlink(victim+"-none", filepath.Join(dir, statedir.LockName))
+		}, "rm "},
+		"LOCK has another name": {func(dir, victim string) error { return os.Link(victim, filepath.Join(dir, statedir.LockName)) }, "rm "},
+		"instance is a link":    {func(dir, victim string) error { return os.Symlink(victim, filepath.Join(dir, statedir.InstanceName)) }, "rm "},
+		"store is a link": {func(dir, victim string) error {
+			return os.Symlink(filepath.Dir(victim), filepath.Join(dir, statedir.StoreName))
+		}, "rm "},
 		"checkpoints are a link": {func(dir, victim string) error {
-			return os.Symlink(filepath.Dir(victim), filepath.Join(dir, checkpointsName))
+			return os.Symlink(filepath.Dir(victim), filepath.Join(dir, statedir.CheckpointsName))
 		}, "rm "},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -90,13 +96,13 @@ func TestUnsafeDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 			before, _ := os.ReadDir(dir)
-			if s, err := Open(dir, testOptions()); !errors.Is(err, ErrUnsafe) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), dir) {
+			if s, err := Open(dir, testOptions()); !errors.Is(err, statedir.ErrUnsafe) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), dir) {
 				t.Errorf("Open: %v", err)
 				if err == nil {
 					_ = s.Close()
 				}
 			}
-			if _, _, err := Restore(t.Context(), dir, "20260101T000000.000Z", testOptions()); !errors.Is(err, ErrUnsafe) {
+			if _, _, err := Restore(t.Context(), dir, "20260101T000000.000Z", testOptions()); !errors.Is(err, statedir.ErrUnsafe) {
 				t.Errorf("Restore: %v", err)
 			}
 			after, _ := os.ReadDir(dir)
@@ -105,5 +111,51 @@ func TestUnsafeDirectory(t *testing.T) {
 				t.Errorf("the victim is %q, %v; %d entries, were %d; %d beside the victim", text, err, len(after), len(before), len(beside))
 			}
 		})
+	}
+}
+
+// An id stays with its directory. A copy of the directory, and the directory on
+// a machine with the same disk, get another.
+func TestInstance(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	instance := func(dir string) string {
+		t.Helper()
+		s, err := Open(dir, testOptions())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Instance()) != statedir.InstanceLen {
+			t.Fatalf("instance is %q", s.Instance())
+		}
+		return s.Instance()
+	}
+	first := instance(dir)
+	if again := instance(dir); again != first {
+		t.Errorf("opened again, the instance is %s, was %s", again, first)
+	}
+	twin := dir + "-copy"
+	if err := os.CopyFS(twin, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if copied := instance(twin); copied == first {
+		t.Error("a copy of the directory has the same instance")
+	}
+	file := filepath.Join(dir, statedir.InstanceName)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, at, _ := strings.Cut(strings.Fields(string(text))[1], "/")
+	for _, elsewhere := range []string{"another-boot/" + at, boot + "/0-2", ""} {
+		if err := os.WriteFile(file, []byte(first+" "+elsewhere), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if moved := instance(dir); moved == first {
+			t.Errorf("made for %q, the instance is still %s", elsewhere, moved)
+		}
 	}
 }
