@@ -174,11 +174,11 @@ func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *Catalog) error
 func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	t := &cat.table
 	err := sql.QueryRow(ctx, `
-		SELECT db.oid, db.relkind::text, db.relpersistence::text, db.relreplident::text,
+		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
 		       coalesce(has_schema_privilege(n.oid, 'USAGE'), true), -- NULL: it was dropped just now
-		       db.relrowsecurity AND row_security_active(db.oid)
-		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace
-		WHERE n.nspname = $1 AND db.relname = $2`, db.cfg.Schema, db.cfg.Table).
+		       c.relrowsecurity AND row_security_active(c.oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2`, db.cfg.Schema, db.cfg.Table).
 		Scan(&cat.Source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
@@ -198,11 +198,11 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) er
 		WITH RECURSIVE tree AS (
 		  SELECT $1::oid AS oid
 		  UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending)
-		SELECT quote_ident(n.nspname) || '.' || quote_ident(db.relname), db.oid, db.relkind::text, db.relpersistence::text, db.relreplident::text,
+		SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
 		       ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
-		             WHERE i.indrelid = db.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
-		               AND CASE db.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
-		FROM tree JOIN pg_class c ON db.oid = tree.oid JOIN pg_namespace n ON n.oid = db.relnamespace ORDER BY db.oid`, cat.Source.TableOID)
+		             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
+		               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
+		FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid`, cat.Source.TableOID)
 	if err != nil {
 		return fmt.Errorf("read partitions: %w", err)
 	}
@@ -285,8 +285,8 @@ func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *Catalog) 
 	err := sql.QueryRow(ctx, `
 		WITH RECURSIVE above AS (
 		  SELECT oid, relnamespace, relispartition, false AS parent FROM pg_class WHERE oid = $2
-		  UNION ALL SELECT db.oid, db.relnamespace, db.relispartition, true
-		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON db.oid = i.inhparent)
+		  UNION ALL SELECT c.oid, c.relnamespace, c.relispartition, true
+		  FROM above JOIN pg_inherits i ON i.inhrelid = above.oid AND above.relispartition AND NOT i.inhdetachpending JOIN pg_class c ON c.oid = i.inhparent)
 		SELECT p.oid, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
 		       coalesce(bool_or(m.published), false), coalesce(bool_or(m.published AND m.parent AND p.pubviaroot), false),
 		       coalesce(to_jsonb(r)->>'prqual', '') <> '',

@@ -48,13 +48,13 @@ func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *sour
 	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
 	rows, err := sql.Query(ctx, `
-		SELECT format('%I.%I', n.nspname, db.relname), coalesce(pg_relation_size(db.oid), 0), block,
-		       coalesce(has_table_privilege(db.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT'), false)
-		         AND NOT db.relrowsecurity AND NOT (SELECT relrowsecurity FROM pg_class WHERE oid = $1::oid)
-		FROM pg_class c JOIN pg_namespace n ON n.oid = db.relnamespace,
+		SELECT format('%I.%I', n.nspname, c.relname), coalesce(pg_relation_size(c.oid), 0), block,
+		       coalesce(has_table_privilege(c.oid, 'SELECT') AND has_table_privilege($1::oid, 'SELECT'), false)
+		         AND NOT c.relrowsecurity AND NOT (SELECT relrowsecurity FROM pg_class WHERE oid = $1::oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
 		     (SELECT current_setting('block_size')::bigint AS block) AS b
-		WHERE db.relkind = 'r' AND db.oid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid)
-		ORDER BY db.oid`, cat.Source.TableOID)
+		WHERE c.relkind = 'r' AND c.oid IN (SELECT relid FROM pg_partition_tree($1::oid) UNION SELECT $1::oid)
+		ORDER BY c.oid`, cat.Source.TableOID)
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
