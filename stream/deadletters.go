@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
 )
@@ -32,43 +34,44 @@ type DeadLetter struct {
 // ReadDeadLetters calls fn for each record of the dead-letter topic as of now,
 // partition by partition, in order. It needs no daemon and reads as a
 // read_committed consumer does.
-func ReadDeadLetters(ctx context.Context, cfg ClaimConfig, fn func(*DeadLetter) error) error {
-	t, err := openDeadLetters(ctx, cfg)
+func ReadDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, fn func(*DeadLetter) error) error {
+	t, err := openLetterTopic(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	return t.each(ctx, fn)
+	return t.eachLetter(ctx, fn)
 }
 
 // letterTopic is the dead-letter topic as commands read it.
 type letterTopic struct {
-	cfg    ClaimConfig
+	cfg    topic.Config
+	log    *slog.Logger
 	client *kgo.Client
-	parser messageParser // says what would be refused again
+	limits topic.Limits
 }
 
-// openDeadLetters makes a client and reads the limits that decide what is refused.
-func openDeadLetters(ctx context.Context, cfg ClaimConfig) (*letterTopic, error) {
-	t := &letterTopic{cfg: cfg.withDefaults()}
-	client, err := t.cfg.Kafka.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))
+// openLetterTopic makes a client and reads the limits that decide what is refused.
+func openLetterTopic(ctx context.Context, cfg topic.Config, log *slog.Logger) (*letterTopic, error) {
+	t := &letterTopic{cfg: cfg.WithDefaults(), log: log}
+	client, err := t.cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))
 	if err != nil {
 		return nil, err
 	}
 	t.client = client
-	found, err := topic.ReadCluster(ctx, t.client, t.cfg.Kafka)
+	found, err := topic.ReadCluster(ctx, t.client, t.cfg)
 	if err != nil {
 		t.close()
 		return nil, err
 	}
-	t.parser = newMessageParser(t.cfg.Kafka, topic.NewLimits(found, t.cfg.Kafka), nil)
+	t.limits = topic.NewLimits(found, t.cfg)
 	return t, nil
 }
 
-func (t *letterTopic) close() { topic.CloseClient(t.client, t.cfg.Logger, -1) }
+func (t *letterTopic) close() { topic.CloseClient(t.client, t.log, -1) }
 
-func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) error {
-	name := t.cfg.Kafka.DeadLetters
+func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error) error {
+	name := t.cfg.DeadLetters
 	adm := kadm.NewClient(t.client)
 	details, err := adm.ListTopics(ctx, name)
 	if err != nil {
@@ -87,7 +90,7 @@ func (t *letterTopic) each(ctx context.Context, fn func(*DeadLetter) error) erro
 		if err != nil {
 			return err
 		}
-		r := topic.PartitionReader{Client: t.client, NewClient: t.cfg.Kafka.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
+		r := topic.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
 		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *topic.Record) error { return fn(newDeadLetter(r)) }); err != nil {
 			return fmt.Errorf("read %s/%d: %w", name, p, err)
 		}
@@ -130,26 +133,26 @@ type Retried struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// RetryDeadLetters sends those that want says to the campaigns topic again, to
-// the partition that they came from, as new messages: each is then the newest of
-// its campaign. What would be refused again stays where it is. done hears of
-// each; its error, as any other, ends the retry.
-func RetryDeadLetters(ctx context.Context, cfg ClaimConfig, want func(*DeadLetter) bool, done func(Retried) error) error {
-	t, err := openDeadLetters(ctx, cfg)
+// RetryDeadLetters sends the dead letters for which want returns true to the
+// campaigns topic again, to the partition that they came from, as new messages: each
+// is then the newest message of its campaign. A letter that would be refused again is
+// not sent. done is called with each result; its error, as any other, ends the retry.
+func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, want func(*DeadLetter) bool, done func(Retried) error) error {
+	t, err := openLetterTopic(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	return t.each(ctx, func(d *DeadLetter) error {
+	return t.eachLetter(ctx, func(d *DeadLetter) error {
 		if !want(d) {
 			return nil
 		}
-		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: t.unfit(d)}
+		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: t.refusalOf(d)}
 		if out.Reason == "" {
-			r := &kgo.Record{Topic: t.cfg.Kafka.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.headers}
+			r := &kgo.Record{Topic: t.cfg.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.headers}
 			sent, err := t.client.ProduceSync(ctx, r).First()
 			if err != nil {
-				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.Kafka.DeadLetters, d.Partition, d.Offset, err)
+				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.DeadLetters, d.Partition, d.Offset, err)
 			}
 			out.SentTo = sent.Offset
 		}
@@ -157,16 +160,20 @@ func RetryDeadLetters(ctx context.Context, cfg ClaimConfig, want func(*DeadLette
 	})
 }
 
-// unfit says why a dead letter cannot be sent again; "" if it can.
-func (t *letterTopic) unfit(d *DeadLetter) string {
+// refusalOf says why a dead letter cannot be sent again; "" if it can.
+func (t *letterTopic) refusalOf(d *DeadLetter) string {
 	switch {
-	case d.Topic != t.cfg.Kafka.Campaigns:
-		return fmt.Sprintf("it does not come from topic %s", t.cfg.Kafka.Campaigns)
+	case d.Topic != t.cfg.Campaigns:
+		return fmt.Sprintf("it does not come from topic %s", t.cfg.Campaigns)
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	if m := t.parser.parseRecord(&topic.Record{Topic: d.Topic, Value: d.Value}); m.dead != nil {
-		return "it would be refused again: " + m.dead.Reason
+	c, err := campaign.Parse(d.Value)
+	if err == nil {
+		err = record.CheckSize(c, t.cfg.Notifications, t.limits.Notification)
+	}
+	if err != nil {
+		return "it would be refused again: " + err.Error()
 	}
 	return ""
 }

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -33,7 +34,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	w.expect(want)
 
 	var list []*DeadLetter
-	if err := ReadDeadLetters(t.Context(), w.cfg.ClaimConfig, func(d *DeadLetter) error { list = append(list, d); return nil }); err != nil {
+	if err := ReadDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *DeadLetter) error { list = append(list, d); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(list) != 2 || svc.Status().Campaigns.Dead != 2 {
@@ -48,7 +49,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	}
 	retry := func() (sent []int64, reasons string) {
 		t.Helper()
-		err := RetryDeadLetters(t.Context(), w.cfg.ClaimConfig, func(*DeadLetter) bool { return true }, func(r Retried) error {
+		err := RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(*DeadLetter) bool { return true }, func(r Retried) error {
 			if r.SentTo >= 0 {
 				sent = append(sent, r.SentTo)
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -218,7 +219,7 @@ func TestEditsOfOtherTypes(t *testing.T) {
 // deadLetters reads the dead-letter topic.
 func (w *deployment) deadLetters() (out []*DeadLetter) {
 	w.Helper()
-	if err := ReadDeadLetters(w.Context(), w.cfg.ClaimConfig, func(d *DeadLetter) error { out = append(out, d); return nil }); err != nil {
+	if err := ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *DeadLetter) error { out = append(out, d); return nil }); err != nil {
 		w.Fatal(err)
 	}
 	return out

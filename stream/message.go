@@ -87,12 +87,8 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 	if err != nil {
 		return nil, err
 	}
-	size := 6*c.Size() + record.Overhead // escapes make a text six times as long at most
-	if size > p.limit {
-		size = record.NewTemplate(c, 0).MaxRecordSize(0) + record.Overhead
-	}
-	if size > p.limit {
-		return nil, fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, p.topic, p.limit)
+	if err := record.CheckSize(c, p.topic, p.limit); err != nil {
+		return nil, err
 	}
 	if p.table != nil {
 		if why := p.table.refusesCampaign(c); why != "" {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime"
 	"runtime/debug"
@@ -33,7 +34,7 @@ func (w *deployment) refused(n int) map[int64]*DeadLetter {
 	var out map[int64]*DeadLetter
 	envtest.Until(w, patience, func() error {
 		out = map[int64]*DeadLetter{}
-		if err := ReadDeadLetters(w.Context(), w.cfg.ClaimConfig, func(d *DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
+		if err := ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
 			return err
 		}
 		if len(out) < n {

@@ -49,8 +49,9 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	claims := claimConfig(cfg, a.logger(cfg))
 	lines := json.NewEncoder(a.stdout)
-	err = stream.ReadDeadLetters(ctx, claimConfig(cfg, a.logger(cfg)), func(d *stream.DeadLetter) error {
+	err = stream.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *stream.DeadLetter) error {
 		item := newDeadLetterItem(d)
 		if c.JSON {
 			return lines.Encode(item)
@@ -107,9 +108,10 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	claims := claimConfig(cfg, a.logger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	sent, left := 0, 0
-	err = stream.RetryDeadLetters(ctx, claimConfig(cfg, a.logger(cfg)), func(d *stream.DeadLetter) bool {
+	err = stream.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *stream.DeadLetter) bool {
 		return c.All || wanted[deadLetterPlace{d.Partition, d.Offset}]
 	}, func(r stream.Retried) error {
 		delete(wanted, deadLetterPlace{r.Partition, r.Offset})
