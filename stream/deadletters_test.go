@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/stream/operator"
 	"dinnerbell/stream/topic"
 )
 
@@ -33,23 +34,23 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	want := map[string][]string{"m": {"a", "b"}, "n": {"a", "b"}}
 	w.expect(want)
 
-	var list []*DeadLetter
-	if err := ReadDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *DeadLetter) error { list = append(list, d); return nil }); err != nil {
+	var list []*operator.DeadLetter
+	if err := operator.ReadDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *operator.DeadLetter) error { list = append(list, d); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(list) != 2 || svc.Status().Campaigns.Dead != 2 {
 		t.Fatalf("%d dead letters", len(list))
 	}
-	slices.SortFunc(list, func(a, b *DeadLetter) int { return int(a.From - b.From) })
+	slices.SortFunc(list, func(a, b *operator.DeadLetter) int { return int(a.From - b.From) })
 	if d := list[0]; d.Topic != w.cfg.Kafka.Campaigns || d.From != 0 || d.FromAt != 0 || !strings.Contains(d.Reason, "not JSON") || string(d.Value) != "no json" {
 		t.Errorf("%+v", d)
 	}
-	if d := list[1]; d.From != 1 || string(d.Key) != "k" || len(d.Value) < 1_048_000 || !strings.Contains(d.Reason, "accepts") || len(d.headers) != 2 {
-		t.Errorf("%d, %q, %d bytes, %q, %v", d.From, d.Key, len(d.Value), d.Reason, d.headers)
+	if d := list[1]; d.From != 1 || string(d.Key) != "k" || len(d.Value) < 1_048_000 || !strings.Contains(d.Reason, "accepts") || len(d.Headers) != 2 {
+		t.Errorf("%d, %q, %d bytes, %q, %v", d.From, d.Key, len(d.Value), d.Reason, d.Headers)
 	}
 	retry := func() (sent []int64, reasons string) {
 		t.Helper()
-		err := RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(*DeadLetter) bool { return true }, func(r Retried) error {
+		err := operator.RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(*operator.DeadLetter) bool { return true }, func(r operator.Retried) error {
 			if r.SentTo >= 0 {
 				sent = append(sent, r.SentTo)
 			}

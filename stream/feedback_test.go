@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/testenv"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/operator"
 )
 
 // feedbackDDL is the table of the contract, with replacements and something
@@ -217,9 +218,9 @@ func TestEditsOfOtherTypes(t *testing.T) {
 }
 
 // deadLetters reads the dead-letter topic.
-func (w *deployment) deadLetters() (out []*DeadLetter) {
+func (w *deployment) deadLetters() (out []*operator.DeadLetter) {
 	w.Helper()
-	if err := ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *DeadLetter) error { out = append(out, d); return nil }); err != nil {
+	if err := operator.ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *operator.DeadLetter) error { out = append(out, d); return nil }); err != nil {
 		w.Fatal(err)
 	}
 	return out

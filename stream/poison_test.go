@@ -19,6 +19,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/internal/testenv/envtest/rawbatch"
+	"dinnerbell/stream/operator"
 	"dinnerbell/stream/topic"
 )
 
@@ -29,12 +30,12 @@ func (w *deployment) produceRaw(codec rawbatch.Codec, count int32, records []byt
 }
 
 // refused waits for n dead letters and lists them by the offset that they came from.
-func (w *deployment) refused(n int) map[int64]*DeadLetter {
+func (w *deployment) refused(n int) map[int64]*operator.DeadLetter {
 	w.Helper()
-	var out map[int64]*DeadLetter
+	var out map[int64]*operator.DeadLetter
 	envtest.Until(w, patience, func() error {
-		out = map[int64]*DeadLetter{}
-		if err := ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
+		out = map[int64]*operator.DeadLetter{}
+		if err := operator.ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *operator.DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
 			return err
 		}
 		if len(out) < n {

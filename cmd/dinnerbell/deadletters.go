@@ -13,7 +13,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
-	"dinnerbell/stream"
+	"dinnerbell/stream/operator"
 )
 
 // deadLettersCmd is about what was refused. It asks Kafka itself, so it needs no
@@ -51,7 +51,7 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
 	}
 	claims := claimConfig(cfg, a.logger(cfg))
 	lines := json.NewEncoder(a.stdout)
-	err = stream.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *stream.DeadLetter) error {
+	err = operator.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) error {
 		item := newDeadLetterItem(d)
 		if c.JSON {
 			return lines.Encode(item)
@@ -64,7 +64,7 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-func newDeadLetterItem(d *stream.DeadLetter) deadLetterItem {
+func newDeadLetterItem(d *operator.DeadLetter) deadLetterItem {
 	item := deadLetterItem{
 		Partition: d.Partition, Offset: d.Offset, Time: d.Time.UTC(), Topic: d.Topic, From: d.From, FromAt: d.FromAt,
 		Reason: d.Reason, Truncated: d.Truncated, Bytes: len(d.Value),
@@ -111,9 +111,9 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	claims := claimConfig(cfg, a.logger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	sent, left := 0, 0
-	err = stream.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *stream.DeadLetter) bool {
+	err = operator.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) bool {
 		return c.All || wanted[deadLetterPlace{d.Partition, d.Offset}]
-	}, func(r stream.Retried) error {
+	}, func(r operator.Retried) error {
 		delete(wanted, deadLetterPlace{r.Partition, r.Offset})
 		if r.SentTo >= 0 {
 			sent++
@@ -168,7 +168,7 @@ func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
 	return out, nil
 }
 
-func printRetried(out io.Writer, r *stream.Retried) error {
+func printRetried(out io.Writer, r *operator.Retried) error {
 	if r.SentTo < 0 {
 		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, terminal.Printable(logging.Line(r.Reason)))
 		return err

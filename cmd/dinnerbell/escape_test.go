@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
+	"dinnerbell/stream/operator"
 )
 
 // hostileID has each kind of what a terminal obeys.
@@ -33,7 +34,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 	}{
 		"subscribers":        {func() error { return (&subscribersCmd{}).write(&out, []string{hostileID}) }, 1},
 		"dead letters":       {func() error { return printDeadLetter(&out, &deadLetterItem{Topic: hostileID, Reason: hostileID}) }, 1},
-		"dead letters retry": {func() error { return printRetried(&out, &stream.Retried{SentTo: -1, Reason: hostileID}) }, 1},
+		"dead letters retry": {func() error { return printRetried(&out, &operator.Retried{SentTo: -1, Reason: hostileID}) }, 1},
 		"preview": {func() error {
 			return printPreview(&out, &stream.Preview{Campaign: hostileID, Restaurant: hostileID, Outcome: "valid"})
 		}, 6},

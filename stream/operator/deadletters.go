@@ -1,4 +1,7 @@
-package stream
+// Package operator holds what commands do to a deployment from the outside, without
+// a running lane: they list and retry dead letters, audit the invariants, and resolve
+// a lane that halted.
+package operator
 
 import (
 	"context"
@@ -28,7 +31,7 @@ type DeadLetter struct {
 	Truncated string // how much of it is left, where the topic would not take it whole
 	Key       []byte
 	Value     []byte
-	headers   []kgo.RecordHeader // those that the message came with
+	Headers   []kgo.RecordHeader // those that the message came with
 }
 
 // ReadDeadLetters calls fn for each record of the dead-letter topic as of now,
@@ -118,7 +121,7 @@ func newDeadLetter(r *topic.Record) *DeadLetter {
 		d.Time, d.Topic, d.From, d.FromAt, d.Reason, d.Truncated = time.UnixMilli(letter.Timestamp), letter.Topic, letter.Partition, letter.Offset, letter.Reason, letter.Truncated()
 	}
 	for _, h := range letter.Headers {
-		d.headers = append(d.headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+		d.Headers = append(d.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 	}
 	return d
 }
@@ -149,7 +152,7 @@ func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, w
 		}
 		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: t.refusalOf(d)}
 		if out.Reason == "" {
-			r := &kgo.Record{Topic: t.cfg.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.headers}
+			r := &kgo.Record{Topic: t.cfg.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.Headers}
 			sent, err := t.client.ProduceSync(ctx, r).First()
 			if err != nil {
 				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.DeadLetters, d.Partition, d.Offset, err)
