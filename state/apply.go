@@ -51,7 +51,7 @@ type Source struct {
 //
 // A batch of whole transactions that ends at or before [Store.EndLSN] does nothing.
 func (s *Store) Apply(b *Batch) error {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
@@ -64,13 +64,13 @@ func (s *Store) Apply(b *Batch) error {
 	if err := s.disk.checkBatch(b); err != nil {
 		return err
 	}
-	if err := s.changes.collect(changeTarget{s.db, s.written.gen, s.tx.isRepeated()}, b.Changes); err != nil {
-		return s.check(err)
+	if err := s.changes.collectChanges(changeTarget{s.db, s.written.gen, s.tx.isRepeated()}, b.Changes); err != nil {
+		return s.checkDamage(err)
 	}
 	if s.touched != nil {
-		s.touched.add(&s.changes)
+		s.touched.addChanges(&s.changes)
 	}
-	return s.check(s.commit(b.End))
+	return s.checkDamage(s.commitChangesLocked(b.End))
 }
 
 // isAppliedLocked reports whether b holds nothing new: the store has applied it, or
@@ -98,9 +98,9 @@ func (s *Store) Rewind() {
 	s.tx = s.tx.rewound()
 }
 
-// commit writes the collected changes and the position, and shows them to
+// commitChangesLocked writes the collected changes and the position, and shows them to
 // readers if end is one.
-func (s *Store) commit(end id.LSN) error {
+func (s *Store) commitChangesLocked(end id.LSN) error {
 	next := s.written
 	next.torn = end == 0
 	if end != 0 {
@@ -108,10 +108,10 @@ func (s *Store) commit(end id.LSN) error {
 	}
 	batch := s.db.NewBatch()
 	defer batch.Close()
-	if err := s.changes.emit(batch, &next); err != nil {
+	if err := s.changes.writeTo(batch, &next); err != nil {
 		return fmt.Errorf("collect batch: %w", err)
 	}
-	if err := batch.Set(keyState, next.encode(), nil); err != nil {
+	if err := batch.Set(keyState, next.encodeRecord(), nil); err != nil {
 		return fmt.Errorf("collect batch: %w", err)
 	}
 	if end == 0 {
@@ -125,7 +125,7 @@ func (s *Store) commit(end id.LSN) error {
 		return nil
 	}
 	s.tx = outsideTransaction
-	return s.show(next)
+	return s.showRecord(next)
 }
 
 // beginPartLocked keeps readers at the present state, from the first part of a
@@ -136,16 +136,16 @@ func (s *Store) beginPartLocked() {
 	}
 	before := s.db.NewSnapshot()
 	s.mu.Lock()
-	s.view.before = before
+	s.view.beforeTransaction = before
 	s.mu.Unlock()
 	s.tx = s.tx.withPart()
 }
 
-// show lets readers see what r says is written.
-func (s *Store) show(r record) error {
+// showRecord lets readers see what r says is written.
+func (s *Store) showRecord(r stateRecord) error {
 	s.mu.Lock()
-	before := s.view.before
-	s.view.before, s.view.record = nil, r
+	before := s.view.beforeTransaction
+	s.view.beforeTransaction, s.view.stateRecord = nil, r
 	s.mu.Unlock()
 	if before == nil {
 		return nil
@@ -157,12 +157,12 @@ func (s *Store) show(r record) error {
 // Sync makes everything durable that was applied before the call, and returns
 // the end LSN that is durable then. It does nothing when nothing is new.
 func (s *Store) Sync() (id.LSN, error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return 0, err
 	}
 	defer done()
-	v := s.current()
+	v := s.currentView()
 	if v.end == v.durable {
 		return v.durable, nil
 	}
@@ -185,7 +185,7 @@ func (s *Store) Sync() (id.LSN, error) {
 // It is refused with [ErrTorn] while a transaction lies there in parts, or may
 // come again: whether src has that one is not known.
 func (s *Store) Follow(src Source) error {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
@@ -196,11 +196,11 @@ func (s *Store) Follow(src Source) error {
 	}
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	if s.tx.InTransaction() || !s.current().loaded {
+	if s.tx.InTransaction() || !s.currentView().loaded {
 		return fmt.Errorf("follow another source at %s: %w", s.written.end, ErrTorn)
 	}
 	if err := s.db.Set(keySource, text, pebble.Sync); err != nil {
-		return s.check(fmt.Errorf("write source: %w", err))
+		return s.checkDamage(fmt.Errorf("write source: %w", err))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

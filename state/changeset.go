@@ -9,21 +9,21 @@ import (
 	"dinnerbell/state/id"
 )
 
-// changeset is the net effect of a batch of changes: each row once, from what
+// changeSet is the net effect of a batch of changes: each row once, from what
 // is stored to what shall be. So a later change of a row sees an earlier one,
 // and nothing depends on the order of writes, save that a TRUNCATE comes first.
-type changeset struct {
+type changeSet struct {
 	target    changeTarget
 	truncated bool
-	effects   []effect
+	effects   []rowEffect
 	at        map[id.RowID]int // index into effects
 	key       []byte           // scratch
 	value     []byte           // scratch
 }
 
-type effect struct {
+type rowEffect struct {
 	id       id.RowID
-	old, new row
+	old, new storedRow
 }
 
 // changeTarget is the stored rows of one generation, to which changes apply.
@@ -34,21 +34,21 @@ type changeTarget struct {
 	repeated bool
 }
 
-// collect replaces the set by the effects of changes.
-func (c *changeset) collect(target changeTarget, changes []id.Change) error {
-	c.reset()
+// collectChanges replaces the set by the effects of changes.
+func (c *changeSet) collectChanges(target changeTarget, changes []id.Change) error {
+	c.clearEffects()
 	c.target, c.truncated = target, false
 	for i := range changes {
-		if err := c.add(&changes[i]); err != nil {
+		if err := c.addChange(&changes[i]); err != nil {
 			return fmt.Errorf("apply %s of row %s: %w", changes[i].Op, changes[i].Row.Text(), err)
 		}
 	}
 	return nil
 }
 
-// reset forgets the effects. A map or slice that one huge batch has grown is
+// clearEffects forgets the effects. A map or slice that one huge batch has grown is
 // not kept.
-func (c *changeset) reset() {
+func (c *changeSet) clearEffects() {
 	const keep = 1 << 14
 	if c.at == nil || len(c.effects) > keep {
 		c.effects, c.at = nil, make(map[id.RowID]int)
@@ -59,9 +59,9 @@ func (c *changeset) reset() {
 	clear(c.at)
 }
 
-func (c *changeset) add(ch *id.Change) error {
+func (c *changeSet) addChange(ch *id.Change) error {
 	if ch.Op == id.Truncate {
-		c.reset()
+		c.clearEffects()
 		c.truncated = true
 		return nil
 	}
@@ -70,25 +70,25 @@ func (c *changeset) add(ch *id.Change) error {
 	}
 	switch ch.Op {
 	case id.Insert:
-		return c.put(ch.Row, row{ch.Restaurant, ch.Client, true})
+		return c.setRow(ch.Row, storedRow{ch.Restaurant, ch.Client, true})
 	case id.Update:
-		return c.update(ch)
+		return c.addUpdate(ch)
 	case id.Delete:
-		return c.put(ch.Row, row{})
+		return c.setRow(ch.Row, storedRow{})
 	default: // a Truncate does not come here
 		return fmt.Errorf("unknown operation %s", ch.Op)
 	}
 }
 
-func (c *changeset) update(ch *id.Change) error {
+func (c *changeSet) addUpdate(ch *id.Change) error {
 	moved := ch.OldRow != "" && ch.OldRow != ch.Row
-	next := row{ch.Restaurant, ch.Client, true}
+	next := storedRow{ch.Restaurant, ch.Client, true}
 	if ch.KeepRestaurant || ch.KeepClient {
 		from := ch.Row
 		if moved {
 			from = ch.OldRow
 		}
-		i, err := c.find(from)
+		i, err := c.findEffect(from)
 		if err != nil {
 			return err
 		}
@@ -97,11 +97,11 @@ func (c *changeset) update(ch *id.Change) error {
 		}
 	}
 	if moved {
-		if err := c.put(ch.OldRow, row{}); err != nil {
+		if err := c.setRow(ch.OldRow, storedRow{}); err != nil {
 			return err
 		}
 	}
-	return c.put(ch.Row, next)
+	return c.setRow(ch.Row, next)
 }
 
 // keepValues returns the new row of an update that leaves values of old alone.
@@ -111,16 +111,16 @@ func (c *changeset) update(ch *id.Change) error {
 // away till then. But if it changes its key, the row that stands under the old
 // key may be another one that the transaction moved there: what was there
 // before is lost, and only a rebuild gives it back.
-func keepValues(ch *id.Change, old row, moved, repeated bool) (row, error) {
+func keepValues(ch *id.Change, old storedRow, moved, repeated bool) (storedRow, error) {
 	switch {
 	case repeated && moved:
-		return row{}, ErrTorn
+		return storedRow{}, ErrTorn
 	case repeated && !old.stored:
-		return row{}, nil
+		return storedRow{}, nil
 	case !old.stored:
-		return row{}, ErrMissingRow
+		return storedRow{}, ErrMissingRow
 	}
-	next := row{ch.Restaurant, ch.Client, true}
+	next := storedRow{ch.Restaurant, ch.Client, true}
 	if ch.KeepRestaurant {
 		next.restaurant = old.restaurant
 	}
@@ -130,8 +130,8 @@ func keepValues(ch *id.Change, old row, moved, repeated bool) (row, error) {
 	return next, nil
 }
 
-func (c *changeset) put(id id.RowID, to row) error {
-	i, err := c.find(id)
+func (c *changeSet) setRow(id id.RowID, to storedRow) error {
+	i, err := c.findEffect(id)
 	if err != nil {
 		return err
 	}
@@ -139,13 +139,13 @@ func (c *changeset) put(id id.RowID, to row) error {
 	return nil
 }
 
-// find returns the index of a row's effect; for a row that is new to the set
+// findEffect returns the index of a row's effect; for a row that is new to the set
 // it reads what is stored.
-func (c *changeset) find(id id.RowID) (int, error) {
+func (c *changeSet) findEffect(id id.RowID) (int, error) {
 	if i, ok := c.at[id]; ok {
 		return i, nil
 	}
-	e := effect{id: id}
+	e := rowEffect{id: id}
 	if !c.truncated {
 		c.key = appendRowKey(c.key[:0], c.target.gen, id)
 		old, err := readRow(c.target.db, c.key)
@@ -159,21 +159,21 @@ func (c *changeset) find(id id.RowID) (int, error) {
 	return len(c.effects) - 1, nil
 }
 
-func readRow(db *pebble.DB, key []byte) (row, error) {
+func readRow(db *pebble.DB, key []byte) (storedRow, error) {
 	value, closer, err := db.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
-		return row{}, nil
+		return storedRow{}, nil
 	}
 	if err != nil {
-		return row{}, fmt.Errorf("read stored row: %w", err)
+		return storedRow{}, fmt.Errorf("read stored row: %w", err)
 	}
 	r, err := parseRow(value)
 	return r, errors.Join(err, closer.Close())
 }
 
-// emit writes the set into batch and counts the rows in r. Within a batch a
+// writeTo writes the set into batch and counts the rows in r. Within a batch a
 // later write wins, so what follows the TRUNCATE's range deletions stays.
-func (c *changeset) emit(batch *pebble.Batch, r *record) error {
+func (c *changeSet) writeTo(batch *pebble.Batch, r *stateRecord) error {
 	if c.truncated {
 		for _, space := range []byte{spaceJoin, spaceRow} {
 			start, end := genSpan(space, r.gen)
@@ -188,22 +188,22 @@ func (c *changeset) emit(batch *pebble.Batch, r *record) error {
 		if e.old == e.new {
 			continue
 		}
-		if err := errors.Join(c.emitJoin(batch, e, r), c.emitRow(batch, e, r)); err != nil {
+		if err := errors.Join(c.writeJoin(batch, e, r), c.writeRow(batch, e, r)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *changeset) emitJoin(batch *pebble.Batch, e *effect, r *record) error {
-	if e.old.subscribed() {
+func (c *changeSet) writeJoin(batch *pebble.Batch, e *rowEffect, r *stateRecord) error {
+	if e.old.isSubscription() {
 		r.rows--
 		c.key = appendJoinKey(c.key[:0], r.gen, e.old.restaurant, e.old.client, e.id)
 		if err := batch.Delete(c.key, nil); err != nil {
 			return err
 		}
 	}
-	if !e.new.subscribed() {
+	if !e.new.isSubscription() {
 		return nil
 	}
 	r.rows++
@@ -211,7 +211,7 @@ func (c *changeset) emitJoin(batch *pebble.Batch, e *effect, r *record) error {
 	return batch.Set(c.key, nil, nil)
 }
 
-func (c *changeset) emitRow(batch *pebble.Batch, e *effect, r *record) error {
+func (c *changeSet) writeRow(batch *pebble.Batch, e *rowEffect, r *stateRecord) error {
 	var sum uint64
 	if e.old.stored {
 		sum, c.value = e.old.fingerprint(e.id, c.value)

@@ -26,9 +26,9 @@ const flushPatience = 2 * time.Second
 // checkpoints are those of an open store's directory. What happens to them
 // happens one at a time.
 type checkpoints struct {
-	mu   sync.Mutex
-	list []Manifest // in order of age, without damaged ones; guarded by mu
-	last string     // the largest id that was ever given or found; guarded by mu
+	mu        sync.Mutex
+	manifests []Manifest // in order of age, without damaged ones; guarded by mu
+	lastID    string     // the largest id that was ever given or found; guarded by mu
 	// mends counts the times that rows were mended, under the store's writeMu.
 	// What was made before the last of them holds wrong rows. linked is the count
 	// as Pebble linked the newest, made as the newest complete one was; both are
@@ -45,38 +45,38 @@ type checkpoints struct {
 // It returns [ErrNotWhole] while there is nothing that a checkpoint could be of,
 // and [ErrDiskFull] where the reserve would be touched.
 func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest, error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	if err := s.makeRoom(0); err != nil {
+	s.checkpoints.mu.Lock()
+	defer s.checkpoints.mu.Unlock()
+	if err := s.makeRoomLocked(0); err != nil {
 		return nil, fmt.Errorf("make checkpoint: %w", err)
 	}
 	m := &Manifest{
 		Made: time.Now().UTC(), Cause: cause, Writer: s.o.Writer, Format: s.o.format.version, NextOffsets: nextOffsets,
 	}
-	m.ID = s.kept.nextID(m.Made)
+	m.ID = s.checkpoints.nextIDLocked(m.Made)
 	if err := s.makeCheckpoint(m); err != nil {
-		return nil, s.check(fmt.Errorf("make checkpoint: %w", err))
+		return nil, s.checkDamage(fmt.Errorf("make checkpoint: %w", err))
 	}
-	s.kept.list, s.kept.made = append(s.kept.list, *m), s.kept.linked
-	if err := s.prune(); err != nil {
+	s.checkpoints.manifests, s.checkpoints.made = append(s.checkpoints.manifests, *m), s.checkpoints.linked
+	if err := s.pruneCheckpointsLocked(); err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
-// nextID is the time's, or the next after the last where a clock was set back:
+// nextIDLocked is the time's, or the next after the last where a clock was set back:
 // ids sort in the order in which they were given. The caller holds mu.
-func (c *checkpoints) nextID(now time.Time) string {
-	if last, err := time.Parse(idFormat, c.last); err == nil && now.Before(last.Add(time.Millisecond)) {
+func (c *checkpoints) nextIDLocked(now time.Time) string {
+	if last, err := time.Parse(idFormat, c.lastID); err == nil && now.Before(last.Add(time.Millisecond)) {
 		now = last.Add(time.Millisecond)
 	}
-	c.last = now.Format(idFormat)
-	return c.last
+	c.lastID = now.Format(idFormat)
+	return c.lastID
 }
 
 // makeCheckpoint fills in the rest of m and writes all to disk. One rename
@@ -88,7 +88,7 @@ func (s *Store) makeCheckpoint(m *Manifest) error {
 		return err
 	}
 	tmp := fsys.PathJoin(all, m.ID+statedir.Unfinished)
-	if err := s.fill(tmp, m); err != nil {
+	if err := s.fillCheckpoint(tmp, m); err != nil {
 		return errors.Join(err, fsys.RemoveAll(tmp))
 	}
 	failpoint.Hit("checkpoint/filled")
@@ -102,16 +102,16 @@ func (s *Store) makeCheckpoint(m *Manifest) error {
 	return nil
 }
 
-func (s *Store) fill(tmp string, m *Manifest) error {
+func (s *Store) fillCheckpoint(tmp string, m *Manifest) error {
 	store := s.o.fs.PathJoin(tmp, statedir.StoreName)
-	if err := s.link(store, m); err != nil {
+	if err := s.linkTables(store, m); err != nil {
 		return err
 	}
 	var err error
 	if m.Files, err = fileSizes(s.o.fs, store); err != nil {
 		return err
 	}
-	text, err := m.encode()
+	text, err := m.encodeManifest()
 	if err != nil {
 		return err
 	}
@@ -121,8 +121,8 @@ func (s *Store) fill(tmp string, m *Manifest) error {
 	return statedir.SyncDir(s.o.fs, tmp)
 }
 
-// link has Pebble make its checkpoint between two transactions.
-func (s *Store) link(store string, m *Manifest) error {
+// linkTables has Pebble make its checkpoint between two transactions.
+func (s *Store) linkTables(store string, m *Manifest) error {
 	// Pebble copies its log while writers wait: let there be little of it.
 	if flushed, err := s.db.AsyncFlush(); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (s *Store) link(store string, m *Manifest) error {
 	}
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	v, r := s.current(), s.written
+	v, r := s.currentView(), s.written
 	if !v.loaded || s.tx.InTransaction() {
 		return ErrNotWhole
 	}
@@ -143,7 +143,7 @@ func (s *Store) link(store string, m *Manifest) error {
 		return err
 	}
 	failpoint.Hit("checkpoint/linked")
-	s.kept.linked = s.kept.mends.Load()
+	s.checkpoints.linked = s.checkpoints.mends.Load()
 	return nil
 }
 
@@ -166,9 +166,9 @@ func fileSizes(fsys vfs.FS, dir string) (map[string]int64, error) {
 // NewestCheckpoint gives the newest one of the load that is served; false if
 // there is none, or if rows were mended since.
 func (s *Store) NewestCheckpoint() (Manifest, bool) {
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	if m := s.newest(); m != nil {
+	s.checkpoints.mu.Lock()
+	defer s.checkpoints.mu.Unlock()
+	if m := s.newestCheckpointLocked(); m != nil {
 		return *m, true
 	}
 	return Manifest{}, false
@@ -176,9 +176,9 @@ func (s *Store) NewestCheckpoint() (Manifest, bool) {
 
 // LastTimed is when the newest checkpoint was made that the clock asked for.
 func (s *Store) LastTimed() time.Time {
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	for _, m := range slices.Backward(s.kept.list) {
+	s.checkpoints.mu.Lock()
+	defer s.checkpoints.mu.Unlock()
+	for _, m := range slices.Backward(s.checkpoints.manifests) {
 		if m.Cause == CauseTimed {
 			return m.Made
 		}
@@ -186,11 +186,11 @@ func (s *Store) LastTimed() time.Time {
 	return time.Time{}
 }
 
-// newest points into the list. The caller holds kept.mu.
-func (s *Store) newest() *Manifest {
-	v := s.current()
-	if n := len(s.kept.list); n > 0 && v.loaded && s.kept.made == s.kept.mends.Load() {
-		if m := &s.kept.list[n-1]; m.Source == v.src && m.Gen == v.gen {
+// newestCheckpointLocked points into the list. The caller holds kept.mu.
+func (s *Store) newestCheckpointLocked() *Manifest {
+	v := s.currentView()
+	if n := len(s.checkpoints.manifests); n > 0 && v.loaded && s.checkpoints.made == s.checkpoints.mends.Load() {
+		if m := &s.checkpoints.manifests[n-1]; m.Source == v.src && m.Gen == v.gen {
 			return m
 		}
 	}
@@ -203,23 +203,23 @@ func (s *Store) newest() *Manifest {
 // from being acknowledged. No checkpoint, no position. A newest checkpoint whose
 // folder was removed by hand is forgotten first.
 func (s *Store) MoveCheckpoint() (id.LSN, error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return 0, err
 	}
 	defer done()
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	m := s.newest()
-	for m != nil && s.removedByHand(m.ID) {
+	s.checkpoints.mu.Lock()
+	defer s.checkpoints.mu.Unlock()
+	m := s.newestCheckpointLocked()
+	for m != nil && s.isRemovedByHand(m.ID) {
 		s.log.Warn("the newest checkpoint was removed by hand", "id", m.ID)
-		s.kept.list = s.kept.list[:len(s.kept.list)-1]
-		m = s.newest()
+		s.checkpoints.manifests = s.checkpoints.manifests[:len(s.checkpoints.manifests)-1]
+		m = s.newestCheckpointLocked()
 	}
 	if m == nil {
 		return 0, nil
 	}
-	v := s.current()
+	v := s.currentView()
 	if v.end != v.durable || v.end <= m.EndLSN || v.torn || v.gen != m.Gen || v.rows != m.Subscriptions || v.sum != m.Sum {
 		return m.EndLSN, nil
 	}
@@ -233,9 +233,9 @@ func (s *Store) MoveCheckpoint() (id.LSN, error) {
 	return m.EndLSN, nil
 }
 
-// removedByHand says whether a checkpoint's manifest or its store is gone. What
+// isRemovedByHand says whether a checkpoint's manifest or its store is gone. What
 // cannot be looked at is there.
-func (s *Store) removedByHand(id string) bool {
+func (s *Store) isRemovedByHand(id string) bool {
 	for _, name := range []string{manifestName, statedir.StoreName} {
 		if _, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, statedir.CheckpointsName, id, name)); errors.Is(err, fs.ErrNotExist) {
 			return true
@@ -245,7 +245,7 @@ func (s *Store) removedByHand(id string) bool {
 }
 
 func (s *Store) replaceManifest(m *Manifest) error {
-	text, err := m.encode()
+	text, err := m.encodeManifest()
 	if err != nil {
 		return err
 	}
@@ -261,13 +261,13 @@ func (s *Store) replaceManifest(m *Manifest) error {
 	return statedir.SyncDir(fsys, of)
 }
 
-// prune removes those that are one too many: of each cause the newest are kept,
+// pruneCheckpointsLocked removes those that are one too many: of each cause the newest are kept,
 // of [CauseWAL] one. The caller holds kept.mu.
-func (s *Store) prune() error {
+func (s *Store) pruneCheckpointsLocked() error {
 	left := map[Cause]int{CauseTimed: s.o.KeepCheckpoints, CauseAsked: s.o.KeepCheckpoints, CauseWAL: 1}
 	var keep []Manifest
 	var errs []error
-	for _, m := range slices.Backward(s.kept.list) {
+	for _, m := range slices.Backward(s.checkpoints.manifests) {
 		if left[m.Cause]--; left[m.Cause] >= 0 {
 			keep = append(keep, m)
 		} else if err := s.removeCheckpoint(m.ID); err != nil {
@@ -276,7 +276,7 @@ func (s *Store) prune() error {
 		}
 	}
 	slices.Reverse(keep)
-	s.kept.list = keep
+	s.checkpoints.manifests = keep
 	return errors.Join(errs...)
 }
 
@@ -318,11 +318,11 @@ func (s *Store) openCheckpoints() error {
 	if err != nil {
 		return err
 	}
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	s.kept.list = list
+	s.checkpoints.mu.Lock()
+	defer s.checkpoints.mu.Unlock()
+	s.checkpoints.manifests = list
 	if len(ids) > 0 {
-		s.kept.last = ids[len(ids)-1]
+		s.checkpoints.lastID = ids[len(ids)-1]
 	}
 	return nil
 }
@@ -367,27 +367,27 @@ func (s *Store) DropReplaced(ctx context.Context) ([]string, error) {
 // load that is served, by which the slot is acknowledged. The others lie before
 // what was acknowledged, so a restore of them would lead to a new snapshot.
 func (s *Store) MakeRoom(more int64) error {
-	if err := s.disk.check(more); err == nil {
+	if err := s.disk.checkRoom(more); err == nil {
 		return nil
 	}
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
 	defer done()
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	return s.makeRoom(more)
+	s.checkpoints.mu.Lock()
+	defer s.checkpoints.mu.Unlock()
+	return s.makeRoomLocked(more)
 }
 
-// makeRoom is MakeRoom where the caller holds kept.mu.
-func (s *Store) makeRoom(more int64) error {
+// makeRoomLocked is MakeRoom where the caller holds kept.mu.
+func (s *Store) makeRoomLocked(more int64) error {
 	newest := ""
-	if m := s.newest(); m != nil {
+	if m := s.newestCheckpointLocked(); m != nil {
 		newest = m.ID
 	}
-	for _, m := range slices.Clone(s.kept.list) {
-		full := s.disk.check(more)
+	for _, m := range slices.Clone(s.checkpoints.manifests) {
+		full := s.disk.checkRoom(more)
 		if full == nil {
 			return nil
 		}
@@ -397,8 +397,8 @@ func (s *Store) makeRoom(more int64) error {
 		if err := s.removeCheckpoint(m.ID); err != nil {
 			return errors.Join(full, fmt.Errorf("remove checkpoint %s: %w", m.ID, err))
 		}
-		s.kept.list = slices.DeleteFunc(s.kept.list, func(o Manifest) bool { return o.ID == m.ID })
+		s.checkpoints.manifests = slices.DeleteFunc(s.checkpoints.manifests, func(o Manifest) bool { return o.ID == m.ID })
 		s.log.Warn("removed a checkpoint, for room on the disk", "id", m.ID, "made", m.Made)
 	}
-	return s.disk.check(more)
+	return s.disk.checkRoom(more)
 }

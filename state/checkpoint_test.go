@@ -222,7 +222,7 @@ func TestCheckpointBetweenParts(t *testing.T) {
 // and removed. Each that is found is whole, and what was promised is there.
 func TestCrashCheckpoint(t *testing.T) {
 	t.Parallel()
-	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(4, 4))}
+	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(4, 4))}
 	o := crashOptions(rec.fs())
 	o.KeepCheckpoints = 1
 	s, err := Open("state", o)
@@ -265,7 +265,7 @@ func TestCrashCheckpoint(t *testing.T) {
 }
 
 // checkCheckpoints looks at all checkpoints that a crash left.
-func checkCheckpoints(t *testing.T, c crash, id string, end id.LSN) {
+func checkCheckpoints(t *testing.T, c crashImage, id string, end id.LSN) {
 	t.Helper()
 	openStore(t, "state", crashOptions(c.disk))
 	names, err := c.disk.List(c.disk.PathJoin("state", statedir.CheckpointsName))

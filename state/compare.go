@@ -12,21 +12,21 @@ import (
 	"dinnerbell/state/id"
 )
 
-// Pair is the two ids of a row; "" is NULL.
-type Pair struct{ Restaurant, Client id.ID }
+// IDPair is the two ids of a row; "" is NULL.
+type IDPair struct{ Restaurant, Client id.ID }
 
 // Difference is a row that is not stored as the source has it.
 type Difference struct {
 	Row id.RowID
 	// Source is the row as the source has it, if InSource.
-	Source   Pair
+	Source   IDPair
 	InSource bool
 	// Stored is the row as the row index has it, if InRows.
-	Stored Pair
+	Stored IDPair
 	InRows bool
 	// Joins are the entries of the join index that name the row, sorted: there
 	// should be one if the source's row has both ids, else none.
-	Joins []Pair
+	Joins []IDPair
 }
 
 // The indexes, and what may be wrong with a row in one.
@@ -44,9 +44,9 @@ type Fault struct {
 	Index string
 	What  string
 	// Pair is the row as the source has it; of what is extra, as it is stored.
-	Pair
+	IDPair
 	// Found is what is stored instead, of a different one.
-	Found Pair
+	Found IDPair
 }
 
 // Faults tells a difference in words of the indexes.
@@ -54,37 +54,37 @@ func (d *Difference) Faults() []Fault {
 	var faults []Fault
 	switch {
 	case d.InSource && !d.InRows:
-		faults = append(faults, Fault{Index: IndexRows, What: FaultMissing, Pair: d.Source})
+		faults = append(faults, Fault{Index: IndexRows, What: FaultMissing, IDPair: d.Source})
 	case d.InRows && !d.InSource:
-		faults = append(faults, Fault{Index: IndexRows, What: FaultExtra, Pair: d.Stored})
+		faults = append(faults, Fault{Index: IndexRows, What: FaultExtra, IDPair: d.Stored})
 	case d.Stored != d.Source:
-		faults = append(faults, Fault{Index: IndexRows, What: FaultDifferent, Pair: d.Source, Found: d.Stored})
+		faults = append(faults, Fault{Index: IndexRows, What: FaultDifferent, IDPair: d.Source, Found: d.Stored})
 	}
 	extra := d.extraJoins()
-	missing := d.joined() && !slices.Contains(d.Joins, d.Source)
+	missing := d.belongsInJoin() && !slices.Contains(d.Joins, d.Source)
 	if missing && len(extra) > 0 {
-		faults = append(faults, Fault{Index: IndexJoin, What: FaultDifferent, Pair: d.Source, Found: extra[0]})
+		faults = append(faults, Fault{Index: IndexJoin, What: FaultDifferent, IDPair: d.Source, Found: extra[0]})
 		missing, extra = false, extra[1:]
 	}
 	if missing {
-		faults = append(faults, Fault{Index: IndexJoin, What: FaultMissing, Pair: d.Source})
+		faults = append(faults, Fault{Index: IndexJoin, What: FaultMissing, IDPair: d.Source})
 	}
 	for _, p := range extra {
-		faults = append(faults, Fault{Index: IndexJoin, What: FaultExtra, Pair: p})
+		faults = append(faults, Fault{Index: IndexJoin, What: FaultExtra, IDPair: p})
 	}
 	return faults
 }
 
-// joined says whether the row belongs into the join.
-func (d *Difference) joined() bool {
-	return row{d.Source.Restaurant, d.Source.Client, d.InSource}.subscribed()
+// belongsInJoin says whether the row belongs into the join.
+func (d *Difference) belongsInJoin() bool {
+	return storedRow{d.Source.Restaurant, d.Source.Client, d.InSource}.isSubscription()
 }
 
 // extraJoins are the entries of the join that should not be there.
-func (d *Difference) extraJoins() []Pair {
-	var extra []Pair
+func (d *Difference) extraJoins() []IDPair {
+	var extra []IDPair
 	for _, p := range d.Joins {
-		if !d.joined() || p != d.Source {
+		if !d.belongsInJoin() || p != d.Source {
 			extra = append(extra, p)
 		}
 	}
@@ -94,15 +94,15 @@ func (d *Difference) extraJoins() []Pair {
 // Comparison compares the rows of some parts one by one. It holds all of them:
 // choose parts of no more rows than memory allows.
 type Comparison struct {
-	f       *Frozen
-	parts   [Parts]bool
-	without map[id.RowID]struct{}
-	rows    map[id.RowID]*Difference
+	f        *Frozen
+	parts    [Parts]bool
+	excluded map[id.RowID]struct{}
+	rows     map[id.RowID]*Difference
 }
 
 // Compare begins a comparison of the parts, apart from the rows in without.
 func (f *Frozen) Compare(parts []int, without map[id.RowID]struct{}) *Comparison {
-	c := &Comparison{f: f, without: without, rows: map[id.RowID]*Difference{}}
+	c := &Comparison{f: f, excluded: without, rows: map[id.RowID]*Difference{}}
 	for _, p := range parts {
 		c.parts[p] = true
 	}
@@ -112,18 +112,18 @@ func (f *Frozen) Compare(parts []int, without map[id.RowID]struct{}) *Comparison
 // Add takes a row as the source has it. Those of other parts are passed over. It
 // keeps nothing of what it is given.
 func (c *Comparison) Add(rowID id.RowID, restaurant, client id.ID) error {
-	if d := c.at(rowID); d != nil {
-		d.Source, d.InSource = Pair{id.ID(strings.Clone(string(restaurant))), id.ID(strings.Clone(string(client)))}, true
+	if d := c.rowToCompare(rowID); d != nil {
+		d.Source, d.InSource = IDPair{id.ID(strings.Clone(string(restaurant))), id.ID(strings.Clone(string(client)))}, true
 	}
 	return nil
 }
 
-// at is the row under id; nil if it is not compared.
-func (c *Comparison) at(rowID id.RowID) *Difference {
+// rowToCompare is the row under id; nil if it is not compared.
+func (c *Comparison) rowToCompare(rowID id.RowID) *Difference {
 	if !c.parts[PartOf(rowID)] {
 		return nil
 	}
-	if _, left := c.without[rowID]; left {
+	if _, left := c.excluded[rowID]; left {
 		return nil
 	}
 	d := c.rows[rowID]
@@ -142,35 +142,35 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 			return nil
 		}
 		r, err := parseRow(value)
-		if d := c.at(id.ViewRowID(key[genLen:])); d != nil {
-			d.Stored, d.InRows = Pair{r.restaurant, r.client}, true
+		if d := c.rowToCompare(id.ViewRowID(key[genLen:])); d != nil {
+			d.Stored, d.InRows = IDPair{r.restaurant, r.client}, true
 		}
 		return err
 	})
 	if err != nil {
-		return nil, f.s.check(err)
+		return nil, f.s.checkDamage(err)
 	}
 	err = eachKey(ctx, f.snap, spaceJoin, f.r.gen, func(key, _ []byte) error {
 		at, ok := joinRow(key)
 		if !ok || !c.parts[PartOf(key[at:])] {
 			return nil // Tally has refused malformed keys
 		}
-		if d := c.at(id.ViewRowID(key[at:])); d != nil {
+		if d := c.rowToCompare(id.ViewRowID(key[at:])); d != nil {
 			client := at - genLen
 			restaurant := id.PackedLen(key[genLen:])
 			both := string(key[genLen:at])
-			d.Joins = append(d.Joins, Pair{id.ID(both[:restaurant]), id.ID(both[restaurant:client])})
+			d.Joins = append(d.Joins, IDPair{id.ID(both[:restaurant]), id.ID(both[restaurant:client])})
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, f.s.check(err)
+		return nil, f.s.checkDamage(err)
 	}
-	return c.differing(), nil
+	return c.listDifferences(), nil
 }
 
-// differing gives the rows that are not stored as they should be.
-func (c *Comparison) differing() []Difference {
+// listDifferences gives the rows that are not stored as they should be.
+func (c *Comparison) listDifferences() []Difference {
 	var out []Difference
 	for _, d := range c.rows {
 		if len(d.Faults()) > 0 {
@@ -195,8 +195,8 @@ func PartOf[T id.RowID | []byte](row T) int {
 	return int(xxhash.Sum64String(string(row)) % Parts)
 }
 
-// Sum is the number of the rows in a part, and the sum of their fingerprints.
-type Sum struct {
+// PartSum is the number of the rows in a part, and the sum of their fingerprints.
+type PartSum struct {
 	Rows int64
 	sum  uint64
 }
@@ -204,18 +204,18 @@ type Sum struct {
 // Tally adds rows up, each part by itself: in the order of [PartOf], once
 // as they stand in the row index and once as in the join.
 type Tally struct {
-	rows, joins [Parts]Sum
+	rows, joins [Parts]PartSum
 	buf         []byte
 }
 
 // Add adds a row, in any order. "" is NULL.
 func (t *Tally) Add(id id.RowID, restaurant, client id.ID) error {
-	r, part := row{restaurant, client, true}, PartOf(id)
+	r, part := storedRow{restaurant, client, true}, PartOf(id)
 	var sum uint64
 	sum, t.buf = r.fingerprint(id, t.buf)
-	t.rows[part].add(sum)
-	if r.subscribed() {
-		t.joins[part].add(sum)
+	t.rows[part].addRow(sum)
+	if r.isSubscription() {
+		t.joins[part].addRow(sum)
 	}
 	return nil
 }
@@ -228,7 +228,7 @@ func (t *Tally) Rows() (n int64) {
 	return n
 }
 
-func (s *Sum) add(sum uint64) {
+func (s *PartSum) addRow(sum uint64) {
 	s.Rows++
 	s.sum += sum
 }
@@ -245,9 +245,9 @@ func (t *Tally) Differing(other *Tally) (parts []int, rows []int64) {
 	return parts, rows
 }
 
-// tally adds both indexes up as they stand in db, apart from rows in without.
+// tallyRows adds both indexes up as they stand in db, apart from rows in without.
 // all is the true record of everything that is there.
-func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[id.RowID]struct{}) (t *Tally, all record, err error) {
+func tallyRows(ctx context.Context, db pebble.Reader, gen uint32, without map[id.RowID]struct{}) (t *Tally, all stateRecord, err error) {
 	t = &Tally{}
 	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
 		rowID := key[genLen:]
@@ -255,7 +255,7 @@ func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[id.Row
 		sum := xxhash.Sum64(t.buf)
 		all.sum += sum
 		if _, left := without[id.RowID(rowID)]; !left {
-			t.rows[PartOf(rowID)].add(sum)
+			t.rows[PartOf(rowID)].addRow(sum)
 		}
 		return nil
 	})
@@ -269,7 +269,7 @@ func tally(ctx context.Context, db pebble.Reader, gen uint32, without map[id.Row
 		}
 		all.rows++
 		if _, left := without[id.RowID(key[at:])]; !left {
-			t.joins[PartOf(key[at:])].add(xxhash.Sum64(key[genLen:]))
+			t.joins[PartOf(key[at:])].addRow(xxhash.Sum64(key[genLen:]))
 		}
 		return nil
 	})

@@ -16,15 +16,15 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// history is what a store was told, and what it must hold at each position.
-type history struct {
-	batches []Batch          // in order; parts have End 0
-	at      map[id.LSN]model // at the end of each transaction
+// batchHistory is what a store was told, and what it must hold at each position.
+type batchHistory struct {
+	batches []Batch              // in order; parts have End 0
+	at      map[id.LSN]modelRows // at the end of each transaction
 	ends    []id.LSN
 }
 
-func makeHistory(w *world, transactions int) *history {
-	h, m := &history{at: map[id.LSN]model{0: {}}}, model{}
+func makeHistory(w *storeModel, transactions int) *batchHistory {
+	h, m := &batchHistory{at: map[id.LSN]modelRows{0: {}}}, modelRows{}
 	for i := range transactions {
 		end := id.LSN(i+1) * 10
 		changes := w.transaction(m, 8, false)
@@ -39,36 +39,36 @@ func makeHistory(w *world, transactions int) *history {
 	return h
 }
 
-// crash is the disk as it may be found after a crash, and what had been
+// crashImage is the disk as it may be found after a crash, and what had been
 // promised by then.
-type crash struct {
+type crashImage struct {
 	write   int
 	disk    *vfs.MemFS
 	durable id.LSN
 	loaded  bool
 }
 
-// recorder crashes a copy of the file system at every write. How much of what
+// crashRecorder crashes a copy of the file system at every write. How much of what
 // was not synced survives differs: nothing, some blocks, all.
-type recorder struct {
+type crashRecorder struct {
 	mem     *vfs.MemFS
 	store   atomic.Pointer[Store]
 	whole   bool // all or nothing survives
 	mu      sync.Mutex
 	r       *rand.Rand
-	crashes []crash
+	crashes []crashImage
 	reuse   sync.RWMutex // see reuseFS
 }
 
 // count is how many crashes there are, while the store still writes.
-func (rec *recorder) count() int {
+func (rec *crashRecorder) count() int {
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
 	return len(rec.crashes)
 }
 
 // fs is the file system to run the store on.
-func (rec *recorder) fs() vfs.FS {
+func (rec *crashRecorder) fs() vfs.FS {
 	return errorfs.Wrap(reuseFS{rec.mem, &rec.reuse}, errorfs.InjectorFunc(rec.record))
 }
 
@@ -86,13 +86,13 @@ func (f reuseFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.Fi
 	return f.FS.ReuseForWrite(from, to, c)
 }
 
-func (rec *recorder) record(op errorfs.Op) error {
+func (rec *crashRecorder) record(op errorfs.Op) error {
 	if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || op.Kind == errorfs.OpLock || op.Kind == errorfs.OpFileClose {
 		return nil
 	}
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
-	c := crash{write: len(rec.crashes)}
+	c := crashImage{write: len(rec.crashes)}
 	if s := rec.store.Load(); s != nil && s.mu.TryRLock() {
 		// A writer that holds the lock has promised nothing new yet, but what
 		// it promised before is not to be read now.
@@ -124,7 +124,7 @@ func TestCrash(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, seed)
 			h := makeHistory(w, 25)
-			rec := &recorder{mem: vfs.NewCrashableMem(), r: w.r}
+			rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: w.r}
 			recordRun(t, rec, h)
 			torn := 0
 			for _, c := range rec.crashes {
@@ -140,7 +140,7 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-func recordRun(t *testing.T, rec *recorder, h *history) { //nolint:thelper // half of the test itself: a failure must name its line here
+func recordRun(t *testing.T, rec *crashRecorder, h *batchHistory) { //nolint:thelper // half of the test itself: a failure must name its line here
 	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func recordRun(t *testing.T, rec *recorder, h *history) { //nolint:thelper // ha
 	}
 }
 
-func checkCrash(t *testing.T, c crash, h *history, w *world) (torn bool) {
+func checkCrash(t *testing.T, c crashImage, h *batchHistory, w *storeModel) (torn bool) {
 	t.Helper()
 	s, err := Open("state", crashOptions(c.disk))
 	if err != nil {
@@ -205,7 +205,7 @@ func checkCrash(t *testing.T, c crash, h *history, w *world) (torn bool) {
 
 // noQuarantine: a crash is no corruption. Only a store that held nothing yet
 // may have been set aside.
-func noQuarantine(t *testing.T, c crash) {
+func noQuarantine(t *testing.T, c crashImage) {
 	t.Helper()
 	names, err := c.disk.List("state")
 	if err != nil {
@@ -219,7 +219,7 @@ func noQuarantine(t *testing.T, c crash) {
 }
 
 // repeat applies the transactions that end after from.
-func repeat(t *testing.T, s *Store, h *history, from id.LSN) {
+func repeat(t *testing.T, s *Store, h *batchHistory, from id.LSN) {
 	t.Helper()
 	start := 0
 	for i, b := range h.batches {
@@ -238,7 +238,7 @@ func repeat(t *testing.T, s *Store, h *history, from id.LSN) {
 // After it there is one of the two, whole.
 func TestCrashLoad(t *testing.T) {
 	t.Parallel()
-	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(1, 1))}
+	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(1, 1))}
 	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
@@ -261,7 +261,7 @@ func TestCrashLoad(t *testing.T) {
 	}
 }
 
-func checkCrashLoad(t *testing.T, c crash, second bool, restaurants []id.ID) int64 {
+func checkCrashLoad(t *testing.T, c crashImage, second bool, restaurants []id.ID) int64 {
 	t.Helper()
 	s := openStore(t, "state", crashOptions(c.disk))
 	noQuarantine(t, c)

@@ -23,14 +23,14 @@ import (
 // disk.
 const keepAside = 2
 
-// Aside tells of a store that was set aside.
-type Aside struct {
+// AsideStore tells of a store that was set aside.
+type AsideStore struct {
 	Dir    string // where it is now
 	Reason string
 }
 
-// damage is what is known of the open store's health.
-type damage struct {
+// damageReport is what is known of the open store's health.
+type damageReport struct {
 	mu     sync.Mutex
 	reason error         // the first that was found; nil while there is none
 	found  chan struct{} // closed with it
@@ -55,11 +55,11 @@ func (s *Store) Damage() error {
 
 // SetAside tells of the store that Open found in the directory and had to set
 // aside, if there was one.
-func (s *Store) SetAside() (a Aside, ok bool) { return s.aside, s.aside.Dir != "" }
+func (s *Store) SetAside() (a AsideStore, ok bool) { return s.aside, s.aside.Dir != "" }
 
-// condemned returns why the store must be set aside: ErrCorrupt, or nil if it
+// readCorruptMark returns why the store must be set aside: ErrCorrupt, or nil if it
 // need not. Any other error means that it cannot be told.
-func (s *Store) condemned() error {
+func (s *Store) readCorruptMark() error {
 	if s.o.Distrust != nil {
 		return fmt.Errorf("%w: found while running: %w", ErrCorrupt, s.o.Distrust)
 	}
@@ -74,11 +74,11 @@ func (s *Store) condemned() error {
 	return errors.Join(fmt.Errorf("%w: found while running: %s", ErrCorrupt, text), err, f.Close())
 }
 
-// condemn takes note that the store is corrupt and marks it, so that the next
+// markCorrupt takes note that the store is corrupt and marks it, so that the next
 // Open sets it aside. Damage in a table shows only when its block is read;
 // without the mark a restart would find nothing wrong and fail at the same block
 // again.
-func (s *Store) condemn(reason error) {
+func (s *Store) markCorrupt(reason error) {
 	s.damage.mu.Lock()
 	defer s.damage.mu.Unlock()
 	if s.damage.reason != nil {
@@ -103,18 +103,18 @@ func isDamage(err error) bool {
 	return pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) || errors.Is(err, syscall.EIO)
 }
 
-// check condemns the store if err tells of corruption. It returns err, which
+// checkDamage condemns the store if err tells of corruption. It returns err, which
 // then wraps ErrCorrupt.
-func (s *Store) check(err error) error {
+func (s *Store) checkDamage(err error) error {
 	if !isDamage(err) {
 		return err
 	}
-	s.condemn(err)
+	s.markCorrupt(err)
 	return fmt.Errorf("%w: %w", ErrCorrupt, err)
 }
 
-// quarantine moves dir/store out of the way.
-func (s *Store) quarantine(reason error) error {
+// setStoreAside moves dir/store out of the way.
+func (s *Store) setStoreAside(reason error) error {
 	fsys := s.o.fs
 	name := statedir.QuarantinePrefix + time.Now().UTC().Format("20060102T150405.000000Z")
 	to := fsys.PathJoin(s.dir, name)
@@ -130,7 +130,7 @@ func (s *Store) quarantine(reason error) error {
 	s.damage.mu.Lock() // what follows is another store
 	s.damage.reason, s.damage.found = nil, make(chan struct{})
 	s.damage.mu.Unlock()
-	s.aside = Aside{Dir: to, Reason: reason.Error()}
+	s.aside = AsideStore{Dir: to, Reason: reason.Error()}
 	s.log.Error("local state could not be read; it was set aside and will be rebuilt",
 		slog.String("reason", reason.Error()), slog.String("moved_to", to))
 	return s.removeOldAside()
@@ -160,19 +160,19 @@ var openPauses = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond,
 // Errors of the system by what they mean for Open. All that are not named here
 // speak of the surroundings, and last.
 var (
-	// damages: what was stored is not there, cannot be read, or is not what it was.
-	damages = []syscall.Errno{syscall.ENOENT, syscall.EIO, syscall.EINVAL, syscall.EISDIR, syscall.ENOTDIR, syscall.EBADMSG, syscall.EILSEQ, syscall.EOVERFLOW}
-	// passing: the surroundings cannot serve at this moment.
-	passing = []syscall.Errno{
+	// damageErrnos: what was stored is not there, cannot be read, or is not what it was.
+	damageErrnos = []syscall.Errno{syscall.ENOENT, syscall.EIO, syscall.EINVAL, syscall.EISDIR, syscall.ENOTDIR, syscall.EBADMSG, syscall.EILSEQ, syscall.EOVERFLOW}
+	// temporaryErrnos: the surroundings cannot serve at this moment.
+	temporaryErrnos = []syscall.Errno{
 		syscall.EINTR, syscall.EAGAIN, syscall.EBUSY, syscall.ESTALE, syscall.ETIMEDOUT, syscall.ENOTEMPTY, syscall.ENOLCK,
 		syscall.EDEADLK, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ENOTCONN, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
 		syscall.ENETDOWN, syscall.ENETUNREACH, syscall.ETXTBSY,
 	}
 )
 
-// keeps says whether err leaves the store in its place: because the store is not
+// isEnvironmental says whether err leaves the store in its place: because the store is not
 // for this program, or because err speaks of the surroundings.
-func keeps(err error) bool {
+func isEnvironmental(err error) bool {
 	if errors.Is(err, ErrNewerFormat) || errors.Is(err, ErrForeign) {
 		return true
 	}
@@ -180,11 +180,11 @@ func keeps(err error) bool {
 		return false
 	}
 	errno, ok := errors.AsType[syscall.Errno](err)
-	return ok && !slices.Contains(damages, errno) || errors.Is(err, fs.ErrPermission)
+	return ok && !slices.Contains(damageErrnos, errno) || errors.Is(err, fs.ErrPermission)
 }
 
-// mayPass says whether err may be gone in a moment.
-func mayPass(err error) bool {
+// isTemporary says whether err may be gone in a moment.
+func isTemporary(err error) bool {
 	errno, ok := errors.AsType[syscall.Errno](err)
-	return ok && slices.Contains(passing, errno) && !isDamage(err)
+	return ok && slices.Contains(temporaryErrnos, errno) && !isDamage(err)
 }

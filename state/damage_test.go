@@ -24,15 +24,15 @@ import (
 
 // growing is a history of a store that becomes large enough for several tables
 // and logs: a load, then transactions without TRUNCATE.
-func growing(seed uint64) (h *history, w *world, first model) {
+func growing(seed uint64) (h *batchHistory, w *storeModel, first modelRows) {
 	r := rand.New(rand.NewPCG(seed, 3))
-	w = &world{r: r, restaurants: ids(5, seed)}
-	m := model{}
+	w = &storeModel{r: r, restaurants: ids(5, seed)}
+	m := modelRows{}
 	for i := range 1500 {
-		m[rowN(i)] = row{w.restaurants[r.IntN(5)], uuid(1, r), true}
+		m[rowN(i)] = storedRow{w.restaurants[r.IntN(5)], uuid(1, r), true}
 	}
 	first = maps.Clone(m)
-	h = &history{at: map[id.LSN]model{0: {}, 5: first}}
+	h = &batchHistory{at: map[id.LSN]modelRows{0: {}, 5: first}}
 	for i := range 60 {
 		end := id.LSN(i+1) * 10
 		var changes []id.Change
@@ -61,10 +61,10 @@ func damageOptions(fs vfs.FS) Options {
 
 // images are stores as crashes leave them, most of them or a few more, and one
 // that was closed in order.
-func images(t *testing.T, seed uint64, most int) ([]*vfs.MemFS, *history, *world) {
+func images(t *testing.T, seed uint64, most int) ([]*vfs.MemFS, *batchHistory, *storeModel) {
 	t.Helper()
 	h, w, first := growing(seed)
-	rec := &recorder{mem: vfs.NewCrashableMem(), r: w.r}
+	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: w.r}
 	s, err := Open("state", damageOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
@@ -102,11 +102,11 @@ func images(t *testing.T, seed uint64, most int) ([]*vfs.MemFS, *history, *world
 	return disks, h, w
 }
 
-// harm is one way in which a file can go bad; it returns nil for a file that is
+// fileHarm is one way in which a file can go bad; it returns nil for a file that is
 // gone.
-type harm func(r *rand.Rand, content []byte) []byte
+type fileHarm func(r *rand.Rand, content []byte) []byte
 
-var harms = map[string]harm{
+var harms = map[string]fileHarm{
 	"flip": func(r *rand.Rand, b []byte) []byte {
 		b[r.IntN(len(b))] ^= 1 << r.IntN(8)
 		return b
@@ -197,7 +197,7 @@ func TestMissingLog(t *testing.T) {
 // log: reading all rows at each start would make it long.
 func missesNoLog(t *testing.T, disk *vfs.MemFS) {
 	t.Helper()
-	if missing, err := pebblecheck.MissingLog(disk, "state/"+statedir.StoreName); missing || err != nil {
+	if missing, err := pebblecheck.MissesLog(disk, "state/"+statedir.StoreName); missing || err != nil {
 		t.Errorf("a sound store misses a log: %v, %v", missing, err)
 	}
 }
@@ -213,7 +213,7 @@ func kind(name string) string {
 
 // harmed copies a disk and damages one file of the store. It is not ok for a
 // file that this cannot be done to.
-func harmed(t *testing.T, disk *vfs.MemFS, name string, how harm, r *rand.Rand) (copied *vfs.MemFS, ok bool) {
+func harmed(t *testing.T, disk *vfs.MemFS, name string, how fileHarm, r *rand.Rand) (copied *vfs.MemFS, ok bool) {
 	t.Helper()
 	copied = vfs.NewMem()
 	if _, err := vfs.Clone(disk, copied, "state", "state"); err != nil {
@@ -244,7 +244,7 @@ func harmed(t *testing.T, disk *vfs.MemFS, name string, how harm, r *rand.Rand) 
 }
 
 // judge opens a damaged store and says what became of it.
-func judge(t *testing.T, disk *vfs.MemFS, what string, h *history, w *world) string {
+func judge(t *testing.T, disk *vfs.MemFS, what string, h *batchHistory, w *storeModel) string {
 	t.Helper()
 	s, err := Open("state", damageOptions(disk))
 	if err != nil {
@@ -272,7 +272,7 @@ func judge(t *testing.T, disk *vfs.MemFS, what string, h *history, w *world) str
 }
 
 // examine reads everything by each index, and compares.
-func examine(s *Store, h *history, w *world) (string, error) {
+func examine(s *Store, h *batchHistory, w *storeModel) (string, error) {
 	if _, ok := s.Source(); !ok {
 		if s.EndLSN() != 0 || s.Subscriptions() != 0 {
 			return "", fmt.Errorf("no source, and %d rows at %s", s.Subscriptions(), s.EndLSN())

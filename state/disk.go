@@ -29,17 +29,17 @@ type diskReserve struct {
 	percent float64 // Options.ReservePercent
 }
 
-// measure returns how much room there is; false where the file system cannot tell.
-func (r diskReserve) measure() (Disk, bool) {
+// measureDisk returns how much room there is; false where the file system cannot tell.
+func (r diskReserve) measureDisk() (Disk, bool) {
 	usage, err := r.fs.GetDiskUsage(r.dir)
 	if err != nil {
 		return Disk{}, false
 	}
-	return Disk{Free: int64(usage.AvailBytes), Reserve: r.of(usage.TotalBytes)}, true
+	return Disk{Free: int64(usage.AvailBytes), Reserve: r.reservedBytes(usage.TotalBytes)}, true
 }
 
-// of returns how much of a file system of total bytes is left alone.
-func (r diskReserve) of(total uint64) int64 {
+// reservedBytes returns how much of a file system of total bytes is left alone.
+func (r diskReserve) reservedBytes(total uint64) int64 {
 	share := int64(float64(total) * r.percent / 100)
 	switch {
 	case r.bytes < 0:
@@ -57,10 +57,10 @@ func (r diskReserve) of(total uint64) int64 {
 // keep WAL on the source that nobody needs.
 const positionBytes = 128_000_000
 
-// check returns ErrDiskFull if less than the reserve and more bytes are free. A file
+// checkRoom returns ErrDiskFull if less than the reserve and more bytes are free. A file
 // system that cannot tell has room: a full disk then fails the write.
-func (r diskReserve) check(more int64) error {
-	if d, ok := r.measure(); ok && d.Free < d.Reserve+more {
+func (r diskReserve) checkRoom(more int64) error {
+	if d, ok := r.measureDisk(); ok && d.Free < d.Reserve+more {
 		return fmt.Errorf("%w: %d MB are free in %s, %d MB are kept in reserve; make room (quarantine-* and replaced-* there may go)",
 			ErrDiskFull, d.Free/1e6, r.dir, d.Reserve/1e6)
 	}
@@ -70,9 +70,9 @@ func (r diskReserve) check(more int64) error {
 // checkBatch is check for a batch. One without changes may take of the reserve, down
 // to half of it or positionBytes, whichever is less.
 func (r diskReserve) checkBatch(b *Batch) error {
-	d, ok := r.measure()
+	d, ok := r.measureDisk()
 	if ok && len(b.Changes) == 0 && d.Free >= min(d.Reserve/2, positionBytes) {
 		return nil
 	}
-	return r.check(0)
+	return r.checkRoom(0)
 }

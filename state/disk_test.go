@@ -9,13 +9,13 @@ import (
 	"dinnerbell/state/id"
 )
 
-// roomFS is a disk of which so many bytes are free.
-type roomFS struct {
+// limitedFS is a disk of which so many bytes are free.
+type limitedFS struct {
 	vfs.FS
 	free uint64
 }
 
-func (f *roomFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
+func (f *limitedFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
 	return vfs.DiskUsage{AvailBytes: f.free, TotalBytes: 1 << 40}, nil
 }
 
@@ -23,7 +23,7 @@ func (f *roomFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
 // that is used up.
 func TestPositionOutOfTheReserve(t *testing.T) {
 	t.Parallel()
-	disk := &roomFS{FS: vfs.NewMem(), free: 1 << 40}
+	disk := &limitedFS{FS: vfs.NewMem(), free: 1 << 40}
 	s := openStore(t, "d", Options{fs: disk, ReserveBytes: 500_000_000})
 	for i, c := range []struct {
 		free     uint64

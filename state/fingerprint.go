@@ -20,18 +20,18 @@ import (
 // position then tells of rows that are not there.
 
 // fingerprint is the row's share of the sum. buf is scratch, returned for reuse.
-func (r row) fingerprint(id id.RowID, buf []byte) (sum uint64, _ []byte) {
+func (r storedRow) fingerprint(id id.RowID, buf []byte) (sum uint64, _ []byte) {
 	buf = append(r.appendValue(buf[:0]), id...)
 	return xxhash.Sum64(buf), buf
 }
 
-// checkRecord compares the rows of r's generation with r.
-func checkRecord(ctx context.Context, db pebble.Reader, r record) error {
+// checkStoredRows compares the rows of r's generation with r.
+func checkStoredRows(ctx context.Context, db pebble.Reader, r stateRecord) error {
 	var all, subscribed, joins uint64
 	var n int64
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) { all, subscribed, err = sumRows(ctx, db, r.gen); return err })
-	g.Go(func() (err error) { joins, n, err = sumJoins(ctx, db, r.gen); return err })
+	g.Go(func() (err error) { all, subscribed, err = sumRowIndex(ctx, db, r.gen); return err })
+	g.Go(func() (err error) { joins, n, err = sumJoinIndex(ctx, db, r.gen); return err })
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -41,9 +41,9 @@ func checkRecord(ctx context.Context, db pebble.Reader, r record) error {
 	return nil
 }
 
-// sumRows gives the fingerprint of the row index: of all rows, and of those
+// sumRowIndex gives the fingerprint of the row index: of all rows, and of those
 // that have a join key.
-func sumRows(ctx context.Context, db pebble.Reader, gen uint32) (all, subscribed uint64, err error) {
+func sumRowIndex(ctx context.Context, db pebble.Reader, gen uint32) (all, subscribed uint64, err error) {
 	var buf []byte
 	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
 		n, ok := nullableLen(value)
@@ -62,8 +62,8 @@ func sumRows(ctx context.Context, db pebble.Reader, gen uint32) (all, subscribed
 	return all, subscribed, err
 }
 
-// sumJoins gives the fingerprint and the number of the join keys.
-func sumJoins(ctx context.Context, db pebble.Reader, gen uint32) (sum uint64, n int64, err error) {
+// sumJoinIndex gives the fingerprint and the number of the join keys.
+func sumJoinIndex(ctx context.Context, db pebble.Reader, gen uint32) (sum uint64, n int64, err error) {
 	err = eachKey(ctx, db, spaceJoin, gen, func(key, _ []byte) error {
 		sum += xxhash.Sum64(key[genLen:])
 		n++

@@ -74,7 +74,7 @@ func TestCheckRows(t *testing.T) {
 	t.Parallel()
 	join := appendJoinKey(nil, 1, ids(1, 1)[0], ids(1, 2)[0], rowN(1))
 	entry := appendRowKey(nil, 1, rowN(1))
-	other := row{ids(1, 1)[0], ids(2, 2)[1], true}.appendValue(nil)
+	other := storedRow{ids(1, 1)[0], ids(2, 2)[1], true}.appendValue(nil)
 	for name, harm := range map[string]func(db *pebble.DB) error{
 		"lost join key": func(db *pebble.DB) error { return db.Delete(join, nil) },
 		"lost row":      func(db *pebble.DB) error { return db.Delete(entry, nil) },

@@ -21,7 +21,7 @@ func TestFollow(t *testing.T) {
 		t.Errorf("without rows: %v, want ErrTorn", err)
 	}
 	g := begin(t, s, nil, first, 5)
-	if err := g.over(g.flip(5, nil)); err != nil {
+	if err := g.finish(g.takeOver(5, nil)); err != nil {
 		t.Fatal(err)
 	}
 	apply(t, s, 0, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: packID(t, "r"), Client: packID(t, "c")})

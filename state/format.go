@@ -28,8 +28,8 @@ import (
 // keep a store of the new one in testdata (see golden_test.go).
 const formatMagic = "DINNERBELL"
 
-// format is what a program writes and how it brings up what the one before wrote.
-type format struct {
+// storeFormat is what a program writes and how it brings up what the one before wrote.
+type storeFormat struct {
 	version uint32
 	// upgrade adds to a batch what turns a store of version-1 into one of version;
 	// the format record goes with it. nil: there is no such store, or none that
@@ -38,12 +38,12 @@ type format struct {
 	upgrade func(db *pebble.DB, batch *pebble.Batch) error
 }
 
-// present is the format of this program. Version 1 is the first.
-var present = format{version: 1}
+// currentFormat is the format of this program. Version 1 is the first.
+var currentFormat = storeFormat{version: 1}
 
-// bringUp upgrades an open store that was found to be of an earlier version, in
+// upgradeStore upgrades an open store that was found to be of an earlier version, in
 // one durable write, and then reads all rows: what is brought over must be whole.
-func (f format) bringUp(ctx context.Context, db *pebble.DB, found uint32) error {
+func (f storeFormat) upgradeStore(ctx context.Context, db *pebble.DB, found uint32) error {
 	if found == f.version {
 		return nil
 	}
@@ -59,7 +59,7 @@ func (f format) bringUp(ctx context.Context, db *pebble.DB, found uint32) error 
 	if err != nil {
 		return err
 	}
-	return checkRecord(ctx, db, r)
+	return checkStoredRows(ctx, db, r)
 }
 
 // The state record, rewritten in every batch that changes rows or the
@@ -74,7 +74,7 @@ func (f format) bringUp(ctx context.Context, db *pebble.DB, found uint32) error 
 //
 // The checksum (CRC-32C of what precedes it) guards against our own mistakes;
 // Pebble checks its blocks itself.
-type record struct {
+type stateRecord struct {
 	gen  uint32
 	end  id.LSN
 	rows int64
@@ -86,7 +86,7 @@ const recordLen = 4 + 8 + 8 + 8 + 1 + 4
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func (r record) encode() []byte {
+func (r stateRecord) encodeRecord() []byte {
 	b := make([]byte, 0, recordLen)
 	b = binary.BigEndian.AppendUint32(b, r.gen)
 	b = binary.BigEndian.AppendUint64(b, uint64(r.end))
@@ -100,11 +100,11 @@ func (r record) encode() []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-func parseRecord(b []byte) (record, error) {
+func parseRecord(b []byte) (stateRecord, error) {
 	if len(b) != recordLen || crc32.Checksum(b[:recordLen-4], castagnoli) != binary.BigEndian.Uint32(b[recordLen-4:]) {
-		return record{}, fmt.Errorf("read state record %x: %w", b, ErrCorrupt)
+		return stateRecord{}, fmt.Errorf("read state record %x: %w", b, ErrCorrupt)
 	}
-	return record{
+	return stateRecord{
 		gen:  binary.BigEndian.Uint32(b),
 		end:  id.LSN(binary.BigEndian.Uint64(b[4:])),
 		rows: int64(binary.BigEndian.Uint64(b[12:])),
@@ -117,16 +117,16 @@ func encodeFormat(version uint32) []byte {
 	return binary.BigEndian.AppendUint32([]byte(formatMagic), version)
 }
 
-// check reads the format record. It is 0 for a store in which nothing was ever
+// checkFormat reads the format record. It is 0 for a store in which nothing was ever
 // written: a crash may come between making it and the record. A version that can
 // be neither read nor brought up is an error.
-func (f format) check(db *pebble.DB) (found uint32, err error) {
-	value, err := get(db, keyFormat)
+func (f storeFormat) checkFormat(db *pebble.DB) (found uint32, err error) {
+	value, err := getCopy(db, keyFormat)
 	if err != nil {
 		return 0, err
 	}
 	if value == nil {
-		empty, err := isEmpty(db)
+		empty, err := isEmptyStore(db)
 		if err != nil || empty {
 			return 0, err
 		}
@@ -139,20 +139,20 @@ func (f format) check(db *pebble.DB) (found uint32, err error) {
 	found = binary.BigEndian.Uint32(version)
 	switch {
 	case found > f.version:
-		return 0, newerFormat("format", found, f.version)
+		return 0, newerFormatError("format", found, f.version)
 	case found == 0 || found < f.version && (found+1 < f.version || f.upgrade == nil):
 		return 0, fmt.Errorf("it has format %d, which this dinnerbell does not read any more", found)
 	}
 	return found, nil
 }
 
-func newerFormat(what string, found, known uint32) error {
+func newerFormatError(what string, found, known uint32) error {
 	return fmt.Errorf("%w: it has %s %d, this dinnerbell reads up to %d", ErrNewerFormat, what, found, known)
 }
 
-// naming adds to an [ErrNewerFormat] which program to start: the one of version
+// withWriterVersion adds to an [ErrNewerFormat] which program to start: the one of version
 // writer, which is "" if that is not known.
-func naming(writer string, err error) error {
+func withWriterVersion(writer string, err error) error {
 	if !errors.Is(err, ErrNewerFormat) {
 		return err
 	}
@@ -165,15 +165,15 @@ func naming(writer string, err error) error {
 
 // loadMeta reads the state record and the source. ok is false if no load was
 // ever finished.
-func loadMeta(db *pebble.DB) (r record, src Source, ok bool, err error) {
-	value, err := get(db, keyState)
+func loadMeta(db *pebble.DB) (r stateRecord, src Source, ok bool, err error) {
+	value, err := getCopy(db, keyState)
 	if err != nil {
 		return r, src, false, err
 	}
 	if r, err = parseRecord(value); err != nil {
 		return r, src, false, err
 	}
-	if value, err = get(db, keySource); err != nil || value == nil {
+	if value, err = getCopy(db, keySource); err != nil || value == nil {
 		return r, src, false, err
 	}
 	if err := json.Unmarshal(value, &src); err != nil {
@@ -182,8 +182,8 @@ func loadMeta(db *pebble.DB) (r record, src Source, ok bool, err error) {
 	return r, src, true, nil
 }
 
-// get returns a copy of the value of key, nil if there is none.
-func get(r pebble.Reader, key []byte) ([]byte, error) {
+// getCopy returns a copy of the value of key, nil if there is none.
+func getCopy(r pebble.Reader, key []byte) ([]byte, error) {
 	value, closer, err := r.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
@@ -195,7 +195,7 @@ func get(r pebble.Reader, key []byte) ([]byte, error) {
 	return value, closer.Close()
 }
 
-func isEmpty(db *pebble.DB) (bool, error) {
+func isEmptyStore(db *pebble.DB) (bool, error) {
 	it, err := db.NewIter(nil)
 	if err != nil {
 		return false, fmt.Errorf("look into store: %w", err)
@@ -283,19 +283,19 @@ func prefixEnd(dst, prefix []byte) []byte {
 	return dst
 }
 
-// row is what the row index stores for one source row. A row with a NULL in
+// storedRow is what the row index stores for one source row. A row with a NULL in
 // it is stored, but it is no subscription.
-type row struct {
+type storedRow struct {
 	restaurant, client id.ID
 	stored             bool
 }
 
-// subscribed says whether the row has an entry in the join keyspace.
-func (r row) subscribed() bool {
+// isSubscription says whether the row has an entry in the join keyspace.
+func (r storedRow) isSubscription() bool {
 	return r.stored && r.restaurant != "" && r.client != ""
 }
 
-func (r row) appendValue(dst []byte) []byte {
+func (r storedRow) appendValue(dst []byte) []byte {
 	return appendNullable(appendNullable(dst, r.restaurant), r.client)
 }
 
@@ -307,17 +307,17 @@ func appendNullable(dst []byte, id id.ID) []byte {
 }
 
 // parseRow reads a value of the row index. It copies value, once.
-func parseRow(value []byte) (row, error) {
+func parseRow(value []byte) (storedRow, error) {
 	n, ok := nullableLen(value)
 	if !ok {
-		return row{}, fmt.Errorf("read row value %x: %w", value, ErrCorrupt)
+		return storedRow{}, fmt.Errorf("read row value %x: %w", value, ErrCorrupt)
 	}
 	m, ok := nullableLen(value[n:])
 	if !ok || n+m != len(value) {
-		return row{}, fmt.Errorf("read row value %x: %w", value, ErrCorrupt)
+		return storedRow{}, fmt.Errorf("read row value %x: %w", value, ErrCorrupt)
 	}
 	both := string(value)
-	return row{restaurant: nullable(both[:n]), client: nullable(both[n:]), stored: true}, nil
+	return storedRow{restaurant: parseNullable(both[:n]), client: parseNullable(both[n:]), stored: true}, nil
 }
 
 func nullableLen(b []byte) (n int, ok bool) {
@@ -328,7 +328,7 @@ func nullableLen(b []byte) (n int, ok bool) {
 	return n, n > 0
 }
 
-func nullable(packed string) id.ID {
+func parseNullable(packed string) id.ID {
 	if packed[0] == nullID {
 		return ""
 	}

@@ -18,24 +18,24 @@ type Frozen struct {
 	s    *Store
 	snap *pebble.Snapshot
 	src  Source
-	r    record
+	r    stateRecord
 	// drift is what the state record is off by; set by Tally.
-	drift record
+	drift stateRecord
 	// touched are the rows that were applied since. Guarded by Store.writeMu.
-	touched *touched
+	touched *touchedRows
 }
 
 // Freeze holds the present rows. It returns [ErrNotThere] in the middle of a
 // transaction, and [ErrStale] while there are no rows yet.
 func (s *Store) Freeze() (*Frozen, error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return nil, err
 	}
 	defer done()
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
-	v := s.current()
+	v := s.currentView()
 	switch {
 	case !v.loaded:
 		return nil, fmt.Errorf("freeze rows: there are none yet: %w", ErrStale)
@@ -44,7 +44,7 @@ func (s *Store) Freeze() (*Frozen, error) {
 	case s.touched != nil:
 		return nil, errors.New("freeze rows: they are frozen already")
 	}
-	s.touched = newTouched()
+	s.touched = newTouchedRows()
 	return &Frozen{s: s, snap: s.db.NewSnapshot(), src: v.src, r: s.written, touched: s.touched}, nil
 }
 
@@ -70,43 +70,43 @@ func (f *Frozen) Close() error {
 // Tally adds all rows up, apart from those in without. About a second for three
 // million rows.
 func (f *Frozen) Tally(ctx context.Context, without map[id.RowID]struct{}) (*Tally, error) {
-	t, all, err := tally(ctx, f.snap, f.r.gen, without)
+	t, all, err := tallyRows(ctx, f.snap, f.r.gen, without)
 	if err != nil {
-		return nil, f.s.check(err)
+		return nil, f.s.checkDamage(err)
 	}
-	f.drift = record{rows: all.rows - f.r.rows, sum: all.sum - f.r.sum}
+	f.drift = stateRecord{rows: all.rows - f.r.rows, sum: all.sum - f.r.sum}
 	return t, nil
 }
 
 // Miscounted says that the stored number of subscriptions, or the fingerprint
 // of all rows, is not that of the rows that Tally found.
-func (f *Frozen) Miscounted() bool { return f.drift != record{} }
+func (f *Frozen) Miscounted() bool { return f.drift != stateRecord{} }
 
-// touched remembers which rows were written, with a few too many: ids share
+// touchedRows remembers which rows were written, with a few too many: ids share
 // bits. Then a row is taken for touched and is looked at another time.
-type touched struct {
+type touchedRows struct {
 	bits [1 << 17]uint64
 	all  bool
 }
 
-func newTouched() *touched { return &touched{} }
+func newTouchedRows() *touchedRows { return &touchedRows{} }
 
-func (t *touched) slot(id id.RowID) (word, bit uint64) {
+func (t *touchedRows) bitOf(id id.RowID) (word, bit uint64) {
 	h := xxhash.Sum64String(string(id)) % (64 * uint64(len(t.bits)))
 	return h / 64, 1 << (h % 64)
 }
 
-// add takes note of what a batch changes.
-func (t *touched) add(c *changeset) {
+// addChanges takes note of what a batch changes.
+func (t *touchedRows) addChanges(c *changeSet) {
 	t.all = t.all || c.truncated
 	for i := range c.effects {
-		word, bit := t.slot(c.effects[i].id)
+		word, bit := t.bitOf(c.effects[i].id)
 		t.bits[word] |= bit
 	}
 }
 
-func (t *touched) has(id id.RowID) bool {
-	word, bit := t.slot(id)
+func (t *touchedRows) mayHold(id id.RowID) bool {
+	word, bit := t.bitOf(id)
 	return t.all || t.bits[word]&bit != 0
 }
 
@@ -120,7 +120,7 @@ func (t *touched) has(id id.RowID) bool {
 // other rows are served by now; nothing is changed then.
 func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	s := f.s
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return 0, err
 	}
@@ -135,7 +135,7 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	case s.tx.InTransaction():
 		return 0, fmt.Errorf("mend rows in the middle of a transaction: %w", ErrNotThere)
 	}
-	if err := s.disk.check(0); err != nil {
+	if err := s.disk.checkRoom(0); err != nil {
 		return 0, err
 	}
 	next := s.written
@@ -145,38 +145,38 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	defer batch.Close()
 	for i := range differences {
 		d := &differences[i]
-		if f.touched.has(d.Row) {
+		if f.touched.mayHold(d.Row) {
 			continue
 		}
-		if err := d.mend(batch, &next); err != nil {
+		if err := d.writeMended(batch, &next); err != nil {
 			return 0, fmt.Errorf("collect mended rows: %w", err)
 		}
 		mended++
 	}
-	if err := batch.Set(keyState, next.encode(), nil); err != nil {
+	if err := batch.Set(keyState, next.encodeRecord(), nil); err != nil {
 		return 0, fmt.Errorf("collect mended rows: %w", err)
 	}
 	if err := batch.Commit(pebble.Sync); err != nil {
-		return 0, s.check(fmt.Errorf("commit mended rows: %w", err))
+		return 0, s.checkDamage(fmt.Errorf("commit mended rows: %w", err))
 	}
 	if mended > 0 || f.Miscounted() { // a checkpoint with a wrong count is refused by a restore
-		s.kept.mends.Add(1)
+		s.checkpoints.mends.Add(1)
 	}
-	f.drift = record{}
+	f.drift = stateRecord{}
 	s.written = next
 	s.mu.Lock()
-	s.view.record, s.view.durable = next, next.end // all before it is in the same log
+	s.view.stateRecord, s.view.durable = next, next.end // all before it is in the same log
 	s.mu.Unlock()
 	return mended, nil
 }
 
-// mend writes what the row should be, and counts it in r.
-func (d *Difference) mend(batch *pebble.Batch, r *record) error {
+// writeMended writes what the row should be, and counts it in r.
+func (d *Difference) writeMended(batch *pebble.Batch, r *stateRecord) error {
 	var errs []error
 	rowKey := appendRowKey(nil, r.gen, d.Row)
-	want := row{d.Source.Restaurant, d.Source.Client, d.InSource}
+	want := storedRow{d.Source.Restaurant, d.Source.Client, d.InSource}
 	if d.InRows {
-		sum, _ := row{d.Stored.Restaurant, d.Stored.Client, true}.fingerprint(d.Row, nil)
+		sum, _ := storedRow{d.Stored.Restaurant, d.Stored.Client, true}.fingerprint(d.Row, nil)
 		r.sum -= sum
 	}
 	if want.stored {
@@ -190,7 +190,7 @@ func (d *Difference) mend(batch *pebble.Batch, r *record) error {
 	for _, p := range d.extraJoins() {
 		errs = append(errs, batch.Delete(appendJoinKey(nil, r.gen, p.Restaurant, p.Client, d.Row), nil))
 	}
-	if want.subscribed() {
+	if want.isSubscription() {
 		r.rows++
 		errs = append(errs, batch.Set(appendJoinKey(nil, r.gen, want.restaurant, want.client, d.Row), nil, nil))
 	}
@@ -202,7 +202,7 @@ func (d *Difference) mend(batch *pebble.Batch, r *record) error {
 // sets the store aside. It reads with two goroutines: ten million rows took 6 to 8 s on
 // two cores that had other work.
 func (s *Store) CheckRows(ctx context.Context) error {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
@@ -210,5 +210,5 @@ func (s *Store) CheckRows(ctx context.Context) error {
 	s.writeMu.Lock()
 	snapshot, r := s.db.NewSnapshot(), s.written
 	s.writeMu.Unlock()
-	return s.check(errors.Join(checkRecord(ctx, snapshot, r), snapshot.Close()))
+	return s.checkDamage(errors.Join(checkStoredRows(ctx, snapshot, r), snapshot.Close()))
 }

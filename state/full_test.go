@@ -71,7 +71,7 @@ func TestFullDiskChild(t *testing.T) {
 		how, durable := runFull(t, mem, full, h)
 		ends[how]++
 		// The process ended, not the machine: what was written is there.
-		c := crash{write: int(k), durable: durable, disk: mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: r})}
+		c := crashImage{write: int(k), durable: durable, disk: mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: r})}
 		full.n.Store(1 << 50) // there is room again: a store that was left does not go on trying
 		checkCrash(t, c, h, w)
 	}
@@ -84,7 +84,7 @@ func TestFullDiskChild(t *testing.T) {
 
 // runFull applies the history until something fails. It says how that ended,
 // and what was durable by then.
-func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *history) (how string, durable id.LSN) {
+func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *batchHistory) (how string, durable id.LSN) {
 	t.Helper()
 	ended := make(chan string, 1)
 	var synced atomic.Uint64

@@ -17,9 +17,9 @@ import (
 type Generation struct {
 	s       *Store
 	src     Source
-	r       record // what [Generation.Flip] writes
-	changes changeset
-	gone    bool
+	r       stateRecord // what [Generation.Flip] writes
+	changes changeSet
+	ended   bool
 }
 
 // EndLSN is the position of the load, or the end of the last transaction that
@@ -32,30 +32,30 @@ func (g *Generation) Rows() int64 { return g.r.rows }
 // Apply brings the generation forward by whole transactions, or by one part of
 // one, each once and in the order of the log. Nothing is durable before Flip.
 func (g *Generation) Apply(b *Batch) error {
-	done, err := g.s.use()
+	done, err := g.s.acquire()
 	if err != nil {
 		return err
 	}
 	defer done()
-	if g.gone {
+	if g.ended {
 		return ErrClosed
 	}
-	if err := g.s.disk.check(0); err != nil {
+	if err := g.s.disk.checkRoom(0); err != nil {
 		return err
 	}
-	if err := g.changes.collect(changeTarget{db: g.s.db, gen: g.r.gen}, b.Changes); err != nil {
-		return g.s.check(err)
+	if err := g.changes.collectChanges(changeTarget{db: g.s.db, gen: g.r.gen}, b.Changes); err != nil {
+		return g.s.checkDamage(err)
 	}
 	next := g.r
 	next.torn = b.End == 0
 	next.end = max(next.end, b.End)
 	batch := g.s.db.NewBatch()
 	defer batch.Close()
-	if err := g.changes.emit(batch, &next); err != nil {
+	if err := g.changes.writeTo(batch, &next); err != nil {
 		return fmt.Errorf("collect batch: %w", err)
 	}
 	if err := batch.Commit(pebble.NoSync); err != nil {
-		return g.s.check(fmt.Errorf("commit batch: %w", err))
+		return g.s.checkDamage(fmt.Errorf("commit batch: %w", err))
 	}
 	g.r = next
 	return nil
@@ -72,34 +72,34 @@ func (g *Generation) Apply(b *Batch) error {
 // elsewhere or in the middle of a transaction, and any other error when the
 // generation is over: it is dropped then.
 func (g *Generation) Flip(end id.LSN, over Source) error {
-	if g.gone {
+	if g.ended {
 		return ErrClosed
 	}
-	err := g.flip(end, &over)
+	err := g.takeOver(end, &over)
 	if errors.Is(err, ErrNotThere) {
 		return err
 	}
-	return g.over(err)
+	return g.finish(err)
 }
 
-// over ends the generation after a flip that ended with err.
-func (g *Generation) over(err error) error {
+// finish ends the generation after a flip that ended with err.
+func (g *Generation) finish(err error) error {
 	if err != nil {
-		return g.s.check(errors.Join(err, g.Drop()))
+		return g.s.checkDamage(errors.Join(err, g.Drop()))
 	}
-	g.gone = true
+	g.ended = true
 	g.s.endLoad()
 	return nil
 }
 
 // Drop removes the rows again. After Flip it does nothing.
 func (g *Generation) Drop() error {
-	if g.gone {
+	if g.ended {
 		return nil
 	}
-	g.gone = true
+	g.ended = true
 	defer g.s.endLoad()
-	done, err := g.s.use()
+	done, err := g.s.acquire()
 	if err != nil {
 		return nil // the store is closed: the next Open removes them
 	}
@@ -113,13 +113,13 @@ func (g *Generation) Drop() error {
 	return nil
 }
 
-// flip makes readers and writers turn to the generation. Its rows are durable
+// takeOver makes readers and writers turn to the generation. Its rows are durable
 // with this write: tables were ingested, and later changes stand before it in
 // the same log. The old ones go in the same write; a crash before it leaves the
 // new ones to be removed at Open. over is nil where nothing is asked of the moment.
-func (g *Generation) flip(end id.LSN, over *Source) error {
+func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	s := g.s
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (g *Generation) flip(end id.LSN, over *Source) error {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	if over != nil {
-		if err := g.inPlace(end, over); err != nil {
+		if err := g.checkPositionsLocked(end, over); err != nil {
 			return err
 		}
 	}
@@ -139,7 +139,7 @@ func (g *Generation) flip(end id.LSN, over *Source) error {
 	r.end = end
 	batch := s.db.NewBatch()
 	defer batch.Close()
-	errs := []error{batch.Set(keySource, text, nil), batch.Set(keyState, r.encode(), nil)}
+	errs := []error{batch.Set(keySource, text, nil), batch.Set(keyState, r.encodeRecord(), nil)}
 	for _, space := range loadSpaces {
 		from, to := genSpan(space, s.written.gen)
 		errs = append(errs, batch.DeleteRange(from, to, nil))
@@ -155,8 +155,8 @@ func (g *Generation) flip(end id.LSN, over *Source) error {
 		s.mu.Unlock()
 		return fmt.Errorf("commit flip: %w", err)
 	}
-	before := s.view.before
-	s.view = view{record: r, durable: r.end, src: g.src, loaded: true}
+	before := s.view.beforeTransaction
+	s.view = readerView{stateRecord: r, durable: r.end, src: g.src, loaded: true}
 	s.mu.Unlock()
 	s.written, s.tx = r, outsideTransaction
 	if before != nil {
@@ -165,11 +165,11 @@ func (g *Generation) flip(end id.LSN, over *Source) error {
 	return nil
 }
 
-// inPlace checks what [Generation.Flip] asks of the moment. The caller holds
+// checkPositionsLocked checks what [Generation.Flip] asks of the moment. The caller holds
 // writeMu.
-func (g *Generation) inPlace(end id.LSN, over *Source) error {
+func (g *Generation) checkPositionsLocked(end id.LSN, over *Source) error {
 	s := g.s
-	switch v := s.current(); {
+	switch v := s.currentView(); {
 	case !v.loaded || v.src != *over:
 		return fmt.Errorf("the state mirrors %+v now: %w", v.src, ErrStale)
 	case s.tx.InTransaction() || g.r.torn || s.written.end > end || g.r.end > end:

@@ -10,7 +10,7 @@ import (
 )
 
 // begin loads a generation that shows m as of end, and does not serve it.
-func begin(t testing.TB, s *Store, m model, src Source, end id.LSN) *Generation {
+func begin(t testing.TB, s *Store, m modelRows, src Source, end id.LSN) *Generation {
 	t.Helper()
 	l, err := s.NewGeneration()
 	if err != nil {
@@ -35,7 +35,7 @@ func TestGenerationCrash(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 77)
 	h := makeHistory(w, 25)
-	rec := &recorder{mem: vfs.NewCrashableMem(), r: w.r}
+	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: w.r}
 	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestGenerationCrash(t *testing.T) {
 
 // followAndFlip applies h, with a generation that begins at 100 and takes over
 // at 200. It returns the number of the write after the flip.
-func followAndFlip(t *testing.T, rec *recorder, s *Store, h *history) (flipped int) {
+func followAndFlip(t *testing.T, rec *crashRecorder, s *Store, h *batchHistory) (flipped int) {
 	t.Helper()
 	var g *Generation
 	var pending []*Batch
@@ -108,13 +108,13 @@ func followAndFlip(t *testing.T, rec *recorder, s *Store, h *history) (flipped i
 func TestFlipRefused(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	w, m := newWorld(t, 3), model{}
+	w, m := newWorld(t, 3), modelRows{}
 	src := Source{SystemID: "1"}
 	g := begin(t, s, nil, src, 5)
-	if err := g.flip(5, nil); err != nil {
+	if err := g.takeOver(5, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.over(nil); err != nil {
+	if err := g.finish(nil); err != nil {
 		t.Fatal(err)
 	}
 	g = begin(t, s, nil, src, 5)
@@ -161,9 +161,9 @@ func TestGenerationDropped(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
 	load(t, s, 50, ids(2, 1), 7)
-	rows := model{}
+	rows := modelRows{}
 	for i, c := range ids(30, 4) {
-		rows[rowN(i)] = row{c, c, true}
+		rows[rowN(i)] = storedRow{c, c, true}
 	}
 	g := begin(t, s, rows, Source{SystemID: "other"}, 9)
 	if err := g.Flip(9, g.src); !errors.Is(err, ErrStale) {

@@ -32,7 +32,7 @@ import (
 // and finds the rows in them.
 func TestGoldenStores(t *testing.T) {
 	t.Parallel()
-	own := filepath.Join("testdata", fmt.Sprintf("format-%d", present.version))
+	own := filepath.Join("testdata", fmt.Sprintf("format-%d", currentFormat.version))
 	if _, err := os.Stat(own + ".tar.gz"); errors.Is(err, os.ErrNotExist) && os.Getenv("STATE_GOLDEN") == "1" {
 		writeGolden(t, own)
 	}
@@ -100,9 +100,9 @@ func describe(t *testing.T, s *Store) string {
 }
 
 // storedRows gives the rows by their keys.
-func storedRows(t *testing.T, s *Store) func(yield func(id.RowID, row) bool) {
+func storedRows(t *testing.T, s *Store) func(yield func(id.RowID, storedRow) bool) {
 	t.Helper()
-	return func(yield func(id.RowID, row) bool) {
+	return func(yield func(id.RowID, storedRow) bool) {
 		more := errors.New("enough")
 		err := eachKey(t.Context(), s.db, spaceRow, s.written.gen, func(key, value []byte) error {
 			r, err := parseRow(value)
@@ -225,8 +225,8 @@ func unpack(t *testing.T, archive, dir string) {
 
 // next is a format after the present one, to show how stores are brought up: it
 // has one more record.
-func next(step uint32) format {
-	return format{version: present.version + step, upgrade: func(_ *pebble.DB, b *pebble.Batch) error {
+func next(step uint32) storeFormat {
+	return storeFormat{version: currentFormat.version + step, upgrade: func(_ *pebble.DB, b *pebble.Batch) error {
 		return b.Set([]byte{spaceMeta, 'n', 'e', 'x', 't'}, []byte{byte(step)}, nil)
 	}}
 }
@@ -249,7 +249,7 @@ func TestUpgrade(t *testing.T) {
 		if got := describe(t, s); got != want {
 			t.Errorf("after the upgrade there are\n%s\nwant\n%s", got, want)
 		}
-		if value, err := get(s.db, []byte{spaceMeta, 'n', 'e', 'x', 't'}); err != nil || string(value) != "\x01" {
+		if value, err := getCopy(s.db, []byte{spaceMeta, 'n', 'e', 'x', 't'}); err != nil || string(value) != "\x01" {
 			t.Errorf("the record is %q, %v", value, err)
 		}
 		closeStore(t, s)
@@ -267,9 +267,9 @@ func TestUpgrade(t *testing.T) {
 // What cannot be brought up is set aside, to be rebuilt.
 func TestTooOldIsRebuilt(t *testing.T) {
 	t.Parallel()
-	for name, f := range map[string]format{
-		"two behind": next(2), "without a step": {version: present.version + 1},
-		"a step that fails": {version: present.version + 1, upgrade: func(*pebble.DB, *pebble.Batch) error { return ErrCorrupt }},
+	for name, f := range map[string]storeFormat{
+		"two behind": next(2), "without a step": {version: currentFormat.version + 1},
+		"a step that fails": {version: currentFormat.version + 1, upgrade: func(*pebble.DB, *pebble.Batch) error { return ErrCorrupt }},
 	} {
 		dir := t.TempDir()
 		makeStore(t, dir)
@@ -286,7 +286,7 @@ func TestTooOldIsRebuilt(t *testing.T) {
 // TestCrashUpgrade crashes at every write of an upgrade: the next Open ends it.
 func TestCrashUpgrade(t *testing.T) {
 	t.Parallel()
-	rec := &recorder{mem: vfs.NewCrashableMem(), whole: true, r: rand.New(rand.NewPCG(8, 8))}
+	rec := &crashRecorder{mem: vfs.NewCrashableMem(), whole: true, r: rand.New(rand.NewPCG(8, 8))}
 	s, err := Open("state", crashOptions(rec.mem))
 	if err != nil {
 		t.Fatal(err)

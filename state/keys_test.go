@@ -17,8 +17,8 @@ func TestPrefixEnd(t *testing.T) {
 
 func TestRecordDamage(t *testing.T) {
 	t.Parallel()
-	want := record{gen: 7, end: 1 << 40, rows: 12, torn: true}
-	good := want.encode()
+	want := stateRecord{gen: 7, end: 1 << 40, rows: 12, torn: true}
+	good := want.encodeRecord()
 	if got, err := parseRecord(good); err != nil || got != want {
 		t.Fatalf("parseRecord = %+v, %v; want %+v", got, err, want)
 	}

@@ -21,20 +21,20 @@ import (
 // load writes every row twice, leaves nothing to compact, and meets every
 // duplicate.
 type Loader struct {
-	s     *Store
-	gen   uint32
-	dir   string
-	chunk chunk           // that is filling
-	spare chunk           // the other one; not while a spill has it
-	spilt chan spilt      // of the spill under way; nil: there is none
-	runs  *extsort.Runs   // of the row index; nil until the first spill
-	parts *extsort.Ranges // join keys; nil until the first spill
-	rows  int64
-	subs  int64
-	sum   uint64       // see fingerprint.go
-	files atomic.Int64 // that were named
-	over  bool
-	err   error // of an Add, or of a spill that it began; the load cannot go on
+	s        *Store
+	gen      uint32
+	dir      string
+	chunk    loadChunk        // that is filling
+	spare    loadChunk        // the other one; not while a spill has it
+	spilling chan spillResult // of the spill under way; nil: there is none
+	runs     *extsort.Runs    // of the row index; nil until the first spill
+	parts    *extsort.Ranges  // join keys; nil until the first spill
+	rows     int64
+	subs     int64
+	sum      uint64       // see fingerprint.go
+	files    atomic.Int64 // that were named
+	ended    bool
+	err      error // of an Add, or of a spill that it began; the load cannot go on
 }
 
 // loadSpaces are the keyspaces of a generation.
@@ -44,7 +44,7 @@ var loadSpaces = [...]byte{spaceJoin, spaceRow}
 // that are applied meanwhile go to the generation that is served: after Finish
 // the source must be followed from the load's own position.
 func (s *Store) NewGeneration() (*Loader, error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return nil, err
 	}
@@ -69,21 +69,21 @@ func (s *Store) NewGeneration() (*Loader, error) {
 // Add adds a row, in any order. "" is NULL.
 func (l *Loader) Add(id id.RowID, restaurant, client id.ID) error {
 	switch {
-	case l.over:
+	case l.ended:
 		return ErrClosed
 	case l.err != nil:
 		return l.err
 	case id == "":
 		return errors.New("load row: no row id")
 	}
-	r := row{restaurant, client, true}
-	l.sum += l.chunk.add(id, r)
+	r := storedRow{restaurant, client, true}
+	l.sum += l.chunk.addRow(id, r)
 	l.rows++
-	if r.subscribed() {
+	if r.isSubscription() {
 		l.subs++
 	}
-	if l.chunk.size() >= l.s.o.chunkBytes {
-		l.err = l.spill()
+	if l.chunk.memorySize() >= l.s.o.chunkBytes {
+		l.err = l.spillChunk()
 	}
 	return l.err
 }
@@ -113,28 +113,28 @@ func (l *Loader) Finish(src Source, end id.LSN) error {
 	if err != nil {
 		return err
 	}
-	return g.over(g.flip(end, nil))
+	return g.finish(g.takeOver(end, nil))
 }
 
 // Load makes the rows durable as a generation that is not served yet and shows
 // src as of end. The load is over, but no other can begin before the
 // generation is flipped or dropped.
 func (l *Loader) Load(src Source, end id.LSN) (*Generation, error) {
-	if l.over {
+	if l.ended {
 		return nil, ErrClosed
 	}
-	if err := l.load(); err != nil {
-		return nil, l.s.check(errors.Join(err, l.Abort()))
+	if err := l.writeTables(); err != nil {
+		return nil, l.s.checkDamage(errors.Join(err, l.Abort()))
 	}
-	g := &Generation{s: l.s, src: src, r: record{gen: l.gen, end: end, rows: l.subs, sum: l.sum}}
-	if err := l.release(); err != nil {
+	g := &Generation{s: l.s, src: src, r: stateRecord{gen: l.gen, end: end, rows: l.subs, sum: l.sum}}
+	if err := l.releaseFiles(); err != nil {
 		return nil, errors.Join(err, g.Drop())
 	}
 	return g, nil
 }
 
-func (l *Loader) load() error {
-	done, err := l.s.use()
+func (l *Loader) writeTables() error {
+	done, err := l.s.acquire()
 	if err != nil {
 		return err
 	}
@@ -142,32 +142,32 @@ func (l *Loader) load() error {
 	if l.err != nil {
 		return l.err
 	}
-	if err := errors.Join(l.spill(), l.awaitSpill()); err != nil {
+	if err := errors.Join(l.spillChunk(), l.awaitSpill()); err != nil {
 		return err
 	}
-	l.chunk, l.spare = chunk{}, chunk{}
-	tables, err := l.build()
+	l.chunk, l.spare = loadChunk{}, loadChunk{}
+	tables, err := l.buildTables()
 	if err != nil {
 		return err
 	}
-	return l.ingest(tables)
+	return l.ingestTables(tables)
 }
 
 // Abort ends a load without effect. After Finish or Load it does nothing.
 func (l *Loader) Abort() error {
-	if l.over {
+	if l.ended {
 		return nil
 	}
-	err := l.release()
+	err := l.releaseFiles()
 	l.s.endLoad()
 	return err
 }
 
-// release gives back the load's memory and files.
-func (l *Loader) release() error {
-	l.over = true
+// releaseFiles gives back the load's memory and files.
+func (l *Loader) releaseFiles() error {
+	l.ended = true
 	_ = l.awaitSpill() // what it wrote goes
-	l.chunk, l.spare = chunk{}, chunk{}
+	l.chunk, l.spare = loadChunk{}, loadChunk{}
 	if l.parts != nil {
 		_ = l.parts.Close() // it goes
 	}
@@ -180,17 +180,17 @@ func (l *Loader) release() error {
 	return nil
 }
 
-// chunk is a part of a load in memory: rows one after the other in an arena,
+// loadChunk is a part of a load in memory: rows one after the other in an arena,
 // each as restaurant, client (00 for NULL), row id. So the tail of a join key
 // and the value of a row are contiguous pieces of it.
-type chunk struct {
+type loadChunk struct {
 	arena   []byte
-	entries []entry
+	entries []chunkEntry
 	order   extsort.Sorter // by row id
 }
 
-// entry locates a row in the arena: ids at [at, id), row id at [id, end).
-type entry struct {
+// chunkEntry locates a row in the arena: ids at [at, id), row id at [id, end).
+type chunkEntry struct {
 	at, id, end uint32
 	sub         bool // has both ids
 }
@@ -199,9 +199,9 @@ type entry struct {
 // itself, and its place in a list and a spare one.
 const entryBytes = 16 + 2*16
 
-// add appends a row and returns its fingerprint.
-func (c *chunk) add(id id.RowID, r row) (sum uint64) {
-	e := entry{at: uint32(len(c.arena)), sub: r.subscribed()}
+// addRow appends a row and returns its fingerprint.
+func (c *loadChunk) addRow(id id.RowID, r storedRow) (sum uint64) {
+	e := chunkEntry{at: uint32(len(c.arena)), sub: r.isSubscription()}
 	c.arena = r.appendValue(c.arena)
 	e.id = uint32(len(c.arena))
 	c.arena = append(c.arena, id...)
@@ -210,30 +210,30 @@ func (c *chunk) add(id id.RowID, r row) (sum uint64) {
 	return xxhash.Sum64(c.joinKey(e))
 }
 
-// size is what the chunk takes in the arena and, once sorted, in entries.
-func (c *chunk) size() int { return len(c.arena) + entryBytes*len(c.entries) }
+// memorySize is what the chunk takes in the arena and, once sorted, in entries.
+func (c *loadChunk) memorySize() int { return len(c.arena) + entryBytes*len(c.entries) }
 
-func (c *chunk) reset() { c.arena, c.entries = c.arena[:0], c.entries[:0] }
+func (c *loadChunk) reset() { c.arena, c.entries = c.arena[:0], c.entries[:0] }
 
-func (c *chunk) rowID(e entry) []byte   { return c.arena[e.id:e.end] }
-func (c *chunk) value(e entry) []byte   { return c.arena[e.at:e.id] }
-func (c *chunk) joinKey(e entry) []byte { return c.arena[e.at:e.end] }
+func (c *loadChunk) rowID(e chunkEntry) []byte   { return c.arena[e.id:e.end] }
+func (c *loadChunk) value(e chunkEntry) []byte   { return c.arena[e.at:e.id] }
+func (c *loadChunk) joinKey(e chunkEntry) []byte { return c.arena[e.at:e.end] }
 
-// sorted gives the entries in the order of row ids.
-func (c *chunk) sorted() []extsort.Ranked {
+// sortedEntries gives the entries in the order of row ids.
+func (c *loadChunk) sortedEntries() []extsort.RankedEntry {
 	return c.order.Sort(len(c.entries), 0, func(i uint32) []byte { return c.rowID(c.entries[i]) })
 }
 
-// spilt is the end of a spill, which gives its chunk back.
-type spilt struct {
-	chunk chunk
+// spillResult is the end of a spill, which gives its chunk back.
+type spillResult struct {
+	chunk loadChunk
 	err   error
 }
 
-// spill begins to write the chunk, row index and join keys at once, and leaves an
+// spillChunk begins to write the chunk, row index and join keys at once, and leaves an
 // empty one to be filled meanwhile. It waits for the spill before it, and returns
 // its error.
-func (l *Loader) spill() error {
+func (l *Loader) spillChunk() error {
 	if len(l.chunk.entries) == 0 {
 		return nil
 	}
@@ -248,36 +248,36 @@ func (l *Loader) spill() error {
 		l.runs = runs
 	}
 	full := l.chunk
-	l.chunk, l.spare = l.spare, chunk{}
+	l.chunk, l.spare = l.spare, loadChunk{}
 	l.chunk.reset()
-	l.spilt = make(chan spilt, 1)
-	go func(end chan<- spilt) {
+	l.spilling = make(chan spillResult, 1)
+	go func(end chan<- spillResult) {
 		rows := make(chan error, 1)
 		go func() { rows <- l.runs.Add(full.spillRows) }()
 		err := l.spillJoins(&full)
-		end <- spilt{full, errors.Join(err, <-rows)}
-	}(l.spilt)
+		end <- spillResult{full, errors.Join(err, <-rows)}
+	}(l.spilling)
 	return nil
 }
 
 // awaitSpill waits for the spill under way, if there is one.
 func (l *Loader) awaitSpill() error {
-	if l.spilt == nil {
+	if l.spilling == nil {
 		return nil
 	}
-	end := <-l.spilt
-	l.spilt, l.spare = nil, end.chunk
+	end := <-l.spilling
+	l.spilling, l.spare = nil, end.chunk
 	return end.err
 }
 
-// newPath names a file of the load.
-func (l *Loader) newPath(kind string, space byte) string {
+// newFileName names a file of the load.
+func (l *Loader) newFileName(kind string, space byte) string {
 	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, l.files.Add(1)))
 }
 
 // NewRuns makes a file of sorted runs.
 func (l *Loader) newRuns(space byte) (*extsort.Runs, error) {
-	name := l.newPath("runs", space)
+	name := l.newFileName("runs", space)
 	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return nil, fmt.Errorf("make file of sorted runs: %w", err)
@@ -286,8 +286,8 @@ func (l *Loader) newRuns(space byte) (*extsort.Runs, error) {
 }
 
 // spillRows leaves duplicates in, which the merge names.
-func (c *chunk) spillRows(w *extsort.RunWriter) error {
-	for _, r := range c.sorted() {
+func (c *loadChunk) spillRows(w *extsort.RunWriter) error {
+	for _, r := range c.sortedEntries() {
 		e := c.entries[r.Entry]
 		if err := w.Add(c.rowID(e), c.value(e)); err != nil {
 			return err
@@ -298,9 +298,9 @@ func (c *chunk) spillRows(w *extsort.RunWriter) error {
 
 // spillJoins divides the chunk's subscriptions among the ranges, which the first
 // chunk decides on.
-func (l *Loader) spillJoins(c *chunk) error {
+func (l *Loader) spillJoins(c *loadChunk) error {
 	if l.parts == nil {
-		f, err := l.s.o.fs.Create(l.newPath("ranges", spaceJoin), vfs.WriteCategoryUnspecified)
+		f, err := l.s.o.fs.Create(l.newFileName("ranges", spaceJoin), vfs.WriteCategoryUnspecified)
 		if err != nil {
 			return fmt.Errorf("make file of ranges: %w", err)
 		}

@@ -58,7 +58,7 @@ func loadAll(t *testing.T, chunk, rows int, row func(i int) (restaurant, client 
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := model{}
+	m := modelRows{}
 	for i := range rows {
 		restaurant, client := row(i)
 		at := rowN(i)
@@ -82,7 +82,7 @@ func loadAll(t *testing.T, chunk, rows int, row func(i int) (restaurant, client 
 	}
 }
 
-func r(restaurant, client id.ID) row { return row{restaurant, client, true} }
+func r(restaurant, client id.ID) storedRow { return storedRow{restaurant, client, true} }
 
 // TestLoadDuplicateInRange: a row of the same restaurant and client twice, in a
 // range that fits into memory and in one that does not.

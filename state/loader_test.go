@@ -27,7 +27,7 @@ func smallChunks() Options {
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	for _, rows := range []int{0, 1, 100, 5000} {
-		w, m, dir := newWorld(t, uint64(rows)), model{}, t.TempDir()
+		w, m, dir := newWorld(t, uint64(rows)), modelRows{}, t.TempDir()
 		s, err := Open(dir, smallChunks())
 		if err != nil {
 			t.Fatal(err)
@@ -41,7 +41,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("a second load: %v, want ErrLoading", err)
 		}
 		for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(rows) {
-			r := row{w.pick(w.restaurants), w.pick(w.clients), true}
+			r := storedRow{w.pick(w.restaurants), w.pick(w.clients), true}
 			m[rowN(i)] = r
 			if err := l.Add(rowN(i), r.restaurant, r.client); err != nil {
 				t.Fatal(err)
@@ -66,7 +66,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-func checkLoaded(t *testing.T, s *Store, m model, w *world, want Source) {
+func checkLoaded(t *testing.T, s *Store, m modelRows, w *storeModel, want Source) {
 	t.Helper()
 	if src, ok := s.Source(); !ok || src != want {
 		t.Errorf("source is %+v, %v; want %+v", src, ok, want)
@@ -153,7 +153,7 @@ func TestLoadAbort(t *testing.T) {
 	if err := errors.Join(l.Add(rowN(1), "", ""), l.Finish(Source{}, 1)); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Abort: %v, want ErrClosed", err)
 	}
-	checkRows(t, s, model{})
+	checkRows(t, s, modelRows{})
 }
 
 // TestLoadWithFewDescriptors loads hundreds of runs, of rows and of one range of

@@ -84,7 +84,7 @@ func (m *Manifest) Folder(dir string) string {
 	return filepath.Join(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
 }
 
-func (m *Manifest) encode() ([]byte, error) {
+func (m *Manifest) encodeManifest() ([]byte, error) {
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode manifest: %w", err)

@@ -15,48 +15,48 @@ import (
 	"dinnerbell/state/id"
 )
 
-// vandal writes behind the store's back: keys of the generation that is served
+// rowVandal writes behind the store's back: keys of the generation that is served
 // appear or go, and nothing else tells of it.
-type vandal struct {
+type rowVandal struct {
 	t     testing.TB
 	s     *Store
 	batch *pebble.Batch
 }
 
-func damaged(t testing.TB, s *Store, do func(d *vandal)) {
+func damaged(t testing.TB, s *Store, do func(d *rowVandal)) {
 	t.Helper()
-	d := &vandal{t: t, s: s, batch: s.db.NewBatch()}
+	d := &rowVandal{t: t, s: s, batch: s.db.NewBatch()}
 	do(d)
 	if err := d.batch.Commit(pebble.Sync); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (d *vandal) check(err error) {
+func (d *rowVandal) check(err error) {
 	d.t.Helper()
 	if err != nil {
 		d.t.Fatal(err)
 	}
 }
 
-func (d *vandal) dropRow(id id.RowID) {
+func (d *rowVandal) dropRow(id id.RowID) {
 	d.check(d.batch.Delete(appendRowKey(nil, d.s.written.gen, id), nil))
 }
 
-func (d *vandal) setRow(id id.RowID, r row) {
+func (d *rowVandal) setRow(id id.RowID, r storedRow) {
 	d.check(d.batch.Set(appendRowKey(nil, d.s.written.gen, id), r.appendValue(nil), nil))
 }
 
-func (d *vandal) dropJoin(id id.RowID, r row) {
+func (d *rowVandal) dropJoin(id id.RowID, r storedRow) {
 	d.check(d.batch.Delete(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil))
 }
 
-func (d *vandal) setJoin(id id.RowID, r row) {
+func (d *rowVandal) setJoin(id id.RowID, r storedRow) {
 	d.check(d.batch.Set(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil, nil))
 }
 
 // verify compares the frozen rows with m, first as sums, then row by row.
-func verify(t testing.TB, f *Frozen, m model, without map[id.RowID]struct{}) []Difference {
+func verify(t testing.TB, f *Frozen, m modelRows, without map[id.RowID]struct{}) []Difference {
 	t.Helper()
 	want := &Tally{}
 	each := func(add func(id.RowID, id.ID, id.ID) error) {
@@ -98,9 +98,9 @@ func freeze(t testing.TB, s *Store) *Frozen {
 }
 
 // filled is a store that holds n rows of mixed ids, and the rows.
-func filled(t testing.TB, o Options, n int) (*Store, model) {
+func filled(t testing.TB, o Options, n int) (*Store, modelRows) {
 	t.Helper()
-	s, m := openStore(t, "state", o), model{}
+	s, m := openStore(t, "state", o), modelRows{}
 	restaurants := ids(3, 1)
 	for i, client := range ids(n, 2) {
 		rowID := rowN(i - n/4)
@@ -110,12 +110,12 @@ func filled(t testing.TB, o Options, n int) (*Store, model) {
 		case 2:
 			rowID = id.PackRow(client.Text())
 		}
-		m[rowID] = row{restaurants[i%3], client, true}
+		m[rowID] = storedRow{restaurants[i%3], client, true}
 		if i%9 == 0 {
-			m[rowID] = row{"", client, true}
+			m[rowID] = storedRow{"", client, true}
 		}
 	}
-	if err := begin(t, s, m, Source{}, 5).flip(5, nil); err != nil {
+	if err := begin(t, s, m, Source{}, 5).takeOver(5, nil); err != nil {
 		t.Fatal(err)
 	}
 	s.endLoad()
@@ -129,32 +129,32 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 	o := testOptions()
 	o.fs = vfs.NewMem()
 	s, m := filled(t, o, 300)
-	x := row{packID(t, "wrong place"), packID(t, "wrong client"), true}
+	x := storedRow{packID(t, "wrong place"), packID(t, "wrong client"), true}
 	sub, null := rowN(-20), rowN(-66) // -66 is number 9
-	if !m[sub].subscribed() || m[null].subscribed() || !m[null].stored {
+	if !m[sub].isSubscription() || m[null].isSubscription() || !m[null].stored {
 		t.Fatal("the rows are not what the cases need")
 	}
 	r := m[sub]
 	strange := id.PackRow("no such row")
 	for _, c := range []struct {
 		name string
-		do   func(d *vandal)
+		do   func(d *rowVandal)
 		id   id.RowID
 		want []string
 	}{
-		{"row missing", func(d *vandal) { d.dropRow(sub) }, sub, []string{"rows missing"}},
-		{"row extra", func(d *vandal) { d.setRow(strange, x) }, strange, []string{"rows extra"}},
-		{"row with NULL missing", func(d *vandal) { d.dropRow(null) }, null, []string{"rows missing"}},
-		{"row flipped", func(d *vandal) { d.setRow(sub, x) }, sub, []string{"rows different"}},
-		{"row lost its client", func(d *vandal) { d.setRow(sub, row{r.restaurant, "", true}) }, sub, []string{"rows different"}},
-		{"join missing", func(d *vandal) { d.dropJoin(sub, r) }, sub, []string{"join missing"}},
-		{"join extra", func(d *vandal) { d.setJoin(strange, x) }, strange, []string{"join extra"}},
-		{"join extra beside the right one", func(d *vandal) { d.setJoin(sub, x) }, sub, []string{"join extra"}},
-		{"join of a NULL", func(d *vandal) { d.setJoin(null, x) }, null, []string{"join extra"}},
-		{"join flipped", func(d *vandal) { d.dropJoin(sub, r); d.setJoin(sub, x) }, sub, []string{"join different"}},
-		{"both missing", func(d *vandal) { d.dropRow(sub); d.dropJoin(sub, r) }, sub, []string{"rows missing", "join missing"}},
-		{"both extra", func(d *vandal) { d.setRow(strange, x); d.setJoin(strange, x) }, strange, []string{"rows extra", "join extra"}},
-		{"both flipped", func(d *vandal) { d.setRow(sub, x); d.dropJoin(sub, r); d.setJoin(sub, x) }, sub, []string{"rows different", "join different"}},
+		{"row missing", func(d *rowVandal) { d.dropRow(sub) }, sub, []string{"rows missing"}},
+		{"row extra", func(d *rowVandal) { d.setRow(strange, x) }, strange, []string{"rows extra"}},
+		{"row with NULL missing", func(d *rowVandal) { d.dropRow(null) }, null, []string{"rows missing"}},
+		{"row flipped", func(d *rowVandal) { d.setRow(sub, x) }, sub, []string{"rows different"}},
+		{"row lost its client", func(d *rowVandal) { d.setRow(sub, storedRow{r.restaurant, "", true}) }, sub, []string{"rows different"}},
+		{"join missing", func(d *rowVandal) { d.dropJoin(sub, r) }, sub, []string{"join missing"}},
+		{"join extra", func(d *rowVandal) { d.setJoin(strange, x) }, strange, []string{"join extra"}},
+		{"join extra beside the right one", func(d *rowVandal) { d.setJoin(sub, x) }, sub, []string{"join extra"}},
+		{"join of a NULL", func(d *rowVandal) { d.setJoin(null, x) }, null, []string{"join extra"}},
+		{"join flipped", func(d *rowVandal) { d.dropJoin(sub, r); d.setJoin(sub, x) }, sub, []string{"join different"}},
+		{"both missing", func(d *rowVandal) { d.dropRow(sub); d.dropJoin(sub, r) }, sub, []string{"rows missing", "join missing"}},
+		{"both extra", func(d *rowVandal) { d.setRow(strange, x); d.setJoin(strange, x) }, strange, []string{"rows extra", "join extra"}},
+		{"both flipped", func(d *rowVandal) { d.setRow(sub, x); d.dropJoin(sub, r); d.setJoin(sub, x) }, sub, []string{"rows different", "join different"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			damaged(t, s, c.do)
@@ -186,7 +186,7 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 }
 
 // sound checks that nothing differs and that the counts are right.
-func sound(t testing.TB, s *Store, m model) {
+func sound(t testing.TB, s *Store, m modelRows) {
 	t.Helper()
 	if err := s.CheckRows(t.Context()); err != nil {
 		t.Error(err)
@@ -235,10 +235,10 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	o := testOptions()
 	o.fs = vfs.NewMem()
 	s, m := filled(t, o, 100)
-	x := row{packID(t, "x"), packID(t, "y"), true}
+	x := storedRow{packID(t, "x"), packID(t, "y"), true}
 	extra, flipped, moved := id.PackRow("extra"), rowN(-20), rowN(-15)
 	was := m[moved]
-	damaged(t, s, func(d *vandal) {
+	damaged(t, s, func(d *rowVandal) {
 		d.setRow(extra, x)
 		d.setRow(flipped, x)
 		d.dropJoin(moved, was)
@@ -297,14 +297,14 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 // the right count.
 func TestMendCrash(t *testing.T) {
 	t.Parallel()
-	rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(3, 3))}
+	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(3, 3))}
 	s, m := filled(t, crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))), 120)
-	damaged(t, s, func(d *vandal) {
+	damaged(t, s, func(d *rowVandal) {
 		for i, id := range slices.Sorted(maps.Keys(m)) {
 			switch r := m[id]; {
 			case i%4 == 0:
 				d.dropRow(id)
-			case i%4 == 1 && r.subscribed():
+			case i%4 == 1 && r.isSubscription():
 				d.dropJoin(id, r)
 			}
 		}

@@ -11,18 +11,18 @@ import (
 	"dinnerbell/state/id"
 )
 
-// model is the store as a map: what it must hold after each transaction.
-type model map[id.RowID]row
+// modelRows is the store as a map: what it must hold after each transaction.
+type modelRows map[id.RowID]storedRow
 
 // apply does what change says, in the plainest way.
-func (m model) apply(c id.Change) {
+func (m modelRows) apply(c id.Change) {
 	switch c.Op {
 	case id.Truncate:
 		clear(m)
 	case id.Delete:
 		delete(m, c.Row)
 	default:
-		next := row{c.Restaurant, c.Client, true}
+		next := storedRow{c.Restaurant, c.Client, true}
 		from := c.Row
 		if c.OldRow != "" {
 			from = c.OldRow
@@ -38,9 +38,9 @@ func (m model) apply(c id.Change) {
 	}
 }
 
-func (m model) subscriptions() (n int64) {
+func (m modelRows) subscriptions() (n int64) {
 	for _, r := range m {
-		if r.subscribed() {
+		if r.isSubscription() {
 			n++
 		}
 	}
@@ -48,10 +48,10 @@ func (m model) subscriptions() (n int64) {
 }
 
 // audience is the distinct clients of a restaurant in packed order.
-func (m model) audience(restaurant id.ID) []string {
+func (m modelRows) audience(restaurant id.ID) []string {
 	set := map[id.ID]bool{}
 	for _, r := range m {
-		if r.subscribed() && r.restaurant == restaurant {
+		if r.isSubscription() && r.restaurant == restaurant {
 			set[r.client] = true
 		}
 	}
@@ -62,26 +62,26 @@ func (m model) audience(restaurant id.ID) []string {
 	return out
 }
 
-// world is what transactions are made of: few ids, so that they collide.
-type world struct {
+// storeModel is what transactions are made of: few ids, so that they collide.
+type storeModel struct {
 	r           *rand.Rand
 	restaurants []id.ID
 	clients     []id.ID
 	rows        int
 }
 
-func newWorld(t testing.TB, seed uint64) *world {
+func newWorld(t testing.TB, seed uint64) *storeModel {
 	t.Helper()
-	w := &world{r: rand.New(rand.NewPCG(seed, 9)), rows: 24}
+	w := &storeModel{r: rand.New(rand.NewPCG(seed, 9)), rows: 24}
 	w.restaurants = append(ids(2, seed), packID(t, "pizza"), packID(t, "pizz"), packID(t, "p\xc3\xa9"))
 	w.clients = append(ids(5, seed+1), packID(t, "7"), packID(t, "7 "), packID(t, "{7}"))
 	return w
 }
 
-func (w *world) row() id.RowID { return rowN(w.r.IntN(w.rows) - w.rows/2) }
+func (w *storeModel) row() id.RowID { return rowN(w.r.IntN(w.rows) - w.rows/2) }
 
 // pick returns one of list, sometimes NULL.
-func (w *world) pick(list []id.ID) id.ID {
+func (w *storeModel) pick(list []id.ID) id.ID {
 	if w.r.IntN(12) == 0 {
 		return ""
 	}
@@ -90,7 +90,7 @@ func (w *world) pick(list []id.ID) id.ID {
 
 // transaction makes changes that Postgres could send at the state m, which it
 // moves on. Without keep there are none whose key changes under kept values.
-func (w *world) transaction(m model, size int, keep bool) []id.Change {
+func (w *storeModel) transaction(m modelRows, size int, keep bool) []id.Change {
 	var changes []id.Change
 	for range size {
 		c, ok := w.change(m)
@@ -106,7 +106,7 @@ func (w *world) transaction(m model, size int, keep bool) []id.Change {
 	return changes
 }
 
-func (w *world) change(m model) (id.Change, bool) {
+func (w *storeModel) change(m modelRows) (id.Change, bool) {
 	c := id.Change{Row: w.row(), Restaurant: w.pick(w.restaurants), Client: w.pick(w.clients)}
 	_, exists := m[c.Row]
 	switch n := w.r.IntN(100); {
@@ -135,7 +135,7 @@ func (w *world) change(m model) (id.Change, bool) {
 }
 
 // checkModel compares everything that readers see, and the two indexes.
-func checkModel(t testing.TB, s *Store, m model, restaurants []id.ID) {
+func checkModel(t testing.TB, s *Store, m modelRows, restaurants []id.ID) {
 	t.Helper()
 	if got := s.Subscriptions(); got != m.subscriptions() {
 		t.Fatalf("%d subscriptions, want %d", got, m.subscriptions())
@@ -153,9 +153,9 @@ func checkModel(t testing.TB, s *Store, m model, restaurants []id.ID) {
 
 // checkRows compares the row index, where a NULL is seen too, and counts the
 // join keys. Not for the middle of a transaction: it reads what is written.
-func checkRows(t testing.TB, s *Store, m model) {
+func checkRows(t testing.TB, s *Store, m modelRows) {
 	t.Helper()
-	rows, joins := model{}, int64(0)
+	rows, joins := modelRows{}, int64(0)
 	for _, space := range loadSpaces {
 		it, err := s.db.NewIter(nil)
 		if err != nil {
@@ -204,7 +204,7 @@ func TestModel(t *testing.T) {
 }
 
 func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the test itself: a failure must name its line here
-	w, m, dir := newWorld(t, seed), model{}, t.TempDir()
+	w, m, dir := newWorld(t, seed), modelRows{}, t.TempDir()
 	s, err := Open(dir, testOptions())
 	if err != nil {
 		t.Fatal(err)
@@ -242,7 +242,7 @@ func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the te
 
 // applyParts applies one transaction in parts, sometimes cut and sent again.
 // Readers must see the state before it until its end.
-func applyParts(t *testing.T, s *Store, w *world, before model, changes []id.Change, end id.LSN) {
+func applyParts(t *testing.T, s *Store, w *storeModel, before modelRows, changes []id.Change, end id.LSN) {
 	t.Helper()
 	from := s.EndLSN()
 	for cut := w.r.IntN(2) == 0; ; cut = false {
@@ -318,7 +318,7 @@ func TestRefusedBatchChangesNothing(t *testing.T) {
 	if !errors.Is(err, ErrMissingRow) {
 		t.Fatalf("got %v, want ErrMissingRow", err)
 	}
-	checkModel(t, s, model{rowN(1): {r, c[0], true}}, []id.ID{r})
+	checkModel(t, s, modelRows{rowN(1): {r, c[0], true}}, []id.ID{r})
 	if s.EndLSN() != 10 {
 		t.Errorf("end is %s, want 0/A", s.EndLSN())
 	}
@@ -341,7 +341,7 @@ func TestTornKeep(t *testing.T) {
 		t.Fatalf("got %v, want ErrTorn", err)
 	}
 	apply(t, s, 20, gone)
-	checkModel(t, s, model{}, r)
+	checkModel(t, s, modelRows{}, r)
 }
 
 func TestSync(t *testing.T) {

@@ -28,21 +28,21 @@ import (
 func Open(dir string, o Options) (*Store, error) {
 	o = o.withDefaults()
 	for _, pause := range o.openPauses {
-		s, err := open(dir, o)
-		if err == nil || !mayPass(err) {
+		s, err := openOnce(dir, o)
+		if err == nil || !isTemporary(err) {
 			return s, err
 		}
 		o.Logger.Warn("the state directory cannot be opened and is tried again", "dir", dir, "error", err)
 		<-time.After(pause)
 	}
-	s, err := open(dir, o)
-	if err != nil && mayPass(err) {
+	s, err := openOnce(dir, o)
+	if err != nil && isTemporary(err) {
 		err = fmt.Errorf("%w; what is stored was left as it is: start again when the disk answers", err)
 	}
 	return s, err
 }
 
-func open(dir string, o Options) (*Store, error) {
+func openOnce(dir string, o Options) (*Store, error) {
 	if err := statedir.MakeDir(o.fs, dir); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
@@ -56,35 +56,35 @@ func open(dir string, o Options) (*Store, error) {
 	if s.instance, err = statedir.ReadInstance(o.fs, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("read instance id of state directory %s: %w", dir, err), lock.Close())
 	}
-	if err := s.open(); err != nil {
-		err = naming(readWriter(o.fs, dir), err)
+	if err := s.openOrReplace(); err != nil {
+		err = withWriterVersion(readWriterVersion(o.fs, dir), err)
 		return nil, errors.Join(fmt.Errorf("open state in %s: %w", dir, err), lock.Close())
 	}
 	return s, nil
 }
 
-// open opens the store, a fresh one if the old one had to be set aside.
-func (s *Store) open() error {
+// openOrReplace opens the store, a fresh one if the old one had to be set aside.
+func (s *Store) openOrReplace() error {
 	if err := refuseForeignDir(s.o.fs, s.dir); err != nil {
 		return err
 	}
 	if _, err := finishRestore(s.o.fs, s.dir); err != nil {
 		return err
 	}
-	reason := s.condemned()
+	reason := s.readCorruptMark()
 	if reason != nil && !errors.Is(reason, ErrCorrupt) {
 		return reason // the mark could not be read, which says nothing of the store
 	}
 	if reason == nil {
 		reason = s.openStore()
-		if errors.Is(reason, ErrForeign) && s.ours() {
+		if errors.Is(reason, ErrForeign) && s.isMarkedOurs() {
 			reason = fmt.Errorf("%w: it is dinnerbell's and does not look like it: %v", ErrCorrupt, reason) //nolint:errorlint // it is not foreign
 		}
-		if reason == nil || keeps(reason) {
+		if reason == nil || isEnvironmental(reason) {
 			return reason
 		}
 	}
-	if err := s.quarantine(reason); err != nil {
+	if err := s.setStoreAside(reason); err != nil {
 		return err
 	}
 	return s.openStore()
@@ -94,29 +94,29 @@ func (s *Store) open() error {
 // left open.
 func (s *Store) openStore() error {
 	store := s.o.fs.PathJoin(s.dir, statedir.StoreName)
-	if err := probe(s.o, store); err != nil {
+	if err := inspectStore(s.o, store); err != nil {
 		return err
 	}
-	if err := s.claim(); err != nil {
+	if err := s.markOurs(); err != nil {
 		return err
 	}
-	s.pebbleOpts = s.o.newPebbleOptions(s.condemn)
+	s.pebbleOpts = s.o.newPebbleOptions(s.markCorrupt)
 	db, err := openPebble(store, s.pebbleOpts)
 	if err != nil {
 		return err
 	}
 	s.db = db
-	if err := s.recover(); err != nil {
+	if err := s.loadRecords(); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	return nil
 }
 
-// claim marks the directory as ours, once it is known that store/ is, or that
+// markOurs marks the directory as ours, once it is known that store/ is, or that
 // there is none yet. A store whose own mark is lost with other damage is then
 // not taken for somebody else's, which would have to be left alone.
-func (s *Store) claim() error {
-	if s.ours() {
+func (s *Store) markOurs() error {
+	if s.isMarkedOurs() {
 		return nil
 	}
 	err := statedir.WriteFile(s.o.fs, s.o.fs.PathJoin(s.dir, statedir.OursName), nil)
@@ -126,14 +126,14 @@ func (s *Store) claim() error {
 	return nil
 }
 
-func (s *Store) ours() bool {
+func (s *Store) isMarkedOurs() bool {
 	_, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, statedir.OursName))
 	return err == nil
 }
 
-// probe looks whether there is a store and whether it is ours, without
+// inspectStore looks whether there is a store and whether it is ours, without
 // changing it: opening for writing would raise a stranger's format version.
-func probe(o Options, store string) error {
+func inspectStore(o Options, store string) error {
 	names, err := o.fs.List(store)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
 		return nil
@@ -153,15 +153,15 @@ func probe(o Options, store string) error {
 	if err != nil {
 		return err
 	}
-	found, err := o.format.check(db)
+	found, err := o.format.checkFormat(db)
 	if err == nil && found == o.format.version { // all rows of others are read in any case
-		err = checkSuspect(o, store, names, db)
+		err = checkSuspectedHole(o, store, names, db)
 	}
 	return errors.Join(err, db.Close())
 }
 
-// checkSuspect reads all rows of a store that may have lost some.
-func checkSuspect(o Options, store string, names []string, db *pebble.DB) error {
+// checkSuspectedHole reads all rows of a store that may have lost some.
+func checkSuspectedHole(o Options, store string, names []string, db *pebble.DB) error {
 	hole, err := pebblecheck.MayHaveHole(o.fs, store, names, db)
 	if err != nil || !hole {
 		return err
@@ -171,7 +171,7 @@ func checkSuspect(o Options, store string, names []string, db *pebble.DB) error 
 		return err
 	}
 	o.Logger.Info("local state was not closed in order; its rows are checked", "rows", r.rows)
-	return checkRecord(context.Background(), db, r)
+	return checkStoredRows(context.Background(), db, r)
 }
 
 // refuseForeignDir refuses a directory that is itself somebody's store.
@@ -198,22 +198,22 @@ func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
 	}
 	v, err := strconv.ParseUint(value, 10, 32)
 	if err == nil && pebble.FormatMajorVersion(v) > pebble.FormatNewest {
-		return newerFormat("Pebble format", uint32(v), uint32(pebble.FormatNewest))
+		return newerFormatError("Pebble format", uint32(v), uint32(pebble.FormatNewest))
 	}
 	return nil
 }
 
-// recover reads what the store holds, writes the first records into a fresh
+// loadRecords reads what the store holds, writes the first records into a fresh
 // one, and removes what an unfinished load left.
-func (s *Store) recover() error {
-	found, err := s.o.format.check(s.db)
+func (s *Store) loadRecords() error {
+	found, err := s.o.format.checkFormat(s.db)
 	if err != nil {
 		return err
 	}
 	if found == 0 {
-		err = s.initialize()
+		err = s.writeFirstRecords()
 	} else {
-		err = s.o.format.bringUp(context.Background(), s.db, found)
+		err = s.o.format.upgradeStore(context.Background(), s.db, found)
 	}
 	if err != nil {
 		return err
@@ -222,7 +222,7 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
-	if err := s.sign(); err != nil {
+	if err := s.writeWriterVersion(); err != nil {
 		return err
 	}
 	s.written, s.nextGen = r, r.gen+1
@@ -231,17 +231,17 @@ func (s *Store) recover() error {
 	}
 	// What Pebble recovers from its log at Open, it has flushed to tables by
 	// the time Open returns: it is durable.
-	s.view = view{record: r, durable: r.end, src: src, loaded: ok}
+	s.view = readerView{stateRecord: r, durable: r.end, src: src, loaded: ok}
 	if err := s.openCheckpoints(); err != nil {
 		return err
 	}
 	return s.removeLeftovers()
 }
 
-func (s *Store) initialize() error {
+func (s *Store) writeFirstRecords() error {
 	b := s.db.NewBatch()
-	first := record{gen: 1}
-	err := errors.Join(b.Set(keyFormat, encodeFormat(s.o.format.version), nil), b.Set(keyState, first.encode(), nil))
+	first := stateRecord{gen: 1}
+	err := errors.Join(b.Set(keyFormat, encodeFormat(s.o.format.version), nil), b.Set(keyState, first.encodeRecord(), nil))
 	if err == nil {
 		err = b.Commit(pebble.Sync)
 	}
@@ -251,10 +251,10 @@ func (s *Store) initialize() error {
 	return nil
 }
 
-// sign leaves the program's version in the directory, for older programs to
+// writeWriterVersion leaves the program's version in the directory, for older programs to
 // name: beside the store, which they may not be able to open.
-func (s *Store) sign() error {
-	if s.o.Writer == "" || s.o.Writer == readWriter(s.o.fs, s.dir) {
+func (s *Store) writeWriterVersion() error {
+	if s.o.Writer == "" || s.o.Writer == readWriterVersion(s.o.fs, s.dir) {
 		return nil
 	}
 	name := s.o.fs.PathJoin(s.dir, statedir.WriterName)
@@ -268,9 +268,9 @@ func (s *Store) sign() error {
 	return nil
 }
 
-// readWriter gives the version of the program that opened the directory last,
+// readWriterVersion gives the version of the program that opened the directory last,
 // "" if that is not known.
-func readWriter(fsys vfs.FS, dir string) string {
+func readWriterVersion(fsys vfs.FS, dir string) string {
 	b, err := statedir.ReadFile(fsys, fsys.PathJoin(dir, statedir.WriterName))
 	if err != nil {
 		return ""

@@ -97,10 +97,10 @@ func TestFormatRefused(t *testing.T) {
 		says string
 	}{
 		"newer version": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, encodeFormat(present.version+1)))
-		}, ErrNewerFormat, fmt.Sprintf("format %d", present.version+1)},
+			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, encodeFormat(currentFormat.version+1)))
+		}, ErrNewerFormat, fmt.Sprintf("format %d", currentFormat.version+1)},
 		"newer Pebble": {func(t *testing.T, dir string) {
-			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, encodeFormat(present.version)))
+			rawStore(t, filepath.Join(dir, statedir.StoreName), set(keyFormat, encodeFormat(currentFormat.version)))
 			old, _ := filepath.Glob(filepath.Join(dir, statedir.StoreName, "marker.format-version.*"))
 			for _, name := range old {
 				if err := os.Rename(name, filepath.Join(dir, statedir.StoreName, "marker.format-version.000099.999")); err != nil {
@@ -274,11 +274,11 @@ func TestCorruptionWhileRunning(t *testing.T) {
 func TestSurroundings(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{syscall.ENOSPC, syscall.EACCES, syscall.EMFILE, os.ErrPermission} {
-		if !keeps(fmt.Errorf("open: %w", err)) {
+		if !isEnvironmental(fmt.Errorf("open: %w", err)) {
 			t.Errorf("%v sets a store aside", err)
 		}
 	}
-	if keeps(pebble.ErrCorruption) {
+	if isEnvironmental(pebble.ErrCorruption) {
 		t.Error("corruption keeps a store")
 	}
 }
@@ -293,7 +293,7 @@ func TestUnreadableMark(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := testOptions()
-	o.fs = errorfs.Wrap(vfs.Default, &trouble{kind: errorfs.OpOpen, word: statedir.CorruptName, errno: syscall.EMFILE, times: 1})
+	o.fs = errorfs.Wrap(vfs.Default, &faultInjector{kind: errorfs.OpOpen, word: statedir.CorruptName, errno: syscall.EMFILE, times: 1})
 	s, err := Open(dir, o)
 	if err == nil {
 		t.Fatal(errors.Join(errors.New("the mark was ignored"), s.Close()))

@@ -44,7 +44,7 @@ type Options struct {
 	Fatal func(message string)
 
 	// format is what is written; the zero value is the present one.
-	format format
+	format storeFormat
 	// fs is the file system; nil is the real one. Tests crash it.
 	fs vfs.FS
 	// chunkBytes is how much of a load is sorted in memory at once, while half
@@ -74,7 +74,7 @@ func (o Options) withDefaults() Options {
 		o.KeepCheckpoints = 3
 	}
 	if o.format.version == 0 {
-		o.format = present
+		o.format = currentFormat
 	}
 	if o.fs == nil {
 		o.fs = statedir.NewPrivateFS(vfs.Default)

@@ -72,7 +72,7 @@ func openPebble(store string, p *pebbleOptions) (db *pebble.DB, err error) {
 		if r == nil {
 			return
 		}
-		if stop, ok := r.(error); ok && keeps(stop) {
+		if stop, ok := r.(error); ok && isEnvironmental(stop) {
 			db, err = nil, fmt.Errorf("open store: %w", stop)
 			return
 		}
@@ -131,7 +131,7 @@ func (l *pebbleLogger) Fatalf(format string, args ...any) {
 		}
 	}
 	l.log.Error("local state cannot go on", "message", stop.message)
-	if l.fatal != nil && (!l.opening.Load() || keeps(stop)) {
+	if l.fatal != nil && (!l.opening.Load() || isEnvironmental(stop)) {
 		l.fatal(stop.message)
 	}
 	panic(stop) //nolint:forbidigo // Pebble has no error path here, see above

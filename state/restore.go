@@ -46,12 +46,12 @@ func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, repla
 		return nil, "", err
 	}
 	if m.Format > o.format.version {
-		return nil, "", naming(m.Writer, newerFormat("format", m.Format, o.format.version))
+		return nil, "", withWriterVersion(m.Writer, newerFormatError("format", m.Format, o.format.version))
 	}
 	if err := m.checkFiles(o.fs, dir); err != nil {
 		return nil, "", err
 	}
-	if err := prepare(ctx, o, dir, m); err != nil {
+	if err := prepareRestore(ctx, o, dir, m); err != nil {
 		return nil, "", fmt.Errorf("restore checkpoint %s: %w", id, errors.Join(err, o.fs.RemoveAll(o.fs.PathJoin(dir, statedir.RestoringName))))
 	}
 	if err := statedir.Rename(o.fs, dir, statedir.RestoringName, statedir.RestoredName); err != nil {
@@ -78,9 +78,9 @@ func (m *Manifest) checkFiles(fsys vfs.FS, dir string) error {
 	return nil
 }
 
-// prepare makes restore.tmp, a store of its own that stands where the manifest
+// prepareRestore makes restore.tmp, a store of its own that stands where the manifest
 // says.
-func prepare(ctx context.Context, o Options, dir string, m *Manifest) error {
+func prepareRestore(ctx context.Context, o Options, dir string, m *Manifest) error {
 	to := o.fs.PathJoin(dir, statedir.RestoringName)
 	if err := o.fs.RemoveAll(to); err != nil {
 		return err
@@ -99,7 +99,7 @@ func prepare(ctx context.Context, o Options, dir string, m *Manifest) error {
 	}
 	db, err := openPebble(to, o.newPebbleOptions(func(error) {}))
 	if err == nil {
-		err = errors.Join(adopt(ctx, o.format, db, m), db.Close())
+		err = errors.Join(adoptCheckpoint(ctx, o.format, db, m), db.Close())
 	}
 	if pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) {
 		return fmt.Errorf("%w: %w", ErrBadCheckpoint, err)
@@ -116,14 +116,14 @@ func linkFile(fsys vfs.FS, from, to, name string) error {
 	return vfs.Copy(fsys, from, to)
 }
 
-// adopt checks the rows of the copy, moves it to the manifest's position, and
+// adoptCheckpoint checks the rows of the copy, moves it to the manifest's position, and
 // forgets what was delivered: a cache of another time is worth nothing.
-func adopt(ctx context.Context, f format, db *pebble.DB, m *Manifest) error {
-	found, err := f.check(db)
+func adoptCheckpoint(ctx context.Context, f storeFormat, db *pebble.DB, m *Manifest) error {
+	found, err := f.checkFormat(db)
 	if err != nil {
 		return err
 	}
-	if err := f.bringUp(ctx, db, found); err != nil {
+	if err := f.upgradeStore(ctx, db, found); err != nil {
 		return err
 	}
 	r, src, ok, err := loadMeta(db)
@@ -133,14 +133,14 @@ func adopt(ctx context.Context, f format, db *pebble.DB, m *Manifest) error {
 	if !ok || src != m.Source || r.gen != m.Gen || r.rows != m.Subscriptions || r.sum != m.Sum || r.torn || r.end > m.EndLSN {
 		return fmt.Errorf("%w: its store is not the one that its manifest tells of", ErrBadCheckpoint)
 	}
-	if err := checkRecord(ctx, db, r); err != nil {
+	if err := checkStoredRows(ctx, db, r); err != nil {
 		return err
 	}
 	r.end = m.EndLSN
 	b := db.NewBatch()
 	defer b.Close()
 	delivered := []byte{spaceDelivered}
-	if err := errors.Join(b.Set(keyState, r.encode(), nil), b.DeleteRange(delivered, prefixEnd(nil, delivered), nil)); err != nil {
+	if err := errors.Join(b.Set(keyState, r.encodeRecord(), nil), b.DeleteRange(delivered, prefixEnd(nil, delivered), nil)); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)

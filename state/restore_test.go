@@ -205,7 +205,7 @@ func TestRestoreRefusesNewer(t *testing.T) {
 	makeStore(t, dir)
 	s := openStore(t, dir, testOptions())
 	m := checkpoint(t, s, CauseAsked)
-	m.Format, m.Writer = present.version+1, "v9.8.7"
+	m.Format, m.Writer = currentFormat.version+1, "v9.8.7"
 	if err := s.replaceManifest(&m); err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func TestRestoreRefusesNewer(t *testing.T) {
 func TestCrashRestore(t *testing.T) {
 	t.Parallel()
 	for _, corrupt := range []bool{false, true} {
-		rec := &recorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(5, 5))}
+		rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(5, 5))}
 		s, err := Open("state", crashOptions(rec.mem))
 		if err != nil {
 			t.Fatal(err)
@@ -231,14 +231,14 @@ func TestCrashRestore(t *testing.T) {
 		m := checkpoint(t, s, CauseAsked)
 		apply(t, s, 20, insert(1000, restaurants[0], restaurants[1]))
 		if corrupt {
-			s.condemn(errors.New("test"))
+			s.markCorrupt(errors.New("test"))
 		}
 		closeStore(t, s)
 		o := crashOptions(rec.fs())
 		if _, _, err := Restore(context.Background(), "state", m.ID, o); err != nil {
 			t.Fatal(err)
 		}
-		rec.crashes = append(rec.crashes, crash{disk: rec.mem.CrashClone(vfs.CrashCloneCfg{})})
+		rec.crashes = append(rec.crashes, crashImage{disk: rec.mem.CrashClone(vfs.CrashCloneCfg{})})
 		seen := map[int64]int{}
 		for i, c := range rec.crashes {
 			rows := afterCrashedRestore(t, c, corrupt)
@@ -256,11 +256,11 @@ func TestCrashRestore(t *testing.T) {
 
 // afterCrashedRestore opens once while a second crash comes at each write, then
 // for good; it returns the rows.
-func afterCrashedRestore(t *testing.T, c crash, corrupt bool) int64 {
+func afterCrashedRestore(t *testing.T, c crashImage, corrupt bool) int64 {
 	t.Helper()
 	// Pebble's own Open relies on file systems that keep the order in which a
 	// directory's entries were made, so the second crash leaves all or nothing.
-	again := &recorder{mem: c.disk, whole: true, r: rand.New(rand.NewPCG(6, 6))}
+	again := &crashRecorder{mem: c.disk, whole: true, r: rand.New(rand.NewPCG(6, 6))}
 	s, err := Open("state", crashOptions(again.fs()))
 	if err != nil {
 		t.Fatalf("crash at write %d: %v", c.write, err)

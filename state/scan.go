@@ -36,23 +36,23 @@ const lookRatio = 16
 
 // NewScan returns a reader of the present state.
 func (s *Store) NewScan() (*Scan, error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return nil, err
 	}
 	defer done()
 	s.mu.RLock()
 	gen := s.view.gen
-	subs, err := s.reader().NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
+	subs, err := s.rowReaderLocked().NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
 	s.mu.RUnlock()
 	if err != nil {
-		return nil, s.check(fmt.Errorf("scan subscriptions: %w", err))
+		return nil, s.checkDamage(fmt.Errorf("scan subscriptions: %w", err))
 	}
 	// While a long transaction is applied, subs may be an old snapshot. The
 	// newest delivered pairs are always the better ones.
 	delivered, err := s.db.NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
 	if err != nil {
-		return nil, s.check(errors.Join(fmt.Errorf("scan delivered pairs: %w", err), subs.Close()))
+		return nil, s.checkDamage(errors.Join(fmt.Errorf("scan delivered pairs: %w", err), subs.Close()))
 	}
 	return &Scan{s: s, gen: gen, subs: subs, delivered: delivered}, nil
 }
@@ -69,7 +69,7 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 	if c.subs == nil {
 		return after, false, ErrClosed
 	}
-	release, err := c.s.use()
+	release, err := c.s.acquire()
 	if err != nil {
 		return after, false, err
 	}
@@ -77,26 +77,26 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 	if restaurant == "" || limit <= 0 {
 		return after, restaurant == "", nil
 	}
-	c.begin(restaurant, after)
-	c.beginDelivered(campaign, after)
-	done, err = c.merge(dst, limit)
+	c.seekRestaurant(restaurant, after)
+	c.seekDelivered(campaign, after)
+	done, err = c.mergeUndelivered(dst, limit)
 	if err = errors.Join(err, c.subs.Error(), c.delivered.Error()); err != nil {
-		return after, false, c.s.check(fmt.Errorf("scan subscriptions: %w", err))
+		return after, false, c.s.checkDamage(fmt.Errorf("scan subscriptions: %w", err))
 	}
 	return id.ID(c.last), done, nil
 }
 
-// begin bounds subs to the restaurant's keys behind the client after.
-func (c *Scan) begin(restaurant, after id.ID) {
+// seekRestaurant bounds subs to the restaurant's keys behind the client after.
+func (c *Scan) seekRestaurant(restaurant, after id.ID) {
 	c.prefix = appendJoinPrefix(c.prefix[:0], c.gen, restaurant)
 	c.seek = prefixEnd(c.seek[:0], c.prefix)
 	c.subs.SetBounds(c.prefix, c.seek) // copied
 	c.last = append(c.last[:0], after...)
-	c.seek = seekAfter(c.seek[:0], c.prefix, after)
+	c.seek = appendSeekKey(c.seek[:0], c.prefix, after)
 }
 
-// beginDelivered sets delivered to the first pair behind the client after.
-func (c *Scan) beginDelivered(campaign, after id.ID) {
+// seekDelivered sets delivered to the first pair behind the client after.
+func (c *Scan) seekDelivered(campaign, after id.ID) {
 	c.marked = false
 	if campaign == "" {
 		return
@@ -105,13 +105,13 @@ func (c *Scan) beginDelivered(campaign, after id.ID) {
 	c.markLen = len(c.mark)
 	c.mark = prefixEnd(c.mark, c.mark[:c.markLen])
 	c.delivered.SetBounds(c.mark[:c.markLen], c.mark[c.markLen:])
-	c.mark = seekAfter(c.mark[:c.markLen], c.mark[:c.markLen:c.markLen], after)
+	c.mark = appendSeekKey(c.mark[:c.markLen], c.mark[:c.markLen:c.markLen], after)
 	c.marked = c.delivered.SeekGE(c.mark[c.markLen:])
 	c.mark = c.mark[:c.markLen]
 }
 
-// seekAfter appends to dst the key at which the clients behind after begin.
-func seekAfter(dst, prefix []byte, after id.ID) []byte {
+// appendSeekKey appends to dst the key at which the clients behind after begin.
+func appendSeekKey(dst, prefix []byte, after id.ID) []byte {
 	start := len(dst)
 	dst = append(append(dst, prefix...), after...)
 	if after == "" {
@@ -122,8 +122,8 @@ func seekAfter(dst, prefix []byte, after id.ID) []byte {
 	return append(dst[:start], dst[end:]...)
 }
 
-// merge walks both iterators once, in step: they are sorted by client.
-func (c *Scan) merge(dst *id.List, limit int) (done bool, err error) {
+// mergeUndelivered walks both iterators once, in step: they are sorted by client.
+func (c *Scan) mergeUndelivered(dst *id.List, limit int) (done bool, err error) {
 	full, looked := dst.Len()+limit, 0
 	for ok := c.subs.SeekGE(c.seek); ok; ok = c.subs.Next() {
 		client := joinClient(c.subs.Key(), len(c.prefix))
@@ -172,7 +172,7 @@ func (c *Scan) Close() error {
 	err := errors.Join(c.subs.Close(), c.delivered.Close())
 	c.subs, c.delivered = nil, nil
 	if err != nil {
-		return c.s.check(fmt.Errorf("close scan: %w", err))
+		return c.s.checkDamage(fmt.Errorf("close scan: %w", err))
 	}
 	return nil
 }
@@ -183,11 +183,11 @@ func (s *Store) Audience(restaurant id.ID) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := scan.audience(restaurant)
+	n, err := scan.countAudience(restaurant)
 	return n, errors.Join(err, scan.Close())
 }
 
-func (c *Scan) audience(restaurant id.ID) (n int64, err error) {
+func (c *Scan) countAudience(restaurant id.ID) (n int64, err error) {
 	var list id.List
 	const step = 4096
 	for after, done := id.ID(""), false; !done; {
@@ -210,11 +210,11 @@ func (s *Store) SimilarRestaurant(restaurant string) (id string, found bool, err
 	if err != nil {
 		return "", false, err
 	}
-	id, found, err = scan.similar(restaurant)
+	id, found, err = scan.findSimilar(restaurant)
 	return id, found, errors.Join(err, scan.Close())
 }
 
-func (c *Scan) similar(restaurant string) (id string, found bool, err error) {
+func (c *Scan) findSimilar(restaurant string) (id string, found bool, err error) {
 	trimmed := strings.TrimRight(restaurant, " ")
 	spellings := []string{trimmed, strings.ToLower(trimmed), strings.ToUpper(trimmed)}
 	if uuid, ok := canonicalUUID(trimmed); ok {
@@ -237,7 +237,7 @@ func (c *Scan) similar(restaurant string) (id string, found bool, err error) {
 // firstRestaurant is text if that restaurant has subscriptions, or with padded
 // the first one that is text and blanks; "" if there is none.
 func (c *Scan) firstRestaurant(text string, padded bool) (string, error) {
-	release, err := c.s.use()
+	release, err := c.s.acquire()
 	if err != nil {
 		return "", err
 	}
@@ -269,7 +269,7 @@ func (c *Scan) checkSimilar(err error) error {
 	if err == nil {
 		return nil
 	}
-	return c.s.check(fmt.Errorf("look for a similar restaurant: %w", err))
+	return c.s.checkDamage(fmt.Errorf("look for a similar restaurant: %w", err))
 }
 
 // canonicalUUID gives the canonical spelling of what Postgres' uuid type accepts:
@@ -290,7 +290,7 @@ func canonicalUUID(text string) (string, bool) {
 // is a cache: what a crash takes of it costs time, not a second notification,
 // so it is not synced.
 func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
@@ -298,7 +298,7 @@ func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
 	if name == "" || clients.Len() == 0 {
 		return nil
 	}
-	if err := s.disk.check(0); err != nil {
+	if err := s.disk.checkRoom(0); err != nil {
 		return err
 	}
 	batch := s.db.NewBatch()
@@ -326,16 +326,16 @@ func (s *Store) ForgetDelivered(names ...id.ID) error {
 	for i, name := range names {
 		prefixes[i] = appendDeliveredPrefix(nil, name)
 	}
-	return s.forgetDelivered(prefixes)
+	return s.dropDelivered(prefixes)
 }
 
 // ForgetAllDelivered drops all pairs.
 func (s *Store) ForgetAllDelivered() error {
-	return s.forgetDelivered([][]byte{{spaceDelivered}})
+	return s.dropDelivered([][]byte{{spaceDelivered}})
 }
 
-func (s *Store) forgetDelivered(prefixes [][]byte) error {
-	done, err := s.use()
+func (s *Store) dropDelivered(prefixes [][]byte) error {
+	done, err := s.acquire()
 	if err != nil {
 		return err
 	}
@@ -344,18 +344,18 @@ func (s *Store) forgetDelivered(prefixes [][]byte) error {
 	defer batch.Close()
 	for _, prefix := range prefixes {
 		if err := batch.DeleteRange(prefix, prefixEnd(nil, prefix), nil); err != nil {
-			return s.check(fmt.Errorf("forget delivered pairs: %w", err))
+			return s.checkDamage(fmt.Errorf("forget delivered pairs: %w", err))
 		}
 	}
 	if err := batch.Commit(pebble.NoSync); err != nil {
-		return s.check(fmt.Errorf("forget delivered pairs: %w", err))
+		return s.checkDamage(fmt.Errorf("forget delivered pairs: %w", err))
 	}
 	return nil
 }
 
 // Delivered counts the pairs in the cache. It reads all of them.
 func (s *Store) Delivered() (n int, err error) {
-	done, err := s.use()
+	done, err := s.acquire()
 	if err != nil {
 		return 0, err
 	}
@@ -363,13 +363,13 @@ func (s *Store) Delivered() (n int, err error) {
 	space := []byte{spaceDelivered}
 	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: space, UpperBound: prefixEnd(nil, space)})
 	if err != nil {
-		return 0, s.check(fmt.Errorf("count delivered pairs: %w", err))
+		return 0, s.checkDamage(fmt.Errorf("count delivered pairs: %w", err))
 	}
 	for ok := it.First(); ok; ok = it.Next() {
 		n++
 	}
 	if err := it.Close(); err != nil {
-		return 0, s.check(fmt.Errorf("count delivered pairs: %w", err))
+		return 0, s.checkDamage(fmt.Errorf("count delivered pairs: %w", err))
 	}
 	return n, nil
 }

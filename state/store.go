@@ -19,83 +19,83 @@ import (
 // Store is an open state directory. All methods may be called from any
 // goroutine. Writers take turns; readers never wait for them, nor for the disk.
 type Store struct {
-	dir        string
-	o          Options
-	log        *slog.Logger
-	lock       io.Closer
-	instance   string
-	db         *pebble.DB
-	pebbleOpts *pebbleOptions
-	kept       checkpoints
-	aside      Aside // what Open set aside
-	damage     damage
-	disk       diskReserve
+	dir         string
+	o           Options
+	log         *slog.Logger
+	lock        io.Closer
+	instance    string
+	db          *pebble.DB
+	pebbleOpts  *pebbleOptions
+	checkpoints checkpoints
+	aside       AsideStore // what Open set aside
+	damage      damageReport
+	disk        diskReserve
 
-	// life is held shared by every call and exclusively by Close, so that none
+	// closeMu is held shared by every call and exclusively by Close, so that none
 	// meets a closed Pebble, which panics.
-	life   sync.RWMutex
-	closed bool
+	closeMu sync.RWMutex
+	closed  bool
 
 	// writeMu makes writers take turns and guards what follows.
 	writeMu sync.Mutex
 	// written is the state record as it stands in the store. While a
 	// transaction is applied in parts it is ahead of view.record.
-	written record
+	written stateRecord
 	tx      txState
-	changes changeset
+	changes changeSet
 	nextGen uint32
 	loading bool
 	// touched takes note of what is applied, for [Frozen.Mend]; nil: for nobody.
-	touched *touched
+	touched *touchedRows
 
 	// mu guards what readers see.
 	mu   sync.RWMutex
-	view view
+	view readerView
 }
 
-// view is what readers see: one whole-transaction state.
-type view struct {
-	record
+// readerView is what readers see: one whole-transaction state.
+type readerView struct {
+	stateRecord
 	// durable is the end LSN that is certain to survive a crash.
 	durable id.LSN
 	src     Source
 	loaded  bool
-	// before is the store as it was before the first part of the transaction
+	// beforeTransaction is the store as it was before the first part of the transaction
 	// that is being applied; nil when none is.
-	before *pebble.Snapshot
+	beforeTransaction *pebble.Snapshot
 }
 
-// reader is where the view's rows are read.
-func (s *Store) reader() pebble.Reader {
-	if s.view.before != nil {
-		return s.view.before
+// rowReaderLocked is where the view's rows are read.
+func (s *Store) rowReaderLocked() pebble.Reader {
+	if s.view.beforeTransaction != nil {
+		return s.view.beforeTransaction
 	}
 	return s.db
 }
 
-// use admits a call. done must be called at its end; it is nil with an error.
-func (s *Store) use() (done func(), err error) {
-	s.life.RLock()
+// acquire admits a call. done must be called at its end; it is nil with an error.
+func (s *Store) acquire() (done func(), err error) {
+	s.closeMu.RLock()
 	if s.closed {
-		s.life.RUnlock()
+		s.closeMu.RUnlock()
 		return nil, ErrClosed
 	}
-	return s.life.RUnlock, nil
+	return s.closeMu.RUnlock, nil
 }
 
 // Close releases the directory. Scans and loaders must have been closed. What
 // was applied but not synced is kept as well.
 func (s *Store) Close() error {
-	s.life.Lock()
-	defer s.life.Unlock()
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
 	if s.closed {
 		return nil
 	}
 	s.closed = true
 	var errs []error
-	if s.view.before != nil {
-		errs = append(errs, s.view.before.Close())
-		s.view.before = nil
+	if s.view.beforeTransaction != nil {
+		errs = append(errs, s.view.beforeTransaction.Close())
+		s.view.beforeTransaction = nil
 	}
 	errs = append(errs, s.db.Close(), s.lock.Close())
 	if err := errors.Join(errs...); err != nil {
@@ -104,7 +104,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-func (s *Store) current() view {
+func (s *Store) currentView() readerView {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.view
@@ -119,25 +119,25 @@ func (s *Store) Instance() string { return s.instance }
 // Source tells what the state mirrors; ok is false until a first load has been
 // finished. Without one the rows and positions mean nothing.
 func (s *Store) Source() (src Source, ok bool) {
-	v := s.current()
+	v := s.currentView()
 	return v.src, v.loaded
 }
 
 // Disk returns how much room there is; false where the file system cannot tell.
-func (s *Store) Disk() (Disk, bool) { return s.disk.measure() }
+func (s *Store) Disk() (Disk, bool) { return s.disk.measureDisk() }
 
 // EndLSN is the end of the last transaction that readers see. A crash may set
 // it back to [Store.DurableLSN]; a load that was begun earlier may too.
-func (s *Store) EndLSN() id.LSN { return s.current().end }
+func (s *Store) EndLSN() id.LSN { return s.currentView().end }
 
 // DurableLSN is the end LSN up to which everything is on disk: what may be
 // acknowledged to Postgres.
-func (s *Store) DurableLSN() id.LSN { return s.current().durable }
+func (s *Store) DurableLSN() id.LSN { return s.currentView().durable }
 
 // Subscriptions is the number of rows with both ids, duplicates included.
-func (s *Store) Subscriptions() int64 { return s.current().rows }
+func (s *Store) Subscriptions() int64 { return s.currentView().rows }
 
 // Torn says that a crash came between the parts of a transaction, so readers
 // see half of it. It ends with the Apply that ends the transaction, which
 // Postgres sends again from [Store.EndLSN].
-func (s *Store) Torn() bool { return s.current().torn }
+func (s *Store) Torn() bool { return s.currentView().torn }

@@ -26,8 +26,8 @@ const (
 	maxBuilders = 4
 )
 
-// builder makes the tables of a load of what was spilt.
-type builder struct {
+// tableBuilder makes the tables of a load of what was spilt.
+type tableBuilder struct {
 	l    *Loader
 	keys extsort.RangeReader
 
@@ -40,16 +40,16 @@ type builder struct {
 // buildTask makes some of the tables. bag is scratch.
 type buildTask func(bag *extsort.KeyBuffer) error
 
-// build makes tables without overlap. Whoever is done with one takes the next.
-func (l *Loader) build() (tables []string, err error) {
+// buildTables makes tables without overlap. Whoever is done with one takes the next.
+func (l *Loader) buildTables() (tables []string, err error) {
 	if l.rows == 0 {
 		return nil, nil
 	}
 	if err := l.parts.Finish(); err != nil {
 		return nil, err
 	}
-	b := &builder{l: l, keys: l.parts.Reader(l.s.o.chunkBytes)}
-	list := b.tasks()
+	b := &tableBuilder{l: l, keys: l.parts.Reader(l.s.o.chunkBytes)}
+	list := b.listTasks()
 	tasks := make(chan buildTask, len(list))
 	for _, t := range list {
 		tasks <- t
@@ -79,10 +79,10 @@ func (l *Loader) build() (tables []string, err error) {
 	return b.tables, nil
 }
 
-// tasks begins with the row index, which is one task and the longest. Ranges of
+// listTasks begins with the row index, which is one task and the longest. Ranges of
 // join keys are taken together that fill a table; the last ones get smaller, so
 // that all goroutines end at about the same time.
-func (b *builder) tasks() []buildTask {
+func (b *tableBuilder) listTasks() []buildTask {
 	list := []buildTask{func(*extsort.KeyBuffer) error { return b.buildRows() }}
 	all := b.l.parts.All()
 	left := int64(0)
@@ -104,29 +104,29 @@ func (b *builder) tasks() []buildTask {
 }
 
 // buildRows merges the runs of the row index.
-func (b *builder) buildRows() error {
+func (b *tableBuilder) buildRows() error {
 	out := newTableWriter(b.l, spaceRow)
-	return b.done(out, b.merge(out, b.l.runs))
+	return b.finishTask(out, b.mergeRuns(out, b.l.runs))
 }
 
 // buildJoins makes tables of the join keys of some ranges.
-func (b *builder) buildJoins(some []extsort.Range, bag *extsort.KeyBuffer) error {
+func (b *tableBuilder) buildJoins(some []extsort.Range, bag *extsort.KeyBuffer) error {
 	out := newTableWriter(b.l, spaceJoin)
 	for i := range some {
-		if err := b.buildPart(out, &some[i], bag); err != nil {
-			return b.done(out, err)
+		if err := b.buildRange(out, &some[i], bag); err != nil {
+			return b.finishTask(out, err)
 		}
 	}
-	return b.done(out, nil)
+	return b.finishTask(out, nil)
 }
 
-// buildPart writes one range: sorted in memory, or in runs if it is too large
+// buildRange writes one range: sorted in memory, or in runs if it is too large
 // for that.
-func (b *builder) buildPart(out *tableWriter, d *extsort.Range, bag *extsort.KeyBuffer) error {
+func (b *tableBuilder) buildRange(out *tableWriter, d *extsort.Range, bag *extsort.KeyBuffer) error {
 	if b.keys.FitsBuffer(d) {
 		return b.keys.EachBuffer(d, bag, func() error {
 			for _, r := range bag.Sorted() {
-				if err := out.add(bag.Key(r.Entry), nil); err != nil {
+				if err := out.addRecord(bag.Key(r.Entry), nil); err != nil {
 					return err
 				}
 			}
@@ -150,20 +150,20 @@ func (b *builder) buildPart(out *tableWriter, d *extsort.Range, bag *extsort.Key
 	if err != nil {
 		return errors.Join(err, sorted.Remove())
 	}
-	return b.merge(out, sorted)
+	return b.mergeRuns(out, sorted)
 }
 
-// merge writes the records of runs, which are removed then.
-func (b *builder) merge(out *tableWriter, sorted *extsort.Runs) error {
-	if err := errors.Join(sorted.Merge(b.l.s.o.fanIn, out.add), sorted.Remove()); err != nil {
+// mergeRuns writes the records of runs, which are removed then.
+func (b *tableBuilder) mergeRuns(out *tableWriter, sorted *extsort.Runs) error {
+	if err := errors.Join(sorted.Merge(b.l.s.o.fanIn, out.addRecord), sorted.Remove()); err != nil {
 		return fmt.Errorf("merge sorted runs: %w", err)
 	}
 	return nil
 }
 
-// done ends a task that ended with err.
-func (b *builder) done(out *tableWriter, err error) error {
-	err = errors.Join(err, out.close())
+// finishTask ends a task that ended with err.
+func (b *tableBuilder) finishTask(out *tableWriter, err error) error {
+	err = errors.Join(err, out.closeTables())
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.tables = append(b.tables, out.names...)
@@ -190,24 +190,24 @@ func newTableWriter(l *Loader, space byte) *tableWriter {
 	return &tableWriter{l: l, space: space, key: appendGen(nil, space, l.gen)}
 }
 
-// add appends a record, with its key without keyspace and generation. It returns
+// addRecord appends a record, with its key without keyspace and generation. It returns
 // ErrDuplicateRow if a key comes twice, which only one with the same row id can.
-func (t *tableWriter) add(key, value []byte) error {
+func (t *tableWriter) addRecord(key, value []byte) error {
 	if t.records > 0 && bytes.Equal(t.key[genLen:], key) {
-		return duplicate(t.space, t.key)
+		return duplicateError(t.space, t.key)
 	}
 	t.key = append(t.key[:genLen], key...)
 	t.records++
 	const often = 1 << 8 // is looked at how large it is
 	if t.w == nil || t.records%often == 0 && t.w.Raw().EstimatedSize() >= tableBytes {
-		if err := t.next(); err != nil {
+		if err := t.beginTable(); err != nil {
 			return err
 		}
 	}
 	return t.w.Set(t.key, value)
 }
 
-func duplicate(space byte, key []byte) error {
+func duplicateError(space byte, key []byte) error {
 	rowID := key[genLen:]
 	if at, ok := joinRow(key); space == spaceJoin && ok {
 		rowID = key[at:]
@@ -215,15 +215,15 @@ func duplicate(space byte, key []byte) error {
 	return fmt.Errorf("row %s: %w; source.columns.id must name the table's key", id.RowID(rowID).Text(), ErrDuplicateRow)
 }
 
-// next begins a table.
-func (t *tableWriter) next() error {
-	if err := t.end(); err != nil {
+// beginTable begins a table.
+func (t *tableWriter) beginTable() error {
+	if err := t.endTable(); err != nil {
 		return err
 	}
 	if err := t.l.s.MakeRoom(0); err != nil {
 		return err
 	}
-	name := t.l.newPath("table", t.space)
+	name := t.l.newFileName("table", t.space)
 	w, err := t.l.newTable(name, t.space)
 	if err != nil {
 		return err
@@ -232,20 +232,20 @@ func (t *tableWriter) next() error {
 	return nil
 }
 
-// end begins to close the table, which waits for the disk, and waits for the end
+// endTable begins to close the table, which waits for the disk, and waits for the end
 // of the one before.
-func (t *tableWriter) end() error {
+func (t *tableWriter) endTable() error {
 	if t.w == nil {
 		return nil
 	}
-	err := t.await()
+	err := t.awaitClose()
 	w, closing := t.w, make(chan error, 1)
 	t.w, t.closing = nil, closing
 	go func() { closing <- w.Close() }()
 	return err
 }
 
-func (t *tableWriter) await() error {
+func (t *tableWriter) awaitClose() error {
 	if t.closing == nil {
 		return nil
 	}
@@ -257,8 +257,8 @@ func (t *tableWriter) await() error {
 	return nil
 }
 
-// close returns when all tables are on the disk.
-func (t *tableWriter) close() error { return errors.Join(t.end(), t.await()) }
+// closeTables returns when all tables are on the disk.
+func (t *tableWriter) closeTables() error { return errors.Join(t.endTable(), t.awaitClose()) }
 
 // newTable opens a table file for the bottom level. Close syncs it.
 func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
@@ -269,9 +269,9 @@ func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
 	o := l.s.pebbleOpts.MakeWriterOptions(len(l.s.pebbleOpts.Levels)-1, l.s.db.TableFormat())
 	if space == spaceJoin {
 		o.FilterPolicy = nil // no join key is ever looked up by itself
-		o.Compression = loadJoins
+		o.Compression = joinCompression
 	} else {
-		o.Compression = loadRows
+		o.Compression = rowCompression
 	}
 	return sstable.NewWriter(objstorageprovider.NewFileWritable(f), o), nil
 }
@@ -282,18 +282,18 @@ func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
 // client ids for the most part, which do not shrink: zstd would save 2.3 bytes.
 // In rows a restaurant may come again, which zstd makes use of: 3.7 bytes.
 var (
-	loadJoins = compression(*block.FastestCompression)
-	loadRows  = compression(*block.BalancedCompression)
+	joinCompression = alwaysCompress(*block.FastestCompression)
+	rowCompression  = alwaysCompress(*block.BalancedCompression)
 )
 
-func compression(p block.CompressionProfile) *block.CompressionProfile {
+func alwaysCompress(p block.CompressionProfile) *block.CompressionProfile {
 	p.MinReductionPercent, p.AdaptiveReductionCutoffPercent = 1, 0
 	return &p
 }
 
-// ingest puts the tables into the store, durably. They share no key with
+// ingestTables puts the tables into the store, durably. They share no key with
 // anything in it: the generation is new.
-func (l *Loader) ingest(tables []string) error {
+func (l *Loader) ingestTables(tables []string) error {
 	if len(tables) == 0 {
 		return nil
 	}

@@ -16,9 +16,9 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// trouble fails the operations of one kind on paths with a word in them, so
+// faultInjector fails the operations of one kind on paths with a word in them, so
 // many times.
-type trouble struct {
+type faultInjector struct {
 	kind  errorfs.OpKind
 	word  string
 	errno syscall.Errno
@@ -28,10 +28,10 @@ type trouble struct {
 }
 
 // String implements errorfs.Injector.
-func (f *trouble) String() string { return f.word }
+func (f *faultInjector) String() string { return f.word }
 
 // MaybeError implements errorfs.Injector.
-func (f *trouble) MaybeError(op errorfs.Op) error {
+func (f *faultInjector) MaybeError(op errorfs.Op) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.times == 0 || op.Kind != f.kind || !strings.Contains(op.Path, f.word) {
@@ -74,7 +74,7 @@ func TestOpenInTrouble(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, times := range []int{1, 1 << 30} {
-					o.fs = errorfs.Wrap(mem, &trouble{kind: fault.kind, word: fault.word, errno: errno, times: times})
+					o.fs = errorfs.Wrap(mem, &faultInjector{kind: fault.kind, word: fault.word, errno: errno, times: times})
 					o.Fatal = nil
 					s, err := Open("/d", o)
 					if err == nil {
@@ -82,7 +82,7 @@ func TestOpenInTrouble(t *testing.T) {
 						if err := s.Close(); err != nil {
 							t.Error(err)
 						}
-					} else if !errors.Is(err, errno) || times == 1 && mayPass(err) {
+					} else if !errors.Is(err, errno) || times == 1 && isTemporary(err) {
 						t.Errorf("%d times: %v", times, err)
 					}
 				}
@@ -115,7 +115,7 @@ func TestOpenCannotMakeLogChild(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.EACCES, syscall.EMFILE, syscall.EIO} {
 		mem := vfs.NewMem()
 		o := testOptions()
-		o.fs = errorfs.Wrap(mem, &trouble{kind: errorfs.OpCreate, word: ".log", errno: errno, times: 1 << 30})
+		o.fs = errorfs.Wrap(mem, &faultInjector{kind: errorfs.OpCreate, word: ".log", errno: errno, times: 1 << 30})
 		o.Fatal = func(message string) { t.Errorf("%v: the process would end: %s", errno, message) }
 		if _, err := Open("/d", o); !errors.Is(err, errno) {
 			t.Errorf("Open returns %v, want %v", err, errno)

@@ -184,16 +184,16 @@ func newDifference(row id.RowID, f state.Fault) differenceItem {
 	d := differenceItem{Row: row.Text(), Index: f.Index, Wrong: f.What}
 	switch f.What {
 	case state.FaultExtra:
-		d.Stored = newPair(f.Pair)
+		d.Stored = newPair(f.IDPair)
 	case state.FaultDifferent:
-		d.Wanted, d.Stored = newPair(f.Pair), newPair(f.Found)
+		d.Wanted, d.Stored = newPair(f.IDPair), newPair(f.Found)
 	default:
-		d.Wanted = newPair(f.Pair)
+		d.Wanted = newPair(f.IDPair)
 	}
 	return d
 }
 
-func newPair(p state.Pair) *pairItem {
+func newPair(p state.IDPair) *pairItem {
 	text := func(id id.ID) *string {
 		if id == "" {
 			return nil

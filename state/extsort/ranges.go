@@ -18,7 +18,7 @@ import (
 // All ranges share a file of blocks as in a run, each of one range; the
 // records have no values.
 const (
-	maxParts = 256
+	maxRanges = 256
 	// minSample is how many rows of the first chunk a range stands for at least.
 	minSample = 16
 )
@@ -27,21 +27,21 @@ const (
 type Ranges struct {
 	f      File
 	at     int64 // end of the file
-	splits *splits
-	parts  []Range
+	tree   *splitTree
+	ranges []Range
 	block  int // a block ends behind the record that reaches this
 }
 
 // Range is one range.
 type Range struct {
 	buf    []byte // header and block, not written yet
-	blocks []partBlock
+	blocks []rangeBlock
 	keys   int64
 	bytes  int64 // of the blocks
 }
 
-// partBlock is where a block lies, with its header.
-type partBlock struct {
+// rangeBlock is where a block lies, with its header.
+type rangeBlock struct {
 	at   int64
 	size int
 }
@@ -49,20 +49,20 @@ type partBlock struct {
 // NewRanges divides by the keys of a sample, which it sorts. Buffers take
 // memory bytes.
 func NewRanges(f File, sample *KeyBuffer, memory int) *Ranges {
-	n := max(min(maxParts, len(sample.spans)/minSample), 1)
-	p := &Ranges{f: f, parts: make([]Range, n), block: memory / n}
+	n := max(min(maxRanges, len(sample.spans)/minSample), 1)
+	p := &Ranges{f: f, ranges: make([]Range, n), block: memory / n}
 	splitters := make([][]byte, 0, n-1)
 	sorted := sample.Sorted()
 	for i := 1; i < n; i++ {
 		splitters = append(splitters, sample.Key(sorted[i*len(sorted)/n].Entry))
 	}
-	p.splits = newSplits(splitters, 0, 0)
+	p.tree = newSplitTree(splitters, 0, 0)
 	return p
 }
 
 // Add appends a key to its range.
 func (p *Ranges) Add(key []byte) error {
-	d := &p.parts[p.splits.find(key)]
+	d := &p.ranges[p.tree.findRange(key)]
 	if d.buf == nil {
 		d.buf = make([]byte, runHeader, runHeader+p.block+p.block/8)
 	}
@@ -71,10 +71,10 @@ func (p *Ranges) Add(key []byte) error {
 	if len(d.buf) < runHeader+p.block {
 		return nil
 	}
-	return p.flush(d)
+	return p.flushRange(d)
 }
 
-func (p *Ranges) flush(d *Range) error {
+func (p *Ranges) flushRange(d *Range) error {
 	if len(d.buf) <= runHeader {
 		return nil
 	}
@@ -82,14 +82,14 @@ func (p *Ranges) flush(d *Range) error {
 	if _, err := p.f.Write(d.buf); err != nil {
 		return fmt.Errorf("write range of keys: %w", err)
 	}
-	d.blocks = append(d.blocks, partBlock{p.at, len(d.buf)})
+	d.blocks = append(d.blocks, rangeBlock{p.at, len(d.buf)})
 	p.at, d.bytes = p.at+int64(len(d.buf)), d.bytes+int64(len(d.buf))
 	d.buf = d.buf[:runHeader]
 	return nil
 }
 
 // All returns the ranges, in the order of their keys.
-func (p *Ranges) All() []Range { return p.parts }
+func (p *Ranges) All() []Range { return p.ranges }
 
 // Reader returns a reader of the ranges whose bags take limit bytes. Call it after
 // end.
@@ -103,11 +103,11 @@ func (d *Range) Size() int64 { return d.bytes }
 
 // Finish writes what is left of all ranges and gives their buffers back.
 func (p *Ranges) Finish() error {
-	for i := range p.parts {
-		if err := p.flush(&p.parts[i]); err != nil {
+	for i := range p.ranges {
+		if err := p.flushRange(&p.ranges[i]); err != nil {
 			return err
 		}
-		p.parts[i].buf = nil
+		p.ranges[i].buf = nil
 	}
 	return nil
 }
@@ -115,18 +115,18 @@ func (p *Ranges) Finish() error {
 // KeyBuffer holds keys in memory and sorts them.
 type KeyBuffer struct {
 	arena []byte
-	spans []span
+	spans []keySpan
 	order Sorter
 }
 
-type span struct{ at, end uint32 }
+type keySpan struct{ at, end uint32 }
 
 // spanBytes is what a key takes beside the arena once the bag is sorted.
 const spanBytes = 8 + 2*16
 
-func (b *KeyBuffer) reset() { b.arena, b.spans = b.arena[:0], b.spans[:0] }
+func (b *KeyBuffer) clearKeys() { b.arena, b.spans = b.arena[:0], b.spans[:0] }
 
-func (b *KeyBuffer) size() int { return len(b.arena) + spanBytes*len(b.spans) }
+func (b *KeyBuffer) memorySize() int { return len(b.arena) + spanBytes*len(b.spans) }
 
 func (b *KeyBuffer) Key(i uint32) []byte {
 	s := b.spans[i]
@@ -136,18 +136,18 @@ func (b *KeyBuffer) Key(i uint32) []byte {
 func (b *KeyBuffer) Add(key []byte) {
 	at := uint32(len(b.arena))
 	b.arena = append(b.arena, key...)
-	b.spans = append(b.spans, span{at, uint32(len(b.arena))})
+	b.spans = append(b.spans, keySpan{at, uint32(len(b.arena))})
 }
 
-// read adds the keys of a block.
-func (b *KeyBuffer) read(f File, block partBlock) error {
+// readBlock adds the keys of a block.
+func (b *KeyBuffer) readBlock(f File, block rangeBlock) error {
 	from := len(b.arena)
 	b.arena = slices.Grow(b.arena, block.size)[:from+block.size]
 	data := b.arena[from:]
 	if _, err := f.ReadAt(data, block.at); err != nil {
 		return fmt.Errorf("read range of keys: %w", err)
 	}
-	size, sum := blockHeader(data)
+	size, sum := parseBlockHeader(data)
 	if data = data[runHeader:]; size != len(data) || crc32.Checksum(data, castagnoli) != sum {
 		return fmt.Errorf("read range of keys: %w", ErrDamaged)
 	}
@@ -156,19 +156,19 @@ func (b *KeyBuffer) read(f File, block partBlock) error {
 		if m <= 0 || n > uint64(len(data)-m) {
 			return fmt.Errorf("read range of keys: %w", ErrDamaged)
 		}
-		b.spans = append(b.spans, span{uint32(at + m), uint32(at + m + int(n))})
+		b.spans = append(b.spans, keySpan{uint32(at + m), uint32(at + m + int(n))})
 		at, data = at+m+int(n), data[m+int(n):]
 	}
 	return nil
 }
 
 // Sorted gives the keys in order.
-func (b *KeyBuffer) Sorted() []Ranked {
-	return b.order.Sort(len(b.spans), b.alike(), b.Key)
+func (b *KeyBuffer) Sorted() []RankedEntry {
+	return b.order.Sort(len(b.spans), b.commonPrefixLen(), b.Key)
 }
 
-// alike is how many bytes all keys begin with alike.
-func (b *KeyBuffer) alike() int {
+// commonPrefixLen is how many bytes all keys begin with alike.
+func (b *KeyBuffer) commonPrefixLen() int {
 	if len(b.spans) == 0 {
 		return 0
 	}
@@ -197,18 +197,18 @@ type RangeReader struct {
 
 // EachBuffer calls do with bags of all keys of a range, each as large as it may be.
 func (r *RangeReader) EachBuffer(d *Range, bag *KeyBuffer, do func() error) error {
-	bag.reset()
+	bag.clearKeys()
 	for i, block := range d.blocks {
-		if err := bag.read(r.f, block); err != nil {
+		if err := bag.readBlock(r.f, block); err != nil {
 			return err
 		}
-		if i+1 < len(d.blocks) && bag.size() < r.limit {
+		if i+1 < len(d.blocks) && bag.memorySize() < r.limit {
 			continue
 		}
 		if err := do(); err != nil {
 			return err
 		}
-		bag.reset()
+		bag.clearKeys()
 	}
 	return nil
 }

@@ -27,8 +27,8 @@ func TestDamagedRange(t *testing.T) {
 	}
 	read := func(f File, limit int) (n int, err error) {
 		reader := RangeReader{f: f, limit: limit}
-		for i := range p.parts {
-			err := reader.EachBuffer(&p.parts[i], &bag, func() error { n += len(bag.spans); return nil })
+		for i := range p.ranges {
+			err := reader.EachBuffer(&p.ranges[i], &bag, func() error { n += len(bag.spans); return nil })
 			if err != nil {
 				return n, err
 			}

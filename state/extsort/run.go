@@ -43,13 +43,13 @@ func (w *RunWriter) Add(key, value []byte) error {
 	w.buf = binary.AppendUvarint(w.buf, uint64(len(value)))
 	w.buf = append(append(w.buf, key...), value...)
 	if len(w.buf) >= runHeader+runBlock {
-		return w.flush()
+		return w.flushBlock()
 	}
 	return nil
 }
 
-// flush ends the run. It is not synced: a load that is cut begins anew.
-func (w *RunWriter) flush() error {
+// flushBlock ends the run. It is not synced: a load that is cut begins anew.
+func (w *RunWriter) flushBlock() error {
 	if len(w.buf) == runHeader {
 		return nil
 	}
@@ -67,25 +67,25 @@ func sealBlock(buf []byte) {
 	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli))
 }
 
-// blockHeader is the length of a block and its checksum.
-func blockHeader(header []byte) (size int, sum uint32) {
+// parseBlockHeader is the length of a block and its checksum.
+func parseBlockHeader(header []byte) (size int, sum uint32) {
 	return int(binary.BigEndian.Uint32(header)), binary.BigEndian.Uint32(header[4:])
 }
 
 // runReader reads a run from its beginning.
 type runReader struct {
-	f     io.Reader
-	block []byte // of this the records are views
-	rest  []byte // of the block
-	key   []byte // of the record that it stands on; nil: it is at the end
-	value []byte
-	sort  uint64 // its first digits
+	f           io.Reader
+	block       []byte // of this the records are views
+	rest        []byte // of the block
+	key         []byte // of the record that it stands on; nil: it is at the end
+	value       []byte
+	firstDigits uint64 // its first digits
 }
 
-// next moves to the next record.
-func (r *runReader) next() error {
+// nextRecord moves to the next record.
+func (r *runReader) nextRecord() error {
 	if len(r.rest) == 0 {
-		if end, err := r.fill(); end || err != nil {
+		if end, err := r.readBlock(); end || err != nil {
 			r.key, r.value = nil, nil
 			return err
 		}
@@ -97,7 +97,7 @@ func (r *runReader) next() error {
 	}
 	from := r.rest[n+m:]
 	r.key, r.value, r.rest = from[:keyLen], from[keyLen:keyLen+valueLen], from[keyLen+valueLen:]
-	r.sort = digits(r.key, 0)
+	r.firstDigits = digitsAt(r.key, 0)
 	return nil
 }
 
@@ -106,15 +106,15 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ErrDamaged is no ErrCorrupt: the store is none the worse for it.
 var ErrDamaged = errors.New("what was written a moment ago reads otherwise; check the disk")
 
-// fill reads the next block.
-func (r *runReader) fill() (end bool, err error) {
+// readBlock reads the next block.
+func (r *runReader) readBlock() (end bool, err error) {
 	var header [runHeader]byte
 	if _, err := io.ReadFull(r.f, header[:]); errors.Is(err, io.EOF) {
 		return true, nil
 	} else if err != nil {
 		return false, fmt.Errorf("read sorted run: %w", err)
 	}
-	size, sum := blockHeader(header[:])
+	size, sum := parseBlockHeader(header[:])
 	if cap(r.block) < size {
 		r.block = make([]byte, size)
 	}
@@ -129,99 +129,99 @@ func (r *runReader) fill() (end bool, err error) {
 	return false, nil
 }
 
-// before orders readers by the records that they stand on, those at their end
+// isBefore orders readers by the records that they stand on, those at their end
 // last.
-func (r *runReader) before(other *runReader) bool {
+func (r *runReader) isBefore(other *runReader) bool {
 	switch {
 	case r.key == nil || other.key == nil:
 		return other.key == nil && r.key != nil
-	case r.sort != other.sort:
-		return r.sort < other.sort
+	case r.firstDigits != other.firstDigits:
+		return r.firstDigits < other.firstDigits
 	}
 	return bytes.Compare(r.key, other.key) < 0
 }
 
-// merger reads runs as one sorted sequence. It is a tournament: in each node of
+// runMerger reads runs as one sorted sequence. It is a tournament: in each node of
 // a tree over the readers lies the one that lost there, so that the next record
 // is found with one comparison for each level.
 //
 // Where runs hardly overlap, as where rows come in the order of their keys, one
 // reader wins again and again. The best of the others is then all that it has to
 // be compared with.
-type merger struct {
-	readers []*runReader
-	losers  []int      // by node, from 1; the root's winner is losers[0]
-	streak  int        // how often the winner has won
-	rival   *runReader // the best of the others; nil: it was not looked for
+type runMerger struct {
+	readers   []*runReader
+	loserTree []int      // by node, from 1; the root's winner is losers[0]
+	streak    int        // how often the winner has won
+	rival     *runReader // the best of the others; nil: it was not looked for
 }
 
 // longStreak is from when on the rival is looked for.
 const longStreak = 4
 
-// newMerger reads the runs, at least one, and stands on the first record.
-func newMerger(runs []io.Reader) (*merger, error) {
-	m := &merger{losers: make([]int, len(runs))}
+// newRunMerger reads the runs, at least one, and stands on the first record.
+func newRunMerger(runs []io.Reader) (*runMerger, error) {
+	m := &runMerger{loserTree: make([]int, len(runs))}
 	for _, f := range runs {
 		r := &runReader{f: f}
 		m.readers = append(m.readers, r)
-		if err := r.next(); err != nil {
+		if err := r.nextRecord(); err != nil {
 			return nil, err
 		}
 	}
-	m.losers[0] = m.play(1)
+	m.loserTree[0] = m.playNode(1)
 	return m, nil
 }
 
-// play holds the tournament below a node and returns the winner. The leaves are
+// playNode holds the tournament below a node and returns the winner. The leaves are
 // the nodes from len(readers) on.
-func (m *merger) play(node int) int {
+func (m *runMerger) playNode(node int) int {
 	if node >= len(m.readers) {
 		return node - len(m.readers)
 	}
-	winner, loser := m.play(2*node), m.play(2*node+1)
-	if m.readers[loser].before(m.readers[winner]) {
+	winner, loser := m.playNode(2*node), m.playNode(2*node+1)
+	if m.readers[loser].isBefore(m.readers[winner]) {
 		winner, loser = loser, winner
 	}
-	m.losers[node] = loser
+	m.loserTree[node] = loser
 	return winner
 }
 
-// record is the record that it stands on, valid until the next move; the key is
+// currentRecord is the record that it stands on, valid until the next move; the key is
 // nil at the end.
-func (m *merger) record() (key, value []byte) {
-	r := m.readers[m.losers[0]]
+func (m *runMerger) currentRecord() (key, value []byte) {
+	r := m.readers[m.loserTree[0]]
 	return r.key, r.value
 }
 
-// next moves to the next record.
-func (m *merger) next() error {
-	winner := m.losers[0]
+// nextRecord moves to the next record.
+func (m *runMerger) nextRecord() error {
+	winner := m.loserTree[0]
 	r := m.readers[winner]
-	if err := r.next(); err != nil {
+	if err := r.nextRecord(); err != nil {
 		return err
 	}
-	if m.rival != nil && r.before(m.rival) {
+	if m.rival != nil && r.isBefore(m.rival) {
 		return nil
 	}
 	for node := (winner + len(m.readers)) / 2; node > 0; node /= 2 {
-		if m.readers[m.losers[node]].before(m.readers[winner]) {
-			winner, m.losers[node] = m.losers[node], winner
+		if m.readers[m.loserTree[node]].isBefore(m.readers[winner]) {
+			winner, m.loserTree[node] = m.loserTree[node], winner
 		}
 	}
 	m.rival = nil
-	if m.losers[0] != winner {
-		m.losers[0], m.streak = winner, 0
+	if m.loserTree[0] != winner {
+		m.loserTree[0], m.streak = winner, 0
 	} else if m.streak++; m.streak >= longStreak {
-		m.rival = m.second()
+		m.rival = m.runnerUp()
 	}
 	return nil
 }
 
-// second is the best of those that the winner has beaten itself, and so of all
+// runnerUp is the best of those that the winner has beaten itself, and so of all
 // others; nil if there are none.
-func (m *merger) second() (best *runReader) {
-	for node := (m.losers[0] + len(m.readers)) / 2; node > 0; node /= 2 {
-		if r := m.readers[m.losers[node]]; best == nil || r.before(best) {
+func (m *runMerger) runnerUp() (best *runReader) {
+	for node := (m.loserTree[0] + len(m.readers)) / 2; node > 0; node /= 2 {
+		if r := m.readers[m.loserTree[node]]; best == nil || r.isBefore(best) {
 			best = r
 		}
 	}

@@ -100,12 +100,12 @@ func TestDamagedRun(t *testing.T) {
 	addRun(t, whole, []string{"a", "bc", "def"})
 	good := f.all
 	read := func(data []byte) error {
-		m, err := newMerger([]io.Reader{bytes.NewReader(data)})
+		m, err := newRunMerger([]io.Reader{bytes.NewReader(data)})
 		for err == nil {
-			if key, _ := m.record(); key == nil {
+			if key, _ := m.currentRecord(); key == nil {
 				break
 			}
-			err = m.next()
+			err = m.nextRecord()
 		}
 		return err
 	}

@@ -43,7 +43,7 @@ func (r *Runs) Count() int { return len(r.list) }
 // Add appends a run of what fill adds.
 func (r *Runs) Add(fill func(w *RunWriter) error) error {
 	w := newRunWriter(r.f)
-	if err := errors.Join(fill(w), w.flush()); err != nil {
+	if err := errors.Join(fill(w), w.flushBlock()); err != nil {
 		return fmt.Errorf("write sorted run: %w", err)
 	}
 	r.list = append(r.list, runSpan{r.end, r.end + w.written})
@@ -70,15 +70,15 @@ func (r *Runs) each(some []runSpan, do func(key, value []byte) error) error {
 	for i, s := range some {
 		readers[i] = io.NewSectionReader(r.f, s.at, s.end-s.at)
 	}
-	m, err := newMerger(readers)
+	m, err := newRunMerger(readers)
 	if err != nil {
 		return err
 	}
-	for key, value := m.record(); key != nil; key, value = m.record() {
+	for key, value := m.currentRecord(); key != nil; key, value = m.currentRecord() {
 		if err := do(key, value); err != nil {
 			return err
 		}
-		if err := m.next(); err != nil {
+		if err := m.nextRecord(); err != nil {
 			return err
 		}
 	}

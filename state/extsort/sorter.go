@@ -7,9 +7,9 @@ import (
 	"slices"
 )
 
-// Ranked is the number of an entry, and a number of the same order as a part of
+// RankedEntry is the number of an entry, and a number of the same order as a part of
 // its key.
-type Ranked struct {
+type RankedEntry struct {
 	sort  uint64
 	Entry uint32
 }
@@ -18,42 +18,42 @@ type Ranked struct {
 // time are compared as a number, and what is alike in them by the next eight.
 // Its memory is used again.
 type Sorter struct {
-	list  []Ranked
-	spare []Ranked // what sort moves list to and from
+	list  []RankedEntry
+	spare []RankedEntry // what sort moves list to and from
 }
 
 const (
-	// deepest is how many bytes are compared as numbers; keys that are alike in
+	// maxDigits is how many bytes are compared as numbers; keys that are alike in
 	// them are compared as they are.
-	deepest = 64
-	// fewest is the number of entries from which on radix is worth it.
-	fewest = 256
+	maxDigits = 64
+	// minRadix is the number of entries from which on radix is worth it.
+	minRadix = 256
 )
 
 // Sort gives n entries in the order of their keys, which begin alike for skip
 // bytes. The list holds until the next call.
-func (o *Sorter) Sort(n, skip int, key func(entry uint32) []byte) []Ranked {
+func (o *Sorter) Sort(n, skip int, key func(entry uint32) []byte) []RankedEntry {
 	o.list = slices.Grow(o.list[:0], n)[:n]
 	o.spare = slices.Grow(o.spare[:0], n)[:n]
 	for i := range o.list {
 		o.list[i].Entry = uint32(i)
 	}
-	o.from(o.list, o.spare, skip, skip+deepest, key)
+	o.sortFrom(o.list, o.spare, skip, skip+maxDigits, key)
 	return o.list
 }
 
-// from sorts entries whose keys are alike up to depth.
-func (o *Sorter) from(list, spare []Ranked, depth, limit int, key func(entry uint32) []byte) {
+// sortFrom sorts entries whose keys are alike up to depth.
+func (o *Sorter) sortFrom(list, spare []RankedEntry, depth, limit int, key func(entry uint32) []byte) {
 	for alike := true; alike; depth += 8 {
 		if len(list) < 2 {
 			return
 		}
 		if depth >= limit {
-			slices.SortFunc(list, func(a, b Ranked) int { return bytes.Compare(key(a.Entry), key(b.Entry)) })
+			slices.SortFunc(list, func(a, b RankedEntry) int { return bytes.Compare(key(a.Entry), key(b.Entry)) })
 			return
 		}
 		for i := range list {
-			list[i].sort = digits(key(list[i].Entry), depth)
+			list[i].sort = digitsAt(key(list[i].Entry), depth)
 			alike = alike && list[i].sort == list[0].sort
 		}
 	}
@@ -63,28 +63,28 @@ func (o *Sorter) from(list, spare []Ranked, depth, limit int, key func(entry uin
 		for to < len(list) && list[to].sort == list[from].sort {
 			to++
 		}
-		o.from(list[from:to], spare[from:to], depth, limit, key)
+		o.sortFrom(list[from:to], spare[from:to], depth, limit, key)
 		from = to
 	}
 }
 
-func bySort(a, b Ranked) int { return cmp.Compare(a.sort, b.sort) }
+func compareSort(a, b RankedEntry) int { return cmp.Compare(a.sort, b.sort) }
 
 // sortRanked sorts by the numbers. spare is as long as list.
-func sortRanked(list, spare []Ranked) {
+func sortRanked(list, spare []RankedEntry) {
 	switch {
-	case len(list) < fewest:
-		slices.SortFunc(list, bySort)
-	case !slices.IsSortedFunc(list, bySort):
-		radix(list, spare)
+	case len(list) < minRadix:
+		slices.SortFunc(list, compareSort)
+	case !slices.IsSortedFunc(list, compareSort):
+		radixSort(list, spare)
 	}
 }
 
-// radix sorts by single bytes of the numbers, from the last to the first, leaving
+// radixSort sorts by single bytes of the numbers, from the last to the first, leaving
 // out those that are the same in all of them. It takes a tenth of the time that
 // comparing takes. The first four that differ tell nearly all numbers apart: what
 // is left is sorted by comparing.
-func radix(list, spare []Ranked) {
+func radixSort(list, spare []RankedEntry) {
 	var differ uint64
 	for _, r := range list {
 		differ |= r.sort ^ list[0].sort
@@ -120,7 +120,7 @@ func radix(list, spare []Ranked) {
 }
 
 // sortAlike sorts those that differ only in bits below shift, and lie together.
-func sortAlike(list []Ranked, shift int) {
+func sortAlike(list []RankedEntry, shift int) {
 	for from := 0; from < len(list); {
 		to, sorted := from+1, true
 		for to < len(list) && list[to].sort>>shift == list[from].sort>>shift {
@@ -128,15 +128,15 @@ func sortAlike(list []Ranked, shift int) {
 			to++
 		}
 		if !sorted {
-			slices.SortFunc(list[from:to], bySort)
+			slices.SortFunc(list[from:to], compareSort)
 		}
 		from = to
 	}
 }
 
-// digits is the eight bytes of key from at on as a number of the same order.
+// digitsAt is the eight bytes of key from at on as a number of the same order.
 // Zero padding can make it equal for different keys, never disordered.
-func digits(key []byte, at int) uint64 {
+func digitsAt(key []byte, at int) uint64 {
 	if len(key) >= at+8 {
 		return binary.BigEndian.Uint64(key[at:])
 	}

@@ -12,7 +12,7 @@ import (
 // alikeKeys makes n keys of which many begin alike, some are prefixes of others,
 // and some come twice.
 func alikeKeys(r *rand.Rand, n int) [][]byte {
-	beginnings := []string{"", "a", "a\x00", strings.Repeat("r", 7), strings.Repeat("r", 8), strings.Repeat("r", 17), strings.Repeat("x", deepest-1), strings.Repeat("x", 3*deepest)}
+	beginnings := []string{"", "a", "a\x00", strings.Repeat("r", 7), strings.Repeat("r", 8), strings.Repeat("r", 17), strings.Repeat("x", maxDigits-1), strings.Repeat("x", 3*maxDigits)}
 	keys := make([][]byte, n)
 	for i := range keys {
 		key := []byte(beginnings[r.IntN(len(beginnings))])
@@ -29,9 +29,9 @@ func TestKeyBagSorts(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(5, 2))
 	var bag KeyBuffer
-	for _, n := range []int{0, 1, 2, 3, 100, fewest - 1, fewest, 5000, 1} {
+	for _, n := range []int{0, 1, 2, 3, 100, minRadix - 1, minRadix, 5000, 1} {
 		for _, prefix := range []string{"", "p", strings.Repeat("p", 30)} {
-			bag.reset()
+			bag.clearKeys()
 			keys := alikeKeys(r, n)
 			for i := range keys {
 				keys[i] = append([]byte(prefix), keys[i]...)
@@ -65,10 +65,10 @@ func TestSplits(t *testing.T) {
 				}
 			}
 			slices.SortFunc(sample, bytes.Compare)
-			s, keys := newSplits(sample, 0, 0), append(alikeKeys(r, 2000), sample...)
+			s, keys := newSplitTree(sample, 0, 0), append(alikeKeys(r, 2000), sample...)
 			slices.SortFunc(keys, bytes.Compare)
 			for i, last := 0, 0; i < len(keys); i++ {
-				at := s.find(keys[i])
+				at := s.findRange(keys[i])
 				if at < last || at > n {
 					t.Fatalf("%d splitters: %q is in range %d, the key before it in %d", n, keys[i], at, last)
 				}
@@ -86,11 +86,11 @@ func TestSplits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(p.parts) != maxParts {
-		t.Fatalf("%d ranges, want %d", len(p.parts), maxParts)
+	if len(p.ranges) != maxRanges {
+		t.Fatalf("%d ranges, want %d", len(p.ranges), maxRanges)
 	}
-	for i := range p.parts {
-		if n := p.parts[i].keys; n < 60 || n > 65 {
+	for i := range p.ranges {
+		if n := p.ranges[i].keys; n < 60 || n > 65 {
 			t.Errorf("range %d has %d keys of its sample, want 62 or 63", i, n)
 		}
 	}

@@ -2,28 +2,28 @@ package extsort
 
 import "math/bits"
 
-// splits divides keys into ranges, by splitters that are a sample of them. It is
+// splitTree divides keys into ranges, by splitters that are a sample of them. It is
 // a tree of numbers: eight bytes at a time decide, so that keys of one restaurant
 // cost no more comparisons than others. A splitter counts as far as it is needed
 // to tell it from the others, deepest bytes at most.
-type splits struct {
-	before int       // splitters below all of this node
-	values []uint64  // of the splitters' bytes at this depth, ascending
-	upto   []int     // splitters up to, and with, those of a value
-	below  []*splits // of those that are alike in it; nil if it decides
+type splitTree struct {
+	before int          // splitters below all of this node
+	values []uint64     // of the splitters' bytes at this depth, ascending
+	upto   []int        // splitters up to, and with, those of a value
+	below  []*splitTree // of those that are alike in it; nil if it decides
 }
 
-// newSplits makes the tree of sorted splitters that are alike up to depth.
-func newSplits(splitters [][]byte, depth, before int) *splits {
-	s := &splits{before: before}
+// newSplitTree makes the tree of sorted splitters that are alike up to depth.
+func newSplitTree(splitters [][]byte, depth, before int) *splitTree {
+	s := &splitTree{before: before}
 	for from := 0; from < len(splitters); {
-		value, to := digits(splitters[from], depth), from+1
-		for to < len(splitters) && digits(splitters[to], depth) == value {
+		value, to := digitsAt(splitters[from], depth), from+1
+		for to < len(splitters) && digitsAt(splitters[to], depth) == value {
 			to++
 		}
-		var below *splits
-		if to > from+1 && depth+8 < deepest {
-			below = newSplits(splitters[from:to], depth+8, before+from)
+		var below *splitTree
+		if to > from+1 && depth+8 < maxDigits {
+			below = newSplitTree(splitters[from:to], depth+8, before+from)
 		}
 		s.values, s.upto, s.below = append(s.values, value), append(s.upto, before+to), append(s.below, below)
 		from = to
@@ -31,11 +31,11 @@ func newSplits(splitters [][]byte, depth, before int) *splits {
 	return s
 }
 
-// find is the number of the range that key is in: of the splitters that are not
+// findRange is the number of the range that key is in: of the splitters that are not
 // above it. Keys that ascend never descend in it.
-func (s *splits) find(key []byte) int {
+func (s *splitTree) findRange(key []byte) int {
 	for depth := 0; ; depth += 8 {
-		value := digits(key, depth)
+		value := digitsAt(key, depth)
 		if len(s.values) == 0 || value < s.values[0] {
 			return s.before
 		}

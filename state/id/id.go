@@ -80,10 +80,10 @@ func packUUID(dst *[uuidPackLen]byte, text string) bool {
 	if len(text) != uuidTextLen || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
 		return false
 	}
-	a, ok1 := unhex(uint64(fourBytes(text[0:]))<<32 | uint64(fourBytes(text[4:])))
-	b, ok2 := unhex(uint64(fourBytes(text[9:]))<<32 | uint64(fourBytes(text[14:])))
-	c, ok3 := unhex(uint64(fourBytes(text[19:]))<<32 | uint64(fourBytes(text[24:])))
-	d, ok4 := unhex(uint64(fourBytes(text[28:]))<<32 | uint64(fourBytes(text[32:])))
+	a, ok1 := parseHex8(uint64(fourBytes(text[0:]))<<32 | uint64(fourBytes(text[4:])))
+	b, ok2 := parseHex8(uint64(fourBytes(text[9:]))<<32 | uint64(fourBytes(text[14:])))
+	c, ok3 := parseHex8(uint64(fourBytes(text[19:]))<<32 | uint64(fourBytes(text[24:])))
+	d, ok4 := parseHex8(uint64(fourBytes(text[28:]))<<32 | uint64(fourBytes(text[32:])))
 	dst[0] = tagUUID
 	binary.BigEndian.PutUint32(dst[1:], a)
 	binary.BigEndian.PutUint32(dst[5:], b)
@@ -96,9 +96,9 @@ func fourBytes(s string) uint32 {
 	return uint32(s[3]) | uint32(s[2])<<8 | uint32(s[1])<<16 | uint32(s[0])<<24
 }
 
-// unhex reads eight lower-case hexadecimal digits, all at once: each byte of
+// parseHex8 reads eight lower-case hexadecimal digits, all at once: each byte of
 // digits is one. A snapshot of ten million rows reads 160 million pairs of them.
-func unhex(digits uint64) (value uint32, ok bool) {
+func parseHex8(digits uint64) (value uint32, ok bool) {
 	const each = 0x0101010101010101
 	// Letters have bit 6. What is no digit gives another one when it is spelled
 	// again, or a value above 15.

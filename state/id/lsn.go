@@ -26,11 +26,11 @@ func ParseLSN(text string) (LSN, error) {
 	if !ok {
 		return 0, fmt.Errorf("parse LSN %q: %w", text, ErrBadLSN)
 	}
-	h, err := parseHalf(high)
+	h, err := parseHexHalf(high)
 	if err != nil {
 		return 0, fmt.Errorf("parse LSN %q: %w", text, err)
 	}
-	l, err := parseHalf(low)
+	l, err := parseHexHalf(low)
 	if err != nil {
 		return 0, fmt.Errorf("parse LSN %q: %w", text, err)
 	}
@@ -47,9 +47,9 @@ func (l *LSN) UnmarshalText(text []byte) error {
 	return err
 }
 
-// parseHalf reads 1 to 8 hexadecimal digits. strconv alone would take a sign
+// parseHexHalf reads 1 to 8 hexadecimal digits. strconv alone would take a sign
 // and underscores too.
-func parseHalf(text string) (uint32, error) {
+func parseHexHalf(text string) (uint32, error) {
 	if strings.ContainsAny(text, "+-_") {
 		return 0, ErrBadLSN
 	}

@@ -38,17 +38,17 @@ import (
 // MayHaveHole says whether rows may be missing before the position. db is the
 // store, opened read-only.
 func MayHaveHole(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
-	if stray, err := strayTables(fsys, store, names, db); stray || err != nil {
+	if stray, err := hasStrayTables(fsys, store, names, db); stray || err != nil {
 		return stray, err
 	}
-	return MissingLog(fsys, store)
+	return MissesLog(fsys, store)
 }
 
-// strayTables says whether a listing of the store holds tables that db does not
+// hasStrayTables says whether a listing of the store holds tables that db does not
 // know. A crash in the middle of a compaction leaves such too, if it had
 // finished one of several. A table without its end does not count: the MANIFEST
 // names only what was synced as a whole.
-func strayTables(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
+func hasStrayTables(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
 	levels, err := db.SSTables()
 	if err != nil {
 		return false, fmt.Errorf("list tables: %w", err)
@@ -93,19 +93,19 @@ func hasFooter(fsys vfs.FS, name string) (whole bool, err error) {
 	return string(magic) == pebbleMagic || string(magic) == rocksMagic, nil
 }
 
-// MissingLog says whether a log may be missing before another that holds data.
+// MissesLog says whether a log may be missing before another that holds data.
 //
 // The first one that Pebble replays is the one that the MANIFEST names, or, up
 // to the first flush after an Open, the one that was made in that Open, just
 // before its OPTIONS file: file numbers only grow. From one log to the next,
 // the sequence numbers of the batches go on where they were; only a load that
 // was ingested takes some without a log.
-func MissingLog(fsys vfs.FS, store string) (bool, error) {
+func MissesLog(fsys vfs.FS, store string) (bool, error) {
 	desc, err := pebble.Peek(store, fsys)
 	if err != nil {
 		return false, fmt.Errorf("look at store: %w", err)
 	}
-	first, err := firstLog(fsys, desc.ManifestFilename)
+	first, err := firstUnflushedLog(fsys, desc.ManifestFilename)
 	if err != nil {
 		return false, err
 	}
@@ -116,7 +116,7 @@ func MissingLog(fsys vfs.FS, store string) (bool, error) {
 	logs = slices.DeleteFunc(logs, func(l wal.LogicalLog) bool { return uint64(l.Num) < first })
 	var next uint64 // the sequence number that goes on
 	for i, l := range logs {
-		from, to, some, err := logSpan(l, i < len(logs)-1)
+		from, to, some, err := readLogSpan(l, i < len(logs)-1)
 		switch {
 		case err != nil:
 			return false, err
@@ -141,9 +141,9 @@ func fileNumber(name string) uint64 {
 	return n
 }
 
-// firstLog reads from a MANIFEST which log is the first that is not flushed. Each
+// firstUnflushedLog reads from a MANIFEST which log is the first that is not flushed. Each
 // of its records begins with the fields read here (pebble, VersionEdit.Encode).
-func firstLog(fsys vfs.FS, manifest string) (first uint64, err error) {
+func firstUnflushedLog(fsys vfs.FS, manifest string) (first uint64, err error) {
 	const tagComparator, tagLogNumber = 1, 2
 	f, err := fsys.Open(manifest)
 	if err != nil {
@@ -181,9 +181,9 @@ func firstLog(fsys vfs.FS, manifest string) (first uint64, err error) {
 	}
 }
 
-// logSpan gives the sequence number of a log's first batch and, if all of it is
+// readLogSpan gives the sequence number of a log's first batch and, if all of it is
 // asked for, the one after its last. some is false for a log without batches.
-func logSpan(l wal.LogicalLog, all bool) (from, to uint64, some bool, err error) {
+func readLogSpan(l wal.LogicalLog, all bool) (from, to uint64, some bool, err error) {
 	in := l.OpenForRead()
 	defer func() { err = errors.Join(err, in.Close()) }()
 	header := make([]byte, batchrepr.HeaderLen)

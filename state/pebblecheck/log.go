@@ -6,12 +6,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// logFS gives every error in a write to Pebble's log to failed, as soon as it
+// watchedFS gives every error in a write to Pebble's log to failed, as soon as it
 // occurs. Pebble ends the process there too, at some later point: with a call of
 // Fatalf, with a panic, or with an unlock of a mutex that is not locked (db.go,
 // rotateWAL), which nothing can catch and which names no cause. The same holds for
 // a folder that cannot be synced: a new log would not be found again.
-type logFS struct {
+type watchedFS struct {
 	vfs.FS
 	failed func(what string, err error) error
 }
@@ -19,70 +19,70 @@ type logFS struct {
 // WatchLog returns fs with every failed write to Pebble's log reported to failed,
 // which returns the error that Pebble gets, if it returns at all.
 func WatchLog(fs vfs.FS, failed func(what string, err error) error) vfs.FS {
-	return &logFS{fs, failed}
+	return &watchedFS{fs, failed}
 }
 
-// report gives an error to failed.
-func (f *logFS) report(what string, err error) error {
+// reportFailure gives an error to failed.
+func (f *watchedFS) reportFailure(what string, err error) error {
 	if err == nil {
 		return nil
 	}
 	return f.failed(what, err)
 }
 
-func isLog(name string) bool { return strings.HasSuffix(name, ".log") }
+func isLogName(name string) bool { return strings.HasSuffix(name, ".log") }
 
 // Create implements vfs.FS.
-func (f *logFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+func (f *watchedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.Create(name, c)
 	return f.wrapLog(name, file, err)
 }
 
 // ReuseForWrite implements vfs.FS.
-func (f *logFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
+func (f *watchedFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.ReuseForWrite(from, to, c)
 	return f.wrapLog(to, file, err)
 }
 
-func (f *logFS) wrapLog(name string, file vfs.File, err error) (vfs.File, error) {
-	if !isLog(name) {
+func (f *watchedFS) wrapLog(name string, file vfs.File, err error) (vfs.File, error) {
+	if !isLogName(name) {
 		return file, err
 	}
-	if err := f.report("make log", err); err != nil {
+	if err := f.reportFailure("make log", err); err != nil {
 		return nil, err
 	}
-	return logFile{file, f}, nil
+	return watchedFile{file, f}, nil
 }
 
 // OpenDir implements vfs.FS.
-func (f *logFS) OpenDir(name string) (vfs.File, error) {
+func (f *watchedFS) OpenDir(name string) (vfs.File, error) {
 	dir, err := f.FS.OpenDir(name)
 	if err != nil {
 		return nil, err
 	}
-	return logFile{dir, f}, nil
+	return watchedFile{dir, f}, nil
 }
 
-// logFile is a log, or the folder that holds it.
-type logFile struct {
+// watchedFile is a log, or the folder that holds it.
+type watchedFile struct {
 	vfs.File
-	fs *logFS
+	fs *watchedFS
 }
 
 // Write implements vfs.File.
-func (f logFile) Write(p []byte) (int, error) {
+func (f watchedFile) Write(p []byte) (int, error) {
 	n, err := f.File.Write(p)
-	return n, f.fs.report("write log", err)
+	return n, f.fs.reportFailure("write log", err)
 }
 
 // Sync implements vfs.File.
-func (f logFile) Sync() error { return f.fs.report("sync log", f.File.Sync()) }
+func (f watchedFile) Sync() error { return f.fs.reportFailure("sync log", f.File.Sync()) }
 
 // SyncData implements vfs.File.
-func (f logFile) SyncData() error { return f.fs.report("sync log", f.File.SyncData()) }
+func (f watchedFile) SyncData() error { return f.fs.reportFailure("sync log", f.File.SyncData()) }
 
 // SyncTo implements vfs.File.
-func (f logFile) SyncTo(length int64) (bool, error) {
+func (f watchedFile) SyncTo(length int64) (bool, error) {
 	full, err := f.File.SyncTo(length)
-	return full, f.fs.report("sync log", err)
+	return full, f.fs.reportFailure("sync log", err)
 }

@@ -23,7 +23,7 @@ const InstanceLen = 16
 // ReadInstance reads the directory's id, and makes one if there is none or if it
 // was made for another place.
 func ReadInstance(fsys vfs.FS, dir string) (string, error) {
-	here, err := place(fsys, dir)
+	here, err := placeOf(fsys, dir)
 	if err != nil {
 		return "", err
 	}
@@ -45,11 +45,11 @@ func ReadInstance(fsys vfs.FS, dir string) (string, error) {
 	return id, err
 }
 
-// place tells a directory from every other one that can be in use at the same
+// placeOf tells a directory from every other one that can be in use at the same
 // time, a clone of it on another machine included: by the boot of this machine,
 // which no other machine shares, and the directory's number on it. After a boot
 // the place is another one.
-func place(fsys vfs.FS, dir string) (string, error) {
+func placeOf(fsys vfs.FS, dir string) (string, error) {
 	if vfs.Root(fsys) != vfs.Default {
 		return "memory", nil // a test's file system
 	}

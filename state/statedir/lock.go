@@ -46,7 +46,7 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		err = fmt.Errorf("%w: %s is held by process %s; stop it, or give this one another state.dir",
-			ErrLocked, filepath.Dir(name), holder(f))
+			ErrLocked, filepath.Dir(name), readHolder(f))
 	} else if err == nil {
 		err = writeHolder(f)
 	}
@@ -75,8 +75,8 @@ func writeHolder(f *os.File) error {
 	return nil
 }
 
-// holder is the process id in the lock file. The holder may be just writing it.
-func holder(f *os.File) string {
+// readHolder is the process id in the lock file. The holder may be just writing it.
+func readHolder(f *os.File) string {
 	b := make([]byte, 20)
 	n, _ := f.ReadAt(b, 0)
 	if pid := strings.TrimSpace(string(b[:n])); pid != "" {

@@ -89,7 +89,7 @@ func checkDirFor(dir string, us int) error {
 	case info.Mode().Perm()&0o002 != 0:
 		return fmt.Errorf("%w: every user may write in %s (mode %04o); run: chmod o-w %[2]s, or set state.dir to a folder below it, which dinnerbell makes for itself",
 			ErrUnsafe, dir, info.Mode().Perm())
-	case owner != us && owner != 0 && (us != 0 || !handedOver(dir)):
+	case owner != us && owner != 0 && (us != 0 || !isHandedOver(dir)):
 		return fmt.Errorf("%w: %s belongs to user %d and this process runs as user %d; run: chown -R %[4]d %[2]s, or run as user %[3]d",
 			ErrUnsafe, dir, owner, us)
 	}
@@ -105,10 +105,10 @@ func checkDirFor(dir string, us int) error {
 	return root.Close()
 }
 
-// handedOver says whether a directory of another user served before and lies where
+// isHandedOver says whether a directory of another user served before and lies where
 // only root could have put it, so that root meant it: a volume on which a container
 // ran as that user, and now runs as root.
-func handedOver(dir string) bool {
+func isHandedOver(dir string) bool {
 	parent, err := os.Stat(filepath.Dir(dir))
 	if err != nil || ownerOf(parent) != 0 || parent.Mode().Perm()&0o022 != 0 {
 		return false
