@@ -10,29 +10,32 @@ import (
 	"math"
 )
 
-// A fetch response is read here batch by batch, and a batch record by record out
-// of its codec's stream: what it inflates to is never held. A consumer's parser
-// inflates a batch as a whole, and believes its count of records.
+// A fetch response is read batch by batch, and a batch record by record out of its
+// codec's stream, so that no inflated batch is held in memory. A consumer's parser
+// would inflate a batch as a whole, and trust its count of records.
 //
 // Record batches, magic 2: https://kafka.apache.org/documentation/#recordbatch
 
-// Bounds of what is read of one batch.
+// Bounds for one batch.
 const (
-	// minWholeRecord is how large a record may be that is held whole, at least; see
-	// PartitionReader.most.
+	// minWholeRecord is the smallest value of PartitionReader.MaxRecord: a record up
+	// to this size is always read whole.
 	minWholeRecord = 8 << 20
-	// CutRecordBytes is what is kept of the key, and of the value, of a larger one.
+	// CutRecordBytes is how many bytes of the key, and of the value, are kept of a
+	// record that is not read whole.
 	CutRecordBytes = 64 << 10
-	// maxInflatedBytes is what is read of one batch: it takes a second or two.
+	// maxInflatedBytes bounds the inflated size of a batch: reading so many bytes
+	// takes a second or two.
 	maxInflatedBytes = 1 << 30
-	// maxHeaders is how many headers of a record are looked at.
+	// maxHeaders bounds the number of headers of a record.
 	maxHeaders = 1000
 )
 
-// errTooLarge: a batch inflates to more than is read of it.
+// errTooLarge reports a batch that inflates to more than maxInflatedBytes.
 var errTooLarge = fmt.Errorf("the batch inflates to more than %d MiB", maxInflatedBytes>>20)
 
-// Record is one record of a partition, or what stands in the place of some.
+// Record is one record of a partition, or stands for offsets without a readable
+// record: see Unreadable and Empty.
 type Record struct {
 	Topic     string
 	Partition int32
@@ -42,24 +45,25 @@ type Record struct {
 	Key       []byte
 	Value     []byte
 	headers   []byte // as in the batch: their count, then each
-	Size      int    // of the whole record; beyond what is held where it was cut
+	Size      int    // of the whole record, also where it was truncated
 	Truncated bool
 
-	Unreadable string // why the offsets from offset up to next cannot be read
-	Empty      bool   // they hold nothing: markers, aborted transactions, compacted records
+	Unreadable string // why the offsets from Offset up to Next cannot be read
+	Empty      bool   // the offsets hold no record: markers, aborted transactions, compacted records
 }
 
-// header attributes.
+// Attributes and sizes of a batch header.
 const (
 	codecBits         = 0x07
 	logAppendTimeBit  = 0x08
 	transactionalBit  = 0x10
 	controlBit        = 0x20
 	batchHeaderBytes  = 61
-	batchLengthOffset = 12 // the length counts what follows it
+	batchLengthOffset = 12 // the length counts the bytes behind it
 )
 
-// recordBatch is one record batch of a response. Its fields are what the bytes claim.
+// recordBatch is one record batch of a response. Its fields are the claims of its
+// header; verify checks them.
 type recordBatch struct {
 	baseOffset         int64
 	magic              int8
@@ -69,12 +73,12 @@ type recordBatch struct {
 	firstTime, maxTime int64 // timestamps
 	producerID         int64
 	count              int32
-	checksummed        []byte // what the checksum covers
+	checksummed        []byte // the bytes that the checksum covers
 	records            []byte
 }
 
 // splitBatch takes the first batch off b; ok is false where b does not hold a
-// whole one.
+// whole batch.
 func splitBatch(b []byte) (_ recordBatch, rest []byte, ok bool) {
 	if len(b) < batchHeaderBytes {
 		return recordBatch{}, nil, false
@@ -98,10 +102,10 @@ func splitBatch(b []byte) (_ recordBatch, rest []byte, ok bool) {
 	}, b[length:], true
 }
 
-// checksumTable is the polynomial of the batches' checksums, CRC-32C.
+// checksumTable is the table of the batches' checksums, CRC-32C.
 var checksumTable = crc32.MakeTable(crc32.Castagnoli)
 
-// verify compares the batch with its checksum and with what this program reads.
+// verify checks the batch's format, checksum and counts.
 func (b *recordBatch) verify() error {
 	switch {
 	case b.magic != 2:
@@ -114,13 +118,13 @@ func (b *recordBatch) verify() error {
 	return nil
 }
 
-// claimedEnd is one more than the last offset that the batch claims.
+// claimedEnd returns one more than the last offset that the batch claims.
 func (b *recordBatch) claimedEnd() int64 { return b.baseOffset + int64(b.lastDelta) + 1 }
 
 func (b *recordBatch) hasAttribute(bit int16) bool { return b.attributes&bit != 0 }
 
-// endsInAbort tells whether a control batch ends a transaction by an abort: its record
-// has a key of version and type, and type 0 is an abort.
+// endsInAbort reports whether a control batch ends a transaction by an abort: its
+// record has a key of version and type, and type 0 is an abort.
 func (b *recordBatch) endsInAbort() bool {
 	in := fieldReader{b: b.records}
 	in.readVarint() // length
@@ -131,8 +135,9 @@ func (b *recordBatch) endsInAbort() bool {
 	return len(key) >= 4 && key[2] == 0 && key[3] == 0
 }
 
-// readRecords calls fn for every record, in order. The error is fn's, or says why what
-// follows the last record cannot be read. Records are held whole up to most bytes.
+// readRecords calls fn for every record, in order. It reads records of up to most
+// bytes whole, and truncates larger ones. The error is fn's, or explains why the rest
+// of the batch cannot be read.
 func (b *recordBatch) readRecords(in *batchInflater, most int, fn func(*Record) error) error {
 	r, err := in.openStream(int(b.attributes&codecBits), b.records)
 	if err != nil {
@@ -158,7 +163,7 @@ func (b *recordBatch) readRecords(in *batchInflater, most int, fn func(*Record) 
 	return nil
 }
 
-// readRecord reads one record; offset and time are relative to the batch's.
+// readRecord reads one record; its offset and time are relative to the batch's.
 func readRecord(r *bufio.Reader, most int) (*Record, error) {
 	length, err := binary.ReadVarint(r)
 	if err != nil {
@@ -180,7 +185,7 @@ func readRecord(r *bufio.Reader, most int) (*Record, error) {
 
 var errMalformedRecord = errors.New("a record's fields do not fit into it")
 
-// parseFields reads the fields of a record that is held whole.
+// parseFields reads the fields of a whole record.
 func (r *Record) parseFields(body []byte) error {
 	in := fieldReader{b: body}
 	in.takeBytes(1) // attributes, unused
@@ -193,7 +198,7 @@ func (r *Record) parseFields(body []byte) error {
 	return nil
 }
 
-// readTruncated reads the beginning of key and value, and passes over the rest.
+// readTruncated reads the beginning of key and value, and discards the rest.
 func (r *Record) readTruncated(from *bufio.Reader, length int64) error {
 	r.Truncated = true
 	body := &limitedReader{r: from, left: length}
@@ -229,8 +234,8 @@ func (r *Record) readTruncated(from *bufio.Reader, length int64) error {
 	return body.discardBytes(body.left)
 }
 
-// EachHeader reads the headers. It returns false where there are more than
-// maxHeaders, or they are not headers.
+// EachHeader calls fn for each header. It returns false where there are more than
+// maxHeaders, or the bytes are malformed.
 func (r *Record) EachHeader(fn func(key string, value []byte)) bool {
 	in := fieldReader{b: r.headers}
 	n := in.readVarint()
@@ -248,8 +253,8 @@ func (r *Record) EachHeader(fn func(key string, value []byte)) bool {
 	return true
 }
 
-// fieldReader takes values off the front of b. The first that does not fit makes it
-// bad, and all later ones empty.
+// fieldReader takes values off the front of b. The first value that does not fit
+// sets malformed, and all later values are empty.
 type fieldReader struct {
 	b         []byte
 	malformed bool
@@ -274,7 +279,8 @@ func (f *fieldReader) readVarint() int64 {
 	return n
 }
 
-// readBytes reads a length and as many bytes; nil for null, length -1.
+// readBytes reads a length and as many bytes. It returns nil for null, which has
+// length -1.
 func (f *fieldReader) readBytes() []byte {
 	n := f.readVarint()
 	if n == -1 || f.malformed {
@@ -283,7 +289,7 @@ func (f *fieldReader) readBytes() []byte {
 	return f.takeBytes(n)
 }
 
-// limitedReader reads at most left bytes.
+// limitedReader reads at most left bytes; a read beyond them is errMalformedRecord.
 type limitedReader struct {
 	r    *bufio.Reader
 	left int64

@@ -73,10 +73,10 @@ func CloseClient(client *kgo.Client, log *slog.Logger, lane int32) {
 	}
 }
 
-// DeadLetterRecord is the dead letter as it is produced: the refused key and value
-// untouched; what refused it, and where it came from, in headers before those that
-// the message came with. The record's own timestamp is a new one: brokers refuse
-// timestamps far from now, and a producer's clock must not stop the lane.
+// DeadLetterRecord returns the record of a dead letter: the refused key and value
+// untouched; the reason and the origin in headers before the message's own headers.
+// The record gets a new timestamp: brokers refuse timestamps far from now, and a
+// producer's clock must not stop the lane.
 func DeadLetterRecord(d *record.DeadLetter, topic string) *kgo.Record {
 	r := &kgo.Record{Topic: topic, Key: d.Key, Value: d.Value}
 	for _, h := range d.RecordHeaders() {

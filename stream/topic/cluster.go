@@ -14,16 +14,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// DefaultMaxMessage is Kafka's default of max.message.bytes, used where the
-// topic's own cannot be read.
+// DefaultMaxMessage is Kafka's default of max.message.bytes. It is used for a topic
+// whose setting may not be read.
 const DefaultMaxMessage = 1048588
 
-// allTopics lists the four, each once.
+// allTopics lists the four topics, each name once.
 func (c Config) allTopics() []string {
 	return slices.Compact(slices.Sorted(slices.Values([]string{c.Campaigns, c.Notifications, c.DeadLetters, c.Progress})))
 }
 
-// Cluster is what the metadata and the topics' settings say of a Kafka cluster.
+// Cluster is the metadata of a Kafka cluster, and the settings of the four topics.
 type Cluster struct {
 	ID        string
 	Bootstrap string // a broker's address as the cluster advertises it
@@ -32,11 +32,12 @@ type Cluster struct {
 	Settings  map[string]Settings
 }
 
-// Settings are a topic's settings by name; nil where they may not be read,
-// or the topic is missing.
+// Settings are a topic's settings by name; nil where the settings may not be read or
+// the topic is missing.
 type Settings map[string]kadm.Config
 
-// readNumber reads a setting; fallback where it is not known.
+// readNumber returns a setting as a number, and fallback for a setting that is not
+// known.
 func (t Settings) readNumber(name string, fallback int64) int64 {
 	c, ok := t[name]
 	if !ok {
@@ -48,18 +49,18 @@ func (t Settings) readNumber(name string, fallback int64) int64 {
 	return fallback
 }
 
-// maxMessage is the largest batch that the topic accepts and we send.
+// maxMessage returns the largest batch that the topic accepts and dinnerbell sends.
 func (t Settings) maxMessage() int {
 	return int(min(t.readNumber("max.message.bytes", DefaultMaxMessage), MaxBatch))
 }
 
-// ReadCluster reads both in one go. A topic that is missing carries its error; a
-// right that is missing leaves settings out.
+// ReadCluster reads the metadata, then the settings. A missing topic carries its
+// error in Topics; without the right to read a topic's settings, Settings lacks it.
 func ReadCluster(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster, error) {
 	adm := kadm.NewClient(client)
 	ctx = kadm.WithAuthorizedOps(ctx)
 	meta, err := adm.Metadata(ctx, cfg.allTopics()...)
-	if errors.Is(err, kerr.TopicAuthorizationFailed) { // of one of them: which is not said
+	if errors.Is(err, kerr.TopicAuthorizationFailed) { // of one of them: the error does not name it
 		meta, err = readMetadataOneByOne(ctx, adm, cfg.allTopics())
 	}
 	if err != nil {
@@ -73,7 +74,8 @@ func ReadCluster(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster,
 	return c, err
 }
 
-// readMetadataOneByOne leaves the error with the topic that may not be described.
+// readMetadataOneByOne asks for each topic alone, so that the error of a topic that
+// may not be described stays with that topic.
 func readMetadataOneByOne(ctx context.Context, adm *kadm.Client, topics []string) (kadm.Metadata, error) {
 	all := kadm.Metadata{Topics: kadm.TopicDetails{}}
 	for _, topic := range topics {
@@ -90,8 +92,8 @@ func readMetadataOneByOne(ctx context.Context, adm *kadm.Client, topics []string
 	return all, nil
 }
 
-// ReadSettings reads the settings of topics that exist, one by one: of several, a
-// right that is missing on one hides all.
+// ReadSettings reads the settings of the topics that exist. It asks for one topic at a
+// time: in a request for several, a missing right on one topic hides all of them.
 func ReadSettings(ctx context.Context, adm *kadm.Client, topics ...string) (map[string]Settings, error) {
 	out := make(map[string]Settings, len(topics))
 	for _, topic := range topics {
@@ -116,31 +118,28 @@ func ReadSettings(ctx context.Context, adm *kadm.Client, topics ...string) (map[
 	return out, nil
 }
 
-// IDs are what the lane's positions count in, as text for Postgres, and
-// the ids of the topics that are read as fetch requests need them.
-type IDs struct {
-	Cluster, Campaigns, Notifications string
-	Progress                          string
-	ProgressID, CampaignsID           kadm.TopicID
-}
-
-// Identity are those that the lane row was made with.
+// Identity names the logs that a lane's positions count in: the ids of the cluster
+// and of three topics, as the lane row in Postgres has them.
 type Identity struct{ Cluster, Campaigns, Notifications, Progress string }
 
-// IDs gives the identity of the cluster and of the three topics that a lane
-// counts in.
+// IDs are the identity of the present cluster, and the ids of the topics that a lane
+// reads as fetch requests need them.
+type IDs struct {
+	Identity
+
+	ProgressID, CampaignsID kadm.TopicID
+}
+
+// IDs returns the ids of the cluster and of the topics that a lane counts in.
 func (c *Cluster) IDs(cfg Config) IDs {
+	campaigns, progress := c.Topics[cfg.Campaigns].ID, c.Topics[cfg.Progress].ID
 	return IDs{
-		Cluster:       c.ID,
-		Campaigns:     c.Topics[cfg.Campaigns].ID.String(),
-		Notifications: c.Topics[cfg.Notifications].ID.String(),
-		Progress:      c.Topics[cfg.Progress].ID.String(),
-		ProgressID:    c.Topics[cfg.Progress].ID,
-		CampaignsID:   c.Topics[cfg.Campaigns].ID,
+		Identity:    Identity{Cluster: c.ID, Campaigns: campaigns.String(), Notifications: c.Topics[cfg.Notifications].ID.String(), Progress: progress.String()},
+		CampaignsID: campaigns, ProgressID: progress,
 	}
 }
 
-// ReadIDs reads the metadata alone, for those who own no lane.
+// ReadIDs reads the ids and the topics' metadata, without the settings.
 func ReadIDs(ctx context.Context, client *kgo.Client, cfg Config) (IDs, kadm.TopicDetails, error) {
 	meta, err := kadm.NewClient(client).Metadata(ctx, cfg.Campaigns, cfg.Notifications, cfg.Progress)
 	if err != nil {

@@ -11,8 +11,8 @@ type Config struct {
 	// ClientOptions returns the options that reach the cluster: brokers, TLS, SASL.
 	// NewClient calls it each time, so that rotated credentials are picked up.
 	ClientOptions func() ([]kgo.Opt, error)
-	// Principal is whom the brokers take this client for, as far as that is known,
-	// such as "User:dinnerbell". Default "User:NAME".
+	// Principal is the name that the brokers know this client by, such as
+	// "User:dinnerbell". Hints about missing rights show it. Default "User:NAME".
 	Principal     string
 	Campaigns     string
 	Notifications string
@@ -22,12 +22,12 @@ type Config struct {
 	// InstanceID makes this daemon a static member of the group: after a
 	// restart it gets its lanes back at once. Unique per daemon.
 	InstanceID string
-	// Start is where a new deployment begins: "earliest" (default), "latest"
-	// or an RFC 3339 time.
+	// Start is the position from which a new deployment reads the campaigns topic:
+	// "earliest" (default), "latest" or an RFC 3339 time.
 	Start string
 }
 
-// WithDefaults fills in the defaults.
+// WithDefaults returns the configuration with its defaults filled in.
 func (c Config) WithDefaults() Config {
 	if c.Principal == "" {
 		c.Principal = "User:NAME"

@@ -11,9 +11,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// explainConnect adds the setting to change to the error of a first request that
-// failed since client and broker do not speak the same protocol. Every other error
-// stays as it is.
+// explainConnect adds a hint to the error of a first request that failed because
+// client and broker do not speak the same protocol: the setting to change. It returns
+// every other error unchanged.
 func explainConnect(err error) error {
 	if hint := connectHint(err); hint != "" {
 		return fmt.Errorf("%w (%s)", err, hint)
@@ -21,7 +21,7 @@ func explainConnect(err error) error {
 	return err
 }
 
-// connectHint gives the setting; "" where the error is about something else.
+// connectHint returns the hint for an error, "" for an error about anything else.
 func connectHint(err error) string {
 	const (
 		wantsTLS = "does the port want TLS? then set kafka.tls.enabled: true; else name another port in kafka.brokers"
@@ -48,7 +48,7 @@ func connectHint(err error) string {
 	}
 	text := err.Error()
 	if _, ok := errors.AsType[*kgo.ErrFirstReadEOF](err); ok {
-		// The client keeps to itself which of the three it is, but for the text.
+		// Only the error's text shows which of the three it is.
 		switch {
 		case strings.Contains(text, "after a dial"):
 			return takesTLS

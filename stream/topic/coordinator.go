@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Coordinator is who answers for a transactional id or a group.
+// Coordinator is the broker that answers for a transactional id or a group.
 type Coordinator struct {
 	kind  int8 // as FindCoordinator has it
 	topic string
@@ -22,8 +22,9 @@ type Coordinator struct {
 func TransactionCoordinator(id string) Coordinator { return Coordinator{1, "__transaction_state", id} }
 func GroupCoordinator(group string) Coordinator    { return Coordinator{0, "__consumer_offsets", group} }
 
-// Diagnose asks why a coordinator does not answer: without the client's patience,
-// and with what can be read of its topic. It is nil where all looks well.
+// Diagnose finds out why a coordinator does not answer, from the settings of its topic
+// and from one request without the client's retries. It returns nil where it finds
+// nothing.
 func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Client) error {
 	cluster, err := ReadCluster(ctx, client, cfg)
 	if err != nil {
@@ -46,7 +47,8 @@ func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Clien
 	return err
 }
 
-// replicaSettings names what the brokers make the topic by.
+// replicaSettings names the broker settings for the replicas of the coordinator's
+// topic.
 func (c Coordinator) replicaSettings() string {
 	if c.kind == 1 {
 		return "transaction.state.log.replication.factor and transaction.state.log.min.isr"
@@ -54,7 +56,7 @@ func (c Coordinator) replicaSettings() string {
 	return "offsets.topic.replication.factor"
 }
 
-// Find asks for the coordinator once.
+// Find asks each known broker once for the coordinator, until one of them answers.
 func (c Coordinator) Find(ctx context.Context, client *kgo.Client) error {
 	req := kmsg.NewPtrFindCoordinatorRequest()
 	req.CoordinatorType, req.CoordinatorKey, req.CoordinatorKeys = c.kind, c.key, []string{c.key}

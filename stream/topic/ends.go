@@ -6,11 +6,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// partitionEnds are the ends of a topic's partitions, by partition: one more than the
-// last offset written, 0 where nothing was.
+// partitionEnds are the end offsets of a topic's partitions, by partition: one more
+// than the last offset written, 0 for a partition without records.
 type partitionEnds []int64
 
-// raiseEnd moves one end up, never down.
+// raiseEnd raises one end; it never lowers it.
 func (e *partitionEnds) raiseEnd(partition int32, end int64) {
 	for len(*e) <= int(partition) {
 		*e = append(*e, 0)
@@ -18,9 +18,9 @@ func (e *partitionEnds) raiseEnd(partition int32, end int64) {
 	(*e)[partition] = max((*e)[partition], end)
 }
 
-// Delivery collects what the broker says of one transaction's records. The
-// client calls note for one record after the other, and for all of them before
-// Flush returns; after that its fields may be read.
+// Delivery collects the broker's answers to the records of one transaction. The client
+// calls Note for one record after the other, and for all of them before Flush returns;
+// after that the fields may be read.
 type Delivery struct {
 	Topic string // whose ends are collected
 	Ends  partitionEnds
@@ -36,10 +36,10 @@ func (d *Delivery) Note(r *kgo.Record, err error) {
 	}
 }
 
-// ReachedEnds are the ends that committed transactions have reached. A topic that
-// is shorter later has lost what it took.
+// ReachedEnds are the end offsets that committed transactions have reached. A topic
+// that is shorter later has lost records that it had acknowledged.
 type ReachedEnds struct {
-	mu   sync.Mutex // ship raises, commit reads
+	mu   sync.Mutex // the shipper raises, the committer reads
 	ends partitionEnds
 }
 
@@ -51,7 +51,7 @@ func (t *ReachedEnds) Raise(by partitionEnds) {
 	}
 }
 
-// List is a copy, never nil: it goes into a column that is NOT NULL.
+// List returns a copy, never nil: the ends go into a column that is NOT NULL.
 func (t *ReachedEnds) List() []int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -15,23 +15,23 @@ import (
 )
 
 const (
-	// maxZstdWindow bounds what zstd looks back, which it holds in memory. Encoders use
-	// up to 8 MiB, unless they are asked for more.
+	// maxZstdWindow bounds zstd's window, which the decoder holds in memory. Encoders
+	// use up to 8 MiB, unless they are configured for more.
 	maxZstdWindow = 32 << 20
-	// maxSnappyBlock bounds a block of snappy, which can only be held whole. One of 1 MiB
-	// inflates to about 20 MiB at most.
+	// maxSnappyBlock bounds an inflated block of snappy, which the decoder holds whole.
+	// A compressed block of 1 MiB inflates to about 20 MiB at most.
 	maxSnappyBlock = 32 << 20
 )
 
-// batchInflater opens the codecs of batches as streams. It is for one goroutine, and
-// one stream at a time: the memory of the last one is used again.
+// batchInflater opens compressed batches as streams. It is for one goroutine and one
+// stream at a time: each stream uses the memory of the stream before.
 type batchInflater struct {
 	buffered *bufio.Reader
 	zstd     *zstd.Decoder
 }
 
-// openStream begins to inflate what a batch holds. The stream ends with errTooLarge
-// after maxInflatedBytes bytes.
+// openStream returns the inflated records of a batch as a stream. The stream ends
+// with errTooLarge after maxInflatedBytes.
 func (in *batchInflater) openStream(codec int, b []byte) (*bufio.Reader, error) {
 	r, err := in.openCodec(codec, b)
 	if err != nil {
@@ -82,11 +82,11 @@ func inflateSnappy(dst, b []byte) ([]byte, error) {
 	return snappy.Decode(dst, b)
 }
 
-// xerialMagic begins what Java clients write: the magic, two versions, then blocks
-// of snappy, each behind its length.
+// xerialMagic begins the snappy format of Java clients: the magic, two versions, then
+// blocks of snappy, each behind its length.
 var xerialMagic = []byte{130, 'S', 'N', 'A', 'P', 'P', 'Y', 0}
 
-// xerialReader inflates it block by block.
+// xerialReader inflates the blocks of that format, one after the other.
 type xerialReader struct {
 	in, buffer, block []byte
 }
@@ -116,7 +116,7 @@ func (x *xerialReader) Read(p []byte) (int, error) {
 
 var errMalformedXerial = errors.New("the blocks of snappy do not fit")
 
-// boundedReader ends with errTooLarge after left bytes.
+// boundedReader fails with errTooLarge after left bytes.
 type boundedReader struct {
 	r    io.Reader
 	left int64

@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// Limits are how large a record the output topics take.
+// Limits are the sizes of batches that the output topics accept.
 type Limits struct {
-	Notification int      // bytes that the notifications topic accepts per batch
-	DeadLetter   int      // the same of the dead-letter topic
-	guessed      []string // topics of the two whose limit may not be read
-	Bootstrap    string   // a broker's address, for the commands that errors name
+	Notification int      // bytes per batch of the notifications topic
+	DeadLetter   int      // bytes per batch of the dead-letter topic
+	guessed      []string // those of the two topics whose limit may not be read
+	Bootstrap    string   // a broker's address, for the commands in errors
 }
 
 func NewLimits(c *Cluster, cfg Config) Limits {
@@ -21,11 +21,12 @@ func NewLimits(c *Cluster, cfg Config) Limits {
 	}
 }
 
-// MaxCampaign is how large a message is read whole. Escapes make a text six times
-// as long at most as the notification has it.
+// MaxCampaign returns the size up to which a campaign message is read whole. JSON
+// escapes make a text at most six times as long as in the notification.
 func (l *Limits) MaxCampaign() int { return min(6*l.Notification, MaxBatch) }
 
-// RaiseHint tells what mends a topic that does not accept what is decided.
+// RaiseHint returns the command that mends a topic that does not accept the records of
+// a decided step.
 func (l *Limits) RaiseHint(principal string) string {
 	raise := "put the topics' max.message.bytes back to what it was, or higher"
 	if len(l.guessed) == 0 {

@@ -10,14 +10,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 )
 
-// progressWindow is how many offsets before the end are looked at first. A
-// ship is one progress record and one commit marker, so the last committed
-// record is almost always among them.
+// progressWindow is how many offsets before the end are read first. A shipment is one
+// progress record and one commit marker, so the last committed record is almost always
+// among them.
 const progressWindow = 64
 
-// ProgressLostError: a progress partition begins above offset 0 and holds no
-// record, or another writer's record has taken the place of the lane's, so what
-// was shipped is not known. It is never "no progress".
+// ProgressLostError reports a progress partition that begins above offset 0 and holds
+// no record, or in which another writer's record has replaced the lane's: the last
+// shipped step is not known. It never stands for "no progress".
 type ProgressLostError struct {
 	topic     string
 	partition int32
@@ -34,13 +34,13 @@ func (e *ProgressLostError) Error() string {
 		e.topic, e.partition, e.start)
 }
 
-// ReadProgress returns K, the last seq shipped on a lane: the last committed
-// record of its progress partition, or 0 if there never was one. It must run after
-// the predecessor was fenced, when nothing on the partition is undecided. It
-// reads to the high watermark or fails: a short read is never "no progress".
-// Records that others have written are passed over: compaction deletes those
-// before one of the same key together, so what is left of the lane's is the last.
-// The error is a *ProgressLostError where records were deleted and none is left.
+// ReadProgress returns K, the last seq shipped on a lane: the seq of the last committed
+// record of its progress partition, or 0 if the partition never had a record. It must
+// run after the predecessor was fenced, when no transaction on the partition is open.
+// It reads to the high watermark or fails: a short read is never "no progress".
+// It skips records of other writers. Compaction deletes all records before the last one
+// of their key together: where any record of the lane is left, its last one is. The
+// error is a *ProgressLostError where records were deleted and none of the lane's is left.
 func ReadProgress(ctx context.Context, p *PartitionReader) (int64, error) {
 	adm, topic, partition := kadm.NewClient(p.Client), p.Topic, p.Partition
 	start, err := ListOffset(ctx, topic, partition, adm.ListStartOffsets)
@@ -76,13 +76,13 @@ func ReadProgress(ctx context.Context, p *PartitionReader) (int64, error) {
 	}
 }
 
-// ProgressKey is the key of a lane's progress records.
+// ProgressKey returns the key of a lane's progress records.
 func ProgressKey(lane int32) []byte { return strconv.AppendInt(nil, int64(lane), 10) }
 
 func isProgressKey(r *Record) bool { return bytes.Equal(r.Key, ProgressKey(r.Partition)) }
 
-// parseProgress reads a lane's progress; ok is false for a record that the lane
-// has not written.
+// parseProgress reads a lane's progress record; ok is false for another writer's
+// record.
 func parseProgress(r *Record) (seq int64, ok bool) {
 	var p struct {
 		Seq *int64 `json:"seq"`

@@ -13,12 +13,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Setup creates the topics that are missing and gives the progress topic
-// as many partitions as the campaigns topic has. It says what it did, one line
-// each. Safe to repeat.
+// Setup creates the missing topics and gives the progress topic as many partitions as
+// the campaigns topic has. It returns one line for each thing done. Safe to repeat.
 func Setup(ctx context.Context, cfg Config) ([]string, error) {
-	// By default the client gives the same metadata for five seconds: a topic that
-	// was just created would stay unknown so long.
+	// By default the client caches metadata for five seconds, and does not see a new
+	// topic for so long.
 	client, err := cfg.NewClient(kgo.MetadataMinAge(createdPollInterval))
 	if err != nil {
 		return nil, err
@@ -33,7 +32,8 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	return s.report, nil
 }
 
-// createdPollInterval lies between two looks for a topic that was just created.
+// createdPollInterval is the time between two requests for a topic that was just
+// created.
 const createdPollInterval = 100 * time.Millisecond
 
 type topicSetup struct {
@@ -52,8 +52,8 @@ func (s *topicSetup) setUpCampaigns(ctx context.Context) error {
 	return err
 }
 
-// setUpOutputs makes room for what may come through: a dead letter carries the
-// refused value and headers, so its topic takes larger messages than the input.
+// setUpOutputs creates the output topics. A dead letter carries the refused value and
+// headers, so its topic accepts larger messages than the campaigns topic.
 func (s *topicSetup) setUpOutputs(ctx context.Context) error {
 	settings, err := ReadSettings(ctx, s.adm, s.cfg.Campaigns)
 	if err != nil {
@@ -68,15 +68,15 @@ func (s *topicSetup) setUpOutputs(ctx context.Context) error {
 	return s.ensureTopic(ctx, s.cfg.DeadLetters, s.lanes, configs)
 }
 
-// deletePolicy are the settings of a topic that must not be compacted, whatever the
-// broker's default is.
+// deletePolicy returns the settings of a topic that must not be compacted, whatever the
+// broker's default.
 func deletePolicy() map[string]*string {
 	policy := "delete"
 	return map[string]*string{"cleanup.policy": &policy}
 }
 
-// setUpProgress is compacted: only the last seq of each lane matters. Small segments
-// keep what a takeover may have to read short.
+// setUpProgress creates the progress topic: compacted, because only the last seq of
+// each lane matters, and with small segments, so that a takeover reads few records.
 func (s *topicSetup) setUpProgress(ctx context.Context) error {
 	compact, segment := "compact", strconv.Itoa(16<<20)
 	if err := s.ensureTopic(ctx, s.cfg.Progress, s.lanes, map[string]*string{"cleanup.policy": &compact, "segment.bytes": &segment}); err != nil {
@@ -100,9 +100,9 @@ func (s *topicSetup) setUpProgress(ctx context.Context) error {
 	return nil
 }
 
-// compactUntouched sets the policy of a progress topic that somebody made with
-// the broker's defaults and nobody has written to. Any other is its owner's to
-// change: see the precondition kafka.progress.cleanup_policy.
+// compactUntouched sets the policy of a progress topic that somebody made with the
+// broker's defaults and nobody has written to. The policy of any other topic is for its
+// owner to change: see the precondition kafka.progress.cleanup_policy.
 func (s *topicSetup) compactUntouched(ctx context.Context) error {
 	settings, err := ReadSettings(ctx, s.adm, s.cfg.Progress)
 	if err != nil {
@@ -128,9 +128,9 @@ func (s *topicSetup) compactUntouched(ctx context.Context) error {
 }
 
 // ensureTopic creates a topic with the broker's default replication factor (and
-// partition count where partitions is -1), and waits until it can be used.
+// partition count where partitions is -1), and waits until the topic can be used.
 func (s *topicSetup) ensureTopic(ctx context.Context, topic string, partitions int32, configs map[string]*string) error {
-	// Who may not create topics may have been given them.
+	// A client without the right to create topics may have them already.
 	there, err := s.adm.ListTopics(ctx, topic)
 	if err != nil {
 		return fmt.Errorf("look for topic %s: %w", topic, err)
@@ -153,8 +153,8 @@ func (s *topicSetup) ensureTopic(ctx context.Context, topic string, partitions i
 	return nil
 }
 
-// countPartitions counts a topic's partitions. A topic that was created a moment ago
-// may not be known to every broker yet.
+// countPartitions counts a topic's partitions. It waits for a topic that was created a
+// moment ago, which some broker may not know yet.
 func (s *topicSetup) countPartitions(ctx context.Context, topic string) (int32, error) {
 	n, err := backoff.Retry(ctx, func() (int32, error) {
 		details, err := s.adm.ListTopics(ctx, topic)
