@@ -63,6 +63,27 @@ func (c *claim) hasNewInput() bool {
 // compareSinks compares K with P, and the ends of the notifications topic with those
 // that Kafka had acknowledged.
 func (c *claim) compareSinks(ctx context.Context) error {
+	if err := c.compareSteps(); err != nil {
+		return err
+	}
+	notifications := c.cfg.Kafka.Notifications
+	offsets, err := kadm.NewClient(c.client).ListEndOffsets(ctx, notifications)
+	if err != nil {
+		return fmt.Errorf("list offsets of topic %s: %w", notifications, err)
+	}
+	ends := make([]int64, len(c.endsBefore))
+	for p := range ends {
+		o, ok := offsets.Lookup(notifications, int32(p))
+		if !ok || o.Err != nil {
+			return fmt.Errorf("list offsets of %s/%d: %w", notifications, p, errors.Join(o.Err))
+		}
+		ends[p] = o.Offset
+	}
+	return c.compareEnds(ends)
+}
+
+// compareSteps halts if K is unknown, above P, or below a K that Kafka had reported.
+func (c *claim) compareSteps() error {
 	if c.progressLost != nil {
 		return c.newHalt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.progressLost, c.seq, c.shippedBefore))
 	}
@@ -75,17 +96,15 @@ func (c *claim) compareSinks(ctx context.Context) error {
 		return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
 			c.cfg.Kafka.Progress, k, c.shippedBefore, c.cfg.Kafka.Notifications))
 	}
-	offsets, err := kadm.NewClient(c.client).ListEndOffsets(ctx, c.cfg.Kafka.Notifications)
-	if err != nil {
-		return fmt.Errorf("list offsets of topic %s: %w", c.cfg.Kafka.Notifications, err)
-	}
-	for p, end := range c.endsBefore {
-		o, ok := offsets.Lookup(c.cfg.Kafka.Notifications, int32(p))
-		if !ok || o.Err != nil {
-			return fmt.Errorf("list offsets of %s/%d: %w", c.cfg.Kafka.Notifications, p, errors.Join(o.Err))
-		}
-		if o.Offset < end {
-			return c.newHalt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.cfg.Kafka.Notifications, p, o.Offset, end))
+	return nil
+}
+
+// compareEnds halts if a partition of the notifications topic ends before the end that
+// Kafka had acknowledged. ends has the present ones, by partition.
+func (c *claim) compareEnds(ends []int64) error {
+	for p, before := range c.endsBefore {
+		if ends[p] < before {
+			return c.newHalt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.cfg.Kafka.Notifications, p, ends[p], before))
 		}
 	}
 	return nil
@@ -112,15 +131,20 @@ func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, err
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
-	for i, p := range out {
+	return out, c.checkContiguous(k, out)
+}
+
+// checkContiguous halts if the outbox does not hold all of (K, P].
+func (c *claim) checkContiguous(k int64, pending []*record.Payload) error {
+	for i, p := range pending {
 		if p.Seq != k+1+int64(i) {
-			return nil, c.outboxGapHalt(k, k+1+int64(i))
+			return c.outboxGapHalt(k, k+1+int64(i))
 		}
 	}
-	if last := k + int64(len(out)); last < c.seq {
-		return nil, c.outboxGapHalt(k, last+1)
+	if last := k + int64(len(pending)); last < c.seq {
+		return c.outboxGapHalt(k, last+1)
 	}
-	return out, nil
+	return nil
 }
 
 func (c *claim) outboxGapHalt(k, missing int64) *halt.Error {
