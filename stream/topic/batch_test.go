@@ -8,7 +8,7 @@ import (
 	"dinnerbell/internal/testenv/envtest/rawbatch"
 )
 
-// No bytes make the reader panic, hold more than the bound, or go round.
+// The reader never panics, holds more than its bound, or loops, whatever the bytes.
 func FuzzReadBatch(f *testing.F) {
 	for _, codec := range []rawbatch.Codec{rawbatch.Plain, rawbatch.Gzip, rawbatch.Snappy, rawbatch.LZ4, rawbatch.Zstd} {
 		f.Add(int16(codec), int32(2), append(rawbatch.Record(0, "x"), rawbatch.Record(1, strings.Repeat("y", 300))...))

@@ -14,7 +14,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// What was aborted is not read, however full an answer is.
+// Aborted records are not read, however full a response is.
 func TestAbortedRecordsAreNotRead(t *testing.T) {
 	t.Parallel()
 	cluster := envtest.Kafka(t)
@@ -64,7 +64,7 @@ func TestAbortedRecordsAreNotRead(t *testing.T) {
 	}
 }
 
-// A batch is read here as a consumer reads it, whatever its codec.
+// The reader reads a batch as a consumer does, whatever its codec.
 func TestBatchesAreReadAsAConsumerReadsThem(t *testing.T) {
 	t.Parallel()
 	cluster := envtest.Kafka(t)

@@ -15,7 +15,7 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// Preconditions are those of the cluster and its topics.
+// Preconditions are the checks of the cluster and its topics.
 var Preconditions = []precondition.Check[*Facts]{
 	{Name: "kafka.rights", At: precondition.Always, Read: checkRights},
 	{Name: "kafka.group", At: precondition.Always, Read: checkGroupRight},
@@ -32,27 +32,28 @@ var Preconditions = []precondition.Check[*Facts]{
 	{Name: "kafka.retention", At: precondition.AtStart, Read: checkRetention},
 }
 
-// Facts are what the preconditions of the cluster and its topics look at.
+// Facts are the inputs of the checks.
 type Facts struct {
 	Config  Config
 	Moment  precondition.Moment
-	Admin   *kadm.Client // for what a check reads beyond cluster
+	Admin   *kadm.Client // for a check that reads more than Cluster
 	Cluster *Cluster     // read before the checks
 }
 
-// alterHint is the command that changes a setting of a topic.
+// alterHint returns the command that changes a setting of a topic.
 func (f *Facts) alterHint(topic, setting string) string {
 	return fmt.Sprintf("kafka-configs.sh --bootstrap-server %s --alter --entity-type topics --entity-name %s --add-config %s", f.Cluster.Bootstrap, topic, setting)
 }
 
-// topicSettings gives what is known of a topic; ok is false where it is missing or its
-// settings may not be read: kafka.topics and kafka.settings say so.
+// topicSettings returns the settings of a topic; ok is false where the topic is missing
+// or its settings may not be read. The checks kafka.topics and kafka.settings report
+// those two.
 func (f *Facts) topicSettings(topic string) (s Settings, ok bool) {
 	s, ok = f.Cluster.Settings[topic]
 	return s, ok
 }
 
-// checkTopicsExist looks for the four topics.
+// checkTopicsExist requires the four topics.
 func checkTopicsExist(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.Config.allTopics() {
@@ -78,7 +79,7 @@ func checkProgressPartitions(_ context.Context, f *Facts) ([]precondition.Findin
 		Fix:    "dinnerbell setup"}}, nil
 }
 
-// checkSettingsVisible names the topics whose settings may not be read.
+// checkSettingsVisible reports the topics whose settings may not be read.
 func checkSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.Config.allTopics() {
@@ -92,19 +93,19 @@ func checkSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, 
 	return found, nil
 }
 
-// keepsForever tells that retention deletes nothing from a topic.
+// keepsForever reports whether retention deletes nothing from a topic.
 func (t Settings) keepsForever() bool {
 	return t.readNumber("retention.ms", 0) < 0 && t.readNumber("retention.bytes", -1) < 0
 }
 
-// HasPolicy tells whether the topic's cleanup.policy names one.
+// HasPolicy reports whether the topic's cleanup.policy contains a policy.
 func (t Settings) HasPolicy(policy string) bool {
 	value := t["cleanup.policy"]
 	return slices.ContainsFunc(strings.Split(value.MaybeValue(), ","), func(p string) bool { return strings.TrimSpace(p) == policy })
 }
 
-// checkProgressPolicy wants the last record of each lane to stay for ever. Where
-// retention deletes it, the next takeover does not know what was shipped.
+// checkProgressPolicy requires that the last record of each lane stays for ever. If
+// retention deletes it, the next takeover does not know which steps were shipped.
 func checkProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	topic := f.Config.Progress
 	s, ok := f.topicSettings(topic)
@@ -119,7 +120,7 @@ func checkProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding,
 		finding.Level, finding.Effect = precondition.Warn, "the topic grows without end and takeovers take longer; shorter retention would delete the lanes' progress"
 	}
 	if f.Moment == precondition.AtSetup {
-		// Setup mends what nobody has used or chosen.
+		// Setup mends the policy of a topic that nobody has used or configured.
 		if untouched, err := isUntouched(ctx, f.Admin, topic, s); err != nil || untouched {
 			return nil, err
 		}
@@ -132,8 +133,8 @@ func (f *Facts) cleanupPolicy(topic string) string {
 	return c.MaybeValue()
 }
 
-// isUntouched tells that a topic never had a record and has no setting of its
-// own: a broker or a script made it with the defaults.
+// isUntouched reports whether a topic never had a record and has no setting of its own:
+// a broker or a script made it with the defaults.
 func isUntouched(ctx context.Context, adm *kadm.Client, topic string, s Settings) (bool, error) {
 	for _, c := range s {
 		if c.Source == kmsg.ConfigSourceDynamicTopicConfig {
@@ -152,12 +153,12 @@ func isUntouched(ctx context.Context, adm *kadm.Client, topic string, s Settings
 	return untouched, nil
 }
 
-// minCompactionLag is from when on a compacted campaigns topic leaves messages the
-// time to be read.
+// minCompactionLag is the min.compaction.lag.ms from which on a compacted campaigns
+// topic leaves enough time to read a message.
 const minCompactionLag = 24 * time.Hour
 
-// checkCampaignsPolicy: the record key is not used, so two campaigns may share one,
-// and compaction deletes the older.
+// checkCampaignsPolicy refuses a compacted campaigns topic: the record key has no
+// meaning, so two campaigns may share a key, and compaction deletes the older one.
 func checkCampaignsPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	topic := f.Config.Campaigns
 	s, ok := f.topicSettings(topic)
@@ -174,8 +175,8 @@ func checkCampaignsPolicy(_ context.Context, f *Facts) ([]precondition.Finding, 
 	return []precondition.Finding{finding}, nil
 }
 
-// checkDeadLettersPolicy: a dead letter has the key of its message, which may be
-// none, and such a record no compacted topic accepts.
+// checkDeadLettersPolicy refuses a compacted dead-letter topic: it accepts no record
+// without a key, and a dead letter has the key of its message, if any.
 func checkDeadLettersPolicy(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	topic := f.Config.DeadLetters
 	s, ok := f.topicSettings(topic)
@@ -188,13 +189,14 @@ func checkDeadLettersPolicy(_ context.Context, f *Facts) ([]precondition.Finding
 		Fix:    f.alterHint(topic, "cleanup.policy=delete")}}, nil
 }
 
-// Limits of what a topic must accept in one batch.
+// Batch sizes that a topic must accept.
 const (
 	minBatchBytes        = 2 << 10  // a progress record, or the headers of a dead letter
 	minNotificationBytes = 16 << 10 // an ordinary one takes less than 1 kB
 )
 
-// checkMessageLimits compares what the topics accept with what they are for.
+// checkMessageLimits compares max.message.bytes of the topics with the records that
+// they must accept.
 func checkMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	const setting = "max.message.bytes"
 	k := f.Config
@@ -222,12 +224,12 @@ func checkMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, er
 	return found, nil
 }
 
-// outputTopics are the topics that a lane writes.
+// outputTopics lists the topics that a lane writes.
 func (c Config) outputTopics() []string {
 	return []string{c.Notifications, c.Progress, c.DeadLetters}
 }
 
-// minReplicas is the smallest number of replicas that a partition of a topic has.
+// minReplicas returns the smallest number of replicas of a topic's partitions.
 func (c *Cluster) minReplicas(topic string) int {
 	least := 0
 	for _, p := range c.Topics[topic].Partitions {
@@ -238,8 +240,8 @@ func (c *Cluster) minReplicas(topic string) int {
 	return least
 }
 
-// checkInsyncReplicas: every record is written with acks=all, which a topic with
-// fewer replicas than min.insync.replicas refuses for ever.
+// checkInsyncReplicas requires at least min.insync.replicas replicas: every record is
+// written with acks=all, which a topic with fewer replicas refuses for ever.
 func checkInsyncReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	for _, topic := range f.Config.outputTopics() {
@@ -256,8 +258,8 @@ func checkInsyncReplicas(_ context.Context, f *Facts) ([]precondition.Finding, e
 	return found, nil
 }
 
-// checkReplicas warns where one broker's disk, or an election, can lose what was
-// acknowledged. A lane notices that and halts; it cannot bring it back.
+// checkReplicas warns where one broker's disk, or an election, can lose acknowledged
+// records. A lane notices the loss and halts; it cannot restore them.
 func checkReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	var found []precondition.Finding
 	warn := func(object, what, effect, fix string) {
@@ -284,12 +286,12 @@ func checkReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) 
 	return found, nil
 }
 
-// minRetention is how long a message should stay at least: a daemon may be down
-// for so long.
+// minRetention is the least time that a message should stay: a daemon may be down for
+// so long.
 const minRetention = time.Hour
 
-// checkRetention warns of campaigns that are deleted before a daemon that was down
-// has read them, and of outputs that go before anybody has.
+// checkRetention warns of topics that delete a campaign before a daemon that was down
+// has read it, or a notification or dead letter before anybody has.
 func checkRetention(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	k := f.Config
 	var found []precondition.Finding

@@ -12,7 +12,7 @@ import (
 // while the next response is fetched. For one goroutine; Close it at the end.
 type Prefetcher struct {
 	reader *PartitionReader
-	offset int64 // where to read on
+	offset int64 // of the next record
 
 	pull func() (*Record, error, bool) // from the response at hand; nil where there is none
 	stop func()
@@ -37,8 +37,8 @@ func NewPrefetcher(reader *PartitionReader, offset int64) *Prefetcher {
 // Await first.
 func (p *Prefetcher) HasResponse() bool { return p.pull != nil }
 
-// Await waits until a fetch has ended or due has fired. There may be no response at
-// hand after either.
+// Await waits until a fetch has ended or due has fired. A response may be at hand
+// afterwards, or not.
 func (p *Prefetcher) Await(ctx context.Context, due <-chan time.Time) error {
 	p.startFetch(ctx, p.offset)
 	select {
@@ -86,12 +86,12 @@ func (p *Prefetcher) startFetch(ctx context.Context, offset int64) {
 	ctx, p.cancel = context.WithCancel(ctx)
 	to := make(chan fetchResult, 1)
 	p.fetching = to
-	reader := *p.reader // its leader is looked up by one goroutine
+	reader := *p.reader // a copy: only one goroutine looks the leader up
 	go func() {
 		began := time.Now()
 		part, err := reader.fetchResponse(ctx, reader.Client, offset, fetchWait)
 		if err == nil && len(part.RecordBatches) == 0 && time.Since(began) < fetchWait/2 {
-			// A broker that does not hold fetches, or counts what is not committed.
+			// The broker does not hold fetches, or counts uncommitted records.
 			select {
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
@@ -101,7 +101,7 @@ func (p *Prefetcher) startFetch(ctx context.Context, offset int64) {
 	}()
 }
 
-// openResponse goes on with a response, and has the next one fetched meanwhile.
+// openResponse makes a response the one at hand, and starts to fetch the next one.
 func (p *Prefetcher) openResponse(ctx context.Context, result fetchResult) error {
 	p.cancel()
 	p.fetching = nil
@@ -124,8 +124,8 @@ func (p *Prefetcher) closeResponse() {
 	}
 }
 
-// endOfResponse returns the offset of the fetch behind a response, which holds if
-// all of the response can be read.
+// endOfResponse returns the offset of the fetch behind a response, provided that the
+// whole response can be read.
 func endOfResponse(part *kmsg.FetchResponseTopicPartition, offset int64) int64 {
 	w := responseWalk{part: part}
 	for rest := part.RecordBatches; ; {

@@ -14,7 +14,7 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// grantHint is the command that gives the client's principal a right.
+// grantHint returns the command that grants a right to the client's principal.
 func (f *Facts) grantHint(operation, on string) string {
 	return grantCommand(f.Cluster.Bootstrap, f.Config.Principal, operation, on)
 }
@@ -23,15 +23,15 @@ func grantCommand(bootstrap, principal, operation, on string) string {
 	return fmt.Sprintf("kafka-acls.sh --bootstrap-server %s --add --allow-principal %s --operation %s %s", bootstrap, principal, operation, on)
 }
 
-// missingRight is the finding of a right that is missing.
+// missingRight returns the finding of a missing right.
 func (f *Facts) missingRight(object, operation, effect, on string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Object: object,
 		Found: fmt.Sprintf("%s lacks the right %s", f.Config.Principal, operation), Effect: effect, Fix: f.grantHint(operation, on)}
 }
 
-// checkRights compares what the brokers allow on the topics, which comes with their
-// metadata (KIP-430), with what a lane does. A broker that does not say so, or
-// that allows everything, has no finding.
+// checkRights compares the operations that the brokers allow on the topics, which come
+// with the metadata (KIP-430), with those that a lane needs. A broker that does not
+// report them, or allows everything, has no finding.
 func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	k := f.Config
 	var found []precondition.Finding
@@ -49,7 +49,7 @@ func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	} {
 		detail := f.Cluster.Topics[c.topic]
 		switch {
-		case errors.Is(detail.Err, kerr.TopicAuthorizationFailed): // nothing is said of what may not be described
+		case errors.Is(detail.Err, kerr.TopicAuthorizationFailed): // a topic that may not be described has no list of rights
 		case detail.Err != nil, len(detail.AuthorizedOperations) == 0, slices.Contains(detail.AuthorizedOperations, c.operation):
 			continue
 		}
@@ -58,7 +58,7 @@ func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	return found, nil
 }
 
-// checkGroupRight asks for the right on the consumer group, which assigns the lanes.
+// checkGroupRight requires the right on the consumer group, which assigns the lanes.
 func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	group := f.Config.Group
 	described, err := f.Admin.DescribeGroups(ctx, group)
@@ -74,7 +74,7 @@ func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, err
 	return []precondition.Finding{f.missingRight("consumer group "+group, "Read", "no lane is assigned", "--group "+group)}, nil
 }
 
-// MissingTransactionRight is the finding of a transactional id that the client may
+// MissingTransactionRight returns the finding of a transactional id that the client may
 // not use. Brokers refuse the id when it is used: they do not report the right before.
 func (c Config) MissingTransactionRight(lane int32, bootstrap string, err error) precondition.Finding {
 	return precondition.Finding{Name: "kafka.transactional_id", Level: precondition.Fail, Object: "transactional id " + c.TransactionalID(lane),
@@ -82,16 +82,16 @@ func (c Config) MissingTransactionRight(lane int32, bootstrap string, err error)
 		Fix: grantCommand(bootstrap, c.Principal, "Write", "--resource-pattern-type prefixed --transactional-id "+c.Group+"-")}
 }
 
-// checkInternalTopics: where there are fewer brokers than the internal topics are to
-// have replicas, as on one broker with Kafka's defaults, they cannot be made, and
-// no transaction or group ever begins.
+// checkInternalTopics requires as many brokers as the internal topics get replicas.
+// With fewer, as on one broker with Kafka's defaults, the brokers cannot create these
+// topics, and no transaction or group ever begins.
 func checkInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	if len(f.Cluster.brokers) == 0 {
 		return nil, nil
 	}
 	described, err := f.Admin.DescribeBrokerConfigs(ctx, f.Cluster.brokers[0].NodeID)
 	if err != nil || len(described) == 0 || described[0].Err != nil {
-		return nil, nil //nolint:nilerr // a right that few clients have: what is wrong is then said by the first takeover
+		return nil, nil //nolint:nilerr // few clients have that right; without it the first takeover reports the trouble
 	}
 	settings := Settings{}
 	for _, c := range described[0].Configs {
