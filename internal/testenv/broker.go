@@ -19,13 +19,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// BrokerOptions says where and how a kfake broker runs.
+// BrokerOptions configure a kfake broker.
 type BrokerOptions struct {
 	// Dir holds the broker's data and its log; created if missing.
 	Dir string
-	// Command is a program and its first arguments that calls ServeBroker. Two
-	// more are appended: the data folder and the address to listen on. It must
-	// end its context on SIGTERM.
+	// Command is a program with its first arguments that calls ServeBroker.
+	// StartBroker appends the data folder and the address to listen on. The
+	// program must end ServeBroker's context on SIGTERM.
 	Command []string
 	// Port on 127.0.0.1; 0 chooses a free one, kept over restarts.
 	Port int
@@ -33,24 +33,24 @@ type BrokerOptions struct {
 
 const (
 	brokerReadyLimit = 30 * time.Second
-	brokerStopLimit  = 60 * time.Second // it writes its state out
+	brokerStopLimit  = 60 * time.Second // kfake writes its state to disk
 )
 
-// ErrBrokerStuck means that the broker did not end after SIGTERM. It is left
-// alone: SIGKILL tears its transactions.
+// ErrBrokerStuck means that the broker did not end after SIGTERM. It keeps
+// running, since SIGKILL would tear its transactions.
 var ErrBrokerStuck = errors.New("broker does not end")
 
-// Broker is kfake in a process of its own, one broker, topics made on request
-// only. Its methods are for one goroutine at a time.
+// Broker is a single kfake broker in a process of its own, which creates topics
+// on request only. Its methods are for one goroutine at a time.
 type Broker struct {
 	opts  BrokerOptions
 	child *Child
 }
 
-// PID of the running child.
+// PID is the process id of the running broker.
 func (b *Broker) PID() int { return b.child.PID() }
 
-// StartBroker starts the child and returns once it answers.
+// StartBroker starts the child and returns once the broker answers.
 func StartBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	if len(o.Command) == 0 {
 		return nil, errors.New("start broker: no command")
@@ -102,7 +102,7 @@ func (b *Broker) Start(ctx context.Context) error {
 }
 
 // Stop ends the broker with SIGTERM and waits until it has written its data.
-// There is no Kill: see ErrBrokerStuck.
+// Kill does not exist, for the reason at ErrBrokerStuck.
 func (b *Broker) Stop() error {
 	if !b.child.Running() {
 		return nil
@@ -119,7 +119,7 @@ func (b *Broker) Stop() error {
 // awaitBroker returns once the broker at addr answers a metadata request.
 func awaitBroker(ctx context.Context, child *Child, addr string, limit time.Duration) error {
 	return child.AwaitReady(ctx, limit, pollInterval, func(ctx context.Context) error {
-		// A dial first: a client would go through its own slow retries.
+		// Dial first: a client would retry with long pauses.
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		if err != nil {
 			return err
@@ -143,10 +143,10 @@ func awaitBroker(ctx context.Context, child *Child, addr string, limit time.Dura
 	})
 }
 
-// ServeBroker is the child's side of StartBroker: it serves kfake from dir on
-// listen (host:port on loopback) until ctx ends, then writes its state and
-// returns. Nothing creates topics by itself. A folder has its own cluster id,
-// which it keeps.
+// ServeBroker is the child's side of StartBroker. It serves kfake from dir on
+// listen (host:port on loopback) until ctx ends, then writes the state and
+// returns. Topics are created on request only. Each folder keeps a cluster id
+// of its own.
 func ServeBroker(ctx context.Context, dir, listen string) error {
 	_, portText, err := net.SplitHostPort(listen)
 	if err != nil {
@@ -158,10 +158,10 @@ func ServeBroker(ctx context.Context, dir, listen string) error {
 	}
 	cluster, err := kfake.NewCluster(
 		kfake.Ports(port),
-		kfake.ClusterID(rand.Text()), // only for a new folder: a stored one wins
+		kfake.ClusterID(rand.Text()), // for a new folder; the stored id wins
 		kfake.DataDir(dir),
 		kfake.DefaultNumPartitions(1),
-		kfake.GroupMinSessionTimeout(time.Second), // lets a test's dead member go soon
+		kfake.GroupMinSessionTimeout(time.Second), // so that the group drops a test's dead member soon
 		kfake.WithLogger(kfake.BasicLogger(os.Stderr, kfake.LogLevelWarn)),
 	)
 	if err != nil {

@@ -15,8 +15,8 @@ func ChildAttributes(onDeath syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: onDeath}
 }
 
-// procStat reads a process's state and parent from /proc/PID/stat, whose
-// second field is a command name in brackets that may hold anything.
+// procStat reads a process's state and parent from /proc/PID/stat, whose second
+// field is a command name in brackets with any characters.
 func procStat(pid int) (state byte, parent int, ok bool) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
@@ -50,8 +50,8 @@ func childrenOf(pid int) []int {
 	return found
 }
 
-// isAlive reports whether pid still runs. A zombie does not: in a container
-// whose init reaps nothing it stays in the table for ever.
+// isAlive reports whether pid still runs. A zombie does not run: in a container
+// whose init reaps no children, it stays in the table forever.
 func isAlive(pid int) bool {
 	state, _, ok := procStat(pid)
 	return ok && state != 'Z' && state != 'X'

@@ -16,8 +16,8 @@ func ChildAttributes(syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }
 
-// children lists the direct children of pid.
-func children(pid int) []int {
+// childrenOf lists the direct children of pid.
+func childrenOf(pid int) []int {
 	out, err := exec.Command("ps", "-A", "-o", "pid=,ppid=").Output()
 	if err != nil {
 		return nil
@@ -35,8 +35,8 @@ func children(pid int) []int {
 	return found
 }
 
-// alive reports whether pid still runs.
-func alive(pid int) bool {
+// isAlive reports whether pid still runs.
+func isAlive(pid int) bool {
 	err := syscall.Kill(pid, 0)
 	return err == nil || errors.Is(err, syscall.EPERM)
 }

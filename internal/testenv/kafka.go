@@ -13,17 +13,18 @@ import (
 	"time"
 )
 
-// KafkaOptions says where and how a real Apache Kafka runs.
+// KafkaOptions configure an Apache Kafka server.
 type KafkaOptions struct {
-	// Script is scripts/kafka.sh, which has the server's configuration and
-	// fetches its jars on first use; it needs Java 17 and, then, Maven.
+	// Script is scripts/kafka.sh, which holds the server's configuration and
+	// fetches its jars on first use. It needs Java 17 and, for the download,
+	// Maven.
 	Script string
 	// Dir holds the server's data and log; created if missing.
 	Dir string
 	// Port and ControllerPort on 127.0.0.1; 0 chooses free ones, kept over
 	// restarts.
 	Port, ControllerPort int
-	// Settings are lines for server.properties, above those of Script.
+	// Settings are lines for server.properties that override those of Script.
 	Settings []string
 }
 
@@ -32,15 +33,15 @@ const (
 	kafkaStopLimit  = 30 * time.Second
 )
 
-// Kafka is one Apache Kafka node in KRaft mode. Unlike Broker it may be
+// Kafka is one Apache Kafka node in KRaft mode. Unlike a Broker it may be
 // killed. Its methods are for one goroutine at a time.
 type Kafka struct {
 	opts  KafkaOptions
 	child *Child
 }
 
-// StartKafka starts the server, formatting an empty folder, and returns once
-// it answers.
+// StartKafka formats an empty folder, starts the server and returns once the
+// server answers.
 func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	var err error
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
@@ -64,17 +65,17 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 // Addr is host:port of the broker, the same over restarts.
 func (k *Kafka) Addr() string { return Loopback(k.opts.Port) }
 
-// PID of the running server.
+// PID is the process id of the running server.
 func (k *Kafka) PID() int { return k.child.PID() }
 
 // Start starts a stopped or killed server on the same ports and data. After a
-// Kill it takes some seconds: the controller refuses the broker until its
-// former session has run out.
+// Kill this takes some seconds: the controller refuses the broker until the
+// session before has expired.
 func (k *Kafka) Start(ctx context.Context) error {
 	if k.child.Running() {
 		return nil
 	}
-	// The script ends in exec: its process id becomes the server's.
+	// The script ends with exec, so its process id becomes the server's.
 	cmd := exec.Command(k.opts.Script, "run", k.opts.Dir, strconv.Itoa(k.opts.Port), strconv.Itoa(k.opts.ControllerPort))
 	cmd.Env = append(os.Environ(), "KAFKA_SETTINGS="+strings.Join(k.opts.Settings, "\n"))
 	child, err := StartChild(cmd, filepath.Join(k.opts.Dir, "kafka.log"), syscall.SIGKILL)
@@ -88,8 +89,7 @@ func (k *Kafka) Start(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends the server in order; one that does not follow in 30 seconds is
-// killed.
+// Stop shuts the server down, and kills it if that takes more than 30 seconds.
 func (k *Kafka) Stop() error {
 	if !k.child.Running() {
 		return nil
@@ -103,8 +103,8 @@ func (k *Kafka) Stop() error {
 	return k.Kill()
 }
 
-// Kill is a crash (SIGKILL, to the script's helpers too). It returns when the
-// process is gone.
+// Kill sends SIGKILL to the server and the script's helpers, as a crash, and
+// returns when the server is gone.
 func (k *Kafka) Kill() error {
 	if !k.child.Running() {
 		return nil

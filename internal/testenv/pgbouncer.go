@@ -14,30 +14,31 @@ import (
 	"time"
 )
 
-// PgBouncerOptions says how a PgBouncer runs.
+// PgBouncerOptions configure a PgBouncer.
 type PgBouncerOptions struct {
 	Dir    string // for its files; reachable by the user that Postgres runs as
 	Server int    // port of the Postgres behind it
-	User   string // who may connect, without a password
+	User   string // the user that may connect, without a password
 	// Settings go into pgbouncer.ini, such as "pool_mode": "transaction".
 	Settings map[string]string
 }
 
-// ErrNoPgBouncer means that none is installed.
+// ErrNoPgBouncer means that PgBouncer is not installed.
 var ErrNoPgBouncer = errors.New("no pgbouncer is installed")
 
-// PgBouncer is a connection pooler in front of a Postgres, to show what happens
-// to those who go through one.
+// PgBouncer is a connection pooler in front of a Postgres, for tests of clients
+// that connect through a pooler.
 type PgBouncer struct {
 	child *Child
 	port  int
 }
 
-// StartPgBouncer starts one on loopback and returns when it accepts connections.
+// StartPgBouncer starts a PgBouncer on loopback and returns when it accepts
+// connections.
 func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error) {
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
-		program, err = exec.LookPath("/usr/sbin/pgbouncer") // not in everybody's PATH
+		program, err = exec.LookPath("/usr/sbin/pgbouncer") // not in every PATH
 	}
 	if err != nil {
 		return nil, ErrNoPgBouncer
@@ -72,7 +73,8 @@ func StartPgBouncer(ctx context.Context, o PgBouncerOptions) (*PgBouncer, error)
 	return b, nil
 }
 
-// writeConfig makes the two files that it reads and gives the first one's path.
+// writeConfig writes PgBouncer's two files and returns the path of
+// pgbouncer.ini.
 func (o *PgBouncerOptions) writeConfig(port int) (string, error) {
 	users := filepath.Join(o.Dir, "users.txt")
 	var ini strings.Builder
@@ -87,10 +89,10 @@ func (o *PgBouncerOptions) writeConfig(port int) (string, error) {
 		os.WriteFile(config, []byte(ini.String()), 0o644))
 }
 
-// Port is where it listens on 127.0.0.1.
+// Port is the port on 127.0.0.1.
 func (b *PgBouncer) Port() int { return b.port }
 
-// Stop ends it at once, with its connections.
+// Stop ends PgBouncer and its connections at once.
 func (b *PgBouncer) Stop() error {
 	if !b.child.Running() {
 		return nil

@@ -10,10 +10,10 @@ import (
 // errNoPort means that no port of the range could be bound.
 var errNoPort = errors.New("find a free loopback port: none between 20000 and 30000")
 
-// FreePort picks a port below every system's ephemeral range. A port inside it
-// would be given to an outgoing connection while its server is down for a
-// crash test, even to the very connection that tries to reach it (a TCP
-// self-connect), and the server could not come back.
+// FreePort picks a free port below the ephemeral range of every system. A port
+// inside the range could be given to an outgoing connection while its server is
+// down in a crash test, even to the connection that tries to reach the server
+// (a TCP self-connect), and the server could not restart.
 func FreePort() (int, error) {
 	const first, count, tries = 20000, 10000, 200
 	for range tries {
@@ -30,5 +30,5 @@ func FreePort() (int, error) {
 	return 0, errNoPort
 }
 
-// Loopback is the address of a port on this machine.
+// Loopback returns host:port of a port on this machine.
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

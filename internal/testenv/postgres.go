@@ -1,10 +1,10 @@
-// Package testenv runs real servers on loopback for the tests and the demo: a
-// Postgres of its own, kfake as a broker process with a data directory, and
-// Apache Kafka where its jars are at hand.
+// Package testenv runs real servers on loopback for the tests, the demo, the
+// benchmark and the chaos test: Postgres, kfake as a broker process with a data
+// folder, and Apache Kafka where its jars are at hand.
 //
-// Every server is a child in its own process group and, on Linux, ends when
-// this process does, however that ends. Each can be stopped, killed and
-// started again on the same port and data, which is what crash tests need.
+// Every server is a child in its own process group and, on Linux, ends with
+// this process, however that ends. A crash test can stop, kill and restart each
+// one on the same port and data.
 package testenv
 
 import (
@@ -26,11 +26,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PostgresOptions says where and how a Postgres runs.
+// PostgresOptions configure a Postgres server.
 type PostgresOptions struct {
-	// Dir holds the data directory, the sockets and the log. It is created if
-	// missing. As root it is given to the user that Postgres runs as, who must
-	// be able to reach it: a t.TempDir() is not reachable, see TempDir.
+	// Dir holds the data directory, the sockets and the log. StartPostgres
+	// creates a missing folder. If this process is root, the folder is given to
+	// the user that Postgres runs as, who must be able to reach it: see
+	// TempDir.
 	Dir string
 	// BinDir holds initdb and postgres; "" asks FindPostgres, with the user's cache
 	// as the place for a download.
@@ -39,13 +40,13 @@ type PostgresOptions struct {
 	Port int
 	// Settings are server settings that override the defaults below.
 	Settings map[string]string
-	// Password of the superuser, without which nobody gets in. "": the server trusts
-	// every user of the machine, which is for tests alone, whose roles come and go.
+	// Password of the superuser. With "" the server trusts every user of the
+	// machine, which is for tests alone.
 	Password string
 }
 
-// defaultSettings: logical replication with room for many slots, since every
-// daemon of a test owns one, and many small pools.
+// defaultSettings have logical replication, many slots, since every daemon of a
+// test owns one, and connections for many small pools.
 var defaultSettings = map[string]string{
 	"listen_addresses":      "127.0.0.1",
 	"wal_level":             "logical",
@@ -55,20 +56,20 @@ var defaultSettings = map[string]string{
 }
 
 const (
-	postgresReadyLimit = 60 * time.Second // crash recovery included
-	postgresStopLimit  = 15 * time.Second // then less politely
+	postgresReadyLimit = 60 * time.Second // including crash recovery
+	postgresStopLimit  = 15 * time.Second // per signal of Stop
 )
 
 // Postgres is one server. Its methods are for one goroutine at a time.
 type Postgres struct {
 	opts  PostgresOptions
-	user  *serverUser // nil: runs as this process does
+	user  *serverUser // nil: the user of this process
 	child *Child
 }
 
-// StartPostgres makes the data directory if it is empty and starts the server.
-// It returns once the server accepts connections. The superuser is postgres; only
-// Loopback is listened on.
+// StartPostgres makes the data directory if it is empty, starts the server and
+// returns once the server accepts connections. The superuser is postgres; the
+// server listens on loopback only.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	user, err := postgresUser()
 	if err != nil {
@@ -92,8 +93,8 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	return p, p.startOnFreePort(ctx)
 }
 
-// startOnFreePort tries further ports where the choice is ours: between the
-// choice and the server's bind another process may take one.
+// startOnFreePort tries further ports if the options name none: another process
+// may take a port between the choice and the server's bind.
 func (p *Postgres) startOnFreePort(ctx context.Context) error {
 	if p.opts.Port != 0 {
 		return p.Start(ctx)
@@ -133,7 +134,7 @@ func (p *Postgres) initCluster(ctx context.Context) error {
 		return err
 	}
 	defer forget()
-	// --no-sync: the folder is made anew if the machine dies in between.
+	// --no-sync: the data need not survive a crash of the machine.
 	cmd := exec.CommandContext(ctx, filepath.Join(p.opts.BinDir, "initdb"), append(auth, "-D", p.dataDir(), "-U", "postgres",
 		"--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")...)
 	cmd.Dir = p.opts.Dir
@@ -147,8 +148,8 @@ func (p *Postgres) initCluster(ctx context.Context) error {
 	return nil
 }
 
-// authArgs gives initdb's arguments. The password goes by a file, since
-// everybody sees arguments; forget removes it.
+// authArgs returns initdb's arguments. The password goes through a file, since
+// arguments are visible to all users; forget removes the file.
 func (p *Postgres) authArgs() (args []string, forget func(), err error) {
 	if p.opts.Password == "" {
 		return []string{"--auth=trust"}, func() {}, nil
@@ -167,7 +168,7 @@ func (p *Postgres) authArgs() (args []string, forget func(), err error) {
 }
 
 // Start starts a server that was stopped or killed, on the same port, and
-// returns once it accepts connections, after crash recovery if need be.
+// returns once it accepts connections, after crash recovery if necessary.
 func (p *Postgres) Start(ctx context.Context) error {
 	if p.child.Running() {
 		return nil
@@ -175,8 +176,8 @@ func (p *Postgres) Start(ctx context.Context) error {
 	cmd := exec.Command(filepath.Join(p.opts.BinDir, "postgres"), p.settingArgs()...)
 	cmd.Dir = p.opts.Dir
 	cmd.Env = serverEnv()
-	// SIGQUIT is Postgres' immediate shutdown: the postmaster takes its
-	// children along and its shared memory with it.
+	// SIGQUIT is Postgres' immediate shutdown: the postmaster ends its children
+	// and frees its shared memory.
 	child, err := startChildAs(p.user, cmd, filepath.Join(p.opts.Dir, "postgres.log"), syscall.SIGQUIT)
 	if err != nil {
 		return err
@@ -188,7 +189,8 @@ func (p *Postgres) Start(ctx context.Context) error {
 	return nil
 }
 
-// settingArgs turns the settings into -c options; they beat postgresql.conf.
+// settingArgs turns the settings into -c options, which override
+// postgresql.conf.
 func (p *Postgres) settingArgs() []string {
 	settings := maps.Clone(defaultSettings)
 	settings["unix_socket_directories"] = p.socketDir()
@@ -200,8 +202,8 @@ func (p *Postgres) settingArgs() []string {
 	return args
 }
 
-// socketDir is "" (no sockets) where the path would not fit into sun_path,
-// which holds 104 bytes on the strictest system; TCP always works.
+// socketDir is "" (no sockets) if the path exceeds sun_path, which holds 104
+// bytes on the strictest system. TCP always works.
 func (p *Postgres) socketDir() string {
 	dir := filepath.Join(p.opts.Dir, "sockets")
 	if len(dir)+len("/.s.PGSQL.65535.lock") > 100 || strings.ContainsAny(dir, `,"`) {
@@ -232,7 +234,7 @@ func (p *Postgres) URL(db string) string {
 	return u.String()
 }
 
-// Set changes a server setting from the next start on.
+// Set changes a server setting; the next start applies it.
 func (p *Postgres) Set(name, value string) {
 	settings := maps.Clone(p.opts.Settings)
 	if settings == nil {
@@ -245,8 +247,8 @@ func (p *Postgres) Set(name, value string) {
 // Port is the server's port on 127.0.0.1.
 func (p *Postgres) Port() int { return p.opts.Port }
 
-// BinDir is the folder of the server's programs, psql among them where the
-// distribution ships it.
+// BinDir is the folder of the server's programs, with psql if the distribution
+// has it there.
 func (p *Postgres) BinDir() string { return p.opts.BinDir }
 
 // PID is the postmaster's process id, 0 when the server does not run.
@@ -257,9 +259,9 @@ func (p *Postgres) PID() int {
 	return p.child.PID()
 }
 
-// Stop shuts the server down fast: open transactions are rolled back and
-// everything is written out. A server that does not follow within 15 seconds
-// (a walsender waits for its client) is shut down immediately, then killed;
+// Stop makes a fast shutdown: the server rolls open transactions back and
+// writes all data out. After 15 seconds (a walsender may wait for its client),
+// Stop orders an immediate shutdown, and after 15 more it kills the server;
 // both leave crash recovery to the next start.
 func (p *Postgres) Stop() error {
 	if !p.child.Running() {
@@ -276,11 +278,11 @@ func (p *Postgres) Stop() error {
 	return p.Kill()
 }
 
-// Kill is a crash: SIGKILL for the postmaster and each of its children. It
-// returns when all are gone, so that port and shared memory are free.
+// Kill sends SIGKILL to the postmaster and each of its children, as a crash,
+// and returns when all are gone, so that port and shared memory are free.
 //
-// The process group is not enough, since each backend calls setsid. The
-// postmaster is halted first so that no child is born behind our back.
+// A signal to the process group would not reach the backends, since each calls
+// setsid. Kill halts the postmaster first, so that it starts no further child.
 func (p *Postgres) Kill() error {
 	if !p.child.Running() {
 		return nil
@@ -301,7 +303,7 @@ func (p *Postgres) Kill() error {
 	return awaitGone(pids, postgresStopLimit)
 }
 
-// awaitGone waits until none of pids runs.
+// awaitGone waits until all of pids have ended.
 func awaitGone(pids []int, limit time.Duration) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
@@ -316,7 +318,7 @@ func awaitGone(pids []int, limit time.Duration) error {
 func (p *Postgres) dataDir() string { return filepath.Join(p.opts.Dir, "data") }
 
 // serverEnv is this process's environment without the PG* variables, which
-// would redirect the servers' own programs, and with messages in English.
+// would redirect the servers' programs, and with English messages.
 func serverEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "LC_") || strings.HasPrefix(kv, "LANG")

@@ -15,22 +15,23 @@ import (
 	embedded "github.com/fergusstrange/embedded-postgres"
 )
 
-// fetchVersion is what is downloaded where nothing is installed: 17 is the
-// first with failover slots and what docker-compose.yml runs.
+// fetchVersion is the version to download if none is installed: 17 is the first
+// version with failover slots and the version in docker-compose.yml.
 const fetchVersion = 17
 
-// fetchVersions are what can be downloaded.
+// fetchVersions are the versions that FetchPostgres can download.
 var fetchVersions = map[int]embedded.PostgresVersion{
 	14: embedded.V14, 15: embedded.V15, 16: embedded.V16, 17: embedded.V17, 18: embedded.V18,
 }
 
-// systemCache is where root keeps the download when the wanted folder is
-// closed to the server's user.
+// systemCache is root's folder for downloads if the server's user cannot enter
+// the requested one.
 const systemCache = "/var/cache/dinnerbell"
 
 // FetchPostgres downloads and unpacks the programs of a major version below
-// cacheDir unless they are there, and returns their folder. As root and with a
-// cacheDir that the server's user cannot enter, they go to /var/cache/dinnerbell.
+// cacheDir, unless they are there, and returns their folder. If this process is
+// root and the server's user cannot enter cacheDir, they go to
+// /var/cache/dinnerbell.
 func FetchPostgres(ctx context.Context, major int, cacheDir string) (string, error) {
 	version, ok := fetchVersions[major]
 	if !ok {
@@ -61,8 +62,8 @@ func FetchPostgres(ctx context.Context, major int, cacheDir string) (string, err
 	if err := unpackEmbedded(version, unpacked, staging); err != nil {
 		return "", fmt.Errorf("fetch Postgres %s: %w; install one (Debian: apt-get install postgresql) or set POSTGRES_BIN", version, err)
 	}
-	// One rename publishes a whole folder: a download that was cut is never
-	// taken for one. Who comes second finds the first one's.
+	// One rename publishes the whole folder, so an interrupted download is
+	// never used. A second process finds the folder of the first one.
 	if err := os.Rename(unpacked, home); err != nil && user.canRun(filepath.Join(bin, "initdb"), "--version") != nil {
 		return "", fmt.Errorf("put Postgres into place: %w", err)
 	}
@@ -72,8 +73,8 @@ func FetchPostgres(ctx context.Context, major int, cacheDir string) (string, err
 	return bin, nil
 }
 
-// openCache makes the folder, or the system's where the server's user could
-// not reach it.
+// openCache makes the folder, or the system's folder if the server's user could
+// not reach the first one.
 func openCache(dir string, user *serverUser) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -92,13 +93,14 @@ func openCache(dir string, user *serverUser) (string, error) {
 }
 
 // unpackEmbedded lets the embedded-postgres library download, check and unpack
-// its archive into home, and nothing else.
+// its archive into home, without starting a server.
 //
-// The library offers no such step: its Start goes on to initdb, which refuses
-// root. After unpacking, Start empties the data folder; one that lies below a
-// regular file cannot be emptied, so Start ends exactly there, with that error
-// and with no process started. Any other outcome means that it did not get so
-// far. TestFetchPostgres holds this against a newer version of the library.
+// The library has no function for that: Start continues with initdb, which
+// refuses root. After unpacking, Start empties the data folder. A folder below
+// a regular file cannot be emptied, so Start ends exactly there, with that
+// error and without a process. Any other outcome means that Start did not get
+// that far. TestFetchPostgres checks this against newer versions of the
+// library.
 func unpackEmbedded(version embedded.PostgresVersion, home, staging string) error {
 	file := filepath.Join(staging, "no-folder")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -116,7 +118,7 @@ func unpackEmbedded(version embedded.PostgresVersion, home, staging string) erro
 		RuntimePath(filepath.Join(staging, "runtime")).
 		DataPath(filepath.Join(file, "data")).
 		Logger(io.Discard)).Start()
-	http.DefaultClient.CloseIdleConnections() // the library's; they would outlive this
+	http.DefaultClient.CloseIdleConnections() // the library's connections would outlive this function
 	if err == nil || !strings.HasPrefix(err.Error(), "unable to clean up data directory "+file) {
 		return fmt.Errorf("unpack embedded Postgres: %w", err)
 	}

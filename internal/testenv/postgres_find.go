@@ -15,8 +15,8 @@ import (
 // minPostgres is the oldest major version that dinnerbell supports.
 const minPostgres = 14
 
-// installPatterns are where packages put Postgres' programs without PATH
-// knowing it: Debian, the Red Hat family, Homebrew on Apple and Intel.
+// installPatterns are the folders of packages that do not add their programs to
+// PATH: Debian, the Red Hat family, Homebrew on Apple and Intel.
 var installPatterns = []string{
 	"/usr/lib/postgresql/*/bin",
 	"/usr/pgsql-*/bin",
@@ -29,12 +29,12 @@ var installPatterns = []string{
 var errNoPostgres = errors.New("no Postgres of version 14 or newer is installed")
 
 // FindPostgres returns a folder with initdb and postgres of version 14 or
-// newer: $POSTGRES_BIN, PATH, then the newest one in the places where packages
-// put them. Where there is none it downloads one into cacheDir, once; see
-// [FetchPostgres]. The cacheDir "" is dinnerbell's folder in the user's cache. $POSTGRES_VERSION asks for a major version: the one that is
-// installed, or else a download.
+// newer. It tries $POSTGRES_BIN, PATH, and then the newest version in the
+// folders of packages. If there is none, it downloads one into cacheDir, once;
+// see [FetchPostgres]. The cacheDir "" is dinnerbell's folder in the user's
+// cache. $POSTGRES_VERSION asks for a major version, installed or downloaded.
 //
-// Both are orders, not hints: a bad one is an error.
+// Both variables are binding: a wrong value is an error.
 func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err error) {
 	if dir := os.Getenv("POSTGRES_BIN"); dir != "" {
 		if _, err := postgresVersion(dir); err != nil {
@@ -56,7 +56,7 @@ func FindPostgres(ctx context.Context, cacheDir string) (binDir string, err erro
 }
 
 // userCacheDir is dinnerbell's folder in the user's cache, or in the folder for
-// temporary files where the user has none.
+// temporary files if the user has no cache.
 func userCacheDir() string {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -65,8 +65,8 @@ func userCacheDir() string {
 	return filepath.Join(cache, "dinnerbell")
 }
 
-// FindPostgresVersion is FindPostgres for one major version, whatever the
-// environment says.
+// FindPostgresVersion is FindPostgres for one major version; it ignores the
+// environment.
 func FindPostgresVersion(ctx context.Context, major int, cacheDir string) (string, error) {
 	for _, pattern := range installPatterns {
 		dirs, err := filepath.Glob(pattern)
@@ -82,8 +82,8 @@ func FindPostgresVersion(ctx context.Context, major int, cacheDir string) (strin
 	return FetchPostgres(ctx, major, cacheDir)
 }
 
-// findPostgres is FindPostgres with the places to look in; none of them, and
-// it is as if no Postgres were installed.
+// findPostgres is FindPostgres with the folders to search. Without any folder
+// it behaves as if no Postgres were installed.
 func findPostgres(ctx context.Context, path string, patterns []string, cacheDir string) (string, error) {
 	dir, err := findInstalled(path, patterns)
 	if errors.Is(err, errNoPostgres) {
@@ -92,13 +92,13 @@ func findPostgres(ctx context.Context, path string, patterns []string, cacheDir 
 	return dir, err
 }
 
-// findInstalled looks through path, then takes the newest of what patterns
-// match.
+// findInstalled searches path and then takes the newest version among the
+// matches of patterns.
 func findInstalled(path string, patterns []string) (string, error) {
 	for _, dir := range filepath.SplitList(path) {
 		if _, err := postgresVersion(dir); err == nil {
-			// Homebrew's and Debian's PATH entries are links: the real folder
-			// is where the share and lib folders are found from.
+			// The PATH entries of Homebrew and Debian are links. Postgres finds
+			// its share and lib folders from the real folder.
 			if program, err := filepath.EvalSymlinks(filepath.Join(dir, "postgres")); err == nil {
 				return filepath.Dir(program), nil
 			}
@@ -123,8 +123,8 @@ func findInstalled(path string, patterns []string) (string, error) {
 	return best, nil
 }
 
-// postgresVersion returns the major version of the server in dir, and an error
-// if it is not complete, does not run, or is too old.
+// postgresVersion returns the major version of the server in dir, or an error
+// if the server is incomplete, does not run, or is too old.
 func postgresVersion(dir string) (int, error) {
 	if dir == "" {
 		return 0, errNoPostgres
@@ -150,8 +150,8 @@ func postgresVersion(dir string) (int, error) {
 	return major, nil
 }
 
-// parseVersion reads "postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)",
-// "17devel" and "18beta1" among others.
+// parseVersion reads the version from texts such as "postgres (PostgreSQL)
+// 15.13 (Debian 15.13-0+deb12u1)", "17devel" and "18beta1".
 func parseVersion(s string) (int, error) {
 	_, rest, _ := strings.Cut(s, ") ")
 	end := slices.IndexFunc([]byte(rest), func(c byte) bool { return c < '0' || c > '9' })

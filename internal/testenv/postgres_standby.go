@@ -9,12 +9,11 @@ import (
 	"path/filepath"
 )
 
-// Standby makes a physical standby of p in dir; settings override p's. p must be
-// stopped, so that its files can be copied. Then both are to be started, p
-// first. slot is a physical slot on p, which must have been created.
+// Standby makes a physical standby of p in dir; settings override p's. p must
+// be stopped, since Standby copies its files. The caller then starts both, p
+// first. slot is an existing physical slot on p.
 //
-// It is for failover tests: the copy is a plain one, since the programs that
-// are downloaded have no pg_basebackup.
+// It copies the files because the downloaded programs have no pg_basebackup.
 func (p *Postgres) Standby(ctx context.Context, dir, slot string, settings map[string]string) (*Postgres, error) {
 	if p.child.Running() {
 		return nil, errors.New("make standby: the primary runs")
@@ -37,7 +36,8 @@ func (p *Postgres) Standby(ctx context.Context, dir, slot string, settings map[s
 	return s, s.initCluster(ctx)
 }
 
-// copyFrom copies a data directory without its slots, which are the primary's.
+// copyFrom copies a data directory without the slots, which belong to the
+// primary.
 func (p *Postgres) copyFrom(primary *Postgres) error {
 	if err := os.MkdirAll(p.opts.Dir, 0o755); err != nil {
 		return err
@@ -52,8 +52,8 @@ func (p *Postgres) copyFrom(primary *Postgres) error {
 	return os.WriteFile(filepath.Join(p.dataDir(), "standby.signal"), nil, 0o600)
 }
 
-// Backup copies the data directory of a stopped server, and Restore puts such a
-// copy back.
+// Backup copies the data directory of a stopped server; Restore puts the copy
+// back.
 func (p *Postgres) Backup(dir string) error {
 	if p.child.Running() {
 		return errors.New("take backup: the server runs")
@@ -61,15 +61,15 @@ func (p *Postgres) Backup(dir string) error {
 	return os.CopyFS(dir, os.DirFS(p.dataDir()))
 }
 
-// Restore is described at Backup. recovery makes the next start a recovery from
-// the backup, which begins a new timeline.
+// Restore puts the copy of Backup back. With recovery, the next start recovers
+// from the backup and begins a new timeline.
 func (p *Postgres) Restore(dir string, recovery bool) error {
 	if p.child.Running() {
 		return errors.New("restore backup: the server runs")
 	}
 	err := errors.Join(os.RemoveAll(p.dataDir()), os.CopyFS(p.dataDir(), os.DirFS(dir)), os.Chmod(p.dataDir(), 0o700))
 	if err == nil && recovery {
-		p.Set("restore_command", "false") // there is no archive
+		p.Set("restore_command", "false") // no archive exists
 		err = os.WriteFile(filepath.Join(p.dataDir(), "recovery.signal"), nil, 0o600)
 	}
 	if err == nil && p.user != nil {

@@ -1,7 +1,7 @@
 package testenv
 
-// ContractTables are the two tables of the outside contract, as the other
-// services of a platform create them.
+// ContractTables are the two tables of the contract with the rest of the
+// platform, as its other services create them.
 const ContractTables = `
 CREATE TABLE public.subscribers_restaurants (
   id serial4 NOT NULL, client_id varchar NOT NULL, restaurant_id varchar NOT NULL,

@@ -6,9 +6,10 @@ import (
 	"os"
 )
 
-// TempDir makes a folder below the system's one for temporary files. Other users
-// may pass through it, not list it: as root, Postgres runs as another user, who
-// could not reach a t.TempDir(). The caller removes it.
+// TempDir makes a folder below the system's folder for temporary files; the
+// caller removes it. Other users may pass through the folder but not list it:
+// if this process is root, Postgres runs as another user, who could not reach a
+// t.TempDir().
 func TempDir(prefix string) (string, error) {
 	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {

@@ -40,8 +40,8 @@ func runParent() int {
 	return 0
 }
 
-// TestChildDiesWithParent: a parent that is killed cannot clean up, the kernel
-// does.
+// TestChildDiesWithParent: the kernel ends the child of a parent that was
+// killed.
 func TestChildDiesWithParent(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
@@ -74,7 +74,7 @@ func TestChildDiesWithParent(t *testing.T) {
 	}
 }
 
-// TestStartedServerThatExits is named as such, with the end of its log.
+// TestStartedServerThatExits: the error is ErrExited with the end of the log.
 func TestStartedServerThatExits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -105,8 +105,8 @@ func TestParseVersion(t *testing.T) {
 	}
 }
 
-// TestFindInstalled: PATH first, then the newest of the patterns; what is too
-// old, incomplete or does not run is passed over.
+// TestFindInstalled: PATH comes first, then the newest match of the patterns;
+// programs that are too old, incomplete or broken are skipped.
 func TestFindInstalled(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
@@ -183,9 +183,8 @@ func TestSocketDirFitsOrIsOff(t *testing.T) {
 	}
 }
 
-// TestFetchPostgres: with no place left to look in, a Postgres is downloaded,
-// started and asked. It needs the network and 20 seconds, so it runs on
-// request.
+// TestFetchPostgres downloads a Postgres because it finds none, starts it and
+// runs a query. It needs the network and 20 seconds, so it runs on request.
 func TestFetchPostgres(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("TESTENV_FETCH") == "" {

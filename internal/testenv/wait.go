@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// Pause waits for d and reports whether it could: false means that ctx ended
-// before.
+// Pause waits for d and returns true, or returns false as soon as ctx ends.
 func Pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

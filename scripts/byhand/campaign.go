@@ -9,16 +9,18 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// campaign is one input message and what its notifications have in common.
+// campaign is one input message with the constant parts of its notifications.
 type campaign struct {
 	workload.Campaign
 
-	// What every notification of it begins and ends with.
+	// The constant beginnings and endings of the notifications' keys and
+	// values.
 	keyHead, valueHead, valueTail string
 	trigger                       int64 // Unix second
 }
 
-// parseCampaign reads a message; ok is false for what is no campaign, or none now.
+// parseCampaign reads a message; ok is false for a malformed message and for a
+// campaign that is not valid now.
 func parseCampaign(value []byte, now time.Time) (c *campaign, ok bool) {
 	c = &campaign{}
 	if err := json.Unmarshal(value, &c.Campaign); err != nil || c.ID == "" || c.Restaurant == "" {
@@ -32,10 +34,10 @@ func parseCampaign(value []byte, now time.Time) (c *campaign, ok bool) {
 	return c, true
 }
 
-// escaper makes the two parts of a key tell themselves apart.
+// escaper keeps the separator of the two parts of a key unambiguous.
 var escaper = strings.NewReplacer("%", "%25", ":", "%3A")
 
-// renderConstants prepares the constant parts of key and value.
+// renderConstants renders the constant parts of key and value.
 func (c *campaign) renderConstants() {
 	c.keyHead = escaper.Replace(c.ID) + ":"
 	b := append([]byte(nil), `{"restaurant_id":`...)
@@ -68,7 +70,7 @@ func (c *campaign) appendRecord(dst []byte, client string) (out []byte, mid int)
 	return append(dst, c.valueTail...), mid
 }
 
-// appendJSON appends a string in quotes; most ids need no escapes.
+// appendJSON appends a string in quotes. Most ids need no escapes.
 func appendJSON(dst []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {

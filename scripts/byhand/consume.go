@@ -13,35 +13,36 @@ import (
 )
 
 const (
-	pollRecords  = 500 // campaigns taken at once
-	lookUps      = 64  // SELECTs that travel together
+	pollRecords  = 500 // campaigns per poll
+	lookUps      = 64  // SELECTs per round trip
 	chunkRows    = 2000
-	writers      = 3 // INSERTs in flight
+	writers      = 3 // concurrent INSERTs
 	sessionLimit = 10 * time.Second
 )
 
-// polledBatch is what one poll brought. Its offsets may be committed when all of it
-// is delivered.
+// polledBatch holds the records of one poll. Their offsets may be committed
+// after the delivery of all their notifications.
 type polledBatch struct {
 	records []*kgo.Record
 	open    sync.WaitGroup // one per notification, and one for the reader
 }
 
-// consumer is the whole pipeline: poll → look up → insert (three) → produce →
-// commit offsets. Any error ends it; a restart begins at the last commit.
+// consumer is the pipeline: poll → look up → insert (three) → produce → commit
+// offsets. Any error ends the pipeline; a restart begins at the last committed
+// offsets.
 type consumer struct {
 	client  *kgo.Client
 	topic   string
 	chunks  chan *rowChunk
 	batches chan *polledBatch // in the order of polls, waiting for their delivery
-	failed  chan error        // from produce promises; the first counts
+	failed  chan error        // the first error of a produce
 }
 
-// runConsumer runs until ctx ends or something fails.
+// runConsumer runs until ctx ends or a step fails.
 func runConsumer(ctx context.Context, o options) error {
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(o.broker),
-		kgo.ConsumerGroup(o.group), kgo.InstanceID(o.group), // static: a restart gets its partitions at once
+		kgo.ConsumerGroup(o.group), kgo.InstanceID(o.group), // static membership: a restart gets its partitions at once
 		kgo.SessionTimeout(sessionLimit),
 		kgo.ConsumeTopics(o.campaigns),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -72,7 +73,8 @@ func runConsumer(ctx context.Context, o options) error {
 	return g.Wait()
 }
 
-// connectPostgres opens a connection of its own; an INSERT is durable when it returns.
+// connectPostgres opens a connection; an INSERT on it is durable when it
+// returns.
 func connectPostgres(ctx context.Context, url string) (*pgx.Conn, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -81,11 +83,11 @@ func connectPostgres(ctx context.Context, url string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// closeConn does not wait for a server that is gone.
+// closeConn closes a connection without waiting for a dead server.
 func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = conn.Close(ctx) // nothing is in flight that matters
+	_ = conn.Close(ctx) // no transaction is open
 }
 
 // readCampaigns polls campaigns and looks their subscribers up.
@@ -117,8 +119,8 @@ func (c *consumer) readCampaigns(ctx context.Context, url string) error {
 	}
 }
 
-// lookUp sends the SELECTs of many campaigns together, and cuts the answers
-// into chunks.
+// lookUp sends the SELECTs of many campaigns together and cuts the results into
+// chunks.
 func (c *consumer) lookUp(ctx context.Context, conn *pgx.Conn, b *polledBatch) error {
 	var campaigns []*campaign
 	now := time.Now()
@@ -139,14 +141,15 @@ func (c *consumer) lookUp(ctx context.Context, conn *pgx.Conn, b *polledBatch) e
 	return c.handToWriter(ctx, ch)
 }
 
-// lookUpSome fills chunks from one round trip and returns the last, not full.
+// lookUpSome fills chunks from one round trip and returns the last one, which
+// is not full.
 func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*campaign, ch *rowChunk) (*rowChunk, error) {
 	queries := &pgx.Batch{}
 	for _, camp := range campaigns {
 		queries.Queue(`SELECT DISTINCT client_id FROM public.subscribers_restaurants WHERE restaurant_id = $1 ORDER BY client_id`, camp.Restaurant)
 	}
 	results := conn.SendBatch(ctx, queries)
-	defer func() { _ = results.Close() }() // a second close after an error
+	defer func() { _ = results.Close() }() // the second close after an error
 	for _, camp := range campaigns {
 		rows, err := results.Query()
 		if err != nil {
@@ -169,7 +172,7 @@ func (c *consumer) lookUpSome(ctx context.Context, conn *pgx.Conn, campaigns []*
 	return ch, results.Close()
 }
 
-// handToWriter gives a chunk to whichever writer is free.
+// handToWriter gives a chunk to the next free writer.
 func (c *consumer) handToWriter(ctx context.Context, ch *rowChunk) error {
 	if len(ch.ends) == 0 {
 		return nil
@@ -183,14 +186,14 @@ func (c *consumer) handToWriter(ctx context.Context, ch *rowChunk) error {
 	}
 }
 
-// markCommitted lets offsets be committed, in order, once everything before them is
-// acknowledged by the broker.
+// markCommitted marks offsets for the commit, in order, once the broker has
+// acknowledged all notifications before them.
 func (c *consumer) markCommitted(ctx context.Context) error {
 	for {
 		select {
 		case b := <-c.batches:
 			delivered := make(chan struct{})
-			go func() { // ends with the batch; the process ends when one never does
+			go func() { // ends with the batch, or with the process
 				b.open.Wait()
 				close(delivered)
 			}()

@@ -12,12 +12,12 @@ import (
 type rowChunk struct {
 	batch     *polledBatch
 	campaigns []*campaign
-	arena     []byte // the clients, back to back
-	ends      []int  // of each client in arena
+	arena     []byte // the client ids, back to back
+	ends      []int  // end of each client id in arena
 	of        []int32
 }
 
-// appendRow appends one row. client is copied.
+// appendRow appends one row with a copy of client.
 func (ch *rowChunk) appendRow(c *campaign, client []byte) {
 	if n := len(ch.campaigns); n == 0 || ch.campaigns[n-1] != c {
 		ch.campaigns = append(ch.campaigns, c)
@@ -27,7 +27,7 @@ func (ch *rowChunk) appendRow(c *campaign, client []byte) {
 	ch.of = append(ch.of, int32(len(ch.campaigns))) // from 1 on, as WITH ORDINALITY counts
 }
 
-// clientIDs are the rows' clients, all slices of one string.
+// clientIDs returns the rows' client ids as parts of one string.
 func (ch *rowChunk) clientIDs() []string {
 	all := string(ch.arena)
 	out := make([]string, len(ch.ends))
@@ -38,8 +38,8 @@ func (ch *rowChunk) clientIDs() []string {
 	return out
 }
 
-// writeChunks inserts chunks and then produces their records, until ctx ends. Rows
-// come first: a notification never goes out without its row.
+// writeChunks inserts chunks and then produces their records, until ctx ends.
+// The rows come first, so no notification exists without its row.
 func (c *consumer) writeChunks(ctx context.Context, url string) error {
 	conn, err := connectPostgres(ctx, url)
 	if err != nil {
@@ -63,7 +63,7 @@ func (c *consumer) writeChunks(ctx context.Context, url string) error {
 const columns = `restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
   adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, trigger_datetime_created, client_id`
 
-// insertRows writes the rows that are not there yet, in one statement.
+// insertRows inserts the rows that are not in the table yet with one statement.
 func (ch *rowChunk) insertRows(ctx context.Context, conn *pgx.Conn, clients []string) error {
 	if len(ch.campaigns) == 1 {
 		c := ch.campaigns[0]
@@ -91,9 +91,9 @@ ON CONFLICT (adv_campaign_id, client_id) DO NOTHING`,
 	return err
 }
 
-// produceRecords hands all records of a chunk to the client, which sends them while
-// the next rows are inserted. It does not ask which rows were new: rows that
-// were there may be of a run that crashed before it had produced.
+// produceRecords gives all records of a chunk to the client, which sends them
+// while the next rows are inserted. Rows that existed already get records as
+// well: a run may have inserted them and crashed before its produce.
 func (c *consumer) produceRecords(ctx context.Context, ch *rowChunk, clients []string) {
 	size := 0
 	for _, camp := range ch.campaigns {
@@ -107,7 +107,7 @@ func (c *consumer) produceRecords(ctx context.Context, ch *rowChunk, clients []s
 			case c.failed <- err:
 			default:
 			}
-			return // stays open: its offset is never committed
+			return // open stays above zero, so the offset is never committed
 		}
 		ch.batch.open.Done()
 	}

@@ -1,17 +1,17 @@
-// Command byhand does dinnerbell's job as one would write it by hand, to be
-// measured beside it: consume campaigns, SELECT each one's subscribers, INSERT
-// their rows in batches ON CONFLICT DO NOTHING, produce their notifications,
-// commit the offsets.
+// Command byhand is a consumer that does dinnerbell's job as an engineer would
+// write it by hand, for comparison in the benchmark. It consumes campaigns,
+// SELECTs the subscribers of each one, INSERTs their rows in batches ON
+// CONFLICT DO NOTHING, produces their notifications and commits the offsets.
 //
-// It is written for speed, with what a careful engineer would do: look-ups are
-// sent together and answered from an index alone (see -print-index), rows of
-// several campaigns share an INSERT, three INSERTs are in flight, what is
-// constant in a campaign is rendered once, records are produced while the next
-// rows are inserted, offsets are committed in the background.
+// It is written for speed: look-ups are sent together and answered from an
+// index alone (see -print-index), rows of several campaigns share an INSERT,
+// three INSERTs run concurrently, the constant parts of a campaign are rendered
+// once, records are produced while the next rows are inserted, and offsets are
+// committed in the background.
 //
-// It is at least once: after a crash it repeats, to the topic, what was
-// delivered since the last committed offset. It does not order anything, hold
-// campaigns that start later, or keep dead letters.
+// Delivery is at least once: after a crash, the topic gets the notifications
+// since the last committed offset again. The consumer keeps no order, starts no
+// campaign later, and has no dead letters.
 package main
 
 import (
@@ -27,14 +27,14 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// lookUpIndex makes the look-up an index-only scan, once the table is vacuumed.
+// lookUpIndex makes the look-up an index-only scan after a VACUUM of the table.
 const lookUpIndex = `CREATE INDEX subscribers_restaurants_look_up ON public.subscribers_restaurants (restaurant_id, client_id)`
 
-// options say where everything is.
+// options are the servers, topics and group.
 type options struct {
 	postgres      string
 	broker        string

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// Root is the repository's folder: the nearest one above the test with go.mod.
+// Root returns the repository's folder: the nearest folder with a go.mod above
+// the test.
 func Root(t testing.TB) string {
 	t.Helper()
 	dir, err := os.Getwd()
@@ -24,9 +25,9 @@ func Root(t testing.TB) string {
 	return ""
 }
 
-// Binary builds dinnerbell once per test binary and returns its path, for
-// tests that run and kill the daemon as a process. $TESTENV_BINARY names
-// one that is built already.
+// Binary builds dinnerbell once per test binary and returns its path, for tests
+// that run and kill the daemon as a process. $TESTENV_BINARY names a binary
+// that is built already.
 func Binary(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("TESTENV_BINARY"); path != "" {

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// Certificate makes a self-signed one for kafka.internal, as PEM files in dir.
+// Certificate makes a self-signed certificate for kafka.internal as PEM files
+// in dir.
 func Certificate(t *testing.T, dir, name string) (certFile, keyFile string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// fast gives up what only matters when the machine itself dies: a killed
-// Postgres loses nothing by it, its writes are in the kernel.
+// fast switches off the settings that matter only for a crash of the machine. A
+// killed Postgres loses no write, since the kernel has them all.
 var fast = map[string]string{"fsync": "off", "full_page_writes": "off"}
 
 // DB is a database of one test on the shared server.
@@ -28,17 +28,17 @@ type DB struct {
 	t testing.TB
 }
 
-// Database creates a fresh database with testenv.ContractTables in it on the server
-// that all tests of the package share. It is dropped after the test, its
-// replication slots and connections with it.
+// Database creates a database with testenv.ContractTables on the server that
+// all tests of the package share. After the test, the database is dropped with
+// its replication slots and connections.
 func Database(t testing.TB) *DB {
 	t.Helper()
 	server, name := servers.nextDatabase(t)
 	return newDatabase(t, server, name)
 }
 
-// DatabaseOn is Database on a server of the test's own, which is stopped after
-// the database was dropped.
+// DatabaseOn is Database on a server of the test, which is stopped after the
+// database was dropped.
 func DatabaseOn(t testing.TB, server *testenv.Postgres) *DB {
 	t.Helper()
 	t.Cleanup(func() {
@@ -66,7 +66,7 @@ func newDatabase(t testing.TB, server *testenv.Postgres, name string) *DB {
 	return db
 }
 
-// nextDatabase starts the shared server if need be and picks a name.
+// nextDatabase starts the shared server if necessary and picks a name.
 func (s *sharedServers) nextDatabase(t testing.TB) (*testenv.Postgres, string) {
 	t.Helper()
 	s.mu.Lock()
@@ -83,7 +83,7 @@ func (s *sharedServers) nextDatabase(t testing.TB) (*testenv.Postgres, string) {
 	return s.postgres, fmt.Sprintf("test_%d", s.databases)
 }
 
-// printVersion lets the server itself say what it is, where the environment asks
+// printVersion prints the server's own version text if $POSTGRES_VERSION asks
 // for a version.
 func printVersion(t testing.TB, server *testenv.Postgres) {
 	t.Helper()
@@ -102,16 +102,16 @@ func printVersion(t testing.TB, server *testenv.Postgres) {
 	fmt.Println(version)
 }
 
-// StartPostgres starts a server of the test's own in dir (see Dir), for tests
-// that kill it. The caller stops it. It gives up fsync as the shared server
-// does; settings override.
+// StartPostgres starts a server in dir (see Dir) for tests that kill it; the
+// caller stops it. It runs without fsync, like the shared server, unless
+// settings override that.
 func StartPostgres(t testing.TB, dir string, settings map[string]string) *testenv.Postgres {
 	t.Helper()
 	return StartPostgresVersion(t, 0, dir, settings)
 }
 
-// StartPostgresVersion is StartPostgres with a major version, 0 for the one that
-// all tests use.
+// StartPostgresVersion is StartPostgres with a major version; 0 is the version
+// of the shared server.
 func StartPostgresVersion(t testing.TB, version int, dir string, settings map[string]string) *testenv.Postgres {
 	t.Helper()
 	all := maps.Clone(fast)
@@ -125,7 +125,7 @@ func StartPostgresVersion(t testing.TB, version int, dir string, settings map[st
 	return server
 }
 
-// postgresBin finds the programs, or fetches them into the repository's cache.
+// postgresBin finds the programs or downloads them into the repository's cache.
 func postgresBin(t testing.TB, version int) string {
 	t.Helper()
 	cache := filepath.Join(Root(t), ".cache")
@@ -142,7 +142,7 @@ func postgresBin(t testing.TB, version int) string {
 	return bin
 }
 
-// Exec runs SQL, with arguments or several statements without, and fails the
+// Exec runs one statement with arguments, or several without, and fails the
 // test on an error.
 func (db *DB) Exec(sql string, args ...any) {
 	db.t.Helper()
@@ -161,7 +161,7 @@ func (db *DB) Int(sql string, args ...any) int64 {
 	return n
 }
 
-// execAdmin runs one statement outside of any test's database.
+// execAdmin runs one statement outside the tests' databases.
 func execAdmin(t testing.TB, url, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
@@ -175,7 +175,7 @@ func execAdmin(t testing.TB, url, sql string) {
 }
 
 // dropDatabase ends the walsenders of the database, drops its slots, which
-// would forbid the drop, and the database. The test's context has ended.
+// would prevent the drop, and drops the database. The test's context has ended.
 func dropDatabase(t testing.TB, url, name string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -199,7 +199,7 @@ func dropDatabase(t testing.TB, url, name string) {
 	}
 }
 
-// On is a DB for a server and a database that the test has made.
+// On returns a DB for a database that the test has made.
 func On(t testing.TB, url string, pool *pgxpool.Pool) *DB {
 	t.Helper()
 	return &DB{URL: url, Name: "postgres", Pool: pool, t: t}

@@ -32,23 +32,23 @@ const brokerChild = "envtest-broker-child"
 // tempPrefix names this package's folders; the process id follows.
 const tempPrefix = "dinnerbell-envtest-"
 
-// servers are what this test binary has started. It is the one global: tests
-// of a package share it, and Main takes it down.
+// servers are the servers of this test binary, the one global: the tests of a
+// package share them, and Main stops them.
 var servers sharedServers
 
-// sharedServers guards lazily started servers.
+// sharedServers start on first use.
 type sharedServers struct {
 	mu                sync.Mutex
-	dir               string // of all of them, below the system's temporary folder
+	dir               string // holds the servers' folders; below the system's temporary folder
 	postgres          *testenv.Postgres
 	broker            *testenv.Broker
 	binary            string
-	databases, topics int // numbers for names
+	databases, topics int // counters for names
 }
 
 // Main runs a package's tests, stops the servers they started, and fails if a
-// goroutine is left. It also is the broker's side of StartBroker: the test
-// binary is started again as the broker.
+// goroutine is left. It is also the broker's side of StartBroker, which starts
+// the test binary a second time.
 func Main(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == brokerChild {
 		os.Exit(serveBroker(os.Args[2], os.Args[3]))
@@ -71,7 +71,7 @@ func Main(m *testing.M) {
 func serveBroker(dir, listen string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	signal.Ignore(syscall.SIGINT) // its own process group should see none
+	signal.Ignore(syscall.SIGINT) // SIGINT is the parent's business
 	if err := testenv.ServeBroker(ctx, dir, listen); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -79,9 +79,9 @@ func serveBroker(dir, listen string) int {
 	return 0
 }
 
-// folderLocked returns the shared folder, made on first use below the system's
-// temporary folder and open to every user: as root, Postgres runs as another
-// one, who cannot enter t.TempDir(). The caller holds mu.
+// folderLocked returns the shared folder; the caller holds mu. It is made on
+// first use below the system's temporary folder and open to every user: if this
+// process is root, Postgres runs as another user, who cannot enter t.TempDir().
 func (s *sharedServers) folderLocked() (string, error) {
 	if s.dir != "" {
 		return s.dir, nil
@@ -97,7 +97,7 @@ func (s *sharedServers) folderLocked() (string, error) {
 	return dir, nil
 }
 
-// stopAll takes everything down and removes the folder.
+// stopAll stops the servers and removes the folder.
 func (s *sharedServers) stopAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,8 +114,7 @@ func (s *sharedServers) stopAll() error {
 	return errors.Join(errs...)
 }
 
-// removeStale removes the folders of test processes that are gone: one that
-// was killed could not.
+// removeStale removes the folders of test processes that were killed.
 func removeStale(tmp string) {
 	dirs, err := filepath.Glob(filepath.Join(tmp, tempPrefix+"*"))
 	if err != nil {
@@ -130,8 +129,8 @@ func removeStale(tmp string) {
 	}
 }
 
-// Dir makes a folder for one test that every user can enter, unlike
-// t.TempDir(): where a test starts its own Postgres.
+// Dir makes a folder for a test that starts its own Postgres. Unlike
+// t.TempDir(), every user can enter it.
 func Dir(t testing.TB) string {
 	t.Helper()
 	servers.mu.Lock()
@@ -151,8 +150,8 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
-// Until calls done until it returns nil and fails the test with its last error
-// after limit. It is the tests' bounded wait for what sends no signal.
+// Until calls done until it returns nil, and fails the test with done's last
+// error after limit. It is the bounded wait for conditions that send no signal.
 func Until(t testing.TB, limit time.Duration, done func() error) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)

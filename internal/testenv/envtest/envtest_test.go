@@ -29,13 +29,13 @@ func TestDatabaseIsFreshAndLogical(t *testing.T) {
 			if n := db.Int(`SELECT count(*) FROM pg_settings WHERE name = 'wal_level' AND setting = 'logical'`); n != 1 {
 				t.Error("wal_level is not logical")
 			}
-			// Left behind on purpose: the clean-up must cope with it.
+			// The clean-up must cope with a slot that is left behind.
 			db.Exec(`SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, "left_in_"+db.Name)
 		})
 	}
 }
 
-// TestPostgresKill: a crash keeps what was committed, loses what was not,
+// TestPostgresKill: a crash keeps committed data, loses uncommitted data,
 // leaves no process and frees the port for the same server.
 func TestPostgresKill(t *testing.T) {
 	t.Parallel()
@@ -81,8 +81,8 @@ func TestPostgresKill(t *testing.T) {
 	exec(`SELECT 1/(count(*) FILTER (WHERE i >= 0) = 3 AND count(*) = 3)::int FROM kept`)
 }
 
-// TestBrokerRestart: a stopped broker comes back at the same address with
-// records, topic and committed transactions.
+// TestBrokerRestart: a stopped broker restarts at the same address with its
+// topics, records and committed transactions.
 func TestBrokerRestart(t *testing.T) {
 	t.Parallel()
 	broker := envtest.StartBroker(t, envtest.Dir(t))
@@ -113,8 +113,8 @@ func TestBrokerRestart(t *testing.T) {
 	}
 }
 
-// TestKafkaKill: a real broker that is killed comes back at the same address
-// and has what it acknowledged.
+// TestKafkaKill: a killed broker restarts at the same address with all
+// acknowledged records.
 func TestKafkaKill(t *testing.T) {
 	t.Parallel()
 	if !envtest.RealKafka() {
@@ -144,8 +144,9 @@ func TestKafkaKill(t *testing.T) {
 	}
 }
 
-// TestReadAll: committed records once and in order; aborted and open ones not,
-// although both and their markers stand at the end of the log.
+// TestReadAll: ReadAll returns committed records once and in order, and neither
+// aborted nor open ones, although both and their markers are at the end of the
+// log.
 func TestReadAll(t *testing.T) {
 	t.Parallel()
 	cluster := envtest.Kafka(t)

@@ -15,15 +15,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Cluster is the Kafka that a test talks to.
+// Cluster is the Kafka cluster of a test.
 type Cluster struct {
 	Brokers []string
 
 	t testing.TB
 }
 
-// Kafka returns the cluster of $KAFKA_BROKERS (host:port, comma-separated)
-// where it is set, else a kfake broker that all tests of the package share.
+// Kafka returns the cluster of $KAFKA_BROKERS (host:port, comma-separated), or
+// the kfake broker that all tests of the package share.
 func Kafka(t testing.TB) *Cluster {
 	t.Helper()
 	if list := os.Getenv("KAFKA_BROKERS"); list != "" {
@@ -32,16 +32,16 @@ func Kafka(t testing.TB) *Cluster {
 	return &Cluster{Brokers: []string{servers.sharedBroker(t).Addr()}, t: t}
 }
 
-// KafkaAt is Kafka for a broker that the test runs itself.
+// KafkaAt is Kafka for a broker of the test.
 func KafkaAt(t testing.TB, brokers ...string) *Cluster {
 	t.Helper()
 	return &Cluster{Brokers: brokers, t: t}
 }
 
-// RealKafka reports whether Kafka gives a cluster that is not kfake.
+// RealKafka reports whether Kafka returns a cluster of $KAFKA_BROKERS.
 func RealKafka() bool { return os.Getenv("KAFKA_BROKERS") != "" }
 
-// sharedBroker starts the shared broker if need be.
+// sharedBroker starts the shared broker if necessary.
 func (s *sharedServers) sharedBroker(t testing.TB) *testenv.Broker {
 	t.Helper()
 	s.mu.Lock()
@@ -56,8 +56,8 @@ func (s *sharedServers) sharedBroker(t testing.TB) *testenv.Broker {
 	return s.broker
 }
 
-// StartBroker starts a kfake of the test's own in dir, for tests that stop it.
-// The caller stops it.
+// StartBroker starts a kfake broker in dir for tests that stop it; the caller
+// stops it.
 func StartBroker(t testing.TB, dir string) *testenv.Broker {
 	t.Helper()
 	self, err := os.Executable()
@@ -73,9 +73,9 @@ func StartBroker(t testing.TB, dir string) *testenv.Broker {
 	return broker
 }
 
-// StartKafka starts a real Apache Kafka of the test's own in dir, for tests
-// that kill the broker or need settings of their own. The caller stops it. It
-// needs Java 17 and Maven.
+// StartKafka starts an Apache Kafka server in dir for tests that kill the
+// broker or need special settings; the caller stops it. It needs Java 17 and
+// Maven.
 func StartKafka(t testing.TB, dir string, settings ...string) *testenv.Kafka {
 	t.Helper()
 	kafka, err := testenv.StartKafka(context.Background(), testenv.KafkaOptions{
@@ -87,8 +87,8 @@ func StartKafka(t testing.TB, dir string, settings ...string) *testenv.Kafka {
 	return kafka
 }
 
-// Name returns a name that starts with base and that no other test of any
-// process uses, for topics, groups and slots: lower case, digits and _.
+// Name returns a name that starts with base and is unique among all test
+// processes, for topics, groups and slots: lower case, digits and _.
 func Name(base string) string {
 	servers.mu.Lock()
 	defer servers.mu.Unlock()
@@ -96,7 +96,7 @@ func Name(base string) string {
 	return fmt.Sprintf("%s_%d_%x_%d", base, os.Getpid(), time.Now().UnixMilli(), servers.topics)
 }
 
-// Topic creates a topic with a Name of its own and deletes it after the test.
+// Topic creates a topic with a unique name and deletes it after the test.
 // configs are topic settings, such as "cleanup.policy": "compact".
 func (c *Cluster) Topic(base string, partitions int32, configs map[string]string) string {
 	c.t.Helper()
@@ -105,7 +105,7 @@ func (c *Cluster) Topic(base string, partitions int32, configs map[string]string
 	return name
 }
 
-// TopicNamed is Topic with a name that the test has chosen.
+// TopicNamed is Topic with a given name.
 func (c *Cluster) TopicNamed(name string, partitions int32, configs map[string]string) {
 	c.t.Helper()
 	settings := make(map[string]*string, len(configs))
@@ -120,8 +120,8 @@ func (c *Cluster) TopicNamed(name string, partitions int32, configs map[string]s
 	AwaitTopic(c.t, adm, name)
 }
 
-// AwaitTopic waits until a topic that was just created can be used: KRaft's
-// controller answers before the brokers know of it.
+// AwaitTopic waits until a new topic can be used: KRaft's controller answers
+// before the brokers know the topic.
 func AwaitTopic(t testing.TB, adm *kadm.Client, name string) {
 	t.Helper()
 	Until(t, 30*time.Second, func() error {
@@ -141,8 +141,8 @@ func AwaitTopic(t testing.TB, adm *kadm.Client, name string) {
 	})
 }
 
-// Configure changes a setting of a topic and waits until the broker says so:
-// KRaft's controller answers before the brokers know of it.
+// Configure changes a setting of a topic and waits until the broker reports the
+// new value: KRaft's controller answers before the brokers know it.
 func (c *Cluster) Configure(topic, name, value string) {
 	c.t.Helper()
 	adm := kadm.NewClient(c.Client())
@@ -176,7 +176,7 @@ func (c *Cluster) DeleteAfter(names ...string) {
 	})
 }
 
-// deleteTopic is for a cluster that outlives the tests; it runs after the
+// deleteTopic deletes a topic from a cluster that outlives the tests. The
 // test's context has ended.
 func deleteTopic(t testing.TB, brokers []string, name string) {
 	t.Helper()

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Long skips a test that takes minutes or gigabytes unless TEST_LONG=1 asks for
-// it, as `make test-long` does.
+// Long skips a test that takes minutes or gigabytes unless TEST_LONG=1 is set,
+// as by `make test-long`.
 func Long(t testing.TB) {
 	t.Helper()
 	if os.Getenv("TEST_LONG") != "1" {

@@ -12,15 +12,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// failoverVersion is the first whose logical slots can come along to a standby.
+// failoverVersion is the first version that can synchronize logical slots to a
+// standby.
 const failoverVersion = 17
 
-// Pair is a primary and a physical standby that follows it. Where the server can
-// have failover slots, it is set up for them as docs/postgres.md says.
+// Pair is a primary and its physical standby. If the version has failover
+// slots, both are configured for them as in docs/postgres.md.
 type Pair struct{ Primary, Standby *testenv.Postgres }
 
-// StartPair starts both; settings are those of both. version is a major one, 0
-// the one that all tests use. The caller stops them.
+// StartPair starts both with the same settings; the caller stops them. version
+// is a major version; 0 is the version of the shared server.
 func StartPair(t testing.TB, version int, settings map[string]string) Pair {
 	t.Helper()
 	const slot = "standby"
@@ -37,7 +38,7 @@ func StartPair(t testing.TB, version int, settings map[string]string) Pair {
 	defer func() { _ = conn.Close(context.Background()) }()
 	var major int
 	must(conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int / 10000 FROM pg_create_physical_replication_slot($1)`, slot).Scan(&major))
-	// The standby has no standby of its own to wait for.
+	// The standby has no standby to wait for.
 	own := map[string]string{"synchronous_standby_names": ""}
 	if major >= failoverVersion {
 		own["sync_replication_slots"], own["synchronized_standby_slots"] = "on", ""
@@ -53,8 +54,8 @@ func StartPair(t testing.TB, version int, settings map[string]string) Pair {
 	return p
 }
 
-// URL gives a connection string of the primary both hosts: whoever connects finds
-// the one that takes writes.
+// URL returns a connection string with both hosts; a client finds the host that
+// accepts writes.
 func (p Pair) URL(of string) (string, error) {
 	u, err := url.Parse(of)
 	if err != nil {

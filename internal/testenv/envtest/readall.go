@@ -15,13 +15,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// ReadAll returns what a read_committed consumer sees of a topic now: each
-// partition from its start to the last stable offset at the time of the call,
-// ordered by partition and offset.
+// ReadAll returns the records that a read_committed consumer can see in a topic
+// now: each partition from its start to the last stable offset at the time of
+// the call, ordered by partition and offset.
 //
-// It is for exact assertions and ends by position, never by a silence: the end
-// of a partition may be control records or aborted ones, which a consumer
-// never shows, so the fetches are read by hand and their next offset followed.
+// It serves exact assertions, so it ends at a position and not after a silence.
+// The end of a partition may hold control records or aborted records, which a
+// consumer never returns; ReadAll sends its own fetch requests and follows
+// their next offset.
 func ReadAll(t testing.TB, brokers []string, topic string) []*kgo.Record {
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
@@ -75,14 +76,14 @@ func readAll(ctx context.Context, client *kgo.Client, topic string) ([]*kgo.Reco
 	return all, nil
 }
 
-// partitionReader reads one partition with fetch requests of its own.
+// partitionReader reads one partition with its own fetch requests.
 type partitionReader struct {
 	client    *kgo.Client
 	topic     string
 	id        [16]byte
 	partition int32
 	leader    int32
-	next, end int64 // offsets: the next one wanted, the first one not wanted
+	next, end int64 // offsets: the next one to read, the first one not to read
 	records   []*kgo.Record
 }
 
@@ -93,8 +94,9 @@ func (r *partitionReader) run(ctx context.Context) error {
 			return err
 		}
 		if len(partition.RecordBatches) == 0 {
-			// A fetch below the last stable offset brings at least one batch
-			// (KIP-74): there is none left, compaction took the tail.
+			// A fetch below the last stable offset returns at least one batch
+			// (KIP-74). An empty one means that compaction has removed the
+			// tail.
 			if partition.LastStableOffset >= r.end {
 				return nil
 			}
@@ -119,7 +121,7 @@ func (r *partitionReader) run(ctx context.Context) error {
 	return nil
 }
 
-// fetchOnce asks the leader once.
+// fetchOnce sends one fetch request to the leader.
 func (r *partitionReader) fetchOnce(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	partition := kmsg.NewFetchRequestTopicPartition()
 	partition.Partition = r.partition

@@ -12,26 +12,27 @@ import (
 	"time"
 )
 
-// Relay passes TCP connections on to a Postgres. It can hold everything that
-// comes from the server back, without losing any of it, and slow connections
-// down one by one, as a long way does.
+// Relay passes TCP connections on to a Postgres. It can hold the server's bytes
+// back without losing any, and limit the rate of each connection, as a slow
+// network does.
 type Relay struct {
-	replication bool // it holds back and slows down replication connections alone
-	// BytesPerSecond of one connection, from the server; 0: as fast as it goes.
+	replication bool // affects replication connections only
+	// BytesPerSecond limits each connection's bytes from the server; 0 is
+	// unlimited.
 	BytesPerSecond int
 
 	upstream string
 	ln       net.Listener
 	wait     sync.WaitGroup
 
-	mu     sync.Mutex // guards below
+	mu     sync.Mutex // guards the fields below
 	free   chan struct{}
 	closed bool
 	conns  map[net.Conn]bool
 }
 
-// RelayPostgres relays to the server of db's URL until the test has ended.
-// replicationOnly: other connections are passed on untouched.
+// RelayPostgres relays to the server in db's URL until the test ends. With
+// replicationOnly, other connections are neither held back nor limited.
 func RelayPostgres(t testing.TB, db *DB, replicationOnly bool) *Relay {
 	t.Helper()
 	u, err := url.Parse(db.URL)
@@ -49,24 +50,24 @@ func RelayPostgres(t testing.TB, db *DB, replicationOnly bool) *Relay {
 	return r
 }
 
-// URL leads through the relay.
+// URL replaces the address in a connection string by the relay's.
 func (r *Relay) URL(direct string) string {
 	u, err := url.Parse(direct)
 	if err != nil {
-		return direct // which no server accepts either
+		return direct // no server accepts this URL either
 	}
 	u.Host = r.ln.Addr().String()
 	return u.String()
 }
 
-// Pause holds back what comes from the server.
+// Pause holds the server's bytes back.
 func (r *Relay) Pause() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.free = make(chan struct{})
 }
 
-// Resume lets it go on, with all that was held back.
+// Resume passes the bytes on that Pause held back, and all later ones.
 func (r *Relay) Resume() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,7 +78,8 @@ func (r *Relay) Resume() {
 	}
 }
 
-// gateLocked is closed while nothing is held back. The caller holds mu.
+// gateLocked returns a channel that is closed unless the relay is paused; the
+// caller holds mu.
 func (r *Relay) gateLocked() chan struct{} {
 	if r.free == nil {
 		r.free = make(chan struct{})
@@ -107,7 +109,7 @@ func (r *Relay) acceptLoop() {
 	}
 }
 
-// register makes sure that close ends c.
+// register adds a connection that close must end.
 func (r *Relay) register(c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,7 +147,7 @@ func (r *Relay) serveConn(client net.Conn) {
 	}
 	var both sync.WaitGroup
 	both.Go(func() {
-		_, _ = io.Copy(server, client) // an end of either ends both
+		_, _ = io.Copy(server, client) // the end of one direction ends both
 		_ = server.Close()
 	})
 	both.Go(func() {
@@ -159,7 +161,7 @@ func (r *Relay) serveConn(client net.Conn) {
 	both.Wait()
 }
 
-// copyFromServer passes on what comes from the server.
+// copyFromServer copies the server's bytes to the client.
 func (r *Relay) copyFromServer(client, server net.Conn) error {
 	buf := make([]byte, 16<<10)
 	for {
@@ -182,8 +184,8 @@ func (r *Relay) copyFromServer(client, server net.Conn) error {
 	}
 }
 
-// readStartup reads the first packet, whose length is in it. The tests' servers
-// have no TLS, so that it is the startup packet or a cancel request.
+// readStartup reads the first packet, which begins with its length. The tests'
+// servers have no TLS, so it is the startup packet or a cancel request.
 func readStartup(client net.Conn) ([]byte, error) {
 	head := make([]byte, 4)
 	if _, err := io.ReadFull(client, head); err != nil {
@@ -199,7 +201,7 @@ func readStartup(client net.Conn) ([]byte, error) {
 	return packet, err
 }
 
-// isReplication looks for the parameter in a startup packet.
+// isReplication reports whether a startup packet asks for replication.
 func isReplication(startup []byte) bool {
 	return bytes.Contains(startup, []byte("\x00replication\x00database\x00"))
 }

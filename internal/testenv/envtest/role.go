@@ -7,11 +7,10 @@ import (
 	"strings"
 )
 
-// RoleURL makes the role of scripts/role.sql, under a name of this database's
-// own, and gives the connection string of it. What stands under a comment that
-// names another database than want ("source.url" or "sink.url") is left out;
-// no want is all of it. Roles belong to the whole server, which ends with the
-// tests.
+// RoleURL creates the role of scripts/role.sql under a name that is unique to
+// this database, and returns its connection string. If want is "source.url" or
+// "sink.url", RoleURL omits the statements below a comment that names the other
+// one. Roles belong to the server and disappear with it after the tests.
 func (db *DB) RoleURL(want ...string) string {
 	db.t.Helper()
 	script, err := os.ReadFile(filepath.Join(Root(db.t), "scripts", "role.sql"))

@@ -1,6 +1,7 @@
-// Package damage makes the local state wrong behind the daemon's back, for tests
-// of what finds and mends that. It writes single keys as state/keys.go draws
-// them, so that every checksum is right and only the rows are not.
+// Package damage falsifies the local state behind the daemon's back, for tests
+// of the detection and repair of such damage. It writes single keys in the
+// format of state/keys.go, so that every checksum is right and only the rows
+// are wrong.
 package damage
 
 import (
@@ -16,7 +17,7 @@ import (
 )
 
 // Rows is the store of a state directory. Rows are named as Postgres writes
-// them; both ids must be there.
+// their keys.
 type Rows struct {
 	t   testing.TB
 	db  *pebble.DB
@@ -29,8 +30,8 @@ const (
 	spaceRow  = 0x20
 )
 
-// Do opens the store in stateDir, which nobody else has open, lets do change it
-// and closes it again.
+// Do opens the store in stateDir, which no other process has open, calls do to
+// change it, and closes it.
 func Do(t testing.TB, stateDir string, do func(d *Rows)) {
 	t.Helper()
 	db, err := pebble.Open(filepath.Join(stateDir, "store"), &pebble.Options{FormatMajorVersion: pebble.FormatNewest, Logger: silentLogger{}})
@@ -58,7 +59,7 @@ func (silentLogger) Errorf(string, ...any) {}
 
 // Fatalf implements pebble.Logger.
 func (silentLogger) Fatalf(format string, args ...any) {
-	panic(fmt.Sprintf(format, args...)) //nolint:forbidigo // Pebble demands that it does not return
+	panic(fmt.Sprintf(format, args...)) //nolint:forbidigo // Pebble requires that it does not return
 }
 
 // SetRow puts a row into the row index.
@@ -67,7 +68,7 @@ func (d *Rows) SetRow(row, restaurant, client string) {
 	d.must(d.db.Set(d.rowKey(row), []byte(d.packID(restaurant)+d.packID(client)), pebble.Sync))
 }
 
-// DropRow takes a row out of the row index.
+// DropRow removes a row from the row index.
 func (d *Rows) DropRow(row string) {
 	d.t.Helper()
 	d.must(d.db.Delete(d.rowKey(row), pebble.Sync))
@@ -79,7 +80,7 @@ func (d *Rows) SetJoin(row, restaurant, client string) {
 	d.must(d.db.Set(d.joinKey(row, restaurant, client), nil, pebble.Sync))
 }
 
-// DropJoin takes an entry out of the join index.
+// DropJoin removes an entry from the join index.
 func (d *Rows) DropJoin(row, restaurant, client string) {
 	d.t.Helper()
 	d.must(d.db.Delete(d.joinKey(row, restaurant, client), pebble.Sync))

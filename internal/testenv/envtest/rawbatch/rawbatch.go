@@ -1,5 +1,5 @@
-// Package rawbatch writes record batches that no producer would: bombs, lies and
-// damage. It shares no code with the reader under test.
+// Package rawbatch writes record batches that no producer writes: bombs, wrong
+// counts and damaged bytes. It shares no code with the reader under test.
 package rawbatch
 
 import (
@@ -31,7 +31,7 @@ const (
 	Zstd   Codec = 4
 )
 
-// compressWith returns what write writes, compressed.
+// compressWith returns the output of write, compressed.
 func compressWith(t testing.TB, codec Codec, write func(io.Writer) error) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -58,7 +58,7 @@ func compressWith(t testing.TB, codec Codec, write func(io.Writer) error) []byte
 }
 
 // Bomb returns the compressed records of a batch, one for each size: a record
-// without key whose value has so many zeros. The codec is Gzip, LZ4 or Zstd.
+// without a key whose value is that many zeros. The codec is Gzip, LZ4 or Zstd.
 func Bomb(t testing.TB, codec Codec, sizes ...int) []byte {
 	t.Helper()
 	zeros := make([]byte, 1<<20)

@@ -11,18 +11,18 @@ import (
 	"syscall"
 )
 
-// serverUser is the user that a server runs as where this process is root, which
-// initdb and postgres refuse to be.
+// serverUser is the user that a server runs as if this process is root, as whom
+// initdb and postgres refuse to run.
 type serverUser struct {
 	name     string
 	uid, gid uint32
 }
 
-// postgresUser returns nil where this process is not root: servers then run as
-// the same user.
+// postgresUser returns nil if this process is not root: servers then run as the
+// same user.
 func postgresUser() (*serverUser, error) {
 	if os.Geteuid() != 0 {
-		return nil, nil //nolint:nilnil // nil is the documented "nobody else"
+		return nil, nil //nolint:nilnil // nil is documented as the user of this process
 	}
 	for _, name := range []string{"postgres", "nobody"} {
 		u, err := user.Lookup(name)
@@ -56,8 +56,8 @@ func (r *serverUser) giveFolder(dir string) error {
 	})
 }
 
-// canRun reports whether program runs for the user (nil: for this one). It
-// catches folders the user cannot enter and libraries that are missing.
+// canRun returns an error unless program runs for the user (nil: for this one):
+// the user may be unable to enter the folder, or a library may be missing.
 func (r *serverUser) canRun(program string, args ...string) error {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = "/"
@@ -71,8 +71,8 @@ func (r *serverUser) canRun(program string, args ...string) error {
 	return nil
 }
 
-// checkReach reports the first folder on the way to dir that the user cannot
-// enter; a temporary folder of a test or root's home are such.
+// checkReach returns an error that names the first folder above dir that the
+// user cannot enter, such as a test's temporary folder or root's home.
 func (r *serverUser) checkReach(dir string) error {
 	if r == nil {
 		return nil
@@ -92,7 +92,7 @@ func (r *serverUser) checkReach(dir string) error {
 	}
 }
 
-// mayEnter applies the execute bit of the class the user falls into.
+// mayEnter applies the execute bit of the user's class.
 func (r *serverUser) mayEnter(info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
