@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -315,27 +314,6 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 		err = n.dropped(changed)
 	}
 	return returned, err
-}
-
-// insertSQL inserts one campaign's rows of the clients that have none. It returns
-// campaign and client as they are stored and, where triggers can change it, the
-// name of another column that is stored otherwise.
-func (t *feedbackTable) insertSQL() string {
-	values := make([]string, record.Columns)
-	other := ""
-	for i := range values {
-		values[i] = t.paramSQL(i, fmt.Sprintf("$%d", i+1))
-		if len(t.triggers) > 0 && i != record.CampaignColumn && i != record.ClientColumn {
-			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", record.ColumnNames[i], values[i])
-		}
-	}
-	if other = "CASE" + other + " ELSE '' END"; len(t.triggers) == 0 {
-		other = "''"
-	}
-	values[record.ClientColumn] = t.paramSQL(record.ClientColumn, "c.id")
-	return `INSERT INTO ` + t.name + ` AS f (` + record.ColumnList + `)
-SELECT ` + strings.Join(values, ", ") + ` FROM pg_catalog.unnest($10::text[]) AS c(id)
-ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columnSQL(record.CampaignColumn, "f") + `, ` + t.columnSQL(record.ClientColumn, "f") + `, ` + other
 }
 
 // withoutRow lists the clients that have no row of the campaign.

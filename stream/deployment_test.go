@@ -64,7 +64,7 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 		},
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}}
-	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	w.store = w.openStore()

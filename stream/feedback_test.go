@@ -38,7 +38,7 @@ func feedbackWorld(t testing.TB, subs map[string][]string, ddl ...string) *deplo
 	for _, sql := range ddl {
 		w.db.Exec(sql)
 	}
-	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -130,7 +130,7 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.cfg.Sink.Schema, w.cfg.Sink.Table = `a.b "C"`, `Feed.back "x"`
 	table := w.cfg.Sink.tables().feedback
-	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err == nil || !strings.Contains(err.Error(), "README") {
+	if _, err := SetupSink(t.Context(), w.cfg.Sink); err == nil || !strings.Contains(err.Error(), "README") {
 		t.Errorf("set up without the table: %v", err)
 	}
 	w.db.Exec(`CREATE SCHEMA "a.b ""C"""`)
@@ -138,10 +138,10 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	w.db.Exec(feedbackDDL("", "public.subscribers_feedback", table))
 	w.db.Exec(`CREATE FUNCTION "a.b ""C""".note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log VALUES (NEW.client_id); RETURN NULL; END'`)
 	w.db.Exec(`CREATE TRIGGER note AFTER INSERT ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION "a.b ""C""".note()`)
-	for _, sql := range append(SetupSQL(w.cfg.ClaimConfig), GrantSQL(w.cfg.ClaimConfig, "postgres")...) {
+	for _, sql := range append(SetupSQL(w.cfg.Sink), GrantSQL(w.cfg.Sink, "postgres")...) {
 		w.db.Exec(sql)
 	}
-	if did, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.tables().feedbackSchema) {
+	if did, err := SetupSink(t.Context(), w.cfg.Sink); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.tables().feedbackSchema) {
 		t.Errorf("set up after the printed statements: %v, %v", did, err)
 	}
 	w.rowsSQL = `SELECT ` + contractTable().readSQL("f") + ` FROM ` + table + ` f`
@@ -376,7 +376,7 @@ func TestTableAlteredWhileTheLaneRuns(t *testing.T) {
 	w.db.Exec(`DROP INDEX subscribers_feedback_adv_campaign_id_client_id_idx`)
 	w.produce(0, encodeCampaign(w.campaign("c3", "r1")))
 	w.expect(want)
-	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	want["c3"] = w.subs["r1"]
@@ -488,7 +488,7 @@ func latinWorld(t *testing.T, subs map[string][]string) *deployment {
 	})
 	w.db = envtest.On(t, pool.Config().ConnString(), pool)
 	w.db.Exec(testenv.ContractTables)
-	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	return w

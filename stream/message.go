@@ -190,7 +190,7 @@ LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_tim
 
 // readKnown calls fn for each key, with the version in the campaign table, nil if
 // there is no row, and whether the campaign has other restaurants.
-func (t tables) readKnown(ctx context.Context, conn querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
+func readKnown(ctx context.Context, t tables, conn querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
@@ -229,7 +229,7 @@ func (l *campaignLookup) fillAccepted(ctx context.Context, batch []*message) err
 	if len(byKey) == 0 {
 		return nil
 	}
-	return l.t.readKnown(ctx, l.reader, slices.Collect(maps.Keys(byKey)), func(k campaign.Key, n *campaign.Version, shared bool) {
+	return readKnown(ctx, l.t, l.reader, slices.Collect(maps.Keys(byKey)), func(k campaign.Key, n *campaign.Version, shared bool) {
 		for _, m := range byKey[k] {
 			m.accepted, m.shared = n, shared
 		}

@@ -87,8 +87,6 @@ func (t *feedbackTable) createSQL() string {
 	return b.String() + ", feedback text)"
 }
 
-func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }
-
 func fail(found, effect, fix string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Found: found, Effect: effect, Fix: fix}
 }

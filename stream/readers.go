@@ -9,16 +9,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// laneSettings have each statement planned once per session, and by keys: what a
-// lane asks for is always a few rows by their key, and a plan that was made
-// while the tables were empty must not stay a scan of them when they are large.
-const laneSettings = `
-SET plan_cache_mode = force_generic_plan;
-SET enable_seqscan = off;
-SET enable_hashjoin = off;
-SET enable_mergejoin = off;
-SET jit = off`
-
 // querier runs statements: a connection, or the readers.
 type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
@@ -88,9 +78,8 @@ func (r *readers) acquire(ctx context.Context) (*pgx.Conn, error) {
 	}
 	conn, err := r.cfg.connect(ctx, r.name)
 	if err == nil {
-		if _, err = conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		if err = planByKeys(ctx, conn); err != nil {
 			closeConn(conn)
-			err = fmt.Errorf("set up sink session: %w", err)
 		}
 	}
 	if err != nil {
@@ -195,4 +184,13 @@ func (r readRow) Scan(dest ...any) error {
 	}
 	defer r.release()
 	return r.row.Scan(dest...)
+}
+
+// texts runs a query for one column of text.
+func texts(ctx context.Context, conn querier, sql string, args ...any) ([]string, error) {
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }

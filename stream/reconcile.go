@@ -2,12 +2,9 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/stream/campaign"
 )
@@ -15,19 +12,6 @@ import (
 // stepTries is how often a step is repeated because of other lanes. Then the session
 // ends, and the next one reads everything anew.
 const stepTries = 16
-
-// https://www.postgresql.org/docs/current/errcodes-appendix.html
-const (
-	deadlockDetected     = "40P01"
-	serializationFailure = "40001"
-)
-
-// isLockedOut reports whether the server has ended a transaction in favour of another
-// one. The transaction has changed nothing and may pass when it is repeated.
-func isLockedOut(err error) bool {
-	refused, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (refused.Code == deadlockDetected || refused.Code == serializationFailure)
-}
 
 // correctedKeys are campaigns that a step was wrong about: the decider must forget
 // their messages.
@@ -62,7 +46,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 		keys = append(keys, k)
 	}
 	now := time.Now().Unix()
-	if err := c.claim.t.readKnown(ctx, c.claim.conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
+	if err := readKnown(ctx, c.claim.t, c.claim.conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
 			c.reconcileMessage(st, r, there, now)
@@ -75,7 +59,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	}
 	// Campaigns that this lane still delivers come back, with their cursors.
 	c.starts.allowReload(st.lost)
-	list, err := c.claim.t.readStarts(ctx, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+	list, err := readStarts(ctx, c.claim.t, c.claim.conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 	if err != nil {
 		return err
 	}

@@ -71,21 +71,21 @@ var daemonTables = []struct{ name, sql string }{
 
 // SetupSQL is everything that SetupSink would run on an empty database. It is safe
 // to repeat.
-func SetupSQL(cfg ClaimConfig) []string {
-	t := cfg.Sink.tables()
+func SetupSQL(cfg SinkConfig) []string {
+	t := cfg.tables()
 	var out []string
 	for _, d := range daemonTables {
 		out = append(out, fmt.Sprintf(d.sql, t.schema))
 	}
 	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
-	name := quoteIdent(cfg.Sink.Table[:min(len(cfg.Sink.Table), 63-len(suffix))] + suffix)
+	name := quoteIdent(cfg.Table[:min(len(cfg.Table), 63-len(suffix))] + suffix)
 	return append(out, strings.Replace(indexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
 }
 
 // GrantSQL is what a role needs to run the daemon where somebody else owns the
 // tables and has run the statements of SetupSQL.
-func GrantSQL(cfg ClaimConfig, role string) []string {
-	t, role := cfg.Sink.tables(), quoteIdent(role)
+func GrantSQL(cfg SinkConfig, role string) []string {
+	t, role := cfg.tables(), quoteIdent(role)
 	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 	return []string{
 		"GRANT USAGE ON SCHEMA " + t.feedbackSchema + " TO " + role,
@@ -113,8 +113,8 @@ func indexSQL(t tables, concurrently bool) string {
 
 // SetupSink creates what is missing in the sink database and says what it did,
 // one line each. Safe to repeat. The feedback table itself belongs to the user.
-func SetupSink(ctx context.Context, cfg ClaimConfig) ([]string, error) {
-	conn, err := cfg.Sink.connect(ctx, "dinnerbell setup")
+func SetupSink(ctx context.Context, cfg SinkConfig) ([]string, error) {
+	conn, err := cfg.connect(ctx, "dinnerbell setup")
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func SetupSink(ctx context.Context, cfg ClaimConfig) ([]string, error) {
 	if _, err := conn.Exec(ctx, "SET lock_timeout = 0"); err != nil {
 		return nil, fmt.Errorf("set up sink session: %w", err)
 	}
-	t := cfg.Sink.tables()
+	t := cfg.tables()
 	did, err := setupTables(ctx, conn, t)
 	if err != nil {
 		return did, err

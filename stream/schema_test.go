@@ -24,11 +24,11 @@ func TestSetupSinkIsSafeToRepeat(t *testing.T) {
 	db, cfg := sinkOnly(t)
 	db.Exec(aRow, "x") // so that the index is built CONCURRENTLY
 	for range 2 {
-		if _, err := SetupSink(t.Context(), cfg); err != nil {
+		if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
 			t.Fatal(err)
 		}
 	}
-	did, err := SetupSink(t.Context(), cfg)
+	did, err := SetupSink(t.Context(), cfg.Sink)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,13 +45,13 @@ func TestSetupSinkNamesDuplicatesAndMendsAfterwards(t *testing.T) {
 	db.Exec(aRow, "twice")
 	db.Exec(aRow, "once")
 	db.Exec(aRow, "twice")
-	_, err := SetupSink(t.Context(), cfg)
+	_, err := SetupSink(t.Context(), cfg.Sink)
 	if err == nil || !strings.Contains(err.Error(), "(c, twice): ids 1, 3") || strings.Contains(err.Error(), "once") {
 		t.Fatalf("the error does not name the rows: %v", err)
 	}
 	// The failed build has left an invalid index behind.
 	db.Exec(`DELETE FROM subscribers_feedback WHERE id = 3`)
-	if _, err := SetupSink(t.Context(), cfg); err != nil {
+	if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -64,7 +64,7 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 	second := first
 	second.Sink.Table, second.Sink.DaemonSchema = "feedback2", "second"
 	for _, cfg := range []ClaimConfig{first, second} {
-		if _, err := SetupSink(t.Context(), cfg); err != nil {
+		if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,11 +115,11 @@ func TestUniqueIndexIsRecognised(t *testing.T) {
 func TestAnotherLayoutIsRefused(t *testing.T) {
 	t.Parallel()
 	db, cfg := sinkOnly(t)
-	if _, err := SetupSink(t.Context(), cfg); err != nil {
+	if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	db.Exec(`UPDATE dinnerbell.layout SET version = 99`)
-	if _, err := SetupSink(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "layout 99") {
+	if _, err := SetupSink(t.Context(), cfg.Sink); err == nil || !strings.Contains(err.Error(), "layout 99") {
 		t.Errorf("setup on another layout: %v", err)
 	}
 }
@@ -147,7 +147,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 	}
 	u.User = url.User(role)
 	for range 2 {
-		for _, sql := range SetupSQL(w.cfg.ClaimConfig) {
+		for _, sql := range SetupSQL(w.cfg.Sink) {
 			w.db.Exec(sql)
 		}
 	}
@@ -165,9 +165,9 @@ func TestSetupSQLAndGrants(t *testing.T) {
 		if !found {
 			t.Errorf("no finding names %s: %+v", want, report.At(precondition.Fail))
 		}
-		w.db.Exec(GrantSQL(w.cfg.ClaimConfig, role)[i])
+		w.db.Exec(GrantSQL(w.cfg.Sink, role)[i])
 	}
-	if _, err := SetupSink(t.Context(), w.cfg.ClaimConfig); err != nil {
+	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
 		t.Errorf("setup under the daemon's role: %v", err)
 	}
 	w.start()
@@ -182,7 +182,7 @@ func TestSetupNamesDuplicatesWithoutIDs(t *testing.T) {
 	db.Exec(`ALTER TABLE subscribers_feedback DROP COLUMN id`)
 	db.Exec(aRow, "twice")
 	db.Exec(aRow, "twice")
-	if _, err := SetupSink(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "(c, twice): ids (0,1), (0,2)") {
+	if _, err := SetupSink(t.Context(), cfg.Sink); err == nil || !strings.Contains(err.Error(), "(c, twice): ids (0,1), (0,2)") {
 		t.Errorf("the error does not name the rows: %v", err)
 	}
 }

@@ -37,9 +37,6 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.cfg.SinkTimeout, c.claim.t.feedback, c.lane.stepClients())
 }
 
-// https://www.postgresql.org/docs/current/errcodes-appendix.html
-const lockNotAvailable = "55P03"
-
 // session a in words, and the prepared transactions of this database.
 const (
 	aSession = `pg_catalog.format('process %s (%s, role %s, %s, in its transaction since %s; to end it: SELECT pg_terminate_backend(%1$s))',

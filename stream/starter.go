@@ -155,7 +155,7 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 
 // readStarts returns the start times of those keys whose campaign is pending and
 // belongs to the lane.
-func (t tables) readStarts(ctx context.Context, conn querier, lane int32, keys []campaign.Key) ([]startTime, error) {
+func readStarts(ctx context.Context, t tables, conn querier, lane int32, keys []campaign.Key) ([]startTime, error) {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant

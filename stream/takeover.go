@@ -249,8 +249,8 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 
 // readySink sets the connection up for the lane's statements and compares the clocks.
 func (c *claim) readySink(ctx context.Context) error {
-	if _, err := c.conn.Exec(ctx, laneSettings, pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("set up sink session: %w", err)
+	if err := planByKeys(ctx, c.conn); err != nil {
+		return err
 	}
 	skew, off, err := clockSkew(ctx, c.conn, time.Now)
 	c.ahead = skew + off

@@ -28,23 +28,23 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg)
-	source, sink := sourceConfig(cfg, log), claimConfig(cfg, log)
+	source, claim := sourceConfig(cfg, log), claimConfig(cfg, log)
 	if c.PrintSQL {
-		return printSQL(a.stdout, cfg, source, sink)
+		return printSQL(a.stdout, cfg, source, claim)
 	}
 	for _, step := range []struct {
 		what string
 		do   func() ([]string, error)
 	}{
 		{"check sink and topics", func() ([]string, error) {
-			_, err := stream.CheckPreconditions(ctx, sink, precondition.AtSetup) // the warnings come at the end
+			_, err := stream.CheckPreconditions(ctx, claim, precondition.AtSetup) // the warnings come at the end
 			return nil, err
 		}},
 		{"check source", func() ([]string, error) { return nil, warnOfSource(ctx, a, source) }},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
-		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, sink) }},
-		{"set up topics", func() ([]string, error) { return topic.Setup(ctx, sink.Kafka) }},
-		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, sink) }},
+		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, claim.Sink) }},
+		{"set up topics", func() ([]string, error) { return topic.Setup(ctx, claim.Kafka) }},
+		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, claim) }},
 	} {
 		did, err := step.do()
 		for _, line := range did {
@@ -101,7 +101,7 @@ func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 // printSQL writes a script that psql runs, as often as one likes; topics, which SQL
 // cannot make, are named in a comment. The grants are for the roles of the two
 // URLs, where somebody else owns the tables.
-func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, sink stream.ClaimConfig) error {
+func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, claim stream.ClaimConfig) error {
 	reader, err := roleOf(cfg.SourceURL)
 	if err != nil {
 		return err
@@ -119,10 +119,10 @@ func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, sink stream.
 		"GRANT SELECT ON "+pgx.Identifier{mirror.Schema, mirror.Table}.Sanitize()+" TO "+reader+";",
 		"", "-- in the sink database, outside of a transaction (CONCURRENTLY, which a partitioned table",
 		"-- does not take); without the index where the table has one over the same two columns")
-	for _, s := range append(stream.SetupSQL(sink), stream.GrantSQL(sink, writer)...) {
+	for _, s := range append(stream.SetupSQL(claim.Sink), stream.GrantSQL(claim.Sink, writer)...) {
 		lines = append(lines, s+";")
 	}
-	k := sink.Kafka
+	k := claim.Kafka
 	lines = append(lines, "", fmt.Sprintf("-- topics: %s, %s, %s, and %s (compacted, as many partitions as %s)",
 		k.Campaigns, k.Notifications, k.DeadLetters, k.Progress, k.Campaigns))
 	for _, l := range lines {

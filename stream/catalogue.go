@@ -259,12 +259,3 @@ func (c *catalogue) readShape(ctx context.Context, conn querier) error {
 	}
 	return conn.QueryRow(ctx, treeSQL+` SELECT `+shape, c.feedback.oid, c.feedback.name).Scan(&c.feedback.shape)
 }
-
-// texts runs a query for one column of text.
-func texts(ctx context.Context, conn querier, sql string, args ...any) ([]string, error) {
-	rows, err := conn.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
-}

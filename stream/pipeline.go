@@ -65,12 +65,6 @@ func expecting(want, sql string) string {
 // missed is what a statement made by expecting stands for when it fails.
 func missed(err error) map[string]error { return map[string]error{divisionByZero: err} }
 
-// https://www.postgresql.org/docs/current/errcodes-appendix.html
-const (
-	divisionByZero  = "22012"
-	uniqueViolation = "23505"
-)
-
 // prepare readies statements for one connection.
 func prepare(ctx context.Context, conn *pgx.Conn, statements ...*statement) error {
 	for _, st := range statements {

@@ -1,0 +1,146 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/pgsession"
+	"dinnerbell/internal/postgres"
+)
+
+// SinkConfig names the Postgres side.
+type SinkConfig struct {
+	// URL is asked on every connect, so that rotated credentials are picked up.
+	URL          func() (string, error)
+	Schema       string // of the feedback table
+	Table        string // holds the feedback rows
+	DaemonSchema string // holds lane, campaign and outbox
+
+	// MaxConnections bounds the connections of a service to the sink: one for each
+	// lane that works, and the readers that all lanes share. A lane for which there
+	// is none waits. 0: as many as there are lanes, and four.
+	MaxConnections int
+
+	pins []pgsession.Setting // besides sessionSettings, for tests
+}
+
+// readers is how many connections the lanes share for reading: of a bound at most
+// a quarter.
+func (c SinkConfig) readers() int {
+	const most = 4
+	if c.MaxConnections == 0 {
+		return most
+	}
+	return max(1, min(most, c.MaxConnections/4))
+}
+
+// tables are the quoted names of the sink's tables.
+type tables struct {
+	schema, lane, campaign, outbox string
+	feedbackSchema, feedback       string
+}
+
+func (c SinkConfig) tables() tables {
+	schema := pgx.Identifier{c.DaemonSchema}.Sanitize()
+	return tables{
+		schema:   schema,
+		lane:     schema + ".lane",
+		campaign: schema + ".campaign",
+		outbox:   schema + ".outbox",
+
+		feedbackSchema: pgx.Identifier{c.Schema}.Sanitize(),
+		feedback:       pgx.Identifier{c.Schema, c.Table}.Sanitize(),
+	}
+}
+
+// sessionSettings make a lost daemon harmless within seconds: the server ends
+// the session of a peer that is gone or silent, so that its locks do not hold
+// up a takeover. synchronous_commit is what "decided" means.
+// https://www.postgresql.org/docs/current/runtime-config-client.html
+var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
+	{Name: "synchronous_commit", Value: "on"},
+	{Name: "idle_in_transaction_session_timeout", Value: "10s"},
+	{Name: "lock_timeout", Value: "20s"},
+	{Name: "tcp_keepalives_idle", Value: "5"},
+	{Name: "tcp_keepalives_interval", Value: "2"},
+	{Name: "tcp_keepalives_count", Value: "3"},
+	{Name: "tcp_user_timeout", Value: "15s"},
+})
+
+// connConfig reads the URL again and gives the options of a sink connection with
+// the settings above.
+func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
+	url, err := c.URL()
+	if err != nil {
+		return nil, fmt.Errorf("read sink url: %w", err)
+	}
+	cfg, err := postgres.Parse(url)
+	if err != nil {
+		return nil, fmt.Errorf("parse sink url: %w", err)
+	}
+	settings := pgsession.Merge(sessionSettings, c.pins, []pgsession.Setting{{Name: "application_name", Value: name}})
+	pgsession.Startup(cfg, settings)
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		// The driver's timeout ends with the authentication: a server that lets us in
+		// and then says nothing would hold us for ever.
+		ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
+		defer cancel()
+		if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
+			return fmt.Errorf("set up sink session: %w", err)
+		}
+		return nil
+	}
+	// The URL may ask for pgx's other ways to run a query, which read some values
+	// as text.
+	cfg.DefaultQueryExecMode, cfg.StatementCacheCapacity = pgx.QueryExecModeCacheStatement, statementCache
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	return cfg, nil
+}
+
+// statementCache is how many statements a connection keeps prepared.
+const statementCache = 128
+
+// connect opens one sink connection.
+func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error) {
+	cfg, err := c.connConfig(name)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := postgres.Connect(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to sink: %w", err)
+	}
+	return conn, nil
+}
+
+// planByKeys has the connection plan each statement once, and by keys: a lane
+// always reads and writes a few rows by their key, and a plan that was made while
+// the tables were empty must not stay a scan of them when they are large.
+func planByKeys(ctx context.Context, conn *pgx.Conn) error {
+	const settings = `
+SET plan_cache_mode = force_generic_plan;
+SET enable_seqscan = off;
+SET enable_hashjoin = off;
+SET enable_mergejoin = off;
+SET jit = off`
+	if _, err := conn.Exec(ctx, settings, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("set up sink session: %w", err)
+	}
+	return nil
+}
+
+// closeConn closes within a second; a peer that is gone does not hold us up.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is in flight that matters: every outcome is read back
+}
+
+// quoteIdent quotes a name for SQL.
+func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }

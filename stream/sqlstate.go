@@ -1,0 +1,59 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+const (
+	divisionByZero       = "22012"
+	uniqueViolation      = "23505"
+	deadlockDetected     = "40P01"
+	serializationFailure = "40001"
+	lockNotAvailable     = "55P03"
+)
+
+// refuses tells whether an error of a statement that writes feedback rows is
+// about the rows: data exceptions, integrity violations, a value too long for an
+// index, and what the user's own functions raise, under PL/pgSQL's codes or under
+// codes of their own. Everything else is about the server, the table or us, and is
+// no reason to leave anybody out; so are a sequence at its end and bytes that are
+// not what the column's type wants.
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+func refuses(err *pgconn.PgError) bool {
+	switch err.Code {
+	case "54000": // program_limit_exceeded
+		return true
+	case "2200H", "22P03", "22P04": // sequence_generator_limit_exceeded, invalid_binary_representation, bad_copy_file_format
+		return false
+	}
+	class := err.Code[:min(2, len(err.Code))]
+	return class == "22" || class == "23" || class == "P0" || !slices.Contains(serverClasses, class)
+}
+
+// serverClasses are the classes of SQLSTATE that Postgres itself uses: nobody but
+// RAISE gives another one.
+var serverClasses = strings.Fields(`00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F
+  34 38 39 3B 3D 3F 40 42 44 53 54 55 57 58 72 F0 HV P0 XX`)
+
+// withFunction adds the user's function in which the server met an error.
+func withFunction(err *pgconn.PgError) error {
+	for line := range strings.Lines(err.Where) {
+		if strings.Contains(line, " function ") {
+			return fmt.Errorf("%w, in %s (the user's functions run with the search_path of the feedback table's schema and public)", err, strings.TrimSpace(line))
+		}
+	}
+	return err
+}
+
+// isLockedOut reports whether the server has ended a transaction in favour of another
+// one. The transaction has changed nothing and may pass when it is repeated.
+func isLockedOut(err error) bool {
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (refused.Code == deadlockDetected || refused.Code == serializationFailure)
+}
