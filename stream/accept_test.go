@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // shutter is a barrier that can be shut.
@@ -400,7 +401,7 @@ func TestDeadlockRepeatsTheStep(t *testing.T) {
 	w.db.Exec(`CREATE OR REPLACE FUNCTION victim() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
   RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END$$`)
 	d := w.campaign("d", "r1")
-	if err := commitSteps(t, s, w.stepFor(&d, "a")); !isLockedOut(err) {
+	if err := commitSteps(t, s, w.stepFor(&d, "a")); !sink.IsLockConflict(err) {
 		t.Errorf("commit ended with %v, want the deadlock", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -34,36 +35,36 @@ type Finding struct {
 // A daemon that works meanwhile moves P and K; each is read in an order that
 // makes the checks hold anyway.
 func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
-	a := &audit{cfg: cfg.withDefaults(), t: cfg.Sink.tables()}
-	conn, err := cfg.Sink.connect(ctx, "dinnerbell audit")
+	a := &audit{cfg: cfg.withDefaults(), t: cfg.Sink.Tables()}
+	conn, err := cfg.Sink.Connect(ctx, "dinnerbell audit")
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	client, err := cfg.Kafka.NewClient()
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
 	a.conn, a.client = conn, client
-	found, err := readCatalogue(ctx, conn, a.t)
+	found, err := sink.ReadCatalogue(ctx, conn, a.t)
 	if err != nil {
 		return nil, err
 	}
-	if err := found.report().Unmet(nil); err != nil {
+	if err := found.Report().Unmet(nil); err != nil {
 		return nil, err
 	}
-	a.table = found.feedback
+	a.table = found.Feedback
 	if a.ids, _, err = topic.ReadIDs(ctx, client, cfg.Kafka); err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, `SELECT lane FROM `+a.t.lane+` ORDER BY lane`)
+	rows, err := conn.Query(ctx, `SELECT lane FROM `+a.t.Lane+` ORDER BY lane`)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", a.t.lane, err)
+		return nil, fmt.Errorf("read %s: %w", a.t.Lane, err)
 	}
 	lanes, err := pgx.CollectRows(rows, pgx.RowTo[int32])
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", a.t.lane, err)
+		return nil, fmt.Errorf("read %s: %w", a.t.Lane, err)
 	}
 	for _, l := range lanes {
 		if err := a.lane(ctx, l); err != nil {
@@ -75,9 +76,9 @@ func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 
 type audit struct {
 	cfg      ClaimConfig
-	t        tables
+	t        sink.Tables
 	conn     *pgx.Conn
-	table    *feedbackTable
+	table    *sink.FeedbackTable
 	client   *kgo.Client
 	ids      topic.IDs
 	findings []Finding
@@ -136,12 +137,12 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 // snapshot reads P, the outbox and the matching feedback rows' count as of one moment.
 func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*record.Payload, err error) {
 	err = pgx.BeginTxFunc(ctx, a.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
-			return fmt.Errorf("read %s: %w", a.t.lane, err)
+		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.Lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
+			return fmt.Errorf("read %s: %w", a.t.Lane, err)
 		}
-		rows, err := tx.Query(ctx, `SELECT seq, payload FROM `+a.t.outbox+` WHERE lane = $1 ORDER BY seq`, lane)
+		rows, err := tx.Query(ctx, `SELECT seq, payload FROM `+a.t.Outbox+` WHERE lane = $1 ORDER BY seq`, lane)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", a.t.outbox, err)
+			return fmt.Errorf("read %s: %w", a.t.Outbox, err)
 		}
 		outbox, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record.Payload, error) {
 			var seq int64
@@ -179,8 +180,8 @@ func (a *audit) feedback(ctx context.Context, lane int32, outbox []*record.Paylo
 			}
 			total += len(clients)
 			var n int64
-			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.missingSQL(` AND f.restaurant_id = `+a.table.paramSQL(record.RestaurantColumn, "$3")+`
-  AND f.trigger_datetime_created = `+a.table.paramSQL(record.TriggerColumn, "$4"))+`) AS missing`,
+			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.MissingSQL(` AND f.restaurant_id = `+a.table.ParamSQL(record.RestaurantColumn, "$3")+`
+  AND f.trigger_datetime_created = `+a.table.ParamSQL(record.TriggerColumn, "$4"))+`) AS missing`,
 				seg.Campaign.ID, clients, seg.Campaign.RestaurantID, seg.Trigger).Scan(&n); err != nil {
 				return fmt.Errorf("look up feedback rows: %w", err)
 			}

@@ -6,6 +6,7 @@ import (
 	"dinnerbell/internal/budget"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // What a step allocates between the join and the sockets: it is sealed, its
@@ -31,7 +32,7 @@ func TestStepAllocations(t *testing.T) {
 		var buffer []byte
 		out := &recordBuffers{}
 		build := func() {
-			st := newStep(contractTable())
+			st := newStep(sink.ContractTable())
 			st.picks, st.copyData = append(st.picks, picks...), buffer
 			st.seal(7)
 			buffer = st.copyData

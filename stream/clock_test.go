@@ -6,17 +6,19 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dinnerbell/stream/sink"
 )
 
 // Campaigns fire by this machine's clock; one that is wrong is said at the start.
 func TestWrongClockIsNamed(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, nil)
-	conn, err := w.cfg.Sink.connect(t.Context(), "test")
+	conn, err := w.cfg.Sink.Connect(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	for name, c := range map[string]struct {
 		ahead time.Duration
 		said  bool

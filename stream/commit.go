@@ -10,6 +10,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // stepsInFlight is how many steps are on the lane's connection at once: the server
@@ -25,7 +26,7 @@ const stepsInFlight = 2
 type committer struct {
 	claim     *claim
 	lane      *lane
-	reader    querier // looks for the locks that a slow step waits for
+	reader    sink.Querier // looks for the locks that a slow step waits for
 	letters   letterMaker
 	starts    *startTimes
 	shipped   *shipProgress
@@ -37,7 +38,7 @@ type committer struct {
 	last     int64              // seq of the last step that was received
 	sent     []*inflightStep    // sent and not answered, oldest first
 	inflight chan *inflightStep // the same steps, to the goroutine that reads answers
-	spare    []*flight          // of answered steps, for their buffers
+	spare    []*sink.Pipeline   // of answered steps, for their buffers
 	results  chan error         // answers, in the order of sent; nil: committed
 
 	unshipped []unshippedStep // oldest first
@@ -65,7 +66,7 @@ type inflightStep struct {
 	tries int             // how often the step was repeated because of other lanes
 	began time.Time       // of the last try
 
-	flight *flight // the committer's
+	flight *sink.Pipeline // the committer's
 }
 
 // isCommitted reports whether the step is committed.
@@ -87,12 +88,12 @@ func newCommittedStep(p *record.Payload) *inflightStep {
 
 // run commits steps until there are no more, or one fails.
 func (c *committer) run(ctx context.Context) (err error) {
-	defer interrupt(ctx, c.claim.conn)()
+	defer sink.CloseOnEnd(ctx, c.claim.conn)()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
 		for d := range c.inflight {
-			err := d.flight.arrive()
+			err := d.flight.Receive()
 			if err == nil {
 				c.afterCommit(d) // the sender may be in the middle of writing the next one
 			}
@@ -172,10 +173,10 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	f := c.flight(time.Now().Add(c.claim.cfg.SinkTimeout))
 	c.addFeedbackRows(f, d.st)
 	c.addStepChanges(f, d.st, d.p)
-	f.depart()
+	f.Send()
 	failpoint.Hit("commit/sent")
-	if f.err != nil {
-		return fmt.Errorf("commit step %d: %w", d.seq, f.err)
+	if f.Err != nil {
+		return fmt.Errorf("commit step %d: %w", d.seq, f.Err)
 	}
 	d.flight = f
 	if d.early == nil { // otherwise the step is repeated, and the shipper has it
@@ -190,13 +191,13 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 }
 
 // flight begins one in the memory of an earlier one.
-func (c *committer) flight(until time.Time) *flight {
+func (c *committer) flight(until time.Time) *sink.Pipeline {
 	n := len(c.spare)
 	if n == 0 {
-		return newFlight(until, c.claim.conn)
+		return sink.NewPipeline(until, c.claim.conn)
 	}
 	f := c.spare[n-1]
-	c.spare, f.until = c.spare[:n-1], until
+	c.spare, f.Until = c.spare[:n-1], until
 	return f
 }
 
@@ -250,16 +251,16 @@ func (c *committer) handleResult(ctx context.Context, failed error) error {
 // returns the error that ends the session otherwise.
 func (c *committer) checkRetry(d *inflightStep, failed error) error {
 	switch {
-	case errors.Is(failed, errRefused):
+	case errors.Is(failed, sink.ErrRowRefused):
 		c.lane.svc.counters.conflicts.Add(1)
 		return d.st.markContested(failed)
-	case errors.Is(failed, errDropped):
+	case errors.Is(failed, sink.ErrRowsDropped):
 		return c.claim.droppedRowsHalt(failed.Error())
-	case (errors.Is(failed, errStale) || isLockedOut(failed)) && d.tries < stepTries:
+	case (errors.Is(failed, sink.ErrStaleRow) || sink.IsLockConflict(failed)) && d.tries < stepTries:
 		d.tries++
 		c.claim.cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
-	case errors.Is(failed, errEnded) && time.Now().Unix() >= d.st.earliest-1:
+	case errors.Is(failed, sink.ErrCampaignEnded) && time.Now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set, and the next session compares them again
 	}
 	return fmt.Errorf("commit step %d: %w", d.seq, failed)
@@ -300,7 +301,7 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
 	failpoint.Hit("commit/rolled-back")
-	if !errors.Is(failed, errStale) {
+	if !errors.Is(failed, sink.ErrStaleRow) {
 		return nil
 	}
 	if err := c.reconcileStep(ctx, d.st); err != nil {
@@ -311,13 +312,13 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 
 // addFeedbackRows adds the beginning of the step's transaction and its feedback rows
 // to the pipeline.
-func (c *committer) addFeedbackRows(f *flight, st *step) {
-	f.addCommand(c.claim.sql.begin, "BEGIN")
-	if c.claim.table.ownCode {
-		f.add(c.claim.sql.path, c.claim.table.path())
+func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
+	f.AddCommand(c.claim.sql.begin, "BEGIN")
+	if c.claim.table.OwnCode {
+		f.Add(c.claim.sql.path, c.claim.table.SearchPath())
 	}
 	if len(st.copyData) > 0 {
-		f.copy(c.claim.sql.copy, st.copyData, st.copied)
+		f.Copy(c.claim.sql.copy, st.copyData, st.copied)
 	}
 }
 
@@ -325,32 +326,32 @@ func (c *committer) addFeedbackRows(f *flight, st *step) {
 // A compare-and-swap that misses fails the transaction; so does the clock, once a
 // campaign of the step has ended. The clock is Postgres' own, since the server runs
 // the statements whenever it comes to them, even if the daemon no longer waits.
-func (c *committer) addStepChanges(f *flight, st *step, p *record.Payload) {
-	if c.claim.table.ownCode {
-		f.add(c.claim.sql.path, "pg_catalog")
+func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload) {
+	if c.claim.table.OwnCode {
+		f.Add(c.claim.sql.path, "pg_catalog")
 	}
-	f.add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
+	f.Add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
 	rows := newRowSets(st)
 	if len(rows.inserts) > 0 {
-		f.copySmall(c.claim.sql.insert, copyRows(rows.inserts))
+		f.CopySmall(c.claim.sql.insert, copyRows(rows.inserts))
 	}
 	if rows.edits.len() > 0 {
-		f.add(c.claim.sql.edit, rows.edits.editArgs()...)
+		f.Add(c.claim.sql.edit, rows.edits.editArgs()...)
 	}
 	if rows.repeats.len() > 0 {
-		f.add(c.claim.sql.repeat, rows.repeats.repeatArgs()...)
+		f.Add(c.claim.sql.repeat, rows.repeats.repeatArgs()...)
 	}
 	if rows.moves.len() > 0 {
-		f.add(c.claim.sql.move, rows.moves.moveArgs()...)
+		f.Add(c.claim.sql.move, rows.moves.moveArgs()...)
 	}
-	f.add(c.claim.sql.outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
-	f.add(c.claim.sql.clean, c.lane.id, c.shipped.seq.Load())
+	f.Add(c.claim.sql.outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
+	f.Add(c.claim.sql.clean, c.lane.id, c.shipped.seq.Load())
 	if len(st.picks) > 0 {
-		f.add(c.claim.sql.shape, c.claim.table.oid, c.claim.table.name, c.claim.table.shape)
-		f.add(c.claim.sql.inTime, float64(st.earliest)-c.claim.ahead.Seconds())
+		f.Add(c.claim.sql.shape, c.claim.table.Oid, c.claim.table.Name, c.claim.table.ShapeSQL)
+		f.Add(c.claim.sql.inTime, float64(st.earliest)-c.claim.ahead.Seconds())
 	}
-	if c.claim.table.ownCode { // deferred triggers run at the commit
-		f.add(c.claim.sql.path, c.claim.table.path())
+	if c.claim.table.OwnCode { // deferred triggers run at the commit
+		f.Add(c.claim.sql.path, c.claim.table.SearchPath())
 	}
-	f.addCommand(c.claim.sql.commit, "COMMIT")
+	f.AddCommand(c.claim.sql.commit, "COMMIT")
 }

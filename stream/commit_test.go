@@ -15,6 +15,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // commitSteps has a session that does not run commit steps that wait already.
@@ -46,7 +47,7 @@ func (w *deployment) stepFor(c *campaign.Campaign, clients ...string) *step {
 	for _, client := range clients {
 		p.clients.Append(packID(w, client))
 	}
-	st := newStep(contractTable())
+	st := newStep(sink.ContractTable())
 	st.picks = []*clientPick{p}
 	p.live.version = 1
 	st.rows[c.Key()] = &campaignRow{liveCampaign: p.live, accept: true, state: stateFinished}
@@ -124,7 +125,7 @@ func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 	}
 	mixed := w.stepFor(&other, "a")
 	mixed.picks[0].live.contested.Store(true)
-	if err := commitSteps(t, s, first, w.stepFor(new(w.campaign("small", "r1")), "a"), later(newStep(contractTable()), "c", "e"), later(mixed, "d", "f")); err != nil {
+	if err := commitSteps(t, s, first, w.stepFor(new(w.campaign("small", "r1")), "a"), later(newStep(sink.ContractTable()), "c", "e"), later(mixed, "d", "f")); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 3+5 {
@@ -308,8 +309,8 @@ func TestClockThatWasSetEndsTheSession(t *testing.T) {
 	s := w.owner()
 	s.claim.ahead = 2 * time.Hour
 	c := w.campaign("c", "r1") // ends in an hour
-	if err := commitSteps(t, s, w.stepFor(&c, "a")); !errors.Is(err, errEnded) {
-		t.Errorf("commit ended with %v, want %v", err, errEnded)
+	if err := commitSteps(t, s, w.stepFor(&c, "a")); !errors.Is(err, sink.ErrCampaignEnded) {
+		t.Errorf("commit ended with %v, want %v", err, sink.ErrCampaignEnded)
 	}
 	if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != 0 {
 		t.Errorf("%d rows, want none", n)
@@ -327,7 +328,7 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	w.db.Exec(`ANALYZE dinnerbell.campaign, subscribers_feedback`)
 	for name, c := range map[string]struct{ sql, types, args, index string }{
 		"ids": {knownIDsSQL(s.claim.t), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.claim.t), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
-		"clients": {s.claim.table.missingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
+		"clients": {s.claim.table.MissingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
 	} {
 		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Fatal(err)

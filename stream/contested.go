@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // A step whose rows cannot all go by COPY is contested: somebody may have been
@@ -59,9 +60,9 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	until, _ := ctx.Deadline()
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
-	f := newFlight(until, c.claim.conn)
+	f := sink.NewPipeline(until, c.claim.conn)
 	c.addFeedbackRows(f, d.st)
-	if err := f.trip(); err != nil {
+	if err := f.RoundTrip(); err != nil {
 		return err
 	}
 	if err := c.insertContested(ctx, d.st, d.p); err != nil {
@@ -69,9 +70,9 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	}
 	failpoint.Hit("commit/rows-written")
 	c.addStepChanges(f, d.st, d.p)
-	f.depart()
+	f.Send()
 	failpoint.Hit("commit/contested-sent")
-	return f.arrive()
+	return f.Receive()
 }
 
 // isGuarded tells whether the table has refused rows of one of the step's campaigns.
@@ -139,8 +140,8 @@ func (n *insertion) all(ctx context.Context) error {
 	}
 	if !n.pick.live.guarded.Load() {
 		err := n.insert(ctx, texts)
-		if e, ok := errors.AsType[*pgconn.PgError](err); ok && refuses(e) {
-			return fmt.Errorf("insert feedback rows: %w: %w", errRefused, err)
+		if e, ok := errors.AsType[*pgconn.PgError](err); ok && sink.RefusesRow(e) {
+			return fmt.Errorf("insert feedback rows: %w: %w", sink.ErrRowRefused, err)
 		}
 		return err
 	}
@@ -169,11 +170,11 @@ func (n *insertion) all(ctx context.Context) error {
 // checkTable returns the precondition that the table violates now, if there is
 // one: a sequence at its end refuses rows too, and no row is to blame.
 func (n *insertion) checkTable(ctx context.Context) error {
-	c, err := readCatalogue(ctx, n.claim.conn, n.claim.t)
+	c, err := sink.ReadCatalogue(ctx, n.claim.conn, n.claim.t)
 	if err != nil {
 		return err
 	}
-	return c.report().Unmet(nil)
+	return c.Report().Unmet(nil)
 }
 
 // probe tries some clients alone and returns the others.
@@ -244,7 +245,7 @@ func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.Pg
 	}
 	err = n.insert(ctx, texts)
 	after := `RELEASE SAVEPOINT rows`
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok && refuses(e) {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && sink.RefusesRow(e) {
 		refused, err, after = e, nil, `ROLLBACK TO SAVEPOINT rows`
 	}
 	if err != nil {
@@ -282,12 +283,12 @@ func (n *insertion) insert(ctx context.Context, texts []string) error {
 
 func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, error) {
 	c := n.pick.live.Campaign
-	rows, err := n.claim.conn.Query(ctx, n.claim.table.insertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
+	rows, err := n.claim.conn.Query(ctx, n.claim.table.InsertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
 	if err != nil {
 		return nil, err
 	}
 	asked := map[string]bool{}
-	if len(n.claim.table.triggers) > 0 {
+	if len(n.claim.table.Triggers) > 0 {
 		for _, text := range texts {
 			asked[text] = true
 		}
@@ -297,7 +298,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 	var campaign, text, other string
 	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
 		switch {
-		case len(n.claim.table.triggers) == 0:
+		case len(n.claim.table.Triggers) == 0:
 		case campaign != c.ID || !asked[text]:
 			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
 		case other != "":
@@ -307,8 +308,8 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 		returned = append(returned, id)
 		return err
 	})
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok && !refuses(e) {
-		err = fmt.Errorf("insert feedback rows: %w", withFunction(e))
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok && !sink.RefusesRow(e) {
+		err = fmt.Errorf("insert feedback rows: %w", sink.WithFunction(e))
 	}
 	if err == nil && changed != "" {
 		err = n.dropped(changed)
@@ -318,7 +319,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 
 // withoutRow lists the clients that have no row of the campaign.
 func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
-	rows, err := n.claim.conn.Query(ctx, n.claim.table.missingSQL(""), n.pick.live.ID, texts)
+	rows, err := n.claim.conn.Query(ctx, n.claim.table.MissingSQL(""), n.pick.live.ID, texts)
 	if err != nil {
 		return nil, err
 	}

@@ -368,7 +368,7 @@ func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *i
 		case 6*l.Size()+9*n+record.Overhead > d.claim.limits.Notification && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.limits.Notification:
 			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.Notification, d.cfg.Kafka.Notifications)
 		}
-		return d.claim.table.refusesClient(id)
+		return d.claim.table.ClientMisfit(id)
 	}
 	for i := range clients.Len() {
 		if unfit(clients.At(i)) == "" {

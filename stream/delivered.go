@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/state"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/sink"
 )
 
 // The delivered cache holds the clients who have a campaign already, so that a join
@@ -39,8 +40,8 @@ const deliveredClients = 16_000_000
 type deliveredCache struct {
 	lane    int32
 	store   *state.Store
-	reader  querier
-	table   *feedbackTable
+	reader  sink.Querier
+	table   *sink.FeedbackTable
 	timeout time.Duration // of one look-up
 	log     *slog.Logger
 
@@ -106,7 +107,7 @@ func (c *deliveredCache) loadClients(ctx context.Context, campaign string) (name
 	if name, err = id.Pack(rand.Text()); err != nil {
 		return "", 0, fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := c.reader.Query(ctx, c.table.clientsSQL(), campaign)
+	rows, err := c.reader.Query(ctx, c.table.ClientsSQL(), campaign)
 	if err != nil {
 		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -50,9 +51,9 @@ func (noBarrier) Barrier(context.Context) error { return nil }
 func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deployment {
 	t.Helper()
 	w := &deployment{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
-		rowsSQL: `SELECT ` + contractTable().readSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
+		rowsSQL: `SELECT ` + sink.ContractTable().RowSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
 	w.cfg = Config{ClaimConfig: ClaimConfig{
-		Sink: SinkConfig{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
+		Sink: sink.Config{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
 		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },
 			Campaigns:     w.kafka.Topic("campaigns", lanes, nil),
@@ -64,7 +65,7 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 		},
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}}
-	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	w.store = w.openStore()

@@ -17,6 +17,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/operator"
+	"dinnerbell/stream/sink"
 )
 
 // feedbackDDL is the table of the contract, with replacements and something
@@ -38,7 +39,7 @@ func feedbackWorld(t testing.TB, subs map[string][]string, ddl ...string) *deplo
 	for _, sql := range ddl {
 		w.db.Exec(sql)
 	}
-	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -46,16 +47,16 @@ func feedbackWorld(t testing.TB, subs map[string][]string, ddl ...string) *deplo
 
 // noteRows reads the feedback table whatever its types are.
 func (w *deployment) noteSQL() string {
-	conn, err := w.cfg.Sink.connect(w.Context(), "test")
+	conn, err := w.cfg.Sink.Connect(w.Context(), "test")
 	if err != nil {
 		w.Fatal(err)
 	}
-	defer closeConn(conn)
-	c, err := readCatalogue(w.Context(), conn, w.cfg.Sink.tables())
+	defer sink.CloseConn(conn)
+	c, err := sink.ReadCatalogue(w.Context(), conn, w.cfg.Sink.Tables())
 	if err != nil {
 		w.Fatal(err)
 	}
-	return `SELECT ` + c.feedback.readSQL("f") + ` FROM subscribers_feedback f`
+	return `SELECT ` + c.Feedback.RowSQL("f") + ` FROM subscribers_feedback f`
 }
 
 const (
@@ -129,8 +130,8 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	all := clients("c", 40)
 	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.cfg.Sink.Schema, w.cfg.Sink.Table = `a.b "C"`, `Feed.back "x"`
-	table := w.cfg.Sink.tables().feedback
-	if _, err := SetupSink(t.Context(), w.cfg.Sink); err == nil || !strings.Contains(err.Error(), "README") {
+	table := w.cfg.Sink.Tables().Feedback
+	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err == nil || !strings.Contains(err.Error(), "README") {
 		t.Errorf("set up without the table: %v", err)
 	}
 	w.db.Exec(`CREATE SCHEMA "a.b ""C"""`)
@@ -138,13 +139,13 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 	w.db.Exec(feedbackDDL("", "public.subscribers_feedback", table))
 	w.db.Exec(`CREATE FUNCTION "a.b ""C""".note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log VALUES (NEW.client_id); RETURN NULL; END'`)
 	w.db.Exec(`CREATE TRIGGER note AFTER INSERT ON ` + table + ` FOR EACH ROW EXECUTE FUNCTION "a.b ""C""".note()`)
-	for _, sql := range append(SetupSQL(w.cfg.Sink), GrantSQL(w.cfg.Sink, "postgres")...) {
+	for _, sql := range append(sink.SetupSQL(w.cfg.Sink), sink.GrantSQL(w.cfg.Sink, "postgres")...) {
 		w.db.Exec(sql)
 	}
-	if did, err := SetupSink(t.Context(), w.cfg.Sink); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.tables().feedbackSchema) {
+	if did, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil || !strings.Contains(strings.Join(did, "\n"), "there already ("+w.cfg.Sink.Tables().FeedbackSchema) {
 		t.Errorf("set up after the printed statements: %v, %v", did, err)
 	}
-	w.rowsSQL = `SELECT ` + contractTable().readSQL("f") + ` FROM ` + table + ` f`
+	w.rowsSQL = `SELECT ` + sink.ContractTable().RowSQL("f") + ` FROM ` + table + ` f`
 	w.start()
 	c := w.campaign("c1", "r1")
 	w.produce(0, encodeCampaign(c))
@@ -376,7 +377,7 @@ func TestTableAlteredWhileTheLaneRuns(t *testing.T) {
 	w.db.Exec(`DROP INDEX subscribers_feedback_adv_campaign_id_client_id_idx`)
 	w.produce(0, encodeCampaign(w.campaign("c3", "r1")))
 	w.expect(want)
-	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	want["c3"] = w.subs["r1"]
@@ -488,7 +489,7 @@ func latinWorld(t *testing.T, subs map[string][]string) *deployment {
 	})
 	w.db = envtest.On(t, pool.Config().ConnString(), pool)
 	w.db.Exec(testenv.ContractTables)
-	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -14,13 +14,14 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // aircraft is a connection with statements to fly with.
 type aircraft struct {
 	*pgx.Conn
 	db                          *envtest.DB
-	begin, copy, hit, nap, done *statement
+	begin, copy, hit, nap, done *sink.Statement
 }
 
 var errMissed = errors.New("missed")
@@ -29,17 +30,17 @@ func newAircraft(t *testing.T) *aircraft {
 	t.Helper()
 	a := &aircraft{db: envtest.Database(t)}
 	a.db.Exec(`CREATE UNIQUE INDEX ON subscribers_feedback (adv_campaign_id, client_id); CREATE TABLE counter (n int8); INSERT INTO counter VALUES (0)`)
-	conn, err := SinkConfig{URL: func() (string, error) { return a.db.URL, nil }}.connect(t.Context(), "test")
+	conn, err := sink.Config{URL: func() (string, error) { return a.db.URL, nil }}.Connect(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { closeConn(conn) })
+	t.Cleanup(func() { sink.CloseConn(conn) })
 	a.Conn = conn
-	q := newStepStatements(SinkConfig{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.tables())
+	q := newStepStatements(sink.Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
 	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
-	a.hit = &statement{name: "count", sql: expecting("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), stands: missed(errMissed)}
-	a.nap = &statement{name: "nap", sql: `SELECT pg_sleep(600)`}
-	if err := prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
+	a.hit = &sink.Statement{Name: "count", Sql: sink.ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Stands: sink.OnMiss(errMissed)}
+	a.nap = &sink.Statement{Name: "nap", Sql: `SELECT pg_sleep(600)`}
+	if err := sink.Prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -82,17 +83,17 @@ func TestFlightStopsAtTheFirstError(t *testing.T) {
 		err     error
 	}{
 		{"nothing fails", []string{"a", "b"}, 0, 1, nil},
-		{"a row is there already", []string{"c", "b"}, 1, 1, errRefused},
-		{"a large COPY fails at its last row", append(clients("0000", 3000), "a"), 1, 1, errRefused},
+		{"a row is there already", []string{"c", "b"}, 1, 1, sink.ErrRowRefused},
+		{"a large COPY fails at its last row", append(clients("0000", 3000), "a"), 1, 1, sink.ErrRowRefused},
 		{"nothing is hit", []string{"d"}, 0, 1, errMissed},
 		{"more is hit than expected", []string{"e"}, 1, 0, errMissed},
 	} {
-		f := newFlight(time.Now().Add(patience), a.Conn)
-		f.addCommand(a.begin, "BEGIN")
-		f.copy(a.copy, frames(t, c.clients...), len(c.clients))
-		f.add(a.hit, c.n, c.want)
-		f.addCommand(a.done, "COMMIT")
-		err := f.trip()
+		f := sink.NewPipeline(time.Now().Add(patience), a.Conn)
+		f.AddCommand(a.begin, "BEGIN")
+		f.Copy(a.copy, frames(t, c.clients...), len(c.clients))
+		f.Add(a.hit, c.n, c.want)
+		f.AddCommand(a.done, "COMMIT")
+		err := f.RoundTrip()
 		if !errors.Is(err, c.err) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.err)
 		}
@@ -114,9 +115,9 @@ func TestFlightCarriesLargeCopies(t *testing.T) {
 	if len(data) < 10*record.CopyFrameSize {
 		t.Fatalf("%d bytes are too few for the test", len(data))
 	}
-	f := newFlight(time.Now().Add(patience), a.Conn)
-	f.copy(a.copy, data, len(all))
-	if err := f.trip(); err != nil { // without begin: the Sync commits
+	f := sink.NewPipeline(time.Now().Add(patience), a.Conn)
+	f.Copy(a.copy, data, len(all))
+	if err := f.RoundTrip(); err != nil { // without begin: the Sync commits
 		t.Fatal(err)
 	}
 	a.expect(t, int64(len(all)), 0)
@@ -139,18 +140,18 @@ func TestFlightEnds(t *testing.T) {
 			a := newAircraft(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			defer interrupt(ctx, a.Conn)()
+			defer sink.CloseOnEnd(ctx, a.Conn)()
 			if c.interrupted {
 				time.AfterFunc(50*time.Millisecond, cancel)
 			}
-			f := newFlight(time.Now().Add(c.limit), a.Conn)
-			f.addCommand(a.begin, "BEGIN")
-			f.add(a.nap)
-			f.addCommand(a.done, "COMMIT")
-			if err := f.trip(); !errors.Is(err, c.err) {
+			f := sink.NewPipeline(time.Now().Add(c.limit), a.Conn)
+			f.AddCommand(a.begin, "BEGIN")
+			f.Add(a.nap)
+			f.AddCommand(a.done, "COMMIT")
+			if err := f.RoundTrip(); !errors.Is(err, c.err) {
 				t.Errorf("flight ended with %v, want %v", err, c.err)
 			}
-			if err := f.trip(); err == nil {
+			if err := f.RoundTrip(); err == nil {
 				t.Error("a second flight went through")
 			}
 		})
@@ -161,14 +162,14 @@ func TestFlightEnds(t *testing.T) {
 func TestFlightSeesThatACommitRolledBack(t *testing.T) {
 	t.Parallel()
 	a := newAircraft(t)
-	f := newFlight(time.Now().Add(patience), a.Conn)
-	f.addCommand(a.begin, "BEGIN")
-	f.add(a.hit, 9, 1)
-	if err := f.trip(); !errors.Is(err, errMissed) {
+	f := sink.NewPipeline(time.Now().Add(patience), a.Conn)
+	f.AddCommand(a.begin, "BEGIN")
+	f.Add(a.hit, 9, 1)
+	if err := f.RoundTrip(); !errors.Is(err, errMissed) {
 		t.Fatal(err)
 	}
-	f.addCommand(a.done, "COMMIT")
-	if err := f.trip(); err == nil || !strings.Contains(err.Error(), "ROLLBACK") {
+	f.AddCommand(a.done, "COMMIT")
+	if err := f.RoundTrip(); err == nil || !strings.Contains(err.Error(), "ROLLBACK") {
 		t.Errorf("commit of a failed transaction: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -27,7 +28,7 @@ func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
 		return err
 	}
 	partitions := topics[cfg.Kafka.Campaigns].Partitions.Numbers()
-	t := cfg.Sink.tables()
+	t := cfg.Sink.Tables()
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		have, err := lockLanes(ctx, tx, t)
 		if err != nil {
@@ -49,7 +50,7 @@ func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
 			if !ok || o.Err != nil {
 				return fmt.Errorf("find offset %s of %s/%d: %w", start, cfg.Kafka.Campaigns, p, o.Err)
 			}
-			if _, err := tx.Exec(ctx, `INSERT INTO `+t.lane+` (lane, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id)
+			if _, err := tx.Exec(ctx, `INSERT INTO `+t.Lane+` (lane, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id)
 VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.Cluster, ids.Campaigns, ids.Notifications, ids.Progress); err != nil {
 				return fmt.Errorf("add lane %d: %w", p, err)
 			}
@@ -59,17 +60,17 @@ VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.Cluster, ids.Campaigns, ids.N
 }
 
 // lockLanes keeps other daemons from adding lanes, and lists the existing ones.
-func lockLanes(ctx context.Context, tx pgx.Tx, t tables) ([]int32, error) {
-	if _, err := tx.Exec(ctx, "LOCK TABLE "+t.lane+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-		return nil, fmt.Errorf("lock %s: %w; `dinnerbell setup` creates it", t.lane, err)
+func lockLanes(ctx context.Context, tx pgx.Tx, t sink.Tables) ([]int32, error) {
+	if _, err := tx.Exec(ctx, "LOCK TABLE "+t.Lane+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+		return nil, fmt.Errorf("lock %s: %w; `dinnerbell setup` creates it", t.Lane, err)
 	}
-	rows, err := tx.Query(ctx, "SELECT lane FROM "+t.lane)
+	rows, err := tx.Query(ctx, "SELECT lane FROM "+t.Lane)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", t.lane, err)
+		return nil, fmt.Errorf("read %s: %w", t.Lane, err)
 	}
 	have, err := pgx.CollectRows(rows, pgx.RowTo[int32])
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", t.lane, err)
+		return nil, fmt.Errorf("read %s: %w", t.Lane, err)
 	}
 	return have, nil
 }

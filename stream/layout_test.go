@@ -14,6 +14,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -77,7 +78,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 		return nil
 	})
 	w.db.Exec(`CREATE PUBLICATION everything FOR ALL TABLES`) // as change data capture has it
-	did, err := SetupSink(t.Context(), w.cfg.Sink)
+	did, err := sink.Setup(t.Context(), w.cfg.Sink)
 	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 2") {
 		t.Fatalf("setup: %q, %v", did, err)
 	}
@@ -157,7 +158,7 @@ func TestFailedMigrationChangesNothing(t *testing.T) {
 	db.Exec(layout1)
 	db.Exec(`CREATE VIEW dinnerbell.mine AS SELECT lane FROM dinnerbell.campaign`)
 	db.Exec(`ALTER TABLE dinnerbell.campaign ADD COLUMN contested int4`) // somebody else's
-	_, err := SetupSink(t.Context(), cfg.Sink)
+	_, err := sink.Setup(t.Context(), cfg.Sink)
 	if err == nil || !strings.Contains(err.Error(), "from layout 1 to layout 2") || !strings.Contains(err.Error(), "nothing was changed") {
 		t.Errorf("setup: %v", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -41,13 +42,13 @@ type message struct {
 
 // messageParser turns records of the campaigns topic into messages.
 type messageParser struct {
-	topic   string         // of the notifications
-	limit   int            // bytes that the topic accepts per batch
-	table   *feedbackTable // campaigns that it cannot hold are refused; nil: not checked
+	topic   string              // of the notifications
+	limit   int                 // bytes that the topic accepts per batch
+	table   *sink.FeedbackTable // campaigns that it cannot hold are refused; nil: not checked
 	letters letterMaker
 }
 
-func newMessageParser(cfg topic.Config, limits topic.Limits, table *feedbackTable) messageParser {
+func newMessageParser(cfg topic.Config, limits topic.Limits, table *sink.FeedbackTable) messageParser {
 	return messageParser{topic: cfg.Notifications, limit: limits.Notification, table: table, letters: newLetterMaker(cfg, limits)}
 }
 
@@ -91,7 +92,7 @@ func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, erro
 		return nil, err
 	}
 	if p.table != nil {
-		if why := p.table.refusesCampaign(c); why != "" {
+		if why := p.table.CampaignMisfit(c); why != "" {
 			return nil, errors.New(why)
 		}
 	}
@@ -124,9 +125,9 @@ func (m *message) forJudge(lane int32) campaign.Message {
 // Goroutines may use it at once, each with its own batch.
 type campaignLookup struct {
 	lane    int32
-	t       tables
-	reader  querier
-	table   *feedbackTable
+	t       sink.Tables
+	reader  sink.Querier
+	table   *sink.FeedbackTable
 	letters letterMaker
 	timeout time.Duration
 }
@@ -174,23 +175,23 @@ func (l *campaignLookup) fillVersions(ctx context.Context, batch []message) erro
 
 // knownIDsSQL selects the ids that the campaign table has. It asks for each id by
 // itself: LIMIT keeps the planner from joining the whole table.
-func knownIDsSQL(t tables) string {
+func knownIDsSQL(t sink.Tables) string {
 	return `SELECT k.campaign FROM unnest($1::text[]) AS k(campaign)
-CROSS JOIN LATERAL (SELECT FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign LIMIT 1) AS c`
+CROSS JOIN LATERAL (SELECT FROM ` + t.Campaign + ` c WHERE c.adv_campaign_id = k.campaign LIMIT 1) AS c`
 }
 
 // knownKeysSQL selects each key with its row, NULLs where there is none, and whether
 // the campaign has other restaurants too.
-func knownKeysSQL(t tables) string {
+func knownKeysSQL(t sink.Tables) string {
 	return `SELECT k.campaign, k.restaurant, coalesce(c.version, 0), coalesce(c.lane, -1), coalesce(c.msg_lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
-  EXISTS (SELECT FROM ` + t.campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
+  EXISTS (SELECT FROM ` + t.Campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
 FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
+LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.Campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
 }
 
 // readKnown calls fn for each key, with the version in the campaign table, nil if
 // there is no row, and whether the campaign has other restaurants.
-func readKnown(ctx context.Context, t tables, conn querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
+func readKnown(ctx context.Context, t sink.Tables, conn sink.Querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
@@ -245,11 +246,11 @@ type messageInspector struct {
 }
 
 // newMessageInspector makes the inspector of a lane, or of none (-1).
-func newMessageInspector(cfg ClaimConfig, lane int32, table *feedbackTable, limits topic.Limits, reader querier, store *state.Store) *messageInspector {
+func newMessageInspector(cfg ClaimConfig, lane int32, table *sink.FeedbackTable, limits topic.Limits, reader sink.Querier, store *state.Store) *messageInspector {
 	parser := newMessageParser(cfg.Kafka, limits, table)
 	return &messageInspector{
 		parser:    parser,
-		lookup:    campaignLookup{lane: lane, t: cfg.Sink.tables(), reader: reader, table: table, letters: parser.letters, timeout: cfg.SinkTimeout},
+		lookup:    campaignLookup{lane: lane, t: cfg.Sink.Tables(), reader: reader, table: table, letters: parser.letters, timeout: cfg.SinkTimeout},
 		delivered: &deliveredCache{lane: lane, store: store, reader: reader, table: table, timeout: 10 * cfg.SinkTimeout, log: cfg.Logger},
 	}
 }

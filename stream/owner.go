@@ -6,6 +6,8 @@ import (
 	"hash/fnv"
 	"strings"
 	"time"
+
+	"dinnerbell/stream/sink"
 )
 
 // laneMark is the beginning of the application_name of connections that write for a
@@ -14,7 +16,7 @@ import (
 // could be taken by every role that may connect.
 func (c *claim) laneMark() string {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(c.t.schema)) // never fails; one database may hold several deployments
+	_, _ = h.Write([]byte(c.t.Schema)) // never fails; one database may hold several deployments
 	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.lane)
 }
 
@@ -49,13 +51,13 @@ const ownerGone = 3 * time.Second
 
 // checkNoOwner returns an error if a daemon works on the lane.
 func (c *claim) checkNoOwner(ctx context.Context) error {
-	conn, err := c.cfg.Sink.connect(ctx, "dinnerbell resolve")
+	conn, err := c.cfg.Sink.Connect(ctx, "dinnerbell resolve")
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	for until := time.Now().Add(ownerGone); ; {
-		owners, err := texts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.laneMark())
+		owners, err := sink.QueryTexts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.laneMark())
 		switch {
 		case err != nil:
 			return fmt.Errorf("look for the owner of lane %d: %w", c.lane, err)

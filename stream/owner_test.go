@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/sink"
 )
 
 // Whoever may connect can take any advisory lock, and must not hold up a lane.
@@ -23,7 +24,7 @@ func TestNobodyElsesLockHoldsALaneUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock(hashtext('"dinnerbell".lane'), 0); SELECT pg_advisory_lock(0)`); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +54,7 @@ func TestOnlyTheOwnRoleCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	if err := s.checkNoOwner(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -104,12 +105,12 @@ func TestServerThatFallsSilentIsGivenUp(t *testing.T) {
 		_, _ = io.Copy(io.Discard, conn) // until the client goes
 		_ = conn.Close()
 	}()
-	cfg := SinkConfig{URL: func() (string, error) {
+	cfg := sink.Config{URL: func() (string, error) {
 		return "postgres://u@" + l.Addr().String() + "/de?sslmode=disable&connect_timeout=1", nil
 	}}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if _, err := cfg.connect(ctx, "test"); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "set up sink session") {
+	if _, err := cfg.Connect(ctx, "test"); err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "set up sink session") {
 		t.Errorf("connect: %v", err)
 	}
 }

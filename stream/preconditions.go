@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -20,18 +21,18 @@ import (
 // made.
 func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
 	cfg = cfg.withDefaults()
-	conn, err := cfg.Sink.connect(ctx, "dinnerbell preconditions")
+	conn, err := cfg.Sink.Connect(ctx, "dinnerbell preconditions")
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	return readPreconditions(ctx, cfg, moment, conn, nil)
 }
 
 // systemFacts are the facts that were read of both systems before the checks.
 type systemFacts struct {
 	cluster   *topic.Cluster
-	catalogue *catalogue
+	catalogue *sink.Catalogue
 }
 
 // readPreconditions makes the checks of both systems, the sink's first, over a
@@ -47,14 +48,14 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 	if k.Cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*topic.Cluster, error) { return topic.ReadCluster(ctx, client, cfg.Kafka) }); err != nil {
 		return nil, err
 	}
-	s := &sinkFacts{cfg: cfg.Sink, t: cfg.Sink.tables(), conn: conn, lanes: len(k.Cluster.Topics[cfg.Kafka.Campaigns].Partitions)}
-	if s.catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*catalogue, error) { return readCatalogue(ctx, conn, s.t) }); err != nil {
+	s := &sink.Facts{Cfg: cfg.Sink, T: cfg.Sink.Tables(), Conn: conn, Lanes: len(k.Cluster.Topics[cfg.Kafka.Campaigns].Partitions)}
+	if s.Catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*sink.Catalogue, error) { return sink.ReadCatalogue(ctx, conn, s.T) }); err != nil {
 		return nil, err
 	}
 	if found != nil {
-		found.cluster, found.catalogue = k.Cluster, s.catalogue
+		found.cluster, found.catalogue = k.Cluster, s.Catalogue
 	}
-	report, err := precondition.Run(ctx, sinkPreconditions, moment, s)
+	report, err := precondition.Run(ctx, sink.Preconditions, moment, s)
 	ofKafka, kafkaErr := precondition.Run(ctx, topic.Preconditions, moment, k)
 	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
 }
@@ -69,7 +70,9 @@ func haltOf(violation *precondition.UnmetError, lane int32) *halt.Error {
 // setupMends reports whether a violation is about what `dinnerbell setup` makes: a
 // check that is not made at setup is about that.
 func setupMends(e *precondition.UnmetError) bool {
-	return slices.ContainsFunc(sinkPreconditions, func(c precondition.Check[*sinkFacts]) bool { return c.Name == e.Name && c.At&precondition.AtSetup == 0 }) ||
+	return slices.ContainsFunc(sink.Preconditions, func(c precondition.Check[*sink.Facts]) bool {
+		return c.Name == e.Name && c.At&precondition.AtSetup == 0
+	}) ||
 		slices.ContainsFunc(topic.Preconditions, func(c precondition.Check[*topic.Facts]) bool {
 			return c.Name == e.Name && c.At&precondition.AtSetup == 0
 		})

@@ -118,7 +118,7 @@ func (i *messageInspector) countMissed(ctx context.Context, restaurant, name id.
 			return 0, fmt.Errorf("read subscriptions: %w", err)
 		}
 		for n := range list.Len() {
-			if id := list.At(n); id.TextLen() <= campaign.MaxIDBytes && i.parser.table.refusesClient(id) == "" {
+			if id := list.At(n); id.TextLen() <= campaign.MaxIDBytes && i.parser.table.ClientMisfit(id) == "" {
 				missed++
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -35,7 +36,7 @@ func (n *insertion) concerns(ctx context.Context, refused *pgconn.PgError) (refu
 	if refused.ConstraintName == "" || refused.DataTypeName != "" {
 		return refusesUnknown, nil
 	}
-	columns, err := texts(ctx, n.claim.conn, `
+	columns, err := sink.QueryTexts(ctx, n.claim.conn, `
 SELECT a.attname::text FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
 WHERE k.conrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text)) AND k.conname = $3
 UNION
@@ -46,7 +47,7 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 	}
 	ours := slices.DeleteFunc(columns, func(name string) bool { return !slices.Contains(record.ColumnNames[:], name) })
 	switch {
-	case len(ours) == 0 && refused.Code == uniqueViolation:
+	case len(ours) == 0 && refused.Code == sink.UniqueViolation:
 		return refusesUnknown, fmt.Errorf("write feedback rows: %w", refused)
 	case len(ours) == 0:
 		return refusesUnknown, nil
@@ -58,7 +59,7 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 
 // explain is a refusal in words fit for a dead letter.
 func (n *insertion) explain(refused *pgconn.PgError) string {
-	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.t.feedback, refused.Message, refused.Code)
+	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.t.Feedback, refused.Message, refused.Code)
 	if refused.ConstraintName != "" {
 		why += ", constraint " + refused.ConstraintName
 	}
@@ -184,7 +185,7 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 // characters for. It asks only where the encoding is not Unicode, and about texts
 // that are not ASCII.
 func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message) error {
-	if l.table.holdsUnicode() {
+	if l.table.HoldsUnicode() {
 		return nil
 	}
 	for i := range batch {
@@ -199,11 +200,11 @@ func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message)
 		}
 		_, err := l.reader.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
 		refused, ok := errors.AsType[*pgconn.PgError](err)
-		if err != nil && (!ok || !refuses(refused)) {
+		if err != nil && (!ok || !sink.RefusesRow(refused)) {
 			return fmt.Errorf("try the encoding of the sink's database: %w", err)
 		}
 		if err != nil {
-			letter := l.letters.complete((&liveCampaign{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.encoding + ", cannot hold it: " + refused.Message))
+			letter := l.letters.complete((&liveCampaign{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.Encoding + ", cannot hold it: " + refused.Message))
 			letter.Timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}

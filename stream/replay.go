@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -130,7 +131,7 @@ type replay struct {
 	dryRun   bool
 	progress func(stage string, done, total int64)
 	client   *kgo.Client       // nil before open
-	reader   *readers          // the same
+	reader   *sink.Readers     // the same
 	messages *messageInspector // of no lane
 	limits   topic.Limits
 	topicID  [16]byte // of the campaigns topic
@@ -147,7 +148,7 @@ type replay struct {
 // connect connects to both sides.
 func (r *replay) connect(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
-	r.reader = r.svc.readers.open()
+	r.reader = r.svc.readers.Open()
 	client, err := cfg.Kafka.NewClient()
 	if err != nil {
 		return err
@@ -157,15 +158,15 @@ func (r *replay) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	look, err := readCatalogue(ctx, r.reader, cfg.Sink.tables())
+	look, err := sink.ReadCatalogue(ctx, r.reader, cfg.Sink.Tables())
 	if err != nil {
 		return err
 	}
-	if err := look.report().Unmet(nil); err != nil {
+	if err := look.Report().Unmet(nil); err != nil {
 		return err
 	}
 	r.limits = topic.NewLimits(found, cfg.Kafka)
-	r.messages = newMessageInspector(cfg.ClaimConfig, -1, look.feedback, r.limits, r.reader, r.svc.store)
+	r.messages = newMessageInspector(cfg.ClaimConfig, -1, look.Feedback, r.limits, r.reader, r.svc.store)
 	ids := found.IDs(cfg.Kafka)
 	r.cluster, r.topicTxt, r.topicID = ids.Cluster, ids.Campaigns, found.Topics[cfg.Kafka.Campaigns].ID
 	return nil
@@ -176,7 +177,7 @@ func (r *replay) close() {
 		r.messages.delivered.forgetAll()
 	}
 	if r.reader != nil {
-		r.reader.close()
+		r.reader.Close()
 	}
 	if r.client != nil {
 		topic.CloseClient(r.client, r.svc.cfg.Logger, -1)
@@ -264,7 +265,7 @@ type laneRange struct {
 
 // findRanges resolves the request for every lane of the deployment.
 func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
-	rows, err := r.reader.Query(ctx, `SELECT lane, next_offset, cluster_id = $1 AND campaigns_topic_id = $2 FROM `+r.svc.cfg.Sink.tables().lane+` ORDER BY lane`, r.cluster, r.topicTxt)
+	rows, err := r.reader.Query(ctx, `SELECT lane, next_offset, cluster_id = $1 AND campaigns_topic_id = $2 FROM `+r.svc.cfg.Sink.Tables().Lane+` ORDER BY lane`, r.cluster, r.topicTxt)
 	if err != nil {
 		return fmt.Errorf("read lanes: %w", err)
 	}

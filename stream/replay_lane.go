@@ -349,7 +349,7 @@ func (l *laneReplay) dropDelivered(ctx context.Context, lookup campaignLookup) e
 	ctx, cancel := context.WithTimeout(ctx, lookup.timeout)
 	defer cancel()
 	rows, err := lookup.reader.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+lookup.t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
+JOIN `+lookup.t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
 	if err != nil {
 		return fmt.Errorf("look up campaigns: %w", err)
 	}

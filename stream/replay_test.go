@@ -16,6 +16,7 @@ import (
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // subscribe puts other subscriptions in the place of the store's, as a repair does.
@@ -239,11 +240,11 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 
 // initLanesOf writes the lane rows as the first daemon does.
 func initLanesOf(w *deployment) error {
-	conn, err := w.cfg.Sink.connect(w.Context(), "test")
+	conn, err := w.cfg.Sink.Connect(w.Context(), "test")
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	return initLanes(w.Context(), w.cfg.ClaimConfig.withDefaults(), conn)
 }
 

@@ -10,6 +10,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // Choice is what an operator accepts where Postgres and Kafka contradict each
@@ -105,14 +106,14 @@ func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.Lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
   cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
 		r.claim.lane, r.claim.epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.ids.Cluster, r.claim.ids.Campaigns, r.claim.ids.Notifications, r.claim.ids.Progress)
 	if err != nil {
 		return fmt.Errorf("update lane: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.lane, errTakenOver)
+		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.lane, sink.ErrTakenOver)
 	}
 	r.say("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.cfg.Kafka.Campaigns)
 	return nil
@@ -142,7 +143,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	case r.accept == AcceptRepeats:
 		return r.shipAgain(ctx, tx)
 	default:
-		r.say("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.t.feedback)
+		r.say("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.t.Feedback)
 	}
 	return nil
 }
@@ -150,7 +151,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 // clearOutbox deletes the lane's outbox and returns the dead letters of what
 // was not shipped, as far as it can be read.
 func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadLetter, error) {
-	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.t.outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.lane)
+	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.t.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.lane)
 	if err != nil {
 		return nil, fmt.Errorf("clear outbox: %w", err)
 	}
@@ -177,7 +178,7 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 // refill adds one step to the outbox.
 func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
 	r.newSeq++
-	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.t.outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
+	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.t.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
 		r.claim.lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
 		return fmt.Errorf("fill outbox: %w", err)
 	}
@@ -207,7 +208,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	if !anew {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.t.campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.lane); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.t.Campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.lane); err != nil {
 		return fmt.Errorf("update campaigns: %w", err)
 	}
 	return nil
@@ -216,7 +217,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 // giveUpLive finishes what is under way, and skips what was received since the
 // point that Postgres was put back to: who has it is no longer known.
 func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.lane)
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.lane)
 	if err != nil {
 		return fmt.Errorf("finish campaigns: %w", err)
 	}
@@ -235,17 +236,17 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 // it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	noFeedback := ""
-	if r.claim.table.hasFeedback {
+	if r.claim.table.HasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	id, restaurant := r.claim.table.columnSQL(record.CampaignColumn, "f"), r.claim.table.columnSQL(record.RestaurantColumn, "f")
-	reader, err := r.claim.cfg.Sink.connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
+	id, restaurant := r.claim.table.ColumnSQL(record.CampaignColumn, "f"), r.claim.table.ColumnSQL(record.RestaurantColumn, "f")
+	reader, err := r.claim.cfg.Sink.Connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err
 	}
-	defer closeConn(reader)
-	rows, err := reader.Query(ctx, `SELECT `+r.claim.table.readSQL("f")+`
-FROM `+r.claim.t.feedback+` f JOIN `+r.claim.t.campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
+	defer sink.CloseConn(reader)
+	rows, err := reader.Query(ctx, `SELECT `+r.claim.table.RowSQL("f")+`
+FROM `+r.claim.t.Feedback+` f JOIN `+r.claim.t.Campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
 WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
 ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.lane)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 const (
@@ -20,8 +21,8 @@ const (
 // keepRetention deletes ended campaigns, until ctx ends. It runs beside the lanes:
 // however long it takes, no campaign waits for it. An error ends this round alone.
 func (s *Service) keepRetention(ctx context.Context) error {
-	reader := s.readers.open()
-	defer reader.close()
+	reader := s.readers.Open()
+	defer reader.Close()
 	wait := time.NewTimer(retentionFirst)
 	defer wait.Stop()
 	for {
@@ -47,14 +48,14 @@ func (s *Service) keepRetention(ctx context.Context) error {
 // before a time. It walks the primary key page by page, so that each statement is
 // short and the table needs no index that every campaign would pay for. Rows that
 // a step has locked are left to the next round.
-func (s *Service) deleteEnded(ctx context.Context, db querier, before time.Time, page int) (deleted int64, err error) {
-	t := s.cfg.Sink.tables()
+func (s *Service) deleteEnded(ctx context.Context, db sink.Querier, before time.Time, page int) (deleted int64, err error) {
+	t := s.cfg.Sink.Tables()
 	sql := `WITH page AS (
-  SELECT adv_campaign_id, restaurant_id FROM ` + t.campaign + ` WHERE (adv_campaign_id, restaurant_id) > ($1, $2) ORDER BY adv_campaign_id, restaurant_id LIMIT $5),
+  SELECT adv_campaign_id, restaurant_id FROM ` + t.Campaign + ` WHERE (adv_campaign_id, restaurant_id) > ($1, $2) ORDER BY adv_campaign_id, restaurant_id LIMIT $5),
 old AS (
-  SELECT c.adv_campaign_id, c.restaurant_id FROM ` + t.campaign + ` c JOIN page USING (adv_campaign_id, restaurant_id)
+  SELECT c.adv_campaign_id, c.restaurant_id FROM ` + t.Campaign + ` c JOIN page USING (adv_campaign_id, restaurant_id)
   WHERE c.adv_campaign_datetime_end < $3 AND c.accepted_at < $4 FOR UPDATE OF c SKIP LOCKED),
-gone AS (DELETE FROM ` + t.campaign + ` c USING old WHERE c.adv_campaign_id = old.adv_campaign_id AND c.restaurant_id = old.restaurant_id RETURNING 1)
+gone AS (DELETE FROM ` + t.Campaign + ` c USING old WHERE c.adv_campaign_id = old.adv_campaign_id AND c.restaurant_id = old.restaurant_id RETURNING 1)
 SELECT page.adv_campaign_id, page.restaurant_id, (SELECT count(*) FROM page), (SELECT count(*) FROM gone) FROM page ORDER BY 1 DESC, 2 DESC LIMIT 1`
 	var last campaign.Key
 	for {

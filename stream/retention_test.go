@@ -23,8 +23,8 @@ SELECT 'c' || g, 'r' || g % 3, g % 5, 1, 0, g, 0, '', '', '', '', 1, CASE WHEN g
 FROM generate_series(1, 40) g`)
 	release := w.blockRows(`SELECT 1 FROM dinnerbell.campaign WHERE adv_campaign_id = 'c10' FOR UPDATE`)
 	svc := New(w.cfg, nil, nil)
-	reader := svc.readers.open()
-	defer reader.close()
+	reader := svc.readers.Open()
+	defer reader.Close()
 	before := time.Now().Add(-keepEnded)
 	deleted, err := svc.deleteEnded(t.Context(), reader, before, 7)
 	if err != nil || deleted != 19 {

@@ -90,7 +90,7 @@ func (c *claim) compareSteps() error {
 	k := c.shipped
 	if k > c.seq {
 		return c.newHalt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",
-			c.cfg.Kafka.Progress, k, c.t.lane, c.seq, c.cfg.Kafka.Notifications))
+			c.cfg.Kafka.Progress, k, c.t.Lane, c.seq, c.cfg.Kafka.Notifications))
 	}
 	if k < c.shippedBefore {
 		return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
@@ -113,7 +113,7 @@ func (c *claim) compareEnds(ends []int64) error {
 // loadOutbox reads and decodes the steps that are decided and not shipped: all of
 // (K, P], or a halt.
 func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, error) {
-	rows, err := c.conn.Query(ctx, `SELECT seq, payload FROM `+c.t.outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.lane, k)
+	rows, err := c.conn.Query(ctx, `SELECT seq, payload FROM `+c.t.Outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.lane, k)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
 	}
@@ -126,7 +126,7 @@ func (c *claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, err
 		return record.DecodePayload(seq, b)
 	})
 	if errors.Is(err, record.ErrCorrupt) {
-		return nil, c.newHalt(fmt.Sprintf("%s: %v", c.t.outbox, err))
+		return nil, c.newHalt(fmt.Sprintf("%s: %v", c.t.Outbox, err))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.lane, err)
@@ -149,7 +149,7 @@ func (c *claim) checkContiguous(k int64, pending []*record.Payload) error {
 
 func (c *claim) outboxGapHalt(k, missing int64) *halt.Error {
 	return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
-		c.cfg.Kafka.Progress, k, c.seq, c.t.outbox, missing, c.cfg.Kafka.Notifications))
+		c.cfg.Kafka.Progress, k, c.seq, c.t.Outbox, missing, c.cfg.Kafka.Notifications))
 }
 
 // checkInput halts if campaigns were deleted from the input before they were read: a

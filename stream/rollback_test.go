@@ -15,6 +15,7 @@ import (
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -333,11 +334,11 @@ func TestTopicThatAcceptsLessHalts(t *testing.T) {
 }
 
 func initLanesFor(w *deployment) error {
-	conn, err := w.cfg.Sink.connect(w.Context(), "test")
+	conn, err := w.cfg.Sink.Connect(w.Context(), "test")
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	return initLanes(w.Context(), w.cfg.ClaimConfig.withDefaults(), conn)
 }
 
@@ -379,7 +380,7 @@ CREATE FUNCTION slow(mood) RETURNS text LANGUAGE sql STRICT AS $$SELECT pg_sleep
 CREATE CAST (mood AS text) WITH FUNCTION slow(mood);
 ALTER TABLE subscribers_feedback ALTER feedback TYPE mood USING NULL;
 UPDATE subscribers_feedback SET feedback = 'seen' WHERE ctid = (SELECT min(ctid) FROM subscribers_feedback)`)
-	w.cfg.Sink.pins = []pgsession.Setting{{Name: "idle_in_transaction_session_timeout", Value: "100ms"}}
+	w.cfg.Sink.Pins = []pgsession.Setting{{Name: "idle_in_transaction_session_timeout", Value: "100ms"}}
 	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptRepeats); err != nil {
 		t.Errorf("resolve: %v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // rowSet holds campaign rows column by column, as unnest takes them.
@@ -111,8 +112,8 @@ func (s *rowSet) moveArgs() []any {
 // everyRow: each row of the set must be hit, or the step is stale.
 const everyRow = `cardinality($1::text[])`
 
-func insertRowsSQL(t tables) string {
-	return `COPY ` + t.campaign + ` (` + rowColumns + `) FROM STDIN (FORMAT binary)`
+func insertRowsSQL(t sink.Tables) string {
+	return `COPY ` + t.Campaign + ` (` + rowColumns + `) FROM STDIN (FORMAT binary)`
 }
 
 // copyRows is new rows as a binary COPY stream, its columns those of rowColumns.
@@ -133,8 +134,8 @@ func copyRows(rows []*campaignRow) []byte {
 	return append(dst, record.CopyTrailer...)
 }
 
-func editRowsSQL(t tables) string {
-	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
+func editRowsSQL(t sink.Tables) string {
+	return sink.ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
   fingerprint = u.fingerprint, adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner,
   adv_campaign_owner_contact = u.adv_campaign_owner_contact, adv_campaign_datetime_start = u.adv_campaign_datetime_start,
   adv_campaign_datetime_end = u.adv_campaign_datetime_end, datetime_created = u.datetime_created, state = u.state, cursor = u.cursor,
@@ -146,16 +147,16 @@ WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_i
 
 // repeatRowsSQL leaves the version alone: the lane that delivers the campaign
 // goes on with it.
-func repeatRowsSQL(t tables) string {
-	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time
+func repeatRowsSQL(t sink.Tables) string {
+	return sink.ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::int8[], $7::int4[], $8::int8[])
   AS u(campaign, restaurant, msg_lane, msg_offset, msg_time, old_version, old_lane, old_offset)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
-func moveRowsSQL(t tables) string {
-	return expecting(everyRow, `UPDATE `+t.campaign+` AS c SET state = u.state, cursor = u.cursor
+func moveRowsSQL(t sink.Tables) string {
+	return sink.ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, version, state, cursor)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
 }

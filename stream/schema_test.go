@@ -8,12 +8,13 @@ import (
 
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/sink"
 )
 
 func sinkOnly(t *testing.T) (*envtest.DB, ClaimConfig) {
 	t.Helper()
 	db := envtest.Database(t)
-	return db, ClaimConfig{Sink: SinkConfig{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
+	return db, ClaimConfig{Sink: sink.Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
 }
 
 const aRow = `INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -24,11 +25,11 @@ func TestSetupSinkIsSafeToRepeat(t *testing.T) {
 	db, cfg := sinkOnly(t)
 	db.Exec(aRow, "x") // so that the index is built CONCURRENTLY
 	for range 2 {
-		if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
+		if _, err := sink.Setup(t.Context(), cfg.Sink); err != nil {
 			t.Fatal(err)
 		}
 	}
-	did, err := SetupSink(t.Context(), cfg.Sink)
+	did, err := sink.Setup(t.Context(), cfg.Sink)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,13 +46,13 @@ func TestSetupSinkNamesDuplicatesAndMendsAfterwards(t *testing.T) {
 	db.Exec(aRow, "twice")
 	db.Exec(aRow, "once")
 	db.Exec(aRow, "twice")
-	_, err := SetupSink(t.Context(), cfg.Sink)
+	_, err := sink.Setup(t.Context(), cfg.Sink)
 	if err == nil || !strings.Contains(err.Error(), "(c, twice): ids 1, 3") || strings.Contains(err.Error(), "once") {
 		t.Fatalf("the error does not name the rows: %v", err)
 	}
 	// The failed build has left an invalid index behind.
 	db.Exec(`DELETE FROM subscribers_feedback WHERE id = 3`)
-	if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -64,17 +65,17 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 	second := first
 	second.Sink.Table, second.Sink.DaemonSchema = "feedback2", "second"
 	for _, cfg := range []ClaimConfig{first, second} {
-		if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
+		if _, err := sink.Setup(t.Context(), cfg.Sink); err != nil {
 			t.Fatal(err)
 		}
 	}
-	conn, err := first.Sink.connect(t.Context(), "test")
+	conn, err := first.Sink.Connect(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	for _, cfg := range []ClaimConfig{first, second} {
-		if name, err := uniqueIndex(t.Context(), conn, cfg.Sink.tables()); err != nil || name == "" {
+		if name, err := sink.FindUniqueIndex(t.Context(), conn, cfg.Sink.Tables()); err != nil || name == "" {
 			t.Errorf("unique index of %s: %q, %v", cfg.Sink.Table, name, err)
 		}
 	}
@@ -99,12 +100,12 @@ func TestUniqueIndexIsRecognised(t *testing.T) {
 			t.Parallel()
 			db, cfg := sinkOnly(t)
 			db.Exec(c.sql)
-			conn, err := cfg.Sink.connect(t.Context(), "test")
+			conn, err := cfg.Sink.Connect(t.Context(), "test")
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer closeConn(conn)
-			name, err := uniqueIndex(t.Context(), conn, cfg.Sink.tables())
+			defer sink.CloseConn(conn)
+			name, err := sink.FindUniqueIndex(t.Context(), conn, cfg.Sink.Tables())
 			if err != nil || (name != "") != c.want {
 				t.Errorf("recognised as %q, %v", name, err)
 			}
@@ -115,11 +116,11 @@ func TestUniqueIndexIsRecognised(t *testing.T) {
 func TestAnotherLayoutIsRefused(t *testing.T) {
 	t.Parallel()
 	db, cfg := sinkOnly(t)
-	if _, err := SetupSink(t.Context(), cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
 	db.Exec(`UPDATE dinnerbell.layout SET version = 99`)
-	if _, err := SetupSink(t.Context(), cfg.Sink); err == nil || !strings.Contains(err.Error(), "layout 99") {
+	if _, err := sink.Setup(t.Context(), cfg.Sink); err == nil || !strings.Contains(err.Error(), "layout 99") {
 		t.Errorf("setup on another layout: %v", err)
 	}
 }
@@ -147,7 +148,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 	}
 	u.User = url.User(role)
 	for range 2 {
-		for _, sql := range SetupSQL(w.cfg.Sink) {
+		for _, sql := range sink.SetupSQL(w.cfg.Sink) {
 			w.db.Exec(sql)
 		}
 	}
@@ -165,9 +166,9 @@ func TestSetupSQLAndGrants(t *testing.T) {
 		if !found {
 			t.Errorf("no finding names %s: %+v", want, report.At(precondition.Fail))
 		}
-		w.db.Exec(GrantSQL(w.cfg.Sink, role)[i])
+		w.db.Exec(sink.GrantSQL(w.cfg.Sink, role)[i])
 	}
-	if _, err := SetupSink(t.Context(), w.cfg.Sink); err != nil {
+	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil {
 		t.Errorf("setup under the daemon's role: %v", err)
 	}
 	w.start()
@@ -182,7 +183,7 @@ func TestSetupNamesDuplicatesWithoutIDs(t *testing.T) {
 	db.Exec(`ALTER TABLE subscribers_feedback DROP COLUMN id`)
 	db.Exec(aRow, "twice")
 	db.Exec(aRow, "twice")
-	if _, err := SetupSink(t.Context(), cfg.Sink); err == nil || !strings.Contains(err.Error(), "(c, twice): ids (0,1), (0,2)") {
+	if _, err := sink.Setup(t.Context(), cfg.Sink); err == nil || !strings.Contains(err.Error(), "(c, twice): ids (0,1), (0,2)") {
 		t.Errorf("the error does not name the rows: %v", err)
 	}
 }

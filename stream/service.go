@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -35,7 +36,7 @@ type Service struct {
 	store   *state.Store
 	barrier Barrier
 
-	readers         *readers
+	readers         *sink.Readers
 	connectionSlots chan struct{} // a token for each lane's own connection; nil: unbounded
 
 	replaying      sync.Mutex // held by the replay under way
@@ -70,10 +71,10 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	s := &Service{
 		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
 		skipped: skipLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
-		readers: newReaders(cfg.Sink, cfg.Kafka.InstanceID),
+		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	if n := cfg.Sink.MaxConnections; n > 0 {
-		s.connectionSlots = make(chan struct{}, max(1, n-cfg.Sink.readers()))
+		s.connectionSlots = make(chan struct{}, max(1, n-cfg.Sink.ReaderCount()))
 	}
 	return s
 }
@@ -149,11 +150,11 @@ func (s *Service) awaitSinks(ctx context.Context) error {
 func (s *Service) checkSinks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SinkTimeout)
 	defer cancel()
-	conn, err := s.cfg.Sink.connect(ctx, "dinnerbell start")
+	conn, err := s.cfg.Sink.Connect(ctx, "dinnerbell start")
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer sink.CloseConn(conn)
 	report, err := readPreconditions(ctx, s.cfg.ClaimConfig, precondition.AtStart, conn, nil)
 	if err := report.Unmet(err); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -17,7 +18,7 @@ import (
 type session struct {
 	lane     *lane
 	claim    *claim
-	reader   *readers // shared by all lanes
+	reader   *sink.Readers // shared by all lanes
 	messages *messageInspector
 	starts   *startTimes
 	shipped  *shipProgress // ship → commit
@@ -39,7 +40,7 @@ type shipProgress struct {
 
 func newSession(l *lane, c *claim) *session {
 	s := &session{
-		lane: l, claim: c, reader: l.svc.readers.open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
+		lane: l, claim: c, reader: l.svc.readers.Open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
 		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), steps: make(chan *step),
 		toShip:  make(chan *inflightStep, c.cfg.Window+len(c.pending)),
 		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
@@ -91,7 +92,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 func (s *session) close() {
 	s.messages.delivered.forgetAll()
 	s.claim.close()
-	s.reader.close()
+	s.reader.Close()
 }
 
 func (s *session) newIntake() *intake {

@@ -8,21 +8,23 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/stream/sink"
 )
 
 // explainSlow says why a step was not finished in time: whose lock it waits for,
 // or that the table is slow. The step's connection must be open still.
 func (c *committer) explainSlow(ctx context.Context, err error) error {
 	e, _ := errors.AsType[*pgconn.PgError](err)
-	locked := e != nil && e.Code == lockNotAvailable
+	locked := e != nil && e.Code == sink.LockNotAvailable
 	if ctx.Err() != nil || !locked && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	holders, failed := bounded(ctx, c.claim.cfg.SinkTimeout, func(ctx context.Context) ([]string, error) {
 		if locked { // the server has given up waiting: it does not say any more for whom
-			return texts(ctx, c.reader, longHoldersSQL, int64(c.claim.conn.PgConn().PID()), []string{c.claim.t.feedback, c.claim.t.lane, c.claim.t.campaign, c.claim.t.outbox})
+			return sink.QueryTexts(ctx, c.reader, longHoldersSQL, int64(c.claim.conn.PgConn().PID()), []string{c.claim.t.Feedback, c.claim.t.Lane, c.claim.t.Campaign, c.claim.t.Outbox})
 		}
-		return texts(ctx, c.reader, holdersSQL, int64(c.claim.conn.PgConn().PID()))
+		return sink.QueryTexts(ctx, c.reader, holdersSQL, int64(c.claim.conn.PgConn().PID()))
 	})
 	switch {
 	case failed != nil || locked && len(holders) == 0: // Postgres does not answer at all
@@ -34,7 +36,7 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 	}
 	before := c.lane.stepClients()
 	c.lane.narrowSteps()
-	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.cfg.SinkTimeout, c.claim.t.feedback, c.lane.stepClients())
+	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.cfg.SinkTimeout, c.claim.t.Feedback, c.lane.stepClients())
 }
 
 // session a in words, and the prepared transactions of this database.

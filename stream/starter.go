@@ -12,14 +12,15 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // campaignStarter loads the lane's campaigns when they are due and hands them to the
 // decider.
 type campaignStarter struct {
 	lane      *lane
-	t         tables
-	reader    querier
+	t         sink.Tables
+	reader    sink.Querier
 	timeout   time.Duration // of one look-up
 	starts    *startTimes
 	delivered *deliveredCache
@@ -130,7 +131,7 @@ func (s *campaignStarter) sendDue(ctx context.Context, list ...*liveCampaign) er
 func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after, until int64, limit int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.timeout)
 	defer cancel()
-	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.campaign+`
+	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.Campaign+`
 WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
 ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 		s.lane.id, after, until, limit)
@@ -155,13 +156,13 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 
 // readStarts returns the start times of those keys whose campaign is pending and
 // belongs to the lane.
-func readStarts(ctx context.Context, t tables, conn querier, lane int32, keys []campaign.Key) ([]startTime, error) {
+func readStarts(ctx context.Context, t sink.Tables, conn sink.Querier, lane int32, keys []campaign.Key) ([]startTime, error) {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
 		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
 	}
 	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+t.campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
+JOIN `+t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
 	if err != nil {
 		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
 	}
@@ -185,7 +186,7 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 	rows, err := s.reader.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
   c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
 FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
-JOIN `+s.t.campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
+JOIN `+s.t.Campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
 WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, s.lane.id)
 	if err != nil {
 		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)

@@ -11,6 +11,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // The states of a campaign row.
@@ -66,7 +67,7 @@ type step struct {
 	leftOut map[leftOut][]string // clients whose id fits neither the table nor a record
 	refused []*liveCampaign      // campaigns whose rows the feedback table refuses; set while the rows are written
 
-	table *feedbackTable // as the claim has read it
+	table *sink.FeedbackTable // as the claim has read it
 
 	size int // bytes of the messages and dead letters that the step accepts
 
@@ -77,7 +78,9 @@ type step struct {
 	copied   int    // rows in copyData
 }
 
-func newStep(t *feedbackTable) *step { return &step{rows: map[campaign.Key]*campaignRow{}, table: t} }
+func newStep(t *sink.FeedbackTable) *step {
+	return &step{rows: map[campaign.Key]*campaignRow{}, table: t}
+}
 
 // isEmpty reports whether the step changes nothing.
 func (st *step) isEmpty() bool {
@@ -187,7 +190,7 @@ func (st *step) seal(now int64) {
 	slices.SortFunc(st.picks, func(a, b *clientPick) int { return campaign.CompareKeys(a.live.Key(), b.live.Key()) })
 	size := 0
 	for _, p := range st.picks {
-		p.wire = st.table.kinds.NewTemplate(p.live.Campaign, now)
+		p.wire = st.table.Kinds.NewTemplate(p.live.Campaign, now)
 		size += p.wire.CopySize(p.clients)
 	}
 	var frames record.CopyStream
@@ -195,7 +198,7 @@ func (st *step) seal(now int64) {
 	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
-		if p.contested = p.live.contested.Load() || len(st.table.triggers) > 0; !p.contested {
+		if p.contested = p.live.contested.Load() || len(st.table.Triggers) > 0; !p.contested {
 			frames.Add(p.wire, p.clients)
 			st.copied += p.clients.Len()
 		}
@@ -237,7 +240,7 @@ func (st *step) markContested(refused error) error {
 	changed := false
 	for _, k := range st.picks {
 		changed = !k.live.contested.Swap(true) || !k.contested || changed // another step may have set it since this one was sealed
-		if again || e == nil || e.Code != uniqueViolation {
+		if again || e == nil || e.Code != sink.UniqueViolation {
 			changed = !k.live.guarded.Swap(true) || changed
 		}
 	}

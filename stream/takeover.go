@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -25,7 +26,7 @@ const takeoverTimeout = 60 * time.Second
 // ClaimConfig says how the two sinks of a deployment are reached, and bounds its
 // steps.
 type ClaimConfig struct {
-	Sink   SinkConfig
+	Sink   sink.Config
 	Kafka  topic.Config
 	Logger *slog.Logger // default: none
 
@@ -70,7 +71,7 @@ func (c ClaimConfig) withDefaults() ClaimConfig {
 type claim struct {
 	lane int32
 	cfg  ClaimConfig
-	t    tables
+	t    sink.Tables
 	opts claimOptions
 	step phaseWatch
 
@@ -80,7 +81,7 @@ type claim struct {
 	ahead   time.Duration   // upper bound of how far our clock is ahead of Postgres'
 	client  *kgo.Client     // the intake fetches with it, the shipper produces
 
-	table    *feedbackTable // each step's transaction checks that the table is still this one
+	table    *sink.FeedbackTable // each step's transaction checks that the table is still this one
 	ids      topic.IDs
 	expected topic.Identity
 	limits   topic.Limits
@@ -110,7 +111,7 @@ type claimOptions struct {
 }
 
 func newClaim(cfg ClaimConfig, lane int32, opts claimOptions) *claim {
-	return &claim{lane: lane, cfg: cfg, t: cfg.Sink.tables(), opts: opts}
+	return &claim{lane: lane, cfg: cfg, t: cfg.Sink.Tables(), opts: opts}
 }
 
 // takeOver makes this process the lane's owner. The order is the protocol:
@@ -148,7 +149,7 @@ func takeOver(ctx context.Context, cfg ClaimConfig, lane int32, opts claimOption
 // close ends the claim's connections.
 func (c *claim) close() {
 	if c.conn != nil {
-		closeConn(c.conn)
+		sink.CloseConn(c.conn)
 	}
 	if c.counted {
 		<-c.opts.slots
@@ -187,11 +188,11 @@ func (c *claim) confirmHalt(ctx context.Context, err error) error {
 		return err
 	}
 	var epoch int64
-	if err := c.conn.QueryRow(ctx, `SELECT epoch FROM `+c.t.lane+` WHERE lane = $1`, c.lane).Scan(&epoch); err != nil {
+	if err := c.conn.QueryRow(ctx, `SELECT epoch FROM `+c.t.Lane+` WHERE lane = $1`, c.lane).Scan(&epoch); err != nil {
 		return fmt.Errorf("read epoch of lane %d: %w", c.lane, err)
 	}
 	if epoch != c.epoch {
-		return fmt.Errorf("take lane %d over: %w", c.lane, errTakenOver)
+		return fmt.Errorf("take lane %d over: %w", c.lane, sink.ErrTakenOver)
 	}
 	return err
 }
@@ -202,7 +203,7 @@ func (c *claim) connectSinks(ctx context.Context) error {
 	if err := c.openSink(ctx); err != nil {
 		return err
 	}
-	c.step.enter(fmt.Sprintf("raise the epoch of lane %d in %s", c.lane, c.t.lane), nil)
+	c.step.enter(fmt.Sprintf("raise the epoch of lane %d in %s", c.lane, c.t.Lane), nil)
 	if err := c.raiseEpoch(ctx); err != nil {
 		return err
 	}
@@ -220,7 +221,7 @@ func (c *claim) checkPreconditions(ctx context.Context) error {
 	}
 	c.ids = found.cluster.IDs(c.cfg.Kafka)
 	c.limits = topic.NewLimits(found.cluster, c.cfg.Kafka)
-	c.table = found.catalogue.feedback
+	c.table = found.catalogue.Feedback
 	return nil
 }
 
@@ -229,7 +230,7 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	c.step.enter("open the connection to the sink", nil)
-	if c.conn, err = c.cfg.Sink.connect(ctx, c.laneMark()+c.cfg.Kafka.InstanceID); err != nil {
+	if c.conn, err = c.cfg.Sink.Connect(ctx, c.laneMark()+c.cfg.Kafka.InstanceID); err != nil {
 		return err
 	}
 	if err := c.readySink(ctx); err != nil {
@@ -241,7 +242,7 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 	}
 	c.step.enter("end the former owners' connections to the sink", nil)
 	c.sql = newStepStatements(c.t)
-	if err := prepare(ctx, c.conn, c.sql.all()...); err != nil {
+	if err := sink.Prepare(ctx, c.conn, c.sql.all()...); err != nil {
 		return err
 	}
 	return c.endPredecessors(ctx)
@@ -249,7 +250,7 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 
 // readySink sets the connection up for the lane's statements and compares the clocks.
 func (c *claim) readySink(ctx context.Context) error {
-	if err := planByKeys(ctx, c.conn); err != nil {
+	if err := sink.PlanByKeys(ctx, c.conn); err != nil {
 		return err
 	}
 	skew, off, err := clockSkew(ctx, c.conn, time.Now)
@@ -282,7 +283,7 @@ func (c *claim) awaitConnection(ctx context.Context) error {
 
 func (c *claim) raiseEpoch(ctx context.Context) error {
 	row := func() error {
-		return c.conn.QueryRow(ctx, `UPDATE `+c.t.lane+` SET epoch = epoch + 1 WHERE lane = $1
+		return c.conn.QueryRow(ctx, `UPDATE `+c.t.Lane+` SET epoch = epoch + 1 WHERE lane = $1
 RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, c.lane).
 			Scan(&c.epoch, &c.seq, &c.nextOffset, &c.expected.Cluster, &c.expected.Campaigns, &c.expected.Notifications, &c.expected.Progress,
 				&c.shippedBefore, &c.endsBefore, &c.totals.notified, &c.totals.expired, &c.totals.dead)
@@ -297,7 +298,7 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", c.lane, c.cfg.Kafka.Campaigns)
 	}
 	if err != nil {
-		return fmt.Errorf("take lane %d in %s: %w", c.lane, c.t.lane, err)
+		return fmt.Errorf("take lane %d in %s: %w", c.lane, c.t.Lane, err)
 	}
 	return nil
 }
@@ -340,9 +341,9 @@ func (c *claim) openKafka() (err error) {
 // stores other ones: which notifications it wants is unknown.
 func (c *claim) droppedRowsHalt(what string) error {
 	who, hint := "", "look for what keeps rows out of the table"
-	if len(c.table.triggers) > 0 {
-		who = "; its trigger " + strings.Join(c.table.triggers, ", ") + " runs before each row"
+	if len(c.table.Triggers) > 0 {
+		who = "; its trigger " + strings.Join(c.table.Triggers, ", ") + " runs before each row"
 		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
 	}
-	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.feedback, what, who), Hint: hint + "; then start the daemon again"}
+	return &halt.Error{Part: halt.Stream, Lane: c.lane, What: fmt.Sprintf("feedback table %s: %s%s", c.t.Feedback, what, who), Hint: hint + "; then start the daemon again"}
 }

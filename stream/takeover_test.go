@@ -8,6 +8,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 )
 
 // An owner that is paused in the middle of a TAKEOVER, while another one takes
@@ -35,12 +36,12 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 		t.Errorf("confirm: %v, want that the connection was ended", err)
 	}
 	// Where the other owner could not end it, the epoch tells.
-	again, err2 := w.cfg.Sink.connect(t.Context(), "paused")
+	again, err2 := w.cfg.Sink.Connect(t.Context(), "paused")
 	if err2 != nil {
 		t.Fatal(err2)
 	}
 	paused.conn = again
-	if err := paused.confirmHalt(t.Context(), err); !errors.Is(err, errTakenOver) {
+	if err := paused.confirmHalt(t.Context(), err); !errors.Is(err, sink.ErrTakenOver) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
 	w.start()
@@ -59,13 +60,13 @@ func TestStepOfAFormerOwnerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer zombie.close()
-	st := newStep(contractTable())
+	st := newStep(sink.ContractTable())
 	st.nextOffset = 1
 	st.seal(1)
-	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE `+w.cfg.Sink.tables().lane+` SET epoch = epoch + 1`); err != nil {
+	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE `+w.cfg.Sink.Tables().Lane+` SET epoch = epoch + 1`); err != nil {
 		t.Fatal(err)
 	}
-	if err := commitSteps(t, zombie, st); !errors.Is(err, errTakenOver) {
+	if err := commitSteps(t, zombie, st); !errors.Is(err, sink.ErrTakenOver) {
 		t.Errorf("commit of the former owner: %v", err)
 	}
 	owner, err := l.takeOver(t.Context())
@@ -93,11 +94,11 @@ func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
 	frozen := w.owner()
 	c := w.campaign("c1", "r1")
 	st := w.stepFor(&c, w.subs["r1"]...)
-	f := newFlight(time.Now().Add(patience), frozen.claim.conn)
+	f := sink.NewPipeline(time.Now().Add(patience), frozen.claim.conn)
 	frozen.newCommitter().addFeedbackRows(f, st)
-	f.flush()
-	if f.err != nil {
-		t.Fatal(f.err)
+	f.Flush()
+	if f.Err != nil {
+		t.Fatal(f.Err)
 	}
 	// Its rows hold the table once they have arrived.
 	envtest.Until(w, patience, func() error {

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 )
 
@@ -42,7 +43,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		}},
 		{"check source", func() ([]string, error) { return nil, warnOfSource(ctx, a, source) }},
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
-		{"set up sink", func() ([]string, error) { return stream.SetupSink(ctx, claim.Sink) }},
+		{"set up sink", func() ([]string, error) { return sink.Setup(ctx, claim.Sink) }},
 		{"set up topics", func() ([]string, error) { return topic.Setup(ctx, claim.Kafka) }},
 		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, claim) }},
 	} {
@@ -119,7 +120,7 @@ func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, claim stream
 		"GRANT SELECT ON "+pgx.Identifier{mirror.Schema, mirror.Table}.Sanitize()+" TO "+reader+";",
 		"", "-- in the sink database, outside of a transaction (CONCURRENTLY, which a partitioned table",
 		"-- does not take); without the index where the table has one over the same two columns")
-	for _, s := range append(stream.SetupSQL(claim.Sink), stream.GrantSQL(claim.Sink, writer)...) {
+	for _, s := range append(sink.SetupSQL(claim.Sink), sink.GrantSQL(claim.Sink, writer)...) {
 		lines = append(lines, s+";")
 	}
 	k := claim.Kafka

@@ -9,6 +9,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/kafkaconn"
 	"dinnerbell/stream"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -45,7 +46,7 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 func claimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
 	log = log.With("part", "stream")
 	return stream.ClaimConfig{
-		Sink: stream.SinkConfig{
+		Sink: sink.Config{
 			URL:          cfg.SinkURL,
 			Schema:       cfg.Sink.Table.Schema,
 			Table:        cfg.Sink.Table.Name,

@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -17,22 +17,22 @@ import (
 // The preconditions of the feedback table. It belongs to the user, and its
 // columns, constraints and triggers are what he needs; refused is what would
 // write other values than the records carry, or stop every campaign.
-var feedbackPreconditions = []precondition.Check[*sinkFacts]{
+var feedbackPreconditions = []precondition.Check[*Facts]{
 	{Name: "sink.feedback.exists", At: precondition.Always, Read: checkFeedbackExists},
-	{Name: "sink.feedback.table", At: precondition.Always, Read: feedbackCheck((*catalogue).checkTable)},
-	{Name: "sink.feedback.columns", At: precondition.Always, Read: feedbackCheck((*catalogue).checkColumns)},
-	{Name: "sink.feedback.required_columns", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRequired)},
-	{Name: "sink.feedback.partition_key", At: precondition.Always, Read: feedbackCheck((*catalogue).checkPartitionKey)},
-	{Name: "sink.feedback.rules", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRules)},
-	{Name: "sink.feedback.triggers", At: precondition.Always, Read: feedbackCheck((*catalogue).checkTriggers)},
-	{Name: "sink.feedback.sequence", At: precondition.Always, Read: feedbackCheck((*catalogue).checkSequences)},
-	{Name: "sink.feedback.rights", At: precondition.Always, Read: feedbackCheck((*catalogue).checkRights)},
-	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: feedbackCheck((*catalogue).checkEncoding)},
+	{Name: "sink.feedback.table", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkTable)},
+	{Name: "sink.feedback.columns", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkColumns)},
+	{Name: "sink.feedback.required_columns", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkRequired)},
+	{Name: "sink.feedback.partition_key", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkPartitionKey)},
+	{Name: "sink.feedback.rules", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkRules)},
+	{Name: "sink.feedback.triggers", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkTriggers)},
+	{Name: "sink.feedback.sequence", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkSequences)},
+	{Name: "sink.feedback.rights", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkRights)},
+	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: feedbackCheck((*Catalogue).checkEncoding)},
 }
 
-// report makes the checks that can change while the daemon runs.
-func (c *catalogue) report() (report precondition.Report) {
-	for _, check := range []func(*catalogue) []precondition.Finding{(*catalogue).checkTable, (*catalogue).checkColumns, (*catalogue).checkRequired, (*catalogue).checkSequences} {
+// Report makes the checks that can change while the daemon runs.
+func (c *Catalogue) Report() (report precondition.Report) {
+	for _, check := range []func(*Catalogue) []precondition.Finding{(*Catalogue).checkTable, (*Catalogue).checkColumns, (*Catalogue).checkRequired, (*Catalogue).checkSequences} {
 		for _, f := range check(c) {
 			report = append(report, f)
 		}
@@ -40,15 +40,15 @@ func (c *catalogue) report() (report precondition.Report) {
 	return report
 }
 
-func feedbackCheck(check func(*catalogue) []precondition.Finding) func(context.Context, *sinkFacts) ([]precondition.Finding, error) {
-	return func(_ context.Context, f *sinkFacts) ([]precondition.Finding, error) {
-		if !f.catalogue.exists {
+func feedbackCheck(check func(*Catalogue) []precondition.Finding) func(context.Context, *Facts) ([]precondition.Finding, error) {
+	return func(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+		if !f.Catalogue.exists {
 			return nil, nil // checkTableExists says so
 		}
-		found := check(f.catalogue)
+		found := check(f.Catalogue)
 		for i := range found {
 			if found[i].Object == "" {
-				found[i].Object = "feedback table " + f.t.feedback
+				found[i].Object = "feedback table " + f.T.Feedback
 			}
 		}
 		return found, nil
@@ -57,31 +57,31 @@ func feedbackCheck(check func(*catalogue) []precondition.Finding) func(context.C
 
 // checkFeedbackExists looks for the table. A role without USAGE on its schema
 // does not see it either.
-func checkFeedbackExists(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
-	if f.catalogue.exists {
+func checkFeedbackExists(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	if f.Catalogue.exists {
 		return nil, nil
 	}
-	missing := fail("it does not exist", "there is no place for notifications", f.catalogue.feedback.createSQL())
-	missing.Object = "feedback table " + f.t.feedback
+	missing := fail("it does not exist", "there is no place for notifications", f.Catalogue.Feedback.createSQL())
+	missing.Object = "feedback table " + f.T.Feedback
 	var hidden bool
 	var role string
-	err := f.conn.QueryRow(ctx, `SELECT NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.quote_ident(current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1`, f.cfg.Schema).Scan(&hidden, &role)
+	err := f.Conn.QueryRow(ctx, `SELECT NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE'), pg_catalog.quote_ident(current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1`, f.Cfg.Schema).Scan(&hidden, &role)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		missing.Found, missing.Fix = "its schema does not exist", "CREATE SCHEMA "+f.t.feedbackSchema+"; "+missing.Fix
+		missing.Found, missing.Fix = "its schema does not exist", "CREATE SCHEMA "+f.T.FeedbackSchema+"; "+missing.Fix
 	case err != nil:
 		return nil, err
 	case hidden:
-		missing.Found, missing.Fix = "the role "+role+" may not use its schema", "GRANT USAGE ON SCHEMA "+f.t.feedbackSchema+" TO "+role
+		missing.Found, missing.Fix = "the role "+role+" may not use its schema", "GRANT USAGE ON SCHEMA "+f.T.FeedbackSchema+" TO "+role
 	}
 	return []precondition.Finding{missing}, nil
 }
 
 // createSQL is the table of the contract under this table's name.
-func (t *feedbackTable) createSQL() string {
+func (t *FeedbackTable) createSQL() string {
 	var b strings.Builder
-	b.WriteString("CREATE TABLE " + t.name + " (id bigserial PRIMARY KEY")
-	for i, want := range contractTable().types {
+	b.WriteString("CREATE TABLE " + t.Name + " (id bigserial PRIMARY KEY")
+	for i, want := range ContractTable().types {
 		b.WriteString(", " + record.ColumnNames[i] + " " + want.sql + " NOT NULL")
 	}
 	return b.String() + ", feedback text)"
@@ -91,12 +91,12 @@ func fail(found, effect, fix string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Found: found, Effect: effect, Fix: fix}
 }
 
-func (c *catalogue) alter(format string, args ...any) string {
-	return "ALTER TABLE " + c.feedback.name + " " + fmt.Sprintf(format, args...)
+func (c *Catalogue) alter(format string, args ...any) string {
+	return "ALTER TABLE " + c.Feedback.Name + " " + fmt.Sprintf(format, args...)
 }
 
 // checkTable looks at what kind of relation it is.
-func (c *catalogue) checkTable() (found []precondition.Finding) {
+func (c *Catalogue) checkTable() (found []precondition.Finding) {
 	const name = "name a table in sink.table"
 	switch c.kind {
 	case "r", "p":
@@ -129,10 +129,10 @@ func (c *catalogue) checkTable() (found []precondition.Finding) {
 }
 
 // checkColumns looks for the ten columns and at their types.
-func (c *catalogue) checkColumns() (found []precondition.Finding) {
+func (c *Catalogue) checkColumns() (found []precondition.Finding) {
 	for i, name := range record.ColumnNames {
 		k, there := c.columns[name]
-		kind := c.feedback.kinds[i]
+		kind := c.Feedback.Kinds[i]
 		switch {
 		case !there:
 			found = append(found, fail("column "+name+" is missing", "a notification has no place for its value", c.missingColumn(i)))
@@ -154,7 +154,7 @@ func (c *catalogue) checkColumns() (found []precondition.Finding) {
 
 // missingColumn names the statement for a column that is not there: a column
 // whose name is nearly the same is misspelt.
-func (c *catalogue) missingColumn(column int) string {
+func (c *Catalogue) missingColumn(column int) string {
 	want := record.ColumnNames[column]
 	best, distance := "", len(want)/3
 	for name := range c.columns {
@@ -168,13 +168,13 @@ func (c *catalogue) missingColumn(column int) string {
 	if best != "" {
 		return c.alter("RENAME COLUMN %s TO %s", quoteIdent(best), want)
 	}
-	return c.alter("ADD COLUMN %s %s", want, contractTable().types[column].sql)
+	return c.alter("ADD COLUMN %s %s", want, ContractTable().types[column].sql)
 }
 
 // retype names the statement that gives a column the contract's type. What
 // USING says is right for times; of anything else the user decides.
-func (c *catalogue) retype(column int, k catalogueColumn) string {
-	name, typ := record.ColumnNames[column], contractTable().types[column].sql
+func (c *Catalogue) retype(column int, k catalogueColumn) string {
+	name, typ := record.ColumnNames[column], ContractTable().types[column].sql
 	if strings.HasPrefix(k.typ, "date") && record.IsNumberColumn(column) {
 		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", name, typ, name)
 	}
@@ -187,11 +187,11 @@ func (c *catalogue) retype(column int, k catalogueColumn) string {
 
 // checkRequired looks for other columns that a row cannot leave empty. A trigger
 // may fill them; that is not seen before the first row.
-func (c *catalogue) checkRequired() (found []precondition.Finding) {
+func (c *Catalogue) checkRequired() (found []precondition.Finding) {
 	for _, name := range c.required {
 		f := fail("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.alter("ALTER COLUMN %s DROP NOT NULL", quoteIdent(name)))
-		if len(c.feedback.triggers) > 0 {
-			f.Level, f.Effect = precondition.Warn, "no row can be written unless trigger "+strings.Join(c.feedback.triggers, ", ")+" fills it"
+		if len(c.Feedback.Triggers) > 0 {
+			f.Level, f.Effect = precondition.Warn, "no row can be written unless trigger "+strings.Join(c.Feedback.Triggers, ", ")+" fills it"
 		}
 		found = append(found, f)
 	}
@@ -199,7 +199,7 @@ func (c *catalogue) checkRequired() (found []precondition.Finding) {
 }
 
 // checkPartitionKey looks whether the unique index is possible.
-func (c *catalogue) checkPartitionKey() []precondition.Finding {
+func (c *Catalogue) checkPartitionKey() []precondition.Finding {
 	for _, name := range c.partKeys {
 		if name == record.ColumnNames[record.CampaignColumn] || name == record.ColumnNames[record.ClientColumn] {
 			continue
@@ -214,16 +214,16 @@ func (c *catalogue) checkPartitionKey() []precondition.Finding {
 }
 
 // checkRules looks for rules: COPY ignores them, and ON CONFLICT is refused.
-func (c *catalogue) checkRules() (found []precondition.Finding) {
+func (c *Catalogue) checkRules() (found []precondition.Finding) {
 	for _, name := range c.rules {
-		found = append(found, fail("it has the rule "+name+" on INSERT or UPDATE", "COPY ignores rules, and INSERT … ON CONFLICT is refused", "DROP RULE "+quoteIdent(name)+" ON "+c.feedback.name))
+		found = append(found, fail("it has the rule "+name+" on INSERT or UPDATE", "COPY ignores rules, and INSERT … ON CONFLICT is refused", "DROP RULE "+quoteIdent(name)+" ON "+c.Feedback.Name))
 	}
 	return found
 }
 
 // checkTriggers warns of triggers that may drop rows.
-func (c *catalogue) checkTriggers() (found []precondition.Finding) {
-	for _, name := range c.feedback.triggers {
+func (c *Catalogue) checkTriggers() (found []precondition.Finding) {
+	for _, name := range c.Feedback.Triggers {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Found: "its trigger " + name + " runs BEFORE INSERT FOR EACH ROW",
 			Effect: "rows go by INSERT instead of COPY, which is slower, and a row that the trigger drops halts its lane"})
 	}
@@ -231,7 +231,7 @@ func (c *catalogue) checkTriggers() (found []precondition.Finding) {
 }
 
 // checkSequences looks how far the sequences have come.
-func (c *catalogue) checkSequences() (found []precondition.Finding) {
+func (c *Catalogue) checkSequences() (found []precondition.Finding) {
 	for _, s := range c.sequence {
 		widen := c.alter("ALTER COLUMN %s TYPE bigint", s.column)
 		switch {
@@ -249,14 +249,14 @@ func (c *catalogue) checkSequences() (found []precondition.Finding) {
 		}
 		if s.behind {
 			found = append(found, fail(fmt.Sprintf("column %s has rows with numbers above %d, where sequence %s goes on", s.column, s.last, s.name), "rows collide with them",
-				fmt.Sprintf("SELECT setval('%s', (SELECT max(%s) FROM %s))", s.name, s.column, c.feedback.name)))
+				fmt.Sprintf("SELECT setval('%s', (SELECT max(%s) FROM %s))", s.name, s.column, c.Feedback.Name)))
 		}
 	}
 	return found
 }
 
 // checkRights looks what the role may do.
-func (c *catalogue) checkRights() (found []precondition.Finding) {
+func (c *Catalogue) checkRights() (found []precondition.Finding) {
 	for _, grant := range c.denied {
 		found = append(found, fail("the role "+c.role+" lacks a right", "no row can be written", grant))
 	}
@@ -264,9 +264,9 @@ func (c *catalogue) checkRights() (found []precondition.Finding) {
 }
 
 // checkEncoding warns of a database that cannot hold every text.
-func (c *catalogue) checkEncoding() []precondition.Finding {
-	if !c.feedback.holdsUnicode() {
-		return []precondition.Finding{{Level: precondition.Warn, Object: "the sink's database", Found: "its encoding is " + c.feedback.encoding,
+func (c *Catalogue) checkEncoding() []precondition.Finding {
+	if !c.Feedback.HoldsUnicode() {
+		return []precondition.Finding{{Level: precondition.Warn, Object: "the sink's database", Found: "its encoding is " + c.Feedback.Encoding,
 			Effect: "campaigns and clients with characters that it does not have are refused as dead letters", Fix: "create it with ENCODING 'UTF8'"}}
 	}
 	return nil

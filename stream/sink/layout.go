@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -27,35 +27,35 @@ var migrations = map[int][]string{
 }
 
 // layoutOf reads which layout the daemon's tables have.
-func layoutOf(ctx context.Context, conn *pgx.Conn, t tables) (version int, err error) {
-	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.schema+`.layout`).Scan(&version); err != nil {
-		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.schema, err)
+func layoutOf(ctx context.Context, conn *pgx.Conn, t Tables) (version int, err error) {
+	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout`).Scan(&version); err != nil {
+		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.Schema, err)
 	}
 	return version, nil
 }
 
 // checkLayout fails where setup has not run, or another version's has. A layout
 // that is newer than this daemon halts it: nothing but another daemon helps.
-func checkLayout(ctx context.Context, conn *pgx.Conn, t tables) error {
+func checkLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
 	version, err := layoutOf(ctx, conn, t)
 	switch {
 	case err != nil:
 		return err
 	case version < layoutVersion:
-		return fmt.Errorf("the tables of schema %s have layout %d, this dinnerbell works on layout %d; run `dinnerbell setup`, which brings them up", t.schema, version, layoutVersion)
+		return fmt.Errorf("the tables of schema %s have layout %d, this dinnerbell works on layout %d; run `dinnerbell setup`, which brings them up", t.Schema, version, layoutVersion)
 	case version > layoutVersion:
 		return newerLayout(t, version)
 	}
 	return nil
 }
 
-func newerLayout(t tables, version int) error {
-	return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("the tables of schema %s have layout %d, which a later dinnerbell has made; this one works on layout %d", t.schema, version, layoutVersion),
+func newerLayout(t Tables, version int) error {
+	return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("the tables of schema %s have layout %d, which a later dinnerbell has made; this one works on layout %d", t.Schema, version, layoutVersion),
 		Hint: "run the version of dinnerbell that made them, or a later one"}
 }
 
 // bringLayoutUp has tables that are there reach the present layout.
-func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t tables) ([]string, error) {
+func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {
 	from, err := layoutOf(ctx, conn, t)
 	switch {
 	case err != nil:
@@ -63,21 +63,21 @@ func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t tables) ([]string, err
 	case from > layoutVersion:
 		return nil, newerLayout(t, from)
 	case from == layoutVersion:
-		return []string{fmt.Sprintf("tables of schema %s: there already", t.schema)}, nil
+		return []string{fmt.Sprintf("tables of schema %s: there already", t.Schema)}, nil
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		// One setup at a time; and a daemon of the former layout that runs still
 		// loses its lanes: its next step misses, and its next takeover names the
 		// layout. What it has under way is waited for.
-		if err := tx.QueryRow(ctx, `SELECT version FROM `+t.schema+`.layout FOR UPDATE`).Scan(&from); err != nil {
+		if err := tx.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout FOR UPDATE`).Scan(&from); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `UPDATE `+t.lane+` SET epoch = epoch + 1`); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE `+t.Lane+` SET epoch = epoch + 1`); err != nil {
 			return err
 		}
 		// Where a publication is FOR ALL TABLES, as change data capture has it, a
 		// table without a key cannot be updated otherwise.
-		if _, err := tx.Exec(ctx, `ALTER TABLE `+t.schema+`.layout REPLICA IDENTITY FULL`); err != nil {
+		if _, err := tx.Exec(ctx, `ALTER TABLE `+t.Schema+`.layout REPLICA IDENTITY FULL`); err != nil {
 			return err
 		}
 		for layout := from; layout < layoutVersion; layout++ {
@@ -85,16 +85,16 @@ func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t tables) ([]string, err
 				return errors.New("this dinnerbell does not know it")
 			}
 			for _, sql := range migrations[layout] {
-				if _, err := tx.Exec(ctx, fmt.Sprintf(sql, t.schema)); err != nil {
+				if _, err := tx.Exec(ctx, fmt.Sprintf(sql, t.Schema)); err != nil {
 					return err
 				}
 			}
 		}
-		_, err := tx.Exec(ctx, `UPDATE `+t.schema+`.layout SET version = $1`, layoutVersion)
+		_, err := tx.Exec(ctx, `UPDATE `+t.Schema+`.layout SET version = $1`, layoutVersion)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("bring schema %s from layout %d to layout %d: %w; nothing was changed", t.schema, from, layoutVersion, err)
+		return nil, fmt.Errorf("bring schema %s from layout %d to layout %d: %w; nothing was changed", t.Schema, from, layoutVersion, err)
 	}
-	return []string{fmt.Sprintf("tables of schema %s: brought to layout %d", t.schema, layoutVersion)}, nil
+	return []string{fmt.Sprintf("tables of schema %s: brought to layout %d", t.Schema, layoutVersion)}, nil
 }

@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -11,59 +11,59 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// sinkPreconditions are those of the Postgres sink. The unique index comes behind
+// Preconditions are those of the Postgres sink. The unique index comes behind
 // what keeps setup from making it.
-var sinkPreconditions = slices.Concat([]precondition.Check[*sinkFacts]{
+var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: readConnections},
 	{Name: "sink.schema", At: precondition.Always, Read: readSchemaRights},
 	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: readLayout},
-}, feedbackPreconditions, []precondition.Check[*sinkFacts]{
+}, feedbackPreconditions, []precondition.Check[*Facts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
 })
 
-// sinkFacts are what the preconditions of the Postgres sink look at.
-type sinkFacts struct {
-	cfg       SinkConfig
-	t         tables
-	conn      *pgx.Conn
-	lanes     int        // partitions of the campaigns topic
-	catalogue *catalogue // of the feedback table, read before the checks
+// Facts are what the preconditions of the Postgres sink look at.
+type Facts struct {
+	Cfg       Config
+	T         Tables
+	Conn      *pgx.Conn
+	Lanes     int        // partitions of the campaigns topic
+	Catalogue *Catalogue // of the feedback table, read before the checks
 }
 
 // readLayout looks for the daemon's own tables, in the layout that this program
 // works on.
-func readLayout(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
-	return nil, checkLayout(ctx, f.conn, f.t)
+func readLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	return nil, checkLayout(ctx, f.Conn, f.T)
 }
 
 // readSchemaRights looks what the role may do with the daemon's own tables.
-func readSchemaRights(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
+func readSchemaRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	// Who may not use the schema cannot see what is in it.
-	grants, err := texts(ctx, f.conn, `
+	grants, err := QueryTexts(ctx, f.Conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
 UNION ALL
 SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
   AND EXISTS (SELECT FROM pg_catalog.pg_class c CROSS JOIN pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS p
     WHERE c.relnamespace = n.oid AND c.relname IN ('lane', 'campaign', 'outbox') AND NOT pg_catalog.has_table_privilege(c.oid, p)
-    UNION ALL SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'layout' AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))`, f.cfg.DaemonSchema)
+    UNION ALL SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'layout' AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))`, f.Cfg.DaemonSchema)
 	if err != nil {
 		return nil, err
 	}
 	if len(grants) > 0 {
-		missing := fail("the role "+f.catalogue.role+" lacks rights on dinnerbell's own tables", "no lane can work", strings.Join(grants, "; "))
-		missing.Object = "schema " + f.t.schema
+		missing := fail("the role "+f.Catalogue.role+" lacks rights on dinnerbell's own tables", "no lane can work", strings.Join(grants, "; "))
+		missing.Object = "schema " + f.T.Schema
 		return []precondition.Finding{missing}, nil
 	}
 	return nil, nil
 }
 
 // readUniqueIndex looks for the constraint that makes "exactly one row" true.
-func readUniqueIndex(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
-	index, err := uniqueIndex(ctx, f.conn, f.t)
-	if err != nil || index != "" || !f.catalogue.exists {
+func readUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	index, err := FindUniqueIndex(ctx, f.Conn, f.T)
+	if err != nil || index != "" || !f.Catalogue.exists {
 		return nil, err
 	}
-	return []precondition.Finding{{Level: precondition.Fail, Object: "feedback table " + f.t.feedback,
+	return []precondition.Finding{{Level: precondition.Fail, Object: "feedback table " + f.T.Feedback,
 		Found:  "it has no valid unique index on (adv_campaign_id, client_id)",
 		Effect: "nothing would keep a client from being notified twice",
 		Fix:    "dinnerbell setup"}}, nil
@@ -71,14 +71,14 @@ func readUniqueIndex(ctx context.Context, f *sinkFacts) ([]precondition.Finding,
 
 // readConnections compares what the lanes take with what the server has left for
 // them: connections that it does not have are refused to everybody.
-func readConnections(ctx context.Context, f *sinkFacts) ([]precondition.Finding, error) {
-	lanes := f.lanes
-	need := lanes + f.cfg.readers()
-	if n := f.cfg.MaxConnections; n > 0 {
+func readConnections(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	lanes := f.Lanes
+	need := lanes + f.Cfg.ReaderCount()
+	if n := f.Cfg.MaxConnections; n > 0 {
 		need = min(need, n)
 	}
 	var most, reserved, used, role, database int
-	if err := f.conn.QueryRow(ctx, `
+	if err := f.Conn.QueryRow(ctx, `
 SELECT pg_catalog.current_setting('max_connections')::int4,
   pg_catalog.current_setting('superuser_reserved_connections')::int4 + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int4,
   (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid IS NOT NULL AND NOT coalesce(pg_catalog.starts_with(a.application_name, 'dinnerbell '), false)),
@@ -102,9 +102,9 @@ SELECT pg_catalog.current_setting('max_connections')::int4,
 	if database >= 0 {
 		warn(fmt.Sprintf("the database may have %d", database), database, "ALTER DATABASE … CONNECTION LIMIT -1"+lower)
 	}
-	if n := f.cfg.MaxConnections; n > 0 && n < lanes+f.cfg.readers() {
+	if n := f.Cfg.MaxConnections; n > 0 && n < lanes+f.Cfg.ReaderCount() {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "sink.max_connections",
-			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", n, lanes, lanes+f.cfg.readers()),
+			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", n, lanes, lanes+f.Cfg.ReaderCount()),
 			Effect: "lanes for which there is none wait", Fix: "raise it, or run more daemons of the group"})
 	}
 	return found, nil

@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -69,13 +69,13 @@ var daemonTables = []struct{ name, sql string }{
 	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + fmt.Sprint(layoutVersion) + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
 }
 
-// SetupSQL is everything that SetupSink would run on an empty database. It is safe
+// SetupSQL is everything that Setup would run on an empty database. It is safe
 // to repeat.
-func SetupSQL(cfg SinkConfig) []string {
-	t := cfg.tables()
+func SetupSQL(cfg Config) []string {
+	t := cfg.Tables()
 	var out []string
 	for _, d := range daemonTables {
-		out = append(out, fmt.Sprintf(d.sql, t.schema))
+		out = append(out, fmt.Sprintf(d.sql, t.Schema))
 	}
 	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
 	name := quoteIdent(cfg.Table[:min(len(cfg.Table), 63-len(suffix))] + suffix)
@@ -84,18 +84,18 @@ func SetupSQL(cfg SinkConfig) []string {
 
 // GrantSQL is what a role needs to run the daemon where somebody else owns the
 // tables and has run the statements of SetupSQL.
-func GrantSQL(cfg SinkConfig, role string) []string {
-	t, role := cfg.tables(), quoteIdent(role)
+func GrantSQL(cfg Config, role string) []string {
+	t, role := cfg.Tables(), quoteIdent(role)
 	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 	return []string{
-		"GRANT USAGE ON SCHEMA " + t.feedbackSchema + " TO " + role,
-		"GRANT SELECT, INSERT ON " + t.feedback + " TO " + role,
+		"GRANT USAGE ON SCHEMA " + t.FeedbackSchema + " TO " + role,
+		"GRANT SELECT, INSERT ON " + t.Feedback + " TO " + role,
 		`DO $$ DECLARE sequence text; BEGIN
-  sequence := pg_catalog.pg_get_serial_sequence(` + literal(t.feedback) + `, 'id');
+  sequence := pg_catalog.pg_get_serial_sequence(` + literal(t.Feedback) + `, 'id');
   IF sequence IS NOT NULL THEN EXECUTE 'GRANT USAGE ON SEQUENCE ' || sequence || ' TO ' || ` + literal(role) + `; END IF;
 EXCEPTION WHEN undefined_column THEN NULL; END $$`,
-		"GRANT USAGE ON SCHEMA " + t.schema + " TO " + role,
-		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + t.schema + " TO " + role,
+		"GRANT USAGE ON SCHEMA " + t.Schema + " TO " + role,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA " + t.Schema + " TO " + role,
 	}
 }
 
@@ -103,27 +103,27 @@ EXCEPTION WHEN undefined_column THEN NULL; END $$`,
 // constraint of the database. Any valid unique index over the same two columns
 // serves. Postgres chooses the name: another deployment's feedback table may be
 // in the same schema.
-func indexSQL(t tables, concurrently bool) string {
+func indexSQL(t Tables, concurrently bool) string {
 	c := ""
 	if concurrently {
 		c = "CONCURRENTLY "
 	}
-	return fmt.Sprintf("CREATE UNIQUE INDEX %sON %s (adv_campaign_id, client_id)", c, t.feedback)
+	return fmt.Sprintf("CREATE UNIQUE INDEX %sON %s (adv_campaign_id, client_id)", c, t.Feedback)
 }
 
-// SetupSink creates what is missing in the sink database and says what it did,
+// Setup creates what is missing in the sink database and says what it did,
 // one line each. Safe to repeat. The feedback table itself belongs to the user.
-func SetupSink(ctx context.Context, cfg SinkConfig) ([]string, error) {
-	conn, err := cfg.connect(ctx, "dinnerbell setup")
+func Setup(ctx context.Context, cfg Config) ([]string, error) {
+	conn, err := cfg.Connect(ctx, "dinnerbell setup")
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(conn)
+	defer CloseConn(conn)
 	// CREATE INDEX CONCURRENTLY waits for every older transaction, a backup's too.
 	if _, err := conn.Exec(ctx, "SET lock_timeout = 0"); err != nil {
 		return nil, fmt.Errorf("set up sink session: %w", err)
 	}
-	t := cfg.tables()
+	t := cfg.Tables()
 	did, err := setupTables(ctx, conn, t)
 	if err != nil {
 		return did, err
@@ -135,19 +135,19 @@ func SetupSink(ctx context.Context, cfg SinkConfig) ([]string, error) {
 	return did, err
 }
 
-func setupTables(ctx context.Context, conn *pgx.Conn, t tables) ([]string, error) {
+func setupTables(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {
 	var before int
 	if err := conn.QueryRow(ctx, `SELECT count(*) FROM (VALUES ($1), ($2), ($3), ($4)) AS n(t) WHERE to_regclass(t) IS NOT NULL`,
-		t.lane, t.campaign, t.outbox, t.schema+".layout").Scan(&before); err != nil {
-		return nil, fmt.Errorf("look for tables of schema %s: %w", t.schema, err)
+		t.Lane, t.Campaign, t.Outbox, t.Schema+".layout").Scan(&before); err != nil {
+		return nil, fmt.Errorf("look for tables of schema %s: %w", t.Schema, err)
 	}
 	if before == 4 {
 		return bringLayoutUp(ctx, conn, t)
 	}
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, d := range daemonTables {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(d.sql, t.schema)); err != nil {
-				return fmt.Errorf("create %s of schema %s: %w", d.name, t.schema, err)
+			if _, err := tx.Exec(ctx, fmt.Sprintf(d.sql, t.Schema)); err != nil {
+				return fmt.Errorf("create %s of schema %s: %w", d.name, t.Schema, err)
 			}
 		}
 		return nil
@@ -155,22 +155,22 @@ func setupTables(ctx context.Context, conn *pgx.Conn, t tables) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	return []string{fmt.Sprintf("tables of schema %s: created lane, campaign, outbox", t.schema)}, nil
+	return []string{fmt.Sprintf("tables of schema %s: created lane, campaign, outbox", t.Schema)}, nil
 }
 
 // setupIndex makes sure that a unique index over (campaign, client) is valid.
 // With rows in the table it is built CONCURRENTLY: writers go on meanwhile.
-func setupIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
-	name, err := uniqueIndex(ctx, conn, t)
+func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
+	name, err := FindUniqueIndex(ctx, conn, t)
 	if err != nil {
 		return "", err
 	}
 	if name != "" {
-		return fmt.Sprintf("unique index on %s: there already (%s)", t.feedback, name), nil
+		return fmt.Sprintf("unique index on %s: there already (%s)", t.Feedback, name), nil
 	}
 	var online bool // a partitioned table's index cannot be built so
-	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.feedback+") AND c.relkind = 'r' FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)", t.feedback).Scan(&online); err != nil {
-		return "", fmt.Errorf("read feedback table %s: %w; create it first (the README has its definition)", t.feedback, err)
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.Feedback+") AND c.relkind = 'r' FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)", t.Feedback).Scan(&online); err != nil {
+		return "", fmt.Errorf("read feedback table %s: %w; create it first (the README has its definition)", t.Feedback, err)
 	}
 	// A build that failed half-way leaves an invalid index behind.
 	invalid, err := indexes(ctx, conn, t, false)
@@ -184,16 +184,16 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
 	}
 	if _, err := conn.Exec(ctx, indexSQL(t, online)); err != nil {
 		if dup := duplicates(ctx, conn, t); dup != "" {
-			return "", fmt.Errorf("create unique index on %s: rows stand in the way: %s; keep one row of each pair, then run `dinnerbell setup` again", t.feedback, dup)
+			return "", fmt.Errorf("create unique index on %s: rows stand in the way: %s; keep one row of each pair, then run `dinnerbell setup` again", t.Feedback, dup)
 		}
-		return "", fmt.Errorf("create unique index on %s: %w", t.feedback, err)
+		return "", fmt.Errorf("create unique index on %s: %w", t.Feedback, err)
 	}
-	return fmt.Sprintf("unique index on %s: created", t.feedback), nil
+	return fmt.Sprintf("unique index on %s: created", t.Feedback), nil
 }
 
-// uniqueIndex names a valid, immediate, unpartial unique index over exactly
+// FindUniqueIndex names a valid, immediate, unpartial unique index over exactly
 // (adv_campaign_id, client_id) in either order, or "".
-func uniqueIndex(ctx context.Context, conn *pgx.Conn, t tables) (string, error) {
+func FindUniqueIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 	names, err := indexes(ctx, conn, t, true)
 	if err != nil || len(names) == 0 {
 		return "", err
@@ -209,16 +209,16 @@ const pairIndex = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.
 
 // indexes names the unique indexes over the two columns that are valid, or
 // those that are not.
-func indexes(ctx context.Context, conn *pgx.Conn, t tables, valid bool) ([]string, error) {
+func indexes(ctx context.Context, conn *pgx.Conn, t Tables, valid bool) ([]string, error) {
 	rows, err := conn.Query(ctx, `
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIndex, t.feedback, valid)
+WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIndex, t.Feedback, valid)
 	if err != nil {
-		return nil, fmt.Errorf("look for the unique index on %s: %w", t.feedback, err)
+		return nil, fmt.Errorf("look for the unique index on %s: %w", t.Feedback, err)
 	}
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return nil, fmt.Errorf("look for the unique index on %s: %w", t.feedback, err)
+		return nil, fmt.Errorf("look for the unique index on %s: %w", t.Feedback, err)
 	}
 	return names, nil
 }
@@ -226,11 +226,11 @@ WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIn
 // duplicates describes the first few pairs that have more than one row, with
 // their ids, or returns "" when there are none. A table without ids has the rows'
 // places.
-func duplicates(ctx context.Context, conn *pgx.Conn, t tables) string {
-	lines, err := texts(ctx, conn, `
-WITH twice AS (SELECT adv_campaign_id, client_id, min(ctid) AS first FROM `+t.feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY 3 LIMIT 10)
+func duplicates(ctx context.Context, conn *pgx.Conn, t Tables) string {
+	lines, err := QueryTexts(ctx, conn, `
+WITH twice AS (SELECT adv_campaign_id, client_id, min(ctid) AS first FROM `+t.Feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY 3 LIMIT 10)
 SELECT pg_catalog.format('(%s, %s): ids %s', adv_campaign_id, client_id, pg_catalog.string_agg(coalesce(pg_catalog.to_jsonb(f) ->> 'id', f.ctid::text), ', ' ORDER BY f.ctid))
-FROM twice JOIN `+t.feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv_campaign_id, client_id ORDER BY min(first)`)
+FROM twice JOIN `+t.Feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv_campaign_id, client_id ORDER BY min(first)`)
 	if err != nil || len(lines) == 0 {
 		return ""
 	}

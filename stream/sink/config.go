@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 	"dinnerbell/internal/postgres"
 )
 
-// SinkConfig names the Postgres side.
-type SinkConfig struct {
+// Config names the Postgres side.
+type Config struct {
 	// URL is asked on every connect, so that rotated credentials are picked up.
 	URL          func() (string, error)
 	Schema       string // of the feedback table
@@ -25,12 +25,12 @@ type SinkConfig struct {
 	// is none waits. 0: as many as there are lanes, and four.
 	MaxConnections int
 
-	pins []pgsession.Setting // besides sessionSettings, for tests
+	Pins []pgsession.Setting // besides sessionSettings, for tests
 }
 
-// readers is how many connections the lanes share for reading: of a bound at most
+// ReaderCount is how many connections the lanes share for reading: of a bound at most
 // a quarter.
-func (c SinkConfig) readers() int {
+func (c Config) ReaderCount() int {
 	const most = 4
 	if c.MaxConnections == 0 {
 		return most
@@ -38,22 +38,22 @@ func (c SinkConfig) readers() int {
 	return max(1, min(most, c.MaxConnections/4))
 }
 
-// tables are the quoted names of the sink's tables.
-type tables struct {
-	schema, lane, campaign, outbox string
-	feedbackSchema, feedback       string
+// Tables are the quoted names of the sink's tables.
+type Tables struct {
+	Schema, Lane, Campaign, Outbox string
+	FeedbackSchema, Feedback       string
 }
 
-func (c SinkConfig) tables() tables {
+func (c Config) Tables() Tables {
 	schema := pgx.Identifier{c.DaemonSchema}.Sanitize()
-	return tables{
-		schema:   schema,
-		lane:     schema + ".lane",
-		campaign: schema + ".campaign",
-		outbox:   schema + ".outbox",
+	return Tables{
+		Schema:   schema,
+		Lane:     schema + ".lane",
+		Campaign: schema + ".campaign",
+		Outbox:   schema + ".outbox",
 
-		feedbackSchema: pgx.Identifier{c.Schema}.Sanitize(),
-		feedback:       pgx.Identifier{c.Schema, c.Table}.Sanitize(),
+		FeedbackSchema: pgx.Identifier{c.Schema}.Sanitize(),
+		Feedback:       pgx.Identifier{c.Schema, c.Table}.Sanitize(),
 	}
 }
 
@@ -73,7 +73,7 @@ var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pg
 
 // connConfig reads the URL again and gives the options of a sink connection with
 // the settings above.
-func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
+func (c Config) connConfig(name string) (*pgx.ConnConfig, error) {
 	url, err := c.URL()
 	if err != nil {
 		return nil, fmt.Errorf("read sink url: %w", err)
@@ -82,7 +82,7 @@ func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse sink url: %w", err)
 	}
-	settings := pgsession.Merge(sessionSettings, c.pins, []pgsession.Setting{{Name: "application_name", Value: name}})
+	settings := pgsession.Merge(sessionSettings, c.Pins, []pgsession.Setting{{Name: "application_name", Value: name}})
 	pgsession.Startup(cfg, settings)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		// The driver's timeout ends with the authentication: a server that lets us in
@@ -106,8 +106,8 @@ func (c SinkConfig) connConfig(name string) (*pgx.ConnConfig, error) {
 // statementCache is how many statements a connection keeps prepared.
 const statementCache = 128
 
-// connect opens one sink connection.
-func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error) {
+// Connect opens one sink connection.
+func (c Config) Connect(ctx context.Context, name string) (*pgx.Conn, error) {
 	cfg, err := c.connConfig(name)
 	if err != nil {
 		return nil, err
@@ -119,10 +119,10 @@ func (c SinkConfig) connect(ctx context.Context, name string) (*pgx.Conn, error)
 	return conn, nil
 }
 
-// planByKeys has the connection plan each statement once, and by keys: a lane
+// PlanByKeys has the connection plan each statement once, and by keys: a lane
 // always reads and writes a few rows by their key, and a plan that was made while
 // the tables were empty must not stay a scan of them when they are large.
-func planByKeys(ctx context.Context, conn *pgx.Conn) error {
+func PlanByKeys(ctx context.Context, conn *pgx.Conn) error {
 	const settings = `
 SET plan_cache_mode = force_generic_plan;
 SET enable_seqscan = off;
@@ -135,8 +135,8 @@ SET jit = off`
 	return nil
 }
 
-// closeConn closes within a second; a peer that is gone does not hold us up.
-func closeConn(conn *pgx.Conn) {
+// CloseConn closes within a second; a peer that is gone does not hold us up.
+func CloseConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx) // nothing is in flight that matters: every outcome is read back

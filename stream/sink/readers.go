@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -9,22 +9,22 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// querier runs statements: a connection, or the readers.
-type querier interface {
+// Querier runs statements: a connection, or the readers.
+type Querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// readers are the connections on which all lanes of a service look things up. A
+// Readers are the connections on which all lanes of a service look things up. A
 // lane reads little and now and then, so few connections serve many lanes. They
 // are made when they are needed and closed with the last session that uses them.
 //
 // Statements are independent of each other: each takes a connection that is free,
 // and waits for one where all are in use. Rows must be read to the end or closed
 // before the same goroutine runs another statement, or it may wait for itself.
-type readers struct {
-	cfg  SinkConfig
+type Readers struct {
+	cfg  Config
 	name string
 	free chan struct{} // a token for each connection that is in use
 
@@ -33,19 +33,19 @@ type readers struct {
 	idle  []*pgx.Conn // the last one used is the last
 }
 
-func newReaders(cfg SinkConfig, instance string) *readers {
-	return &readers{cfg: cfg, name: "dinnerbell " + instance + " reader", free: make(chan struct{}, cfg.readers())}
+func NewReaders(cfg Config, instance string) *Readers {
+	return &Readers{cfg: cfg, name: "dinnerbell " + instance + " reader", free: make(chan struct{}, cfg.ReaderCount())}
 }
 
-// open counts a user; close must follow.
-func (r *readers) open() *readers {
+// Open counts a user; close must follow.
+func (r *Readers) Open() *Readers {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.users++
 	return r
 }
 
-func (r *readers) close() {
+func (r *Readers) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.users--; r.users == 0 {
@@ -53,14 +53,14 @@ func (r *readers) close() {
 	}
 }
 
-func (r *readers) closeIdle() {
+func (r *Readers) closeIdle() {
 	for _, conn := range r.idle {
-		closeConn(conn)
+		CloseConn(conn)
 	}
 	r.idle = nil
 }
 
-func (r *readers) acquire(ctx context.Context) (*pgx.Conn, error) {
+func (r *Readers) acquire(ctx context.Context) (*pgx.Conn, error) {
 	select {
 	case r.free <- struct{}{}:
 	case <-ctx.Done():
@@ -74,12 +74,12 @@ func (r *readers) acquire(ctx context.Context) (*pgx.Conn, error) {
 		if conn.PgConn().CheckConn() == nil { //nolint:staticcheck // Ping would cost a round trip each time; what this misses fails in the statement
 			return conn, nil
 		}
-		closeConn(conn)
+		CloseConn(conn)
 	}
-	conn, err := r.cfg.connect(ctx, r.name)
+	conn, err := r.cfg.Connect(ctx, r.name)
 	if err == nil {
-		if err = planByKeys(ctx, conn); err != nil {
-			closeConn(conn)
+		if err = PlanByKeys(ctx, conn); err != nil {
+			CloseConn(conn)
 		}
 	}
 	if err != nil {
@@ -89,7 +89,7 @@ func (r *readers) acquire(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-func (r *readers) takeIdle() *pgx.Conn {
+func (r *Readers) takeIdle() *pgx.Conn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := len(r.idle)
@@ -102,14 +102,14 @@ func (r *readers) takeIdle() *pgx.Conn {
 }
 
 // release gives a connection back. Where one has died the others are as old.
-func (r *readers) release(conn *pgx.Conn) {
+func (r *Readers) release(conn *pgx.Conn) {
 	r.mu.Lock()
 	switch {
 	case conn.IsClosed() || conn.PgConn().TxStatus() != 'I':
-		closeConn(conn)
+		CloseConn(conn)
 		r.closeIdle()
 	case r.users == 0:
-		closeConn(conn)
+		CloseConn(conn)
 	default:
 		r.idle = append(r.idle, conn)
 	}
@@ -118,7 +118,7 @@ func (r *readers) release(conn *pgx.Conn) {
 }
 
 // Exec implements querier.
-func (r *readers) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+func (r *Readers) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	conn, err := r.acquire(ctx)
 	if err != nil {
 		return pgconn.CommandTag{}, err
@@ -128,7 +128,7 @@ func (r *readers) Exec(ctx context.Context, sql string, args ...any) (pgconn.Com
 }
 
 // Query implements querier.
-func (r *readers) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+func (r *Readers) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	conn, err := r.acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func (r *readers) Query(ctx context.Context, sql string, args ...any) (pgx.Rows,
 }
 
 // QueryRow implements querier.
-func (r *readers) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+func (r *Readers) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	conn, err := r.acquire(ctx)
 	if err != nil {
 		return readRow{err: err}
@@ -186,8 +186,8 @@ func (r readRow) Scan(dest ...any) error {
 	return r.row.Scan(dest...)
 }
 
-// texts runs a query for one column of text.
-func texts(ctx context.Context, conn querier, sql string, args ...any) ([]string, error) {
+// QueryTexts runs a query for one column of text.
+func QueryTexts(ctx context.Context, conn Querier, sql string, args ...any) ([]string, error) {
 	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err

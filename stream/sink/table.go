@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"fmt"
@@ -11,23 +11,23 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// feedbackTable is the user's table as one look at the catalogue found it. Its
+// FeedbackTable is the user's table as one look at the catalogue found it. Its
 // column types differ between deployments; every statement on it is typed by
 // them, and a value that a type cannot carry unchanged is refused before it is
 // sent.
-type feedbackTable struct {
+type FeedbackTable struct {
 	schema string // quoted
-	name   string // quoted and qualified
-	oid    uint32
-	kinds  record.ColumnKinds
+	Name   string // quoted and qualified
+	Oid    uint32
+	Kinds  record.ColumnKinds
 	types  [record.Columns]columnType
 
-	hasFeedback bool     // the column of the client's answer
-	triggers    []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
-	ownCode     bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
+	HasFeedback bool     // the column of the client's answer
+	Triggers    []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
+	OwnCode     bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
 	byteLimits  bool     // the n of varchar(n) counts bytes: SQL_ASCII
-	shape       string   // what a step's transaction compares, see const shape
-	encoding    string   // of the database
+	ShapeSQL    string   // what a step's transaction compares, see const shape
+	Encoding    string   // of the database
 }
 
 // columnType is what SQL knows of a column beside its kind.
@@ -43,10 +43,10 @@ var kindsByOID = map[uint32]record.Kind{
 	23: record.KindInt4, 20: record.KindInt8, 1700: record.KindNumeric, 701: record.KindFloat8, 1114: record.KindTimestamp, 1184: record.KindTimestampTZ,
 }
 
-// contractTable is the table of the contract, for what is rendered without a sink.
-func contractTable() *feedbackTable {
-	t := &feedbackTable{kinds: record.ContractKinds, hasFeedback: true, encoding: "UTF8"}
-	for i, k := range t.kinds {
+// ContractTable is the table of the contract, for what is rendered without a sink.
+func ContractTable() *FeedbackTable {
+	t := &FeedbackTable{Kinds: record.ContractKinds, HasFeedback: true, Encoding: "UTF8"}
+	for i, k := range t.Kinds {
 		t.types[i].sql = "text"
 		switch k {
 		case record.KindInt4:
@@ -59,10 +59,10 @@ func contractTable() *feedbackTable {
 	return t
 }
 
-// paramSQL makes an expression of the column's type out of a text or int8
+// ParamSQL makes an expression of the column's type out of a text or int8
 // parameter p.
-func (t *feedbackTable) paramSQL(column int, p string) string {
-	switch t.kinds[column] {
+func (t *FeedbackTable) ParamSQL(column int, p string) string {
+	switch t.Kinds[column] {
 	case record.KindUUID:
 		return p + "::text::uuid"
 	case record.KindChar:
@@ -78,11 +78,11 @@ func (t *feedbackTable) paramSQL(column int, p string) string {
 	return p + "::int8"
 }
 
-// columnSQL makes a text or int8 expression out of the column of the table that
+// ColumnSQL makes a text or int8 expression out of the column of the table that
 // alias names.
-func (t *feedbackTable) columnSQL(column int, alias string) string {
+func (t *FeedbackTable) ColumnSQL(column int, alias string) string {
 	ref := alias + "." + record.ColumnNames[column]
-	switch t.kinds[column] {
+	switch t.Kinds[column] {
 	case record.KindTimestamp, record.KindTimestampTZ: // extract takes the one for UTC, and knows the other's zone
 		return "extract(epoch FROM " + ref + ")::int8"
 	case record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8:
@@ -92,9 +92,9 @@ func (t *feedbackTable) columnSQL(column int, alias string) string {
 	return ref + "::text"
 }
 
-// refusesCampaign says why the table cannot carry a campaign unchanged; "" if
+// CampaignMisfit says why the table cannot carry a campaign unchanged; "" if
 // nothing is seen against it.
-func (t *feedbackTable) refusesCampaign(c *campaign.Campaign) string {
+func (t *FeedbackTable) CampaignMisfit(c *campaign.Campaign) string {
 	for i, text := range [...]string{record.RestaurantColumn: c.RestaurantID, record.CampaignColumn: c.ID, record.ContentColumn: c.Content, record.OwnerColumn: c.Owner, record.ContactColumn: c.OwnerContact} {
 		if why := t.refusesText(i, text); why != "" {
 			return why
@@ -111,9 +111,9 @@ func (t *feedbackTable) refusesCampaign(c *campaign.Campaign) string {
 	return ""
 }
 
-// refusesClient says the same of a client's id.
-func (t *feedbackTable) refusesClient(id id.ID) string {
-	kind, limit := t.kinds[record.ClientColumn], t.types[record.ClientColumn].limit
+// ClientMisfit says the same of a client's id.
+func (t *FeedbackTable) ClientMisfit(id id.ID) string {
+	kind, limit := t.Kinds[record.ClientColumn], t.types[record.ClientColumn].limit
 	if kind == record.KindText && (limit == 0 || id.TextLen() <= limit) {
 		return ""
 	}
@@ -134,17 +134,17 @@ func (t *feedbackTable) refusesClient(id id.ID) string {
 	return t.refusal(record.ClientColumn, why)
 }
 
-func (t *feedbackTable) refusal(column int, why string) string {
-	return fmt.Sprintf("%s %s: column of type %s in feedback table %s", record.ColumnNames[column], why, t.types[column].sql, t.name)
+func (t *FeedbackTable) refusal(column int, why string) string {
+	return fmt.Sprintf("%s %s: column of type %s in feedback table %s", record.ColumnNames[column], why, t.types[column].sql, t.Name)
 }
 
-func (t *feedbackTable) refusesText(column int, text string) string {
+func (t *FeedbackTable) refusesText(column int, text string) string {
 	limit := t.types[column].limit
 	length, unit := len(text), "bytes"
 	if limit > 0 && !t.byteLimits && length > limit {
 		length, unit = utf8.RuneCountInString(text), "characters"
 	}
-	switch t.kinds[column] {
+	switch t.Kinds[column] {
 	case record.KindUUID:
 		id, err := id.Pack(text)
 		if err != nil || !id.IsUUID() {
@@ -166,10 +166,10 @@ func (t *feedbackTable) refusesText(column int, text string) string {
 	return ""
 }
 
-func (t *feedbackTable) refusesNumber(column int, n int64) string {
+func (t *FeedbackTable) refusesNumber(column int, n int64) string {
 	limit := t.types[column].limit
 	fits := true
-	switch t.kinds[column] {
+	switch t.Kinds[column] {
 	case record.KindInt4:
 		fits = n == int64(int32(n))
 	case record.KindNumeric:
@@ -182,54 +182,54 @@ func (t *feedbackTable) refusesNumber(column int, n int64) string {
 	return fmt.Sprintf("%d does not fit", n)
 }
 
-// holdsUnicode tells that the database can hold every text.
-func (t *feedbackTable) holdsUnicode() bool { return t.encoding == "UTF8" || t.encoding == "SQL_ASCII" }
+// HoldsUnicode tells that the database can hold every text.
+func (t *FeedbackTable) HoldsUnicode() bool { return t.Encoding == "UTF8" || t.Encoding == "SQL_ASCII" }
 
-// path is the search_path under which the user's own code runs: that of the
+// SearchPath is the search_path under which the user's own code runs: that of the
 // table's schema, behind the built-in functions.
-func (t *feedbackTable) path() string {
+func (t *FeedbackTable) SearchPath() string {
 	return "pg_catalog, " + t.schema + ", public, pg_temp"
 }
 
-// clientsSQL reads, as text, who has campaign $1.
-func (t *feedbackTable) clientsSQL() string {
-	return `SELECT ` + t.columnSQL(record.ClientColumn, "f") + ` FROM ` + t.name + ` f WHERE f.adv_campaign_id = ` + t.paramSQL(record.CampaignColumn, "$1")
+// ClientsSQL reads, as text, who has campaign $1.
+func (t *FeedbackTable) ClientsSQL() string {
+	return `SELECT ` + t.ColumnSQL(record.ClientColumn, "f") + ` FROM ` + t.Name + ` f WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1")
 }
 
-// missingSQL lists those of the clients $2 that have no row of campaign $1, of
+// MissingSQL lists those of the clients $2 that have no row of campaign $1, of
 // which more is asked by and. OFFSET keeps the planner from turning the look-ups
 // into a join of the clients with all of the campaign's rows.
-func (t *feedbackTable) missingSQL(and string) string {
-	return `SELECT c.id FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE NOT EXISTS (SELECT FROM ` + t.name + ` f
-  WHERE f.adv_campaign_id = ` + t.paramSQL(record.CampaignColumn, "$1") + ` AND f.client_id = ` + t.paramSQL(record.ClientColumn, "c.id") + and + ` OFFSET 0)`
+func (t *FeedbackTable) MissingSQL(and string) string {
+	return `SELECT c.id FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE NOT EXISTS (SELECT FROM ` + t.Name + ` f
+  WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1") + ` AND f.client_id = ` + t.ParamSQL(record.ClientColumn, "c.id") + and + ` OFFSET 0)`
 }
 
-// readSQL are the ten columns, in the order of COPY, as text and int8.
-func (t *feedbackTable) readSQL(alias string) string {
+// RowSQL are the ten columns, in the order of COPY, as text and int8.
+func (t *FeedbackTable) RowSQL(alias string) string {
 	out := make([]string, record.Columns)
 	for i := range out {
-		out[i] = t.columnSQL(i, alias)
+		out[i] = t.ColumnSQL(i, alias)
 	}
 	return strings.Join(out, ", ")
 }
 
-// insertSQL inserts one campaign's rows of the clients that have none. It returns
+// InsertSQL inserts one campaign's rows of the clients that have none. It returns
 // campaign and client as they are stored and, where triggers can change it, the
 // name of another column that is stored otherwise.
-func (t *feedbackTable) insertSQL() string {
+func (t *FeedbackTable) InsertSQL() string {
 	values := make([]string, record.Columns)
 	other := ""
 	for i := range values {
-		values[i] = t.paramSQL(i, fmt.Sprintf("$%d", i+1))
-		if len(t.triggers) > 0 && i != record.CampaignColumn && i != record.ClientColumn {
+		values[i] = t.ParamSQL(i, fmt.Sprintf("$%d", i+1))
+		if len(t.Triggers) > 0 && i != record.CampaignColumn && i != record.ClientColumn {
 			other += fmt.Sprintf(" WHEN f.%s IS DISTINCT FROM %s THEN '%[1]s'", record.ColumnNames[i], values[i])
 		}
 	}
-	if other = "CASE" + other + " ELSE '' END"; len(t.triggers) == 0 {
+	if other = "CASE" + other + " ELSE '' END"; len(t.Triggers) == 0 {
 		other = "''"
 	}
-	values[record.ClientColumn] = t.paramSQL(record.ClientColumn, "c.id")
-	return `INSERT INTO ` + t.name + ` AS f (` + record.ColumnList + `)
+	values[record.ClientColumn] = t.ParamSQL(record.ClientColumn, "c.id")
+	return `INSERT INTO ` + t.Name + ` AS f (` + record.ColumnList + `)
 SELECT ` + strings.Join(values, ", ") + ` FROM pg_catalog.unnest($10::text[]) AS c(id)
-ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.columnSQL(record.CampaignColumn, "f") + `, ` + t.columnSQL(record.ClientColumn, "f") + `, ` + other
+ON CONFLICT (adv_campaign_id, client_id) DO NOTHING RETURNING ` + t.ColumnSQL(record.CampaignColumn, "f") + `, ` + t.ColumnSQL(record.ClientColumn, "f") + `, ` + other
 }

@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"errors"
@@ -12,20 +12,20 @@ import (
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
 	divisionByZero       = "22012"
-	uniqueViolation      = "23505"
+	UniqueViolation      = "23505"
 	deadlockDetected     = "40P01"
 	serializationFailure = "40001"
-	lockNotAvailable     = "55P03"
+	LockNotAvailable     = "55P03"
 )
 
-// refuses tells whether an error of a statement that writes feedback rows is
+// RefusesRow tells whether an error of a statement that writes feedback rows is
 // about the rows: data exceptions, integrity violations, a value too long for an
 // index, and what the user's own functions raise, under PL/pgSQL's codes or under
 // codes of their own. Everything else is about the server, the table or us, and is
 // no reason to leave anybody out; so are a sequence at its end and bytes that are
 // not what the column's type wants.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
-func refuses(err *pgconn.PgError) bool {
+func RefusesRow(err *pgconn.PgError) bool {
 	switch err.Code {
 	case "54000": // program_limit_exceeded
 		return true
@@ -41,8 +41,8 @@ func refuses(err *pgconn.PgError) bool {
 var serverClasses = strings.Fields(`00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F
   34 38 39 3B 3D 3F 40 42 44 53 54 55 57 58 72 F0 HV P0 XX`)
 
-// withFunction adds the user's function in which the server met an error.
-func withFunction(err *pgconn.PgError) error {
+// WithFunction adds the user's function in which the server met an error.
+func WithFunction(err *pgconn.PgError) error {
 	for line := range strings.Lines(err.Where) {
 		if strings.Contains(line, " function ") {
 			return fmt.Errorf("%w, in %s (the user's functions run with the search_path of the feedback table's schema and public)", err, strings.TrimSpace(line))
@@ -51,9 +51,9 @@ func withFunction(err *pgconn.PgError) error {
 	return err
 }
 
-// isLockedOut reports whether the server has ended a transaction in favour of another
+// IsLockConflict reports whether the server has ended a transaction in favour of another
 // one. The transaction has changed nothing and may pass when it is repeated.
-func isLockedOut(err error) bool {
+func IsLockConflict(err error) bool {
 	refused, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (refused.Code == deadlockDetected || refused.Code == serializationFailure)
 }

@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -10,10 +10,10 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// catalogue is what the catalogue says of the feedback table, for the
+// Catalogue is what the catalogue says of the feedback table, for the
 // preconditions.
-type catalogue struct {
-	feedback *feedbackTable // its columns may be missing or unfit
+type Catalogue struct {
+	Feedback *FeedbackTable // its columns may be missing or unfit
 	exists   bool
 	kind     string   // pg_class.relkind
 	unlogged []string // it, or partitions of it, that are not logged
@@ -46,13 +46,13 @@ type sequenceUse struct {
 	behind       bool // the table has rows with the numbers that come next
 }
 
-// readCatalogue reads everything about the feedback table. A table that is not
+// ReadCatalogue reads everything about the feedback table. A table that is not
 // there is no error.
-func readCatalogue(ctx context.Context, conn querier, t tables) (*catalogue, error) {
-	c := &catalogue{feedback: &feedbackTable{schema: t.feedbackSchema, name: t.feedback}, columns: map[string]catalogueColumn{}}
-	for _, read := range []func(context.Context, querier) error{c.readRelation, c.readTree, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
+func ReadCatalogue(ctx context.Context, conn Querier, t Tables) (*Catalogue, error) {
+	c := &Catalogue{Feedback: &FeedbackTable{schema: t.FeedbackSchema, Name: t.Feedback}, columns: map[string]catalogueColumn{}}
+	for _, read := range []func(context.Context, Querier) error{c.readRelation, c.readTree, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
 		if err := read(ctx, conn); err != nil {
-			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.feedback, err)
+			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.Feedback, err)
 		}
 		if !c.exists {
 			return c, nil
@@ -61,8 +61,8 @@ func readCatalogue(ctx context.Context, conn querier, t tables) (*catalogue, err
 	return c, nil
 }
 
-func (c *catalogue) readRelation(ctx context.Context, conn querier) error {
-	f := c.feedback
+func (c *Catalogue) readRelation(ctx context.Context, conn Querier) error {
+	f := c.Feedback
 	rows, err := conn.Query(ctx, `
 SELECT c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
   c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
@@ -74,13 +74,13 @@ SELECT c.oid, c.relkind::text, pg_catalog.row_security_active(c.oid),
       AND (d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid IN (SELECT f.oid FROM pg_catalog.pg_attrdef f WHERE f.adrelid = c.oid)
         OR d.classid = 'pg_catalog.pg_class'::regclass AND d.objid IN (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid)))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE pg_catalog.concat('"', pg_catalog.replace(n.nspname::text, '"', '""'), '"."', pg_catalog.replace(c.relname::text, '"', '""'), '"') = $1`, f.name) // to_regclass fails without USAGE on the schema
+WHERE pg_catalog.concat('"', pg_catalog.replace(n.nspname::text, '"', '""'), '"."', pg_catalog.replace(c.relname::text, '"', '""'), '"') = $1`, f.Name) // to_regclass fails without USAGE on the schema
 	if err != nil {
 		return err
 	}
 	var none bool
-	_, err = pgx.ForEachRow(rows, []any{&f.oid, &c.kind, &c.hidden, &c.children, &f.encoding, &c.role, &none}, func() error {
-		c.exists, f.ownCode, f.byteLimits = true, none, f.encoding == "SQL_ASCII"
+	_, err = pgx.ForEachRow(rows, []any{&f.Oid, &c.kind, &c.hidden, &c.children, &f.Encoding, &c.role, &none}, func() error {
+		c.exists, f.OwnCode, f.byteLimits = true, none, f.Encoding == "SQL_ASCII"
 		return nil
 	})
 	return err
@@ -100,8 +100,8 @@ SELECT b.name, b.spelled, b.typ, b.mod, b.required AND NOT b.filled AND b.identi
 FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ LEFT JOIN pg_catalog.pg_collation l ON l.oid = b.collation
 WHERE t.typtype <> 'd' ORDER BY b.attnum`
 
-func (c *catalogue) readColumns(ctx context.Context, conn querier) error {
-	rows, err := conn.Query(ctx, columnsSQL, c.feedback.oid)
+func (c *Catalogue) readColumns(ctx context.Context, conn Querier) error {
+	rows, err := conn.Query(ctx, columnsSQL, c.Feedback.Oid)
 	if err != nil {
 		return err
 	}
@@ -117,9 +117,9 @@ func (c *catalogue) readColumns(ctx context.Context, conn querier) error {
 	})
 	for i, name := range record.ColumnNames {
 		k := c.columns[name]
-		c.feedback.kinds[i], c.feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.limit()}
+		c.Feedback.Kinds[i], c.Feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.limit()}
 	}
-	_, c.feedback.hasFeedback = c.columns["feedback"]
+	_, c.Feedback.HasFeedback = c.columns["feedback"]
 	return err
 }
 
@@ -137,18 +137,18 @@ func (k catalogueColumn) limit() int {
 	return int(mod)
 }
 
-// treeSQL is the table with its partitions.
-const treeSQL = `WITH RECURSIVE tree AS (
+// TreeSQL is the table with its partitions.
+const TreeSQL = `WITH RECURSIVE tree AS (
   SELECT $1::oid AS oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)`
 
 // readTree looks at what the rows lie in: a partition may be of another kind than
 // its table.
-func (c *catalogue) readTree(ctx context.Context, conn querier) (err error) {
-	const names = treeSQL + ` SELECT pg_catalog.format('%I.%I', n.nspname, r.relname) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace WHERE `
-	if c.unlogged, err = texts(ctx, conn, names+`r.relpersistence <> 'p' AND r.relkind <> 'p' ORDER BY 1`, c.feedback.oid); err != nil {
+func (c *Catalogue) readTree(ctx context.Context, conn Querier) (err error) {
+	const names = TreeSQL + ` SELECT pg_catalog.format('%I.%I', n.nspname, r.relname) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace WHERE `
+	if c.unlogged, err = QueryTexts(ctx, conn, names+`r.relpersistence <> 'p' AND r.relkind <> 'p' ORDER BY 1`, c.Feedback.Oid); err != nil {
 		return err
 	}
-	c.foreign, err = texts(ctx, conn, names+`r.relkind = 'f' AND r.oid <> $1 ORDER BY 1`, c.feedback.oid)
+	c.foreign, err = QueryTexts(ctx, conn, names+`r.relkind = 'f' AND r.oid <> $1 ORDER BY 1`, c.Feedback.Oid)
 	return err
 }
 
@@ -156,32 +156,32 @@ func (c *catalogue) readTree(ctx context.Context, conn querier) (err error) {
 // BEFORE, INSERT, FOR EACH ROW.
 const mayDrop = `NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & 7 = 7`
 
-func (c *catalogue) readTriggers(ctx context.Context, conn querier) (err error) {
-	if c.feedback.triggers, err = texts(ctx, conn, treeSQL+`
-SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE `+mayDrop+` ORDER BY 1`, c.feedback.oid); err != nil {
+func (c *Catalogue) readTriggers(ctx context.Context, conn Querier) (err error) {
+	if c.Feedback.Triggers, err = QueryTexts(ctx, conn, TreeSQL+`
+SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE `+mayDrop+` ORDER BY 1`, c.Feedback.Oid); err != nil {
 		return err
 	}
-	c.rules, err = texts(ctx, conn, `SELECT rulename::text FROM pg_catalog.pg_rewrite WHERE ev_class = $1 AND ev_type IN ('2', '3') AND ev_enabled <> 'D' ORDER BY 1`, c.feedback.oid)
+	c.rules, err = QueryTexts(ctx, conn, `SELECT rulename::text FROM pg_catalog.pg_rewrite WHERE ev_class = $1 AND ev_type IN ('2', '3') AND ev_enabled <> 'D' ORDER BY 1`, c.Feedback.Oid)
 	return err
 }
 
-func (c *catalogue) readPartitionKey(ctx context.Context, conn querier) (err error) {
-	c.partKeys, err = texts(ctx, conn, `SELECT coalesce(a.attname::text, '') FROM pg_catalog.pg_partitioned_table p
+func (c *Catalogue) readPartitionKey(ctx context.Context, conn Querier) (err error) {
+	c.partKeys, err = QueryTexts(ctx, conn, `SELECT coalesce(a.attname::text, '') FROM pg_catalog.pg_partitioned_table p
 CROSS JOIN LATERAL pg_catalog.unnest(p.partattrs::int2[]) AS k(attnum) LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0
-WHERE p.partrelid = $1`, c.feedback.oid)
+WHERE p.partrelid = $1`, c.Feedback.Oid)
 	return err
 }
 
 // readRights collects what the role must still be granted.
-func (c *catalogue) readRights(ctx context.Context, conn querier) (err error) {
-	c.denied, err = texts(ctx, conn, `
+func (c *Catalogue) readRights(ctx context.Context, conn Querier) (err error) {
+	c.denied, err = QueryTexts(ctx, conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
 UNION ALL
 SELECT pg_catalog.format('GRANT %s ON %s TO %I', p, $2::text, current_user) FROM pg_catalog.unnest('{SELECT,INSERT}'::text[]) AS p
 WHERE NOT pg_catalog.has_table_privilege($1, p) AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = $1 AND a.attname::text = ANY ($3::text[]) AND NOT pg_catalog.has_column_privilege($1, a.attnum, p))`,
-		c.feedback.oid, c.feedback.name, record.ColumnNames[:])
+		c.Feedback.Oid, c.Feedback.Name, record.ColumnNames[:])
 	if err != nil {
 		return err
 	}
@@ -207,8 +207,8 @@ SELECT pg_catalog.format('%I.%I', n.nspname, s.relname), pg_catalog.quote_ident(
 FROM used u JOIN pg_catalog.pg_class s ON s.oid = u.seq JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace JOIN pg_catalog.pg_sequence q ON q.seqrelid = u.seq
 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.attnum AND a.atttypid IN (20, 21, 23) ORDER BY 1`
 
-func (c *catalogue) readSequences(ctx context.Context, conn querier) error {
-	rows, err := conn.Query(ctx, sequencesSQL, c.feedback.oid)
+func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
+	rows, err := conn.Query(ctx, sequencesSQL, c.Feedback.Oid)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (c *catalogue) readSequences(ctx context.Context, conn querier) error {
 			continue
 		}
 		// If nobody has drawn on the sequence since last was read.
-		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+c.feedback.name+` WHERE `+s.column+` > $1::int8 AND `+s.column+` <= $1::int8 + 100)
+		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+c.Feedback.Name+` WHERE `+s.column+` > $1::int8 AND `+s.column+` <= $1::int8 + 100)
   AND $1::int8 = coalesce(pg_catalog.pg_sequence_last_value($2::text::regclass), 0)`, s.last, s.name).Scan(&s.behind); err != nil {
 			return err
 		}
@@ -239,13 +239,13 @@ func (c *catalogue) readSequences(ctx context.Context, conn querier) error {
 	return nil
 }
 
-// shape is the text of everything that the statements of a step depend on. A
+// ShapeSQL is the text of everything that the statements of a step depend on. A
 // step's transaction compares it while it holds the table's lock, behind its rows
 // and before its commit: so nobody can have changed a column's type, added a
 // trigger that drops rows, or taken the unique index away.
 //
 // $1 is the table's oid, $2 its name.
-const shape = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text),
+const ShapeSQL = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text),
   (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid WHERE r.relpersistence <> 'p' AND r.relkind <> 'p'),
   (SELECT pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity, c.relhasrules) FROM pg_catalog.pg_class c WHERE c.oid = $1),
   (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
@@ -253,9 +253,9 @@ const shape = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::te
   (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE ` + mayDrop + `),
   EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndex + `))`
 
-func (c *catalogue) readShape(ctx context.Context, conn querier) error {
+func (c *Catalogue) readShape(ctx context.Context, conn Querier) error {
 	if len(c.denied) > 0 {
 		return nil // no session begins
 	}
-	return conn.QueryRow(ctx, treeSQL+` SELECT `+shape, c.feedback.oid, c.feedback.name).Scan(&c.feedback.shape)
+	return conn.QueryRow(ctx, TreeSQL+` SELECT `+ShapeSQL, c.Feedback.Oid, c.Feedback.Name).Scan(&c.Feedback.ShapeSQL)
 }
