@@ -24,7 +24,7 @@ type input struct {
 	passedAt time.Time // when that was last handed on by itself
 }
 
-// hasNewInput reads on at an offset.
+// newInput returns an input that reads on at an offset.
 func newInput(at int64, reader *topic.PartitionReader) *input {
 	return &input{messages: topic.NewPrefetcher(reader, at)}
 }

@@ -19,8 +19,11 @@ type Coordinator struct {
 	key   string
 }
 
+// TransactionCoordinator returns the coordinator of a transactional id.
 func TransactionCoordinator(id string) Coordinator { return Coordinator{1, "__transaction_state", id} }
-func GroupCoordinator(group string) Coordinator    { return Coordinator{0, "__consumer_offsets", group} }
+
+// GroupCoordinator returns the coordinator of a consumer group.
+func GroupCoordinator(group string) Coordinator { return Coordinator{0, "__consumer_offsets", group} }
 
 // Diagnose finds out why a coordinator does not answer, from the settings of its topic
 // and from one request without the client's retries. It returns nil where it finds

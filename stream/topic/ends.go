@@ -27,6 +27,7 @@ type Delivery struct {
 	Err   error // the first
 }
 
+// Note takes the broker's answer to one record. It is a callback for the client.
 func (d *Delivery) Note(r *kgo.Record, err error) {
 	switch {
 	case err != nil && d.Err == nil:
@@ -43,6 +44,7 @@ type ReachedEnds struct {
 	ends partitionEnds
 }
 
+// Raise raises the ends to those that are given; it never lowers one.
 func (t *ReachedEnds) Raise(by partitionEnds) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -14,6 +14,7 @@ type Limits struct {
 	Bootstrap    string   // a broker's address, for the commands in errors
 }
 
+// NewLimits returns the limits of a cluster's output topics.
 func NewLimits(c *Cluster, cfg Config) Limits {
 	return Limits{
 		Notification: c.Settings[cfg.Notifications].maxMessage(), DeadLetter: c.Settings[cfg.DeadLetters].maxMessage(), Bootstrap: c.Bootstrap,

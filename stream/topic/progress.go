@@ -93,6 +93,8 @@ func parseProgress(r *Record) (seq int64, ok bool) {
 	return *p.Seq, true
 }
 
+// ListOffset returns the offset of one partition from a listing such as
+// kadm.Client.ListEndOffsets.
 func ListOffset(ctx context.Context, topic string, partition int32, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffset, error) {
 	offsets, err := list(ctx, topic)
 	if err != nil {
