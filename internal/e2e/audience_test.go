@@ -11,8 +11,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// A restaurant with a million subscribers: bounded memory, and small campaigns
-// do not wait for it.
+// A restaurant with a million subscribers: memory stays bounded, and small
+// campaigns do not wait for the large one.
 func TestMillionSubscribers(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -37,7 +37,7 @@ func TestMillionSubscribers(t *testing.T) {
 	if after >= size {
 		t.Error("the large campaign was over: the test shows nothing")
 	}
-	if after-before > 60_000 { // a second's worth, counted in work, not by the clock
+	if after-before > 60_000 { // about a second's work; a count does not depend on the clock
 		t.Errorf("the small campaign waited for %d notifications of the large one", after-before)
 	}
 	d.checkOnce(map[string]string{"huge campaign": "huge", "small campaign": "small"}, 3*patience)
@@ -61,7 +61,7 @@ func (d *deployment) checkRows(campaign string, n int64) error {
 
 var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 
-// peakMemory is the most memory that the process has had resident, in bytes.
+// peakMemory returns the process's largest resident set, in bytes.
 func (d *deployment) peakMemory() int64 {
 	d.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.process.PID()))

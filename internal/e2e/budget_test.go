@@ -12,10 +12,10 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// The work that a notification and a subscription cause, counted in bytes and
-// held against committed budgets. The server is the test's own: the WAL of
-// others would be counted, and no checkpoint may come between, since each makes
-// full-page images due again.
+// The work for a notification and for a subscription, counted in bytes and
+// compared with committed budgets. The test has a server of its own: the WAL of
+// other tests would be counted, and no checkpoint may come in between, since
+// after each one Postgres writes full-page images again.
 func TestBudgets(t *testing.T) {
 	t.Parallel()
 	d := newDeploymentOn(t, envtest.DatabaseOn(t, envtest.StartPostgres(t, envtest.Dir(t), map[string]string{
@@ -78,8 +78,8 @@ func (d *deployment) walBytes() int64 {
 	return n
 }
 
-// stateBytes is the size of all files in state.dir. One that checkpoints share
-// with the store counts once.
+// stateBytes returns the size of all files in state.dir. A file that
+// checkpoints share with the store counts once.
 func (d *deployment) stateBytes() (sum int64) {
 	d.Helper()
 	seen := map[uint64]bool{}

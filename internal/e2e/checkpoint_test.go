@@ -32,7 +32,7 @@ type savedCheckpoint struct {
 	Replaced      string           `json:"replaced"`
 }
 
-// jsonOf runs a command that answers in JSON.
+// jsonOf runs a command and decodes its JSON output.
 func (d *deployment) jsonOf(v any, args ...string) {
 	d.Helper()
 	out := d.runCommand(args...)
@@ -41,7 +41,8 @@ func (d *deployment) jsonOf(v any, args ...string) {
 	}
 }
 
-// failCommand runs a command that must fail with the exit code, and gives what it says.
+// failCommand runs a command that must fail with the exit code, and returns its
+// message.
 func (d *deployment) failCommand(code int, args ...string) string {
 	d.Helper()
 	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
@@ -59,7 +60,7 @@ func (d *deployment) countRebuilds() int {
 	return strings.Count(d.log.tail(1<<20), "taking a snapshot of the subscriptions")
 }
 
-// addClients gives restaurant n clients more.
+// addClients adds n clients to a restaurant.
 func (d *deployment) addClients(restaurant string, n int) {
 	d.Helper()
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
@@ -67,7 +68,8 @@ func (d *deployment) addClients(restaurant string, n int) {
 }
 
 // The recipe of docs/operations.md: save, lose, restore. The newest checkpoint
-// goes on exactly, an older one is rebuilt; nobody is missed or doubled.
+// continues exactly, an older one needs a rebuild; every client is notified
+// once.
 func TestCheckpointsAreRestored(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -102,7 +104,7 @@ func TestCheckpointsAreRestored(t *testing.T) {
 		}
 		return nil
 	})
-	// In the WAL after the newest checkpoint.
+	// These rows are in the WAL after the newest checkpoint.
 	d.addClients("third", 20)
 	d.addClients("fourth", 20)
 	d.db.Exec(`DELETE FROM subscribers_restaurants WHERE restaurant_id = 'fourth' AND client_id LIKE 'client 1%'`)
@@ -126,7 +128,7 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	}
 	d.stop()
 
-	// Without a daemon; and where the disk has lost the state alone.
+	// Without a daemon, and after a loss of the state alone.
 	var offline savedCheckpoint
 	d.jsonOf(&offline, "checkpoint", "create", "--json")
 	if err := os.RemoveAll(filepath.Join(d.dir, "store")); err != nil {
@@ -144,7 +146,7 @@ func TestCheckpointsAreRestored(t *testing.T) {
 	d.stop()
 }
 
-// The recipe for a machine that moves: the new one has nothing but a checkpoint.
+// The recipe for a move to another machine, which has only a checkpoint.
 func TestStateMovesToAnotherMachine(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -185,7 +187,8 @@ func (d *deployment) editConfig(from, to string) {
 	}
 }
 
-// awaitCoverage waits until list says of each checkpoint whether it is covered.
+// awaitCoverage waits until the list reports for each checkpoint whether the
+// slot covers it.
 func (d *deployment) awaitCoverage(want map[string]bool) {
 	d.Helper()
 	envtest.Until(d, patience, func() error {
@@ -208,8 +211,9 @@ func (d *deployment) awaitCoverage(want map[string]bool) {
 	})
 }
 
-// restoreCheckpoint restores a checkpoint, looks what it says about the WAL, starts the
-// daemon, and waits until that has found the rows good.
+// restoreCheckpoint restores a checkpoint, checks the command's statement about
+// the WAL, starts the daemon, and waits until a verification finds the rows
+// right.
 func (d *deployment) restoreCheckpoint(id string, covered bool) {
 	d.Helper()
 	var r savedCheckpoint
@@ -227,8 +231,8 @@ func (d *deployment) restoreCheckpoint(id string, covered bool) {
 	})
 }
 
-// restoreNewest restores the newest checkpoint, which the slot must cover
-// whatever happened.
+// restoreNewest restores the newest checkpoint, which the slot must cover in
+// every case.
 func (d *deployment) restoreNewest() {
 	d.Helper()
 	var list []savedCheckpoint
@@ -243,7 +247,7 @@ func (d *deployment) restoreNewest() {
 	d.runCommand("checkpoint", "restore", newest.ID)
 }
 
-// `checkpoint list` for people, with and without Postgres.
+// `checkpoint list` as a table, with and without Postgres.
 func TestCheckpointListSaysWhatIsUnknown(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

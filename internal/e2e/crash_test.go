@@ -12,16 +12,17 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// addSubscriptions fills the source with restaurants r0…, each with so many clients
-// of a common pool; larger numbers have smaller audiences.
+// addSubscriptions fills the source with restaurants r0… and draws their
+// clients from a common pool; restaurants with larger numbers have smaller
+// audiences.
 func (d *deployment) addSubscriptions(restaurants, largest int) {
 	d.Helper()
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 SELECT md5('client' || n)::uuid::text, 'r' || r FROM generate_series(0, $1 - 1) r, LATERAL generate_series(1, $2 / (r + 1)) n`, restaurants, largest)
 }
 
-// produceLoad produces a campaign every few milliseconds until ctx ends, and returns
-// what it produced: campaign → restaurant.
+// produceLoad produces a campaign every few milliseconds until ctx ends, and
+// returns the campaigns with their restaurants.
 func (d *deployment) produceLoad(ctx context.Context, partitions int32, restaurants int, every time.Duration) map[string]string {
 	produced := map[string]string{}
 	tick := time.NewTicker(every)
@@ -38,8 +39,8 @@ func (d *deployment) produceLoad(ctx context.Context, partitions int32, restaura
 	}
 }
 
-// underLoad runs fault over and over while campaigns come in, then checks that
-// every subscriber got every campaign once, in both sinks.
+// underLoad runs fault repeatedly while campaigns arrive, then checks that both
+// sinks hold every subscriber of every campaign once.
 func (d *deployment) underLoad(times int, fault func(n int)) {
 	d.Helper()
 	ctx, cancel := context.WithCancel(d.Context())
@@ -53,12 +54,12 @@ func (d *deployment) underLoad(times int, fault func(n int)) {
 	wg.Wait()
 	d.awaitReady()
 	d.checkOnce(produced, 2*patience)
-	d.runCommand("audit") // it fails where an invariant does not hold
+	d.runCommand("audit") // audit fails if an invariant does not hold
 	d.Logf("%d campaigns", len(produced))
 }
 
-// pauseRandom is a random moment under load. It is the fault's own timing, not a
-// wait for anything.
+// pauseRandom waits for a random time, which is the fault's moment. It waits
+// for no condition.
 func (d *deployment) pauseRandom(most time.Duration) {
 	select {
 	case <-time.After(rand.N(most)):
@@ -90,7 +91,7 @@ func TestStateDirectoryLostInTheMiddleOfAFanOut(t *testing.T) {
 	d.underLoad(3, func(int) {
 		var before int64
 		d.queryRow(&before, `SELECT count(*) FROM subscribers_feedback`)
-		envtest.Until(t, patience, func() error { // it is in the middle of its work
+		envtest.Until(t, patience, func() error { // the daemon is in the middle of the fan-out
 			var now int64
 			if d.queryRow(&now, `SELECT count(*) FROM subscribers_feedback`); now < before+5000 {
 				return fmt.Errorf("%d rows", now-before)

@@ -16,9 +16,10 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// Blocks of the store's tables rot under the running daemon while campaigns
-// come in: it sets the store aside, takes a new snapshot and goes on, in the
-// same process, and HTTP answers all the time. Nobody is missed or doubled.
+// Blocks of the store's tables are damaged under the running daemon while
+// campaigns arrive. The daemon moves the store aside, takes a new snapshot and
+// continues in the same process while HTTP keeps answering. Every subscriber is
+// notified once.
 func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -38,7 +39,8 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 		d.awaitReady()
 		d.pauseRandom(time.Second)
 		d.damageFile()
-		// The row index has not been read since the snapshot: these updates do.
+		// No query has read the row index since the snapshot; these updates
+		// read it.
 		d.db.Exec(`UPDATE subscribers_restaurants SET client_id = client_id WHERE id % 100 = 0`)
 		envtest.Until(t, patience, func() error {
 			if got := d.readMetric(address, "dinnerbell_state_quarantines_total"); got != "1" {
@@ -62,8 +64,8 @@ func TestStoreDamagedUnderTheRunningDaemon(t *testing.T) {
 	d.stop()
 }
 
-// damageFile flips a byte in each few hundred of the store's tables, on disk. Blocks
-// that the daemon has in memory are not touched by it.
+// damageFile changes a byte in every few hundred of the store's tables on disk.
+// Blocks in the daemon's memory are not affected.
 func (d *deployment) damageFile() {
 	d.Helper()
 	tables, err := filepath.Glob(filepath.Join(d.dir, "store", "*.sst"))
@@ -104,7 +106,8 @@ func (d *deployment) listQuarantines() []string {
 	return names
 }
 
-// stayAlive asks for the process's health until ctx ends; it must never fail.
+// stayAlive asks for the process's health until ctx ends; every answer must be
+// good.
 func (d *deployment) stayAlive(ctx context.Context, address string) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -123,7 +126,8 @@ func (d *deployment) stayAlive(ctx context.Context, address string) {
 	}
 }
 
-// readMetric is the value of a metric without labels, "" if it is not there.
+// readMetric returns the value of a metric without labels, "" if the metric is
+// missing.
 func (d *deployment) readMetric(address, name string) string {
 	d.Helper()
 	resp, err := http.Get("http://" + address + "/metrics")

@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { envtest.Main(m) }
 
-// patience bounds how long a test waits for what must come.
+// patience bounds how long a test waits for an expected event.
 const patience = 90 * time.Second
 
 // deployment is a database, topics, a configuration and the daemon's process.
@@ -97,7 +97,8 @@ func (d *deployment) runCommand(args ...string) string {
 	return string(out)
 }
 
-// statusText gives what `dinnerbell status` prints, whatever it ends with.
+// statusText returns the output of `dinnerbell status`, whatever the exit code
+// is.
 func (d *deployment) statusText(args ...string) string {
 	d.Helper()
 	out, err := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config, "status"}, args...)...).Output()
@@ -116,13 +117,14 @@ func (d *deployment) setup(partitions int) {
 	d.runCommand("setup")
 }
 
-// start runs the daemon as a process of its own.
+// start runs the daemon.
 func (d *deployment) start() {
 	d.Helper()
 	d.startAs(exec.Command(d.binary, "-c", d.config, "run"))
 }
 
-// startAs runs the daemon by a command line that ends as it does.
+// startAs runs the daemon by another command line, which must end with the
+// daemon.
 func (d *deployment) startAs(cmd *exec.Cmd) {
 	d.Helper()
 	cmd.Stderr, cmd.Env = d.log, d.env
@@ -154,7 +156,7 @@ func (d *deployment) stop() {
 	d.process = nil
 }
 
-// awaitReady waits until /readyz of the started daemon says 200.
+// awaitReady waits until /readyz of the started daemon answers 200.
 func (d *deployment) awaitReady() {
 	d.Helper()
 	d.awaitReadyWithin(patience)
@@ -184,7 +186,7 @@ func (d *deployment) awaitReadyWithin(patience time.Duration) {
 
 var httpField = regexp.MustCompile(`\bhttp=(\S+)`)
 
-// httpAddress finds where the newest process listens: its log says so.
+// httpAddress finds the newest process's HTTP address in the log.
 func (d *deployment) httpAddress() (string, error) {
 	all := httpField.FindAllStringSubmatch(d.log.tail(1<<20), -1)
 	if len(all) == 0 {
@@ -205,16 +207,16 @@ func (d *deployment) produce(partition int32, campaigns ...workload.Campaign) {
 	}
 }
 
-// newCampaign is valid now and for an hour.
+// newCampaign returns a campaign that is valid now and for an hour.
 func newCampaign(id, restaurant string) workload.Campaign {
 	c := workload.NewCampaign(id, restaurant, time.Now().Add(-10*time.Second), time.Hour)
 	c.Content, c.Owner, c.Contact = "content of "+id, "owner", "owner@example.com"
 	return c
 }
 
-// checkOnce waits until both sinks hold exactly the given number of
-// notifications, then checks against a join in SQL that none is missing, none
-// is doubled, and that each record is the byte-exact JSON of its row.
+// checkOnce waits until both sinks hold the expected number of notifications.
+// Then it compares them with a join in SQL, so that none is missing and none is
+// there twice, and each record with its row, byte by byte.
 func (d *deployment) checkOnce(campaigns map[string]string, patience time.Duration) {
 	d.Helper()
 	ids, restaurants := make([]string, 0, len(campaigns)), make([]string, 0, len(campaigns))
@@ -247,8 +249,8 @@ func (d *deployment) queryRow(to any, sql string, args ...any) {
 	}
 }
 
-// compareSinks waits until the topic holds as many records as the table rows,
-// and compares them one by one.
+// compareSinks waits until the topic holds as many records as the table holds
+// rows, and compares them one by one.
 func (d *deployment) compareSinks(patience time.Duration) {
 	d.Helper()
 	rows := d.renderRows()
@@ -278,7 +280,7 @@ func (d *deployment) compareSinks(patience time.Duration) {
 }
 
 // renderRows renders every feedback row of the daemon's as the record that must
-// stand beside it; rows with feedback in them are other jobs'.
+// exist beside it; rows with a feedback text belong to other jobs.
 func (d *deployment) renderRows() map[string]string {
 	d.Helper()
 	rows, err := d.db.Pool.Query(d.Context(), `SELECT restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -301,7 +303,7 @@ func (d *deployment) renderRows() map[string]string {
 
 func escapeKey(id string) string { return strings.NewReplacer("%", "%25", ":", "%3A").Replace(id) }
 
-// logBuffer collects what the daemon's processes log.
+// logBuffer collects the log of the daemon's processes.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf []byte

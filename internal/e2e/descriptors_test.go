@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Connections that only wait do not take the descriptors that the work needs:
-// 200 of them under a limit of 150, and campaigns go on; so does /readyz.
+// Idle connections do not take the file descriptors that the work needs: with
+// 200 connections under a limit of 150, campaigns and /readyz still work.
 func TestIdleConnectionsUnderFewDescriptors(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

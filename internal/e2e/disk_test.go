@@ -16,8 +16,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// onSmallDisk puts the deployment's state.dir on a file system of its own, of so
-// many MB, with state.reserve as given.
+// onSmallDisk puts the deployment's state.dir on a file system of the given
+// size and sets state.reserve.
 func (d *deployment) onSmallDisk(megabytes int, reserve string) {
 	d.Helper()
 	if os.Geteuid() != 0 {
@@ -62,7 +62,8 @@ func (d *deployment) setConfig(section string, values map[string]any) {
 	}
 }
 
-// fillDisk fills the small disk up to so many bytes, and returns the file.
+// fillDisk fills the small disk until leave bytes are free, and returns the
+// file.
 func (d *deployment) fillDisk(leave int64) string {
 	d.Helper()
 	name := filepath.Join(filepath.Dir(d.dir), "ballast")
@@ -86,7 +87,7 @@ func (d *deployment) fillDisk(leave int64) string {
 	}
 }
 
-// askReady is the answer of the running daemon.
+// askReady returns status and body of the running daemon's /readyz.
 func (d *deployment) askReady() (int, string) {
 	d.Helper()
 	address, err := d.httpAddress()
@@ -105,10 +106,10 @@ func (d *deployment) askReady() (int, string) {
 	return resp.StatusCode, string(body)
 }
 
-// The disk fills up under the running daemon: changes of the subscriptions wait,
-// with a clear state and on the same connection; what needs none of them goes
-// on; nothing is acknowledged that is not stored. Room is made, and it goes on
-// by itself.
+// The disk fills up under the running daemon. Changes of subscriptions wait on
+// the same connection, and the status says so; campaigns that need none of the
+// changes go on; the slot is not acknowledged beyond the stored changes. With
+// room again, the daemon continues by itself.
 func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -130,7 +131,7 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 		}
 		return nil
 	})
-	d.produce(0, newCampaign("needs no change", "r1")) // nothing waits yet
+	d.produce(0, newCampaign("needs no change", "r1")) // no change waits yet
 	envtest.Until(t, patience, func() error { return d.checkRows("needs no change", 250) })
 
 	var committed string
@@ -170,8 +171,8 @@ func TestDiskFillsUpAndHasRoomAgain(t *testing.T) {
 	d.stop()
 }
 
-// A snapshot that does not fit is not taken over and over: the daemon gives back
-// what it has written, and the slot, and waits for more room than it had.
+// The daemon does not repeat a snapshot that does not fit: it deletes the
+// incomplete snapshot, drops the slot, and waits for more room than there was.
 func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -209,9 +210,9 @@ func TestSnapshotThatDoesNotFitWaitsForRoom(t *testing.T) {
 	d.stop()
 }
 
-// Without a reserve the disk fills to the last byte under writes. The process
-// may end then, as failed and with the reason; it never goes on with less than
-// it had, and with room it is there again.
+// Without a reserve, writes fill the disk to the last byte. The process may end
+// then, with a failure that names the reason; it never continues with less
+// state than before, and runs again once there is room.
 func TestDiskFullToTheLastByte(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

@@ -16,7 +16,7 @@ var (
 	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z0-9_]+)\(`)
 )
 
-// A document that names a test as its proof names one that there is.
+// If a document names a test as its proof, the test exists.
 func TestDocumentedTestsExist(t *testing.T) {
 	t.Parallel()
 	root := envtest.Root(t)

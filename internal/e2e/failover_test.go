@@ -15,10 +15,10 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// The primary, which holds source and sink, dies in the middle of fan-outs and
-// its standby is promoted: the same daemon process goes on there. Nobody is
-// missed or notified twice, a client who subscribes on the new primary is in the
-// next audience, and no snapshot is taken.
+// The primary, which holds source and sink, dies in the middle of fan-outs, and
+// its standby is promoted: the same daemon process continues there. Every
+// client is notified once, a client who subscribes on the new primary is in the
+// next audience, and the daemon takes no snapshot.
 func TestLongFailoverUnderFanOut(t *testing.T) {
 	envtest.Long(t)
 	pair := envtest.StartPair(t, 17, map[string]string{"synchronous_standby_names": "standby"})
@@ -82,7 +82,7 @@ func TestLongFailoverUnderFanOut(t *testing.T) {
 	all["after"] = "r1"
 	for id, restaurant := range all {
 		// The late client may be in the audience of a campaign that waited, and
-		// must be in the last one's.
+		// must be in the last campaign's.
 		var want, have int64
 		d.queryRow(&want, `SELECT count(DISTINCT client_id) FROM subscribers_restaurants WHERE restaurant_id = $1 AND (client_id <> 'late' OR $2 = 'after')`, restaurant, id)
 		envtest.Until(t, patience, func() error {

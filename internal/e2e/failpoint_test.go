@@ -74,9 +74,8 @@ func hitName(n ast.Node) (string, bool) {
 	return name, err == nil
 }
 
-// The daemon dies at each named moment of its work, once, and is started
-// again: nobody is missed, nobody is notified twice. A moment that the
-// workload does not reach fails the test.
+// The daemon dies once at each failpoint and is started again; every client is
+// notified once. A failpoint that the workload does not reach fails the test.
 func TestDeathAtEveryFailpoint(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(envtest.Dir(t), "dinnerbell-failpoints")
@@ -86,7 +85,7 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 	}
 	points := listFailpoints(t)
 	t.Logf("%d moments", len(points))
-	// Most of it is waiting, so they share the time.
+	// The subtests mostly wait, so they run side by side.
 	const sides = 3
 	for side := range sides {
 		t.Run(fmt.Sprint(side), func(t *testing.T) {
@@ -108,11 +107,11 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 	}
 }
 
-// dieAt runs the daemon until it dies at the point, with work that leads
-// there, then starts it again and has it finish.
+// dieAt runs the daemon with work that leads to the failpoint until the daemon
+// dies there, then starts it again and lets it finish.
 func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.Helper()
-	if strings.HasPrefix(point, "snapshot/") { // only reached where there is no state
+	if strings.HasPrefix(point, "snapshot/") { // reached only without state
 		if err := os.RemoveAll(d.dir); err != nil {
 			d.Fatal(err)
 		}
@@ -120,14 +119,15 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	restaurant, id := fmt.Sprintf("r%d", n), fmt.Sprintf("c%d", n)
 	const audience = 3000 // more than one step
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || c, $1 FROM generate_series(1, $2) c`, restaurant, audience)
-	// One client has the campaign already, from another job: that leads to the conflict path.
+	// One client has the campaign from another job already: that leads to the
+	// conflict path.
 	d.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback) VALUES ('', $1, '', '', '', 1, 2, 1, 'client 7', 1, 'from another job')`, id)
 
 	d.env = append(d.env, "DINNERBELL_FAILPOINT="+point)
 	d.start()
 	var asked sync.WaitGroup
-	if strings.HasPrefix(point, "rebuild/") { // only reached when asked for
+	if strings.HasPrefix(point, "rebuild/") { // reached only by a request
 		asked.Go(func() { d.rebuildToDeath() })
 	}
 	defer asked.Wait()
@@ -138,7 +138,7 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.produce(int32(n)%2, newCampaign(id+" late", restaurant+" late"))
 	if strings.HasPrefix(point, "replay/") {
 		d.awaitReady()
-		_ = exec.Command(d.binary, "-c", d.config, "replay", "--from", "earliest").Run() // the daemon dies under it
+		_ = exec.Command(d.binary, "-c", d.config, "replay", "--from", "earliest").Run() // the daemon dies during the command
 	}
 	select {
 	case <-d.process.Done():
@@ -166,11 +166,11 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	if n := d.countRebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") {
 		d.Errorf("after its death at %s the daemon took %d snapshots", point, n-before)
 	}
-	d.awaitReady() // it may have died when all was done, and must know SIGTERM by now
+	d.awaitReady() // the daemon may have died after the end of the work; it must handle SIGTERM by now
 	d.stop()
 }
 
-// rebuildToDeath asks for a rebuild, in whose middle the daemon dies.
+// rebuildToDeath requests a rebuild, during which the daemon dies.
 func (d *deployment) rebuildToDeath() {
 	d.awaitReady()
 	out, err := exec.CommandContext(d.Context(), d.binary, "-c", d.config, "rebuild").CombinedOutput()

@@ -10,9 +10,10 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// Replication is held back by a proxy while a subscription and then a campaign
-// come: a strict join waits for it and says so in status; a bounded one once
-// the mirror is too stale; without freshness the campaign goes to whom is known.
+// A proxy holds replication back while a subscription and then a campaign
+// arrive. A strict join waits for the subscription, and status says so. A
+// bounded join waits once the mirror is too stale. Without freshness, the
+// campaign goes to the clients that the mirror knows.
 func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -40,7 +41,7 @@ func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 			relay.Pause()
 			d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r')`)
 			if c.name == "bounded, past" {
-				<-time.After(400 * time.Millisecond) // no wait for anything: the limit has to pass
+				<-time.After(400 * time.Millisecond) // the limit has to pass; there is no condition to wait for
 			}
 			d.produce(0, newCampaign("meanwhile", "r"))
 			if c.waits {
@@ -74,7 +75,8 @@ func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 	}
 }
 
-// waitsForFreshness asks the daemon.
+// waitsForFreshness reports whether the daemon's status has a campaign that
+// waits for freshness.
 func (d *deployment) waitsForFreshness() bool {
 	d.Helper()
 	var status struct {

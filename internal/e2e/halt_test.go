@@ -9,8 +9,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// Postgres is put back behind Kafka: the daemon ends with 3 and names the
-// commands; after one of them it goes on.
+// Postgres is set back behind Kafka: the daemon exits with 3 and names the
+// commands, one of which lets it continue.
 func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

@@ -12,7 +12,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// The contract's example, by hand: in with kcat, out with kcat and psql.
+// The contract's example with standard tools: in with kcat, out with kcat and
+// psql.
 func TestContractsExampleWithKcat(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

@@ -12,12 +12,12 @@ import (
 	"dinnerbell/internal/testenv/envtest/damage"
 )
 
-// largeRows is the size that promises are made for.
+// largeRows is the size that the documented limits hold for.
 const largeRows = 10_000_000
 
-// Among ten million subscriptions one wrong row is found, and repaired, in less
-// than half a minute, and all of them are rebuilt in that time, beside a running
-// daemon of bounded memory.
+// Among ten million subscriptions, a verification finds and repairs one wrong
+// row in less than half a minute, and a rebuild of all rows takes no longer,
+// beside a running daemon with bounded memory.
 func TestLongTenMillionVerifiedAndRebuilt(t *testing.T) {
 	envtest.Long(t)
 	d := newDeployment(t)
@@ -57,7 +57,8 @@ func TestLongTenMillionVerifiedAndRebuilt(t *testing.T) {
 	d.stop()
 }
 
-// drainCopy is how long a client takes that reads the table and throws it away.
+// drainCopy returns how long a client takes that reads the table and discards
+// the rows.
 func (d *deployment) drainCopy() time.Duration {
 	d.Helper()
 	conn, err := pgx.Connect(d.Context(), d.db.URL)

@@ -10,7 +10,7 @@ import (
 )
 
 // Two daemons, or a daemon and an offline command, on one state.dir: the second
-// one ends at once and names the first one's process. The first one goes on.
+// one exits at once and names the first one's process, which continues.
 func TestSecondDaemonOnOneDirectory(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

@@ -10,9 +10,9 @@ import (
 	"dinnerbell/internal/testenv/envtest/damage"
 )
 
-// docs/operations.md, "Clients were missed": half of an audience was missing
-// here when two campaigns came. It is mended, and a replay foretells and does
-// what is left, though the daemon is killed in the middle of it.
+// docs/operations.md, "Clients were missed": half of an audience was missing in
+// the mirror when two campaigns came. After the repair, a replay predicts and
+// delivers the rest, though the daemon is killed in the middle of it.
 func TestMissedClientsAreReplayed(t *testing.T) {
 	t.Parallel()
 	const guests = 4000
@@ -45,7 +45,7 @@ func TestMissedClientsAreReplayed(t *testing.T) {
 		t.Errorf("dry run: %s", out)
 	}
 
-	// A row of somebody else's holds the fan-out up in the middle.
+	// Another transaction's row holds the fan-out up in the middle.
 	tx, err := d.db.Pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// The daemon runs under the role of scripts/role.sql, with what is granted there
-// and nothing else. setup is run by the tables' owner.
+// The daemon runs under the role of scripts/role.sql with exactly those grants.
+// The tables' owner runs setup.
 func TestRunsWithTheDocumentedRole(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -18,7 +18,7 @@ func TestRunsWithTheDocumentedRole(t *testing.T) {
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r1')`)
 	d.produce(0, newCampaign("c", "r1"))
 	d.checkOnce(map[string]string{"c": "r1"}, patience)
-	d.kill() // and again over what a killed daemon leaves behind
+	d.kill() // and again with the leftovers of a killed daemon
 	d.start()
 	d.produce(0, newCampaign("c2", "r0"))
 	d.checkOnce(map[string]string{"c": "r1", "c2": "r0"}, patience)

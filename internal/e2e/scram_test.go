@@ -14,8 +14,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// SIGTERM ends the daemon at once while a broker asks for work of hours before it
-// has shown that it knows the password.
+// SIGTERM ends the daemon at once even while a broker, which has not proved
+// that it knows the password, asks for hours of work.
 func TestBrokerThatAsksForHoursOfWork(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
@@ -29,7 +29,7 @@ func TestBrokerThatAsksForHoursOfWork(t *testing.T) {
 		broker.KeepControl()
 		req, ok := kreq.(*kmsg.SASLAuthenticateRequest)
 		if !ok {
-			return nil, nil, false //nolint:nilnil // so kfake answers itself
+			return nil, nil, false //nolint:nilnil // kfake answers itself
 		}
 		_, nonce, _ := strings.Cut(string(req.SASLAuthBytes), "r=")
 		resp := kmsg.NewPtrSASLAuthenticateResponse()

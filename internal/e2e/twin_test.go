@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Two daemons with one configuration and a state.dir each, as on machines that
-// were cloned: the second one exits with 3 and names the first one, which keeps
+// Two daemons with the same configuration and separate state.dirs, as on cloned
+// machines: the second one exits with 3 and names the first one, which keeps
 // its slot, its rows and its lanes.
 func TestTwinDaemons(t *testing.T) {
 	t.Parallel()

@@ -22,8 +22,9 @@ const (
 )
 
 // One transaction of five million rows, and 100,000 of one row: the daemon's
-// memory stays bounded, the walsender's short timeout is never hit, and nothing
-// is acknowledged that is not applied. After kill -9 all of it is still there.
+// memory stays bounded, the walsender's short timeout never expires, and the
+// slot is never acknowledged beyond the applied changes. After kill -9 all rows
+// are still there.
 func TestLongVolume(t *testing.T) {
 	envtest.Long(t)
 	const huge, singles = 5_000_000, 100_000
@@ -50,7 +51,7 @@ func TestLongVolume(t *testing.T) {
 	t.Logf("%d transactions of one row: %s to commit, %s more until they are visible here; peak memory %d MB",
 		singles, committed.Sub(start).Round(time.Second), time.Since(committed).Round(time.Millisecond), d.peakMemory()>>20)
 
-	// All of it acknowledged, and in the join.
+	// All changes are acknowledged, and in the join.
 	envtest.Until(t, longPatience, func() error {
 		if n := d.db.Int(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn >= $2::pg_lsn`, d.name, d.status().Source.Applied); n != 1 {
 			return errors.New("not all is acknowledged")
@@ -76,7 +77,7 @@ func TestLongVolume(t *testing.T) {
 	d.stop()
 }
 
-// sourceStatus is what these tests read of /api/status.
+// sourceStatus is the part of /api/status that these tests read.
 type sourceStatus struct {
 	Source struct {
 		Applied       string `json:"applied_lsn"`
@@ -110,8 +111,7 @@ func (d *deployment) askStatus() (s sourceStatus, err error) {
 	return s, json.Unmarshal(body, &s)
 }
 
-// awaitSubscriptions waits until the daemon holds n rows, and never some of the
-// last transaction.
+// awaitSubscriptions waits until the daemon holds exactly n rows.
 func (d *deployment) awaitSubscriptions(n int64) {
 	d.Helper()
 	envtest.Until(d, longPatience, func() error {
@@ -122,8 +122,9 @@ func (d *deployment) awaitSubscriptions(n int64) {
 	})
 }
 
-// watchAcknowledgement checks all the time that the slot is never acknowledged
-// beyond what the daemon has applied, never moves back, and never breaks.
+// watchAcknowledgement checks continuously that the acknowledged position of
+// the slot stays behind the daemon's applied position, never moves back, and
+// that the connection never breaks.
 func (d *deployment) watchAcknowledgement() (stop func()) {
 	ctx, cancel := context.WithCancel(d.Context())
 	var wg sync.WaitGroup
@@ -140,7 +141,7 @@ func (d *deployment) watchAcknowledgement() (stop func()) {
 			if err != nil {
 				break
 			}
-			s, err := d.askStatus() // later, so that it can only be further
+			s, err := d.askStatus() // read later than the slot, so it can only be ahead
 			if err != nil {
 				d.Errorf("status: %v", err)
 				break

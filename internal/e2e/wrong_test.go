@@ -10,7 +10,7 @@ import (
 	"dinnerbell/internal/testenv/envtest/damage"
 )
 
-// exitWith runs a command that must end with the code, and returns what it wrote.
+// exitWith runs a command that must end with the code, and returns its output.
 func (d *deployment) exitWith(code int, args ...string) (stdout, stderr string) {
 	d.Helper()
 	cmd := exec.CommandContext(d.Context(), d.binary, append([]string{"-c", d.config}, args...)...)
@@ -30,15 +30,15 @@ func (d *deployment) exitWith(code int, args ...string) (stdout, stderr string) 
 	return out.String(), errs.String()
 }
 
-// docs/operations.md, "A campaign went to the wrong audience": verify names what
-// is wrong, repair mends it, and campaigns that come after have the audience
-// that Postgres knows.
+// docs/operations.md, "A campaign went to the wrong audience": verify names the
+// wrong rows, repair mends them, and later campaigns have the audience that
+// Postgres has.
 func TestWrongAudience(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'guest ' || n, 'diner' FROM generate_series(1, 50) n`)
 	d.setup(1)
-	d.exitWith(1, "verify") // no daemon
+	d.exitWith(1, "verify") // without a daemon
 	d.start()
 	d.awaitReady()
 	d.stop()
@@ -75,9 +75,9 @@ func TestWrongAudience(t *testing.T) {
 	d.stop()
 }
 
-// Rebuilds and verifications go on while campaigns come in and subscriptions
-// change: every subscriber gets every campaign once, and nothing is ever found
-// wrong.
+// Rebuilds and verifications run while campaigns arrive and subscriptions
+// change: every subscriber is notified once per campaign, and no verification
+// finds a difference.
 func TestRebuildsUnderLoad(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)

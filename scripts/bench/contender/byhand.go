@@ -29,6 +29,8 @@ type ByHand struct {
 	EndBefore int64 // end offset of NotificationsTopic before the run
 }
 
+// NewByHand makes a database with the population, the topics and the process's
+// folder.
 func NewByHand(ctx context.Context, s *deployment.Servers, program, name, broker string, p *deployment.CampaignProducer, t *deployment.Population) (*ByHand, error) {
 	b := &ByHand{servers: s, program: program, Broker: broker, dir: filepath.Join(s.Dir, name), CampaignsTopic: name + ".campaigns", NotificationsTopic: name + ".notifications", Producer: p}
 	if err := os.MkdirAll(b.dir, 0o750); err != nil {
@@ -78,6 +80,7 @@ func (b *ByHand) Start(ctx context.Context) error {
 	return b.deliverWarmUp(ctx, &CampaignLoad{Campaigns: []Campaign{c}, Lanes: 1})
 }
 
+// Prepare implements Contender.
 func (b *ByHand) Prepare(ctx context.Context, l *CampaignLoad) error {
 	if b.Process == nil {
 		if err := b.Launch(); err != nil {
@@ -138,6 +141,7 @@ func (b *ByHand) AwaitCommitted(ctx context.Context) error {
 	})
 }
 
+// Deliver implements Contender.
 func (b *ByHand) Deliver(ctx context.Context, l *CampaignLoad) error {
 	if err := b.Producer.Send(ctx, b.Records...); err != nil {
 		return err
@@ -145,6 +149,7 @@ func (b *ByHand) Deliver(ctx context.Context, l *CampaignLoad) error {
 	return b.AwaitEndOffset(ctx, b.EndBefore+int64(l.Total))
 }
 
+// Settle implements Contender.
 func (b *ByHand) Settle(ctx context.Context, l *CampaignLoad) error {
 	rows, err := b.Database.CountRows(ctx, "public.subscribers_feedback")
 	if err == nil && rows != int64(l.Total) {
@@ -156,6 +161,7 @@ func (b *ByHand) Settle(ctx context.Context, l *CampaignLoad) error {
 	return b.Stop()
 }
 
+// Stop ends the process; b may be nil.
 func (b *ByHand) Stop() error {
 	if b == nil || b.Process == nil {
 		return nil
@@ -165,4 +171,5 @@ func (b *ByHand) Stop() error {
 	return c.Stop(deployment.StopLimit)
 }
 
+// PID implements Contender.
 func (b *ByHand) PID() int { return b.Process.PID() }

@@ -27,6 +27,7 @@ type CopyLimit struct {
 	chunks  [][][]byte // [lane][transaction]
 }
 
+// NewCopyLimit makes the database.
 func NewCopyLimit(ctx context.Context, s *deployment.Servers) (*CopyLimit, error) {
 	db, err := s.NewDatabase(ctx, "copy_limit")
 	if err != nil {
@@ -38,6 +39,7 @@ func NewCopyLimit(ctx context.Context, s *deployment.Servers) (*CopyLimit, error
 	return &CopyLimit{servers: s, db: db}, nil
 }
 
+// Prepare implements Contender.
 func (c *CopyLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
 	c.chunks = nil
 	for _, lane := range l.sortByLane() {
@@ -53,6 +55,7 @@ func (c *CopyLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
 	return c.db.ResetFeedback(ctx)
 }
 
+// Deliver implements Contender.
 func (c *CopyLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, chunks := range c.chunks {
@@ -69,6 +72,7 @@ func (c *CopyLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 	return g.Wait()
 }
 
+// Settle implements Contender.
 func (c *CopyLimit) Settle(ctx context.Context, l *CampaignLoad) error {
 	for _, conn := range c.conns {
 		_ = conn.Close(ctx) // no query is running
@@ -81,6 +85,7 @@ func (c *CopyLimit) Settle(ctx context.Context, l *CampaignLoad) error {
 	return err
 }
 
+// PID implements Contender.
 func (c *CopyLimit) PID() int { return 0 }
 
 const copyColumns = "restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact, " +

@@ -29,6 +29,7 @@ type Dinnerbell struct {
 	Total         int64 // notifications of all runs, for CheckTopic
 }
 
+// Prepare implements Contender.
 func (o *Dinnerbell) Prepare(ctx context.Context, l *CampaignLoad) error {
 	if err := o.Deployment.Start(ctx); err != nil {
 		return err
@@ -71,6 +72,7 @@ func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	return nil
 }
 
+// Deliver implements Contender.
 func (o *Dinnerbell) Deliver(ctx context.Context, l *CampaignLoad) (err error) {
 	if o.ProfileDir != "" {
 		stop, err := StartProfile(o.ProfileDir, o.Deployment.Daemon.PID())
@@ -98,6 +100,7 @@ func (o *Dinnerbell) Settle(ctx context.Context, l *CampaignLoad) error {
 	return o.Deployment.Stop()
 }
 
+// PID implements Contender.
 func (o *Dinnerbell) PID() int { return o.Deployment.Daemon.PID() }
 
 // StartProfile records the stacks of a process until stop is called. Go

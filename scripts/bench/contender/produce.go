@@ -21,6 +21,7 @@ type ProduceLimit struct {
 // produceRows is the number of records per transaction: 4 MiB of them.
 const produceRows = 8000
 
+// Prepare implements Contender.
 func (p *ProduceLimit) Prepare(ctx context.Context, l *CampaignLoad) error {
 	p.records = p.records[:0]
 	for i := range l.Campaigns {
@@ -48,6 +49,7 @@ func renderNotification(topic string, c *Campaign, client string) *kgo.Record {
 	return &kgo.Record{Topic: topic, Key: []byte(c.ID + ":" + client), Value: []byte(value)}
 }
 
+// Deliver implements Contender.
 func (p *ProduceLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 	for left := p.records; len(left) > 0; {
 		n := min(produceRows, len(left))
@@ -72,6 +74,7 @@ func (p *ProduceLimit) Deliver(ctx context.Context, _ *CampaignLoad) error {
 	return nil
 }
 
+// Settle implements Contender.
 func (p *ProduceLimit) Settle(context.Context, *CampaignLoad) error {
 	p.client.Close()
 	p.records = nil

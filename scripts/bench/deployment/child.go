@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	StopLimit  = 30 * time.Second // for a child to drain
+	// StopLimit is the time that a child has to drain.
+	StopLimit  = 30 * time.Second
 	readyLimit = 10 * time.Minute // long enough for a snapshot of ten million rows
 	pollEvery  = 5 * time.Millisecond
 	// countAtMost bounds the pause between two progress queries.

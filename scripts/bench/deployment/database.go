@@ -48,6 +48,7 @@ func (s *Servers) execAdmin(ctx context.Context, sql string, args ...any) error 
 	return err
 }
 
+// Exec runs one statement.
 func (d *Database) Exec(ctx context.Context, sql string, args ...any) error {
 	if _, err := d.Conn.Exec(ctx, sql, args...); err != nil {
 		return fmt.Errorf("run %.60s: %w", sql, err)
@@ -76,6 +77,7 @@ func (d *Database) ResetFeedback(ctx context.Context) error {
 	return d.Exec(ctx, `CHECKPOINT`)
 }
 
+// CountRows counts the rows of a table.
 func (d *Database) CountRows(ctx context.Context, table string) (n int64, err error) {
 	if err := d.Conn.QueryRow(ctx, `SELECT count(*) FROM `+table).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count rows of %s: %w", table, err)

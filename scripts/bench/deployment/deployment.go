@@ -80,7 +80,9 @@ func (d *Deployment) writeConfig(name, prefix string) error {
 }
 
 func (d *Deployment) configPath() string { return filepath.Join(d.Dir, "dinnerbell.yaml") }
-func (d *Deployment) StateDir() string   { return filepath.Join(d.Dir, "state") }
+
+// StateDir is the daemon's state.dir.
+func (d *Deployment) StateDir() string { return filepath.Join(d.Dir, "state") }
 
 // RunCommand runs a short command of the daemon's binary.
 func (d *Deployment) RunCommand(ctx context.Context, args ...string) error {
@@ -180,8 +182,8 @@ func (d *Deployment) Kill() error {
 	return c.Kill()
 }
 
-// daemonStatus is the part of /api/status that the benchmark reads.
-type daemonStatus struct {
+// DaemonStatus is the part of /api/status that the benchmark reads.
+type DaemonStatus struct {
 	Source struct {
 		AppliedLSN    string `json:"applied_lsn"`
 		Subscriptions int64  `json:"subscriptions"`
@@ -192,8 +194,9 @@ type daemonStatus struct {
 	} `json:"notifications"`
 }
 
-func (d *Deployment) Status(ctx context.Context) (daemonStatus, error) {
-	var s daemonStatus
+// Status reads /api/status.
+func (d *Deployment) Status(ctx context.Context) (DaemonStatus, error) {
+	var s DaemonStatus
 	body, err := d.getPath(ctx, "/api/status")
 	if err == nil {
 		err = json.Unmarshal(body, &s)

@@ -20,6 +20,7 @@ const (
 )
 
 const (
+	// MaxLanes is the number of partitions of each topic.
 	MaxLanes      = 2
 	restAudience  = 50
 	hundredsCount = 1000
@@ -61,6 +62,7 @@ type subscriptionCopy struct {
 }
 
 const (
+	// CopySignature and CopyTrailer frame the rows of a binary COPY.
 	CopySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	CopyTrailer   = "\xff\xff"
 	// shuffle is a prime larger than any population, so n·shuffle mod rows

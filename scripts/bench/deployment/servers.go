@@ -31,6 +31,7 @@ var postgresSettings = map[string]string{
 	"wal_buffers":          "16MB",
 }
 
+// StartServers starts Postgres in a new folder.
 func StartServers(ctx context.Context) (_ *Servers, err error) {
 	dir, err := testenv.TempDir("dinnerbell-bench-")
 	if err != nil {

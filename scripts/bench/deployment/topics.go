@@ -19,6 +19,7 @@ type CampaignProducer struct {
 	Admin  *kadm.Client
 }
 
+// NewProducer connects to a broker.
 func NewProducer(broker string) (*CampaignProducer, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ProducerLinger(0), kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.MetadataMinAge(50*time.Millisecond))
@@ -28,6 +29,7 @@ func NewProducer(broker string) (*CampaignProducer, error) {
 	return &CampaignProducer{Client: client, Admin: kadm.NewClient(client)}, nil
 }
 
+// CreateTopics creates topics with MaxLanes partitions.
 func (p *CampaignProducer) CreateTopics(ctx context.Context, topics ...string) error {
 	resp, err := p.Admin.CreateTopics(ctx, MaxLanes, 1, nil, topics...)
 	if err == nil {

@@ -96,6 +96,7 @@ func (w *TopicWatcher) AwaitCampaign(ctx context.Context, campaign string, n int
 	}
 }
 
+// Close ends the watcher.
 func (w *TopicWatcher) Close() {
 	w.cancel()
 	<-w.done

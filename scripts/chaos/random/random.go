@@ -21,7 +21,7 @@ func NewStream(seed uint64, round, stream int) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, uint64(round)<<16|uint64(stream))) //nolint:gosec // a round must repeat
 }
 
-// Duration draws a duration from from to to.
+// Duration draws a duration between the two, both included.
 func Duration(r *rand.Rand, from, to time.Duration) time.Duration {
 	return from + time.Duration(r.Int64N(int64(to-from)+1))
 }
