@@ -1,5 +1,5 @@
-// Package campaign holds the rules of campaign messages: what a valid message
-// is, what identifies it, and which message of a campaign counts. It is pure: no
+// Package campaign holds the rules of campaign messages: validity (Parse), identity
+// (Key, Fingerprint), and which message of a campaign counts (Judge). It is pure: no
 // package of this module, no Kafka, no Postgres, no Pebble.
 package campaign
 
@@ -33,18 +33,17 @@ type Campaign struct {
 	Created      int64
 }
 
-// Size is about what the campaign holds in memory, in bytes.
+// Size estimates the campaign's bytes in memory.
 func (c *Campaign) Size() int {
 	return 256 + len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 }
 
-// byteOrderMark is what some editors and .NET write before UTF-8. It is no part of
-// the JSON (RFC 8259, section 8.1), and readers may ignore it.
+// byteOrderMark stands before the UTF-8 text of some editors and of .NET. The mark is
+// no part of the JSON (RFC 8259, section 8.1), and readers may ignore it.
 var byteOrderMark = []byte("\ufeff")
 
-// Parse decodes and checks one message; a nil value is a tombstone. The
-// error says, in words fit for a dead-letter header, why the message cannot be a
-// campaign.
+// Parse decodes and validates one message; a nil value is a tombstone. The error names
+// the producer's mistake in words fit for a dead-letter header.
 func Parse(value []byte) (*Campaign, error) {
 	value = bytes.TrimPrefix(value, byteOrderMark)
 	if c, ok := scanPlain(value); ok {
@@ -57,7 +56,7 @@ func Parse(value []byte) (*Campaign, error) {
 	return c, c.validate()
 }
 
-// decodeJSON is Parse without the rules of check.
+// decodeJSON decodes every JSON form of a message. It does not validate the campaign.
 func decodeJSON(value []byte) (*Campaign, error) {
 	fields, err := parseObject(value)
 	if err != nil {
@@ -103,6 +102,7 @@ func parseObject(value []byte) (map[string]json.RawMessage, error) {
 	return fields, nil
 }
 
+// parseField decodes the named field into to, a *string or *int64.
 func parseField(fields map[string]json.RawMessage, name string, to any) error {
 	raw, ok := fields[name]
 	switch {
@@ -132,8 +132,8 @@ func parseField(fields map[string]json.RawMessage, name string, to any) error {
 	return nil
 }
 
-// hasLoneSurrogate finds a \uD800–\uDFFF escape without its other half, which
-// encoding/json would silently replace by U+FFFD. raw is a valid JSON string.
+// hasLoneSurrogate reports whether raw, a valid JSON string, holds a \uD800–\uDFFF
+// escape without its other half. encoding/json silently replaces such a half by U+FFFD.
 func hasLoneSurrogate(raw []byte) bool {
 	for i := 0; i+1 < len(raw); i++ {
 		if raw[i] != '\\' {
@@ -173,7 +173,7 @@ func surrogateHalf(b []byte) byte {
 	return 0
 }
 
-// validate holds the rules of the contract that span fields or need more than a type.
+// validate checks the rules of the contract that span fields or need more than a type.
 func (c *Campaign) validate() error {
 	for _, f := range []struct{ name, id string }{{"restaurant_id", c.RestaurantID}, {"adv_campaign_id", c.ID}} {
 		if f.id == "" {

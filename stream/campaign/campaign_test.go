@@ -155,7 +155,7 @@ func TestCampaignAllocations(t *testing.T) {
 	}))
 }
 
-// BenchmarkParseCampaign is what a message costs before anything is known of it.
+// BenchmarkParseCampaign measures the parsing of one message.
 func BenchmarkParseCampaign(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {

@@ -13,12 +13,12 @@ import (
 	"unicode/utf8"
 )
 
-// The reasons of dead letters name the producer's mistake, where it is one that
-// producers make, and what to do about it. All of it runs for refused messages
-// only, in time linear in their size, and holds a few bytes of a message at most.
+// The reason of a dead letter names the producer's mistake and its remedy, for the
+// mistakes that producers make. This code runs for refused messages only, in time
+// linear in their size, and keeps at most a few bytes of a message.
 
-// knownPrefixes begin what is compressed or encoded by the producer itself, or by a tool
-// before it.
+// knownPrefixes are the first bytes of values that the producer, or a tool before it,
+// has compressed or encoded.
 var knownPrefixes = []struct{ prefix, what string }{
 	{"\x1f\x8b", "gzip; let the producer compress (compression.type), then Kafka's clients decompress"},
 	{"\x28\xb5\x2f\xfd", "zstd; let the producer compress (compression.type), then Kafka's clients decompress"},
@@ -31,7 +31,8 @@ var knownPrefixes = []struct{ prefix, what string }{
 	{"\xfe\xff", "UTF-16; send UTF-8"},
 }
 
-// diagnoseBytes says why a value is no text that could be JSON; nil if it could.
+// diagnoseBytes returns the reason why a value is not a text that could be JSON; nil if
+// it could.
 func diagnoseBytes(value []byte) error {
 	switch {
 	case value == nil:
@@ -65,7 +66,7 @@ func diagnoseBytes(value []byte) error {
 // prettyLine matches a line of an object that was printed over several lines.
 var prettyLine = regexp.MustCompile(`^(?:[{}\]],?|"[^"]*"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[-\w.]+|[{\[]),?)$`)
 
-// diagnoseText says why a text is not JSON; err is the decoder's reason.
+// diagnoseText returns the reason why a text is not JSON; err is the decoder's reason.
 func diagnoseText(value []byte, err error) error {
 	text := bytes.TrimSpace(value)
 	brace := bytes.IndexByte(text, '{')
@@ -101,14 +102,15 @@ func diagnoseText(value []byte, err error) error {
 	return fmt.Errorf("the value is not JSON: %w%s", err, hint)
 }
 
-// hasSeveralValues holds for text with something behind its first JSON value.
+// hasSeveralValues reports whether text goes on behind its first JSON value.
 func hasSeveralValues(text []byte) bool {
 	d := json.NewDecoder(bytes.NewReader(text))
 	var first json.RawMessage
 	return d.Decode(&first) == nil && d.InputOffset() < int64(len(text))
 }
 
-// diagnoseType says why a JSON value is no campaign: it is not an object.
+// diagnoseType returns the reason why a JSON value of this kind is no campaign: it is
+// not an object.
 func diagnoseType(value []byte, kind string) error {
 	text := bytes.TrimSpace(value)
 	hint := ""
@@ -124,7 +126,7 @@ func diagnoseType(value []byte, kind string) error {
 	return fmt.Errorf("the value is a JSON %s, not an object%s", kind, hint)
 }
 
-// knownEnvelopes are the names under which others put the object itself.
+// knownEnvelopes are the field names under which other tools put the object itself.
 var knownEnvelopes = []struct{ field, what string }{
 	{"payload", "Kafka Connect's envelope; set value.converter.schemas.enable=false"},
 	{"after", "a change event of Debezium; unwrap it (ExtractNewRecordState)"},
@@ -134,7 +136,7 @@ var knownEnvelopes = []struct{ field, what string }{
 	{"before", "a change event of Debezium; unwrap it (ExtractNewRecordState)"},
 }
 
-// diagnoseMissing says why an object has no field of that name.
+// diagnoseMissing returns the reason why an object has no field of that name.
 func diagnoseMissing(fields map[string]json.RawMessage, name string) error {
 	for _, e := range knownEnvelopes {
 		if raw, ok := fields[e.field]; ok && bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) {
@@ -149,13 +151,13 @@ func diagnoseMissing(fields map[string]json.RawMessage, name string) error {
 	return fmt.Errorf("%s is missing", name)
 }
 
-// normalizeName is a name without case and separators: restaurantId is meant to be
+// normalizeName strips case and separators: a producer that sends restaurantId means
 // restaurant_id.
 func normalizeName(name string) string {
 	return strings.ToLower(strings.NewReplacer("_", "", "-", "", " ", "", ".", "").Replace(name))
 }
 
-// diagnoseField says what stands in the place of a string or a time.
+// diagnoseField names the value that stands in the place of a string or a time.
 func diagnoseField(name string, raw json.RawMessage, isTime bool) error {
 	want := "a string"
 	if isTime {
@@ -187,7 +189,7 @@ func diagnoseField(name string, raw json.RawMessage, isTime bool) error {
 	return fmt.Errorf("%s is not %s: %s", name, want, is)
 }
 
-// quoteExcerpt quotes the beginning of a text.
+// quoteExcerpt quotes the first 40 bytes of a text.
 func quoteExcerpt(text []byte) string {
 	const most = 40
 	if len(text) <= most {
@@ -200,8 +202,8 @@ func quoteExcerpt(text []byte) string {
 	return strconv.Quote(string(text[:n])) + "…"
 }
 
-// parseWholeNumber reads a JSON number that has a fraction or an exponent and is whole
-// all the same, such as 1659203516.0 and 1.659203516e9.
+// parseWholeNumber reads a JSON number that is whole although it has a fraction or an
+// exponent, such as 1659203516.0 or 1.659203516e9.
 func parseWholeNumber(raw []byte) (int64, bool) {
 	mantissa, exponent := raw, 0
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {

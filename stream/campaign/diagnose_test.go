@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// A reason names the producer's mistake and what to do about it.
+// A reason names the producer's mistake and its remedy.
 func TestReasonsNameTheMistake(t *testing.T) {
 	t.Parallel()
 	flat := strings.ReplaceAll(contractExample, "\n", "")

@@ -32,12 +32,13 @@ type Message struct {
 	Superseded bool
 }
 
-// Version returns what is accepted of the message, without what only its row has.
+// Version returns the version that is accepted with the message, as far as the message
+// determines it.
 func (m *Message) Version() Version {
 	return Version{Position: m.Position, Time: m.Time, Fingerprint: m.Fingerprint}
 }
 
-// Outcome says what a message does to its campaign.
+// Outcome is the effect of a message on its campaign.
 type Outcome int
 
 // The outcomes of Judge.
@@ -51,13 +52,14 @@ const (
 	Again                  // it is the accepted message itself, replayed
 )
 
+// String names the outcome.
 func (o Outcome) String() string {
 	return [...]string{"first", "edit", "cancel", "expired", "repeat", "older", "again"}[o]
 }
 
-// Judge decides what message m does to its campaign, of which the given version is
-// accepted so far, nil if none; now is a Unix second. The newest message wins, an
-// identical repeat does nothing, and a campaign is over from its end on.
+// Judge decides the effect of message m on its campaign. accepted is the version that
+// is accepted so far, nil if there is no such version; now is a Unix second. The newest
+// message wins, an identical repeat does nothing, and a campaign is over from its end on.
 //
 // Of two messages with the same time on two partitions, neither is newer. One that
 // arrives is accepted; one that a replay reads again leaves the accepted one alone.

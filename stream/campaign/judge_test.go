@@ -19,7 +19,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected output in testda
 //	now SECOND
 //	LANE/OFFSET @TIME CONTENT until END [distinct] [replayed] [superseded]
 //
-// Each message is judged, and what the outcome says is done to the accepted version.
+// Each message is judged, and the outcome applied to the accepted version.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	paths, err := filepath.Glob("testdata/judge/*.txt")
@@ -51,8 +51,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// playMessages judges the messages of one block and prints the outcomes and what is
-// accepted afterwards.
+// playMessages judges the messages of one block and prints the outcomes and the version
+// that is accepted in the end.
 func playMessages(t *testing.T, input string) string {
 	t.Helper()
 	var out strings.Builder

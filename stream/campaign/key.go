@@ -5,10 +5,10 @@ import (
 	"encoding/binary"
 )
 
-// Key names a campaign: the newest message of one key wins.
+// Key identifies a campaign: of the messages with one key, the newest one wins.
 type Key struct{ Campaign, Restaurant string }
 
-// Key returns what names the campaign.
+// Key returns the campaign's key.
 func (c *Campaign) Key() Key { return Key{Campaign: c.ID, Restaurant: c.RestaurantID} }
 
 // CompareKeys orders keys as the unique index does: by campaign, then by restaurant.
@@ -40,7 +40,7 @@ func (k Key) Digest() (d Digest) {
 	return d
 }
 
-// Campaign returns the part that stands for the campaign alone.
+// Campaign returns the hash of the campaign id alone.
 func (d Digest) Campaign() uint64 { return binary.BigEndian.Uint64(d[:8]) }
 
 // Fingerprint is the SHA-256 of a message's content: all eight fields.

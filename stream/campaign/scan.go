@@ -5,22 +5,21 @@ import (
 	"unicode/utf8"
 )
 
-// maxSharedText is how large a message may be for its ids to be parts of its text.
+// maxSharedText bounds the messages whose ids stay substrings of the message's text.
 const maxSharedText = 1 << 10
 
-// scanPlain is Parse for the plain form in which nearly all messages
-// come: one object with exactly the eight fields, each once, strings without
-// escapes, whole numbers. ok is false for anything else, wrong or merely
-// unusual: Parse then decides, and says why. Where ok is true both give
-// the same campaign (FuzzParseCampaign).
+// scanPlain decodes the plain form of nearly all messages: one object with exactly the
+// eight fields, each once, strings without escapes, whole numbers. ok is false for
+// every other message, wrong or merely unusual: decodeJSON then decodes it or names the
+// mistake. Where ok is true, both return the same campaign (FuzzParseCampaign).
 //
-// encoding/json takes 45 allocations and six times as long
+// encoding/json makes 45 allocations and takes six times as long
 // (BenchmarkParseCampaign).
 func scanPlain(value []byte) (c *Campaign, ok bool) {
 	if !utf8.Valid(value) {
 		return nil, false
 	}
-	s := textScanner{text: string(value)} // the fields are parts of this one copy
+	s := textScanner{text: string(value)} // the fields are substrings of this one copy
 	c = &Campaign{}
 	seen := 0
 	if !s.takeByte('{') {
@@ -61,7 +60,7 @@ func scanPlain(value []byte) (c *Campaign, ok bool) {
 		seen |= field
 	}
 	s.skipSpace()
-	if len(value) > maxSharedText { // the lane remembers ids for long, and would hold the content by them
+	if len(value) > maxSharedText { // the lane keeps ids for a long time, and a substring would keep the whole text
 		c.ID, c.RestaurantID = strings.Clone(c.ID), strings.Clone(c.RestaurantID)
 	}
 	return c, seen == 1<<8-1 && s.text == ""
@@ -70,13 +69,15 @@ func scanPlain(value []byte) (c *Campaign, ok bool) {
 // textScanner reads JSON from the front of text.
 type textScanner struct{ text string }
 
+// skipSpace drops the white space in front.
 func (s *textScanner) skipSpace() {
 	for s.text != "" && (s.text[0] == ' ' || s.text[0] == '\t' || s.text[0] == '\n' || s.text[0] == '\r') {
 		s.text = s.text[1:]
 	}
 }
 
-// takeByte takes c, and space before it.
+// takeByte drops the white space in front and then c. It returns false where another
+// byte stands there.
 func (s *textScanner) takeByte(c byte) bool {
 	s.skipSpace()
 	if s.text == "" || s.text[0] != c {
@@ -103,12 +104,13 @@ func (s *textScanner) takeString() (text string, ok bool) {
 	return "", false
 }
 
+// takeStringInto takes a string without escapes into to.
 func (s *textScanner) takeStringInto(to *string) (ok bool) {
 	*to, ok = s.takeString()
 	return ok
 }
 
-// takeNumberInto takes a whole number that is not negative and surely fits.
+// takeNumberInto takes a whole number without a sign, of at most 18 digits, into to.
 func (s *textScanner) takeNumberInto(to *int64) bool {
 	const most = 18 // digits
 	s.skipSpace()
@@ -121,5 +123,5 @@ func (s *textScanner) takeNumberInto(to *int64) bool {
 		return false
 	}
 	*to, s.text = n, s.text[digits:]
-	return true // what follows is for the caller, who takes '}' or ','
+	return true // the caller takes the '}' or ',' behind it
 }

@@ -1,6 +1,6 @@
-// Package operator holds what commands do to a deployment from the outside, without
-// a running lane: they list and retry dead letters, audit the invariants, and resolve
-// a lane that halted.
+// Package operator holds the commands that act on a deployment from the outside, without
+// a running lane: they list and retry dead letters, audit the invariants, and resolve a
+// lane that halted.
 package operator
 
 import (
@@ -22,16 +22,16 @@ import (
 // DeadLetter is one record of the dead-letter topic: a message that was refused.
 type DeadLetter struct {
 	Partition int32     // of the dead-letter topic
-	Offset    int64     // the same
+	Offset    int64     // of the record, in the dead-letter topic
 	Time      time.Time // when the message was sent
-	Topic     string    // where it came from, and its place there
+	Topic     string    // the topic that the message came from; From and FromAt are its place there
 	From      int32
 	FromAt    int64
 	Reason    string
-	Truncated string // how much of it is left, where the topic would not take it whole
+	Truncated string // how much of the message is left, where it was too large for the dead-letter topic
 	Key       []byte
 	Value     []byte
-	Headers   []kgo.RecordHeader // those that the message came with
+	Headers   []kgo.RecordHeader // of the message
 }
 
 // ReadDeadLetters calls fn for each record of the dead-letter topic as of now,
@@ -54,7 +54,7 @@ type letterTopic struct {
 	limits topic.Limits
 }
 
-// openLetterTopic makes a client and reads the limits that decide what is refused.
+// openLetterTopic makes a client and reads the size limit of notifications.
 func openLetterTopic(ctx context.Context, cfg topic.Config, log *slog.Logger) (*letterTopic, error) {
 	t := &letterTopic{cfg: cfg.WithDefaults(), log: log}
 	client, err := t.cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))
@@ -126,12 +126,12 @@ func newDeadLetter(r *topic.Record) *DeadLetter {
 	return d
 }
 
-// Retried is what a retry did with one dead letter.
+// Retried is the result of a retry for one dead letter.
 type Retried struct {
 	Partition int32 `json:"partition"` // of the dead-letter topic
 	Offset    int64 `json:"offset"`
-	// SentTo is its new offset on the partition that it came from; -1 if it was
-	// not sent, and then Reason says why.
+	// SentTo is the message's new offset on the partition that it came from; -1 if it
+	// was not sent, for Reason.
 	SentTo int64  `json:"sent_to"`
 	Reason string `json:"reason,omitempty"`
 }
@@ -163,7 +163,7 @@ func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, w
 	})
 }
 
-// refusalOf says why a dead letter cannot be sent again; "" if it can.
+// refusalOf returns the reason why a dead letter cannot be sent again; "" if it can.
 func (t *letterTopic) refusalOf(d *DeadLetter) string {
 	switch {
 	case d.Topic != t.cfg.Campaigns:

@@ -1,6 +1,6 @@
-// Package record holds the bytes that one step writes: the notifications of Kafka,
-// the feedback rows that COPY sends, the payload of the outbox row and dead letters.
-// It is pure: no Kafka, no Postgres, no Pebble.
+// Package record holds the bytes that one step writes: the notifications of Kafka, the
+// feedback rows that COPY sends, the payload of the outbox row, and dead letters. It is
+// pure: no Kafka, no Postgres, no Pebble.
 package record
 
 import (
@@ -12,8 +12,8 @@ import (
 	"dinnerbell/state/id"
 )
 
-// The columns of the feedback table that a notification fills, in the order of
-// COPY. The client comes last, so that all before it is constant per campaign.
+// The columns of the feedback table that a notification fills, in the order of COPY.
+// The client comes last, so that the columns before it are constant per campaign.
 const (
 	RestaurantColumn = iota
 	CampaignColumn
@@ -28,6 +28,7 @@ const (
 	Columns
 )
 
+// ColumnNames are the names of the ten columns.
 var ColumnNames = [Columns]string{
 	"restaurant_id", "adv_campaign_id", "adv_campaign_content", "adv_campaign_owner", "adv_campaign_owner_contact",
 	"adv_campaign_datetime_start", "adv_campaign_datetime_end", "datetime_created", "trigger_datetime_created", "client_id",
@@ -36,19 +37,22 @@ var ColumnNames = [Columns]string{
 // ColumnList is the column list of COPY and INSERT.
 var ColumnList = strings.Join(ColumnNames[:], ", ")
 
+// IsNumberColumn reports whether a column holds a time in Unix seconds.
 func IsNumberColumn(column int) bool { return column >= StartColumn && column <= TriggerColumn }
+
+// IsIDColumn reports whether a column holds an id.
 func IsIDColumn(column int) bool {
 	return column == RestaurantColumn || column == CampaignColumn || column == ClientColumn
 }
 
-// Kind is how a column's values travel.
+// Kind is the form in which COPY sends a column's values.
 type Kind uint8
 
-// Kinds. Texts: text to uuid; numbers, Unix seconds, the others.
+// The kinds: of texts up to KindUUID, of numbers (Unix seconds) the others.
 const (
 	KindNone Kind = iota
 	KindText
-	KindChar // blank-padded: it carries only what fills it
+	KindChar // blank-padded: it carries only values that fill it
 	KindUUID
 	KindInt4
 	KindInt8
@@ -58,17 +62,18 @@ const (
 	KindTimestampTZ
 )
 
+// isNumeric reports whether the kind is one of numbers.
 func (k Kind) isNumeric() bool { return k >= KindInt4 }
 
-// CanCarry tells whether a column of this kind can carry the values of the column'th
-// of the ten.
+// CanCarry reports whether a column of this kind can carry the values of the column'th
+// column.
 func (k Kind) CanCarry(column int) bool {
 	switch {
 	case k == KindNone, k.isNumeric() != IsNumberColumn(column):
 		return false
 	case k == KindUUID:
 		return IsIDColumn(column)
-	case k == KindChar: // it would pad anything else
+	case k == KindChar: // it would pad any other text
 		return IsIDColumn(column)
 	}
 	return true
@@ -78,7 +83,7 @@ func (k Kind) CanCarry(column int) bool {
 // deployments.
 type ColumnKinds [Columns]Kind
 
-// ContractKinds are those of the table of the contract.
+// ContractKinds are the kinds of the contract's table.
 var ContractKinds = ColumnKinds{
 	RestaurantColumn: KindText, CampaignColumn: KindText, ContentColumn: KindText, OwnerColumn: KindText, ContactColumn: KindText,
 	StartColumn: KindInt8, EndColumn: KindInt8, CreatedColumn: KindInt8, TriggerColumn: KindInt4, ClientColumn: KindText,
@@ -119,8 +124,8 @@ func (k Kind) appendNumber(dst []byte, n int64) []byte {
 	return AppendInt8(dst, n)
 }
 
-// appendCopyNumeric appends a whole number as numeric_recv reads it: digits of
-// base 10000, the weight of the first, sign, scale.
+// appendCopyNumeric appends a whole number as numeric_recv reads it: digits of base
+// 10000, the weight of the first digit, the sign, the scale.
 func appendCopyNumeric(dst []byte, n int64) []byte {
 	var digits []uint16 // least first
 	sign, u := uint16(0), uint64(n)

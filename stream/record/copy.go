@@ -7,23 +7,23 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// CopySignature opens a binary COPY stream, CopyTrailer ends it: the
-// signature, no flags, no header extension; then a field count of -1.
+// CopySignature opens a binary COPY stream: the signature, no flags, no header
+// extension. CopyTrailer ends it: a field count of -1.
 // https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
 const (
 	CopySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	CopyTrailer   = "\xff\xff"
 )
 
-// CopyFrameSize is about how many bytes one CopyData message carries. The server
-// reads a message whole before it works on it, and messages may be cut anywhere.
+// CopyFrameSize is about how many bytes one CopyData message carries. The server reads
+// a message whole before it parses it, and messages may be cut anywhere.
 const CopyFrameSize = 64 << 10
 
-// copyFrameHeader is the length of 'd' and the int32 length that counts itself.
+// copyFrameHeader is the length of 'd' and of the int32 length, which counts itself.
 const copyFrameHeader = 5
 
-// CopyStream is the data of one binary COPY as it is sent: CopyData messages,
-// back to back. Nothing is copied or framed again on the way to the socket.
+// CopyStream builds the data of one binary COPY as the socket gets it: CopyData
+// messages, back to back. Nothing is copied or framed again on the way.
 type CopyStream struct {
 	buf   []byte
 	frame int // where the open frame begins
@@ -40,11 +40,13 @@ func (c *CopyStream) Begin(buf []byte, size int) {
 	c.buf = append(c.buf, CopySignature...)
 }
 
+// openFrame begins a CopyData message.
 func (c *CopyStream) openFrame() {
 	c.frame = len(c.buf)
 	c.buf = append(c.buf, 'd', 0, 0, 0, 0)
 }
 
+// closeFrame fills in the length of the CopyData message.
 func (c *CopyStream) closeFrame() {
 	binary.BigEndian.PutUint32(c.buf[c.frame+1:], uint32(len(c.buf)-c.frame-1))
 }
@@ -60,7 +62,7 @@ func (c *CopyStream) Add(w *Template, clients *id.List) {
 	}
 }
 
-// End closes the stream and returns it; empty where no row was added.
+// End closes the stream and returns it; the stream is empty if no row was added.
 func (c *CopyStream) End() []byte {
 	if len(c.buf) == copyFrameHeader+len(CopySignature) {
 		return c.buf[:0]
@@ -82,7 +84,7 @@ func (k *ColumnKinds) appendCopyHead(dst []byte, c *campaign.Campaign, trigger i
 	return dst
 }
 
-// CopySize bounds the bytes of the clients' rows, close enough to allocate by.
+// CopySize estimates the bytes of the clients' rows, closely enough to allocate by.
 func (w *Template) CopySize(clients *id.List) int {
 	return clients.Len()*(len(w.copyHead)+4) + 3*len(clients.Bytes())
 }
@@ -108,14 +110,17 @@ func AppendField[T ~string | ~[]byte](dst []byte, field T) []byte {
 	return append(binary.BigEndian.AppendUint32(dst, uint32(len(field))), field...)
 }
 
+// AppendInt8 appends an int8 as a field of a binary COPY tuple.
 func AppendInt8(dst []byte, n int64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(dst, 8), uint64(n))
 }
 
+// AppendInt4 appends an int4 as a field of a binary COPY tuple.
 func AppendInt4(dst []byte, n int32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(dst, 4), uint32(n))
 }
 
+// AppendBool appends a bool as a field of a binary COPY tuple.
 func AppendBool(dst []byte, b bool) []byte {
 	if b {
 		return append(dst, 0, 0, 0, 1, 1)

@@ -6,8 +6,8 @@ import (
 	"dinnerbell/state/id"
 )
 
-// The data of one step is framed without an allocation beyond its buffer, and
-// the buffer serves again.
+// The data of one step is framed without an allocation beyond its buffer, and the next
+// step uses the buffer again.
 func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 	list := &id.List{}
 	for _, c := range uuids(2000) {
@@ -28,7 +28,7 @@ func TestCopyFramesReuseTheirBuffer(t *testing.T) {
 	}
 }
 
-// BenchmarkEncodeCopy is the COPY data of one step of 2,000 clients.
+// BenchmarkEncodeCopy measures the COPY data of one step of 2,000 clients.
 func BenchmarkEncodeCopy(b *testing.B) {
 	list := &id.List{}
 	for _, c := range uuids(2000) {
@@ -47,7 +47,7 @@ func BenchmarkEncodeCopy(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/2000, "ns/client")
 }
 
-// BenchmarkRenderCampaign is what a campaign costs once per step.
+// BenchmarkRenderCampaign measures the part of a campaign that is rendered once per step.
 func BenchmarkRenderCampaign(b *testing.B) {
 	c := example()
 	b.ReportAllocs()

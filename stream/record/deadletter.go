@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// DeadLetter is one refused message, value untouched.
+// DeadLetter is one refused message, with its value untouched, or the trace of clients
+// who were left out.
 type DeadLetter struct {
 	Topic     string
 	Partition int32
@@ -19,19 +20,20 @@ type DeadLetter struct {
 	Value     []byte
 	Headers   []Header
 
-	Clients int64 // it names so many clients who were left out, and refuses no message; not stored
+	Clients int64 // of a letter that refuses no message: how many left-out clients it names; not stored
 }
 
+// Header is a header of a Kafka record.
 type Header struct {
 	Key   string
 	Value []byte
 }
 
-// letterHeaders are the headers that a dead letter begins with.
+// letterHeaders is the number of headers that a dead letter has before the message's.
 const letterHeaders = 5
 
 // RecordHeaders lists the headers of the letter's record: reason, topic, partition,
-// offset and timestamp (milliseconds), then those that the message came with.
+// offset and timestamp (milliseconds), then the message's own headers.
 func (d *DeadLetter) RecordHeaders() []Header {
 	return append([]Header{
 		{Key: "reason", Value: []byte(d.Reason)},
@@ -42,40 +44,43 @@ func (d *DeadLetter) RecordHeaders() []Header {
 	}, d.Headers...)
 }
 
-// ReadRecordHeaders is the inverse of RecordHeaders: it fills d in. It returns false,
-// with all headers in d.headers, where they are not those of a dead letter.
+// ReadRecordHeaders is the inverse of RecordHeaders: it fills d in. Where the headers
+// are not a dead letter's, it returns false and puts all of them into d.Headers.
 func (d *DeadLetter) ReadRecordHeaders(headers []Header) bool {
 	d.Headers = headers
 	if len(headers) < letterHeaders {
 		return false
 	}
-	var numbers [3]int64
-	for i, name := range [letterHeaders]string{"reason", "topic", "partition", "offset", "timestamp"} {
-		if headers[i].Key != name {
+	var partition, offset, timestamp int64
+	for i, field := range [letterHeaders]struct {
+		name   string
+		number *int64
+	}{{"reason", nil}, {"topic", nil}, {"partition", &partition}, {"offset", &offset}, {"timestamp", &timestamp}} {
+		if headers[i].Key != field.name {
 			return false
 		}
-		if i < 2 {
-			continue
-		}
-		var err error
-		if numbers[i-2], err = strconv.ParseInt(string(headers[i].Value), 10, 64); err != nil {
-			return false
+		if field.number != nil {
+			n, err := strconv.ParseInt(string(headers[i].Value), 10, 64)
+			if err != nil {
+				return false
+			}
+			*field.number = n
 		}
 	}
-	if numbers[0] != int64(int32(numbers[0])) {
+	if partition != int64(int32(partition)) {
 		return false
 	}
 	d.Reason, d.Topic = string(headers[0].Value), string(headers[1].Value)
-	d.Partition, d.Offset, d.Timestamp = int32(numbers[0]), numbers[1], numbers[2]
+	d.Partition, d.Offset, d.Timestamp = int32(partition), offset, timestamp
 	d.Headers = headers[letterHeaders:]
 	return true
 }
 
-// headerTruncated says how much of a cut message is left.
+// headerTruncated is the header with the size of the rest of a cut message.
 const headerTruncated = "truncated"
 
-// Truncated says how much of the message is left, as fit noted it; "" where it is
-// whole.
+// Truncated returns the note of Fit on a cut message: how many bytes are left. It is ""
+// for a whole message.
 func (d *DeadLetter) Truncated() string {
 	if n := len(d.Headers); n > 0 && d.Headers[n-1].Key == headerTruncated {
 		return string(d.Headers[n-1].Value)
@@ -83,14 +88,14 @@ func (d *DeadLetter) Truncated() string {
 	return ""
 }
 
-// Overhead bounds what a record and its batch take beside key and value: batch
-// header 61 bytes, record header and lengths, with margin.
+// Overhead bounds the bytes of a record and its batch beside key and value: batch header
+// 61 bytes, record header and lengths, with margin.
 const Overhead = 512
 
-// headerOverhead is what a header costs beside key and value.
+// headerOverhead bounds the bytes of a header beside key and value.
 const headerOverhead = 64
 
-// Size is about what the dead letter takes, in memory and as a record.
+// Size estimates the dead letter's bytes, in memory and as a record.
 func (d *DeadLetter) Size() int {
 	n := Overhead + len(d.Reason) + len(d.Topic) + len(d.Key) + len(d.Value)
 	for _, h := range d.Headers {
@@ -99,16 +104,16 @@ func (d *DeadLetter) Size() int {
 	return n
 }
 
-// maxReason is what a reason may take: some quote the message.
+// maxReason bounds a reason: some reasons quote the message.
 const maxReason = 1 << 10
 
-// Fit cuts the letter down to what the dead-letter topic accepts, limit bytes, so
-// that it does not stop the lane. A header says what was cut. size is that of the
-// whole value; headersLeft says that d does not have all headers of the message.
+// Fit cuts the letter down to limit bytes, which the dead-letter topic accepts, so that
+// the letter does not stop the lane. A header notes the cut. size is the size of the
+// whole value; headersLeft is set where d does not have all headers of the message.
 func (d *DeadLetter) Fit(limit, size int, headersLeft bool) {
 	d.Reason = strings.ToValidUTF8(d.Reason[:min(len(d.Reason), maxReason)], "")
 	cut := ""
-	if headersLeft || d.Size()-len(d.Value)/2 > limit { // it is the key or the headers that are large
+	if headersLeft || d.Size()-len(d.Value)/2 > limit { // the key or the headers are large
 		cut = ", without its key and headers"
 		d.Headers, d.Key = nil, nil
 	}
@@ -117,7 +122,7 @@ func (d *DeadLetter) Fit(limit, size int, headersLeft bool) {
 		d.Value = d.Value[:max(0, len(d.Value)+room-note)]
 	}
 	if cut != "" || len(d.Value) < size {
-		d.Value = bytes.Clone(d.Value) // the rest is not held for it
+		d.Value = bytes.Clone(d.Value) // frees the rest
 		d.Headers = append(d.Headers, Header{Key: headerTruncated, Value: fmt.Appendf(nil, "%d of %d bytes%s", len(d.Value), size, cut)})
 	}
 }
@@ -138,6 +143,7 @@ func (d *DeadLetter) appendTo(dst []byte) []byte {
 	return dst
 }
 
+// readDeadLetter reads the letter that DeadLetter.appendTo has written.
 func (r *payloadReader) readDeadLetter() DeadLetter {
 	var d DeadLetter
 	d.Partition, d.Offset, d.Timestamp = int32(r.readVarint()), r.readVarint(), r.readVarint()

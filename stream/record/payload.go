@@ -10,8 +10,8 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// A payload is what one outbox row holds: exactly whom one step notified and
-// what it refused, enough to render byte-identical records again.
+// A payload is the content of one outbox row: the clients that one step notified and
+// the messages that it refused, enough to render byte-identical records again.
 //
 //	magic "DB" | version u8 | body | crc32c(all before) u32 BE
 //	body    = segment count, segments, dead letter count, dead letters
@@ -26,7 +26,7 @@ const (
 	payloadVersion = 1
 )
 
-// ErrCorrupt marks an outbox row whose bytes are not what was written.
+// ErrCorrupt marks an outbox row whose bytes differ from the bytes that were written.
 var ErrCorrupt = errors.New("outbox payload is damaged")
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -36,10 +36,10 @@ type Segment struct {
 	Campaign *campaign.Campaign
 	Trigger  int64 // Unix second of the decision
 	Clients  *id.List
-	Template *Template // rendered by seal; nil until needed where it was read from the outbox
+	Template *Template // set when the step is sealed; a segment from the outbox renders it on demand
 }
 
-// Render gives the segment's constant parts.
+// Render returns the segment's template.
 func (s *Segment) Render() *Template {
 	if s.Template == nil {
 		s.Template = NewTemplate(s.Campaign, s.Trigger)
@@ -54,7 +54,7 @@ type Payload struct {
 	Dead     []DeadLetter
 }
 
-// Notifications counts the records that the payload stands for, dead letters aside.
+// Notifications counts the payload's records, without its dead letters.
 func (p *Payload) Notifications() int {
 	n := 0
 	for i := range p.Segments {
@@ -63,7 +63,7 @@ func (p *Payload) Notifications() int {
 	return n
 }
 
-// Add appends one client, to the last segment if it is of the same decision.
+// Add appends one client, to the last segment if that is of the same decision.
 func (p *Payload) Add(c campaign.Campaign, trigger int64, client string) error {
 	packed, err := id.Pack(client)
 	if err != nil {
@@ -76,7 +76,7 @@ func (p *Payload) Add(c campaign.Campaign, trigger int64, client string) error {
 	return nil
 }
 
-// RefusedMessages counts the dead letters that stand for a message.
+// RefusedMessages counts the dead letters that refuse a message.
 func (p *Payload) RefusedMessages() (n int64) {
 	for i := range p.Dead {
 		if p.Dead[i].Clients == 0 {
@@ -86,7 +86,8 @@ func (p *Payload) RefusedMessages() (n int64) {
 	return n
 }
 
-// RecordBytes is the bytes that the payload's records take, close enough to allocate by.
+// RecordBytes estimates the bytes of the payload's records, closely enough to allocate
+// by.
 func (p *Payload) RecordBytes() int {
 	n := 0
 	for i := range p.Segments {
@@ -99,7 +100,7 @@ func (p *Payload) RecordBytes() int {
 	return n
 }
 
-// Encode gives the stored form of p (without its seq, which is the row's key).
+// Encode returns the stored form of p, without its seq, which is the row's key.
 func (p *Payload) Encode() []byte {
 	dst := append(make([]byte, 0, p.encodedSize()), payloadMagic...)
 	dst = append(dst, payloadVersion)
@@ -114,7 +115,7 @@ func (p *Payload) Encode() []byte {
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst, castagnoli))
 }
 
-// encodedSize is what encode takes, or a little more.
+// encodedSize bounds the bytes that Encode writes.
 func (p *Payload) encodedSize() int {
 	n := 32
 	for i := range p.Segments {
@@ -150,8 +151,8 @@ func appendNullable(dst, b []byte) []byte {
 	return appendCounted(append(dst, 1), b)
 }
 
-// DecodePayload reads a stored payload. A wrong checksum or a short body is an
-// error that wraps ErrCorrupt: such a row is never shipped.
+// DecodePayload reads a stored payload. For a wrong checksum or a short body it returns
+// an error that wraps ErrCorrupt: such a row is never shipped.
 func DecodePayload(seq int64, b []byte) (*Payload, error) {
 	if len(b) < len(payloadMagic)+1+4 || string(b[:len(payloadMagic)]) != payloadMagic {
 		return nil, fmt.Errorf("decode outbox row %d: %w: no payload", seq, ErrCorrupt)

@@ -48,7 +48,7 @@ func TestPayloadRoundTrip(t *testing.T) {
 	}
 }
 
-// Whatever is flipped or cut is found: a damaged row must never be shipped.
+// A damaged row must never be shipped: every flipped or cut byte is found.
 func TestDamagedPayloadIsRefused(t *testing.T) {
 	good := samplePayload(t).Encode()
 	for i := range good {

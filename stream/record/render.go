@@ -12,8 +12,8 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// Template holds the constant parts of everything that is written per client of
-// one campaign at one decision: they are rendered once, a client costs a copy.
+// Template holds the constant parts of all that is written per client of one campaign
+// at one decision: they are rendered once, and a client costs a copy.
 //
 //	Kafka key     keyHead + escaped client
 //	Kafka value   jsonHead + "client" + jsonTail
@@ -22,22 +22,22 @@ type Template struct {
 	keyHead  []byte
 	jsonHead []byte
 	jsonTail []byte
-	copyHead []byte // empty where no rows are written
+	copyHead []byte // empty in a template of NewTemplate, which writes no rows
 
-	uuidClients bool // the client goes to Postgres as 16 bytes
+	uuidClients bool // COPY sends the client as 16 bytes
 }
 
-// NewTemplate prepares the constant parts. trigger is the Unix second of the
-// decision; both sinks carry this same value.
+// NewTemplate renders the constant parts of a campaign's records. trigger is the Unix
+// second of the decision; both sinks carry this same value.
 func NewTemplate(c *campaign.Campaign, trigger int64) *Template {
 	return (*ColumnKinds)(nil).NewTemplate(c, trigger)
 }
 
-// NewTemplate is render with what COPY sends to a table of these kinds, where there is
-// one.
+// NewTemplate renders the constant parts of a campaign's records and, where k is not
+// nil, of its rows in a table of these kinds.
 func (k *ColumnKinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template {
-	// One buffer for all; where escapes make it grow, what was cut off before
-	// stays in the old one.
+	// One buffer for all parts. Where escapes make it grow, the parts that were cut off
+	// before stay in the old buffer.
 	w := &Template{}
 	n := len(c.RestaurantID) + len(c.ID) + len(c.Content) + len(c.Owner) + len(c.OwnerContact)
 	if k != nil {
@@ -76,11 +76,11 @@ func (k *ColumnKinds) NewTemplate(c *campaign.Campaign, trigger int64) *Template
 	return w
 }
 
-// templateNames bounds what render writes beside the texts: names, numbers, lengths.
+// templateNames bounds the bytes beside the texts: names, numbers, lengths.
 const templateNames = 512
 
-// AppendRecord appends the key and the value of one notification and returns
-// where the key ends and the value ends in dst.
+// AppendRecord appends the key and the value of one notification and returns the ends of
+// both in dst.
 func (w *Template) AppendRecord(dst []byte, client id.ID) (out []byte, keyEnd, valueEnd int) {
 	dst = append(dst, w.keyHead...)
 	mark := len(dst)
@@ -102,8 +102,8 @@ func (w *Template) AppendRecord(dst []byte, client id.ID) (out []byte, keyEnd, v
 	return dst, keyEnd, len(dst)
 }
 
-// MaxRecordSize bounds the bytes of one record's key and value for a client id
-// of n bytes: JSON escapes a byte to at most six, a key to at most three.
+// MaxRecordSize bounds the bytes of one record's key and value for a client id of n
+// bytes: JSON escapes a byte to at most six bytes, a key to at most three.
 func (w *Template) MaxRecordSize(n int) int {
 	return len(w.keyHead) + len(w.jsonHead) + len(w.jsonTail) + 2 + 9*n
 }
@@ -121,8 +121,8 @@ func CheckSize(c *campaign.Campaign, topic string, limit int) error {
 	return nil
 }
 
-// appendKeyID appends an id with % and : percent-encoded, so that
-// "<campaign>:<client>" has one reading only.
+// appendKeyID appends an id with % and : percent-encoded, so that "<campaign>:<client>"
+// has one reading only.
 func appendKeyID(dst []byte, id string) []byte {
 	mark := len(dst)
 	return escapeKeyFrom(append(dst, id...), mark)
@@ -139,7 +139,7 @@ func escapeKeyFrom(dst []byte, mark int) []byte {
 
 var keyEscaper = strings.NewReplacer("%", "%25", ":", "%3A")
 
-// isPlainJSON tells whether s is its own JSON form between quotes.
+// isPlainJSON reports whether s between quotes is a JSON string.
 func isPlainJSON[T string | []byte](s T) bool {
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
