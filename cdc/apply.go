@@ -28,17 +28,17 @@ type applier struct {
 	store *state.Store
 	queue *groupQueue
 	pos   *appliedPosition
-	gate  storeGate
+	gate  *storeGate
 	dirty chan struct{} // cap 1: to the syncer
 
-	// inTransaction: it holds the gate, in the middle of a transaction.
-	inTransaction bool
+	// holdsGate: a transaction was begun, and the gate is held until its end.
+	holdsGate bool
 
-	// awaitDiskRoom is Mirror.awaitDiskRoom.
+	// awaitRoom waits for room on the disk, see diskWaiter.
 	awaitRoom func(ctx context.Context, more int64, why error) error
-	// noteDiskFull is called with the reason while the disk has no room for a position,
-	// which is then not acknowledged, and with "" when a batch was written.
-	noteDiskFull func(why string)
+	// noteNoRoom receives the reason while the disk has no room for a position,
+	// which is then not acknowledged, and "" when a batch was written.
+	noteNoRoom func(why string)
 	// beforeApply is nil outside of tests.
 	beforeApply func(*state.Batch)
 }
@@ -92,15 +92,15 @@ func (a *applier) applyGroup(ctx context.Context, g *changeGroup) error {
 
 // tryWriteBatch applies a batch. A batch that ends a transaction closes its parts.
 func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
-	if !a.inTransaction && !a.gate.enter(ctx) {
+	if !a.holdsGate && !a.gate.enter(ctx) {
 		return ctx.Err()
 	}
-	a.inTransaction = true
+	a.holdsGate = true
 	if a.beforeApply != nil {
 		a.beforeApply(b)
 	}
 	if b.End == 0 {
-		a.pos.partial.Store(true)
+		a.pos.inTransaction.Store(true)
 	}
 	failpoint.Hit("apply/decoded")
 	if err := a.store.Apply(b); err != nil {
@@ -110,9 +110,9 @@ func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
 		return fmt.Errorf("apply changes up to %s: %w", b.End, err)
 	}
 	failpoint.Hit("apply/applied")
-	a.noteDiskFull("")
+	a.noteNoRoom("")
 	if b.End != 0 {
-		a.pos.partial.Store(false)
+		a.pos.inTransaction.Store(false)
 		a.leaveGate()
 		wakeWaiter(a.dirty)
 	}
@@ -121,8 +121,8 @@ func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
 
 // leaveGate opens the gate at the end of a transaction.
 func (a *applier) leaveGate() {
-	if a.inTransaction {
-		a.inTransaction = false
+	if a.holdsGate {
+		a.holdsGate = false
 		a.gate.leave()
 	}
 }
@@ -131,17 +131,17 @@ func (a *applier) leaveGate() {
 // lies there in parts: its end would seem to be reached.
 func (a *applier) persistPosition(ctx context.Context) error {
 	end := a.pos.load()
-	if a.pos.partial.Load() || a.store.Torn() {
+	if a.gate.InTransaction() {
 		return nil
 	}
 	if end <= a.store.EndLSN() {
-		a.noteDiskFull("")
+		a.noteNoRoom("")
 		return nil
 	}
 	err := a.tryWriteBatch(ctx, &state.Batch{End: end})
 	if errors.Is(err, state.ErrDiskFull) { // it can wait: the position is observed all the same
 		a.leaveGate()
-		a.noteDiskFull(err.Error())
+		a.noteNoRoom(err.Error())
 		return nil
 	}
 	return err

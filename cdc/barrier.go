@@ -24,13 +24,13 @@ const (
 // awaitStrict returns nil once the local state holds everything that was committed
 // in Postgres before the call: the changes that the stream sends, and those of
 // the catalogs that it does not send, such as ATTACH PARTITION.
-func (m *Mirror) awaitStrict(ctx context.Context) error { return m.awaitAnswered(ctx, 0) }
+func (b *freshnessBarrier) awaitStrict(ctx context.Context) error { return b.awaitAnswered(ctx, 0) }
 
 // awaitAnswered is strict that leaves the stream at least so long to come by itself.
-func (m *Mirror) awaitAnswered(ctx context.Context, patience time.Duration) error {
+func (b *freshnessBarrier) awaitAnswered(ctx context.Context, patience time.Duration) error {
 	for {
-		settled := m.catalogsSettled.wait()
-		r, err := m.queries.join(ctx, m.stopped)
+		settled := b.settled.wait()
+		r, err := b.queries.join(ctx, b.stopped)
 		if err != nil {
 			return err
 		}
@@ -40,15 +40,15 @@ func (m *Mirror) awaitAnswered(ctx context.Context, patience time.Duration) erro
 				continue
 			case <-ctx.Done():
 				return ctx.Err()
-			case <-m.stopped:
+			case <-b.stopped:
 				return ErrStopped
 			}
 		}
-		if err = m.awaitTarget(ctx, r, patience); errors.Is(err, errMoved) {
+		if err = b.awaitTarget(ctx, r, patience); errors.Is(err, errMoved) {
 			continue
 		}
 		if err == nil {
-			m.fresh.noteMoment(r.asked)
+			b.fresh.noteMoment(r.asked)
 		}
 		return err
 	}
@@ -56,13 +56,13 @@ func (m *Mirror) awaitAnswered(ctx context.Context, patience time.Duration) erro
 
 // awaitStream is strict for who replaces or compares the rows: it waits for what the
 // stream sends alone.
-func (m *Mirror) awaitStream(ctx context.Context) error {
+func (b *freshnessBarrier) awaitStream(ctx context.Context) error {
 	for {
-		r, err := m.queries.join(ctx, m.stopped)
+		r, err := b.queries.join(ctx, b.stopped)
 		if err != nil {
 			return err
 		}
-		if err = m.awaitTarget(ctx, r, 0); !errors.Is(err, errMoved) {
+		if err = b.awaitTarget(ctx, r, 0); !errors.Is(err, errMoved) {
 			return err
 		}
 	}
@@ -74,7 +74,7 @@ func (m *Mirror) awaitStream(ctx context.Context) error {
 // will be sent: a WAL position inside of a record while the server idles, or a
 // commit with synchronous_commit = off that waits for the WAL writer. Then a
 // transaction of our own brings the stream past it.
-func (m *Mirror) awaitTarget(ctx context.Context, r *positionQuery, patience time.Duration) error {
+func (b *freshnessBarrier) awaitTarget(ctx context.Context, r *positionQuery, patience time.Duration) error {
 	var nudge *time.Timer
 	wait := nudgeAfter
 	if r.unflushed {
@@ -82,11 +82,11 @@ func (m *Mirror) awaitTarget(ctx context.Context, r *positionQuery, patience tim
 	}
 	wait = max(wait, patience)
 	for {
-		at, moved, ok := m.pos.watchEpoch(r.epoch)
+		at, moved, ok := b.pos.watchEpoch(r.epoch)
 		if !ok {
 			return errMoved
 		}
-		if at >= r.target && !m.store.Torn() {
+		if at >= r.target && !b.store.Torn() {
 			return nil
 		}
 		if nudge == nil {
@@ -97,10 +97,10 @@ func (m *Mirror) awaitTarget(ctx context.Context, r *positionQuery, patience tim
 		case <-moved:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-m.stopped:
+		case <-b.stopped:
 			return ErrStopped
 		case <-nudge.C:
-			m.queries.requestNudge()
+			b.queries.requestNudge()
 			wait = min(wait*8, nudgeAtMost)
 			nudge.Reset(wait)
 		}

@@ -107,7 +107,7 @@ type checkpointKeeper struct {
 	tried, moved, warned, passed time.Time
 }
 
-func (m *Mirror) newCheckpointKeeper(floor id.LSN) *checkpointKeeper {
+func newCheckpointKeeper(m *Mirror, floor id.LSN) *checkpointKeeper {
 	return &checkpointKeeper{
 		every: m.cfg.CheckpointEvery, nextOffsets: m.cfg.NextOffsets,
 		store: m.store, log: m.log, stats: &m.stats.checkpoint, keepSize: m.stats.keepSize.Load, floor: floor,

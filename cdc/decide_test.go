@@ -11,12 +11,12 @@ import (
 
 // situation is what decide judges.
 type situation struct {
-	stored          state.Source
-	complete, whole bool
-	durable         id.LSN
-	cat             source.Catalog
-	past            source.Lineage
-	slot            source.SlotStatus
+	stored                  state.Source
+	complete, inTransaction bool
+	durable                 id.LSN
+	cat                     source.Catalog
+	past                    source.Lineage
+	slot                    source.SlotStatus
 }
 
 func TestDecide(t *testing.T) {
@@ -49,8 +49,8 @@ func TestDecide(t *testing.T) {
 		// Promotions: the log is one up to where the timelines part, and not behind it.
 		{"", func(s *situation) { promoted(s, 100) }},
 		{"promoted or restored (timeline 2) as of 0/63, without what was applied here up to 0/64", func(s *situation) { promoted(s, 99) }},
-		{"a transaction was applied here in part", func(s *situation) { promoted(s, 110); s.whole = false }},
-		{"", func(s *situation) { s.whole = false }},
+		{"a transaction was applied here in part", func(s *situation) { promoted(s, 110); s.inTransaction = true }},
+		{"", func(s *situation) { s.inTransaction = true }},
 		{"slot s does not exist on the server that was promoted", func(s *situation) { promoted(s, 110); s.slot.Exists = false }},
 		{"ahead of the local state", func(s *situation) { promoted(s, 110); s.slot.Confirmed = 105 }},
 		{"table public.t was made again", func(s *situation) { promoted(s, 110); s.cat.Source.TableOID = 7 }},
@@ -75,11 +75,11 @@ func TestDecide(t *testing.T) {
 		}},
 	} {
 		s := situation{
-			stored: stored, complete: true, whole: true, durable: 100, cat: source.Catalog{Source: stored, WALEnd: 120},
+			stored: stored, complete: true, durable: 100, cat: source.Catalog{Source: stored, WALEnd: 120},
 			slot: source.SlotStatus{Exists: true, Confirmed: 90, Restart: 80, WALStatus: "reserved"},
 		}
 		c.change(&s)
-		_, got := snapshotReason(s.stored, s.complete, s.durable, s.whole, &s.cat, s.past, s.slot)
+		_, got := snapshotReason(s.stored, s.complete, s.durable, s.inTransaction, &s.cat, s.past, s.slot)
 		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
 			t.Errorf("decided %q, want %q", got, c.want)
 		}

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/state"
 )
@@ -23,18 +22,25 @@ import (
 // roomPoll is how often it is looked whether there is room.
 const roomPoll = 250 * time.Millisecond
 
-// awaitDiskRoom waits until the disk has the reserve and so many bytes more. why is
+// diskWaiter waits for room on the disk.
+type diskWaiter struct {
+	store *state.Store
+	log   *slog.Logger
+	stats *mirrorStats
+}
+
+// awaitRoom waits until the disk has the reserve and so many bytes more. why is
 // what the store said. Checkpoints go first, see [state.Store.MakeRoom].
-func (m *Mirror) awaitDiskRoom(ctx context.Context, more int64, why error) error {
-	m.log.Warn("the disk is almost full; changes of the subscriptions wait until there is room", "reason", why)
-	m.stats.setDiskFull(why.Error())
-	defer m.stats.setDiskFull("")
+func (d *diskWaiter) awaitRoom(ctx context.Context, more int64, why error) error {
+	d.log.Warn("the disk is almost full; changes of the subscriptions wait until there is room", "reason", why)
+	d.stats.setDiskFull(why.Error())
+	defer d.stats.setDiskFull("")
 	tick := time.NewTicker(roomPoll)
 	defer tick.Stop()
 	for {
-		err := m.store.MakeRoom(more)
+		err := d.store.MakeRoom(more)
 		if err == nil {
-			m.log.Info("there is room on the disk again; going on")
+			d.log.Info("there is room on the disk again; going on")
 			return nil
 		}
 		if !errors.Is(err, state.ErrDiskFull) {
@@ -49,38 +55,25 @@ func (m *Mirror) awaitDiskRoom(ctx context.Context, more int64, why error) error
 }
 
 // noteNoRoom takes note of why a position could not be stored; "": it was.
-func (m *Mirror) noteNoRoom(why string) {
-	if m.stats.setDiskFull(why) && why != "" {
-		m.log.Warn("the disk is full; the source keeps its WAL until there is room", "reason", why)
+func (d *diskWaiter) noteNoRoom(why string) {
+	if d.stats.setDiskFull(why) && why != "" {
+		d.log.Warn("the disk is full; the source keeps its WAL until there is room", "reason", why)
 	}
-}
-
-// awaitRoomForLoad waits after a snapshot that did not fit, until there is room
-// for more than it had written by then. The slot goes meanwhile: it would only
-// keep WAL on the source for a snapshot that has to be taken anew.
-func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error) error {
-	if err := m.db.DropSlot(ctx, sql); err != nil {
-		return errors.Join(why, err)
-	}
-	if err := m.awaitDiskRoom(ctx, m.loadBytes, why); err != nil {
-		return ignoreCanceled(ctx, err)
-	}
-	return nil
 }
 
 // writeBatch applies a batch, as soon as there is room for it.
 func (a *applier) writeBatch(ctx context.Context, b *state.Batch) error {
 	for {
-		between := !a.inTransaction // else the transaction was begun and must be ended
+		outside := !a.holdsGate // else the transaction was begun and must be ended
 		err := a.tryWriteBatch(ctx, b)
 		if !errors.Is(err, state.ErrDiskFull) {
 			return err
 		}
-		if between {
+		if outside {
 			a.leaveGate()
 		}
-		if between && len(b.Changes) == 0 {
-			a.noteDiskFull(err.Error())
+		if outside && len(b.Changes) == 0 {
+			a.noteNoRoom(err.Error())
 			return nil // somebody else's transaction, a barrier's too: observed is enough
 		}
 		if err := a.awaitRoom(ctx, 0, err); err != nil {

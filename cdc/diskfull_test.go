@@ -32,24 +32,25 @@ func TestApplierOnAFullDisk(t *testing.T) {
 		}
 	}()
 	waited := errors.New("it waits")
-	a := &applier{store: store, queue: newGroupQueue(), pos: &appliedPosition{}, gate: newGate(), dirty: make(chan struct{}, 1),
+	pos := &appliedPosition{}
+	a := &applier{store: store, queue: newGroupQueue(), pos: pos, gate: newStoreGate(store, pos), dirty: make(chan struct{}, 1),
 		awaitRoom: func(_ context.Context, _ int64, why error) error {
 			if !errors.Is(why, state.ErrDiskFull) {
 				t.Errorf("it waits because of %v", why)
 			}
 			return waited
-		}, noteDiskFull: func(string) {}}
+		}, noteNoRoom: func(string) {}}
 	a.pos.openSession(0)
 	if err := a.applyGroup(t.Context(), &changeGroup{batch: state.Batch{End: 10}, observed: 10}); err != nil {
 		t.Errorf("a transaction without changes: %v", err)
 	}
-	if a.pos.load() != 10 || store.EndLSN() != 10 || a.inTransaction {
-		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/A, false", a.pos.load(), store.EndLSN(), a.inTransaction)
+	if a.pos.load() != 10 || store.EndLSN() != 10 || a.holdsGate {
+		t.Errorf("observed %s, stored %s, gate held %v; want 0/A, 0/A, false", a.pos.load(), store.EndLSN(), a.holdsGate)
 	}
 	change := id.Change{Op: id.Delete, Row: id.PackRow("1")}
 	err = a.applyGroup(t.Context(), &changeGroup{batch: state.Batch{End: 20, Changes: []id.Change{change}}, observed: 20})
-	if !errors.Is(err, waited) || a.pos.load() != 10 || a.inTransaction {
-		t.Errorf("a change: %v, observed %s, gate held %v; want it to wait at 0/A with the gate open", err, a.pos.load(), a.inTransaction)
+	if !errors.Is(err, waited) || a.pos.load() != 10 || a.holdsGate {
+		t.Errorf("a change: %v, observed %s, gate held %v; want it to wait at 0/A with the gate open", err, a.pos.load(), a.holdsGate)
 	}
 }
 

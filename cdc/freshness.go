@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"dinnerbell/state"
 )
 
 // Freshness says what [Mirror.Barrier] waits for.
@@ -46,19 +48,36 @@ const (
 // reconnects too, and returns ctx's error when ctx ends, or ErrStopped when Run
 // has returned and nothing can become fresh any more. Any number of goroutines
 // may call it; they share queries.
-func (m *Mirror) Barrier(ctx context.Context) error {
-	wait := m.awaitStrict
-	switch m.cfg.Freshness {
+func (m *Mirror) Barrier(ctx context.Context) error { return m.barrier.await(ctx) }
+
+// freshnessBarrier is the barrier. It outlives sessions: callers wait across them.
+type freshnessBarrier struct {
+	freshness    Freshness
+	maxStaleness time.Duration
+	store        *state.Store
+	pos          *appliedPosition
+	stats        *mirrorStats
+	stopped      <-chan struct{} // closed when nothing can become fresh any more
+
+	queries queryQueue
+	fresh   knownFresh
+	settled broadcast // the rows and the catalogs may agree again
+}
+
+// await waits as long as the freshness asks for.
+func (b *freshnessBarrier) await(ctx context.Context) error {
+	wait := b.awaitStrict
+	switch b.freshness {
 	case Strict:
 	case Bounded:
-		wait = m.awaitBounded
+		wait = b.awaitBounded
 	case Off:
-		wait = m.awaitRows
+		wait = b.awaitRows
 	}
 	start := time.Now()
 	err := wait(ctx)
 	if err == nil {
-		m.stats.freshness.Store(int64(time.Since(start)))
+		b.stats.freshness.Store(int64(time.Since(start)))
 	}
 	return err
 }
@@ -66,15 +85,15 @@ func (m *Mirror) Barrier(ctx context.Context) error {
 // awaitBounded waits until the mirror is known to have been fresh lately. A position
 // asked for at the call is as good as one that was asked for before it and is
 // reached only now.
-func (m *Mirror) awaitBounded(ctx context.Context) error {
-	if ok, _ := m.fresh.freshWithin(m.cfg.MaxStaleness); ok {
+func (b *freshnessBarrier) awaitBounded(ctx context.Context) error {
+	if ok, _ := b.fresh.freshWithin(b.maxStaleness); ok {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	asked := make(chan error, 1)
-	go func() { asked <- m.awaitStrict(ctx) }()
+	go func() { asked <- b.awaitStrict(ctx) }()
 	for {
-		ok, moved := m.fresh.freshWithin(m.cfg.MaxStaleness)
+		ok, moved := b.fresh.freshWithin(b.maxStaleness)
 		if ok {
 			cancel()
 			<-asked //nolint:errcheck // not needed any more
@@ -90,31 +109,31 @@ func (m *Mirror) awaitBounded(ctx context.Context) error {
 }
 
 // awaitRows waits until there is a complete snapshot, and no half transaction in it.
-func (m *Mirror) awaitRows(ctx context.Context) error {
+func (b *freshnessBarrier) awaitRows(ctx context.Context) error {
 	tick := time.NewTicker(rowsEvery)
 	defer tick.Stop()
 	for {
-		if _, complete := m.store.Source(); complete && !m.store.Torn() {
+		if _, complete := b.store.Source(); complete && !b.store.Torn() {
 			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-m.stopped:
+		case <-b.stopped:
 			return ErrStopped
 		}
 	}
 }
 
 // startAsking keeps asking, if it is needed, until stop.
-func (m *Mirror) startAsking(ctx context.Context) (stop func()) {
-	if m.cfg.Freshness != Bounded {
+func (b *freshnessBarrier) startAsking(ctx context.Context) (stop func()) {
+	if b.freshness != Bounded {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
-	asking.Go(func() { m.askRegularly(ctx) })
+	asking.Go(func() { b.askRegularly(ctx) })
 	return func() { cancel(); asking.Wait() }
 }
 
@@ -122,8 +141,8 @@ func (m *Mirror) startAsking(ctx context.Context) (stop func()) {
 // how stale the mirror is when a join comes. Positions are asked for although
 // earlier ones are not reached yet: a mirror that is always a little behind
 // would seem to be twice as far.
-func (m *Mirror) askRegularly(ctx context.Context) {
-	every := max(min(m.cfg.MaxStaleness/asksPerStaleness, maxAskEvery), time.Millisecond)
+func (b *freshnessBarrier) askRegularly(ctx context.Context) {
+	every := max(min(b.maxStaleness/asksPerStaleness, maxAskEvery), time.Millisecond)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var asking errgroup.Group
@@ -135,7 +154,7 @@ func (m *Mirror) askRegularly(ctx context.Context) {
 			return
 		case <-tick.C:
 			asking.TryGo(func() error {
-				_ = m.awaitAnswered(ctx, every) // it notes what it finds out; nobody waits, so it writes nothing early
+				_ = b.awaitAnswered(ctx, every) // it notes what it finds out; nobody waits, so it writes nothing early
 				return nil
 			})
 		}

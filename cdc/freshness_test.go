@@ -76,7 +76,7 @@ func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 		start := time.Now()
 		waits := r.waits()
 		// It was asked for before the call, or a little later. It only moves forward.
-		known := r.m.fresh.newestMoment()
+		known := r.m.barrier.fresh.newestMoment()
 		if stale := start.Sub(known); !waits && stale > r.cfg.MaxStaleness {
 			t.Fatalf("a join passed although the mirror is stale for %s", stale)
 		}
@@ -102,9 +102,9 @@ func TestBoundedWaitsOnlyPastTheLimit(t *testing.T) {
 		t.Errorf("after the barrier the store has %q, want what was committed before the limit", got)
 	}
 	// Without joins, too, it is known how fresh the mirror is.
-	before, nudges := r.m.fresh.newestMoment(), r.m.Status().Nudges
+	before, nudges := r.m.barrier.fresh.newestMoment(), r.m.Status().Nudges
 	envtest.Until(t, patience, func() error {
-		if !r.m.fresh.newestMoment().After(before.Add(r.cfg.MaxStaleness)) {
+		if !r.m.barrier.fresh.newestMoment().After(before.Add(r.cfg.MaxStaleness)) {
 			return errors.New("nobody asks")
 		}
 		return nil

@@ -13,86 +13,96 @@ import (
 
 const (
 	// maxHold is the longest that the stream waits for a rebuild to come to the
-	// same position. What comes after it costs one write.
+	// same position. The work after that costs one write.
 	maxHold = 500 * time.Millisecond
-	// partsPoll is how often it is looked whether a transaction that a broken
-	// session left in parts has come to its end.
-	partsPoll = 20 * time.Millisecond
+	// transactionPoll is the time between two looks whether a transaction that a
+	// broken session left behind in parts has come to its end.
+	transactionPoll = 20 * time.Millisecond
 )
 
 // storeGate is held by the applier while a transaction goes into the store, and by
-// others who need the store to stand still between two. Who waits longest gets
-// it first.
-type storeGate chan struct{}
+// others who need the store to stand still between two transactions. The one who
+// waits longest gets it first.
+type storeGate struct {
+	held  chan struct{} // cap 1
+	store *state.Store
+	pos   *appliedPosition
+}
 
-func newGate() storeGate { return make(storeGate, 1) }
+func newStoreGate(store *state.Store, pos *appliedPosition) *storeGate {
+	return &storeGate{held: make(chan struct{}, 1), store: store, pos: pos}
+}
 
 // enter waits for the gate; false: ctx ended.
-func (g storeGate) enter(ctx context.Context) bool {
+func (g *storeGate) enter(ctx context.Context) bool {
 	select {
-	case g <- struct{}{}:
+	case g.held <- struct{}{}:
 		return true
 	case <-ctx.Done():
 		return false
 	}
 }
 
-func (g storeGate) leave() { <-g }
+func (g *storeGate) leave() { <-g.held }
 
 // position is how far the local state is: everything that committed up to it is
-// visible, whether the stream or a keepalive told. It only grows within a session.
-func (m *Mirror) position() id.LSN { return max(m.store.EndLSN(), m.pos.load()) }
+// visible, whether the stream or a keepalive brought the position. It only grows
+// within a session.
+func (g *storeGate) position() id.LSN { return max(g.store.EndLSN(), g.pos.load()) }
+
+// InTransaction reports whether a part of a transaction is in the store and its end
+// is not. While the gate is free that happens where a session broke in the middle:
+// the transaction comes again.
+func (g *storeGate) InTransaction() bool {
+	return g.pos.inTransaction.Load() || g.store.Torn()
+}
 
 // pausedStream is the stream standing between two transactions, for a limited time.
 type pausedStream struct {
 	at    id.LSN // where it stands
-	gate  storeGate
+	gate  *storeGate
 	timer *time.Timer
 }
 
 // pause makes the stream wait at the end of a transaction, for limit at most.
-func (m *Mirror) pause(ctx context.Context, limit time.Duration) (*pausedStream, error) {
+func (g *storeGate) pause(ctx context.Context, limit time.Duration) (*pausedStream, error) {
 	for {
-		if !m.gate.enter(ctx) {
+		if !g.enter(ctx) {
 			return nil, ctx.Err()
 		}
-		if m.between() {
-			return &pausedStream{at: m.position(), gate: m.gate, timer: time.AfterFunc(limit, m.gate.leave)}, nil
+		if !g.InTransaction() {
+			return &pausedStream{at: g.position(), gate: g, timer: time.AfterFunc(limit, g.leave)}, nil
 		}
-		m.gate.leave()
-		if !source.Sleep(ctx, partsPoll) {
+		g.leave()
+		if !source.Sleep(ctx, transactionPoll) {
 			return nil, ctx.Err()
 		}
 	}
 }
 
-// keepPaused takes the limit away, until leave. It returns false if the time was over
-// before: then the stream has gone on already.
-func (h *pausedStream) keepPaused() bool { return h.timer.Stop() }
+// keepPaused takes the limit away, until resume. It returns false if the time was
+// over before: then the stream has gone on already.
+func (p *pausedStream) keepPaused() bool { return p.timer.Stop() }
 
-// resume lets the stream go on after keep.
-func (h *pausedStream) resume() { h.gate.leave() }
-
-// between says that no transaction lies in the store in parts. One does while
-// the gate is free if the session broke in the middle: it comes again.
-func (m *Mirror) between() bool { return !m.pos.partial.Load() && !m.store.Torn() }
+// resume lets the stream go on after keepPaused.
+func (p *pausedStream) resume() { p.gate.leave() }
 
 // whilePaused runs do while the stream stands between two transactions, however long
 // it takes.
-func (m *Mirror) whilePaused(ctx context.Context, do func(at id.LSN) error) error {
+func (g *storeGate) whilePaused(ctx context.Context, do func(at id.LSN) error) error {
 	for {
-		if !m.gate.enter(ctx) {
+		if !g.enter(ctx) {
 			return ctx.Err()
 		}
 		err := fmt.Errorf("a transaction is applied in parts: %w", state.ErrNotThere)
-		if m.between() {
-			err = do(m.position())
+		if !g.InTransaction() {
+			err = do(g.position())
 		}
-		m.gate.leave()
+		g.leave()
 		if !errors.Is(err, state.ErrNotThere) {
 			return err
 		}
-		if !source.Sleep(ctx, partsPoll) {
+		if !source.Sleep(ctx, transactionPoll) {
 			return ctx.Err()
 		}
 	}

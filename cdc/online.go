@@ -44,86 +44,92 @@ func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
 		return done, err
 	}
 	defer func() { err = m.work.endWork(ctx, w, err) }()
-	return m.retryRebuild(ctx, w)
+	return (&onlineRebuild{m: m, work: w}).run(ctx)
 }
 
-// retryRebuild starts over where what was read is of no use.
-func (m *Mirror) retryRebuild(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
+// onlineRebuild is a rebuild beside the served rows.
+type onlineRebuild struct {
+	m    *Mirror
+	work *sideWork
+	side *sideStream // of the attempt under way
+}
+
+// run starts over where what was read is of no use.
+func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	for range maxAttempts {
-		if done, err = m.rebuildBeside(ctx, w); !errors.Is(err, tablecopy.ErrRewritten) {
+		if done, err = r.attempt(ctx); !errors.Is(err, tablecopy.ErrRewritten) {
 			break
 		}
-		m.log.Info("the rebuild starts over", "reason", err)
+		r.m.log.Info("the rebuild starts over", "reason", err)
 	}
 	return done, err
 }
 
-// rebuildBeside is one attempt. It returns ErrRewritten if another is needed.
-func (m *Mirror) rebuildBeside(ctx context.Context, w *sideWork) (done Rebuilt, err error) {
-	s, err := m.openSideStream(ctx, w, source.RowsOutdated)
-	if err != nil {
+// attempt is one try. It returns ErrRewritten if another is needed.
+func (r *onlineRebuild) attempt(ctx context.Context) (done Rebuilt, err error) {
+	if r.side, err = openSideStream(ctx, r.m, r.work, source.RowsOutdated); err != nil {
 		return done, err
 	}
-	defer s.close()
-	g, err := m.loadBeside(ctx, s, w)
+	defer r.side.close()
+	g, err := r.loadBeside(ctx)
 	if err != nil {
 		return done, err
 	}
 	defer func() { err = errors.Join(err, g.Drop()) }()
 	failpoint.Hit("rebuild/loaded")
-	s.dropSnapshot()
-	w.setStage("catch up")
-	if err := s.startReading(ctx); err != nil {
+	r.side.dropSnapshot()
+	r.work.setStage("catch up")
+	if err := r.side.startReading(ctx); err != nil {
 		return done, err
 	}
-	if done.At, err = m.takeOver(ctx, s, g); err != nil {
+	if done.At, err = r.takeOver(ctx, g); err != nil {
 		return done, err
 	}
 	done.Subscriptions = g.Rows()
-	m.log.Info("subscriptions were rebuilt", "subscriptions", done.Subscriptions, "lsn", done.At.String(), "took", time.Since(w.began))
+	r.m.log.Info("subscriptions were rebuilt", "subscriptions", done.Subscriptions, "lsn", done.At.String(), "took", time.Since(r.work.began))
 	return done, nil
 }
 
 // loadBeside copies the table into rows that are not served yet.
-func (m *Mirror) loadBeside(ctx context.Context, s *sideStream, w *sideWork) (g *state.Generation, err error) {
-	w.setStage("copy")
-	loader, err := m.store.NewGeneration()
+func (r *onlineRebuild) loadBeside(ctx context.Context) (g *state.Generation, err error) {
+	r.work.setStage("copy")
+	loader, err := r.m.store.NewGeneration()
 	if err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
 	defer func() { err = errors.Join(err, loader.Abort()) }()
-	if _, err := tablecopy.Copy(ctx, m.db, m.copyRequest(s.snapshot, "", loader, &w.copy)); err != nil {
+	if _, err := tablecopy.Copy(ctx, r.m.db, r.m.copyRequest(r.side.snapshot, "", loader, &r.work.copy)); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("rebuild/copied")
-	w.setStage("sort")
-	if g, err = loader.Load(s.cat.Source, s.start); err != nil {
+	r.work.setStage("sort")
+	if g, err = loader.Load(r.side.cat.Source, r.side.start); err != nil {
 		return nil, fmt.Errorf("finish snapshot: %w", err)
 	}
 	return g, nil
 }
 
 // takeOver brings g to where the store is, and lets it take over there.
-func (m *Mirror) takeOver(ctx context.Context, s *sideStream, g *state.Generation) (at id.LSN, err error) {
+func (r *onlineRebuild) takeOver(ctx context.Context, g *state.Generation) (at id.LSN, err error) {
 	// From here on the store is behind the snapshot, whatever it was before.
-	if err := m.awaitStream(ctx); err != nil {
+	if err := r.m.barrier.awaitStream(ctx); err != nil {
 		return 0, err
 	}
 	to := &generationWriter{g: g}
 	for holds := 0; holds < maxHolds; {
 		began := time.Now()
-		if err := to.followTo(s, m.position()); err != nil {
+		if err := to.followTo(r.side, r.m.gate.position()); err != nil {
 			return 0, err
 		}
 		if time.Since(began) > nearEnough {
 			continue
 		}
 		holds++
-		at, err := m.flipGeneration(ctx, s, to)
+		at, err := r.flipGeneration(ctx, to)
 		if !errors.Is(err, errHeldTooLong) && !errors.Is(err, state.ErrNotThere) {
 			return at, err
 		}
-		m.log.Info("the new subscriptions could not take over yet", "reason", err)
+		r.m.log.Info("the new subscriptions could not take over yet", "reason", err)
 	}
 	return 0, fmt.Errorf("more is written than can be followed: the stream was held %d times in vain; try again when less is written", maxHolds)
 }
@@ -134,15 +140,15 @@ var errHeldTooLong = errors.New("the stream would have had to wait too long")
 
 // flipGeneration holds the stream, brings the new rows to where it stands and lets them
 // take over. What the side stream sends after that position is not looked at.
-func (m *Mirror) flipGeneration(ctx context.Context, s *sideStream, to *generationWriter) (id.LSN, error) {
-	h, err := m.pause(ctx, maxHold)
+func (r *onlineRebuild) flipGeneration(ctx context.Context, to *generationWriter) (id.LSN, error) {
+	h, err := r.m.gate.pause(ctx, maxHold)
 	if err != nil {
 		return 0, err
 	}
-	if m.hooks.held != nil {
-		m.hooks.held()
+	if r.m.hooks.held != nil {
+		r.m.hooks.held()
 	}
-	err = to.followTo(s, h.at)
+	err = to.followTo(r.side, h.at)
 	kept := h.keepPaused()
 	if kept {
 		defer h.resume()
@@ -156,11 +162,11 @@ func (m *Mirror) flipGeneration(ctx context.Context, s *sideStream, to *generati
 		return 0, context.Cause(ctx)
 	}
 	failpoint.Hit("rebuild/held")
-	served, err := m.servedSource()
+	served, err := r.m.servedSource()
 	if err != nil {
 		return 0, err
 	}
-	if v, why := source.CompareSources(served, s.cat.Source); v == source.StreamLost {
+	if v, why := source.CompareSources(served, r.side.cat.Source); v == source.StreamLost {
 		return 0, fmt.Errorf("%w: %s", ErrBusy, why)
 	}
 	if err := to.g.Flip(h.at, served); err != nil {

@@ -284,14 +284,14 @@ func TestRebuildStartsOverAfterTruncate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := r.m.openSideStream(ctx, w, source.RowsCurrent)
+	s, err := openSideStream(ctx, r.m, w, source.RowsCurrent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Writes every row anew, and changes no column that is mirrored.
 	r.Exec(`ALTER TABLE subscribers_restaurants ADD COLUMN note text DEFAULT random()::text`)
-	if _, err := r.m.loadBeside(ctx, s, w); !errors.Is(err, tablecopy.ErrRewritten) {
-		t.Errorf("the copy ended with %v, want errRewritten", err)
+	if _, err := (&onlineRebuild{m: r.m, work: w, side: s}).loadBeside(ctx); !errors.Is(err, tablecopy.ErrRewritten) {
+		t.Errorf("the copy ended with %v, want ErrRewritten", err)
 	}
 	s.close()
 	if err := r.m.work.endWork(ctx, w, nil); err != nil {

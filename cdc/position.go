@@ -12,9 +12,9 @@ import (
 // which come when nothing was sent for us.
 type appliedPosition struct {
 	observed atomic.Uint64
-	// partial: a transaction lies in the store in parts, its end has not come.
-	// It outlives a session, as the parts do.
-	partial atomic.Bool
+	// inTransaction: a part of a transaction is in the store, its end is not. It
+	// outlives a session, as the part does.
+	inTransaction atomic.Bool
 
 	mu        sync.Mutex    // guards below
 	epoch     uint64        // of the session; LSNs of two sessions are not compared

@@ -24,6 +24,7 @@ const maxRenewals = 5
 //
 // It outlives sessions, as a rebuild does that was asked for by an operator.
 type renewal struct {
+	m       *Mirror
 	wanted  chan string  // cap 1: the reason
 	running atomic.Bool  // then none is wanted
 	failed  atomic.Int32 // attempts in a row
@@ -46,8 +47,8 @@ func (n *renewal) request(reason string) error {
 	return nil
 }
 
-// startRenewing serves the renewal until stop.
-func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
+// start serves the renewal until stop.
+func (n *renewal) start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -56,15 +57,15 @@ func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
 			select {
 			case <-ctx.Done():
 				return
-			case reason := <-m.renewal.wanted:
-				m.renewal.running.Store(true)
-				err := m.renewRows(ctx, reason)
+			case reason := <-n.wanted:
+				n.running.Store(true)
+				err := n.renewRows(ctx, reason)
 				if err == nil {
 					pause.Reset()
 				} else {
 					source.Sleep(ctx, pause.NextBackOff())
 				}
-				m.renewal.running.Store(false)
+				n.running.Store(false)
 			}
 		}
 	})
@@ -73,29 +74,29 @@ func (m *Mirror) startRenewing(ctx context.Context) (stop func()) {
 
 // renewRows is one rebuild. Where it fails, the session's next look at the catalogs
 // asks again.
-func (m *Mirror) renewRows(ctx context.Context, reason string) (err error) {
-	m.log.Info("the catalogs changed; rebuilding the subscriptions beside those that are served", "reason", reason)
-	m.stats.setRebuildReason(reason)
-	working, w, err := m.work.beginInstead(ctx, WorkRebuild, reason)
+func (n *renewal) renewRows(ctx context.Context, reason string) (err error) {
+	n.m.log.Info("the catalogs changed; rebuilding the subscriptions beside those that are served", "reason", reason)
+	n.m.stats.setRebuildReason(reason)
+	working, w, err := n.m.work.beginInstead(ctx, WorkRebuild, reason)
 	if err != nil {
 		return err // a snapshot in their place is under way
 	}
-	m.stats.snapshots.Add(1)
-	_, err = m.retryRebuild(working, w)
-	err = m.work.endWork(working, w, err)
+	n.m.stats.snapshots.Add(1)
+	_, err = (&onlineRebuild{m: n.m, work: w}).run(working)
+	err = n.m.work.endWork(working, w, err)
 	switch {
 	case err == nil:
-		m.renewal.failed.Store(0)
-		m.catalogsSettled.notifyAll()
+		n.failed.Store(0)
+		n.m.barrier.settled.notifyAll()
 	case ctx.Err() != nil, errors.Is(err, ErrBusy), errors.Is(err, tablecopy.ErrRewritten), errors.Is(err, state.ErrDiskFull):
-		m.log.Info("the subscriptions were not rebuilt yet", "reason", err)
+		n.m.log.Info("the subscriptions were not rebuilt yet", "reason", err)
 	default:
-		m.renewal.failed.Add(1)
+		n.failed.Add(1)
 		if source.SQLState(err) == source.CodeConfigurationLimit {
-			m.renewal.failed.Store(maxRenewals)
+			n.failed.Store(maxRenewals)
 		}
-		m.stats.setError(err)
-		m.log.Warn("could not rebuild the subscriptions beside those that are served", "error", err, "after", time.Since(w.began))
+		n.m.stats.setError(err)
+		n.m.log.Warn("could not rebuild the subscriptions beside those that are served", "error", err, "after", time.Since(w.began))
 	}
 	return err
 }

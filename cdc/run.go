@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -36,16 +37,14 @@ type Mirror struct {
 	log             *slog.Logger
 	store           *state.Store    // written by the applier, or by a snapshot, never by both
 	pos             appliedPosition // outlives sessions: callers of Barrier wait across them
-	queries         queryQueue      // likewise
-	fresh           knownFresh      // likewise
 	stats           mirrorStats
-	gate            storeGate // held while a transaction is applied
+	gate            *storeGate // held while a transaction is applied
 	work            workSlot
 	lock            *source.SlotLock // made by Run and Rebuild
 	catalogsChanged chan struct{}    // cap 1: the barrier met other catalogs than those of the rows
-	// catalogsSettled tells that the rows and the catalogs may agree again.
-	catalogsSettled broadcast
 	renewal         renewal
+	barrier         freshnessBarrier
+	disk            diskWaiter
 
 	// For tests, which have no large tables: see the constants of these names.
 	compareAtOnce int64
@@ -93,11 +92,18 @@ func New(cfg Config, store *state.Store) *Mirror {
 	cfg = cfg.withDefaults()
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	cfg.Config = cfg.ForInstance(store.Instance())
-	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}), gate: newGate(),
-		catalogsChanged: make(chan struct{}, 1), renewal: renewal{wanted: make(chan string, 1)},
-		compareAtOnce: compareAtOnce, compareRounds: compareRounds}
+	m := &Mirror{cfg: cfg, log: cfg.Logger, store: store, stopped: make(chan struct{}), admitted: make(chan struct{}),
+		catalogsChanged: make(chan struct{}, 1),
+		compareAtOnce:   compareAtOnce, compareRounds: compareRounds}
 	m.db, m.invalid = source.Open(cfg.Config)
-	m.queries.wake = make(chan struct{}, 1)
+	m.gate = newStoreGate(store, &m.pos)
+	m.renewal = renewal{m: m, wanted: make(chan string, 1)}
+	m.disk = diskWaiter{store: store, log: cfg.Logger, stats: &m.stats}
+	m.barrier = freshnessBarrier{
+		freshness: cfg.Freshness, maxStaleness: cfg.MaxStaleness,
+		store: store, pos: &m.pos, stats: &m.stats, stopped: m.stopped,
+	}
+	m.barrier.queries.wake = make(chan struct{}, 1)
 	m.stats.setState(StateConnecting)
 	m.stats.safeWALSize.Store(-1)
 	m.stats.keepSize.Store(-1)
@@ -123,9 +129,9 @@ func (m *Mirror) Run(ctx context.Context) error {
 		return m.recordHalt(m.invalid)
 	}
 	m.lock = m.db.NewSlotLock(&m.stats, m.hooks.secondAlive)
-	defer m.startAsking(ctx)()
+	defer m.barrier.startAsking(ctx)()
 	defer m.lock.StartHeartbeat(ctx)()
-	defer m.startRenewing(ctx)()
+	defer m.renewal.start(ctx)()
 	pause := newBackoff()
 	for {
 		began := time.Now()
@@ -291,8 +297,17 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 		})
 	}
 	m.stats.setRebuildReason("asked for by the operator")
-	err = m.replaceRows(ctx, sql)
+	err = (&tableSnapshot{m: m, sql: sql}).replaceRows(ctx)
 	close(ended)
 	reporter.Wait()
 	return err
+}
+
+// servedSource says what the store mirrors, for a work to begin with.
+func (m *Mirror) servedSource() (state.Source, error) {
+	src, ok := m.store.Source()
+	if !ok {
+		return src, fmt.Errorf("%w: there is no complete snapshot yet; the daemon takes one by itself", ErrBusy)
+	}
+	return src, nil
 }

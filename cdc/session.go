@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,10 @@ import (
 
 // watchEvery is how often the slot and the catalogs are looked at.
 const watchEvery = 3 * time.Second
+
+// heldBackWarn is how much WAL a slot may make the server keep before it is
+// said: enough to be worth a look on a small disk, more than a restart costs.
+const heldBackWarn = 1 << 30
 
 // runSession is one attempt: connect, see what is there, then either take a
 // snapshot (and return nil: the next session streams) or stream until something
@@ -55,8 +60,7 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 		return false, fmt.Errorf("sync state: %w", err)
 	}
 	stored, complete := m.store.Source()
-	whole := !m.store.Torn() && !m.pos.partial.Load()
-	v, reason := snapshotReason(stored, complete, durable, whole, cat, past, slot)
+	v, reason := snapshotReason(stored, complete, durable, m.gate.InTransaction(), cat, past, slot)
 	if m.forcedSnapshot != "" && v != source.StreamLost {
 		v, reason = source.StreamLost, m.forcedSnapshot
 	}
@@ -79,7 +83,7 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string) error {
 	m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
 	m.stats.setRebuildReason(reason)
-	err := m.replaceRows(ctx, sql)
+	err := (&tableSnapshot{m: m, sql: sql}).replaceRows(ctx)
 	if errors.Is(err, state.ErrDiskFull) {
 		return m.awaitRoomForLoad(ctx, sql, err)
 	}
@@ -87,6 +91,19 @@ func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string)
 		m.forcedSnapshot = ""
 	}
 	return err
+}
+
+// awaitRoomForLoad waits after a snapshot that did not fit, until there is room
+// for more than it had written by then. The slot goes meanwhile: it would only
+// keep WAL on the source for a snapshot that has to be taken anew.
+func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error) error {
+	if err := m.db.DropSlot(ctx, sql); err != nil {
+		return errors.Join(why, err)
+	}
+	if err := m.disk.awaitRoom(ctx, m.loadBytes, why); err != nil {
+		return ignoreCanceled(ctx, err)
+	}
+	return nil
 }
 
 // followPromotion notes the timeline of a server that was promoted.
@@ -136,7 +153,7 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 	m.pos.openSession(m.store.EndLSN())
 	err = m.runStreaming(ctx, &streamingSession{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: replication.StatusInterval(every)})
 	m.pos.closeSession()
-	m.catalogsSettled.notifyAll()
+	m.barrier.settled.notifyAll()
 	if m.hooks.endedStream != nil {
 		m.hooks.endedStream(err)
 	}
@@ -159,14 +176,14 @@ type streamingSession struct {
 // to repeat.
 func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	defer m.stats.setDiskFull("")
-	keep := m.newCheckpointKeeper(l.confirmed)
+	keep := newCheckpointKeeper(m, l.confirmed)
 	back := replication.NewStatusSender(l.out, keep.limitAcknowledgement(l.durable))
 	queue := newGroupQueue()
 	dirty := make(chan struct{}, 1)
 	asm := pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())
 	recv := &walReceiver{in: replication.NewReader(l.out, asm, back), queue: queue, status: back, stats: &m.stats}
-	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.awaitDiskRoom, noteDiskFull: m.noteNoRoom, beforeApply: m.hooks.beforeApply}
-	ask := &positionProbe{sql: l.asker, rounds: &m.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.disk.awaitRoom, noteNoRoom: m.disk.noteNoRoom, beforeApply: m.hooks.beforeApply}
+	ask := &positionProbe{sql: l.asker, rounds: &m.barrier.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
 		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}
 
 	// The first that fails ends all. Reading is the one thing that does not see
@@ -181,7 +198,7 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	g.Go(func() error { return back.Run(gctx, l.every) })
 	g.Go(func() error { return ask.run(gctx) })
 	g.Go(func() error { return m.watchCatalogs(gctx, l) })
-	wakeWaiter(m.queries.wake) // callers may have waited for a session
+	wakeWaiter(m.barrier.queries.wake) // callers may have waited for a session
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil
@@ -232,7 +249,7 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 			return ctx.Err()
 		case <-time.After(watchEvery):
 			// The end that was read may lie inside of a record.
-			m.queries.requestNudge()
+			m.barrier.queries.requestNudge()
 		}
 	}
 }
@@ -270,6 +287,34 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 			return fmt.Errorf("note catalogs: %w", err)
 		}
 	}
-	m.catalogsSettled.notifyAll()
+	m.barrier.settled.notifyAll()
 	return nil
+}
+
+// recordSlot takes over what pg_replication_slots says, and warns when it gets
+// dangerous: once each time, so that a log is not filled.
+func (m *Mirror) recordSlot(slot source.SlotStatus, walEnd id.LSN) {
+	held := int64(0)
+	if slot.Restart != 0 && walEnd > slot.Restart {
+		held = int64(walEnd - slot.Restart)
+	}
+	s := &m.stats
+	s.safeWALSize.Store(slot.SafeWALSize)
+	s.keepSize.Store(slot.KeepSize)
+	before := s.slotHeld.Swap(held)
+	s.mu.Lock()
+	was := s.walStatus
+	s.walStatus = slot.WALStatus
+	s.mu.Unlock()
+
+	much := cmp.Or(m.hooks.warnHeld, heldBackWarn)
+	attrs := []any{"slot", m.cfg.Slot, "wal_status", slot.WALStatus, "held_bytes", held, "safe_wal_size", slot.SafeWALSize}
+	switch {
+	case slot.WALStatus == source.SlotUnreserved && was != source.SlotUnreserved:
+		m.log.Warn("the slot may lose its WAL at the server's next checkpoint: it is behind by more than max_slot_wal_keep_size", attrs...)
+	case slot.WALStatus == source.SlotLost && was != source.SlotLost:
+		m.log.Error("the slot is lost", append(attrs, "why", slot.LossReason())...)
+	case held >= much && before < much:
+		m.log.Warn("the server keeps much WAL for the slot: nobody has read it for a while, or slowly", attrs...)
+	}
 }

@@ -52,7 +52,7 @@ type sideStream struct {
 // openSideStream makes the slot and its snapshot. It waits for transactions that are
 // open. The snapshot must show what the store mirrors, with a difference of at
 // most so much.
-func (m *Mirror) openSideStream(ctx context.Context, w *sideWork, most source.Verdict) (*sideStream, error) {
+func openSideStream(ctx context.Context, m *Mirror, w *sideWork, most source.Verdict) (*sideStream, error) {
 	w.setStage("wait for open transactions")
 	src, err := m.servedSource()
 	if err != nil {

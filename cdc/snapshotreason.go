@@ -38,16 +38,16 @@ func Coverage(ctx context.Context, cfg source.Config, read func() error) (func(s
 		return nil, err
 	}
 	return func(src state.Source, end id.LSN) string {
-		_, why := snapshotReason(src, true, end, true, cat, past, slot)
+		_, why := snapshotReason(src, true, end, false, cat, past, slot)
 		return why
 	}, nil
 }
 
 // snapshotReason says whether the stream goes on from where the store is, and why not, or
-// why new rows are needed all the same. whole tells that no transaction lies there
-// in parts; past are the timelines before the server's present one.
-func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) (source.Verdict, string) {
-	if why := streamLossReason(stored, complete, durable, whole, cat, past, slot); why != "" {
+// why new rows are needed all the same. inTransaction: a part of a
+// transaction is there without its end; past are the timelines before the server's present one.
+func snapshotReason(stored state.Source, complete bool, durable id.LSN, inTransaction bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) (source.Verdict, string) {
+	if why := streamLossReason(stored, complete, durable, inTransaction, cat, past, slot); why != "" {
 		return source.StreamLost, why
 	}
 	stored.Timeline, stored.History = cat.Source.Timeline, cat.Source.History
@@ -56,7 +56,7 @@ func snapshotReason(stored state.Source, complete bool, durable id.LSN, whole bo
 
 // streamLossReason says why the stream does not go on from where the store is; "" if
 // it does.
-func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) string {
+func streamLossReason(stored state.Source, complete bool, durable id.LSN, inTransaction bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) string {
 	now := cat.Source
 	switch {
 	case !complete:
@@ -64,7 +64,7 @@ func streamLossReason(stored state.Source, complete bool, durable id.LSN, whole 
 	case stored.SystemID != now.SystemID:
 		return fmt.Sprintf("the server is another one (system id %s, was %s)", now.SystemID, stored.SystemID)
 	}
-	if why := past.Divergence(stored, now, durable, whole); why != "" {
+	if why := past.Divergence(stored, now, durable, inTransaction); why != "" {
 		return why
 	}
 	promoted := ""

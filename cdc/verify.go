@@ -107,7 +107,7 @@ type verification struct {
 // freezeBoth takes the snapshot of the table, holds the local rows at the end of a
 // transaction soon after it, and collects what lies between the two.
 func (v *verification) freezeBoth(ctx context.Context) (err error) {
-	if v.side, err = v.m.openSideStream(ctx, v.w, source.RowsCurrent); err != nil {
+	if v.side, err = openSideStream(ctx, v.m, v.w, source.RowsCurrent); err != nil {
 		return err
 	}
 	if err := v.side.startReading(ctx); err != nil {
@@ -115,10 +115,10 @@ func (v *verification) freezeBoth(ctx context.Context) (err error) {
 	}
 	v.w.setStage("wait for the local state")
 	// After it the local state is behind the snapshot.
-	if err := v.m.awaitStream(ctx); err != nil {
+	if err := v.m.barrier.awaitStream(ctx); err != nil {
 		return err
 	}
-	err = v.m.whilePaused(ctx, func(at id.LSN) (err error) {
+	err = v.m.gate.whilePaused(ctx, func(at id.LSN) (err error) {
 		v.done.At = at
 		v.frozen, err = v.m.store.Freeze()
 		return err
@@ -278,7 +278,7 @@ func (v *verification) compareRows(ctx context.Context, parts []int) error {
 
 // mendRows brings rows to what the table has, between two transactions.
 func (v *verification) mendRows(ctx context.Context, differences []state.Difference) error {
-	return v.m.whilePaused(ctx, func(id.LSN) error {
+	return v.m.gate.whilePaused(ctx, func(id.LSN) error {
 		n, err := v.frozen.Mend(differences)
 		if err != nil {
 			return err

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"dinnerbell/cdc/tablecopy"
-	"dinnerbell/state"
 )
 
 // ErrBusy says that what was asked for has to wait for something else: another
@@ -132,13 +131,4 @@ func (q *workSlot) current() *WorkStatus {
 	}
 	stage, _ := w.stage.Load().(string)
 	return &WorkStatus{Kind: w.kind, Stage: stage, Copy: w.copy.ProgressAt(time.Now()), Since: w.began}
-}
-
-// servedSource says what the store mirrors, for a work to begin with.
-func (m *Mirror) servedSource() (state.Source, error) {
-	src, ok := m.store.Source()
-	if !ok {
-		return src, fmt.Errorf("%w: there is no complete snapshot yet; the daemon takes one by itself", ErrBusy)
-	}
-	return src, nil
 }

@@ -80,8 +80,8 @@ func (l Lineage) branchOf(src state.Source) (end id.LSN, ok bool) {
 }
 
 // Divergence says why the local state, at durable, is not that of the server now,
-// "" if it is; whole tells that no transaction lies there in parts.
-func (l Lineage) Divergence(stored, now state.Source, durable id.LSN, whole bool) string {
+// "" if it is; inTransaction: a part of a transaction is there without its end.
+func (l Lineage) Divergence(stored, now state.Source, durable id.LSN, inTransaction bool) string {
 	if stored.Timeline == now.Timeline && stored.History == now.History {
 		return ""
 	}
@@ -92,7 +92,7 @@ func (l Lineage) Divergence(stored, now state.Source, durable id.LSN, whole bool
 			now.Timeline, now.History, stored.Timeline, stored.History)
 	case durable > end:
 		return fmt.Sprintf("the server was promoted or restored (timeline %d) as of %s, without what was applied here up to %s", now.Timeline, end, durable)
-	case !whole:
+	case inTransaction:
 		return fmt.Sprintf("the server was promoted (timeline %d) while a transaction was applied here in part", now.Timeline)
 	}
 	return ""
