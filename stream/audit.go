@@ -35,7 +35,7 @@ type Finding struct {
 // A daemon that works meanwhile moves P and K; each is read in an order that
 // makes the checks hold anyway.
 func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
-	a := &audit{cfg: cfg.withDefaults(), t: cfg.Sink.Tables()}
+	a := &auditor{cfg: cfg.withDefaults(), t: cfg.Sink.Tables()}
 	conn, err := cfg.Sink.Connect(ctx, "dinnerbell audit")
 	if err != nil {
 		return nil, err
@@ -67,14 +67,14 @@ func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 		return nil, fmt.Errorf("read %s: %w", a.t.Lane, err)
 	}
 	for _, l := range lanes {
-		if err := a.lane(ctx, l); err != nil {
+		if err := a.checkLane(ctx, l); err != nil {
 			return a.findings, fmt.Errorf("audit lane %d: %w", l, err)
 		}
 	}
 	return a.findings, nil
 }
 
-type audit struct {
+type auditor struct {
 	cfg      ClaimConfig
 	t        sink.Tables
 	conn     *pgx.Conn
@@ -84,41 +84,41 @@ type audit struct {
 	findings []Finding
 }
 
-func (a *audit) say(lane int32, ok bool, format string, args ...any) { //nolint:goprintffuncname // go vet knows a printf wrapper by its body; the callers make sentences
+func (a *auditor) addFinding(lane int32, ok bool, format string, args ...any) { //nolint:goprintffuncname // go vet knows a printf wrapper by its body; the callers make sentences
 	a.findings = append(a.findings, Finding{Lane: lane, OK: ok, What: fmt.Sprintf(format, args...)})
 }
 
-// lane checks one lane. K is read before and after the snapshot of Postgres:
+// checkLane checks one lane. K is read before and after the snapshot of Postgres:
 // what the snapshot holds was written between the two.
-func (a *audit) lane(ctx context.Context, lane int32) error {
-	before, err := a.progress(ctx, lane)
+func (a *auditor) checkLane(ctx context.Context, lane int32) error {
+	before, err := a.readProgress(ctx, lane)
 	if err != nil {
 		return err
 	}
-	p, outbox, err := a.snapshot(ctx, lane)
+	p, outbox, err := a.readSnapshot(ctx, lane)
 	if err != nil {
 		return err
 	}
-	after, err := a.progress(ctx, lane)
+	after, err := a.readProgress(ctx, lane)
 	if err != nil {
 		return err
 	}
 	window := int64(a.cfg.Window)
-	a.say(lane, before <= p, "K %d ≤ P %d", before, p)
-	a.say(lane, p <= after+window, "P %d ≤ K %d + %d", p, after, window)
-	a.contiguous(lane, before, p, outbox)
+	a.addFinding(lane, before <= p, "K %d ≤ P %d", before, p)
+	a.addFinding(lane, p <= after+window, "P %d ≤ K %d + %d", p, after, window)
+	a.checkOutbox(lane, before, p, outbox)
 	if len(outbox) == 0 {
 		return nil
 	}
-	if err := a.feedback(ctx, lane, outbox); err != nil {
+	if err := a.checkFeedback(ctx, lane, outbox); err != nil {
 		return err
 	}
-	return a.topic(ctx, lane, outbox, before, after)
+	return a.checkRecords(ctx, lane, outbox, before, after)
 }
 
-// progress reads K while its producer may be at work: up to the last stable
+// readProgress reads K while its producer may be at work: up to the last stable
 // offset, since an open transaction is not progress yet.
-func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
+func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
 		var k int64
@@ -134,8 +134,8 @@ func (a *audit) progress(ctx context.Context, lane int32) (int64, error) {
 	return 0, err
 }
 
-// snapshot reads P, the outbox and the matching feedback rows' count as of one moment.
-func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*record.Payload, err error) {
+// readSnapshot reads P, the outbox and the matching feedback rows' count as of one moment.
+func (a *auditor) readSnapshot(ctx context.Context, lane int32) (p int64, outbox []*record.Payload, err error) {
 	err = pgx.BeginTxFunc(ctx, a.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.Lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
 			return fmt.Errorf("read %s: %w", a.t.Lane, err)
@@ -157,20 +157,20 @@ func (a *audit) snapshot(ctx context.Context, lane int32) (p int64, outbox []*re
 	return p, outbox, err
 }
 
-func (a *audit) contiguous(lane int32, k, p int64, outbox []*record.Payload) {
+func (a *auditor) checkOutbox(lane int32, k, p int64, outbox []*record.Payload) {
 	next := p + 1 - int64(len(outbox))
 	for _, o := range outbox {
 		if o.Seq != next {
-			a.say(lane, false, "the outbox holds step %d where %d belongs; it must be contiguous up to P %d", o.Seq, next, p)
+			a.addFinding(lane, false, "the outbox holds step %d where %d belongs; it must be contiguous up to P %d", o.Seq, next, p)
 			return
 		}
 		next++
 	}
-	a.say(lane, p-int64(len(outbox)) <= k, "the outbox holds %d steps, contiguous up to P, and all above K", len(outbox))
+	a.addFinding(lane, p-int64(len(outbox)) <= k, "the outbox holds %d steps, contiguous up to P, and all above K", len(outbox))
 }
 
-// feedback looks every client of the outbox up in the feedback table.
-func (a *audit) feedback(ctx context.Context, lane int32, outbox []*record.Payload) error {
+// checkFeedback looks every client of the outbox up in the feedback table.
+func (a *auditor) checkFeedback(ctx context.Context, lane int32, outbox []*record.Payload) error {
 	missing, total := int64(0), 0
 	for _, o := range outbox {
 		for _, seg := range o.Segments {
@@ -188,14 +188,14 @@ func (a *audit) feedback(ctx context.Context, lane int32, outbox []*record.Paylo
 			missing += n
 		}
 	}
-	a.say(lane, missing == 0, "of %d notifications in the outbox, %d have no feedback row", total, missing)
+	a.addFinding(lane, missing == 0, "of %d notifications in the outbox, %d have no feedback row", total, missing)
 	return nil
 }
 
-// topic counts the records of the outbox's steps in the notifications topic,
+// checkRecords counts the records of the outbox's steps in the notifications topic,
 // from shortly before the first of them was decided. Steps between the two
 // readings of K may be there or not.
-func (a *audit) topic(ctx context.Context, lane int32, outbox []*record.Payload, before, after int64) error {
+func (a *auditor) checkRecords(ctx context.Context, lane int32, outbox []*record.Payload, before, after int64) error {
 	seen, since := map[string]int{}, int64(math.MaxInt64)
 	for _, o := range outbox {
 		for _, seg := range o.Segments {
@@ -210,7 +210,7 @@ func (a *audit) topic(ctx context.Context, lane int32, outbox []*record.Payload,
 	if len(seen) == 0 {
 		return nil
 	}
-	if err := a.count(ctx, time.Unix(since, 0).Add(-time.Minute), seen); err != nil {
+	if err := a.countRecords(ctx, time.Unix(since, 0).Add(-time.Minute), seen); err != nil {
 		return err
 	}
 	missing, doubled, early := 0, 0, 0
@@ -230,12 +230,12 @@ func (a *audit) topic(ctx context.Context, lane int32, outbox []*record.Payload,
 			}
 		}
 	}
-	a.say(lane, missing+doubled+early == 0, "of their records in topic %s, %d are missing, %d doubled, %d there before they are shipped", a.cfg.Kafka.Notifications, missing, doubled, early)
+	a.addFinding(lane, missing+doubled+early == 0, "of their records in topic %s, %d are missing, %d doubled, %d there before they are shipped", a.cfg.Kafka.Notifications, missing, doubled, early)
 	return nil
 }
 
-// count adds up, for the keys of seen, the committed records since a time.
-func (a *audit) count(ctx context.Context, since time.Time, seen map[string]int) error {
+// countRecords adds up, for the keys of seen, the committed records since a time.
+func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[string]int) error {
 	adm := kadm.NewClient(a.client)
 	starts, err := adm.ListOffsetsAfterMilli(ctx, since.UnixMilli(), a.cfg.Kafka.Notifications)
 	if err != nil {

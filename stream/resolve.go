@@ -11,6 +11,7 @@ import (
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/topic"
 )
 
 // Choice is what an operator accepts where Postgres and Kafka contradict each
@@ -53,21 +54,21 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 			return nil, err
 		}
 		if *part.broken = halted; halted {
-			r.say("lane %d: %s", laneID, found.What)
+			r.report("lane %d: %s", laneID, found.What)
 		}
 	}
 	if !r.sinks && !r.input {
 		return []string{fmt.Sprintf("lane %d: nothing to resolve", laneID)}, nil
 	}
-	if err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error { return r.mend(ctx, tx) }); err != nil {
+	if err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error { return r.mendLane(ctx, tx) }); err != nil {
 		return r.did, err
 	}
 	if s.progressLost != nil {
 		// K is what was settled on; without a record the next takeover would halt again.
-		if err := newShipper(s).shipBatch(ctx, []*record.Payload{{Seq: s.shipped}}, &recordBuffers{}); err != nil {
+		if err := topic.WriteProgress(ctx, s.client, s.cfg.Kafka.Progress, s.lane, s.shipped); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
-		r.say("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped)
+		r.report("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped)
 	}
 	return r.did, nil
 }
@@ -83,13 +84,13 @@ type resolution struct {
 	newNext int64 // next_offset as it will be
 }
 
-func (r *resolution) say(format string, args ...any) { //nolint:goprintffuncname // it says, it does not print
+func (r *resolution) report(format string, args ...any) { //nolint:goprintffuncname // it says, it does not print
 	r.did = append(r.did, fmt.Sprintf(format, args...))
 }
 
-// mend makes the lane agree with the Kafka that is there. Sinks that agree are
+// mendLane makes the lane agree with the Kafka that is there. Sinks that agree are
 // left as they are: what is decided and not shipped is shipped by the next owner.
-func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
+func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 	// It stands idle while Postgres sorts what is read on the other connection.
 	if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
@@ -115,7 +116,7 @@ func (r *resolution) mend(ctx context.Context, tx pgx.Tx) error {
 	if tag.RowsAffected() != 1 {
 		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.lane, sink.ErrTakenOver)
 	}
-	r.say("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.cfg.Kafka.Campaigns)
+	r.report("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.cfg.Kafka.Campaigns)
 	return nil
 }
 
@@ -130,8 +131,8 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	if len(dead) > 0 {
-		r.say("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.cfg.Kafka.DeadLetters)
-		if err := r.refill(ctx, tx, &record.Payload{Dead: dead}); err != nil {
+		r.report("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.cfg.Kafka.DeadLetters)
+		if err := r.addStep(ctx, tx, &record.Payload{Dead: dead}); err != nil {
 			return err
 		}
 	}
@@ -139,11 +140,11 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	case rolledBack && r.accept == AcceptMissing:
 		return r.giveUpLive(ctx, tx)
 	case rolledBack:
-		r.say("campaigns are delivered on as Postgres remembers them; clients whose rows were lost get them again")
+		r.report("campaigns are delivered on as Postgres remembers them; clients whose rows were lost get them again")
 	case r.accept == AcceptRepeats:
 		return r.shipAgain(ctx, tx)
 	default:
-		r.say("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.t.Feedback)
+		r.report("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.t.Feedback)
 	}
 	return nil
 }
@@ -162,7 +163,7 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 		p, err := record.DecodePayload(seq, b)
 		switch {
 		case errors.Is(err, record.ErrCorrupt):
-			r.say("step %d of the outbox cannot be read and is given up", seq)
+			r.report("step %d of the outbox cannot be read and is given up", seq)
 			return nil
 		case err == nil && seq > r.claim.shipped:
 			dead = append(dead, p.Dead...)
@@ -175,8 +176,8 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 	return dead, nil
 }
 
-// refill adds one step to the outbox.
-func (r *resolution) refill(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
+// addStep adds one step to the outbox.
+func (r *resolution) addStep(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
 	r.newSeq++
 	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.t.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
 		r.claim.lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
@@ -202,7 +203,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	case r.newNext > end:
 		r.newNext = end
 	default:
-		r.say("campaigns at offsets %d to %d are gone and are not delivered", r.newNext, start-1)
+		r.report("campaigns at offsets %d to %d are gone and are not delivered", r.newNext, start-1)
 		r.newNext = start
 	}
 	if !anew {
@@ -225,7 +226,7 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	r.say("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", tag.RowsAffected(), r.newNext, end-1)
+	r.report("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", tag.RowsAffected(), r.newNext, end-1)
 	r.newNext = end
 	return nil
 }
@@ -258,7 +259,7 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 			return nil
 		}
 		total += build.Notifications()
-		err := r.refill(ctx, tx, build)
+		err := r.addStep(ctx, tx, build)
 		build, bytes = &record.Payload{}, 0
 		return err
 	}
@@ -280,6 +281,6 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 	if err != nil {
 		return fmt.Errorf("send notifications again: %w", err)
 	}
-	r.say("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.cfg.Kafka.Notifications)
+	r.report("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.cfg.Kafka.Notifications)
 	return nil
 }

@@ -189,11 +189,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 	}
 	failpoint.Hit("ship/produced")
 	last := batch[len(batch)-1].Seq
-	s.claim.client.Produce(ctx, &kgo.Record{
-		Topic: s.claim.cfg.Kafka.Progress, Partition: s.claim.lane,
-		Key:   topic.ProgressKey(s.claim.lane),
-		Value: fmt.Appendf(nil, `{"seq":%d}`, last),
-	}, result.Note)
+	s.claim.client.Produce(ctx, topic.ProgressRecord(s.claim.cfg.Kafka.Progress, s.claim.lane, last), result.Note)
 	if err := s.claim.client.Flush(ctx); err != nil {
 		return nil, fmt.Errorf("flush: %w", err)
 	}

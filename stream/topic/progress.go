@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // progressWindow is how many offsets before the end are read first. A shipment is one
@@ -78,6 +79,29 @@ func ReadProgress(ctx context.Context, p *PartitionReader) (int64, error) {
 
 // ProgressKey returns the key of a lane's progress records.
 func ProgressKey(lane int32) []byte { return strconv.AppendInt(nil, int64(lane), 10) }
+
+// ProgressRecord is the record of the progress topic by which a lane has shipped every
+// step up to seq.
+func ProgressRecord(topic string, lane int32, seq int64) *kgo.Record {
+	return &kgo.Record{Topic: topic, Partition: lane, Key: ProgressKey(lane), Value: fmt.Appendf(nil, `{"seq":%d}`, seq)}
+}
+
+// WriteProgress writes a progress record in a transaction of its own. It returns nil
+// only if the commit was acknowledged.
+func WriteProgress(ctx context.Context, client *kgo.Client, topic string, lane int32, seq int64) error {
+	ctx, cancel := context.WithTimeout(ctx, TransactionTimeout)
+	defer cancel()
+	if err := client.BeginTransaction(); err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	if err := client.ProduceSync(ctx, ProgressRecord(topic, lane, seq)).FirstErr(); err != nil {
+		return fmt.Errorf("produce: %w", err)
+	}
+	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+		return fmt.Errorf("commit: outcome unknown: %w", err)
+	}
+	return nil
+}
 
 func isProgressKey(r *Record) bool { return bytes.Equal(r.Key, ProgressKey(r.Partition)) }
 
