@@ -4,8 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS  = -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-# Packages whose tests talk to a broker: the suite that runs on kfake and on
-# real Kafka alike.
+# Packages whose tests need a broker: they run on kfake and on real Kafka.
 INTEGRATION = ./internal/... ./stream/... ./cmd/...
 
 # Further go test flags, such as GOTESTFLAGS='-run TestX -v'.
@@ -17,7 +16,7 @@ BENCHFLAGS ?=
 LINT_VERSION = v2.15.0
 LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 
-# What Git knows, not what lies around: bin, .cache and drafts are not source.
+# Files that Git tracks or would add: bin and .cache are no source.
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
@@ -39,7 +38,7 @@ test: ## all tests on Postgres and kfake
 	@scripts/install-tools.sh go kcat
 	go test -vet=off -timeout 10m $(GOTESTFLAGS) ./...
 
-# Apart from test: it compiles the world a second time.
+# Not a part of test: the race detector needs a second build of everything.
 test-race: ## the packages' tests under the race detector
 	@scripts/install-tools.sh go
 	go test -race -vet=off -timeout 15m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
@@ -58,7 +57,7 @@ test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat
 	TEST_LONG=1 go test -count=1 -vet=off -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
 
-test-fetch: ## show that a Postgres is downloaded where none is installed
+test-fetch: ## test the download of Postgres on a machine that has none
 	@scripts/install-tools.sh go
 	TESTENV_FETCH=1 go test -count=1 -vet=off -v -run '^TestFetchPostgres$$' ./internal/testenv
 
@@ -73,15 +72,15 @@ DAEMONS ?= 2
 LENGTH  ?= 8
 FAULTS  ?= 10
 
-chaos: build ## break everything around the daemon, compare both sinks with an oracle: ROUNDS= SEED= BROKER=kafka|kfake DAEMONS=1|2
+chaos: build ## break everything around the daemon and compare both sinks with an oracle: ROUNDS= SEED= BROKER=kafka|kfake DAEMONS=1|2
 	@[ "$(BROKER)" != kafka ] || scripts/install-tools.sh java
 	go build -o bin/chaos ./scripts/chaos
 	bin/chaos -rounds $(ROUNDS) -first $(FIRST) -seed $(SEED) -broker $(BROKER) -daemons $(DAEMONS) -seconds $(LENGTH) -faults $(FAULTS)
 
-bench: build-bench ## beside the limits and a hand-written consumer, into build/bench.json (an hour)
+bench: build-bench ## measure the daemon beside limits and a hand-written consumer, into build/bench.json (an hour)
 	bin/bench $(BENCHFLAGS)
 
-bench-quick: build-bench ## the same with small sizes, in three minutes
+bench-quick: build-bench ## bench with small sizes, in three minutes
 	bin/bench -quick $(BENCHFLAGS)
 
 bench-compare: build-bench ## this daemon against another revision's: make bench-compare BASE=rev
@@ -98,13 +97,13 @@ lint: $(LINT) ## formatting, vet, linters, import arrows, go.mod
 	go vet ./...
 	$(LINT) run ./...
 
-check: lint test ## what CI runs, but for the slow tests
+check: lint test ## CI without its slow tests
 
-clean: ## delete what was built, downloaded and left by servers
+clean: ## delete builds, downloads and the servers' data
 	@scripts/kafka.sh clean
 	rm -rf bin build .cache
 
-# A file per version, so that another LINT_VERSION is built, once.
+# The file name holds the version, so that a new LINT_VERSION is built, once.
 $(LINT):
 	@scripts/install-tools.sh go
 	GOBIN=$(CURDIR)/.cache/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Finds what the build and the tests need beyond Go modules. As root on a
-# Debian system what is missing is installed; elsewhere it says what to install.
+# Checks for the tools that the build and the tests need beside Go modules. As
+# root on Debian it installs missing ones; elsewhere it names their packages.
 #
 #   scripts/install-tools.sh go kcat java postgres pgbouncer
 set -euo pipefail
 
 missing=()
 
-# need NAME COMMAND PACKAGE...: COMMAND must be there, or PACKAGEs bring it.
+# need NAME COMMAND PACKAGE... adds the packages to `missing` if the command fails.
 need() {
   local name=$1 found=$2
   shift 2
@@ -17,19 +17,19 @@ need() {
   fi
 }
 
-# java_17 rather than any java: Kafka 4 refuses older ones.
+# java_17 checks the version of Java: Kafka 4 refuses older ones.
 java_17() {
   local major
   major=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)
   [ "${major:-0}" -ge 17 ]
 }
 
-# compiler: the race detector and zstd are C.
+# compiler finds a C compiler, which the race detector and zstd need.
 compiler() { command -v "$(go env CC 2>/dev/null || echo cc)"; }
 
 postgres() { [ -n "${POSTGRES_BIN:-}" ] || command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; }
 
-# pgbouncer lies in sbin, which not every PATH has.
+# pgbouncer also looks in sbin, which is not in every PATH.
 pgbouncer() { type -P pgbouncer || ls /usr/sbin/pgbouncer; }
 
 [ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres|pgbouncer ..." >&2; exit 2; }

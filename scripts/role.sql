@@ -1,7 +1,7 @@
--- The role that `dinnerbell run` needs, and all that it needs. Run by the
--- owner of the tables after `dinnerbell setup`; add a password, and put your
--- names in the place of these where you have set others. dinnerbell's own tests
--- run with exactly these statements.
+-- Creates the role for `dinnerbell run` with exactly the rights that it needs.
+-- The owner of the tables runs this script after `dinnerbell setup`. Add a
+-- password, and replace these names where your configuration has others.
+-- dinnerbell's own tests run with exactly these statements.
 
 CREATE ROLE dinnerbell LOGIN REPLICATION;
 

@@ -28,7 +28,7 @@ git worktree add --quiet --detach "$tree" "$rev"
 (cd "$tree" && go build -trimpath -o "$out/dinnerbell-base" ./cmd/dinnerbell)
 cp bin/dinnerbell "$out/dinnerbell-this"
 
-# The two take turns, and who begins takes turns too.
+# The two take turns, and so does the beginner of a round.
 for round in $(seq 1 "${ROUNDS:-6}"); do
   order="base this"
   [ $((round % 2)) = 1 ] || order="this base"

@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
-# Checks the model of the protocol, and that it fails once a rule is taken out.
-# Exit 1 if anything is not as expected. Under a minute on two idle cores, < 2 GB.
+# Checks the model of the protocol, and that the check fails without each rule.
+# Exits with 1 if a result is not the expected one. Takes under a minute on two
+# idle cores and less than 2 GB.
 #
 #   scripts/model/run.sh             all variants, as a table
-#   scripts/model/run.sh -t NAME     one variant; prints the shortest way to the violation
+#   scripts/model/run.sh -t NAME     one variant; prints the shortest trace to its violation
 #   STEPS=4 scripts/model/run.sh     with four steps instead of three (some minutes)
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# NAME | defines | expected: "holds", or the invariant that is violated | what it shows
+# NAME | defines | expected: "holds" or the violated invariant | meaning
 variants() {
   cat <<'LIST'
-protocol          |                                            | holds                     | the protocol; whoever goes on alone can ship everything
-protocol-live     | -DLIVE                                     | holds                     | the same as a liveness property: and does ship it
+protocol          |                                            | holds                     | the protocol; a daemon that goes on alone can ship everything
+protocol-live     | -DLIVE                                     | holds                     | the same as a liveness property: the daemon does ship everything
 no-cas            | -DNO_CAS -DHALT_ALLOWED                    | an outbox row is written  | no compare-and-swap in DECIDE
-no-seq            | -DNO_SEQ -DGUESS_UNDECIDED                 | holds                     | redundant: the seq in the CAS; even where an unanswered COMMIT is just tried again, the outbox key refuses it
-no-outbox-key     | -DNO_OUTBOX_KEY -DGUESS_UNDECIDED          | holds                     | redundant: the outbox key; the seq in the CAS refuses it
-no-seq-no-key     | -DNO_SEQ -DNO_OUTBOX_KEY -DGUESS_UNDECIDED | an outbox row is written  | and without both nothing does
+no-seq            | -DNO_SEQ -DGUESS_UNDECIDED                 | holds                     | redundant: the seq in the CAS; even if an unanswered COMMIT is tried again, the outbox key refuses the step
+no-outbox-key     | -DNO_OUTBOX_KEY -DGUESS_UNDECIDED          | holds                     | redundant: the outbox key; the seq in the CAS refuses the step
+no-seq-no-key     | -DNO_SEQ -DNO_OUTBOX_KEY -DGUESS_UNDECIDED | an outbox row is written  | without both, nothing refuses the step
 no-epoch-safety   | -DNO_EPOCH -DHALT_ALLOWED                  | holds                     | redundant for the data: the epoch in the CAS, beside the seq
-no-epoch          | -DNO_EPOCH                                 | no halt                   | but without it a takeover takes a live predecessor for a rollback
+no-epoch          | -DNO_EPOCH                                 | no halt                   | without it, a takeover mistakes a live predecessor for a rollback
 no-fence          | -DNO_FENCING                               | output = payloads 1..K    | each daemon has a transactional id of its own
 read-before-fence | -DNO_FENCE_BEFORE_READ                     | output = payloads 1..K    | TAKEOVER reads K, then fences
 epoch-last        | -DEPOCH_LAST                               | no halt                   | TAKEOVER fences, reads K, then raises the epoch
@@ -48,9 +49,9 @@ need_spin() {
   apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2
 }
 
-# check DIR DEFINES EXPECTED: verifies one variant in DIR, and writes its
-# outcome to DIR/outcome as "states|result". What is to be violated is searched
-# breadth first, which finds the shortest way.
+# check DIR DEFINES EXPECTED verifies one variant in DIR and writes its outcome to
+# DIR/outcome as "states|result". It searches for an expected violation breadth
+# first, which finds the shortest trace.
 check() {
   local dir=$1 defines=$2 expected=$3 search=(-O2 -DSAFETY) flags=() result=holds states
   mkdir -p "$dir"
@@ -87,7 +88,7 @@ only=
 [ "${1:-}" != -t ] || only=${2:?"usage: $0 [-t NAME]"}
 [ -z "$only" ] || variants | grep -q "^$only " || { echo "model: no variant is called $only" >&2; exit 2; }
 
-# trim TEXT: without the spaces around it.
+# trim TEXT prints the text without the spaces around it.
 trim() { local s=$1; s=${s#"${s%%[![:space:]]*}"}; printf '%s' "${s%"${s##*[![:space:]]}"}"; }
 
 # Two at a time: each one is a single thread.
@@ -101,7 +102,7 @@ done < <(variants)
 wait
 
 wrong=0
-printf '%-18s %9s  %-26s %-40s %-5s  %s\n' variant states expected result "" "what it shows"
+printf '%-18s %9s  %-26s %-40s %-5s  %s\n' variant states expected result "" "meaning"
 while IFS='|' read -r name defines expected why; do
   name=$(trim "$name") expected=$(trim "$expected") states='' result='not run'
   [ -z "$only" ] || [ "$only" = "$name" ] || continue

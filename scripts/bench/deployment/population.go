@@ -62,9 +62,10 @@ type subscriptionCopy struct {
 }
 
 const (
-	// CopySignature and CopyTrailer frame the rows of a binary COPY.
+	// CopySignature begins a binary COPY.
 	CopySignature = "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	CopyTrailer   = "\xff\xff"
+	// CopyTrailer ends a binary COPY.
+	CopyTrailer = "\xff\xff"
 	// shuffle is a prime larger than any population, so n·shuffle mod rows
 	// visits each row once.
 	shuffle = 2_147_483_647
