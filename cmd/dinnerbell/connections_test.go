@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/status"
 )
 
 // serveTest serves a handler as the daemon does over TCP.
@@ -71,7 +73,7 @@ func ask(t *testing.T, conn net.Conn, request string) (code int, header http.Hea
 // those that ask.
 func TestIdleConnectionsGiveWay(t *testing.T) {
 	t.Parallel()
-	address := serveTest(t, newHandler(build{}, func() report { return report{Ready: true} }, slog.New(slog.DiscardHandler)))
+	address := serveTest(t, status.NewHandler(status.Build{}, func() status.Report { return status.Report{Ready: true} }, slog.New(slog.DiscardHandler)))
 	first := dial(t, address)
 	for i := range maxHTTPConnections + 44 {
 		conn := dial(t, address)
@@ -161,7 +163,7 @@ func TestHTTPConnections(t *testing.T) {
 // this machine, with a header of bounded size.
 func TestHostileRequests(t *testing.T) {
 	t.Parallel()
-	address := serveTest(t, newHandler(build{}, func() report { return report{Ready: true} }, slog.New(slog.DiscardHandler)))
+	address := serveTest(t, status.NewHandler(status.Build{}, func() status.Report { return status.Report{Ready: true} }, slog.New(slog.DiscardHandler)))
 	for request, want := range map[string]int{
 		"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n":                                           200,
 		"GET /healthz HTTP/1.1\r\nHost: LOCALHOST:8420\r\n\r\n":                                      200,

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/state"
@@ -22,7 +23,7 @@ import (
 type daemonOptions struct {
 	cfg      *config.Config
 	log      *slog.Logger
-	build    build
+	build    status.Build
 	actions  map[string]engineAction
 	exitCode func(err error) int // of a command whose action ended with err
 }
@@ -75,7 +76,7 @@ type daemon struct {
 	daemonOptions
 
 	current atomic.Pointer[engine]
-	stalls  stallDetector
+	stalls  status.StallDetector
 	damage  damageHistory
 	gc      loadGC
 	waits   prometheus.Histogram // of the joins, for freshness
@@ -84,7 +85,7 @@ type daemon struct {
 // newDaemon makes the daemon around an open store, which it owns from here on:
 // close its engine at the end.
 func newDaemon(o daemonOptions, store *state.Store) *daemon {
-	d := &daemon{daemonOptions: o, waits: newFreshnessWaits()}
+	d := &daemon{daemonOptions: o, waits: status.NewFreshnessWaits()}
 	if _, aside := store.SetAside(); aside {
 		d.damage.add(time.Now())
 	}
@@ -107,7 +108,7 @@ func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
 func (d *daemon) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	readOnly := newHandler(d.build, d.report, d.log, d.waits)
+	readOnly := status.NewHandler(d.build, d.report, d.log, d.waits)
 	warnOfFewDescriptors(d.log, descriptorLimit())
 	g.Go(func() error { return serveHTTP(httpCtx, overTCP(readOnly, l.tcp.Addr()), d.log, l.tcp, answerPatience) })
 	// Actions end when the draining begins.

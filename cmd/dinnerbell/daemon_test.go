@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/testenv/envtest"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -168,7 +169,7 @@ func (s *site) ready() error {
 	if code != 0 {
 		return errors.New(stderr.String())
 	}
-	var r report
+	var r status.Report
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		return err
 	}

@@ -5,30 +5,31 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/logging"
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
 // report is the daemon's status now. It is cheap and may be called at any time.
-func (d *daemon) report() report {
+func (d *daemon) report() status.Report {
 	h := d.engine()
 	_, complete := h.store.Source()
 	m, s := h.mirror.Status(), h.service.Status()
 	h.before.addTo(&m, &s)
-	r := newReport(d.build.Version, m, s, complete)
+	r := status.NewReport(d.build.Version, m, s, complete)
 	d.reportState(&r, h, complete)
-	r.Reasons = append(r.Reasons, d.stalls.reasons(time.Now(), &r)...)
+	r.Reasons = append(r.Reasons, d.stalls.Reasons(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
 	r.RewriteStrings(d.cfg.Hide)
 	return r
 }
 
 // reportState adds the local state to a report, and what it means for the rest.
-func (d *daemon) reportState(r *report, h *engine, complete bool) {
+func (d *daemon) reportState(r *status.Report, h *engine, complete bool) {
 	r.State.Quarantines = d.damage.count()
 	if disk, ok := h.store.Disk(); ok {
 		r.State.FreeBytes, r.State.ReserveBytes = disk.Free, disk.Reserve
 		if disk.Short() {
-			r.State.Condition = conditionDiskFull
+			r.State.Condition = status.DiskFull
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: the disk is almost full: %s are free in %s%s and %s are kept in reserve (state.reserve); changes of the subscriptions wait until there is room",
 				terminal.Bytes(disk.Free), d.cfg.State.Dir, filesystemOf(d.cfg.State.Dir), terminal.Bytes(disk.Reserve)))
 		}
@@ -37,14 +38,14 @@ func (d *daemon) reportState(r *report, h *engine, complete bool) {
 	if was {
 		r.State.Quarantine, r.State.Damage = aside.Dir, logging.Line(aside.Reason)
 		if !complete {
-			r.State.Condition = conditionRebuilding
+			r.State.Condition = status.Rebuilding
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: rebuilding: the local state was damaged and set aside to %s: %s", aside.Dir, r.State.Damage))
 		}
 	}
 	if err := h.store.Damage(); err != nil {
 		// The mirror has stopped because of it. That is no halt: new halves follow.
-		r.State.Condition, r.State.Damage = conditionRebuilding, logging.Line(err.Error())
-		r.Source.State, r.Halted = conditionRebuilding, nil
+		r.State.Condition, r.State.Damage = status.Rebuilding, logging.Line(err.Error())
+		r.Source.State, r.Halted = status.Rebuilding, nil
 		r.Reasons = append(r.Reasons, "state: rebuilding: the local state is damaged and is being set aside: "+r.State.Damage)
 	}
 }

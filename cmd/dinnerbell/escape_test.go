@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 	"dinnerbell/stream/operator"
@@ -41,7 +42,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 		"verify": {func() error { return (&verifyCmd{}).printItem(&out, item) }, 1},
 		"audit":  {func() error { return (&auditCmd{}).print(a, stream.Finding{What: hostileID}) }, 1},
 		"status": {func() error {
-			return printStatus(&out, &report{Reasons: []string{hostileID}, Halted: &haltReport{What: hostileID, Hint: hostileID}, Version: hostileID, Source: sourceReport{LastError: hostileID, State: hostileID}})
+			return printStatus(&out, &status.Report{Reasons: []string{hostileID}, Halted: &status.Halt{What: hostileID, Hint: hostileID}, Version: hostileID, Source: status.Source{LastError: hostileID, State: hostileID}})
 		}, 12},
 	} {
 		out.Reset()

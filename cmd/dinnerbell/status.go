@@ -12,6 +12,7 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
@@ -32,7 +33,7 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	var r report
+	var r status.Report
 	if err := json.Unmarshal(body, &r); err != nil {
 		return fmt.Errorf("read answer of the daemon: %w", err)
 	}
@@ -49,7 +50,7 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 
 // verdict is the error that the status ends the command with: exit 3 where a part
 // waits for an operator, 1 where the daemon is not ready.
-func verdict(r *report) error {
+func verdict(r *status.Report) error {
 	switch {
 	case r.Halted != nil:
 		return &remoteError{message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), exit: exitHalted}
@@ -60,7 +61,7 @@ func verdict(r *report) error {
 }
 
 // printStatus is for people: what matters first, lanes as a table.
-func printStatus(out io.Writer, r *report) error {
+func printStatus(out io.Writer, r *status.Report) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(logging.Line(fmt.Sprintf(format, args...)))) // Flush reports errors
@@ -111,7 +112,7 @@ func printStatus(out io.Writer, r *report) error {
 }
 
 // snapshotText says how far a snapshot is and how long it will take.
-func snapshotText(s *sourceReport) string {
+func snapshotText(s *status.Source) string {
 	if s.SnapshotTotal == 0 {
 		return fmt.Sprintf("%s rows", terminal.Thousands(s.SnapshotRows))
 	}
@@ -124,12 +125,12 @@ func snapshotText(s *sourceReport) string {
 }
 
 // workText is for people.
-func workText(w *workReport) string {
+func workText(w *status.Work) string {
 	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total),
 		time.Duration(w.Seconds*float64(time.Second)).Round(time.Second))
 }
 
-func printLanes(out io.Writer, lanes []laneReport) error {
+func printLanes(out io.Writer, lanes []status.Lane) error {
 	if len(lanes) == 0 {
 		return nil
 	}

@@ -8,13 +8,14 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cdc/tablecopy"
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream"
 )
 
 func TestSnapshotText(t *testing.T) {
 	t.Parallel()
-	src := sourceReport{SnapshotRows: 1200000, SnapshotPercent: 40, SnapshotRowsPerSecond: 500000, SnapshotSecondsLeft: 3.6}
+	src := status.Source{SnapshotRows: 1200000, SnapshotPercent: 40, SnapshotRowsPerSecond: 500000, SnapshotSecondsLeft: 3.6}
 	for total, want := range map[int64]string{
 		3000000: "1,200,000 of about 3,000,000 rows (40.0%), 500,000 rows/s, 4s left",
 		0:       "1,200,000 rows",
@@ -30,20 +31,20 @@ func TestStatusForPeople(t *testing.T) {
 	t.Parallel()
 	m := cdc.Status{State: cdc.StateCatchingUp, LastError: "reset", LagBytes: 5 << 20, Subscriptions: 1234567, SafeWALSize: -1}
 	s := stream.Status{Lanes: []stream.LaneStatus{{State: "running"}}, Halted: &halt.Error{Part: halt.Stream, What: "K > P", Hint: "do this"}}
-	checkText(t, newReport("dev", m, s, true), "NO", "source: catching_up: reset", "stream: K > P", "to mend: do this", "5.0 MiB behind", "1,234,567", "next offset")
+	checkText(t, status.NewReport("dev", m, s, true), "NO", "source: catching_up: reset", "stream: K > P", "to mend: do this", "5.0 MiB behind", "1,234,567", "next offset")
 	m = cdc.Status{State: cdc.StateSnapshot, Snapshot: tablecopy.Progress{Rows: 12, Total: 30, Percent: 40, Rate: 5, Left: 3600 * time.Millisecond}}
-	checkText(t, newReport("dev", m, s, false), "rows/s")
+	checkText(t, status.NewReport("dev", m, s, false), "rows/s")
 }
 
 // checkText prints a report as it comes over the socket.
-func checkText(t *testing.T, r report, wanted ...string) {
+func checkText(t *testing.T, r status.Report, wanted ...string) {
 	t.Helper()
 	var out strings.Builder
 	encoded, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var decoded report
+	var decoded status.Report
 	if err := json.Unmarshal(encoded, &decoded); err != nil {
 		t.Fatal(err)
 	}

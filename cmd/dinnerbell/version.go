@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+
+	"dinnerbell/cmd/dinnerbell/internal/status"
 )
 
 // Set by the build: -ldflags "-X main.version=v1.2.3 -X main.commit=0123abc".
@@ -20,8 +22,8 @@ type versionCmd struct {
 }
 
 // thisBuild reads what the compiler left in the binary.
-func thisBuild() build {
-	b := build{Version: version, Commit: "unknown", Go: runtime.Version()}
+func thisBuild() status.Build {
+	b := status.Build{Version: version, Commit: "unknown", Go: runtime.Version()}
 	if commit != "" {
 		b.Commit = commit
 		return b

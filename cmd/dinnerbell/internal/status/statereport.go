@@ -1,10 +1,10 @@
-package main
+package status
 
 // Conditions of the local state.
 const (
-	conditionOK         = "ok"
-	conditionRebuilding = "rebuilding" // it was damaged; campaigns wait for a new snapshot
-	conditionDiskFull   = "disk_full"  // the reserve is touched; changes of the subscriptions wait
+	conditionOK = "ok"
+	Rebuilding  = "rebuilding" // it was damaged; campaigns wait for a new snapshot
+	DiskFull    = "disk_full"  // the reserve is touched; changes of the subscriptions wait
 )
 
 // stateReport is the local store.

@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"strconv"
@@ -11,7 +11,7 @@ import (
 // newRegistry has the daemon's metrics: the status, read at each scrape, what more
 // is counted elsewhere, and the standard metrics of a Go process, under their
 // standard names.
-func newRegistry(build build, report func() report, more ...prometheus.Collector) *prometheus.Registry {
+func newRegistry(build Build, report func() Report, more ...prometheus.Collector) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
 		statusCollector{build, report},
@@ -50,9 +50,9 @@ func (c ownProcess) Collect(out chan<- prometheus.Metric) {
 
 func ofNetwork(d *prometheus.Desc) bool { return strings.Contains(d.String(), `"process_network_`) }
 
-// newFreshnessWaits counts how long joins waited for fresh subscriptions, one by
+// NewFreshnessWaits counts how long joins waited for fresh subscriptions, one by
 // one: freshness_seconds knows the last alone.
-func newFreshnessWaits() prometheus.Histogram {
+func NewFreshnessWaits() prometheus.Histogram {
 	return prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "dinnerbell", Name: "freshness_wait_seconds",
 		Help:    "How long joins waited for the subscriptions to be as fresh as join.freshness asks for.",
@@ -108,8 +108,8 @@ var (
 // statusCollector turns one status into metrics, so that the dashboard and
 // /api/status cannot disagree.
 type statusCollector struct {
-	build  build
-	report func() report
+	build  Build
+	report func() Report
 }
 
 // Describe sends nothing: lanes come and go.

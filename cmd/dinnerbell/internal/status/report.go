@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"fmt"
@@ -13,18 +13,18 @@ import (
 	"dinnerbell/stream"
 )
 
-// report is the body of /api/status and of `status --json`. Its keys are part of
+// Report is the body of /api/status and of `status --json`. Its keys are part of
 // the contract; reasons, state, halted and the like beside them are additions.
-type report struct {
+type Report struct {
 	Ready   bool   `json:"ready"`
 	Version string `json:"version"`
 	// Reasons say why it is not ready.
 	Reasons       []string            `json:"reasons,omitempty"`
-	Source        sourceReport        `json:"source"`
-	Lanes         []laneReport        `json:"lanes"`
+	Source        Source              `json:"source"`
+	Lanes         []Lane              `json:"lanes"`
 	Campaigns     campaignsReport     `json:"campaigns"`
 	Notifications notificationsReport `json:"notifications"`
-	Halted        *haltReport         `json:"halted"`
+	Halted        *Halt               `json:"halted"`
 	Counters      countersReport      `json:"counters"`
 	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the start.
 	ClockSkewMS float64          `json:"clock_skew_ms"`
@@ -58,8 +58,8 @@ type countersReport struct {
 	DeliveredMisses int64 `json:"delivered_misses"`
 }
 
-// sourceReport is the mirror of the subscriptions.
-type sourceReport struct {
+// Source is the mirror of the subscriptions.
+type Source struct {
 	State         string  `json:"state"`
 	AppliedLSN    string  `json:"applied_lsn"`
 	LagBytes      int64   `json:"lag_bytes"`
@@ -71,7 +71,7 @@ type sourceReport struct {
 	SlotSafeBytes *int64  `json:"slot_safe_bytes,omitempty"` // until it may be lost; absent: no limit
 	Failovers     int64   `json:"failovers,omitempty"`       // promoted servers that were followed
 	// Work goes on beside the stream.
-	Work *workReport `json:"work,omitempty"`
+	Work *Work `json:"work,omitempty"`
 
 	// SnapshotRows are those copied so far, while a snapshot is taken; so are
 	// all these. The total is Postgres' estimate.
@@ -82,8 +82,8 @@ type sourceReport struct {
 	SnapshotSecondsLeft   float64 `json:"snapshot_seconds_left,omitempty"`
 }
 
-// laneReport is one partition of the campaigns topic that this daemon owns.
-type laneReport struct {
+// Lane is one partition of the campaigns topic that this daemon owns.
+type Lane struct {
 	Partition  int32  `json:"partition"`
 	Epoch      int64  `json:"epoch"`
 	Decided    int64  `json:"decided"` // last step in Postgres
@@ -112,24 +112,24 @@ type notificationsReport struct {
 	Shipped int64 `json:"shipped"`
 }
 
-// haltReport is a part that waits for an operator.
-type haltReport struct {
+// Halt is a part that waits for an operator.
+type Halt struct {
 	Part string `json:"part"` // source, or stream
 	What string `json:"what"` // what happened, to what
 	Hint string `json:"hint"` // the command that mends it
 }
 
-// newReport puts the two halves together. complete tells whether the local
+// NewReport puts the two halves together. complete tells whether the local
 // state holds a whole snapshot. Reasons lack what only time can tell: stalls.
-func newReport(version string, m cdc.Status, s stream.Status, complete bool) report {
-	r := report{
+func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Report {
+	r := Report{
 		Version: version,
-		Source: sourceReport{
+		Source: Source{
 			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: m.LagBytes,
 			SlotWALStatus: m.SlotWALStatus, Subscriptions: m.Subscriptions, FreshnessMS: m.FreshnessMS,
 			LastError: oneLine(m.LastError), Work: newWorkReport(m.Work),
 		},
-		Lanes:         []laneReport{}, // never null
+		Lanes:         []Lane{}, // never null
 		Campaigns:     campaignsReport(s.Campaigns),
 		Notifications: notificationsReport(s.Notifications),
 		Halted:        newHaltReport(m, s),
@@ -146,7 +146,7 @@ func newReport(version string, m cdc.Status, s stream.Status, complete bool) rep
 		r.Source.snapshot(m.Snapshot)
 	}
 	for _, l := range s.Lanes {
-		r.Lanes = append(r.Lanes, laneReport{
+		r.Lanes = append(r.Lanes, Lane{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
 			State: string(l.State), WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
 		})
@@ -164,7 +164,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 }
 
 // snapshot fills in how far a snapshot is.
-func (s *sourceReport) snapshot(p tablecopy.Progress) {
+func (s *Source) snapshot(p tablecopy.Progress) {
 	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, round1(p.Percent)
 	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = round1(p.Rate), round1(p.Left.Seconds())
 }
@@ -177,7 +177,7 @@ func oneLine(s string) string { return logging.Line(s) }
 
 // RewriteStrings changes every string of the report. It is for secrets: anybody may
 // read a status.
-func (r *report) RewriteStrings(change func(string) string) {
+func (r *Report) RewriteStrings(change func(string) string) {
 	rewriteStrings(reflect.ValueOf(r), func(s string) string { return oneLine(change(s)) })
 }
 
@@ -206,12 +206,12 @@ func rewriteStrings(v reflect.Value, change func(string) string) {
 
 // newHaltReport names the first part that halted: without the source nothing
 // new is joined, so it comes first.
-func newHaltReport(m cdc.Status, s stream.Status) *haltReport {
+func newHaltReport(m cdc.Status, s stream.Status) *Halt {
 	switch {
 	case m.Halted != nil:
-		return &haltReport{Part: string(m.Halted.Part), What: m.Halted.What, Hint: m.Halted.Hint}
+		return &Halt{Part: string(m.Halted.Part), What: m.Halted.What, Hint: m.Halted.Hint}
 	case s.Halted != nil:
-		return &haltReport{Part: string(s.Halted.Part), What: s.Halted.What, Hint: s.Halted.Hint}
+		return &Halt{Part: string(s.Halted.Part), What: s.Halted.What, Hint: s.Halted.Hint}
 	}
 	return nil
 }

@@ -1,7 +1,7 @@
-package main
+package status
 
-// build identifies a binary.
-type build struct {
+// Build identifies a binary.
+type Build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"` // "unknown" without version control; "+dirty" with local changes
 	Go      string `json:"go"`

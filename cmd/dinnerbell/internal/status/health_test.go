@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"strings"
@@ -34,14 +34,14 @@ func TestStalls(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var s stallDetector
+			var s StallDetector
 			var got []string
 			now := time.Unix(1_000_000, 0)
 			for _, l := range tc.looks {
 				now = now.Add(l.after)
-				got = s.reasons(now, &report{
-					Source: sourceReport{AppliedLSN: l.lsn, LagBytes: l.lag},
-					Lanes:  []laneReport{{Partition: 3, Decided: l.decided, Shipped: l.shipped}},
+				got = s.Reasons(now, &Report{
+					Source: Source{AppliedLSN: l.lsn, LagBytes: l.lag},
+					Lanes:  []Lane{{Partition: 3, Decided: l.decided, Shipped: l.shipped}},
 				})
 			}
 			if len(got) != len(tc.want) {

@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"fmt"
@@ -11,10 +11,10 @@ import (
 // transaction timeout, a checkpoint of Postgres, a broker's restart.
 const stallLimit = 30 * time.Second
 
-// stallDetector watches positions that must move while there is work before them. A
+// StallDetector watches positions that must move while there is work before them. A
 // process that answers and does nothing is the failure that liveness checks do
 // not see.
-type stallDetector struct {
+type StallDetector struct {
 	mu    sync.Mutex
 	marks map[string]stallMark // by name of the position
 }
@@ -27,7 +27,7 @@ type stallMark struct {
 
 // observe notes where a position is and whether work is pending before it, and
 // returns since when it has stood still; zero if it has not.
-func (s *stallDetector) observe(now time.Time, name, position string, pending bool) time.Duration {
+func (s *StallDetector) observe(now time.Time, name, position string, pending bool) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.marks == nil {
@@ -41,8 +41,8 @@ func (s *stallDetector) observe(now time.Time, name, position string, pending bo
 	return now.Sub(m.moved)
 }
 
-// reasons lists what has stood still for too long, as reasons not to be ready.
-func (s *stallDetector) reasons(now time.Time, r *report) []string {
+// Reasons lists what has stood still for too long, as reasons not to be ready.
+func (s *StallDetector) Reasons(now time.Time, r *Report) []string {
 	var reasons []string
 	if d := s.observe(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {
 		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", r.Source.LagBytes, d.Round(time.Second)))

@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"encoding/json"
@@ -10,9 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// newHandler serves the read-only endpoints. report is called for each request
+// NewHandler serves the read-only endpoints. report is called for each request
 // and must be cheap and safe to call concurrently.
-func newHandler(build build, report func() report, log *slog.Logger, more ...prometheus.Collector) http.Handler {
+func NewHandler(build Build, report func() Report, log *slog.Logger, more ...prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")

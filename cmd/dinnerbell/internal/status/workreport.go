@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"time"
@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// workReport is a rebuild or a verification under way, beside what is served.
-type workReport struct {
+// Work is a rebuild or a verification under way, beside what is served.
+type Work struct {
 	Kind  string `json:"kind"` // rebuild, verify
 	Stage string `json:"stage"`
 	// Rows of the table that were read so far, in this reading of it; Total is
@@ -19,11 +19,11 @@ type workReport struct {
 	Seconds float64 `json:"seconds"` // since it began
 }
 
-func newWorkReport(w *cdc.WorkStatus) *workReport {
+func newWorkReport(w *cdc.WorkStatus) *Work {
 	if w == nil {
 		return nil
 	}
-	return &workReport{Kind: w.Kind, Stage: w.Stage, Rows: w.Copy.Rows, Total: w.Copy.Total, Seconds: round1(time.Since(w.Since).Seconds())}
+	return &Work{Kind: w.Kind, Stage: w.Stage, Rows: w.Copy.Rows, Total: w.Copy.Total, Seconds: round1(time.Since(w.Since).Seconds())}
 }
 
 var (
@@ -32,7 +32,7 @@ var (
 )
 
 // collectWork turns it into metrics; there are none while nothing is under way.
-func collectWork(w *workReport, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+func collectWork(w *Work, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
 	if w == nil {
 		return
 	}

@@ -1,4 +1,4 @@
-package main
+package status
 
 import (
 	"log/slog"
@@ -41,10 +41,10 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_expired":2,"campaigns_dead":1,"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
 
 // get asks a handler for one path.
-func get(t *testing.T, r report, method, path string) *httptest.ResponseRecorder {
+func get(t *testing.T, r Report, method, path string) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
-	h := newHandler(build{}, func() report { return r }, slog.New(slog.DiscardHandler))
+	h := NewHandler(Build{}, func() Report { return r }, slog.New(slog.DiscardHandler))
 	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, nil))
 	return w
 }
@@ -52,7 +52,7 @@ func get(t *testing.T, r report, method, path string) *httptest.ResponseRecorder
 func TestStatusShape(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	r := newReport("dev", m, s, true)
+	r := NewReport("dev", m, s, true)
 	r.Ready = true
 	resp := get(t, r, "GET", "/api/status")
 	if got := resp.Body.String(); got != goldenStatus {
@@ -61,7 +61,7 @@ func TestStatusShape(t *testing.T) {
 	if ct := resp.Header().Get("Content-Type"); ct != "application/json" {
 		t.Errorf("content type %q", ct)
 	}
-	empty := get(t, newReport("dev", cdc.Status{}, stream.Status{}, false), "GET", "/api/status").Body.String()
+	empty := get(t, NewReport("dev", cdc.Status{}, stream.Status{}, false), "GET", "/api/status").Body.String()
 	if !strings.Contains(empty, `"lanes":[]`) || !strings.Contains(empty, `"applied_lsn":"0/0"`) {
 		t.Errorf("without anything: %s", empty)
 	}
@@ -89,7 +89,7 @@ func TestReasonsNotToBeReady(t *testing.T) {
 			t.Parallel()
 			m, s := healthy()
 			tc.change(&m, &s)
-			r := newReport("dev", m, s, !tc.incomplete)
+			r := NewReport("dev", m, s, !tc.incomplete)
 			if tc.want == "" {
 				if len(r.Reasons) > 0 {
 					t.Errorf("reasons %q, want none", r.Reasons)
@@ -107,21 +107,21 @@ func TestHaltIsReported(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
 	s.Halted = &halt.Error{Part: halt.Stream, Lane: 0, What: "K > P", Hint: "do this"}
-	if got := newReport("dev", m, s, true).Halted; got == nil || *got != (haltReport{"stream", "K > P", "do this"}) {
+	if got := NewReport("dev", m, s, true).Halted; got == nil || *got != (Halt{"stream", "K > P", "do this"}) {
 		t.Errorf("halted = %+v", got)
 	}
 	m.Halted = &halt.Error{Part: halt.Source, What: "slot", Hint: "rebuild"}
-	if got := newReport("dev", m, s, true).Halted; got == nil || *got != (haltReport{"source", "slot", "rebuild"}) {
+	if got := NewReport("dev", m, s, true).Halted; got == nil || *got != (Halt{"source", "slot", "rebuild"}) {
 		t.Errorf("halted = %+v", got)
 	}
 }
 
 func TestEndpoints(t *testing.T) {
 	t.Parallel()
-	ready := report{Ready: true}
-	unready := report{Reasons: []string{"source: connecting"}}
+	ready := Report{Ready: true}
+	unready := Report{Reasons: []string{"source: connecting"}}
 	for name, tc := range map[string]struct {
-		report       report
+		report       Report
 		method, path string
 		code         int
 		body         string
@@ -148,7 +148,7 @@ func TestEndpoints(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	r := newReport("dev", m, s, true)
+	r := NewReport("dev", m, s, true)
 	r.Ready = true
 	text := get(t, r, "GET", "/metrics").Body.String()
 	for _, want := range []string{
@@ -184,8 +184,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
-	r := newReport("dev", m, s, true)
-	newHandler(build{}, func() report { return r }, slog.New(slog.DiscardHandler), newFreshnessWaits()).
+	r := NewReport("dev", m, s, true)
+	NewHandler(Build{}, func() Report { return r }, slog.New(slog.DiscardHandler), NewFreshnessWaits()).
 		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	names := func(pattern, text string) []string {
 		var out []string
@@ -207,11 +207,11 @@ func TestStatusOfASnapshot(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
 	m.Snapshot = tablecopy.Progress{Rows: 1200000, Total: 3000000, Percent: 40, Rate: 500000, Left: 3600 * time.Millisecond}
-	if r := newReport("dev", m, s, true); r.Source.SnapshotRows != 0 {
+	if r := NewReport("dev", m, s, true); r.Source.SnapshotRows != 0 {
 		t.Errorf("after the snapshot: %+v", r.Source)
 	}
 	m.State = cdc.StateSnapshot
-	r := newReport("dev", m, s, false)
+	r := NewReport("dev", m, s, false)
 	src := r.Source
 	if src.SnapshotRows != 1200000 || src.SnapshotTotal != 3000000 || src.SnapshotPercent != 40 || src.SnapshotRowsPerSecond != 500000 || src.SnapshotSecondsLeft != 3.6 {
 		t.Errorf("source is %+v", src)
@@ -221,7 +221,7 @@ func TestStatusOfASnapshot(t *testing.T) {
 // TCP stays read-only.
 func TestTCPHasNoActions(t *testing.T) {
 	t.Parallel()
-	h := newHandler(build{}, func() report { return report{} }, slog.New(slog.DiscardHandler))
+	h := NewHandler(Build{}, func() Report { return Report{} }, slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/control/checkpoint/create", strings.NewReader("{}")))
 	if w.Code != http.StatusMethodNotAllowed {
