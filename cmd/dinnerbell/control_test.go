@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/httpserve"
 )
 
 // errForeign stands for an error that exits with 3.
@@ -52,7 +54,7 @@ func serveActions(t *testing.T, actions map[string]action) (dir string, drain fu
 	readOnly := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveHTTP(ctx, newSocketHandler(base, readOnly, actions, testExitCode, log), log, l, 0)
+		ended <- httpserve.Serve(ctx, newSocketHandler(base, readOnly, actions, testExitCode, log), log, l, 0)
 	}()
 	t.Cleanup(func() {
 		drain()

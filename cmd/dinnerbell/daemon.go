@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/httpserve"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
@@ -109,15 +110,17 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
 	readOnly := status.NewHandler(d.build, d.report, d.log, d.waits)
-	warnOfFewDescriptors(d.log, descriptorLimit())
-	g.Go(func() error { return serveHTTP(httpCtx, overTCP(readOnly, l.tcp.Addr()), d.log, l.tcp, answerPatience) })
+	httpserve.WarnOfFewDescriptors(d.log, httpserve.DescriptorLimit())
+	g.Go(func() error {
+		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.log, l.tcp, httpserve.AnswerPatience)
+	})
 	// Actions end when the draining begins.
 	actions := map[string]action{}
 	for name, do := range d.actions {
 		actions[name] = d.withEngine(do)
 	}
 	control := newSocketHandler(gctx, readOnly, actions, d.exitCode, d.log)
-	g.Go(func() error { return serveHTTP(httpCtx, control, d.log, l.socket, 0) })
+	g.Go(func() error { return httpserve.Serve(httpCtx, control, d.log, l.socket, 0) })
 	g.Go(func() error {
 		defer stopHTTP()
 		return d.runEngines(gctx)

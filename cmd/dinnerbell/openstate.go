@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/httpserve"
 	"dinnerbell/state"
 )
 
@@ -28,7 +29,7 @@ func stateOptions(cfg *config.Config, log *slog.Logger, version string) state.Op
 	return state.Options{
 		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
 		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
-		OpenFiles: int(min(1000, descriptorLimit()/2)),
+		OpenFiles: int(min(1000, httpserve.DescriptorLimit()/2)),
 		Fatal:     func(message string) { endAtOnce(cfg, log, message) },
 	}
 }

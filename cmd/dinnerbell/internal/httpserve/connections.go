@@ -1,4 +1,4 @@
-package main
+package httpserve
 
 import (
 	"log/slog"
@@ -17,14 +17,14 @@ const (
 	minHTTPConnections = 8
 	maxHTTPConnections = 256
 
-	// answerPatience is how long a connection over TCP keeps its place with one
+	// AnswerPatience is how long a connection over TCP keeps its place with one
 	// answer, all of which are short: longer, the client does not read it.
-	answerPatience = 5 * time.Second
+	AnswerPatience = 5 * time.Second
 )
 
-// descriptorLimit is how many descriptors the process may have open; 0 where the
+// DescriptorLimit is how many descriptors the process may have open; 0 where the
 // system does not say.
-func descriptorLimit() uint64 {
+func DescriptorLimit() uint64 {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return 0
@@ -40,8 +40,8 @@ func httpConnections(descriptors uint64) int {
 	return int(max(minHTTPConnections, min(maxHTTPConnections, descriptors/8)))
 }
 
-// warnOfFewDescriptors says so before something fails for want of them.
-func warnOfFewDescriptors(log *slog.Logger, descriptors uint64) {
+// WarnOfFewDescriptors says so before something fails for want of them.
+func WarnOfFewDescriptors(log *slog.Logger, descriptors uint64) {
 	if descriptors > 0 && descriptors < fewDescriptors {
 		log.Warn("few file descriptors: a large local state or many lanes need more",
 			"limit", descriptors, "wanted", fewDescriptors, "to_mend", "ulimit -n 65536, LimitNOFILE=65536 of the systemd unit, or --ulimit nofile=65536 of the container")

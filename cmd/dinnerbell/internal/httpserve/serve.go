@@ -1,4 +1,4 @@
-package main
+package httpserve
 
 import (
 	"context"
@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// serveHTTP serves the handler until ctx ends, then lets the answers under way
+// Serve serves the handler until ctx ends, then lets the answers under way
 // finish for a moment. It closes the listener. Connections, headers and the time
 // that a peer may take are bounded; patience is that of one answer, 0 without end.
-func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener, patience time.Duration) error {
-	bounded := newBoundedListener(l, httpConnections(descriptorLimit()), patience)
+func Serve(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener, patience time.Duration) error {
+	bounded := newBoundedListener(l, httpConnections(DescriptorLimit()), patience)
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -50,12 +50,12 @@ func serveHTTP(ctx context.Context, h http.Handler, log *slog.Logger, l net.List
 	return g.Wait()
 }
 
-// overTCP is the handler of a listener that anybody may reach: it answers GET and
+// ReadOnly is the handler of a listener that anybody may reach: it answers GET and
 // HEAD alone, and browsers get headers that let no page use the answer. Where the
 // listener is on loopback the Host must be one of this machine: a name of
 // somebody's own that resolves to 127.0.0.1 (DNS rebinding) makes a page there the
 // same origin to a browser.
-func overTCP(next http.Handler, listener net.Addr) http.Handler {
+func ReadOnly(next http.Handler, listener net.Addr) http.Handler {
 	tcp, ok := listener.(*net.TCPAddr)
 	loopback := ok && tcp.IP.IsLoopback()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

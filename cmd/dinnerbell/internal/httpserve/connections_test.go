@@ -1,4 +1,4 @@
-package main
+package httpserve
 
 import (
 	"bufio"
@@ -27,7 +27,7 @@ func serveTest(t *testing.T, h http.Handler) (address string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveHTTP(ctx, overTCP(h, l.Addr()), slog.New(slog.DiscardHandler), l, answerPatience)
+		ended <- Serve(ctx, ReadOnly(h, l.Addr()), slog.New(slog.DiscardHandler), l, AnswerPatience)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -219,7 +219,7 @@ func TestHostileRequests(t *testing.T) {
 // On an address that others reach, any name is right: a service's, a container's.
 func TestAnyHostOnAPublicAddress(t *testing.T) {
 	t.Parallel()
-	h := overTCP(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "ok") }), &net.TCPAddr{IP: net.IPv4zero, Port: 8420})
+	h := ReadOnly(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "ok") }), &net.TCPAddr{IP: net.IPv4zero, Port: 8420})
 	w := httptest.NewRecorder()
 	r := httptest.NewRequestWithContext(t.Context(), "GET", "http://dinnerbell:8420/metrics", nil)
 	if h.ServeHTTP(w, r); w.Code != http.StatusOK {
