@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
@@ -105,8 +106,8 @@ func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
 	shown := terminal.NewProgress(a.stderr, "")
 	shown.Spin("checkpoint")
 	var saved savedState
-	err = callDaemon(ctx, cfg.State.Dir, "checkpoint", nil, replyHandler{result: &saved})
-	if errors.Is(err, errNoDaemon) {
+	err = control.Do(ctx, cfg.State.Dir, "checkpoint", nil, control.ReplyHandler{Result: &saved})
+	if errors.Is(err, control.ErrNoDaemon) {
 		saved, err = c.offline(a, cfg)
 	}
 	shown.Finish()
@@ -139,7 +140,7 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 
 // saveCheckpoint is the daemon's side: an engineAction. A large transaction that is being applied
 // makes it wait for its end.
-func saveCheckpoint(ctx context.Context, e *engine, _ *call) (any, error) {
+func saveCheckpoint(ctx context.Context, e *engine, _ *control.Call) (any, error) {
 	for {
 		m, err := e.store.Checkpoint(state.CauseAsked, e.nextOffsets())
 		if _, loaded := e.store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {

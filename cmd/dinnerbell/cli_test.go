@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/state/statedir"
@@ -112,7 +113,7 @@ func TestExitCode(t *testing.T) {
 		{nil, 0},
 		{errors.New("x"), 1},
 		{statedir.ErrLocked, 1},
-		{errNoDaemon, 1},
+		{control.ErrNoDaemon, 1},
 		{errUsage, 2},
 		{config.ErrInvalid, 2},
 		{notAvailable("x"), 2},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/httpserve"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/halt"
@@ -53,7 +54,7 @@ func runDaemon(ctx context.Context, o daemonOptions) (err error) {
 // listen opens the TCP listener and the socket, so that a port in use is said
 // before anything else begins.
 func listen(ctx context.Context, cfg *config.Config) (*listeners, error) {
-	socket, err := listenSocket(ctx, cfg.State.Dir)
+	socket, err := control.Listen(ctx, cfg.State.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +116,11 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.log, l.tcp, httpserve.AnswerPatience)
 	})
 	// Actions end when the draining begins.
-	actions := map[string]action{}
+	actions := map[string]control.Action{}
 	for name, do := range d.actions {
 		actions[name] = d.withEngine(do)
 	}
-	control := newSocketHandler(gctx, readOnly, actions, d.exitCode, d.log)
+	control := control.NewHandler(gctx, readOnly, actions, d.exitCode, d.log)
 	g.Go(func() error { return httpserve.Serve(httpCtx, control, d.log, l.socket, 0) })
 	g.Go(func() error {
 		defer stopHTTP()

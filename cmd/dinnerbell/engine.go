@@ -8,6 +8,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/state"
 	"dinnerbell/stream"
@@ -103,12 +104,12 @@ func (h *engine) close() error {
 // engineAction is an action of a client upon the current engine, whose store stays
 // open while it runs; ctx ends when the store must be closed. It keeps nothing of
 // the engine.
-type engineAction func(ctx context.Context, e *engine, c *call) (result any, err error)
+type engineAction func(ctx context.Context, e *engine, c *control.Call) (result any, err error)
 
 // withEngine runs an action only while the current engine's store is open, and ends
 // it when the store has to be closed.
-func (d *daemon) withEngine(do engineAction) action {
-	return func(ctx context.Context, c *call) (any, error) {
+func (d *daemon) withEngine(do engineAction) control.Action {
+	return func(ctx context.Context, c *control.Call) (any, error) {
 		h := d.engine()
 		h.mu.RLock()
 		defer h.mu.RUnlock()

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 )
@@ -26,13 +27,13 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.Is(err, errUsage), errors.Is(err, errArguments), errors.Is(err, config.ErrInvalid):
+	case errors.Is(err, errUsage), errors.Is(err, control.ErrArguments), errors.Is(err, config.ErrInvalid):
 		return exitUsage
 	case errors.Is(err, state.ErrNewerFormat), errors.Is(err, state.ErrForeign):
 		return exitHalted
 	}
-	if daemon, ok := errors.AsType[*remoteError](err); ok {
-		return daemon.exit
+	if daemon, ok := errors.AsType[*control.RemoteError](err); ok {
+		return daemon.Exit
 	}
 	if _, halted := errors.AsType[*halt.Error](err); halted {
 		return exitHalted

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
@@ -25,7 +26,7 @@ type previewArguments struct {
 }
 
 // maxPreview bounds the message: what may travel to the daemon, in base64.
-const maxPreview = maxArguments / 2
+const maxPreview = control.MaxArguments / 2
 
 // Run asks the running daemon. A message that would be refused is an error.
 func (c *previewCmd) Run(ctx context.Context, a *app) error {
@@ -39,7 +40,7 @@ func (c *previewCmd) Run(ctx context.Context, a *app) error {
 	}
 	var p stream.Preview
 	shown := terminal.NewProgress(a.stderr, "clients")
-	err = callDaemon(ctx, cfg.State.Dir, "preview", previewArguments{value}, replyHandler{progress: shown.Update, result: &p})
+	err = control.Do(ctx, cfg.State.Dir, "preview", previewArguments{value}, control.ReplyHandler{Progress: shown.Update, Result: &p})
 	shown.Finish()
 	if err != nil {
 		return err
@@ -79,9 +80,9 @@ func (c *previewCmd) read() ([]byte, error) {
 }
 
 // previewCampaign is the daemon's side: an engineAction.
-func previewCampaign(ctx context.Context, e *engine, c *call) (any, error) {
+func previewCampaign(ctx context.Context, e *engine, c *control.Call) (any, error) {
 	var args previewArguments
-	if err := c.args(&args); err != nil {
+	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
 	p, err := e.service.Preview(ctx, args.Value)

@@ -9,6 +9,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
@@ -37,9 +38,9 @@ func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
 	}
 	shown := terminal.NewProgress(a.stderr, "rows")
 	var r rebuildResult
-	err = callDaemon(ctx, cfg.State.Dir, "rebuild", nil, replyHandler{progress: shown.Update, result: &r})
+	err = control.Do(ctx, cfg.State.Dir, "rebuild", nil, control.ReplyHandler{Progress: shown.Update, Result: &r})
 	shown.Finish()
-	if errors.Is(err, errNoDaemon) {
+	if errors.Is(err, control.ErrNoDaemon) {
 		return fmt.Errorf("%w, or rebuild without it: dinnerbell rebuild --offline", err)
 	}
 	if err != nil {
@@ -81,7 +82,7 @@ func (c *rebuildCmd) print(a *app, r rebuildResult) error {
 }
 
 // rebuildOnline is the daemon's side: an engineAction.
-func rebuildOnline(ctx context.Context, e *engine, c *call) (any, error) {
+func rebuildOnline(ctx context.Context, e *engine, c *control.Call) (any, error) {
 	began := time.Now()
 	defer e.gc.ask()()
 	defer showWork(c, e.mirror)()
@@ -94,11 +95,11 @@ func rebuildOnline(ctx context.Context, e *engine, c *call) (any, error) {
 
 // showWork sends the progress of what the mirror does beside the stream, until
 // stop.
-func showWork(c *call, mirror *cdc.Mirror) (stop func()) {
+func showWork(c *control.Call, mirror *cdc.Mirror) (stop func()) {
 	ended, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		tick := time.NewTicker(progressEvery)
+		tick := time.NewTicker(control.ProgressEvery)
 		defer tick.Stop()
 		for {
 			select {
@@ -107,7 +108,7 @@ func showWork(c *call, mirror *cdc.Mirror) (stop func()) {
 			case <-tick.C:
 			}
 			if w := mirror.Status().Work; w != nil {
-				c.progress(w.Stage, w.Copy.Rows, w.Copy.Total)
+				c.Progress(w.Stage, w.Copy.Rows, w.Copy.Total)
 			}
 		}
 	}()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/stream"
@@ -43,7 +44,7 @@ func (c *replayCmd) Run(ctx context.Context, a *app) error {
 	}
 	var r stream.ReplayReport
 	shown := terminal.NewProgress(a.stderr, "messages")
-	err = callDaemon(ctx, cfg.State.Dir, "replay", args, replyHandler{progress: shown.Update, result: &r})
+	err = control.Do(ctx, cfg.State.Dir, "replay", args, control.ReplyHandler{Progress: shown.Update, Result: &r})
 	shown.Finish()
 	if err != nil {
 		return err
@@ -95,9 +96,9 @@ func parseTime(text string, now time.Time) (time.Time, bool) {
 }
 
 // replayCampaigns is the daemon's side: an engineAction.
-func replayCampaigns(ctx context.Context, e *engine, c *call) (any, error) {
+func replayCampaigns(ctx context.Context, e *engine, c *control.Call) (any, error) {
 	var args replayArguments
-	if err := c.args(&args); err != nil {
+	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
 	req := stream.ReplayRequest{From: stream.ReplayStart{Time: args.Time}, Until: args.Until, DryRun: args.DryRun}
@@ -114,7 +115,7 @@ func replayCampaigns(ctx context.Context, e *engine, c *call) (any, error) {
 		}
 		req.From.Offsets = m.NextOffsets
 	}
-	r, err := e.service.Replay(ctx, req, c.progress)
+	r, err := e.service.Replay(ctx, req, c.Progress)
 	if err != nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}

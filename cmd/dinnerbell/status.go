@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
@@ -29,7 +30,7 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	body, err := askDaemon(ctx, cfg.State.Dir, "/api/status")
+	body, err := control.Get(ctx, cfg.State.Dir, "/api/status")
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 func verdict(r *status.Report) error {
 	switch {
 	case r.Halted != nil:
-		return &remoteError{message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), exit: exitHalted}
+		return &control.RemoteError{Message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), Exit: exitHalted}
 	case !r.Ready:
 		return fmt.Errorf("not ready: %s", strings.Join(r.Reasons, "; "))
 	}

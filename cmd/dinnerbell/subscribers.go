@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -37,17 +38,17 @@ func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
 	}
 	out := bufio.NewWriterSize(a.stdout, 64<<10)
 	var count int64
-	err = callDaemon(ctx, cfg.State.Dir, "subscribers", subscribersArguments{c.Restaurant, c.Count}, replyHandler{
-		item: func(v json.RawMessage) error {
+	err = control.Do(ctx, cfg.State.Dir, "subscribers", subscribersArguments{c.Restaurant, c.Count}, control.ReplyHandler{
+		Item: func(v json.RawMessage) error {
 			var page []string
 			if err := json.Unmarshal(v, &page); err != nil {
 				return fmt.Errorf("read answer of the daemon: %w", err)
 			}
 			return c.write(out, page)
 		},
-		result: &count,
+		Result: &count,
 	})
-	if errors.Is(err, errNoDaemon) {
+	if errors.Is(err, control.ErrNoDaemon) {
 		count, err = c.offline(ctx, a, cfg, func(page []string) error { return c.write(out, page) })
 	}
 	if err != nil {
@@ -95,12 +96,12 @@ func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config
 }
 
 // listSubscribers is the daemon's side, an engineAction: pages of client ids, then their number.
-func listSubscribers(ctx context.Context, e *engine, c *call) (any, error) {
+func listSubscribers(ctx context.Context, e *engine, c *control.Call) (any, error) {
 	var args subscribersArguments
-	if err := c.args(&args); err != nil {
+	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
-	return subscribers(ctx, e.store, args, func(page []string) error { return c.item(page) })
+	return subscribers(ctx, e.store, args, func(page []string) error { return c.Item(page) })
 }
 
 // subscribersPage is how many clients travel together.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -65,9 +66,9 @@ func (c *verifyCmd) Run(ctx context.Context, a *app) error {
 	}
 	shown := terminal.NewProgress(a.stderr, "rows")
 	var r verifyResult
-	err = callDaemon(ctx, cfg.State.Dir, "verify", verifyArguments{c.Repair, c.Limit}, replyHandler{
-		progress: shown.Update, result: &r,
-		item: func(text json.RawMessage) error { return c.printItem(a.stdout, text) },
+	err = control.Do(ctx, cfg.State.Dir, "verify", verifyArguments{c.Repair, c.Limit}, control.ReplyHandler{
+		Progress: shown.Update, Result: &r,
+		Item: func(text json.RawMessage) error { return c.printItem(a.stdout, text) },
 	})
 	shown.Finish()
 	if err != nil {
@@ -152,9 +153,9 @@ func printVerified(out io.Writer, r *verifyResult) error {
 }
 
 // verifyOnline is the daemon's side: an engineAction.
-func verifyOnline(ctx context.Context, e *engine, c *call) (any, error) {
+func verifyOnline(ctx context.Context, e *engine, c *control.Call) (any, error) {
 	args := verifyArguments{}
-	if err := c.args(&args); err != nil {
+	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
 	defer showWork(c, e.mirror)()
@@ -165,7 +166,7 @@ func verifyOnline(ctx context.Context, e *engine, c *call) (any, error) {
 		}
 		shown++
 		for _, f := range diff.Faults() {
-			if err := c.item(newDifference(diff.Row, f)); err != nil {
+			if err := c.Item(newDifference(diff.Row, f)); err != nil {
 				return err
 			}
 		}

@@ -1,4 +1,4 @@
-package main
+package control
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ func testExitCode(err error) int {
 	switch {
 	case errors.Is(err, errForeign):
 		return 3
-	case errors.Is(err, errArguments):
+	case errors.Is(err, ErrArguments):
 		return 2
 	}
 	return 1
@@ -33,18 +33,18 @@ func testExitCode(err error) int {
 
 // exitOf returns the exit code that came with an error of the daemon, or 1.
 func exitOf(err error) int {
-	if remote, ok := errors.AsType[*remoteError](err); ok {
-		return remote.exit
+	if remote, ok := errors.AsType[*RemoteError](err); ok {
+		return remote.Exit
 	}
 	return 1
 }
 
 // serveActions serves actions on a socket and returns its folder. drain does
 // what a daemon does that is asked to end.
-func serveActions(t *testing.T, actions map[string]action) (dir string, drain func()) {
+func serveActions(t *testing.T, actions map[string]Action) (dir string, drain func()) {
 	t.Helper()
 	dir = t.TempDir()
-	l, err := listenSocket(t.Context(), dir)
+	l, err := Listen(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func serveActions(t *testing.T, actions map[string]action) (dir string, drain fu
 	readOnly := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	ended := make(chan error, 1)
 	go func() {
-		ended <- httpserve.Serve(ctx, newSocketHandler(base, readOnly, actions, testExitCode, log), log, l, 0)
+		ended <- httpserve.Serve(ctx, NewHandler(base, readOnly, actions, testExitCode, log), log, l, 0)
 	}()
 	t.Cleanup(func() {
 		drain()
@@ -68,58 +68,58 @@ func serveActions(t *testing.T, actions map[string]action) (dir string, drain fu
 
 func TestAction(t *testing.T) {
 	t.Parallel()
-	dir, _ := serveActions(t, map[string]action{
-		"list": func(_ context.Context, c *call) (any, error) {
+	dir, _ := serveActions(t, map[string]Action{
+		"list": func(_ context.Context, c *Call) (any, error) {
 			var args struct{ First, Count int }
-			if err := c.args(&args); err != nil {
+			if err := c.Args(&args); err != nil {
 				return nil, err
 			}
 			for i := range args.Count {
-				c.progress("counting", int64(i), int64(args.Count))
-				if err := c.item(args.First + i); err != nil {
+				c.Progress("counting", int64(i), int64(args.Count))
+				if err := c.Item(args.First + i); err != nil {
 					return nil, err
 				}
 			}
 			return args.Count, nil
 		},
-		"foreign": func(context.Context, *call) (any, error) { return nil, errForeign },
-		"fail":    func(context.Context, *call) (any, error) { return nil, errors.New("no luck") },
-		"nothing": func(context.Context, *call) (any, error) { return nil, nil }, //nolint:nilnil // an action without a result
+		"foreign": func(context.Context, *Call) (any, error) { return nil, errForeign },
+		"fail":    func(context.Context, *Call) (any, error) { return nil, errors.New("no luck") },
+		"nothing": func(context.Context, *Call) (any, error) { return nil, nil }, //nolint:nilnil // an action without a result
 	})
 	var items []int
 	var stages []string
 	count := 0
-	err := callDaemon(t.Context(), dir, "list", map[string]int{"first": 5, "count": 1000}, replyHandler{
-		progress: func(stage string, _, _ int64) { stages = append(stages, stage) },
-		item: func(v json.RawMessage) error {
+	err := Do(t.Context(), dir, "list", map[string]int{"first": 5, "count": 1000}, ReplyHandler{
+		Progress: func(stage string, _, _ int64) { stages = append(stages, stage) },
+		Item: func(v json.RawMessage) error {
 			var n int
 			err := json.Unmarshal(v, &n)
 			items = append(items, n)
 			return err
 		},
-		result: &count,
+		Result: &count,
 	})
 	if err != nil || count != 1000 || len(items) != 1000 || items[0] != 5 || !slices.IsSorted(items) || len(stages) == 0 || stages[0] != "counting" {
 		t.Errorf("list: %v, result %d, %d items, stages %v", err, count, len(items), stages)
 	}
-	if err := callDaemon(t.Context(), dir, "nothing", nil, replyHandler{result: &count}); err != nil {
+	if err := Do(t.Context(), dir, "nothing", nil, ReplyHandler{Result: &count}); err != nil {
 		t.Errorf("nothing: %v", err)
 	}
 	for name, want := range map[string]struct {
 		exit int
 		text string
 	}{"foreign": {3, "foreign state"}, "fail": {1, "no luck"}, "unknown": {1, "no such action"}} {
-		if err := callDaemon(t.Context(), dir, name, nil, replyHandler{}); exitOf(err) != want.exit || !strings.Contains(err.Error(), want.text) {
+		if err := Do(t.Context(), dir, name, nil, ReplyHandler{}); exitOf(err) != want.exit || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("%s: exit %d: %v", name, exitOf(err), err)
 		}
 	}
-	if err := callDaemon(t.Context(), dir, "list", "text", replyHandler{}); exitOf(err) != 2 {
+	if err := Do(t.Context(), dir, "list", "text", ReplyHandler{}); exitOf(err) != 2 {
 		t.Errorf("wrong arguments: %v", err)
 	}
-	if body, err := askDaemon(t.Context(), dir, "/healthz"); err != nil || string(body) != "ok\n" {
+	if body, err := Get(t.Context(), dir, "/healthz"); err != nil || string(body) != "ok\n" {
 		t.Errorf("the socket does not serve the read-only endpoints: %q, %v", body, err)
 	}
-	if err := callDaemon(t.Context(), t.TempDir(), "list", nil, replyHandler{}); !errors.Is(err, errNoDaemon) {
+	if err := Do(t.Context(), t.TempDir(), "list", nil, ReplyHandler{}); !errors.Is(err, ErrNoDaemon) {
 		t.Errorf("without a daemon: %v", err)
 	}
 }
@@ -129,7 +129,7 @@ func TestAction(t *testing.T) {
 func TestActionEnds(t *testing.T) {
 	t.Parallel()
 	began, ended := make(chan struct{}), make(chan struct{})
-	dir, drain := serveActions(t, map[string]action{"wait": func(ctx context.Context, _ *call) (any, error) {
+	dir, drain := serveActions(t, map[string]Action{"wait": func(ctx context.Context, _ *Call) (any, error) {
 		began <- struct{}{}
 		<-ctx.Done()
 		ended <- struct{}{}
@@ -137,7 +137,7 @@ func TestActionEnds(t *testing.T) {
 	}})
 	ctx, cancel := context.WithCancel(t.Context())
 	back := make(chan error, 2)
-	call := func(ctx context.Context) { back <- callDaemon(ctx, dir, "wait", nil, replyHandler{}) }
+	call := func(ctx context.Context) { back <- Do(ctx, dir, "wait", nil, ReplyHandler{}) }
 	go call(ctx)
 	<-began
 	cancel()
@@ -156,8 +156,8 @@ func TestActionEnds(t *testing.T) {
 
 func TestActionMayTakeLongerThanAnAnswer(t *testing.T) {
 	t.Parallel()
-	srv := httptest.NewUnstartedServer(newSocketHandler(t.Context(), http.NotFoundHandler(), map[string]action{
-		"long": func(ctx context.Context, _ *call) (any, error) {
+	srv := httptest.NewUnstartedServer(NewHandler(t.Context(), http.NotFoundHandler(), map[string]Action{
+		"long": func(ctx context.Context, _ *Call) (any, error) {
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
@@ -182,15 +182,15 @@ func TestActionMayTakeLongerThanAnAnswer(t *testing.T) {
 // A daemon that dies in the middle leaves an answer without its last line.
 func TestActionThatIsCut(t *testing.T) {
 	t.Parallel()
-	dir, _ := serveActions(t, map[string]action{
-		"die": func(_ context.Context, c *call) (any, error) {
-			c.progress("dying", 1, 2)
+	dir, _ := serveActions(t, map[string]Action{
+		"die": func(_ context.Context, c *Call) (any, error) {
+			c.Progress("dying", 1, 2)
 			panic(http.ErrAbortHandler) //nolint:forbidigo // closes the connection, as a crash does
 		},
-		"die early": func(context.Context, *call) (any, error) { panic(http.ErrAbortHandler) }, //nolint:forbidigo // same
+		"die early": func(context.Context, *Call) (any, error) { panic(http.ErrAbortHandler) }, //nolint:forbidigo // same
 	})
 	for _, name := range []string{"die", "die early"} {
-		if err := callDaemon(t.Context(), dir, url.PathEscape(name), nil, replyHandler{}); !errors.Is(err, errCut) || exitOf(err) != 1 {
+		if err := Do(t.Context(), dir, url.PathEscape(name), nil, ReplyHandler{}); !errors.Is(err, errCut) || exitOf(err) != 1 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -201,9 +201,9 @@ func TestActionThatIsCut(t *testing.T) {
 func TestActionThatPanics(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
-	var nothing *call
-	srv := httptest.NewServer(newSocketHandler(t.Context(), http.NotFoundHandler(), map[string]action{
-		"slip": func(context.Context, *call) (any, error) { return nothing.body, nil },
+	var nothing *Call
+	srv := httptest.NewServer(NewHandler(t.Context(), http.NotFoundHandler(), map[string]Action{
+		"slip": func(context.Context, *Call) (any, error) { return nothing.body, nil },
 	}, testExitCode, slog.New(slog.NewTextHandler(&log, nil))))
 	resp, err := srv.Client().Post(srv.URL+controlPath+"slip", "application/json", nil)
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package control
 
 import (
 	"context"
@@ -30,15 +30,15 @@ import (
 // errDraining: the daemon was asked to end while it did the action.
 var errDraining = errors.New("the daemon is being stopped")
 
-// errArguments: the arguments of an action are not what it takes.
-var errArguments = errors.New("read arguments")
+// ErrArguments: the arguments of an action are not what it takes.
+var ErrArguments = errors.New("read arguments")
 
 // controlPath begins the path of every action.
 const controlPath = "/control/"
 
-// action does what a client asks for. The result becomes the last line; an error
+// Action does what a client asks for. The result becomes the last line; an error
 // takes its exit code to the client with it. ctx ends as said above.
-type action func(ctx context.Context, c *call) (result any, err error)
+type Action func(ctx context.Context, c *Call) (result any, err error)
 
 // answerLine is one line of an answer; one of its fields is set.
 type answerLine struct {
@@ -62,12 +62,12 @@ type errorLine struct {
 }
 
 const (
-	// progressEvery bounds how often progress travels.
-	progressEvery = 100 * time.Millisecond
+	// ProgressEvery bounds how often progress travels.
+	ProgressEvery = 100 * time.Millisecond
 	// writePatience is how long a client may leave an answer unread.
 	writePatience = 30 * time.Second
-	// maxArguments bounds the body of a request.
-	maxArguments = 1 << 20
+	// MaxArguments bounds the body of a request.
+	MaxArguments = 1 << 20
 )
 
 // server is what all actions of a daemon share.
@@ -77,9 +77,9 @@ type server struct {
 	log      *slog.Logger
 }
 
-// newSocketHandler serves the actions beside the read-only endpoints. Actions
+// NewHandler serves the actions beside the read-only endpoints. Actions
 // end with ctx. exitCode gives the code that a command ends with after an error.
-func newSocketHandler(ctx context.Context, readOnly http.Handler, actions map[string]action, exitCode func(error) int, log *slog.Logger) http.Handler {
+func NewHandler(ctx context.Context, readOnly http.Handler, actions map[string]Action, exitCode func(error) int, log *slog.Logger) http.Handler {
 	s := &server{base: ctx, exitCode: exitCode, log: log}
 	mux := http.NewServeMux()
 	mux.Handle("/", readOnly)
@@ -95,11 +95,11 @@ func newSocketHandler(ctx context.Context, readOnly http.Handler, actions map[st
 }
 
 // serve runs one action.
-func (s *server) serve(w http.ResponseWriter, r *http.Request, do action, log *slog.Logger) {
+func (s *server) serve(w http.ResponseWriter, r *http.Request, do Action, log *slog.Logger) {
 	// The server's own deadlines are for short answers. A read deadline that
 	// passes would even end r.Context(), as a client does that goes away.
 	rc := http.NewResponseController(w)
-	args, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxArguments))
+	args, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxArguments))
 	if err = errors.Join(err, rc.SetReadDeadline(time.Time{})); err != nil {
 		http.Error(w, "read arguments: "+err.Error(), http.StatusBadRequest)
 		return
@@ -109,7 +109,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, do action, log *s
 	defer context.AfterFunc(s.base, func() { cancel(errDraining) })()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
-	c := &call{body: args, w: w, rc: rc}
+	c := &Call{body: args, w: w, rc: rc}
 	began := time.Now()
 	result, err := recoverPanic(do, log)(ctx, c)
 	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errDraining) {
@@ -129,8 +129,8 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, do action, log *s
 
 // recoverPanic makes an error of a panic: it ends the action, not the daemon, and is
 // not lost. The client would otherwise see a connection that was closed.
-func recoverPanic(do action, log *slog.Logger) action {
-	return func(ctx context.Context, c *call) (result any, err error) {
+func recoverPanic(do Action, log *slog.Logger) Action {
+	return func(ctx context.Context, c *Call) (result any, err error) {
 		defer func() {
 			switch p := recover(); p {
 			case nil:
@@ -145,9 +145,9 @@ func recoverPanic(do action, log *slog.Logger) action {
 	}
 }
 
-// call is one action under way, as the action sees it. Its methods may be
+// Call is one action under way, as the action sees it. Its methods may be
 // called from any goroutine.
-type call struct {
+type Call struct {
 	body []byte
 	rc   *http.ResponseController
 
@@ -156,23 +156,23 @@ type call struct {
 	last time.Time // progress was sent
 }
 
-// args decodes the arguments into v; none leave it as it is.
-func (c *call) args(v any) error {
+// Args decodes the arguments into v; none leave it as it is.
+func (c *Call) Args(v any) error {
 	if len(c.body) == 0 {
 		return nil
 	}
 	if err := json.Unmarshal(c.body, v); err != nil {
-		return fmt.Errorf("%w: %w", errArguments, err)
+		return fmt.Errorf("%w: %w", ErrArguments, err)
 	}
 	return nil
 }
 
-// progress tells the client how far the action is: done of total, 0 if that is
+// Progress tells the client how far the action is: done of total, 0 if that is
 // not known. Calls that come too fast are left out. A client that has gone ends
 // the action's context, so there is no error to look at here.
-func (c *call) progress(stage string, done, total int64) {
+func (c *Call) Progress(stage string, done, total int64) {
 	c.mu.Lock()
-	wait := time.Since(c.last) < progressEvery
+	wait := time.Since(c.last) < ProgressEvery
 	if !wait {
 		c.last = time.Now()
 	}
@@ -182,8 +182,8 @@ func (c *call) progress(stage string, done, total int64) {
 	}
 }
 
-// item sends one element of a listing. It waits while the client does not read.
-func (c *call) item(v any) error {
+// Item sends one element of a listing. It waits while the client does not read.
+func (c *Call) Item(v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
@@ -192,7 +192,7 @@ func (c *call) item(v any) error {
 }
 
 // finish sends the result.
-func (c *call) finish(result any) error {
+func (c *Call) finish(result any) error {
 	text, err := json.Marshal(result)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
@@ -201,7 +201,7 @@ func (c *call) finish(result any) error {
 }
 
 // write sends a line; flush sends what lies in the buffer too.
-func (c *call) write(line answerLine, flush bool) error {
+func (c *Call) write(line answerLine, flush bool) error {
 	text, err := json.Marshal(line)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)

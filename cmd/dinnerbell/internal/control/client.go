@@ -1,4 +1,4 @@
-package main
+package control
 
 import (
 	"bytes"
@@ -14,24 +14,24 @@ import (
 	"time"
 )
 
-// errNoDaemon: nobody answers on the socket.
-var errNoDaemon = errors.New("no daemon is running")
+// ErrNoDaemon: nobody answers on the socket.
+var ErrNoDaemon = errors.New("no daemon is running")
 
 // errCut: the answer of an action ended before its last line.
 var errCut = errors.New("the daemon ended in the middle of it")
 
-// remoteError is an error that the daemon's side of an action ended with.
-type remoteError struct {
-	message string
-	exit    int
+// RemoteError is an error that the daemon's side of an action ended with.
+type RemoteError struct {
+	Message string
+	Exit    int
 }
 
 // Error gives the message as the daemon wrote it.
-func (e *remoteError) Error() string { return e.message }
+func (e *RemoteError) Error() string { return e.Message }
 
-// askDaemon gets one read-only path over the socket of the daemon that runs on
+// Get gets one read-only path over the socket of the daemon that runs on
 // stateDir.
-func askDaemon(ctx context.Context, stateDir, path string) ([]byte, error) {
+func Get(ctx context.Context, stateDir, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	resp, err := requestDaemon(ctx, stateDir, http.MethodGet, path, nil)
@@ -46,20 +46,20 @@ func askDaemon(ctx context.Context, stateDir, path string) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
-// replyHandler is what a caller makes of an answer. All may be nil.
-type replyHandler struct {
-	// progress is told how far it is; total 0: unknown.
-	progress func(stage string, done, total int64)
-	// item takes each element of a listing; its error ends the action.
-	item func(json.RawMessage) error
-	// result is a pointer that the result is decoded into.
-	result any
+// ReplyHandler is what a caller makes of an answer. All may be nil.
+type ReplyHandler struct {
+	// Progress is told how far it is; total 0: unknown.
+	Progress func(stage string, done, total int64)
+	// Item takes each element of a listing; its error ends the action.
+	Item func(json.RawMessage) error
+	// Result is a pointer that the result is decoded into.
+	Result any
 }
 
-// callDaemon has the running daemon do an action, and returns when it is done.
-// args becomes JSON. When ctx ends, so does the action. Errors: errNoDaemon;
+// Do has the running daemon do an action, and returns when it is done.
+// args becomes JSON. When ctx ends, so does the action. Errors: ErrNoDaemon;
 // what the action failed with, whose exit code becomes the command's; errCut.
-func callDaemon(ctx context.Context, stateDir, name string, args any, h replyHandler) error {
+func Do(ctx context.Context, stateDir, name string, args any, h ReplyHandler) error {
 	body, err := json.Marshal(args)
 	if err != nil {
 		return fmt.Errorf("ask daemon: %w", err)
@@ -85,22 +85,22 @@ func callDaemon(ctx context.Context, stateDir, name string, args any, h replyHan
 }
 
 // handleLine takes one line; done says that it was the last.
-func (h *replyHandler) handleLine(line *answerLine) (done bool, err error) {
+func (h *ReplyHandler) handleLine(line *answerLine) (done bool, err error) {
 	switch {
 	case line.Error != nil:
-		return true, &remoteError{message: line.Error.Message, exit: line.Error.Exit}
+		return true, &RemoteError{Message: line.Error.Message, Exit: line.Error.Exit}
 	case line.Progress != nil:
-		if h.progress != nil {
-			h.progress(line.Progress.Stage, line.Progress.Done, line.Progress.Total)
+		if h.Progress != nil {
+			h.Progress(line.Progress.Stage, line.Progress.Done, line.Progress.Total)
 		}
 		return false, nil
 	case line.Item != nil:
-		if h.item != nil {
-			return false, h.item(line.Item)
+		if h.Item != nil {
+			return false, h.Item(line.Item)
 		}
 		return false, nil
-	case h.result != nil && line.Result != nil:
-		if err := json.Unmarshal(line.Result, h.result); err != nil {
+	case h.Result != nil && line.Result != nil:
+		if err := json.Unmarshal(line.Result, h.Result); err != nil {
 			return true, fmt.Errorf("read answer of the daemon: %w", err)
 		}
 	}
@@ -126,7 +126,7 @@ func requestDaemon(ctx context.Context, stateDir, method, path string, body []by
 	resp, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w with state.dir %s (nobody listens on %s); start one with: dinnerbell run", errNoDaemon, stateDir, socket)
+		return nil, fmt.Errorf("%w with state.dir %s (nobody listens on %s); start one with: dinnerbell run", ErrNoDaemon, stateDir, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("ask daemon: %w; the socket is for the user that runs it", err)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

@@ -1,4 +1,4 @@
-package main
+package control
 
 import (
 	"context"
@@ -50,10 +50,10 @@ func relativePath(from, to string) string {
 	return r
 }
 
-// listenSocket opens the socket for its owner alone. The caller holds the lock
+// Listen opens the socket for its owner alone. The caller holds the lock
 // on the state directory, so a socket that is there was left by a daemon that
 // is gone.
-func listenSocket(ctx context.Context, stateDir string) (net.Listener, error) {
+func Listen(ctx context.Context, stateDir string) (net.Listener, error) {
 	path, err := socketPath(stateDir)
 	if err != nil {
 		return nil, err

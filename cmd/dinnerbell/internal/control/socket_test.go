@@ -1,4 +1,4 @@
-package main
+package control
 
 import (
 	"errors"
@@ -40,7 +40,7 @@ func TestSocketIsPrivateAndReplacesAnOldOne(t *testing.T) {
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := listenSocket(t.Context(), ".")
+	l, err := Listen(t.Context(), ".")
 	if err != nil {
 		t.Fatal(err)
 	}
