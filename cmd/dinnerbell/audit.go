@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
@@ -24,7 +25,7 @@ func (c *auditCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	findings, err := stream.Audit(ctx, claimConfig(cfg, a.logger(cfg)))
+	findings, err := stream.Audit(ctx, daemon.ClaimConfig(cfg, a.logger(cfg)))
 	sound := true
 	for _, f := range findings {
 		sound = sound && f.OK

@@ -14,6 +14,7 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
@@ -126,7 +127,7 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 	if _, err := os.Stat(cfg.State.Dir); err != nil {
 		return saved, fmt.Errorf("no local state: %w", err)
 	}
-	store, err := openState(cfg, a.logger(cfg), version, nil)
+	store, err := daemon.OpenState(cfg, a.logger(cfg), version, nil)
 	if err != nil {
 		return saved, err
 	}
@@ -138,16 +139,16 @@ func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedSt
 	return newSavedState(cfg.State.Dir, m), nil
 }
 
-// saveCheckpoint is the daemon's side: an engineAction. A large transaction that is being applied
+// saveCheckpoint is the daemon's side: an Action. A large transaction that is being applied
 // makes it wait for its end.
-func saveCheckpoint(ctx context.Context, e *engine, _ *control.Call) (any, error) {
+func saveCheckpoint(ctx context.Context, e *daemon.Engine, _ *control.Call) (any, error) {
 	for {
-		m, err := e.store.Checkpoint(state.CauseAsked, e.nextOffsets())
-		if _, loaded := e.store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {
+		m, err := e.Store.Checkpoint(state.CauseAsked, e.NextOffsets())
+		if _, loaded := e.Store.Source(); !errors.Is(err, state.ErrNotWhole) || !loaded {
 			if err != nil {
 				return nil, err
 			}
-			return newSavedState(e.cfg.State.Dir, m), nil
+			return newSavedState(e.Config.State.Dir, m), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -175,7 +176,7 @@ func (c *checkpointListCmd) Run(ctx context.Context, a *app) error {
 		list, damaged = state.ListCheckpoints(cfg.State.Dir)
 		return nil
 	}
-	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, a.logger(cfg)).Source(), read)
+	judge, unknown := cdc.Coverage(ctx, daemon.SourceConfig(cfg, a.logger(cfg)).Source(), read)
 	if unknown != nil {
 		_ = read()
 	}
@@ -240,7 +241,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 	log := a.logger(cfg)
 	shown := terminal.NewProgress(a.stderr, "")
 	shown.Spin("reading all rows")
-	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, stateOptions(cfg, log, version))
+	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, daemon.StateOptions(cfg, log, version))
 	shown.Finish()
 	if err != nil {
 		return err
@@ -249,7 +250,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 	if replaced != "" {
 		r.Replaced = filepath.Join(cfg.State.Dir, replaced)
 	}
-	judge, unknown := cdc.Coverage(ctx, sourceConfig(cfg, log).Source(), func() error { return nil })
+	judge, unknown := cdc.Coverage(ctx, daemon.SourceConfig(cfg, log).Source(), func() error { return nil })
 	r.judged(m, judge, unknown)
 	if c.JSON {
 		return printJSON(a, r)

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream/operator"
@@ -49,7 +50,7 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	claims := claimConfig(cfg, a.logger(cfg))
+	claims := daemon.ClaimConfig(cfg, a.logger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	err = operator.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) error {
 		item := newDeadLetterItem(d)
@@ -108,7 +109,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	claims := claimConfig(cfg, a.logger(cfg))
+	claims := daemon.ClaimConfig(cfg, a.logger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	sent, left := 0, 0
 	err = operator.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) bool {

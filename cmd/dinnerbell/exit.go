@@ -20,7 +20,7 @@ const (
 // errUsage: the command line is wrong, or asks for what there is not yet.
 var errUsage = errors.New("usage")
 
-// exitCode sorts an error. What trying again cannot mend and the configuration
+// ExitCode sorts an error. What trying again cannot mend and the configuration
 // cannot either (a lost slot, a sink rolled back, state of a newer version) is
 // halted: a supervisor should call somebody and not restart.
 func exitCode(err error) int {

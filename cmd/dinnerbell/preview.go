@@ -10,6 +10,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/stream"
 )
@@ -79,13 +80,13 @@ func (c *previewCmd) read() ([]byte, error) {
 	return value, nil
 }
 
-// previewCampaign is the daemon's side: an engineAction.
-func previewCampaign(ctx context.Context, e *engine, c *control.Call) (any, error) {
+// previewCampaign is the daemon's side: an Action.
+func previewCampaign(ctx context.Context, e *daemon.Engine, c *control.Call) (any, error) {
 	var args previewArguments
 	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
-	p, err := e.service.Preview(ctx, args.Value)
+	p, err := e.Service.Preview(ctx, args.Value)
 	if err != nil {
 		return nil, fmt.Errorf("preview: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
@@ -57,13 +58,13 @@ func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg)
-	store, err := openState(cfg, log, version, nil)
+	store, err := daemon.OpenState(cfg, log, version, nil)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	shown := terminal.NewProgress(a.stderr, "rows")
-	err = cdc.New(sourceConfig(cfg, log), store).Rebuild(ctx, func(rows, total int64) { shown.Update("snapshot", rows, total) })
+	err = cdc.New(daemon.SourceConfig(cfg, log), store).Rebuild(ctx, func(rows, total int64) { shown.Update("snapshot", rows, total) })
 	shown.Finish()
 	r := rebuildResult{Subscriptions: store.Subscriptions(), LSN: store.EndLSN().String(), Seconds: time.Since(began).Seconds()}
 	if err := errors.Join(err, store.Close()); err != nil {
@@ -81,12 +82,12 @@ func (c *rebuildCmd) print(a *app, r rebuildResult) error {
 	return err
 }
 
-// rebuildOnline is the daemon's side: an engineAction.
-func rebuildOnline(ctx context.Context, e *engine, c *control.Call) (any, error) {
+// rebuildOnline is the daemon's side: an Action.
+func rebuildOnline(ctx context.Context, e *daemon.Engine, c *control.Call) (any, error) {
 	began := time.Now()
-	defer e.gc.ask()()
-	defer showWork(c, e.mirror)()
-	done, err := e.mirror.RebuildOnline(ctx)
+	defer e.LoadGC.Begin()()
+	defer showWork(c, e.Mirror)()
+	done, err := e.Mirror.RebuildOnline(ctx)
 	if err != nil {
 		return nil, err
 	}

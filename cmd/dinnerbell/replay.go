@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/stream"
@@ -95,15 +96,15 @@ func parseTime(text string, now time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// replayCampaigns is the daemon's side: an engineAction.
-func replayCampaigns(ctx context.Context, e *engine, c *control.Call) (any, error) {
+// replayCampaigns is the daemon's side: an Action.
+func replayCampaigns(ctx context.Context, e *daemon.Engine, c *control.Call) (any, error) {
 	var args replayArguments
 	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
 	req := stream.ReplayRequest{From: stream.ReplayStart{Time: args.Time}, Until: args.Until, DryRun: args.DryRun}
 	if args.Checkpoint != "" {
-		m, err := state.ReadManifest(e.cfg.State.Dir, args.Checkpoint)
+		m, err := state.ReadManifest(e.Config.State.Dir, args.Checkpoint)
 		if errors.Is(err, state.ErrNoCheckpoint) {
 			return nil, fmt.Errorf("%w: --from %q is neither earliest, an RFC 3339 time, a duration ago such as 2h, nor a checkpoint that is there (see: dinnerbell checkpoint list)", errUsage, args.Checkpoint)
 		}
@@ -115,7 +116,7 @@ func replayCampaigns(ctx context.Context, e *engine, c *control.Call) (any, erro
 		}
 		req.From.Offsets = m.NextOffsets
 	}
-	r, err := e.service.Replay(ctx, req, c.Progress)
+	r, err := e.Service.Replay(ctx, req, c.Progress)
 	if err != nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/stream"
 )
 
@@ -25,7 +26,7 @@ func (c *resolveCmd) Run(ctx context.Context, a *app) error {
 	if c.AcceptRepeats {
 		accept = stream.AcceptRepeats
 	}
-	did, err := stream.Resolve(ctx, claimConfig(cfg, a.logger(cfg)), c.Lane, accept)
+	did, err := stream.Resolve(ctx, daemon.ClaimConfig(cfg, a.logger(cfg)), c.Lane, accept)
 	for _, line := range did {
 		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
 			return fmt.Errorf("write result: %w", err)

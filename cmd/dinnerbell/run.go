@@ -1,6 +1,10 @@
 package main
 
-import "context"
+import (
+	"context"
+
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
+)
 
 // runCmd runs the daemon.
 type runCmd struct{}
@@ -14,12 +18,12 @@ func (c *runCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	tuneGC(a.env)
-	return runDaemon(ctx, daemonOptions{cfg: cfg, log: a.logger(cfg), build: thisBuild(), actions: actions, exitCode: exitCode})
+	daemon.TuneGC(a.env)
+	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.logger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode})
 }
 
 // actions are what commands ask of the running daemon, by name.
-var actions = map[string]engineAction{
+var actions = map[string]daemon.Action{
 	"checkpoint":  saveCheckpoint,
 	"preview":     previewCampaign,
 	"rebuild":     rebuildOnline,

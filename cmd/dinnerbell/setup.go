@@ -10,6 +10,7 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/cdc/source"
 	"dinnerbell/cmd/dinnerbell/internal/config"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream"
@@ -29,7 +30,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(cfg)
-	source, claim := sourceConfig(cfg, log), claimConfig(cfg, log)
+	source, claim := daemon.SourceConfig(cfg, log), daemon.ClaimConfig(cfg, log)
 	if c.PrintSQL {
 		return printSQL(a.stdout, cfg, source, claim)
 	}

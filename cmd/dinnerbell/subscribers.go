@@ -12,6 +12,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -87,7 +88,7 @@ func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config
 	if _, err := os.Stat(cfg.State.Dir); errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("there is no local state: %w", err)
 	}
-	store, err := openState(cfg, a.logger(cfg), version, nil)
+	store, err := daemon.OpenState(cfg, a.logger(cfg), version, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -95,13 +96,13 @@ func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config
 	return n, errors.Join(err, store.Close())
 }
 
-// listSubscribers is the daemon's side, an engineAction: pages of client ids, then their number.
-func listSubscribers(ctx context.Context, e *engine, c *control.Call) (any, error) {
+// listSubscribers is the daemon's side, an Action: pages of client ids, then their number.
+func listSubscribers(ctx context.Context, e *daemon.Engine, c *control.Call) (any, error) {
 	var args subscribersArguments
 	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
-	return subscribers(ctx, e.store, args, func(page []string) error { return c.Item(page) })
+	return subscribers(ctx, e.Store, args, func(page []string) error { return c.Item(page) })
 }
 
 // subscribersPage is how many clients travel together.

@@ -10,6 +10,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
@@ -152,15 +153,15 @@ func printVerified(out io.Writer, r *verifyResult) error {
 	return err
 }
 
-// verifyOnline is the daemon's side: an engineAction.
-func verifyOnline(ctx context.Context, e *engine, c *control.Call) (any, error) {
+// verifyOnline is the daemon's side: an Action.
+func verifyOnline(ctx context.Context, e *daemon.Engine, c *control.Call) (any, error) {
 	args := verifyArguments{}
 	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
-	defer showWork(c, e.mirror)()
+	defer showWork(c, e.Mirror)()
 	shown := 0
-	v, err := e.mirror.Verify(ctx, args.Repair, func(diff *state.Difference) error {
+	v, err := e.Mirror.Verify(ctx, args.Repair, func(diff *state.Difference) error {
 		if shown >= args.Limit {
 			return nil
 		}

@@ -1,3 +1,5 @@
+// Package httpserve serves HTTP within bounds: of connections, headers, the time that
+// a peer may take, and of what may be asked over TCP.
 package httpserve
 
 import (

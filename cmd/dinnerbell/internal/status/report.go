@@ -1,3 +1,5 @@
+// Package status makes the one status of the daemon: its JSON, the reasons not to be
+// ready, and the metrics.
 package status
 
 import (

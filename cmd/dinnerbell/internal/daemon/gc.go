@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"runtime/debug"
@@ -16,8 +16,8 @@ const (
 	heapLimit = 192 << 20
 )
 
-// tuneGC leaves alone what the operator has set by GOGC and GOMEMLIMIT.
-func tuneGC(env config.Env) {
+// TuneGC leaves alone what the operator has set by GOGC and GOMEMLIMIT.
+func TuneGC(env config.Env) {
 	if env["GOGC"] == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -37,8 +37,8 @@ type loadGC struct {
 	before int // the percentage to go back to
 }
 
-// ask begins it; call done at the end.
-func (l *loadGC) ask() (done func()) {
+// Begin begins it; call done at the end.
+func (l *loadGC) Begin() (done func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.asking++; l.asking == 1 {

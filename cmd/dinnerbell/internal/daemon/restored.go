@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -12,15 +12,15 @@ import (
 
 // dropReplaced removes what a restore has replaced, once the mirror has caught up and
 // all rows were found good.
-func (d *daemon) dropReplaced(ctx context.Context, h *engine) error {
+func (d *supervisor) dropReplaced(ctx context.Context, h *Engine) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		names, err := h.store.Replaced()
+		names, err := h.Store.Replaced()
 		if err != nil || len(names) == 0 {
 			return err
 		}
-		if h.mirror.Status().State == cdc.StateStreaming {
+		if h.Mirror.Status().State == cdc.StateStreaming {
 			break
 		}
 		select {
@@ -29,16 +29,16 @@ func (d *daemon) dropReplaced(ctx context.Context, h *engine) error {
 		case <-tick.C:
 		}
 	}
-	names, err := h.store.DropReplaced(ctx)
+	names, err := h.Store.DropReplaced(ctx)
 	switch {
 	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store tells of that itself
 		return nil
 	case errors.Is(err, fs.ErrPermission):
-		d.log.Warn("cannot remove the state that a restore has replaced", "error", err)
+		d.Logger.Warn("cannot remove the state that a restore has replaced", "error", err)
 		return nil
 	case err != nil:
 		return err
 	}
-	d.log.Info("the restored state has caught up and its rows are good; what it replaced is removed", "removed", names)
+	d.Logger.Info("the restored state has caught up and its rows are good; what it replaced is removed", "removed", names)
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"log/slog"
@@ -15,8 +15,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// sourceConfig is what package cdc needs to know.
-func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
+// SourceConfig is what package cdc needs to know.
+func SourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 	return cdc.Config{
 		Config: source.Config{
 			URL:              cfg.SourceURL,
@@ -39,11 +39,11 @@ func sourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 
 // streamConfig is what package stream needs to know.
 func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
-	return stream.Config{ClaimConfig: claimConfig(cfg, log)}
+	return stream.Config{ClaimConfig: ClaimConfig(cfg, log)}
 }
 
-// claimConfig is the part of it that commands need which run no lane.
-func claimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
+// ClaimConfig is the part of it that commands need which run no lane.
+func ClaimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
 	log = log.With("part", "stream")
 	return stream.ClaimConfig{
 		Sink: sink.Config{

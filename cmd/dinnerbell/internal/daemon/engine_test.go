@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"errors"
@@ -51,7 +51,7 @@ func TestCountsOutliveTheStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := newDaemon(daemonOptions{cfg: cfg, log: slog.New(slog.DiscardHandler)}, store[0])
+	d := newDaemon(Options{Config: cfg, Logger: slog.New(slog.DiscardHandler)}, store[0])
 	first := d.engine()
 	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
 	second := d.newEngine(store[1])
@@ -71,7 +71,7 @@ func TestDamagedTooOftenNamesTheDisk(t *testing.T) {
 	t.Parallel()
 	cfg := config.Defaults()
 	cfg.State.Dir = t.TempDir()
-	err := (&daemon{daemonOptions: daemonOptions{cfg: cfg}}).damagedTooOften(errors.New("checksum mismatch"))
+	err := (&supervisor{Options: Options{Config: cfg}}).damagedTooOften(errors.New("checksum mismatch"))
 	for _, want := range []string{cfg.State.Dir, "checksum mismatch", "mounted on /", "state.dir"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in: %v", want, err)

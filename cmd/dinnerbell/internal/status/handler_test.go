@@ -179,7 +179,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	m, s := healthy()
 	m.SafeWALSize, m.Work = 1, &cdc.WorkStatus{Kind: "rebuild"}
 	m.Checkpoint.ID = "20260101T000000.000Z"
-	doc, err := os.ReadFile("../../docs/metrics.md")
+	doc, err := os.ReadFile("../../../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}

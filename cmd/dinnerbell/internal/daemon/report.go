@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"fmt"
@@ -10,31 +10,31 @@ import (
 )
 
 // report is the daemon's status now. It is cheap and may be called at any time.
-func (d *daemon) report() status.Report {
+func (d *supervisor) report() status.Report {
 	h := d.engine()
-	_, complete := h.store.Source()
-	m, s := h.mirror.Status(), h.service.Status()
+	_, complete := h.Store.Source()
+	m, s := h.Mirror.Status(), h.Service.Status()
 	h.before.addTo(&m, &s)
-	r := status.NewReport(d.build.Version, m, s, complete)
+	r := status.NewReport(d.Build.Version, m, s, complete)
 	d.reportState(&r, h, complete)
 	r.Reasons = append(r.Reasons, d.stalls.Reasons(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
-	r.RewriteStrings(d.cfg.Hide)
+	r.RewriteStrings(d.Config.Hide)
 	return r
 }
 
 // reportState adds the local state to a report, and what it means for the rest.
-func (d *daemon) reportState(r *status.Report, h *engine, complete bool) {
+func (d *supervisor) reportState(r *status.Report, h *Engine, complete bool) {
 	r.State.Quarantines = d.damage.count()
-	if disk, ok := h.store.Disk(); ok {
+	if disk, ok := h.Store.Disk(); ok {
 		r.State.FreeBytes, r.State.ReserveBytes = disk.Free, disk.Reserve
 		if disk.Short() {
 			r.State.Condition = status.DiskFull
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: the disk is almost full: %s are free in %s%s and %s are kept in reserve (state.reserve); changes of the subscriptions wait until there is room",
-				terminal.Bytes(disk.Free), d.cfg.State.Dir, filesystemOf(d.cfg.State.Dir), terminal.Bytes(disk.Reserve)))
+				terminal.Bytes(disk.Free), d.Config.State.Dir, filesystemOf(d.Config.State.Dir), terminal.Bytes(disk.Reserve)))
 		}
 	}
-	aside, was := h.store.SetAside()
+	aside, was := h.Store.SetAside()
 	if was {
 		r.State.Quarantine, r.State.Damage = aside.Dir, logging.Line(aside.Reason)
 		if !complete {
@@ -42,7 +42,7 @@ func (d *daemon) reportState(r *status.Report, h *engine, complete bool) {
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: rebuilding: the local state was damaged and set aside to %s: %s", aside.Dir, r.State.Damage))
 		}
 	}
-	if err := h.store.Damage(); err != nil {
+	if err := h.Store.Damage(); err != nil {
 		// The mirror has stopped because of it. That is no halt: new halves follow.
 		r.State.Condition, r.State.Damage = status.Rebuilding, logging.Line(err.Error())
 		r.Source.State, r.Halted = status.Rebuilding, nil

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -49,32 +49,32 @@ func (d *damageHistory) count() int64 {
 // replace closes halves whose store is damaged and opens the directory again,
 // which sets the store aside and gives an empty one: the mirror then takes a
 // snapshot. HTTP goes on meanwhile.
-func (d *daemon) replace(ctx context.Context, old *engine) (*engine, error) {
-	reason := old.store.Damage()
+func (d *supervisor) replace(ctx context.Context, old *Engine) (*Engine, error) {
+	reason := old.Store.Damage()
 	pause, ok := d.damage.add(time.Now())
 	if err := old.close(); err != nil { // of what is damaged anyway
-		d.log.Warn("damaged local state did not close in order", "error", err)
+		d.Logger.Warn("damaged local state did not close in order", "error", err)
 	}
 	if !ok {
 		return nil, d.damagedTooOften(reason)
 	}
 	if pause > 0 {
-		d.log.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
+		d.Logger.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
 	}
 	select {
 	case <-ctx.Done():
 		return nil, nil //nolint:nilnil // asked to end: the mark in the directory keeps until the next start
 	case <-time.After(pause):
 	}
-	store, err := openState(d.cfg, d.log, d.build.Version, reason)
+	store, err := OpenState(d.Config, d.Logger, d.Build.Version, reason)
 	if err != nil {
 		return nil, err
 	}
 	return d.newEngine(store), nil
 }
 
-func (d *daemon) damagedTooOften(reason error) error {
-	dir := d.cfg.State.Dir
+func (d *supervisor) damagedTooOften(reason error) error {
+	dir := d.Config.State.Dir
 	return &halt.Error{
 		Part: halt.State,
 		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, filesystemOf(dir), len(damagePauses)+1, damageWindow, reason),

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -17,18 +17,18 @@ import (
 // errReplaced: the action needs the local state, which is being set aside.
 var errReplaced = errors.New("the local state was damaged and is being rebuilt; see: dinnerbell status")
 
-// engine are the two that do the work, around one open store: the mirror writes
+// Engine are the two that do the work, around one open store: the mirror writes
 // it, the service reads it. When the store turns out to be damaged, new halves
 // around a new store take their place; so ask [daemon.engine] each time, and
 // keep none of them. Between two stores the old ones are still there, and the
 // store answers with state.ErrClosed.
-type engine struct {
-	cfg     *config.Config
-	store   *state.Store
-	mirror  *cdc.Mirror
-	service *stream.Service
+type Engine struct {
+	Config  *config.Config
+	Store   *state.Store
+	Mirror  *cdc.Mirror
+	Service *stream.Service
 	before  carriedCounts // by the engines that this process had before
-	gc      *loadGC
+	LoadGC  *loadGC
 
 	calls  context.Context //nolint:containedctx // of the actions under way: it ends them before the store closes
 	end    context.CancelCauseFunc
@@ -37,7 +37,7 @@ type engine struct {
 }
 
 // engine gives the present ones; nil before the first are made.
-func (d *daemon) engine() *engine { return d.current.Load() }
+func (d *supervisor) engine() *Engine { return d.current.Load() }
 
 // carriedCounts is what mirrors and services count, whose sums must not fall when others
 // take their place.
@@ -53,32 +53,32 @@ func (c carriedCounts) addTo(m *cdc.Status, s *stream.Status) {
 }
 
 // totalCounts are the counts of all halves so far; the present ones have ended.
-func (d *daemon) totalCounts() carriedCounts {
+func (d *supervisor) totalCounts() carriedCounts {
 	h := d.engine()
 	if h == nil {
 		return carriedCounts{}
 	}
-	m, s := h.mirror.Status(), h.service.Status()
+	m, s := h.Mirror.Status(), h.Service.Status()
 	h.before.addTo(&m, &s)
 	return carriedCounts{stream: s.Counts, badIDs: m.BadIDs, nullIDs: m.NullIDs, failovers: m.Failovers}
 }
 
 // newEngine puts halves around a store and makes them the present ones.
-func (d *daemon) newEngine(store *state.Store) *engine {
-	h := &engine{cfg: d.cfg, store: store, before: d.totalCounts(), gc: &d.gc}
-	source := sourceConfig(d.cfg, d.log)
-	source.NextOffsets = h.nextOffsets
-	h.mirror = cdc.New(source, store)
-	h.service = stream.New(streamConfig(d.cfg, d.log), store, barrier{h.mirror, d.waits})
+func (d *supervisor) newEngine(store *state.Store) *Engine {
+	h := &Engine{Config: d.Config, Store: store, before: d.totalCounts(), LoadGC: &d.gc}
+	source := SourceConfig(d.Config, d.Logger)
+	source.NextOffsets = h.NextOffsets
+	h.Mirror = cdc.New(source, store)
+	h.Service = stream.New(streamConfig(d.Config, d.Logger), store, barrier{h.Mirror, d.waits})
 	h.calls, h.end = context.WithCancelCause(context.Background())
 	d.current.Store(h)
 	return h
 }
 
 // admitted says whether the service was started.
-func (h *engine) admitted() bool {
+func (h *Engine) admitted() bool {
 	select {
-	case <-h.mirror.Admitted():
+	case <-h.Mirror.Admitted():
 		return true
 	default:
 		return false
@@ -87,7 +87,7 @@ func (h *engine) admitted() bool {
 
 // close closes the store, once all actions that use it have ended. Mirror and
 // service have ended before.
-func (h *engine) close() error {
+func (h *Engine) close() error {
 	h.end(errReplaced)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -95,20 +95,20 @@ func (h *engine) close() error {
 		return nil
 	}
 	h.closed = true
-	if err := h.store.Close(); err != nil {
+	if err := h.Store.Close(); err != nil {
 		return fmt.Errorf("close state: %w", err)
 	}
 	return nil
 }
 
-// engineAction is an action of a client upon the current engine, whose store stays
+// Action is an action of a client upon the current engine, whose store stays
 // open while it runs; ctx ends when the store must be closed. It keeps nothing of
 // the engine.
-type engineAction func(ctx context.Context, e *engine, c *control.Call) (result any, err error)
+type Action func(ctx context.Context, e *Engine, c *control.Call) (result any, err error)
 
 // withEngine runs an action only while the current engine's store is open, and ends
 // it when the store has to be closed.
-func (d *daemon) withEngine(do engineAction) control.Action {
+func (d *supervisor) withEngine(do Action) control.Action {
 	return func(ctx context.Context, c *control.Call) (any, error) {
 		h := d.engine()
 		h.mu.RLock()
@@ -124,7 +124,7 @@ func (d *daemon) withEngine(do engineAction) control.Action {
 			err = errReplaced
 		}
 		if err != nil {
-			err = &shownError{text: logging.Line(d.cfg.Hide(err.Error())), err: err}
+			err = &shownError{text: logging.Line(d.Config.Hide(err.Error())), err: err}
 		}
 		return result, err
 	}
@@ -142,10 +142,10 @@ func (e *shownError) Error() string { return e.text }
 // Unwrap gives the error with its own text.
 func (e *shownError) Unwrap() error { return e.err }
 
-// nextOffsets returns those of the lanes that this daemon owns.
-func (h *engine) nextOffsets() map[int32]int64 {
+// NextOffsets returns those of the lanes that this daemon owns.
+func (h *Engine) NextOffsets() map[int32]int64 {
 	offsets := map[int32]int64{}
-	for _, l := range h.service.Status().Lanes {
+	for _, l := range h.Service.Status().Lanes {
 		if l.Epoch > 0 { // else it has not read its place yet
 			offsets[l.Partition] = l.NextOffset
 		}

@@ -1,4 +1,6 @@
-package main
+// Package daemon runs the engine (store, mirror and service), replaces it when the
+// store is damaged, and serves its status and the actions of the commands.
+package daemon
 
 import (
 	"context"
@@ -21,33 +23,33 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// daemonOptions are what the command gives the daemon.
-type daemonOptions struct {
-	cfg      *config.Config
-	log      *slog.Logger
-	build    status.Build
-	actions  map[string]engineAction
-	exitCode func(err error) int // of a command whose action ended with err
+// Options are what the command gives the daemon.
+type Options struct {
+	Config   *config.Config
+	Logger   *slog.Logger
+	Build    status.Build
+	Actions  map[string]Action
+	ExitCode func(err error) int // of a command whose action ended with err
 }
 
-// runDaemon opens the state and runs the daemon until ctx ends, which drains it, or
+// Run opens the state and runs the daemon until ctx ends, which drains it, or
 // until nothing can go on without an operator.
-func runDaemon(ctx context.Context, o daemonOptions) (err error) {
-	store, err := openState(o.cfg, o.log, o.build.Version, nil)
+func Run(ctx context.Context, o Options) (err error) {
+	store, err := OpenState(o.Config, o.Logger, o.Build.Version, nil)
 	if err != nil {
 		return err
 	}
 	d := newDaemon(o, store)
 	defer func() { err = errors.Join(err, d.engine().close()) }()
-	l, err := listen(ctx, o.cfg)
+	l, err := listen(ctx, o.Config)
 	if err != nil {
 		return err
 	}
-	d.logStart(o.cfg, l.tcp.Addr())
+	d.logStart(o.Config, l.tcp.Addr())
 	if err := d.run(ctx, l); err != nil {
 		return err
 	}
-	o.log.Info("stopped")
+	o.Logger.Info("stopped")
 	return nil
 }
 
@@ -72,12 +74,12 @@ func listen(ctx context.Context, cfg *config.Config) (*listeners, error) {
 // socket in state.dir by who runs it.
 type listeners struct{ tcp, socket net.Listener }
 
-// daemon is the wiring: two halves, one after the other if the store is
+// supervisor is the wiring: two halves, one after the other if the store is
 // damaged, and what is said about them.
-type daemon struct {
-	daemonOptions
+type supervisor struct {
+	Options
 
-	current atomic.Pointer[engine]
+	current atomic.Pointer[Engine]
 	stalls  status.StallDetector
 	damage  damageHistory
 	gc      loadGC
@@ -86,8 +88,8 @@ type daemon struct {
 
 // newDaemon makes the daemon around an open store, which it owns from here on:
 // close its engine at the end.
-func newDaemon(o daemonOptions, store *state.Store) *daemon {
-	d := &daemon{daemonOptions: o, waits: status.NewFreshnessWaits()}
+func newDaemon(o Options, store *state.Store) *supervisor {
+	d := &supervisor{Options: o, waits: status.NewFreshnessWaits()}
 	if _, aside := store.SetAside(); aside {
 		d.damage.add(time.Now())
 	}
@@ -96,10 +98,10 @@ func newDaemon(o daemonOptions, store *state.Store) *daemon {
 }
 
 // logStart says what runs and between what, without secrets.
-func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
+func (d *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 	source, _ := cfg.SourceURL() // Validate has tried them
 	sink, _ := cfg.SinkURL()
-	d.log.Info("starting", "version", d.build.Version, "state_dir", cfg.State.Dir,
+	d.Logger.Info("starting", "version", d.Build.Version, "state_dir", cfg.State.Dir,
 		"source", postgres.Redact(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
 		"sink", postgres.Redact(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
 		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
@@ -107,21 +109,21 @@ func (d *daemon) logStart(cfg *config.Config, tcp net.Addr) {
 
 // run serves HTTP around the work: from before it begins, and until it has
 // drained, so that the draining can be watched.
-func (d *daemon) run(ctx context.Context, l *listeners) error {
+func (d *supervisor) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	readOnly := status.NewHandler(d.build, d.report, d.log, d.waits)
-	httpserve.WarnOfFewDescriptors(d.log, httpserve.DescriptorLimit())
+	readOnly := status.NewHandler(d.Build, d.report, d.Logger, d.waits)
+	httpserve.WarnOfFewDescriptors(d.Logger, httpserve.DescriptorLimit())
 	g.Go(func() error {
-		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.log, l.tcp, httpserve.AnswerPatience)
+		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.Logger, l.tcp, httpserve.AnswerPatience)
 	})
 	// Actions end when the draining begins.
 	actions := map[string]control.Action{}
-	for name, do := range d.actions {
+	for name, do := range d.Actions {
 		actions[name] = d.withEngine(do)
 	}
-	control := control.NewHandler(gctx, readOnly, actions, d.exitCode, d.log)
-	g.Go(func() error { return httpserve.Serve(httpCtx, control, d.log, l.socket, 0) })
+	control := control.NewHandler(gctx, readOnly, actions, d.ExitCode, d.Logger)
+	g.Go(func() error { return httpserve.Serve(httpCtx, control, d.Logger, l.socket, 0) })
 	g.Go(func() error {
 		defer stopHTTP()
 		return d.runEngines(gctx)
@@ -131,11 +133,11 @@ func (d *daemon) run(ctx context.Context, l *listeners) error {
 
 // runEngines runs halves until ctx ends or one of them ends for good. A damaged
 // store is not the end: it is replaced, and the work goes on.
-func (d *daemon) runEngines(ctx context.Context) error {
+func (d *supervisor) runEngines(ctx context.Context) error {
 	h := d.engine()
 	for {
 		err := d.runEngine(ctx, h)
-		if ctx.Err() != nil || h.store.Damage() == nil {
+		if ctx.Err() != nil || h.Store.Damage() == nil {
 			return err
 		}
 		if h, err = d.replace(ctx, h); h == nil {
@@ -146,12 +148,12 @@ func (d *daemon) runEngines(ctx context.Context) error {
 
 // runEngine runs both halves until ctx ends, one of them ends for good, or the store
 // is found damaged.
-func (d *daemon) runEngine(ctx context.Context, h *engine) error {
+func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := h.mirror.Run(gctx)
+		err := h.Mirror.Run(gctx)
 		if halted, ok := errors.AsType[*halt.Error](err); ok {
-			d.log.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
+			d.Logger.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
 			if h.admitted() {
 				h.awaitStandstill(gctx)
 			}
@@ -165,8 +167,8 @@ func (d *daemon) runEngine(ctx context.Context, h *engine) error {
 		// A second daemon with this slot would take the first one's place in the
 		// consumer group.
 		select {
-		case <-h.mirror.Admitted():
-			return h.service.Run(gctx)
+		case <-h.Mirror.Admitted():
+			return h.Service.Run(gctx)
 		case <-gctx.Done():
 			return nil
 		}
@@ -175,8 +177,8 @@ func (d *daemon) runEngine(ctx context.Context, h *engine) error {
 	g.Go(func() error { return d.dropReplaced(gctx, h) })
 	g.Go(func() error {
 		select {
-		case <-h.store.Damaged():
-			return h.store.Damage()
+		case <-h.Store.Damaged():
+			return h.Store.Damage()
 		case <-gctx.Done():
 			return nil
 		}
@@ -186,7 +188,7 @@ func (d *daemon) runEngine(ctx context.Context, h *engine) error {
 
 // logReadiness looks at the status now and then, so that a stall is seen even if nobody
 // asks, and logs when readiness changes.
-func (d *daemon) logReadiness(ctx context.Context) error {
+func (d *supervisor) logReadiness(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	ready := false
@@ -199,9 +201,9 @@ func (d *daemon) logReadiness(ctx context.Context) error {
 		r := d.report()
 		switch {
 		case r.Ready && !ready:
-			d.log.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))
+			d.Logger.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))
 		case !r.Ready && ready:
-			d.log.Warn("not ready", "reasons", r.Reasons)
+			d.Logger.Warn("not ready", "reasons", r.Reasons)
 		}
 		ready = r.Ready
 	}

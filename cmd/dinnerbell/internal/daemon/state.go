@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"fmt"
@@ -11,11 +11,11 @@ import (
 	"dinnerbell/state"
 )
 
-// openState opens state.dir, which locks it. The errors of package state say
+// OpenState opens state.dir, which locks it. The errors of package state say
 // what to do. distrust is why the store that is there must be set aside; nil: it
 // need not.
-func openState(cfg *config.Config, log *slog.Logger, version string, distrust error) (*state.Store, error) {
-	o := stateOptions(cfg, log, version)
+func OpenState(cfg *config.Config, log *slog.Logger, version string, distrust error) (*state.Store, error) {
+	o := StateOptions(cfg, log, version)
 	o.Distrust = distrust
 	store, err := state.Open(cfg.State.Dir, o)
 	if err != nil {
@@ -24,8 +24,8 @@ func openState(cfg *config.Config, log *slog.Logger, version string, distrust er
 	return store, nil
 }
 
-// stateOptions are for whatever opens state.dir.
-func stateOptions(cfg *config.Config, log *slog.Logger, version string) state.Options {
+// StateOptions are for whatever opens state.dir.
+func StateOptions(cfg *config.Config, log *slog.Logger, version string) state.Options {
 	return state.Options{
 		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
 		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,

@@ -1,3 +1,16 @@
+// Package control carries what commands ask of the running daemon, over the socket
+// in state.dir and never over TCP.
+//
+//	POST /control/<action>     body: the arguments, JSON, or nothing
+//	answer: one JSON object a line (application/x-ndjson)
+//	  {"progress":{"stage":"snapshot","done":1024,"total":50000}}   now and then
+//	  {"item":…}                                                    of a listing
+//	  {"result":…}  or  {"error":{"message":"…","exit":3}}          the last line
+//
+// An answer without a last line was cut: the daemon ended. An action ends when
+// its client goes away (Ctrl-C in the command) or the daemon begins to drain.
+//
+// This package knows no action: the daemon brings them.
 package control
 
 import (
@@ -12,20 +25,6 @@ import (
 	"sync"
 	"time"
 )
-
-// The control surface: what commands ask of the running daemon, over the socket
-// in state.dir and never over TCP.
-//
-//	POST /control/<action>     body: the arguments, JSON, or nothing
-//	answer: one JSON object a line (application/x-ndjson)
-//	  {"progress":{"stage":"snapshot","done":1024,"total":50000}}   now and then
-//	  {"item":…}                                                    of a listing
-//	  {"result":…}  or  {"error":{"message":"…","exit":3}}          the last line
-//
-// An answer without a last line was cut: the daemon ended. An action ends when
-// its client goes away (Ctrl-C in the command) or the daemon begins to drain.
-//
-// This package knows no action: the daemon brings them.
 
 // errDraining: the daemon was asked to end while it did the action.
 var errDraining = errors.New("the daemon is being stopped")

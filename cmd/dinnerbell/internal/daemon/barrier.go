@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -39,17 +39,17 @@ const standstill = 10 * time.Second
 // awaitStandstill returns once the stream has done what it still can without
 // the mirror: steps that are decided are shipped, campaigns whose audience is
 // known are finished. New campaigns wait at the barrier for ever.
-func (h *engine) awaitStandstill(ctx context.Context) {
+func (h *Engine) awaitStandstill(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	last, since := h.service.Status().Notifications, time.Now()
+	last, since := h.Service.Status().Notifications, time.Now()
 	for time.Since(since) < standstill {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if now := h.service.Status().Notifications; now != last {
+		if now := h.Service.Status().Notifications; now != last {
 			last, since = now, time.Now()
 		}
 	}
