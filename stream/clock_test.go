@@ -10,7 +10,7 @@ import (
 	"dinnerbell/stream/sink"
 )
 
-// Campaigns fire by this machine's clock; one that is wrong is said at the start.
+// Campaigns fire by this machine's clock: the start warns of a clock that is wrong.
 func TestWrongClockIsNamed(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, nil)

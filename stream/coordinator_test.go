@@ -31,7 +31,7 @@ func (w *deployment) moveTo(t *testing.T, brokers ...string) {
 }
 
 // A coordinator that never answers is tried again inside the client, for half a
-// minute: status and log say meanwhile what is wrong, and the work begins once it
+// minute: meanwhile status and log name the cause, and the work begins once it
 // answers.
 func TestCoordinatorThatIsNotAvailableIsShown(t *testing.T) {
 	t.Parallel()

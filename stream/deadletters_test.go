@@ -13,8 +13,9 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// What was refused because the topic did not take it is sent again once it does,
-// to its partition and with its key and headers; what is no campaign stays.
+// A message that was refused because of the topic's limit is sent again once the
+// topic accepts it, to its partition and with its key and headers; a message that is
+// no campaign stays.
 func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 2, map[string][]string{"r1": {"a", "b"}})

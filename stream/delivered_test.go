@@ -9,7 +9,7 @@ import (
 	"dinnerbell/state/id"
 )
 
-// The delivered cache is lost in the middle of an edit's fan-out: Postgres says
+// The delivered cache is lost in the middle of an edit's fan-out: Postgres knows
 // who has the campaign, and how often it had to is counted. Nothing is left in
 // the cache behind the fan-out.
 func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {

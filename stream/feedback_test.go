@@ -228,7 +228,7 @@ func (w *deployment) deadLetters() (out []*operator.DeadLetter) {
 }
 
 // What only a row shows is refused by row: a campaign becomes a dead letter, a
-// client is left out and named by one, and what comes behind them is delivered.
+// client is left out and named by one, and the messages behind them are delivered.
 func TestRefusedRows(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 30)
@@ -239,7 +239,7 @@ func TestRefusedRows(t *testing.T) {
 	deferred := `CREATE CONSTRAINT TRIGGER guard AFTER INSERT ON subscribers_feedback DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.guard()`
 	for name, c := range map[string]struct {
 		ddl      []string
-		campaign string // what the dead letter says of the whole campaign
+		campaign string // reason of the dead letter for the whole campaign
 		out      []string
 		why      string
 	}{
@@ -325,7 +325,7 @@ func (w *deployment) traced(campaign string, out []string, why string) error {
 	return sameSet(named, out)
 }
 
-// What the table cannot carry is seen before it is sent.
+// Ids that the table cannot carry are found before they are sent.
 func TestValuesThatATypeCannotCarry(t *testing.T) {
 	t.Parallel()
 	upper := strings.ToUpper("abcdef00-e89b-12d3-a456-426614174000")
@@ -384,7 +384,7 @@ func TestTableAlteredWhileTheLaneRuns(t *testing.T) {
 	w.expect(want)
 }
 
-// What the catalogue shows and cannot work is refused, with the statement that
+// A table that the catalogue shows to be unusable is refused, with the statement that
 // mends it.
 func TestFeedbackTablesThatAreRefused(t *testing.T) {
 	t.Parallel()

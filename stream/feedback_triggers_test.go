@@ -46,7 +46,7 @@ CREATE TRIGGER skip_some BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXEC
 	}
 }
 
-// A trigger that changes what a notification says halts the lane: row and record
+// A trigger that changes a notification halts the lane: row and record
 // would differ.
 func TestTriggerThatChangesRowsHalts(t *testing.T) {
 	t.Parallel()

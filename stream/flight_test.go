@@ -59,7 +59,7 @@ func frames(t *testing.T, clients ...string) []byte {
 	return f.End()
 }
 
-// expect checks what is committed: the rows and the counter.
+// expect checks the committed rows and the counter.
 func (a *aircraft) expect(t *testing.T, rows, counter int64) {
 	t.Helper()
 	var gotRows, gotCounter int64

@@ -11,8 +11,8 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// kafka.start says where a new deployment begins, and nothing else: what comes
-// later is read from where it was left, a new partition from its beginning.
+// kafka.start names only where a new deployment begins: later a lane reads on at its
+// next offset, and a new partition is read from its beginning.
 func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func() string{

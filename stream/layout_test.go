@@ -89,7 +89,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 			t.Errorf("decided at %d, before its start %d", n.trigger, scheduled.Start)
 		}
 	}
-	// A repeat and an edit of what the former layout has accepted.
+	// A repeat and an edit of campaigns that were accepted under the former layout.
 	live.Content = "edited"
 	w.produce(1, encodeCampaign(done), encodeCampaign(live))
 	w.read(1, 2)

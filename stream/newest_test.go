@@ -76,7 +76,7 @@ func TestRepeatMovesTheTime(t *testing.T) {
 }
 
 // One step holds an older message of the campaign and then one that repeats what
-// another lane has accepted since: the row says what the newest message says. A
+// another lane has accepted since: the row holds the newest message. A
 // repeat that took over the older message's row would give it that one's content.
 func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	older := campaign.Campaign{ID: "c", RestaurantID: "r", Content: "older", Start: 1, End: time.Now().Unix() + 3600}

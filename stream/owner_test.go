@@ -135,8 +135,8 @@ func TestResolveRefusesALaneThatRuns(t *testing.T) {
 	}
 }
 
-// The lanes share their connections for reading, and sink.max_connections bounds
-// what they take together.
+// The lanes share their connections for reading, and sink.max_connections bounds all
+// connections together.
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 8, map[string][]string{"r1": {"a"}})

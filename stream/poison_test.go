@@ -69,11 +69,11 @@ func heapPeak() (stop func() uint64) {
 	return func() uint64 { close(end); <-done; return peak - before }
 }
 
-// What a lane holds is bounded by what it weighs, not by how many campaigns and
+// The memory of a lane is bounded in bytes, not by how many campaigns and
 // dead letters it is: large contents, and small batches of large headers. Not
 // parallel: it measures the heap.
 func TestLargeMessagesHoldLittleMemory(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(25)) // what is held, and little else
+	defer debug.SetGCPercent(debug.SetGCPercent(25)) // so that the heap is little more than the live memory
 	const size, few = 900_000, 1
 	for name, c := range map[string]struct{ messages, most int }{"contents": {70, 96}, "headers": {100, 96}} {
 		t.Run(name, func(t *testing.T) {
@@ -156,8 +156,8 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 	w.expect(map[string][]string{"good": w.subs["r1"], "next": w.subs["r1"]})
 }
 
-// damagingConn damages what comes from the broker: every value that begins with
-// the marker, while it is told to.
+// damagingConn damages, while it is switched on, every value from the broker that
+// begins with the marker.
 type damagingConn struct {
 	net.Conn
 	damages func() bool

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A preview says what then happens.
+// A preview foretells the outcome of a message that is then sent.
 func TestPreview(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 30)

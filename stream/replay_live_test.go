@@ -43,7 +43,7 @@ func TestReplayOfALiveCampaign(t *testing.T) {
 }
 
 // A newer message on another partition takes the campaign from the lane that
-// replays it: the replay does not wait for what is no longer its own.
+// replays it: the replay does not wait for a campaign that is no longer its own.
 func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)

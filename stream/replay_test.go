@@ -123,7 +123,7 @@ func (w *deployment) delivered() int {
 	return n
 }
 
-// Every kind of message: the newest of each campaign stands, what is over stays
+// Every kind of message: the newest of each campaign stands, an ended one stays
 // over, what waits goes on waiting, and no dead letter is sent again.
 func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	t.Parallel()
@@ -391,7 +391,7 @@ func TestReplayThatIsInterrupted(t *testing.T) {
 	w.expect(want)
 }
 
-// Retention has deleted the start: an error that says what is there.
+// Retention has deleted the start: the error names the first offset.
 func TestReplayOfWhatIsDeleted(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})

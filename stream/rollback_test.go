@@ -32,7 +32,7 @@ func (w *deployment) halted() *halt.Error {
 	return halted
 }
 
-// resolve settles lane 0 and returns what was said.
+// resolve resolves lane 0 and returns the lines of the report.
 func (w *deployment) resolve(accept Choice) string {
 	w.Helper()
 	did, err := Resolve(w.Context(), w.cfg.ClaimConfig, 0, accept)
@@ -51,7 +51,7 @@ func TestResolveNamesALaneThatIsNot(t *testing.T) {
 	}
 }
 
-// audit runs Audit and returns what it found wrong.
+// audit runs Audit and returns the findings that are not OK.
 func (w *deployment) audit() []Finding {
 	w.Helper()
 	findings, err := Audit(w.Context(), w.cfg.ClaimConfig)
@@ -261,7 +261,7 @@ func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
 	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
 }
 
-// Only the input is gone: what is decided and not shipped is shipped, whatever
+// Only the input is gone: decided steps that are not shipped are shipped, whatever
 // is accepted.
 func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
 	t.Parallel()
@@ -315,7 +315,7 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "scheduled": w.subs["r2"]})
 }
 
-// A topic that accepts less than what is decided already is for an operator.
+// A topic that accepts less than the decided records halts the lane for an operator.
 func TestTopicThatAcceptsLessHalts(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
@@ -353,7 +353,7 @@ func TestDamagedOutboxHalts(t *testing.T) {
 	}
 }
 
-// The audit sees what is wrong between the outbox and the sinks.
+// The audit finds differences between the outbox and the sinks.
 func TestAuditFindsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	w := delivered(t, func(*deployment) {})

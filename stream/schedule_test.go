@@ -63,7 +63,7 @@ func TestSmallCampaignsDoNotStarveALargeOne(t *testing.T) {
 	}
 }
 
-// What the large ones leave of their share is for fresh ones.
+// Fresh campaigns get the room that the large ones leave of their share.
 func TestRestOfTheStepIsUsed(t *testing.T) {
 	s, left := newSchedule(), map[string]int{"rest": 1000}
 	s.add(newLive("rest"))
@@ -114,7 +114,7 @@ func TestServeAsksForMoreWhileThereIsRoom(t *testing.T) {
 		}
 		asked := 0
 		err := s.serve(100, func() bool {
-			if asked++; asked%2 == 0 { // what was accepted may have nobody to serve
+			if asked++; asked%2 == 0 { // an accepted message may have no clients to serve
 				s.add(newLive(fmt.Sprint(asked)))
 			}
 			return true

@@ -158,7 +158,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 	w.cfg.Sink.URL = func() (string, error) { return u.String(), nil }
 	for i, want := range []string{`GRANT USAGE ON SCHEMA public TO ` + role, `GRANT SELECT ON "public"."subscribers_feedback" TO ` + role, "GRANT USAGE ON SEQUENCE public.subscribers_feedback_id_seq TO " + role,
 		"GRANT USAGE ON SCHEMA dinnerbell TO " + role, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA dinnerbell TO " + role} {
-		report, _ := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart) // what the role may not read is unknown
+		report, _ := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart) // a fact that the role may not read is unknown
 		found := false
 		for _, f := range report.At(precondition.Fail) {
 			found = found || strings.Contains(f.Fix, want)

@@ -20,7 +20,7 @@ func TestCampaignReachesEverySubscriberOnce(t *testing.T) {
 	w.expect(want)
 	w.checkLanes(svc)
 
-	// A restart does nothing again; what comes then is delivered.
+	// A restart repeats nothing; messages after it are delivered.
 	stop()
 	w.start()
 	w.produce(1, encodeCampaign(w.campaign("c5", "r1")))
@@ -41,7 +41,7 @@ func TestNewestMessageWins(t *testing.T) {
 	c.Content = "edited"
 	w.produce(1, encodeCampaign(c))
 	w.produce(0, encodeCampaign(c))
-	// A marker behind each partition's messages says that they were read.
+	// A marker behind each partition's messages shows that they were read.
 	w.produce(0, encodeCampaign(w.campaign("m0", "r2")))
 	w.produce(1, encodeCampaign(w.campaign("m1", "r2")))
 	w.expect(map[string][]string{"c": w.subs["r1"], "m0": w.subs["r2"], "m1": w.subs["r2"]})
@@ -95,7 +95,7 @@ func TestOneNotificationPerClientOverRestaurants(t *testing.T) {
 }
 
 // Two lanes have two campaigns each, of the same ids over other restaurants, in
-// opposite order, in a step each or in one: each holds what the other waits for.
+// opposite order, in a step each or in one: each holds rows that the other waits for.
 func TestLanesThatHoldEachOtherUp(t *testing.T) {
 	t.Parallel()
 	for name, n := range map[string]int{"a step for each": 3500, "both in one step": 700} {
@@ -155,7 +155,7 @@ func TestScheduledEditedCancelledExpired(t *testing.T) {
 	}
 }
 
-// What is no longer scheduled is not counted as such until its old start.
+// A campaign that is no longer scheduled is not counted as scheduled.
 func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})

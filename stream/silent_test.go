@@ -12,7 +12,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// relay passes TCP on, until it is muted: then it takes what comes and passes
+// relay forwards TCP until it is muted: then it reads everything and forwards
 // nothing on, as a network that has gone does.
 type relay struct {
 	net.Listener
@@ -74,7 +74,7 @@ func (r *relay) accept() {
 	}
 }
 
-// pass copies one direction. What was swallowed while muted is lost, so a
+// pass copies one direction. Bytes that were read while muted are lost, so a
 // connection that lived through it stays useless.
 func (r *relay) pass(to io.WriteCloser, from io.Reader) {
 	buf, lost := make([]byte, 32<<10), false
@@ -95,7 +95,7 @@ func (r *relay) pass(to io.WriteCloser, from io.Reader) {
 	}
 }
 
-// A sink that answers no more, without closing anything: the lane says so and
+// A sink that answers no more, without closing anything: the lane reports it and
 // takes over again, instead of waiting for ever.
 func TestSilentSinkIsNoticed(t *testing.T) {
 	t.Parallel()

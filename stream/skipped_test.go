@@ -12,7 +12,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// logLines keeps what is logged at info and above.
+// logLines keeps the log lines at info and above.
 type logLines struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -83,7 +83,7 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 	}
 }
 
-// A flood does not fill the log: what has no line of its own is counted.
+// A flood does not fill the log: messages without a line of their own are counted.
 func TestFloodOfRefusedMessagesIsCoalesced(t *testing.T) {
 	t.Parallel()
 	lines := &logLines{}

@@ -35,7 +35,7 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	if err := paused.confirmHalt(t.Context(), err); err == nil || errors.As(err, new(*halt.Error)) {
 		t.Errorf("confirm: %v, want that the connection was ended", err)
 	}
-	// Where the other owner could not end it, the epoch tells.
+	// Where the other owner could not end it, the epoch shows the takeover.
 	again, err2 := w.cfg.Sink.Connect(t.Context(), "paused")
 	if err2 != nil {
 		t.Fatal(err2)
