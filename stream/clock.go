@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,18 +11,6 @@ import (
 // said. Campaigns start and end by ours: one that is wrong fires them early, or
 // late, or never.
 const maxSkew = 5 * time.Second
-
-// clockSkew is how far our clock, now, is ahead of Postgres', more or less by at
-// most off: half of the time that asking takes.
-func clockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (skew, off time.Duration, err error) {
-	var theirs time.Time
-	before := now()
-	if err := conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
-		return 0, 0, fmt.Errorf("read Postgres' clock: %w", err)
-	}
-	off = now().Sub(before) / 2
-	return before.Add(off).Sub(theirs), off, nil
-}
 
 // checkClock warns of a clock that is wrong.
 func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() time.Time) error {

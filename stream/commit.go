@@ -331,7 +331,7 @@ func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload
 		f.Add(c.claim.sql.path, "pg_catalog")
 	}
 	f.Add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
-	rows := newRowSets(st)
+	rows := st.rowSets()
 	if len(rows.inserts) > 0 {
 		f.CopySmall(c.claim.sql.insert, copyRows(rows.inserts))
 	}

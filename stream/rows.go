@@ -1,11 +1,47 @@
 package stream
 
 import (
+	"context"
 	"encoding/binary"
+	"fmt"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 )
+
+// stepStatements are what a step's transaction is made of.
+type stepStatements struct {
+	begin, path, copy, lane, insert, edit, repeat, move, outbox, clean, shape, inTime, commit *sink.Statement
+}
+
+func newStepStatements(t sink.Tables) *stepStatements {
+	return &stepStatements{
+		begin: &sink.Statement{Name: "begin", Sql: `BEGIN`},
+		copy:  &sink.Statement{Name: "copy feedback rows", Sql: `COPY ` + t.Feedback + ` (` + record.ColumnList + `) FROM STDIN (FORMAT binary)`, Rows: true},
+		path:  &sink.Statement{Name: "set search path", Sql: `SELECT pg_catalog.set_config('search_path', $1::text, true)`},
+		lane: &sink.Statement{Name: "move lane", Stands: sink.OnMiss(sink.ErrTakenOver), Sql: sink.ExpectRows("1", `UPDATE `+t.Lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
+  shipped = $8, notifications_ends = $9
+WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
+		insert: &sink.Statement{Name: "insert campaigns", Stands: map[string]error{sink.UniqueViolation: sink.ErrStaleRow}, Sql: insertRowsSQL(t)},
+		edit:   &sink.Statement{Name: "edit campaigns", Stands: sink.OnMiss(sink.ErrStaleRow), Sql: editRowsSQL(t)},
+		repeat: &sink.Statement{Name: "repeat campaigns", Stands: sink.OnMiss(sink.ErrStaleRow), Sql: repeatRowsSQL(t)},
+		move:   &sink.Statement{Name: "move campaigns", Stands: sink.OnMiss(sink.ErrStaleRow), Sql: moveRowsSQL(t)},
+		outbox: &sink.Statement{Name: "write outbox", Sql: `INSERT INTO ` + t.Outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
+		clean:  &sink.Statement{Name: "clean outbox", Sql: `DELETE FROM ` + t.Outbox + ` WHERE lane = $1 AND seq <= $2`},
+		shape:  &sink.Statement{Name: "compare the feedback table", Stands: sink.OnMiss(sink.ErrTableAltered), Sql: sink.TreeSQL + ` SELECT 1 / (` + sink.ShapeSQL + ` = $3::text)::int4`},
+		inTime: &sink.Statement{Name: "look at the clock", Stands: sink.OnMiss(sink.ErrCampaignEnded), Sql: `SELECT 1 / (extract(epoch FROM clock_timestamp()) < $1::float8)::int4`},
+		commit: &sink.Statement{Name: "commit", Sql: `COMMIT`, Rows: true},
+	}
+}
+
+func (q *stepStatements) all() []*sink.Statement {
+	return []*sink.Statement{q.begin, q.path, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.outbox, q.clean, q.shape, q.inTime, q.commit}
+}
 
 // rowSet holds campaign rows column by column, as unnest takes them.
 type rowSet struct {
@@ -22,67 +58,61 @@ type rowSet struct {
 	oldLanes                []int32
 }
 
-// rowSets splits a step's rows by what happens to them.
-type rowSets struct {
-	inserts []*campaignRow // keys that nothing is known of
-	edits   rowSet         // new messages in place of known ones
-	repeats rowSet         // identical messages
-	moves   rowSet         // progress of campaigns that were accepted before
+// sinkRow is one row of the campaign table as a step changes it.
+type sinkRow struct {
+	*campaign.Campaign
+	owner       int32 // the lane that delivers it
+	version     int64
+	at          campaign.Position // of the message
+	messageTime int64
+	fingerprint campaign.Fingerprint
+	replaces    *campaign.Version // the version that must still be there; nil: no row
+	state       string
+	cursor      id.ID
+	contested   bool
 }
 
-func newRowSets(st *step) *rowSets {
-	sets := &rowSets{}
-	for _, r := range st.sortedRows() {
-		switch {
-		case r.accept && r.replaces == nil:
-			sets.inserts = append(sets.inserts, r)
-		case r.accept:
-			sets.edits.addEdit(r)
-		default:
-			if r.repeats {
-				sets.repeats.addRepeat(r)
-			}
-			if r.state != "" {
-				sets.moves.addMove(r)
-			}
-		}
-	}
-	return sets
+// rowSets are a step's rows by how the step changes them.
+type rowSets struct {
+	inserts []*sinkRow // of keys without a row
+	edits   rowSet     // new messages in place of known ones
+	repeats rowSet     // identical messages
+	moves   rowSet     // progress of campaigns that were accepted before
 }
 
 func (s *rowSet) len() int { return len(s.campaigns) }
 
-func (s *rowSet) addKey(r *campaignRow) {
+func (s *rowSet) addKey(r *sinkRow) {
 	s.campaigns, s.restaurants = append(s.campaigns, r.ID), append(s.restaurants, r.RestaurantID)
 }
 
 // addMessage adds the message that the row holds from now on, and the state of
 // the row that it takes the place of.
-func (s *rowSet) addMessage(r *campaignRow) {
+func (s *rowSet) addMessage(r *sinkRow) {
 	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.at.Lane), append(s.offsets, r.at.Offset), append(s.times, r.messageTime)
 	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.replaces.RowVersion), append(s.oldLanes, r.replaces.Lane), append(s.oldOffsets, r.replaces.Offset)
 }
 
-func (s *rowSet) addProgress(r *campaignRow) {
+func (s *rowSet) addProgress(r *sinkRow) {
 	s.lanes, s.versions = append(s.lanes, r.owner), append(s.versions, r.version)
 	s.states, s.cursors = append(s.states, r.state), append(s.cursors, []byte(r.cursor))
 }
 
-func (s *rowSet) addEdit(r *campaignRow) {
+func (s *rowSet) addEdit(r *sinkRow) {
 	s.addKey(r)
 	s.addMessage(r)
 	s.addProgress(r)
 	s.contents, s.owners, s.contacts = append(s.contents, r.Content), append(s.owners, r.Owner), append(s.contacts, r.OwnerContact)
 	s.starts, s.ends, s.created = append(s.starts, r.Start), append(s.ends, r.End), append(s.created, r.Created)
-	s.fingerprints, s.contested = append(s.fingerprints, r.fingerprint[:]), append(s.contested, r.contested.Load())
+	s.fingerprints, s.contested = append(s.fingerprints, r.fingerprint[:]), append(s.contested, r.contested)
 }
 
-func (s *rowSet) addRepeat(r *campaignRow) {
+func (s *rowSet) addRepeat(r *sinkRow) {
 	s.addKey(r)
 	s.addMessage(r)
 }
 
-func (s *rowSet) addMove(r *campaignRow) {
+func (s *rowSet) addMove(r *sinkRow) {
 	s.addKey(r)
 	s.addProgress(r)
 }
@@ -117,7 +147,7 @@ func insertRowsSQL(t sink.Tables) string {
 }
 
 // copyRows is new rows as a binary COPY stream, its columns those of rowColumns.
-func copyRows(rows []*campaignRow) []byte {
+func copyRows(rows []*sinkRow) []byte {
 	dst := make([]byte, 0, len(rows)*512)
 	dst = append(dst, record.CopySignature...)
 	for _, r := range rows {
@@ -129,7 +159,7 @@ func copyRows(rows []*campaignRow) []byte {
 		dst = record.AppendField(record.AppendField(record.AppendField(dst, r.Content), r.Owner), r.OwnerContact)
 		dst = record.AppendInt8(record.AppendInt8(record.AppendInt8(dst, r.Start), r.End), r.Created)
 		dst = record.AppendField(record.AppendField(dst, r.state), r.cursor)
-		dst = record.AppendBool(dst, r.contested.Load())
+		dst = record.AppendBool(dst, r.contested)
 	}
 	return append(dst, record.CopyTrailer...)
 }
@@ -159,4 +189,16 @@ func moveRowsSQL(t sink.Tables) string {
 	return sink.ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, version, state, cursor)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
+}
+
+// clockSkew is how far our clock, now, is ahead of Postgres', more or less by at
+// most off: half of the time that asking takes.
+func clockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (skew, off time.Duration, err error) {
+	var theirs time.Time
+	before := now()
+	if err := conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
+		return 0, 0, fmt.Errorf("read Postgres' clock: %w", err)
+	}
+	off = now().Sub(before) / 2
+	return before.Add(off).Sub(theirs), off, nil
 }

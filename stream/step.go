@@ -286,3 +286,32 @@ func (st *step) sortedRows() []*campaignRow {
 	slices.SortFunc(out, func(a, b *campaignRow) int { return campaign.CompareKeys(a.Key(), b.Key()) })
 	return out
 }
+
+// rowSets returns the step's rows as the sink's statements take them.
+func (st *step) rowSets() *rowSets {
+	sets := &rowSets{}
+	for _, r := range st.sortedRows() {
+		row := r.sinkRow()
+		switch {
+		case r.accept && r.replaces == nil:
+			sets.inserts = append(sets.inserts, row)
+		case r.accept:
+			sets.edits.addEdit(row)
+		default:
+			if r.repeats {
+				sets.repeats.addRepeat(row)
+			}
+			if r.state != "" {
+				sets.moves.addMove(row)
+			}
+		}
+	}
+	return sets
+}
+
+func (r *campaignRow) sinkRow() *sinkRow {
+	return &sinkRow{
+		Campaign: r.Campaign, owner: r.owner, version: r.version, at: r.at, messageTime: r.messageTime, fingerprint: r.fingerprint,
+		replaces: r.replaces, state: r.state, cursor: r.cursor, contested: r.contested.Load(),
+	}
+}
