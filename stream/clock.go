@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/stream/sink"
 )
 
 // maxSkew is how far this machine's clock may be from Postgres' before it is
@@ -14,7 +16,7 @@ const maxSkew = 5 * time.Second
 
 // checkClock warns of a clock that is wrong.
 func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() time.Time) error {
-	skew, _, err := clockSkew(ctx, conn, now)
+	skew, _, err := sink.ClockSkew(ctx, conn, now)
 	if err != nil {
 		return err
 	}

@@ -313,12 +313,12 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 // addFeedbackRows adds the beginning of the step's transaction and its feedback rows
 // to the pipeline.
 func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
-	f.AddCommand(c.claim.sql.begin, "BEGIN")
+	f.AddCommand(c.claim.sql.Begin, "BEGIN")
 	if c.claim.table.OwnCode {
-		f.Add(c.claim.sql.path, c.claim.table.SearchPath())
+		f.Add(c.claim.sql.Path, c.claim.table.SearchPath())
 	}
 	if len(st.copyData) > 0 {
-		f.Copy(c.claim.sql.copy, st.copyData, st.copied)
+		f.Copy(c.claim.sql.Copy, st.copyData, st.copied)
 	}
 }
 
@@ -328,30 +328,30 @@ func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
 // the statements whenever it comes to them, even if the daemon no longer waits.
 func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload) {
 	if c.claim.table.OwnCode {
-		f.Add(c.claim.sql.path, "pg_catalog")
+		f.Add(c.claim.sql.Path, "pg_catalog")
 	}
-	f.Add(c.claim.sql.lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
+	f.Add(c.claim.sql.Lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
 	rows := st.rowSets()
-	if len(rows.inserts) > 0 {
-		f.CopySmall(c.claim.sql.insert, copyRows(rows.inserts))
+	if len(rows.Inserts) > 0 {
+		f.CopySmall(c.claim.sql.Insert, sink.EncodeRows(rows.Inserts))
 	}
-	if rows.edits.len() > 0 {
-		f.Add(c.claim.sql.edit, rows.edits.editArgs()...)
+	if rows.Edits.Len() > 0 {
+		f.Add(c.claim.sql.Edit, rows.Edits.EditArgs()...)
 	}
-	if rows.repeats.len() > 0 {
-		f.Add(c.claim.sql.repeat, rows.repeats.repeatArgs()...)
+	if rows.Repeats.Len() > 0 {
+		f.Add(c.claim.sql.Repeat, rows.Repeats.RepeatArgs()...)
 	}
-	if rows.moves.len() > 0 {
-		f.Add(c.claim.sql.move, rows.moves.moveArgs()...)
+	if rows.Moves.Len() > 0 {
+		f.Add(c.claim.sql.Move, rows.Moves.MoveArgs()...)
 	}
-	f.Add(c.claim.sql.outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
-	f.Add(c.claim.sql.clean, c.lane.id, c.shipped.seq.Load())
+	f.Add(c.claim.sql.Outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
+	f.Add(c.claim.sql.Clean, c.lane.id, c.shipped.seq.Load())
 	if len(st.picks) > 0 {
-		f.Add(c.claim.sql.shape, c.claim.table.Oid, c.claim.table.Name, c.claim.table.ShapeSQL)
-		f.Add(c.claim.sql.inTime, float64(st.earliest)-c.claim.ahead.Seconds())
+		f.Add(c.claim.sql.Shape, c.claim.table.Oid, c.claim.table.Name, c.claim.table.ShapeSQL)
+		f.Add(c.claim.sql.InTime, float64(st.earliest)-c.claim.ahead.Seconds())
 	}
 	if c.claim.table.OwnCode { // deferred triggers run at the commit
-		f.Add(c.claim.sql.path, c.claim.table.SearchPath())
+		f.Add(c.claim.sql.Path, c.claim.table.SearchPath())
 	}
-	f.AddCommand(c.claim.sql.commit, "COMMIT")
+	f.AddCommand(c.claim.sql.Commit, "COMMIT")
 }

@@ -36,8 +36,8 @@ func newAircraft(t *testing.T) *aircraft {
 	}
 	t.Cleanup(func() { sink.CloseConn(conn) })
 	a.Conn = conn
-	q := newStepStatements(sink.Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
-	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
+	q := sink.NewStepStatements(sink.Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
+	a.begin, a.copy, a.done = q.Begin, q.Copy, q.Commit
 	a.hit = &sink.Statement{Name: "count", Sql: sink.ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Stands: sink.OnMiss(errMissed)}
 	a.nap = &sink.Statement{Name: "nap", Sql: `SELECT pg_sleep(600)`}
 	if err := sink.Prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {

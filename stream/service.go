@@ -54,7 +54,7 @@ type Service struct {
 	lanes     map[int32]*laneHandle
 	assigned  bool
 	lastError string
-	skew      time.Duration // see clockSkew, at the start
+	skew      time.Duration // see ClockSkew, at the start
 	halts     chan *halt.Error
 }
 

@@ -287,31 +287,31 @@ func (st *step) sortedRows() []*campaignRow {
 	return out
 }
 
-// rowSets returns the step's rows as the sink's statements take them.
-func (st *step) rowSets() *rowSets {
-	sets := &rowSets{}
+// RowSets returns the step's rows as the sink's statements take them.
+func (st *step) rowSets() *sink.RowSets {
+	sets := &sink.RowSets{}
 	for _, r := range st.sortedRows() {
 		row := r.sinkRow()
 		switch {
 		case r.accept && r.replaces == nil:
-			sets.inserts = append(sets.inserts, row)
+			sets.Inserts = append(sets.Inserts, row)
 		case r.accept:
-			sets.edits.addEdit(row)
+			sets.Edits.AddEdit(row)
 		default:
 			if r.repeats {
-				sets.repeats.addRepeat(row)
+				sets.Repeats.AddRepeat(row)
 			}
 			if r.state != "" {
-				sets.moves.addMove(row)
+				sets.Moves.AddMove(row)
 			}
 		}
 	}
 	return sets
 }
 
-func (r *campaignRow) sinkRow() *sinkRow {
-	return &sinkRow{
-		Campaign: r.Campaign, owner: r.owner, version: r.version, at: r.at, messageTime: r.messageTime, fingerprint: r.fingerprint,
-		replaces: r.replaces, state: r.state, cursor: r.cursor, contested: r.contested.Load(),
+func (r *campaignRow) sinkRow() *sink.CampaignRow {
+	return &sink.CampaignRow{
+		Campaign: r.Campaign, OwnerLane: r.owner, Version: r.version, At: r.at, MessageTime: r.messageTime, Fingerprint: r.fingerprint,
+		Replaces: r.replaces, State: r.state, Cursor: r.cursor, Contested: r.contested.Load(),
 	}
 }

@@ -75,11 +75,11 @@ type claim struct {
 	opts claimOptions
 	step phaseWatch
 
-	conn    *pgx.Conn       // to the sink; used by the committer alone
-	counted bool            // holds a token of opts.slots
-	sql     *stepStatements // prepared on conn
-	ahead   time.Duration   // upper bound of how far our clock is ahead of Postgres'
-	client  *kgo.Client     // the intake fetches with it, the shipper produces
+	conn    *pgx.Conn            // to the sink; used by the committer alone
+	counted bool                 // holds a token of opts.slots
+	sql     *sink.StepStatements // prepared on conn
+	ahead   time.Duration        // upper bound of how far our clock is ahead of Postgres'
+	client  *kgo.Client          // the intake fetches with it, the shipper produces
 
 	table    *sink.FeedbackTable // each step's transaction checks that the table is still this one
 	ids      topic.IDs
@@ -241,8 +241,8 @@ func (c *claim) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	c.step.enter("end the former owners' connections to the sink", nil)
-	c.sql = newStepStatements(c.t)
-	if err := sink.Prepare(ctx, c.conn, c.sql.all()...); err != nil {
+	c.sql = sink.NewStepStatements(c.t)
+	if err := sink.Prepare(ctx, c.conn, c.sql.All()...); err != nil {
 		return err
 	}
 	return c.endPredecessors(ctx)
@@ -253,7 +253,7 @@ func (c *claim) readySink(ctx context.Context) error {
 	if err := sink.PlanByKeys(ctx, c.conn); err != nil {
 		return err
 	}
-	skew, off, err := clockSkew(ctx, c.conn, time.Now)
+	skew, off, err := sink.ClockSkew(ctx, c.conn, time.Now)
 	c.ahead = skew + off
 	return err
 }
