@@ -8,31 +8,30 @@ import (
 	"slices"
 )
 
-// A load's join keys are divided into ranges, each of which is sorted in memory
-// later and written into tables as it is: sorted runs of them would have to be
-// merged with a comparison of whole keys for each of several levels, for the keys
-// of one restaurant begin alike. The ranges are guessed from the first chunk. A
-// wrong guess, as where restaurants come one after the other, costs time only: a
-// range that is too large is sorted in runs.
+// Keys that begin alike are divided into ranges first, each of which the caller
+// sorts in memory later: to merge sorted runs of such keys would take a comparison
+// of whole keys on each of several levels. The bounds of the ranges are guessed
+// from a sample. A wrong guess costs time only: a range that does not fit into
+// memory is sorted in runs.
 //
-// All ranges share a file of blocks as in a run, each of one range; the
-// records have no values.
+// All ranges share one file. Its blocks are those of a run; each holds keys of one
+// range, without values.
 const (
 	maxRanges = 256
-	// minSample is how many rows of the first chunk a range stands for at least.
+	// minSample is the smallest number of sample keys for which a range is made.
 	minSample = 16
 )
 
-// Ranges are the ranges and their file, which is written by one goroutine.
+// Ranges divide keys into ranges and write them to a file. They have one owner.
 type Ranges struct {
 	f      File
 	at     int64 // end of the file
 	tree   *splitTree
 	ranges []Range
-	block  int // a block ends behind the record that reaches this
+	block  int // a block ends behind the key that reaches this size
 }
 
-// Range is one range.
+// Range is one range of keys on disk.
 type Range struct {
 	buf    []byte // header and block, not written yet
 	blocks []rangeBlock
@@ -40,14 +39,14 @@ type Range struct {
 	bytes  int64 // of the blocks
 }
 
-// rangeBlock is where a block lies, with its header.
+// rangeBlock locates a block in the file, its header included.
 type rangeBlock struct {
 	at   int64
 	size int
 }
 
-// NewRanges divides by the keys of a sample, which it sorts. Buffers take
-// memory bytes.
+// NewRanges returns ranges that take f over. The keys of sample, which it sorts,
+// determine the bounds. Buffers for all ranges take memory bytes.
 func NewRanges(f File, sample *KeyBuffer, memory int) *Ranges {
 	n := max(min(maxRanges, len(sample.spans)/minSample), 1)
 	p := &Ranges{f: f, ranges: make([]Range, n), block: memory / n}
@@ -91,17 +90,17 @@ func (p *Ranges) flushRange(d *Range) error {
 // All returns the ranges, in the order of their keys.
 func (p *Ranges) All() []Range { return p.ranges }
 
-// Reader returns a reader of the ranges whose bags take limit bytes. Call it after
-// end.
+// Reader returns a reader of the ranges whose buffers take limit bytes. Call it
+// after Finish.
 func (p *Ranges) Reader(limit int) RangeReader { return RangeReader{f: p.f, limit: limit} }
 
 // Close closes the file.
 func (p *Ranges) Close() error { return p.f.Close() }
 
-// Size is how many bytes of the file the range takes.
+// Size returns how many bytes of the file the range takes.
 func (d *Range) Size() int64 { return d.bytes }
 
-// Finish writes what is left of all ranges and gives their buffers back.
+// Finish writes the keys that are still in buffers, and releases the buffers.
 func (p *Ranges) Finish() error {
 	for i := range p.ranges {
 		if err := p.flushRange(&p.ranges[i]); err != nil {
@@ -112,7 +111,7 @@ func (p *Ranges) Finish() error {
 	return nil
 }
 
-// KeyBuffer holds keys in memory and sorts them.
+// KeyBuffer holds keys in memory and sorts them. The zero value is empty.
 type KeyBuffer struct {
 	arena []byte
 	spans []keySpan
@@ -121,25 +120,28 @@ type KeyBuffer struct {
 
 type keySpan struct{ at, end uint32 }
 
-// spanBytes is what a key takes beside the arena once the bag is sorted.
+// spanBytes is the memory that a key takes beside the arena once the buffer is
+// sorted.
 const spanBytes = 8 + 2*16
 
 func (b *KeyBuffer) clearKeys() { b.arena, b.spans = b.arena[:0], b.spans[:0] }
 
 func (b *KeyBuffer) memorySize() int { return len(b.arena) + spanBytes*len(b.spans) }
 
+// Key returns the i-th key that was added, as a view.
 func (b *KeyBuffer) Key(i uint32) []byte {
 	s := b.spans[i]
 	return b.arena[s.at:s.end]
 }
 
+// Add appends a copy of key.
 func (b *KeyBuffer) Add(key []byte) {
 	at := uint32(len(b.arena))
 	b.arena = append(b.arena, key...)
 	b.spans = append(b.spans, keySpan{at, uint32(len(b.arena))})
 }
 
-// readBlock adds the keys of a block.
+// readBlock appends the keys of a block.
 func (b *KeyBuffer) readBlock(f File, block rangeBlock) error {
 	from := len(b.arena)
 	b.arena = slices.Grow(b.arena, block.size)[:from+block.size]
@@ -162,12 +164,13 @@ func (b *KeyBuffer) readBlock(f File, block rangeBlock) error {
 	return nil
 }
 
-// Sorted gives the keys in order.
+// Sorted returns the numbers of the keys, in the order of the keys. The list holds
+// until the next call.
 func (b *KeyBuffer) Sorted() []RankedEntry {
 	return b.order.Sort(len(b.spans), b.commonPrefixLen(), b.Key)
 }
 
-// commonPrefixLen is how many bytes all keys begin with alike.
+// commonPrefixLen returns the length of the longest prefix that all keys share.
 func (b *KeyBuffer) commonPrefixLen() int {
 	if len(b.spans) == 0 {
 		return 0
@@ -189,13 +192,14 @@ func commonPrefix(a, b []byte) int {
 	return n
 }
 
-// RangeReader reads ranges back. It may be shared.
+// RangeReader reads ranges back. Goroutines may share it.
 type RangeReader struct {
 	f     File
-	limit int // what a bag may take
+	limit int // bytes of memory that a buffer may take
 }
 
-// EachBuffer calls do with bags of all keys of a range, each as large as it may be.
+// EachBuffer reads the keys of a range into bag and calls do each time that bag is
+// full, and at the end.
 func (r *RangeReader) EachBuffer(d *Range, bag *KeyBuffer, do func() error) error {
 	bag.clearKeys()
 	for i, block := range d.blocks {
@@ -213,7 +217,7 @@ func (r *RangeReader) EachBuffer(d *Range, bag *KeyBuffer, do func() error) erro
 	return nil
 }
 
-// FitsBuffer says whether a range is one bag.
+// FitsBuffer reports whether all keys of a range fit into one buffer.
 func (r *RangeReader) FitsBuffer(d *Range) bool {
 	return d.bytes+spanBytes*d.keys < int64(r.limit)
 }

@@ -9,9 +9,9 @@ import (
 	"io"
 )
 
-// A run is a sorted part of a load on disk, written once and read once by the
-// same process. It is a part of a plain file (Runs), because building a table
-// and iterating over it costs several times as much as this:
+// A run is a sequence of sorted records on disk. One process writes it once and
+// reads it once. It is a part of a plain file (see Runs), because to build a table
+// of Pebble's and to iterate over it costs several times as much:
 //
 //	┌────────────┬─────────┬────────┐
 //	│ length u32 │ crc u32 │ block  │   again and again; the checksum is CRC-32C
@@ -20,17 +20,17 @@ import (
 //	       │ key length uv │ value length uv │ key │ value │   again and again
 //	       └───────────────┴─────────────────┴─────┴───────┘
 //
-// Keys come without the keyspace and the generation.
+// Values may be empty.
 const (
-	runBlock  = 64 << 10 // a block ends behind the record that reaches this
+	runBlock  = 64 << 10 // a block ends behind the record that reaches this size
 	runHeader = 4 + 4
 )
 
-// RunWriter writes a run.
+// RunWriter writes the records of one run.
 type RunWriter struct {
 	f       io.Writer
 	written int64
-	buf     []byte // header and block
+	buf     []byte // header and block that is not written yet
 }
 
 func newRunWriter(f io.Writer) *RunWriter {
@@ -48,7 +48,8 @@ func (w *RunWriter) Add(key, value []byte) error {
 	return nil
 }
 
-// flushBlock ends the run. It is not synced: a load that is cut begins anew.
+// flushBlock writes the block that is being filled; the last one ends the run. It
+// does not sync: a sort that a crash interrupts begins anew.
 func (w *RunWriter) flushBlock() error {
 	if len(w.buf) == runHeader {
 		return nil
@@ -60,14 +61,14 @@ func (w *RunWriter) flushBlock() error {
 	return err
 }
 
-// sealBlock fills in the header that a block was left room for.
+// sealBlock fills in the header, for which buf has room before the block.
 func sealBlock(buf []byte) {
 	block := buf[runHeader:]
 	binary.BigEndian.PutUint32(buf, uint32(len(block)))
 	binary.BigEndian.PutUint32(buf[4:], crc32.Checksum(block, castagnoli))
 }
 
-// parseBlockHeader is the length of a block and its checksum.
+// parseBlockHeader returns the length of a block and its checksum.
 func parseBlockHeader(header []byte) (size int, sum uint32) {
 	return int(binary.BigEndian.Uint32(header)), binary.BigEndian.Uint32(header[4:])
 }
@@ -75,11 +76,11 @@ func parseBlockHeader(header []byte) (size int, sum uint32) {
 // runReader reads a run from its beginning.
 type runReader struct {
 	f           io.Reader
-	block       []byte // of this the records are views
-	rest        []byte // of the block
-	key         []byte // of the record that it stands on; nil: it is at the end
+	block       []byte // the block that is being read; records are views of it
+	rest        []byte // the part of block behind the current record
+	key         []byte // of the current record; nil at the end of the run
 	value       []byte
-	firstDigits uint64 // its first digits
+	firstDigits uint64 // digitsAt(key, 0)
 }
 
 // nextRecord moves to the next record.
@@ -103,10 +104,11 @@ func (r *runReader) nextRecord() error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// ErrDamaged is no ErrCorrupt: the store is none the worse for it.
+// ErrDamaged: a file of the sort does not hold the bytes that were written to it a
+// moment ago. No stored data is affected.
 var ErrDamaged = errors.New("what was written a moment ago reads otherwise; check the disk")
 
-// readBlock reads the next block.
+// readBlock reads the next block into memory; end is true behind the last one.
 func (r *runReader) readBlock() (end bool, err error) {
 	var header [runHeader]byte
 	if _, err := io.ReadFull(r.f, header[:]); errors.Is(err, io.EOF) {
@@ -129,8 +131,8 @@ func (r *runReader) readBlock() (end bool, err error) {
 	return false, nil
 }
 
-// isBefore orders readers by the records that they stand on, those at their end
-// last.
+// isBefore reports whether r's current record sorts before other's. Readers at the
+// end of their run sort last.
 func (r *runReader) isBefore(other *runReader) bool {
 	switch {
 	case r.key == nil || other.key == nil:
@@ -141,24 +143,24 @@ func (r *runReader) isBefore(other *runReader) bool {
 	return bytes.Compare(r.key, other.key) < 0
 }
 
-// runMerger reads runs as one sorted sequence. It is a tournament: in each node of
-// a tree over the readers lies the one that lost there, so that the next record
-// is found with one comparison for each level.
+// runMerger reads runs as one sorted sequence. It is a loser tree: each node of a
+// tree over the readers remembers the reader that lost the comparison there, so
+// that the next record is found with one comparison for each level.
 //
-// Where runs hardly overlap, as where rows come in the order of their keys, one
-// reader wins again and again. The best of the others is then all that it has to
-// be compared with.
+// Where runs hardly overlap, for example where rows come in the order of their
+// keys, one reader wins again and again. Then the winner is compared only with the
+// best of the other readers.
 type runMerger struct {
 	readers   []*runReader
-	loserTree []int      // by node, from 1; the root's winner is losers[0]
-	streak    int        // how often the winner has won
-	rival     *runReader // the best of the others; nil: it was not looked for
+	loserTree []int      // index of a reader by node, from 1; loserTree[0] is the winner
+	streak    int        // how many times in a row the winner has won
+	rival     *runReader // the best of the other readers; nil: not determined yet
 }
 
-// longStreak is from when on the rival is looked for.
+// longStreak is the number of wins in a row from which on the rival is determined.
 const longStreak = 4
 
-// newRunMerger reads the runs, at least one, and stands on the first record.
+// newRunMerger returns a merger of at least one run, at its first record.
 func newRunMerger(runs []io.Reader) (*runMerger, error) {
 	m := &runMerger{loserTree: make([]int, len(runs))}
 	for _, f := range runs {
@@ -172,8 +174,8 @@ func newRunMerger(runs []io.Reader) (*runMerger, error) {
 	return m, nil
 }
 
-// playNode holds the tournament below a node and returns the winner. The leaves are
-// the nodes from len(readers) on.
+// playNode compares the readers below a node and returns the index of the winner.
+// The leaves are the nodes from len(readers) on.
 func (m *runMerger) playNode(node int) int {
 	if node >= len(m.readers) {
 		return node - len(m.readers)
@@ -186,8 +188,8 @@ func (m *runMerger) playNode(node int) int {
 	return winner
 }
 
-// currentRecord is the record that it stands on, valid until the next move; the key is
-// nil at the end.
+// currentRecord returns the current record, valid until the next call of
+// nextRecord. The key is nil at the end.
 func (m *runMerger) currentRecord() (key, value []byte) {
 	r := m.readers[m.loserTree[0]]
 	return r.key, r.value
@@ -217,8 +219,8 @@ func (m *runMerger) nextRecord() error {
 	return nil
 }
 
-// runnerUp is the best of those that the winner has beaten itself, and so of all
-// others; nil if there are none.
+// runnerUp returns the best of the other readers: the best of those that lost
+// against the winner itself. It is nil where the winner is the only reader.
 func (m *runMerger) runnerUp() (best *runReader) {
 	for node := (m.loserTree[0] + len(m.readers)) / 2; node > 0; node /= 2 {
 		if r := m.readers[m.loserTree[node]]; best == nil || r.isBefore(best) {

@@ -10,28 +10,28 @@ import (
 	"io"
 )
 
-// File is a file that the caller has made and nobody else uses: it is written at
-// its end and read back anywhere.
+// File is a file that the caller has made and nobody else uses. It is written at
+// its end and read at any place.
 type File interface {
 	io.Writer
 	io.ReaderAt
 	io.Closer
 }
 
-// Runs are sorted runs, one behind the other in a file of their own, so that a
-// load of any size needs few descriptors. One goroutine uses them at a time.
+// Runs are sorted runs, one behind the other in one file, so that a sort of any
+// size needs few descriptors. One goroutine at a time uses them.
 type Runs struct {
 	f        File         // nil once it is closed
 	removing func() error // removes the closed file
-	end      int64        // of the file
+	end      int64        // length of the file
 	list     []runSpan
 }
 
-// runSpan is where a run lies.
+// runSpan locates a run in the file.
 type runSpan struct{ at, end int64 }
 
-// MaxFanIn is how many runs are merged at once. Each has a block in memory: of
-// more runs, some are merged into one first.
+// MaxFanIn is how many runs are merged at once, each with a block in memory. Where
+// there are more, some of them are merged into one run first.
 const MaxFanIn = 512
 
 // NewRuns returns empty runs that take f over. remove removes the file.
@@ -40,7 +40,7 @@ func NewRuns(f File, remove func() error) *Runs { return &Runs{f: f, removing: r
 // Count returns how many runs there are.
 func (r *Runs) Count() int { return len(r.list) }
 
-// Add appends a run of what fill adds.
+// Add appends a run of the records that fill adds.
 func (r *Runs) Add(fill func(w *RunWriter) error) error {
 	w := newRunWriter(r.f)
 	if err := errors.Join(fill(w), w.flushBlock()); err != nil {
@@ -51,8 +51,9 @@ func (r *Runs) Add(fill func(w *RunWriter) error) error {
 	return nil
 }
 
-// Merge calls do with the records of all runs, in order. Records with the same
-// key stay apart. No more than fanIn runs, two at least, are read at once.
+// Merge calls do with the records of all runs, in the order of keys; records with
+// the same key come one after the other. It reads at most fanIn runs at once, which
+// must be at least two.
 func (r *Runs) Merge(fanIn int, do func(key, value []byte) error) error {
 	for len(r.list) > fanIn {
 		n := min(fanIn, len(r.list)-fanIn+1)

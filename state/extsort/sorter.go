@@ -7,30 +7,30 @@ import (
 	"slices"
 )
 
-// RankedEntry is the number of an entry, and a number of the same order as a part of
-// its key.
+// RankedEntry is the number of an entry, and eight bytes of its key as a number
+// that sorts like them.
 type RankedEntry struct {
 	sort  uint64
 	Entry uint32
 }
 
-// Sorter sorts entries by their keys, which may begin alike: eight bytes at a
-// time are compared as a number, and what is alike in them by the next eight.
-// Its memory is used again.
+// Sorter sorts entries by their keys, which may have long prefixes in common: it
+// compares eight bytes at a time as a number, and entries that are equal in these
+// by the next eight. It uses its memory again.
 type Sorter struct {
 	list  []RankedEntry
-	spare []RankedEntry // what sort moves list to and from
+	spare []RankedEntry // as long as list; the radix sort moves entries between the two
 }
 
 const (
-	// maxDigits is how many bytes are compared as numbers; keys that are alike in
-	// them are compared as they are.
+	// maxDigits is how many bytes are compared as numbers. Keys that are equal in
+	// them are compared as byte strings.
 	maxDigits = 64
-	// minRadix is the number of entries from which on radix is worth it.
+	// minRadix is the number of entries from which on a radix sort is faster.
 	minRadix = 256
 )
 
-// Sort gives n entries in the order of their keys, which begin alike for skip
+// Sort returns n entries in the order of their keys, which share their first skip
 // bytes. The list holds until the next call.
 func (o *Sorter) Sort(n, skip int, key func(entry uint32) []byte) []RankedEntry {
 	o.list = slices.Grow(o.list[:0], n)[:n]
@@ -42,7 +42,7 @@ func (o *Sorter) Sort(n, skip int, key func(entry uint32) []byte) []RankedEntry 
 	return o.list
 }
 
-// sortFrom sorts entries whose keys are alike up to depth.
+// sortFrom sorts entries whose keys share their first depth bytes.
 func (o *Sorter) sortFrom(list, spare []RankedEntry, depth, limit int, key func(entry uint32) []byte) {
 	for alike := true; alike; depth += 8 {
 		if len(list) < 2 {
@@ -80,10 +80,10 @@ func sortRanked(list, spare []RankedEntry) {
 	}
 }
 
-// radixSort sorts by single bytes of the numbers, from the last to the first, leaving
-// out those that are the same in all of them. It takes a tenth of the time that
-// comparing takes. The first four that differ tell nearly all numbers apart: what
-// is left is sorted by comparing.
+// radixSort sorts by single bytes of the numbers, from the last to the first, and
+// leaves out bytes that are the same in all numbers. It takes a tenth of the time
+// of a sort by comparison. The first four bytes that differ distinguish nearly all
+// numbers: the rest is sorted by comparison.
 func radixSort(list, spare []RankedEntry) {
 	var differ uint64
 	for _, r := range list {
@@ -119,7 +119,8 @@ func radixSort(list, spare []RankedEntry) {
 	sortAlike(list, shifts[0])
 }
 
-// sortAlike sorts those that differ only in bits below shift, and lie together.
+// sortAlike sorts entries that lie together because their numbers differ only in
+// bits below shift.
 func sortAlike(list []RankedEntry, shift int) {
 	for from := 0; from < len(list); {
 		to, sorted := from+1, true
@@ -134,8 +135,9 @@ func sortAlike(list []RankedEntry, shift int) {
 	}
 }
 
-// digitsAt is the eight bytes of key from at on as a number of the same order.
-// Zero padding can make it equal for different keys, never disordered.
+// digitsAt returns the eight bytes of key from at on as a number that sorts like
+// them. Zero padding can make the numbers of different keys equal, but never puts
+// them into the wrong order.
 func digitsAt(key []byte, at int) uint64 {
 	if len(key) >= at+8 {
 		return binary.BigEndian.Uint64(key[at:])

@@ -2,18 +2,19 @@ package extsort
 
 import "math/bits"
 
-// splitTree divides keys into ranges, by splitters that are a sample of them. It is
-// a tree of numbers: eight bytes at a time decide, so that keys of one restaurant
-// cost no more comparisons than others. A splitter counts as far as it is needed
-// to tell it from the others, deepest bytes at most.
+// splitTree divides keys into ranges by splitters, which are a sample of the keys.
+// It is a tree of numbers: each node compares eight bytes, so that keys with a long
+// prefix in common cost no more comparisons than others. A splitter is compared as
+// far as it differs from the other splitters, up to maxDigits bytes.
 type splitTree struct {
-	before int          // splitters below all of this node
-	values []uint64     // of the splitters' bytes at this depth, ascending
-	upto   []int        // splitters up to, and with, those of a value
-	below  []*splitTree // of those that are alike in it; nil if it decides
+	before int          // number of splitters before all splitters of this node
+	values []uint64     // the splitters' eight bytes at this depth, ascending, each once
+	upto   []int        // by value: number of splitters up to the last one with the value
+	below  []*splitTree // by value: the splitters that share the value; nil if there is one
 }
 
-// newSplitTree makes the tree of sorted splitters that are alike up to depth.
+// newSplitTree returns the tree of sorted splitters that share their first depth
+// bytes. before is the number of splitters before them.
 func newSplitTree(splitters [][]byte, depth, before int) *splitTree {
 	s := &splitTree{before: before}
 	for from := 0; from < len(splitters); {
@@ -31,18 +32,18 @@ func newSplitTree(splitters [][]byte, depth, before int) *splitTree {
 	return s
 }
 
-// findRange is the number of the range that key is in: of the splitters that are not
-// above it. Keys that ascend never descend in it.
+// findRange returns the number of key's range: the number of splitters that do not
+// sort after key. It never decreases while keys ascend.
 func (s *splitTree) findRange(key []byte) int {
 	for depth := 0; ; depth += 8 {
 		value := digitsAt(key, depth)
 		if len(s.values) == 0 || value < s.values[0] {
 			return s.before
 		}
-		at := 0 // of the last value that is not above
+		at := 0 // index of the last value that is not greater
 		for n := len(s.values); n > 1; {
 			half := n / 2
-			// Without a jump, of which every second would be guessed wrongly.
+			// Without a branch: the processor would mispredict every second one.
 			_, above := bits.Sub64(value, s.values[at+half], 0)
 			at += half & int(above-1)
 			n -= half

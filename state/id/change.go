@@ -2,7 +2,7 @@ package id
 
 import "strconv"
 
-// Op is what a change does.
+// Op is the kind of a change.
 type Op uint8
 
 // The kinds of changes, as logical replication sends them.
@@ -13,7 +13,7 @@ const (
 	Truncate
 )
 
-// String gives the SQL word.
+// String returns the SQL keyword.
 func (o Op) String() string {
 	switch o {
 	case Insert:
@@ -31,16 +31,16 @@ func (o Op) String() string {
 // Change is one change of one source row, or a TRUNCATE of the table.
 type Change struct {
 	Op Op
-	// Row is the key of the row as it is now; for Delete, of the row that goes.
-	// Unused by Truncate.
+	// Row is the key of the row after the change; for Delete, of the deleted row.
+	// Truncate does not use it.
 	Row RowID
 	// OldRow is the key that the row had before an Update changed it, else "".
 	OldRow RowID
-	// Restaurant and Client are the new values. "" is NULL: such a row is
-	// remembered (a later update may fill it in) but is no subscription.
+	// Restaurant and Client are the new values; "" is NULL. A row with a NULL is
+	// stored, because a later update may fill it in, but it is no subscription.
 	Restaurant, Client ID
-	// KeepRestaurant and KeepClient say that an Update left an out-of-line
-	// value alone and Postgres did not send it ("unchanged TOAST"): the stored
-	// one stays. It is an error if the row is not stored.
+	// KeepRestaurant and KeepClient: an Update did not change an out-of-line value,
+	// so Postgres did not send it ("unchanged TOAST"). The stored value stays. It is
+	// an error if the row is not stored.
 	KeepRestaurant, KeepClient bool
 }

@@ -29,12 +29,12 @@ import (
 // "" is no id: NULL or none.
 type ID string
 
-// ErrBadID: an id that is empty, holds U+0000 or is not valid UTF-8; or bytes
-// that are no packed id.
+// ErrBadID: the text cannot be an id (it is empty, too long, holds U+0000 or is not
+// valid UTF-8), or the bytes are not a packed id.
 var ErrBadID = errors.New("malformed id")
 
-// MaxBytes is the longest text that is an id. What is longer would make keys
-// of which a few fill the memory; no campaign can name it, and no index hold it.
+// MaxBytes is the length of the longest text that is an id. A few keys of longer
+// texts would fill the memory; no campaign can name them, and no index hold them.
 const MaxBytes = 1 << 20
 
 const (
@@ -46,8 +46,8 @@ const (
 	uuidPackLen = 17
 )
 
-// Pack packs text. It returns [ErrBadID] for what no id may be: empty, longer
-// than [MaxBytes], with U+0000 in it, not valid UTF-8.
+// Pack packs text. It returns [ErrBadID] for a text that is empty, longer than
+// [MaxBytes], holds U+0000 or is not valid UTF-8.
 func Pack(text string) (ID, error) {
 	var uuid [uuidPackLen]byte
 	if packUUID(&uuid, text) {
@@ -66,7 +66,7 @@ func isID(text string) bool {
 	return text != "" && len(text) <= MaxBytes && strings.IndexByte(text, 0) < 0 && utf8.ValidString(text)
 }
 
-// PackBytes is [Pack] for bytes, which it does not keep.
+// PackBytes packs text as [Pack] does. It copies the bytes.
 func PackBytes(text []byte) (ID, error) {
 	var uuid [uuidPackLen]byte
 	if packUUID(&uuid, asString(text)) {
@@ -96,12 +96,12 @@ func fourBytes(s string) uint32 {
 	return uint32(s[3]) | uint32(s[2])<<8 | uint32(s[1])<<16 | uint32(s[0])<<24
 }
 
-// parseHex8 reads eight lower-case hexadecimal digits, all at once: each byte of
-// digits is one. A snapshot of ten million rows reads 160 million pairs of them.
+// parseHex8 reads eight lower-case hexadecimal digits at once: each byte of digits
+// is a digit. A snapshot of ten million rows reads 160 million pairs of digits.
 func parseHex8(digits uint64) (value uint32, ok bool) {
 	const each = 0x0101010101010101
-	// Letters have bit 6. What is no digit gives another one when it is spelled
-	// again, or a value above 15.
+	// Letters have bit 6. A byte that is not a digit has a value above 15, or its
+	// value is that of another byte: the one that spelled holds.
 	n := digits&(0x0f*each) + 9*(digits>>6&each)
 	spelled := n + '0'*each + ('a'-'0'-10)*((n+6*each)>>4&each)
 	ok = spelled == digits && n&(0xf0*each) == 0
@@ -112,8 +112,8 @@ func parseHex8(digits uint64) (value uint32, ok bool) {
 	return uint32(n | n>>16), ok
 }
 
-// TextPrefix returns the bytes that the packed form of every text id begins with
-// whose text begins with text. text must not be empty, nor begin a UUID.
+// TextPrefix returns the common prefix of all packed text ids whose text begins
+// with text. text must not be empty, nor the beginning of a UUID.
 func TextPrefix(text string) ID { return ID([]byte{tagText}) + ID(text) }
 
 // AppendText appends the id's text to dst. It allocates only to grow dst.
@@ -136,12 +136,12 @@ func (id ID) AppendText(dst []byte) []byte {
 	return append(dst, text[:]...)
 }
 
-// IsUUID tells whether the id is a canonical lower-case UUID.
+// IsUUID reports whether the id is a canonical lower-case UUID.
 func (id ID) IsUUID() bool { return id != "" && id[0] == tagUUID }
 
 // AppendUUID appends the 16 bytes that Postgres sends for the id as a uuid. It
-// returns false where the id is no canonical lower-case UUID: a uuid column would
-// give it back in another spelling, or refuse it.
+// returns false where the id is not a canonical lower-case UUID: a uuid column would
+// return another spelling, or refuse the id.
 func (id ID) AppendUUID(dst []byte) ([]byte, bool) {
 	if !id.IsUUID() {
 		return dst, false
@@ -149,13 +149,13 @@ func (id ID) AppendUUID(dst []byte) ([]byte, bool) {
 	return append(dst, id[1:]...), true
 }
 
-// Text gives the id as it is spelled in Postgres and Kafka. It is a copy, for
-// id may be a view into an [List].
+// Text returns the id as Postgres and Kafka spell it. The text is a copy, because id
+// may be a view into a [List].
 func (id ID) Text() string {
 	return string(id.AppendText(nil))
 }
 
-// TextLen is the length of the text in bytes.
+// TextLen returns the length of the text in bytes.
 func (id ID) TextLen() int {
 	switch {
 	case id == "":
@@ -166,8 +166,8 @@ func (id ID) TextLen() int {
 	return uuidTextLen
 }
 
-// Read copies one packed id off the front of b and returns what follows it.
-// It returns [ErrBadID] if b does not begin with a whole packed id.
+// Read copies the packed id at the beginning of b and returns the rest of b. It
+// returns [ErrBadID] if b does not begin with a whole packed id.
 func Read(b []byte) (id ID, rest []byte, err error) {
 	n := PackedLen(b)
 	if n == 0 {
@@ -176,8 +176,8 @@ func Read(b []byte) (id ID, rest []byte, err error) {
 	return ID(b[:n]), b[n:], nil
 }
 
-// PackedLen is the length of the packed id that b begins with, 0 if there is none.
-// It trusts the text between the tags: keys were packed here.
+// PackedLen returns the length of the packed id at the beginning of b, 0 if there is
+// none. It does not check the text between the tags: this package packed the keys.
 func PackedLen(b []byte) int {
 	if len(b) >= uuidPackLen && b[0] == tagUUID {
 		return uuidPackLen
@@ -192,15 +192,15 @@ func PackedLen(b []byte) int {
 	return 0
 }
 
-// List is a list of packed ids in one piece of memory. It is used again after
-// Reset and then allocates nothing. The zero value is an empty list. It has one
-// owner at a time.
+// List is a list of packed ids in one piece of memory, which it uses again after
+// Reset, without allocations. The zero value is an empty list. A list has one owner
+// at a time.
 type List struct {
 	arena []byte
 	ends  []uint32
 }
 
-// Len is the number of ids.
+// Len returns the number of ids.
 func (l *List) Len() int { return len(l.ends) }
 
 // Grow makes room for n more ids of a UUID's size.
@@ -208,8 +208,8 @@ func (l *List) Grow(n int) {
 	l.arena, l.ends = slices.Grow(l.arena, n*uuidPackLen), slices.Grow(l.ends, n)
 }
 
-// At returns the i-th id as a view into the list: it holds until Reset. Clone
-// it (strings.Clone) to keep it longer.
+// At returns the i-th id as a view into the list, which holds until Reset.
+// strings.Clone makes a copy that holds longer.
 func (l *List) At(i int) ID {
 	start := uint32(0)
 	if i > 0 {
@@ -225,7 +225,7 @@ func (l *List) Append(id ID) {
 	l.ends = append(l.ends, uint32(len(l.arena)))
 }
 
-// AppendBytes is Append for an id that lies in a key.
+// AppendBytes appends a valid id that is a part of a key.
 func (l *List) AppendBytes(id []byte) {
 	l.arena = append(l.arena, id...)
 	l.ends = append(l.ends, uint32(len(l.arena)))
@@ -234,21 +234,21 @@ func (l *List) AppendBytes(id []byte) {
 // Reset empties the list and keeps its memory.
 func (l *List) Reset() { l.arena, l.ends = l.arena[:0], l.ends[:0] }
 
-// Bytes is all ids one after the other, as [Read] reads them: a view that
-// holds until Reset.
+// Bytes returns all ids one after the other, as [Read] reads them: a view that holds
+// until Reset.
 func (l *List) Bytes() []byte { return l.arena }
 
-// Packer packs ids into memory of its own, which it uses again after Reset:
-// what it gives are views that hold until then. Clone them (strings.Clone) to
-// keep them longer. The zero value is ready. It has one owner at a time.
+// Packer packs ids into memory of its own, which it uses again after Reset. The ids
+// it returns are views that hold until Reset; strings.Clone makes copies that hold
+// longer. The zero value is ready. A packer has one owner at a time.
 type Packer struct {
 	arena []byte
 }
 
-// keptArena is the most memory that is kept for the next ids.
+// keptArena is the largest arena that Reset keeps.
 const keptArena = 1 << 20
 
-// ID is [Pack].
+// ID packs text as [Pack] does.
 func (p *Packer) ID(text []byte) (ID, error) {
 	at := len(p.arena)
 	var uuid [uuidPackLen]byte
@@ -263,17 +263,17 @@ func (p *Packer) ID(text []byte) (ID, error) {
 	return ID(asString(p.arena[at:])), nil
 }
 
-// RowID is [PackRow].
+// RowID packs text as [PackRow] does.
 func (p *Packer) RowID(text []byte) RowID { return PackRow(string(text)) }
 
-// RowNumber is [PackRow] of the decimal text of n.
+// RowNumber packs the decimal text of n as [PackRow] does.
 func (p *Packer) RowNumber(n int64) RowID {
 	at := len(p.arena)
 	p.arena = appendRowInt(p.arena, n)
 	return RowID(asString(p.arena[at:]))
 }
 
-// Reset ends the views.
+// Reset invalidates all ids that the packer returned.
 func (p *Packer) Reset() {
 	p.arena = p.arena[:0]
 	if cap(p.arena) > keptArena {
@@ -281,7 +281,7 @@ func (p *Packer) Reset() {
 	}
 }
 
-// asString is b as a string that is not copied.
+// asString returns b as a string without copying it.
 func asString(b []byte) string {
-	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // whoever calls it says how long b stays as it is
+	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // the caller does not change b while the string is in use
 }

@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// ErrBadLSN: the text is no WAL position.
+// ErrBadLSN: the text is not a WAL position.
 var ErrBadLSN = errors.New("malformed LSN")
 
 // LSN is a position in the Postgres write-ahead log, a byte offset that only
 // grows on one timeline. Zero means "none".
 type LSN uint64
 
-// String gives Postgres' own notation, two hexadecimal halves: "16/B374D848".
+// String returns Postgres' own notation, two hexadecimal halves: "16/B374D848".
 func (l LSN) String() string {
 	return fmt.Sprintf("%X/%X", uint32(l>>32), uint32(l))
 }
@@ -37,18 +37,18 @@ func ParseLSN(text string) (LSN, error) {
 	return LSN(h)<<32 | LSN(l), nil
 }
 
-// MarshalText gives the notation of [LSN.String], in JSON too.
+// MarshalText returns the notation of [LSN.String], in JSON too.
 func (l LSN) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// UnmarshalText reads what [ParseLSN] does.
+// UnmarshalText reads a position as [ParseLSN] does.
 func (l *LSN) UnmarshalText(text []byte) error {
 	v, err := ParseLSN(string(text))
 	*l = v
 	return err
 }
 
-// parseHexHalf reads 1 to 8 hexadecimal digits. strconv alone would take a sign
-// and underscores too.
+// parseHexHalf reads 1 to 8 hexadecimal digits. strconv alone would accept a sign and
+// underscores too.
 func parseHexHalf(text string) (uint32, error) {
 	if strings.ContainsAny(text, "+-_") {
 		return 0, ErrBadLSN

@@ -14,10 +14,10 @@ import (
 //	any other text        0x80 | text
 //
 // Bytewise order is numeric order for integers, so that rows that were inserted
-// one after the other lie together; a serial key takes 2 to 5 bytes. It is not
-// self-delimiting: it always comes last. "" is no key. Only the canonical
-// spelling of an integer ("7", "-7"; not "007" or "-0") is packed as one, so
-// that packing is a bijection.
+// one after the other lie together; a serial key takes 2 to 5 bytes. A row id does
+// not delimit itself: it always comes last in a key. "" is no row id. Only the
+// canonical spelling of an integer ("7", "-7"; not "007" or "-0") is packed as an
+// integer, so that packing is a bijection.
 type RowID string
 
 const (
@@ -26,7 +26,7 @@ const (
 	tagRowText = 0x80
 )
 
-// PackRow packs the text form of a key. Every text, the empty one too, has one.
+// PackRow packs the text form of a key. Every text has a row id, the empty text too.
 func PackRow(text string) RowID {
 	if v, err := strconv.ParseInt(text, 10, 64); err == nil && strconv.FormatInt(v, 10) == text {
 		var b [9]byte
@@ -42,8 +42,8 @@ func PackRow(text string) RowID {
 	return RowID(append(b, text...))
 }
 
-// ViewRowID gives packed as a row id without copying it: the caller must not
-// change packed while the id is in use.
+// ViewRowID returns packed as a row id without copying it. The caller must not change
+// packed while the id is in use.
 func ViewRowID(packed []byte) RowID { return RowID(asString(packed)) }
 
 func appendRowInt(dst []byte, v int64) []byte {
@@ -64,7 +64,7 @@ func appendRowInt(dst []byte, v int64) []byte {
 	return append(dst, b[8-n:]...)
 }
 
-// Text gives the key as Postgres writes it.
+// Text returns the key as Postgres writes it.
 func (r RowID) Text() string {
 	switch {
 	case r == "":
@@ -78,7 +78,7 @@ func (r RowID) Text() string {
 	return strconv.FormatInt(v, 10)
 }
 
-// RowNumber is the value of a packed key that is an integer.
+// RowNumber returns the value of a packed key that is an integer.
 func RowNumber[T RowID | []byte](r T) (n int64, ok bool) {
 	if len(r) == 0 || r[0] >= tagRowUUID {
 		return 0, false

@@ -10,7 +10,7 @@ import (
 // occurs. Pebble ends the process there too, at some later point: with a call of
 // Fatalf, with a panic, or with an unlock of a mutex that is not locked (db.go,
 // rotateWAL), which nothing can catch and which names no cause. The same holds for
-// a folder that cannot be synced: a new log would not be found again.
+// a folder that cannot be synced: after a crash, a new log would be missing.
 type watchedFS struct {
 	vfs.FS
 	failed func(what string, err error) error
