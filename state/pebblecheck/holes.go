@@ -1,6 +1,6 @@
-// Package pebblecheck finds what Pebble does not notice itself: a store with a hole
-// in it, and a log that could not be written. It knows Pebble's files, and nothing
-// of the rows in them.
+// Package pebblecheck finds two faults that Pebble does not notice itself: a store
+// with a hole in it, and a log that could not be written. It knows the files of
+// Pebble, and nothing of the rows in them.
 package pebblecheck
 
 import (
@@ -20,23 +20,23 @@ import (
 	"github.com/cockroachdb/pebble/v2/wal"
 )
 
-// Where a file of Pebble's is missing or cut off, Pebble may open the store all
-// the same, with a hole in it: rows are gone, and what was written after them,
-// the position with it, is there. Two kinds of file can leave one. All else is
-// checked by Pebble (sizes of tables, checksums of blocks and records).
+// Where a file of Pebble's is missing or cut off, Pebble may still open the store,
+// with a hole in it: rows are gone, but later writes, the position among them, are
+// there. Two kinds of file can leave a hole. Pebble checks all others (sizes of
+// tables, checksums of blocks and records).
 //
-//   - The MANIFEST, if its end is lost: Pebble takes that for a torn write
+//   - The MANIFEST, if its end is lost: Pebble takes the loss for a torn write
 //     (version_set.go, load: "Break instead of returning an error if the record is
-//     corrupted"). Then tables lie in the folder that it does not name.
-//   - A log file that was not flushed yet, if newer ones are there.
+//     corrupted"). Then the folder holds tables that the MANIFEST does not name.
+//   - A log file that was not flushed yet, if newer log files are there.
 //
-// Both show without reading the rows, so that the start stays short; only a
-// store that may have a hole is read as a whole and compared with its
-// fingerprint. The last log, cut or gone, leaves no hole: the store is then as
-// it was before, position included, and package cdc sees that the slot is ahead.
+// Both can be found without reading the rows, so that the start stays short: only a
+// store that may have a hole is read as a whole and compared with its fingerprint.
+// The last log leaves no hole when it is cut off or gone: the store is then as it
+// was earlier, position included, and package cdc notices that the slot is ahead.
 
-// MayHaveHole says whether rows may be missing before the position. db is the
-// store, opened read-only.
+// MayHaveHole reports whether rows may be missing before the position. names lists
+// the store's files; db is the store, opened read-only.
 func MayHaveHole(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
 	if stray, err := hasStrayTables(fsys, store, names, db); stray || err != nil {
 		return stray, err
@@ -44,10 +44,10 @@ func MayHaveHole(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool
 	return MissesLog(fsys, store)
 }
 
-// hasStrayTables says whether a listing of the store holds tables that db does not
-// know. A crash in the middle of a compaction leaves such too, if it had
+// hasStrayTables reports whether names lists tables that db does not know. A crash
+// in the middle of a compaction leaves such tables too, if the compaction had
 // finished one of several. A table without its end does not count: the MANIFEST
-// names only what was synced as a whole.
+// names only tables that were synced as a whole.
 func hasStrayTables(fsys vfs.FS, store string, names []string, db *pebble.DB) (bool, error) {
 	levels, err := db.SSTables()
 	if err != nil {
@@ -70,8 +70,8 @@ func hasStrayTables(fsys vfs.FS, store string, names []string, db *pebble.DB) (b
 	return false, nil
 }
 
-// hasFooter says whether a table ends as one does: with Pebble's or RocksDB's
-// magic number.
+// hasFooter reports whether a table file ends with Pebble's or RocksDB's magic
+// number.
 func hasFooter(fsys vfs.FS, name string) (whole bool, err error) {
 	f, err := fsys.Open(name)
 	if err != nil {
@@ -93,13 +93,12 @@ func hasFooter(fsys vfs.FS, name string) (whole bool, err error) {
 	return string(magic) == pebbleMagic || string(magic) == rocksMagic, nil
 }
 
-// MissesLog says whether a log may be missing before another that holds data.
+// MissesLog reports whether a log may be missing before another log that holds data.
 //
-// The first one that Pebble replays is the one that the MANIFEST names, or, up
-// to the first flush after an Open, the one that was made in that Open, just
-// before its OPTIONS file: file numbers only grow. From one log to the next,
-// the sequence numbers of the batches go on where they were; only a load that
-// was ingested takes some without a log.
+// The first log that Pebble replays is the log that the MANIFEST names or, up to the
+// first flush after an Open, the log that this Open made just before its OPTIONS
+// file: file numbers only grow. The sequence numbers of the batches continue from
+// one log to the next; only an ingested load takes numbers without a log.
 func MissesLog(fsys vfs.FS, store string) (bool, error) {
 	desc, err := pebble.Peek(store, fsys)
 	if err != nil {
@@ -114,7 +113,7 @@ func MissesLog(fsys vfs.FS, store string) (bool, error) {
 		return false, fmt.Errorf("list logs: %w", err)
 	}
 	logs = slices.DeleteFunc(logs, func(l wal.LogicalLog) bool { return uint64(l.Num) < first })
-	var next uint64 // the sequence number that goes on
+	var next uint64 // the sequence number with which the next log must begin
 	for i, l := range logs {
 		from, to, some, err := readLogSpan(l, i < len(logs)-1)
 		switch {
@@ -132,7 +131,7 @@ func MissesLog(fsys vfs.FS, store string) (bool, error) {
 	return false, nil
 }
 
-// fileNumber is N of "dir/OPTIONS-N", 0 if there is none.
+// fileNumber returns N of "dir/OPTIONS-N", 0 if there is no number.
 func fileNumber(name string) uint64 {
 	n, err := strconv.ParseUint(name[strings.LastIndexByte(name, '-')+1:], 10, 64)
 	if err != nil {
@@ -141,8 +140,9 @@ func fileNumber(name string) uint64 {
 	return n
 }
 
-// firstUnflushedLog reads from a MANIFEST which log is the first that is not flushed. Each
-// of its records begins with the fields read here (pebble, VersionEdit.Encode).
+// firstUnflushedLog reads the number of the first log that is not flushed from a
+// MANIFEST. Each record of a MANIFEST begins with the fields that are read here
+// (pebble, VersionEdit.Encode).
 func firstUnflushedLog(fsys vfs.FS, manifest string) (first uint64, err error) {
 	const tagComparator, tagLogNumber = 1, 2
 	f, err := fsys.Open(manifest)
@@ -154,7 +154,7 @@ func firstUnflushedLog(fsys vfs.FS, manifest string) (first uint64, err error) {
 	for {
 		edit, err := edits.Next()
 		if errors.Is(err, io.EOF) || pebblerecord.IsInvalidRecord(err) {
-			return first, nil // Pebble's own end too
+			return first, nil // Pebble stops here too
 		}
 		if err != nil {
 			return 0, fmt.Errorf("read MANIFEST: %w", err)
@@ -181,8 +181,8 @@ func firstUnflushedLog(fsys vfs.FS, manifest string) (first uint64, err error) {
 	}
 }
 
-// readLogSpan gives the sequence number of a log's first batch and, if all of it is
-// asked for, the one after its last. some is false for a log without batches.
+// readLogSpan returns the sequence number of a log's first batch and, with all, the
+// number after its last batch. some is false for a log without batches.
 func readLogSpan(l wal.LogicalLog, all bool) (from, to uint64, some bool, err error) {
 	in := l.OpenForRead()
 	defer func() { err = errors.Join(err, in.Close()) }()
@@ -193,7 +193,7 @@ func readLogSpan(l wal.LogicalLog, all bool) (from, to uint64, some bool, err er
 			_, err = io.ReadFull(r, header)
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pebblerecord.IsInvalidRecord(err) {
-			return from, to, some, nil // whether that is damage, Pebble decides
+			return from, to, some, nil // Pebble decides whether this is damage
 		}
 		if err != nil {
 			return 0, 0, false, fmt.Errorf("read log %d: %w", l.Num, err)
@@ -208,8 +208,8 @@ func readLogSpan(l wal.LogicalLog, all bool) (from, to uint64, some bool, err er
 	}
 }
 
-// IsPebbleStore says whether a directory's names are those of a Pebble store
-// that was opened at least once.
+// IsPebbleStore reports whether a directory with these names is a Pebble store that
+// was opened at least once.
 func IsPebbleStore(names []string) bool {
 	for _, name := range names {
 		if strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "marker.manifest.") || name == "CURRENT" {

@@ -16,13 +16,13 @@ type watchedFS struct {
 	failed func(what string, err error) error
 }
 
-// WatchLog returns fs with every failed write to Pebble's log reported to failed,
-// which returns the error that Pebble gets, if it returns at all.
+// WatchLog returns fs, where every failed write to Pebble's log is reported to
+// failed. failed may end the process, or return the error that Pebble gets.
 func WatchLog(fs vfs.FS, failed func(what string, err error) error) vfs.FS {
 	return &watchedFS{fs, failed}
 }
 
-// reportFailure gives an error to failed.
+// reportFailure passes an error to failed.
 func (f *watchedFS) reportFailure(what string, err error) error {
 	if err == nil {
 		return nil
@@ -63,7 +63,7 @@ func (f *watchedFS) OpenDir(name string) (vfs.File, error) {
 	return watchedFile{dir, f}, nil
 }
 
-// watchedFile is a log, or the folder that holds it.
+// watchedFile is a log, or the folder of the logs.
 type watchedFile struct {
 	vfs.File
 	fs *watchedFS

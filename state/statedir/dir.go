@@ -1,5 +1,5 @@
-// Package statedir is the directory that the state lies in, apart from what is in
-// the store: names, lock, rights, instance id, and writes that outlive a crash.
+// Package statedir manages the state directory around the store: its names, its lock,
+// its permissions, its instance id, and writes that outlive a crash.
 package statedir
 
 import (
@@ -14,14 +14,14 @@ import (
 //
 //	LOCK               held while the store is open
 //	store/             Pebble
-//	store.ours         says that store/ is dinnerbell's
+//	store.ours         marks store/ as dinnerbell's
 //	instance           the id of the directory; see ReadInstance
 //	writer             version of the program that opened it last
 //	store.corrupt      why store/ must not be opened again
 //	load/              sorted runs of a load under way; removed at Open
 //	checkpoints/       see package state, manifest.go
 //	restore.tmp/, restored/, replaced-<UTC>/   see package state, restore.go
-//	quarantine-<UTC>/  the newest stores that were set aside; for a person to look at and delete
+//	quarantine-<UTC>/  the newest stores that were set aside, for a person to inspect and delete
 const (
 	StoreName        = "store"
 	OursName         = "store.ours"
@@ -34,12 +34,13 @@ const (
 	ReplacedPrefix   = "replaced-"
 	QuarantinePrefix = "quarantine-"
 
-	// Unfinished ends the name of what is being made. A rename without it completes it.
+	// Unfinished ends the name of a file or folder that is being made. A rename to the
+	// name without this suffix completes it.
 	Unfinished = ".tmp"
 )
 
-// MakeDir makes dir and what is missing above it, so that it outlives a crash:
-// a directory entry is durable only once the directory that holds it is synced.
+// MakeDir makes dir and the missing directories above it, durably: a directory entry
+// is durable only once the directory that holds it is synced.
 func MakeDir(fsys vfs.FS, dir string) error {
 	if _, err := fsys.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -64,7 +65,7 @@ func SyncDir(fsys vfs.FS, dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Rename is durable when it returns.
+// Rename renames an entry of dir. The new name is durable when Rename returns.
 func Rename(fsys vfs.FS, dir, from, to string) error {
 	if err := fsys.Rename(fsys.PathJoin(dir, from), fsys.PathJoin(dir, to)); err != nil {
 		return err
@@ -82,7 +83,8 @@ func ReadFile(fsys vfs.FS, name string) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
-// WriteFile makes a file whose content is durable; its name is not yet.
+// WriteFile makes a file. Its content is durable when WriteFile returns, its name is
+// not.
 func WriteFile(fsys vfs.FS, name string, content []byte) error {
 	f, err := fsys.Create(name, vfs.WriteCategoryUnspecified)
 	if err != nil {

@@ -13,15 +13,15 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// InstanceName is a file with two words: the directory's instance id, and the
+// InstanceName names a file with two words: the directory's instance id, and the
 // place for which the id was made.
 const InstanceName = "instance"
 
 // InstanceLen is the length of an instance id.
 const InstanceLen = 16
 
-// ReadInstance reads the directory's id, and makes one if there is none or if it
-// was made for another place.
+// ReadInstance returns the directory's id. It makes a new one if there is none or if
+// the id was made for another place, as in a copy of a directory.
 func ReadInstance(fsys vfs.FS, dir string) (string, error) {
 	here, err := placeOf(fsys, dir)
 	if err != nil {
@@ -45,10 +45,9 @@ func ReadInstance(fsys vfs.FS, dir string) (string, error) {
 	return id, err
 }
 
-// placeOf tells a directory from every other one that can be in use at the same
-// time, a clone of it on another machine included: by the boot of this machine,
-// which no other machine shares, and the directory's number on it. After a boot
-// the place is another one.
+// placeOf returns a text that no other directory in use at the same time shares, not
+// even a clone on another machine: the boot id of this machine, which no other machine
+// shares, and the directory's device and inode number. Each boot gives another place.
 func placeOf(fsys vfs.FS, dir string) (string, error) {
 	if vfs.Root(fsys) != vfs.Default {
 		return "memory", nil // a test's file system

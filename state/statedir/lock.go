@@ -17,7 +17,8 @@ const LockName = "LOCK"
 // ErrLocked: another process has the state directory open.
 var ErrLocked = errors.New("state directory is in use")
 
-// Lock checks the directory and locks it.
+// Lock checks that nobody else can meddle with the directory ([ErrUnsafe]) and locks it
+// ([ErrLocked]) until the result is closed.
 func Lock(fs vfs.FS, dir string) (io.Closer, error) {
 	if err := checkDir(fs, dir); err != nil {
 		return nil, fmt.Errorf("check state directory: %w", err)
@@ -29,11 +30,10 @@ func Lock(fs vfs.FS, dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-// lockDir takes the directory for this process until the result is closed. The
-// lock is an flock, which the kernel drops with the process, so a kill -9
-// leaves nothing to clean up. The file names the holder for the error of
-// whoever comes second; it is never removed, for another process may be
-// waiting on it.
+// lockDir locks the directory for this process. The lock is an flock, which the
+// kernel releases with the process, so that a kill -9 leaves nothing to clean up. The
+// file holds the process id of the holder, for the error of a second process. It is
+// never removed, because another process may be waiting for it.
 func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	name := fs.PathJoin(dir, LockName)
 	if vfs.Root(fs) != vfs.Default {
@@ -56,11 +56,11 @@ func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
 	return heldLock{f}, nil
 }
 
-// heldLock is a lock that is held.
+// heldLock is the lock file while it is locked.
 type heldLock struct{ f *os.File }
 
-// Close gives the lock back. It says so: closing alone would leave the lock with
-// a child process that is just being started and has inherited the file.
+// Close releases the lock, with LOCK_UN: a close alone would leave the lock with a
+// child process that is just being started and has inherited the file.
 func (l heldLock) Close() error {
 	return errors.Join(syscall.Flock(int(l.f.Fd()), syscall.LOCK_UN), l.f.Close())
 }
@@ -75,7 +75,8 @@ func writeHolder(f *os.File) error {
 	return nil
 }
 
-// readHolder is the process id in the lock file. The holder may be just writing it.
+// readHolder returns the process id in the lock file, "unknown" while the holder has
+// not written it yet.
 func readHolder(f *os.File) string {
 	b := make([]byte, 20)
 	n, _ := f.ReadAt(b, 0)

@@ -12,23 +12,24 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// The state directory holds ids of customers, and whoever can write in it can
-// have this process read and write files elsewhere. So it must not be writable by
-// everybody, nor belong to a user who is neither ours nor root. A group may write:
-// kubelet gives volumes to one (fsGroup), with root as their owner. What lies in
-// the directory is closed to all but its owner, whatever the umask is.
+// The state directory holds ids of customers, and a user who can write in it can make
+// this process read and write files elsewhere. So the directory must not be writable
+// for everybody, and must belong to this process's user or to root. A group may write:
+// kubelet assigns volumes to a group (fsGroup), with root as their owner. Files in the
+// directory are closed to all users but their owner, whatever the umask is.
 const (
 	privateDir  = 0o700
 	privateFile = 0o600
 )
 
-// ErrUnsafe: others can meddle with the state directory. Nothing in it was touched.
+// ErrUnsafe: other users can meddle with the state directory. Nothing in it was
+// changed.
 var ErrUnsafe = errors.New("state directory is not safe")
 
 // privateFS makes files and directories that are closed to others.
 type privateFS struct{ vfs.FS }
 
-// NewPrivateFS returns fs with all that is made in it closed to other users.
+// NewPrivateFS returns fs, where new files and directories are closed to other users.
 func NewPrivateFS(fs vfs.FS) vfs.FS { return privateFS{fs} }
 
 // Unwrap implements vfs.FS.
@@ -63,7 +64,7 @@ func (f privateFS) Lock(name string) (io.Closer, error) {
 	return lock, nil
 }
 
-// checkDir refuses a state directory that others can meddle with ([ErrUnsafe]).
+// checkDir returns [ErrUnsafe] for a state directory that other users can meddle with.
 func checkDir(fsys vfs.FS, dir string) error {
 	if vfs.Root(fsys) != vfs.Default {
 		return nil // a test's file system
@@ -71,7 +72,7 @@ func checkDir(fsys vfs.FS, dir string) error {
 	return checkDirFor(dir, os.Geteuid())
 }
 
-// checkDirFor is checkDir for the process of a user.
+// checkDirFor checks the directory for a process of user us.
 func checkDirFor(dir string, us int) error {
 	dir, err := filepath.Abs(dir)
 	if err == nil {
@@ -105,9 +106,9 @@ func checkDirFor(dir string, us int) error {
 	return root.Close()
 }
 
-// isHandedOver says whether a directory of another user served before and lies where
-// only root could have put it, so that root meant it: a volume on which a container
-// ran as that user, and now runs as root.
+// isHandedOver reports whether root meant a directory of another user to be used: it
+// was in use before and lies where only root could have put it. An example is a volume
+// of a container that ran as that user and now runs as root.
 func isHandedOver(dir string) bool {
 	parent, err := os.Stat(filepath.Dir(dir))
 	if err != nil || ownerOf(parent) != 0 || parent.Mode().Perm()&0o022 != 0 {
@@ -117,8 +118,8 @@ func isHandedOver(dir string) bool {
 	return err == nil && isOwnFile(lock)
 }
 
-// checkEntry refuses what somebody else may have laid in our way, and closes to
-// others what an earlier version left open.
+// checkEntry returns [ErrUnsafe] for an entry that another user may have put there, and
+// closes files to other users that an earlier version left open.
 func checkEntry(dir *os.Root, name string, us, dirOwner int) error {
 	info, err := dir.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -156,13 +157,14 @@ func closeToOthers(dir *os.Root, name string, us int) error {
 	})
 }
 
-// isOwnFile says whether a file is a regular one that has no other name.
+// isOwnFile reports whether a file is a regular file without another name.
 func isOwnFile(info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return info.Mode().IsRegular() && (!ok || st.Nlink == 1)
 }
 
-// ownerOf gives the user id of a file's owner, ours where the system has none.
+// ownerOf returns the user id of a file's owner, or this process's own where the
+// system knows no owners.
 func ownerOf(info os.FileInfo) int {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return int(st.Uid)
@@ -170,9 +172,9 @@ func ownerOf(info os.FileInfo) int {
 	return os.Geteuid()
 }
 
-// openLockFile opens dir/LOCK and makes it if it is missing. It follows no
-// symbolic link and takes no file that has another name elsewhere, since the file
-// is written.
+// openLockFile opens dir/LOCK and makes it if it is missing. The file is written, so
+// openLockFile follows no symbolic link and refuses a file that has another name
+// elsewhere.
 func openLockFile(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, privateFile)
 	if errors.Is(err, syscall.ELOOP) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// Whose directory may be used by whom.
+// TestOwnerOfDirectory: which user's process may use a directory of which owner.
 func TestOwnerOfDirectory(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
