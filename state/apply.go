@@ -13,19 +13,19 @@ import (
 // transaction that is too large to be held at once.
 type Batch struct {
 	Changes []id.Change
-	// End is the end LSN of the last whole transaction in the batch. There may
-	// be no changes: then it is a position the server told in a keepalive.
-	// Zero: a part; the transaction goes on in the next batch.
+	// End is the end LSN of the last whole transaction in the batch. In a batch
+	// without changes it is a position that the server sent in a keepalive. Zero: the
+	// batch is a part of a transaction, which goes on in the next batch.
 	End id.LSN
 }
 
-// Source says which table of which server the state mirrors, through what. A
-// position means nothing without it.
+// Source names the table that the state mirrors: its server and its table, the slot
+// and the publication. A position means nothing without it.
 type Source struct {
 	SystemID string `json:"system_id"`
 	Timeline int64  `json:"timeline"`
-	// History tells where the timelines before this one ended. Two standbys that
-	// were promoted apart have one number and two histories.
+	// History lists where the timelines before this one ended. Two standbys that were
+	// promoted independently have the same timeline number and different histories.
 	History        string `json:"history,omitempty"`
 	Database       string `json:"database"`
 	Slot           string `json:"slot"`
@@ -34,20 +34,20 @@ type Source struct {
 	Schema         string `json:"schema"`
 	Table          string `json:"table"`
 	TableOID       uint32 `json:"table_oid"`
-	// Catalog changes with anything else that lets the stream and the store part
-	// company: columns and types, the versions of the publication's catalog rows.
+	// Catalog changes with everything else that makes the stream and the store
+	// disagree: columns and types, the versions of the publication's catalog rows.
 	Catalog string `json:"catalog"`
 }
 
-// Apply makes a batch visible to readers, as one write. It is durable only
-// after [Store.Sync]. Applying the same transactions again from an earlier
-// point gives the same rows: every change reads the row it replaces, so both
-// indexes agree whatever comes.
+// Apply makes a batch visible to readers, as one write. The batch is durable only
+// after [Store.Sync]. To apply the same transactions again from an earlier point
+// gives the same rows: every change reads the row that it replaces, so that both
+// indexes always agree.
 //
-// A transaction may come in parts: batches with End zero, then one with its
-// end LSN, perhaps without changes; nothing may come between them. Until the
-// last, readers see the state before the first. After a break in the middle,
-// call [Store.Rewind] and send the transaction from its start.
+// A transaction may come in parts: batches with End zero, then one with its end
+// LSN, perhaps without changes. No other batch may come between them. Until the last
+// part, readers see the state before the first. After a break in the middle, call
+// [Store.Rewind] and send the transaction from its start.
 //
 // A batch of whole transactions that ends at or before [Store.EndLSN] does nothing.
 func (s *Store) Apply(b *Batch) error {
@@ -89,17 +89,17 @@ func (s *Store) isAppliedLocked(b *Batch) (bool, error) {
 	return true, nil
 }
 
-// Rewind tells that the stream begins again at [Store.EndLSN]: if parts of a
-// transaction were applied, it comes again from its first. Readers keep seeing
-// the state before it.
+// Rewind notes that the stream begins again at [Store.EndLSN]: a transaction of which
+// parts were applied comes again from its first part. Readers still see the state
+// before the transaction.
 func (s *Store) Rewind() {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	s.tx = s.tx.rewound()
 }
 
-// commitChangesLocked writes the collected changes and the position, and shows them to
-// readers if end is one.
+// commitChangesLocked writes the collected changes with the position end and shows
+// them to readers. With end zero, the changes are a part, which readers do not see.
 func (s *Store) commitChangesLocked(end id.LSN) error {
 	next := s.written
 	next.torn = end == 0
@@ -128,8 +128,7 @@ func (s *Store) commitChangesLocked(end id.LSN) error {
 	return s.showRecord(next)
 }
 
-// beginPartLocked keeps readers at the present state, from the first part of a
-// transaction on.
+// beginPartLocked keeps readers at the state before the first part of a transaction.
 func (s *Store) beginPartLocked() {
 	if s.tx.holdsReaders() {
 		return
@@ -141,7 +140,7 @@ func (s *Store) beginPartLocked() {
 	s.tx = s.tx.withPart()
 }
 
-// showRecord lets readers see what r says is written.
+// showRecord lets readers see the rows and the position of r.
 func (s *Store) showRecord(r stateRecord) error {
 	s.mu.Lock()
 	before := s.view.beforeTransaction
@@ -154,8 +153,8 @@ func (s *Store) showRecord(r stateRecord) error {
 	return before.Close()
 }
 
-// Sync makes everything durable that was applied before the call, and returns
-// the end LSN that is durable then. It does nothing when nothing is new.
+// Sync makes durable what was applied before the call, and returns the end LSN that
+// is durable then. It does nothing when nothing is new.
 func (s *Store) Sync() (id.LSN, error) {
 	done, err := s.acquire()
 	if err != nil {
@@ -172,18 +171,18 @@ func (s *Store) Sync() (id.LSN, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.view.gen == v.gen { // else a load took over, with a position of its own
+	if s.view.gen == v.gen { // else a load took over, with its own position
 		s.view.durable = max(s.view.durable, v.end)
 	}
 	return s.view.durable, nil
 }
 
-// Follow notes, durably, that the rows are those of src from here on: the same
-// table under another name of its history, such as the timeline of a promoted
-// standby. The caller knows that both sources agree up to [Store.EndLSN].
+// Follow records durably that the rows mirror src from here on: the same table with
+// a new history, for example on the timeline of a promoted standby. The caller knows
+// that both sources agree up to [Store.EndLSN].
 //
-// It is refused with [ErrTorn] while a transaction lies there in parts, or may
-// come again: whether src has that one is not known.
+// Follow returns [ErrTorn] while parts of a transaction are in the store, or while a
+// transaction may come again: nobody knows whether src has that transaction.
 func (s *Store) Follow(src Source) error {
 	done, err := s.acquire()
 	if err != nil {
@@ -204,16 +203,17 @@ func (s *Store) Follow(src Source) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.view.src, s.view.durable = src, s.view.end // the write took along all before it
+	s.view.src, s.view.durable = src, s.view.end // earlier writes lie before this one in the log
 	return nil
 }
 
-// txState says how the stored rows stand to the transactions of the source. Only
-// a transaction that is too large for one batch is ever applied in parts.
+// txState is where the stored rows stand between the begin and the end of a
+// transaction of the source. Only a transaction that is too large for one batch is
+// ever applied in parts.
 type txState uint8
 
 const (
-	// outsideTransaction: the rows are those of a whole transaction's end.
+	// outsideTransaction: the rows are those at the end of a transaction.
 	outsideTransaction txState = iota
 	// insideTransaction: this process applied parts of a transaction and not yet its
 	// end. view.before is set: readers see the rows before it.
@@ -222,12 +222,12 @@ const (
 	// parts of it that were applied before. view.before is set.
 	repeatedTransaction
 	// tornTransaction: a crash came between the parts of a transaction, which will
-	// come again. Readers see its first parts: nothing remembers the rows before it.
+	// come again. Readers see its first parts: the rows before it are lost.
 	tornTransaction
 )
 
-// InTransaction reports whether parts of a transaction are in the store and its
-// end is not. The state record says the same (record.torn).
+// InTransaction reports whether parts of a transaction are in the store and its end
+// is not. On disk the state record has the same bit (stateRecord.torn).
 func (t txState) InTransaction() bool { return t != outsideTransaction }
 
 // isRepeated reports whether the next change may have been applied before.

@@ -9,9 +9,9 @@ import (
 	"dinnerbell/state/id"
 )
 
-// changeSet is the net effect of a batch of changes: each row once, from what
-// is stored to what shall be. So a later change of a row sees an earlier one,
-// and nothing depends on the order of writes, save that a TRUNCATE comes first.
+// changeSet is the net effect of a batch of changes: for each row, the stored row and
+// the row that replaces it. So a later change of a row sees an earlier change, and
+// the order of writes does not matter, except that a TRUNCATE comes first.
 type changeSet struct {
 	target    changeTarget
 	truncated bool
@@ -34,7 +34,7 @@ type changeTarget struct {
 	repeated bool
 }
 
-// collectChanges replaces the set by the effects of changes.
+// collectChanges replaces the set with the effects of changes on the rows of target.
 func (c *changeSet) collectChanges(target changeTarget, changes []id.Change) error {
 	c.clearEffects()
 	c.target, c.truncated = target, false
@@ -46,8 +46,8 @@ func (c *changeSet) collectChanges(target changeTarget, changes []id.Change) err
 	return nil
 }
 
-// clearEffects forgets the effects. A map or slice that one huge batch has grown is
-// not kept.
+// clearEffects empties the set. It does not keep a map or a slice that one huge batch
+// has grown.
 func (c *changeSet) clearEffects() {
 	const keep = 1 << 14
 	if c.at == nil || len(c.effects) > keep {
@@ -106,11 +106,11 @@ func (c *changeSet) addUpdate(ch *id.Change) error {
 
 // keepValues returns the new row of an update that leaves values of old alone.
 //
-// When a transaction is repeated over its own half-applied effects, a row may
-// have gone already; then it goes again later in the transaction, and stays
-// away till then. But if it changes its key, the row that stands under the old
-// key may be another one that the transaction moved there: what was there
-// before is lost, and only a rebuild gives it back.
+// When a transaction is repeated over its own half-applied effects, a row may be
+// deleted already. Then a later change of the transaction deletes it again, and the
+// row stays deleted until then. But where the update changes the key, the row under
+// the old key may be another row that the transaction moved there. The row that was
+// there before is lost, and only a rebuild restores it.
 func keepValues(ch *id.Change, old storedRow, moved, repeated bool) (storedRow, error) {
 	switch {
 	case repeated && moved:
@@ -139,8 +139,8 @@ func (c *changeSet) setRow(id id.RowID, to storedRow) error {
 	return nil
 }
 
-// findEffect returns the index of a row's effect; for a row that is new to the set
-// it reads what is stored.
+// findEffect returns the index of a row's effect. For a row that is new to the set it
+// reads the stored row.
 func (c *changeSet) findEffect(id id.RowID) (int, error) {
 	if i, ok := c.at[id]; ok {
 		return i, nil
@@ -171,8 +171,8 @@ func readRow(db *pebble.DB, key []byte) (storedRow, error) {
 	return r, errors.Join(err, closer.Close())
 }
 
-// writeTo writes the set into batch and counts the rows in r. Within a batch a
-// later write wins, so what follows the TRUNCATE's range deletions stays.
+// writeTo writes the set into batch and adds it to the counts of r. Within a batch a
+// later write wins, so that writes behind a TRUNCATE's range deletions stay.
 func (c *changeSet) writeTo(batch *pebble.Batch, r *stateRecord) error {
 	if c.truncated {
 		for _, space := range []byte{spaceJoin, spaceRow} {

@@ -19,31 +19,32 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// flushPatience is how long a checkpoint waits for the memtables to be written,
-// which only shortens what is copied afterwards.
+// flushPatience is how long a checkpoint waits for the memtables to be flushed. The
+// flush only shortens the log that is copied afterwards.
 const flushPatience = 2 * time.Second
 
-// checkpoints are those of an open store's directory. What happens to them
-// happens one at a time.
+// checkpoints are the checkpoints of an open store's directory. They change one at a
+// time, under mu.
 type checkpoints struct {
 	mu        sync.Mutex
 	manifests []Manifest // in order of age, without damaged ones; guarded by mu
 	lastID    string     // the largest id that was ever given or found; guarded by mu
-	// mends counts the times that rows were mended, under the store's writeMu.
-	// What was made before the last of them holds wrong rows. linked is the count
-	// as Pebble linked the newest, made as the newest complete one was; both are
-	// guarded by mu.
+	// mends counts the mends of rows, under the store's writeMu. A checkpoint that was
+	// made before the last mend holds wrong rows. linked is the count at the moment
+	// when Pebble linked the newest checkpoint, made the count of the newest complete
+	// checkpoint; both are guarded by mu.
 	mends        atomic.Int64
 	linked, made int64
 }
 
-// Checkpoint saves the rows as they are, with the position, and removes what
-// is one too many of the same cause. What was applied before the call is in it.
-// It is durable, and on its own, when it returns; nothing is left of it if it
-// fails. Readers do not wait for it; writers do while Pebble links its tables.
+// Checkpoint saves the rows with their position and removes the oldest checkpoints of
+// the same cause that are too many. All batches that were applied before the call are
+// in it. The checkpoint is durable and independent of the store when Checkpoint
+// returns; a checkpoint that fails leaves nothing behind. Readers do not wait for it;
+// writers wait while Pebble links its tables.
 //
-// It returns [ErrNotWhole] while there is nothing that a checkpoint could be of,
-// and [ErrDiskFull] where the reserve would be touched.
+// Checkpoint returns [ErrNotWhole] while there is no whole-transaction state, and
+// [ErrDiskFull] where it would take from the reserve.
 func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest, error) {
 	done, err := s.acquire()
 	if err != nil {
@@ -69,8 +70,8 @@ func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest,
 	return m, nil
 }
 
-// nextIDLocked is the time's, or the next after the last where a clock was set back:
-// ids sort in the order in which they were given. The caller holds mu.
+// nextIDLocked returns the id for the time now, or the next id after the last one
+// where the clock was set back: ids sort in the order in which they are given.
 func (c *checkpoints) nextIDLocked(now time.Time) string {
 	if last, err := time.Parse(idFormat, c.lastID); err == nil && now.Before(last.Add(time.Millisecond)) {
 		now = last.Add(time.Millisecond)
@@ -79,7 +80,7 @@ func (c *checkpoints) nextIDLocked(now time.Time) string {
 	return c.lastID
 }
 
-// makeCheckpoint fills in the rest of m and writes all to disk. One rename
+// makeCheckpoint fills in the rest of m and writes the checkpoint to disk. One rename
 // completes it.
 func (s *Store) makeCheckpoint(m *Manifest) error {
 	fsys := s.o.fs
@@ -121,9 +122,9 @@ func (s *Store) fillCheckpoint(tmp string, m *Manifest) error {
 	return statedir.SyncDir(s.o.fs, tmp)
 }
 
-// linkTables has Pebble make its checkpoint between two transactions.
+// linkTables lets Pebble make its own checkpoint between two transactions.
 func (s *Store) linkTables(store string, m *Manifest) error {
-	// Pebble copies its log while writers wait: let there be little of it.
+	// Pebble copies its log while writers wait: a flush makes the log short.
 	if flushed, err := s.db.AsyncFlush(); err != nil {
 		return err
 	} else if flushed != nil {
@@ -163,7 +164,7 @@ func fileSizes(fsys vfs.FS, dir string) (map[string]int64, error) {
 	return files, nil
 }
 
-// NewestCheckpoint gives the newest one of the load that is served; false if
+// NewestCheckpoint returns the newest checkpoint of the load that is served; false if
 // there is none, or if rows were mended since.
 func (s *Store) NewestCheckpoint() (Manifest, bool) {
 	s.checkpoints.mu.Lock()
@@ -174,7 +175,7 @@ func (s *Store) NewestCheckpoint() (Manifest, bool) {
 	return Manifest{}, false
 }
 
-// LastTimed is when the newest checkpoint was made that the clock asked for.
+// LastTimed returns when the newest checkpoint with [CauseTimed] was made.
 func (s *Store) LastTimed() time.Time {
 	s.checkpoints.mu.Lock()
 	defer s.checkpoints.mu.Unlock()
@@ -186,7 +187,8 @@ func (s *Store) LastTimed() time.Time {
 	return time.Time{}
 }
 
-// newestCheckpointLocked points into the list. The caller holds kept.mu.
+// newestCheckpointLocked returns a pointer into s.checkpoints.manifests, nil where
+// NewestCheckpoint returns false. The caller holds s.checkpoints.mu.
 func (s *Store) newestCheckpointLocked() *Manifest {
 	v := s.currentView()
 	if n := len(s.checkpoints.manifests); n > 0 && v.loaded && s.checkpoints.made == s.checkpoints.mends.Load() {
@@ -197,11 +199,11 @@ func (s *Store) newestCheckpointLocked() *Manifest {
 	return nil
 }
 
-// MoveCheckpoint lets the newest checkpoint stand for the position that is
-// durable now, if it holds the very rows of that position, and tells where it
-// stands then: durably. Without that, a table that nobody writes would keep WAL
-// from being acknowledged. No checkpoint, no position. A newest checkpoint whose
-// folder was removed by hand is forgotten first.
+// MoveCheckpoint moves the newest checkpoint to the position that is durable now, if
+// the checkpoint holds exactly the rows of that position. It returns the position of
+// the newest checkpoint, which is durable, and 0 where there is no checkpoint. Without
+// MoveCheckpoint, a table that nobody writes would keep WAL from being acknowledged. A
+// newest checkpoint whose folder an operator removed is forgotten first.
 func (s *Store) MoveCheckpoint() (id.LSN, error) {
 	done, err := s.acquire()
 	if err != nil {
@@ -233,8 +235,8 @@ func (s *Store) MoveCheckpoint() (id.LSN, error) {
 	return m.EndLSN, nil
 }
 
-// isRemovedByHand says whether a checkpoint's manifest or its store is gone. What
-// cannot be looked at is there.
+// isRemovedByHand reports whether a checkpoint's manifest or its store is gone. Where
+// the disk does not answer, they are taken to be there.
 func (s *Store) isRemovedByHand(id string) bool {
 	for _, name := range []string{manifestName, statedir.StoreName} {
 		if _, err := s.o.fs.Stat(s.o.fs.PathJoin(s.dir, statedir.CheckpointsName, id, name)); errors.Is(err, fs.ErrNotExist) {
@@ -261,8 +263,8 @@ func (s *Store) replaceManifest(m *Manifest) error {
 	return statedir.SyncDir(fsys, of)
 }
 
-// pruneCheckpointsLocked removes those that are one too many: of each cause the newest are kept,
-// of [CauseWAL] one. The caller holds kept.mu.
+// pruneCheckpointsLocked removes the checkpoints that are too many: of each cause it
+// keeps the newest, of [CauseWAL] one. The caller holds s.checkpoints.mu.
 func (s *Store) pruneCheckpointsLocked() error {
 	left := map[Cause]int{CauseTimed: s.o.KeepCheckpoints, CauseAsked: s.o.KeepCheckpoints, CauseWAL: 1}
 	var keep []Manifest
@@ -272,7 +274,7 @@ func (s *Store) pruneCheckpointsLocked() error {
 			keep = append(keep, m)
 		} else if err := s.removeCheckpoint(m.ID); err != nil {
 			errs = append(errs, fmt.Errorf("remove checkpoint %s: %w", m.ID, err))
-			keep = append(keep, m) // tried again with the next
+			keep = append(keep, m) // the next prune tries again
 		}
 	}
 	slices.Reverse(keep)
@@ -280,7 +282,8 @@ func (s *Store) pruneCheckpointsLocked() error {
 	return errors.Join(errs...)
 }
 
-// removeCheckpoint takes the name away first, so that a crash leaves no half.
+// removeCheckpoint renames the checkpoint first, so that a crash leaves no half of it
+// under its name.
 func (s *Store) removeCheckpoint(id string) error {
 	fsys := s.o.fs
 	name := fsys.PathJoin(s.dir, statedir.CheckpointsName, id)
@@ -291,8 +294,9 @@ func (s *Store) removeCheckpoint(id string) error {
 	return fsys.RemoveAll(name + statedir.Unfinished)
 }
 
-// openCheckpoints reads what there is and removes what was never finished. One
-// that is damaged is named in the log and left to the operator.
+// openCheckpoints reads the manifests of all checkpoints and removes checkpoints that
+// were never finished. It names a damaged checkpoint in the log and leaves it to the
+// operator.
 func (s *Store) openCheckpoints() error {
 	fsys := s.o.fs
 	all := fsys.PathJoin(s.dir, statedir.CheckpointsName)
@@ -327,7 +331,8 @@ func (s *Store) openCheckpoints() error {
 	return nil
 }
 
-// Replaced lists the stores that restores have replaced and that are still there.
+// Replaced lists the folders of stores that restores have replaced and that still
+// exist.
 func (s *Store) Replaced() ([]string, error) {
 	names, err := s.o.fs.List(s.dir)
 	if err != nil {
@@ -342,9 +347,9 @@ func (s *Store) Replaced() ([]string, error) {
 	return found, nil
 }
 
-// DropReplaced removes the stores that restores have replaced, once all rows of
-// this one were read and found good; it returns their names. Call it when the
-// store has caught up with its source.
+// DropReplaced reads all rows of this store and, if they are good, removes the stores
+// that restores have replaced; it returns their names. Call it when the store has
+// caught up with its source.
 func (s *Store) DropReplaced(ctx context.Context) ([]string, error) {
 	names, err := s.Replaced()
 	if err != nil || len(names) == 0 {
@@ -361,11 +366,12 @@ func (s *Store) DropReplaced(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// MakeRoom returns nil if more bytes are free beside the reserve. Where they are
-// not, checkpoints go, the oldest first: they keep the files of rows that are no
-// longer served. Those that an operator asked for stay, and the newest of the
-// load that is served, by which the slot is acknowledged. The others lie before
-// what was acknowledged, so a restore of them would lead to a new snapshot.
+// MakeRoom returns nil if more bytes are free beside the reserve. Where they are not,
+// it removes checkpoints, the oldest first: they keep files of rows that are no longer
+// served. Two kinds stay: checkpoints that an operator asked for, and the newest
+// checkpoint of the load that is served, up to which the slot is acknowledged. All
+// others lie before the acknowledged position, so that a restore of one of them would
+// need a new snapshot.
 func (s *Store) MakeRoom(more int64) error {
 	if err := s.disk.checkRoom(more); err == nil {
 		return nil
@@ -380,7 +386,7 @@ func (s *Store) MakeRoom(more int64) error {
 	return s.makeRoomLocked(more)
 }
 
-// makeRoomLocked is MakeRoom where the caller holds kept.mu.
+// makeRoomLocked is MakeRoom for a caller that holds s.checkpoints.mu.
 func (s *Store) makeRoomLocked(more int64) error {
 	newest := ""
 	if m := s.newestCheckpointLocked(); m != nil {

@@ -12,10 +12,10 @@ import (
 	"dinnerbell/state/id"
 )
 
-// IDPair is the two ids of a row; "" is NULL.
+// IDPair holds the two ids of a row; "" is NULL.
 type IDPair struct{ Restaurant, Client id.ID }
 
-// Difference is a row that is not stored as the source has it.
+// Difference is a row that the store and the source do not have alike.
 type Difference struct {
 	Row id.RowID
 	// Source is the row as the source has it, if InSource.
@@ -29,7 +29,7 @@ type Difference struct {
 	Joins []IDPair
 }
 
-// The indexes, and what may be wrong with a row in one.
+// The indexes, and the faults that a row can have in an index.
 const (
 	IndexRows = "rows"
 	IndexJoin = "join"
@@ -39,17 +39,17 @@ const (
 	FaultDifferent = "different"
 )
 
-// Fault is what is wrong with a row in one index.
+// Fault is a fault of one row in one index.
 type Fault struct {
 	Index string
 	What  string
-	// Pair is the row as the source has it; of what is extra, as it is stored.
+	// IDPair is the row as the source has it; with FaultExtra, as the index has it.
 	IDPair
-	// Found is what is stored instead, of a different one.
+	// Found is the row as the index has it, with FaultDifferent.
 	Found IDPair
 }
 
-// Faults tells a difference in words of the indexes.
+// Faults returns the faults of the row, index by index.
 func (d *Difference) Faults() []Fault {
 	var faults []Fault
 	switch {
@@ -75,12 +75,12 @@ func (d *Difference) Faults() []Fault {
 	return faults
 }
 
-// belongsInJoin says whether the row belongs into the join.
+// belongsInJoin reports whether the join index must have an entry of the row.
 func (d *Difference) belongsInJoin() bool {
 	return storedRow{d.Source.Restaurant, d.Source.Client, d.InSource}.isSubscription()
 }
 
-// extraJoins are the entries of the join that should not be there.
+// extraJoins returns the entries of the join index that should not exist.
 func (d *Difference) extraJoins() []IDPair {
 	var extra []IDPair
 	for _, p := range d.Joins {
@@ -91,8 +91,8 @@ func (d *Difference) extraJoins() []IDPair {
 	return extra
 }
 
-// Comparison compares the rows of some parts one by one. It holds all of them:
-// choose parts of no more rows than memory allows.
+// Comparison compares the rows of some parts one by one. It holds all their rows in
+// memory: choose the parts accordingly.
 type Comparison struct {
 	f        *Frozen
 	parts    [Parts]bool
@@ -100,7 +100,7 @@ type Comparison struct {
 	rows     map[id.RowID]*Difference
 }
 
-// Compare begins a comparison of the parts, apart from the rows in without.
+// Compare begins a comparison of the parts, without the rows in without.
 func (f *Frozen) Compare(parts []int, without map[id.RowID]struct{}) *Comparison {
 	c := &Comparison{f: f, excluded: without, rows: map[id.RowID]*Difference{}}
 	for _, p := range parts {
@@ -109,8 +109,8 @@ func (f *Frozen) Compare(parts []int, without map[id.RowID]struct{}) *Comparison
 	return c
 }
 
-// Add takes a row as the source has it. Those of other parts are passed over. It
-// keeps nothing of what it is given.
+// Add takes a row as the source has it and ignores rows of other parts. It copies the
+// ids.
 func (c *Comparison) Add(rowID id.RowID, restaurant, client id.ID) error {
 	if d := c.rowToCompare(rowID); d != nil {
 		d.Source, d.InSource = IDPair{id.ID(strings.Clone(string(restaurant))), id.ID(strings.Clone(string(client)))}, true
@@ -118,7 +118,8 @@ func (c *Comparison) Add(rowID id.RowID, restaurant, client id.ID) error {
 	return nil
 }
 
-// rowToCompare is the row under id; nil if it is not compared.
+// rowToCompare returns the difference that collects the row's values; nil if the row
+// is not compared.
 func (c *Comparison) rowToCompare(rowID id.RowID) *Difference {
 	if !c.parts[PartOf(rowID)] {
 		return nil
@@ -134,7 +135,7 @@ func (c *Comparison) rowToCompare(rowID id.RowID) *Difference {
 	return d
 }
 
-// Finish reads both indexes and gives what differs, in the order of row ids.
+// Finish reads both indexes and returns the differences, in the order of row ids.
 func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 	f := c.f
 	err := eachKey(ctx, f.snap, spaceRow, f.r.gen, func(key, value []byte) error {
@@ -153,7 +154,7 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 	err = eachKey(ctx, f.snap, spaceJoin, f.r.gen, func(key, _ []byte) error {
 		at, ok := joinRow(key)
 		if !ok || !c.parts[PartOf(key[at:])] {
-			return nil // Tally has refused malformed keys
+			return nil // Tally has returned an error for malformed keys
 		}
 		if d := c.rowToCompare(id.ViewRowID(key[at:])); d != nil {
 			client := at - genLen
@@ -169,7 +170,7 @@ func (c *Comparison) Finish(ctx context.Context) ([]Difference, error) {
 	return c.listDifferences(), nil
 }
 
-// listDifferences gives the rows that are not stored as they should be.
+// listDifferences returns the rows that have faults, in the order of row ids.
 func (c *Comparison) listDifferences() []Difference {
 	var out []Difference
 	for _, d := range c.rows {
@@ -181,9 +182,9 @@ func (c *Comparison) listDifferences() []Difference {
 	return out
 }
 
-// Parts is into how many parts rows are divided by their ids, so that two sets
-// of rows can be compared by a few numbers, and looked at in detail only where
-// these differ. It is a power of two.
+// Parts is the number of parts into which rows are divided by their ids. Two sets of
+// rows are compared by a few numbers for each part, and row by row only in the parts
+// where these differ. It is a power of two.
 const Parts = 1 << 15
 
 // PartOf returns the part that a row belongs to: of an integer key the low bits,
@@ -195,14 +196,14 @@ func PartOf[T id.RowID | []byte](row T) int {
 	return int(xxhash.Sum64String(string(row)) % Parts)
 }
 
-// PartSum is the number of the rows in a part, and the sum of their fingerprints.
+// PartSum holds the number of rows in a part and the sum of their fingerprints.
 type PartSum struct {
 	Rows int64
 	sum  uint64
 }
 
-// Tally adds rows up, each part by itself: in the order of [PartOf], once
-// as they stand in the row index and once as in the join.
+// Tally counts and sums rows for each part ([PartOf]), separately for the row index
+// and the join index.
 type Tally struct {
 	rows, joins [Parts]PartSum
 	buf         []byte
@@ -220,7 +221,7 @@ func (t *Tally) Add(id id.RowID, restaurant, client id.ID) error {
 	return nil
 }
 
-// Rows is the number of rows added.
+// Rows returns the number of rows added.
 func (t *Tally) Rows() (n int64) {
 	for i := range t.rows {
 		n += t.rows[i].Rows
@@ -233,8 +234,8 @@ func (s *PartSum) addRow(sum uint64) {
 	s.sum += sum
 }
 
-// Differing gives the parts in which t and other do not hold the same rows, and
-// about how many rows each has.
+// Differing returns the parts in which t and other do not hold the same rows, and the
+// approximate number of rows in each.
 func (t *Tally) Differing(other *Tally) (parts []int, rows []int64) {
 	for i := range t.rows {
 		if t.rows[i] != other.rows[i] || t.joins[i] != other.joins[i] {
@@ -245,8 +246,8 @@ func (t *Tally) Differing(other *Tally) (parts []int, rows []int64) {
 	return parts, rows
 }
 
-// tallyRows adds both indexes up as they stand in db, apart from rows in without.
-// all is the true record of everything that is there.
+// tallyRows sums both indexes of db, without the rows in without. all holds the counts
+// of all rows, as a correct state record has them.
 func tallyRows(ctx context.Context, db pebble.Reader, gen uint32, without map[id.RowID]struct{}) (t *Tally, all stateRecord, err error) {
 	t = &Tally{}
 	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
@@ -276,7 +277,8 @@ func tallyRows(ctx context.Context, db pebble.Reader, gen uint32, without map[id
 	return t, all, err
 }
 
-// joinRow is where the row id begins in a join key.
+// joinRow returns where the row id begins in a join key; ok is false for a malformed
+// key.
 func joinRow(key []byte) (at int, ok bool) {
 	restaurant := id.PackedLen(key[genLen:])
 	client := id.PackedLen(key[genLen+restaurant:])

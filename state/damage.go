@@ -18,47 +18,47 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// keepAside is how many stores that were set aside stay: the newest, for a
-// person to look at. Each is as large as the store was, so more would fill the
+// keepAside is how many of the stores that were set aside stay: the newest, for a
+// person to inspect. Each is as large as the store was, so that more would fill the
 // disk.
 const keepAside = 2
 
-// AsideStore tells of a store that was set aside.
+// AsideStore describes a store that was set aside.
 type AsideStore struct {
-	Dir    string // where it is now
+	Dir    string // the folder that holds it now
 	Reason string
 }
 
-// damageReport is what is known of the open store's health.
+// damageReport holds the first damage that was found in the open store.
 type damageReport struct {
 	mu     sync.Mutex
-	reason error         // the first that was found; nil while there is none
-	found  chan struct{} // closed with it
+	reason error         // of the first damage; nil while there is none
+	found  chan struct{} // closed when reason is set
 }
 
-// Damaged is closed once the store is found corrupt: by a read, by Pebble in
-// the background, or by [Store.CheckRows]. Nothing that it holds is to be
-// trusted from then on: close it and open the directory again, which sets it
-// aside. [Store.Damage] gives the reason.
+// Damaged returns a channel that is closed once the store is found corrupt: by a
+// read, by Pebble in the background, or by [Store.CheckRows]. From then on trust
+// nothing in the store: close it and open the directory again, which sets the store
+// aside. [Store.Damage] returns the reason.
 func (s *Store) Damaged() <-chan struct{} {
 	s.damage.mu.Lock()
 	defer s.damage.mu.Unlock()
 	return s.damage.found
 }
 
-// Damage is why the store is corrupt, and nil while it is not.
+// Damage returns why the store is corrupt, nil while it is not.
 func (s *Store) Damage() error {
 	s.damage.mu.Lock()
 	defer s.damage.mu.Unlock()
 	return s.damage.reason
 }
 
-// SetAside tells of the store that Open found in the directory and had to set
-// aside, if there was one.
+// SetAside returns the store that Open had to set aside; ok is false if there was
+// none.
 func (s *Store) SetAside() (a AsideStore, ok bool) { return s.aside, s.aside.Dir != "" }
 
-// readCorruptMark returns why the store must be set aside: ErrCorrupt, or nil if it
-// need not. Any other error means that it cannot be told.
+// readCorruptMark returns an error that wraps ErrCorrupt if the store must be set
+// aside, and nil if not. Any other error means that the mark could not be read.
 func (s *Store) readCorruptMark() error {
 	if s.o.Distrust != nil {
 		return fmt.Errorf("%w: found while running: %w", ErrCorrupt, s.o.Distrust)
@@ -74,10 +74,9 @@ func (s *Store) readCorruptMark() error {
 	return errors.Join(fmt.Errorf("%w: found while running: %s", ErrCorrupt, text), err, f.Close())
 }
 
-// markCorrupt takes note that the store is corrupt and marks it, so that the next
-// Open sets it aside. Damage in a table shows only when its block is read;
-// without the mark a restart would find nothing wrong and fail at the same block
-// again.
+// markCorrupt marks the store as corrupt, in memory and on disk, so that the next
+// Open sets it aside. Damage in a table shows only when its block is read: without the
+// mark, a restart would find no damage and would fail at the same block again.
 func (s *Store) markCorrupt(reason error) {
 	s.damage.mu.Lock()
 	defer s.damage.mu.Unlock()
@@ -97,14 +96,14 @@ func (s *Store) markCorrupt(reason error) {
 	}
 }
 
-// isDamage says whether err tells of stored data that is wrong or cannot be read
-// any more: a failed check, a file that is gone, a block that the disk refuses.
+// isDamage reports whether err means that stored data is wrong or unreadable: a failed
+// check, a missing file, a block that the disk refuses.
 func isDamage(err error) bool {
 	return pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) || errors.Is(err, syscall.EIO)
 }
 
-// checkDamage condemns the store if err tells of corruption. It returns err, which
-// then wraps ErrCorrupt.
+// checkDamage marks the store as corrupt if err is damage. It returns err, which then
+// wraps ErrCorrupt.
 func (s *Store) checkDamage(err error) error {
 	if !isDamage(err) {
 		return err
@@ -113,7 +112,7 @@ func (s *Store) checkDamage(err error) error {
 	return fmt.Errorf("%w: %w", ErrCorrupt, err)
 }
 
-// setStoreAside moves dir/store out of the way.
+// setStoreAside moves dir/store to dir/quarantine-<UTC time>.
 func (s *Store) setStoreAside(reason error) error {
 	fsys := s.o.fs
 	name := statedir.QuarantinePrefix + time.Now().UTC().Format("20060102T150405.000000Z")
@@ -127,7 +126,7 @@ func (s *Store) setStoreAside(reason error) error {
 	if err := statedir.SyncDir(fsys, s.dir); err != nil {
 		return fmt.Errorf("set corrupt state aside: %w", err)
 	}
-	s.damage.mu.Lock() // what follows is another store
+	s.damage.mu.Lock() // the next store is another one
 	s.damage.reason, s.damage.found = nil, make(chan struct{})
 	s.damage.mu.Unlock()
 	s.aside = AsideStore{Dir: to, Reason: reason.Error()}
@@ -154,15 +153,16 @@ func (s *Store) removeOldAside() error {
 	return nil
 }
 
-// openPauses are between the attempts of Open while the trouble may pass.
+// openPauses are the pauses between the attempts of Open while an error may be
+// temporary.
 var openPauses = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, 600 * time.Millisecond, time.Second, 2 * time.Second}
 
-// Errors of the system by what they mean for Open. All that are not named here
-// speak of the surroundings, and last.
+// System errors by their meaning for Open. All other system errors come from the
+// machine and are permanent.
 var (
-	// damageErrnos: what was stored is not there, cannot be read, or is not what it was.
+	// damageErrnos: stored data is missing, unreadable or altered.
 	damageErrnos = []syscall.Errno{syscall.ENOENT, syscall.EIO, syscall.EINVAL, syscall.EISDIR, syscall.ENOTDIR, syscall.EBADMSG, syscall.EILSEQ, syscall.EOVERFLOW}
-	// temporaryErrnos: the surroundings cannot serve at this moment.
+	// temporaryErrnos: the machine cannot serve at this moment.
 	temporaryErrnos = []syscall.Errno{
 		syscall.EINTR, syscall.EAGAIN, syscall.EBUSY, syscall.ESTALE, syscall.ETIMEDOUT, syscall.ENOTEMPTY, syscall.ENOLCK,
 		syscall.EDEADLK, syscall.ECONNRESET, syscall.ECONNREFUSED, syscall.ENOTCONN, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
@@ -170,8 +170,9 @@ var (
 	}
 )
 
-// isEnvironmental says whether err leaves the store in its place: because the store is not
-// for this program, or because err speaks of the surroundings.
+// isEnvironmental reports whether err leaves the store in its place: the store belongs
+// to another program or a newer version, or err comes from the machine (permissions,
+// full disk, descriptors). Such a store must not be set aside.
 func isEnvironmental(err error) bool {
 	if errors.Is(err, ErrNewerFormat) || errors.Is(err, ErrForeign) {
 		return true
@@ -183,7 +184,7 @@ func isEnvironmental(err error) bool {
 	return ok && !slices.Contains(damageErrnos, errno) || errors.Is(err, fs.ErrPermission)
 }
 
-// isTemporary says whether err may be gone in a moment.
+// isTemporary reports whether the next attempt may succeed.
 func isTemporary(err error) bool {
 	errno, ok := errors.AsType[syscall.Errno](err)
 	return ok && slices.Contains(temporaryErrnos, errno) && !isDamage(err)

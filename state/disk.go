@@ -6,7 +6,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// The reserve where nothing else is asked for: the smaller of the two.
+// The default reserve: the smaller of the two.
 const (
 	defaultReserveBytes   = 512_000_000
 	defaultReservePercent = 5
@@ -14,14 +14,15 @@ const (
 
 // Disk is the room on the file system that the state directory lies on, in bytes.
 type Disk struct {
-	Free    int64 // to this user
-	Reserve int64 // of it is left alone; 0: nothing
+	Free    int64 // for this user
+	Reserve int64 // part of Free that is not used; 0: no reserve
 }
 
-// Short says that the reserve is touched: nothing is applied or loaded.
+// Short reports whether less than the reserve is free: then the store applies and loads
+// nothing.
 func (d Disk) Short() bool { return d.Free < d.Reserve }
 
-// diskReserve watches the room on the file system of the state directory.
+// diskReserve keeps a reserve of room on the file system of the state directory.
 type diskReserve struct {
 	fs      vfs.FS
 	dir     string
@@ -29,7 +30,8 @@ type diskReserve struct {
 	percent float64 // Options.ReservePercent
 }
 
-// measureDisk returns how much room there is; false where the file system cannot tell.
+// measureDisk returns how much room there is; false where the file system does not
+// report it.
 func (r diskReserve) measureDisk() (Disk, bool) {
 	usage, err := r.fs.GetDiskUsage(r.dir)
 	if err != nil {
@@ -38,7 +40,7 @@ func (r diskReserve) measureDisk() (Disk, bool) {
 	return Disk{Free: int64(usage.AvailBytes), Reserve: r.reservedBytes(usage.TotalBytes)}, true
 }
 
-// reservedBytes returns how much of a file system of total bytes is left alone.
+// reservedBytes returns the reserve on a file system of total bytes.
 func (r diskReserve) reservedBytes(total uint64) int64 {
 	share := int64(float64(total) * r.percent / 100)
 	switch {
@@ -52,13 +54,14 @@ func (r diskReserve) reservedBytes(total uint64) int64 {
 	return min(r.bytes, share)
 }
 
-// positionBytes bounds the free disk that a batch without changes needs. Such a
-// batch writes some hundred bytes, once in a second at most; refused, it would
-// keep WAL on the source that nobody needs.
+// positionBytes bounds the free disk that a batch without changes needs. Such a batch
+// writes some hundred bytes, at most once a second. If the store refused it, the
+// source would keep WAL that nobody needs.
 const positionBytes = 128_000_000
 
-// checkRoom returns ErrDiskFull if less than the reserve and more bytes are free. A file
-// system that cannot tell has room: a full disk then fails the write.
+// checkRoom returns ErrDiskFull if less than the reserve and more bytes are free. Where
+// the file system does not report its room, it returns nil: a write to a full disk
+// then fails.
 func (r diskReserve) checkRoom(more int64) error {
 	if d, ok := r.measureDisk(); ok && d.Free < d.Reserve+more {
 		return fmt.Errorf("%w: %d MB are free in %s, %d MB are kept in reserve; make room (quarantine-* and replaced-* there may go)",
@@ -67,8 +70,8 @@ func (r diskReserve) checkRoom(more int64) error {
 	return nil
 }
 
-// checkBatch is check for a batch. One without changes may take of the reserve, down
-// to half of it or positionBytes, whichever is less.
+// checkBatch is checkRoom for a batch. A batch without changes may take from the
+// reserve, down to half of it or positionBytes, whichever is less.
 func (r diskReserve) checkBatch(b *Batch) error {
 	d, ok := r.measureDisk()
 	if ok && len(b.Changes) == 0 && d.Free >= min(d.Reserve/2, positionBytes) {

@@ -12,20 +12,22 @@ import (
 	"dinnerbell/state/id"
 )
 
-// A fingerprint of all rows is kept in the state record: the sum, modulo 2^64,
-// of the xxHash64 of each row (restaurant, client, row id, as in the join key).
-// A sum does not depend on order and is moved along with each change.
+// The state record holds a fingerprint of all rows: the sum, modulo 2^64, of the
+// xxHash64 of each row (restaurant, client, row id, as in the join key). A sum does
+// not depend on the order of rows, and each change adjusts it.
 //
-// It is there because Pebble can lose rows without noticing, see holes.go: the
-// position then tells of rows that are not there.
+// The fingerprint shows rows that Pebble lost without noticing (package pebblecheck):
+// the position then claims rows that are not there.
 
-// fingerprint is the row's share of the sum. buf is scratch, returned for reuse.
+// fingerprint returns the row's share of the sum. buf is scratch memory, returned for
+// reuse.
 func (r storedRow) fingerprint(id id.RowID, buf []byte) (sum uint64, _ []byte) {
 	buf = append(r.appendValue(buf[:0]), id...)
 	return xxhash.Sum64(buf), buf
 }
 
-// checkStoredRows compares the rows of r's generation with r.
+// checkStoredRows compares the rows of r's generation with the counts and the
+// fingerprint of r. A difference is an error that wraps ErrCorrupt.
 func checkStoredRows(ctx context.Context, db pebble.Reader, r stateRecord) error {
 	var all, subscribed, joins uint64
 	var n int64
@@ -41,8 +43,8 @@ func checkStoredRows(ctx context.Context, db pebble.Reader, r stateRecord) error
 	return nil
 }
 
-// sumRowIndex gives the fingerprint of the row index: of all rows, and of those
-// that have a join key.
+// sumRowIndex returns the fingerprint of the row index: of all rows, and of the rows
+// that must have a join key.
 func sumRowIndex(ctx context.Context, db pebble.Reader, gen uint32) (all, subscribed uint64, err error) {
 	var buf []byte
 	err = eachKey(ctx, db, spaceRow, gen, func(key, value []byte) error {
@@ -62,7 +64,7 @@ func sumRowIndex(ctx context.Context, db pebble.Reader, gen uint32) (all, subscr
 	return all, subscribed, err
 }
 
-// sumJoinIndex gives the fingerprint and the number of the join keys.
+// sumJoinIndex returns the fingerprint and the number of the join keys.
 func sumJoinIndex(ctx context.Context, db pebble.Reader, gen uint32) (sum uint64, n int64, err error) {
 	err = eachKey(ctx, db, spaceJoin, gen, func(key, _ []byte) error {
 		sum += xxhash.Sum64(key[genLen:])

@@ -11,22 +11,22 @@ import (
 	"dinnerbell/state/id"
 )
 
-// Frozen is the rows as they stood at one whole-transaction position, to be
-// compared with the source, and mended. It has one owner, who closes it before
-// the store; there is one at a time. It pins files.
+// Frozen holds the rows of one whole-transaction position, to compare them with the
+// source and to mend them. It has one owner, who closes it before the store; there is
+// one at a time. It pins files.
 type Frozen struct {
 	s    *Store
 	snap *pebble.Snapshot
 	src  Source
 	r    stateRecord
-	// drift is what the state record is off by; set by Tally.
+	// drift is the difference between the rows that Tally counted and the state record.
 	drift stateRecord
-	// touched are the rows that were applied since. Guarded by Store.writeMu.
+	// touched are the rows that were changed since Freeze. Guarded by Store.writeMu.
 	touched *touchedRows
 }
 
-// Freeze holds the present rows. It returns [ErrNotThere] in the middle of a
-// transaction, and [ErrStale] while there are no rows yet.
+// Freeze returns the present rows. It returns [ErrNotThere] in the middle of a
+// transaction, and [ErrStale] while no load was finished yet.
 func (s *Store) Freeze() (*Frozen, error) {
 	done, err := s.acquire()
 	if err != nil {
@@ -48,10 +48,10 @@ func (s *Store) Freeze() (*Frozen, error) {
 	return &Frozen{s: s, snap: s.db.NewSnapshot(), src: v.src, r: s.written, touched: s.touched}, nil
 }
 
-// Source is what the rows mirror.
+// Source returns the source that the rows mirror.
 func (f *Frozen) Source() Source { return f.src }
 
-// Close lets go of the rows.
+// Close releases the rows.
 func (f *Frozen) Close() error {
 	if f.snap == nil {
 		return nil
@@ -67,7 +67,7 @@ func (f *Frozen) Close() error {
 	return nil
 }
 
-// Tally adds all rows up, apart from those in without. About a second for three
+// Tally sums all rows, without those in without. It takes about a second for three
 // million rows.
 func (f *Frozen) Tally(ctx context.Context, without map[id.RowID]struct{}) (*Tally, error) {
 	t, all, err := tallyRows(ctx, f.snap, f.r.gen, without)
@@ -78,12 +78,12 @@ func (f *Frozen) Tally(ctx context.Context, without map[id.RowID]struct{}) (*Tal
 	return t, nil
 }
 
-// Miscounted says that the stored number of subscriptions, or the fingerprint
-// of all rows, is not that of the rows that Tally found.
+// Miscounted reports whether the state record has another number of subscriptions, or
+// another fingerprint, than the rows that Tally read.
 func (f *Frozen) Miscounted() bool { return f.drift != stateRecord{} }
 
-// touchedRows remembers which rows were written, with a few too many: ids share
-// bits. Then a row is taken for touched and is looked at another time.
+// touchedRows remembers which rows were written, as a set of hash bits. It may report
+// a row that was not written, which the next verification looks at.
 type touchedRows struct {
 	bits [1 << 17]uint64
 	all  bool
@@ -96,7 +96,7 @@ func (t *touchedRows) bitOf(id id.RowID) (word, bit uint64) {
 	return h / 64, 1 << (h % 64)
 }
 
-// addChanges takes note of what a batch changes.
+// addChanges adds the rows that a batch changes.
 func (t *touchedRows) addChanges(c *changeSet) {
 	t.all = t.all || c.truncated
 	for i := range c.effects {
@@ -110,14 +110,13 @@ func (t *touchedRows) mayHold(id id.RowID) bool {
 	return t.all || t.bits[word]&bit != 0
 }
 
-// Mend brings the rows in which f differs from the source to what the source
-// has, in both indexes, as one durable write; and the number of subscriptions
-// and the fingerprint with them, from those that [Frozen.Tally] found. A row
-// that was applied since f was made is left alone: what was found of it is no
-// longer so. It returns how many were mended.
+// Mend writes the source's values of the rows that differ into both indexes, as one
+// durable write, and corrects the number of subscriptions and the fingerprint by the
+// drift that [Frozen.Tally] found. It skips rows that changed since Freeze, because
+// their differences are out of date. It returns how many rows it mended.
 //
-// It returns [ErrNotThere] in the middle of a transaction and [ErrStale] if
-// other rows are served by now; nothing is changed then.
+// Mend returns [ErrNotThere] in the middle of a transaction and [ErrStale] if other
+// rows are served by now; then it changes nothing.
 func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	s := f.s
 	done, err := s.acquire()
@@ -159,18 +158,18 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	if err := batch.Commit(pebble.Sync); err != nil {
 		return 0, s.checkDamage(fmt.Errorf("commit mended rows: %w", err))
 	}
-	if mended > 0 || f.Miscounted() { // a checkpoint with a wrong count is refused by a restore
+	if mended > 0 || f.Miscounted() { // a restore refuses a checkpoint with a wrong count
 		s.checkpoints.mends.Add(1)
 	}
 	f.drift = stateRecord{}
 	s.written = next
 	s.mu.Lock()
-	s.view.stateRecord, s.view.durable = next, next.end // all before it is in the same log
+	s.view.stateRecord, s.view.durable = next, next.end // earlier writes are in the same log
 	s.mu.Unlock()
 	return mended, nil
 }
 
-// writeMended writes what the row should be, and counts it in r.
+// writeMended writes the row as the source has it, and corrects the counts of r.
 func (d *Difference) writeMended(batch *pebble.Batch, r *stateRecord) error {
 	var errs []error
 	rowKey := appendRowKey(nil, r.gen, d.Row)
