@@ -20,29 +20,31 @@ import (
 //	│ "DINNERBELL" │ version u32 │
 //	└──────────────┴─────────────┘
 //
-// A store without it is not ours ([ErrForeign]); a version above our own is of
-// the future ([ErrNewerFormat]). Neither is touched. One version below is
-// brought up in place; anything older is set aside and rebuilt.
+// A store without the record is not dinnerbell's ([ErrForeign]); a newer dinnerbell
+// wrote a store with a higher version ([ErrNewerFormat]). Open changes neither. It
+// upgrades a store that is one version older, and sets older stores aside for a
+// rebuild.
 //
-// For a new version: raise the number, write the step from the one before, and
-// keep a store of the new one in testdata (see golden_test.go).
+// For a new version: raise the number, write the upgrade from the version before, and
+// keep a store of the new version in testdata (see golden_test.go).
 const formatMagic = "DINNERBELL"
 
-// storeFormat is what a program writes and how it brings up what the one before wrote.
+// storeFormat is the version that a program writes, and its upgrade of the version
+// before.
 type storeFormat struct {
 	version uint32
-	// upgrade adds to a batch what turns a store of version-1 into one of version;
-	// the format record goes with it. nil: there is no such store, or none that
-	// is worth it, and it is rebuilt. Not for rows by the million: a batch is held
-	// in memory.
+	// upgrade adds the writes to a batch that turn a store of version-1 into a store
+	// of version; the format record is in the same batch. nil: there is no store of
+	// version-1, or it is rebuilt. Not for rows by the million: a batch is held in
+	// memory.
 	upgrade func(db *pebble.DB, batch *pebble.Batch) error
 }
 
 // currentFormat is the format of this program. Version 1 is the first.
 var currentFormat = storeFormat{version: 1}
 
-// upgradeStore upgrades an open store that was found to be of an earlier version, in
-// one durable write, and then reads all rows: what is brought over must be whole.
+// upgradeStore upgrades an open store of version found, in one durable write, and then
+// reads all rows to check that none is missing.
 func (f storeFormat) upgradeStore(ctx context.Context, db *pebble.DB, found uint32) error {
 	if found == f.version {
 		return nil
@@ -62,18 +64,18 @@ func (f storeFormat) upgradeStore(ctx context.Context, db *pebble.DB, found uint
 	return checkStoredRows(ctx, db, r)
 }
 
-// The state record, rewritten in every batch that changes rows or the
-// position, so that rows and the LSN they bring the state to are one write:
+// The state record. Every batch that changes rows or the position rewrites it, so that
+// the rows and the LSN of which they are the state are one write:
 //
 //	┌─────────┬─────────┬──────────┬─────────┬──────┬─────────┐
 //	│ gen u32 │ end u64 │ rows u64 │ sum u64 │ torn │ crc u32 │
 //	└─────────┴─────────┴──────────┴─────────┴──────┴─────────┘
 //
-// rows counts subscriptions, sum is the fingerprint of all rows (fingerprint.go),
-// torn is 1 while a transaction is applied in parts.
+// rows is the number of subscriptions, sum the fingerprint of all rows
+// (fingerprint.go), torn is 1 while a transaction is applied in parts.
 //
-// The checksum (CRC-32C of what precedes it) guards against our own mistakes;
-// Pebble checks its blocks itself.
+// The checksum (CRC-32C of the preceding bytes) guards against mistakes of this
+// program; Pebble checks its blocks itself.
 type stateRecord struct {
 	gen  uint32
 	end  id.LSN
@@ -117,9 +119,9 @@ func encodeFormat(version uint32) []byte {
 	return binary.BigEndian.AppendUint32([]byte(formatMagic), version)
 }
 
-// checkFormat reads the format record. It is 0 for a store in which nothing was ever
-// written: a crash may come between making it and the record. A version that can
-// be neither read nor brought up is an error.
+// checkFormat returns the version in the format record. It returns 0 for an empty
+// store: a crash may come before the record is written. A version that this program
+// can neither read nor upgrade is an error.
 func (f storeFormat) checkFormat(db *pebble.DB) (found uint32, err error) {
 	value, err := getCopy(db, keyFormat)
 	if err != nil {
@@ -150,8 +152,8 @@ func newerFormatError(what string, found, known uint32) error {
 	return fmt.Errorf("%w: it has %s %d, this dinnerbell reads up to %d", ErrNewerFormat, what, found, known)
 }
 
-// withWriterVersion adds to an [ErrNewerFormat] which program to start: the one of version
-// writer, which is "" if that is not known.
+// withWriterVersion adds to an [ErrNewerFormat] which program to start. writer is the
+// version of that program, "" if it is not known.
 func withWriterVersion(writer string, err error) error {
 	if !errors.Is(err, ErrNewerFormat) {
 		return err
@@ -205,12 +207,12 @@ func isEmptyStore(db *pebble.DB) (bool, error) {
 }
 
 // The keyspaces of the store. Keys compare bytewise; integers are big-endian;
-// ids and row ids are packed (see [ID], [RowID]); "gen" is the generation, the
-// number of the load that the rows came with.
+// ids and row ids are packed (see [id.ID], [id.RowID]); "gen" is the generation, the
+// number of the load with which the rows came.
 //
 //	key                                               value
 //	┌────┬──────┐
-//	│ 00 │ name │                                     "format", "state": see format.go
+//	│ 00 │ name │                                     "format", "state": see above
 //	└────┴──────┘                                     "source": JSON of Source
 //	┌────┬────────┬────────────┬────────┬─────┐
 //	│ 10 │ gen u32│ restaurant │ client │ row │       empty; one per subscription row:
@@ -231,10 +233,10 @@ const (
 	spaceDelivered = 0x30
 )
 
-// nullID stands for NULL in the value of a row. It is no tag of an id.
+// nullID stands for NULL in the value of a row. No packed id begins with it.
 const nullID = 0x00
 
-// genLen is the length of what every key of one generation begins with.
+// genLen is the length of the prefix that all keys of one generation share.
 const genLen = 5
 
 // Meta keys.
@@ -248,7 +250,7 @@ func appendGen(dst []byte, space byte, gen uint32) []byte {
 	return binary.BigEndian.AppendUint32(append(dst, space), gen)
 }
 
-// genSpan is the half-open range of all keys of one generation in one keyspace.
+// genSpan returns the half-open range of all keys of one generation in one keyspace.
 func genSpan(space byte, gen uint32) (start, end []byte) {
 	start = appendGen(nil, space, gen)
 	return start, prefixEnd(nil, start)
@@ -271,8 +273,8 @@ func appendDeliveredPrefix(dst []byte, campaign id.ID) []byte {
 	return append(append(dst, spaceDelivered), campaign...)
 }
 
-// prefixEnd appends to dst the smallest key that is greater than every key
-// that begins with prefix. prefix holds a byte below 0xff: the keyspace does.
+// prefixEnd appends to dst the smallest key that is greater than every key that begins
+// with prefix. prefix must hold a byte below 0xff; the byte of a keyspace is one.
 func prefixEnd(dst, prefix []byte) []byte {
 	n := len(prefix)
 	for n > 0 && prefix[n-1] == 0xff {
@@ -283,14 +285,14 @@ func prefixEnd(dst, prefix []byte) []byte {
 	return dst
 }
 
-// storedRow is what the row index stores for one source row. A row with a NULL in
-// it is stored, but it is no subscription.
+// storedRow is the value of one source row in the row index. A row with a NULL is
+// stored, but it is no subscription.
 type storedRow struct {
 	restaurant, client id.ID
 	stored             bool
 }
 
-// isSubscription says whether the row has an entry in the join keyspace.
+// isSubscription reports whether the row has an entry in the join keyspace.
 func (r storedRow) isSubscription() bool {
 	return r.stored && r.restaurant != "" && r.client != ""
 }
@@ -335,8 +337,8 @@ func parseNullable(packed string) id.ID {
 	return id.ID(packed)
 }
 
-// joinClient returns the client in a join key of which prefix is the length of
-// everything before it; nil if the key is malformed.
+// joinClient returns the client in a join key, behind the first prefix bytes; nil if
+// the key is malformed.
 func joinClient(key []byte, prefix int) []byte {
 	rest := key[prefix:]
 	n := id.PackedLen(rest)

@@ -10,10 +10,10 @@ import (
 	"dinnerbell/state/id"
 )
 
-// Generation is a load that stands beside the rows that are served: it is
-// brought forward by the same transactions, and takes over at one position. It
-// has one owner. Nobody reads it before, and nothing tells of it on disk: a
-// crash leaves the rows that are served, and Open removes these.
+// Generation is a finished load beside the rows that are served. The caller applies the
+// same transactions to both, and the generation takes over at one position. It has one
+// owner. Nobody reads its rows before, and no record on disk names them: after a crash
+// the old rows are served, and Open removes the generation.
 type Generation struct {
 	s       *Store
 	src     Source
@@ -22,15 +22,15 @@ type Generation struct {
 	ended   bool
 }
 
-// EndLSN is the position of the load, or the end of the last transaction that
-// was applied since.
+// EndLSN returns the position of the load, or the end of the last transaction that was
+// applied since.
 func (g *Generation) EndLSN() id.LSN { return g.r.end }
 
-// Rows is the number of subscriptions.
+// Rows returns the number of subscriptions.
 func (g *Generation) Rows() int64 { return g.r.rows }
 
-// Apply brings the generation forward by whole transactions, or by one part of
-// one, each once and in the order of the log. Nothing is durable before Flip.
+// Apply applies whole transactions to the generation, or one part of a transaction: each
+// once, in the order of the log. Nothing is durable before Flip.
 func (g *Generation) Apply(b *Batch) error {
 	done, err := g.s.acquire()
 	if err != nil {
@@ -61,16 +61,14 @@ func (g *Generation) Apply(b *Batch) error {
 	return nil
 }
 
-// Flip lets the generation take over at end, durably and in one write, from
-// rows that show the source over as of the same position: whoever follows the
-// source goes on as if nothing had happened. The old rows go with it; a scan
-// that was made before keeps reading them. The caller knows that the stream which
-// brings over's rows forward does so with the new ones.
+// Flip lets the generation take over at end, durably and in one write. The old rows,
+// which must mirror the source over as of the same position, are deleted in the same
+// write; a scan that was made before still reads them. The stream from the source
+// continues without a gap: the caller knows that it fits the new rows as well.
 //
-// The caller keeps writers out from the moment at which the generation has come
-// to end. Flip returns [ErrNotThere], and changes nothing, if the store stands
-// elsewhere or in the middle of a transaction, and any other error when the
-// generation is over: it is dropped then.
+// The caller keeps writers out from the moment at which the generation has reached end.
+// Flip returns [ErrNotThere] and changes nothing if the store stands at another position
+// or in the middle of a transaction. After any other error the generation is dropped.
 func (g *Generation) Flip(end id.LSN, over Source) error {
 	if g.ended {
 		return ErrClosed
@@ -82,7 +80,7 @@ func (g *Generation) Flip(end id.LSN, over Source) error {
 	return g.finish(err)
 }
 
-// finish ends the generation after a flip that ended with err.
+// finish ends the generation after takeOver returned err.
 func (g *Generation) finish(err error) error {
 	if err != nil {
 		return g.s.checkDamage(errors.Join(err, g.Drop()))
@@ -92,7 +90,7 @@ func (g *Generation) finish(err error) error {
 	return nil
 }
 
-// Drop removes the rows again. After Flip it does nothing.
+// Drop removes the rows of the generation. After Flip it does nothing.
 func (g *Generation) Drop() error {
 	if g.ended {
 		return nil
@@ -113,10 +111,10 @@ func (g *Generation) Drop() error {
 	return nil
 }
 
-// takeOver makes readers and writers turn to the generation. Its rows are durable
-// with this write: tables were ingested, and later changes stand before it in
-// the same log. The old ones go in the same write; a crash before it leaves the
-// new ones to be removed at Open. over is nil where nothing is asked of the moment.
+// takeOver makes the generation the one that is read and written. Its rows are durable
+// with this write: the tables were ingested, and later changes stand before it in the
+// same log. The same write deletes the old rows; after a crash before it, Open removes
+// the new rows. over is nil where the positions need no check.
 func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	s := g.s
 	done, err := s.acquire()
@@ -147,8 +145,8 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("collect flip: %w", err)
 	}
-	// A reader that comes between the commit and show would look for the old
-	// generation in the new store.
+	// A reader between the commit and the new view would look for the old generation in
+	// the new store.
 	s.mu.Lock()
 	err = batch.Commit(pebble.Sync)
 	if err != nil {
@@ -165,7 +163,7 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	return nil
 }
 
-// checkPositionsLocked checks what [Generation.Flip] asks of the moment. The caller holds
+// checkPositionsLocked checks the conditions of [Generation.Flip]. The caller holds
 // writeMu.
 func (g *Generation) checkPositionsLocked(end id.LSN, over *Source) error {
 	s := g.s

@@ -13,36 +13,35 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// Loader fills a new generation of rows beside the one that is served. It has
-// one owner. Memory is bounded: rows are collected into a chunk, each full chunk
-// is written as a sorted run of the row index and, unsorted, into ranges of join
-// keys (package extsort), while the next one fills. Finish merges the runs, sorts
-// each range, and writes tables that go straight to the bottom of the tree. So a
-// load writes every row twice, leaves nothing to compact, and meets every
-// duplicate.
+// Loader fills a new generation of rows beside the generation that is served. It has
+// one owner. Memory is bounded: the loader collects rows into a chunk and, while the
+// next chunk fills, writes a full chunk as a sorted run of the row index and, unsorted,
+// into ranges of join keys (package extsort). Finish merges the runs, sorts each range,
+// and writes tables that Pebble puts at the bottom of its tree. So a load writes every
+// row twice, leaves nothing to compact, and finds every duplicate.
 type Loader struct {
 	s        *Store
 	gen      uint32
 	dir      string
-	chunk    loadChunk        // that is filling
-	spare    loadChunk        // the other one; not while a spill has it
-	spilling chan spillResult // of the spill under way; nil: there is none
+	chunk    loadChunk        // collects rows
+	spare    loadChunk        // the next chunk; empty while a spill has it
+	spilling chan spillResult // receives the result of the spill under way; nil: there is none
 	runs     *extsort.Runs    // of the row index; nil until the first spill
 	parts    *extsort.Ranges  // join keys; nil until the first spill
 	rows     int64
 	subs     int64
 	sum      uint64       // see fingerprint.go
-	files    atomic.Int64 // that were named
+	files    atomic.Int64 // number of file names given out
 	ended    bool
-	err      error // of an Add, or of a spill that it began; the load cannot go on
+	err      error // of an Add or a spill: the load cannot go on
 }
 
 // loadSpaces are the keyspaces of a generation.
 var loadSpaces = [...]byte{spaceJoin, spaceRow}
 
-// NewGeneration begins a load, of which there can be one ([ErrLoading]). Changes
-// that are applied meanwhile go to the generation that is served: after Finish
-// the source must be followed from the load's own position.
+// NewGeneration begins a load. There can be one at a time ([ErrLoading]). Changes that
+// are applied during the load go to the generation that is served: after Finish, the
+// caller must follow the source from the load's own position.
 func (s *Store) NewGeneration() (*Loader, error) {
 	done, err := s.acquire()
 	if err != nil {
@@ -59,8 +58,8 @@ func (s *Store) NewGeneration() (*Loader, error) {
 		return nil, fmt.Errorf("make folder for load: %w", err)
 	}
 	l := &Loader{s: s, gen: s.nextGen, dir: dir}
-	// The number is used up even if the load fails, so that its rows, should
-	// some be in the store already, are never taken for those of the next.
+	// A load that fails uses up its number too: rows that it put into the store must
+	// never be taken for rows of the next load.
 	s.nextGen++
 	s.loading = true
 	return l, nil
@@ -88,10 +87,10 @@ func (l *Loader) Add(id id.RowID, restaurant, client id.ID) error {
 	return l.err
 }
 
-// Rows is the number of rows added.
+// Rows returns the number of rows added.
 func (l *Loader) Rows() int64 { return l.rows }
 
-// DiskBytes is how much disk the load's files take now.
+// DiskBytes returns how much disk the load's files take now.
 func (l *Loader) DiskBytes() int64 {
 	sizes, err := fileSizes(l.s.o.fs, l.dir)
 	if err != nil {
@@ -104,10 +103,10 @@ func (l *Loader) DiskBytes() int64 {
 	return n
 }
 
-// Finish makes the load durable and lets it take over from the generation that
-// was served, in one write: rows, source and position. A scan that was made
-// before keeps reading the old rows. If it fails, the old generation goes on
-// being served and the load is over.
+// Finish makes the load durable and lets it take over from the generation that is
+// served, in one write: rows, source and position. A scan that was made before still
+// reads the old rows. If Finish fails, the old generation is still served and the load
+// is over.
 func (l *Loader) Finish(src Source, end id.LSN) error {
 	g, err := l.Load(src, end)
 	if err != nil {
@@ -116,9 +115,9 @@ func (l *Loader) Finish(src Source, end id.LSN) error {
 	return g.finish(g.takeOver(end, nil))
 }
 
-// Load makes the rows durable as a generation that is not served yet and shows
-// src as of end. The load is over, but no other can begin before the
-// generation is flipped or dropped.
+// Load makes the rows durable as a generation that mirrors src as of end and is not
+// served yet. The load is over, but no other load can begin before the generation takes
+// over or is dropped.
 func (l *Loader) Load(src Source, end id.LSN) (*Generation, error) {
 	if l.ended {
 		return nil, ErrClosed
@@ -163,16 +162,16 @@ func (l *Loader) Abort() error {
 	return err
 }
 
-// releaseFiles gives back the load's memory and files.
+// releaseFiles releases the load's memory and removes its files.
 func (l *Loader) releaseFiles() error {
 	l.ended = true
-	_ = l.awaitSpill() // what it wrote goes
+	_ = l.awaitSpill() // its files are removed below
 	l.chunk, l.spare = loadChunk{}, loadChunk{}
 	if l.parts != nil {
-		_ = l.parts.Close() // it goes
+		_ = l.parts.Close() // the file is removed below
 	}
 	if l.runs != nil {
-		_ = l.runs.Close() // likewise, if the merge has not removed it
+		_ = l.runs.Close() // the file is removed below, if the merge has not removed it
 	}
 	if err := l.s.o.fs.RemoveAll(l.dir); err != nil {
 		return fmt.Errorf("remove folder of load: %w", err)
@@ -180,9 +179,9 @@ func (l *Loader) releaseFiles() error {
 	return nil
 }
 
-// loadChunk is a part of a load in memory: rows one after the other in an arena,
-// each as restaurant, client (00 for NULL), row id. So the tail of a join key
-// and the value of a row are contiguous pieces of it.
+// loadChunk is a part of a load in memory: rows one after the other in an arena, each as
+// restaurant, client (00 for NULL), row id. So the tail of a join key and the value of a
+// row are contiguous pieces of the arena.
 type loadChunk struct {
 	arena   []byte
 	entries []chunkEntry
@@ -192,11 +191,11 @@ type loadChunk struct {
 // chunkEntry locates a row in the arena: ids at [at, id), row id at [id, end).
 type chunkEntry struct {
 	at, id, end uint32
-	sub         bool // has both ids
+	sub         bool // the row has both ids: it is a subscription
 }
 
-// entryBytes is what an entry takes beside the arena once the chunk is sorted:
-// itself, and its place in a list and a spare one.
+// entryBytes is the memory of an entry beside the arena once the chunk is sorted: the
+// entry itself, and its place in the sorter's two lists.
 const entryBytes = 16 + 2*16
 
 // addRow appends a row and returns its fingerprint.
@@ -210,7 +209,7 @@ func (c *loadChunk) addRow(id id.RowID, r storedRow) (sum uint64) {
 	return xxhash.Sum64(c.joinKey(e))
 }
 
-// memorySize is what the chunk takes in the arena and, once sorted, in entries.
+// memorySize returns the memory of the arena and, once sorted, of the entries.
 func (c *loadChunk) memorySize() int { return len(c.arena) + entryBytes*len(c.entries) }
 
 func (c *loadChunk) reset() { c.arena, c.entries = c.arena[:0], c.entries[:0] }
@@ -219,20 +218,20 @@ func (c *loadChunk) rowID(e chunkEntry) []byte   { return c.arena[e.id:e.end] }
 func (c *loadChunk) value(e chunkEntry) []byte   { return c.arena[e.at:e.id] }
 func (c *loadChunk) joinKey(e chunkEntry) []byte { return c.arena[e.at:e.end] }
 
-// sortedEntries gives the entries in the order of row ids.
+// sortedEntries returns the entries in the order of row ids.
 func (c *loadChunk) sortedEntries() []extsort.RankedEntry {
 	return c.order.Sort(len(c.entries), 0, func(i uint32) []byte { return c.rowID(c.entries[i]) })
 }
 
-// spillResult is the end of a spill, which gives its chunk back.
+// spillResult ends a spill and returns its chunk for reuse.
 type spillResult struct {
 	chunk loadChunk
 	err   error
 }
 
-// spillChunk begins to write the chunk, row index and join keys at once, and leaves an
-// empty one to be filled meanwhile. It waits for the spill before it, and returns
-// its error.
+// spillChunk begins to write the chunk, row index and join keys at the same time, and
+// puts an empty chunk in its place. It waits for the previous spill and returns that
+// spill's error.
 func (l *Loader) spillChunk() error {
 	if len(l.chunk.entries) == 0 {
 		return nil
@@ -270,12 +269,12 @@ func (l *Loader) awaitSpill() error {
 	return end.err
 }
 
-// newFileName names a file of the load.
+// newFileName returns a name for a file of the load.
 func (l *Loader) newFileName(kind string, space byte) string {
 	return l.s.o.fs.PathJoin(l.dir, fmt.Sprintf("%s-%02x-%06d.sst", kind, space, l.files.Add(1)))
 }
 
-// NewRuns makes a file of sorted runs.
+// newRuns makes a file of sorted runs.
 func (l *Loader) newRuns(space byte) (*extsort.Runs, error) {
 	name := l.newFileName("runs", space)
 	f, err := l.s.o.fs.Create(name, vfs.WriteCategoryUnspecified)
@@ -285,7 +284,7 @@ func (l *Loader) newRuns(space byte) (*extsort.Runs, error) {
 	return extsort.NewRuns(f, func() error { return l.s.o.fs.Remove(name) }), nil
 }
 
-// spillRows leaves duplicates in, which the merge names.
+// spillRows writes the rows in order. It keeps duplicates, which the merge reports.
 func (c *loadChunk) spillRows(w *extsort.RunWriter) error {
 	for _, r := range c.sortedEntries() {
 		e := c.entries[r.Entry]
@@ -296,8 +295,8 @@ func (c *loadChunk) spillRows(w *extsort.RunWriter) error {
 	return nil
 }
 
-// spillJoins divides the chunk's subscriptions among the ranges, which the first
-// chunk decides on.
+// spillJoins divides the chunk's subscriptions among the ranges. The first chunk is the
+// sample that determines the ranges.
 func (l *Loader) spillJoins(c *loadChunk) error {
 	if l.parts == nil {
 		f, err := l.s.o.fs.Create(l.newFileName("ranges", spaceJoin), vfs.WriteCategoryUnspecified)

@@ -21,12 +21,12 @@ import (
 
 // The folder of checkpoints, in the state directory:
 //
-//	checkpoints/<id>/manifest   what it is; see below
+//	checkpoints/<id>/manifest   describes the checkpoint; see below
 //	checkpoints/<id>/store/     Pebble's own checkpoint; hard links to the tables
-//	checkpoints/<name>.tmp/     unfinished, or on its way out; removed at Open
+//	checkpoints/<name>.tmp/     unfinished, or half removed; Open removes it
 //
-// The manifest is JSON behind a line with the xxHash64 of that JSON, in
-// hexadecimal. It is only ever replaced by a rename.
+// The manifest is a line with the xxHash64 of a JSON text, in hexadecimal, and that
+// JSON text. Only a rename ever replaces it.
 const (
 	manifestName = "manifest"
 
@@ -37,40 +37,41 @@ const (
 // Cause is why a checkpoint was made.
 type Cause string
 
-// The causes. The newest few of the first two are kept, and one of the third.
+// The causes. The store keeps the newest few checkpoints of each of the first two, and
+// one of the third.
 const (
 	CauseTimed Cause = "timed" // state.checkpoint.every
-	CauseAsked Cause = "asked" // an operator
-	CauseWAL   Cause = "wal"   // so that WAL on the source can go
+	CauseAsked Cause = "asked" // an operator's command
+	CauseWAL   Cause = "wal"   // to let the source remove WAL
 )
 
-// Manifest tells of one checkpoint.
+// Manifest describes one checkpoint.
 type Manifest struct {
 	ID    string    `json:"id"`
 	Made  time.Time `json:"made"`
 	Cause Cause     `json:"cause"`
 	// Writer is the version of the program that made it.
 	Writer string `json:"writer"`
-	// Format is that of the store in it.
+	// Format is the format version of its store.
 	Format uint32 `json:"format"`
-	// Source and EndLSN say what the rows show, and as of where. EndLSN moves on
-	// while nothing changes the rows.
+	// Source is the table that the rows mirror, EndLSN the position of the rows. EndLSN
+	// moves on while nothing changes the rows.
 	Source Source `json:"source"`
 	EndLSN id.LSN `json:"end_lsn"`
-	// Gen is the load that the rows came with; Subscriptions and Sum are of the
-	// rows (fingerprint.go).
+	// Gen is the load with which the rows came; Subscriptions and Sum are the number
+	// and the fingerprint of the rows (fingerprint.go).
 	Gen           uint32 `json:"generation"`
 	Subscriptions int64  `json:"subscriptions"`
 	Sum           uint64 `json:"sum,string"`
-	// NextOffsets are those of the campaigns topic, by partition, from just
-	// before the checkpoint was made: what its maker knew.
+	// NextOffsets are the next offsets of the campaigns topic, by partition, that the
+	// caller knew just before the checkpoint was made.
 	NextOffsets map[int32]int64 `json:"next_offsets,omitempty"`
-	// Files are those of the store, by name, and their sizes.
+	// Files lists the files of the store by name, with their sizes.
 	Files map[string]int64 `json:"files"`
 }
 
-// Bytes is the size of the store. Most of it is shared, with the store in use
-// and with other checkpoints, as long as they hold the same tables.
+// Bytes returns the size of the checkpoint's store. Most of its files are shared with
+// the store in use and with other checkpoints, as long as these hold the same tables.
 func (m *Manifest) Bytes() int64 {
 	var n int64
 	for _, size := range m.Files {
@@ -79,7 +80,7 @@ func (m *Manifest) Bytes() int64 {
 	return n
 }
 
-// Folder is where the store is, given the state directory.
+// Folder returns the folder of the checkpoint's store in the state directory dir.
 func (m *Manifest) Folder(dir string) string {
 	return filepath.Join(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
 }
@@ -105,7 +106,7 @@ func parseManifest(b []byte) (*Manifest, error) {
 	return m, nil
 }
 
-// ReadManifest reads what checkpoint id of a state directory is. It needs no
+// ReadManifest reads the manifest of checkpoint id in a state directory. It needs no
 // lock. Errors wrap [ErrNoCheckpoint] or [ErrBadCheckpoint].
 func ReadManifest(dir, id string) (*Manifest, error) { return readManifest(vfs.Default, dir, id) }
 
@@ -134,9 +135,9 @@ func readManifest(fsys vfs.FS, dir, id string) (*Manifest, error) {
 	return m, nil
 }
 
-// ListCheckpoints gives the checkpoints of a state directory, the oldest first.
-// It needs no lock. Those whose manifest cannot be read are told of in the
-// error; the others are returned beside it.
+// ListCheckpoints returns the checkpoints of a state directory, the oldest first. It
+// needs no lock. The error names the checkpoints whose manifest cannot be read; the
+// others are returned beside it.
 func ListCheckpoints(dir string) ([]Manifest, error) { return listCheckpoints(vfs.Default, dir) }
 
 func listCheckpoints(fsys vfs.FS, dir string) ([]Manifest, error) {
@@ -149,7 +150,7 @@ func listCheckpoints(fsys vfs.FS, dir string) ([]Manifest, error) {
 	for _, id := range ids {
 		m, err := readManifest(fsys, dir, id)
 		switch {
-		case errors.Is(err, ErrNoCheckpoint): // it was removed meanwhile
+		case errors.Is(err, ErrNoCheckpoint): // somebody removed it since the listing
 		case err != nil:
 			errs = append(errs, err)
 		default:
@@ -159,7 +160,7 @@ func listCheckpoints(fsys vfs.FS, dir string) ([]Manifest, error) {
 	return list, errors.Join(errs...)
 }
 
-// checkpointIDs gives the ids of what was completed, in order.
+// checkpointIDs returns the ids of completed checkpoints, in order.
 func checkpointIDs(fsys vfs.FS, dir string) ([]string, error) {
 	names, err := fsys.List(fsys.PathJoin(dir, statedir.CheckpointsName))
 	if errors.Is(err, fs.ErrNotExist) {

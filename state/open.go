@@ -16,15 +16,15 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// Open opens the state in dir, which it makes if there is none, and holds it
-// against other processes ([ErrLocked]).
+// Open opens the state in dir, which it makes if there is none, and locks it against
+// other processes ([statedir.ErrLocked]).
 //
-// A store that cannot be read is moved to dir/quarantine-<UTC time>, the
-// reason is logged, and a fresh one is opened: everything here can be rebuilt.
-// [ErrNewerFormat] and [ErrForeign] leave the directory as it is. Troubles of
-// the surroundings (no permission, disk full, a file server that does not answer)
-// condemn nothing: those that may pass within seconds are tried again, and then
-// returned.
+// Where a store cannot be read, Open moves it to dir/quarantine-<UTC time>, logs the
+// reason and opens a fresh store: everything in a store can be rebuilt. With
+// [ErrNewerFormat] and [ErrForeign] it leaves the directory as it is. Errors of the
+// machine (no permission, disk full, a file server that does not answer) set no store
+// aside: Open tries again for some seconds while an error may be temporary, and then
+// returns it.
 func Open(dir string, o Options) (*Store, error) {
 	o = o.withDefaults()
 	for _, pause := range o.openPauses {
@@ -63,7 +63,8 @@ func openOnce(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// openOrReplace opens the store, a fresh one if the old one had to be set aside.
+// openOrReplace opens the store. It sets aside a store that cannot be read, and opens a
+// fresh one.
 func (s *Store) openOrReplace() error {
 	if err := refuseForeignDir(s.o.fs, s.dir); err != nil {
 		return err
@@ -73,7 +74,7 @@ func (s *Store) openOrReplace() error {
 	}
 	reason := s.readCorruptMark()
 	if reason != nil && !errors.Is(reason, ErrCorrupt) {
-		return reason // the mark could not be read, which says nothing of the store
+		return reason // the mark could not be read: the store may be good
 	}
 	if reason == nil {
 		reason = s.openStore()
@@ -90,8 +91,7 @@ func (s *Store) openOrReplace() error {
 	return s.openStore()
 }
 
-// openStore opens dir/store and brings it into order. On an error nothing is
-// left open.
+// openStore opens dir/store and reads its records. On an error nothing is left open.
 func (s *Store) openStore() error {
 	store := s.o.fs.PathJoin(s.dir, statedir.StoreName)
 	if err := inspectStore(s.o, store); err != nil {
@@ -112,9 +112,9 @@ func (s *Store) openStore() error {
 	return nil
 }
 
-// markOurs marks the directory as ours, once it is known that store/ is, or that
-// there is none yet. A store whose own mark is lost with other damage is then
-// not taken for somebody else's, which would have to be left alone.
+// markOurs marks the directory as dinnerbell's. Call it when store/ is known to be
+// dinnerbell's, or when there is none yet. A damaged store that has lost its format
+// record is then not taken for the store of another program, which would have to stay.
 func (s *Store) markOurs() error {
 	if s.isMarkedOurs() {
 		return nil
@@ -131,8 +131,9 @@ func (s *Store) isMarkedOurs() bool {
 	return err == nil
 }
 
-// inspectStore looks whether there is a store and whether it is ours, without
-// changing it: opening for writing would raise a stranger's format version.
+// inspectStore checks a store, if there is one, without changing it: whether it is
+// dinnerbell's, and whether rows may be missing. To open it for writing would raise
+// the format version of another program's store.
 func inspectStore(o Options, store string) error {
 	names, err := o.fs.List(store)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
@@ -145,7 +146,7 @@ func inspectStore(o Options, store string) error {
 		return err
 	}
 	if !pebblecheck.IsPebbleStore(names) {
-		return nil // a crash while it was made; there is nothing in it yet
+		return nil // a crash came while the store was made: it is empty
 	}
 	p := o.newPebbleOptions(func(error) {})
 	p.ReadOnly = true
@@ -154,13 +155,13 @@ func inspectStore(o Options, store string) error {
 		return err
 	}
 	found, err := o.format.checkFormat(db)
-	if err == nil && found == o.format.version { // all rows of others are read in any case
+	if err == nil && found == o.format.version { // an upgrade reads all rows in any case
 		err = checkSuspectedHole(o, store, names, db)
 	}
 	return errors.Join(err, db.Close())
 }
 
-// checkSuspectedHole reads all rows of a store that may have lost some.
+// checkSuspectedHole reads all rows of a store that may have a hole.
 func checkSuspectedHole(o Options, store string, names []string, db *pebble.DB) error {
 	hole, err := pebblecheck.MayHaveHole(o.fs, store, names, db)
 	if err != nil || !hole {
@@ -174,7 +175,7 @@ func checkSuspectedHole(o Options, store string, names []string, db *pebble.DB) 
 	return checkStoredRows(context.Background(), db, r)
 }
 
-// refuseForeignDir refuses a directory that is itself somebody's store.
+// refuseForeignDir returns [ErrForeign] for a directory that is itself a Pebble store.
 func refuseForeignDir(fs vfs.FS, dir string) error {
 	names, err := fs.List(dir)
 	if err != nil {
@@ -186,8 +187,8 @@ func refuseForeignDir(fs vfs.FS, dir string) error {
 	return nil
 }
 
-// refuseNewerPebble tells a store of a later Pebble from a damaged one. Pebble
-// gives the same kind of error for both.
+// refuseNewerPebble returns [ErrNewerFormat] for a store of a later Pebble. Pebble
+// itself returns the same kind of error for it as for a damaged store.
 func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
 	marker, value, err := atomicfs.LocateMarkerInListing(fs, store, "format-version", names)
 	if err != nil {
@@ -203,8 +204,8 @@ func refuseNewerPebble(fs vfs.FS, store string, names []string) error {
 	return nil
 }
 
-// loadRecords reads what the store holds, writes the first records into a fresh
-// one, and removes what an unfinished load left.
+// loadRecords reads the records of the store, or writes the first records into a fresh
+// store, and removes the rows and files of an unfinished load.
 func (s *Store) loadRecords() error {
 	found, err := s.o.format.checkFormat(s.db)
 	if err != nil {
@@ -229,8 +230,8 @@ func (s *Store) loadRecords() error {
 	if r.torn {
 		s.tx = tornTransaction
 	}
-	// What Pebble recovers from its log at Open, it has flushed to tables by
-	// the time Open returns: it is durable.
+	// Pebble has flushed the writes in its log to tables when its Open returns: they are
+	// durable.
 	s.view = readerView{stateRecord: r, durable: r.end, src: src, loaded: ok}
 	if err := s.openCheckpoints(); err != nil {
 		return err
@@ -251,8 +252,9 @@ func (s *Store) writeFirstRecords() error {
 	return nil
 }
 
-// writeWriterVersion leaves the program's version in the directory, for older programs to
-// name: beside the store, which they may not be able to open.
+// writeWriterVersion writes the program's version into the directory, so that an older
+// program can name it. The file lies beside the store, which the older program may not
+// be able to open.
 func (s *Store) writeWriterVersion() error {
 	if s.o.Writer == "" || s.o.Writer == readWriterVersion(s.o.fs, s.dir) {
 		return nil
@@ -268,8 +270,8 @@ func (s *Store) writeWriterVersion() error {
 	return nil
 }
 
-// readWriterVersion gives the version of the program that opened the directory last,
-// "" if that is not known.
+// readWriterVersion returns the version of the program that opened the directory last,
+// "" if it is not known.
 func readWriterVersion(fsys vfs.FS, dir string) string {
 	b, err := statedir.ReadFile(fsys, fsys.PathJoin(dir, statedir.WriterName))
 	if err != nil {
@@ -278,8 +280,8 @@ func readWriterVersion(fsys vfs.FS, dir string) string {
 	return string(b)
 }
 
-// removeLeftovers drops rows of other generations than the one that is served
-// and the files of an unfinished load.
+// removeLeftovers removes the rows of generations that are not served and the files of
+// an unfinished load.
 func (s *Store) removeLeftovers() error {
 	if err := s.o.fs.RemoveAll(s.o.fs.PathJoin(s.dir, statedir.LoadName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove files of an unfinished load: %w", err)
@@ -295,7 +297,7 @@ func (s *Store) removeLeftovers() error {
 	return nil
 }
 
-// dropSpan deletes the keys in [start, end). Without keys it leaves no tombstone.
+// dropSpan deletes the keys in [start, end). It writes no tombstone if there are none.
 func (s *Store) dropSpan(start, end []byte) error {
 	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: start, UpperBound: end})
 	if err != nil {

@@ -10,53 +10,54 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// Options configure [Open]. The zero value is good.
+// Options configure [Open]. The zero value holds the defaults.
 type Options struct {
 	// Logger; nil discards.
 	Logger *slog.Logger
 	// CacheBytes bounds the cache of uncompressed blocks. 0: 64 MiB.
 	CacheBytes int64
 	// ReserveBytes of free disk, or ReservePercent of the file system, whichever is
-	// less, are left alone: below, Apply and Add return [ErrDiskFull] before they
-	// write. Pebble cannot go on after a write that found the disk full, so it is
-	// not let come to that. One alone may be set; both 0: 512 MB and 5; negative
-	// ReserveBytes: no check.
+	// less, are the reserve: with less free disk, Apply and Add return [ErrDiskFull]
+	// before they write, because Pebble cannot go on after a write to a full disk. One
+	// of the two may be set alone; both 0: 512 MB and 5; negative ReserveBytes: no
+	// check.
 	ReserveBytes   int64
 	ReservePercent float64
-	// OpenFiles bounds the tables that are open at once; below 74 it is 74, the least
-	// that Pebble takes. 0: 1000.
+	// OpenFiles bounds the tables that are open at once. 74 is the least that Pebble
+	// takes; smaller values count as 74. 0: 1000.
 	OpenFiles int
-	// KeepCheckpoints is how many of those that were made in time are kept, and
-	// how many of those that were asked for. 0: 3.
+	// KeepCheckpoints is how many checkpoints with [CauseTimed] are kept, and how many
+	// with [CauseAsked]. 0: 3.
 	KeepCheckpoints int
-	// Writer is the program's version, which the directory and each checkpoint
-	// remember: an older program names it when it cannot read them.
+	// Writer is the program's version. The directory and each checkpoint record it, so
+	// that an older program that cannot read them can name it.
 	Writer string
 
-	// Distrust is why the store that is there must be set aside whatever it
-	// looks like: the damage that was found in it while it was open. nil: none.
+	// Distrust makes Open set the existing store aside, however good it looks. It is the
+	// damage that was found in the store while it was open; nil: none.
 	Distrust error
-	// Fatal is called where the store cannot go on and nothing can be undone: the
-	// write-ahead log or the manifest could not be written. It must not return,
-	// and must not touch the store, which may hold its locks at that moment.
-	// Nothing that was acknowledged is lost; the next Open recovers. nil panics,
-	// on whatever goroutine of Pebble's that is.
+	// Fatal ends the process. The store calls it where Pebble cannot go on: the
+	// write-ahead log or Pebble's MANIFEST could not be written. Fatal must not return,
+	// and must not use the store, which may hold its locks at that moment. Nothing that
+	// was acknowledged is lost; the next Open recovers. nil: the goroutine panics, which
+	// may be one of Pebble's.
 	Fatal func(message string)
 
-	// format is what is written; the zero value is the present one.
+	// format is the format that is written; the zero value is currentFormat.
 	format storeFormat
-	// fs is the file system; nil is the real one. Tests crash it.
+	// fs is the file system; nil: the real one. Tests crash it.
 	fs vfs.FS
-	// chunkBytes is how much of a load is sorted in memory at once, while half
-	// as much again is collected; 0: 16 MiB, about 190,000 rows with UUID ids.
+	// chunkBytes is how much of a load is sorted in memory at once, while half as much
+	// is collected; 0: 16 MiB, about 190,000 rows with UUID ids.
 	chunkBytes int
 	// fanIn is how many sorted runs of a load are merged at once; 0: MaxFanIn.
 	fanIn int
-	// memTableBytes; 0: 16 MiB.
+	// memTableBytes is the size of Pebble's memtables; 0: 16 MiB.
 	memTableBytes uint64
-	// openPauses are between the attempts of Open; nil: the variable of this name.
+	// openPauses are the pauses between the attempts of Open; nil: the variable of this
+	// name.
 	openPauses []time.Duration
-	// blockBytes of a table; 0: 32 KiB.
+	// blockBytes is the size of a table's blocks; 0: 32 KiB.
 	blockBytes int
 }
 

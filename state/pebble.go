@@ -14,17 +14,18 @@ import (
 	"dinnerbell/state/pebblecheck"
 )
 
-// pebbleOptions are what one open of a Pebble store takes.
+// pebbleOptions configure one open of a Pebble store.
 type pebbleOptions struct {
 	*pebble.Options
 	logger *pebbleLogger
 }
 
-// newPebbleOptions returns options that are sized for the daemon's budget of 300 MB with any number of
-// rows: 64 MiB of cache and at most four memtables of 16 MiB.
+// newPebbleOptions returns options for the daemon's memory budget of 300 MB, with any
+// number of rows: 64 MiB of cache and at most four memtables of 16 MiB. Pebble calls
+// corrupt when it finds damage in the background.
 func (o Options) newPebbleOptions(corrupt func(error)) *pebbleOptions {
 	logger := &pebbleLogger{log: o.Logger, fatal: o.Fatal}
-	var said atomic.Int64 // the second in which a background error was last logged
+	var lastWarning atomic.Int64 // the second in which a background error was last logged
 	p := &pebble.Options{
 		FS:                          pebblecheck.WatchLog(o.fs, logger.logFailed),
 		FormatMajorVersion:          pebble.FormatNewest,
@@ -36,24 +37,24 @@ func (o Options) newPebbleOptions(corrupt func(error)) *pebbleOptions {
 		CompactionConcurrencyRange:  func() (lower, upper int) { return 1, 2 },
 		EventListener: &pebble.EventListener{
 			DataCorruption: func(info pebble.DataCorruptionInfo) { corrupt(info.Details) },
-			// Of flushes and compactions, which are tried again.
+			// A flush or a compaction failed; Pebble tries it again.
 			BackgroundError: func(err error) {
 				if isDamage(err) {
 					corrupt(err)
 				}
-				if now := time.Now().Unix(); said.Swap(now) != now { // it may be tried again at once, over and over
+				if now := time.Now().Unix(); lastWarning.Swap(now) != now { // Pebble may try again at once, over and over
 					o.Logger.Warn("local state: background work failed and is tried again", "error", err)
 				}
 			},
 		},
 	}
 	// Measured with UUID ids: 61 bytes per subscription with these settings, 64
-	// with blocks of 16 KiB, 67 without zstd. The filters are 2.5 of them.
+	// with blocks of 16 KiB, 67 without zstd. The filters take 2.5 bytes of these.
 	for i := range p.Levels {
 		l := &p.Levels[i]
 		l.BlockSize = o.blockBytes
 		l.IndexBlockSize = 2 * o.blockBytes
-		// For the read before the write of a row that is not stored yet.
+		// The filter serves the read before the write of a row that is not stored yet.
 		l.FilterPolicy = bloom.FilterPolicy(10)
 		l.Compression = func() *block.CompressionProfile { return block.FastestCompression }
 	}
@@ -62,8 +63,8 @@ func (o Options) newPebbleOptions(corrupt func(error)) *pebbleOptions {
 	return &pebbleOptions{Options: p, logger: logger}
 }
 
-// openPebble opens a store. A damaged one can make Pebble panic, or end in its
-// Logger's Fatalf; both are errors here, for the store can be rebuilt.
+// openPebble opens a store. A damaged store can make Pebble panic, or call Fatalf of
+// its logger; openPebble returns both as errors, because the store can be rebuilt.
 func openPebble(store string, p *pebbleOptions) (db *pebble.DB, err error) {
 	p.logger.opening.Store(true)
 	defer p.logger.opening.Store(false)
@@ -80,7 +81,7 @@ func openPebble(store string, p *pebbleOptions) (db *pebble.DB, err error) {
 	}()
 	db, err = pebble.Open(store, p.Options)
 	if err != nil && strings.Contains(err.Error(), "name from file") {
-		// Pebble has no type for "comparer|merger name from file … != …".
+		// Pebble has no error type for "comparer|merger name from file … != …".
 		return nil, fmt.Errorf("open store: %w: %w", ErrForeign, err)
 	}
 	if err != nil {
@@ -89,17 +90,17 @@ func openPebble(store string, p *pebbleOptions) (db *pebble.DB, err error) {
 	return db, nil
 }
 
-// pebbleLogger passes Pebble's messages on. Its everyday news is debug detail.
+// pebbleLogger passes Pebble's messages on; routine messages become debug messages.
 type pebbleLogger struct {
 	log   *slog.Logger
 	fatal func(string) // Options.Fatal
-	// opening is true while pebble.Open runs, on whatever goroutine: what fails is
-	// then an error of Open, as far as Pebble lets it be one.
+	// opening is true while pebble.Open runs. A write that fails is then an error of
+	// Open and does not end the process.
 	opening atomic.Bool
 }
 
-// logFailed ends the process if the log cannot be written. While the store is
-// opened it returns the error, which Pebble then returns from its Open.
+// logFailed ends the process because the log cannot be written. While the store is
+// opened it returns the error instead, which Pebble then returns from its Open.
 func (l *pebbleLogger) logFailed(what string, err error) error {
 	if !l.opening.Load() {
 		l.Fatalf("%s: %v", what, err)
@@ -117,12 +118,12 @@ func (l *pebbleLogger) Errorf(format string, args ...any) {
 	l.log.Warn("pebble", "message", fmt.Sprintf(format, args...))
 }
 
-// Fatalf implements pebble.Logger, which must not return: Pebble calls it where
-// it cannot go on (the write-ahead log or the manifest was not written), often
-// on a goroutine of its own and with its locks held, so that the store cannot
-// even be closed. Ending the process is right there. While a store is opened it
-// can also be damage that Pebble did not expect: openPebble makes an error of it.
-// Not of a full disk: Pebble's Open hangs when it is left that way.
+// Fatalf implements pebble.Logger and must not return: Pebble calls it where it cannot
+// go on (the write-ahead log or the MANIFEST was not written), often on a goroutine of
+// its own and with its locks held, so that the store cannot even be closed. So the
+// process must end. While a store is opened, the cause can also be damage that Pebble
+// did not expect: openPebble returns it as an error. An error of the machine, such as
+// a full disk, ends the process even then: Pebble's Open hangs after a panic.
 func (l *pebbleLogger) Fatalf(format string, args ...any) {
 	stop := &fatalError{message: fmt.Sprintf(format, args...)}
 	for _, arg := range args {
@@ -137,14 +138,14 @@ func (l *pebbleLogger) Fatalf(format string, args ...any) {
 	panic(stop) //nolint:forbidigo // Pebble has no error path here, see above
 }
 
-// fatalError is what Fatalf panics with.
+// fatalError is the value with which Fatalf panics.
 type fatalError struct {
 	message string
-	cause   error // nil if there was none in what Pebble said
+	cause   error // the error among Fatalf's arguments; nil: there was none
 }
 
 // Error implements error.
 func (e *fatalError) Error() string { return "state: " + e.message }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *fatalError) Unwrap() error { return e.cause }

@@ -14,24 +14,24 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// Restore swaps stores by renames. These are the states that a crash can leave,
-// in order, and what the next Open (or Restore) makes of each:
+// Restore exchanges stores by renames. These are the states that a crash can leave,
+// in order, and the action of the next Open or Restore:
 //
-//	store/  restore.tmp/            drops restore.tmp/, which may be half of anything
-//	store/  restored/               goes on: restored/ is complete, it was decided
-//	        restored/  replaced-T/  goes on
+//	store/  restore.tmp/            remove restore.tmp/, which may be incomplete
+//	store/  restored/               go on: restored/ is complete
+//	        restored/  replaced-T/  go on
 //	store/             replaced-T/  nothing to do
 //
-// So the one rename from restore.tmp to restored is the moment at which the
-// store is the other one. replaced-T stays until [Store.DropReplaced] finds the
-// new rows good.
+// So the rename from restore.tmp to restored is the moment that decides. replaced-T
+// stays until [Store.DropReplaced] has checked the new rows.
 
-// Restore puts a copy of checkpoint id, which stays as it is, in the place of
-// the store, and tells what it was and where the store is now that it replaced
-// (nowhere, if there was none). The directory must not be in use ([ErrLocked]).
+// Restore puts a copy of checkpoint id in the place of the store. It returns the
+// checkpoint's manifest and the folder of the store that it replaced, "" if there was
+// none. The checkpoint stays as it is. The directory must not be in use
+// ([statedir.ErrLocked]).
 //
-// All rows are read first and compared with the manifest: from a checkpoint that
-// is damaged nothing is restored ([ErrBadCheckpoint]).
+// Restore first reads all rows of the copy and compares them with the manifest. It
+// restores nothing from a damaged checkpoint ([ErrBadCheckpoint]).
 func Restore(ctx context.Context, dir, id string, o Options) (m *Manifest, replaced string, err error) {
 	o = o.withDefaults()
 	lock, err := statedir.Lock(o.fs, dir)
@@ -78,8 +78,8 @@ func (m *Manifest) checkFiles(fsys vfs.FS, dir string) error {
 	return nil
 }
 
-// prepareRestore makes restore.tmp, a store of its own that stands where the manifest
-// says.
+// prepareRestore makes restore.tmp, a copy of the checkpoint's store that stands at the
+// manifest's position.
 func prepareRestore(ctx context.Context, o Options, dir string, m *Manifest) error {
 	to := o.fs.PathJoin(dir, statedir.RestoringName)
 	if err := o.fs.RemoveAll(to); err != nil {
@@ -107,7 +107,7 @@ func prepareRestore(ctx context.Context, o Options, dir string, m *Manifest) err
 	return err
 }
 
-// linkFile shares what is never written again and copies the rest.
+// linkFile makes a hard link of a file that is never written again, and copies others.
 func linkFile(fsys vfs.FS, from, to, name string) error {
 	from, to = fsys.PathJoin(from, name), fsys.PathJoin(to, name)
 	if strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob") {
@@ -116,8 +116,8 @@ func linkFile(fsys vfs.FS, from, to, name string) error {
 	return vfs.Copy(fsys, from, to)
 }
 
-// adoptCheckpoint checks the rows of the copy, moves it to the manifest's position, and
-// forgets what was delivered: a cache of another time is worth nothing.
+// adoptCheckpoint checks the rows of the copy, moves it to the manifest's position and
+// drops the delivered pairs, a cache that is out of date.
 func adoptCheckpoint(ctx context.Context, f storeFormat, db *pebble.DB, m *Manifest) error {
 	found, err := f.checkFormat(db)
 	if err != nil {
@@ -146,8 +146,8 @@ func adoptCheckpoint(ctx context.Context, f storeFormat, db *pebble.DB, m *Manif
 	return b.Commit(pebble.Sync)
 }
 
-// finishRestore brings a restore that was decided to its end, and drops one that
-// was not. It tells where the store is that was replaced, if that happened now.
+// finishRestore completes a restore that was decided, and removes one that was not. It
+// returns the folder of the store that it replaced now, "" if there is none.
 func finishRestore(fsys vfs.FS, dir string) (replaced string, err error) {
 	exists := func(name string) bool {
 		_, serr := fsys.Stat(fsys.PathJoin(dir, name))
@@ -174,7 +174,7 @@ func finishRestore(fsys vfs.FS, dir string) (replaced string, err error) {
 			return "", fmt.Errorf("finish restore: %w", err)
 		}
 	}
-	// It was about the store that is replaced.
+	// The mark of damage belongs to the replaced store.
 	if err := fsys.Remove(fsys.PathJoin(dir, statedir.CorruptName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("finish restore: %w", err)
 	}

@@ -12,26 +12,26 @@ import (
 	"dinnerbell/state/id"
 )
 
-// Scan reads subscriptions as of the moment it was made, whatever is applied,
-// loaded or truncated meanwhile, and the delivered pairs of that moment or
-// later. It has one owner. It pins files: close it soon.
+// Scan reads subscriptions as of the moment when it was made, whatever is applied,
+// loaded or truncated after it, and the delivered pairs of that moment or later. It has
+// one owner. It pins files: close it soon.
 type Scan struct {
 	s         *Store
 	gen       uint32
 	subs      *pebble.Iterator
 	delivered *pebble.Iterator
 
-	// Of the call under way.
+	// State of the call under way.
 	prefix  []byte // of the restaurant's join keys
 	seek    []byte
-	last    []byte // the last client looked at
-	mark    []byte // prefix of the campaign's delivered keys, then scratch
+	last    []byte // the last client that was read
+	mark    []byte // prefix of the campaign's delivered keys, then scratch memory
 	markLen int
-	marked  bool // delivered stands on a key
+	marked  bool // the iterator delivered is at a key
 }
 
-// lookRatio bounds how many rows a call looks at: this many times max. A
-// client who has been notified before, or who has several rows, yields nothing.
+// lookRatio bounds the rows that a call reads: lookRatio times its limit. Further rows
+// of a client, and clients who were notified before, yield nothing.
 const lookRatio = 16
 
 // NewScan returns a reader of the present state.
@@ -48,8 +48,8 @@ func (s *Store) NewScan() (*Scan, error) {
 	if err != nil {
 		return nil, s.checkDamage(fmt.Errorf("scan subscriptions: %w", err))
 	}
-	// While a long transaction is applied, subs may be an old snapshot. The
-	// newest delivered pairs are always the better ones.
+	// While a long transaction is applied, subs reads an old snapshot. The newest
+	// delivered pairs are always better.
 	delivered, err := s.db.NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
 	if err != nil {
 		return nil, s.checkDamage(errors.Join(fmt.Errorf("scan delivered pairs: %w", err), subs.Close()))
@@ -57,14 +57,13 @@ func (s *Store) NewScan() (*Scan, error) {
 	return &Scan{s: s, gen: gen, subs: subs, delivered: delivered}, nil
 }
 
-// Undelivered appends to dst up to limit distinct clients of restaurant that
-// come after the client after (from the start if it is ""), in packed order,
-// and are not marked as delivered for campaign. With campaign "" it lists all.
+// Undelivered appends to dst up to limit distinct clients of restaurant that come after
+// the client after (from the start if after is ""), in packed order, and are not marked
+// as delivered for campaign. With campaign "" it appends all clients.
 //
-// last is the last client that was looked at, delivered or not; it is after if
-// there was none. Passed as after, it continues. done says that there are no
-// more. A call may return nothing and not be done: it looks at a bounded
-// number of rows.
+// last is the last client that was read, delivered or not, and equals after if there was
+// none: pass it as after to continue. done reports that there are no more clients. A call
+// may append nothing and not be done, because it reads a bounded number of rows.
 func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limit int) (last id.ID, done bool, err error) {
 	if c.subs == nil {
 		return after, false, ErrClosed
@@ -86,16 +85,17 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 	return id.ID(c.last), done, nil
 }
 
-// seekRestaurant bounds subs to the restaurant's keys behind the client after.
+// seekRestaurant bounds the iterator subs to the restaurant's keys behind the client
+// after.
 func (c *Scan) seekRestaurant(restaurant, after id.ID) {
 	c.prefix = appendJoinPrefix(c.prefix[:0], c.gen, restaurant)
 	c.seek = prefixEnd(c.seek[:0], c.prefix)
-	c.subs.SetBounds(c.prefix, c.seek) // copied
+	c.subs.SetBounds(c.prefix, c.seek) // Pebble copies the bounds
 	c.last = append(c.last[:0], after...)
 	c.seek = appendSeekKey(c.seek[:0], c.prefix, after)
 }
 
-// seekDelivered sets delivered to the first pair behind the client after.
+// seekDelivered moves the iterator delivered to the first pair behind the client after.
 func (c *Scan) seekDelivered(campaign, after id.ID) {
 	c.marked = false
 	if campaign == "" {
@@ -110,7 +110,7 @@ func (c *Scan) seekDelivered(campaign, after id.ID) {
 	c.mark = c.mark[:c.markLen]
 }
 
-// appendSeekKey appends to dst the key at which the clients behind after begin.
+// appendSeekKey appends to dst the first key that a client behind after can have.
 func appendSeekKey(dst, prefix []byte, after id.ID) []byte {
 	start := len(dst)
 	dst = append(append(dst, prefix...), after...)
@@ -122,7 +122,7 @@ func appendSeekKey(dst, prefix []byte, after id.ID) []byte {
 	return append(dst[:start], dst[end:]...)
 }
 
-// mergeUndelivered walks both iterators once, in step: they are sorted by client.
+// mergeUndelivered reads both iterators once, in step: both are sorted by client.
 func (c *Scan) mergeUndelivered(dst *id.List, limit int) (done bool, err error) {
 	full, looked := dst.Len()+limit, 0
 	for ok := c.subs.SeekGE(c.seek); ok; ok = c.subs.Next() {
@@ -145,9 +145,10 @@ func (c *Scan) mergeUndelivered(dst *id.List, limit int) (done bool, err error) 
 	return true, nil
 }
 
-// wasDelivered moves delivered up to client and says whether it stands there.
+// wasDelivered moves the iterator delivered up to client and reports whether the client
+// is there.
 func (c *Scan) wasDelivered(client []byte) bool {
-	const near = 8 // so many steps cost about as much as a seek
+	const near = 8 // steps that cost about as much as a seek
 	for steps := 0; c.marked; steps++ {
 		switch cmp := bytes.Compare(c.delivered.Key()[c.markLen:], client); {
 		case cmp == 0:
@@ -164,7 +165,7 @@ func (c *Scan) wasDelivered(client []byte) bool {
 	return false
 }
 
-// Close releases what the scan pins.
+// Close releases the files that the scan pins.
 func (c *Scan) Close() error {
 	if c.subs == nil {
 		return nil
@@ -200,11 +201,11 @@ func (c *Scan) countAudience(restaurant id.ID) (n int64, err error) {
 	return n, nil
 }
 
-// SimilarRestaurant finds a restaurant with subscriptions whose id is not the
-// given one and that SQL may take for equal to it: another spelling of a UUID (a
-// uuid column gives it back canonically), blanks at the end (a char(n) column does
-// not count them), other letter case (citext, a collation that ignores case; only all
-// lower and all upper case are looked for). It costs a few seeks.
+// SimilarRestaurant finds a restaurant with subscriptions whose id differs from the given
+// id but may be equal in SQL: another spelling of a UUID (a uuid column returns the
+// canonical one), blanks at the end (a char(n) column ignores them), other letter case
+// (citext, a collation that ignores case; the search tries all lower and all upper case
+// only). It costs a few seeks.
 func (s *Store) SimilarRestaurant(restaurant string) (id string, found bool, err error) {
 	scan, err := s.NewScan()
 	if err != nil {
@@ -234,8 +235,9 @@ func (c *Scan) findSimilar(restaurant string) (id string, found bool, err error)
 	return "", false, nil
 }
 
-// firstRestaurant is text if that restaurant has subscriptions, or with padded
-// the first one that is text and blanks; "" if there is none.
+// firstRestaurant returns text if that restaurant has subscriptions. With padded it
+// returns the first restaurant whose id is text and blanks. It returns "" if there is
+// none.
 func (c *Scan) firstRestaurant(text string, padded bool) (string, error) {
 	release, err := c.s.acquire()
 	if err != nil {
@@ -244,7 +246,7 @@ func (c *Scan) firstRestaurant(text string, padded bool) (string, error) {
 	defer release()
 	packed, err := id.Pack(text)
 	if err != nil {
-		return "", nil // it is no id, so nobody has it
+		return "", nil // text cannot be an id, so no restaurant has it
 	}
 	if padded {
 		packed = id.TextPrefix(text + " ")
@@ -272,7 +274,7 @@ func (c *Scan) checkSimilar(err error) error {
 	return c.s.checkDamage(fmt.Errorf("look for a similar restaurant: %w", err))
 }
 
-// canonicalUUID gives the canonical spelling of what Postgres' uuid type accepts:
+// canonicalUUID returns the canonical spelling of a text that Postgres' uuid type accepts:
 // any letter case, braces, a hyphen after any group of four digits.
 // https://www.postgresql.org/docs/current/datatype-uuid.html
 func canonicalUUID(text string) (string, bool) {
@@ -286,9 +288,9 @@ func canonicalUUID(text string) (string, bool) {
 	return digits[:8] + "-" + digits[8:12] + "-" + digits[12:16] + "-" + digits[16:20] + "-" + digits[20:], true
 }
 
-// MarkDelivered remembers, under a name, that clients have got a campaign. It
-// is a cache: what a crash takes of it costs time, not a second notification,
-// so it is not synced.
+// MarkDelivered stores, under a name, that clients have got a campaign. It does not sync:
+// the delivered pairs are a cache, and pairs that a crash loses cost time, not a second
+// notification.
 func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
 	done, err := s.acquire()
 	if err != nil {
@@ -353,7 +355,7 @@ func (s *Store) dropDelivered(prefixes [][]byte) error {
 	return nil
 }
 
-// Delivered counts the pairs in the cache. It reads all of them.
+// Delivered counts the delivered pairs. It reads all of them.
 func (s *Store) Delivered() (n int, err error) {
 	done, err := s.acquire()
 	if err != nil {

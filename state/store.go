@@ -1,7 +1,6 @@
-// Package state is dinnerbell's durable local store: the subscriptions as of one
-// position of the Postgres log, in the order in which the join reads them, and
-// a cache of what was already delivered. It is written by package cdc, read by
-// package stream, and can always be rebuilt.
+// Package state is dinnerbell's durable local store: the subscriptions as of one position
+// of the Postgres log, in the order in which the join reads them, and a cache of delivered
+// pairs. Package cdc writes it, package stream reads it, and it can always be rebuilt.
 package state
 
 import (
@@ -27,16 +26,16 @@ type Store struct {
 	db          *pebble.DB
 	pebbleOpts  *pebbleOptions
 	checkpoints checkpoints
-	aside       AsideStore // what Open set aside
+	aside       AsideStore // the store that Open set aside
 	damage      damageReport
 	disk        diskReserve
 
-	// closeMu is held shared by every call and exclusively by Close, so that none
-	// meets a closed Pebble, which panics.
+	// closeMu: every call holds it shared and Close holds it exclusively, because a call
+	// on a closed Pebble panics.
 	closeMu sync.RWMutex
 	closed  bool
 
-	// writeMu makes writers take turns and guards what follows.
+	// writeMu makes writers take turns and guards the fields below.
 	writeMu sync.Mutex
 	// written is the state record as it stands in the store. While a
 	// transaction is applied in parts it is ahead of view.record.
@@ -45,27 +44,28 @@ type Store struct {
 	changes changeSet
 	nextGen uint32
 	loading bool
-	// touched takes note of what is applied, for [Frozen.Mend]; nil: for nobody.
+	// touched collects the rows that are changed, for [Frozen.Mend]; nil while nothing
+	// is frozen.
 	touched *touchedRows
 
-	// mu guards what readers see.
+	// mu guards view.
 	mu   sync.RWMutex
 	view readerView
 }
 
-// readerView is what readers see: one whole-transaction state.
+// readerView is the state that readers see, that of a whole transaction.
 type readerView struct {
 	stateRecord
 	// durable is the end LSN that is certain to survive a crash.
 	durable id.LSN
 	src     Source
 	loaded  bool
-	// beforeTransaction is the store as it was before the first part of the transaction
-	// that is being applied; nil when none is.
+	// beforeTransaction is the store before the first part of the transaction that is
+	// being applied in parts; nil while none is.
 	beforeTransaction *pebble.Snapshot
 }
 
-// rowReaderLocked is where the view's rows are read.
+// rowReaderLocked returns the reader of the view's rows. The caller holds mu.
 func (s *Store) rowReaderLocked() pebble.Reader {
 	if s.view.beforeTransaction != nil {
 		return s.view.beforeTransaction
@@ -73,7 +73,8 @@ func (s *Store) rowReaderLocked() pebble.Reader {
 	return s.db
 }
 
-// acquire admits a call. done must be called at its end; it is nil with an error.
+// acquire admits a call to the open store. The caller calls done at its end; done is nil
+// with an error.
 func (s *Store) acquire() (done func(), err error) {
 	s.closeMu.RLock()
 	if s.closed {
@@ -83,8 +84,8 @@ func (s *Store) acquire() (done func(), err error) {
 	return s.closeMu.RUnlock, nil
 }
 
-// Close releases the directory. Scans and loaders must have been closed. What
-// was applied but not synced is kept as well.
+// Close closes the store and releases the directory. Close scans and loaders before.
+// Batches that were applied but not synced are kept as well.
 func (s *Store) Close() error {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
@@ -110,34 +111,34 @@ func (s *Store) currentView() readerView {
 	return s.view
 }
 
-// Instance returns the id of this state directory: random, and the same at each
-// Open. A directory that was copied or cloned gets an id of its own at its first
-// Open, so no two directories in use have the same: whatever bears the id, in
-// Postgres say, and is not of this process, was left by a process that is gone.
+// Instance returns the id of this state directory: random, and the same at each Open. A
+// copied or cloned directory gets a new id at its first Open, so that no two directories
+// in use have the same id. An object that bears the id, in Postgres for example, and was
+// not made by this process, was left behind by an earlier process.
 func (s *Store) Instance() string { return s.instance }
 
-// Source tells what the state mirrors; ok is false until a first load has been
-// finished. Without one the rows and positions mean nothing.
+// Source returns the source that the state mirrors; ok is false until a first load was
+// finished. Until then, rows and positions mean nothing.
 func (s *Store) Source() (src Source, ok bool) {
 	v := s.currentView()
 	return v.src, v.loaded
 }
 
-// Disk returns how much room there is; false where the file system cannot tell.
+// Disk returns how much room there is; false where the file system does not report it.
 func (s *Store) Disk() (Disk, bool) { return s.disk.measureDisk() }
 
-// EndLSN is the end of the last transaction that readers see. A crash may set
-// it back to [Store.DurableLSN]; a load that was begun earlier may too.
+// EndLSN returns the end of the last transaction that readers see. A crash may set it
+// back to [Store.DurableLSN]; a load that began earlier may set it back too.
 func (s *Store) EndLSN() id.LSN { return s.currentView().end }
 
-// DurableLSN is the end LSN up to which everything is on disk: what may be
+// DurableLSN returns the end LSN up to which everything is on disk and may be
 // acknowledged to Postgres.
 func (s *Store) DurableLSN() id.LSN { return s.currentView().durable }
 
-// Subscriptions is the number of rows with both ids, duplicates included.
+// Subscriptions returns the number of rows with both ids, duplicates included.
 func (s *Store) Subscriptions() int64 { return s.currentView().rows }
 
-// Torn says that a crash came between the parts of a transaction, so readers
-// see half of it. It ends with the Apply that ends the transaction, which
-// Postgres sends again from [Store.EndLSN].
+// Torn reports whether a crash came between the parts of a transaction, so that readers
+// see half of it. The state ends with the Apply that ends the transaction, which Postgres
+// sends again from [Store.EndLSN].
 func (s *Store) Torn() bool { return s.currentView().torn }

@@ -21,26 +21,27 @@ import (
 const (
 	// tableBytes is the size at which a table ends and the next begins.
 	tableBytes = 32 << 20
-	// maxBuilders is how many goroutines make tables at most. Each holds a range
-	// of keys in memory.
+	// maxBuilders is the largest number of goroutines that make tables. Each holds a
+	// range of keys in memory.
 	maxBuilders = 4
 )
 
-// tableBuilder makes the tables of a load of what was spilt.
+// tableBuilder makes the tables of a load from its runs and ranges.
 type tableBuilder struct {
 	l    *Loader
 	keys extsort.RangeReader
 
-	mu     sync.Mutex // guards below
+	mu     sync.Mutex // guards the fields below
 	tables []string
-	rows   int64 // that were written to the row index
+	rows   int64 // keys of the row index that were written
 	joins  int64 // join keys that were written
 }
 
-// buildTask makes some of the tables. bag is scratch.
+// buildTask makes some of the tables. bag is scratch memory.
 type buildTask func(bag *extsort.KeyBuffer) error
 
-// buildTables makes tables without overlap. Whoever is done with one takes the next.
+// buildTables makes tables whose keys do not overlap. Its goroutines take one task after
+// the other.
 func (l *Loader) buildTables() (tables []string, err error) {
 	if l.rows == 0 {
 		return nil, nil
@@ -79,9 +80,9 @@ func (l *Loader) buildTables() (tables []string, err error) {
 	return b.tables, nil
 }
 
-// listTasks begins with the row index, which is one task and the longest. Ranges of
-// join keys are taken together that fill a table; the last ones get smaller, so
-// that all goroutines end at about the same time.
+// listTasks returns the tasks. The first makes the row index, the longest task. Each of
+// the others takes as many ranges of join keys as fill a table; the last tasks are
+// smaller, so that all goroutines end at about the same time.
 func (b *tableBuilder) listTasks() []buildTask {
 	list := []buildTask{func(*extsort.KeyBuffer) error { return b.buildRows() }}
 	all := b.l.parts.All()
@@ -120,8 +121,8 @@ func (b *tableBuilder) buildJoins(some []extsort.Range, bag *extsort.KeyBuffer) 
 	return b.finishTask(out, nil)
 }
 
-// buildRange writes one range: sorted in memory, or in runs if it is too large
-// for that.
+// buildRange writes one range, sorted in memory, or in runs if it does not fit into
+// memory.
 func (b *tableBuilder) buildRange(out *tableWriter, d *extsort.Range, bag *extsort.KeyBuffer) error {
 	if b.keys.FitsBuffer(d) {
 		return b.keys.EachBuffer(d, bag, func() error {
@@ -153,7 +154,7 @@ func (b *tableBuilder) buildRange(out *tableWriter, d *extsort.Range, bag *extso
 	return b.mergeRuns(out, sorted)
 }
 
-// mergeRuns writes the records of runs, which are removed then.
+// mergeRuns writes the records of runs, and removes the runs.
 func (b *tableBuilder) mergeRuns(out *tableWriter, sorted *extsort.Runs) error {
 	if err := errors.Join(sorted.Merge(b.l.s.o.fanIn, out.addRecord), sorted.Remove()); err != nil {
 		return fmt.Errorf("merge sorted runs: %w", err)
@@ -161,7 +162,8 @@ func (b *tableBuilder) mergeRuns(out *tableWriter, sorted *extsort.Runs) error {
 	return nil
 }
 
-// finishTask ends a task that ended with err.
+// finishTask closes the tables of a task, adds them to the result and joins their errors
+// to err.
 func (b *tableBuilder) finishTask(out *tableWriter, err error) error {
 	err = errors.Join(err, out.closeTables())
 	b.mu.Lock()
@@ -175,7 +177,7 @@ func (b *tableBuilder) finishTask(out *tableWriter, err error) error {
 	return err
 }
 
-// tableWriter cuts sorted records into tables.
+// tableWriter writes sorted records into tables of a limited size.
 type tableWriter struct {
 	l       *Loader
 	space   byte
@@ -183,22 +185,22 @@ type tableWriter struct {
 	records int64
 	names   []string
 	w       *sstable.Writer
-	closing chan error // of the table before, whose end is waited for while the next is written; nil: there is none
+	closing chan error // receives the result of closing the previous table, while the next one is written; nil: there is none
 }
 
 func newTableWriter(l *Loader, space byte) *tableWriter {
 	return &tableWriter{l: l, space: space, key: appendGen(nil, space, l.gen)}
 }
 
-// addRecord appends a record, with its key without keyspace and generation. It returns
-// ErrDuplicateRow if a key comes twice, which only one with the same row id can.
+// addRecord appends a record. Its key comes without keyspace and generation. It returns
+// ErrDuplicateRow if a key comes twice: then two rows have the same row id.
 func (t *tableWriter) addRecord(key, value []byte) error {
 	if t.records > 0 && bytes.Equal(t.key[genLen:], key) {
 		return duplicateError(t.space, t.key)
 	}
 	t.key = append(t.key[:genLen], key...)
 	t.records++
-	const often = 1 << 8 // is looked at how large it is
+	const often = 1 << 8 // records between two looks at the table's size
 	if t.w == nil || t.records%often == 0 && t.w.Raw().EstimatedSize() >= tableBytes {
 		if err := t.beginTable(); err != nil {
 			return err
@@ -232,8 +234,8 @@ func (t *tableWriter) beginTable() error {
 	return nil
 }
 
-// endTable begins to close the table, which waits for the disk, and waits for the end
-// of the one before.
+// endTable begins to close the table, on a goroutine because that waits for the disk, and
+// waits until the previous table is closed.
 func (t *tableWriter) endTable() error {
 	if t.w == nil {
 		return nil
@@ -268,7 +270,7 @@ func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
 	}
 	o := l.s.pebbleOpts.MakeWriterOptions(len(l.s.pebbleOpts.Levels)-1, l.s.db.TableFormat())
 	if space == spaceJoin {
-		o.FilterPolicy = nil // no join key is ever looked up by itself
+		o.FilterPolicy = nil // the join only scans: no join key is ever looked up
 		o.Compression = joinCompression
 	} else {
 		o.Compression = rowCompression
@@ -276,11 +278,11 @@ func (l *Loader) newTable(name string, space byte) (*sstable.Writer, error) {
 	return sstable.NewWriter(objstorageprovider.NewFileWritable(f), o), nil
 }
 
-// How the tables of a load are compressed: cheaper than what compactions write,
-// which took as long as the sorting. Blocks that shrink little are compressed as
-// well. Measured as for newPebbleOptions: 60.9 bytes per subscription. Join keys are
-// client ids for the most part, which do not shrink: zstd would save 2.3 bytes.
-// In rows a restaurant may come again, which zstd makes use of: 3.7 bytes.
+// The compression of a load's tables is cheaper than that of compactions, which would take
+// as long as the sorting. It compresses blocks that shrink little as well. Measured as for
+// newPebbleOptions: 60.9 bytes per subscription. Join keys are client ids for the most
+// part, which do not shrink: zstd would save 2.3 bytes. In rows a restaurant may come
+// again, of which zstd makes use: it saves 3.7 bytes.
 var (
 	joinCompression = alwaysCompress(*block.FastestCompression)
 	rowCompression  = alwaysCompress(*block.BalancedCompression)
@@ -291,8 +293,8 @@ func alwaysCompress(p block.CompressionProfile) *block.CompressionProfile {
 	return &p
 }
 
-// ingestTables puts the tables into the store, durably. They share no key with
-// anything in it: the generation is new.
+// ingestTables puts the tables into the store, durably. They share no key with the store,
+// because the generation is new.
 func (l *Loader) ingestTables(tables []string) error {
 	if len(tables) == 0 {
 		return nil
