@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
@@ -44,8 +43,10 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 		return nil, err
 	}
 	defer client.Close()
-	k := &topic.Facts{Config: cfg.Kafka, Moment: moment, Admin: kadm.NewClient(client)}
-	if k.Cluster, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*topic.Cluster, error) { return topic.ReadCluster(ctx, client, cfg.Kafka) }); err != nil {
+	k, err := bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*topic.Facts, error) {
+		return topic.ReadFacts(ctx, client, cfg.Kafka, moment)
+	})
+	if err != nil {
 		return nil, err
 	}
 	s := &sink.Facts{Cfg: cfg.Sink, T: cfg.Sink.Tables(), Conn: conn, Lanes: len(k.Cluster.Topics[cfg.Kafka.Campaigns].Partitions)}

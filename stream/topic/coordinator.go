@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"dinnerbell/internal/precondition"
 )
 
 // Coordinator is the broker that answers for a transactional id or a group.
@@ -29,11 +30,11 @@ func GroupCoordinator(group string) Coordinator { return Coordinator{0, "__consu
 // and from one request without the client's retries. It returns nil where it finds
 // nothing.
 func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Client) error {
-	cluster, err := ReadCluster(ctx, client, cfg)
+	facts, err := ReadFacts(ctx, client, cfg, precondition.AtStart)
 	if err != nil {
 		return err
 	}
-	found, err := checkInternalTopics(ctx, &Facts{Config: cfg, Admin: kadm.NewClient(client), Cluster: cluster})
+	found, err := checkInternalTopics(ctx, facts)
 	if err != nil {
 		return err
 	}
@@ -45,7 +46,7 @@ func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Clien
 	err = c.Find(ctx, client)
 	if errors.Is(err, kerr.CoordinatorNotAvailable) {
 		return fmt.Errorf("%w: the brokers, %d, cannot make topic %s, or too few of its replicas are up; brokers make it with three replicas by default, whose number is a setting of theirs (%s)",
-			err, len(cluster.brokers), c.topic, c.replicaSettings())
+			err, len(facts.Cluster.brokers), c.topic, c.replicaSettings())
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"dinnerbell/internal/precondition"
@@ -38,6 +39,16 @@ type Facts struct {
 	Moment  precondition.Moment
 	Admin   *kadm.Client // for a check that reads more than Cluster
 	Cluster *Cluster     // read before the checks
+}
+
+// ReadFacts reads the facts for the checks of a moment. The checks use the client
+// too: the caller closes it after them.
+func ReadFacts(ctx context.Context, client *kgo.Client, cfg Config, moment precondition.Moment) (*Facts, error) {
+	cluster, err := ReadCluster(ctx, client, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Facts{Config: cfg, Moment: moment, Admin: kadm.NewClient(client), Cluster: cluster}, nil
 }
 
 // alterHint returns the command that changes a setting of a topic.
