@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// persistEvery is how often a position that only keepalives moved goes to
-	// the disk, so that a quiet table does not pin WAL.
+	// persistEvery is how often a position that only keepalives moved goes to the
+	// disk, so that a quiet table does not pin WAL.
 	persistEvery = time.Second
-	// persistBytes is how far it may move before it goes there at once: others
-	// may write hundreds of megabytes in a second.
+	// persistBytes is how far the position may move before it goes to the disk at
+	// once: other tables may write hundreds of megabytes in a second.
 	persistBytes = 8 << 20
 	// syncEvery is the least time between two fsyncs.
 	syncEvery = 100 * time.Millisecond
 )
 
-// applier brings what was received into the store, in order.
+// applier brings the received changes into the store, in order.
 type applier struct {
 	store *state.Store
 	queue *groupQueue
@@ -43,7 +43,7 @@ type applier struct {
 	beforeApply func(*state.Batch)
 }
 
-// run applies groups until ctx ends. Visibility does not wait for the disk:
+// run applies groups until ctx ends. Rows become visible before they are on disk:
 // the syncer follows behind.
 func (a *applier) run(ctx context.Context) error {
 	defer a.leaveGate()
@@ -76,8 +76,8 @@ func (a *applier) run(ctx context.Context) error {
 	}
 }
 
-// applyGroup makes one group visible and only then moves the position, so that
-// whoever waits for the position finds the rows.
+// applyGroup makes one group visible and only then moves the position, so that a
+// caller who waits for the position finds the rows.
 func (a *applier) applyGroup(ctx context.Context, g *changeGroup) error {
 	if !g.isEmpty() {
 		if err := a.writeBatch(ctx, &g.batch); err != nil {
@@ -90,7 +90,8 @@ func (a *applier) applyGroup(ctx context.Context, g *changeGroup) error {
 	return nil
 }
 
-// tryWriteBatch applies a batch. A batch that ends a transaction closes its parts.
+// tryWriteBatch applies a batch, and opens the gate behind a batch that ends a
+// transaction.
 func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
 	if !a.holdsGate && !a.gate.enter(ctx) {
 		return ctx.Err()
@@ -119,7 +120,7 @@ func (a *applier) tryWriteBatch(ctx context.Context, b *state.Batch) error {
 	return nil
 }
 
-// leaveGate opens the gate at the end of a transaction.
+// leaveGate opens the gate, if the applier holds it.
 func (a *applier) leaveGate() {
 	if a.holdsGate {
 		a.holdsGate = false
@@ -127,8 +128,8 @@ func (a *applier) leaveGate() {
 	}
 }
 
-// persistPosition stores the position that keepalives brought. Not while a transaction
-// lies there in parts: its end would seem to be reached.
+// persistPosition stores the position that keepalives brought. It does nothing in
+// the middle of a transaction: the transaction would seem to be complete.
 func (a *applier) persistPosition(ctx context.Context) error {
 	end := a.pos.load()
 	if a.gate.InTransaction() {
@@ -139,7 +140,7 @@ func (a *applier) persistPosition(ctx context.Context) error {
 		return nil
 	}
 	err := a.tryWriteBatch(ctx, &state.Batch{End: end})
-	if errors.Is(err, state.ErrDiskFull) { // it can wait: the position is observed all the same
+	if errors.Is(err, state.ErrDiskFull) { // the write can wait: readers observe the position all the same
 		a.leaveGate()
 		a.noteNoRoom(err.Error())
 		return nil
@@ -147,8 +148,8 @@ func (a *applier) persistPosition(ctx context.Context) error {
 	return err
 }
 
-// syncLoop makes durable what was applied, and only then lets it be
-// acknowledged, as far as the newest checkpoint allows.
+// syncLoop makes applied changes durable, and only then lets Postgres be told of
+// them, as far as the newest checkpoint allows.
 func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *checkpointKeeper, back *replication.StatusSender) error {
 	pace, clock := time.NewTicker(syncEvery), time.NewTicker(keepEvery)
 	defer pace.Stop()

@@ -10,23 +10,24 @@ import (
 )
 
 const (
-	// nudgeAfter is how long a target may take to come by itself. Longer than
-	// a commit takes to be decoded and applied, shorter than anybody notices.
+	// nudgeAfter is how long a target may take to be reached without help: longer
+	// than a commit takes to be decoded and applied, shorter than anybody notices.
 	nudgeAfter = 4 * time.Millisecond
-	// nudgeUnflushed is the same where the server had not flushed the target
-	// yet: either somebody's commit is just doing that, or nobody will before
-	// the WAL writer's next round, in up to 200 ms.
+	// nudgeUnflushed is nudgeAfter for a target that the server had not flushed
+	// yet: either somebody's commit is flushing it, or nobody will before the WAL
+	// writer's next round, in up to 200 ms.
 	nudgeUnflushed = time.Millisecond
 	// nudgeAtMost is the longest pause between two nudges of one waiter.
 	nudgeAtMost = time.Second
 )
 
 // awaitStrict returns nil once the local state holds everything that was committed
-// in Postgres before the call: the changes that the stream sends, and those of
-// the catalogs that it does not send, such as ATTACH PARTITION.
+// in Postgres before the call: the changes that the stream sends, and the changes
+// of the catalogs that it does not send, such as ATTACH PARTITION.
 func (b *freshnessBarrier) awaitStrict(ctx context.Context) error { return b.awaitAnswered(ctx, 0) }
 
-// awaitAnswered is strict that leaves the stream at least so long to come by itself.
+// awaitAnswered is awaitStrict that nudges the stream no sooner than after
+// patience.
 func (b *freshnessBarrier) awaitAnswered(ctx context.Context, patience time.Duration) error {
 	for {
 		settled := b.settled.wait()
@@ -54,8 +55,9 @@ func (b *freshnessBarrier) awaitAnswered(ctx context.Context, patience time.Dura
 	}
 }
 
-// awaitStream is strict for who replaces or compares the rows: it waits for what the
-// stream sends alone.
+// awaitStream is awaitStrict without the catalogs: it waits for the changes that
+// the stream sends. Rebuild and verification use it, which replace or compare the
+// rows themselves.
 func (b *freshnessBarrier) awaitStream(ctx context.Context) error {
 	for {
 		r, err := b.queries.join(ctx, b.stopped)
@@ -68,12 +70,12 @@ func (b *freshnessBarrier) awaitStream(ctx context.Context) error {
 	}
 }
 
-// awaitTarget waits until the local state has come to the round's target.
+// awaitTarget waits until the local state has come to the query's target.
 //
-// Normally a commit or a keepalive brings it. A target can also lie where none
-// will be sent: a WAL position inside of a record while the server idles, or a
+// Normally a commit or a keepalive brings it there. A target can also lie where the
+// server sends neither: inside of a record while the server idles, or behind a
 // commit with synchronous_commit = off that waits for the WAL writer. Then a
-// transaction of our own brings the stream past it.
+// transaction of our own brings the stream past the target.
 func (b *freshnessBarrier) awaitTarget(ctx context.Context, r *positionQuery, patience time.Duration) error {
 	var nudge *time.Timer
 	wait := nudgeAfter
@@ -107,29 +109,29 @@ func (b *freshnessBarrier) awaitTarget(ctx context.Context, r *positionQuery, pa
 	}
 }
 
-// positionQuery is one query that asks the server how far it is, for all callers that
-// came before it was sent.
+// positionQuery is one question to the server how far it is, for all callers that
+// came before the question was sent.
 type positionQuery struct {
 	done      chan struct{} // closed when the fields below are set
-	asked     time.Time     // before the query was sent: what was committed by then lies before target
+	asked     time.Time     // before the query was sent: all that was committed by then lies before target
 	target    id.LSN
 	unflushed bool   // the server had not flushed target when it was read
-	changed   bool   // the catalogs were not those that the rows belong to; what that means is being found out
+	changed   bool   // the catalogs are others than those of the rows; watchCatalogs looks into it
 	epoch     uint64 // of the session that served it
 }
 
-// queryQueue is where callers of Barrier and the probe meet.
+// queryQueue connects the callers of Barrier with the probe.
 type queryQueue struct {
 	wake chan struct{} // cap 1: to the probe
 
 	mu sync.Mutex // guards below
-	// unsent are the rounds whose query is still to be sent: one, or more when
-	// a session ended between taking one and answering it.
+	// unsent are the queries that are still to be sent: one, or more when a session
+	// ended between taking a query and answering it.
 	unsent []*positionQuery
 	nudge  bool
 }
 
-// join joins the next round and waits for its answer.
+// join joins the next query and waits for its answer.
 func (q *queryQueue) join(ctx context.Context, stopped <-chan struct{}) (*positionQuery, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -159,8 +161,8 @@ func (q *queryQueue) requestNudge() {
 	wakeWaiter(q.wake)
 }
 
-// takeUnsent gives what is to be done. Rounds that were taken must be answered or put
-// back.
+// takeUnsent returns the queries to be sent, and whether a nudge is wanted. Queries
+// that were taken must be answered or put back.
 func (q *queryQueue) takeUnsent() (unsent []*positionQuery, nudge bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -169,7 +171,7 @@ func (q *queryQueue) takeUnsent() (unsent []*positionQuery, nudge bool) {
 	return unsent, nudge
 }
 
-// putBack keeps unanswered rounds for the next session.
+// putBack keeps unanswered queries for the next session.
 func (q *queryQueue) putBack(unsent []*positionQuery) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

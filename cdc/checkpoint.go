@@ -18,14 +18,14 @@ const (
 	// maxHeldBack is how much WAL may wait for the next checkpoint; then one is
 	// made for it.
 	maxHeldBack = 32 << 20
-	// maxUncovered is how much may wait while no checkpoint can be made. What is
-	// durable is then acknowledged without one. A server with less than the advised
-	// max_slot_wal_keep_size lets less wait.
+	// maxUncovered is how much WAL may wait while no checkpoint can be made.
+	// Durable changes are then acknowledged without one. A server with less than
+	// the advised max_slot_wal_keep_size lets less wait.
 	maxUncovered = source.KeepSizeAdvised / keepSizeShare
-	// keepEvery is how often the keeper looks at the clock. A checkpoint that
-	// failed is tried again, and one whose rows stay the same is moved, about
-	// as often; moved also when this many bytes would be acknowledged by it, a
-	// segment of WAL: less Postgres cannot remove.
+	// keepEvery is how often the keeper looks at the clock. A failed checkpoint is
+	// tried again, and a checkpoint whose rows stay the same is moved, about as
+	// often. It is moved also when moveAtOnce bytes would be acknowledged by that,
+	// a segment of WAL: Postgres cannot remove less.
 	keepEvery  = time.Second
 	moveAtOnce = 16 << 20
 	// warnEvery is how often a checkpoint that fails again and again is logged.
@@ -34,25 +34,27 @@ const (
 	// for the WAL's sake.
 	checkpointPause = 2 * time.Second
 	// keepSizeShare of max_slot_wal_keep_size is the most that checkpoints hold
-	// back. The rest is for what nobody can hurry: whole segments, and the server's
-	// restart_lsn, which follows the acknowledgement at its next checkpoint.
+	// back. The rest is for the parts that nobody can hurry: whole segments, and
+	// the server's restart_lsn, which follows the acknowledgement at the server's
+	// next checkpoint.
 	keepSizeShare = 4
 )
 
-// CheckpointStatus is how it stands with the checkpoints.
+// CheckpointStatus is the condition of the checkpoints at one moment.
 type CheckpointStatus struct {
-	// ID, Made and LSN are of the newest one of the rows that are served; "" is none.
+	// ID, Made and LSN are those of the newest checkpoint of the served rows; ID
+	// "": there is no checkpoint.
 	ID   string
 	Made time.Time
 	LSN  id.LSN
-	// HeldBack is how many bytes of WAL are durable here and wait for the next one
-	// before they can be acknowledged.
+	// HeldBack is how many bytes of WAL are durable here and wait for the next
+	// checkpoint before they can be acknowledged.
 	HeldBack int64
-	// Error is why the last one failed, until one succeeds.
+	// Error is why the last checkpoint failed, until one succeeds.
 	Error string
 }
 
-// checkpointStats is written by the keeper.
+// checkpointStats are the numbers behind CheckpointStatus. The keeper writes them.
 type checkpointStats struct {
 	mu  sync.Mutex // guards now
 	now CheckpointStatus
@@ -86,21 +88,21 @@ func (s *checkpointStats) noteOutcome(err error) {
 }
 
 // checkpointKeeper makes checkpoints while a session streams, and holds the
-// acknowledgement back to the newest one: what Postgres still has is then all
-// that a restore of it needs. The customer's database goes first, though: where
-// no checkpoint can be made, or max_slot_wal_keep_size is small, the keeper lets
-// the slot pass the newest checkpoint, and a restore of it leads to a snapshot.
-// It belongs to the syncer.
+// acknowledgement back to the newest one: then Postgres still has all WAL that a
+// restore of that checkpoint needs. The customer's database goes first, though:
+// where no checkpoint can be made, or max_slot_wal_keep_size is small, the keeper
+// lets the slot pass the newest checkpoint, and a restore of it leads to a
+// snapshot. The syncer's goroutine alone uses it.
 type checkpointKeeper struct {
 	every       time.Duration // 0: no checkpoints, and nothing is held back
 	nextOffsets func() map[int32]int64
 	store       *state.Store
 	log         *slog.Logger
 	stats       *checkpointStats
-	// KeepSize is the server's max_slot_wal_keep_size in bytes; -1: no limit.
+	// keepSize returns the server's max_slot_wal_keep_size in bytes; -1: no limit.
 	keepSize func() int64
-	// floor is what the slot was acknowledged up to when the session began, or
-	// past the newest checkpoint since. What lies before it does not come again.
+	// floor is the acknowledged position when the session began, or a later one
+	// past the newest checkpoint. WAL before it does not come again.
 	floor id.LSN
 
 	failed                       error // why the last checkpoint could not be made
@@ -114,8 +116,8 @@ func newCheckpointKeeper(m *Mirror, floor id.LSN) *checkpointKeeper {
 	}
 }
 
-// heldBackBounds gives how much WAL may wait before a checkpoint is made for it, and how
-// much before it is acknowledged without one.
+// heldBackBounds returns how much WAL may wait before a checkpoint is made for it,
+// and how much before it is acknowledged without one.
 func (k *checkpointKeeper) heldBackBounds() (soft, hard id.LSN) {
 	hard = math.MaxInt64
 	if k.failed != nil {
@@ -127,8 +129,8 @@ func (k *checkpointKeeper) heldBackBounds() (soft, hard id.LSN) {
 	return min(maxHeldBack, hard/2), hard
 }
 
-// limitAcknowledgement gives how far may be acknowledged of what is durable: never less than
-// was before, since not every server refuses to go back.
+// limitAcknowledgement returns the position up to which durable changes may be
+// acknowledged: never less than before, since not every server refuses to go back.
 func (k *checkpointKeeper) limitAcknowledgement(durable id.LSN) id.LSN {
 	if k.every == 0 {
 		return durable
@@ -147,7 +149,8 @@ func (k *checkpointKeeper) limitAcknowledgement(durable id.LSN) id.LSN {
 	return to
 }
 
-// newestCheckpointLSN is where the newest checkpoint stands; 0: there is none.
+// newestCheckpointLSN returns the position of the newest checkpoint; 0: there is no
+// checkpoint.
 func (k *checkpointKeeper) newestCheckpointLSN() id.LSN {
 	m, ok := k.store.NewestCheckpoint()
 	if !ok {
@@ -159,13 +162,14 @@ func (k *checkpointKeeper) newestCheckpointLSN() id.LSN {
 	return m.EndLSN
 }
 
-// advanceAcknowledgement moves the newest checkpoint on or makes another, if one of the two is
-// due, and gives what may be acknowledged of what is durable. A checkpoint that
-// fails is tried again later; it is an error only where the store is unusable.
+// advanceAcknowledgement moves the newest checkpoint on or makes another, if one of
+// the two is due, and returns the position up to which durable changes may be
+// acknowledged. A failed checkpoint is tried again later; it is an error only where
+// the store is unusable.
 //
-// A server that shuts down waits until all is acknowledged. It need not wait
-// for a checkpoint: it has ended the session's other connections before, which
-// ends the session.
+// A server that shuts down waits until all is acknowledged. It need not wait for a
+// checkpoint: it has ended the session's other connections before, which ends the
+// session.
 func (k *checkpointKeeper) advanceAcknowledgement(durable id.LSN) (id.LSN, error) {
 	if k.every == 0 {
 		return durable, nil
@@ -183,8 +187,8 @@ func (k *checkpointKeeper) advanceAcknowledgement(durable id.LSN) (id.LSN, error
 	return k.limitAcknowledgement(durable), nil
 }
 
-// moveOrMake does what is due. Where the newest checkpoint cannot be moved, another is
-// made as if its rows had changed.
+// moveOrMake moves the newest checkpoint or makes another, whichever is due. Where
+// the newest cannot be moved, another is made as if its rows had changed.
 func (k *checkpointKeeper) moveOrMake(durable id.LSN) error {
 	now := time.Now()
 	err := k.moveNewest(now, durable)
@@ -197,7 +201,8 @@ func (k *checkpointKeeper) moveOrMake(durable id.LSN) error {
 	return k.failed
 }
 
-// moveNewest lets the newest checkpoint stand for what is durable, if that is due.
+// moveNewest lets the newest checkpoint stand for the durable state, if that is
+// due.
 func (k *checkpointKeeper) moveNewest(now time.Time, durable id.LSN) error {
 	at := k.newestCheckpointLSN()
 	soft, _ := k.heldBackBounds()
@@ -224,7 +229,7 @@ func (k *checkpointKeeper) makeCheckpoint(now time.Time, cause state.Cause) erro
 	}
 	m, err := k.store.Checkpoint(cause, offsets)
 	if errors.Is(err, state.ErrNotWhole) {
-		return nil // a large transaction is under way; nothing can be acknowledged before its end anyway
+		return nil // a large transaction is under way; nothing can be acknowledged before its end in any case
 	}
 	if err != nil {
 		return err
@@ -239,7 +244,7 @@ func (k *checkpointKeeper) makeCheckpoint(now time.Time, cause state.Cause) erro
 	return nil
 }
 
-// dueCause says why a checkpoint must be made now, "" if none must.
+// dueCause returns why a checkpoint must be made now; "" if none is due.
 func (k *checkpointKeeper) dueCause(now time.Time, durable id.LSN) state.Cause {
 	at, since := k.newestCheckpointLSN(), now.Sub(k.store.LastTimed())
 	soft, _ := k.heldBackBounds()

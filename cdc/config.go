@@ -8,15 +8,15 @@ import (
 	"dinnerbell/cdc/tablecopy"
 )
 
-// Config says which table is mirrored and through what.
+// Config names the mirrored table and how the mirror follows it.
 type Config struct {
-	// The table and how to reach it. New appends the id of the store's directory to
-	// ApplicationName, which tells this instance from all others. Its Checkpoints
-	// follow from CheckpointEvery.
+	// Config names the table and how to reach it. New appends the id of the store's
+	// directory to ApplicationName, which distinguishes this instance from all
+	// others. Checkpoints follows from CheckpointEvery.
 	source.Config
 
-	// HaltOnLost: where the stream cannot bring the local state forward any more,
-	// Run returns a *halt.Error instead of taking a new snapshot over a complete one.
+	// HaltOnLost: where the stream can no longer bring the local state forward, Run
+	// returns a *halt.Error instead of taking a new snapshot over a complete one.
 	HaltOnLost bool
 
 	// Freshness is what Barrier waits for; default Strict.
@@ -25,11 +25,11 @@ type Config struct {
 	MaxStaleness time.Duration
 
 	// CheckpointEvery is how often a checkpoint of the state is made. The slot is
-	// then acknowledged no further than the newest stands for. 0: none is made,
-	// and what is durable is acknowledged.
+	// then acknowledged no further than the newest checkpoint. 0: no checkpoints;
+	// every durable change is acknowledged.
 	CheckpointEvery time.Duration
-	// NextOffsets gives what the checkpoints note beside the rows: the next
-	// offsets of the input, by partition. It may be nil.
+	// NextOffsets returns the next offsets of the input, by partition, which
+	// checkpoints note beside the rows. It may be nil.
 	NextOffsets func() map[int32]int64
 
 	copyLimits tablecopy.Limits // for tests

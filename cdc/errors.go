@@ -12,16 +12,18 @@ import (
 )
 
 var (
-	// ErrStopped says that the mirror's Run has returned: nobody follows the source.
+	// ErrStopped reports that the mirror's Run has returned: nobody follows the
+	// source.
 	ErrStopped = errors.New("the mirror is not running")
 
-	// errMoved: the session that a target was read in is over. LSNs of two
-	// servers do not compare, so the target is read again.
+	// errMoved reports that the session in which a target was read is over. LSNs of
+	// two servers do not compare, so the target is read again.
 	errMoved = errors.New("replication session ended")
 )
 
-// isUnreachable tells whether a session ended because the server cannot be reached
-// or ended the connection, and not by a short disk or a server without a free slot.
+// isUnreachable reports whether a session ended because the server cannot be
+// reached or ended the connection. A full disk, or a server without a free slot, is
+// no such reason.
 func isUnreachable(err error) bool {
 	if state := source.SQLState(err); state != "" {
 		return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P")

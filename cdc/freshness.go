@@ -10,47 +10,48 @@ import (
 	"dinnerbell/state"
 )
 
-// Freshness says what [Mirror.Barrier] waits for.
+// Freshness selects how fresh the local state must be for [Mirror.Barrier].
 type Freshness string
 
 const (
 	// Strict waits until the local state holds everything that was committed
 	// in Postgres before the call. It is the default.
 	Strict Freshness = "strict"
-	// Bounded waits only while the mirror is not known to have been fresh
-	// within the last Config.MaxStaleness. The moment at which it is known to
-	// have been fresh is the newest one at which the server was asked for its
-	// position, if that position has been reached here since: what was
-	// committed before that moment is here. Whatever is asked between two
-	// joins, several times per MaxStaleness, counts. A server that commits
-	// nothing is where it was, so that a mirror whose stream is stuck stays
-	// fresh as long as it misses nothing. After a start nothing is known yet.
+	// Bounded waits only while the mirror is not known to have been fresh within
+	// the last Config.MaxStaleness. The mirror is known to have been fresh at a
+	// moment at which the server was asked for its position, once that position has
+	// been reached here: everything that was committed before that moment is here.
+	// Questions between two joins, several per MaxStaleness, count too. A server
+	// that commits nothing stays at its position, so that a mirror whose stream is
+	// stuck stays fresh as long as it misses nothing. After a start nothing is
+	// known yet.
 	Bounded Freshness = "bounded"
-	// Off never waits, but for the first complete snapshot: there is no join
-	// against nothing, nor against half of a transaction that a crash left.
+	// Off never waits, except for the first complete snapshot: no join reads an
+	// empty state, nor half of a transaction that a crash left behind.
 	Off Freshness = "off"
 )
 
 const (
-	// asksPerStaleness is how often the position is asked for while the
-	// freshness is bounded, and maxAskEvery the longest time between two.
+	// asksPerStaleness is how often the position is asked for while the freshness
+	// is bounded, and maxAskEvery the longest time between two questions.
 	asksPerStaleness = 5
 	maxAskEvery      = time.Second
-	// maxAsking bounds the positions that were asked for and not yet reached.
-	// They cover more than MaxStaleness: older ones would tell nothing.
+	// maxAsking bounds the questions whose positions are not reached yet. They
+	// cover more than MaxStaleness: older ones would be of no use.
 	maxAsking = 2 * asksPerStaleness
-	// rowsEvery is how often it is looked whether there are rows to join with.
+	// rowsEvery is the time between two looks whether there are rows to join with.
 	rowsEvery = 20 * time.Millisecond
 )
 
 // Barrier returns nil once the local state is as fresh as Config.Freshness asks
-// for; see there. It waits as long as that takes, through a snapshot and
-// reconnects too, and returns ctx's error when ctx ends, or ErrStopped when Run
-// has returned and nothing can become fresh any more. Any number of goroutines
-// may call it; they share queries.
+// for. It waits as long as that takes, through a snapshot and reconnects too. It
+// returns ctx's error when ctx ends, and ErrStopped when Run has returned and
+// nothing can become fresh any more. Any number of goroutines may call it; they
+// share queries.
 func (m *Mirror) Barrier(ctx context.Context) error { return m.barrier.await(ctx) }
 
-// freshnessBarrier is the barrier. It outlives sessions: callers wait across them.
+// freshnessBarrier is the state behind [Mirror.Barrier]. It outlives sessions:
+// callers wait across them.
 type freshnessBarrier struct {
 	freshness    Freshness
 	maxStaleness time.Duration
@@ -64,7 +65,7 @@ type freshnessBarrier struct {
 	settled broadcast // the rows and the catalogs may agree again
 }
 
-// await waits as long as the freshness asks for.
+// await waits until the state is as fresh as the configuration asks for.
 func (b *freshnessBarrier) await(ctx context.Context) error {
 	wait := b.awaitStrict
 	switch b.freshness {
@@ -82,9 +83,9 @@ func (b *freshnessBarrier) await(ctx context.Context) error {
 	return err
 }
 
-// awaitBounded waits until the mirror is known to have been fresh lately. A position
-// asked for at the call is as good as one that was asked for before it and is
-// reached only now.
+// awaitBounded waits until the mirror is known to have been fresh lately. A
+// position that was asked for before the call and is reached only now is as good as
+// one that is asked for at the call.
 func (b *freshnessBarrier) awaitBounded(ctx context.Context) error {
 	if ok, _ := b.fresh.freshWithin(b.maxStaleness); ok {
 		return nil
@@ -108,7 +109,8 @@ func (b *freshnessBarrier) awaitBounded(ctx context.Context) error {
 	}
 }
 
-// awaitRows waits until there is a complete snapshot, and no half transaction in it.
+// awaitRows waits until there is a complete snapshot, without half a transaction in
+// it.
 func (b *freshnessBarrier) awaitRows(ctx context.Context) error {
 	tick := time.NewTicker(rowsEvery)
 	defer tick.Stop()
@@ -126,7 +128,7 @@ func (b *freshnessBarrier) awaitRows(ctx context.Context) error {
 	}
 }
 
-// startAsking keeps asking, if it is needed, until stop.
+// startAsking runs askRegularly until stop, if the freshness is bounded.
 func (b *freshnessBarrier) startAsking(ctx context.Context) (stop func()) {
 	if b.freshness != Bounded {
 		return func() {}
@@ -137,10 +139,10 @@ func (b *freshnessBarrier) startAsking(ctx context.Context) (stop func()) {
 	return func() { cancel(); asking.Wait() }
 }
 
-// askRegularly asks for the server's position until ctx ends, so that it is known
-// how stale the mirror is when a join comes. Positions are asked for although
-// earlier ones are not reached yet: a mirror that is always a little behind
-// would seem to be twice as far.
+// askRegularly asks for the server's position until ctx ends, so that the staleness
+// is known when a join comes. It asks although earlier positions are not reached
+// yet: otherwise a mirror that is always a little behind would seem to be twice as
+// far behind.
 func (b *freshnessBarrier) askRegularly(ctx context.Context) {
 	every := max(min(b.maxStaleness/asksPerStaleness, maxAskEvery), time.Millisecond)
 	tick := time.NewTicker(every)
@@ -154,21 +156,23 @@ func (b *freshnessBarrier) askRegularly(ctx context.Context) {
 			return
 		case <-tick.C:
 			asking.TryGo(func() error {
-				_ = b.awaitAnswered(ctx, every) // it notes what it finds out; nobody waits, so it writes nothing early
+				_ = b.awaitAnswered(ctx, every) // it notes the moment; nobody waits, so it writes nothing early
 				return nil
 			})
 		}
 	}
 }
 
-// knownFresh is the moment that [Bounded] describes; it only moves forward.
+// knownFresh is the newest moment at which the mirror is known to have been fresh,
+// see [Bounded]. It only moves forward.
 type knownFresh struct {
 	mu    sync.Mutex // guards below
 	at    time.Time
 	moved chan struct{} // closed at the next move; nil while nobody waits
 }
 
-// noteMoment takes a moment at which the server told a position that is reached now.
+// noteMoment notes a moment at which the server gave a position that is reached
+// now.
 func (k *knownFresh) noteMoment(at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -182,15 +186,15 @@ func (k *knownFresh) noteMoment(at time.Time) {
 	}
 }
 
-// newestMoment is the newest one so far.
+// newestMoment returns the newest moment so far.
 func (k *knownFresh) newestMoment() time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.at
 }
 
-// freshWithin says whether the moment lies no further back than limit, and gives a
-// channel that closes when it moves.
+// freshWithin reports whether the moment lies no further back than limit, and
+// returns a channel that closes when the moment moves.
 func (k *knownFresh) freshWithin(limit time.Duration) (ok bool, moved <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -15,29 +15,30 @@ import (
 )
 
 const (
-	// nearEnough is how long the new rows may need to come to where the old ones
-	// are before the stream is held for it.
+	// nearEnough is how long the new rows may need to reach the position of the old
+	// ones before the stream is paused for them.
 	nearEnough = 50 * time.Millisecond
-	// maxHolds is how often the stream is held in vain before a rebuild gives up.
+	// maxHolds is how often the stream is paused in vain before a rebuild gives up.
 	maxHolds = 20
-	// maxAttempts is how often a rebuild or a verification starts over because
-	// what it had read was of no use.
+	// maxAttempts is how often a rebuild or a verification starts over because the
+	// rows that it had read were of no use.
 	maxAttempts = 5
 	// maxCatchUp is how many changes go to the new rows in one write.
 	maxCatchUp = 4096
 )
 
-// Rebuilt is what a rebuild has done.
+// Rebuilt is the result of a rebuild.
 type Rebuilt struct {
 	Subscriptions int64
 	At            id.LSN // where the new rows took over
 }
 
 // RebuildOnline replaces the rows by those of a new snapshot, while Run goes on
-// with the old ones: the new ones are brought forward by a stream of their own,
-// and take over at the end of a transaction at which both stand. Readers and the
-// barrier wait for it half a second at most, normally a few milliseconds. On an
-// error the old rows go on. It returns [ErrBusy] if it cannot begin now.
+// with the old rows. A second stream brings the new rows forward; they take over at
+// the end of a transaction, at the position of the old rows. Readers and the
+// barrier wait for that half a second at most, normally a few milliseconds. After
+// an error the old rows are served as before. It returns [ErrBusy] if it cannot
+// begin now.
 func (m *Mirror) RebuildOnline(ctx context.Context) (done Rebuilt, err error) {
 	ctx, w, err := m.work.begin(ctx, WorkRebuild)
 	if err != nil {
@@ -54,7 +55,7 @@ type onlineRebuild struct {
 	side *sideStream // of the attempt under way
 }
 
-// run starts over where what was read is of no use.
+// run makes attempts until one was of use.
 func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	for range maxAttempts {
 		if done, err = r.attempt(ctx); !errors.Is(err, tablecopy.ErrRewritten) {
@@ -65,7 +66,7 @@ func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	return done, err
 }
 
-// attempt is one try. It returns ErrRewritten if another is needed.
+// attempt makes one attempt. It returns ErrRewritten if another is needed.
 func (r *onlineRebuild) attempt(ctx context.Context) (done Rebuilt, err error) {
 	if r.side, err = openSideStream(ctx, r.m, r.work, source.RowsOutdated); err != nil {
 		return done, err
@@ -109,7 +110,7 @@ func (r *onlineRebuild) loadBeside(ctx context.Context) (g *state.Generation, er
 	return g, nil
 }
 
-// takeOver brings g to where the store is, and lets it take over there.
+// takeOver brings g to the position of the store, and lets it take over there.
 func (r *onlineRebuild) takeOver(ctx context.Context, g *state.Generation) (at id.LSN, err error) {
 	// From here on the store is behind the snapshot, whatever it was before.
 	if err := r.m.barrier.awaitStream(ctx); err != nil {
@@ -134,12 +135,13 @@ func (r *onlineRebuild) takeOver(ctx context.Context, g *state.Generation) (at i
 	return 0, fmt.Errorf("more is written than can be followed: the stream was held %d times in vain; try again when less is written", maxHolds)
 }
 
-// errHeldTooLong: the stream went on before the new rows had come to where it
-// stood.
+// errHeldTooLong reports that the stream went on before the new rows had come to
+// its position.
 var errHeldTooLong = errors.New("the stream would have had to wait too long")
 
-// flipGeneration holds the stream, brings the new rows to where it stands and lets them
-// take over. What the side stream sends after that position is not looked at.
+// flipGeneration pauses the stream, brings the new rows to its position and lets
+// them take over. Changes that the side stream sends behind that position are not
+// read.
 func (r *onlineRebuild) flipGeneration(ctx context.Context, to *generationWriter) (id.LSN, error) {
 	h, err := r.m.gate.pause(ctx, maxHold)
 	if err != nil {
@@ -182,7 +184,7 @@ type generationWriter struct {
 	batch state.Batch
 }
 
-// followTo applies all that ended up to target.
+// followTo applies every transaction that ended up to target.
 func (f *generationWriter) followTo(s *sideStream, target id.LSN) error {
 	if err := s.readTo(target, f.collectPiece); err != nil {
 		return err

@@ -11,13 +11,12 @@ import (
 // over from a newer snapshot.
 const maxOverlay = 64 << 20
 
-// overlay is what became of the rows that changed between a snapshot and a later
-// position. It goes over the rows of the snapshot: together they are the table
-// as of that position.
+// overlay holds the rows that changed between a snapshot and a later position. Laid
+// over the rows of the snapshot, it gives the table as of that position.
 type overlay struct {
 	rows map[id.RowID]overlayRow
-	// unknown are the rows of which it cannot be told: Postgres did not send a
-	// value that was left alone. They are not compared.
+	// unknown are rows whose content cannot be known: Postgres did not send a value
+	// that an UPDATE left alone. They are not compared.
 	unknown   map[id.RowID]struct{}
 	bytes     int
 	truncated bool
@@ -33,10 +32,10 @@ func newOverlay() *overlay {
 	return &overlay{rows: map[id.RowID]overlayRow{}, unknown: map[id.RowID]struct{}{}}
 }
 
-// isUseless says that there is no point in going on with it.
+// isUseless reports whether going on with the overlay makes no sense.
 func (o *overlay) isUseless() bool { return o.truncated || o.bytes > maxOverlay }
 
-// addChange takes note of a change.
+// addChange notes a change.
 func (o *overlay) addChange(c *id.Change) {
 	switch c.Op {
 	case id.Insert, id.Update:
@@ -81,8 +80,8 @@ func (o *overlay) setRow(id id.RowID, row overlayRow, known bool) {
 	o.bytes += int(unsafe.Sizeof(row)) + 2*len(id) + len(row.restaurant) + len(row.client)
 }
 
-// sink hands the rows of the snapshot on to another sink, but for those that
-// have changed since.
+// overlaySink hands the rows of the snapshot on to another sink, except for those
+// that have changed since.
 type overlaySink struct {
 	over *overlay
 	to   tablecopy.RowSink
@@ -99,7 +98,7 @@ func (s *overlaySink) Add(id id.RowID, restaurant, client id.ID) error {
 	return s.to.Add(id, restaurant, client)
 }
 
-// addChanged hands on what the rows that changed are now.
+// addChanged hands on the present content of the rows that changed.
 func (s *overlaySink) addChanged() error {
 	for id, row := range s.over.rows {
 		if row.gone {

@@ -9,7 +9,7 @@ import (
 
 // appliedPosition is how far the local state is: everything that committed up to
 // observed is visible. It moves with applied transactions and with keepalives,
-// which come when nothing was sent for us.
+// which come when the server had nothing to send.
 type appliedPosition struct {
 	observed atomic.Uint64
 	// inTransaction: a part of a transaction is in the store, its end is not. It
@@ -22,10 +22,10 @@ type appliedPosition struct {
 	moved     chan struct{} // closed at the next change; nil while nobody waits
 }
 
-// load gives the position of the moment. It only grows within a session.
+// load returns the position of the moment. It only grows within a session.
 func (p *appliedPosition) load() id.LSN { return id.LSN(p.observed.Load()) }
 
-// openSession begins a session, at what the store holds.
+// openSession begins a session at the position of the store.
 func (p *appliedPosition) openSession(at id.LSN) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -35,7 +35,7 @@ func (p *appliedPosition) openSession(at id.LSN) {
 	p.wakeLocked()
 }
 
-// closeSession ends the session: what was read from its server is void.
+// closeSession ends the session: positions that were read from its server are void.
 func (p *appliedPosition) closeSession() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -43,7 +43,7 @@ func (p *appliedPosition) closeSession() {
 	p.wakeLocked()
 }
 
-// advance is called by the applier alone.
+// advance moves the position. The applier alone calls it.
 func (p *appliedPosition) advance(to id.LSN) {
 	if uint64(to) > p.observed.Load() {
 		p.observed.Store(uint64(to))
@@ -53,7 +53,7 @@ func (p *appliedPosition) advance(to id.LSN) {
 	p.mu.Unlock()
 }
 
-// wakeLocked lets all who wait look again. The caller holds mu.
+// wakeLocked lets all waiters look again.
 func (p *appliedPosition) wakeLocked() {
 	if p.moved != nil {
 		close(p.moved)
@@ -61,7 +61,7 @@ func (p *appliedPosition) wakeLocked() {
 	}
 }
 
-// currentEpoch gives the session's number, 0 if there is none.
+// currentEpoch returns the session's number; 0: no session streams.
 func (p *appliedPosition) currentEpoch() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,8 +71,8 @@ func (p *appliedPosition) currentEpoch() uint64 {
 	return p.epoch
 }
 
-// watchEpoch tells how far the session epoch is, and a channel that closes when that
-// changes. ok is false if that session is over.
+// watchEpoch returns how far the session epoch is, and a channel that closes when
+// that changes. ok is false if that session is over.
 func (p *appliedPosition) watchEpoch(epoch uint64) (at id.LSN, moved <-chan struct{}, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -27,7 +27,7 @@ type positionProbe struct {
 	changed chan struct{} // cap 1: to watch
 }
 
-// run answers rounds until ctx ends or the connection fails.
+// run answers queries until ctx ends or the connection fails.
 func (p *positionProbe) run(ctx context.Context) error {
 	for {
 		select {
@@ -50,16 +50,17 @@ func (p *positionProbe) run(ctx context.Context) error {
 	}
 }
 
-// answerQueries reads how far the server is and asks for a keepalive if we are not
-// there yet. The keepalive comes behind all that was sent before it.
+// answerQueries reads how far the server is, and asks for a keepalive if the local
+// state is not there yet. The keepalive comes behind everything that was sent
+// before it.
 func (p *positionProbe) answerQueries(ctx context.Context, unsent []*positionQuery) error {
 	asked := time.Now()
 	target, flushed, identity, err := p.readTarget(ctx)
 	if err != nil {
 		return err
 	}
-	// What was read last is compared with what the rows are now: they only become
-	// newer.
+	// The identity that was read is compared with that of the present rows, which
+	// only become newer.
 	stored, _ := p.store.Source()
 	changed := stored.Catalog != identity
 	if changed {
@@ -75,13 +76,13 @@ func (p *positionProbe) answerQueries(ctx context.Context, unsent []*positionQue
 	return nil
 }
 
-// readTarget gives a position at or behind the end of everything that was committed
-// before the call, how much the server had flushed, and the source's identity as
-// all that shows that was committed before the call.
+// readTarget returns a position at or behind the end of everything that was
+// committed before the call, how much the server had flushed, and the source's
+// identity, which covers everything that was committed before the call.
 //
 // The insert position covers commits with synchronous_commit = off, which are
-// visible before they are flushed, and it is always the end of a record, while
-// a flush position may lie inside of one.
+// visible before they are flushed, and it is always the end of a record, while a
+// flush position may lie inside of one.
 func (p *positionProbe) readTarget(ctx context.Context) (target, flushed id.LSN, identity string, err error) {
 	at, err := p.query.Read(ctx, p.sql)
 	if err != nil {
@@ -100,9 +101,9 @@ const (
 	minSegment      = 1 << 20
 )
 
-// skipPageHeader undoes a peculiarity of the insert position: at the start of a
-// page it lies behind the page's header, where no record ends, so that nothing
-// would ever reach it while the server idles (after pg_switch_wal() always).
+// skipPageHeader corrects the insert position at the start of a page: there it lies
+// behind the page's header, where no record ends, so that nothing would ever reach
+// it while the server idles (always so after pg_switch_wal()).
 func skipPageHeader(insert, flush id.LSN) id.LSN {
 	switch {
 	case insert == flush+shortPageHeader && flush%walPage == 0,
@@ -112,7 +113,7 @@ func skipPageHeader(insert, flush id.LSN) id.LSN {
 	return insert
 }
 
-// emitNudge commits a transaction of our own, which moves the stream.
+// emitNudge commits a transaction of the daemon's own, which moves the stream.
 func (p *positionProbe) emitNudge(ctx context.Context) error {
 	if err := p.db.EmitMessage(ctx, p.sql); err != nil {
 		return err
@@ -121,10 +122,10 @@ func (p *positionProbe) emitNudge(ctx context.Context) error {
 	return nil
 }
 
-// ignoreCanceled drops the error that a query gives because ctx ended.
+// ignoreCanceled drops an error that came because ctx ended.
 func ignoreCanceled(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // dropping it is what this is for
+		return nil //nolint:nilerr // this function drops it on purpose
 	}
 	return err
 }

@@ -10,33 +10,34 @@ import (
 )
 
 const (
-	// maxQueueBytes bounds what is received and not yet applied. A receiver
-	// that waits here is no harm: feedback goes on without it.
+	// maxQueueBytes bounds the changes that are received and not yet applied. A
+	// receiver that waits here does no harm: the status sender goes on without it.
 	maxQueueBytes = 16 << 20
-	// maxGroupChanges is up to where small transactions are applied together.
-	// Larger groups gain nothing and make the barrier wait.
+	// maxGroupChanges is the size up to which small transactions are applied
+	// together. Larger groups gain nothing and make the barrier wait.
 	maxGroupChanges = 1024
 )
 
-// changeGroup is one call of Apply: whole transactions, or one part of a cut one. Or
-// a keepalive alone: then batch is empty and nothing is to be applied.
+// changeGroup is one call of Apply: whole transactions, or one part of a large one.
+// Or a keepalive alone: then batch is empty and nothing is to be applied.
 type changeGroup struct {
 	batch   state.Batch
 	bytes   int
-	partial bool // a part of a cut transaction
-	// observed is a position up to which everything has been received with
-	// this group and those before it.
+	partial bool // a part of a large transaction
+	// observed is a position: everything up to it has been received with this group
+	// and those before it.
 	observed id.LSN
-	// persist asks to bring observed to the disk at once: the server wants to
-	// know, it may be shutting down and waits for us.
+	// persist asks to bring observed to the disk at once: the server asked for an
+	// answer, and may wait for us to shut down.
 	persist bool
 }
 
-// isEmpty says that the group is a keepalive's position only.
+// isEmpty reports whether the group is a keepalive's position only.
 func (g *changeGroup) isEmpty() bool { return !g.partial && g.batch.End == 0 }
 
-// groupQueue hands groups from the receiver to the applier. Keepalives go through it
-// too, so that a position is never seen before what was received ahead of it.
+// groupQueue hands groups from the receiver to the applier. Keepalives go through
+// it too, so that a position is never observed before the changes that were
+// received ahead of it.
 type groupQueue struct {
 	ready chan struct{} // cap 1: there may be a group
 	space chan struct{} // cap 1: there may be room
@@ -47,8 +48,8 @@ type groupQueue struct {
 	free   [][]id.Change
 }
 
-// newGroupQueue makes an empty queue, for one session: what a broken session left
-// in its queue is sent again by the server.
+// newGroupQueue makes an empty queue for one session: the server sends again what a
+// broken session left in its queue.
 func newGroupQueue() *groupQueue {
 	return &groupQueue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 }
@@ -62,8 +63,8 @@ func wakeWaiter(c chan struct{}) {
 }
 
 // put copies a piece in, and waits while the queue is full. A small transaction
-// joins the one before it if that has not been taken yet, so that one Apply
-// carries as much as came in during the last.
+// joins the one before it if the applier has not taken that yet, so that one Apply
+// carries everything that came in during the last.
 func (q *groupQueue) put(ctx context.Context, p pgoutput.Piece) error {
 	for {
 		q.mu.Lock()
@@ -82,7 +83,7 @@ func (q *groupQueue) put(ctx context.Context, p pgoutput.Piece) error {
 	}
 }
 
-// addLocked appends p. The caller holds mu.
+// addLocked appends p.
 func (q *groupQueue) addLocked(p pgoutput.Piece) {
 	q.bytes += p.Bytes
 	if n := len(q.groups); n > 0 && !p.Partial {
@@ -119,7 +120,8 @@ func (q *groupQueue) putKeepalive(walEnd id.LSN, persist bool) {
 	wakeWaiter(q.ready)
 }
 
-// take gives the next group, if there is one. It must come back through done.
+// take returns the next group, if there is one. The caller gives it back with
+// release.
 func (q *groupQueue) take() (changeGroup, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -135,7 +137,7 @@ func (q *groupQueue) take() (changeGroup, bool) {
 	return g, true
 }
 
-// release frees what an applied group took.
+// release frees the memory of an applied group.
 func (q *groupQueue) release(g changeGroup) {
 	clear(g.batch.Changes)
 	q.mu.Lock()

@@ -14,24 +14,24 @@ import (
 )
 
 // maxRenewals is how often in a row a rebuild beside the served rows may fail
-// before the mirror takes a snapshot in their place: the server may have no slot
-// or walsender left for a second stream, or more be written than can be followed.
+// before the mirror takes a snapshot in their place: the server may have no slot or
+// walsender left for a second stream, or more may be written than can be followed.
 const maxRenewals = 5
 
-// renewal rebuilds the rows beside those that are served, where the catalogs
-// changed in a way that no message tells. The stream goes on meanwhile, and a
-// strict join waits until the new rows have taken over: see [Mirror.awaitStrict].
+// renewal rebuilds the rows beside the served ones where the catalogs changed in a
+// way that the stream does not report. The stream goes on meanwhile, and a strict
+// join waits until the new rows have taken over: see freshnessBarrier.awaitStrict.
 //
-// It outlives sessions, as a rebuild does that was asked for by an operator.
+// It outlives sessions, as a rebuild does that an operator asked for.
 type renewal struct {
 	m       *Mirror
 	wanted  chan string  // cap 1: the reason
-	running atomic.Bool  // then none is wanted
+	running atomic.Bool  // a rebuild is under way: no other is wanted
 	failed  atomic.Int32 // attempts in a row
 }
 
-// request asks for a rebuild; a *NewSnapshotError says that it cannot be done beside the
-// served rows.
+// request asks for a rebuild. It returns a *NewSnapshotError if the rows cannot be
+// rebuilt beside the served ones.
 func (n *renewal) request(reason string) error {
 	switch {
 	case n.running.Load():
@@ -47,7 +47,7 @@ func (n *renewal) request(reason string) error {
 	return nil
 }
 
-// start serves the renewal until stop.
+// start serves requests until stop.
 func (n *renewal) start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
@@ -72,8 +72,8 @@ func (n *renewal) start(ctx context.Context) (stop func()) {
 	return func() { cancel(); serving.Wait() }
 }
 
-// renewRows is one rebuild. Where it fails, the session's next look at the catalogs
-// asks again.
+// renewRows makes one rebuild. Where it fails, the session's next look at the
+// catalogs asks again.
 func (n *renewal) renewRows(ctx context.Context, reason string) (err error) {
 	n.m.log.Info("the catalogs changed; rebuilding the subscriptions beside those that are served", "reason", reason)
 	n.m.stats.setRebuildReason(reason)
@@ -101,13 +101,13 @@ func (n *renewal) renewRows(ctx context.Context, reason string) (err error) {
 	return err
 }
 
-// broadcast wakes all who wait for something that others have found out.
+// broadcast wakes everybody who waits for a finding of others.
 type broadcast struct {
 	mu   sync.Mutex // guards next
 	next chan struct{}
 }
 
-// wait gives a channel that the next tell closes.
+// wait returns a channel that the next notifyAll closes.
 func (s *broadcast) wait() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()

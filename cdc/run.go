@@ -18,13 +18,13 @@ import (
 	"dinnerbell/state"
 )
 
-// Pauses between sessions: short at first, for a server that restarts; with
-// jitter, for a fleet that lost the same one.
+// Pauses between sessions: short at first, for a server that restarts; with jitter,
+// for a fleet that lost the same server.
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 10 * time.Second
 	// healing is how long a violated precondition may last before it is a halt;
-	// healingPause is the pause between two looks by then.
+	// healingPause is the longest pause between two sessions by then.
 	healing      = time.Minute
 	healingPause = time.Second
 )
@@ -33,7 +33,7 @@ const (
 type Mirror struct {
 	cfg             Config
 	db              *source.DB
-	invalid         error // why the configuration is of no use; then db is nil
+	invalid         error // of the configuration; then db is nil
 	log             *slog.Logger
 	store           *state.Store    // written by the applier, or by a snapshot, never by both
 	pos             appliedPosition // outlives sessions: callers of Barrier wait across them
@@ -41,32 +41,35 @@ type Mirror struct {
 	gate            *storeGate // held while a transaction is applied
 	work            workSlot
 	lock            *source.SlotLock // made by Run and Rebuild
-	catalogsChanged chan struct{}    // cap 1: the barrier met other catalogs than those of the rows
+	catalogsChanged chan struct{}    // cap 1: the probe read other catalogs than those of the rows
 	renewal         renewal
 	barrier         freshnessBarrier
 	disk            diskWaiter
 
-	// For tests, which have no large tables: see the constants of these names.
+	// Tests, which have no large tables, set these: see the constants of these
+	// names.
 	compareAtOnce int64
 	compareRounds int
 
 	stopped  chan struct{} // closed when Run returns
 	stop     sync.Once
-	admitted chan struct{} // closed once nothing speaks of a second daemon
+	admitted chan struct{} // closed once there is no sign of a second daemon
 	admit    sync.Once
 
 	// forcedSnapshot is why the next session begins with a snapshot, whatever the
-	// catalogs say. Run's goroutine alone uses it.
+	// catalogs show. Run's goroutine alone uses it.
 	forcedSnapshot string
-	// startChecked: the checks of a start have been made. Run's goroutine alone uses it.
+	// startChecked: the checks of a start have passed. Run's goroutine alone uses
+	// it.
 	startChecked bool
-	// violatedSince is since when a precondition has been violated; zero: none is. Run's
-	// goroutine alone uses it.
+	// violatedSince is the time since when a precondition is violated; zero: all
+	// hold. Run's goroutine alone uses it.
 	violatedSince time.Time
-	// stuck is where the walsender has failed since when. Run's goroutine alone uses it.
+	// stuck notes where the walsender fails, and since when. Run's goroutine alone
+	// uses it.
 	stuck walsenderFailure
-	// loadBytes is the room that the next snapshot needs at least, as the last one
-	// has shown. Run's goroutine alone uses it.
+	// loadBytes is the least room that the next snapshot needs, as the last one has
+	// shown. Run's goroutine alone uses it.
 	loadBytes int64
 
 	hooks hooks
@@ -110,18 +113,19 @@ func New(cfg Config, store *state.Store) *Mirror {
 	return m
 }
 
-// Admitted is closed once the mirror holds its slot, or cannot tell because the
-// source does not answer or halts it: not while another daemon has the slot. What
-// must not be taken from another daemon waits for it.
+// Admitted returns a channel that closes once the mirror holds its slot, or cannot
+// know because the source does not answer or halts it. The channel stays open while
+// another daemon has the slot. Callers wait for it before they take over work of
+// another daemon.
 func (m *Mirror) Admitted() <-chan struct{} { return m.admitted }
 
 func (m *Mirror) admitService() { m.admit.Do(func() { close(m.admitted) }) }
 
-// Run keeps the store in step with the source until ctx ends: then it returns
-// nil. It takes a snapshot when there is none or when the stream is not the one
+// Run keeps the store in step with the source until ctx ends: then it returns nil.
+// It takes a snapshot when there is none, or when the stream is not the one that
 // the store knows, and reconnects by itself. It returns a *halt.Error when an
-// operator is needed, and other errors only when the store is unusable. All it
-// started has ended when it returns.
+// operator is needed, and other errors only when the store is unusable. Every
+// goroutine that it started has ended when it returns.
 func (m *Mirror) Run(ctx context.Context) error {
 	defer m.stop.Do(func() { close(m.stopped) })
 	defer m.work.forbid(ErrStopped)
@@ -139,7 +143,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if caughtUp && time.Since(began) > maxPause { // else it may fail at once, over and over
+		if caughtUp && time.Since(began) > maxPause { // a shorter session may fail at once, over and over
 			pause.Reset()
 			m.violatedSince = time.Time{}
 		}
@@ -159,15 +163,16 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 }
 
-// newBackoff gives growing pauses, each between half and one and a half of what
-// is due.
+// newBackoff returns growing pauses, each between half and one and a half of the
+// nominal one.
 func newBackoff() *backoff.ExponentialBackOff {
 	p := backoff.NewExponentialBackOff()
 	p.InitialInterval, p.MaxInterval = firstPause, maxPause
 	return p
 }
 
-// classifySessionError decides what the end of a session means; an error ends Run.
+// classifySessionError decides how the mirror goes on after the end of a session;
+// the error that it returns ends Run.
 func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -215,9 +220,9 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 	return nil
 }
 
-// waitForMigration says whether a halt can wait. Where a complete snapshot shows that the
-// mirror has worked before, what is wrong now may be the middle of a migration: a
-// primary key that is dropped and made again, a REVOKE and a GRANT.
+// waitForMigration reports whether a halt can wait. A complete snapshot shows that
+// the mirror has worked before; the violation may then be the middle of a
+// migration: a primary key that is dropped and made again, a REVOKE and a GRANT.
 func (m *Mirror) waitForMigration(h *source.HaltError) bool {
 	if _, complete := m.store.Source(); !complete || !h.Heals {
 		return false
@@ -244,9 +249,9 @@ func (m *Mirror) recordHalt(err error) error {
 	return err
 }
 
-// dropWorthlessSlot drops a slot that no stream can begin with any more: changes may
-// have passed it unpublished, or its snapshot has failed. Without it, the next
-// start takes a snapshot even if everything looks right again by then.
+// dropWorthlessSlot drops a slot with which no stream can begin any more: changes
+// may have passed it unpublished, or its snapshot has failed. Without the slot, the
+// next start takes a snapshot even if everything looks right again by then.
 func (m *Mirror) dropWorthlessSlot(ctx context.Context) {
 	sql, err := m.db.DialSQL(ctx)
 	if err == nil {
@@ -259,9 +264,9 @@ func (m *Mirror) dropWorthlessSlot(ctx context.Context) {
 	}
 }
 
-// Rebuild takes a new snapshot without following the stream afterwards, for
-// when no Run is under way. progress, if not nil, is called about every 100 ms
-// with the rows so far and Postgres' estimate of all.
+// Rebuild takes a new snapshot and does not follow the stream afterwards. No Run
+// may be under way. progress, if not nil, is called about every 100 ms with the
+// rows so far and Postgres' estimate of all.
 func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) error {
 	if m.invalid != nil {
 		return m.invalid
@@ -303,7 +308,8 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 	return err
 }
 
-// servedSource says what the store mirrors, for a work to begin with.
+// servedSource returns the source of the served rows, with which a rebuild or
+// verification begins.
 func (m *Mirror) servedSource() (state.Source, error) {
 	src, ok := m.store.Source()
 	if !ok {

@@ -17,16 +17,17 @@ import (
 	"dinnerbell/state/id"
 )
 
-// watchEvery is how often the slot and the catalogs are looked at.
+// watchEvery is the time between two looks at the slot and the catalogs.
 const watchEvery = 3 * time.Second
 
-// heldBackWarn is how much WAL a slot may make the server keep before it is
-// said: enough to be worth a look on a small disk, more than a restart costs.
+// heldBackWarn is how much WAL the server may keep for a slot before the log warns:
+// enough to matter on a small disk, more than a restart costs.
 const heldBackWarn = 1 << 30
 
-// runSession is one attempt: connect, see what is there, then either take a
-// snapshot (and return nil: the next session streams) or stream until something
-// fails. caughtUp says that it came to where the server was at its start.
+// runSession is one attempt. It connects, inspects the source, and then either
+// takes a snapshot (and returns nil: the next session streams) or streams until
+// something fails. caughtUp reports that the local state came to the position that
+// the server had at the session's start.
 func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 	sql, err := m.db.DialSQL(ctx)
 	if err != nil {
@@ -52,8 +53,9 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 		return false, err
 	}
 	m.recordSlot(slot, cat.WALEnd)
-	// A transaction that a former session left in parts comes again from its
-	// first. What was applied is made durable: then there is one position.
+	// A transaction that a former session left behind in parts comes again from its
+	// first change. Sync makes the applied changes durable: then there is one
+	// position.
 	m.store.Rewind()
 	durable, err := m.store.Sync()
 	if err != nil {
@@ -79,7 +81,7 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 	return m.streamChanges(ctx, sql, cat, slot.Confirmed, durable)
 }
 
-// takeSnapshot takes a new snapshot. One that did not fit waits for room.
+// takeSnapshot takes a new snapshot. After one that did not fit it waits for room.
 func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string) error {
 	m.log.Info("taking a snapshot of the subscriptions", "reason", reason)
 	m.stats.setRebuildReason(reason)
@@ -93,9 +95,9 @@ func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string)
 	return err
 }
 
-// awaitRoomForLoad waits after a snapshot that did not fit, until there is room
-// for more than it had written by then. The slot goes meanwhile: it would only
-// keep WAL on the source for a snapshot that has to be taken anew.
+// awaitRoomForLoad waits after a snapshot that did not fit, until there is more
+// room than the snapshot had written by then. It drops the slot first, which would
+// only keep WAL on the source for a snapshot that has to be taken anew.
 func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error) error {
 	if err := m.db.DropSlot(ctx, sql); err != nil {
 		return errors.Join(why, err)
@@ -106,12 +108,13 @@ func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error)
 	return nil
 }
 
-// followPromotion notes the timeline of a server that was promoted.
+// followPromotion notes the timeline of a server that was promoted, and goes on
+// with its slot.
 func (m *Mirror) followPromotion(stored, now state.Source, durable id.LSN) error {
 	if stored.Timeline == now.Timeline {
 		return nil
 	}
-	now.Catalog = stored.Catalog // what that means is judged as it is while streaming
+	now.Catalog = stored.Catalog // a difference is judged as while streaming
 	if err := m.store.Follow(now); err != nil {
 		return fmt.Errorf("follow promoted server: %w", err)
 	}
@@ -160,19 +163,20 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 	return m.pos.load() >= cat.WALEnd, err
 }
 
-// streamingSession is what a streaming session works with.
+// streamingSession is a session with its connections, while it streams.
 type streamingSession struct {
-	sql   *pgx.Conn           // owned by watch: catalogs and the slot
+	sql   *pgx.Conn           // owned by watchCatalogs: catalogs and the slot
 	asker *pgx.Conn           // owned by the probe: it must never wait for catalogs
-	out   *replication.Stream // reading owned by the receiver, writing by feedback
+	out   *replication.Stream // read by the receiver, written by the status sender
 	cat   *source.Catalog     // as of the session's start
-	// confirmed is what was acknowledged before, durable where the stream begins.
+	// confirmed is the acknowledged position before the session, durable the
+	// position at which the stream begins.
 	confirmed, durable id.LSN
 	every              time.Duration // between two status messages
 }
 
-// runStreaming runs the session's goroutines until one fails or ctx ends. At the end
-// it syncs once more and acknowledges that, so that the next start has nothing
+// runStreaming runs the session's goroutines until one fails or ctx ends. At the
+// end it syncs once more and acknowledges that, so that the next start has nothing
 // to repeat.
 func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	defer m.stats.setDiskFull("")
@@ -186,8 +190,8 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	ask := &positionProbe{sql: l.asker, rounds: &m.barrier.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
 		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}
 
-	// The first that fails ends all. Reading is the one thing that does not see
-	// the context end; a read deadline in the past makes it return, and leaves
+	// The first goroutine that fails ends all. Reading alone does not notice the
+	// end of the context; a read deadline in the past makes it return, and leaves
 	// the connection good for the last acknowledgement.
 	g, gctx := errgroup.WithContext(ctx)
 	interrupt := context.AfterFunc(gctx, l.out.Interrupt)
@@ -198,7 +202,7 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	g.Go(func() error { return back.Run(gctx, l.every) })
 	g.Go(func() error { return ask.run(gctx) })
 	g.Go(func() error { return m.watchCatalogs(gctx, l) })
-	wakeWaiter(m.barrier.queries.wake) // callers may have waited for a session
+	wakeWaiter(m.barrier.queries.wake) // callers of Barrier may have waited for a session
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil
@@ -210,8 +214,8 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	return err
 }
 
-// watchCatalogs looks at the slot and the catalogs from time to time and when the probe
-// met others, and at once whether the session has caught up.
+// watchCatalogs waits until the session has caught up. From then on it looks at the
+// slot and the catalogs from time to time, and when the probe read other catalogs.
 func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
 	if err := m.awaitCaughtUp(ctx, l.cat.WALEnd); err != nil {
 		return ignoreCanceled(ctx, err)
@@ -235,7 +239,8 @@ func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
 	}
 }
 
-// awaitCaughtUp waits until the local state is where the server was.
+// awaitCaughtUp waits until the local state is at end, the position of the server
+// at the session's start.
 func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 	epoch := m.pos.currentEpoch()
 	for {
@@ -248,14 +253,14 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(watchEvery):
-			// The end that was read may lie inside of a record.
+			// end may lie inside of a record.
 			m.barrier.queries.requestNudge()
 		}
 	}
 }
 
-// checkCatalog compares the catalogs with those that the rows belong to, and has the rows
-// rebuilt if need be. A *NewSnapshotError says that the stream cannot go on.
+// checkCatalog compares the catalogs with those of the rows, and has the rows
+// rebuilt if need be. A *NewSnapshotError reports that the stream cannot go on.
 func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 	cat, err := m.db.InspectStreaming(ctx, l.sql)
 	if err != nil {
@@ -278,7 +283,7 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 	case v == source.RowsOutdated:
 		return m.renewal.request(reason)
 	case stored != cat.Source:
-		// In the middle of a transaction it is refused; the next look comes.
+		// The store refuses it in the middle of a transaction; the next look comes.
 		err := m.store.Follow(cat.Source)
 		if errors.Is(err, state.ErrTorn) {
 			return nil
@@ -291,8 +296,8 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 	return nil
 }
 
-// recordSlot takes over what pg_replication_slots says, and warns when it gets
-// dangerous: once each time, so that a log is not filled.
+// recordSlot notes the slot's row of pg_replication_slots for the status, and warns
+// when the slot gets into danger: once each time, so that the log is not filled.
 func (m *Mirror) recordSlot(slot source.SlotStatus, walEnd id.LSN) {
 	held := int64(0)
 	if slot.Restart != 0 && walEnd > slot.Restart {

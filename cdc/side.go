@@ -18,17 +18,17 @@ import (
 )
 
 const (
-	// nagEvery is how often the server is asked how far it is while the side
-	// stream waits for it: what is read beside the stream is soon a hold.
+	// nagEvery is how often the side stream asks the server for its position while
+	// it waits for it: the mirror's stream will soon be paused for the side stream.
 	nagEvery = 5 * time.Millisecond
 )
 
-// sideStream is a second stream of the table, which begins at a snapshot of its own.
-// The mirror's slot and what it has acknowledged are not touched by it. Its slot
-// is a temporary one: whatever becomes of us, the server drops it.
+// sideStream is a second stream of the table, which begins at a snapshot of its
+// own. It does not touch the mirror's slot and acknowledged position. Its slot is a
+// temporary one: the server drops it with the connection, however that ends.
 //
-// It has one owner, and sends what the mirror's own stream sends, in the same
-// order.
+// It has one owner. It sends the same changes as the mirror's own stream, in the
+// same order.
 type sideStream struct {
 	m     *Mirror
 	name  string // of the slot
@@ -43,15 +43,14 @@ type sideStream struct {
 	out    *replication.Stream
 	status *replication.StatusSender
 	in     *replication.Reader
-	at     id.LSN // everything that ended up to it was handed out
+	at     id.LSN // every transaction that ended up to here was handed out
 	beats  sync.WaitGroup
 	stop   context.CancelCauseFunc // ends the beats
-	ctx    context.Context         // they end with
+	ctx    context.Context         // ends the beats
 }
 
-// openSideStream makes the slot and its snapshot. It waits for transactions that are
-// open. The snapshot must show what the store mirrors, with a difference of at
-// most so much.
+// openSideStream makes the slot and its snapshot. It waits for open transactions.
+// The snapshot may differ from the source of the served rows by most at the utmost.
 func openSideStream(ctx context.Context, m *Mirror, w *sideWork, most source.Verdict) (*sideStream, error) {
 	w.setStage("wait for open transactions")
 	src, err := m.servedSource()
@@ -66,7 +65,7 @@ func openSideStream(ctx context.Context, m *Mirror, w *sideWork, most source.Ver
 	return s, nil
 }
 
-// connect connects and makes the slot. After an error, close what there is.
+// connect connects and makes the slot. After an error the caller closes s.
 func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork, most source.Verdict) (err error) {
 	db := s.m.db
 	if s.sql, err = db.DialSQL(ctx); err != nil {
@@ -84,7 +83,7 @@ func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork,
 	if err = s.createSlot(ctx, w); err != nil {
 		return err
 	}
-	if s.cat, err = db.Inspect(ctx, s.sql, true); err != nil { // under the snapshot
+	if s.cat, err = db.Inspect(ctx, s.sql, true); err != nil { // as of the snapshot
 		return err
 	}
 	if v, why := source.CompareSources(src, s.cat.Source); v > most {
@@ -93,9 +92,9 @@ func (s *sideStream) connect(ctx context.Context, src state.Source, w *sideWork,
 	return nil
 }
 
-// CreateSlot makes the temporary slot and takes over its snapshot, which the
-// server forgets with the next command on the replication connection. A
-// transaction that has taken it can give it to others.
+// createSlot makes the temporary slot and imports its snapshot, which the server
+// forgets with the next command on the replication connection. The importing
+// transaction can export it to others.
 func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
 	slot, err := s.m.db.ExplainSlotWait(ctx, s.sql, s.name, s.repl.PID(), source.WaitReport{Show: w.setStage, After: s.m.hooks.slowSlot}, func() (source.CreatedSlot, error) {
 		return source.CreateTemporarySlot(ctx, s.repl, s.name)
@@ -113,8 +112,8 @@ func (s *sideStream) createSlot(ctx context.Context, w *sideWork) error {
 	return nil
 }
 
-// startReading begins to read what came after the snapshot. It is kept alive until
-// endStream, or ctx ends.
+// startReading begins to read the changes after the snapshot. The stream is kept
+// alive until endStream, or until ctx ends.
 func (s *sideStream) startReading(ctx context.Context) error {
 	every, err := replication.ReadWALSenderTimeout(ctx, s.repl)
 	if err != nil {
@@ -146,7 +145,7 @@ func (s *sideStream) startReading(ctx context.Context) error {
 }
 
 // readTo hands everything to take that ended up to target and was not handed out
-// before: whole transactions, or parts of one. What ended later stays unread.
+// before: whole transactions, or parts of one. Later changes stay unread.
 func (s *sideStream) readTo(target id.LSN, take func(p *pgoutput.Piece) error) error {
 	for s.at < target && !s.in.IsPast(target) {
 		ev, err := s.in.Next()
@@ -168,7 +167,7 @@ func (s *sideStream) readTo(target id.LSN, take func(p *pgoutput.Piece) error) e
 	return nil
 }
 
-// notePosition moves the position. The server may forget what lies before it: a side
+// notePosition moves the position. The server may forget the WAL before it: a side
 // stream does not come again.
 func (s *sideStream) notePosition(lsn id.LSN) {
 	if lsn > s.at {
@@ -177,8 +176,8 @@ func (s *sideStream) notePosition(lsn id.LSN) {
 	}
 }
 
-// endStream ends the stream and with it the slot, so that it keeps no WAL. The
-// snapshot stays.
+// endStream ends the stream and with it the slot, so that the slot keeps no WAL.
+// The snapshot stays.
 func (s *sideStream) endStream() {
 	if s.streamEnded || s.repl == nil {
 		return
@@ -191,7 +190,7 @@ func (s *sideStream) endStream() {
 	source.CloseConn(s.repl)
 }
 
-// dropSnapshot lets go of the snapshot.
+// dropSnapshot closes the connection that holds the snapshot.
 func (s *sideStream) dropSnapshot() {
 	if s.sql != nil {
 		source.CloseConn(s.sql.PgConn())
@@ -199,7 +198,7 @@ func (s *sideStream) dropSnapshot() {
 	}
 }
 
-// close ends both.
+// close ends stream and snapshot.
 func (s *sideStream) close() {
 	s.endStream()
 	s.dropSnapshot()

@@ -13,21 +13,21 @@ import (
 	"dinnerbell/internal/failpoint"
 )
 
-// abandonTimeout bounds what an end of the daemon waits for a worthless slot to be
-// dropped.
+// abandonTimeout bounds how long the end of the daemon waits until a worthless slot
+// is dropped.
 const abandonTimeout = 5 * time.Second
 
 // tableSnapshot replaces the rows by those of a new slot's snapshot.
 type tableSnapshot struct {
 	m   *Mirror
-	sql *pgx.Conn // the session's for catalogs, and free to use
+	sql *pgx.Conn // the session's connection for catalogs, and free to use
 }
 
-// replaceRows drops our slot, makes it again, and loads the table as the slot's
-// snapshot shows it beside the state that is being served. When it returns nil,
-// the store holds the new rows, durably, and streaming can begin at the slot's
-// start. On an error the old rows are still there and the slot is gone: nothing
-// could begin there, and it would keep WAL until the next attempt.
+// replaceRows drops the mirror's slot, makes it again, and loads the table as of
+// the slot's snapshot beside the served rows. When it returns nil, the store holds
+// the new rows, durably, and streaming can begin at the slot's start. After an
+// error the old rows are still there and the slot is gone: nothing could begin at
+// that slot, and it would keep WAL until the next attempt.
 func (t *tableSnapshot) replaceRows(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
@@ -38,8 +38,8 @@ func (t *tableSnapshot) replaceRows(ctx context.Context) (err error) {
 	defer t.m.work.allow()
 	t.m.stats.beginSnapshot()
 	for range maxAttempts {
-		// An attempt waits for open transactions, and for the table's locks: in a
-		// migration of many statements it takes as long as they do.
+		// An attempt waits for open transactions and for the table's locks: during
+		// a migration of many statements it takes as long as they do.
 		if err = t.tryReplaceRows(ctx); !errors.Is(err, tablecopy.ErrRewritten) {
 			break
 		}
@@ -48,7 +48,7 @@ func (t *tableSnapshot) replaceRows(ctx context.Context) (err error) {
 	return err
 }
 
-// tryReplaceRows is one attempt. It returns ErrRewritten if another is needed.
+// tryReplaceRows makes one attempt. It returns ErrRewritten if another is needed.
 func (t *tableSnapshot) tryReplaceRows(ctx context.Context) error {
 	cat, err := t.m.db.Inspect(ctx, t.sql, true)
 	if err != nil {
@@ -80,7 +80,7 @@ func (t *tableSnapshot) tryReplaceRows(ctx context.Context) error {
 		return err
 	}
 	failpoint.Hit("snapshot/complete")
-	t.m.pos.inTransaction.Store(false) // parts were of the old rows
+	t.m.pos.inTransaction.Store(false) // the part belonged to the old rows
 	return nil
 }
 
@@ -88,7 +88,7 @@ func (t *tableSnapshot) tryReplaceRows(ctx context.Context) error {
 // ctx has ended.
 func (t *tableSnapshot) abandonSlot(ctx context.Context, cause error) {
 	if _, held := errors.AsType[*source.SlotHeldError](cause); held || source.SQLState(cause) == source.CodeDuplicateObject {
-		return // it is somebody else's
+		return // the slot belongs to somebody else
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
 	defer cancel()
@@ -111,7 +111,7 @@ func (t *tableSnapshot) loadTable(ctx context.Context, slot source.CreatedSlot) 
 	if err != nil {
 		return err
 	}
-	t.m.loadBytes *= 2 // tables are made of what was collected beside it
+	t.m.loadBytes *= 2 // Finish writes the tables beside the collected runs
 	t.m.stats.badIDs.Add(c.BadIDs)
 	t.m.stats.nullIDs.Add(c.Nulls)
 	failpoint.Hit("snapshot/copied")
@@ -122,7 +122,7 @@ func (t *tableSnapshot) loadTable(ctx context.Context, slot source.CreatedSlot) 
 	return nil
 }
 
-// copyRequest is a copy of the table with the mirror's hooks.
+// copyRequest returns a request to copy the table, with the mirror's hooks.
 func (m *Mirror) copyRequest(snapshot, only string, sink tablecopy.RowSink, p *tablecopy.Counter) tablecopy.Request {
 	return tablecopy.Request{Snapshot: snapshot, Only: only, Sink: sink, Progress: p, Limits: m.cfg.copyLimits, Locked: m.hooks.locked, Copied: m.hooks.copied}
 }

@@ -9,13 +9,13 @@ import (
 	"dinnerbell/state/id"
 )
 
-// Coverage asks the source, once, from which states the slot goes on. For one
-// that shows src as of end the answer is "" if it does, so that nothing is lost
-// from there on, and otherwise why a new snapshot would be needed.
+// Coverage asks the source, once, from which states the slot goes on. It returns a
+// function: for a state of src as of end, that returns "" if the slot goes on from
+// there, so that nothing is lost, and otherwise why a new snapshot would be needed.
 //
-// The states are read by read, in the middle: a daemon that runs brings its
-// newest checkpoint forward meanwhile, which must neither be seen as behind a
-// newer slot nor as ahead of an older server.
+// Coverage calls read, which reads the states, between its own two queries: a
+// running daemon brings its newest checkpoint forward meanwhile, and that
+// checkpoint must appear neither behind a newer slot nor ahead of an older server.
 func Coverage(ctx context.Context, cfg source.Config, read func() error) (func(src state.Source, end id.LSN) string, error) {
 	db, err := source.Open(cfg)
 	if err != nil {
@@ -43,9 +43,10 @@ func Coverage(ctx context.Context, cfg source.Config, read func() error) (func(s
 	}, nil
 }
 
-// snapshotReason says whether the stream goes on from where the store is, and why not, or
-// why new rows are needed all the same. inTransaction: a part of a
-// transaction is there without its end; past are the timelines before the server's present one.
+// snapshotReason decides whether the stream goes on from the position of the store;
+// otherwise it returns why not, or why new rows are needed all the same.
+// inTransaction: the store holds a part of a transaction without its end. past are
+// the timelines before the server's present one.
 func snapshotReason(stored state.Source, complete bool, durable id.LSN, inTransaction bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) (source.Verdict, string) {
 	if why := streamLossReason(stored, complete, durable, inTransaction, cat, past, slot); why != "" {
 		return source.StreamLost, why
@@ -54,8 +55,8 @@ func snapshotReason(stored state.Source, complete bool, durable id.LSN, inTransa
 	return source.CompareSources(stored, cat.Source)
 }
 
-// streamLossReason says why the stream does not go on from where the store is; "" if
-// it does.
+// streamLossReason returns why the stream does not go on from the position of the
+// store; "" if it does.
 func streamLossReason(stored state.Source, complete bool, durable id.LSN, inTransaction bool, cat *source.Catalog, past source.Lineage, slot source.SlotStatus) string {
 	now := cat.Source
 	switch {

@@ -11,14 +11,14 @@ import (
 	"dinnerbell/state/id"
 )
 
-// MirrorState is what a mirror is doing.
+// MirrorState is the activity of a mirror.
 type MirrorState string
 
 // The states of a mirror.
 const (
 	StateConnecting MirrorState = "connecting"  // also between two sessions
 	StateSnapshot   MirrorState = "snapshot"    // the table is being copied
-	StateCatchingUp MirrorState = "catching_up" // behind where the server was at the session's start
+	StateCatchingUp MirrorState = "catching_up" // behind the position of the server at the session's start
 	StateStreaming  MirrorState = "streaming"
 	StateWaiting    MirrorState = "waiting"   // somebody else holds the slot, or a migration may be under way
 	StateDiskFull   MirrorState = "disk_full" // changes wait for room on the local disk
@@ -30,13 +30,13 @@ type Status struct {
 	State         MirrorState
 	AppliedLSN    id.LSN // visible here
 	DurableLSN    id.LSN // on disk here, and acknowledged
-	LagBytes      int64  // WAL that was not looked at yet, when the server was last asked
+	LagBytes      int64  // WAL that was still to be read when the server was last asked
 	SlotWALStatus string
 	SafeWALSize   int64 // bytes until the slot may be lost; -1: no limit
 	SlotHeldBytes int64 // WAL that the server keeps for the slot
 	Subscriptions int64
-	FreshnessMS   float64            // what the last barrier took
-	Snapshot      tablecopy.Progress // of the last one, or the one under way
+	FreshnessMS   float64            // duration of the last wait at the barrier
+	Snapshot      tablecopy.Progress // of the last copy, or the one under way
 	Snapshots     int64              // begun since the start
 	Reconnects    int64
 	Failovers     int64 // promoted servers that were followed without a snapshot
@@ -73,7 +73,7 @@ type mirrorStats struct {
 	walStatus  string
 	lastError  string
 	beforeLock MirrorState // the state before the wait for the slot's lock; its holder alone uses it
-	full       string      // why it waits for room on the disk; "": it does not
+	full       string      // why the mirror waits for room on the disk; "": it does not wait
 	reason     string
 	halted     *halt.Error
 }
@@ -103,8 +103,8 @@ func (s *mirrorStats) LockWaitEnded() {
 	s.beforeLock = ""
 }
 
-// setDiskFull notes why the mirror waits for room on the disk; "" that it does not. It
-// returns whether that begins or ends the wait.
+// setDiskFull notes why the mirror waits for room on the disk; "": it does not
+// wait. It returns whether the wait begins or ends with that.
 func (s *mirrorStats) setDiskFull(full string) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,14 +116,15 @@ func (s *mirrorStats) setDiskFull(full string) (changed bool) {
 	return changed
 }
 
-// setError keeps the last error, also after it has passed: "why did it reconnect".
+// setError keeps the last error, also after it has passed: an operator asks later
+// why the mirror reconnected.
 func (s *mirrorStats) setError(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastError = err.Error()
 }
 
-// setHalted is final: Run returns after it.
+// setHalted notes the halt with which Run returns.
 func (s *mirrorStats) setHalted(h *halt.Error) {
 	s.setState(StateHalted)
 	s.mu.Lock()
@@ -138,14 +139,14 @@ func (s *mirrorStats) setRebuildReason(reason string) {
 	s.reason = reason
 }
 
-// beginSnapshot resets the progress of the last one.
+// beginSnapshot counts a snapshot and resets the progress of the last one.
 func (s *mirrorStats) beginSnapshot() {
 	s.setState(StateSnapshot)
 	s.snapshots.Add(1)
 	s.copy.Reset()
 }
 
-// Status tells how the mirror is. It is cheap and waits for nothing.
+// Status returns the mirror's condition. It is cheap and waits for nothing.
 func (m *Mirror) Status() Status {
 	s := &m.stats
 	st := Status{

@@ -12,19 +12,20 @@ import (
 
 // walsenderFailure notes that the walsender fails at one position again and again.
 //
-// A walsender decodes each change with the catalogs of the time when it was
+// A walsender decodes each change with the catalogs of the time when the change was
 // written. Where those make it fail, it fails for ever, whatever the catalogs are
 // now: a publication that had another name for a moment, a row filter that divided
-// by zero. No statement mends WAL, so that only a new slot and a snapshot lead past it.
+// by zero. No statement changes WAL, so that only a new slot and a snapshot lead
+// past it.
 type walsenderFailure struct {
 	at    id.LSN
 	since time.Time
 	code  string
 }
 
-// giveUpReason takes the end of a session at a position, and says why the stream has to be
-// given up; "" if another try may get past. Only an unknown publication needs no
-// further try: whether it exists now is seen by the next session.
+// giveUpReason notes the end of a session at a position, and returns why the stream
+// has to be given up; "" if another attempt may get past. An unknown publication
+// needs no further attempt: the next session sees whether it exists now.
 func (s *walsenderFailure) giveUpReason(err error, at id.LSN, patience time.Duration) string {
 	send, ok := errors.AsType[*replication.SendError](err)
 	if !ok {
@@ -46,8 +47,9 @@ func (s *walsenderFailure) giveUpReason(err error, at id.LSN, patience time.Dura
 	return "Postgres cannot send its WAL behind " + at.String() + ": " + send.Cause.Error()
 }
 
-// isTransient knows the classes of errors that do not come from what was decoded:
-// connections, rights, resources, locks, operators and the server's disk.
+// isTransient reports whether an SQLSTATE belongs to a class of errors that do not
+// come from decoding: connections, rights, resources, locks, operators and the
+// server's disk.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 func isTransient(code string) bool {
 	if code == "" {

@@ -21,47 +21,47 @@ const (
 	// compareAtOnce is about how many rows are compared one by one at a time, in
 	// memory: some 50 MB with UUID ids.
 	compareAtOnce = 1 << 17
-	// compareRounds is how often that is done. A state that is wrong in more places
-	// than that is better rebuilt than mended.
+	// compareRounds is how often that is done. A state with errors in more places
+	// than that should be rebuilt rather than mended.
 	compareRounds = 4
-	// mendAtOnce is how many rows are mended in one write, which the stream
-	// waits for.
+	// mendAtOnce is how many rows are mended in one write; the stream waits for it.
 	mendAtOnce = 4096
 )
 
-// Verified is what a verification has found.
+// Verified is the result of a verification.
 type Verified struct {
-	At   id.LSN // the position at which both were compared
+	At   id.LSN // the position at which table and local rows were compared
 	Rows int64  // in the table, at that position
-	// Differences is how many rows are not stored as the table has them, as far
-	// as they were looked at one by one.
+	// Differences is how many rows the store holds otherwise than the table, among
+	// those that were compared one by one.
 	Differences int64
-	// Mended is how many of them are right now.
+	// Mended is how many of the differing rows are right now.
 	Mended int64
-	// Written is how many were left alone because they were written meanwhile:
-	// verify again.
+	// Written is how many differing rows were left alone because they were written
+	// meanwhile: verify again.
 	Written int64
-	// Unlooked is about how many rows lie in parts that differ and were not
-	// looked at one by one: there were too many.
+	// Unlooked is about how many rows lie in differing parts that were not compared
+	// one by one, because there were too many.
 	Unlooked int64
-	// Uncompared rows were written with a value that Postgres did not send.
+	// Uncompared is how many rows were written with a value that Postgres did not
+	// send.
 	Uncompared int64
 	// Miscounted: the number of subscriptions, or the fingerprint of all, was wrong.
 	Miscounted bool
 }
 
-// Sound says that all is right, by now.
+// Sound reports whether all rows are right by now.
 func (v *Verified) Sound() bool {
 	return v.Differences == v.Mended && v.Unlooked == 0 && !v.Miscounted
 }
 
 // Verify compares the local rows with the table, both as of one position, while
-// everything goes on. found is told of each row that differs, before it is
-// mended, if repair asks for that. It returns [ErrBusy] if it cannot begin now.
+// everything goes on. It passes each differing row to found, and mends it
+// afterwards if repair is set. It returns [ErrBusy] if it cannot begin now.
 //
-// The table is read under a snapshot of its own; what committed between that
-// and the position of the local rows comes from a side stream. Memory does not
-// depend on how much differs.
+// The table is read under a snapshot of its own; the changes that committed between
+// that snapshot and the position of the local rows come from a side stream. Memory
+// does not depend on the number of differences.
 func (m *Mirror) Verify(ctx context.Context, repair bool, found func(*state.Difference) error) (done Verified, err error) {
 	ctx, w, err := m.work.begin(ctx, WorkVerify)
 	if err != nil {
@@ -88,10 +88,10 @@ func (m *Mirror) Verify(ctx context.Context, repair bool, found func(*state.Diff
 	return done, fmt.Errorf("%w; it started over %d times", err, maxAttempts)
 }
 
-// errTooMuch: the overlay cannot be used.
+// errTooMuch reports that the overlay cannot be used.
 var errTooMuch = errors.New("the table was truncated, or too much was written since the snapshot")
 
-// verification is one under way.
+// verification is a verification under way.
 type verification struct {
 	m      *Mirror
 	w      *sideWork
@@ -104,8 +104,8 @@ type verification struct {
 	done   Verified
 }
 
-// freezeBoth takes the snapshot of the table, holds the local rows at the end of a
-// transaction soon after it, and collects what lies between the two.
+// freezeBoth takes the snapshot of the table, freezes the local rows at the end of
+// a transaction soon after it, and collects the changes between the two.
 func (v *verification) freezeBoth(ctx context.Context) (err error) {
 	if v.side, err = openSideStream(ctx, v.m, v.w, source.RowsCurrent); err != nil {
 		return err
@@ -114,7 +114,7 @@ func (v *verification) freezeBoth(ctx context.Context) (err error) {
 		return err
 	}
 	v.w.setStage("wait for the local state")
-	// After it the local state is behind the snapshot.
+	// From here on the local state is behind the snapshot.
 	if err := v.m.barrier.awaitStream(ctx); err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (v *verification) freezeBoth(ctx context.Context) (err error) {
 	return err
 }
 
-// closeBoth lets go of both sides.
+// closeBoth releases the snapshot and the frozen rows.
 func (v *verification) closeBoth() error {
 	if v.side != nil {
 		v.side.close()
@@ -161,7 +161,8 @@ func (v *verification) closeBoth() error {
 	return f.Close()
 }
 
-// compareSums adds both sides up, and looks at the rows where the sums differ.
+// compareSums adds both sides up, and compares the rows one by one where the sums
+// differ.
 func (v *verification) compareSums(ctx context.Context) error {
 	v.w.setStage("compare")
 	table, local := &state.Tally{}, (*state.Tally)(nil)
@@ -189,14 +190,15 @@ func (v *verification) compareSums(ctx context.Context) error {
 	return nil
 }
 
-// readTable gives the sink the rows of the table as of the position; of parts, if
-// some are named, and of others too where the server cannot tell.
+// readTable gives the sink the rows of the table as of the position. With parts it
+// gives at least the rows of those parts: the server cannot select them for every
+// type of key.
 func (v *verification) readTable(ctx context.Context, sink tablecopy.RowSink, parts []int) error {
 	in := &overlaySink{over: v.over, to: sink}
 	only, progress := "", &v.w.copy
 	if parts != nil {
 		if only = partsSQL(v.side.cat.Columns, parts); only != "" {
-			progress = &tablecopy.Counter{} // of a few rows it says nothing
+			progress = &tablecopy.Counter{} // the progress of a few rows is of no interest
 		}
 	}
 	if _, err := tablecopy.Copy(ctx, v.m.db, v.m.copyRequest(v.side.snapshot, only, in, progress)); err != nil {
@@ -206,8 +208,8 @@ func (v *verification) readTable(ctx context.Context, sink tablecopy.RowSink, pa
 }
 
 // partsSQL is the condition that a row lies in one of the parts, see
-// [state.PartOf]; "" where the key is no integer. It spares sending the
-// rest, not reading it.
+// [state.PartOf]; "" where the key is no integer. It spares sending the other rows,
+// not reading them.
 func partsSQL(columns []source.NeededColumn, parts []int) string {
 	name := pgx.Identifier{columns[pgoutput.KeyColumn].Name}.Sanitize()
 	if _, integer := tablecopy.ColumnExpression(name, columns[pgoutput.KeyColumn].Type); !integer || len(columns) > pgoutput.NeededColumns {
@@ -243,12 +245,13 @@ func (v *verification) compareParts(ctx context.Context, parts []int, rows []int
 	return nil
 }
 
-// compareRows finds the rows that differ in some parts, tells of them and mends them.
+// compareRows finds the rows that differ in some parts, passes them to found and
+// mends them.
 func (v *verification) compareRows(ctx context.Context, parts []int) error {
 	v.w.setStage("look closer")
 	c := v.frozen.Compare(parts, v.over.unknown)
 	if err := v.readTable(ctx, c, parts); errors.Is(err, tablecopy.ErrRewritten) {
-		return fmt.Errorf("%v: verify again", err) //nolint:errorlint // what was found is told already: it does not start over by itself
+		return fmt.Errorf("%v: verify again", err) //nolint:errorlint // found has seen some differences already: the verification does not start over by itself
 	} else if err != nil {
 		return err
 	}
@@ -276,7 +279,8 @@ func (v *verification) compareRows(ctx context.Context, parts []int) error {
 	return nil
 }
 
-// mendRows brings rows to what the table has, between two transactions.
+// mendRows writes the table's rows in place of differing ones, between two
+// transactions.
 func (v *verification) mendRows(ctx context.Context, differences []state.Difference) error {
 	return v.m.gate.whilePaused(ctx, func(id.LSN) error {
 		n, err := v.frozen.Mend(differences)

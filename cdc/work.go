@@ -11,11 +11,11 @@ import (
 	"dinnerbell/cdc/tablecopy"
 )
 
-// ErrBusy says that what was asked for has to wait for something else: another
-// rebuild or verification, or a snapshot that the mirror takes by itself.
+// ErrBusy reports that a rebuild or a verification has to wait for something else:
+// another of them, or a snapshot that the mirror takes by itself.
 var ErrBusy = errors.New("not now")
 
-// The kinds of work that is done beside the stream.
+// The kinds of work beside the stream.
 const (
 	WorkRebuild = "rebuild"
 	WorkVerify  = "verify"
@@ -25,11 +25,11 @@ const (
 type WorkStatus struct {
 	Kind  string
 	Stage string
-	Copy  tablecopy.Progress // of the table, which a verification may read more than once
+	Copy  tablecopy.Progress // of the table; a verification may read it more than once
 	Since time.Time
 }
 
-// sideWork is one such, as it goes on.
+// sideWork is a rebuild or a verification under way.
 type sideWork struct {
 	kind  string
 	began time.Time
@@ -44,14 +44,14 @@ type sideWork struct {
 func (w *sideWork) setStage(stage string) { w.stage.Store(stage) }
 
 // workSlot lets one work begin at a time, and none while the mirror takes a
-// snapshot for itself: that replaces the rows and the slot under them.
+// snapshot for itself, which replaces the rows and the slot under a work.
 type workSlot struct {
 	mu        sync.Mutex // guards below
 	now       *sideWork
-	forbidden error // why none may begin; nil: one may
+	forbidden error // why no work may begin; nil: it may
 }
 
-// begin registers a work. Its context ends with ctx, and when it is barred.
+// begin registers a work. Its context ends with ctx, and when works are forbidden.
 func (q *workSlot) begin(ctx context.Context, kind string) (context.Context, *sideWork, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -68,7 +68,7 @@ func (q *workSlot) begin(ctx context.Context, kind string) (context.Context, *si
 	return ctx, w, nil
 }
 
-// beginInstead is begin for the mirror's own sake: it ends what is under way.
+// beginInstead is begin for the mirror itself: it ends the work under way first.
 func (q *workSlot) beginInstead(ctx context.Context, kind, reason string) (context.Context, *sideWork, error) {
 	for {
 		q.mu.Lock()
@@ -85,8 +85,8 @@ func (q *workSlot) beginInstead(ctx context.Context, kind, reason string) (conte
 	}
 }
 
-// endWork unregisters w after it has ended with err, and gives the error to show:
-// why it was barred, rather than what came of that.
+// endWork unregisters w after it has ended with err, and returns the error to show:
+// the reason why the work was ended, rather than the failure that followed.
 func (q *workSlot) endWork(ctx context.Context, w *sideWork, err error) error {
 	if err != nil && ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
 		err = context.Cause(ctx)
@@ -95,15 +95,15 @@ func (q *workSlot) endWork(ctx context.Context, w *sideWork, err error) error {
 	q.mu.Lock()
 	q.now = nil
 	q.mu.Unlock()
-	close(w.ended) // after which the store is nobody's
+	close(w.ended) // from here on nobody uses the store
 	if err != nil {
 		return fmt.Errorf("%s subscriptions: %w", w.kind, err)
 	}
 	return nil
 }
 
-// forbid ends what is under way, waits until it has ended, and lets none begin
-// until allow.
+// forbid ends the work under way, waits for its end, and lets none begin until
+// allow.
 func (q *workSlot) forbid(because error) {
 	q.mu.Lock()
 	q.forbidden = because
@@ -121,7 +121,7 @@ func (q *workSlot) allow() {
 	q.forbidden = nil
 }
 
-// current is what is under way; nil: nothing.
+// current returns the work under way; nil: there is none.
 func (q *workSlot) current() *WorkStatus {
 	q.mu.Lock()
 	defer q.mu.Unlock()
