@@ -49,42 +49,42 @@ func (k fakeKafka) crash() error { return k.Stop() }
 // startServers makes a folder and starts the servers. Postgres runs without
 // fsync: only processes are killed here, and the kernel keeps the writes of a
 // killed process.
-func startServers(ctx context.Context, o *options) (w *servers, err error) {
-	w = &servers{opts: o}
+func startServers(ctx context.Context, o *options) (s *servers, err error) {
+	s = &servers{opts: o}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, w.stop())
+			err = errors.Join(err, s.stop())
 		}
 	}()
-	if w.dir, err = testenv.TempDir("chaos-"); err != nil {
-		return nil, err
+	if s.dir, err = testenv.TempDir("chaos-"); err != nil {
+		return s, err
 	}
-	w.binary = filepath.Join(w.dir, "dinnerbell")
+	s.binary = filepath.Join(s.dir, "dinnerbell")
 	text, err := os.ReadFile(o.binary)
 	if err == nil {
-		err = os.WriteFile(w.binary, text, 0o755) //nolint:gosec // a program
+		err = os.WriteFile(s.binary, text, 0o755) //nolint:gosec // a program
 	}
 	if err != nil {
-		return nil, fmt.Errorf("copy the daemon: %w; `make build` makes it", err)
+		return s, fmt.Errorf("copy the daemon: %w; `make build` makes it", err)
 	}
-	w.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
-		Dir:      filepath.Join(w.dir, "postgres"),
+	s.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
+		Dir:      filepath.Join(s.dir, "postgres"),
 		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start Postgres: %w", err)
+		return s, fmt.Errorf("start Postgres: %w", err)
 	}
-	return w, w.startBroker(ctx)
+	return s, s.startBroker(ctx)
 }
 
-func (w *servers) startBroker(ctx context.Context) error {
-	dir := filepath.Join(w.dir, "broker")
-	if w.opts.broker == "kafka" {
-		k, err := testenv.StartKafka(ctx, testenv.KafkaOptions{Script: w.opts.script, Dir: dir})
+func (s *servers) startBroker(ctx context.Context) error {
+	dir := filepath.Join(s.dir, "broker")
+	if s.opts.broker == "kafka" {
+		k, err := testenv.StartKafka(ctx, testenv.KafkaOptions{Script: s.opts.script, Dir: dir})
 		if err != nil {
 			return fmt.Errorf("start Kafka: %w", err)
 		}
-		w.broker = realKafka{k}
+		s.broker = realKafka{k}
 		return nil
 	}
 	self, err := os.Executable()
@@ -95,43 +95,43 @@ func (w *servers) startBroker(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start kfake: %w", err)
 	}
-	w.broker = fakeKafka{b}
+	s.broker = fakeKafka{b}
 	return nil
 }
 
 // stop ends the servers and deletes the folder.
-func (w *servers) stop() error {
+func (s *servers) stop() error {
 	var errs []error
-	if w.broker != nil {
-		errs = append(errs, w.broker.Stop())
+	if s.broker != nil {
+		errs = append(errs, s.broker.Stop())
 	}
-	if w.postgres != nil {
-		errs = append(errs, w.postgres.Stop())
+	if s.postgres != nil {
+		errs = append(errs, s.postgres.Stop())
 	}
-	if w.dir != "" {
-		errs = append(errs, os.RemoveAll(w.dir))
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
 	}
 	return errors.Join(errs...)
 }
 
 // noteLost records that a server did not restart.
-func (w *servers) noteLost(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.lostErr = errors.Join(w.lostErr, err)
+func (s *servers) noteLost(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lostErr = errors.Join(s.lostErr, err)
 }
 
-func (w *servers) lostServer() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.lostErr
+func (s *servers) lostServer() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lostErr
 }
 
 // connectPostgres opens a connection without a proxy.
-func (w *servers) connectPostgres(ctx context.Context, database string) (*pgx.Conn, error) {
+func (s *servers) connectPostgres(ctx context.Context, database string) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, w.postgres.URL(database))
+	conn, err := pgx.Connect(ctx, s.postgres.URL(database))
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
 	}
@@ -139,8 +139,8 @@ func (w *servers) connectPostgres(ctx context.Context, database string) (*pgx.Co
 }
 
 // newKafkaClient opens a Kafka client without a proxy.
-func (w *servers) newKafkaClient(opts ...kgo.Opt) (*kgo.Client, error) {
-	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(w.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond), kgo.AlwaysRetryEOF(), // the broker may die during the first answer
+func (s *servers) newKafkaClient(opts ...kgo.Opt) (*kgo.Client, error) {
+	client, err := kgo.NewClient(append(opts, kgo.SeedBrokers(s.broker.Addr()), kgo.MetadataMinAge(100*time.Millisecond), kgo.AlwaysRetryEOF(), // the broker may die during the first answer
 		kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }))...)
 	if err != nil {
 		return nil, fmt.Errorf("make Kafka client: %w", err)

@@ -33,10 +33,10 @@ FROM subscribers_feedback ORDER BY id`)
 
 // readTopic reads a topic up to its present end as a read_committed consumer
 // does. It waits for open transactions.
-func (w *servers) readTopic(ctx context.Context, topic string) ([]*kgo.Record, error) {
+func (s *servers) readTopic(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	client, err := w.newKafkaClient(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+	client, err := s.newKafkaClient(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
 	if err != nil {
 		return nil, err

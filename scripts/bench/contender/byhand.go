@@ -103,10 +103,7 @@ func (b *ByHand) Prepare(ctx context.Context, l *CampaignLoad) error {
 // The delivery also shows that the process has joined its group.
 func (b *ByHand) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	for lane := range l.Lanes {
-		c := l.Campaigns[0]
-		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // one of the hundreds
-		records := EncodeRecords(b.CampaignsTopic, &CampaignLoad{Campaigns: []Campaign{c}})
+		records := EncodeRecords(b.CampaignsTopic, warmUpLoad(l, lane))
 		before, err := b.Producer.EndOffset(ctx, b.NotificationsTopic)
 		if err != nil {
 			return err
@@ -114,7 +111,7 @@ func (b *ByHand) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 		if err := b.Producer.Send(ctx, records...); err != nil {
 			return err
 		}
-		if err := b.AwaitEndOffset(ctx, before+100); err != nil {
+		if err := b.AwaitEndOffset(ctx, before+warmUpAudience); err != nil {
 			return err
 		}
 	}

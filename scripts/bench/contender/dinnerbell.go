@@ -13,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv"
-	"dinnerbell/internal/testenv/workload"
 	"dinnerbell/scripts/bench/deployment"
 )
 
@@ -53,21 +52,18 @@ func (o *Dinnerbell) Prepare(ctx context.Context, l *CampaignLoad) error {
 // started has connections to open and statements to prepare.
 func (o *Dinnerbell) deliverWarmUp(ctx context.Context, l *CampaignLoad) error {
 	for lane := range l.Lanes {
-		c := l.Campaigns[0]
-		c.lane = int32(lane)
-		c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane) // one of the hundreds
 		st, err := o.Deployment.Status(ctx)
 		if err != nil {
 			return err
 		}
-		records := EncodeRecords(o.Deployment.CampaignsTopic, &CampaignLoad{Campaigns: []Campaign{c}})
+		records := EncodeRecords(o.Deployment.CampaignsTopic, warmUpLoad(l, lane))
 		if err := o.Producer.Send(ctx, records...); err != nil {
 			return err
 		}
-		if err := o.Deployment.AwaitShipped(ctx, st.Notifications.Shipped+100); err != nil {
+		if err := o.Deployment.AwaitShipped(ctx, st.Notifications.Shipped+warmUpAudience); err != nil {
 			return err
 		}
-		o.Total += 100
+		o.Total += warmUpAudience
 	}
 	return nil
 }

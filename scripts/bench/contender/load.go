@@ -90,3 +90,15 @@ func EncodeRecords(topic string, l *CampaignLoad) []*kgo.Record {
 	}
 	return records
 }
+
+// warmUpAudience is the audience of the campaign of warmUpLoad.
+const warmUpAudience = 100
+
+// warmUpLoad returns one campaign for a lane, to one of the restaurants with a
+// hundred subscribers, which differs from the campaigns of l only in its ids.
+func warmUpLoad(l *CampaignLoad, lane int) *CampaignLoad {
+	c := l.Campaigns[0]
+	c.lane = int32(lane)
+	c.ID, c.Restaurant = fmt.Sprintf("%s-warm-%d", c.ID, lane), workload.RestaurantID(deployment.MaxLanes+lane)
+	return &CampaignLoad{Campaigns: []Campaign{c}}
+}
