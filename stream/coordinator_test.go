@@ -20,7 +20,7 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// moveTo gives the world another cluster, with its topics.
+// moveTo gives the deployment another cluster, with its topics.
 func (w *deployment) moveTo(t *testing.T, brokers ...string) {
 	t.Helper()
 	w.kafka = envtest.KafkaAt(t, brokers...)
@@ -129,7 +129,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 		t.Errorf("setup: %v", err)
 	}
 
-	// A takeover without that check, as of a daemon that may not read the brokers' settings.
+	// A takeover without that check, as by a daemon that may not read the brokers' settings.
 	svc := New(w.cfg, w.store, w.barrier)
 	svc.stepPatience = 100 * time.Millisecond
 	l := &lane{svc: svc}

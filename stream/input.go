@@ -11,30 +11,30 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// passEvery is how often a step may be made for offsets alone that hold nothing,
-// such as the markers of a transactional producer. With messages behind them they
-// need none.
-const passEvery = time.Second
+// emptyStepInterval is the least time between two steps that only move the lane over
+// offsets without records, such as the markers of a transactional producer. Messages
+// behind such offsets move the lane over them at once.
+const emptyStepInterval = time.Second
 
-// input reads the lane's partition for the intake. For one goroutine; close it at
-// the end.
-type input struct {
-	messages *topic.Prefetcher
-	passed   int64     // offsets before it hold nothing more; 0 where nobody is to be told
-	passedAt time.Time // when that was last handed on by itself
+// laneInput reads the lane's partition for the intake. For one goroutine, which closes
+// the prefetcher at the end.
+type laneInput struct {
+	records     *topic.Prefetcher
+	emptyEnd    int64     // the end of offsets without records that no step covers yet; 0: there are none
+	emptyStepAt time.Time // when the last step for such offsets alone was made
 }
 
-// newInput returns an input that reads on at an offset.
-func newInput(at int64, reader *topic.PartitionReader) *input {
-	return &input{messages: topic.NewPrefetcher(reader, at)}
+// newLaneInput returns an input that reads on at an offset.
+func newLaneInput(at int64, reader *topic.PartitionReader) *laneInput {
+	return &laneInput{records: topic.NewPrefetcher(reader, at)}
 }
 
-// readMessages takes messages from the response at hand, up to bounds of their number and
-// weight. An empty result means that the response is at its end.
+// readMessages parses messages of the response at hand, up to bounds of their number
+// and size. An empty result means that the response is at its end.
 func (i *intake) readMessages() (batch []message, err error) {
 	in := i.input
 	for size := 0; len(batch) < intakeMessages && size < i.cfg.StepBytes; {
-		r, err := in.messages.Next()
+		r, err := in.records.Next()
 		if err != nil {
 			return nil, err
 		}
@@ -42,34 +42,34 @@ func (i *intake) readMessages() (batch []message, err error) {
 			break
 		}
 		if r.Empty {
-			in.passed = r.Next
+			in.emptyEnd = r.Next
 			continue
 		}
-		in.passed = 0
+		in.emptyEnd = 0
 		m := i.messages.parser.parseRecord(r)
 		batch, size = append(batch, m), size+m.memorySize()
 	}
-	if in.passed > 0 && (len(batch) > 0 || time.Since(in.passedAt) >= passEvery) {
+	if in.emptyEnd > 0 && (len(batch) > 0 || time.Since(in.emptyStepAt) >= emptyStepInterval) {
 		if len(batch) == 0 {
-			in.passedAt = time.Now()
+			in.emptyStepAt = time.Now()
 		}
-		batch = append(batch, message{offset: in.passed - 1})
-		in.passed = 0
+		batch = append(batch, message{offset: in.emptyEnd - 1})
+		in.emptyEnd = 0
 	}
 	return batch, nil
 }
 
-// pollInput waits for messages and hands on what a step takes at once.
+// pollInput waits for messages, and processes as many as a step takes.
 func (i *intake) pollInput(ctx context.Context) error {
 	in := i.input
-	if !in.messages.HasResponse() {
+	if !in.records.HasResponse() {
 		var due <-chan time.Time
-		if in.passed > 0 {
-			timer := time.NewTimer(time.Until(in.passedAt.Add(passEvery)))
+		if in.emptyEnd > 0 {
+			timer := time.NewTimer(time.Until(in.emptyStepAt.Add(emptyStepInterval)))
 			defer timer.Stop()
 			due = timer.C
 		}
-		if err := in.messages.Await(ctx, due); err != nil {
+		if err := in.records.Await(ctx, due); err != nil {
 			return i.inputError(ctx, err)
 		}
 	}
@@ -80,13 +80,13 @@ func (i *intake) pollInput(ctx context.Context) error {
 	return i.processBatch(ctx, batch)
 }
 
-// inputError names what was read.
+// inputError adds the partition to an error of reading it.
 func (i *intake) inputError(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, kerr.OffsetOutOfRange):
-		return fmt.Errorf("read campaigns: %w", err) // the takeover that follows names the choice
+		return fmt.Errorf("read campaigns: %w", err) // the takeover that follows halts and names the choice
 	}
 	return fmt.Errorf("read %s/%d: %w", i.cfg.Kafka.Campaigns, i.lane.id, err)
 }

@@ -28,8 +28,8 @@ func (w *deployment) produceTxn(client *kgo.Client, end kgo.TransactionEndTry, v
 	}
 }
 
-// Markers and aborted messages are passed: next_offset comes to the log's end, so
-// that retention may take all of it, and the group has no lag. They cost few steps.
+// The lane skips markers and aborted messages: next_offset reaches the log's end, so
+// that retention may delete all of it, and the group has no lag. That costs few steps.
 func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
@@ -48,7 +48,7 @@ func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.read(0, end.Offset)
-	if steps, most := svc.Status().Lanes[0].Decided, int64(4+time.Since(began)/passEvery); steps > most {
+	if steps, most := svc.Status().Lanes[0].Decided, int64(4+time.Since(began)/emptyStepInterval); steps > most {
 		t.Errorf("%d steps for one campaign and %d aborted ones, want %d at most", steps, aborted, most)
 	}
 	envtest.Until(t, patience, func() error {

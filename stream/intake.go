@@ -37,7 +37,7 @@ type messageBatch struct {
 type intake struct {
 	lane     *lane
 	cfg      ClaimConfig
-	input    *input
+	input    *laneInput
 	messages *messageInspector
 	arrivals chan<- messageBatch
 	shut     bool // the last batch waited for the barrier in vain
@@ -45,7 +45,7 @@ type intake struct {
 
 // run works until ctx ends.
 func (i *intake) run(ctx context.Context) error {
-	defer i.input.messages.Close()
+	defer i.input.records.Close()
 	for ctx.Err() == nil {
 		if err := i.pollInput(ctx); err != nil {
 			return err

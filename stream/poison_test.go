@@ -46,8 +46,8 @@ func (w *deployment) refused(n int) map[int64]*operator.DeadLetter {
 	return out
 }
 
-// heapPeak samples the heap until stop is called, and gives its peak above what
-// it was.
+// heapPeak samples the heap until stop is called, which returns the growth of the heap
+// to its peak.
 func heapPeak() (stop func() uint64) {
 	runtime.GC()
 	var ms runtime.MemStats
@@ -173,8 +173,8 @@ func (c *damagingConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// damagedWorld is a world whose daemon has connections that damage.
-func damagedWorld(t *testing.T, damages func() bool) *deployment {
+// newDamagedDeployment returns a deployment whose daemon has damaging connections.
+func newDamagedDeployment(t *testing.T, damages func() bool) *deployment {
 	t.Helper()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 	plain := w.cfg.Kafka.ClientOptions
@@ -203,7 +203,7 @@ func damagedWorld(t *testing.T, damages func() bool) *deployment {
 func TestBatchDamagedOnItsWayIsReadAgain(t *testing.T) {
 	t.Parallel()
 	var once sync.Once
-	w := damagedWorld(t, func() (first bool) { once.Do(func() { first = true }); return first })
+	w := newDamagedDeployment(t, func() (first bool) { once.Do(func() { first = true }); return first })
 	svc, _ := w.start()
 	w.expect(map[string][]string{"before": w.subs["r1"], marker: w.subs["r1"], "behind": w.subs["r1"]})
 	if dead := svc.Status().Campaigns.Dead; dead != 0 {
@@ -211,12 +211,12 @@ func TestBatchDamagedOnItsWayIsReadAgain(t *testing.T) {
 	}
 }
 
-// A batch that is damaged where it is stored is a dead letter, and the lane goes
-// on behind it. Its own last offset is not believed.
+// A batch that is damaged where it is stored is a dead letter, and the lane goes on
+// behind it. The reader does not trust the batch's own last offset.
 func TestBatchDamagedForGoodIsADeadLetter(t *testing.T) {
 	t.Parallel()
 	var seen atomic.Int64
-	w := damagedWorld(t, func() bool { seen.Add(1); return true })
+	w := newDamagedDeployment(t, func() bool { seen.Add(1); return true })
 	w.start()
 	w.expect(map[string][]string{"before": w.subs["r1"], "behind": w.subs["r1"]})
 	if d := w.refused(1)[1]; d == nil || !strings.Contains(d.Reason, "offset 1 cannot be read: the batch's checksum does not match") {

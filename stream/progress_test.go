@@ -7,8 +7,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// What others write to the progress topic is passed over. Where it has the lane's
-// key, compaction may have deleted the lane's own.
+// A takeover skips other writers' records in the progress topic. A record with the
+// lane's key is a halt where the lane's own are gone: compaction may have deleted them.
 func TestForeignProgressRecords(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})

@@ -18,8 +18,8 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// rightsWorld is a world on a broker that knows who may do what.
-func rightsWorld(t *testing.T) (*deployment, *kadm.Client) {
+// newRestrictedDeployment returns a deployment on a broker with access control.
+func newRestrictedDeployment(t *testing.T) (*deployment, *kadm.Client) {
 	t.Helper()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 3)})
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "admin", "pass"), kfake.User("PLAIN", "bell", "pass"))
@@ -56,14 +56,14 @@ func allow(t *testing.T, adm *kadm.Client, acl *kadm.ACLBuilder, operations ...k
 	}
 }
 
-// Each right that is missing is named, with topic, principal and operation, before
-// a lane needs it.
+// The preconditions name each missing right, with topic, principal and operation,
+// before a lane needs it.
 func TestMissingRightsAreNamed(t *testing.T) {
 	t.Parallel()
 	if envtest.RealKafka() {
 		t.Skip("it has a broker of its own")
 	}
-	w, adm := rightsWorld(t)
+	w, adm := newRestrictedDeployment(t)
 	k := w.cfg.Kafka
 	steps := []struct {
 		object, operation string
@@ -98,13 +98,13 @@ func TestMissingRightsAreNamed(t *testing.T) {
 	}
 }
 
-// The hint of a step that is too large is true where the limit may not be read, too.
+// The hint for a step that is too large is right also where the limit may not be read.
 func TestLimitThatMayNotBeReadIsNamed(t *testing.T) {
 	t.Parallel()
 	if envtest.RealKafka() {
 		t.Skip("it has a broker of its own")
 	}
-	w, adm := rightsWorld(t)
+	w, adm := newRestrictedDeployment(t)
 	k := w.cfg.Kafka
 	for _, acl := range []*kadm.ACLBuilder{
 		kadm.NewACLs().Topics(k.Campaigns, k.Notifications, k.DeadLetters, k.Progress), kadm.NewACLs().Groups(k.Group), kadm.NewACLs().TransactionalIDs(k.Group + "-0"),

@@ -97,7 +97,7 @@ func (s *session) close() {
 
 func (s *session) newIntake() *intake {
 	return &intake{lane: s.lane, cfg: s.claim.cfg, messages: s.messages, arrivals: s.arrivals,
-		input: newInput(s.claim.nextOffset, &topic.PartitionReader{
+		input: newLaneInput(s.claim.nextOffset, &topic.PartitionReader{
 			Client: s.claim.client, NewClient: s.claim.cfg.Kafka.NewClient, Topic: s.claim.cfg.Kafka.Campaigns, TopicID: s.claim.ids.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.limits.MaxCampaign(),
 		})}
 }

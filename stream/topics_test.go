@@ -74,8 +74,8 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 	}
 }
 
-// A topic whose settings break a guarantee is named with the command that mends
-// it, by setup and by run, and left as it is.
+// Setup and run refuse a topic whose settings break a guarantee, name the command that
+// mends it, and leave the topic as it is.
 func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -105,14 +105,14 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 			}
 			_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
 			if _, ok := errors.AsType[*halt.Error](err); !ok || names(err) != nil {
-				t.Errorf("setup says %v", err)
+				t.Errorf("setup: %v", err)
 			}
 			svc := New(w.cfg, w.store, w.barrier)
 			svc.unmetPatience = time.Nanosecond
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if err := svc.Run(ctx); names(err) != nil {
-				t.Errorf("run says %v", err)
+				t.Errorf("run: %v", err)
 			}
 			w.kafka.Configure(c.topic(w), c.setting, c.mended)
 			w.start()
@@ -122,8 +122,8 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 	}
 }
 
-// A progress topic whose policy changes while the daemon runs is seen by the next
-// takeover.
+// The next takeover notices a progress topic whose policy has changed while the daemon
+// runs.
 func TestTakeoverSeesThePolicy(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
