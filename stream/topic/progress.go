@@ -94,8 +94,13 @@ func WriteProgress(ctx context.Context, client *kgo.Client, topic string, lane i
 	if err := client.BeginTransaction(); err != nil {
 		return fmt.Errorf("begin transaction: %w", err)
 	}
-	if err := client.ProduceSync(ctx, ProgressRecord(topic, lane, seq)).FirstErr(); err != nil {
-		return fmt.Errorf("produce: %w", err)
+	var failed error
+	client.Produce(ctx, ProgressRecord(topic, lane, seq), func(_ *kgo.Record, err error) { failed = err })
+	if err := client.Flush(ctx); err != nil { // the client lingers until then
+		return fmt.Errorf("flush: %w", err)
+	}
+	if failed != nil {
+		return fmt.Errorf("produce: %w", failed)
 	}
 	if err := client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: outcome unknown: %w", err)
