@@ -47,7 +47,7 @@ func StartChild(cmd *exec.Cmd, log string, onDeath syscall.Signal) (*Child, erro
 func startChildAs(user *serverUser, cmd *exec.Cmd, log string, onDeath syscall.Signal) (*Child, error) {
 	cmd.SysProcAttr = ChildAttributes(onDeath)
 	if user != nil {
-		cmd.SysProcAttr.Credential = user.credential()
+		cmd.SysProcAttr.Credential = user.processCredential()
 	}
 	if log != "" {
 		out, err := openLog(log)

@@ -140,7 +140,7 @@ func (p *Postgres) initCluster(ctx context.Context) error {
 	cmd.Dir = p.opts.Dir
 	cmd.Env = serverEnv()
 	if p.user != nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user.credential()}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.user.processCredential()}
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("run initdb in %s: %w\n%s", p.dataDir(), err, out)

@@ -42,7 +42,7 @@ func postgresUser() (*serverUser, error) {
 	return nil, fmt.Errorf("run Postgres: it refuses to run as root, and there is no user postgres or nobody; create one with: useradd --system postgres")
 }
 
-func (r *serverUser) credential() *syscall.Credential {
+func (r *serverUser) processCredential() *syscall.Credential {
 	return &syscall.Credential{Uid: r.uid, Gid: r.gid, NoSetGroups: false}
 }
 
@@ -63,7 +63,7 @@ func (r *serverUser) canRun(program string, args ...string) error {
 	cmd.Dir = "/"
 	cmd.Env = serverEnv()
 	if r != nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.credential()}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.processCredential()}
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("run %s: %w %s", program, err, out)

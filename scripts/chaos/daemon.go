@@ -48,8 +48,8 @@ type daemonProcess struct {
 	closed bool
 }
 
-// start starts the daemon unless it is running or closed.
-func (d *daemonProcess) start() error {
+// startProcess starts the daemon unless it is running or closed.
+func (d *daemonProcess) startProcess() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.child != nil || d.closed {
@@ -95,19 +95,19 @@ func (d *daemonProcess) restart() {
 	killed := d.killed
 	d.mu.Unlock()
 	if !killed {
-		_ = d.start() // a failed start shows as a daemon that is never ready
+		_ = d.startProcess() // a failed start shows as a daemon that is never ready
 	}
 }
 
-// kill sends SIGKILL, which also ends a stopped process, and returns when the
+// killProcess sends SIGKILL, which also ends a stopped process, and returns when the
 // process is gone.
-func (d *daemonProcess) kill() { _, _ = d.endProcess(syscall.SIGKILL, stopLimit) } // SIGKILL always ends it
+func (d *daemonProcess) killProcess() { _, _ = d.endProcess(syscall.SIGKILL, stopLimit) } // SIGKILL always ends it
 
-// terminate sends SIGTERM; a daemon that does not drain in time is an error.
-func (d *daemonProcess) terminate() error {
+// terminateProcess sends SIGTERM; a daemon that does not drain in time is an error.
+func (d *daemonProcess) terminateProcess() error {
 	ran, ok := d.endProcess(syscall.SIGTERM, stopLimit)
 	if ran && !ok {
-		d.kill()
+		d.killProcess()
 		return fmt.Errorf("%s did not end within %s after SIGTERM", d.name, stopLimit)
 	}
 	return nil
@@ -130,9 +130,9 @@ func (d *daemonProcess) endProcess(sig syscall.Signal, limit time.Duration) (ran
 	}
 }
 
-// freeze sends SIGSTOP, thaw SIGCONT.
-func (d *daemonProcess) freeze() bool { return d.sendSignal(syscall.SIGSTOP) }
-func (d *daemonProcess) thaw()        { d.sendSignal(syscall.SIGCONT) }
+// freezeProcess sends SIGSTOP, thaw SIGCONT.
+func (d *daemonProcess) freezeProcess() bool { return d.sendSignal(syscall.SIGSTOP) }
+func (d *daemonProcess) thawProcess()        { d.sendSignal(syscall.SIGCONT) }
 
 func (d *daemonProcess) sendSignal(sig syscall.Signal) bool {
 	d.mu.Lock()
@@ -140,18 +140,18 @@ func (d *daemonProcess) sendSignal(sig syscall.Signal) bool {
 	return d.child.Running() && d.child.Signal(sig) == nil
 }
 
-func (d *daemonProcess) running() bool {
+func (d *daemonProcess) isRunning() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.child != nil
 }
 
-// close ends the daemon for good; a bad exit is an error.
-func (d *daemonProcess) close() error {
+// closeForGood ends the daemon for good; a bad exit is an error.
+func (d *daemonProcess) closeForGood() error {
 	d.mu.Lock()
 	d.closed = true
 	d.mu.Unlock()
-	return d.terminate()
+	return d.terminateProcess()
 }
 
 // unaskedExits lists the exits that no fault caused.
@@ -214,7 +214,7 @@ func (d *daemonProcess) wipeState() error {
 		if err = os.RemoveAll(d.dir); err == nil {
 			return nil
 		}
-		d.kill()
+		d.killProcess()
 	}
 	return fmt.Errorf("wipe state of %s: %w", d.name, err)
 }

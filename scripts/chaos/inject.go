@@ -26,9 +26,9 @@ type faultInjector struct {
 	retention sync.Mutex
 }
 
-// run carries out the schedule. When ctx ends, lasting faults are ended. run
+// runSchedule carries out the schedule. When ctx ends, lasting faults are ended. run
 // returns when all faults are over and every process and link works again.
-func (in *faultInjector) run(ctx context.Context, list []*history.Fault) error {
+func (in *faultInjector) runSchedule(ctx context.Context, list []*history.Fault) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(list))
 	for _, f := range list {
@@ -36,7 +36,7 @@ func (in *faultInjector) run(ctx context.Context, list []*history.Fault) error {
 			if !testenv.Pause(ctx, f.At-in.round.log.Now()) && ctx.Err() != nil {
 				return
 			}
-			if err := in.inject(ctx, f); err != nil {
+			if err := in.injectFault(ctx, f); err != nil {
 				errs <- fmt.Errorf("inject %s: %w", f.Kind, err)
 			}
 		})
@@ -46,7 +46,7 @@ func (in *faultInjector) run(ctx context.Context, list []*history.Fault) error {
 	return <-errs
 }
 
-func (in *faultInjector) inject(ctx context.Context, f *history.Fault) error {
+func (in *faultInjector) injectFault(ctx context.Context, f *history.Fault) error {
 	d := in.round.daemons[f.Daemon]
 	switch f.Kind {
 	case faultPostgres:
@@ -110,7 +110,7 @@ func (in *faultInjector) killPostgres(ctx context.Context, f *history.Fault) err
 }
 
 func (in *faultInjector) killBroker() error {
-	if err := in.round.servers.broker.crash(); err != nil {
+	if err := in.round.servers.broker.crashBroker(); err != nil {
 		in.round.servers.noteLost(err)
 		return err
 	}
@@ -125,46 +125,46 @@ func (in *faultInjector) killBroker() error {
 func (in *faultInjector) faultProcess(ctx context.Context, f *history.Fault, d *daemonProcess) error {
 	switch f.Kind {
 	case faultKill:
-		d.kill()
+		d.killProcess()
 		if f.Leave {
 			in.removeFromGroup(d)
 		}
 		testenv.Pause(ctx, f.Length)
-		return d.start()
+		return d.startProcess()
 	case faultPause:
-		d.freeze()
+		d.freezeProcess()
 		testenv.Pause(ctx, f.Length)
-		d.thaw()
+		d.thawProcess()
 	case faultZombie:
 		return in.makeZombie(ctx, f, d)
 	case faultWipe:
-		d.kill()
+		d.killProcess()
 		if err := d.wipeState(); err != nil {
 			return err
 		}
-		return d.start()
+		return d.startProcess()
 	case faultDamage:
-		d.kill()
+		d.killProcess()
 		what, err := d.damageState(rand.New(rand.NewPCG(f.Draw, 0))) //nolint:gosec // drawn from the seed
 		if what != "" {
 			in.round.log.Notef("%s: %s", d.name, what)
 		}
-		return errors.Join(err, d.start())
+		return errors.Join(err, d.startProcess())
 	case faultRestore:
-		d.kill()
+		d.killProcess()
 		restored, err := d.restoreState()
 		if err != nil {
 			return err
 		}
-		if err := d.start(); err != nil {
+		if err := d.startProcess(); err != nil {
 			return err
 		}
 		if !restored {
 			return errSkipped
 		}
 	case faultCopy:
-		d.freeze()
-		defer d.thaw()
+		d.freezeProcess()
+		defer d.thawProcess()
 		if err := d.copyState(); err != nil {
 			in.round.log.Notef("%v", err) // state.dir does not exist yet
 		}
@@ -184,11 +184,11 @@ func (in *faultInjector) makeZombie(ctx context.Context, f *history.Fault, d *da
 	other := in.round.daemons[1-f.Daemon]
 	standIn := in.round.servers.opts.daemons == 1
 	if standIn {
-		if err := other.start(); err != nil {
+		if err := other.startProcess(); err != nil {
 			return err
 		}
 	}
-	if !d.freeze() {
+	if !d.freezeProcess() {
 		return errSkipped
 	}
 	in.removeFromGroup(d)
@@ -199,10 +199,10 @@ func (in *faultInjector) makeZombie(ctx context.Context, f *history.Fault, d *da
 	cancel()
 	in.round.log.Notef("%s is a zombie; %s has taken over: %v", d.name, other.name, taken)
 	testenv.Pause(ctx, f.Length)
-	d.thaw()
+	d.thawProcess()
 	if standIn {
 		testenv.Pause(ctx, 500*time.Millisecond)
-		if err := other.terminate(); err != nil {
+		if err := other.terminateProcess(); err != nil {
 			return err
 		}
 		in.removeFromGroup(other)
@@ -274,8 +274,8 @@ func (in *faultInjector) healAll() error {
 			in.round.log.AddFault(&history.Fault{Kind: faultEndTxn, Daemon: i})
 		}
 		if i < in.round.servers.opts.daemons {
-			d.thaw()
-			if err := d.start(); err != nil {
+			d.thawProcess()
+			if err := d.startProcess(); err != nil {
 				return err
 			}
 		}

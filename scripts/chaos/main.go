@@ -118,7 +118,7 @@ func run(args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.stop()) }()
+	defer func() { err = errors.Join(err, w.stopServers()) }()
 	total := newSummary(o)
 	for n := o.first; n < o.first+o.rounds && ctx.Err() == nil; n++ {
 		began := time.Now()
@@ -132,7 +132,7 @@ func run(args []string) (err error) {
 		if err := r.cleanUp(v.Failed() || roundErr != nil || r.recovery > o.slow); err != nil {
 			return err
 		}
-		if err := total.write(o.out); err != nil {
+		if err := total.writeSummary(o.out); err != nil {
 			return err
 		}
 		if roundErr != nil && w.lostServer() != nil {

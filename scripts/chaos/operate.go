@@ -89,7 +89,7 @@ func (r *round) verifyDaemons(ctx context.Context, v *oracle.Verdict) {
 	ctx, cancel := context.WithTimeout(ctx, r.servers.opts.limit)
 	defer cancel()
 	for _, d := range r.daemons {
-		if !d.running() {
+		if !d.isRunning() {
 			continue
 		}
 		stdout, stderr, err := d.runCommand(ctx, "verify", "--json")

@@ -36,11 +36,11 @@ func newProducer(r *round) (*campaignProducer, error) {
 	return &campaignProducer{round: r, client: client, author: &scenario.CampaignAuthor{Random: random.NewStream(r.servers.opts.seed, r.number, random.CampaignStream), Partitions: history.Partitions}}, nil
 }
 
-// run sends messages until ctx ends.
-func (p *campaignProducer) run(ctx context.Context) error {
+// sendUntilDone sends messages until ctx ends.
+func (p *campaignProducer) sendUntilDone(ctx context.Context) error {
 	for testenv.Pause(ctx, random.Duration(p.author.Random, 10*time.Millisecond, 250*time.Millisecond)) {
 		m := p.author.NextMessage(time.Now().Unix())
-		send := p.send
+		send := p.sendMessage
 		if m.Transaction {
 			send = p.sendInTransaction
 		}
@@ -62,7 +62,7 @@ func (p *campaignProducer) sendRepeats(ctx context.Context, m *history.Message) 
 			return nil
 		}
 		again := &history.Message{Kind: "repeated", Partition: m.Partition, Value: m.Value, Fields: m.Fields}
-		if err := p.send(ctx, again); err != nil {
+		if err := p.sendMessage(ctx, again); err != nil {
 			return err
 		}
 	}
@@ -135,7 +135,7 @@ func (p *campaignProducer) closeTransactional() {
 	}
 }
 
-func (p *campaignProducer) close() {
+func (p *campaignProducer) closeClients() {
 	p.closeTransactional()
 	p.client.Close()
 }
@@ -153,10 +153,10 @@ func (p *campaignProducer) newRecord(m *history.Message) *kgo.Record {
 	}
 }
 
-// send produces one message and waits for the acknowledgement, also over a
+// sendMessage produces one message and waits for the acknowledgement, also over a
 // broker's restart. A message without an acknowledgement may be in the topic or
 // not.
-func (p *campaignProducer) send(ctx context.Context, m *history.Message) error {
+func (p *campaignProducer) sendMessage(ctx context.Context, m *history.Message) error {
 	rec := p.newRecord(m)
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()

@@ -74,7 +74,7 @@ func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
 	settled := r.awaitSettled(ctx, v)
 	r.verifyDaemons(ctx, v)
 	for _, d := range r.daemons {
-		if err := d.close(); err != nil {
+		if err := d.closeForGood(); err != nil {
 			v.Problemf("%v", err)
 		}
 		for _, exit := range d.unaskedExits() {
@@ -232,7 +232,7 @@ func (r *round) writeConfig(path, name, source, sink, brokers, http string) erro
 // seconds.
 func (r *round) runStorm(ctx context.Context) error {
 	for _, d := range r.daemons[:r.servers.opts.daemons] {
-		if err := d.start(); err != nil {
+		if err := d.startProcess(); err != nil {
 			return err
 		}
 	}
@@ -246,11 +246,11 @@ func (r *round) runStorm(ctx context.Context) error {
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
 	for _, w := range r.writers {
-		g.Go(func() error { return w.run(gctx) })
+		g.Go(func() error { return w.commitUntilDone(gctx) })
 	}
-	g.Go(func() error { return r.producer.run(gctx) })
+	g.Go(func() error { return r.producer.sendUntilDone(gctx) })
 	in := &faultInjector{round: r}
-	g.Go(func() error { return in.run(gctx, list) })
+	g.Go(func() error { return in.runSchedule(gctx, list) })
 	return errors.Join(g.Wait(), in.healAll())
 }
 
@@ -259,11 +259,11 @@ func (r *round) runStorm(ctx context.Context) error {
 func (r *round) cleanUp(keep bool) error {
 	var errs []error
 	for _, d := range r.daemons {
-		errs = append(errs, d.close())
+		errs = append(errs, d.closeForGood())
 		d.links.Close()
 	}
 	if r.producer != nil {
-		r.producer.close()
+		r.producer.closeClients()
 	}
 	if r.log != nil {
 		errs = append(errs, r.log.Close())

@@ -33,18 +33,18 @@ type broker interface {
 	Addr() string
 	Start(ctx context.Context) error
 	Stop() error
-	// crash sends SIGKILL to Kafka, but SIGTERM to kfake, whose transactions a
+	// crashBroker sends SIGKILL to Kafka, but SIGTERM to kfake, whose transactions a
 	// SIGKILL tears.
-	crash() error
+	crashBroker() error
 }
 
 type realKafka struct{ *testenv.Kafka }
 
-func (k realKafka) crash() error { return k.Kill() }
+func (k realKafka) crashBroker() error { return k.Kill() }
 
 type fakeKafka struct{ *testenv.Broker }
 
-func (k fakeKafka) crash() error { return k.Stop() }
+func (k fakeKafka) crashBroker() error { return k.Stop() }
 
 // startServers makes a folder and starts the servers. Postgres runs without
 // fsync: only processes are killed here, and the kernel keeps the writes of a
@@ -53,7 +53,7 @@ func startServers(ctx context.Context, o *options) (s *servers, err error) {
 	s = &servers{opts: o}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.stop())
+			err = errors.Join(err, s.stopServers())
 		}
 	}()
 	if s.dir, err = testenv.TempDir("chaos-"); err != nil {
@@ -99,8 +99,8 @@ func (s *servers) startBroker(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the servers and deletes the folder.
-func (s *servers) stop() error {
+// stopServers ends the servers and deletes the folder.
+func (s *servers) stopServers() error {
 	var errs []error
 	if s.broker != nil {
 		errs = append(errs, s.broker.Stop())

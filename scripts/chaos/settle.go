@@ -70,7 +70,7 @@ func (r *round) sendMarkers(ctx context.Context, name string, row int64) error {
 		f := w.round.producer.author.NewCampaign(time.Now().Unix())
 		f.Campaign, f.Restaurant = fmt.Sprintf("%s-%d", name, p), markerRestaurant
 		m := &history.Message{Kind: "marker", Partition: p, Value: w.round.producer.author.Encode(f), Fields: &f}
-		if err := r.producer.send(ctx, m); err != nil {
+		if err := r.producer.sendMessage(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -152,7 +152,7 @@ func (r *round) checkIdle(ctx context.Context, early bool) error {
 	}
 	owners := map[int32]string{}
 	for _, d := range r.daemons {
-		if !d.running() {
+		if !d.isRunning() {
 			continue
 		}
 		s, err := d.fetchStatus(ctx)

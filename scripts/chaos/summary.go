@@ -96,8 +96,8 @@ func (s *summary) roundLine(r *round, v *oracle.Verdict, err error, took time.Du
 		r.number, len(r.log.Faults), len(r.log.Transactions), len(r.log.Messages), v.Notifications, v.Musts, v.DeadLetters, r.recovery.Seconds(), took.Seconds(), verdict)
 }
 
-// write replaces the file.
-func (s *summary) write(path string) error {
+// writeSummary replaces the file.
+func (s *summary) writeSummary(path string) error {
 	text, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write summary: %w", err)

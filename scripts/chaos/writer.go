@@ -33,9 +33,9 @@ type subscriptionWriter struct {
 	stolen   []history.Subscription // rows that a truncate took from this writer; guarded by truncate
 }
 
-// run commits transactions until ctx ends. It completes the transaction that it
+// commitUntilDone commits transactions until ctx ends. It completes the transaction that it
 // has begun by then.
-func (w *subscriptionWriter) run(ctx context.Context) error {
+func (w *subscriptionWriter) commitUntilDone(ctx context.Context) error {
 	defer w.closeConn()
 	for {
 		if !testenv.Pause(ctx, random.Duration(w.rows.Random, 2*time.Millisecond, 60*time.Millisecond)) {

@@ -68,7 +68,7 @@ func readAll(ctx context.Context, client *kgo.Client, topic string) ([]*kgo.Reco
 			client: client, topic: topic, id: detail.ID, partition: number,
 			leader: detail.Partitions[number].Leader, next: start.Offset, end: end.Offset,
 		}
-		if err := r.run(ctx); err != nil {
+		if err := r.readAll(ctx); err != nil {
 			return nil, fmt.Errorf("partition %d: %w", number, err)
 		}
 		all = append(all, r.records...)
@@ -87,7 +87,7 @@ type partitionReader struct {
 	records   []*kgo.Record
 }
 
-func (r *partitionReader) run(ctx context.Context) error {
+func (r *partitionReader) readAll(ctx context.Context) error {
 	for r.next < r.end {
 		partition, err := r.fetchOnce(ctx)
 		if err != nil {

@@ -46,7 +46,7 @@ func RelayPostgres(t testing.TB, db *DB, replicationOnly bool) *Relay {
 	r := &Relay{replication: replicationOnly, upstream: u.Host, ln: ln, conns: map[net.Conn]bool{}}
 	r.Resume()
 	r.wait.Go(r.acceptLoop)
-	t.Cleanup(r.close)
+	t.Cleanup(r.closeAll)
 	return r
 }
 
@@ -87,7 +87,7 @@ func (r *Relay) gateLocked() chan struct{} {
 	return r.free
 }
 
-func (r *Relay) close() {
+func (r *Relay) closeAll() {
 	r.Resume()
 	r.mu.Lock()
 	r.closed = true
@@ -109,8 +109,8 @@ func (r *Relay) acceptLoop() {
 	}
 }
 
-// register adds a connection that close must end.
-func (r *Relay) register(c net.Conn) bool {
+// registerConn adds a connection that close must end.
+func (r *Relay) registerConn(c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -121,7 +121,7 @@ func (r *Relay) register(c net.Conn) bool {
 	return true
 }
 
-func (r *Relay) unregister(c net.Conn) {
+func (r *Relay) unregisterConn(c net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
@@ -129,15 +129,15 @@ func (r *Relay) unregister(c net.Conn) {
 }
 
 func (r *Relay) serveConn(client net.Conn) {
-	if !r.register(client) {
+	if !r.registerConn(client) {
 		return
 	}
-	defer r.unregister(client)
+	defer r.unregisterConn(client)
 	server, err := net.Dial("tcp", r.upstream)
-	if err != nil || !r.register(server) {
+	if err != nil || !r.registerConn(server) {
 		return
 	}
-	defer r.unregister(server)
+	defer r.unregisterConn(server)
 	startup, err := readStartup(client)
 	if err != nil {
 		return

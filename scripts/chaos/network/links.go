@@ -62,7 +62,7 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 		}
 	}()
 	l.sink = &tcpRelay{route: fixedRoute(postgres), pumps: func() (pumpFunc, pumpFunc) { return copyBytes, loseCommit(&l.CommitTrap) }}
-	if err := l.sink.listen(); err != nil {
+	if err := l.sink.listenOnFreePort(); err != nil {
 		return nil, err
 	}
 	kafkaPort, err := testenv.FreePort()
@@ -73,7 +73,7 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 		wire := newKafkaWire(kafkaPort, &l.EndTxnTrap)
 		return wire.passRequests, wire.passResponses
 	}}
-	if err := l.kafka.listen(); err != nil {
+	if err := l.kafka.listenOnFreePort(); err != nil {
 		return nil, err
 	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
@@ -81,9 +81,9 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 		listen, upstream := "127.0.0.1:0", postgres
 		switch name {
 		case Sink:
-			upstream = l.sink.addr()
+			upstream = l.sink.listenAddress()
 		case Kafka:
-			listen, upstream = testenv.Loopback(kafkaPort), l.kafka.addr()
+			listen, upstream = testenv.Loopback(kafkaPort), l.kafka.listenAddress()
 		}
 		if listen == "127.0.0.1:0" {
 			port, err := testenv.FreePort()
@@ -99,7 +99,7 @@ func NewLinks(postgres, broker string) (l *Links, err error) {
 		l.Proxies[name] = &Link{proxy: p}
 	}
 	l.splitter = &tcpRelay{route: l.splitByStartup}
-	return l, l.splitter.listen()
+	return l, l.splitter.listenOnFreePort()
 }
 
 // splitByStartup routes replication connections to one proxy and all others to
@@ -122,14 +122,14 @@ func (l *Links) Close() {
 	}
 	for _, r := range []*tcpRelay{l.splitter, l.sink, l.kafka} {
 		if r != nil && r.ln != nil {
-			r.close()
+			r.closeAll()
 		}
 	}
 }
 
 // SourceURL replaces the address in a Postgres URL by the splitter's.
 func (l *Links) SourceURL(direct string) (string, error) {
-	return replaceHost(direct, l.splitter.addr())
+	return replaceHost(direct, l.splitter.listenAddress())
 }
 
 // SinkURL replaces the address in a Postgres URL by the sink link's.

@@ -40,8 +40,8 @@ func fixedRoute(address string) func(*bufio.Reader) (string, []byte, error) {
 	return func(*bufio.Reader) (string, []byte, error) { return address, nil, nil }
 }
 
-// listen starts the relay on a free port.
-func (r *tcpRelay) listen() error {
+// listenOnFreePort starts the relay on a free port.
+func (r *tcpRelay) listenOnFreePort() error {
 	port, err := testenv.FreePort()
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func (r *tcpRelay) listen() error {
 	return nil
 }
 
-func (r *tcpRelay) addr() string { return r.ln.Addr().String() }
+func (r *tcpRelay) listenAddress() string { return r.ln.Addr().String() }
 
 func (r *tcpRelay) acceptLoop() {
 	for {
@@ -66,8 +66,8 @@ func (r *tcpRelay) acceptLoop() {
 	}
 }
 
-// close closes all connections and waits for their goroutines.
-func (r *tcpRelay) close() {
+// closeAll closes all connections and waits for their goroutines.
+func (r *tcpRelay) closeAll() {
 	_ = r.ln.Close() // the only error: the listener is closed already
 	r.mu.Lock()
 	for c := range r.conns {
@@ -78,8 +78,8 @@ func (r *tcpRelay) close() {
 	r.wg.Wait()
 }
 
-// register adds an open connection; false means that the relay is closed.
-func (r *tcpRelay) register(c net.Conn) bool {
+// registerConn adds an open connection; false means that the relay is closed.
+func (r *tcpRelay) registerConn(c net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conns == nil {
@@ -89,7 +89,7 @@ func (r *tcpRelay) register(c net.Conn) bool {
 	return true
 }
 
-func (r *tcpRelay) unregister(c net.Conn) {
+func (r *tcpRelay) unregisterConn(c net.Conn) {
 	_ = c.Close() // a connection may be closed already
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,8 +97,8 @@ func (r *tcpRelay) unregister(c net.Conn) {
 }
 
 func (r *tcpRelay) serveConn(client net.Conn) {
-	defer r.unregister(client)
-	if !r.register(client) {
+	defer r.unregisterConn(client)
+	if !r.registerConn(client) {
 		return
 	}
 	in := bufio.NewReaderSize(client, 64<<10)
@@ -110,8 +110,8 @@ func (r *tcpRelay) serveConn(client net.Conn) {
 	if err != nil {
 		return
 	}
-	defer r.unregister(server)
-	if !r.register(server) {
+	defer r.unregisterConn(server)
+	if !r.registerConn(server) {
 		return
 	}
 	if _, err := server.Write(head); err != nil {

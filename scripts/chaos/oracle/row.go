@@ -76,9 +76,9 @@ func jsonString(s string) string {
 	return b.String()
 }
 
-// murmur2 is the hash of Kafka's default partitioner.
+// murmur2Hash is the hash of Kafka's default partitioner.
 // https://github.com/apache/kafka/blob/trunk/clients/src/main/java/org/apache/kafka/common/utils/Utils.java
-func murmur2(data []byte) uint32 {
+func murmur2Hash(data []byte) uint32 {
 	const m, r = 0x5bd1e995, 24
 	h := uint32(0x9747b28c) ^ uint32(len(data))
 	for ; len(data) >= 4; data = data[4:] {
@@ -99,4 +99,6 @@ func murmur2(data []byte) uint32 {
 }
 
 // partitionOf returns the partition of a key among n.
-func partitionOf(key string, n int) int32 { return int32(murmur2([]byte(key))&0x7fffffff) % int32(n) }
+func partitionOf(key string, n int) int32 {
+	return int32(murmur2Hash([]byte(key))&0x7fffffff) % int32(n)
+}

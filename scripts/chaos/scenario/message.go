@@ -87,7 +87,7 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFie
 		}
 		f.Content += " (sibling)"
 		f.Start, f.End = now-10, now+hour
-		return a.remember(f, a.anyPartition())
+		return a.rememberSent(f, a.anyPartition())
 	}
 	f := a.NewCampaign(now)
 	switch kind {
@@ -102,7 +102,7 @@ func (a *CampaignAuthor) drawFields(kind string, now int64) (history.CampaignFie
 	case "far":
 		f.Start, f.End = now+2*hour, now+3*hour
 	}
-	return a.remember(f, a.anyPartition())
+	return a.rememberSent(f, a.anyPartition())
 }
 
 // drawRepeated draws another message for a campaign that had one, half of the
@@ -136,7 +136,7 @@ func (a *CampaignAuthor) drawRepeated(kind string, now int64) (history.CampaignF
 	return s.CampaignFields, partition
 }
 
-func (a *CampaignAuthor) remember(f history.CampaignFields, partition int32) (history.CampaignFields, int32) {
+func (a *CampaignAuthor) rememberSent(f history.CampaignFields, partition int32) (history.CampaignFields, int32) {
 	a.sent = append(a.sent, sentCampaign{f, partition})
 	return f, partition
 }

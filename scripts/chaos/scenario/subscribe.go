@@ -128,8 +128,8 @@ func (b *WriterRows) NewDraft(kind string) *TransactionDraft {
 	return &TransactionDraft{Transaction: &history.Transaction{Writer: b.Writer, Kind: kind}, owner: b, seen: map[int64]*history.Subscription{}}
 }
 
-// row returns a row as the draft sees it.
-func (d *TransactionDraft) row(id int64) (history.Subscription, bool) {
+// rowAt returns a row as the draft sees it.
+func (d *TransactionDraft) rowAt(id int64) (history.Subscription, bool) {
 	if p, ok := d.seen[id]; ok {
 		if p == nil {
 			return history.Subscription{}, false
@@ -161,7 +161,7 @@ func (d *TransactionDraft) Insert(list ...history.Subscription) {
 func (d *TransactionDraft) deleteRows(ids ...int64) {
 	var list []string
 	for _, id := range ids {
-		if _, ok := d.row(id); ok {
+		if _, ok := d.rowAt(id); ok {
 			d.changeRow(id, nil)
 			list = append(list, fmt.Sprint(id))
 		}
@@ -178,7 +178,7 @@ func (d *TransactionDraft) updateRow(id int64, p history.Subscription) {
 
 // changeID gives a row another id.
 func (d *TransactionDraft) changeID(id int64) {
-	p, ok := d.row(id)
+	p, ok := d.rowAt(id)
 	if !ok {
 		return
 	}

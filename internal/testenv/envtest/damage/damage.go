@@ -43,9 +43,9 @@ func Do(t testing.TB, stateDir string, do func(d *Rows)) {
 		t.Fatal(err)
 	}
 	d := &Rows{t: t, db: db, gen: binary.BigEndian.Uint32(value)}
-	d.must(closer.Close())
+	d.mustSucceed(closer.Close())
 	do(d)
-	d.must(db.Close())
+	d.mustSucceed(db.Close())
 }
 
 // silentLogger keeps Pebble's messages out of the test's output.
@@ -65,36 +65,36 @@ func (silentLogger) Fatalf(format string, args ...any) {
 // SetRow puts a row into the row index.
 func (d *Rows) SetRow(row, restaurant, client string) {
 	d.t.Helper()
-	d.must(d.db.Set(d.rowKey(row), []byte(d.packID(restaurant)+d.packID(client)), pebble.Sync))
+	d.mustSucceed(d.db.Set(d.rowKey(row), []byte(d.packID(restaurant)+d.packID(client)), pebble.Sync))
 }
 
 // DropRow removes a row from the row index.
 func (d *Rows) DropRow(row string) {
 	d.t.Helper()
-	d.must(d.db.Delete(d.rowKey(row), pebble.Sync))
+	d.mustSucceed(d.db.Delete(d.rowKey(row), pebble.Sync))
 }
 
 // SetJoin puts an entry into the join index.
 func (d *Rows) SetJoin(row, restaurant, client string) {
 	d.t.Helper()
-	d.must(d.db.Set(d.joinKey(row, restaurant, client), nil, pebble.Sync))
+	d.mustSucceed(d.db.Set(d.joinKey(row, restaurant, client), nil, pebble.Sync))
 }
 
 // DropJoin removes an entry from the join index.
 func (d *Rows) DropJoin(row, restaurant, client string) {
 	d.t.Helper()
-	d.must(d.db.Delete(d.joinKey(row, restaurant, client), pebble.Sync))
+	d.mustSucceed(d.db.Delete(d.joinKey(row, restaurant, client), pebble.Sync))
 }
 
 // DropAll empties both indexes.
 func (d *Rows) DropAll() {
 	d.t.Helper()
 	for _, space := range []byte{spaceJoin, spaceRow} {
-		d.must(d.db.DeleteRange(d.encodeKey(space), d.encodeKey(space+1), pebble.Sync))
+		d.mustSucceed(d.db.DeleteRange(d.encodeKey(space), d.encodeKey(space+1), pebble.Sync))
 	}
 }
 
-func (d *Rows) must(err error) {
+func (d *Rows) mustSucceed(err error) {
 	d.t.Helper()
 	if err != nil {
 		d.t.Fatal(err)
@@ -114,6 +114,6 @@ func (d *Rows) encodeKey(space byte, parts ...string) []byte {
 func (d *Rows) packID(text string) string {
 	d.t.Helper()
 	id, err := id.Pack(text)
-	d.must(err)
+	d.mustSucceed(err)
 	return string(id)
 }
