@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
@@ -43,14 +45,12 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 		return nil, err
 	}
 	defer client.Close()
-	k, err := bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*topic.Facts, error) {
-		return topic.ReadFacts(ctx, client, cfg.Kafka, moment)
-	})
-	if err != nil {
+	k := &topic.Facts{Config: cfg.Kafka, Moment: moment, Admin: kadm.NewClient(client)}
+	if k.Cluster, err = readCluster(ctx, cfg, client); err != nil {
 		return nil, err
 	}
 	s := &sink.Facts{Cfg: cfg.Sink, T: cfg.Sink.Tables(), Conn: conn, Lanes: len(k.Cluster.Topics[cfg.Kafka.Campaigns].Partitions)}
-	if s.Catalogue, err = bounded(ctx, cfg.SinkTimeout, func(ctx context.Context) (*sink.Catalogue, error) { return sink.ReadCatalogue(ctx, conn, s.T) }); err != nil {
+	if s.Catalogue, err = readCatalogue(ctx, cfg, conn); err != nil {
 		return nil, err
 	}
 	if found != nil {
@@ -59,6 +59,18 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 	report, err := precondition.Run(ctx, sink.Preconditions, moment, s)
 	ofKafka, kafkaErr := precondition.Run(ctx, topic.Preconditions, moment, k)
 	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
+}
+
+func readCluster(ctx context.Context, cfg ClaimConfig, client *kgo.Client) (*topic.Cluster, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.SinkTimeout)
+	defer cancel()
+	return topic.ReadCluster(ctx, client, cfg.Kafka)
+}
+
+func readCatalogue(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) (*sink.Catalogue, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.SinkTimeout)
+	defer cancel()
+	return sink.ReadCatalogue(ctx, conn, cfg.Sink.Tables())
 }
 
 // haltOf returns the halt for a violated precondition. Lane -1 stands for all lanes.
