@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -34,8 +35,8 @@ type Finding struct {
 //
 // A daemon that works meanwhile moves P and K; each is read in an order that
 // makes the checks hold anyway.
-func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
-	a := &auditor{cfg: cfg.withDefaults(), t: cfg.Sink.Tables()}
+func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
+	a := &auditor{cfg: cfg.WithDefaults(), t: cfg.Sink.Tables()}
 	conn, err := cfg.Sink.Connect(ctx, "dinnerbell audit")
 	if err != nil {
 		return nil, err
@@ -75,7 +76,7 @@ func Audit(ctx context.Context, cfg ClaimConfig) ([]Finding, error) {
 }
 
 type auditor struct {
-	cfg      ClaimConfig
+	cfg      takeover.Config
 	t        sink.Tables
 	conn     *pgx.Conn
 	table    *sink.FeedbackTable

@@ -11,6 +11,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
 // stepsInFlight is how many steps are on the lane's connection at once: the server
@@ -24,7 +25,7 @@ const stepsInFlight = 2
 // When a step fails, the steps behind it fail too: they are in the failed
 // transaction, or their compare-and-swap misses the seq that was not reached.
 type committer struct {
-	claim     *claim
+	claim     *takeover.Claim
 	lane      *lane
 	reader    sink.Querier // looks for the locks that a slow step waits for
 	letters   letterMaker
@@ -88,7 +89,7 @@ func newCommittedStep(p *record.Payload) *inflightStep {
 
 // run commits steps until there are no more, or one fails.
 func (c *committer) run(ctx context.Context) (err error) {
-	defer sink.CloseOnEnd(ctx, c.claim.conn)()
+	defer sink.CloseOnEnd(ctx, c.claim.Conn)()
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -102,7 +103,7 @@ func (c *committer) run(ctx context.Context) (err error) {
 	}()
 	defer func() {
 		if err != nil {
-			_ = c.claim.conn.PgConn().Conn().Close() // ends the goroutine that waits for an answer
+			_ = c.claim.Conn.PgConn().Conn().Close() // ends the goroutine that waits for an answer
 		}
 		close(c.inflight)
 		<-read
@@ -146,7 +147,7 @@ func (c *committer) isWindowOpen(seq int64) bool {
 		c.bytes -= c.unshipped[0].bytes
 		c.unshipped = c.unshipped[1:]
 	}
-	return seq-shipped <= int64(c.claim.cfg.Window) && c.bytes < windowBytes*c.claim.cfg.StepBytes
+	return seq-shipped <= int64(c.claim.Cfg.Window) && c.bytes < windowBytes*c.claim.Cfg.StepBytes
 }
 
 // submitStep sends a step behind the ones in flight. A contested step waits until
@@ -170,7 +171,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	}
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
-	f := c.flight(time.Now().Add(c.claim.cfg.SinkTimeout))
+	f := c.flight(time.Now().Add(c.claim.Cfg.SinkTimeout))
 	c.addFeedbackRows(f, d.st)
 	c.addStepChanges(f, d.st, d.p)
 	f.Send()
@@ -194,7 +195,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 func (c *committer) flight(until time.Time) *sink.Pipeline {
 	n := len(c.spare)
 	if n == 0 {
-		return sink.NewPipeline(until, c.claim.conn)
+		return sink.NewPipeline(until, c.claim.Conn)
 	}
 	f := c.spare[n-1]
 	c.spare, f.Until = c.spare[:n-1], until
@@ -255,10 +256,10 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 		c.lane.svc.counters.conflicts.Add(1)
 		return d.st.markContested(failed)
 	case errors.Is(failed, sink.ErrRowsDropped):
-		return c.claim.droppedRowsHalt(failed.Error())
+		return c.claim.DroppedRowsHalt(failed.Error())
 	case (errors.Is(failed, sink.ErrStaleRow) || sink.IsLockConflict(failed)) && d.tries < stepTries:
 		d.tries++
-		c.claim.cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
+		c.claim.Cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
 	case errors.Is(failed, sink.ErrCampaignEnded) && time.Now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set, and the next session compares them again
@@ -285,7 +286,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 // recycleBuffer gives the step's buffer back to the decider, unless the buffer has
 // grown far beyond StepBytes.
 func (c *committer) recycleBuffer(st *step) {
-	if cap(st.copyData) > 2*c.claim.cfg.StepBytes {
+	if cap(st.copyData) > 2*c.claim.Cfg.StepBytes {
 		return
 	}
 	select {
@@ -297,7 +298,7 @@ func (c *committer) recycleBuffer(st *step) {
 // rollBack ends the transaction of a refused step. Where a row of the campaign table
 // was not as the step expected, it reconciles the step with the table.
 func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error) error {
-	if _, err := bounded(ctx, c.claim.cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.conn.Exec(ctx, "rollback") }); err != nil {
+	if _, err := bounded(ctx, c.claim.Cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.Conn.Exec(ctx, "rollback") }); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
 	failpoint.Hit("commit/rolled-back")
@@ -313,12 +314,12 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 // addFeedbackRows adds the beginning of the step's transaction and its feedback rows
 // to the pipeline.
 func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
-	f.AddCommand(c.claim.sql.Begin, "BEGIN")
-	if c.claim.table.OwnCode {
-		f.Add(c.claim.sql.Path, c.claim.table.SearchPath())
+	f.AddCommand(c.claim.Sql.Begin, "BEGIN")
+	if c.claim.Table.OwnCode {
+		f.Add(c.claim.Sql.Path, c.claim.Table.SearchPath())
 	}
 	if len(st.copyData) > 0 {
-		f.Copy(c.claim.sql.Copy, st.copyData, st.copied)
+		f.Copy(c.claim.Sql.Copy, st.copyData, st.copied)
 	}
 }
 
@@ -327,31 +328,31 @@ func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
 // campaign of the step has ended. The clock is Postgres' own, since the server runs
 // the statements whenever it comes to them, even if the daemon no longer waits.
 func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload) {
-	if c.claim.table.OwnCode {
-		f.Add(c.claim.sql.Path, "pg_catalog")
+	if c.claim.Table.OwnCode {
+		f.Add(c.claim.Sql.Path, "pg_catalog")
 	}
-	f.Add(c.claim.sql.Lane, c.lane.id, c.claim.epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
+	f.Add(c.claim.Sql.Lane, c.lane.id, c.claim.Epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
 	rows := st.rowSets()
 	if len(rows.Inserts) > 0 {
-		f.CopySmall(c.claim.sql.Insert, sink.EncodeRows(rows.Inserts))
+		f.CopySmall(c.claim.Sql.Insert, sink.EncodeRows(rows.Inserts))
 	}
 	if rows.Edits.Len() > 0 {
-		f.Add(c.claim.sql.Edit, rows.Edits.EditArgs()...)
+		f.Add(c.claim.Sql.Edit, rows.Edits.EditArgs()...)
 	}
 	if rows.Repeats.Len() > 0 {
-		f.Add(c.claim.sql.Repeat, rows.Repeats.RepeatArgs()...)
+		f.Add(c.claim.Sql.Repeat, rows.Repeats.RepeatArgs()...)
 	}
 	if rows.Moves.Len() > 0 {
-		f.Add(c.claim.sql.Move, rows.Moves.MoveArgs()...)
+		f.Add(c.claim.Sql.Move, rows.Moves.MoveArgs()...)
 	}
-	f.Add(c.claim.sql.Outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
-	f.Add(c.claim.sql.Clean, c.lane.id, c.shipped.seq.Load())
+	f.Add(c.claim.Sql.Outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
+	f.Add(c.claim.Sql.Clean, c.lane.id, c.shipped.seq.Load())
 	if len(st.picks) > 0 {
-		f.Add(c.claim.sql.Shape, c.claim.table.Oid, c.claim.table.Name, c.claim.table.ShapeSQL)
-		f.Add(c.claim.sql.InTime, float64(st.earliest)-c.claim.ahead.Seconds())
+		f.Add(c.claim.Sql.Shape, c.claim.Table.Oid, c.claim.Table.Name, c.claim.Table.ShapeSQL)
+		f.Add(c.claim.Sql.InTime, float64(st.earliest)-c.claim.Ahead.Seconds())
 	}
-	if c.claim.table.OwnCode { // deferred triggers run at the commit
-		f.Add(c.claim.sql.Path, c.claim.table.SearchPath())
+	if c.claim.Table.OwnCode { // deferred triggers run at the commit
+		f.Add(c.claim.Sql.Path, c.claim.Table.SearchPath())
 	}
-	f.AddCommand(c.claim.sql.Commit, "COMMIT")
+	f.AddCommand(c.claim.Sql.Commit, "COMMIT")
 }

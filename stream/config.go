@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"time"
+
+	"dinnerbell/stream/takeover"
 )
 
 // Barrier waits for fresh subscriptions. It returns once the local subscriptions are as
@@ -16,7 +18,7 @@ type Barrier interface {
 // Config says where campaigns come from, where notifications go, and how much is
 // done at once.
 type Config struct {
-	ClaimConfig
+	takeover.Config
 
 	// LiveCampaigns and LiveBytes bound the campaigns that one lane holds in
 	// memory; beyond them the intake waits. Defaults 4096 and 8 MiB.
@@ -28,7 +30,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	c.ClaimConfig = c.ClaimConfig.withDefaults()
+	c.Config = c.Config.WithDefaults()
 	if c.LiveCampaigns <= 0 {
 		c.LiveCampaigns = 4096
 	}

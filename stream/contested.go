@@ -15,6 +15,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
 // A step whose rows cannot all go by COPY is contested: somebody may have been
@@ -51,7 +52,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 // tryContested runs the step's transaction once. On error it is not committed, or
 // not known to be. Finding the rows that the table refuses grows with the step.
 func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
-	limit := c.claim.cfg.SinkTimeout
+	limit := c.claim.Cfg.SinkTimeout
 	if d.st.isGuarded() {
 		limit *= 10
 	}
@@ -60,7 +61,7 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	until, _ := ctx.Deadline()
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
-	f := sink.NewPipeline(until, c.claim.conn)
+	f := sink.NewPipeline(until, c.claim.Conn)
 	c.addFeedbackRows(f, d.st)
 	if err := f.RoundTrip(); err != nil {
 		return err
@@ -85,7 +86,7 @@ func (st *step) isGuarded() bool {
 func (c *committer) insertContested(ctx context.Context, st *step, p *record.Payload) error {
 	if st.isGuarded() {
 		// A deferred constraint would speak at the commit, and name no row.
-		if _, err := c.claim.conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
+		if _, err := c.claim.Conn.Exec(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
 			return fmt.Errorf("check constraints at once: %w", err)
 		}
 	}
@@ -113,7 +114,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 
 // insertion writes one pick's rows.
 type insertion struct {
-	claim   *claim
+	claim   *takeover.Claim
 	letters letterMaker
 	misses  *atomic.Int64 // clients whom Postgres knew and the delivered cache did not
 	pick    *clientPick
@@ -170,7 +171,7 @@ func (n *insertion) all(ctx context.Context) error {
 // checkTable returns the precondition that the table violates now, if there is
 // one: a sequence at its end refuses rows too, and no row is to blame.
 func (n *insertion) checkTable(ctx context.Context) error {
-	c, err := sink.ReadCatalogue(ctx, n.claim.conn, n.claim.t)
+	c, err := sink.ReadCatalogue(ctx, n.claim.Conn, n.claim.T)
 	if err != nil {
 		return err
 	}
@@ -240,7 +241,7 @@ func (n *insertion) leaveOut(text string, refused *pgconn.PgError) {
 
 // try inserts rows, all or none. It returns what the table has against them.
 func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.PgError, err error) {
-	if _, err := n.claim.conn.Exec(ctx, `SAVEPOINT rows`); err != nil {
+	if _, err := n.claim.Conn.Exec(ctx, `SAVEPOINT rows`); err != nil {
 		return nil, fmt.Errorf("set savepoint: %w", err)
 	}
 	err = n.insert(ctx, texts)
@@ -251,7 +252,7 @@ func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.Pg
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.claim.conn.Exec(ctx, after); err != nil {
+	if _, err := n.claim.Conn.Exec(ctx, after); err != nil {
 		return nil, fmt.Errorf("end savepoint: %w", err)
 	}
 	return refused, nil
@@ -283,12 +284,12 @@ func (n *insertion) insert(ctx context.Context, texts []string) error {
 
 func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, error) {
 	c := n.pick.live.Campaign
-	rows, err := n.claim.conn.Query(ctx, n.claim.table.InsertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
+	rows, err := n.claim.Conn.Query(ctx, n.claim.Table.InsertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
 	if err != nil {
 		return nil, err
 	}
 	asked := map[string]bool{}
-	if len(n.claim.table.Triggers) > 0 {
+	if len(n.claim.Table.Triggers) > 0 {
 		for _, text := range texts {
 			asked[text] = true
 		}
@@ -298,7 +299,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 	var campaign, text, other string
 	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
 		switch {
-		case len(n.claim.table.Triggers) == 0:
+		case len(n.claim.Table.Triggers) == 0:
 		case campaign != c.ID || !asked[text]:
 			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
 		case other != "":
@@ -319,7 +320,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 
 // withoutRow lists the clients that have no row of the campaign.
 func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
-	rows, err := n.claim.conn.Query(ctx, n.claim.table.MissingSQL(""), n.pick.live.ID, texts)
+	rows, err := n.claim.Conn.Query(ctx, n.claim.Table.MissingSQL(""), n.pick.live.ID, texts)
 	if err != nil {
 		return nil, err
 	}
@@ -329,5 +330,5 @@ func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, e
 // dropped halts: a notification without its row, or with another one, must not
 // be sent, and nobody can know what the table wants instead.
 func (n *insertion) dropped(what string) error {
-	return n.claim.droppedRowsHalt(what)
+	return n.claim.DroppedRowsHalt(what)
 }

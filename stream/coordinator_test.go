@@ -17,6 +17,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -122,7 +123,7 @@ func TestSingleBrokerWithKafkasDefaults(t *testing.T) {
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 3)})
 	w.moveTo(t, kafka.Addr())
 
-	_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
+	_, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtSetup)
 	halt, ok := errors.AsType[*halt.Error](err)
 	if !ok || !strings.Contains(halt.What, "topic __transaction_state: transaction.state.log.replication.factor is 3, and there is room for 1") ||
 		!strings.Contains(halt.Hint, "transaction.state.log.replication.factor=1 transaction.state.log.min.isr=1") {

@@ -11,6 +11,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/takeover"
 )
 
 // recentLimit is how many accepted messages the decider remembers. It must exceed the
@@ -32,7 +33,7 @@ const recentLimit = 16 * intakeMessages
 type decider struct {
 	lane      *lane
 	cfg       Config
-	claim     *claim
+	claim     *takeover.Claim
 	delivered *deliveredCache
 	corrected *correctedKeys
 	arrivals  <-chan messageBatch
@@ -57,7 +58,7 @@ func (d *decider) run(ctx context.Context) error {
 		if err := d.receiveInput(ctx); err != nil {
 			return err
 		}
-		st := newStep(d.claim.table)
+		st := newStep(d.claim.Table)
 		if err := d.fillStep(st); err != nil {
 			return err
 		}
@@ -365,10 +366,10 @@ func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *i
 		switch {
 		case n > campaign.MaxIDBytes:
 			return fmt.Sprintf("client ids of more than %d bytes cannot be indexed", campaign.MaxIDBytes)
-		case 6*l.Size()+9*n+record.Overhead > d.claim.limits.Notification && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.limits.Notification:
-			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.limits.Notification, d.cfg.Kafka.Notifications)
+		case 6*l.Size()+9*n+record.Overhead > d.claim.Limits.Notification && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.Limits.Notification:
+			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.Limits.Notification, d.cfg.Kafka.Notifications)
 		}
-		return d.claim.table.ClientMisfit(id)
+		return d.claim.Table.ClientMisfit(id)
 	}
 	for i := range clients.Len() {
 		if unfit(clients.At(i)) == "" {

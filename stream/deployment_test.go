@@ -19,6 +19,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -52,7 +53,7 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 	t.Helper()
 	w := &deployment{TB: t, db: envtest.Database(t), kafka: envtest.Kafka(t), barrier: noBarrier{}, subs: subs,
 		rowsSQL: `SELECT ` + sink.ContractTable().RowSQL("f") + ` FROM subscribers_feedback f WHERE f.feedback IS NULL`}
-	w.cfg = Config{ClaimConfig: ClaimConfig{
+	w.cfg = Config{Config: takeover.Config{
 		Sink: sink.Config{URL: func() (string, error) { return w.db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"},
 		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return []kgo.Opt{kgo.SeedBrokers(w.kafka.Brokers...)}, nil },

@@ -18,6 +18,7 @@ import (
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/operator"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
 // feedbackDDL is the table of the contract, with replacements and something
@@ -160,7 +161,7 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 func (w *deployment) resolveAgain() []string {
 	w.Helper()
 	w.db.Exec(`UPDATE dinnerbell.lane SET notifications_ends[1] = 100000`)
-	did, err := Resolve(w.Context(), w.cfg.ClaimConfig, 0, AcceptRepeats)
+	did, err := Resolve(w.Context(), w.cfg.Config, 0, AcceptRepeats)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -169,7 +170,7 @@ func (w *deployment) resolveAgain() []string {
 
 func audited(t *testing.T, w *deployment) {
 	t.Helper()
-	found, err := Audit(t.Context(), w.cfg.ClaimConfig)
+	found, err := Audit(t.Context(), w.cfg.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +426,7 @@ func TestFeedbackTablesThatAreRefused(t *testing.T) {
 			w.db.Exec(sql)
 		}
 		for _, moment := range moments {
-			report, err := Preconditions(t.Context(), w.cfg.ClaimConfig, moment)
+			report, err := takeover.Preconditions(t.Context(), w.cfg.Config, moment)
 			if err != nil {
 				t.Errorf("%s: %v", c.name, err)
 				continue
@@ -450,7 +451,7 @@ func TestFeedbackTablesThatAreWarnedAbout(t *testing.T) {
 	w.db.Exec(`ALTER TABLE subscribers_feedback ALTER adv_campaign_datetime_end TYPE int4`)
 	w.db.Exec(`CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'`)
 	w.db.Exec(`CREATE TRIGGER early BEFORE INSERT ON subscribers_feedback FOR EACH ROW EXECUTE FUNCTION f()`)
-	report, err := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
+	report, err := takeover.Preconditions(t.Context(), w.cfg.Config, precondition.AtStart)
 	if err != nil {
 		t.Fatal(err)
 	}

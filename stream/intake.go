@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/internal/failpoint"
+	"dinnerbell/stream/takeover"
 )
 
 // intakeMessages bounds the messages of one step; StepBytes bounds their bytes.
@@ -36,7 +37,7 @@ type messageBatch struct {
 // intake polls the lane's partition and hands its messages to the decider.
 type intake struct {
 	lane     *lane
-	cfg      ClaimConfig
+	cfg      takeover.Config
 	input    *laneInput
 	messages *messageInspector
 	arrivals chan<- messageBatch

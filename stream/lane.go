@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/takeover"
 )
 
 // healthySession is how long a session must have lived for the next one to start
@@ -41,7 +42,7 @@ type lane struct {
 
 // laneTotals are the lane's totals as Status adds them up.
 type laneTotals struct {
-	totals
+	takeover.Totals
 	shipped int64 // notifications
 	live    int
 }
@@ -51,10 +52,10 @@ type laneTotals struct {
 func (l *lane) run(ctx context.Context) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
-	var violated violationWatch
+	var violated takeover.ViolationWatch
 	for {
 		began := time.Now()
-		err := violated.haltIfLasting(l.runSession(ctx), l.id, l.svc.unmetPatience)
+		err := violated.HaltIfLasting(l.runSession(ctx), l.id, l.svc.unmetPatience)
 		l.setState(LaneStopped, err)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end: the next takeover reads how far both sinks are
@@ -87,15 +88,15 @@ func (l *lane) runSession(ctx context.Context) error {
 	defer s.close()
 	c := s.claim
 	l.noteTakeover(c, s.starts)
-	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.epoch, "decided", c.seq, "shipped", c.shipped, "next_offset", c.nextOffset)
+	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.Epoch, "decided", c.Seq, "shipped", c.Shipped, "next_offset", c.NextOffset)
 	return s.run(ctx)
 }
 
-// takeOver makes this process the lane's owner and returns a session on the claim.
+// TakeOver makes this process the lane's owner and returns a session on the claim.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
-	c, err := takeOver(ctx, l.svc.cfg.ClaimConfig, l.id, claimOptions{
-		slots: l.svc.connectionSlots, patience: l.svc.stepPatience, slow: l.showSlowStep,
-		waiting: func(err error) { l.setState(LaneTakeover, err) },
+	c, err := takeover.TakeOver(ctx, l.svc.cfg.Config, l.id, takeover.Options{
+		Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
+		Waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {
 		return nil, err
@@ -125,14 +126,14 @@ func (l *lane) setState(state LaneState, err error) {
 	}
 }
 
-func (l *lane) noteTakeover(c *claim, times *startTimes) {
+func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.starts = times
 	l.status.State, l.status.LastError = LaneRunning, ""
-	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.epoch, c.seq, c.shipped, c.nextOffset
-	l.counts = laneTotals{totals: c.totals, shipped: c.totals.notified}
-	for _, p := range c.pending {
+	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Seq, c.Shipped, c.NextOffset
+	l.counts = laneTotals{Totals: c.Totals, shipped: c.Totals.Notified}
+	for _, p := range c.Pending {
 		l.counts.shipped -= int64(p.Notifications())
 	}
 }
@@ -144,9 +145,9 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq
 	l.status.NextOffset = max(l.status.NextOffset, st.nextOffset)
-	l.counts.notified += int64(p.Notifications())
-	l.counts.expired += st.expired
-	l.counts.dead += p.RefusedMessages()
+	l.counts.Notified += int64(p.Notifications())
+	l.counts.Expired += st.expired
+	l.counts.Dead += p.RefusedMessages()
 }
 
 func (l *lane) noteShipped(batch []*record.Payload) {

@@ -15,6 +15,7 @@ import (
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -246,7 +247,7 @@ type messageInspector struct {
 }
 
 // newMessageInspector makes the inspector of a lane, or of none (-1).
-func newMessageInspector(cfg ClaimConfig, lane int32, table *sink.FeedbackTable, limits topic.Limits, reader sink.Querier, store *state.Store) *messageInspector {
+func newMessageInspector(cfg takeover.Config, lane int32, table *sink.FeedbackTable, limits topic.Limits, reader sink.Querier, store *state.Store) *messageInspector {
 	parser := newMessageParser(cfg.Kafka, limits, table)
 	return &messageInspector{
 		parser:    parser,

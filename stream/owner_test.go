@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
 // Whoever may connect can take any advisory lock, and must not hold up a lane.
@@ -48,14 +49,14 @@ func TestOnlyTheOwnRoleCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newClaim(w.cfg.ClaimConfig, 0, claimOptions{})
-	cfg.User, cfg.RuntimeParams["application_name"] = role, s.laneMark()+"stranger"
+	s := takeover.New(w.cfg.Config, 0, takeover.Options{})
+	cfg.User, cfg.RuntimeParams["application_name"] = role, s.LaneMark()+"stranger"
 	conn, err := pgx.ConnectConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sink.CloseConn(conn)
-	if err := s.checkNoOwner(t.Context()); err != nil {
+	if err := s.CheckNoOwner(t.Context()); err != nil {
 		t.Error(err)
 	}
 	w.owner()
@@ -123,14 +124,14 @@ func TestResolveRefusesALaneThatRuns(t *testing.T) {
 	svc, stop := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}})
-	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
+	if _, err := Resolve(t.Context(), w.cfg.Config, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
 		t.Errorf("resolve: %v", err)
 	}
 	if epoch := svc.Status().Lanes[0].Epoch; epoch != 1 {
 		t.Errorf("epoch %d: resolve has taken the lane over", epoch)
 	}
 	stop()
-	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptMissing); err != nil {
+	if _, err := Resolve(t.Context(), w.cfg.Config, 0, AcceptMissing); err != nil {
 		t.Error(err)
 	}
 }
@@ -178,7 +179,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Errorf("%d connections, want 6 at most", n)
 	}
 	stop()
-	report, err := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
+	report, err := takeover.Preconditions(t.Context(), w.cfg.Config, precondition.AtStart)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -37,18 +38,18 @@ func TestViolationHaltsOnceItHasLasted(t *testing.T) {
 	t.Parallel()
 	lasting := &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.other", Object: "topic t", Found: "it is wrong", Fix: "MEND IT"}}
 	mended := &precondition.UnmetError{Finding: precondition.Finding{Name: "kafka.topics", Object: "topic t", Found: "it is missing", Fix: "dinnerbell setup"}}
-	var u violationWatch
-	if err := u.haltIfLasting(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
+	var u takeover.ViolationWatch
+	if err := u.HaltIfLasting(lasting, 3, time.Hour); !errors.Is(err, error(lasting)) {
 		t.Errorf("a young violation gives %v", err)
 	}
-	halted, ok := errors.AsType[*halt.Error](u.haltIfLasting(lasting, 3, 0))
+	halted, ok := errors.AsType[*halt.Error](u.HaltIfLasting(lasting, 3, 0))
 	if !ok || halted.Lane != 3 || halted.What != "topic t: it is wrong" || !strings.HasPrefix(halted.Hint, "MEND IT") {
 		t.Errorf("a lasting violation gives %+v", halted)
 	}
-	if err := u.haltIfLasting(mended, 3, 0); !errors.Is(err, error(mended)) {
+	if err := u.HaltIfLasting(mended, 3, 0); !errors.Is(err, error(mended)) {
 		t.Errorf("what setup mends gives %v", err)
 	}
-	if err := u.haltIfLasting(nil, 3, time.Hour); err != nil || u.name != "" {
-		t.Errorf("met again: %v, %q is remembered", err, u.name)
+	if err := u.HaltIfLasting(nil, 3, time.Hour); err != nil || u.Name != "" {
+		t.Errorf("met again: %v, %q is remembered", err, u.Name)
 	}
 }

@@ -36,7 +36,7 @@ func (n *insertion) concerns(ctx context.Context, refused *pgconn.PgError) (refu
 	if refused.ConstraintName == "" || refused.DataTypeName != "" {
 		return refusesUnknown, nil
 	}
-	columns, err := sink.QueryTexts(ctx, n.claim.conn, `
+	columns, err := sink.QueryTexts(ctx, n.claim.Conn, `
 SELECT a.attname::text FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
 WHERE k.conrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $2::text)) AND k.conname = $3
 UNION
@@ -59,7 +59,7 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 
 // explain is a refusal in words fit for a dead letter.
 func (n *insertion) explain(refused *pgconn.PgError) string {
-	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.t.Feedback, refused.Message, refused.Code)
+	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.T.Feedback, refused.Message, refused.Code)
 	if refused.ConstraintName != "" {
 		why += ", constraint " + refused.ConstraintName
 	}

@@ -166,7 +166,7 @@ func (r *replay) connect(ctx context.Context) (err error) {
 		return err
 	}
 	r.limits = topic.NewLimits(found, cfg.Kafka)
-	r.messages = newMessageInspector(cfg.ClaimConfig, -1, look.Feedback, r.limits, r.reader, r.svc.store)
+	r.messages = newMessageInspector(cfg.Config, -1, look.Feedback, r.limits, r.reader, r.svc.store)
 	ids := found.IDs(cfg.Kafka)
 	r.cluster, r.topicTxt, r.topicID = ids.Cluster, ids.Campaigns, found.Topics[cfg.Kafka.Campaigns].ID
 	return nil

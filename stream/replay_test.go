@@ -17,6 +17,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
 // subscribe puts other subscriptions in the place of the store's, as a repair does.
@@ -245,7 +246,7 @@ func initLanesOf(w *deployment) error {
 		return err
 	}
 	defer sink.CloseConn(conn)
-	return initLanes(w.Context(), w.cfg.ClaimConfig.withDefaults(), conn)
+	return takeover.InitLanes(w.Context(), w.cfg.Config.WithDefaults(), conn)
 }
 
 // A range with more campaigns than a survey holds is replayed in rounds.

@@ -11,6 +11,7 @@ import (
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -29,25 +30,25 @@ const (
 // Resolve settles a lane that halted and says what it did, one line each. It
 // refuses a lane that a daemon works on, then takes the lane over, so that one
 // that begins meanwhile is fenced. With nothing to settle it changes nothing.
-func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) (did []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*takeoverTimeout)
+func Resolve(ctx context.Context, cfg takeover.Config, laneID int32, accept Choice) (did []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*takeover.Timeout)
 	defer cancel()
-	s := newClaim(cfg.withDefaults(), laneID, claimOptions{})
-	defer s.close()
-	if err := s.checkNoOwner(ctx); err != nil {
+	s := takeover.New(cfg.WithDefaults(), laneID, takeover.Options{})
+	defer s.Close()
+	if err := s.CheckNoOwner(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.connectSinks(ctx); err != nil {
+	if err := s.Connect(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.fencePredecessor(ctx); err != nil {
+	if err := s.Fence(ctx); err != nil {
 		return nil, err
 	}
-	r := &resolution{claim: s, accept: accept, newSeq: s.seq, newNext: s.nextOffset}
+	r := &resolution{claim: s, accept: accept, newSeq: s.Seq, newNext: s.NextOffset}
 	for _, part := range []struct {
 		check  func(context.Context) error
 		broken *bool
-	}{{s.checkSinkSide, &r.sinks}, {s.checkInputSide, &r.input}} {
+	}{{s.CheckSinks, &r.sinks}, {s.CheckInput, &r.input}} {
 		err := part.check(ctx)
 		found, halted := errors.AsType[*halt.Error](err)
 		if err != nil && !halted {
@@ -60,22 +61,22 @@ func Resolve(ctx context.Context, cfg ClaimConfig, laneID int32, accept Choice) 
 	if !r.sinks && !r.input {
 		return []string{fmt.Sprintf("lane %d: nothing to resolve", laneID)}, nil
 	}
-	if err := pgx.BeginFunc(ctx, s.conn, func(tx pgx.Tx) error { return r.mendLane(ctx, tx) }); err != nil {
+	if err := pgx.BeginFunc(ctx, s.Conn, func(tx pgx.Tx) error { return r.mendLane(ctx, tx) }); err != nil {
 		return r.did, err
 	}
-	if s.progressLost != nil {
+	if s.ProgressLost != nil {
 		// K is what was settled on; without a record the next takeover would halt again.
-		if err := topic.WriteProgress(ctx, s.client, s.cfg.Kafka.Progress, s.lane, s.shipped); err != nil {
+		if err := topic.WriteProgress(ctx, s.Client, s.Cfg.Kafka.Progress, s.Lane, s.Shipped); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
-		r.report("topic %s says again that steps up to %d are shipped", s.cfg.Kafka.Progress, s.shipped)
+		r.report("topic %s says again that steps up to %d are shipped", s.Cfg.Kafka.Progress, s.Shipped)
 	}
 	return r.did, nil
 }
 
 // resolution is one lane being settled.
 type resolution struct {
-	claim   *claim
+	claim   *takeover.Claim
 	accept  Choice
 	sinks   bool // the sinks contradict each other
 	input   bool // the input does not hold what is to be read next
@@ -100,23 +101,23 @@ func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	shipped, topicEnds := r.claim.shippedBefore, r.claim.endsBefore
+	shipped, topicEnds := r.claim.ShippedBefore, r.claim.EndsBefore
 	if r.sinks {
-		shipped, topicEnds = r.claim.shipped, []int64{}
+		shipped, topicEnds = r.claim.Shipped, []int64{}
 		if err := r.mendSinks(ctx, tx); err != nil {
 			return err
 		}
 	}
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.Lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.T.Lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
   cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
-		r.claim.lane, r.claim.epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.ids.Cluster, r.claim.ids.Campaigns, r.claim.ids.Notifications, r.claim.ids.Progress)
+		r.claim.Lane, r.claim.Epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.Ids.Cluster, r.claim.Ids.Campaigns, r.claim.Ids.Notifications, r.claim.Ids.Progress)
 	if err != nil {
 		return fmt.Errorf("update lane: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.lane, sink.ErrTakenOver)
+		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.Lane, sink.ErrTakenOver)
 	}
-	r.report("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.cfg.Kafka.Campaigns)
+	r.report("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.Cfg.Kafka.Campaigns)
 	return nil
 }
 
@@ -124,14 +125,14 @@ func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 // what Kafka has: it is emptied, but for its dead letters, of which a second
 // one does less harm than none.
 func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
-	rolledBack := r.claim.shipped > r.claim.seq // Postgres; otherwise Kafka
-	r.newSeq = r.claim.shipped
+	rolledBack := r.claim.Shipped > r.claim.Seq // Postgres; otherwise Kafka
+	r.newSeq = r.claim.Shipped
 	dead, err := r.clearOutbox(ctx, tx)
 	if err != nil {
 		return err
 	}
 	if len(dead) > 0 {
-		r.report("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.cfg.Kafka.DeadLetters)
+		r.report("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.Cfg.Kafka.DeadLetters)
 		if err := r.addStep(ctx, tx, &record.Payload{Dead: dead}); err != nil {
 			return err
 		}
@@ -144,7 +145,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	case r.accept == AcceptRepeats:
 		return r.shipAgain(ctx, tx)
 	default:
-		r.report("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.t.Feedback)
+		r.report("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.T.Feedback)
 	}
 	return nil
 }
@@ -152,7 +153,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 // clearOutbox deletes the lane's outbox and returns the dead letters of what
 // was not shipped, as far as it can be read.
 func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadLetter, error) {
-	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.t.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.lane)
+	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.T.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.Lane)
 	if err != nil {
 		return nil, fmt.Errorf("clear outbox: %w", err)
 	}
@@ -165,7 +166,7 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 		case errors.Is(err, record.ErrCorrupt):
 			r.report("step %d of the outbox cannot be read and is given up", seq)
 			return nil
-		case err == nil && seq > r.claim.shipped:
+		case err == nil && seq > r.claim.Shipped:
 			dead = append(dead, p.Dead...)
 		}
 		return err
@@ -179,8 +180,8 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 // addStep adds one step to the outbox.
 func (r *resolution) addStep(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
 	r.newSeq++
-	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.t.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
-		r.claim.lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
+	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.T.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
+		r.claim.Lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
 		return fmt.Errorf("fill outbox: %w", err)
 	}
 	return nil
@@ -192,13 +193,13 @@ func (r *resolution) addStep(ctx context.Context, tx pgx.Tx, p *record.Payload) 
 // Postgres. Offsets that campaigns came from are of the former log then, and
 // must not make the new one's messages look old.
 func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
-	start, end, err := r.claim.readInputRange(ctx)
+	start, end, err := r.claim.ReadInputRange(ctx)
 	if err != nil {
 		return err
 	}
-	anew := r.claim.hasNewInput() || r.newNext > end
+	anew := r.claim.HasNewInput() || r.newNext > end
 	switch {
-	case r.claim.hasNewInput(), r.newNext > end && r.accept == AcceptRepeats:
+	case r.claim.HasNewInput(), r.newNext > end && r.accept == AcceptRepeats:
 		r.newNext = start
 	case r.newNext > end:
 		r.newNext = end
@@ -209,7 +210,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	if !anew {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.t.Campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.lane); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.T.Campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.Lane); err != nil {
 		return fmt.Errorf("update campaigns: %w", err)
 	}
 	return nil
@@ -218,11 +219,11 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 // giveUpLive finishes what is under way, and skips what was received since the
 // point that Postgres was put back to: who has it is no longer known.
 func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.t.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.lane)
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.T.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.Lane)
 	if err != nil {
 		return fmt.Errorf("finish campaigns: %w", err)
 	}
-	_, end, err := r.claim.readInputRange(ctx)
+	_, end, err := r.claim.ReadInputRange(ctx)
 	if err != nil {
 		return err
 	}
@@ -237,19 +238,19 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 // it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	noFeedback := ""
-	if r.claim.table.HasFeedback {
+	if r.claim.Table.HasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	id, restaurant := r.claim.table.ColumnSQL(record.CampaignColumn, "f"), r.claim.table.ColumnSQL(record.RestaurantColumn, "f")
-	reader, err := r.claim.cfg.Sink.Connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
+	id, restaurant := r.claim.Table.ColumnSQL(record.CampaignColumn, "f"), r.claim.Table.ColumnSQL(record.RestaurantColumn, "f")
+	reader, err := r.claim.Cfg.Sink.Connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err
 	}
 	defer sink.CloseConn(reader)
-	rows, err := reader.Query(ctx, `SELECT `+r.claim.table.RowSQL("f")+`
-FROM `+r.claim.t.Feedback+` f JOIN `+r.claim.t.Campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
+	rows, err := reader.Query(ctx, `SELECT `+r.claim.Table.RowSQL("f")+`
+FROM `+r.claim.T.Feedback+` f JOIN `+r.claim.T.Campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
 WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
-ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.lane)
+ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.Lane)
 	if err != nil {
 		return fmt.Errorf("read feedback rows: %w", err)
 	}
@@ -270,7 +271,7 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 		if err := build.Add(c, trigger, client); err != nil {
 			return err
 		}
-		if bytes += c.Size(); bytes >= r.claim.cfg.StepBytes || build.Notifications() >= r.claim.cfg.StepClients {
+		if bytes += c.Size(); bytes >= r.claim.Cfg.StepBytes || build.Notifications() >= r.claim.Cfg.StepClients {
 			return flush()
 		}
 		return nil
@@ -281,6 +282,6 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 	if err != nil {
 		return fmt.Errorf("send notifications again: %w", err)
 	}
-	r.report("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.cfg.Kafka.Notifications)
+	r.report("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.Cfg.Kafka.Notifications)
 	return nil
 }

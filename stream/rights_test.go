@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/takeover"
 )
 
 // newRestrictedDeployment returns a deployment on a broker with access control.
@@ -77,7 +78,7 @@ func TestMissingRightsAreNamed(t *testing.T) {
 		{"consumer group " + k.Group, "Read", func() { allow(t, adm, kadm.NewACLs().Groups(k.Group), kadm.OpRead, kadm.OpDescribe) }},
 	}
 	for _, step := range steps {
-		_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
+		_, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtSetup)
 		halt, ok := errors.AsType[*halt.Error](err)
 		if !ok || !strings.HasPrefix(halt.What, step.object+": User:bell lacks the right "+step.operation) ||
 			!strings.Contains(halt.Hint, "kafka-acls.sh") || !strings.Contains(halt.Hint, "--allow-principal User:bell --operation "+step.operation) {
@@ -85,7 +86,7 @@ func TestMissingRightsAreNamed(t *testing.T) {
 		}
 		step.grant()
 	}
-	warnings, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart)
+	warnings, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtStart)
 	if err != nil || strings.Count(strings.Join(warnings, "\n"), "--operation DescribeConfigs --topic ") != 4 {
 		t.Errorf("with every right that is needed: %q, %v", warnings, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -35,7 +36,7 @@ func (w *deployment) halted() *halt.Error {
 // resolve resolves lane 0 and returns the lines of the report.
 func (w *deployment) resolve(accept Choice) string {
 	w.Helper()
-	did, err := Resolve(w.Context(), w.cfg.ClaimConfig, 0, accept)
+	did, err := Resolve(w.Context(), w.cfg.Config, 0, accept)
 	if err != nil {
 		w.Fatalf("resolve: %v", err)
 	}
@@ -45,7 +46,7 @@ func (w *deployment) resolve(accept Choice) string {
 func TestResolveNamesALaneThatIsNot(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, nil)
-	_, err := Resolve(w.Context(), w.cfg.ClaimConfig, 9, AcceptMissing)
+	_, err := Resolve(w.Context(), w.cfg.Config, 9, AcceptMissing)
 	if want := "there is no lane 9: topic " + w.cfg.Kafka.Campaigns + " has no such partition"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %q", err, want)
 	}
@@ -54,7 +55,7 @@ func TestResolveNamesALaneThatIsNot(t *testing.T) {
 // audit runs Audit and returns the findings that are not OK.
 func (w *deployment) audit() []Finding {
 	w.Helper()
-	findings, err := Audit(w.Context(), w.cfg.ClaimConfig)
+	findings, err := Audit(w.Context(), w.cfg.Config)
 	if err != nil {
 		w.Fatalf("audit: %v", err)
 	}
@@ -339,7 +340,7 @@ func initLanesFor(w *deployment) error {
 		return err
 	}
 	defer sink.CloseConn(conn)
-	return initLanes(w.Context(), w.cfg.ClaimConfig.withDefaults(), conn)
+	return takeover.InitLanes(w.Context(), w.cfg.Config.WithDefaults(), conn)
 }
 
 // A damaged outbox row is never shipped.
@@ -381,7 +382,7 @@ CREATE CAST (mood AS text) WITH FUNCTION slow(mood);
 ALTER TABLE subscribers_feedback ALTER feedback TYPE mood USING NULL;
 UPDATE subscribers_feedback SET feedback = 'seen' WHERE ctid = (SELECT min(ctid) FROM subscribers_feedback)`)
 	w.cfg.Sink.Pins = []pgsession.Setting{{Name: "idle_in_transaction_session_timeout", Value: "100ms"}}
-	if _, err := Resolve(t.Context(), w.cfg.ClaimConfig, 0, AcceptRepeats); err != nil {
+	if _, err := Resolve(t.Context(), w.cfg.Config, 0, AcceptRepeats); err != nil {
 		t.Errorf("resolve: %v", err)
 	}
 }

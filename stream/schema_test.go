@@ -9,12 +9,13 @@ import (
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
-func sinkOnly(t *testing.T) (*envtest.DB, ClaimConfig) {
+func sinkOnly(t *testing.T) (*envtest.DB, takeover.Config) {
 	t.Helper()
 	db := envtest.Database(t)
-	return db, ClaimConfig{Sink: sink.Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
+	return db, takeover.Config{Sink: sink.Config{URL: func() (string, error) { return db.URL, nil }, Schema: "public", Table: "subscribers_feedback", DaemonSchema: "dinnerbell"}}
 }
 
 const aRow = `INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -64,7 +65,7 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 	db.Exec(`CREATE TABLE feedback2 (LIKE subscribers_feedback INCLUDING DEFAULTS)`)
 	second := first
 	second.Sink.Table, second.Sink.DaemonSchema = "feedback2", "second"
-	for _, cfg := range []ClaimConfig{first, second} {
+	for _, cfg := range []takeover.Config{first, second} {
 		if _, err := sink.Setup(t.Context(), cfg.Sink); err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +75,7 @@ func TestSetupLeavesOtherTablesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sink.CloseConn(conn)
-	for _, cfg := range []ClaimConfig{first, second} {
+	for _, cfg := range []takeover.Config{first, second} {
 		if name, err := sink.FindUniqueIndex(t.Context(), conn, cfg.Sink.Tables()); err != nil || name == "" {
 			t.Errorf("unique index of %s: %q, %v", cfg.Sink.Table, name, err)
 		}
@@ -158,7 +159,7 @@ func TestSetupSQLAndGrants(t *testing.T) {
 	w.cfg.Sink.URL = func() (string, error) { return u.String(), nil }
 	for i, want := range []string{`GRANT USAGE ON SCHEMA public TO ` + role, `GRANT SELECT ON "public"."subscribers_feedback" TO ` + role, "GRANT USAGE ON SEQUENCE public.subscribers_feedback_id_seq TO " + role,
 		"GRANT USAGE ON SCHEMA dinnerbell TO " + role, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA dinnerbell TO " + role} {
-		report, _ := Preconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtStart) // a fact that the role may not read is unknown
+		report, _ := takeover.Preconditions(t.Context(), w.cfg.Config, precondition.AtStart) // a fact that the role may not read is unknown
 		found := false
 		for _, f := range report.At(precondition.Fail) {
 			found = found || strings.Contains(f.Fix, want)

@@ -17,6 +17,7 @@ import (
 	"dinnerbell/internal/precondition"
 	"dinnerbell/state"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -69,7 +70,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: unmetPatience, stepPatience: stepPatience, inputPatience: inputPatience,
+		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience,
 		skipped: skipLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
@@ -123,9 +124,9 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) awaitSinks(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 5*time.Second
-	var violated violationWatch
+	var violated takeover.ViolationWatch
 	for {
-		err := violated.haltIfLasting(s.checkSinks(ctx), -1, s.unmetPatience)
+		err := violated.HaltIfLasting(s.checkSinks(ctx), -1, s.unmetPatience)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -155,7 +156,7 @@ func (s *Service) checkSinks(ctx context.Context) error {
 		return err
 	}
 	defer sink.CloseConn(conn)
-	report, err := readPreconditions(ctx, s.cfg.ClaimConfig, precondition.AtStart, conn, nil)
+	report, err := takeover.ReadPreconditions(ctx, s.cfg.Config, precondition.AtStart, conn)
 	if err := report.Unmet(err); err != nil {
 		return err
 	}
@@ -218,16 +219,16 @@ func (s *Service) watchGroup(ctx context.Context, client *kgo.Client) error {
 
 // watchJoin shows in status and log why the group's first answer takes long.
 func (s *Service) watchJoin(ctx context.Context, client *kgo.Client) error {
-	var step phaseWatch
-	step.enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
+	var step takeover.PhaseWatch
+	step.Enter("join consumer group "+s.cfg.Kafka.Group, func(ctx context.Context) error {
 		return topic.GroupCoordinator(s.cfg.Kafka.Group).Diagnose(ctx, s.cfg.Kafka, client)
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer step.watch(ctx, s.stepPatience, func(name string, why error) {
+	defer step.Watch(ctx, s.stepPatience, func(name string, why error) {
 		s.mu.Lock()
 		assigned := s.assigned
-		if !assigned && !errors.Is(why, errNoAnswer) {
+		if !assigned && !errors.Is(why, takeover.ErrNoAnswer) {
 			s.lastError = fmt.Sprintf("%s: %v", name, why)
 			s.cfg.Logger.Warn("consumer group", "group", s.cfg.Kafka.Group, "error", why)
 		}

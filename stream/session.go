@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -17,7 +18,7 @@ import (
 // is a struct with its own fields; session holds the channels between them.
 type session struct {
 	lane     *lane
-	claim    *claim
+	claim    *takeover.Claim
 	reader   *sink.Readers // shared by all lanes
 	messages *messageInspector
 	starts   *startTimes
@@ -38,16 +39,16 @@ type shipProgress struct {
 	advanced chan struct{}     // K has advanced; one token
 }
 
-func newSession(l *lane, c *claim) *session {
+func newSession(l *lane, c *takeover.Claim) *session {
 	s := &session{
 		lane: l, claim: c, reader: l.svc.readers.Open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
 		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), steps: make(chan *step),
-		toShip:  make(chan *inflightStep, c.cfg.Window+len(c.pending)),
+		toShip:  make(chan *inflightStep, c.Cfg.Window+len(c.Pending)),
 		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
 	}
-	s.messages = newMessageInspector(c.cfg, l.id, c.table, c.limits, s.reader, l.svc.store)
-	s.shipped.seq.Store(c.shipped)
-	s.shipped.ends.Raise(c.endsBefore)
+	s.messages = newMessageInspector(c.Cfg, l.id, c.Table, c.Limits, s.reader, l.svc.store)
+	s.shipped.seq.Store(c.Shipped)
+	s.shipped.ends.Raise(c.EndsBefore)
 	return s
 }
 
@@ -55,10 +56,10 @@ func newSession(l *lane, c *claim) *session {
 // the decider stop, and the steps in flight are committed and shipped within the
 // drain timeout. run returns when all goroutines of the session have ended.
 func (s *session) run(soft context.Context) error {
-	for _, p := range s.claim.pending {
+	for _, p := range s.claim.Pending {
 		s.toShip <- newCommittedStep(p)
 	}
-	s.claim.pending = nil // each is freed once it is shipped
+	s.claim.Pending = nil // each is freed once it is shipped
 
 	hard, cancelHard := context.WithCancel(context.WithoutCancel(soft))
 	defer cancelHard()
@@ -91,19 +92,19 @@ func ignoreEnd(ctx context.Context, err error) error {
 // close ends the session and its claim.
 func (s *session) close() {
 	s.messages.delivered.forgetAll()
-	s.claim.close()
+	s.claim.Close()
 	s.reader.Close()
 }
 
 func (s *session) newIntake() *intake {
-	return &intake{lane: s.lane, cfg: s.claim.cfg, messages: s.messages, arrivals: s.arrivals,
-		input: newLaneInput(s.claim.nextOffset, &topic.PartitionReader{
-			Client: s.claim.client, NewClient: s.claim.cfg.Kafka.NewClient, Topic: s.claim.cfg.Kafka.Campaigns, TopicID: s.claim.ids.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.limits.MaxCampaign(),
+	return &intake{lane: s.lane, cfg: s.claim.Cfg, messages: s.messages, arrivals: s.arrivals,
+		input: newLaneInput(s.claim.NextOffset, &topic.PartitionReader{
+			Client: s.claim.Client, NewClient: s.claim.Cfg.Kafka.NewClient, Topic: s.claim.Cfg.Kafka.Campaigns, TopicID: s.claim.Ids.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.Limits.MaxCampaign(),
 		})}
 }
 
 func (s *session) newCampaignStarter() *campaignStarter {
-	return &campaignStarter{lane: s.lane, t: s.claim.t, reader: s.reader, timeout: s.claim.cfg.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due}
+	return &campaignStarter{lane: s.lane, t: s.claim.T, reader: s.reader, timeout: s.claim.Cfg.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due}
 }
 
 func (s *session) newReplayer() *replayer {
@@ -121,7 +122,7 @@ func (s *session) newCommitter() *committer {
 	return &committer{
 		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected,
 		steps: s.steps, toShip: s.toShip, buffers: s.buffers,
-		last: s.claim.seq, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
+		last: s.claim.Seq, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -26,14 +27,14 @@ const lateSteps = 100
 
 // shipper sends decided steps to Kafka, in transactions.
 type shipper struct {
-	claim   *claim
+	claim   *takeover.Claim
 	toShip  <-chan *inflightStep
 	shipped *shipProgress
 	note    func(batch []*record.Payload) // is called with each batch that is shipped
 }
 
 // newShipper makes a shipper for single batches, which reports to nobody.
-func newShipper(c *claim) *shipper {
+func newShipper(c *takeover.Claim) *shipper {
 	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}}
 }
 
@@ -79,12 +80,12 @@ func (s *shipper) run(ctx context.Context) error {
 // the first step behind them, or nil.
 func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recordBuffers) (*inflightStep, error) {
 	batch, size, next := s.collectCommitted(d)
-	out.prepare(batch, size, 2*s.claim.cfg.StepBytes)
+	out.prepare(batch, size, 2*s.claim.Cfg.StepBytes)
 	err := s.shipBatch(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
-		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.lane,
-			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.cfg.Kafka.Notifications, s.claim.cfg.Kafka.DeadLetters, err),
-			Hint: s.claim.limits.RaiseHint(s.claim.cfg.Kafka.Principal) + "; then start the daemon again"}
+		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.Lane,
+			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.Cfg.Kafka.Notifications, s.claim.Cfg.Kafka.DeadLetters, err),
+			Hint: s.claim.Limits.RaiseHint(s.claim.Cfg.Kafka.Principal) + "; then start the daemon again"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
@@ -97,7 +98,7 @@ func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recor
 // records.
 func (s *shipper) collectCommitted(first *inflightStep) (batch []*record.Payload, size int, next *inflightStep) {
 	batch, size = []*record.Payload{first.p}, first.p.RecordBytes()
-	for size < s.claim.cfg.StepBytes {
+	for size < s.claim.Cfg.StepBytes {
 		select {
 		case d, ok := <-s.toShip:
 			if !ok {
@@ -127,7 +128,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 		return false, nil
 	}
 	batch := []*record.Payload{d.early}
-	out.prepare(batch, d.early.RecordBytes(), 2*s.claim.cfg.StepBytes)
+	out.prepare(batch, d.early.RecordBytes(), 2*s.claim.Cfg.StepBytes)
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
 		return false, err
@@ -156,7 +157,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	if err := s.claim.client.EndTransaction(ctx, kgo.TryAbort); err != nil {
+	if err := s.claim.Client.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
 	}
 	return false, nil
@@ -179,18 +180,18 @@ func (s *shipper) shipBatch(ctx context.Context, batch []*record.Payload, out *r
 func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *recordBuffers) (*topic.Delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
-	if err := s.claim.client.BeginTransaction(); err != nil {
+	if err := s.claim.Client.BeginTransaction(); err != nil {
 		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	failpoint.Hit("ship/begun")
-	result := &topic.Delivery{Topic: s.claim.cfg.Kafka.Notifications}
+	result := &topic.Delivery{Topic: s.claim.Cfg.Kafka.Notifications}
 	for _, p := range batch {
 		s.produceRecords(ctx, p, out, result)
 	}
 	failpoint.Hit("ship/produced")
 	last := batch[len(batch)-1].Seq
-	s.claim.client.Produce(ctx, topic.ProgressRecord(s.claim.cfg.Kafka.Progress, s.claim.lane, last), result.Note)
-	if err := s.claim.client.Flush(ctx); err != nil {
+	s.claim.Client.Produce(ctx, topic.ProgressRecord(s.claim.Cfg.Kafka.Progress, s.claim.Lane, last), result.Note)
+	if err := s.claim.Client.Flush(ctx); err != nil {
 		return nil, fmt.Errorf("flush: %w", err)
 	}
 	if result.Err != nil {
@@ -204,7 +205,7 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 func (s *shipper) commitShipment(ctx context.Context, result *topic.Delivery) error {
 	ctx, cancel := context.WithTimeout(ctx, topic.TransactionTimeout)
 	defer cancel()
-	if err := s.claim.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+	if err := s.claim.Client.EndTransaction(ctx, kgo.TryCommit); err != nil {
 		return fmt.Errorf("commit: outcome unknown: %w", err)
 	}
 	failpoint.Hit("ship/committed")
@@ -252,13 +253,13 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 			out.arena, keyEnd, valueEnd = w.AppendRecord(out.arena, seg.Clients.At(j))
 			r := &out.records[0]
 			out.records = out.records[1:]
-			r.Topic = s.claim.cfg.Kafka.Notifications
+			r.Topic = s.claim.Cfg.Kafka.Notifications
 			r.Key, r.Value = out.arena[from:keyEnd:keyEnd], out.arena[keyEnd:valueEnd:valueEnd]
-			s.claim.client.Produce(ctx, r, result.Note)
+			s.claim.Client.Produce(ctx, r, result.Note)
 		}
 	}
 	for i := range p.Dead {
-		s.claim.client.Produce(ctx, topic.DeadLetterRecord(&p.Dead[i], s.claim.cfg.Kafka.DeadLetters), result.Note)
+		s.claim.Client.Produce(ctx, topic.DeadLetterRecord(&p.Dead[i], s.claim.Cfg.Kafka.DeadLetters), result.Note)
 	}
 }
 

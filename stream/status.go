@@ -96,9 +96,9 @@ func (l *lane) addStatus(out *Status) {
 		out.Campaigns.Scheduled += int64(scheduled)
 		out.Campaigns.Live += int64(waiting)
 	}
-	out.Campaigns.Expired += l.counts.expired
-	out.Campaigns.Dead += l.counts.dead
-	out.Notifications.Decided += l.counts.notified
+	out.Campaigns.Expired += l.counts.Expired
+	out.Campaigns.Dead += l.counts.Dead
+	out.Notifications.Decided += l.counts.Notified
 	out.Notifications.Shipped += l.counts.shipped
 	if st.Halted != nil && out.Halted == nil {
 		out.Halted = st.Halted

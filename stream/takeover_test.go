@@ -9,6 +9,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 )
 
 // An owner that is paused in the middle of a TAKEOVER, while another one takes
@@ -17,9 +18,9 @@ import (
 func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
-	paused := newClaim(w.cfg.ClaimConfig.withDefaults(), 0, claimOptions{})
-	defer paused.close()
-	if err := paused.connectSinks(t.Context()); err != nil {
+	paused := takeover.New(w.cfg.Config.WithDefaults(), 0, takeover.Options{})
+	defer paused.Close()
+	if err := paused.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	_, stop := w.start()
@@ -28,11 +29,11 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	w.expect(want)
 	stop()
 
-	err := paused.finishTakeover(t.Context())
+	err := paused.Finish(t.Context())
 	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		t.Fatalf("settle: %v; the test needs the contradiction", err)
 	}
-	if err := paused.confirmHalt(t.Context(), err); err == nil || errors.As(err, new(*halt.Error)) {
+	if err := paused.ConfirmHalt(t.Context(), err); err == nil || errors.As(err, new(*halt.Error)) {
 		t.Errorf("confirm: %v, want that the connection was ended", err)
 	}
 	// Where the other owner could not end it, the epoch shows the takeover.
@@ -40,8 +41,8 @@ func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	if err2 != nil {
 		t.Fatal(err2)
 	}
-	paused.conn = again
-	if err := paused.confirmHalt(t.Context(), err); !errors.Is(err, sink.ErrTakenOver) {
+	paused.Conn = again
+	if err := paused.ConfirmHalt(t.Context(), err); !errors.Is(err, sink.ErrTakenOver) {
 		t.Errorf("confirm: %v, want that the lane was taken over", err)
 	}
 	w.start()
@@ -94,7 +95,7 @@ func TestFrozenOwnerDoesNotHoldUpTheNext(t *testing.T) {
 	frozen := w.owner()
 	c := w.campaign("c1", "r1")
 	st := w.stepFor(&c, w.subs["r1"]...)
-	f := sink.NewPipeline(time.Now().Add(patience), frozen.claim.conn)
+	f := sink.NewPipeline(time.Now().Add(patience), frozen.claim.Conn)
 	frozen.newCommitter().addFeedbackRows(f, st)
 	f.Flush()
 	if f.Err != nil {

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -103,7 +104,7 @@ func TestTopicsThatBreakAGuaranteeAreRefused(t *testing.T) {
 				}
 				return nil
 			}
-			_, err := CheckPreconditions(t.Context(), w.cfg.ClaimConfig, precondition.AtSetup)
+			_, err := takeover.CheckPreconditions(t.Context(), w.cfg.Config, precondition.AtSetup)
 			if _, ok := errors.AsType[*halt.Error](err); !ok || names(err) != nil {
 				t.Errorf("setup: %v", err)
 			}

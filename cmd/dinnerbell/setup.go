@@ -13,8 +13,8 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
-	"dinnerbell/stream"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
 
@@ -39,7 +39,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 		do   func() ([]string, error)
 	}{
 		{"check sink and topics", func() ([]string, error) {
-			_, err := stream.CheckPreconditions(ctx, claim, precondition.AtSetup) // the warnings come at the end
+			_, err := takeover.CheckPreconditions(ctx, claim, precondition.AtSetup) // the warnings come at the end
 			return nil, err
 		}},
 		{"check source", func() ([]string, error) { return nil, warnOfSource(ctx, a, source) }},
@@ -63,8 +63,8 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 
 // checkStream makes the checks that the start of `run` makes. Warnings are
 // messages.
-func checkStream(ctx context.Context, a *app, cfg stream.ClaimConfig) error {
-	warnings, err := stream.CheckPreconditions(ctx, cfg, precondition.AtStart)
+func checkStream(ctx context.Context, a *app, cfg takeover.Config) error {
+	warnings, err := takeover.CheckPreconditions(ctx, cfg, precondition.AtStart)
 	for _, line := range warnings {
 		if _, err := fmt.Fprintln(a.messages, line); err != nil {
 			return fmt.Errorf("write warning: %w", err)
@@ -103,7 +103,7 @@ func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 // printSQL writes a script that psql runs, as often as one likes; topics, which SQL
 // cannot make, are named in a comment. The grants are for the roles of the two
 // URLs, where somebody else owns the tables.
-func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, claim stream.ClaimConfig) error {
+func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, claim takeover.Config) error {
 	reader, err := roleOf(cfg.SourceURL)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/kafkaconn"
 	"dinnerbell/stream"
 	"dinnerbell/stream/sink"
+	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -39,13 +40,13 @@ func SourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 
 // streamConfig is what package stream needs to know.
 func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
-	return stream.Config{ClaimConfig: ClaimConfig(cfg, log)}
+	return stream.Config{Config: ClaimConfig(cfg, log)}
 }
 
 // ClaimConfig is the part of it that commands need which run no lane.
-func ClaimConfig(cfg *config.Config, log *slog.Logger) stream.ClaimConfig {
+func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	log = log.With("part", "stream")
-	return stream.ClaimConfig{
+	return takeover.Config{
 		Sink: sink.Config{
 			URL:          cfg.SinkURL,
 			Schema:       cfg.Sink.Table.Schema,

@@ -1,4 +1,4 @@
-package stream
+package takeover
 
 import (
 	"context"
@@ -9,10 +9,10 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// stepPatience is how long a phase of a takeover may last before status and log show
+// PhasePatience is how long a phase of a takeover may last before status and log show
 // it. The Kafka client repeats a failed request for half a minute and does not report
 // the answers that it gets.
-const stepPatience = 2 * time.Second
+const PhasePatience = 2 * time.Second
 
 // takeoverPhase is a part of a takeover: its name, and a probe that finds out why the
 // phase takes long, nil if there is none.
@@ -21,18 +21,18 @@ type takeoverPhase struct {
 	probe func(ctx context.Context) error
 }
 
-// phaseWatch holds the present phase; nil before the first one.
-type phaseWatch struct{ now atomic.Pointer[takeoverPhase] }
+// PhaseWatch holds the present phase; nil before the first one.
+type PhaseWatch struct{ now atomic.Pointer[takeoverPhase] }
 
-// enter begins a phase.
-func (w *phaseWatch) enter(name string, probe func(ctx context.Context) error) {
+// Enter begins a phase.
+func (w *PhaseWatch) Enter(name string, probe func(ctx context.Context) error) {
 	w.now.Store(&takeoverPhase{name, probe})
 }
 
-// watch calls show with the cause whenever the present phase has lasted for longer than
+// Watch calls show with the cause whenever the present phase has lasted for longer than
 // patience. It returns a function that stops the watch and waits for the last call of
 // show.
-func (w *phaseWatch) watch(ctx context.Context, patience time.Duration, show func(step string, why error)) (end func()) {
+func (w *PhaseWatch) Watch(ctx context.Context, patience time.Duration, show func(step string, why error)) (end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -58,17 +58,17 @@ func (w *phaseWatch) watch(ctx context.Context, patience time.Duration, show fun
 	return func() { cancel(); <-done }
 }
 
-var errNoAnswer = errors.New("no answer yet")
+var ErrNoAnswer = errors.New("no answer yet")
 
 // findCause returns why the phase takes long.
-func (s *takeoverPhase) findCause(ctx context.Context) error {
-	if s.probe == nil {
-		return errNoAnswer
+func (p *takeoverPhase) findCause(ctx context.Context) error {
+	if p.probe == nil {
+		return ErrNoAnswer
 	}
 	ctx, cancel := context.WithTimeout(ctx, precondition.Timeout)
 	defer cancel()
-	if err := s.probe(ctx); err != nil {
+	if err := p.probe(ctx); err != nil {
 		return err
 	}
-	return errNoAnswer
+	return ErrNoAnswer
 }

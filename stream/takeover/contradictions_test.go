@@ -1,4 +1,4 @@
-package stream
+package takeover
 
 import (
 	"errors"
@@ -41,10 +41,10 @@ func TestContradictions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			claim := newClaim(ClaimConfig{Kafka: topic.Config{Notifications: "notifications", Progress: "progress"}}, 0, claimOptions{})
-			claim.seq, claim.shipped, claim.shippedBefore, claim.endsBefore = c.seq, c.shipped, c.shippedBefore, c.endsBefore
+			claim := New(Config{Kafka: topic.Config{Notifications: "notifications", Progress: "progress"}}, 0, Options{})
+			claim.Seq, claim.Shipped, claim.ShippedBefore, claim.EndsBefore = c.seq, c.shipped, c.shippedBefore, c.endsBefore
 			if c.lost {
-				claim.progressLost = &topic.ProgressLostError{}
+				claim.ProgressLost = &topic.ProgressLostError{}
 			}
 			err := claim.compareSteps()
 			if err == nil {

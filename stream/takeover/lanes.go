@@ -1,4 +1,4 @@
-package stream
+package takeover
 
 import (
 	"context"
@@ -13,11 +13,11 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// initLanes writes a lane row for every partition of the campaigns topic that
+// InitLanes writes a lane row for every partition of the campaigns topic that
 // has none. The first call of a deployment adds all rows, at the offsets that
 // kafka.start names. A partition that appears later is read from its beginning, since
 // all its records are new.
-func initLanes(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) error {
+func InitLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
 	client, err := cfg.Kafka.NewClient()
 	if err != nil {
 		return err

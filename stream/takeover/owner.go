@@ -1,4 +1,4 @@
-package stream
+package takeover
 
 import (
 	"context"
@@ -10,14 +10,14 @@ import (
 	"dinnerbell/stream/sink"
 )
 
-// laneMark is the beginning of the application_name of connections that write for a
+// LaneMark is the beginning of the application_name of connections that write for a
 // lane. A later owner finds them by it. Only sessions of the own role count, so no
 // other role can hold a lane up or pass for its owner; an advisory lock, in contrast,
 // could be taken by every role that may connect.
-func (c *claim) laneMark() string {
+func (c *Claim) LaneMark() string {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(c.t.Schema)) // never fails; one database may hold several deployments
-	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.lane)
+	_, _ = h.Write([]byte(c.T.Schema)) // never fails; one database may hold several deployments
+	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.Lane)
 }
 
 // ownersSQL selects the other sessions that write for the lane of the mark $1.
@@ -32,15 +32,15 @@ const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_w
 //
 // A connection that is younger than ours stays: it belongs to an owner that takes the
 // lane over from us.
-func (c *claim) endPredecessors(ctx context.Context) error {
+func (c *Claim) endPredecessors(ctx context.Context) error {
 	var ended int
-	err := c.conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
-  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, c.laneMark()).Scan(&ended)
+	err := c.Conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
+  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, c.LaneMark()).Scan(&ended)
 	if err != nil {
-		return fmt.Errorf("end the former owner's connections of lane %d: %w", c.lane, err)
+		return fmt.Errorf("end the former owner's connections of lane %d: %w", c.Lane, err)
 	}
 	if ended > 0 {
-		c.cfg.Logger.Info("ended connections of the lane's former owner", "lane", c.lane, "connections", ended)
+		c.Cfg.Logger.Info("ended connections of the lane's former owner", "lane", c.Lane, "connections", ended)
 	}
 	return nil
 }
@@ -49,22 +49,22 @@ func (c *claim) endPredecessors(ctx context.Context) error {
 // just released a lane.
 const ownerGone = 3 * time.Second
 
-// checkNoOwner returns an error if a daemon works on the lane.
-func (c *claim) checkNoOwner(ctx context.Context) error {
-	conn, err := c.cfg.Sink.Connect(ctx, "dinnerbell resolve")
+// CheckNoOwner returns an error if a daemon works on the lane.
+func (c *Claim) CheckNoOwner(ctx context.Context) error {
+	conn, err := c.Cfg.Sink.Connect(ctx, "dinnerbell resolve")
 	if err != nil {
 		return err
 	}
 	defer sink.CloseConn(conn)
 	for until := time.Now().Add(ownerGone); ; {
-		owners, err := sink.QueryTexts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.laneMark())
+		owners, err := sink.QueryTexts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.LaneMark())
 		switch {
 		case err != nil:
-			return fmt.Errorf("look for the owner of lane %d: %w", c.lane, err)
+			return fmt.Errorf("look for the owner of lane %d: %w", c.Lane, err)
 		case len(owners) == 0:
 			return nil
 		case time.Now().After(until):
-			return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", c.lane, strings.Join(owners, ", "))
+			return fmt.Errorf("lane %d is owned by a daemon that runs: %s; where something is to be resolved the lane has halted; stop the daemon first if it does not answer", c.Lane, strings.Join(owners, ", "))
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):

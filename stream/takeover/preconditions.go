@@ -1,4 +1,4 @@
-package stream
+package takeover
 
 import (
 	"cmp"
@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
@@ -20,13 +19,18 @@ import (
 // Preconditions makes the checks of a moment on the sink and the cluster. The error
 // says why a fact could not be read; the report then holds the checks that could be
 // made.
-func Preconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (precondition.Report, error) {
-	cfg = cfg.withDefaults()
+func Preconditions(ctx context.Context, cfg Config, moment precondition.Moment) (precondition.Report, error) {
+	cfg = cfg.WithDefaults()
 	conn, err := cfg.Sink.Connect(ctx, "dinnerbell preconditions")
 	if err != nil {
 		return nil, err
 	}
 	defer sink.CloseConn(conn)
+	return readPreconditions(ctx, cfg, moment, conn, nil)
+}
+
+// ReadPreconditions is Preconditions over a connection to the sink.
+func ReadPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn) (precondition.Report, error) {
 	return readPreconditions(ctx, cfg, moment, conn, nil)
 }
 
@@ -39,14 +43,14 @@ type systemFacts struct {
 // readPreconditions makes the checks of both systems, the sink's first, over a
 // connection to the sink and a client of its own to Kafka. It keeps the facts that
 // it has read in *found, unless that is nil.
-func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment, conn *pgx.Conn, found *systemFacts) (precondition.Report, error) {
+func readPreconditions(ctx context.Context, cfg Config, moment precondition.Moment, conn *pgx.Conn, found *systemFacts) (precondition.Report, error) {
 	client, err := cfg.Kafka.NewClient()
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
-	k := &topic.Facts{Config: cfg.Kafka, Moment: moment, Admin: kadm.NewClient(client)}
-	if k.Cluster, err = readCluster(ctx, cfg, client); err != nil {
+	k, err := readCluster(ctx, cfg, client, moment)
+	if err != nil {
 		return nil, err
 	}
 	s := &sink.Facts{Cfg: cfg.Sink, T: cfg.Sink.Tables(), Conn: conn, Lanes: len(k.Cluster.Topics[cfg.Kafka.Campaigns].Partitions)}
@@ -61,13 +65,13 @@ func readPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition
 	return append(report, ofKafka...), cmp.Or(err, kafkaErr)
 }
 
-func readCluster(ctx context.Context, cfg ClaimConfig, client *kgo.Client) (*topic.Cluster, error) {
+func readCluster(ctx context.Context, cfg Config, client *kgo.Client, moment precondition.Moment) (*topic.Facts, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.SinkTimeout)
 	defer cancel()
-	return topic.ReadCluster(ctx, client, cfg.Kafka)
+	return topic.ReadFacts(ctx, client, cfg.Kafka, moment)
 }
 
-func readCatalogue(ctx context.Context, cfg ClaimConfig, conn *pgx.Conn) (*sink.Catalogue, error) {
+func readCatalogue(ctx context.Context, cfg Config, conn *pgx.Conn) (*sink.Catalogue, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.SinkTimeout)
 	defer cancel()
 	return sink.ReadCatalogue(ctx, conn, cfg.Sink.Tables())
@@ -93,7 +97,7 @@ func setupMends(e *precondition.UnmetError) bool {
 
 // CheckPreconditions makes the checks of a moment for a command. It returns the
 // warnings, one line each, and a *halt.Error for a precondition that does not hold.
-func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment precondition.Moment) (warnings []string, err error) {
+func CheckPreconditions(ctx context.Context, cfg Config, moment precondition.Moment) (warnings []string, err error) {
 	report, err := Preconditions(ctx, cfg, moment)
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
 		warnings = append(warnings, "warning: "+f.String())
@@ -105,29 +109,29 @@ func CheckPreconditions(ctx context.Context, cfg ClaimConfig, moment preconditio
 	return warnings, err
 }
 
-// unmetPatience is how long a precondition may be violated before a lane or the daemon
+// UnmetPatience is how long a precondition may be violated before a lane or the daemon
 // halts: a migration takes several statements.
-const unmetPatience = time.Minute
+const UnmetPatience = time.Minute
 
-// violationWatch remembers which precondition is violated, and since when.
-type violationWatch struct {
-	name  string
+// ViolationWatch remembers which precondition is violated, and since when.
+type ViolationWatch struct {
+	Name  string
 	since time.Time
 }
 
-// haltIfLasting returns err, or a halt in its place if err is a precondition that has
+// HaltIfLasting returns err, or a halt in its place if err is a precondition that has
 // been violated for longer than patience. The daemon waits without end for objects that
 // `dinnerbell setup` creates: a deployment may start the daemon first.
-func (u *violationWatch) haltIfLasting(err error, lane int32, patience time.Duration) error {
+func (w *ViolationWatch) HaltIfLasting(err error, lane int32, patience time.Duration) error {
 	violation, ok := errors.AsType[*precondition.UnmetError](err)
 	if !ok {
-		*u = violationWatch{}
+		*w = ViolationWatch{}
 		return err
 	}
-	if violation.Name != u.name {
-		*u = violationWatch{name: violation.Name, since: time.Now()}
+	if violation.Name != w.Name {
+		*w = ViolationWatch{Name: violation.Name, since: time.Now()}
 	}
-	if setupMends(violation) || time.Since(u.since) < patience {
+	if setupMends(violation) || time.Since(w.since) < patience {
 		return err
 	}
 	return haltOf(violation, lane)

@@ -1,0 +1,308 @@
+package takeover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/internal/failpoint"
+	"dinnerbell/internal/halt"
+	"dinnerbell/internal/precondition"
+	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
+	"dinnerbell/stream/topic"
+)
+
+// Timeout bounds one takeover; the lane tries again.
+const Timeout = 60 * time.Second
+
+// Claim is the ownership of a lane: the connections that a TAKEOVER has opened and the
+// positions that it has read. The session does not change them.
+type Claim struct {
+	Lane int32
+	Cfg  Config
+	T    sink.Tables
+	opts Options
+	step PhaseWatch
+
+	Conn    *pgx.Conn            // to the sink; used by the committer alone
+	counted bool                 // holds a token of opts.slots
+	Sql     *sink.StepStatements // prepared on conn
+	Ahead   time.Duration        // upper bound of how far our clock is ahead of Postgres'
+	Client  *kgo.Client          // the intake fetches with it, the shipper produces
+
+	Table    *sink.FeedbackTable // each step's transaction checks that the table is still this one
+	Ids      topic.IDs
+	expected topic.Identity
+	Limits   topic.Limits
+
+	Epoch      int64
+	Seq        int64 // P
+	Shipped    int64 // K
+	NextOffset int64
+	Totals     Totals
+	Pending    []*record.Payload // decided and not shipped
+	// Positions in Kafka that the last step wrote to Postgres: neither may be less now.
+	ShippedBefore int64
+	EndsBefore    []int64                  // of the notifications topic
+	ProgressLost  *topic.ProgressLostError // set if the progress partition does not hold K
+}
+
+// Totals are the lane's counters since its deployment began: notifications, messages
+// that came after their end, refused messages.
+type Totals struct{ Notified, Expired, Dead int64 }
+
+// Options connect a takeover with its caller: the bound on connections, and the
+// functions that show its progress.
+type Options struct {
+	Slots    chan struct{} // a token for each lane's own connection; nil: unbounded
+	Patience time.Duration // how long a phase may take before slow is called; 0: slow is never called
+	Waiting  func(error)   // called when the takeover waits for a slot; nil if slots is nil
+	Slow     func(step string, why error)
+}
+
+// New makes a claim that has nothing yet: Connect, Fence and Finish follow, in this
+// order.
+func New(cfg Config, lane int32, opts Options) *Claim {
+	return &Claim{Lane: lane, Cfg: cfg, T: cfg.Sink.Tables(), opts: opts}
+}
+
+// TakeOver makes this process the lane's owner. The order is the protocol:
+//
+//  1. Postgres: end the predecessor's connections and raise the epoch. It waits
+//     for a predecessor's transaction on the lane row; the predecessor's next
+//     step misses its compare-and-swap.
+//  2. Kafka: a new client, InitProducerID. That fences the predecessor and
+//     aborts what it left open.
+//  3. Read K from the progress topic. Nothing can add to it any more.
+//  4. K ≤ P, and the outbox holds (K, P]; otherwise a sink was rolled back
+//     behind our progress, and the lane halts (rollback.go).
+//  5. Load the outbox above K. The session then loads the campaigns and reads the
+//     input from next_offset.
+//
+// On error no connection stays open, and only the epoch has changed.
+func TakeOver(ctx context.Context, cfg Config, lane int32, opts Options) (_ *Claim, err error) {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	c := New(cfg, lane, opts)
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	if opts.Patience > 0 {
+		defer c.step.Watch(ctx, opts.Patience, opts.Slow)()
+	}
+	if err := c.Connect(ctx); err != nil {
+		return nil, err
+	}
+	return c, c.ConfirmHalt(ctx, c.Finish(ctx))
+}
+
+// Close ends the claim's connections.
+func (c *Claim) Close() {
+	if c.Conn != nil {
+		sink.CloseConn(c.Conn)
+	}
+	if c.counted {
+		<-c.opts.Slots
+	}
+	if c.Client != nil {
+		topic.CloseClient(c.Client, c.Cfg.Logger, c.Lane)
+	}
+}
+
+// Finish does steps 2 to 5, after Connect.
+func (c *Claim) Finish(ctx context.Context) (err error) {
+	if err := c.checkTopics(); err != nil { // first: nothing must be fenced in a cluster that is not ours
+		return err
+	}
+	if err := c.Fence(ctx); err != nil {
+		return err
+	}
+	c.step.Enter("compare the sinks", nil)
+	if err := c.compareSinks(ctx); err != nil {
+		return err
+	}
+	c.step.Enter("load the outbox", nil)
+	if c.Pending, err = c.loadOutbox(ctx, c.Shipped); err != nil {
+		return err
+	}
+	failpoint.Hit("takeover/outbox-loaded")
+	c.step.Enter("check the input", nil)
+	return c.checkInput(ctx)
+}
+
+// ConfirmHalt returns a halt only if the lane is still ours. If another owner has
+// raised the epoch since, our positions of Postgres and of Kafka are of different
+// moments, and their contradiction means nothing.
+func (c *Claim) ConfirmHalt(ctx context.Context, err error) error {
+	if _, halted := errors.AsType[*halt.Error](err); !halted {
+		return err
+	}
+	var epoch int64
+	if err := c.Conn.QueryRow(ctx, `SELECT epoch FROM `+c.T.Lane+` WHERE lane = $1`, c.Lane).Scan(&epoch); err != nil {
+		return fmt.Errorf("read epoch of lane %d: %w", c.Lane, err)
+	}
+	if epoch != c.Epoch {
+		return fmt.Errorf("take lane %d over: %w", c.Lane, sink.ErrTakenOver)
+	}
+	return err
+}
+
+// Connect does step 1 and makes the client of step 2. It also checks the
+// preconditions.
+func (c *Claim) Connect(ctx context.Context) error {
+	if err := c.openSink(ctx); err != nil {
+		return err
+	}
+	c.step.Enter(fmt.Sprintf("raise the epoch of lane %d in %s", c.Lane, c.T.Lane), nil)
+	if err := c.raiseEpoch(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("takeover/epoch-raised")
+	return c.openKafka()
+}
+
+// checkPreconditions makes the checks of a session, and keeps the facts that they have
+// read: the topics' ids, the limits of their records, the feedback table.
+func (c *Claim) checkPreconditions(ctx context.Context) error {
+	var found systemFacts
+	report, err := readPreconditions(ctx, c.Cfg, precondition.AtSession, c.Conn, &found)
+	if err := report.Unmet(err); err != nil {
+		return err
+	}
+	c.Ids = found.cluster.IDs(c.Cfg.Kafka)
+	c.Limits = topic.NewLimits(found.cluster, c.Cfg.Kafka)
+	c.Table = found.catalogue.Feedback
+	return nil
+}
+
+func (c *Claim) openSink(ctx context.Context) (err error) {
+	if err := c.awaitConnection(ctx); err != nil {
+		return err
+	}
+	c.step.Enter("open the connection to the sink", nil)
+	if c.Conn, err = c.Cfg.Sink.Connect(ctx, c.LaneMark()+c.Cfg.Kafka.InstanceID); err != nil {
+		return err
+	}
+	if err := c.readySink(ctx); err != nil {
+		return err
+	}
+	c.step.Enter("check the preconditions", nil)
+	if err := c.checkPreconditions(ctx); err != nil {
+		return err
+	}
+	c.step.Enter("end the former owners' connections to the sink", nil)
+	c.Sql = sink.NewStepStatements(c.T)
+	if err := sink.Prepare(ctx, c.Conn, c.Sql.All()...); err != nil {
+		return err
+	}
+	return c.endPredecessors(ctx)
+}
+
+// readySink sets the connection up for the lane's statements and compares the clocks.
+func (c *Claim) readySink(ctx context.Context) error {
+	if err := sink.PlanByKeys(ctx, c.Conn); err != nil {
+		return err
+	}
+	skew, off, err := sink.ClockSkew(ctx, c.Conn, time.Now)
+	c.Ahead = skew + off
+	return err
+}
+
+// awaitConnection waits until sink.max_connections allows one more connection.
+func (c *Claim) awaitConnection(ctx context.Context) error {
+	slots := c.opts.Slots
+	if slots == nil {
+		return nil
+	}
+	select {
+	case slots <- struct{}{}:
+		c.counted = true
+		return nil
+	default:
+	}
+	err := fmt.Errorf("the %d connections that sink.max_connections leaves to lanes are in use by others; raise it, or run another daemon of the group", cap(slots))
+	c.opts.Waiting(err)
+	select {
+	case slots <- struct{}{}:
+		c.counted = true
+		return nil
+	case <-ctx.Done():
+		return err
+	}
+}
+
+func (c *Claim) raiseEpoch(ctx context.Context) error {
+	row := func() error {
+		return c.Conn.QueryRow(ctx, `UPDATE `+c.T.Lane+` SET epoch = epoch + 1 WHERE lane = $1
+RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, c.Lane).
+			Scan(&c.Epoch, &c.Seq, &c.NextOffset, &c.expected.Cluster, &c.expected.Campaigns, &c.expected.Notifications, &c.expected.Progress,
+				&c.ShippedBefore, &c.EndsBefore, &c.Totals.Notified, &c.Totals.Expired, &c.Totals.Dead)
+	}
+	err := row()
+	if errors.Is(err, pgx.ErrNoRows) { // a new partition
+		if err = InitLanes(ctx, c.Cfg, c.Conn); err == nil {
+			err = row()
+		}
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", c.Lane, c.Cfg.Kafka.Campaigns)
+	}
+	if err != nil {
+		return fmt.Errorf("take lane %d in %s: %w", c.Lane, c.T.Lane, err)
+	}
+	return nil
+}
+
+// Fence does steps 2 and 3: after InitProducerID nobody else can add to the
+// lane's transactions, so the K that is read then is final.
+func (c *Claim) Fence(ctx context.Context) error {
+	trouble := func(ctx context.Context) error {
+		return topic.TransactionCoordinator(c.Cfg.Kafka.TransactionalID(c.Lane)).Diagnose(ctx, c.Cfg.Kafka, c.Client)
+	}
+	c.step.Enter(fmt.Sprintf("fence the former producer of lane %d", c.Lane), trouble)
+	_, _, err := c.Client.ProducerID(ctx)
+	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
+		return &precondition.UnmetError{Finding: c.Cfg.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
+	}
+	if err != nil {
+		return fmt.Errorf("fence the former producer of lane %d: %w", c.Lane, err)
+	}
+	failpoint.Hit("takeover/fenced")
+	c.step.Enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.Lane, c.Cfg.Kafka.Progress), nil)
+	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.Client, NewClient: c.Cfg.Kafka.NewClient, Topic: c.Cfg.Kafka.Progress, TopicID: c.Ids.ProgressID, Partition: c.Lane})
+	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
+		c.ProgressLost, k, err = lost, c.ShippedBefore, nil // a lower bound of K; compareSinks halts
+	}
+	if err != nil {
+		return err
+	}
+	c.Shipped = k
+	return nil
+}
+
+// openKafka makes the Kafka client of the session: a transactional producer that also
+// reads the lane's partition.
+func (c *Claim) openKafka() (err error) {
+	c.Client, err = c.Cfg.Kafka.NewProducer(c.Lane, c.Limits)
+	return err
+}
+
+// DroppedRowsHalt is the halt for a feedback table that drops rows without an error, or
+// stores other ones: which notifications it wants is unknown.
+func (c *Claim) DroppedRowsHalt(what string) error {
+	who, hint := "", "look for what keeps rows out of the table"
+	if len(c.Table.Triggers) > 0 {
+		who = "; its trigger " + strings.Join(c.Table.Triggers, ", ") + " runs before each row"
+		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
+	}
+	return &halt.Error{Part: halt.Stream, Lane: c.Lane, What: fmt.Sprintf("feedback table %s: %s%s", c.T.Feedback, what, who), Hint: hint + "; then start the daemon again"}
+}
