@@ -10,8 +10,8 @@ import (
 	"dinnerbell/state/id"
 )
 
-// load fills a fresh generation with rows subscriptions spread over restaurants.
-func load(t testing.TB, s *Store, rows int, restaurants []id.ID, end id.LSN) {
+// loadRows fills a fresh generation with rows subscriptions spread over restaurants.
+func loadRows(t testing.TB, s *Store, rows int, restaurants []id.ID, end id.LSN) {
 	t.Helper()
 	l, err := s.NewGeneration()
 	if err != nil {
@@ -19,7 +19,7 @@ func load(t testing.TB, s *Store, rows int, restaurants []id.ID, end id.LSN) {
 	}
 	r := rand.New(rand.NewPCG(7, 7))
 	for i := range rows {
-		if err := l.Add(rowN(i+1), restaurants[r.IntN(len(restaurants))], uuid(9, r)); err != nil {
+		if err := l.Add(rowN(i+1), restaurants[r.IntN(len(restaurants))], randomUUID(9, r)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -28,13 +28,13 @@ func load(t testing.TB, s *Store, rows int, restaurants []id.ID, end id.LSN) {
 	}
 }
 
-// BenchmarkUndelivered reads the audience of one restaurant; one operation is
-// one client. A third of them was notified before in the second case.
+// BenchmarkUndelivered reads the audience of one restaurant; one operation is one
+// client. In the second case, a third of the clients were notified before.
 func BenchmarkUndelivered(b *testing.B) {
 	s := openStore(b, b.TempDir(), Options{ReserveBytes: -1})
-	restaurants := ids(4, 1)
-	load(b, s, 1_000_000, restaurants, 1)
-	campaign := ids(1, 2)[0]
+	restaurants := makeIDs(4, 1)
+	loadRows(b, s, 1_000_000, restaurants, 1)
+	campaign := makeIDs(1, 2)[0]
 	markEvery(b, s, campaign, restaurants[0], 3)
 	for name, c := range map[string]id.ID{"fresh": "", "third-delivered": campaign} {
 		b.Run(name, func(b *testing.B) { benchUndelivered(b, s, c, restaurants[0]) })
@@ -86,15 +86,15 @@ func benchUndelivered(b *testing.B, s *Store, campaign, restaurant id.ID) { //no
 // BenchmarkApply inserts rows in transactions of 1,000; one operation is one row.
 func BenchmarkApply(b *testing.B) {
 	s := openStore(b, b.TempDir(), Options{ReserveBytes: -1})
-	restaurants := ids(2000, 1)
-	load(b, s, 500_000, restaurants, 1)
+	restaurants := makeIDs(2000, 1)
+	loadRows(b, s, 500_000, restaurants, 1)
 	r := rand.New(rand.NewPCG(3, 3))
 	ops := map[string]func(i int) id.Change{
 		"insert": func(i int) id.Change {
-			return id.Change{Op: id.Insert, Row: rowN(1_000_000 + i), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
+			return id.Change{Op: id.Insert, Row: rowN(1_000_000 + i), Restaurant: restaurants[r.IntN(2000)], Client: randomUUID(4, r)}
 		},
 		"update": func(int) id.Change {
-			return id.Change{Op: id.Update, Row: rowN(1 + r.IntN(500_000)), Restaurant: restaurants[r.IntN(2000)], Client: uuid(4, r)}
+			return id.Change{Op: id.Update, Row: rowN(1 + r.IntN(500_000)), Restaurant: restaurants[r.IntN(2000)], Client: randomUUID(4, r)}
 		},
 	}
 	end := id.LSN(1)
@@ -120,11 +120,11 @@ func BenchmarkApply(b *testing.B) {
 }
 
 // BenchmarkLoader loads a table from scratch; one operation is a load. In the
-// second case restaurants come one after the other, so that the first chunk tells
-// nothing of the others.
+// second case restaurants come one after the other, so that the first chunk is a bad
+// sample of the others.
 func BenchmarkLoader(b *testing.B) {
 	const rows = 2_000_000
-	restaurants := ids(2000, 1)
+	restaurants := makeIDs(2000, 1)
 	slices.Sort(restaurants)
 	client := func(r *rand.Rand) id.ID { // cheaper than uuid
 		b := binary.BigEndian.AppendUint64([]byte{0x01}, r.Uint64()) // 0x01: the tag of a packed UUID

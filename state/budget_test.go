@@ -8,23 +8,23 @@ import (
 	"dinnerbell/state/id"
 )
 
-// What the store allocates for each change that is applied, and for each row of
-// a load.
+// The allocations of the store for each change that it applies, and for each row of a
+// load.
 func TestAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates as well")
 	}
 	const rows = 2000
 	s := openStore(t, t.TempDir(), testOptions())
-	restaurants := ids(20, 1)
-	load(t, s, 1, restaurants, 1)
+	restaurants := makeIDs(20, 1)
+	loadRows(t, s, 1, restaurants, 1)
 	r := rand.New(rand.NewPCG(3, 3))
 	batch := Batch{End: 1}
 	for i := range rows {
-		batch.Changes = append(batch.Changes, id.Change{Op: id.Insert, Row: rowN(10 + i), Restaurant: restaurants[i%20], Client: uuid(4, r)})
+		batch.Changes = append(batch.Changes, id.Change{Op: id.Insert, Row: rowN(10 + i), Restaurant: restaurants[i%20], Client: randomUUID(4, r)})
 	}
-	// First, because what is applied is flushed in the background, and that
-	// allocates at whatever moment.
+	// The load comes first: Pebble flushes applied batches in the background, which
+	// allocates at any moment.
 	l, err := s.NewGeneration()
 	if err != nil {
 		t.Fatal(err)

@@ -15,8 +15,8 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// insert is one subscription.
-func insert(n int, restaurant, client id.ID) id.Change {
+// insertOne is one subscription.
+func insertOne(n int, restaurant, client id.ID) id.Change {
 	return id.Change{Op: id.Insert, Row: rowN(n), Restaurant: restaurant, Client: client}
 }
 
@@ -38,10 +38,10 @@ func TestCheckpointIsListed(t *testing.T) {
 	if _, err := s.Checkpoint(CauseAsked, nil); !errors.Is(err, ErrNotWhole) {
 		t.Fatalf("a checkpoint of nothing: %v", err)
 	}
-	restaurants := ids(2, 1)
-	load(t, s, 1000, restaurants, 10)
+	restaurants := makeIDs(2, 1)
+	loadRows(t, s, 1000, restaurants, 10)
 	first := checkpoint(t, s, CauseAsked)
-	apply(t, s, 20, insert(2000, restaurants[0], restaurants[1]))
+	applyChanges(t, s, 20, insertOne(2000, restaurants[0], restaurants[1]))
 	second := checkpoint(t, s, CauseTimed)
 	list, err := ListCheckpoints(dir)
 	if err != nil || len(list) != 2 {
@@ -63,12 +63,12 @@ func TestCheckpointIsListed(t *testing.T) {
 	}
 }
 
-// Damage to any byte of a manifest is seen, and hides no other checkpoint.
+// Damage to any byte of a manifest is found, and hides no other checkpoint.
 func TestDamagedCheckpointManifest(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := openStore(t, dir, testOptions())
-	load(t, s, 10, ids(1, 1), 10)
+	loadRows(t, s, 10, makeIDs(1, 1), 10)
 	bad, good := checkpoint(t, s, CauseAsked), checkpoint(t, s, CauseAsked)
 	name := filepath.Join(dir, statedir.CheckpointsName, bad.ID, manifestName)
 	text, err := os.ReadFile(name)
@@ -91,15 +91,15 @@ func TestDamagedCheckpointManifest(t *testing.T) {
 	}
 }
 
-// Each cause has its own share; what an operator asked for is not pushed out by
-// what the clock made.
+// Each cause has its own share: checkpoints of the clock do not displace those that an
+// operator asked for.
 func TestOldCheckpointsGo(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	o := testOptions()
 	o.KeepCheckpoints = 2
 	s := openStore(t, dir, o)
-	load(t, s, 10, ids(1, 1), 10)
+	loadRows(t, s, 10, makeIDs(1, 1), 10)
 	var want []string
 	for i, cause := range []Cause{CauseAsked, CauseTimed, CauseWAL, CauseTimed, CauseTimed, CauseWAL, CauseAsked, CauseTimed, CauseWAL} {
 		m := checkpoint(t, s, cause)
@@ -124,13 +124,13 @@ func TestOldCheckpointsGo(t *testing.T) {
 func TestCheckpointMoves(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	restaurants := ids(2, 1)
-	load(t, s, 10, restaurants, 10)
+	restaurants := makeIDs(2, 1)
+	loadRows(t, s, 10, restaurants, 10)
 	if at, err := s.MoveCheckpoint(); at != 0 || err != nil {
 		t.Fatalf("without a checkpoint: %s, %v", at, err)
 	}
 	m := checkpoint(t, s, CauseTimed)
-	other := insert(99, restaurants[0], restaurants[1])
+	other := insertOne(99, restaurants[0], restaurants[1])
 	for _, step := range []struct {
 		what    string
 		end     id.LSN
@@ -147,7 +147,7 @@ func TestCheckpointMoves(t *testing.T) {
 		{"a part of a transaction", 0, []id.Change{other}, true, 70},
 		{"its end", 80, nil, true, 70},
 	} {
-		apply(t, s, step.end, step.changes...)
+		applyChanges(t, s, step.end, step.changes...)
 		if step.sync {
 			if _, err := s.Sync(); err != nil {
 				t.Fatal(err)
@@ -160,7 +160,7 @@ func TestCheckpointMoves(t *testing.T) {
 			t.Errorf("after %s the manifest says %+v, %v; want %s", step.what, got, err, step.want)
 		}
 	}
-	load(t, s, 10, restaurants, 90)
+	loadRows(t, s, 10, restaurants, 90)
 	if _, ok := s.NewestCheckpoint(); ok {
 		t.Error("a checkpoint of the former load counts as the newest")
 	}
@@ -169,22 +169,23 @@ func TestCheckpointMoves(t *testing.T) {
 	}
 }
 
-// What was made before rows were mended does not count: it holds the wrong ones.
+// A checkpoint that was made before rows were mended does not count: it holds wrong
+// rows.
 func TestCheckpointBeforeMending(t *testing.T) {
 	t.Parallel()
 	o := testOptions()
 	o.fs = vfs.NewMem()
-	s, m := filled(t, o, 50)
+	s, m := filledStore(t, o, 50)
 	checkpoint(t, s, CauseTimed)
-	f := freeze(t, s)
-	for id := range m { // one that the source does not have
+	f := freezeRows(t, s)
+	for id := range m { // a row that the source does not have
 		delete(m, id)
 		break
 	}
 	if _, ok := s.NewestCheckpoint(); !ok {
 		t.Fatal("no newest checkpoint")
 	}
-	if n, err := f.Mend(verify(t, f, m, nil)); n != 1 || err != nil {
+	if n, err := f.Mend(compareWithModel(t, f, m, nil)); n != 1 || err != nil {
 		t.Fatalf("mended %d, %v", n, err)
 	}
 	if err := f.Close(); err != nil {
@@ -206,20 +207,21 @@ func TestCheckpointBeforeMending(t *testing.T) {
 func TestCheckpointBetweenParts(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	restaurants := ids(2, 1)
-	load(t, s, 10, restaurants, 10)
-	apply(t, s, 0, insert(99, restaurants[0], restaurants[1]))
+	restaurants := makeIDs(2, 1)
+	loadRows(t, s, 10, restaurants, 10)
+	applyChanges(t, s, 0, insertOne(99, restaurants[0], restaurants[1]))
 	if _, err := s.Checkpoint(CauseTimed, nil); !errors.Is(err, ErrNotWhole) {
 		t.Errorf("in the middle of a transaction: %v", err)
 	}
-	apply(t, s, 20)
+	applyChanges(t, s, 20)
 	if m := checkpoint(t, s, CauseTimed); m.EndLSN != 20 || m.Subscriptions != 11 {
 		t.Errorf("checkpoint is %+v", m)
 	}
 }
 
-// TestCrashCheckpoint crashes at every write while checkpoints are made, moved
-// and removed. Each that is found is whole, and what was promised is there.
+// TestCrashCheckpoint crashes at every write while checkpoints are made, moved and
+// removed. Each checkpoint that is found is whole, and every checkpoint that was
+// promised is there.
 func TestCrashCheckpoint(t *testing.T) {
 	t.Parallel()
 	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(4, 4))}
@@ -229,8 +231,8 @@ func TestCrashCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	restaurants := ids(3, 1)
-	load(t, s, 100, restaurants, 10)
+	restaurants := makeIDs(3, 1)
+	loadRows(t, s, 100, restaurants, 10)
 	type promise struct {
 		id  string
 		end id.LSN
@@ -238,11 +240,11 @@ func TestCrashCheckpoint(t *testing.T) {
 	promised := map[int]promise{}
 	var now promise
 	for i := range 4 {
-		apply(t, s, s.EndLSN()+10, insert(1000+i, restaurants[0], restaurants[1]))
+		applyChanges(t, s, s.EndLSN()+10, insertOne(1000+i, restaurants[0], restaurants[1]))
 		m := checkpoint(t, s, CauseTimed)
 		now = promise{m.ID, m.EndLSN}
 		promised[rec.count()] = now
-		apply(t, s, s.EndLSN()+1)
+		applyChanges(t, s, s.EndLSN()+1)
 		if _, err := s.Sync(); err != nil {
 			t.Fatal(err)
 		}
@@ -291,9 +293,10 @@ func checkCheckpoints(t *testing.T, c crashImage, id string, end id.LSN) {
 	}
 }
 
-// Checkpoints keep the files of former rows. Where the disk gets short they go,
-// the oldest first, but for what was asked for and the newest, by which the slot
-// is acknowledged; else no room would come, since each next one fails.
+// Checkpoints keep the files of former rows. Where disk space gets short the store
+// removes them, the oldest first, except those that an operator asked for and the
+// newest, up to which the slot is acknowledged. Otherwise there would never be room,
+// because every further checkpoint fails.
 func TestCheckpointsGoForRoom(t *testing.T) {
 	t.Parallel()
 	mem := vfs.NewMem()
@@ -302,9 +305,9 @@ func TestCheckpointsGoForRoom(t *testing.T) {
 	usage := func(free uint64) { mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: free}) }
 	usage(200 << 20)
 	s := openStore(t, "state", o)
-	load(t, s, 10, ids(1, 1), 10)
+	loadRows(t, s, 10, makeIDs(1, 1), 10)
 	asked, old := checkpoint(t, s, CauseAsked), checkpoint(t, s, CauseTimed)
-	load(t, s, 20, ids(1, 1), 20) // as a rebuild does
+	loadRows(t, s, 20, makeIDs(1, 1), 20) // as a rebuild does
 	older, newest := checkpoint(t, s, CauseTimed), checkpoint(t, s, CauseTimed)
 	left := func() string {
 		t.Helper()
@@ -327,7 +330,7 @@ func TestCheckpointsGoForRoom(t *testing.T) {
 	if m, ok := s.NewestCheckpoint(); !ok || m.ID != newest.ID {
 		t.Errorf("the newest is %s, %v; want %s", m.ID, ok, newest.ID)
 	}
-	load(t, s, 30, ids(1, 1), 30) // none is of these rows
+	loadRows(t, s, 30, makeIDs(1, 1), 30) // no checkpoint holds these rows
 	usage(99 << 20)
 	if _, err := s.Checkpoint(CauseTimed, nil); !errors.Is(err, ErrDiskFull) || left() != asked.ID {
 		t.Errorf("checkpoint on a full disk: %v, left %s; want %v, %s", err, left(), ErrDiskFull, asked.ID)

@@ -16,7 +16,8 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// batchHistory is what a store was told, and what it must hold at each position.
+// batchHistory lists the batches that a store gets, and the rows that it must hold at
+// each position.
 type batchHistory struct {
 	batches []Batch              // in order; parts have End 0
 	at      map[id.LSN]modelRows // at the end of each transaction
@@ -39,8 +40,8 @@ func makeHistory(w *storeModel, transactions int) *batchHistory {
 	return h
 }
 
-// crashImage is the disk as it may be found after a crash, and what had been
-// promised by then.
+// crashImage is a disk as a crash may leave it, and the position that was promised
+// before the crash.
 type crashImage struct {
 	write   int
 	disk    *vfs.MemFS
@@ -48,8 +49,8 @@ type crashImage struct {
 	loaded  bool
 }
 
-// crashRecorder crashes a copy of the file system at every write. How much of what
-// was not synced survives differs: nothing, some blocks, all.
+// crashRecorder crashes a copy of the file system at every write. Unsynced data
+// survives not at all, in some blocks, or as a whole, in turn.
 type crashRecorder struct {
 	mem     *vfs.MemFS
 	store   atomic.Pointer[Store]
@@ -60,7 +61,7 @@ type crashRecorder struct {
 	reuse   sync.RWMutex // see reuseFS
 }
 
-// count is how many crashes there are, while the store still writes.
+// count returns how many crashes were recorded, while the store still writes.
 func (rec *crashRecorder) count() int {
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
@@ -72,8 +73,8 @@ func (rec *crashRecorder) fs() vfs.FS {
 	return errorfs.Wrap(reuseFS{rec.mem, &rec.reuse}, errorfs.InjectorFunc(rec.record))
 }
 
-// reuseFS keeps MemFS's ReuseForWrite and CrashClone apart: the one takes a read
-// lock twice, and never gets it the second time once the other waits for it.
+// reuseFS keeps MemFS's ReuseForWrite and CrashClone apart: ReuseForWrite takes a read
+// lock twice, and never gets it the second time once CrashClone waits for the lock.
 type reuseFS struct {
 	vfs.FS
 	mu *sync.RWMutex // held by CrashClone
@@ -94,8 +95,8 @@ func (rec *crashRecorder) record(op errorfs.Op) error {
 	defer rec.mu.Unlock()
 	c := crashImage{write: len(rec.crashes)}
 	if s := rec.store.Load(); s != nil && s.mu.TryRLock() {
-		// A writer that holds the lock has promised nothing new yet, but what
-		// it promised before is not to be read now.
+		// A writer that holds the lock has promised nothing new yet, but the position
+		// that it promised before cannot be read now.
 		c.durable, c.loaded = s.view.durable, s.view.loaded
 		s.mu.RUnlock()
 	}
@@ -188,12 +189,12 @@ func checkCrash(t *testing.T, c crashImage, h *batchHistory, w *storeModel) (tor
 		checkRows(t, s, m)
 	}
 	if torn { // a keepalive does not mend it
-		apply(t, s, end+1)
+		applyChanges(t, s, end+1)
 		if !s.Torn() || s.EndLSN() != end {
 			t.Fatalf("crash at write %d: a position alone mended a cut transaction", c.write)
 		}
 	}
-	repeat(t, s, h, end)
+	repeatHistory(t, s, h, end)
 	last := h.ends[len(h.ends)-1]
 	if s.Torn() || s.EndLSN() != last {
 		t.Fatalf("crash at write %d: torn %v, end %s; want %s", c.write, s.Torn(), s.EndLSN(), last)
@@ -203,8 +204,8 @@ func checkCrash(t *testing.T, c crashImage, h *batchHistory, w *storeModel) (tor
 	return torn
 }
 
-// noQuarantine: a crash is no corruption. Only a store that held nothing yet
-// may have been set aside.
+// noQuarantine checks that Open set no store aside: a crash is not corruption. Only a
+// store that was still empty may have been set aside.
 func noQuarantine(t *testing.T, c crashImage) {
 	t.Helper()
 	names, err := c.disk.List("state")
@@ -218,8 +219,8 @@ func noQuarantine(t *testing.T, c crashImage) {
 	}
 }
 
-// repeat applies the transactions that end after from.
-func repeat(t *testing.T, s *Store, h *batchHistory, from id.LSN) {
+// repeatHistory applies the transactions that end after from.
+func repeatHistory(t *testing.T, s *Store, h *batchHistory, from id.LSN) {
 	t.Helper()
 	start := 0
 	for i, b := range h.batches {
@@ -234,8 +235,8 @@ func repeat(t *testing.T, s *Store, h *batchHistory, from id.LSN) {
 	}
 }
 
-// TestCrashLoad crashes at every write of a load that takes over from another.
-// After it there is one of the two, whole.
+// TestCrashLoad crashes at every write of a load that takes over from another load.
+// After the crash one of the two is there, whole.
 func TestCrashLoad(t *testing.T) {
 	t.Parallel()
 	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(1, 1))}
@@ -244,10 +245,10 @@ func TestCrashLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.store.Store(s)
-	restaurants := ids(3, 1)
-	load(t, s, 100, restaurants, 50)
+	restaurants := makeIDs(3, 1)
+	loadRows(t, s, 100, restaurants, 50)
 	first := len(rec.crashes)
-	load(t, s, 300, restaurants, 40)
+	loadRows(t, s, 300, restaurants, 40)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -274,12 +275,12 @@ func checkCrashLoad(t *testing.T, c crashImage, second bool, restaurants []id.ID
 	}
 	total := 0
 	for _, r := range restaurants {
-		total += len(clients(t, s, "", r, 50))
+		total += len(listClients(t, s, "", r, 50))
 	}
 	if int64(total) != n {
 		t.Fatalf("crash at write %d: %d clients, %d rows", c.write, total, n)
 	}
-	load(t, s, 7, restaurants, 60)
+	loadRows(t, s, 7, restaurants, 60)
 	if s.Subscriptions() != 7 {
 		t.Fatalf("crash at write %d: the next load has %d rows, want 7", c.write, s.Subscriptions())
 	}

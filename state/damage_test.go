@@ -22,14 +22,14 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// growing is a history of a store that becomes large enough for several tables
-// and logs: a load, then transactions without TRUNCATE.
-func growing(seed uint64) (h *batchHistory, w *storeModel, first modelRows) {
+// growingHistory returns the history of a store that becomes large enough for several
+// tables and logs: a load, then transactions without TRUNCATE.
+func growingHistory(seed uint64) (h *batchHistory, w *storeModel, first modelRows) {
 	r := rand.New(rand.NewPCG(seed, 3))
-	w = &storeModel{r: r, restaurants: ids(5, seed)}
+	w = &storeModel{r: r, restaurants: makeIDs(5, seed)}
 	m := modelRows{}
 	for i := range 1500 {
-		m[rowN(i)] = storedRow{w.restaurants[r.IntN(5)], uuid(1, r), true}
+		m[rowN(i)] = storedRow{w.restaurants[r.IntN(5)], randomUUID(1, r), true}
 	}
 	first = maps.Clone(m)
 	h = &batchHistory{at: map[id.LSN]modelRows{0: {}, 5: first}}
@@ -37,7 +37,7 @@ func growing(seed uint64) (h *batchHistory, w *storeModel, first modelRows) {
 		end := id.LSN(i+1) * 10
 		var changes []id.Change
 		for range 50 {
-			c := id.Change{Row: rowN(r.IntN(6000)), Restaurant: w.restaurants[r.IntN(5)], Client: uuid(1, r), Op: id.Insert}
+			c := id.Change{Row: rowN(r.IntN(6000)), Restaurant: w.restaurants[r.IntN(5)], Client: randomUUID(1, r), Op: id.Insert}
 			if _, ok := m[c.Row]; ok {
 				c.Op = []id.Op{id.Update, id.Delete}[r.IntN(2)]
 			}
@@ -51,19 +51,19 @@ func growing(seed uint64) (h *batchHistory, w *storeModel, first modelRows) {
 	return h, w, first
 }
 
-// damageOptions make small blocks: where a checksum fails, Pebble looks for the
-// one flipped bit that explains it, in time that grows with the square.
+// damageOptions make small blocks: where a checksum fails, Pebble looks for the one
+// flipped bit that explains it, in time that grows with the square of the block size.
 func damageOptions(fs vfs.FS) Options {
 	o := crashOptions(fs)
 	o.blockBytes = 1 << 10
 	return o
 }
 
-// images are stores as crashes leave them, most of them or a few more, and one
+// crashImages returns most stores or a few more as crashes leave them, and one store
 // that was closed in order.
-func images(t *testing.T, seed uint64, most int) ([]*vfs.MemFS, *batchHistory, *storeModel) {
+func crashImages(t *testing.T, seed uint64, most int) ([]*vfs.MemFS, *batchHistory, *storeModel) {
 	t.Helper()
-	h, w, first := growing(seed)
+	h, w, first := growingHistory(seed)
 	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: w.r}
 	s, err := Open("state", damageOptions(rec.fs()))
 	if err != nil {
@@ -115,16 +115,16 @@ var harms = map[string]fileHarm{
 	"delete":   func(*rand.Rand, []byte) []byte { return nil },
 }
 
-// TestAnyFileDamaged flips a byte in a file of a store, 200 times, and cuts and
-// removes files: of stores that were closed and stores that crashed. Whoever
-// reads afterwards sees the rows of a position that the store had, or an error;
-// never anything else. What was found bad is set aside and not opened again.
+// TestAnyFileDamaged flips a byte in a file of a store, 200 times, and cuts off and
+// removes files: of stores that were closed and of stores that crashed. Every read
+// afterwards returns the rows of a position that the store had, or an error. A store
+// that was found damaged is set aside and not opened again.
 func TestAnyFileDamaged(t *testing.T) {
 	t.Parallel()
 	damageFiles(t, false)
 }
 
-// TestLongEveryFileDamaged does it to each file of the store in each run.
+// TestLongEveryFileDamaged damages each file of the store in each run.
 func TestLongEveryFileDamaged(t *testing.T) {
 	envtest.Long(t)
 	t.Parallel()
@@ -136,17 +136,17 @@ func damageFiles(t *testing.T, each bool) {
 	for how, runs := range map[string]int{"flip": 200, "truncate": 50, "delete": 50} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
-			disks, h, w := images(t, uint64(len(how)), 20)
+			disks, h, w := crashImages(t, uint64(len(how)), 20)
 			r, seen := rand.New(rand.NewPCG(11, 11)), map[string]int{}
 			for run := range runs {
 				disk := disks[run%len(disks)]
-				names := slices.DeleteFunc(storeFiles(t, disk), func(name string) bool { return kind(name) == "LOCK" })
+				names := slices.DeleteFunc(storeFiles(t, disk), func(name string) bool { return fileKind(name) == "LOCK" })
 				if !each {
 					names = []string{names[r.IntN(len(names))]}
 				}
 				for _, name := range names {
-					if copied, ok := harmed(t, disk, name, harms[how], r); ok {
-						seen[judge(t, copied, fmt.Sprintf("run %d, %s of %s", run, how, name), h, w)+" after "+kind(name)]++
+					if copied, ok := copyDamaged(t, disk, name, harms[how], r); ok {
+						seen[classifyDamage(t, copied, fmt.Sprintf("run %d, %s of %s", run, how, name), h, w)+" after "+fileKind(name)]++
 					}
 				}
 			}
@@ -170,18 +170,18 @@ func storeFiles(t *testing.T, disk *vfs.MemFS) []string {
 	return names
 }
 
-// TestMissingLog removes each log that has another behind it, of stores that
-// were ended while tables were written. Pebble opens such a store with a hole.
+// TestMissingLog removes each log that is followed by another one, of stores that ended
+// while tables were written. Pebble opens such a store with a hole.
 func TestMissingLog(t *testing.T) {
 	t.Parallel()
 	seen := map[string]int{}
 	for seed := range uint64(2) {
-		disks, h, w := images(t, seed, 40)
+		disks, h, w := crashImages(t, seed, 40)
 		for i, disk := range disks {
-			logs := slices.DeleteFunc(storeFiles(t, disk), func(name string) bool { return kind(name) != ".log" })
+			logs := slices.DeleteFunc(storeFiles(t, disk), func(name string) bool { return fileKind(name) != ".log" })
 			for _, name := range logs[:max(0, len(logs)-1)] {
-				if copied, ok := harmed(t, disk, name, harms["delete"], nil); ok {
-					seen[judge(t, copied, fmt.Sprintf("image %d, %s of %v", i, name, logs), h, w)]++
+				if copied, ok := copyDamaged(t, disk, name, harms["delete"], nil); ok {
+					seen[classifyDamage(t, copied, fmt.Sprintf("image %d, %s of %v", i, name, logs), h, w)]++
 				}
 			}
 			missesNoLog(t, disk)
@@ -193,8 +193,8 @@ func TestMissingLog(t *testing.T) {
 	}
 }
 
-// missesNoLog checks that a store without damage is not taken for one with a missing
-// log: reading all rows at each start would make it long.
+// missesNoLog checks that a good store is not taken for a store with a missing log: to
+// read all rows at each start would make the start long.
 func missesNoLog(t *testing.T, disk *vfs.MemFS) {
 	t.Helper()
 	if missing, err := pebblecheck.MissesLog(disk, "state/"+statedir.StoreName); missing || err != nil {
@@ -202,7 +202,7 @@ func missesNoLog(t *testing.T, disk *vfs.MemFS) {
 	}
 }
 
-func kind(name string) string {
+func fileKind(name string) string {
 	for _, k := range []string{"MANIFEST", "OPTIONS", "marker", "LOCK", ".sst", ".log"} {
 		if strings.Contains(name, k) {
 			return k
@@ -211,9 +211,9 @@ func kind(name string) string {
 	return name
 }
 
-// harmed copies a disk and damages one file of the store. It is not ok for a
-// file that this cannot be done to.
-func harmed(t *testing.T, disk *vfs.MemFS, name string, how fileHarm, r *rand.Rand) (copied *vfs.MemFS, ok bool) {
+// copyDamaged copies a disk and damages one file of the store. ok is false for a file
+// that cannot be damaged in this way.
+func copyDamaged(t *testing.T, disk *vfs.MemFS, name string, how fileHarm, r *rand.Rand) (copied *vfs.MemFS, ok bool) {
 	t.Helper()
 	copied = vfs.NewMem()
 	if _, err := vfs.Clone(disk, copied, "state", "state"); err != nil {
@@ -230,7 +230,7 @@ func harmed(t *testing.T, disk *vfs.MemFS, name string, how fileHarm, r *rand.Ra
 	if len(b) > 0 {
 		b = how(r, b)
 	} else {
-		b = nil // a marker says all by its name
+		b = nil // the name of a marker file holds all its content
 	}
 	if err := copied.Remove(path); err != nil {
 		t.Fatal(err)
@@ -243,14 +243,14 @@ func harmed(t *testing.T, disk *vfs.MemFS, name string, how fileHarm, r *rand.Ra
 	return copied, true
 }
 
-// judge opens a damaged store and says what became of it.
-func judge(t *testing.T, disk *vfs.MemFS, what string, h *batchHistory, w *storeModel) string {
+// classifyDamage opens a damaged store and returns in words how that ended.
+func classifyDamage(t *testing.T, disk *vfs.MemFS, what string, h *batchHistory, w *storeModel) string {
 	t.Helper()
 	s, err := Open("state", damageOptions(disk))
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
-	verdict, err := examine(s, h, w)
+	verdict, err := readEverything(s, h, w)
 	if cerr := s.Close(); cerr != nil && err == nil {
 		t.Errorf("%s: %v", what, cerr)
 	}
@@ -271,8 +271,8 @@ func judge(t *testing.T, disk *vfs.MemFS, what string, h *batchHistory, w *store
 	return "found when read"
 }
 
-// examine reads everything by each index, and compares.
-func examine(s *Store, h *batchHistory, w *storeModel) (string, error) {
+// readEverything reads everything by each index, and compares.
+func readEverything(s *Store, h *batchHistory, w *storeModel) (string, error) {
 	if _, ok := s.Source(); !ok {
 		if s.EndLSN() != 0 || s.Subscriptions() != 0 {
 			return "", fmt.Errorf("no source, and %d rows at %s", s.Subscriptions(), s.EndLSN())
@@ -287,7 +287,7 @@ func examine(s *Store, h *batchHistory, w *storeModel) (string, error) {
 		return "", fmt.Errorf("%d rows at %s, should be %d", s.Subscriptions(), s.EndLSN(), m.subscriptions())
 	}
 	for _, r := range w.restaurants {
-		got, err := audience(s, r)
+		got, err := listAudience(s, r)
 		if err != nil {
 			return "", err
 		}
@@ -305,7 +305,7 @@ func examine(s *Store, h *batchHistory, w *storeModel) (string, error) {
 		return "", err
 	}
 	for _, r := range w.restaurants {
-		if left, err := audience(s, r); err != nil || len(left) > 0 {
+		if left, err := listAudience(s, r); err != nil || len(left) > 0 {
 			return "", errors.Join(err, fmt.Errorf("%d clients of %s are left", len(left), r.Text()))
 		}
 	}
@@ -315,8 +315,8 @@ func examine(s *Store, h *batchHistory, w *storeModel) (string, error) {
 	return "whole", nil
 }
 
-// audience lists a restaurant's clients.
-func audience(s *Store, restaurant id.ID) ([]string, error) {
+// listAudience lists a restaurant's clients.
+func listAudience(s *Store, restaurant id.ID) ([]string, error) {
 	scan, err := s.NewScan()
 	if err != nil {
 		return nil, err
@@ -335,8 +335,8 @@ func audience(s *Store, restaurant id.ID) ([]string, error) {
 	return out, errors.Join(err, scan.Close())
 }
 
-// TestDamageIsTold: what Pebble finds in the background, and a block that the
-// disk does not give back, condemn the store as a read does.
+// TestDamageIsTold: damage that Pebble finds in the background, and a block that the
+// disk cannot read, mark the store as corrupt as a read does.
 func TestDamageIsTold(t *testing.T) {
 	t.Parallel()
 	told := func(t *testing.T, s *Store, mem *vfs.MemFS) {
@@ -349,7 +349,7 @@ func TestDamageIsTold(t *testing.T) {
 		if s.Damage() == nil {
 			t.Error("no reason")
 		}
-		_ = s.Close() // of what is damaged
+		_ = s.Close() // it may fail: the store is damaged
 		s = openStore(t, "state", damageOptions(mem))
 		if aside, ok := s.SetAside(); !ok || s.EndLSN() != 0 || aside.Reason == "" {
 			t.Errorf("the store is in use again at %s: %+v", s.EndLSN(), aside)
@@ -357,7 +357,7 @@ func TestDamageIsTold(t *testing.T) {
 	}
 	made := func(t *testing.T) *vfs.MemFS {
 		t.Helper()
-		disks, _, _ := images(t, 9, 1)
+		disks, _, _ := crashImages(t, 9, 1)
 		mem := vfs.NewMem()
 		if _, err := vfs.Clone(disks[0], mem, "state", "state"); err != nil {
 			t.Fatal(err)
@@ -377,7 +377,7 @@ func TestDamageIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range storeFiles(t, mem) {
-			if kind(name) == ".sst" {
+			if fileKind(name) == ".sst" {
 				flipAll(t, mem, "state/"+statedir.StoreName+"/"+name)
 			}
 		}
@@ -408,8 +408,8 @@ func TestDamageIsTold(t *testing.T) {
 	})
 }
 
-// flipAll flips a bit in each few bytes of a file, in place: whoever has it open
-// reads it.
+// flipAll flips a bit in each few bytes of a file, in place, so that a process that has
+// the file open reads the damage.
 func flipAll(t *testing.T, mem *vfs.MemFS, name string) {
 	t.Helper()
 	f, err := mem.OpenReadWrite(name, vfs.WriteCategoryUnspecified)

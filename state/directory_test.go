@@ -11,8 +11,8 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// All that lies in the state directory is closed to other users, also what an
-// earlier version left open.
+// All files in the state directory are closed to other users, also files that an earlier
+// version left open.
 func TestStateIsPrivate(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
@@ -22,7 +22,7 @@ func TestStateIsPrivate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		load(t, s, 1000, ids(2, 1), 10)
+		loadRows(t, s, 1000, makeIDs(2, 1), 10)
 		checkpoint(t, s, CauseAsked)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -67,7 +67,7 @@ func TestStateIsPrivate(t *testing.T) {
 	}
 }
 
-// A directory in which others can meddle is refused and left as it is.
+// Open refuses a directory in which other users can meddle, and changes nothing in it.
 func TestUnsafeDirectory(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -114,8 +114,8 @@ func TestUnsafeDirectory(t *testing.T) {
 	}
 }
 
-// An id stays with its directory. A copy of the directory, and the directory on
-// a machine with the same disk, get another.
+// An instance id stays with its directory. A copy of the directory, and the directory on
+// another machine with the same disk, get a new id.
 func TestInstance(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")

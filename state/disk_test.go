@@ -9,7 +9,7 @@ import (
 	"dinnerbell/state/id"
 )
 
-// limitedFS is a disk of which so many bytes are free.
+// limitedFS is a disk with a given number of free bytes.
 type limitedFS struct {
 	vfs.FS
 	free uint64
@@ -19,8 +19,8 @@ func (f *limitedFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
 	return vfs.DiskUsage{AvailBytes: f.free, TotalBytes: 1 << 40}, nil
 }
 
-// A batch without changes is applied out of the reserve, and no longer where
-// that is used up.
+// A batch without changes may take from the reserve, as long as enough of the reserve is
+// left.
 func TestPositionOutOfTheReserve(t *testing.T) {
 	t.Parallel()
 	disk := &limitedFS{FS: vfs.NewMem(), free: 1 << 40}

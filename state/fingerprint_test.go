@@ -69,12 +69,13 @@ func openDamaged(t *testing.T, dir string) string {
 	}
 }
 
-// TestCheckRows sees one changed row in either index, and condemns the store.
+// TestCheckRows: CheckRows finds one changed row in either index and marks the store as
+// corrupt.
 func TestCheckRows(t *testing.T) {
 	t.Parallel()
-	join := appendJoinKey(nil, 1, ids(1, 1)[0], ids(1, 2)[0], rowN(1))
+	join := appendJoinKey(nil, 1, makeIDs(1, 1)[0], makeIDs(1, 2)[0], rowN(1))
 	entry := appendRowKey(nil, 1, rowN(1))
-	other := storedRow{ids(1, 1)[0], ids(2, 2)[1], true}.appendValue(nil)
+	other := storedRow{makeIDs(1, 1)[0], makeIDs(2, 2)[1], true}.appendValue(nil)
 	for name, harm := range map[string]func(db *pebble.DB) error{
 		"lost join key": func(db *pebble.DB) error { return db.Delete(join, nil) },
 		"lost row":      func(db *pebble.DB) error { return db.Delete(entry, nil) },
@@ -89,7 +90,7 @@ func TestCheckRows(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			fill(t, s, 1, ids(1, 1)[0], ids(3, 2), 1)
+			fillRestaurant(t, s, 1, makeIDs(1, 1)[0], makeIDs(3, 2), 1)
 			if err := errors.Join(s.CheckRows(t.Context()), harm(s.db)); err != nil {
 				t.Fatal(err)
 			}

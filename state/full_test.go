@@ -15,11 +15,11 @@ import (
 	"dinnerbell/state/id"
 )
 
-// TestFullDiskAtEveryWrite lets the disk be full from each write of a run on,
-// for one write, for three, or for good. Where Pebble cannot go on the process
-// ends; so the runs are made by a child, which keeps such stores lying around.
-// Whatever is found afterwards is a position that the store had, no older than
-// what was durable, and nothing is set aside.
+// TestFullDiskAtEveryWrite makes the disk full from each write of a run on, for one
+// write, for three, or for good. Where Pebble cannot go on the process would end, so a
+// child makes the runs and leaves such stores open. The store that is found afterwards
+// stands at a position that it had, not before the durable position, and nothing is set
+// aside.
 func TestFullDiskAtEveryWrite(t *testing.T) {
 	t.Parallel()
 	child := exec.Command(os.Args[0], "-test.run=^TestFullDiskChild$", "-test.v")
@@ -31,10 +31,10 @@ func TestFullDiskAtEveryWrite(t *testing.T) {
 	t.Logf("%s", out[max(0, len(out)-500):])
 }
 
-// childGood is the exit code of a child in which all was well; a test may not exit with 0.
+// childGood is the exit code of a child whose test passed; a test may not exit with 0.
 const childGood = 7
 
-// fullDisk refuses writes: those from first on, so many of them.
+// fullDisk refuses many writes from write number first on.
 type fullDisk struct {
 	first, many int64
 	n           atomic.Int64
@@ -70,9 +70,9 @@ func TestFullDiskChild(t *testing.T) {
 		full := &fullDisk{first: k, many: []int64{1, 3, 1 << 40}[k%3]}
 		how, durable := runFull(t, mem, full, h)
 		ends[how]++
-		// The process ended, not the machine: what was written is there.
+		// The process ended, not the machine: all written data is there.
 		c := crashImage{write: int(k), durable: durable, disk: mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: r})}
-		full.n.Store(1 << 50) // there is room again: a store that was left does not go on trying
+		full.n.Store(1 << 50) // there is room again: a store that is still open does not try again
 		checkCrash(t, c, h, w)
 	}
 	fmt.Println(all.n.Load(), "writes; how the runs ended:", ends)
@@ -82,8 +82,8 @@ func TestFullDiskChild(t *testing.T) {
 	os.Exit(childGood)
 }
 
-// runFull applies the history until something fails. It says how that ended,
-// and what was durable by then.
+// runFull applies the history until something fails. It returns in words how the run
+// ended, and the position that was durable by then.
 func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *batchHistory) (how string, durable id.LSN) {
 	t.Helper()
 	ended := make(chan string, 1)
@@ -106,7 +106,7 @@ func runFull(t *testing.T, mem *vfs.MemFS, full *fullDisk, h *batchHistory) (how
 				}
 			}
 			if err == nil && i%16 == 15 {
-				_, err = s.db.AsyncFlush() // it is tried again until there is room
+				_, err = s.db.AsyncFlush() // Pebble tries again until there is room
 			}
 		}
 		how := "done"

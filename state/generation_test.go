@@ -9,8 +9,9 @@ import (
 	"dinnerbell/state/id"
 )
 
-// begin loads a generation that shows m as of end, and does not serve it.
-func begin(t testing.TB, s *Store, m modelRows, src Source, end id.LSN) *Generation {
+// beginGeneration loads a generation with the rows of m as of end, which is not served
+// yet.
+func beginGeneration(t testing.TB, s *Store, m modelRows, src Source, end id.LSN) *Generation {
 	t.Helper()
 	l, err := s.NewGeneration()
 	if err != nil {
@@ -29,8 +30,8 @@ func begin(t testing.TB, s *Store, m modelRows, src Source, end id.LSN) *Generat
 }
 
 // TestGenerationCrash crashes at every write while a generation is loaded
-// beside the served one, follows it some transactions behind, and takes over.
-// There is always one of the two, whole, at a position that was promised.
+// beside the served one, follows some transactions behind, and takes over. After the
+// crash one of the two is there, whole, at a position that was promised.
 func TestGenerationCrash(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 77)
@@ -41,10 +42,10 @@ func TestGenerationCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.store.Store(s)
-	if err := begin(t, s, nil, Source{}, 0).Flip(0, Source{}); !errors.Is(err, ErrStale) {
+	if err := beginGeneration(t, s, nil, Source{}, 0).Flip(0, Source{}); !errors.Is(err, ErrStale) {
 		t.Fatalf("flip in a store without rows: %v, want ErrStale", err)
 	}
-	load(t, s, 0, nil, 0)
+	loadRows(t, s, 0, nil, 0)
 	flipped := followAndFlip(t, rec, s, h)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -85,7 +86,7 @@ func followAndFlip(t *testing.T, rec *crashRecorder, s *Store, h *batchHistory) 
 		}
 		switch {
 		case b.End == 100:
-			g = begin(t, s, h.at[100], Source{Slot: "bench"}, 100)
+			g = beginGeneration(t, s, h.at[100], Source{Slot: "bench"}, 100)
 		case b.End == 200:
 			if err := g.Flip(200, g.src); err != nil {
 				t.Fatal(err)
@@ -103,21 +104,22 @@ func followAndFlip(t *testing.T, rec *crashRecorder, s *Store, h *batchHistory) 
 	return flipped
 }
 
-// TestFlipRefused: a generation takes over only where both stand, between
-// transactions, and from what it was loaded beside. A refused one can try again.
+// TestFlipRefused: a generation takes over only at a position where both stand, between
+// transactions, and from the source beside which it was loaded. A refused generation can
+// try again.
 func TestFlipRefused(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
 	w, m := newWorld(t, 3), modelRows{}
 	src := Source{SystemID: "1"}
-	g := begin(t, s, nil, src, 5)
+	g := beginGeneration(t, s, nil, src, 5)
 	if err := g.takeOver(5, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.finish(nil); err != nil {
 		t.Fatal(err)
 	}
-	g = begin(t, s, nil, src, 5)
+	g = beginGeneration(t, s, nil, src, 5)
 	if _, err := s.NewGeneration(); !errors.Is(err, ErrLoading) {
 		t.Errorf("a load beside a generation: %v, want ErrLoading", err)
 	}
@@ -128,11 +130,11 @@ func TestFlipRefused(t *testing.T) {
 		}
 	}
 	changes := w.transaction(m, 20, true)
-	apply(t, s, 10, changes...)
+	applyChanges(t, s, 10, changes...)
 	refused("the state is ahead of the position", 5)
-	apply(t, s, 0, changes...)
+	applyChanges(t, s, 0, changes...)
 	refused("the state is in the middle of a transaction", 10)
-	apply(t, s, 20, changes...)
+	applyChanges(t, s, 20, changes...)
 	for _, b := range []Batch{{Changes: changes, End: 10}, {Changes: changes}} {
 		if err := g.Apply(&b); err != nil {
 			t.Fatal(err)
@@ -156,32 +158,33 @@ func TestFlipRefused(t *testing.T) {
 	}
 }
 
-// TestGenerationDropped leaves nothing, and what it followed goes on.
+// TestGenerationDropped: a dropped generation leaves nothing behind, and the served rows
+// stay.
 func TestGenerationDropped(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	load(t, s, 50, ids(2, 1), 7)
+	loadRows(t, s, 50, makeIDs(2, 1), 7)
 	rows := modelRows{}
-	for i, c := range ids(30, 4) {
+	for i, c := range makeIDs(30, 4) {
 		rows[rowN(i)] = storedRow{c, c, true}
 	}
-	g := begin(t, s, rows, Source{SystemID: "other"}, 9)
+	g := beginGeneration(t, s, rows, Source{SystemID: "other"}, 9)
 	if err := g.Flip(9, g.src); !errors.Is(err, ErrStale) {
 		t.Errorf("flip to another source: %v, want ErrStale", err)
 	}
 	if err := errors.Join(g.Drop(), g.Drop()); err != nil {
 		t.Fatal(err)
 	}
-	load(t, s, 20, ids(2, 1), 8)
+	loadRows(t, s, 20, makeIDs(2, 1), 8)
 	served, _ := s.Source()
-	g = begin(t, s, rows, Source{SystemID: "other"}, 9)
+	g = beginGeneration(t, s, rows, Source{SystemID: "other"}, 9)
 	if err := g.Flip(9, served); err != nil {
 		t.Errorf("flip over the source that is served: %v", err)
 	}
 	if now, _ := s.Source(); now.SystemID != "other" || s.Subscriptions() != int64(len(rows)) {
 		t.Errorf("the state is of %+v with %d subscriptions", now, s.Subscriptions())
 	}
-	load(t, s, 20, ids(2, 1), 10)
+	loadRows(t, s, 20, makeIDs(2, 1), 10)
 	if s.Subscriptions() != 20 {
 		t.Errorf("%d subscriptions, want the next load's 20", s.Subscriptions())
 	}

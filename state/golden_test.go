@@ -20,13 +20,13 @@ import (
 	"dinnerbell/state/id"
 )
 
-// testdata/format-N.tar.gz is a state directory as the first program that wrote
-// format N left it, and format-N.txt what is in it. They are made once, when the
-// format is new, and never again:
+// testdata/format-N.tar.gz is a state directory as the first program that wrote format N
+// left it, and format-N.txt lists its content. They are made once, when the format is new,
+// and never again:
 //
 //	STATE_GOLDEN=1 go test ./state -run TestGoldenStores
 //
-// writes the pair of the present format if it is not there.
+// writes the two files of the present format if they are missing.
 
 // TestGoldenStores opens a store of each released format, and its checkpoint,
 // and finds the rows in them.
@@ -61,27 +61,27 @@ func checkGolden(t *testing.T, archive, want string) {
 	if aside, was := s.SetAside(); was {
 		t.Fatalf("it was set aside: %+v", aside)
 	}
-	if got := describe(t, s); got != want {
+	if got := describeState(t, s); got != want {
 		t.Errorf("it has\n%s\nwant\n%s", got, want)
 	}
 	if err := s.CheckRows(t.Context()); err != nil {
 		t.Error(err)
 	}
-	apply(t, s, s.EndLSN()+1, id.Change{Op: id.Delete, Row: id.PackRow("7")})
+	applyChanges(t, s, s.EndLSN()+1, id.Change{Op: id.Delete, Row: id.PackRow("7")})
 	list, err := ListCheckpoints(dir)
 	if err != nil || len(list) != 1 {
 		t.Fatalf("checkpoints are %+v, %v", list, err)
 	}
 	closeStore(t, s)
-	s, _ = restored(t, dir, list[0].ID)
-	if got := describe(t, s); got != want {
+	s, _ = openRestored(t, dir, list[0].ID)
+	if got := describeState(t, s); got != want {
 		t.Errorf("the checkpoint has\n%s\nwant\n%s", got, want)
 	}
 	closeStore(t, s)
 }
 
-// describe gives all that a state says.
-func describe(t *testing.T, s *Store) string {
+// describeState returns everything that a store holds, as text.
+func describeState(t *testing.T, s *Store) string {
 	t.Helper()
 	src, ok := s.Source()
 	// Not %+v: a source has more fields some day.
@@ -91,7 +91,7 @@ func describe(t *testing.T, s *Store) string {
 		lines = append(lines, fmt.Sprintf("row %s: restaurant %q client %q", row.Text(), r.restaurant.Text(), r.client.Text()))
 	}
 	for _, restaurant := range goldenIDs(t) {
-		for _, client := range clients(t, s, "", restaurant, 7) {
+		for _, client := range listClients(t, s, "", restaurant, 7) {
 			lines = append(lines, fmt.Sprintf("audience of %q: %q", restaurant.Text(), client))
 		}
 	}
@@ -99,7 +99,7 @@ func describe(t *testing.T, s *Store) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// storedRows gives the rows by their keys.
+// storedRows returns the stored rows by their keys.
 func storedRows(t *testing.T, s *Store) func(yield func(id.RowID, storedRow) bool) {
 	t.Helper()
 	return func(yield func(id.RowID, storedRow) bool) {
@@ -117,7 +117,7 @@ func storedRows(t *testing.T, s *Store) func(yield func(id.RowID, storedRow) boo
 	}
 }
 
-// goldenIDs are of each shape that an id can have.
+// goldenIDs returns ids of every form.
 func goldenIDs(t *testing.T) []id.ID {
 	t.Helper()
 	var list []id.ID
@@ -153,7 +153,7 @@ func writeGolden(t *testing.T, own string) {
 	if err := l.Finish(src, 0x16B374D8); err != nil {
 		t.Fatal(err)
 	}
-	apply(t, s, 0x16B37500,
+	applyChanges(t, s, 0x16B37500,
 		id.Change{Op: id.Delete, Row: rowN(3)},
 		id.Change{Op: id.Update, Row: rowN(4), Restaurant: all[0], Client: all[5]},
 		id.Change{Op: id.Insert, Row: id.PackRow("composite,key"), Restaurant: all[3], Client: all[4]},
@@ -165,7 +165,7 @@ func writeGolden(t *testing.T, own string) {
 		t.Fatal(err)
 	}
 	checkpoint(t, s, CauseTimed)
-	text := describe(t, s)
+	text := describeState(t, s)
 	closeStore(t, s)
 	pack(t, dir, own+".tar.gz")
 	if err := os.WriteFile(own+".txt", []byte(text), 0o644); err != nil {
@@ -223,30 +223,30 @@ func unpack(t *testing.T, archive, dir string) {
 	}
 }
 
-// next is a format after the present one, to show how stores are brought up: it
-// has one more record.
-func next(step uint32) storeFormat {
+// nextFormat returns a format after the present one, to test upgrades: it has one more
+// record.
+func nextFormat(step uint32) storeFormat {
 	return storeFormat{version: currentFormat.version + step, upgrade: func(_ *pebble.DB, b *pebble.Batch) error {
 		return b.Set([]byte{spaceMeta, 'n', 'e', 'x', 't'}, []byte{byte(step)}, nil)
 	}}
 }
 
-// A store of the format before is brought up in place, with its checkpoints;
-// the program before then refuses it and names the one that did it.
+// A store of the previous format is upgraded in place, with its checkpoints. Then the
+// previous program refuses the store and names the program that upgraded it.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	makeStore(t, dir)
 	s := openStore(t, dir, testOptions())
-	want := describe(t, s)
+	want := describeState(t, s)
 	m := checkpoint(t, s, CauseAsked)
 	closeStore(t, s)
 	o := testOptions()
-	o.format, o.Writer = next(1), "v2.0.0"
+	o.format, o.Writer = nextFormat(1), "v2.0.0"
 	check := func() {
 		t.Helper()
 		s := openStore(t, dir, o)
-		if got := describe(t, s); got != want {
+		if got := describeState(t, s); got != want {
 			t.Errorf("after the upgrade there are\n%s\nwant\n%s", got, want)
 		}
 		if value, err := getCopy(s.db, []byte{spaceMeta, 'n', 'e', 'x', 't'}); err != nil || string(value) != "\x01" {
@@ -264,11 +264,11 @@ func TestUpgrade(t *testing.T) {
 	check()
 }
 
-// What cannot be brought up is set aside, to be rebuilt.
+// A store that cannot be upgraded is set aside for a rebuild.
 func TestTooOldIsRebuilt(t *testing.T) {
 	t.Parallel()
 	for name, f := range map[string]storeFormat{
-		"two behind": next(2), "without a step": {version: currentFormat.version + 1},
+		"two behind": nextFormat(2), "without a step": {version: currentFormat.version + 1},
 		"a step that fails": {version: currentFormat.version + 1, upgrade: func(*pebble.DB, *pebble.Batch) error { return ErrCorrupt }},
 	} {
 		dir := t.TempDir()
@@ -283,7 +283,7 @@ func TestTooOldIsRebuilt(t *testing.T) {
 	}
 }
 
-// TestCrashUpgrade crashes at every write of an upgrade: the next Open ends it.
+// TestCrashUpgrade crashes at every write of an upgrade: the next Open completes it.
 func TestCrashUpgrade(t *testing.T) {
 	t.Parallel()
 	rec := &crashRecorder{mem: vfs.NewCrashableMem(), whole: true, r: rand.New(rand.NewPCG(8, 8))}
@@ -291,10 +291,10 @@ func TestCrashUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	load(t, s, 100, ids(3, 1), 10)
+	loadRows(t, s, 100, makeIDs(3, 1), 10)
 	closeStore(t, s)
 	o := crashOptions(rec.fs())
-	o.format = next(1)
+	o.format = nextFormat(1)
 	if s, err = Open("state", o); err != nil {
 		t.Fatal(err)
 	}

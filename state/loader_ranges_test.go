@@ -10,12 +10,12 @@ import (
 	"dinnerbell/state/id"
 )
 
-// TestLoadDistributions loads rows of which the first chunk tells much, little, or
-// the wrong thing, with ranges that fit into memory and ranges that do not.
+// TestLoadDistributions loads rows of which the first chunk is a good, a bad or a
+// misleading sample, with ranges that fit into memory and ranges that do not.
 func TestLoadDistributions(t *testing.T) {
 	t.Parallel()
 	const rows = 6000
-	clients, many := ids(500, 3), ids(700, 4)
+	clients, many := makeIDs(500, 3), makeIDs(700, 4)
 	slices.Sort(many)
 	text := func(format string, args ...any) id.ID { return packID(t, fmt.Sprintf(format, args...)) }
 	random := func(n int) int { return int(uint32(n) * 2654435761 >> 7) }
@@ -96,13 +96,13 @@ func TestLoadDuplicateInRange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		clients := ids(3000, 2)
+		clients := makeIDs(3000, 2)
 		for i := range clients {
-			if err := l.Add(rowN(i), ids(1, 1)[0], clients[i]); err != nil {
+			if err := l.Add(rowN(i), makeIDs(1, 1)[0], clients[i]); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := l.Add(rowN(1234), ids(1, 1)[0], clients[1234]); err != nil {
+		if err := l.Add(rowN(1234), makeIDs(1, 1)[0], clients[1234]); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Finish(Source{}, 2); !errors.Is(err, ErrDuplicateRow) {

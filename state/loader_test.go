@@ -32,7 +32,7 @@ func TestLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		apply(t, s, 500, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: w.restaurants[0], Client: w.clients[0]})
+		applyChanges(t, s, 500, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: w.restaurants[0], Client: w.clients[0]})
 		l, err := s.NewGeneration()
 		if err != nil {
 			t.Fatal(err)
@@ -60,7 +60,7 @@ func TestLoad(t *testing.T) {
 		}
 		s = openStore(t, dir, smallChunks())
 		checkLoaded(t, s, m, w, want)
-		apply(t, s, 200, w.transaction(m, 50, true)...)
+		applyChanges(t, s, 200, w.transaction(m, 50, true)...)
 		checkModel(t, s, m, w.restaurants)
 		checkRows(t, s, m)
 	}
@@ -81,21 +81,21 @@ func checkLoaded(t *testing.T, s *Store, m modelRows, w *storeModel, want Source
 	}
 }
 
-// TestLoadDuplicate: a row id twice, in one run or in two, is an error, and the
-// old generation goes on being served.
+// TestLoadDuplicate: a row id that comes twice, in one run or in two, is an error, and
+// the old generation is still served.
 func TestLoadDuplicate(t *testing.T) {
 	t.Parallel()
 	for name, distance := range map[string]int{"one run": 3, "two runs": 2000} {
 		s := openStore(t, t.TempDir(), smallChunks())
-		load(t, s, 10, ids(1, 1), 1)
+		loadRows(t, s, 10, makeIDs(1, 1), 1)
 		l, err := s.NewGeneration()
 		if err != nil {
 			t.Fatal(err)
 		}
-		clients := ids(distance, 2)
+		clients := makeIDs(distance, 2)
 		for i, c := range clients {
 			id := rowN(i % (distance - 1))
-			if err = l.Add(id, ids(1, 1)[0], c); err != nil {
+			if err = l.Add(id, makeIDs(1, 1)[0], c); err != nil {
 				break
 			}
 		}
@@ -111,7 +111,7 @@ func TestLoadDuplicate(t *testing.T) {
 		if s.Subscriptions() != 10 || s.EndLSN() != 1 || len(clients) == 0 {
 			t.Errorf("%s: %d rows at %s, want the old 10 at 0/1", name, s.Subscriptions(), s.EndLSN())
 		}
-		load(t, s, 20, ids(1, 1), 3)
+		loadRows(t, s, 20, makeIDs(1, 1), 3)
 		if s.Subscriptions() != 20 {
 			t.Errorf("%s: the next load has %d rows, want 20", name, s.Subscriptions())
 		}
@@ -122,14 +122,14 @@ func TestLoadDuplicate(t *testing.T) {
 func TestLoadEndsParts(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	r, c := ids(1, 1)[0], ids(3, 2)
-	fill(t, s, 10, r, c, 1)
-	apply(t, s, 0, id.Change{Op: id.Truncate})
-	load(t, s, 5, []id.ID{r}, 7)
-	if got := clients(t, s, "", r, 9); len(got) != 5 || s.EndLSN() != 7 {
+	r, c := makeIDs(1, 1)[0], makeIDs(3, 2)
+	fillRestaurant(t, s, 10, r, c, 1)
+	applyChanges(t, s, 0, id.Change{Op: id.Truncate})
+	loadRows(t, s, 5, []id.ID{r}, 7)
+	if got := listClients(t, s, "", r, 9); len(got) != 5 || s.EndLSN() != 7 {
 		t.Errorf("%d clients at %s, want 5 at 0/7", len(got), s.EndLSN())
 	}
-	apply(t, s, 8, id.Change{Op: id.Delete, Row: rowN(1)})
+	applyChanges(t, s, 8, id.Change{Op: id.Delete, Row: rowN(1)})
 	if s.Subscriptions() != 4 || s.EndLSN() != 8 {
 		t.Errorf("%d rows at %s, want 4 at 0/8", s.Subscriptions(), s.EndLSN())
 	}
@@ -142,7 +142,7 @@ func TestLoadAbort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, c := range ids(1000, 1) {
+	for i, c := range makeIDs(1000, 1) {
 		if err := l.Add(rowN(i), c, c); err != nil {
 			t.Fatal(err)
 		}
@@ -188,9 +188,9 @@ func TestFewDescriptorsChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	const n = 50_000
-	restaurants, order := ids(2, 1), rand.New(rand.NewPCG(1, 1)).Perm(n)
+	restaurants, order := makeIDs(2, 1), rand.New(rand.NewPCG(1, 1)).Perm(n)
 	for _, i := range order {
-		// The first chunk has other keys than the rest: one range takes nearly all.
+		// The first chunk has other keys than the rest: nearly all keys fall into one range.
 		restaurant := restaurants[min(1, int(l.Rows())/500)]
 		if err := l.Add(rowN(i), restaurant, packID(t, fmt.Sprint("client ", i))); err != nil {
 			t.Fatal(err)

@@ -40,37 +40,37 @@ func packID(t testing.TB, text string) id.ID {
 	return packed
 }
 
-// uuid makes a UUID id out of two numbers.
-func uuid(kind uint32, r *rand.Rand) id.ID {
+// randomUUID makes a UUID id out of two numbers.
+func randomUUID(kind uint32, r *rand.Rand) id.ID {
 	text := fmt.Sprintf("%08x-%04x-4%03x-8%03x-%012x", r.Uint32(), r.Uint32()&0xffff, r.Uint32()&0xfff, kind&0xfff, r.Uint64()&0xffffffffffff)
 	packed, err := id.Pack(text)
 	if err != nil {
-		panic(err) //nolint:forbidigo // the line above makes nothing else than UUIDs
+		panic(err) //nolint:forbidigo // the line above only makes UUIDs
 	}
 	return packed
 }
 
-// ids makes n different UUID ids, the same for the same seed.
-func ids(n int, seed uint64) []id.ID {
+// makeIDs makes n different UUID ids, the same for the same seed.
+func makeIDs(n int, seed uint64) []id.ID {
 	r := rand.New(rand.NewPCG(seed, 1))
 	list := make([]id.ID, n)
 	for i := range list {
-		list[i] = uuid(uint32(seed), r)
+		list[i] = randomUUID(uint32(seed), r)
 	}
 	return list
 }
 
 func rowN(n int) id.RowID { return id.PackRow(fmt.Sprint(n)) }
 
-func apply(t testing.TB, s *Store, end id.LSN, changes ...id.Change) {
+func applyChanges(t testing.TB, s *Store, end id.LSN, changes ...id.Change) {
 	t.Helper()
 	if err := s.Apply(&Batch{Changes: changes, End: end}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// clients lists all clients of a restaurant as the join sees them, in steps.
-func clients(t testing.TB, s *Store, campaign, restaurant id.ID, step int) []string {
+// listClients lists all clients of a restaurant as the join sees them, in steps.
+func listClients(t testing.TB, s *Store, campaign, restaurant id.ID, step int) []string {
 	t.Helper()
 	scan, err := s.NewScan()
 	if err != nil {

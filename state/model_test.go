@@ -11,10 +11,10 @@ import (
 	"dinnerbell/state/id"
 )
 
-// modelRows is the store as a map: what it must hold after each transaction.
+// modelRows is the store as a map: the rows that it must hold after a transaction.
 type modelRows map[id.RowID]storedRow
 
-// apply does what change says, in the plainest way.
+// apply applies a change in the plainest way.
 func (m modelRows) apply(c id.Change) {
 	switch c.Op {
 	case id.Truncate:
@@ -47,7 +47,7 @@ func (m modelRows) subscriptions() (n int64) {
 	return n
 }
 
-// audience is the distinct clients of a restaurant in packed order.
+// audience returns the distinct clients of a restaurant in packed order.
 func (m modelRows) audience(restaurant id.ID) []string {
 	set := map[id.ID]bool{}
 	for _, r := range m {
@@ -62,7 +62,7 @@ func (m modelRows) audience(restaurant id.ID) []string {
 	return out
 }
 
-// storeModel is what transactions are made of: few ids, so that they collide.
+// storeModel makes random transactions of few ids, so that they collide.
 type storeModel struct {
 	r           *rand.Rand
 	restaurants []id.ID
@@ -73,8 +73,8 @@ type storeModel struct {
 func newWorld(t testing.TB, seed uint64) *storeModel {
 	t.Helper()
 	w := &storeModel{r: rand.New(rand.NewPCG(seed, 9)), rows: 24}
-	w.restaurants = append(ids(2, seed), packID(t, "pizza"), packID(t, "pizz"), packID(t, "p\xc3\xa9"))
-	w.clients = append(ids(5, seed+1), packID(t, "7"), packID(t, "7 "), packID(t, "{7}"))
+	w.restaurants = append(makeIDs(2, seed), packID(t, "pizza"), packID(t, "pizz"), packID(t, "p\xc3\xa9"))
+	w.clients = append(makeIDs(5, seed+1), packID(t, "7"), packID(t, "7 "), packID(t, "{7}"))
 	return w
 }
 
@@ -88,8 +88,8 @@ func (w *storeModel) pick(list []id.ID) id.ID {
 	return list[w.r.IntN(len(list))]
 }
 
-// transaction makes changes that Postgres could send at the state m, which it
-// moves on. Without keep there are none whose key changes under kept values.
+// transaction makes changes that Postgres could send at the state m, and applies them to
+// m. Without keep no change alters a row's key and keeps values.
 func (w *storeModel) transaction(m modelRows, size int, keep bool) []id.Change {
 	var changes []id.Change
 	for range size {
@@ -142,7 +142,7 @@ func checkModel(t testing.TB, s *Store, m modelRows, restaurants []id.ID) {
 	}
 	for i, r := range restaurants {
 		want := m.audience(r)
-		if got := clients(t, s, "", r, 1+i); !slices.Equal(got, want) {
+		if got := listClients(t, s, "", r, 1+i); !slices.Equal(got, want) {
 			t.Fatalf("clients of %q are %q, want %q", r.Text(), got, want)
 		}
 		if n, err := s.Audience(r); err != nil || n != int64(len(want)) {
@@ -151,8 +151,8 @@ func checkModel(t testing.TB, s *Store, m modelRows, restaurants []id.ID) {
 	}
 }
 
-// checkRows compares the row index, where a NULL is seen too, and counts the
-// join keys. Not for the middle of a transaction: it reads what is written.
+// checkRows compares the row index, which holds NULLs too, and counts the join keys. Do
+// not call it in the middle of a transaction: it reads all that is written.
 func checkRows(t testing.TB, s *Store, m modelRows) {
 	t.Helper()
 	rows, joins := modelRows{}, int64(0)
@@ -216,15 +216,15 @@ func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the te
 		case 0:
 			changes := w.transaction(m, 1+w.r.IntN(12), true)
 			changes = append(changes, w.transaction(m, 1+w.r.IntN(12), true)...)
-			apply(t, s, end, changes...)
+			applyChanges(t, s, end, changes...)
 		case 1:
 			before := maps.Clone(m)
 			changes := w.transaction(m, 12, false)
 			applyParts(t, s, w, before, changes, end)
 		case 2:
-			apply(t, s, end, w.transaction(m, 1+w.r.IntN(6), true)...)
+			applyChanges(t, s, end, w.transaction(m, 1+w.r.IntN(6), true)...)
 		case 3:
-			apply(t, s, end)
+			applyChanges(t, s, end)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -240,14 +240,14 @@ func runModel(t *testing.T, seed uint64, steps int) { //nolint:thelper // the te
 	}
 }
 
-// applyParts applies one transaction in parts, sometimes cut and sent again.
-// Readers must see the state before it until its end.
+// applyParts applies one transaction in parts, sometimes interrupted and sent again.
+// Readers must see the state before the transaction until its end.
 func applyParts(t *testing.T, s *Store, w *storeModel, before modelRows, changes []id.Change, end id.LSN) {
 	t.Helper()
 	from := s.EndLSN()
 	for cut := w.r.IntN(2) == 0; ; cut = false {
 		for part := range slices.Chunk(changes, 3) {
-			apply(t, s, 0, part...)
+			applyChanges(t, s, 0, part...)
 			checkModel(t, s, before, w.restaurants)
 			if s.EndLSN() != from || s.Torn() {
 				t.Fatalf("in parts: end %s, torn %v; want %s, false", s.EndLSN(), s.Torn(), from)
@@ -261,12 +261,12 @@ func applyParts(t *testing.T, s *Store, w *storeModel, before modelRows, changes
 		}
 		s.Rewind()
 	}
-	apply(t, s, end)
+	applyChanges(t, s, end)
 }
 
 func TestApplyRules(t *testing.T) {
 	t.Parallel()
-	r, c := ids(2, 1), ids(3, 2)
+	r, c := makeIDs(2, 1), makeIDs(3, 2)
 	row1 := id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r[0], Client: c[0]}
 	keepOf := func(rowID, old id.RowID) id.Change {
 		return id.Change{Op: id.Update, Row: rowID, OldRow: old, Restaurant: r[1], KeepClient: true}
@@ -301,15 +301,15 @@ func TestApplyRules(t *testing.T) {
 	}
 }
 
-// errAny stands for an error that callers do not tell apart.
+// errAny stands for an error that callers do not distinguish.
 var errAny = errors.New("any error")
 
-// TestRefusedBatchChangesNothing: an error in the middle leaves all as it was.
+// TestRefusedBatchChangesNothing: an error in the middle of a batch changes nothing.
 func TestRefusedBatchChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	r, c := ids(1, 1)[0], ids(2, 2)
-	apply(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r, Client: c[0]})
+	r, c := makeIDs(1, 1)[0], makeIDs(2, 2)
+	applyChanges(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r, Client: c[0]})
 	err := s.Apply(&Batch{End: 20, Changes: []id.Change{
 		{Op: id.Truncate},
 		{Op: id.Insert, Row: rowN(2), Restaurant: r, Client: c[1]},
@@ -324,30 +324,30 @@ func TestRefusedBatchChangesNothing(t *testing.T) {
 	}
 }
 
-// TestTornKeep: a transaction that was cut and moves a row with a kept value
-// cannot be repeated; one that only keeps values can.
+// TestTornKeep: a torn transaction that changes a row's key and keeps a value cannot be
+// repeated; a torn transaction that only keeps values can.
 func TestTornKeep(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	r, c := ids(2, 1), ids(1, 2)[0]
-	apply(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r[0], Client: c})
+	r, c := makeIDs(2, 1), makeIDs(1, 2)[0]
+	applyChanges(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: r[0], Client: c})
 	keepIt := id.Change{Op: id.Update, Row: rowN(1), Restaurant: r[1], KeepClient: true}
 	gone := id.Change{Op: id.Delete, Row: rowN(1)}
-	apply(t, s, 0, keepIt, gone)
+	applyChanges(t, s, 0, keepIt, gone)
 	s.Rewind()
-	apply(t, s, 0, keepIt)
+	applyChanges(t, s, 0, keepIt)
 	err := s.Apply(&Batch{End: 20, Changes: []id.Change{{Op: id.Update, Row: rowN(2), OldRow: rowN(1), KeepClient: true}}})
 	if !errors.Is(err, ErrTorn) {
 		t.Fatalf("got %v, want ErrTorn", err)
 	}
-	apply(t, s, 20, gone)
+	applyChanges(t, s, 20, gone)
 	checkModel(t, s, modelRows{}, r)
 }
 
 func TestSync(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	apply(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]})
+	applyChanges(t, s, 10, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: makeIDs(1, 1)[0], Client: makeIDs(1, 2)[0]})
 	if s.DurableLSN() != 0 {
 		t.Errorf("durable %s before Sync", s.DurableLSN())
 	}

@@ -146,13 +146,13 @@ func TestFormatRefused(t *testing.T) {
 	}
 }
 
-// TestEmptyPebble: a crash between making the store and its first record.
+// TestEmptyPebble: a crash came between the making of the store and its first record.
 func TestEmptyPebble(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	rawStore(t, filepath.Join(dir, statedir.StoreName), func(*pebble.DB) error { return nil })
 	s := openStore(t, dir, testOptions())
-	apply(t, s, 1)
+	applyChanges(t, s, 1)
 }
 
 func TestQuarantine(t *testing.T) {
@@ -193,7 +193,7 @@ func TestQuarantine(t *testing.T) {
 			if len(aside) == 0 || !strings.Contains(log.String(), "reason=") {
 				t.Errorf("set aside: %v; logged: %s", aside, log.String())
 			}
-			load(t, s, 10, ids(1, 1), 5)
+			loadRows(t, s, 10, makeIDs(1, 1), 5)
 		})
 	}
 }
@@ -204,8 +204,8 @@ func makeStore(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	load(t, s, 1000, ids(3, 1), 7)
-	apply(t, s, 8, id.Change{Op: id.Delete, Row: rowN(1)})
+	loadRows(t, s, 1000, makeIDs(3, 1), 7)
+	applyChanges(t, s, 8, id.Change{Op: id.Delete, Row: rowN(1)})
 	if err := errors.Join(s.db.Flush(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -239,8 +239,8 @@ func editFile(t *testing.T, dir, pattern string, edit func([]byte) []byte) {
 	}
 }
 
-// TestCorruptionWhileRunning: a damaged block is an ErrCorrupt when it is met,
-// and the next Open sets the store aside.
+// TestCorruptionWhileRunning: to read a damaged block returns ErrCorrupt, and the next
+// Open sets the store aside.
 func TestCorruptionWhileRunning(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -256,7 +256,7 @@ func TestCorruptionWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, ok := s.Source(); ok {
-		_, err = s.Audience(ids(3, 1)[0])
+		_, err = s.Audience(makeIDs(3, 1)[0])
 		if !errors.Is(err, ErrCorrupt) {
 			t.Errorf("read of damaged blocks: %v, want ErrCorrupt", err)
 		}
@@ -270,7 +270,7 @@ func TestCorruptionWhileRunning(t *testing.T) {
 	}
 }
 
-// TestSurroundings: what is not the store's fault does not condemn it.
+// TestSurroundings: an error that is not the store's fault does not set it aside.
 func TestSurroundings(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{syscall.ENOSPC, syscall.EACCES, syscall.EMFILE, os.ErrPermission} {
@@ -283,8 +283,8 @@ func TestSurroundings(t *testing.T) {
 	}
 }
 
-// TestUnreadableMark: a mark of damage that cannot be opened neither condemns
-// the store nor passes for no mark.
+// TestUnreadableMark: a mark of damage that cannot be opened is an error of Open; the
+// store is neither set aside nor opened.
 func TestUnreadableMark(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -315,13 +315,13 @@ func TestDiskFull(t *testing.T) {
 	mem := vfs.NewMem()
 	o := Options{ReserveBytes: 100 << 20, fs: mem, memTableBytes: 1 << 20}
 	s := openStore(t, "state", o)
-	change := id.Change{Op: id.Insert, Row: rowN(1), Restaurant: ids(1, 1)[0], Client: ids(1, 2)[0]}
+	change := id.Change{Op: id.Insert, Row: rowN(1), Restaurant: makeIDs(1, 1)[0], Client: makeIDs(1, 2)[0]}
 	mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 99 << 20})
 	if err := s.Apply(&Batch{Changes: []id.Change{change}, End: 1}); !errors.Is(err, ErrDiskFull) {
 		t.Fatalf("Apply on a full disk: %v, want ErrDiskFull", err)
 	}
 	mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 200 << 20})
-	apply(t, s, 1, change)
+	applyChanges(t, s, 1, change)
 	if s.Subscriptions() != 1 {
 		t.Errorf("%d rows, want 1", s.Subscriptions())
 	}

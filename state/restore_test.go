@@ -15,8 +15,8 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// restored opens the directory after a restore of id.
-func restored(t *testing.T, dir, id string) (*Store, string) {
+// openRestored opens the directory after a restore of id.
+func openRestored(t *testing.T, dir, id string) (*Store, string) {
 	t.Helper()
 	_, replaced, err := Restore(t.Context(), dir, id, testOptions())
 	if err != nil {
@@ -45,29 +45,29 @@ func TestRestore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	restaurants := ids(2, 1)
-	load(t, s, 1000, restaurants, 10)
+	restaurants := makeIDs(2, 1)
+	loadRows(t, s, 1000, restaurants, 10)
 	var list id.List
 	list.Append(restaurants[1])
 	if err := s.MarkDelivered(restaurants[0], &list); err != nil {
 		t.Fatal(err)
 	}
-	apply(t, s, 15, insert(1500, restaurants[0], restaurants[1]))
+	applyChanges(t, s, 15, insertOne(1500, restaurants[0], restaurants[1]))
 	m := checkpoint(t, s, CauseAsked)
-	apply(t, s, 17)
+	applyChanges(t, s, 17)
 	if _, err := s.Sync(); err != nil {
 		t.Fatal(err)
 	}
 	if at, err := s.MoveCheckpoint(); err != nil || at != 17 {
 		t.Fatalf("moved to %s, %v", at, err)
 	}
-	apply(t, s, 20, insert(2000, restaurants[0], restaurants[1]), id.Change{Op: id.Delete, Row: rowN(1500)})
+	applyChanges(t, s, 20, insertOne(2000, restaurants[0], restaurants[1]), id.Change{Op: id.Delete, Row: rowN(1500)})
 	if _, _, err := Restore(t.Context(), dir, m.ID, testOptions()); !errors.Is(err, statedir.ErrLocked) {
 		t.Fatalf("restore while the store is open: %v", err)
 	}
 	closeStore(t, s)
 	for range 2 {
-		s, replaced := restored(t, dir, m.ID)
+		s, replaced := openRestored(t, dir, m.ID)
 		if s.EndLSN() != 17 || s.DurableLSN() != 17 || s.Subscriptions() != 1001 || s.Torn() {
 			t.Errorf("restored %d rows at %s", s.Subscriptions(), s.EndLSN())
 		}
@@ -80,13 +80,13 @@ func TestRestore(t *testing.T) {
 		if newest, ok := s.NewestCheckpoint(); !ok || newest.ID != m.ID {
 			t.Errorf("newest checkpoint is %+v", newest)
 		}
-		if all, some := len(clients(t, s, "", restaurants[0], 100)), len(clients(t, s, restaurants[0], restaurants[0], 100)); all != some {
+		if all, some := len(listClients(t, s, "", restaurants[0], 100)), len(listClients(t, s, restaurants[0], restaurants[0], 100)); all != some {
 			t.Errorf("%d of %d clients count as delivered still", all-some, all)
 		}
 		if names, err := s.Replaced(); err != nil || len(names) != 1 || names[0] != replaced {
 			t.Errorf("replaced are %v, %v; want %s", names, err, replaced)
 		}
-		apply(t, s, 30, insert(3000, restaurants[0], restaurants[1]))
+		applyChanges(t, s, 30, insertOne(3000, restaurants[0], restaurants[1]))
 		if names, err := s.DropReplaced(t.Context()); err != nil || len(names) != 1 {
 			t.Errorf("dropped %v, %v", names, err)
 		}
@@ -97,7 +97,7 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// A store whose rows are not good keeps what it replaced.
+// A store whose rows are damaged does not drop the store that it replaced.
 func TestReplacedStaysWhereRowsAreWrong(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -108,7 +108,7 @@ func TestReplacedStaysWhereRowsAreWrong(t *testing.T) {
 	}
 	m := checkpoint(t, s, CauseAsked)
 	closeStore(t, s)
-	s, replaced := restored(t, dir, m.ID)
+	s, replaced := openRestored(t, dir, m.ID)
 	s.written.sum++
 	if _, err := s.DropReplaced(t.Context()); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("rows that do not have the fingerprint: %v", err)
@@ -119,7 +119,7 @@ func TestReplacedStaysWhereRowsAreWrong(t *testing.T) {
 	}
 }
 
-// Whatever is wrong with a checkpoint's files is said, and nothing is touched.
+// Every fault of a checkpoint's files is an error that names it, and nothing is changed.
 func TestRestoreRefusesDamage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -128,9 +128,9 @@ func TestRestoreRefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	apply(t, s, s.EndLSN()+1, insert(77, ids(1, 1)[0], ids(1, 2)[0]))
+	applyChanges(t, s, s.EndLSN()+1, insertOne(77, makeIDs(1, 1)[0], makeIDs(1, 2)[0]))
 	m := checkpoint(t, s, CauseAsked)
-	apply(t, s, s.EndLSN()+1, insert(78, ids(1, 1)[0], ids(1, 2)[0]))
+	applyChanges(t, s, s.EndLSN()+1, insertOne(78, makeIDs(1, 1)[0], makeIDs(1, 2)[0]))
 	rows := s.Subscriptions()
 	closeStore(t, s)
 	store := filepath.Join(dir, statedir.CheckpointsName, m.ID, statedir.StoreName)
@@ -140,8 +140,8 @@ func TestRestoreRefusesDamage(t *testing.T) {
 			"cut":     func(b []byte) []byte { return b[:len(b)-1] },
 			"flipped": func(b []byte) []byte { b[len(b)/2] ^= 0x40; return b },
 		} {
-			// What a flip does to text, to unused space of a log or to a marker
-			// may be nothing: then the store is good.
+			// A flip in text, in unused space of a log or in a marker may have no
+			// effect: then the store is good.
 			harmless := what == "flipped" && (!strings.HasSuffix(name, ".sst"))
 			if size == 0 && what != "missing" || strings.HasPrefix(name, "marker") && what != "missing" {
 				continue
@@ -198,7 +198,7 @@ func listing(t *testing.T, dir string) string {
 	return strings.Join(names, " ")
 }
 
-// A checkpoint of a later format is refused by the name of its writer.
+// A checkpoint of a later format is refused, and the error names its writer.
 func TestRestoreRefusesNewer(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -215,9 +215,9 @@ func TestRestoreRefusesNewer(t *testing.T) {
 	}
 }
 
-// TestCrashRestore crashes at every write of a restore, and of the Open that
-// finishes it, and opens what is left: one of the two stores, whole; the new one
-// for certain once the restore has returned. The other is still there.
+// TestCrashRestore crashes at every write of a restore, and of the Open that completes it,
+// and opens the directory: it holds one of the two stores, whole, and the new store for
+// certain once Restore has returned. The other store still exists.
 func TestCrashRestore(t *testing.T) {
 	t.Parallel()
 	for _, corrupt := range []bool{false, true} {
@@ -226,10 +226,10 @@ func TestCrashRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		restaurants := ids(3, 1)
-		load(t, s, 100, restaurants, 10)
+		restaurants := makeIDs(3, 1)
+		loadRows(t, s, 100, restaurants, 10)
 		m := checkpoint(t, s, CauseAsked)
-		apply(t, s, 20, insert(1000, restaurants[0], restaurants[1]))
+		applyChanges(t, s, 20, insertOne(1000, restaurants[0], restaurants[1]))
 		if corrupt {
 			s.markCorrupt(errors.New("test"))
 		}
@@ -254,8 +254,8 @@ func TestCrashRestore(t *testing.T) {
 	}
 }
 
-// afterCrashedRestore opens once while a second crash comes at each write, then
-// for good; it returns the rows.
+// afterCrashedRestore opens the store once with a second crash at each write, then for
+// good; it returns the rows.
 func afterCrashedRestore(t *testing.T, c crashImage, corrupt bool) int64 {
 	t.Helper()
 	// Pebble's own Open relies on file systems that keep the order in which a
@@ -266,7 +266,7 @@ func afterCrashedRestore(t *testing.T, c crashImage, corrupt bool) int64 {
 		t.Fatalf("crash at write %d: %v", c.write, err)
 	}
 	want := s.Subscriptions()
-	// A condemned store that was not replaced is set aside.
+	// A store that was marked as corrupt and not replaced is set aside.
 	if before := map[bool]int64{false: 101, true: 0}[corrupt]; want != before && want != 100 {
 		t.Fatalf("crash at write %d: %d rows", c.write, want)
 	}

@@ -2,19 +2,20 @@ package state
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"dinnerbell/state/id"
 )
 
-// fill inserts one row per client into a restaurant.
-func fill(t testing.TB, s *Store, end id.LSN, restaurant id.ID, clients []id.ID, firstRow int) {
+// fillRestaurant inserts one row per client into a restaurant.
+func fillRestaurant(t testing.TB, s *Store, end id.LSN, restaurant id.ID, clients []id.ID, firstRow int) {
 	t.Helper()
 	changes := make([]id.Change, 0, len(clients))
 	for i, c := range clients {
 		changes = append(changes, id.Change{Op: id.Insert, Row: rowN(firstRow + i), Restaurant: restaurant, Client: c})
 	}
-	apply(t, s, end, changes...)
+	applyChanges(t, s, end, changes...)
 }
 
 func texts(list []id.ID) []string {
@@ -43,13 +44,13 @@ func mark(t testing.TB, s *Store, name id.ID, clients []id.ID) {
 func TestUndelivered(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	restaurants := append(ids(2, 1), packID(t, "a"), packID(t, "aa"))
-	all := append(ids(200, 2), packID(t, "x"), packID(t, "xx"), packID(t, "\U0010ffff"))
+	restaurants := append(makeIDs(2, 1), packID(t, "a"), packID(t, "aa"))
+	all := append(makeIDs(200, 2), packID(t, "x"), packID(t, "xx"), packID(t, "\U0010ffff"))
 	for i, r := range restaurants {
-		fill(t, s, id.LSN(i+1), r, all, i*1000)
+		fillRestaurant(t, s, id.LSN(i+1), r, all, i*1000)
 	}
-	fill(t, s, 100, restaurants[0], all, 50_000) // second rows of the same pairs
-	campaigns := ids(5, 3)
+	fillRestaurant(t, s, 100, restaurants[0], all, 50_000) // second rows of the same pairs
+	campaigns := makeIDs(5, 3)
 	for i, every := range []int{1, 2, 3, 17, 203} {
 		var some, rest []id.ID
 		for n, c := range all {
@@ -62,13 +63,13 @@ func TestUndelivered(t *testing.T) {
 		mark(t, s, campaigns[i], some)
 		for _, step := range []int{1, 2, 7, 1000} {
 			for _, r := range restaurants {
-				if got := clients(t, s, campaigns[i], r, step); !slices.Equal(got, texts(rest)) {
+				if got := listClients(t, s, campaigns[i], r, step); !slices.Equal(got, texts(rest)) {
 					t.Fatalf("every %d, step %d: %d clients, want %d", every, step, len(got), len(rest))
 				}
 			}
 		}
 	}
-	if got := clients(t, s, "", packID(t, "nobody"), 5); got != nil {
+	if got := listClients(t, s, "", packID(t, "nobody"), 5); got != nil {
 		t.Errorf("clients of an unknown restaurant: %q", got)
 	}
 }
@@ -77,8 +78,8 @@ func TestUndelivered(t *testing.T) {
 func TestUndeliveredBounded(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	r, campaign, all := ids(1, 1)[0], ids(1, 2)[0], ids(100, 3)
-	fill(t, s, 1, r, all, 1)
+	r, campaign, all := makeIDs(1, 1)[0], makeIDs(1, 2)[0], makeIDs(100, 3)
+	fillRestaurant(t, s, 1, r, all, 1)
 	mark(t, s, campaign, all)
 	scan, err := s.NewScan()
 	if err != nil {
@@ -96,12 +97,12 @@ func TestUndeliveredBounded(t *testing.T) {
 	}
 }
 
-// TestScanHolds: a scan keeps reading what was there when it was made.
+// TestScanHolds: a scan reads the rows of the moment when it was made.
 func TestScanHolds(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	r, all := ids(1, 1)[0], ids(50, 2)
-	fill(t, s, 1, r, all, 1)
+	r, all := makeIDs(1, 1)[0], makeIDs(50, 2)
+	fillRestaurant(t, s, 1, r, all, 1)
 	scan, err := s.NewScan()
 	if err != nil {
 		t.Fatal(err)
@@ -113,15 +114,15 @@ func TestScanHolds(t *testing.T) {
 			t.Errorf("after %s: %d clients, want %d", when, len(got), len(all))
 		}
 	}
-	apply(t, s, 2, id.Change{Op: id.Delete, Row: rowN(1)})
+	applyChanges(t, s, 2, id.Change{Op: id.Delete, Row: rowN(1)})
 	check("a delete")
-	apply(t, s, 0, id.Change{Op: id.Truncate})
+	applyChanges(t, s, 0, id.Change{Op: id.Truncate})
 	check("a truncate in parts")
-	apply(t, s, 3)
+	applyChanges(t, s, 3)
 	check("a truncate")
-	load(t, s, 10, []id.ID{r}, 4)
+	loadRows(t, s, 10, []id.ID{r}, 4)
 	check("a load")
-	if got := clients(t, s, "", r, 7); len(got) != 10 {
+	if got := listClients(t, s, "", r, 7); len(got) != 10 {
 		t.Errorf("a new scan sees %d clients, want 10", len(got))
 	}
 }
@@ -129,16 +130,16 @@ func TestScanHolds(t *testing.T) {
 func TestForgetDelivered(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), testOptions())
-	r, names, all := ids(1, 1)[0], ids(3, 2), ids(4, 3)
-	fill(t, s, 1, r, all, 1)
+	r, names, all := makeIDs(1, 1)[0], makeIDs(3, 2), makeIDs(4, 3)
+	fillRestaurant(t, s, 1, r, all, 1)
 	for i, name := range names {
 		mark(t, s, name, all[:i+1])
 	}
-	want := []int{3, 2, 1} // to go
+	want := []int{3, 2, 1} // clients without the campaign, by name
 	check := func() {
 		t.Helper()
 		for i, name := range names {
-			if got := clients(t, s, name, r, 10); len(got) != want[i] {
+			if got := listClients(t, s, name, r, 10); len(got) != want[i] {
 				t.Errorf("name %d has %d clients to go, want %d", i, len(got), want[i])
 			}
 		}
@@ -159,8 +160,8 @@ func TestForgetDelivered(t *testing.T) {
 // TestUndeliveredAllocates nothing per client.
 func TestUndeliveredAllocates(t *testing.T) {
 	s := openStore(t, t.TempDir(), testOptions())
-	r := ids(1, 1)[0]
-	fill(t, s, 1, r, ids(5000, 2), 1)
+	r := makeIDs(1, 1)[0]
+	fillRestaurant(t, s, 1, r, makeIDs(5000, 2), 1)
 	scan, err := s.NewScan()
 	if err != nil {
 		t.Fatal(err)
@@ -175,5 +176,38 @@ func TestUndeliveredAllocates(t *testing.T) {
 	})
 	if n > 500 && !raceEnabled {
 		t.Errorf("%.0f allocations for 5000 clients, want none per client", n)
+	}
+}
+
+// SimilarRestaurant finds a restaurant whose id SQL may take as equal to the given id.
+func TestSimilarRestaurant(t *testing.T) {
+	t.Parallel()
+	const uuid = "123e4567-e89b-12d3-a456-42661417400a"
+	s := openStore(t, t.TempDir(), testOptions())
+	for i, restaurant := range []string{uuid, "rest_1    ", "rest_1 b", "Café", "plain", "{A}"} {
+		fillRestaurant(t, s, id.LSN(i+1), packID(t, restaurant), makeIDs(1, 7), 10*i)
+	}
+	for ask, want := range map[string]string{
+		strings.ToUpper(uuid):                 uuid,
+		"{" + uuid + "}":                      uuid,
+		strings.ReplaceAll(uuid, "-", ""):     uuid,
+		uuid + "   ":                          uuid,
+		"rest_1":                              "rest_1    ",
+		"REST_1":                              "rest_1    ",
+		"plain ":                              "plain",
+		"PLAIN":                               "plain",
+		uuid:                                  "",
+		"rest_":                               "",
+		"rest_1 ":                             "rest_1    ",
+		"other":                               "",
+		" ":                                   "",
+		"{}":                                  "",
+		"{a}":                                 "{A}",
+		"123e4567-e89b-12d3-a456-42661417400": "",
+	} {
+		got, found, err := s.SimilarRestaurant(ask)
+		if err != nil || got != want || found != (want != "") {
+			t.Errorf("%q: %q, %t, %v; want %q", ask, got, found, err, want)
+		}
 	}
 }

@@ -19,20 +19,20 @@ func TestDiskBudget(t *testing.T) {
 		rows = 40_000
 	}
 	s := openStore(t, t.TempDir(), testOptions())
-	restaurants := ids(2000, 1)
-	load(t, s, rows, restaurants, 1)
+	restaurants := makeIDs(2000, 1)
+	loadRows(t, s, rows, restaurants, 1)
 	if per := perRow(t, s); per > budget {
 		t.Errorf("after a load: %.1f bytes per subscription, want at most %d", per, budget)
 	} else {
 		t.Logf("after a load: %.1f bytes", per)
 	}
-	fresh := ids(rows/10, 5)
+	fresh := makeIDs(rows/10, 5)
 	var changes []id.Change
 	for i := range fresh {
 		changes = append(changes, id.Change{Op: id.Update, Row: rowN(i*10 + 1), Restaurant: restaurants[i%2000], Client: fresh[i]})
 	}
 	for batch := range slices.Chunk(changes, 2000) {
-		apply(t, s, s.EndLSN()+1, batch...)
+		applyChanges(t, s, s.EndLSN()+1, batch...)
 	}
 	if err := s.db.Compact(context.Background(), []byte{0}, bytes.Repeat([]byte{0xff}, 8), false); err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestDiskBudget(t *testing.T) {
 	}
 }
 
-// perRow is the size of all live tables per subscription.
+// perRow returns the size of all live tables per subscription.
 func perRow(t *testing.T, s *Store) float64 {
 	t.Helper()
 	total := s.db.Metrics().Total()

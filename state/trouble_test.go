@@ -16,8 +16,8 @@ import (
 	"dinnerbell/state/statedir"
 )
 
-// faultInjector fails the operations of one kind on paths with a word in them, so
-// many times.
+// faultInjector makes operations of one kind fail, on paths with a word in them, a given
+// number of times.
 type faultInjector struct {
 	kind  errorfs.OpKind
 	word  string
@@ -41,14 +41,14 @@ func (f *faultInjector) MaybeError(op errorfs.Op) error {
 	return &os.PathError{Op: "open", Path: op.Path, Err: f.errno}
 }
 
-// Trouble of the surroundings while the store is opened sets no good store aside:
-// one that passes is waited for, one that lasts is returned.
+// An error of the machine while the store is opened sets no good store aside: Open waits
+// while the error is temporary, and returns an error that lasts.
 func TestOpenInTrouble(t *testing.T) {
 	t.Parallel()
 	at := map[string]struct {
 		kind errorfs.OpKind
 		word string
-	}{ // reads: a MANIFEST that cannot be written ends the process
+	}{ // read errors only: a MANIFEST that cannot be written ends the process
 		"list store":      {kind: errorfs.OpList, word: statedir.StoreName},
 		"open MANIFEST":   {kind: errorfs.OpOpen, word: "MANIFEST"},
 		"open table":      {kind: errorfs.OpOpen, word: ".sst"},
@@ -69,7 +69,7 @@ func TestOpenInTrouble(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				load(t, s, 100, ids(1, 1), 5)
+				loadRows(t, s, 100, makeIDs(1, 1), 5)
 				if err := errors.Join(mem.MkdirAll("/d/"+statedir.LoadName, 0o700), mem.MkdirAll("/d/"+statedir.CheckpointsName, 0o700), s.Close()); err != nil {
 					t.Fatal(err)
 				}
@@ -129,7 +129,7 @@ func TestOpenCannotMakeLogChild(t *testing.T) {
 	os.Exit(childGood)
 }
 
-// checkTroubled finds the store as it was.
+// checkTroubled checks that the store is as it was.
 func checkTroubled(t *testing.T, s *Store) {
 	t.Helper()
 	if s.Subscriptions() != 100 || s.EndLSN() != 5 {

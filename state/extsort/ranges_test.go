@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A range that reads otherwise than it was written is an error, whatever byte it
-// is in.
+// A range with a byte that differs from the byte that was written is an error, whichever
+// byte it is.
 func TestDamagedRange(t *testing.T) {
 	t.Parallel()
 	r, f := rand.New(rand.NewPCG(7, 7)), newMemFile(nil)

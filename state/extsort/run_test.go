@@ -29,7 +29,7 @@ func addRun(t *testing.T, r *Runs, keys []string) {
 
 // memFile is a File in memory.
 type memFile struct {
-	*bytes.Reader // of what was written; made anew by each write
+	*bytes.Reader // of all; each write makes a new one
 	all           []byte
 }
 
@@ -92,8 +92,8 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// A run that reads otherwise than it was written is an error, whatever byte it
-// is in.
+// A run with a byte that differs from the byte that was written is an error, whichever
+// byte it is.
 func TestDamagedRun(t *testing.T) {
 	t.Parallel()
 	whole, f := makeRuns()

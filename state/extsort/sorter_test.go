@@ -24,7 +24,7 @@ func alikeKeys(r *rand.Rand, n int) [][]byte {
 	return keys
 }
 
-// Any number of keys come out in order, whatever they begin with.
+// Any number of keys come out in order, with any prefixes in common.
 func TestKeyBagSorts(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(5, 2))
@@ -51,8 +51,8 @@ func TestKeyBagSorts(t *testing.T) {
 	}
 }
 
-// Ranges ascend with the keys, whether the keys are like the sample or not, and a
-// sample is divided evenly.
+// The numbers of ranges ascend with the keys, whether the keys are like the sample or not.
+// A sample is divided evenly.
 func TestSplits(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(6, 2))

@@ -117,8 +117,8 @@ func TestIDRefused(t *testing.T) {
 	}
 }
 
-// TestPacker: what it gave stays as it is while more is packed, whatever memory
-// that takes, and Reset gives the memory of what is large back.
+// TestPacker: an id that the packer returned stays as it is while more ids are packed,
+// however much memory they take, and Reset releases a large arena.
 func TestPacker(t *testing.T) {
 	t.Parallel()
 	var p Packer
@@ -235,7 +235,8 @@ func TestIDList(t *testing.T) {
 	}
 }
 
-// Every byte at every place of a UUID decides as the pattern does.
+// packUUID accepts exactly the texts that the pattern matches: every byte is tried at
+// every place of a UUID.
 func TestPackUUIDBytes(t *testing.T) {
 	t.Parallel()
 	canonical := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)

@@ -15,8 +15,8 @@ import (
 	"dinnerbell/state/id"
 )
 
-// rowVandal writes behind the store's back: keys of the generation that is served
-// appear or go, and nothing else tells of it.
+// rowVandal writes behind the store's back: it adds and removes keys of the generation
+// that is served, without the state record.
 type rowVandal struct {
 	t     testing.TB
 	s     *Store
@@ -55,8 +55,8 @@ func (d *rowVandal) setJoin(id id.RowID, r storedRow) {
 	d.check(d.batch.Set(appendJoinKey(nil, d.s.written.gen, r.restaurant, r.client, id), nil, nil))
 }
 
-// verify compares the frozen rows with m, first as sums, then row by row.
-func verify(t testing.TB, f *Frozen, m modelRows, without map[id.RowID]struct{}) []Difference {
+// compareWithModel compares the frozen rows with m, first as sums, then row by row.
+func compareWithModel(t testing.TB, f *Frozen, m modelRows, without map[id.RowID]struct{}) []Difference {
 	t.Helper()
 	want := &Tally{}
 	each := func(add func(id.RowID, id.ID, id.ID) error) {
@@ -87,8 +87,8 @@ func verify(t testing.TB, f *Frozen, m modelRows, without map[id.RowID]struct{})
 	return found
 }
 
-// freeze is Freeze, closed after the test.
-func freeze(t testing.TB, s *Store) *Frozen {
+// freezeRows is Freeze, closed after the test.
+func freezeRows(t testing.TB, s *Store) *Frozen {
 	t.Helper()
 	f, err := s.Freeze()
 	if err != nil {
@@ -97,12 +97,12 @@ func freeze(t testing.TB, s *Store) *Frozen {
 	return f
 }
 
-// filled is a store that holds n rows of mixed ids, and the rows.
-func filled(t testing.TB, o Options, n int) (*Store, modelRows) {
+// filledStore returns a store that holds n rows of mixed ids, and the rows.
+func filledStore(t testing.TB, o Options, n int) (*Store, modelRows) {
 	t.Helper()
 	s, m := openStore(t, "state", o), modelRows{}
-	restaurants := ids(3, 1)
-	for i, client := range ids(n, 2) {
+	restaurants := makeIDs(3, 1)
+	for i, client := range makeIDs(n, 2) {
 		rowID := rowN(i - n/4)
 		switch i % 5 {
 		case 1:
@@ -115,20 +115,20 @@ func filled(t testing.TB, o Options, n int) (*Store, modelRows) {
 			m[rowID] = storedRow{"", client, true}
 		}
 	}
-	if err := begin(t, s, m, Source{}, 5).takeOver(5, nil); err != nil {
+	if err := beginGeneration(t, s, m, Source{}, 5).takeOver(5, nil); err != nil {
 		t.Fatal(err)
 	}
 	s.endLoad()
 	return s, m
 }
 
-// Each way in which one index or the other can be wrong is found, named, and
-// mended, and nothing else is.
+// Every fault that one index or the other can have is found, named and mended, and
+// nothing else is changed.
 func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other on one store
 	t.Parallel()
 	o := testOptions()
 	o.fs = vfs.NewMem()
-	s, m := filled(t, o, 300)
+	s, m := filledStore(t, o, 300)
 	x := storedRow{packID(t, "wrong place"), packID(t, "wrong client"), true}
 	sub, null := rowN(-20), rowN(-66) // -66 is number 9
 	if !m[sub].isSubscription() || m[null].isSubscription() || !m[null].stored {
@@ -158,8 +158,8 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			damaged(t, s, c.do)
-			f := freeze(t, s)
-			found := verify(t, f, m, nil)
+			f := freezeRows(t, s)
+			found := compareWithModel(t, f, m, nil)
 			if len(found) != 1 || found[0].Row != c.id {
 				t.Fatalf("found %+v, want row %s alone", found, c.id.Text())
 			}
@@ -170,7 +170,7 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 			if !slices.Equal(got, c.want) {
 				t.Errorf("found %v, want %v", got, c.want)
 			}
-			if left := verify(t, f, m, map[id.RowID]struct{}{c.id: {}}); len(left) != 0 {
+			if left := compareWithModel(t, f, m, map[id.RowID]struct{}{c.id: {}}); len(left) != 0 {
 				t.Errorf("found %+v among the rows without it", left)
 			}
 			if n, err := f.Mend(found); n != 1 || err != nil {
@@ -180,19 +180,19 @@ func TestMend(t *testing.T) { //nolint:tparallel // the cases follow each other 
 				t.Fatal(err)
 			}
 			checkRows(t, s, m)
-			sound(t, s, m)
+			checkSound(t, s, m)
 		})
 	}
 }
 
-// sound checks that nothing differs and that the counts are right.
-func sound(t testing.TB, s *Store, m modelRows) {
+// checkSound checks that nothing differs and that the counts are right.
+func checkSound(t testing.TB, s *Store, m modelRows) {
 	t.Helper()
 	if err := s.CheckRows(t.Context()); err != nil {
 		t.Error(err)
 	}
-	f := freeze(t, s)
-	if found := verify(t, f, m, nil); len(found) != 0 || f.Miscounted() {
+	f := freezeRows(t, s)
+	if found := compareWithModel(t, f, m, nil); len(found) != 0 || f.Miscounted() {
 		t.Errorf("%+v differ, miscounted %v", found, f.Miscounted())
 	}
 	if err := f.Close(); err != nil {
@@ -200,17 +200,17 @@ func sound(t testing.TB, s *Store, m modelRows) {
 	}
 }
 
-// A number of subscriptions that is wrong by itself is found and mended too.
+// A wrong number of subscriptions is found and mended too, even if all rows are right.
 func TestMendCount(t *testing.T) {
 	t.Parallel()
 	o := testOptions()
 	o.fs = vfs.NewMem()
-	s, m := filled(t, o, 100)
+	s, m := filledStore(t, o, 100)
 	s.written.rows += 7
 	s.written.sum++
-	checkpoint(t, s, CauseTimed) // which no restore would accept
-	f := freeze(t, s)
-	if found := verify(t, f, m, nil); len(found) != 0 || !f.Miscounted() {
+	checkpoint(t, s, CauseTimed) // no restore would accept this checkpoint
+	f := freezeRows(t, s)
+	if found := compareWithModel(t, f, m, nil); len(found) != 0 || !f.Miscounted() {
 		t.Fatalf("found %+v, miscounted %v", found, f.Miscounted())
 	}
 	if n, err := f.Mend(nil); n != 0 || err != nil {
@@ -225,16 +225,16 @@ func TestMendCount(t *testing.T) {
 	if newest, ok := s.NewestCheckpoint(); ok {
 		t.Errorf("%+v counts still", newest)
 	}
-	sound(t, s, m)
+	checkSound(t, s, m)
 }
 
-// What the stream has written since is left alone, although it looks the same
-// as what was found; the next round finds what is still wrong.
+// Mend skips rows that the stream has written since Freeze, although they look as they
+// did; the next verification finds the faults that are left.
 func TestMendLeavesWhatWasWritten(t *testing.T) {
 	t.Parallel()
 	o := testOptions()
 	o.fs = vfs.NewMem()
-	s, m := filled(t, o, 100)
+	s, m := filledStore(t, o, 100)
 	x := storedRow{packID(t, "x"), packID(t, "y"), true}
 	extra, flipped, moved := id.PackRow("extra"), rowN(-20), rowN(-15)
 	was := m[moved]
@@ -243,13 +243,13 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 		d.setRow(flipped, x)
 		d.dropJoin(moved, was)
 	})
-	f := freeze(t, s)
-	found := verify(t, f, m, nil)
+	f := freezeRows(t, s)
+	found := compareWithModel(t, f, m, nil)
 	if len(found) != 3 {
 		t.Fatalf("found %+v", found)
 	}
-	// The source inserts what was stored too much, and updates to what was
-	// stored wrongly: both leave the row index as it was found.
+	// The source inserts the row that was extra in the store, and updates another row to
+	// the value that was stored wrongly: both leave the row index as it was.
 	changes := []id.Change{
 		{Op: id.Insert, Row: extra, Restaurant: x.restaurant, Client: x.client},
 		{Op: id.Update, Row: flipped, Restaurant: x.restaurant, Client: x.client},
@@ -258,11 +258,11 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	for _, c := range changes {
 		m.apply(c)
 	}
-	apply(t, s, 0, changes...)
+	applyChanges(t, s, 0, changes...)
 	if _, err := f.Mend(found); !errors.Is(err, ErrNotThere) {
 		t.Errorf("in the middle of a transaction: %v, want ErrNotThere", err)
 	}
-	apply(t, s, 9)
+	applyChanges(t, s, 9)
 	if n, err := f.Mend(found); n != 0 || err != nil {
 		t.Errorf("mended %d, %v; all were written since", n, err)
 	}
@@ -272,19 +272,19 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f = freeze(t, s)
-	found = verify(t, f, m, nil)
+	f = freezeRows(t, s)
+	found = compareWithModel(t, f, m, nil)
 	if n, err := f.Mend(found); n != len(found) || n == 0 || err != nil {
 		t.Errorf("mended %d of %d, %v", n, len(found), err)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	sound(t, s, m)
+	checkSound(t, s, m)
 	checkRows(t, s, m)
 
-	f = freeze(t, s)
-	load(t, s, 10, ids(1, 1), 20)
+	f = freezeRows(t, s)
+	loadRows(t, s, 10, makeIDs(1, 1), 20)
 	if _, err := f.Mend(nil); !errors.Is(err, ErrStale) {
 		t.Errorf("after another load: %v, want ErrStale", err)
 	}
@@ -293,12 +293,12 @@ func TestMendLeavesWhatWasWritten(t *testing.T) {
 	}
 }
 
-// A crash at any write of a repair leaves the rows as they were or mended, with
+// A crash at any write of a repair leaves the rows either as they were or mended, with
 // the right count.
 func TestMendCrash(t *testing.T) {
 	t.Parallel()
 	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: rand.New(rand.NewPCG(3, 3))}
-	s, m := filled(t, crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))), 120)
+	s, m := filledStore(t, crashOptions(errorfs.Wrap(rec.mem, errorfs.InjectorFunc(rec.record))), 120)
 	damaged(t, s, func(d *rowVandal) {
 		for i, id := range slices.Sorted(maps.Keys(m)) {
 			switch r := m[id]; {
@@ -309,8 +309,8 @@ func TestMendCrash(t *testing.T) {
 			}
 		}
 	})
-	f := freeze(t, s)
-	found := verify(t, f, m, nil)
+	f := freezeRows(t, s)
+	found := compareWithModel(t, f, m, nil)
 	first := len(rec.crashes)
 	if n, err := f.Mend(found); n != len(found) || err != nil {
 		t.Fatal(n, err)
@@ -318,7 +318,7 @@ func TestMendCrash(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	apply(t, s, 10) // a write behind it
+	applyChanges(t, s, 10) // a write behind it
 	if _, err := s.Sync(); err != nil {
 		t.Fatal(err)
 	}
@@ -326,8 +326,8 @@ func TestMendCrash(t *testing.T) {
 	for _, c := range rec.crashes[first:] {
 		crashed := openStore(t, "state", crashOptions(c.disk))
 		noQuarantine(t, c)
-		f := freeze(t, crashed)
-		left := verify(t, f, m, nil)
+		f := freezeRows(t, crashed)
+		left := compareWithModel(t, f, m, nil)
 		seen[len(left)]++
 		if len(left) == 0 && f.Miscounted() {
 			t.Errorf("crash at write %d: mended, but miscounted", c.write)

@@ -1,6 +1,11 @@
 package state
 
-import "testing"
+import (
+	"errors"
+	"testing"
+
+	"dinnerbell/state/id"
+)
 
 // TestTxState follows a transaction in parts through a break of the connection and
 // through a crash.
@@ -38,5 +43,45 @@ func TestTxState(t *testing.T) {
 		if got := [3]bool{s.InTransaction(), s.isRepeated(), s.holdsReaders()}; got != want {
 			t.Errorf("state %d: in a transaction, repeated, holds readers: %v, want %v", s, got, want)
 		}
+	}
+}
+
+// TestFollow: after Follow the new source and all batches before it are on disk; in the
+// middle of a transaction Follow is refused.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := Open(dir, testOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := Source{SystemID: "1", Timeline: 1}, Source{SystemID: "1", Timeline: 2, History: "1 0/A;"}
+	if err := s.Follow(second); !errors.Is(err, ErrTorn) {
+		t.Errorf("without rows: %v, want ErrTorn", err)
+	}
+	g := beginGeneration(t, s, nil, first, 5)
+	if err := g.finish(g.takeOver(5, nil)); err != nil {
+		t.Fatal(err)
+	}
+	applyChanges(t, s, 0, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: packID(t, "r"), Client: packID(t, "c")})
+	if err := s.Follow(second); !errors.Is(err, ErrTorn) {
+		t.Errorf("in the middle of a transaction: %v, want ErrTorn", err)
+	}
+	applyChanges(t, s, 10)
+	if src, _ := s.Source(); src != first || s.DurableLSN() != 5 {
+		t.Errorf("source %+v, durable %s; want the first and 0/5", src, s.DurableLSN())
+	}
+	if err := s.Follow(second); err != nil {
+		t.Fatal(err)
+	}
+	if src, _ := s.Source(); src != second || s.DurableLSN() != 10 {
+		t.Errorf("source %+v, durable %s; want the second and 0/A", src, s.DurableLSN())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, testOptions())
+	if src, ok := s.Source(); !ok || src != second || s.EndLSN() != 10 {
+		t.Errorf("opened again: source %+v at %s", src, s.EndLSN())
 	}
 }
