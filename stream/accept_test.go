@@ -397,7 +397,7 @@ func TestDeadlockRepeatsTheStep(t *testing.T) {
 		t.Errorf("%d rows, want 2", n)
 	}
 	// One that is a victim again and again ends the session.
-	s.claim.Seq++
+	s.claim.Decided++
 	w.db.Exec(`CREATE OR REPLACE FUNCTION victim() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
   RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END$$`)
 	d := w.campaign("d", "r1")

@@ -147,7 +147,7 @@ func (c *committer) isWindowOpen(seq int64) bool {
 		c.bytes -= c.unshipped[0].bytes
 		c.unshipped = c.unshipped[1:]
 	}
-	return seq-shipped <= int64(c.claim.Cfg.Window) && c.bytes < windowBytes*c.claim.Cfg.StepBytes
+	return seq-shipped <= int64(c.claim.Config.Window) && c.bytes < windowBytes*c.claim.Config.StepBytes
 }
 
 // submitStep sends a step behind the ones in flight. A contested step waits until
@@ -171,7 +171,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	}
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
-	f := c.flight(time.Now().Add(c.claim.Cfg.SinkTimeout))
+	f := c.flight(time.Now().Add(c.claim.Config.SinkTimeout))
 	c.addFeedbackRows(f, d.st)
 	c.addStepChanges(f, d.st, d.p)
 	f.Send()
@@ -259,7 +259,7 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 		return c.claim.DroppedRowsHalt(failed.Error())
 	case (errors.Is(failed, sink.ErrStaleRow) || sink.IsLockConflict(failed)) && d.tries < stepTries:
 		d.tries++
-		c.claim.Cfg.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
+		c.claim.Config.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
 	case errors.Is(failed, sink.ErrCampaignEnded) && time.Now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set, and the next session compares them again
@@ -286,7 +286,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 // recycleBuffer gives the step's buffer back to the decider, unless the buffer has
 // grown far beyond StepBytes.
 func (c *committer) recycleBuffer(st *step) {
-	if cap(st.copyData) > 2*c.claim.Cfg.StepBytes {
+	if cap(st.copyData) > 2*c.claim.Config.StepBytes {
 		return
 	}
 	select {
@@ -298,7 +298,7 @@ func (c *committer) recycleBuffer(st *step) {
 // rollBack ends the transaction of a refused step. Where a row of the campaign table
 // was not as the step expected, it reconciles the step with the table.
 func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error) error {
-	if _, err := bounded(ctx, c.claim.Cfg.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.Conn.Exec(ctx, "rollback") }); err != nil {
+	if _, err := bounded(ctx, c.claim.Config.SinkTimeout, func(ctx context.Context) (pgconn.CommandTag, error) { return c.claim.Conn.Exec(ctx, "rollback") }); err != nil {
 		return fmt.Errorf("roll back step %d: %w", d.seq, err)
 	}
 	failpoint.Hit("commit/rolled-back")
@@ -314,12 +314,12 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 // addFeedbackRows adds the beginning of the step's transaction and its feedback rows
 // to the pipeline.
 func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
-	f.AddCommand(c.claim.Sql.Begin, "BEGIN")
-	if c.claim.Table.OwnCode {
-		f.Add(c.claim.Sql.Path, c.claim.Table.SearchPath())
+	f.AddCommand(c.claim.Statements.Begin, "BEGIN")
+	if c.claim.Feedback.OwnCode {
+		f.Add(c.claim.Statements.Path, c.claim.Feedback.SearchPath())
 	}
 	if len(st.copyData) > 0 {
-		f.Copy(c.claim.Sql.Copy, st.copyData, st.copied)
+		f.Copy(c.claim.Statements.Copy, st.copyData, st.copied)
 	}
 }
 
@@ -328,31 +328,31 @@ func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
 // campaign of the step has ended. The clock is Postgres' own, since the server runs
 // the statements whenever it comes to them, even if the daemon no longer waits.
 func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload) {
-	if c.claim.Table.OwnCode {
-		f.Add(c.claim.Sql.Path, "pg_catalog")
+	if c.claim.Feedback.OwnCode {
+		f.Add(c.claim.Statements.Path, "pg_catalog")
 	}
-	f.Add(c.claim.Sql.Lane, c.lane.id, c.claim.Epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
+	f.Add(c.claim.Statements.Lane, c.lane.id, c.claim.Epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
 	rows := st.rowSets()
 	if len(rows.Inserts) > 0 {
-		f.CopySmall(c.claim.Sql.Insert, sink.EncodeRows(rows.Inserts))
+		f.CopySmall(c.claim.Statements.Insert, sink.EncodeRows(rows.Inserts))
 	}
 	if rows.Edits.Len() > 0 {
-		f.Add(c.claim.Sql.Edit, rows.Edits.EditArgs()...)
+		f.Add(c.claim.Statements.Edit, rows.Edits.EditArgs()...)
 	}
 	if rows.Repeats.Len() > 0 {
-		f.Add(c.claim.Sql.Repeat, rows.Repeats.RepeatArgs()...)
+		f.Add(c.claim.Statements.Repeat, rows.Repeats.RepeatArgs()...)
 	}
 	if rows.Moves.Len() > 0 {
-		f.Add(c.claim.Sql.Move, rows.Moves.MoveArgs()...)
+		f.Add(c.claim.Statements.Move, rows.Moves.MoveArgs()...)
 	}
-	f.Add(c.claim.Sql.Outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
-	f.Add(c.claim.Sql.Clean, c.lane.id, c.shipped.seq.Load())
+	f.Add(c.claim.Statements.Outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
+	f.Add(c.claim.Statements.Clean, c.lane.id, c.shipped.seq.Load())
 	if len(st.picks) > 0 {
-		f.Add(c.claim.Sql.Shape, c.claim.Table.Oid, c.claim.Table.Name, c.claim.Table.ShapeSQL)
-		f.Add(c.claim.Sql.InTime, float64(st.earliest)-c.claim.Ahead.Seconds())
+		f.Add(c.claim.Statements.Shape, c.claim.Feedback.Oid, c.claim.Feedback.Name, c.claim.Feedback.ShapeSQL)
+		f.Add(c.claim.Statements.InTime, float64(st.earliest)-c.claim.ClockAhead.Seconds())
 	}
-	if c.claim.Table.OwnCode { // deferred triggers run at the commit
-		f.Add(c.claim.Sql.Path, c.claim.Table.SearchPath())
+	if c.claim.Feedback.OwnCode { // deferred triggers run at the commit
+		f.Add(c.claim.Statements.Path, c.claim.Feedback.SearchPath())
 	}
-	f.AddCommand(c.claim.Sql.Commit, "COMMIT")
+	f.AddCommand(c.claim.Statements.Commit, "COMMIT")
 }

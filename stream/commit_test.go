@@ -199,7 +199,7 @@ func TestServerDoesNotCommitAfterTheEnd(t *testing.T) {
 	if err := commitSteps(t, s, w.stepFor(&c, "b")); err != nil {
 		t.Fatal(err)
 	}
-	s.claim.Seq++
+	s.claim.Decided++
 	c.End = time.Now().Unix() + 3
 	st := w.stepFor(&c, "a")
 	st.rows[c.Key()].accept = false // it goes on
@@ -284,7 +284,7 @@ func TestStepIsDecidedAnewAtTheEnd(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
-	s.claim.Ahead = 2 * time.Second // so that Postgres refuses before the end is there
+	s.claim.ClockAhead = 2 * time.Second // so that Postgres refuses before the end is there
 	ending, other := w.campaign("ending", "r1"), w.campaign("other", "r1")
 	ending.End = time.Now().Unix() + 1
 	if err := commitSteps(t, s, w.stepFor(&ending, "a"), w.stepFor(&other, "a")); err != nil {
@@ -307,7 +307,7 @@ func TestClockThatWasSetEndsTheSession(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": {"a"}})
 	s := w.owner()
-	s.claim.Ahead = 2 * time.Hour
+	s.claim.ClockAhead = 2 * time.Hour
 	c := w.campaign("c", "r1") // ends in an hour
 	if err := commitSteps(t, s, w.stepFor(&c, "a")); !errors.Is(err, sink.ErrCampaignEnded) {
 		t.Errorf("commit ended with %v, want %v", err, sink.ErrCampaignEnded)
@@ -327,8 +327,8 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	w.db.Exec(aRow, "x")
 	w.db.Exec(`ANALYZE dinnerbell.campaign, subscribers_feedback`)
 	for name, c := range map[string]struct{ sql, types, args, index string }{
-		"ids": {knownIDsSQL(s.claim.T), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.claim.T), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
-		"clients": {s.claim.Table.MissingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
+		"ids": {knownIDsSQL(s.claim.Tables), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.claim.Tables), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
+		"clients": {s.claim.Feedback.MissingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
 	} {
 		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 			t.Fatal(err)

@@ -52,7 +52,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 // tryContested runs the step's transaction once. On error it is not committed, or
 // not known to be. Finding the rows that the table refuses grows with the step.
 func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
-	limit := c.claim.Cfg.SinkTimeout
+	limit := c.claim.Config.SinkTimeout
 	if d.st.isGuarded() {
 		limit *= 10
 	}
@@ -171,7 +171,7 @@ func (n *insertion) all(ctx context.Context) error {
 // checkTable returns the precondition that the table violates now, if there is
 // one: a sequence at its end refuses rows too, and no row is to blame.
 func (n *insertion) checkTable(ctx context.Context) error {
-	c, err := sink.ReadCatalogue(ctx, n.claim.Conn, n.claim.T)
+	c, err := sink.ReadCatalogue(ctx, n.claim.Conn, n.claim.Tables)
 	if err != nil {
 		return err
 	}
@@ -284,12 +284,12 @@ func (n *insertion) insert(ctx context.Context, texts []string) error {
 
 func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, error) {
 	c := n.pick.live.Campaign
-	rows, err := n.claim.Conn.Query(ctx, n.claim.Table.InsertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
+	rows, err := n.claim.Conn.Query(ctx, n.claim.Feedback.InsertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
 	if err != nil {
 		return nil, err
 	}
 	asked := map[string]bool{}
-	if len(n.claim.Table.Triggers) > 0 {
+	if len(n.claim.Feedback.Triggers) > 0 {
 		for _, text := range texts {
 			asked[text] = true
 		}
@@ -299,7 +299,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 	var campaign, text, other string
 	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
 		switch {
-		case len(n.claim.Table.Triggers) == 0:
+		case len(n.claim.Feedback.Triggers) == 0:
 		case campaign != c.ID || !asked[text]:
 			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
 		case other != "":
@@ -320,7 +320,7 @@ func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, er
 
 // withoutRow lists the clients that have no row of the campaign.
 func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
-	rows, err := n.claim.Conn.Query(ctx, n.claim.Table.MissingSQL(""), n.pick.live.ID, texts)
+	rows, err := n.claim.Conn.Query(ctx, n.claim.Feedback.MissingSQL(""), n.pick.live.ID, texts)
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func (d *decider) run(ctx context.Context) error {
 		if err := d.receiveInput(ctx); err != nil {
 			return err
 		}
-		st := newStep(d.claim.Table)
+		st := newStep(d.claim.Feedback)
 		if err := d.fillStep(st); err != nil {
 			return err
 		}
@@ -369,7 +369,7 @@ func (d *decider) dropUnservable(st *step, clients *id.List, l *liveCampaign) *i
 		case 6*l.Size()+9*n+record.Overhead > d.claim.Limits.Notification && record.NewTemplate(l.Campaign, 0).MaxRecordSize(n)+record.Overhead > d.claim.Limits.Notification:
 			return fmt.Sprintf("the notification is larger than the %d bytes that topic %s accepts", d.claim.Limits.Notification, d.cfg.Kafka.Notifications)
 		}
-		return d.claim.Table.ClientMisfit(id)
+		return d.claim.Feedback.ClientMisfit(id)
 	}
 	for i := range clients.Len() {
 		if unfit(clients.At(i)) == "" {

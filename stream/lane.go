@@ -88,7 +88,7 @@ func (l *lane) runSession(ctx context.Context) error {
 	defer s.close()
 	c := s.claim
 	l.noteTakeover(c, s.starts)
-	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.Epoch, "decided", c.Seq, "shipped", c.Shipped, "next_offset", c.NextOffset)
+	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.Epoch, "decided", c.Decided, "shipped", c.Shipped, "next_offset", c.NextOffset)
 	return s.run(ctx)
 }
 
@@ -131,7 +131,7 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 	defer l.mu.Unlock()
 	l.starts = times
 	l.status.State, l.status.LastError = LaneRunning, ""
-	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Seq, c.Shipped, c.NextOffset
+	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Decided, c.Shipped, c.NextOffset
 	l.counts = laneTotals{Totals: c.Totals, shipped: c.Totals.Notified}
 	for _, p := range c.Pending {
 		l.counts.shipped -= int64(p.Notifications())

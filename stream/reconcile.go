@@ -39,14 +39,14 @@ func (c *correctedKeys) takeAll() (keys []campaign.Key) {
 // step with its clients. A message that wins all the same becomes a pending row, which
 // comes back through the start times.
 func (c *committer) reconcileStep(ctx context.Context, st *step) error {
-	ctx, cancel := context.WithTimeout(ctx, c.claim.Cfg.SinkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.claim.Config.SinkTimeout)
 	defer cancel()
 	keys := make([]campaign.Key, 0, len(st.rows))
 	for k := range st.rows {
 		keys = append(keys, k)
 	}
 	now := time.Now().Unix()
-	if err := readKnown(ctx, c.claim.T, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
+	if err := readKnown(ctx, c.claim.Tables, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
 			c.reconcileMessage(st, r, there, now)
@@ -59,7 +59,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	}
 	// Campaigns that this lane still delivers come back, with their cursors.
 	c.starts.allowReload(st.lost)
-	list, err := readStarts(ctx, c.claim.T, c.claim.Conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+	list, err := readStarts(ctx, c.claim.Tables, c.claim.Conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 	if err != nil {
 		return err
 	}

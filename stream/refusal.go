@@ -59,7 +59,7 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 
 // explain is a refusal in words fit for a dead letter.
 func (n *insertion) explain(refused *pgconn.PgError) string {
-	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.T.Feedback, refused.Message, refused.Code)
+	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.claim.Tables.Feedback, refused.Message, refused.Code)
 	if refused.ConstraintName != "" {
 		why += ", constraint " + refused.ConstraintName
 	}

@@ -44,7 +44,7 @@ func Resolve(ctx context.Context, cfg takeover.Config, laneID int32, accept Choi
 	if err := s.Fence(ctx); err != nil {
 		return nil, err
 	}
-	r := &resolution{claim: s, accept: accept, newSeq: s.Seq, newNext: s.NextOffset}
+	r := &resolution{claim: s, accept: accept, newSeq: s.Decided, newNext: s.NextOffset}
 	for _, part := range []struct {
 		check  func(context.Context) error
 		broken *bool
@@ -66,10 +66,10 @@ func Resolve(ctx context.Context, cfg takeover.Config, laneID int32, accept Choi
 	}
 	if s.ProgressLost != nil {
 		// K is what was settled on; without a record the next takeover would halt again.
-		if err := topic.WriteProgress(ctx, s.Client, s.Cfg.Kafka.Progress, s.Lane, s.Shipped); err != nil {
+		if err := topic.WriteProgress(ctx, s.Client, s.Config.Kafka.Progress, s.Lane, s.Shipped); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
-		r.report("topic %s says again that steps up to %d are shipped", s.Cfg.Kafka.Progress, s.Shipped)
+		r.report("topic %s says again that steps up to %d are shipped", s.Config.Kafka.Progress, s.Shipped)
 	}
 	return r.did, nil
 }
@@ -108,16 +108,16 @@ func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.T.Lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
   cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
-		r.claim.Lane, r.claim.Epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.Ids.Cluster, r.claim.Ids.Campaigns, r.claim.Ids.Notifications, r.claim.Ids.Progress)
+		r.claim.Lane, r.claim.Epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.IDs.Cluster, r.claim.IDs.Campaigns, r.claim.IDs.Notifications, r.claim.IDs.Progress)
 	if err != nil {
 		return fmt.Errorf("update lane: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
 		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.Lane, sink.ErrTakenOver)
 	}
-	r.report("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.Cfg.Kafka.Campaigns)
+	r.report("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.Config.Kafka.Campaigns)
 	return nil
 }
 
@@ -125,14 +125,14 @@ func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 // what Kafka has: it is emptied, but for its dead letters, of which a second
 // one does less harm than none.
 func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
-	rolledBack := r.claim.Shipped > r.claim.Seq // Postgres; otherwise Kafka
+	rolledBack := r.claim.Shipped > r.claim.Decided // Postgres; otherwise Kafka
 	r.newSeq = r.claim.Shipped
 	dead, err := r.clearOutbox(ctx, tx)
 	if err != nil {
 		return err
 	}
 	if len(dead) > 0 {
-		r.report("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.Cfg.Kafka.DeadLetters)
+		r.report("%d dead letters are sent to topic %s, some of them perhaps again", len(dead), r.claim.Config.Kafka.DeadLetters)
 		if err := r.addStep(ctx, tx, &record.Payload{Dead: dead}); err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	case r.accept == AcceptRepeats:
 		return r.shipAgain(ctx, tx)
 	default:
-		r.report("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.T.Feedback)
+		r.report("what was decided and not seen as shipped is not sent again; its rows stay in %s", r.claim.Tables.Feedback)
 	}
 	return nil
 }
@@ -153,7 +153,7 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 // clearOutbox deletes the lane's outbox and returns the dead letters of what
 // was not shipped, as far as it can be read.
 func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadLetter, error) {
-	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.T.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.Lane)
+	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.Tables.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.Lane)
 	if err != nil {
 		return nil, fmt.Errorf("clear outbox: %w", err)
 	}
@@ -180,7 +180,7 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 // addStep adds one step to the outbox.
 func (r *resolution) addStep(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
 	r.newSeq++
-	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.T.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
+	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.Tables.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
 		r.claim.Lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
 		return fmt.Errorf("fill outbox: %w", err)
 	}
@@ -210,7 +210,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	if !anew {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.T.Campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.Lane); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.Lane); err != nil {
 		return fmt.Errorf("update campaigns: %w", err)
 	}
 	return nil
@@ -219,7 +219,7 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 // giveUpLive finishes what is under way, and skips what was received since the
 // point that Postgres was put back to: who has it is no longer known.
 func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.T.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.Lane)
+	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.Lane)
 	if err != nil {
 		return fmt.Errorf("finish campaigns: %w", err)
 	}
@@ -238,17 +238,17 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 // it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	noFeedback := ""
-	if r.claim.Table.HasFeedback {
+	if r.claim.Feedback.HasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
-	id, restaurant := r.claim.Table.ColumnSQL(record.CampaignColumn, "f"), r.claim.Table.ColumnSQL(record.RestaurantColumn, "f")
-	reader, err := r.claim.Cfg.Sink.Connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
+	id, restaurant := r.claim.Feedback.ColumnSQL(record.CampaignColumn, "f"), r.claim.Feedback.ColumnSQL(record.RestaurantColumn, "f")
+	reader, err := r.claim.Config.Sink.Connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
 	if err != nil {
 		return err
 	}
 	defer sink.CloseConn(reader)
-	rows, err := reader.Query(ctx, `SELECT `+r.claim.Table.RowSQL("f")+`
-FROM `+r.claim.T.Feedback+` f JOIN `+r.claim.T.Campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
+	rows, err := reader.Query(ctx, `SELECT `+r.claim.Feedback.RowSQL("f")+`
+FROM `+r.claim.Tables.Feedback+` f JOIN `+r.claim.Tables.Campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
 WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
 ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.Lane)
 	if err != nil {
@@ -271,7 +271,7 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 		if err := build.Add(c, trigger, client); err != nil {
 			return err
 		}
-		if bytes += c.Size(); bytes >= r.claim.Cfg.StepBytes || build.Notifications() >= r.claim.Cfg.StepClients {
+		if bytes += c.Size(); bytes >= r.claim.Config.StepBytes || build.Notifications() >= r.claim.Config.StepClients {
 			return flush()
 		}
 		return nil
@@ -282,6 +282,6 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 	if err != nil {
 		return fmt.Errorf("send notifications again: %w", err)
 	}
-	r.report("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.Cfg.Kafka.Notifications)
+	r.report("%d notifications of campaigns that are still valid are sent to topic %s again", total, r.claim.Config.Kafka.Notifications)
 	return nil
 }

@@ -43,10 +43,10 @@ func newSession(l *lane, c *takeover.Claim) *session {
 	s := &session{
 		lane: l, claim: c, reader: l.svc.readers.Open(), starts: newStartTimes(l.svc.startLimit), shipped: &shipProgress{advanced: make(chan struct{}, 1)},
 		arrivals: make(chan messageBatch), due: make(chan []*liveCampaign), steps: make(chan *step),
-		toShip:  make(chan *inflightStep, c.Cfg.Window+len(c.Pending)),
+		toShip:  make(chan *inflightStep, c.Config.Window+len(c.Pending)),
 		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
 	}
-	s.messages = newMessageInspector(c.Cfg, l.id, c.Table, c.Limits, s.reader, l.svc.store)
+	s.messages = newMessageInspector(c.Config, l.id, c.Feedback, c.Limits, s.reader, l.svc.store)
 	s.shipped.seq.Store(c.Shipped)
 	s.shipped.ends.Raise(c.EndsBefore)
 	return s
@@ -97,14 +97,14 @@ func (s *session) close() {
 }
 
 func (s *session) newIntake() *intake {
-	return &intake{lane: s.lane, cfg: s.claim.Cfg, messages: s.messages, arrivals: s.arrivals,
+	return &intake{lane: s.lane, cfg: s.claim.Config, messages: s.messages, arrivals: s.arrivals,
 		input: newLaneInput(s.claim.NextOffset, &topic.PartitionReader{
-			Client: s.claim.Client, NewClient: s.claim.Cfg.Kafka.NewClient, Topic: s.claim.Cfg.Kafka.Campaigns, TopicID: s.claim.Ids.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.Limits.MaxCampaign(),
+			Client: s.claim.Client, NewClient: s.claim.Config.Kafka.NewClient, Topic: s.claim.Config.Kafka.Campaigns, TopicID: s.claim.IDs.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.Limits.MaxCampaign(),
 		})}
 }
 
 func (s *session) newCampaignStarter() *campaignStarter {
-	return &campaignStarter{lane: s.lane, t: s.claim.T, reader: s.reader, timeout: s.claim.Cfg.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due}
+	return &campaignStarter{lane: s.lane, t: s.claim.Tables, reader: s.reader, timeout: s.claim.Config.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due}
 }
 
 func (s *session) newReplayer() *replayer {
@@ -122,7 +122,7 @@ func (s *session) newCommitter() *committer {
 	return &committer{
 		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected,
 		steps: s.steps, toShip: s.toShip, buffers: s.buffers,
-		last: s.claim.Seq, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
+		last: s.claim.Decided, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
 	}
 }
 

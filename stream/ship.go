@@ -80,12 +80,12 @@ func (s *shipper) run(ctx context.Context) error {
 // the first step behind them, or nil.
 func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recordBuffers) (*inflightStep, error) {
 	batch, size, next := s.collectCommitted(d)
-	out.prepare(batch, size, 2*s.claim.Cfg.StepBytes)
+	out.prepare(batch, size, 2*s.claim.Config.StepBytes)
 	err := s.shipBatch(ctx, batch, out)
 	if errors.Is(err, kerr.MessageTooLarge) {
 		return nil, &halt.Error{Part: halt.Stream, Lane: s.claim.Lane,
-			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.Cfg.Kafka.Notifications, s.claim.Cfg.Kafka.DeadLetters, err),
-			Hint: s.claim.Limits.RaiseHint(s.claim.Cfg.Kafka.Principal) + "; then start the daemon again"}
+			What: fmt.Sprintf("steps %d to %d are decided, and topic %s or %s does not accept them any more: %v", batch[0].Seq, batch[len(batch)-1].Seq, s.claim.Config.Kafka.Notifications, s.claim.Config.Kafka.DeadLetters, err),
+			Hint: s.claim.Limits.RaiseHint(s.claim.Config.Kafka.Principal) + "; then start the daemon again"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ship steps %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
@@ -98,7 +98,7 @@ func (s *shipper) shipCommitted(ctx context.Context, d *inflightStep, out *recor
 // records.
 func (s *shipper) collectCommitted(first *inflightStep) (batch []*record.Payload, size int, next *inflightStep) {
 	batch, size = []*record.Payload{first.p}, first.p.RecordBytes()
-	for size < s.claim.Cfg.StepBytes {
+	for size < s.claim.Config.StepBytes {
 		select {
 		case d, ok := <-s.toShip:
 			if !ok {
@@ -128,7 +128,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 		return false, nil
 	}
 	batch := []*record.Payload{d.early}
-	out.prepare(batch, d.early.RecordBytes(), 2*s.claim.Cfg.StepBytes)
+	out.prepare(batch, d.early.RecordBytes(), 2*s.claim.Config.StepBytes)
 	result, err := s.produceAll(ctx, batch, out)
 	if err != nil {
 		return false, err
@@ -184,13 +184,13 @@ func (s *shipper) produceAll(ctx context.Context, batch []*record.Payload, out *
 		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	failpoint.Hit("ship/begun")
-	result := &topic.Delivery{Topic: s.claim.Cfg.Kafka.Notifications}
+	result := &topic.Delivery{Topic: s.claim.Config.Kafka.Notifications}
 	for _, p := range batch {
 		s.produceRecords(ctx, p, out, result)
 	}
 	failpoint.Hit("ship/produced")
 	last := batch[len(batch)-1].Seq
-	s.claim.Client.Produce(ctx, topic.ProgressRecord(s.claim.Cfg.Kafka.Progress, s.claim.Lane, last), result.Note)
+	s.claim.Client.Produce(ctx, topic.ProgressRecord(s.claim.Config.Kafka.Progress, s.claim.Lane, last), result.Note)
 	if err := s.claim.Client.Flush(ctx); err != nil {
 		return nil, fmt.Errorf("flush: %w", err)
 	}
@@ -253,13 +253,13 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 			out.arena, keyEnd, valueEnd = w.AppendRecord(out.arena, seg.Clients.At(j))
 			r := &out.records[0]
 			out.records = out.records[1:]
-			r.Topic = s.claim.Cfg.Kafka.Notifications
+			r.Topic = s.claim.Config.Kafka.Notifications
 			r.Key, r.Value = out.arena[from:keyEnd:keyEnd], out.arena[keyEnd:valueEnd:valueEnd]
 			s.claim.Client.Produce(ctx, r, result.Note)
 		}
 	}
 	for i := range p.Dead {
-		s.claim.Client.Produce(ctx, topic.DeadLetterRecord(&p.Dead[i], s.claim.Cfg.Kafka.DeadLetters), result.Note)
+		s.claim.Client.Produce(ctx, topic.DeadLetterRecord(&p.Dead[i], s.claim.Config.Kafka.DeadLetters), result.Note)
 	}
 }
 

@@ -20,9 +20,9 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 	if ctx.Err() != nil || !locked && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	holders, failed := bounded(ctx, c.claim.Cfg.SinkTimeout, func(ctx context.Context) ([]string, error) {
+	holders, failed := bounded(ctx, c.claim.Config.SinkTimeout, func(ctx context.Context) ([]string, error) {
 		if locked { // the server has given up waiting: it does not say any more for whom
-			return sink.QueryTexts(ctx, c.reader, longHoldersSQL, int64(c.claim.Conn.PgConn().PID()), []string{c.claim.T.Feedback, c.claim.T.Lane, c.claim.T.Campaign, c.claim.T.Outbox})
+			return sink.QueryTexts(ctx, c.reader, longHoldersSQL, int64(c.claim.Conn.PgConn().PID()), []string{c.claim.Tables.Feedback, c.claim.Tables.Lane, c.claim.Tables.Campaign, c.claim.Tables.Outbox})
 		}
 		return sink.QueryTexts(ctx, c.reader, holdersSQL, int64(c.claim.Conn.PgConn().PID()))
 	})
@@ -36,7 +36,7 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 	}
 	before := c.lane.stepClients()
 	c.lane.narrowSteps()
-	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.Cfg.SinkTimeout, c.claim.T.Feedback, c.lane.stepClients())
+	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.Config.SinkTimeout, c.claim.Tables.Feedback, c.lane.stepClients())
 }
 
 // session a in words, and the prepared transactions of this database.

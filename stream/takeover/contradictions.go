@@ -36,9 +36,9 @@ func (c *Claim) checkTopics() error {
 
 func (c *Claim) checkSinkTopics() error {
 	for _, id := range []struct{ what, have, want string }{
-		{"the Kafka cluster is another one", c.Ids.Cluster, c.expected.Cluster},
-		{"topic " + c.Cfg.Kafka.Notifications + " was deleted and made again", c.Ids.Notifications, c.expected.Notifications},
-		{"topic " + c.Cfg.Kafka.Progress + " was deleted and made again", c.Ids.Progress, c.expected.Progress},
+		{"the Kafka cluster is another one", c.IDs.Cluster, c.expected.Cluster},
+		{"topic " + c.Config.Kafka.Notifications + " was deleted and made again", c.IDs.Notifications, c.expected.Notifications},
+		{"topic " + c.Config.Kafka.Progress + " was deleted and made again", c.IDs.Progress, c.expected.Progress},
 	} {
 		if id.have != id.want {
 			return c.newHalt(fmt.Sprintf("%s: its id is %s, the lane counts in %s; what the former one held may be missing to its consumers", id.what, id.have, id.want))
@@ -50,14 +50,14 @@ func (c *Claim) checkSinkTopics() error {
 func (c *Claim) checkInputTopic() error {
 	if c.HasNewInput() {
 		return c.newHalt(fmt.Sprintf("topic %s was deleted and made again: its id is %s, the lane counts in %s; campaigns that were not read are gone, and offset %d means nothing there",
-			c.Cfg.Kafka.Campaigns, c.Ids.Campaigns, c.expected.Campaigns, c.NextOffset))
+			c.Config.Kafka.Campaigns, c.IDs.Campaigns, c.expected.Campaigns, c.NextOffset))
 	}
 	return nil
 }
 
 // HasNewInput reports whether the lane's offsets belong to another log.
 func (c *Claim) HasNewInput() bool {
-	return c.Ids.Campaigns != c.expected.Campaigns || c.Ids.Cluster != c.expected.Cluster
+	return c.IDs.Campaigns != c.expected.Campaigns || c.IDs.Cluster != c.expected.Cluster
 }
 
 // compareSinks compares K with P, and the ends of the notifications topic with those
@@ -66,7 +66,7 @@ func (c *Claim) compareSinks(ctx context.Context) error {
 	if err := c.compareSteps(); err != nil {
 		return err
 	}
-	notifications := c.Cfg.Kafka.Notifications
+	notifications := c.Config.Kafka.Notifications
 	offsets, err := kadm.NewClient(c.Client).ListEndOffsets(ctx, notifications)
 	if err != nil {
 		return fmt.Errorf("list offsets of topic %s: %w", notifications, err)
@@ -85,16 +85,16 @@ func (c *Claim) compareSinks(ctx context.Context) error {
 // compareSteps halts if K is unknown, above P, or below a K that Kafka had reported.
 func (c *Claim) compareSteps() error {
 	if c.ProgressLost != nil {
-		return c.newHalt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.ProgressLost, c.Seq, c.ShippedBefore))
+		return c.newHalt(fmt.Sprintf("%v. Steps up to %d are decided, and how many of those after %d are shipped is not known", c.ProgressLost, c.Decided, c.ShippedBefore))
 	}
 	k := c.Shipped
-	if k > c.Seq {
+	if k > c.Decided {
 		return c.newHalt(fmt.Sprintf("Postgres was rolled back: topic %s says that steps up to %d are shipped, %s says that only %d were decided. The feedback rows of the steps between are gone; their records in topic %s are not",
-			c.Cfg.Kafka.Progress, k, c.T.Lane, c.Seq, c.Cfg.Kafka.Notifications))
+			c.Config.Kafka.Progress, k, c.Tables.Lane, c.Decided, c.Config.Kafka.Notifications))
 	}
 	if k < c.ShippedBefore {
 		return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, it had said %d. Records of topic %s may be gone with it",
-			c.Cfg.Kafka.Progress, k, c.ShippedBefore, c.Cfg.Kafka.Notifications))
+			c.Config.Kafka.Progress, k, c.ShippedBefore, c.Config.Kafka.Notifications))
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ func (c *Claim) compareSteps() error {
 func (c *Claim) compareEnds(ends []int64) error {
 	for p, before := range c.EndsBefore {
 		if ends[p] < before {
-			return c.newHalt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.Cfg.Kafka.Notifications, p, ends[p], before))
+			return c.newHalt(fmt.Sprintf("Kafka was rolled back: %s/%d ends at offset %d, it had reached %d; notifications are gone from it", c.Config.Kafka.Notifications, p, ends[p], before))
 		}
 	}
 	return nil
@@ -113,7 +113,7 @@ func (c *Claim) compareEnds(ends []int64) error {
 // loadOutbox reads and decodes the steps that are decided and not shipped: all of
 // (K, P], or a halt.
 func (c *Claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, error) {
-	rows, err := c.Conn.Query(ctx, `SELECT seq, payload FROM `+c.T.Outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.Lane, k)
+	rows, err := c.Conn.Query(ctx, `SELECT seq, payload FROM `+c.Tables.Outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.Lane, k)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.Lane, err)
 	}
@@ -126,7 +126,7 @@ func (c *Claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, err
 		return record.DecodePayload(seq, b)
 	})
 	if errors.Is(err, record.ErrCorrupt) {
-		return nil, c.newHalt(fmt.Sprintf("%s: %v", c.T.Outbox, err))
+		return nil, c.newHalt(fmt.Sprintf("%s: %v", c.Tables.Outbox, err))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read outbox of lane %d: %w", c.Lane, err)
@@ -141,7 +141,7 @@ func (c *Claim) checkContiguous(k int64, pending []*record.Payload) error {
 			return c.outboxGapHalt(k, k+1+int64(i))
 		}
 	}
-	if last := k + int64(len(pending)); last < c.Seq {
+	if last := k + int64(len(pending)); last < c.Decided {
 		return c.outboxGapHalt(k, last+1)
 	}
 	return nil
@@ -149,7 +149,7 @@ func (c *Claim) checkContiguous(k int64, pending []*record.Payload) error {
 
 func (c *Claim) outboxGapHalt(k, missing int64) *halt.Error {
 	return c.newHalt(fmt.Sprintf("Kafka was rolled back: topic %s says that steps up to %d are shipped, %d are decided, and %s no longer holds step %d. Its notifications may be missing in topic %s",
-		c.Cfg.Kafka.Progress, k, c.Seq, c.T.Outbox, missing, c.Cfg.Kafka.Notifications))
+		c.Config.Kafka.Progress, k, c.Decided, c.Tables.Outbox, missing, c.Config.Kafka.Notifications))
 }
 
 // checkInput halts if campaigns were deleted from the input before they were read: a
@@ -160,7 +160,7 @@ func (c *Claim) checkInput(ctx context.Context) error {
 		return err
 	}
 	if c.NextOffset < start || c.NextOffset > end {
-		return c.newHalt(fmt.Sprintf("topic %s partition %d holds offsets %d to %d, the lane reads on at %d: campaigns were deleted before they were read, or the log was cut", c.Cfg.Kafka.Campaigns, c.Lane, start, end, c.NextOffset))
+		return c.newHalt(fmt.Sprintf("topic %s partition %d holds offsets %d to %d, the lane reads on at %d: campaigns were deleted before they were read, or the log was cut", c.Config.Kafka.Campaigns, c.Lane, start, end, c.NextOffset))
 	}
 	return nil
 }
@@ -169,11 +169,11 @@ func (c *Claim) checkInput(ctx context.Context) error {
 // first one, and one more than the last.
 func (c *Claim) ReadInputRange(ctx context.Context) (start, end int64, err error) {
 	adm := kadm.NewClient(c.Client)
-	first, err := topic.ListOffset(ctx, c.Cfg.Kafka.Campaigns, c.Lane, adm.ListStartOffsets)
+	first, err := topic.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListStartOffsets)
 	if err != nil {
 		return 0, 0, err
 	}
-	last, err := topic.ListOffset(ctx, c.Cfg.Kafka.Campaigns, c.Lane, adm.ListEndOffsets)
+	last, err := topic.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListEndOffsets)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -42,7 +42,7 @@ func TestContradictions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			claim := New(Config{Kafka: topic.Config{Notifications: "notifications", Progress: "progress"}}, 0, Options{})
-			claim.Seq, claim.Shipped, claim.ShippedBefore, claim.EndsBefore = c.seq, c.shipped, c.shippedBefore, c.endsBefore
+			claim.Decided, claim.Shipped, claim.ShippedBefore, claim.EndsBefore = c.seq, c.shipped, c.shippedBefore, c.endsBefore
 			if c.lost {
 				claim.ProgressLost = &topic.ProgressLostError{}
 			}

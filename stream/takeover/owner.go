@@ -16,7 +16,7 @@ import (
 // could be taken by every role that may connect.
 func (c *Claim) LaneMark() string {
 	h := fnv.New32a()
-	_, _ = h.Write([]byte(c.T.Schema)) // never fails; one database may hold several deployments
+	_, _ = h.Write([]byte(c.Tables.Schema)) // never fails; one database may hold several deployments
 	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.Lane)
 }
 
@@ -40,7 +40,7 @@ func (c *Claim) endPredecessors(ctx context.Context) error {
 		return fmt.Errorf("end the former owner's connections of lane %d: %w", c.Lane, err)
 	}
 	if ended > 0 {
-		c.Cfg.Logger.Info("ended connections of the lane's former owner", "lane", c.Lane, "connections", ended)
+		c.Config.Logger.Info("ended connections of the lane's former owner", "lane", c.Lane, "connections", ended)
 	}
 	return nil
 }
@@ -51,7 +51,7 @@ const ownerGone = 3 * time.Second
 
 // CheckNoOwner returns an error if a daemon works on the lane.
 func (c *Claim) CheckNoOwner(ctx context.Context) error {
-	conn, err := c.Cfg.Sink.Connect(ctx, "dinnerbell resolve")
+	conn, err := c.Config.Sink.Connect(ctx, "dinnerbell resolve")
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ const UnmetPatience = time.Minute
 
 // ViolationWatch remembers which precondition is violated, and since when.
 type ViolationWatch struct {
-	Name  string
+	name  string
 	since time.Time
 }
 
@@ -128,8 +128,8 @@ func (w *ViolationWatch) HaltIfLasting(err error, lane int32, patience time.Dura
 		*w = ViolationWatch{}
 		return err
 	}
-	if violation.Name != w.Name {
-		*w = ViolationWatch{Name: violation.Name, since: time.Now()}
+	if violation.Name != w.name {
+		*w = ViolationWatch{name: violation.Name, since: time.Now()}
 	}
 	if setupMends(violation) || time.Since(w.since) < patience {
 		return err

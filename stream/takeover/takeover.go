@@ -25,25 +25,25 @@ const Timeout = 60 * time.Second
 // Claim is the ownership of a lane: the connections that a TAKEOVER has opened and the
 // positions that it has read. The session does not change them.
 type Claim struct {
-	Lane int32
-	Cfg  Config
-	T    sink.Tables
-	opts Options
-	step PhaseWatch
+	Lane   int32
+	Config Config
+	Tables sink.Tables
+	opts   Options
+	phase  PhaseWatch
 
-	Conn    *pgx.Conn            // to the sink; used by the committer alone
-	counted bool                 // holds a token of opts.slots
-	Sql     *sink.StepStatements // prepared on conn
-	Ahead   time.Duration        // upper bound of how far our clock is ahead of Postgres'
-	Client  *kgo.Client          // the intake fetches with it, the shipper produces
+	Conn       *pgx.Conn            // to the sink; used by the committer alone
+	counted    bool                 // holds a token of opts.slots
+	Statements *sink.StepStatements // prepared on conn
+	ClockAhead time.Duration        // upper bound of how far our clock is ahead of Postgres'
+	Client     *kgo.Client          // the intake fetches with it, the shipper produces
 
-	Table    *sink.FeedbackTable // each step's transaction checks that the table is still this one
-	Ids      topic.IDs
+	Feedback *sink.FeedbackTable // each step's transaction checks that the table is still this one
+	IDs      topic.IDs
 	expected topic.Identity
 	Limits   topic.Limits
 
 	Epoch      int64
-	Seq        int64 // P
+	Decided    int64 // P
 	Shipped    int64 // K
 	NextOffset int64
 	Totals     Totals
@@ -70,7 +70,7 @@ type Options struct {
 // New makes a claim that has nothing yet: Connect, Fence and Finish follow, in this
 // order.
 func New(cfg Config, lane int32, opts Options) *Claim {
-	return &Claim{Lane: lane, Cfg: cfg, T: cfg.Sink.Tables(), opts: opts}
+	return &Claim{Lane: lane, Config: cfg, Tables: cfg.Sink.Tables(), opts: opts}
 }
 
 // TakeOver makes this process the lane's owner. The order is the protocol:
@@ -97,7 +97,7 @@ func TakeOver(ctx context.Context, cfg Config, lane int32, opts Options) (_ *Cla
 		}
 	}()
 	if opts.Patience > 0 {
-		defer c.step.Watch(ctx, opts.Patience, opts.Slow)()
+		defer c.phase.Watch(ctx, opts.Patience, opts.Slow)()
 	}
 	if err := c.Connect(ctx); err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func (c *Claim) Close() {
 		<-c.opts.Slots
 	}
 	if c.Client != nil {
-		topic.CloseClient(c.Client, c.Cfg.Logger, c.Lane)
+		topic.CloseClient(c.Client, c.Config.Logger, c.Lane)
 	}
 }
 
@@ -126,16 +126,16 @@ func (c *Claim) Finish(ctx context.Context) (err error) {
 	if err := c.Fence(ctx); err != nil {
 		return err
 	}
-	c.step.Enter("compare the sinks", nil)
+	c.phase.Enter("compare the sinks", nil)
 	if err := c.compareSinks(ctx); err != nil {
 		return err
 	}
-	c.step.Enter("load the outbox", nil)
+	c.phase.Enter("load the outbox", nil)
 	if c.Pending, err = c.loadOutbox(ctx, c.Shipped); err != nil {
 		return err
 	}
 	failpoint.Hit("takeover/outbox-loaded")
-	c.step.Enter("check the input", nil)
+	c.phase.Enter("check the input", nil)
 	return c.checkInput(ctx)
 }
 
@@ -147,7 +147,7 @@ func (c *Claim) ConfirmHalt(ctx context.Context, err error) error {
 		return err
 	}
 	var epoch int64
-	if err := c.Conn.QueryRow(ctx, `SELECT epoch FROM `+c.T.Lane+` WHERE lane = $1`, c.Lane).Scan(&epoch); err != nil {
+	if err := c.Conn.QueryRow(ctx, `SELECT epoch FROM `+c.Tables.Lane+` WHERE lane = $1`, c.Lane).Scan(&epoch); err != nil {
 		return fmt.Errorf("read epoch of lane %d: %w", c.Lane, err)
 	}
 	if epoch != c.Epoch {
@@ -162,7 +162,7 @@ func (c *Claim) Connect(ctx context.Context) error {
 	if err := c.openSink(ctx); err != nil {
 		return err
 	}
-	c.step.Enter(fmt.Sprintf("raise the epoch of lane %d in %s", c.Lane, c.T.Lane), nil)
+	c.phase.Enter(fmt.Sprintf("raise the epoch of lane %d in %s", c.Lane, c.Tables.Lane), nil)
 	if err := c.raiseEpoch(ctx); err != nil {
 		return err
 	}
@@ -174,13 +174,13 @@ func (c *Claim) Connect(ctx context.Context) error {
 // read: the topics' ids, the limits of their records, the feedback table.
 func (c *Claim) checkPreconditions(ctx context.Context) error {
 	var found systemFacts
-	report, err := readPreconditions(ctx, c.Cfg, precondition.AtSession, c.Conn, &found)
+	report, err := readPreconditions(ctx, c.Config, precondition.AtSession, c.Conn, &found)
 	if err := report.Unmet(err); err != nil {
 		return err
 	}
-	c.Ids = found.cluster.IDs(c.Cfg.Kafka)
-	c.Limits = topic.NewLimits(found.cluster, c.Cfg.Kafka)
-	c.Table = found.catalogue.Feedback
+	c.IDs = found.cluster.IDs(c.Config.Kafka)
+	c.Limits = topic.NewLimits(found.cluster, c.Config.Kafka)
+	c.Feedback = found.catalogue.Feedback
 	return nil
 }
 
@@ -188,20 +188,20 @@ func (c *Claim) openSink(ctx context.Context) (err error) {
 	if err := c.awaitConnection(ctx); err != nil {
 		return err
 	}
-	c.step.Enter("open the connection to the sink", nil)
-	if c.Conn, err = c.Cfg.Sink.Connect(ctx, c.LaneMark()+c.Cfg.Kafka.InstanceID); err != nil {
+	c.phase.Enter("open the connection to the sink", nil)
+	if c.Conn, err = c.Config.Sink.Connect(ctx, c.LaneMark()+c.Config.Kafka.InstanceID); err != nil {
 		return err
 	}
 	if err := c.readySink(ctx); err != nil {
 		return err
 	}
-	c.step.Enter("check the preconditions", nil)
+	c.phase.Enter("check the preconditions", nil)
 	if err := c.checkPreconditions(ctx); err != nil {
 		return err
 	}
-	c.step.Enter("end the former owners' connections to the sink", nil)
-	c.Sql = sink.NewStepStatements(c.T)
-	if err := sink.Prepare(ctx, c.Conn, c.Sql.All()...); err != nil {
+	c.phase.Enter("end the former owners' connections to the sink", nil)
+	c.Statements = sink.NewStepStatements(c.Tables)
+	if err := sink.Prepare(ctx, c.Conn, c.Statements.All()...); err != nil {
 		return err
 	}
 	return c.endPredecessors(ctx)
@@ -213,7 +213,7 @@ func (c *Claim) readySink(ctx context.Context) error {
 		return err
 	}
 	skew, off, err := sink.ClockSkew(ctx, c.Conn, time.Now)
-	c.Ahead = skew + off
+	c.ClockAhead = skew + off
 	return err
 }
 
@@ -242,22 +242,22 @@ func (c *Claim) awaitConnection(ctx context.Context) error {
 
 func (c *Claim) raiseEpoch(ctx context.Context) error {
 	row := func() error {
-		return c.Conn.QueryRow(ctx, `UPDATE `+c.T.Lane+` SET epoch = epoch + 1 WHERE lane = $1
+		return c.Conn.QueryRow(ctx, `UPDATE `+c.Tables.Lane+` SET epoch = epoch + 1 WHERE lane = $1
 RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, c.Lane).
-			Scan(&c.Epoch, &c.Seq, &c.NextOffset, &c.expected.Cluster, &c.expected.Campaigns, &c.expected.Notifications, &c.expected.Progress,
+			Scan(&c.Epoch, &c.Decided, &c.NextOffset, &c.expected.Cluster, &c.expected.Campaigns, &c.expected.Notifications, &c.expected.Progress,
 				&c.ShippedBefore, &c.EndsBefore, &c.Totals.Notified, &c.Totals.Expired, &c.Totals.Dead)
 	}
 	err := row()
 	if errors.Is(err, pgx.ErrNoRows) { // a new partition
-		if err = InitLanes(ctx, c.Cfg, c.Conn); err == nil {
+		if err = InitLanes(ctx, c.Config, c.Conn); err == nil {
 			err = row()
 		}
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", c.Lane, c.Cfg.Kafka.Campaigns)
+		return fmt.Errorf("there is no lane %d: topic %s has no such partition; `dinnerbell status` lists the lanes", c.Lane, c.Config.Kafka.Campaigns)
 	}
 	if err != nil {
-		return fmt.Errorf("take lane %d in %s: %w", c.Lane, c.T.Lane, err)
+		return fmt.Errorf("take lane %d in %s: %w", c.Lane, c.Tables.Lane, err)
 	}
 	return nil
 }
@@ -266,19 +266,19 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 // lane's transactions, so the K that is read then is final.
 func (c *Claim) Fence(ctx context.Context) error {
 	trouble := func(ctx context.Context) error {
-		return topic.TransactionCoordinator(c.Cfg.Kafka.TransactionalID(c.Lane)).Diagnose(ctx, c.Cfg.Kafka, c.Client)
+		return topic.TransactionCoordinator(c.Config.Kafka.TransactionalID(c.Lane)).Diagnose(ctx, c.Config.Kafka, c.Client)
 	}
-	c.step.Enter(fmt.Sprintf("fence the former producer of lane %d", c.Lane), trouble)
+	c.phase.Enter(fmt.Sprintf("fence the former producer of lane %d", c.Lane), trouble)
 	_, _, err := c.Client.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
-		return &precondition.UnmetError{Finding: c.Cfg.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
+		return &precondition.UnmetError{Finding: c.Config.Kafka.MissingTransactionRight(c.Lane, c.Limits.Bootstrap, err)}
 	}
 	if err != nil {
 		return fmt.Errorf("fence the former producer of lane %d: %w", c.Lane, err)
 	}
 	failpoint.Hit("takeover/fenced")
-	c.step.Enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.Lane, c.Cfg.Kafka.Progress), nil)
-	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.Client, NewClient: c.Cfg.Kafka.NewClient, Topic: c.Cfg.Kafka.Progress, TopicID: c.Ids.ProgressID, Partition: c.Lane})
+	c.phase.Enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.Lane, c.Config.Kafka.Progress), nil)
+	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.Client, NewClient: c.Config.Kafka.NewClient, Topic: c.Config.Kafka.Progress, TopicID: c.IDs.ProgressID, Partition: c.Lane})
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
 		c.ProgressLost, k, err = lost, c.ShippedBefore, nil // a lower bound of K; compareSinks halts
 	}
@@ -292,7 +292,7 @@ func (c *Claim) Fence(ctx context.Context) error {
 // openKafka makes the Kafka client of the session: a transactional producer that also
 // reads the lane's partition.
 func (c *Claim) openKafka() (err error) {
-	c.Client, err = c.Cfg.Kafka.NewProducer(c.Lane, c.Limits)
+	c.Client, err = c.Config.Kafka.NewProducer(c.Lane, c.Limits)
 	return err
 }
 
@@ -300,9 +300,9 @@ func (c *Claim) openKafka() (err error) {
 // stores other ones: which notifications it wants is unknown.
 func (c *Claim) DroppedRowsHalt(what string) error {
 	who, hint := "", "look for what keeps rows out of the table"
-	if len(c.Table.Triggers) > 0 {
-		who = "; its trigger " + strings.Join(c.Table.Triggers, ", ") + " runs before each row"
+	if len(c.Feedback.Triggers) > 0 {
+		who = "; its trigger " + strings.Join(c.Feedback.Triggers, ", ") + " runs before each row"
 		hint = "have the trigger leave the ten columns of a notification alone and RAISE an exception for a row that it does not want (such clients are then left out), or drop it"
 	}
-	return &halt.Error{Part: halt.Stream, Lane: c.Lane, What: fmt.Sprintf("feedback table %s: %s%s", c.T.Feedback, what, who), Hint: hint + "; then start the daemon again"}
+	return &halt.Error{Part: halt.Stream, Lane: c.Lane, What: fmt.Sprintf("feedback table %s: %s%s", c.Tables.Feedback, what, who), Hint: hint + "; then start the daemon again"}
 }
