@@ -15,48 +15,48 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// indexCampaigns bounds how many campaigns a survey holds: some 20 MB. A range
-// with more that are still valid is replayed in rounds, each with the share of
-// the campaigns that it can hold.
+// indexCampaigns bounds the campaigns of one index: some 20 MB. A replay whose range
+// holds more campaigns that are still valid goes through them in several hash ranges.
 const indexCampaigns = 1 << 17
 
-// hashRange is a part of all campaigns: those whose id's hash begins with the
-// lowest bits of prefix. The zero share is all of them.
+// hashRange is a part of all campaigns: those whose id's hash begins with the lowest bits
+// of prefix. The zero hashRange is all campaigns.
 type hashRange struct {
 	bits   int
 	prefix uint64
 }
 
+// contains reports whether the campaign is in the range.
 func (s hashRange) contains(d campaign.Digest) bool {
 	return s.bits == 0 || binary.BigEndian.Uint64(d[:8])>>(64-s.bits) == s.prefix
 }
 
-// split splits a share.
+// split cuts the range into two halves.
 func (s hashRange) split() (hashRange, hashRange) {
 	return hashRange{s.bits + 1, s.prefix << 1}, hashRange{s.bits + 1, s.prefix<<1 | 1}
 }
 
-// isFirst tells that the share is the first of its replay: what has no campaign
-// id is counted with it.
+// isFirst reports whether the range is the first of its replay, which also counts the
+// messages without a campaign id.
 func (s hashRange) isFirst() bool { return s.prefix == 0 }
 
-// newestIndex is what a survey found: for each campaign of the share that has a valid
-// message in the range, its newest message in the topic.
+// newestIndex holds the newest message in the topic for each campaign of a hash range
+// that has a valid message in the replayed offsets.
 type newestIndex struct {
 	hashRange
 	byDigest map[campaign.Digest]campaign.Version
-	limit    int // of newest
+	limit    int // of byDigest
 
-	// audiences are what a dry run has in the delivered cache for campaigns of
-	// several restaurants, by id.
+	// audiences are a dry run's names in the delivered cache for campaigns of several
+	// restaurants, by campaign id.
 	audiences map[string]id.ID
 
 	mu     sync.Mutex
 	shared map[uint64]bool // campaigns with several restaurants; true once its clients are counted
 }
 
-// addMessage notes a message unless a newer one is known. It returns false where the
-// message is over and none of its campaign is known.
+// addMessage notes a message unless the index has a newer one. It returns false where the
+// message is over and the index has no other message of its campaign.
 func (p *newestIndex) addMessage(d campaign.Digest, m campaign.Message, now int64) bool {
 	m.Distinct = true
 	var newest *campaign.Version
@@ -73,14 +73,14 @@ func (p *newestIndex) addMessage(d campaign.Digest, m campaign.Message, now int6
 	return true
 }
 
-// isSuperseded tells that the topic has a newer message of the campaign.
+// isSuperseded reports whether the topic has a newer message of the campaign.
 func (p *newestIndex) isSuperseded(d campaign.Digest, m campaign.Version) bool {
 	n, ok := p.byDigest[d]
 	return ok && campaign.SurelyNewer(n, m)
 }
 
-// markCounted tells, for a campaign of several restaurants, whether its clients
-// are still to be counted.
+// markCounted reports whether the campaign's clients are still to be counted, and marks a
+// campaign of several restaurants as counted.
 func (p *newestIndex) markCounted(d campaign.Digest) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,18 +91,20 @@ func (p *newestIndex) markCounted(d campaign.Digest) bool {
 	return !counted
 }
 
-func (p *newestIndex) hasRestaurants(d campaign.Digest) bool {
+// hasSeveralRestaurants reports whether the index has messages of the campaign for several
+// restaurants.
+func (p *newestIndex) hasSeveralRestaurants(d campaign.Digest) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, ok := p.shared[d.Campaign()]
 	return ok
 }
 
-// indexNewest reads every lane's range, whoever owns it. First it collects the
-// campaigns that have a valid message; then it looks for newer messages of
-// these, to where each lane reads on and from the time at which the first of
-// them was sent: a cancel behind the range, or on another partition, counts.
-// Where the share has too many, it is cut; rest is what was cut off.
+// indexNewest reads the range of every lane, whichever daemon owns the lane. First it
+// collects the campaigns that have a valid message. Then it looks for newer messages of
+// these campaigns, up to each lane's next offset and from the time of the first valid
+// message on: a cancel behind the range or on another partition counts. If the hash range
+// has too many campaigns, indexNewest cuts it and returns the other parts in rest.
 func (r *replay) indexNewest(ctx context.Context, s hashRange) (_ *newestIndex, rest []hashRange, err error) {
 	p := &newestIndex{hashRange: s, byDigest: map[campaign.Digest]campaign.Version{}, limit: r.svc.indexCampaigns, audiences: map[string]id.ID{}}
 	work := r.newIndexProgress()
@@ -124,19 +126,19 @@ func (r *replay) indexNewest(ctx context.Context, s hashRange) (_ *newestIndex, 
 			return nil
 		})
 		if err != nil {
-			return nil, nil, fmt.Errorf("survey the range: %w", err)
+			return nil, nil, fmt.Errorf("index the range: %w", err)
 		}
 	}
 	if len(p.byDigest) > 0 {
 		if err := r.lookForNewer(ctx, p, sent, work); err != nil {
-			return nil, nil, fmt.Errorf("survey the range: %w", err)
+			return nil, nil, fmt.Errorf("index the range: %w", err)
 		}
 	}
-	p.findSeveral()
+	p.findShared()
 	return p, rest, nil
 }
 
-// lookForNewer is the survey's second part.
+// lookForNewer adds newer messages behind the range and on other partitions to the index.
 func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, work *indexProgress) error {
 	name := r.svc.cfg.Kafka.Campaigns
 	after, err := kadm.NewClient(r.client).ListOffsetsAfterMilli(ctx, sent, name)
@@ -144,7 +146,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, w
 		return fmt.Errorf("list offsets of topic %s: %w", name, err)
 	}
 	for _, rg := range r.ranges {
-		from := rg.until // the only lane's own order was seen
+		from := rg.until // a single lane's range is read completely already
 		if len(r.ranges) > 1 {
 			from = rg.from
 			if o, ok := after.Lookup(name, rg.lane); ok && o.Err == nil {
@@ -168,7 +170,8 @@ func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, w
 	return nil
 }
 
-// parseIndexed parses a record; false for what is no campaign of the share.
+// parseIndexed parses a record. It returns false for a record that is no campaign of the
+// index's hash range.
 func (r *replay) parseIndexed(rec *topic.Record, p *newestIndex) (m message, d campaign.Digest, ok bool) {
 	if m = r.messages.parser.parseRecord(rec); m.campaign == nil {
 		return m, d, false
@@ -177,7 +180,7 @@ func (r *replay) parseIndexed(rec *topic.Record, p *newestIndex) (m message, d c
 	return m, d, p.contains(d)
 }
 
-// halveRange gives half of the share away.
+// halveRange gives half of the hash range away and drops its campaigns.
 func (p *newestIndex) halveRange() (rest hashRange) {
 	p.hashRange, rest = p.split()
 	for d := range p.byDigest {
@@ -185,12 +188,13 @@ func (p *newestIndex) halveRange() (rest hashRange) {
 			delete(p.byDigest, d)
 		}
 	}
-	// One campaign of very many restaurants cannot be cut.
+	// A campaign with very many restaurants cannot be cut: allow for it.
 	p.limit = max(p.limit, 2*len(p.byDigest))
 	return rest
 }
 
-func (p *newestIndex) findSeveral() {
+// findShared finds the campaigns of several restaurants.
+func (p *newestIndex) findShared() {
 	p.shared = map[uint64]bool{}
 	seen := make(map[uint64]struct{}, len(p.byDigest))
 	for d := range p.byDigest {
@@ -201,12 +205,13 @@ func (p *newestIndex) findSeveral() {
 	}
 }
 
-// indexProgress is the progress of a survey.
+// indexProgress counts the offsets that an index has read.
 type indexProgress struct {
 	r           *replay
 	done, total int64
 }
 
+// newIndexProgress starts with the offsets of the ranges.
 func (r *replay) newIndexProgress() *indexProgress {
 	w := &indexProgress{r: r}
 	for _, rg := range r.ranges {

@@ -11,22 +11,22 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// Preview says what would come of a message if it were sent to the campaigns
-// topic now.
+// Preview is the effect that a message would have if it were sent to the campaigns topic
+// now.
 type Preview struct {
 	Campaign   string `json:"adv_campaign_id,omitempty"`
 	Restaurant string `json:"restaurant_id,omitempty"`
 	// Outcome is refused, expired, repeat, scheduled or valid.
 	Outcome string `json:"outcome"`
-	Reason  string `json:"reason,omitempty"` // it is refused for
-	// Audience is the number of the restaurant's clients, Have of those who have
-	// the campaign already, by whatever restaurant, Notified of those who would
-	// get it: at once, or as things stand now at its start.
+	Reason  string `json:"reason,omitempty"` // of a refusal
+	// Audience counts the restaurant's clients. Have counts the clients who have the
+	// campaign already, by any restaurant. Notified counts the clients who would get it,
+	// at once or, by the subscriptions of now, at its start.
 	Audience int64 `json:"audience"`
 	Have     int64 `json:"have"`
 	Notified int64 `json:"notified"`
-	// Hint names a restaurant that has subscriptions and whose id SQL may take for
-	// this one's, where this one has none.
+	// Hint is set where the restaurant has no subscriptions, and names one that has and
+	// whose id SQL may take for this one's.
 	Hint string `json:"hint,omitempty"`
 }
 
@@ -61,7 +61,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	}
 	outcome := campaign.Judge(judged, accepted, now)
 	switch {
-	case m.campaign.End <= now: // a repeat, too
+	case m.campaign.End <= now: // of a repeat as well
 		p.Outcome = "expired"
 	case outcome == campaign.Repeat:
 		p.Outcome = "repeat"
@@ -71,7 +71,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	return p, r.messages.countAudience(ctx, &m, p)
 }
 
-// countAudience fills in the numbers.
+// countAudience fills in Audience, Have, Notified and Hint.
 func (i *messageInspector) countAudience(ctx context.Context, m *message, p *Preview) error {
 	restaurant, err := id.Pack(m.campaign.RestaurantID)
 	if err != nil {
@@ -99,8 +99,8 @@ func (i *messageInspector) countAudience(ctx context.Context, m *message, p *Pre
 // countedTogether is how many clients are read at once.
 const countedTogether = 2000
 
-// countMissed counts the clients of a restaurant that are not in a delivered cache,
-// and adds them to it if mark says so.
+// countMissed counts the clients of a restaurant that are not in a delivered cache, and
+// adds them to the cache if mark is set.
 func (i *messageInspector) countMissed(ctx context.Context, restaurant, name id.ID, mark bool) (missed int64, err error) {
 	store := i.delivered.store
 	scan, err := store.NewScan()

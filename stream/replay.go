@@ -19,62 +19,63 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// A replay reads a part of the campaigns topic again and joins what is still
-// valid once more, so that whoever was missed is notified. It moves no offset
-// and goes around nothing: each message passes through the lane's own steps, as
-// an edit does that joins again, and Postgres says who has the campaign. So a
-// crash in the middle leaves nothing to mend: what was accepted is delivered by
-// the next owner, and a replay that is run again finds nobody new.
+// A replay reads a part of the campaigns topic again and joins the campaigns that are
+// still valid once more, so that every missed client is notified. It moves no offset
+// and bypasses nothing: each message passes through the lane's own steps, as an edit
+// does that joins again, and Postgres decides who has the campaign. So a crash in the
+// middle leaves nothing to mend: the next owner delivers the accepted campaigns, and a
+// replay that is run again finds no new clients.
 //
-// "The newest message wins" must hold in it too, and a message whose campaign
-// row is gone has nothing in Postgres to be compared with. So the topic is
-// surveyed first (survey.go): which messages of the range are not the newest of
+// "The newest message wins" must hold in a replay too, and a message whose campaign row
+// is gone has no row in Postgres to be compared with. So the replay first indexes the
+// topic (newest_index.go), to learn which messages of the range are not the newest of
 // their campaign.
 
-// ReplayRequest says which part of the campaigns topic is read again.
+// ReplayRequest selects the part of the campaigns topic that is read again.
 type ReplayRequest struct {
 	From ReplayStart
-	// Until ends the range before the first message of this time or later. Zero:
-	// it ends where each lane reads on.
+	// Until ends the range before the first message of this time or later. The zero
+	// time ends it at each lane's next offset.
 	Until time.Time
 	// DryRun counts and changes nothing.
 	DryRun bool
 }
 
-// ReplayStart is where each lane begins: at Offsets, at the first message of
-// Time or later, or, with neither, at the earliest message there is.
+// ReplayStart is the start of each lane's range: Offsets, the first message of Time or
+// later, or, without both, the earliest message of the partition.
 type ReplayStart struct {
 	Time    time.Time
-	Offsets map[int32]int64 // by partition; one that is not named is read from its beginning
+	Offsets map[int32]int64 // by partition; a partition that is not named is read from its beginning
 }
 
-// ReplayReport says what a replay read and what came of it.
+// ReplayReport is the result of a replay.
 type ReplayReport struct {
 	DryRun bool `json:"dry_run"`
 	ReplayCounts
 	Lanes []ReplayLane `json:"lanes"`
 }
 
-// ReplayCounts counts messages; each is one of dead to valid. Have and Notified
-// count clients: those who had a valid campaign before, and those who were
-// missed: who got it, or who would.
+// ReplayCounts counts messages; each of them is one of Dead, Expired, Superseded,
+// Scheduled and Valid. Have and Notified count clients: Have those who had a valid
+// campaign before, Notified those who were missed and have it now (in a dry run, who
+// would get it).
 type ReplayCounts struct {
 	Messages   int64 `json:"messages"`
 	Dead       int64 `json:"dead"`       // no campaigns
 	Expired    int64 `json:"expired"`    // their end has passed
-	Superseded int64 `json:"superseded"` // a newer message of the campaign is there
+	Superseded int64 `json:"superseded"` // the topic or the campaign table has a newer message of the campaign
 	Scheduled  int64 `json:"scheduled"`  // their start lies ahead
 	Valid      int64 `json:"valid"`
 	Have       int64 `json:"have"`
 	Notified   int64 `json:"notified"`
 }
 
-// ReplayLane is the range of one partition: offsets From up to, and without, Until.
+// ReplayLane is the range of one partition, from offset From to before offset Until.
 type ReplayLane struct {
 	Partition int32 `json:"partition"`
 	From      int64 `json:"from"`
 	Until     int64 `json:"until"`
-	// NotCovered says why this daemon has not replayed the lane, or not all of it.
+	// NotCovered is the reason why this daemon has not replayed the whole range.
 	NotCovered string `json:"not_covered,omitempty"`
 }
 
@@ -89,13 +90,13 @@ func (c *ReplayCounts) addCounts(o ReplayCounts) {
 	c.Notified += o.Notified
 }
 
-// ErrReplayUnderWay is returned to a second replay: a daemon has one at a time.
+// ErrReplayUnderWay is returned to a second replay: a daemon runs one at a time.
 var ErrReplayUnderWay = errors.New("a replay is under way in this daemon already")
 
-// Replay reads the range again on the lanes that this daemon has, and returns
-// once what was missed is decided; those of other daemons are named in the
-// report. progress may be nil; it is called from several goroutines. When ctx
-// ends, reading ends; what was accepted by then is delivered all the same.
+// Replay reads the range again on the lanes that this daemon has, and returns once the
+// missed clients are decided. The report names the lanes of other daemons. progress may
+// be nil; it is called from several goroutines. When ctx ends, reading ends; campaigns
+// that were accepted by then are delivered all the same.
 func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(stage string, done, total int64)) (*ReplayReport, error) {
 	if !s.replaying.TryLock() {
 		return nil, ErrReplayUnderWay
@@ -125,13 +126,13 @@ func (s *Service) Replay(ctx context.Context, req ReplayRequest, progress func(s
 	return r.report, nil
 }
 
-// replay is one replay under way.
+// replay is one replay in progress.
 type replay struct {
 	svc      *Service
 	dryRun   bool
 	progress func(stage string, done, total int64)
-	client   *kgo.Client       // nil before open
-	reader   *sink.Readers     // the same
+	client   *kgo.Client       // nil before connect
+	reader   *sink.Readers     // nil before connect
 	messages *messageInspector // of no lane
 	limits   topic.Limits
 	topicID  [16]byte // of the campaigns topic
@@ -139,13 +140,14 @@ type replay struct {
 	cluster  string
 	ranges   []laneRange
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	report *ReplayReport
-	done   int64 // offsets of the round that are settled
+	done   int64 // offsets of the hash range that are done
 	total  int64
 }
 
-// connect connects to both sides.
+// connect connects to Kafka and Postgres, and reads the feedback table's columns and the
+// topics' limits.
 func (r *replay) connect(ctx context.Context) (err error) {
 	cfg := r.svc.cfg
 	r.reader = r.svc.readers.Open()
@@ -184,7 +186,7 @@ func (r *replay) close() {
 	}
 }
 
-// replayRange replays the campaigns of one share on all lanes.
+// replayRange replays the campaigns of one hash range on all lanes.
 func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
 	lanes := r.laneReplays(ctx, p)
 	r.mu.Lock()
@@ -195,7 +197,7 @@ func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
 	r.mu.Unlock()
 	var g errgroup.Group
 	if r.dryRun {
-		g.SetLimit(1) // they share the inspector
+		g.SetLimit(1) // the lanes share the inspector
 		defer r.messages.delivered.forgetAll()
 	}
 	for _, l := range lanes {
@@ -216,7 +218,8 @@ func (r *replay) replayRange(ctx context.Context, p *newestIndex) error {
 	return g.Wait()
 }
 
-// laneReplays are the ranges that this daemon can replay; the others are noted.
+// laneReplays lists the lanes that this daemon can replay, and notes the others in the
+// report.
 func (r *replay) laneReplays(ctx context.Context, p *newestIndex) []*laneReplay {
 	var out []*laneReplay
 	for _, rg := range r.ranges {
@@ -238,6 +241,7 @@ func (r *replay) laneReplays(ctx context.Context, p *newestIndex) []*laneReplay 
 	return out
 }
 
+// noteNotCovered puts the first reason why a lane is not covered into the report.
 func (r *replay) noteNotCovered(lane int32, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -247,7 +251,7 @@ func (r *replay) noteNotCovered(lane int32, why string) {
 	}
 }
 
-// addProgress notes that offsets of the round are settled.
+// addProgress notes that n more offsets of the hash range are done.
 func (r *replay) addProgress(n int64) {
 	r.mu.Lock()
 	r.done += n
@@ -256,14 +260,14 @@ func (r *replay) addProgress(n int64) {
 	r.progress("replay", done, total)
 }
 
-// laneRange is what is read again of one partition.
+// laneRange is the range of one partition that is read again.
 type laneRange struct {
 	lane        int32
 	from, until int64
-	start, next int64 // the log's first offset; where the lane reads on
+	start, next int64 // the log's first offset; the lane's next offset
 }
 
-// findRanges resolves the request for every lane of the deployment.
+// findRanges resolves the request to a range for every lane of the deployment.
 func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
 	rows, err := r.reader.Query(ctx, `SELECT lane, next_offset, cluster_id = $1 AND campaigns_topic_id = $2 FROM `+r.svc.cfg.Sink.Tables().Lane+` ORDER BY lane`, r.cluster, r.topicTxt)
 	if err != nil {
@@ -295,12 +299,13 @@ func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
 	return nil
 }
 
-// requestedOffsets are the offsets of the campaigns topic that a request names.
+// requestedOffsets are the offsets of the campaigns topic for a request's times.
 type requestedOffsets struct {
 	topic               string
-	starts, from, until kadm.ListedOffsets // the latter two: of the times, nil where none is given
+	starts, from, until kadm.ListedOffsets // from and until are nil where the request gives no time
 }
 
+// findOffsets asks the broker for the offsets of the request's times.
 func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f requestedOffsets, err error) {
 	f.topic = r.svc.cfg.Kafka.Campaigns
 	adm := kadm.NewClient(r.client)
@@ -320,6 +325,8 @@ func (r *replay) findOffsets(ctx context.Context, req ReplayRequest) (f requeste
 	return f, nil
 }
 
+// offsetOf returns a partition's offset in a list, or the error why the list has no such
+// offset.
 func (f *requestedOffsets) offsetOf(list kadm.ListedOffsets, lane int32) (kadm.ListedOffset, error) {
 	o, ok := list.Lookup(f.topic, lane)
 	if !ok {
@@ -331,8 +338,8 @@ func (f *requestedOffsets) offsetOf(list kadm.ListedOffsets, lane int32) (kadm.L
 	return o, nil
 }
 
-// resolveRange fills in the range. What was asked for and is no longer there is an
-// error: a part that is missing must not pass for nothing.
+// resolveRange fills in the range. A requested part that the topic no longer holds is an
+// error: a part that is missing must not pass for an empty one.
 func (f *requestedOffsets) resolveRange(rg *laneRange, req ReplayRequest) error {
 	start, err := f.offsetOf(f.starts, rg.lane)
 	if err != nil {
@@ -344,8 +351,8 @@ func (f *requestedOffsets) resolveRange(rg *laneRange, req ReplayRequest) error 
 		if err != nil {
 			return err
 		}
-		// What comes first in the log is younger than the time, and something was
-		// deleted before it. Without a timestamp nothing is as young.
+		// The first message of the log is younger than the time, and messages before it
+		// were deleted. A partition without a message of that time has no timestamp here.
 		if after.Offset <= start.Offset && start.Offset > 0 && after.Timestamp > req.From.Time.UnixMilli() {
 			return fmt.Errorf("%s/%d begins at offset %d, of %s: what came after %s and before that is deleted; read what is there: dinnerbell replay --from earliest",
 				f.topic, rg.lane, start.Offset, time.UnixMilli(after.Timestamp).UTC().Format(time.RFC3339), req.From.Time.UTC().Format(time.RFC3339))

@@ -19,30 +19,30 @@ import (
 )
 
 const (
-	// maxReplayWindow and maxReplayCached bound what a lane's replay hands to decide at
-	// once: messages, and clients in the delivered cache for them.
+	// maxReplayWindow and maxReplayCached bound the messages that a lane's replay hands to
+	// the decider at once, and the clients in the delivered cache for them.
 	maxReplayWindow = 100
 	maxReplayCached = 100_000
 
-	// replayTries is how often a lane's replay is begun anew, by a next session
-	// or after an error, without having come further.
+	// replayTries is how often a lane's replay starts again, in the next session or
+	// after an error, without progress.
 	replayTries = 8
 )
 
-// laneReplay is one lane's part of a round. It outlives the lane's sessions: each
-// goes on where the one before it came to.
+// laneReplay is one lane's part of a hash range's replay. It outlives the lane's sessions:
+// each session continues at the offset that the one before it reached.
 type laneReplay struct {
 	*replay
-	ctx         context.Context //nolint:containedctx // of the command that asked for it
+	ctx         context.Context //nolint:containedctx // of the command that requested the replay
 	handle      *laneHandle
 	id          int32
 	from, until int64
 	index       *newestIndex
-	next        int64      // all before it is settled
+	next        int64      // every offset before it is done
 	result      chan error // of one session; one token
 
-	mu     sync.Mutex             // guards what follows: the driver, commit
-	open   map[campaign.Key]int64 // accepted and not delivered to the end: their versions
+	mu     sync.Mutex             // guards the fields below, for replayer and committer
+	open   map[campaign.Key]int64 // versions of campaigns that are accepted and not yet delivered to the end
 	counts ReplayCounts
 	wake   chan struct{} // open has changed; one token
 }
@@ -86,14 +86,14 @@ func (l *laneReplay) run(ctx context.Context) error {
 	}
 }
 
-// replayer does what a replay asks of a lane.
+// replayer runs the replays of a lane in one session.
 type replayer struct {
 	lane     *lane
 	messages *messageInspector
 	arrivals chan<- messageBatch
 }
 
-// run works until ctx ends.
+// run replays until ctx ends.
 func (s *replayer) run(ctx context.Context) error {
 	for {
 		select {
@@ -105,8 +105,8 @@ func (s *replayer) run(ctx context.Context) error {
 	}
 }
 
-// replayLane goes on with a lane's replay. It returns nil when everything is
-// settled and delivered.
+// replayLane continues a lane's replay. It returns nil when every message is judged and
+// every accepted campaign is delivered.
 func (s *replayer) replayLane(ctx context.Context, l *laneReplay) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -128,7 +128,8 @@ func (s *replayer) replayLane(ctx context.Context, l *laneReplay) error {
 	return l.awaitDelivery(ctx)
 }
 
-// eachBatch reads on from next and hands on what intake would take at once.
+// eachBatch reads the range from next on and calls fn with batches as large as those of
+// intake.
 func (l *laneReplay) eachBatch(ctx context.Context, parser *messageParser, fn func(batch []message, next int64) error) error {
 	var batch []message
 	size := 0
@@ -156,6 +157,7 @@ func (l *laneReplay) eachBatch(ctx context.Context, parser *messageParser, fn fu
 	return flush(l.until)
 }
 
+// noteDone notes that the offsets before next are done.
 func (l *laneReplay) noteDone(next int64, counts ReplayCounts) {
 	failpoint.Hit("replay/settled")
 	l.mu.Lock()
@@ -165,8 +167,8 @@ func (l *laneReplay) noteDone(next int64, counts ReplayCounts) {
 	l.next = next
 }
 
-// judgeBatch passes the barrier, looks the batch's campaigns up and says what is
-// to be done with each.
+// judgeBatch passes the barrier, looks the batch's campaigns up, and returns the messages
+// that the lane must accept.
 func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
 	fresh := time.Now()
 	if err := l.svc.barrier.Barrier(ctx); err != nil {
@@ -185,7 +187,7 @@ func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector,
 			continue
 		}
 		d := m.campaign.Key().Digest()
-		if !l.index.contains(d) { // another round's
+		if !l.index.contains(d) { // of another hash range
 			continue
 		}
 		m.fresh, m.superseded = fresh, l.index.isSuperseded(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
@@ -198,7 +200,7 @@ func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector,
 	return todo, counts, nil
 }
 
-// replayBatch hands a batch to decide and waits until it is accepted.
+// replayBatch hands a batch to the decider and waits until the decider has accepted it.
 func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []message) (ReplayCounts, error) {
 	todo, counts, err := l.judgeBatch(ctx, s.messages, batch)
 	if err != nil {
@@ -220,8 +222,8 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 		if i < len(todo)-1 && len(window) < maxReplayWindow && cached < maxReplayCached {
 			continue
 		}
-		// What was loaded may have taken its time. Should the campaign change once
-		// more, the step is found stale, as an edit is.
+		// Loading may have taken long. If the campaign changes once more, the step is
+		// found stale, as with an edit.
 		if err := s.messages.lookup.fillVersionsAnew(ctx, window); err != nil {
 			return counts, err
 		}
@@ -233,29 +235,30 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 	return counts, nil
 }
 
-// isRunning tells that the message is joined at once: it is valid, and its start has come.
+// isRunning reports whether the message is joined at once: its start has come and its end
+// has not.
 func (m *message) isRunning() bool {
 	return m.campaign.Start <= m.fresh.Unix() && m.campaign.End > m.fresh.Unix()
 }
 
-// replayWindow is some messages of a replay on their way through decide and commit.
+// replayWindow follows some messages of a replay through decider and committer.
 type replayWindow struct {
 	of   *laneReplay
 	left atomic.Int64
-	done chan struct{} // closed once all are settled
+	done chan struct{} // closed once all messages are done
 }
 
-// isCancelled tells that nobody asks for it any more.
+// isCancelled reports whether the command that requested the replay has ended.
 func (f *replayWindow) isCancelled() bool { return f.of.ctx.Err() != nil }
 
-// markDone notes that one message is committed, or nothing is to be done with it.
+// markDone notes that one message is committed, or has no effect.
 func (f *replayWindow) markDone() {
 	if f.left.Add(-1) == 0 {
 		close(f.done)
 	}
 }
 
-// handToDecider hands messages to decide and waits until all are settled.
+// handToDecider hands messages to the decider and waits until all of them are done.
 func (s *replayer) handToDecider(ctx context.Context, l *laneReplay, window []message) error {
 	f := &replayWindow{of: l, done: make(chan struct{})}
 	f.left.Store(int64(len(window)))
@@ -274,7 +277,7 @@ func (s *replayer) handToDecider(ctx context.Context, l *laneReplay, window []me
 	}
 }
 
-// noteReplayed does what follows the commit for a replay under way.
+// noteReplayed tracks a committed step for the replay in progress.
 func (l *lane) noteReplayed(st *step, p *record.Payload) {
 	if r := l.replay.Load(); r != nil {
 		r.noteCommitted(st, p)
@@ -284,7 +287,8 @@ func (l *lane) noteReplayed(st *step, p *record.Payload) {
 	}
 }
 
-// noteCommitted notes what a step did for the replay.
+// noteCommitted notes which of the replay's campaigns a step began and finished, and how
+// many clients it notified for them.
 func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -307,7 +311,7 @@ func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 			delete(l.open, k)
 		}
 	}
-	for _, k := range st.lost { // another message has it
+	for _, k := range st.lost { // another message has taken the campaign
 		delete(l.open, k)
 	}
 	select {
@@ -316,7 +320,7 @@ func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 	}
 }
 
-// awaitDelivery waits until what was accepted is delivered.
+// awaitDelivery waits until the accepted campaigns are delivered.
 func (l *laneReplay) awaitDelivery(ctx context.Context) error {
 	for {
 		l.mu.Lock()
@@ -334,8 +338,8 @@ func (l *laneReplay) awaitDelivery(ctx context.Context) error {
 	}
 }
 
-// dropDelivered forgets campaigns that were delivered, or taken over by another
-// lane, without our hearing of it: the session before ended in the middle.
+// dropDelivered forgets open campaigns that were delivered, or taken over by another lane,
+// in a commit that this replay did not see because the session before ended.
 func (l *laneReplay) dropDelivered(ctx context.Context, lookup campaignLookup) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -368,9 +372,9 @@ JOIN `+lookup.t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_
 	return nil
 }
 
-// maxReplayLive is how many replayed campaigns a lane has in the middle of their
-// fan-out at once. They share each step with the lane's own long campaigns, so
-// a replay of many large ones does not push these aside.
+// maxReplayLive is how many replayed campaigns of a lane are in their fan-out at once.
+// They share each step with the lane's own long campaigns, so a replay of many large
+// campaigns does not starve these.
 const maxReplayLive = 4
 
 // judgeReplayed judges a message that a replay has read again.
@@ -380,8 +384,8 @@ func (m *message) judgeReplayed(lane int32, accepted *campaign.Version, now int6
 	return campaign.Judge(judged, accepted, now)
 }
 
-// joinsAgain reports whether a replay has its lane accept the message, once more or
-// at last. A campaign that is accepted and waits for its start needs nothing.
+// joinsAgain reports whether a replay has its lane accept the message, once more or for
+// the first time. A campaign that is accepted and waits for its start needs nothing.
 func (m *message) joinsAgain(outcome campaign.Outcome, now int64) bool {
 	switch outcome {
 	case campaign.First, campaign.Edit, campaign.Cancel:
@@ -393,7 +397,7 @@ func (m *message) joinsAgain(outcome campaign.Outcome, now int64) bool {
 	}
 }
 
-// addOutcome counts a campaign's message; ahead says that its start lies ahead.
+// addOutcome counts a campaign's message; ahead is set if its start lies ahead.
 func (c *ReplayCounts) addOutcome(outcome campaign.Outcome, ahead bool) {
 	c.Messages++
 	switch {
@@ -408,9 +412,9 @@ func (c *ReplayCounts) addOutcome(outcome campaign.Outcome, ahead bool) {
 	}
 }
 
-// acceptReplayed accepts the next message that a replay brings. Those that have
-// just arrived go first, and it never moves next_offset. The look-up may be
-// older than what this lane accepted since, so the message is judged anew.
+// acceptReplayed accepts the next message of a replay. Newly received messages go first,
+// and a replayed one never moves next_offset. The look-up may be older than the last
+// messages that this lane accepted, so the message is judged anew.
 func (d *decider) acceptReplayed(st *step) bool {
 	if len(d.replayed) == 0 || !d.hasRoom() || d.sched.replayed >= maxReplayLive || !st.canAccept(&d.replayed[0]) {
 		return false
@@ -433,9 +437,8 @@ func (d *decider) acceptReplayed(st *step) bool {
 	return true
 }
 
-// countCampaigns is a lane's replay that changes nothing: the same messages, the same
-// outcomes, and for each campaign that would be joined who has it and who would
-// get it.
+// countCampaign counts the clients who would get a campaign and those who have it. A
+// client of several of its restaurants gets it once.
 func (l *laneReplay) countCampaigns(ctx context.Context) error {
 	return l.eachBatch(ctx, &l.messages.parser, func(batch []message, next int64) error {
 		todo, counts, err := l.judgeBatch(ctx, l.messages, batch)
@@ -461,7 +464,7 @@ func (l *laneReplay) countCampaigns(ctx context.Context) error {
 // countCampaign tells how many clients would get a campaign and how many have it. A
 // client of several of its restaurants gets it once.
 func (l *laneReplay) countCampaign(ctx context.Context, m *message) (n, have int64, err error) {
-	shared := l.index.hasRestaurants(m.campaign.Key().Digest())
+	shared := l.index.hasSeveralRestaurants(m.campaign.Key().Digest())
 	if m.delivered = l.index.audiences[m.campaign.ID]; m.delivered == "" {
 		if m.delivered, m.have, err = l.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
 			return 0, 0, err

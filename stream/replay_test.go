@@ -249,7 +249,7 @@ func initLanesOf(w *deployment) error {
 	return takeover.InitLanes(w.Context(), w.cfg.Config.WithDefaults(), conn)
 }
 
-// A range with more campaigns than a survey holds is replayed in rounds.
+// A range with more campaigns than an index holds is replayed in several hash ranges.
 func TestReplayInRounds(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 3)

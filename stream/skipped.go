@@ -10,15 +10,15 @@ import (
 	"dinnerbell/stream/campaign"
 )
 
-// A message that notifies nobody leaves a line. A flood of them must not fill the
-// log: within one window at most skipLogLines lines of a kind are written, and the
-// window's end writes how many more there were.
+// A message that notifies nobody leaves a line in the log. A flood of such messages must
+// not fill the log: one window has at most skipLogLines lines per reason, and the
+// window's end adds a line with the number of the others.
 const (
 	skipLogWindow = 10 * time.Second
 	skipLogLines  = 20
 )
 
-// skipReason is why a message notifies nobody, as the log names it.
+// skipReason is the reason why a message notifies nobody, as the log names it.
 type skipReason string
 
 const (
@@ -30,17 +30,17 @@ const (
 	skipNoAudience skipReason = "nobody subscribes to its restaurant"
 )
 
-// skippedMessage is one such message of a step.
+// skippedMessage is a message of a step that notifies nobody.
 type skippedMessage struct {
 	kind     skipReason
-	campaign *campaign.Campaign // nil of a dead letter
+	campaign *campaign.Campaign // nil for a dead letter
 	offset   int64              // of the message
-	reason   string             // of a dead letter
+	reason   string             // only of a dead letter
 
-	message, newest campaign.Version // of an older message: itself, and the newest
+	message, newest campaign.Version // only of an older message: its own version and the newest one
 }
 
-// noteSkipped counts what the committed step did not notify, and logs it.
+// noteSkipped counts and logs the messages of a committed step that notify nobody.
 func (l *lane) noteSkipped(st *step) {
 	c := &l.svc.counters
 	c.expired.Add(st.expired)
@@ -57,6 +57,7 @@ func (l *lane) noteSkipped(st *step) {
 	}
 }
 
+// skippedAttributes are the log attributes of a skipped message.
 func (l *lane) skippedAttributes(o skippedMessage) []any {
 	if o.kind == skipRefused {
 		return []any{"lane", l.id, "offset", o.offset, "reason", o.reason}
@@ -77,9 +78,9 @@ func (l *lane) skippedAttributes(o skippedMessage) []any {
 
 func messageTime(k campaign.Version) time.Time { return time.UnixMilli(k.Time).UTC() }
 
-// similarHint names a restaurant that has subscriptions and whose id differs from
-// the given one only in what SQL may ignore; "" if there is none. A state that
-// cannot be read has no hint.
+// similarHint names a restaurant that has subscriptions and whose id differs from the given
+// id only in ways that SQL may ignore; "" if there is no such restaurant or the state
+// cannot be read.
 func similarHint(store *state.Store, restaurant string) string {
 	other, found, err := store.SimilarRestaurant(restaurant)
 	if err != nil || !found {
@@ -88,7 +89,7 @@ func similarHint(store *state.Store, restaurant string) string {
 	return fmt.Sprintf("restaurant %.200q has subscriptions; ids are compared byte by byte, and these two differ only in letter case, blanks at the end or the spelling of a UUID: send the id as the table has it", other)
 }
 
-// skipLog bounds the lines of each kind.
+// skipLog bounds the lines per reason.
 type skipLog struct {
 	log *slog.Logger
 
@@ -96,14 +97,14 @@ type skipLog struct {
 	windows map[skipReason]*skipWindow
 }
 
-// skipWindow is one kind's window under way.
+// skipWindow is one reason's window in progress.
 type skipWindow struct {
 	lines, more int64
 	end         *time.Timer
 }
 
-// logMessage writes the line, or counts it where the window has its lines. attributes
-// is called for a line that is written alone.
+// logMessage writes the line, or only counts it where the window is full. attributes is
+// called only for a line that is written.
 func (o *skipLog) logMessage(kind skipReason, attributes func() []any) {
 	if !o.admitLine(kind) {
 		return
@@ -111,7 +112,7 @@ func (o *skipLog) logMessage(kind skipReason, attributes func() []any) {
 	o.log.Info("message notifies nobody", append([]any{"why", kind}, attributes()...)...)
 }
 
-// admitLine tells whether the window has room for a line, and counts.
+// admitLine counts a line and reports whether the window has room for it.
 func (o *skipLog) admitLine(kind skipReason) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -132,7 +133,7 @@ func (o *skipLog) admitLine(kind skipReason) bool {
 	return false
 }
 
-// closeWindow ends a window and writes how many lines it left out.
+// closeWindow ends a window and logs how many lines it left out.
 func (o *skipLog) closeWindow(kind skipReason, w *skipWindow) {
 	o.mu.Lock()
 	if o.windows[kind] == w {
@@ -146,7 +147,7 @@ func (o *skipLog) closeWindow(kind skipReason, w *skipWindow) {
 	}
 }
 
-// closeWindows ends all windows: the service ends.
+// closeWindows ends all windows when the service ends.
 func (o *skipLog) closeWindows() {
 	o.mu.Lock()
 	windows := o.windows
