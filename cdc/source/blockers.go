@@ -10,19 +10,20 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// slowSlot is how long a slot may wait before the operator is shown what for, and
-// how often that is looked at again.
+// slowSlot is how long the creation of a slot may wait before the operator is shown
+// the reason, and how often the reason is looked up again.
 const slowSlot = 10 * time.Second
 
-// blockingTransaction is a transaction that one of our backends waits for.
+// blockingTransaction is a transaction for which one of the daemon's backends
+// waits.
 type blockingTransaction struct {
-	prepared string // its name, if it is a prepared one: nobody's session, until somebody ends it
-	pid      int32  // else who has it
+	prepared string // the name of a prepared transaction, which belongs to no session; else ""
+	pid      int32  // of the session that has it; 0 for a prepared one
 	database string
 	role     string
 	app      string
-	query    string // the last statement, if our role may see it
-	since    string // when it was prepared or began, if our role may see it
+	query    string // the last statement; "" if the role may not see it
+	since    string // when it was prepared or began; "" if the role may not see it
 }
 
 // String names the transaction and the statement that ends it.
@@ -48,12 +49,13 @@ func (b *blockingTransaction) String() string {
 	return s.String()
 }
 
-// quoteLiteral makes a literal of SQL.
+// quoteLiteral makes an SQL literal.
 func quoteLiteral(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
-// findBlockers finds what a backend waits for. The locks are shown to every role,
-// other than the transactions in pg_stat_activity. A prepared transaction has no
-// process; its locks are those that go with the lock of its id.
+// findBlockers finds the transactions for which a backend waits. Every role sees
+// the locks, but not every transaction in pg_stat_activity. A prepared transaction
+// has no process; its locks belong to the virtual transaction that holds the lock
+// of its id.
 // https://www.postgresql.org/docs/current/view-pg-locks.html
 func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTransaction, error) {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
@@ -85,13 +87,13 @@ func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTra
 
 // WaitReport says how a long wait for open transactions is reported.
 type WaitReport struct {
-	Show  func(string)  // receives the transactions that are waited for
-	After time.Duration // and again each time; 0: slowSlot
+	Show  func(string)  // receives the transactions that the slot waits for
+	After time.Duration // the wait before each report; 0: slowSlot
 }
 
-// ExplainSlotWait makes a slot over the walsender pid and says in log and status what
-// that waits for: for each transaction that was open before. sql is free to use,
-// and stays so. show takes what the wait is for.
+// ExplainSlotWait runs create, which makes a slot over the walsender pid. While
+// that waits, it reports each transaction that was open before, to the log and to
+// w.Show. It uses sql meanwhile, and leaves the connection good.
 func (db *DB) ExplainSlotWait(ctx context.Context, sql *pgx.Conn, name string, pid uint32, w WaitReport, create func() (CreatedSlot, error)) (CreatedSlot, error) {
 	waiting, created := context.WithCancel(ctx)
 	explained := make(chan struct{})
@@ -99,7 +101,8 @@ func (db *DB) ExplainSlotWait(ctx context.Context, sql *pgx.Conn, name string, p
 		defer close(explained)
 		said := ""
 		for Sleep(waiting, cmp.Or(w.After, slowSlot)) {
-			// Its end must not end a query: that would end the connection.
+			// The end of the wait must not cancel a query: that would end the
+			// connection.
 			blockers, err := findBlockers(context.WithoutCancel(ctx), sql, pid)
 			if err != nil || waiting.Err() != nil {
 				return

@@ -15,40 +15,41 @@ import (
 )
 
 const (
-	// minVersion is the first that sends logical messages, which the barrier needs.
+	// minVersion is the first version that sends logical messages, which the
+	// barrier needs.
 	minVersion = 14_00_00
-	// SchemasVersion is the first whose publications know schemas and column lists.
+	// SchemasVersion is the first version whose publications know schemas and
+	// column lists.
 	SchemasVersion = 15_00_00
 )
 
 // noTransaction is a connection's status outside of transactions.
 const noTransaction = 'I'
 
-// Catalog is what the server says of itself, the table and the publication, all
-// as of one moment. It is read from the catalogs by plain queries: functions
-// such as pg_partition_tree, and views over them such as pg_publication_tables,
-// take locks and wait behind DDL, and they read the catalogs of the present,
-// whatever the transaction sees.
+// Catalog describes the server, the table and the publication, all as of one
+// moment. It is read by plain queries: functions such as pg_partition_tree, and
+// views over them such as pg_publication_tables, take locks and wait behind DDL,
+// and they read the catalogs of the present, whatever the transaction sees.
 type Catalog struct {
 	Source  state.Source
 	Version int    // server_version_num
 	level   string // wal_level
-	standby bool   // does not take writes, nor slots of ours
+	standby bool   // it takes neither writes nor slots
 	WALEnd  id.LSN // flushed
-	// standbyNames is synchronous_standby_names, application our name as the
-	// server has it.
+	// standbyNames is synchronous_standby_names, application the daemon's name as
+	// the server has it.
 	standbyNames, application string
 
 	table       tableFacts
-	Relations   []tableRelation // those that hold the rows: the table, or its leaf partitions
+	Relations   []tableRelation // the relations that hold the rows: the table, or its leaf partitions
 	children    []string        // the names of inheritance children
-	Columns     []NeededColumn  // see Config.neededColumns; fewer if some do not exist
+	Columns     []NeededColumn  // see Config.neededColumns; fewer if some columns do not exist
 	uniqueKey   bool            // the key columns tell rows apart
 	publication publicationFacts
 }
 
-// tableFacts is the table's row of pg_class. exists is false if there is none;
-// then nothing about its columns and the publication was read either.
+// tableFacts is the table's row of pg_class. exists is false if there is no such
+// row; then nothing about columns and publication was read either.
 type tableFacts struct {
 	exists            bool
 	kind, persistence string
@@ -63,7 +64,7 @@ type tableRelation struct {
 	name              string // quoted and qualified
 	kind, persistence string
 	identity          string
-	// identityColumns are those that updates and deletes carry, unless the
+	// identityColumns are the columns that updates and deletes carry, unless the
 	// identity is FULL, which carries all.
 	identityColumns []string
 }
@@ -77,7 +78,7 @@ type NeededColumn struct {
 	readable  bool // by the role in source.url
 }
 
-// publicationFacts is the publication, and what it publishes of the table.
+// publicationFacts describes the publication, and how it publishes the table.
 type publicationFacts struct {
 	exists   bool
 	all      bool // of insert, update, delete and truncate
@@ -86,7 +87,7 @@ type publicationFacts struct {
 	asParent bool    // its changes are sent as those of the table whose partition it is
 	filtered bool    // by rows
 	columns  []int16 // the numbers of a column list; nil: all
-	// ColumnNames are the names of a column list.
+	// columnNames are the names of a column list.
 	columnNames []string
 }
 
@@ -101,10 +102,10 @@ const (
 	identityFull    = "f"
 )
 
-// IsPartitioned says whether the table is.
+// IsPartitioned reports whether the table is partitioned.
 func (cat *Catalog) IsPartitioned() bool { return cat.table.kind == kindPartitioned }
 
-// ColumnNames are the names of the needed columns.
+// ColumnNames returns the names of the needed columns.
 func (cat *Catalog) ColumnNames() []string {
 	names := make([]string, len(cat.Columns))
 	for i := range cat.Columns {
@@ -114,8 +115,8 @@ func (cat *Catalog) ColumnNames() []string {
 }
 
 // readCatalog reads everything as of one moment: in the transaction that the
-// connection is in, or in one of its own. It judges nothing, and stops early
-// where the server is too old, or the table does not exist.
+// connection is in, or in a transaction of its own. It judges nothing, and stops
+// early where the server is too old, or the table does not exist.
 func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*Catalog, error) {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
@@ -144,11 +145,11 @@ func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*Catalog, error) 
 	return cat, nil
 }
 
-// readServer reads who the server is and whether it can decode at all.
+// readServer reads the identity of the server, and whether it can decode at all.
 func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	var end string
-	// The timeline is in a WAL file's name. A control file would tell that of
-	// the last checkpoint, which is the old one for a while after a promotion.
+	// The timeline is in a WAL file's name. A control file would give that of the
+	// last checkpoint, which is the old timeline for a while after a promotion.
 	err := sql.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_database(),
 		       (SELECT system_identifier::text FROM pg_control_system()), pg_is_in_recovery(),
@@ -213,7 +214,7 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) er
 			cat.children = append(cat.children, r.name)
 		case r.kind != kindPartitioned:
 			cat.Relations = append(cat.Relations, r)
-			r.identityColumns = nil // the next row's are written to it
+			r.identityColumns = nil // the scan of the next row writes into it
 		}
 		return nil
 	})
@@ -223,8 +224,8 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) er
 	return nil
 }
 
-// readColumns finds the needed columns, by name. Others are of no interest,
-// so that the table's owner is free to add and drop them.
+// readColumns finds the needed columns, by name. It ignores all others, so that the
+// table's owner is free to add and drop them.
 func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	rows, err := sql.Query(ctx, `
 		SELECT attname::text, attnum, atttypid, attgenerated <> '',
@@ -252,7 +253,7 @@ func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *Catalog) erro
 	return nil
 }
 
-// readKey looks whether the key columns tell rows apart: an index of some of
+// readKey finds out whether the key columns tell rows apart: an index of some of
 // them is unique, at every moment and for all rows.
 func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 	var numbers []int16
@@ -312,8 +313,8 @@ func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *Catalog) 
 	return nil
 }
 
-// CheckSameServer makes sure that the replication connection leads to where the
-// catalogs were read: a URL may name several hosts, or a balancer.
+// CheckSameServer makes sure that the replication connection leads to the server of
+// the catalogs: a URL may name several hosts, or a balancer.
 func CheckSameServer(ctx context.Context, conn *pgconn.PgConn, cat *Catalog) error {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
@@ -327,7 +328,8 @@ func CheckSameServer(ctx context.Context, conn *pgconn.PgConn, cat *Catalog) err
 	return cat.matchServer(id.SystemID, int64(id.Timeline), id.DBName)
 }
 
-// matchServer compares what a second connection says with the catalog.
+// matchServer compares the identity that a second connection gave with the
+// catalog's.
 func (cat *Catalog) matchServer(systemID string, timeline int64, database string) error {
 	s := cat.Source
 	if systemID != s.SystemID || timeline != s.Timeline || database != s.Database {

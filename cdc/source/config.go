@@ -43,14 +43,14 @@ type Config struct {
 	// Logger receives the events that concern an operator; default none.
 	Logger *slog.Logger
 
-	// ForgottenAfter is for tests, which have no time; 0: forgottenAfter.
+	// ForgottenAfter is set by tests, which have no time; 0: forgottenAfter.
 	ForgottenAfter time.Duration
 }
 
 // maxIdentifier is NAMEDATALEN-1.
 const maxIdentifier = 63
 
-// slotNamePattern is what Postgres allows, so that a slot name is safe in
+// slotNamePattern is the form that Postgres allows, so that a slot name is safe in
 // replication commands, where nothing can be quoted.
 var slotNamePattern = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
@@ -73,7 +73,7 @@ func (c Config) ForInstance(instance string) Config {
 	return c
 }
 
-// validate finds what no server could serve.
+// validate returns an error for a configuration that no server could serve.
 func (c *Config) validate() error {
 	if c.URL == nil {
 		return fmt.Errorf("check source configuration: no URL")
@@ -92,8 +92,9 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// neededColumns gives the needed columns, indexed by KeyColumn, RestaurantColumn, ClientColumn;
-// what a composite key has more of follows. Validate has found a first one.
+// neededColumns returns the needed columns, indexed by KeyColumn, RestaurantColumn
+// and ClientColumn; the further columns of a composite key follow. validate has
+// found a first key column.
 func (c *Config) neededColumns() []string {
 	return append([]string{pgoutput.KeyColumn: c.KeyColumns[0], pgoutput.RestaurantColumn: c.RestaurantColumn, pgoutput.ClientColumn: c.ClientColumn}, c.KeyColumns[1:]...)
 }
@@ -116,8 +117,8 @@ func quoteList(names []string) string {
 	return strings.Join(quoted, ", ")
 }
 
-// QuotedTable is the quoted, qualified name.
+// QuotedTable is the quoted, qualified name of the table.
 func (c *Config) QuotedTable() string { return pgx.Identifier{c.Schema, c.Table}.Sanitize() }
 
-// QuotedPublication is the quoted name.
+// QuotedPublication is the quoted name of the publication.
 func (c *Config) QuotedPublication() string { return pgx.Identifier{c.Publication}.Sanitize() }

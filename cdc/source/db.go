@@ -21,26 +21,26 @@ import (
 
 const (
 	connectTimeout = 10 * time.Second
-	// QueryTimeout bounds catalog queries and the barrier's: a connection that
-	// does not answer in this time is given up.
+	// QueryTimeout bounds catalog queries and those of the barrier: a connection
+	// that does not answer in this time is given up.
 	QueryTimeout = 10 * time.Second
-	// statementCache is pgx's default: more than the statements that there are.
+	// statementCache is pgx's default: there are fewer statements.
 	statementCache = 512
-	// closeTimeout bounds the goodbye.
+	// closeTimeout bounds the goodbye to the server.
 	closeTimeout = 2 * time.Second
 )
 
-// keepAlive finds a server that is gone without a word while nothing but an answer
-// is waited for, as in a COPY: by default that takes minutes.
+// keepAlive finds a server that vanished without a word during a long wait for its
+// answer, as in a COPY: by default that takes minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
-// SessionSettings are what every connection to the source pins.
+// SessionSettings are the settings that every connection to the source pins.
 //
-// The keepalives end a backend whose daemon is gone, without a word, within half
-// a minute: it may hold a snapshot and, in a temporary slot, WAL. Without
-// tcp_user_timeout one in the middle of a COPY would wait for the kernel, some
-// 15 minutes. It also ends a connection whose reader stands still for that long,
-// so it is longer than any pause of a healthy one.
+// The keepalives end, within half a minute, a backend whose daemon vanished without
+// a word: the backend may hold a snapshot and, in a temporary slot, WAL. Without
+// tcp_user_timeout a backend in the middle of a COPY would wait for the kernel,
+// some 15 minutes. The timeout also ends a connection whose reader stands still for
+// that long, so it is longer than any pause of a healthy reader.
 var SessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
 	{Name: "synchronous_commit", Value: "local"}, // the barrier's own commit does not wait for standbys
 	{Name: "row_security", Value: "off"},         // a policy is an error, not a filter that nobody sees
@@ -51,14 +51,14 @@ var SessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pg
 })
 
 // WalsenderSettings differ for a walsender: its client stands still while the disk
-// is full, and answers all the same. wal_sender_timeout ends it when no answer
-// comes.
+// is full, and answers all the same. wal_sender_timeout ends the walsender when no
+// answer comes.
 var WalsenderSettings = pgsession.Merge(SessionSettings, []pgsession.Setting{
 	{Name: "tcp_user_timeout", Value: "0"},
 })
 
-// DB is the database that is mirrored from: it dials, and reads the catalogs and
-// the slot. It holds no connection; whoever dials one owns it.
+// DB is the source database: it dials, and reads the catalogs and the slot. It
+// holds no connection; whoever dials one owns it.
 type DB struct {
 	cfg     Config
 	log     *slog.Logger
@@ -78,7 +78,7 @@ func Open(cfg Config) (*DB, error) {
 // Config returns the configuration, with its defaults.
 func (db *DB) Config() *Config { return &db.cfg }
 
-// connConfig reads the URL again and gives a connection's options.
+// connConfig reads the URL again and returns the options of a connection.
 func (db *DB) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) {
 	url, err := db.cfg.URL()
 	if err != nil {
@@ -91,13 +91,13 @@ func (db *DB) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	settings = pgsession.Merge(settings, []pgsession.Setting{{Name: "application_name", Value: db.cfg.ApplicationName}})
 	pgsession.Startup(o, settings)
 	delete(o.RuntimeParams, "replication")
-	// The URL may ask for pgx's other ways to run a query, which read some values
-	// as text.
+	// The URL may ask for one of pgx's other query modes, which read some values as
+	// text.
 	o.DefaultQueryExecMode, o.StatementCacheCapacity = pgx.QueryExecModeCacheStatement, statementCache
 	o.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error { return pinSettings(ctx, conn, settings) }
 	o.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
-	// The walsender flushes message by message, a COPY every 8 KiB; much fits into
-	// one read.
+	// The walsender flushes message by message, a COPY every 8 KiB; one read takes
+	// in much of that.
 	o.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		return pgproto3.NewFrontend(bufio.NewReaderSize(r, 64<<10), w)
 	}
@@ -107,16 +107,17 @@ func (db *DB) connConfig(settings []pgsession.Setting) (*pgx.ConnConfig, error) 
 	return o, nil
 }
 
-// QuotedRole is the quoted name of the role in source.url, for the statements that mend
-// its rights.
+// QuotedRole is the quoted name of the role in source.url, for the statements that
+// mend its rights.
 func (db *DB) QuotedRole() string {
 	if o, err := db.connConfig(nil); err == nil {
 		return pgx.Identifier{o.User}.Sanitize()
 	}
-	return "…" // the URL has changed since the connection was made, and is none now
+	return "…" // the URL was changed since the connection was made, and is invalid now
 }
 
-// pinSettings makes the settings in a session that has begun, see [pgsession.SQL].
+// pinSettings applies the settings to a session that has begun, see
+// [pgsession.SQL].
 func pinSettings(ctx context.Context, conn *pgconn.PgConn, settings []pgsession.Setting) error {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
@@ -170,7 +171,7 @@ func (db *DB) DialSameServer(ctx context.Context, cat *Catalog) (*pgx.Conn, erro
 	return sql, nil
 }
 
-// explainConnectError turns what cannot get better by itself into a halt.
+// explainConnectError turns errors that trying again does not mend into halts.
 func (db *DB) explainConnectError(err error) error {
 	switch code := SQLState(err); {
 	case err == nil:
@@ -192,14 +193,14 @@ func (db *DB) haltNoReplication(err error) *HaltError {
 	return h
 }
 
-// haltPooler names what does not get better by trying again.
+// haltPooler is the halt of a source.url that leads through a connection pooler.
 func haltPooler(err error) *HaltError {
 	return NewHalt("point source.url at Postgres itself", "source.url goes through a connection pooler, which cannot carry replication: %v", err)
 }
 
-// haltNotUTF8 halts where the server cannot send a value of the table: it would fail
-// on it again and again. The WAL holds the value after it was mended too, so that
-// the slot is worthless.
+// haltNotUTF8 is the halt of a value that the server cannot send: it would fail on
+// the value again and again. The WAL holds the value even after it was mended, so
+// that the slot is worthless.
 func (db *DB) haltNotUTF8(err error) *HaltError {
 	h := NewHalt(fmt.Sprintf("correct the value; if its column is none of %s, on Postgres 15 and newer: ALTER PUBLICATION %s SET TABLE %s (%s)",
 		strings.Join(db.cfg.neededColumns(), ", "), db.cfg.QuotedPublication(), db.cfg.QuotedTable(), db.cfg.quotedColumns()),
@@ -208,9 +209,9 @@ func (db *DB) haltNotUTF8(err error) *HaltError {
 	return h
 }
 
-// isPoolerError recognises a pooler that took our settings and dropped them, by what
-// Postgres says then: a replication command is no SQL to it, and statements that
-// were prepared in one transaction are gone in the next.
+// isPoolerError recognises a pooler that accepted the settings and dropped them, by
+// the errors of Postgres behind it: it takes a replication command for SQL, and
+// statements that were prepared in one transaction are gone in the next.
 func isPoolerError(err error) bool {
 	switch SQLState(err) {
 	case codeUnknownStatement, codeDuplicateStatement:
@@ -233,7 +234,7 @@ func (db *DB) ExplainError(err error) error {
 	return err
 }
 
-// CloseConn says goodbye, so that the server frees the slot at once.
+// CloseConn sends the goodbye, so that the server frees the slot at once.
 func CloseConn(conn *pgconn.PgConn) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()

@@ -9,17 +9,17 @@ import (
 	"dinnerbell/internal/halt"
 )
 
-// errNoWalsender: a replication command was not understood.
+// errNoWalsender reports that a replication command was not understood.
 var errNoWalsender = errors.New("not a replication connection")
 
-// HaltError is a halt of the source, with what it means for the slot and for the
+// HaltError is a halt of the source, with its consequence for the slot and for the
 // next session.
 type HaltError struct {
 	Err *halt.Error
 	// Distrust: changes may have passed that were never published, so that the
 	// slot is worthless even after mending.
 	Distrust bool
-	// Heals: a migration in several statements may leave it so for a moment.
+	// Heals: a migration in several statements may pass through this state.
 	Heals bool
 }
 
@@ -35,7 +35,8 @@ func NewHalt(hint, format string, args ...any) *HaltError {
 	return &HaltError{Err: &halt.Error{Part: halt.Source, What: fmt.Sprintf(format, args...), Hint: hint}}
 }
 
-// SlotHeldError says that somebody else uses our slot. It passes by itself.
+// SlotHeldError reports that somebody else uses the mirror's slot. It passes by
+// itself.
 type SlotHeldError struct {
 	Slot    string
 	PID     int32
@@ -44,13 +45,13 @@ type SlotHeldError struct {
 	Address string
 }
 
-// Error names the holder by what an operator can look for: the PID and the
-// name that it gave itself.
+// Error names the holder so that an operator can find it: by its PID and the name
+// that it gave itself.
 func (e *SlotHeldError) Error() string {
 	return fmt.Sprintf("slot %s is active for PID %d (application_name %q, role %s, client address %s)", e.Slot, e.PID, e.App, e.Role, e.Address)
 }
 
-// SQLSTATEs that are told apart.
+// SQLSTATEs that need a reaction of their own.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
 	CodeInsufficientPrivilege = "42501"
@@ -58,15 +59,15 @@ const (
 	codeProtocolViolation     = "08P01"
 	CodeConfigurationLimit    = "53400" // no slot or walsender is free
 	CodeObjectInUse           = "55006"
-	CodeUndefinedObject       = "42704" // settings too
-	codeUnknownStatement      = "26000" // prepared ones
-	codeDuplicateStatement    = "42P05" // likewise
+	CodeUndefinedObject       = "42704" // also of settings
+	codeUnknownStatement      = "26000" // of prepared statements
+	codeDuplicateStatement    = "42P05" // of prepared statements
 	codeSyntaxError           = "42601"
 	codeUntranslatable        = "22P05" // a character has no counterpart in client_encoding
-	codeBadCharacter          = "22021" // not one of the encoding's
+	codeBadCharacter          = "22021" // a character that the encoding does not have
 )
 
-// SQLState is the SQLSTATE of err, "" if Postgres did not send it.
+// SQLState returns the SQLSTATE of err; "" if Postgres did not send err.
 func SQLState(err error) string {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg.Code

@@ -12,14 +12,14 @@ import (
 	"dinnerbell/state/id"
 )
 
-// The identity of the source is what the rows in the store depend on beside the
-// messages of the stream: everything that can change in the catalogs without a
-// message. It is kept as text in [state.Source], as named items:
+// The identity of the source is everything on which the rows in the store depend
+// beside the messages of the stream, because it can change in the catalogs without
+// a message. [state.Source] keeps it as text, as named items:
 //
 //	text 1f2e3d4c;table 16400;kind r;columns 1:23,2:25,3:25;labels -;versions 745,745,745;relations 1:-7…;links 0;files 4…;publication 16500;schemas …;published …
 //
 // The server builds all items but the first, so that the barrier's query carries
-// them and compares texts. They are read from catalogs alone, without locks.
+// them and only texts are compared. They are read from catalogs alone, without locks.
 //
 //	text         how values read as text, see package pgsession
 //	table        oid
@@ -27,14 +27,14 @@ import (
 //	columns      number and type of each needed column
 //	labels       of enum types among them, or below domains and arrays among them,
 //	             which ALTER TYPE … RENAME VALUE changes
-//	versions     of their rows in pg_attribute
+//	versions     of the needed columns' rows in pg_attribute
 //	relations    the relations that hold the rows: leaf partitions, or the table;
 //	             their number, and their oids' hashes in one
-//	links        the versions of what makes them partitions of the table, in one hash
-//	files        likewise, with the numbers of the relations' files
+//	links        the versions of the rows of pg_inherits that make them partitions, in one hash
+//	files        the relations with the numbers of their files, in one hash
 //	publication  oid
-//	schemas      that the publication has and the table is in, and since when it is
-//	published    the versions of what makes it publish the table
+//	schemas      of the table, if the publication has them, and since when the table is in them
+//	published    the versions of the rows by which the publication has the table
 const (
 	itemText        = "text"
 	itemTable       = "table"
@@ -51,21 +51,23 @@ const (
 )
 
 // noSchemas is the item of a server before 15, which publishes no schemas. Its
-// walsenders remember what they once found of a partition: of one that was written
-// while it was detached they send nothing later, although it has been attached
-// again. A new walsender reads the same WAL and finds the same, so that only a new
-// slot helps.
+// walsenders remember their first finding about a partition: for one that was
+// written while it was detached they send nothing later, although it has been
+// attached again. A new walsender reads the same WAL and finds the same, so that
+// only a new slot helps.
 const noSchemas = "none"
 
-// identityQuery gives one row with the text, for a server of the given version.
-// The arguments are those of identityArgs. before is a list of further columns.
+// identityQuery returns a query of one row with the text, for a server of the given
+// version. Its arguments are those of identityArgs. before is a list of further
+// columns.
 //
 // A publication has a table by itself, by its schema, or through a table whose
-// partition it is. Taken out and put back it has a new row for it, as has a
-// partition that was detached and attached again; what was written meanwhile
-// was not sent. Nor is it while the table is in a schema that is not published:
-// SET SCHEMA changes the table's row in pg_depend, and no other statement does. A
-// partition whose DETACH … CONCURRENTLY is pending is none.
+// partition it is. A table that was taken out and put back has a new row in the
+// publication's catalog, as has a partition that was detached and attached again;
+// writes in between were not sent. Nor are writes sent while the table is in a
+// schema that is not published: SET SCHEMA changes the table's row in pg_depend,
+// and no other statement does. A partition whose DETACH … CONCURRENTLY is pending
+// does not count as one.
 func identityQuery(version int, before string) string {
 	schemas := "'" + noSchemas + "'"
 	if version >= SchemasVersion {
@@ -170,7 +172,8 @@ func (db *DB) EmitMessage(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// withTextVersion puts the item that the server does not know before its text.
+// withTextVersion puts the item that the server does not know before the server's
+// text.
 func withTextVersion(text string) string {
 	return itemText + " " + pgsession.TextVersion() + ";" + text
 }
@@ -186,13 +189,13 @@ func (db *DB) ReadIdentity(ctx context.Context, sql *pgx.Conn, version int) (str
 	return withTextVersion(text), nil
 }
 
-// sourceIdentity is the items by their names.
-type sourceIdentity map[string]string
+// Identity is the items by their names.
+type Identity map[string]string
 
-// ParseIdentity reads the text. Of one that an older version wrote it may know
-// nothing; then the items are missing.
-func ParseIdentity(text string) sourceIdentity {
-	items := sourceIdentity{}
+// ParseIdentity reads the text. Items are missing where an older version of
+// dinnerbell wrote the text.
+func ParseIdentity(text string) Identity {
+	items := Identity{}
 	for item := range strings.SplitSeq(text, ";") {
 		name, value, _ := strings.Cut(item, " ")
 		items[name] = value
@@ -200,33 +203,33 @@ func ParseIdentity(text string) sourceIdentity {
 	return items
 }
 
-// HasSameFiles says whether the rows lie in the same files.
-func (was sourceIdentity) HasSameFiles(now sourceIdentity) bool {
+// HasSameFiles reports whether the rows lie in the same files.
+func (was Identity) HasSameFiles(now Identity) bool {
 	return was[itemRelations] == now[itemRelations] && was[itemFiles] == now[itemFiles]
 }
 
-// Verdict is what a difference between two identities means.
+// Verdict is the consequence of a difference between two identities.
 type Verdict uint8
 
 const (
 	// RowsCurrent: the rows are the source's, and the stream goes on.
 	RowsCurrent Verdict = iota
-	// RowsOutdated: the stream goes on, and rows are missing or wrong that it
-	// will not mend: new ones are built beside those that are served.
+	// RowsOutdated: the stream goes on, but rows are missing or wrong, and the
+	// stream will not mend them: new rows are built beside the served ones.
 	RowsOutdated
-	// StreamLost: the stream is not the one that the rows came with. It takes a
-	// new slot and a snapshot.
+	// StreamLost: the stream is not the one that the rows came with. It takes a new
+	// slot and a snapshot.
 	StreamLost
 )
 
-// compareItems compares the identity that the rows were taken under with the present
-// one. Types, numbers and labels of the needed columns decide, and the relations
-// that the rows lie in. A column's version alone tells nothing: GRANT, SET
-// STATISTICS and SET DEFAULT change it. Together with other files it may be ALTER
-// … TYPE … USING, which gives every row another value and may leave the type as it
-// was. Other files alone are a VACUUM FULL, an ALTER of another column, or a
-// TRUNCATE, which the stream sends; that of a partition alone it does not send.
-func (was sourceIdentity) compareItems(now sourceIdentity) (Verdict, string) {
+// compareItems compares the identity of the rows with the present one. Types,
+// numbers and labels of the needed columns decide, and the relations that hold the
+// rows. A column's version alone is no evidence: GRANT, SET STATISTICS and SET
+// DEFAULT change it. Together with other files it may be ALTER … TYPE … USING,
+// which gives every row another value and may leave the type as it was. Other files
+// alone are a VACUUM FULL, an ALTER of another column, or a TRUNCATE, which the
+// stream sends; it does not send the TRUNCATE of a single partition.
+func (was Identity) compareItems(now Identity) (Verdict, string) {
 	differ := func(name string) bool { return was[name] != now[name] }
 	moved := differ(itemFiles)
 	membership := RowsOutdated // of a partition in a table
@@ -268,18 +271,19 @@ func (was sourceIdentity) compareItems(now sourceIdentity) (Verdict, string) {
 // detached from the tables whose partition it is, and attached again.
 func linksAbove(published string) string { return published[strings.LastIndexByte(published, '/')+1:] }
 
-// publishesBySameSchemas says whether the publication has the table by the same schemas. If
-// only the time differs since when it is in them, the stream is not to be trusted: a
-// walsender that has met a partition while its table was elsewhere sends no change
-// of it any more, although the table has come back.
+// publishesBySameSchemas reports whether the publication has the table by the same
+// schemas. If only the time differs since when the table is in them, the stream is
+// not to be trusted: a walsender that has met a partition while its table was
+// elsewhere sends no change of that partition any more, although the table has come
+// back.
 func publishesBySameSchemas(was, now string) bool {
 	was, _, _ = strings.Cut(was, "/")
 	now, _, _ = strings.Cut(now, "/")
 	return was == now
 }
 
-// CompareSources judges two sources by everything but the slot's position: was is what
-// the rows were taken from, or follow, now is read from the catalogs.
+// CompareSources compares two sources in everything but the slot's position: was is
+// the source of the rows, now is read from the catalogs.
 func CompareSources(was, now state.Source) (Verdict, string) {
 	before, after := ParseIdentity(was.Catalog), ParseIdentity(now.Catalog)
 	was.Catalog = now.Catalog

@@ -13,14 +13,15 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// checkFacts is what a check of the source looks at.
+// checkFacts are the facts that a check of the source looks at.
 type checkFacts struct {
 	db  *DB
 	cat *Catalog  // read before the checks, as of one moment
-	sql *pgx.Conn // for what is not in cat; the checks run one after the other
+	sql *pgx.Conn // for facts that are not in cat; the checks run one after the other
 	// reads: the table is about to be read, for a snapshot or a verification.
 	reads bool
-	// streams: the stream runs. It needs no right again that its begin has asked for.
+	// streams: the stream runs. It needs no right again that only its start
+	// requires.
 	streams bool
 }
 
@@ -29,9 +30,9 @@ type (
 	finding = precondition.Finding
 )
 
-// preconditions is all on which a mirror rests: what must be so with the server,
-// the role, the table and the publication. A check that needs the table finds
-// nothing wrong where it does not exist: the check of the table says so.
+// preconditions are all conditions on the server, the role, the table and the
+// publication that a mirror needs. A check that needs the table finds nothing wrong
+// where the table does not exist: the check of the table reports that.
 var preconditions = []check{
 	{Name: "source.version", At: precondition.Always, Read: catalogCheck(checkVersion)},
 	{Name: "source.primary", At: precondition.Always, Read: checkPrimary},
@@ -63,16 +64,18 @@ var preconditions = []check{
 // that were never published, so that the slot is worthless even after mending.
 var unpublished = []string{"source.persistence", "source.publication", "source.publication.rows", "source.publication.columns"}
 
-// atOnce are the checks whose violation ends the stream for good at once: it harms
-// others, or no statement mends it.
+// atOnce are the checks whose violation ends the stream at once: the violation
+// harms others, or no statement mends it.
 var atOnce = []string{"source.version", "source.wal_level", "source.synchronous_standbys"}
 
-// catalogCheck makes a check of a function that needs nothing but what was read before.
+// catalogCheck makes a check of a function that needs only the catalogs that were
+// read before.
 func catalogCheck(judge func(*checkFacts) []finding) func(context.Context, *checkFacts) ([]finding, error) {
 	return func(_ context.Context, f *checkFacts) ([]finding, error) { return judge(f), nil }
 }
 
-// tableCheck is of for what can be judged only if the table exists.
+// tableCheck is catalogCheck for a function that can judge only a table that
+// exists.
 func tableCheck(judge func(*checkFacts) []finding) func(context.Context, *checkFacts) ([]finding, error) {
 	return func(_ context.Context, f *checkFacts) ([]finding, error) {
 		if !f.cat.table.exists {
@@ -82,7 +85,7 @@ func tableCheck(judge func(*checkFacts) []finding) func(context.Context, *checkF
 	}
 }
 
-// tableQueryCheck is tableCheck for what asks the server.
+// tableQueryCheck is tableCheck for a function that asks the server.
 func tableQueryCheck(read func(context.Context, *checkFacts) ([]finding, error)) func(context.Context, *checkFacts) ([]finding, error) {
 	return func(ctx context.Context, f *checkFacts) ([]finding, error) {
 		if !f.cat.table.exists {
@@ -92,11 +95,12 @@ func tableQueryCheck(read func(context.Context, *checkFacts) ([]finding, error))
 	}
 }
 
-// errNoTable: there is nothing to be judged.
+// errNoTable reports that there is nothing to judge.
 var errNoTable = errors.New("the table was not found")
 
 // CheckPreconditions reads the source and makes the checks of a moment. An error
-// says that something could not be read; the report has what could be.
+// reports that something could not be read; the report has the findings of the
+// rest.
 func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment) (precondition.Report, error) {
 	db, err := Open(cfg)
 	if err != nil {
@@ -116,12 +120,12 @@ func CheckPreconditions(ctx context.Context, cfg Config, at precondition.Moment)
 
 // Inspect reads the catalogs, in the transaction that the connection is in, and
 // makes the checks of a session. It returns a *halt.Error if the table cannot be
-// mirrored as things are. reads says that the table is about to be read.
+// mirrored as things are. reads: the table is about to be read.
 func (db *DB) Inspect(ctx context.Context, sql *pgx.Conn, reads bool) (*Catalog, error) {
 	return db.inspectAt(ctx, sql, precondition.AtSession, reads)
 }
 
-// InspectStreaming is inspect for a look while the stream runs.
+// InspectStreaming is Inspect for a look while the stream runs.
 func (db *DB) InspectStreaming(ctx context.Context, sql *pgx.Conn) (*Catalog, error) {
 	return db.inspectWith(ctx, precondition.AtSession, checkFacts{sql: sql, streams: true})
 }
@@ -130,7 +134,7 @@ func (db *DB) inspectAt(ctx context.Context, sql *pgx.Conn, at precondition.Mome
 	return db.inspectWith(ctx, at, checkFacts{sql: sql, reads: reads})
 }
 
-// inspectWith fills in what f lacks, and makes the checks of a moment.
+// inspectWith fills in the facts that f lacks, and makes the checks of a moment.
 func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFacts) (*Catalog, error) {
 	cat, err := db.readCatalog(ctx, f.sql)
 	if err != nil {
@@ -150,7 +154,7 @@ func (db *DB) inspectWith(ctx context.Context, at precondition.Moment, f checkFa
 // CheckStart makes the checks of a start: those that sessions do not make
 // again. Warnings go to the log.
 func (db *DB) CheckStart(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
-	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{db: db, cat: cat, sql: sql}) // what cannot be read is unknown
+	report, _ := precondition.Run(ctx, preconditions, precondition.AtStart, &checkFacts{db: db, cat: cat, sql: sql}) // a check that cannot be made is unknown
 	for _, f := range report.At(precondition.Warn) {
 		db.log.Warn("a precondition of the source does not hold", "check", f.Name, "found", f.String())
 	}
@@ -191,8 +195,8 @@ func checkVersion(f *checkFacts) []finding {
 		"it sends no logical messages, which strict joins need", "upgrade Postgres to 14 or newer")
 }
 
-// checkPrimary gives an error and no violation: a standby is what one sees in
-// the middle of a failover.
+// checkPrimary returns an error and no violation: in the middle of a failover the
+// server is a standby for a while.
 func checkPrimary(_ context.Context, f *checkFacts) ([]finding, error) {
 	if f.cat.standby {
 		return nil, errors.New("the server is a standby; source.url must lead to the primary")
@@ -208,7 +212,7 @@ func checkWALLevel(f *checkFacts) []finding {
 		"no changes can be read from its WAL", "ALTER SYSTEM SET wal_level = logical; then restart Postgres")
 }
 
-// kindNames are the relations that changes are never sent of.
+// kindNames are the kinds of relations whose changes are never sent.
 var kindNames = map[string]string{
 	"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index", "c": "a type",
 }
@@ -217,7 +221,7 @@ func checkTable(f *checkFacts) []finding {
 	t := &f.cat.table
 	switch {
 	case f.cat.Version < minVersion:
-		return nil // nothing was read of it
+		return nil // the table was not read
 	case !t.exists:
 		return violation(f.tableObject(), "does not exist", "", "create it, or set source.table")
 	case t.kind != kindTable && t.kind != kindPartitioned:
@@ -263,8 +267,8 @@ func checkPartitions(f *checkFacts) (found []finding) {
 }
 
 // checkInheritance refuses inheritance children. Every reader of the table sees
-// their rows in it; the stream sends them as those of other tables, and nothing
-// keeps two of them from having one key.
+// their rows in it; the stream sends them as rows of other tables, and nothing
+// prevents two of them from having one key.
 func checkInheritance(f *checkFacts) []finding {
 	if len(f.cat.children) == 0 {
 		return nil
@@ -294,7 +298,7 @@ func checkColumns(f *checkFacts) (found []finding) {
 }
 
 func checkKey(f *checkFacts) []finding {
-	if f.cat.uniqueKey || len(f.cat.Columns) < len(f.db.cfg.neededColumns()) { // then the columns are the finding
+	if f.cat.uniqueKey || len(f.cat.Columns) < len(f.db.cfg.neededColumns()) { // then checkColumns has the finding
 		return nil
 	}
 	return violation("key "+f.db.cfg.QuotedKey()+" of "+f.db.cfg.QuotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
@@ -322,10 +326,10 @@ func checkReplicaIdentity(f *checkFacts) []finding {
 	return nil
 }
 
-// checkPublicationCovers warns of a list of columns that does not cover the
-// replica identity. The mirror goes on; it is the table's writers that fail.
-// Setup makes no such list: on a column that is in one Postgres refuses ALTER …
-// TYPE and DROP COLUMN too, so that it is its owner's decision.
+// checkPublicationCovers warns of a list of columns that does not cover the replica
+// identity. The mirror goes on; the table's writers fail. Setup makes no such list:
+// on a column in a list Postgres refuses ALTER … TYPE and DROP COLUMN too, so that
+// the decision is the owner's.
 // https://www.postgresql.org/docs/current/logical-replication-col-lists.html
 func checkPublicationCovers(f *checkFacts) []finding {
 	if f.cat.publication.columns == nil {
@@ -343,15 +347,15 @@ func checkPublicationCovers(f *checkFacts) []finding {
 	return nil
 }
 
-// carriesColumns says whether updates and deletes carry the columns.
+// carriesColumns reports whether updates and deletes carry the columns.
 func (r *tableRelation) carriesColumns(columns []string) bool {
 	return r.identity == identityFull ||
 		!slices.ContainsFunc(columns, func(name string) bool { return !slices.Contains(r.identityColumns, name) })
 }
 
-// checkRowSecurity refuses policies that hide rows from the role. They do not
-// reach the stream, so that a mirror which needs no snapshot goes on. A policy on
-// a partition does not apply to who reads the table.
+// checkRowSecurity refuses policies that hide rows from the role. They do not reach
+// the stream, so that a mirror which needs no snapshot goes on. A policy on a
+// partition does not apply to readers of the table.
 func checkRowSecurity(f *checkFacts) []finding {
 	if !f.cat.table.policies {
 		return nil
@@ -400,7 +404,8 @@ func checkPublicationColumns(f *checkFacts) []finding {
 	return violation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.db.cfg.neededColumns(), ", "), "", f.readdSQL())
 }
 
-// readdSQL takes a filter or a column list off the table.
+// readdSQL returns the statements that take a filter or a column list off the
+// table.
 func (f *checkFacts) readdSQL() string {
 	return fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s; ALTER PUBLICATION %[1]s ADD TABLE %[2]s", f.db.cfg.QuotedPublication(), f.db.cfg.QuotedTable())
 }

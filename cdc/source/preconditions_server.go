@@ -12,7 +12,7 @@ import (
 
 // checkReplication makes sure that the role may replicate. Amazon RDS gives that
 // right by membership in a role. Postgres asks for the right when a walsender
-// begins: a stream that runs goes on without it.
+// begins: a running stream goes on without it.
 func checkReplication(ctx context.Context, f *checkFacts) ([]finding, error) {
 	if f.streams {
 		return nil, nil
@@ -33,8 +33,8 @@ func checkReplication(ctx context.Context, f *checkFacts) ([]finding, error) {
 		"ALTER ROLE "+pgx.Identifier{role}.Sanitize()+" REPLICATION"), nil
 }
 
-// checkRoom makes sure that the server has a slot and a walsender for the mirror.
-// A rebuild or verification beside it needs another of both.
+// checkRoom makes sure that the server has a slot and a walsender for the mirror. A
+// rebuild or verification needs another of both.
 func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var slots, maxSlots, senders, maxSenders int
 	var ours, active bool
@@ -70,12 +70,12 @@ func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 	return found, nil
 }
 
-// forgottenAfter is how old a prepared transaction is that its owner has probably
-// forgotten.
+// forgottenAfter is the age at which the owner of a prepared transaction has
+// probably forgotten it.
 const forgottenAfter = 5 * time.Minute
 
-// checkPrepared warns of prepared transactions that nobody seems to end: no slot
-// can be made before their end, and every slot keeps WAL from their begin on.
+// checkPrepared warns of old prepared transactions: no slot can be made before
+// their end, and every slot keeps WAL from their begin on.
 func checkPrepared(ctx context.Context, f *checkFacts) ([]finding, error) {
 	rows, err := f.sql.Query(ctx, `
 		SELECT gid, database::text, owner::text, prepared::text FROM pg_prepared_xacts
@@ -106,8 +106,8 @@ func checkEncoding(_ context.Context, f *checkFacts) ([]finding, error) {
 		Effect: "a client or restaurant that is not UTF-8 is left out and counted (bad_ids)"}}, nil
 }
 
-// checkIDTypes warns of ids whose comparison in SQL is not that of their texts,
-// by which a campaign finds its subscribers.
+// checkIDTypes warns of ids that SQL compares otherwise than by their texts, by
+// which a campaign finds its subscribers.
 func checkIDTypes(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var found []finding
 	for _, col := range f.cat.Columns {

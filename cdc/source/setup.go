@@ -7,18 +7,18 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// publishAll is what a publication has to publish.
+// publishAll is the option that a publication needs.
 const publishAll = "publish = 'insert, update, delete, truncate'"
 
-// SetupSQL gives the statements that make what a mirror needs where nothing is
-// there yet. The slot is not among them: Run makes it with its snapshot.
+// SetupSQL returns the statements that prepare an empty source for a mirror. The
+// slot is not among them: Run makes it with its snapshot.
 func SetupSQL(cfg Config) []string {
 	return []string{fmt.Sprintf("CREATE PUBLICATION %s FOR TABLE %s WITH (%s, publish_via_partition_root = true)",
 		cfg.QuotedPublication(), cfg.QuotedTable(), publishAll)}
 }
 
-// Setup makes what is missing, and tells which statements it ran. It is safe to
-// repeat and to run in two places at once.
+// Setup makes the missing objects, and returns the statements that it ran. It is
+// safe to repeat and to run in two places at once.
 func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 	db, err := Open(cfg)
 	if err != nil {
@@ -51,7 +51,7 @@ func Setup(ctx context.Context, cfg Config) (did []string, err error) {
 	}
 }
 
-// explainSetup halts where only the table's owner can go on.
+// explainSetup returns a halt where only the table's owner can go on.
 func explainSetup(statement string, err error) error {
 	if SQLState(err) == CodeInsufficientPrivilege {
 		return NewHalt("run it as the table's owner: "+statement, "set up publication: %v", err)
@@ -59,7 +59,7 @@ func explainSetup(statement string, err error) error {
 	return fmt.Errorf("run %q: %w", statement, err)
 }
 
-// missingStatements gives the statements that are still to be run.
+// missingStatements returns the statements that are still to be run.
 func (c *Config) missingStatements(cat *Catalog) []string {
 	p := &cat.publication
 	if !p.exists {

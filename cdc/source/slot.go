@@ -18,11 +18,11 @@ import (
 
 const (
 	plugin = "pgoutput"
-	// sideSuffix follows our slot's name in that of a side stream's.
+	// sideSuffix follows the mirror's slot name in that of a side stream.
 	sideSuffix = "_side_"
-	// FailoverVersion is the first whose slots can survive a failover.
+	// FailoverVersion is the first version whose slots can survive a failover.
 	FailoverVersion = 17_00_00
-	// releaseTimeout is how long an ended walsender may take to let go.
+	// releaseTimeout is how long an ended walsender may take to release the slot.
 	releaseTimeout = 5 * time.Second
 )
 
@@ -33,20 +33,20 @@ const (
 	SlotLost       = "lost"
 )
 
-// SlotStatus is our row of pg_replication_slots.
+// SlotStatus is the mirror's row of pg_replication_slots.
 // https://www.postgresql.org/docs/current/view-pg-replication-slots.html
 type SlotStatus struct {
 	Exists      bool
-	pid         int32  // who uses it, 0: nobody
-	Confirmed   id.LSN // everything before it is gone for us
+	pid         int32  // of the backend that uses the slot; 0: nobody
+	Confirmed   id.LSN // the slot sends nothing before it
 	Restart     id.LSN // 0: no WAL is kept
 	WALStatus   string // reserved, extended, unreserved, lost
-	SafeWALSize int64  // bytes until it may be lost; -1: no limit
+	SafeWALSize int64  // bytes until the slot may be lost; -1: no limit
 	KeepSize    int64  // max_slot_wal_keep_size in bytes; -1: no limit
-	Invalid     string // why Postgres gave the slot up; "" if it did not, or does not tell (before 17)
+	Invalid     string // why Postgres gave the slot up; "" if it did not, or gives no reason (before 17)
 }
 
-// LossReason says what happened to a slot that is lost.
+// LossReason returns why a slot is lost.
 func (s *SlotStatus) LossReason() string {
 	switch {
 	case s.Invalid == "idle_timeout":
@@ -59,13 +59,13 @@ func (s *SlotStatus) LossReason() string {
 	return "wal_status " + s.WALStatus + ", no position"
 }
 
-// IsLost says that WAL which the slot needs is gone.
+// IsLost reports whether WAL that the slot needs is gone.
 func (s *SlotStatus) IsLost() bool {
 	return s.WALStatus == SlotLost || s.Invalid != "" || s.Restart == 0 || s.Confirmed == 0
 }
 
-// ReadSlot looks at our slot. A slot of this name that is not of our kind
-// belongs to somebody else and is a halt: it is never dropped.
+// ReadSlot reads the mirror's slot. A slot of this name and of another kind belongs
+// to somebody else and is a halt: it is never dropped.
 func (db *DB) ReadSlot(ctx context.Context, sql *pgx.Conn) (SlotStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
@@ -98,8 +98,8 @@ func (db *DB) ReadSlot(ctx context.Context, sql *pgx.Conn) (SlotStatus, error) {
 	return s, nil
 }
 
-// ReleaseSlot gets the slot free. A walsender under our own name is what is left of
-// us when we were killed: it is ended. Any other is left alone and named in a
+// ReleaseSlot frees the slot. A walsender under the mirror's own name is a leftover
+// of a run that was killed, and is ended. Any other is left alone and named in a
 // *SlotHeldError.
 func (db *DB) ReleaseSlot(ctx context.Context, sql *pgx.Conn, s SlotStatus) error {
 	if s.pid == 0 {
@@ -120,12 +120,13 @@ func (db *DB) ReleaseSlot(ctx context.Context, sql *pgx.Conn, s SlotStatus) erro
 	return db.awaitSlotRelease(ctx, sql, held)
 }
 
-// endLeftoverBackend ends a backend under our own name that a former run left behind.
+// endLeftoverBackend ends a backend under the mirror's own name that a former run
+// left behind.
 func (db *DB) endLeftoverBackend(ctx context.Context, sql *pgx.Conn, pid int32, kind string) error {
 	db.log.Info("ending our own backend that a former run left behind", "slot", db.cfg.Slot, "pid", pid, "backend_type", kind)
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
-	// Asked again in the same statement: the PID may be somebody else's by now.
+	// The statement looks the PID up again: it may be somebody else's by now.
 	_, err := sql.Exec(ctx, `
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE pid = $1 AND application_name = $2 AND backend_type = $3`, pid, db.cfg.ApplicationName, kind)
@@ -151,8 +152,8 @@ func (db *DB) awaitSlotRelease(ctx context.Context, sql *pgx.Conn, held *SlotHel
 	}
 }
 
-// readSlotHolder tells who a backend is; nil if it is gone. The address of another
-// role's backend is shown to members of pg_read_all_stats only.
+// readSlotHolder describes a backend; nil if it is gone. Postgres shows the address
+// of another role's backend to members of pg_read_all_stats only.
 func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*SlotHeldError, error) {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
@@ -169,7 +170,7 @@ func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*Sl
 	return h, nil
 }
 
-// DropSlot drops our slot, if there is one.
+// DropSlot drops the mirror's slot, if there is one.
 func (db *DB) DropSlot(ctx context.Context, sql *pgx.Conn) error {
 	s, err := db.ReadSlot(ctx, sql)
 	if err != nil || !s.Exists {
@@ -202,7 +203,7 @@ type CreatedSlot struct {
 	Snapshot string // valid until the next command on the connection
 }
 
-// CreateSlot makes our slot. It waits for transactions that are running.
+// CreateSlot makes the mirror's slot. It waits for running transactions.
 func (db *DB) CreateSlot(ctx context.Context, conn *pgconn.PgConn, version int) (CreatedSlot, error) {
 	var r pglogrepl.CreateReplicationSlotResult
 	var err error
@@ -224,7 +225,8 @@ func (db *DB) CreateSlot(ctx context.Context, conn *pgconn.PgConn, version int) 
 	return CreatedSlot{Start: start, Snapshot: r.SnapshotName}, nil
 }
 
-// ExplainSlotInUse explains "replication slot is active for PID".
+// ExplainSlotInUse replaces the error "replication slot is active for PID" by one
+// that names the holder.
 func (db *DB) ExplainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) error {
 	slot, err := db.ReadSlot(ctx, sql)
 	if err != nil {
@@ -236,7 +238,7 @@ func (db *DB) ExplainSlotInUse(ctx context.Context, sql *pgx.Conn, cause error) 
 	return cause
 }
 
-// SideSlotName is a slot name that is nobody's.
+// SideSlotName returns a slot name that nobody uses.
 func SideSlotName(slot string) string {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -245,7 +247,7 @@ func SideSlotName(slot string) string {
 }
 
 // CreateTemporarySlot makes a slot that the server drops with the connection. It
-// waits for transactions that are running.
+// waits for running transactions.
 func CreateTemporarySlot(ctx context.Context, conn *pgconn.PgConn, name string) (CreatedSlot, error) {
 	r, err := pglogrepl.CreateReplicationSlot(ctx, conn, name, plugin,
 		pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
@@ -259,7 +261,8 @@ func CreateTemporarySlot(ctx context.Context, conn *pgconn.PgConn, name string) 
 	return CreatedSlot{Start: start, Snapshot: r.SnapshotName}, err
 }
 
-// ImportSnapshot begins a transaction that sees what the slot's start saw.
+// ImportSnapshot begins a transaction that sees the database as of the slot's
+// start.
 func ImportSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()

@@ -12,26 +12,25 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Two daemons with one slot, machines that were cloned say, would drop each
-// other's slot for a snapshot of their own, again and again: while a snapshot is
-// copied nobody holds the slot. So the mirror that touches the slot holds an
-// advisory lock of the slot's name, on a connection of its own that outlives
-// sessions. Who comes second waits while the first may be gone, and halts once it
-// sees that the first lives.
+// Two daemons with one slot, on cloned machines say, would drop each other's slot for
+// a snapshot of their own, again and again: while a snapshot is copied nobody holds
+// the slot. So a mirror that touches the slot holds an advisory lock of the slot's
+// name, on a connection of its own that outlives sessions. The second mirror waits
+// while the first may be gone, and halts once it sees that the first lives.
 //
-// Every role that may connect can take an advisory lock. One that is neither our
-// own role nor may replicate cannot be a mirror, and its lock is passed over.
+// Every role that may connect can take an advisory lock. A role that is another one
+// and may not replicate cannot be a mirror; its lock is passed over.
 
 const (
-	// beatEvery is how often the holder shows that it lives, by a statement.
+	// beatEvery is how often the holder runs a statement to show that it lives.
 	beatEvery = time.Second
 	// secondAlive is how long another holder must be seen alive before it counts as
-	// a second daemon: an old one that drains during a deployment takes so long.
+	// a second daemon: an old daemon that drains during a deployment takes so long.
 	secondAlive = 10 * time.Second
-	// hiddenAlive is that time for a holder whose statements are hidden from our
-	// role, so that one that is gone looks alive: longer than TCP keepalives take.
+	// hiddenAlive is secondAlive for a holder whose statements are hidden from the
+	// role, so that a dead one looks alive: longer than TCP keepalives take.
 	hiddenAlive = 2 * time.Minute
-	// holderPoll is how often it is looked whether the other holder is gone.
+	// holderPoll is the time between two looks whether the other holder is gone.
 	holderPoll = 500 * time.Millisecond
 )
 
@@ -39,27 +38,27 @@ const (
 type SlotLock struct {
 	db     *DB
 	notify LockObserver
-	alive  time.Duration // secondAlive, but for tests
+	alive  time.Duration // secondAlive; less in tests
 
 	mu   sync.Mutex // guards below
 	conn *pgx.Conn  // nil: the lock is not held
-	pid  int32      // of its backend, by its own word: a pooler has other numbers
+	pid  int32      // of its backend, as the backend reports it: a pooler has other numbers
 	warn time.Time  // of the last warning about a lock that is passed over
 	// second: another daemon has the lock, as far as is known.
 	second bool
 }
 
-// LockObserver is told of waits for another holder of the lock.
+// LockObserver receives reports of waits for another holder of the lock.
 type LockObserver interface {
-	// LockHeld reports a holder that is waited for, at the begin of the wait and
-	// whenever another one has taken over.
+	// LockHeld reports the holder that the mirror waits for: at the begin of the
+	// wait, and whenever another holder has taken over.
 	LockHeld(by *SlotHeldError)
 	// LockWaitEnded reports the end of the wait, whatever came of it.
 	LockWaitEnded()
 }
 
 // NewSlotLock returns the lock of db's slot, which is not taken yet. alive is how
-// long a second holder must be seen alive before it is believed; 0: secondAlive.
+// long a second holder must be seen alive before it counts as one; 0: secondAlive.
 func (db *DB) NewSlotLock(notify LockObserver, alive time.Duration) *SlotLock {
 	return &SlotLock{db: db, notify: notify, alive: cmp.Or(alive, secondAlive)}
 }
@@ -72,7 +71,7 @@ func (g *SlotLock) SecondSeen() bool {
 }
 
 // StartHeartbeat shows from time to time that this daemon lives, until stop, which
-// gives the lock back.
+// releases the lock.
 func (g *SlotLock) StartHeartbeat(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var beats sync.WaitGroup
@@ -90,8 +89,8 @@ func (g *SlotLock) StartHeartbeat(ctx context.Context) (stop func()) {
 	}
 }
 
-// sendHeartbeat runs a statement. A connection that fails is given up: the lock is gone
-// with it, and the session's next look takes it again.
+// sendHeartbeat runs a statement. A connection that fails is given up: the lock is
+// gone with it, and the session's next look takes the lock again.
 func (g *SlotLock) sendHeartbeat(ctx context.Context) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -105,7 +104,7 @@ func (g *SlotLock) sendHeartbeat(ctx context.Context) {
 	}
 }
 
-// closeLocked ends the connection. The caller holds mu.
+// closeLocked ends the connection.
 func (g *SlotLock) closeLocked() {
 	if g.conn != nil {
 		CloseConn(g.conn.PgConn())
@@ -113,20 +112,20 @@ func (g *SlotLock) closeLocked() {
 	}
 }
 
-// readLockHolder is who holds the slot's advisory lock.
+// lockHolder is the backend that holds the slot's advisory lock.
 type lockHolder struct {
 	by      SlotHeldError
-	mirrors bool      // its role is ours, or may replicate
-	active  time.Time // when it last began or ended a statement; zero: hidden
+	mirrors bool      // its role is the mirror's, or may replicate
+	active  time.Time // the time when it last began or ended a statement; zero: hidden
 }
 
-// Hold makes sure that this mirror holds the lock on the server that sql is
-// connected to. It waits for another holder that may be gone, and returns a
-// *halt.Error where that one lives.
+// Hold makes sure that this mirror holds the lock on the server of sql. It waits
+// for another holder that may be gone, and returns a *halt.Error where the other
+// holder lives.
 func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var first *lockHolder // that is waited for
+	var first *lockHolder // the holder that the mirror waits for
 	var since time.Time
 	defer func() {
 		if first != nil {
@@ -143,7 +142,7 @@ func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 			g.second = false
 			return nil
 		case h == nil:
-			g.closeLocked() // it leads elsewhere
+			g.closeLocked() // the connection leads to another server
 			if err := g.tryLocked(ctx, sql); err != nil || g.conn != nil {
 				g.second = g.second && err != nil
 				return err
@@ -169,7 +168,8 @@ func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 	}
 }
 
-// isAlive reports whether a holder that was seen first a while ago lives.
+// isAlive reports whether the holder lives: first is its state when it was seen
+// first, now the present one.
 func (g *SlotLock) isAlive(first, now *lockHolder, while time.Duration) bool {
 	if now.active.IsZero() {
 		return while >= hiddenAlive
@@ -193,7 +193,7 @@ func (g *SlotLock) warnPassedOverLocked(h *lockHolder) {
 		"slot", h.by.Slot, "pid", h.by.PID, "application_name", h.by.App, "role", h.by.Role, "client_addr", h.by.Address)
 }
 
-// LockKey is the slot's advisory lock.
+// LockKey is the key of the slot's advisory lock.
 func (db *DB) LockKey() int64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("dinnerbell slot " + db.cfg.Slot)) // never fails
@@ -201,7 +201,7 @@ func (db *DB) LockKey() int64 {
 }
 
 // tryLocked tries to take the lock on a new connection, which must lead to the
-// server of sql. The guard has no connection afterwards if somebody was faster.
+// server of sql. It leaves conn nil if somebody was faster.
 func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
 	conn, err := g.db.DialSQL(ctx)
 	if err != nil {
@@ -232,8 +232,8 @@ func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// readLockHolder tells who holds the slot's advisory lock; nil: nobody. A holder that
-// may be a mirror goes first, for a lock can be shared.
+// readLockHolder returns the holder of the slot's advisory lock; nil: nobody holds
+// it. A holder that may be a mirror goes first, for a lock can be shared.
 func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()

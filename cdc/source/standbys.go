@@ -7,11 +7,11 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// checkStandbys refuses a server that takes our walsender for a synchronous
-// standby. Its commits would wait for what we have acknowledged, which is held
-// back to the newest checkpoint; and a commit that was promised to lie on a
-// standby would lie here. pg_stat_replication shows that to members of
-// pg_read_all_stats only, so the setting itself is read.
+// checkStandbys refuses a server that takes the mirror's walsender for a
+// synchronous standby. Its commits would wait for the mirror's acknowledgements,
+// which are held back to the newest checkpoint; and a commit that was promised to
+// lie on a standby would lie here only. pg_stat_replication shows that to members
+// of pg_read_all_stats only, so the check reads the setting itself.
 func checkStandbys(f *checkFacts) []finding {
 	names, err := parseStandbys(f.cat.standbyNames)
 	if err != nil {
@@ -28,7 +28,7 @@ func checkStandbys(f *checkFacts) []finding {
 	return nil
 }
 
-// parseStandbys gives the names in the value of synchronous_standby_names:
+// parseStandbys returns the names in the value of synchronous_standby_names:
 //
 //	name, name …   N (name, …)   FIRST N (name, …)   ANY N (name, …)
 //
@@ -75,7 +75,7 @@ func parseStandbys(value string) ([]string, error) {
 	return names, nil
 }
 
-// standbyToken is a name, a number, or one of "(", ")", ",", none of which is quoted.
+// standbyToken is a name or a number, or an unquoted "(", ")" or ",".
 type standbyToken struct {
 	text   string
 	quoted bool

@@ -22,14 +22,14 @@ import (
 //
 //   - B's history leads through A (not merely through one of the same number),
 //   - it left A at or behind D: everything that was applied here is there, and
-//   - no transaction lies here in parts: whether B has it is not known.
+//   - no part of a transaction is here without its end: whether B has the transaction is not known.
 //
 // Then a slot on B that is confirmed up to D or less sends everything that is
 // not here, and nothing is missed or doubled. The store notes B before anything
 // of B is applied, so that it never holds changes of B under the name of A.
 // https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
 
-// Branch is a timeline that history left at end.
+// Branch is a timeline that history left at End.
 type Branch struct {
 	Timeline int64
 	End      id.LSN
@@ -59,7 +59,7 @@ func parseLineage(content string) (Lineage, error) {
 	return l, nil
 }
 
-// String is what [state.Source] keeps.
+// String is the text that [state.Source] keeps.
 func (l Lineage) String() string {
 	var b strings.Builder
 	for _, at := range l {
@@ -68,8 +68,8 @@ func (l Lineage) String() string {
 	return b.String()
 }
 
-// branchOf finds where history left the timeline that a source is on; ok is
-// false if it never was on it.
+// branchOf finds where history left the timeline of a source; ok is false if
+// history never was on it.
 func (l Lineage) branchOf(src state.Source) (end id.LSN, ok bool) {
 	for i, at := range l {
 		if at.Timeline == src.Timeline {
@@ -79,8 +79,9 @@ func (l Lineage) branchOf(src state.Source) (end id.LSN, ok bool) {
 	return 0, false
 }
 
-// Divergence says why the local state, at durable, is not that of the server now,
-// "" if it is; inTransaction: a part of a transaction is there without its end.
+// Divergence returns why the local state, at durable, is not a state of the present
+// server; "" if it is. inTransaction: the local state holds a part of a transaction
+// without its end.
 func (l Lineage) Divergence(stored, now state.Source, durable id.LSN, inTransaction bool) string {
 	if stored.Timeline == now.Timeline && stored.History == now.History {
 		return ""
@@ -98,14 +99,14 @@ func (l Lineage) Divergence(stored, now state.Source, durable id.LSN, inTransact
 	return ""
 }
 
-// timelineHistory keeps the history that the session's start has read.
+// timelineHistory keeps the history that a session has read at its start.
 type timelineHistory struct {
 	mu       sync.Mutex // guards below
 	timeline int64
 	text     string
 }
 
-// historyOf gives the history before a timeline, "" where it is not known.
+// historyOf returns the history before a timeline; "" where it is not known.
 func (t *timelineHistory) historyOf(timeline int64) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -121,8 +122,8 @@ func (t *timelineHistory) set(timeline int64, text string) {
 	t.timeline, t.text = timeline, text
 }
 
-// InspectWithTimeline inspects a server that may be another one than last time: its timeline's
-// history is read anew.
+// InspectWithTimeline is Inspect for a server that may be another one than last
+// time: it reads the history of the server's timeline anew.
 func (db *DB) InspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*Catalog, Lineage, error) {
 	cat, err := db.Inspect(ctx, sql, false)
 	if err != nil {
@@ -139,7 +140,7 @@ func (db *DB) InspectWithTimeline(ctx context.Context, sql *pgx.Conn) (*Catalog,
 	return cat, l, nil
 }
 
-// readLineage asks a walsender; there is no function for it.
+// readLineage asks a walsender, because SQL has no function for it.
 func (db *DB) readLineage(ctx context.Context, cat *Catalog) (Lineage, error) {
 	repl, err := db.DialReplication(ctx)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"dinnerbell/cdc/source"
 )
 
-// copyPart is what one COPY reads: a relation, or a range of its blocks.
-type copyPart struct {
+// Part is what one COPY reads: a relation, or a range of its blocks.
+type Part struct {
 	relation string // quoted, with ONLY where its descendants are none of ours
 	Whole    bool   // else the blocks below
 	from, to int64  // to is behind the last; 0: all that follow
@@ -20,7 +20,7 @@ type copyPart struct {
 
 // fromClause is the FROM clause. A TID range scan (14 and newer) reads nothing else
 // of the table; the last range is open, for no block is to be forgotten.
-func (p copyPart) fromClause() string {
+func (p Part) fromClause() string {
 	var where []string
 	if !p.Whole {
 		where = append(where, fmt.Sprintf("ctid >= '(%d,0)'", p.from))
@@ -40,8 +40,8 @@ func (p copyPart) fromClause() string {
 // PlanParts cuts a large table into ranges of blocks, each partition by itself.
 // Partitions that the role may not read directly leave the table in one piece,
 // as does a policy on the root: reading below it would step around the refusal.
-func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *source.Catalog, limits Limits) ([]copyPart, error) {
-	whole := []copyPart{{relation: fromTable(cfg, cat), Whole: true}}
+func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *source.Catalog, limits Limits) ([]Part, error) {
+	whole := []Part{{relation: fromTable(cfg, cat), Whole: true}}
 	if limits.Connections < 2 {
 		return whole, nil
 	}
@@ -58,7 +58,7 @@ func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *sour
 	if err != nil {
 		return nil, fmt.Errorf("measure table: %w", err)
 	}
-	var parts []copyPart
+	var parts []Part
 	var name string
 	var size, block, bytes int64
 	var readable bool
@@ -79,11 +79,11 @@ func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *sour
 }
 
 // cutBlocks cuts a relation into ranges of step blocks; the last is open.
-func cutBlocks(relation string, blocks, step int64) []copyPart {
-	parts := []copyPart{{relation: relation}}
+func cutBlocks(relation string, blocks, step int64) []Part {
+	parts := []Part{{relation: relation}}
 	for at := step; at < blocks; at += step {
 		parts[len(parts)-1].to = at
-		parts = append(parts, copyPart{relation: relation, from: at})
+		parts = append(parts, Part{relation: relation, from: at})
 	}
 	return parts
 }

@@ -40,8 +40,8 @@ type RowSink interface {
 	Add(row id.RowID, restaurant, client id.ID) error
 }
 
-// copyResult is what a copy of the table was of.
-type copyResult struct {
+// Result is what a copy of the table was of.
+type Result struct {
 	Cat           *source.Catalog // as of the snapshot: the rows belong to exactly these catalogs
 	Rows          int64
 	BadIDs, Nulls int64
@@ -74,36 +74,36 @@ type tableCopy struct {
 	db *source.DB
 
 	cat   *source.Catalog
-	parts []copyPart
+	parts []Part
 
 	mu   sync.Mutex // guards below, and the sink
-	done copyResult
+	done Result
 }
 
 // Copy copies the table into the sink over connections of its own, with its
 // progress in r.progress and, every now and then, in the log. An error says how
 // far it was; an error that an operator has to mend is a *halt.Error. It wraps
 // ErrRewritten if the copy may not be of the rows that the snapshot shows.
-func Copy(ctx context.Context, db *source.DB, r Request) (copyResult, error) {
+func Copy(ctx context.Context, db *source.DB, r Request) (Result, error) {
 	r.Limits.ParallelBytes = cmp.Or(r.Limits.ParallelBytes, parallelBytes)
 	r.Limits.RangeBytes = cmp.Or(r.Limits.RangeBytes, rangeBytes)
 	r.Limits.Connections = cmp.Or(r.Limits.Connections, copyConnections)
 	c := &tableCopy{Request: r, db: db}
 	first, err := c.connectAtSnapshot(ctx)
 	if err != nil {
-		return copyResult{}, err
+		return Result{}, err
 	}
 	defer func() { source.CloseConn(first.PgConn()) }()
 	if err := c.preparePlan(ctx, first); err != nil {
-		return copyResult{}, c.explainError(err)
+		return Result{}, c.explainError(err)
 	}
 	stop := r.Progress.logEvery(progressEvery, db.Config().Logger, db.Config().QuotedTable())
 	defer stop()
 	if err := c.copyAll(ctx, first); err != nil {
-		return copyResult{}, c.explainError(err)
+		return Result{}, c.explainError(err)
 	}
 	if err := c.checkFilesAfter(ctx, first); err != nil {
-		return copyResult{}, c.explainError(err)
+		return Result{}, c.explainError(err)
 	}
 	r.Progress.rows.Store(c.done.Rows)
 	return c.done, nil
@@ -153,7 +153,7 @@ func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) 
 
 // copyAll copies all parts, over as many connections as are worth it.
 func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
-	parts := make(chan copyPart, len(c.parts))
+	parts := make(chan Part, len(c.parts))
 	for _, p := range c.parts {
 		parts <- p
 	}
@@ -213,7 +213,7 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 
 // copyWithFurther copies parts over a further connection. One that the server does not
 // give (it may have reached its limit) is done without.
-func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan copyPart) error {
+func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan Part) error {
 	sql, err := c.connectAtSnapshot(ctx)
 	if err == nil {
 		defer source.CloseConn(sql.PgConn())
@@ -240,7 +240,7 @@ func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
 }
 
 // copyRanges copies parts over one connection until there are no more.
-func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan copyPart) error {
+func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan Part) error {
 	w := &copyWriter{to: c}
 	list, integers := copyColumns(c.cat.Columns)
 	for part := range parts {
