@@ -7,49 +7,48 @@ import (
 	"dinnerbell/state/id"
 )
 
-// What a transaction may hold in memory before it is cut.
+// A transaction that takes more memory is handed out in parts.
 const (
 	MaxPartChanges = 8192
 	maxPartBytes   = 4 << 20
 )
 
-// Piece is a whole transaction, or a part of one: then end is zero in all
-// pieces but the last, and cut is set in all of them.
+// Piece is a whole transaction, or a part of a large one: then Partial is set in
+// all of its pieces, and End is zero in all but the last.
 type Piece struct {
-	Changes []id.Change // valid until the next add
+	Changes []id.Change // valid until the next Add
 	Bytes   int         // memory that changes take, roughly
 	End     id.LSN
 	Partial bool
 }
 
-// txState is where the stream stands between the Begin and the Commit of a
+// txState is the state of the stream between the Begin and the Commit of a
 // transaction.
 type txState uint8
 
 const (
 	outsideTransaction txState = iota
-	wholeTransaction           // nothing of the transaction was handed out yet
+	wholeTransaction           // no part of the transaction was handed out yet
 	partialTransaction         // a part of the transaction was handed out
 	skippedTransaction         // the transaction was applied before
 )
 
-// Assembler puts messages together to transactions. It is as pure as the
-// decoder.
+// Assembler puts messages together to transactions. It is as pure as the decoder.
 //
-// Transactions that are already in the local state are skipped as wholes: those
-// whose commit record starts before from, the end LSN of the last one applied.
-// Rows are never looked at by LSN: a change's own LSN lies before that of
-// commits which were sent earlier.
+// It skips whole transactions that are already in the local state: those whose
+// commit record starts before from, the end LSN of the last one applied. It never
+// looks at the LSN of a row: a change's own LSN lies before that of commits which
+// were sent earlier.
 type Assembler struct {
 	dec  messageDecoder
 	from id.LSN
 
 	tx txState
-	// CommitLSN is where the commit record of the last transaction begun starts.
+	// CommitLSN is where the commit record of the transaction begun last starts.
 	CommitLSN id.LSN
 
 	changes []id.Change // of the transaction, since the last part
-	bytes   int         // that they take
+	bytes   int         // the memory that changes take
 }
 
 // NewAssembler returns an assembler for a table and its needed columns, in the
@@ -65,7 +64,7 @@ func (a *Assembler) InTransaction() bool { return a.tx != outsideTransaction }
 // are NULL, among all that were read.
 func (a *Assembler) SkippedIDs() (bad, null int64) { return a.dec.badIDs, a.dec.nulls }
 
-// Add takes a message; ok says that p is to be applied.
+// Add decodes a message; with ok, p is to be applied.
 func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 	var ev messageEvent
 	before := len(a.changes)
@@ -104,20 +103,20 @@ func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 		}
 		a.tx = outsideTransaction
 		return p, ok, nil
-	case kindOther: // it changes nothing here
+	case kindOther: // no change
 	}
 	return Piece{}, false, nil
 }
 
-// takePiece hands out what was collected. The slice is used again: the queue copies
-// it, which costs less than a new one per transaction.
+// takePiece hands out the collected changes. It uses the slice again: the queue
+// copies it, which costs less than a new slice per transaction.
 func (a *Assembler) takePiece(end id.LSN) Piece {
 	p := Piece{Changes: a.changes, Bytes: a.bytes, End: end, Partial: a.tx == partialTransaction}
 	a.changes, a.bytes = a.changes[:0], 0
 	return p
 }
 
-// changeMemory is what a change takes in memory.
+// changeMemory is the memory that a change takes.
 func changeMemory(c *id.Change) int {
 	return int(unsafe.Sizeof(*c)) + len(c.Row) + len(c.OldRow) + len(c.Restaurant) + len(c.Client)
 }

@@ -8,8 +8,8 @@ import (
 	"dinnerbell/state/id"
 )
 
-// copyHeader is what binary COPY data begins with, followed by 32 bits of flags
-// and the length of an extension.
+// Binary COPY data begins with copySignature, followed by 32 bits of flags and the
+// length of an extension.
 // https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.4
 const (
 	copySignature = "PGCOPY\n\xff\r\n\x00"
@@ -18,15 +18,15 @@ const (
 	noValue       = 0xffffffff
 )
 
-// CopyReader takes binary COPY data, cut at any place, and gives the rows to
-// add. It is the io.Writer that pgconn copies to.
+// CopyReader reads binary COPY data, which may be cut anywhere, and passes the rows
+// to Add. It is the io.Writer that pgconn copies to.
 type CopyReader struct {
-	Integers [NeededColumns]bool // sent as integers; else as text
+	Integers [NeededColumns]bool // the columns that are sent as integers, not as text
 	Pack     *id.Packer
-	// Add takes each row, in views into pack; an error of it ends the copy.
+	// Add receives each row, in views into Pack; its error ends the copy.
 	Add func(row id.RowID, restaurant, client id.ID) error
 
-	rest   []byte // of the last Write
+	rest   []byte // the incomplete end of the last Write
 	header bool   // the header has been read
 	Ended  bool   // the trailer has been read
 	Rows   int64
@@ -34,8 +34,8 @@ type CopyReader struct {
 	Nulls  int64
 }
 
-// Write takes the next data. Postgres sends one row at a time, so that normally
-// nothing has to be kept for the next.
+// Write reads the next data. Postgres sends one row at a time, so that normally
+// nothing has to be kept for the next call.
 func (r *CopyReader) Write(p []byte) (int, error) {
 	data := p
 	if len(r.rest) > 0 {
@@ -48,7 +48,7 @@ func (r *CopyReader) Write(p []byte) (int, error) {
 			return 0, err
 		}
 		if n == 0 {
-			break // not whole yet
+			break // incomplete
 		}
 		data = data[n:]
 	}
@@ -56,8 +56,8 @@ func (r *CopyReader) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// readNext reads the header or one row off the front of data and tells its length;
-// 0 if it is not all there.
+// readNext reads the header or one row off the front of data and returns its
+// length; 0 if it is incomplete.
 func (r *CopyReader) readNext(data []byte) (int, error) {
 	if !r.header {
 		return r.readHeader(data)
@@ -99,7 +99,8 @@ func (r *CopyReader) readHeader(data []byte) (int, error) {
 	return copyHeaderLen, nil
 }
 
-// addRow adds one row. As in the stream, what cannot be an id is no id.
+// addRow adds one row. As in the stream, a value that cannot be an id is taken as
+// NULL.
 func (r *CopyReader) addRow(values [NeededColumns][]byte) error {
 	var row id.RowID
 	var ids [NeededColumns]id.ID
@@ -140,7 +141,7 @@ func (r *CopyReader) packKey(v []byte) (id.RowID, error) {
 	return r.Pack.RowNumber(n), nil
 }
 
-// packID packs a restaurant or client; "" is what cannot be an id.
+// packID packs a restaurant or client; "" for a value that cannot be an id.
 func (r *CopyReader) packID(v []byte, isInteger bool) (id.ID, error) {
 	if isInteger {
 		n, err := parseInteger(v)

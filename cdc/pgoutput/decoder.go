@@ -9,7 +9,7 @@ import (
 	"dinnerbell/state/id"
 )
 
-// The columns that are needed, in the order of decoder.at and of the COPY. The
+// The needed columns, in the order of messageDecoder.at and of the COPY. The
 // further columns of a composite key follow; in the COPY the key is one value.
 const (
 	KeyColumn = iota
@@ -21,10 +21,10 @@ const (
 // bpcharOID is the OID of the type char(n), as in package pgtype of pgx.
 const bpcharOID = 1042
 
-// IsKeyColumn says whether a needed column is part of the key.
+// IsKeyColumn reports whether a needed column is part of the key.
 func IsKeyColumn(c int) bool { return c == KeyColumn || c >= NeededColumns }
 
-// messageKind tells what a message means for the transaction it is part of.
+// messageKind is the meaning of a message for its transaction.
 type messageKind uint8
 
 const (
@@ -34,29 +34,29 @@ const (
 	kindCommit                    // lsn: where the commit record ends
 )
 
-// messageEvent is what one message was.
+// messageEvent describes one message.
 type messageEvent struct {
 	kind messageKind
 	lsn  id.LSN
 }
 
 // messageDecoder turns pgoutput messages, protocol version 1, into changes. It is
-// pure: no IO, no clock, and nothing is kept of a message but copies. Whatever
+// pure: no IO, no clock, and it keeps nothing of a message but copies. Whatever
 // bytes come in, it neither panics nor allocates more than they hold.
 //
 // https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 type messageDecoder struct {
-	table   uint32 // OID; changes of other tables in the publication are none of ours
+	table   uint32 // OID; changes of other tables in the publication are ignored
 	columns []string
 
-	at       []int    // where the needed columns are in a tuple; nil: no Relation message has come yet
-	padded   []bool   // which of them are of type char(n)
-	old, now rowTuple // of the message that is being read
+	at       []int    // the places of the needed columns in a tuple; nil: no Relation message has come yet
+	padded   []bool   // the needed columns of type char(n)
+	old, now rowTuple // of the present message
 	key      []byte
 
-	// BadIDs counts client and restaurant ids that cannot be ids: empty, too
-	// long, or not UTF-8 (in a database with encoding SQL_ASCII). nulls counts
-	// those that are NULL. A row with either is no subscription.
+	// badIDs counts client and restaurant ids that cannot be ids: empty, too long,
+	// or not UTF-8 (in a database with encoding SQL_ASCII). nulls counts ids that
+	// are NULL. A row with either is no subscription.
 	badIDs, nulls int64
 
 	// The last restaurant: rows that are written together tend to share it.
@@ -73,14 +73,14 @@ type tupleField struct {
 // rowTuple holds the needed values of one row version, as pgoutput sent them.
 type rowTuple []tupleField
 
-// newMessageDecoder knows the table and its needed columns.
+// newMessageDecoder returns a decoder for a table and its needed columns.
 func newMessageDecoder(table uint32, columns []string) messageDecoder {
 	return messageDecoder{table: table, columns: columns, old: make(rowTuple, len(columns)), now: make(rowTuple, len(columns)), padded: make([]bool, len(columns))}
 }
 
-// decodeMessage reads one message, and appends to changes what it does to the table.
+// decodeMessage reads one message, and appends its changes of the table to changes.
 // The error wraps ErrMalformed, or is a *NewSnapshotError if a needed column is
-// gone, or a change has no key, and so will not be there the next time either.
+// gone or a change has no key, and so will fail the next time too.
 func (d *messageDecoder) decodeMessage(msg []byte, changes []id.Change) ([]id.Change, messageEvent, error) {
 	r := byteReader{b: msg}
 	ev := messageEvent{}
@@ -107,7 +107,7 @@ func (d *messageDecoder) decodeMessage(msg []byte, changes []id.Change) ([]id.Ch
 			ev.kind = kindChange
 		}
 	case 'M', 'O', 'Y':
-		// A logical message (the barrier's nudge; its commit is what counts), an
+		// A logical message (the nudge of the barrier: only its commit matters), an
 		// origin, a type.
 		return changes, ev, nil
 	default:
@@ -129,9 +129,9 @@ func (d *messageDecoder) readRelation(r *byteReader) error {
 	for i := range int(r.u16()) {
 		r.skip(1) // flags: part of the key
 		name, typ := r.cstring(), r.u32()
-		r.skip(4) // the type's modifier; the barrier and watch see to changes of type
+		r.skip(4) // the type's modifier; the mirror notices changes of type in the catalogs
 		if r.bad {
-			return nil // decode reports it
+			return nil // decodeMessage reports it
 		}
 		if oid != d.table {
 			continue
@@ -224,8 +224,8 @@ func (d *messageDecoder) buildChange(op byte, old, now rowTuple) (id.Change, err
 		c.Client, _ = d.packID(ClientColumn, now[ClientColumn])
 		return c, err
 	}
-	// The old tuple holds what TOAST left out: all of it under REPLICA IDENTITY
-	// FULL; of the key always.
+	// The old tuple holds the values that TOAST left out: all of them under REPLICA
+	// IDENTITY FULL; of the key always.
 	for c := range now {
 		if now[c].kind == 'u' && old[c].kind == 't' {
 			now[c] = old[c]
@@ -248,9 +248,10 @@ func (d *messageDecoder) buildChange(op byte, old, now rowTuple) (id.Change, err
 	return c, nil
 }
 
-// packKey packs the key. Postgres does not let a replica identity be NULL; one
-// that was changed for a while may have had no key column. The
-// parts of a composite key are escaped and joined as copyKey does it in SQL.
+// packKey packs the key. Postgres does not let a replica identity be NULL; an
+// identity that was another one for a while may have had no key column. The parts
+// of a composite key are escaped and joined as copyKey of package tablecopy does it
+// in SQL.
 func (d *messageDecoder) packKey(t rowTuple) (id.RowID, error) {
 	d.key = d.key[:0]
 	for c := range t {
@@ -278,9 +279,9 @@ func (d *messageDecoder) packKey(t rowTuple) (id.RowID, error) {
 	return id.PackRow(string(d.key)), nil
 }
 
-// packID packs a client or restaurant; keep is set for unchanged TOAST. What cannot
-// be an id is counted and taken as NULL: such a row is no subscription. The blanks
-// that char(n) is padded with do not count in SQL, and go with a cast to text.
+// packID packs a client or restaurant; keep is set for unchanged TOAST. A value
+// that cannot be an id is counted and taken as NULL: such a row is no subscription.
+// The blanks that pad char(n) do not count in SQL, and go with a cast to text.
 func (d *messageDecoder) packID(c int, f tupleField) (packed id.ID, keep bool) {
 	switch f.kind {
 	case 't':
@@ -300,7 +301,7 @@ func (d *messageDecoder) packID(c int, f tupleField) (packed id.ID, keep bool) {
 	return "", false
 }
 
-// packRestaurant is id with a memory of one.
+// packRestaurant is packID that remembers the last restaurant.
 func (d *messageDecoder) packRestaurant(f tupleField) (id id.ID, keep bool) {
 	if f.kind == 't' && d.restaurantID != "" && bytes.Equal(f.data, d.restaurantText) {
 		return d.restaurantID, false
@@ -312,7 +313,7 @@ func (d *messageDecoder) packRestaurant(f tupleField) (id id.ID, keep bool) {
 	return id, keep
 }
 
-// namesTable reports whether our table is among those that a TRUNCATE names.
+// namesTable reports whether a TRUNCATE names the table.
 func (d *messageDecoder) namesTable(r *byteReader) bool {
 	n := r.u32()
 	r.skip(1) // CASCADE, RESTART IDENTITY
@@ -327,14 +328,14 @@ func (d *messageDecoder) namesTable(r *byteReader) bool {
 	return ours
 }
 
-// byteReader walks over a message. Past the end it gives zeros and sets bad, so
-// that a caller checks once.
+// byteReader reads a message from front to back. Past the end it returns zeros and
+// sets bad, so that a caller checks once.
 type byteReader struct {
 	b   []byte
 	bad bool
 }
 
-// bytes gives a view of the next n bytes.
+// bytes returns a view of the next n bytes.
 func (r *byteReader) bytes(n uint32) []byte {
 	if uint64(n) > uint64(len(r.b)) {
 		r.bad, r.b = true, nil
@@ -345,7 +346,7 @@ func (r *byteReader) bytes(n uint32) []byte {
 	return p
 }
 
-// skip steps over n bytes that mean nothing here.
+// skip steps over n bytes.
 func (r *byteReader) skip(n uint32) { r.bytes(n) }
 
 func (r *byteReader) u8() byte {
@@ -376,7 +377,7 @@ func (r *byteReader) u64() uint64 {
 	return 0
 }
 
-// cstring gives a view of a zero-terminated string, without the zero.
+// cstring returns a view of a zero-terminated string, without the zero.
 func (r *byteReader) cstring() []byte {
 	end := bytes.IndexByte(r.b, 0)
 	if end < 0 {

@@ -21,14 +21,14 @@ type Reader struct {
 type Event struct {
 	Piece    pgoutput.Piece
 	HasPiece bool
-	// WALEnd is a position up to which everything that committed has been sent; 0:
-	// the message has none.
+	// WALEnd is a position: everything that committed up to it has been sent; 0:
+	// the message has no position.
 	WALEnd id.LSN
 	// Reply: the server asks for an answer at once.
 	Reply bool
 }
 
-// NewReader returns a reader of in. status is informed of each message.
+// NewReader returns a reader of in. It counts the messages in status.
 func NewReader(in *Stream, asm *pgoutput.Assembler, status *StatusSender) *Reader {
 	return &Reader{in: in, asm: asm, status: status}
 }
@@ -55,7 +55,7 @@ func (r *Reader) decode(data []byte) (Event, error) {
 	}
 	if msg.wal == nil {
 		ev := Event{Reply: msg.reply}
-		if !r.asm.InTransaction() { // in the middle of one, the position is of no use
+		if !r.asm.InTransaction() { // in the middle of a transaction the position is of no use
 			ev.WALEnd = msg.end
 		}
 		return ev, nil
@@ -76,15 +76,15 @@ func (r *Reader) IsPast(target id.LSN) bool {
 	return r.asm.InTransaction() && r.asm.CommitLSN >= target
 }
 
-// walMessage is what the server sends while it streams: WAL data, or a keepalive
-// that tells how far it has sent.
+// walMessage is a message of a streaming server: WAL data, or a keepalive with the
+// position up to which it has sent.
 type walMessage struct {
 	wal   []byte // nil: a keepalive
 	end   id.LSN
-	reply bool // it asks for an answer at once
+	reply bool // the server asks for an answer at once
 }
 
-// parseMessage reads one CopyData payload, which wal is a view of.
+// parseMessage reads one CopyData payload; wal is a view of it.
 func parseMessage(data []byte) (walMessage, error) {
 	if len(data) == 0 {
 		return walMessage{}, fmt.Errorf("read empty CopyData: %w", pgoutput.ErrMalformed)

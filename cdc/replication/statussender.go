@@ -12,36 +12,39 @@ import (
 const (
 	// maxStatusEvery is the longest time between two status messages.
 	maxStatusEvery = time.Second
-	// After each askAfter without a message the server is asked for one, and
-	// after deadAfter it counts as gone. Without that, a server whose network
-	// vanished would be noticed only by TCP, in a quarter of an hour.
+	// After each askAfter without a message the sender asks the server for one, and
+	// after deadAfter it counts the server as gone. Otherwise only TCP would
+	// notice, in a quarter of an hour, that the network to the server vanished.
 	askAfter, deadAfter = 10 * time.Second, 40 * time.Second
 )
 
-// ErrSilent: nothing came although an answer was asked for.
+// ErrSilent reports that the server sent nothing although it was asked for an
+// answer.
 var ErrSilent = errors.New("no answer from the server")
 
-// StatusSender owns the writing half of the stream.
+// StatusSender owns the writing half of the stream: it sends the positions that
+// were received and that are durable here.
 type StatusSender struct {
 	out         *Stream
-	wake        chan struct{} // cap 1: send now
+	wake        chan struct{} // cap 1: send at once
 	replyWanted atomic.Bool   // and ask for a keepalive
 	received    atomic.Uint64 // set by the receiver
 	durable     atomic.Uint64 // set by the syncer, to what Sync returned
 
-	messages atomic.Uint64 // how many the receiver has read
+	messages atomic.Uint64 // read by the receiver so far
 	waiting  atomic.Bool   // the receiver waits for the server, not for the applier
 }
 
-// NewStatusSender starts at what is on disk: the first message must not tell zero,
-// and nothing newer has been synced yet.
+// NewStatusSender starts at the durable position: the first message must not carry
+// zero, and nothing newer has been synced yet.
 func NewStatusSender(out *Stream, durable id.LSN) *StatusSender {
 	f := &StatusSender{out: out, wake: make(chan struct{}, 1)}
 	f.durable.Store(uint64(durable))
 	return f
 }
 
-// StatusInterval keeps us well inside wal_sender_timeout; zero turns that off.
+// StatusInterval is the time between two status messages, well inside
+// wal_sender_timeout; zero: the server has no timeout.
 func StatusInterval(walSenderTimeout time.Duration) time.Duration {
 	if walSenderTimeout <= 0 {
 		return maxStatusEvery
@@ -49,8 +52,8 @@ func StatusInterval(walSenderTimeout time.Duration) time.Duration {
 	return max(min(maxStatusEvery, walSenderTimeout/3), 10*time.Millisecond)
 }
 
-// Run sends our positions every tick, whatever the applier does, and when
-// woken.
+// Run sends the positions every tick and when woken, however long the applier
+// takes.
 func (f *StatusSender) Run(ctx context.Context, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -80,18 +83,18 @@ func (f *StatusSender) Run(ctx context.Context, every time.Duration) error {
 	}
 }
 
-// Send tells the positions as they are now; ask wants a keepalive back.
+// Send sends the present positions; ask wants a keepalive back.
 func (f *StatusSender) Send(ask bool) error {
 	return f.out.sendStatus(id.LSN(f.received.Load()), id.LSN(f.durable.Load()), ask)
 }
 
-// RequestReply makes the server tell how far it has sent, at once.
+// RequestReply asks the server at once for the position up to which it has sent.
 func (f *StatusSender) RequestReply() {
 	f.replyWanted.Store(true)
 	f.SendSoon()
 }
 
-// NoteDurable takes note of a position that is on disk and lets the server know.
+// NoteDurable notes a position that is on disk and reports it to the server.
 func (f *StatusSender) NoteDurable(lsn id.LSN) {
 	if uint64(lsn) > f.durable.Load() {
 		f.durable.Store(uint64(lsn))
@@ -99,15 +102,15 @@ func (f *StatusSender) NoteDurable(lsn id.LSN) {
 	}
 }
 
-// NoteReceived moves the write position, which shows the server what has arrived
-// and acknowledges nothing. The receiver alone calls it.
+// NoteReceived moves the write position, which shows the server how much has
+// arrived and acknowledges nothing. The receiver alone calls it.
 func (f *StatusSender) NoteReceived(lsn id.LSN) {
 	if uint64(lsn) > f.received.Load() {
 		f.received.Store(uint64(lsn))
 	}
 }
 
-// NoteDone moves both positions with the next status message: for a stream that
+// NoteDone moves both positions, for the next status message: for a stream that
 // does not come again.
 func (f *StatusSender) NoteDone(lsn id.LSN) {
 	f.received.Store(uint64(lsn))
@@ -117,7 +120,7 @@ func (f *StatusSender) NoteDone(lsn id.LSN) {
 // Waiting reports whether the reader waits for the server.
 func (f *StatusSender) Waiting() bool { return f.waiting.Load() }
 
-// SendSoon wakes run, which sends the positions at once.
+// SendSoon wakes Run, which sends the positions at once.
 func (f *StatusSender) SendSoon() {
 	select {
 	case f.wake <- struct{}{}:

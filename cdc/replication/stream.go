@@ -17,18 +17,18 @@ import (
 	"dinnerbell/state/id"
 )
 
-// writeTimeout bounds one status message. They are tiny; a server that has
-// not made room for one in this time reads nothing any more.
+// writeTimeout bounds one status message. The messages are tiny: a server that has
+// not made room for one in this time has stopped reading.
 const writeTimeout = 30 * time.Second
 
 // Stream is a replication connection that sends WAL. One goroutine may call
-// receive, and one other send: the two halves of a pgproto3 Frontend share
-// nothing.
+// receiveData, and one other sendStatus: the two halves of a pgproto3 Frontend
+// share nothing.
 type Stream struct {
 	conn *pgconn.PgConn
 }
 
-// Start asks for everything from lsn on. It owns conn from here.
+// Start asks for everything from lsn on. The stream owns conn from here.
 func Start(ctx context.Context, conn *pgconn.PgConn, slot, publication string, lsn id.LSN) (*Stream, error) {
 	err := pglogrepl.StartReplication(ctx, conn, slot, pglogrepl.LSN(lsn), pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
@@ -44,9 +44,9 @@ func Start(ctx context.Context, conn *pgconn.PgConn, slot, publication string, l
 	return &Stream{conn: conn}, nil
 }
 
-// receiveData gives the next CopyData payload, valid until the next call. It reads
-// without a context, whose watcher would cost more than the message: interrupt
-// ends it.
+// receiveData returns the next CopyData payload, valid until the next call. It
+// reads without a context, whose watcher would cost more than the message:
+// Interrupt ends it.
 func (s *Stream) receiveData() ([]byte, error) {
 	for {
 		msg, err := s.conn.Frontend().Receive()
@@ -64,11 +64,12 @@ func (s *Stream) receiveData() ([]byte, error) {
 	}
 }
 
-// Interrupt makes receive return, while send still works.
+// Interrupt makes receiveData return, while sendStatus still works.
 func (s *Stream) Interrupt() { _ = s.conn.Conn().SetReadDeadline(time.Unix(1, 0)) }
 
-// sendStatus tells the server our positions. All are set: pglogrepl takes a zero for
-// "as the write position", which would acknowledge what is in memory only.
+// sendStatus sends the positions to the server. It sets all three: pglogrepl takes
+// a zero for "as the write position", which would acknowledge changes that are in
+// memory only.
 func (s *Stream) sendStatus(received, durable id.LSN, reply bool) error {
 	if err := s.conn.Conn().SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return fmt.Errorf("send status: %w", err)
@@ -86,18 +87,18 @@ func (s *Stream) sendStatus(received, durable id.LSN, reply bool) error {
 	return nil
 }
 
-// SendError is what the walsender failed with while it decoded and sent.
+// SendError is the error of a walsender that failed to decode or to send.
 type SendError struct{ Cause error }
 
 // Error names the direction, as other failures of the stream do.
 func (e *SendError) Error() string { return "receive WAL: " + e.Cause.Error() }
 
-// Unwrap gives Postgres' error.
+// Unwrap returns Postgres' error.
 func (e *SendError) Unwrap() error { return e.Cause }
 
-// ReadWALSenderTimeout reads the setting as this very walsender has it: a role may
-// have its own. Where it is off, a walsender whose daemon is gone without a word
-// would keep the slot, so that this one gets Postgres' default.
+// ReadWALSenderTimeout reads the setting of this very walsender: a role may have
+// its own. Where it is off, a walsender whose daemon vanished without a word would
+// keep the slot, so this walsender gets Postgres' default.
 func ReadWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
@@ -112,7 +113,7 @@ func ReadWALSenderTimeout(ctx context.Context, repl *pgconn.PgConn) (time.Durati
 }
 
 // parseDuration reads a duration as SHOW prints it: "2s", "500ms", "1min", "1h",
-// "1d", "0". What it does not know is taken as a short one, to be safe.
+// "1d", "0". It takes an unknown form as a short duration, to be safe.
 func parseDuration(text string) time.Duration {
 	var n int64
 	var unit string

@@ -10,12 +10,13 @@ import (
 	"dinnerbell/cdc/source"
 )
 
-// copyColumns gives the expressions of the COPY, and which come as integers.
+// copyColumns returns the expressions of the COPY, and which of them come as
+// integers.
 func copyColumns(columns []source.NeededColumn) (list [pgoutput.NeededColumns]string, integers [pgoutput.NeededColumns]bool) {
 	for c := range pgoutput.NeededColumns {
 		list[c], integers[c] = ColumnExpression(pgx.Identifier{columns[c].Name}.Sanitize(), columns[c].Type)
 		if c != pgoutput.KeyColumn && columns[c].Type == pgtype.BPCharOID {
-			list[c] = pgx.Identifier{columns[c].Name}.Sanitize() + "::text" // which strips the padding, see [decoder.id]
+			list[c] = pgx.Identifier{columns[c].Name}.Sanitize() + "::text" // the cast strips the padding, as the decoder of package pgoutput does
 		}
 	}
 	if len(columns) > pgoutput.NeededColumns {
@@ -24,9 +25,9 @@ func copyColumns(columns []source.NeededColumn) (list [pgoutput.NeededColumns]st
 	return list, integers
 }
 
-// copyKey gives the expression of a composite key: its parts joined by colons,
+// copyKey returns the expression of a composite key: its parts joined by colons,
 // with '%' and ':' in them percent-encoded, so that no two keys read alike. The
-// decoder does the same in rowID.
+// decoder of package pgoutput does the same.
 func copyKey(columns []source.NeededColumn) string {
 	var parts []string
 	for c, col := range columns {
@@ -42,11 +43,11 @@ func copyKey(columns []source.NeededColumn) string {
 	return strings.Join(parts, " || ':' || ")
 }
 
-// ColumnExpression gives the expression that selects a column such that it reads as
-// pgoutput sends it, and whether it comes as an integer.
+// ColumnExpression returns the expression that selects a column such that it reads
+// as pgoutput sends it, and whether it comes as an integer.
 //
-// pgoutput calls the type's output function. A cast to text is the same for
-// some types only: it strips the blanks of char(n) and spells out booleans.
+// pgoutput calls the type's output function. A cast to text is the same for some
+// types only: it strips the blanks of char(n) and spells out booleans.
 func ColumnExpression(quoted string, typ uint32) (expr string, integer bool) {
 	switch typ {
 	case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID:

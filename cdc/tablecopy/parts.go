@@ -10,16 +10,16 @@ import (
 	"dinnerbell/cdc/source"
 )
 
-// Part is what one COPY reads: a relation, or a range of its blocks.
+// Part is the rows that one COPY reads: a relation, or a range of its blocks.
 type Part struct {
-	relation string // quoted, with ONLY where its descendants are none of ours
-	Whole    bool   // else the blocks below
-	from, to int64  // to is behind the last; 0: all that follow
-	only     string // see tableCopy
+	relation string // quoted, with ONLY where its descendants are other tables
+	Whole    bool   // all blocks; else the range below
+	from, to int64  // to is behind the last block; 0: the range is open
+	only     string // see Request.Only
 }
 
-// fromClause is the FROM clause. A TID range scan (14 and newer) reads nothing else
-// of the table; the last range is open, for no block is to be forgotten.
+// fromClause is the FROM clause of the part. A TID range scan (14 and newer) reads
+// nothing else of the table; the last range is open, so that no block is forgotten.
 func (p Part) fromClause() string {
 	var where []string
 	if !p.Whole {
@@ -37,9 +37,10 @@ func (p Part) fromClause() string {
 	return " FROM " + p.relation + " WHERE " + strings.Join(where, " AND ")
 }
 
-// PlanParts cuts a large table into ranges of blocks, each partition by itself.
-// Partitions that the role may not read directly leave the table in one piece,
-// as does a policy on the root: reading below it would step around the refusal.
+// PlanParts cuts a large table into ranges of blocks, each partition by itself. It
+// leaves the table in one piece where the role may not read a partition directly,
+// or where the root has a policy: reading below the root would step around the
+// refusal.
 func PlanParts(ctx context.Context, sql *pgx.Conn, cfg *source.Config, cat *source.Catalog, limits Limits) ([]Part, error) {
 	whole := []Part{{relation: fromTable(cfg, cat), Whole: true}}
 	if limits.Connections < 2 {

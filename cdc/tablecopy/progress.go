@@ -18,13 +18,13 @@ import (
 // progressEvery is how often a copy under way is written to the log.
 const progressEvery = 10 * time.Second
 
-// Counter is how far a copy of the table is.
+// Counter counts the rows of a copy of the table, which goes on meanwhile.
 type Counter struct {
 	rows, total atomic.Int64 // total is the planner's estimate
-	began       atomic.Int64 // Unix nanoseconds; 0: not yet
+	began       atomic.Int64 // Unix nanoseconds; 0: it has not begun
 }
 
-// beginCopy starts anew.
+// beginCopy starts the count anew.
 func (p *Counter) beginCopy(total int64) {
 	p.rows.Store(0)
 	p.total.Store(total)
@@ -47,10 +47,10 @@ type Progress struct {
 	Total   int64         // Postgres' estimate; more rows may come
 	Percent float64       // of Total, below 100
 	Rate    float64       // rows per second since the copy began
-	Left    time.Duration // at that rate; 0: not known
+	Left    time.Duration // at that rate; 0: unknown
 }
 
-// ProgressAt computes what follows from the counts.
+// ProgressAt computes the progress at a moment from the counts.
 func (p *Counter) ProgressAt(now time.Time) Progress {
 	c := Progress{Rows: p.rows.Load(), Total: p.total.Load()}
 	if c.Total > 0 {
@@ -67,7 +67,7 @@ func (p *Counter) ProgressAt(now time.Time) Progress {
 	return c
 }
 
-// String is for the log and for errors.
+// String describes the progress in the log and in errors.
 func (p *Counter) String() string {
 	c := p.ProgressAt(time.Now())
 	if c.Total == 0 {

@@ -26,29 +26,29 @@ const (
 	// connection carries 20 MB/s, one takes 24 s, two 17 s, four 12 s.
 	parallelBytes   = 256 << 20
 	copyConnections = 4
-	// rangeBytes is how much of a table one COPY reads then: small enough that
-	// the connections end at about the same time.
+	// rangeBytes is how much of a large table one COPY reads: small enough that the
+	// connections end at about the same time.
 	rangeBytes = 64 << 20
-	// copyBatch is how many rows a connection collects before it goes to the
-	// sink, which takes those of one connection at a time.
+	// copyBatch is how many rows a connection collects before it passes them to the
+	// sink, which serves one connection at a time.
 	copyBatch = 512
 )
 
-// RowSink takes the rows of a copied table, in any order; one call at a time. It
+// RowSink receives the rows of a copied table, in any order; one call at a time. It
 // does not keep the ids. A [state.Loader] is one.
 type RowSink interface {
 	Add(row id.RowID, restaurant, client id.ID) error
 }
 
-// Result is what a copy of the table was of.
+// Result describes a copy of the table.
 type Result struct {
 	Cat           *source.Catalog // as of the snapshot: the rows belong to exactly these catalogs
 	Rows          int64
 	BadIDs, Nulls int64
 }
 
-// Limits says how a large table is copied. Tests, which have none, set it; 0:
-// the constants of the same names.
+// Limits bounds the copy of a large table. Tests, which have no large table, set
+// it; 0: the constants of the same names.
 type Limits struct {
 	ParallelBytes, RangeBytes int64
 	Connections               int
@@ -56,7 +56,7 @@ type Limits struct {
 
 // Request says which rows are copied, and where to.
 type Request struct {
-	Snapshot string // whose exporter stays where it is until the copy has ended
+	Snapshot string // its exporter keeps it until the copy has ended
 	Only     string // a condition in SQL that rows must meet; "": all do
 	Sink     RowSink
 	Progress *Counter
@@ -81,9 +81,9 @@ type tableCopy struct {
 }
 
 // Copy copies the table into the sink over connections of its own, with its
-// progress in r.progress and, every now and then, in the log. An error says how
-// far it was; an error that an operator has to mend is a *halt.Error. It wraps
-// ErrRewritten if the copy may not be of the rows that the snapshot shows.
+// progress in r.Progress and, every now and then, in the log. An error includes how
+// far the copy was; an error that an operator has to mend is a *halt.Error. It
+// wraps ErrRewritten if the copied rows may not be those that the snapshot shows.
 func Copy(ctx context.Context, db *source.DB, r Request) (Result, error) {
 	r.Limits.ParallelBytes = cmp.Or(r.Limits.ParallelBytes, parallelBytes)
 	r.Limits.RangeBytes = cmp.Or(r.Limits.RangeBytes, rangeBytes)
@@ -122,8 +122,8 @@ func (c *tableCopy) connectAtSnapshot(ctx context.Context) (*pgx.Conn, error) {
 	return sql, nil
 }
 
-// preparePlan reads the catalogs under the snapshot, takes the lock that reading takes,
-// however long that waits, and cuts the table into parts.
+// preparePlan reads the catalogs as of the snapshot, takes the lock that reading
+// takes, however long that waits, and cuts the table into parts.
 func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) {
 	if c.cat, err = c.db.Inspect(ctx, sql, true); err != nil {
 		return err
@@ -151,7 +151,7 @@ func (c *tableCopy) preparePlan(ctx context.Context, sql *pgx.Conn) (err error) 
 	return err
 }
 
-// copyAll copies all parts, over as many connections as are worth it.
+// copyAll copies all parts, over as many connections as are worthwhile.
 func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
 	parts := make(chan Part, len(c.parts))
 	for _, p := range c.parts {
@@ -166,16 +166,16 @@ func (c *tableCopy) copyAll(ctx context.Context, first *pgx.Conn) error {
 	return g.Wait()
 }
 
-// ErrRewritten: the rows lie in other files than when the snapshot was taken. A
-// TRUNCATE, and an ALTER TABLE that writes every row anew, do not care for
-// snapshots: one that is older sees an empty table. A partition that was attached
-// since is read although it was none.
+// ErrRewritten reports that the rows lie in other files than when the snapshot was
+// taken. A TRUNCATE, and an ALTER TABLE that writes every row anew, ignore
+// snapshots: an older snapshot sees an empty table. A partition that was attached
+// since is read although it did not belong to the table.
 // https://www.postgresql.org/docs/current/mvcc-caveats.html
 var ErrRewritten = errors.New("the table was truncated or rewritten, or its partitions changed, after the snapshot was taken")
 
-// checkFilesBefore returns ErrRewritten if reading is of no use. The catalogs
-// show the files as of the snapshot, pg_relation_filenode those of now. Behind
-// the lock they stay until the copy ends.
+// checkFilesBefore returns ErrRewritten if reading is of no use. The catalogs show
+// the files as of the snapshot, pg_relation_filenode the present ones. Behind the
+// lock the files stay until the copy ends.
 func (c *tableCopy) checkFilesBefore(ctx context.Context, sql *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, source.QueryTimeout)
 	defer cancel()
@@ -194,9 +194,9 @@ func (c *tableCopy) checkFilesBefore(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// checkFilesAfter returns ErrRewritten if what was read under the snapshot is not
-// the table of that time: partitions may have come and gone all the same. It ends
-// the connection's snapshot, to read the catalogs of now.
+// checkFilesAfter returns ErrRewritten if the copied rows may not be those of the
+// snapshot: partitions may have come and gone all the same. It ends the
+// connection's snapshot, to read the present catalogs.
 func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 	if _, err := sql.Exec(ctx, "ROLLBACK"); err != nil {
 		return fmt.Errorf("end snapshot: %w", err)
@@ -211,8 +211,8 @@ func (c *tableCopy) checkFilesAfter(ctx context.Context, sql *pgx.Conn) error {
 	return nil
 }
 
-// copyWithFurther copies parts over a further connection. One that the server does not
-// give (it may have reached its limit) is done without.
+// copyWithFurther copies parts over a further connection. If the server does not
+// give one (it may have reached its limit), the copy goes on without.
 func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan Part) error {
 	sql, err := c.connectAtSnapshot(ctx)
 	if err == nil {
@@ -226,12 +226,12 @@ func (c *tableCopy) copyWithFurther(ctx context.Context, parts <-chan Part) erro
 	return c.copyRanges(ctx, sql, parts)
 }
 
-// lockTable takes the lock that reading takes for a further connection, on the table
-// and all partitions, from the table on. Taken one by one with the parts, they
-// would lead to deadlocks with a TRUNCATE or an ALTER TABLE. And such a
-// statement queues behind the locks that are held, and every further reader
-// behind it: a second connection that waited there would wait for the first,
-// whose transaction ends with the last part. So it does not wait.
+// lockTable takes the lock that reading takes for a further connection, on the
+// table and all partitions, beginning with the table. Taken one by one with the
+// parts, the locks would lead to deadlocks with a TRUNCATE or an ALTER TABLE. And
+// such a statement queues behind the locks that are held, and every further reader
+// behind the statement: a second connection that waited there would wait for the
+// first, whose transaction ends with the last part. So lockTable does not wait.
 func (c *tableCopy) lockTable(ctx context.Context, sql *pgx.Conn) error {
 	if _, err := sql.Exec(ctx, "LOCK TABLE "+fromTable(c.db.Config(), c.cat)+" IN ACCESS SHARE MODE NOWAIT"); err != nil {
 		return fmt.Errorf("lock table: %w", err)
@@ -267,7 +267,7 @@ func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan 
 // copyWriter collects one connection's rows for the sink.
 type copyWriter struct {
 	to   *tableCopy
-	pack id.Packer // has the ids of the rows
+	pack id.Packer // holds the ids of the rows
 	rows []copiedRow
 }
 
@@ -302,8 +302,8 @@ func (w *copyWriter) flush() error {
 	return nil
 }
 
-// explainError turns what an operator has to mend into a halt, and says of all else
-// how far the copy was.
+// explainError turns errors that an operator has to mend into halts, and adds to
+// all others how far the copy was.
 func (c *tableCopy) explainError(err error) error {
 	table := c.db.Config().QuotedTable()
 	_, halted := errors.AsType[*source.HaltError](err)
