@@ -20,16 +20,16 @@ type auditCmd struct {
 }
 
 // Run needs no daemon and disturbs none.
-func (c *auditCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *auditCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
-	findings, err := stream.Audit(ctx, daemon.ClaimConfig(cfg, a.logger(cfg)))
+	findings, err := stream.Audit(ctx, daemon.ClaimConfig(cfg, a.newLogger(cfg)))
 	sound := true
 	for _, f := range findings {
 		sound = sound && f.OK
-		if err := c.print(a, f); err != nil {
+		if err := c.printFinding(a, f); err != nil {
 			return fmt.Errorf("write result: %w", err)
 		}
 	}
@@ -42,7 +42,7 @@ func (c *auditCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-func (c *auditCmd) print(a *app, f stream.Finding) error {
+func (c *auditCmd) printFinding(a *invocation, f stream.Finding) error {
 	if c.JSON {
 		return json.NewEncoder(a.stdout).Encode(f)
 	}
@@ -50,6 +50,6 @@ func (c *auditCmd) print(a *app, f stream.Finding) error {
 	if !f.OK {
 		word = "FAIL"
 	}
-	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, terminal.Printable(f.What))
+	_, err := fmt.Fprintf(a.stdout, "%s lane %d: %s\n", word, f.Lane, terminal.Escape(f.What))
 	return err
 }

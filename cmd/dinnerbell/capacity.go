@@ -53,7 +53,7 @@ func (c *capacityCmd) Validate() error {
 }
 
 // Run prints the plan.
-func (c *capacityCmd) Run(_ context.Context, a *app) error {
+func (c *capacityCmd) Run(_ context.Context, a *invocation) error {
 	units, err := capacity.Default()
 	if c.Units != "" {
 		units, err = capacity.Read(c.Units)
@@ -80,7 +80,7 @@ func printPlan(out io.Writer, u *capacity.Units, p *capacity.Plan) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
 	_, _ = fmt.Fprintf(w, "resource\tneeded\tone gives\tcount\t \t\n") // Flush reports errors
 	for _, n := range p.Needs {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t\n", n.Resource, amount(n.Demand, n.Unit), amount(n.One, n.Unit), n.Count, n.Of)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%.0f\t%s\t\n", n.Resource, formatAmount(n.Demand, n.Unit), formatAmount(n.One, n.Unit), n.Count, n.Of)
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write plan: %w", err)
@@ -102,7 +102,7 @@ Unit costs: %s, %s.
 	return err
 }
 
-func amount(v float64, unit string) string {
+func formatAmount(v float64, unit string) string {
 	switch {
 	case v == 0:
 		return "-"

@@ -68,9 +68,9 @@ func ownBytes(dir string, m *state.Manifest) int64 {
 	return n
 }
 
-// judged fills in whether the slot covers it. judge is nil if that could not be
+// setCoverage fills in whether the slot covers it. judge is nil if that could not be
 // asked, because of err.
-func (s *savedState) judged(m *state.Manifest, judge func(state.Source, id.LSN) string, err error) {
+func (s *savedState) setCoverage(m *state.Manifest, judge func(state.Source, id.LSN) string, err error) {
 	if judge == nil {
 		s.Reason = logging.Line(err.Error())
 		return
@@ -80,8 +80,8 @@ func (s *savedState) judged(m *state.Manifest, judge func(state.Source, id.LSN) 
 	s.Covered = &covered
 }
 
-// coverage says it in a word.
-func (s *savedState) coverage() string {
+// coverageText says it in a word.
+func (s *savedState) coverageText() string {
 	switch {
 	case s.Covered == nil:
 		return "unknown: " + s.Reason
@@ -98,8 +98,8 @@ type checkpointCreateCmd struct {
 
 // Run has the daemon do it, or does it if there is none: the lock on state.dir
 // tells.
-func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *checkpointCreateCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
 	var saved savedState
 	err = control.Do(ctx, cfg.State.Dir, "checkpoint", nil, control.ReplyHandler{Result: &saved})
 	if errors.Is(err, control.ErrNoDaemon) {
-		saved, err = c.offline(a, cfg)
+		saved, err = c.createOffline(a, cfg)
 	}
 	shown.Finish()
 	if err != nil {
@@ -123,11 +123,11 @@ func (c *checkpointCreateCmd) Run(ctx context.Context, a *app) error {
 	return err
 }
 
-func (c *checkpointCreateCmd) offline(a *app, cfg *config.Config) (saved savedState, err error) {
+func (c *checkpointCreateCmd) createOffline(a *invocation, cfg *config.Config) (saved savedState, err error) {
 	if _, err := os.Stat(cfg.State.Dir); err != nil {
 		return saved, fmt.Errorf("no local state: %w", err)
 	}
-	store, err := daemon.OpenState(cfg, a.logger(cfg), version, nil)
+	store, err := daemon.OpenState(cfg, a.newLogger(cfg), version, nil)
 	if err != nil {
 		return saved, err
 	}
@@ -165,8 +165,8 @@ type checkpointListCmd struct {
 
 // Run reads the folder; the daemon may run or not. Whether the slot covers a
 // checkpoint, Postgres is asked.
-func (c *checkpointListCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *checkpointListCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
@@ -176,14 +176,14 @@ func (c *checkpointListCmd) Run(ctx context.Context, a *app) error {
 		list, damaged = state.ListCheckpoints(cfg.State.Dir)
 		return nil
 	}
-	judge, unknown := cdc.Coverage(ctx, daemon.SourceConfig(cfg, a.logger(cfg)).Source(), read)
+	judge, unknown := cdc.Coverage(ctx, daemon.SourceConfig(cfg, a.newLogger(cfg)).Source(), read)
 	if unknown != nil {
 		_ = read()
 	}
 	saved := []savedState{} // never null
 	for i := range list {
 		s := newSavedState(cfg.State.Dir, &list[i])
-		s.judged(&list[i], judge, unknown)
+		s.setCoverage(&list[i], judge, unknown)
 		saved = append(saved, s)
 	}
 	if c.JSON {
@@ -199,8 +199,8 @@ func printSaved(out io.Writer, saved []savedState) error {
 	_, _ = fmt.Fprintln(w, "id\tage\tmade for\tlsn\tsubscriptions\tsize\tof its own\tcovered by the slot") // Flush reports errors
 	for i := range saved {
 		s := &saved[i]
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, age(s.Made), s.Cause, s.LSN,
-			terminal.Thousands(s.Subscriptions), terminal.Bytes(s.Bytes), terminal.Bytes(s.OwnBytes), s.coverage())
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, ageText(s.Made), s.Cause, s.LSN,
+			terminal.Thousands(s.Subscriptions), terminal.Bytes(s.Bytes), terminal.Bytes(s.OwnBytes), s.coverageText())
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write list: %w", err)
@@ -208,8 +208,8 @@ func printSaved(out io.Writer, saved []savedState) error {
 	return nil
 }
 
-// age is how long ago something was.
-func age(then time.Time) string { return time.Since(then).Round(time.Second).String() }
+// ageText is how long ago something was.
+func ageText(then time.Time) string { return time.Since(then).Round(time.Second).String() }
 
 // checkpointRestoreCmd puts a saved state back.
 type checkpointRestoreCmd struct {
@@ -226,8 +226,8 @@ type restoredState struct {
 }
 
 // Run restores; the next `dinnerbell run` does the rest by itself.
-func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *checkpointRestoreCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg)
+	log := a.newLogger(cfg)
 	shown := terminal.NewProgress(a.stderr, "")
 	shown.Spin("reading all rows")
 	m, replaced, err := state.Restore(ctx, cfg.State.Dir, m.ID, daemon.StateOptions(cfg, log, version))
@@ -251,14 +251,14 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *app) error {
 		r.Replaced = filepath.Join(cfg.State.Dir, replaced)
 	}
 	judge, unknown := cdc.Coverage(ctx, daemon.SourceConfig(cfg, log).Source(), func() error { return nil })
-	r.judged(m, judge, unknown)
+	r.setCoverage(m, judge, unknown)
 	if c.JSON {
 		return printJSON(a, r)
 	}
-	return r.print(a.stdout)
+	return r.printResult(a.stdout)
 }
 
-func (r *restoredState) print(out io.Writer) error {
+func (r *restoredState) printResult(out io.Writer) error {
 	text := fmt.Sprintf("restored %s: %s subscriptions at %s\n", r.ID, terminal.Thousands(r.Subscriptions), r.LSN)
 	switch {
 	case r.Covered == nil:

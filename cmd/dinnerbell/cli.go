@@ -14,9 +14,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// cli is the command line: one field for each command of the contract, those
+// commandLine is the command line: one field for each command of the contract, those
 // that come later included, so that they are refused and not unknown.
-type cli struct {
+type commandLine struct {
 	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment says what is needed)."`
 
 	Run         runCmd         `cmd:"" help:"Run the daemon."`
@@ -41,9 +41,9 @@ type cli struct {
 	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
 }
 
-// app is what every command gets from the outside. Data goes to stdout,
+// invocation is what every command gets from the outside. Data goes to stdout,
 // everything said about it to stderr.
-type app struct {
+type invocation struct {
 	stdout, stderr io.Writer // stdout escapes controls; stderr is for bars on a terminal and for children
 	messages       io.Writer // standard error, controls escaped: log and errors
 	env            config.Env
@@ -53,20 +53,20 @@ type app struct {
 	daemon bool           // the command is run, whose last line is for whoever reads its log
 }
 
-// run executes one command line and returns the exit code: 0 done, 1 failed,
+// runCommandLine executes one command line and returns the exit code: 0 done, 1 failed,
 // 2 usage or configuration, 3 halted and needs an operator.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
-	data, messages := &terminal.Writer{Out: stdout}, &terminal.Writer{Out: stderr}
-	code := execute(ctx, args, &app{stdout: data, stderr: stderr, messages: messages, env: config.ParseEnv(env)})
+func runCommandLine(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
+	data, messages := &terminal.EscapingWriter{Out: stdout}, &terminal.EscapingWriter{Out: stderr}
+	code := parseAndRun(ctx, args, &invocation{stdout: data, stderr: stderr, messages: messages, env: config.ParseEnv(env)})
 	if err := errors.Join(data.Flush(), messages.Flush()); err != nil && code == exitDone {
 		return exitFailed // what was asked for did not arrive
 	}
 	return code
 }
 
-// execute parses and runs one command line.
-func execute(ctx context.Context, args []string, a *app) int {
-	var c cli
+// parseAndRun parses and runs one command line.
+func parseAndRun(ctx context.Context, args []string, a *invocation) int {
+	var c commandLine
 	helped := false
 	parser, err := kong.New(&c,
 		kong.Name("dinnerbell"),
@@ -77,32 +77,32 @@ func execute(ctx context.Context, args []string, a *app) int {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)
 	if err != nil {
-		return a.conclude(err)
+		return a.reportError(err)
 	}
 	command, err := parser.Parse(args)
 	switch {
 	case helped:
 		return 0
 	case err != nil:
-		return a.conclude(fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
+		return a.reportError(fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
 	}
 	a.configFile = c.Config
 	command.BindTo(ctx, (*context.Context)(nil))
-	return a.conclude(command.Run(a))
+	return a.reportError(command.Run(a))
 }
 
 // maxError bounds, in bytes, the error that a command ends with. A configuration
 // may have twenty mistakes.
 const maxError = 16 << 10
 
-// conclude writes an error for the operator and gives its exit code. A daemon
+// reportError writes an error for the operator and gives its exit code. A daemon
 // that logs JSON writes it as JSON, like all before it.
-func (a *app) conclude(err error) int {
+func (a *invocation) reportError(err error) int {
 	code := exitCode(err)
 	switch {
 	case err == nil:
 	case a.daemon && a.cfg != nil && a.cfg.Log.Format == "json":
-		a.logger(a.cfg).Error("dinnerbell ends", "error", err, "exit", code)
+		a.newLogger(a.cfg).Error("dinnerbell ends", "error", err, "exit", code)
 	default:
 		text := config.HideUserinfo(err.Error())
 		if a.cfg != nil {
@@ -113,8 +113,8 @@ func (a *app) conclude(err error) int {
 	return code
 }
 
-// load reads and checks the configuration for a command that needs all of it.
-func (a *app) load() (*config.Config, error) {
+// loadConfig reads and checks the configuration for a command that needs all of it.
+func (a *invocation) loadConfig() (*config.Config, error) {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (a *app) load() (*config.Config, error) {
 	return cfg, nil
 }
 
-// logger writes to standard error as log.level and log.format say.
-func (a *app) logger(cfg *config.Config) *slog.Logger {
+// newLogger writes to standard error as log.level and log.format say.
+func (a *invocation) newLogger(cfg *config.Config) *slog.Logger {
 	return logging.New(a.messages, cfg.Log.Level, cfg.Log.Format, cfg.Hide)
 }

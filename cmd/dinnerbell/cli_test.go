@@ -25,7 +25,7 @@ type outcome struct {
 func dinnerbell(t *testing.T, env []string, args ...string) outcome {
 	t.Helper()
 	var stdout, stderr strings.Builder
-	code := run(t.Context(), args, &stdout, &stderr, env)
+	code := runCommandLine(t.Context(), args, &stdout, &stderr, env)
 	return outcome{code, stdout.String(), stderr.String()}
 }
 

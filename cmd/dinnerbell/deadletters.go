@@ -45,12 +45,12 @@ type deadLetterItem struct {
 }
 
 // Run lists them as of now, in the order of the topic.
-func (c *deadLettersListCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
-	claims := daemon.ClaimConfig(cfg, a.logger(cfg))
+	claims := daemon.ClaimConfig(cfg, a.newLogger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	err = operator.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) error {
 		item := newDeadLetterItem(d)
@@ -82,9 +82,9 @@ func newDeadLetterItem(d *operator.DeadLetter) deadLetterItem {
 func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 	from := "unknown"
 	if d.Topic != "" {
-		from = fmt.Sprintf("%s/%d@%d", terminal.Printable(d.Topic), d.From, d.FromAt)
+		from = fmt.Sprintf("%s/%d@%d", terminal.Escape(d.Topic), d.From, d.FromAt)
 	}
-	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)), terminal.Printable(logging.Line(d.Reason)))
+	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)), terminal.Escape(logging.Line(d.Reason)))
 	return err
 }
 
@@ -100,16 +100,16 @@ type deadLetterPlace struct {
 }
 
 // Run says what it did with each. One that was named and not sent is a failure.
-func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
-	wanted, err := c.wanted()
+func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
+	wanted, err := c.parsePlaces()
 	if err != nil {
 		return err
 	}
-	cfg, err := a.load()
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
-	claims := daemon.ClaimConfig(cfg, a.logger(cfg))
+	claims := daemon.ClaimConfig(cfg, a.newLogger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	sent, left := 0, 0
 	err = operator.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) bool {
@@ -130,7 +130,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	case err != nil:
 		return fmt.Errorf("retry dead letters: %w", err)
 	case c.All:
-		return c.conclude(a, sent, left)
+		return c.reportRetries(a, sent, left)
 	}
 	var errs []error
 	for p := range wanted {
@@ -142,9 +142,9 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *app) error {
 	return errors.Join(errs...)
 }
 
-// conclude gives the counts of --all. It is an error if there was something to
+// reportRetries gives the counts of --all. It is an error if there was something to
 // send and nothing was.
-func (c *deadLettersRetryCmd) conclude(a *app, sent, left int) error {
+func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error {
 	if sent == 0 && left > 0 {
 		return fmt.Errorf("none of %d dead letters was sent again: each would be refused again", left)
 	}
@@ -152,7 +152,7 @@ func (c *deadLettersRetryCmd) conclude(a *app, sent, left int) error {
 	return err
 }
 
-func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
+func (c *deadLettersRetryCmd) parsePlaces() (map[deadLetterPlace]bool, error) {
 	if c.All == (len(c.Which) > 0) {
 		return nil, fmt.Errorf("%w: name dead letters as PARTITION:OFFSET, or give --all", errUsage)
 	}
@@ -171,7 +171,7 @@ func (c *deadLettersRetryCmd) wanted() (map[deadLetterPlace]bool, error) {
 
 func printRetried(out io.Writer, r *operator.Retried) error {
 	if r.SentTo < 0 {
-		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, terminal.Printable(logging.Line(r.Reason)))
+		_, err := fmt.Fprintf(out, "%d:%d  left: %s\n", r.Partition, r.Offset, terminal.Escape(logging.Line(r.Reason)))
 		return err
 	}
 	_, err := fmt.Fprintf(out, "%d:%d  sent again, at offset %d\n", r.Partition, r.Offset, r.SentTo)

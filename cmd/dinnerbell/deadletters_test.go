@@ -16,7 +16,7 @@ import (
 // accepted: here, since the topic takes larger messages now.
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newDeployment(t)
 	s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('a', 'diner')`)
 	s.must("setup")
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.Brokers...))

@@ -19,7 +19,7 @@ type demoCmd struct {
 }
 
 // Run starts this binary again for the broker and for the daemon.
-func (c *demoCmd) Run(ctx context.Context, a *app) error {
+func (c *demoCmd) Run(ctx context.Context, a *invocation) error {
 	if c.Restaurants != 0 && c.Restaurants < demo.MinRestaurants || c.Subscriptions != 0 && c.Subscriptions < c.Restaurants {
 		return fmt.Errorf("%w: at least %d restaurants, and a subscription for each", errUsage, demo.MinRestaurants)
 	}

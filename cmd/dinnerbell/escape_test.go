@@ -28,19 +28,19 @@ func TestListingsEscapeIDs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &app{stdout: &out}
+	a := &invocation{stdout: &out}
 	for name, tc := range map[string]struct {
 		print func() error
 		lines int
 	}{
-		"subscribers":        {func() error { return (&subscribersCmd{}).write(&out, []string{hostileID}) }, 1},
+		"subscribers":        {func() error { return (&subscribersCmd{}).writePage(&out, []string{hostileID}) }, 1},
 		"dead letters":       {func() error { return printDeadLetter(&out, &deadLetterItem{Topic: hostileID, Reason: hostileID}) }, 1},
 		"dead letters retry": {func() error { return printRetried(&out, &operator.Retried{SentTo: -1, Reason: hostileID}) }, 1},
 		"preview": {func() error {
 			return printPreview(&out, &stream.Preview{Campaign: hostileID, Restaurant: hostileID, Outcome: "valid"})
 		}, 6},
 		"verify": {func() error { return (&verifyCmd{}).printItem(&out, item) }, 1},
-		"audit":  {func() error { return (&auditCmd{}).print(a, stream.Finding{What: hostileID}) }, 1},
+		"audit":  {func() error { return (&auditCmd{}).printFinding(a, stream.Finding{What: hostileID}) }, 1},
 		"status": {func() error {
 			return printStatus(&out, &status.Report{Reasons: []string{hostileID}, Halted: &status.Halt{What: hostileID, Hint: hostileID}, Version: hostileID, Source: status.Source{LastError: hostileID, State: hostileID}})
 		}, 12},
@@ -67,7 +67,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 func TestErrorsAreEscaped(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	code := (&app{messages: &terminal.Writer{Out: &out}}).conclude(errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
+	code := (&invocation{messages: &terminal.EscapingWriter{Out: &out}}).reportError(errors.Join(errors.New("first"), fmt.Errorf("client %s", "x\x1b[2J\ndinnerbell: all is well")))
 	if want := "dinnerbell: first\n  client x\\u001b[2J\n  dinnerbell: all is well\n"; out.String() != want || code != exitFailed {
 		t.Errorf("%q, exit %d; want %q", out.String(), code, want)
 	}

@@ -87,7 +87,7 @@ func startKafkaPorts(t *testing.T, dir, cert, key string) kafkaPorts {
 }
 
 // at writes a configuration for a port.
-func (s *site) at(addr string, tls, sasl map[string]any) {
+func (s *deployment) at(addr string, tls, sasl map[string]any) {
 	s.t.Helper()
 	text, err := json.Marshal(map[string]any{
 		"source": map[string]any{"url": "${TEST_URL}", "slot": "s"},
@@ -106,7 +106,7 @@ func (s *site) at(addr string, tls, sasl map[string]any) {
 func TestWrongPortNamesTheSetting(t *testing.T) {
 	t.Parallel()
 	const wantsTLS, takesTLS, wantsSASL, takesSASL = "set kafka.tls.enabled: true", "the port takes no TLS", "set kafka.sasl.mechanism", "the port takes no SASL"
-	s, dir := newSite(t), t.TempDir()
+	s, dir := newDeployment(t), t.TempDir()
 	ports := newKafkaPorts(t, dir)
 	for _, tc := range []struct{ port, client, want string }{
 		{"PLAINTEXT", "SASL_PLAINTEXT", takesSASL},

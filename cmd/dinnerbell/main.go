@@ -14,5 +14,5 @@ func main() {
 	// The first signal asks for an orderly end. From then on a signal has its
 	// default effect again, so that a second one ends the process at once.
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Environ()))
+	os.Exit(runCommandLine(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Environ()))
 }

@@ -70,7 +70,7 @@ func TestServerThatRepeatsThePassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stderr syncBuffer
-	if code := run(t.Context(), []string{"-c", file, "setup"}, io.Discard, &stderr, nil); code != exitFailed {
+	if code := runCommandLine(t.Context(), []string{"-c", file, "setup"}, io.Discard, &stderr, nil); code != exitFailed {
 		t.Errorf("setup: exit %d", code)
 	}
 	shown := []string{stderr.String()}
@@ -78,7 +78,7 @@ func TestServerThatRepeatsThePassword(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	var log syncBuffer
 	ended := make(chan int)
-	go func() { ended <- run(ctx, []string{"-c", file, "run"}, io.Discard, &log, nil) }()
+	go func() { ended <- runCommandLine(ctx, []string{"-c", file, "run"}, io.Discard, &log, nil) }()
 	at := regexp.MustCompile(` http=(\S+)`)
 	for _, path := range []string{"/readyz", "/api/status"} {
 		envtest.Until(t, time.Minute, func() error {
@@ -132,7 +132,7 @@ func TestLastLineIsJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		var log syncBuffer
-		code := run(t.Context(), []string{"-c", file, "run"}, io.Discard, &log, nil)
+		code := runCommandLine(t.Context(), []string{"-c", file, "run"}, io.Discard, &log, nil)
 		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
 		for _, line := range lines {
 			if !json.Valid([]byte(line)) {

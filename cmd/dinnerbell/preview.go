@@ -30,12 +30,12 @@ type previewArguments struct {
 const maxPreview = control.MaxArguments / 2
 
 // Run asks the running daemon. A message that would be refused is an error.
-func (c *previewCmd) Run(ctx context.Context, a *app) error {
+func (c *previewCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
 		return err
 	}
-	value, err := c.read()
+	value, err := c.readMessage()
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (c *previewCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-func (c *previewCmd) read() ([]byte, error) {
+func (c *previewCmd) readMessage() ([]byte, error) {
 	in := os.Stdin
 	if c.File != "-" {
 		f, err := os.Open(c.File)
@@ -96,7 +96,7 @@ func previewCampaign(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 // printPreview is for people.
 func printPreview(out io.Writer, p *stream.Preview) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(value)) } // Flush reports errors
+	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Escape(value)) } // Flush reports errors
 	row("campaign", p.Campaign)
 	row("restaurant", p.Restaurant)
 	row("outcome", map[string]string{

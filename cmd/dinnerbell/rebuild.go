@@ -29,9 +29,9 @@ type rebuildResult struct {
 
 // Run has the running daemon do it, beside what it serves. For that state.dir is
 // all that has to be known.
-func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
+func (c *rebuildCmd) Run(ctx context.Context, a *invocation) error {
 	if c.Offline {
-		return c.offline(ctx, a)
+		return c.rebuildOffline(ctx, a)
 	}
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
@@ -47,17 +47,17 @@ func (c *rebuildCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	return c.print(a, r)
+	return c.printResult(a, r)
 }
 
-// offline fills the state of state.dir anew. The lock on that folder sees to it
+// rebuildOffline fills the state of state.dir anew. The lock on that folder sees to it
 // that no daemon uses it meanwhile.
-func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *rebuildCmd) rebuildOffline(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg)
+	log := a.newLogger(cfg)
 	store, err := daemon.OpenState(cfg, log, version, nil)
 	if err != nil {
 		return err
@@ -70,10 +70,10 @@ func (c *rebuildCmd) offline(ctx context.Context, a *app) error {
 	if err := errors.Join(err, store.Close()); err != nil {
 		return fmt.Errorf("rebuild subscriptions: %w", err)
 	}
-	return c.print(a, r)
+	return c.printResult(a, r)
 }
 
-func (c *rebuildCmd) print(a *app, r rebuildResult) error {
+func (c *rebuildCmd) printResult(a *invocation, r rebuildResult) error {
 	if c.JSON {
 		return json.NewEncoder(a.stdout).Encode(r)
 	}

@@ -34,8 +34,8 @@ type replayArguments struct {
 }
 
 // Run shows what came of it, and fails where lanes were left out.
-func (c *replayCmd) Run(ctx context.Context, a *app) error {
-	args, err := c.arguments(time.Now())
+func (c *replayCmd) Run(ctx context.Context, a *invocation) error {
+	args, err := c.parseArguments(time.Now())
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func (c *replayCmd) Run(ctx context.Context, a *app) error {
 	return errors.Join(left...)
 }
 
-func (c *replayCmd) arguments(now time.Time) (args replayArguments, err error) {
+func (c *replayCmd) parseArguments(now time.Time) (args replayArguments, err error) {
 	args.DryRun = c.DryRun
 	if c.Until != "" {
 		var ok bool

@@ -18,7 +18,7 @@ import (
 )
 
 // rows waits until the feedback table has so many rows.
-func (s *site) rows(want int64) {
+func (s *deployment) rows(want int64) {
 	s.t.Helper()
 	envtest.Until(s.t, time.Minute, func() error {
 		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != want {
@@ -32,7 +32,7 @@ func (s *site) rows(want int64) {
 // can tell. The commands beside a daemon, and `subscribers` without one.
 func TestReplayAndSubscribers(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newDeployment(t)
 	subscribe := func(first, last int) {
 		t.Helper()
 		s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'diner' FROM generate_series($1::int, $2::int) n`, first, last)
@@ -98,7 +98,7 @@ func TestReplayAndSubscribers(t *testing.T) {
 }
 
 // checkPreview has a campaign that 50 of 5,000 have by another message of it.
-func (s *site) checkPreview() {
+func (s *deployment) checkPreview() {
 	s.t.Helper()
 	file := filepath.Join(s.t.TempDir(), "campaign.json")
 	write := func(text string) {
@@ -119,7 +119,7 @@ func (s *site) checkPreview() {
 	}
 }
 
-func (s *site) checkSubscribers(n int) {
+func (s *deployment) checkSubscribers(n int) {
 	s.t.Helper()
 	for _, tc := range []struct{ args, want string }{
 		{"diner --count", fmt.Sprintln(n)}, {"nobody --count", "0\n"}, {"nobody", ""}, {"nobody --count --json", "{\"subscribers\":0}\n"},
@@ -157,7 +157,7 @@ func TestReplayArguments(t *testing.T) {
 		"2026-01-01T00:00:00Z": {Time: now.Truncate(24 * time.Hour).Add(-24 * time.Hour)},
 		"20260131T080000.000Z": {Checkpoint: "20260131T080000.000Z"},
 	} {
-		got, err := (&replayCmd{From: from}).arguments(now)
+		got, err := (&replayCmd{From: from}).parseArguments(now)
 		if err != nil || got != want {
 			t.Errorf("--from %s: %+v, %v", from, got, err)
 		}

@@ -17,8 +17,8 @@ type resolveCmd struct {
 }
 
 // Run says what it did, line by line.
-func (c *resolveCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *resolveCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
@@ -26,7 +26,7 @@ func (c *resolveCmd) Run(ctx context.Context, a *app) error {
 	if c.AcceptRepeats {
 		accept = stream.AcceptRepeats
 	}
-	did, err := stream.Resolve(ctx, daemon.ClaimConfig(cfg, a.logger(cfg)), c.Lane, accept)
+	did, err := stream.Resolve(ctx, daemon.ClaimConfig(cfg, a.newLogger(cfg)), c.Lane, accept)
 	for _, line := range did {
 		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
 			return fmt.Errorf("write result: %w", err)

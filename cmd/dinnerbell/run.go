@@ -12,14 +12,14 @@ type runCmd struct{}
 // Run returns once everything that it started has ended: nil after a signal, when
 // the work under way is finished; a halt (exit 3) when nothing can go on without an
 // operator.
-func (c *runCmd) Run(ctx context.Context, a *app) error {
+func (c *runCmd) Run(ctx context.Context, a *invocation) error {
 	a.daemon = true
-	cfg, err := a.load()
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
 	daemon.TuneGC(a.env)
-	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.logger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode})
+	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.newLogger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode})
 }
 
 // actions are what commands ask of the running daemon, by name.

@@ -18,8 +18,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// site is a database, topics and a configuration of one test's own.
-type site struct {
+// deployment is a database, topics and a configuration of one test's own.
+type deployment struct {
 	t       *testing.T
 	db      *envtest.DB
 	kafka   *envtest.Cluster
@@ -28,9 +28,9 @@ type site struct {
 	topicIn string
 }
 
-func newSite(t *testing.T) *site {
+func newDeployment(t *testing.T) *deployment {
 	t.Helper()
-	s := &site{t: t, db: envtest.Database(t), kafka: envtest.Kafka(t)}
+	s := &deployment{t: t, db: envtest.Database(t), kafka: envtest.Kafka(t)}
 	root := t.TempDir()
 	name := envtest.Name("cmd")
 	s.config, s.dir, s.topicIn = filepath.Join(root, "c.yaml"), filepath.Join(root, "state"), name+".campaigns"
@@ -56,16 +56,16 @@ func newSite(t *testing.T) *site {
 const password = "hunter2"
 
 // run runs one command in this process.
-func (s *site) run(ctx context.Context, stderr *syncBuffer, args ...string) (int, string) {
+func (s *deployment) run(ctx context.Context, stderr *syncBuffer, args ...string) (int, string) {
 	var stdout syncBuffer
 	// The test's server trusts everybody, so a password changes nothing.
 	url := strings.Replace(s.db.URL, "postgres@", "postgres:"+password+"@", 1)
-	code := run(ctx, append([]string{"-c", s.config}, args...), &stdout, stderr, []string{"TEST_URL=" + url})
+	code := runCommandLine(ctx, append([]string{"-c", s.config}, args...), &stdout, stderr, []string{"TEST_URL=" + url})
 	return code, stdout.String()
 }
 
 // must runs a command that has to succeed.
-func (s *site) must(args ...string) string {
+func (s *deployment) must(args ...string) string {
 	s.t.Helper()
 	var stderr syncBuffer
 	code, out := s.run(s.t.Context(), &stderr, args...)
@@ -76,7 +76,7 @@ func (s *site) must(args ...string) string {
 }
 
 // daemon starts `run` in this process. stop ends it as SIGTERM does.
-func (s *site) daemon() (stop func(), done <-chan int, log *syncBuffer) {
+func (s *deployment) daemon() (stop func(), done <-chan int, log *syncBuffer) {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
 	ended, log := make(chan int, 1), &syncBuffer{}
@@ -116,7 +116,7 @@ func (b *syncBuffer) String() string {
 // The life of a deployment, command by command.
 func TestDaemon(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newDeployment(t)
 	s.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || n, 'diner' FROM generate_series(1, 50) n`)
 	first := s.must("setup")
 	for line := range strings.Lines(s.must("setup")) {
@@ -160,7 +160,7 @@ func TestDaemon(t *testing.T) {
 }
 
 // ready asks over the socket, as `status --json` does.
-func (s *site) ready() error {
+func (s *deployment) ready() error {
 	var stderr syncBuffer
 	code, out := s.run(s.t.Context(), &stderr, "status", "--json")
 	if code == exitDone && !strings.Contains(out, `"ready":true`) {
@@ -180,7 +180,7 @@ func (s *site) ready() error {
 }
 
 // produce sends a campaign that is valid now.
-func (s *site) produce(campaign, restaurant string) {
+func (s *deployment) produce(campaign, restaurant string) {
 	s.t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.Brokers...))
 	if err != nil {
@@ -200,7 +200,7 @@ func (s *site) produce(campaign, restaurant string) {
 // still ship.
 func TestHaltEndsWithThree(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newDeployment(t)
 	s.must("setup")
 	s.db.Exec(`DROP PUBLICATION dinnerbell`)
 	_, ended, log := s.daemon()
@@ -226,7 +226,7 @@ func TestHaltEndsWithThree(t *testing.T) {
 // and after that command it goes on.
 func TestLostSlotHaltsIfAskedTo(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newDeployment(t)
 	text, err := os.ReadFile(s.config)
 	if err != nil {
 		t.Fatal(err)

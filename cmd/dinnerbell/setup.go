@@ -24,12 +24,12 @@ type setupCmd struct {
 }
 
 // Run goes on from where an earlier one failed: each step looks first.
-func (c *setupCmd) Run(ctx context.Context, a *app) error {
-	cfg, err := a.load()
+func (c *setupCmd) Run(ctx context.Context, a *invocation) error {
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
-	log := a.logger(cfg)
+	log := a.newLogger(cfg)
 	source, claim := daemon.SourceConfig(cfg, log), daemon.ClaimConfig(cfg, log)
 	if c.PrintSQL {
 		return printSQL(a.stdout, cfg, source, claim)
@@ -63,7 +63,7 @@ func (c *setupCmd) Run(ctx context.Context, a *app) error {
 
 // checkStream makes the checks that the start of `run` makes. Warnings are
 // messages.
-func checkStream(ctx context.Context, a *app, cfg takeover.Config) error {
+func checkStream(ctx context.Context, a *invocation, cfg takeover.Config) error {
 	warnings, err := takeover.CheckPreconditions(ctx, cfg, precondition.AtStart)
 	for _, line := range warnings {
 		if _, err := fmt.Fprintln(a.messages, line); err != nil {
@@ -75,7 +75,7 @@ func checkStream(ctx context.Context, a *app, cfg takeover.Config) error {
 
 // warnOfSource shows the warnings about the source; what is wrong with it is
 // cdc.Setup's to refuse.
-func warnOfSource(ctx context.Context, a *app, cfg cdc.Config) error {
+func warnOfSource(ctx context.Context, a *invocation, cfg cdc.Config) error {
 	report, err := source.CheckPreconditions(ctx, cfg.Source(), precondition.AtSetup)
 	for _, f := range report.At(precondition.Warn) {
 		if _, err := fmt.Fprintln(a.messages, "warning: "+f.String()); err != nil {

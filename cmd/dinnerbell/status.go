@@ -25,7 +25,7 @@ type statusCmd struct {
 // Run asks over the socket in state.dir. It needs no other key, so it works with
 // a configuration that `run` would refuse. It ends with 1 where the daemon is not
 // ready and with 3 where a part of it is halted.
-func (c *statusCmd) Run(ctx context.Context, a *app) error {
+func (c *statusCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
 		return err
@@ -46,12 +46,12 @@ func (c *statusCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	return verdict(&r)
+	return statusError(&r)
 }
 
-// verdict is the error that the status ends the command with: exit 3 where a part
+// statusError is the error that the status ends the command with: exit 3 where a part
 // waits for an operator, 1 where the daemon is not ready.
-func verdict(r *status.Report) error {
+func statusError(r *status.Report) error {
 	switch {
 	case r.Halted != nil:
 		return &control.RemoteError{Message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), Exit: exitHalted}
@@ -65,7 +65,7 @@ func verdict(r *status.Report) error {
 func printStatus(out io.Writer, r *status.Report) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
-		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Printable(logging.Line(fmt.Sprintf(format, args...)))) // Flush reports errors
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Escape(logging.Line(fmt.Sprintf(format, args...)))) // Flush reports errors
 	}
 	if r.Ready {
 		row("ready", "yes")
@@ -92,7 +92,7 @@ func printStatus(out io.Writer, r *status.Report) error {
 		row(s.Work.Kind, "%s", workText(s.Work))
 	}
 	if c := r.Checkpoint; c.ID != "" {
-		row("checkpoint", "%s, %s old, stands for %s, %s held back", c.ID, age(c.Made), c.LSN, terminal.Bytes(c.HeldBackBytes))
+		row("checkpoint", "%s, %s old, stands for %s, %s held back", c.ID, ageText(c.Made), c.LSN, terminal.Bytes(c.HeldBackBytes))
 	}
 	if r.Checkpoint.LastError != "" {
 		row("", "the last checkpoint failed: %s", r.Checkpoint.LastError)

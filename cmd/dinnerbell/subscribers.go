@@ -32,7 +32,7 @@ type subscribersArguments struct {
 }
 
 // Run asks the running daemon; where none runs it opens the state itself.
-func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
+func (c *subscribersCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
 		return err
@@ -45,12 +45,12 @@ func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
 			if err := json.Unmarshal(v, &page); err != nil {
 				return fmt.Errorf("read answer of the daemon: %w", err)
 			}
-			return c.write(out, page)
+			return c.writePage(out, page)
 		},
 		Result: &count,
 	})
 	if errors.Is(err, control.ErrNoDaemon) {
-		count, err = c.offline(ctx, a, cfg, func(page []string) error { return c.write(out, page) })
+		count, err = c.listOffline(ctx, a, cfg, func(page []string) error { return c.writePage(out, page) })
 	}
 	if err != nil {
 		return errors.Join(err, out.Flush())
@@ -67,9 +67,9 @@ func (c *subscribersCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-func (c *subscribersCmd) write(out io.Writer, page []string) error {
+func (c *subscribersCmd) writePage(out io.Writer, page []string) error {
 	for _, client := range page {
-		line := []byte(terminal.Printable(client))
+		line := []byte(terminal.Escape(client))
 		if c.JSON {
 			var err error
 			if line, err = json.Marshal(client); err != nil {
@@ -83,16 +83,16 @@ func (c *subscribersCmd) write(out io.Writer, page []string) error {
 	return nil
 }
 
-// offline reads the state that no daemon uses. Opening it takes the lock.
-func (c *subscribersCmd) offline(ctx context.Context, a *app, cfg *config.Config, page func([]string) error) (int64, error) {
+// listOffline reads the state that no daemon uses. Opening it takes the lock.
+func (c *subscribersCmd) listOffline(ctx context.Context, a *invocation, cfg *config.Config, page func([]string) error) (int64, error) {
 	if _, err := os.Stat(cfg.State.Dir); errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("there is no local state: %w", err)
 	}
-	store, err := daemon.OpenState(cfg, a.logger(cfg), version, nil)
+	store, err := daemon.OpenState(cfg, a.newLogger(cfg), version, nil)
 	if err != nil {
 		return 0, err
 	}
-	n, err := subscribers(ctx, store, subscribersArguments{c.Restaurant, c.Count}, page)
+	n, err := readSubscribers(ctx, store, subscribersArguments{c.Restaurant, c.Count}, page)
 	return n, errors.Join(err, store.Close())
 }
 
@@ -102,16 +102,16 @@ func listSubscribers(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 	if err := c.Args(&args); err != nil {
 		return nil, err
 	}
-	return subscribers(ctx, e.Store, args, func(page []string) error { return c.Item(page) })
+	return readSubscribers(ctx, e.Store, args, func(page []string) error { return c.Item(page) })
 }
 
 // subscribersPage is how many clients travel together.
 const subscribersPage = 4096
 
-// subscribers lists the distinct clients of a restaurant page by page, in the
+// readSubscribers lists the distinct clients of a restaurant page by page, in the
 // order of the join: canonical UUIDs first. Each page shows the state of its own
 // moment, so that a reader who takes his time pins nothing.
-func subscribers(ctx context.Context, store *state.Store, args subscribersArguments, page func([]string) error) (n int64, err error) {
+func readSubscribers(ctx context.Context, store *state.Store, args subscribersArguments, page func([]string) error) (n int64, err error) {
 	if _, complete := store.Source(); !complete {
 		return 0, errors.New("the local state holds no complete snapshot; start the daemon, or run: dinnerbell rebuild --offline")
 	}

@@ -60,7 +60,7 @@ type verifyResult struct {
 }
 
 // Run asks over the socket in state.dir and prints what differs as it is found.
-func (c *verifyCmd) Run(ctx context.Context, a *app) error {
+func (c *verifyCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
 		return err
@@ -83,12 +83,12 @@ func (c *verifyCmd) Run(ctx context.Context, a *app) error {
 	if err != nil || r.Sound {
 		return err
 	}
-	return r.complain(c.Repair)
+	return r.differencesError(c.Repair)
 }
 
-// complain gives the error of a verification that has not come out well, with
+// differencesError gives the error of a verification that has not come out well, with
 // what to do next.
-func (r *verifyResult) complain(repaired bool) error {
+func (r *verifyResult) differencesError(repaired bool) error {
 	switch {
 	case r.Unlooked > 0:
 		return fmt.Errorf("%w in more places than are worth mending one by one; run: dinnerbell rebuild", errDifferent)
@@ -108,11 +108,11 @@ func (c *verifyCmd) printItem(out io.Writer, text json.RawMessage) error {
 	case c.JSON:
 		_, err = fmt.Fprintf(out, "%s\n", text)
 	case d.Wanted == nil:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", terminal.Printable(d.Row), d.Wrong, d.Index, d.Stored)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", terminal.Escape(d.Row), d.Wrong, d.Index, d.Stored)
 	case d.Stored == nil:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", terminal.Printable(d.Row), d.Wrong, d.Index, d.Wanted)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s\n", terminal.Escape(d.Row), d.Wrong, d.Index, d.Wanted)
 	default:
-		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s, should be %s\n", terminal.Printable(d.Row), d.Wrong, d.Index, d.Stored, d.Wanted)
+		_, err = fmt.Fprintf(out, "row %s: %s in the %s index: %s, should be %s\n", terminal.Escape(d.Row), d.Wrong, d.Index, d.Stored, d.Wanted)
 	}
 	return err
 }
@@ -123,7 +123,7 @@ func (p *pairItem) String() string {
 		if s == nil {
 			return "NULL"
 		}
-		return terminal.Printable(*s)
+		return terminal.Escape(*s)
 	}
 	return "restaurant " + name(p.Restaurant) + ", client " + name(p.Client)
 }

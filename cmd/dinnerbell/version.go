@@ -48,7 +48,7 @@ func thisBuild() status.Build {
 }
 
 // Run prints it.
-func (c *versionCmd) Run(a *app) error {
+func (c *versionCmd) Run(a *invocation) error {
 	b := thisBuild()
 	if c.JSON {
 		return printJSON(a, b)
@@ -58,7 +58,7 @@ func (c *versionCmd) Run(a *app) error {
 }
 
 // printJSON writes v as one line to standard output.
-func printJSON(a *app, v any) error {
+func printJSON(a *invocation, v any) error {
 	if err := json.NewEncoder(a.stdout).Encode(v); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}

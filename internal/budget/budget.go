@@ -23,11 +23,11 @@ const slack = 0.8
 // and fails the test where it is over.
 func Check(t testing.TB, name string, value float64) {
 	t.Helper()
-	limit, unit, err := lookup(text, name)
+	limit, unit, err := lookupLimit(text, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if problem := compare(name, value, limit, unit); problem != "" {
+	if problem := compareLimit(name, value, limit, unit); problem != "" {
 		t.Error(problem)
 		return
 	}
@@ -38,16 +38,16 @@ func Check(t testing.TB, name string, value float64) {
 	t.Logf("%s: %.4g %s of %g%s", name, value, unit, limit, note)
 }
 
-// compare says what is wrong; "" is nothing.
-func compare(name string, value, limit float64, unit string) string {
+// compareLimit says what is wrong; "" is nothing.
+func compareLimit(name string, value, limit float64, unit string) string {
 	if value <= limit {
 		return ""
 	}
 	return fmt.Sprintf("%s: %.4g %s, over the budget of %g: mend it, or raise the budget in internal/budget/budgets.txt and say why", name, value, unit, limit)
 }
 
-// lookup finds a line "name limit unit" of budgets.txt; # begins a comment.
-func lookup(text, name string) (limit float64, unit string, err error) {
+// lookupLimit finds a line "name limit unit" of budgets.txt; # begins a comment.
+func lookupLimit(text, name string) (limit float64, unit string, err error) {
 	for line := range strings.Lines(text) {
 		line, _, _ = strings.Cut(line, "#")
 		fields := strings.Fields(line)

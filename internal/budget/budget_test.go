@@ -9,16 +9,16 @@ wal   480   B/notification   # why
 short 1
 bad   x B
 `
-	limit, unit, err := lookup(text, "wal")
+	limit, unit, err := lookupLimit(text, "wal")
 	if err != nil || limit != 480 || unit != "B/notification" {
 		t.Errorf("wal: %v %q %v", limit, unit, err)
 	}
 	for _, name := range []string{"short", "bad", "absent", "#"} {
-		if _, _, err := lookup(text, name); err == nil {
+		if _, _, err := lookupLimit(text, name); err == nil {
 			t.Errorf("%s was found", name)
 		}
 	}
-	if compare("wal", 480, limit, unit) != "" || compare("wal", 480.1, limit, unit) == "" {
+	if compareLimit("wal", 480, limit, unit) != "" || compareLimit("wal", 480.1, limit, unit) == "" {
 		t.Error("a figure passes up to its budget and not above")
 	}
 }

@@ -109,16 +109,16 @@ func Startup(cfg *pgx.ConnConfig, settings []Setting) {
 func SQL(settings []Setting) string {
 	values := make([]string, len(settings))
 	for i, s := range settings {
-		values[i] = fmt.Sprintf("(%s, %s)", quote(s.Name), quote(s.Value))
+		values[i] = fmt.Sprintf("(%s, %s)", quoteSetting(s.Name), quoteSetting(s.Value))
 	}
 	return "SELECT pg_catalog.set_config(s.name, CASE WHEN s.name OPERATOR(pg_catalog.=) 'client_encoding'" +
 		" AND pg_catalog.current_setting('server_encoding') OPERATOR(pg_catalog.=) 'SQL_ASCII' THEN 'SQL_ASCII' ELSE v.value END, false) FROM (VALUES " + strings.Join(values, ", ") +
 		") AS v (name, value) JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(v.name)"
 }
 
-// quote makes a literal. No value has a backslash, so that it reads the same
+// quoteSetting makes a literal. No value has a backslash, so that it reads the same
 // whatever standard_conforming_strings is.
-func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+func quoteSetting(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // TextVersion names the present content of Reading. A local state that was
 // written under another one holds keys that may read otherwise now.

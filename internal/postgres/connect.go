@@ -59,10 +59,10 @@ func (e *ConnectError) Unwrap() error { return e.err }
 const refusedTLS = "server refused TLS connection"
 
 func explainConnect(o *pgconn.Config, err error) error {
-	var causes []cause
-	for _, e := range attempts(err) {
+	var causes []connectCause
+	for _, e := range connectAttempts(err) {
 		c := explainAttempt(e)
-		i := slices.IndexFunc(causes, func(o cause) bool { return o.at == c.at })
+		i := slices.IndexFunc(causes, func(o connectCause) bool { return o.at == c.at })
 		switch {
 		case i < 0:
 			causes = append(causes, c)
@@ -85,9 +85,9 @@ func explainConnect(o *pgconn.Config, err error) error {
 	return &ConnectError{text: b.String(), err: err}
 }
 
-// attempts takes the driver's error apart: one for each address and kind of
+// connectAttempts takes the driver's error apart: one for each address and kind of
 // connection that was tried.
-func attempts(err error) []error {
+func connectAttempts(err error) []error {
 	for e := err; e != nil; e = errors.Unwrap(e) {
 		if many, ok := e.(interface{ Unwrap() []error }); ok {
 			return many.Unwrap()
@@ -99,15 +99,15 @@ func attempts(err error) []error {
 	return []error{err}
 }
 
-// cause is why one address was of no use.
-type cause struct{ at, why string }
+// connectCause is why one address was of no use.
+type connectCause struct{ at, why string }
 
 // dialed matches what the driver puts before each attempt's error: address, host as
 // configured, and the step where that says nothing beside its cause.
 var dialed = regexp.MustCompile(`(?s)^(\S+) \((.*?)\): (?:(?:dial error|tls error|server error|failed to write startup message|failed to receive message|ValidateConnect failed): )?(.*)$`)
 
-func explainAttempt(err error) cause {
-	var c cause
+func explainAttempt(err error) connectCause {
+	var c connectCause
 	c.why = strings.TrimPrefix(err.Error(), "AfterConnect error: ")
 	if m := dialed.FindStringSubmatch(c.why); m != nil {
 		c.at, c.why = m[1], m[3]

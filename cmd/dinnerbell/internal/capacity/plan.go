@@ -59,7 +59,7 @@ func Make(u Units, w Workload, h Hardware) Plan {
 	if w.Texts == 0 {
 		w.Texts = u.Texts
 	}
-	c, million := u.per(w.Audience, w.Texts), w.Notifications/1e6
+	c, million := u.costPerNotification(w.Audience, w.Texts), w.Notifications/1e6
 	p := Plan{Workload: w, Hardware: h}
 	need := func(resource, of, unit string, demand, one float64) float64 {
 		n := Need{Resource: resource, Demand: demand, One: one * h.Use, Unit: unit, Of: of, Count: 1}
@@ -89,12 +89,12 @@ func Make(u Units, w Workload, h Hardware) Plan {
 	p.RebuildSeconds = w.Subscriptions / u.Subscription.RebuildRate
 	p.FeedbackHour = 3600 * w.Notifications * c.Table
 	p.MemoryBytes = u.Subscription.Memory
-	p.First = p.first()
+	p.First = p.tightestResource()
 	return p
 }
 
-// first finds the resource of which the largest part of one is used.
-func (p *Plan) first() string {
+// tightestResource finds the resource of which the largest part of one is used.
+func (p *Plan) tightestResource() string {
 	var most Need
 	for _, n := range p.Needs {
 		if n.One > 0 && (most.One == 0 || cmp.Compare(n.Demand/n.One, most.Demand/most.One) > 0) {
@@ -116,7 +116,7 @@ func OneMachine(u Units, w Workload, cores, lanes float64) float64 {
 	if w.Texts == 0 {
 		w.Texts = u.Texts
 	}
-	c := u.per(w.Audience, w.Texts)
+	c := u.costPerNotification(w.Audience, w.Texts)
 	perLane := u.LaneRate * u.Notification.Postgres / c.Postgres
 	return min(lanes*perLane, usable*cores*1e6/(c.Daemon+c.Postgres+c.Broker))
 }

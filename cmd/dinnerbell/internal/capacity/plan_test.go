@@ -88,7 +88,7 @@ func TestScattered(t *testing.T) {
 	u := units
 	u.Scattered = Cost{Postgres: 2}
 	for audience, want := range map[float64]float64{10: 6 + 2 + 60, 100: 6 + 2 + 6, 1000: 6 + 0.2 + 0.6} {
-		if got := u.per(audience, u.Texts).Postgres; got < want-1e-9 || got > want+1e-9 {
+		if got := u.costPerNotification(audience, u.Texts).Postgres; got < want-1e-9 || got > want+1e-9 {
 			t.Errorf("audience %v: %v, want %v", audience, got, want)
 		}
 	}

@@ -57,7 +57,7 @@ type Subscription struct {
 var builtIn []byte
 
 // Default are the unit costs of docs/performance.md.
-func Default() (Units, error) { return parse(builtIn, "built-in unit costs") }
+func Default() (Units, error) { return parseUnits(builtIn, "built-in unit costs") }
 
 // Read reads what the benchmark wrote to build/units.json.
 func Read(path string) (Units, error) {
@@ -65,10 +65,10 @@ func Read(path string) (Units, error) {
 	if err != nil {
 		return Units{}, fmt.Errorf("read unit costs: %w; `make bench` writes them to build/units.json", err)
 	}
-	return parse(text, path)
+	return parseUnits(text, path)
 }
 
-func parse(text []byte, from string) (Units, error) {
+func parseUnits(text []byte, from string) (Units, error) {
 	var u Units
 	if err := json.Unmarshal(text, &u); err != nil {
 		return u, fmt.Errorf("read unit costs of %s: %w", from, err)
@@ -85,9 +85,9 @@ var errIncomplete = errors.New("a cost is missing or not above zero")
 // scatteredAt is the audience up to which index entries lie apart.
 const scatteredAt = 100
 
-// per is the cost of one notification where campaigns have a given audience and
+// costPerNotification is the cost of one notification where campaigns have a given audience and
 // texts of a given length.
-func (u *Units) per(audience, texts float64) Cost {
+func (u *Units) costPerNotification(audience, texts float64) Cost {
 	n, s, c := u.Notification, u.Scattered, u.Campaign
 	apart := min(1, scatteredAt/audience)
 	more := texts - u.Texts

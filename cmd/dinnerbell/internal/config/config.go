@@ -23,7 +23,7 @@ type Config struct {
 	// missing is the path of a default file that was not there, for the errors
 	// about keys that nobody set.
 	missing string
-	seen    *revealed
+	seen    *revealedSecrets
 }
 
 // Source is the Postgres that subscriptions are read from.

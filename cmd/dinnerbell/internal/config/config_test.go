@@ -122,7 +122,7 @@ func TestEveryKeyHasItsVariable(t *testing.T) {
 		reflect.TypeFor[Reserve]():       "3%",
 		reflect.TypeFor[Secret]():        "postgres://x",
 	}
-	for _, leaf := range tree(Defaults()).leaves() {
+	for _, leaf := range newTree(Defaults()).allLeaves() {
 		value, ok := sample[leaf.value.Type()]
 		if !ok {
 			t.Errorf("%s: no sample of %s", leaf.key, leaf.value.Type())
@@ -133,14 +133,14 @@ func TestEveryKeyHasItsVariable(t *testing.T) {
 		if problems := cfg.readEnv(Env{name: value}); len(problems) > 0 {
 			t.Errorf("%s did not set %s: %v", name, leaf.key, problems)
 		}
-		if reflect.DeepEqual(tree(cfg).leafAt(leaf.key).Interface(), leaf.value.Interface()) {
+		if reflect.DeepEqual(newTree(cfg).leafAt(leaf.key).Interface(), leaf.value.Interface()) {
 			t.Errorf("%s=%s left %s at its default", name, value, leaf.key)
 		}
 	}
 }
 
-func (f *field) leafAt(key string) reflect.Value {
-	for _, l := range f.leaves() {
+func (f *configField) leafAt(key string) reflect.Value {
+	for _, l := range f.allLeaves() {
 		if l.key == key {
 			return l.value
 		}
@@ -430,12 +430,12 @@ func TestExpand(t *testing.T) {
 		"${REF}":                   "${A}", // not expanded again
 		"u:${file:" + file + "}@h": "u:s3cret@h",
 	} {
-		if got, err := expand(in, env); err != nil || got != want {
+		if got, err := expandText(in, env); err != nil || got != want {
 			t.Errorf("expand(%q) = %q, %v; want %q", in, got, err, want)
 		}
 	}
 	for _, in := range []string{"${B}", "${A", "${}", "${file:/nope}", "${a b}", "${1A}"} {
-		if got, err := expand(in, env); err == nil {
+		if got, err := expandText(in, env); err == nil {
 			t.Errorf("expand(%q) = %q, want an error", in, got)
 		}
 	}

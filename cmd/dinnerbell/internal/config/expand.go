@@ -31,11 +31,11 @@ func (e Env) List() []string {
 	return out
 }
 
-// expand replaces ${VAR} by an environment variable and ${file:PATH} by the
+// expandText replaces ${VAR} by an environment variable and ${file:PATH} by the
 // contents of a file, without the line ends that editors and `echo` leave. `$${`
 // is a literal `${`; any other `$` stands for itself, so that passwords with one
 // need no care. What a reference gives is not expanded again.
-func expand(s string, env Env) (string, error) {
+func expandText(s string, env Env) (string, error) {
 	var out strings.Builder
 	for {
 		before, rest, found := strings.Cut(s, "${")
@@ -52,7 +52,7 @@ func expand(s string, env Env) (string, error) {
 		if !closed {
 			return "", errors.New("expand: a ${ without its }; write $${ for a literal one")
 		}
-		value, err := lookup(name, env)
+		value, err := lookupVariable(name, env)
 		if err != nil {
 			return "", err
 		}
@@ -61,8 +61,8 @@ func expand(s string, env Env) (string, error) {
 	}
 }
 
-// lookup gives the value of what stands between ${ and }.
-func lookup(name string, env Env) (string, error) {
+// lookupVariable gives the value of what stands between ${ and }.
+func lookupVariable(name string, env Env) (string, error) {
 	if path, ok := strings.CutPrefix(name, "file:"); ok {
 		b, err := readBounded(path)
 		if err != nil {

@@ -14,15 +14,15 @@ import (
 // shorter one is a part of common words.
 const minHidden = 6
 
-// revealed holds the secrets that were given out: what a server was sent it may
+// revealedSecrets holds the secrets that were given out: what a server was sent it may
 // repeat in an error.
-type revealed struct {
+type revealedSecrets struct {
 	mu     sync.Mutex // guards what follows
 	values []string   // longest first
 }
 
-// add notes the passwords in what a secret has given out.
-func (r *revealed) add(key, value string) {
+// addSecret notes the passwords in what a secret has given out.
+func (r *revealedSecrets) addSecret(key, value string) {
 	var found []string
 	switch {
 	case strings.HasSuffix(key, "password"):
@@ -80,7 +80,7 @@ func (c *Config) isName(s string) bool {
 			return true
 		}
 	}
-	for _, f := range tree(c).leaves() {
+	for _, f := range newTree(c).allLeaves() {
 		switch v := f.value.Interface().(type) {
 		case string:
 			if strings.Contains(v, s) {
@@ -88,7 +88,7 @@ func (c *Config) isName(s string) bool {
 			}
 		case Secret:
 			if strings.HasSuffix(f.key, "url") && v.IsSet() {
-				if raw, err := expand(v.raw, v.env); err == nil && strings.Contains(postgres.Redact(raw), s) {
+				if raw, err := expandText(v.raw, v.env); err == nil && strings.Contains(postgres.Redact(raw), s) {
 					return true
 				}
 			}
@@ -99,8 +99,8 @@ func (c *Config) isName(s string) bool {
 
 // watchSecrets lets c's secrets note what they give out.
 func (c *Config) watchSecrets() {
-	c.seen = &revealed{}
-	for _, f := range tree(c).leaves() {
+	c.seen = &revealedSecrets{}
+	for _, f := range newTree(c).allLeaves() {
 		if s, ok := reflect.TypeAssert[*Secret](f.value.Addr()); ok {
 			s.seen = c.seen
 		}

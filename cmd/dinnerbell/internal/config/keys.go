@@ -15,47 +15,47 @@ import (
 // envPrefix begins the variable of every key.
 const envPrefix = "DINNERBELL_"
 
-// field is one node of the key tree: a section with children, or a leaf.
-type field struct {
+// configField is one node of the key tree: a section with children, or a leaf.
+type configField struct {
 	key      string // dotted path; "" for the root
 	value    reflect.Value
-	children map[string]*field // by name; nil for a leaf
+	children map[string]*configField // by name; nil for a leaf
 }
 
-// tree lays the struct's keys out, by its yaml tags. Leaves point into cfg.
-func tree(cfg *Config) *field { return subtree("", reflect.ValueOf(cfg).Elem()) }
+// newTree lays the struct's keys out, by its yaml tags. Leaves point into cfg.
+func newTree(cfg *Config) *configField { return newSubtree("", reflect.ValueOf(cfg).Elem()) }
 
-func subtree(key string, v reflect.Value) *field {
-	f := &field{key: key, value: v}
+func newSubtree(key string, v reflect.Value) *configField {
+	f := &configField{key: key, value: v}
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Tag.Get("yaml")
 		if name == "" {
 			continue
 		}
 		if f.children == nil {
-			f.children = map[string]*field{}
+			f.children = map[string]*configField{}
 		}
 		path := strings.TrimPrefix(key+"."+name, ".")
-		child := &field{key: path, value: v.Field(i)}
+		child := &configField{key: path, value: v.Field(i)}
 		if v.Field(i).Kind() == reflect.Struct {
 			// Secret and Table have no tagged fields and so come back as leaves.
-			child = subtree(path, v.Field(i))
+			child = newSubtree(path, v.Field(i))
 		}
 		f.children[name] = child
 	}
 	return f
 }
 
-// leaves gives every key under f, sorted.
-func (f *field) leaves() []*field {
+// allLeaves gives every key under f, sorted.
+func (f *configField) allLeaves() []*configField {
 	if f.children == nil {
-		return []*field{f}
+		return []*configField{f}
 	}
-	var out []*field
+	var out []*configField
 	for _, c := range f.children {
-		out = append(out, c.leaves()...)
+		out = append(out, c.allLeaves()...)
 	}
-	slices.SortFunc(out, func(a, b *field) int { return strings.Compare(a.key, b.key) })
+	slices.SortFunc(out, func(a, b *configField) int { return strings.Compare(a.key, b.key) })
 	return out
 }
 
@@ -64,14 +64,14 @@ func envName(key string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
 }
 
-// set stores text in a leaf. References are looked up now, except in a secret,
+// setText stores text in a leaf. References are looked up now, except in a secret,
 // which keeps them for every use.
-func (f *field) set(text string, env Env) error {
+func (f *configField) setText(text string, env Env) error {
 	if old, ok := reflect.TypeAssert[Secret](f.value); ok {
 		f.value.Set(reflect.ValueOf(Secret{key: f.key, raw: text, env: env, seen: old.seen}))
 		return nil
 	}
-	text, err := expand(text, env)
+	text, err := expandText(text, env)
 	if err != nil {
 		return err
 	}
@@ -95,14 +95,14 @@ func (f *field) set(text string, env Env) error {
 		return fmt.Errorf("no way to read a %s", f.value.Type())
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", expected(f.value), err)
+		return fmt.Errorf("%s: %w", expectedType(f.value), err)
 	}
 	f.value.Set(reflect.ValueOf(v))
 	return nil
 }
 
-// expected says in words what kind of value belongs into a leaf.
-func expected(v reflect.Value) string {
+// expectedType says in words what kind of value belongs into a leaf.
+func expectedType(v reflect.Value) string {
 	switch v.Interface().(type) {
 	case bool:
 		return "not true or false"
@@ -130,12 +130,12 @@ func splitList(s string) []string {
 	return out
 }
 
-// nearest names, for a message, the known key that an unknown one was probably
+// nearestKey names, for a message, the known key that an unknown one was probably
 // meant to be: among the siblings, then, for a key put into the wrong section, at
 // every key's last part. Where none is near it names the section's keys.
-func nearest(root, section *field, name string) string {
+func nearestKey(root, section *configField, name string) string {
 	name = strings.ToLower(name)
-	best, distance := "", near(name)+1
+	best, distance := "", maxDistance(name)+1
 	consider := func(key, candidate string) {
 		d := levenshtein.ComputeDistance(name, candidate)
 		if d < distance || d == distance && best != "" && key < best {
@@ -147,7 +147,7 @@ func nearest(root, section *field, name string) string {
 	}
 	if best == "" {
 		distance = 2
-		for _, f := range root.leaves() {
+		for _, f := range root.allLeaves() {
 			consider(f.key, f.key[strings.LastIndexByte(f.key, '.')+1:])
 		}
 	}
@@ -161,16 +161,16 @@ func nearest(root, section *field, name string) string {
 	return fmt.Sprintf("; %s has %s", where, strings.Join(slices.Sorted(maps.Keys(section.children)), ", "))
 }
 
-// near is how many edits may lie between a key and what was meant by it: two, a
+// maxDistance is how many edits may lie between a key and what was meant by it: two, a
 // third of a longer one, and fewer than half of a short one.
-func near(name string) int { return min(max(2, len(name)/3), (len(name)+1)/2) }
+func maxDistance(name string) int { return min(max(2, len(name)/3), (len(name)+1)/2) }
 
 // nearestEnv names, for a message, the known variable closest to an unknown one,
 // if one is near.
-func nearestEnv(root *field, name string) string {
+func nearestEnv(root *configField, name string) string {
 	rest := strings.TrimPrefix(name, envPrefix)
-	best, distance := "", near(rest)+1
-	for _, f := range root.leaves() {
+	best, distance := "", maxDistance(rest)+1
+	for _, f := range root.allLeaves() {
 		known := envName(f.key)
 		if d := levenshtein.ComputeDistance(name, known); d < distance {
 			best, distance = known, d

@@ -39,7 +39,7 @@ func Load(path string, env Env) (*Config, error) {
 		return nil, fmt.Errorf("%w: read file: %w", ErrInvalid, err)
 	}
 	problems = append(problems, cfg.readEnv(env)...)
-	if err := joined(problems); err != nil {
+	if err := joinProblems(problems); err != nil {
 		return nil, err
 	}
 	return cfg, nil
@@ -67,8 +67,8 @@ func readBounded(path string) ([]byte, error) {
 // maxProblems bounds how many errors are reported at once.
 const maxProblems = 20
 
-// joined makes one error of many, one to a line.
-func joined(problems []error) error {
+// joinProblems makes one error of many, one to a line.
+func joinProblems(problems []error) error {
 	if more := len(problems) - maxProblems; more > 0 {
 		problems = append(slices.Clone(problems[:maxProblems]), fmt.Errorf("and %d more", more))
 	}
@@ -93,17 +93,17 @@ func linkVariable(name string) bool {
 // readEnv lays the variables over cfg. A variable that begins like one of ours
 // and is none is an error, like an unknown key in the file.
 func (c *Config) readEnv(env Env) []error {
-	root := tree(c)
+	root := newTree(c)
 	known := map[string]bool{}
 	var problems []error
-	for _, f := range root.leaves() {
+	for _, f := range root.allLeaves() {
 		name := envName(f.key)
 		known[name] = true
 		text, ok := env[name]
 		if !ok {
 			continue
 		}
-		if err := f.set(withoutLineEnd(text), env); err != nil {
+		if err := f.setText(withoutLineEnd(text), env); err != nil {
 			problems = append(problems, fmt.Errorf("%s (%s): %w", name, f.key, err))
 		}
 	}

@@ -16,7 +16,7 @@ type Secret struct {
 	raw string
 	env Env
 	// seen notes what was given out; nil outside of a Config.
-	seen *revealed
+	seen *revealedSecrets
 }
 
 // IsSet tells whether anything was configured.
@@ -25,12 +25,12 @@ func (s Secret) IsSet() bool { return s.raw != "" }
 // Reveal returns the value with every reference looked up now. Errors name the
 // key and the reference and never the value.
 func (s Secret) Reveal() (string, error) {
-	out, err := expand(s.raw, s.env)
+	out, err := expandText(s.raw, s.env)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", s.key, err)
 	}
 	if s.seen != nil {
-		s.seen.add(s.key, out)
+		s.seen.addSecret(s.key, out)
 	}
 	return out, nil
 }

@@ -22,7 +22,7 @@ var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 func (c *Config) Validate() error {
 	problems := slices.Concat(c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
 		c.checkSASL(), c.checkJoin(), c.checkRest(), c.checkNotAvailable())
-	return joined(problems)
+	return joinProblems(problems)
 }
 
 // missingValue says what to set, and that no file was read if that is why.

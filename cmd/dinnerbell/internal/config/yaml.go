@@ -14,7 +14,7 @@ import (
 
 // readFile lays the file's values over cfg.
 func (c *Config) readFile(path string, data []byte, env Env) []error {
-	r := fileReader{path: path, root: tree(c), env: env}
+	r := fileReader{path: path, root: newTree(c), env: env}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))
 	if err != nil {
 		return []error{r.notYAML(err, data)}
@@ -34,7 +34,7 @@ func (c *Config) readFile(path string, data []byte, env Env) []error {
 			return r.problems
 		default:
 			found = true
-			r.section(r.root, doc.Content[0])
+			r.readSection(r.root, doc.Content[0])
 		}
 	}
 }
@@ -47,7 +47,7 @@ func (c *Config) readFile(path string, data []byte, env Env) []error {
 // that contains itself is met once.
 type fileReader struct {
 	path     string
-	root     *field
+	root     *configField
 	env      Env
 	problems []error
 }
@@ -93,9 +93,9 @@ func indentedByTab(data []byte, line int) bool {
 	return bytes.ContainsRune(text[:len(text)-len(bytes.TrimLeft(text, " \t"))], '\t')
 }
 
-// resolve follows an alias to the node that holds the value. Anchors never hold
+// resolveAlias follows an alias to the node that holds the value. Anchors never hold
 // aliases themselves.
-func resolve(n *yaml.Node) *yaml.Node {
+func resolveAlias(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		return n.Alias
 	}
@@ -107,10 +107,10 @@ func isNull(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.Tag == "!!null" && n.Anchor == ""
 }
 
-// section reads a mapping. An empty one (all its lines commented out) leaves
+// readSection reads a mapping. An empty one (all its lines commented out) leaves
 // the defaults in place.
-func (r *fileReader) section(f *field, n *yaml.Node) {
-	n = resolve(n)
+func (r *fileReader) readSection(f *configField, n *yaml.Node) {
+	n = resolveAlias(n)
 	if isNull(n) {
 		return
 	}
@@ -133,13 +133,13 @@ func (r *fileReader) section(f *field, n *yaml.Node) {
 		case key.Tag == "!!merge":
 			r.failf(key, "merge keys (<<) are not supported; an alias stands for a whole value or section")
 		case key.Kind != yaml.ScalarNode || !known:
-			r.unknown(f, key)
+			r.reportUnknown(f, key)
 		case twice:
 			r.failf(key, "%s: set twice, first in line %d", child.key, before)
 		case child.children != nil:
-			r.section(child, value)
+			r.readSection(child, value)
 		default:
-			r.leaf(child, key, value)
+			r.readLeaf(child, key, value)
 		}
 	}
 }
@@ -148,23 +148,23 @@ func (r *fileReader) section(f *field, n *yaml.Node) {
 // blank behind the colon, {url:postgres://…} is one key.
 var keyLike = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,39}$`)
 
-func (r *fileReader) unknown(section *field, key *yaml.Node) {
+func (r *fileReader) reportUnknown(section *configField, key *yaml.Node) {
 	if key.Kind != yaml.ScalarNode || !keyLike.MatchString(key.Value) {
 		r.failf(key, "something that is no key, and not shown since it may be a secret; write key: value, with a blank behind the colon")
 		return
 	}
-	r.failf(key, "unknown key %s%s", strings.TrimPrefix(section.key+"."+key.Value, "."), nearest(r.root, section, key.Value))
+	r.failf(key, "unknown key %s%s", strings.TrimPrefix(section.key+"."+key.Value, "."), nearestKey(r.root, section, key.Value))
 }
 
-// leaf reads one value. An empty one leaves the default in place.
-func (r *fileReader) leaf(f *field, key, n *yaml.Node) {
-	n = resolve(n)
+// readLeaf reads one value. An empty one leaves the default in place.
+func (r *fileReader) readLeaf(f *configField, key, n *yaml.Node) {
+	n = resolveAlias(n)
 	if isNull(n) {
 		return
 	}
 	text, err := leafText(f, n)
 	if err == nil {
-		err = f.set(text, r.env)
+		err = f.setText(text, r.env)
 	}
 	if err != nil {
 		r.failf(key, "%s: %w", f.key, err)
@@ -173,7 +173,7 @@ func (r *fileReader) leaf(f *field, key, n *yaml.Node) {
 
 // leafText gives a scalar as it was written, and a sequence as a comma separated
 // list.
-func leafText(f *field, n *yaml.Node) (string, error) {
+func leafText(f *configField, n *yaml.Node) (string, error) {
 	if n.Kind != yaml.SequenceNode {
 		return scalarText(n)
 	}
@@ -182,7 +182,7 @@ func leafText(f *field, n *yaml.Node) (string, error) {
 	}
 	items := make([]string, 0, len(n.Content))
 	for _, v := range n.Content {
-		item, err := scalarText(resolve(v))
+		item, err := scalarText(resolveAlias(v))
 		if err != nil {
 			return "", err
 		}

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// ErrNoDaemon: nobody answers on the socket.
+// ErrNoDaemon reports that nobody answers on the socket.
 var ErrNoDaemon = errors.New("no daemon is running")
 
 // errCut: the answer of an action ended before its last line.

@@ -29,7 +29,7 @@ import (
 // errDraining: the daemon was asked to end while it did the action.
 var errDraining = errors.New("the daemon is being stopped")
 
-// ErrArguments: the arguments of an action are not what it takes.
+// ErrArguments reports arguments that an action does not take.
 var ErrArguments = errors.New("read arguments")
 
 // controlPath begins the path of every action.
@@ -69,8 +69,8 @@ const (
 	MaxArguments = 1 << 20
 )
 
-// server is what all actions of a daemon share.
-type server struct {
+// actionServer is what all actions of a daemon share.
+type actionServer struct {
 	base     context.Context     //nolint:containedctx // ends when the daemon begins to drain
 	exitCode func(err error) int // the code that the command ends with
 	log      *slog.Logger
@@ -79,7 +79,7 @@ type server struct {
 // NewHandler serves the actions beside the read-only endpoints. Actions
 // end with ctx. exitCode gives the code that a command ends with after an error.
 func NewHandler(ctx context.Context, readOnly http.Handler, actions map[string]Action, exitCode func(error) int, log *slog.Logger) http.Handler {
-	s := &server{base: ctx, exitCode: exitCode, log: log}
+	s := &actionServer{base: ctx, exitCode: exitCode, log: log}
 	mux := http.NewServeMux()
 	mux.Handle("/", readOnly)
 	mux.HandleFunc("POST "+controlPath, func(w http.ResponseWriter, _ *http.Request) {
@@ -87,14 +87,14 @@ func NewHandler(ctx context.Context, readOnly http.Handler, actions map[string]A
 	})
 	for name, do := range actions {
 		mux.HandleFunc("POST "+controlPath+name, func(w http.ResponseWriter, r *http.Request) {
-			s.serve(w, r, do, s.log.With("action", name))
+			s.serveAction(w, r, do, s.log.With("action", name))
 		})
 	}
 	return mux
 }
 
-// serve runs one action.
-func (s *server) serve(w http.ResponseWriter, r *http.Request, do Action, log *slog.Logger) {
+// serveAction runs one action.
+func (s *actionServer) serveAction(w http.ResponseWriter, r *http.Request, do Action, log *slog.Logger) {
 	// The server's own deadlines are for short answers. A read deadline that
 	// passes would even end r.Context(), as a client does that goes away.
 	rc := http.NewResponseController(w)
@@ -115,9 +115,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, do Action, log *s
 		err = errDraining
 	}
 	if err == nil {
-		err = c.finish(result)
+		err = c.sendResult(result)
 	} else {
-		_ = c.write(answerLine{Error: &errorLine{Message: err.Error(), Exit: s.exitCode(err)}}, true) // the client has gone
+		_ = c.sendLine(answerLine{Error: &errorLine{Message: err.Error(), Exit: s.exitCode(err)}}, true) // the client has gone
 	}
 	if err != nil {
 		log.Warn("action failed", "took", time.Since(began), "error", err)
@@ -177,7 +177,7 @@ func (c *Call) Progress(stage string, done, total int64) {
 	}
 	c.mu.Unlock()
 	if !wait {
-		_ = c.write(answerLine{Progress: &progressLine{Stage: stage, Done: done, Total: total}}, true)
+		_ = c.sendLine(answerLine{Progress: &progressLine{Stage: stage, Done: done, Total: total}}, true)
 	}
 }
 
@@ -187,20 +187,20 @@ func (c *Call) Item(v any) error {
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
-	return c.write(answerLine{Item: text}, false)
+	return c.sendLine(answerLine{Item: text}, false)
 }
 
-// finish sends the result.
-func (c *Call) finish(result any) error {
+// sendResult sends the result.
+func (c *Call) sendResult(result any) error {
 	text, err := json.Marshal(result)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
-	return c.write(answerLine{Result: text}, true)
+	return c.sendLine(answerLine{Result: text}, true)
 }
 
-// write sends a line; flush sends what lies in the buffer too.
-func (c *Call) write(line answerLine, flush bool) error {
+// sendLine sends a line; flush sends what lies in the buffer too.
+func (c *Call) sendLine(line answerLine, flush bool) error {
 	text, err := json.Marshal(line)
 	if err != nil {
 		return fmt.Errorf("encode answer: %w", err)

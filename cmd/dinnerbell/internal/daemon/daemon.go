@@ -40,8 +40,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	d := newDaemon(o, store)
-	defer func() { err = errors.Join(err, d.engine().close()) }()
-	l, err := listen(ctx, o.Config)
+	defer func() { err = errors.Join(err, d.currentEngine().close()) }()
+	l, err := openListeners(ctx, o.Config)
 	if err != nil {
 		return err
 	}
@@ -53,9 +53,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	return nil
 }
 
-// listen opens the TCP listener and the socket, so that a port in use is said
+// openListeners opens the TCP listener and the socket, so that a port in use is said
 // before anything else begins.
-func listen(ctx context.Context, cfg *config.Config) (*listeners, error) {
+func openListeners(ctx context.Context, cfg *config.Config) (*listeners, error) {
 	socket, err := control.Listen(ctx, cfg.State.Dir)
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func (d *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 func (d *supervisor) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	readOnly := status.NewHandler(d.Build, d.report, d.Logger, d.waits)
+	readOnly := status.NewHandler(d.Build, d.statusReport, d.Logger, d.waits)
 	httpserve.WarnOfFewDescriptors(d.Logger, httpserve.DescriptorLimit())
 	g.Go(func() error {
 		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.Logger, l.tcp, httpserve.AnswerPatience)
@@ -134,13 +134,13 @@ func (d *supervisor) run(ctx context.Context, l *listeners) error {
 // runEngines runs halves until ctx ends or one of them ends for good. A damaged
 // store is not the end: it is replaced, and the work goes on.
 func (d *supervisor) runEngines(ctx context.Context) error {
-	h := d.engine()
+	h := d.currentEngine()
 	for {
 		err := d.runEngine(ctx, h)
 		if ctx.Err() != nil || h.Store.Damage() == nil {
 			return err
 		}
-		if h, err = d.replace(ctx, h); h == nil {
+		if h, err = d.replaceEngine(ctx, h); h == nil {
 			return err
 		}
 	}
@@ -154,7 +154,7 @@ func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 		err := h.Mirror.Run(gctx)
 		if halted, ok := errors.AsType[*halt.Error](err); ok {
 			d.Logger.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
-			if h.admitted() {
+			if h.isAdmitted() {
 				h.awaitStandstill(gctx)
 			}
 			if ctx.Err() != nil {
@@ -198,7 +198,7 @@ func (d *supervisor) logReadiness(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		r := d.report()
+		r := d.statusReport()
 		switch {
 		case r.Ready && !ready:
 			d.Logger.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))

@@ -46,10 +46,10 @@ func (d *damageHistory) count() int64 {
 	return d.total
 }
 
-// replace closes halves whose store is damaged and opens the directory again,
+// replaceEngine closes halves whose store is damaged and opens the directory again,
 // which sets the store aside and gives an empty one: the mirror then takes a
 // snapshot. HTTP goes on meanwhile.
-func (d *supervisor) replace(ctx context.Context, old *Engine) (*Engine, error) {
+func (d *supervisor) replaceEngine(ctx context.Context, old *Engine) (*Engine, error) {
 	reason := old.Store.Damage()
 	pause, ok := d.damage.add(time.Now())
 	if err := old.close(); err != nil { // of what is damaged anyway

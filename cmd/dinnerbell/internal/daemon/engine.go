@@ -36,8 +36,8 @@ type Engine struct {
 	closed bool
 }
 
-// engine gives the present ones; nil before the first are made.
-func (d *supervisor) engine() *Engine { return d.current.Load() }
+// currentEngine gives the present ones; nil before the first are made.
+func (d *supervisor) currentEngine() *Engine { return d.current.Load() }
 
 // carriedCounts is what mirrors and services count, whose sums must not fall when others
 // take their place.
@@ -54,7 +54,7 @@ func (c carriedCounts) addTo(m *cdc.Status, s *stream.Status) {
 
 // totalCounts are the counts of all halves so far; the present ones have ended.
 func (d *supervisor) totalCounts() carriedCounts {
-	h := d.engine()
+	h := d.currentEngine()
 	if h == nil {
 		return carriedCounts{}
 	}
@@ -75,8 +75,8 @@ func (d *supervisor) newEngine(store *state.Store) *Engine {
 	return h
 }
 
-// admitted says whether the service was started.
-func (h *Engine) admitted() bool {
+// isAdmitted says whether the service was started.
+func (h *Engine) isAdmitted() bool {
 	select {
 	case <-h.Mirror.Admitted():
 		return true
@@ -110,7 +110,7 @@ type Action func(ctx context.Context, e *Engine, c *control.Call) (result any, e
 // it when the store has to be closed.
 func (d *supervisor) withEngine(do Action) control.Action {
 	return func(ctx context.Context, c *control.Call) (any, error) {
-		h := d.engine()
+		h := d.currentEngine()
 		h.mu.RLock()
 		defer h.mu.RUnlock()
 		if h.closed {

@@ -52,13 +52,13 @@ func TestCountsOutliveTheStore(t *testing.T) {
 		}
 	}
 	d := newDaemon(Options{Config: cfg, Logger: slog.New(slog.DiscardHandler)}, store[0])
-	first := d.engine()
+	first := d.currentEngine()
 	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
 	second := d.newEngine(store[1])
 	if second.before != first.before {
 		t.Errorf("the second halves begin at %+v, want %+v", second.before, first.before)
 	}
-	if r := d.report(); r.Counters.NotificationsDecided != 7 || r.Counters.CampaignsDead != 1 || r.Counters.BadIDs != 2 || r.Source.Failovers != 3 {
+	if r := d.statusReport(); r.Counters.NotificationsDecided != 7 || r.Counters.CampaignsDead != 1 || r.Counters.BadIDs != 2 || r.Source.Failovers != 3 {
 		t.Errorf("report: %+v, %d failovers", r.Counters, r.Source.Failovers)
 	}
 	if err := errors.Join(first.close(), second.close()); err != nil {

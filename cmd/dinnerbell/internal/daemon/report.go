@@ -9,9 +9,9 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
-// report is the daemon's status now. It is cheap and may be called at any time.
-func (d *supervisor) report() status.Report {
-	h := d.engine()
+// statusReport is the daemon's status now. It is cheap and may be called at any time.
+func (d *supervisor) statusReport() status.Report {
+	h := d.currentEngine()
 	_, complete := h.Store.Source()
 	m, s := h.Mirror.Status(), h.Service.Status()
 	h.before.addTo(&m, &s)

@@ -7,11 +7,11 @@ import (
 	"dinnerbell/internal/testenv/workload"
 )
 
-// audiences spreads total subscriptions over n restaurants as Zipf's law does
+// audienceSizes spreads total subscriptions over n restaurants as Zipf's law does
 // (the k-th largest has 1/k of the largest), largest first, none empty. This is
 // what popularity looks like: one restaurant with tens of thousands of
 // subscribers and a long tail with a dozen. The sum is total; total ≥ n.
-func audiences(total, n int) []int {
+func audienceSizes(total, n int) []int {
 	var harmonic float64
 	for k := 1; k <= n; k++ {
 		harmonic += 1 / float64(k)
@@ -45,7 +45,7 @@ type population struct {
 }
 
 func newPopulation(subscriptions, restaurants int) population {
-	p := population{sizes: audiences(subscriptions, restaurants)}
+	p := population{sizes: audienceSizes(subscriptions, restaurants)}
 	groups := make([]workload.Group, 0, restaurants)
 	for k, size := range p.sizes {
 		groups = append(groups, workload.Group{Audience: size, Restaurants: 1})
@@ -56,16 +56,16 @@ func newPopulation(subscriptions, restaurants int) population {
 	return p
 }
 
-// subscribers calls add for each subscription of the k-th restaurant, each
+// eachSubscriber calls add for each subscription of the k-th restaurant, each
 // client at most once.
-func (p population) subscribers(k int, add func(client, restaurant string)) {
+func (p population) eachSubscriber(k int, add func(client, restaurant string)) {
 	for i := range p.sizes[k] {
 		add(workload.ClientID(p.Subscriber(k, i)), p.restaurants[k])
 	}
 }
 
-// pick draws a restaurant so that every order of magnitude of audience comes
+// pickRestaurant draws a restaurant so that every order of magnitude of audience comes
 // equally often; drawn uniformly, nearly all would be from the long tail.
-func (p population) pick(r *rand.Rand) int {
+func (p population) pickRestaurant(r *rand.Rand) int {
 	return min(int(math.Pow(float64(len(p.restaurants)), r.Float64()))-1, len(p.restaurants)-1)
 }

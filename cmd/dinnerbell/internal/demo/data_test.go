@@ -15,7 +15,7 @@ import (
 func TestAudiences(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ total, n int }{{200_000, 2_000}, {3_000, 40}, {40, 40}, {41, 40}, {7, 1}} {
-		sizes := audiences(tc.total, tc.n)
+		sizes := audienceSizes(tc.total, tc.n)
 		sum := 0
 		for _, s := range sizes {
 			sum += s
@@ -27,7 +27,7 @@ func TestAudiences(t *testing.T) {
 			t.Errorf("audiences(%d, %d) are not largest first: %v…", tc.total, tc.n, sizes[:min(5, tc.n)])
 		}
 	}
-	sizes := audiences(200_000, 2_000)
+	sizes := audienceSizes(200_000, 2_000)
 	if sizes[0] < 20_000 || sizes[1]*2 < sizes[0]-2 || sizes[1]*2 > sizes[0]+2 || sizes[1999] > 20 {
 		t.Errorf("not skewed as Zipf's law has it: %v … %d", sizes[:3], sizes[1999])
 	}
@@ -40,7 +40,7 @@ func TestPopulation(t *testing.T) {
 	rows := 0
 	for k := range p.restaurants {
 		seen := map[string]bool{}
-		p.subscribers(k, func(client, restaurant string) {
+		p.eachSubscriber(k, func(client, restaurant string) {
 			if seen[client] || restaurant != p.restaurants[k] || !form.MatchString(client) || !form.MatchString(restaurant) {
 				t.Fatalf("restaurant %d: (%s, %s), seen before: %t", k, client, restaurant, seen[client])
 			}
@@ -54,7 +54,7 @@ func TestPopulation(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	small, large := 0, 0
 	for range 10_000 {
-		switch k := p.pick(r); {
+		switch k := p.pickRestaurant(r); {
 		case k < 0 || k >= 200:
 			t.Fatalf("picked restaurant %d of 200", k)
 		case k < 10:
@@ -77,7 +77,7 @@ func TestPlan(t *testing.T) {
 		people := newPopulation(100*n, n)
 		prepared, plain := map[string]bool{}, map[string]bool{}
 		count := map[string]int{}
-		messages := plan(people, now)
+		messages := planMessages(people, now)
 		for _, m := range messages {
 			switch {
 			case m.raw != nil:
@@ -116,7 +116,7 @@ func TestBar(t *testing.T) {
 	t.Parallel()
 	last := 0
 	for _, n := range []int{0, 1, 10, 100, 1_000, 10_000, 20_000} {
-		b := bar(n, 10_000)
+		b := drawBar(n, 10_000)
 		if len([]rune(b)) != barLength {
 			t.Errorf("bar(%d) = %q, want %d characters", n, b, barLength)
 		}

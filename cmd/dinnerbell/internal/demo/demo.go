@@ -45,25 +45,25 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Restaurants == 0 {
 		o.Restaurants = 2_000
 	}
-	w := &world{opts: o}
+	w := &deployment{opts: o}
 	defer func() {
-		if stopErr := w.stop(); stopErr != nil {
+		if stopErr := w.stopServers(); stopErr != nil {
 			err = errors.Join(err, fmt.Errorf("clean up: %w", stopErr))
 		}
 	}()
-	if err := w.start(ctx); err != nil {
-		return interrupted(ctx, o, err)
+	if err := w.startServers(ctx); err != nil {
+		return interruptError(ctx, o, err)
 	}
 	if o.Once {
-		return w.once(ctx)
+		return w.runOnce(ctx)
 	}
-	w.hints()
-	return interrupted(ctx, o, w.live(ctx))
+	w.printHints()
+	return interruptError(ctx, o, w.runLive(ctx))
 }
 
-// interrupted turns the errors that a Ctrl-C brings about into none. A round
+// interruptError turns the errors that a Ctrl-C brings about into none. A round
 // that was cut short has not been checked, so that one stays a failure.
-func interrupted(ctx context.Context, o Options, err error) error {
+func interruptError(ctx context.Context, o Options, err error) error {
 	if ctx.Err() != nil && !o.Once {
 		return nil
 	}
@@ -71,12 +71,12 @@ func interrupted(ctx context.Context, o Options, err error) error {
 }
 
 // sayf reports progress, with the time since the demo began.
-func (w *world) sayf(format string, args ...any) {
+func (w *deployment) sayf(format string, args ...any) {
 	_, _ = fmt.Fprintf(w.opts.Stderr, "%6.1fs  %s\n", time.Since(w.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // printJSON writes one line of JSON to the results.
-func (w *world) printJSON(v any) error {
+func (w *deployment) printJSON(v any) error {
 	if err := json.NewEncoder(w.opts.Stdout).Encode(v); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}

@@ -14,15 +14,15 @@ import (
 
 // makeTopic creates the campaigns topic with several partitions, as the owner of
 // that topic would; `setup` gives the others as many.
-func (w *world) makeTopic(ctx context.Context) error {
+func (w *deployment) makeTopic(ctx context.Context) error {
 	if _, err := kadm.NewClient(w.producer).CreateTopic(ctx, lanes, 1, nil, topicIn); err != nil {
 		return fmt.Errorf("create topic %s: %w", topicIn, err)
 	}
 	return nil
 }
 
-// send produces one message and returns when the broker has it.
-func (w *world) send(ctx context.Context, key string, value []byte) error {
+// produceMessage produces one message and returns when the broker has it.
+func (w *deployment) produceMessage(ctx context.Context, key string, value []byte) error {
 	r := &kgo.Record{Key: []byte(key), Value: value}
 	if err := w.producer.ProduceSync(ctx, r).FirstErr(); err != nil {
 		return fmt.Errorf("produce campaign: %w", err)
@@ -30,8 +30,8 @@ func (w *world) send(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
-// consumer makes a read_committed consumer of the whole topic.
-func (w *world) consumer(topic string, extra ...kgo.Opt) (*kgo.Client, error) {
+// newConsumer makes a read_committed consumer of the whole topic.
+func (w *deployment) newConsumer(topic string, extra ...kgo.Opt) (*kgo.Client, error) {
 	c, err := kgo.NewClient(append([]kgo.Opt{
 		kgo.SeedBrokers(w.broker.Addr()),
 		kgo.ConsumeTopics(topic),
@@ -47,7 +47,7 @@ func (w *world) consumer(topic string, extra ...kgo.Opt) (*kgo.Client, error) {
 // readAll gives every record of the topic that a read_committed consumer sees
 // up to now. It ends by position, never by a silence: transaction markers are
 // kept, so that the last offset of each partition is met.
-func (w *world) readAll(ctx context.Context, topic string) ([]*kgo.Record, error) {
+func (w *deployment) readAll(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	ends, err := kadm.NewClient(w.producer).ListCommittedOffsets(ctx, topic)
@@ -63,7 +63,7 @@ func (w *world) readAll(ctx context.Context, topic string) ([]*kgo.Record, error
 			left[o.Partition] = o.Offset
 		}
 	})
-	client, err := w.consumer(topic, kgo.KeepControlRecords())
+	client, err := w.newConsumer(topic, kgo.KeepControlRecords())
 	if err != nil {
 		return nil, err
 	}
@@ -90,17 +90,17 @@ func (w *world) readAll(ctx context.Context, topic string) ([]*kgo.Record, error
 	return out, nil
 }
 
-// arrival is what one fetch brought of one campaign.
-type arrival struct {
+// topicRecord is what one fetch brought of one campaign.
+type topicRecord struct {
 	campaign string
 	count    int
 	at       time.Time
 }
 
-// watch sends what arrives at the notifications topic until ctx ends. Campaigns
+// watchTopic sends what arrives at the notifications topic until ctx ends. Campaigns
 // are told apart by the key, <campaign>:<client>; the demo's ids need no
 // decoding.
-func watch(ctx context.Context, client *kgo.Client, out chan<- []arrival) error {
+func watchTopic(ctx context.Context, client *kgo.Client, out chan<- []topicRecord) error {
 	for {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
@@ -112,9 +112,9 @@ func watch(ctx context.Context, client *kgo.Client, out chan<- []arrival) error 
 		now := time.Now()
 		counts := map[string]int{}
 		fetches.EachRecord(func(r *kgo.Record) { counts[campaignOf(r.Key)]++ })
-		batch := make([]arrival, 0, len(counts))
+		batch := make([]topicRecord, 0, len(counts))
 		for id, n := range counts {
-			batch = append(batch, arrival{id, n, now})
+			batch = append(batch, topicRecord{id, n, now})
 		}
 		select {
 		case out <- batch:

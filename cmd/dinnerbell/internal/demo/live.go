@@ -21,8 +21,8 @@ const (
 	rowTimeFmt = "15:04:05"
 )
 
-// delivery is one campaign on its way.
-type delivery struct {
+// campaignDelivery is one campaign on its way.
+type campaignDelivery struct {
 	Campaign   string  `json:"campaign"`
 	Restaurant string  `json:"restaurant"`
 	Audience   int     `json:"audience"`
@@ -33,17 +33,17 @@ type delivery struct {
 	produced time.Time
 }
 
-// live sends a campaign every second and shows each one that has arrived, until
+// runLive sends a campaign every second and shows each one that has arrived, until
 // ctx ends.
-func (w *world) live(ctx context.Context) error {
-	client, err := w.consumer(topicOut)
+func (w *deployment) runLive(ctx context.Context) error {
+	client, err := w.newConsumer(topicOut)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	arrivals := make(chan []arrival, 64)
+	arrivals := make(chan []topicRecord, 64)
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return watch(gctx, client, arrivals) })
+	g.Go(func() error { return watchTopic(gctx, client, arrivals) })
 	g.Go(func() error {
 		select {
 		case <-w.daemon.Done():
@@ -52,16 +52,16 @@ func (w *world) live(ctx context.Context) error {
 			return nil
 		}
 	})
-	g.Go(func() error { return w.stream(gctx, arrivals) })
+	g.Go(func() error { return w.streamCampaigns(gctx, arrivals) })
 	return g.Wait()
 }
 
-// stream is the one goroutine that knows what is under way.
-func (w *world) stream(ctx context.Context, arrivals <-chan []arrival) error {
-	t := table{w: w, open: map[string]*delivery{}}
+// streamCampaigns is the one goroutine that knows what is under way.
+func (w *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topicRecord) error {
+	t := liveTable{w: w, open: map[string]*campaignDelivery{}}
 	tick := time.NewTicker(sendEvery)
 	defer tick.Stop()
-	defer t.total()
+	defer t.printTotal()
 	r := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // sample data
 	for n := 0; ; {
 		select {
@@ -69,18 +69,18 @@ func (w *world) stream(ctx context.Context, arrivals <-chan []arrival) error {
 			return nil
 		case batch := <-arrivals:
 			for _, a := range batch {
-				if err := t.arrived(a); err != nil {
+				if err := t.addArrival(a); err != nil {
 					return err
 				}
 			}
 		case now := <-tick.C:
-			if err := t.late(now); err != nil {
+			if err := t.printLate(now); err != nil {
 				return err
 			}
-			k := w.people.pick(r)
+			k := w.people.pickRestaurant(r)
 			c := newCampaign(workload.CampaignID(r.Uint64()), w.people.restaurants[k], n, now)
-			t.open[c.ID] = &delivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: w.people.sizes[k], content: c.Content, produced: time.Now()}
-			if err := w.send(ctx, c.ID, c.JSON()); err != nil {
+			t.open[c.ID] = &campaignDelivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: w.people.sizes[k], content: c.Content, produced: time.Now()}
+			if err := w.produceMessage(ctx, c.ID, c.JSON()); err != nil {
 				return err
 			}
 			n++
@@ -88,19 +88,19 @@ func (w *world) stream(ctx context.Context, arrivals <-chan []arrival) error {
 	}
 }
 
-// table prints deliveries as they are complete.
-type table struct {
-	w         *world
-	open      map[string]*delivery // by campaign
+// liveTable prints deliveries as they are complete.
+type liveTable struct {
+	w         *deployment
+	open      map[string]*campaignDelivery // by campaign
 	rows      int
 	campaigns int
 	notified  int
 	worst     float64
 }
 
-// arrived notes notifications. Those of campaigns that somebody sent by hand are
+// addArrival notes notifications. Those of campaigns that somebody sent by hand are
 // not ours to count.
-func (t *table) arrived(a arrival) error {
+func (t *liveTable) addArrival(a topicRecord) error {
 	d, ours := t.open[a.campaign]
 	if !ours {
 		return nil
@@ -112,24 +112,24 @@ func (t *table) arrived(a arrival) error {
 	}
 	delete(t.open, a.campaign)
 	t.worst = max(t.worst, d.MS)
-	return t.print(d)
+	return t.printDelivery(d)
 }
 
-// late shows what did not arrive as a whole for too long.
-func (t *table) late(now time.Time) error {
+// printLate shows what did not arrive as a whole for too long.
+func (t *liveTable) printLate(now time.Time) error {
 	for id, d := range t.open {
 		if now.Sub(d.produced) < lateAfter {
 			continue
 		}
 		delete(t.open, id)
-		if err := t.print(d); err != nil {
+		if err := t.printDelivery(d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *table) print(d *delivery) error {
+func (t *liveTable) printDelivery(d *campaignDelivery) error {
 	t.campaigns++
 	t.notified += d.Notified
 	if t.w.opts.JSON {
@@ -148,20 +148,20 @@ func (t *table) print(d *delivery) error {
 		note = "  INCOMPLETE"
 	}
 	if _, err := fmt.Fprintf(out, "%-8s  %-26s  %-10s  %s  %9d  %9d  %9.1f%s\n", d.produced.Format(rowTimeFmt), d.content,
-		d.Restaurant[:8], bar(d.Audience, t.w.people.sizes[0]), d.Audience, d.Notified, d.MS, note); err != nil {
+		d.Restaurant[:8], drawBar(d.Audience, t.w.people.sizes[0]), d.Audience, d.Notified, d.MS, note); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
 }
 
-// bar draws an audience on a logarithmic scale, padded to its full length.
-func bar(n, largest int) string {
+// drawBar draws an audience on a logarithmic scale, padded to its full length.
+func drawBar(n, largest int) string {
 	part := math.Log1p(float64(n)) / math.Log1p(float64(largest))
 	length := min(max(int(math.Round(part*barLength)), 1), barLength)
 	return strings.Repeat("█", length) + strings.Repeat(" ", barLength-length)
 }
 
-// total is the last word.
-func (t *table) total() {
+// printTotal is the last word.
+func (t *liveTable) printTotal() {
 	t.w.sayf("%d campaigns, %d notifications, slowest %.0f ms", t.campaigns, t.notified, t.worst)
 }

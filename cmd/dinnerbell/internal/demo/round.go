@@ -21,8 +21,8 @@ const roundLimit = time.Minute
 // one queue of the daemon to the next is in neither for a moment.
 const calm = 10
 
-// result is what `demo --once --json` prints; its keys are what scripts read.
-type result struct {
+// roundResult is what `demo --once --json` prints; its keys are what scripts read.
+type roundResult struct {
 	Campaigns     int     `json:"campaigns"`     // messages sent, those that notify nobody included
 	Notifications int     `json:"notifications"` // records that a read_committed consumer sees
 	FeedbackRows  int64   `json:"feedback_rows"`
@@ -31,8 +31,8 @@ type result struct {
 	Seconds       float64 `json:"seconds"`    // from the first campaign sent to the last notification
 }
 
-// message is one entry of the round.
-type message struct {
+// plannedMessage is one entry of the round.
+type plannedMessage struct {
 	workload.Campaign
 	raw      []byte // sent instead of the campaign, if set
 	notifies bool   // its audience is expected to be notified
@@ -46,11 +46,11 @@ const oddRestaurant = "Trattoria: 50% & più"
 const oddSubscriptions = `INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 	SELECT 'cliënt:' || n || '%', '` + oddRestaurant + `' FROM generate_series(1, 100) n`
 
-// plan is the round: every kind of campaign that the contract tells apart.
-func plan(p population, now time.Time) []message {
-	var out []message
-	add := func(id string, k int, start time.Time) *message {
-		out = append(out, message{Campaign: newCampaign(id, p.restaurants[k], len(out), start), notifies: true})
+// planMessages is the round: every kind of campaign that the contract tells apart.
+func planMessages(p population, now time.Time) []plannedMessage {
+	var out []plannedMessage
+	add := func(id string, k int, start time.Time) *plannedMessage {
+		out = append(out, plannedMessage{Campaign: newCampaign(id, p.restaurants[k], len(out), start), notifies: true})
 		return &out[len(out)-1]
 	}
 	last := len(p.restaurants) - 1
@@ -76,21 +76,21 @@ func plan(p population, now time.Time) []message {
 	expired := add("expired", last-5, now.Add(-2*time.Hour))
 	expired.notifies = false
 	out = append(out,
-		message{raw: []byte("not JSON"), dead: true},
-		message{raw: []byte(`{"restaurant_id":"` + p.restaurants[0] + `","adv_campaign_id":"half"}`), dead: true},
+		plannedMessage{raw: []byte("not JSON"), dead: true},
+		plannedMessage{raw: []byte(`{"restaurant_id":"` + p.restaurants[0] + `","adv_campaign_id":"half"}`), dead: true},
 	)
 	return append(out, again) // once more, when the first may be long done
 }
 
-// once sends one round, waits until all of it has been worked off, and checks it.
-func (w *world) once(ctx context.Context) error {
+// runOnce sends one round, waits until all of it has been worked off, and checks it.
+func (w *deployment) runOnce(ctx context.Context) error {
 	if _, err := w.db.Exec(ctx, checkTables); err != nil {
 		return fmt.Errorf("create check tables: %w", err)
 	}
 	if _, err := w.db.Exec(ctx, expectView); err != nil {
 		return fmt.Errorf("create check views: %w", err)
 	}
-	messages := plan(w.people, time.Now())
+	messages := planMessages(w.people, time.Now())
 	w.sayf("sending %d campaigns", len(messages))
 	began := time.Now()
 	dead := 0
@@ -110,7 +110,7 @@ func (w *world) once(ctx context.Context) error {
 		w.sayf("going on to check all the same: %v", err) // and name what is missing
 	}
 	w.sayf("checking both sinks against a join in SQL")
-	res, problems, err := w.check(ctx, dead)
+	res, problems, err := w.checkResult(ctx, dead)
 	if err != nil {
 		return err
 	}
@@ -129,14 +129,14 @@ func (w *world) once(ctx context.Context) error {
 
 // sendOne commits what belongs before a campaign, notes what it should do, and
 // sends it.
-func (w *world) sendOne(ctx context.Context, i int, m message) error {
+func (w *deployment) sendOne(ctx context.Context, i int, m plannedMessage) error {
 	if m.prepare != "" {
 		if _, err := w.db.Exec(ctx, m.prepare); err != nil {
 			return fmt.Errorf("prepare campaign %s: %w", m.ID, err)
 		}
 	}
 	if m.raw != nil {
-		return w.send(ctx, fmt.Sprintf("dead-%d", i), m.raw)
+		return w.produceMessage(ctx, fmt.Sprintf("dead-%d", i), m.raw)
 	}
 	if m.notifies {
 		if _, err := w.db.Exec(ctx, `INSERT INTO demo.campaign SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM demo.campaign WHERE id = $1)`,
@@ -144,12 +144,12 @@ func (w *world) sendOne(ctx context.Context, i int, m message) error {
 			return fmt.Errorf("note campaign %s: %w", m.ID, err)
 		}
 	}
-	return w.send(ctx, m.ID, m.JSON())
+	return w.produceMessage(ctx, m.ID, m.JSON())
 }
 
 // awaitSettled waits until everything expected has been shipped and nothing is
 // under way any more, and tells how long after began that was.
-func (w *world) awaitSettled(ctx context.Context, began time.Time) (time.Duration, error) {
+func (w *deployment) awaitSettled(ctx context.Context, began time.Time) (time.Duration, error) {
 	var expected int64
 	if err := w.db.QueryRow(ctx, countExpected).Scan(&expected); err != nil {
 		return 0, fmt.Errorf("count expected notifications: %w", err)
@@ -157,7 +157,7 @@ func (w *world) awaitSettled(ctx context.Context, began time.Time) (time.Duratio
 	var since time.Time
 	polls := 0
 	err := w.daemon.AwaitReady(ctx, roundLimit, pollEvery, func(ctx context.Context) error {
-		if err := w.settled(ctx, expected); err != nil {
+		if err := w.awaitNotifications(ctx, expected); err != nil {
 			polls = 0
 			return err
 		}
@@ -175,9 +175,9 @@ func (w *world) awaitSettled(ctx context.Context, began time.Time) (time.Duratio
 	return since.Sub(began), err
 }
 
-// settled returns nil when the daemon has read all campaigns, has none under way
+// awaitNotifications returns nil when the daemon has read all campaigns, has none under way
 // or to come, and has shipped what it decided and no less than is expected.
-func (w *world) settled(ctx context.Context, expected int64) error {
+func (w *deployment) awaitNotifications(ctx context.Context, expected int64) error {
 	ends, err := kadm.NewClient(w.producer).ListEndOffsets(ctx, topicIn)
 	if err == nil {
 		err = ends.Error()
@@ -185,7 +185,7 @@ func (w *world) settled(ctx context.Context, expected int64) error {
 	if err != nil {
 		return fmt.Errorf("list end of %s: %w", topicIn, err)
 	}
-	body, err := w.get(ctx, "/api/status")
+	body, err := w.getStatus(ctx, "/api/status")
 	if err != nil {
 		return err
 	}
@@ -224,10 +224,10 @@ func (w *world) settled(ctx context.Context, expected int64) error {
 	return nil
 }
 
-// check compares both sinks with the join. Problems are what is not as it should
+// checkResult compares both sinks with the join. Problems are what is not as it should
 // be, in words.
-func (w *world) check(ctx context.Context, dead int) (result, []string, error) {
-	var res result
+func (w *deployment) checkResult(ctx context.Context, dead int) (roundResult, []string, error) {
+	var res roundResult
 	records, err := w.readAll(ctx, topicOut)
 	if err != nil {
 		return res, nil, err
@@ -272,7 +272,7 @@ func (w *world) check(ctx context.Context, dead int) (result, []string, error) {
 }
 
 // loadReceived puts the records into a table, so that the check is one join.
-func (w *world) loadReceived(ctx context.Context, records []*kgo.Record) error {
+func (w *deployment) loadReceived(ctx context.Context, records []*kgo.Record) error {
 	_, err := w.db.CopyFrom(ctx, pgx.Identifier{"demo", "received"}, []string{"key", "value"},
 		pgx.CopyFromSlice(len(records), func(i int) ([]any, error) {
 			return []any{string(records[i].Key), json.RawMessage(records[i].Value)}, nil
@@ -286,7 +286,7 @@ func (w *world) loadReceived(ctx context.Context, records []*kgo.Record) error {
 	return nil
 }
 
-func (w *world) printResult(r result) error {
+func (w *deployment) printResult(r roundResult) error {
 	if w.opts.JSON {
 		return w.printJSON(r)
 	}

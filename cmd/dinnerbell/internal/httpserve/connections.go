@@ -79,15 +79,15 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.admit(conn) {
+		if l.makeRoom(conn) {
 			return conn, nil
 		}
 		_ = conn.Close() // there is no room for it
 	}
 }
 
-// admit makes room for conn; false if there is none.
-func (l *boundedListener) admit(conn net.Conn) bool {
+// makeRoom makes room for conn; false if there is none.
+func (l *boundedListener) makeRoom(conn net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) >= l.limit {
@@ -112,8 +112,8 @@ func (l *boundedListener) oldestWaiting() (oldest net.Conn) {
 	return oldest
 }
 
-// note follows the server: an http.Server's ConnState.
-func (l *boundedListener) note(conn net.Conn, state http.ConnState) {
+// noteState follows the server: an http.Server's ConnState.
+func (l *boundedListener) noteState(conn net.Conn, state http.ConnState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ours := l.open[conn]; !ours {

@@ -115,20 +115,20 @@ func TestBusyConnectionsStay(t *testing.T) {
 	for i := range busy {
 		dial(t, address)
 		busy[i] = <-accepted
-		l.note(busy[i], http.StateNew)
-		l.note(busy[i], http.StateActive)
+		l.noteState(busy[i], http.StateNew)
+		l.noteState(busy[i], http.StateActive)
 	}
 	if _, err := dial(t, address).Read(make([]byte, 1)); err == nil {
 		t.Error("a third one was let in")
 	}
-	l.note(busy[1], http.StateIdle)
+	l.noteState(busy[1], http.StateIdle)
 	dial(t, address)
 	third := <-accepted
 	if _, err := busy[1].Write([]byte("x")); err == nil {
 		t.Error("the idle one is still there")
 	}
 	// Who does not read his answer for too long gives way as well.
-	l.note(third, http.StateActive)
+	l.noteState(third, http.StateActive)
 	l.mu.Lock()
 	l.open[third] = connectionState{since: time.Now().Add(-2 * l.patience), busy: true}
 	l.mu.Unlock()
@@ -138,8 +138,8 @@ func TestBusyConnectionsStay(t *testing.T) {
 		t.Error("the slow one is still there")
 	}
 	third = fourth
-	l.note(busy[0], http.StateClosed)
-	l.note(third, http.StateClosed)
+	l.noteState(busy[0], http.StateClosed)
+	l.noteState(third, http.StateClosed)
 	if len(l.open) != 0 {
 		t.Errorf("%d are still counted", len(l.open))
 	}

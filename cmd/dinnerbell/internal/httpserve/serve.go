@@ -28,7 +28,7 @@ func Serve(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ConnState:         bounded.note,
+		ConnState:         bounded.noteState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a method like others

@@ -60,14 +60,14 @@ type boundedConn struct {
 func (c *boundedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if c.answers > 0 {
-		if tooLarge := c.look(p[:n]); tooLarge != nil {
+		if tooLarge := c.checkSizes(p[:n]); tooLarge != nil {
 			return 0, tooLarge
 		}
 	}
 	return n, err
 }
 
-func (c *boundedConn) look(p []byte) error {
+func (c *boundedConn) checkSizes(p []byte) error {
 	for len(p) > 0 && c.answers > 0 {
 		if c.rest > 0 {
 			n := min(c.rest, len(p))

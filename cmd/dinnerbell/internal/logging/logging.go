@@ -23,30 +23,30 @@ func New(w io.Writer, level, format string, hide func(string) string) *slog.Logg
 	if format == "json" {
 		next = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(&handler{next: next, hide: hide, repeats: &repeats{now: time.Now, seen: map[string]*repeated{}}})
+	return slog.New(&cleaningHandler{next: next, hide: hide, repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
 }
 
-// handler cleans what it passes on. Its copies of With share the repeats.
-type handler struct {
+// cleaningHandler cleans what it passes on. Its copies of With share the repeats.
+type cleaningHandler struct {
 	next    slog.Handler
 	hide    func(string) string
 	with    string // the attributes of With, as a part of a message's identity
 	part    string // the attribute of that name, if With gave one
-	repeats *repeats
+	repeats *repeatFilter
 }
 
 // Enabled implements slog.Handler.
-func (h *handler) Enabled(ctx context.Context, level slog.Level) bool {
+func (h *cleaningHandler) Enabled(ctx context.Context, level slog.Level) bool {
 	return h.next.Enabled(ctx, level)
 }
 
 // WithAttrs implements slog.Handler.
-func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h *cleaningHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h
 	clean := make([]slog.Attr, len(attrs))
 	for i, a := range attrs {
-		clean[i] = h.clean(a)
-		c.with += identity(clean[i])
+		clean[i] = h.cleanAttr(a)
+		c.with += attrIdentity(clean[i])
 		if a.Key == "part" {
 			c.part = clean[i].Value.String()
 		}
@@ -56,20 +56,20 @@ func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 // WithGroup implements slog.Handler.
-func (h *handler) WithGroup(name string) slog.Handler {
+func (h *cleaningHandler) WithGroup(name string) slog.Handler {
 	c := *h
 	c.next, c.with = h.next.WithGroup(name), h.with+name+"."
 	return &c
 }
 
 // Handle implements slog.Handler.
-func (h *handler) Handle(ctx context.Context, r slog.Record) error {
+func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 	out := slog.NewRecord(r.Time, r.Level, Line(h.hide(r.Message)), r.PC)
 	var id strings.Builder
 	id.WriteString(h.with + out.Message)
 	r.Attrs(func(a slog.Attr) bool {
-		a = h.clean(a)
-		id.WriteString(identity(a))
+		a = h.cleanAttr(a)
+		id.WriteString(attrIdentity(a))
 		out.AddAttrs(a)
 		return true
 	})
@@ -88,15 +88,15 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	return h.next.Handle(ctx, out)
 }
 
-// clean bounds a value's text and takes secrets out of it.
-func (h *handler) clean(a slog.Attr) slog.Attr {
+// cleanAttr bounds a value's text and takes secrets out of it.
+func (h *cleaningHandler) cleanAttr(a slog.Attr) slog.Attr {
 	switch v := a.Value.Resolve(); v.Kind() {
 	case slog.KindString:
 		a.Value = slog.StringValue(Line(h.hide(v.String())))
 	case slog.KindGroup:
 		group := slices.Clone(v.Group())
 		for i := range group {
-			group[i] = h.clean(group[i])
+			group[i] = h.cleanAttr(group[i])
 		}
 		a.Value = slog.GroupValue(group...)
 	case slog.KindAny:
@@ -118,10 +118,10 @@ func (h *handler) clean(a slog.Attr) slog.Attr {
 	return a
 }
 
-// identity is what of an attribute tells two messages apart: no duration and no
+// attrIdentity is what of an attribute tells two messages apart: no duration and no
 // number, for pauses and counts grow, but a lane's; and no number inside of a text,
 // such as a port or a process id.
-func identity(a slog.Attr) string {
+func attrIdentity(a slog.Attr) string {
 	switch a.Value.Kind() {
 	case slog.KindDuration, slog.KindInt64, slog.KindUint64, slog.KindFloat64, slog.KindTime:
 		if a.Key != "lane" {
@@ -150,16 +150,16 @@ const (
 	maxRepeats = 256
 )
 
-// repeats remembers the warnings that were written.
-type repeats struct {
+// repeatFilter remembers the warnings that were written.
+type repeatFilter struct {
 	now func() time.Time
 
 	mu   sync.Mutex // guards what follows
-	seen map[string]*repeated
+	seen map[string]*repeatedMessage
 }
 
-// repeated is one warning.
-type repeated struct {
+// repeatedMessage is one warning.
+type repeatedMessage struct {
 	part  string
 	until time.Time     // it is not written again before
 	pause time.Duration // that led to until
@@ -168,7 +168,7 @@ type repeated struct {
 
 // add notes a warning, and tells whether to write it and how often it was not
 // written since the last time.
-func (r *repeats) add(part, id string) (times int, write bool) {
+func (r *repeatFilter) add(part, id string) (times int, write bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
@@ -178,7 +178,7 @@ func (r *repeats) add(part, id string) (times int, write bool) {
 		if len(r.seen) >= maxRepeats {
 			clear(r.seen)
 		}
-		r.seen[id] = &repeated{part: part, until: now.Add(firstPause), pause: firstPause}
+		r.seen[id] = &repeatedMessage{part: part, until: now.Add(firstPause), pause: firstPause}
 		if m != nil {
 			return m.times, true
 		}
@@ -194,7 +194,7 @@ func (r *repeats) add(part, id string) (times int, write bool) {
 }
 
 // forget lets the warnings of a part be written again at once.
-func (r *repeats) forget(part string) {
+func (r *repeatFilter) forget(part string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, m := range r.seen {

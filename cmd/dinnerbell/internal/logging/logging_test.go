@@ -89,7 +89,7 @@ func TestRepeatsAreWrittenSeldom(t *testing.T) {
 
 func TestManyDifferentWarningsAreForgotten(t *testing.T) {
 	t.Parallel()
-	r := &repeats{now: time.Now, seen: map[string]*repeated{}}
+	r := &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}
 	for i := range 10 * maxRepeats {
 		if _, write := r.add("", fmt.Sprint(i)); !write || len(r.seen) > maxRepeats {
 			t.Fatalf("%d: written %t, %d remembered", i, write, len(r.seen))

@@ -13,18 +13,18 @@ const MaxText = 2000
 // Line gives a text for one line of a log or of a status: bounded, and its white
 // space folded. The driver's errors have a line for each address.
 func Line(text string) string {
-	text, left := cut(text, MaxText)
+	text, left := splitAt(text, MaxText)
 	return strings.Join(strings.Fields(text), " ") + left
 }
 
 // Bound gives a text of at most limit bytes and a note of what was left out.
 func Bound(text string, limit int) string {
-	text, left := cut(text, limit)
+	text, left := splitAt(text, limit)
 	return text + left
 }
 
-// cut takes what is within limit, whole characters only, and notes the rest.
-func cut(text string, limit int) (kept, left string) {
+// splitAt takes what is within limit, whole characters only, and notes the rest.
+func splitAt(text string, limit int) (kept, left string) {
 	if len(text) <= limit {
 		return text, ""
 	}

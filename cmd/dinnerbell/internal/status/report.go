@@ -145,7 +145,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		r.Source.SlotSafeBytes = &m.SafeWALSize
 	}
 	if m.State == cdc.StateSnapshot {
-		r.Source.snapshot(m.Snapshot)
+		r.Source.setSnapshot(m.Snapshot)
 	}
 	for _, l := range s.Lanes {
 		r.Lanes = append(r.Lanes, Lane{
@@ -165,14 +165,14 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 	}
 }
 
-// snapshot fills in how far a snapshot is.
-func (s *Source) snapshot(p tablecopy.Progress) {
-	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, round1(p.Percent)
-	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = round1(p.Rate), round1(p.Left.Seconds())
+// setSnapshot fills in how far a snapshot is.
+func (s *Source) setSnapshot(p tablecopy.Progress) {
+	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, roundToTenth(p.Percent)
+	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = roundToTenth(p.Rate), roundToTenth(p.Left.Seconds())
 }
 
-// round1 keeps one decimal: the rest is noise.
-func round1(x float64) float64 { return math.Round(10*x) / 10 }
+// roundToTenth keeps one decimal: the rest is noise.
+func roundToTenth(x float64) float64 { return math.Round(10*x) / 10 }
 
 // oneLine bounds a text that somebody else made and makes one line of it.
 func oneLine(s string) string { return logging.Line(s) }

@@ -25,9 +25,9 @@ type stallMark struct {
 	moved    time.Time
 }
 
-// observe notes where a position is and whether work is pending before it, and
+// observePosition notes where a position is and whether work is pending before it, and
 // returns since when it has stood still; zero if it has not.
-func (s *StallDetector) observe(now time.Time, name, position string, pending bool) time.Duration {
+func (s *StallDetector) observePosition(now time.Time, name, position string, pending bool) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.marks == nil {
@@ -44,12 +44,12 @@ func (s *StallDetector) observe(now time.Time, name, position string, pending bo
 // Reasons lists what has stood still for too long, as reasons not to be ready.
 func (s *StallDetector) Reasons(now time.Time, r *Report) []string {
 	var reasons []string
-	if d := s.observe(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {
+	if d := s.observePosition(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {
 		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", r.Source.LagBytes, d.Round(time.Second)))
 	}
 	for _, l := range r.Lanes {
 		name := fmt.Sprintf("lane %d", l.Partition)
-		if d := s.observe(now, name, fmt.Sprint(l.Epoch, l.Shipped), l.Decided > l.Shipped); d >= stallLimit {
+		if d := s.observePosition(now, name, fmt.Sprint(l.Epoch, l.Shipped), l.Decided > l.Shipped); d >= stallLimit {
 			reasons = append(reasons, fmt.Sprintf("%s: step %d is decided, %d is shipped, and no progress for %s",
 				name, l.Decided, l.Shipped, d.Round(time.Second)))
 		}

@@ -23,7 +23,7 @@ func newWorkReport(w *cdc.WorkStatus) *Work {
 	if w == nil {
 		return nil
 	}
-	return &Work{Kind: w.Kind, Stage: w.Stage, Rows: w.Copy.Rows, Total: w.Copy.Total, Seconds: round1(time.Since(w.Since).Seconds())}
+	return &Work{Kind: w.Kind, Stage: w.Stage, Rows: w.Copy.Rows, Total: w.Copy.Total, Seconds: roundToTenth(time.Since(w.Since).Seconds())}
 }
 
 var (

@@ -33,12 +33,12 @@ func isControl(r rune) bool {
 	return r == 0x061c || r == 0x200e || r == 0x200f
 }
 
-// Printable is one field of a listing.
-func Printable(s string) string {
+// Escape is one field of a listing.
+func Escape(s string) string {
 	if isPlain(s) {
 		return s
 	}
-	return string(appendPrintable(make([]byte, 0, len(s)+16), s, false))
+	return string(appendEscaped(make([]byte, 0, len(s)+16), s, false))
 }
 
 // isPlain tells that s has nothing to escape, which most have not.
@@ -51,9 +51,9 @@ func isPlain[T string | []byte](s T) bool {
 	return true
 }
 
-// appendPrintable appends s with controls escaped, and each byte that is not valid
+// appendEscaped appends s with controls escaped, and each byte that is not valid
 // UTF-8 as \xNN. layout keeps newlines and tabs.
-func appendPrintable[T string | []byte](dst []byte, s T, layout bool) []byte {
+func appendEscaped[T string | []byte](dst []byte, s T, layout bool) []byte {
 	for len(s) > 0 {
 		r, n := decodeRune(s)
 		switch {
@@ -79,16 +79,16 @@ func decodeRune[T string | []byte](s T) (rune, int) {
 	return utf8.DecodeRuneInString(string(s[:min(len(s), utf8.UTFMax)]))
 }
 
-// Writer escapes whatever is written through it but newlines and tabs.
+// EscapingWriter escapes whatever is written through it but newlines and tabs.
 // A character may arrive in parts. Any goroutine may write.
-type Writer struct {
+type EscapingWriter struct {
 	mu   sync.Mutex
 	Out  io.Writer
 	part []byte // of a character whose end has not been written yet
 }
 
 // Write implements io.Writer.
-func (w *Writer) Write(p []byte) (int, error) {
+func (w *EscapingWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	text := p
@@ -96,38 +96,38 @@ func (w *Writer) Write(p []byte) (int, error) {
 		text = slices.Concat(w.part, p)
 		w.part = nil
 	}
-	whole := len(text) - incomplete(text)
+	whole := len(text) - incompleteTail(text)
 	if whole < len(text) {
 		w.part = append([]byte(nil), text[whole:]...)
 	}
-	if err := w.write(text[:whole]); err != nil {
+	if err := w.writeEscaped(text[:whole]); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
 // Flush writes a character whose end never came.
-func (w *Writer) Flush() error {
+func (w *EscapingWriter) Flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	text := w.part
 	w.part = nil
-	return w.write(text)
+	return w.writeEscaped(text)
 }
 
-func (w *Writer) write(text []byte) error {
+func (w *EscapingWriter) writeEscaped(text []byte) error {
 	if len(text) == 0 {
 		return nil
 	}
-	if !harmless(text) {
-		text = appendPrintable(make([]byte, 0, len(text)+64), text, true)
+	if !isHarmless(text) {
+		text = appendEscaped(make([]byte, 0, len(text)+64), text, true)
 	}
 	_, err := w.Out.Write(text)
 	return err
 }
 
-// harmless tells that text is ASCII with no control but newline and tab.
-func harmless(text []byte) bool {
+// isHarmless tells that text is ASCII with no control but newline and tab.
+func isHarmless(text []byte) bool {
 	for _, c := range text {
 		if c < ' ' && c != '\n' && c != '\t' || c >= 0x7f {
 			return false
@@ -136,9 +136,9 @@ func harmless(text []byte) bool {
 	return true
 }
 
-// incomplete is how many bytes at the end of text begin a character that is not
+// incompleteTail is how many bytes at the end of text begin a character that is not
 // whole.
-func incomplete(text []byte) int {
+func incompleteTail(text []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
 		if tail := text[len(text)-n:]; utf8.RuneStart(tail[0]) {
 			if utf8.FullRune(tail) {

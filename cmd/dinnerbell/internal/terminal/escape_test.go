@@ -14,14 +14,14 @@ const hostile = "a\nb\tc\x1b[2J\x07\r\x7f\u009b31m\u202egnp\u2066x\u2069\u200f\u
 func TestPrintable(t *testing.T) {
 	t.Parallel()
 	want := `a\nb\tc\u001b[2J\u0007\u000d\u007f\u009b31m\u202egnp\u2066x\u2069\u200f\u061c\u2028\u0000é世`
-	if got := Printable(hostile); got != want {
+	if got := Escape(hostile); got != want {
 		t.Errorf("%q\nwant %q", got, want)
 	}
-	if got := Printable("\xff\xc3(\xe4\xb8"); got != `\xff\xc3(\xe4\xb8` {
+	if got := Escape("\xff\xc3(\xe4\xb8"); got != `\xff\xc3(\xe4\xb8` {
 		t.Errorf("invalid UTF-8: %q", got)
 	}
 	for _, s := range []string{"", "plain id", `back\slash`, "Ünïcode 世界 👍🏽", "\ufffd"} {
-		if got := Printable(s); got != s {
+		if got := Escape(s); got != s {
 			t.Errorf("%q became %q", s, got)
 		}
 	}
@@ -34,7 +34,7 @@ func TestPrintableWriter(t *testing.T) {
 	text := "line\n\tcolumn " + hostile + "\xff\n"
 	for size := 1; size <= len(text); size++ {
 		var out bytes.Buffer
-		w := &Writer{Out: &out}
+		w := &EscapingWriter{Out: &out}
 		for rest := text; rest != ""; {
 			n := min(size, len(rest))
 			if wrote, err := w.Write([]byte(rest[:n])); wrote != n || err != nil {
@@ -51,7 +51,7 @@ func TestPrintableWriter(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	w := &Writer{Out: &out}
+	w := &EscapingWriter{Out: &out}
 	if err := json.NewEncoder(w).Encode(hostile); err != nil {
 		t.Fatal(err)
 	}

@@ -13,9 +13,9 @@ import (
 // progressDelay keeps short work from flashing a bar.
 const progressDelay = 2 * time.Second
 
-// progress is a bar on a terminal, once the work has taken a while. Elsewhere it
+// ProgressBar is a bar on a terminal, once the work has taken a while. Elsewhere it
 // is nothing: a log has no use for it.
-type progress struct {
+type ProgressBar struct {
 	mu    sync.Mutex
 	out   io.Writer // nil: not a terminal
 	unit  string
@@ -27,8 +27,8 @@ type progress struct {
 }
 
 // NewProgress makes a bar that counts in unit: "rows", "records".
-func NewProgress(stderr io.Writer, unit string) *progress {
-	p := &progress{unit: unit, began: time.Now()}
+func NewProgress(stderr io.Writer, unit string) *ProgressBar {
+	p := &ProgressBar{unit: unit, began: time.Now()}
 	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.out = f
 	}
@@ -37,7 +37,7 @@ func NewProgress(stderr io.Writer, unit string) *progress {
 
 // Update shows what is being done and how much of an estimated total (0:
 // unknown) is done.
-func (p *progress) Update(stage string, done, total int64) {
+func (p *ProgressBar) Update(stage string, done, total int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.out == nil || time.Since(p.began) < progressDelay {
@@ -63,7 +63,7 @@ func (p *progress) Update(stage string, done, total int64) {
 }
 
 // Spin shows a spinner until finish, for work that does not say how far it is.
-func (p *progress) Spin(stage string) {
+func (p *ProgressBar) Spin(stage string) {
 	if p.out == nil {
 		return
 	}
@@ -83,7 +83,7 @@ func (p *progress) Spin(stage string) {
 }
 
 // Finish removes the bar.
-func (p *progress) Finish() {
+func (p *ProgressBar) Finish() {
 	if p.stop != nil {
 		close(p.stop)
 		p.spinner.Wait()

@@ -13,13 +13,13 @@ func TestProgressDrawsOnlyLongWorkOnATerminal(t *testing.T) {
 	quiet.began = time.Now().Add(-time.Hour)
 	quiet.Update("work", 1, 2)
 	quiet.Finish()
-	short := &progress{out: &out, began: time.Now()}
+	short := &ProgressBar{out: &out, began: time.Now()}
 	short.Update("work", 1, 2)
 	short.Finish()
 	if out.String() != "" {
 		t.Errorf("drawn: %q", out.String())
 	}
-	long := &progress{out: &out, began: time.Now().Add(-time.Hour)}
+	long := &ProgressBar{out: &out, began: time.Now().Add(-time.Hour)}
 	for rows := range int64(5) { // more rows than the planner had estimated
 		long.Update("work", rows, 3)
 	}

@@ -28,8 +28,8 @@ const (
 	subscriptions = "subscribers_restaurants"
 )
 
-// world is everything that runs for one demo.
-type world struct {
+// deployment is everything that runs for one demo.
+type deployment struct {
 	opts   Options
 	began  time.Time
 	people population
@@ -44,11 +44,11 @@ type world struct {
 	producer *kgo.Client
 }
 
-// start brings everything up in order, and returns when the daemon is ready.
-func (w *world) start(ctx context.Context) error {
+// startServers brings everything up in order, and returns when the daemon is ready.
+func (w *deployment) startServers(ctx context.Context) error {
 	w.began = time.Now()
 	for _, step := range []func(context.Context) error{
-		w.makeFolder, w.startPostgres, w.startBroker, w.fill, w.configure, w.startDaemon,
+		w.makeFolder, w.startPostgres, w.startBroker, w.fillTables, w.writeConfig, w.startDaemon,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -61,13 +61,13 @@ func (w *world) start(ctx context.Context) error {
 }
 
 // makeFolder makes the one folder of this demo.
-func (w *world) makeFolder(context.Context) error {
+func (w *deployment) makeFolder(context.Context) error {
 	var err error
 	w.dir, err = testenv.TempDir("dinnerbell-demo-")
 	return err
 }
 
-func (w *world) startPostgres(ctx context.Context) error {
+func (w *deployment) startPostgres(ctx context.Context) error {
 	bin, err := testenv.FindPostgres(ctx, "")
 	if err != nil {
 		return fmt.Errorf("find Postgres: %w", err)
@@ -80,7 +80,7 @@ func (w *world) startPostgres(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start Postgres: %w", err)
 	}
-	admin, err := connect(ctx, w.postgres.URL(""))
+	admin, err := connectPostgres(ctx, w.postgres.URL(""))
 	if err != nil {
 		return err
 	}
@@ -88,14 +88,14 @@ func (w *world) startPostgres(ctx context.Context) error {
 	if _, err := admin.Exec(ctx, "CREATE DATABASE "+database); err != nil {
 		return fmt.Errorf("create database: %w", err)
 	}
-	w.db, err = connect(ctx, w.url())
+	w.db, err = connectPostgres(ctx, w.sourceURL())
 	return err
 }
 
-// url of the demo's database.
-func (w *world) url() string { return w.postgres.URL(database) }
+// sourceURL of the demo's database.
+func (w *deployment) sourceURL() string { return w.postgres.URL(database) }
 
-func connect(ctx context.Context, url string) (*pgx.Conn, error) {
+func connectPostgres(ctx context.Context, url string) (*pgx.Conn, error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the demo's Postgres: %w", err)
@@ -103,7 +103,7 @@ func connect(ctx context.Context, url string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-func (w *world) startBroker(ctx context.Context) error {
+func (w *deployment) startBroker(ctx context.Context) error {
 	w.sayf("starting a Kafka broker")
 	var err error
 	w.broker, err = testenv.StartBroker(ctx, testenv.BrokerOptions{
@@ -119,8 +119,8 @@ func (w *world) startBroker(ctx context.Context) error {
 	return w.makeTopic(ctx)
 }
 
-// fill creates the tables of the contract and the population's subscriptions.
-func (w *world) fill(ctx context.Context) error {
+// fillTables creates the tables of the contract and the population's subscriptions.
+func (w *deployment) fillTables(ctx context.Context) error {
 	w.sayf("inserting %d subscriptions over %d restaurants", w.opts.Subscriptions, w.opts.Restaurants)
 	if _, err := w.db.Exec(ctx, testenv.ContractTables); err != nil {
 		return fmt.Errorf("create tables: %w", err)
@@ -128,7 +128,7 @@ func (w *world) fill(ctx context.Context) error {
 	w.people = newPopulation(w.opts.Subscriptions, w.opts.Restaurants)
 	rows := make([][]any, 0, w.opts.Subscriptions)
 	for k := range w.people.restaurants {
-		w.people.subscribers(k, func(client, restaurant string) { rows = append(rows, []any{client, restaurant}) })
+		w.people.eachSubscriber(k, func(client, restaurant string) { rows = append(rows, []any{client, restaurant}) })
 	}
 	_, err := w.db.CopyFrom(ctx, pgx.Identifier{"public", subscriptions}, []string{"client_id", "restaurant_id"}, pgx.CopyFromRows(rows))
 	if err != nil {
@@ -140,8 +140,8 @@ func (w *world) fill(ctx context.Context) error {
 	return nil
 }
 
-// configure writes the configuration that a user would write, and sets up.
-func (w *world) configure(context.Context) error {
+// writeConfig writes the configuration that a user would write, and sets up.
+func (w *deployment) writeConfig(context.Context) error {
 	port, err := testenv.FreePort()
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func (w *world) configure(context.Context) error {
 	w.http = testenv.Loopback(port)
 	// JSON is YAML; its quoting is right for any path.
 	text, err := json.MarshalIndent(map[string]any{
-		"source": map[string]any{"url": w.url()},
+		"source": map[string]any{"url": w.sourceURL()},
 		"kafka":  map[string]any{"brokers": []string{w.broker.Addr()}},
 		"state":  map[string]any{"dir": filepath.Join(w.dir, "state")},
 		"http":   map[string]any{"listen": w.http},
@@ -164,9 +164,9 @@ func (w *world) configure(context.Context) error {
 	return runCommand(w.opts.Binary, testenv.ChildEnvironment(w.opts.Env), w.opts.Stderr, "-c", w.configFile(), "setup")
 }
 
-func (w *world) configFile() string { return filepath.Join(w.dir, "dinnerbell.yaml") }
+func (w *deployment) configFile() string { return filepath.Join(w.dir, "dinnerbell.yaml") }
 
-func (w *world) startDaemon(ctx context.Context) error {
+func (w *deployment) startDaemon(ctx context.Context) error {
 	w.sayf("dinnerbell run")
 	began := time.Now()
 	var err error
@@ -175,7 +175,7 @@ func (w *world) startDaemon(ctx context.Context) error {
 		return err
 	}
 	err = w.daemon.AwaitReady(ctx, readyLimit, pollEvery, func(ctx context.Context) error {
-		_, err := w.get(ctx, "/readyz")
+		_, err := w.getStatus(ctx, "/readyz")
 		return err
 	})
 	if err != nil {
@@ -185,13 +185,13 @@ func (w *world) startDaemon(ctx context.Context) error {
 	return nil
 }
 
-func (w *world) get(ctx context.Context, path string) ([]byte, error) {
+func (w *deployment) getStatus(ctx context.Context, path string) ([]byte, error) {
 	return testenv.Get(ctx, "http://"+w.http+path)
 }
 
-// stop takes down what was started, in the reverse order, and removes the
+// stopServers takes down what was started, in the reverse order, and removes the
 // folder. The broker and Postgres outlive the daemon, so that it can drain.
-func (w *world) stop() error {
+func (w *deployment) stopServers() error {
 	w.sayf("stopping")
 	var errs []error
 	if w.daemon != nil {
@@ -217,8 +217,8 @@ func (w *world) stop() error {
 	return errors.Join(errs...)
 }
 
-// hints say how to look at it with other tools, with the real ports.
-func (w *world) hints() {
+// printHints say how to look at it with other tools, with the real ports.
+func (w *deployment) printHints() {
 	example := newCampaign("my-campaign", w.people.restaurants[0], 0, time.Now())
 	_, _ = fmt.Fprintf(w.opts.Stderr, `
 Look at it from another terminal:
@@ -235,5 +235,5 @@ or send a campaign of your own:
 
 Ctrl-C ends it and removes everything.
 
-`, w.broker.Addr(), topicOut, w.url(), w.opts.Binary, w.configFile(), w.http, example.JSON(), topicIn)
+`, w.broker.Addr(), topicOut, w.sourceURL(), w.opts.Binary, w.configFile(), w.http, example.JSON(), topicIn)
 }
