@@ -2,10 +2,19 @@ package stream
 
 import (
 	"container/heap"
+	"context"
+	"fmt"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/failpoint"
+	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // startHorizon is how far ahead starts are kept in memory, and startReload how
@@ -205,4 +214,197 @@ func (a *startTimes) counts() (scheduled, waiting int) {
 	defer a.mu.Unlock()
 	waiting = min(a.waiting, len(a.listed))
 	return len(a.listed) - waiting, waiting + a.handingOver
+}
+
+// campaignStarter loads the lane's campaigns when they are due and hands them to the
+// decider.
+type campaignStarter struct {
+	lane      *lane
+	t         sink.Tables
+	reader    sink.Querier
+	timeout   time.Duration // of one look-up
+	starts    *startTimes
+	delivered *deliveredCache
+	due       chan<- []*liveCampaign
+}
+
+// run works until ctx ends.
+func (s *campaignStarter) run(ctx context.Context) error {
+	// All pending campaigns: those that were live before the takeover are due at once.
+	loaded := time.Now()
+	if err := s.reloadStarts(ctx, loaded, -1, loaded.Add(startHorizon).Unix(), math.MaxInt32); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		now := time.Now()
+		if now.Sub(loaded) >= startReload {
+			loaded = now
+			if err := s.reloadStarts(ctx, now, now.Unix(), now.Add(startHorizon).Unix(), math.MaxInt32); err != nil {
+				return err
+			}
+		}
+		due := s.starts.takeDue(now.Unix())
+		switch {
+		case len(due) > 0:
+			if err := s.handOverDue(ctx, due); err != nil {
+				return err
+			}
+		default:
+			if limit, some := s.starts.takeUnlisted(); !some {
+				s.awaitNextStart(ctx, loaded.Add(startReload))
+			} else if err := s.reloadStarts(ctx, now, -1, now.Unix(), limit); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// awaitNextStart returns when a campaign is due or was listed, at until at the latest.
+func (s *campaignStarter) awaitNextStart(ctx context.Context, until time.Time) {
+	if at, ok := s.starts.nextStart(); ok && at.Before(until) {
+		until = at
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.starts.wake:
+	case <-ctx.Done():
+	}
+}
+
+// handOverDue hands campaigns whose start has come to the decider, to be joined with
+// the subscriptions of this moment or later. It waits for the freshness barrier and
+// for room.
+func (s *campaignStarter) handOverDue(ctx context.Context, due []startTime) error {
+	if err := s.lane.awaitFresh(ctx); err != nil {
+		return err
+	}
+	failpoint.Hit("intake/due")
+	for batch := range slices.Chunk(due, loadBatch) {
+		list, err := bounded(ctx, s.timeout, func(ctx context.Context) ([]*liveCampaign, error) { return s.loadCampaigns(ctx, batch) })
+		if err != nil {
+			return err
+		}
+		// Campaigns that need the delivered cache come last: filling it may take long.
+		ready := list[:0:0]
+		var cached []*liveCampaign
+		for _, l := range list {
+			if l.contested.Load() && l.cursor == "" {
+				cached = append(cached, l)
+			} else {
+				ready = append(ready, l)
+			}
+		}
+		if err := s.sendDue(ctx, ready...); err != nil {
+			return err
+		}
+		for _, l := range cached {
+			if l.delivered, _, err = s.delivered.loadClients(ctx, l.ID); err != nil {
+				return err
+			}
+			if err := s.sendDue(ctx, l); err != nil {
+				return err
+			}
+		}
+		s.starts.noteHandedOver(len(batch))
+	}
+	return nil
+}
+
+// sendDue hands campaigns to the decider and waits until it has room for them.
+func (s *campaignStarter) sendDue(ctx context.Context, list ...*liveCampaign) error {
+	if len(list) == 0 {
+		return nil
+	}
+	select {
+	case s.due <- list:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// reloadStarts lists the lane's pending campaigns that start in (after, until], at
+// most limit. Campaigns in the middle of their fan-out come first; startTimes bounds
+// how many waiting ones are listed.
+func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after, until int64, limit int) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*s.timeout)
+	defer cancel()
+	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.Campaign+`
+WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
+ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
+		s.lane.id, after, until, limit)
+	if err != nil {
+		return fmt.Errorf("read start times of lane %d: %w", s.lane.id, err)
+	}
+	var list []startTime
+	var p startTime
+	_, err = pgx.ForEachRow(rows, []any{&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start}, func() error {
+		if list = append(list, p); len(list) == dueBatch { // so that campaigns beyond the bound take no memory
+			s.starts.addLoaded(now, list)
+			list = list[:0]
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read start times of lane %d: %w", s.lane.id, err)
+	}
+	s.starts.addLoaded(now, list)
+	return nil
+}
+
+// readStarts returns the start times of those keys whose campaign is pending and
+// belongs to the lane.
+func readStarts(ctx context.Context, t sink.Tables, conn sink.Querier, lane int32, keys []campaign.Key) ([]startTime, error) {
+	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
+	}
+	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+JOIN `+t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
+	if err != nil {
+		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p startTime, err error) {
+		err = row.Scan(&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start)
+		return p, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
+	}
+	return list, nil
+}
+
+// loadCampaigns reads the campaigns that are due, as of their last committed step. A
+// campaign that was edited, finished or taken by another lane since is left out.
+func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([]*liveCampaign, error) {
+	campaigns, restaurants, versions := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
+	for i, p := range due {
+		campaigns[i], restaurants[i], versions[i] = p.key.Campaign, p.key.Restaurant, p.version
+	}
+	rows, err := s.reader.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
+  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
+FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
+JOIN `+s.t.Campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
+WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, s.lane.id)
+	if err != nil {
+		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
+	}
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*liveCampaign, error) {
+		c, l := &campaign.Campaign{}, &liveCampaign{owner: s.lane.id, started: true}
+		var cursor []byte
+		var contested bool
+		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &contested, &l.from.Lane, &l.from.Offset); err != nil {
+			return nil, err
+		}
+		l.Campaign, l.cursor = c, id.ID(cursor)
+		l.contested.Store(contested)
+		return l, l.packRestaurant()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
+	}
+	return list, nil
 }
