@@ -437,8 +437,8 @@ func (d *decider) acceptReplayed(st *step) bool {
 	return true
 }
 
-// countCampaign counts the clients who would get a campaign and those who have it. A
-// client of several of its restaurants gets it once.
+// countCampaigns is the dry run of a lane's replay: it judges the same messages and counts,
+// for each campaign that would be joined, the clients who have it and who would get it.
 func (l *laneReplay) countCampaigns(ctx context.Context) error {
 	return l.eachBatch(ctx, &l.messages.parser, func(batch []message, next int64) error {
 		todo, counts, err := l.judgeBatch(ctx, l.messages, batch)
@@ -461,7 +461,7 @@ func (l *laneReplay) countCampaigns(ctx context.Context) error {
 	})
 }
 
-// countCampaign tells how many clients would get a campaign and how many have it. A
+// countCampaign counts the clients who would get a campaign and those who have it. A
 // client of several of its restaurants gets it once.
 func (l *laneReplay) countCampaign(ctx context.Context, m *message) (n, have int64, err error) {
 	shared := l.index.hasSeveralRestaurants(m.campaign.Key().Digest())
