@@ -161,7 +161,7 @@ func TestFeedbackTableOfAnyName(t *testing.T) {
 func (w *deployment) resolveAgain() []string {
 	w.Helper()
 	w.db.Exec(`UPDATE dinnerbell.lane SET notifications_ends[1] = 100000`)
-	did, err := Resolve(w.Context(), w.cfg.Config, 0, AcceptRepeats)
+	did, err := operator.Resolve(w.Context(), w.cfg.Config, 0, operator.AcceptRepeats)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func (w *deployment) resolveAgain() []string {
 
 func audited(t *testing.T, w *deployment) {
 	t.Helper()
-	found, err := Audit(t.Context(), w.cfg.Config)
+	found, err := operator.Audit(t.Context(), w.cfg.Config)
 	if err != nil {
 		t.Fatal(err)
 	}

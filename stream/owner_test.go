@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/operator"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 )
@@ -124,14 +125,14 @@ func TestResolveRefusesALaneThatRuns(t *testing.T) {
 	svc, stop := w.start()
 	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c1": {"a"}})
-	if _, err := Resolve(t.Context(), w.cfg.Config, 0, AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
+	if _, err := operator.Resolve(t.Context(), w.cfg.Config, 0, operator.AcceptMissing); err == nil || !strings.Contains(err.Error(), "owned by a daemon that runs: dinnerbell") {
 		t.Errorf("resolve: %v", err)
 	}
 	if epoch := svc.Status().Lanes[0].Epoch; epoch != 1 {
 		t.Errorf("epoch %d: resolve has taken the lane over", epoch)
 	}
 	stop()
-	if _, err := Resolve(t.Context(), w.cfg.Config, 0, AcceptMissing); err != nil {
+	if _, err := operator.Resolve(t.Context(), w.cfg.Config, 0, operator.AcceptMissing); err != nil {
 		t.Error(err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/operator"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
@@ -34,9 +35,9 @@ func (w *deployment) halted() *halt.Error {
 }
 
 // resolve resolves lane 0 and returns the lines of the report.
-func (w *deployment) resolve(accept Choice) string {
+func (w *deployment) resolve(accept operator.Choice) string {
 	w.Helper()
-	did, err := Resolve(w.Context(), w.cfg.Config, 0, accept)
+	did, err := operator.Resolve(w.Context(), w.cfg.Config, 0, accept)
 	if err != nil {
 		w.Fatalf("resolve: %v", err)
 	}
@@ -46,23 +47,23 @@ func (w *deployment) resolve(accept Choice) string {
 func TestResolveNamesALaneThatIsNot(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, nil)
-	_, err := Resolve(w.Context(), w.cfg.Config, 9, AcceptMissing)
+	_, err := operator.Resolve(w.Context(), w.cfg.Config, 9, operator.AcceptMissing)
 	if want := "there is no lane 9: topic " + w.cfg.Kafka.Campaigns + " has no such partition"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %q", err, want)
 	}
 }
 
 // audit runs Audit and returns the findings that are not OK.
-func (w *deployment) audit() []Finding {
+func (w *deployment) audit() []operator.Finding {
 	w.Helper()
-	findings, err := Audit(w.Context(), w.cfg.Config)
+	findings, err := operator.Audit(w.Context(), w.cfg.Config)
 	if err != nil {
 		w.Fatalf("audit: %v", err)
 	}
 	if len(findings) == 0 {
 		w.Error("the audit looked at nothing")
 	}
-	return slices.DeleteFunc(findings, func(f Finding) bool { return f.OK })
+	return slices.DeleteFunc(findings, func(f operator.Finding) bool { return f.OK })
 }
 
 // delivered makes a world in which campaigns c1 and, after save, c2 have
@@ -101,7 +102,7 @@ func postgresRestore(w *deployment) {
 
 func TestPostgresRestoredFromABackupHalts(t *testing.T) {
 	t.Parallel()
-	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+	for _, accept := range []operator.Choice{operator.AcceptRepeats, operator.AcceptMissing} {
 		t.Run(string(accept), func(t *testing.T) {
 			t.Parallel()
 			w := delivered(t, postgresBackup)
@@ -120,12 +121,12 @@ func TestPostgresRestoredFromABackupHalts(t *testing.T) {
 			w.start()
 			w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 			want := map[string][]string{"c1": w.subs["r1"], "c3": w.subs["r2"]}
-			if accept == AcceptRepeats {
+			if accept == operator.AcceptRepeats {
 				want["c2"] = w.subs["r1"] // again: its rows were lost
 			}
 			envtest.Until(t, patience, func() error { return matches(w.rows(), want) })
 			records := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]}
-			if accept == AcceptRepeats {
+			if accept == operator.AcceptRepeats {
 				records["c2"] = slices.Concat(w.subs["r1"], w.subs["r1"])
 			}
 			envtest.Until(t, patience, func() error { return matches(w.records(), records) })
@@ -186,7 +187,7 @@ func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {
 		"notifications": func(w *deployment) string { return w.cfg.Kafka.Notifications },
 		"progress":      func(w *deployment) string { return w.cfg.Kafka.Progress },
 	} {
-		for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+		for _, accept := range []operator.Choice{operator.AcceptRepeats, operator.AcceptMissing} {
 			t.Run(name+" "+string(accept), func(t *testing.T) {
 				t.Parallel()
 				w := delivered(t, func(*deployment) {})
@@ -203,10 +204,10 @@ func TestTopicDeletedAndMadeAgainHalts(t *testing.T) {
 				})
 				records := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]}
 				switch {
-				case name == "notifications" && accept == AcceptMissing:
+				case name == "notifications" && accept == operator.AcceptMissing:
 					delete(records, "c1")
 					delete(records, "c2")
-				case name == "progress" && accept == AcceptRepeats:
+				case name == "progress" && accept == operator.AcceptRepeats:
 					records["c1"], records["c2"] = slices.Concat(records["c1"], records["c1"]), slices.Concat(records["c2"], records["c2"])
 				}
 				envtest.Until(t, patience, func() error { return matches(w.records(), records) })
@@ -232,7 +233,7 @@ func TestKafkaThatLostItsEndHalts(t *testing.T) {
 			if halted := w.halted(); !strings.Contains(halted.What, "Kafka was rolled back") {
 				t.Errorf("halt: %v", halted)
 			}
-			w.resolve(AcceptMissing)
+			w.resolve(operator.AcceptMissing)
 			w.start()
 			w.produce(0, encodeCampaign(w.campaign("c3", "r2")))
 			w.expect(map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r1"], "c3": w.subs["r2"]})
@@ -255,7 +256,7 @@ func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
 	if halted := w.halted(); !strings.Contains(halted.What, "deleted before they were read") {
 		t.Errorf("halt: %v", halted)
 	}
-	if said := w.resolve(AcceptMissing); !strings.Contains(said, "campaigns at offsets 2 to 2 are gone") {
+	if said := w.resolve(operator.AcceptMissing); !strings.Contains(said, "campaigns at offsets 2 to 2 are gone") {
 		t.Errorf("resolve said: %s", said)
 	}
 	w.start()
@@ -266,7 +267,7 @@ func TestInputDeletedBeforeItWasReadHalts(t *testing.T) {
 // is accepted.
 func TestResolvingTheInputLeavesTheOutboxAlone(t *testing.T) {
 	t.Parallel()
-	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+	for _, accept := range []operator.Choice{operator.AcceptRepeats, operator.AcceptMissing} {
 		t.Run(string(accept), func(t *testing.T) {
 			t.Parallel()
 			w := delivered(t, func(*deployment) {})
@@ -309,7 +310,7 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	if halted := w.halted(); !strings.Contains(halted.What, "made again") {
 		t.Errorf("halt: %v", halted)
 	}
-	w.resolve(AcceptMissing)
+	w.resolve(operator.AcceptMissing)
 	w.start()
 	c.Start -= 3000
 	w.produce(0, encodeCampaign(c))
@@ -382,7 +383,7 @@ CREATE CAST (mood AS text) WITH FUNCTION slow(mood);
 ALTER TABLE subscribers_feedback ALTER feedback TYPE mood USING NULL;
 UPDATE subscribers_feedback SET feedback = 'seen' WHERE ctid = (SELECT min(ctid) FROM subscribers_feedback)`)
 	w.cfg.Sink.Pins = []pgsession.Setting{{Name: "idle_in_transaction_session_timeout", Value: "100ms"}}
-	if _, err := Resolve(t.Context(), w.cfg.Config, 0, AcceptRepeats); err != nil {
+	if _, err := operator.Resolve(t.Context(), w.cfg.Config, 0, operator.AcceptRepeats); err != nil {
 		t.Errorf("resolve: %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/operator"
 	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
 )
@@ -40,7 +41,7 @@ func (w *deployment) deleteRecords(name string, partition int32) {
 // halts, and after either choice it goes on.
 func TestProgressThatWasDeletedHalts(t *testing.T) {
 	t.Parallel()
-	for _, accept := range []Choice{AcceptRepeats, AcceptMissing} {
+	for _, accept := range []operator.Choice{operator.AcceptRepeats, operator.AcceptMissing} {
 		t.Run(string(accept), func(t *testing.T) {
 			t.Parallel()
 			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 50), "r2": clients("0001", 3)})
@@ -67,7 +68,7 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 				return matches(w.rows(), map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r2"]})
 			})
 			records := map[string][]string{"c1": w.subs["r1"], "c2": w.subs["r2"]}
-			if accept == AcceptRepeats {
+			if accept == operator.AcceptRepeats {
 				records["c1"] = append(records["c1"], records["c1"]...)
 			}
 			envtest.Until(t, patience, func() error { return matches(w.records(), records) })

@@ -8,7 +8,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
-	"dinnerbell/stream"
+	"dinnerbell/stream/operator"
 )
 
 // errAudit: an invariant does not hold.
@@ -25,7 +25,7 @@ func (c *auditCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return err
 	}
-	findings, err := stream.Audit(ctx, daemon.ClaimConfig(cfg, a.newLogger(cfg)))
+	findings, err := operator.Audit(ctx, daemon.ClaimConfig(cfg, a.newLogger(cfg)))
 	sound := true
 	for _, f := range findings {
 		sound = sound && f.OK
@@ -42,7 +42,7 @@ func (c *auditCmd) Run(ctx context.Context, a *invocation) error {
 	return nil
 }
 
-func (c *auditCmd) printFinding(a *invocation, f stream.Finding) error {
+func (c *auditCmd) printFinding(a *invocation, f operator.Finding) error {
 	if c.JSON {
 		return json.NewEncoder(a.stdout).Encode(f)
 	}

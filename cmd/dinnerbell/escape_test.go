@@ -40,7 +40,7 @@ func TestListingsEscapeIDs(t *testing.T) {
 			return printPreview(&out, &stream.Preview{Campaign: hostileID, Restaurant: hostileID, Outcome: "valid"})
 		}, 6},
 		"verify": {func() error { return (&verifyCmd{}).printItem(&out, item) }, 1},
-		"audit":  {func() error { return (&auditCmd{}).printFinding(a, stream.Finding{What: hostileID}) }, 1},
+		"audit":  {func() error { return (&auditCmd{}).printFinding(a, operator.Finding{What: hostileID}) }, 1},
 		"status": {func() error {
 			return printStatus(&out, &status.Report{Reasons: []string{hostileID}, Halted: &status.Halt{What: hostileID, Hint: hostileID}, Version: hostileID, Source: status.Source{LastError: hostileID, State: hostileID}})
 		}, 12},

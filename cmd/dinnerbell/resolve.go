@@ -5,7 +5,7 @@ import (
 	"fmt"
 
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
-	"dinnerbell/stream"
+	"dinnerbell/stream/operator"
 )
 
 // resolveCmd settles one lane. What was lost cannot be known again, so there
@@ -22,11 +22,11 @@ func (c *resolveCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return err
 	}
-	accept := stream.AcceptMissing
+	accept := operator.AcceptMissing
 	if c.AcceptRepeats {
-		accept = stream.AcceptRepeats
+		accept = operator.AcceptRepeats
 	}
-	did, err := stream.Resolve(ctx, daemon.ClaimConfig(cfg, a.newLogger(cfg)), c.Lane, accept)
+	did, err := operator.Resolve(ctx, daemon.ClaimConfig(cfg, a.newLogger(cfg)), c.Lane, accept)
 	for _, line := range did {
 		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
 			return fmt.Errorf("write result: %w", err)
