@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/workload"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -146,15 +147,11 @@ func (w *deployment) campaign(id, restaurant string) campaign.Campaign {
 
 // encodeCampaign makes a message of the campaigns topic.
 func encodeCampaign(c campaign.Campaign) []byte {
-	b, err := json.Marshal(map[string]any{
-		"restaurant_id": c.RestaurantID, "adv_campaign_id": c.ID, "adv_campaign_content": c.Content,
-		"adv_campaign_owner": c.Owner, "adv_campaign_owner_contact": c.OwnerContact,
-		"adv_campaign_datetime_start": c.Start, "adv_campaign_datetime_end": c.End, "datetime_created": c.Created,
-	})
-	if err != nil {
-		panic(err) //nolint:forbidigo // strings and numbers always encode
+	message := workload.Campaign{
+		Restaurant: c.RestaurantID, ID: c.ID, Content: c.Content, Owner: c.Owner, Contact: c.OwnerContact,
+		Start: c.Start, End: c.End, Created: c.Created,
 	}
-	return b
+	return message.JSON()
 }
 
 // produce writes messages to one partition of the campaigns topic.
@@ -197,26 +194,15 @@ func (w *deployment) records() []note {
 	w.Helper()
 	var out []note
 	for _, r := range w.kafka.ReadAll(w.cfg.Kafka.Notifications) {
-		var v struct {
-			RestaurantID string `json:"restaurant_id"`
-			ID           string `json:"adv_campaign_id"`
-			Content      string `json:"adv_campaign_content"`
-			Owner        string `json:"adv_campaign_owner"`
-			OwnerContact string `json:"adv_campaign_owner_contact"`
-			Start        int64  `json:"adv_campaign_datetime_start"`
-			End          int64  `json:"adv_campaign_datetime_end"`
-			Client       string `json:"client_id"`
-			Created      int64  `json:"datetime_created"`
-			Trigger      int64  `json:"trigger_datetime_created"`
-		}
+		var v workload.Notification
 		if err := json.Unmarshal(r.Value, &v); err != nil {
 			w.Fatalf("record %s: %v", r.Value, err)
 		}
-		if key := escapeKey.Replace(v.ID) + ":" + escapeKey.Replace(v.Client); string(r.Key) != key {
+		if key := escapeKey.Replace(v.Campaign) + ":" + escapeKey.Replace(v.Client); string(r.Key) != key {
 			w.Errorf("record of %s has key %s", key, r.Key)
 		}
 		out = append(out, note{campaign.Campaign{
-			RestaurantID: v.RestaurantID, ID: v.ID, Content: v.Content, Owner: v.Owner, OwnerContact: v.OwnerContact,
+			RestaurantID: v.Restaurant, ID: v.Campaign, Content: v.Content, Owner: v.Owner, OwnerContact: v.Contact,
 			Start: v.Start, End: v.End, Created: v.Created,
 		}, v.Client, v.Trigger})
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/workload"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream"
@@ -106,9 +107,9 @@ func (s *deployment) checkPreview() {
 			s.t.Fatal(err)
 		}
 	}
-	now := time.Now().Unix()
-	write(fmt.Sprintf(`{"restaurant_id":"diner","adv_campaign_id":"lunch","adv_campaign_content":"edited","adv_campaign_owner":"o",
-		"adv_campaign_owner_contact":"oc","adv_campaign_datetime_start":%d,"adv_campaign_datetime_end":%d,"datetime_created":%d}`, now, now+3600, now))
+	edited := workload.NewCampaign("lunch", "diner", time.Now(), time.Hour)
+	edited.Content = "edited"
+	write(string(edited.JSON()))
 	if out := s.must("preview", file); !strings.Contains(out, "would get it  4,950") || !strings.Contains(out, "would be sent at once") {
 		s.t.Errorf("preview: %s", out)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/internal/testenv/workload"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -187,11 +188,8 @@ func (s *deployment) produce(campaign, restaurant string) {
 		s.t.Fatal(err)
 	}
 	defer client.Close()
-	now := time.Now().Unix()
-	value := fmt.Sprintf(`{"restaurant_id":%q,"adv_campaign_id":%q,"adv_campaign_content":"c","adv_campaign_owner":"o",
-		"adv_campaign_owner_contact":"oc","adv_campaign_datetime_start":%d,"adv_campaign_datetime_end":%d,"datetime_created":%d}`,
-		restaurant, campaign, now, now+3600, now)
-	if err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: s.topicIn, Value: []byte(value)}).FirstErr(); err != nil {
+	message := workload.NewCampaign(campaign, restaurant, time.Now(), time.Hour)
+	if err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: s.topicIn, Value: message.JSON()}).FirstErr(); err != nil {
 		s.t.Fatal(err)
 	}
 }
