@@ -17,7 +17,7 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// Finding is one thing that Audit looked at.
+// Finding is the result of one check of Audit.
 type Finding struct {
 	Lane int32  `json:"lane"`
 	OK   bool   `json:"ok"`
@@ -33,8 +33,8 @@ type Finding struct {
 //   - of the outbox rows, those up to K have each record once in the
 //     notifications topic, and those above K have none.
 //
-// A daemon that works meanwhile moves P and K; each is read in an order that
-// makes the checks hold anyway.
+// A daemon that works meanwhile moves P and K; Audit reads them in an order in which
+// the checks hold all the same.
 func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
 	a := &auditor{cfg: cfg.WithDefaults(), t: cfg.Sink.Tables()}
 	conn, err := cfg.Sink.Connect(ctx, "dinnerbell audit")
@@ -75,6 +75,7 @@ func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
 	return a.findings, nil
 }
 
+// auditor is one run of Audit.
 type auditor struct {
 	cfg      takeover.Config
 	t        sink.Tables
@@ -85,12 +86,13 @@ type auditor struct {
 	findings []Finding
 }
 
+// addFinding notes the result of one check.
 func (a *auditor) addFinding(lane int32, ok bool, format string, args ...any) { //nolint:goprintffuncname // go vet knows a printf wrapper by its body; the callers make sentences
 	a.findings = append(a.findings, Finding{Lane: lane, OK: ok, What: fmt.Sprintf(format, args...)})
 }
 
-// checkLane checks one lane. K is read before and after the snapshot of Postgres:
-// what the snapshot holds was written between the two.
+// checkLane checks one lane. It reads K before and after the snapshot of Postgres, so that
+// the steps of the snapshot were shipped between the two readings, or are not shipped yet.
 func (a *auditor) checkLane(ctx context.Context, lane int32) error {
 	before, err := a.readProgress(ctx, lane)
 	if err != nil {
@@ -117,8 +119,8 @@ func (a *auditor) checkLane(ctx context.Context, lane int32) error {
 	return a.checkRecords(ctx, lane, outbox, before, after)
 }
 
-// readProgress reads K while its producer may be at work: up to the last stable
-// offset, since an open transaction is not progress yet.
+// readProgress reads K while the lane's producer may be at work: up to the last stable
+// offset, because an open transaction is not progress yet.
 func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
@@ -135,7 +137,7 @@ func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 	return 0, err
 }
 
-// readSnapshot reads P, the outbox and the matching feedback rows' count as of one moment.
+// readSnapshot reads P and the outbox as of one moment.
 func (a *auditor) readSnapshot(ctx context.Context, lane int32) (p int64, outbox []*record.Payload, err error) {
 	err = pgx.BeginTxFunc(ctx, a.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.Lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
@@ -158,6 +160,7 @@ func (a *auditor) readSnapshot(ctx context.Context, lane int32) (p int64, outbox
 	return p, outbox, err
 }
 
+// checkOutbox checks that the outbox is contiguous up to P and holds every step above K.
 func (a *auditor) checkOutbox(lane int32, k, p int64, outbox []*record.Payload) {
 	next := p + 1 - int64(len(outbox))
 	for _, o := range outbox {
@@ -193,9 +196,9 @@ func (a *auditor) checkFeedback(ctx context.Context, lane int32, outbox []*recor
 	return nil
 }
 
-// checkRecords counts the records of the outbox's steps in the notifications topic,
-// from shortly before the first of them was decided. Steps between the two
-// readings of K may be there or not.
+// checkRecords counts the records of the outbox's steps in the notifications topic, from
+// one minute before the first of these steps was decided. The records of steps between the
+// two readings of K may be there or not.
 func (a *auditor) checkRecords(ctx context.Context, lane int32, outbox []*record.Payload, before, after int64) error {
 	seen, since := map[string]int{}, int64(math.MaxInt64)
 	for _, o := range outbox {
@@ -235,7 +238,7 @@ func (a *auditor) checkRecords(ctx context.Context, lane int32, outbox []*record
 	return nil
 }
 
-// countRecords adds up, for the keys of seen, the committed records since a time.
+// countRecords counts, for the keys of seen, the committed records since a time.
 func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[string]int) error {
 	adm := kadm.NewClient(a.client)
 	starts, err := adm.ListOffsetsAfterMilli(ctx, since.UnixMilli(), a.cfg.Kafka.Notifications)
@@ -259,7 +262,7 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 			return
 		}
 		p := topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: o.Topic, TopicID: id, Partition: o.Partition}
-		failed = p.ReadRange(ctx, max(o.Offset, 0), end.Offset, func(r *topic.Record) error { // what cannot be read is none of ours
+		failed = p.ReadRange(ctx, max(o.Offset, 0), end.Offset, func(r *topic.Record) error { // a record that cannot be read is not the lane's
 			if _, ours := seen[string(r.Key)]; ours {
 				seen[string(r.Key)]++
 			}

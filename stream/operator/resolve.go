@@ -15,40 +15,41 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// Choice is what an operator accepts where Postgres and Kafka contradict each
-// other. There is no third one: what was lost says no more who has what.
+// Choice is the loss that an operator accepts where Postgres and Kafka contradict each
+// other. There is no choice without a loss: the lost data named the clients who have a
+// campaign.
 type Choice string
 
 // The choices of Resolve.
 const (
-	// AcceptRepeats: nobody is missed, somebody may be notified again.
+	// AcceptRepeats: no client is missed, some may be notified again.
 	AcceptRepeats Choice = "repeats"
-	// AcceptMissing: nobody is notified again, somebody may be missed.
+	// AcceptMissing: no client is notified again, some may be missed.
 	AcceptMissing Choice = "missing"
 )
 
-// Resolve settles a lane that halted and says what it did, one line each. It
-// refuses a lane that a daemon works on, then takes the lane over, so that one
-// that begins meanwhile is fenced. With nothing to settle it changes nothing.
+// Resolve mends a halted lane and returns a line for each change. It refuses a lane with a
+// running daemon, then takes the lane over, so that a daemon that starts meanwhile is
+// fenced. Without a contradiction it changes nothing.
 func Resolve(ctx context.Context, cfg takeover.Config, laneID int32, accept Choice) (did []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*takeover.Timeout)
 	defer cancel()
-	s := takeover.New(cfg.WithDefaults(), laneID, takeover.Options{})
-	defer s.Close()
-	if err := s.CheckNoOwner(ctx); err != nil {
+	claim := takeover.New(cfg.WithDefaults(), laneID, takeover.Options{})
+	defer claim.Close()
+	if err := claim.CheckNoOwner(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.Connect(ctx); err != nil {
+	if err := claim.Connect(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.Fence(ctx); err != nil {
+	if err := claim.Fence(ctx); err != nil {
 		return nil, err
 	}
-	r := &resolution{claim: s, accept: accept, newSeq: s.Decided, newNext: s.NextOffset}
+	r := &resolution{claim: claim, accept: accept, newSeq: claim.Decided, newNext: claim.NextOffset}
 	for _, part := range []struct {
 		check  func(context.Context) error
 		broken *bool
-	}{{s.CheckSinks, &r.sinks}, {s.CheckInput, &r.input}} {
+	}{{claim.CheckSinks, &r.sinks}, {claim.CheckInput, &r.input}} {
 		err := part.check(ctx)
 		found, halted := errors.AsType[*halt.Error](err)
 		if err != nil && !halted {
@@ -61,38 +62,39 @@ func Resolve(ctx context.Context, cfg takeover.Config, laneID int32, accept Choi
 	if !r.sinks && !r.input {
 		return []string{fmt.Sprintf("lane %d: nothing to resolve", laneID)}, nil
 	}
-	if err := pgx.BeginFunc(ctx, s.Conn, func(tx pgx.Tx) error { return r.mendLane(ctx, tx) }); err != nil {
+	if err := pgx.BeginFunc(ctx, claim.Conn, func(tx pgx.Tx) error { return r.mendLane(ctx, tx) }); err != nil {
 		return r.did, err
 	}
-	if s.ProgressLost != nil {
-		// K is what was settled on; without a record the next takeover would halt again.
-		if err := topic.WriteProgress(ctx, s.Client, s.Config.Kafka.Progress, s.Lane, s.Shipped); err != nil {
+	if claim.ProgressLost != nil {
+		// The lane now counts from this K; without a record the next takeover would halt again.
+		if err := topic.WriteProgress(ctx, claim.Client, claim.Config.Kafka.Progress, claim.Lane, claim.Shipped); err != nil {
 			return r.did, fmt.Errorf("write progress of lane %d: %w", laneID, err)
 		}
-		r.report("topic %s says again that steps up to %d are shipped", s.Config.Kafka.Progress, s.Shipped)
+		r.report("topic %s says again that steps up to %d are shipped", claim.Config.Kafka.Progress, claim.Shipped)
 	}
 	return r.did, nil
 }
 
-// resolution is one lane being settled.
+// resolution is one run of Resolve.
 type resolution struct {
 	claim   *takeover.Claim
 	accept  Choice
 	sinks   bool // the sinks contradict each other
-	input   bool // the input does not hold what is to be read next
+	input   bool // the campaigns topic does not hold the lane's next offset
 	did     []string
-	newSeq  int64 // P as it will be
-	newNext int64 // next_offset as it will be
+	newSeq  int64 // the new P
+	newNext int64 // the new next_offset
 }
 
-func (r *resolution) report(format string, args ...any) { //nolint:goprintffuncname // it says, it does not print
+// report notes one change for the operator.
+func (r *resolution) report(format string, args ...any) { //nolint:goprintffuncname // go vet knows a printf wrapper by its body; the callers make sentences
 	r.did = append(r.did, fmt.Sprintf(format, args...))
 }
 
-// mendLane makes the lane agree with the Kafka that is there. Sinks that agree are
-// left as they are: what is decided and not shipped is shipped by the next owner.
+// mendLane makes the lane agree with Kafka as it is. Sinks that agree are left alone: the
+// next owner ships the steps that are decided and not shipped.
 func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
-	// It stands idle while Postgres sorts what is read on the other connection.
+	// The transaction is idle while Postgres sorts the rows for the other connection.
 	if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		return fmt.Errorf("set up sink session: %w", err)
 	}
@@ -121,11 +123,11 @@ func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// mendSinks has the lane count on from K. The outbox cannot be trusted to say
-// what Kafka has: it is emptied, but for its dead letters, of which a second
-// one does less harm than none.
+// mendSinks has the lane count on from K. The outbox does not prove which records Kafka has,
+// so mendSinks empties it and keeps only its dead letters: a second dead letter does less
+// harm than none.
 func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
-	rolledBack := r.claim.Shipped > r.claim.Decided // Postgres; otherwise Kafka
+	rolledBack := r.claim.Shipped > r.claim.Decided // Postgres was rolled back; otherwise Kafka was
 	r.newSeq = r.claim.Shipped
 	dead, err := r.clearOutbox(ctx, tx)
 	if err != nil {
@@ -150,8 +152,8 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// clearOutbox deletes the lane's outbox and returns the dead letters of what
-// was not shipped, as far as it can be read.
+// clearOutbox deletes the lane's outbox and returns the dead letters of the steps that were
+// not shipped, as far as these can be read.
 func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadLetter, error) {
 	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.Tables.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.Lane)
 	if err != nil {
@@ -187,11 +189,11 @@ func (r *resolution) addStep(ctx context.Context, tx pgx.Tx, p *record.Payload) 
 	return nil
 }
 
-// mendInput moves next_offset to one that the topic holds. A log that was made
-// anew or cut is read from its beginning, unless that was not accepted:
-// everything in it is new, and whoever has a campaign already is known to
-// Postgres. Offsets that campaigns came from are of the former log then, and
-// must not make the new one's messages look old.
+// mendInput moves next_offset to an offset that the topic holds. A log that was created anew
+// or cut is read from its beginning, unless the operator accepted missing clients: all of
+// its messages are new, and Postgres knows the clients who have a campaign already. The
+// campaigns' offsets belong to the former log then; they are reset, so that the new log's
+// messages do not look old.
 func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	start, end, err := r.claim.ReadInputRange(ctx)
 	if err != nil {
@@ -216,8 +218,8 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// giveUpLive finishes what is under way, and skips what was received since the
-// point that Postgres was put back to: who has it is no longer known.
+// giveUpLive finishes the pending campaigns and skips the messages since the point to which
+// Postgres was rolled back: nobody knows any more which clients have these campaigns.
 func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.Lane)
 	if err != nil {
@@ -232,17 +234,16 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// shipAgain fills the outbox from the feedback rows of the lane's campaigns
-// that are still valid: what Kafka lost is among them. Rows with feedback are
-// left out, their clients have been reached. It reads on a second connection while
-// it writes on the first.
+// shipAgain fills the outbox from the feedback rows of the lane's campaigns that are still
+// valid: the records that Kafka lost are among them. It leaves out rows with feedback, whose
+// clients were reached. It reads on a second connection while it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
 	noFeedback := ""
 	if r.claim.Feedback.HasFeedback {
 		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
 	}
 	id, restaurant := r.claim.Feedback.ColumnSQL(record.CampaignColumn, "f"), r.claim.Feedback.ColumnSQL(record.RestaurantColumn, "f")
-	reader, err := r.claim.Config.Sink.Connect(ctx, "dinnerbell resolve") // its plan is for many rows, a lane's are for few
+	reader, err := r.claim.Config.Sink.Connect(ctx, "dinnerbell resolve") // planned for many rows; a lane's connections are planned for few
 	if err != nil {
 		return err
 	}
