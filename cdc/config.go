@@ -21,7 +21,7 @@ type Config struct {
 
 	// Freshness is what Barrier waits for; default Strict.
 	Freshness Freshness
-	// MaxStaleness is for Bounded; default 5 s.
+	// MaxStaleness is for Bounded; default DefaultMaxStaleness.
 	MaxStaleness time.Duration
 
 	// CheckpointEvery is how often a checkpoint of the state is made. The slot is
@@ -37,7 +37,7 @@ type Config struct {
 
 // withDefaults fills in the fields that may be left out.
 func (c Config) withDefaults() Config {
-	c.MaxStaleness = cmp.Or(c.MaxStaleness, 5*time.Second)
+	c.MaxStaleness = cmp.Or(c.MaxStaleness, DefaultMaxStaleness)
 	c.Config = c.Source()
 	return c
 }

@@ -2,6 +2,7 @@ package cdc
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -30,6 +31,18 @@ const (
 	// empty state, nor half of a transaction that a crash left behind.
 	Off Freshness = "off"
 )
+
+// DefaultMaxStaleness is the default of Config.MaxStaleness.
+const DefaultMaxStaleness = 5 * time.Second
+
+// Check returns an error for a value that is no Freshness.
+func (f Freshness) Check() error {
+	switch f {
+	case Strict, Bounded, Off:
+		return nil
+	}
+	return fmt.Errorf("%q is none of %s, %s, %s", string(f), Strict, Bounded, Off)
+}
 
 const (
 	// asksPerStaleness is how often the position is asked for while the freshness

@@ -61,6 +61,9 @@ type Options struct {
 	blockBytes int
 }
 
+// DefaultKeepCheckpoints is the default of Options.KeepCheckpoints.
+const DefaultKeepCheckpoints = 3
+
 func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -72,7 +75,7 @@ func (o Options) withDefaults() Options {
 		o.ReserveBytes, o.ReservePercent = defaultReserveBytes, defaultReservePercent
 	}
 	if o.KeepCheckpoints == 0 {
-		o.KeepCheckpoints = 3
+		o.KeepCheckpoints = DefaultKeepCheckpoints
 	}
 	if o.format.version == 0 {
 		o.format = currentFormat

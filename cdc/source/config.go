@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/cdc/pgoutput"
+	"dinnerbell/internal/postgres"
 )
 
 // Config names the table that is mirrored, and how to reach it.
@@ -47,17 +48,23 @@ type Config struct {
 	ForgottenAfter time.Duration
 }
 
-// maxIdentifier is NAMEDATALEN-1.
-const maxIdentifier = 63
-
 // slotNamePattern is the form that Postgres allows, so that a slot name is safe in
-// replication commands, where nothing can be quoted.
+// replication commands, where nothing can be quoted
+// (https://www.postgresql.org/docs/current/warm-standby.html#STREAMING-REPLICATION-SLOTS-MANIPULATION).
 var slotNamePattern = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// CheckSlotName returns an error for a name that no replication slot can have.
+func CheckSlotName(name string) error {
+	if !slotNamePattern.MatchString(name) {
+		return fmt.Errorf("%q: a slot's name is 1 to %d of a-z, 0-9 and _", name, postgres.MaxIdentifier)
+	}
+	return nil
+}
 
 // withDefaults fills in the fields that may be left out.
 func (c Config) withDefaults() Config {
 	c.ApplicationName = cmp.Or(c.ApplicationName, "dinnerbell")
-	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), maxIdentifier)]
+	c.ApplicationName = c.ApplicationName[:min(len(c.ApplicationName), postgres.MaxIdentifier)]
 	c.ForgottenAfter = cmp.Or(c.ForgottenAfter, forgottenAfter)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -69,7 +76,7 @@ func (c Config) withDefaults() Config {
 // instance has: the id of the store's directory is appended to it.
 func (c Config) ForInstance(instance string) Config {
 	name := cmp.Or(c.ApplicationName, "dinnerbell")
-	c.ApplicationName = name[:min(len(name), maxIdentifier-1-len(instance))] + "-" + instance
+	c.ApplicationName = name[:min(len(name), postgres.MaxIdentifier-1-len(instance))] + "-" + instance
 	return c
 }
 
@@ -78,7 +85,7 @@ func (c *Config) validate() error {
 	if c.URL == nil {
 		return fmt.Errorf("check source configuration: no URL")
 	}
-	if !slotNamePattern.MatchString(c.Slot) {
+	if CheckSlotName(c.Slot) != nil {
 		return NewHalt("set source.slot to lower-case letters, digits and underscores", "slot name %q is not possible in Postgres", c.Slot)
 	}
 	for what, name := range map[string]string{

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"dinnerbell/internal/postgres"
 	"dinnerbell/state/id"
 )
 
@@ -243,7 +244,7 @@ func SideSlotName(slot string) string {
 	var b [4]byte
 	_, _ = rand.Read(b[:]) // never fails
 	suffix := sideSuffix + hex.EncodeToString(b[:])
-	return slot[:min(len(slot), maxIdentifier-len(suffix))] + suffix
+	return slot[:min(len(slot), postgres.MaxIdentifier-len(suffix))] + suffix
 }
 
 // CreateTemporarySlot makes a slot that the server drops with the connection. It

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/internal/postgres"
 )
 
 // daemonTables is the schema of the daemon's own tables. %[1]s is the schema.
@@ -78,7 +80,7 @@ func SetupSQL(cfg Config) []string {
 		out = append(out, fmt.Sprintf(d.sql, t.Schema))
 	}
 	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
-	name := quoteIdent(cfg.Table[:min(len(cfg.Table), 63-len(suffix))] + suffix)
+	name := quoteIdent(cfg.Table[:min(len(cfg.Table), postgres.MaxIdentifier-len(suffix))] + suffix)
 	return append(out, strings.Replace(indexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
 }
 

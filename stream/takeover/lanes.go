@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -34,7 +33,7 @@ func InitLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
 		if err != nil {
 			return err
 		}
-		start := "earliest"
+		start := topic.StartEarliest
 		if len(have) == 0 {
 			start = cfg.Kafka.Start
 		}
@@ -76,16 +75,16 @@ func lockLanes(ctx context.Context, tx pgx.Tx, t sink.Tables) ([]int32, error) {
 }
 
 // startOffsets returns the offset that kafka.start names in each partition.
-func startOffsets(ctx context.Context, adm *kadm.Client, topic, start string) (kadm.ListedOffsets, error) {
+func startOffsets(ctx context.Context, adm *kadm.Client, campaigns, start string) (kadm.ListedOffsets, error) {
 	switch start {
-	case "earliest":
-		return adm.ListStartOffsets(ctx, topic)
-	case "latest":
-		return adm.ListEndOffsets(ctx, topic)
+	case topic.StartEarliest:
+		return adm.ListStartOffsets(ctx, campaigns)
+	case topic.StartLatest:
+		return adm.ListEndOffsets(ctx, campaigns)
 	}
-	at, err := time.Parse(time.RFC3339, start)
+	at, err := topic.ParseStart(start)
 	if err != nil {
-		return nil, fmt.Errorf("kafka.start %q is neither earliest, latest nor an RFC 3339 time", start)
+		return nil, fmt.Errorf("kafka.start: %w", err)
 	}
-	return adm.ListOffsetsAfterMilli(ctx, at.UnixMilli(), topic)
+	return adm.ListOffsetsAfterMilli(ctx, at.UnixMilli(), campaigns)
 }

@@ -2,6 +2,7 @@ package topic
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -27,13 +28,31 @@ type Config struct {
 	Start string
 }
 
+// The words of Config.Start.
+const (
+	StartEarliest = "earliest"
+	StartLatest   = "latest"
+)
+
+// ParseStart returns the time that a Config.Start names; zero for the two words.
+func ParseStart(start string) (time.Time, error) {
+	if start == StartEarliest || start == StartLatest {
+		return time.Time{}, nil
+	}
+	at, err := time.Parse(time.RFC3339, start)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is none of %s, %s and a time such as 2026-01-31T08:00:00Z", start, StartEarliest, StartLatest)
+	}
+	return at, nil
+}
+
 // WithDefaults returns the configuration with its defaults filled in.
 func (c Config) WithDefaults() Config {
 	if c.Principal == "" {
 		c.Principal = "User:NAME"
 	}
 	if c.Start == "" {
-		c.Start = "earliest"
+		c.Start = StartEarliest
 	}
 	return c
 }

@@ -8,7 +8,13 @@
 // variable and a key for something this version cannot do are errors.
 package config
 
-import "time"
+import (
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/state"
+	"dinnerbell/stream/topic"
+)
 
 // Config is the whole configuration, with the keys of the YAML file.
 type Config struct {
@@ -126,13 +132,13 @@ func Defaults() *Config {
 			DeadLetters:   "campaigns.dead",
 			Progress:      "dinnerbell.progress",
 			Group:         "dinnerbell",
-			Start:         "earliest",
+			Start:         topic.StartEarliest,
 		},
 		State: State{
 			Dir:        "./data",
-			Checkpoint: Checkpoint{Every: 5 * time.Minute, Keep: 3},
+			Checkpoint: Checkpoint{Every: 5 * time.Minute, Keep: state.DefaultKeepCheckpoints},
 		},
-		Join: Join{Freshness: "strict", MaxStaleness: 5 * time.Second},
+		Join: Join{Freshness: string(cdc.Strict), MaxStaleness: cdc.DefaultMaxStaleness},
 		HTTP: HTTP{Listen: "127.0.0.1:8420"},
 		Log:  Log{Level: "info", Format: "text"},
 	}

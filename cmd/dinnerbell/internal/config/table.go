@@ -1,9 +1,10 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"strings"
+
+	"dinnerbell/internal/postgres"
 )
 
 // Table names a Postgres table. Names are taken as written, without folding to
@@ -68,23 +69,8 @@ func tablePart(s string) (name, rest string, err error) {
 			return "", "", fmt.Errorf("%q has text behind a quoted name", s)
 		}
 	}
-	if err := checkIdentifier(name); err != nil {
+	if err := postgres.CheckIdentifier(name); err != nil {
 		return "", "", err
 	}
 	return name, rest, nil
-}
-
-// checkIdentifier refuses names that Postgres would refuse or, worse, cut short:
-// identifiers hold 63 bytes (NAMEDATALEN,
-// https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS).
-func checkIdentifier(s string) error {
-	switch {
-	case s == "":
-		return errors.New("a name is empty")
-	case len(s) > 63:
-		return fmt.Errorf("%q is longer than the 63 bytes of a Postgres name", s)
-	case strings.ContainsRune(s, 0):
-		return fmt.Errorf("%q holds a NUL", s)
-	}
-	return nil
 }

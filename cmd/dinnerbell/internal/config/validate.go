@@ -10,7 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"dinnerbell/cdc"
+	"dinnerbell/cdc/source"
 	"dinnerbell/internal/postgres"
+	"dinnerbell/stream/topic"
 )
 
 // mechanisms are the SASL mechanisms that kafka.sasl.mechanism may name.
@@ -45,7 +48,7 @@ func (c *Config) checkSource() []error {
 		out = append(out, errors.New("source.columns.id: empty"))
 	}
 	for _, name := range c.Source.Columns.ID {
-		if err := checkIdentifier(name); err != nil {
+		if err := postgres.CheckIdentifier(name); err != nil {
 			out = append(out, fmt.Errorf("source.columns.id: %w", err))
 		}
 	}
@@ -54,12 +57,12 @@ func (c *Config) checkSource() []error {
 		{"source.columns.restaurant", c.Source.Columns.Restaurant},
 		{"source.publication", c.Source.Publication},
 	} {
-		if err := checkIdentifier(n.value); err != nil {
+		if err := postgres.CheckIdentifier(n.value); err != nil {
 			out = append(out, fmt.Errorf("%s: %w", n.key, err))
 		}
 	}
-	if !slotName.MatchString(c.Source.Slot) {
-		out = append(out, fmt.Errorf("source.slot: %q: a slot's name is 1 to 63 of a-z, 0-9 and _", c.Source.Slot))
+	if err := source.CheckSlotName(c.Source.Slot); err != nil {
+		out = append(out, fmt.Errorf("source.slot: %w", err))
 	}
 	if !slices.Contains([]string{"rebuild", "halt"}, c.Source.OnLost) {
 		out = append(out, fmt.Errorf("source.on_lost: %q is none of rebuild, halt", c.Source.OnLost))
@@ -77,7 +80,7 @@ func (c *Config) checkSink() []error {
 	if n := c.Sink.MaxConnections; n < 0 || n == 1 {
 		out = append(out, fmt.Errorf("sink.max_connections: %d: give 0 (one for each lane, and four) or at least 2", n))
 	}
-	if err := checkIdentifier(c.Sink.Schema); err != nil {
+	if err := postgres.CheckIdentifier(c.Sink.Schema); err != nil {
 		out = append(out, fmt.Errorf("sink.schema: %w", err))
 	}
 	return out
@@ -95,10 +98,6 @@ func checkURL(s Secret) error {
 	}
 	return nil
 }
-
-// slotName is what Postgres allows
-// (https://www.postgresql.org/docs/current/warm-standby.html#STREAMING-REPLICATION-SLOTS-MANIPULATION).
-var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
 // topicName is what Kafka allows (org.apache.kafka.common.internals.Topic).
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
@@ -131,8 +130,8 @@ func (c *Config) checkKafka() []error {
 	if c.Kafka.Group == "" {
 		out = append(out, errors.New("kafka.group: empty"))
 	}
-	if _, err := time.Parse(time.RFC3339, c.Kafka.Start); err != nil && c.Kafka.Start != "earliest" && c.Kafka.Start != "latest" {
-		out = append(out, fmt.Errorf("kafka.start: %q is none of earliest, latest and a time such as 2026-01-31T08:00:00Z", c.Kafka.Start))
+	if _, err := topic.ParseStart(c.Kafka.Start); err != nil {
+		out = append(out, fmt.Errorf("kafka.start: %w", err))
 	}
 	return out
 }
@@ -206,13 +205,13 @@ func (c *Config) checkRest() []error {
 func (c *Config) checkJoin() []error {
 	var out []error
 	j := c.Join
-	if !slices.Contains([]string{"strict", "bounded", "off"}, j.Freshness) {
-		out = append(out, fmt.Errorf("join.freshness: %q is none of strict, bounded, off", j.Freshness))
+	if err := cdc.Freshness(j.Freshness).Check(); err != nil {
+		out = append(out, fmt.Errorf("join.freshness: %w", err))
 	}
 	switch {
 	case j.MaxStaleness <= 0:
 		out = append(out, fmt.Errorf("join.max_staleness: %s is not a positive duration", j.MaxStaleness))
-	case j.Freshness != "bounded" && j.MaxStaleness != Defaults().Join.MaxStaleness:
+	case j.Freshness != string(cdc.Bounded) && j.MaxStaleness != Defaults().Join.MaxStaleness:
 		out = append(out, fmt.Errorf("join.max_staleness: it limits nothing with join.freshness: %s; remove it, or set join.freshness: bounded", j.Freshness))
 	}
 	return out
