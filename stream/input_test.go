@@ -9,7 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/testenv/envtest"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // produceTxn writes messages in one transaction and commits or aborts it.
@@ -43,7 +43,7 @@ func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 	}
 	w.expect(map[string][]string{"c1": w.subs["r1"]})
 	adm := kadm.NewClient(w.kafka.Client())
-	end, err := topic.ListOffset(t.Context(), w.cfg.Kafka.Campaigns, 0, adm.ListEndOffsets)
+	end, err := fetch.ListOffset(t.Context(), w.cfg.Kafka.Campaigns, 0, adm.ListEndOffsets)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/takeover"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // intakeMessages bounds the messages of one step; StepBytes bounds their bytes.
@@ -156,14 +156,14 @@ const emptyStepInterval = time.Second
 // laneInput reads the lane's partition for the intake. For one goroutine, which closes
 // the prefetcher at the end.
 type laneInput struct {
-	records     *topic.Prefetcher
+	records     *fetch.Prefetcher
 	emptyEnd    int64     // the end of offsets without records that no step covers yet; 0: there are none
 	emptyStepAt time.Time // when the last step for such offsets alone was made
 }
 
 // newLaneInput returns an input that reads on at an offset.
-func newLaneInput(at int64, reader *topic.PartitionReader) *laneInput {
-	return &laneInput{records: topic.NewPrefetcher(reader, at)}
+func newLaneInput(at int64, reader *fetch.PartitionReader) *laneInput {
+	return &laneInput{records: fetch.NewPrefetcher(reader, at)}
 }
 
 // readMessages parses messages of the response at hand, up to bounds of their number

@@ -17,6 +17,7 @@ import (
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // message is one parsed record of the campaigns topic; or, with neither campaign nor
@@ -55,7 +56,7 @@ func newMessageParser(cfg topic.Config, limits topic.Limits, table *sink.Feedbac
 
 // parseRecord turns a record into a message. It never fails: a record without a valid
 // campaign becomes a dead letter.
-func (p *messageParser) parseRecord(r *topic.Record) message {
+func (p *messageParser) parseRecord(r *fetch.Record) message {
 	m := message{offset: r.Next - 1, time: r.Time}
 	c, err := p.parseCampaign(r)
 	if err == nil {
@@ -76,7 +77,7 @@ func (p *messageParser) parseRecord(r *topic.Record) message {
 
 // parseCampaign returns the record's campaign, or the reason why its notifications
 // cannot be sent.
-func (p *messageParser) parseCampaign(r *topic.Record) (*campaign.Campaign, error) {
+func (p *messageParser) parseCampaign(r *fetch.Record) (*campaign.Campaign, error) {
 	switch {
 	case r.Unreadable != "" && r.Next > r.Offset+1:
 		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)

@@ -12,7 +12,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // indexCampaigns bounds the campaigns of one index: some 20 MB. A replay whose range
@@ -110,7 +110,7 @@ func (r *replay) indexNewest(ctx context.Context, s hashRange) (_ *newestIndex, 
 	work := r.newIndexProgress()
 	sent := int64(math.MaxInt64)
 	for _, rg := range r.ranges {
-		err := r.readOffsets(ctx, rg.lane, rg.from, rg.until, func(rec *topic.Record) error {
+		err := r.readOffsets(ctx, rg.lane, rg.from, rg.until, func(rec *fetch.Record) error {
 			work.addDone(1)
 			m, d, ok := r.parseIndexed(rec, p)
 			if !ok {
@@ -154,7 +154,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, w
 			}
 		}
 		work.addTotal(rg.next - from)
-		err := r.readOffsets(ctx, rg.lane, from, rg.next, func(rec *topic.Record) error {
+		err := r.readOffsets(ctx, rg.lane, from, rg.next, func(rec *fetch.Record) error {
 			work.addDone(1)
 			if m, d, ok := r.parseIndexed(rec, p); ok {
 				if _, ok := p.byDigest[d]; ok {
@@ -172,7 +172,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, w
 
 // parseIndexed parses a record. It returns false for a record that is no campaign of the
 // index's hash range.
-func (r *replay) parseIndexed(rec *topic.Record, p *newestIndex) (m message, d campaign.Digest, ok bool) {
+func (r *replay) parseIndexed(rec *fetch.Record, p *newestIndex) (m message, d campaign.Digest, ok bool) {
 	if m = r.messages.parser.parseRecord(rec); m.campaign == nil {
 		return m, d, false
 	}

@@ -20,7 +20,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/internal/testenv/envtest/rawbatch"
 	"dinnerbell/stream/operator"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // produceRaw writes one hand-made batch to a partition of the campaigns topic.
@@ -146,7 +146,7 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 			t.Errorf("offset %d: %+v, want a reason with %q", offset, d, reason)
 		}
 	}
-	if d := letters[2]; d != nil && (len(d.Value) != topic.CutRecordBytes || !strings.Contains(d.Truncated, "of 629")) {
+	if d := letters[2]; d != nil && (len(d.Value) != fetch.CutRecordBytes || !strings.Contains(d.Truncated, "of 629")) {
 		t.Errorf("what is left of a large message: %d bytes, %q", len(d.Value), d.Truncated)
 	}
 	w.read(0, 21)

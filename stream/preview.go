@@ -8,7 +8,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // Preview is the effect that a message would have if it were sent to the campaigns topic
@@ -38,7 +38,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	if err := r.connect(ctx); err != nil {
 		return nil, err
 	}
-	m := r.messages.parser.parseRecord(&topic.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
+	m := r.messages.parser.parseRecord(&fetch.Record{Topic: s.cfg.Kafka.Campaigns, Value: value})
 	if m.dead != nil {
 		return &Preview{Outcome: "refused", Reason: m.dead.Reason}, nil
 	}

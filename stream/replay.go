@@ -17,6 +17,7 @@ import (
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // A replay reads a part of the campaigns topic again and joins the campaigns that are
@@ -379,9 +380,9 @@ func (f *requestedOffsets) resolveRange(rg *laneRange, req ReplayRequest) error 
 }
 
 // readOffsets calls fn for each record of [from, until) of a partition, in order.
-func (r *replay) readOffsets(ctx context.Context, lane int32, from, until int64, fn func(*topic.Record) error) error {
+func (r *replay) readOffsets(ctx context.Context, lane int32, from, until int64, fn func(*fetch.Record) error) error {
 	name := r.svc.cfg.Kafka.Campaigns
-	p := topic.PartitionReader{Client: r.client, NewClient: r.svc.cfg.Kafka.NewClient, Topic: name, TopicID: r.topicID, Partition: lane, MaxRecord: r.limits.MaxCampaign()}
+	p := fetch.PartitionReader{Client: r.client, NewClient: r.svc.cfg.Kafka.NewClient, Topic: name, TopicID: r.topicID, Partition: lane, MaxRecord: r.limits.MaxCampaign()}
 	err := p.ReadRange(ctx, from, until, fn)
 	if errors.Is(err, kerr.OffsetOutOfRange) {
 		return fmt.Errorf("read %s/%d: it was deleted from the topic meanwhile; read what is there: dinnerbell replay --from earliest: %w", name, lane, err)

@@ -15,7 +15,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 const (
@@ -141,7 +141,7 @@ func (l *laneReplay) eachBatch(ctx context.Context, parser *messageParser, fn fu
 		batch, size = batch[:0], 0
 		return err
 	}
-	err := l.readOffsets(ctx, l.id, l.next, l.until, func(r *topic.Record) error {
+	err := l.readOffsets(ctx, l.id, l.next, l.until, func(r *fetch.Record) error {
 		m := parser.parseRecord(r)
 		if len(batch) > 0 && (len(batch) == intakeMessages || size+m.memorySize() > l.svc.cfg.StepBytes) {
 			if err := flush(r.Offset); err != nil {

@@ -11,6 +11,7 @@ import (
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // session works on one claim, from a TAKEOVER until the lane is stopped or one of
@@ -98,7 +99,7 @@ func (s *session) close() {
 
 func (s *session) newIntake() *intake {
 	return &intake{lane: s.lane, cfg: s.claim.Config, messages: s.messages, arrivals: s.arrivals,
-		input: newLaneInput(s.claim.NextOffset, &topic.PartitionReader{
+		input: newLaneInput(s.claim.NextOffset, &fetch.PartitionReader{
 			Client: s.claim.Client, NewClient: s.claim.Config.Kafka.NewClient, Topic: s.claim.Config.Kafka.Campaigns, TopicID: s.claim.IDs.CampaignsID, Partition: s.lane.id, MaxRecord: s.claim.Limits.MaxCampaign(),
 		})}
 }

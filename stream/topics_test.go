@@ -15,14 +15,14 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/operator"
 	"dinnerbell/stream/takeover"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // deleteRecords empties a partition, as retention does.
 func (w *deployment) deleteRecords(name string, partition int32) {
 	w.Helper()
 	adm := kadm.NewClient(w.kafka.Client())
-	end, err := topic.ListOffset(w.Context(), name, partition, adm.ListEndOffsets)
+	end, err := fetch.ListOffset(w.Context(), name, partition, adm.ListEndOffsets)
 	if err != nil {
 		w.Fatal(err)
 	}

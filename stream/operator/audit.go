@@ -15,6 +15,7 @@ import (
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // Finding is the result of one check of Audit.
@@ -125,7 +126,7 @@ func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 	var err error
 	for range 20 { // each try may meet another open transaction
 		var k int64
-		if k, err = topic.ReadProgress(ctx, &topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.ProgressID, Partition: lane}); err == nil {
+		if k, err = topic.ReadProgress(ctx, &fetch.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: a.cfg.Kafka.Progress, TopicID: a.ids.ProgressID, Partition: lane}); err == nil {
 			return k, nil
 		}
 		select {
@@ -261,8 +262,8 @@ func (a *auditor) countRecords(ctx context.Context, since time.Time, seen map[st
 			failed = err
 			return
 		}
-		p := topic.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: o.Topic, TopicID: id, Partition: o.Partition}
-		failed = p.ReadRange(ctx, max(o.Offset, 0), end.Offset, func(r *topic.Record) error { // a record that cannot be read is not the lane's
+		p := fetch.PartitionReader{Client: a.client, NewClient: a.cfg.Kafka.NewClient, Topic: o.Topic, TopicID: id, Partition: o.Partition}
+		failed = p.ReadRange(ctx, max(o.Offset, 0), end.Offset, func(r *fetch.Record) error { // a record that cannot be read is not the lane's
 			if _, ours := seen[string(r.Key)]; ours {
 				seen[string(r.Key)]++
 			}

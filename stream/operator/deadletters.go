@@ -17,6 +17,7 @@ import (
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // DeadLetter is one record of the dead-letter topic: a message that was refused.
@@ -57,7 +58,7 @@ type letterTopic struct {
 // openLetterTopic makes a client and reads the size limit of notifications.
 func openLetterTopic(ctx context.Context, cfg topic.Config, log *slog.Logger) (*letterTopic, error) {
 	t := &letterTopic{cfg: cfg.WithDefaults(), log: log}
-	client, err := t.cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.MaxBatch))
+	client, err := t.cfg.NewClient(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(fetch.MaxBatch))
 	if err != nil {
 		return nil, err
 	}
@@ -85,16 +86,16 @@ func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error
 		return fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err)
 	}
 	for _, p := range slices.Sorted(maps.Keys(detail.Partitions)) {
-		start, err := topic.ListOffset(ctx, name, p, adm.ListStartOffsets)
+		start, err := fetch.ListOffset(ctx, name, p, adm.ListStartOffsets)
 		if err != nil {
 			return err
 		}
-		end, err := topic.ListOffset(ctx, name, p, adm.ListCommittedOffsets)
+		end, err := fetch.ListOffset(ctx, name, p, adm.ListCommittedOffsets)
 		if err != nil {
 			return err
 		}
-		r := topic.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
-		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *topic.Record) error { return fn(newDeadLetter(r)) }); err != nil {
+		r := fetch.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
+		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *fetch.Record) error { return fn(newDeadLetter(r)) }); err != nil {
 			return fmt.Errorf("read %s/%d: %w", name, p, err)
 		}
 	}
@@ -104,7 +105,7 @@ func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error
 // newDeadLetter reads a record of the dead-letter topic. A record of another
 // producer keeps its time and has neither reason nor topic; a record that cannot
 // be read has the cause as its reason, and no topic.
-func newDeadLetter(r *topic.Record) *DeadLetter {
+func newDeadLetter(r *fetch.Record) *DeadLetter {
 	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: time.UnixMilli(r.Time), Key: r.Key, Value: r.Value}
 	switch {
 	case r.Unreadable != "":

@@ -10,7 +10,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/stream/record"
-	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // A lane halts where Postgres and Kafka contradict each other: one of them was rolled
@@ -169,11 +169,11 @@ func (c *Claim) checkInput(ctx context.Context) error {
 // first one, and one more than the last.
 func (c *Claim) ReadInputRange(ctx context.Context) (start, end int64, err error) {
 	adm := kadm.NewClient(c.Client)
-	first, err := topic.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListStartOffsets)
+	first, err := fetch.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListStartOffsets)
 	if err != nil {
 		return 0, 0, err
 	}
-	last, err := topic.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListEndOffsets)
+	last, err := fetch.ListOffset(ctx, c.Config.Kafka.Campaigns, c.Lane, adm.ListEndOffsets)
 	if err != nil {
 		return 0, 0, err
 	}

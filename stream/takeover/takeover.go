@@ -17,6 +17,7 @@ import (
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
+	"dinnerbell/stream/topic/fetch"
 )
 
 // Timeout bounds one takeover; the lane tries again.
@@ -278,7 +279,7 @@ func (c *Claim) Fence(ctx context.Context) error {
 	}
 	failpoint.Hit("takeover/fenced")
 	c.phase.Enter(fmt.Sprintf("read the progress of lane %d from topic %s", c.Lane, c.Config.Kafka.Progress), nil)
-	k, err := topic.ReadProgress(ctx, &topic.PartitionReader{Client: c.Client, NewClient: c.Config.Kafka.NewClient, Topic: c.Config.Kafka.Progress, TopicID: c.IDs.ProgressID, Partition: c.Lane})
+	k, err := topic.ReadProgress(ctx, &fetch.PartitionReader{Client: c.Client, NewClient: c.Config.Kafka.NewClient, Topic: c.Config.Kafka.Progress, TopicID: c.IDs.ProgressID, Partition: c.Lane})
 	if lost, ok := errors.AsType[*topic.ProgressLostError](err); ok {
 		c.ProgressLost, k, err = lost, c.ShippedBefore, nil // a lower bound of K; compareSinks halts
 	}

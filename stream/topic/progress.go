@@ -9,6 +9,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"dinnerbell/stream/topic/fetch"
 )
 
 // progressWindow is how many offsets before the end are read first. A shipment is one
@@ -42,20 +44,20 @@ func (e *ProgressLostError) Error() string {
 // It skips records of other writers. Compaction deletes all records before the last one
 // of their key together: where any record of the lane is left, its last one is. The
 // error is a *ProgressLostError where records were deleted and none of the lane's is left.
-func ReadProgress(ctx context.Context, p *PartitionReader) (int64, error) {
+func ReadProgress(ctx context.Context, p *fetch.PartitionReader) (int64, error) {
 	adm, topic, partition := kadm.NewClient(p.Client), p.Topic, p.Partition
-	start, err := ListOffset(ctx, topic, partition, adm.ListStartOffsets)
+	start, err := fetch.ListOffset(ctx, topic, partition, adm.ListStartOffsets)
 	if err != nil {
 		return 0, err
 	}
-	end, err := ListOffset(ctx, topic, partition, adm.ListEndOffsets)
+	end, err := fetch.ListOffset(ctx, topic, partition, adm.ListEndOffsets)
 	if err != nil {
 		return 0, err
 	}
 	for back := int64(progressWindow); ; back *= 16 {
 		from := max(start.Offset, end.Offset-back)
 		last, foreign := int64(-1), int64(-1)
-		if err := p.ReadWhole(ctx, from, end.Offset, func(r *Record) error {
+		if err := p.ReadWhole(ctx, from, end.Offset, func(r *fetch.Record) error {
 			if seq, ok := parseProgress(r); ok {
 				last = seq
 			} else if isProgressKey(r) {
@@ -108,11 +110,11 @@ func WriteProgress(ctx context.Context, client *kgo.Client, topic string, lane i
 	return nil
 }
 
-func isProgressKey(r *Record) bool { return bytes.Equal(r.Key, ProgressKey(r.Partition)) }
+func isProgressKey(r *fetch.Record) bool { return bytes.Equal(r.Key, ProgressKey(r.Partition)) }
 
 // parseProgress reads a lane's progress record; ok is false for another writer's
 // record.
-func parseProgress(r *Record) (seq int64, ok bool) {
+func parseProgress(r *fetch.Record) (seq int64, ok bool) {
 	var p struct {
 		Seq *int64 `json:"seq"`
 	}
@@ -120,21 +122,4 @@ func parseProgress(r *Record) (seq int64, ok bool) {
 		return 0, false
 	}
 	return *p.Seq, true
-}
-
-// ListOffset returns the offset of one partition from a listing such as
-// kadm.Client.ListEndOffsets.
-func ListOffset(ctx context.Context, topic string, partition int32, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffset, error) {
-	offsets, err := list(ctx, topic)
-	if err != nil {
-		return kadm.ListedOffset{}, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
-	}
-	o, ok := offsets.Lookup(topic, partition)
-	if !ok {
-		return o, fmt.Errorf("list offsets of %s/%d: the broker does not know the partition", topic, partition)
-	}
-	if o.Err != nil {
-		return o, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, o.Err)
-	}
-	return o, nil
 }

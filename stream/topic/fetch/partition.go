@@ -1,4 +1,4 @@
-package topic
+package fetch
 
 import (
 	"context"
@@ -177,4 +177,21 @@ func (p *PartitionReader) findLeader(ctx context.Context, client *kgo.Client) (i
 		return 0, fmt.Errorf("find leader: %w", detail.Err)
 	}
 	return detail.Leader, nil
+}
+
+// ListOffset returns the offset of one partition from a listing such as
+// kadm.Client.ListEndOffsets.
+func ListOffset(ctx context.Context, topic string, partition int32, list func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffset, error) {
+	offsets, err := list(ctx, topic)
+	if err != nil {
+		return kadm.ListedOffset{}, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, err)
+	}
+	o, ok := offsets.Lookup(topic, partition)
+	if !ok {
+		return o, fmt.Errorf("list offsets of %s/%d: the broker does not know the partition", topic, partition)
+	}
+	if o.Err != nil {
+		return o, fmt.Errorf("list offsets of %s/%d: %w", topic, partition, o.Err)
+	}
+	return o, nil
 }

@@ -1,0 +1,9 @@
+package fetch
+
+import (
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+func TestMain(m *testing.M) { envtest.Main(m) }
