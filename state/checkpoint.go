@@ -60,7 +60,7 @@ func (s *Store) Checkpoint(cause Cause, nextOffsets map[int32]int64) (*Manifest,
 		Made: time.Now().UTC(), Cause: cause, Writer: s.o.Writer, Format: s.o.format.version, NextOffsets: nextOffsets,
 	}
 	m.ID = s.checkpoints.nextIDLocked(m.Made)
-	if err := s.makeCheckpoint(m); err != nil {
+	if err := s.makeCheckpointLocked(m); err != nil {
 		return nil, s.checkDamage(fmt.Errorf("make checkpoint: %w", err))
 	}
 	s.checkpoints.manifests, s.checkpoints.made = append(s.checkpoints.manifests, *m), s.checkpoints.linked
@@ -80,16 +80,16 @@ func (c *checkpoints) nextIDLocked(now time.Time) string {
 	return c.lastID
 }
 
-// makeCheckpoint fills in the rest of m and writes the checkpoint to disk. One rename
+// makeCheckpointLocked fills in the rest of m and writes the checkpoint to disk. One rename
 // completes it.
-func (s *Store) makeCheckpoint(m *Manifest) error {
+func (s *Store) makeCheckpointLocked(m *Manifest) error {
 	fsys := s.o.fs
 	all := fsys.PathJoin(s.dir, statedir.CheckpointsName)
 	if err := statedir.MakeDir(fsys, all); err != nil {
 		return err
 	}
 	tmp := fsys.PathJoin(all, m.ID+statedir.Unfinished)
-	if err := s.fillCheckpoint(tmp, m); err != nil {
+	if err := s.fillCheckpointLocked(tmp, m); err != nil {
 		return errors.Join(err, fsys.RemoveAll(tmp))
 	}
 	failpoint.Hit("checkpoint/filled")
@@ -103,9 +103,9 @@ func (s *Store) makeCheckpoint(m *Manifest) error {
 	return nil
 }
 
-func (s *Store) fillCheckpoint(tmp string, m *Manifest) error {
+func (s *Store) fillCheckpointLocked(tmp string, m *Manifest) error {
 	store := s.o.fs.PathJoin(tmp, statedir.StoreName)
-	if err := s.linkTables(store, m); err != nil {
+	if err := s.linkTablesLocked(store, m); err != nil {
 		return err
 	}
 	var err error
@@ -122,8 +122,8 @@ func (s *Store) fillCheckpoint(tmp string, m *Manifest) error {
 	return statedir.SyncDir(s.o.fs, tmp)
 }
 
-// linkTables lets Pebble make its own checkpoint between two transactions.
-func (s *Store) linkTables(store string, m *Manifest) error {
+// linkTablesLocked lets Pebble make its own checkpoint between two transactions.
+func (s *Store) linkTablesLocked(store string, m *Manifest) error {
 	// Pebble copies its log while writers wait: a flush makes the log short.
 	if flushed, err := s.db.AsyncFlush(); err != nil {
 		return err

@@ -20,20 +20,20 @@ import (
 // and writes tables that Pebble puts at the bottom of its tree. So a load writes every
 // row twice, leaves nothing to compact, and finds every duplicate.
 type Loader struct {
-	s        *Store
-	gen      uint32
-	dir      string
-	chunk    loadChunk        // collects rows
-	spare    loadChunk        // the next chunk; empty while a spill has it
-	spilling chan spillResult // receives the result of the spill under way; nil: there is none
-	runs     *extsort.Runs    // of the row index; nil until the first spill
-	parts    *extsort.Ranges  // join keys; nil until the first spill
-	rows     int64
-	subs     int64
-	sum      uint64       // see fingerprint.go
-	files    atomic.Int64 // number of file names given out
-	ended    bool
-	err      error // of an Add or a spill: the load cannot go on
+	s           *Store
+	gen         uint32
+	dir         string
+	chunk       loadChunk        // collects rows
+	spare       loadChunk        // the next chunk; empty while a spill has it
+	spilling    chan spillResult // receives the result of the spill under way; nil: there is none
+	runs        *extsort.Runs    // of the row index; nil until the first spill
+	ranges      *extsort.Ranges  // join keys; nil until the first spill
+	rows        int64
+	subs        int64
+	fingerprint uint64       // see fingerprint.go
+	files       atomic.Int64 // number of file names given out
+	ended       bool
+	err         error // of an Add or a spill: the load cannot go on
 }
 
 // loadSpaces are the keyspaces of a generation.
@@ -76,7 +76,7 @@ func (l *Loader) Add(id id.RowID, restaurant, client id.ID) error {
 		return errors.New("load row: no row id")
 	}
 	r := storedRow{restaurant, client, true}
-	l.sum += l.chunk.addRow(id, r)
+	l.fingerprint += l.chunk.addRow(id, r)
 	l.rows++
 	if r.isSubscription() {
 		l.subs++
@@ -125,7 +125,7 @@ func (l *Loader) Load(src Source, end id.LSN) (*Generation, error) {
 	if err := l.writeTables(); err != nil {
 		return nil, l.s.checkDamage(errors.Join(err, l.Abort()))
 	}
-	g := &Generation{s: l.s, src: src, r: stateRecord{gen: l.gen, end: end, rows: l.subs, sum: l.sum}}
+	g := &Generation{s: l.s, src: src, r: stateRecord{gen: l.gen, end: end, rows: l.subs, sum: l.fingerprint}}
 	if err := l.releaseFiles(); err != nil {
 		return nil, errors.Join(err, g.Drop())
 	}
@@ -167,8 +167,8 @@ func (l *Loader) releaseFiles() error {
 	l.ended = true
 	_ = l.awaitSpill() // its files are removed below
 	l.chunk, l.spare = loadChunk{}, loadChunk{}
-	if l.parts != nil {
-		_ = l.parts.Close() // the file is removed below
+	if l.ranges != nil {
+		_ = l.ranges.Close() // the file is removed below
 	}
 	if l.runs != nil {
 		_ = l.runs.Close() // the file is removed below, if the merge has not removed it
@@ -185,7 +185,7 @@ func (l *Loader) releaseFiles() error {
 type loadChunk struct {
 	arena   []byte
 	entries []chunkEntry
-	order   extsort.Sorter // by row id
+	sorter  extsort.Sorter // by row id
 }
 
 // chunkEntry locates a row in the arena: ids at [at, id), row id at [id, end).
@@ -220,7 +220,7 @@ func (c *loadChunk) joinKey(e chunkEntry) []byte { return c.arena[e.at:e.end] }
 
 // sortedEntries returns the entries in the order of row ids.
 func (c *loadChunk) sortedEntries() []extsort.RankedEntry {
-	return c.order.Sort(len(c.entries), 0, func(i uint32) []byte { return c.rowID(c.entries[i]) })
+	return c.sorter.Sort(len(c.entries), 0, func(i uint32) []byte { return c.rowID(c.entries[i]) })
 }
 
 // spillResult ends a spill and returns its chunk for reuse.
@@ -298,7 +298,7 @@ func (c *loadChunk) spillRows(w *extsort.RunWriter) error {
 // spillJoins divides the chunk's subscriptions among the ranges. The first chunk is the
 // sample that determines the ranges.
 func (l *Loader) spillJoins(c *loadChunk) error {
-	if l.parts == nil {
+	if l.ranges == nil {
 		f, err := l.s.o.fs.Create(l.newFileName("ranges", spaceJoin), vfs.WriteCategoryUnspecified)
 		if err != nil {
 			return fmt.Errorf("make file of ranges: %w", err)
@@ -309,13 +309,13 @@ func (l *Loader) spillJoins(c *loadChunk) error {
 				sample.Add(c.joinKey(e))
 			}
 		}
-		l.parts = extsort.NewRanges(f, &sample, l.s.o.chunkBytes/2)
+		l.ranges = extsort.NewRanges(f, &sample, l.s.o.chunkBytes/2)
 	}
 	for _, e := range c.entries {
 		if !e.sub {
 			continue
 		}
-		if err := l.parts.Add(c.joinKey(e)); err != nil {
+		if err := l.ranges.Add(c.joinKey(e)); err != nil {
 			return err
 		}
 	}

@@ -65,7 +65,7 @@ type readerView struct {
 	beforeTransaction *pebble.Snapshot
 }
 
-// rowReaderLocked returns the reader of the view's rows. The caller holds mu.
+// rowReaderLocked returns the reader of the view's rows. The caller holds s.mu.
 func (s *Store) rowReaderLocked() pebble.Reader {
 	if s.view.beforeTransaction != nil {
 		return s.view.beforeTransaction

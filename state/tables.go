@@ -37,8 +37,8 @@ type tableBuilder struct {
 	joins  int64 // join keys that were written
 }
 
-// buildTask makes some of the tables. bag is scratch memory.
-type buildTask func(bag *extsort.KeyBuffer) error
+// buildTask makes some of the tables. buffer is scratch memory.
+type buildTask func(buffer *extsort.KeyBuffer) error
 
 // buildTables makes tables whose keys do not overlap. Its goroutines take one task after
 // the other.
@@ -46,10 +46,10 @@ func (l *Loader) buildTables() (tables []string, err error) {
 	if l.rows == 0 {
 		return nil, nil
 	}
-	if err := l.parts.Finish(); err != nil {
+	if err := l.ranges.Finish(); err != nil {
 		return nil, err
 	}
-	b := &tableBuilder{l: l, keys: l.parts.Reader(l.s.o.chunkBytes)}
+	b := &tableBuilder{l: l, keys: l.ranges.Reader(l.s.o.chunkBytes)}
 	list := b.listTasks()
 	tasks := make(chan buildTask, len(list))
 	for _, t := range list {
@@ -59,12 +59,12 @@ func (l *Loader) buildTables() (tables []string, err error) {
 	g, ctx := errgroup.WithContext(context.Background())
 	for range min(maxBuilders, runtime.GOMAXPROCS(0), len(list)) {
 		g.Go(func() error {
-			var bag extsort.KeyBuffer
+			var buffer extsort.KeyBuffer
 			for t := range tasks {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}
-				if err := t(&bag); err != nil {
+				if err := t(&buffer); err != nil {
 					return err
 				}
 			}
@@ -85,7 +85,7 @@ func (l *Loader) buildTables() (tables []string, err error) {
 // smaller, so that all goroutines end at about the same time.
 func (b *tableBuilder) listTasks() []buildTask {
 	list := []buildTask{func(*extsort.KeyBuffer) error { return b.buildRows() }}
-	all := b.l.parts.All()
+	all := b.l.ranges.All()
 	left := int64(0)
 	for i := range all {
 		left += all[i].Size()
@@ -98,7 +98,7 @@ func (b *tableBuilder) listTasks() []buildTask {
 			to++
 		}
 		some := all[from:to]
-		list = append(list, func(bag *extsort.KeyBuffer) error { return b.buildJoins(some, bag) })
+		list = append(list, func(buffer *extsort.KeyBuffer) error { return b.buildJoins(some, buffer) })
 		from, left = to, left-size
 	}
 	return list
@@ -111,10 +111,10 @@ func (b *tableBuilder) buildRows() error {
 }
 
 // buildJoins makes tables of the join keys of some ranges.
-func (b *tableBuilder) buildJoins(some []extsort.Range, bag *extsort.KeyBuffer) error {
+func (b *tableBuilder) buildJoins(some []extsort.Range, buffer *extsort.KeyBuffer) error {
 	out := newTableWriter(b.l, spaceJoin)
 	for i := range some {
-		if err := b.buildRange(out, &some[i], bag); err != nil {
+		if err := b.buildRange(out, &some[i], buffer); err != nil {
 			return b.finishTask(out, err)
 		}
 	}
@@ -123,11 +123,11 @@ func (b *tableBuilder) buildJoins(some []extsort.Range, bag *extsort.KeyBuffer) 
 
 // buildRange writes one range, sorted in memory, or in runs if it does not fit into
 // memory.
-func (b *tableBuilder) buildRange(out *tableWriter, d *extsort.Range, bag *extsort.KeyBuffer) error {
+func (b *tableBuilder) buildRange(out *tableWriter, d *extsort.Range, buffer *extsort.KeyBuffer) error {
 	if b.keys.FitsBuffer(d) {
-		return b.keys.EachBuffer(d, bag, func() error {
-			for _, r := range bag.Sorted() {
-				if err := out.addRecord(bag.Key(r.Entry), nil); err != nil {
+		return b.keys.EachBuffer(d, buffer, func() error {
+			for _, r := range buffer.Sorted() {
+				if err := out.addRecord(buffer.Key(r.Entry), nil); err != nil {
 					return err
 				}
 			}
@@ -138,10 +138,10 @@ func (b *tableBuilder) buildRange(out *tableWriter, d *extsort.Range, bag *extso
 	if err != nil {
 		return err
 	}
-	err = b.keys.EachBuffer(d, bag, func() error {
+	err = b.keys.EachBuffer(d, buffer, func() error {
 		return sorted.Add(func(w *extsort.RunWriter) error {
-			for _, r := range bag.Sorted() {
-				if err := w.Add(bag.Key(r.Entry), nil); err != nil {
+			for _, r := range buffer.Sorted() {
+				if err := w.Add(buffer.Key(r.Entry), nil); err != nil {
 					return err
 				}
 			}

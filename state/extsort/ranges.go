@@ -113,9 +113,9 @@ func (p *Ranges) Finish() error {
 
 // KeyBuffer holds keys in memory and sorts them. The zero value is empty.
 type KeyBuffer struct {
-	arena []byte
-	spans []keySpan
-	order Sorter
+	arena  []byte
+	spans  []keySpan
+	sorter Sorter
 }
 
 type keySpan struct{ at, end uint32 }
@@ -167,7 +167,7 @@ func (b *KeyBuffer) readBlock(f File, block rangeBlock) error {
 // Sorted returns the numbers of the keys, in the order of the keys. The list holds
 // until the next call.
 func (b *KeyBuffer) Sorted() []RankedEntry {
-	return b.order.Sort(len(b.spans), b.commonPrefixLen(), b.Key)
+	return b.sorter.Sort(len(b.spans), b.commonPrefixLen(), b.Key)
 }
 
 // commonPrefixLen returns the length of the longest prefix that all keys share.
@@ -198,21 +198,21 @@ type RangeReader struct {
 	limit int // bytes of memory that a buffer may take
 }
 
-// EachBuffer reads the keys of a range into bag and calls do each time that bag is
+// EachBuffer reads the keys of a range into buffer and calls do each time that buffer is
 // full, and at the end.
-func (r *RangeReader) EachBuffer(d *Range, bag *KeyBuffer, do func() error) error {
-	bag.clearKeys()
+func (r *RangeReader) EachBuffer(d *Range, buffer *KeyBuffer, do func() error) error {
+	buffer.clearKeys()
 	for i, block := range d.blocks {
-		if err := bag.readBlock(r.f, block); err != nil {
+		if err := buffer.readBlock(r.f, block); err != nil {
 			return err
 		}
-		if i+1 < len(d.blocks) && bag.memorySize() < r.limit {
+		if i+1 < len(d.blocks) && buffer.memorySize() < r.limit {
 			continue
 		}
 		if err := do(); err != nil {
 			return err
 		}
-		bag.clearKeys()
+		buffer.clearKeys()
 	}
 	return nil
 }

@@ -11,12 +11,12 @@ import (
 func TestDamagedRange(t *testing.T) {
 	t.Parallel()
 	r, f := rand.New(rand.NewPCG(7, 7)), newMemFile(nil)
-	var bag KeyBuffer
+	var buffer KeyBuffer
 	keys := alikeKeys(r, 40)
 	for _, key := range keys {
-		bag.Add(key)
+		buffer.Add(key)
 	}
-	p := NewRanges(f, &bag, 200)
+	p := NewRanges(f, &buffer, 200)
 	for _, key := range keys {
 		if err := p.Add(key); err != nil {
 			t.Fatal(err)
@@ -28,7 +28,7 @@ func TestDamagedRange(t *testing.T) {
 	read := func(f File, limit int) (n int, err error) {
 		reader := RangeReader{f: f, limit: limit}
 		for i := range p.ranges {
-			err := reader.EachBuffer(&p.ranges[i], &bag, func() error { n += len(bag.spans); return nil })
+			err := reader.EachBuffer(&p.ranges[i], &buffer, func() error { n += len(buffer.spans); return nil })
 			if err != nil {
 				return n, err
 			}

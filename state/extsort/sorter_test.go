@@ -28,22 +28,22 @@ func alikeKeys(r *rand.Rand, n int) [][]byte {
 func TestKeyBagSorts(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(5, 2))
-	var bag KeyBuffer
+	var buffer KeyBuffer
 	for _, n := range []int{0, 1, 2, 3, 100, minRadix - 1, minRadix, 5000, 1} {
 		for _, prefix := range []string{"", "p", strings.Repeat("p", 30)} {
-			bag.clearKeys()
+			buffer.clearKeys()
 			keys := alikeKeys(r, n)
 			for i := range keys {
 				keys[i] = append([]byte(prefix), keys[i]...)
-				bag.Add(keys[i])
+				buffer.Add(keys[i])
 			}
 			slices.SortFunc(keys, bytes.Compare)
-			sorted := bag.Sorted()
+			sorted := buffer.Sorted()
 			if len(sorted) != n {
 				t.Fatalf("%d keys are %d when sorted", n, len(sorted))
 			}
 			for i, e := range sorted {
-				if got := bag.Key(e.Entry); !bytes.Equal(got, keys[i]) {
+				if got := buffer.Key(e.Entry); !bytes.Equal(got, keys[i]) {
 					t.Fatalf("%d keys: number %d is %q, want %q", n, i, got, keys[i])
 				}
 			}
@@ -76,13 +76,13 @@ func TestSplits(t *testing.T) {
 			}
 		}
 	}
-	bag := KeyBuffer{}
+	buffer := KeyBuffer{}
 	for i := range 16_000 {
-		bag.Add(fmt.Appendf(nil, "restaurant %016x row %d", r.Uint64(), i))
+		buffer.Add(fmt.Appendf(nil, "restaurant %016x row %d", r.Uint64(), i))
 	}
-	p := NewRanges(nil, &bag, 1<<30)
+	p := NewRanges(nil, &buffer, 1<<30)
 	for i := range 16_000 {
-		if err := p.Add(bag.Key(uint32(i))); err != nil {
+		if err := p.Add(buffer.Key(uint32(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
