@@ -103,10 +103,10 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	f.IntVar(&o.runs, "runs", 0, "runs of each contender (5; quick: 3)")
 	f.IntVar(&o.samples, "samples", 0, "campaigns per latency series (1000; quick: 80)")
 	f.IntVar(&o.transactions, "transactions", 0, "single-row transactions of cdc_drain (1,000,000; quick: 50,000)")
-	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "the daemon to measure")
-	f.StringVar(&o.byhand, "byhand", "bin/byhand", "the hand-written consumer")
-	f.StringVar(&o.json, "json", "build/bench.json", "where results go")
-	f.StringVar(&o.gobench, "gobench", "build/bench.txt", "where single values go, in the format of Go benchmarks")
+	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "path of the daemon")
+	f.StringVar(&o.byhand, "byhand", "bin/byhand", "path of the hand-written consumer")
+	f.StringVar(&o.json, "json", "build/bench.json", "path for the results")
+	f.StringVar(&o.gobench, "gobench", "build/bench.txt", "path for the single values, in the format of Go benchmarks")
 	f.StringVar(&o.perf, "perf", "", "folder for `perf record` of the daemon during each delivery; perturbs what is measured")
 	f.BoolVar(&o.keep, "keep", false, "keep the servers' folder")
 	if err := f.Parse(args); err != nil {
@@ -145,12 +145,12 @@ func (o *options) fillDefaults() {
 func (o *options) validate() error {
 	for _, p := range o.only {
 		if !slices.Contains(parts, p) {
-			return fmt.Errorf("no part %q; there are %s", p, strings.Join(parts, ", "))
+			return fmt.Errorf("no part %q; the parts are %s", p, strings.Join(parts, ", "))
 		}
 	}
 	for _, b := range o.brokers {
 		if b != "kfake" && b != deployment.KindKafka {
-			return fmt.Errorf("no broker %q; there are kfake, kafka", b)
+			return fmt.Errorf("no broker %q; the brokers are kfake, kafka", b)
 		}
 	}
 	if fixed := deployment.NewPopulation(o.audience, 0); o.subscriptions < fixed.Rows() {

@@ -74,19 +74,19 @@ func serveBroker(dir, listen string) error {
 func parseOptions(args []string) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("chaos", flag.ContinueOnError)
-	f.IntVar(&o.rounds, "rounds", 5, "how many rounds")
-	f.IntVar(&o.first, "first", 1, "number of the first round; to run a failed one again")
-	f.Uint64Var(&o.seed, "seed", 1, "of the workload and the faults")
-	f.StringVar(&o.broker, "broker", "kfake", "kfake or kafka (Java 17)")
-	f.IntVar(&o.daemons, "daemons", 2, "1 or 2 that share the lanes")
-	f.IntVar(&o.seconds, "seconds", 8, "of faults in each round")
-	f.IntVar(&o.faults, "faults", 10, "in each round")
-	f.DurationVar(&o.limit, "limit", 2*time.Minute, "for catching up after the faults; longer is a failure")
-	f.DurationVar(&o.slow, "slow", 25*time.Second, "a recovery that takes longer is kept, too, though it is no failure")
-	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "the daemon")
-	f.StringVar(&o.out, "out", "build/chaos.json", "the summary")
-	f.StringVar(&o.keep, "keep", "build/chaos", "where failed rounds are kept")
-	f.StringVar(&o.script, "kafka", "scripts/kafka.sh", "runs Kafka")
+	f.IntVar(&o.rounds, "rounds", 5, "number of rounds")
+	f.IntVar(&o.first, "first", 1, "number of the first round, to run a failed one again")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of the workload and the faults")
+	f.StringVar(&o.broker, "broker", "kfake", "the broker: kfake or kafka (Java 17)")
+	f.IntVar(&o.daemons, "daemons", 2, "number of daemons that share the lanes: 1 or 2")
+	f.IntVar(&o.seconds, "seconds", 8, "duration of the faults in each round")
+	f.IntVar(&o.faults, "faults", 10, "number of faults in each round")
+	f.DurationVar(&o.limit, "limit", 2*time.Minute, "time to catch up after the faults; a longer recovery is a failure")
+	f.DurationVar(&o.slow, "slow", 25*time.Second, "the folder of a round with a longer recovery is kept, too, though the round has not failed")
+	f.StringVar(&o.binary, "binary", "bin/dinnerbell", "path of the daemon")
+	f.StringVar(&o.out, "out", "build/chaos.json", "path of the summary")
+	f.StringVar(&o.keep, "keep", "build/chaos", "folder for failed rounds")
+	f.StringVar(&o.script, "kafka", "scripts/kafka.sh", "path of the script that runs Kafka")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}

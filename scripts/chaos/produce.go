@@ -123,7 +123,7 @@ func (p *campaignProducer) openTransactional(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if _, _, err := p.txns.ProducerID(ctx); err != nil {
-		return fmt.Errorf("fence: %w", err)
+		return fmt.Errorf("init producer id: %w", err)
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func (r *round) run(ctx context.Context) (v *oracle.Verdict, err error) {
 		return v, ctx.Err()
 	}
 	if err := r.compareSinks(ctx, v, settled); err != nil {
-		return v, fmt.Errorf("judge round %d: %w", r.number, err)
+		return v, fmt.Errorf("compare sinks of round %d: %w", r.number, err)
 	}
 	return v, nil
 }

@@ -65,7 +65,7 @@ func startServers(ctx context.Context, o *options) (s *servers, err error) {
 		err = os.WriteFile(s.binary, text, 0o755) //nolint:gosec // a program
 	}
 	if err != nil {
-		return s, fmt.Errorf("copy the daemon: %w; `make build` makes it", err)
+		return s, fmt.Errorf("copy the daemon: %w; build it with: make build", err)
 	}
 	s.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
 		Dir:      filepath.Join(s.dir, "postgres"),
@@ -89,7 +89,7 @@ func (s *servers) startBroker(ctx context.Context) error {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("find myself: %w", err)
+		return fmt.Errorf("find own program: %w", err)
 	}
 	b, err := testenv.StartBroker(ctx, testenv.BrokerOptions{Dir: dir, Command: []string{self, brokerChild}})
 	if err != nil {

@@ -209,5 +209,5 @@ func (k *Link) removeToxics() error {
 			}
 		}
 	}
-	return fmt.Errorf("cure proxy %s: its toxics cannot be removed", k.proxy.Name)
+	return fmt.Errorf("remove toxics of proxy %s: the library does not return", k.proxy.Name)
 }

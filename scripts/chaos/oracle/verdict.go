@@ -149,11 +149,11 @@ func (v *Verdict) checkDead(o *Oracle, dead []*kgo.Record) {
 		what := fmt.Sprintf("dead letter at %s of message %v", formatPositions([]*kgo.Record{r}), p)
 		switch seen[p]++; {
 		case err != nil:
-			v.addFinding(Mismatched, what, "its headers do not say where it came from: %v", err)
+			v.addFinding(Mismatched, what, "its headers name no origin: %v", err)
 		case m == nil:
 			v.addFinding(Forbidden, what, "the message is a campaign: %q", r.Value)
 		case seen[p] > 1:
-			v.addFinding(Doubled, what, "it was there before")
+			v.addFinding(Doubled, what, "an earlier dead letter is of the same message")
 		case !bytes.Equal(m.Value, r.Value):
 			v.addFinding(Mismatched, what, "its value is %q instead of %q", r.Value, m.Value)
 		case Header(r, "reason") == "":
