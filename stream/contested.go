@@ -1,21 +1,26 @@
 package stream
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"sync/atomic"
+	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
-	"dinnerbell/stream/takeover"
+	"dinnerbell/stream/topic"
 )
 
 // A step whose rows cannot all go by COPY is contested: somebody may have been
@@ -95,13 +100,15 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
-			n := &insertion{claim: c.claim, letters: c.letters, misses: &c.lane.svc.counters.deliveredMisses, pick: k, trigger: st.trigger, written: &id.List{}}
-			if err := n.all(ctx); err != nil {
+			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load()}
+			err := n.Write(ctx, k.clients)
+			c.lane.svc.counters.deliveredMisses.Add(n.Misses)
+			if err != nil {
 				return err
 			}
-			clients = n.written
-			p.Dead = append(p.Dead, n.refusals()...)
-			if n.campaign != nil {
+			clients = &n.Written
+			p.Dead = append(p.Dead, c.letters.lettersOf(n, k.live)...)
+			if n.Refused != "" {
 				st.noteRefused(k.live)
 			}
 		}
@@ -112,223 +119,169 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 	return nil
 }
 
-// insertion writes one pick's rows.
-type insertion struct {
-	claim   *takeover.Claim
-	letters letterMaker
-	misses  *atomic.Int64 // clients whom Postgres knew and the delivered cache did not
-	pick    *clientPick
-	trigger int64
-
-	written  *id.List            // those that were new
-	campaign *pgconn.PgError     // why no client of it can have a row
-	leftOut  map[string][]string // reason → clients whose row alone is refused
+// letterMaker completes dead letters for the dead-letter topic.
+type letterMaker struct {
+	topic string // of the campaigns
+	limit int    // bytes that the dead-letter topic accepts per batch
 }
 
-// probes is how many clients are tried alone before a refusal that does not name
-// what it is about counts as the campaign's.
-const probes = 8
-
-// all writes the rows. Where the table has refused the campaign's rows before,
-// it finds the rows that it refuses: it halves what is refused, at most twice as
-// many statements as there are clients. A constraint that does not look at the
-// client refuses the whole campaign, and so does what refuses a handful of
-// clients in the same words.
-func (n *insertion) all(ctx context.Context) error {
-	texts := make([]string, n.pick.clients.Len())
-	for i := range texts {
-		texts[i] = n.pick.clients.At(i).Text()
-	}
-	if !n.pick.live.guarded.Load() {
-		err := n.insert(ctx, texts)
-		if e, ok := errors.AsType[*pgconn.PgError](err); ok && sink.RefusesRow(e) {
-			return fmt.Errorf("insert feedback rows: %w: %w", sink.ErrRowRefused, err)
-		}
-		return err
-	}
-	refused, err := n.try(ctx, texts)
-	if err != nil || refused == nil {
-		return err
-	}
-	if err := n.checkTable(ctx); err != nil {
-		return err
-	}
-	about, err := n.concerns(ctx, refused)
-	switch {
-	case err != nil:
-		return err
-	case about == refusesCampaign:
-		n.campaign = refused
-		return nil
-	case about == refusesUnknown && len(texts) > probes:
-		if texts, err = n.probe(ctx, texts); err != nil || n.campaign != nil {
-			return err
-		}
-	}
-	return n.halve(ctx, texts)
+func newLetterMaker(cfg topic.Config, limits topic.Limits) letterMaker {
+	return letterMaker{topic: cfg.Campaigns, limit: limits.DeadLetter}
 }
 
-// checkTable returns the precondition that the table violates now, if there is
-// one: a sequence at its end refuses rows too, and no row is to blame.
-func (n *insertion) checkTable(ctx context.Context) error {
-	c, err := sink.ReadCatalogue(ctx, n.claim.Conn, n.claim.Tables)
+// complete makes a letter that was not made of a message fit to be sent.
+func (m *letterMaker) complete(d record.DeadLetter) record.DeadLetter {
+	d.Topic = m.topic
+	d.Fit(m.limit, len(d.Value), false)
+	return d
+}
+
+// lettersOf returns the dead letters of the rows that an insertion has not written.
+func (m *letterMaker) lettersOf(n *sink.Insertion, l *liveCampaign) (out []record.DeadLetter) {
+	if n.Refused != "" {
+		out = append(out, m.complete(l.refusedLetter(n.Refused)))
+	}
+	for _, why := range slices.Sorted(maps.Keys(n.LeftOut)) {
+		out = append(out, m.complete(l.leftOutLetter(why, n.LeftOut[why])))
+	}
+	return out
+}
+
+// Headers that tell the letters that are made here from refused messages.
+const (
+	headerReconstructed = "reconstructed" // the value was made from the campaign row
+	headerLeftOut       = "clients"       // how many clients were left out; the value names them
+)
+
+// refusedLetter is the dead letter of a campaign that was accepted before the
+// table refused its rows: its message is read no more, its content is known.
+func (l *liveCampaign) refusedLetter(reason string) record.DeadLetter {
+	c := l.Campaign
+	value, err := json.Marshal(struct {
+		RestaurantID string `json:"restaurant_id"`
+		ID           string `json:"adv_campaign_id"`
+		Content      string `json:"adv_campaign_content"`
+		Owner        string `json:"adv_campaign_owner"`
+		OwnerContact string `json:"adv_campaign_owner_contact"`
+		Start        int64  `json:"adv_campaign_datetime_start"`
+		End          int64  `json:"adv_campaign_datetime_end"`
+		Created      int64  `json:"datetime_created"`
+	}{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created})
 	if err != nil {
-		return err
+		value = []byte(c.ID) // cannot happen: strings and numbers always encode
 	}
-	return c.Report().Unmet(nil)
+	return l.newLetter(reason, value, record.Header{Key: headerReconstructed, Value: []byte("true")})
 }
 
-// probe tries some clients alone and returns the others.
-func (n *insertion) probe(ctx context.Context, texts []string) (rest []string, err error) {
-	every := len(texts) / probes
-	var first *pgconn.PgError
-	same := true
-	for i, text := range texts {
-		if i%every != 0 || i/every >= probes {
-			rest = append(rest, text)
+// leftOutBytes bounds the ids that one letter names.
+const leftOutBytes = 64 << 10
+
+// leftOutLetter is the durable trace of clients who did not get a campaign.
+func (l *liveCampaign) leftOutLetter(reason string, clients []string) record.DeadLetter {
+	named, size := len(clients), 0
+	for i, c := range clients {
+		if size += len(c) + 3; size > leftOutBytes && i > 0 {
+			named = i
+			break
+		}
+	}
+	value, err := json.Marshal(struct {
+		ID           string   `json:"adv_campaign_id"`
+		RestaurantID string   `json:"restaurant_id"`
+		LeftOut      int      `json:"left_out"`
+		Clients      []string `json:"client_ids"`
+	}{l.ID, l.RestaurantID, len(clients), clients[:named]})
+	if err != nil {
+		value = []byte(l.ID) // cannot happen: strings and numbers always encode
+	}
+	letter := l.newLetter(fmt.Sprintf("%d clients are left out: %s", len(clients), reason), value, record.Header{Key: headerLeftOut, Value: strconv.AppendInt(nil, int64(len(clients)), 10)})
+	letter.Clients = int64(len(clients))
+	return letter
+}
+
+func (l *liveCampaign) newLetter(reason string, value []byte, mark record.Header) record.DeadLetter {
+	return record.DeadLetter{Partition: l.from.Lane, Offset: l.from.Offset, Timestamp: l.Created * 1000, Reason: reason, Value: value, Headers: []record.Header{mark}}
+}
+
+// payload is what the step ships if every client of it was new and the table takes
+// every row, with the letters of those that were left out before.
+func (m *letterMaker) payload(st *step) *record.Payload {
+	p := st.buildPayload()
+	p.Dead = slices.Clip(p.Dead)
+	keys := slices.SortedFunc(maps.Keys(st.leftOut), func(a, b leftOut) int {
+		return cmp.Or(campaign.CompareKeys(a.live.Key(), b.live.Key()), strings.Compare(a.reason, b.reason))
+	})
+	for _, k := range keys {
+		p.Dead = append(p.Dead, m.complete(k.live.leftOutLetter(k.reason, st.leftOut[k])))
+	}
+	return p
+}
+
+// noteLeftOut counts and logs what a committed step's own letters name, those
+// behind the letters of refused messages.
+func (l *lane) noteLeftOut(p *record.Payload, behind int) {
+	for _, d := range p.Dead[behind:] {
+		attrs := func() []any { return []any{"lane", l.id, "offset", d.Offset, "reason", d.Reason} }
+		if d.Clients > 0 {
+			l.svc.counters.unservable.Add(d.Clients)
+			if l.svc.skipped.admitLine(skipLeftOut) {
+				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
+			}
 			continue
 		}
-		refused, err := n.try(ctx, []string{text})
-		if err != nil {
-			return nil, err
-		}
-		if first == nil {
-			first = refused
-		}
-		if same = same && refused != nil && refused.Code == first.Code && refused.Message == first.Message; refused != nil {
-			n.leaveOut(text, refused)
-		}
+		l.svc.counters.dead.Add(1)
+		l.svc.skipped.logMessage(skipRefused, attrs)
 	}
-	if same {
-		n.campaign, n.leftOut = first, nil
-	}
-	return rest, nil
 }
 
-// halve writes the rows that the table takes and leaves out the others.
-func (n *insertion) halve(ctx context.Context, texts []string) error {
-	if len(texts) == 0 || n.campaign != nil {
-		return nil //nolint:nilerr // what the table has against the campaign is no error of ours
-	}
-	refused, err := n.try(ctx, texts)
-	if err != nil || refused == nil {
-		return err
-	}
-	about, err := n.concerns(ctx, refused)
-	switch {
-	case err != nil:
-		return err
-	case about == refusesCampaign:
-		n.campaign = refused
-		return nil
-	case len(texts) == 1:
-		n.leaveOut(texts[0], refused)
+// refuseUnencodable turns messages into dead letters whose texts the sink's database has no
+// characters for. It asks only where the encoding is not Unicode, and about texts
+// that are not ASCII.
+func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message) error {
+	if l.table.HoldsUnicode() {
 		return nil
 	}
-	if err := n.halve(ctx, texts[:len(texts)/2]); err != nil {
-		return err
-	}
-	return n.halve(ctx, texts[len(texts)/2:])
-}
-
-func (n *insertion) leaveOut(text string, refused *pgconn.PgError) {
-	if n.leftOut == nil {
-		n.leftOut = map[string][]string{}
-	}
-	why := n.explain(refused)
-	n.leftOut[why] = append(n.leftOut[why], text)
-}
-
-// try inserts rows, all or none. It returns what the table has against them.
-func (n *insertion) try(ctx context.Context, texts []string) (refused *pgconn.PgError, err error) {
-	if _, err := n.claim.Conn.Exec(ctx, `SAVEPOINT rows`); err != nil {
-		return nil, fmt.Errorf("set savepoint: %w", err)
-	}
-	err = n.insert(ctx, texts)
-	after := `RELEASE SAVEPOINT rows`
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok && sink.RefusesRow(e) {
-		refused, err, after = e, nil, `ROLLBACK TO SAVEPOINT rows`
-	}
-	if err != nil {
-		return nil, err
-	}
-	if _, err := n.claim.Conn.Exec(ctx, after); err != nil {
-		return nil, fmt.Errorf("end savepoint: %w", err)
-	}
-	return refused, nil
-}
-
-// insert writes rows where there is none yet, and adds the clients of those that
-// were written. A client that Postgres did not return must have a row already.
-func (n *insertion) insert(ctx context.Context, texts []string) error {
-	var left []string
-	for range 2 { // somebody may delete a row in between
-		returned, err := n.insertOnce(ctx, texts)
+	for i := range batch {
+		m := &batch[i]
+		if m.campaign == nil {
+			continue
+		}
+		c := m.campaign
+		text := strings.Join([]string{c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact}, "")
+		if !strings.ContainsFunc(text, func(r rune) bool { return r >= utf8.RuneSelf }) {
+			continue
+		}
+		_, err := l.reader.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
+		refused, ok := errors.AsType[*pgconn.PgError](err)
+		if err != nil && (!ok || !sink.RefusesRow(refused)) {
+			return fmt.Errorf("try the encoding of the sink's database: %w", err)
+		}
 		if err != nil {
-			return err
+			letter := l.letters.complete((&liveCampaign{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.Encoding + ", cannot hold it: " + refused.Message))
+			letter.Timestamp = m.time
+			m.campaign, m.dead = nil, &letter
 		}
-		for _, id := range returned {
-			n.written.Append(id)
-		}
-		if len(returned) == len(texts) {
-			return nil
-		}
-		if left, err = n.withoutRow(ctx, texts); err != nil || len(left) == 0 {
-			n.misses.Add(int64(len(texts) - len(returned)))
-			return err
-		}
-		texts = left
 	}
-	return n.dropped(fmt.Sprintf("it stores no row for %d clients of campaign %s, %s the first, and gives no error", len(left), n.pick.live.ID, left[0]))
+	return nil
 }
 
-func (n *insertion) insertOnce(ctx context.Context, texts []string) ([]id.ID, error) {
-	c := n.pick.live.Campaign
-	rows, err := n.claim.Conn.Query(ctx, n.claim.Feedback.InsertSQL(), c.RestaurantID, c.ID, c.Content, c.Owner, c.OwnerContact, c.Start, c.End, c.Created, n.trigger, texts)
-	if err != nil {
-		return nil, err
-	}
-	asked := map[string]bool{}
-	if len(n.claim.Feedback.Triggers) > 0 {
-		for _, text := range texts {
-			asked[text] = true
-		}
-	}
-	var returned []id.ID
-	var changed string
-	var campaign, text, other string
-	_, err = pgx.ForEachRow(rows, []any{&campaign, &text, &other}, func() error {
-		switch {
-		case len(n.claim.Feedback.Triggers) == 0:
-		case campaign != c.ID || !asked[text]:
-			changed = fmt.Sprintf("it stores campaign %s, client %s in the place of a row of campaign %s", campaign, text, c.ID)
-		case other != "":
-			changed = fmt.Sprintf("it stores another %s than campaign %s, client %s has: row and record would differ", other, campaign, text)
-		}
-		id, err := id.Pack(text)
-		returned = append(returned, id)
-		return err
-	})
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok && !sink.RefusesRow(e) {
-		err = fmt.Errorf("insert feedback rows: %w", sink.WithFunction(e))
-	}
-	if err == nil && changed != "" {
-		err = n.dropped(changed)
-	}
-	return returned, err
+// noteRefused notes that the table takes no row of a campaign: it is finished by this
+// step. Steps that are built already leave it out once this one is committed.
+func (st *step) noteRefused(l *liveCampaign) {
+	st.refused = append(st.refused, l)
+	st.rows[l.Key()].state = stateFinished // the row is there: see decider.pickClients
 }
 
-// withoutRow lists the clients that have no row of the campaign.
-func (n *insertion) withoutRow(ctx context.Context, texts []string) ([]string, error) {
-	rows, err := n.claim.Conn.Query(ctx, n.claim.Feedback.MissingSQL(""), n.pick.live.ID, texts)
-	if err != nil {
-		return nil, err
+// leaveOutClient notes clients whose id the feedback table or a record cannot carry.
+func (st *step) leaveOutClient(l *liveCampaign, reason string, id id.ID) {
+	if st.leftOut == nil {
+		st.leftOut = map[leftOut][]string{}
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	k := leftOut{l, reason}
+	st.leftOut[k] = append(st.leftOut[k], id.Text())
 }
 
-// dropped halts: a notification without its row, or with another one, must not
-// be sent, and nobody can know what the table wants instead.
-func (n *insertion) dropped(what string) error {
-	return n.claim.DroppedRowsHalt(what)
+type leftOut struct {
+	live   *liveCampaign
+	reason string
 }
