@@ -150,7 +150,7 @@ func (a *applier) persistPosition(ctx context.Context) error {
 
 // syncLoop makes applied changes durable, and only then lets Postgres be told of
 // them, as far as the newest checkpoint allows.
-func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keep *checkpointKeeper, back *replication.StatusSender) error {
+func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, keeper *checkpointKeeper, status *replication.StatusSender) error {
 	pace, clock := time.NewTicker(syncEvery), time.NewTicker(keepEvery)
 	defer pace.Stop()
 	defer clock.Stop()
@@ -166,10 +166,10 @@ func syncLoop(ctx context.Context, store *state.Store, dirty <-chan struct{}, ke
 			return fmt.Errorf("sync state: %w", err)
 		}
 		failpoint.Hit("acknowledge/synced")
-		if lsn, err = keep.advanceAcknowledgement(lsn); err != nil {
+		if lsn, err = keeper.advanceAcknowledgement(lsn); err != nil {
 			return err
 		}
-		back.NoteDurable(lsn)
+		status.NoteDurable(lsn)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -253,7 +253,7 @@ func TestWALThatCannotBeSent(t *testing.T) {
 func TestStuck(t *testing.T) {
 	t.Parallel()
 	fails := func(code string) error {
-		return fmt.Errorf("stream: %w", &replication.SendError{&pgconn.PgError{Code: code}})
+		return fmt.Errorf("stream: %w", &replication.SendError{Cause: &pgconn.PgError{Code: code}})
 	}
 	for _, code := range []string{"53100", "57P01", "55006", "58030", "08006"} {
 		if s := (walsenderFailure{}); s.giveUpReason(fails(code), 1, 0) != "" {

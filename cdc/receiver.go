@@ -2,8 +2,12 @@ package cdc
 
 import (
 	"context"
+	"sync"
 
+	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/replication"
+	"dinnerbell/state"
+	"dinnerbell/state/id"
 )
 
 // walReceiver owns the reading half of the stream: it queues the pieces that come
@@ -49,4 +53,144 @@ func (r *walReceiver) queueEvent(ctx context.Context, ev *replication.Event) err
 		r.status.SendSoon()
 	}
 	return nil
+}
+
+const (
+	// maxQueueBytes bounds the changes that are received and not yet applied. A
+	// receiver that waits here does no harm: the status sender goes on without it.
+	maxQueueBytes = 16 << 20
+	// maxGroupChanges is the size up to which small transactions are applied
+	// together. Larger groups gain nothing and make the barrier wait.
+	maxGroupChanges = 1024
+)
+
+// changeGroup is one call of Apply: whole transactions, or one part of a large one.
+// Or a keepalive alone: then batch is empty and nothing is to be applied.
+type changeGroup struct {
+	batch   state.Batch
+	bytes   int
+	partial bool // a part of a large transaction
+	// observed is a position: everything up to it has been received with this group
+	// and those before it.
+	observed id.LSN
+	// persist asks to bring observed to the disk at once: the server asked for an
+	// answer, and may wait for us to shut down.
+	persist bool
+}
+
+// isEmpty reports whether the group is a keepalive's position only.
+func (g *changeGroup) isEmpty() bool { return !g.partial && g.batch.End == 0 }
+
+// groupQueue hands groups from the receiver to the applier. Keepalives go through
+// it too, so that a position is never observed before the changes that were
+// received ahead of it.
+type groupQueue struct {
+	ready chan struct{} // cap 1: there may be a group
+	space chan struct{} // cap 1: there may be room
+
+	mu     sync.Mutex // guards all below
+	groups []changeGroup
+	bytes  int
+	free   [][]id.Change
+}
+
+// newGroupQueue makes an empty queue for one session: the server sends again what a
+// broken session left in its queue.
+func newGroupQueue() *groupQueue {
+	return &groupQueue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+}
+
+// wakeWaiter wakes the one goroutine that waits on a channel of capacity 1.
+func wakeWaiter(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// put copies a piece in, and waits while the queue is full. A small transaction
+// joins the one before it if the applier has not taken that yet, so that one Apply
+// carries everything that came in during the last.
+func (q *groupQueue) put(ctx context.Context, p pgoutput.Piece) error {
+	for {
+		q.mu.Lock()
+		if q.bytes == 0 || q.bytes+p.Bytes <= maxQueueBytes {
+			q.addLocked(p)
+			q.mu.Unlock()
+			wakeWaiter(q.ready)
+			return nil
+		}
+		q.mu.Unlock()
+		select {
+		case <-q.space:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// addLocked appends p.
+func (q *groupQueue) addLocked(p pgoutput.Piece) {
+	q.bytes += p.Bytes
+	if n := len(q.groups); n > 0 && !p.Partial {
+		tail := &q.groups[n-1]
+		if !tail.partial && len(tail.batch.Changes)+len(p.Changes) <= maxGroupChanges {
+			tail.batch.Changes = append(tail.batch.Changes, p.Changes...)
+			tail.batch.End = p.End
+			tail.bytes += p.Bytes
+			tail.observed = max(tail.observed, p.End)
+			return
+		}
+	}
+	var changes []id.Change
+	if n := len(q.free); n > 0 {
+		changes, q.free = q.free[n-1], q.free[:n-1]
+	}
+	q.groups = append(q.groups, changeGroup{
+		batch: state.Batch{Changes: append(changes, p.Changes...), End: p.End},
+		bytes: p.Bytes, partial: p.Partial, observed: p.End,
+	})
+}
+
+// putKeepalive queues a position behind everything that came before it.
+func (q *groupQueue) putKeepalive(walEnd id.LSN, persist bool) {
+	q.mu.Lock()
+	if n := len(q.groups); n > 0 && (!q.groups[n-1].partial || q.groups[n-1].batch.End != 0) {
+		tail := &q.groups[n-1]
+		tail.observed = max(tail.observed, walEnd)
+		tail.persist = tail.persist || persist
+	} else {
+		q.groups = append(q.groups, changeGroup{observed: walEnd, persist: persist})
+	}
+	q.mu.Unlock()
+	wakeWaiter(q.ready)
+}
+
+// take returns the next group, if there is one. The caller gives it back with
+// release.
+func (q *groupQueue) take() (changeGroup, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.groups) == 0 {
+		return changeGroup{}, false
+	}
+	g := q.groups[0]
+	q.groups[0] = changeGroup{}
+	q.groups = q.groups[1:]
+	if len(q.groups) == 0 {
+		q.groups = nil
+	}
+	return g, true
+}
+
+// release frees the memory of an applied group.
+func (q *groupQueue) release(g changeGroup) {
+	clear(g.batch.Changes)
+	q.mu.Lock()
+	q.bytes -= g.bytes
+	if cap(g.batch.Changes) > 0 && len(q.free) < 4 {
+		q.free = append(q.free, g.batch.Changes[:0])
+	}
+	q.mu.Unlock()
+	wakeWaiter(q.space)
 }

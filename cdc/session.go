@@ -180,14 +180,14 @@ type streamingSession struct {
 // to repeat.
 func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	defer m.stats.setDiskFull("")
-	keep := newCheckpointKeeper(m, l.confirmed)
-	back := replication.NewStatusSender(l.out, keep.limitAcknowledgement(l.durable))
+	keeper := newCheckpointKeeper(m, l.confirmed)
+	status := replication.NewStatusSender(l.out, keeper.limitAcknowledgement(l.durable))
 	queue := newGroupQueue()
 	dirty := make(chan struct{}, 1)
 	asm := pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())
-	recv := &walReceiver{in: replication.NewReader(l.out, asm, back), queue: queue, status: back, stats: &m.stats}
+	recv := &walReceiver{in: replication.NewReader(l.out, asm, status), queue: queue, status: status, stats: &m.stats}
 	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.disk.awaitRoom, noteNoRoom: m.disk.noteNoRoom, beforeApply: m.hooks.beforeApply}
-	ask := &positionProbe{sql: l.asker, rounds: &m.barrier.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: back, stats: &m.stats,
+	ask := &positionProbe{sql: l.asker, rounds: &m.barrier.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: status, stats: &m.stats,
 		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}
 
 	// The first goroutine that fails ends all. Reading alone does not notice the
@@ -198,8 +198,8 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	defer interrupt()
 	g.Go(func() error { return recv.run(gctx) })
 	g.Go(func() error { return app.run(gctx) })
-	g.Go(func() error { return syncLoop(gctx, m.store, dirty, keep, back) })
-	g.Go(func() error { return back.Run(gctx, l.every) })
+	g.Go(func() error { return syncLoop(gctx, m.store, dirty, keeper, status) })
+	g.Go(func() error { return status.Run(gctx, l.every) })
 	g.Go(func() error { return ask.run(gctx) })
 	g.Go(func() error { return m.watchCatalogs(gctx, l) })
 	wakeWaiter(m.barrier.queries.wake) // callers of Barrier may have waited for a session
@@ -208,8 +208,8 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 		err = nil
 	}
 	if durable, serr := m.store.Sync(); serr == nil {
-		back.NoteDurable(keep.limitAcknowledgement(durable))
-		_ = back.Send(false) // the connection may be gone
+		status.NoteDurable(keeper.limitAcknowledgement(durable))
+		_ = status.Send(false) // the connection may be gone
 	}
 	return err
 }

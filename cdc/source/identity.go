@@ -212,12 +212,12 @@ func (was Identity) HasSameFiles(now Identity) bool {
 type Verdict uint8
 
 const (
-	// RowsCurrent: the rows are the source's, and the stream goes on.
+	// RowsCurrent means that the rows are the source's, and the stream goes on.
 	RowsCurrent Verdict = iota
-	// RowsOutdated: the stream goes on, but rows are missing or wrong, and the
+	// RowsOutdated means that the stream goes on, but rows are missing or wrong, and the
 	// stream will not mend them: new rows are built beside the served ones.
 	RowsOutdated
-	// StreamLost: the stream is not the one that the rows came with. It takes a new
+	// StreamLost means that the stream is not the one that the rows came with. It takes a new
 	// slot and a snapshot.
 	StreamLost
 )
