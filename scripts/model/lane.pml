@@ -1,7 +1,8 @@
 /* One lane of dinnerbell: two daemons, Postgres, Kafka. See README.md.
  *
- * Two processes `daemon` run TAKEOVER, DECIDE and SHIP (stream/takeover.go,
- * commit.go, ship.go); one process `servers` is Postgres, Kafka and bad luck.
+ * Two processes `daemon` run TAKEOVER, DECIDE and SHIP (stream/takeover,
+ * stream/commit.go, ship.go); one process `servers` is Postgres, Kafka and all
+ * failures.
  * Every guarded line of a do-loop below is one atomic action of one of them,
  * and spin tries them in every order. A daemon that is not scheduled for a
  * while is a paused one, so zombies need no action of their own.
@@ -10,25 +11,25 @@
  * newest one, so each is one bit per daemon: "mine is the newest". That makes
  * the model finite without a bound on crashes: any number of them is covered.
  *
- * Rules are taken out with -D; the list is in run.sh.
+ * -D removes rules; the list is in run.sh.
  */
 
 #ifndef N
-#define N 3 /* steps that are decided in all; 3 or 4 */
+#define N 3 /* number of steps; 3 or 4 */
 #endif
 #ifndef W
 #define W 2 /* the window: P <= K + W */
 #endif
 
-/* A payload is the client that the step notifies, 1..3, or EMPTY if that one
- * was notified before; 0 is none. */
+/* A payload is the client that the step notifies, 1..3, or EMPTY if the client
+ * was notified before; 0 is no payload. */
 #define EMPTY 4
 typedef steps { byte pay[N + 1] };
 
 /* ---- Postgres, committed ---- */
 byte P;             /* lane.seq */
 bool newest[2];     /* the daemon holds the lane's epoch */
-steps outbox;       /* rows that are there */
+steps outbox;       /* existing rows */
 byte feedback;      /* clients with a row, as a bit set */
 
 /* ---- Postgres, the open transaction of each daemon's sink connection ---- */
@@ -37,9 +38,9 @@ mtype tx[2] = IDLE; /* SWAPPED and COMMITTING hold the lock on the lane row */
 byte tx_row[2];     /* its payload */
 byte tx_seq[2];     /* the step that it writes */
 byte tx_del[2];     /* deletes the outbox up to here */
-/* The step that was sent behind it, whole: the server takes it up by itself,
- * whatever has become of the session. QUEUED: it is next; QUEUED_COPIED: its rows
- * are in, the compare-and-swap is next. */
+/* The whole step that was sent behind it: the server begins it by itself, whether
+ * the session still exists or not. QUEUED: it is next; QUEUED_COPIED: its rows are
+ * in, the compare-and-swap is next. */
 byte q_row[2];      /* its payload, 0: none */
 byte q_del[2];
 
@@ -71,8 +72,8 @@ byte calm;          /* 0: anything may fail; 1 + d: only daemon d goes on, nothi
 #define in_set(s, c) (((s) >> (c)) & 1)
 #define queued(d)    (tx[d] == QUEUED || tx[d] == QUEUED_COPIED)
 
-/* The compare-and-swap of DECIDE (addStep in commit.go): with the seq that the
- * step was sent for. */
+/* The compare-and-swap of DECIDE (addStepChanges in commit.go), with the seq that
+ * the step was sent for. */
 #if defined(NO_CAS)
 #define cas_hits(d) true
 #elif defined(NO_EPOCH)
@@ -122,7 +123,7 @@ inline clear(a) { for (j : 1 .. N) { a.pay[j] = 0 } }
 
 /* The session's connections are closed. A transaction that holds no lock is as
  * good as rolled back; one that holds the lane row, or was sent whole, or whose
- * EndTxn may be under way, lives on in the server: the outcome that nobody knows. */
+ * EndTxn may be under way, lives on in the server, with an unknown outcome. */
 inline end_session(d) {
 	at[d] = DOWN; seq[d] = 0; shipped[d] = 0; clear(mem[d]);
 	if
@@ -198,7 +199,7 @@ inline fence_out(d) {
 	fi
 }
 
-/* checkSinks and loadOutbox of rollback.go. u: K > P, a gap in the outbox, or a
+/* compareSinks and loadOutbox of stream/takeover. u: K > P, a gap in the outbox, or a
  * row up to P is missing. Rows above P are another owner's, and taken along. */
 inline load(d) {
 	u = (shipped[d] > seq[d]);
@@ -229,7 +230,7 @@ inline load(d) {
 #define taken_over(d) (!newest[d])
 #endif
 
-/* DECIDE: begin and COPY of client c (writeRows in commit.go). Which clients a
+/* DECIDE: begin and COPY of client c (addFeedbackRows in commit.go). Which clients a
  * step picks depends on a cursor and on a cache that may be old or lost: here,
  * any. Clients that nothing refers to are alike, so the lowest of them will do;
  * so are those that have a row: the unique index refuses them, ON CONFLICT
@@ -291,7 +292,7 @@ proctype daemon(byte d) {
 	:: d_step { alive(d) && at[d] == READ ->
 		printf("%d: takeover: load the outbox\n", d);
 		load(d); j = 0 }
-	/* A rolled-back sink, or another takeover in the midst of this one? */
+	/* A rolled-back sink, or another takeover during this one? */
 	:: d_step { alive(d) && at[d] == SUSPECT ->
 		if
 		:: taken_over(d) -> printf("%d: takeover: was taken over\n", d); end_session(d)
@@ -325,8 +326,9 @@ proctype daemon(byte d) {
 #if N > 3
 	:: d_step { may_ship(d, N) -> ship(d, N); j = 0 }
 #endif
-	/* What is produced while its step commits is not in the model: nobody sees it
-	 * before EndTxn, and that waits for the answer. Here it does not. */
+	/* The model leaves out records that are produced while their step commits: no
+	 * consumer sees them before EndTxn, which waits for the answer. Here it does
+	 * not. */
 #ifdef SHIP_UNDECIDED
 	:: d_step { alive(d) && at[d] == RUN && ktx[d] == IDLE && producer[d] && tx[d] == COMMITTING && shipped[d] + 1 == tx_seq[d] ->
 		printf("%d: ship: step %d, which is not decided\n", d, tx_seq[d]);
@@ -347,7 +349,7 @@ proctype daemon(byte d) {
 		printf("%d: crash or lost response: the session ends\n", d);
 		end_session(d); j = 0 }
 
-	/* What no session may do: go on after an unknown outcome with a guess. */
+	/* Forbidden: to go on after an unknown outcome with a guess. */
 #ifdef GUESS_DECIDED
 	:: d_step { faults && at[d] == RUN && tx[d] == COMMITTING ->
 		printf("%d: decide: COMMIT unanswered and rolled back; guess that it went through\n", d);
@@ -420,15 +422,15 @@ proctype servers() {
 	do
 	serve(0)
 	serve(1)
-	/* The request of a takeover that was given up arrives after all. */
+	/* The request of an abandoned takeover arrives late. */
 	:: d_step { faults && (newest[0] || newest[1]) && !locks(0) && !locks(1) ->
 		printf("postgres: raises the epoch for nobody\n");
 		newest[0] = false; newest[1] = false }
 	:: d_step { faults && (producer[0] || producer[1]) ->
 		printf("kafka: gives a producer id to nobody\n");
 		fence_out(0); fence_out(1); j = 0 }
-	/* From here on nothing fails, and one daemon goes on; the other is dead, or
-	 * paused for ever. It must be able to ship everything. */
+	/* From here on nothing fails and one daemon goes on; the other is dead or
+	 * paused forever. The one that goes on must be able to ship everything. */
 	:: d_step { faults -> printf("calm: daemon 0 goes on alone\n"); calm = 1 }
 	:: d_step { faults -> printf("calm: daemon 1 goes on alone\n"); calm = 2 }
 	:: over -> break
@@ -438,6 +440,6 @@ proctype servers() {
 init { atomic { run daemon(0); run daemon(1); run servers() } }
 
 #ifdef LIVE
-/* No endless duel either: whoever goes on alone gets there. */
+/* No endless duel either: a daemon that goes on alone ships everything. */
 ltl shipped { [] (calm != 0 -> <> over) }
 #endif
