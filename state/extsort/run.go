@@ -104,8 +104,8 @@ func (r *runReader) nextRecord() error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// ErrDamaged: a file of the sort does not hold the bytes that were written to it a
-// moment ago. No stored data is affected.
+// ErrDamaged means that a file of the sort does not hold the bytes that were written to
+// it a moment ago. No stored data is affected.
 var ErrDamaged = errors.New("what was written a moment ago reads otherwise; check the disk")
 
 // readBlock reads the next block into memory; end is true behind the last one.

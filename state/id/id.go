@@ -29,8 +29,8 @@ import (
 // "" is no id: NULL or none.
 type ID string
 
-// ErrBadID: the text cannot be an id (it is empty, too long, holds U+0000 or is not
-// valid UTF-8), or the bytes are not a packed id.
+// ErrBadID means that a text cannot be an id (it is empty, too long, holds U+0000 or is
+// not valid UTF-8), or that bytes are not a packed id.
 var ErrBadID = errors.New("malformed id")
 
 // MaxBytes is the length of the longest text that is an id. A few keys of longer

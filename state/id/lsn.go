@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ErrBadLSN: the text is not a WAL position.
+// ErrBadLSN means that a text is not a WAL position.
 var ErrBadLSN = errors.New("malformed LSN")
 
 // LSN is a position in the Postgres write-ahead log, a byte offset that only

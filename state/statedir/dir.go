@@ -57,6 +57,7 @@ func MakeDir(fsys vfs.FS, dir string) error {
 	return SyncDir(fsys, parent)
 }
 
+// SyncDir makes the entries of a directory durable.
 func SyncDir(fsys vfs.FS, dir string) error {
 	d, err := fsys.OpenDir(dir)
 	if err != nil {

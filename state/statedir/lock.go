@@ -12,9 +12,10 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
+// LockName names the lock file.
 const LockName = "LOCK"
 
-// ErrLocked: another process has the state directory open.
+// ErrLocked means that another process has the state directory open.
 var ErrLocked = errors.New("state directory is in use")
 
 // Lock checks that nobody else can meddle with the directory ([ErrUnsafe]) and locks it

@@ -22,8 +22,8 @@ const (
 	privateFile = 0o600
 )
 
-// ErrUnsafe: other users can meddle with the state directory. Nothing in it was
-// changed.
+// ErrUnsafe means that other users can meddle with the state directory. Nothing in it
+// was changed.
 var ErrUnsafe = errors.New("state directory is not safe")
 
 // privateFS makes files and directories that are closed to others.
