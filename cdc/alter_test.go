@@ -50,10 +50,10 @@ func (r *deployment) churn(connections int, statements ...string) (stop func() i
 	return func() int64 { cancel(); group.Wait(); return done.Load() }
 }
 
-// A table with a name that needs quotes, in a schema of its own, with a key of
-// two columns that is not called id, and ids that are UUIDs: its owner adds,
-// drops and renames other columns and changes the types of those that are
-// needed, while others write.
+// A table with a name that needs quotes, in a schema of its own, with a key of two
+// columns that is not called id, and ids that are UUIDs: its owner adds, drops and
+// renames other columns and changes the types of the needed ones, while others
+// write.
 func TestOddTableAlteredUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
@@ -149,8 +149,8 @@ func TestColumnDroppedWhileCatalogsAreRead(t *testing.T) {
 	}
 }
 
-// A partition that is attached while the catalogs are read is in the tree that
-// the server's function gives, and its keys are not in what the reader sees.
+// A partition that is attached while the catalogs are read is in the tree that the
+// server's function returns, and its keys are not in the snapshot of the reader.
 // That is no reason to halt.
 func TestPartitionAttachedWhileCatalogsAreRead(t *testing.T) {
 	t.Parallel()

@@ -38,9 +38,9 @@ func TestWholeRecord(t *testing.T) {
 	}
 }
 
-// unrelatedLoad commits to another table until stop, which tells how many
-// transactions there were in a second: up to 3,000 from each connection, for the
-// walsenders of all tests beside this one have to read them, too.
+// unrelatedLoad commits to another table until stop, which returns the transactions
+// per second: up to 3,000 from each connection, for the walsenders of all tests
+// beside this one have to read them, too.
 func (r *deployment) unrelatedLoad(connections int) (stop func() (perSecond int)) {
 	r.t.Helper()
 	r.Exec(`CREATE TABLE IF NOT EXISTS other (n bigint)`)
@@ -72,8 +72,8 @@ func (r *deployment) unrelatedLoad(connections int) (stop func() (perSecond int)
 	}
 }
 
-// commitAndLook commits one row, passes the barrier, and must see it then. It
-// tells what the barrier took.
+// commitAndLook commits one row, passes the barrier, and must see the row then. It
+// returns the duration of the wait.
 func (r *deployment) commitAndLook(conn *pgx.Conn, client string) time.Duration {
 	r.t.Helper()
 	if _, err := conn.Exec(r.t.Context(), `INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, client, client); err != nil {

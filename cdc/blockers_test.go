@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// What a snapshot or a verification waits for is named in status and log, with
-// the statement that ends it: a prepared transaction that nobody remembers, or an
-// open one; under a role that may not see the statements of others.
+// Status and log name the transaction for which a snapshot or a verification waits,
+// with the statement that ends it: a forgotten prepared transaction, or an open
+// one; under a role that may not see the statements of others.
 func TestWaitForTransactionsIsNamed(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

@@ -169,7 +169,8 @@ func TestServerStopsDespiteCheckpoints(t *testing.T) {
 	}
 }
 
-// A checkpoint that cannot be made is told, keeps WAL, and is made when it can be.
+// A checkpoint that cannot be made is reported, keeps WAL, and is made when it can
+// be.
 func TestFailingCheckpoint(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup().keeping(300 * time.Millisecond)
@@ -243,7 +244,7 @@ func (r *deployment) segments(n int) {
 	}
 }
 
-// What checkpoints hold back is bounded by max_slot_wal_keep_size, also where the
+// max_slot_wal_keep_size bounds the WAL that checkpoints hold back, also where the
 // setting changes while the mirror streams.
 func TestCheckpointsRespectKeepSize(t *testing.T) {
 	t.Parallel()
@@ -268,7 +269,7 @@ func TestCheckpointsRespectKeepSize(t *testing.T) {
 	}
 }
 
-// The bounds of what is held back, by what limits them.
+// The bounds of the WAL that is held back, by the limits in force.
 func TestKeeperBounds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -37,8 +37,8 @@ func TestPauses(t *testing.T) {
 	}
 }
 
-// The password changes while the daemon runs, and what it reads changes a little
-// later: every connection is made with the new one, replication too, without a
+// The password changes while the daemon runs, and the URL function returns the new
+// one a little later: every connection is made with it, replication too, without a
 // restart.
 func TestPasswordRotated(t *testing.T) {
 	t.Parallel()
@@ -80,8 +80,8 @@ func TestPasswordRotated(t *testing.T) {
 	}
 }
 
-// A pooler in transaction mode is named, whether it refuses our settings or was
-// told to swallow them.
+// The halt names a pooler in transaction mode, whether the pooler refuses the
+// mirror's settings or is configured to swallow them.
 func TestPgBouncer(t *testing.T) {
 	t.Parallel()
 	swallow := "extra_float_digits, replication"
@@ -133,9 +133,9 @@ func TestPgBouncer(t *testing.T) {
 	}
 }
 
-// A slot in other hands is waited for and its holder named and left alone, even
-// if it is another dinnerbell; a walsender that a killed daemon of our own left
-// behind is ended.
+// The mirror waits for a slot in other hands, names the holder and leaves it alone,
+// even if it is another dinnerbell; it ends a walsender that a killed run of its
+// own left behind.
 func TestSlotActive(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup().start()
@@ -188,8 +188,8 @@ func TestSlotActive(t *testing.T) {
 	}
 }
 
-// Before a server has let us in its messages are bounded; from then on a row may
-// be as large as Postgres has it.
+// Before a server has accepted the connection its messages are bounded; from then
+// on a row may be as large as Postgres has it.
 func TestLargeMessagesOnceConnected(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

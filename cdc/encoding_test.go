@@ -119,8 +119,8 @@ func TestBytesThatAreNotUTF8(t *testing.T) {
 }
 
 // A value that has no counterpart in UTF-8 (other than under SQL_ASCII the server
-// has to convert it) halts the mirror, with what it is and what to do, and leaves
-// no slot. After it was mended, the mirror goes on.
+// has to convert it) halts the mirror with an error that names the problem and the
+// remedy, and leaves no slot. After the value was mended, the mirror goes on.
 func TestValueWithoutCounterpartInUTF8(t *testing.T) {
 	t.Parallel()
 	for _, streamed := range []bool{false, true} {

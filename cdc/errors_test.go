@@ -13,7 +13,7 @@ import (
 	"dinnerbell/cdc/source"
 )
 
-// What is no matter of the connection does not stand under its heading.
+// An error that does not concern the connection is not logged as one that does.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

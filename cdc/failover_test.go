@@ -68,8 +68,8 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// The promoted standby lacks what was applied here: its slot is there, and would
-// go on, and must not.
+// The promoted standby lacks changes that were applied here: its slot is there, and
+// would go on, and must not.
 func TestFailoverToAStandbyThatWasBehind(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
@@ -99,7 +99,7 @@ func TestFailoverToAStandbyThatWasBehind(t *testing.T) {
 	r.moveTo(standby)
 	r.startServer(standby)
 	r.promote(standby)
-	for r.lsn("pg_current_wal_flush_lsn") < ahead { // positions alone tell nothing any more
+	for r.lsn("pg_current_wal_flush_lsn") < ahead { // then positions alone do not show the difference
 		r.write(65, 2, 50)()
 	}
 	if n := r.Int(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn <= $2::text::pg_lsn`, r.cfg.Slot, ahead.String()); n != 1 {

@@ -13,7 +13,7 @@ import (
 // glance is long enough for a barrier that does not wait.
 const glance = 100 * time.Millisecond
 
-// waits says whether the barrier waits at this moment.
+// waits reports whether the barrier waits at this moment.
 func (r *deployment) waits() bool {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), glance)
@@ -36,8 +36,8 @@ func (r *deployment) pausable() *envtest.Relay {
 
 const subscribeLate = `INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r')`
 
-// Replication is held back by a proxy: the strict barrier waits for what was
-// committed, and for nothing else.
+// A proxy holds replication back: the strict barrier waits for committed changes,
+// and for nothing else.
 func TestStrictWaitsWhileReplicationIsPaused(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()

@@ -128,8 +128,9 @@ func TestTwinWaitsForASilentOne(t *testing.T) {
 	}
 }
 
-// A guard that a killed daemon of our own left behind is ended. The lock of a role
-// that cannot be a mirror stops nothing. A guard that is lost is taken again.
+// The mirror ends a lock holder that a killed run of its own left behind. The lock
+// of a role that cannot be a mirror stops nothing. A lock that is lost is taken
+// again.
 func TestGuardIsTaken(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()

@@ -115,8 +115,8 @@ func (r *deployment) begin(sql string) (end func()) {
 	}
 }
 
-// What a migration in several statements breaks for a moment is waited for, and
-// the mirror goes on; where it stays broken, the mirror halts.
+// The mirror waits while a migration in several statements breaks a precondition
+// for a moment, and goes on; where the precondition stays broken, it halts.
 func TestMigrationInTwoStatementsIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, gone, back string }{
@@ -161,7 +161,7 @@ func TestMigrationInTwoStatementsIsWaitedFor(t *testing.T) {
 }
 
 // A slot that must go and may not be dropped, since REPLICATION was revoked, is a
-// halt that says so.
+// halt that names the right.
 func TestStaleSlotWithoutReplication(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup().start()

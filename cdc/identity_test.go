@@ -30,8 +30,8 @@ func (r *deployment) looks() (look func()) {
 	}
 }
 
-// Statements that change the catalogs, and neither values nor what is published,
-// lead to no snapshot and hold no join up.
+// Statements that change the catalogs, but neither values nor the published
+// changes, lead to no snapshot and hold no join up.
 func TestHarmlessCatalogChanges(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()
@@ -73,9 +73,9 @@ const rangeParts = `DROP TABLE subscribers_restaurants;
 	INSERT INTO part2 (id, restaurant_id, client_id) SELECT g, 'r', 'new' || g FROM generate_series(200, 210) g;
 	INSERT INTO subscribers_restaurants SELECT g, 'c' || g, 'r' FROM generate_series(90, 110) g;`
 
-// What the stream does not send is in the very next strict join, whether the
-// mirror runs meanwhile or is stopped. The new rows are built beside those that
-// are served: the slot stays.
+// Changes that the stream does not send are in the very next strict join, whether
+// the mirror runs meanwhile or is stopped. The new rows are built beside the served
+// ones: the slot stays.
 func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 	t.Parallel()
 	const rows = `INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'c' || g, 'r' FROM generate_series(1, 10) g;`
@@ -155,8 +155,8 @@ func TestStrictJoinsSeeWhatIsNotSent(t *testing.T) {
 	}
 }
 
-// What happened to a table while it was in a schema that is not published was not
-// sent, and the walsender that has met a partition there sends nothing of it later.
+// Writes to a table while it was in a schema that is not published were not sent,
+// and a walsender that has met a partition there sends nothing of it later.
 func TestTableThatWasInAnotherSchema(t *testing.T) {
 	t.Parallel()
 	for _, before := range []string{`INSERT INTO subscribers_restaurants (id, client_id, restaurant_id) VALUES (95, 'c', 'r'), (96, 'd', 'r');`, rangeParts} {

@@ -16,8 +16,8 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// What makes the stream another one leads to a new snapshot, by itself, or halts
-// until the operator asks for one.
+// An event that makes the stream another one leads to a new snapshot by itself, or
+// to a halt until the operator asks for a snapshot.
 func TestRebuilds(t *testing.T) {
 	t.Parallel()
 	recreate := func(r *deployment) {
@@ -108,9 +108,9 @@ func TestPublicationTouchedWhileRunning(t *testing.T) {
 	r.same("r")
 }
 
-// What is published is narrowed behind the mirror's back, while it runs: it halts
-// before it serves a wrong audience for long, and after mending it knows that
-// changes went by unseen.
+// The publication is narrowed while the mirror runs: the mirror halts before it
+// serves a wrong audience for long, and after mending it knows that changes went by
+// unseen.
 func TestPublicationNarrowedWhileRunning(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, sql, what string }{
@@ -145,8 +145,8 @@ func TestPublicationNarrowedWhileRunning(t *testing.T) {
 	}
 }
 
-// A server that was put back to a backup, as it is or on a timeline of its own,
-// and written to again: never continued.
+// The mirror never goes on with a server that was put back to a backup, as it is or
+// on a timeline of its own, and written to again.
 func TestServerRestoredFromABackup(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -188,7 +188,7 @@ func TestServerRestoredFromABackup(t *testing.T) {
 					}
 					return nil
 				})
-				for r.lsn("pg_current_wal_flush_lsn") < r.store.DurableLSN() { // positions alone tell nothing any more
+				for r.lsn("pg_current_wal_flush_lsn") < r.store.DurableLSN() { // then positions alone do not show the difference
 					r.write(70, 1, 50)()
 				}
 			}

@@ -102,7 +102,7 @@ func (r *deployment) source() *source.DB {
 	return db
 }
 
-// owner is the configuration for who owns the tables.
+// owner is the configuration with the role that owns the tables.
 func (r *deployment) owner() Config {
 	cfg := r.cfg
 	cfg.URL = func() (string, error) { return r.URL, nil }

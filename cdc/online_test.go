@@ -27,7 +27,7 @@ func (r *deployment) rebuilt() Rebuilt {
 	return done
 }
 
-// noSideSlots waits until the server has dropped what was temporary.
+// noSideSlots waits until the server has dropped the temporary slots.
 func (r *deployment) noSideSlots() {
 	r.t.Helper()
 	envtest.Until(r.t, patience, func() error {
@@ -50,7 +50,7 @@ func TestRebuildOnline(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
 	group.Go(func() {
-		for n := 0; ctx.Err() == nil; n++ { // what was committed is there behind the barrier, flip or not
+		for n := 0; ctx.Err() == nil; n++ { // behind the barrier every committed row is there, flip or not
 			client := fmt.Sprintf("fresh %d", n)
 			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, 'always')`, client)
 			r.barrier()
@@ -77,7 +77,7 @@ func TestRebuildOnline(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.awaitFree()
-	r.start() // what took over is what is found again
+	r.start() // the rows that took over are found again
 	r.same(allRestaurants...)
 	if st := r.m.Status(); st.Snapshots != 0 {
 		t.Errorf("%d snapshots after a restart, want none", st.Snapshots)
@@ -134,8 +134,8 @@ func TestRebuildLetsGo(t *testing.T) {
 	r.same("r")
 }
 
-// What goes wrong meanwhile ends the rebuild, says why, and leaves the rows that
-// are served and the next rebuild alone.
+// A failure meanwhile ends the rebuild with its reason, and leaves the served rows
+// and the next rebuild alone.
 func TestRebuildOnlineFails(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -193,8 +193,8 @@ func TestRebuildOnlineFails(t *testing.T) {
 	}
 }
 
-// A source that cannot be asked is an error that says so, and nothing is left
-// over of the try: neither a slot nor a connection.
+// A source that cannot be asked is reported as such, and the attempt leaves nothing
+// behind: neither a slot nor a connection.
 func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, url, spoil, mend, want string }{
@@ -241,7 +241,8 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 	}
 }
 
-// One at a time, and none before there are rows or after the end.
+// Only one rebuild runs at a time, and none begins before there are rows or after
+// the end.
 func TestRebuildOnlineIsAlone(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()

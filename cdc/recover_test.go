@@ -56,7 +56,7 @@ func (r *deployment) awaitFree() {
 	})
 }
 
-// Where slots can survive a failover, ours does.
+// Where slots can survive a failover, the mirror's slot does.
 func TestSlotIsForFailover(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup().start()
@@ -198,7 +198,7 @@ func TestNeededColumnGone(t *testing.T) {
 	r.same("r")
 }
 
-// What a snapshot and a stream need and do not have halts, with a hint.
+// A missing condition of a snapshot or a stream halts the mirror, with a hint.
 func TestHalts(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, sql, what, hint string }{

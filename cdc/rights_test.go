@@ -40,8 +40,8 @@ func (r *deployment) finds(check string, level precondition.Level, texts ...stri
 	}
 }
 
-// What a server lacks for the mirror, or has beside it that will hurt, is in the
-// list, with the statement that mends it.
+// The list has everything that a server lacks for the mirror, or has beside it that
+// will hurt, with the statement that mends it.
 func TestServerWithoutRoom(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
@@ -97,8 +97,8 @@ func TestIDsThatSQLFindsEqual(t *testing.T) {
 	r.finds("source.id_types", precondition.Warn, "restaurant_id", "TYPE text")
 }
 
-// The blanks that char(n) is padded with are no part of an id, by snapshot and by
-// stream, as they are none in SQL.
+// The blanks that pad char(n) are no part of an id, by snapshot and by stream, as
+// in SQL.
 func TestPaddedIDs(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
@@ -117,7 +117,7 @@ func TestPaddedIDs(t *testing.T) {
 	}
 }
 
-// Where wal_sender_timeout is off, our walsender has one all the same.
+// Where wal_sender_timeout is off, the mirror's walsender has one all the same.
 func TestWalsenderHasATimeout(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

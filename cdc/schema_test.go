@@ -68,7 +68,7 @@ func TestCompositeKey(t *testing.T) {
 	}
 }
 
-// What is not the whole key, or may be NULL, does not tell rows apart.
+// A part of the key, or a column that may be NULL, does not tell rows apart.
 func TestCompositeKeyRefused(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -95,8 +95,8 @@ func TestCompositeKeyRefused(t *testing.T) {
 	}
 }
 
-// What the table's owner does to columns while others write: the stream goes on
-// where it can, and a snapshot is taken where no message tells the new values.
+// The table's owner alters columns while others write: the stream goes on where it
+// can, and a snapshot is taken where no message carries the new values.
 func TestAltersUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
@@ -147,7 +147,7 @@ func TestNeededColumnDropped(t *testing.T) {
 	r.same("r")
 }
 
-// Partitions come and go with their rows, and no message tells.
+// Partitions come and go with their rows, and the stream does not report that.
 func TestPartitionsComeAndGo(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)
@@ -178,7 +178,7 @@ func TestPartitionsComeAndGo(t *testing.T) {
 	}
 }
 
-// A temporary table, in whatever schema it lies, is none of ours.
+// A temporary table is refused, in whatever schema it lies.
 func TestTemporaryTableRefused(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

@@ -10,7 +10,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// own moves the rig to a server of its own, which can be killed.
+// own moves the deployment to a server of its own, which can be killed.
 func (r *deployment) own(settings map[string]string) *testenv.Postgres {
 	r.t.Helper()
 	server := envtest.StartPostgres(r.t, filepath.Join(envtest.Dir(r.t), "postgres"), settings)
@@ -60,7 +60,7 @@ func (r *deployment) startServer(server *testenv.Postgres) {
 	r.Pool.Reset()
 }
 
-// pair moves the rig to a primary of its own with a physical standby. The
+// pair moves the deployment to a primary of its own with a physical standby. The
 // mirror's address names both.
 func (r *deployment) pair() (primary, standby *testenv.Postgres) {
 	r.t.Helper()

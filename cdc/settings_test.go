@@ -165,8 +165,8 @@ func TestOtherPinsLeadToOneRebuild(t *testing.T) {
 	}
 }
 
-// A short transaction_timeout (17 and newer) ends neither a snapshot nor what is
-// read beside the stream.
+// A short transaction_timeout (17 and newer) ends neither a snapshot nor a read
+// beside the stream.
 func TestTransactionTimeoutDoesNotCutASnapshot(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()

@@ -11,8 +11,8 @@ import (
 )
 
 // A server that would take the mirror for a synchronous standby is refused by
-// setup, at the start, before a slot is made, and while it streams; its commits
-// do not wait for us. Names of others are none of our business.
+// setup, at the start, before a slot is made, and while it streams; its commits do
+// not wait for the mirror. Standbys of other names do not matter.
 func TestNeverASynchronousStandby(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

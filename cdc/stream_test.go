@@ -64,7 +64,8 @@ func (w *writer) client() string {
 	return fmt.Sprintf("client %d", w.rnd.IntN(40))
 }
 
-// statement picks one. Rows are chosen by a random id, so that many meet none.
+// statement picks a statement. It chooses rows by a random id, so that many
+// statements meet no row.
 func (w *writer) statement(i int) (string, []any) {
 	id := w.rnd.IntN(400)
 	switch w.rnd.IntN(12) {

@@ -83,8 +83,8 @@ func TestCopyInOnePieceWithoutRightsOnPartitions(t *testing.T) {
 	r.same("r")
 }
 
-// The connection of a long copy is lost: the error says how far it was, what
-// was served is still served, and the next attempt begins anew.
+// The connection of a long copy is lost: the error names the progress of the copy,
+// the old rows are still served, and the next attempt begins anew.
 func TestCopyLostInTheMiddle(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).inPieces(2).setup().start()

@@ -48,7 +48,8 @@ func TestReplicaIdentities(t *testing.T) {
 	}
 }
 
-// An id longer than the limit is none, by snapshot and by stream, and counted.
+// An id longer than the limit is taken as NULL, by snapshot and by stream, and
+// counted.
 func TestIDsLongerThanTheLimit(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

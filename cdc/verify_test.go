@@ -26,7 +26,7 @@ func (r *deployment) damage(do func(d *damage.Rows)) {
 	damage.Do(r.t, r.dir, do)
 }
 
-// verify compares, and gives what was found as text, sorted.
+// verify compares, and returns the differences as text, sorted.
 func (r *deployment) verify(repair bool) (Verified, []string) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
@@ -138,7 +138,7 @@ func (r *deployment) writeElsewhere(key string) (stop func()) {
 	}
 }
 
-// Whatever is written meanwhile, what is right is never found wrong.
+// A verification never finds a right row wrong, whatever is written meanwhile.
 func TestVerifyFindsNothingWhereNothingIs(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup().start()

@@ -47,10 +47,10 @@ func (r *deployment) logged() *logs {
 // maxPinned is what a table that nobody writes may make the server keep.
 const maxPinned = 64 << 20
 
-// A table that nobody writes pins at most 64 MB of WAL, however much others
-// write: 192 MB here, as fast as the server takes it, looked at after each 8 MB.
-// What is not acknowledged is ours; restart_lsn follows it at the server's next
-// checkpoint.
+// A table that nobody writes pins at most 64 MB of WAL, however much others write:
+// 192 MB here, as fast as the server takes it, looked at after each 8 MB. The
+// mirror is responsible for WAL that it has not acknowledged; restart_lsn follows
+// the acknowledgement at the server's next checkpoint.
 func TestIdleTableDoesNotPinWAL(t *testing.T) {
 	t.Parallel()
 	for name, every := range map[string]time.Duration{"without checkpoints": 0, "with checkpoints": time.Hour} {
@@ -102,7 +102,7 @@ func idleTableDoesNotPinWAL(t *testing.T, every time.Duration) { //nolint:thelpe
 	}
 }
 
-// patient checkpoints only when it is told to.
+// patient makes checkpoints only on demand.
 var patient = map[string]string{"max_wal_size": "8GB", "checkpoint_timeout": "1h"}
 
 // with adds a setting.
@@ -112,15 +112,15 @@ func with(settings map[string]string, name, value string) map[string]string {
 	return all
 }
 
-// fill writes n MB that are none of ours.
+// fill writes n MB to other tables.
 func (r *deployment) fill(n int) {
 	r.t.Helper()
 	r.Exec(`CREATE TABLE IF NOT EXISTS other (filler text); ALTER TABLE other ALTER filler SET STORAGE EXTERNAL`)
 	r.Exec(`INSERT INTO other SELECT repeat('x', 1000000) FROM generate_series(1, $1::int)`, n)
 }
 
-// A daemon that was away for long is told at its start how much the server
-// keeps for it, and how far that is from the end.
+// After a long absence the daemon logs at its start how much WAL the server keeps
+// for it, and how far that is from the limit.
 func TestSlotThatHoldsMuchIsWarnedAbout(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t)

@@ -156,8 +156,9 @@ func idText(id id.ID, keep bool) string {
 	return id.Text()
 }
 
-// Each script in testdata/assemble is lines of messages, "from LSN" or "key
-// COLUMN..." (besides id) before them, and after each block, set off by "----", what comes out of it.
+// Each script in testdata/assemble is blocks of messages, with "from LSN" or "key
+// COLUMN..." (besides id) before them, and after each block, behind "----", the
+// expected pieces.
 func TestAssembleScripts(t *testing.T) {
 	t.Parallel()
 	paths, err := filepath.Glob("testdata/assemble/*.txt")
@@ -303,9 +304,9 @@ func TestDecodeCutMessages(t *testing.T) {
 	}
 }
 
-// What decoding may allocate: for each byte what the smallest message (15 bytes)
-// makes of it, a change of 120 bytes in a slice that grows by half; and some, for
-// the runtime counts whole spans.
+// The memory that decoding may allocate: for each byte the share of the smallest
+// message (15 bytes), which makes a change of 120 bytes in a slice that grows by
+// half; and some, for the runtime counts whole spans.
 const fuzzBase, fuzzPerByte = 1 << 20, 64
 
 // allocated is all that was ever allocated by the process.

@@ -6,7 +6,7 @@ import (
 	"dinnerbell/internal/budget"
 )
 
-// What the decoder allocates for each change: the ids that stay.
+// The decoder allocates only the ids that stay for each change.
 func TestDecodeAllocations(t *testing.T) {
 	a := newTestAssembler(0)
 	feed := func(line string) {

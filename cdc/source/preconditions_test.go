@@ -10,7 +10,7 @@ import (
 	"dinnerbell/internal/halt"
 )
 
-// A server that is too old says so by what it does not know.
+// A server that is too old is recognised by the settings that it does not know.
 func TestOldServerIsRefused(t *testing.T) {
 	t.Parallel()
 	if found := checkVersion(&checkFacts{cat: &Catalog{Version: 13_21_00}}); len(found) != 1 || !strings.Contains(haltOnViolation(found[0]).Err.What, "Postgres 13, older than 14") {

@@ -58,7 +58,8 @@ func TestCopyProgress(t *testing.T) {
 	}
 }
 
-// logLines hands out what is written to it, and drops what nobody takes.
+// logLines hands out the lines that are written to it, and drops those that nobody
+// takes.
 type logLines chan string
 
 func (l logLines) Write(p []byte) (int, error) {
