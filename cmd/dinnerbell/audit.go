@@ -14,12 +14,13 @@ import (
 // errAudit: an invariant does not hold.
 var errAudit = errors.New("the audit found what must not be; start the daemon, it halts the lane and says how to go on")
 
-// auditCmd checks from the outside what the protocol promises.
+// auditCmd checks the invariants of the protocol from the outside.
 type auditCmd struct {
 	JSON bool `help:"As JSON, one object a line."`
 }
 
-// Run needs no daemon and disturbs none.
+// Run reads Postgres and Kafka alone: it needs no daemon and does not disturb a
+// running one.
 func (c *auditCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"dinnerbell/internal/testenv"
 )
 
-// brokerCmd is the demo's broker in a process of its own, started by the demo
-// and ended by its SIGTERM.
+// brokerCmd runs the demo's broker as a separate process. The demo starts it and
+// ends it by SIGTERM.
 type brokerCmd struct {
 	Dir    string `arg:"" help:"Data folder."`
 	Listen string `arg:"" help:"host:port on loopback."`

@@ -75,7 +75,7 @@ func (c *capacityCmd) Run(_ context.Context, a *invocation) error {
 	return printPlan(a.stdout, &units, &plan)
 }
 
-// printPlan is for people: each resource with what it needs, then the sums.
+// printPlan writes the plan as text: the need of each resource, then the sums.
 func printPlan(out io.Writer, u *capacity.Units, p *capacity.Plan) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
 	_, _ = fmt.Fprintf(w, "resource\tneeded\tone gives\tcount\t \t\n") // Flush reports errors

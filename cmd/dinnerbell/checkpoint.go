@@ -21,7 +21,7 @@ import (
 	"dinnerbell/state/id"
 )
 
-// checkpointCmd are the commands about saved states.
+// checkpointCmd groups the commands about saved states.
 type checkpointCmd struct {
 	Create  checkpointCreateCmd  `cmd:"" help:"Save the local state as it is now, with or without a running daemon."`
 	List    checkpointListCmd    `cmd:"" help:"List what is saved, and whether the slot still covers it."`
@@ -40,8 +40,9 @@ type savedState struct {
 	OwnBytes      int64           `json:"own_bytes"` // shared with nothing: what removing it would free
 	NextOffsets   map[int32]int64 `json:"next_offsets"`
 	Writer        string          `json:"writer"`
-	// Covered: the WAL since then is still there, so a restore of it goes on
-	// without a snapshot; null if that is not known. Reason says why not.
+	// Covered reports whether the slot still holds all WAL since the checkpoint, so
+	// that a restored state goes on without a snapshot; null if unknown. Reason is
+	// why it is false or null.
 	Covered *bool  `json:"covered"`
 	Reason  string `json:"reason,omitempty"`
 }
@@ -59,7 +60,7 @@ func ownBytes(dir string, m *state.Manifest) int64 {
 	for name, size := range m.Files {
 		info, err := os.Stat(filepath.Join(m.Folder(dir), name))
 		if err != nil {
-			continue // it is being removed
+			continue // removed in the meantime
 		}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Nlink == 1 {
 			n += size
@@ -68,8 +69,8 @@ func ownBytes(dir string, m *state.Manifest) int64 {
 	return n
 }
 
-// setCoverage fills in whether the slot covers it. judge is nil if that could not be
-// asked, because of err.
+// setCoverage fills in whether the slot covers the checkpoint. judge is nil if
+// Postgres could not be asked, because of err.
 func (s *savedState) setCoverage(m *state.Manifest, judge func(state.Source, id.LSN) string, err error) {
 	if judge == nil {
 		s.Reason = logging.Line(err.Error())
@@ -80,7 +81,7 @@ func (s *savedState) setCoverage(m *state.Manifest, judge func(state.Source, id.
 	s.Covered = &covered
 }
 
-// coverageText says it in a word.
+// coverageText returns Covered and Reason as text.
 func (s *savedState) coverageText() string {
 	switch {
 	case s.Covered == nil:
@@ -91,13 +92,13 @@ func (s *savedState) coverageText() string {
 	return "no: " + s.Reason
 }
 
-// checkpointCreateCmd saves the state.
+// checkpointCreateCmd saves the local state.
 type checkpointCreateCmd struct {
 	JSON bool `help:"As JSON."`
 }
 
-// Run has the daemon do it, or does it if there is none: the lock on state.dir
-// tells.
+// Run asks the daemon for a checkpoint. Without a daemon it makes the checkpoint
+// itself; the lock on state.dir keeps the two apart.
 func (c *checkpointCreateCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -158,13 +159,13 @@ func saveCheckpoint(ctx context.Context, e *daemon.Engine, _ *control.Call) (any
 	}
 }
 
-// checkpointListCmd lists what is saved.
+// checkpointListCmd lists the checkpoints.
 type checkpointListCmd struct {
 	JSON bool `help:"As JSON."`
 }
 
-// Run reads the folder; the daemon may run or not. Whether the slot covers a
-// checkpoint, Postgres is asked.
+// Run reads the folder, with or without a running daemon. It asks Postgres whether
+// the slot covers each checkpoint.
 func (c *checkpointListCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -208,20 +209,21 @@ func printSaved(out io.Writer, saved []savedState) error {
 	return nil
 }
 
-// ageText is how long ago something was.
+// ageText returns the time since then.
 func ageText(then time.Time) string { return time.Since(then).Round(time.Second).String() }
 
-// checkpointRestoreCmd puts a saved state back.
+// checkpointRestoreCmd replaces the local state by a checkpoint.
 type checkpointRestoreCmd struct {
 	ID   string `arg:"" help:"One that checkpoint list shows."`
 	JSON bool   `help:"As JSON."`
 }
 
-// restoredState is what restore answers.
+// restoredState is the result of a restore.
 type restoredState struct {
 	savedState
 
-	// Replaced is where the state is that was there; "": there was none.
+	// Replaced is the folder that the former state was moved to; "" without a
+	// former state.
 	Replaced string `json:"replaced,omitempty"`
 }
 

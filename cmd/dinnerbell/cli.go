@@ -14,8 +14,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// commandLine is the command line: one field for each command of the contract, those
-// that come later included, so that they are refused and not unknown.
+// commandLine is the command line: one field for each command of the contract.
+// Commands that are not available yet have one too, so that they are refused and
+// not unknown.
 type commandLine struct {
 	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment says what is needed)."`
 
@@ -41,8 +42,8 @@ type commandLine struct {
 	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
 }
 
-// invocation is what every command gets from the outside. Data goes to stdout,
-// everything said about it to stderr.
+// invocation holds the inputs and outputs of one command line. Data goes to stdout,
+// messages to stderr.
 type invocation struct {
 	stdout, stderr io.Writer // stdout escapes controls; stderr is for bars on a terminal and for children
 	messages       io.Writer // standard error, controls escaped: log and errors
@@ -50,7 +51,7 @@ type invocation struct {
 	configFile     string // of -c; "" for the default
 
 	cfg    *config.Config // once load has read it
-	daemon bool           // the command is run, whose last line is for whoever reads its log
+	daemon bool           // the command is run: its last line goes to the log
 }
 
 // runCommandLine executes one command line and returns the exit code: 0 done, 1 failed,
@@ -59,7 +60,7 @@ func runCommandLine(ctx context.Context, args []string, stdout, stderr io.Writer
 	data, messages := &terminal.EscapingWriter{Out: stdout}, &terminal.EscapingWriter{Out: stderr}
 	code := parseAndRun(ctx, args, &invocation{stdout: data, stderr: stderr, messages: messages, env: config.ParseEnv(env)})
 	if err := errors.Join(data.Flush(), messages.Flush()); err != nil && code == exitDone {
-		return exitFailed // what was asked for did not arrive
+		return exitFailed // the output is incomplete
 	}
 	return code
 }
@@ -91,12 +92,12 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 	return a.reportError(command.Run(a))
 }
 
-// maxError bounds, in bytes, the error that a command ends with. A configuration
-// may have twenty mistakes.
+// maxError is the largest error text, in bytes, that a command ends with. A
+// configuration may have twenty mistakes.
 const maxError = 16 << 10
 
-// reportError writes an error for the operator and gives its exit code. A daemon
-// that logs JSON writes it as JSON, like all before it.
+// reportError writes an error for the operator and returns its exit code. A daemon
+// that logs JSON writes the error as JSON too.
 func (a *invocation) reportError(err error) int {
 	code := exitCode(err)
 	switch {

@@ -17,8 +17,8 @@ import (
 	"dinnerbell/stream/operator"
 )
 
-// deadLettersCmd is about what was refused. It asks Kafka itself, so it needs no
-// daemon.
+// deadLettersCmd groups the commands about refused messages. They read Kafka
+// themselves and need no daemon.
 type deadLettersCmd struct {
 	List  deadLettersListCmd  `cmd:"" help:"List what was refused, and why."`
 	Retry deadLettersRetryCmd `cmd:"" help:"Send what would not be refused any more to the campaigns topic again."`
@@ -44,7 +44,7 @@ type deadLetterItem struct {
 	Base64 []byte `json:"value_base64,omitempty"`
 }
 
-// Run lists them as of now, in the order of the topic.
+// Run lists the messages that the topic holds now, in the order of the topic.
 func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -78,7 +78,8 @@ func newDeadLetterItem(d *operator.DeadLetter) deadLetterItem {
 	return item
 }
 
-// printDeadLetter is for people: a line each, the name that retry takes first.
+// printDeadLetter writes one line of text, which begins with the name that retry
+// takes.
 func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 	from := "unknown"
 	if d.Topic != "" {
@@ -99,7 +100,8 @@ type deadLetterPlace struct {
 	offset    int64
 }
 
-// Run says what it did with each. One that was named and not sent is a failure.
+// Run prints the outcome for each message. It fails if a message that was named
+// could not be sent.
 func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	wanted, err := c.parsePlaces()
 	if err != nil {

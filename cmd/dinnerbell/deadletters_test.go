@@ -12,8 +12,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// What was refused is listed with its reason, and sent again once it would be
-// accepted: here, since the topic takes larger messages now.
+// A refused message is listed with its reason, and sent again once it would be
+// accepted: here because the topic now takes larger messages.
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	s := newDeployment(t)
@@ -73,7 +73,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	s.daemon()
 	s.rows(2)
-	// What was sent again is good; the other one is refused for ever.
+	// The message that was sent again is accepted; the other one stays refused.
 	s.kafka.Configure(notifications, "max.message.bytes", "2048")
 	var stderr syncBuffer
 	if code, out := s.run(t.Context(), &stderr, "dead-letters", "retry", "--all"); code != exitFailed || !strings.Contains(stderr.String(), "none of 2") || strings.Count(out, "left:") != 2 {

@@ -18,14 +18,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// demoProcess is `dinnerbell demo` as a process, small, with a temporary folder
-// of its own that has to be empty at the end.
+// demoProcess starts a small `dinnerbell demo` as a process, with its own temporary
+// folder, which must be empty at the end.
 func demoProcess(t *testing.T, args ...string) (cmd *exec.Cmd, stderr *syncBuffer, left func() []os.DirEntry) {
 	t.Helper()
 	tmp := envtest.Dir(t)
 	args = append([]string{"demo", "--subscriptions", "3000", "--restaurants", "40"}, args...)
 	cmd = exec.CommandContext(t.Context(), envtest.Binary(t), args...)
-	// What would lead it to a real system must not reach its children.
+	// Variables that name a real system must not reach the demo's children.
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "DINNERBELL_SOURCE_URL=postgres://127.0.0.1:1/real", "DINNERBELL_KAFKA_GROUP=real")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // kfake must not be killed
 	stderr = &syncBuffer{}

@@ -19,7 +19,7 @@ import (
 // hostileID has each kind of what a terminal obeys.
 const hostileID = "a\nb\tc\x1b[2J\x07\r\x7f\u009b31m\u202egnp\u2066x\u2069\u200f\u061c\u2028\x00é世"
 
-// What people read has an id in one line, whoever prints it.
+// Every listing for people shows an id in one line.
 func TestListingsEscapeIDs(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

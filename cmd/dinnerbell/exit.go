@@ -17,12 +17,14 @@ const (
 	exitHalted = 3
 )
 
-// errUsage: the command line is wrong, or asks for what there is not yet.
+// errUsage reports a wrong command line, or one that asks for something that is not
+// available yet.
 var errUsage = errors.New("usage")
 
-// ExitCode sorts an error. What trying again cannot mend and the configuration
-// cannot either (a lost slot, a sink rolled back, state of a newer version) is
-// halted: a supervisor should call somebody and not restart.
+// exitCode returns the exit code for an error. An error is a halt if neither
+// another attempt nor the configuration can mend it (a lost slot, a sink rolled
+// back, state of a newer version): a supervisor should then alert an operator and
+// not restart.
 func exitCode(err error) int {
 	switch {
 	case err == nil:

@@ -16,8 +16,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// kafkaPorts are the addresses of a broker's four kinds of port, by what they
-// speak. The user is me, the mechanism PLAIN.
+// kafkaPorts are the addresses of a broker's four kinds of port, by protocol. The
+// user is me, the mechanism PLAIN.
 type kafkaPorts map[string]string
 
 // newKafkaPorts starts a kfake of each kind, or one Apache Kafka, with a
@@ -102,7 +102,7 @@ func (s *deployment) at(addr string, tls, sasl map[string]any) {
 	}
 }
 
-// Whatever is wrong about TLS or SASL, the error names the setting to change.
+// For each wrong setting of TLS or SASL the error names the setting to change.
 func TestWrongPortNamesTheSetting(t *testing.T) {
 	t.Parallel()
 	const wantsTLS, takesTLS, wantsSASL, takesSASL = "set kafka.tls.enabled: true", "the port takes no TLS", "set kafka.sasl.mechanism", "the port takes no SASL"

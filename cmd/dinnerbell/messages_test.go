@@ -58,8 +58,8 @@ func repeater(t *testing.T) (addr string) {
 	return l.Addr().String()
 }
 
-// Whatever a server puts into its error, log, status, HTTP and the error of a
-// command hold a line of it and no password.
+// A server may put anything into its error. Log, status, HTTP and the error of a
+// command show one line of the text and no password.
 func TestServerThatRepeatsThePassword(t *testing.T) {
 	t.Parallel()
 	const password = "hunter2-ZQMARK"

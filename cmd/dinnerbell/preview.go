@@ -15,7 +15,7 @@ import (
 	"dinnerbell/stream"
 )
 
-// previewCmd says what would come of a campaign.
+// previewCmd reports the outcome that a campaign would have.
 type previewCmd struct {
 	File string `arg:"" help:"One message of the campaigns topic; - for standard input."`
 	JSON bool   `help:"The result as JSON."`
@@ -26,7 +26,8 @@ type previewArguments struct {
 	Value []byte `json:"value"`
 }
 
-// maxPreview bounds the message: what may travel to the daemon, in base64.
+// maxPreview is the size limit of the message, which travels to the daemon in
+// base64.
 const maxPreview = control.MaxArguments / 2
 
 // Run asks the running daemon. A message that would be refused is an error.
@@ -93,7 +94,7 @@ func previewCampaign(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 	return p, nil
 }
 
-// printPreview is for people.
+// printPreview writes the preview as text.
 func printPreview(out io.Writer, p *stream.Preview) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", name, terminal.Escape(value)) } // Flush reports errors

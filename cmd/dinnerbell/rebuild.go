@@ -20,15 +20,15 @@ type rebuildCmd struct {
 	JSON    bool `help:"The result as JSON."`
 }
 
-// rebuildResult is what a rebuild has done.
+// rebuildResult is the result of a rebuild.
 type rebuildResult struct {
 	Subscriptions int64   `json:"subscriptions"`
-	LSN           string  `json:"lsn"` // which the new rows took over at
+	LSN           string  `json:"lsn"` // at which the new rows replaced the old
 	Seconds       float64 `json:"seconds"`
 }
 
-// Run has the running daemon do it, beside what it serves. For that state.dir is
-// all that has to be known.
+// Run asks the running daemon, which goes on serving from the old rows. Of the
+// configuration it needs state.dir alone.
 func (c *rebuildCmd) Run(ctx context.Context, a *invocation) error {
 	if c.Offline {
 		return c.rebuildOffline(ctx, a)
@@ -50,8 +50,8 @@ func (c *rebuildCmd) Run(ctx context.Context, a *invocation) error {
 	return c.printResult(a, r)
 }
 
-// rebuildOffline fills the state of state.dir anew. The lock on that folder sees to it
-// that no daemon uses it meanwhile.
+// rebuildOffline takes a new snapshot into state.dir. The lock on that folder keeps
+// a daemon from using it meanwhile.
 func (c *rebuildCmd) rebuildOffline(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -94,8 +94,8 @@ func rebuildOnline(ctx context.Context, e *daemon.Engine, c *control.Call) (any,
 	return rebuildResult{Subscriptions: done.Subscriptions, LSN: done.At.String(), Seconds: time.Since(began).Seconds()}, nil
 }
 
-// showWork sends the progress of what the mirror does beside the stream, until
-// stop.
+// showWork sends the progress of the mirror's rebuild or verification to the
+// client, until stop.
 func showWork(c *control.Call, mirror *cdc.Mirror) (stop func()) {
 	ended, stopped := make(chan struct{}), make(chan struct{})
 	go func() {

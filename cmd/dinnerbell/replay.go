@@ -33,7 +33,7 @@ type replayArguments struct {
 	DryRun     bool      `json:"dry_run,omitempty"`
 }
 
-// Run shows what came of it, and fails where lanes were left out.
+// Run prints the result, and fails if lanes were left out.
 func (c *replayCmd) Run(ctx context.Context, a *invocation) error {
 	args, err := c.parseArguments(time.Now())
 	if err != nil {
@@ -123,7 +123,7 @@ func replayCampaigns(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 	return r, nil
 }
 
-// printReplay is for people.
+// printReplay writes the report as text.
 func printReplay(out io.Writer, r *stream.ReplayReport) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name string, n int64, what string) {

@@ -29,8 +29,8 @@ func (s *deployment) rows(want int64) {
 	})
 }
 
-// Who subscribed too late for a campaign was missed by it, as far as a replay
-// can tell. The commands beside a daemon, and `subscribers` without one.
+// A replay counts a client who subscribed after a campaign as missed. The commands
+// run beside a daemon, and `subscribers` also without one.
 func TestReplayAndSubscribers(t *testing.T) {
 	t.Parallel()
 	s := newDeployment(t)
@@ -80,7 +80,7 @@ func TestReplayAndSubscribers(t *testing.T) {
 	}
 	s.checkSubscribers(5000)
 
-	// A checkpoint says where the lanes read on when it was made.
+	// A checkpoint holds the offsets at which the lanes would have read on.
 	store, err := state.Open(s.dir, state.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func (s *deployment) checkSubscribers(n int) {
 	}
 }
 
-// What --from may be.
+// The forms of --from.
 func TestReplayArguments(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -165,7 +165,7 @@ func TestReplayArguments(t *testing.T) {
 	}
 }
 
-// Lanes of other daemons are said to whoever reads only standard output.
+// Standard output alone shows that lanes of other daemons were left out.
 func TestPrintReplayNamesWhatIsLeftOut(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

@@ -8,15 +8,15 @@ import (
 	"dinnerbell/stream/operator"
 )
 
-// resolveCmd settles one lane. What was lost cannot be known again, so there
-// are two honest ways, and the operator names one.
+// resolveCmd settles one lane. Nobody can know which records were lost, so the
+// operator chooses between repeats and misses.
 type resolveCmd struct {
 	Lane          int32 `required:"" help:"The lane that halted."`
 	AcceptRepeats bool  `xor:"accept" required:"" help:"Nobody is missed; some may be notified again."`
 	AcceptMissing bool  `xor:"accept" required:"" help:"Nobody is notified again; some may be missed."`
 }
 
-// Run says what it did, line by line.
+// Run prints each step that it took.
 func (c *resolveCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {

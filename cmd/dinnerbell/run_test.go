@@ -194,8 +194,8 @@ func (s *deployment) produce(campaign, restaurant string) {
 	}
 }
 
-// A source that needs an operator ends the daemon with 3, after what it can
-// still ship.
+// A source that needs an operator ends the daemon with 3, after the daemon has
+// shipped all decided steps.
 func TestHaltEndsWithThree(t *testing.T) {
 	t.Parallel()
 	s := newDeployment(t)

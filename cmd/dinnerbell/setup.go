@@ -73,8 +73,8 @@ func checkStream(ctx context.Context, a *invocation, cfg takeover.Config) error 
 	return err
 }
 
-// warnOfSource shows the warnings about the source; what is wrong with it is
-// cdc.Setup's to refuse.
+// warnOfSource prints the warnings about the source. Violations are not its
+// concern: the setup of the source refuses them.
 func warnOfSource(ctx context.Context, a *invocation, cfg cdc.Config) error {
 	report, err := source.CheckPreconditions(ctx, cfg.Source(), precondition.AtSetup)
 	for _, f := range report.At(precondition.Warn) {
@@ -88,7 +88,8 @@ func warnOfSource(ctx context.Context, a *invocation, cfg cdc.Config) error {
 	return err
 }
 
-// setupSource says what it did as the other steps do, also when that is nothing.
+// setupSource returns one line for each change, as the other steps do, and one line
+// when nothing was missing.
 func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 	ran, err := source.Setup(ctx, cfg.Source())
 	if err == nil && len(ran) == 0 {

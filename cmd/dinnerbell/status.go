@@ -17,7 +17,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
-// statusCmd shows what the running daemon says about itself.
+// statusCmd shows the status of the running daemon.
 type statusCmd struct {
 	JSON bool `help:"As JSON, the same as /api/status."`
 }
@@ -61,7 +61,8 @@ func statusError(r *status.Report) error {
 	return nil
 }
 
-// printStatus is for people: what matters first, lanes as a table.
+// printStatus writes the status as text: readiness and reasons first, lanes as a
+// table at the end.
 func printStatus(out io.Writer, r *status.Report) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
@@ -112,7 +113,7 @@ func printStatus(out io.Writer, r *status.Report) error {
 	return printLanes(out, r.Lanes)
 }
 
-// snapshotText says how far a snapshot is and how long it will take.
+// snapshotText returns the progress of a snapshot and the time that is left.
 func snapshotText(s *status.Source) string {
 	if s.SnapshotTotal == 0 {
 		return fmt.Sprintf("%s rows", terminal.Thousands(s.SnapshotRows))
@@ -125,7 +126,7 @@ func snapshotText(s *status.Source) string {
 	return text
 }
 
-// workText is for people.
+// workText returns the progress of a rebuild or verification as text.
 func workText(w *status.Work) string {
 	return fmt.Sprintf("%s, %s of about %s rows, since %s", w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total),
 		time.Duration(w.Seconds*float64(time.Second)).Round(time.Second))

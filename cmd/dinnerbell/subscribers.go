@@ -31,7 +31,7 @@ type subscribersArguments struct {
 	Count      bool   `json:"count,omitempty"`
 }
 
-// Run asks the running daemon; where none runs it opens the state itself.
+// Run asks the running daemon. Without a daemon it opens the state itself.
 func (c *subscribersCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
@@ -109,8 +109,8 @@ func listSubscribers(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 const subscribersPage = 4096
 
 // readSubscribers lists the distinct clients of a restaurant page by page, in the
-// order of the join: canonical UUIDs first. Each page shows the state of its own
-// moment, so that a reader who takes his time pins nothing.
+// order of the join: canonical UUIDs first. Each page is read at another moment, so
+// that a slow reader keeps no snapshot open.
 func readSubscribers(ctx context.Context, store *state.Store, args subscribersArguments, page func([]string) error) (n int64, err error) {
 	if _, complete := store.Source(); !complete {
 		return 0, errors.New("the local state holds no complete snapshot; start the daemon, or run: dinnerbell rebuild --offline")

@@ -8,8 +8,8 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// unavailableCmd stands for the commands that a later version brings. They take any
-// arguments and do nothing but say so.
+// unavailableCmd stands for commands of a later version. It takes any arguments and
+// refuses.
 type unavailableCmd struct {
 	Args []string `arg:"" optional:""`
 }
@@ -19,7 +19,7 @@ func (*unavailableCmd) Run(k *kong.Context) error {
 	return notAvailable(k.Selected().Name)
 }
 
-// notAvailable is the refusal of a command or an option that comes later.
+// notAvailable returns the error for a command or an option of a later version.
 func notAvailable(what string) error {
 	return fmt.Errorf("%w: %s: %w", errUsage, what, config.ErrNotAvailable)
 }

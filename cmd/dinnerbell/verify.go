@@ -31,7 +31,7 @@ type verifyArguments struct {
 	Limit  int  `json:"limit"`
 }
 
-// differenceItem is what is wrong with one row in one index.
+// differenceItem is one difference of one row in one index.
 type differenceItem struct {
 	Row    string    `json:"row"`   // its key, as Postgres writes it
 	Index  string    `json:"index"` // rows, or join
@@ -40,13 +40,14 @@ type differenceItem struct {
 	Stored *pairItem `json:"stored,omitempty"`
 }
 
-// pairItem is a subscription; null is NULL, or what can be no id.
+// pairItem is a subscription; null stands for NULL and for a value that cannot be
+// an id.
 type pairItem struct {
 	Restaurant *string `json:"restaurant"`
 	Client     *string `json:"client"`
 }
 
-// verifyResult is what a verification has found; see cdc.Verified.
+// verifyResult is the result of a verification; see cdc.Verified.
 type verifyResult struct {
 	LSN         string `json:"lsn"`
 	Rows        int64  `json:"rows"`
@@ -86,8 +87,8 @@ func (c *verifyCmd) Run(ctx context.Context, a *invocation) error {
 	return r.differencesError(c.Repair)
 }
 
-// differencesError gives the error of a verification that has not come out well, with
-// what to do next.
+// differencesError returns the error of a verification that found differences, with
+// the next command.
 func (r *verifyResult) differencesError(repaired bool) error {
 	switch {
 	case r.Unlooked > 0:
@@ -117,7 +118,7 @@ func (c *verifyCmd) printItem(out io.Writer, text json.RawMessage) error {
 	return err
 }
 
-// String is for people.
+// String returns the pair as text.
 func (p *pairItem) String() string {
 	name := func(s *string) string {
 		if s == nil {

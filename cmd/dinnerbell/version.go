@@ -16,12 +16,12 @@ var (
 	commit  string
 )
 
-// versionCmd shows what this binary is.
+// versionCmd shows the version of this binary.
 type versionCmd struct {
 	JSON bool `help:"As JSON."`
 }
 
-// thisBuild reads what the compiler left in the binary.
+// thisBuild returns the version and commit that the build put into the binary.
 func thisBuild() status.Build {
 	b := status.Build{Version: version, Commit: "unknown", Go: runtime.Version()}
 	if commit != "" {

@@ -1,7 +1,7 @@
-// Package budget holds what the hot paths may cost, in counts that do not
-// depend on the clock: allocations, bytes of WAL, bytes on disk. The figures
-// stand in budgets.txt; tests measure and compare. A change that makes
-// something dearer has to change that file, so that it is seen and explained.
+// Package budget compares the cost of the hot paths with limits, in counts that do
+// not depend on the clock: allocations, bytes of WAL, bytes on disk. The limits
+// stand in budgets.txt; tests measure and compare. A change that costs more must
+// change that file, so that reviewers see the reason.
 package budget
 
 import (
@@ -15,8 +15,8 @@ import (
 //go:embed budgets.txt
 var text string
 
-// slack is how far below its budget a figure may fall before the test says that
-// the budget can be lowered.
+// slack is the share of its budget below which a figure makes the test ask for a
+// lower budget.
 const slack = 0.8
 
 // Check compares a measured figure with the budget of that name in budgets.txt
@@ -38,7 +38,7 @@ func Check(t testing.TB, name string, value float64) {
 	t.Logf("%s: %.4g %s of %g%s", name, value, unit, limit, note)
 }
 
-// compareLimit says what is wrong; "" is nothing.
+// compareLimit returns the violation as text, "" without one.
 func compareLimit(name string, value, limit float64, unit string) string {
 	if value <= limit {
 		return ""

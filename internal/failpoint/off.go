@@ -7,5 +7,5 @@
 // reaches is seen.
 package failpoint
 
-// Hit marks the moment name, which reads "part/what has just happened".
+// Hit marks the moment name, in the form "part/event".
 func Hit(string) {}

@@ -27,7 +27,7 @@ func init() {
 	left.Store(n)
 }
 
-// Hit marks the moment name, which reads "part/what has just happened".
+// Hit marks the moment name, in the form "part/event".
 func Hit(name string) {
 	if name != wanted || left.Add(-1) != 0 {
 		return

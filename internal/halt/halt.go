@@ -24,12 +24,12 @@ const AllLanes int32 = -1
 type Error struct {
 	Part Part
 	Lane int32  // of Stream alone: the partition, or AllLanes
-	What string // what happened, to which object, and what is at stake
+	What string // the event, its object, and the effect
 	Hint string // the command or the statement that mends it
 }
 
-// Error returns the halt in one line: the lane if there is one, what happened,
-// and how to go on.
+// Error returns the halt in one line: the lane if there is one, the event, and how
+// to go on.
 func (e *Error) Error() string {
 	if e.Part == Stream && e.Lane >= 0 {
 		return fmt.Sprintf("lane %d halted: %s", e.Lane, e.Text())

@@ -27,8 +27,8 @@ type Setting struct {
 
 // Reading decides how values read as text. The text of a row's key is the key in
 // the local state, and the text of an id is the id, so that another value would
-// make another row of a row that did not change. Whoever changes this list
-// changes TextVersion, and every local state is rebuilt once.
+// make another row of a row that did not change. A change of this list must change
+// TextVersion; then every local state is rebuilt once.
 var Reading = []Setting{
 	{Name: "TimeZone", Value: "UTC"},              // timestamptz
 	{Name: "DateStyle", Value: "ISO, YMD"},        // date, timestamp, timestamptz, ranges of them

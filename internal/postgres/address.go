@@ -1,11 +1,11 @@
-// Package postgres is the way to a Postgres server: it reads an address, hides
-// its password, and connects.
+// Package postgres connects to a Postgres server: it reads an address, hides its
+// password, and dials.
 //
-// The driver is not trusted with texts. It puts an unencoded password's tail
-// into the host's name, which the resolver repeats in its error; it takes an
-// unknown key for a session setting, which the server repeats. So Parse refuses
-// every address that can be read in two ways, no error of this package holds a
-// part of the address that may belong to a password, and Redact shows what the
+// The driver is not trusted with texts. It puts an unencoded password's tail into
+// the host's name, which the resolver repeats in its error; it takes an unknown key
+// for a session setting, which the server repeats. So Parse refuses every address
+// that can be read in two ways, no error of this package holds a part of the
+// address that may belong to a password, and Redact shows the fields that the
 // driver's own parser has found, never the text.
 package postgres
 
@@ -78,8 +78,8 @@ func Redact(raw string) string {
 	return fmt.Sprintf("postgres://%s@%s/%s", url.PathEscape(o.User), strings.Join(hosts, ","), url.PathEscape(o.Database))
 }
 
-// Passwords gives those of an address, each as it is sent and as it is written.
-// An address that Parse refuses has none: it is never used.
+// Passwords returns the passwords of an address, each as sent and as written. It
+// returns nil for an address that Parse refuses, because no connection uses it.
 func Passwords(raw string) []string {
 	o, err := Parse(raw)
 	if err != nil || o.Password == "" {
@@ -140,8 +140,8 @@ func checkKeywords(raw string) error {
 // included, and for the folder of a Unix socket.
 var hostName = regexp.MustCompile(`^([\pL\pN._:%-]+|/.*)$`)
 
-// checkParsed refuses what the driver has accepted and the server or the
-// resolver would repeat in an error.
+// checkParsed refuses values that the driver has accepted and that the server or
+// the resolver would repeat in an error.
 func checkParsed(o *pgconn.Config, isURL bool) error {
 	for _, f := range append([]*pgconn.FallbackConfig{{Host: o.Host}}, o.Fallbacks...) {
 		if !hostName.MatchString(f.Host) {
@@ -173,8 +173,8 @@ func checkParsed(o *pgconn.Config, isURL bool) error {
 //go:embed settings.txt
 var settings string
 
-// ofSession are the lower-case names of what an address may set for a session.
-// The driver keeps to itself, or has taken out by now, what it knows.
+// ofSession are the lower-case names of the settings that an address may give a
+// session. The driver has removed the keys that it uses itself.
 var ofSession = append(strings.Fields(settings), "options", "replication")
 
 // libpqParameters are libpq's parameters that the driver would take for settings
@@ -186,8 +186,8 @@ var libpqParameters = []string{
 	"oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope", "servicefile", "ssl",
 }
 
-// explainParse gives the reason of a parse error where it cannot hold a part of
-// a password: what the driver says of the files for TLS, and of services.
+// explainParse returns the reason of a parse error if it cannot contain a part of a
+// password: an error about the files for TLS, or about services.
 func explainParse(err error) error {
 	if p, ok := errors.AsType[*pgconn.ParseConfigError](err); ok {
 		if cause := errors.Unwrap(p); cause != nil {
@@ -202,7 +202,7 @@ func explainParse(err error) error {
 		"; in keyword=value pairs, put a value with blanks or quotes into '…'")
 }
 
-// explainFile adds what the driver does not say of the files for TLS.
+// explainFile adds causes that the driver leaves out about the files for TLS.
 func explainFile(err error) error {
 	text := err.Error()
 	switch {

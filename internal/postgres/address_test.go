@@ -72,7 +72,7 @@ func TestRedactShowsWhatTheDriverHasFound(t *testing.T) {
 	}
 }
 
-// Each can be read in two ways, or is none; no message shows the secret.
+// Each text can be read in two ways, or is no address; no message shows the secret.
 func TestParseRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ raw, want string }{
@@ -117,7 +117,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// An encrypted key is refused for what it is.
+// An encrypted key is refused, and the error names the reason.
 func TestEncryptedClientKeyIsNamed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -153,11 +153,11 @@ func certificate(t *testing.T) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// named matches what gives the secret to a known key of its own: then nobody can
-// see that it was meant to be a password.
+// named matches texts that give the secret to a known key: then nobody can see that
+// a password was intended.
 var named = regexp.MustCompile(`[\s&?][\w.]+\s*=[^&\s]*$`)
 
-// Whatever stands before and behind a secret in the place of a password: if the
+// For every text before and behind a secret in the place of a password: if the
 // driver takes the secret for anything but the password, the address is refused,
 // and no text shows it.
 func FuzzParse(f *testing.F) {

@@ -18,7 +18,8 @@ const (
 	// us in yet: the driver allocates what a message claims to hold before it
 	// reads. The largest honest ones are tokens of Kerberos, of at most 64 KiB.
 	maxUnauthenticated = 256 << 10
-	// maxMessage is what the driver accepts by itself and what Postgres can send.
+	// maxMessage is the largest message that the driver accepts by default and that
+	// Postgres can send.
 	maxMessage = 1 << 30
 )
 
@@ -42,7 +43,8 @@ func ConnectWalsender(ctx context.Context, o *pgconn.Config) (*pgconn.PgConn, er
 	return conn, nil
 }
 
-// ConnectError says why no server let us in: one line, each address once.
+// ConnectError is the reason why no server accepted the connection: one line, each
+// address once.
 type ConnectError struct {
 	text string
 	err  error
@@ -54,8 +56,8 @@ func (e *ConnectError) Error() string { return e.text }
 // Unwrap gives the driver's error, whose text may be long and doubled.
 func (e *ConnectError) Unwrap() error { return e.err }
 
-// refusedTLS is the driver's text for a server without TLS. With
-// sslmode=prefer it says nothing: the driver goes on without.
+// refusedTLS is the driver's text for a server without TLS. With sslmode=prefer it
+// is no reason: the driver goes on without TLS.
 const refusedTLS = "server refused TLS connection"
 
 func explainConnect(o *pgconn.Config, err error) error {
@@ -102,8 +104,8 @@ func connectAttempts(err error) []error {
 // connectCause is why one address was of no use.
 type connectCause struct{ at, why string }
 
-// dialed matches what the driver puts before each attempt's error: address, host as
-// configured, and the step where that says nothing beside its cause.
+// dialed matches the prefix of each attempt's error: address, host as configured,
+// and the step where the step adds nothing to the cause.
 var dialed = regexp.MustCompile(`(?s)^(\S+) \((.*?)\): (?:(?:dial error|tls error|server error|failed to write startup message|failed to receive message|ValidateConnect failed): )?(.*)$`)
 
 func explainAttempt(err error) connectCause {

@@ -93,7 +93,7 @@ func TestConnectErrorHidesTheRefusalOfTLS(t *testing.T) {
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "28000" {
 		t.Errorf("%v does not hold the server's error", err)
 	}
-	// What the driver checks itself comes under other steps' names.
+	// Checks of the driver itself have the names of other steps.
 	letIn := []byte{'R', 0, 0, 0, 8, 0, 0, 0, 0, 'Z', 0, 0, 0, 5, 'I'}
 	for param, want := range map[string]string{
 		"channel_binding=require": "channel binding check failed", "require_auth=scram-sha-256": "require_auth check failed",

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Level orders findings by what they mean for the daemon.
+// Level orders findings by their effect on the daemon.
 type Level uint8
 
 // Levels. The texts are those that commands print.
@@ -67,8 +67,8 @@ const (
 type Finding struct {
 	Name   string `json:"name"`             // of the check, such as "source.wal_level"; Run fills it in
 	Level  Level  `json:"level"`            // how bad it is
-	Object string `json:"object,omitempty"` // what was looked at, such as "topic dinnerbell.progress"
-	Found  string `json:"found"`            // the fact, and what is wrong with it
+	Object string `json:"object,omitempty"` // the inspected object, such as "topic dinnerbell.progress"
+	Found  string `json:"found"`            // the fact and its fault
 	Effect string `json:"effect,omitempty"` // what happens while the fact stays as it is
 	Fix    string `json:"fix,omitempty"`    // the statement or the command that mends it, ready to paste
 }
@@ -94,8 +94,8 @@ func (f Finding) String() string {
 type Check[F any] struct {
 	Name string // part and fact, such as "kafka.progress.cleanup_policy"
 	At   Moment
-	// Read reads the fact and returns what is to be said of it. No finding means
-	// that the precondition holds. An error means that the fact could not be read.
+	// Read reads the fact and returns its findings. No finding means that the
+	// precondition holds. An error means that the fact could not be read.
 	Read func(ctx context.Context, from F) ([]Finding, error)
 }
 
@@ -152,7 +152,7 @@ func (r Report) At(level Level) []Finding {
 	return found
 }
 
-// Violation returns the first finding that is a Fail; ok is false if there is none.
+// Violation returns the first finding that is a Fail; ok is false without a Fail.
 func (r Report) Violation() (f Finding, ok bool) {
 	if failed := r.At(Fail); len(failed) > 0 {
 		return failed[0], true
@@ -163,7 +163,7 @@ func (r Report) Violation() (f Finding, ok bool) {
 // UnmetError is a precondition that does not hold.
 type UnmetError struct{ Finding }
 
-// Error says what does not hold and how to mend it.
+// Error returns the violation and its fix in one line.
 func (e *UnmetError) Error() string { return e.String() }
 
 // Unmet returns the report's violation as an *UnmetError. Where nothing is

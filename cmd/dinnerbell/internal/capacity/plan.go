@@ -5,7 +5,7 @@ import (
 	"math"
 )
 
-// Workload is what is asked for.
+// Workload is the load to plan for.
 type Workload struct {
 	Subscriptions float64 `json:"subscriptions"`
 	Notifications float64 `json:"notifications_per_second"` // at the peak
@@ -14,7 +14,7 @@ type Workload struct {
 	Texts         float64 `json:"texts"`                    // bytes of content, owner and contact; 0: as measured
 }
 
-// Hardware is what one server gives.
+// Hardware is the capacity of one server.
 type Hardware struct {
 	Cores       float64 `json:"cores"`       // of each daemon's, Postgres' and broker's machine
 	WAL         float64 `json:"wal"`         // bytes a second that Postgres' log disk takes
@@ -23,23 +23,23 @@ type Hardware struct {
 	Use         float64 `json:"use"`         // share of a server that is planned for, 0 to 1
 }
 
-// Need is one line of a plan: what is needed of one resource.
+// Need is one line of a plan: the need of one resource.
 type Need struct {
 	Resource string  `json:"resource"`
 	Demand   float64 `json:"demand"`
 	One      float64 `json:"one"`  // what one of Of gives, at the planned use; 0: no limit is known
 	Unit     string  `json:"unit"` // of Demand and One
-	Of       string  `json:"of"`   // what is counted: lanes, sinks, …
+	Of       string  `json:"of"`   // the counted units: lanes, sinks, …
 	Count    float64 `json:"count"`
 }
 
-// Plan is what a workload needs.
+// Plan is the needs of a workload.
 type Plan struct {
 	Workload Workload `json:"workload"`
 	Hardware Hardware `json:"hardware"`
 	Needs    []Need   `json:"needs"`
 	Lanes    float64  `json:"lanes"`
-	Sinks    float64  `json:"sinks"` // Postgres servers for feedback, each with a deployment of its own
+	Sinks    float64  `json:"sinks"` // Postgres servers for feedback, each with its own deployment
 	Daemons  float64  `json:"daemons"`
 	Slots    float64  `json:"slots"`
 	Brokers  float64  `json:"brokers"`
@@ -93,7 +93,7 @@ func Make(u Units, w Workload, h Hardware) Plan {
 	return p
 }
 
-// tightestResource finds the resource of which the largest part of one is used.
+// tightestResource returns the resource whose used share of one unit is largest.
 func (p *Plan) tightestResource() string {
 	var most Need
 	for _, n := range p.Needs {

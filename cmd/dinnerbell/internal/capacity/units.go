@@ -31,12 +31,12 @@ type Units struct {
 	// transactions follow one another.
 	LaneRate float64 `json:"lane_rate"`
 
-	Change       Cost         `json:"change"` // of one subscription, in a transaction of its own
+	Change       Cost         `json:"change"` // of one subscription, one change a transaction
 	ChangeRate   float64      `json:"change_rate"`
 	Subscription Subscription `json:"subscription"`
 }
 
-// Cost is what one notification, campaign or change costs.
+// Cost is the cost of one notification, campaign or change.
 type Cost struct {
 	Daemon   float64 `json:"daemon"`   // CPU of the daemon
 	Postgres float64 `json:"postgres"` // CPU of Postgres: the sink's, for a change the source's walsender
@@ -46,7 +46,7 @@ type Cost struct {
 	Kafka    float64 `json:"kafka"`    // bytes of the output topic, one replica
 }
 
-// Subscription is what one subscription costs.
+// Subscription is the cost of one subscription.
 type Subscription struct {
 	Disk        float64 `json:"disk"`         // bytes in state.dir
 	RebuildRate float64 `json:"rebuild_rate"` // subscriptions a second, Postgres on the same machine
@@ -59,7 +59,7 @@ var builtIn []byte
 // Default are the unit costs of docs/performance.md.
 func Default() (Units, error) { return parseUnits(builtIn, "built-in unit costs") }
 
-// Read reads what the benchmark wrote to build/units.json.
+// Read reads the units that the benchmark wrote to build/units.json.
 func Read(path string) (Units, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {

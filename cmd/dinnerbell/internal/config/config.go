@@ -1,8 +1,8 @@
 // Package config reads the daemon's configuration: one YAML file, overridden
 // key by key by the environment.
 //
-// Everything about a key is said once, by the struct it lives in: its name in
-// the file and in the environment come from the yaml tags (source.columns.id is
+// Each property of a key is defined once, by its struct field: its name in the file
+// and in the environment come from the yaml tags (source.columns.id is
 // DINNERBELL_SOURCE_COLUMNS_ID), its default from Defaults, its rules from
 // Validate. Nothing is accepted and then ignored: an unknown key, an unknown
 // variable and a key for something this version cannot do are errors.
@@ -26,8 +26,8 @@ type Config struct {
 	HTTP   HTTP   `yaml:"http"`
 	Log    Log    `yaml:"log"`
 
-	// missing is the path of a default file that was not there, for the errors
-	// about keys that nobody set.
+	// missing is the path of the default file if it is absent, for the errors about
+	// keys without a value.
 	missing string
 	seen    *revealedSecrets
 }
@@ -49,7 +49,7 @@ type Columns struct {
 	Restaurant string   `yaml:"restaurant"` // default restaurant_id
 }
 
-// Sink is the Postgres that feedback rows and the daemon's own tables are in.
+// Sink is the Postgres that holds the feedback rows and the daemon's own tables.
 type Sink struct {
 	URL    Secret `yaml:"url"`    // default: source.url; ask SinkURL
 	Table  Table  `yaml:"table"`  // default public.subscribers_feedback
@@ -73,7 +73,7 @@ type Kafka struct {
 
 // SASL credentials for the brokers.
 type SASL struct {
-	Mechanism string `yaml:"mechanism"` // "" (none, default), PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
+	Mechanism string `yaml:"mechanism"` // "" (no SASL, default), PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
 	Username  Secret `yaml:"username"`  // rotates with the password, so it is re-read with it
 	Password  Secret `yaml:"password"`
 }
@@ -85,15 +85,15 @@ type State struct {
 	Checkpoint Checkpoint `yaml:"checkpoint"`
 }
 
-// Checkpoint is when the local state is saved beside itself. The slot is
+// Checkpoint is when the local state is saved in its own folder. The slot is
 // acknowledged no further than the newest checkpoint stands for.
 type Checkpoint struct {
 	Every time.Duration `yaml:"every"` // default 5m; 0: only when asked for, and the slot does not wait
-	Keep  int           `yaml:"keep"`  // default 3, at least 1; of those made in time, and as many of those asked for
+	Keep  int           `yaml:"keep"`  // default 3, at least 1; applies to timed and to requested checkpoints separately
 }
 
-// Join says how fresh the subscriptions must be that a campaign meets; package
-// cdc says what the words mean.
+// Join is how fresh the subscriptions must be that a campaign is joined with;
+// package cdc defines the words.
 type Join struct {
 	Freshness       string        `yaml:"freshness"`        // strict (default), bounded, off
 	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded; default 5s
@@ -105,7 +105,7 @@ type HTTP struct {
 	Listen string `yaml:"listen"` // host:port; default 127.0.0.1:8420
 }
 
-// Log is what is written to standard error.
+// Log selects the messages on standard error.
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn, error
 	Format string `yaml:"format"` // text (default), json
@@ -144,12 +144,12 @@ func Defaults() *Config {
 	}
 }
 
-// SourceURL is the address of the source as it is now: every reference in it is
-// looked up anew, so call it for each connection.
+// SourceURL returns the address of the source. It looks every reference in the
+// address up anew, so call it for each connection.
 func (c *Config) SourceURL() (string, error) { return c.Source.URL.Reveal() }
 
-// SinkURL is the address of the sink as it is now; the source's when sink.url is
-// not set.
+// SinkURL returns the address of the sink, the source's when sink.url is not set.
+// Like SourceURL it looks references up anew.
 func (c *Config) SinkURL() (string, error) {
 	if !c.Sink.URL.IsSet() {
 		return c.SourceURL()

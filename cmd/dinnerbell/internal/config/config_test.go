@@ -366,7 +366,8 @@ func TestValidateRefuses(t *testing.T) {
 	}
 }
 
-// completed adds what has no default, where a test does not set it itself.
+// completed adds values for the keys without a default, where a test does not set
+// them itself.
 func completed(text string, env Env) (string, Env) {
 	all := Env{}
 	maps.Copy(all, env)

@@ -32,9 +32,9 @@ func (e Env) List() []string {
 }
 
 // expandText replaces ${VAR} by an environment variable and ${file:PATH} by the
-// contents of a file, without the line ends that editors and `echo` leave. `$${`
-// is a literal `${`; any other `$` stands for itself, so that passwords with one
-// need no care. What a reference gives is not expanded again.
+// contents of a file, without the line ends that editors and `echo` leave. `$${` is
+// a literal `${`; any other `$` stands for itself, so that passwords with one need
+// no care. The value of a reference is not expanded again.
 func expandText(s string, env Env) (string, error) {
 	var out strings.Builder
 	for {

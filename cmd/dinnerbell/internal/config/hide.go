@@ -73,7 +73,7 @@ func (c *Config) Hide(text string) string {
 	return text
 }
 
-// isName tells whether a value that is no secret holds s.
+// isName reports whether a value that is no secret contains s.
 func (c *Config) isName(s string) bool {
 	for _, word := range []string{"dinnerbell", "postgres", "password", "authentication"} {
 		if strings.Contains(word, s) {
@@ -97,7 +97,7 @@ func (c *Config) isName(s string) bool {
 	return false
 }
 
-// watchSecrets lets c's secrets note what they give out.
+// watchSecrets has c's secrets record each value that they reveal.
 func (c *Config) watchSecrets() {
 	c.seen = &revealedSecrets{}
 	for _, f := range newTree(c).allLeaves() {

@@ -101,7 +101,7 @@ func (f *configField) setText(text string, env Env) error {
 	return nil
 }
 
-// expectedType says in words what kind of value belongs into a leaf.
+// expectedType returns, as words, the kind of value that belongs into a leaf.
 func expectedType(v reflect.Value) string {
 	switch v.Interface().(type) {
 	case bool:
@@ -132,7 +132,7 @@ func splitList(s string) []string {
 
 // nearestKey names, for a message, the known key that an unknown one was probably
 // meant to be: among the siblings, then, for a key put into the wrong section, at
-// every key's last part. Where none is near it names the section's keys.
+// every key's last part. If no key is near, it names the section's keys.
 func nearestKey(root, section *configField, name string) string {
 	name = strings.ToLower(name)
 	best, distance := "", maxDistance(name)+1
@@ -161,8 +161,8 @@ func nearestKey(root, section *configField, name string) string {
 	return fmt.Sprintf("; %s has %s", where, strings.Join(slices.Sorted(maps.Keys(section.children)), ", "))
 }
 
-// maxDistance is how many edits may lie between a key and what was meant by it: two, a
-// third of a longer one, and fewer than half of a short one.
+// maxDistance returns how many edits may lie between a written key and the intended
+// one: two, a third of a longer key, and fewer than half of a short one.
 func maxDistance(name string) int { return min(max(2, len(name)/3), (len(name)+1)/2) }
 
 // nearestEnv names, for a message, the known variable closest to an unknown one,

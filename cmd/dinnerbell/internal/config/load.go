@@ -13,14 +13,14 @@ import (
 // DefaultFile is read when no file is named.
 const DefaultFile = "dinnerbell.yaml"
 
-// Load reads the file at path over the defaults, and the environment over both.
-// An empty path means DefaultFile, which may be absent: then the environment has
-// to say what has no default. A file that was asked for must be there.
+// Load reads the file at path over the defaults, and the environment over both. An
+// empty path means DefaultFile, which may be absent: then the environment must set
+// the keys without a default. A file that is named must exist.
 //
 // Load checks the form: known keys, readable values, references that resolve.
-// Whether the values make sense together is Validate's to say; the split lets
-// `status` work with a file that `run` would refuse. All errors found are
-// reported at once and wrap ErrInvalid.
+// Validate checks whether the values make sense together; the split lets `status`
+// work with a file that `run` would refuse. All errors found are reported at once
+// and wrap ErrInvalid.
 func Load(path string, env Env) (*Config, error) {
 	cfg := Defaults()
 	cfg.watchSecrets()
@@ -90,8 +90,8 @@ func linkVariable(name string) bool {
 		strings.Contains(name, "_SERVICE_PORT") || strings.Contains(name, "_PORT_")
 }
 
-// readEnv lays the variables over cfg. A variable that begins like one of ours
-// and is none is an error, like an unknown key in the file.
+// readEnv sets keys from the environment. A variable with our prefix that names no
+// key is an error, like an unknown key in the file.
 func (c *Config) readEnv(env Env) []error {
 	root := newTree(c)
 	known := map[string]bool{}

@@ -10,7 +10,7 @@ import (
 // Reserve is disk space that is left alone: a size, or a share of the file
 // system. The zero value stands for the default.
 type Reserve struct {
-	Bytes   int64   // negative: none
+	Bytes   int64   // negative: no reserve
 	Percent float64 // of the file system
 }
 

@@ -15,11 +15,11 @@ type Secret struct {
 	key string // the configuration key, for errors
 	raw string
 	env Env
-	// seen notes what was given out; nil outside of a Config.
+	// seen records the revealed values; nil outside of a Config.
 	seen *revealedSecrets
 }
 
-// IsSet tells whether anything was configured.
+// IsSet reports whether a value was configured.
 func (s Secret) IsSet() bool { return s.raw != "" }
 
 // Reveal returns the value with every reference looked up now. Errors name the
@@ -38,7 +38,7 @@ func (s Secret) Reveal() (string, error) {
 // Format keeps every verb of fmt from showing the value, %#v and %x too.
 func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
 
-// String says that there is a value, not which.
+// String shows that there is a value, never the value.
 func (s Secret) String() string {
 	if !s.IsSet() {
 		return ""

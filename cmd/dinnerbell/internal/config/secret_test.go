@@ -48,8 +48,8 @@ func TestSecretIsNeverShown(t *testing.T) {
 	}
 }
 
-// A server may repeat what it was sent. Every password that was given out is
-// hidden, a former one too, as it is sent and as it is written.
+// A server may repeat the password in its error. Every password that was revealed
+// is hidden, a former one too, as sent and as written in the URL.
 func TestHide(t *testing.T) {
 	t.Parallel()
 	file := write(t, "pw", "first-p%40ss")

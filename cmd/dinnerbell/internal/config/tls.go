@@ -18,7 +18,7 @@ type TLS struct {
 	CA          string `yaml:"ca"`           // default: the system's
 	Cert        string `yaml:"cert"`         // client certificate, together with Key
 	Key         string `yaml:"key"`          // its private key
-	KeyPassword Secret `yaml:"key_password"` // of an encrypted key; default none
+	KeyPassword Secret `yaml:"key_password"` // of an encrypted key; no default
 	ServerName  string `yaml:"server_name"`  // default: the broker's host
 }
 
@@ -95,8 +95,8 @@ func (t TLS) readKey() ([]byte, error) {
 
 const encryptedPKCS8 = "ENCRYPTED PRIVATE KEY"
 
-// privateKey finds the key among what a PEM file holds: parameters of a curve or
-// the certificate may stand before it. It is nil if there is none.
+// privateKey returns the key in a PEM file, in which parameters of a curve or the
+// certificate may stand before it; nil without a key.
 func privateKey(text []byte) *pem.Block {
 	for {
 		var block *pem.Block

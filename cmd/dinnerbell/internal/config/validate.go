@@ -19,16 +19,17 @@ import (
 // mechanisms are the SASL mechanisms that kafka.sasl.mechanism may name.
 var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 
-// Validate checks that the daemon could run with these values. All that is wrong
-// is reported at once; each line begins with its key. Errors wrap ErrInvalid,
-// and ErrNotAvailable where a key asks for what this version cannot do.
+// Validate checks that the daemon could run with these values. It reports all
+// problems at once; each line begins with its key. Errors wrap ErrInvalid, and
+// ErrNotAvailable where a key asks for something that this version cannot do.
 func (c *Config) Validate() error {
 	problems := slices.Concat(c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
 		c.checkSASL(), c.checkJoin(), c.checkRest(), c.checkNotAvailable())
 	return joinProblems(problems)
 }
 
-// missingValue says what to set, and that no file was read if that is why.
+// missingValue returns an error that names the key to set, and the absence of a
+// file if that is the cause.
 func (c *Config) missingValue(key string) error {
 	hint := ""
 	if c.missing != "" {
@@ -86,7 +87,7 @@ func (c *Config) checkSink() []error {
 	return out
 }
 
-// checkURL looks the references up once, so that an unset variable is said at
+// checkURL looks the references up once, so that an unset variable is reported at
 // the start and not by a failing connection.
 func checkURL(s Secret) error {
 	raw, err := s.Reveal()
@@ -136,8 +137,8 @@ func (c *Config) checkKafka() []error {
 	return out
 }
 
-// checkHostPort accepts host:port and [v6]:port, and no scheme. What holds an @
-// is not shown: user and password may stand before it.
+// checkHostPort accepts host:port and [v6]:port, and no scheme. A text with an @ is
+// not shown: user and password may stand before it.
 func checkHostPort(s string) error {
 	if strings.Contains(s, "@") {
 		return errors.New("user and password do not belong there; write host:port")
@@ -200,8 +201,8 @@ func (c *Config) checkRest() []error {
 	return out
 }
 
-// checkJoin refuses a limit that nothing would keep: whoever sets one expects it
-// to work. At its default it may stand, as in the documented sample.
+// checkJoin refuses a limit that has no effect: an operator who sets one expects it
+// to work. The default may stand, as in the documented sample.
 func (c *Config) checkJoin() []error {
 	var out []error
 	j := c.Join
@@ -217,7 +218,7 @@ func (c *Config) checkJoin() []error {
 	return out
 }
 
-// checkNotAvailable refuses what comes later.
+// checkNotAvailable refuses values that only a later version can serve.
 func (c *Config) checkNotAvailable() []error {
 	var out []error
 	refuse := func(key, why string) {

@@ -42,9 +42,9 @@ func (c *Config) readFile(path string, data []byte, env Env) []error {
 // fileReader walks the syntax tree beside the key tree. It works on the tree,
 // not through an unmarshaler, to know the line of every key.
 //
-// Whatever the file holds, the walk is short: it descends where the key tree
-// does, and from there one list deep, so that aliases cannot multiply and one
-// that contains itself is met once.
+// The walk is short for every file: it descends as deep as the key tree, and from
+// there one list deep, so that aliases cannot multiply and an alias that contains
+// itself is read once.
 type fileReader struct {
 	path     string
 	root     *configField
@@ -193,8 +193,8 @@ func leafText(f *configField, n *yaml.Node) (string, error) {
 
 var errNotSingle = errors.New("expected a single value")
 
-// scalarText gives a scalar as it was written: a password of digits stays what it
-// is, leading zeros included.
+// scalarText returns a scalar as written: a password of digits keeps its leading
+// zeros.
 func scalarText(n *yaml.Node) (string, error) {
 	switch {
 	case n.Kind != yaml.ScalarNode:

@@ -17,20 +17,20 @@ import (
 // ErrNoDaemon reports that nobody answers on the socket.
 var ErrNoDaemon = errors.New("no daemon is running")
 
-// errCut: the answer of an action ended before its last line.
+// errCut reports an answer that ended before its last line.
 var errCut = errors.New("the daemon ended in the middle of it")
 
-// RemoteError is an error that the daemon's side of an action ended with.
+// RemoteError is the error of an action in the daemon.
 type RemoteError struct {
 	Message string
 	Exit    int
 }
 
-// Error gives the message as the daemon wrote it.
+// Error returns the message as the daemon wrote it.
 func (e *RemoteError) Error() string { return e.Message }
 
-// Get gets one read-only path over the socket of the daemon that runs on
-// stateDir.
+// Get returns the answer of one read-only path, over the socket of the daemon that
+// runs on stateDir.
 func Get(ctx context.Context, stateDir, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -46,9 +46,9 @@ func Get(ctx context.Context, stateDir, path string) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
-// ReplyHandler is what a caller makes of an answer. All may be nil.
+// ReplyHandler handles the lines of an answer. Each field may be nil.
 type ReplyHandler struct {
-	// Progress is told how far it is; total 0: unknown.
+	// Progress is called with the progress of the action; total 0: unknown.
 	Progress func(stage string, done, total int64)
 	// Item takes each element of a listing; its error ends the action.
 	Item func(json.RawMessage) error
@@ -56,9 +56,9 @@ type ReplyHandler struct {
 	Result any
 }
 
-// Do has the running daemon do an action, and returns when it is done.
-// args becomes JSON. When ctx ends, so does the action. Errors: ErrNoDaemon;
-// what the action failed with, whose exit code becomes the command's; errCut.
+// Do asks the running daemon for an action, and returns when it is done. args
+// becomes JSON. When ctx ends, so does the action. Errors: ErrNoDaemon; a
+// RemoteError with the exit code of the action's error; errCut.
 func Do(ctx context.Context, stateDir, name string, args any, h ReplyHandler) error {
 	body, err := json.Marshal(args)
 	if err != nil {
@@ -84,7 +84,7 @@ func Do(ctx context.Context, stateDir, name string, args any, h ReplyHandler) er
 	}
 }
 
-// handleLine takes one line; done says that it was the last.
+// handleLine handles one line; done reports whether it was the last.
 func (h *ReplyHandler) handleLine(line *answerLine) (done bool, err error) {
 	switch {
 	case line.Error != nil:

@@ -26,7 +26,7 @@ import (
 	"time"
 )
 
-// errDraining: the daemon was asked to end while it did the action.
+// errDraining ends an action because the daemon was asked to end.
 var errDraining = errors.New("the daemon is being stopped")
 
 // ErrArguments reports arguments that an action does not take.
@@ -35,8 +35,9 @@ var ErrArguments = errors.New("read arguments")
 // controlPath begins the path of every action.
 const controlPath = "/control/"
 
-// Action does what a client asks for. The result becomes the last line; an error
-// takes its exit code to the client with it. ctx ends as said above.
+// Action serves one request of a client. Its result becomes the last line of the
+// answer; an error travels with its exit code. ctx ends with the client or when the
+// daemon begins to drain.
 type Action func(ctx context.Context, c *Call) (result any, err error)
 
 // answerLine is one line of an answer; one of its fields is set.
@@ -47,7 +48,7 @@ type answerLine struct {
 	Error    *errorLine      `json:"error,omitempty"`
 }
 
-// progressLine says how far an action is. Total 0: unknown.
+// progressLine is the progress of an action. Total 0: unknown.
 type progressLine struct {
 	Stage string `json:"stage"`
 	Done  int64  `json:"done"`
@@ -69,7 +70,7 @@ const (
 	MaxArguments = 1 << 20
 )
 
-// actionServer is what all actions of a daemon share.
+// actionServer serves the actions of one daemon.
 type actionServer struct {
 	base     context.Context     //nolint:containedctx // ends when the daemon begins to drain
 	exitCode func(err error) int // the code that the command ends with
@@ -126,8 +127,8 @@ func (s *actionServer) serveAction(w http.ResponseWriter, r *http.Request, do Ac
 	log.Info("action done", "took", time.Since(began))
 }
 
-// recoverPanic makes an error of a panic: it ends the action, not the daemon, and is
-// not lost. The client would otherwise see a connection that was closed.
+// recoverPanic turns a panic into an error, which ends the action and not the
+// daemon. Without it the client would see a closed connection.
 func recoverPanic(do Action, log *slog.Logger) Action {
 	return func(ctx context.Context, c *Call) (result any, err error) {
 		defer func() {
@@ -144,8 +145,7 @@ func recoverPanic(do Action, log *slog.Logger) Action {
 	}
 }
 
-// Call is one action under way, as the action sees it. Its methods may be
-// called from any goroutine.
+// Call is one action under way. Its methods may be called from any goroutine.
 type Call struct {
 	body []byte
 	rc   *http.ResponseController
@@ -155,7 +155,7 @@ type Call struct {
 	last time.Time // progress was sent
 }
 
-// Args decodes the arguments into v; none leave it as it is.
+// Args decodes the arguments into v, and leaves v alone if there are no arguments.
 func (c *Call) Args(v any) error {
 	if len(c.body) == 0 {
 		return nil
@@ -166,9 +166,9 @@ func (c *Call) Args(v any) error {
 	return nil
 }
 
-// Progress tells the client how far the action is: done of total, 0 if that is
-// not known. Calls that come too fast are left out. A client that has gone ends
-// the action's context, so there is no error to look at here.
+// Progress sends the progress of the action to the client: done of total, 0 if
+// unknown. Calls that follow too fast are dropped. A client that has gone ends the
+// action's context, so Progress returns no error.
 func (c *Call) Progress(stage string, done, total int64) {
 	c.mu.Lock()
 	wait := time.Since(c.last) < ProgressEvery

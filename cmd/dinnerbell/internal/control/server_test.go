@@ -196,8 +196,8 @@ func TestActionThatIsCut(t *testing.T) {
 	}
 }
 
-// A bug in an action is told to the client and to the log, not only that the
-// connection was closed.
+// The client and the log get the text of a bug in an action, not only a closed
+// connection.
 func TestActionThatPanics(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer

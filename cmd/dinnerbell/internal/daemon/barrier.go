@@ -10,9 +10,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// barrier is the mirror's freshness as package stream wants it. A mirror that
-// has stopped for good cannot say any more what is fresh: campaigns wait, and
-// what is decided is still shipped.
+// barrier is the mirror's freshness in the form that package stream takes. After
+// the mirror has stopped for good, nothing becomes fresh any more: campaigns wait,
+// and decided steps are still shipped.
 type barrier struct {
 	mirror *cdc.Mirror
 	waits  prometheus.Observer
@@ -32,13 +32,13 @@ func (b barrier) Barrier(ctx context.Context) error {
 	return err
 }
 
-// standstill is how long nothing may be decided or shipped before the stream
-// counts as having nothing left that it can do.
+// standstill is the time without a decided or shipped notification after which the
+// stream counts as finished.
 const standstill = 10 * time.Second
 
-// awaitStandstill returns once the stream has done what it still can without
-// the mirror: steps that are decided are shipped, campaigns whose audience is
-// known are finished. New campaigns wait at the barrier for ever.
+// awaitStandstill returns once the stream has finished all work that needs no
+// mirror: decided steps are shipped, campaigns whose audience is known are
+// finished. New campaigns wait at the barrier for ever.
 func (h *Engine) awaitStandstill(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

@@ -23,7 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Options are what the command gives the daemon.
+// Options are the inputs of the daemon.
 type Options struct {
 	Config   *config.Config
 	Logger   *slog.Logger
@@ -53,8 +53,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	return nil
 }
 
-// openListeners opens the TCP listener and the socket, so that a port in use is said
-// before anything else begins.
+// openListeners opens the TCP listener and the socket first, so that a port in use
+// is reported before any work begins.
 func openListeners(ctx context.Context, cfg *config.Config) (*listeners, error) {
 	socket, err := control.Listen(ctx, cfg.State.Dir)
 	if err != nil {
@@ -70,12 +70,12 @@ func openListeners(ctx context.Context, cfg *config.Config) (*listeners, error) 
 	return &listeners{tcp: tcp, socket: socket}, nil
 }
 
-// listeners are where the daemon is reached: read-only over TCP, and over the
-// socket in state.dir by who runs it.
+// listeners are the two ways to the daemon: TCP, read-only, and the socket in
+// state.dir, for its own user.
 type listeners struct{ tcp, socket net.Listener }
 
-// supervisor is the wiring: two halves, one after the other if the store is
-// damaged, and what is said about them.
+// supervisor runs one engine at a time, replaces it when its store is damaged, and
+// reports its status.
 type supervisor struct {
 	Options
 
@@ -83,7 +83,7 @@ type supervisor struct {
 	stalls  status.StallDetector
 	damage  damageHistory
 	gc      loadGC
-	waits   prometheus.Histogram // of the joins, for freshness
+	waits   prometheus.Histogram // how long joins waited for fresh subscriptions
 }
 
 // newDaemon makes the daemon around an open store, which it owns from here on:
@@ -97,7 +97,7 @@ func newDaemon(o Options, store *state.Store) *supervisor {
 	return d
 }
 
-// logStart says what runs and between what, without secrets.
+// logStart logs the version and the addresses of all systems, without secrets.
 func (d *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 	source, _ := cfg.SourceURL() // Validate has tried them
 	sink, _ := cfg.SinkURL()
@@ -107,8 +107,8 @@ func (d *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
 }
 
-// run serves HTTP around the work: from before it begins, and until it has
-// drained, so that the draining can be watched.
+// run serves HTTP from before the engine starts until it has drained, so that the
+// draining can be watched.
 func (d *supervisor) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
@@ -131,8 +131,8 @@ func (d *supervisor) run(ctx context.Context, l *listeners) error {
 	return g.Wait()
 }
 
-// runEngines runs halves until ctx ends or one of them ends for good. A damaged
-// store is not the end: it is replaced, and the work goes on.
+// runEngines runs engines until ctx ends or one of them fails for good. It replaces
+// an engine whose store is damaged.
 func (d *supervisor) runEngines(ctx context.Context) error {
 	h := d.currentEngine()
 	for {
@@ -146,8 +146,8 @@ func (d *supervisor) runEngines(ctx context.Context) error {
 	}
 }
 
-// runEngine runs both halves until ctx ends, one of them ends for good, or the store
-// is found damaged.
+// runEngine runs mirror and service until ctx ends, one of them fails for good, or
+// the store is found damaged.
 func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -158,7 +158,7 @@ func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 				h.awaitStandstill(gctx)
 			}
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // asked to end, and it has been logged
+				return nil //nolint:nilerr // asked to end; the halt has been logged
 			}
 		}
 		return err
@@ -186,8 +186,8 @@ func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 	return g.Wait()
 }
 
-// logReadiness looks at the status now and then, so that a stall is seen even if nobody
-// asks, and logs when readiness changes.
+// logReadiness reads the status each second, so that a stall is noticed even if
+// nobody asks, and logs changes of readiness.
 func (d *supervisor) logReadiness(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

@@ -9,21 +9,21 @@ import (
 	"dinnerbell/internal/halt"
 )
 
-// Damage that comes back means a bad disk, and a snapshot costs the source's
-// database something. So each new one within the window waits longer, and after
-// the last the daemon asks for an operator.
+// Repeated damage means a bad disk, and each snapshot puts load on the source's
+// database. So each snapshot within the window waits longer than the one before,
+// and after the last the daemon halts.
 const damageWindow = time.Hour
 
 var damagePauses = []time.Duration{0, 10 * time.Second, time.Minute}
 
-// damageHistory remembers when the store had to be set aside.
+// damageHistory records when the store had to be set aside.
 type damageHistory struct {
 	mu    sync.Mutex
 	total int64
 	times []time.Time // within the window
 }
 
-// add notes damage at now, and returns how long to wait before the store is
+// add records damage at now, and returns how long to wait before the store is
 // rebuilt; false if it has been rebuilt too often.
 func (d *damageHistory) add(now time.Time) (time.Duration, bool) {
 	d.mu.Lock()
@@ -39,20 +39,20 @@ func (d *damageHistory) add(now time.Time) (time.Duration, bool) {
 	return damagePauses[len(d.times)-1], true
 }
 
-// count is how often it happened since the daemon started.
+// count returns how often the store was damaged since the daemon started.
 func (d *damageHistory) count() int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.total
 }
 
-// replaceEngine closes halves whose store is damaged and opens the directory again,
-// which sets the store aside and gives an empty one: the mirror then takes a
-// snapshot. HTTP goes on meanwhile.
+// replaceEngine closes an engine whose store is damaged and opens the directory
+// again. Opening sets the damaged store aside and gives an empty one, into which
+// the mirror takes a snapshot. HTTP goes on meanwhile.
 func (d *supervisor) replaceEngine(ctx context.Context, old *Engine) (*Engine, error) {
 	reason := old.Store.Damage()
 	pause, ok := d.damage.add(time.Now())
-	if err := old.close(); err != nil { // of what is damaged anyway
+	if err := old.close(); err != nil { // the store is damaged anyway
 		d.Logger.Warn("damaged local state did not close in order", "error", err)
 	}
 	if !ok {

@@ -14,20 +14,21 @@ import (
 	"dinnerbell/stream"
 )
 
-// errReplaced: the action needs the local state, which is being set aside.
+// errReplaced ends an action that needs the local state while the state is being
+// set aside.
 var errReplaced = errors.New("the local state was damaged and is being rebuilt; see: dinnerbell status")
 
-// Engine are the two that do the work, around one open store: the mirror writes
-// it, the service reads it. When the store turns out to be damaged, new halves
-// around a new store take their place; so ask [daemon.engine] each time, and
-// keep none of them. Between two stores the old ones are still there, and the
-// store answers with state.ErrClosed.
+// Engine is one open store with the mirror that writes it and the service that
+// reads it. When the store is damaged, the supervisor replaces the engine by a new
+// one; so ask supervisor.currentEngine each time and keep no engine. Until the new
+// one is there the old one is still the current one, and its store answers with
+// state.ErrClosed.
 type Engine struct {
 	Config  *config.Config
 	Store   *state.Store
 	Mirror  *cdc.Mirror
 	Service *stream.Service
-	before  carriedCounts // by the engines that this process had before
+	before  carriedCounts // of the engines that this process had before
 	LoadGC  *loadGC
 
 	calls  context.Context //nolint:containedctx // of the actions under way: it ends them before the store closes
@@ -36,23 +37,23 @@ type Engine struct {
 	closed bool
 }
 
-// currentEngine gives the present ones; nil before the first are made.
+// currentEngine returns the engine that works now; nil before the first is made.
 func (d *supervisor) currentEngine() *Engine { return d.current.Load() }
 
-// carriedCounts is what mirrors and services count, whose sums must not fall when others
-// take their place.
+// carriedCounts are the counts of former engines: the daemon's sums must not fall
+// when an engine is replaced.
 type carriedCounts struct {
 	stream                     stream.Counts
 	badIDs, nullIDs, failovers int64
 }
 
-// addTo adds the counts to those of the present halves.
+// addTo adds the counts to the statuses of the current engine.
 func (c carriedCounts) addTo(m *cdc.Status, s *stream.Status) {
 	s.Counts = s.Add(c.stream)
 	m.BadIDs, m.NullIDs, m.Failovers = m.BadIDs+c.badIDs, m.NullIDs+c.nullIDs, m.Failovers+c.failovers
 }
 
-// totalCounts are the counts of all halves so far; the present ones have ended.
+// totalCounts returns the counts of all engines so far. The current one has ended.
 func (d *supervisor) totalCounts() carriedCounts {
 	h := d.currentEngine()
 	if h == nil {
@@ -63,7 +64,7 @@ func (d *supervisor) totalCounts() carriedCounts {
 	return carriedCounts{stream: s.Counts, badIDs: m.BadIDs, nullIDs: m.NullIDs, failovers: m.Failovers}
 }
 
-// newEngine puts halves around a store and makes them the present ones.
+// newEngine makes an engine around a store, which becomes the current one.
 func (d *supervisor) newEngine(store *state.Store) *Engine {
 	h := &Engine{Config: d.Config, Store: store, before: d.totalCounts(), LoadGC: &d.gc}
 	source := SourceConfig(d.Config, d.Logger)
@@ -75,7 +76,7 @@ func (d *supervisor) newEngine(store *state.Store) *Engine {
 	return h
 }
 
-// isAdmitted says whether the service was started.
+// isAdmitted reports whether the service was started.
 func (h *Engine) isAdmitted() bool {
 	select {
 	case <-h.Mirror.Admitted():
@@ -85,8 +86,8 @@ func (h *Engine) isAdmitted() bool {
 	}
 }
 
-// close closes the store, once all actions that use it have ended. Mirror and
-// service have ended before.
+// close ends all actions that use the store, then closes it. Mirror and service
+// have ended before.
 func (h *Engine) close() error {
 	h.end(errReplaced)
 	h.mu.Lock()
@@ -130,16 +131,16 @@ func (d *supervisor) withEngine(do Action) control.Action {
 	}
 }
 
-// shownError is an error with a text that a client may have.
+// shownError is an error with a text that a client may see.
 type shownError struct {
 	text string
 	err  error
 }
 
-// Error gives the text without secrets.
+// Error returns the text without secrets.
 func (e *shownError) Error() string { return e.text }
 
-// Unwrap gives the error with its own text.
+// Unwrap returns the original error.
 func (e *shownError) Unwrap() error { return e.err }
 
 // NextOffsets returns those of the lanes that this daemon owns.

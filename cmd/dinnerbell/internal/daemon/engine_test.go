@@ -38,7 +38,7 @@ func TestDamageThatComesBack(t *testing.T) {
 	}
 }
 
-// Where others take the halves' place, what was counted before stays counted.
+// The counts of an engine survive its replacement.
 func TestCountsOutliveTheStore(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

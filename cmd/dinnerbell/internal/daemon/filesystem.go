@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// filesystemOf names the file system that a folder lies on, for a person who has to
-// look after a disk: " (/dev/sda1, mounted on /var)". It is empty where the
-// system does not tell.
+// filesystemOf names the file system of a folder, for the person who looks after
+// the disk: " (/dev/sda1, mounted on /var)". It is empty on systems without
+// /proc/self/mountinfo.
 func filesystemOf(dir string) string {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

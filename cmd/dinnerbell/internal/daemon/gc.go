@@ -7,16 +7,17 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 )
 
-// The live heap is small and steady, and what is garbage is short-lived: at the
-// default of 100% the collector took a quarter of the daemon's CPU in fan-outs.
-// It may let the heap grow fivefold, up to a limit that keeps the process under
-// 300 MB with the store's caches, which are outside the heap.
+// The live heap is small and steady, and garbage is short-lived: at the default of
+// 100% the collector took a quarter of the daemon's CPU in fan-outs. It may let the
+// heap grow fivefold, up to a limit that keeps the process under 300 MB with the
+// store's caches, which are outside the heap.
 const (
 	gcPercent = 400
 	heapLimit = 192 << 20
 )
 
-// TuneGC leaves alone what the operator has set by GOGC and GOMEMLIMIT.
+// TuneGC sets the collector's percentage and memory limit, unless the operator has
+// set GOGC or GOMEMLIMIT.
 func TuneGC(env config.Env) {
 	if env["GOGC"] == "" {
 		debug.SetGCPercent(gcPercent)
@@ -26,8 +27,8 @@ func TuneGC(env config.Env) {
 	}
 }
 
-// loadPercent is the collector's while rows are loaded: then much of the heap is
-// alive, and the store's caches are full.
+// loadPercent is the collector's percentage while rows are loaded: then much of the
+// heap is alive, and the store's caches are full.
 const loadPercent = 100
 
 // loadGC makes the collector sparing with memory while somebody asks for it.
@@ -37,7 +38,7 @@ type loadGC struct {
 	before int // the percentage to go back to
 }
 
-// Begin begins it; call done at the end.
+// Begin reports the begin of a load; call done at its end.
 func (l *loadGC) Begin() (done func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
-// statusReport is the daemon's status now. It is cheap and may be called at any time.
+// statusReport returns the daemon's status. It is cheap and may be called at any
+// time.
 func (d *supervisor) statusReport() status.Report {
 	h := d.currentEngine()
 	_, complete := h.Store.Source()
@@ -23,7 +24,8 @@ func (d *supervisor) statusReport() status.Report {
 	return r
 }
 
-// reportState adds the local state to a report, and what it means for the rest.
+// reportState adds the local state to a report, and the reasons and conditions that
+// follow from it.
 func (d *supervisor) reportState(r *status.Report, h *Engine, complete bool) {
 	r.State.Quarantines = d.damage.count()
 	if disk, ok := h.Store.Disk(); ok {
@@ -43,7 +45,8 @@ func (d *supervisor) reportState(r *status.Report, h *Engine, complete bool) {
 		}
 	}
 	if err := h.Store.Damage(); err != nil {
-		// The mirror has stopped because of it. That is no halt: new halves follow.
+		// The mirror has stopped because of the damage. That is no halt: a new
+		// engine follows.
 		r.State.Condition, r.State.Damage = status.Rebuilding, logging.Line(err.Error())
 		r.Source.State, r.Halted = status.Rebuilding, nil
 		r.Reasons = append(r.Reasons, "state: rebuilding: the local state is damaged and is being set aside: "+r.State.Damage)

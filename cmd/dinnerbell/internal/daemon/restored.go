@@ -10,8 +10,8 @@ import (
 	"dinnerbell/state"
 )
 
-// dropReplaced removes what a restore has replaced, once the mirror has caught up and
-// all rows were found good.
+// dropReplaced removes the state that a restore has replaced, once the mirror has
+// caught up and all rows were found good.
 func (d *supervisor) dropReplaced(ctx context.Context, h *Engine) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -31,7 +31,7 @@ func (d *supervisor) dropReplaced(ctx context.Context, h *Engine) error {
 	}
 	names, err := h.Store.DropReplaced(ctx)
 	switch {
-	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store tells of that itself
+	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store reports its damage by itself
 		return nil
 	case errors.Is(err, fs.ErrPermission):
 		d.Logger.Warn("cannot remove the state that a restore has replaced", "error", err)

@@ -11,9 +11,8 @@ import (
 	"dinnerbell/state"
 )
 
-// OpenState opens state.dir, which locks it. The errors of package state say
-// what to do. distrust is why the store that is there must be set aside; nil: it
-// need not.
+// OpenState opens state.dir, which locks it. The errors of package state name the
+// next command. distrust is why an existing store must be set aside; nil keeps it.
 func OpenState(cfg *config.Config, log *slog.Logger, version string, distrust error) (*state.Store, error) {
 	o := StateOptions(cfg, log, version)
 	o.Distrust = distrust
@@ -24,7 +23,7 @@ func OpenState(cfg *config.Config, log *slog.Logger, version string, distrust er
 	return store, nil
 }
 
-// StateOptions are for whatever opens state.dir.
+// StateOptions returns the options of every opening of state.dir.
 func StateOptions(cfg *config.Config, log *slog.Logger, version string) state.Options {
 	return state.Options{
 		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
@@ -34,9 +33,9 @@ func StateOptions(cfg *config.Config, log *slog.Logger, version string) state.Op
 	}
 }
 
-// endAtOnce ends the process where the store cannot go on: Pebble has no way
-// back from a write that failed, and holds its locks. It is a crash that says
-// why; the next start recovers.
+// endAtOnce ends the process when the store cannot go on: Pebble cannot recover
+// from a failed write, and holds its locks. The process crashes with a reason in
+// the log; the next start recovers.
 func endAtOnce(cfg *config.Config, log *slog.Logger, message string) {
 	log.Error("the local state cannot be written; the process ends, and the next start recovers",
 		"state_dir", cfg.State.Dir, "disk", strings.TrimSpace(filesystemOf(cfg.State.Dir)), "reason", message)

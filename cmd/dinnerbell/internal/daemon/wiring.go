@@ -16,7 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// SourceConfig is what package cdc needs to know.
+// SourceConfig returns the configuration of package cdc.
 func SourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 	return cdc.Config{
 		Config: source.Config{
@@ -63,7 +63,7 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 			DeadLetters:   cfg.Kafka.DeadLetters,
 			Progress:      cfg.Kafka.Progress,
 			Group:         cfg.Kafka.Group,
-			// Every daemon of a group has a slot of its own, wherever it runs.
+			// Every daemon of a group has its own slot, on every machine.
 			InstanceID: "dinnerbell-" + cfg.Source.Slot,
 			Start:      cfg.Kafka.Start,
 		},
@@ -71,8 +71,8 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	}
 }
 
-// applicationName is what the database shows of this daemon, before the id of its
-// state directory.
+// applicationName returns the name that the database shows for this daemon, before
+// the id of its state directory.
 func applicationName() string {
 	host, err := os.Hostname()
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 // stopLimit is how long the daemon may drain before it is killed.
 const stopLimit = 30 * time.Second
 
-// startDaemon runs `dinnerbell run` as a process of its own, which gets a SIGTERM
-// if the demo dies.
+// startDaemon runs `dinnerbell run` as a child process, which gets a SIGTERM if the
+// demo dies.
 func startDaemon(binary, config, log string, env []string) (*testenv.Child, error) {
 	cmd := exec.Command(binary, "-c", config, "run")
 	cmd.Dir, cmd.Env = filepath.Dir(config), env

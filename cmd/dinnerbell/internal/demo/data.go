@@ -8,9 +8,9 @@ import (
 )
 
 // audienceSizes spreads total subscriptions over n restaurants as Zipf's law does
-// (the k-th largest has 1/k of the largest), largest first, none empty. This is
-// what popularity looks like: one restaurant with tens of thousands of
-// subscribers and a long tail with a dozen. The sum is total; total ≥ n.
+// (the k-th largest has 1/k of the largest), largest first, each at least one.
+// Popularity has this shape: one restaurant with tens of thousands of subscribers
+// and a long tail with a dozen. The sum is total; total ≥ n.
 func audienceSizes(total, n int) []int {
 	var harmonic float64
 	for k := 1; k <= n; k++ {

@@ -1,5 +1,5 @@
-// Package demo shows the daemon at work on a Postgres and a broker of its own,
-// or, with Once, checks one round of campaigns against an independent join.
+// Package demo shows the daemon at work on its own Postgres and broker, or, with
+// Once, checks one round of campaigns against an independent join.
 //
 // Nothing it touches is shared with anything else: all servers are children on
 // free loopback ports, in one temporary folder that is removed at the end.
@@ -26,11 +26,11 @@ type Options struct {
 	Env    []string // of the children, as os.Environ gives it
 
 	Stdout io.Writer // results
-	Stderr io.Writer // what it is doing
+	Stderr io.Writer // messages about the steps of the demo
 }
 
-// ErrWrong means that the round was not delivered exactly once. Everything has
-// been said on Stderr.
+// ErrWrong reports a round that was not delivered exactly once. The details are on
+// Stderr.
 var ErrWrong = errors.New("notifications are missing, doubled or wrong")
 
 // MinRestaurants is how many a round needs: each kind of campaign has its own.
@@ -61,8 +61,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	return interruptError(ctx, o, w.runLive(ctx))
 }
 
-// interruptError turns the errors that a Ctrl-C brings about into none. A round
-// that was cut short has not been checked, so that one stays a failure.
+// interruptError returns nil for errors that a Ctrl-C has caused. A round that was
+// cut short has not been checked, so its error stays.
 func interruptError(ctx context.Context, o Options, err error) error {
 	if ctx.Err() != nil && !o.Once {
 		return nil

@@ -92,7 +92,7 @@ func (w *deployment) startPostgres(ctx context.Context) error {
 	return err
 }
 
-// sourceURL of the demo's database.
+// sourceURL returns the address of the demo's database.
 func (w *deployment) sourceURL() string { return w.postgres.URL(database) }
 
 func connectPostgres(ctx context.Context, url string) (*pgx.Conn, error) {
@@ -189,8 +189,8 @@ func (w *deployment) getStatus(ctx context.Context, path string) ([]byte, error)
 	return testenv.Get(ctx, "http://"+w.http+path)
 }
 
-// stopServers takes down what was started, in the reverse order, and removes the
-// folder. The broker and Postgres outlive the daemon, so that it can drain.
+// stopServers stops all processes, in the reverse order of their start, and removes
+// the folder. The broker and Postgres outlive the daemon, so that it can drain.
 func (w *deployment) stopServers() error {
 	w.sayf("stopping")
 	var errs []error
@@ -217,7 +217,7 @@ func (w *deployment) stopServers() error {
 	return errors.Join(errs...)
 }
 
-// printHints say how to look at it with other tools, with the real ports.
+// printHints prints how to look at the demo with other tools, with the real ports.
 func (w *deployment) printHints() {
 	example := newCampaign("my-campaign", w.people.restaurants[0], 0, time.Now())
 	_, _ = fmt.Fprintf(w.opts.Stderr, `

@@ -56,7 +56,8 @@ func (w *deployment) runLive(ctx context.Context) error {
 	return g.Wait()
 }
 
-// streamCampaigns is the one goroutine that knows what is under way.
+// streamCampaigns sends campaigns and prints their deliveries. It alone owns the
+// list of campaigns under way.
 func (w *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topicRecord) error {
 	t := liveTable{w: w, open: map[string]*campaignDelivery{}}
 	tick := time.NewTicker(sendEvery)

@@ -17,8 +17,8 @@ import (
 // roundLimit bounds the wait for everything of a round to be delivered.
 const roundLimit = time.Minute
 
-// calm is for how many polls in a row everything must look done. What moves from
-// one queue of the daemon to the next is in neither for a moment.
+// calm is the number of polls in a row that must find everything done: a campaign
+// that moves from one queue of the daemon to the next is in neither for a moment.
 const calm = 10
 
 // roundResult is what `demo --once --json` prints; its keys are what scripts read.
@@ -46,7 +46,8 @@ const oddRestaurant = "Trattoria: 50% & più"
 const oddSubscriptions = `INSERT INTO subscribers_restaurants (client_id, restaurant_id)
 	SELECT 'cliënt:' || n || '%', '` + oddRestaurant + `' FROM generate_series(1, 100) n`
 
-// planMessages is the round: every kind of campaign that the contract tells apart.
+// planMessages returns the messages of a round: every kind of campaign that the
+// contract distinguishes.
 func planMessages(p population, now time.Time) []plannedMessage {
 	var out []plannedMessage
 	add := func(id string, k int, start time.Time) *plannedMessage {
@@ -55,7 +56,7 @@ func planMessages(p population, now time.Time) []plannedMessage {
 	}
 	last := len(p.restaurants) - 1
 	add("the-largest", 0, now)
-	for i := range 14 { // all sizes, none twice
+	for i := range 14 { // all sizes, each restaurant once
 		add(fmt.Sprintf("plain-%d", i), 1+i*(last-6)/14, now)
 	}
 	add("same-restaurant", 0, now)
@@ -107,7 +108,7 @@ func (w *deployment) runOnce(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		w.sayf("going on to check all the same: %v", err) // and name what is missing
+		w.sayf("going on to check all the same: %v", err) // and list the missing notifications
 	}
 	w.sayf("checking both sinks against a join in SQL")
 	res, problems, err := w.checkResult(ctx, dead)
@@ -127,8 +128,8 @@ func (w *deployment) runOnce(ctx context.Context) error {
 	return nil
 }
 
-// sendOne commits what belongs before a campaign, notes what it should do, and
-// sends it.
+// sendOne commits the subscription changes that precede a campaign, records the
+// expected notifications, and sends the campaign.
 func (w *deployment) sendOne(ctx context.Context, i int, m plannedMessage) error {
 	if m.prepare != "" {
 		if _, err := w.db.Exec(ctx, m.prepare); err != nil {
@@ -148,7 +149,7 @@ func (w *deployment) sendOne(ctx context.Context, i int, m plannedMessage) error
 }
 
 // awaitSettled waits until everything expected has been shipped and nothing is
-// under way any more, and tells how long after began that was.
+// under way any more, and returns how long that took since began.
 func (w *deployment) awaitSettled(ctx context.Context, began time.Time) (time.Duration, error) {
 	var expected int64
 	if err := w.db.QueryRow(ctx, countExpected).Scan(&expected); err != nil {
@@ -175,8 +176,9 @@ func (w *deployment) awaitSettled(ctx context.Context, began time.Time) (time.Du
 	return since.Sub(began), err
 }
 
-// awaitNotifications returns nil when the daemon has read all campaigns, has none under way
-// or to come, and has shipped what it decided and no less than is expected.
+// awaitNotifications returns nil when the daemon has read all campaigns, has no
+// campaign under way or scheduled, and has shipped all decided notifications and at
+// least the expected number.
 func (w *deployment) awaitNotifications(ctx context.Context, expected int64) error {
 	ends, err := kadm.NewClient(w.producer).ListEndOffsets(ctx, topicIn)
 	if err == nil {
@@ -224,8 +226,8 @@ func (w *deployment) awaitNotifications(ctx context.Context, expected int64) err
 	return nil
 }
 
-// checkResult compares both sinks with the join. Problems are what is not as it should
-// be, in words.
+// checkResult compares both sinks with the join. It returns the differences as
+// texts.
 func (w *deployment) checkResult(ctx context.Context, dead int) (roundResult, []string, error) {
 	var res roundResult
 	records, err := w.readAll(ctx, topicOut)

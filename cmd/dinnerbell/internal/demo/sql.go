@@ -3,7 +3,8 @@ package demo
 // joinIndex is the demo's own, for the join that the daemon's is checked against.
 const joinIndex = `CREATE INDEX demo_restaurant ON public.subscribers_restaurants (restaurant_id)`
 
-// checkTables hold what the round expects and what a consumer of the topic saw.
+// checkTables hold the notifications that the round expects and those that a
+// consumer of the topic saw.
 const checkTables = `
 CREATE SCHEMA demo;
 CREATE UNLOGGED TABLE demo.campaign (id text, restaurant text, body jsonb);
@@ -29,7 +30,7 @@ const (
 SELECT (SELECT count(*) FROM (SELECT campaign, client FROM demo.expected EXCEPT SELECT campaign, client FROM demo.received) x)
      + (SELECT count(*) FROM (SELECT campaign, client FROM demo.expected EXCEPT SELECT campaign, client FROM demo.rows) x)`
 
-	// duplicates: what is there more than once, beyond the first.
+	// duplicates: all copies beyond the first.
 	countDuplicates = `
 SELECT (SELECT count(*) - count(DISTINCT (campaign, client)) FROM demo.received)
      + (SELECT count(*) - count(DISTINCT (campaign, client)) FROM demo.rows)`

@@ -22,8 +22,8 @@ const (
 	AnswerPatience = 5 * time.Second
 )
 
-// DescriptorLimit is how many descriptors the process may have open; 0 where the
-// system does not say.
+// DescriptorLimit returns how many descriptors the process may have open; 0 if
+// unknown.
 func DescriptorLimit() uint64 {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -40,7 +40,7 @@ func httpConnections(descriptors uint64) int {
 	return int(max(minHTTPConnections, min(maxHTTPConnections, descriptors/8)))
 }
 
-// WarnOfFewDescriptors says so before something fails for want of them.
+// WarnOfFewDescriptors logs a low limit before work fails for want of descriptors.
 func WarnOfFewDescriptors(log *slog.Logger, descriptors uint64) {
 	if descriptors > 0 && descriptors < fewDescriptors {
 		log.Warn("few file descriptors: a large local state or many lanes need more",
@@ -50,8 +50,8 @@ func WarnOfFewDescriptors(log *slog.Logger, descriptors uint64) {
 
 // boundedListener holds at most limit connections. For one more it closes the one
 // that has waited longest for a request, or has not read its answer for longer than
-// patience; where there is none, the new one. So nobody who only connects keeps a
-// health check out.
+// patience; without such a one it closes the new one. So peers that only connect
+// cannot keep a health check out.
 type boundedListener struct {
 	net.Listener
 
@@ -62,7 +62,8 @@ type boundedListener struct {
 	open map[net.Conn]connectionState
 }
 
-// connectionState is since when a connection waits for a request; busy: it has one.
+// connectionState is the time since which a connection is in its state: busy with a
+// request, or waiting for one.
 type connectionState struct {
 	since time.Time
 	busy  bool
@@ -86,7 +87,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 	}
 }
 
-// makeRoom makes room for conn; false if there is none.
+// makeRoom makes room for conn; false if all connections are busy.
 func (l *boundedListener) makeRoom(conn net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,7 +113,8 @@ func (l *boundedListener) oldestWaiting() (oldest net.Conn) {
 	return oldest
 }
 
-// noteState follows the server: an http.Server's ConnState.
+// noteState records a change of a connection's state, as the ConnState of an
+// http.Server.
 func (l *boundedListener) noteState(conn net.Conn, state http.ConnState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

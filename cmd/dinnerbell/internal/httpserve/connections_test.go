@@ -91,7 +91,7 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 	}
 }
 
-// Where all connections are at work, a new one is refused, and none of them suffers.
+// While all connections are at work, a new one is refused, and the others go on.
 func TestBusyConnectionsStay(t *testing.T) {
 	t.Parallel()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -127,7 +127,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 	if _, err := busy[1].Write([]byte("x")); err == nil {
 		t.Error("the idle one is still there")
 	}
-	// Who does not read his answer for too long gives way as well.
+	// A peer that does not read its answer for too long gives way as well.
 	l.noteState(third, http.StateActive)
 	l.mu.Lock()
 	l.open[third] = connectionState{since: time.Now().Add(-2 * l.patience), busy: true}
@@ -159,8 +159,8 @@ func TestHTTPConnections(t *testing.T) {
 	}
 }
 
-// What a stranger sends over TCP: only GET and HEAD of what is there, by a Host of
-// this machine, with a header of bounded size.
+// Requests of a stranger over TCP: the server answers only GET and HEAD of known
+// paths, with a Host of this machine and a header of bounded size.
 func TestHostileRequests(t *testing.T) {
 	t.Parallel()
 	address := serveTest(t, status.NewHandler(status.Build{}, func() status.Report { return status.Report{Ready: true} }, slog.New(slog.DiscardHandler)))

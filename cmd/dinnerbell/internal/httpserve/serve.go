@@ -80,7 +80,7 @@ func ReadOnly(next http.Handler, listener net.Addr) http.Handler {
 	})
 }
 
-// isLocalHost tells whether a Host header names this machine by an address or as
+// isLocalHost reports whether a Host header names this machine by an address or as
 // localhost. HTTP/1.0 may leave it out.
 func isLocalHost(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {

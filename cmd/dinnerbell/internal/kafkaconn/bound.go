@@ -15,8 +15,8 @@ import (
 // ones have a few hundred bytes.
 const maxUnauthenticated = 256 << 10
 
-// clientLimit is where the client itself refuses an answer, and says what it looks
-// like: kgo.BrokerMaxReadBytes' default.
+// clientLimit is the size from which the client itself refuses an answer, with an
+// error that guesses its kind: kgo.BrokerMaxReadBytes' default.
 const clientLimit = 100 << 20
 
 type dialFunc = func(ctx context.Context, network, host string) (net.Conn, error)
@@ -87,7 +87,7 @@ func (c *boundedConn) checkSizes(p []byte) error {
 			return fmt.Errorf("%s claims an answer of %d bytes before it has accepted us; is it a Kafka broker?", c.RemoteAddr(), size)
 		}
 		if c.rest = size; size <= 0 || size > clientLimit {
-			c.answers = 0 // the client says what is wrong
+			c.answers = 0 // the client reports the error
 		}
 	}
 	return nil

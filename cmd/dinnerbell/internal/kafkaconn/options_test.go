@@ -20,7 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// tlsServer tells the name in each client's certificate.
+// tlsServer returns the name in each client's certificate.
 func tlsServer(t *testing.T, certFile, keyFile string) (addr string, names <-chan string) {
 	t.Helper()
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)

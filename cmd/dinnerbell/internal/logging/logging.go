@@ -26,7 +26,8 @@ func New(w io.Writer, level, format string, hide func(string) string) *slog.Logg
 	return slog.New(&cleaningHandler{next: next, hide: hide, repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
 }
 
-// cleaningHandler cleans what it passes on. Its copies of With share the repeats.
+// cleaningHandler cleans each record before it passes it on. Its copies of With
+// share the repeats.
 type cleaningHandler struct {
 	next    slog.Handler
 	hide    func(string) string
@@ -118,9 +119,9 @@ func (h *cleaningHandler) cleanAttr(a slog.Attr) slog.Attr {
 	return a
 }
 
-// attrIdentity is what of an attribute tells two messages apart: no duration and no
-// number, for pauses and counts grow, but a lane's; and no number inside of a text,
-// such as a port or a process id.
+// attrIdentity returns the part of an attribute by which two messages differ. It
+// leaves out durations, and numbers other than a lane's, because pauses and counts
+// grow; and numbers inside of a text, such as a port or a process id.
 func attrIdentity(a slog.Attr) string {
 	switch a.Value.Kind() {
 	case slog.KindDuration, slog.KindInt64, slog.KindUint64, slog.KindFloat64, slog.KindTime:
@@ -166,7 +167,7 @@ type repeatedMessage struct {
 	times int           // it was not written since
 }
 
-// add notes a warning, and tells whether to write it and how often it was not
+// add records a warning, and returns whether to write it and how often it was not
 // written since the last time.
 func (r *repeatFilter) add(part, id string) (times int, write bool) {
 	r.mu.Lock()

@@ -17,13 +17,13 @@ func Line(text string) string {
 	return strings.Join(strings.Fields(text), " ") + left
 }
 
-// Bound gives a text of at most limit bytes and a note of what was left out.
+// Bound returns a text of at most limit bytes, and how many bytes were left out.
 func Bound(text string, limit int) string {
 	text, left := splitAt(text, limit)
 	return text + left
 }
 
-// splitAt takes what is within limit, whole characters only, and notes the rest.
+// splitAt splits a text at limit bytes, between two characters.
 func splitAt(text string, limit int) (kept, left string) {
 	if len(text) <= limit {
 		return text, ""

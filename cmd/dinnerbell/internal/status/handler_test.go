@@ -173,7 +173,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// docs/metrics.md lists each metric of ours, and none that is not there.
+// docs/metrics.md lists exactly the metrics of the daemon.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
@@ -202,7 +202,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-// While a snapshot is taken the status says how far it is.
+// While a snapshot is taken the status shows its progress.
 func TestStatusOfASnapshot(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()

@@ -20,7 +20,7 @@ import (
 type Report struct {
 	Ready   bool   `json:"ready"`
 	Version string `json:"version"`
-	// Reasons say why it is not ready.
+	// Reasons list why the daemon is not ready.
 	Reasons       []string            `json:"reasons,omitempty"`
 	Source        Source              `json:"source"`
 	Lanes         []Lane              `json:"lanes"`
@@ -67,16 +67,16 @@ type Source struct {
 	LagBytes      int64   `json:"lag_bytes"`
 	SlotWALStatus string  `json:"slot_wal_status"`
 	Subscriptions int64   `json:"subscriptions"`
-	FreshnessMS   float64 `json:"freshness_ms"` // what the last join waited
+	FreshnessMS   float64 `json:"freshness_ms"` // how long the last join waited
 	LastError     string  `json:"last_error,omitempty"`
 	SlotHeldBytes int64   `json:"slot_held_bytes,omitempty"` // WAL that the server keeps for the slot
 	SlotSafeBytes *int64  `json:"slot_safe_bytes,omitempty"` // until it may be lost; absent: no limit
 	Failovers     int64   `json:"failovers,omitempty"`       // promoted servers that were followed
-	// Work goes on beside the stream.
+	// Work is a rebuild or verification beside the stream.
 	Work *Work `json:"work,omitempty"`
 
-	// SnapshotRows are those copied so far, while a snapshot is taken; so are
-	// all these. The total is Postgres' estimate.
+	// SnapshotRows and the fields below are set while a snapshot is taken: the rows
+	// copied so far, and Postgres' estimate of the total.
 	SnapshotRows          int64   `json:"snapshot_rows,omitempty"`
 	SnapshotTotal         int64   `json:"snapshot_total,omitempty"`
 	SnapshotPercent       float64 `json:"snapshot_percent,omitempty"`
@@ -100,7 +100,7 @@ type Lane struct {
 	LastError         string `json:"last_error,omitempty"`
 }
 
-// campaignsReport counts what is under way, and what has been since the
+// campaignsReport counts campaigns under way now, and campaigns since the
 // deployment began.
 type campaignsReport struct {
 	Live      int64 `json:"live"`
@@ -114,15 +114,16 @@ type notificationsReport struct {
 	Shipped int64 `json:"shipped"`
 }
 
-// Halt is a part that waits for an operator.
+// Halt is a part of the daemon that waits for an operator.
 type Halt struct {
 	Part string `json:"part"` // source, or stream
 	What string `json:"what"` // what happened, to what
 	Hint string `json:"hint"` // the command that mends it
 }
 
-// NewReport puts the two halves together. complete tells whether the local
-// state holds a whole snapshot. Reasons lack what only time can tell: stalls.
+// NewReport makes a report of the statuses of mirror and service. complete reports
+// whether the local state holds a whole snapshot. Reasons lack stalls, which need a
+// history.
 func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Report {
 	r := Report{
 		Version: version,
@@ -174,7 +175,7 @@ func (s *Source) setSnapshot(p tablecopy.Progress) {
 // roundToTenth keeps one decimal: the rest is noise.
 func roundToTenth(x float64) float64 { return math.Round(10*x) / 10 }
 
-// oneLine bounds a text that somebody else made and makes one line of it.
+// oneLine returns a text of another system as one line of bounded length.
 func oneLine(s string) string { return logging.Line(s) }
 
 // RewriteStrings changes every string of the report. It is for secrets: anybody may
@@ -206,8 +207,8 @@ func rewriteStrings(v reflect.Value, change func(string) string) {
 	}
 }
 
-// newHaltReport names the first part that halted: without the source nothing
-// new is joined, so it comes first.
+// newHaltReport returns the halt to show: the source's before a lane's, because no
+// campaign is joined without the source.
 func newHaltReport(m cdc.Status, s stream.Status) *Halt {
 	switch {
 	case m.Halted != nil:
@@ -218,7 +219,7 @@ func newHaltReport(m cdc.Status, s stream.Status) *Halt {
 	return nil
 }
 
-// sourceReasons say why the subscriptions are not up to date.
+// sourceReasons lists why the subscriptions are not up to date.
 func sourceReasons(m cdc.Status, complete bool) []string {
 	var reasons []string
 	if !complete {
@@ -234,7 +235,7 @@ func sourceReasons(m cdc.Status, complete bool) []string {
 	return reasons
 }
 
-// laneReasons say why campaigns are not worked on. A daemon that has no lane (the
+// laneReasons lists why campaigns do not advance. A daemon that has no lane (the
 // group has more members than lanes) stands by and is not ready.
 func laneReasons(s stream.Status) []string {
 	switch {

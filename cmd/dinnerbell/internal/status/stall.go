@@ -6,14 +6,13 @@ import (
 	"time"
 )
 
-// stallLimit is how long work may lie there untouched before the daemon stops
-// calling itself ready. It is longer than any pause of a healthy one: a
-// transaction timeout, a checkpoint of Postgres, a broker's restart.
+// stallLimit is how long pending work may stand still before the daemon is no
+// longer ready. It is longer than any pause of a healthy one: a transaction
+// timeout, a checkpoint of Postgres, a broker's restart.
 const stallLimit = 30 * time.Second
 
-// StallDetector watches positions that must move while there is work before them. A
-// process that answers and does nothing is the failure that liveness checks do
-// not see.
+// StallDetector watches positions that must move while there is work before them.
+// Liveness checks do not notice a process that answers and does no work.
 type StallDetector struct {
 	mu    sync.Mutex
 	marks map[string]stallMark // by name of the position
@@ -25,8 +24,8 @@ type stallMark struct {
 	moved    time.Time
 }
 
-// observePosition notes where a position is and whether work is pending before it, and
-// returns since when it has stood still; zero if it has not.
+// observePosition records a position and whether work is pending before it, and
+// returns how long it has stood still; zero if it moves.
 func (s *StallDetector) observePosition(now time.Time, name, position string, pending bool) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -41,7 +40,8 @@ func (s *StallDetector) observePosition(now time.Time, name, position string, pe
 	return now.Sub(m.moved)
 }
 
-// Reasons lists what has stood still for too long, as reasons not to be ready.
+// Reasons lists the positions that have stood still for too long, as reasons not to
+// be ready.
 func (s *StallDetector) Reasons(now time.Time, r *Report) []string {
 	var reasons []string
 	if d := s.observePosition(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {

@@ -16,7 +16,7 @@ type stateReport struct {
 	// Quarantines is how many stores were set aside since the daemon started, the
 	// one that it may have found at its start included.
 	Quarantines int64 `json:"quarantines"`
-	// Quarantine is where the last of them is, and Damage what was wrong with it.
+	// Quarantine is the folder of the last damaged store, and Damage the reason.
 	Quarantine string `json:"quarantine,omitempty"`
 	Damage     string `json:"damage,omitempty"`
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Work is a rebuild or a verification under way, beside what is served.
+// Work is a rebuild or a verification under way.
 type Work struct {
 	Kind  string `json:"kind"` // rebuild, verify
 	Stage string `json:"stage"`
@@ -31,7 +31,7 @@ var (
 	descWorkTotal = newDesc("source_work_rows_expected", "Rows of the table that it will have read, as Postgres estimates.", "kind")
 )
 
-// collectWork turns it into metrics; there are none while nothing is under way.
+// collectWork turns w into metrics; nil makes no metrics.
 func collectWork(w *Work, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
 	if w == nil {
 		return

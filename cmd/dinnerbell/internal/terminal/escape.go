@@ -12,19 +12,19 @@ import (
 )
 
 // Ids, topics and error texts come from other people's tables, messages and
-// servers. What a terminal would obey instead of showing is escaped before it is
-// written:
+// servers. Characters that a terminal would obey instead of showing are escaped
+// before they are written:
 //
-//   - printable, for one field of a listing: newlines and tabs as well, so that an
+//   - Escape, for one field of a listing: newlines and tabs as well, so that an
 //     id is never two lines or two columns;
-//   - Writer, for all that the process writes: whatever a field forgot.
+//   - EscapingWriter, for all that the process writes, in case a field was not escaped.
 //
 // Escapes have the form \u001b, which JSON reads back as the character: the output
 // of --json stays exact.
 
-// isControl tells whether a terminal may obey r: control characters of C0 and C1,
-// DEL, line and paragraph separators, and what changes the direction of text
-// (https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters).
+// isControl reports whether a terminal may obey r: control characters of C0 and C1,
+// DEL, line and paragraph separators, and characters that change the direction of
+// text (https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters).
 func isControl(r rune) bool {
 	switch {
 	case r < ' ', r >= 0x7f && r <= 0x9f, r >= 0x2028 && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
@@ -33,7 +33,7 @@ func isControl(r rune) bool {
 	return r == 0x061c || r == 0x200e || r == 0x200f
 }
 
-// Escape is one field of a listing.
+// Escape returns s as one field of a listing.
 func Escape(s string) string {
 	if isPlain(s) {
 		return s
@@ -41,7 +41,7 @@ func Escape(s string) string {
 	return string(appendEscaped(make([]byte, 0, len(s)+16), s, false))
 }
 
-// isPlain tells that s has nothing to escape, which most have not.
+// isPlain reports whether s has nothing to escape, as most texts do.
 func isPlain[T string | []byte](s T) bool {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f {
@@ -79,8 +79,8 @@ func decodeRune[T string | []byte](s T) (rune, int) {
 	return utf8.DecodeRuneInString(string(s[:min(len(s), utf8.UTFMax)]))
 }
 
-// EscapingWriter escapes whatever is written through it but newlines and tabs.
-// A character may arrive in parts. Any goroutine may write.
+// EscapingWriter escapes everything that is written through it except newlines and
+// tabs. A character may arrive in parts. Any goroutine may write.
 type EscapingWriter struct {
 	mu   sync.Mutex
 	Out  io.Writer
@@ -106,7 +106,7 @@ func (w *EscapingWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush writes a character whose end never came.
+// Flush writes the rest of an incomplete character.
 func (w *EscapingWriter) Flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -126,7 +126,7 @@ func (w *EscapingWriter) writeEscaped(text []byte) error {
 	return err
 }
 
-// isHarmless tells that text is ASCII with no control but newline and tab.
+// isHarmless reports whether text is ASCII with no control but newline and tab.
 func isHarmless(text []byte) bool {
 	for _, c := range text {
 		if c < ' ' && c != '\n' && c != '\t' || c >= 0x7f {
@@ -136,8 +136,8 @@ func isHarmless(text []byte) bool {
 	return true
 }
 
-// incompleteTail is how many bytes at the end of text begin a character that is not
-// whole.
+// incompleteTail returns the number of bytes at the end of text that begin an
+// incomplete character.
 func incompleteTail(text []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
 		if tail := text[len(text)-n:]; utf8.RuneStart(tail[0]) {
@@ -150,6 +150,6 @@ func incompleteTail(text []byte) int {
 	return 0
 }
 
-// Indent has the further lines of an error begin with blanks: none of them can
-// pass for a line of its own.
+// Indent puts blanks before the second and later lines of an error, so that no line
+// passes for a separate message.
 func Indent(text string) string { return strings.ReplaceAll(text, "\n", "\n  ") }

@@ -27,7 +27,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// Whatever is written, in whatever parts, reaches the terminal escaped; and JSON
+// Every text reaches the terminal escaped, however it is cut into writes; and JSON
 // stays the same JSON.
 func TestPrintableWriter(t *testing.T) {
 	t.Parallel()

@@ -13,8 +13,8 @@ import (
 // progressDelay keeps short work from flashing a bar.
 const progressDelay = 2 * time.Second
 
-// ProgressBar is a bar on a terminal, once the work has taken a while. Elsewhere it
-// is nothing: a log has no use for it.
+// ProgressBar draws a bar on a terminal once the work has taken a while. Elsewhere
+// it draws nothing: a log has no use for a bar.
 type ProgressBar struct {
 	mu    sync.Mutex
 	out   io.Writer // nil: not a terminal
@@ -35,7 +35,7 @@ func NewProgress(stderr io.Writer, unit string) *ProgressBar {
 	return p
 }
 
-// Update shows what is being done and how much of an estimated total (0:
+// Update shows the stage of the work and how much of an estimated total (0:
 // unknown) is done.
 func (p *ProgressBar) Update(stage string, done, total int64) {
 	p.mu.Lock()
@@ -62,7 +62,7 @@ func (p *ProgressBar) Update(stage string, done, total int64) {
 	_ = p.bar.Set64(done) // a bar that cannot be drawn is no reason to stop
 }
 
-// Spin shows a spinner until finish, for work that does not say how far it is.
+// Spin shows a spinner until Finish, for work without a measure of its progress.
 func (p *ProgressBar) Spin(stage string) {
 	if p.out == nil {
 		return
