@@ -179,7 +179,7 @@ func (l *Limits) MaxCampaign() int { return min(6*l.Notification, fetch.MaxBatch
 // RaiseHint returns the command that mends a topic that does not accept the records of
 // a decided step.
 func (l *Limits) RaiseHint(principal string) string {
-	raise := "put the topics' max.message.bytes back to what it was, or higher"
+	raise := "restore the topics' former max.message.bytes, or set a higher one"
 	if len(l.guessed) == 0 {
 		return raise
 	}

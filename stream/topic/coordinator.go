@@ -45,7 +45,7 @@ func (c Coordinator) Diagnose(ctx context.Context, cfg Config, client *kgo.Clien
 	}
 	err = c.Find(ctx, client)
 	if errors.Is(err, kerr.CoordinatorNotAvailable) {
-		return fmt.Errorf("%w: the brokers, %d, cannot make topic %s, or too few of its replicas are up; brokers make it with three replicas by default, whose number is a setting of theirs (%s)",
+		return fmt.Errorf("%w: the %d brokers cannot create topic %s, or too few of its replicas are up; brokers create it with three replicas by default, see their settings: %s",
 			err, len(facts.Cluster.brokers), c.topic, c.replicaSettings())
 	}
 	return err

@@ -86,7 +86,7 @@ func checkProgressPartitions(_ context.Context, f *Facts) ([]precondition.Findin
 	}
 	return []precondition.Finding{{Level: precondition.Fail, Object: "topic " + k.Progress,
 		Found:  fmt.Sprintf("it has %d partitions, fewer than the %d of topic %s", have, lanes, k.Campaigns),
-		Effect: "the lanes beyond have no progress",
+		Effect: "the lanes without a partition have no progress",
 		Fix:    "dinnerbell setup"}}, nil
 }
 
@@ -125,7 +125,7 @@ func checkProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding,
 	}
 	finding := precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
 		Found:  "cleanup.policy is " + f.cleanupPolicy(topic) + ", not compact",
-		Effect: "retention deletes the lanes' progress, and what was shipped is not known any more",
+		Effect: "retention deletes the lanes' progress, and the next takeover does not know which steps were shipped",
 		Fix:    f.alterHint(topic, "cleanup.policy=compact")}
 	if s.keepsForever() {
 		finding.Level, finding.Effect = precondition.Warn, "the topic grows without end and takeovers take longer; shorter retention would delete the lanes' progress"
@@ -219,8 +219,8 @@ func checkMessageLimits(_ context.Context, f *Facts) ([]precondition.Finding, er
 		effect string
 	}{
 		{k.Progress, minBatchBytes, precondition.Fail, "the lanes cannot write their progress"},
-		{k.DeadLetters, minBatchBytes, precondition.Fail, "it takes no refused message, which stops the lane"},
-		{k.Notifications, minBatchBytes, precondition.Fail, "it takes no notification"},
+		{k.DeadLetters, minBatchBytes, precondition.Fail, "it accepts no refused message, which stops the lane"},
+		{k.Notifications, minBatchBytes, precondition.Fail, "it accepts no notification"},
 		{k.Notifications, minNotificationBytes, precondition.Warn, "campaigns of an ordinary size are refused"},
 		{k.DeadLetters, f.Cluster.Settings[k.Campaigns].readNumber(setting, 0), precondition.Warn,
 			"topic " + k.Campaigns + " accepts more; a refused message of that size is cut, and cannot be sent again"},
@@ -291,7 +291,7 @@ func checkReplicas(_ context.Context, f *Facts) ([]precondition.Finding, error) 
 		}
 	}
 	if len(single) > 0 {
-		warn("topics "+strings.Join(single, ", "), "they have one replica", "what a broker's disk loses is lost, and the lanes halt",
+		warn("topics "+strings.Join(single, ", "), "they have one replica", "records that a broker's disk loses are lost for good, and the lanes halt",
 			"three brokers, and kafka-reassign-partitions.sh with three replicas a partition")
 	}
 	return found, nil
@@ -309,7 +309,7 @@ func checkRetention(_ context.Context, f *Facts) ([]precondition.Finding, error)
 	for _, c := range []struct{ topic, effect string }{
 		{k.Campaigns, "a campaign that is not read within it is gone, and its lane halts"},
 		{k.Notifications, "a notification that is not read within it is gone"},
-		{k.DeadLetters, "a refused message is gone before anybody has looked"},
+		{k.DeadLetters, "a refused message that is not read within it is gone"},
 	} {
 		s, ok := f.topicSettings(c.topic)
 		ms := s.readNumber("retention.ms", -1)

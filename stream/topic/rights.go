@@ -43,7 +43,7 @@ func checkRights(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 	}{
 		{k.Campaigns, kmsg.ACLOperationRead, "Read", "no campaign is read"},
 		{k.Notifications, kmsg.ACLOperationWrite, "Write", "no notification is written"},
-		{k.DeadLetters, kmsg.ACLOperationWrite, "Write", "the first message that is refused stops its lane"},
+		{k.DeadLetters, kmsg.ACLOperationWrite, "Write", "the first refused message stops its lane"},
 		{k.Progress, kmsg.ACLOperationWrite, "Write", "no step is shipped"},
 		{k.Progress, kmsg.ACLOperationRead, "Read", "no lane can be taken over"},
 	} {

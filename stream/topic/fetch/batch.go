@@ -109,7 +109,7 @@ var checksumTable = crc32.MakeTable(crc32.Castagnoli)
 func (b *recordBatch) verify() error {
 	switch {
 	case b.magic != 2:
-		return fmt.Errorf("message format %d is not read", b.magic)
+		return fmt.Errorf("message format %d is not supported", b.magic)
 	case crc32.Checksum(b.checksummed, checksumTable) != b.crc:
 		return errors.New("the batch's checksum does not match")
 	case b.lastDelta < 0 || b.count < 0:
@@ -183,7 +183,7 @@ func readRecord(r *bufio.Reader, most int) (*Record, error) {
 	return rec, rec.parseFields(body)
 }
 
-var errMalformedRecord = errors.New("a record's fields do not fit into it")
+var errMalformedRecord = errors.New("a record's fields exceed its length")
 
 // parseFields reads the fields of a whole record.
 func (r *Record) parseFields(body []byte) error {

@@ -67,7 +67,7 @@ func (in *batchInflater) openCodec(codec int, b []byte) (io.Reader, error) {
 		}
 		return in.zstd, in.zstd.Reset(bytes.NewReader(b))
 	}
-	return nil, fmt.Errorf("codec %d is not known", codec)
+	return nil, fmt.Errorf("unknown codec %d", codec)
 }
 
 // inflateSnappy inflates one block into dst.
@@ -114,7 +114,7 @@ func (x *xerialReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-var errMalformedXerial = errors.New("the blocks of snappy do not fit")
+var errMalformedXerial = errors.New("the blocks of snappy exceed the batch")
 
 // boundedReader fails with errTooLarge after left bytes.
 type boundedReader struct {

@@ -74,7 +74,7 @@ func (w *responseWalk) walkBatches(ctx context.Context) (*damagedBatch, error) {
 			return nil, nil //nolint:nilnil // the last batch of a response may be cut
 		}
 		end := w.batchEnd(&b, rest)
-		err := errors.New("the batch's length does not fit")
+		err := errors.New("the batch's length does not match the response")
 		if ok {
 			err = w.walkBatch(&b, end)
 		}
