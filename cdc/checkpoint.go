@@ -181,7 +181,7 @@ func (k *checkpointKeeper) advanceAcknowledgement(durable id.LSN) (id.LSN, error
 		}
 		if time.Since(k.warned) >= warnEvery {
 			k.warned = time.Now()
-			k.log.Warn("no checkpoint; the source keeps its WAL until there is one, or as much waits as may", "error", err)
+			k.log.Warn("cannot make a checkpoint; the source keeps its WAL until one succeeds, or until as much waits as is allowed", "error", err)
 		}
 	}
 	return k.limitAcknowledgement(durable), nil

@@ -16,7 +16,7 @@ import (
 // function that it gives waits for one that begins after the call.
 func (r *deployment) looks() (look func()) {
 	var n atomic.Int64
-	r.hooks.looked = func() { n.Add(1) }
+	r.hooks.catalogChecked = func() { n.Add(1) }
 	return func() {
 		r.t.Helper()
 		before := n.Load()

@@ -132,7 +132,7 @@ func (r *onlineRebuild) takeOver(ctx context.Context, g *state.Generation) (at i
 		}
 		r.m.log.Info("the new subscriptions could not take over yet", "reason", err)
 	}
-	return 0, fmt.Errorf("more is written than can be followed: the stream was held %d times in vain; try again when less is written", maxHolds)
+	return 0, fmt.Errorf("the table is written faster than the rebuild can follow: the stream was paused %d times in vain; try again when less is written", maxHolds)
 }
 
 // errHeldTooLong reports that the stream went on before the new rows had come to
@@ -147,8 +147,8 @@ func (r *onlineRebuild) flipGeneration(ctx context.Context, to *generationWriter
 	if err != nil {
 		return 0, err
 	}
-	if r.m.hooks.held != nil {
-		r.m.hooks.held()
+	if r.m.hooks.paused != nil {
+		r.m.hooks.paused()
 	}
 	err = to.followTo(r.side, h.at)
 	kept := h.keepPaused()

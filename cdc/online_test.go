@@ -89,7 +89,7 @@ func TestRebuildOnlineWithHugeTransactions(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()
 	var once sync.Once
-	r.hooks.held = func() {
+	r.hooks.paused = func() {
 		once.Do(func() { // comes after the position at which the stream is held
 			r.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'late ' || g, 'r' FROM generate_series(1, 18000) g`)
 		})
@@ -118,7 +118,7 @@ func TestRebuildLetsGo(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()
 	var holds atomic.Int64
-	r.hooks.held = func() {
+	r.hooks.paused = func() {
 		if holds.Add(1) > 2 {
 			return
 		}
@@ -246,7 +246,7 @@ func TestBesideTheStreamWithoutTheSource(t *testing.T) {
 func TestRebuildOnlineIsAlone(t *testing.T) {
 	t.Parallel()
 	r := newDeployment(t).setup()
-	r.hooks.held = func() {
+	r.hooks.paused = func() {
 		if _, err := r.m.RebuildOnline(t.Context()); !errors.Is(err, ErrBusy) {
 			t.Errorf("a second rebuild ended with %v, want ErrBusy", err)
 		}

@@ -77,17 +77,17 @@ type Mirror struct {
 
 // hooks are seams for tests; all are nil otherwise.
 type hooks struct {
-	beforeApply func(*state.Batch)
-	slotMade    func() // for a snapshot, which is not read yet
-	endedStream func(error)
-	locked      func()        // the first connection of a copy has its lock
-	copied      func()        // rows of a copy have gone to their sink
-	looked      func()        // the catalogs were compared
-	held        func()        // the stream stands for a rebuild
-	warnHeld    int64         // instead of heldBackWarn
-	secondAlive time.Duration // instead of secondAlive
-	healing     time.Duration // instead of healing
-	slowSlot    time.Duration // instead of slowSlot
+	beforeApply    func(*state.Batch)
+	slotMade       func() // for a snapshot, which is not read yet
+	endedStream    func(error)
+	locked         func()        // the first connection of a copy has its lock
+	copied         func()        // rows of a copy have gone to their sink
+	catalogChecked func()        // the catalogs were compared
+	paused         func()        // the stream stands for a rebuild
+	heldBackWarn   int64         // instead of heldBackWarn
+	secondAlive    time.Duration // instead of secondAlive
+	healing        time.Duration // instead of healing
+	slowSlot       time.Duration // instead of slowSlot
 }
 
 // New makes a mirror of cfg's table into store. Nothing happens before Run.

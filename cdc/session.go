@@ -87,7 +87,7 @@ func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string)
 	m.stats.setRebuildReason(reason)
 	err := (&tableSnapshot{m: m, sql: sql}).replaceRows(ctx)
 	if errors.Is(err, state.ErrDiskFull) {
-		return m.awaitRoomForLoad(ctx, sql, err)
+		return m.awaitRoomForSnapshot(ctx, sql, err)
 	}
 	if err == nil {
 		m.forcedSnapshot = ""
@@ -95,10 +95,10 @@ func (m *Mirror) takeSnapshot(ctx context.Context, sql *pgx.Conn, reason string)
 	return err
 }
 
-// awaitRoomForLoad waits after a snapshot that did not fit, until there is more
+// awaitRoomForSnapshot waits after a snapshot that did not fit, until there is more
 // room than the snapshot had written by then. It drops the slot first, which would
 // only keep WAL on the source for a snapshot that has to be taken anew.
-func (m *Mirror) awaitRoomForLoad(ctx context.Context, sql *pgx.Conn, why error) error {
+func (m *Mirror) awaitRoomForSnapshot(ctx context.Context, sql *pgx.Conn, why error) error {
 	if err := m.db.DropSlot(ctx, sql); err != nil {
 		return errors.Join(why, err)
 	}
@@ -227,8 +227,8 @@ func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
 		if err := m.checkCatalog(ctx, l); err != nil {
 			return ignoreCanceled(ctx, err)
 		}
-		if m.hooks.looked != nil {
-			m.hooks.looked()
+		if m.hooks.catalogChecked != nil {
+			m.hooks.catalogChecked()
 		}
 		select {
 		case <-ctx.Done():
@@ -312,7 +312,7 @@ func (m *Mirror) recordSlot(slot source.SlotStatus, walEnd id.LSN) {
 	s.walStatus = slot.WALStatus
 	s.mu.Unlock()
 
-	much := cmp.Or(m.hooks.warnHeld, heldBackWarn)
+	much := cmp.Or(m.hooks.heldBackWarn, heldBackWarn)
 	attrs := []any{"slot", m.cfg.Slot, "wal_status", slot.WALStatus, "held_bytes", held, "safe_wal_size", slot.SafeWALSize}
 	switch {
 	case slot.WALStatus == source.SlotUnreserved && was != source.SlotUnreserved:

@@ -184,7 +184,7 @@ func (s *sideStream) endStream() {
 	}
 	s.streamEnded = true
 	if s.stop != nil {
-		s.stop(errors.New("it was ended"))
+		s.stop(errors.New("the side stream was ended"))
 		s.beats.Wait()
 	}
 	source.CloseConn(s.repl)

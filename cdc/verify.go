@@ -40,9 +40,9 @@ type Verified struct {
 	// Written is how many differing rows were left alone because they were written
 	// meanwhile: verify again.
 	Written int64
-	// Unlooked is about how many rows lie in differing parts that were not compared
+	// Unchecked is about how many rows lie in differing parts that were not compared
 	// one by one, because there were too many.
-	Unlooked int64
+	Unchecked int64
 	// Uncompared is how many rows were written with a value that Postgres did not
 	// send.
 	Uncompared int64
@@ -52,7 +52,7 @@ type Verified struct {
 
 // Sound reports whether all rows are right by now.
 func (v *Verified) Sound() bool {
-	return v.Differences == v.Mended && v.Unlooked == 0 && !v.Miscounted
+	return v.Differences == v.Mended && v.Unchecked == 0 && !v.Miscounted
 }
 
 // Verify compares the local rows with the table, both as of one position, while
@@ -228,7 +228,7 @@ func (v *verification) compareParts(ctx context.Context, parts []int, rows []int
 	for round := 0; len(parts) > 0; round++ {
 		if round == v.m.compareRounds {
 			for _, n := range rows {
-				v.done.Unlooked += n
+				v.done.Unchecked += n
 			}
 			return nil
 		}

@@ -178,7 +178,7 @@ func TestVerifyIsBounded(t *testing.T) {
 	r.barrier()
 	r.m.compareAtOnce, r.m.compareRounds = 300, 3
 	done, found := r.verify(true)
-	if done.Differences < 800 || done.Differences > 1000 || done.Mended != done.Differences || done.Unlooked != 2000-done.Mended || len(found) != 2*int(done.Mended) || done.Sound() {
+	if done.Differences < 800 || done.Differences > 1000 || done.Mended != done.Differences || done.Unchecked != 2000-done.Mended || len(found) != 2*int(done.Mended) || done.Sound() {
 		t.Errorf("found %d; %+v", len(found), done)
 	}
 	for !done.Sound() {

@@ -135,7 +135,7 @@ func TestSlotThatHoldsMuchIsWarnedAbout(t *testing.T) {
 		t.Error("warned about a slot that holds nothing")
 	}
 	r.fill(24)
-	r.hooks.warnHeld = 16 << 20
+	r.hooks.heldBackWarn = 16 << 20
 	r.start()
 	r.await("warning", func(Status) bool { return log.contains("keeps much WAL") })
 	if !log.contains("held_bytes=2") || !log.contains("safe_wal_size=") || !log.contains("level=WARN") {

@@ -73,14 +73,14 @@ func findBlockers(ctx context.Context, sql *pgx.Conn, pid uint32) ([]blockingTra
 		       CASE WHEN a.query <> '<insufficient privilege>' THEN left(a.query, 200) ELSE '' END, coalesce(a.xact_start::text, '')
 		FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a USING (pid)`, int32(pid))
 	if err != nil {
-		return nil, fmt.Errorf("look what PID %d waits for: %w", pid, err)
+		return nil, fmt.Errorf("read the transactions that PID %d waits for: %w", pid, err)
 	}
 	blockers, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b blockingTransaction, err error) {
 		err = row.Scan(&b.prepared, &b.pid, &b.database, &b.role, &b.app, &b.query, &b.since)
 		return b, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("look what PID %d waits for: %w", pid, err)
+		return nil, fmt.Errorf("read the transactions that PID %d waits for: %w", pid, err)
 	}
 	return blockers, nil
 }

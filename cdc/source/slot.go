@@ -166,7 +166,7 @@ func (db *DB) readSlotHolder(ctx context.Context, sql *pgx.Conn, pid int32) (*Sl
 		return nil, nil //nolint:nilnil // a backend that is gone is an answer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look who holds slot %s: %w", db.cfg.Slot, err)
+		return nil, fmt.Errorf("read holder of slot %s: %w", db.cfg.Slot, err)
 	}
 	return h, nil
 }
@@ -270,7 +270,7 @@ func ImportSnapshot(ctx context.Context, sql *pgx.Conn, snapshot string) error {
 	_, err := sql.Exec(ctx, "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '"+
 		strings.ReplaceAll(snapshot, "'", "''")+"'", pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
-		return fmt.Errorf("take snapshot: %w", err)
+		return fmt.Errorf("import snapshot: %w", err)
 	}
 	return nil
 }

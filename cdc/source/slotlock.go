@@ -255,7 +255,7 @@ func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, e
 		return nil, nil //nolint:nilnil // a lock that is free is an answer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look who guards slot %s: %w", db.cfg.Slot, err)
+		return nil, fmt.Errorf("read lock holder of slot %s: %w", db.cfg.Slot, err)
 	}
 	if active != nil {
 		h.active = *active

@@ -250,7 +250,7 @@ func (c *tableCopy) copyRanges(ctx context.Context, sql *pgx.Conn, parts <-chan 
 			return err
 		}
 		if !in.Ended {
-			return fmt.Errorf("it ended early: %w", pgoutput.ErrMalformed)
+			return fmt.Errorf("the COPY ended early: %w", pgoutput.ErrMalformed)
 		}
 		if err := w.flush(); err != nil {
 			return err

@@ -179,7 +179,7 @@ func verifyOnline(ctx context.Context, e *daemon.Engine, c *control.Call) (any, 
 	}
 	return verifyResult{
 		LSN: v.At.String(), Rows: v.Rows, Differences: v.Differences, Repaired: v.Mended, Written: v.Written,
-		Unlooked: v.Unlooked, Uncompared: v.Uncompared, Miscounted: v.Miscounted, Sound: v.Sound(),
+		Unlooked: v.Unchecked, Uncompared: v.Uncompared, Miscounted: v.Miscounted, Sound: v.Sound(),
 	}, nil
 }
 
