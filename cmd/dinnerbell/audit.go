@@ -11,7 +11,7 @@ import (
 	"dinnerbell/stream/operator"
 )
 
-// errAudit: an invariant does not hold.
+// errAudit reports an invariant that does not hold.
 var errAudit = errors.New("the audit found what must not be; start the daemon, it halts the lane and says how to go on")
 
 // auditCmd checks the invariants of the protocol from the outside.

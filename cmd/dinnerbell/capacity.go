@@ -12,7 +12,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
-// capacityCmd works out what a workload needs. It reads no configuration and
+// capacityCmd calculates the needs of a workload. It reads no configuration and
 // asks no server.
 type capacityCmd struct {
 	Subscriptions float64 `default:"10e6" placeholder:"N" help:"Rows of the source table (${default})."`
@@ -27,7 +27,7 @@ type capacityCmd struct {
 	Replication float64 `default:"3" placeholder:"N" help:"Copies that Kafka keeps (${default})."`
 	Use         float64 `default:"0.7" placeholder:"SHARE" help:"Share of a server to plan for (${default})."`
 
-	OneMachine float64 `placeholder:"LANES" help:"Instead, say how many notifications a second come through LANES lanes where Postgres, Kafka and daemon share one machine with the cores of the measurement."`
+	OneMachine float64 `placeholder:"LANES" help:"Instead, print how many notifications a second LANES lanes carry if Postgres, Kafka and the daemon share one machine with the cores of the measurement."`
 
 	Units string `type:"existingfile" placeholder:"FILE" help:"Unit costs measured by 'make bench' (default: those of docs/performance.md)."`
 	JSON  bool   `help:"As JSON."`

@@ -23,9 +23,9 @@ import (
 
 // checkpointCmd groups the commands about saved states.
 type checkpointCmd struct {
-	Create  checkpointCreateCmd  `cmd:"" help:"Save the local state as it is now, with or without a running daemon."`
-	List    checkpointListCmd    `cmd:"" help:"List what is saved, and whether the slot still covers it."`
-	Restore checkpointRestoreCmd `cmd:"" help:"Put a saved state in the place of the present one. The daemon must not run."`
+	Create  checkpointCreateCmd  `cmd:"" help:"Save the present local state, with or without a running daemon."`
+	List    checkpointListCmd    `cmd:"" help:"List the saved states, and whether the slot still covers each."`
+	Restore checkpointRestoreCmd `cmd:"" help:"Replace the present local state by a saved one. The daemon must not run."`
 }
 
 // savedState is a checkpoint as the commands show it.
@@ -37,7 +37,7 @@ type savedState struct {
 	LSN           id.LSN          `json:"lsn"`
 	Subscriptions int64           `json:"subscriptions"`
 	Bytes         int64           `json:"bytes"`
-	OwnBytes      int64           `json:"own_bytes"` // shared with nothing: what removing it would free
+	OwnBytes      int64           `json:"own_bytes"` // of files without another name: the space that removing the checkpoint would free
 	NextOffsets   map[int32]int64 `json:"next_offsets"`
 	Writer        string          `json:"writer"`
 	// Covered reports whether the slot still holds all WAL since the checkpoint, so
@@ -140,8 +140,8 @@ func (c *checkpointCreateCmd) createOffline(a *invocation, cfg *config.Config) (
 	return newSavedState(cfg.State.Dir, m), nil
 }
 
-// saveCheckpoint is the daemon's side: an Action. A large transaction that is being applied
-// makes it wait for its end.
+// saveCheckpoint is the daemon's side: an Action. It waits for the end of a large
+// transaction that is being applied.
 func saveCheckpoint(ctx context.Context, e *daemon.Engine, _ *control.Call) (any, error) {
 	for {
 		m, err := e.Store.Checkpoint(state.CauseAsked, e.NextOffsets())
@@ -214,7 +214,7 @@ func ageText(then time.Time) string { return time.Since(then).Round(time.Second)
 
 // checkpointRestoreCmd replaces the local state by a checkpoint.
 type checkpointRestoreCmd struct {
-	ID   string `arg:"" help:"One that checkpoint list shows."`
+	ID   string `arg:"" help:"A checkpoint as dinnerbell checkpoint list shows it."`
 	JSON bool   `help:"As JSON."`
 }
 
@@ -227,7 +227,8 @@ type restoredState struct {
 	Replaced string `json:"replaced,omitempty"`
 }
 
-// Run restores; the next `dinnerbell run` does the rest by itself.
+// Run restores the checkpoint. The next `dinnerbell run` goes on from there by
+// itself.
 func (c *checkpointRestoreCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {

@@ -18,20 +18,20 @@ import (
 // Commands that are not available yet have one too, so that they are refused and
 // not unknown.
 type commandLine struct {
-	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment says what is needed)."`
+	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment sets the required keys)."`
 
 	Run         runCmd         `cmd:"" help:"Run the daemon."`
-	Demo        demoCmd        `cmd:"" help:"Show it at work with a Postgres and a broker of its own."`
+	Demo        demoCmd        `cmd:"" help:"Show dinnerbell at work with its own Postgres and broker."`
 	Setup       setupCmd       `cmd:"" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
 	Status      statusCmd      `cmd:"" help:"Show the state of the running daemon."`
 	Rebuild     rebuildCmd     `cmd:"" help:"Take a new snapshot of the subscriptions, while the daemon serves the old ones."`
 	Verify      verifyCmd      `cmd:"" help:"Compare the local subscriptions of the running daemon with Postgres, at one position."`
-	Capacity    capacityCmd    `cmd:"" help:"Work out what a workload needs, from measured unit costs."`
-	Replay      replayCmd      `cmd:"" help:"Read campaigns again: who was missed is notified, nobody twice."`
+	Capacity    capacityCmd    `cmd:"" help:"Calculate the needs of a workload from measured unit costs."`
+	Replay      replayCmd      `cmd:"" help:"Read campaigns again: clients who were missed are notified, nobody twice."`
 	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
-	Preview     previewCmd     `cmd:"" help:"Say how many clients a campaign would reach; sends nothing."`
-	Checkpoint  checkpointCmd  `cmd:"" help:"Save the local state, list what is saved, put it back."`
-	DeadLetters deadLettersCmd `cmd:"" help:"List what was refused, or send it again."`
+	Preview     previewCmd     `cmd:"" help:"Show how many clients a campaign would reach; sends nothing."`
+	Checkpoint  checkpointCmd  `cmd:"" help:"Save the local state, list the saved states, restore one."`
+	DeadLetters deadLettersCmd `cmd:"" help:"List the refused messages, or send them again."`
 	Audit       auditCmd       `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
 	Resolve     resolveCmd     `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
 	Version     versionCmd     `cmd:"" help:"Show version, commit and Go."`
@@ -50,11 +50,11 @@ type invocation struct {
 	env            config.Env
 	configFile     string // of -c; "" for the default
 
-	cfg    *config.Config // once load has read it
+	cfg    *config.Config // nil until loadConfig has read it
 	daemon bool           // the command is run: its last line goes to the log
 }
 
-// runCommandLine executes one command line and returns the exit code: 0 done, 1 failed,
+// runCommandLine runs one command line and returns the exit code: 0 done, 1 failed,
 // 2 usage or configuration, 3 halted and needs an operator.
 func runCommandLine(ctx context.Context, args []string, stdout, stderr io.Writer, env []string) int {
 	data, messages := &terminal.EscapingWriter{Out: stdout}, &terminal.EscapingWriter{Out: stderr}
@@ -73,7 +73,7 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 		kong.Name("dinnerbell"),
 		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once."),
 		kong.Writers(a.stdout, a.messages),
-		// --help prints and "exits"; parsing then goes on and may complain.
+		// After --help kong calls Exit and goes on to parse, which may fail.
 		kong.Exit(func(int) { helped = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 	)

@@ -20,8 +20,8 @@ import (
 // deadLettersCmd groups the commands about refused messages. They read Kafka
 // themselves and need no daemon.
 type deadLettersCmd struct {
-	List  deadLettersListCmd  `cmd:"" help:"List what was refused, and why."`
-	Retry deadLettersRetryCmd `cmd:"" help:"Send what would not be refused any more to the campaigns topic again."`
+	List  deadLettersListCmd  `cmd:"" help:"List the refused messages and the reasons."`
+	Retry deadLettersRetryCmd `cmd:"" help:"Send messages that would be accepted now to the campaigns topic again."`
 }
 
 type deadLettersListCmd struct {
@@ -90,8 +90,8 @@ func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 }
 
 type deadLettersRetryCmd struct {
-	Which []string `arg:"" optional:"" placeholder:"PARTITION:OFFSET" help:"Those to send, as list names them."`
-	All   bool     `help:"All that would not be refused again."`
+	Which []string `arg:"" optional:"" placeholder:"PARTITION:OFFSET" help:"Messages to send, by the names that list shows."`
+	All   bool     `help:"All messages that would be accepted now."`
 	JSON  bool     `help:"One JSON object a line."`
 }
 
@@ -144,8 +144,8 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	return errors.Join(errs...)
 }
 
-// reportRetries gives the counts of --all. It is an error if there was something to
-// send and nothing was.
+// reportRetries prints the counts of --all. It returns an error if the topic held
+// messages to send and none of them was sent.
 func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error {
 	if sent == 0 && left > 0 {
 		return fmt.Errorf("none of %d dead letters was sent again: each would be refused again", left)

@@ -8,8 +8,8 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/demo"
 )
 
-// demoCmd shows the whole thing at work. It reads no configuration: everything
-// is its own.
+// demoCmd shows dinnerbell at work. It reads no configuration: all servers are its
+// own.
 type demoCmd struct {
 	Once bool `help:"One round of campaigns, checked; exit 0 when all arrived exactly once."`
 	JSON bool `help:"Results as JSON."`

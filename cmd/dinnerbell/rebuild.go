@@ -16,7 +16,7 @@ import (
 
 // rebuildCmd takes a new snapshot of the subscriptions.
 type rebuildCmd struct {
-	Offline bool `help:"Without a daemon: it must not be running."`
+	Offline bool `help:"Rebuild without the daemon, which must not be running."`
 	JSON    bool `help:"The result as JSON."`
 }
 

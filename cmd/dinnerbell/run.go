@@ -22,7 +22,7 @@ func (c *runCmd) Run(ctx context.Context, a *invocation) error {
 	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.newLogger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode})
 }
 
-// actions are what commands ask of the running daemon, by name.
+// actions are the actions that commands ask the running daemon for, by name.
 var actions = map[string]daemon.Action{
 	"checkpoint":  saveCheckpoint,
 	"preview":     previewCampaign,

@@ -18,12 +18,13 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// setupCmd creates what `run` needs and finds missing.
+// setupCmd creates the missing objects that `run` needs.
 type setupCmd struct {
 	PrintSQL bool `name:"print-sql" help:"Print the statements instead, for somebody with the rights to run them."`
 }
 
-// Run goes on from where an earlier one failed: each step looks first.
+// Run goes on where an earlier setup has failed: each step looks for existing
+// objects first.
 func (c *setupCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -101,9 +102,9 @@ func setupSource(ctx context.Context, cfg cdc.Config) ([]string, error) {
 	return ran, err
 }
 
-// printSQL writes a script that psql runs, as often as one likes; topics, which SQL
-// cannot make, are named in a comment. The grants are for the roles of the two
-// URLs, where somebody else owns the tables.
+// printSQL writes a script for psql, which may run repeatedly. A comment names the
+// topics, which SQL cannot make. The grants are for the roles of the two URLs, if
+// another role owns the tables.
 func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, claim takeover.Config) error {
 	reader, err := roleOf(cfg.SourceURL)
 	if err != nil {
@@ -136,7 +137,7 @@ func printSQL(out io.Writer, cfg *config.Config, mirror cdc.Config, claim takeov
 	return nil
 }
 
-// roleOf is the role that a URL logs in as.
+// roleOf returns the role that a URL logs in as.
 func roleOf(url func() (string, error)) (string, error) {
 	raw, err := url()
 	if err != nil {

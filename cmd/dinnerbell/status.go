@@ -22,9 +22,9 @@ type statusCmd struct {
 	JSON bool `help:"As JSON, the same as /api/status."`
 }
 
-// Run asks over the socket in state.dir. It needs no other key, so it works with
-// a configuration that `run` would refuse. It ends with 1 where the daemon is not
-// ready and with 3 where a part of it is halted.
+// Run asks over the socket in state.dir. It needs no other key, so it works with a
+// configuration that `run` would refuse. It ends with 1 if the daemon is not ready
+// and with 3 if a part of it is halted.
 func (c *statusCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {
@@ -49,8 +49,8 @@ func (c *statusCmd) Run(ctx context.Context, a *invocation) error {
 	return statusError(&r)
 }
 
-// statusError is the error that the status ends the command with: exit 3 where a part
-// waits for an operator, 1 where the daemon is not ready.
+// statusError returns the error that the command ends with: exit 3 if a part waits
+// for an operator, 1 if the daemon is not ready.
 func statusError(r *status.Report) error {
 	switch {
 	case r.Halted != nil:

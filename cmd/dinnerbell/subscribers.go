@@ -20,8 +20,8 @@ import (
 
 // subscribersCmd shows the local audience of a restaurant.
 type subscribersCmd struct {
-	Restaurant string `arg:"" help:"Its id."`
-	Count      bool   `help:"Only how many there are."`
+	Restaurant string `arg:"" help:"Id of the restaurant."`
+	Count      bool   `help:"Print only their number."`
 	JSON       bool   `help:"One JSON string a line, or with --count {\"subscribers\":N}."`
 }
 
@@ -83,7 +83,7 @@ func (c *subscribersCmd) writePage(out io.Writer, page []string) error {
 	return nil
 }
 
-// listOffline reads the state that no daemon uses. Opening it takes the lock.
+// listOffline reads a state that no daemon uses. Opening the state takes the lock.
 func (c *subscribersCmd) listOffline(ctx context.Context, a *invocation, cfg *config.Config, page func([]string) error) (int64, error) {
 	if _, err := os.Stat(cfg.State.Dir); errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("there is no local state: %w", err)
@@ -96,7 +96,8 @@ func (c *subscribersCmd) listOffline(ctx context.Context, a *invocation, cfg *co
 	return n, errors.Join(err, store.Close())
 }
 
-// listSubscribers is the daemon's side, an Action: pages of client ids, then their number.
+// listSubscribers is the daemon's side: an Action. It sends pages of client ids,
+// then their number.
 func listSubscribers(ctx context.Context, e *daemon.Engine, c *control.Call) (any, error) {
 	var args subscribersArguments
 	if err := c.Args(&args); err != nil {
@@ -105,7 +106,7 @@ func listSubscribers(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 	return readSubscribers(ctx, e.Store, args, func(page []string) error { return c.Item(page) })
 }
 
-// subscribersPage is how many clients travel together.
+// subscribersPage is the number of clients in one line of the answer.
 const subscribersPage = 4096
 
 // readSubscribers lists the distinct clients of a restaurant page by page, in the

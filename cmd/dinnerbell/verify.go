@@ -18,12 +18,12 @@ import (
 
 // verifyCmd compares the local subscriptions of the running daemon with Postgres.
 type verifyCmd struct {
-	Repair bool `help:"Bring the rows that differ to what Postgres has."`
-	Limit  int  `help:"How many rows that differ are shown; the others are counted." default:"100"`
+	Repair bool `help:"Change the rows that differ to the values in Postgres."`
+	Limit  int  `help:"Number of differing rows to show; further ones are only counted." default:"100"`
 	JSON   bool `help:"One JSON object per row that differs, then one with the result."`
 }
 
-// errDifferent: the local subscriptions are not those of Postgres.
+// errDifferent reports local subscriptions that differ from those of Postgres.
 var errDifferent = errors.New("the local subscriptions differ from Postgres")
 
 type verifyArguments struct {
@@ -60,7 +60,8 @@ type verifyResult struct {
 	Sound       bool   `json:"sound"`
 }
 
-// Run asks over the socket in state.dir and prints what differs as it is found.
+// Run asks over the socket in state.dir and prints each difference when it is
+// found.
 func (c *verifyCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)
 	if err != nil {

@@ -47,7 +47,7 @@ func thisBuild() status.Build {
 	return b
 }
 
-// Run prints it.
+// Run prints the version.
 func (c *versionCmd) Run(a *invocation) error {
 	b := thisBuild()
 	if c.JSON {

@@ -27,7 +27,7 @@ const (
 	Fail                 // `run` would refuse, or a guarantee would not hold
 )
 
-// String gives the word that commands print.
+// String returns the word that commands print.
 func (l Level) String() string {
 	switch l {
 	case OK:
@@ -42,7 +42,7 @@ func (l Level) String() string {
 	return fmt.Sprintf("level %d", uint8(l))
 }
 
-// MarshalText gives the same word for JSON.
+// MarshalText returns the same word for JSON.
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
 // Moment is when a check is made: a set of the constants below.
@@ -73,7 +73,7 @@ type Finding struct {
 	Fix    string `json:"fix,omitempty"`    // the statement or the command that mends it, ready to paste
 }
 
-// String gives the finding in one line, without its level.
+// String returns the finding in one line, without its level.
 func (f Finding) String() string {
 	var b strings.Builder
 	if f.Object != "" {

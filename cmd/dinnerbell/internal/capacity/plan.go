@@ -43,7 +43,7 @@ type Plan struct {
 	Daemons  float64  `json:"daemons"`
 	Slots    float64  `json:"slots"`
 	Brokers  float64  `json:"brokers"`
-	// First is the resource of which one is used up first.
+	// First is the resource whose single unit is used up first.
 	First string `json:"first"`
 
 	StateBytes     float64 `json:"state_bytes"`      // state.dir of each daemon
@@ -54,7 +54,7 @@ type Plan struct {
 	SourceCPU      float64 `json:"source_cpu_cores"` // cores that all walsenders use
 }
 
-// Make works a plan out.
+// Make calculates the plan of a workload.
 func Make(u Units, w Workload, h Hardware) Plan {
 	if w.Texts == 0 {
 		w.Texts = u.Texts
@@ -104,14 +104,14 @@ func (p *Plan) tightestResource() string {
 	return most.Resource
 }
 
-// usable is the share of a machine's cores that daemon, Postgres and broker come
-// to use where they have it to themselves: they wait for each other and for the
-// disk. Measured with two lanes on two cores: 0.81 to 0.87.
+// usable is the share of a machine's cores that daemon, Postgres and broker reach
+// alone on it, because they wait for each other and for the disk. Measured with two
+// lanes on two cores: 0.81 to 0.87.
 const usable = 0.85
 
-// OneMachine is how many notifications a second come through a number of lanes
-// where daemon, Postgres and broker share the cores of one machine, as in the
-// benchmark: either the lanes' transactions or the cores are used up.
+// OneMachine returns how many notifications a second a number of lanes carry if
+// daemon, Postgres and broker share the cores of one machine, as in the benchmark:
+// either the lanes' transactions or the cores are the limit.
 func OneMachine(u Units, w Workload, cores, lanes float64) float64 {
 	if w.Texts == 0 {
 		w.Texts = u.Texts

@@ -1,5 +1,5 @@
-// Package capacity works out what a workload needs, from unit costs that
-// `make bench` measures. It knows sums and limits, no clock and no network.
+// Package capacity calculates the needs of a workload from unit costs that `make
+// bench` measures. It is arithmetic alone, without clock or network.
 package capacity
 
 import (
@@ -82,11 +82,11 @@ func parseUnits(text []byte, from string) (Units, error) {
 
 var errIncomplete = errors.New("a cost is missing or not above zero")
 
-// scatteredAt is the audience up to which index entries lie apart.
+// scatteredAt is the largest audience whose index entries lie apart.
 const scatteredAt = 100
 
-// costPerNotification is the cost of one notification where campaigns have a given audience and
-// texts of a given length.
+// costPerNotification returns the cost of one notification for campaigns with a
+// given audience and texts of a given length.
 func (u *Units) costPerNotification(audience, texts float64) Cost {
 	n, s, c := u.Notification, u.Scattered, u.Campaign
 	apart := min(1, scatteredAt/audience)

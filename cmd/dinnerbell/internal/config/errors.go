@@ -3,10 +3,10 @@ package config
 import "errors"
 
 var (
-	// ErrInvalid is wrapped by every error of this package: the configuration
-	// must be changed, trying again does not help.
+	// ErrInvalid is wrapped by every error of this package: only a change of the
+	// configuration helps.
 	ErrInvalid = errors.New("invalid configuration")
-	// ErrNotAvailable is wrapped, beside ErrInvalid, when a key asks for what
-	// this version cannot do.
+	// ErrNotAvailable is wrapped, beside ErrInvalid, when a key asks for something
+	// that this version cannot do.
 	ErrNotAvailable = errors.New("not available in this version")
 )

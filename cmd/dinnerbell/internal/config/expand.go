@@ -22,7 +22,7 @@ func ParseEnv(list []string) Env {
 	return env
 }
 
-// List is the NAME=value list again, sorted.
+// List returns the NAME=value list, sorted.
 func (e Env) List() []string {
 	out := make([]string, 0, len(e))
 	for _, name := range slices.Sorted(maps.Keys(e)) {
@@ -61,7 +61,7 @@ func expandText(s string, env Env) (string, error) {
 	}
 }
 
-// lookupVariable gives the value of what stands between ${ and }.
+// lookupVariable returns the value of the reference between ${ and }.
 func lookupVariable(name string, env Env) (string, error) {
 	if path, ok := strings.CutPrefix(name, "file:"); ok {
 		b, err := readBounded(path)
@@ -71,7 +71,8 @@ func lookupVariable(name string, env Env) (string, error) {
 		return withoutLineEnd(string(b)), nil
 	}
 	if !isVariable(name) {
-		// The text is not repeated: a password with "${" in it could be here.
+		// The error does not repeat the text, which may be a password with "${" in
+		// it.
 		return "", errors.New("expand: between ${ and } stands neither a variable's name nor file:PATH; write $${ for a literal one")
 	}
 	value, ok := env[name]
@@ -81,11 +82,11 @@ func lookupVariable(name string, env Env) (string, error) {
 	return withoutLineEnd(value), nil
 }
 
-// withoutLineEnd takes off what files, and variables that were filled from one,
-// have behind a value.
+// withoutLineEnd removes the line ends that files, and variables that were filled
+// from files, have behind a value.
 func withoutLineEnd(s string) string { return strings.TrimRight(s, "\r\n") }
 
-// isVariable holds for names that a POSIX shell can set.
+// isVariable reports whether a POSIX shell can set the name.
 func isVariable(s string) bool {
 	for i, r := range s {
 		letter := r == '_' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'

@@ -14,14 +14,14 @@ import (
 // shorter one is a part of common words.
 const minHidden = 6
 
-// revealedSecrets holds the secrets that were given out: what a server was sent it may
-// repeat in an error.
+// revealedSecrets holds the secrets that were revealed: a server may repeat a
+// secret in an error.
 type revealedSecrets struct {
 	mu     sync.Mutex // guards what follows
 	values []string   // longest first
 }
 
-// addSecret notes the passwords in what a secret has given out.
+// addSecret records the passwords in a revealed value.
 func (r *revealedSecrets) addSecret(key, value string) {
 	var found []string
 	switch {
@@ -40,28 +40,28 @@ func (r *revealedSecrets) addSecret(key, value string) {
 	slices.SortFunc(r.values, func(a, b string) int { return len(b) - len(a) })
 }
 
-// userinfo matches user and password of a URL in a text.
-// One slash is what cleaning a path leaves of two.
+// userinfo matches user and password of a URL in a text. Cleaning a path leaves one
+// of two slashes.
 var userinfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://?)[^\s/"'` + "`" + `]*:[^\s"'` + "`" + `]*@`)
 
 // assigned matches a password of a keyword/value string, or of a JAAS line.
 var assigned = regexp.MustCompile(`(?i)((?:password|passwd|pwd|secret)\s*=\s*)(?:\\?"[^"]*"|'[^']*'|[^\s"'&;,]+)`)
 
-// HideUserinfo takes users with their passwords out of the URLs in a text, and
-// passwords out of name=value: either may have been written in the place of a name
-// that is no secret.
+// HideUserinfo removes users with their passwords from the URLs in a text, and
+// passwords from name=value: an operator may have written either in the place of a
+// name that is no secret.
 func HideUserinfo(text string) string {
 	text = userinfo.ReplaceAllString(text, "${1}"+redacted+"@")
 	return assigned.ReplaceAllString(text, "${1}"+redacted)
 }
 
-// Hide takes every password that was used until now out of a text, whoever made
-// it. A password that is also the name of something, such as the role's, hides
-// nothing: the text would be unreadable, and show the password by that.
+// Hide removes every password that was used until now from a text of any origin. It
+// leaves a password that is also a name, such as the role's: the text would be
+// unreadable, and the gap would show the password.
 func (c *Config) Hide(text string) string {
 	text = HideUserinfo(text)
 	if c.seen == nil {
-		return text // made by hand, and so are its secrets
+		return text // a Config that Load has not made records no secrets
 	}
 	c.seen.mu.Lock()
 	defer c.seen.mu.Unlock()

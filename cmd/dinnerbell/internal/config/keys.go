@@ -22,7 +22,8 @@ type configField struct {
 	children map[string]*configField // by name; nil for a leaf
 }
 
-// newTree lays the struct's keys out, by its yaml tags. Leaves point into cfg.
+// newTree returns the tree of the struct's keys, by its yaml tags. Leaves point
+// into cfg.
 func newTree(cfg *Config) *configField { return newSubtree("", reflect.ValueOf(cfg).Elem()) }
 
 func newSubtree(key string, v reflect.Value) *configField {
@@ -46,7 +47,7 @@ func newSubtree(key string, v reflect.Value) *configField {
 	return f
 }
 
-// allLeaves gives every key under f, sorted.
+// allLeaves returns every key under f, sorted.
 func (f *configField) allLeaves() []*configField {
 	if f.children == nil {
 		return []*configField{f}
@@ -59,13 +60,13 @@ func (f *configField) allLeaves() []*configField {
 	return out
 }
 
-// envName is the variable that overrides the key.
+// envName returns the variable that overrides the key.
 func envName(key string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
 }
 
-// setText stores text in a leaf. References are looked up now, except in a secret,
-// which keeps them for every use.
+// setText stores text in a leaf. It looks references up now, except those of a
+// secret, which are looked up at every use.
 func (f *configField) setText(text string, env Env) error {
 	if old, ok := reflect.TypeAssert[Secret](f.value); ok {
 		f.value.Set(reflect.ValueOf(Secret{key: f.key, raw: text, env: env, seen: old.seen}))

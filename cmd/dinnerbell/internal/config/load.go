@@ -45,8 +45,8 @@ func Load(path string, env Env) (*Config, error) {
 	return cfg, nil
 }
 
-// maxFile bounds, in bytes, the file and what ${file:…} names. A whole
-// configuration has a few kilobytes.
+// maxFile is the size limit, in bytes, of the configuration file and of the files
+// that ${file:…} names. A whole configuration has a few kilobytes.
 const maxFile = 1 << 20
 
 // readBounded reads a file, and refuses one that is larger than maxFile:
@@ -67,7 +67,7 @@ func readBounded(path string) ([]byte, error) {
 // maxProblems bounds how many errors are reported at once.
 const maxProblems = 20
 
-// joinProblems makes one error of many, one to a line.
+// joinProblems makes one error of many, with a line for each.
 func joinProblems(problems []error) error {
 	if more := len(problems) - maxProblems; more > 0 {
 		problems = append(slices.Clone(problems[:maxProblems]), fmt.Errorf("and %d more", more))
@@ -81,10 +81,10 @@ func joinProblems(problems []error) error {
 	return fmt.Errorf("%w:\n%w", ErrInvalid, errors.Join(problems...))
 }
 
-// linkVariable holds for what Kubernetes and Docker set by themselves for a
-// service named dinnerbell-kafka
+// linkVariable matches the variables that Kubernetes and Docker set by themselves
+// for a service named dinnerbell-kafka
 // (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables);
-// nobody wrote those, so they are no mistakes.
+// they are no mistakes of an operator.
 func linkVariable(name string) bool {
 	return strings.HasSuffix(name, "_SERVICE_HOST") || strings.HasSuffix(name, "_PORT") ||
 		strings.Contains(name, "_SERVICE_PORT") || strings.Contains(name, "_PORT_")

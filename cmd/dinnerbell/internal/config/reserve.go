@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Reserve is disk space that is left alone: a size, or a share of the file
-// system. The zero value stands for the default.
+// Reserve is disk space that stays unused: a size, or a share of the file system.
+// The zero value stands for the default.
 type Reserve struct {
 	Bytes   int64   // negative: no reserve
 	Percent float64 // of the file system

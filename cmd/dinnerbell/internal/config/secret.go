@@ -5,12 +5,12 @@ import (
 	"log/slog"
 )
 
-// redacted stands wherever a secret would have been shown.
+// redacted is shown in the place of a secret.
 const redacted = "[redacted]"
 
-// Secret is a value that is never shown. It is kept as it was written; Reveal
-// looks up its references, each time anew, so that a rotated credential reaches
-// the next connection without a restart.
+// Secret is a value that is never shown. It holds the text of the configuration;
+// Reveal looks up the references in it, each time anew, so that a rotated
+// credential reaches the next connection without a restart.
 type Secret struct {
 	key string // the configuration key, for errors
 	raw string

@@ -11,7 +11,7 @@ import (
 // lower case; a name with a dot in it is put in double quotes.
 type Table struct{ Schema, Name string }
 
-// String gives the name as it is written in the file.
+// String returns the name in the form of the file.
 func (t Table) String() string { return quotePart(t.Schema) + "." + quotePart(t.Name) }
 
 func quotePart(s string) string {

@@ -22,8 +22,8 @@ type TLS struct {
 	ServerName  string `yaml:"server_name"`  // default: the broker's host
 }
 
-// Config reads the files. Without a server name whoever dials checks the
-// certificate against the broker's host. Errors begin with the key.
+// Config reads the files. Without a server name the dialer checks the certificate
+// against the broker's host. Errors begin with the key.
 func (t TLS) Config() (*tls.Config, error) {
 	tc := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
 	if t.CA != "" {
@@ -55,8 +55,8 @@ func (t TLS) Config() (*tls.Config, error) {
 	return tc, nil
 }
 
-// readKey gives the private key as PEM, decrypted where it is encrypted: as
-// PKCS#8, the form of today's openssl, or in the older one with a DEK-Info header.
+// readKey returns the private key as PEM. It decrypts an encrypted key: as PKCS#8,
+// the form of today's openssl, or in the older one with a DEK-Info header.
 func (t TLS) readKey() ([]byte, error) {
 	text, err := readBounded(t.Key)
 	if err != nil {
@@ -66,7 +66,7 @@ func (t TLS) readKey() ([]byte, error) {
 	switch {
 	case block == nil:
 		return nil, fmt.Errorf("%s holds no PEM private key", t.Key)
-	case block.Type != encryptedPKCS8 && !x509.IsEncryptedPEMBlock(block): //nolint:staticcheck // weak, and still what people have
+	case block.Type != encryptedPKCS8 && !x509.IsEncryptedPEMBlock(block): //nolint:staticcheck // weak, and still in use
 		return text, nil
 	case !t.KeyPassword.IsSet():
 		return nil, fmt.Errorf("%s is encrypted; set kafka.tls.key_password", t.Key)
@@ -110,8 +110,8 @@ func privateKey(text []byte) *pem.Block {
 	}
 }
 
-// checkTLS reads the files too: one that is missing is a mistake in the
-// configuration, which no retry mends.
+// checkTLS reads the files too: a missing file is a mistake in the configuration,
+// which no retry mends.
 func (c *Config) checkTLS() []error {
 	t := c.Kafka.TLS
 	switch {

@@ -100,7 +100,8 @@ func checkURL(s Secret) error {
 	return nil
 }
 
-// topicName is what Kafka allows (org.apache.kafka.common.internals.Topic).
+// topicName matches the names that Kafka allows
+// (org.apache.kafka.common.internals.Topic).
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 
 func (c *Config) checkKafka() []error {

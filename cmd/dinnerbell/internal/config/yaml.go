@@ -12,7 +12,7 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// readFile lays the file's values over cfg.
+// readFile sets cfg from the file.
 func (c *Config) readFile(path string, data []byte, env Env) []error {
 	r := fileReader{path: path, root: newTree(c), env: env}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))
@@ -56,8 +56,8 @@ func (r *fileReader) failf(at *yaml.Node, format string, args ...any) {
 	r.problems = append(r.problems, fmt.Errorf("%s:%d: %w", r.path, at.Line, fmt.Errorf(format, args...)))
 }
 
-// notYAML gives the parser's reason and line. Of its texts the one about an alias
-// repeats the file, which may hold a password there.
+// notYAML returns the parser's reason and line. It replaces the parser's text about
+// an alias, which repeats the file and may hold a password.
 func (r *fileReader) notYAML(err error, data []byte) error {
 	e, ok := errors.AsType[*yaml.LoadError](err)
 	if !ok {
@@ -65,7 +65,7 @@ func (r *fileReader) notYAML(err error, data []byte) error {
 	}
 	line, reason := e.Mark.Line, e.Message
 	if e.ContextMark.Line > 0 && e.ContextMark.Line < line {
-		line = e.ContextMark.Line // where the thing begins that does not end
+		line = e.ContextMark.Line // the begin of the construct that does not end
 	}
 	switch {
 	case indentedByTab(data, e.Mark.Line):
@@ -83,7 +83,7 @@ func (r *fileReader) notYAML(err error, data []byte) error {
 	return fmt.Errorf("%s:%d: not YAML: %s", r.path, line, reason)
 }
 
-// indentedByTab looks at a line, counted from 1.
+// indentedByTab reports whether a line, counted from 1, begins with a tab.
 func indentedByTab(data []byte, line int) bool {
 	lines := bytes.Split(data, []byte("\n"))
 	if line < 1 || line > len(lines) {
@@ -102,7 +102,7 @@ func resolveAlias(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// isNull holds for a value that is not there, or null.
+// isNull reports whether a value is absent or null.
 func isNull(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.Tag == "!!null" && n.Anchor == ""
 }
@@ -144,8 +144,8 @@ func (r *fileReader) readSection(f *configField, n *yaml.Node) {
 	}
 }
 
-// keyLike holds for what may be shown as a key. Others may be a value: without a
-// blank behind the colon, {url:postgres://…} is one key.
+// keyLike matches texts that may be shown as a key. Other texts may contain a
+// value: without a blank behind the colon, {url:postgres://…} is one key.
 var keyLike = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]{0,39}$`)
 
 func (r *fileReader) reportUnknown(section *configField, key *yaml.Node) {
@@ -171,8 +171,7 @@ func (r *fileReader) readLeaf(f *configField, key, n *yaml.Node) {
 	}
 }
 
-// leafText gives a scalar as it was written, and a sequence as a comma separated
-// list.
+// leafText returns a scalar as written, and a sequence as a comma separated list.
 func leafText(f *configField, n *yaml.Node) (string, error) {
 	if n.Kind != yaml.SequenceNode {
 		return scalarText(n)

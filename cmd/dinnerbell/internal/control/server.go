@@ -10,7 +10,7 @@
 // An answer without a last line was cut: the daemon ended. An action ends when
 // its client goes away (Ctrl-C in the command) or the daemon begins to drain.
 //
-// This package knows no action: the daemon brings them.
+// The actions themselves are the daemon's.
 package control
 
 import (
@@ -77,8 +77,8 @@ type actionServer struct {
 	log      *slog.Logger
 }
 
-// NewHandler serves the actions beside the read-only endpoints. Actions
-// end with ctx. exitCode gives the code that a command ends with after an error.
+// NewHandler serves the actions beside the read-only endpoints. Actions end with
+// ctx. exitCode returns the code that a command ends with after an error.
 func NewHandler(ctx context.Context, readOnly http.Handler, actions map[string]Action, exitCode func(error) int, log *slog.Logger) http.Handler {
 	s := &actionServer{base: ctx, exitCode: exitCode, log: log}
 	mux := http.NewServeMux()
@@ -96,8 +96,8 @@ func NewHandler(ctx context.Context, readOnly http.Handler, actions map[string]A
 
 // serveAction runs one action.
 func (s *actionServer) serveAction(w http.ResponseWriter, r *http.Request, do Action, log *slog.Logger) {
-	// The server's own deadlines are for short answers. A read deadline that
-	// passes would even end r.Context(), as a client does that goes away.
+	// The server's own deadlines are for short answers. A read deadline that passes
+	// would even end r.Context(), as if the client had gone away.
 	rc := http.NewResponseController(w)
 	args, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxArguments))
 	if err = errors.Join(err, rc.SetReadDeadline(time.Time{})); err != nil {
@@ -199,7 +199,7 @@ func (c *Call) sendResult(result any) error {
 	return c.sendLine(answerLine{Result: text}, true)
 }
 
-// sendLine sends a line; flush sends what lies in the buffer too.
+// sendLine writes a line; flush sends the buffer at once.
 func (c *Call) sendLine(line answerLine, flush bool) error {
 	text, err := json.Marshal(line)
 	if err != nil {

@@ -14,12 +14,13 @@ import (
 // socketName is the daemon's socket in state.dir.
 const socketName = "dinnerbell.sock"
 
-// errSocketPath: the path does not fit into the system's address structure.
+// errSocketPath reports a path that does not fit into the system's address
+// structure.
 var errSocketPath = errors.New("path is too long for a Unix socket")
 
-// socketPath gives the shortest way to write the socket's path, absolute or from
-// the working directory: the address holds 108 bytes on Linux and 104 elsewhere,
-// the closing NUL included (unix(7)).
+// socketPath returns the shortest form of the socket's path, absolute or from the
+// working directory: the address holds 108 bytes on Linux and 104 elsewhere, the
+// closing NUL included (unix(7)).
 func socketPath(stateDir string) (string, error) {
 	path := filepath.Join(stateDir, socketName)
 	wd, err := os.Getwd()
@@ -50,9 +51,8 @@ func relativePath(from, to string) string {
 	return r
 }
 
-// Listen opens the socket for its owner alone. The caller holds the lock
-// on the state directory, so a socket that is there was left by a daemon that
-// is gone.
+// Listen opens the socket for its owner alone. The caller holds the lock on the
+// state directory, so an existing socket was left by a former daemon.
 func Listen(ctx context.Context, stateDir string) (net.Listener, error) {
 	path, err := socketPath(stateDir)
 	if err != nil {
@@ -70,7 +70,7 @@ func Listen(ctx context.Context, stateDir string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil { // for the systems where the above does nothing
+	if err := os.Chmod(path, 0o600); err != nil { // for the systems on which Fchmod of a socket has no effect
 		return nil, errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
 	}
 	return l, nil

@@ -117,7 +117,7 @@ func (d *supervisor) run(ctx context.Context, l *listeners) error {
 	g.Go(func() error {
 		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.Logger, l.tcp, httpserve.AnswerPatience)
 	})
-	// Actions end when the draining begins.
+	// Actions end when the daemon begins to drain.
 	actions := map[string]control.Action{}
 	for name, do := range d.Actions {
 		actions[name] = d.withEngine(do)
@@ -164,8 +164,8 @@ func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 		return err
 	})
 	g.Go(func() error {
-		// A second daemon with this slot would take the first one's place in the
-		// consumer group.
+		// Without this wait a second daemon with this slot would take the first
+		// one's place in the consumer group.
 		select {
 		case <-h.Mirror.Admitted():
 			return h.Service.Run(gctx)

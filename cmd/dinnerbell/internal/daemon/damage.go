@@ -63,7 +63,7 @@ func (d *supervisor) replaceEngine(ctx context.Context, old *Engine) (*Engine, e
 	}
 	select {
 	case <-ctx.Done():
-		return nil, nil //nolint:nilnil // asked to end: the mark in the directory keeps until the next start
+		return nil, nil //nolint:nilnil // asked to end: the mark in the directory stays until the next start
 	case <-time.After(pause):
 	}
 	store, err := OpenState(d.Config, d.Logger, d.Build.Version, reason)

@@ -31,7 +31,7 @@ func TuneGC(env config.Env) {
 // heap is alive, and the store's caches are full.
 const loadPercent = 100
 
-// loadGC makes the collector sparing with memory while somebody asks for it.
+// loadGC lowers the collector's percentage while rows are loaded.
 type loadGC struct {
 	mu     sync.Mutex // guards below
 	asking int

@@ -38,12 +38,12 @@ func SourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 	}
 }
 
-// streamConfig is what package stream needs to know.
+// streamConfig returns the configuration of package stream.
 func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 	return stream.Config{Config: ClaimConfig(cfg, log)}
 }
 
-// ClaimConfig is the part of it that commands need which run no lane.
+// ClaimConfig returns the part of it that suffices for commands that run no lane.
 func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	log = log.With("part", "stream")
 	return takeover.Config{

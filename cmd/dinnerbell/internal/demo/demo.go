@@ -36,8 +36,8 @@ var ErrWrong = errors.New("notifications are missing, doubled or wrong")
 // MinRestaurants is how many a round needs: each kind of campaign has its own.
 const MinRestaurants = 30
 
-// Run starts everything, shows or checks it, and takes everything down again,
-// also when ctx ends, which is no error while campaigns are streaming.
+// Run starts all servers, shows or checks the daemon, and stops everything again.
+// The end of ctx is no error while campaigns are streaming.
 func Run(ctx context.Context, o Options) (err error) {
 	if o.Subscriptions == 0 {
 		o.Subscriptions = 200_000

@@ -44,9 +44,9 @@ func (w *deployment) newConsumer(topic string, extra ...kgo.Opt) (*kgo.Client, e
 	return c, nil
 }
 
-// readAll gives every record of the topic that a read_committed consumer sees
-// up to now. It ends by position, never by a silence: transaction markers are
-// kept, so that the last offset of each partition is met.
+// readAll returns every record of the topic that a read_committed consumer sees
+// now. It ends at the last offset of each partition, never after a silence: it
+// keeps transaction markers, so that it reaches that offset.
 func (w *deployment) readAll(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -90,15 +90,15 @@ func (w *deployment) readAll(ctx context.Context, topic string) ([]*kgo.Record, 
 	return out, nil
 }
 
-// topicRecord is what one fetch brought of one campaign.
+// topicRecord is the notifications of one campaign in one fetch.
 type topicRecord struct {
 	campaign string
 	count    int
 	at       time.Time
 }
 
-// watchTopic sends what arrives at the notifications topic until ctx ends. Campaigns
-// are told apart by the key, <campaign>:<client>; the demo's ids need no
+// watchTopic sends the notifications that arrive at the topic to out until ctx
+// ends. The key, <campaign>:<client>, names the campaign; the demo's ids need no
 // decoding.
 func watchTopic(ctx context.Context, client *kgo.Client, out chan<- []topicRecord) error {
 	for {

@@ -33,8 +33,8 @@ type campaignDelivery struct {
 	produced time.Time
 }
 
-// runLive sends a campaign every second and shows each one that has arrived, until
-// ctx ends.
+// runLive sends a campaign every second and prints each one that was delivered,
+// until ctx ends.
 func (w *deployment) runLive(ctx context.Context) error {
 	client, err := w.newConsumer(topicOut)
 	if err != nil {
@@ -89,7 +89,7 @@ func (w *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topi
 	}
 }
 
-// liveTable prints deliveries as they are complete.
+// liveTable prints each delivery when it is complete.
 type liveTable struct {
 	w         *deployment
 	open      map[string]*campaignDelivery // by campaign
@@ -99,8 +99,8 @@ type liveTable struct {
 	worst     float64
 }
 
-// addArrival notes notifications. Those of campaigns that somebody sent by hand are
-// not ours to count.
+// addArrival counts notifications. It ignores campaigns that a user has sent by
+// hand.
 func (t *liveTable) addArrival(a topicRecord) error {
 	d, ours := t.open[a.campaign]
 	if !ours {
@@ -116,7 +116,7 @@ func (t *liveTable) addArrival(a topicRecord) error {
 	return t.printDelivery(d)
 }
 
-// printLate shows what did not arrive as a whole for too long.
+// printLate prints the campaigns that are incomplete for too long.
 func (t *liveTable) printLate(now time.Time) error {
 	for id, d := range t.open {
 		if now.Sub(d.produced) < lateAfter {
@@ -162,7 +162,7 @@ func drawBar(n, largest int) string {
 	return strings.Repeat("█", length) + strings.Repeat(" ", barLength-length)
 }
 
-// printTotal is the last word.
+// printTotal prints the sums at the end.
 func (t *liveTable) printTotal() {
 	t.w.sayf("%d campaigns, %d notifications, slowest %.0f ms", t.campaigns, t.notified, t.worst)
 }

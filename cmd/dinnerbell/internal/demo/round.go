@@ -11,17 +11,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/testenv/workload"
 )
 
-// roundLimit bounds the wait for everything of a round to be delivered.
+// roundLimit is how long a round may take until all is delivered.
 const roundLimit = time.Minute
 
 // calm is the number of polls in a row that must find everything done: a campaign
 // that moves from one queue of the daemon to the next is in neither for a moment.
 const calm = 10
 
-// roundResult is what `demo --once --json` prints; its keys are what scripts read.
+// roundResult is the output of `demo --once --json`; scripts read its keys.
 type roundResult struct {
 	Campaigns     int     `json:"campaigns"`     // messages sent, those that notify nobody included
 	Notifications int     `json:"notifications"` // records that a read_committed consumer sees
@@ -191,21 +192,7 @@ func (w *deployment) awaitNotifications(ctx context.Context, expected int64) err
 	if err != nil {
 		return err
 	}
-	var s struct {
-		Lanes []struct {
-			Partition  int32 `json:"partition"`
-			Decided    int64 `json:"decided"`
-			Shipped    int64 `json:"shipped"`
-			NextOffset int64 `json:"next_offset"`
-		} `json:"lanes"`
-		Campaigns struct {
-			Live      int64 `json:"live"`
-			Scheduled int64 `json:"scheduled"`
-		} `json:"campaigns"`
-		Notifications struct {
-			Shipped int64 `json:"shipped"`
-		} `json:"notifications"`
-	}
+	var s status.Report
 	if err := json.Unmarshal(body, &s); err != nil {
 		return fmt.Errorf("read status: %w", err)
 	}

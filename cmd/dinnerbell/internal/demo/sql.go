@@ -1,6 +1,6 @@
 package demo
 
-// joinIndex is the demo's own, for the join that the daemon's is checked against.
+// joinIndex is for the demo's own join, with which the daemon's is compared.
 const joinIndex = `CREATE INDEX demo_restaurant ON public.subscribers_restaurants (restaurant_id)`
 
 // checkTables hold the notifications that the round expects and those that a
@@ -41,8 +41,8 @@ SELECT (SELECT count(*) - count(DISTINCT (campaign, client)) FROM demo.received)
 SELECT (SELECT count(*) FROM (SELECT campaign, client FROM demo.received EXCEPT SELECT campaign, client FROM demo.expected) x)
      + (SELECT count(*) FROM (SELECT campaign, client FROM demo.rows EXCEPT SELECT campaign, client FROM demo.expected) x)`
 
-	// different: records whose content is not the campaign's, whose key is not
-	// the contract's, or that say another thing than their row.
+	// different: records whose content is not the campaign's, whose key is not the
+	// contract's, or that differ from their row.
 	countDifferent = `
 SELECT count(*) FROM demo.received r
 LEFT JOIN demo.campaign c ON c.id = r.campaign

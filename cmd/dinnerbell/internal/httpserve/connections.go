@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// Descriptors are for the work first: connections to Postgres and Kafka, tables of
-// the local state. HTTP gets an eighth of them. Go has raised the soft limit to
-// the hard one before main began (package os).
+// Most descriptors are for the work: connections to Postgres and Kafka, tables of
+// the local state. HTTP gets an eighth of them. Go has raised the soft limit to the
+// hard one before main began (package os).
 const (
 	fewDescriptors     = 1024 // below, a large local state or many lanes may run out
 	minHTTPConnections = 8
 	maxHTTPConnections = 256
 
 	// AnswerPatience is how long a connection over TCP keeps its place with one
-	// answer, all of which are short: longer, the client does not read it.
+	// answer. All answers are short, so a slower client does not read.
 	AnswerPatience = 5 * time.Second
 )
 
@@ -32,7 +32,8 @@ func DescriptorLimit() uint64 {
 	return limit.Cur
 }
 
-// httpConnections is how many connections a listener holds under that limit.
+// httpConnections returns how many connections a listener holds under a descriptor
+// limit.
 func httpConnections(descriptors uint64) int {
 	if descriptors == 0 {
 		return minHTTPConnections

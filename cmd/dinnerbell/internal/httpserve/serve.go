@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Serve serves the handler until ctx ends, then lets the answers under way
-// finish for a moment. It closes the listener. Connections, headers and the time
-// that a peer may take are bounded; patience is that of one answer, 0 without end.
+// Serve serves the handler until ctx ends, then lets the answers under way finish
+// for a moment. It closes the listener. Connections, headers and the time that a
+// peer may take are bounded; patience is the time for one answer, 0 for no limit.
 func Serve(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener, patience time.Duration) error {
 	bounded := newBoundedListener(l, httpConnections(DescriptorLimit()), patience)
 	srv := &http.Server{

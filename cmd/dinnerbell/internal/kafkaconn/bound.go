@@ -10,9 +10,9 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 )
 
-// maxUnauthenticated bounds, in bytes, an answer of a broker that has not let us in
-// yet: the client allocates what an answer claims to hold, 100 MiB at most. Honest
-// ones have a few hundred bytes.
+// maxUnauthenticated is the size limit, in bytes, of an answer before the broker
+// has accepted us: the client allocates the size that an answer claims, 100 MiB at
+// most. Honest answers have a few hundred bytes.
 const maxUnauthenticated = 256 << 10
 
 // clientLimit is the size from which the client itself refuses an answer, with an
@@ -21,7 +21,7 @@ const clientLimit = 100 << 20
 
 type dialFunc = func(ctx context.Context, network, host string) (net.Conn, error)
 
-// unauthenticatedAnswers is how many answers a connection begins with before
+// unauthenticatedAnswers returns how many answers a connection begins with before
 // credentials are accepted: to ApiVersions, and with SASL to the handshake and to
 // each message of the mechanism.
 func unauthenticatedAnswers(cfg config.SASL) int {
@@ -45,8 +45,8 @@ func boundAnswers(dial dialFunc, answers int) dialFunc {
 	}
 }
 
-// boundedConn looks at the sizes of the first answers, each of which begins with
-// its own in four bytes. One goroutine reads at a time.
+// boundedConn checks the sizes of the first answers. Each answer begins with its
+// size in four bytes. One goroutine reads at a time.
 type boundedConn struct {
 	net.Conn
 

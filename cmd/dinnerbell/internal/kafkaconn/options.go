@@ -18,9 +18,9 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
-// Options are the options of every Kafka client of the daemon: where the
-// brokers are and how to get in. Certificates and credentials are read again
-// for each connection, so a rotated one needs no restart.
+// Options returns the options of every Kafka client of the daemon: brokers, TLS and
+// SASL. Certificates and credentials are read again for each connection, so that a
+// rotation needs no restart.
 func Options(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 	opts := []kgo.Opt{
 		kgo.SeedBrokers(cfg.Brokers...),
@@ -40,8 +40,8 @@ func Options(cfg config.Kafka, log *slog.Logger) []kgo.Opt {
 
 const dialTimeout = 10 * time.Second
 
-// Principal is whom the brokers take this client for by their defaults; "" where
-// only they know, as with the name in a certificate.
+// Principal returns the principal that brokers with default settings give this
+// client; "" if it depends on the broker, as with the name in a certificate.
 func Principal(cfg config.Kafka) string {
 	if cfg.SASL.Mechanism != "" {
 		user, err := cfg.SASL.Username.Reveal()
@@ -68,7 +68,8 @@ func tlsDialer(cfg config.TLS) dialFunc {
 	}
 }
 
-// saslMechanism is nil without SASL. Validate has checked the name.
+// saslMechanism returns the mechanism, nil without SASL. Validate has checked the
+// name.
 func saslMechanism(cfg config.SASL) sasl.Mechanism {
 	credentials := func() (user, password string, err error) {
 		if user, err = cfg.Username.Reveal(); err != nil {
@@ -95,11 +96,11 @@ func saslMechanism(cfg config.SASL) sasl.Mechanism {
 	return nil
 }
 
-// kafkaLogger passes the client's own messages on. It logs every reconnect as
-// information, which is a flood while a broker is down; those go to debug.
+// kafkaLogger passes the client's own messages on. The client logs every reconnect
+// as information, many a second while a broker is down; these messages go to debug.
 type kafkaLogger struct{ log *slog.Logger }
 
-// Level is the level below which the client need not format anything.
+// Level returns the level from which the client formats messages.
 func (l kafkaLogger) Level() kgo.LogLevel {
 	ctx := context.Background()
 	switch {
@@ -111,8 +112,8 @@ func (l kafkaLogger) Level() kgo.LogLevel {
 	return kgo.LogLevelError
 }
 
-// groupErrored is the client's message about an error that it also hands to
-// whoever polls, where package stream logs it.
+// groupErrored is the client's message about an error that it also returns from a
+// poll; package stream logs that one.
 const groupErrored = "group manage loop errored"
 
 // Log writes one message.

@@ -9,13 +9,14 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl"
 )
 
-// maxIterations bounds the work that a broker may ask for before it has shown that
-// it knows the password. Kafka stores 16,384 iterations at most; these take a
-// tenth of a second.
+// maxIterations is the most work that a broker may ask for before it has proved
+// that it knows the password. Kafka stores 16,384 iterations at most; maxIterations
+// take a tenth of a second.
 const maxIterations = 100_000
 
-// boundedScram refuses a challenge that asks for more. The client would work on it
-// without looking at its context, and a process does not end before it is done.
+// boundedScram refuses a challenge that asks for more than maxIterations. The
+// client would compute them without looking at its context, and the process could
+// not end meanwhile.
 type boundedScram struct{ sasl.Mechanism }
 
 // Authenticate implements sasl.Mechanism.

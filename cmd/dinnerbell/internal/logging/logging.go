@@ -1,5 +1,5 @@
-// Package logging makes the daemon's logger: every text in it is bounded and
-// holds no secret, and what repeats itself is written once in a while.
+// Package logging makes the daemon's logger: every text in it is bounded and holds
+// no secret, and a repeated message is written once in a while.
 package logging
 
 import (
@@ -84,7 +84,7 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 			out.AddAttrs(slog.Int("repeated", times))
 		}
 	case r.Level >= slog.LevelInfo:
-		h.repeats.forget(h.part) // something has changed
+		h.repeats.forget(h.part) // progress: the next warning is news
 	}
 	return h.next.Handle(ctx, out)
 }
@@ -142,8 +142,8 @@ func attrIdentity(a slog.Attr) string {
 	return "\x00" + a.Key + "=" + text
 }
 
-// A message of level warn or above that comes again is written again after the
-// first pause at the earliest, then after twice that, up to the last.
+// A repeated message of level warn or above is written again after the first pause
+// at the earliest, then after twice that pause, up to the last.
 const (
 	firstPause = 10 * time.Second
 	lastPause  = 5 * time.Minute
@@ -162,9 +162,9 @@ type repeatFilter struct {
 // repeatedMessage is one warning.
 type repeatedMessage struct {
 	part  string
-	until time.Time     // it is not written again before
-	pause time.Duration // that led to until
-	times int           // it was not written since
+	until time.Time     // the message is not written again before
+	pause time.Duration // before until
+	times int           // suppressed since the last time
 }
 
 // add records a warning, and returns whether to write it and how often it was not

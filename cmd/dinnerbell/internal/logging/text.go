@@ -6,11 +6,11 @@ import (
 	"unicode/utf8"
 )
 
-// MaxText bounds, in bytes, a text that somebody else made: a server may send an
-// error of megabytes, at every retry.
+// MaxText is the size limit, in bytes, of a text from another system: a server may
+// send an error of megabytes, at every retry.
 const MaxText = 2000
 
-// Line gives a text for one line of a log or of a status: bounded, and its white
+// Line returns a text as one line of a log or of a status: bounded, with its white
 // space folded. The driver's errors have a line for each address.
 func Line(text string) string {
 	text, left := splitAt(text, MaxText)

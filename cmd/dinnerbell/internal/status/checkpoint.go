@@ -16,7 +16,7 @@ type checkpointReport struct {
 	// HeldBackBytes is WAL that is durable here and not acknowledged, because no
 	// checkpoint stands for it yet.
 	HeldBackBytes int64 `json:"held_back_bytes"`
-	// LastError is why the last one failed; "" once one succeeded again.
+	// LastError is the error of the last attempt; "" after a success.
 	LastError string `json:"last_error,omitempty"`
 }
 

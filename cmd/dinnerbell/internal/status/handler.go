@@ -10,8 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// NewHandler serves the read-only endpoints. report is called for each request
-// and must be cheap and safe to call concurrently.
+// NewHandler returns the handler of the read-only endpoints. report is called for
+// each request and must be cheap and safe to call concurrently.
 func NewHandler(build Build, report func() Report, log *slog.Logger, more ...prometheus.Collector) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {

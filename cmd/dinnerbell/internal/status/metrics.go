@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// newRegistry has the daemon's metrics: the status, read at each scrape, what more
-// is counted elsewhere, and the standard metrics of a Go process, under their
+// newRegistry returns the daemon's metrics: the status, read at each scrape,
+// further collectors, and the standard metrics of a Go process, under their
 // standard names.
 func newRegistry(build Build, report func() Report, more ...prometheus.Collector) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
@@ -50,8 +50,8 @@ func (c ownProcess) Collect(out chan<- prometheus.Metric) {
 
 func ofNetwork(d *prometheus.Desc) bool { return strings.Contains(d.String(), `"process_network_`) }
 
-// NewFreshnessWaits counts how long joins waited for fresh subscriptions, one by
-// one: freshness_seconds knows the last alone.
+// NewFreshnessWaits returns the histogram of the waits of joins for fresh
+// subscriptions; freshness_seconds shows the last wait alone.
 func NewFreshnessWaits() prometheus.Histogram {
 	return prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: "dinnerbell", Name: "freshness_wait_seconds",

@@ -42,16 +42,18 @@ type countersReport struct {
 	NotificationsShipped int64 `json:"notifications_shipped"`
 	CampaignsExpired     int64 `json:"campaigns_expired"`
 	CampaignsDead        int64 `json:"campaigns_dead"`
-	// CampaignsOlder are messages that did nothing: a newer one of their campaign was there.
+	// CampaignsOlder are messages without effect, because a newer message of their
+	// campaign was accepted before.
 	CampaignsOlder int64 `json:"campaigns_older"`
-	// CampaignsWithoutAudience found no subscription of their restaurant.
+	// CampaignsWithoutAudience are campaigns whose restaurant had no subscription.
 	CampaignsWithoutAudience int64 `json:"campaigns_without_audience"`
 	// BadIDs are subscriptions whose client or restaurant cannot be an id: empty,
 	// or not valid UTF-8.
 	BadIDs int64 `json:"bad_ids"`
-	// NullIDs are those whose client or restaurant is NULL.
+	// NullIDs are subscriptions whose client or restaurant is NULL.
 	NullIDs int64 `json:"null_ids"`
-	// UnservableClients could not be notified because their id is too long.
+	// UnservableClients are clients who could not be notified because their id is
+	// too long.
 	UnservableClients int64 `json:"unservable_clients"`
 	// Conflicts are steps that met clients who had been notified before, unforeseen.
 	Conflicts int64 `json:"conflicts"`
@@ -92,7 +94,8 @@ type Lane struct {
 	Shipped    int64  `json:"shipped"` // last step in Kafka
 	NextOffset int64  `json:"next_offset"`
 	State      string `json:"state"` // takeover, running, stopped, halted
-	// WaitingForFreshness: it holds campaigns until the subscriptions caught up.
+	// WaitingForFreshness: the lane holds campaigns until the subscriptions have
+	// caught up.
 	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
 	// HeldByTransaction: an open transaction of another producer on the campaigns
 	// topic keeps campaigns from being read.
@@ -117,7 +120,7 @@ type notificationsReport struct {
 // Halt is a part of the daemon that waits for an operator.
 type Halt struct {
 	Part string `json:"part"` // source, or stream
-	What string `json:"what"` // what happened, to what
+	What string `json:"what"` // the event and its object
 	Hint string `json:"hint"` // the command that mends it
 }
 
@@ -166,7 +169,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 	}
 }
 
-// setSnapshot fills in how far a snapshot is.
+// setSnapshot fills in the progress of a snapshot.
 func (s *Source) setSnapshot(p tablecopy.Progress) {
 	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, roundToTenth(p.Percent)
 	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = roundToTenth(p.Rate), roundToTenth(p.Left.Seconds())

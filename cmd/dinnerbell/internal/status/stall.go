@@ -7,7 +7,7 @@ import (
 )
 
 // stallLimit is how long pending work may stand still before the daemon is no
-// longer ready. It is longer than any pause of a healthy one: a transaction
+// longer ready. It is longer than any pause of a healthy daemon: a transaction
 // timeout, a checkpoint of Postgres, a broker's restart.
 const stallLimit = 30 * time.Second
 
@@ -18,7 +18,8 @@ type StallDetector struct {
 	marks map[string]stallMark // by name of the position
 }
 
-// stallMark is the last time a position moved, or had nothing to do.
+// stallMark is a position and the last time at which it moved or had no work before
+// it.
 type stallMark struct {
 	position string
 	moved    time.Time

@@ -7,14 +7,14 @@ const (
 	DiskFull    = "disk_full"  // the reserve is touched; changes of the subscriptions wait
 )
 
-// stateReport is the local store.
+// stateReport is the status of the local store.
 type stateReport struct {
 	Condition string `json:"condition"`
-	// FreeBytes of the disk, and ReserveBytes of them that are left alone.
+	// FreeBytes of the disk, of which ReserveBytes stay unused.
 	FreeBytes    int64 `json:"free_bytes"`
 	ReserveBytes int64 `json:"reserve_bytes"`
-	// Quarantines is how many stores were set aside since the daemon started, the
-	// one that it may have found at its start included.
+	// Quarantines is how many stores were set aside since the daemon started,
+	// including one at its start.
 	Quarantines int64 `json:"quarantines"`
 	// Quarantine is the folder of the last damaged store, and Damage the reason.
 	Quarantine string `json:"quarantine,omitempty"`

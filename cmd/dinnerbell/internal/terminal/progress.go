@@ -59,7 +59,7 @@ func (p *ProgressBar) Update(stage string, done, total int64) {
 	}
 	p.bar.Describe(stage)
 	p.bar.ChangeMax64(total)
-	_ = p.bar.Set64(done) // a bar that cannot be drawn is no reason to stop
+	_ = p.bar.Set64(done) // an error of the bar must not stop the work
 }
 
 // Spin shows a spinner until Finish, for work without a measure of its progress.
