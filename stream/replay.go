@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -270,21 +269,15 @@ type laneRange struct {
 
 // findRanges resolves the request to a range for every lane of the deployment.
 func (r *replay) findRanges(ctx context.Context, req ReplayRequest) error {
-	rows, err := r.reader.Query(ctx, `SELECT lane, next_offset, cluster_id = $1 AND campaigns_topic_id = $2 FROM `+r.svc.cfg.Sink.Tables().Lane+` ORDER BY lane`, r.cluster, r.topicTxt)
+	lanes, err := r.svc.cfg.Sink.Tables().ReadLaneOffsets(ctx, r.reader, r.cluster, r.topicTxt)
 	if err != nil {
-		return fmt.Errorf("read lanes: %w", err)
+		return err
 	}
-	r.ranges, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (laneRange, error) {
-		var rg laneRange
-		var same bool
-		err := row.Scan(&rg.lane, &rg.next, &same)
-		if err == nil && !same {
-			err = fmt.Errorf("lane %d counts in another topic than the %s that is there; it is halted, see `dinnerbell status`", rg.lane, r.svc.cfg.Kafka.Campaigns)
+	for _, l := range lanes {
+		if !l.SameTopic {
+			return fmt.Errorf("lane %d counts in another topic than the %s that is there; it is halted, see `dinnerbell status`", l.Lane, r.svc.cfg.Kafka.Campaigns)
 		}
-		return rg, err
-	})
-	if err != nil {
-		return fmt.Errorf("read lanes: %w", err)
+		r.ranges = append(r.ranges, laneRange{lane: l.Lane, next: l.NextOffset})
 	}
 	f, err := r.findOffsets(ctx, req)
 	if err != nil {

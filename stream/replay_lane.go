@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/state/id"
@@ -346,28 +347,13 @@ func (l *laneReplay) dropDelivered(ctx context.Context, lookup campaignLookup) e
 	if len(l.open) == 0 {
 		return nil
 	}
-	var campaigns, restaurants []string
-	for k := range l.open {
-		campaigns, restaurants = append(campaigns, k.Campaign), append(restaurants, k.Restaurant)
-	}
 	ctx, cancel := context.WithTimeout(ctx, lookup.timeout)
 	defer cancel()
-	rows, err := lookup.reader.Query(ctx, `SELECT k.campaign, k.restaurant, c.version FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+lookup.t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, l.id)
+	left, err := lookup.t.ReadPendingVersions(ctx, lookup.reader, l.id, slices.Collect(maps.Keys(l.open)))
 	if err != nil {
-		return fmt.Errorf("look up campaigns: %w", err)
+		return err
 	}
-	left := map[campaign.Key]int64{}
-	var k campaign.Key
-	var version int64
-	if _, err = pgx.ForEachRow(rows, []any{&k.Campaign, &k.Restaurant, &version}, func() error {
-		if l.open[k] == version {
-			left[k] = version
-		}
-		return nil
-	}); err != nil {
-		return fmt.Errorf("look up campaigns: %w", err)
-	}
+	maps.DeleteFunc(left, func(k campaign.Key, version int64) bool { return l.open[k] != version })
 	l.open = left
 	return nil
 }

@@ -60,17 +60,13 @@ func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
 	if a.ids, _, err = topic.ReadIDs(ctx, client, cfg.Kafka); err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, `SELECT lane FROM `+a.t.Lane+` ORDER BY lane`)
+	lanes, err := a.t.ReadLaneOffsets(ctx, conn, a.ids.Cluster, a.ids.Campaigns)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", a.t.Lane, err)
-	}
-	lanes, err := pgx.CollectRows(rows, pgx.RowTo[int32])
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", a.t.Lane, err)
+		return nil, err
 	}
 	for _, l := range lanes {
-		if err := a.checkLane(ctx, l); err != nil {
-			return a.findings, fmt.Errorf("audit lane %d: %w", l, err)
+		if err := a.checkLane(ctx, l.Lane); err != nil {
+			return a.findings, fmt.Errorf("audit lane %d: %w", l.Lane, err)
 		}
 	}
 	return a.findings, nil
@@ -141,21 +137,10 @@ func (a *auditor) readProgress(ctx context.Context, lane int32) (int64, error) {
 // readSnapshot reads P and the outbox as of one moment.
 func (a *auditor) readSnapshot(ctx context.Context, lane int32) (p int64, outbox []*record.Payload, err error) {
 	err = pgx.BeginTxFunc(ctx, a.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if err := tx.QueryRow(ctx, `SELECT seq FROM `+a.t.Lane+` WHERE lane = $1`, lane).Scan(&p); err != nil {
-			return fmt.Errorf("read %s: %w", a.t.Lane, err)
+		if p, err = a.t.ReadDecided(ctx, tx, lane); err != nil {
+			return err
 		}
-		rows, err := tx.Query(ctx, `SELECT seq, payload FROM `+a.t.Outbox+` WHERE lane = $1 ORDER BY seq`, lane)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", a.t.Outbox, err)
-		}
-		outbox, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record.Payload, error) {
-			var seq int64
-			var b []byte
-			if err := row.Scan(&seq, &b); err != nil {
-				return nil, err
-			}
-			return record.DecodePayload(seq, b)
-		})
+		outbox, err = a.t.ReadOutbox(ctx, tx, lane, -1)
 		return err
 	})
 	return p, outbox, err
@@ -178,19 +163,13 @@ func (a *auditor) checkOutbox(lane int32, k, p int64, outbox []*record.Payload) 
 func (a *auditor) checkFeedback(ctx context.Context, lane int32, outbox []*record.Payload) error {
 	missing, total := int64(0), 0
 	for _, o := range outbox {
-		for _, seg := range o.Segments {
-			clients := make([]string, seg.Clients.Len())
-			for i := range clients {
-				clients[i] = seg.Clients.At(i).Text()
-			}
-			total += len(clients)
-			var n int64
-			if err := a.conn.QueryRow(ctx, `SELECT count(*) FROM (`+a.table.MissingSQL(` AND f.restaurant_id = `+a.table.ParamSQL(record.RestaurantColumn, "$3")+`
-  AND f.trigger_datetime_created = `+a.table.ParamSQL(record.TriggerColumn, "$4"))+`) AS missing`,
-				seg.Campaign.ID, clients, seg.Campaign.RestaurantID, seg.Trigger).Scan(&n); err != nil {
-				return fmt.Errorf("look up feedback rows: %w", err)
+		for i := range o.Segments {
+			n, err := a.table.CountMissing(ctx, a.conn, &o.Segments[i])
+			if err != nil {
+				return err
 			}
 			missing += n
+			total += o.Segments[i].Clients.Len()
 		}
 	}
 	a.addFinding(lane, missing == 0, "of %d notifications in the outbox, %d have no feedback row", total, missing)

@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dinnerbell/internal/halt"
-	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
@@ -110,14 +109,15 @@ func (r *resolution) mendLane(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Lane+` SET seq = $3, shipped = $4, notifications_ends = $5, next_offset = $6,
-  cluster_id = $7, campaigns_topic_id = $8, notifications_topic_id = $9, progress_topic_id = $10 WHERE lane = $1 AND epoch = $2`,
-		r.claim.Lane, r.claim.Epoch, r.newSeq, shipped, topicEnds, r.newNext, r.claim.IDs.Cluster, r.claim.IDs.Campaigns, r.claim.IDs.Notifications, r.claim.IDs.Progress)
-	if err != nil {
-		return fmt.Errorf("update lane: %w", err)
+	err := r.claim.Tables.MendLane(ctx, tx, &sink.LanePosition{
+		Lane: r.claim.Lane, Epoch: r.claim.Epoch, Decided: r.newSeq, Shipped: shipped, TopicEnds: topicEnds, NextOffset: r.newNext,
+		Cluster: r.claim.IDs.Cluster, Campaigns: r.claim.IDs.Campaigns, Notifications: r.claim.IDs.Notifications, Progress: r.claim.IDs.Progress,
+	})
+	if errors.Is(err, sink.ErrTakenOver) {
+		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.Lane, err)
 	}
-	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("a daemon has taken lane %d over meanwhile; stop every daemon and run this again: %w", r.claim.Lane, sink.ErrTakenOver)
+	if err != nil {
+		return err
 	}
 	r.report("the lane goes on with step %d, at offset %d of topic %s; start the daemon again", r.newSeq+1, r.newNext, r.claim.Config.Kafka.Campaigns)
 	return nil
@@ -155,26 +155,18 @@ func (r *resolution) mendSinks(ctx context.Context, tx pgx.Tx) error {
 // clearOutbox deletes the lane's outbox and returns the dead letters of the steps that were
 // not shipped, as far as these can be read.
 func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadLetter, error) {
-	rows, err := tx.Query(ctx, `DELETE FROM `+r.claim.Tables.Outbox+` WHERE lane = $1 RETURNING seq, payload`, r.claim.Lane)
+	payloads, damaged, err := r.claim.Tables.ClearOutbox(ctx, tx, r.claim.Lane)
 	if err != nil {
-		return nil, fmt.Errorf("clear outbox: %w", err)
+		return nil, err
+	}
+	for _, seq := range damaged {
+		r.report("step %d of the outbox cannot be read and is given up", seq)
 	}
 	var dead []record.DeadLetter
-	var seq int64
-	var b []byte
-	_, err = pgx.ForEachRow(rows, []any{&seq, &b}, func() error {
-		p, err := record.DecodePayload(seq, b)
-		switch {
-		case errors.Is(err, record.ErrCorrupt):
-			r.report("step %d of the outbox cannot be read and is given up", seq)
-			return nil
-		case err == nil && seq > r.claim.Shipped:
+	for _, p := range payloads {
+		if p.Seq > r.claim.Shipped {
 			dead = append(dead, p.Dead...)
 		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("clear outbox: %w", err)
 	}
 	return dead, nil
 }
@@ -182,11 +174,8 @@ func (r *resolution) clearOutbox(ctx context.Context, tx pgx.Tx) ([]record.DeadL
 // addStep adds one step to the outbox.
 func (r *resolution) addStep(ctx context.Context, tx pgx.Tx, p *record.Payload) error {
 	r.newSeq++
-	if _, err := tx.Exec(ctx, `INSERT INTO `+r.claim.Tables.Outbox+` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`,
-		r.claim.Lane, r.newSeq, p.Notifications(), p.Encode()); err != nil {
-		return fmt.Errorf("fill outbox: %w", err)
-	}
-	return nil
+	p.Seq = r.newSeq
+	return r.claim.Tables.AddToOutbox(ctx, tx, r.claim.Lane, p)
 }
 
 // mendInput moves next_offset to an offset that the topic holds. A log that was created anew
@@ -212,24 +201,21 @@ func (r *resolution) mendInput(ctx context.Context, tx pgx.Tx) error {
 	if !anew {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Campaign+` SET msg_offset = -1 WHERE msg_lane = $1`, r.claim.Lane); err != nil {
-		return fmt.Errorf("update campaigns: %w", err)
-	}
-	return nil
+	return r.claim.Tables.ResetOffsets(ctx, tx, r.claim.Lane)
 }
 
 // giveUpLive finishes the pending campaigns and skips the messages since the point to which
 // Postgres was rolled back: nobody knows any more which clients have these campaigns.
 func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
-	tag, err := tx.Exec(ctx, `UPDATE `+r.claim.Tables.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, r.claim.Lane)
+	pending, err := r.claim.Tables.FinishPending(ctx, tx, r.claim.Lane)
 	if err != nil {
-		return fmt.Errorf("finish campaigns: %w", err)
+		return err
 	}
 	_, end, err := r.claim.ReadInputRange(ctx)
 	if err != nil {
 		return err
 	}
-	r.report("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", tag.RowsAffected(), r.newNext, end-1)
+	r.report("%d campaigns that were scheduled or under way are given up; offsets %d to %d are skipped", pending, r.newNext, end-1)
 	r.newNext = end
 	return nil
 }
@@ -238,23 +224,11 @@ func (r *resolution) giveUpLive(ctx context.Context, tx pgx.Tx) error {
 // valid: the records that Kafka lost are among them. It leaves out rows with feedback, whose
 // clients were reached. It reads on a second connection while it writes on the first.
 func (r *resolution) shipAgain(ctx context.Context, tx pgx.Tx) error {
-	noFeedback := ""
-	if r.claim.Feedback.HasFeedback {
-		noFeedback = ` AND coalesce(f.feedback::text, '') = ''`
-	}
-	id, restaurant := r.claim.Feedback.ColumnSQL(record.CampaignColumn, "f"), r.claim.Feedback.ColumnSQL(record.RestaurantColumn, "f")
 	reader, err := r.claim.Config.Sink.Connect(ctx, "dinnerbell resolve") // planned for many rows; a lane's connections are planned for few
 	if err != nil {
 		return err
 	}
 	defer sink.CloseConn(reader)
-	rows, err := reader.Query(ctx, `SELECT `+r.claim.Feedback.RowSQL("f")+`
-FROM `+r.claim.Tables.Feedback+` f JOIN `+r.claim.Tables.Campaign+` c ON c.adv_campaign_id = `+id+` AND c.restaurant_id = `+restaurant+`
-WHERE c.lane = $1 AND c.adv_campaign_datetime_end > extract(epoch FROM now())`+noFeedback+`
-ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.client_id`, r.claim.Lane)
-	if err != nil {
-		return fmt.Errorf("read feedback rows: %w", err)
-	}
 	build, bytes, total := &record.Payload{}, 0, 0
 	flush := func() error {
 		if build.Notifications() == 0 {
@@ -265,14 +239,11 @@ ORDER BY f.adv_campaign_id, f.restaurant_id, f.trigger_datetime_created, f.clien
 		build, bytes = &record.Payload{}, 0
 		return err
 	}
-	var c campaign.Campaign
-	var trigger int64
-	var client string
-	_, err = pgx.ForEachRow(rows, []any{&c.RestaurantID, &c.ID, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &trigger, &client}, func() error {
-		if err := build.Add(c, trigger, client); err != nil {
+	err = r.claim.Tables.EachValidRow(ctx, reader, r.claim.Feedback, r.claim.Lane, func(row *sink.FeedbackRow) error {
+		if err := build.Add(row.Campaign, row.Trigger, row.Client); err != nil {
 			return err
 		}
-		if bytes += c.Size(); bytes >= r.claim.Config.StepBytes || build.Notifications() >= r.claim.Config.StepClients {
+		if bytes += row.Campaign.Size(); bytes >= r.claim.Config.StepBytes || build.Notifications() >= r.claim.Config.StepClients {
 			return flush()
 		}
 		return nil
