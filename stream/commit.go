@@ -264,7 +264,7 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 		c.claim.Config.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
 	case errors.Is(failed, sink.ErrCampaignEnded) && time.Now().Unix() >= d.st.earliest-1:
-		return nil // otherwise one of the clocks was set, and the next session compares them again
+		return nil // otherwise one of the clocks was set; the next session compares them again
 	}
 	return fmt.Errorf("commit step %d: %w", d.seq, failed)
 }
@@ -359,8 +359,9 @@ func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload
 	f.AddCommand(c.claim.Statements.Commit, "COMMIT")
 }
 
-// explainSlow says why a step was not finished in time: whose lock it waits for,
-// or that the table is slow. The step's connection must be open still.
+// explainSlow adds to an error why the step was not finished in time: it names the
+// holders of the lock that the step waits for, or calls the table slow. The step's
+// connection must still be open.
 func (c *committer) explainSlow(ctx context.Context, err error) error {
 	e, _ := errors.AsType[*pgconn.PgError](err)
 	locked := e != nil && e.Code == sink.LockNotAvailable
@@ -368,7 +369,7 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 		return err
 	}
 	holders, failed := bounded(ctx, c.claim.Config.SinkTimeout, func(ctx context.Context) ([]string, error) {
-		if locked { // the server has given up waiting: it does not say any more for whom
+		if locked { // the server has given up waiting and no longer names the holders
 			return sink.QueryTexts(ctx, c.reader, longHoldersSQL, int64(c.claim.Conn.PgConn().PID()), []string{c.claim.Tables.Feedback, c.claim.Tables.Lane, c.claim.Tables.Campaign, c.claim.Tables.Outbox})
 		}
 		return sink.QueryTexts(ctx, c.reader, holdersSQL, int64(c.claim.Conn.PgConn().PID()))
@@ -386,7 +387,8 @@ func (c *committer) explainSlow(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: Postgres does not finish a step of %d clients within %s; are triggers, constraints or disk of feedback table %s slow? The next steps have %d", err, before, c.claim.Config.SinkTimeout, c.claim.Tables.Feedback, c.lane.stepClients())
 }
 
-// session a in words, and the prepared transactions of this database.
+// SQL expressions that describe session a, and the prepared transactions of this
+// database.
 const (
 	aSession = `pg_catalog.format('process %s (%s, role %s, %s, in its transaction since %s; to end it: SELECT pg_terminate_backend(%1$s))',
      a.pid, coalesce(nullif(a.application_name, ''), 'no application_name'), a.usename, coalesce(a.state, 'state unknown'), coalesce(a.xact_start::text, 'an unknown time'))`
@@ -394,13 +396,13 @@ const (
    FROM pg_catalog.pg_prepared_xacts p WHERE p.database = pg_catalog.current_database())`
 )
 
-// holdersSQL names those that backend $1 waits for.
+// holdersSQL describes the sessions that backend $1 waits for.
 const holdersSQL = `SELECT coalesce(
   (SELECT ` + aSession + ` FROM pg_catalog.pg_stat_activity a WHERE a.pid = b.pid), CASE WHEN b.pid = 0 THEN ` + allPrepared + ` END,
   'process ' || b.pid) FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1::int8::int4)) AS b(pid)`
 
-// longHoldersSQL names those beside backend $1 that hold a lock which goes with
-// writing or altering on one of the tables $2, for ten seconds at least.
+// longHoldersSQL describes the sessions, except backend $1, that have held a lock for
+// writing or altering on one of the tables $2 for ten seconds or longer.
 const longHoldersSQL = `SELECT DISTINCT CASE WHEN l.pid IS NULL THEN ` + allPrepared + ` ELSE ` + aSession + ` END
 FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'relation' AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') AND l.relation IN (SELECT pg_catalog.to_regclass(t) FROM pg_catalog.unnest($2::text[]) t)

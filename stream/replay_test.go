@@ -246,7 +246,7 @@ func initLanesOf(w *deployment) error {
 		return err
 	}
 	defer sink.CloseConn(conn)
-	return takeover.InitLanes(w.Context(), w.cfg.Config.WithDefaults(), conn)
+	return takeover.InitLanes(w.Context(), w.cfg.WithDefaults(), conn)
 }
 
 // A range with more campaigns than an index holds is replayed in several hash ranges.

@@ -341,7 +341,7 @@ func initLanesFor(w *deployment) error {
 		return err
 	}
 	defer sink.CloseConn(conn)
-	return takeover.InitLanes(w.Context(), w.cfg.Config.WithDefaults(), conn)
+	return takeover.InitLanes(w.Context(), w.cfg.WithDefaults(), conn)
 }
 
 // A damaged outbox row is never shipped.

@@ -8,8 +8,7 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// Config says how the two sinks of a deployment are reached, and bounds its
-// steps.
+// Config names the two sinks of a deployment and bounds its steps.
 type Config struct {
 	Sink   sink.Config
 	Kafka  topic.Config

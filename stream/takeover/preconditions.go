@@ -16,9 +16,9 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// Preconditions makes the checks of a moment on the sink and the cluster. The error
-// says why a fact could not be read; the report then holds the checks that could be
-// made.
+// Preconditions makes the checks of a moment on the sink and the cluster. If
+// a fact could not be read, the error gives the cause, and the report holds the checks
+// that could be made.
 func Preconditions(ctx context.Context, cfg Config, moment precondition.Moment) (precondition.Report, error) {
 	cfg = cfg.WithDefaults()
 	conn, err := cfg.Sink.Connect(ctx, "dinnerbell preconditions")

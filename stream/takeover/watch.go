@@ -58,6 +58,7 @@ func (w *PhaseWatch) Watch(ctx context.Context, patience time.Duration, show fun
 	return func() { cancel(); <-done }
 }
 
+// ErrNoAnswer is the cause of a phase that waits for an answer.
 var ErrNoAnswer = errors.New("no answer yet")
 
 // findCause returns why the phase takes long.
