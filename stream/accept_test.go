@@ -105,7 +105,7 @@ func TestCancelWaitsForNothing(t *testing.T) {
 			waiting.Content = "as edited"
 			w.produceAll(0, before, []byte("no json"), encodeCampaign(cancel), encodeCampaign(expired), encodeCampaign(waiting))
 			at := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'c'`)
-			w.read(0, 7)
+			w.awaitOffset(0, 7)
 			if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'c'`); n > at+500 {
 				t.Errorf("%d had the campaign when it was cancelled, %d when the cancel was accepted", at, n)
 			}
@@ -154,7 +154,7 @@ func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 	barrier := &shutter{}
 	w.barrier = barrier
 	svc, _ := w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	barrier.shut()
 	want := map[string][]string{}
 	var values [][]byte
@@ -164,7 +164,7 @@ func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produceAll(0, values...)
-	w.read(0, 50)
+	w.awaitOffset(0, 50)
 	envtest.Until(t, patience, func() error {
 		if s := svc.Status(); !s.Lanes[0].WaitingForFreshness || s.Campaigns.Live != 50 {
 			return fmt.Errorf("the status does not show that the lane waits with 50 campaigns: %+v", s)
@@ -219,7 +219,7 @@ func TestRepeatsDoNotHoldACampaignUp(t *testing.T) {
 	w := newDeployment(t, 1, map[string][]string{"r1": all})
 	w.cfg.StepClients = 50
 	svc, _ := w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	c := w.campaign("c", "r1")
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(0))
 	repeats := 0
@@ -233,7 +233,7 @@ func TestRepeatsDoNotHoldACampaignUp(t *testing.T) {
 		}
 		return nil
 	})
-	w.read(0, int64(repeats))
+	w.awaitOffset(0, int64(repeats))
 	w.expect(map[string][]string{"c": all})
 	w.firstEpoch()
 	if n := w.db.Int(`SELECT msg_offset FROM dinnerbell.campaign`); n != int64(repeats-1) {
@@ -255,17 +255,17 @@ func TestUndoWhileTheMemoryForgets(t *testing.T) {
 			w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}, "none": nil})
 			w.recentLimit = 1
 			svc, _ := w.start()
-			w.running(svc)
+			w.awaitReady(svc)
 			first := w.campaign("c", "r1")
 			first.Start = time.Now().Unix() + 3
 			w.produceAll(0, encodeCampaign(first), encodeCampaign(w.campaign("o", "none")))
-			w.read(0, 2)
+			w.awaitOffset(0, 2)
 			second := first
 			if second.Content = "wrong price"; kind == "cancel" {
 				second.Start, second.End = 100, 200
 			}
 			w.produceAll(0, encodeCampaign(second), encodeCampaign(w.campaign("new", "none")), encodeCampaign(first))
-			w.read(0, 5)
+			w.awaitOffset(0, 5)
 			w.expect(map[string][]string{"c": {"a", "b"}})
 			for _, n := range w.rows() {
 				if n.Content != first.Content {
@@ -288,7 +288,7 @@ func TestNewestOfRandomMessagesStands(t *testing.T) {
 	w := newDeployment(t, 2, map[string][]string{"r0": clients("0000", 40), "r1": clients("0001", 40), "none": nil})
 	w.recentLimit, w.cfg.StepClients = 2, 30
 	svc, _ := w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	base := w.campaign("", "")
 	newest, sent := map[string]campaign.Campaign{}, [2]int64{}
@@ -310,8 +310,8 @@ func TestNewestOfRandomMessagesStands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.read(0, sent[0])
-	w.read(1, sent[1])
+	w.awaitOffset(0, sent[0])
+	w.awaitOffset(1, sent[1])
 	want := map[string]map[string]bool{}
 	for _, c := range newest {
 		stands := fmt.Sprintf(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = '%s' AND restaurant_id = '%s' AND adv_campaign_content = '%s' AND adv_campaign_datetime_end = %d`, c.ID, c.RestaurantID, c.Content, c.End)
@@ -361,7 +361,7 @@ func TestSameMessageOnTwoPartitions(t *testing.T) {
 	}
 	w := newDeployment(t, 2, subs)
 	svc, _ := w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	for i := range 150 {
 		c := w.campaign(fmt.Sprint("c", i), fmt.Sprint("r", i%10))
@@ -374,8 +374,8 @@ func TestSameMessageOnTwoPartitions(t *testing.T) {
 		}
 	}
 	w.expect(want)
-	w.read(0, 150)
-	w.read(1, 150)
+	w.awaitOffset(0, 150)
+	w.awaitOffset(1, 150)
 	w.firstEpoch()
 }
 
@@ -417,12 +417,12 @@ func TestOlderMessageLeavesALine(t *testing.T) {
 	c := w.campaign("c", "r1")
 	c.Start = time.Now().Unix() + 1000
 	w.produceAt(0, time.Now().Add(50*time.Minute), encodeCampaign(c))
-	w.read(0, 1)
+	w.awaitOffset(0, 1)
 	cancel := c
 	cancel.Start, cancel.End = 100, 200
 	w.produce(1, encodeCampaign(cancel))
-	w.read(1, 1)
-	w.end(c.End)
+	w.awaitOffset(1, 1)
+	w.checkEnd(c.End)
 	envtest.Until(t, patience, func() error {
 		if n := svc.Status().Older; n != 1 {
 			return fmt.Errorf("%d older messages are counted", n)

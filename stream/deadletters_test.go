@@ -13,7 +13,7 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// A message that was refused because of the topic's limit is sent again once the
+// A message that was refused for the topic's limit is sent again once the
 // topic accepts it, to its partition and with its key and headers; a message that is
 // no campaign stays.
 func TestDeadLettersAreListedAndRetried(t *testing.T) {
@@ -21,15 +21,15 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	w := newDeployment(t, 2, map[string][]string{"r1": {"a", "b"}})
 	svc, stop := w.start()
 	huge := w.campaign("huge", "r1")
-	huge.Content = strings.Repeat("x", 1_048_000) // as a campaign it fits a message, with a client it does not
+	huge.Content = strings.Repeat("x", 1_048_000) // the campaign fits into a message, its notification does not
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerBatchMaxBytes(topic.DefaultMaxMessage))
 	headers := []kgo.RecordHeader{{Key: "reason", Value: []byte("its own")}, {Key: "trace", Value: []byte("7")}}
 	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: w.cfg.Kafka.Campaigns, Partition: 1, Key: []byte("k"), Value: encodeCampaign(huge), Headers: headers}).FirstErr(); err != nil {
 		t.Fatal(err)
 	}
-	w.read(1, 1)
+	w.awaitOffset(1, 1)
 	w.produce(0, []byte("no json"))
-	w.read(0, 1)
+	w.awaitOffset(0, 1)
 	w.produce(0, encodeCampaign(w.campaign("m", "r1")))
 	w.produce(1, encodeCampaign(w.campaign("n", "r1")))
 	want := map[string][]string{"m": {"a", "b"}, "n": {"a", "b"}}

@@ -45,7 +45,7 @@ func TestEditsOfOneBatch(t *testing.T) {
 	last.Content, last.Owner = "third content", "somebody"
 	w.produce(0, encodeCampaign(a), encodeCampaign(a), encodeCampaign(other), encodeCampaign(b), encodeCampaign(b), encodeCampaign(a), []byte("no json"), encodeCampaign(other), encodeCampaign(last), encodeCampaign(last))
 	svc, _ := w.start()
-	w.read(0, 10)
+	w.awaitOffset(0, 10)
 	w.expect(map[string][]string{"c": w.subs["r1"], "other": w.subs["r2"]})
 	envtest.Until(t, patience, func() error {
 		if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE state = 'finished'`); n != 2 {

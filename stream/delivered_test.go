@@ -38,7 +38,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 		}
 		return nil
 	})
-	if w.delivered() == 0 {
+	if w.countDelivered() == 0 {
 		t.Error("the edit has nothing in the cache")
 	}
 	if err := w.store.ForgetAllDelivered(); err != nil {
@@ -48,7 +48,7 @@ func TestLostDeliveredCacheCostsTimeOnly(t *testing.T) {
 	if s := svc.Status(); s.DeliveredMisses == 0 {
 		t.Error("no misses are counted")
 	}
-	if n := w.delivered(); n != 0 {
+	if n := w.countDelivered(); n != 0 {
 		t.Errorf("%d pairs are left", n)
 	}
 }
@@ -63,8 +63,8 @@ func TestDeliveredCacheOfAnOlderMessageIsDropped(t *testing.T) {
 	w.expect(map[string][]string{"c": w.subs["r1"]})
 	c.Content = "older"
 	w.produceAt(0, now.Add(-time.Second), encodeCampaign(c))
-	w.read(0, 1)
-	if n := w.delivered(); n != 0 {
+	w.awaitOffset(0, 1)
+	if n := w.countDelivered(); n != 0 {
 		t.Errorf("%d pairs are left", n)
 	}
 }

@@ -47,7 +47,7 @@ func TestMarkersAndAbortedMessagesArePassed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.read(0, end.Offset)
+	w.awaitOffset(0, end.Offset)
 	if steps, most := svc.Status().Lanes[0].Decided, int64(4+time.Since(began)/emptyStepInterval); steps > most {
 		t.Errorf("%d steps for one campaign and %d aborted ones, want %d at most", steps, aborted, most)
 	}

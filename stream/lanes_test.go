@@ -25,7 +25,7 @@ func TestStartCountsForANewDeploymentOnly(t *testing.T) {
 			w.cfg.Kafka.Start = start()
 			w.produce(0, encodeCampaign(w.campaign("before", "r1")))
 			_, stop := w.start()
-			w.read(0, 1) // the lane row is there, and it begins behind the first message
+			w.awaitOffset(0, 1) // the lane row is there, and it begins behind the first message
 			stop()
 			w.produce(0, encodeCampaign(w.campaign("down", "r1"))) // while no daemon runs
 			w.grow(w.cfg.Kafka.Campaigns, 2)

@@ -92,7 +92,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	// A repeat and an edit of campaigns that were accepted under the former layout.
 	live.Content = "edited"
 	w.produce(1, encodeCampaign(done), encodeCampaign(live))
-	w.read(1, 2)
+	w.awaitOffset(1, 2)
 	w.expect(want)
 	if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE msg_lane = 1`); n != 2 {
 		t.Errorf("%d campaigns have their newest message on partition 1, want 2", n)

@@ -70,7 +70,7 @@ func TestCampaignsBeyondTheAgendaAreJoined(t *testing.T) {
 	barrier := &shutter{}
 	w.barrier = barrier
 	svc, _ := w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	barrier.shut()
 	want := map[string][]string{}
 	var values [][]byte
@@ -80,7 +80,7 @@ func TestCampaignsBeyondTheAgendaAreJoined(t *testing.T) {
 		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produceAll(0, values...)
-	w.read(0, 60)
+	w.awaitOffset(0, 60)
 	barrier.open()
 	w.expect(want)
 	w.firstEpoch()

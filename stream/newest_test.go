@@ -12,7 +12,7 @@ import (
 	"dinnerbell/stream/sink"
 )
 
-// produceAt produces with a timestamp of its own: what orders partitions.
+// produceAt produces with a given timestamp, which orders messages across partitions.
 func (w *deployment) produceAt(partition int32, at time.Time, value []byte) {
 	w.Helper()
 	client := w.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
@@ -21,8 +21,8 @@ func (w *deployment) produceAt(partition int32, at time.Time, value []byte) {
 	}
 }
 
-// read waits until a lane has read up to an offset.
-func (w *deployment) read(partition int, offset int64) {
+// awaitOffset waits until a lane has read up to an offset.
+func (w *deployment) awaitOffset(partition int, offset int64) {
 	w.Helper()
 	envtest.Until(w, patience, func() error {
 		if n := w.db.Int(fmt.Sprintf(`SELECT coalesce(max(next_offset), 0) FROM dinnerbell.lane WHERE lane = %d`, partition)); n < offset {
@@ -32,8 +32,8 @@ func (w *deployment) read(partition int, offset int64) {
 	})
 }
 
-// end checks which message of campaign c stands.
-func (w *deployment) end(want int64) {
+// checkEnd checks which message of campaign c is accepted.
+func (w *deployment) checkEnd(want int64) {
 	w.Helper()
 	if got := w.db.Int(`SELECT adv_campaign_datetime_end FROM dinnerbell.campaign WHERE adv_campaign_id = 'c'`); got != want {
 		w.Errorf("the campaign's end is %d; the newest message says %d", got, want)
@@ -50,15 +50,15 @@ func TestBackToEarlierContentOverLanes(t *testing.T) {
 	b.End = a.Start + 5
 	now := time.Now()
 	w.produceAt(0, now, encodeCampaign(a))
-	w.read(0, 1)
+	w.awaitOffset(0, 1)
 	w.produceAt(1, now.Add(10*time.Millisecond), encodeCampaign(b))
-	w.read(1, 1)
+	w.awaitOffset(1, 1)
 	w.produceAt(0, now.Add(20*time.Millisecond), encodeCampaign(a))
-	w.read(0, 2)
-	w.end(a.End)
+	w.awaitOffset(0, 2)
+	w.checkEnd(a.End)
 }
 
-// A, A again; then the cancel that was produced between the two, from a lane that was behind.
+// A, A again; then, from a lane that was behind, a cancel that was produced between the two.
 func TestRepeatMovesTheTime(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 2, map[string][]string{"r1": clients("0000", 5)})
@@ -69,14 +69,14 @@ func TestRepeatMovesTheTime(t *testing.T) {
 	now := time.Now()
 	w.produceAt(0, now, encodeCampaign(a))
 	w.produceAt(0, now.Add(20*time.Millisecond), encodeCampaign(a))
-	w.read(0, 2)
+	w.awaitOffset(0, 2)
 	w.produceAt(1, now.Add(10*time.Millisecond), encodeCampaign(b))
-	w.read(1, 1)
-	w.end(a.End)
+	w.awaitOffset(1, 1)
+	w.checkEnd(a.End)
 }
 
-// One step holds an older message of the campaign and then one that repeats what
-// another lane has accepted since: the row holds the newest message. A
+// One step holds an older message of the campaign and then one that repeats the message
+// that another lane has accepted since: the row holds the newest message. A
 // repeat that took over the older message's row would give it that one's content.
 func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	older := campaign.Campaign{ID: "c", RestaurantID: "r", Content: "older", Start: 1, End: time.Now().Unix() + 3600}

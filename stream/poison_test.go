@@ -149,7 +149,7 @@ func TestPoisonBatchesGoToTheDeadLetters(t *testing.T) {
 	if d := letters[2]; d != nil && (len(d.Value) != fetch.CutRecordBytes || !strings.Contains(d.Truncated, "of 629")) {
 		t.Errorf("what is left of a large message: %d bytes, %q", len(d.Value), d.Truncated)
 	}
-	w.read(0, 21)
+	w.awaitOffset(0, 21)
 	stop()
 	w.start() // and nothing comes again
 	w.produce(0, encodeCampaign(w.campaign("next", "r1")))

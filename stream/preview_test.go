@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A preview foretells the outcome of a message that is then sent.
+// A preview predicts the outcome of a message that is then sent.
 func TestPreview(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 30)
@@ -39,7 +39,7 @@ func TestPreview(t *testing.T) {
 	if p, err := svc.Preview(t.Context(), encodeCampaign(w.campaign("c", "R1 "))); err != nil || p.Audience != 0 || !strings.Contains(p.Hint, `"r1"`) {
 		t.Errorf("an id that differs in letter case: %+v, %v", p, err)
 	}
-	if n := w.delivered(); n != 0 {
+	if n := w.countDelivered(); n != 0 {
 		t.Errorf("%d pairs are left in the delivered cache", n)
 	}
 	w.expect(map[string][]string{"sent": all[:20]})

@@ -20,8 +20,8 @@ func (w *deployment) decided(svc *Service, n int64) {
 	})
 }
 
-// A campaign in the middle of its fan-out is replayed: it begins anew, nobody
-// gets it twice, and the lane is not thrown out of step.
+// A campaign in the middle of its fan-out is replayed: the fan-out begins anew, no client
+// gets it twice, and the lane goes on.
 func TestReplayOfALiveCampaign(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 10_000)
@@ -31,8 +31,8 @@ func TestReplayOfALiveCampaign(t *testing.T) {
 	c := w.campaign("c", "r1")
 	w.produce(0, encodeCampaign(c), encodeCampaign(c)) // the second is an identical repeat
 	w.decided(svc, 1000)
-	w.read(0, 2)
-	got := w.replay(svc, ReplayRequest{})
+	w.awaitOffset(0, 2)
+	got := w.replayAll(svc, ReplayRequest{})
 	if got.Messages != 2 || got.Superseded != 1 || got.Valid != 1 || got.Have < 1000 || got.Notified == 0 || got.Have+got.Notified > 10_000 {
 		t.Errorf("replay: %+v", got)
 	}
@@ -83,8 +83,8 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 	}
 }
 
-// A campaign that was due when a replay began its fan-out anew: the cursor that
-// was loaded before is not the replay's.
+// A campaign was due when a replay began its fan-out anew: the cursor that was loaded
+// before must not replace the replay's.
 func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	t.Parallel()
 	d := newDecider(&lane{svc: &Service{recentLimit: recentLimit}}, Config{})

@@ -20,7 +20,7 @@ import (
 	"dinnerbell/stream/takeover"
 )
 
-// subscribe puts other subscriptions in the place of the store's, as a repair does.
+// subscribe replaces the store's subscriptions, as a repair does.
 func (w *deployment) subscribe(subs map[string][]string) {
 	w.Helper()
 	w.subs = subs
@@ -42,8 +42,8 @@ func (w *deployment) subscribe(subs map[string][]string) {
 	}
 }
 
-// replay runs one that has to cover everything.
-func (w *deployment) replay(svc *Service, req ReplayRequest) ReplayCounts {
+// replayAll runs a replay that must cover every lane.
+func (w *deployment) replayAll(svc *Service, req ReplayRequest) ReplayCounts {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), 2*patience)
 	defer cancel()
@@ -59,32 +59,32 @@ func (w *deployment) replay(svc *Service, req ReplayRequest) ReplayCounts {
 	return r.ReplayCounts
 }
 
-// replayTwice has a dry run first, which must foretell what the replay does and
-// change nothing, and then the replay again, which must find nobody new.
+// replayTwice does a dry run first, which must predict the replay's counts and change
+// nothing, and then replays twice: the second replay must find no new clients.
 func (w *deployment) replayTwice(svc *Service, req ReplayRequest, want ReplayCounts) {
 	w.Helper()
 	before := len(w.rows())
 	req.DryRun = true
-	if got := w.replay(svc, req); got != want {
+	if got := w.replayAll(svc, req); got != want {
 		w.Errorf("dry run: %+v, want %+v", got, want)
 	}
 	if n := len(w.rows()); n != before {
 		w.Errorf("a dry run notified %d", n-before)
 	}
 	req.DryRun = false
-	if got := w.replay(svc, req); got != want {
+	if got := w.replayAll(svc, req); got != want {
 		w.Errorf("replay: %+v, want %+v", got, want)
 	}
 	if n := len(w.rows()) - before; int64(n) != want.Notified {
 		w.Errorf("%d rows are new, want %d", n, want.Notified)
 	}
 	want.Have, want.Notified = want.Have+want.Notified, 0
-	if got := w.replay(svc, req); got != want {
+	if got := w.replayAll(svc, req); got != want {
 		w.Errorf("replay again: %+v, want %+v", got, want)
 	}
 }
 
-func (w *deployment) running(svc *Service) {
+func (w *deployment) awaitReady(svc *Service) {
 	w.Helper()
 	envtest.Until(w, patience, func() error {
 		if s := svc.Status(); !s.Ready() || len(s.Lanes) == 0 {
@@ -94,8 +94,8 @@ func (w *deployment) running(svc *Service) {
 	})
 }
 
-// Subscriptions had been wrong and were repaired: a replay notifies those who
-// were missed, and nobody twice.
+// Subscriptions had been wrong and were repaired: a replay notifies the clients who were
+// missed, and no client twice.
 func TestReplayNotifiesOnlyTheMissed(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 5000)
@@ -109,13 +109,13 @@ func TestReplayNotifiesOnlyTheMissed(t *testing.T) {
 	w.replayTwice(svc, ReplayRequest{}, ReplayCounts{Messages: 4, Valid: 4, Have: 3020, Notified: 2700})
 	w.expect(map[string][]string{"c1": all, "c2": all[:10], "c3": all[:700], "m": all[:10]})
 	w.checkLanes(svc)
-	if n := w.delivered(); n != 0 {
+	if n := w.countDelivered(); n != 0 {
 		t.Errorf("%d pairs are left in the delivered cache", n)
 	}
 }
 
-// delivered counts the pairs in the delivered cache.
-func (w *deployment) delivered() int {
+// countDelivered counts the pairs in the delivered cache.
+func (w *deployment) countDelivered() int {
 	w.Helper()
 	n, err := w.store.Delivered()
 	if err != nil {
@@ -124,8 +124,8 @@ func (w *deployment) delivered() int {
 	return n
 }
 
-// Every kind of message: the newest of each campaign stands, an ended one stays
-// over, what waits goes on waiting, and no dead letter is sent again.
+// Every kind of message: the newest message of each campaign counts, an ended campaign
+// stays over, a scheduled campaign goes on waiting, and no dead letter is sent again.
 func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
@@ -152,14 +152,14 @@ func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	w.produceAt(0, at(7), encodeCampaign(w.campaign("shared", "r1")))
 	w.produceAt(0, at(8), encodeCampaign(w.campaign("shared", "r2")))
 	w.produceAt(0, at(9), encodeCampaign(both))
-	w.read(0, 9)
+	w.awaitOffset(0, 9)
 	w.produceAt(1, at(10), encodeCampaign(newerOfBoth))
 	w.produceAt(1, at(11), encodeCampaign(ended(w.campaign("cancelled", "r3"))))
 	w.produceAt(1, at(12), encodeCampaign(w.campaign("m", "r1")))
 	want := map[string][]string{"edited": few[:5], "shared": few[:5], "both": few[:5], "m": few[:5]}
 	w.expect(want)
-	w.read(1, 3)
-	envtest.Until(w, patience, func() error { // the edits have been joined: nobody is notified by them any more
+	w.awaitOffset(1, 3)
+	envtest.Until(w, patience, func() error { // the edits have been joined and notify no client any more
 		if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE state = 'pending' AND adv_campaign_id <> 'scheduled'`); n > 0 {
 			return fmt.Errorf("%d campaigns are pending", n)
 		}
@@ -186,8 +186,8 @@ func TestReplayOfEveryKindOfMessage(t *testing.T) {
 	}
 }
 
-// Campaigns whose rows are gone, and messages that were skipped: the newest
-// message of the topic stands, on whatever partition, whatever the range.
+// Campaigns whose rows are gone, and messages that were skipped: the newest message of
+// the topic counts, on any partition, for any range.
 func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
@@ -211,19 +211,19 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	}
 	w.db.Exec(`UPDATE dinnerbell.lane SET next_offset = CASE lane WHEN 0 THEN 3 ELSE 2 END`)
 	svc, stop := w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	w.replayTwice(svc, ReplayRequest{From: ReplayStart{Time: at(3)}}, ReplayCounts{Messages: 3, Scheduled: 1, Valid: 2, Notified: 40})
 	w.expect(map[string][]string{"skipped": few, "skipped edit": few})
 
 	// The row of a campaign that runs still is older than a cancel that was skipped.
 	w.produceAt(0, at(6), encodeCampaign(moved))
 	w.produceAt(0, at(7), encodeCampaign(ended(later)))
-	w.read(0, 5)
+	w.awaitOffset(0, 5)
 	stop()
 	w.db.Exec(`UPDATE dinnerbell.campaign SET msg_offset = 2, adv_campaign_datetime_start = $1, adv_campaign_datetime_end = $2, state = 'pending' WHERE adv_campaign_id = 'later'`, later.Start, later.End)
 	svc, _ = w.start()
-	w.running(svc)
-	got := w.replay(svc, ReplayRequest{})
+	w.awaitReady(svc)
+	got := w.replayAll(svc, ReplayRequest{})
 	if want := (ReplayCounts{Messages: 7, Expired: 2, Superseded: 3, Valid: 2, Have: 40}); got != want {
 		t.Errorf("replay: %+v, want %+v", got, want)
 	}
@@ -232,7 +232,7 @@ func TestReplayOfWhatPostgresDoesNotKnow(t *testing.T) {
 	}
 	// The range ends before the cancel; the cancel counts all the same.
 	w.db.Exec(`DELETE FROM dinnerbell.campaign WHERE adv_campaign_id IN ('cancelled', 'later')`)
-	got = w.replay(svc, ReplayRequest{Until: at(2)})
+	got = w.replayAll(svc, ReplayRequest{Until: at(2)})
 	if want := (ReplayCounts{Messages: 1, Superseded: 1}); got != want {
 		t.Errorf("replay: %+v, want %+v", got, want)
 	}
@@ -265,7 +265,7 @@ func TestReplayInRounds(t *testing.T) {
 	}
 	for p, v := range values {
 		w.produce(int32(p), append(v, []byte("dead"))...)
-		w.read(p, int64(len(v)+1))
+		w.awaitOffset(p, int64(len(v)+1))
 	}
 	w.subscribe(map[string][]string{"r1": few, "r2": few})
 	w.replayTwice(svc, ReplayRequest{}, ReplayCounts{Messages: 122, Dead: 2, Valid: 120, Have: 60, Notified: 120})
@@ -285,7 +285,7 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 		w.produce(0, encodeCampaign(w.campaign(id, "big")))
 		want[id] = all
 	}
-	w.read(0, 12)
+	w.awaitOffset(0, 12)
 	w.subscribe(map[string][]string{"big": all, "small": all[:10]})
 	type end struct {
 		report *ReplayReport
@@ -332,8 +332,8 @@ func TestReplayLeavesLiveCampaignsTheirTurn(t *testing.T) {
 	w.expect(want)
 }
 
-// What ends in the middle leaves nothing to mend: sessions that die under a
-// replay, and the whole service.
+// A replay that is interrupted leaves nothing to mend: its sessions die, and then the
+// whole service.
 func TestReplayThatIsInterrupted(t *testing.T) {
 	t.Parallel()
 	all := clients("0000", 3000)
@@ -348,7 +348,7 @@ func TestReplayThatIsInterrupted(t *testing.T) {
 		values = append(values, encodeCampaign(w.campaign(id, "r1")))
 	}
 	w.produce(0, values...)
-	w.read(0, 10)
+	w.awaitOffset(0, 10)
 	envtest.Until(t, patience, func() error {
 		if n := len(w.rows()); n != 1000 {
 			return fmt.Errorf("%d rows", n)
@@ -375,12 +375,12 @@ func TestReplayThatIsInterrupted(t *testing.T) {
 	if _, err := svc.Replay(t.Context(), ReplayRequest{}, nil); !errors.Is(err, ErrReplayUnderWay) {
 		t.Errorf("a second replay at once: %v", err)
 	}
-	stop() // in the middle, with all that is in flight
+	stop() // in the middle, with steps in flight
 	if err := <-ended; err != nil {
 		t.Logf("the replay of a service that ended: %v", err)
 	}
 	svc, _ = w.start()
-	w.running(svc)
+	w.awaitReady(svc)
 	go ask()
 	for i := range int64(3) {
 		reached(5000 + 5000*i)
@@ -401,7 +401,7 @@ func TestReplayOfWhatIsDeleted(t *testing.T) {
 	for i := range 5 {
 		w.produceAt(0, now.Add(time.Duration(i-100)*time.Second), encodeCampaign(w.campaign(fmt.Sprint("c", i), "r1")))
 	}
-	w.read(0, 5)
+	w.awaitOffset(0, 5)
 	adm := kadm.NewClient(w.kafka.Client())
 	upTo := kadm.Offsets{}
 	upTo.Add(kadm.Offset{Topic: w.cfg.Kafka.Campaigns, Partition: 0, At: 3})
@@ -421,7 +421,7 @@ func TestReplayOfWhatIsDeleted(t *testing.T) {
 		"time":     {From: ReplayStart{Time: now.Add(-97 * time.Second)}},
 		"offsets":  {From: ReplayStart{Offsets: map[int32]int64{0: 3}}},
 	} {
-		if got := w.replay(svc, req); got.Valid != 2 {
+		if got := w.replayAll(svc, req); got.Valid != 2 {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
@@ -432,7 +432,7 @@ func TestReplayNamesLanesOfOtherDaemons(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 2, map[string][]string{"r1": {"a"}})
 	first, _ := w.start()
-	w.running(first)
+	w.awaitReady(first)
 	w.cfg.Kafka.InstanceID = "other"
 	second, _ := w.start()
 	envtest.Until(t, patience, func() error {

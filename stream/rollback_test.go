@@ -304,7 +304,7 @@ func TestCampaignsAreEditedAfterTheirTopicWasMadeAgain(t *testing.T) {
 	c := w.campaign("scheduled", "r2")
 	c.Start += 3000
 	w.produce(0, encodeCampaign(c), encodeCampaign(c), encodeCampaign(c))
-	w.read(0, 5)
+	w.awaitOffset(0, 5)
 	stop()
 	w.recreate(w.cfg.Kafka.Campaigns)
 	if halted := w.halted(); !strings.Contains(halted.What, "made again") {

@@ -16,7 +16,7 @@ func TestTopicThatShrinksBeforeTheStartLeavesADeadLetter(t *testing.T) {
 	c.Content = strings.Repeat("x", 400_000)
 	c.Start = time.Now().Unix() + 3
 	w.produce(0, encodeCampaign(c))
-	w.read(0, 1)
+	w.awaitOffset(0, 1)
 	stop()
 	w.kafka.Configure(w.cfg.Kafka.Notifications, "max.message.bytes", "300000")
 	w.start()

@@ -24,7 +24,7 @@ func (l *logLines) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// with lists the lines that hold each of parts.
+// with lists the lines that contain all parts.
 func (l *logLines) with(parts ...string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,7 +104,7 @@ func TestFloodOfRefusedMessagesIsCoalesced(t *testing.T) {
 	}
 }
 
-// Counts never fall, and hold nothing that another process did: a lane that moves
+// Counts never fall, and leave out the work of other processes: a lane that moves
 // takes its totals along.
 func TestCountsStayWhenLanesMove(t *testing.T) {
 	t.Parallel()

@@ -48,7 +48,7 @@ func TestProgressThatWasDeletedHalts(t *testing.T) {
 			_, stop := w.start()
 			w.produce(0, encodeCampaign(w.campaign("c1", "r1")), []byte("no campaign"))
 			w.expect(map[string][]string{"c1": w.subs["r1"]})
-			w.read(0, 2)
+			w.awaitOffset(0, 2)
 			stop()
 			w.kafka.Configure(w.cfg.Kafka.Progress, "cleanup.policy", "delete")
 			w.deleteRecords(w.cfg.Kafka.Progress, 0)

@@ -127,8 +127,8 @@ func (t Tables) ReadDecided(ctx context.Context, conn Querier, lane int32) (deci
 	return decided, nil
 }
 
-// ReadPendingVersions reads the versions of those of the campaigns that are pending on a
-// lane.
+// ReadPendingVersions reads the row versions of the given campaigns, as far as they are
+// pending on the lane.
 func (t Tables) ReadPendingVersions(ctx context.Context, conn Querier, lane int32, keys []campaign.Key) (map[campaign.Key]int64, error) {
 	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
 	for i, k := range keys {
