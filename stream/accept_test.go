@@ -177,9 +177,9 @@ func TestPendingCampaignIsJoinedBehindTheBarrier(t *testing.T) {
 	w.firstEpoch()
 }
 
-// Of the campaigns that wait, the agenda holds so many; the others are looked for
+// startTimes lists so many of the waiting campaigns; the others are read
 // when these are served.
-func TestMoreCampaignsWaitThanTheAgendaHolds(t *testing.T) {
+func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
 	a := newStartTimes(3)

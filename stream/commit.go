@@ -69,7 +69,7 @@ type inflightStep struct {
 	tries int             // how often the step was repeated because of other lanes
 	began time.Time       // of the last try
 
-	flight *sink.Pipeline // the committer's
+	pipeline *sink.Pipeline // used by the committer alone
 }
 
 // isCommitted reports whether the step is committed.
@@ -96,7 +96,7 @@ func (c *committer) run(ctx context.Context) (err error) {
 	go func() {
 		defer close(read)
 		for d := range c.inflight {
-			err := d.flight.Receive()
+			err := d.pipeline.Receive()
 			if err == nil {
 				c.afterCommit(d) // the sender may be in the middle of writing the next one
 			}
@@ -173,7 +173,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	}
 	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
-	f := c.flight(time.Now().Add(c.claim.Config.SinkTimeout))
+	f := c.nextPipeline(time.Now().Add(c.claim.Config.SinkTimeout))
 	c.addFeedbackRows(f, d.st)
 	c.addStepChanges(f, d.st, d.p)
 	f.Send()
@@ -181,7 +181,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	if f.Err != nil {
 		return fmt.Errorf("commit step %d: %w", d.seq, f.Err)
 	}
-	d.flight = f
+	d.pipeline = f
 	if d.early == nil { // otherwise the step is repeated, and the shipper has it
 		d.early = d.p
 		if err := c.handToShipper(ctx, d); err != nil {
@@ -193,8 +193,8 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 	return nil
 }
 
-// flight begins one in the memory of an earlier one.
-func (c *committer) flight(until time.Time) *sink.Pipeline {
+// nextPipeline returns a pipeline, in the memory of an earlier one if there is one.
+func (c *committer) nextPipeline(until time.Time) *sink.Pipeline {
 	n := len(c.spare)
 	if n == 0 {
 		return sink.NewPipeline(until, c.claim.Conn)
@@ -225,7 +225,7 @@ func (c *committer) handleResult(ctx context.Context, failed error) error {
 	d := c.sent[0]
 	if failed == nil {
 		c.sent = c.sent[1:]
-		c.spare = append(c.spare, d.flight)
+		c.spare = append(c.spare, d.pipeline)
 		return nil
 	}
 	again := c.sent

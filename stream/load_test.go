@@ -62,7 +62,7 @@ func TestManyLongCampaignsTakeTurns(t *testing.T) {
 	}
 }
 
-// More campaigns wait than the agenda holds, with little room: each gets its turn.
+// More campaigns wait than startTimes lists, with little room: each gets its turn.
 func TestCampaignsBeyondTheAgendaAreJoined(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 60)})

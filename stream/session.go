@@ -26,7 +26,7 @@ type session struct {
 	shipped  *shipProgress // ship → commit
 
 	arrivals  chan messageBatch    // intake → decide
-	due       chan []*liveCampaign // agenda → decide: campaigns to be joined; the barrier is behind them
+	due       chan []*liveCampaign // starter → decide: campaigns to be joined; they have passed the barrier
 	steps     chan *step           // decide → commit
 	toShip    chan *inflightStep   // commit → ship, in order
 	buffers   chan []byte          // commit → decide: of COPY data that is sent, to be filled again

@@ -14,7 +14,7 @@ func keysOf(list []startTime) (out []int64) {
 	return out
 }
 
-func TestAgenda(t *testing.T) {
+func TestStartTimes(t *testing.T) {
 	now := time.Unix(1000, 0)
 	k, other := campaign.Key{Campaign: "c", Restaurant: "r"}, campaign.Key{Campaign: "d", Restaurant: "r"}
 	const v1, v2 = int64(1), int64(2)
