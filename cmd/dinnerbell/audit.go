@@ -12,7 +12,7 @@ import (
 )
 
 // errAudit reports an invariant that does not hold.
-var errAudit = errors.New("the audit found what must not be; start the daemon, it halts the lane and says how to go on")
+var errAudit = errors.New("the audit found a broken invariant; start the daemon: it halts the lane and names the command that goes on")
 
 // auditCmd checks the invariants of the protocol from the outside.
 type auditCmd struct {

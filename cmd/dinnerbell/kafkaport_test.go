@@ -87,18 +87,18 @@ func startKafkaPorts(t *testing.T, dir, cert, key string) kafkaPorts {
 }
 
 // at writes a configuration for a port.
-func (s *deployment) at(addr string, tls, sasl map[string]any) {
-	s.t.Helper()
+func (d *deployment) at(addr string, tls, sasl map[string]any) {
+	d.t.Helper()
 	text, err := json.Marshal(map[string]any{
 		"source": map[string]any{"url": "${TEST_URL}", "slot": "s"},
 		"kafka":  map[string]any{"brokers": []string{addr}, "tls": tls, "sasl": sasl},
-		"state":  map[string]any{"dir": s.dir},
+		"state":  map[string]any{"dir": d.dir},
 	})
 	if err != nil {
-		s.t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	if err := os.WriteFile(s.config, text, 0o600); err != nil {
-		s.t.Fatal(err)
+	if err := os.WriteFile(d.config, text, 0o600); err != nil {
+		d.t.Fatal(err)
 	}
 }
 

@@ -112,7 +112,7 @@ func replayCampaigns(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 			return nil, fmt.Errorf("replay: %w", err)
 		}
 		if len(m.NextOffsets) == 0 {
-			return nil, fmt.Errorf("replay: checkpoint %s does not say how far the campaigns had been read; use its time: --from %s", m.ID, m.Made.Format(time.RFC3339))
+			return nil, fmt.Errorf("replay: checkpoint %s does not hold the offsets of the campaigns; use its time: --from %s", m.ID, m.Made.Format(time.RFC3339))
 		}
 		req.From.Offsets = m.NextOffsets
 	}

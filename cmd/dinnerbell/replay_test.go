@@ -19,10 +19,10 @@ import (
 )
 
 // rows waits until the feedback table has so many rows.
-func (s *deployment) rows(want int64) {
-	s.t.Helper()
-	envtest.Until(s.t, time.Minute, func() error {
-		if n := s.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != want {
+func (d *deployment) rows(want int64) {
+	d.t.Helper()
+	envtest.Until(d.t, time.Minute, func() error {
+		if n := d.db.Int(`SELECT count(*) FROM subscribers_feedback`); n != want {
 			return fmt.Errorf("%d feedback rows of %d", n, want)
 		}
 		return nil
@@ -99,52 +99,52 @@ func TestReplayAndSubscribers(t *testing.T) {
 }
 
 // checkPreview has a campaign that 50 of 5,000 have by another message of it.
-func (s *deployment) checkPreview() {
-	s.t.Helper()
-	file := filepath.Join(s.t.TempDir(), "campaign.json")
+func (d *deployment) checkPreview() {
+	d.t.Helper()
+	file := filepath.Join(d.t.TempDir(), "campaign.json")
 	write := func(text string) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			s.t.Fatal(err)
+			d.t.Fatal(err)
 		}
 	}
 	edited := workload.NewCampaign("lunch", "diner", time.Now(), time.Hour)
 	edited.Content = "edited"
 	write(string(edited.JSON()))
-	if out := s.must("preview", file); !strings.Contains(out, "would get it  4,950") || !strings.Contains(out, "would be sent at once") {
-		s.t.Errorf("preview: %s", out)
+	if out := d.must("preview", file); !strings.Contains(out, "would get it  4,950") || !strings.Contains(out, "would be sent at once") {
+		d.t.Errorf("preview: %s", out)
 	}
 	write("\xff")
 	var stderr syncBuffer
-	if code, out := s.run(s.t.Context(), &stderr, "preview", file, "--json"); code != 1 || !strings.Contains(stderr.String(), "not valid UTF-8") || !strings.Contains(out, `"refused"`) {
-		s.t.Errorf("preview of what is refused: exit %d, %s%s", code, out, stderr.String())
+	if code, out := d.run(d.t.Context(), &stderr, "preview", file, "--json"); code != 1 || !strings.Contains(stderr.String(), "not valid UTF-8") || !strings.Contains(out, `"refused"`) {
+		d.t.Errorf("preview of what is refused: exit %d, %s%s", code, out, stderr.String())
 	}
 }
 
-func (s *deployment) checkSubscribers(n int) {
-	s.t.Helper()
+func (d *deployment) checkSubscribers(n int) {
+	d.t.Helper()
 	for _, tc := range []struct{ args, want string }{
 		{"diner --count", fmt.Sprintln(n)}, {"nobody --count", "0\n"}, {"nobody", ""}, {"nobody --count --json", "{\"subscribers\":0}\n"},
 	} {
-		if got := s.must(append([]string{"subscribers"}, strings.Fields(tc.args)...)...); got != tc.want {
-			s.t.Errorf("subscribers %s: %q, want %q", tc.args, got, tc.want)
+		if got := d.must(append([]string{"subscribers"}, strings.Fields(tc.args)...)...); got != tc.want {
+			d.t.Errorf("subscribers %s: %q, want %q", tc.args, got, tc.want)
 		}
 	}
-	lines := strings.Split(strings.TrimSuffix(s.must("subscribers", "diner"), "\n"), "\n")
-	asJSON := json.NewDecoder(strings.NewReader(s.must("subscribers", "diner", "--json")))
+	lines := strings.Split(strings.TrimSuffix(d.must("subscribers", "diner"), "\n"), "\n")
+	asJSON := json.NewDecoder(strings.NewReader(d.must("subscribers", "diner", "--json")))
 	before := id.ID("")
 	for _, line := range lines {
 		var text string
 		if err := asJSON.Decode(&text); err != nil || text != line {
-			s.t.Fatalf("--json says %q where the lines say %q: %v", text, line, err)
+			d.t.Fatalf("--json says %q where the lines say %q: %v", text, line, err)
 		}
 		id, err := id.Pack(line)
 		if err != nil || id <= before {
-			s.t.Fatalf("%q is out of order: %v", line, err)
+			d.t.Fatalf("%q is out of order: %v", line, err)
 		}
 		before = id
 	}
 	if len(lines) != n {
-		s.t.Errorf("%d subscribers, want %d", len(lines), n)
+		d.t.Errorf("%d subscribers, want %d", len(lines), n)
 	}
 }
 

@@ -57,40 +57,40 @@ func newDeployment(t *testing.T) *deployment {
 const password = "hunter2"
 
 // run runs one command in this process.
-func (s *deployment) run(ctx context.Context, stderr *syncBuffer, args ...string) (int, string) {
+func (d *deployment) run(ctx context.Context, stderr *syncBuffer, args ...string) (int, string) {
 	var stdout syncBuffer
 	// The test's server trusts everybody, so a password changes nothing.
-	url := strings.Replace(s.db.URL, "postgres@", "postgres:"+password+"@", 1)
-	code := runCommandLine(ctx, append([]string{"-c", s.config}, args...), &stdout, stderr, []string{"TEST_URL=" + url})
+	url := strings.Replace(d.db.URL, "postgres@", "postgres:"+password+"@", 1)
+	code := runCommandLine(ctx, append([]string{"-c", d.config}, args...), &stdout, stderr, []string{"TEST_URL=" + url})
 	return code, stdout.String()
 }
 
 // must runs a command that has to succeed.
-func (s *deployment) must(args ...string) string {
-	s.t.Helper()
+func (d *deployment) must(args ...string) string {
+	d.t.Helper()
 	var stderr syncBuffer
-	code, out := s.run(s.t.Context(), &stderr, args...)
+	code, out := d.run(d.t.Context(), &stderr, args...)
 	if code != 0 {
-		s.t.Fatalf("dinnerbell %v: exit %d: %s", args, code, stderr.String())
+		d.t.Fatalf("dinnerbell %v: exit %d: %s", args, code, stderr.String())
 	}
 	return out
 }
 
 // daemon starts `run` in this process. stop ends it as SIGTERM does.
-func (s *deployment) daemon() (stop func(), done <-chan int, log *syncBuffer) {
-	s.t.Helper()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+func (d *deployment) daemon() (stop func(), done <-chan int, log *syncBuffer) {
+	d.t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(d.t.Context()))
 	ended, log := make(chan int, 1), &syncBuffer{}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		code, _ := s.run(ctx, log, "run")
+		code, _ := d.run(ctx, log, "run")
 		ended <- code
 	})
-	s.t.Cleanup(func() {
+	d.t.Cleanup(func() {
 		cancel()
 		wg.Wait()
-		if s.t.Failed() {
-			s.t.Log(log.String())
+		if d.t.Failed() {
+			d.t.Log(log.String())
 		}
 	})
 	return cancel, ended, log
@@ -161,11 +161,11 @@ func TestDaemon(t *testing.T) {
 }
 
 // ready asks over the socket, as `status --json` does.
-func (s *deployment) ready() error {
+func (d *deployment) ready() error {
 	var stderr syncBuffer
-	code, out := s.run(s.t.Context(), &stderr, "status", "--json")
+	code, out := d.run(d.t.Context(), &stderr, "status", "--json")
 	if code == exitDone && !strings.Contains(out, `"ready":true`) {
-		s.t.Errorf("status ends with 0: %s", out)
+		d.t.Errorf("status ends with 0: %s", out)
 	}
 	if code != 0 {
 		return errors.New(stderr.String())
@@ -181,16 +181,16 @@ func (s *deployment) ready() error {
 }
 
 // produce sends a campaign that is valid now.
-func (s *deployment) produce(campaign, restaurant string) {
-	s.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka.Brokers...))
+func (d *deployment) produce(campaign, restaurant string) {
+	d.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(d.kafka.Brokers...))
 	if err != nil {
-		s.t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	defer client.Close()
 	message := workload.NewCampaign(campaign, restaurant, time.Now(), time.Hour)
-	if err := client.ProduceSync(s.t.Context(), &kgo.Record{Topic: s.topicIn, Value: message.JSON()}).FirstErr(); err != nil {
-		s.t.Fatal(err)
+	if err := client.ProduceSync(d.t.Context(), &kgo.Record{Topic: d.topicIn, Value: message.JSON()}).FirstErr(); err != nil {
+		d.t.Fatal(err)
 	}
 }
 

@@ -73,7 +73,7 @@ func lookupVariable(name string, env Env) (string, error) {
 	if !isVariable(name) {
 		// The error does not repeat the text, which may be a password with "${" in
 		// it.
-		return "", errors.New("expand: between ${ and } stands neither a variable's name nor file:PATH; write $${ for a literal one")
+		return "", errors.New("expand: the text between ${ and } is neither a variable's name nor file:PATH; write $${ for a literal one")
 	}
 	value, ok := env[name]
 	if !ok {

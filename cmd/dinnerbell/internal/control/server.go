@@ -84,7 +84,7 @@ func NewHandler(ctx context.Context, readOnly http.Handler, actions map[string]A
 	mux := http.NewServeMux()
 	mux.Handle("/", readOnly)
 	mux.HandleFunc("POST "+controlPath, func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "no such action; the daemon and this command are of different versions", http.StatusNotFound)
+		http.Error(w, "no such action; the daemon and this command have different versions", http.StatusNotFound)
 	})
 	for name, do := range actions {
 		mux.HandleFunc("POST "+controlPath+name, func(w http.ResponseWriter, r *http.Request) {
@@ -138,7 +138,7 @@ func recoverPanic(do Action, log *slog.Logger) Action {
 				panic(p) //nolint:forbidigo // net/http's own way to close the connection
 			default:
 				log.Error("action panicked", "panic", p, "stack", string(debug.Stack()))
-				err = fmt.Errorf("a bug in dinnerbell ended it, the daemon goes on; its log has the stack to report: panic: %v", p)
+				err = fmt.Errorf("a bug in dinnerbell ended the action; the daemon goes on, and its log has the stack to report: panic: %v", p)
 			}
 		}()
 		return do(ctx, c)

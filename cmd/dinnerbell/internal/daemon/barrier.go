@@ -39,17 +39,17 @@ const standstill = 10 * time.Second
 // awaitStandstill returns once the stream has finished all work that needs no
 // mirror: decided steps are shipped, campaigns whose audience is known are
 // finished. New campaigns wait at the barrier for ever.
-func (h *Engine) awaitStandstill(ctx context.Context) {
+func (e *Engine) awaitStandstill(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	last, since := h.Service.Status().Notifications, time.Now()
+	last, since := e.Service.Status().Notifications, time.Now()
 	for time.Since(since) < standstill {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if now := h.Service.Status().Notifications; now != last {
+		if now := e.Service.Status().Notifications; now != last {
 			last, since = now, time.Now()
 		}
 	}

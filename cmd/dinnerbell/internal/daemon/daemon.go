@@ -98,10 +98,10 @@ func newDaemon(o Options, store *state.Store) *supervisor {
 }
 
 // logStart logs the version and the addresses of all systems, without secrets.
-func (d *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
+func (s *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 	source, _ := cfg.SourceURL() // Validate has tried them
 	sink, _ := cfg.SinkURL()
-	d.Logger.Info("starting", "version", d.Build.Version, "state_dir", cfg.State.Dir,
+	s.Logger.Info("starting", "version", s.Build.Version, "state_dir", cfg.State.Dir,
 		"source", postgres.Redact(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
 		"sink", postgres.Redact(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
 		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
@@ -109,38 +109,38 @@ func (d *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 
 // run serves HTTP from before the engine starts until it has drained, so that the
 // draining can be watched.
-func (d *supervisor) run(ctx context.Context, l *listeners) error {
+func (s *supervisor) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	readOnly := status.NewHandler(d.Build, d.statusReport, d.Logger, d.waits)
-	httpserve.WarnOfFewDescriptors(d.Logger, httpserve.DescriptorLimit())
+	readOnly := status.NewHandler(s.Build, s.statusReport, s.Logger, s.waits)
+	httpserve.WarnOfFewDescriptors(s.Logger, httpserve.DescriptorLimit())
 	g.Go(func() error {
-		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), d.Logger, l.tcp, httpserve.AnswerPatience)
+		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), s.Logger, l.tcp, httpserve.AnswerPatience)
 	})
 	// Actions end when the daemon begins to drain.
 	actions := map[string]control.Action{}
-	for name, do := range d.Actions {
-		actions[name] = d.withEngine(do)
+	for name, do := range s.Actions {
+		actions[name] = s.withEngine(do)
 	}
-	control := control.NewHandler(gctx, readOnly, actions, d.ExitCode, d.Logger)
-	g.Go(func() error { return httpserve.Serve(httpCtx, control, d.Logger, l.socket, 0) })
+	handler := control.NewHandler(gctx, readOnly, actions, s.ExitCode, s.Logger)
+	g.Go(func() error { return httpserve.Serve(httpCtx, handler, s.Logger, l.socket, 0) })
 	g.Go(func() error {
 		defer stopHTTP()
-		return d.runEngines(gctx)
+		return s.runEngines(gctx)
 	})
 	return g.Wait()
 }
 
 // runEngines runs engines until ctx ends or one of them fails for good. It replaces
 // an engine whose store is damaged.
-func (d *supervisor) runEngines(ctx context.Context) error {
-	h := d.currentEngine()
+func (s *supervisor) runEngines(ctx context.Context) error {
+	e := s.currentEngine()
 	for {
-		err := d.runEngine(ctx, h)
-		if ctx.Err() != nil || h.Store.Damage() == nil {
+		err := s.runEngine(ctx, e)
+		if ctx.Err() != nil || e.Store.Damage() == nil {
 			return err
 		}
-		if h, err = d.replaceEngine(ctx, h); h == nil {
+		if e, err = s.replaceEngine(ctx, e); e == nil {
 			return err
 		}
 	}
@@ -148,14 +148,14 @@ func (d *supervisor) runEngines(ctx context.Context) error {
 
 // runEngine runs mirror and service until ctx ends, one of them fails for good, or
 // the store is found damaged.
-func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
+func (s *supervisor) runEngine(ctx context.Context, e *Engine) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := h.Mirror.Run(gctx)
+		err := e.Mirror.Run(gctx)
 		if halted, ok := errors.AsType[*halt.Error](err); ok {
-			d.Logger.Error("source halted; what is decided is still shipped", "what", halted.What, "to_mend", halted.Hint)
-			if h.isAdmitted() {
-				h.awaitStandstill(gctx)
+			s.Logger.Error("source halted; decided steps are still shipped", "what", halted.What, "to_mend", halted.Hint)
+			if e.isAdmitted() {
+				e.awaitStandstill(gctx)
 			}
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // asked to end; the halt has been logged
@@ -167,18 +167,18 @@ func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 		// Without this wait a second daemon with this slot would take the first
 		// one's place in the consumer group.
 		select {
-		case <-h.Mirror.Admitted():
-			return h.Service.Run(gctx)
+		case <-e.Mirror.Admitted():
+			return e.Service.Run(gctx)
 		case <-gctx.Done():
 			return nil
 		}
 	})
-	g.Go(func() error { return d.logReadiness(gctx) })
-	g.Go(func() error { return d.dropReplaced(gctx, h) })
+	g.Go(func() error { return s.logReadiness(gctx) })
+	g.Go(func() error { return s.dropReplaced(gctx, e) })
 	g.Go(func() error {
 		select {
-		case <-h.Store.Damaged():
-			return h.Store.Damage()
+		case <-e.Store.Damaged():
+			return e.Store.Damage()
 		case <-gctx.Done():
 			return nil
 		}
@@ -188,7 +188,7 @@ func (d *supervisor) runEngine(ctx context.Context, h *Engine) error {
 
 // logReadiness reads the status each second, so that a stall is noticed even if
 // nobody asks, and logs changes of readiness.
-func (d *supervisor) logReadiness(ctx context.Context) error {
+func (s *supervisor) logReadiness(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	ready := false
@@ -198,12 +198,12 @@ func (d *supervisor) logReadiness(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		r := d.statusReport()
+		r := s.statusReport()
 		switch {
 		case r.Ready && !ready:
-			d.Logger.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))
+			s.Logger.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))
 		case !r.Ready && ready:
-			d.Logger.Warn("not ready", "reasons", r.Reasons)
+			s.Logger.Warn("not ready", "reasons", r.Reasons)
 		}
 		ready = r.Ready
 	}

@@ -49,32 +49,32 @@ func (d *damageHistory) count() int64 {
 // replaceEngine closes an engine whose store is damaged and opens the directory
 // again. Opening sets the damaged store aside and gives an empty one, into which
 // the mirror takes a snapshot. HTTP goes on meanwhile.
-func (d *supervisor) replaceEngine(ctx context.Context, old *Engine) (*Engine, error) {
+func (s *supervisor) replaceEngine(ctx context.Context, old *Engine) (*Engine, error) {
 	reason := old.Store.Damage()
-	pause, ok := d.damage.add(time.Now())
+	pause, ok := s.damage.add(time.Now())
 	if err := old.close(); err != nil { // the store is damaged anyway
-		d.Logger.Warn("damaged local state did not close in order", "error", err)
+		s.Logger.Warn("closing the damaged local state failed", "error", err)
 	}
 	if !ok {
-		return nil, d.damagedTooOften(reason)
+		return nil, s.damagedTooOften(reason)
 	}
 	if pause > 0 {
-		d.Logger.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
+		s.Logger.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
 	}
 	select {
 	case <-ctx.Done():
 		return nil, nil //nolint:nilnil // asked to end: the mark in the directory stays until the next start
 	case <-time.After(pause):
 	}
-	store, err := OpenState(d.Config, d.Logger, d.Build.Version, reason)
+	store, err := OpenState(s.Config, s.Logger, s.Build.Version, reason)
 	if err != nil {
 		return nil, err
 	}
-	return d.newEngine(store), nil
+	return s.newEngine(store), nil
 }
 
-func (d *supervisor) damagedTooOften(reason error) error {
-	dir := d.Config.State.Dir
+func (s *supervisor) damagedTooOften(reason error) error {
+	dir := s.Config.State.Dir
 	return &halt.Error{
 		Part: halt.State,
 		What: fmt.Sprintf("the local state in %s%s was damaged %d times within %s, last: %v", dir, filesystemOf(dir), len(damagePauses)+1, damageWindow, reason),

@@ -38,7 +38,7 @@ type Engine struct {
 }
 
 // currentEngine returns the engine that works now; nil before the first is made.
-func (d *supervisor) currentEngine() *Engine { return d.current.Load() }
+func (s *supervisor) currentEngine() *Engine { return s.current.Load() }
 
 // carriedCounts are the counts of former engines: the daemon's sums must not fall
 // when an engine is replaced.
@@ -54,32 +54,32 @@ func (c carriedCounts) addTo(m *cdc.Status, s *stream.Status) {
 }
 
 // totalCounts returns the counts of all engines so far. The current one has ended.
-func (d *supervisor) totalCounts() carriedCounts {
-	h := d.currentEngine()
-	if h == nil {
+func (s *supervisor) totalCounts() carriedCounts {
+	e := s.currentEngine()
+	if e == nil {
 		return carriedCounts{}
 	}
-	m, s := h.Mirror.Status(), h.Service.Status()
-	h.before.addTo(&m, &s)
-	return carriedCounts{stream: s.Counts, badIDs: m.BadIDs, nullIDs: m.NullIDs, failovers: m.Failovers}
+	source, lanes := e.Mirror.Status(), e.Service.Status()
+	e.before.addTo(&source, &lanes)
+	return carriedCounts{stream: lanes.Counts, badIDs: source.BadIDs, nullIDs: source.NullIDs, failovers: source.Failovers}
 }
 
 // newEngine makes an engine around a store, which becomes the current one.
-func (d *supervisor) newEngine(store *state.Store) *Engine {
-	h := &Engine{Config: d.Config, Store: store, before: d.totalCounts(), LoadGC: &d.gc}
-	source := SourceConfig(d.Config, d.Logger)
-	source.NextOffsets = h.NextOffsets
-	h.Mirror = cdc.New(source, store)
-	h.Service = stream.New(streamConfig(d.Config, d.Logger), store, barrier{h.Mirror, d.waits})
-	h.calls, h.end = context.WithCancelCause(context.Background())
-	d.current.Store(h)
-	return h
+func (s *supervisor) newEngine(store *state.Store) *Engine {
+	e := &Engine{Config: s.Config, Store: store, before: s.totalCounts(), LoadGC: &s.gc}
+	source := SourceConfig(s.Config, s.Logger)
+	source.NextOffsets = e.NextOffsets
+	e.Mirror = cdc.New(source, store)
+	e.Service = stream.New(streamConfig(s.Config, s.Logger), store, barrier{e.Mirror, s.waits})
+	e.calls, e.end = context.WithCancelCause(context.Background())
+	s.current.Store(e)
+	return e
 }
 
 // isAdmitted reports whether the service was started.
-func (h *Engine) isAdmitted() bool {
+func (e *Engine) isAdmitted() bool {
 	select {
-	case <-h.Mirror.Admitted():
+	case <-e.Mirror.Admitted():
 		return true
 	default:
 		return false
@@ -88,15 +88,15 @@ func (h *Engine) isAdmitted() bool {
 
 // close ends all actions that use the store, then closes it. Mirror and service
 // have ended before.
-func (h *Engine) close() error {
-	h.end(errReplaced)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+func (e *Engine) close() error {
+	e.end(errReplaced)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
 		return nil
 	}
-	h.closed = true
-	if err := h.Store.Close(); err != nil {
+	e.closed = true
+	if err := e.Store.Close(); err != nil {
 		return fmt.Errorf("close state: %w", err)
 	}
 	return nil
@@ -109,23 +109,23 @@ type Action func(ctx context.Context, e *Engine, c *control.Call) (result any, e
 
 // withEngine runs an action only while the current engine's store is open, and ends
 // it when the store has to be closed.
-func (d *supervisor) withEngine(do Action) control.Action {
+func (s *supervisor) withEngine(do Action) control.Action {
 	return func(ctx context.Context, c *control.Call) (any, error) {
-		h := d.currentEngine()
-		h.mu.RLock()
-		defer h.mu.RUnlock()
-		if h.closed {
+		e := s.currentEngine()
+		e.mu.RLock()
+		defer e.mu.RUnlock()
+		if e.closed {
 			return nil, errReplaced
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(h.calls, func() { cancel(errReplaced) })()
-		result, err := do(ctx, h, c)
+		defer context.AfterFunc(e.calls, func() { cancel(errReplaced) })()
+		result, err := do(ctx, e, c)
 		if err != nil && errors.Is(context.Cause(ctx), errReplaced) {
 			err = errReplaced
 		}
 		if err != nil {
-			err = &shownError{text: logging.Line(d.Config.Hide(err.Error())), err: err}
+			err = &shownError{text: logging.Line(s.Config.Hide(err.Error())), err: err}
 		}
 		return result, err
 	}
@@ -144,9 +144,9 @@ func (e *shownError) Error() string { return e.text }
 func (e *shownError) Unwrap() error { return e.err }
 
 // NextOffsets returns those of the lanes that this daemon owns.
-func (h *Engine) NextOffsets() map[int32]int64 {
+func (e *Engine) NextOffsets() map[int32]int64 {
 	offsets := map[int32]int64{}
-	for _, l := range h.Service.Status().Lanes {
+	for _, l := range e.Service.Status().Lanes {
 		if l.Epoch > 0 { // else it has not read its place yet
 			offsets[l.Partition] = l.NextOffset
 		}

@@ -56,7 +56,7 @@ func TestCountsOutliveTheStore(t *testing.T) {
 	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
 	second := d.newEngine(store[1])
 	if second.before != first.before {
-		t.Errorf("the second halves begin at %+v, want %+v", second.before, first.before)
+		t.Errorf("the second engine begins at %+v, want %+v", second.before, first.before)
 	}
 	if r := d.statusReport(); r.Counters.NotificationsDecided != 7 || r.Counters.CampaignsDead != 1 || r.Counters.BadIDs != 2 || r.Source.Failovers != 3 {
 		t.Errorf("report: %+v, %d failovers", r.Counters, r.Source.Failovers)

@@ -11,32 +11,32 @@ import (
 
 // statusReport returns the daemon's status. It is cheap and may be called at any
 // time.
-func (d *supervisor) statusReport() status.Report {
-	h := d.currentEngine()
-	_, complete := h.Store.Source()
-	m, s := h.Mirror.Status(), h.Service.Status()
-	h.before.addTo(&m, &s)
-	r := status.NewReport(d.Build.Version, m, s, complete)
-	d.reportState(&r, h, complete)
-	r.Reasons = append(r.Reasons, d.stalls.Reasons(time.Now(), &r)...)
+func (s *supervisor) statusReport() status.Report {
+	e := s.currentEngine()
+	_, complete := e.Store.Source()
+	source, lanes := e.Mirror.Status(), e.Service.Status()
+	e.before.addTo(&source, &lanes)
+	r := status.NewReport(s.Build.Version, source, lanes, complete)
+	s.reportState(&r, e, complete)
+	r.Reasons = append(r.Reasons, s.stalls.Reasons(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
-	r.RewriteStrings(d.Config.Hide)
+	r.RewriteStrings(s.Config.Hide)
 	return r
 }
 
 // reportState adds the local state to a report, and the reasons and conditions that
 // follow from it.
-func (d *supervisor) reportState(r *status.Report, h *Engine, complete bool) {
-	r.State.Quarantines = d.damage.count()
-	if disk, ok := h.Store.Disk(); ok {
+func (s *supervisor) reportState(r *status.Report, e *Engine, complete bool) {
+	r.State.Quarantines = s.damage.count()
+	if disk, ok := e.Store.Disk(); ok {
 		r.State.FreeBytes, r.State.ReserveBytes = disk.Free, disk.Reserve
 		if disk.Short() {
 			r.State.Condition = status.DiskFull
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: the disk is almost full: %s are free in %s%s and %s are kept in reserve (state.reserve); changes of the subscriptions wait until there is room",
-				terminal.Bytes(disk.Free), d.Config.State.Dir, filesystemOf(d.Config.State.Dir), terminal.Bytes(disk.Reserve)))
+				terminal.Bytes(disk.Free), s.Config.State.Dir, filesystemOf(s.Config.State.Dir), terminal.Bytes(disk.Reserve)))
 		}
 	}
-	aside, was := h.Store.SetAside()
+	aside, was := e.Store.SetAside()
 	if was {
 		r.State.Quarantine, r.State.Damage = aside.Dir, logging.Line(aside.Reason)
 		if !complete {
@@ -44,7 +44,7 @@ func (d *supervisor) reportState(r *status.Report, h *Engine, complete bool) {
 			r.Reasons = append(r.Reasons, fmt.Sprintf("state: rebuilding: the local state was damaged and set aside to %s: %s", aside.Dir, r.State.Damage))
 		}
 	}
-	if err := h.Store.Damage(); err != nil {
+	if err := e.Store.Damage(); err != nil {
 		// The mirror has stopped because of the damage. That is no halt: a new
 		// engine follows.
 		r.State.Condition, r.State.Damage = status.Rebuilding, logging.Line(err.Error())

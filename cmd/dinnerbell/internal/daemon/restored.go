@@ -12,15 +12,15 @@ import (
 
 // dropReplaced removes the state that a restore has replaced, once the mirror has
 // caught up and all rows were found good.
-func (d *supervisor) dropReplaced(ctx context.Context, h *Engine) error {
+func (s *supervisor) dropReplaced(ctx context.Context, e *Engine) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		names, err := h.Store.Replaced()
+		names, err := e.Store.Replaced()
 		if err != nil || len(names) == 0 {
 			return err
 		}
-		if h.Mirror.Status().State == cdc.StateStreaming {
+		if e.Mirror.Status().State == cdc.StateStreaming {
 			break
 		}
 		select {
@@ -29,16 +29,16 @@ func (d *supervisor) dropReplaced(ctx context.Context, h *Engine) error {
 		case <-tick.C:
 		}
 	}
-	names, err := h.Store.DropReplaced(ctx)
+	names, err := e.Store.DropReplaced(ctx)
 	switch {
 	case ctx.Err() != nil || errors.Is(err, state.ErrCorrupt): // the store reports its damage by itself
 		return nil
 	case errors.Is(err, fs.ErrPermission):
-		d.Logger.Warn("cannot remove the state that a restore has replaced", "error", err)
+		s.Logger.Warn("cannot remove the state that a restore has replaced", "error", err)
 		return nil
 	case err != nil:
 		return err
 	}
-	d.Logger.Info("the restored state has caught up and its rows are good; what it replaced is removed", "removed", names)
+	s.Logger.Info("the restored state has caught up and its rows are good; the replaced state is removed", "removed", names)
 	return nil
 }

@@ -71,13 +71,13 @@ func interruptError(ctx context.Context, o Options, err error) error {
 }
 
 // sayf reports progress, with the time since the demo began.
-func (w *deployment) sayf(format string, args ...any) {
-	_, _ = fmt.Fprintf(w.opts.Stderr, "%6.1fs  %s\n", time.Since(w.began).Seconds(), fmt.Sprintf(format, args...))
+func (d *deployment) sayf(format string, args ...any) {
+	_, _ = fmt.Fprintf(d.opts.Stderr, "%6.1fs  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // printJSON writes one line of JSON to the results.
-func (w *deployment) printJSON(v any) error {
-	if err := json.NewEncoder(w.opts.Stdout).Encode(v); err != nil {
+func (d *deployment) printJSON(v any) error {
+	if err := json.NewEncoder(d.opts.Stdout).Encode(v); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	return nil

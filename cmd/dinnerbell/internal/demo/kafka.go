@@ -14,26 +14,26 @@ import (
 
 // makeTopic creates the campaigns topic with several partitions, as the owner of
 // that topic would; `setup` gives the others as many.
-func (w *deployment) makeTopic(ctx context.Context) error {
-	if _, err := kadm.NewClient(w.producer).CreateTopic(ctx, lanes, 1, nil, topicIn); err != nil {
+func (d *deployment) makeTopic(ctx context.Context) error {
+	if _, err := kadm.NewClient(d.producer).CreateTopic(ctx, lanes, 1, nil, topicIn); err != nil {
 		return fmt.Errorf("create topic %s: %w", topicIn, err)
 	}
 	return nil
 }
 
 // produceMessage produces one message and returns when the broker has it.
-func (w *deployment) produceMessage(ctx context.Context, key string, value []byte) error {
+func (d *deployment) produceMessage(ctx context.Context, key string, value []byte) error {
 	r := &kgo.Record{Key: []byte(key), Value: value}
-	if err := w.producer.ProduceSync(ctx, r).FirstErr(); err != nil {
+	if err := d.producer.ProduceSync(ctx, r).FirstErr(); err != nil {
 		return fmt.Errorf("produce campaign: %w", err)
 	}
 	return nil
 }
 
 // newConsumer makes a read_committed consumer of the whole topic.
-func (w *deployment) newConsumer(topic string, extra ...kgo.Opt) (*kgo.Client, error) {
+func (d *deployment) newConsumer(topic string, extra ...kgo.Opt) (*kgo.Client, error) {
 	c, err := kgo.NewClient(append([]kgo.Opt{
-		kgo.SeedBrokers(w.broker.Addr()),
+		kgo.SeedBrokers(d.broker.Addr()),
 		kgo.ConsumeTopics(topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
@@ -47,10 +47,10 @@ func (w *deployment) newConsumer(topic string, extra ...kgo.Opt) (*kgo.Client, e
 // readAll returns every record of the topic that a read_committed consumer sees
 // now. It ends at the last offset of each partition, never after a silence: it
 // keeps transaction markers, so that it reaches that offset.
-func (w *deployment) readAll(ctx context.Context, topic string) ([]*kgo.Record, error) {
+func (d *deployment) readAll(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	ends, err := kadm.NewClient(w.producer).ListCommittedOffsets(ctx, topic)
+	ends, err := kadm.NewClient(d.producer).ListCommittedOffsets(ctx, topic)
 	if err == nil {
 		err = ends.Error()
 	}
@@ -63,7 +63,7 @@ func (w *deployment) readAll(ctx context.Context, topic string) ([]*kgo.Record, 
 			left[o.Partition] = o.Offset
 		}
 	})
-	client, err := w.newConsumer(topic, kgo.KeepControlRecords())
+	client, err := d.newConsumer(topic, kgo.KeepControlRecords())
 	if err != nil {
 		return nil, err
 	}

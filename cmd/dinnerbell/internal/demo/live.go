@@ -35,8 +35,8 @@ type campaignDelivery struct {
 
 // runLive sends a campaign every second and prints each one that was delivered,
 // until ctx ends.
-func (w *deployment) runLive(ctx context.Context) error {
-	client, err := w.newConsumer(topicOut)
+func (d *deployment) runLive(ctx context.Context) error {
+	client, err := d.newConsumer(topicOut)
 	if err != nil {
 		return err
 	}
@@ -46,20 +46,20 @@ func (w *deployment) runLive(ctx context.Context) error {
 	g.Go(func() error { return watchTopic(gctx, client, arrivals) })
 	g.Go(func() error {
 		select {
-		case <-w.daemon.Done():
-			return w.daemon.ExitedError()
+		case <-d.daemon.Done():
+			return d.daemon.ExitedError()
 		case <-gctx.Done():
 			return nil
 		}
 	})
-	g.Go(func() error { return w.streamCampaigns(gctx, arrivals) })
+	g.Go(func() error { return d.streamCampaigns(gctx, arrivals) })
 	return g.Wait()
 }
 
 // streamCampaigns sends campaigns and prints their deliveries. It alone owns the
 // list of campaigns under way.
-func (w *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topicRecord) error {
-	t := liveTable{w: w, open: map[string]*campaignDelivery{}}
+func (d *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topicRecord) error {
+	t := liveTable{w: d, open: map[string]*campaignDelivery{}}
 	tick := time.NewTicker(sendEvery)
 	defer tick.Stop()
 	defer t.printTotal()
@@ -78,10 +78,10 @@ func (w *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topi
 			if err := t.printLate(now); err != nil {
 				return err
 			}
-			k := w.people.pickRestaurant(r)
-			c := newCampaign(workload.CampaignID(r.Uint64()), w.people.restaurants[k], n, now)
-			t.open[c.ID] = &campaignDelivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: w.people.sizes[k], content: c.Content, produced: time.Now()}
-			if err := w.produceMessage(ctx, c.ID, c.JSON()); err != nil {
+			k := d.people.pickRestaurant(r)
+			c := newCampaign(workload.CampaignID(r.Uint64()), d.people.restaurants[k], n, now)
+			t.open[c.ID] = &campaignDelivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: d.people.sizes[k], content: c.Content, produced: time.Now()}
+			if err := d.produceMessage(ctx, c.ID, c.JSON()); err != nil {
 				return err
 			}
 			n++

@@ -85,43 +85,43 @@ func planMessages(p population, now time.Time) []plannedMessage {
 }
 
 // runOnce sends one round, waits until all of it has been worked off, and checks it.
-func (w *deployment) runOnce(ctx context.Context) error {
-	if _, err := w.db.Exec(ctx, checkTables); err != nil {
+func (d *deployment) runOnce(ctx context.Context) error {
+	if _, err := d.db.Exec(ctx, checkTables); err != nil {
 		return fmt.Errorf("create check tables: %w", err)
 	}
-	if _, err := w.db.Exec(ctx, expectView); err != nil {
+	if _, err := d.db.Exec(ctx, expectView); err != nil {
 		return fmt.Errorf("create check views: %w", err)
 	}
-	messages := planMessages(w.people, time.Now())
-	w.sayf("sending %d campaigns", len(messages))
+	messages := planMessages(d.people, time.Now())
+	d.sayf("sending %d campaigns", len(messages))
 	began := time.Now()
 	dead := 0
 	for i, m := range messages {
-		if err := w.sendOne(ctx, i, m); err != nil {
+		if err := d.sendOne(ctx, i, m); err != nil {
 			return err
 		}
 		if m.dead {
 			dead++
 		}
 	}
-	took, err := w.awaitSettled(ctx, began)
+	took, err := d.awaitSettled(ctx, began)
 	if ctx.Err() != nil {
 		return err
 	}
 	if err != nil {
-		w.sayf("going on to check all the same: %v", err) // and list the missing notifications
+		d.sayf("going on to check all the same: %v", err) // and list the missing notifications
 	}
-	w.sayf("checking both sinks against a join in SQL")
-	res, problems, err := w.checkResult(ctx, dead)
+	d.sayf("checking both sinks against a join in SQL")
+	res, problems, err := d.checkResult(ctx, dead)
 	if err != nil {
 		return err
 	}
 	res.Campaigns, res.Seconds = len(messages), float64(took.Milliseconds())/1000
-	if err := w.printResult(res); err != nil {
+	if err := d.printResult(res); err != nil {
 		return err
 	}
 	for _, p := range problems {
-		w.sayf("WRONG: %s", p)
+		d.sayf("WRONG: %s", p)
 	}
 	if len(problems) > 0 {
 		return ErrWrong
@@ -131,35 +131,35 @@ func (w *deployment) runOnce(ctx context.Context) error {
 
 // sendOne commits the subscription changes that precede a campaign, records the
 // expected notifications, and sends the campaign.
-func (w *deployment) sendOne(ctx context.Context, i int, m plannedMessage) error {
+func (d *deployment) sendOne(ctx context.Context, i int, m plannedMessage) error {
 	if m.prepare != "" {
-		if _, err := w.db.Exec(ctx, m.prepare); err != nil {
+		if _, err := d.db.Exec(ctx, m.prepare); err != nil {
 			return fmt.Errorf("prepare campaign %s: %w", m.ID, err)
 		}
 	}
 	if m.raw != nil {
-		return w.produceMessage(ctx, fmt.Sprintf("dead-%d", i), m.raw)
+		return d.produceMessage(ctx, fmt.Sprintf("dead-%d", i), m.raw)
 	}
 	if m.notifies {
-		if _, err := w.db.Exec(ctx, `INSERT INTO demo.campaign SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM demo.campaign WHERE id = $1)`,
+		if _, err := d.db.Exec(ctx, `INSERT INTO demo.campaign SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM demo.campaign WHERE id = $1)`,
 			m.ID, m.Restaurant, m.JSON()); err != nil {
 			return fmt.Errorf("note campaign %s: %w", m.ID, err)
 		}
 	}
-	return w.produceMessage(ctx, m.ID, m.JSON())
+	return d.produceMessage(ctx, m.ID, m.JSON())
 }
 
 // awaitSettled waits until everything expected has been shipped and nothing is
 // under way any more, and returns how long that took since began.
-func (w *deployment) awaitSettled(ctx context.Context, began time.Time) (time.Duration, error) {
+func (d *deployment) awaitSettled(ctx context.Context, began time.Time) (time.Duration, error) {
 	var expected int64
-	if err := w.db.QueryRow(ctx, countExpected).Scan(&expected); err != nil {
+	if err := d.db.QueryRow(ctx, countExpected).Scan(&expected); err != nil {
 		return 0, fmt.Errorf("count expected notifications: %w", err)
 	}
 	var since time.Time
 	polls := 0
-	err := w.daemon.AwaitReady(ctx, roundLimit, pollEvery, func(ctx context.Context) error {
-		if err := w.awaitNotifications(ctx, expected); err != nil {
+	err := d.daemon.AwaitReady(ctx, roundLimit, pollEvery, func(ctx context.Context) error {
+		if err := d.awaitNotifications(ctx, expected); err != nil {
 			polls = 0
 			return err
 		}
@@ -180,15 +180,15 @@ func (w *deployment) awaitSettled(ctx context.Context, began time.Time) (time.Du
 // awaitNotifications returns nil when the daemon has read all campaigns, has no
 // campaign under way or scheduled, and has shipped all decided notifications and at
 // least the expected number.
-func (w *deployment) awaitNotifications(ctx context.Context, expected int64) error {
-	ends, err := kadm.NewClient(w.producer).ListEndOffsets(ctx, topicIn)
+func (d *deployment) awaitNotifications(ctx context.Context, expected int64) error {
+	ends, err := kadm.NewClient(d.producer).ListEndOffsets(ctx, topicIn)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
 		return fmt.Errorf("list end of %s: %w", topicIn, err)
 	}
-	body, err := w.getStatus(ctx, "/api/status")
+	body, err := d.getStatus(ctx, "/api/status")
 	if err != nil {
 		return err
 	}
@@ -215,17 +215,17 @@ func (w *deployment) awaitNotifications(ctx context.Context, expected int64) err
 
 // checkResult compares both sinks with the join. It returns the differences as
 // texts.
-func (w *deployment) checkResult(ctx context.Context, dead int) (roundResult, []string, error) {
+func (d *deployment) checkResult(ctx context.Context, dead int) (roundResult, []string, error) {
 	var res roundResult
-	records, err := w.readAll(ctx, topicOut)
+	records, err := d.readAll(ctx, topicOut)
 	if err != nil {
 		return res, nil, err
 	}
 	res.Notifications = len(records)
-	if err := w.loadReceived(ctx, records); err != nil {
+	if err := d.loadReceived(ctx, records); err != nil {
 		return res, nil, err
 	}
-	letters, err := w.readAll(ctx, topicDead)
+	letters, err := d.readAll(ctx, topicDead)
 	if err != nil {
 		return res, nil, err
 	}
@@ -241,7 +241,7 @@ func (w *deployment) checkResult(ctx context.Context, dead int) (roundResult, []
 		{countUnexpected, &unexpected},
 		{countDifferent, &different},
 	} {
-		if err := w.db.QueryRow(ctx, q.sql).Scan(q.into); err != nil {
+		if err := d.db.QueryRow(ctx, q.sql).Scan(q.into); err != nil {
 			return res, nil, fmt.Errorf("check: %s: %w", q.sql, err)
 		}
 	}
@@ -261,25 +261,25 @@ func (w *deployment) checkResult(ctx context.Context, dead int) (roundResult, []
 }
 
 // loadReceived puts the records into a table, so that the check is one join.
-func (w *deployment) loadReceived(ctx context.Context, records []*kgo.Record) error {
-	_, err := w.db.CopyFrom(ctx, pgx.Identifier{"demo", "received"}, []string{"key", "value"},
+func (d *deployment) loadReceived(ctx context.Context, records []*kgo.Record) error {
+	_, err := d.db.CopyFrom(ctx, pgx.Identifier{"demo", "received"}, []string{"key", "value"},
 		pgx.CopyFromSlice(len(records), func(i int) ([]any, error) {
 			return []any{string(records[i].Key), json.RawMessage(records[i].Value)}, nil
 		}))
 	if err != nil {
 		return fmt.Errorf("load received records: %w", err)
 	}
-	if _, err := w.db.Exec(ctx, "ANALYZE"); err != nil {
+	if _, err := d.db.Exec(ctx, "ANALYZE"); err != nil {
 		return fmt.Errorf("analyze: %w", err)
 	}
 	return nil
 }
 
-func (w *deployment) printResult(r roundResult) error {
-	if w.opts.JSON {
-		return w.printJSON(r)
+func (d *deployment) printResult(r roundResult) error {
+	if d.opts.JSON {
+		return d.printJSON(r)
 	}
-	if _, err := fmt.Fprintf(w.opts.Stdout, "%d campaigns, %d notifications, %d feedback rows, %d missing, %d duplicates, %.1f s\n",
+	if _, err := fmt.Fprintf(d.opts.Stdout, "%d campaigns, %d notifications, %d feedback rows, %d missing, %d duplicates, %.1f s\n",
 		r.Campaigns, r.Notifications, r.FeedbackRows, r.Missing, r.Duplicates, r.Seconds); err != nil {
 		return errors.Join(errors.New("write result"), err)
 	}

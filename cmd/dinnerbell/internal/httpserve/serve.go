@@ -73,7 +73,7 @@ func ReadOnly(next http.Handler, listener net.Addr) http.Handler {
 			h.Set("Allow", "GET, HEAD")
 			http.Error(w, "read-only: GET and HEAD; commands reach the daemon over the socket in state.dir", http.StatusMethodNotAllowed)
 		case loopback && !isLocalHost(r.Host):
-			http.Error(w, "the Host of the request is no name of this machine, and http.listen is a loopback address; ask by 127.0.0.1 or localhost, or let a proxy send such a Host", http.StatusMisdirectedRequest)
+			http.Error(w, "the Host of the request does not name this machine, and http.listen is a loopback address; ask by 127.0.0.1 or localhost, or let a proxy send such a Host", http.StatusMisdirectedRequest)
 		default:
 			next.ServeHTTP(w, r)
 		}

@@ -20,7 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
-// healthy are the two halves of a daemon at work.
+// healthy returns the statuses of mirror and service in a daemon at work.
 func healthy() (cdc.Status, stream.Status) {
 	m := cdc.Status{State: cdc.StateStreaming, AppliedLSN: id.LSN(0x1A2B), SlotWALStatus: "reserved", SafeWALSize: -1, Subscriptions: 7, FreshnessMS: 0.3}
 	s := stream.Status{Assigned: true, Lanes: []stream.LaneStatus{
