@@ -327,7 +327,7 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	w.db.Exec(aRow, "x")
 	w.db.Exec(`ANALYZE dinnerbell.campaign, subscribers_feedback`)
 	for name, c := range map[string]struct{ sql, types, args, index string }{
-		"ids": {knownIDsSQL(s.claim.Tables), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {knownKeysSQL(s.claim.Tables), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
+		"ids": {s.claim.Tables.ExistingIDsSQL(), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {s.claim.Tables.AcceptedSQL(), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
 		"clients": {s.claim.Feedback.MissingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
 	} {
 		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {

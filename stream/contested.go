@@ -148,7 +148,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 		keys = append(keys, k)
 	}
 	now := time.Now().Unix()
-	if err := readKnown(ctx, c.claim.Tables, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
+	if err := c.claim.Tables.ReadAccepted(ctx, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
 			c.reconcileMessage(st, r, there, now)
@@ -161,11 +161,11 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	}
 	// Campaigns that this lane still delivers come back, with their cursors.
 	c.starts.allowReload(st.lost)
-	list, err := readStarts(ctx, c.claim.Tables, c.claim.Conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
+	list, err := c.claim.Tables.ReadPendingKeys(ctx, c.claim.Conn, c.lane.id, slices.DeleteFunc(slices.Clone(st.lost), func(k campaign.Key) bool { return st.rows[k] != nil && st.rows[k].accept }))
 	if err != nil {
 		return err
 	}
-	c.starts.addLoaded(time.Now(), list)
+	c.starts.addLoaded(time.Now(), startTimesOf(list))
 	return nil
 }
 

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -160,66 +158,15 @@ func (l *campaignLookup) fillVersions(ctx context.Context, batch []message) erro
 	if len(byID) == 0 {
 		return nil
 	}
-	rows, err := l.reader.Query(ctx, knownIDsSQL(l.t), slices.Collect(maps.Keys(byID)))
+	ids, err := l.t.ReadExistingIDs(ctx, l.reader, slices.Collect(maps.Keys(byID)))
 	if err != nil {
-		return fmt.Errorf("look up campaigns: %w", err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("look up campaigns: %w", err)
+		return err
 	}
 	var there []*message
 	for _, id := range ids {
 		there = append(there, byID[id]...)
 	}
 	return l.fillAccepted(ctx, there)
-}
-
-// knownIDsSQL selects the ids that the campaign table has. It asks for each id by
-// itself: LIMIT keeps the planner from joining the whole table.
-func knownIDsSQL(t sink.Tables) string {
-	return `SELECT k.campaign FROM unnest($1::text[]) AS k(campaign)
-CROSS JOIN LATERAL (SELECT FROM ` + t.Campaign + ` c WHERE c.adv_campaign_id = k.campaign LIMIT 1) AS c`
-}
-
-// knownKeysSQL selects each key with its row, NULLs where there is none, and whether
-// the campaign has other restaurants too.
-func knownKeysSQL(t sink.Tables) string {
-	return `SELECT k.campaign, k.restaurant, coalesce(c.version, 0), coalesce(c.lane, -1), coalesce(c.msg_lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
-  EXISTS (SELECT FROM ` + t.Campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
-FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.Campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
-}
-
-// readKnown calls fn for each key, with the version in the campaign table, nil if
-// there is no row, and whether the campaign has other restaurants.
-func readKnown(ctx context.Context, t sink.Tables, conn sink.Querier, keys []campaign.Key, fn func(k campaign.Key, n *campaign.Version, shared bool)) error {
-	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
-	for i, k := range keys {
-		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
-	}
-	rows, err := conn.Query(ctx, knownKeysSQL(t), campaigns, restaurants)
-	if err != nil {
-		return fmt.Errorf("look up campaigns: %w", err)
-	}
-	var k campaign.Key
-	var n campaign.Version
-	var content []byte
-	var shared bool
-	_, err = pgx.ForEachRow(rows, []any{&k.Campaign, &k.Restaurant, &n.RowVersion, &n.Owner, &n.Lane, &n.Offset, &n.Time, &content, &shared}, func() error {
-		if content == nil {
-			fn(k, nil, shared)
-			return nil
-		}
-		found := n
-		copy(found.Fingerprint[:], content)
-		fn(k, &found, shared)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("look up campaigns: %w", err)
-	}
-	return nil
 }
 
 // fillAccepted is fillVersions for messages whose ids the campaign table has.
@@ -232,7 +179,7 @@ func (l *campaignLookup) fillAccepted(ctx context.Context, batch []*message) err
 	if len(byKey) == 0 {
 		return nil
 	}
-	return readKnown(ctx, l.t, l.reader, slices.Collect(maps.Keys(byKey)), func(k campaign.Key, n *campaign.Version, shared bool) {
+	return l.t.ReadAccepted(ctx, l.reader, slices.Collect(maps.Keys(byKey)), func(k campaign.Key, n *campaign.Version, shared bool) {
 		for _, m := range byKey[k] {
 			m.accepted, m.shared = n, shared
 		}

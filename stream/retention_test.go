@@ -26,12 +26,12 @@ FROM generate_series(1, 40) g`)
 	reader := svc.readers.Open()
 	defer reader.Close()
 	before := time.Now().Add(-keepEnded)
-	deleted, err := svc.deleteEnded(t.Context(), reader, before, 7)
+	deleted, err := svc.cfg.Sink.Tables().DeleteEnded(t.Context(), reader, before, 7, patience)
 	if err != nil || deleted != 19 {
 		t.Errorf("%d rows deleted, %v; want 19: one is locked", deleted, err)
 	}
 	release()
-	if deleted, err = svc.deleteEnded(t.Context(), reader, before, 7); err != nil || deleted != 1 {
+	if deleted, err = svc.cfg.Sink.Tables().DeleteEnded(t.Context(), reader, before, 7, patience); err != nil || deleted != 1 {
 		t.Errorf("%d rows deleted, %v; want the one that was locked", deleted, err)
 	}
 	if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_datetime_end > 100`); n != 20 {

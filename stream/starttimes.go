@@ -9,10 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"dinnerbell/internal/failpoint"
-	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
 )
@@ -332,79 +329,50 @@ func (s *campaignStarter) sendDue(ctx context.Context, list ...*liveCampaign) er
 func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after, until int64, limit int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.timeout)
 	defer cancel()
-	rows, err := s.reader.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+s.t.Campaign+`
-WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
-ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
-		s.lane.id, after, until, limit)
-	if err != nil {
-		return fmt.Errorf("read start times of lane %d: %w", s.lane.id, err)
-	}
 	var list []startTime
-	var p startTime
-	_, err = pgx.ForEachRow(rows, []any{&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start}, func() error {
-		if list = append(list, p); len(list) == dueBatch { // so that campaigns beyond the bound take no memory
+	err := s.t.ReadPending(ctx, s.reader, s.lane.id, after, until, limit, func(p sink.PendingCampaign) {
+		if list = append(list, newStartTime(p)); len(list) == dueBatch { // so that campaigns beyond the bound take no memory
 			s.starts.addLoaded(now, list)
 			list = list[:0]
 		}
-		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("read start times of lane %d: %w", s.lane.id, err)
+		return err
 	}
 	s.starts.addLoaded(now, list)
 	return nil
 }
 
-// readStarts returns the start times of those keys whose campaign is pending and
-// belongs to the lane.
-func readStarts(ctx context.Context, t sink.Tables, conn sink.Querier, lane int32, keys []campaign.Key) ([]startTime, error) {
-	campaigns, restaurants := make([]string, len(keys)), make([]string, len(keys))
-	for i, k := range keys {
-		campaigns[i], restaurants[i] = k.Campaign, k.Restaurant
+func newStartTime(p sink.PendingCampaign) startTime {
+	return startTime{start: p.Start, key: p.Key, version: p.Version}
+}
+
+func startTimesOf(list []sink.PendingCampaign) (out []startTime) {
+	for _, p := range list {
+		out = append(out, newStartTime(p))
 	}
-	rows, err := conn.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
-	if err != nil {
-		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
-	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p startTime, err error) {
-		err = row.Scan(&p.key.Campaign, &p.key.Restaurant, &p.version, &p.start)
-		return p, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
-	}
-	return list, nil
+	return out
 }
 
 // loadCampaigns reads the campaigns that are due, as of their last committed step. A
 // campaign that was edited, finished or taken by another lane since is left out.
 func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([]*liveCampaign, error) {
-	campaigns, restaurants, versions := make([]string, len(due)), make([]string, len(due)), make([]int64, len(due))
+	pending := make([]sink.PendingCampaign, len(due))
 	for i, p := range due {
-		campaigns[i], restaurants[i], versions[i] = p.key.Campaign, p.key.Restaurant, p.version
+		pending[i] = sink.PendingCampaign{Key: p.key, Version: p.version, Start: p.start}
 	}
-	rows, err := s.reader.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
-  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
-FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
-JOIN `+s.t.Campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
-WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, s.lane.id)
+	found, err := s.t.ReadDue(ctx, s.reader, s.lane.id, pending)
 	if err != nil {
-		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
+		return nil, err
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*liveCampaign, error) {
-		c, l := &campaign.Campaign{}, &liveCampaign{owner: s.lane.id, started: true}
-		var cursor []byte
-		var contested bool
-		if err := row.Scan(&c.ID, &c.RestaurantID, &l.version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &contested, &l.from.Lane, &l.from.Offset); err != nil {
-			return nil, err
+	list := make([]*liveCampaign, len(found))
+	for i, d := range found {
+		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From}
+		l.contested.Store(d.Contested)
+		if err := l.packRestaurant(); err != nil {
+			return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
 		}
-		l.Campaign, l.cursor = c, id.ID(cursor)
-		l.contested.Store(contested)
-		return l, l.packRestaurant()
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)
+		list[i] = l
 	}
 	return list, nil
 }
