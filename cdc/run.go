@@ -132,7 +132,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	if m.invalid != nil {
 		return m.recordHalt(m.invalid)
 	}
-	m.lock = m.db.NewSlotLock(&m.stats, m.hooks.secondAlive)
+	m.lock = source.NewSlotLock(m.db, &m.stats, m.hooks.secondAlive)
 	defer m.barrier.startAsking(ctx)()
 	defer m.lock.StartHeartbeat(ctx)()
 	defer m.renewal.start(ctx)()
@@ -271,7 +271,7 @@ func (m *Mirror) Rebuild(ctx context.Context, progress func(rows, total int64)) 
 	if m.invalid != nil {
 		return m.invalid
 	}
-	m.lock = m.db.NewSlotLock(&m.stats, m.hooks.secondAlive)
+	m.lock = source.NewSlotLock(m.db, &m.stats, m.hooks.secondAlive)
 	sql, err := m.db.DialSQL(ctx)
 	if err != nil {
 		return err

@@ -103,7 +103,7 @@ func TestTwinWaitsForASilentOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer source.CloseConn(conn.PgConn())
-	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().LockKey()); err != nil {
+	if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, source.LockKey(r.cfg.Slot)); err != nil {
 		t.Fatal(err)
 	}
 	m, ended := r.twin(t.TempDir())
@@ -146,7 +146,7 @@ func TestGuardIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
-		if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, r.source().LockKey()); err != nil {
+		if _, err := conn.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, source.LockKey(r.cfg.Slot)); err != nil {
 			t.Fatal(err)
 		}
 	}

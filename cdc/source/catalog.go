@@ -128,42 +128,50 @@ func (db *DB) readCatalog(ctx context.Context, sql *pgx.Conn) (*Catalog, error) 
 		defer func() { _ = tx.Rollback(ctx) }() // it only read; a broken connection shows at the next query
 	}
 	cat := &Catalog{Source: state.Source{Slot: db.cfg.Slot, Publication: db.cfg.Publication, Schema: db.cfg.Schema, Table: db.cfg.Table}}
-	err := db.readServer(ctx, sql, cat)
+	cr := &catalogReader{db: db, sql: sql, cat: cat}
+	err := cr.readServer(ctx)
 	if err != nil || cat.Version < minVersion {
 		return cat, err
 	}
 	if cat.Source.Catalog, err = db.ReadIdentity(ctx, sql, cat.Version); err != nil {
 		return cat, err
 	}
-	for _, step := range []func(context.Context, *pgx.Conn, *Catalog) error{
-		db.readTable, db.readRelations, db.readColumns, db.readKey, db.readPublication,
+	for _, step := range []func(context.Context) error{
+		cr.readTable, cr.readRelations, cr.readColumns, cr.readKey, cr.readPublication,
 	} {
-		if err := step(ctx, sql, cat); err != nil || !cat.table.exists {
+		if err := step(ctx); err != nil || !cat.table.exists {
 			return cat, err
 		}
 	}
 	return cat, nil
 }
 
+// catalogReader reads the parts of a catalog, one after the other.
+type catalogReader struct {
+	db  *DB
+	sql *pgx.Conn
+	cat *Catalog
+}
+
 // readServer reads the identity of the server, and whether it can decode at all.
-func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
+func (cr *catalogReader) readServer(ctx context.Context) error {
 	var end string
 	// The timeline is in a WAL file's name. A control file would give that of the
 	// last checkpoint, which is the old timeline for a while after a promotion.
-	err := sql.QueryRow(ctx, `
+	err := cr.sql.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, current_setting('wal_level'), current_database(),
 		       (SELECT system_identifier::text FROM pg_control_system()), pg_is_in_recovery(),
 		       CASE WHEN pg_is_in_recovery() THEN 0
 		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
 		       CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END,
 		       current_setting('synchronous_standby_names'), current_setting('application_name')`).
-		Scan(&cat.Version, &cat.level, &cat.Source.Database, &cat.Source.SystemID, &cat.standby, &cat.Source.Timeline, &end,
-			&cat.standbyNames, &cat.application)
+		Scan(&cr.cat.Version, &cr.cat.level, &cr.cat.Source.Database, &cr.cat.Source.SystemID, &cr.cat.standby, &cr.cat.Source.Timeline, &end,
+			&cr.cat.standbyNames, &cr.cat.application)
 	if err != nil {
 		return fmt.Errorf("read server's identity: %w", err)
 	}
-	cat.Source.History = db.history.historyOf(cat.Source.Timeline)
-	cat.WALEnd, err = id.ParseLSN(end)
+	cr.cat.Source.History = cr.db.history.historyOf(cr.cat.Source.Timeline)
+	cr.cat.WALEnd, err = id.ParseLSN(end)
 	if err != nil {
 		return fmt.Errorf("read server's position: %w", err)
 	}
@@ -172,15 +180,15 @@ func (db *DB) readServer(ctx context.Context, sql *pgx.Conn, cat *Catalog) error
 
 // readTable finds the table. row_security_active asks for the role, and waits
 // for no lock.
-func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
-	t := &cat.table
-	err := sql.QueryRow(ctx, `
+func (cr *catalogReader) readTable(ctx context.Context) error {
+	t := &cr.cat.table
+	err := cr.sql.QueryRow(ctx, `
 		SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text,
 		       coalesce(has_schema_privilege(n.oid, 'USAGE'), true), -- NULL: it was dropped just now
 		       c.relrowsecurity AND row_security_active(c.oid)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2`, db.cfg.Schema, db.cfg.Table).
-		Scan(&cat.Source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
+		WHERE n.nspname = $1 AND c.relname = $2`, cr.db.cfg.Schema, cr.db.cfg.Table).
+		Scan(&cr.cat.Source.TableOID, &t.kind, &t.persistence, &t.identity, &t.schemaUsable, &t.policies)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
@@ -194,8 +202,8 @@ func (db *DB) readTable(ctx context.Context, sql *pgx.Conn, cat *Catalog) error 
 // readRelations finds the partitions, or the inheritance children. A partition
 // has a replica identity of its own, and that one counts; its columns have other
 // numbers than the table's. A deferrable key is no replica identity.
-func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
-	rows, err := sql.Query(ctx, `
+func (cr *catalogReader) readRelations(ctx context.Context) error {
+	rows, err := cr.sql.Query(ctx, `
 		WITH RECURSIVE tree AS (
 		  SELECT $1::oid AS oid
 		  UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending)
@@ -203,17 +211,17 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) er
 		       ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
 		             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND a.attnum = ANY ((i.indkey[0:i.indnkeyatts-1])::int2[])
 		               AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END)
-		FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid`, cat.Source.TableOID)
+		FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid`, cr.cat.Source.TableOID)
 	if err != nil {
 		return fmt.Errorf("read partitions: %w", err)
 	}
 	var r tableRelation
 	_, err = pgx.ForEachRow(rows, []any{&r.name, &r.OID, &r.kind, &r.persistence, &r.identity, &r.identityColumns}, func() error {
 		switch {
-		case !cat.IsPartitioned() && r.OID != cat.Source.TableOID:
-			cat.children = append(cat.children, r.name)
+		case !cr.cat.IsPartitioned() && r.OID != cr.cat.Source.TableOID:
+			cr.cat.children = append(cr.cat.children, r.name)
 		case r.kind != kindPartitioned:
-			cat.Relations = append(cat.Relations, r)
+			cr.cat.Relations = append(cr.cat.Relations, r)
 			r.identityColumns = nil // the scan of the next row writes into it
 		}
 		return nil
@@ -226,13 +234,13 @@ func (db *DB) readRelations(ctx context.Context, sql *pgx.Conn, cat *Catalog) er
 
 // readColumns finds the needed columns, by name. It ignores all others, so that the
 // table's owner is free to add and drop them.
-func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
-	rows, err := sql.Query(ctx, `
+func (cr *catalogReader) readColumns(ctx context.Context) error {
+	rows, err := cr.sql.Query(ctx, `
 		SELECT attname::text, attnum, atttypid, attgenerated <> '',
 		       coalesce(has_column_privilege(attrelid, attnum, 'SELECT'), true) -- NULL: it was dropped just now
 		FROM pg_attribute
 		WHERE attrelid = $1 AND attname = ANY($2::text[]) AND attnum > 0 AND NOT attisdropped`,
-		cat.Source.TableOID, db.cfg.neededColumns())
+		cr.cat.Source.TableOID, cr.db.cfg.neededColumns())
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
@@ -245,9 +253,9 @@ func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *Catalog) erro
 	if err != nil {
 		return fmt.Errorf("read columns: %w", err)
 	}
-	for _, name := range db.cfg.neededColumns() {
+	for _, name := range cr.db.cfg.neededColumns() {
 		if col, ok := found[name]; ok {
-			cat.Columns = append(cat.Columns, col)
+			cr.cat.Columns = append(cr.cat.Columns, col)
 		}
 	}
 	return nil
@@ -255,19 +263,19 @@ func (db *DB) readColumns(ctx context.Context, sql *pgx.Conn, cat *Catalog) erro
 
 // readKey finds out whether the key columns tell rows apart: an index of some of
 // them is unique, at every moment and for all rows.
-func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
+func (cr *catalogReader) readKey(ctx context.Context) error {
 	var numbers []int16
-	for i, col := range cat.Columns {
+	for i, col := range cr.cat.Columns {
 		if pgoutput.IsKeyColumn(i) {
 			numbers = append(numbers, col.num)
 		}
 	}
-	err := sql.QueryRow(ctx, `
+	err := cr.sql.QueryRow(ctx, `
 		SELECT EXISTS (
 		  SELECT FROM pg_index, LATERAL (SELECT (indkey[0:indnkeyatts-1])::int2[] AS key) AS k
 		  WHERE indrelid = $1 AND indimmediate AND indisvalid AND indisunique AND indpred IS NULL AND key <@ $2::int2[]
 		    AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1 AND attnum = ANY(key) AND NOT attnotnull))`,
-		cat.Source.TableOID, numbers).Scan(&cat.uniqueKey)
+		cr.cat.Source.TableOID, numbers).Scan(&cr.cat.uniqueKey)
 	if err != nil {
 		return fmt.Errorf("read key: %w", err)
 	}
@@ -276,14 +284,14 @@ func (db *DB) readKey(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
 
 // readPublication finds the publication and the ways in which it has the table:
 // by itself, by its schema, or through a table whose partition it is.
-func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *Catalog) error {
+func (cr *catalogReader) readPublication(ctx context.Context) error {
 	schemas := "false"
-	if cat.Version >= SchemasVersion {
+	if cr.cat.Version >= SchemasVersion {
 		schemas = "EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid AND s.pnnspid = above.relnamespace)"
 	}
-	p := &cat.publication
+	p := &cr.cat.publication
 	// to_jsonb reads columns that the catalogs have only since 15.
-	err := sql.QueryRow(ctx, `
+	err := cr.sql.QueryRow(ctx, `
 		WITH RECURSIVE above AS (
 		  SELECT oid, relnamespace, relispartition, false AS parent FROM pg_class WHERE oid = $2
 		  UNION ALL SELECT c.oid, c.relnamespace, c.relispartition, true
@@ -301,8 +309,8 @@ func (db *DB) readPublication(ctx context.Context, sql *pgx.Conn, cat *Catalog) 
 		  SELECT parent, p.puballtables OR EXISTS (SELECT FROM pg_publication_rel x WHERE x.prpubid = p.oid AND x.prrelid = above.oid) OR `+schemas+` AS published
 		  FROM above) AS m
 		WHERE p.pubname = $1
-		GROUP BY p.oid, r.oid`, db.cfg.Publication, cat.Source.TableOID).
-		Scan(&cat.Source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns, &p.columnNames)
+		GROUP BY p.oid, r.oid`, cr.db.cfg.Publication, cr.cat.Source.TableOID).
+		Scan(&cr.cat.Source.PublicationOID, &p.all, &p.viaRoot, &p.member, &p.asParent, &p.filtered, &p.columns, &p.columnNames)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}

@@ -161,7 +161,7 @@ func (db *DB) DialSameServer(ctx context.Context, cat *Catalog) (*pgx.Conn, erro
 		return nil, err
 	}
 	other := Catalog{}
-	if err = db.readServer(ctx, sql, &other); err == nil {
+	if err = (&catalogReader{db: db, sql: sql, cat: &other}).readServer(ctx); err == nil {
 		err = cat.matchServer(other.Source.SystemID, other.Source.Timeline, other.Source.Database)
 	}
 	if err != nil {

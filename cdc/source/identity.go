@@ -111,8 +111,8 @@ func identityQuery(version int, before string) string {
 }
 
 // identityArgs are the arguments of identityQuery.
-func (db *DB) identityArgs() []any {
-	return []any{db.cfg.Schema, db.cfg.Table, db.cfg.neededColumns(), db.cfg.Publication}
+func (c *Config) identityArgs() []any {
+	return []any{c.Schema, c.Table, c.neededColumns(), c.Publication}
 }
 
 // PositionQuery asks for the server's positions together with the identity, in one
@@ -132,7 +132,7 @@ type ServerPosition struct {
 func (db *DB) NewPositionQuery(version int) PositionQuery {
 	return PositionQuery{
 		sql:  identityQuery(version, "pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,"),
-		args: db.identityArgs(),
+		args: db.cfg.identityArgs(),
 	}
 }
 
@@ -183,7 +183,7 @@ func (db *DB) ReadIdentity(ctx context.Context, sql *pgx.Conn, version int) (str
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
 	var text string
-	if err := sql.QueryRow(ctx, identityQuery(version, ""), db.identityArgs()...).Scan(&text); err != nil {
+	if err := sql.QueryRow(ctx, identityQuery(version, ""), db.cfg.identityArgs()...).Scan(&text); err != nil {
 		return "", fmt.Errorf("read identity of the source: %w", err)
 	}
 	return withTextVersion(text), nil

@@ -59,7 +59,7 @@ type LockObserver interface {
 
 // NewSlotLock returns the lock of db's slot, which is not taken yet. alive is how
 // long a second holder must be seen alive before it counts as one; 0: secondAlive.
-func (db *DB) NewSlotLock(notify LockObserver, alive time.Duration) *SlotLock {
+func NewSlotLock(db *DB, notify LockObserver, alive time.Duration) *SlotLock {
 	return &SlotLock{db: db, notify: notify, alive: cmp.Or(alive, secondAlive)}
 }
 
@@ -133,7 +133,7 @@ func (g *SlotLock) Hold(ctx context.Context, sql *pgx.Conn) error {
 		}
 	}()
 	for {
-		h, err := g.db.readLockHolder(ctx, sql)
+		h, err := g.readLockHolder(ctx, sql)
 		if err != nil {
 			return err
 		}
@@ -193,10 +193,10 @@ func (g *SlotLock) warnPassedOverLocked(h *lockHolder) {
 		"slot", h.by.Slot, "pid", h.by.PID, "application_name", h.by.App, "role", h.by.Role, "client_addr", h.by.Address)
 }
 
-// LockKey is the key of the slot's advisory lock.
-func (db *DB) LockKey() int64 {
+// LockKey is the key of a slot's advisory lock.
+func LockKey(slot string) int64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte("dinnerbell slot " + db.cfg.Slot)) // never fails
+	_, _ = h.Write([]byte("dinnerbell slot " + slot)) // never fails
 	return int64(h.Sum64())
 }
 
@@ -211,13 +211,13 @@ func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
 	defer cancel()
 	var taken bool
 	var pid int32
-	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, g.db.LockKey()).Scan(&taken, &pid)
+	err = conn.QueryRow(ctx, `SELECT pg_catalog.pg_try_advisory_lock($1), pg_catalog.pg_backend_pid()`, LockKey(g.db.cfg.Slot)).Scan(&taken, &pid)
 	if SQLState(err) == CodeInsufficientPrivilege {
 		err = NewHalt("GRANT EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) TO the role in source.url", "the slot cannot be guarded against a second daemon: %v", err)
 	}
 	if err == nil && taken {
 		var h *lockHolder
-		if h, err = g.db.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.PID != pid) {
+		if h, err = g.readLockHolder(ctx, sql); err == nil && (h == nil || h.by.PID != pid) {
 			err = errors.New("two connections of source.url lead to different servers")
 		}
 	}
@@ -234,10 +234,10 @@ func (g *SlotLock) tryLocked(ctx context.Context, sql *pgx.Conn) error {
 
 // readLockHolder returns the holder of the slot's advisory lock; nil: nobody holds
 // it. A holder that may be a mirror goes first, for a lock can be shared.
-func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
+func (g *SlotLock) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, error) {
 	ctx, cancel := context.WithTimeout(ctx, QueryTimeout)
 	defer cancel()
-	h := &lockHolder{by: SlotHeldError{Slot: db.cfg.Slot}}
+	h := &lockHolder{by: SlotHeldError{Slot: g.db.cfg.Slot}}
 	var active *time.Time
 	err := sql.QueryRow(ctx, `
 		SELECT l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''),
@@ -249,13 +249,13 @@ func (db *DB) readLockHolder(ctx context.Context, sql *pgx.Conn) (*lockHolder, e
 		WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
 		  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 		  AND l.classid = ($1::bigint >> 32 & 4294967295)::oid AND l.objid = ($1::bigint & 4294967295)::oid
-		ORDER BY mirrors DESC, l.pid LIMIT 1`, db.LockKey()).
+		ORDER BY mirrors DESC, l.pid LIMIT 1`, LockKey(g.db.cfg.Slot)).
 		Scan(&h.by.PID, &h.by.App, &h.by.Role, &h.by.Address, &h.mirrors, &active)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil //nolint:nilnil // a lock that is free is an answer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read lock holder of slot %s: %w", db.cfg.Slot, err)
+		return nil, fmt.Errorf("read lock holder of slot %s: %w", g.db.cfg.Slot, err)
 	}
 	if active != nil {
 		h.active = *active
