@@ -13,7 +13,7 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// encoded moves the rig to a database of an encoding, with a column of somebody
+// encoded moves the deployment to a database of an encoding, with a column of somebody
 // else's in the table.
 func (r *deployment) encoded(encoding string) *deployment {
 	r.t.Helper()

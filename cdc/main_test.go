@@ -109,7 +109,7 @@ func (r *deployment) owner() Config {
 	return cfg
 }
 
-// open opens the store in the rig's folder.
+// open opens the store in the deployment's folder.
 func (r *deployment) open() {
 	r.t.Helper()
 	store, err := state.Open(r.dir, state.Options{Logger: r.cfg.Logger, ReserveBytes: -1})

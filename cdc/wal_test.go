@@ -37,7 +37,7 @@ func (l *logs) contains(part string) bool {
 	return strings.Contains(l.text.String(), part)
 }
 
-// logged makes the rig's mirror log there.
+// logged makes the deployment's mirror log there.
 func (r *deployment) logged() *logs {
 	l := &logs{t: r.t}
 	r.cfg.Logger = slog.New(slog.NewTextHandler(l, nil))
