@@ -1,6 +1,6 @@
 // Package damage falsifies the local state behind the daemon's back, for tests
 // of the detection and repair of such damage. It writes single keys in the
-// format of state/keys.go, so that every checksum is right and only the rows
+// format of state/format.go, so that every checksum is right and only the rows
 // are wrong.
 package damage
 
@@ -24,7 +24,7 @@ type Rows struct {
 	gen uint32
 }
 
-// The keyspaces of state/keys.go.
+// The keyspaces of state/format.go.
 const (
 	spaceJoin = 0x10
 	spaceRow  = 0x20
