@@ -315,48 +315,19 @@ func (c *committer) rollBack(ctx context.Context, d *inflightStep, failed error)
 
 // addFeedbackRows adds the beginning of the step's transaction and its feedback rows
 // to the pipeline.
-func (c *committer) addFeedbackRows(f *sink.Pipeline, st *step) {
-	f.AddCommand(c.claim.Statements.Begin, "BEGIN")
-	if c.claim.Feedback.OwnCode {
-		f.Add(c.claim.Statements.Path, c.claim.Feedback.SearchPath())
-	}
-	if len(st.copyData) > 0 {
-		f.Copy(c.claim.Statements.Copy, st.copyData, st.copied)
-	}
+func (c *committer) addFeedbackRows(p *sink.Pipeline, st *step) {
+	c.claim.Statements.AddFeedbackRows(p, c.claim.Feedback, st.copyData, st.copied)
 }
 
 // addStepChanges adds all other changes of the step and the commit to the pipeline.
-// A compare-and-swap that misses fails the transaction; so does the clock, once a
-// campaign of the step has ended. The clock is Postgres' own, since the server runs
-// the statements whenever it comes to them, even if the daemon no longer waits.
-func (c *committer) addStepChanges(f *sink.Pipeline, st *step, p *record.Payload) {
-	if c.claim.Feedback.OwnCode {
-		f.Add(c.claim.Statements.Path, "pg_catalog")
-	}
-	f.Add(c.claim.Statements.Lane, c.lane.id, c.claim.Epoch, p.Seq-1, st.nextOffset, p.Notifications(), st.expired, p.RefusedMessages(), c.shipped.seq.Load(), c.shipped.ends.List())
-	rows := st.rowSets()
-	if len(rows.Inserts) > 0 {
-		f.CopySmall(c.claim.Statements.Insert, sink.EncodeRows(rows.Inserts))
-	}
-	if rows.Edits.Len() > 0 {
-		f.Add(c.claim.Statements.Edit, rows.Edits.EditArgs()...)
-	}
-	if rows.Repeats.Len() > 0 {
-		f.Add(c.claim.Statements.Repeat, rows.Repeats.RepeatArgs()...)
-	}
-	if rows.Moves.Len() > 0 {
-		f.Add(c.claim.Statements.Move, rows.Moves.MoveArgs()...)
-	}
-	f.Add(c.claim.Statements.Outbox, c.lane.id, p.Seq, p.Notifications(), p.Encode())
-	f.Add(c.claim.Statements.Clean, c.lane.id, c.shipped.seq.Load())
-	if len(st.picks) > 0 {
-		f.Add(c.claim.Statements.Shape, c.claim.Feedback.Oid, c.claim.Feedback.Name, c.claim.Feedback.ShapeSQL)
-		f.Add(c.claim.Statements.InTime, float64(st.earliest)-c.claim.ClockAhead.Seconds())
-	}
-	if c.claim.Feedback.OwnCode { // deferred triggers run at the commit
-		f.Add(c.claim.Statements.Path, c.claim.Feedback.SearchPath())
-	}
-	f.AddCommand(c.claim.Statements.Commit, "COMMIT")
+func (c *committer) addStepChanges(p *sink.Pipeline, st *step, ships *record.Payload) {
+	c.claim.Statements.AddChanges(p, c.claim.Feedback, &sink.StepChanges{
+		Lane: c.lane.id, Epoch: c.claim.Epoch, Seq: ships.Seq, NextOffset: st.nextOffset,
+		Notifications: int64(ships.Notifications()), Expired: st.expired, Refused: ships.RefusedMessages(),
+		Shipped: c.shipped.seq.Load(), Ends: c.shipped.ends.List(),
+		Campaigns: st.campaignRows(), Payload: ships.Encode(),
+		Notifies: len(st.picks) > 0, CommitBefore: float64(st.earliest) - c.claim.ClockAhead.Seconds(),
+	})
 }
 
 // explainSlow adds to an error why the step was not finished in time: it names the

@@ -50,7 +50,7 @@ func (w *deployment) stepFor(c *campaign.Campaign, clients ...string) *step {
 	st := newStep(sink.ContractTable())
 	st.picks = []*clientPick{p}
 	p.live.version = 1
-	st.rows[c.Key()] = &campaignRow{liveCampaign: p.live, accept: true, state: stateFinished}
+	st.rows[c.Key()] = &campaignRow{liveCampaign: p.live, accept: true, state: sink.StateFinished}
 	st.seal(time.Now().Unix())
 	return st
 }
@@ -119,7 +119,7 @@ func TestConflictInAStepSealedBeforeAnother(t *testing.T) {
 			p.clients.Append(packID(w, client))
 		}
 		st.picks = append(st.picks, p)
-		st.noteProgress(l, stateFinished)
+		st.noteProgress(l, sink.StateFinished)
 		st.seal(time.Now().Unix())
 		return st
 	}
@@ -149,7 +149,7 @@ func TestStaleStepIsJudgedAnew(t *testing.T) {
 	first.nextOffset = 5
 	behind := w.stepFor(&c, "a")
 	behind.picks[0].live = first.picks[0].live
-	behind.rows = map[campaign.Key]*campaignRow{c.Key(): {liveCampaign: first.picks[0].live, served: true, state: statePending}}
+	behind.rows = map[campaign.Key]*campaignRow{c.Key(): {liveCampaign: first.picks[0].live, served: true, state: sink.StatePending}}
 	more := w.stepFor(&d, "b")
 	more.rows[d.Key()].accept = false
 	if err := commitSteps(t, s, first, w.stepFor(&d, "a"), behind, more); err != nil {

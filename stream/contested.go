@@ -180,7 +180,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		Position: this.Position, Time: this.Time, Fingerprint: this.Fingerprint, End: r.End,
 		Replayed: r.window != nil && there != nil && there.Position == this.Position,
 	}, there, now)
-	if r.state == stateExpired {
+	if r.state == sink.StateExpired {
 		st.expired--
 	}
 	c.loseCampaign(st, r)
@@ -193,14 +193,14 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		r.accept, r.repeats = false, true
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
 	default:
-		r.accept, r.repeats, r.state = true, false, statePending
+		r.accept, r.repeats, r.state = true, false, sink.StatePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
 		if there != nil {
 			r.version = there.RowVersion + 1
 		}
 		r.contested.Store(there != nil)
 		if outcome == campaign.Expired || outcome == campaign.Cancel {
-			r.state = stateExpired
+			r.state = sink.StateExpired
 			st.expired++
 		}
 	}

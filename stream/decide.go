@@ -11,6 +11,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
 )
 
@@ -241,10 +242,10 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.Campaign, "restaurant", k.Restaurant, "error", err)
 		return
 	}
-	r := &campaignRow{liveCampaign: l, at: l.from, messageTime: m.time, fingerprint: m.fingerprint, replaces: before, window: m.window, state: statePending}
+	r := &campaignRow{liveCampaign: l, at: l.from, messageTime: m.time, fingerprint: m.fingerprint, replaces: before, window: m.window, state: sink.StatePending}
 	switch {
 	case outcome == campaign.Expired, outcome == campaign.Cancel:
-		r.state = stateExpired
+		r.state = sink.StateExpired
 		st.expired++
 		st.noteExpired(l, before)
 	case d.joinsAtOnce(m, before):
@@ -282,7 +283,7 @@ func (d *decider) fillStep(st *step) error {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
 			if !l.lost.Load() {
-				st.noteProgress(l, stateFinished)
+				st.noteProgress(l, sink.StateFinished)
 			}
 		}
 	}
@@ -323,7 +324,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		return 0, true, nil
 	}
 	if l.refused.Load() {
-		st.noteProgress(l, stateFinished)
+		st.noteProgress(l, sink.StateFinished)
 		return 0, true, nil
 	}
 	clients := &id.List{}
@@ -348,9 +349,9 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		if l.cursor == "" { // the restaurant has no client
 			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
-		st.noteProgress(l, stateFinished)
+		st.noteProgress(l, sink.StateFinished)
 	} else {
-		st.noteProgress(l, statePending)
+		st.noteProgress(l, sink.StatePending)
 	}
 	return used, done, nil
 }

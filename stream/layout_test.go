@@ -44,7 +44,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 		state  string
 		cursor id.ID
 		have   []string
-	}{{done, stateFinished, packID(t, few[19]), few}, {shipped, stateFinished, packID(t, few[19]), few}, {live, statePending, packID(t, few[6]), few[:7]}, {scheduled, statePending, "", nil}} {
+	}{{done, sink.StateFinished, packID(t, few[19]), few}, {shipped, sink.StateFinished, packID(t, few[19]), few}, {live, sink.StatePending, packID(t, few[6]), few[:7]}, {scheduled, sink.StatePending, "", nil}} {
 		content := c.Fingerprint()
 		w.db.Exec(`INSERT INTO dinnerbell.campaign (adv_campaign_id, restaurant_id, lane, msg_offset, msg_time, fingerprint, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor) VALUES ($1, $2, 0, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,

@@ -16,6 +16,7 @@ import (
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
+	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic/fetch"
 )
 
@@ -308,7 +309,7 @@ func (l *laneReplay) noteCommitted(st *step, p *record.Payload) {
 		}
 	}
 	for k, r := range st.rows {
-		if r.state != "" && r.state != statePending {
+		if r.state != "" && r.state != sink.StatePending {
 			delete(l.open, k)
 		}
 	}

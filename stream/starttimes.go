@@ -128,12 +128,12 @@ func (a *startTimes) applyStep(now time.Time, st *step) {
 	for k, r := range st.rows {
 		switch {
 		case r.state == "":
-		case r.state != statePending:
+		case r.state != sink.StatePending:
 			delete(a.joining, k)
 		case r.accept && r.started:
 			a.joining[k] = r.version
 		}
-		if r.accept && (r.state != statePending || r.started) {
+		if r.accept && (r.state != sink.StatePending || r.started) {
 			delete(a.listed, k) // takeDue skips its entry in queue
 		}
 	}

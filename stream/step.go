@@ -14,13 +14,6 @@ import (
 	"dinnerbell/stream/sink"
 )
 
-// The states of a campaign row.
-const (
-	statePending  = "pending"  // scheduled, or live with a cursor
-	stateFinished = "finished" // every client was considered, or its end came before that
-	stateExpired  = "expired"  // its end had passed when it was received
-)
-
 // campaignRow is one row of the campaign table as a step changes it: the step inserts
 // the row, replaces its message, records a repeat of that message, moves its cursor,
 // or does the last two.
@@ -182,7 +175,7 @@ func (st *step) seal(now int64) {
 		if p.live.End > now && !p.live.refused.Load() {
 			return false
 		}
-		st.rows[p.live.Key()].state = stateFinished // the row is there: see decider.pickClients
+		st.rows[p.live.Key()].state = sink.StateFinished // the row is there: see decider.pickClients
 		return true
 	})
 	// In the order of the unique index: two lanes with the same campaign ids lock
@@ -269,7 +262,7 @@ func (st *step) hasRefused() bool {
 func (st *step) waitingStarts() []startTime {
 	var out []startTime
 	for _, r := range st.rows {
-		if r.accept && r.state == statePending && !r.started {
+		if r.accept && r.state == sink.StatePending && !r.started {
 			out = append(out, startTime{start: r.Start, key: r.Key(), version: r.version})
 		}
 	}
@@ -287,31 +280,29 @@ func (st *step) sortedRows() []*campaignRow {
 	return out
 }
 
-// RowSets returns the step's rows as the sink's statements take them.
-func (st *step) rowSets() *sink.RowSets {
-	sets := &sink.RowSets{}
+// campaignRows lists what the step does to the campaign table, in the order of the
+// keys.
+func (st *step) campaignRows() *sink.CampaignRows {
+	rows := &sink.CampaignRows{}
 	for _, r := range st.sortedRows() {
-		row := r.sinkRow()
 		switch {
 		case r.accept && r.replaces == nil:
-			sets.Inserts = append(sets.Inserts, row)
+			rows.Insert(r.stored())
 		case r.accept:
-			sets.Edits.AddEdit(row)
+			rows.Edit(r.stored())
 		default:
 			if r.repeats {
-				sets.Repeats.AddRepeat(row)
+				rows.Repeat(r.stored())
 			}
 			if r.state != "" {
-				sets.Moves.AddMove(row)
+				rows.Move(r.stored())
 			}
 		}
 	}
-	return sets
+	return rows
 }
 
-func (r *campaignRow) sinkRow() *sink.CampaignRow {
-	return &sink.CampaignRow{
-		Campaign: r.Campaign, OwnerLane: r.owner, Version: r.version, At: r.at, MessageTime: r.messageTime, Fingerprint: r.fingerprint,
-		Replaces: r.replaces, State: r.state, Cursor: r.cursor, Contested: r.contested.Load(),
-	}
+// stored returns the row as the campaign table holds it after the step.
+func (r *campaignRow) stored() sink.CampaignRow {
+	return sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces}
 }

@@ -144,3 +144,15 @@ func CloseConn(conn *pgx.Conn) {
 
 // quoteIdent quotes a name for SQL.
 func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// ClockSkew returns how far our clock, now, is ahead of Postgres', with an error of at
+// most off: half of the time that the query takes.
+func ClockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (skew, off time.Duration, err error) {
+	var theirs time.Time
+	before := now()
+	if err := conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
+		return 0, 0, fmt.Errorf("read Postgres' clock: %w", err)
+	}
+	off = now().Sub(before) / 2
+	return before.Add(off).Sub(theirs), off, nil
+}

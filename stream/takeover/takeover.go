@@ -201,8 +201,7 @@ func (c *Claim) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	c.phase.Enter("end the former owners' connections to the sink", nil)
-	c.Statements = sink.NewStepStatements(c.Tables)
-	if err := sink.Prepare(ctx, c.Conn, c.Statements.All()...); err != nil {
+	if c.Statements, err = sink.PrepareStep(ctx, c.Conn, c.Tables); err != nil {
 		return err
 	}
 	return c.endPredecessors(ctx)

@@ -1,4 +1,4 @@
-package stream
+package sink
 
 import (
 	"context"
@@ -14,33 +14,32 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/record"
-	"dinnerbell/stream/sink"
 )
 
-// aircraft is a connection with statements to fly with.
-type aircraft struct {
+// pipelineFixture is a connection with statements for its pipelines.
+type pipelineFixture struct {
 	*pgx.Conn
 	db                          *envtest.DB
-	begin, copy, hit, nap, done *sink.Statement
+	begin, copy, hit, nap, done *Statement
 }
 
 var errMissed = errors.New("missed")
 
-func newAircraft(t *testing.T) *aircraft {
+func newPipelineFixture(t *testing.T) *pipelineFixture {
 	t.Helper()
-	a := &aircraft{db: envtest.Database(t)}
+	a := &pipelineFixture{db: envtest.Database(t)}
 	a.db.Exec(`CREATE UNIQUE INDEX ON subscribers_feedback (adv_campaign_id, client_id); CREATE TABLE counter (n int8); INSERT INTO counter VALUES (0)`)
-	conn, err := sink.Config{URL: func() (string, error) { return a.db.URL, nil }}.Connect(t.Context(), "test")
+	conn, err := Config{URL: func() (string, error) { return a.db.URL, nil }}.Connect(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { sink.CloseConn(conn) })
+	t.Cleanup(func() { CloseConn(conn) })
 	a.Conn = conn
-	q := sink.NewStepStatements(sink.Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
-	a.begin, a.copy, a.done = q.Begin, q.Copy, q.Commit
-	a.hit = &sink.Statement{Name: "count", Sql: sink.ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Stands: sink.OnMiss(errMissed)}
-	a.nap = &sink.Statement{Name: "nap", Sql: `SELECT pg_sleep(600)`}
-	if err := sink.Prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
+	q := newStepStatements(Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
+	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
+	a.hit = &Statement{Name: "count", Sql: ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Stands: OnMiss(errMissed)}
+	a.nap = &Statement{Name: "nap", Sql: `SELECT pg_sleep(600)`}
+	if err := Prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -55,12 +54,12 @@ func frames(t *testing.T, clients ...string) []byte {
 	}
 	var f record.CopyStream
 	f.Begin(nil, 0)
-	f.Add(record.ContractKinds.NewTemplate(example(), 7), list)
+	f.Add(record.ContractKinds.NewTemplate(exampleCampaign(), 7), list)
 	return f.End()
 }
 
 // expect checks the committed rows and the counter.
-func (a *aircraft) expect(t *testing.T, rows, counter int64) {
+func (a *pipelineFixture) expect(t *testing.T, rows, counter int64) {
 	t.Helper()
 	var gotRows, gotCounter int64
 	if err := a.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM public.subscribers_feedback), (SELECT n FROM public.counter)`).Scan(&gotRows, &gotCounter); err != nil {
@@ -73,9 +72,9 @@ func (a *aircraft) expect(t *testing.T, rows, counter int64) {
 
 // What follows a statement that failed does not happen, the commit neither, and
 // the connection goes on after a rollback.
-func TestFlightStopsAtTheFirstError(t *testing.T) {
+func TestPipelineStopsAtTheFirstError(t *testing.T) {
 	t.Parallel()
-	a := newAircraft(t)
+	a := newPipelineFixture(t)
 	for _, c := range []struct {
 		name    string
 		clients []string
@@ -83,12 +82,12 @@ func TestFlightStopsAtTheFirstError(t *testing.T) {
 		err     error
 	}{
 		{"nothing fails", []string{"a", "b"}, 0, 1, nil},
-		{"a row is there already", []string{"c", "b"}, 1, 1, sink.ErrRowRefused},
-		{"a large COPY fails at its last row", append(clients("0000", 3000), "a"), 1, 1, sink.ErrRowRefused},
+		{"a row is there already", []string{"c", "b"}, 1, 1, ErrRowRefused},
+		{"a large COPY fails at its last row", append(listClients("0000", 3000), "a"), 1, 1, ErrRowRefused},
 		{"nothing is hit", []string{"d"}, 0, 1, errMissed},
 		{"more is hit than expected", []string{"e"}, 1, 0, errMissed},
 	} {
-		f := sink.NewPipeline(time.Now().Add(patience), a.Conn)
+		f := NewPipeline(time.Now().Add(patience), a.Conn)
 		f.AddCommand(a.begin, "BEGIN")
 		f.Copy(a.copy, frames(t, c.clients...), len(c.clients))
 		f.Add(a.hit, c.n, c.want)
@@ -107,15 +106,15 @@ func TestFlightStopsAtTheFirstError(t *testing.T) {
 }
 
 // Data of many CopyData messages arrives whole, whatever the cuts.
-func TestFlightCarriesLargeCopies(t *testing.T) {
+func TestPipelineCarriesLargeCopies(t *testing.T) {
 	t.Parallel()
-	a := newAircraft(t)
-	all := append(clients("0000", 5000), strings.Repeat("long", 250), strings.Repeat("wide", 200))
+	a := newPipelineFixture(t)
+	all := append(listClients("0000", 5000), strings.Repeat("long", 250), strings.Repeat("wide", 200))
 	data := frames(t, all...)
 	if len(data) < 10*record.CopyFrameSize {
 		t.Fatalf("%d bytes are too few for the test", len(data))
 	}
-	f := sink.NewPipeline(time.Now().Add(patience), a.Conn)
+	f := NewPipeline(time.Now().Add(patience), a.Conn)
 	f.Copy(a.copy, data, len(all))
 	if err := f.RoundTrip(); err != nil { // without begin: the Sync commits
 		t.Fatal(err)
@@ -123,9 +122,9 @@ func TestFlightCarriesLargeCopies(t *testing.T) {
 	a.expect(t, int64(len(all)), 0)
 }
 
-// A flight that is out of time, or interrupted, returns at once and leaves a
+// A pipeline that is out of time, or interrupted, returns at once and leaves a
 // connection that cannot be taken for a good one.
-func TestFlightEnds(t *testing.T) {
+func TestPipelineEnds(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		interrupted bool
@@ -137,32 +136,32 @@ func TestFlightEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := newAircraft(t)
+			a := newPipelineFixture(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			defer sink.CloseOnEnd(ctx, a.Conn)()
+			defer CloseOnEnd(ctx, a.Conn)()
 			if c.interrupted {
 				time.AfterFunc(50*time.Millisecond, cancel)
 			}
-			f := sink.NewPipeline(time.Now().Add(c.limit), a.Conn)
+			f := NewPipeline(time.Now().Add(c.limit), a.Conn)
 			f.AddCommand(a.begin, "BEGIN")
 			f.Add(a.nap)
 			f.AddCommand(a.done, "COMMIT")
 			if err := f.RoundTrip(); !errors.Is(err, c.err) {
-				t.Errorf("flight ended with %v, want %v", err, c.err)
+				t.Errorf("pipeline ended with %v, want %v", err, c.err)
 			}
 			if err := f.RoundTrip(); err == nil {
-				t.Error("a second flight went through")
+				t.Error("a second pipeline went through")
 			}
 		})
 	}
 }
 
 // A transaction that failed does not commit, and that is seen.
-func TestFlightSeesThatACommitRolledBack(t *testing.T) {
+func TestPipelineSeesThatACommitRolledBack(t *testing.T) {
 	t.Parallel()
-	a := newAircraft(t)
-	f := sink.NewPipeline(time.Now().Add(patience), a.Conn)
+	a := newPipelineFixture(t)
+	f := NewPipeline(time.Now().Add(patience), a.Conn)
 	f.AddCommand(a.begin, "BEGIN")
 	f.Add(a.hit, 9, 1)
 	if err := f.RoundTrip(); !errors.Is(err, errMissed) {

@@ -1,0 +1,9 @@
+package sink
+
+import (
+	"testing"
+
+	"dinnerbell/internal/testenv/envtest"
+)
+
+func TestMain(m *testing.M) { envtest.Main(m) }
