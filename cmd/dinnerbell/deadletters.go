@@ -145,7 +145,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 }
 
 // reportRetries prints the counts of --all. It returns an error if the topic held
-// messages to send and none of them was sent.
+// messages to send and could send no message.
 func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error {
 	if sent == 0 && left > 0 {
 		return fmt.Errorf("none of %d dead letters was sent again: each would be refused again", left)
