@@ -144,8 +144,8 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	return errors.Join(errs...)
 }
 
-// reportRetries prints the counts of --all. It returns an error if the topic held
-// messages to send and could send no message.
+// reportRetries prints the counts of --all. It returns an error if there were
+// messages to send and each of them would be refused again.
 func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error {
 	if sent == 0 && left > 0 {
 		return fmt.Errorf("none of %d dead letters was sent again: each would be refused again", left)
