@@ -199,7 +199,7 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 	if _, waiting := a.counts(); waiting != 3 {
 		t.Errorf("%d wait until they are handed on, want 3", waiting)
 	}
-	// Those that were due may be pending still.
+	// Campaigns that were due may still be pending.
 	if limit, some := a.takeUnlisted(); !some || limit != 3+3+1 {
 		t.Errorf("of the others %d rows are looked for, want 7", limit)
 	}

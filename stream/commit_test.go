@@ -317,7 +317,7 @@ func TestClockThatWasSetEndsTheSession(t *testing.T) {
 	}
 }
 
-// What a lane asks for is planned by keys, also where the table was small when it
+// The look-ups of a lane are planned by keys, also where the table was small when it
 // was last analyzed.
 func TestLookUpIsPlannedByKeys(t *testing.T) {
 	t.Parallel()

@@ -72,7 +72,7 @@ func TestFeedbackTablesThatAreRefused(t *testing.T) {
 	}
 }
 
-// What works for now is warned about.
+// A table that works for now draws a warning.
 func TestFeedbackTablesThatAreWarnedAbout(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, nil)

@@ -222,7 +222,7 @@ func (w *deployment) deadLetters() (out []*operator.DeadLetter) {
 	return out
 }
 
-// What only a row shows is refused by row: a campaign becomes a dead letter, a
+// A fault that only a row shows is refused by row: a campaign becomes a dead letter, a
 // client is left out and named by one, and the messages behind them are delivered.
 func TestRefusedRows(t *testing.T) {
 	t.Parallel()

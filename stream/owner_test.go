@@ -18,7 +18,7 @@ import (
 	"dinnerbell/stream/takeover"
 )
 
-// Whoever may connect can take any advisory lock, and must not hold up a lane.
+// Every role that may connect can take any advisory lock; that must not hold up a lane.
 func TestNobodyElsesLockHoldsALaneUp(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": {"a", "b"}})

@@ -188,7 +188,7 @@ func TestCampaignsOfOneIDAreContested(t *testing.T) {
 	}
 }
 
-// Whatever intake accepts can be scheduled.
+// Every campaign that the intake accepts can be scheduled.
 func FuzzAcceptedCampaignCanBePacked(f *testing.F) {
 	f.Add(encodeCampaign(*example()))
 	f.Fuzz(func(t *testing.T, value []byte) {

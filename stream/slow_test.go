@@ -42,7 +42,7 @@ func TestSlowTriggersAreServedBySmallerSteps(t *testing.T) {
 	}
 }
 
-// Whoever holds a lock that a step waits for is named, also where the server ends
+// The holder of a lock that a step waits for is named, also where the server ends
 // the wait.
 func TestHolderOfALockIsNamed(t *testing.T) {
 	t.Parallel()
