@@ -200,7 +200,7 @@ func (c *committer) nextPipeline(until time.Time) *sink.Pipeline {
 		return sink.NewPipeline(until, c.claim.Conn)
 	}
 	f := c.spare[n-1]
-	c.spare, f.Until = c.spare[:n-1], until
+	c.spare, f.Deadline = c.spare[:n-1], until
 	return f
 }
 

@@ -13,20 +13,20 @@ import (
 // Catalogue is what the catalogue says of the feedback table, for the
 // preconditions.
 type Catalogue struct {
-	Feedback *FeedbackTable // its columns may be missing or unfit
-	exists   bool
-	kind     string   // pg_class.relkind
-	unlogged []string // it, or partitions of it, that are not logged
-	foreign  []string // partitions that are foreign tables
-	hidden   bool     // row-level security applies to this role
-	children bool     // by inheritance
-	columns  map[string]catalogueColumn
-	required []string // columns that are not ours, NOT NULL, and that nothing fills
-	rules    []string // on INSERT or UPDATE
-	partKeys []string // columns of the partition key; "" is an expression
-	sequence []sequenceUse
-	denied   []string // rights that the role lacks, as GRANT statements
-	role     string   // quoted
+	Feedback    *FeedbackTable // its columns may be missing or unfit
+	tableExists bool
+	kind        string   // pg_class.relkind
+	unlogged    []string // it, or partitions of it, that are not logged
+	foreign     []string // partitions that are foreign tables
+	hidden      bool     // row-level security applies to this role
+	children    bool     // by inheritance
+	columns     map[string]catalogueColumn
+	required    []string // columns that are not ours, NOT NULL, and that nothing fills
+	rules       []string // on INSERT or UPDATE
+	partKeys    []string // columns of the partition key; "" is an expression
+	sequence    []sequenceUsage
+	denied      []string // rights that the role lacks, as GRANT statements
+	role        string   // quoted
 }
 
 type catalogueColumn struct {
@@ -37,8 +37,8 @@ type catalogueColumn struct {
 	deterministic bool   // equal texts are the same text
 }
 
-// sequenceUse is one sequence that a default of the table draws on.
-type sequenceUse struct {
+// sequenceUsage is one sequence that a default of the table draws on.
+type sequenceUsage struct {
 	name, column string
 	last, limit  int64 // limit is what column and sequence can both reach
 	identity     bool
@@ -54,7 +54,7 @@ func ReadCatalogue(ctx context.Context, conn Querier, t Tables) (*Catalogue, err
 		if err := read(ctx, conn); err != nil {
 			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.Feedback, err)
 		}
-		if !c.exists {
+		if !c.tableExists {
 			return c, nil
 		}
 	}
@@ -79,15 +79,15 @@ WHERE pg_catalog.concat('"', pg_catalog.replace(n.nspname::text, '"', '""'), '".
 		return err
 	}
 	var none bool
-	_, err = pgx.ForEachRow(rows, []any{&f.Oid, &c.kind, &c.hidden, &c.children, &f.Encoding, &c.role, &none}, func() error {
-		c.exists, f.OwnCode, f.byteLimits = true, none, f.Encoding == "SQL_ASCII"
+	_, err = pgx.ForEachRow(rows, []any{&f.OID, &c.kind, &c.hidden, &c.children, &f.Encoding, &c.role, &none}, func() error {
+		c.tableExists, f.RunsUserCode, f.byteLimits = true, none, f.Encoding == "SQL_ASCII"
 		return nil
 	})
 	return err
 }
 
-// columnsSQL resolves domains down to their base types.
-const columnsSQL = `
+// readColumnsSQL resolves domains down to their base types.
+const readColumnsSQL = `
 WITH RECURSIVE base AS (
   SELECT a.attnum, a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS spelled, a.atttypid AS typ, a.atttypmod AS mod,
     a.attnotnull AS required, a.atthasdef AS filled, a.attidentity::text AS identity, a.attgenerated::text AS generated, a.attcollation AS collation
@@ -101,7 +101,7 @@ FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ LEFT JOIN pg_catalog.pg_c
 WHERE t.typtype <> 'd' ORDER BY b.attnum`
 
 func (c *Catalogue) readColumns(ctx context.Context, conn Querier) error {
-	rows, err := conn.Query(ctx, columnsSQL, c.Feedback.Oid)
+	rows, err := conn.Query(ctx, readColumnsSQL, c.Feedback.OID)
 	if err != nil {
 		return err
 	}
@@ -117,15 +117,15 @@ func (c *Catalogue) readColumns(ctx context.Context, conn Querier) error {
 	})
 	for i, name := range record.ColumnNames {
 		k := c.columns[name]
-		c.Feedback.Kinds[i], c.Feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.limit()}
+		c.Feedback.Kinds[i], c.Feedback.types[i] = kindsByOID[k.base], columnType{sql: k.typ, limit: k.sizeLimit()}
 	}
 	_, c.Feedback.HasFeedback = c.columns["feedback"]
 	return err
 }
 
-// limit is n of varchar(n) and char(n), and the digits before the point of
+// sizeLimit is n of varchar(n) and char(n), and the digits before the point of
 // numeric(p, s).
-func (k catalogueColumn) limit() int {
+func (k catalogueColumn) sizeLimit() int {
 	mod := k.mod - 4 // the length of a header that no type has any more
 	switch {
 	case mod < 0:
@@ -145,30 +145,30 @@ const TreeSQL = `WITH RECURSIVE tree AS (
 // its table.
 func (c *Catalogue) readTree(ctx context.Context, conn Querier) (err error) {
 	const names = TreeSQL + ` SELECT pg_catalog.format('%I.%I', n.nspname, r.relname) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace WHERE `
-	if c.unlogged, err = QueryTexts(ctx, conn, names+`r.relpersistence <> 'p' AND r.relkind <> 'p' ORDER BY 1`, c.Feedback.Oid); err != nil {
+	if c.unlogged, err = QueryTexts(ctx, conn, names+`r.relpersistence <> 'p' AND r.relkind <> 'p' ORDER BY 1`, c.Feedback.OID); err != nil {
 		return err
 	}
-	c.foreign, err = QueryTexts(ctx, conn, names+`r.relkind = 'f' AND r.oid <> $1 ORDER BY 1`, c.Feedback.Oid)
+	c.foreign, err = QueryTexts(ctx, conn, names+`r.relkind = 'f' AND r.oid <> $1 ORDER BY 1`, c.Feedback.OID)
 	return err
 }
 
-// mayDrop are the triggers that can change a row or leave it out: enabled,
+// mayDropRowSQL are the triggers that can change a row or leave it out: enabled,
 // BEFORE, INSERT, FOR EACH ROW.
-const mayDrop = `NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & 7 = 7`
+const mayDropRowSQL = `NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & 7 = 7`
 
 func (c *Catalogue) readTriggers(ctx context.Context, conn Querier) (err error) {
 	if c.Feedback.Triggers, err = QueryTexts(ctx, conn, TreeSQL+`
-SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE `+mayDrop+` ORDER BY 1`, c.Feedback.Oid); err != nil {
+SELECT DISTINCT g.tgname::text FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE `+mayDropRowSQL+` ORDER BY 1`, c.Feedback.OID); err != nil {
 		return err
 	}
-	c.rules, err = QueryTexts(ctx, conn, `SELECT rulename::text FROM pg_catalog.pg_rewrite WHERE ev_class = $1 AND ev_type IN ('2', '3') AND ev_enabled <> 'D' ORDER BY 1`, c.Feedback.Oid)
+	c.rules, err = QueryTexts(ctx, conn, `SELECT rulename::text FROM pg_catalog.pg_rewrite WHERE ev_class = $1 AND ev_type IN ('2', '3') AND ev_enabled <> 'D' ORDER BY 1`, c.Feedback.OID)
 	return err
 }
 
 func (c *Catalogue) readPartitionKey(ctx context.Context, conn Querier) (err error) {
 	c.partKeys, err = QueryTexts(ctx, conn, `SELECT coalesce(a.attname::text, '') FROM pg_catalog.pg_partitioned_table p
 CROSS JOIN LATERAL pg_catalog.unnest(p.partattrs::int2[]) AS k(attnum) LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = k.attnum AND k.attnum > 0
-WHERE p.partrelid = $1`, c.Feedback.Oid)
+WHERE p.partrelid = $1`, c.Feedback.OID)
 	return err
 }
 
@@ -181,16 +181,16 @@ UNION ALL
 SELECT pg_catalog.format('GRANT %s ON %s TO %I', p, $2::text, current_user) FROM pg_catalog.unnest('{SELECT,INSERT}'::text[]) AS p
 WHERE NOT pg_catalog.has_table_privilege($1, p) AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
   WHERE a.attrelid = $1 AND a.attname::text = ANY ($3::text[]) AND NOT pg_catalog.has_column_privilege($1, a.attnum, p))`,
-		c.Feedback.Oid, c.Feedback.Name, record.ColumnNames[:])
+		c.Feedback.OID, c.Feedback.Name, record.ColumnNames[:])
 	if err != nil {
 		return err
 	}
 	return c.readSequences(ctx, conn)
 }
 
-// sequencesSQL finds the sequences that the table's defaults and identity columns
+// readSequencesSQL finds the sequences that the table's defaults and identity columns
 // draw on. A default's sequence needs USAGE, an identity column's does not.
-const sequencesSQL = `
+const readSequencesSQL = `
 WITH used AS (
   SELECT d.refobjid AS seq, ad.adnum AS attnum, false AS identity FROM pg_catalog.pg_attrdef ad
   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = ad.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass
@@ -208,11 +208,11 @@ FROM used u JOIN pg_catalog.pg_class s ON s.oid = u.seq JOIN pg_catalog.pg_names
 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = u.attnum AND a.atttypid IN (20, 21, 23) ORDER BY 1`
 
 func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
-	rows, err := conn.Query(ctx, sequencesSQL, c.Feedback.Oid)
+	rows, err := conn.Query(ctx, readSequencesSQL, c.Feedback.OID)
 	if err != nil {
 		return err
 	}
-	var s sequenceUse
+	var s sequenceUsage
 	var granted, unique bool
 	var uniques []bool
 	_, err = pgx.ForEachRow(rows, []any{&s.name, &s.column, &s.identity, &s.capped, &s.limit, &granted, &s.last, &unique}, func() error {
@@ -239,7 +239,7 @@ func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
 	return nil
 }
 
-// ShapeSQL is the text of everything that the statements of a step depend on. A
+// Shape is the text of everything that the statements of a step depend on. A
 // step's transaction compares it while it holds the table's lock, behind its rows
 // and before its commit: so nobody can have changed a column's type, added a
 // trigger that drops rows, or taken the unique index away.
@@ -250,12 +250,12 @@ const ShapeSQL = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2:
   (SELECT pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity, c.relhasrules) FROM pg_catalog.pg_class c WHERE c.oid = $1),
   (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
    FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped),
-  (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE ` + mayDrop + `),
-  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndex + `))`
+  (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE ` + mayDropRowSQL + `),
+  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndexSQL + `))`
 
 func (c *Catalogue) readShape(ctx context.Context, conn Querier) error {
 	if len(c.denied) > 0 {
 		return nil // no session begins
 	}
-	return conn.QueryRow(ctx, TreeSQL+` SELECT `+ShapeSQL, c.Feedback.Oid, c.Feedback.Name).Scan(&c.Feedback.ShapeSQL)
+	return conn.QueryRow(ctx, TreeSQL+` SELECT `+ShapeSQL, c.Feedback.OID, c.Feedback.Name).Scan(&c.Feedback.Shape)
 }

@@ -84,7 +84,7 @@ func (n *Insertion) Write(ctx context.Context, clients *id.List) error {
 	case err != nil:
 		return err
 	case scope == campaignScope:
-		n.Refused = n.explain(refused)
+		n.Refused = n.describeRefusal(refused)
 		return nil
 	case scope == unknownScope && len(texts) > probes:
 		if texts, err = n.probeClients(ctx, texts); err != nil || n.Refused != "" {
@@ -122,11 +122,11 @@ func (n *Insertion) probeClients(ctx context.Context, texts []string) (rest []st
 			first = refused
 		}
 		if same = same && refused != nil && refused.Code == first.Code && refused.Message == first.Message; refused != nil {
-			n.leaveOut(text, refused)
+			n.noteLeftOut(text, refused)
 		}
 	}
 	if same {
-		n.Refused, n.LeftOut = n.explain(first), nil
+		n.Refused, n.LeftOut = n.describeRefusal(first), nil
 	}
 	return rest, nil
 }
@@ -145,10 +145,10 @@ func (n *Insertion) writeHalves(ctx context.Context, texts []string) error {
 	case err != nil:
 		return err
 	case scope == campaignScope:
-		n.Refused = n.explain(refused)
+		n.Refused = n.describeRefusal(refused)
 		return nil
 	case len(texts) == 1:
-		n.leaveOut(texts[0], refused)
+		n.noteLeftOut(texts[0], refused)
 		return nil
 	}
 	if err := n.writeHalves(ctx, texts[:len(texts)/2]); err != nil {
@@ -157,11 +157,11 @@ func (n *Insertion) writeHalves(ctx context.Context, texts []string) error {
 	return n.writeHalves(ctx, texts[len(texts)/2:])
 }
 
-func (n *Insertion) leaveOut(text string, refused *pgconn.PgError) {
+func (n *Insertion) noteLeftOut(text string, refused *pgconn.PgError) {
 	if n.LeftOut == nil {
 		n.LeftOut = map[string][]string{}
 	}
-	why := n.explain(refused)
+	why := n.describeRefusal(refused)
 	n.LeftOut[why] = append(n.LeftOut[why], text)
 }
 
@@ -281,8 +281,8 @@ WHERE i.indrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', $1::text, $
 	return campaignScope, nil
 }
 
-// explain returns a refusal in words for a dead letter.
-func (n *Insertion) explain(refused *pgconn.PgError) string {
+// describeRefusal returns a refusal in words for a dead letter.
+func (n *Insertion) describeRefusal(refused *pgconn.PgError) string {
 	why := fmt.Sprintf("feedback table %s refuses the row: %s (SQLSTATE %s)", n.Tables.Feedback, refused.Message, refused.Code)
 	if refused.ConstraintName != "" {
 		why += ", constraint " + refused.ConstraintName

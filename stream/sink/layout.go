@@ -26,8 +26,8 @@ var migrations = map[int][]string{
 	},
 }
 
-// layoutOf reads which layout the daemon's tables have.
-func layoutOf(ctx context.Context, conn *pgx.Conn, t Tables) (version int, err error) {
+// readLayoutVersion reads which layout the daemon's tables have.
+func readLayoutVersion(ctx context.Context, conn *pgx.Conn, t Tables) (version int, err error) {
 	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout`).Scan(&version); err != nil {
 		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.Schema, err)
 	}
@@ -37,31 +37,31 @@ func layoutOf(ctx context.Context, conn *pgx.Conn, t Tables) (version int, err e
 // checkLayout fails where setup has not run, or another version's has. A layout
 // that is newer than this daemon halts it: nothing but another daemon helps.
 func checkLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
-	version, err := layoutOf(ctx, conn, t)
+	version, err := readLayoutVersion(ctx, conn, t)
 	switch {
 	case err != nil:
 		return err
 	case version < layoutVersion:
 		return fmt.Errorf("the tables of schema %s have layout %d, this dinnerbell works on layout %d; run `dinnerbell setup`, which brings them up", t.Schema, version, layoutVersion)
 	case version > layoutVersion:
-		return newerLayout(t, version)
+		return haltOnNewerLayout(t, version)
 	}
 	return nil
 }
 
-func newerLayout(t Tables, version int) error {
+func haltOnNewerLayout(t Tables, version int) error {
 	return &halt.Error{Part: halt.Stream, Lane: halt.AllLanes, What: fmt.Sprintf("the tables of schema %s have layout %d, which a later dinnerbell has made; this one works on layout %d", t.Schema, version, layoutVersion),
 		Hint: "run the version of dinnerbell that made them, or a later one"}
 }
 
-// bringLayoutUp has tables that are there reach the present layout.
-func bringLayoutUp(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {
-	from, err := layoutOf(ctx, conn, t)
+// upgradeLayout has tables that are there reach the present layout.
+func upgradeLayout(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {
+	from, err := readLayoutVersion(ctx, conn, t)
 	switch {
 	case err != nil:
 		return nil, err
 	case from > layoutVersion:
-		return nil, newerLayout(t, from)
+		return nil, haltOnNewerLayout(t, from)
 	case from == layoutVersion:
 		return []string{fmt.Sprintf("tables of schema %s: there already", t.Schema)}, nil
 	}

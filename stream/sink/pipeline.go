@@ -27,32 +27,32 @@ import (
 // does not happen; a commit neither.
 // https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
 type Pipeline struct {
-	conn  *pgx.Conn
-	Until time.Time
-	head  []byte // messages that are not sent yet
-	data  []byte // then this, framed as CopyData
-	tail  []byte // then these
-	args  pgx.ExtendedQueryBuilder
-	sent  []passenger // in order, those whose answer was not read yet
-	Err   error       // the first; nothing is sent after it
+	conn     *pgx.Conn
+	Deadline time.Time
+	head     []byte // messages that are not sent yet
+	data     []byte // then this, framed as CopyData
+	tail     []byte // then these
+	args     pgx.ExtendedQueryBuilder
+	sent     []sentStatement // in order, those whose answer was not read yet
+	Err      error           // the first; nothing is sent after it
 
-	dropped error // the server counts fewer rows than were sent; an error behind it says more
+	rowsDropped error // the server counts fewer rows than were sent; an error behind it says more
 }
 
-// passenger is one statement under way.
-type passenger struct {
+// sentStatement is one statement under way.
+type sentStatement struct {
 	*Statement
-	tag string // of a command whose tag is looked at; "": any
+	expectedTag string // of a command whose tag is looked at; "": any
 }
 
 // Statement is prepared once per session.
 type Statement struct {
 	Name string
-	Sql  string
-	// Stands says which error an SQLSTATE of this statement stands for.
-	Stands map[string]error
-	Rows   bool // the user's constraints and triggers speak here: what they refuse is ErrRowRefused
-	sd     *pgconn.StatementDescription
+	SQL  string
+	// Meanings says which error an SQLSTATE of this statement stands for.
+	Meanings    map[string]error
+	WritesRows  bool // the user's constraints and triggers speak here: what they refuse is ErrRowRefused
+	description *pgconn.StatementDescription
 }
 
 // ExpectRows turns a statement with RETURNING into one that fails unless it has
@@ -68,18 +68,18 @@ func OnMiss(err error) map[string]error { return map[string]error{divisionByZero
 // Prepare readies statements for one connection.
 func Prepare(ctx context.Context, conn *pgx.Conn, statements ...*Statement) error {
 	for _, st := range statements {
-		sd, err := conn.Prepare(ctx, st.Name, st.Sql)
+		sd, err := conn.Prepare(ctx, st.Name, st.SQL)
 		if err != nil {
 			return fmt.Errorf("prepare statement %s: %w", st.Name, err)
 		}
-		st.sd = sd
+		st.description = sd
 	}
 	return nil
 }
 
 // NewPipeline begins a flight, which fails if it is not over by until.
 func NewPipeline(until time.Time, conn *pgx.Conn) *Pipeline {
-	return &Pipeline{conn: conn, Until: until}
+	return &Pipeline{conn: conn, Deadline: until}
 }
 
 // CloseOnEnd closes the connection when ctx ends, so that flights on it fail. stop
@@ -93,21 +93,21 @@ func (f *Pipeline) Add(st *Statement, args ...any) {
 	if f.Err != nil {
 		return
 	}
-	if err := f.args.Build(f.conn.TypeMap(), st.sd, args); err != nil {
+	if err := f.args.Build(f.conn.TypeMap(), st.description, args); err != nil {
 		f.Err = fmt.Errorf("%s: %w", st.Name, err)
 		return
 	}
 	bind := pgproto3.Bind{PreparedStatement: st.Name, ParameterFormatCodes: f.args.ParamFormats, Parameters: f.args.ParamValues, ResultFormatCodes: f.args.ResultFormats}
-	f.encode(&bind)
-	f.encode(&pgproto3.Execute{})
-	f.sent = append(f.sent, passenger{Statement: st})
+	f.encodeMessage(&bind)
+	f.encodeMessage(&pgproto3.Execute{})
+	f.sent = append(f.sent, sentStatement{Statement: st})
 }
 
 // AddCommand is add for a statement that must answer with this command tag.
 func (f *Pipeline) AddCommand(st *Statement, tag string) {
 	f.Add(st)
 	if f.Err == nil {
-		f.sent[len(f.sent)-1].tag = tag
+		f.sent[len(f.sent)-1].expectedTag = tag
 	}
 }
 
@@ -122,7 +122,7 @@ func (f *Pipeline) Copy(st *Statement, frames []byte, rows int) {
 		return
 	}
 	f.data = frames
-	f.encode(&pgproto3.CopyDone{})
+	f.encodeMessage(&pgproto3.CopyDone{})
 	if len(frames) > record.CopyFrameSize {
 		f.Flush()
 	}
@@ -131,11 +131,11 @@ func (f *Pipeline) Copy(st *Statement, frames []byte, rows int) {
 // CopySmall is copy for data that is not framed, and need not leave early.
 func (f *Pipeline) CopySmall(st *Statement, data []byte) {
 	f.Add(st)
-	f.encode(&pgproto3.CopyData{Data: data})
-	f.encode(&pgproto3.CopyDone{})
+	f.encodeMessage(&pgproto3.CopyData{Data: data})
+	f.encodeMessage(&pgproto3.CopyDone{})
 }
 
-func (f *Pipeline) encode(msg pgproto3.FrontendMessage) {
+func (f *Pipeline) encodeMessage(msg pgproto3.FrontendMessage) {
 	if f.Err != nil {
 		return
 	}
@@ -154,21 +154,21 @@ func (f *Pipeline) Flush() {
 	}
 	socket := f.conn.PgConn().Conn()
 	parts := net.Buffers{f.head, f.data, f.tail}
-	_ = socket.SetWriteDeadline(f.Until) // a closed connection tells by itself
+	_ = socket.SetWriteDeadline(f.Deadline) // a closed connection tells by itself
 	if _, err := parts.WriteTo(socket); err != nil {
-		f.fail(fmt.Errorf("send: %w", err))
+		f.failWith(fmt.Errorf("send: %w", err))
 	}
 	_ = socket.SetWriteDeadline(time.Time{}) // pgx sets time limits of its own
 	f.head, f.data, f.tail = f.head[:0], nil, f.tail[:0]
 }
 
-// fail ends the flight. The connection is in the middle of something: nothing
+// failWith ends the flight. The connection is in the middle of something: nothing
 // can follow on it.
-func (f *Pipeline) fail(err error) { f.Err = errors.Join(f.Err, err) }
+func (f *Pipeline) failWith(err error) { f.Err = errors.Join(f.Err, err) }
 
 // Send sends everything, with a Sync behind it.
 func (f *Pipeline) Send() {
-	f.encode(&pgproto3.Sync{})
+	f.encodeMessage(&pgproto3.Sync{})
 	f.Flush()
 }
 
@@ -182,66 +182,66 @@ func (f *Pipeline) RoundTrip() error {
 // the server's leaves the connection usable, in a transaction that has failed.
 func (f *Pipeline) Receive() error {
 	socket := f.conn.PgConn().Conn()
-	_ = socket.SetReadDeadline(f.Until) // a closed connection tells by itself
+	_ = socket.SetReadDeadline(f.Deadline) // a closed connection tells by itself
 	defer func() { _ = socket.SetReadDeadline(time.Time{}) }()
 	var refused error
 	for f.Err == nil {
 		msg, err := f.conn.PgConn().ReceiveMessage(context.Background())
 		if err != nil {
-			f.fail(fmt.Errorf("receive: %w", err))
+			f.failWith(fmt.Errorf("receive: %w", err))
 			break
 		}
 		switch msg := msg.(type) {
 		case *pgproto3.CommandComplete:
-			f.landed(msg)
+			f.completeStatement(msg)
 		case *pgproto3.ErrorResponse:
 			if refused == nil {
-				refused = f.refusal(msg)
+				refused = f.serverError(msg)
 			}
 		case *pgproto3.ReadyForQuery:
 			if refused == nil && len(f.sent) > 0 {
 				refused = fmt.Errorf("%s was not answered", f.sent[0].Name)
 			}
 			f.sent = f.sent[:0]
-			return cmp.Or(refused, f.dropped)
+			return cmp.Or(refused, f.rowsDropped)
 		}
 	}
 	return f.Err
 }
 
-// landed takes the answer of the first statement that is under way.
-func (f *Pipeline) landed(msg *pgproto3.CommandComplete) {
+// completeStatement takes the answer of the first statement that is under way.
+func (f *Pipeline) completeStatement(msg *pgproto3.CommandComplete) {
 	if len(f.sent) == 0 {
-		f.fail(fmt.Errorf("an answer too many: %s", msg.CommandTag))
+		f.failWith(fmt.Errorf("an answer too many: %s", msg.CommandTag))
 		return
 	}
 	p := f.sent[0]
-	if p.Rows && p.tag != string(msg.CommandTag) && bytes.HasPrefix(msg.CommandTag, []byte("COPY ")) {
-		f.dropped = fmt.Errorf("%w: %s where %s was sent", ErrRowsDropped, msg.CommandTag, p.tag)
-	} else if p.tag != "" && p.tag != string(msg.CommandTag) {
-		f.fail(fmt.Errorf("Postgres answered %s with %s", p.Name, msg.CommandTag)) //nolint:staticcheck // a name
+	if p.WritesRows && p.expectedTag != string(msg.CommandTag) && bytes.HasPrefix(msg.CommandTag, []byte("COPY ")) {
+		f.rowsDropped = fmt.Errorf("%w: %s where %s was sent", ErrRowsDropped, msg.CommandTag, p.expectedTag)
+	} else if p.expectedTag != "" && p.expectedTag != string(msg.CommandTag) {
+		f.failWith(fmt.Errorf("Postgres answered %s with %s", p.Name, msg.CommandTag)) //nolint:staticcheck // a name
 		return
 	}
 	f.sent = f.sent[1:]
 }
 
-// refusal is the server's error, of the first statement that is under way.
-func (f *Pipeline) refusal(msg *pgproto3.ErrorResponse) error {
+// serverError is the server's error, of the first statement that is under way.
+func (f *Pipeline) serverError(msg *pgproto3.ErrorResponse) error {
 	err := pgconn.ErrorResponseToPgError(msg)
 	if len(f.sent) == 0 {
 		return err
 	}
 	st := f.sent[0].Statement
-	if known := st.Stands[err.Code]; known != nil {
+	if known := st.Meanings[err.Code]; known != nil {
 		if err.Detail != "" {
 			known = fmt.Errorf("%w: %s", known, err.Detail)
 		}
 		return fmt.Errorf("%s: %w", st.Name, known)
 	}
-	if st.Rows && RefusesRow(err) {
+	if st.WritesRows && RefusesRow(err) {
 		return fmt.Errorf("%s: %w: %w", st.Name, ErrRowRefused, err)
 	}
-	if st.Rows {
+	if st.WritesRows {
 		return fmt.Errorf("%s: %w", st.Name, WithFunction(err))
 	}
 	return fmt.Errorf("%s: %w", st.Name, err)

@@ -37,8 +37,8 @@ func newPipelineFixture(t *testing.T) *pipelineFixture {
 	a.Conn = conn
 	q := newStepStatements(Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
 	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
-	a.hit = &Statement{Name: "count", Sql: ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Stands: OnMiss(errMissed)}
-	a.nap = &Statement{Name: "nap", Sql: `SELECT pg_sleep(600)`}
+	a.hit = &Statement{Name: "count", SQL: ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Meanings: OnMiss(errMissed)}
+	a.nap = &Statement{Name: "nap", SQL: `SELECT pg_sleep(600)`}
 	if err := Prepare(t.Context(), conn, a.begin, a.copy, a.done, a.hit, a.nap); err != nil {
 		t.Fatal(err)
 	}

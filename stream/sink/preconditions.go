@@ -14,11 +14,11 @@ import (
 // Preconditions are those of the Postgres sink. The unique index comes behind
 // what keeps setup from making it.
 var Preconditions = slices.Concat([]precondition.Check[*Facts]{
-	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: readConnections},
-	{Name: "sink.schema", At: precondition.Always, Read: readSchemaRights},
-	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: readLayout},
+	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: checkConnections},
+	{Name: "sink.schema", At: precondition.Always, Read: checkSchemaRights},
+	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: checkTablesLayout},
 }, feedbackPreconditions, []precondition.Check[*Facts]{
-	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: readUniqueIndex},
+	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: checkUniqueIndex},
 })
 
 // Facts are what the preconditions of the Postgres sink look at.
@@ -30,14 +30,14 @@ type Facts struct {
 	Catalogue *Catalogue // of the feedback table, read before the checks
 }
 
-// readLayout looks for the daemon's own tables, in the layout that this program
+// checkTablesLayout looks for the daemon's own tables, in the layout that this program
 // works on.
-func readLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkTablesLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	return nil, checkLayout(ctx, f.Conn, f.T)
 }
 
-// readSchemaRights looks what the role may do with the daemon's own tables.
-func readSchemaRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+// checkSchemaRights looks what the role may do with the daemon's own tables.
+func checkSchemaRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	// Who may not use the schema cannot see what is in it.
 	grants, err := QueryTexts(ctx, f.Conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
@@ -50,17 +50,17 @@ SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN 
 		return nil, err
 	}
 	if len(grants) > 0 {
-		missing := fail("the role "+f.Catalogue.role+" lacks rights on dinnerbell's own tables", "no lane can work", strings.Join(grants, "; "))
+		missing := newFailure("the role "+f.Catalogue.role+" lacks rights on dinnerbell's own tables", "no lane can work", strings.Join(grants, "; "))
 		missing.Object = "schema " + f.T.Schema
 		return []precondition.Finding{missing}, nil
 	}
 	return nil, nil
 }
 
-// readUniqueIndex looks for the constraint that makes "exactly one row" true.
-func readUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+// checkUniqueIndex looks for the constraint that makes "exactly one row" true.
+func checkUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	index, err := FindUniqueIndex(ctx, f.Conn, f.T)
-	if err != nil || index != "" || !f.Catalogue.exists {
+	if err != nil || index != "" || !f.Catalogue.tableExists {
 		return nil, err
 	}
 	return []precondition.Finding{{Level: precondition.Fail, Object: "feedback table " + f.T.Feedback,
@@ -69,9 +69,9 @@ func readUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, err
 		Fix:    "dinnerbell setup"}}, nil
 }
 
-// readConnections compares what the lanes take with what the server has left for
+// checkConnections compares what the lanes take with what the server has left for
 // them: connections that it does not have are refused to everybody.
-func readConnections(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+func checkConnections(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	lanes := f.Lanes
 	need := lanes + f.Cfg.ReaderCount()
 	if n := f.Cfg.MaxConnections; n > 0 {

@@ -19,15 +19,15 @@ import (
 // write other values than the records carry, or stop every campaign.
 var feedbackPreconditions = []precondition.Check[*Facts]{
 	{Name: "sink.feedback.exists", At: precondition.Always, Read: checkFeedbackExists},
-	{Name: "sink.feedback.table", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkTable)},
-	{Name: "sink.feedback.columns", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkColumns)},
-	{Name: "sink.feedback.required_columns", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkRequired)},
-	{Name: "sink.feedback.partition_key", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkPartitionKey)},
-	{Name: "sink.feedback.rules", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkRules)},
-	{Name: "sink.feedback.triggers", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkTriggers)},
-	{Name: "sink.feedback.sequence", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkSequences)},
-	{Name: "sink.feedback.rights", At: precondition.Always, Read: feedbackCheck((*Catalogue).checkRights)},
-	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: feedbackCheck((*Catalogue).checkEncoding)},
+	{Name: "sink.feedback.table", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkTable)},
+	{Name: "sink.feedback.columns", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkColumns)},
+	{Name: "sink.feedback.required_columns", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRequired)},
+	{Name: "sink.feedback.partition_key", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkPartitionKey)},
+	{Name: "sink.feedback.rules", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRules)},
+	{Name: "sink.feedback.triggers", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkTriggers)},
+	{Name: "sink.feedback.sequence", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkSequences)},
+	{Name: "sink.feedback.rights", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRights)},
+	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: onFeedbackTable((*Catalogue).checkEncoding)},
 }
 
 // Report makes the checks that can change while the daemon runs.
@@ -40,9 +40,9 @@ func (c *Catalogue) Report() (report precondition.Report) {
 	return report
 }
 
-func feedbackCheck(check func(*Catalogue) []precondition.Finding) func(context.Context, *Facts) ([]precondition.Finding, error) {
+func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context.Context, *Facts) ([]precondition.Finding, error) {
 	return func(_ context.Context, f *Facts) ([]precondition.Finding, error) {
-		if !f.Catalogue.exists {
+		if !f.Catalogue.tableExists {
 			return nil, nil // checkTableExists says so
 		}
 		found := check(f.Catalogue)
@@ -58,10 +58,10 @@ func feedbackCheck(check func(*Catalogue) []precondition.Finding) func(context.C
 // checkFeedbackExists looks for the table. A role without USAGE on its schema
 // does not see it either.
 func checkFeedbackExists(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	if f.Catalogue.exists {
+	if f.Catalogue.tableExists {
 		return nil, nil
 	}
-	missing := fail("it does not exist", "there is no place for notifications", f.Catalogue.Feedback.createSQL())
+	missing := newFailure("it does not exist", "there is no place for notifications", f.Catalogue.Feedback.createSQL())
 	missing.Object = "feedback table " + f.T.Feedback
 	var hidden bool
 	var role string
@@ -87,11 +87,11 @@ func (t *FeedbackTable) createSQL() string {
 	return b.String() + ", feedback text)"
 }
 
-func fail(found, effect, fix string) precondition.Finding {
+func newFailure(found, effect, fix string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Fail, Found: found, Effect: effect, Fix: fix}
 }
 
-func (c *Catalogue) alter(format string, args ...any) string {
+func (c *Catalogue) alterTableSQL(format string, args ...any) string {
 	return "ALTER TABLE " + c.Feedback.Name + " " + fmt.Sprintf(format, args...)
 }
 
@@ -101,29 +101,29 @@ func (c *Catalogue) checkTable() (found []precondition.Finding) {
 	switch c.kind {
 	case "r", "p":
 	case "v":
-		return []precondition.Finding{fail("it is a view, not a table", "COPY and the unique index need a table", name)}
+		return []precondition.Finding{newFailure("it is a view, not a table", "COPY and the unique index need a table", name)}
 	case "m":
-		return []precondition.Finding{fail("it is a materialized view, not a table", "nothing can be written to it", name)}
+		return []precondition.Finding{newFailure("it is a materialized view, not a table", "nothing can be written to it", name)}
 	case "f":
-		return []precondition.Finding{fail("it is a foreign table", "no unique index would keep a client from being notified twice", name)}
+		return []precondition.Finding{newFailure("it is a foreign table", "no unique index would keep a client from being notified twice", name)}
 	default:
-		return []precondition.Finding{fail("it is no table (relkind "+c.kind+")", "nothing can be written to it", name)}
+		return []precondition.Finding{newFailure("it is no table (relkind "+c.kind+")", "nothing can be written to it", name)}
 	}
 	for _, table := range c.unlogged {
 		what := "it is not logged"
 		if c.kind == "p" {
 			what = "its partition " + table + " is not logged"
 		}
-		found = append(found, fail(what, "a crash of Postgres would empty it, and clients would be notified again", "ALTER TABLE "+table+" SET LOGGED"))
+		found = append(found, newFailure(what, "a crash of Postgres would empty it, and clients would be notified again", "ALTER TABLE "+table+" SET LOGGED"))
 	}
 	for _, table := range c.foreign {
-		found = append(found, fail("its partition "+table+" is a foreign table", "no unique index would keep a client from being notified twice", c.alter("DETACH PARTITION %s", table)))
+		found = append(found, newFailure("its partition "+table+" is a foreign table", "no unique index would keep a client from being notified twice", c.alterTableSQL("DETACH PARTITION %s", table)))
 	}
 	if c.hidden {
-		found = append(found, fail("row-level security applies to the role "+c.role, "rows would be hidden, and COPY is refused", "ALTER ROLE "+c.role+" BYPASSRLS"))
+		found = append(found, newFailure("row-level security applies to the role "+c.role, "rows would be hidden, and COPY is refused", "ALTER ROLE "+c.role+" BYPASSRLS"))
 	}
 	if c.children {
-		found = append(found, fail("tables inherit from it", "its unique index does not cover their rows, and a client could be notified twice", "make it a partitioned table (PARTITION BY HASH (adv_campaign_id)), or name another in sink.table"))
+		found = append(found, newFailure("tables inherit from it", "its unique index does not cover their rows, and a client could be notified twice", "make it a partitioned table (PARTITION BY HASH (adv_campaign_id)), or name another in sink.table"))
 	}
 	return found
 }
@@ -135,26 +135,26 @@ func (c *Catalogue) checkColumns() (found []precondition.Finding) {
 		kind := c.Feedback.Kinds[i]
 		switch {
 		case !there:
-			found = append(found, fail("column "+name+" is missing", "a notification has no place for its value", c.missingColumn(i)))
+			found = append(found, newFailure("column "+name+" is missing", "a notification has no place for its value", c.addColumnSQL(i)))
 		case k.filled == "generated":
-			found = append(found, fail("column "+name+" is generated", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP EXPRESSION", name)))
+			found = append(found, newFailure("column "+name+" is generated", "the notification's own value cannot be written to it", c.alterTableSQL("ALTER COLUMN %s DROP EXPRESSION", name)))
 		case k.filled == "identity":
-			found = append(found, fail("column "+name+" is an identity column", "the notification's own value cannot be written to it", c.alter("ALTER COLUMN %s DROP IDENTITY", name)))
+			found = append(found, newFailure("column "+name+" is an identity column", "the notification's own value cannot be written to it", c.alterTableSQL("ALTER COLUMN %s DROP IDENTITY", name)))
 		case !kind.CanCarry(i):
-			found = append(found, fail("column "+name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retype(i, k)))
+			found = append(found, newFailure("column "+name+" is of type "+k.typ, "the type cannot carry the value of every notification", c.retypeColumnSQL(i, k)))
 		case record.IsIDColumn(i) && !k.deterministic:
-			found = append(found, fail("column "+name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retype(i, k)))
+			found = append(found, newFailure("column "+name+" has a nondeterministic collation", "different ids would count as one, and clients would be missed", c.retypeColumnSQL(i, k)))
 		case kind == record.KindInt4 && i != record.TriggerColumn:
 			found = append(found, precondition.Finding{Level: precondition.Warn, Found: "column " + name + " is of type " + k.typ,
-				Effect: "campaigns with a time after 2038-01-19 are refused as dead letters", Fix: c.retype(i, k)})
+				Effect: "campaigns with a time after 2038-01-19 are refused as dead letters", Fix: c.retypeColumnSQL(i, k)})
 		}
 	}
 	return found
 }
 
-// missingColumn names the statement for a column that is not there: a column
+// addColumnSQL names the statement for a column that is not there: a column
 // whose name is nearly the same is misspelt.
-func (c *Catalogue) missingColumn(column int) string {
+func (c *Catalogue) addColumnSQL(column int) string {
 	want := record.ColumnNames[column]
 	best, distance := "", len(want)/3
 	for name := range c.columns {
@@ -166,30 +166,30 @@ func (c *Catalogue) missingColumn(column int) string {
 		}
 	}
 	if best != "" {
-		return c.alter("RENAME COLUMN %s TO %s", quoteIdent(best), want)
+		return c.alterTableSQL("RENAME COLUMN %s TO %s", quoteIdent(best), want)
 	}
-	return c.alter("ADD COLUMN %s %s", want, ContractTable().types[column].sql)
+	return c.alterTableSQL("ADD COLUMN %s %s", want, ContractTable().types[column].sql)
 }
 
-// retype names the statement that gives a column the contract's type. What
+// retypeColumnSQL names the statement that gives a column the contract's type. What
 // USING says is right for times; of anything else the user decides.
-func (c *Catalogue) retype(column int, k catalogueColumn) string {
+func (c *Catalogue) retypeColumnSQL(column int, k catalogueColumn) string {
 	name, typ := record.ColumnNames[column], ContractTable().types[column].sql
 	if strings.HasPrefix(k.typ, "date") && record.IsNumberColumn(column) {
-		return c.alter("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", name, typ, name)
+		return c.alterTableSQL("ALTER COLUMN %s TYPE %s USING extract(epoch FROM %s)", name, typ, name)
 	}
 	collate := ""
 	if !k.deterministic {
 		collate = ` COLLATE "C"`
 	}
-	return c.alter("ALTER COLUMN %s TYPE %s%s USING %s::%s", name, typ, collate, name, typ)
+	return c.alterTableSQL("ALTER COLUMN %s TYPE %s%s USING %s::%s", name, typ, collate, name, typ)
 }
 
 // checkRequired looks for other columns that a row cannot leave empty. A trigger
 // may fill them; that is not seen before the first row.
 func (c *Catalogue) checkRequired() (found []precondition.Finding) {
 	for _, name := range c.required {
-		f := fail("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.alter("ALTER COLUMN %s DROP NOT NULL", quoteIdent(name)))
+		f := newFailure("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.alterTableSQL("ALTER COLUMN %s DROP NOT NULL", quoteIdent(name)))
 		if len(c.Feedback.Triggers) > 0 {
 			f.Level, f.Effect = precondition.Warn, "no row can be written unless trigger "+strings.Join(c.Feedback.Triggers, ", ")+" fills it"
 		}
@@ -207,7 +207,7 @@ func (c *Catalogue) checkPartitionKey() []precondition.Finding {
 		if name == "" {
 			name = "an expression"
 		}
-		return []precondition.Finding{fail("it is partitioned by "+name, "a unique index on (adv_campaign_id, client_id) must contain the partition key, so nothing would keep a client from being notified twice",
+		return []precondition.Finding{newFailure("it is partitioned by "+name, "a unique index on (adv_campaign_id, client_id) must contain the partition key, so nothing would keep a client from being notified twice",
 			"partition it BY HASH (adv_campaign_id), BY HASH (client_id) or not at all, or name another table in sink.table")}
 	}
 	return nil
@@ -216,7 +216,7 @@ func (c *Catalogue) checkPartitionKey() []precondition.Finding {
 // checkRules looks for rules: COPY ignores them, and ON CONFLICT is refused.
 func (c *Catalogue) checkRules() (found []precondition.Finding) {
 	for _, name := range c.rules {
-		found = append(found, fail("it has the rule "+name+" on INSERT or UPDATE", "COPY ignores rules, and INSERT … ON CONFLICT is refused", "DROP RULE "+quoteIdent(name)+" ON "+c.Feedback.Name))
+		found = append(found, newFailure("it has the rule "+name+" on INSERT or UPDATE", "COPY ignores rules, and INSERT … ON CONFLICT is refused", "DROP RULE "+quoteIdent(name)+" ON "+c.Feedback.Name))
 	}
 	return found
 }
@@ -233,7 +233,7 @@ func (c *Catalogue) checkTriggers() (found []precondition.Finding) {
 // checkSequences looks how far the sequences have come.
 func (c *Catalogue) checkSequences() (found []precondition.Finding) {
 	for _, s := range c.sequence {
-		widen := c.alter("ALTER COLUMN %s TYPE bigint", s.column)
+		widen := c.alterTableSQL("ALTER COLUMN %s TYPE bigint", s.column)
 		switch {
 		case s.capped:
 			widen = "ALTER SEQUENCE " + s.name + " NO MAXVALUE"
@@ -243,12 +243,12 @@ func (c *Catalogue) checkSequences() (found []precondition.Finding) {
 		used := fmt.Sprintf("column %s has used %d of %d numbers of sequence %s", s.column, s.last, s.limit, s.name)
 		switch {
 		case s.last >= s.limit:
-			found = append(found, fail(used, "no row can be written", widen))
+			found = append(found, newFailure(used, "no row can be written", widen))
 		case s.last >= s.limit/10*8:
 			found = append(found, precondition.Finding{Level: precondition.Warn, Found: used, Effect: "at the last of them no row can be written any more", Fix: widen})
 		}
 		if s.behind {
-			found = append(found, fail(fmt.Sprintf("column %s has rows with numbers above %d, where sequence %s goes on", s.column, s.last, s.name), "rows collide with them",
+			found = append(found, newFailure(fmt.Sprintf("column %s has rows with numbers above %d, where sequence %s goes on", s.column, s.last, s.name), "rows collide with them",
 				fmt.Sprintf("SELECT setval('%s', (SELECT max(%s) FROM %s))", s.name, s.column, c.Feedback.Name)))
 		}
 	}
@@ -258,7 +258,7 @@ func (c *Catalogue) checkSequences() (found []precondition.Finding) {
 // checkRights looks what the role may do.
 func (c *Catalogue) checkRights() (found []precondition.Finding) {
 	for _, grant := range c.denied {
-		found = append(found, fail("the role "+c.role+" lacks a right", "no row can be written", grant))
+		found = append(found, newFailure("the role "+c.role+" lacks a right", "no row can be written", grant))
 	}
 	return found
 }

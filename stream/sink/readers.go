@@ -49,25 +49,25 @@ func (r *Readers) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.users--; r.users == 0 {
-		r.closeIdle()
+		r.closeIdleLocked()
 	}
 }
 
-func (r *Readers) closeIdle() {
+func (r *Readers) closeIdleLocked() {
 	for _, conn := range r.idle {
 		CloseConn(conn)
 	}
 	r.idle = nil
 }
 
-func (r *Readers) acquire(ctx context.Context) (*pgx.Conn, error) {
+func (r *Readers) acquireConn(ctx context.Context) (*pgx.Conn, error) {
 	select {
 	case r.free <- struct{}{}:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for a connection to the sink: %w", ctx.Err())
 	}
 	for {
-		conn := r.takeIdle()
+		conn := r.takeIdleConn()
 		if conn == nil {
 			break
 		}
@@ -89,7 +89,7 @@ func (r *Readers) acquire(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-func (r *Readers) takeIdle() *pgx.Conn {
+func (r *Readers) takeIdleConn() *pgx.Conn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := len(r.idle)
@@ -101,13 +101,13 @@ func (r *Readers) takeIdle() *pgx.Conn {
 	return conn
 }
 
-// release gives a connection back. Where one has died the others are as old.
-func (r *Readers) release(conn *pgx.Conn) {
+// releaseConn gives a connection back. Where one has died the others are as old.
+func (r *Readers) releaseConn(conn *pgx.Conn) {
 	r.mu.Lock()
 	switch {
 	case conn.IsClosed() || conn.PgConn().TxStatus() != 'I':
 		CloseConn(conn)
-		r.closeIdle()
+		r.closeIdleLocked()
 	case r.users == 0:
 		CloseConn(conn)
 	default:
@@ -119,45 +119,45 @@ func (r *Readers) release(conn *pgx.Conn) {
 
 // Exec implements querier.
 func (r *Readers) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	conn, err := r.acquire(ctx)
+	conn, err := r.acquireConn(ctx)
 	if err != nil {
 		return pgconn.CommandTag{}, err
 	}
-	defer r.release(conn)
+	defer r.releaseConn(conn)
 	return conn.Exec(ctx, sql, args...)
 }
 
 // Query implements querier.
 func (r *Readers) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	conn, err := r.acquire(ctx)
+	conn, err := r.acquireConn(ctx)
 	if err != nil {
 		return nil, err
 	}
 	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
-		r.release(conn)
+		r.releaseConn(conn)
 		return nil, err
 	}
-	return &readRows{Rows: rows, release: sync.OnceFunc(func() { r.release(conn) })}, nil
+	return &releasingRows{Rows: rows, release: sync.OnceFunc(func() { r.releaseConn(conn) })}, nil
 }
 
 // QueryRow implements querier.
 func (r *Readers) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	conn, err := r.acquire(ctx)
+	conn, err := r.acquireConn(ctx)
 	if err != nil {
-		return readRow{err: err}
+		return releasingRow{err: err}
 	}
-	return readRow{row: conn.QueryRow(ctx, sql, args...), release: func() { r.release(conn) }}
+	return releasingRow{row: conn.QueryRow(ctx, sql, args...), release: func() { r.releaseConn(conn) }}
 }
 
-// readRows gives the connection back when the rows have been read.
-type readRows struct {
+// releasingRows gives the connection back when the rows have been read.
+type releasingRows struct {
 	pgx.Rows
 	release func()
 }
 
 // Next implements pgx.Rows.
-func (r *readRows) Next() bool {
+func (r *releasingRows) Next() bool {
 	if r.Rows.Next() {
 		return true
 	}
@@ -166,19 +166,19 @@ func (r *readRows) Next() bool {
 }
 
 // Close implements pgx.Rows.
-func (r *readRows) Close() {
+func (r *releasingRows) Close() {
 	r.Rows.Close()
 	r.release()
 }
 
-type readRow struct {
+type releasingRow struct {
 	row     pgx.Row
 	err     error
 	release func()
 }
 
 // Scan implements pgx.Row.
-func (r readRow) Scan(dest ...any) error {
+func (r releasingRow) Scan(dest ...any) error {
 	if r.err != nil {
 		return r.err
 	}

@@ -81,7 +81,7 @@ func SetupSQL(cfg Config) []string {
 	}
 	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
 	name := quoteIdent(cfg.Table[:min(len(cfg.Table), postgres.MaxIdentifier-len(suffix))] + suffix)
-	return append(out, strings.Replace(indexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
+	return append(out, strings.Replace(createIndexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
 }
 
 // GrantSQL is what a role needs to run the daemon where somebody else owns the
@@ -101,11 +101,11 @@ EXCEPTION WHEN undefined_column THEN NULL; END $$`,
 	}
 }
 
-// indexSQL makes the unique index that turns "exactly one row" into a
+// createIndexSQL makes the unique index that turns "exactly one row" into a
 // constraint of the database. Any valid unique index over the same two columns
 // serves. Postgres chooses the name: another deployment's feedback table may be
 // in the same schema.
-func indexSQL(t Tables, concurrently bool) string {
+func createIndexSQL(t Tables, concurrently bool) string {
 	c := ""
 	if concurrently {
 		c = "CONCURRENTLY "
@@ -144,7 +144,7 @@ func setupTables(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error
 		return nil, fmt.Errorf("look for tables of schema %s: %w", t.Schema, err)
 	}
 	if before == 4 {
-		return bringLayoutUp(ctx, conn, t)
+		return upgradeLayout(ctx, conn, t)
 	}
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, d := range daemonTables {
@@ -175,7 +175,7 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 		return "", fmt.Errorf("read feedback table %s: %w; create it first (the README has its definition)", t.Feedback, err)
 	}
 	// A build that failed half-way leaves an invalid index behind.
-	invalid, err := indexes(ctx, conn, t, false)
+	invalid, err := listUniqueIndexes(ctx, conn, t, false)
 	if err != nil {
 		return "", err
 	}
@@ -184,8 +184,8 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 			return "", fmt.Errorf("drop invalid index %s: %w", leftover, err)
 		}
 	}
-	if _, err := conn.Exec(ctx, indexSQL(t, online)); err != nil {
-		if dup := duplicates(ctx, conn, t); dup != "" {
+	if _, err := conn.Exec(ctx, createIndexSQL(t, online)); err != nil {
+		if dup := describeDuplicates(ctx, conn, t); dup != "" {
 			return "", fmt.Errorf("create unique index on %s: rows stand in the way: %s; keep one row of each pair, then run `dinnerbell setup` again", t.Feedback, dup)
 		}
 		return "", fmt.Errorf("create unique index on %s: %w", t.Feedback, err)
@@ -196,25 +196,25 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 // FindUniqueIndex names a valid, immediate, unpartial unique index over exactly
 // (adv_campaign_id, client_id) in either order, or "".
 func FindUniqueIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
-	names, err := indexes(ctx, conn, t, true)
+	names, err := listUniqueIndexes(ctx, conn, t, true)
 	if err != nil || len(names) == 0 {
 		return "", err
 	}
 	return names[0], nil
 }
 
-// pairIndex says that i, of pg_index, is a unique index over exactly the campaign
+// pairIndexSQL says that i, of pg_index, is a unique index over exactly the campaign
 // and the client that may be valid: immediate, unpartial, without expressions.
-const pairIndex = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
+const pairIndexSQL = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
   AND (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attname) FROM pg_catalog.pg_attribute a
        WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1])) = '{adv_campaign_id,client_id}'`
 
-// indexes names the unique indexes over the two columns that are valid, or
+// listUniqueIndexes names the unique indexes over the two columns that are valid, or
 // those that are not.
-func indexes(ctx context.Context, conn *pgx.Conn, t Tables, valid bool) ([]string, error) {
+func listUniqueIndexes(ctx context.Context, conn *pgx.Conn, t Tables, valid bool) ([]string, error) {
 	rows, err := conn.Query(ctx, `
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIndex, t.Feedback, valid)
+WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIndexSQL, t.Feedback, valid)
 	if err != nil {
 		return nil, fmt.Errorf("look for the unique index on %s: %w", t.Feedback, err)
 	}
@@ -225,10 +225,10 @@ WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIn
 	return names, nil
 }
 
-// duplicates describes the first few pairs that have more than one row, with
+// describeDuplicates describes the first few pairs that have more than one row, with
 // their ids, or returns "" when there are none. A table without ids has the rows'
 // places.
-func duplicates(ctx context.Context, conn *pgx.Conn, t Tables) string {
+func describeDuplicates(ctx context.Context, conn *pgx.Conn, t Tables) string {
 	lines, err := QueryTexts(ctx, conn, `
 WITH twice AS (SELECT adv_campaign_id, client_id, min(ctid) AS first FROM `+t.Feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY 3 LIMIT 10)
 SELECT pg_catalog.format('(%s, %s): ids %s', adv_campaign_id, client_id, pg_catalog.string_agg(coalesce(pg_catalog.to_jsonb(f) ->> 'id', f.ctid::text), ', ' ORDER BY f.ctid))

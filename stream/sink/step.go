@@ -23,21 +23,21 @@ func PrepareStep(ctx context.Context, conn *pgx.Conn, t Tables) (*StepStatements
 
 func newStepStatements(t Tables) *StepStatements {
 	return &StepStatements{
-		begin: &Statement{Name: "begin", Sql: `BEGIN`},
-		copy:  &Statement{Name: "copy feedback rows", Sql: `COPY ` + t.Feedback + ` (` + record.ColumnList + `) FROM STDIN (FORMAT binary)`, Rows: true},
-		path:  &Statement{Name: "set search path", Sql: `SELECT pg_catalog.set_config('search_path', $1::text, true)`},
-		lane: &Statement{Name: "move lane", Stands: OnMiss(ErrTakenOver), Sql: ExpectRows("1", `UPDATE `+t.Lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
+		begin: &Statement{Name: "begin", SQL: `BEGIN`},
+		copy:  &Statement{Name: "copy feedback rows", SQL: `COPY ` + t.Feedback + ` (` + record.ColumnList + `) FROM STDIN (FORMAT binary)`, WritesRows: true},
+		path:  &Statement{Name: "set search path", SQL: `SELECT pg_catalog.set_config('search_path', $1::text, true)`},
+		lane: &Statement{Name: "move lane", Meanings: OnMiss(ErrTakenOver), SQL: ExpectRows("1", `UPDATE `+t.Lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
   shipped = $8, notifications_ends = $9
 WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
-		insert: &Statement{Name: "insert campaigns", Stands: map[string]error{UniqueViolation: ErrStaleRow}, Sql: insertRowsSQL(t)},
-		edit:   &Statement{Name: "edit campaigns", Stands: OnMiss(ErrStaleRow), Sql: editRowsSQL(t)},
-		repeat: &Statement{Name: "repeat campaigns", Stands: OnMiss(ErrStaleRow), Sql: repeatRowsSQL(t)},
-		move:   &Statement{Name: "move campaigns", Stands: OnMiss(ErrStaleRow), Sql: moveRowsSQL(t)},
-		outbox: &Statement{Name: "write outbox", Sql: `INSERT INTO ` + t.Outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
-		clean:  &Statement{Name: "clean outbox", Sql: `DELETE FROM ` + t.Outbox + ` WHERE lane = $1 AND seq <= $2`},
-		shape:  &Statement{Name: "compare the feedback table", Stands: OnMiss(ErrTableAltered), Sql: TreeSQL + ` SELECT 1 / (` + ShapeSQL + ` = $3::text)::int4`},
-		inTime: &Statement{Name: "look at the clock", Stands: OnMiss(ErrCampaignEnded), Sql: `SELECT 1 / (extract(epoch FROM clock_timestamp()) < $1::float8)::int4`},
-		commit: &Statement{Name: "commit", Sql: `COMMIT`, Rows: true},
+		insert: &Statement{Name: "insert campaigns", Meanings: map[string]error{UniqueViolation: ErrStaleRow}, SQL: insertRowsSQL(t)},
+		edit:   &Statement{Name: "edit campaigns", Meanings: OnMiss(ErrStaleRow), SQL: editRowsSQL(t)},
+		repeat: &Statement{Name: "repeat campaigns", Meanings: OnMiss(ErrStaleRow), SQL: repeatRowsSQL(t)},
+		move:   &Statement{Name: "move campaigns", Meanings: OnMiss(ErrStaleRow), SQL: moveRowsSQL(t)},
+		outbox: &Statement{Name: "write outbox", SQL: `INSERT INTO ` + t.Outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
+		clean:  &Statement{Name: "clean outbox", SQL: `DELETE FROM ` + t.Outbox + ` WHERE lane = $1 AND seq <= $2`},
+		shape:  &Statement{Name: "compare the feedback table", Meanings: OnMiss(ErrTableAltered), SQL: TreeSQL + ` SELECT 1 / (` + ShapeSQL + ` = $3::text)::int4`},
+		inTime: &Statement{Name: "look at the clock", Meanings: OnMiss(ErrCampaignEnded), SQL: `SELECT 1 / (extract(epoch FROM clock_timestamp()) < $1::float8)::int4`},
+		commit: &Statement{Name: "commit", SQL: `COMMIT`, WritesRows: true},
 	}
 }
 
@@ -46,7 +46,7 @@ WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
 // where no row goes by COPY.
 func (q *StepStatements) AddFeedbackRows(p *Pipeline, table *FeedbackTable, frames []byte, rows int) {
 	p.AddCommand(q.begin, "BEGIN")
-	if table.OwnCode {
+	if table.RunsUserCode {
 		p.Add(q.path, table.SearchPath())
 	}
 	if len(frames) > 0 {
@@ -80,7 +80,7 @@ type StepChanges struct {
 // campaign of the step has ended. The clock is Postgres' own, since the server runs
 // the statements whenever it comes to them, even if the daemon no longer waits.
 func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepChanges) {
-	if table.OwnCode {
+	if table.RunsUserCode {
 		p.Add(q.path, "pg_catalog")
 	}
 	p.Add(q.lane, c.Lane, c.Epoch, c.Seq-1, c.NextOffset, c.Notifications, c.Expired, c.Refused, c.Shipped, c.Ends)
@@ -88,10 +88,10 @@ func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepCh
 	p.Add(q.outbox, c.Lane, c.Seq, c.Notifications, c.Payload)
 	p.Add(q.clean, c.Lane, c.Shipped)
 	if c.Notifies {
-		p.Add(q.shape, table.Oid, table.Name, table.ShapeSQL)
+		p.Add(q.shape, table.OID, table.Name, table.Shape)
 		p.Add(q.inTime, c.CommitBefore)
 	}
-	if table.OwnCode { // deferred triggers run at the commit
+	if table.RunsUserCode { // deferred triggers run at the commit
 		p.Add(q.path, table.SearchPath())
 	}
 	p.AddCommand(q.commit, "COMMIT")

@@ -18,16 +18,16 @@ import (
 type FeedbackTable struct {
 	schema string // quoted
 	Name   string // quoted and qualified
-	Oid    uint32
+	OID    uint32
 	Kinds  record.ColumnKinds
 	types  [record.Columns]columnType
 
-	HasFeedback bool     // the column of the client's answer
-	Triggers    []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
-	OwnCode     bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
-	byteLimits  bool     // the n of varchar(n) counts bytes: SQL_ASCII
-	ShapeSQL    string   // what a step's transaction compares, see const shape
-	Encoding    string   // of the database
+	HasFeedback  bool     // the column of the client's answer
+	Triggers     []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
+	RunsUserCode bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
+	byteLimits   bool     // the n of varchar(n) counts bytes: SQL_ASCII
+	Shape        string   // what a step's transaction compares, see const shape
+	Encoding     string   // of the database
 }
 
 // columnType is what SQL knows of a column beside its kind.
@@ -96,7 +96,7 @@ func (t *FeedbackTable) ColumnSQL(column int, alias string) string {
 // nothing is seen against it.
 func (t *FeedbackTable) CampaignMisfit(c *campaign.Campaign) string {
 	for i, text := range [...]string{record.RestaurantColumn: c.RestaurantID, record.CampaignColumn: c.ID, record.ContentColumn: c.Content, record.OwnerColumn: c.Owner, record.ContactColumn: c.OwnerContact} {
-		if why := t.refusesText(i, text); why != "" {
+		if why := t.textMisfit(i, text); why != "" {
 			return why
 		}
 	}
@@ -104,8 +104,8 @@ func (t *FeedbackTable) CampaignMisfit(c *campaign.Campaign) string {
 		if i < record.StartColumn {
 			continue
 		}
-		if why := t.refusesNumber(i, n); why != "" {
-			return t.refusal(i, why)
+		if why := t.numberMisfit(i, n); why != "" {
+			return t.describeMisfit(i, why)
 		}
 	}
 	return ""
@@ -120,7 +120,7 @@ func (t *FeedbackTable) ClientMisfit(id id.ID) string {
 	if kind == record.KindUUID && id.IsUUID() {
 		return ""
 	}
-	if t.refusesText(record.ClientColumn, id.Text()) == "" {
+	if t.textMisfit(record.ClientColumn, id.Text()) == "" {
 		return ""
 	}
 	why := fmt.Sprintf("has more than %d characters", limit) // without the id: clients are gathered by the reason
@@ -131,14 +131,14 @@ func (t *FeedbackTable) ClientMisfit(id id.ID) string {
 		why = fmt.Sprintf("has not exactly %d characters, and would be padded or not be taken", limit)
 	case record.KindNone, record.KindText, record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8, record.KindTimestamp, record.KindTimestampTZ:
 	}
-	return t.refusal(record.ClientColumn, why)
+	return t.describeMisfit(record.ClientColumn, why)
 }
 
-func (t *FeedbackTable) refusal(column int, why string) string {
+func (t *FeedbackTable) describeMisfit(column int, why string) string {
 	return fmt.Sprintf("%s %s: column of type %s in feedback table %s", record.ColumnNames[column], why, t.types[column].sql, t.Name)
 }
 
-func (t *FeedbackTable) refusesText(column int, text string) string {
+func (t *FeedbackTable) textMisfit(column int, text string) string {
 	limit := t.types[column].limit
 	length, unit := len(text), "bytes"
 	if limit > 0 && !t.byteLimits && length > limit {
@@ -148,25 +148,25 @@ func (t *FeedbackTable) refusesText(column int, text string) string {
 	case record.KindUUID:
 		id, err := id.Pack(text)
 		if err != nil || !id.IsUUID() {
-			return t.refusal(column, fmt.Sprintf("%.80q is not a lower-case UUID, and would be given back in another form or not be taken", text))
+			return t.describeMisfit(column, fmt.Sprintf("%.80q is not a lower-case UUID, and would be given back in another form or not be taken", text))
 		}
 	case record.KindChar:
 		if !t.byteLimits {
 			length, unit = utf8.RuneCountInString(text), "characters"
 		}
 		if limit > 0 && length != limit || strings.HasSuffix(text, " ") {
-			return t.refusal(column, fmt.Sprintf("%.80q has %d %s, and would be padded or not be taken", text, length, unit))
+			return t.describeMisfit(column, fmt.Sprintf("%.80q has %d %s, and would be padded or not be taken", text, length, unit))
 		}
 	case record.KindText:
 		if limit > 0 && length > limit {
-			return t.refusal(column, fmt.Sprintf("has %d %s", length, unit))
+			return t.describeMisfit(column, fmt.Sprintf("has %d %s", length, unit))
 		}
 	case record.KindNone, record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8, record.KindTimestamp, record.KindTimestampTZ:
 	}
 	return ""
 }
 
-func (t *FeedbackTable) refusesNumber(column int, n int64) string {
+func (t *FeedbackTable) numberMisfit(column int, n int64) string {
 	limit := t.types[column].limit
 	fits := true
 	switch t.Kinds[column] {
