@@ -227,6 +227,7 @@ func (s *Store) loadRecords() error {
 		return err
 	}
 	s.written, s.nextGen = r, r.gen+1
+	s.tx = outsideTransaction // also after a torn store that was set aside
 	if r.torn {
 		s.tx = tornTransaction
 	}

@@ -310,6 +310,31 @@ func TestUnreadableMark(t *testing.T) {
 	}
 }
 
+// TestTornStoreSetAside: the fresh store that replaces one in the middle of a transaction
+// is outside of a transaction.
+func TestTornStoreSetAside(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := Open(dir, testOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	applyChanges(t, s, 0, id.Change{Op: id.Insert, Row: rowN(1), Restaurant: packID(t, "r"), Client: packID(t, "c")})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := testOptions()
+	o.fs = errorfs.Wrap(vfs.Default, &faultInjector{kind: errorfs.OpList, word: statedir.CheckpointsName, errno: syscall.EIO, times: 1})
+	s = openStore(t, dir, o)
+	if _, aside := s.SetAside(); !aside {
+		t.Fatal("the store was not set aside")
+	}
+	applyChanges(t, s, 10)
+	if s.Torn() || s.EndLSN() != 10 {
+		t.Errorf("a fresh store is at %s after a transaction up to 0/A, torn: %v", s.EndLSN(), s.Torn())
+	}
+}
+
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	mem := vfs.NewMem()
