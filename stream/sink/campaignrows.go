@@ -9,7 +9,7 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// rowSet holds campaign rows column by column, as unnest takes them.
+// rowSet holds campaign rows column by column, as unnest expects them.
 type rowSet struct {
 	campaigns, restaurants     []string
 	contents, owners, contacts []string
@@ -19,7 +19,7 @@ type rowSet struct {
 	fingerprints, cursors      [][]byte
 	states                     []string
 	contested                  []bool
-	// The state of the row that must still be there.
+	// The version that the row must still hold.
 	oldVersions, oldOffsets []int64
 	oldLanes                []int32
 }
@@ -27,7 +27,7 @@ type rowSet struct {
 // The states of a campaign row.
 const (
 	StatePending  = "pending"  // scheduled, or live with a cursor
-	StateFinished = "finished" // everybody was looked at, or its end came before
+	StateFinished = "finished" // the cursor has passed every client, or the campaign has ended
 	StateExpired  = "expired"  // its end had passed when it was received
 )
 
@@ -35,10 +35,10 @@ const (
 type CampaignRow struct {
 	Campaign  *campaign.Campaign
 	Accepted  campaign.Version // the message that the row holds, its row version and its owner
-	Contested bool             // somebody may have been notified before this version
+	Contested bool             // a client may have been notified of an earlier version
 	State     string
-	Cursor    id.ID             // last client looked at
-	Replaces  *campaign.Version // what an edited or repeated row must hold before
+	Cursor    id.ID             // last client that the fan-out has passed
+	Replaces  *campaign.Version // the version that an edited or repeated row must hold before
 }
 
 // CampaignRows are a step's changes of the campaign table. Rows must be added in
@@ -69,8 +69,8 @@ func (s *rowSet) addKey(r *CampaignRow) {
 	s.campaigns, s.restaurants = append(s.campaigns, r.Campaign.ID), append(s.restaurants, r.Campaign.RestaurantID)
 }
 
-// addMessage adds the message that the row holds from now on, and the state of
-// the row that it takes the place of.
+// addMessage adds the message that the row holds from now on, and the version that it
+// replaces.
 func (s *rowSet) addMessage(r *CampaignRow) {
 	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.Accepted.Lane), append(s.offsets, r.Accepted.Offset), append(s.times, r.Accepted.Time)
 	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.Replaces.RowVersion), append(s.oldLanes, r.Replaces.Lane), append(s.oldOffsets, r.Replaces.Offset)
@@ -101,7 +101,7 @@ func (s *rowSet) addMove(r *CampaignRow) {
 	s.addProgress(r)
 }
 
-// rowColumns and rowArrays belong to the first seventeen parameters.
+// rowColumns and rowArrays name the first seventeen parameters.
 const (
 	rowColumns = `adv_campaign_id, restaurant_id, lane, version, msg_lane, msg_offset, msg_time, fingerprint,
   adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
@@ -123,7 +123,8 @@ func (s *rowSet) moveArgs() []any {
 	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors}
 }
 
-// everyRow: each row of the set must be hit, or the step is stale.
+// everyRow is the expected count of a statement that must change each row of its
+// set; otherwise the step is stale.
 const everyRow = `cardinality($1::text[])`
 
 func insertRowsSQL(t Tables) string {
@@ -161,8 +162,8 @@ WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_i
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
-// repeatRowsSQL leaves the version alone: the lane that delivers the campaign
-// goes on with it.
+// repeatRowsSQL keeps the version: the lane that delivers the campaign goes on with
+// its fan-out.
 func repeatRowsSQL(t Tables) string {
 	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::int8[], $7::int4[], $8::int8[])

@@ -10,8 +10,8 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// Catalogue is what the catalogue says of the feedback table, for the
-// preconditions.
+// Catalogue holds the facts about the feedback table that the server's catalogue has,
+// for the preconditions.
 type Catalogue struct {
 	Feedback    *FeedbackTable // its columns may be missing or unfit
 	tableExists bool
@@ -21,7 +21,7 @@ type Catalogue struct {
 	hidden      bool     // row-level security applies to this role
 	children    bool     // by inheritance
 	columns     map[string]catalogueColumn
-	required    []string // columns that are not ours, NOT NULL, and that nothing fills
+	required    []string // other columns than the ten that are NOT NULL and that nothing fills
 	rules       []string // on INSERT or UPDATE
 	partKeys    []string // columns of the partition key; "" is an expression
 	sequence    []sequenceUsage
@@ -31,23 +31,23 @@ type Catalogue struct {
 
 type catalogueColumn struct {
 	typ           string
-	base          uint32 // its type, that of a domain resolved
+	base          uint32 // OID of its type; of a domain, the base type
 	mod           int32  // its typmod
 	filled        string // "generated", "identity" or ""
-	deterministic bool   // equal texts are the same text
+	deterministic bool   // the collation takes only identical texts for equal
 }
 
-// sequenceUsage is one sequence that a default of the table draws on.
+// sequenceUsage is one sequence that a default of the table takes numbers from.
 type sequenceUsage struct {
 	name, column string
-	last, limit  int64 // limit is what column and sequence can both reach
+	last, limit  int64 // limit is the last number that both column and sequence can hold
 	identity     bool
-	capped       bool // it is the sequence's MAXVALUE that ends it, not the column
-	behind       bool // the table has rows with the numbers that come next
+	capped       bool // the limit is the sequence's MAXVALUE, not the column's
+	behind       bool // the table has rows with the next numbers already
 }
 
-// ReadCatalogue reads everything about the feedback table. A table that is not
-// there is no error.
+// ReadCatalogue reads all facts about the feedback table. A missing table is not an
+// error.
 func ReadCatalogue(ctx context.Context, conn Querier, t Tables) (*Catalogue, error) {
 	c := &Catalogue{Feedback: &FeedbackTable{schema: t.FeedbackSchema, Name: t.Feedback}, columns: map[string]catalogueColumn{}}
 	for _, read := range []func(context.Context, Querier) error{c.readRelation, c.readTree, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
@@ -123,26 +123,26 @@ func (c *Catalogue) readColumns(ctx context.Context, conn Querier) error {
 	return err
 }
 
-// sizeLimit is n of varchar(n) and char(n), and the digits before the point of
+// sizeLimit returns n of varchar(n) and char(n), and the digits before the point of
 // numeric(p, s).
 func (k catalogueColumn) sizeLimit() int {
-	mod := k.mod - 4 // the length of a header that no type has any more
+	mod := k.mod - 4 // atttypmod counts a header of four bytes that values no longer have
 	switch {
 	case mod < 0:
 		return 0
 	case kindsByOID[k.base] == record.KindNumeric:
 		scale := mod & 0x7ff
-		return int(mod>>16&0xffff - (scale ^ 1024 - 1024)) // since 15 it may be negative
+		return int(mod>>16&0xffff - (scale ^ 1024 - 1024)) // since Postgres 15 the scale may be negative
 	}
 	return int(mod)
 }
 
-// TreeSQL is the table with its partitions.
+// TreeSQL selects the table with its partitions.
 const TreeSQL = `WITH RECURSIVE tree AS (
   SELECT $1::oid AS oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)`
 
-// readTree looks at what the rows lie in: a partition may be of another kind than
-// its table.
+// readTree reads the kinds of the relations that hold the rows: a partition may be of
+// another kind than its table.
 func (c *Catalogue) readTree(ctx context.Context, conn Querier) (err error) {
 	const names = TreeSQL + ` SELECT pg_catalog.format('%I.%I', n.nspname, r.relname) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace WHERE `
 	if c.unlogged, err = QueryTexts(ctx, conn, names+`r.relpersistence <> 'p' AND r.relkind <> 'p' ORDER BY 1`, c.Feedback.OID); err != nil {
@@ -152,8 +152,8 @@ func (c *Catalogue) readTree(ctx context.Context, conn Querier) (err error) {
 	return err
 }
 
-// mayDropRowSQL are the triggers that can change a row or leave it out: enabled,
-// BEFORE, INSERT, FOR EACH ROW.
+// mayDropRowSQL selects the triggers that can change or drop a row: enabled, BEFORE,
+// INSERT, FOR EACH ROW.
 const mayDropRowSQL = `NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & 7 = 7`
 
 func (c *Catalogue) readTriggers(ctx context.Context, conn Querier) (err error) {
@@ -172,7 +172,7 @@ WHERE p.partrelid = $1`, c.Feedback.OID)
 	return err
 }
 
-// readRights collects what the role must still be granted.
+// readRights collects the rights that the role lacks.
 func (c *Catalogue) readRights(ctx context.Context, conn Querier) (err error) {
 	c.denied, err = QueryTexts(ctx, conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -188,8 +188,8 @@ WHERE NOT pg_catalog.has_table_privilege($1, p) AND EXISTS (SELECT FROM pg_catal
 	return c.readSequences(ctx, conn)
 }
 
-// readSequencesSQL finds the sequences that the table's defaults and identity columns
-// draw on. A default's sequence needs USAGE, an identity column's does not.
+// readSequencesSQL selects the sequences that the table's defaults and identity columns
+// take numbers from. A default's sequence needs USAGE, an identity column's does not.
 const readSequencesSQL = `
 WITH used AS (
   SELECT d.refobjid AS seq, ad.adnum AS attnum, false AS identity FROM pg_catalog.pg_attrdef ad
@@ -230,7 +230,7 @@ func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
 		if !uniques[i] {
 			continue
 		}
-		// If nobody has drawn on the sequence since last was read.
+		// Only if nobody has taken a number since last was read.
 		if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+c.Feedback.Name+` WHERE `+s.column+` > $1::int8 AND `+s.column+` <= $1::int8 + 100)
   AND $1::int8 = coalesce(pg_catalog.pg_sequence_last_value($2::text::regclass), 0)`, s.last, s.name).Scan(&s.behind); err != nil {
 			return err
@@ -239,10 +239,10 @@ func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
 	return nil
 }
 
-// Shape is the text of everything that the statements of a step depend on. A
-// step's transaction compares it while it holds the table's lock, behind its rows
-// and before its commit: so nobody can have changed a column's type, added a
-// trigger that drops rows, or taken the unique index away.
+// ShapeSQL selects, as one text, all facts about the feedback table that a step's
+// statements depend on. The step's transaction compares the text while it holds the
+// table's lock, after its rows and before its commit: so nobody can have changed a
+// column's type, added a trigger that drops rows, or dropped the unique index.
 //
 // $1 is the table's oid, $2 its name.
 const ShapeSQL = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text),

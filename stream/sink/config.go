@@ -12,24 +12,25 @@ import (
 	"dinnerbell/internal/postgres"
 )
 
-// Config names the Postgres side.
+// Config names the Postgres sink: where it is, and the tables in it.
 type Config struct {
-	// URL is asked on every connect, so that rotated credentials are picked up.
+	// URL returns the connection URL. Connect calls it each time, so that rotated
+	// credentials are picked up.
 	URL          func() (string, error)
 	Schema       string // of the feedback table
 	Table        string // holds the feedback rows
 	DaemonSchema string // holds lane, campaign and outbox
 
 	// MaxConnections bounds the connections of a service to the sink: one for each
-	// lane that works, and the readers that all lanes share. A lane for which there
-	// is none waits. 0: as many as there are lanes, and four.
+	// lane that works, and the readers that all lanes share. A lane without a
+	// connection waits. 0: one per lane, and four readers.
 	MaxConnections int
 
-	Pins []pgsession.Setting // besides sessionSettings, for tests
+	Pins []pgsession.Setting // override the session settings; nil but in tests
 }
 
-// ReaderCount is how many connections the lanes share for reading: of a bound at most
-// a quarter.
+// ReaderCount returns how many connections the lanes share for reading: four, or a
+// quarter of MaxConnections where that is less, but one at least.
 func (c Config) ReaderCount() int {
 	const most = 4
 	if c.MaxConnections == 0 {
@@ -38,7 +39,7 @@ func (c Config) ReaderCount() int {
 	return max(1, min(most, c.MaxConnections/4))
 }
 
-// Tables are the quoted names of the sink's tables.
+// Tables holds the quoted names of the sink's tables.
 type Tables struct {
 	Schema, Lane, Campaign, Outbox string
 	FeedbackSchema, Feedback       string
@@ -57,9 +58,9 @@ func (c Config) Tables() Tables {
 	}
 }
 
-// sessionSettings make a lost daemon harmless within seconds: the server ends
-// the session of a peer that is gone or silent, so that its locks do not hold
-// up a takeover. synchronous_commit is what "decided" means.
+// sessionSettings make a lost daemon harmless within seconds: the server ends the
+// session of a peer that is gone or silent, so that the locks of the peer do not
+// delay a takeover. synchronous_commit makes a decided step durable.
 // https://www.postgresql.org/docs/current/runtime-config-client.html
 var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pgsession.Setting{
 	{Name: "synchronous_commit", Value: "on"},
@@ -71,7 +72,7 @@ var sessionSettings = pgsession.Merge(pgsession.Reading, pgsession.Running, []pg
 	{Name: "tcp_user_timeout", Value: "15s"},
 })
 
-// connConfig reads the URL again and gives the options of a sink connection with
+// connConfig reads the URL again and returns the options of a sink connection with
 // the settings above.
 func (c Config) connConfig(name string) (*pgx.ConnConfig, error) {
 	url, err := c.URL()
@@ -85,8 +86,8 @@ func (c Config) connConfig(name string) (*pgx.ConnConfig, error) {
 	settings := pgsession.Merge(sessionSettings, c.Pins, []pgsession.Setting{{Name: "application_name", Value: name}})
 	pgsession.Startup(cfg, settings)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		// The driver's timeout ends with the authentication: a server that lets us in
-		// and then says nothing would hold us for ever.
+		// The driver's timeout ends with the authentication: a server that falls silent
+		// after it would block the connect for ever.
 		ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 		defer cancel()
 		if err := conn.Exec(ctx, pgsession.SQL(settings)).Close(); err != nil {
@@ -94,8 +95,8 @@ func (c Config) connConfig(name string) (*pgx.ConnConfig, error) {
 		}
 		return nil
 	}
-	// The URL may ask for pgx's other ways to run a query, which read some values
-	// as text.
+	// The URL may select another query mode of pgx, and some of those read values as
+	// text.
 	cfg.DefaultQueryExecMode, cfg.StatementCacheCapacity = pgx.QueryExecModeCacheStatement, statementCache
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
@@ -103,10 +104,10 @@ func (c Config) connConfig(name string) (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-// statementCache is how many statements a connection keeps prepared.
+// statementCache bounds the statements that a connection keeps prepared.
 const statementCache = 128
 
-// Connect opens one sink connection.
+// Connect opens one connection to the sink; name is its application_name.
 func (c Config) Connect(ctx context.Context, name string) (*pgx.Conn, error) {
 	cfg, err := c.connConfig(name)
 	if err != nil {
@@ -119,9 +120,9 @@ func (c Config) Connect(ctx context.Context, name string) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// PlanByKeys has the connection plan each statement once, and by keys: a lane
+// PlanByKeys makes the connection plan each statement once, and by keys: a lane
 // always reads and writes a few rows by their key, and a plan that was made while
-// the tables were empty must not stay a scan of them when they are large.
+// the tables were empty must not stay a scan of the whole table when it is large.
 func PlanByKeys(ctx context.Context, conn *pgx.Conn) error {
 	const settings = `
 SET plan_cache_mode = force_generic_plan;
@@ -135,11 +136,11 @@ SET jit = off`
 	return nil
 }
 
-// CloseConn closes within a second; a peer that is gone does not hold us up.
+// CloseConn closes the connection within a second, also where the peer is gone.
 func CloseConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	_ = conn.Close(ctx) // nothing is in flight that matters: every outcome is read back
+	_ = conn.Close(ctx) // an outcome that gets lost here is read back by the next takeover
 }
 
 // quoteIdent quotes a name for SQL.

@@ -3,6 +3,6 @@
 // them, the pipeline in which a step's transaction travels, and everything that
 // SQL must know of the user's feedback table.
 //
-// The package decides nothing: which campaign is joined, which step is written and
-// what follows its failure is its callers' to say.
+// The package makes no decisions: its callers choose the campaigns to join and the steps
+// to write, and handle the failure of a step.
 package sink

@@ -4,27 +4,28 @@ import "errors"
 
 // Sentinels of the package.
 var (
-	// ErrTakenOver ends a session: another owner has moved the lane's epoch or
-	// seq. Safe at any time; the lane belongs to whoever took it.
+	// ErrTakenOver ends a session: another owner has moved the lane's epoch or seq.
+	// It is safe at any time; the lane belongs to the other owner.
 	ErrTakenOver = errors.New("lane was taken over by another owner")
 
-	// ErrStaleRow: a campaign's row is not as the step expected, another lane has
-	// changed it. The step is rolled back, judged anew and done again.
+	// ErrStaleRow reports that another lane has changed a campaign's row since the
+	// step was built. The step is rolled back, judged again and repeated.
 	ErrStaleRow = errors.New("step is stale")
 
-	// ErrRowRefused: the feedback table did not take a step's rows. Somebody has the
-	// campaign and nobody here knew, or a constraint, a trigger or the encoding is
-	// against a row. The step is done again, by ON CONFLICT.
+	// ErrRowRefused reports that the feedback table has refused a row of a step. The
+	// client has the campaign already and the delivered cache has missed it, or a
+	// constraint, a trigger or the encoding is against the row. The step is repeated
+	// with ON CONFLICT.
 	ErrRowRefused = errors.New("the feedback table refuses a row")
 
-	// ErrRowsDropped: the server counts fewer rows of a COPY than were sent, without an
-	// error. It halts: nobody knows whose row is missing.
+	// ErrRowsDropped reports that the server has counted fewer rows of a COPY than were
+	// sent, without an error. The lane halts: nobody knows whose row is missing.
 	ErrRowsDropped = errors.New("the feedback table drops rows in silence")
 
-	// ErrTableAltered ends a session whose step met another feedback table than the
-	// takeover had read. Nothing was committed; the next session reads it again.
+	// ErrTableAltered ends a session: the feedback table is not the one that the
+	// takeover has read. Nothing was committed; the next session reads it again.
 	ErrTableAltered = errors.New("the feedback table was altered, or has lost its unique index")
-	// ErrCampaignEnded: a campaign's end came before the commit. The step is rolled back and
-	// decided anew without it.
+	// ErrCampaignEnded reports that a campaign of the step has ended before the commit.
+	// The step is rolled back and decided again without that campaign.
 	ErrCampaignEnded = errors.New("a campaign has ended meanwhile")
 )

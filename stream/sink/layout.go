@@ -10,15 +10,15 @@ import (
 	"dinnerbell/internal/halt"
 )
 
-// layoutVersion counts changes to the daemon's tables. A daemon works only on
-// the layout that it knows.
+// layoutVersion counts the changes of the daemon's tables. A daemon works only on its
+// own layout.
 const layoutVersion = 2
 
-// migrations bring a layout to the next one, in one transaction: migrations[n]
-// begins with layout n. %[1]s is the schema.
+// migrations hold the statements that bring a layout to the next one, in one
+// transaction: migrations[n] begins with layout n. %[1]s is the schema.
 var migrations = map[int][]string{
-	// Each campaign row gets a version of its own, and the lane that delivers it
-	// is told apart from the partition of its newest message.
+	// Each campaign row gets a version of its own, and separate columns for the lane
+	// that delivers the campaign and the partition of the newest message.
 	1: {
 		`ALTER TABLE %[1]s.campaign ADD COLUMN version int8 NOT NULL DEFAULT 1, ADD COLUMN msg_lane int4, ADD COLUMN contested boolean NOT NULL DEFAULT false`,
 		`UPDATE %[1]s.campaign SET msg_lane = lane`,
@@ -34,8 +34,8 @@ func readLayoutVersion(ctx context.Context, conn *pgx.Conn, t Tables) (version i
 	return version, nil
 }
 
-// checkLayout fails where setup has not run, or another version's has. A layout
-// that is newer than this daemon halts it: nothing but another daemon helps.
+// checkLayout returns an error where the tables are missing or have an older layout,
+// and a halt where their layout is newer: only a newer daemon can work on it.
 func checkLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
 	version, err := readLayoutVersion(ctx, conn, t)
 	switch {
@@ -54,7 +54,7 @@ func haltOnNewerLayout(t Tables, version int) error {
 		Hint: "run the version of dinnerbell that made them, or a later one"}
 }
 
-// upgradeLayout has tables that are there reach the present layout.
+// upgradeLayout brings existing tables to the present layout.
 func upgradeLayout(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {
 	from, err := readLayoutVersion(ctx, conn, t)
 	switch {
@@ -66,17 +66,17 @@ func upgradeLayout(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, err
 		return []string{fmt.Sprintf("tables of schema %s: there already", t.Schema)}, nil
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		// One setup at a time; and a daemon of the former layout that runs still
-		// loses its lanes: its next step misses, and its next takeover names the
-		// layout. What it has under way is waited for.
+		// One setup runs at a time. A running daemon of the former layout loses its
+		// lanes: its next step misses the epoch, and its next takeover names the
+		// layout. This transaction waits for the daemon's open one.
 		if err := tx.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout FOR UPDATE`).Scan(&from); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `UPDATE `+t.Lane+` SET epoch = epoch + 1`); err != nil {
 			return err
 		}
-		// Where a publication is FOR ALL TABLES, as change data capture has it, a
-		// table without a key cannot be updated otherwise.
+		// A publication FOR ALL TABLES, as change data capture often makes, forbids the
+		// update of a table without a key otherwise.
 		if _, err := tx.Exec(ctx, `ALTER TABLE `+t.Schema+`.layout REPLICA IDENTITY FULL`); err != nil {
 			return err
 		}

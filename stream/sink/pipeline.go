@@ -17,55 +17,55 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// A flight is what travels to Postgres together, in one round trip: prepared
-// statements and COPYs with their data, in the order in which they are added.
-// pgx's own pipeline cannot carry a COPY, and a step is a COPY and what belongs
-// to it.
+// Pipeline sends prepared statements and COPYs with their data to Postgres in one
+// round trip, in the order in which they are added. pgx's own pipeline cannot carry
+// a COPY, and a step's transaction contains one.
 //
-// The server works on messages in order. At the first error it skips everything
-// up to the next Sync, which depart sends, so what follows a statement that failed
-// does not happen; a commit neither.
+// The server works on messages in order. At the first error it skips all messages
+// up to the next Sync, which Send appends: no statement behind the failed one runs,
+// the COMMIT neither.
 // https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING
 type Pipeline struct {
 	conn     *pgx.Conn
 	Deadline time.Time
-	head     []byte // messages that are not sent yet
+	head     []byte // messages to be sent first
 	data     []byte // then this, framed as CopyData
 	tail     []byte // then these
 	args     pgx.ExtendedQueryBuilder
-	sent     []sentStatement // in order, those whose answer was not read yet
-	Err      error           // the first; nothing is sent after it
+	sent     []sentStatement // without an answer so far, in order
+	Err      error           // the first error; nothing is sent after it
 
-	rowsDropped error // the server counts fewer rows than were sent; an error behind it says more
+	rowsDropped error // the server has counted fewer rows than were sent; a later error takes precedence
 }
 
-// sentStatement is one statement under way.
+// sentStatement is a statement without an answer so far.
 type sentStatement struct {
 	*Statement
-	expectedTag string // of a command whose tag is looked at; "": any
+	expectedTag string // the command tag that the answer must carry; "": any
 }
 
-// Statement is prepared once per session.
+// Statement is one prepared statement; Prepare prepares it once per connection.
 type Statement struct {
 	Name string
 	SQL  string
-	// Meanings says which error an SQLSTATE of this statement stands for.
+	// Meanings maps an SQLSTATE of this statement to the error that it stands for.
 	Meanings    map[string]error
-	WritesRows  bool // the user's constraints and triggers speak here: what they refuse is ErrRowRefused
+	WritesRows  bool // the user's constraints and triggers run here; rows that they refuse give ErrRowRefused
 	description *pgconn.StatementDescription
 }
 
 // ExpectRows turns a statement with RETURNING into one that fails unless it has
-// returned as many rows as want says, an SQL expression: the server can then be
-// told to commit before anybody has seen the count.
+// returned as many rows as the SQL expression want: the COMMIT can then be sent
+// before anybody has seen the count.
 func ExpectRows(want, sql string) string {
 	return `WITH hit AS (` + sql + ` RETURNING 1) SELECT 1 / (count(*) = ` + want + `)::int4 FROM hit`
 }
 
-// OnMiss is what a statement made by expecting stands for when it fails.
+// OnMiss returns the Meanings of a statement made by ExpectRows: err where the count
+// differs.
 func OnMiss(err error) map[string]error { return map[string]error{divisionByZero: err} }
 
-// Prepare readies statements for one connection.
+// Prepare prepares statements on one connection.
 func Prepare(ctx context.Context, conn *pgx.Conn, statements ...*Statement) error {
 	for _, st := range statements {
 		sd, err := conn.Prepare(ctx, st.Name, st.SQL)
@@ -77,18 +77,18 @@ func Prepare(ctx context.Context, conn *pgx.Conn, statements ...*Statement) erro
 	return nil
 }
 
-// NewPipeline begins a flight, which fails if it is not over by until.
+// NewPipeline begins a pipeline, which fails unless it is answered by the deadline.
 func NewPipeline(until time.Time, conn *pgx.Conn) *Pipeline {
 	return &Pipeline{conn: conn, Deadline: until}
 }
 
-// CloseOnEnd closes the connection when ctx ends, so that flights on it fail. stop
-// ends that.
+// CloseOnEnd closes the connection when ctx ends, so that its pipelines fail. stop
+// takes that back.
 func CloseOnEnd(ctx context.Context, conn *pgx.Conn) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = conn.PgConn().Conn().Close() })
 }
 
-// Add puts a statement on board.
+// Add appends a statement.
 func (f *Pipeline) Add(st *Statement, args ...any) {
 	if f.Err != nil {
 		return
@@ -103,7 +103,7 @@ func (f *Pipeline) Add(st *Statement, args ...any) {
 	f.sent = append(f.sent, sentStatement{Statement: st})
 }
 
-// AddCommand is add for a statement that must answer with this command tag.
+// AddCommand appends a statement that must answer with this command tag.
 func (f *Pipeline) AddCommand(st *Statement, tag string) {
 	f.Add(st)
 	if f.Err == nil {
@@ -111,9 +111,9 @@ func (f *Pipeline) AddCommand(st *Statement, tag string) {
 	}
 }
 
-// Copy puts a COPY … FROM STDIN on board with its data, which is framed as
-// CopyData messages and not changed before the answer is there. The data leaves
-// at once if it is large, so that the server works on it meanwhile.
+// Copy appends a COPY … FROM STDIN with its data, framed as CopyData messages. The
+// caller must not change frames before Receive returns. Large data is sent at once,
+// so that the server works on it meanwhile.
 //
 // The server must count as many rows as were sent.
 func (f *Pipeline) Copy(st *Statement, frames []byte, rows int) {
@@ -128,7 +128,7 @@ func (f *Pipeline) Copy(st *Statement, frames []byte, rows int) {
 	}
 }
 
-// CopySmall is copy for data that is not framed, and need not leave early.
+// CopySmall appends a COPY whose data is not framed. It sends nothing yet.
 func (f *Pipeline) CopySmall(st *Statement, data []byte) {
 	f.Add(st)
 	f.encodeMessage(&pgproto3.CopyData{Data: data})
@@ -146,15 +146,15 @@ func (f *Pipeline) encodeMessage(msg pgproto3.FrontendMessage) {
 	}
 }
 
-// Flush writes what is on board, with one system call where the connection has
-// no TLS.
+// Flush writes the messages added so far, with one system call where the connection
+// has no TLS.
 func (f *Pipeline) Flush() {
 	if f.Err != nil {
 		return
 	}
 	socket := f.conn.PgConn().Conn()
 	parts := net.Buffers{f.head, f.data, f.tail}
-	_ = socket.SetWriteDeadline(f.Deadline) // a closed connection tells by itself
+	_ = socket.SetWriteDeadline(f.Deadline) // on a closed connection the write or read below fails
 	if _, err := parts.WriteTo(socket); err != nil {
 		f.failWith(fmt.Errorf("send: %w", err))
 	}
@@ -162,27 +162,27 @@ func (f *Pipeline) Flush() {
 	f.head, f.data, f.tail = f.head[:0], nil, f.tail[:0]
 }
 
-// failWith ends the flight. The connection is in the middle of something: nothing
-// can follow on it.
+// failWith ends the pipeline. The connection is in the middle of an exchange and
+// cannot be used any more.
 func (f *Pipeline) failWith(err error) { f.Err = errors.Join(f.Err, err) }
 
-// Send sends everything, with a Sync behind it.
+// Send appends a Sync and writes all messages.
 func (f *Pipeline) Send() {
 	f.encodeMessage(&pgproto3.Sync{})
 	f.Flush()
 }
 
-// RoundTrip is a flight there and back.
+// RoundTrip sends the pipeline and receives its answers.
 func (f *Pipeline) RoundTrip() error {
 	f.Send()
 	return f.Receive()
 }
 
-// Receive reads all answers after depart. It returns the first error; an error of
-// the server's leaves the connection usable, in a transaction that has failed.
+// Receive reads all answers after Send. It returns the first error. An error of the
+// server's leaves the connection usable, in a failed transaction.
 func (f *Pipeline) Receive() error {
 	socket := f.conn.PgConn().Conn()
-	_ = socket.SetReadDeadline(f.Deadline) // a closed connection tells by itself
+	_ = socket.SetReadDeadline(f.Deadline) // on a closed connection the write or read below fails
 	defer func() { _ = socket.SetReadDeadline(time.Time{}) }()
 	var refused error
 	for f.Err == nil {
@@ -209,7 +209,7 @@ func (f *Pipeline) Receive() error {
 	return f.Err
 }
 
-// completeStatement takes the answer of the first statement that is under way.
+// completeStatement checks the answer to the oldest statement without one.
 func (f *Pipeline) completeStatement(msg *pgproto3.CommandComplete) {
 	if len(f.sent) == 0 {
 		f.failWith(fmt.Errorf("an answer too many: %s", msg.CommandTag))
@@ -225,7 +225,8 @@ func (f *Pipeline) completeStatement(msg *pgproto3.CommandComplete) {
 	f.sent = f.sent[1:]
 }
 
-// serverError is the server's error, of the first statement that is under way.
+// serverError returns the server's error about the oldest statement without an
+// answer.
 func (f *Pipeline) serverError(msg *pgproto3.ErrorResponse) error {
 	err := pgconn.ErrorResponseToPgError(msg)
 	if len(f.sent) == 0 {

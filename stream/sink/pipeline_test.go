@@ -45,7 +45,7 @@ func newPipelineFixture(t *testing.T) *pipelineFixture {
 	return a
 }
 
-// frames are feedback rows of one campaign for the clients.
+// frames encodes feedback rows of one campaign for the clients.
 func frames(t *testing.T, clients ...string) []byte {
 	t.Helper()
 	list := &id.List{}
@@ -70,8 +70,8 @@ func (a *pipelineFixture) expect(t *testing.T, rows, counter int64) {
 	}
 }
 
-// What follows a statement that failed does not happen, the commit neither, and
-// the connection goes on after a rollback.
+// No statement behind a failed one runs, the commit neither, and the connection works
+// again after a rollback.
 func TestPipelineStopsAtTheFirstError(t *testing.T) {
 	t.Parallel()
 	a := newPipelineFixture(t)
@@ -122,8 +122,8 @@ func TestPipelineCarriesLargeCopies(t *testing.T) {
 	a.expect(t, int64(len(all)), 0)
 }
 
-// A pipeline that is out of time, or interrupted, returns at once and leaves a
-// connection that cannot be taken for a good one.
+// A pipeline that is out of time, or whose context ends, returns at once and leaves a
+// closed connection.
 func TestPipelineEnds(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -157,7 +157,7 @@ func TestPipelineEnds(t *testing.T) {
 	}
 }
 
-// A transaction that failed does not commit, and that is seen.
+// RoundTrip returns an error where the COMMIT of a failed transaction rolls back.
 func TestPipelineSeesThatACommitRolledBack(t *testing.T) {
 	t.Parallel()
 	a := newPipelineFixture(t)

@@ -11,8 +11,8 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// Preconditions are those of the Postgres sink. The unique index comes behind
-// what keeps setup from making it.
+// Preconditions lists the preconditions of the Postgres sink. The unique index comes
+// after the preconditions under which setup can create it.
 var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: checkConnections},
 	{Name: "sink.schema", At: precondition.Always, Read: checkSchemaRights},
@@ -21,7 +21,7 @@ var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: checkUniqueIndex},
 })
 
-// Facts are what the preconditions of the Postgres sink look at.
+// Facts holds the facts that the preconditions of the Postgres sink check.
 type Facts struct {
 	Cfg       Config
 	T         Tables
@@ -30,15 +30,15 @@ type Facts struct {
 	Catalogue *Catalogue // of the feedback table, read before the checks
 }
 
-// checkTablesLayout looks for the daemon's own tables, in the layout that this program
-// works on.
+// checkTablesLayout checks that the daemon's own tables exist in the layout that this
+// program works on.
 func checkTablesLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	return nil, checkLayout(ctx, f.Conn, f.T)
 }
 
-// checkSchemaRights looks what the role may do with the daemon's own tables.
+// checkSchemaRights checks the role's rights on the daemon's own tables.
 func checkSchemaRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	// Who may not use the schema cannot see what is in it.
+	// A role without USAGE on the schema cannot see its tables.
 	grants, err := QueryTexts(ctx, f.Conn, `
 SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
 UNION ALL
@@ -57,7 +57,8 @@ SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN 
 	return nil, nil
 }
 
-// checkUniqueIndex looks for the constraint that makes "exactly one row" true.
+// checkUniqueIndex checks that a unique index keeps a client from getting two rows of
+// one campaign.
 func checkUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	index, err := FindUniqueIndex(ctx, f.Conn, f.T)
 	if err != nil || index != "" || !f.Catalogue.tableExists {
@@ -69,8 +70,8 @@ func checkUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, er
 		Fix:    "dinnerbell setup"}}, nil
 }
 
-// checkConnections compares what the lanes take with what the server has left for
-// them: connections that it does not have are refused to everybody.
+// checkConnections compares the connections that the lanes take with those that the
+// server has left. Once they are used up, the server refuses every client.
 func checkConnections(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	lanes := f.Lanes
 	need := lanes + f.Cfg.ReaderCount()

@@ -14,9 +14,10 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// The preconditions of the feedback table. It belongs to the user, and its
-// columns, constraints and triggers are what he needs; refused is what would
-// write other values than the records carry, or stop every campaign.
+// feedbackPreconditions are the preconditions of the feedback table. The table belongs
+// to the user, with the columns, constraints and triggers that he needs; the checks
+// refuse a table that would store other values than the records carry, or stop every
+// campaign.
 var feedbackPreconditions = []precondition.Check[*Facts]{
 	{Name: "sink.feedback.exists", At: precondition.Always, Read: checkFeedbackExists},
 	{Name: "sink.feedback.table", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkTable)},
@@ -30,7 +31,7 @@ var feedbackPreconditions = []precondition.Check[*Facts]{
 	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: onFeedbackTable((*Catalogue).checkEncoding)},
 }
 
-// Report makes the checks that can change while the daemon runs.
+// Report makes the checks whose outcome can change while the daemon runs.
 func (c *Catalogue) Report() (report precondition.Report) {
 	for _, check := range []func(*Catalogue) []precondition.Finding{(*Catalogue).checkTable, (*Catalogue).checkColumns, (*Catalogue).checkRequired, (*Catalogue).checkSequences} {
 		for _, f := range check(c) {
@@ -43,7 +44,7 @@ func (c *Catalogue) Report() (report precondition.Report) {
 func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context.Context, *Facts) ([]precondition.Finding, error) {
 	return func(_ context.Context, f *Facts) ([]precondition.Finding, error) {
 		if !f.Catalogue.tableExists {
-			return nil, nil // checkTableExists says so
+			return nil, nil // checkFeedbackExists reports it
 		}
 		found := check(f.Catalogue)
 		for i := range found {
@@ -55,8 +56,8 @@ func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context
 	}
 }
 
-// checkFeedbackExists looks for the table. A role without USAGE on its schema
-// does not see it either.
+// checkFeedbackExists checks that the table exists. A role without USAGE on the schema
+// does not see the table either.
 func checkFeedbackExists(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	if f.Catalogue.tableExists {
 		return nil, nil
@@ -77,7 +78,7 @@ func checkFeedbackExists(ctx context.Context, f *Facts) ([]precondition.Finding,
 	return []precondition.Finding{missing}, nil
 }
 
-// createSQL is the table of the contract under this table's name.
+// createSQL returns the statement that creates the contract's table under this name.
 func (t *FeedbackTable) createSQL() string {
 	var b strings.Builder
 	b.WriteString("CREATE TABLE " + t.Name + " (id bigserial PRIMARY KEY")
@@ -95,7 +96,7 @@ func (c *Catalogue) alterTableSQL(format string, args ...any) string {
 	return "ALTER TABLE " + c.Feedback.Name + " " + fmt.Sprintf(format, args...)
 }
 
-// checkTable looks at what kind of relation it is.
+// checkTable checks the kind of the relation and of its partitions.
 func (c *Catalogue) checkTable() (found []precondition.Finding) {
 	const name = "name a table in sink.table"
 	switch c.kind {
@@ -128,7 +129,7 @@ func (c *Catalogue) checkTable() (found []precondition.Finding) {
 	return found
 }
 
-// checkColumns looks for the ten columns and at their types.
+// checkColumns checks that the ten columns exist with types that can carry the values.
 func (c *Catalogue) checkColumns() (found []precondition.Finding) {
 	for i, name := range record.ColumnNames {
 		k, there := c.columns[name]
@@ -152,8 +153,8 @@ func (c *Catalogue) checkColumns() (found []precondition.Finding) {
 	return found
 }
 
-// addColumnSQL names the statement for a column that is not there: a column
-// whose name is nearly the same is misspelt.
+// addColumnSQL returns the statement that mends a missing column: RENAME of a column with
+// nearly the same name, otherwise ADD.
 func (c *Catalogue) addColumnSQL(column int) string {
 	want := record.ColumnNames[column]
 	best, distance := "", len(want)/3
@@ -171,8 +172,8 @@ func (c *Catalogue) addColumnSQL(column int) string {
 	return c.alterTableSQL("ADD COLUMN %s %s", want, ContractTable().types[column].sql)
 }
 
-// retypeColumnSQL names the statement that gives a column the contract's type. What
-// USING says is right for times; of anything else the user decides.
+// retypeColumnSQL returns the statement that gives a column the contract's type. Its USING
+// is right for times; for other values the user must decide.
 func (c *Catalogue) retypeColumnSQL(column int, k catalogueColumn) string {
 	name, typ := record.ColumnNames[column], ContractTable().types[column].sql
 	if strings.HasPrefix(k.typ, "date") && record.IsNumberColumn(column) {
@@ -185,8 +186,8 @@ func (c *Catalogue) retypeColumnSQL(column int, k catalogueColumn) string {
 	return c.alterTableSQL("ALTER COLUMN %s TYPE %s%s USING %s::%s", name, typ, collate, name, typ)
 }
 
-// checkRequired looks for other columns that a row cannot leave empty. A trigger
-// may fill them; that is not seen before the first row.
+// checkRequired checks for other columns that a row must fill. A trigger may fill them,
+// which only the first row shows.
 func (c *Catalogue) checkRequired() (found []precondition.Finding) {
 	for _, name := range c.required {
 		f := newFailure("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.alterTableSQL("ALTER COLUMN %s DROP NOT NULL", quoteIdent(name)))
@@ -198,7 +199,7 @@ func (c *Catalogue) checkRequired() (found []precondition.Finding) {
 	return found
 }
 
-// checkPartitionKey looks whether the unique index is possible.
+// checkPartitionKey checks that the partition key allows the unique index.
 func (c *Catalogue) checkPartitionKey() []precondition.Finding {
 	for _, name := range c.partKeys {
 		if name == record.ColumnNames[record.CampaignColumn] || name == record.ColumnNames[record.ClientColumn] {
@@ -213,7 +214,7 @@ func (c *Catalogue) checkPartitionKey() []precondition.Finding {
 	return nil
 }
 
-// checkRules looks for rules: COPY ignores them, and ON CONFLICT is refused.
+// checkRules refuses rules: COPY ignores them, and Postgres refuses ON CONFLICT.
 func (c *Catalogue) checkRules() (found []precondition.Finding) {
 	for _, name := range c.rules {
 		found = append(found, newFailure("it has the rule "+name+" on INSERT or UPDATE", "COPY ignores rules, and INSERT … ON CONFLICT is refused", "DROP RULE "+quoteIdent(name)+" ON "+c.Feedback.Name))
@@ -230,7 +231,7 @@ func (c *Catalogue) checkTriggers() (found []precondition.Finding) {
 	return found
 }
 
-// checkSequences looks how far the sequences have come.
+// checkSequences checks how many numbers the sequences have left.
 func (c *Catalogue) checkSequences() (found []precondition.Finding) {
 	for _, s := range c.sequence {
 		widen := c.alterTableSQL("ALTER COLUMN %s TYPE bigint", s.column)
@@ -255,7 +256,7 @@ func (c *Catalogue) checkSequences() (found []precondition.Finding) {
 	return found
 }
 
-// checkRights looks what the role may do.
+// checkRights checks the role's rights on the table.
 func (c *Catalogue) checkRights() (found []precondition.Finding) {
 	for _, grant := range c.denied {
 		found = append(found, newFailure("the role "+c.role+" lacks a right", "no row can be written", grant))

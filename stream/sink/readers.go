@@ -9,35 +9,36 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Querier runs statements: a connection, or the readers.
+// Querier runs statements: on one connection, or on one of the Readers.
 type Querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// Readers are the connections on which all lanes of a service look things up. A
-// lane reads little and now and then, so few connections serve many lanes. They
-// are made when they are needed and closed with the last session that uses them.
+// Readers is a pool of connections on which all lanes of a service read. A lane
+// reads little and rarely, so few connections serve many lanes. The pool connects
+// when a statement needs a connection, and closes all connections with the last
+// session that uses the pool.
 //
-// Statements are independent of each other: each takes a connection that is free,
-// and waits for one where all are in use. Rows must be read to the end or closed
-// before the same goroutine runs another statement, or it may wait for itself.
+// Each statement takes a free connection, and waits for one while all are in use.
+// A caller must read rows to the end or close them before the same goroutine runs
+// another statement, or that goroutine may wait for itself.
 type Readers struct {
 	cfg  Config
 	name string
 	free chan struct{} // a token for each connection that is in use
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards users and idle
 	users int
-	idle  []*pgx.Conn // the last one used is the last
+	idle  []*pgx.Conn // the connection used last comes last
 }
 
 func NewReaders(cfg Config, instance string) *Readers {
 	return &Readers{cfg: cfg, name: "dinnerbell " + instance + " reader", free: make(chan struct{}, cfg.ReaderCount())}
 }
 
-// Open counts a user; close must follow.
+// Open adds a user of the pool; the user must call Close.
 func (r *Readers) Open() *Readers {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -71,7 +72,7 @@ func (r *Readers) acquireConn(ctx context.Context) (*pgx.Conn, error) {
 		if conn == nil {
 			break
 		}
-		if conn.PgConn().CheckConn() == nil { //nolint:staticcheck // Ping would cost a round trip each time; what this misses fails in the statement
+		if conn.PgConn().CheckConn() == nil { //nolint:staticcheck // Ping would cost a round trip each time; a dead connection that CheckConn misses fails in the statement
 			return conn, nil
 		}
 		CloseConn(conn)
@@ -101,7 +102,8 @@ func (r *Readers) takeIdleConn() *pgx.Conn {
 	return conn
 }
 
-// releaseConn gives a connection back. Where one has died the others are as old.
+// releaseConn gives a connection back to the pool. Where the connection has died, the
+// idle ones are as old and are closed too.
 func (r *Readers) releaseConn(conn *pgx.Conn) {
 	r.mu.Lock()
 	switch {
@@ -150,7 +152,7 @@ func (r *Readers) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	return releasingRow{row: conn.QueryRow(ctx, sql, args...), release: func() { r.releaseConn(conn) }}
 }
 
-// releasingRows gives the connection back when the rows have been read.
+// releasingRows gives the connection back once the rows are read.
 type releasingRows struct {
 	pgx.Rows
 	release func()
@@ -161,7 +163,7 @@ func (r *releasingRows) Next() bool {
 	if r.Rows.Next() {
 		return true
 	}
-	r.release() // they have closed themselves
+	r.release() // the rows have closed themselves
 	return false
 }
 

@@ -10,11 +10,11 @@ import (
 	"dinnerbell/internal/postgres"
 )
 
-// daemonTables is the schema of the daemon's own tables. %[1]s is the schema.
+// daemonTables creates the daemon's own tables. %[1]s is the schema.
 var daemonTables = []struct{ name, sql string }{
 	{"schema", `CREATE SCHEMA IF NOT EXISTS %[1]s`},
-	// One row per partition of the campaigns topic. Everything a step changes
-	// goes through a compare-and-swap on (epoch, seq).
+	// One row per partition of the campaigns topic. Every step changes it by a
+	// compare-and-swap on (epoch, seq).
 	{"lane", `CREATE TABLE IF NOT EXISTS %[1]s.lane (
   lane int4 NOT NULL PRIMARY KEY,
   epoch int8 NOT NULL DEFAULT 0,           -- counts owners
@@ -30,11 +30,11 @@ var daemonTables = []struct{ name, sql string }{
   expired int8 NOT NULL DEFAULT 0,         -- campaigns that were over on arrival
   dead int8 NOT NULL DEFAULT 0             -- messages refused
 ) WITH (fillfactor = 50)`},
-	// The newest message per (campaign, restaurant), over all lanes. Whoever
-	// changes a row names the state that it expects: the version for the progress
-	// of a fan-out, the message too for another message. Rows stay a while after
-	// their end, so that an older message that arrives late through another lane is
-	// known to be old.
+	// The newest message per (campaign, restaurant), over all lanes. A statement that
+	// changes a row names the state that it expects: the version for the progress of
+	// a fan-out, version and message for another message. Rows stay for some days
+	// after the campaign's end, so that an older message that arrives late through
+	// another lane is recognised as older.
 	{"campaign", `CREATE TABLE IF NOT EXISTS %[1]s.campaign (
   adv_campaign_id text NOT NULL,
   restaurant_id text NOT NULL,
@@ -57,8 +57,8 @@ var daemonTables = []struct{ name, sql string }{
   PRIMARY KEY (adv_campaign_id, restaurant_id)
 ) WITH (fillfactor = 70)`},
 	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},
-	// Steps that are decided and may not be shipped yet. A row is written once
-	// and never changed. EXTERNAL: packed ids do not compress.
+	// Decided steps, until after they are shipped. A row is written once and never
+	// changed. EXTERNAL: packed ids do not compress.
 	{"outbox", `CREATE TABLE IF NOT EXISTS %[1]s.outbox (
   lane int4 NOT NULL,
   seq int8 NOT NULL,
@@ -71,21 +71,21 @@ var daemonTables = []struct{ name, sql string }{
 	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + fmt.Sprint(layoutVersion) + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
 }
 
-// SetupSQL is everything that Setup would run on an empty database. It is safe
-// to repeat.
+// SetupSQL returns the statements that Setup runs on an empty database. They are safe to
+// repeat.
 func SetupSQL(cfg Config) []string {
 	t := cfg.Tables()
 	var out []string
 	for _, d := range daemonTables {
 		out = append(out, fmt.Sprintf(d.sql, t.Schema))
 	}
-	const suffix = "_adv_campaign_id_client_id_idx" // with it, the name that Postgres chooses where setup runs
+	const suffix = "_adv_campaign_id_client_id_idx" // Postgres chooses a name with the same suffix where Setup runs
 	name := quoteIdent(cfg.Table[:min(len(cfg.Table), postgres.MaxIdentifier-len(suffix))] + suffix)
 	return append(out, strings.Replace(createIndexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
 }
 
-// GrantSQL is what a role needs to run the daemon where somebody else owns the
-// tables and has run the statements of SetupSQL.
+// GrantSQL returns the GRANT statements for a role that runs the daemon, where another
+// role owns the tables and has run the statements of SetupSQL.
 func GrantSQL(cfg Config, role string) []string {
 	t, role := cfg.Tables(), quoteIdent(role)
 	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
@@ -101,10 +101,10 @@ EXCEPTION WHEN undefined_column THEN NULL; END $$`,
 	}
 }
 
-// createIndexSQL makes the unique index that turns "exactly one row" into a
-// constraint of the database. Any valid unique index over the same two columns
-// serves. Postgres chooses the name: another deployment's feedback table may be
-// in the same schema.
+// createIndexSQL creates the unique index over (campaign, client), by which Postgres
+// itself refuses a second row. Any valid unique index over the same two columns serves
+// as well. Postgres chooses the name: another deployment's feedback table may be in the
+// same schema.
 func createIndexSQL(t Tables, concurrently bool) string {
 	c := ""
 	if concurrently {
@@ -113,8 +113,9 @@ func createIndexSQL(t Tables, concurrently bool) string {
 	return fmt.Sprintf("CREATE UNIQUE INDEX %sON %s (adv_campaign_id, client_id)", c, t.Feedback)
 }
 
-// Setup creates what is missing in the sink database and says what it did,
-// one line each. Safe to repeat. The feedback table itself belongs to the user.
+// Setup creates the missing tables and the missing index in the sink database, and
+// returns one line about each. It is safe to repeat. The user creates the feedback
+// table itself.
 func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	conn, err := cfg.Connect(ctx, "dinnerbell setup")
 	if err != nil {
@@ -160,8 +161,8 @@ func setupTables(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error
 	return []string{fmt.Sprintf("tables of schema %s: created lane, campaign, outbox", t.Schema)}, nil
 }
 
-// setupIndex makes sure that a unique index over (campaign, client) is valid.
-// With rows in the table it is built CONCURRENTLY: writers go on meanwhile.
+// setupIndex creates a unique index over (campaign, client) unless there is a valid one.
+// On a table with rows it builds the index CONCURRENTLY, so that writers go on.
 func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 	name, err := FindUniqueIndex(ctx, conn, t)
 	if err != nil {
@@ -170,7 +171,7 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 	if name != "" {
 		return fmt.Sprintf("unique index on %s: there already (%s)", t.Feedback, name), nil
 	}
-	var online bool // a partitioned table's index cannot be built so
+	var online bool // a partitioned table's index cannot be built CONCURRENTLY
 	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.Feedback+") AND c.relkind = 'r' FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)", t.Feedback).Scan(&online); err != nil {
 		return "", fmt.Errorf("read feedback table %s: %w; create it first (the README has its definition)", t.Feedback, err)
 	}
@@ -193,8 +194,8 @@ func setupIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 	return fmt.Sprintf("unique index on %s: created", t.Feedback), nil
 }
 
-// FindUniqueIndex names a valid, immediate, unpartial unique index over exactly
-// (adv_campaign_id, client_id) in either order, or "".
+// FindUniqueIndex returns the name of a valid, immediate, unpartial unique index over
+// exactly (adv_campaign_id, client_id) in either order, or "".
 func FindUniqueIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, error) {
 	names, err := listUniqueIndexes(ctx, conn, t, true)
 	if err != nil || len(names) == 0 {
@@ -203,14 +204,14 @@ func FindUniqueIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, err
 	return names[0], nil
 }
 
-// pairIndexSQL says that i, of pg_index, is a unique index over exactly the campaign
-// and the client that may be valid: immediate, unpartial, without expressions.
+// pairIndexSQL holds for a row i of pg_index that is a unique index over exactly
+// campaign and client: immediate, unpartial, without expressions, valid or not.
 const pairIndexSQL = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
   AND (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attname) FROM pg_catalog.pg_attribute a
        WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1])) = '{adv_campaign_id,client_id}'`
 
-// listUniqueIndexes names the unique indexes over the two columns that are valid, or
-// those that are not.
+// listUniqueIndexes returns the names of the valid unique indexes over the two columns,
+// or of the invalid ones.
 func listUniqueIndexes(ctx context.Context, conn *pgx.Conn, t Tables, valid bool) ([]string, error) {
 	rows, err := conn.Query(ctx, `
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -226,8 +227,8 @@ WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid = $2 AND `+pairIn
 }
 
 // describeDuplicates describes the first few pairs that have more than one row, with
-// their ids, or returns "" when there are none. A table without ids has the rows'
-// places.
+// their ids, or returns "" when there are none. It gives ctids where the table has no
+// ids.
 func describeDuplicates(ctx context.Context, conn *pgx.Conn, t Tables) string {
 	lines, err := QueryTexts(ctx, conn, `
 WITH twice AS (SELECT adv_campaign_id, client_id, min(ctid) AS first FROM `+t.Feedback+` GROUP BY adv_campaign_id, client_id HAVING count(*) > 1 ORDER BY 3 LIMIT 10)

@@ -18,12 +18,12 @@ const (
 	LockNotAvailable     = "55P03"
 )
 
-// RefusesRow tells whether an error of a statement that writes feedback rows is
+// RefusesRow reports whether an error of a statement that writes feedback rows is
 // about the rows: data exceptions, integrity violations, a value too long for an
-// index, and what the user's own functions raise, under PL/pgSQL's codes or under
-// codes of their own. Everything else is about the server, the table or us, and is
-// no reason to leave anybody out; so are a sequence at its end and bytes that are
-// not what the column's type wants.
+// index, and errors that the user's own functions raise, under PL/pgSQL's codes or
+// under codes of their own. Every other error is about the server, the table or the
+// daemon, and no client is left out for it; so are an exhausted sequence and bytes
+// that the column's type cannot read.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 func RefusesRow(err *pgconn.PgError) bool {
 	switch err.Code {
@@ -36,12 +36,12 @@ func RefusesRow(err *pgconn.PgError) bool {
 	return class == "22" || class == "23" || class == "P0" || !slices.Contains(serverClasses, class)
 }
 
-// serverClasses are the classes of SQLSTATE that Postgres itself uses: nobody but
-// RAISE gives another one.
+// serverClasses lists the classes of SQLSTATE that Postgres itself uses. Only RAISE
+// gives another class.
 var serverClasses = strings.Fields(`00 01 02 03 08 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F
   34 38 39 3B 3D 3F 40 42 44 53 54 55 57 58 72 F0 HV P0 XX`)
 
-// WithFunction adds the user's function in which the server met an error.
+// WithFunction adds the user's function in which the error occurred.
 func WithFunction(err *pgconn.PgError) error {
 	for line := range strings.Lines(err.Where) {
 		if strings.Contains(line, " function ") {

@@ -8,7 +8,7 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// StepStatements are what a step's transaction is made of, prepared on the lane's
+// StepStatements holds the statements of a step's transaction, prepared on the lane's
 // own connection.
 type StepStatements struct {
 	begin, path, copy, lane, insert, edit, repeat, move, outbox, clean, shape, inTime, commit *Statement
@@ -54,14 +54,14 @@ func (q *StepStatements) AddFeedbackRows(p *Pipeline, table *FeedbackTable, fram
 	}
 }
 
-// StepChanges are what a step's transaction changes beside the feedback rows.
+// StepChanges holds all changes of a step's transaction beside the feedback rows.
 type StepChanges struct {
 	Lane       int32
 	Epoch      int64
-	Seq        int64 // of the step: the lane must have decided the one before
+	Seq        int64 // of the step; the lane row must hold the one before
 	NextOffset int64 // 0: does not move
 
-	Notifications, Expired, Refused int64 // what the step adds to the lane's counters
+	Notifications, Expired, Refused int64 // added to the lane's counters
 
 	Shipped int64   // K
 	Ends    []int64 // of the notifications topic, per partition, as the broker has acknowledged them

@@ -11,10 +11,9 @@ import (
 	"dinnerbell/stream/record"
 )
 
-// FeedbackTable is the user's table as one look at the catalogue found it. Its
-// column types differ between deployments; every statement on it is typed by
-// them, and a value that a type cannot carry unchanged is refused before it is
-// sent.
+// FeedbackTable is the user's feedback table as ReadCatalogue has found it. Its column
+// types differ between deployments: every statement on the table casts to them, and
+// the daemon refuses a value that a type cannot carry unchanged before it is sent.
 type FeedbackTable struct {
 	schema string // quoted
 	Name   string // quoted and qualified
@@ -26,24 +25,24 @@ type FeedbackTable struct {
 	Triggers     []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
 	RunsUserCode bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
 	byteLimits   bool     // the n of varchar(n) counts bytes: SQL_ASCII
-	Shape        string   // what a step's transaction compares, see const shape
+	Shape        string   // what a step's transaction compares, see ShapeSQL
 	Encoding     string   // of the database
 }
 
-// columnType is what SQL knows of a column beside its kind.
+// columnType is the SQL type of a column, beside its kind.
 type columnType struct {
 	sql   string // as SQL spells it, a domain by its own name
 	limit int    // n of varchar(n), char(n); digits before the point of numeric(p, s); 0: none
 }
 
-// kindsByOID are the base types that can carry a value.
+// kindsByOID maps the base types that can carry a value to their kind.
 // https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_type.dat
 var kindsByOID = map[uint32]record.Kind{
 	25: record.KindText, 1043: record.KindText, 1042: record.KindChar, 2950: record.KindUUID,
 	23: record.KindInt4, 20: record.KindInt8, 1700: record.KindNumeric, 701: record.KindFloat8, 1114: record.KindTimestamp, 1184: record.KindTimestampTZ,
 }
 
-// ContractTable is the table of the contract, for what is rendered without a sink.
+// ContractTable returns the table that the contract defines.
 func ContractTable() *FeedbackTable {
 	t := &FeedbackTable{Kinds: record.ContractKinds, HasFeedback: true, Encoding: "UTF8"}
 	for i, k := range t.Kinds {
@@ -59,8 +58,7 @@ func ContractTable() *FeedbackTable {
 	return t
 }
 
-// ParamSQL makes an expression of the column's type out of a text or int8
-// parameter p.
+// ParamSQL casts a text or int8 parameter p to the column's type.
 func (t *FeedbackTable) ParamSQL(column int, p string) string {
 	switch t.Kinds[column] {
 	case record.KindUUID:
@@ -78,12 +76,11 @@ func (t *FeedbackTable) ParamSQL(column int, p string) string {
 	return p + "::int8"
 }
 
-// ColumnSQL makes a text or int8 expression out of the column of the table that
-// alias names.
+// ColumnSQL casts the column of the table alias to text or int8.
 func (t *FeedbackTable) ColumnSQL(column int, alias string) string {
 	ref := alias + "." + record.ColumnNames[column]
 	switch t.Kinds[column] {
-	case record.KindTimestamp, record.KindTimestampTZ: // extract takes the one for UTC, and knows the other's zone
+	case record.KindTimestamp, record.KindTimestampTZ: // extract takes a timestamp for UTC, and knows the zone of a timestamptz
 		return "extract(epoch FROM " + ref + ")::int8"
 	case record.KindInt4, record.KindInt8, record.KindNumeric, record.KindFloat8:
 		return ref + "::int8"
@@ -92,8 +89,8 @@ func (t *FeedbackTable) ColumnSQL(column int, alias string) string {
 	return ref + "::text"
 }
 
-// CampaignMisfit says why the table cannot carry a campaign unchanged; "" if
-// nothing is seen against it.
+// CampaignMisfit returns why the table cannot carry a campaign unchanged; "" if it can,
+// as far as the column types show.
 func (t *FeedbackTable) CampaignMisfit(c *campaign.Campaign) string {
 	for i, text := range [...]string{record.RestaurantColumn: c.RestaurantID, record.CampaignColumn: c.ID, record.ContentColumn: c.Content, record.OwnerColumn: c.Owner, record.ContactColumn: c.OwnerContact} {
 		if why := t.textMisfit(i, text); why != "" {
@@ -111,7 +108,7 @@ func (t *FeedbackTable) CampaignMisfit(c *campaign.Campaign) string {
 	return ""
 }
 
-// ClientMisfit says the same of a client's id.
+// ClientMisfit returns why the table cannot carry a client's id unchanged; "" if it can.
 func (t *FeedbackTable) ClientMisfit(id id.ID) string {
 	kind, limit := t.Kinds[record.ClientColumn], t.types[record.ClientColumn].limit
 	if kind == record.KindText && (limit == 0 || id.TextLen() <= limit) {
@@ -123,7 +120,7 @@ func (t *FeedbackTable) ClientMisfit(id id.ID) string {
 	if t.textMisfit(record.ClientColumn, id.Text()) == "" {
 		return ""
 	}
-	why := fmt.Sprintf("has more than %d characters", limit) // without the id: clients are gathered by the reason
+	why := fmt.Sprintf("has more than %d characters", limit) // without the id: dead letters gather clients by the reason
 	switch kind {
 	case record.KindUUID:
 		why = "is not a lower-case UUID, and would be given back in another form or not be taken"
@@ -182,29 +179,29 @@ func (t *FeedbackTable) numberMisfit(column int, n int64) string {
 	return fmt.Sprintf("%d does not fit", n)
 }
 
-// HoldsUnicode tells that the database can hold every text.
+// HoldsUnicode reports whether the database can hold every text.
 func (t *FeedbackTable) HoldsUnicode() bool { return t.Encoding == "UTF8" || t.Encoding == "SQL_ASCII" }
 
-// SearchPath is the search_path under which the user's own code runs: that of the
-// table's schema, behind the built-in functions.
+// SearchPath returns the search_path for the user's own code: the built-in functions
+// first, then the table's schema and public.
 func (t *FeedbackTable) SearchPath() string {
 	return "pg_catalog, " + t.schema + ", public, pg_temp"
 }
 
-// ClientsSQL reads, as text, who has campaign $1.
+// ClientsSQL selects, as text, the clients with a row of campaign $1.
 func (t *FeedbackTable) ClientsSQL() string {
 	return `SELECT ` + t.ColumnSQL(record.ClientColumn, "f") + ` FROM ` + t.Name + ` f WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1")
 }
 
-// MissingSQL lists those of the clients $2 that have no row of campaign $1, of
-// which more is asked by and. OFFSET keeps the planner from turning the look-ups
-// into a join of the clients with all of the campaign's rows.
+// MissingSQL selects those of the clients $2 that have no row of campaign $1; and adds
+// conditions on the row. OFFSET keeps the planner from turning the look-ups into a
+// join of the clients with all of the campaign's rows.
 func (t *FeedbackTable) MissingSQL(and string) string {
 	return `SELECT c.id FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE NOT EXISTS (SELECT FROM ` + t.Name + ` f
   WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1") + ` AND f.client_id = ` + t.ParamSQL(record.ClientColumn, "c.id") + and + ` OFFSET 0)`
 }
 
-// RowSQL are the ten columns, in the order of COPY, as text and int8.
+// RowSQL lists the ten columns, in the order of COPY, as text and int8.
 func (t *FeedbackTable) RowSQL(alias string) string {
 	out := make([]string, record.Columns)
 	for i := range out {
@@ -213,9 +210,9 @@ func (t *FeedbackTable) RowSQL(alias string) string {
 	return strings.Join(out, ", ")
 }
 
-// InsertSQL inserts one campaign's rows of the clients that have none. It returns
-// campaign and client as they are stored and, where triggers can change it, the
-// name of another column that is stored otherwise.
+// InsertSQL inserts one campaign's rows for the clients that have none. It returns the
+// stored campaign and client and, where triggers can change a row, the name of another
+// column whose stored value differs.
 func (t *FeedbackTable) InsertSQL() string {
 	values := make([]string, record.Columns)
 	other := ""
