@@ -37,19 +37,54 @@ func TestDocumentedTestsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	docs, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	if err != nil || len(docs) == 0 {
-		t.Fatalf("no documents: %v", err)
-	}
-	for _, doc := range append(docs, filepath.Join(root, "README.md"), filepath.Join(root, "CHANGELOG.md")) {
-		text, err := os.ReadFile(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range namedTest.FindAllSubmatch(text, -1) {
-			if name := string(m[1]); !there[name] {
-				t.Errorf("%s names %s, which does not exist", filepath.Base(doc), name)
+	for doc, text := range documents(t, root) {
+		for _, m := range namedTest.FindAllStringSubmatch(text, -1) {
+			if !there[m[1]] {
+				t.Errorf("%s names %s, which does not exist", doc, m[1])
 			}
 		}
 	}
+}
+
+// namedFile is a file of the repository, as documents name it.
+var namedFile = regexp.MustCompile(`\b(?:cdc|cmd|docs|internal|scripts|state|stream)/[A-Za-z0-9_/.-]+\.(?:go|md|pml|sh|sql)\b`)
+
+// If a document names a file of the repository, the file exists.
+func TestDocumentedFilesExist(t *testing.T) {
+	t.Parallel()
+	root := envtest.Root(t)
+	for doc, text := range documents(t, root) {
+		for _, name := range namedFile.FindAllString(text, -1) {
+			if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+				t.Errorf("%s names %s: %v", doc, name, err)
+			}
+		}
+	}
+}
+
+// documents returns the texts of the repository's documents by their paths.
+func documents(t *testing.T, root string) map[string]string {
+	t.Helper()
+	texts := map[string]string{}
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "scripts/*/*.md"} {
+		paths, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			name, err := filepath.Rel(root, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			texts[name] = string(text)
+		}
+	}
+	if len(texts) < 10 {
+		t.Fatalf("only %d documents", len(texts))
+	}
+	return texts
 }

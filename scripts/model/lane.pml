@@ -72,7 +72,7 @@ byte calm;          /* 0: anything may fail; 1 + d: only daemon d goes on, nothi
 #define in_set(s, c) (((s) >> (c)) & 1)
 #define queued(d)    (tx[d] == QUEUED || tx[d] == QUEUED_COPIED)
 
-/* The compare-and-swap of DECIDE (addStepChanges in commit.go), with the seq that
+/* The compare-and-swap of DECIDE (AddChanges in stream/sink), with the seq that
  * the step was sent for. */
 #if defined(NO_CAS)
 #define cas_hits(d) true
@@ -230,7 +230,7 @@ inline load(d) {
 #define taken_over(d) (!newest[d])
 #endif
 
-/* DECIDE: begin and COPY of client c (addFeedbackRows in commit.go). Which clients a
+/* DECIDE: begin and COPY of client c (AddFeedbackRows in stream/sink). Which clients a
  * step picks depends on a cursor and on a cache that may be old or lost: here,
  * any. Clients that nothing refers to are alike, so the lowest of them will do;
  * so are those that have a row: the unique index refuses them, ON CONFLICT
