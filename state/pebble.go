@@ -3,6 +3,8 @@ package state
 import (
 	"fmt"
 	"log/slog"
+	"reflect"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -65,6 +67,8 @@ func (o Options) newPebbleOptions(corrupt func(error)) *pebbleOptions {
 
 // openPebble opens a store. A damaged store can make Pebble panic, or call Fatalf of
 // its logger; openPebble returns both as errors, because the store can be rebuilt.
+//
+//go:noinline // isInOpen looks for its frame
 func openPebble(store string, p *pebbleOptions) (db *pebble.DB, err error) {
 	p.logger.opening.Store(true)
 	defer p.logger.opening.Store(false)
@@ -94,15 +98,35 @@ func openPebble(store string, p *pebbleOptions) (db *pebble.DB, err error) {
 type pebbleLogger struct {
 	log   *slog.Logger
 	fatal func(string) // Options.Fatal
-	// opening is true while pebble.Open runs. A write that fails is then an error of
-	// Open and does not end the process.
+	// opening is true while pebble.Open runs. A write that fails on its goroutine is then
+	// an error of Open and does not end the process.
 	opening atomic.Bool
+}
+
+// isInOpen reports whether pebble.Open has called the logger. Open also waits for a
+// flush on a goroutine of Pebble's own, and nothing recovers a panic there.
+func (l *pebbleLogger) isInOpen() bool {
+	if !l.opening.Load() {
+		return false
+	}
+	open := reflect.ValueOf(openPebble).Pointer()
+	pcs := make([]uintptr, 128)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs)])
+	for {
+		f, more := frames.Next()
+		if f.Entry == open {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
 }
 
 // logFailed ends the process because the log cannot be written. While the store is
 // opened it returns the error instead, which Pebble then returns from its Open.
 func (l *pebbleLogger) logFailed(what string, err error) error {
-	if !l.opening.Load() {
+	if !l.isInOpen() {
 		l.Fatalf("%s: %v", what, err)
 	}
 	return err
@@ -132,7 +156,7 @@ func (l *pebbleLogger) Fatalf(format string, args ...any) {
 		}
 	}
 	l.log.Error("local state cannot go on", "message", stop.message)
-	if l.fatal != nil && (!l.opening.Load() || isEnvironmental(stop)) {
+	if l.fatal != nil && (!l.isInOpen() || isEnvironmental(stop)) {
 		l.fatal(stop.message)
 	}
 	panic(stop) //nolint:forbidigo // Pebble has no error path here, see above

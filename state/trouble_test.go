@@ -2,8 +2,10 @@ package state
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -89,6 +91,28 @@ func TestOpenInTrouble(t *testing.T) {
 				o.fs = mem
 				checkTroubled(t, openStore(t, "/d", o))
 			})
+		}
+	}
+}
+
+// While Pebble opens a store it flushes on a goroutine of its own: a failure there that
+// could be damage ends the process in order, because no panic of it can be recovered.
+func TestFailureBesideOpenIsFatal(t *testing.T) {
+	t.Parallel()
+	for what, fail := range map[string]func(*pebbleLogger){
+		"MANIFEST": func(l *pebbleLogger) { l.Fatalf("MANIFEST sync failed: %v", syscall.EIO) },
+		"log":      func(l *pebbleLogger) { _ = l.logFailed("write log", syscall.EIO) },
+	} {
+		ended := make(chan string, 1)
+		l := &pebbleLogger{log: slog.New(slog.DiscardHandler), fatal: func(message string) { ended <- message; runtime.Goexit() }}
+		l.opening.Store(true)
+		go func() {
+			defer close(ended)
+			defer func() { _ = recover() }()
+			fail(l)
+		}()
+		if message := <-ended; !strings.Contains(message, what) {
+			t.Errorf("%s: the process would end with %q", what, message)
 		}
 	}
 }
