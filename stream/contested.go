@@ -98,7 +98,8 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			if err != nil {
 				return err
 			}
-			clients = &n.Written
+			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
+			clients = &written
 			p.Dead = append(p.Dead, c.letters.lettersOf(n, k.live)...)
 			if n.Refused != "" {
 				st.noteRefused(k.live)
