@@ -45,6 +45,7 @@ type Tables struct {
 	FeedbackSchema, Feedback       string
 }
 
+// Tables quotes the names of the tables.
 func (c Config) Tables() Tables {
 	schema := pgx.Identifier{c.DaemonSchema}.Sanitize()
 	return Tables{

@@ -34,6 +34,7 @@ type Readers struct {
 	idle  []*pgx.Conn // the connection used last comes last
 }
 
+// NewReaders makes an empty pool; instance is part of its application_name.
 func NewReaders(cfg Config, instance string) *Readers {
 	return &Readers{cfg: cfg, name: "dinnerbell " + instance + " reader", free: make(chan struct{}, cfg.ReaderCount())}
 }
@@ -46,6 +47,7 @@ func (r *Readers) Open() *Readers {
 	return r
 }
 
+// Close takes a user off; the last one closes the idle connections.
 func (r *Readers) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"dinnerbell/internal/halt"
@@ -113,23 +112,12 @@ func (c *Claim) compareEnds(ends []int64) error {
 // loadOutbox reads and decodes the steps that are decided and not shipped: all of
 // (K, P], or a halt.
 func (c *Claim) loadOutbox(ctx context.Context, k int64) ([]*record.Payload, error) {
-	rows, err := c.Conn.Query(ctx, `SELECT seq, payload FROM `+c.Tables.Outbox+` WHERE lane = $1 AND seq > $2 ORDER BY seq`, c.Lane, k)
-	if err != nil {
-		return nil, fmt.Errorf("read outbox of lane %d: %w", c.Lane, err)
-	}
-	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record.Payload, error) {
-		var seq int64
-		var b []byte
-		if err := row.Scan(&seq, &b); err != nil {
-			return nil, err
-		}
-		return record.DecodePayload(seq, b)
-	})
+	out, err := c.Tables.ReadOutbox(ctx, c.Conn, c.Lane, k)
 	if errors.Is(err, record.ErrCorrupt) {
-		return nil, c.newHalt(fmt.Sprintf("%s: %v", c.Tables.Outbox, err))
+		return nil, c.newHalt(err.Error())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read outbox of lane %d: %w", c.Lane, err)
+		return nil, fmt.Errorf("lane %d: %w", c.Lane, err)
 	}
 	return out, c.checkContiguous(k, out)
 }

@@ -29,7 +29,7 @@ func InitLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
 	partitions := topics[cfg.Kafka.Campaigns].Partitions.Numbers()
 	t := cfg.Sink.Tables()
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		have, err := lockLanes(ctx, tx, t)
+		have, err := t.LockLanes(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -49,29 +49,13 @@ func InitLanes(ctx context.Context, cfg Config, conn *pgx.Conn) error {
 			if !ok || o.Err != nil {
 				return fmt.Errorf("find offset %s of %s/%d: %w", start, cfg.Kafka.Campaigns, p, o.Err)
 			}
-			if _, err := tx.Exec(ctx, `INSERT INTO `+t.Lane+` (lane, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id)
-VALUES ($1, $2, $3, $4, $5, $6)`, p, o.Offset, ids.Cluster, ids.Campaigns, ids.Notifications, ids.Progress); err != nil {
-				return fmt.Errorf("add lane %d: %w", p, err)
+			row := sink.LaneRow{NextOffset: o.Offset, Cluster: ids.Cluster, Campaigns: ids.Campaigns, Notifications: ids.Notifications, Progress: ids.Progress}
+			if err := t.AddLane(ctx, tx, p, &row); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
-}
-
-// lockLanes keeps other daemons from adding lanes, and lists the existing ones.
-func lockLanes(ctx context.Context, tx pgx.Tx, t sink.Tables) ([]int32, error) {
-	if _, err := tx.Exec(ctx, "LOCK TABLE "+t.Lane+" IN SHARE ROW EXCLUSIVE MODE"); err != nil {
-		return nil, fmt.Errorf("lock %s: %w; `dinnerbell setup` creates it", t.Lane, err)
-	}
-	rows, err := tx.Query(ctx, "SELECT lane FROM "+t.Lane)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", t.Lane, err)
-	}
-	have, err := pgx.CollectRows(rows, pgx.RowTo[int32])
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", t.Lane, err)
-	}
-	return have, nil
 }
 
 // startOffsets returns the offset that kafka.start names in each partition.

@@ -20,10 +20,6 @@ func (c *Claim) LaneMark() string {
 	return fmt.Sprintf("dinnerbell %08x lane %d ", h.Sum32(), c.Lane)
 }
 
-// ownersSQL selects the other sessions that write for the lane of the mark $1.
-const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_with(a.application_name, $1::text)
-  AND a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid()`
-
 // endPredecessors ends the connections of the lane's former owners. A connection whose
 // daemon is frozen between a step's rows and its commit keeps the rows' keys locked,
 // and no timeout of the server ends the connection: it is in the middle of a pipeline,
@@ -33,9 +29,7 @@ const ownersSQL = ` FROM pg_catalog.pg_stat_activity a WHERE pg_catalog.starts_w
 // A connection that is younger than ours stays: it belongs to an owner that takes the
 // lane over from us.
 func (c *Claim) endPredecessors(ctx context.Context) error {
-	var ended int
-	err := c.Conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE pg_catalog.pg_terminate_backend(a.pid))`+ownersSQL+`
-  AND a.backend_start < (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, c.LaneMark()).Scan(&ended)
+	ended, err := sink.EndFormerOwners(ctx, c.Conn, c.LaneMark())
 	if err != nil {
 		return fmt.Errorf("end the former owner's connections of lane %d: %w", c.Lane, err)
 	}
@@ -57,7 +51,7 @@ func (c *Claim) CheckNoOwner(ctx context.Context) error {
 	}
 	defer sink.CloseConn(conn)
 	for until := time.Now().Add(ownerGone); ; {
-		owners, err := sink.QueryTexts(ctx, conn, `SELECT pg_catalog.format('%s (process %s, from %s)', a.application_name, a.pid, coalesce(a.client_addr::text, 'a Unix socket'))`+ownersSQL, c.LaneMark())
+		owners, err := sink.ListOwners(ctx, conn, c.LaneMark())
 		switch {
 		case err != nil:
 			return fmt.Errorf("look for the owner of lane %d: %w", c.Lane, err)

@@ -147,9 +147,9 @@ func (c *Claim) ConfirmHalt(ctx context.Context, err error) error {
 	if _, halted := errors.AsType[*halt.Error](err); !halted {
 		return err
 	}
-	var epoch int64
-	if err := c.Conn.QueryRow(ctx, `SELECT epoch FROM `+c.Tables.Lane+` WHERE lane = $1`, c.Lane).Scan(&epoch); err != nil {
-		return fmt.Errorf("read epoch of lane %d: %w", c.Lane, err)
+	epoch, readErr := c.Tables.ReadEpoch(ctx, c.Conn, c.Lane)
+	if readErr != nil {
+		return readErr
 	}
 	if epoch != c.Epoch {
 		return fmt.Errorf("take lane %d over: %w", c.Lane, sink.ErrTakenOver)
@@ -241,16 +241,10 @@ func (c *Claim) awaitConnection(ctx context.Context) error {
 }
 
 func (c *Claim) raiseEpoch(ctx context.Context) error {
-	row := func() error {
-		return c.Conn.QueryRow(ctx, `UPDATE `+c.Tables.Lane+` SET epoch = epoch + 1 WHERE lane = $1
-RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, c.Lane).
-			Scan(&c.Epoch, &c.Decided, &c.NextOffset, &c.expected.Cluster, &c.expected.Campaigns, &c.expected.Notifications, &c.expected.Progress,
-				&c.ShippedBefore, &c.EndsBefore, &c.Totals.Notified, &c.Totals.Expired, &c.Totals.Dead)
-	}
-	err := row()
+	row, err := c.Tables.RaiseEpoch(ctx, c.Conn, c.Lane)
 	if errors.Is(err, pgx.ErrNoRows) { // a new partition
 		if err = InitLanes(ctx, c.Config, c.Conn); err == nil {
-			err = row()
+			row, err = c.Tables.RaiseEpoch(ctx, c.Conn, c.Lane)
 		}
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -259,6 +253,9 @@ RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications
 	if err != nil {
 		return fmt.Errorf("take lane %d in %s: %w", c.Lane, c.Tables.Lane, err)
 	}
+	c.Epoch, c.Decided, c.NextOffset, c.ShippedBefore, c.EndsBefore = row.Epoch, row.Decided, row.NextOffset, row.Shipped, row.Ends
+	c.expected.Cluster, c.expected.Campaigns, c.expected.Notifications, c.expected.Progress = row.Cluster, row.Campaigns, row.Notifications, row.Progress
+	c.Totals.Notified, c.Totals.Expired, c.Totals.Dead = row.Notified, row.Expired, row.Dead
 	return nil
 }
 
