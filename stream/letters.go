@@ -4,15 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -154,13 +151,12 @@ func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message)
 		if !strings.ContainsFunc(text, func(r rune) bool { return r >= utf8.RuneSelf }) {
 			continue
 		}
-		_, err := l.reader.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
-		refused, ok := errors.AsType[*pgconn.PgError](err)
-		if err != nil && (!ok || !sink.RefusesRow(refused)) {
-			return fmt.Errorf("try the encoding of the sink's database: %w", err)
-		}
+		why, err := l.table.EncodingMisfit(ctx, l.reader, text)
 		if err != nil {
-			letter := l.letters.complete((&liveCampaign{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter("the sink's database, of encoding " + l.table.Encoding + ", cannot hold it: " + refused.Message))
+			return err
+		}
+		if why != "" {
+			letter := l.letters.complete((&liveCampaign{Campaign: c, from: campaign.Position{Lane: l.lane, Offset: m.offset}}).refusedLetter(why))
 			letter.Timestamp = m.time
 			m.campaign, m.dead = nil, &letter
 		}

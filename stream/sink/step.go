@@ -2,9 +2,13 @@ package sink
 
 import (
 	"context"
+	"encoding/binary"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 )
 
@@ -110,4 +114,173 @@ func (q *StepStatements) addCampaignRows(p *Pipeline, rows *CampaignRows) {
 	if rows.moves.len() > 0 {
 		p.Add(q.move, rows.moves.moveArgs()...)
 	}
+}
+
+// rowSet holds campaign rows column by column, as unnest expects them.
+type rowSet struct {
+	campaigns, restaurants     []string
+	contents, owners, contacts []string
+	starts, ends, created      []int64
+	lanes, msgLanes            []int32
+	versions, offsets, times   []int64
+	fingerprints, cursors      [][]byte
+	states                     []string
+	contested                  []bool
+	// The version that the row must still hold.
+	oldVersions, oldOffsets []int64
+	oldLanes                []int32
+}
+
+// The states of a campaign row.
+const (
+	StatePending  = "pending"  // scheduled, or live with a cursor
+	StateFinished = "finished" // the cursor has passed every client, or the campaign has ended
+	StateExpired  = "expired"  // its end had passed when it was received
+)
+
+// CampaignRow is a row of the campaign table as a step writes it.
+type CampaignRow struct {
+	Campaign  *campaign.Campaign
+	Accepted  campaign.Version // the message that the row holds, its row version and its owner
+	Contested bool             // a client may have been notified of an earlier version
+	State     string
+	Cursor    id.ID             // last client that the fan-out has passed
+	Replaces  *campaign.Version // the version that an edited or repeated row must hold before
+}
+
+// CampaignRows are a step's changes of the campaign table. Rows must be added in
+// the order of their keys, so that two lanes that lock the same campaigns lock them
+// in the same order.
+type CampaignRows struct {
+	inserts []CampaignRow
+	edits   rowSet
+	repeats rowSet
+	moves   rowSet
+}
+
+// Insert adds a campaign of which the table has no row.
+func (c *CampaignRows) Insert(r CampaignRow) { c.inserts = append(c.inserts, r) }
+
+// Edit adds a message that takes the place of the one that the row holds.
+func (c *CampaignRows) Edit(r CampaignRow) { c.edits.addEdit(&r) }
+
+// Repeat adds an identical message: only position and time change.
+func (c *CampaignRows) Repeat(r CampaignRow) { c.repeats.addRepeat(&r) }
+
+// Move adds the progress of a campaign that was accepted before.
+func (c *CampaignRows) Move(r CampaignRow) { c.moves.addMove(&r) }
+
+func (s *rowSet) len() int { return len(s.campaigns) }
+
+func (s *rowSet) addKey(r *CampaignRow) {
+	s.campaigns, s.restaurants = append(s.campaigns, r.Campaign.ID), append(s.restaurants, r.Campaign.RestaurantID)
+}
+
+// addMessage adds the message that the row holds from now on, and the version that it
+// replaces.
+func (s *rowSet) addMessage(r *CampaignRow) {
+	s.msgLanes, s.offsets, s.times = append(s.msgLanes, r.Accepted.Lane), append(s.offsets, r.Accepted.Offset), append(s.times, r.Accepted.Time)
+	s.oldVersions, s.oldLanes, s.oldOffsets = append(s.oldVersions, r.Replaces.RowVersion), append(s.oldLanes, r.Replaces.Lane), append(s.oldOffsets, r.Replaces.Offset)
+}
+
+func (s *rowSet) addProgress(r *CampaignRow) {
+	s.lanes, s.versions = append(s.lanes, r.Accepted.Owner), append(s.versions, r.Accepted.RowVersion)
+	s.states, s.cursors = append(s.states, r.State), append(s.cursors, []byte(r.Cursor))
+}
+
+func (s *rowSet) addEdit(r *CampaignRow) {
+	s.addKey(r)
+	s.addMessage(r)
+	s.addProgress(r)
+	c := r.Campaign
+	s.contents, s.owners, s.contacts = append(s.contents, c.Content), append(s.owners, c.Owner), append(s.contacts, c.OwnerContact)
+	s.starts, s.ends, s.created = append(s.starts, c.Start), append(s.ends, c.End), append(s.created, c.Created)
+	s.fingerprints, s.contested = append(s.fingerprints, slices.Clone(r.Accepted.Fingerprint[:])), append(s.contested, r.Contested)
+}
+
+func (s *rowSet) addRepeat(r *CampaignRow) {
+	s.addKey(r)
+	s.addMessage(r)
+}
+
+func (s *rowSet) addMove(r *CampaignRow) {
+	s.addKey(r)
+	s.addProgress(r)
+}
+
+// rowColumns and rowArrays name the first seventeen parameters.
+const (
+	rowColumns = `adv_campaign_id, restaurant_id, lane, version, msg_lane, msg_offset, msg_time, fingerprint,
+  adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
+  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor, contested`
+	rowArrays = `$1::text[], $2::text[], $3::int4[], $4::int8[], $5::int4[], $6::int8[], $7::int8[], $8::bytea[],
+  $9::text[], $10::text[], $11::text[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::bytea[], $17::boolean[]`
+)
+
+func (s *rowSet) editArgs() []any {
+	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.msgLanes, s.offsets, s.times, s.fingerprints,
+		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.contested, s.oldVersions, s.oldLanes, s.oldOffsets}
+}
+
+func (s *rowSet) repeatArgs() []any {
+	return []any{s.campaigns, s.restaurants, s.msgLanes, s.offsets, s.times, s.oldVersions, s.oldLanes, s.oldOffsets}
+}
+
+func (s *rowSet) moveArgs() []any {
+	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors}
+}
+
+// everyRow is the expected count of a statement that must change each row of its
+// set; otherwise the step is stale.
+const everyRow = `cardinality($1::text[])`
+
+func insertRowsSQL(t Tables) string {
+	return `COPY ` + t.Campaign + ` (` + rowColumns + `) FROM STDIN (FORMAT binary)`
+}
+
+// copyRows encodes new rows as a binary COPY stream, its columns those of rowColumns.
+func copyRows(rows []CampaignRow) []byte {
+	dst := make([]byte, 0, len(rows)*512)
+	dst = append(dst, record.CopySignature...)
+	for i := range rows {
+		r := &rows[i]
+		c, v := r.Campaign, &r.Accepted
+		dst = binary.BigEndian.AppendUint16(dst, 17)
+		dst = record.AppendField(record.AppendField(dst, c.ID), c.RestaurantID)
+		dst = record.AppendInt8(record.AppendInt4(dst, v.Owner), v.RowVersion)
+		dst = record.AppendInt8(record.AppendInt8(record.AppendInt4(dst, v.Lane), v.Offset), v.Time)
+		dst = record.AppendField(dst, v.Fingerprint[:])
+		dst = record.AppendField(record.AppendField(record.AppendField(dst, c.Content), c.Owner), c.OwnerContact)
+		dst = record.AppendInt8(record.AppendInt8(record.AppendInt8(dst, c.Start), c.End), c.Created)
+		dst = record.AppendField(record.AppendField(dst, r.State), r.Cursor)
+		dst = record.AppendBool(dst, r.Contested)
+	}
+	return append(dst, record.CopyTrailer...)
+}
+
+func editRowsSQL(t Tables) string {
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
+  fingerprint = u.fingerprint, adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner,
+  adv_campaign_owner_contact = u.adv_campaign_owner_contact, adv_campaign_datetime_start = u.adv_campaign_datetime_start,
+  adv_campaign_datetime_end = u.adv_campaign_datetime_end, datetime_created = u.datetime_created, state = u.state, cursor = u.cursor,
+  contested = u.contested, accepted_at = now()
+FROM unnest(`+rowArrays+`, $18::int8[], $19::int4[], $20::int8[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset)
+WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id
+  AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
+}
+
+// repeatRowsSQL keeps the version: the lane that delivers the campaign goes on with
+// its fan-out.
+func repeatRowsSQL(t Tables) string {
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[], $6::int8[], $7::int4[], $8::int8[])
+  AS u(campaign, restaurant, msg_lane, msg_offset, msg_time, old_version, old_lane, old_offset)
+WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant
+  AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
+}
+
+func moveRowsSQL(t Tables) string {
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, version, state, cursor)
+WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
 }

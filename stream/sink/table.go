@@ -1,10 +1,14 @@
 package sink
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -181,6 +185,20 @@ func (t *FeedbackTable) numberMisfit(column int, n int64) string {
 
 // HoldsUnicode reports whether the database can hold every text.
 func (t *FeedbackTable) HoldsUnicode() bool { return t.Encoding == "UTF8" || t.Encoding == "SQL_ASCII" }
+
+// EncodingMisfit returns why the encoding of the database cannot hold a text; "" if it
+// can.
+func (t *FeedbackTable) EncodingMisfit(ctx context.Context, q Querier, text string) (string, error) {
+	_, err := q.Exec(ctx, `SELECT pg_catalog.convert_from($1::bytea, 'UTF8')`, []byte(text))
+	refused, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case err == nil:
+		return "", nil
+	case !ok || !RefusesRow(refused):
+		return "", fmt.Errorf("try the encoding of the sink's database: %w", err)
+	}
+	return "the sink's database, of encoding " + t.Encoding + ", cannot hold it: " + refused.Message, nil
+}
 
 // SearchPath returns the search_path for the user's own code: the built-in functions
 // first, then the table's schema and public.
