@@ -212,7 +212,7 @@ func (c *Child) LogTail() string {
 // openLog opens a child's log for appending. A file, not a pipe: with a pipe,
 // Wait would last until every grandchild had closed the pipe, too.
 func openLog(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
