@@ -18,7 +18,7 @@ import (
 func TestTakeoverOvertakenByAnotherDoesNotHalt(t *testing.T) {
 	t.Parallel()
 	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 30)})
-	paused := takeover.New(w.cfg.Config.WithDefaults(), 0, takeover.Options{})
+	paused := takeover.New(w.cfg.WithDefaults(), 0, takeover.Options{})
 	defer paused.Close()
 	if err := paused.Connect(t.Context()); err != nil {
 		t.Fatal(err)
