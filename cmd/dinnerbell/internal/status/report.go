@@ -52,10 +52,11 @@ type countersReport struct {
 	BadIDs int64 `json:"bad_ids"`
 	// NullIDs are subscriptions whose client or restaurant is NULL.
 	NullIDs int64 `json:"null_ids"`
-	// UnservableClients are clients who could not be notified because their id is
-	// too long.
+	// UnservableClients are clients whose notification cannot be written: the id is
+	// too long, or the feedback table refuses the row.
 	UnservableClients int64 `json:"unservable_clients"`
-	// Conflicts are steps that met clients who had been notified before, unforeseen.
+	// Conflicts are steps that were done again because the feedback table refused a
+	// row: mostly of a client who had been notified before.
 	Conflicts int64 `json:"conflicts"`
 	// DeliveredMisses are clients whom Postgres knew to have a campaign and the
 	// delivered cache did not.
