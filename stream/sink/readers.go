@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -31,8 +32,20 @@ type Readers struct {
 
 	mu    sync.Mutex // guards users and idle
 	users int
-	idle  []*pgx.Conn // the connection used last comes last
+	idle  []idleConn // the connection used last comes last
 }
+
+// idleConn is a connection that no statement uses.
+type idleConn struct {
+	*pgx.Conn
+	since time.Time
+}
+
+// unchecked is how long a connection may lie idle before its next user checks that
+// it is alive. CheckConn waits a millisecond for an error that the server may have
+// sent, and each campaign looks its row up: checked every time, that was a third of
+// a small campaign's latency.
+const unchecked = time.Second
 
 // NewReaders makes an empty pool; instance is part of its application_name.
 func NewReaders(cfg Config, instance string) *Readers {
@@ -57,8 +70,8 @@ func (r *Readers) Close() {
 }
 
 func (r *Readers) closeIdleLocked() {
-	for _, conn := range r.idle {
-		CloseConn(conn)
+	for _, c := range r.idle {
+		CloseConn(c.Conn)
 	}
 	r.idle = nil
 }
@@ -70,11 +83,11 @@ func (r *Readers) acquireConn(ctx context.Context) (*pgx.Conn, error) {
 		return nil, fmt.Errorf("wait for a connection to the sink: %w", ctx.Err())
 	}
 	for {
-		conn := r.takeIdleConn()
+		conn, since := r.takeIdleConn()
 		if conn == nil {
 			break
 		}
-		if conn.PgConn().CheckConn() == nil { //nolint:staticcheck // Ping would cost a round trip each time; a dead connection that CheckConn misses fails in the statement
+		if time.Since(since) < unchecked || conn.PgConn().CheckConn() == nil { //nolint:staticcheck // Ping would cost a round trip each time; a dead connection that CheckConn misses fails in the statement
 			return conn, nil
 		}
 		CloseConn(conn)
@@ -92,16 +105,16 @@ func (r *Readers) acquireConn(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-func (r *Readers) takeIdleConn() *pgx.Conn {
+func (r *Readers) takeIdleConn() (conn *pgx.Conn, since time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := len(r.idle)
 	if n == 0 {
-		return nil
+		return nil, time.Time{}
 	}
-	conn := r.idle[n-1]
+	c := r.idle[n-1]
 	r.idle = r.idle[:n-1]
-	return conn
+	return c.Conn, c.since
 }
 
 // releaseConn gives a connection back to the pool. Where the connection has died, the
@@ -115,7 +128,7 @@ func (r *Readers) releaseConn(conn *pgx.Conn) {
 	case r.users == 0:
 		CloseConn(conn)
 	default:
-		r.idle = append(r.idle, conn)
+		r.idle = append(r.idle, idleConn{conn, time.Now()})
 	}
 	r.mu.Unlock()
 	<-r.free
