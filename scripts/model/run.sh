@@ -6,6 +6,7 @@
 #   scripts/model/run.sh             all variants, as a table
 #   scripts/model/run.sh -t NAME     one variant; prints the shortest trace to its violation
 #   STEPS=4 scripts/model/run.sh     with four steps instead of three (some minutes)
+# Variants whose names begin with "late" run late.pml, the others lane.pml.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -32,6 +33,13 @@ guess-decided     | -DGUESS_DECIDED                            | a record is wha
 no-unique-index   | -DNO_UNIQUE_INDEX                          | payloads are disjoint     | no unique index under a lost delivered cache
 ship-unreturned   | -DSHIP_UNRETURNED                          | payloads are disjoint     | the payload lists what ON CONFLICT left out
 no-idle-timeout   | -DNO_IDLE_TIMEOUT                          | stuck                     | Postgres never ends a silent owner's transaction
+late              | -DF=2                                      | holds                     | late subscribers: two lanes, two mirrors, two failures
+late-no-reach     | -DF=1 -DNO_REACH                           | a subscriber of a live    | a mirror joins before it has reached the lane's position
+late-no-rejoin    | -DF=1 -DNO_REJOIN                          | a subscriber of a live    | no join again where the log does not reach back
+late-register     | -DF=1 -DREGISTER_LATE                      | a subscriber of a live    | a restaurant enters the set with the step's commit, not before its view
+late-no-wait      | -DF=1 -DNO_WAIT                            | a subscriber of a live    | campaigns are looked up while a step with an earlier view is under way
+late-move-early   | -DF=1 -DMOVE_EARLY                         | a subscriber of a live    | the position moves before the step that notifies
+late-no-version   | -DF=1 -DNO_VERSION                         | a late pick is of the     | a late pick does not compare the row's version
 LIST
 }
 
@@ -49,11 +57,11 @@ need_spin() {
   apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2
 }
 
-# check DIR DEFINES EXPECTED verifies one variant in DIR and writes its outcome to
+# check DIR MODEL DEFINES EXPECTED verifies one variant of MODEL in DIR and writes its outcome to
 # DIR/outcome as "states|result". It searches for an expected violation breadth
 # first, which finds the shortest trace.
 check() {
-  local dir=$1 defines=$2 expected=$3 search=(-O2 -DSAFETY) flags=() result=holds states
+  local dir=$1 model=$2 defines=$3 expected=$4 search=(-O2 -DSAFETY) flags=() result=holds states
   mkdir -p "$dir"
   cd "$dir"
   case $defines in
@@ -61,7 +69,7 @@ check() {
     *) [ "$expected" = holds ] || search=(-DSAFETY -DBFS) ;;
   esac
   # shellcheck disable=SC2086  # defines are words
-  spin -DN="${STEPS:-3}" $defines -a "$here/lane.pml" >spin.log
+  spin -DN="${STEPS:-3}" $defines -a "$here/$model" >spin.log
   gcc -w -DMEMLIM=1900 -DNOBOUNDCHECK "${search[@]}" -o pan pan.c
   ./pan -m100000 -w22 "${flags[@]}" >pan.log 2>&1 || true
   states=$(awk '/ states, stored/ { print $1; exit }' pan.log)
@@ -73,7 +81,7 @@ check() {
     result='never ends'
   elif grep -q '^pan:1: assertion violated' pan.log; then
     # shellcheck disable=SC2086
-    spin -DN="${STEPS:-3}" $defines -T -t -k lane.pml.trail "$here/lane.pml" >trail.log 2>&1 || true
+    spin -DN="${STEPS:-3}" $defines -T -t -k "$model.trail" "$here/$model" >trail.log 2>&1 || true
     result=$(sed -n 's/^ *VIOLATED: //p' trail.log | head -n 1)
   else
     result='not finished'
@@ -97,7 +105,9 @@ while IFS='|' read -r name defines expected _; do
   name=$(trim "$name")
   [ -z "$only" ] || [ "$only" = "$name" ] || continue
   while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n || true; done
-  (check "$work/$name" "$(trim "$defines")" "$(trim "$expected")") &
+  model=lane.pml
+  [[ $name != late* ]] || model=late.pml
+  (check "$work/$name" "$model" "$(trim "$defines")" "$(trim "$expected")") &
 done < <(variants)
 wait
 
@@ -110,7 +120,7 @@ while IFS='|' read -r name defines expected why; do
   verdict=ok
   [[ $result == "$expected"* ]] || { verdict=WRONG; wrong=1; }
   printf '%-18s %9s  %-26s %-40s %-5s  %s\n' "$name" "$states" "$expected" "$result" "$verdict" "$(trim "$why")"
-  [ -z "$only" ] || [ ! -e "$work/$name/trail.log" ] || grep -E '^([01]|postgres|kafka|calm|VIOLATED): ' "$work/$name/trail.log"
+  [ -z "$only" ] || [ ! -e "$work/$name/trail.log" ] || grep -E '^([01]|postgres|kafka|daemon|calm|VIOLATED): ' "$work/$name/trail.log"
   [ $verdict = ok ] || head -n 5 "$work/$name/pan.log" >&2 || true
 done < <(variants)
 echo "$((SECONDS - began))s in all"
