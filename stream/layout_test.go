@@ -21,6 +21,9 @@ import (
 //go:embed testdata/layout1.sql
 var layout1 string
 
+//go:embed testdata/layout2.sql
+var layout2 string
+
 // A deployment of layout 1 in the middle of everything: a step that is not shipped
 // (its payload is of version 1), a fan-out with its cursor, a campaign that waits
 // for its start, finished ones. setup brings its tables up, a daemon of the former
@@ -79,7 +82,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	})
 	w.db.Exec(`CREATE PUBLICATION everything FOR ALL TABLES`) // as change data capture has it
 	did, err := sink.Setup(t.Context(), w.cfg.Sink)
-	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 2") {
+	if err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout 3") {
 		t.Fatalf("setup: %q, %v", did, err)
 	}
 	want := map[string][]string{"done": few, "undelivered": few, "live": few, "scheduled": few}
@@ -108,6 +111,23 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	}
 }
 
+// Each former layout becomes the present one: the same columns and the same states.
+func TestSetupBringsEachLayoutUp(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, nil)
+	fresh := w.columns()
+	for n, layout := range []string{layout1, layout2} {
+		w.db.Exec(`DROP SCHEMA dinnerbell CASCADE`)
+		w.db.Exec(layout)
+		if did, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil || !strings.Contains(strings.Join(did, "\n"), "brought to layout") {
+			t.Fatalf("setup of layout %d: %q, %v", n+1, did, err)
+		}
+		if up := w.columns(); up != fresh {
+			t.Errorf("layout %d: the columns are\n%s\nand of a fresh deployment\n%s", n+1, up, fresh)
+		}
+	}
+}
+
 // ownRow makes a lane's row as layout 1 has it, of an owner with epoch 7.
 func (w *deployment) ownRow(lane int32, next, seq int64) {
 	w.Helper()
@@ -129,7 +149,9 @@ func (w *deployment) ownRow(lane int32, next, seq int64) {
 func (w *deployment) columns() string {
 	w.Helper()
 	rows, err := w.db.Pool.Query(w.Context(), `SELECT format('%s.%s %s %s %s', table_name, column_name, data_type, is_nullable, column_default)
-FROM information_schema.columns WHERE table_schema = 'dinnerbell' ORDER BY 1`)
+FROM information_schema.columns WHERE table_schema = 'dinnerbell'
+UNION ALL SELECT format('%s %s', conname, pg_get_constraintdef(oid)) FROM pg_constraint WHERE connamespace = 'dinnerbell'::regnamespace AND contype = 'c'
+ORDER BY 1`)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -159,7 +181,7 @@ func TestFailedMigrationChangesNothing(t *testing.T) {
 	db.Exec(`CREATE VIEW dinnerbell.mine AS SELECT lane FROM dinnerbell.campaign`)
 	db.Exec(`ALTER TABLE dinnerbell.campaign ADD COLUMN contested int4`) // somebody else's
 	_, err := sink.Setup(t.Context(), cfg.Sink)
-	if err == nil || !strings.Contains(err.Error(), "from layout 1 to layout 2") || !strings.Contains(err.Error(), "nothing was changed") {
+	if err == nil || !strings.Contains(err.Error(), "from layout 1 to layout 3") || !strings.Contains(err.Error(), "nothing was changed") {
 		t.Errorf("setup: %v", err)
 	}
 	if n := db.Int(`SELECT count(*) FROM information_schema.columns WHERE table_schema = 'dinnerbell' AND column_name IN ('version', 'msg_lane')`); n != 1 {

@@ -30,7 +30,9 @@ var daemonTables = []struct{ name, sql string }{
   notifications_ends int8[] NOT NULL DEFAULT '{}', -- per partition: the notifications topic reached this end, it may never be shorter
   notified int8 NOT NULL DEFAULT 0,        -- notifications decided so far
   expired int8 NOT NULL DEFAULT 0,         -- campaigns that were over on arrival
-  dead int8 NOT NULL DEFAULT 0             -- messages refused
+  dead int8 NOT NULL DEFAULT 0,            -- messages refused
+  source_id text NOT NULL DEFAULT '',      -- the source in which source_lsn counts
+  source_lsn int8 NOT NULL DEFAULT 0       -- subscription changes up to here are handled for late subscribers; 0: none
 ) WITH (fillfactor = 50)`},
 	// The newest message per (campaign, restaurant), over all lanes. A statement that
 	// changes a row names the state that it expects: the version for the progress of
@@ -52,10 +54,17 @@ var daemonTables = []struct{ name, sql string }{
   adv_campaign_datetime_start int8 NOT NULL,
   adv_campaign_datetime_end int8 NOT NULL,
   datetime_created int8 NOT NULL,
-  state text NOT NULL CHECK (state IN ('pending', 'finished', 'expired')),
+  state text NOT NULL CONSTRAINT campaign_state_check CHECK (state IN (` + stateList + `)),
   cursor bytea NOT NULL,                   -- packed id of the last client looked at
   contested boolean NOT NULL,              -- somebody may have been notified before this version
   accepted_at timestamptz NOT NULL DEFAULT now(),
+  audience int8,                           -- subscribers when it was accepted or joined, where they were counted
+  notified int8 NOT NULL DEFAULT 0,        -- clients whom it notified, over all versions
+  already int8 NOT NULL DEFAULT 0,         -- clients whom this version left out because they had the campaign
+  approved boolean NOT NULL DEFAULT false, -- an operator let it go although its audience exceeds limits.max_audience
+  operator_time int8 NOT NULL DEFAULT 0,   -- milliseconds: an operator cancelled it then, and only a later message revives it
+  started_at timestamptz,                  -- of its first step
+  finished_at timestamptz,                 -- of the step that finished it
   PRIMARY KEY (adv_campaign_id, restaurant_id)
 ) WITH (fillfactor = 70)`},
 	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},
@@ -244,7 +253,7 @@ FROM twice JOIN `+t.Feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv
 
 // layoutVersion counts the changes of the daemon's tables. A daemon works only on its
 // own layout.
-const layoutVersion = 2
+const layoutVersion = 3
 
 // migrations hold the statements that bring a layout to the next one, in one
 // transaction: migrations[n] begins with layout n. %[1]s is the schema.
@@ -255,6 +264,15 @@ var migrations = map[int][]string{
 		`ALTER TABLE %[1]s.campaign ADD COLUMN version int8 NOT NULL DEFAULT 1, ADD COLUMN msg_lane int4, ADD COLUMN contested boolean NOT NULL DEFAULT false`,
 		`UPDATE %[1]s.campaign SET msg_lane = lane`,
 		`ALTER TABLE %[1]s.campaign ALTER COLUMN msg_lane SET NOT NULL, ALTER COLUMN version DROP DEFAULT, ALTER COLUMN contested DROP DEFAULT`,
+	},
+	// A lane gets the position in the source up to which late subscribers are handled;
+	// a campaign gets more states, counters, and what an operator decided about it.
+	2: {
+		`ALTER TABLE %[1]s.lane ADD COLUMN source_id text NOT NULL DEFAULT '', ADD COLUMN source_lsn int8 NOT NULL DEFAULT 0`,
+		`ALTER TABLE %[1]s.campaign DROP CONSTRAINT IF EXISTS campaign_state_check, ADD CONSTRAINT campaign_state_check CHECK (state IN (` + stateList + `)),
+  ADD COLUMN audience int8, ADD COLUMN notified int8 NOT NULL DEFAULT 0, ADD COLUMN already int8 NOT NULL DEFAULT 0,
+  ADD COLUMN approved boolean NOT NULL DEFAULT false, ADD COLUMN operator_time int8 NOT NULL DEFAULT 0,
+  ADD COLUMN started_at timestamptz, ADD COLUMN finished_at timestamptz`,
 	},
 }
 

@@ -133,10 +133,17 @@ type rowSet struct {
 
 // The states of a campaign row.
 const (
-	StatePending  = "pending"  // scheduled, or live with a cursor
-	StateFinished = "finished" // the cursor has passed every client, or the campaign has ended
-	StateExpired  = "expired"  // its end had passed when it was received
+	StatePending   = "pending"   // scheduled, or live with a cursor
+	StateFinished  = "finished"  // the cursor has passed every client, or the campaign has ended
+	StateExpired   = "expired"   // its end had passed when it was received
+	StateRejoin    = "rejoin"    // finished, and waits to be joined again for late subscribers
+	StateParked    = "parked"    // waits for an operator: its audience exceeds limits.max_audience
+	StatePaused    = "paused"    // an operator stopped it for a while
+	StateCancelled = "cancelled" // an operator stopped it for good
 )
+
+// stateList is the list of the states for SQL.
+const stateList = `'` + StatePending + `', '` + StateFinished + `', '` + StateExpired + `', '` + StateRejoin + `', '` + StateParked + `', '` + StatePaused + `', '` + StateCancelled + `'`
 
 // CampaignRow is a row of the campaign table as a step writes it.
 type CampaignRow struct {
