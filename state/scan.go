@@ -21,6 +21,8 @@ type Scan struct {
 	subs      *pebble.Iterator
 	delivered *pebble.Iterator
 
+	skipped int // see Skipped
+
 	// State of the call under way.
 	prefix  []byte // of the restaurant's join keys
 	seek    []byte
@@ -78,12 +80,17 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 	}
 	c.seekRestaurant(restaurant, after)
 	c.seekDelivered(campaign, after)
+	c.skipped = 0
 	done, err = c.mergeUndelivered(dst, limit)
 	if err = errors.Join(err, c.subs.Error(), c.delivered.Error()); err != nil {
 		return after, false, c.s.checkDamage(fmt.Errorf("scan subscriptions: %w", err))
 	}
 	return id.ID(c.last), done, nil
 }
+
+// Skipped returns how many clients the last call of Undelivered left out because they
+// are marked as delivered.
+func (c *Scan) Skipped() int { return c.skipped }
 
 // seekRestaurant bounds the iterator subs to the restaurant's keys behind the client
 // after.
@@ -138,7 +145,9 @@ func (c *Scan) mergeUndelivered(dst *id.List, limit int) (done bool, err error) 
 			continue // another row of the same pair
 		}
 		c.last = append(c.last[:0], client...)
-		if !c.wasDelivered(client) {
+		if c.wasDelivered(client) {
+			c.skipped++
+		} else {
 			dst.AppendBytes(client)
 		}
 	}

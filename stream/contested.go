@@ -100,6 +100,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			}
 			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
 			clients = &written
+			k.notified, k.already = int64(written.Len()), n.Misses
 			p.Dead = append(p.Dead, c.letters.lettersOf(n, k.live)...)
 			if n.Refused != "" {
 				st.noteRefused(k.live)
@@ -186,6 +187,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	}
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces = false, "", "", there
+	r.audience, r.skipped, r.cutOff = nil, 0, false
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())

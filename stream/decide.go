@@ -283,7 +283,7 @@ func (d *decider) fillStep(st *step) error {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
 			if !l.lost.Load() {
-				st.noteProgress(l, sink.StateFinished)
+				st.noteProgress(l, sink.StateFinished).cutOff = true
 			}
 		}
 	}
@@ -338,6 +338,8 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		return 0, false, err
 	}
 	used = clients.Len()
+	skipped := int64(scan.Skipped())
+	l.passed += int64(used) + skipped
 	if last != "" {
 		l.cursor = last
 	}
@@ -349,9 +351,14 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		if l.cursor == "" { // the restaurant has no client
 			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
-		st.noteProgress(l, sink.StateFinished)
+		r := st.noteProgress(l, sink.StateFinished)
+		r.skipped = skipped
+		if !l.resumed {
+			r.audience = new(l.passed)
+		}
 	} else {
-		st.noteProgress(l, sink.StatePending)
+		r := st.noteProgress(l, sink.StatePending)
+		r.skipped, r.audience = skipped, l.audience.Load()
 	}
 	return used, done, nil
 }

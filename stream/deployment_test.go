@@ -39,6 +39,7 @@ type deployment struct {
 	subs    map[string][]string // restaurant → clients
 	rowsSQL string              // reads the feedback table, in the order of COPY
 
+	uncounted     bool          // the campaign table did not count from the first notification on
 	unmetPatience time.Duration // of start's services; 0: the usual
 	inputPatience time.Duration // the same
 	recentLimit   int           // the same
@@ -214,6 +215,25 @@ func (w *deployment) records() []note {
 func (w *deployment) expect(want map[string][]string) {
 	w.Helper()
 	envtest.Until(w, patience, func() error { return w.compare(want) })
+	w.checkCounts()
+}
+
+// checkCounts checks that the campaign table counts exactly the rows that the feedback
+// table has, but for rows of another job.
+func (w *deployment) checkCounts() {
+	w.Helper()
+	if w.uncounted {
+		return
+	}
+	differ, err := sink.QueryTexts(w.Context(), w.db.Pool, `SELECT format('campaign %s of %s: %s rows, %s counted', coalesce(f.id, c.adv_campaign_id), coalesce(f.restaurant, c.restaurant_id), coalesce(f.n, 0), c.notified)
+FROM (SELECT adv_campaign_id AS id, restaurant_id AS restaurant, count(*) AS n FROM (`+w.rowsSQL+`) AS f(restaurant_id, adv_campaign_id) GROUP BY 1, 2) f
+FULL JOIN dinnerbell.campaign c ON c.adv_campaign_id = f.id AND c.restaurant_id = f.restaurant WHERE coalesce(f.n, 0) <> coalesce(c.notified, 0)`)
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, text := range differ {
+		w.Error(text)
+	}
 }
 
 func (w *deployment) compare(want map[string][]string) error {

@@ -32,6 +32,7 @@ func TestSetupBringsALayoutUp(t *testing.T) {
 	t.Parallel()
 	few := clients("0000", 20)
 	w := newDeployment(t, 2, map[string][]string{"r1": few})
+	w.uncounted = true
 	w.db.Exec(`DROP SCHEMA dinnerbell CASCADE`)
 	w.db.Exec(layout1)
 	now := time.Now()

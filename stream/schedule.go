@@ -23,6 +23,10 @@ type liveCampaign struct {
 	started    bool  // its start had come when it was accepted or loaded
 	done       bool  // left the schedule
 	replayed   bool  // brought by a replay
+	resumed    bool  // an earlier session has passed the clients up to the cursor that it was loaded with
+	passed     int64 // clients looked at; of the decider
+
+	audience atomic.Pointer[int64] // subscribers of the restaurant; nil: not counted yet
 
 	// guarded: the feedback table has refused some of the campaign's rows, so they are
 	// written behind savepoints. refused: it takes no row of the campaign. The

@@ -29,6 +29,10 @@ type campaignRow struct {
 	window      *replayWindow     // the replay that brought it
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
+
+	audience *int64 // subscribers of the restaurant, where they are counted by now
+	skipped  int64  // clients whom the delivered cache has left out of this step
+	cutOff   bool   // finished by the campaign's end, before everybody was looked at
 }
 
 // acceptedVersion returns the version of the campaign that the row holds after the
@@ -43,6 +47,10 @@ type clientPick struct {
 	clients   *id.List
 	wire      *record.Template
 	contested bool // goes by ON CONFLICT instead of COPY
+
+	// Of the last try of the step's transaction: how many of the clients it notifies,
+	// and how many have a row already.
+	notified, already int64
 }
 
 // step is one DECIDE: everything that its Postgres transaction changes. The decider
@@ -118,14 +126,15 @@ func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campai
 	r.at, r.messageTime = now.Position, now.Time
 }
 
-// noteProgress records a campaign's cursor and state.
-func (st *step) noteProgress(l *liveCampaign, to string) {
+// noteProgress records a campaign's cursor and state, and returns its row.
+func (st *step) noteProgress(l *liveCampaign, to string) *campaignRow {
 	r := st.rows[l.Key()]
 	if r == nil {
 		r = &campaignRow{liveCampaign: l}
 		st.rows[l.Key()] = r
 	}
 	r.liveCampaign, r.state, r.cursor, r.served = l, to, l.cursor, true
+	return r
 }
 
 // canAccept reports whether the step can accept the message. A step that serves a
@@ -175,7 +184,8 @@ func (st *step) seal(now int64) {
 		if p.live.End > now && !p.live.refused.Load() {
 			return false
 		}
-		st.rows[p.live.Key()].state = sink.StateFinished // the row is there: see decider.pickClients
+		r := st.rows[p.live.Key()] // the row is there: see decider.pickClients
+		r.state, r.cutOff = sink.StateFinished, p.live.End <= now
 		return true
 	})
 	// In the order of the unique index: two lanes with the same campaign ids lock
@@ -191,6 +201,7 @@ func (st *step) seal(now int64) {
 	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
+		p.notified, p.already = int64(p.clients.Len()), 0
 		if p.contested = p.live.contested.Load() || len(st.table.Triggers) > 0; !p.contested {
 			frames.Add(p.wire, p.clients)
 			st.copied += p.clients.Len()
@@ -284,25 +295,43 @@ func (st *step) sortedRows() []*campaignRow {
 // keys.
 func (st *step) campaignRows() *sink.CampaignRows {
 	rows := &sink.CampaignRows{}
+	picks := st.picks // in the order of the keys, too: see seal
 	for _, r := range st.sortedRows() {
+		for len(picks) > 0 && campaign.CompareKeys(picks[0].live.Key(), r.Key()) < 0 {
+			picks = picks[1:]
+		}
+		stored := r.stored(picks)
 		switch {
 		case r.accept && r.replaces == nil:
-			rows.Insert(r.stored())
+			rows.Insert(stored)
 		case r.accept:
-			rows.Edit(r.stored())
+			rows.Edit(stored)
 		default:
 			if r.repeats {
-				rows.Repeat(r.stored())
+				rows.Repeat(stored)
 			}
 			if r.state != "" {
-				rows.Move(r.stored())
+				rows.Move(stored)
 			}
 		}
 	}
 	return rows
 }
 
-// stored returns the row as the campaign table holds it after the step.
-func (r *campaignRow) stored() sink.CampaignRow {
-	return sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces}
+// stored returns the row as the campaign table holds it after the step, with the counts
+// of the clients whom the step notifies and leaves out. The row's pick is among the
+// first of picks, if there is one.
+func (r *campaignRow) stored(picks []*clientPick) sink.CampaignRow {
+	out := sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces,
+		Audience: r.audience, Already: r.skipped, CutOff: r.cutOff}
+	for _, p := range picks {
+		if p.live == r.liveCampaign {
+			out.Notified, out.Already = p.notified, r.skipped+p.already
+			break
+		}
+		if p.live.Key() != r.Key() {
+			break
+		}
+	}
+	return out
 }

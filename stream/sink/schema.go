@@ -58,13 +58,13 @@ var daemonTables = []struct{ name, sql string }{
   cursor bytea NOT NULL,                   -- packed id of the last client looked at
   contested boolean NOT NULL,              -- somebody may have been notified before this version
   accepted_at timestamptz NOT NULL DEFAULT now(),
-  audience int8,                           -- subscribers when it was accepted or joined, where they were counted
+  audience int8,                           -- subscribers when it was accepted or joined; NULL: not counted, or all are in notified and already
   notified int8 NOT NULL DEFAULT 0,        -- clients whom it notified, over all versions
   already int8 NOT NULL DEFAULT 0,         -- clients whom this version left out because they had the campaign
   approved boolean NOT NULL DEFAULT false, -- an operator let it go although its audience exceeds limits.max_audience
   operator_time int8 NOT NULL DEFAULT 0,   -- milliseconds: an operator cancelled it then, and only a later message revives it
-  started_at timestamptz,                  -- of its first step
-  finished_at timestamptz,                 -- of the step that finished it
+  started_at timestamptz,                  -- of its first step; NULL: accepted_at, where a step has served it
+  finished_at timestamptz,                 -- of the step that finished it; NULL: accepted_at; from its end on: the end cut it off
   PRIMARY KEY (adv_campaign_id, restaurant_id)
 ) WITH (fillfactor = 70)`},
 	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"encoding/binary"
+	"math"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -126,6 +127,9 @@ type rowSet struct {
 	fingerprints, cursors      [][]byte
 	states                     []string
 	contested                  []bool
+	audiences                  []*int64
+	notified, already          []int64
+	cutOff                     []bool
 	// The version that the row must still hold.
 	oldVersions, oldOffsets []int64
 	oldLanes                []int32
@@ -153,6 +157,30 @@ type CampaignRow struct {
 	State     string
 	Cursor    id.ID             // last client that the fan-out has passed
 	Replaces  *campaign.Version // the version that an edited or repeated row must hold before
+
+	Audience *int64 // subscribers of the restaurant; nil: not counted
+	Notified int64  // clients whom the step notifies
+	Already  int64  // clients whom the step leaves out because they had the campaign
+	CutOff   bool   // the campaign's end has finished it, before everybody was looked at
+}
+
+// finished returns when a new row was finished, in microseconds since 2000, as COPY
+// writes a timestamp; nil: when it was accepted, or not yet.
+func (r *CampaignRow) finished() *int64 {
+	const year2000 = 946_684_800
+	if !r.CutOff {
+		return nil
+	}
+	return new((r.Campaign.End - year2000) * 1e6)
+}
+
+// countedAudience returns the audience that a new row holds. Most campaigns are
+// finished by their first step and have met everybody: readers add their counts up.
+func (r *CampaignRow) countedAudience() *int64 {
+	if r.State == StateFinished && !r.CutOff && r.Audience != nil && *r.Audience == r.Notified+r.Already {
+		return nil
+	}
+	return r.Audience
 }
 
 // CampaignRows are a step's changes of the campaign table. Rows must be added in
@@ -193,6 +221,8 @@ func (s *rowSet) addMessage(r *CampaignRow) {
 func (s *rowSet) addProgress(r *CampaignRow) {
 	s.lanes, s.versions = append(s.lanes, r.Accepted.Owner), append(s.versions, r.Accepted.RowVersion)
 	s.states, s.cursors = append(s.states, r.State), append(s.cursors, []byte(r.Cursor))
+	s.audiences, s.notified, s.already = append(s.audiences, r.Audience), append(s.notified, r.Notified), append(s.already, r.Already)
+	s.cutOff = append(s.cutOff, r.CutOff)
 }
 
 func (s *rowSet) addEdit(r *CampaignRow) {
@@ -215,18 +245,19 @@ func (s *rowSet) addMove(r *CampaignRow) {
 	s.addProgress(r)
 }
 
-// rowColumns and rowArrays name the first seventeen parameters.
+// rowColumns and rowArrays name the first twenty parameters.
 const (
 	rowColumns = `adv_campaign_id, restaurant_id, lane, version, msg_lane, msg_offset, msg_time, fingerprint,
   adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
-  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor, contested`
+  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, state, cursor, contested, audience, notified, already`
 	rowArrays = `$1::text[], $2::text[], $3::int4[], $4::int8[], $5::int4[], $6::int8[], $7::int8[], $8::bytea[],
-  $9::text[], $10::text[], $11::text[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::bytea[], $17::boolean[]`
+  $9::text[], $10::text[], $11::text[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::bytea[], $17::boolean[], $18::int8[], $19::int8[], $20::int8[]`
 )
 
 func (s *rowSet) editArgs() []any {
 	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.msgLanes, s.offsets, s.times, s.fingerprints,
-		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.contested, s.oldVersions, s.oldLanes, s.oldOffsets}
+		s.contents, s.owners, s.contacts, s.starts, s.ends, s.created, s.states, s.cursors, s.contested,
+		s.audiences, s.notified, s.already, s.oldVersions, s.oldLanes, s.oldOffsets, s.cutOff}
 }
 
 func (s *rowSet) repeatArgs() []any {
@@ -234,7 +265,7 @@ func (s *rowSet) repeatArgs() []any {
 }
 
 func (s *rowSet) moveArgs() []any {
-	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors}
+	return []any{s.campaigns, s.restaurants, s.lanes, s.versions, s.states, s.cursors, s.audiences, s.notified, s.already, s.cutOff}
 }
 
 // everyRow is the expected count of a statement that must change each row of its
@@ -242,17 +273,18 @@ func (s *rowSet) moveArgs() []any {
 const everyRow = `cardinality($1::text[])`
 
 func insertRowsSQL(t Tables) string {
-	return `COPY ` + t.Campaign + ` (` + rowColumns + `) FROM STDIN (FORMAT binary)`
+	return `COPY ` + t.Campaign + ` (` + rowColumns + `, finished_at) FROM STDIN (FORMAT binary)`
 }
 
-// copyRows encodes new rows as a binary COPY stream, its columns those of rowColumns.
+// copyRows encodes new rows as a binary COPY stream, its columns those of rowColumns
+// and finished_at.
 func copyRows(rows []CampaignRow) []byte {
 	dst := make([]byte, 0, len(rows)*512)
 	dst = append(dst, record.CopySignature...)
 	for i := range rows {
 		r := &rows[i]
 		c, v := r.Campaign, &r.Accepted
-		dst = binary.BigEndian.AppendUint16(dst, 17)
+		dst = binary.BigEndian.AppendUint16(dst, 21)
 		dst = record.AppendField(record.AppendField(dst, c.ID), c.RestaurantID)
 		dst = record.AppendInt8(record.AppendInt4(dst, v.Owner), v.RowVersion)
 		dst = record.AppendInt8(record.AppendInt8(record.AppendInt4(dst, v.Lane), v.Offset), v.Time)
@@ -261,17 +293,40 @@ func copyRows(rows []CampaignRow) []byte {
 		dst = record.AppendInt8(record.AppendInt8(record.AppendInt8(dst, c.Start), c.End), c.Created)
 		dst = record.AppendField(record.AppendField(dst, r.State), r.Cursor)
 		dst = record.AppendBool(dst, r.Contested)
+		dst = appendNullableInt8(dst, r.countedAudience())
+		dst = record.AppendInt8(record.AppendInt8(dst, r.Notified), r.Already)
+		dst = appendNullableInt8(dst, r.finished())
 	}
 	return append(dst, record.CopyTrailer...)
 }
 
+// appendNullableInt8 appends an int8 field of a COPY; nil is NULL.
+func appendNullableInt8(dst []byte, v *int64) []byte {
+	if v == nil {
+		return binary.BigEndian.AppendUint32(dst, math.MaxUint32)
+	}
+	return record.AppendInt8(dst, *v)
+}
+
+// finishedAt is the time of the step that finishes row c. A row that its end has cut
+// off is finished at its end or later, and no other row is.
+const finishedAt = `CASE WHEN u.state <> 'finished' THEN NULL
+    WHEN u.cut_off THEN greatest(now(), to_timestamp(c.adv_campaign_datetime_end))
+    ELSE least(now(), to_timestamp(c.adv_campaign_datetime_end) - '1 microsecond'::interval) END`
+
+// editRowsSQL begins a new fan-out, whose counts begin anew, except the number of
+// clients who have the campaign. A cancel only ends the fan-out before.
 func editRowsSQL(t Tables) string {
 	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET lane = u.lane, version = u.version, msg_lane = u.msg_lane, msg_offset = u.msg_offset, msg_time = u.msg_time,
   fingerprint = u.fingerprint, adv_campaign_content = u.adv_campaign_content, adv_campaign_owner = u.adv_campaign_owner,
   adv_campaign_owner_contact = u.adv_campaign_owner_contact, adv_campaign_datetime_start = u.adv_campaign_datetime_start,
   adv_campaign_datetime_end = u.adv_campaign_datetime_end, datetime_created = u.datetime_created, state = u.state, cursor = u.cursor,
-  contested = u.contested, accepted_at = now()
-FROM unnest(`+rowArrays+`, $18::int8[], $19::int4[], $20::int8[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset)
+  contested = u.contested, accepted_at = now(), notified = c.notified + u.notified,
+  audience = CASE WHEN u.state = 'expired' THEN c.audience ELSE u.audience END,
+  already = CASE WHEN u.state = 'expired' THEN c.already ELSE u.already END,
+  started_at = CASE WHEN u.state <> 'expired' THEN NULL WHEN c.cursor <> '' THEN coalesce(c.started_at, c.accepted_at) ELSE c.started_at END,
+  finished_at = CASE WHEN u.cut_off THEN greatest(now(), to_timestamp(u.adv_campaign_datetime_end)) END
+FROM unnest(`+rowArrays+`, $21::int8[], $22::int4[], $23::int8[], $24::boolean[]) AS u(`+rowColumns+`, old_version, old_lane, old_offset, cut_off)
 WHERE c.adv_campaign_id = u.adv_campaign_id AND c.restaurant_id = u.restaurant_id
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
@@ -286,8 +341,14 @@ WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
+// moveRowsSQL adds to the counts. A row that was inserted in the middle of its fan-out
+// was started when it was accepted.
 func moveRowsSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor
-FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[]) AS u(campaign, restaurant, lane, version, state, cursor)
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor, audience = coalesce(u.audience, c.audience),
+  notified = c.notified + u.notified, already = c.already + u.already,
+  started_at = coalesce(c.started_at, CASE WHEN c.cursor <> '' THEN c.accepted_at WHEN u.cursor <> '' THEN now() END),
+  finished_at = `+finishedAt+`
+FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::text[], $6::bytea[], $7::int8[], $8::int8[], $9::int8[], $10::boolean[])
+  AS u(campaign, restaurant, lane, version, state, cursor, audience, notified, already, cut_off)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version`)
 }
