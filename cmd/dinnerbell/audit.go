@@ -19,6 +19,14 @@ type auditCmd struct {
 	JSON bool `help:"As JSON, one object a line."`
 }
 
+// Help shows how it is used.
+func (*auditCmd) Help() string {
+	return `It reads both sinks and changes nothing; run it beside the daemon or without one.
+
+Example:
+  dinnerbell audit`
+}
+
 // Run reads Postgres and Kafka alone: it needs no daemon and does not disturb a
 // running one.
 func (c *auditCmd) Run(ctx context.Context, a *invocation) error {

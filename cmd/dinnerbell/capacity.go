@@ -52,6 +52,12 @@ func (c *capacityCmd) Validate() error {
 	return nil
 }
 
+// Help shows how it is used.
+func (*capacityCmd) Help() string {
+	return `Example:
+  dinnerbell capacity --subscriptions 1e8`
+}
+
 // Run prints the plan.
 func (c *capacityCmd) Run(_ context.Context, a *invocation) error {
 	units, err := capacity.Default()

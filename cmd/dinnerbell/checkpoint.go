@@ -97,6 +97,12 @@ type checkpointCreateCmd struct {
 	JSON bool `help:"As JSON."`
 }
 
+// Help shows how it is used.
+func (*checkpointCreateCmd) Help() string {
+	return `Example:
+  dinnerbell checkpoint create`
+}
+
 // Run asks the daemon for a checkpoint. Without a daemon it makes the checkpoint
 // itself; the lock on state.dir keeps the two apart.
 func (c *checkpointCreateCmd) Run(ctx context.Context, a *invocation) error {
@@ -164,6 +170,12 @@ type checkpointListCmd struct {
 	JSON bool `help:"As JSON."`
 }
 
+// Help shows how it is used.
+func (*checkpointListCmd) Help() string {
+	return `Example:
+  dinnerbell checkpoint list --json`
+}
+
 // Run reads the folder, with or without a running daemon. It asks Postgres whether
 // the slot covers each checkpoint.
 func (c *checkpointListCmd) Run(ctx context.Context, a *invocation) error {
@@ -225,6 +237,14 @@ type restoredState struct {
 	// Replaced is the folder that the former state was moved to; "" without a
 	// former state.
 	Replaced string `json:"replaced,omitempty"`
+}
+
+// Help shows how it is used.
+func (*checkpointRestoreCmd) Help() string {
+	return `Stop the daemon first; start it again afterwards.
+
+Example:
+  dinnerbell checkpoint restore ID`
 }
 
 // Run restores the checkpoint. The next `dinnerbell run` goes on from there by

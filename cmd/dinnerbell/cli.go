@@ -18,28 +18,44 @@ import (
 // Commands that are not available yet have one too, so that they are refused and
 // not unknown.
 type commandLine struct {
-	Config string `short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: ./dinnerbell.yaml, which may be absent when the environment sets the required keys)."`
+	File        string           `name:"config" short:"c" placeholder:"FILE" type:"path" help:"Configuration file (default: $DINNERBELL_CONFIG, then ./dinnerbell.yaml, which may be absent when the environment sets the required keys)."`
+	ShowVersion kong.VersionFlag `name:"version" help:"Show the version."`
 
-	Run         runCmd         `cmd:"" help:"Run the daemon."`
-	Demo        demoCmd        `cmd:"" help:"Show dinnerbell at work with its own Postgres and broker."`
-	Setup       setupCmd       `cmd:"" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
-	Status      statusCmd      `cmd:"" help:"Show the state of the running daemon."`
-	Rebuild     rebuildCmd     `cmd:"" help:"Take a new snapshot of the subscriptions, while the daemon serves the old ones."`
-	Verify      verifyCmd      `cmd:"" help:"Compare the local subscriptions of the running daemon with Postgres, at one position."`
-	Capacity    capacityCmd    `cmd:"" help:"Calculate the needs of a workload from measured unit costs."`
-	Replay      replayCmd      `cmd:"" help:"Read campaigns again: clients who were missed are notified, nobody twice."`
-	Subscribers subscribersCmd `cmd:"" help:"List the clients of a restaurant, as the local state has them."`
-	Preview     previewCmd     `cmd:"" help:"Show how many clients a campaign would reach; sends nothing."`
-	Checkpoint  checkpointCmd  `cmd:"" help:"Save the local state, list the saved states, restore one."`
-	DeadLetters deadLettersCmd `cmd:"" help:"List the refused messages, or send them again."`
-	Audit       auditCmd       `cmd:"" help:"Check the invariants of every lane from the outside, read-only."`
-	Resolve     resolveCmd     `cmd:"" help:"Settle a lane that halted because a sink was rolled back."`
-	Version     versionCmd     `cmd:"" help:"Show version, commit and Go."`
+	Run    runCmd    `cmd:"" group:"run" help:"Run the daemon."`
+	Demo   demoCmd   `cmd:"" group:"run" help:"Show dinnerbell at work with its own Postgres and broker."`
+	Setup  setupCmd  `cmd:"" group:"run" help:"Create what is missing: publication, tables, index, topics. Safe to repeat."`
+	Config configCmd `cmd:"" group:"run" help:"Check the configuration."`
 
-	Broker brokerCmd `cmd:"" hidden:"" help:"Serve the demo's broker."`
+	Status      statusCmd      `cmd:"" group:"look" help:"Show the state of the running daemon."`
+	Health      healthCmd      `cmd:"" group:"look" help:"Report whether the daemon is ready, for health checks."`
+	Preview     previewCmd     `cmd:"" group:"look" help:"Show how many clients a campaign would reach; sends nothing."`
+	Subscribers subscribersCmd `cmd:"" group:"look" help:"List the clients of a restaurant, as the local state has them."`
+	Audit       auditCmd       `cmd:"" group:"look" help:"Check the invariants of every lane from the outside, read-only."`
+	Capacity    capacityCmd    `cmd:"" group:"look" help:"Calculate the needs of a workload from measured unit costs."`
+
+	Verify      verifyCmd      `cmd:"" group:"mend" help:"Compare the local subscriptions of the running daemon with Postgres, at one position."`
+	Rebuild     rebuildCmd     `cmd:"" group:"mend" help:"Take a new snapshot of the subscriptions, while the daemon serves the old ones."`
+	Checkpoint  checkpointCmd  `cmd:"" group:"mend" help:"Save the local state, list the saved states, restore one."`
+	Replay      replayCmd      `cmd:"" group:"mend" help:"Read campaigns again: clients who were missed are notified, nobody twice."`
+	DeadLetters deadLettersCmd `cmd:"" group:"mend" help:"List the refused messages, or send them again."`
+	Resolve     resolveCmd     `cmd:"" group:"mend" help:"Settle a lane that halted because a sink was rolled back."`
+
+	Completion completionCmd `cmd:"" group:"other" help:"Print the code for completion in a shell."`
+	Version    versionCmd    `cmd:"" group:"other" help:"Show version, commit and Go."`
+
+	Broker   brokerCmd   `cmd:"" hidden:"" help:"Serve the demo's broker."`
+	Complete completeCmd `cmd:"" hidden:"" name:"__complete" help:"Complete a command line."`
 
 	Doctor  unavailableCmd `cmd:"" hidden:"" passthrough:""`
 	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
+}
+
+// commandGroups are the headings of the commands in the help.
+var commandGroups = []kong.Group{
+	{Key: "run", Title: "Run:"},
+	{Key: "look", Title: "Look:"},
+	{Key: "mend", Title: "Mend:"},
+	{Key: "other", Title: "Other:"},
 }
 
 // invocation holds the inputs and outputs of one command line. Data goes to stdout,
@@ -75,7 +91,9 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 		kong.Writers(a.stdout, a.messages),
 		// After --help kong calls Exit and goes on to parse, which may fail.
 		kong.Exit(func(int) { helped = true }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ExplicitGroups(commandGroups),
+		kong.Vars{"version": thisBuild().String()},
 	)
 	if err != nil {
 		return a.reportError(err)
@@ -87,7 +105,10 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 	case err != nil:
 		return a.reportError(fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
 	}
-	a.configFile = c.Config
+	a.configFile = c.File
+	if a.configFile == "" {
+		a.configFile = a.env["DINNERBELL_CONFIG"]
+	}
 	command.BindTo(ctx, (*context.Context)(nil))
 	return a.reportError(command.Run(a))
 }

@@ -13,6 +13,8 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/state/statedir"
+
+	"github.com/alecthomas/kong"
 )
 
 // outcome is what a command line did.
@@ -43,6 +45,13 @@ func TestCommandLine(t *testing.T) {
 	}{
 		"help":            {args: []string{"--help"}, code: 0, stdout: "Usage: dinnerbell <command>"},
 		"help of command": {args: []string{"demo", "--help"}, code: 0, stdout: "Usage: dinnerbell demo"},
+		"version flag":    {args: []string{"--version"}, code: 0, stdout: "dinnerbell dev (commit "},
+		"config file":     {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=late.yaml", "DINNERBELL_JOIN_LATE_SUBSCRIBERS=false"}, code: 0, stdout: "configuration is valid: late.yaml\n"},
+		"config mistakes": {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=late.yaml", "DINNERBELL_JOIN_LATE_SUBSCRIBERS=false", "DINNERBELL_JOIN_FRESHNESS=fresh"}, code: 2, stderr: "join.freshness"},
+		"no health":       {args: []string{"health"}, code: 1, stderr: "no daemon is running"},
+		"completion":      {args: []string{"completion", "bash"}, code: 0, stdout: "_dinnerbell() {"},
+		"no such shell":   {args: []string{"completion", "tcsh"}, code: 2, stderr: "tcsh"},
+		"completed":       {args: []string{"__complete", "--", "check"}, code: 0, stdout: "checkpoint\n"},
 		"version":         {args: []string{"version"}, code: 0, stdout: "dinnerbell dev (commit "},
 		"version json":    {args: []string{"version", "--json"}, code: 0, stdout: `{"version":"dev","commit":"`},
 		"nothing":         {args: nil, code: 2, stderr: "see dinnerbell --help"},
@@ -147,5 +156,31 @@ func TestConfigFileIsRead(t *testing.T) {
 		if got := dinnerbell(t, nil, "-c", path, "status"); !strings.Contains(got.stderr, "/nowhere/of/mine") {
 			t.Errorf("-c %s: %s", path, got.stderr)
 		}
+	}
+}
+
+// Every command that the help lists shows an example.
+func TestHelpShowsExamples(t *testing.T) {
+	var visit func(n *kong.Node)
+	seen := 0
+	visit = func(n *kong.Node) {
+		for _, c := range n.Children {
+			visit(c)
+		}
+		if n.Hidden || len(n.Children) > 0 || n.Type != kong.CommandNode {
+			return
+		}
+		seen++
+		if got := dinnerbell(t, nil, append(strings.Fields(n.Path()), "--help")...); !strings.Contains(got.stdout, "Example") || !strings.Contains(got.stdout, "  dinnerbell ") {
+			t.Errorf("the help of %s has no example:\n%s", n.Path(), got.stdout)
+		}
+	}
+	parser, err := kong.New(&commandLine{}, kong.Name("dinnerbell"), kong.Vars{"version": ""})
+	if err != nil {
+		t.Fatal(err)
+	}
+	visit(parser.Model.Node)
+	if seen < 20 {
+		t.Errorf("%d commands", seen)
 	}
 }

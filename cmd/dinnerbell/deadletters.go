@@ -44,6 +44,12 @@ type deadLetterItem struct {
 	Base64 []byte `json:"value_base64,omitempty"`
 }
 
+// Help shows how it is used.
+func (*deadLettersListCmd) Help() string {
+	return `Example:
+  dinnerbell dead-letters list --json | jq .reason`
+}
+
 // Run lists the messages that the topic holds now, in the order of the topic.
 func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()
@@ -98,6 +104,13 @@ type deadLettersRetryCmd struct {
 type deadLetterPlace struct {
 	partition int32
 	offset    int64
+}
+
+// Help shows how it is used.
+func (*deadLettersRetryCmd) Help() string {
+	return `Examples:
+  dinnerbell dead-letters retry 0:4
+  dinnerbell dead-letters retry --all`
 }
 
 // Run prints the outcome for each message. It fails if a message that was named

@@ -18,6 +18,13 @@ type demoCmd struct {
 	Restaurants   int `hidden:"" help:"Number of restaurants."`
 }
 
+// Help shows how it is used.
+func (*demoCmd) Help() string {
+	return `Examples:
+  dinnerbell demo
+  dinnerbell demo --once      # one round of campaigns, checked; exit 0`
+}
+
 // Run starts this binary again for the broker and for the daemon.
 func (c *demoCmd) Run(ctx context.Context, a *invocation) error {
 	if c.Restaurants != 0 && c.Restaurants < demo.MinRestaurants || c.Subscriptions != 0 && c.Subscriptions < c.Restaurants {

@@ -30,6 +30,12 @@ type previewArguments struct {
 // base64.
 const maxPreview = control.MaxArguments / 2
 
+// Help shows how it is used.
+func (*previewCmd) Help() string {
+	return `Example:
+  dinnerbell preview campaign.json`
+}
+
 // Run asks the running daemon. A message that would be refused is an error.
 func (c *previewCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)

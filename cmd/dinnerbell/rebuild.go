@@ -27,6 +27,13 @@ type rebuildResult struct {
 	Seconds       float64 `json:"seconds"`
 }
 
+// Help shows how it is used.
+func (*rebuildCmd) Help() string {
+	return `Examples:
+  dinnerbell rebuild
+  dinnerbell rebuild --offline    # without a daemon`
+}
+
 // Run asks the running daemon, which goes on serving from the old rows. Of the
 // configuration it needs state.dir alone.
 func (c *rebuildCmd) Run(ctx context.Context, a *invocation) error {

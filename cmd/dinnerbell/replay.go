@@ -33,6 +33,14 @@ type replayArguments struct {
 	DryRun     bool      `json:"dry_run,omitempty"`
 }
 
+// Help shows how it is used.
+func (*replayCmd) Help() string {
+	return `Examples:
+  dinnerbell replay --from 2h --dry-run
+  dinnerbell replay --from 2026-11-30T12:00:00Z
+  dinnerbell replay --from earliest`
+}
+
 // Run prints the result, and fails if lanes were left out.
 func (c *replayCmd) Run(ctx context.Context, a *invocation) error {
 	args, err := c.parseArguments(time.Now())

@@ -16,6 +16,15 @@ type resolveCmd struct {
 	AcceptMissing bool  `xor:"accept" required:"" help:"Nobody is notified again; some may be missed."`
 }
 
+// Help shows how it is used.
+func (*resolveCmd) Help() string {
+	return `Stop every daemon first. docs/operations.md compares the two answers.
+
+Examples:
+  dinnerbell resolve --lane 0 --accept-repeats    # nobody is missed, some may be notified again
+  dinnerbell resolve --lane 0 --accept-missing    # nobody is notified again, some may be missed`
+}
+
 // Run prints each step that it took.
 func (c *resolveCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := a.loadConfig()

@@ -9,6 +9,14 @@ import (
 // runCmd runs the daemon.
 type runCmd struct{}
 
+// Help shows how it is used.
+func (*runCmd) Help() string {
+	return `It stops on SIGTERM or Ctrl-C: steps under way are finished, and it exits with 0.
+
+Example:
+  dinnerbell -c /etc/dinnerbell/dinnerbell.yaml run`
+}
+
 // Run returns once everything that it started has ended: nil after a signal, when
 // the work under way is finished; a halt (exit 3) when nothing can go on without an
 // operator.

@@ -23,6 +23,13 @@ type setupCmd struct {
 	PrintSQL bool `name:"print-sql" help:"Print the statements instead, for somebody with the rights to run them."`
 }
 
+// Help shows how it is used.
+func (*setupCmd) Help() string {
+	return `Examples:
+  dinnerbell setup
+  dinnerbell setup --print-sql > setup.sql    # for somebody who has the rights`
+}
+
 // Run goes on where an earlier setup has failed: each step looks for existing
 // objects first.
 func (c *setupCmd) Run(ctx context.Context, a *invocation) error {

@@ -22,6 +22,15 @@ type statusCmd struct {
 	JSON bool `help:"As JSON, the same as /api/status."`
 }
 
+// Help shows how it is used.
+func (*statusCmd) Help() string {
+	return `It ends with 0 if the daemon is ready, 1 if it is not or does not run, 3 if a part is halted.
+
+Examples:
+  dinnerbell status
+  dinnerbell status --json | jq .lanes`
+}
+
 // Run asks over the socket in state.dir. It needs no other key, so it works with a
 // configuration that `run` would refuse. It ends with 1 if the daemon is not ready
 // and with 3 if a part of it is halted.

@@ -31,6 +31,13 @@ type subscribersArguments struct {
 	Count      bool   `json:"count,omitempty"`
 }
 
+// Help shows how it is used.
+func (*subscribersCmd) Help() string {
+	return `Examples:
+  dinnerbell subscribers 123e4567-e89b-12d3-a456-426614174000
+  dinnerbell subscribers 123e4567-e89b-12d3-a456-426614174000 --count`
+}
+
 // Run asks the running daemon. Without a daemon it opens the state itself.
 func (c *subscribersCmd) Run(ctx context.Context, a *invocation) error {
 	cfg, err := config.Load(a.configFile, a.env)

@@ -60,6 +60,15 @@ type verifyResult struct {
 	Sound       bool   `json:"sound"`
 }
 
+// Help shows how it is used.
+func (*verifyCmd) Help() string {
+	return `It ends with 1 if a row differs.
+
+Examples:
+  dinnerbell verify
+  dinnerbell verify --repair`
+}
+
 // Run asks over the socket in state.dir and prints each difference when it is
 // found.
 func (c *verifyCmd) Run(ctx context.Context, a *invocation) error {

@@ -47,13 +47,19 @@ func thisBuild() status.Build {
 	return b
 }
 
+// Help shows how it is used.
+func (*versionCmd) Help() string {
+	return `Example:
+  dinnerbell version --json`
+}
+
 // Run prints the version.
 func (c *versionCmd) Run(a *invocation) error {
 	b := thisBuild()
 	if c.JSON {
 		return printJSON(a, b)
 	}
-	_, err := fmt.Fprintf(a.stdout, "dinnerbell %s (commit %s, %s)\n", b.Version, b.Commit, b.Go)
+	_, err := fmt.Fprintln(a.stdout, b)
 	return err
 }
 

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+
+	"dinnerbell/cmd/dinnerbell/internal/config"
+)
+
+// configCmd groups the commands about the configuration.
+type configCmd struct {
+	Check configCheckCmd `cmd:"" help:"Read and check the configuration; connects to nothing."`
+}
+
+// configCheckCmd checks the configuration as run does before it connects.
+type configCheckCmd struct{}
+
+// Help shows an example.
+func (*configCheckCmd) Help() string {
+	return `It reads the file and the environment, resolves all references, and checks every value.
+It connects to nothing: doctor does that.
+
+Example:
+  dinnerbell -c /etc/dinnerbell/dinnerbell.yaml config check`
+}
+
+// Run ends with 2 and names every mistake, or says where the configuration came from.
+func (*configCheckCmd) Run(a *invocation) error {
+	if _, err := a.loadConfig(); err != nil {
+		return err
+	}
+	file := a.configFile
+	if file == "" {
+		file = "./" + config.DefaultFile + " (if there is one) and the environment"
+	}
+	_, err := fmt.Fprintf(a.stdout, "configuration is valid: %s\n", file)
+	return err
+}
