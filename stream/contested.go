@@ -186,12 +186,15 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		st.expired--
 	}
 	c.loseCampaign(st, r)
-	r.served, r.state, r.cursor, r.replaces = false, "", "", there
+	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
 	r.audience, r.skipped, r.cutOff = nil, 0, false
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())
 		st.noteOlder(r.Campaign, this, *there)
+	case campaign.Stands:
+		delete(st.rows, r.Key())
+		st.noteStands(r.Campaign, this, *there)
 	case campaign.Repeat:
 		r.accept, r.repeats = false, true
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
@@ -199,12 +202,18 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		r.accept, r.repeats, r.state = true, false, sink.StatePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
 		if there != nil {
-			r.version = there.RowVersion + 1
+			r.version, r.approved = there.RowVersion+1, there.Approved
 		}
 		r.contested.Store(there != nil)
-		if outcome == campaign.Expired || outcome == campaign.Cancel {
+		switch outcome {
+		case campaign.Expired, campaign.Cancel:
 			r.state = sink.StateExpired
 			st.expired++
+		case campaign.Held:
+			r.state = sink.StatePaused
+		case campaign.Revive:
+			r.revives, st.revives = there.HeldAt, true
+		default:
 		}
 	}
 }

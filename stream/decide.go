@@ -203,6 +203,8 @@ func (d *decider) acceptMessage(st *step, m *message) {
 	switch outcome := campaign.Judge(judged, before, time.Now().Unix()); outcome {
 	case campaign.Older:
 		st.noteOlder(m.campaign, judged.Version(), *before)
+	case campaign.Stands:
+		st.noteStands(m.campaign, judged.Version(), *before)
 	case campaign.Repeat:
 		d.acceptRepeat(st, m, before)
 	default:
@@ -235,7 +237,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	}
 	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil}
 	if before != nil {
-		l.version = before.RowVersion + 1
+		l.version, l.approved = before.RowVersion+1, before.Approved
 	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
 	if err := l.packRestaurant(); err != nil { // cannot happen: Parse refuses ids that cannot be packed
@@ -243,11 +245,16 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		return
 	}
 	r := &campaignRow{liveCampaign: l, at: l.from, messageTime: m.time, fingerprint: m.fingerprint, replaces: before, window: m.window, state: sink.StatePending}
+	if outcome == campaign.Revive {
+		r.revives, st.revives = before.HeldAt, true
+	}
 	switch {
 	case outcome == campaign.Expired, outcome == campaign.Cancel:
 		r.state = sink.StateExpired
 		st.expired++
 		st.noteExpired(l, before)
+	case outcome == campaign.Held:
+		r.state = sink.StatePaused
 	case d.joinsAtOnce(m, before):
 		l.started = true
 		d.sched.add(l)

@@ -55,7 +55,7 @@ type ReplayReport struct {
 	Lanes []ReplayLane `json:"lanes"`
 }
 
-// ReplayCounts counts messages; each of them is one of Dead, Expired, Superseded,
+// ReplayCounts counts messages; each of them is one of Dead, Expired, Superseded, Held,
 // Scheduled and Valid. Have and Notified count clients: Have those who had a valid
 // campaign before, Notified those who were missed and have it now (in a dry run, who
 // would get it).
@@ -64,6 +64,7 @@ type ReplayCounts struct {
 	Dead       int64 `json:"dead"`       // no campaigns
 	Expired    int64 `json:"expired"`    // their end has passed
 	Superseded int64 `json:"superseded"` // the topic or the campaign table has a newer message of the campaign
+	Held       int64 `json:"held"`       // an operator cancelled or paused the campaign, or it is parked
 	Scheduled  int64 `json:"scheduled"`  // their start lies ahead
 	Valid      int64 `json:"valid"`
 	Have       int64 `json:"have"`
@@ -84,6 +85,7 @@ func (c *ReplayCounts) addCounts(o ReplayCounts) {
 	c.Dead += o.Dead
 	c.Expired += o.Expired
 	c.Superseded += o.Superseded
+	c.Held += o.Held
 	c.Scheduled += o.Scheduled
 	c.Valid += o.Valid
 	c.Have += o.Have

@@ -375,7 +375,7 @@ func (m *message) judgeReplayed(lane int32, accepted *campaign.Version, now int6
 // the first time. A campaign that is accepted and waits for its start needs nothing.
 func (m *message) joinsAgain(outcome campaign.Outcome, now int64) bool {
 	switch outcome {
-	case campaign.First, campaign.Edit, campaign.Cancel:
+	case campaign.First, campaign.Edit, campaign.Cancel, campaign.Revive, campaign.Held:
 		return true
 	case campaign.Again:
 		return m.campaign.Start <= now
@@ -392,6 +392,8 @@ func (c *ReplayCounts) addOutcome(outcome campaign.Outcome, ahead bool) {
 		c.Expired++
 	case outcome == campaign.Older:
 		c.Superseded++
+	case outcome == campaign.Stands, outcome == campaign.Held:
+		c.Held++
 	case ahead:
 		c.Scheduled++
 	default:

@@ -23,6 +23,7 @@ type liveCampaign struct {
 	started    bool  // its start had come when it was accepted or loaded
 	done       bool  // left the schedule
 	replayed   bool  // brought by a replay
+	approved   bool  // an operator let it go, however large its audience is
 	resumed    bool  // an earlier session has passed the clients up to the cursor that it was loaded with
 	passed     int64 // clients looked at; of the decider
 

@@ -150,6 +150,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.reportOffsets(ctx, client) })
 	g.Go(func() error { return s.watchInput(ctx, client) })
 	g.Go(func() error { return s.keepRetention(ctx) })
+	g.Go(func() error { return s.watchOperators(ctx) })
 	g.Go(func() error {
 		select {
 		case h := <-s.halts:

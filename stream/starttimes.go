@@ -92,6 +92,19 @@ func (a *startTimes) addCommitted(now time.Time, list ...startTime) { a.insert(n
 // listed already, that one stays: it may be newer than the reload's.
 func (a *startTimes) addLoaded(now time.Time, list []startTime) { a.insert(now, false, list) }
 
+// addReleased lists campaigns that an operator has let go, in place of an earlier version
+// of their keys.
+func (a *startTimes) addReleased(now time.Time, list ...startTime) {
+	a.mu.Lock()
+	for _, p := range list {
+		if v, ok := a.listed[p.key]; ok && v < p.version {
+			delete(a.listed, p.key) // takeDue skips its entry in queue
+		}
+	}
+	a.mu.Unlock()
+	a.insert(now, false, list)
+}
+
 func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -367,7 +380,7 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 	}
 	list := make([]*liveCampaign, len(found))
 	for i, d := range found {
-		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, resumed: d.Cursor != ""}
+		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumed: d.Cursor != ""}
 		l.contested.Store(d.Contested)
 		if err := l.packRestaurant(); err != nil {
 			return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)

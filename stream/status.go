@@ -164,6 +164,7 @@ const (
 	skipCancel     skipReason = "it ends the campaign"
 	skipLeftOut    skipReason = "clients were left out"
 	skipOlder      skipReason = "a newer message of its campaign is there; across partitions the record's time decides"
+	skipStands     skipReason = "an operator cancelled its campaign; other content that is sent after the cancel revives it"
 	skipNoAudience skipReason = "nobody subscribes to its restaurant"
 )
 
@@ -174,7 +175,7 @@ type skippedMessage struct {
 	offset   int64              // of the message
 	reason   string             // only of a dead letter
 
-	message, newest campaign.Version // only of an older message: its own version and the newest one
+	message, newest campaign.Version // only of an older message, or one of a cancelled campaign: its own version and the accepted one
 }
 
 // noteSkipped counts and logs the messages of a committed step that notify nobody.
@@ -188,9 +189,18 @@ func (l *lane) noteSkipped(st *step) {
 			c.withoutAudience.Add(1)
 		case skipOlder:
 			c.older.Add(1)
-		case skipRefused, skipExpired, skipCancel, skipLeftOut:
+		case skipRefused, skipExpired, skipCancel, skipLeftOut, skipStands:
 		}
 		l.svc.skipped.logMessage(o.kind, func() []any { return l.skippedAttributes(o) })
+	}
+	if !st.revives {
+		return
+	}
+	for k, r := range st.rows {
+		if r.revives > 0 {
+			l.svc.cfg.Logger.Info("a message revives a campaign that an operator cancelled: it was sent after the cancel", "lane", l.id, "offset", r.at.Offset,
+				"campaign", k.Campaign, "restaurant", k.Restaurant, "time", messageTime(r.acceptedVersion()), "cancelled", time.UnixMilli(r.revives).UTC())
+		}
 	}
 }
 
@@ -203,6 +213,9 @@ func (l *lane) skippedAttributes(o skippedMessage) []any {
 	attrs := []any{"lane", l.id, "offset", o.offset, "campaign", c.ID, "restaurant", c.RestaurantID}
 	if o.kind == skipOlder {
 		return append(attrs, "time", messageTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_time", messageTime(o.newest))
+	}
+	if o.kind == skipStands {
+		return append(attrs, "time", messageTime(o.message), "cancelled", time.UnixMilli(o.newest.HeldAt).UTC())
 	}
 	if o.kind != skipNoAudience {
 		return append(attrs, "end", time.Unix(c.End, 0).UTC())

@@ -27,6 +27,7 @@ type campaignRow struct {
 	served      bool              // this step has moved its cursor
 	replaces    *campaign.Version // with accept or repeats: the version that the row must still have; nil: no row
 	window      *replayWindow     // the replay that brought it
+	revives     int64             // milliseconds: the operator's cancel that the message ends; 0: none
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
@@ -38,7 +39,11 @@ type campaignRow struct {
 // acceptedVersion returns the version of the campaign that the row holds after the
 // step.
 func (r *campaignRow) acceptedVersion() campaign.Version {
-	return campaign.Version{Position: r.at, Time: r.messageTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner}
+	v := campaign.Version{Position: r.at, Time: r.messageTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner, Approved: r.approved}
+	if r.state == sink.StatePaused {
+		v.Hold = campaign.Paused
+	}
+	return v
 }
 
 // clientPick is one campaign's share of a step.
@@ -64,6 +69,7 @@ type step struct {
 	skipped    []skippedMessage // messages that notify nobody
 	windows    []*replayWindow  // one for each message of a replay
 	lost       []campaign.Key   // campaigns whose row another message has taken
+	revives    bool             // a row of the step revives a campaign that an operator cancelled
 
 	leftOut map[leftOut][]string // clients whose id fits neither the table nor a record
 	refused []*liveCampaign      // campaigns whose rows the feedback table refuses; set while the rows are written
@@ -111,6 +117,11 @@ func (st *step) noteExpired(l *liveCampaign, before *campaign.Version) {
 // accepted.
 func (st *step) noteOlder(c *campaign.Campaign, m, newest campaign.Version) {
 	st.skipped = append(st.skipped, skippedMessage{kind: skipOlder, campaign: c, offset: m.Offset, message: m, newest: newest})
+}
+
+// noteStands records a message that does nothing because of what an operator did.
+func (st *step) noteStands(c *campaign.Campaign, m, accepted campaign.Version) {
+	st.skipped = append(st.skipped, skippedMessage{kind: skipStands, campaign: c, offset: m.Offset, message: m, newest: accepted})
 }
 
 // noteRepeat adds an identical message, whose position and time the step stores.

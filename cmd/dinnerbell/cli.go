@@ -33,6 +33,11 @@ type commandLine struct {
 	Audit       auditCmd       `cmd:"" group:"look" help:"Check the invariants of every lane from the outside, read-only."`
 	Capacity    capacityCmd    `cmd:"" group:"look" help:"Calculate the needs of a workload from measured unit costs."`
 
+	Cancel  cancelCmd  `cmd:"" group:"act" help:"Stop a campaign now, for good. Needs no daemon."`
+	Pause   pauseCmd   `cmd:"" group:"act" help:"Hold a campaign until it is resumed. Needs no daemon."`
+	Resume  resumeCmd  `cmd:"" group:"act" help:"Let a paused campaign go on. Needs no daemon."`
+	Approve approveCmd `cmd:"" group:"act" help:"Let a campaign go that limits.max_audience has parked. Needs no daemon."`
+
 	Verify      verifyCmd      `cmd:"" group:"mend" help:"Compare the local subscriptions of the running daemon with Postgres, at one position."`
 	Rebuild     rebuildCmd     `cmd:"" group:"mend" help:"Take a new snapshot of the subscriptions, while the daemon serves the old ones."`
 	Checkpoint  checkpointCmd  `cmd:"" group:"mend" help:"Save the local state, list the saved states, restore one."`
@@ -54,6 +59,7 @@ type commandLine struct {
 var commandGroups = []kong.Group{
 	{Key: "run", Title: "Run:"},
 	{Key: "look", Title: "Look:"},
+	{Key: "act", Title: "Steer campaigns:"},
 	{Key: "mend", Title: "Mend:"},
 	{Key: "other", Title: "Other:"},
 }

@@ -142,6 +142,7 @@ func printReplay(out io.Writer, r *stream.ReplayReport) error {
 	row("scheduled", r.Scheduled, "they wait for their start")
 	row("expired", r.Expired, "their end has passed")
 	row("superseded", r.Superseded, "a newer message of the campaign is there")
+	row("held", r.Held, "an operator cancelled or paused the campaign, or it is parked")
 	row("dead", r.Dead, "not campaigns; not sent to the dead letters again")
 	row("clients who have it", r.Have, "")
 	if r.DryRun {

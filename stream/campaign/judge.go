@@ -14,6 +14,27 @@ type Version struct {
 	Fingerprint Fingerprint
 	RowVersion  int64 // version counter of the row: each change of the campaign raises it
 	Owner       int32 // the lane that delivers it
+
+	Hold     Hold
+	HeldAt   int64 // milliseconds; of an operator's cancel
+	Approved bool  // an operator let it go although its audience exceeds the limit
+}
+
+// Hold is what keeps a campaign from being delivered, whatever its times are.
+type Hold int
+
+// The holds.
+const (
+	NotHeld   Hold = iota
+	Parked         // its audience exceeds the limit; it waits for an operator
+	Paused         // an operator stopped it for a while
+	Cancelled      // an operator stopped it for good
+)
+
+// stopsFor reports whether an operator's cancel stands against the message: only other
+// content that was sent after the cancel revives the campaign.
+func (k *Version) stopsFor(m *Message) bool {
+	return k != nil && k.Hold == Cancelled && (m.Time <= k.HeldAt || m.Fingerprint == k.Fingerprint)
 }
 
 // Message is a message of the campaigns topic as Judge compares it.
@@ -50,16 +71,21 @@ const (
 	Repeat                 // it has the content of the accepted message: only position and time move
 	Older                  // it does nothing: a newer message is accepted, or in the topic
 	Again                  // it is the accepted message itself, replayed
+	Revive                 // it replaces the accepted message of a campaign that an operator cancelled
+	Held                   // it replaces the accepted message, and the campaign stays paused
+	Stands                 // it does nothing: an operator's cancel stands, or a replay meets a campaign that is held
 )
 
 // String names the outcome.
 func (o Outcome) String() string {
-	return [...]string{"first", "edit", "cancel", "expired", "repeat", "older", "again"}[o]
+	return [...]string{"first", "edit", "cancel", "expired", "repeat", "older", "again", "revive", "held", "stands"}[o]
 }
 
 // Judge decides the effect of message m on its campaign. accepted is the version that
 // is accepted so far, nil if there is no such version; now is a Unix second. The newest
 // message wins, an identical repeat does nothing, and a campaign is over from its end on.
+// A campaign that an operator cancelled stays cancelled, unless a message with other
+// content was sent after the cancel; a paused one stays paused with its new content.
 //
 // Of two messages with the same time on two partitions, neither is newer. One that
 // arrives is accepted; one that a replay reads again leaves the accepted one alone.
@@ -76,10 +102,24 @@ func Judge(m Message, accepted *Version, now int64) Outcome {
 		return Older
 	case !m.Distinct && m.Fingerprint == accepted.Fingerprint:
 		return Repeat
+	case accepted.stopsFor(&m):
+		return Stands
 	case over:
 		return Cancel
 	}
-	return Edit
+	return replace(accepted)
+}
+
+// replace is the outcome of a message that takes the place of the accepted one.
+func replace(accepted *Version) Outcome {
+	switch accepted.Hold {
+	case Cancelled:
+		return Revive
+	case Paused:
+		return Held
+	default: // a parked campaign's audience is counted again
+		return Edit
+	}
 }
 
 // judgeReplayed is Judge for a message that a replay has read again: it joins the
@@ -88,18 +128,20 @@ func judgeReplayed(m Message, accepted *Version, over bool) Outcome {
 	again := accepted != nil && accepted.Position == m.Position
 	wins := !m.Superseded && (accepted == nil || again || SurelyNewer(m.Version(), *accepted))
 	switch {
-	case over && wins && accepted != nil && !again:
+	case over && wins && accepted != nil && !again && !accepted.stopsFor(&m):
 		return Cancel
 	case over:
 		return Expired
 	case !wins:
 		return Older
+	case accepted.stopsFor(&m), again && accepted.Hold != NotHeld:
+		return Stands
 	case again:
 		return Again
 	case accepted == nil:
 		return First
 	}
-	return Edit
+	return replace(accepted)
 }
 
 // Newer reports whether message a comes after message b of the same campaign: by

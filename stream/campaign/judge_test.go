@@ -17,6 +17,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the expected output in testda
 // output below "----". Nothing is accepted when a block begins, and it is second 100.
 //
 //	now SECOND
+//	parked | paused | resumed | cancelled @TIME   (of the accepted version)
 //	LANE/OFFSET @TIME CONTENT until END [distinct] [replayed] [superseded]
 //
 // Each message is judged, and the outcome applied to the accepted version.
@@ -67,6 +68,9 @@ func playMessages(t *testing.T, input string) string {
 		if _, err := fmt.Sscanf(line, "now %d", &now); err == nil {
 			continue
 		}
+		if accepted != nil && hold(line, accepted) {
+			continue
+		}
 		var m Message
 		var content string
 		if _, err := fmt.Sscanf(line, "%d/%d @%d %s until %d", &m.Lane, &m.Offset, &m.Time, &content, &m.End); err != nil {
@@ -79,17 +83,36 @@ func playMessages(t *testing.T, input string) string {
 		contents[m.Fingerprint] = text
 		outcome := Judge(m, accepted, now)
 		switch outcome {
-		case First, Edit, Cancel, Expired, Repeat:
+		case Repeat: // the row stays as it is
+			accepted.Position, accepted.Time = m.Position, m.Time
+		case First, Edit, Cancel, Expired, Revive, Held:
 			if outcome != Expired || !m.Replayed {
 				v := m.Version()
+				if outcome == Held {
+					v.Hold = Paused
+				}
 				accepted = &v
 			}
-		case Older, Again:
+		case Older, Again, Stands:
 		}
 		fmt.Fprintf(&out, "%d/%d: %s\n", m.Lane, m.Offset, outcome)
 	}
 	if accepted != nil {
-		fmt.Fprintf(&out, "accepted: %d/%d @%d %s\n", accepted.Lane, accepted.Offset, accepted.Time, contents[accepted.Fingerprint])
+		state := [...]string{"", ", parked", ", paused", ", cancelled"}[accepted.Hold]
+		fmt.Fprintf(&out, "accepted: %d/%d @%d %s%s\n", accepted.Lane, accepted.Offset, accepted.Time, contents[accepted.Fingerprint], state)
 	}
 	return out.String()
+}
+
+// hold plays a line about what an operator or a limit does with the accepted version.
+func hold(line string, accepted *Version) bool {
+	name, at, _ := strings.Cut(line, " @")
+	holds := map[string]Hold{"parked": Parked, "paused": Paused, "cancelled": Cancelled, "resumed": NotHeld}
+	h, ok := holds[name]
+	if !ok {
+		return false
+	}
+	accepted.Hold, accepted.RowVersion = h, accepted.RowVersion+1
+	_, _ = fmt.Sscanf(at, "%d", &accepted.HeldAt)
+	return true
 }

@@ -35,9 +35,10 @@ func (t Tables) ReadExistingIDs(ctx context.Context, q Querier, ids []string) ([
 // and whether the campaign has other restaurants too.
 func (t Tables) AcceptedSQL() string {
 	return `SELECT k.campaign, k.restaurant, coalesce(c.version, 0), coalesce(c.lane, -1), coalesce(c.msg_lane, -1), coalesce(c.msg_offset, -1), coalesce(c.msg_time, -1), c.fingerprint,
+  coalesce(c.state, ''), coalesce(c.operator_time, 0), coalesce(c.approved, false),
   EXISTS (SELECT FROM ` + t.Campaign + ` o WHERE o.adv_campaign_id = k.campaign AND o.restaurant_id <> k.restaurant)
 FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint FROM ` + t.Campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
+LEFT JOIN LATERAL (SELECT c.version, c.lane, c.msg_lane, c.msg_offset, c.msg_time, c.fingerprint, c.state, c.operator_time, c.approved FROM ` + t.Campaign + ` c WHERE c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant LIMIT 1) AS c ON true`
 }
 
 // ReadAccepted calls fn for each key, with the version in the campaign table, nil if
@@ -51,14 +52,16 @@ func (t Tables) ReadAccepted(ctx context.Context, q Querier, keys []campaign.Key
 	var k campaign.Key
 	var n campaign.Version
 	var content []byte
+	var state string
 	var shared bool
-	_, err = pgx.ForEachRow(rows, []any{&k.Campaign, &k.Restaurant, &n.RowVersion, &n.Owner, &n.Lane, &n.Offset, &n.Time, &content, &shared}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&k.Campaign, &k.Restaurant, &n.RowVersion, &n.Owner, &n.Lane, &n.Offset, &n.Time, &content, &state, &n.HeldAt, &n.Approved, &shared}, func() error {
 		if content == nil {
 			fn(k, nil, shared)
 			return nil
 		}
 		found := n
 		copy(found.Fingerprint[:], content)
+		found.Hold = holds[state]
 		fn(k, &found, shared)
 		return nil
 	})
@@ -67,6 +70,9 @@ func (t Tables) ReadAccepted(ctx context.Context, q Querier, keys []campaign.Key
 	}
 	return nil
 }
+
+// holds are the states in which a campaign is not delivered.
+var holds = map[string]campaign.Hold{StateParked: campaign.Parked, StatePaused: campaign.Paused, StateCancelled: campaign.Cancelled}
 
 func splitKeys(keys []campaign.Key) (campaigns, restaurants []string) {
 	campaigns, restaurants = make([]string, len(keys)), make([]string, len(keys))
@@ -129,6 +135,7 @@ type DueCampaign struct {
 	Version   int64
 	Cursor    id.ID // last client considered; "" before the first
 	Contested bool  // a client may have been notified before this version
+	Approved  bool  // an operator let it go although its audience exceeds the limit
 	From      campaign.Position
 }
 
@@ -140,7 +147,7 @@ func (t Tables) ReadDue(ctx context.Context, q Querier, lane int32, due []Pendin
 		campaigns[i], restaurants[i], versions[i] = p.Key.Campaign, p.Key.Restaurant, p.Version
 	}
 	rows, err := q.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
-  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.msg_lane, c.msg_offset
+  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset
 FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
 JOIN `+t.Campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
 WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, lane)
@@ -150,7 +157,7 @@ WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants,
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueCampaign, err error) {
 		c := &campaign.Campaign{}
 		var cursor []byte
-		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.From.Lane, &d.From.Offset)
+		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset)
 		d.Campaign, d.Cursor = c, id.ID(cursor)
 		return d, err
 	})

@@ -48,7 +48,7 @@ func (t Tables) ResetOffsets(ctx context.Context, tx Querier, lane int32) error 
 
 // FinishPending finishes a lane's pending campaigns and returns their number.
 func (t Tables) FinishPending(ctx context.Context, tx Querier, lane int32) (int64, error) {
-	tag, err := tx.Exec(ctx, `UPDATE `+t.Campaign+` SET state = 'finished' WHERE lane = $1 AND state = 'pending'`, lane)
+	tag, err := tx.Exec(ctx, `UPDATE `+t.Campaign+` SET state = 'finished' WHERE lane = $1 AND state IN ('pending', 'rejoin', 'parked', 'paused')`, lane)
 	if err != nil {
 		return 0, fmt.Errorf("finish campaigns: %w", err)
 	}

@@ -36,7 +36,7 @@ type Facts struct {
 // checkTablesLayout checks that the daemon's own tables exist in the layout that this
 // program works on.
 func checkTablesLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	return nil, checkLayout(ctx, f.Conn, f.T)
+	return nil, CheckLayout(ctx, f.Conn, f.T)
 }
 
 // checkSchemaRights checks the role's rights on the daemon's own tables.

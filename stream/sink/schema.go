@@ -62,12 +62,14 @@ var daemonTables = []struct{ name, sql string }{
   notified int8 NOT NULL DEFAULT 0,        -- clients whom it notified, over all versions
   already int8 NOT NULL DEFAULT 0,         -- clients whom this version left out because they had the campaign
   approved boolean NOT NULL DEFAULT false, -- an operator let it go although its audience exceeds limits.max_audience
-  operator_time int8 NOT NULL DEFAULT 0,   -- milliseconds: an operator cancelled it then, and only a later message revives it
+  operator_time int8 NOT NULL DEFAULT 0,   -- milliseconds, of an operator's last command; after a cancel only a later message revives it
+  operator text NOT NULL DEFAULT '',       -- that command, and who gave it
   started_at timestamptz,                  -- of its first step; NULL: accepted_at, where a step has served it
   finished_at timestamptz,                 -- of the step that finished it; NULL: accepted_at; from its end on: the end cut it off
   PRIMARY KEY (adv_campaign_id, restaurant_id)
 ) WITH (fillfactor = 70)`},
 	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},
+	{"campaign_operator", operatorIndexSQL},
 	// Decided steps, until after they are shipped. A row is written once and never
 	// changed. EXTERNAL: packed ids do not compress.
 	{"outbox", `CREATE TABLE IF NOT EXISTS %[1]s.outbox (
@@ -81,6 +83,10 @@ var daemonTables = []struct{ name, sql string }{
 	{"layout", `CREATE TABLE IF NOT EXISTS %[1]s.layout (version int4 NOT NULL)`},
 	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + fmt.Sprint(layoutVersion) + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
 }
+
+// operatorIndexSQL finds the campaigns that operators have changed lately; few rows are
+// in it.
+const operatorIndexSQL = `CREATE INDEX IF NOT EXISTS campaign_operator ON %[1]s.campaign (lane, operator_time) WHERE operator_time > 0`
 
 // SetupSQL returns the statements that Setup runs on an empty database. They are safe to
 // repeat.
@@ -271,8 +277,9 @@ var migrations = map[int][]string{
 		`ALTER TABLE %[1]s.lane ADD COLUMN source_id text NOT NULL DEFAULT '', ADD COLUMN source_lsn int8 NOT NULL DEFAULT 0`,
 		`ALTER TABLE %[1]s.campaign DROP CONSTRAINT IF EXISTS campaign_state_check, ADD CONSTRAINT campaign_state_check CHECK (state IN (` + stateList + `)),
   ADD COLUMN audience int8, ADD COLUMN notified int8 NOT NULL DEFAULT 0, ADD COLUMN already int8 NOT NULL DEFAULT 0,
-  ADD COLUMN approved boolean NOT NULL DEFAULT false, ADD COLUMN operator_time int8 NOT NULL DEFAULT 0,
+  ADD COLUMN approved boolean NOT NULL DEFAULT false, ADD COLUMN operator_time int8 NOT NULL DEFAULT 0, ADD COLUMN operator text NOT NULL DEFAULT '',
   ADD COLUMN started_at timestamptz, ADD COLUMN finished_at timestamptz`,
+		operatorIndexSQL,
 	},
 }
 
@@ -284,9 +291,9 @@ func readLayoutVersion(ctx context.Context, conn *pgx.Conn, t Tables) (version i
 	return version, nil
 }
 
-// checkLayout returns an error where the tables are missing or have an older layout,
+// CheckLayout returns an error where the tables are missing or have an older layout,
 // and a halt where their layout is newer: only a newer daemon can work on it.
-func checkLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
+func CheckLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
 	version, err := readLayoutVersion(ctx, conn, t)
 	switch {
 	case err != nil:
