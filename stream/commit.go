@@ -30,7 +30,7 @@ type committer struct {
 	claim     *takeover.Claim
 	lane      *lane
 	reader    sink.Querier // looks for the locks that a slow step waits for
-	letters   letterMaker
+	letters   record.LetterMaker
 	starts    *startTimes
 	shipped   *shipProgress
 	corrected *correctedKeys
@@ -171,7 +171,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 		d.st.resealIfChanged()
 		return c.commitContested(ctx, d)
 	}
-	d.p = c.letters.payload(d.st)
+	d.p = d.st.payload(&c.letters)
 	d.p.Seq = d.seq
 	f := c.nextPipeline(time.Now().Add(c.claim.Config.SinkTimeout))
 	c.addFeedbackRows(f, d.st)

@@ -56,7 +56,7 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	until, _ := ctx.Deadline()
-	d.p = c.letters.payload(d.st)
+	d.p = d.st.payload(&c.letters)
 	d.p.Seq = d.seq
 	f := sink.NewPipeline(until, c.claim.Conn)
 	c.addFeedbackRows(f, d.st)
@@ -101,7 +101,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
 			clients = &written
 			k.notified, k.already = int64(written.Len()), n.Misses
-			p.Dead = append(p.Dead, c.letters.lettersOf(n, k.live)...)
+			p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
 			if n.Refused != "" {
 				st.noteRefused(k.live)
 			}

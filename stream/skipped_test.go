@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
 )
 
 // logLines keeps the log lines at info and above.
@@ -58,7 +60,7 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 		encodeCampaign(w.campaign("upper", strings.ToUpper(lower))), encodeCampaign(w.campaign("padded", "rest_1")), encodeCampaign(w.campaign("met", "r1")))
 	w.expect(map[string][]string{"met": {"a"}})
 	envtest.Until(t, patience, func() error {
-		if s := svc.Status(); s.Counts != (Counts{Decided: 1, Shipped: 1, Expired: 2, Dead: 1, WithoutAudience: 3}) {
+		if s := svc.Status(); s.Counts != (Counts{Decided: 1, Shipped: 1, Expired: 2, Dead: 1, Letters: countLetters(campaign.ClassNotJSON), WithoutAudience: 3}) {
 			return fmt.Errorf("counts %+v", s.Counts)
 		}
 		return nil
@@ -81,6 +83,14 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 	if got := lines.with("campaign=met"); len(got) > 0 {
 		t.Errorf("a line for a campaign that was delivered: %s", got)
 	}
+}
+
+// countLetters counts one dead letter of each class given.
+func countLetters(classes ...campaign.ReasonClass) (n campaign.ClassCounts) {
+	for _, c := range classes {
+		n[slices.Index(campaign.ReasonClasses[:], c)]++
+	}
+	return n
 }
 
 // A flood does not fill the log: messages without a line of their own are counted.
@@ -113,7 +123,7 @@ func TestCountsStayWhenLanesMove(t *testing.T) {
 	w.produce(0, encodeCampaign(w.campaign("c0", "r1")), []byte("no json"))
 	w.produce(1, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c0": w.subs["r1"], "c1": w.subs["r1"]})
-	want := Counts{Decided: 80, Shipped: 80, Dead: 1}
+	want := Counts{Decided: 80, Shipped: 80, Dead: 1, Letters: countLetters(campaign.ClassNotJSON)}
 	if got := first.Status().Counts; got != want {
 		t.Errorf("counts %+v, want %+v", got, want)
 	}

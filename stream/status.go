@@ -12,6 +12,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // LaneState is the state of a lane's work.
@@ -114,37 +115,64 @@ func (l *lane) addStatus(out *Status) {
 // or had. They never fall: when a lane leaves, Status.Campaigns and
 // Status.Notifications lose its share, and Counts stay.
 type Counts struct {
-	Decided         int64 // notifications that this service committed in Postgres
-	Shipped         int64 // notifications that this service committed in Kafka, also of an earlier owner's steps
-	Expired         int64 // campaigns that came after their end, cancels included
-	Dead            int64 // messages that went to the dead letters
-	Older           int64 // messages that did nothing: a newer one of their campaign was there
-	WithoutAudience int64 // campaigns of a restaurant that nobody subscribes to
-	Conflicts       int64 // steps that met clients whom the delivered cache did not know
-	DeliveredMisses int64 // clients whom Postgres knew and the delivered cache did not
-	Unservable      int64 // clients left out because the feedback table or the topic cannot take them; dead letters name them
+	Decided         int64                // notifications that this service committed in Postgres
+	Shipped         int64                // notifications that this service committed in Kafka, also of an earlier owner's steps
+	Expired         int64                // campaigns that came after their end, cancels included
+	Dead            int64                // messages that went to the dead letters
+	Letters         campaign.ClassCounts // dead letters, those that name left-out clients included
+	Older           int64                // messages that did nothing: a newer one of their campaign was there
+	WithoutAudience int64                // campaigns of a restaurant that nobody subscribes to
+	Conflicts       int64                // steps that met clients whom the delivered cache did not know
+	DeliveredMisses int64                // clients whom Postgres knew and the delivered cache did not
+	Unservable      int64                // clients left out because the feedback table or the topic cannot take them; dead letters name them
 }
 
 // Add returns the sum of both.
 func (c Counts) Add(o Counts) Counts {
-	return Counts{
-		Decided: c.Decided + o.Decided, Shipped: c.Shipped + o.Shipped, Expired: c.Expired + o.Expired, Dead: c.Dead + o.Dead,
-		Older: c.Older + o.Older, WithoutAudience: c.WithoutAudience + o.WithoutAudience, Conflicts: c.Conflicts + o.Conflicts,
-		DeliveredMisses: c.DeliveredMisses + o.DeliveredMisses, Unservable: c.Unservable + o.Unservable,
+	c.Decided += o.Decided
+	c.Shipped += o.Shipped
+	c.Expired += o.Expired
+	c.Dead += o.Dead
+	for i := range c.Letters {
+		c.Letters[i] += o.Letters[i]
 	}
+	c.Older += o.Older
+	c.WithoutAudience += o.WithoutAudience
+	c.Conflicts += o.Conflicts
+	c.DeliveredMisses += o.DeliveredMisses
+	c.Unservable += o.Unservable
+	return c
 }
 
 // counters hold the Counts as they rise.
 type counters struct {
 	decided, shipped, expired, dead, older, withoutAudience, conflicts, deliveredMisses, unservable atomic.Int64
+
+	letters [len(campaign.ReasonClasses)]atomic.Int64
+}
+
+// countLetter counts a dead letter: a refused message, or left-out clients.
+func (c *counters) countLetter(d *record.DeadLetter) {
+	if d.Clients > 0 {
+		c.unservable.Add(d.Clients)
+	} else {
+		c.dead.Add(1)
+	}
+	if i := slices.Index(campaign.ReasonClasses[:], d.Class); i >= 0 {
+		c.letters[i].Add(1)
+	}
 }
 
 func (c *counters) snapshot() Counts {
-	return Counts{
+	out := Counts{
 		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
 		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
 		DeliveredMisses: c.deliveredMisses.Load(), Unservable: c.unservable.Load(),
 	}
+	for i := range c.letters {
+		out.Letters[i] = c.letters[i].Load()
+	}
+	return out
 }
 
 // A message that notifies nobody leaves a line in the log. A flood of such messages must
@@ -182,7 +210,9 @@ type skippedMessage struct {
 func (l *lane) noteSkipped(st *step) {
 	c := &l.svc.counters
 	c.expired.Add(st.expired)
-	c.dead.Add(int64(len(st.dead)))
+	for i := range st.dead {
+		c.countLetter(&st.dead[i])
+	}
 	for _, o := range st.skipped {
 		switch o.kind {
 		case skipNoAudience:

@@ -172,12 +172,12 @@ func (t *letterTopic) refusalOf(d *DeadLetter) string {
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	c, err := campaign.Parse(d.Value)
-	if err == nil {
-		err = record.CheckSize(c, t.cfg.Notifications, t.limits.Notification)
+	c, refusal := campaign.Parse(d.Value)
+	if refusal == nil {
+		refusal = record.CheckSize(c, t.cfg.Notifications, t.limits.Notification)
 	}
-	if err != nil {
-		return "it would be refused again: " + err.Error()
+	if refusal != nil {
+		return "it would be refused again: " + refusal.Reason
 	}
 	return ""
 }

@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"dinnerbell/stream/campaign"
 )
 
 // newRegistry returns the daemon's metrics: the status, read at each scrape,
@@ -88,6 +90,7 @@ var (
 	descCampaigns = newDesc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
 	descExpired   = newDesc("campaigns_expired_total", "Campaigns that this process received after their end.")
 	descDead      = newDesc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
+	descLetters   = newDesc("dead_letters_total", "Dead letters that this process sent, by the class of their reason.", "reason")
 	descOlder     = newDesc("campaigns_older_total", "Messages that did nothing, since this process had a newer one of their campaign.")
 	descAlone     = newDesc("campaigns_without_audience_total", "Campaigns of this process whose restaurant had no subscription.")
 	descBadIDs    = newDesc("bad_ids_total", "Subscriptions whose client or restaurant cannot be an id.")
@@ -157,11 +160,19 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descCkHeld, float64(r.Checkpoint.HeldBackBytes))
 	gauge(descCkFailed, boolValue(r.Checkpoint.LastError != ""))
+	collectCampaigns(&r, gauge, count)
+}
+
+// collectCampaigns sends the metrics of campaigns, notifications and what became of them.
+func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, int64, ...string)) {
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)
 	count(descExpired, r.Counters.CampaignsExpired)
 	count(descDead, r.Counters.CampaignsDead)
+	for _, class := range campaign.ReasonClasses {
+		count(descLetters, r.Counters.DeadLetters[class], string(class))
+	}
 	count(descOlder, r.Counters.CampaignsOlder)
 	count(descAlone, r.Counters.CampaignsWithoutAudience)
 	count(descBadIDs, r.Counters.BadIDs)

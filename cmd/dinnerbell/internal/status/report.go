@@ -13,6 +13,7 @@ import (
 	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/stream"
+	"dinnerbell/stream/campaign"
 )
 
 // Report is the body of /api/status and of `status --json`. Its keys are part of
@@ -42,6 +43,9 @@ type countersReport struct {
 	NotificationsShipped int64 `json:"notifications_shipped"`
 	CampaignsExpired     int64 `json:"campaigns_expired"`
 	CampaignsDead        int64 `json:"campaigns_dead"`
+	// DeadLetters counts dead letters by the class of their reason, of the classes that
+	// were met. Those that name left-out clients refuse no campaign.
+	DeadLetters map[campaign.ReasonClass]int64 `json:"dead_letters,omitempty"`
 	// CampaignsOlder are messages without effect, because a newer message of their
 	// campaign was accepted before.
 	CampaignsOlder int64 `json:"campaigns_older"`
@@ -163,7 +167,14 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 }
 
 func newCountersReport(m cdc.Status, s stream.Status) countersReport {
+	letters := map[campaign.ReasonClass]int64{}
+	for i, class := range campaign.ReasonClasses {
+		if n := s.Letters[i]; n > 0 {
+			letters[class] = n
+		}
+	}
 	return countersReport{
+		DeadLetters:          letters,
 		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
 		CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
 		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses,
