@@ -155,7 +155,7 @@ func (c *committer) isWindowOpen(seq int64) bool {
 // submitStep sends a step behind the ones in flight. A contested step waits until
 // those are answered, and is committed when submitStep returns.
 func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
-	d.st.resealIfChanged()
+	d.st.resealIfChanged(c.lane.svc.now())
 	d.began = time.Now()
 	if d.st.isContested() {
 		for len(c.sent) > 0 {
@@ -168,7 +168,7 @@ func (c *committer) submitStep(ctx context.Context, d *inflightStep) error {
 				return ctx.Err()
 			}
 		}
-		d.st.resealIfChanged()
+		d.st.resealIfChanged(c.lane.svc.now())
 		return c.commitContested(ctx, d)
 	}
 	d.p = d.st.payload(&c.letters)
@@ -242,7 +242,7 @@ func (c *committer) handleResult(ctx context.Context, failed error) error {
 		return err
 	}
 	for _, d := range again {
-		d.st.seal(time.Now().Unix())
+		d.st.seal(c.lane.svc.now().Unix())
 		if err := c.submitStep(ctx, d); err != nil {
 			return err
 		}
@@ -263,7 +263,7 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 		d.tries++
 		c.claim.Config.Logger.Debug("step is done again", "lane", c.lane.id, "step", d.seq, "why", failed)
 		return nil
-	case errors.Is(failed, sink.ErrCampaignEnded) && time.Now().Unix() >= d.st.earliest-1:
+	case errors.Is(failed, sink.ErrCampaignEnded) && c.lane.svc.now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set; the next session compares them again
 	}
 	return fmt.Errorf("commit step %d: %w", d.seq, failed)
@@ -278,7 +278,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 		l.refused.Store(true)
 	}
 	c.lane.noteLeftOut(d.p, len(d.st.dead))
-	c.starts.applyStep(time.Now(), d.st)
+	c.starts.applyStep(c.lane.svc.now(), d.st)
 	c.lane.noteDecided(d.st, d.p)
 	c.lane.noteReplayed(d.st, d.p)
 	c.recycleBuffer(d.st)

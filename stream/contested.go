@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
@@ -41,7 +40,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 		if err := c.rollBack(ctx, d, err); err != nil {
 			return err
 		}
-		d.st.seal(time.Now().Unix())
+		d.st.seal(c.lane.svc.now().Unix())
 	}
 }
 
@@ -149,7 +148,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	for k := range st.rows {
 		keys = append(keys, k)
 	}
-	now := time.Now().Unix()
+	now := c.lane.svc.now().Unix()
 	if err := c.claim.Tables.ReadAccepted(ctx, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
@@ -167,7 +166,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	c.starts.addLoaded(time.Now(), startTimesOf(list))
+	c.starts.addLoaded(c.lane.svc.now(), startTimesOf(list))
 	return nil
 }
 

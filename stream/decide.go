@@ -47,7 +47,7 @@ type decider struct {
 	weight   int             // of the backlog, in bytes
 	replayed []message       // messages of a replay, which are accepted behind the backlog
 	recent   *recentMessages // accepted lately: newer than any look-up
-	ended    int64           // the last second for which ended campaigns were removed
+	ended    int64           // the second in which ended campaigns were last removed
 }
 
 func newDecider(l *lane, cfg Config) *decider {
@@ -154,7 +154,7 @@ func (d *decider) forgetCorrected() {
 // countToLastCancel returns how many messages of the backlog must be accepted before
 // any campaign is served: up to the last cancel of a live campaign.
 func (d *decider) countToLastCancel() int {
-	now := time.Now().Unix()
+	now := d.lane.svc.now().Unix()
 	for i, m := range slices.Backward(d.backlog) {
 		if c := m.campaign; c != nil && c.End <= now && d.sched.byKey[c.Key()] != nil {
 			return i + 1
@@ -200,7 +200,7 @@ func (d *decider) acceptMessage(st *step, m *message) {
 	// the lanes will find out about at the commit, that one's row must not lend this
 	// message its content.
 	judged.Distinct = st.holdsOther(m)
-	switch outcome := campaign.Judge(judged, before, time.Now().Unix()); outcome {
+	switch outcome := campaign.Judge(judged, before, d.lane.svc.now().Unix()); outcome {
 	case campaign.Older:
 		st.noteOlder(m.campaign, judged.Version(), *before)
 	case campaign.Stands:
@@ -286,7 +286,7 @@ func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 // fillStep fills the step with clients, from one consistent view of the state. The view
 // is opened after receiveInput, so it is younger than every message of the backlog.
 func (d *decider) fillStep(st *step) error {
-	if now := time.Now().Unix(); now > d.ended {
+	if now := d.lane.svc.now().Unix(); now != d.ended {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
 			if !l.lost.Load() {
@@ -411,17 +411,17 @@ func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 	case st.copyData = <-d.buffers:
 	default:
 	}
-	st.seal(time.Now().Unix())
+	st.seal(d.lane.svc.now().Unix())
 	failpoint.Hit("decide/sealed")
 	for {
-		left := time.Until(time.Unix(st.trigger+1, 0))
-		again := time.NewTimer(max(left, 0))
+		left := time.Unix(st.trigger+1, 0).Sub(d.lane.svc.now())
+		again := time.NewTimer(min(max(left, 0), clockWatch)) // the clock may have been set back
 		select {
 		case d.steps <- st:
 			again.Stop()
 			return nil
 		case <-again.C:
-			st.seal(time.Now().Unix())
+			st.seal(d.lane.svc.now().Unix())
 		case <-ctx.Done():
 			again.Stop()
 			return ctx.Err()

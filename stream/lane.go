@@ -95,7 +95,7 @@ func (l *lane) runSession(ctx context.Context) error {
 // TakeOver makes this process the lane's owner and returns a session on the claim.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeover.TakeOver(ctx, l.svc.cfg.Config, l.id, takeover.Options{
-		Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
+		Now: l.svc.now, Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
 		Waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {

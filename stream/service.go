@@ -91,6 +91,8 @@ type Service struct {
 	unmetPatience  time.Duration
 	stepPatience   time.Duration // see the constant
 	inputPatience  time.Duration
+	now            func() time.Time // the clock by which campaigns start and end
+	clockWatch     time.Duration    // see the constant
 
 	counters counters
 	skipped  skipLog
@@ -114,7 +116,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience,
+		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch,
 		skipped: skipLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
@@ -208,7 +210,7 @@ func (s *Service) checkSinks(ctx context.Context) error {
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
 		s.cfg.Logger.Warn("precondition", "check", f.Name, "found", f.String())
 	}
-	return s.checkClock(ctx, conn, time.Now)
+	return s.checkClock(ctx, conn, s.now)
 }
 
 func (s *Service) setLastError(text string) {
@@ -424,7 +426,7 @@ func (s *Service) keepRetention(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		deleted, err := s.cfg.Sink.Tables().DeleteEnded(ctx, reader, time.Now().Add(-keepEnded), retentionPage, s.cfg.SinkTimeout)
+		deleted, err := s.cfg.Sink.Tables().DeleteEnded(ctx, reader, s.now().Add(-keepEnded), retentionPage, s.cfg.SinkTimeout)
 		switch {
 		case ctx.Err() != nil:
 			return nil

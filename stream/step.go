@@ -267,9 +267,9 @@ func (st *step) markContested(refused error) error {
 
 // resealIfChanged seals the step again if one of its campaigns was lost or refused
 // since.
-func (st *step) resealIfChanged() {
+func (st *step) resealIfChanged(now time.Time) {
 	if lost := st.dropLostCampaigns(); lost || st.hasRefused() {
-		st.seal(time.Now().Unix())
+		st.seal(now.Unix())
 	}
 }
 
