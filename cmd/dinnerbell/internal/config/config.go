@@ -83,6 +83,7 @@ type State struct {
 	Dir        string     `yaml:"dir"`     // default ./data, relative to the working directory
 	Reserve    Reserve    `yaml:"reserve"` // of the disk; default 512MB or 5%, whichever is less
 	Checkpoint Checkpoint `yaml:"checkpoint"`
+	History    History    `yaml:"history"`
 }
 
 // Checkpoint is when the local state is saved in its own folder. The slot is
@@ -137,6 +138,7 @@ func Defaults() *Config {
 		State: State{
 			Dir:        "./data",
 			Checkpoint: Checkpoint{Every: 5 * time.Minute, Keep: state.DefaultKeepCheckpoints},
+			History:    History{Age: Age(7 * 24 * time.Hour), Size: 256_000_000},
 		},
 		Join: Join{Freshness: string(cdc.Strict), MaxStaleness: cdc.DefaultMaxStaleness},
 		HTTP: HTTP{Listen: "127.0.0.1:8420"},

@@ -50,6 +50,7 @@ kafka:
   start: 2026-01-31T08:00:00Z
 state:
   dir: /var/lib/dinnerbell
+  history: {age: 7d, size: 256MB}
 join:
   freshness: strict
   late_subscribers: false
@@ -120,6 +121,8 @@ func TestEveryKeyHasItsVariable(t *testing.T) {
 		reflect.TypeFor[[]string]():      "a:1, b:2",
 		reflect.TypeFor[Table]():         "s.t",
 		reflect.TypeFor[Reserve]():       "3%",
+		reflect.TypeFor[Size]():          "3MB",
+		reflect.TypeFor[Age]():           "3d",
 		reflect.TypeFor[Secret]():        "postgres://x",
 	}
 	for _, leaf := range newTree(Defaults()).allLeaves() {
@@ -340,6 +343,8 @@ func TestValidateRefuses(t *testing.T) {
 		"late":              {yaml: "join: {late_subscribers: true}", want: "join.late_subscribers", notAvailable: true},
 		"checkpoint":        {yaml: "state: {checkpoint: {every: 6ms}}", want: "state.checkpoint.every: 6ms is less than 1s"},
 		"checkpoint before": {yaml: "state: {checkpoint: {every: -1m}}", want: "state.checkpoint.every"},
+		"history size":      {yaml: "state: {history: {size: 900KB}}", want: "state.history.size: 900000 bytes are less than 1MB"},
+		"history age":       {yaml: "state: {history: {age: 0}}", want: "state.history.age: 0s is less than 1m0s"},
 		"checkpoint by env": {env: Env{"DINNERBELL_STATE_CHECKPOINT_KEEP": "0"}, want: "state.checkpoint.keep"},
 	} {
 		t.Run(name, func(t *testing.T) {

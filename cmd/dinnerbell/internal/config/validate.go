@@ -190,6 +190,7 @@ func (c *Config) checkRest() []error {
 	if c.State.Checkpoint.Keep < 1 {
 		out = append(out, fmt.Errorf("state.checkpoint.keep: %d is less than 1; state.checkpoint.every: 0 makes none", c.State.Checkpoint.Keep))
 	}
+	out = append(out, c.State.History.check()...)
 	if err := checkHostPort(c.HTTP.Listen); err != nil {
 		out = append(out, fmt.Errorf("http.listen: %w", err))
 	}
