@@ -235,7 +235,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil}
+	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil, began: m.received}
 	if before != nil {
 		l.version, l.approved = before.RowVersion+1, before.Approved
 	}
@@ -361,7 +361,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		r := st.noteProgress(l, sink.StateFinished)
 		r.skipped = skipped
 		if !l.resumed {
-			r.audience = new(l.passed)
+			r.audience = &l.passed // it changes no more
 		}
 	} else {
 		r := st.noteProgress(l, sink.StatePending)

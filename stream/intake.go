@@ -88,8 +88,9 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if passed {
-		for n := range batch {
+	for n := range batch {
+		batch[n].received = received
+		if passed {
 			batch[n].fresh = received
 		}
 	}

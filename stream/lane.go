@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,8 @@ type lane struct {
 	counts laneTotals
 	held   heldInput
 	starts *startTimes
+
+	unshipped []finishedCampaign // in the order of their steps
 }
 
 // laneTotals are the lane's totals as Status adds them up.
@@ -88,6 +91,7 @@ func (l *lane) runSession(ctx context.Context) error {
 	defer s.close()
 	c := s.claim
 	l.noteTakeover(c, s.starts)
+	l.noteFinished(c.Shipped)
 	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.Epoch, "decided", c.Decided, "shipped", c.Shipped, "next_offset", c.NextOffset)
 	return s.run(ctx)
 }
@@ -133,6 +137,7 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 	l.status.State, l.status.LastError = LaneRunning, ""
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Decided, c.Shipped, c.NextOffset
 	l.counts = laneTotals{Totals: c.Totals, shipped: c.Totals.Notified}
+	l.unshipped = slices.DeleteFunc(l.unshipped, func(f finishedCampaign) bool { return f.seq > c.Decided }) // the sink was set back
 	for _, p := range c.Pending {
 		l.counts.shipped -= int64(p.Notifications())
 	}
@@ -140,7 +145,8 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 
 func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
-	l.noteSkipped(st)
+	l.noteSkipped(st, p.Seq)
+	l.noteCampaigns(st, p.Seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq
@@ -151,6 +157,7 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 }
 
 func (l *lane) noteShipped(batch []*record.Payload) {
+	defer l.noteFinished(batch[len(batch)-1].Seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range batch {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"dinnerbell/state/id"
@@ -51,14 +52,16 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 	for i := range p.Dead[behind:] {
 		d := &p.Dead[behind+i]
 		l.svc.counters.countLetter(d)
-		attrs := func() []any { return []any{"lane", l.id, "offset", d.Offset, "reason", d.Reason} }
+		attrs := func(int) []any { return []any{"lane", l.id, "seq", p.Seq, "offset", d.Offset, "reason", d.Reason} }
 		if d.Clients > 0 {
-			if l.svc.skipped.admitLine(skipLeftOut) {
-				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs()...)
+			if l.svc.log.admitLines(skipLeftOut, 1, d.Clients) > 0 {
+				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs(0)...)
 			}
 			continue
 		}
-		l.svc.skipped.logMessage(skipRefused, attrs)
+		l.svc.log.write(skipRefused, 1, 0, attrs)
+		// The reason stays out: the table's own words may hold values of a row.
+		l.svc.recent.add(RecentCampaign{Lane: l.id, Offset: d.Offset, What: RecentRefused, At: time.Now(), Audience: -1, Reason: "the feedback table refuses its rows; see `dinnerbell dead-letters list`"})
 	}
 }
 

@@ -27,6 +27,7 @@ type message struct {
 	// subscriptions hold every change that was committed before fresh. Zero: the
 	// barrier was shut, and the message is not joined now.
 	fresh       time.Time
+	received    time.Time
 	fingerprint campaign.Fingerprint // of campaign
 	accepted    *campaign.Version    // version in the campaign table; nil if there is no row
 	shared      bool                 // the campaign runs, or ran, for other restaurants too

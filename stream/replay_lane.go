@@ -192,7 +192,7 @@ func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector,
 		if !l.index.contains(d) { // of another hash range
 			continue
 		}
-		m.fresh, m.superseded = fresh, l.index.isSuperseded(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
+		m.received, m.fresh, m.superseded = fresh, fresh, l.index.isSuperseded(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
 		outcome := m.judgeReplayed(l.id, m.accepted, fresh.Unix())
 		counts.addOutcome(outcome, m.campaign.Start > fresh.Unix())
 		if m.joinsAgain(outcome, fresh.Unix()) {

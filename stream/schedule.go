@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -26,6 +27,9 @@ type liveCampaign struct {
 	approved   bool  // an operator let it go, however large its audience is
 	resumed    bool  // an earlier session has passed the clients up to the cursor that it was loaded with
 	passed     int64 // clients looked at; of the decider
+
+	began  time.Time    // when its message was received; zero: not known
+	totals fanOutTotals // as far as steps are committed; of the goroutine that handles those
 
 	audience atomic.Pointer[int64] // subscribers of the restaurant; nil: not counted yet
 

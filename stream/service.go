@@ -95,7 +95,8 @@ type Service struct {
 	clockWatch     time.Duration    // see the constant
 
 	counters counters
-	skipped  skipLog
+	log      foldedLog
+	recent   recentCampaigns
 
 	mu        sync.Mutex // guards the fields below
 	lanes     map[int32]*laneHandle
@@ -117,7 +118,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
 		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch,
-		skipped: skipLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
+		log: foldedLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	if n := cfg.Sink.MaxConnections; n > 0 {
@@ -144,7 +145,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	defer s.skipped.closeWindows()
+	defer s.log.closeWindows()
 	defer s.stopAllLanes()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })

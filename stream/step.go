@@ -34,6 +34,8 @@ type campaignRow struct {
 	audience *int64 // subscribers of the restaurant, where they are counted by now
 	skipped  int64  // clients whom the delivered cache has left out of this step
 	cutOff   bool   // finished by the campaign's end, before everybody was looked at
+
+	notified, already int64 // clients whom the step notifies and leaves out; set by storeRow
 }
 
 // acceptedVersion returns the version of the campaign that the row holds after the
@@ -311,7 +313,7 @@ func (st *step) campaignRows() *sink.CampaignRows {
 		for len(picks) > 0 && campaign.CompareKeys(picks[0].live.Key(), r.Key()) < 0 {
 			picks = picks[1:]
 		}
-		stored := r.stored(picks)
+		stored := r.storeRow(picks)
 		switch {
 		case r.accept && r.replaces == nil:
 			rows.Insert(stored)
@@ -329,20 +331,20 @@ func (st *step) campaignRows() *sink.CampaignRows {
 	return rows
 }
 
-// stored returns the row as the campaign table holds it after the step, with the counts
-// of the clients whom the step notifies and leaves out. The row's pick is among the
-// first of picks, if there is one.
-func (r *campaignRow) stored(picks []*clientPick) sink.CampaignRow {
-	out := sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces,
-		Audience: r.audience, Already: r.skipped, CutOff: r.cutOff}
+// storeRow returns the row as the campaign table holds it after the step, and counts the
+// clients whom the step notifies and leaves out. The row's pick is among the first of
+// picks, if there is one.
+func (r *campaignRow) storeRow(picks []*clientPick) sink.CampaignRow {
+	r.notified, r.already = 0, r.skipped
 	for _, p := range picks {
 		if p.live == r.liveCampaign {
-			out.Notified, out.Already = p.notified, r.skipped+p.already
+			r.notified, r.already = p.notified, r.skipped+p.already
 			break
 		}
 		if p.live.Key() != r.Key() {
 			break
 		}
 	}
-	return out
+	return sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces,
+		Audience: r.audience, Notified: r.notified, Already: r.already, CutOff: r.cutOff}
 }

@@ -137,6 +137,10 @@ type DueCampaign struct {
 	Contested bool  // a client may have been notified before this version
 	Approved  bool  // an operator let it go although its audience exceeds the limit
 	From      campaign.Position
+	Accepted  time.Time
+	Audience  *int64 // nil: not counted
+	Notified  int64  // over all versions
+	Already   int64
 }
 
 // ReadDue returns the campaigns of due in their order. A campaign that was edited,
@@ -147,7 +151,8 @@ func (t Tables) ReadDue(ctx context.Context, q Querier, lane int32, due []Pendin
 		campaigns[i], restaurants[i], versions[i] = p.Key.Campaign, p.Key.Restaurant, p.Version
 	}
 	rows, err := q.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
-  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset
+  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset,
+  c.accepted_at, c.audience, c.notified, c.already
 FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
 JOIN `+t.Campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
 WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, lane)
@@ -157,7 +162,7 @@ WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants,
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueCampaign, err error) {
 		c := &campaign.Campaign{}
 		var cursor []byte
-		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset)
+		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Audience, &d.Notified, &d.Already)
 		d.Campaign, d.Cursor = c, id.ID(cursor)
 		return d, err
 	})

@@ -68,8 +68,10 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 	out := slog.NewRecord(r.Time, r.Level, Line(h.hide(r.Message)), r.PC)
 	var id strings.Builder
 	id.WriteString(h.with + out.Message)
+	ofCampaign := false
 	r.Attrs(func(a slog.Attr) bool {
 		a = h.cleanAttr(a)
+		ofCampaign = ofCampaign || a.Key == "campaign" || a.Key == "within"
 		id.WriteString(attrIdentity(a))
 		out.AddAttrs(a)
 		return true
@@ -83,8 +85,8 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 		if times > 0 {
 			out.AddAttrs(slog.Int("repeated", times))
 		}
-	case r.Level >= slog.LevelInfo:
-		h.repeats.forget(h.part) // progress: the next warning is news
+	case r.Level >= slog.LevelInfo && !ofCampaign:
+		h.repeats.forget(h.part) // progress: the next warning is news. A campaign's own line says nothing of servers
 	}
 	return h.next.Handle(ctx, out)
 }

@@ -88,6 +88,8 @@ var (
 	descOffset    = newDesc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
 	descHeldBack  = newDesc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the lane's campaigns from being read.", "partition")
 	descCampaigns = newDesc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
+	descAccepted  = newDesc("campaigns_accepted_total", "Messages that this process accepted as campaigns, edits included.")
+	descFinished  = newDesc("campaigns_finished_total", "Campaigns whose fan-out this process brought to its end.")
 	descExpired   = newDesc("campaigns_expired_total", "Campaigns that this process received after their end.")
 	descDead      = newDesc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
 	descLetters   = newDesc("dead_letters_total", "Dead letters that this process sent, by the class of their reason.", "reason")
@@ -168,6 +170,8 @@ func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)
+	count(descAccepted, r.Counters.CampaignsAccepted)
+	count(descFinished, r.Counters.CampaignsFinished)
 	count(descExpired, r.Counters.CampaignsExpired)
 	count(descDead, r.Counters.CampaignsDead)
 	for _, class := range campaign.ReasonClasses {

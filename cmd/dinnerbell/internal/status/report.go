@@ -33,6 +33,8 @@ type Report struct {
 	ClockSkewMS float64          `json:"clock_skew_ms"`
 	State       stateReport      `json:"state"`
 	Checkpoint  checkpointReport `json:"checkpoint"`
+	// Recent lists the campaigns that this process handled last, the newest first.
+	Recent []RecentCampaign `json:"recent_campaigns"`
 }
 
 // countersReport counts what this process did since it started. No count falls
@@ -41,6 +43,8 @@ type Report struct {
 type countersReport struct {
 	NotificationsDecided int64 `json:"notifications_decided"`
 	NotificationsShipped int64 `json:"notifications_shipped"`
+	CampaignsAccepted    int64 `json:"campaigns_accepted"` // messages that were accepted as campaigns, edits included
+	CampaignsFinished    int64 `json:"campaigns_finished"` // campaigns whose fan-out is over
 	CampaignsExpired     int64 `json:"campaigns_expired"`
 	CampaignsDead        int64 `json:"campaigns_dead"`
 	// DeadLetters counts dead letters by the class of their reason, of the classes that
@@ -148,6 +152,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		Counters:      newCountersReport(m, s),
 		State:         stateReport{Condition: conditionOK},
 		Checkpoint:    newCheckpointReport(m),
+		Recent:        newRecentReport(s.Recent),
 	}
 	r.Source.SlotHeldBytes, r.Source.Failovers = m.SlotHeldBytes, m.Failovers
 	if m.SafeWALSize >= 0 {
@@ -176,7 +181,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 	return countersReport{
 		DeadLetters:          letters,
 		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
-		CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
+		CampaignsAccepted: s.Accepted, CampaignsFinished: s.Finished, CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
 		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses,
 	}
 }
