@@ -20,7 +20,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-fetch test-postgres model lint check clean chaos
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-fetch test-postgres model lint check clean chaos release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,10 @@ lint: $(LINT) ## formatting, vet, linters, import arrows, go.mod
 	$(LINT) run ./...
 
 check: lint test ## CI without its slow tests
+
+release: ## static programs, deb, rpm, SBOM and checksums into build/release: PLATFORMS= VERSION= TWICE=1
+	@scripts/install-tools.sh go
+	@scripts/release.sh
 
 clean: ## delete builds, downloads and the servers' data
 	@scripts/kafka.sh clean

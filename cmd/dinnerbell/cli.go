@@ -50,6 +50,7 @@ type commandLine struct {
 
 	Broker   brokerCmd   `cmd:"" hidden:"" help:"Serve the demo's broker."`
 	Complete completeCmd `cmd:"" hidden:"" name:"__complete" help:"Complete a command line."`
+	Manual   manualCmd   `cmd:"" hidden:"" name:"__manual" help:"Print the manual page."`
 
 	Doctor  unavailableCmd `cmd:"" hidden:"" passthrough:""`
 	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`

@@ -124,6 +124,7 @@ func (s *supervisor) run(ctx context.Context, l *listeners) error {
 	}
 	handler := control.NewHandler(gctx, readOnly, actions, s.ExitCode, s.Logger)
 	g.Go(func() error { return httpserve.Serve(httpCtx, handler, s.Logger, l.socket, 0) })
+	g.Go(func() error { return s.notifySystemd(gctx) })
 	g.Go(func() error {
 		defer stopHTTP()
 		return s.runEngines(gctx)
