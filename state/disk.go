@@ -40,6 +40,13 @@ func (r diskReserve) measureDisk() (Disk, bool) {
 	return Disk{Free: int64(usage.AvailBytes), Reserve: r.reservedBytes(usage.TotalBytes)}, true
 }
 
+// MeasureDisk returns how much room there is on the file system of dir under the
+// options; false where the file system does not report it.
+func MeasureDisk(dir string, o Options) (Disk, bool) {
+	o = o.withDefaults()
+	return diskReserve{fs: o.fs, dir: dir, bytes: o.ReserveBytes, percent: o.ReservePercent}.measureDisk()
+}
+
 // reservedBytes returns the reserve on a file system of total bytes.
 func (r diskReserve) reservedBytes(total uint64) int64 {
 	share := int64(float64(total) * r.percent / 100)

@@ -65,10 +65,6 @@ func bounded[T any](ctx context.Context, limit time.Duration, fn func(context.Co
 	return fn(ctx)
 }
 
-// sessionTimeout is how long the group waits for a silent daemon before it
-// gives its lanes to another.
-const sessionTimeout = 10 * time.Second
-
 // offsetsEvery is how often the lanes' positions are committed to the group, which
 // only lag monitors read.
 const offsetsEvery = 5 * time.Second
@@ -229,9 +225,9 @@ func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 		kgo.InstanceID(s.cfg.Kafka.InstanceID),
 		kgo.ConsumeTopics(s.cfg.Kafka.Campaigns),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.SessionTimeout(sessionTimeout),
-		kgo.RebalanceTimeout(s.cfg.DrainTimeout+sessionTimeout), // a lane that is taken away drains first
-		kgo.HeartbeatInterval(sessionTimeout/10),
+		kgo.SessionTimeout(topic.SessionTimeout),
+		kgo.RebalanceTimeout(s.cfg.DrainTimeout+topic.SessionTimeout), // a lane that is taken away drains first
+		kgo.HeartbeatInterval(topic.SessionTimeout/10),
 		kgo.MetadataMaxAge(time.Minute), // new partitions are seen within it
 		kgo.DisableAutoCommit(),
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
@@ -384,12 +380,8 @@ func (s *Service) commitOffsets(ctx context.Context, client *kgo.Client) {
 	client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{s.cfg.Kafka.Campaigns: positions}, nil)
 }
 
-// maxSkew is how far this machine's clock may be from Postgres' before the service
-// warns. Campaigns start and end by this machine's clock: a wrong clock fires them
-// early, late or never.
-const maxSkew = 5 * time.Second
-
-// checkClock warns if this machine's clock and Postgres' differ by more than maxSkew.
+// checkClock warns if this machine's clock and Postgres' differ by more than
+// [sink.MaxSkew].
 func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() time.Time) error {
 	skew, _, err := sink.ClockSkew(ctx, conn, now)
 	if err != nil {
@@ -398,7 +390,7 @@ func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() tim
 	s.mu.Lock()
 	s.skew = skew
 	s.mu.Unlock()
-	if skew.Abs() > maxSkew {
+	if skew.Abs() > sink.MaxSkew {
 		s.cfg.Logger.Warn("this machine's clock is not Postgres': campaigns start and end by ours; set the one that is wrong, then start again",
 			"ahead_by", skew.Round(time.Millisecond))
 	}

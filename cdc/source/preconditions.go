@@ -23,6 +23,9 @@ type checkFacts struct {
 	// streams: the stream runs. It needs no right again that only its start
 	// requires.
 	streams bool
+	// around is what `doctor` knows beside; nil at every other moment.
+	around *Surroundings
+	rows   int64 // of the table, estimated for `doctor`; -1: unknown
 }
 
 type (
@@ -31,34 +34,35 @@ type (
 )
 
 // preconditions are all conditions on the server, the role, the table and the
-// publication that a mirror needs. A check that needs the table finds nothing wrong
-// where the table does not exist: the check of the table reports that.
-var preconditions = []check{
+// publication that a mirror needs, and behind them the facts that `doctor` alone
+// reads. A check that needs the table cannot be made where the table does not exist:
+// the check of the table reports that.
+var preconditions = slices.Concat([]check{
 	{Name: "source.version", At: precondition.Always, Read: catalogCheck(checkVersion)},
 	{Name: "source.primary", At: precondition.Always, Read: checkPrimary},
-	{Name: "source.wal_level", At: precondition.Always, Read: catalogCheck(checkWALLevel)},
+	{Name: "source.wal_level", At: precondition.Always, Read: catalogCheck(checkWALLevel), Show: func(f *checkFacts) string { return f.cat.level }},
 	{Name: "source.synchronous_standbys", At: precondition.Always, Read: catalogCheck(checkStandbys)},
 	{Name: "source.room", At: precondition.AtSetup | precondition.AtStart, Read: checkRoom},
 	{Name: "source.prepared_transactions", At: precondition.AtSetup | precondition.AtStart, Read: checkPrepared},
 	{Name: "source.old_snapshots", At: precondition.AtSetup | precondition.AtStart, Read: checkOldSnapshots},
 	{Name: "source.encoding", At: precondition.AtSetup | precondition.AtStart, Read: checkEncoding},
 	{Name: "source.wal_keep_size", At: precondition.AtSetup | precondition.AtStart, Read: checkKeepSize},
-	{Name: "source.table", At: precondition.Always, Read: catalogCheck(checkTable)},
+	{Name: "source.table", At: precondition.Always, Read: catalogCheck(checkTable), Show: (*checkFacts).showTable},
 	{Name: "source.schema_usage", At: precondition.Always, Read: tableCheck(checkSchemaUsage)},
 	{Name: "source.persistence", At: precondition.Always, Read: tableCheck(checkPersistence)},
 	{Name: "source.partitions", At: precondition.Always, Read: tableCheck(checkPartitions)},
 	{Name: "source.inheritance", At: precondition.Always, Read: tableCheck(checkInheritance)},
-	{Name: "source.columns", At: precondition.Always, Read: tableCheck(checkColumns)},
+	{Name: "source.columns", At: precondition.Always, Read: tableCheck(checkColumns), Show: (*checkFacts).showColumns},
 	{Name: "source.id_types", At: precondition.AtSetup | precondition.AtStart, Read: tableQueryCheck(checkIDTypes)},
 	{Name: "source.key", At: precondition.Always, Read: tableCheck(checkKey)},
-	{Name: "source.replica_identity", At: precondition.Always, Read: tableCheck(checkReplicaIdentity)},
+	{Name: "source.replica_identity", At: precondition.Always, Read: tableCheck(checkReplicaIdentity), Show: (*checkFacts).showIdentity},
 	{Name: "source.row_security", At: precondition.Always, Read: tableCheck(checkRowSecurity)},
 	{Name: "source.replication", At: precondition.AtStart | precondition.AtSession, Read: checkReplication},
-	{Name: "source.publication", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublication)},
+	{Name: "source.publication", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublication), Show: (*checkFacts).showPublication},
 	{Name: "source.publication.rows", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublicationRows)},
 	{Name: "source.publication.columns", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublicationColumns)},
 	{Name: "source.publication.identity", At: precondition.AtStart | precondition.AtSession, Read: tableCheck(checkPublicationCovers)},
-}
+}, doctorChecks)
 
 // unpublished are the checks whose violation means that changes may have passed
 // that were never published, so that the slot is worthless even after mending.
@@ -195,9 +199,13 @@ func checkVersion(f *checkFacts) []finding {
 		"it sends no logical messages, which strict joins need", "upgrade Postgres to 14 or newer")
 }
 
-// checkPrimary returns an error and no violation: in the middle of a failover the
-// server is a standby for a while.
+// checkPrimary returns an error and, but for `doctor`, no violation: in the middle of
+// a failover the server is a standby for a while.
 func checkPrimary(_ context.Context, f *checkFacts) ([]finding, error) {
+	if f.cat.standby && f.around != nil {
+		return violation("the server", "is a standby", "it takes neither a slot nor a write",
+			"name all servers in source.url: postgres://…@db1:5432,db2:5432/…?target_session_attrs=read-write"), nil
+	}
 	if f.cat.standby {
 		return nil, errors.New("the server is a standby; source.url must lead to the primary")
 	}
@@ -209,7 +217,7 @@ func checkWALLevel(f *checkFacts) []finding {
 		return nil
 	}
 	return violation("the server", fmt.Sprintf("has wal_level %q, not \"logical\"", f.cat.level),
-		"no changes can be read from its WAL", "ALTER SYSTEM SET wal_level = logical; then restart Postgres")
+		"no changes can be read from its WAL", "ALTER SYSTEM SET wal_level = logical; -- then restart Postgres")
 }
 
 // kindNames are the kinds of relations whose changes are never sent.
@@ -276,7 +284,7 @@ func checkInheritance(f *checkFacts) []finding {
 	first := f.cat.children[0]
 	return violation(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
 		"their rows are rows of the table to all who read it, and are not published as its own",
-		"make it a partitioned table, or take them out: ALTER TABLE "+first+" NO INHERIT "+f.db.cfg.QuotedTable())
+		"ALTER TABLE "+first+" NO INHERIT "+f.db.cfg.QuotedTable()+"; -- or make it a partitioned table")
 }
 
 func checkColumns(f *checkFacts) (found []finding) {
@@ -302,7 +310,7 @@ func checkKey(f *checkFacts) []finding {
 		return nil
 	}
 	return violation("key "+f.db.cfg.QuotedKey()+" of "+f.db.cfg.QuotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
-		"ALTER TABLE "+f.db.cfg.QuotedTable()+" ADD PRIMARY KEY ("+f.db.cfg.QuotedKey()+"), or set source.columns.id to the columns of its key")
+		"ALTER TABLE "+f.db.cfg.QuotedTable()+" ADD PRIMARY KEY ("+f.db.cfg.QuotedKey()+"); -- or set source.columns.id to the columns of its key")
 }
 
 // checkReplicaIdentity makes sure that updates and deletes carry the key. More
@@ -361,7 +369,7 @@ func checkRowSecurity(f *checkFacts) []finding {
 		return nil
 	}
 	found := violation("the role in source.url", "may not read all of "+f.db.cfg.QuotedTable()+": row-level security applies to it", "no snapshot can be taken",
-		"ALTER ROLE "+f.db.QuotedRole()+" BYPASSRLS, or ALTER TABLE "+f.db.cfg.QuotedTable()+" DISABLE ROW LEVEL SECURITY")
+		"ALTER ROLE "+f.db.QuotedRole()+" BYPASSRLS; -- or ALTER TABLE "+f.db.cfg.QuotedTable()+" DISABLE ROW LEVEL SECURITY")
 	if !f.reads {
 		found[0].Level = precondition.Warn
 	}
@@ -382,7 +390,7 @@ func checkPublication(f *checkFacts) []finding {
 		return violation(object, "does not publish table "+f.db.cfg.QuotedTable(), "", "dinnerbell setup")
 	case p.asParent:
 		return violation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of the table whose partition it is", "",
-			"set source.table to that table, or ALTER PUBLICATION "+f.db.cfg.QuotedPublication()+" SET (publish_via_partition_root = false)")
+			"ALTER PUBLICATION "+f.db.cfg.QuotedPublication()+" SET (publish_via_partition_root = false); -- or set source.table to that table")
 	case !p.all:
 		return violation(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
 	}

@@ -53,12 +53,15 @@ func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 		senders--
 	}
 	var found []finding
+	if f.around != nil && maxSlots-slots > 1 && maxSenders-senders > 1 {
+		found = append(found, finding{Found: fmt.Sprintf("others use %d of %d slots and %d of %d walsenders", slots, maxSlots, senders, maxSenders)})
+	}
 	for _, c := range []struct {
 		name    string
 		used, n int
 	}{{"max_replication_slots", slots, maxSlots}, {"max_wal_senders", senders, maxSenders}} {
 		object, all := "the server", fmt.Sprintf("uses %d of %d for others than this daemon", c.used, c.n)
-		fix := fmt.Sprintf("ALTER SYSTEM SET %s = %d; then restart Postgres", c.name, c.n+2)
+		fix := fmt.Sprintf("ALTER SYSTEM SET %s = %d; -- then restart Postgres", c.name, c.n+2)
 		switch free := c.n - c.used; {
 		case free < 1:
 			found = append(found, violation(object, all+" ("+c.name+")", "the mirror cannot replicate", fix)...)
@@ -88,7 +91,7 @@ func checkPrepared(ctx context.Context, f *checkFacts) ([]finding, error) {
 	_, err = pgx.ForEachRow(rows, []any{&b.prepared, &b.database, &b.role, &b.since}, func() error {
 		found = append(found, finding{Level: precondition.Warn, Object: "prepared transaction " + quoteLiteral(b.prepared) + " in database " + b.database,
 			Found:  fmt.Sprintf("was left by role %s at %s", b.role, b.since),
-			Effect: "snapshot, rebuild and verify wait for its end, and the server keeps WAL", Fix: "ROLLBACK PREPARED " + quoteLiteral(b.prepared) + ", in that database"})
+			Effect: "snapshot, rebuild and verify wait for its end, and the server keeps WAL", Fix: "ROLLBACK PREPARED " + quoteLiteral(b.prepared) + "; -- in that database"})
 		return nil
 	})
 	if err != nil {
@@ -126,7 +129,7 @@ func checkIDTypes(ctx context.Context, f *checkFacts) ([]finding, error) {
 			found = append(found, finding{Level: precondition.Warn, Object: "column " + col.Name + " of " + f.db.cfg.QuotedTable(),
 				Found:  "is citext, or has a collation by which different texts are equal",
 				Effect: "a campaign reaches the subscribers whose restaurant is written exactly as in the campaign",
-				Fix:    "write ids alike, or ALTER TABLE " + f.db.cfg.QuotedTable() + " ALTER " + pgx.Identifier{col.Name}.Sanitize() + " TYPE text"})
+				Fix:    "ALTER TABLE " + f.db.cfg.QuotedTable() + " ALTER " + pgx.Identifier{col.Name}.Sanitize() + " TYPE text; -- or write ids alike"})
 		}
 	}
 	return found, nil
@@ -143,7 +146,7 @@ func checkOldSnapshots(ctx context.Context, f *checkFacts) ([]finding, error) {
 		return nil, nil
 	}
 	return []finding{{Level: precondition.Warn, Object: "the server", Found: "has old_snapshot_threshold " + value,
-		Effect: "a snapshot that takes longer fails with \"snapshot too old\" and begins anew", Fix: "ALTER SYSTEM SET old_snapshot_threshold = -1; then restart Postgres"}}, nil
+		Effect: "a snapshot that takes longer fails with \"snapshot too old\" and begins anew", Fix: "ALTER SYSTEM SET old_snapshot_threshold = -1; -- then restart Postgres"}}, nil
 }
 
 // keepSizeSQL reads max_slot_wal_keep_size in bytes; -1: no limit.

@@ -27,6 +27,7 @@ type commandLine struct {
 	Config configCmd `cmd:"" group:"run" help:"Check the configuration."`
 
 	Status      statusCmd      `cmd:"" group:"look" help:"Show the state of the running daemon."`
+	Doctor      doctorCmd      `cmd:"" group:"look" help:"Check everything that run needs, and name what mends it. Changes nothing."`
 	Health      healthCmd      `cmd:"" group:"look" help:"Report whether the daemon is ready, for health checks."`
 	Preview     previewCmd     `cmd:"" group:"look" help:"Show how many clients a campaign would reach; sends nothing."`
 	Subscribers subscribersCmd `cmd:"" group:"look" help:"List the clients of a restaurant, as the local state has them."`
@@ -52,7 +53,6 @@ type commandLine struct {
 	Complete completeCmd `cmd:"" hidden:"" name:"__complete" help:"Complete a command line."`
 	Manual   manualCmd   `cmd:"" hidden:"" name:"__manual" help:"Print the manual page."`
 
-	Doctor  unavailableCmd `cmd:"" hidden:"" passthrough:""`
 	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
 }
 

@@ -70,7 +70,7 @@ func TestCommandLine(t *testing.T) {
 		"overuse":         {args: []string{"capacity", "--use", "1.5"}, code: 2, stderr: "--use must be"},
 		"no units":        {args: []string{"capacity", "--units", "absent"}, code: 2, stderr: "absent"},
 		"tiny demo":       {args: []string{"demo", "--restaurants", "3"}, code: 2, stderr: "at least"},
-		"doctor":          {args: []string{"doctor"}, code: 2, stderr: "doctor: not available in this version"},
+		"doctor":          {args: []string{"doctor"}, code: 2, stderr: "source.url: not set"},
 		"replay":          {args: []string{"replay", "--from", "earliest"}, code: 1, stderr: "no daemon is running"},
 		"replay nothing":  {args: []string{"replay"}, code: 2, stderr: "--from"},
 		"replay until":    {args: []string{"replay", "--from", "2h", "--until", "soon"}, code: 2, stderr: "--until"},

@@ -2,18 +2,23 @@
 // foreign systems on which dinnerbell's guarantees rest: a table's column types,
 // a role's rights, a topic's cleanup policy.
 //
-// Package cdc lists the preconditions of the source, package stream those of the
-// sink and of Kafka. `setup` checks the list before it creates anything, `run`
-// checks it at its start, and every new session (a mirror's, a lane's takeover)
-// checks those that can change while the daemon runs. A precondition belongs in
-// the list and nowhere else.
+// Package cdc/source lists the preconditions of the source, packages stream/sink and
+// stream/topic those of the sink and of Kafka. `setup` checks the list before it
+// creates anything, `run` checks it at its start, every new session (a mirror's, a
+// lane's takeover) checks those that can change while the daemon runs, and `doctor`
+// checks all of them and shows what each has found. A precondition belongs in the
+// list and nowhere else.
 package precondition
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"dinnerbell/internal/halt"
 )
 
 // Level orders findings by their effect on the daemon.
@@ -59,8 +64,14 @@ const (
 	// that can change while the daemon runs.
 	AtSession
 
-	// Always is the set of all three.
+	// AtDoctor: only when somebody asks with `doctor`, for facts that stop nothing and
+	// will hurt later, and for facts that cost too much for a start.
+	AtDoctor
+
+	// Always is the set of the first three.
 	Always = AtSetup | AtStart | AtSession
+	// Everything is the set of all moments: what `doctor` checks.
+	Everything = Always | AtDoctor
 )
 
 // Finding is the outcome of one check on one object.
@@ -97,32 +108,43 @@ type Check[F any] struct {
 	// Read reads the fact and returns its findings. No finding means that the
 	// precondition holds. An error means that the fact could not be read.
 	Read func(ctx context.Context, from F) ([]Finding, error)
+	// Show returns the fact, for `doctor` to show where Read has no finding; nil or an
+	// empty text: there is nothing to show but that the check was made.
+	Show func(from F) string
 }
 
 // Timeout bounds one check, so that a system that does not answer delays the
 // list and does not stop it.
 const Timeout = 10 * time.Second
 
+// PlainOK is the text of a check that found nothing wrong and has nothing to show.
+const PlainOK = "ok"
+
 // Run makes the checks that belong to the moment, in order, each within Timeout.
 // The report has at least one finding per check. The error is the first that
 // kept a fact from being read; the report then has an Unknown finding in its
-// place, and the checks behind it are made all the same.
+// place, and the checks behind it are made all the same. A *halt.Error is a fact that
+// was read, and a Fail.
 func Run[F any](ctx context.Context, checks []Check[F], at Moment, from F) (Report, error) {
+	return RunOver(ctx, checks, at, Timeout, func(context.Context) (F, error) { return from, nil })
+}
+
+// RunOver is Run over a connection that one check may lose: it calls open before each
+// check, which returns the access, made anew if need be. Each check, with the call of
+// open before it, takes at most limit.
+func RunOver[F any](ctx context.Context, checks []Check[F], at Moment, limit time.Duration, open func(context.Context) (F, error)) (Report, error) {
 	var report Report
 	var first error
 	for _, c := range checks {
 		if c.At&at == 0 {
 			continue
 		}
-		findings, err := readWithin(ctx, c, from)
+		findings, err := c.readWithin(ctx, at, limit, open)
 		if err != nil {
 			if first == nil {
 				first = fmt.Errorf("check %s: %w", c.Name, err)
 			}
-			findings = append(findings, Finding{Level: Unknown, Found: "cannot be checked: " + err.Error()})
-		}
-		if len(findings) == 0 {
-			findings = []Finding{{Level: OK, Found: "ok"}}
+			findings = append(findings, unreadable(err))
 		}
 		for _, f := range findings {
 			f.Name = c.Name
@@ -132,10 +154,45 @@ func Run[F any](ctx context.Context, checks []Check[F], at Moment, from F) (Repo
 	return report, first
 }
 
-func readWithin[F any](ctx context.Context, c Check[F], from F) ([]Finding, error) {
-	ctx, cancel := context.WithTimeout(ctx, Timeout)
+// readWithin makes one check. It returns at least one finding, or an error.
+func (c *Check[F]) readWithin(ctx context.Context, at Moment, limit time.Duration, open func(context.Context) (F, error)) ([]Finding, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
 	defer cancel()
-	return c.Read(ctx, from)
+	from, err := open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	findings, err := c.Read(ctx, from)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	if err != nil || len(findings) > 0 {
+		return findings, err
+	}
+	ok := Finding{Level: OK, Found: PlainOK}
+	if c.Show != nil && at&AtDoctor != 0 {
+		ok.Found = cmp.Or(c.Show(from), PlainOK)
+	}
+	return []Finding{ok}, nil
+}
+
+// unreadable is the finding in the place of a check that ended with an error.
+func unreadable(err error) Finding {
+	if halted, ok := errors.AsType[*halt.Error](err); ok {
+		return Finding{Level: Fail, Found: halted.What, Fix: halted.Hint}
+	}
+	return Finding{Level: Unknown, Found: "cannot be checked: " + err.Error()}
+}
+
+// NotMade returns an Unknown finding for each check of the moment, for a system that
+// could not be reached.
+func NotMade[F any](checks []Check[F], at Moment, why string) (report Report) {
+	for _, c := range checks {
+		if c.At&at != 0 {
+			report = append(report, Finding{Name: c.Name, Level: Unknown, Found: "cannot be checked: " + why})
+		}
+	}
+	return report
 }
 
 // Report is the outcome of a list, in its order.
@@ -167,8 +224,12 @@ type UnmetError struct{ Finding }
 func (e *UnmetError) Error() string { return e.String() }
 
 // Unmet returns the report's violation as an *UnmetError. Where nothing is
-// violated it returns err, the error that came with the report.
+// violated it returns err, the error that came with the report, as it does for a
+// *halt.Error.
 func (r Report) Unmet(err error) error {
+	if _, halted := errors.AsType[*halt.Error](err); halted {
+		return err
+	}
 	if violation, ok := r.Violation(); ok {
 		return &UnmetError{violation}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -32,7 +33,7 @@ func ReadInstance(fsys vfs.FS, dir string) (string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	if words := strings.Fields(string(text)); len(words) == 2 && len(words[0]) == InstanceLen && words[1] == here {
+	if words := strings.Fields(string(text)); isInstance(words, here) {
 		return words[0], nil
 	}
 	var b [InstanceLen / 2]byte
@@ -43,6 +44,24 @@ func ReadInstance(fsys vfs.FS, dir string) (string, error) {
 		err = Rename(fsys, dir, InstanceName+Unfinished, InstanceName)
 	}
 	return id, err
+}
+
+// FindInstance returns the directory's id, "" if ReadInstance would make a new one.
+func FindInstance(dir string) string {
+	here, err := placeOf(vfs.Default, dir)
+	if err != nil {
+		return ""
+	}
+	text, err := os.ReadFile(filepath.Join(dir, InstanceName))
+	if words := strings.Fields(string(text)); err == nil && isInstance(words, here) {
+		return words[0]
+	}
+	return ""
+}
+
+// isInstance reports whether the words of the file are an id that was made for a place.
+func isInstance(words []string, place string) bool {
+	return len(words) == 2 && len(words[0]) == InstanceLen && words[1] == place
 }
 
 // placeOf returns a text that no other directory in use at the same time shares, not

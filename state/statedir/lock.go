@@ -86,3 +86,24 @@ func readHolder(f *os.File) string {
 	}
 	return "unknown"
 }
+
+// Holder returns the process id of the process that has the directory open, as the lock
+// file has it; "" where nobody has. It holds a shared lock for the moment of the look.
+func Holder(dir string) (pid string, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, LockName), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at lock file: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return readHolder(f), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look at lock file: %w", err)
+	}
+	return "", syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+}

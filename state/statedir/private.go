@@ -72,8 +72,21 @@ func checkDir(fsys vfs.FS, dir string) error {
 	return checkDirFor(dir, os.Geteuid())
 }
 
-// checkDirFor checks the directory for a process of user us.
+// Examine returns [ErrUnsafe] for a state directory that other users can meddle with,
+// and an error for one that cannot be read. It changes nothing.
+func Examine(dir string) error {
+	return walkDirFor(dir, os.Geteuid(), func(*os.Root, string) error { return nil })
+}
+
+// checkDirFor checks the directory for a process of user us, and closes files to other
+// users that an earlier version left open.
 func checkDirFor(dir string, us int) error {
+	return walkDirFor(dir, us, func(root *os.Root, name string) error { return closeToOthers(root, name, us) })
+}
+
+// walkDirFor checks the directory for a process of user us, and calls each for every
+// entry of dinnerbell's that is good.
+func walkDirFor(dir string, us int, each func(root *os.Root, name string) error) error {
 	dir, err := filepath.Abs(dir)
 	if err == nil {
 		dir, err = filepath.EvalSymlinks(dir)
@@ -99,7 +112,11 @@ func checkDirFor(dir string, us int) error {
 		return err
 	}
 	for _, name := range []string{LockName, InstanceName, StoreName, OursName, CorruptName, WriterName, LoadName, CheckpointsName, RestoringName, RestoredName} {
-		if err := checkEntry(root, name, us, owner); err != nil {
+		there, err := checkEntry(root, name, us, owner)
+		if err == nil && there {
+			err = each(root, name)
+		}
+		if err != nil {
 			return errors.Join(err, root.Close())
 		}
 	}
@@ -118,24 +135,24 @@ func isHandedOver(dir string) bool {
 	return err == nil && isOwnFile(lock)
 }
 
-// checkEntry returns [ErrUnsafe] for an entry that another user may have put there, and
-// closes files to other users that an earlier version left open.
-func checkEntry(dir *os.Root, name string, us, dirOwner int) error {
+// checkEntry returns [ErrUnsafe] for an entry that another user may have put there. It
+// reports whether there is one.
+func checkEntry(dir *os.Root, name string, us, dirOwner int) (there bool, err error) {
 	info, err := dir.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !info.IsDir() && !isOwnFile(info) {
-		return fmt.Errorf("%w: %s is no file or folder of dinnerbell's (%s); run: rm %[2]s", ErrUnsafe, filepath.Join(dir.Name(), name), info.Mode())
+		return true, fmt.Errorf("%w: %s is no file or folder of dinnerbell's (%s); run: rm %[2]s", ErrUnsafe, filepath.Join(dir.Name(), name), info.Mode())
 	}
 	if owner := ownerOf(info); owner != us && owner != dirOwner && owner != 0 {
-		return fmt.Errorf("%w: %s belongs to user %d and this process runs as user %d; run as user %[3]d again, or: chown -R %[4]d %[5]s",
+		return true, fmt.Errorf("%w: %s belongs to user %d and this process runs as user %d; run as user %[3]d again, or: chown -R %[4]d %[5]s",
 			ErrUnsafe, filepath.Join(dir.Name(), name), owner, us, dir.Name())
 	}
-	return closeToOthers(dir, name, us)
+	return true, nil
 }
 
 func closeToOthers(dir *os.Root, name string, us int) error {

@@ -25,6 +25,9 @@ type Config struct {
 	// lane that works, and the readers that all lanes share. A lane without a
 	// connection waits. 0: one per lane, and four readers.
 	MaxConnections int
+	// MirrorConnections is how many connections the daemon's mirror takes to the same
+	// server, for the check whether there are enough; 0: it reads from another server.
+	MirrorConnections int
 
 	Pins []pgsession.Setting // override the session settings; nil but in tests
 }
@@ -146,6 +149,11 @@ func CloseConn(conn *pgx.Conn) {
 
 // quoteIdent quotes a name for SQL.
 func quoteIdent(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// MaxSkew is how far this machine's clock may be from Postgres' before the daemon
+// warns. Campaigns start and end by this machine's clock: a wrong clock fires them
+// early, late or never.
+const MaxSkew = 5 * time.Second
 
 // ClockSkew returns how far our clock, now, is ahead of Postgres', with an error of at
 // most off: half of the time that the query takes.

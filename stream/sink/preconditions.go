@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/agnivade/levenshtein"
 	"github.com/jackc/pgx/v5"
@@ -19,24 +20,35 @@ import (
 var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: checkConnections},
 	{Name: "sink.schema", At: precondition.Always, Read: checkSchemaRights},
-	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: checkTablesLayout},
+	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: checkTablesLayout, Show: func(f *Facts) string {
+		return fmt.Sprintf("schema %s, layout %d", f.Cfg.DaemonSchema, layoutVersion)
+	}},
 }, feedbackPreconditions, []precondition.Check[*Facts]{
-	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: checkUniqueIndex},
-})
+	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: checkUniqueIndex, Show: func(*Facts) string { return "valid" }},
+}, doctorChecks)
 
 // Facts holds the facts that the preconditions of the Postgres sink check.
 type Facts struct {
 	Cfg       Config
 	T         Tables
 	Conn      *pgx.Conn
-	Lanes     int        // partitions of the campaigns topic
+	Lanes     int        // partitions of the campaigns topic; 0: unknown, for `doctor` alone
 	Catalogue *Catalogue // of the feedback table, read before the checks
+
+	ForDoctor bool             // checks show what they have seen
+	Key       string           // of the configuration, that holds the address; for ForDoctor alone
+	Now       func() time.Time // nil: time.Now
 }
 
 // checkTablesLayout checks that the daemon's own tables exist in the layout that this
-// program works on.
+// program works on. A later layout is a *halt.Error: waiting for setup does not help.
 func checkTablesLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	return nil, CheckLayout(ctx, f.Conn, f.T)
+	err := CheckLayout(ctx, f.Conn, f.T)
+	if missing, ok := errors.AsType[*notSetUpError](err); ok {
+		return []precondition.Finding{{Level: precondition.Fail, Object: "dinnerbell's own tables, in schema " + missing.schema,
+			Found: missing.found, Effect: "no lane can work", Fix: "dinnerbell setup"}}, nil
+	}
+	return nil, err
 }
 
 // checkSchemaRights checks the role's rights on the daemon's own tables.
@@ -73,45 +85,67 @@ func checkUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, er
 		Fix:    "dinnerbell setup"}}, nil
 }
 
-// checkConnections compares the connections that the lanes take with those that the
+// checkConnections compares the connections that this daemon takes with those that the
 // server has left. Once they are used up, the server refuses every client.
 func checkConnections(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	lanes := f.Lanes
-	need := lanes + f.Cfg.ReaderCount()
+	if f.ForDoctor && f.Lanes == 0 {
+		return nil, errors.New("the number of lanes is not known")
+	}
+	need := f.Lanes + f.Cfg.ReaderCount()
 	if n := f.Cfg.MaxConnections; n > 0 {
 		need = min(need, n)
 	}
-	var most, reserved, used, role, database int
-	if err := f.Conn.QueryRow(ctx, `
-SELECT pg_catalog.current_setting('max_connections')::int4,
-  pg_catalog.current_setting('superuser_reserved_connections')::int4 + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int4,
-  (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid IS NOT NULL AND NOT coalesce(pg_catalog.starts_with(a.application_name, 'dinnerbell '), false)),
-  (SELECT r.rolconnlimit FROM pg_catalog.pg_roles r WHERE r.rolname = current_user), (SELECT d.datconnlimit FROM pg_catalog.pg_database d WHERE d.datname = current_database())`).
-		Scan(&most, &reserved, &used, &role, &database); err != nil {
+	need += f.Cfg.MirrorConnections
+	c, err := countConnections(ctx, f.Conn)
+	if err != nil {
 		return nil, err
+	}
+	takes := fmt.Sprintf("%d lanes take %d connections to it", f.Lanes, need)
+	if f.Cfg.MirrorConnections > 0 {
+		takes = fmt.Sprintf("%d lanes and the mirror take %d connections to it", f.Lanes, need)
 	}
 	var found []precondition.Finding
 	warn := func(what string, room int, fix string) {
 		if room < need {
 			found = append(found, precondition.Finding{Level: precondition.Warn, Object: "the sink's server",
-				Found:  fmt.Sprintf("%d lanes take %d connections to it, and %s", lanes, need, what),
-				Effect: "lanes or other clients are refused", Fix: fix})
+				Found: takes + ", and " + what, Effect: "lanes or other clients are refused", Fix: fix + "; -- or lower sink.max_connections and run more daemons"})
 		}
 	}
-	lower := "; or lower sink.max_connections and run more daemons"
-	warn(fmt.Sprintf("of max_connections %d there are %d reserved and %d in use by others", most, reserved, used), most-reserved-used, "raise max_connections"+lower)
-	if role >= 0 {
-		warn(fmt.Sprintf("the role may have %d", role), role, "ALTER ROLE … CONNECTION LIMIT -1"+lower)
+	warn(fmt.Sprintf("of max_connections %d there are %d reserved and %d in use by others", c.most, c.reserved, c.used), c.most-c.reserved-c.used,
+		fmt.Sprintf("ALTER SYSTEM SET max_connections = %d; -- then restart Postgres", c.reserved+c.used+need+20))
+	if c.role >= 0 {
+		warn(fmt.Sprintf("the role may have %d", c.role), c.role, "ALTER ROLE "+c.roleName+" CONNECTION LIMIT -1")
 	}
-	if database >= 0 {
-		warn(fmt.Sprintf("the database may have %d", database), database, "ALTER DATABASE … CONNECTION LIMIT -1"+lower)
+	if c.database >= 0 {
+		warn(fmt.Sprintf("the database may have %d", c.database), c.database, "ALTER DATABASE "+c.databaseName+" CONNECTION LIMIT -1")
 	}
-	if n := f.Cfg.MaxConnections; n > 0 && n < lanes+f.Cfg.ReaderCount() {
+	if all := f.Lanes + f.Cfg.ReaderCount(); f.Cfg.MaxConnections > 0 && f.Cfg.MaxConnections < all {
 		found = append(found, precondition.Finding{Level: precondition.Warn, Object: "sink.max_connections",
-			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", n, lanes, lanes+f.Cfg.ReaderCount()),
+			Found:  fmt.Sprintf("it is %d, and the %d lanes take %d where one daemon has all of them", f.Cfg.MaxConnections, f.Lanes, all),
 			Effect: "lanes for which there is none wait", Fix: "raise it, or run more daemons of the group"})
 	}
+	if f.ForDoctor && len(found) == 0 {
+		found = append(found, precondition.Finding{Found: fmt.Sprintf("%s; %d of %d are free", takes, c.most-c.reserved-c.used, c.most)})
+	}
 	return found, nil
+}
+
+// connectionCounts are the limits of connections to the server, and those in use.
+type connectionCounts struct {
+	most, reserved, used   int // used by others than dinnerbell
+	role, database         int // the limits of the role and of the database; -1: none
+	roleName, databaseName string
+}
+
+func countConnections(ctx context.Context, conn *pgx.Conn) (c connectionCounts, err error) {
+	err = conn.QueryRow(ctx, `
+SELECT pg_catalog.current_setting('max_connections')::int4,
+  pg_catalog.current_setting('superuser_reserved_connections')::int4 + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int4,
+  (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid IS NOT NULL AND coalesce(a.application_name, '') !~ '^dinnerbell[ @]'),
+  (SELECT r.rolconnlimit FROM pg_catalog.pg_roles r WHERE r.rolname = current_user), (SELECT d.datconnlimit FROM pg_catalog.pg_database d WHERE d.datname = current_database()),
+  pg_catalog.quote_ident(current_user), pg_catalog.quote_ident(pg_catalog.current_database())`).
+		Scan(&c.most, &c.reserved, &c.used, &c.role, &c.database, &c.roleName, &c.databaseName)
+	return c, err
 }
 
 // feedbackPreconditions are the preconditions of the feedback table. The table belongs
@@ -120,14 +154,14 @@ SELECT pg_catalog.current_setting('max_connections')::int4,
 // campaign.
 var feedbackPreconditions = []precondition.Check[*Facts]{
 	{Name: "sink.feedback.exists", At: precondition.Always, Read: checkFeedbackExists},
-	{Name: "sink.feedback.table", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkTable)},
-	{Name: "sink.feedback.columns", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkColumns)},
+	{Name: "sink.feedback.table", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkTable), Show: func(f *Facts) string { return f.T.Feedback }},
+	{Name: "sink.feedback.columns", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkColumns), Show: (*Facts).showColumns},
 	{Name: "sink.feedback.required_columns", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRequired)},
 	{Name: "sink.feedback.partition_key", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkPartitionKey)},
 	{Name: "sink.feedback.rules", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRules)},
 	{Name: "sink.feedback.triggers", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkTriggers)},
-	{Name: "sink.feedback.sequence", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkSequences)},
-	{Name: "sink.feedback.rights", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRights)},
+	{Name: "sink.feedback.sequence", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkSequences), Show: (*Facts).showSequences},
+	{Name: "sink.feedback.rights", At: precondition.Always, Read: onFeedbackTable((*Catalogue).checkRights), Show: func(f *Facts) string { return "role " + f.Catalogue.role + ": SELECT and INSERT" }},
 	{Name: "sink.encoding", At: precondition.AtSetup | precondition.AtStart, Read: onFeedbackTable((*Catalogue).checkEncoding)},
 }
 

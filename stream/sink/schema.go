@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
@@ -291,15 +292,34 @@ func readLayoutVersion(ctx context.Context, conn *pgx.Conn, t Tables) (version i
 	return version, nil
 }
 
-// CheckLayout returns an error where the tables are missing or have an older layout,
-// and a halt where their layout is newer: only a newer daemon can work on it.
+// notSetUpError reports that `dinnerbell setup` has not made or brought up the daemon's
+// own tables.
+type notSetUpError struct{ schema, found string }
+
+// Error names the schema, what was found there, and the command that mends it.
+func (e *notSetUpError) Error() string {
+	return fmt.Sprintf("the tables of schema %s: %s; run `dinnerbell setup`", e.schema, e.found)
+}
+
+// SQLSTATEs of a table that is missing.
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
+const (
+	codeUndefinedTable = "42P01"
+	codeInvalidSchema  = "3F000"
+)
+
+// CheckLayout returns a *notSetUpError where the tables are missing or have an older
+// layout, and a halt where their layout is newer: only a newer daemon can work on it.
 func CheckLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
 	version, err := readLayoutVersion(ctx, conn, t)
+	pgErr, _ := errors.AsType[*pgconn.PgError](err)
 	switch {
+	case pgErr != nil && (pgErr.Code == codeUndefinedTable || pgErr.Code == codeInvalidSchema), errors.Is(err, pgx.ErrNoRows):
+		return &notSetUpError{t.Schema, "they are missing"}
 	case err != nil:
 		return err
 	case version < layoutVersion:
-		return fmt.Errorf("the tables of schema %s have layout %d, this dinnerbell works on layout %d; run `dinnerbell setup`, which brings them up", t.Schema, version, layoutVersion)
+		return &notSetUpError{t.Schema, fmt.Sprintf("they have layout %d, and this dinnerbell works on layout %d", version, layoutVersion)}
 	case version > layoutVersion:
 		return haltOnNewerLayout(t, version)
 	}

@@ -60,6 +60,18 @@ func (t Settings) maxMessage() int {
 // ReadCluster reads the metadata, then the settings. A missing topic carries its
 // error in Topics; without the right to read a topic's settings, Settings lacks it.
 func ReadCluster(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster, error) {
+	c, err := readMetadata(ctx, client, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if c.Settings, err = ReadSettings(ctx, kadm.NewClient(client), cfg.allTopics()...); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// readMetadata reads the metadata alone.
+func readMetadata(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster, error) {
 	adm := kadm.NewClient(client)
 	ctx = kadm.WithAuthorizedOps(ctx)
 	meta, err := adm.Metadata(ctx, cfg.allTopics()...)
@@ -73,8 +85,7 @@ func ReadCluster(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster,
 	if len(meta.Brokers) > 0 {
 		c.Bootstrap = net.JoinHostPort(meta.Brokers[0].Host, strconv.Itoa(int(meta.Brokers[0].Port)))
 	}
-	c.Settings, err = ReadSettings(ctx, adm, cfg.allTopics()...)
-	return c, err
+	return c, nil
 }
 
 // readMetadataOneByOne asks for each topic alone, so that the error of a topic that

@@ -16,12 +16,14 @@ import (
 	"dinnerbell/internal/precondition"
 )
 
-// Preconditions are the checks of the cluster and its topics.
-var Preconditions = []precondition.Check[*Facts]{
+// Preconditions are the checks of the cluster and its topics, and behind them the
+// facts that `doctor` alone reports.
+var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "kafka.rights", At: precondition.Always, Read: checkRights},
 	{Name: "kafka.group", At: precondition.Always, Read: checkGroupRight},
 	{Name: "kafka.internal_topics", At: precondition.AtSetup | precondition.AtStart, Read: checkInternalTopics},
-	{Name: "kafka.topics", At: precondition.AtStart | precondition.AtSession, Read: checkTopicsExist},
+	{Name: "kafka.timeouts", At: precondition.AtSetup | precondition.AtStart, Read: checkTimeouts},
+	{Name: "kafka.topics", At: precondition.AtStart | precondition.AtSession, Read: checkTopicsExist, Show: (*Facts).showTopics},
 	{Name: "kafka.progress.partitions", At: precondition.AtStart | precondition.AtSession, Read: checkProgressPartitions},
 	{Name: "kafka.settings", At: precondition.AtStart, Read: checkSettingsVisible},
 	{Name: "kafka.progress.cleanup_policy", At: precondition.Always, Read: checkProgressPolicy},
@@ -31,7 +33,7 @@ var Preconditions = []precondition.Check[*Facts]{
 	{Name: "kafka.min_insync_replicas", At: precondition.Always, Read: checkInsyncReplicas},
 	{Name: "kafka.replicas", At: precondition.AtStart, Read: checkReplicas},
 	{Name: "kafka.retention", At: precondition.AtStart, Read: checkRetention},
-}
+}, doctorChecks)
 
 // Facts are the inputs of the checks.
 type Facts struct {
@@ -39,6 +41,11 @@ type Facts struct {
 	Moment  precondition.Moment
 	Admin   *kadm.Client // for a check that reads more than Cluster
 	Cluster *Cluster     // read before the checks
+	// ForDoctor is how `doctor` reaches the brokers; nil at every other moment.
+	ForDoctor *Access
+	client    *kgo.Client // of Admin, for requests that it does not have; for ForDoctor alone
+	// unread is why the settings of all topics could not be read; for ForDoctor alone.
+	unread error
 }
 
 // ReadFacts reads the facts for the checks of a moment. The checks use the client
@@ -69,8 +76,12 @@ func checkTopicsExist(_ context.Context, f *Facts) ([]precondition.Finding, erro
 	var found []precondition.Finding
 	for _, topic := range f.Config.allTopics() {
 		if err := f.Cluster.Topics[topic].Err; err != nil && !errors.Is(err, kerr.TopicAuthorizationFailed) {
+			what := err.Error()
+			if errors.Is(err, kerr.UnknownTopicOrPartition) {
+				what = "it does not exist"
+			}
 			found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + topic,
-				Found: err.Error(), Effect: "no lane can work", Fix: "dinnerbell setup"})
+				Found: what, Effect: "no lane can work", Fix: "dinnerbell setup"})
 		}
 	}
 	return found, nil
@@ -92,6 +103,9 @@ func checkProgressPartitions(_ context.Context, f *Facts) ([]precondition.Findin
 
 // checkSettingsVisible reports the topics whose settings may not be read.
 func checkSettingsVisible(_ context.Context, f *Facts) ([]precondition.Finding, error) {
+	if f.unread != nil {
+		return nil, f.unread
+	}
 	var found []precondition.Finding
 	for _, topic := range f.Config.allTopics() {
 		if _, ok := f.topicSettings(topic); !ok && f.Cluster.Topics[topic].Err == nil {
@@ -130,10 +144,16 @@ func checkProgressPolicy(ctx context.Context, f *Facts) ([]precondition.Finding,
 	if s.keepsForever() {
 		finding.Level, finding.Effect = precondition.Warn, "the topic grows without end and takeovers take longer; shorter retention would delete the lanes' progress"
 	}
-	if f.Moment == precondition.AtSetup {
+	if f.Moment == precondition.AtSetup || f.ForDoctor != nil {
 		// Setup mends the policy of a topic that nobody has used or configured.
-		if untouched, err := isUntouched(ctx, f.Admin, topic, s); err != nil || untouched {
+		untouched, err := isUntouched(ctx, f.Admin, topic, s)
+		switch {
+		case err != nil:
 			return nil, err
+		case untouched && f.ForDoctor == nil:
+			return nil, nil
+		case untouched:
+			finding.Fix = "dinnerbell setup"
 		}
 	}
 	return []precondition.Finding{finding}, nil

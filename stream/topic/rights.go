@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -68,6 +69,9 @@ func checkGroupRight(ctx context.Context, f *Facts) ([]precondition.Finding, err
 		err = shards.Errs[0].Err
 	}
 	refused := errors.Is(err, kerr.GroupAuthorizationFailed)
+	if err != nil && !refused && f.ForDoctor != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return nil, fmt.Errorf("describe consumer group %s: %w", group, err)
+	}
 	if !refused && (err != nil || len(d.AuthorizedOperations) == 0 || slices.Contains(d.AuthorizedOperations, kmsg.ACLOperationRead)) {
 		return nil, nil //nolint:nilerr // a new cluster has no coordinator for some seconds, and joining the group reports every other error
 	}
@@ -89,13 +93,12 @@ func checkInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding,
 	if len(f.Cluster.brokers) == 0 {
 		return nil, nil
 	}
-	described, err := f.Admin.DescribeBrokerConfigs(ctx, f.Cluster.brokers[0].NodeID)
-	if err != nil || len(described) == 0 || described[0].Err != nil {
-		return nil, nil //nolint:nilerr // few clients have that right; without it the first takeover reports the trouble
+	settings, err := f.readBrokerSettings(ctx)
+	if err != nil && f.ForDoctor != nil {
+		return nil, err
 	}
-	settings := Settings{}
-	for _, c := range described[0].Configs {
-		settings[c.Key] = c
+	if err != nil {
+		return nil, nil //nolint:nilerr // few clients have that right; without it the first takeover reports the trouble
 	}
 	var found []precondition.Finding
 	for _, c := range []struct{ topic, replicas, insync, effect string }{
@@ -119,6 +122,62 @@ func checkInternalTopics(ctx context.Context, f *Facts) ([]precondition.Finding,
 		found = append(found, precondition.Finding{Level: precondition.Fail, Object: "topic " + c.topic,
 			Found: fmt.Sprintf("%s is %d, and there is room for %d", setting, want, have), Effect: c.effect,
 			Fix: "in the broker's server.properties: " + internalTopicFix(c.replicas, c.insync, have) + "; then restart it"})
+	}
+	return found, nil
+}
+
+// readBrokerSettings reads the settings of one broker.
+func (f *Facts) readBrokerSettings(ctx context.Context) (Settings, error) {
+	if len(f.Cluster.brokers) == 0 {
+		return nil, errors.New("no broker is known")
+	}
+	described, err := f.Admin.DescribeBrokerConfigs(ctx, f.Cluster.brokers[0].NodeID)
+	for _, d := range described {
+		err = errors.Join(err, d.Err)
+	}
+	switch {
+	case errors.Is(err, kerr.ClusterAuthorizationFailed):
+		return nil, fmt.Errorf("the brokers' settings may not be read; to have them checked: %s", f.grantHint("DescribeConfigs", "--cluster"))
+	case err != nil:
+		return nil, fmt.Errorf("read the brokers' settings: %w", err)
+	}
+	settings := Settings{}
+	for _, d := range described {
+		for _, c := range d.Configs {
+			settings[c.Key] = c
+		}
+	}
+	return settings, nil
+}
+
+// SessionTimeout is how long the consumer group waits for a silent daemon before it
+// gives the lanes to another.
+const SessionTimeout = 10 * time.Second
+
+// checkTimeouts compares the brokers' limits of timeouts with those that the lanes and
+// the consumer group ask for.
+func checkTimeouts(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	settings, err := f.readBrokerSettings(ctx)
+	if err != nil && f.ForDoctor != nil {
+		return nil, err
+	}
+	if err != nil {
+		return nil, nil //nolint:nilerr // as in checkInternalTopics
+	}
+	var found []precondition.Finding
+	refuse := func(setting string, has, want int64, effect string) {
+		found = append(found, precondition.Finding{Level: precondition.Fail, Object: "the brokers", Found: fmt.Sprintf("%s is %d", setting, has), Effect: effect,
+			Fix: fmt.Sprintf("in the brokers' server.properties: %s=%d; then restart them", setting, want)})
+	}
+	if has := settings.readNumber("transaction.max.timeout.ms", 900_000); has < TransactionTimeout.Milliseconds() {
+		refuse("transaction.max.timeout.ms", has, 900_000, fmt.Sprintf("the lanes' transactions have a timeout of %s, and none begins", TransactionTimeout))
+	}
+	group := fmt.Sprintf("the consumer group has a session timeout of %s, and no lane is assigned", SessionTimeout)
+	if has := settings.readNumber("group.min.session.timeout.ms", 6000); has > SessionTimeout.Milliseconds() {
+		refuse("group.min.session.timeout.ms", has, 6000, group)
+	}
+	if has := settings.readNumber("group.max.session.timeout.ms", 1_800_000); has < SessionTimeout.Milliseconds() {
+		refuse("group.max.session.timeout.ms", has, 1_800_000, group)
 	}
 	return found, nil
 }

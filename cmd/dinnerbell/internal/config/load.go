@@ -121,3 +121,6 @@ func (c *Config) readEnv(env Env) []error {
 	}
 	return problems
 }
+
+// Missing reports whether there is no configuration file.
+func (c *Config) Missing() bool { return c.missing != "" }

@@ -11,16 +11,31 @@ import (
 // the disk: " (/dev/sda1, mounted on /var)". It is empty on systems without
 // /proc/self/mountinfo.
 func filesystemOf(dir string) string {
+	m, ok := FindMount(dir)
+	if !ok {
+		return ""
+	}
+	return " (" + m.Device + ", mounted on " + m.Point + ")"
+}
+
+// Mount is a mounted file system.
+type Mount struct {
+	Device, Point string
+	Type          string // "ext4", "nfs4", "overlay"
+}
+
+// FindMount returns the file system that a path lies on; false on systems without
+// /proc/self/mountinfo.
+func FindMount(path string) (found Mount, ok bool) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return ""
+		return Mount{}, false
 	}
 	defer f.Close()
-	abs, err := filepath.Abs(dir)
+	abs, err := filepath.Abs(path)
 	if err != nil {
-		return ""
+		return Mount{}, false
 	}
-	device, at := "", ""
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		// proc_pid_mountinfo(5): 36 35 98:0 /root /mount/point options [tags] - type device options
 		before, after, ok := strings.Cut(lines.Text(), " - ")
@@ -28,14 +43,11 @@ func filesystemOf(dir string) string {
 		if !ok || len(front) < 5 || len(back) < 2 {
 			continue
 		}
-		if point := front[4]; len(point) >= len(at) && isWithin(abs, point) { // a later one lies over an earlier one
-			device, at = back[1], point
+		if point := front[4]; len(point) >= len(found.Point) && isWithin(abs, point) { // a later one lies over an earlier one
+			found = Mount{Device: back[1], Point: point, Type: back[0]}
 		}
 	}
-	if at == "" {
-		return ""
-	}
-	return " (" + device + ", mounted on " + at + ")"
+	return found, found.Point != ""
 }
 
 func isWithin(path, dir string) bool {

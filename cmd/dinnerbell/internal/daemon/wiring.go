@@ -46,6 +46,10 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 // ClaimConfig returns the part of it that suffices for commands that run no lane.
 func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	log = log.With("part", "stream")
+	mirror := 0
+	if !cfg.Sink.URL.IsSet() {
+		mirror = source.StreamingConnections
+	}
 	return takeover.Config{
 		Sink: sink.Config{
 			URL:          cfg.SinkURL,
@@ -53,7 +57,8 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 			Table:        cfg.Sink.Table.Name,
 			DaemonSchema: cfg.Sink.Schema,
 
-			MaxConnections: cfg.Sink.MaxConnections,
+			MaxConnections:    cfg.Sink.MaxConnections,
+			MirrorConnections: mirror,
 		},
 		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },

@@ -1,0 +1,56 @@
+package portprobe
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Names are the words for a connection's parts in what ExplainCertificate returns.
+type Names struct {
+	Server string // "the server", "the brokers"
+	CA     string // the setting that names the authority's file
+	Host   string // the setting that names the host
+	Verify string // another setting that mends a wrong name; "": none
+}
+
+// ExplainCertificate tells apart why a server's certificate was refused: kind in a few
+// words, and what mends it. ok is false for every other error.
+func ExplainCertificate(err error, now time.Time, n Names) (kind, fix string, ok bool) {
+	if unknown, is := errors.AsType[x509.UnknownAuthorityError](err); is {
+		fix = "set " + n.CA + " to the file of the authority that signed the certificate of " + n.Server
+		if unknown.Cert != nil {
+			fix += " (" + unknown.Cert.Issuer.String() + ")"
+		}
+		return "wrong CA", fix, true
+	}
+	if invalid, is := errors.AsType[x509.CertificateInvalidError](err); is && invalid.Reason == x509.Expired {
+		kind, fix = "expired certificate", "renew the certificate of "+n.Server+", which ended at "+invalid.Cert.NotAfter.UTC().Format(time.RFC3339)
+		if now.Before(invalid.Cert.NotBefore) {
+			kind, fix = "certificate from the future", "the certificate of "+n.Server+" begins at "+invalid.Cert.NotBefore.UTC().Format(time.RFC3339)
+		}
+		return kind, fix + "; or set this machine's clock, which shows " + now.UTC().Format(time.RFC3339) + ", if that is wrong", true
+	}
+	if wrong, is := errors.AsType[x509.HostnameError](err); is {
+		fix = "name " + n.Server + " in " + n.Host + " as the certificate does (" + certificateNames(wrong.Certificate) + ")"
+		if n.Verify != "" {
+			fix += ", set " + n.Verify
+		}
+		return "wrongly named certificate", fix + ", or give " + n.Server + " a certificate for " + wrong.Host, true
+	}
+	return "", "", false
+}
+
+// certificateNames returns the names that a certificate is for.
+func certificateNames(cert *x509.Certificate) string {
+	names := cert.DNSNames
+	for _, ip := range cert.IPAddresses {
+		names = append(names, ip.String())
+	}
+	if len(names) == 0 {
+		return "it has none: " + fmt.Sprint(cert.Subject)
+	}
+	return strings.Join(names, ", ")
+}
