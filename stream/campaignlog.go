@@ -50,6 +50,7 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 		}
 		finished = append(finished, r.finish(seq))
 	}
+	l.noteFanOuts(st, time.Now())
 	l.noteAccepted(accepted, seq)
 	if len(finished) == 0 {
 		return

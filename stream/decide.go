@@ -359,13 +359,13 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		r := st.noteProgress(l, sink.StateFinished)
-		r.skipped = skipped
-		if !l.resumed {
+		r.skipped, r.looked = skipped, int64(used)+skipped
+		if l.resumedAt == "" {
 			r.audience = &l.passed // it changes no more
 		}
 	} else {
 		r := st.noteProgress(l, sink.StatePending)
-		r.skipped, r.audience = skipped, l.audience.Load()
+		r.skipped, r.looked, r.audience = skipped, int64(used)+skipped, l.audience.Load()
 	}
 	return used, done, nil
 }

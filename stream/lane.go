@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/takeover"
 )
@@ -40,7 +41,8 @@ type lane struct {
 	held   heldInput
 	starts *startTimes
 
-	unshipped []finishedCampaign // in the order of their steps
+	unshipped []finishedCampaign       // in the order of their steps
+	fanOuts   map[campaign.Key]*fanOut // of the session
 }
 
 // laneTotals are the lane's totals as Status adds them up.
@@ -123,7 +125,7 @@ func (l *lane) setState(state LaneState, err error) {
 		l.status.LastError = err.Error()
 	}
 	if state != LaneRunning {
-		l.starts, l.counts.live = nil, 0
+		l.starts, l.counts.live, l.fanOuts = nil, 0, nil
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
 		l.status.State, l.status.Halted = LaneHalted, halted

@@ -93,6 +93,7 @@ type Service struct {
 	counters counters
 	log      foldedLog
 	recent   recentCampaigns
+	toCount  chan *liveCampaign // whose audience is to be counted
 
 	mu        sync.Mutex // guards the fields below
 	lanes     map[int32]*laneHandle
@@ -114,7 +115,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
 		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch,
-		log: foldedLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
+		log: foldedLog{log: cfg.Logger}, toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	if n := cfg.Sink.MaxConnections; n > 0 {
@@ -149,6 +150,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.reportOffsets(ctx, client) })
 	g.Go(func() error { return s.watchInput(ctx, client) })
 	g.Go(func() error { return s.keepRetention(ctx) })
+	g.Go(func() error { return s.countAudiences(ctx) })
 	g.Go(func() error { return s.watchOperators(ctx) })
 	g.Go(func() error {
 		select {

@@ -473,7 +473,7 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 	}
 	list := make([]*liveCampaign, len(found))
 	for i, d := range found {
-		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumed: d.Cursor != ""}
+		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumedAt: d.Cursor}
 		l.began, l.totals = d.Accepted, fanOutTotals{notified: d.Notified, already: d.Already}
 		l.audience.Store(d.Audience)
 		l.contested.Store(d.Contested)

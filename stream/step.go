@@ -32,6 +32,7 @@ type campaignRow struct {
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
 	audience *int64 // subscribers of the restaurant, where they are counted by now
+	looked   int64  // clients at whom the step has looked
 	skipped  int64  // clients whom the delivered cache has left out of this step
 	cutOff   bool   // finished by the campaign's end, before everybody was looked at
 

@@ -29,6 +29,7 @@ type commandLine struct {
 	Status      statusCmd      `cmd:"" group:"look" help:"Show the state of the running daemon."`
 	Doctor      doctorCmd      `cmd:"" group:"look" help:"Check everything that run needs, and name what mends it. Changes nothing."`
 	Health      healthCmd      `cmd:"" group:"look" help:"Report whether the daemon is ready, for health checks."`
+	Campaigns   campaignsCmd   `cmd:"" group:"look" help:"List the campaigns: audience, progress, rate, time left."`
 	Preview     previewCmd     `cmd:"" group:"look" help:"Show how many clients a campaign would reach; sends nothing."`
 	Subscribers subscribersCmd `cmd:"" group:"look" help:"List the clients of a restaurant, as the local state has them."`
 	Audit       auditCmd       `cmd:"" group:"look" help:"Check the invariants of every lane from the outside, read-only."`

@@ -32,6 +32,7 @@ func (c *runCmd) Run(ctx context.Context, a *invocation) error {
 
 // actions are the actions that commands ask the running daemon for, by name.
 var actions = map[string]daemon.Action{
+	"campaigns":   listFanOuts,
 	"checkpoint":  saveCheckpoint,
 	"preview":     previewCampaign,
 	"rebuild":     rebuildOnline,

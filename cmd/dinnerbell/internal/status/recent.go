@@ -9,8 +9,8 @@ import (
 // RecentCampaign is a campaign, or a message of the campaigns topic, that this process
 // has handled lately. It names no client: anybody may read a status.
 type RecentCampaign struct {
-	Campaign   string `json:"adv_campaign_id,omitempty"` // absent: of a refused message it is not known
-	Restaurant string `json:"restaurant_id,omitempty"`
+	Campaign   string `json:"campaign,omitempty"` // absent: of a refused message it is not known
+	Restaurant string `json:"restaurant,omitempty"`
 	Lane       int32  `json:"lane"`
 	Offset     int64  `json:"offset"`
 	Start      int64  `json:"start,omitempty"` // Unix seconds
