@@ -97,7 +97,7 @@ func (l *lane) noteAccepted(rows []*campaignRow, seq int64) {
 		if r.replaces != nil {
 			attrs = append(attrs, "edit", true)
 		}
-		if r.Start > now.Unix() {
+		if r.Start > l.svc.now().Unix() {
 			attrs = append(attrs, "start", unixTime(r.Start))
 		}
 		return attrs

@@ -86,10 +86,27 @@ func (s *Service) runningLanes() map[int32]*lane {
 func (l *lane) noteOperated(o *sink.OperatedCampaign) {
 	l.svc.cfg.Logger.Info("an operator's command on a campaign", "lane", l.id, "campaign", o.Key.Campaign, "restaurant", o.Key.Restaurant,
 		"state", o.State, "version", o.Version, "command", o.Operator, "given", o.Time.UTC())
+	l.svc.recent.add(RecentCampaign{
+		Campaign: o.Key.Campaign, Restaurant: o.Key.Restaurant, Lane: l.id, Offset: -1, Start: o.Start, End: o.End, What: operatedKind(o.State),
+		At: time.Now(), Audience: o.Audience, Notified: o.Notified,
+	})
 	l.mu.Lock()
 	starts := l.starts
 	l.mu.Unlock()
 	if o.State == sink.StatePending && starts != nil {
 		starts.addReleased(time.Now(), startTime{start: o.Start, key: o.Key, version: o.Version})
 	}
+}
+
+// operatedKind names what an operator's command made of a campaign, as Recent does.
+func operatedKind(state string) RecentKind {
+	switch state {
+	case sink.StateCancelled:
+		return RecentCancelled
+	case sink.StatePaused:
+		return RecentPaused
+	case sink.StateParked:
+		return RecentParked
+	}
+	return RecentAccepted
 }

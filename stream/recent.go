@@ -11,12 +11,14 @@ type RecentKind string
 
 // The kinds of news.
 const (
-	RecentAccepted   RecentKind = "accepted"
+	RecentAccepted   RecentKind = "accepted"   // it goes out, or waits for that
+	RecentPaused     RecentKind = "paused"     // an operator holds it
+	RecentParked     RecentKind = "parked"     // its audience is too large: it waits for an operator
 	RecentFinished   RecentKind = "finished"   // everybody was looked at, and the last notification is shipped
 	RecentEnded      RecentKind = "ended"      // its end came before everybody was looked at
 	RecentMetNobody  RecentKind = "met nobody" // nobody subscribes to its restaurant
 	RecentExpired    RecentKind = "expired"    // its end had passed when it was received
-	RecentCancelled  RecentKind = "cancelled"  // its newest message ends it
+	RecentCancelled  RecentKind = "cancelled"  // an operator or its newest message ends it
 	RecentSuperseded RecentKind = "superseded" // a newer message of the campaign is there: this one does nothing
 	RecentRefused    RecentKind = "refused"    // the message is in the dead letters
 )
@@ -27,7 +29,7 @@ type RecentCampaign struct {
 	Campaign   string // empty: of a refused message it is not known
 	Restaurant string
 	Lane       int32
-	Offset     int64 // of its message
+	Offset     int64 // of its message; -1: an operator's command is the news
 	Start, End int64 // Unix seconds
 	What       RecentKind
 	Reason     string    // of a refusal
@@ -47,7 +49,12 @@ type recentCampaigns struct {
 	list []RecentCampaign // the newest is the last
 }
 
-// add adds news. News of a campaign that is listed as accepted take its place. Of a
+// isOpen reports whether more news of the campaign will follow.
+func (k RecentKind) isOpen() bool {
+	return k == RecentAccepted || k == RecentPaused || k == RecentParked
+}
+
+// add adds news. News of a campaign that is listed as open take its place. Of a
 // flood only the last ones are looked at.
 func (r *recentCampaigns) add(news ...RecentCampaign) {
 	if len(news) == 0 {
@@ -70,14 +77,14 @@ func (r *recentCampaigns) add(news ...RecentCampaign) {
 	}
 }
 
-// indexOpen returns the place where the news' campaign is listed as accepted; -1 where
+// indexOpen returns the place where the news' campaign is listed as open; -1 where
 // it is not, or where the news are of a message that does nothing.
 func (r *recentCampaigns) indexOpen(n *RecentCampaign) int {
 	if n.What == RecentSuperseded || n.What == RecentRefused || n.What == RecentExpired {
 		return -1
 	}
 	for i := len(r.list) - 1; i >= 0; i-- {
-		if c := &r.list[i]; c.What == RecentAccepted && c.Campaign == n.Campaign && c.Restaurant == n.Restaurant {
+		if c := &r.list[i]; c.What.isOpen() && c.Campaign == n.Campaign && c.Restaurant == n.Restaurant {
 			return i
 		}
 	}

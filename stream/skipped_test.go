@@ -165,6 +165,10 @@ func TestRecentCampaigns(t *testing.T) {
 	if got := fmt.Sprint(whats(r.snapshot())); got != "[a accepted a superseded b cancelled a finished]" {
 		t.Error(got)
 	}
+	r.add(item("c", RecentAccepted), item("c", RecentPaused), item("c", RecentAccepted), item("c", RecentCancelled), item("c", RecentCancelled))
+	if got := fmt.Sprint(whats(r.snapshot())[:2]); got != "[c cancelled c cancelled]" {
+		t.Error(got)
+	}
 	for i := range 3 * recentLength {
 		r.add(item(fmt.Sprint(i), RecentAccepted))
 	}

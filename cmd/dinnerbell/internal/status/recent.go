@@ -12,10 +12,10 @@ type RecentCampaign struct {
 	Campaign   string `json:"campaign,omitempty"` // absent: of a refused message it is not known
 	Restaurant string `json:"restaurant,omitempty"`
 	Lane       int32  `json:"lane"`
-	Offset     int64  `json:"offset"`
+	Offset     int64  `json:"offset"`          // of its message; -1: an operator's command is the news
 	Start      int64  `json:"start,omitempty"` // Unix seconds
 	End        int64  `json:"end,omitempty"`
-	// What is accepted, finished, ended, met nobody, expired, cancelled, superseded or
+	// What is accepted, paused, parked, finished, ended, met nobody, expired, cancelled, superseded or
 	// refused.
 	What     string    `json:"what"`
 	Reason   string    `json:"reason,omitempty"`
