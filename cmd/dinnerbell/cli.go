@@ -32,6 +32,7 @@ type commandLine struct {
 	Campaigns   campaignsCmd   `cmd:"" group:"look" help:"List the campaigns: audience, progress, rate, time left."`
 	Preview     previewCmd     `cmd:"" group:"look" help:"Show how many clients a campaign would reach; sends nothing."`
 	Subscribers subscribersCmd `cmd:"" group:"look" help:"List the clients of a restaurant, as the local state has them."`
+	Explain     explainCmd     `cmd:"" group:"look" help:"Show why a client got a campaign, or did not get it, with the evidence."`
 	Audit       auditCmd       `cmd:"" group:"look" help:"Check the invariants of every lane from the outside, read-only."`
 	Capacity    capacityCmd    `cmd:"" group:"look" help:"Calculate the needs of a workload from measured unit costs."`
 
@@ -53,8 +54,6 @@ type commandLine struct {
 	Broker   brokerCmd   `cmd:"" hidden:"" help:"Serve the demo's broker."`
 	Complete completeCmd `cmd:"" hidden:"" name:"__complete" help:"Complete a command line."`
 	Manual   manualCmd   `cmd:"" hidden:"" name:"__manual" help:"Print the manual page."`
-
-	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
 }
 
 // commandGroups are the headings of the commands in the help.

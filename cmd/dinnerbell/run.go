@@ -34,6 +34,7 @@ func (c *runCmd) Run(ctx context.Context, a *invocation) error {
 var actions = map[string]daemon.Action{
 	"campaigns":   listFanOuts,
 	"checkpoint":  saveCheckpoint,
+	"explain":     explainSubscriptions,
 	"preview":     previewCampaign,
 	"rebuild":     rebuildOnline,
 	"replay":      replayCampaigns,

@@ -63,6 +63,22 @@ func (p *Payload) Notifications() int {
 	return n
 }
 
+// Notifies reports whether the payload notifies a client of a campaign.
+func (p *Payload) Notifies(campaign string, client id.ID) bool {
+	for i := range p.Segments {
+		s := &p.Segments[i]
+		if s.Campaign.ID != campaign {
+			continue
+		}
+		for n := range s.Clients.Len() {
+			if s.Clients.At(n) == client {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Add appends one client, to the last segment if that is of the same decision.
 func (p *Payload) Add(c campaign.Campaign, trigger int64, client string) error {
 	packed, err := id.Pack(client)
