@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
@@ -40,7 +41,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 		if err := c.rollBack(ctx, d, err); err != nil {
 			return err
 		}
-		d.st.seal(c.lane.svc.now().Unix())
+		d.st.seal(time.Now().Unix())
 	}
 }
 
@@ -55,7 +56,7 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	until, _ := ctx.Deadline()
-	d.p = d.st.payload(&c.letters)
+	d.p = c.letters.payload(d.st)
 	d.p.Seq = d.seq
 	f := sink.NewPipeline(until, c.claim.Conn)
 	c.addFeedbackRows(f, d.st)
@@ -100,7 +101,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
 			clients = &written
 			k.notified, k.already = int64(written.Len()), n.Misses
-			p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
+			p.Dead = append(p.Dead, c.letters.lettersOf(n, k.live)...)
 			if n.Refused != "" {
 				st.noteRefused(k.live)
 			}
@@ -148,7 +149,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	for k := range st.rows {
 		keys = append(keys, k)
 	}
-	now := c.lane.svc.now().Unix()
+	now := time.Now().Unix()
 	if err := c.claim.Tables.ReadAccepted(ctx, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
@@ -166,7 +167,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	c.starts.addLoaded(c.lane.svc.now(), startTimesOf(list))
+	c.starts.addLoaded(time.Now(), startTimesOf(list))
 	return nil
 }
 
@@ -186,7 +187,8 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	}
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
-	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, 0, false
+	r.hold, r.heldAt = campaign.NotHeld, 0
+	r.audience, r.skipped, r.cutOff = nil, 0, false
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())
@@ -196,7 +198,8 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		st.noteStands(r.Campaign, this, *there)
 	case campaign.Repeat:
 		r.accept, r.repeats = false, true
-		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
+		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion, approved: there.Approved}
+		r.hold, r.heldAt = there.Hold, there.HeldAt
 	default:
 		r.accept, r.repeats, r.state = true, false, sink.StatePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
@@ -209,7 +212,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 			r.state = sink.StateExpired
 			st.expired++
 		case campaign.Held:
-			r.state = sink.StatePaused
+			r.state, r.hold = sink.StatePaused, campaign.Paused
 		case campaign.Revive:
 			r.revives, st.revives = there.HeldAt, true
 		default:

@@ -69,7 +69,7 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 		return sendBatch(ctx, i.arrivals, messageBatch{messages: batch})
 	}
 	failpoint.Hit("intake/received")
-	received := i.lane.svc.now()
+	received := time.Now()
 	passed := true
 	patience := i.barrierWait(batch, received.Unix()) // before the look-up, which turns campaigns into dead letters
 	g, gctx := errgroup.WithContext(ctx)
@@ -88,9 +88,8 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for n := range batch {
-		batch[n].received = received
-		if passed {
+	if passed {
+		for n := range batch {
 			batch[n].fresh = received
 		}
 	}

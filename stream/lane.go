@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
-	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/takeover"
 )
@@ -40,9 +38,6 @@ type lane struct {
 	counts laneTotals
 	held   heldInput
 	starts *startTimes
-
-	unshipped []finishedCampaign       // in the order of their steps
-	fanOuts   map[campaign.Key]*fanOut // of the session
 }
 
 // laneTotals are the lane's totals as Status adds them up.
@@ -93,7 +88,6 @@ func (l *lane) runSession(ctx context.Context) error {
 	defer s.close()
 	c := s.claim
 	l.noteTakeover(c, s.starts)
-	l.noteFinished(c.Shipped)
 	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.Epoch, "decided", c.Decided, "shipped", c.Shipped, "next_offset", c.NextOffset)
 	return s.run(ctx)
 }
@@ -101,7 +95,7 @@ func (l *lane) runSession(ctx context.Context) error {
 // TakeOver makes this process the lane's owner and returns a session on the claim.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeover.TakeOver(ctx, l.svc.cfg.Config, l.id, takeover.Options{
-		Now: l.svc.now, Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
+		Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
 		Waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {
@@ -125,7 +119,7 @@ func (l *lane) setState(state LaneState, err error) {
 		l.status.LastError = err.Error()
 	}
 	if state != LaneRunning {
-		l.starts, l.counts.live, l.fanOuts = nil, 0, nil
+		l.starts, l.counts.live = nil, 0
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
 		l.status.State, l.status.Halted = LaneHalted, halted
@@ -139,7 +133,6 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 	l.status.State, l.status.LastError = LaneRunning, ""
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Decided, c.Shipped, c.NextOffset
 	l.counts = laneTotals{Totals: c.Totals, shipped: c.Totals.Notified}
-	l.unshipped = slices.DeleteFunc(l.unshipped, func(f finishedCampaign) bool { return f.seq > c.Decided }) // the sink was set back
 	for _, p := range c.Pending {
 		l.counts.shipped -= int64(p.Notifications())
 	}
@@ -147,8 +140,7 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 
 func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
-	l.noteSkipped(st, p.Seq)
-	l.noteCampaigns(st, p.Seq)
+	l.noteSkipped(st)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq
@@ -159,7 +151,6 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 }
 
 func (l *lane) noteShipped(batch []*record.Payload) {
-	defer l.noteFinished(batch[len(batch)-1].Seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range batch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -52,7 +53,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	if dead := batch[0].dead; dead != nil {
 		return &Preview{Outcome: "refused", Reason: dead.Reason}, nil
 	}
-	now := s.now().Unix()
+	now := time.Now().Unix()
 	judged := m.forJudge(0)
 	accepted := batch[0].accepted
 	if accepted != nil { // sent now, the message comes after the accepted one

@@ -90,10 +90,6 @@ func (f *configField) setText(text string, env Env) error {
 		v, err = parseTable(text)
 	case Reserve:
 		v, err = parseReserve(text)
-	case Size:
-		v, err = parseSize(text)
-	case Age:
-		v, err = parseAge(text)
 	case []string:
 		v = splitList(text)
 	default:
@@ -117,10 +113,8 @@ func expectedType(v reflect.Value) string {
 		return "not a duration such as 5s or 2m"
 	case Table:
 		return "not a table name"
-	case Reserve, Size:
+	case Reserve:
 		return "not a size"
-	case Age:
-		return "not an age"
 	default:
 		return "not readable"
 	}
