@@ -91,7 +91,7 @@ type groupQueue struct {
 	mu     sync.Mutex // guards all below
 	groups []changeGroup
 	bytes  int
-	free   [][]id.Change
+	free   []state.Batch // empty; their slices are used again
 }
 
 // newGroupQueue makes an empty queue for one session: the server sends again what a
@@ -137,19 +137,30 @@ func (q *groupQueue) addLocked(p pgoutput.Piece) {
 		if !tail.partial && len(tail.batch.Changes)+len(p.Changes) <= maxGroupChanges {
 			tail.batch.Changes = append(tail.batch.Changes, p.Changes...)
 			tail.batch.End = p.End
+			tail.batch.Transactions = addTransaction(tail.batch.Transactions, &p)
 			tail.bytes += p.Bytes
 			tail.observed = max(tail.observed, p.End)
 			return
 		}
 	}
-	var changes []id.Change
+	var free state.Batch
 	if n := len(q.free); n > 0 {
-		changes, q.free = q.free[n-1], q.free[:n-1]
+		free, q.free = q.free[n-1], q.free[:n-1]
 	}
-	q.groups = append(q.groups, changeGroup{
-		batch: state.Batch{Changes: append(changes, p.Changes...), End: p.End},
-		bytes: p.Bytes, partial: p.Partial, observed: p.End,
-	})
+	batch := state.Batch{Changes: append(free.Changes, p.Changes...), End: p.End, Transactions: free.Transactions}
+	if p.End != 0 {
+		batch.Transactions = addTransaction(free.Transactions, &p)
+	}
+	q.groups = append(q.groups, changeGroup{batch: batch, bytes: p.Bytes, partial: p.Partial, observed: p.End})
+}
+
+// addTransaction appends the end of p's transaction. It replaces the one before if that
+// brought no changes, so that transactions of other tables need no memory.
+func addTransaction(ends []state.TransactionEnd, p *pgoutput.Piece) []state.TransactionEnd {
+	if n := len(ends); n > 0 && ends[n-1].Changes == 0 {
+		ends = ends[:n-1]
+	}
+	return append(ends, state.TransactionEnd{Changes: len(p.Changes), End: p.End, Time: p.CommitTime})
 }
 
 // putKeepalive queues a position behind everything that came before it.
@@ -189,7 +200,7 @@ func (q *groupQueue) release(g changeGroup) {
 	q.mu.Lock()
 	q.bytes -= g.bytes
 	if cap(g.batch.Changes) > 0 && len(q.free) < 4 {
-		q.free = append(q.free, g.batch.Changes[:0])
+		q.free = append(q.free, state.Batch{Changes: g.batch.Changes[:0], Transactions: g.batch.Transactions[:0]})
 	}
 	q.mu.Unlock()
 	wakeWaiter(q.space)

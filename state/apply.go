@@ -3,7 +3,9 @@ package state
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/cockroachdb/pebble/v2"
 
 	"dinnerbell/state/id"
@@ -17,6 +19,17 @@ type Batch struct {
 	// without changes it is a position that the server sent in a keepalive. Zero: the
 	// batch is a part of a transaction, which goes on in the next batch.
 	End id.LSN
+	// Transactions divide the changes, for the subscription log; the last one ends at
+	// End. nil: they are of one transaction whose commit time is not known.
+	Transactions []TransactionEnd
+}
+
+// TransactionEnd is the end of a transaction in a batch. If the transaction is too large
+// for one batch, the batch with its last part has it.
+type TransactionEnd struct {
+	Changes int       // number of its changes in the batch
+	End     id.LSN    // where its commit record ends
+	Time    time.Time // of the commit, by the clock of the source
 }
 
 // Source names the table that the state mirrors: its server and its table, the slot
@@ -37,6 +50,12 @@ type Source struct {
 	// Catalog changes with everything else that makes the stream and the store
 	// disagree: columns and types, the versions of the publication's catalog rows.
 	Catalog string `json:"catalog"`
+}
+
+// TimelineID names the stream in which positions count: two sources with the same id
+// agree about every LSN.
+func (s *Source) TimelineID() string {
+	return fmt.Sprintf("%s/%d/%016x", s.SystemID, s.Timeline, xxhash.Sum64String(s.History))
 }
 
 // Apply makes a batch visible to readers, as one write. The batch is durable only
@@ -64,13 +83,25 @@ func (s *Store) Apply(b *Batch) error {
 	if err := s.disk.checkBatch(b); err != nil {
 		return err
 	}
-	if err := s.changes.collectChanges(changeTarget{s.db, s.written.gen, s.tx.isRepeated()}, b.Changes); err != nil {
+	if err := s.collectBatch(b); err != nil {
 		return s.checkDamage(err)
 	}
 	if s.touched != nil {
 		s.touched.addChanges(&s.changes)
 	}
 	return s.checkDamage(s.commitChangesLocked(b.End))
+}
+
+// collectBatch collects the effects of the changes and, if there is a log, its entries.
+func (s *Store) collectBatch(b *Batch) error {
+	target := changeTarget{db: s.db, gen: s.written.gen, repeated: s.tx.isRepeated()}
+	if !s.logw.isOn() {
+		return s.changes.collectChanges(target, b.Changes)
+	}
+	log := &s.logw.build
+	log.reset(s.written.end)
+	target.log = log
+	return s.changes.collectTransactions(target, b, s.logw.parts > 0)
 }
 
 // isAppliedLocked reports whether b holds nothing new: the store has applied it, or
@@ -96,6 +127,7 @@ func (s *Store) Rewind() {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	s.tx = s.tx.rewound()
+	s.logw.dropped = false
 }
 
 // commitChangesLocked writes the collected changes with the position end and shows
@@ -114,13 +146,22 @@ func (s *Store) commitChangesLocked(end id.LSN) error {
 	if err := batch.Set(keyState, next.encodeRecord(), nil); err != nil {
 		return fmt.Errorf("collect batch: %w", err)
 	}
+	if s.logw.isOn() {
+		if err := s.logw.addBatch(batch, s.written, next, end, s.o.now().Unix()); err != nil {
+			return fmt.Errorf("collect log: %w", err)
+		}
+		if s.logw.next.rec.floor != s.logw.rec.floor {
+			s.showLogFloor()
+		}
+	}
 	if end == 0 {
 		s.beginPartLocked()
 	}
 	if err := batch.Commit(pebble.NoSync); err != nil {
+		s.logw.forgetTail()
 		return fmt.Errorf("commit batch: %w", err)
 	}
-	s.written = next
+	s.written, s.logw.logState = next, s.logw.next
 	if end == 0 {
 		return nil
 	}
@@ -145,7 +186,9 @@ func (s *Store) showRecord(r stateRecord) error {
 	s.mu.Lock()
 	before := s.view.beforeTransaction
 	s.view.beforeTransaction, s.view.stateRecord = nil, r
+	s.view.logLast = s.logw.last
 	s.mu.Unlock()
+	s.notifyWatchers()
 	if before == nil {
 		return nil
 	}

@@ -32,12 +32,45 @@ type changeTarget struct {
 	gen uint32
 	// repeated: the changes may be of a transaction that was applied in part before.
 	repeated bool
+	// log receives what the changes do to pairs; nil: nothing does.
+	log *logBuilder
 }
 
 // collectChanges replaces the set with the effects of changes on the rows of target.
 func (c *changeSet) collectChanges(target changeTarget, changes []id.Change) error {
 	c.clearEffects()
 	c.target, c.truncated = target, false
+	return c.addChanges(changes)
+}
+
+// collectTransactions is collectChanges with the ends of the transactions for the log.
+// endsParts: the batch may end a transaction of which the log has parts.
+func (c *changeSet) collectTransactions(target changeTarget, b *Batch, endsParts bool) error {
+	c.clearEffects()
+	c.target, c.truncated = target, false
+	ends := b.Transactions
+	if len(ends) == 0 {
+		ends = []TransactionEnd{{Changes: len(b.Changes), End: b.End}}
+	}
+	rest := b.Changes
+	for i := range ends {
+		n := ends[i].Changes
+		if n < 0 || n > len(rest) {
+			return fmt.Errorf("batch up to %s: transaction %s has %d changes of %d", b.End, ends[i].End, n, len(rest))
+		}
+		if err := c.addChanges(rest[:n]); err != nil {
+			return err
+		}
+		target.log.endTransaction(&ends[i], endsParts && i == 0 && b.End != 0)
+		rest = rest[n:]
+	}
+	if last := ends[len(ends)-1].End; len(rest) > 0 || last != b.End {
+		return fmt.Errorf("batch up to %s: its last transaction ends at %s, and %d changes are left", b.End, last, len(rest))
+	}
+	return nil
+}
+
+func (c *changeSet) addChanges(changes []id.Change) error {
 	for i := range changes {
 		if err := c.addChange(&changes[i]); err != nil {
 			return fmt.Errorf("apply %s of row %s: %w", changes[i].Op, changes[i].Row.Text(), err)
@@ -63,6 +96,9 @@ func (c *changeSet) addChange(ch *id.Change) error {
 	if ch.Op == id.Truncate {
 		c.clearEffects()
 		c.truncated = true
+		if c.target.log != nil {
+			c.target.log.addTruncate()
+		}
 		return nil
 	}
 	if ch.Row == "" {
@@ -135,7 +171,11 @@ func (c *changeSet) setRow(id id.RowID, to storedRow) error {
 	if err != nil {
 		return err
 	}
-	c.effects[i].new = to
+	e := &c.effects[i]
+	if c.target.log != nil {
+		c.target.log.addEffect(e.new, to, c.target.repeated)
+	}
+	e.new = to
 	return nil
 }
 

@@ -140,6 +140,9 @@ func (s *Store) linkTablesLocked(store string, m *Manifest) error {
 		return ErrNotWhole
 	}
 	m.Source, m.EndLSN, m.Gen, m.Subscriptions, m.Sum = v.src, r.end, r.gen, r.rows, r.sum
+	if s.logw.isOn() {
+		m.LogEnd = r.end
+	}
 	if err := s.db.Checkpoint(store, pebble.WithFlushedWAL()); err != nil {
 		return err
 	}
@@ -227,6 +230,9 @@ func (s *Store) MoveCheckpoint() (id.LSN, error) {
 	}
 	next := *m
 	next.EndLSN = v.end
+	if m.LogEnd == m.EndLSN && v.logLast <= m.LogEnd {
+		next.LogEnd = v.end
+	}
 	if err := s.replaceManifest(&next); err != nil {
 		return m.EndLSN, fmt.Errorf("move checkpoint %s to %s: %w", m.ID, v.end, err)
 	}

@@ -88,8 +88,10 @@ const recordLen = 4 + 8 + 8 + 8 + 1 + 4
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func (r stateRecord) encodeRecord() []byte {
-	b := make([]byte, 0, recordLen)
+func (r stateRecord) encodeRecord() []byte { return r.appendRecord(make([]byte, 0, recordLen)) }
+
+func (r stateRecord) appendRecord(b []byte) []byte {
+	from := len(b)
 	b = binary.BigEndian.AppendUint32(b, r.gen)
 	b = binary.BigEndian.AppendUint64(b, uint64(r.end))
 	b = binary.BigEndian.AppendUint64(b, uint64(r.rows))
@@ -99,7 +101,7 @@ func (r stateRecord) encodeRecord() []byte {
 		torn = 1
 	}
 	b = append(b, torn)
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[from:], castagnoli))
 }
 
 func parseRecord(b []byte) (stateRecord, error) {
@@ -213,7 +215,7 @@ func isEmptyStore(db *pebble.DB) (bool, error) {
 //	key                                               value
 //	┌────┬──────┐
 //	│ 00 │ name │                                     "format", "state": see above
-//	└────┴──────┘                                     "source": JSON of Source
+//	└────┴──────┘                                     "source": JSON of Source; "log": see logformat.go
 //	┌────┬────────┬────────────┬────────┬─────┐
 //	│ 10 │ gen u32│ restaurant │ client │ row │       empty; one per subscription row:
 //	└────┴────────┴────────────┴────────┴─────┘       the join is a scan of one prefix
@@ -223,6 +225,7 @@ func isEmptyStore(db *pebble.DB) (bool, error) {
 //	┌────┬──────┬────────┐
 //	│ 30 │ name │ client │                             empty; delivered pairs, in the order
 //	└────┴──────┴────────┘                            of the join
+//	40, 41: the subscription log, see logformat.go
 //
 // Ids delimit themselves and none is a prefix of another, so concatenation
 // sorts by the first id, then the second. Row ids come last and need no end.

@@ -155,6 +155,9 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	if err := batch.Set(keyState, next.encodeRecord(), nil); err != nil {
 		return 0, fmt.Errorf("collect mended rows: %w", err)
 	}
+	if err := s.mendLogLocked(batch, next); err != nil {
+		return 0, fmt.Errorf("collect mended rows: %w", err)
+	}
 	if err := batch.Commit(pebble.Sync); err != nil {
 		return 0, s.checkDamage(fmt.Errorf("commit mended rows: %w", err))
 	}
@@ -162,11 +165,24 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 		s.checkpoints.mends.Add(1)
 	}
 	f.drift = stateRecord{}
-	s.written = next
+	s.written, s.logw.logState = next, s.logw.next
 	s.mu.Lock()
 	s.view.stateRecord, s.view.durable = next, next.end // earlier writes are in the same log
 	s.mu.Unlock()
+	s.notifyWatchers()
 	return mended, nil
+}
+
+// mendLogLocked raises the floor of the subscription log beyond the position: the log
+// has no entries of the mended rows. Its entries stay for [Store.History].
+func (s *Store) mendLogLocked(batch *pebble.Batch, next stateRecord) error {
+	s.logw.next = s.logw.logState
+	if !s.logw.isOn() {
+		return nil
+	}
+	s.logw.next.raiseFloor(next.end+1, s.logw.rec.since)
+	s.showLogFloor()
+	return s.logw.writeRecord(batch, next)
 }
 
 // writeMended writes the row as the source has it, and corrects the counts of r.

@@ -142,6 +142,10 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 		from, to := genSpan(space, s.written.gen)
 		errs = append(errs, batch.DeleteRange(from, to, nil))
 	}
+	before := s.currentView()
+	if s.logw.isOn() {
+		errs = append(errs, s.logw.restart(batch, r, g.lastHandled(&before, end), s.o.now().Unix()))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("collect flip: %w", err)
 	}
@@ -153,14 +157,28 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 		s.mu.Unlock()
 		return fmt.Errorf("commit flip: %w", err)
 	}
-	before := s.view.beforeTransaction
-	s.view = readerView{stateRecord: r, durable: r.end, src: g.src, loaded: true}
+	s.logw.logState = s.logw.next
+	s.view = readerView{
+		stateRecord: r, durable: r.end, src: g.src, loaded: true,
+		logFloor: s.logw.rec.floor, logSince: s.logw.rec.since, logLast: r.end,
+	}
 	s.mu.Unlock()
 	s.written, s.tx = r, outsideTransaction
-	if before != nil {
-		return before.Close()
+	s.notifyWatchers()
+	if before.beforeTransaction != nil {
+		return before.beforeTransaction.Close()
 	}
 	return nil
+}
+
+// lastHandled returns the last position up to which a reader may have handled the log
+// before the generation takes over at end: a load that began earlier may set the
+// position back.
+func (g *Generation) lastHandled(before *readerView, end id.LSN) id.LSN {
+	if before.src.TimelineID() != g.src.TimelineID() {
+		return end
+	}
+	return max(end, before.end)
 }
 
 // checkPositionsLocked checks the conditions of [Generation.Flip]. The caller holds

@@ -58,6 +58,10 @@ type Manifest struct {
 	// moves on while nothing changes the rows.
 	Source Source `json:"source"`
 	EndLSN id.LSN `json:"end_lsn"`
+	// LogEnd is the position up to which the subscription log in the store is complete:
+	// EndLSN, or less where EndLSN has moved past transactions that left the rows as they
+	// were; 0: there is no log.
+	LogEnd id.LSN `json:"log_end,omitempty"`
 	// Gen is the load with which the rows came; Subscriptions and Sum are the number
 	// and the fingerprint of the rows (fingerprint.go).
 	Gen           uint32 `json:"generation"`

@@ -275,14 +275,14 @@ func TestApplyRules(t *testing.T) {
 		batches []Batch
 		want    error
 	}{
-		"kept value of a missing row":  {[]Batch{{[]id.Change{keepOf(rowN(2), "")}, 10}}, ErrMissingRow},
-		"kept value after a truncate":  {[]Batch{{[]id.Change{row1}, 10}, {[]id.Change{{Op: id.Truncate}, keepOf(rowN(1), "")}, 20}}, ErrMissingRow},
-		"kept value of the same batch": {[]Batch{{[]id.Change{row1, keepOf(rowN(2), rowN(1))}, 10}}, nil},
-		"parts that end behind":        {[]Batch{{[]id.Change{row1}, 10}, {[]id.Change{row1}, 0}, {nil, 10}}, ErrBehind},
-		"known transactions":           {[]Batch{{[]id.Change{row1}, 10}, {[]id.Change{keepOf(rowN(9), "")}, 10}}, nil},
-		"delete of a missing row":      {[]Batch{{[]id.Change{{Op: id.Delete, Row: rowN(5)}}, 10}}, nil},
-		"no row id":                    {[]Batch{{[]id.Change{{Op: id.Delete}}, 10}}, errAny},
-		"no operation":                 {[]Batch{{[]id.Change{{Row: rowN(1)}}, 10}}, errAny},
+		"kept value of a missing row":  {[]Batch{{Changes: []id.Change{keepOf(rowN(2), "")}, End: 10}}, ErrMissingRow},
+		"kept value after a truncate":  {[]Batch{{Changes: []id.Change{row1}, End: 10}, {Changes: []id.Change{{Op: id.Truncate}, keepOf(rowN(1), "")}, End: 20}}, ErrMissingRow},
+		"kept value of the same batch": {[]Batch{{Changes: []id.Change{row1, keepOf(rowN(2), rowN(1))}, End: 10}}, nil},
+		"parts that end behind":        {[]Batch{{Changes: []id.Change{row1}, End: 10}, {Changes: []id.Change{row1}, End: 0}, {End: 10}}, ErrBehind},
+		"known transactions":           {[]Batch{{Changes: []id.Change{row1}, End: 10}, {Changes: []id.Change{keepOf(rowN(9), "")}, End: 10}}, nil},
+		"delete of a missing row":      {[]Batch{{Changes: []id.Change{{Op: id.Delete, Row: rowN(5)}}, End: 10}}, nil},
+		"no row id":                    {[]Batch{{Changes: []id.Change{{Op: id.Delete}}, End: 10}}, errAny},
+		"no operation":                 {[]Batch{{Changes: []id.Change{{Row: rowN(1)}}, End: 10}}, errAny},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -234,10 +234,36 @@ func (s *Store) loadRecords() error {
 	// Pebble has flushed the writes in its log to tables when its Open returns: they are
 	// durable.
 	s.view = readerView{stateRecord: r, durable: r.end, src: src, loaded: ok}
+	if err := s.openLog(); err != nil {
+		return err
+	}
 	if err := s.openCheckpoints(); err != nil {
 		return err
 	}
 	return s.removeLeftovers()
+}
+
+// openLog reads the records of the subscription log, or removes a log that is switched
+// off.
+func (s *Store) openLog() error {
+	s.logw = logWriter{o: s.o.Log}
+	if !s.logw.isOn() {
+		value, err := getCopy(s.db, keyLogRecord)
+		if err == nil && value != nil {
+			err = s.db.Delete(keyLogRecord, pebble.NoSync)
+		}
+		return errors.Join(err, s.dropSpan([]byte{spaceLog}, []byte{spaceLogSegment + 1}))
+	}
+	fits, err := s.logw.open(s.db, s.written, s.o.now().Unix())
+	if err != nil {
+		return err
+	}
+	if !fits {
+		s.log.Info("the log of subscription changes has a hole and begins anew", "at", s.written.end.String())
+	}
+	s.logw.last = s.written.end // not known
+	s.view.logFloor, s.view.logSince, s.view.logLast = s.logw.rec.floor, s.logw.rec.since, s.logw.last
+	return nil
 }
 
 func (s *Store) writeFirstRecords() error {

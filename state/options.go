@@ -33,6 +33,9 @@ type Options struct {
 	// that an older program that cannot read them can name it.
 	Writer string
 
+	// Log bounds the log of subscription changes. The zero value: there is no log.
+	Log LogOptions
+
 	// Distrust makes Open set the existing store aside, however good it looks. It is the
 	// damage that was found in the store while it was open; nil: none.
 	Distrust error
@@ -59,6 +62,8 @@ type Options struct {
 	openPauses []time.Duration
 	// blockBytes is the size of a table's blocks; 0: 32 KiB.
 	blockBytes int
+	// now is the clock of the log; nil: time.Now.
+	now func() time.Time
 }
 
 // DefaultKeepCheckpoints is the default of Options.KeepCheckpoints.
@@ -97,6 +102,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.blockBytes == 0 {
 		o.blockBytes = 32 << 10
+	}
+	if o.now == nil {
+		o.now = time.Now
 	}
 	return o
 }

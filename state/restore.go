@@ -136,9 +136,13 @@ func adoptCheckpoint(ctx context.Context, f storeFormat, db *pebble.DB, m *Manif
 	if err := checkStoredRows(ctx, db, r); err != nil {
 		return err
 	}
+	was := r
 	r.end = m.EndLSN
 	b := db.NewBatch()
 	defer b.Close()
+	if err := moveLog(db, b, was, r, m.LogEnd); err != nil {
+		return err
+	}
 	delivered := []byte{spaceDelivered}
 	if err := errors.Join(b.Set(keyState, r.encodeRecord(), nil), b.DeleteRange(delivered, prefixEnd(nil, delivered), nil)); err != nil {
 		return err

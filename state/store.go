@@ -42,6 +42,7 @@ type Store struct {
 	written stateRecord
 	tx      txState
 	changes changeSet
+	logw    logWriter
 	nextGen uint32
 	loading bool
 	// touched collects the rows that are changed, for [Frozen.Mend]; nil while nothing
@@ -51,6 +52,10 @@ type Store struct {
 	// mu guards view.
 	mu   sync.RWMutex
 	view readerView
+
+	// watchMu guards the channels of WatchApplied.
+	watchMu  sync.Mutex
+	watchers []chan struct{}
 }
 
 // readerView is the state that readers see, that of a whole transaction.
@@ -60,6 +65,11 @@ type readerView struct {
 	durable id.LSN
 	src     Source
 	loaded  bool
+	// logFloor and logSince are where the subscription log begins, see logRecord.
+	logFloor id.LSN
+	logSince int64
+	// logLast is the end of the last transaction that has entries, or a later position.
+	logLast id.LSN
 	// beforeTransaction is the store before the first part of the transaction that is
 	// being applied in parts; nil while none is.
 	beforeTransaction *pebble.Snapshot

@@ -183,6 +183,8 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
 	a := newStartTimes(3)
+	a.takeReload(now)
+	a.takeUnlisted(1000)
 	for i := range 5 {
 		a.addCommitted(now, startTime{start: int64(10 - i), key: campaign.Key{Campaign: fmt.Sprint(i), Restaurant: "r"}, version: 1})
 	}
@@ -190,7 +192,7 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 	if scheduled, waiting := a.counts(); scheduled != 1 || waiting != 3 {
 		t.Errorf("%d scheduled and %d waiting, want 1 and 3", scheduled, waiting)
 	}
-	if _, some := a.takeUnlisted(); some {
+	if _, some := a.takeUnlisted(1000); some {
 		t.Error("the others are looked for while some wait")
 	}
 	if n := len(a.takeDue(1000)); n != 3 {
@@ -200,10 +202,10 @@ func TestMoreCampaignsWaitThanAreListed(t *testing.T) {
 		t.Errorf("%d wait until they are handed on, want 3", waiting)
 	}
 	// Campaigns that were due may still be pending.
-	if limit, some := a.takeUnlisted(); !some || limit != 3+3+1 {
+	if limit, some := a.takeUnlisted(1000); !some || limit != 3+3+1 {
 		t.Errorf("of the others %d rows are looked for, want 7", limit)
 	}
-	if _, some := a.takeUnlisted(); some {
+	if _, some := a.takeUnlisted(1000); some {
 		t.Error("the others are looked for twice")
 	}
 	a.addLoaded(now, []startTime{{start: 10, key: campaign.Key{Campaign: "0", Restaurant: "r"}, version: 1}, {start: 7, key: campaign.Key{Campaign: "3", Restaurant: "r"}, version: 1}})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,4 +40,63 @@ func TestWrongClockIsNamed(t *testing.T) {
 			t.Errorf("%s: skew is %s", name, skew)
 		}
 	}
+}
+
+// testClock is this machine's clock, set forward or back.
+type testClock struct{ ahead atomic.Int64 }
+
+func (c *testClock) now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+// set moves the clock to a distance from this machine's.
+func (c *testClock) set(ahead time.Duration) { c.ahead.Store(int64(ahead)) }
+
+// A clock that jumps by hours loses no campaign and repeats none. A start that passed
+// meanwhile, or during downtime, counts at once.
+func TestClockThatJumps(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
+	w.clock = &testClock{}
+	svc, stop := w.start()
+	w.awaitReady(svc)
+	begin := time.Now().Truncate(time.Second)
+	want := map[string][]string{}
+	send := func(id string, start time.Duration) {
+		c := w.campaign(id, "r1")
+		c.Start, c.End = begin.Add(start).Unix(), begin.Add(24*time.Hour).Unix()
+		w.produce(0, encodeCampaign(c))
+	}
+	expect := func(ids ...string) {
+		t.Helper()
+		for _, id := range ids {
+			want[id] = w.subs["r1"]
+		}
+		w.expect(want)
+	}
+	send("half an hour", time.Hour/2)
+	send("two hours", 2*time.Hour)
+	send("three hours", 3*time.Hour)
+	send("five hours", 5*time.Hour)
+	send("now", 0)
+	expect("now")
+	w.clock.set(2*time.Hour + time.Minute)
+	expect("half an hour", "two hours")
+	w.clock.set(time.Hour)
+	send("one hour", time.Hour)
+	send("within the hour", 90*time.Minute)
+	send("beyond the hour", 150*time.Minute) // the starts up to there were read before the clock was set back
+	expect("one hour")
+	w.clock.set(151 * time.Minute)
+	expect("within the hour", "beyond the hour")
+	stop()
+	w.clock.set(4 * time.Hour)
+	svc, _ = w.start()
+	expect("three hours")
+	w.clock.set(6 * time.Hour)
+	expect("five hours")
+	for _, n := range w.rows() {
+		if n.trigger < n.Start {
+			t.Errorf("campaign %s was decided %d s before its start", n.ID, n.Start-n.trigger)
+		}
+	}
+	w.checkLanes(svc)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
@@ -41,7 +40,7 @@ func (c *committer) commitContested(ctx context.Context, d *inflightStep) error 
 		if err := c.rollBack(ctx, d, err); err != nil {
 			return err
 		}
-		d.st.seal(time.Now().Unix())
+		d.st.seal(c.lane.svc.now().Unix())
 	}
 }
 
@@ -56,7 +55,7 @@ func (c *committer) tryContested(ctx context.Context, d *inflightStep) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	until, _ := ctx.Deadline()
-	d.p = c.letters.payload(d.st)
+	d.p = d.st.payload(&c.letters)
 	d.p.Seq = d.seq
 	f := sink.NewPipeline(until, c.claim.Conn)
 	c.addFeedbackRows(f, d.st)
@@ -101,7 +100,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
 			clients = &written
 			k.notified, k.already = int64(written.Len()), n.Misses
-			p.Dead = append(p.Dead, c.letters.lettersOf(n, k.live)...)
+			p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
 			if n.Refused != "" {
 				st.noteRefused(k.live)
 			}
@@ -149,7 +148,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	for k := range st.rows {
 		keys = append(keys, k)
 	}
-	now := time.Now().Unix()
+	now := c.lane.svc.now().Unix()
 	if err := c.claim.Tables.ReadAccepted(ctx, c.claim.Conn, keys, func(k campaign.Key, there *campaign.Version, _ bool) {
 		r := st.rows[k]
 		if r.accept || r.repeats {
@@ -167,7 +166,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 	if err != nil {
 		return err
 	}
-	c.starts.addLoaded(time.Now(), startTimesOf(list))
+	c.starts.addLoaded(c.lane.svc.now(), startTimesOf(list))
 	return nil
 }
 
@@ -187,8 +186,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	}
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
-	r.hold, r.heldAt = campaign.NotHeld, 0
-	r.audience, r.skipped, r.cutOff = nil, 0, false
+	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, 0, false
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())
@@ -198,8 +196,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		st.noteStands(r.Campaign, this, *there)
 	case campaign.Repeat:
 		r.accept, r.repeats = false, true
-		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion, approved: there.Approved}
-		r.hold, r.heldAt = there.Hold, there.HeldAt
+		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
 	default:
 		r.accept, r.repeats, r.state = true, false, sink.StatePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
@@ -212,7 +209,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 			r.state = sink.StateExpired
 			st.expired++
 		case campaign.Held:
-			r.state, r.hold = sink.StatePaused, campaign.Paused
+			r.state = sink.StatePaused
 		case campaign.Revive:
 			r.revives, st.revives = there.HeldAt, true
 		default:

@@ -36,7 +36,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	w.expect(want)
 
 	var list []*operator.DeadLetter
-	if err := operator.ReadDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *operator.DeadLetter) error { list = append(list, d); return nil }); err != nil {
+	if err := operator.ReadDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), operator.LetterFilter{}, func(d *operator.DeadLetter) error { list = append(list, d); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(list) != 2 || svc.Status().Campaigns.Dead != 2 {
@@ -51,7 +51,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	}
 	retry := func() (sent []int64, reasons string) {
 		t.Helper()
-		err := operator.RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(*operator.DeadLetter) bool { return true }, func(r operator.Retried) error {
+		err := operator.RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), operator.LetterFilter{}, func(*operator.DeadLetter) bool { return true }, func(r operator.Retried) error {
 			if r.SentTo >= 0 {
 				sent = append(sent, r.SentTo)
 			}

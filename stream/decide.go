@@ -47,9 +47,7 @@ type decider struct {
 	weight   int             // of the backlog, in bytes
 	replayed []message       // messages of a replay, which are accepted behind the backlog
 	recent   *recentMessages // accepted lately: newer than any look-up
-	ended    int64           // the last second for which ended campaigns were removed
-	hold     time.Duration   // how long nobody can be notified, because of limits.notifications_per_second
-	counted  id.List         // memory of countAudience
+	ended    int64           // the second in which ended campaigns were last removed
 }
 
 func newDecider(l *lane, cfg Config) *decider {
@@ -73,7 +71,6 @@ func (d *decider) run(ctx context.Context) error {
 		if st.isEmpty() {
 			continue
 		}
-		d.hold = 0 // there may be more to accept
 		if err := d.sealAndSubmit(ctx, st); err != nil {
 			return err
 		}
@@ -81,7 +78,7 @@ func (d *decider) run(ctx context.Context) error {
 }
 
 // receiveInput receives messages and due campaigns. It waits only when the decider has
-// no work, or may notify nobody yet and has nothing else to do. It receives no messages while the backlog is full, and no campaigns while
+// no work. It receives no messages while the backlog is full, and no campaigns while
 // there is no room for them.
 func (d *decider) receiveInput(ctx context.Context) error {
 	for {
@@ -92,18 +89,12 @@ func (d *decider) receiveInput(ctx context.Context) error {
 		if !d.hasRoom() {
 			due = nil
 		}
-		if idle := d.isIdle(); idle || d.hold > 0 {
-			var paced <-chan time.Time
-			if !idle {
-				paced = time.After(d.hold)
-				d.hold = 0
-			}
+		if d.isIdle() {
 			select {
 			case a := <-arrivals:
 				d.enqueueMessages(a)
 			case list := <-due:
 				d.enqueueDue(list)
-			case <-paced:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -163,7 +154,7 @@ func (d *decider) forgetCorrected() {
 // countToLastCancel returns how many messages of the backlog must be accepted before
 // any campaign is served: up to the last cancel of a live campaign.
 func (d *decider) countToLastCancel() int {
-	now := time.Now().Unix()
+	now := d.lane.svc.now().Unix()
 	for i, m := range slices.Backward(d.backlog) {
 		if c := m.campaign; c != nil && c.End <= now && d.sched.byKey[c.Key()] != nil {
 			return i + 1
@@ -209,7 +200,7 @@ func (d *decider) acceptMessage(st *step, m *message) {
 	// the lanes will find out about at the commit, that one's row must not lend this
 	// message its content.
 	judged.Distinct = st.holdsOther(m)
-	switch outcome := campaign.Judge(judged, before, time.Now().Unix()); outcome {
+	switch outcome := campaign.Judge(judged, before, d.lane.svc.now().Unix()); outcome {
 	case campaign.Older:
 		st.noteOlder(m.campaign, judged.Version(), *before)
 	case campaign.Stands:
@@ -244,7 +235,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil}
+	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil, began: m.received}
 	if before != nil {
 		l.version, l.approved = before.RowVersion+1, before.Approved
 	}
@@ -263,7 +254,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		st.expired++
 		st.noteExpired(l, before)
 	case outcome == campaign.Held:
-		r.state, r.hold = sink.StatePaused, campaign.Paused
+		r.state = sink.StatePaused
 	case d.joinsAtOnce(m, before):
 		l.started = true
 		d.sched.add(l)
@@ -288,14 +279,14 @@ func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 	}
 	now := *before
 	now.Position, now.Time = campaign.Position{Lane: d.lane.id, Offset: m.offset}, m.time
-	st.noteRepeat(&liveCampaign{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion, approved: before.Approved}, now, before)
+	st.noteRepeat(&liveCampaign{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion}, now, before)
 	d.recent.put(m.campaign.Key(), now)
 }
 
 // fillStep fills the step with clients, from one consistent view of the state. The view
 // is opened after receiveInput, so it is younger than every message of the backlog.
 func (d *decider) fillStep(st *step) error {
-	if now := time.Now().Unix(); now > d.ended {
+	if now := d.lane.svc.now().Unix(); now != d.ended {
 		d.ended = now
 		for _, l := range d.sched.takeEnded(now) {
 			if !l.lost.Load() {
@@ -309,18 +300,13 @@ func (d *decider) fillStep(st *step) error {
 	d.forgetCorrected()
 	for n := d.countToLastCancel(); n > 0 && d.acceptNext(st); n-- {
 	}
-	room, paced := d.takeRoom()
-	if room == 0 {
-		d.acceptAll(st)
-		return nil
-	}
 	scan, err := d.lane.svc.store.NewScan()
 	if err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
 	}
 	bytes := d.cfg.StepBytes
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
-	err = d.sched.serve(room, more, func(l *liveCampaign, room int) (int, bool, error) {
+	err = d.sched.serve(d.lane.stepClients(), more, func(l *liveCampaign, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}
@@ -332,43 +318,10 @@ func (d *decider) fillStep(st *step) error {
 	if closeErr := scan.Close(); err == nil {
 		err = closeErr
 	}
-	if paced {
-		d.settleRoom(st, room)
-	}
 	if err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
 	}
 	return nil
-}
-
-// takeRoom returns how many clients the next step may have. paced is set if
-// limits.notifications_per_second bounds that; with no room at all, hold says for how
-// long.
-func (d *decider) takeRoom() (room int, paced bool) {
-	room = d.lane.stepClients()
-	p := &d.lane.svc.pace
-	if !p.isOn() || d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0 {
-		return room, false
-	}
-	room, d.hold = p.take(d.lane.id, room, time.Now())
-	p.held.Add(int64(d.hold))
-	return room, true
-}
-
-// settleRoom gives back the room that the step did not use. A message that found no room
-// in it is accepted all the same: acceptance waits for no limit.
-func (d *decider) settleRoom(st *step, room int) {
-	for _, k := range st.picks {
-		st.paced += k.clients.Len()
-	}
-	d.lane.svc.pace.settle(room - st.paced)
-	d.acceptAll(st)
-}
-
-// acceptAll accepts as much of the backlog as the step can hold.
-func (d *decider) acceptAll(st *step) {
-	for len(d.backlog) > 0 && d.acceptNext(st) {
-	}
 }
 
 // pickClients adds up to room clients of one campaign to the step and moves the
@@ -380,14 +333,6 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	if l.refused.Load() {
 		st.noteProgress(l, sink.StateFinished)
 		return 0, true, nil
-	}
-	if limit := d.lane.svc.maxAudience.Load(); limit > 0 && !l.admitted {
-		if admitted, parked, err := d.admit(scan, l, limit); err != nil || !admitted {
-			if parked {
-				st.noteParked(l, limit)
-			}
-			return 0, parked, err
-		}
 	}
 	clients := &id.List{}
 	if l.fresh {
@@ -414,13 +359,13 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		r := st.noteProgress(l, sink.StateFinished)
-		r.skipped = skipped
-		if !l.resumed {
-			r.audience = new(l.passed)
+		r.skipped, r.looked = skipped, int64(used)+skipped
+		if l.resumedAt == "" {
+			r.audience = &l.passed // it changes no more
 		}
 	} else {
 		r := st.noteProgress(l, sink.StatePending)
-		r.skipped, r.audience = skipped, l.audience.Load()
+		r.skipped, r.looked, r.audience = skipped, int64(used)+skipped, l.audience.Load()
 	}
 	return used, done, nil
 }
@@ -466,17 +411,17 @@ func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 	case st.copyData = <-d.buffers:
 	default:
 	}
-	st.seal(time.Now().Unix())
+	st.seal(d.lane.svc.now().Unix())
 	failpoint.Hit("decide/sealed")
 	for {
-		left := time.Until(time.Unix(st.trigger+1, 0))
-		again := time.NewTimer(max(left, 0))
+		left := time.Unix(st.trigger+1, 0).Sub(d.lane.svc.now())
+		again := time.NewTimer(min(max(left, 0), clockWatch)) // the clock may have been set back
 		select {
 		case d.steps <- st:
 			again.Stop()
 			return nil
 		case <-again.C:
-			st.seal(time.Now().Unix())
+			st.seal(d.lane.svc.now().Unix())
 		case <-ctx.Done():
 			again.Stop()
 			return ctx.Err()

@@ -44,6 +44,7 @@ type deployment struct {
 	inputPatience time.Duration // the same
 	recentLimit   int           // the same
 	startLimit    int           // the same
+	clock         *testClock    // the services' clock; nil: this machine's
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -115,6 +116,9 @@ func (w *deployment) start() (svc *Service, stop func()) {
 	}
 	if w.startLimit > 0 {
 		svc.startLimit = w.startLimit
+	}
+	if w.clock != nil {
+		svc.now = w.clock.now
 	}
 	if w.inputPatience > 0 {
 		svc.inputPatience = w.inputPatience

@@ -216,7 +216,7 @@ func TestEditsOfOtherTypes(t *testing.T) {
 // deadLetters reads the dead-letter topic.
 func (w *deployment) deadLetters() (out []*operator.DeadLetter) {
 	w.Helper()
-	if err := operator.ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *operator.DeadLetter) error { out = append(out, d); return nil }); err != nil {
+	if err := operator.ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), operator.LetterFilter{}, func(d *operator.DeadLetter) error { out = append(out, d); return nil }); err != nil {
 		w.Fatal(err)
 	}
 	return out

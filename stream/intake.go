@@ -69,7 +69,7 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 		return sendBatch(ctx, i.arrivals, messageBatch{messages: batch})
 	}
 	failpoint.Hit("intake/received")
-	received := time.Now()
+	received := i.lane.svc.now()
 	passed := true
 	patience := i.barrierWait(batch, received.Unix()) // before the look-up, which turns campaigns into dead letters
 	g, gctx := errgroup.WithContext(ctx)
@@ -88,8 +88,9 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if passed {
-		for n := range batch {
+	for n := range batch {
+		batch[n].received = received
+		if passed {
 			batch[n].fresh = received
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/takeover"
 )
@@ -38,6 +40,9 @@ type lane struct {
 	counts laneTotals
 	held   heldInput
 	starts *startTimes
+
+	unshipped []finishedCampaign       // in the order of their steps
+	fanOuts   map[campaign.Key]*fanOut // of the session
 }
 
 // laneTotals are the lane's totals as Status adds them up.
@@ -88,6 +93,7 @@ func (l *lane) runSession(ctx context.Context) error {
 	defer s.close()
 	c := s.claim
 	l.noteTakeover(c, s.starts)
+	l.noteFinished(c.Shipped)
 	l.svc.cfg.Logger.Info("lane taken over", "lane", l.id, "epoch", c.Epoch, "decided", c.Decided, "shipped", c.Shipped, "next_offset", c.NextOffset)
 	return s.run(ctx)
 }
@@ -95,7 +101,7 @@ func (l *lane) runSession(ctx context.Context) error {
 // TakeOver makes this process the lane's owner and returns a session on the claim.
 func (l *lane) takeOver(ctx context.Context) (*session, error) {
 	c, err := takeover.TakeOver(ctx, l.svc.cfg.Config, l.id, takeover.Options{
-		Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
+		Now: l.svc.now, Slots: l.svc.connectionSlots, Patience: l.svc.stepPatience, Slow: l.showSlowStep,
 		Waiting: func(err error) { l.setState(LaneTakeover, err) },
 	})
 	if err != nil {
@@ -119,7 +125,7 @@ func (l *lane) setState(state LaneState, err error) {
 		l.status.LastError = err.Error()
 	}
 	if state != LaneRunning {
-		l.starts, l.counts.live = nil, 0
+		l.starts, l.counts.live, l.fanOuts = nil, 0, nil
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
 		l.status.State, l.status.Halted = LaneHalted, halted
@@ -133,6 +139,7 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 	l.status.State, l.status.LastError = LaneRunning, ""
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Decided, c.Shipped, c.NextOffset
 	l.counts = laneTotals{Totals: c.Totals, shipped: c.Totals.Notified}
+	l.unshipped = slices.DeleteFunc(l.unshipped, func(f finishedCampaign) bool { return f.seq > c.Decided }) // the sink was set back
 	for _, p := range c.Pending {
 		l.counts.shipped -= int64(p.Notifications())
 	}
@@ -140,7 +147,8 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 
 func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
-	l.noteSkipped(st)
+	l.noteSkipped(st, p.Seq)
+	l.noteCampaigns(st, p.Seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq
@@ -151,6 +159,7 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 }
 
 func (l *lane) noteShipped(batch []*record.Payload) {
+	defer l.noteFinished(batch[len(batch)-1].Seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range batch {

@@ -2,8 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -29,6 +27,7 @@ type message struct {
 	// subscriptions hold every change that was committed before fresh. Zero: the
 	// barrier was shut, and the message is not joined now.
 	fresh       time.Time
+	received    time.Time
 	fingerprint campaign.Fingerprint // of campaign
 	accepted    *campaign.Version    // version in the campaign table; nil if there is no row
 	shared      bool                 // the campaign runs, or ran, for other restaurants too
@@ -45,7 +44,7 @@ type messageParser struct {
 	topic   string              // of the notifications
 	limit   int                 // bytes that the topic accepts per batch
 	table   *sink.FeedbackTable // campaigns that it cannot hold are refused; nil: not checked
-	letters letterMaker
+	letters record.LetterMaker
 }
 
 func newMessageParser(cfg topic.Config, limits topic.Limits, table *sink.FeedbackTable) messageParser {
@@ -56,12 +55,14 @@ func newMessageParser(cfg topic.Config, limits topic.Limits, table *sink.Feedbac
 // campaign becomes a dead letter.
 func (p *messageParser) parseRecord(r *fetch.Record) message {
 	m := message{offset: r.Next - 1, time: r.Time}
-	c, err := p.parseCampaign(r)
-	if err == nil {
+	c, refusal := p.parseCampaign(r)
+	if refusal == nil {
 		m.campaign, m.fingerprint = c, c.Fingerprint()
 		return m
 	}
-	m.dead = &record.DeadLetter{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: m.time, Reason: err.Error(), Key: r.Key, Value: r.Value}
+	m.dead = &record.DeadLetter{
+		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: m.time, Reason: refusal.Reason, Class: refusal.Class, Key: r.Key, Value: r.Value,
+	}
 	whole := r.EachHeader(func(key string, value []byte) {
 		m.dead.Headers = append(m.dead.Headers, record.Header{Key: key, Value: value})
 	})
@@ -69,32 +70,31 @@ func (p *messageParser) parseRecord(r *fetch.Record) message {
 	if r.Truncated {
 		size = r.Size
 	}
-	m.dead.Fit(p.letters.limit, size, !whole)
+	m.dead.Fit(p.letters.Limit, size, !whole)
 	return m
 }
 
-// parseCampaign returns the record's campaign, or the reason why its notifications
-// cannot be sent.
-func (p *messageParser) parseCampaign(r *fetch.Record) (*campaign.Campaign, error) {
+// parseCampaign returns the record's campaign, or why its notifications cannot be sent.
+func (p *messageParser) parseCampaign(r *fetch.Record) (*campaign.Campaign, *campaign.Refusal) {
 	switch {
 	case r.Unreadable != "" && r.Next > r.Offset+1:
-		return nil, fmt.Errorf("offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
+		return nil, campaign.Refuse(campaign.ClassUnreadable, "offsets %d to %d cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
 	case r.Unreadable != "":
-		return nil, fmt.Errorf("offset %d cannot be read: %s", r.Offset, r.Unreadable)
+		return nil, campaign.Refuse(campaign.ClassUnreadable, "offset %d cannot be read: %s", r.Offset, r.Unreadable)
 	case r.Truncated:
-		return nil, fmt.Errorf("the message takes %d bytes, more than is read of one", r.Size)
+		return nil, campaign.Refuse(campaign.ClassTooLarge, "the message takes %d bytes, more than is read of one", r.Size)
 	}
-	c, err := campaign.Parse(r.Value)
-	if err != nil {
-		return nil, err
+	c, refusal := campaign.Parse(r.Value)
+	if refusal == nil {
+		refusal = record.CheckSize(c, p.topic, p.limit)
 	}
-	if err := record.CheckSize(c, p.topic, p.limit); err != nil {
-		return nil, err
-	}
-	if p.table != nil {
+	if refusal == nil && p.table != nil {
 		if why := p.table.CampaignMisfit(c); why != "" {
-			return nil, errors.New(why)
+			refusal = campaign.Refuse(campaign.ClassTable, "%s", why)
 		}
+	}
+	if refusal != nil {
+		return nil, refusal
 	}
 	return c, nil
 }
@@ -128,7 +128,7 @@ type campaignLookup struct {
 	t       sink.Tables
 	reader  sink.Querier
 	table   *sink.FeedbackTable
-	letters letterMaker
+	letters record.LetterMaker
 	timeout time.Duration
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
@@ -116,7 +115,7 @@ func (r *replay) indexNewest(ctx context.Context, s hashRange) (_ *newestIndex, 
 			if !ok {
 				return nil
 			}
-			if !p.addMessage(d, m.forJudge(rg.lane), time.Now().Unix()) {
+			if !p.addMessage(d, m.forJudge(rg.lane), r.svc.now().Unix()) {
 				return nil
 			}
 			sent = min(sent, m.time)
@@ -158,7 +157,7 @@ func (r *replay) lookForNewer(ctx context.Context, p *newestIndex, sent int64, w
 			work.addDone(1)
 			if m, d, ok := r.parseIndexed(rec, p); ok {
 				if _, ok := p.byDigest[d]; ok {
-					p.addMessage(d, m.forJudge(rg.lane), time.Now().Unix())
+					p.addMessage(d, m.forJudge(rg.lane), r.svc.now().Unix())
 				}
 			}
 			return nil

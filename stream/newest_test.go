@@ -90,7 +90,7 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	for name, first := range map[string]*message{
 		"first message": at(3, older, nil), "edit": at(3, older, &campaign.Version{Position: campaign.Position{Lane: 1, Offset: 2}, Time: 2, RowVersion: 1, Owner: 1}), "repeat": at(3, older, before),
 	} {
-		d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(sink.ContractTable())
+		d, st := newDecider(&lane{svc: &Service{recentLimit: 1, now: time.Now}}, Config{}), newStep(sink.ContractTable())
 		d.acceptMessage(st, first)
 		d.acceptMessage(st, at(8, newest, theirs))
 		r := st.rows[newest.Key()]
@@ -100,7 +100,7 @@ func TestRepeatOfAnotherLanesMessageBehindAnOlderOne(t *testing.T) {
 	}
 
 	// The same where the older one is being served: it leaves the schedule.
-	d, st := newDecider(&lane{svc: &Service{recentLimit: 1}}, Config{}), newStep(sink.ContractTable())
+	d, st := newDecider(&lane{svc: &Service{recentLimit: 1, now: time.Now}}, Config{}), newStep(sink.ContractTable())
 	old := &liveCampaign{Campaign: &older, version: 2}
 	d.sched.add(old)
 	d.acceptMessage(st, at(8, newest, theirs))

@@ -35,7 +35,7 @@ func (w *deployment) refused(n int) map[int64]*operator.DeadLetter {
 	var out map[int64]*operator.DeadLetter
 	envtest.Until(w, patience, func() error {
 		out = map[int64]*operator.DeadLetter{}
-		if err := operator.ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), func(d *operator.DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
+		if err := operator.ReadDeadLetters(w.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), operator.LetterFilter{}, func(d *operator.DeadLetter) error { out[d.FromAt] = d; return nil }); err != nil {
 			return err
 		}
 		if len(out) < n {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -53,7 +52,7 @@ func (s *Service) Preview(ctx context.Context, value []byte) (*Preview, error) {
 	if dead := batch[0].dead; dead != nil {
 		return &Preview{Outcome: "refused", Reason: dead.Reason}, nil
 	}
-	now := time.Now().Unix()
+	now := s.now().Unix()
 	judged := m.forJudge(0)
 	accepted := batch[0].accepted
 	if accepted != nil { // sent now, the message comes after the accepted one

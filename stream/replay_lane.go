@@ -172,7 +172,7 @@ func (l *laneReplay) noteDone(next int64, counts ReplayCounts) {
 // judgeBatch passes the barrier, looks the batch's campaigns up, and returns the messages
 // that the lane must accept.
 func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
-	fresh := time.Now()
+	fresh := l.svc.now()
 	if err := l.svc.barrier.Barrier(ctx); err != nil {
 		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
 	}
@@ -192,7 +192,7 @@ func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector,
 		if !l.index.contains(d) { // of another hash range
 			continue
 		}
-		m.fresh, m.superseded = fresh, l.index.isSuperseded(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
+		m.received, m.fresh, m.superseded = fresh, fresh, l.index.isSuperseded(d, campaign.Version{Position: campaign.Position{Lane: l.id, Offset: m.offset}, Time: m.time})
 		outcome := m.judgeReplayed(l.id, m.accepted, fresh.Unix())
 		counts.addOutcome(outcome, m.campaign.Start > fresh.Unix())
 		if m.joinsAgain(outcome, fresh.Unix()) {
@@ -411,7 +411,7 @@ func (d *decider) acceptReplayed(st *step) bool {
 	m := d.replayed[0]
 	d.replayed = d.replayed[1:]
 	before := d.newestAccepted(st, &m)
-	now := time.Now().Unix()
+	now := d.lane.svc.now().Unix()
 	outcome := m.judgeReplayed(d.lane.id, before, now)
 	if m.window.isCancelled() || !m.joinsAgain(outcome, now) {
 		if m.delivered != "" {

@@ -87,7 +87,7 @@ func TestReplayLosesACampaignToAnotherLane(t *testing.T) {
 // before must not replace the replay's.
 func TestDueCampaignDoesNotEndAReplay(t *testing.T) {
 	t.Parallel()
-	d := newDecider(&lane{svc: &Service{recentLimit: recentLimit}}, Config{})
+	d := newDecider(&lane{svc: &Service{recentLimit: recentLimit, now: time.Now}}, Config{})
 	loaded := func(cursor string) *liveCampaign {
 		c := campaign.Campaign{ID: "c", RestaurantID: "r1"}
 		return &liveCampaign{Campaign: &c, version: 7, cursor: packID(t, cursor)}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -24,15 +25,14 @@ type liveCampaign struct {
 	done       bool  // left the schedule
 	replayed   bool  // brought by a replay
 	approved   bool  // an operator let it go, however large its audience is
+	resumedAt  id.ID // an earlier session has passed the clients up to it; "": none
+	passed     int64 // clients looked at; of the decider
 
-	// Of limits.max_audience.
-	admitted  bool  // the audience is within the limit, or approved
-	countedTo id.ID // last client that was counted
-	counted   int64
-	resumed   bool  // an earlier session has passed the clients up to the cursor that it was loaded with
-	passed    int64 // clients looked at; of the decider
+	began  time.Time    // when its message was received; zero: not known
+	totals fanOutTotals // as far as steps are committed; of the goroutine that handles those
 
-	audience atomic.Pointer[int64] // subscribers of the restaurant; nil: not counted yet
+	audience     atomic.Pointer[int64] // subscribers of the restaurant; nil: not counted yet
+	passedBefore atomic.Pointer[int64] // those up to resumedAt; nil: not counted yet
 
 	// guarded: the feedback table has refused some of the campaign's rows, so they are
 	// written behind savepoints. refused: it takes no row of the campaign. The

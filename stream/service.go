@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -43,8 +42,6 @@ type Config struct {
 	// DrainTimeout bounds the time in which steps in flight are finished after Run's
 	// context has ended. Default 10 s.
 	DrainTimeout time.Duration
-	// Limits hold from the start; SetLimits changes them.
-	Limits Limits
 }
 
 func (c Config) withDefaults() Config {
@@ -90,14 +87,13 @@ type Service struct {
 	unmetPatience  time.Duration
 	stepPatience   time.Duration // see the constant
 	inputPatience  time.Duration
-
-	maxAudience atomic.Int64 // see Limits
-	pace        pace
-	held        struct{ parked, paused atomic.Int64 } // campaigns of this service's lanes
-	heldChanged atomic.Bool                           // campaigns were parked, or an operator did something: they are counted anew
+	now            func() time.Time // the clock by which campaigns start and end
+	clockWatch     time.Duration    // see the constant
 
 	counters counters
-	skipped  skipLog
+	log      foldedLog
+	recent   recentCampaigns
+	toCount  chan *liveCampaign // whose audience is to be counted
 
 	mu        sync.Mutex // guards the fields below
 	lanes     map[int32]*laneHandle
@@ -118,11 +114,10 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience,
-		skipped: skipLog{log: cfg.Logger}, lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
+		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch,
+		log: foldedLog{log: cfg.Logger}, toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
-	s.SetLimits(cfg.Limits)
 	if n := cfg.Sink.MaxConnections; n > 0 {
 		s.connectionSlots = make(chan struct{}, max(1, n-cfg.Sink.ReaderCount()))
 	}
@@ -147,7 +142,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	defer s.skipped.closeWindows()
+	defer s.log.closeWindows()
 	defer s.stopAllLanes()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })
@@ -155,6 +150,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.reportOffsets(ctx, client) })
 	g.Go(func() error { return s.watchInput(ctx, client) })
 	g.Go(func() error { return s.keepRetention(ctx) })
+	g.Go(func() error { return s.countAudiences(ctx) })
 	g.Go(func() error { return s.watchOperators(ctx) })
 	g.Go(func() error {
 		select {
@@ -213,7 +209,7 @@ func (s *Service) checkSinks(ctx context.Context) error {
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
 		s.cfg.Logger.Warn("precondition", "check", f.Name, "found", f.String())
 	}
-	return s.checkClock(ctx, conn, time.Now)
+	return s.checkClock(ctx, conn, s.now)
 }
 
 func (s *Service) setLastError(text string) {
@@ -425,7 +421,7 @@ func (s *Service) keepRetention(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		deleted, err := s.cfg.Sink.Tables().DeleteEnded(ctx, reader, time.Now().Add(-keepEnded), retentionPage, s.cfg.SinkTimeout)
+		deleted, err := s.cfg.Sink.Tables().DeleteEnded(ctx, reader, s.now().Add(-keepEnded), retentionPage, s.cfg.SinkTimeout)
 		switch {
 		case ctx.Err() != nil:
 			return nil

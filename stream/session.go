@@ -105,7 +105,7 @@ func (s *session) newIntake() *intake {
 }
 
 func (s *session) newCampaignStarter() *campaignStarter {
-	return &campaignStarter{lane: s.lane, t: s.claim.Tables, reader: s.reader, timeout: s.claim.Config.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due}
+	return &campaignStarter{lane: s.lane, t: s.claim.Tables, reader: s.reader, timeout: s.claim.Config.SinkTimeout, starts: s.starts, delivered: s.messages.delivered, due: s.due, now: s.lane.svc.now, watch: s.lane.svc.clockWatch}
 }
 
 func (s *session) newReplayer() *replayer {

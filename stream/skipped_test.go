@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
 )
 
 // logLines keeps the log lines at info and above.
@@ -58,7 +60,11 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 		encodeCampaign(w.campaign("upper", strings.ToUpper(lower))), encodeCampaign(w.campaign("padded", "rest_1")), encodeCampaign(w.campaign("met", "r1")))
 	w.expect(map[string][]string{"met": {"a"}})
 	envtest.Until(t, patience, func() error {
-		if s := svc.Status(); s.Counts != (Counts{Decided: 1, Shipped: 1, Expired: 2, Dead: 1, WithoutAudience: 3}) {
+		s := svc.Status()
+		if s.Accepted == 4 { // one step had the cancelled campaign and its cancel
+			s.Accepted = 5
+		}
+		if s.Counts != (Counts{Decided: 1, Shipped: 1, Accepted: 5, Finished: 4, Expired: 2, Dead: 1, Letters: countLetters(campaign.ClassNotJSON), WithoutAudience: 3}) {
 			return fmt.Errorf("counts %+v", s.Counts)
 		}
 		return nil
@@ -78,26 +84,140 @@ func TestMessagesThatNotifyNobodyLeaveALine(t *testing.T) {
 	if got := lines.with("campaign=alone", "hint="); len(got) > 0 {
 		t.Errorf("a hint without a reason: %s", got)
 	}
-	if got := lines.with("campaign=met"); len(got) > 0 {
-		t.Errorf("a line for a campaign that was delivered: %s", got)
+	if got := lines.with("campaign=met"); len(got) != 2 || !strings.Contains(got[0], "campaign accepted") || !strings.Contains(got[1], "campaign finished") {
+		t.Errorf("lines of a campaign that was delivered: %q", got)
 	}
+	var recent []string
+	for _, r := range slices.Backward(svc.Status().Recent) {
+		recent = append(recent, fmt.Sprintf("%d %s %s", r.Offset, r.Campaign, r.What))
+	}
+	if got := strings.Join(recent, ", "); got != "0  refused, 1 expired expired, 3 cancelled cancelled, 4 alone met nobody, 5 upper met nobody, 6 padded met nobody, 7 met finished" {
+		t.Errorf("recent: %s", got)
+	}
+}
+
+// A campaign leaves one line when it is accepted and one when its last notification is
+// shipped, over edits, cache, a restart in the middle, and where its end cuts it off.
+func TestCampaignsLeaveALineEach(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 6000)
+	w := newDeployment(t, 1, map[string][]string{"big": all, "r1": all[:20]})
+	w.cfg.StepClients = 20
+	w.slowSteps("0.01")
+	lines := &logLines{}
+	w.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
+	_, stop := w.start()
+	big, cut, edited, ahead := w.campaign("big", "big"), w.campaign("cut", "big"), w.campaign("edited", "r1"), w.campaign("ahead", "r1")
+	cut.End = time.Now().Unix() + 4
+	ahead.Start = time.Now().Unix() + 1800
+	edit := edited
+	edit.Content = "edited"
+	w.produce(0, encodeCampaign(big), encodeCampaign(cut), encodeCampaign(edited), encodeCampaign(ahead))
+	envtest.Until(t, patience, func() error {
+		if n := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE notified >= 20`); n < 3 {
+			return fmt.Errorf("%d campaigns are under way", n)
+		}
+		return nil
+	})
+	w.produce(0, encodeCampaign(edited), encodeCampaign(edit), encodeCampaign(big))
+	w.awaitOffset(0, 7)
+	stop()
+	w.cfg.StepClients = 2000
+	svc, _ := w.start()
+	envtest.Until(t, patience, func() error {
+		if s := svc.Status(); time.Now().Unix() <= cut.End || s.Campaigns.Live > 0 || s.Notifications.Decided != s.Notifications.Shipped {
+			return fmt.Errorf("still at it: %+v", s)
+		}
+		return nil
+	})
+	w.checkCounts()
+	for _, c := range []struct {
+		n     int
+		parts []string
+	}{
+		{1, []string{"campaign accepted", "campaign=big", "restaurant=big", "lane=0", "seq=", "offset=0"}},
+		{1, []string{"campaign finished", "campaign=big", "audience=6000 notified=6000 left_out=0", "ms="}},
+		{1, []string{"campaign accepted", "campaign=cut"}},
+		{1, []string{"campaign accepted", "campaign=ahead", "start="}},
+		{0, []string{"campaign finished", "campaign=ahead"}},
+		{2, []string{"campaign accepted", "campaign=edited"}},
+		{1, []string{"campaign accepted", "campaign=edited", "edit=true", "offset=5"}},
+		{1, []string{"campaign finished", "campaign=edited", "audience=20 notified=20 left_out=0"}},
+		{1, []string{"campaign finished", "campaign=edited", "audience=20 notified=20 left_out=20"}},
+		{2, []string{"campaign=big"}},
+		{2, []string{"campaign=cut"}},
+	} {
+		if got := lines.with(append(c.parts, "level=INFO")...); len(got) != c.n {
+			t.Errorf("%d lines with %q, want %d: %q", len(got), c.parts, c.n, got)
+		}
+	}
+	if s := svc.Status(); s.Finished < 1 || s.Finished > 3 {
+		t.Errorf("%d finished after the restart", s.Finished)
+	}
+}
+
+// Recent lists the campaigns that were handled last, each once while it is open.
+func TestRecentCampaigns(t *testing.T) {
+	t.Parallel()
+	var r recentCampaigns
+	item := func(id string, what RecentKind) RecentCampaign { return RecentCampaign{Campaign: id, What: what} }
+	r.add(item("a", RecentAccepted), item("b", RecentAccepted), item("a", RecentSuperseded), item("a", RecentFinished), item("a", RecentAccepted), item("b", RecentCancelled))
+	if got := fmt.Sprint(whats(r.snapshot())); got != "[a accepted a superseded b cancelled a finished]" {
+		t.Error(got)
+	}
+	r.add(item("c", RecentAccepted), item("c", RecentPaused), item("c", RecentAccepted), item("c", RecentCancelled), item("c", RecentCancelled))
+	if got := fmt.Sprint(whats(r.snapshot())[:2]); got != "[c cancelled c cancelled]" {
+		t.Error(got)
+	}
+	for i := range 3 * recentLength {
+		r.add(item(fmt.Sprint(i), RecentAccepted))
+	}
+	if got := r.snapshot(); len(got) != recentLength || got[0].Campaign != fmt.Sprint(3*recentLength-1) {
+		t.Errorf("%d, the newest %s", len(got), got[0].Campaign)
+	}
+}
+
+func whats(list []RecentCampaign) (out []string) {
+	for _, r := range list {
+		out = append(out, r.Campaign+" "+string(r.What))
+	}
+	return out
+}
+
+// countLetters counts one dead letter of each class given.
+func countLetters(classes ...campaign.ReasonClass) (n campaign.ClassCounts) {
+	for _, c := range classes {
+		n[slices.Index(campaign.ReasonClasses[:], c)]++
+	}
+	return n
 }
 
 // A flood does not fill the log: messages without a line of their own are counted.
 func TestFloodOfRefusedMessagesIsCoalesced(t *testing.T) {
 	t.Parallel()
 	lines := &logLines{}
-	o := skipLog{log: slog.New(slog.NewTextHandler(lines, nil))}
+	o := foldedLog{log: slog.New(slog.NewTextHandler(lines, nil))}
 	for i := range 1000 {
-		o.logMessage(skipRefused, func() []any { return []any{"offset", i} })
+		o.write(skipRefused, 1, 0, func(int) []any { return []any{"offset", i} })
 	}
-	o.logMessage(skipExpired, func() []any { return []any{"offset", 1000} })
+	o.write(skipExpired, 1, 0, func(int) []any { return []any{"offset", 1000} })
+	o.write(logAccepted, 300, 0, func(i int) []any { return []any{"offset", i} })
+	o.write(logFinished, 300, 4500, func(i int) []any { return []any{"offset", i} })
+	o.write(logFinished, 1, 15, func(int) []any { return []any{"offset", 300} })
 	o.closeWindows()
 	if n := len(lines.with("msg=\"message notifies", "refused")); n != skipLogLines {
 		t.Errorf("%d lines, want %d", n, skipLogLines)
 	}
 	if n := len(lines.with("more messages", "refused", fmt.Sprintf("count=%d", 1000-skipLogLines))); n != 1 {
 		t.Errorf("%d lines that count the others, want 1", n)
+	}
+	for kind, count := range map[skipReason]string{logAccepted: "count=300 without_line=280", logFinished: "count=301 without_line=281 notified=4515"} {
+		if n := len(lines.with(fmt.Sprintf("msg=%q", string(kind)))); n != skipLogLines {
+			t.Errorf("%d lines of %q, want %d", n, kind, skipLogLines)
+		}
+		if n := len(lines.with("msg=\"campaigns ", count)); n != 1 {
+			t.Errorf("%d lines that count those of %q, want 1", n, kind)
+		}
 	}
 	if n := len(lines.with("end had passed")); n != 1 {
 		t.Errorf("%d lines of the other kind, want 1: kinds have a window each", n)
@@ -113,7 +233,7 @@ func TestCountsStayWhenLanesMove(t *testing.T) {
 	w.produce(0, encodeCampaign(w.campaign("c0", "r1")), []byte("no json"))
 	w.produce(1, encodeCampaign(w.campaign("c1", "r1")))
 	w.expect(map[string][]string{"c0": w.subs["r1"], "c1": w.subs["r1"]})
-	want := Counts{Decided: 80, Shipped: 80, Dead: 1}
+	want := Counts{Decided: 80, Shipped: 80, Accepted: 2, Finished: 2, Dead: 1, Letters: countLetters(campaign.ClassNotJSON)}
 	if got := first.Status().Counts; got != want {
 		t.Errorf("counts %+v, want %+v", got, want)
 	}

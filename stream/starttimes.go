@@ -1,10 +1,10 @@
 package stream
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -14,9 +14,8 @@ import (
 	"dinnerbell/stream/sink"
 )
 
-// startHorizon is how far ahead starts are kept in memory, and startReload how
-// often the campaign table is asked for starts beyond it. So memory is bounded by
-// the campaigns of an hour, not by all scheduled ones.
+// startHorizon is how far ahead starts are listed, and startReload how near the end of
+// the list may come before the campaign table is asked for further starts.
 const (
 	startHorizon = time.Hour
 	startReload  = startHorizon / 2
@@ -24,8 +23,16 @@ const (
 
 // maxWaitingStarts bounds how many campaigns are listed whose start has come and
 // that wait for fresh subscriptions or for room. The rest is read from the campaign
-// table once the listed ones are served.
-const maxWaitingStarts = 1 << 14
+// table once the listed ones are served. scheduledPerWaiting times as many are listed
+// whose start lies ahead; a list that grows further is cut to the earlier half.
+const (
+	maxWaitingStarts    = 1 << 14
+	scheduledPerWaiting = 4
+)
+
+// clockWatch bounds how long the starter sleeps. Its timer does not notice that the
+// clock was set or that the machine was suspended.
+const clockWatch = time.Second
 
 // dueBatch bounds how many campaigns pass the barrier together, and loadBatch
 // how many of them are loaded at once.
@@ -41,11 +48,15 @@ const (
 // contents stay in Postgres.
 type startTimes struct {
 	mu          sync.Mutex
-	limit       int // of waiting
+	limit       int   // of waiting
+	horizon     int64 // starts up to this second are listed, but for unlisted; a reload reads the later ones
+	cut         bool  // the list was cut: horizon is no hour ahead
+	reloaded    int64 // the second of the last reload of a list that was cut
 	queue       startQueue
 	listed      map[campaign.Key]int64 // version of each campaign in queue
 	waiting     int                    // campaigns in queue whose start had come when they were listed
-	unlisted    bool                   // some waiting campaigns are not listed
+	unlisted    bool                   // some campaigns that start up to unlistedTo are not listed
+	unlistedTo  int64
 	handingOver int                    // taken out of queue and not yet handed to the decider
 	joining     map[campaign.Key]int64 // versions that are due or joined, and that a reload may still find pending
 	wake        chan struct{}          // something was added; one token
@@ -81,11 +92,13 @@ func (q *startQueue) Pop() any {
 }
 
 func newStartTimes(limit int) *startTimes {
-	return &startTimes{limit: limit, listed: map[campaign.Key]int64{}, joining: map[campaign.Key]int64{}, wake: make(chan struct{}, 1)}
+	return &startTimes{limit: limit, horizon: -1, listed: map[campaign.Key]int64{}, joining: map[campaign.Key]int64{}, wake: make(chan struct{}, 1)}
 }
 
 // addCommitted lists campaigns whose rows were just committed, in place of any other
-// version of their keys. A start beyond the horizon is left to a later reload.
+// version of their keys. A start beyond the horizon is left to a later reload: the
+// horizon is raised before a reload's query, so a row that the query does not see is
+// within it.
 func (a *startTimes) addCommitted(now time.Time, list ...startTime) { a.insert(now, true, list) }
 
 // addLoaded lists campaigns that a reload has read. Where a version of the key is
@@ -108,7 +121,6 @@ func (a *startTimes) addReleased(now time.Time, list ...startTime) {
 func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	horizon := now.Add(startHorizon).Unix()
 	for _, p := range list {
 		v, ok := a.listed[p.key]
 		if ok && (v == p.version || !replace) || a.joining[p.key] == p.version {
@@ -116,9 +128,9 @@ func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 		}
 		p.waits = p.start <= now.Unix()
 		if p.waits && a.waiting >= a.limit {
-			a.unlisted = true
+			a.noteUnlisted(p.start)
 		}
-		if p.start > horizon || p.waits && a.waiting >= a.limit {
+		if !p.waits && p.start > a.horizon || p.waits && a.waiting >= a.limit {
 			delete(a.listed, p.key) // the queue's entry for the key is older
 			continue
 		}
@@ -127,11 +139,77 @@ func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 		}
 		a.listed[p.key] = p.version
 		heap.Push(&a.queue, p)
+		if len(a.queue)-a.waiting >= a.scheduledLimit() {
+			a.cutScheduled()
+		}
 	}
 	select {
 	case a.wake <- struct{}{}:
 	default:
 	}
+}
+
+// noteUnlisted records that campaigns which start up to a second are not listed.
+func (a *startTimes) noteUnlisted(start int64) {
+	a.unlisted, a.unlistedTo = true, max(a.unlistedTo, start)
+}
+
+func (a *startTimes) scheduledLimit() int { return scheduledPerWaiting * a.limit }
+
+// cutScheduled lowers the horizon, so that half of the campaigns whose start lies ahead
+// stay listed, or fewer if many start in one second.
+func (a *startTimes) cutScheduled() {
+	slices.SortFunc(a.queue, func(p, q startTime) int { return cmp.Compare(p.start, q.start) }) // which is a heap
+	at, ahead := 0, 0
+	for ; ahead <= a.scheduledLimit()/2; at++ {
+		if !a.queue[at].waits {
+			ahead++
+		}
+	}
+	a.lowerHorizon(a.queue[at-1].start - 1)
+	a.queue = slices.DeleteFunc(a.queue, func(p startTime) bool {
+		if p.waits || p.start <= a.horizon {
+			return false
+		}
+		if a.listed[p.key] == p.version {
+			delete(a.listed, p.key)
+		}
+		return true
+	})
+}
+
+func (a *startTimes) lowerHorizon(to int64) {
+	if to < a.horizon {
+		a.horizon, a.cut = to, true
+	}
+}
+
+// takeReload reports whether the campaign table must be asked for starts in
+// (after, until], at most limit of them. noteReloaded follows if that many were read.
+func (a *startTimes) takeReload(now time.Time) (after, until int64, limit int, due bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.cut && (a.horizon > now.Unix() || a.reloaded == now.Unix()):
+		return 0, 0, 0, false
+	case !a.cut && a.horizon >= now.Add(startReload).Unix():
+		return 0, 0, 0, false
+	}
+	a.reloaded = now.Unix()
+	if a.horizon < now.Unix() { // starts that have come are read as room for them comes
+		a.noteUnlisted(now.Unix())
+	}
+	after = max(a.horizon, now.Unix())
+	a.horizon, a.cut = max(after, now.Add(startHorizon).Unix()), false
+	return after, a.horizon, a.scheduledLimit() + 1, true
+}
+
+// noteCutReload records that a reload has read as many campaigns as it may, the last of
+// which starts at last.
+func (a *startTimes) noteCutReload(last int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lowerHorizon(last - 1)
 }
 
 // applyStep lists the campaigns of a committed step that wait, and takes off the
@@ -204,17 +282,28 @@ func (a *startTimes) nextStart() (time.Time, bool) {
 	return time.Unix(a.queue[0].start, 0), true
 }
 
-// takeUnlisted reports whether the campaign table must be asked for waiting
-// campaigns: some are not listed, and no listed one waits. limit is how many pending
-// rows to read: among them are more waiting campaigns than the list takes, or all.
-func (a *startTimes) takeUnlisted() (limit int, some bool) {
+// takeUnlisted reports whether the campaign table must be asked for campaigns whose
+// start has come: some are not listed, and no listed one waits. limit is how many
+// pending rows to read; noteMoreUnlisted follows if there are that many.
+func (a *startTimes) takeUnlisted(now int64) (limit int, some bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.unlisted || a.waiting > 0 {
 		return 0, false
 	}
-	a.unlisted = false
+	if a.unlistedTo > now { // the clock was set back, so their starts are to come
+		a.lowerHorizon(now)
+	}
+	a.unlisted, a.unlistedTo = false, 0
 	return a.limit + len(a.joining) + 1, true
+}
+
+// noteMoreUnlisted records that a reading of campaigns whose start has come by now was
+// cut off.
+func (a *startTimes) noteMoreUnlisted(now int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.noteUnlisted(now)
 }
 
 // counts returns how many campaigns wait for their start, and how many for fresh
@@ -236,46 +325,49 @@ type campaignStarter struct {
 	starts    *startTimes
 	delivered *deliveredCache
 	due       chan<- []*liveCampaign
+	now       func() time.Time
+	watch     time.Duration // see clockWatch
 }
 
 // run works until ctx ends.
 func (s *campaignStarter) run(ctx context.Context) error {
-	// All pending campaigns: those that were live before the takeover are due at once.
-	loaded := time.Now()
-	if err := s.reloadStarts(ctx, loaded, -1, loaded.Add(startHorizon).Unix(), math.MaxInt32); err != nil {
-		return err
-	}
 	for ctx.Err() == nil {
-		now := time.Now()
-		if now.Sub(loaded) >= startReload {
-			loaded = now
-			if err := s.reloadStarts(ctx, now, now.Unix(), now.Add(startHorizon).Unix(), math.MaxInt32); err != nil {
+		now := s.now()
+		if after, until, limit, due := s.starts.takeReload(now); due {
+			n, last, err := s.reloadStarts(ctx, now, after, until, limit)
+			if err != nil {
 				return err
 			}
+			if n == limit {
+				s.starts.noteCutReload(last)
+			}
 		}
-		due := s.starts.takeDue(now.Unix())
-		switch {
-		case len(due) > 0:
+		if due := s.starts.takeDue(now.Unix()); len(due) > 0 {
 			if err := s.handOverDue(ctx, due); err != nil {
 				return err
 			}
-		default:
-			if limit, some := s.starts.takeUnlisted(); !some {
-				s.awaitNextStart(ctx, loaded.Add(startReload))
-			} else if err := s.reloadStarts(ctx, now, -1, now.Unix(), limit); err != nil {
+		} else if limit, some := s.starts.takeUnlisted(now.Unix()); some {
+			n, _, err := s.reloadStarts(ctx, now, -1, now.Unix(), limit)
+			if err != nil {
 				return err
 			}
+			if n == limit {
+				s.starts.noteMoreUnlisted(now.Unix())
+			}
+		} else {
+			s.awaitNextStart(ctx)
 		}
 	}
 	return ctx.Err()
 }
 
-// awaitNextStart returns when a campaign is due or was listed, at until at the latest.
-func (s *campaignStarter) awaitNextStart(ctx context.Context, until time.Time) {
-	if at, ok := s.starts.nextStart(); ok && at.Before(until) {
-		until = at
+// awaitNextStart returns when a campaign is due or was listed, after watch at the latest.
+func (s *campaignStarter) awaitNextStart(ctx context.Context) {
+	wait := s.watch
+	if at, ok := s.starts.nextStart(); ok {
+		wait = min(wait, at.Sub(s.now()))
 	}
-	timer := time.NewTimer(time.Until(until))
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -337,23 +429,24 @@ func (s *campaignStarter) sendDue(ctx context.Context, list ...*liveCampaign) er
 }
 
 // reloadStarts lists the lane's pending campaigns that start in (after, until], at
-// most limit. Campaigns in the middle of their fan-out come first; startTimes bounds
-// how many waiting ones are listed.
-func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after, until int64, limit int) error {
+// most limit. Campaigns in the middle of their fan-out come first, then the earliest
+// ones; startTimes bounds how many are listed. reloadStarts returns how many it has
+// read, and when the last one starts.
+func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after, until int64, limit int) (n int, last int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*s.timeout)
 	defer cancel()
 	var list []startTime
-	err := s.t.ReadPending(ctx, s.reader, s.lane.id, after, until, limit, func(p sink.PendingCampaign) {
+	err = s.t.ReadPending(ctx, s.reader, s.lane.id, after, until, limit, func(p sink.PendingCampaign) {
+		n, last = n+1, p.Start
 		if list = append(list, newStartTime(p)); len(list) == dueBatch { // so that campaigns beyond the bound take no memory
 			s.starts.addLoaded(now, list)
 			list = list[:0]
 		}
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		s.starts.addLoaded(now, list)
 	}
-	s.starts.addLoaded(now, list)
-	return nil
+	return n, last, err
 }
 
 func newStartTime(p sink.PendingCampaign) startTime {
@@ -380,7 +473,9 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 	}
 	list := make([]*liveCampaign, len(found))
 	for i, d := range found {
-		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumed: d.Cursor != ""}
+		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumedAt: d.Cursor}
+		l.began, l.totals = d.Accepted, fanOutTotals{notified: d.Notified, already: d.Already}
+		l.audience.Store(d.Audience)
 		l.contested.Store(d.Contested)
 		if err := l.packRestaurant(); err != nil {
 			return nil, fmt.Errorf("load due campaigns of lane %d: %w", s.lane.id, err)

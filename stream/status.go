@@ -12,6 +12,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/record"
 )
 
 // LaneState is the state of a lane's work.
@@ -55,16 +56,14 @@ type Status struct {
 		Scheduled int64
 		Expired   int64
 		Dead      int64
-		Parked    int64 // wait for an operator's approval
-		Paused    int64 // by an operator
 	}
 	Notifications struct {
 		Decided int64
 		Shipped int64
 	}
-	Counts    // since the service was made
+	Counts                     // since the service was made
+	Recent    []RecentCampaign // the newest first
 	LastError string
-	Limits    Limits
 	ClockSkew time.Duration // how far our clock was ahead of Postgres' at the start
 	Halted    *halt.Error   // the first lane that halted
 }
@@ -82,10 +81,7 @@ func (s *Service) Status() Status {
 	for _, h := range s.lanes {
 		lanes = append(lanes, h.lane)
 	}
-	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.snapshot()}
-	out.PaceWaits = time.Duration(s.pace.held.Load())
-	out.Limits = Limits{MaxAudience: s.maxAudience.Load(), NotificationsPerSecond: s.pace.rate.Load()}
-	out.Campaigns.Parked, out.Campaigns.Paused = s.held.parked.Load(), s.held.paused.Load()
+	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.snapshot(), Recent: s.recent.snapshot()}
 	s.mu.Unlock()
 	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Compare(a.id, b.id) })
 	for _, l := range lanes {
@@ -120,51 +116,88 @@ func (l *lane) addStatus(out *Status) {
 // or had. They never fall: when a lane leaves, Status.Campaigns and
 // Status.Notifications lose its share, and Counts stay.
 type Counts struct {
-	Decided         int64         // notifications that this service committed in Postgres
-	Shipped         int64         // notifications that this service committed in Kafka, also of an earlier owner's steps
-	Expired         int64         // campaigns that came after their end, cancels included
-	Dead            int64         // messages that went to the dead letters
-	Older           int64         // messages that did nothing: a newer one of their campaign was there
-	WithoutAudience int64         // campaigns of a restaurant that nobody subscribes to
-	Conflicts       int64         // steps that met clients whom the delivered cache did not know
-	DeliveredMisses int64         // clients whom Postgres knew and the delivered cache did not
-	Parked          int64         // campaigns whose audience exceeded limits.max_audience
-	PaceWaits       time.Duration // how long lanes waited for limits.notifications_per_second, over all lanes
-	Unservable      int64         // clients left out because the feedback table or the topic cannot take them; dead letters name them
+	Decided         int64                // notifications that this service committed in Postgres
+	Shipped         int64                // notifications that this service committed in Kafka, also of an earlier owner's steps
+	Accepted        int64                // messages that were accepted as campaigns, edits included
+	Finished        int64                // campaigns whose fan-out is over: finished, ended in the middle, or without audience
+	Expired         int64                // campaigns that came after their end, cancels included
+	Dead            int64                // messages that went to the dead letters
+	Letters         campaign.ClassCounts // dead letters, those that name left-out clients included
+	Older           int64                // messages that did nothing: a newer one of their campaign was there
+	WithoutAudience int64                // campaigns of a restaurant that nobody subscribes to
+	Conflicts       int64                // steps that met clients whom the delivered cache did not know
+	DeliveredMisses int64                // clients whom Postgres knew and the delivered cache did not
+	Unservable      int64                // clients left out because the feedback table or the topic cannot take them; dead letters name them
 }
 
 // Add returns the sum of both.
 func (c Counts) Add(o Counts) Counts {
-	return Counts{
-		Decided: c.Decided + o.Decided, Shipped: c.Shipped + o.Shipped, Expired: c.Expired + o.Expired, Dead: c.Dead + o.Dead,
-		Older: c.Older + o.Older, WithoutAudience: c.WithoutAudience + o.WithoutAudience, Conflicts: c.Conflicts + o.Conflicts,
-		DeliveredMisses: c.DeliveredMisses + o.DeliveredMisses, Unservable: c.Unservable + o.Unservable, Parked: c.Parked + o.Parked, PaceWaits: c.PaceWaits + o.PaceWaits,
+	c.Decided += o.Decided
+	c.Shipped += o.Shipped
+	c.Accepted += o.Accepted
+	c.Finished += o.Finished
+	c.Expired += o.Expired
+	c.Dead += o.Dead
+	for i := range c.Letters {
+		c.Letters[i] += o.Letters[i]
 	}
+	c.Older += o.Older
+	c.WithoutAudience += o.WithoutAudience
+	c.Conflicts += o.Conflicts
+	c.DeliveredMisses += o.DeliveredMisses
+	c.Unservable += o.Unservable
+	return c
 }
 
 // counters hold the Counts as they rise.
 type counters struct {
-	decided, shipped, expired, dead, older, withoutAudience, conflicts, deliveredMisses, unservable, parked atomic.Int64
+	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, unservable atomic.Int64
+
+	letters [len(campaign.ReasonClasses)]atomic.Int64
 }
 
-func (c *counters) snapshot() Counts {
-	return Counts{
-		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
-		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
-		DeliveredMisses: c.deliveredMisses.Load(), Unservable: c.unservable.Load(), Parked: c.parked.Load(),
+// countLetter counts a dead letter: a refused message, or left-out clients.
+func (c *counters) countLetter(d *record.DeadLetter) {
+	if d.Clients > 0 {
+		c.unservable.Add(d.Clients)
+	} else {
+		c.dead.Add(1)
+	}
+	if i := slices.Index(campaign.ReasonClasses[:], d.Class); i >= 0 {
+		c.letters[i].Add(1)
 	}
 }
 
-// A message that notifies nobody leaves a line in the log. A flood of such messages must
-// not fill the log: one window has at most skipLogLines lines per reason, and the
-// window's end adds a line with the number of the others.
+func (c *counters) snapshot() Counts {
+	out := Counts{
+		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Accepted: c.accepted.Load(), Finished: c.finished.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
+		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
+		DeliveredMisses: c.deliveredMisses.Load(), Unservable: c.unservable.Load(),
+	}
+	for i := range c.letters {
+		out.Letters[i] = c.letters[i].Load()
+	}
+	return out
+}
+
+// A flood of campaigns, or of messages that notify nobody, must not fill the log: one
+// window has at most skipLogLines lines per kind, and the window's end adds a line with
+// the number of the others.
 const (
 	skipLogWindow = 10 * time.Second
 	skipLogLines  = 20
 )
 
-// skipReason is the reason why a message notifies nobody, as the log names it.
+// skipReason is the reason why a message notifies nobody, as the log names it; or the
+// kind of a campaign's line.
 type skipReason string
+
+// The lines of campaigns; the others are those of messages that notify nobody.
+const (
+	logAccepted skipReason = "campaign accepted"
+	logFinished skipReason = "campaign finished"
+	logEnded    skipReason = "campaign ended"
+)
 
 const (
 	skipRefused    skipReason = "it was refused and is in the dead letters"
@@ -187,38 +220,63 @@ type skippedMessage struct {
 }
 
 // noteSkipped counts and logs the messages of a committed step that notify nobody.
-func (l *lane) noteSkipped(st *step) {
+func (l *lane) noteSkipped(st *step, seq int64) {
 	c := &l.svc.counters
 	c.expired.Add(st.expired)
-	c.dead.Add(int64(len(st.dead)))
-	for _, o := range st.skipped {
+	for i := range st.dead {
+		c.countLetter(&st.dead[i])
+	}
+	var news []RecentCampaign
+	for i := range st.skipped {
+		o := &st.skipped[i]
+		if len(st.skipped)-i <= recentLength {
+			news = o.appendNews(news, l.id)
+		}
 		switch o.kind {
 		case skipNoAudience:
 			c.withoutAudience.Add(1)
 		case skipOlder:
 			c.older.Add(1)
-		case skipRefused, skipExpired, skipCancel, skipLeftOut, skipStands:
+		default:
 		}
-		l.svc.skipped.logMessage(o.kind, func() []any { return l.skippedAttributes(o) })
+		l.svc.log.write(o.kind, 1, 0, func(int) []any { return l.skippedAttributes(o, seq) })
 	}
+	l.svc.recent.add(news...)
 	if !st.revives {
 		return
 	}
 	for k, r := range st.rows {
 		if r.revives > 0 {
-			l.svc.cfg.Logger.Info("a message revives a campaign that an operator cancelled: it was sent after the cancel", "lane", l.id, "offset", r.at.Offset,
+			l.svc.cfg.Logger.Info("a message revives a campaign that an operator cancelled: it was sent after the cancel", "lane", l.id, "seq", seq, "offset", r.at.Offset,
 				"campaign", k.Campaign, "restaurant", k.Restaurant, "time", messageTime(r.acceptedVersion()), "cancelled", time.UnixMilli(r.revives).UTC())
 		}
 	}
 }
 
+// recentKinds names skipped messages as Recent does.
+var recentKinds = map[skipReason]RecentKind{skipRefused: RecentRefused, skipExpired: RecentExpired, skipCancel: RecentCancelled, skipOlder: RecentSuperseded, skipStands: RecentSuperseded}
+
+// appendNews appends the message as Recent lists it. A campaign without audience is
+// listed with the finished ones.
+func (o *skippedMessage) appendNews(list []RecentCampaign, lane int32) []RecentCampaign {
+	what, ok := recentKinds[o.kind]
+	if !ok {
+		return list
+	}
+	if o.campaign == nil {
+		return append(list, RecentCampaign{Lane: lane, Offset: o.offset, What: what, Reason: o.reason, At: time.Now(), Audience: -1})
+	}
+	l := &liveCampaign{Campaign: o.campaign, from: campaign.Position{Offset: o.offset}}
+	return append(list, l.news(lane, what, time.Now()))
+}
+
 // skippedAttributes are the log attributes of a skipped message.
-func (l *lane) skippedAttributes(o skippedMessage) []any {
+func (l *lane) skippedAttributes(o *skippedMessage, seq int64) []any {
 	if o.kind == skipRefused {
-		return []any{"lane", l.id, "offset", o.offset, "reason", o.reason}
+		return []any{"lane", l.id, "seq", seq, "offset", o.offset, "reason", o.reason}
 	}
 	c := o.campaign
-	attrs := []any{"lane", l.id, "offset", o.offset, "campaign", c.ID, "restaurant", c.RestaurantID}
+	attrs := []any{"lane", l.id, "seq", seq, "campaign", c.ID, "restaurant", c.RestaurantID, "offset", o.offset}
 	if o.kind == skipOlder {
 		return append(attrs, "time", messageTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_time", messageTime(o.newest))
 	}
@@ -247,31 +305,46 @@ func similarHint(store *state.Store, restaurant string) string {
 	return fmt.Sprintf("restaurant %.200q has subscriptions; ids are compared byte by byte, and these two differ only in letter case, blanks at the end or the spelling of a UUID: send the id as the table has it", other)
 }
 
-// skipLog bounds the lines per reason.
-type skipLog struct {
+// foldedLog bounds the lines of each kind.
+type foldedLog struct {
 	log *slog.Logger
 
 	mu      sync.Mutex // guards windows
 	windows map[skipReason]*skipWindow
 }
 
-// skipWindow is one reason's window in progress.
+// skipWindow is one kind's window in progress.
 type skipWindow struct {
-	lines, more int64
-	end         *time.Timer
+	lines   int // written
+	all     int
+	clients int64 // of all
+	end     *time.Timer
 }
 
-// logMessage writes the line, or only counts it where the window is full. attributes is
-// called only for a line that is written.
-func (o *skipLog) logMessage(kind skipReason, attributes func() []any) {
-	if !o.admitLine(kind) {
-		return
+// write writes the lines of n messages, or only counts them and their clients where the
+// window is full. attributes is called only for a line that is written.
+func (o *foldedLog) write(kind skipReason, n int, clients int64, attributes func(i int) []any) {
+	lines := 0
+	if n > 0 {
+		lines = o.admitLines(kind, n, clients)
 	}
-	o.log.Info("message notifies nobody", append([]any{"why", kind}, attributes()...)...)
+	for i := range lines {
+		switch attrs := attributes(i); kind {
+		case logAccepted:
+			o.log.Info("campaign accepted", attrs...)
+		case logFinished:
+			o.log.Info("campaign finished", attrs...)
+		case logEnded:
+			o.log.Info("campaign ended before everybody was notified", attrs...)
+		default:
+			o.log.Info("message notifies nobody", append([]any{"why", kind}, attrs...)...)
+		}
+	}
 }
 
-// admitLine counts a line and reports whether the window has room for it.
-func (o *skipLog) admitLine(kind skipReason) bool {
+// admitLines counts n lines and their clients, and returns for how many of them the
+// window has room.
+func (o *foldedLog) admitLines(kind skipReason, n int, clients int64) (lines int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	w := o.windows[kind]
@@ -283,30 +356,39 @@ func (o *skipLog) admitLine(kind skipReason) bool {
 		}
 		o.windows[kind] = w
 	}
-	if w.lines < skipLogLines {
-		w.lines++
-		return true
-	}
-	w.more++
-	return false
+	lines = min(n, skipLogLines-w.lines)
+	w.lines += lines
+	w.all, w.clients = w.all+n, w.clients+clients
+	return lines
 }
 
-// closeWindow ends a window and logs how many lines it left out.
-func (o *skipLog) closeWindow(kind skipReason, w *skipWindow) {
+// closeWindow ends a window and logs how many lines it left out. For campaigns it counts
+// the clients of all, with a line or not.
+func (o *foldedLog) closeWindow(kind skipReason, w *skipWindow) {
 	o.mu.Lock()
 	if o.windows[kind] == w {
 		delete(o.windows, kind)
 	}
-	more := w.more
-	w.more = 0
+	more, all, clients := w.all-w.lines, w.all, w.clients
+	w.all = w.lines
 	o.mu.Unlock()
-	if more > 0 {
+	if more == 0 {
+		return
+	}
+	switch kind {
+	case logAccepted:
+		o.log.Info("campaigns accepted", "count", all, "without_line", more, "within", skipLogWindow)
+	case logFinished:
+		o.log.Info("campaigns finished", "count", all, "without_line", more, "notified", clients, "within", skipLogWindow)
+	case logEnded:
+		o.log.Info("campaigns ended before everybody was notified", "count", all, "without_line", more, "notified", clients, "within", skipLogWindow)
+	default:
 		o.log.Info("more messages notify nobody", "why", kind, "count", more, "within", skipLogWindow)
 	}
 }
 
 // closeWindows ends all windows when the service ends.
-func (o *skipLog) closeWindows() {
+func (o *foldedLog) closeWindows() {
 	o.mu.Lock()
 	windows := o.windows
 	o.windows = nil

@@ -28,21 +28,24 @@ type campaignRow struct {
 	replaces    *campaign.Version // with accept or repeats: the version that the row must still have; nil: no row
 	window      *replayWindow     // the replay that brought it
 	revives     int64             // milliseconds: the operator's cancel that the message ends; 0: none
-	hold        campaign.Hold     // with accept or repeats: what keeps the campaign from being delivered
-	heldAt      int64             // the same: when an operator cancelled it
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
 	audience *int64 // subscribers of the restaurant, where they are counted by now
+	looked   int64  // clients at whom the step has looked
 	skipped  int64  // clients whom the delivered cache has left out of this step
 	cutOff   bool   // finished by the campaign's end, before everybody was looked at
+
+	notified, already int64 // clients whom the step notifies and leaves out; set by storeRow
 }
 
 // acceptedVersion returns the version of the campaign that the row holds after the
 // step.
 func (r *campaignRow) acceptedVersion() campaign.Version {
 	v := campaign.Version{Position: r.at, Time: r.messageTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner, Approved: r.approved}
-	v.Hold, v.HeldAt = r.hold, r.heldAt
+	if r.state == sink.StatePaused {
+		v.Hold = campaign.Paused
+	}
 	return v
 }
 
@@ -69,9 +72,6 @@ type step struct {
 	skipped    []skippedMessage // messages that notify nobody
 	windows    []*replayWindow  // one for each message of a replay
 	lost       []campaign.Key   // campaigns whose row another message has taken
-	parked     []*liveCampaign  // campaigns whose audience exceeds the limit
-	maxima     []int64          // the limits that they exceed
-	paced      int              // clients that the step took from limits.notifications_per_second
 	revives    bool             // a row of the step revives a campaign that an operator cancelled
 
 	leftOut map[leftOut][]string // clients whose id fits neither the table nor a record
@@ -135,7 +135,7 @@ func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campai
 		st.rows[l.Key()] = r
 	}
 	if !r.accept && !r.repeats {
-		r.repeats, r.replaces, r.fingerprint, r.hold, r.heldAt = true, before, now.Fingerprint, now.Hold, now.HeldAt
+		r.repeats, r.replaces, r.fingerprint = true, before, now.Fingerprint
 	}
 	r.at, r.messageTime = now.Position, now.Time
 }
@@ -149,12 +149,6 @@ func (st *step) noteProgress(l *liveCampaign, to string) *campaignRow {
 	}
 	r.liveCampaign, r.state, r.cursor, r.served = l, to, l.cursor, true
 	return r
-}
-
-// noteParked records that a campaign waits for an operator.
-func (st *step) noteParked(l *liveCampaign, limit int64) {
-	st.noteProgress(l, sink.StateParked)
-	st.parked, st.maxima = append(st.parked, l), append(st.maxima, limit)
 }
 
 // canAccept reports whether the step can accept the message. A step that serves a
@@ -276,9 +270,9 @@ func (st *step) markContested(refused error) error {
 
 // resealIfChanged seals the step again if one of its campaigns was lost or refused
 // since.
-func (st *step) resealIfChanged() {
+func (st *step) resealIfChanged(now time.Time) {
 	if lost := st.dropLostCampaigns(); lost || st.hasRefused() {
-		st.seal(time.Now().Unix())
+		st.seal(now.Unix())
 	}
 }
 
@@ -320,7 +314,7 @@ func (st *step) campaignRows() *sink.CampaignRows {
 		for len(picks) > 0 && campaign.CompareKeys(picks[0].live.Key(), r.Key()) < 0 {
 			picks = picks[1:]
 		}
-		stored := r.stored(picks)
+		stored := r.storeRow(picks)
 		switch {
 		case r.accept && r.replaces == nil:
 			rows.Insert(stored)
@@ -338,20 +332,20 @@ func (st *step) campaignRows() *sink.CampaignRows {
 	return rows
 }
 
-// stored returns the row as the campaign table holds it after the step, with the counts
-// of the clients whom the step notifies and leaves out. The row's pick is among the
-// first of picks, if there is one.
-func (r *campaignRow) stored(picks []*clientPick) sink.CampaignRow {
-	out := sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces,
-		Audience: r.audience, Already: r.skipped, CutOff: r.cutOff}
+// storeRow returns the row as the campaign table holds it after the step, and counts the
+// clients whom the step notifies and leaves out. The row's pick is among the first of
+// picks, if there is one.
+func (r *campaignRow) storeRow(picks []*clientPick) sink.CampaignRow {
+	r.notified, r.already = 0, r.skipped
 	for _, p := range picks {
 		if p.live == r.liveCampaign {
-			out.Notified, out.Already = p.notified, r.skipped+p.already
+			r.notified, r.already = p.notified, r.skipped+p.already
 			break
 		}
 		if p.live.Key() != r.Key() {
 			break
 		}
 	}
-	return out
+	return sink.CampaignRow{Campaign: r.Campaign, Accepted: r.acceptedVersion(), Contested: r.contested.Load(), State: r.state, Cursor: r.cursor, Replaces: r.replaces,
+		Audience: r.audience, Notified: r.notified, Already: r.already, CutOff: r.cutOff}
 }

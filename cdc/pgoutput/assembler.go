@@ -2,6 +2,7 @@ package pgoutput
 
 import (
 	"fmt"
+	"time"
 	"unsafe"
 
 	"dinnerbell/state/id"
@@ -20,7 +21,12 @@ type Piece struct {
 	Bytes   int         // memory that changes take, roughly
 	End     id.LSN
 	Partial bool
+	// CommitTime is the time of the commit, by the server's clock, where End is set.
+	CommitTime time.Time
 }
+
+// epoch is the begin of Postgres' time, 2000-01-01, in microseconds of Unix time.
+const epoch = 946_684_800_000_000
 
 // txState is the state of the stream between the Begin and the Commit of a
 // transaction.
@@ -100,6 +106,7 @@ func (a *Assembler) Add(msg []byte) (p Piece, ok bool, err error) {
 		}
 		if a.tx != skippedTransaction {
 			p, ok = a.takePiece(ev.lsn), true
+			p.CommitTime = time.UnixMicro(epoch + ev.at)
 		}
 		a.tx = outsideTransaction
 		return p, ok, nil

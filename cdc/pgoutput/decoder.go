@@ -38,6 +38,7 @@ const (
 type messageEvent struct {
 	kind messageKind
 	lsn  id.LSN
+	at   int64 // of a commit: its time, in microseconds since 2000
 }
 
 // messageDecoder turns pgoutput messages, protocol version 1, into changes. It is
@@ -87,12 +88,12 @@ func (d *messageDecoder) decodeMessage(msg []byte, changes []id.Change) ([]id.Ch
 	var err error
 	switch tag := r.u8(); tag {
 	case 'B':
-		ev = messageEvent{kindBegin, id.LSN(r.u64())}
+		ev = messageEvent{kind: kindBegin, lsn: id.LSN(r.u64())}
 		r.skip(8 + 4) // commit time, xid
 	case 'C':
 		r.skip(1 + 8) // flags, start of the commit record
-		ev = messageEvent{kindCommit, id.LSN(r.u64())}
-		r.skip(8) // commit time
+		ev = messageEvent{kind: kindCommit, lsn: id.LSN(r.u64())}
+		ev.at = int64(r.u64())
 	case 'R':
 		err = d.readRelation(&r)
 	case 'I', 'U', 'D':

@@ -29,8 +29,10 @@ type commandLine struct {
 	Status      statusCmd      `cmd:"" group:"look" help:"Show the state of the running daemon."`
 	Doctor      doctorCmd      `cmd:"" group:"look" help:"Check everything that run needs, and name what mends it. Changes nothing."`
 	Health      healthCmd      `cmd:"" group:"look" help:"Report whether the daemon is ready, for health checks."`
+	Campaigns   campaignsCmd   `cmd:"" group:"look" help:"List the campaigns: audience, progress, rate, time left."`
 	Preview     previewCmd     `cmd:"" group:"look" help:"Show how many clients a campaign would reach; sends nothing."`
 	Subscribers subscribersCmd `cmd:"" group:"look" help:"List the clients of a restaurant, as the local state has them."`
+	Explain     explainCmd     `cmd:"" group:"look" help:"Show why a client got a campaign, or did not get it, with the evidence."`
 	Audit       auditCmd       `cmd:"" group:"look" help:"Check the invariants of every lane from the outside, read-only."`
 	Capacity    capacityCmd    `cmd:"" group:"look" help:"Calculate the needs of a workload from measured unit costs."`
 
@@ -52,8 +54,6 @@ type commandLine struct {
 	Broker   brokerCmd   `cmd:"" hidden:"" help:"Serve the demo's broker."`
 	Complete completeCmd `cmd:"" hidden:"" name:"__complete" help:"Complete a command line."`
 	Manual   manualCmd   `cmd:"" hidden:"" name:"__manual" help:"Print the manual page."`
-
-	Explain unavailableCmd `cmd:"" hidden:"" passthrough:""`
 }
 
 // commandGroups are the headings of the commands in the help.
@@ -149,19 +149,6 @@ func (a *invocation) loadConfig() (*config.Config, error) {
 		return nil, err
 	}
 	a.cfg = cfg
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	return cfg, nil
-}
-
-// readConfig reads and checks the configuration again, for a daemon that runs with an
-// earlier one.
-func (a *invocation) readConfig() (*config.Config, error) {
-	cfg, err := config.Load(a.configFile, a.env)
-	if err != nil {
-		return nil, err
-	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}

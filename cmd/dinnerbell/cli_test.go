@@ -77,7 +77,7 @@ func TestCommandLine(t *testing.T) {
 		"verify":          {args: []string{"verify", "--repair"}, code: 1, stderr: "no daemon is running"},
 		"subscribers":     {args: []string{"subscribers", "r"}, code: 1, stderr: "there is no local state"},
 		"preview":         {args: []string{"preview", "f.json"}, code: 2, stderr: "f.json: no such file"},
-		"explain":         {args: []string{"explain", "c", "k"}, code: 2, stderr: "explain: not available in this version"},
+		"explain":         {args: []string{"explain", "c", "k"}, code: 2, stderr: "source.url: not set"},
 		"dead letters":    {args: []string{"dead-letters", "list", "--json"}, code: 2, stderr: "source.url: not set"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +125,6 @@ func TestExitCode(t *testing.T) {
 		{control.ErrNoDaemon, 1},
 		{errUsage, 2},
 		{config.ErrInvalid, 2},
-		{notAvailable("x"), 2},
 		{&halt.Error{Part: halt.Source, What: "slot"}, 3},
 		{&halt.Error{Part: halt.Stream, What: "sink"}, 3},
 		{&halt.Error{Part: halt.State, What: "disk"}, 3},

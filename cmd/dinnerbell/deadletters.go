@@ -24,19 +24,40 @@ type deadLettersCmd struct {
 	Retry deadLettersRetryCmd `cmd:"" help:"Send messages that would be accepted now to the campaigns topic again."`
 }
 
+// deadLettersFilter are the flags that choose dead letters.
+type deadLettersFilter struct {
+	Reason string `placeholder:"TEXT" help:"Only these: a class of reasons, such as bad_time, or a part of the reason's text."`
+	Since  string `placeholder:"TIME" help:"Only what was refused since then: an RFC 3339 time, or a duration ago such as 2h."`
+}
+
+func (f *deadLettersFilter) parse(now time.Time) (out operator.LetterFilter, err error) {
+	out.Reason = f.Reason
+	if f.Since != "" {
+		var ok bool
+		if out.Since, ok = parseTime(f.Since, now); !ok {
+			return out, fmt.Errorf("%w: --since %q is neither an RFC 3339 time nor a duration ago such as 2h", errUsage, f.Since)
+		}
+	}
+	return out, nil
+}
+
 type deadLettersListCmd struct {
-	JSON bool `help:"One JSON object a line, with the message."`
+	deadLettersFilter
+	Summary bool `help:"Only how many there are of each class of reasons."`
+	JSON    bool `help:"One JSON object a line, with the message."`
 }
 
 // deadLetterItem is one line of the listing.
 type deadLetterItem struct {
 	Partition int32     `json:"partition"` // of the dead-letter topic
 	Offset    int64     `json:"offset"`
-	Time      time.Time `json:"time"` // of the message
+	Time      time.Time `json:"time"`       // of the message
+	Refused   time.Time `json:"refused_at"` // of the dead letter
 	Topic     string    `json:"from_topic"`
 	From      int32     `json:"from_partition"`
 	FromAt    int64     `json:"from_offset"`
 	Reason    string    `json:"reason"`
+	Class     string    `json:"reason_class,omitempty"`
 	Truncated string    `json:"truncated,omitempty"`
 	Bytes     int       `json:"bytes"`
 	// Value is the message if it is text, otherwise Base64 is.
@@ -52,19 +73,31 @@ func (*deadLettersListCmd) Help() string {
 
 // Run lists the messages that the topic holds now, in the order of the topic.
 func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
+	filter, err := c.parse(time.Now())
+	if err != nil {
+		return err
+	}
 	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
 	}
 	claims := daemon.ClaimConfig(cfg, a.newLogger(cfg))
 	lines := json.NewEncoder(a.stdout)
-	err = operator.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) error {
+	summary := deadLettersSummary{}
+	err = operator.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, filter, func(d *operator.DeadLetter) error {
+		if c.Summary {
+			summary.add(d)
+			return nil
+		}
 		item := newDeadLetterItem(d)
 		if c.JSON {
 			return lines.Encode(item)
 		}
 		return printDeadLetter(a.stdout, &item)
 	})
+	if err == nil && c.Summary {
+		err = summary.print(a.stdout, c.JSON)
+	}
 	if err != nil {
 		return fmt.Errorf("list dead letters: %w", err)
 	}
@@ -73,8 +106,8 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
 
 func newDeadLetterItem(d *operator.DeadLetter) deadLetterItem {
 	item := deadLetterItem{
-		Partition: d.Partition, Offset: d.Offset, Time: d.Time.UTC(), Topic: d.Topic, From: d.From, FromAt: d.FromAt,
-		Reason: d.Reason, Truncated: d.Truncated, Bytes: len(d.Value),
+		Partition: d.Partition, Offset: d.Offset, Time: d.Time.UTC(), Refused: d.Refused.UTC(), Topic: d.Topic, From: d.From, FromAt: d.FromAt,
+		Reason: d.Reason, Class: string(d.Class), Truncated: d.Truncated, Bytes: len(d.Value),
 	}
 	if utf8.Valid(d.Value) {
 		item.Value = string(d.Value)
@@ -91,13 +124,15 @@ func printDeadLetter(out io.Writer, d *deadLetterItem) error {
 	if d.Topic != "" {
 		from = fmt.Sprintf("%s/%d@%d", terminal.Escape(d.Topic), d.From, d.FromAt)
 	}
-	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s\n", d.Partition, d.Offset, d.Time.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)), terminal.Escape(logging.Line(d.Reason)))
+	_, err := fmt.Fprintf(out, "%d:%d  %s  from %s  %s  %s: %s\n", d.Partition, d.Offset, d.Refused.Format(time.RFC3339), from, terminal.Bytes(int64(d.Bytes)),
+		classLabel(d.Class), terminal.Escape(logging.Line(d.Reason)))
 	return err
 }
 
 type deadLettersRetryCmd struct {
+	deadLettersFilter
 	Which []string `arg:"" optional:"" placeholder:"PARTITION:OFFSET" help:"Messages to send, by the names that list shows."`
-	All   bool     `help:"All messages that would be accepted now."`
+	All   bool     `help:"All messages that would be accepted now. --reason and --since choose from them."`
 	JSON  bool     `help:"One JSON object a line."`
 }
 
@@ -120,6 +155,10 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return err
 	}
+	filter, err := c.parse(time.Now())
+	if err != nil {
+		return err
+	}
 	cfg, err := a.loadConfig()
 	if err != nil {
 		return err
@@ -127,8 +166,8 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	claims := daemon.ClaimConfig(cfg, a.newLogger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	sent, left := 0, 0
-	err = operator.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, func(d *operator.DeadLetter) bool {
-		return c.All || wanted[deadLetterPlace{d.Partition, d.Offset}]
+	err = operator.RetryDeadLetters(ctx, claims.Kafka, claims.Logger, filter, func(d *operator.DeadLetter) bool {
+		return len(c.Which) == 0 || wanted[deadLetterPlace{d.Partition, d.Offset}]
 	}, func(r operator.Retried) error {
 		delete(wanted, deadLetterPlace{r.Partition, r.Offset})
 		if r.SentTo >= 0 {
@@ -144,7 +183,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("retry dead letters: %w", err)
-	case c.All:
+	case len(c.Which) == 0:
 		return c.reportRetries(a, sent, left)
 	}
 	var errs []error
@@ -157,7 +196,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	return errors.Join(errs...)
 }
 
-// reportRetries prints the counts of --all. It returns an error if there were
+// reportRetries prints the counts of a retry by flags. It returns an error if there were
 // messages to send and each of them would be refused again.
 func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error {
 	if sent == 0 && left > 0 {
@@ -168,8 +207,8 @@ func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error
 }
 
 func (c *deadLettersRetryCmd) parsePlaces() (map[deadLetterPlace]bool, error) {
-	if c.All == (len(c.Which) > 0) {
-		return nil, fmt.Errorf("%w: name dead letters as PARTITION:OFFSET, or give --all", errUsage)
+	if (c.All || c.Reason != "" || c.Since != "") == (len(c.Which) > 0) {
+		return nil, fmt.Errorf("%w: name dead letters as PARTITION:OFFSET, or give --all, --reason or --since", errUsage)
 	}
 	out := map[deadLetterPlace]bool{}
 	for _, text := range c.Which {

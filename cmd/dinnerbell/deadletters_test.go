@@ -47,8 +47,25 @@ func TestDeadLetters(t *testing.T) {
 	}
 	lines := json.NewDecoder(strings.NewReader(s.must("dead-letters", "list", "--json")))
 	var first, second deadLetterItem
-	if lines.Decode(&first) != nil || lines.Decode(&second) != nil || !strings.Contains(first.Value, "lunch") || string(second.Base64) != "\xff" || second.FromAt != 1 {
+	if lines.Decode(&first) != nil || lines.Decode(&second) != nil || !strings.Contains(first.Value, "lunch") || string(second.Base64) != "\xff" || second.FromAt != 1 || second.Class != "not_json" || time.Since(second.Refused) > time.Hour {
 		t.Errorf("list --json: %+v, %+v", first, second)
+	}
+	for flags, want := range map[string]struct {
+		lines int
+		text  string
+	}{
+		"--reason not_json":            {1, "not_json: the value is not valid UTF-8"},
+		"--reason ACCEPTS":             {1, "too_large: a notification of it takes"},
+		"--reason not":                 {2, ""}, // a part of both texts
+		"--reason not --since 1h":      {2, ""},
+		"--since 1ns":                  {0, ""},
+		"--summary":                    {2, "too_large"},
+		"--summary --reason too_large": {1, "too_large"},
+		"--summary --json":             {2, `"reason_class":"not_json","count":1,`},
+	} {
+		if out := s.must(append([]string{"dead-letters", "list"}, strings.Fields(flags)...)...); strings.Count(out, "\n") != want.lines || !strings.Contains(out, want.text) {
+			t.Errorf("list %s: %s", flags, out)
+		}
 	}
 
 	stop()
@@ -61,12 +78,16 @@ func TestDeadLetters(t *testing.T) {
 		code int
 		want string
 	}{
-		{"", 2, "--all"}, {"0:0 --all", 2, "--all"}, {"zero", 2, "PARTITION:OFFSET"}, {"0:99999", 1, "does not hold"}, {"0:" + offsetOf(out, 1), 1, "1 of 1 were not sent"},
+		{"", 2, "--all"}, {"0:0 --all", 2, "--all"}, {"zero", 2, "PARTITION:OFFSET"}, {"0:0 --reason x", 2, "--reason"}, {"--since yesterday", 2, "--since"},
+		{"--reason not_json", 1, "none of 1"}, {"0:99999", 1, "does not hold"}, {"0:" + offsetOf(out, 1), 1, "1 of 1 were not sent"},
 	} {
 		var stderr syncBuffer
 		if code, _ := s.run(t.Context(), &stderr, append([]string{"dead-letters", "retry"}, strings.Fields(tc.args)...)...); code != tc.code || !strings.Contains(stderr.String(), tc.want) {
 			t.Errorf("retry %s: exit %d, %s", tc.args, code, stderr.String())
 		}
+	}
+	if out := s.must("dead-letters", "retry", "--reason", "too_large", "--since", "1h"); strings.Count(out, "sent again") != 1 || strings.Count(out, "\n") != 1 {
+		t.Errorf("retry --reason: %s", out)
 	}
 	if out := s.must("dead-letters", "retry", "--all"); strings.Count(out, "sent again") != 1 || strings.Count(out, "left: it would be refused again") != 1 {
 		t.Errorf("retry --all: %s", out)

@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"os"
-	"os/signal"
-	"syscall"
 
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
 )
@@ -30,16 +27,14 @@ func (c *runCmd) Run(ctx context.Context, a *invocation) error {
 		return err
 	}
 	daemon.TuneGC(a.env)
-	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, syscall.SIGHUP)
-	defer signal.Stop(reload)
-	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.newLogger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode,
-		Reload: reload, LoadConfig: a.readConfig})
+	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.newLogger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode})
 }
 
 // actions are the actions that commands ask the running daemon for, by name.
 var actions = map[string]daemon.Action{
+	"campaigns":   listFanOuts,
 	"checkpoint":  saveCheckpoint,
+	"explain":     explainSubscriptions,
 	"preview":     previewCampaign,
 	"rebuild":     rebuildOnline,
 	"replay":      replayCampaigns,

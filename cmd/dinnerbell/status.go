@@ -15,6 +15,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/stream"
 )
 
 // statusCmd shows the status of the running daemon.
@@ -113,16 +114,39 @@ func printStatus(out io.Writer, r *status.Report) error {
 		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
 	}
 	row("freshness", "%.1f ms", s.FreshnessMS)
-	if c := r.Campaigns; c.Parked > 0 || c.Paused > 0 {
-		row("HELD", "%s parked (see `dinnerbell approve`), %s paused (see `dinnerbell resume`)", terminal.Thousands(c.Parked), terminal.Thousands(c.Paused))
+	row("campaigns", "%s live, %s scheduled, %s expired, %s dead", terminal.Thousands(r.Campaigns.Live),
+		terminal.Thousands(r.Campaigns.Scheduled), terminal.Thousands(r.Campaigns.Expired), terminal.Thousands(r.Campaigns.Dead))
+	row("", "since the start %s accepted, %s finished, %s without audience", terminal.Thousands(r.Counters.CampaignsAccepted),
+		terminal.Thousands(r.Counters.CampaignsFinished), terminal.Thousands(r.Counters.CampaignsWithoutAudience))
+	for _, c := range r.Recent[:min(len(r.Recent), recentInStatus)] {
+		row("", "%s", recentText(&c))
 	}
-	row("campaigns", "%s live, %s scheduled, %s expired, %s dead, %s without audience since the start", terminal.Thousands(r.Campaigns.Live),
-		terminal.Thousands(r.Campaigns.Scheduled), terminal.Thousands(r.Campaigns.Expired), terminal.Thousands(r.Campaigns.Dead), terminal.Thousands(r.Counters.CampaignsWithoutAudience))
 	row("notifications", "%s decided, %s shipped", terminal.Thousands(r.Notifications.Decided), terminal.Thousands(r.Notifications.Shipped))
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return printLanes(out, r.Lanes)
+}
+
+// recentInStatus is how many of the recent campaigns the text shows.
+const recentInStatus = 5
+
+// recentText returns one recent campaign as text.
+func recentText(c *status.RecentCampaign) string {
+	text := fmt.Sprintf("%s %s", c.At.UTC().Format("15:04:05"), c.What)
+	switch {
+	case c.Reason != "":
+		return fmt.Sprintf("%s lane %d, offset %d: %s", text, c.Lane, c.Offset, c.Reason)
+	case c.What == string(stream.RecentFinished) || c.What == string(stream.RecentEnded):
+		text += ", " + terminal.Thousands(c.Notified)
+		if c.Audience != nil {
+			text += " of " + terminal.Thousands(*c.Audience)
+		}
+		if c.MS > 0 {
+			text += fmt.Sprintf(" in %s", time.Duration(c.MS*float64(time.Millisecond)).Round(time.Millisecond))
+		}
+	}
+	return text + ": " + c.Campaign
 }
 
 // snapshotText returns the progress of a snapshot and the time that is left.

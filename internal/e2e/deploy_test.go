@@ -113,6 +113,16 @@ func node(t *testing.T, doc any, path ...string) any {
 	return doc
 }
 
+// list is node for a list.
+func list(t *testing.T, doc any, path ...string) []any {
+	t.Helper()
+	l, ok := node(t, doc, path...).([]any)
+	if !ok {
+		t.Fatalf("%q is no list", path)
+	}
+	return l
+}
+
 func readYAML(t *testing.T, name string) any {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(envtest.Root(t), name))
@@ -147,6 +157,7 @@ func TestDeploymentFiles(t *testing.T) {
 	t.Parallel()
 	root := envtest.Root(t)
 	t.Run("compose", func(t *testing.T) {
+		t.Parallel()
 		doc := readYAML(t, "docker-compose.yml")
 		config, ok := node(t, doc, "configs", "dinnerbell", "content").(string)
 		if !ok {
@@ -172,7 +183,8 @@ func TestDeploymentFiles(t *testing.T) {
 		}
 	})
 	t.Run("kubernetes", func(t *testing.T) {
-		for _, r := range node(t, readYAML(t, "deploy/kubernetes/kustomization.yaml"), "resources").([]any) { //nolint:forcetypeassert // a panic fails the test
+		t.Parallel()
+		for _, r := range list(t, readYAML(t, "deploy/kubernetes/kustomization.yaml"), "resources") {
 			readYAML(t, "deploy/kubernetes/"+fmt.Sprint(r))
 		}
 		secrets := envtest.Dir(t)
@@ -194,7 +206,7 @@ func TestDeploymentFiles(t *testing.T) {
 		if path := node(t, container, "readinessProbe", "httpGet", "path"); path != "/readyz" {
 			t.Errorf("the readiness probe asks %v", path)
 		}
-		for _, mount := range node(t, container, "volumeMounts").([]any) { //nolint:forcetypeassert // as above
+		for _, mount := range list(t, container, "volumeMounts") {
 			name := fmt.Sprint(node(t, mount, "name"))
 			if name == "state" {
 				node(t, readYAML(t, "deploy/kubernetes/statefulset.yaml"), "spec", "volumeClaimTemplates")
@@ -204,6 +216,7 @@ func TestDeploymentFiles(t *testing.T) {
 		}
 	})
 	t.Run("package", func(t *testing.T) {
+		t.Parallel()
 		text, err := os.ReadFile(filepath.Join(root, "deploy/package/dinnerbell.yaml"))
 		if err != nil {
 			t.Fatal(err)

@@ -89,7 +89,7 @@ type options struct {
 
 // parts in the order in which they run. Rebuild comes first, since it needs a
 // daemon without state.
-var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "kill", "memory", "cdc", "drain", "flatness", "units"}
+var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "scheduled", "fairness", "kill", "memory", "cdc", "drain", "flatness", "units"}
 
 func parseOptions(args []string, stderr io.Writer) (options, error) {
 	o := options{}
@@ -175,7 +175,7 @@ func (o *options) validate() error {
 }
 
 // notQuick are parts that a quick run includes only if asked to.
-var notQuick = []string{"lanes", "kill", "flatness", "units"}
+var notQuick = []string{"lanes", "fairness", "kill", "flatness", "units"}
 
 func (o *options) wantsPart(part string) bool {
 	if len(o.only) == 0 {

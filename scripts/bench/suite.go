@@ -107,6 +107,8 @@ func (st *stage) runParts(ctx context.Context) error {
 		{"small", false, st.measureSmall},
 		{"lanes", !st.opts.quick, st.measureLanes},
 		{"latency", true, st.measureLatency},
+		{"scheduled", true, st.measureScheduled},
+		{"fairness", true, st.measureFairness},
 		{"kill", false, st.measureDuplicates},
 		{"memory", false, st.measureMemory},
 		{"cdc", false, st.measureMirror},

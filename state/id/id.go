@@ -285,3 +285,7 @@ func (p *Packer) Reset() {
 func asString(b []byte) string {
 	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // the caller does not change b while the string is in use
 }
+
+// View returns packed as an id without copying it. The caller must not change packed
+// while the id is in use.
+func View(packed []byte) ID { return ID(asString(packed)) }

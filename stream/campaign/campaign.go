@@ -6,8 +6,6 @@ package campaign
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"strings"
 )
 
@@ -42,91 +40,61 @@ func (c *Campaign) Size() int {
 // no part of the JSON (RFC 8259, section 8.1), and readers may ignore it.
 var byteOrderMark = []byte("\ufeff")
 
-// Parse decodes and validates one message; a nil value is a tombstone. The error names
-// the producer's mistake in words fit for a dead-letter header.
-func Parse(value []byte) (*Campaign, error) {
+// Parse decodes and validates one message; a nil value is a tombstone.
+func Parse(value []byte) (*Campaign, *Refusal) {
 	value = bytes.TrimPrefix(value, byteOrderMark)
 	if c, ok := scanPlain(value); ok {
 		return c, c.validate()
 	}
-	c, err := decodeJSON(value)
-	if err != nil {
-		return nil, err
+	c, refusal := decodeJSON(value)
+	if refusal != nil {
+		return nil, refusal
 	}
 	return c, c.validate()
 }
 
 // decodeJSON decodes every JSON form of a message. It does not validate the campaign.
-func decodeJSON(value []byte) (*Campaign, error) {
-	fields, err := parseObject(value)
-	if err != nil {
-		return nil, err
+func decodeJSON(value []byte) (*Campaign, *Refusal) {
+	o, refusal := parseObject(value)
+	if refusal != nil {
+		return nil, refusal
 	}
-	var c Campaign
-	for _, f := range []struct {
-		name string
-		to   any
-	}{
-		{"restaurant_id", &c.RestaurantID},
-		{"adv_campaign_id", &c.ID},
-		{"adv_campaign_content", &c.Content},
-		{"adv_campaign_owner", &c.Owner},
-		{"adv_campaign_owner_contact", &c.OwnerContact},
-		{"adv_campaign_datetime_start", &c.Start},
-		{"adv_campaign_datetime_end", &c.End},
-		{"datetime_created", &c.Created},
+	c := &Campaign{}
+	for i, to := range [len(fieldNames)]any{
+		&c.RestaurantID, &c.ID, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created,
 	} {
-		if err := parseField(fields, f.name, f.to); err != nil {
-			return nil, err
+		if refusal := o.decodeField(i, to); refusal != nil {
+			return nil, refusal
 		}
 	}
-	return &c, nil
+	return c, nil
 }
 
-// parseObject reads one JSON object. Field names stay exact: encoding/json
-// would take "Restaurant_ID" for restaurant_id when decoding into a struct.
-func parseObject(value []byte) (map[string]json.RawMessage, error) {
-	if err := diagnoseBytes(value); err != nil {
-		return nil, err
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(value, &fields); err != nil {
-		if typeErr, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return nil, diagnoseType(value, typeErr.Value)
-		}
-		return nil, diagnoseText(value, err)
-	}
-	if fields == nil {
-		return nil, errors.New("the value is a JSON null, not an object")
-	}
-	return fields, nil
-}
-
-// parseField decodes the named field into to, a *string or *int64.
-func parseField(fields map[string]json.RawMessage, name string, to any) error {
-	raw, ok := fields[name]
+// decodeField decodes the field of that index into to, a *string or *int64.
+func (o *object) decodeField(i int, to any) *Refusal {
+	name, raw := fieldNames[i], o.values[i]
 	switch {
-	case !ok:
-		return diagnoseMissing(fields, name)
-	case bytes.Equal(raw, []byte("null")):
-		return fmt.Errorf("%s is null", name)
+	case raw == nil:
+		return o.diagnoseMissing(name)
+	case string(raw) == "null":
+		return Refuse(ClassMissingField, "%s is null", name)
 	}
-	if err := json.Unmarshal(raw, to); err != nil {
-		number, isTime := to.(*int64)
-		if isTime && (raw[0] == '-' || '0' <= raw[0] && raw[0] <= '9') {
-			if n, whole := parseWholeNumber(raw); whole {
-				*number = n
-				return nil
-			}
+	switch to := to.(type) {
+	case *int64:
+		n, whole := parseWholeNumber(raw)
+		if !whole {
+			return diagnoseTime(name, raw)
 		}
-		return diagnoseField(name, raw, isTime)
-	}
-	if s, isString := to.(*string); isString {
-		if strings.ContainsRune(*s, 0) {
-			return fmt.Errorf("%s contains U+0000, which Postgres cannot store", name)
+		*to = n
+	case *string:
+		if raw[0] != '"' || json.Unmarshal(raw, to) != nil {
+			return diagnoseString(name, raw)
+		}
+		if strings.ContainsRune(*to, 0) {
+			return Refuse(ClassBadText, "%s contains U+0000, which Postgres cannot store", name)
 		}
 		if hasLoneSurrogate(raw) {
-			return fmt.Errorf("%s contains half of a surrogate pair, which is no character", name)
+			return Refuse(ClassBadText, "%s contains half of a surrogate pair, which is no character", name)
 		}
 	}
 	return nil
@@ -174,29 +142,22 @@ func surrogateHalf(b []byte) byte {
 }
 
 // validate checks the rules of the contract that span fields or need more than a type.
-func (c *Campaign) validate() error {
-	for _, f := range []struct{ name, id string }{{"restaurant_id", c.RestaurantID}, {"adv_campaign_id", c.ID}} {
-		if f.id == "" {
-			return fmt.Errorf("%s is empty", f.name)
+func (c *Campaign) validate() *Refusal {
+	for i, id := range [...]string{c.RestaurantID, c.ID} {
+		if id == "" {
+			return Refuse(ClassBadID, "%s is empty", fieldNames[i])
 		}
-		if len(f.id) > MaxIDBytes {
-			return fmt.Errorf("%s is %d bytes long; at most %d can be indexed", f.name, len(f.id), MaxIDBytes)
+		if len(id) > MaxIDBytes {
+			return Refuse(ClassBadID, "%s is %d bytes long; at most %d can be indexed", fieldNames[i], len(id), MaxIDBytes)
 		}
 	}
-	for _, f := range []struct {
-		name string
-		at   int64
-	}{
-		{"adv_campaign_datetime_start", c.Start},
-		{"adv_campaign_datetime_end", c.End},
-		{"datetime_created", c.Created},
-	} {
-		if f.at < 0 || f.at > MaxUnix {
-			return fmt.Errorf("%s %d is not a Unix second of the years 1970 to 9999%s", f.name, f.at, unitHint(f.at))
+	for i, at := range [...]int64{c.Start, c.End, c.Created} {
+		if at < 0 || at > MaxUnix {
+			return diagnoseSecond(fieldNames[5+i], at)
 		}
 	}
 	if c.End <= c.Start {
-		return fmt.Errorf("adv_campaign_datetime_end %d is not after adv_campaign_datetime_start %d", c.End, c.Start)
+		return Refuse(ClassBadTime, "adv_campaign_datetime_end %d is not after adv_campaign_datetime_start %d", c.End, c.Start)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -29,22 +30,39 @@ type DeadLetter struct {
 	From      int32
 	FromAt    int64
 	Reason    string
-	Truncated string // how much of the message is left, where it was too large for the dead-letter topic
+	Class     campaign.ReasonClass // of Reason; "" if the letter does not say
+	Refused   time.Time            // when the dead letter was sent
+	Truncated string               // how much of the message is left, where it was too large for the dead-letter topic
 	Key       []byte
 	Value     []byte
 	Headers   []kgo.RecordHeader // of the message
 }
 
-// ReadDeadLetters calls fn for each record of the dead-letter topic as of now,
-// partition by partition, in order. It needs no daemon and reads as a
-// read_committed consumer does.
-func ReadDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, fn func(*DeadLetter) error) error {
+// LetterFilter chooses dead letters. The zero value chooses all.
+type LetterFilter struct {
+	// Reason is the class of the reason, or a part of its text in any case.
+	Reason string
+	// Since leaves out dead letters that were sent before it.
+	Since time.Time
+}
+
+func (f *LetterFilter) chooses(d *DeadLetter) bool {
+	if d.Refused.Before(f.Since) {
+		return false
+	}
+	return f.Reason == "" || string(d.Class) == f.Reason || strings.Contains(strings.ToLower(d.Reason), strings.ToLower(f.Reason))
+}
+
+// ReadDeadLetters calls fn for each chosen record of the dead-letter topic as of now,
+// partition by partition, in order. It needs no daemon and reads as a read_committed
+// consumer does.
+func ReadDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, filter LetterFilter, fn func(*DeadLetter) error) error {
 	t, err := openLetterTopic(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	return t.eachLetter(ctx, fn)
+	return t.eachLetter(ctx, filter, fn)
 }
 
 // letterTopic is the dead-letter topic as commands read it.
@@ -74,7 +92,8 @@ func openLetterTopic(ctx context.Context, cfg topic.Config, log *slog.Logger) (*
 
 func (t *letterTopic) close() { topic.CloseClient(t.client, t.log, -1) }
 
-func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error) error {
+// eachLetter is ReadDeadLetters.
+func (t *letterTopic) eachLetter(ctx context.Context, filter LetterFilter, fn func(*DeadLetter) error) error {
 	name := t.cfg.DeadLetters
 	adm := kadm.NewClient(t.client)
 	details, err := adm.ListTopics(ctx, name)
@@ -86,7 +105,13 @@ func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error
 		return fmt.Errorf("describe topic %s: %w; `dinnerbell setup` creates it", name, detail.Err)
 	}
 	for _, p := range slices.Sorted(maps.Keys(detail.Partitions)) {
-		start, err := fetch.ListOffset(ctx, name, p, adm.ListStartOffsets)
+		list := adm.ListStartOffsets
+		if !filter.Since.IsZero() {
+			list = func(ctx context.Context, topics ...string) (kadm.ListedOffsets, error) {
+				return adm.ListOffsetsAfterMilli(ctx, filter.Since.UnixMilli(), topics...)
+			}
+		}
+		start, err := fetch.ListOffset(ctx, name, p, list)
 		if err != nil {
 			return err
 		}
@@ -95,7 +120,12 @@ func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error
 			return err
 		}
 		r := fetch.PartitionReader{Client: t.client, NewClient: t.cfg.NewClient, Topic: name, TopicID: detail.ID, Partition: p}
-		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *fetch.Record) error { return fn(newDeadLetter(r)) }); err != nil {
+		if err := r.ReadRange(ctx, start.Offset, end.Offset, func(r *fetch.Record) error {
+			if d := newDeadLetter(r); filter.chooses(d) {
+				return fn(d)
+			}
+			return nil
+		}); err != nil {
 			return fmt.Errorf("read %s/%d: %w", name, p, err)
 		}
 	}
@@ -106,7 +136,7 @@ func (t *letterTopic) eachLetter(ctx context.Context, fn func(*DeadLetter) error
 // producer keeps its time and has neither reason nor topic; a record that cannot
 // be read has the cause as its reason, and no topic.
 func newDeadLetter(r *fetch.Record) *DeadLetter {
-	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: time.UnixMilli(r.Time), Key: r.Key, Value: r.Value}
+	d := &DeadLetter{Partition: r.Partition, Offset: r.Offset, Time: time.UnixMilli(r.Time), Refused: time.UnixMilli(r.Time), Key: r.Key, Value: r.Value}
 	switch {
 	case r.Unreadable != "":
 		d.Reason = fmt.Sprintf("offsets %d to %d of the dead-letter topic cannot be read: %s", r.Offset, r.Next-1, r.Unreadable)
@@ -119,7 +149,8 @@ func newDeadLetter(r *fetch.Record) *DeadLetter {
 	r.EachHeader(func(key string, value []byte) { headers = append(headers, record.Header{Key: key, Value: value}) })
 	var letter record.DeadLetter
 	if letter.ReadRecordHeaders(headers) {
-		d.Time, d.Topic, d.From, d.FromAt, d.Reason, d.Truncated = time.UnixMilli(letter.Timestamp), letter.Topic, letter.Partition, letter.Offset, letter.Reason, letter.Truncated()
+		d.Time, d.Topic, d.From, d.FromAt = time.UnixMilli(letter.Timestamp), letter.Topic, letter.Partition, letter.Offset
+		d.Reason, d.Class, d.Truncated = letter.Reason, letter.Class, letter.Truncated()
 	}
 	for _, h := range letter.Headers {
 		d.Headers = append(d.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
@@ -137,17 +168,17 @@ type Retried struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// RetryDeadLetters sends the dead letters for which want returns true to the
+// RetryDeadLetters sends the chosen dead letters for which want returns true to the
 // campaigns topic again, to the partition that they came from, as new messages: each
 // is then the newest message of its campaign. A letter that would be refused again is
 // not sent. done is called with each result; its error, as any other, ends the retry.
-func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, want func(*DeadLetter) bool, done func(Retried) error) error {
+func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, filter LetterFilter, want func(*DeadLetter) bool, done func(Retried) error) error {
 	t, err := openLetterTopic(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	return t.eachLetter(ctx, func(d *DeadLetter) error {
+	return t.eachLetter(ctx, filter, func(d *DeadLetter) error {
 		if !want(d) {
 			return nil
 		}
@@ -172,12 +203,12 @@ func (t *letterTopic) refusalOf(d *DeadLetter) string {
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
 	}
-	c, err := campaign.Parse(d.Value)
-	if err == nil {
-		err = record.CheckSize(c, t.cfg.Notifications, t.limits.Notification)
+	c, refusal := campaign.Parse(d.Value)
+	if refusal == nil {
+		refusal = record.CheckSize(c, t.cfg.Notifications, t.limits.Notification)
 	}
-	if err != nil {
-		return "it would be refused again: " + err.Error()
+	if refusal != nil {
+		return "it would be refused again: " + refusal.Reason
 	}
 	return ""
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"dinnerbell/stream/campaign"
 )
 
 // DeadLetter is one refused message, with its value untouched, or the trace of clients
@@ -16,7 +18,8 @@ type DeadLetter struct {
 	Offset    int64
 	Timestamp int64 // milliseconds, as the record carried it
 	Reason    string
-	Key       []byte // nil and empty differ in Kafka
+	Class     campaign.ReasonClass // of Reason; "" in a letter of an earlier version
+	Key       []byte               // nil and empty differ in Kafka
 	Value     []byte
 	Headers   []Header
 
@@ -29,50 +32,57 @@ type Header struct {
 	Value []byte
 }
 
-// letterHeaders is the number of headers that a dead letter has before the message's.
-const letterHeaders = 5
-
-// RecordHeaders lists the headers of the letter's record: reason, topic, partition,
-// offset and timestamp (milliseconds), then the message's own headers.
+// RecordHeaders lists the headers of the letter's record: reason, its class, topic,
+// partition, offset and timestamp (milliseconds), then the message's own headers. A
+// letter of an earlier version has no class.
 func (d *DeadLetter) RecordHeaders() []Header {
-	return append([]Header{
-		{Key: "reason", Value: []byte(d.Reason)},
-		{Key: "topic", Value: []byte(d.Topic)},
-		{Key: "partition", Value: strconv.AppendInt(nil, int64(d.Partition), 10)},
-		{Key: "offset", Value: strconv.AppendInt(nil, d.Offset, 10)},
-		{Key: "timestamp", Value: strconv.AppendInt(nil, d.Timestamp, 10)},
-	}, d.Headers...)
+	out := append(make([]Header, 0, 6+len(d.Headers)), Header{Key: headerReason, Value: []byte(d.Reason)})
+	if d.Class != "" {
+		out = append(out, Header{Key: headerClass, Value: []byte(d.Class)})
+	}
+	out = append(out,
+		Header{Key: "topic", Value: []byte(d.Topic)},
+		Header{Key: "partition", Value: strconv.AppendInt(nil, int64(d.Partition), 10)},
+		Header{Key: "offset", Value: strconv.AppendInt(nil, d.Offset, 10)},
+		Header{Key: "timestamp", Value: strconv.AppendInt(nil, d.Timestamp, 10)},
+	)
+	return append(out, d.Headers...)
 }
+
+const (
+	headerReason = "reason"
+	headerClass  = "reason_class"
+)
 
 // ReadRecordHeaders is the inverse of RecordHeaders: it fills d in. Where the headers
 // are not a dead letter's, it returns false and puts all of them into d.Headers.
 func (d *DeadLetter) ReadRecordHeaders(headers []Header) bool {
 	d.Headers = headers
-	if len(headers) < letterHeaders {
+	rest := headers
+	take := func(name string) (value string, ok bool) {
+		if len(rest) == 0 || rest[0].Key != name {
+			return "", false
+		}
+		value, rest = string(rest[0].Value), rest[1:]
+		return value, true
+	}
+	takeNumber := func(name string, bits int) (n int64, ok bool) {
+		text, ok := take(name)
+		n, err := strconv.ParseInt(text, 10, bits)
+		return n, ok && err == nil
+	}
+	reason, ok1 := take(headerReason)
+	class, _ := take(headerClass)
+	topic, ok2 := take("topic")
+	partition, ok3 := takeNumber("partition", 32)
+	offset, ok4 := takeNumber("offset", 64)
+	timestamp, ok5 := takeNumber("timestamp", 64)
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
 		return false
 	}
-	var partition, offset, timestamp int64
-	for i, field := range [letterHeaders]struct {
-		name   string
-		number *int64
-	}{{"reason", nil}, {"topic", nil}, {"partition", &partition}, {"offset", &offset}, {"timestamp", &timestamp}} {
-		if headers[i].Key != field.name {
-			return false
-		}
-		if field.number != nil {
-			n, err := strconv.ParseInt(string(headers[i].Value), 10, 64)
-			if err != nil {
-				return false
-			}
-			*field.number = n
-		}
-	}
-	if partition != int64(int32(partition)) {
-		return false
-	}
-	d.Reason, d.Topic = string(headers[0].Value), string(headers[1].Value)
+	d.Reason, d.Class, d.Topic = reason, campaign.ReasonClass(class), topic
 	d.Partition, d.Offset, d.Timestamp = int32(partition), offset, timestamp
-	d.Headers = headers[letterHeaders:]
+	d.Headers = rest
 	return true
 }
 
@@ -97,7 +107,7 @@ const headerOverhead = 64
 
 // Size estimates the dead letter's bytes, in memory and as a record.
 func (d *DeadLetter) Size() int {
-	n := Overhead + len(d.Reason) + len(d.Topic) + len(d.Key) + len(d.Value)
+	n := Overhead + len(d.Reason) + len(d.Class) + len(d.Topic) + len(d.Key) + len(d.Value)
 	for _, h := range d.Headers {
 		n += headerOverhead + len(h.Key) + len(h.Value)
 	}
@@ -132,6 +142,7 @@ func (d *DeadLetter) appendTo(dst []byte) []byte {
 		dst = binary.AppendVarint(dst, n)
 	}
 	dst = appendCounted(dst, d.Reason)
+	dst = appendCounted(dst, string(d.Class))
 	dst = appendCounted(dst, d.Topic)
 	dst = appendNullable(dst, d.Key)
 	dst = appendNullable(dst, d.Value)
@@ -147,7 +158,11 @@ func (d *DeadLetter) appendTo(dst []byte) []byte {
 func (r *payloadReader) readDeadLetter() DeadLetter {
 	var d DeadLetter
 	d.Partition, d.Offset, d.Timestamp = int32(r.readVarint()), r.readVarint(), r.readVarint()
-	d.Reason, d.Topic = string(r.readBytes()), string(r.readBytes())
+	d.Reason = string(r.readBytes())
+	if r.version >= 2 {
+		d.Class = campaign.ReasonClass(r.readBytes())
+	}
+	d.Topic = string(r.readBytes())
 	d.Key, d.Value = r.readNullable(), r.readNullable()
 	for range r.readCount() {
 		d.Headers = append(d.Headers, Header{Key: string(r.readBytes()), Value: r.readNullable()})

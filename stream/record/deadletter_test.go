@@ -2,23 +2,37 @@ package record
 
 import (
 	"reflect"
+	"slices"
 	"testing"
+
+	"dinnerbell/stream/campaign"
 )
 
 // A command reads back the letter that the shipper has written, and takes the records
 // of other producers for no letters.
 func TestDeadLetterHeaders(t *testing.T) {
 	t.Parallel()
-	want := DeadLetter{Reason: "because", Topic: "campaigns", Partition: 3, Offset: 1 << 40, Timestamp: 1700000000123, Headers: []Header{{"topic", []byte("x")}}}
+	want := DeadLetter{Reason: "because", Class: campaign.ClassBadTime, Topic: "campaigns", Partition: 3, Offset: 1 << 40, Timestamp: 1700000000123, Headers: []Header{{"topic", []byte("x")}}}
 	headers := want.RecordHeaders()
 	var got DeadLetter
 	if !got.ReadRecordHeaders(headers) || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
+	old := want // of an earlier version
+	old.Class = ""
+	var gotOld DeadLetter
+	if h := old.RecordHeaders(); len(h) != 6 || !gotOld.ReadRecordHeaders(h) || !reflect.DeepEqual(gotOld, old) {
+		t.Errorf("got %+v, want %+v", gotOld, old)
+	}
+	with := func(name, value string) []Header {
+		out := slices.Clone(headers)
+		i := slices.IndexFunc(out, func(h Header) bool { return h.Key == name })
+		out[i].Value = []byte(value)
+		return out
+	}
 	for name, foreign := range map[string][]Header{
-		"none": nil, "fewer": headers[:4], "another order": append([]Header{headers[1], headers[0]}, headers[2:]...),
-		"no number":          {headers[0], headers[1], headers[2], {"offset", []byte("x")}, headers[4]},
-		"a partition of int": {headers[0], headers[1], {"partition", []byte("4294967296")}, headers[3], headers[4]},
+		"none": nil, "fewer": headers[:5], "another order": append([]Header{headers[1], headers[0]}, headers[2:]...),
+		"no number": with("offset", "x"), "a partition of int": with("partition", "4294967296"),
 	} {
 		var d DeadLetter
 		if d.ReadRecordHeaders(foreign) || !reflect.DeepEqual(d, DeadLetter{Headers: foreign}) {

@@ -8,8 +8,9 @@ import (
 // payloadReader takes values off the front of b; the first error stays and makes all
 // later reads return zero values.
 type payloadReader struct {
-	b   []byte
-	err error
+	b       []byte
+	version byte // of the payload
+	err     error
 }
 
 func (r *payloadReader) setShort() { r.b, r.err = nil, fmt.Errorf("short payload") }

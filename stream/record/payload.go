@@ -17,13 +17,13 @@ import (
 //	body    = segment count, segments, dead letter count, dead letters
 //	segment = trigger, start, end, created, campaign, restaurant, content, owner, contact,
 //	          client count, length of the packed clients, packed clients (id.ID, back to back)
-//	dead    = partition, offset, timestamp ms, reason, topic, nil flag, key, nil flag, value, headers
+//	dead    = partition, offset, timestamp ms, reason, class (not in version 1), topic, nil flag, key, nil flag, value, headers
 //
 // Counts and lengths are uvarints, times and positions varints, strings carry
 // their length before them.
 const (
 	payloadMagic   = "DB"
-	payloadVersion = 1
+	payloadVersion = 2 // version 1 is read, too
 )
 
 // ErrCorrupt marks an outbox row whose bytes differ from the bytes that were written.
@@ -61,6 +61,22 @@ func (p *Payload) Notifications() int {
 		n += p.Segments[i].Clients.Len()
 	}
 	return n
+}
+
+// Notifies reports whether the payload notifies a client of a campaign.
+func (p *Payload) Notifies(campaign string, client id.ID) bool {
+	for i := range p.Segments {
+		s := &p.Segments[i]
+		if s.Campaign.ID != campaign {
+			continue
+		}
+		for n := range s.Clients.Len() {
+			if s.Clients.At(n) == client {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Add appends one client, to the last segment if that is of the same decision.
@@ -157,14 +173,15 @@ func DecodePayload(seq int64, b []byte) (*Payload, error) {
 	if len(b) < len(payloadMagic)+1+4 || string(b[:len(payloadMagic)]) != payloadMagic {
 		return nil, fmt.Errorf("decode outbox row %d: %w: no payload", seq, ErrCorrupt)
 	}
-	if v := b[len(payloadMagic)]; v != payloadVersion {
-		return nil, fmt.Errorf("decode outbox row %d: payload version %d was written by another version of dinnerbell; this one reads %d", seq, v, payloadVersion)
+	version := b[len(payloadMagic)]
+	if version < 1 || version > payloadVersion {
+		return nil, fmt.Errorf("decode outbox row %d: payload version %d was written by another version of dinnerbell; this one reads up to %d", seq, version, payloadVersion)
 	}
 	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
 	if crc32.Checksum(body, castagnoli) != sum {
 		return nil, fmt.Errorf("decode outbox row %d: %w: checksum does not match", seq, ErrCorrupt)
 	}
-	r := payloadReader{b: body[len(payloadMagic)+1:]}
+	r := payloadReader{b: body[len(payloadMagic)+1:], version: version}
 	p := &Payload{Seq: seq}
 	for range r.readCount() {
 		p.Segments = append(p.Segments, r.readSegment())

@@ -1,9 +1,13 @@
 package record
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"reflect"
+	"slices"
 	"testing"
 
 	"dinnerbell/state/id"
@@ -23,7 +27,7 @@ func samplePayload(t testing.TB) *Payload {
 			{Campaign: &campaign.Campaign{RestaurantID: "r", ID: "c", Start: 1, End: 2}, Trigger: 1700000001, Clients: b},
 		},
 		Dead: []DeadLetter{
-			{Topic: "campaigns", Partition: 3, Offset: 1 << 40, Timestamp: 1700000000123, Reason: "because", Key: []byte{}, Value: []byte("\x00\xff"), Headers: []Header{{"h", nil}, {"i", []byte("x")}}},
+			{Topic: "campaigns", Partition: 3, Offset: 1 << 40, Timestamp: 1700000000123, Reason: "because", Class: campaign.ClassTable, Key: []byte{}, Value: []byte("\x00\xff"), Headers: []Header{{"h", nil}, {"i", []byte("x")}}},
 			{Topic: "campaigns", Reason: "tombstone"},
 		}}
 }
@@ -45,6 +49,19 @@ func TestPayloadRoundTrip(t *testing.T) {
 		if *g.Campaign != *w.Campaign || g.Trigger != w.Trigger || string(g.Clients.Bytes()) != string(w.Clients.Bytes()) {
 			t.Errorf("segment %d: %+v, want %+v", i, g, w)
 		}
+	}
+}
+
+// An outbox row of a version that had no classes is shipped as that version would have.
+func TestPayloadOfTheVersionBefore(t *testing.T) {
+	want := &Payload{Seq: 9, Dead: []DeadLetter{{Topic: "t", Reason: "because", Offset: 7, Value: []byte("v")}}}
+	b := want.Encode()
+	class := bytes.Index(b, []byte("because")) + len("because")
+	b = slices.Delete(b[:len(b)-4], class, class+1) // the length of the class, 0
+	b[len(payloadMagic)] = 1
+	got, err := DecodePayload(9, binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
 	}
 }
 

@@ -3,7 +3,6 @@ package record
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,15 +107,15 @@ func (w *Template) MaxRecordSize(n int) int {
 	return len(w.keyHead) + len(w.jsonHead) + len(w.jsonTail) + 2 + 9*n
 }
 
-// CheckSize returns an error, in words fit for a dead letter, where a notification of
-// the campaign does not fit into the limit bytes that a topic accepts per batch.
-func CheckSize(c *campaign.Campaign, topic string, limit int) error {
+// CheckSize returns a refusal where a notification of the campaign does not fit into the
+// limit bytes that a topic accepts per batch.
+func CheckSize(c *campaign.Campaign, topic string, limit int) *campaign.Refusal {
 	size := 6*c.Size() + Overhead // escapes make a text at most six times as long
 	if size > limit {
 		size = NewTemplate(c, 0).MaxRecordSize(0) + Overhead
 	}
 	if size > limit {
-		return fmt.Errorf("a notification of it takes %d bytes, topic %s accepts %d", size, topic, limit)
+		return campaign.Refuse(campaign.ClassTooLarge, "a notification of it takes %d bytes, topic %s accepts %d", size, topic, limit)
 	}
 	return nil
 }

@@ -114,8 +114,7 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 // lane.
 func (t Tables) ReadPendingKeys(ctx context.Context, q Querier, lane int32, keys []campaign.Key) ([]PendingCampaign, error) {
 	campaigns, restaurants := splitKeys(keys)
-	rows, err := q.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
-JOIN `+t.Campaign+` c ON c.adv_campaign_id = k.campaign AND c.restaurant_id = k.restaurant WHERE c.lane = $3 AND c.state = 'pending'`, campaigns, restaurants, lane)
+	rows, err := q.Query(ctx, t.PendingKeysSQL(), campaigns, restaurants, lane)
 	if err != nil {
 		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
 	}
@@ -137,6 +136,33 @@ type DueCampaign struct {
 	Contested bool  // a client may have been notified before this version
 	Approved  bool  // an operator let it go although its audience exceeds the limit
 	From      campaign.Position
+	Accepted  time.Time
+	Audience  *int64 // nil: not counted
+	Notified  int64  // over all versions
+	Already   int64
+}
+
+// rowByKeySQL selects the campaign row of a key, as c. Postgres moves no condition from
+// outside into it: the index over pending rows would pass for the cheaper one, since the
+// statistics count few pending rows most of the time.
+func (t Tables) rowByKeySQL(key string) string {
+	return `LATERAL (SELECT * FROM ` + t.Campaign + ` r WHERE r.adv_campaign_id = ` + key + `.campaign AND r.restaurant_id = ` + key + `.restaurant LIMIT 1) AS c`
+}
+
+// PendingKeysSQL selects those of the keys ($1, $2) that are pending on lane $3.
+func (t Tables) PendingKeysSQL() string {
+	return `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+CROSS JOIN ` + t.rowByKeySQL("k") + ` WHERE c.lane = $3 AND c.state = 'pending'`
+}
+
+// DueSQL selects the pending campaigns of lane $4 among the keys and versions ($1, $2,
+// $3), in their order.
+func (t Tables) DueSQL() string {
+	return `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
+  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset,
+  c.accepted_at, c.audience, c.notified, c.already
+FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
+CROSS JOIN ` + t.rowByKeySQL("d") + ` WHERE c.version = d.version AND c.lane = $4 AND c.state = 'pending' ORDER BY d.n`
 }
 
 // ReadDue returns the campaigns of due in their order. A campaign that was edited,
@@ -146,18 +172,14 @@ func (t Tables) ReadDue(ctx context.Context, q Querier, lane int32, due []Pendin
 	for i, p := range due {
 		campaigns[i], restaurants[i], versions[i] = p.Key.Campaign, p.Key.Restaurant, p.Version
 	}
-	rows, err := q.Query(ctx, `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
-  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset
-FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
-JOIN `+t.Campaign+` c ON c.adv_campaign_id = d.campaign AND c.restaurant_id = d.restaurant AND c.version = d.version
-WHERE c.lane = $4 AND c.state = 'pending' ORDER BY d.n`, campaigns, restaurants, versions, lane)
+	rows, err := q.Query(ctx, t.DueSQL(), campaigns, restaurants, versions, lane)
 	if err != nil {
 		return nil, fmt.Errorf("load due campaigns of lane %d: %w", lane, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueCampaign, err error) {
 		c := &campaign.Campaign{}
 		var cursor []byte
-		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset)
+		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Audience, &d.Notified, &d.Already)
 		d.Campaign, d.Cursor = c, id.ID(cursor)
 		return d, err
 	})

@@ -112,6 +112,12 @@ func (t *FeedbackTable) CampaignMisfit(c *campaign.Campaign) string {
 	return ""
 }
 
+// CampaignIDMisfit returns why the table cannot carry a campaign's id unchanged; "" if it
+// can.
+func (t *FeedbackTable) CampaignIDMisfit(campaign string) string {
+	return t.textMisfit(record.CampaignColumn, campaign)
+}
+
 // ClientMisfit returns why the table cannot carry a client's id unchanged; "" if it can.
 func (t *FeedbackTable) ClientMisfit(id id.ID) string {
 	kind, limit := t.Kinds[record.ClientColumn], t.types[record.ClientColumn].limit

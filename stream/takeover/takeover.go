@@ -62,9 +62,10 @@ type Totals struct{ Notified, Expired, Dead int64 }
 // Options connect a takeover with its caller: the bound on connections, and the
 // functions that show its progress.
 type Options struct {
-	Slots    chan struct{} // a token for each lane's own connection; nil: unbounded
-	Patience time.Duration // how long a phase may take before slow is called; 0: slow is never called
-	Waiting  func(error)   // called when the takeover waits for a slot; nil if slots is nil
+	Now      func() time.Time // the clock that decides whether a campaign is over; nil: time.Now
+	Slots    chan struct{}    // a token for each lane's own connection; nil: unbounded
+	Patience time.Duration    // how long a phase may take before slow is called; 0: slow is never called
+	Waiting  func(error)      // called when the takeover waits for a slot; nil if slots is nil
 	Slow     func(step string, why error)
 }
 
@@ -212,7 +213,11 @@ func (c *Claim) readySink(ctx context.Context) error {
 	if err := sink.PlanByKeys(ctx, c.Conn); err != nil {
 		return err
 	}
-	skew, off, err := sink.ClockSkew(ctx, c.Conn, time.Now)
+	now := c.opts.Now
+	if now == nil {
+		now = time.Now
+	}
+	skew, off, err := sink.ClockSkew(ctx, c.Conn, now)
 	c.ClockAhead = skew + off
 	return err
 }

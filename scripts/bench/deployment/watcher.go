@@ -18,9 +18,11 @@ type TopicWatcher struct {
 	done   chan struct{}
 
 	mu   sync.Mutex // guards the fields below
-	seen map[string]campaignArrivals
+	seen map[campaignID]campaignArrivals
 	more chan struct{} // closed and replaced whenever records arrive
 }
+
+type campaignID [36]byte // a UUID
 
 type campaignArrivals struct {
 	count int
@@ -46,7 +48,7 @@ func Watch(ctx context.Context, broker, topic string, isolation kgo.IsolationLev
 	ends.Each(func(o kadm.ListedOffset) { from[o.Partition] = kgo.NewOffset().At(o.Offset) })
 	client.AddConsumePartitions(map[string]map[int32]kgo.Offset{topic: from})
 	ctx, cancel := context.WithCancel(ctx)
-	w := &TopicWatcher{client: client, cancel: cancel, done: make(chan struct{}), seen: map[string]campaignArrivals{}, more: make(chan struct{})}
+	w := &TopicWatcher{client: client, cancel: cancel, done: make(chan struct{}), seen: map[campaignID]campaignArrivals{}, more: make(chan struct{})}
 	go w.followTopic(ctx)
 	return w, nil
 }
@@ -66,11 +68,10 @@ func (w *TopicWatcher) countRecords(fetches kgo.Fetches, at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	fetches.EachRecord(func(r *kgo.Record) {
-		const uuid = 36 // the key is <campaign>:<client>
-		if len(r.Key) < uuid {
+		if len(r.Key) < len(campaignID{}) {
 			return
 		}
-		id := string(r.Key[:uuid])
+		id := campaignID(r.Key[:len(campaignID{})]) // the key is <campaign>:<client>
 		w.seen[id] = campaignArrivals{count: w.seen[id].count + 1, last: at}
 	})
 	close(w.more)
@@ -83,7 +84,7 @@ func (w *TopicWatcher) AwaitCampaign(ctx context.Context, campaign string, n int
 	defer cancel()
 	for {
 		w.mu.Lock()
-		s, more := w.seen[campaign], w.more
+		s, more := w.seen[campaignID([]byte(campaign))], w.more
 		w.mu.Unlock()
 		if s.count >= n {
 			return s.last, nil
@@ -94,6 +95,13 @@ func (w *TopicWatcher) AwaitCampaign(ctx context.Context, campaign string, n int
 			return time.Time{}, fmt.Errorf("wait for campaign %s: %d of %d came: %w", campaign, s.count, n, ctx.Err())
 		}
 	}
+}
+
+// Count returns how many records of a campaign are visible.
+func (w *TopicWatcher) Count(campaign string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seen[campaignID([]byte(campaign))].count
 }
 
 // Close ends the watcher.

@@ -15,6 +15,7 @@ import (
 // would inflate a batch as a whole, and trust its count of records.
 //
 // Record batches, magic 2: https://kafka.apache.org/documentation/#recordbatch
+// Message sets, magic 0 and 1: see messageset.go.
 
 // Bounds for one batch.
 const (
@@ -62,8 +63,8 @@ const (
 	batchLengthOffset = 12 // the length counts the bytes behind it
 )
 
-// recordBatch is one record batch of a response. Its fields are the claims of its
-// header; verify checks them.
+// recordBatch is one record batch of a response, or one message of the formats before.
+// Its fields are the claims of its header; verify checks them.
 type recordBatch struct {
 	baseOffset         int64
 	magic              int8
@@ -80,16 +81,20 @@ type recordBatch struct {
 // splitBatch takes the first batch off b; ok is false where b does not hold a
 // whole batch.
 func splitBatch(b []byte) (_ recordBatch, rest []byte, ok bool) {
-	if len(b) < batchHeaderBytes {
+	if len(b) < messageHeadBytes+messageFixed { // the least of all formats
 		return recordBatch{}, nil, false
 	}
 	length := int64(int32(binary.BigEndian.Uint32(b[8:]))) + batchLengthOffset
+	magic := int8(b[16])
+	if isMessageMagic(magic) {
+		return splitMessage(b, length)
+	}
 	if length < batchHeaderBytes || length > int64(len(b)) {
 		return recordBatch{}, nil, false
 	}
 	return recordBatch{
 		baseOffset:  int64(binary.BigEndian.Uint64(b)),
-		magic:       int8(b[16]),
+		magic:       magic,
 		crc:         binary.BigEndian.Uint32(b[17:]),
 		attributes:  int16(binary.BigEndian.Uint16(b[21:])),
 		lastDelta:   int32(binary.BigEndian.Uint32(b[23:])),
@@ -108,6 +113,8 @@ var checksumTable = crc32.MakeTable(crc32.Castagnoli)
 // verify checks the batch's format, checksum and counts.
 func (b *recordBatch) verify() error {
 	switch {
+	case b.isMessage():
+		return b.verifyMessage()
 	case b.magic != 2:
 		return fmt.Errorf("message format %d is not supported", b.magic)
 	case crc32.Checksum(b.checksummed, checksumTable) != b.crc:
@@ -120,6 +127,16 @@ func (b *recordBatch) verify() error {
 
 // claimedEnd returns one more than the last offset that the batch claims.
 func (b *recordBatch) claimedEnd() int64 { return b.baseOffset + int64(b.lastDelta) + 1 }
+
+// leastOffset returns a lower bound of the offsets of the batch's records.
+func (b *recordBatch) leastOffset() int64 {
+	if b.isWrapper() {
+		return 0
+	}
+	return b.baseOffset
+}
+
+func (b *recordBatch) codec() int { return int(b.attributes & codecBits) }
 
 func (b *recordBatch) hasAttribute(bit int16) bool { return b.attributes&bit != 0 }
 
@@ -139,7 +156,10 @@ func (b *recordBatch) endsInAbort() bool {
 // bytes whole, and truncates larger ones. The error is fn's, or explains why the rest
 // of the batch cannot be read.
 func (b *recordBatch) readRecords(in *batchInflater, most int, fn func(*Record) error) error {
-	r, err := in.openStream(int(b.attributes&codecBits), b.records)
+	if b.isMessage() {
+		return b.readMessages(in, most, fn)
+	}
+	r, err := in.openStream(b.codec(), b.records)
 	if err != nil {
 		return err
 	}
@@ -217,21 +237,31 @@ func (r *Record) readTruncated(from *bufio.Reader, length int64) error {
 		if err != nil {
 			return err
 		}
-		if n > body.left {
-			return errMalformedRecord
-		}
-		if n < 0 { // null
-			continue
-		}
-		*to = make([]byte, min(n, CutRecordBytes))
-		if _, err := io.ReadFull(body, *to); err != nil {
-			return err
-		}
-		if err := body.discardBytes(n - int64(len(*to))); err != nil {
+		if *to, err = r.readField(body, n); err != nil {
 			return err
 		}
 	}
 	return body.discardBytes(body.left)
+}
+
+// readField reads a key or a value of n bytes, null where n is negative. It keeps the
+// beginning where the record is truncated.
+func (r *Record) readField(body *limitedReader, n int64) ([]byte, error) {
+	if n > body.left {
+		return nil, errMalformedRecord
+	}
+	if n < 0 {
+		return nil, nil
+	}
+	keep := n
+	if r.Truncated {
+		keep = min(n, CutRecordBytes)
+	}
+	out := make([]byte, keep)
+	if _, err := io.ReadFull(body, out); err != nil {
+		return nil, err
+	}
+	return out, body.discardBytes(n - keep)
 }
 
 // EachHeader calls fn for each header. It returns false where there are more than
@@ -287,6 +317,19 @@ func (f *fieldReader) readBytes() []byte {
 		return nil
 	}
 	return f.takeBytes(n)
+}
+
+// readSizedBytes is readBytes for a length of 32 bits.
+func (f *fieldReader) readSizedBytes() []byte {
+	length := f.takeBytes(4)
+	if f.malformed {
+		return nil
+	}
+	n := int32(binary.BigEndian.Uint32(length))
+	if n < 0 {
+		return nil
+	}
+	return f.takeBytes(int64(n))
 }
 
 // limitedReader reads at most left bytes; a read beyond them is errMalformedRecord.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/snappy"
@@ -21,6 +22,15 @@ const (
 	// maxSnappyBlock bounds an inflated block of snappy, which the decoder holds whole.
 	// A compressed block of 1 MiB inflates to about 20 MiB at most.
 	maxSnappyBlock = 32 << 20
+)
+
+// The codecs, as attributes name them.
+const (
+	codecNone   = 0
+	codecGzip   = 1
+	codecSnappy = 2
+	codecLZ4    = 3
+	codecZstd   = 4
 )
 
 // batchInflater opens compressed batches as streams. It is for one goroutine and one
@@ -46,19 +56,19 @@ func (in *batchInflater) openStream(codec int, b []byte) (*bufio.Reader, error) 
 
 func (in *batchInflater) openCodec(codec int, b []byte) (io.Reader, error) {
 	switch codec {
-	case 0:
+	case codecNone:
 		return bytes.NewReader(b), nil
-	case 1:
+	case codecGzip:
 		return gzip.NewReader(bytes.NewReader(b))
-	case 2:
+	case codecSnappy:
 		if len(b) >= len(xerialMagic)+8 && bytes.HasPrefix(b, xerialMagic) {
 			return &xerialReader{in: b[len(xerialMagic)+8:]}, nil
 		}
 		block, err := inflateSnappy(nil, b)
 		return bytes.NewReader(block), err
-	case 3:
+	case codecLZ4:
 		return lz4.NewReader(bytes.NewReader(b)), nil
-	case 4:
+	case codecZstd:
 		if in.zstd == nil {
 			var err error
 			if in.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow)); err != nil {
@@ -115,6 +125,49 @@ func (x *xerialReader) Read(p []byte) (int, error) {
 }
 
 var errMalformedXerial = errors.New("the blocks of snappy exceed the batch")
+
+// mendLZ4Header returns the LZ4 frame of a message of format 0 with the right checksum of
+// its header: Kafka's first clients also put the frame's magic under the checksum
+// (KIP-57).
+func mendLZ4Header(frame []byte) []byte {
+	const (
+		flags     = 4 // behind the magic
+		sizeFlag  = 0x08
+		sizeBytes = 8
+	)
+	end := flags + 2
+	if len(frame) > flags && frame[flags]&sizeFlag != 0 {
+		end += sizeBytes
+	}
+	if len(frame) <= end {
+		return frame
+	}
+	out := bytes.Clone(frame)
+	out[end] = byte(xxHash32(frame[flags:end]) >> 8)
+	return out
+}
+
+// xxHash32 returns the XXH32 hash of less than 16 bytes, with seed 0.
+// https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+func xxHash32(b []byte) uint32 {
+	const (
+		prime1 uint32 = 2654435761
+		prime2 uint32 = 2246822519
+		prime3 uint32 = 3266489917
+		prime4 uint32 = 668265263
+		prime5 uint32 = 374761393
+	)
+	h := prime5 + uint32(len(b))
+	for ; len(b) >= 4; b = b[4:] {
+		h = bits.RotateLeft32(h+binary.LittleEndian.Uint32(b)*prime3, 17) * prime4
+	}
+	for _, c := range b {
+		h = bits.RotateLeft32(h+uint32(c)*prime5, 11) * prime1
+	}
+	h = (h ^ h>>15) * prime2
+	h = (h ^ h>>13) * prime3
+	return h ^ h>>16
+}
 
 // boundedReader fails with errTooLarge after left bytes.
 type boundedReader struct {

@@ -20,8 +20,8 @@ type damagedBatch struct {
 
 // readResponse yields the records of a response from offset at on, and records that
 // stand for damaged or empty offsets. The Next of each is the offset to read on at. A
-// damaged batch is fetched once more over a new connection, in case the connection has
-// damaged it.
+// batch whose checksum does not match is fetched once more over a new connection, in case
+// the connection has damaged it.
 func (p *PartitionReader) readResponse(ctx context.Context, part *kmsg.FetchResponseTopicPartition, at int64) iter.Seq2[*Record, error] {
 	return func(yield func(*Record, error) bool) {
 		again := false
@@ -73,21 +73,24 @@ func (w *responseWalk) walkBatches(ctx context.Context) (*damagedBatch, error) {
 		if !ok && (!first || len(in) == 0) {
 			return nil, nil //nolint:nilnil // the last batch of a response may be cut
 		}
-		end := w.batchEnd(&b, rest)
 		err := errors.New("the batch's length does not match the response")
 		if ok {
-			err = w.walkBatch(&b, end)
+			err = b.verify()
 		}
-		switch {
-		case w.stopped:
-			return nil, nil //nolint:nilnil // the caller has stopped
-		case err == nil:
-		case !w.reread && !errors.Is(err, errTooLarge):
+		if err != nil && !w.reread {
 			return &damagedBatch{offset: w.offset, err: err}, nil
-		default:
-			if end, err = w.skipDamaged(ctx, rest, err); err != nil || w.stopped || end < 0 {
+		}
+		if err == nil {
+			err = w.walkBatch(&b, w.batchEnd(&b, rest))
+		}
+		if err != nil && !w.stopped {
+			next, known := w.nextBase(&b, rest, ok)
+			if next, err = w.skipDamaged(ctx, next, known, err); err != nil || next < 0 {
 				return nil, err
 			}
+		}
+		if w.stopped {
+			return nil, nil //nolint:nilnil // the caller has stopped
 		}
 		w.reread, in = false, rest
 	}
@@ -106,6 +109,19 @@ func (w *responseWalk) batchEnd(b *recordBatch, rest []byte) int64 {
 	return end
 }
 
+// nextBase returns the offset behind a damaged batch, where it is known: the base of the
+// next batch in the response, or what follows a message, whose offset is its last one.
+func (w *responseWalk) nextBase(b *recordBatch, rest []byte, split bool) (next int64, known bool) {
+	if split && b.isMessage() {
+		next = b.claimedEnd()
+		return next, next > w.offset && next <= w.part.LastStableOffset
+	}
+	if behind, _, ok := splitBatch(rest); ok && behind.isWrapper() {
+		return 0, false // its offset is its last one
+	}
+	return readBaseOffset(rest)
+}
+
 func readBaseOffset(b []byte) (int64, bool) {
 	if len(b) < 8 {
 		return 0, false
@@ -120,12 +136,9 @@ func (w *responseWalk) trackAbort(b *recordBatch) {
 	}
 }
 
-// walkBatch yields the batch's records from the walk's offset on, up to end. The error
-// explains why the offsets from there on cannot be read.
+// walkBatch yields the records of a verified batch from the walk's offset on, up to end.
+// The error explains why the offsets from there on cannot be read.
 func (w *responseWalk) walkBatch(b *recordBatch, end int64) error {
-	if err := b.verify(); err != nil {
-		return err
-	}
 	if b.hasAttribute(controlBit) {
 		w.trackAbort(b)
 	}
@@ -141,7 +154,7 @@ func (w *responseWalk) walkBatch(b *recordBatch, end int64) error {
 		return nil
 	}
 	most := max(w.p.MaxRecord, minWholeRecord)
-	least := b.baseOffset
+	least := b.leastOffset()
 	err := b.readRecords(&w.p.inflater, most, func(r *Record) error {
 		if r.Offset < least || r.Offset >= end {
 			return fmt.Errorf("the record at offset %d is not in its place in the batch", r.Offset)
@@ -173,24 +186,22 @@ func (w *responseWalk) yieldRecord(r *Record) error {
 	return nil
 }
 
-// skipDamaged yields a record that stands for the rest of a damaged batch. It does not
-// trust the batch's own last offset, and takes the base of the next batch as the end.
-// The result is negative where that batch is not in this response.
-func (w *responseWalk) skipDamaged(ctx context.Context, rest []byte, why error) (end int64, err error) {
-	end, ok := readBaseOffset(rest)
-	if ok && end <= w.offset {
-		return end, nil // the whole batch was yielded before
+// skipDamaged yields a record that stands for the rest of a damaged batch, up to the next
+// batch. The result is negative where that batch is not in this response.
+func (w *responseWalk) skipDamaged(ctx context.Context, next int64, known bool, why error) (end int64, err error) {
+	if known && next <= w.offset {
+		return next, nil // the whole batch was yielded before
 	}
-	if !ok {
-		if end, err = w.p.findNextBase(ctx, w.offset); err != nil {
+	if !known {
+		if next, err = w.p.findNextBase(ctx, w.offset); err != nil {
 			return 0, err
 		}
 	}
-	r := &Record{Offset: w.offset, Next: end, Unreadable: why.Error(), Time: time.Now().UnixMilli()}
-	if w.yieldRecord(r) == nil && !ok {
+	r := &Record{Offset: w.offset, Next: next, Unreadable: why.Error(), Time: time.Now().UnixMilli()}
+	if w.yieldRecord(r) == nil && !known {
 		return -1, nil
 	}
-	return end, nil
+	return next, nil
 }
 
 // findNextBase returns the base offset of the batch behind the one at an offset, or the
@@ -213,6 +224,9 @@ func (p *PartitionReader) findNextBase(ctx context.Context, at int64) (int64, er
 		}
 		if base, ok := readBaseOffset(part.RecordBatches); ok && base > at {
 			to, next = ask, base
+			if b, _, ok := splitBatch(part.RecordBatches); ok && b.isWrapper() {
+				next = ask // the offset is that of its last message
+			}
 		} else {
 			from = ask + 1
 		}

@@ -23,7 +23,6 @@ type Config struct {
 	Kafka  Kafka  `yaml:"kafka"`
 	State  State  `yaml:"state"`
 	Join   Join   `yaml:"join"`
-	Limits Limits `yaml:"limits"`
 	HTTP   HTTP   `yaml:"http"`
 	Log    Log    `yaml:"log"`
 
@@ -84,6 +83,7 @@ type State struct {
 	Dir        string     `yaml:"dir"`     // default ./data, relative to the working directory
 	Reserve    Reserve    `yaml:"reserve"` // of the disk; default 512MB or 5%, whichever is less
 	Checkpoint Checkpoint `yaml:"checkpoint"`
+	History    History    `yaml:"history"`
 }
 
 // Checkpoint is when the local state is saved in its own folder. The slot is
@@ -99,13 +99,6 @@ type Join struct {
 	Freshness       string        `yaml:"freshness"`        // strict (default), bounded, off
 	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded; default 5s
 	LateSubscribers bool          `yaml:"late_subscribers"` // false; true comes later
-}
-
-// Limits keep a mistake, or a flood, from reaching everybody. They can change without a
-// restart, on SIGHUP.
-type Limits struct {
-	MaxAudience            int `yaml:"max_audience"`             // clients; a larger campaign is parked; default 0: none
-	NotificationsPerSecond int `yaml:"notifications_per_second"` // over all lanes of this daemon; default 0: none
 }
 
 // HTTP is the read-only listener.
@@ -145,6 +138,7 @@ func Defaults() *Config {
 		State: State{
 			Dir:        "./data",
 			Checkpoint: Checkpoint{Every: 5 * time.Minute, Keep: state.DefaultKeepCheckpoints},
+			History:    History{Age: Age(7 * 24 * time.Hour), Size: 256_000_000},
 		},
 		Join: Join{Freshness: string(cdc.Strict), MaxStaleness: cdc.DefaultMaxStaleness},
 		HTTP: HTTP{Listen: "127.0.0.1:8420"},

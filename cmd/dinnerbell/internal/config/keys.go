@@ -90,6 +90,10 @@ func (f *configField) setText(text string, env Env) error {
 		v, err = parseTable(text)
 	case Reserve:
 		v, err = parseReserve(text)
+	case Size:
+		v, err = parseSize(text)
+	case Age:
+		v, err = parseAge(text)
 	case []string:
 		v = splitList(text)
 	default:
@@ -113,8 +117,10 @@ func expectedType(v reflect.Value) string {
 		return "not a duration such as 5s or 2m"
 	case Table:
 		return "not a table name"
-	case Reserve:
+	case Reserve, Size:
 		return "not a size"
+	case Age:
+		return "not an age"
 	default:
 		return "not readable"
 	}

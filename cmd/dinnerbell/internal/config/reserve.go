@@ -44,6 +44,18 @@ func parseReserve(text string) (Reserve, error) {
 		}
 		return Reserve{Percent: p}, nil
 	}
+	n, err := parseBytes(text)
+	switch {
+	case err != nil:
+		return Reserve{}, wrong
+	case n == 0:
+		return Reserve{Bytes: -1}, nil
+	}
+	return Reserve{Bytes: n}, nil
+}
+
+// parseBytes reads a number with a unit, or 0.
+func parseBytes(text string) (int64, error) {
 	number, unit := text, 0.0
 	for _, u := range units {
 		if n := len(text) - len(u.name); n > 0 && strings.EqualFold(text[n:], u.name) {
@@ -52,11 +64,8 @@ func parseReserve(text string) (Reserve, error) {
 		}
 	}
 	n, err := strconv.ParseFloat(number, 64)
-	switch {
-	case err != nil, !(n >= 0), n*unit > math.MaxInt64/2, n > 0 && unit == 0:
-		return Reserve{}, wrong
-	case n == 0:
-		return Reserve{Bytes: -1}, nil
+	if err != nil || !(n >= 0) || n*unit > math.MaxInt64/2 || n > 0 && unit == 0 {
+		return 0, fmt.Errorf("%q is not a size", text)
 	}
-	return Reserve{Bytes: int64(n * unit)}, nil
+	return int64(n * unit), nil
 }

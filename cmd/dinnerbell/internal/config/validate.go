@@ -190,12 +190,7 @@ func (c *Config) checkRest() []error {
 	if c.State.Checkpoint.Keep < 1 {
 		out = append(out, fmt.Errorf("state.checkpoint.keep: %d is less than 1; state.checkpoint.every: 0 makes none", c.State.Checkpoint.Keep))
 	}
-	if n := c.Limits.MaxAudience; n < 0 {
-		out = append(out, fmt.Errorf("limits.max_audience: %d is less than 0; 0 is no limit", n))
-	}
-	if n := c.Limits.NotificationsPerSecond; n < 0 {
-		out = append(out, fmt.Errorf("limits.notifications_per_second: %d is less than 0; 0 is no limit", n))
-	}
+	out = append(out, c.State.History.check()...)
 	if err := checkHostPort(c.HTTP.Listen); err != nil {
 		out = append(out, fmt.Errorf("http.listen: %w", err))
 	}

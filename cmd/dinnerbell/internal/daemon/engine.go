@@ -73,7 +73,6 @@ func (s *supervisor) newEngine(store *state.Store) *Engine {
 	e.Service = stream.New(streamConfig(s.Config, s.Logger), store, barrier{e.Mirror, s.waits})
 	e.calls, e.end = context.WithCancelCause(context.Background())
 	s.current.Store(e)
-	e.Service.SetLimits(*s.limits.Load()) // as the current engine: a reload may come between
 	return e
 }
 

@@ -13,6 +13,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
 	"dinnerbell/stream"
+	"dinnerbell/stream/campaign"
 )
 
 // Damage that comes back waits longer each time and then asks for an operator;
@@ -53,12 +54,12 @@ func TestCountsOutliveTheStore(t *testing.T) {
 	}
 	d := newDaemon(Options{Config: cfg, Logger: slog.New(slog.DiscardHandler)}, store[0])
 	first := d.currentEngine()
-	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1}, badIDs: 2, failovers: 3}
+	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1, Letters: campaign.ClassCounts{1}}, badIDs: 2, failovers: 3}
 	second := d.newEngine(store[1])
 	if second.before != first.before {
 		t.Errorf("the second engine begins at %+v, want %+v", second.before, first.before)
 	}
-	if r := d.statusReport(); r.Counters.NotificationsDecided != 7 || r.Counters.CampaignsDead != 1 || r.Counters.BadIDs != 2 || r.Source.Failovers != 3 {
+	if r := d.statusReport(); r.Counters.NotificationsDecided != 7 || r.Counters.CampaignsDead != 1 || r.Counters.DeadLetters[campaign.ReasonClasses[0]] != 1 || r.Counters.BadIDs != 2 || r.Source.Failovers != 3 {
 		t.Errorf("report: %+v, %d failovers", r.Counters, r.Source.Failovers)
 	}
 	if err := errors.Join(first.close(), second.close()); err != nil {

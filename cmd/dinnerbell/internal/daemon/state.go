@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/httpserve"
@@ -28,9 +29,16 @@ func StateOptions(cfg *config.Config, log *slog.Logger, version string) state.Op
 	return state.Options{
 		Logger: log.With("part", "state"), KeepCheckpoints: cfg.State.Checkpoint.Keep, Writer: version,
 		ReserveBytes: cfg.State.Reserve.Bytes, ReservePercent: cfg.State.Reserve.Percent,
+		Log:       logOptions(cfg),
 		OpenFiles: int(min(1000, httpserve.DescriptorLimit()/2)),
 		Fatal:     func(message string) { endAtOnce(cfg, log, message) },
 	}
+}
+
+// logOptions returns the bounds of the log of subscription changes.
+func logOptions(cfg *config.Config) state.LogOptions {
+	h := cfg.State.History
+	return state.LogOptions{Bytes: int64(h.Size), Age: time.Duration(h.Age)}
 }
 
 // endAtOnce ends the process when the store cannot go on: Pebble cannot recover

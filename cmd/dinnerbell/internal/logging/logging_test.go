@@ -74,6 +74,12 @@ func TestRepeatsAreWrittenSeldom(t *testing.T) {
 		if got := lines(); len(got) != 1 {
 			t.Errorf("another part's message: %q", got)
 		}
+		source.Info("campaign finished", "campaign", "c")
+		source.Info("campaigns finished", "within", time.Second)
+		fail(1)
+		if got := lines(); len(got) != 2 {
+			t.Errorf("after lines of campaigns: %q", got)
+		}
 		source.Info("streaming")
 		fail(1)
 		if got := lines(); len(got) != 2 {

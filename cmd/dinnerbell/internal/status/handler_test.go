@@ -16,6 +16,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/state/id"
 	"dinnerbell/stream"
+	"dinnerbell/stream/campaign"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
@@ -28,7 +29,7 @@ func healthy() (cdc.Status, stream.Status) {
 	}}
 	s.Campaigns.Live, s.Campaigns.Scheduled, s.Campaigns.Expired, s.Campaigns.Dead = 1, 2, 3, 4
 	s.Notifications.Decided, s.Notifications.Shipped = 9, 8
-	s.Counts = stream.Counts{Decided: 6, Shipped: 5, Expired: 2, Dead: 1, Older: 4, WithoutAudience: 3}
+	s.Counts = stream.Counts{Decided: 6, Shipped: 5, Expired: 2, Dead: 1, Older: 4, WithoutAudience: 3, Letters: campaign.ClassCounts{0: 5}}
 	return m, s
 }
 
@@ -38,7 +39,7 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running"}],` +
 	`"campaigns":{"live":1,"scheduled":2,"expired":3,"dead":4},` +
 	`"notifications":{"decided":9,"shipped":8},` +
-	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_expired":2,"campaigns_dead":1,"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0}}` + "\n"
+	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_accepted":0,"campaigns_finished":0,"campaigns_expired":2,"campaigns_dead":1,"dead_letters":{"tombstone":5},"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0},"recent_campaigns":[]}` + "\n"
 
 // get asks a handler for one path.
 func get(t *testing.T, r Report, method, path string) *httptest.ResponseRecorder {
@@ -155,7 +156,7 @@ func TestMetrics(t *testing.T) {
 		"dinnerbell_ready 1\n", "dinnerbell_halted 0\n", "dinnerbell_subscriptions 7\n",
 		`dinnerbell_lane_shipped{partition="0"} 12` + "\n", `dinnerbell_notifications_total{stage="decided"} 6` + "\n",
 		`dinnerbell_lanes_notifications{stage="decided"} 9` + "\n", "dinnerbell_campaigns_without_audience_total 3\n", "dinnerbell_campaigns_older_total 4\n",
-		"dinnerbell_campaigns_dead_total 1\n", `dinnerbell_lanes_campaigns{outcome="dead"} 4` + "\n", "\nprocess_open_fds ", "\ngo_goroutines ", "dinnerbell_freshness_seconds 0.0003\n", `dinnerbell_source_state{state="streaming"} 1` + "\n",
+		"dinnerbell_campaigns_dead_total 1\n", `dinnerbell_dead_letters_total{reason="tombstone"} 5` + "\n", `dinnerbell_dead_letters_total{reason="bad_time"} 0` + "\n", `dinnerbell_lanes_campaigns{outcome="dead"} 4` + "\n", "\nprocess_open_fds ", "\ngo_goroutines ", "dinnerbell_freshness_seconds 0.0003\n", `dinnerbell_source_state{state="streaming"} 1` + "\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)

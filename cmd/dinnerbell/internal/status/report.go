@@ -13,6 +13,7 @@ import (
 	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/stream"
+	"dinnerbell/stream/campaign"
 )
 
 // Report is the body of /api/status and of `status --json`. Its keys are part of
@@ -28,11 +29,12 @@ type Report struct {
 	Notifications notificationsReport `json:"notifications"`
 	Halted        *Halt               `json:"halted"`
 	Counters      countersReport      `json:"counters"`
-	Limits        limitsReport        `json:"limits"`
 	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the start.
 	ClockSkewMS float64          `json:"clock_skew_ms"`
 	State       stateReport      `json:"state"`
 	Checkpoint  checkpointReport `json:"checkpoint"`
+	// Recent lists the campaigns that this process handled last, the newest first.
+	Recent []RecentCampaign `json:"recent_campaigns"`
 }
 
 // countersReport counts what this process did since it started. No count falls
@@ -41,8 +43,13 @@ type Report struct {
 type countersReport struct {
 	NotificationsDecided int64 `json:"notifications_decided"`
 	NotificationsShipped int64 `json:"notifications_shipped"`
+	CampaignsAccepted    int64 `json:"campaigns_accepted"` // messages that were accepted as campaigns, edits included
+	CampaignsFinished    int64 `json:"campaigns_finished"` // campaigns whose fan-out is over
 	CampaignsExpired     int64 `json:"campaigns_expired"`
 	CampaignsDead        int64 `json:"campaigns_dead"`
+	// DeadLetters counts dead letters by the class of their reason, of the classes that
+	// were met. Those that name left-out clients refuse no campaign.
+	DeadLetters map[campaign.ReasonClass]int64 `json:"dead_letters,omitempty"`
 	// CampaignsOlder are messages without effect, because a newer message of their
 	// campaign was accepted before.
 	CampaignsOlder int64 `json:"campaigns_older"`
@@ -62,16 +69,6 @@ type countersReport struct {
 	// DeliveredMisses are clients whom Postgres knew to have a campaign and the
 	// delivered cache did not.
 	DeliveredMisses int64 `json:"delivered_misses"`
-	// CampaignsParked are campaigns whose audience exceeded limits.max_audience.
-	CampaignsParked int64 `json:"campaigns_parked"`
-	// PaceWaitSeconds is how long lanes waited for limits.notifications_per_second.
-	PaceWaitSeconds float64 `json:"pace_wait_seconds"`
-}
-
-// limitsReport are the limits in force, which may change without a restart.
-type limitsReport struct {
-	MaxAudience            int64 `json:"max_audience"`
-	NotificationsPerSecond int64 `json:"notifications_per_second"`
 }
 
 // Source is the mirror of the subscriptions.
@@ -122,8 +119,6 @@ type campaignsReport struct {
 	Scheduled int64 `json:"scheduled"`
 	Expired   int64 `json:"expired"`
 	Dead      int64 `json:"dead"`
-	Parked    int64 `json:"parked"` // larger than limits.max_audience: they wait for an operator's approval
-	Paused    int64 `json:"paused"` // by an operator
 }
 
 type notificationsReport struct {
@@ -155,9 +150,9 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		Halted:        newHaltReport(m, s),
 		ClockSkewMS:   float64(s.ClockSkew) / float64(time.Millisecond),
 		Counters:      newCountersReport(m, s),
-		Limits:        limitsReport(s.Limits),
 		State:         stateReport{Condition: conditionOK},
 		Checkpoint:    newCheckpointReport(m),
+		Recent:        newRecentReport(s.Recent),
 	}
 	r.Source.SlotHeldBytes, r.Source.Failovers = m.SlotHeldBytes, m.Failovers
 	if m.SafeWALSize >= 0 {
@@ -177,11 +172,17 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 }
 
 func newCountersReport(m cdc.Status, s stream.Status) countersReport {
+	letters := map[campaign.ReasonClass]int64{}
+	for i, class := range campaign.ReasonClasses {
+		if n := s.Letters[i]; n > 0 {
+			letters[class] = n
+		}
+	}
 	return countersReport{
+		DeadLetters:          letters,
 		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
-		CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
+		CampaignsAccepted: s.Accepted, CampaignsFinished: s.Finished, CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
 		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses,
-		CampaignsParked: s.Parked, PaceWaitSeconds: s.PaceWaits.Seconds(),
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package rawbatch writes record batches that no producer writes: bombs, wrong
-// counts and damaged bytes. It shares no code with the reader under test.
+// Package rawbatch writes record batches that no producer of today writes: bombs, wrong
+// counts, damaged bytes, and the message sets of Kafka before 0.11. It shares no code with the reader under test.
 package rawbatch
 
 import (
@@ -42,6 +42,8 @@ func compressWith(t testing.TB, codec Codec, write func(io.Writer) error) []byte
 		w = gzip.NewWriter(&out)
 	case LZ4:
 		w = lz4.NewWriter(&out)
+	case Snappy:
+		w = xerial{&out}
 	default:
 		w, err = zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 	}
@@ -124,6 +126,13 @@ const (
 	checkedStart = 21 // the checksum covers the bytes from here on
 )
 
+// Seal returns the bytes of a batch with its length and its checksum.
+func Seal(b kmsg.RecordBatch) []byte {
+	b.Length = int32(len(b.AppendTo(nil)) - lengthEnd)
+	b.CRC = int32(crc32.Checksum(b.AppendTo(nil)[checkedStart:], crc32.MakeTable(crc32.Castagnoli)))
+	return b.AppendTo(nil)
+}
+
 // Produce writes one batch of records to partition 0 of a topic. The batch claims
 // count records.
 func Produce(t testing.TB, client *kgo.Client, topic string, codec Codec, count int32, records []byte) {
@@ -133,8 +142,7 @@ func Produce(t testing.TB, client *kgo.Client, topic string, codec Codec, count 
 		PartitionLeaderEpoch: -1, Magic: 2, Attributes: int16(codec), LastOffsetDelta: count - 1, FirstTimestamp: now, MaxTimestamp: now,
 		ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, NumRecords: count, Records: records,
 	}
-	b.Length = int32(len(b.AppendTo(nil)) - lengthEnd)
-	b.CRC = int32(crc32.Checksum(b.AppendTo(nil)[checkedStart:], crc32.MakeTable(crc32.Castagnoli)))
+	sealed := Seal(b)
 	details, err := kadm.NewClient(client).ListTopics(t.Context(), topic)
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +152,7 @@ func Produce(t testing.TB, client *kgo.Client, topic string, codec Codec, count 
 	rt := kmsg.NewProduceRequestTopic()
 	rt.Topic, rt.TopicID = topic, details[topic].ID
 	rp := kmsg.NewProduceRequestTopicPartition()
-	rp.Records = b.AppendTo(nil)
+	rp.Records = sealed
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
 	resp, err := req.RequestWith(t.Context(), client)

@@ -1,0 +1,386 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"time"
+
+	"dinnerbell/state/id"
+)
+
+// The subscription log is a record of which pairs (restaurant, client) came and went with
+// which transaction of the source. Its keys and values:
+//
+//	key                                     value
+//	┌────┬─────────┬──────────┐
+//	│ 40 │ lsn u64 │ part u32 │            blob, see below
+//	└────┴─────────┴──────────┘
+//	┌────┬─────────┐                        ┌───────────┬────────┐
+//	│ 41 │ end u64 │                        │ bytes u64 │ at i64 │ a segment, see logWriter
+//	└────┴─────────┘                        └───────────┴────────┘
+//
+// A blob with part 0 holds transactions in the order of their end LSNs; lsn is the end
+// of the first. A transaction that is applied in parts has a blob for each part before
+// the last: there lsn is the position before the transaction, and part counts from 1. The
+// blobs of parts belong to the first transaction of the next blob with part 0, so nobody
+// can read them before the last part is written.
+//
+//	blob         │ flags │ transaction … │ crc u32 │
+//	transaction  │ end u64 │ time i64 │ entries u32 │ bytes u32 │ entry … │
+//	entry        │ head │ restaurant │ client │
+//
+// end is 0 in the blob of a part; time is the commit time in microseconds, 0: unknown. An
+// id is left out where the head says that it is that of the entry before.
+const (
+	spaceLog        = 0x40
+	spaceLogSegment = 0x41
+)
+
+// LogKind is what a transaction did to a pair.
+type LogKind uint8
+
+// The kinds of entries.
+const (
+	// LogAppeared: a row has the pair that did not have it before. Another row may have
+	// had it; and after a crash in the middle of a large transaction, so may the row.
+	LogAppeared LogKind = iota + 1
+	// LogGone: a row does not have the pair any more. Another row may still have it.
+	LogGone
+	// LogTruncated: the table was emptied. The entry has no ids.
+	LogTruncated
+)
+
+// String returns a word for the kind.
+func (k LogKind) String() string {
+	switch k {
+	case LogAppeared:
+		return "appeared"
+	case LogGone:
+		return "gone"
+	case LogTruncated:
+		return "truncated"
+	}
+	return fmt.Sprintf("LogKind(%d)", uint8(k))
+}
+
+// LogEntry is one entry of the subscription log.
+type LogEntry struct {
+	// End is the end LSN of the transaction, Time its commit time, by the clock of the
+	// source; the zero time if it is not known.
+	End  id.LSN
+	Time time.Time
+	Kind LogKind
+	// Restaurant and Client are both set, except with LogTruncated.
+	Restaurant, Client id.ID
+}
+
+const (
+	// blobTruncated: the blob holds an entry LogTruncated.
+	blobTruncated = 1 << 0
+
+	// The bits of an entry's head, above the kind.
+	headKind           = 0x0f
+	headSameRestaurant = 1 << 6
+	headSameClient     = 1 << 7
+
+	logKeyLen    = 1 + 8 + 4
+	blobHeadLen  = 1
+	blobSumLen   = 4
+	logTxHeadLen = 8 + 8 + 4 + 4
+
+	// keyOverhead is what a key costs beside its bytes, roughly, in the size that is
+	// counted for a blob.
+	keyOverhead = 16
+)
+
+func appendLogKey(dst []byte, lsn id.LSN, part uint32) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, spaceLog), uint64(lsn))
+	return binary.BigEndian.AppendUint32(dst, part)
+}
+
+func parseLogKey(key []byte) (lsn id.LSN, part uint32, err error) {
+	if len(key) != logKeyLen || key[0] != spaceLog {
+		return 0, 0, fmt.Errorf("read log key %x: %w", key, errBadLog)
+	}
+	return id.LSN(binary.BigEndian.Uint64(key[1:])), binary.BigEndian.Uint32(key[9:]), nil
+}
+
+// logBuilder collects the entries of a batch of changes.
+type logBuilder struct {
+	buf   []byte // transactions
+	flags byte
+	first id.LSN // end of the first transaction in buf; 0: there is none
+	after id.LSN // transactions that end up to here are in the log already
+
+	head               int // where the transaction under way begins in buf
+	entries            uint32
+	restaurant, client id.ID // of the entry before, in this transaction
+}
+
+// reset begins a batch at the position after.
+func (l *logBuilder) reset(after id.LSN) {
+	const keep = 1 << 20
+	buf := l.buf[:0]
+	if cap(buf) > keep {
+		buf = nil
+	}
+	*l = logBuilder{buf: buf, after: after}
+	l.beginTransaction()
+}
+
+func (l *logBuilder) beginTransaction() {
+	l.head, l.entries, l.restaurant, l.client = len(l.buf), 0, "", ""
+	l.buf = append(l.buf, make([]byte, logTxHeadLen)...)
+}
+
+// endTransaction ends the transaction under way. One without entries leaves nothing,
+// unless keep is set.
+func (l *logBuilder) endTransaction(t *TransactionEnd, keep bool) {
+	if l.entries == 0 && !keep || t.End != 0 && t.End <= l.after {
+		l.buf = l.buf[:l.head]
+		l.beginTransaction()
+		return
+	}
+	b := l.buf[l.head:]
+	micros := int64(0)
+	if !t.Time.IsZero() {
+		micros = t.Time.UnixMicro()
+	}
+	binary.BigEndian.PutUint64(b, uint64(t.End))
+	binary.BigEndian.PutUint64(b[8:], uint64(micros))
+	binary.BigEndian.PutUint32(b[16:], l.entries)
+	binary.BigEndian.PutUint32(b[20:], uint32(len(b)-logTxHeadLen))
+	if l.first == 0 {
+		l.first = t.End
+	}
+	l.beginTransaction()
+}
+
+// transactions returns the transactions that were ended.
+func (l *logBuilder) transactions() []byte { return l.buf[:l.head] }
+
+// addEffect notes that a row that was old is now. In a repeated transaction the row may
+// have been stored before, and is logged again.
+func (l *logBuilder) addEffect(old, now storedRow, repeated bool) {
+	same := old == now
+	if same && !repeated {
+		return
+	}
+	if !same && old.isSubscription() {
+		l.addEntry(LogGone, old.restaurant, old.client)
+	}
+	if now.isSubscription() {
+		l.addEntry(LogAppeared, now.restaurant, now.client)
+	}
+}
+
+func (l *logBuilder) addTruncate() {
+	l.flags |= blobTruncated
+	l.buf = append(l.buf, byte(LogTruncated))
+	l.entries++
+}
+
+func (l *logBuilder) addEntry(kind LogKind, restaurant, client id.ID) {
+	head := byte(kind)
+	if restaurant == l.restaurant {
+		head |= headSameRestaurant
+	}
+	if client == l.client {
+		head |= headSameClient
+	}
+	l.buf = append(l.buf, head)
+	if head&headSameRestaurant == 0 {
+		l.buf = append(l.buf, restaurant...)
+	}
+	if head&headSameClient == 0 {
+		l.buf = append(l.buf, client...)
+	}
+	l.restaurant, l.client = restaurant, client
+	l.entries++
+}
+
+// appendBlob appends a blob of transactions to dst.
+func appendBlob(dst []byte, flags byte, transactions []byte) []byte {
+	from := len(dst)
+	dst = append(append(dst, flags), transactions...)
+	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[from:], castagnoli))
+}
+
+// logBlob reads a blob. Its entries hold views into the blob.
+type logBlob struct {
+	rest      []byte // transactions that are not read yet
+	truncated bool
+}
+
+// parseBlob checks the sum of a blob.
+func parseBlob(value []byte) (logBlob, error) {
+	n := len(value) - blobSumLen
+	if n < blobHeadLen || crc32.Checksum(value[:n], castagnoli) != binary.BigEndian.Uint32(value[n:]) {
+		return logBlob{}, fmt.Errorf("read blob of %d bytes: %w", len(value), errBadLog)
+	}
+	return logBlob{rest: value[blobHeadLen:n], truncated: value[0]&blobTruncated != 0}, nil
+}
+
+// logTransaction is one transaction of a blob.
+type logTransaction struct {
+	end     id.LSN
+	micros  int64
+	entries int
+	rest    []byte // entries that are not read yet
+	before  LogEntry
+}
+
+// next reads the next transaction; ok is false at the end of the blob.
+func (b *logBlob) next() (t logTransaction, ok bool, err error) {
+	if len(b.rest) == 0 {
+		return t, false, nil
+	}
+	if len(b.rest) < logTxHeadLen {
+		return t, false, fmt.Errorf("read transaction of the log: %w", errBadLog)
+	}
+	h := b.rest
+	t = logTransaction{
+		end: id.LSN(binary.BigEndian.Uint64(h)), micros: int64(binary.BigEndian.Uint64(h[8:])),
+		entries: int(binary.BigEndian.Uint32(h[16:])),
+	}
+	size := int64(binary.BigEndian.Uint32(h[20:]))
+	if size > int64(len(h)-logTxHeadLen) || int64(t.entries) > size {
+		return t, false, fmt.Errorf("read transaction %s of the log: %w", t.end, errBadLog)
+	}
+	t.rest = h[logTxHeadLen : logTxHeadLen+size]
+	b.rest = h[logTxHeadLen+size:]
+	return t, true, nil
+}
+
+// first returns the first transaction of a blob.
+func (b logBlob) first() (logTransaction, error) {
+	t, ok, err := b.next()
+	if err == nil && !ok {
+		err = fmt.Errorf("read blob without transactions: %w", errBadLog)
+	}
+	return t, err
+}
+
+// next reads the next entry into e, as views into the blob. ok is false at the end.
+func (t *logTransaction) next(e *LogEntry) (ok bool, err error) {
+	if len(t.rest) == 0 {
+		return false, nil
+	}
+	head := t.rest[0]
+	t.rest = t.rest[1:]
+	e.Kind = LogKind(head & headKind)
+	switch e.Kind {
+	case LogTruncated:
+		e.Restaurant, e.Client = "", ""
+		return true, nil
+	case LogAppeared, LogGone:
+	default:
+		return false, fmt.Errorf("read entry of the log with head %x: %w", head, errBadLog)
+	}
+	for _, field := range []struct {
+		same byte
+		id   *id.ID
+	}{{headSameRestaurant, &t.before.Restaurant}, {headSameClient, &t.before.Client}} {
+		if head&field.same == 0 {
+			n := id.PackedLen(t.rest)
+			*field.id, t.rest = id.View(t.rest[:n]), t.rest[n:]
+		}
+		if *field.id == "" {
+			return false, fmt.Errorf("read id in the log: %w", errBadLog)
+		}
+	}
+	e.Restaurant, e.Client = t.before.Restaurant, t.before.Client
+	return true, nil
+}
+
+// time returns the commit time.
+func (t *logTransaction) time() time.Time {
+	if t.micros == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(t.micros).UTC()
+}
+
+// The log record. Every batch that writes the state record writes it too, with a copy of
+// the state record. A store whose two copies differ was written by a program without the
+// log, or by one with the log off: the log has a hole. So the log needs no format version
+// of its own.
+//
+//	┌───────────┬───────────┬───────────┬───────────┬──────────────┬─────────┐
+//	│ floor u64 │ since i64 │ bytes u64 │ began i64 │ state record │ crc u32 │
+//	└───────────┴───────────┴───────────┴───────────┴──────────────┴─────────┘
+//
+// Every transaction that ends after floor and made a pair appear has its entries in the
+// log. since is the time from which on that holds, by this machine's clock. bytes and
+// began describe the segment under way.
+type logRecord struct {
+	floor id.LSN
+	since int64 // seconds, as all times below
+	bytes int64
+	began int64
+}
+
+const logRecordLen = 8 + 8 + 8 + 8 + recordLen + 4
+
+var keyLogRecord = []byte{spaceMeta, 'l', 'o', 'g'}
+
+func (r *logRecord) appendRecord(dst []byte, of stateRecord) []byte {
+	from := len(dst)
+	for _, n := range []uint64{uint64(r.floor), uint64(r.since), uint64(r.bytes), uint64(r.began)} {
+		dst = binary.BigEndian.AppendUint64(dst, n)
+	}
+	dst = of.appendRecord(dst)
+	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[from:], castagnoli))
+}
+
+// parseLogRecord reads the record. ok is false if it is not that of the state record of.
+func parseLogRecord(b []byte, of stateRecord) (r logRecord, ok bool) {
+	if len(b) != logRecordLen || crc32.Checksum(b[:logRecordLen-4], castagnoli) != binary.BigEndian.Uint32(b[logRecordLen-4:]) {
+		return r, false
+	}
+	number := func(i int) uint64 { return binary.BigEndian.Uint64(b[8*i:]) }
+	r = logRecord{floor: id.LSN(number(0)), since: int64(number(1)), bytes: int64(number(2)), began: int64(number(3))}
+	return r, bytes.Equal(b[32:32+recordLen], of.encodeRecord())
+}
+
+// logSegment is a stretch of the log that is trimmed as a whole: everything behind the
+// segment before, up to end.
+type logSegment struct {
+	end   id.LSN
+	bytes int64
+	at    int64 // when the segment ended
+}
+
+func appendSegmentKey(dst []byte, end id.LSN) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, spaceLogSegment), uint64(end))
+}
+
+func (g *logSegment) encodeSegment() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(g.bytes)), uint64(g.at))
+}
+
+func parseSegment(key, value []byte) (logSegment, error) {
+	if len(key) != 9 || len(value) != 16 {
+		return logSegment{}, fmt.Errorf("read log segment %x: %w", key, errBadLog)
+	}
+	return logSegment{
+		end: id.LSN(binary.BigEndian.Uint64(key[1:])), bytes: int64(binary.BigEndian.Uint64(value)), at: int64(binary.BigEndian.Uint64(value[8:])),
+	}, nil
+}
+
+func totalBytes(segments []logSegment) (n int64) {
+	for i := range segments {
+		n += segments[i].bytes
+	}
+	return n
+}
+
+// cloneEntry copies the ids of an entry.
+func (e LogEntry) cloneEntry() LogEntry {
+	e.Restaurant = id.ID(slices.Clone([]byte(e.Restaurant)))
+	e.Client = id.ID(slices.Clone([]byte(e.Client)))
+	return e
+}

@@ -1,0 +1,309 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"dinnerbell/state/id"
+)
+
+// LogOptions bound the subscription log.
+type LogOptions struct {
+	// Bytes is how much the log holds, counted as it is written; 0: there is no log.
+	Bytes int64
+	// Age is how long entries stay; 0: for ever.
+	Age time.Duration
+	// KeepBytes of the newest entries stay whatever their age.
+	KeepBytes int64
+}
+
+const (
+	// logSegments is how many segments the log has at its full size or age. One more
+	// segment is under way. The log is trimmed by whole segments, and holds at least
+	// this part less than it may.
+	logSegments = 64
+	// minSegmentBytes keeps the segments of a small log from being tiny.
+	minSegmentBytes = 64 << 10
+	// tailBytes is the size up to which a blob is written again with the next
+	// transactions, under the same key: small transactions share a blob, so that the
+	// number of keys is bounded too.
+	tailBytes = 1 << 10
+)
+
+// logWriter writes the log in the batches that write the rows. Its lock is the store's
+// writeMu.
+type logWriter struct {
+	o     LogOptions
+	build logBuilder
+	logState
+	next  logState // what a batch under way makes of logState
+	tail  []byte   // transactions of the blob under tailKey
+	blob  []byte   // scratch
+	value []byte   // scratch
+}
+
+// logState is what the log is, beside its entries.
+type logState struct {
+	rec      logRecord
+	segments []logSegment // without the one under way, oldest first
+	total    int64        // bytes of segments
+	// tailKey is the key of the last blob while it can grow; 0: it cannot.
+	tailKey   id.LSN
+	tailFlags byte
+	// last is the end of the last batch with entries, or a later position.
+	last id.LSN
+	// parts is how many parts of the transaction under way are in the log.
+	parts uint32
+	// dropped: the log does not hold all parts of the transaction under way.
+	dropped bool
+}
+
+func (l *logWriter) isOn() bool { return l.o.Bytes > 0 }
+
+// segmentBytes returns the size at which a segment ends.
+func (l *logWriter) segmentBytes() int64 {
+	return max(min(minSegmentBytes, l.o.Bytes/4), l.o.Bytes/logSegments)
+}
+
+// addBatch adds the collected entries and the record to a batch that brings the store
+// from the state record now to next. It leaves the new state in l.next.
+func (l *logWriter) addBatch(batch *pebble.Batch, now, next stateRecord, end id.LSN, clock int64) error {
+	l.next = l.logState
+	var err error
+	if end == 0 {
+		err = l.addPart(batch, now.end, clock)
+	} else {
+		err = l.addEnd(batch, end, clock)
+	}
+	if err == nil {
+		err = l.trimSegments(batch, clock)
+	}
+	if err = errors.Join(err, l.writeRecord(batch, next)); err != nil {
+		l.forgetTail()
+	}
+	return err
+}
+
+// forgetTail lets the next transaction begin another blob, after a batch that was not
+// written.
+func (l *logWriter) forgetTail() { l.tailKey = 0 }
+
+func (l *logWriter) writeRecord(batch *pebble.Batch, of stateRecord) error {
+	l.value = l.next.rec.appendRecord(l.value[:0], of)
+	return batch.Set(keyLogRecord, l.value, nil)
+}
+
+// addPart adds the blob of a part of the transaction that begins at the position from.
+func (l *logWriter) addPart(batch *pebble.Batch, from id.LSN, clock int64) error {
+	n := &l.next
+	if len(l.build.transactions()) == 0 || n.dropped {
+		return nil
+	}
+	n.tailKey = 0
+	if n.parts == 0 && n.rec.bytes > 0 {
+		if err := l.endSegment(batch, from, clock); err != nil {
+			return err
+		}
+	}
+	n.parts++
+	if err := l.setBlob(batch, from, n.parts, l.build.flags, l.build.transactions(), clock); err != nil {
+		return err
+	}
+	if n.rec.bytes <= l.o.Bytes {
+		return nil
+	}
+	n.dropped = true
+	return l.dropEntries(batch, from, clock)
+}
+
+// addEnd adds the entries of whole transactions, or those of the last part.
+func (l *logWriter) addEnd(batch *pebble.Batch, end id.LSN, clock int64) error {
+	n := &l.next
+	dropped, parts := n.dropped, n.parts
+	n.dropped, n.parts = false, 0
+	if dropped || parts > 0 || len(l.build.transactions()) > 0 {
+		n.last = end
+	}
+	switch transactions := l.build.transactions(); {
+	case dropped:
+		if err := l.dropEntries(batch, end, clock); err != nil {
+			return err
+		}
+	case len(transactions) == 0:
+	case n.tailKey != 0 && parts == 0 && len(l.tail) < tailBytes:
+		n.rec.bytes -= blobSize(len(l.tail))
+		n.tailFlags |= l.build.flags
+		l.tail = append(l.tail, transactions...)
+		if err := l.setBlob(batch, n.tailKey, 0, n.tailFlags, l.tail, clock); err != nil {
+			return err
+		}
+	default:
+		if err := l.setBlob(batch, l.build.first, 0, l.build.flags, transactions, clock); err != nil {
+			return err
+		}
+		if n.tailKey = 0; len(transactions) < tailBytes {
+			n.tailKey, n.tailFlags = l.build.first, l.build.flags
+			l.tail = append(l.tail[:0], transactions...)
+		}
+	}
+	spread := int64(l.o.Age/time.Second) / logSegments
+	if n.rec.bytes >= l.segmentBytes() || n.rec.bytes > 0 && l.o.Age > 0 && clock-n.rec.began > spread {
+		return l.endSegment(batch, end, clock)
+	}
+	return nil
+}
+
+// blobSize is what a blob counts in the size of the log.
+func blobSize(transactions int) int64 {
+	return int64(transactions + blobHeadLen + blobSumLen + logKeyLen + keyOverhead)
+}
+
+func (l *logWriter) setBlob(batch *pebble.Batch, lsn id.LSN, part uint32, flags byte, transactions []byte, clock int64) error {
+	if l.next.rec.bytes == 0 {
+		l.next.rec.began = clock
+	}
+	l.next.rec.bytes += blobSize(len(transactions))
+	l.blob = appendBlob(l.blob[:0], flags, transactions)
+	key := appendLogKey(make([]byte, 0, logKeyLen), lsn, part)
+	return batch.Set(key, l.blob, nil)
+}
+
+// endSegment ends the segment under way at the end of a transaction.
+func (l *logWriter) endSegment(batch *pebble.Batch, end id.LSN, clock int64) error {
+	n := &l.next
+	g := logSegment{end: end, bytes: n.rec.bytes, at: clock}
+	n.segments = append(n.segments[:len(n.segments):len(n.segments)], g)
+	n.total += g.bytes
+	n.rec.bytes, n.tailKey = 0, 0
+	return batch.Set(appendSegmentKey(nil, end), g.encodeSegment(), nil)
+}
+
+// trimSegments drops the oldest segments that are too much or too old.
+func (l *logWriter) trimSegments(batch *pebble.Batch, clock int64) error {
+	n, old := &l.next, 0
+	total := n.total
+	for _, g := range n.segments {
+		size := total + n.rec.bytes
+		aged := l.o.Age > 0 && clock-g.at > int64(l.o.Age/time.Second) && size-g.bytes >= l.o.KeepBytes
+		if size <= l.o.Bytes && !aged {
+			break
+		}
+		total -= g.bytes
+		old++
+	}
+	return l.dropSegments(batch, old)
+}
+
+// dropSegments drops the oldest count segments.
+func (l *logWriter) dropSegments(batch *pebble.Batch, count int) error {
+	if count == 0 {
+		return nil
+	}
+	n := &l.next
+	last := n.segments[count-1]
+	n.total -= totalBytes(n.segments[:count])
+	n.segments = n.segments[count:]
+	n.raiseFloor(last.end, last.at)
+	return errors.Join(
+		batch.DeleteRange([]byte{spaceLog}, appendLogKey(nil, last.end, 1), nil),
+		batch.DeleteRange([]byte{spaceLogSegment}, appendSegmentKey(nil, last.end+1), nil))
+}
+
+// dropEntries drops everything that is in the log; floor is the position from which on
+// the log goes on.
+func (l *logWriter) dropEntries(batch *pebble.Batch, floor id.LSN, clock int64) error {
+	n := &l.next
+	n.segments, n.total, n.tailKey, n.parts = nil, 0, 0, 0
+	n.rec.bytes = 0
+	n.raiseFloor(floor, clock)
+	return batch.DeleteRange([]byte{spaceLog}, []byte{spaceLogSegment + 1}, nil)
+}
+
+func (n *logState) raiseFloor(floor id.LSN, since int64) {
+	n.rec.floor, n.rec.since = max(n.rec.floor, floor), max(n.rec.since, since)
+}
+
+// restart drops the log in a batch that replaces the rows. Nobody knows which pairs
+// differ in the new rows, so that even readers that handled all entries must not go on.
+// floor is the last position that readers may have handled.
+func (l *logWriter) restart(batch *pebble.Batch, next stateRecord, floor id.LSN, clock int64) error {
+	l.next = l.logState
+	l.next.dropped = false
+	l.next.rec.floor = 0 // the positions of another source may be higher
+	return errors.Join(l.dropEntries(batch, floor+1, clock), l.writeRecord(batch, next))
+}
+
+// moveLog adds to batch what brings the log of a restored checkpoint from the state record
+// was to r, which differs in the position. The log goes on if it is complete up to logEnd,
+// and r stands there.
+func moveLog(db *pebble.DB, batch *pebble.Batch, was, r stateRecord, logEnd id.LSN) error {
+	value, err := getCopy(db, keyLogRecord)
+	if err != nil || value == nil {
+		return err
+	}
+	rec, fits := parseLogRecord(value, was)
+	if !fits || logEnd != r.end {
+		return batch.Delete(keyLogRecord, nil) // Open begins a new log
+	}
+	return batch.Set(keyLogRecord, rec.appendRecord(nil, r), nil)
+}
+
+// open reads the log of a store at the state record r. It begins a new log where the log
+// does not fit the rows.
+func (l *logWriter) open(db *pebble.DB, r stateRecord, clock int64) (fits bool, err error) {
+	value, err := getCopy(db, keyLogRecord)
+	if err != nil {
+		return false, err
+	}
+	rec, fits := parseLogRecord(value, r)
+	if fits {
+		l.rec = rec
+		err = l.readSegments(db)
+		if err == nil {
+			err = l.countParts(db, r.end)
+		}
+		if fits = !errors.Is(err, errBadLog); err != nil && fits {
+			return false, err
+		}
+	}
+	if fits {
+		return true, nil
+	}
+	batch := db.NewBatch()
+	defer batch.Close()
+	l.logState = logState{}
+	if err := errors.Join(l.restart(batch, r, r.end, clock), batch.Commit(pebble.NoSync)); err != nil {
+		return false, fmt.Errorf("begin subscription log: %w", err)
+	}
+	l.logState = l.next
+	return value == nil, nil
+}
+
+func (l *logWriter) readSegments(db *pebble.DB) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{spaceLogSegment}, UpperBound: []byte{spaceLogSegment + 1}})
+	if err != nil {
+		return fmt.Errorf("read log segments: %w", err)
+	}
+	for ok := it.First(); ok && err == nil; ok = it.Next() {
+		var g logSegment
+		g, err = parseSegment(it.Key(), it.Value())
+		l.segments = append(l.segments, g)
+	}
+	l.total = totalBytes(l.segments)
+	return errors.Join(err, it.Close())
+}
+
+// countParts finds the parts of a transaction that a crash has cut, at the position end.
+func (l *logWriter) countParts(db *pebble.DB, end id.LSN) error {
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: appendLogKey(nil, end, 1), UpperBound: appendLogKey(nil, end+1, 0)})
+	if err != nil {
+		return fmt.Errorf("read end of the log: %w", err)
+	}
+	if it.Last() {
+		_, l.parts, err = parseLogKey(it.Key())
+	}
+	return errors.Join(err, it.Close())
+}

@@ -1,0 +1,310 @@
+package explain
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/state/id"
+)
+
+// noon is the present of the tests; the campaign is valid from ten to two.
+var noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+
+func hours(n float64) time.Time { return noon.Add(time.Duration(n * float64(time.Hour))) }
+
+func cursor(t *testing.T, text string) id.ID {
+	t.Helper()
+	packed, err := id.Pack(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packed
+}
+
+// finished is evidence of a campaign that was accepted at ten and sent by five past ten,
+// and of a client without a row.
+func finished() *Evidence {
+	return &Evidence{
+		Question: Question{Campaign: "c", Client: "k"}, Now: noon, Start: "earliest", FeedbackTable: "feedback", CampaignTable: "campaign",
+		Campaigns: []CampaignRow{{Restaurant: "r", Lane: 1, Version: 1, MessageOn: 1, MessageAt: 7, Sent: hours(-2), Start: hours(-2), End: hours(2),
+			State: "finished", Accepted: hours(-2), Started: hours(-2), Finished: hours(-1.9), Notified: 10}},
+		Lanes: []Lane{{Lane: 1, Decided: 3, Shipped: 3, NextOffset: 8, Owner: &Owner{State: "running"}}},
+	}
+}
+
+// subscribed is what the daemon says of the client, with a history of three days.
+func subscribed(now bool, changes ...Change) []Subscription {
+	return []Subscription{{Restaurant: "r", From: SourceState, LSN: "0/20", Subscribed: now, History: changes, Since: hours(-72), Floor: "0/1"}}
+}
+
+func appeared(at time.Time) Change { return Change{LSN: "0/10", Time: at} }
+
+func gone(at time.Time) Change { return Change{Gone: true, LSN: "0/11", Time: at} }
+
+// row gives the client a row that was decided a minute before noon.
+func row(e *Evidence) {
+	e.Feedback = &FeedbackRow{ID: "58", Restaurant: "r", Decided: noon.Add(-time.Minute)}
+}
+
+// Each verdict comes from evidence, with its reason, the command that would change it, and
+// what is not known.
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	left := slices.Clone(Verdicts)
+	for name, c := range map[string]struct {
+		change func(*Evidence)
+		want   Verdict
+		why    string // a part of it
+		next   string
+		gap    string // a part of a gap; "": none may be there
+	}{
+		"row and record": {want: Notified, why: "decided at 2026-05-04T11:59:00Z, and in topic out since 2026-05-04T12:00:00Z", change: func(e *Evidence) {
+			row(e)
+			e.Record = &Record{Topic: "out", Partition: 2, Offset: 271, Time: noon}
+		}},
+		"row of another restaurant": {want: NotifiedEarlier, why: `already, for restaurant "r"`, change: func(e *Evidence) {
+			row(e)
+			e.Restaurant, e.Record = "r2", &Record{Topic: "out"}
+		}},
+		"record not found": {want: Notified, why: "no record of it was found", gap: "retention", change: func(e *Evidence) {
+			row(e)
+			e.Search = &RecordSearch{Topic: "out", From: 1, To: 9, End: 9}
+		}},
+		"record beyond the bounds": {want: Notified, gap: "at its bounds", change: func(e *Evidence) {
+			row(e)
+			e.Search = &RecordSearch{Topic: "out", From: 1, To: 9, End: 90, Partial: true}
+		}},
+		"Kafka is gone, and the outbox does not hold it": {want: Notified, why: "does not hold it any more", gap: "Kafka", change: func(e *Evidence) {
+			row(e)
+			e.Gaps = []Gap{{Source: SourceRecord, What: "Kafka"}}
+		}},
+		"Kafka is gone, and the step is shipped": {want: Notified, why: "step 3 of lane 1 is among those that are shipped", gap: "Kafka", change: func(e *Evidence) {
+			row(e)
+			e.Step, e.Gaps = &Step{Lane: 1, Seq: 3, Shipped: 3}, []Gap{{Source: SourceRecord, What: "Kafka"}}
+		}},
+		"decided": {want: NotShipped, why: "lane 1 (stopped): no broker", change: func(e *Evidence) {
+			row(e)
+			e.Step, e.Lanes[0].Owner = &Step{Lane: 1, Seq: 4, Shipped: 3}, &Owner{State: "stopped", LastError: "no broker"}
+		}},
+		"decided a moment ago": {want: NotShipped, why: "within milliseconds", change: func(e *Evidence) {
+			row(e)
+			e.Step = &Step{Lane: 1, Seq: 4, Shipped: 3}
+		}},
+		"decided, no daemon": {want: NotShipped, why: "no daemon that answers here owns lane 1", change: func(e *Evidence) {
+			row(e)
+			e.Step, e.Lanes[0].Owner = &Step{Lane: 1, Seq: 4, Shipped: 3}, nil
+		}},
+		"decided, progress unknown": {want: Unknown, why: "progress could not be read", gap: "Kafka", change: func(e *Evidence) {
+			row(e)
+			e.Step, e.Gaps = &Step{Lane: 1, Seq: 4, Shipped: -1}, []Gap{{Source: SourceRecord, What: "Kafka"}}
+		}},
+		"Postgres is gone": {want: Unknown, why: "could not be read", gap: "refused", change: func(e *Evidence) {
+			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceFeedback, What: "refused"}, {Source: SourceCampaign, What: "refused"}}
+		}},
+		"id too long": {want: ClientRefused, why: "2000 bytes", change: func(e *Evidence) { e.Misfit = "its id has 2000 bytes" }},
+		"left out": {want: ClientRefused, why: "a constraint", change: func(e *Evidence) {
+			e.Letters = []Letter{{LeftOut: true, Restaurant: "r", Reason: "others"}, {LeftOut: true, NamesClient: true, Restaurant: "r", Reason: "a constraint"}}
+			e.Subscriptions = subscribed(true)
+		}},
+
+		"never subscribed":          {want: NotSubscribed, why: "since 2026-05-01T12:00:00Z", change: func(e *Evidence) { e.Subscriptions = subscribed(false) }},
+		"subscribed behind it":      {want: SubscribedLate, why: "subscribed at 2026-05-04T11:00:00Z", next: "dinnerbell replay --from 2026-05-04T10:00:00Z", change: func(e *Evidence) { e.Subscriptions = subscribed(true, appeared(hours(-1))) }},
+		"subscribed in the middle":  {want: SubscribedLate, why: "subscribed at 2026-05-04T10:03:00Z", next: "replay", change: func(e *Evidence) { e.Subscriptions = subscribed(true, appeared(hours(-1.95))) }},
+		"subscribed behind its end": {want: SubscribedLate, why: "at or after the campaign's end", change: func(e *Evidence) { e.Now, e.Subscriptions = hours(4), subscribed(true, appeared(hours(3))) }},
+		"subscribed again behind it": {want: SubscribedLate, why: "11:00:00Z", next: "replay", change: func(e *Evidence) {
+			e.Subscriptions = subscribed(true, appeared(hours(-1)), gone(hours(-30)), appeared(hours(-40)))
+		}},
+		"unsubscribed before it":       {want: Unsubscribed, why: "ended at 2026-05-04T09:00:00Z", change: func(e *Evidence) { e.Subscriptions = subscribed(false, gone(hours(-3)), appeared(hours(-30))) }},
+		"unsubscribed before its turn": {want: Unsubscribed, why: "ended at 2026-05-04T10:03:00Z", change: func(e *Evidence) { e.Subscriptions = subscribed(false, gone(hours(-1.95))) }},
+		"late subscribers are served": {want: UnderWay, why: "as a late subscriber: lane 1 is running", change: func(e *Evidence) {
+			e.LateSubscribers, e.Subscriptions = true, subscribed(true, appeared(hours(-1)))
+		}},
+		"one of two rows went":    {want: Unexplained, gap: "dinnerbell verify", change: func(e *Evidence) { e.Subscriptions = subscribed(true, gone(hours(-3)), appeared(hours(-30))) }},
+		"subscribed all the time": {want: Unexplained, why: "has no row", gap: "dinnerbell verify", change: func(e *Evidence) { e.Subscriptions = subscribed(true) }},
+		"no daemon, subscribed now": {want: SubscribedLate, why: "was sent to every subscriber", next: "replay", gap: "does not answer", change: func(e *Evidence) {
+			e.Subscriptions = []Subscription{{Restaurant: "r", From: SourceTable, Table: "subs", Subscribed: true}}
+		}},
+		"no daemon, not subscribed now": {want: NotSubscribed, gap: "does not answer", change: func(e *Evidence) {
+			e.Subscriptions = []Subscription{{Restaurant: "r", From: SourceTable, Table: "subs"}}
+		}},
+		"history is too short": {want: SubscribedLate, next: "replay", gap: "reaches back to 2026-05-04T11:00:00Z", change: func(e *Evidence) {
+			e.Subscriptions = subscribed(true)
+			e.Subscriptions[0].Since = hours(-1)
+		}},
+		"no history": {want: NotSubscribed, gap: "state.history", change: func(e *Evidence) {
+			e.Subscriptions = subscribed(false)
+			e.Subscriptions[0].Since = time.Time{}
+		}},
+		"subscriptions unknown": {want: NotSubscribed, gap: "with the daemon running", change: func(*Evidence) {}},
+
+		"cut off": {want: CutOff, why: "ended at 2026-05-04T11:30:00Z", change: func(e *Evidence) {
+			e.Campaigns[0].End, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), hours(-0.5), subscribed(true)
+		}},
+		"cut off, not noted yet": {want: CutOff, change: func(e *Evidence) {
+			e.Campaigns[0].End, e.Campaigns[0].State, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), "pending", time.Time{}, subscribed(true)
+		}},
+		"cut off, perhaps subscribed": {want: CutOff, gap: "state.history", change: func(e *Evidence) {
+			e.Campaigns[0].End, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), hours(-0.5), subscribed(true)
+			e.Subscriptions[0].Since = time.Time{}
+		}},
+		"cut off, not subscribed": {want: NotSubscribed, change: func(e *Evidence) {
+			e.Campaigns[0].End, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), hours(-0.5), subscribed(false)
+		}},
+		"the table refused it": {want: Refused, why: "no Latin-1", next: "dinnerbell dead-letters retry 0:3", change: func(e *Evidence) {
+			e.Letters = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 7, Reason: "no Latin-1", Restaurant: "r"}}
+		}},
+		"an edit was refused": {want: NotSubscribed, change: func(e *Evidence) {
+			e.Letters, e.Subscriptions = []Letter{{Offset: 3, From: "in", FromLane: 1, FromAt: 9, Reason: "an edit"}}, subscribed(false)
+		}},
+
+		"expired": {want: Expired, why: "accepted at 2026-05-04T10:00:00Z", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].End = "expired", hours(-2.5)
+		}},
+		"cancelled by a message": {want: Cancelled, why: "the message at 1@7", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].End, e.Campaigns[0].Version = "expired", hours(-2.5), 2
+		}},
+		"cancelled by an operator": {want: Cancelled, why: "an operator has cancelled the campaign at 2026-05-04T11:00:00Z (cancel by ann)", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Command, e.Campaigns[0].Commanded = "cancelled", "cancel by ann", hours(-1)
+		}},
+		"parked": {want: Parked, why: "its audience of 90", next: "dinnerbell approve c --restaurant r", change: func(e *Evidence) {
+			n := int64(90)
+			e.Campaigns[0].State, e.Campaigns[0].Audience = "parked", &n
+		}},
+		"paused":        {want: Paused, next: "dinnerbell resume c --restaurant r", change: func(e *Evidence) { e.Campaigns[0].State = "paused" }},
+		"a later state": {want: Unexplained, why: `"frozen"`, change: func(e *Evidence) { e.Campaigns[0].State = "frozen" }},
+		"scheduled":     {want: Scheduled, why: "starts at 2026-05-04T13:00:00Z", change: func(e *Evidence) { e.Campaigns[0].State, e.Campaigns[0].Start = "pending", hours(1) }},
+		"scheduled, edited": {want: Scheduled, change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Start, e.Campaigns[0].Version, e.Campaigns[0].Notified = "pending", hours(1), 2, 0
+		}},
+		"replaced by an edit for later": {want: Replaced, why: "starts at 2026-05-04T13:00:00Z", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Start, e.Campaigns[0].Version = "pending", hours(1), 2
+		}},
+		"replaced by an edit": {want: Replaced, why: "waits for its own", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Version, e.Subscriptions = "pending", 2, subscribed(true)
+		}},
+		"resumed": {want: UnderWay, why: "has not begun", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Version, e.Campaigns[0].Commanded, e.Subscriptions = "pending", 2, hours(-1), subscribed(true)
+		}},
+		"under way, ahead": {want: UnderWay, why: `10 of 90 notified so far, position "j"), and the client lies ahead`, change: func(e *Evidence) {
+			n := int64(90)
+			e.Campaigns[0].Audience = &n
+			e.Campaigns[0].State, e.Campaigns[0].Cursor, e.Subscriptions = "pending", cursor(t, "j"), subscribed(true)
+		}},
+		"under way, not subscribed": {want: NotSubscribed, why: "lies ahead", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Cursor, e.Subscriptions = "pending", cursor(t, "j"), subscribed(false)
+		}},
+		"under way, unsubscribed": {want: Unsubscribed, why: "ended at 2026-05-04T11:00:00Z", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Cursor, e.Subscriptions = "pending", cursor(t, "j"), subscribed(false, gone(hours(-1)))
+		}},
+		"under way, behind": {want: SubscribedLate, why: "subscribed at 2026-05-04T11:00:00Z behind its turn", next: "replay", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Cursor, e.Subscriptions = "pending", cursor(t, "m"), subscribed(true, appeared(hours(-1)))
+		}},
+		"under way, behind, late subscribers": {want: UnderWay, why: "late subscriber", change: func(e *Evidence) {
+			e.LateSubscribers = true
+			e.Campaigns[0].State, e.Campaigns[0].Cursor, e.Subscriptions = "pending", cursor(t, "m"), subscribed(true, appeared(hours(-1)))
+		}},
+		"under way, behind, subscribed all the time": {want: Unexplained, gap: "dinnerbell verify", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Cursor, e.Subscriptions = "pending", cursor(t, "m"), subscribed(true)
+		}},
+		"under way, subscriptions unknown": {want: UnderWay, gap: "whether the client is subscribed", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Campaigns[0].Cursor = "pending", cursor(t, "j")
+		}},
+		"waits for freshness": {want: UnderWay, why: "waits for fresh subscriptions", change: func(e *Evidence) {
+			e.Campaigns[0].State, e.Lanes[0].Owner.Waiting, e.Subscriptions = "rejoin", true, subscribed(true)
+		}},
+
+		"unknown": {want: CampaignUnknown, change: func(e *Evidence) { e.Campaigns = nil }},
+		"unknown, and the topic is out of reach": {want: CampaignUnknown, gap: "Kafka", change: func(e *Evidence) {
+			e.Campaigns, e.Gaps = nil, []Gap{{Source: SourceMessage, What: "Kafka"}}
+		}},
+		"other restaurants": {want: CampaignUnknown, why: `none of the id "r2"`, change: func(e *Evidence) { e.Restaurant = "r2" }},
+		"refused": {want: Refused, why: "the message at 1@5 was refused: end before start", next: "retry 2:9", change: func(e *Evidence) {
+			e.Campaigns, e.Letters = nil, []Letter{{Partition: 2, Offset: 9, From: "in", FromLane: 1, FromAt: 5, Reason: "end before start"}}
+		}},
+		"not read": {want: NotRead, why: "lane 1 (halted): cut", change: func(e *Evidence) {
+			e.Campaigns, e.Messages, e.Lanes[0].Owner = nil, []Message{{Partition: 1, Offset: 9, Unread: true, Restaurant: "r"}}, &Owner{State: "halted", LastError: "cut"}
+		}},
+		"not read, will be refused": {want: NotRead, why: "will be refused: no end", change: func(e *Evidence) {
+			e.Campaigns, e.Messages = nil, []Message{{Partition: 1, Offset: 9, Unread: true, Invalid: "no end"}}
+		}},
+		"before kafka.start": {want: BeforeDeployment, why: "lies before kafka.start", next: "replay", change: func(e *Evidence) {
+			e.Campaigns, e.Start, e.Messages = nil, "2026-05-04T11:00:00Z", []Message{{Partition: 1, Offset: 3, Time: hours(-2), End: hours(2)}}
+		}},
+		"before the first position": {want: BeforeDeployment, why: "kafka.start is latest", next: "replay", change: func(e *Evidence) {
+			e.Campaigns, e.Start, e.Messages = nil, "latest", []Message{{Partition: 1, Offset: 3, Time: hours(-2), End: hours(2)}}
+		}},
+		"row deleted": {want: Unexplained, why: "kept for seven days", gap: "log", change: func(e *Evidence) {
+			e.Campaigns, e.Start, e.Messages = nil, "latest", []Message{{Partition: 1, Offset: 3, Time: hours(-400), End: hours(-200)}}
+		}},
+		"skipped": {want: Unexplained, why: "no row of it", next: "replay", gap: "--accept-missing", change: func(e *Evidence) {
+			e.Campaigns, e.Messages = nil, []Message{{Partition: 1, Offset: 3, Time: hours(-2), End: hours(2)}}
+		}},
+		"two restaurants, subscribed to one": {want: SubscribedLate, why: "11:00:00Z", next: "replay", change: func(e *Evidence) {
+			other := e.Campaigns[0]
+			other.Restaurant = "q"
+			e.Campaigns = append([]CampaignRow{other}, e.Campaigns...)
+			e.Subscriptions = append(subscribed(true, appeared(hours(-1))), Subscription{Restaurant: "q", From: SourceState, Since: hours(-72)})
+		}},
+	} {
+		left = slices.DeleteFunc(left, func(v Verdict) bool { return v == c.want })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := finished()
+			c.change(e)
+			x := Explain(e)
+			if x.Verdict != c.want || !strings.Contains(x.Why, c.why) {
+				t.Errorf("%s: %s; want %s with %q", x.Verdict, x.Why, c.want, c.why)
+			}
+			if !strings.Contains(x.Next, c.next) || c.next == "" && strings.Contains(x.Next, "replay") {
+				t.Errorf("next: %q, want %q", x.Next, c.next)
+			}
+			gaps := ""
+			for _, g := range x.NotKnown {
+				gaps += g.What + ": " + g.Tell + "\n"
+			}
+			if !strings.Contains(gaps, c.gap) || c.gap == "" && gaps != "" {
+				t.Errorf("not known: %q, want %q", gaps, c.gap)
+			}
+			wantNotified := c.want == Notified || c.want == NotifiedEarlier
+			if c.want == Unknown && x.Notified != nil || c.want != Unknown && (x.Notified == nil || *x.Notified != wantNotified) {
+				t.Errorf("notified: %v", x.Notified)
+			}
+			for _, l := range x.Evidence {
+				if l.Source == "" || l.Place == "" || l.What == "" {
+					t.Errorf("a line without its source: %+v", l)
+				}
+			}
+		})
+	}
+	if len(left) > 0 {
+		t.Errorf("without a case: %v", left)
+	}
+}
+
+func TestJSONIsStable(t *testing.T) {
+	t.Parallel()
+	e := finished()
+	row(e)
+	e.Record = &Record{Topic: "out", Partition: 2, Offset: 271, Time: noon}
+	text, err := json.Marshal(Explain(e))
+	const want = `{"campaign":"c","client":"k","restaurant":"r","verdict":"notified","notified":true,"why":"decided at 2026-05-04T11:59:00Z, and in topic out since 2026-05-04T12:00:00Z","evidence":[` +
+		`{"source":"feedback","place":"row 58 of feedback","what":"decided for restaurant \"r\"; no feedback yet","time":"2026-05-04T11:59:00Z"},` +
+		`{"source":"record","place":"out/2@271","what":"the notification, as readers of committed records see it","time":"2026-05-04T12:00:00Z"},`
+	if err != nil || !strings.HasPrefix(string(text), want) || !strings.HasSuffix(string(text), `"not_known":[]}`) {
+		t.Errorf("%v\n%s\nwant\n%s", err, text, want)
+	}
+}
+
+func TestArgument(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"c-1": "c-1", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'", "50%:1": "50%:1", "-c": "'-c'", "a\nb": "'a\nb'",
+	} {
+		if got := argument(in); got != want {
+			t.Errorf("argument(%q) = %s, want %s", in, got, want)
+		}
+	}
+}
