@@ -42,13 +42,24 @@ func TestWrongClockIsNamed(t *testing.T) {
 	}
 }
 
-// testClock is this machine's clock, set forward or back.
-type testClock struct{ ahead atomic.Int64 }
+// testClock is this machine's clock, set forward or back, or a clock that stands still.
+type testClock struct {
+	ahead  atomic.Int64
+	stands atomic.Pointer[time.Time]
+}
 
-func (c *testClock) now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+func (c *testClock) now() time.Time {
+	if t := c.stands.Load(); t != nil {
+		return *t
+	}
+	return time.Now().Add(time.Duration(c.ahead.Load()))
+}
 
 // set moves the clock to a distance from this machine's.
 func (c *testClock) set(ahead time.Duration) { c.ahead.Store(int64(ahead)) }
+
+// stand stops the clock at a time.
+func (c *testClock) stand(at time.Time) { c.stands.Store(&at) }
 
 // A clock that jumps by hours loses no campaign and repeats none. A start that passed
 // meanwhile, or during downtime, counts at once.

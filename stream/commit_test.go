@@ -328,8 +328,8 @@ func TestLookUpIsPlannedByKeys(t *testing.T) {
 	w.db.Exec(`ANALYZE dinnerbell.campaign, subscribers_feedback`)
 	for name, c := range map[string]struct{ sql, types, args, index string }{
 		"ids": {s.claim.Tables.ExistingIDsSQL(), "text[]", `'{a,b}'`, "campaign_pkey"}, "keys": {s.claim.Tables.AcceptedSQL(), "text[], text[]", `'{a,b}', '{r,r}'`, "campaign_pkey"},
-		"due":         {s.claim.Tables.DueSQL(), "text[], text[], int8[], int4", `'{a,b}', '{r,r}', '{1,1}', 0`, "campaign_pkey"},
-		"pendingkeys": {s.claim.Tables.PendingKeysSQL(), "text[], text[], int4", `'{a,b}', '{r,r}', 0`, "campaign_pkey"},
+		"due":         {s.claim.Tables.DueSQL(), "text[],text[],int8[],int4", `'{a,b}', '{r,r}', '{1,1}', 0`, "campaign_pkey"},
+		"pendingkeys": {s.claim.Tables.PendingKeysSQL(), "text[],text[],int4", `'{a,b}', '{r,r}', 0`, "campaign_pkey"},
 		"clients":     {s.claim.Feedback.MissingSQL(""), "text, text[]", `'a', '{a,b}'`, "subscribers_feedback_adv_campaign_id_client_id_idx"},
 	} {
 		if _, err := s.reader.Exec(t.Context(), `PREPARE `+name+`(`+c.types+`) AS `+c.sql, pgx.QueryExecModeSimpleProtocol); err != nil {

@@ -45,6 +45,7 @@ type deployment struct {
 	recentLimit   int           // the same
 	startLimit    int           // the same
 	clock         *testClock    // the services' clock; nil: this machine's
+	clockWatch    time.Duration // as unmetPatience
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -119,6 +120,9 @@ func (w *deployment) start() (svc *Service, stop func()) {
 	}
 	if w.clock != nil {
 		svc.now = w.clock.now
+	}
+	if w.clockWatch > 0 {
+		svc.clockWatch = w.clockWatch
 	}
 	if w.inputPatience > 0 {
 		svc.inputPatience = w.inputPatience
