@@ -97,6 +97,9 @@ func (f *Facts) showColumns() string {
 }
 
 func (f *Facts) showSequences() string {
+	if len(f.Catalogue.denied) > 0 {
+		return "" // a role without the right does not see how many are used
+	}
 	var all []string
 	for _, s := range f.Catalogue.sequence {
 		all = append(all, fmt.Sprintf("%s: %d of %d numbers used", s.column, s.last, s.limit))
