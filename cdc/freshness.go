@@ -63,6 +63,10 @@ const (
 // share queries.
 func (m *Mirror) Barrier(ctx context.Context) error { return m.barrier.await(ctx) }
 
+// AwaitCommitted returns nil once the local state holds everything that was committed in
+// Postgres before the call, as Barrier does with Strict.
+func (m *Mirror) AwaitCommitted(ctx context.Context) error { return m.barrier.awaitStrict(ctx) }
+
 // freshnessBarrier is the state behind [Mirror.Barrier]. It outlives sessions:
 // callers wait across them.
 type freshnessBarrier struct {

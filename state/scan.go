@@ -18,6 +18,7 @@ import (
 type Scan struct {
 	s         *Store
 	gen       uint32
+	end       id.LSN
 	subs      *pebble.Iterator
 	delivered *pebble.Iterator
 
@@ -44,7 +45,7 @@ func (s *Store) NewScan() (*Scan, error) {
 	}
 	defer done()
 	s.mu.RLock()
-	gen := s.view.gen
+	gen, end := s.view.gen, s.view.end
 	subs, err := s.rowReaderLocked().NewIter(&pebble.IterOptions{KeyTypes: pebble.IterKeyTypePointsOnly})
 	s.mu.RUnlock()
 	if err != nil {
@@ -56,8 +57,12 @@ func (s *Store) NewScan() (*Scan, error) {
 	if err != nil {
 		return nil, s.checkDamage(errors.Join(fmt.Errorf("scan delivered pairs: %w", err), subs.Close()))
 	}
-	return &Scan{s: s, gen: gen, subs: subs, delivered: delivered}, nil
+	return &Scan{s: s, gen: gen, end: end, subs: subs, delivered: delivered}, nil
 }
+
+// End returns the end of the last transaction that the scan sees, as [Store.EndLSN]
+// was when the scan was made.
+func (c *Scan) End() id.LSN { return c.end }
 
 // Undelivered appends to dst up to limit distinct clients of restaurant that come after
 // the client after (from the start if after is ""), in packed order, and are not marked
@@ -91,6 +96,30 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 // Skipped returns how many clients the last call of Undelivered left out because they
 // are marked as delivered.
 func (c *Scan) Skipped() int { return c.skipped }
+
+// Subscribed appends to dst those of clients who are subscribed to restaurant, in the
+// order of clients. It costs a seek for each client.
+func (c *Scan) Subscribed(dst *id.List, restaurant id.ID, clients []id.ID) error {
+	if c.subs == nil {
+		return ErrClosed
+	}
+	release, err := c.s.acquire()
+	if err != nil {
+		return err
+	}
+	defer release()
+	c.seekRestaurant(restaurant, "")
+	for _, client := range clients {
+		c.seek = append(append(c.seek[:0], c.prefix...), client...)
+		if c.subs.SeekGE(c.seek) && bytes.HasPrefix(c.subs.Key(), c.seek) {
+			dst.Append(client)
+		}
+	}
+	if err := c.subs.Error(); err != nil {
+		return c.s.checkDamage(fmt.Errorf("look for subscriptions: %w", err))
+	}
+	return nil
+}
 
 // seekRestaurant bounds the iterator subs to the restaurant's keys behind the client
 // after.

@@ -157,6 +157,39 @@ func TestForgetDelivered(t *testing.T) {
 	check()
 }
 
+// Subscribed finds exactly the clients who have a row of the restaurant, as of the scan.
+func TestSubscribed(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	r, other := packID(t, "r"), packID(t, "rr")
+	all := append(makeIDs(20, 1), packID(t, "x"), packID(t, "xx"))
+	fillRestaurant(t, s, 1, r, all, 1)
+	fillRestaurant(t, s, 2, r, all[:5], 100) // second rows
+	fillRestaurant(t, s, 3, other, makeIDs(5, 2), 200)
+	scan, err := s.NewScan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer scan.Close()
+	applyChanges(t, s, 4, id.Change{Op: id.Delete, Row: rowN(10)})
+	if scan.End() != 3 || s.EndLSN() != 4 {
+		t.Errorf("the scan ends at %s, the store at %s", scan.End(), s.EndLSN())
+	}
+	ask := append(slices.Concat(all, makeIDs(5, 2)), packID(t, "xxx"))
+	var got id.List
+	if err := scan.Subscribed(&got, r, ask); err != nil {
+		t.Fatal(err)
+	}
+	if got.Len() != len(all) {
+		t.Errorf("%d of %d are subscribed, want %d", got.Len(), len(ask), len(all))
+	}
+	for i := range got.Len() {
+		if got.At(i) != all[i] {
+			t.Errorf("at %d: %s, want %s", i, got.At(i).Text(), all[i].Text())
+		}
+	}
+}
+
 // TestUndeliveredAllocates nothing per client.
 func TestUndeliveredAllocates(t *testing.T) {
 	s := openStore(t, t.TempDir(), testOptions())

@@ -34,6 +34,7 @@ type committer struct {
 	starts    *startTimes
 	shipped   *shipProgress
 	corrected *correctedKeys
+	late      *lateWork // nil: late subscribers are not served
 	steps     <-chan *step
 	toShip    chan<- *inflightStep
 	buffers   chan<- []byte
@@ -279,6 +280,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 	}
 	c.lane.noteLeftOut(d.p, len(d.st.dead))
 	c.starts.applyStep(c.lane.svc.now(), d.st)
+	c.late.applyStep(d.st)
 	c.lane.noteDecided(d.st, d.p)
 	c.lane.noteReplayed(d.st, d.p)
 	c.recycleBuffer(d.st)
@@ -325,7 +327,7 @@ func (c *committer) addStepChanges(p *sink.Pipeline, st *step, ships *record.Pay
 		Lane: c.lane.id, Epoch: c.claim.Epoch, Seq: ships.Seq, NextOffset: st.nextOffset,
 		Notifications: int64(ships.Notifications()), Expired: st.expired, Refused: ships.RefusedMessages(),
 		Shipped: c.shipped.seq.Load(), Ends: c.shipped.ends.List(),
-		Campaigns: st.campaignRows(), Payload: ships.Encode(),
+		Campaigns: st.campaignRows(), Late: st.lateRows(), Payload: ships.Encode(), SourceLSN: st.sourceLSN,
 		Notifies: len(st.picks) > 0, CommitBefore: float64(st.earliest) - c.claim.ClockAhead.Seconds(),
 	})
 }

@@ -167,7 +167,7 @@ func (c *committer) reconcileStep(ctx context.Context, st *step) error {
 		return err
 	}
 	c.starts.addLoaded(c.lane.svc.now(), startTimesOf(list))
-	return nil
+	return c.dropStaleLate(ctx, st)
 }
 
 // reconcileMessage reconciles a row that holds a message of the step; there is the

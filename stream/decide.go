@@ -37,6 +37,7 @@ type decider struct {
 	claim     *takeover.Claim
 	delivered *deliveredCache
 	corrected *correctedKeys
+	late      *lateWork // nil: late subscribers are not served
 	arrivals  <-chan messageBatch
 	due       <-chan []*liveCampaign
 	steps     chan<- *step
@@ -48,6 +49,11 @@ type decider struct {
 	replayed []message       // messages of a replay, which are accepted behind the backlog
 	recent   *recentMessages // accepted lately: newer than any look-up
 	ended    int64           // the second in which ended campaigns were last removed
+
+	latePicks  []*latePick // of one late batch, not in a step yet
+	lateUpTo   id.LSN      // handled once they are; 0: their batch does not say so
+	handled    id.LSN      // changes of the subscriptions up to here are handled with the steps that are built
+	committing id.LSN      // the position that the last of these steps has moved the lane to
 }
 
 func newDecider(l *lane, cfg Config) *decider {
@@ -69,6 +75,7 @@ func (d *decider) run(ctx context.Context) error {
 			d.sched.removedCaches = d.sched.removedCaches[:0]
 		}
 		if st.isEmpty() {
+			d.late.settleView(st.view)
 			continue
 		}
 		if err := d.sealAndSubmit(ctx, st); err != nil {
@@ -83,6 +90,7 @@ func (d *decider) run(ctx context.Context) error {
 func (d *decider) receiveInput(ctx context.Context) error {
 	for {
 		arrivals, due := d.arrivals, d.due
+		late, rejoins := d.lateInput()
 		if len(d.backlog) >= intakeMessages || d.weight >= d.cfg.StepBytes {
 			arrivals = nil
 		}
@@ -95,6 +103,10 @@ func (d *decider) receiveInput(ctx context.Context) error {
 				d.enqueueMessages(a)
 			case list := <-due:
 				d.enqueueDue(list)
+			case b := <-late:
+				d.enqueueLate(b)
+			case l := <-rejoins:
+				d.enqueueDue([]*liveCampaign{l})
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -105,6 +117,10 @@ func (d *decider) receiveInput(ctx context.Context) error {
 			d.enqueueMessages(a)
 		case list := <-due:
 			d.enqueueDue(list)
+		case b := <-late:
+			d.enqueueLate(b)
+		case l := <-rejoins:
+			d.enqueueDue([]*liveCampaign{l})
 		default:
 			return ctx.Err()
 		}
@@ -112,11 +128,11 @@ func (d *decider) receiveInput(ctx context.Context) error {
 }
 
 func (d *decider) isIdle() bool {
-	return d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0
+	return d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0 && len(d.latePicks) == 0 && d.lateUpTo == 0
 }
 
 func (d *decider) hasRoom() bool {
-	return d.sched.len() < d.cfg.LiveCampaigns && d.sched.bytes < d.cfg.LiveBytes
+	return d.sched.len()-d.sched.rejoining < d.cfg.LiveCampaigns && d.sched.bytes < d.cfg.LiveBytes
 }
 
 func (d *decider) enqueueMessages(a messageBatch) {
@@ -125,6 +141,8 @@ func (d *decider) enqueueMessages(a messageBatch) {
 		d.weight += a.messages[i].memorySize()
 	}
 	d.replayed = append(d.replayed, a.replayed...)
+	d.noteRestaurants(a.messages)
+	d.noteRestaurants(a.replayed)
 }
 
 // enqueueDue puts due campaigns into the schedule.
@@ -138,8 +156,12 @@ func (d *decider) enqueueDue(list []*liveCampaign) {
 			if l.delivered != "" {
 				d.delivered.forget(l.delivered)
 			}
+			if l.rejoins {
+				d.late.rejoining.drop(l.Key())
+			}
 			continue
 		}
+		d.noteRestaurant(l.restaurant, l.End)
 		d.sched.add(l)
 	}
 }
@@ -300,13 +322,32 @@ func (d *decider) fillStep(st *step) error {
 	d.forgetCorrected()
 	for n := d.countToLastCancel(); n > 0 && d.acceptNext(st); n-- {
 	}
-	scan, err := d.lane.svc.store.NewScan()
+	scan, err := d.openView(st)
+	if err != nil {
+		return err
+	}
+	if err = d.serveCampaigns(st, scan); err == nil {
+		d.noteHandled(st)
+	}
+	if closeErr := scan.Close(); err == nil {
+		err = closeErr
+	}
 	if err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
 	}
-	bytes := d.cfg.StepBytes
+	return nil
+}
+
+// serveCampaigns adds clients to the step until it is full or nobody is left: first
+// those of late picks, which are few.
+func (d *decider) serveCampaigns(st *step, scan *state.Scan) error {
+	late, lateBytes, err := d.pickLate(st, scan)
+	if err != nil {
+		return err
+	}
+	room, bytes := max(1, d.lane.stepClients()-late), max(1, d.cfg.StepBytes-lateBytes)
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
-	err = d.sched.serve(d.lane.stepClients(), more, func(l *liveCampaign, room int) (int, bool, error) {
+	return d.sched.serve(room, more, func(l *liveCampaign, room int) (int, bool, error) {
 		if bytes <= 0 {
 			return room, false, nil
 		}
@@ -315,13 +356,6 @@ func (d *decider) fillStep(st *step) error {
 		bytes -= used * per
 		return used + 1, exhausted, err
 	})
-	if closeErr := scan.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return fmt.Errorf("read subscriptions: %w", err)
-	}
-	return nil
 }
 
 // pickClients adds up to room clients of one campaign to the step and moves the
@@ -333,6 +367,9 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	if l.refused.Load() {
 		st.noteProgress(l, sink.StateFinished)
 		return 0, true, nil
+	}
+	if err := d.checkReached(scan); err != nil {
+		return 0, false, err
 	}
 	clients := &id.List{}
 	if l.fresh {
@@ -355,7 +392,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		st.picks = append(st.picks, &clientPick{live: l, clients: clients})
 	}
 	if done {
-		if l.cursor == "" { // the restaurant has no client
+		if l.cursor == "" && !l.rejoins { // the restaurant has no client
 			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		r := st.noteProgress(l, sink.StateFinished)
@@ -364,7 +401,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 			r.audience = &l.passed // it changes no more
 		}
 	} else {
-		r := st.noteProgress(l, sink.StatePending)
+		r := st.noteProgress(l, l.stateOnTheWay())
 		r.skipped, r.looked, r.audience = skipped, int64(used)+skipped, l.audience.Load()
 	}
 	return used, done, nil

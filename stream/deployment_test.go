@@ -39,6 +39,7 @@ type deployment struct {
 	subs    map[string][]string // restaurant → clients
 	rowsSQL string              // reads the feedback table, in the order of COPY
 
+	stateOptions  state.Options // of the stores
 	uncounted     bool          // the campaign table did not count from the first notification on
 	unmetPatience time.Duration // of start's services; 0: the usual
 	inputPatience time.Duration // the same
@@ -73,6 +74,7 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 	if _, err := sink.Setup(t.Context(), w.cfg.Sink); err != nil {
 		t.Fatal(err)
 	}
+	w.stateOptions.Logger = w.cfg.Logger
 	w.store = w.openStore()
 	return w
 }
@@ -80,7 +82,7 @@ func newDeployment(t testing.TB, lanes int32, subs map[string][]string) *deploym
 // openStore gives a new store with the world's subscriptions.
 func (w *deployment) openStore() *state.Store {
 	w.Helper()
-	store, err := state.Open(w.TempDir(), state.Options{Logger: w.cfg.Logger})
+	store, err := state.Open(w.TempDir(), w.stateOptions)
 	if err != nil {
 		w.Fatal(err)
 	}

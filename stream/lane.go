@@ -32,6 +32,10 @@ type lane struct {
 	waiting  atomic.Int32 // goroutines that wait for the freshness barrier
 	narrowed atomic.Int64 // clients of a step where Postgres is too slow for the configured number; 0: as configured
 
+	gate         atomic.Pointer[reachGate] // of the session; nil: open
+	sourceLSN    atomic.Uint64             // changes of the subscriptions up to here are handled for late subscribers
+	committedLSN atomic.Uint64             // as the lane's row has it
+
 	replays chan *laneReplay           // from a replay to the session
 	replay  atomic.Pointer[laneReplay] // the one under way
 
@@ -126,6 +130,8 @@ func (l *lane) setState(state LaneState, err error) {
 	}
 	if state != LaneRunning {
 		l.starts, l.counts.live, l.fanOuts = nil, 0, nil
+		l.gate.Store(nil)
+		l.sourceLSN.Store(0)
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
 		l.status.State, l.status.Halted = LaneHalted, halted
@@ -149,6 +155,7 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
 	l.noteSkipped(st, p.Seq)
 	l.noteCampaigns(st, p.Seq)
+	l.noteLate(st)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq

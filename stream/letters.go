@@ -99,7 +99,9 @@ func (l *campaignLookup) refuseUnencodable(ctx context.Context, batch []message)
 // campaign. Steps that are built already drop it once this step is committed.
 func (st *step) noteRefused(l *liveCampaign) {
 	st.refused = append(st.refused, l)
-	st.rows[l.Key()].state = sink.StateFinished // the row is there: see decider.pickClients
+	if r := st.rows[l.Key()]; r != nil && r.liveCampaign == l { // else a late pick
+		r.state = sink.StateFinished
+	}
 }
 
 // leaveOutClient records a client whose id does not fit the feedback table or a record.

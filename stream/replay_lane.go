@@ -173,8 +173,8 @@ func (l *laneReplay) noteDone(next int64, counts ReplayCounts) {
 // that the lane must accept.
 func (l *laneReplay) judgeBatch(ctx context.Context, messages *messageInspector, batch []message) (todo []*message, counts ReplayCounts, err error) {
 	fresh := l.svc.now()
-	if err := l.svc.barrier.Barrier(ctx); err != nil {
-		return nil, counts, fmt.Errorf("wait for fresh subscriptions: %w", err)
+	if err := l.handle.lane.awaitFresh(ctx); err != nil {
+		return nil, counts, err
 	}
 	if err := messages.lookup.fillVersionsAnew(ctx, batch); err != nil {
 		return nil, counts, err

@@ -8,6 +8,7 @@ import (
 
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/sink"
 )
 
 // liveCampaign is a campaign in the middle of its fan-out, as the decider holds it.
@@ -25,6 +26,7 @@ type liveCampaign struct {
 	done       bool  // left the schedule
 	replayed   bool  // brought by a replay
 	approved   bool  // an operator let it go, however large its audience is
+	rejoins    bool  // was finished, and is joined again for late subscribers
 	resumedAt  id.ID // an earlier session has passed the clients up to it; "": none
 	passed     int64 // clients looked at; of the decider
 
@@ -62,7 +64,8 @@ type schedule struct {
 	bytes         int             // memory held by campaigns in byKey
 	removedCaches []id.ID         // delivered caches of campaigns that were removed
 
-	replayed int // campaigns in byKey that a replay brought
+	replayed  int // campaigns in byKey that a replay brought
+	rejoining int // campaigns in byKey that are joined again for late subscribers
 }
 
 func newSchedule() *schedule {
@@ -77,7 +80,12 @@ func (s *schedule) add(l *liveCampaign) {
 	l.fresh = true
 	s.byKey[l.Key()] = l
 	s.bytes += l.Size()
-	s.fresh = append(s.fresh, l)
+	if l.rejoins { // it waits for its turn among the long ones
+		s.rejoining++
+		s.long = append(s.long, l)
+	} else {
+		s.fresh = append(s.fresh, l)
+	}
 	if l.replayed {
 		s.replayed++
 	}
@@ -103,6 +111,9 @@ func (s *schedule) remove(l *liveCampaign) {
 	l.done = true
 	if l.replayed {
 		s.replayed--
+	}
+	if l.rejoins {
+		s.rejoining--
 	}
 	if l.delivered != "" {
 		s.removedCaches = append(s.removedCaches, l.delivered)
@@ -201,6 +212,14 @@ func (s *schedule) serveTurn(l *liveCampaign, room int, take serveFunc) (int, er
 		s.long = append(s.long, l)
 	}
 	return used, nil
+}
+
+// stateOnTheWay is the state of the campaign's row while clients are left.
+func (l *liveCampaign) stateOnTheWay() string {
+	if l.rejoins {
+		return sink.StateRejoin
+	}
+	return sink.StatePending
 }
 
 // packRestaurant sets the packed id of the restaurant.

@@ -39,6 +39,14 @@ type Config struct {
 	// memory; beyond them the intake waits. Defaults 4096 and 8 MiB.
 	LiveCampaigns int
 	LiveBytes     int
+	// Committed waits until the local subscriptions hold every change that was committed
+	// in the source before the call, however fresh a join wants them. Default: the
+	// barrier.
+	Committed func(ctx context.Context) error
+	// TrimLog: nobody but late subscribers needs the store's log of new subscriptions,
+	// so it is kept no longer than the lanes need it.
+	TrimLog bool
+
 	// DrainTimeout bounds the time in which steps in flight are finished after Run's
 	// context has ended. Default 10 s.
 	DrainTimeout time.Duration
@@ -152,6 +160,9 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.keepRetention(ctx) })
 	g.Go(func() error { return s.countAudiences(ctx) })
 	g.Go(func() error { return s.watchOperators(ctx) })
+	if s.cfg.Sink.LateSubscribers && s.cfg.TrimLog {
+		g.Go(func() error { return s.trimLog(ctx) })
+	}
 	g.Go(func() error {
 		select {
 		case h := <-s.halts:

@@ -31,6 +31,8 @@ type session struct {
 	toShip    chan *inflightStep   // commit → ship, in order
 	buffers   chan []byte          // commit → decide: of COPY data that is sent, to be filled again
 	corrected correctedKeys        // commit → decide
+	late      *lateWork            // nil: late subscribers are not served
+	gate      *reachGate           // until it opens, nothing is joined; nil: it is open
 }
 
 // shipProgress is how far the lane's steps are shipped.
@@ -48,6 +50,10 @@ func newSession(l *lane, c *takeover.Claim) *session {
 		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
 	}
 	s.messages = newMessageInspector(c.Config, l.id, c.Feedback, c.Limits, s.reader, l.svc.store)
+	if c.Config.Sink.LateSubscribers {
+		s.late, s.gate = newLateWork(), newReachGate(c.SourceLSN)
+	}
+	l.gate.Store(s.gate)
 	s.shipped.seq.Store(c.Shipped)
 	s.shipped.ends.Raise(c.EndsBefore)
 	return s
@@ -75,6 +81,10 @@ func (s *session) run(soft context.Context) error {
 	g.Go(func() error { return ignoreEnd(soft, s.newIntake().run(soft)) })
 	g.Go(func() error { return ignoreEnd(soft, s.newCampaignStarter().run(soft)) })
 	g.Go(func() error { return ignoreEnd(soft, s.newReplayer().run(soft)) })
+	if s.late != nil {
+		g.Go(func() error { return ignoreEnd(soft, s.newLateReader().run(soft)) })
+		g.Go(func() error { return ignoreEnd(soft, s.newRejoiner().run(soft)) })
+	}
 	g.Go(func() error { defer close(s.steps); return ignoreEnd(soft, s.newDecider().run(soft)) })
 	g.Go(func() error { defer close(s.toShip); return s.newCommitter().run(hard) })
 	g.Go(func() error { return s.newShipper().run(hard) })
@@ -114,14 +124,14 @@ func (s *session) newReplayer() *replayer {
 
 func (s *session) newDecider() *decider {
 	d := newDecider(s.lane, s.lane.svc.cfg)
-	d.claim, d.delivered, d.corrected = s.claim, s.messages.delivered, &s.corrected
+	d.claim, d.delivered, d.corrected, d.late = s.claim, s.messages.delivered, &s.corrected, s.late
 	d.arrivals, d.due, d.steps, d.buffers = s.arrivals, s.due, s.steps, s.buffers
 	return d
 }
 
 func (s *session) newCommitter() *committer {
 	return &committer{
-		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected,
+		claim: s.claim, lane: s.lane, reader: s.reader, letters: s.messages.parser.letters, starts: s.starts, shipped: s.shipped, corrected: &s.corrected, late: s.late,
 		steps: s.steps, toShip: s.toShip, buffers: s.buffers,
 		last: s.claim.Decided, inflight: make(chan *inflightStep, stepsInFlight), results: make(chan error, stepsInFlight),
 	}
@@ -131,4 +141,17 @@ func (s *session) newShipper() *shipper {
 	sh := newShipper(s.claim)
 	sh.toShip, sh.shipped, sh.note = s.toShip, s.shipped, s.lane.noteShipped
 	return sh
+}
+
+func (s *session) newLateReader() *lateReader {
+	svc := s.lane.svc
+	committed := svc.cfg.Committed
+	if committed == nil {
+		committed = svc.barrier.Barrier
+	}
+	return &lateReader{lane: s.lane, claim: s.claim, store: svc.store, reader: s.reader, late: s.late, gate: s.gate, committed: committed, timeout: s.claim.Config.SinkTimeout, log: s.claim.Config.Logger}
+}
+
+func (s *session) newRejoiner() *rejoiner {
+	return &rejoiner{lane: s.lane, claim: s.claim, reader: s.reader, late: s.late, gate: s.gate, delivered: s.messages.delivered, timeout: s.claim.Config.SinkTimeout}
 }

@@ -11,6 +11,7 @@ import (
 
 	"dinnerbell/internal/halt"
 	"dinnerbell/state"
+	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 )
@@ -37,6 +38,14 @@ type LaneStatus struct {
 	State      LaneState
 	// WaitingForFreshness: campaigns are held until the subscriptions have caught up.
 	WaitingForFreshness bool
+	// SourceLSN is how far the lane has handled the changes of the subscriptions for late
+	// subscribers, and Behind how many bytes of the source's log it is behind the local
+	// subscriptions; 0 where these are not served.
+	SourceLSN id.LSN
+	Behind    int64
+	// WaitsForLSN: nothing is joined before the local subscriptions have come to this
+	// position, which the lane has handled already; 0: nothing waits.
+	WaitsForLSN id.LSN
 	// HeldByTransaction names the open transaction of another producer that keeps
 	// campaigns from being read.
 	HeldByTransaction string
@@ -95,6 +104,10 @@ func (l *lane) addStatus(out *Status) {
 	defer l.mu.Unlock()
 	st := l.status
 	st.WaitingForFreshness = l.waiting.Load() > 0
+	if st.SourceLSN = id.LSN(l.sourceLSN.Load()); st.SourceLSN > 0 {
+		st.Behind = max(0, int64(l.svc.store.EndLSN())-int64(st.SourceLSN)) //nolint:gosec // LSNs fit
+	}
+	st.WaitsForLSN = l.gate.Load().waitsFor()
 	st.HeldByTransaction = l.held.describe(l.svc.cfg.Kafka.Campaigns, l.id)
 	out.Lanes = append(out.Lanes, st)
 	out.Campaigns.Live += int64(l.counts.live)
@@ -127,6 +140,8 @@ type Counts struct {
 	WithoutAudience int64                // campaigns of a restaurant that nobody subscribes to
 	Conflicts       int64                // steps that met clients whom the delivered cache did not know
 	DeliveredMisses int64                // clients whom Postgres knew and the delivered cache did not
+	LateNotified    int64                // clients notified because they subscribed while a campaign was live
+	LateEntries     int64                // new subscriptions that the lanes have looked at for that
 	Unservable      int64                // clients left out because the feedback table or the topic cannot take them; dead letters name them
 }
 
@@ -145,13 +160,15 @@ func (c Counts) Add(o Counts) Counts {
 	c.WithoutAudience += o.WithoutAudience
 	c.Conflicts += o.Conflicts
 	c.DeliveredMisses += o.DeliveredMisses
+	c.LateNotified += o.LateNotified
+	c.LateEntries += o.LateEntries
 	c.Unservable += o.Unservable
 	return c
 }
 
 // counters hold the Counts as they rise.
 type counters struct {
-	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, unservable atomic.Int64
+	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, lateNotified, lateEntries, unservable atomic.Int64
 
 	letters [len(campaign.ReasonClasses)]atomic.Int64
 }
@@ -172,7 +189,8 @@ func (c *counters) snapshot() Counts {
 	out := Counts{
 		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Accepted: c.accepted.Load(), Finished: c.finished.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
 		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
-		DeliveredMisses: c.deliveredMisses.Load(), Unservable: c.unservable.Load(),
+		DeliveredMisses: c.deliveredMisses.Load(), LateNotified: c.lateNotified.Load(), LateEntries: c.lateEntries.Load(),
+		Unservable: c.unservable.Load(),
 	}
 	for i := range c.letters {
 		out.Letters[i] = c.letters[i].Load()

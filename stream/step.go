@@ -55,6 +55,7 @@ type clientPick struct {
 	clients   *id.List
 	wire      *record.Template
 	contested bool // goes by ON CONFLICT instead of COPY
+	late      bool // clients who subscribed after the campaign was joined; the step's rows have no row of it
 
 	// Of the last try of the step's transaction: how many of the clients it notifies,
 	// and how many have a row already.
@@ -73,6 +74,9 @@ type step struct {
 	windows    []*replayWindow  // one for each message of a replay
 	lost       []campaign.Key   // campaigns whose row another message has taken
 	revives    bool             // a row of the step revives a campaign that an operator cancelled
+
+	view      int64  // number of the view that its clients are from; 0: none, or late subscribers are off
+	sourceLSN id.LSN // changes of the subscriptions up to here are handled with this step; 0: does not move
 
 	leftOut map[leftOut][]string // clients whose id fits neither the table nor a record
 	refused []*liveCampaign      // campaigns whose rows the feedback table refuses; set while the rows are written
@@ -94,7 +98,7 @@ func newStep(t *sink.FeedbackTable) *step {
 
 // isEmpty reports whether the step changes nothing.
 func (st *step) isEmpty() bool {
-	return st.nextOffset == 0 && len(st.rows) == 0 && len(st.picks) == 0
+	return st.nextOffset == 0 && len(st.rows) == 0 && len(st.picks) == 0 && st.sourceLSN == 0
 }
 
 // acceptRow adds a new message for the step to store. Of several messages of one key
@@ -156,7 +160,11 @@ func (st *step) noteProgress(l *liveCampaign, to string) *campaignRow {
 // before. It can accept a repeat.
 func (st *step) canAccept(m *message) bool {
 	r := st.rows[m.campaign.Key()]
-	return r == nil || !r.served || m.window == nil && *r.Campaign == *m.campaign
+	if r != nil && r.served {
+		return m.window == nil && *r.Campaign == *m.campaign
+	}
+	l := st.latePick(m.campaign.Key())
+	return l == nil || m.window == nil && *l.live.Campaign == *m.campaign
 }
 
 // holdsOther reports whether the step's row holds a message with other content than
@@ -197,6 +205,9 @@ func (st *step) seal(now int64) {
 	st.picks = slices.DeleteFunc(st.picks, func(p *clientPick) bool {
 		if p.live.End > now && !p.live.refused.Load() {
 			return false
+		}
+		if p.late {
+			return true
 		}
 		r := st.rows[p.live.Key()] // the row is there: see decider.pickClients
 		r.state, r.cutOff = sink.StateFinished, p.live.End <= now

@@ -33,7 +33,7 @@ func dinnerbell(t *testing.T, env []string, args ...string) outcome {
 
 func TestCommandLine(t *testing.T) {
 	t.Chdir(t.TempDir()) // without a dinnerbell.yaml
-	if err := os.WriteFile("late.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {late_subscribers: true}\n"), 0o600); err != nil {
+	if err := os.WriteFile("bad.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {freshness: fresh}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {
@@ -46,8 +46,8 @@ func TestCommandLine(t *testing.T) {
 		"help":            {args: []string{"--help"}, code: 0, stdout: "Usage: dinnerbell <command>"},
 		"help of command": {args: []string{"demo", "--help"}, code: 0, stdout: "Usage: dinnerbell demo"},
 		"version flag":    {args: []string{"--version"}, code: 0, stdout: "dinnerbell dev (commit "},
-		"config file":     {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=late.yaml", "DINNERBELL_JOIN_LATE_SUBSCRIBERS=false"}, code: 0, stdout: "configuration is valid: late.yaml\n"},
-		"config mistakes": {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=late.yaml", "DINNERBELL_JOIN_LATE_SUBSCRIBERS=false", "DINNERBELL_JOIN_FRESHNESS=fresh"}, code: 2, stderr: "join.freshness"},
+		"config file":     {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=bad.yaml", "DINNERBELL_JOIN_FRESHNESS=off"}, code: 0, stdout: "configuration is valid: bad.yaml\n"},
+		"config mistakes": {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=bad.yaml", "DINNERBELL_JOIN_FRESHNESS=soon"}, code: 2, stderr: "join.freshness"},
 		"no health":       {args: []string{"health"}, code: 1, stderr: "no daemon is running"},
 		"completion":      {args: []string{"completion", "bash"}, code: 0, stdout: "_dinnerbell() {"},
 		"no such shell":   {args: []string{"completion", "tcsh"}, code: 2, stderr: "tcsh"},
@@ -59,8 +59,8 @@ func TestCommandLine(t *testing.T) {
 		"unknown flag":    {args: []string{"run", "--fast"}, code: 2, stderr: "--fast"},
 		"no config":       {args: []string{"run"}, code: 2, stderr: "source.url: not set"},
 		"no such config":  {args: []string{"-c", "x.yaml", "run"}, code: 2, stderr: "x.yaml: no such file"},
-		"config refused":  {args: []string{"-c", "late.yaml", "run"}, code: 2, stderr: "join.late_subscribers: not available in this version"},
-		"setup refused":   {args: []string{"setup", "-c", "late.yaml"}, code: 2, stderr: "join.late_subscribers: not available in this version"},
+		"config refused":  {args: []string{"-c", "bad.yaml", "run"}, code: 2, stderr: "join.freshness"},
+		"setup refused":   {args: []string{"setup", "-c", "bad.yaml"}, code: 2, stderr: "join.freshness"},
 		"bad variable":    {args: []string{"status"}, env: []string{"DINNERBELL_STATE_DRI=x"}, code: 2, stderr: "did you mean DINNERBELL_STATE_DIR?"},
 		"no daemon":       {args: []string{"status"}, code: 1, stderr: "no daemon is running with state.dir ./data"},
 		"capacity":        {args: []string{"capacity", "--subscriptions", "1e9"}, code: 0, stdout: "               resource  "},

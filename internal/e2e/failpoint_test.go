@@ -93,6 +93,7 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 			d := newDeployment(t)
 			d.binary = binary
 			d.checkpointEvery("1s")
+			d.serveLateSubscribers()
 			d.setup(2)
 			produced := map[string]string{}
 			for n := side; n < len(points); n += sides {
@@ -111,7 +112,7 @@ func TestDeathAtEveryFailpoint(t *testing.T) {
 // dies there, then starts it again and lets it finish.
 func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.Helper()
-	if strings.HasPrefix(point, "snapshot/") { // reached only without state
+	if strings.HasPrefix(point, "snapshot/") || strings.HasPrefix(point, "late/rejoin-") { // reached only without state
 		if err := os.RemoveAll(d.dir); err != nil {
 			d.Fatal(err)
 		}
@@ -136,6 +137,10 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.produce(int32(n)%2, newCampaign(id, restaurant), soon)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', $1)`, restaurant+" late")
 	d.produce(int32(n)%2, newCampaign(id+" late", restaurant+" late"))
+	subscribed := int64(audience)
+	if strings.HasPrefix(point, "late/") && !strings.HasPrefix(point, "late/rejoin-") {
+		subscribed += d.subscribeToDeath(restaurant)
+	}
 	if strings.HasPrefix(point, "replay/") {
 		d.awaitReady()
 		_ = exec.Command(d.binary, "-c", d.config, "replay", "--from", "earliest").Run() // the daemon dies during the command
@@ -160,14 +165,31 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	for _, want := range []struct {
 		campaign string
 		clients  int64
-	}{{id, audience}, {id + " soon", audience}, {id + " late", 1}} {
+	}{{id, subscribed}, {id + " soon", subscribed}, {id + " late", 1}} {
 		envtest.Until(d, patience, func() error { return d.checkRows(want.campaign, want.clients) })
 	}
-	if n := d.countRebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") {
+	if n := d.countRebuilds(); n != before && !strings.HasPrefix(point, "snapshot/") && !strings.HasPrefix(point, "late/rejoin-") {
 		d.Errorf("after its death at %s the daemon took %d snapshots", point, n-before)
 	}
 	d.awaitReady() // the daemon may have died after the end of the work; it must handle SIGTERM by now
 	d.stop()
+}
+
+// subscribeToDeath has clients subscribe until the daemon dies, and returns their number.
+func (d *deployment) subscribeToDeath(restaurant string) (n int64) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.process.Done():
+			return n
+		case <-time.After(patience):
+			return n
+		case <-tick.C:
+		}
+		n++
+		d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, fmt.Sprint("late ", n), restaurant)
+	}
 }
 
 // rebuildToDeath requests a rebuild, during which the daemon dies.

@@ -158,9 +158,7 @@ CROSS JOIN ` + t.rowByKeySQL("k") + ` WHERE c.lane = $3 AND c.state = 'pending'`
 // DueSQL selects the pending campaigns of lane $4 among the keys and versions ($1, $2,
 // $3), in their order.
 func (t Tables) DueSQL() string {
-	return `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
-  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset,
-  c.accepted_at, c.audience, c.notified, c.already
+	return `SELECT ` + dueColumns + `
 FROM unnest($1::text[], $2::text[], $3::int8[]) WITH ORDINALITY AS d(campaign, restaurant, version, n)
 CROSS JOIN ` + t.rowByKeySQL("d") + ` WHERE c.version = d.version AND c.lane = $4 AND c.state = 'pending' ORDER BY d.n`
 }
@@ -176,17 +174,24 @@ func (t Tables) ReadDue(ctx context.Context, q Querier, lane int32, due []Pendin
 	if err != nil {
 		return nil, fmt.Errorf("load due campaigns of lane %d: %w", lane, err)
 	}
-	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d DueCampaign, err error) {
-		c := &campaign.Campaign{}
-		var cursor []byte
-		err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Audience, &d.Notified, &d.Already)
-		d.Campaign, d.Cursor = c, id.ID(cursor)
-		return d, err
-	})
+	list, err := pgx.CollectRows(rows, scanDue)
 	if err != nil {
 		return nil, fmt.Errorf("load due campaigns of lane %d: %w", lane, err)
 	}
 	return list, nil
+}
+
+// dueColumns are the columns of a DueCampaign, of table c, as scanDue reads them.
+const dueColumns = `c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
+  c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset,
+  c.accepted_at, c.audience, c.notified, c.already`
+
+func scanDue(row pgx.CollectableRow) (d DueCampaign, err error) {
+	c := &campaign.Campaign{}
+	var cursor []byte
+	err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Audience, &d.Notified, &d.Already)
+	d.Campaign, d.Cursor = c, id.ID(cursor)
+	return d, err
 }
 
 // DeleteEnded deletes the campaigns of all lanes that ended and were accepted before a

@@ -29,6 +29,10 @@ type Config struct {
 	// server, for the check whether there are enough; 0: it reads from another server.
 	MirrorConnections int
 
+	// LateSubscribers: clients who subscribe while a campaign is live get it. That takes
+	// indexes on the campaign table, which Setup makes.
+	LateSubscribers bool
+
 	Pins []pgsession.Setting // override the session settings; nil but in tests
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+
+	"dinnerbell/state/id"
 )
 
 // LaneRow is a lane's row as its new owner finds it.
@@ -18,15 +20,20 @@ type LaneRow struct {
 
 	Ends                    []int64 // of the notifications topic, per partition, as of the last step
 	Notified, Expired, Dead int64   // the lane's counters
+
+	SourceID  string // the source in which SourceLSN counts
+	SourceLSN id.LSN // changes of the subscriptions up to here are handled for late subscribers; 0: none
 }
 
 // RaiseEpoch makes the caller the lane's owner and returns the lane's row. It waits for
 // an open transaction of the former owner. The error is pgx.ErrNoRows where the lane has
 // no row.
 func (t Tables) RaiseEpoch(ctx context.Context, q Querier, lane int32) (r LaneRow, err error) {
+	var lsn int64
 	err = q.QueryRow(ctx, `UPDATE `+t.Lane+` SET epoch = epoch + 1 WHERE lane = $1
-RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead`, lane).
-		Scan(&r.Epoch, &r.Decided, &r.NextOffset, &r.Cluster, &r.Campaigns, &r.Notifications, &r.Progress, &r.Shipped, &r.Ends, &r.Notified, &r.Expired, &r.Dead)
+RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead, source_id, source_lsn`, lane).
+		Scan(&r.Epoch, &r.Decided, &r.NextOffset, &r.Cluster, &r.Campaigns, &r.Notifications, &r.Progress, &r.Shipped, &r.Ends, &r.Notified, &r.Expired, &r.Dead, &r.SourceID, &lsn)
+	r.SourceLSN = id.LSN(lsn) //nolint:gosec // written from an LSN
 	return r, err
 }
 

@@ -25,6 +25,7 @@ var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	}},
 }, feedbackPreconditions, []precondition.Check[*Facts]{
 	{Name: "sink.feedback.unique_index", At: precondition.AtStart | precondition.AtSession, Read: checkUniqueIndex, Show: func(*Facts) string { return "valid" }},
+	{Name: "sink.late_indexes", At: precondition.AtStart | precondition.AtSession, Read: checkLateIndexes},
 }, doctorChecks)
 
 // Facts holds the facts that the preconditions of the Postgres sink check.

@@ -97,6 +97,11 @@ func SetupSQL(cfg Config) []string {
 	for _, d := range daemonTables {
 		out = append(out, fmt.Sprintf(d.sql, t.Schema))
 	}
+	if cfg.LateSubscribers {
+		for _, index := range lateIndexes {
+			out = append(out, fmt.Sprintf(index.sql, concurrentIf(true), t.Schema))
+		}
+	}
 	const suffix = "_adv_campaign_id_client_id_idx" // Postgres chooses a name with the same suffix where Setup runs
 	name := quoteIdent(cfg.Table[:min(len(cfg.Table), postgres.MaxIdentifier-len(suffix))] + suffix)
 	return append(out, strings.Replace(createIndexSQL(t, true), "CONCURRENTLY ", "CONCURRENTLY IF NOT EXISTS "+name+" ", 1))
@@ -124,11 +129,7 @@ EXCEPTION WHEN undefined_column THEN NULL; END $$`,
 // as well. Postgres chooses the name: another deployment's feedback table may be in the
 // same schema.
 func createIndexSQL(t Tables, concurrently bool) string {
-	c := ""
-	if concurrently {
-		c = "CONCURRENTLY "
-	}
-	return fmt.Sprintf("CREATE UNIQUE INDEX %sON %s (adv_campaign_id, client_id)", c, t.Feedback)
+	return fmt.Sprintf("CREATE UNIQUE INDEX %sON %s (adv_campaign_id, client_id)", concurrentIf(concurrently), t.Feedback)
 }
 
 // Setup creates the missing tables and the missing index in the sink database, and
@@ -153,7 +154,11 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	if line != "" {
 		did = append(did, line)
 	}
-	return did, err
+	if err != nil {
+		return did, err
+	}
+	lines, err := setupLate(ctx, conn, cfg, t)
+	return append(did, lines...), err
 }
 
 func setupTables(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {

@@ -16,13 +16,13 @@ import (
 // StepStatements holds the statements of a step's transaction, prepared on the lane's
 // own connection.
 type StepStatements struct {
-	begin, path, copy, lane, insert, edit, repeat, move, outbox, clean, shape, inTime, commit *Statement
+	begin, path, copy, lane, insert, edit, repeat, move, late, outbox, clean, shape, inTime, commit *Statement
 }
 
 // PrepareStep prepares the statements of a step's transaction.
 func PrepareStep(ctx context.Context, conn *pgx.Conn, t Tables) (*StepStatements, error) {
 	q := newStepStatements(t)
-	err := Prepare(ctx, conn, q.begin, q.path, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.outbox, q.clean, q.shape, q.inTime, q.commit)
+	err := Prepare(ctx, conn, q.begin, q.path, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.late, q.outbox, q.clean, q.shape, q.inTime, q.commit)
 	return q, err
 }
 
@@ -32,12 +32,13 @@ func newStepStatements(t Tables) *StepStatements {
 		copy:  &Statement{Name: "copy feedback rows", SQL: `COPY ` + t.Feedback + ` (` + record.ColumnList + `) FROM STDIN (FORMAT binary)`, WritesRows: true},
 		path:  &Statement{Name: "set search path", SQL: `SELECT pg_catalog.set_config('search_path', $1::text, true)`},
 		lane: &Statement{Name: "move lane", Meanings: OnMiss(ErrTakenOver), SQL: ExpectRows("1", `UPDATE `+t.Lane+` SET seq = $3 + 1, next_offset = greatest(next_offset, $4), notified = notified + $5, expired = expired + $6, dead = dead + $7,
-  shipped = $8, notifications_ends = $9
+  shipped = $8, notifications_ends = $9, source_lsn = greatest(source_lsn, $10)
 WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
 		insert: &Statement{Name: "insert campaigns", Meanings: map[string]error{UniqueViolation: ErrStaleRow}, SQL: insertRowsSQL(t)},
 		edit:   &Statement{Name: "edit campaigns", Meanings: OnMiss(ErrStaleRow), SQL: editRowsSQL(t)},
 		repeat: &Statement{Name: "repeat campaigns", Meanings: OnMiss(ErrStaleRow), SQL: repeatRowsSQL(t)},
 		move:   &Statement{Name: "move campaigns", Meanings: OnMiss(ErrStaleRow), SQL: moveRowsSQL(t)},
+		late:   &Statement{Name: "notify late subscribers", Meanings: OnMiss(ErrStaleRow), SQL: notifyLateSQL(t)},
 		outbox: &Statement{Name: "write outbox", SQL: `INSERT INTO ` + t.Outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
 		clean:  &Statement{Name: "clean outbox", SQL: `DELETE FROM ` + t.Outbox + ` WHERE lane = $1 AND seq <= $2`},
 		shape:  &Statement{Name: "compare the feedback table", Meanings: OnMiss(ErrTableAltered), SQL: TreeSQL + ` SELECT 1 / (` + ShapeSQL + ` = $3::text)::int4`},
@@ -72,7 +73,10 @@ type StepChanges struct {
 	Ends    []int64 // of the notifications topic, per partition, as the broker has acknowledged them
 
 	Campaigns *CampaignRows
+	Late      []LateRow
 	Payload   []byte // of the outbox row
+
+	SourceLSN id.LSN // changes of the subscriptions up to here are handled for late subscribers; 0: does not move
 
 	// Notifies reports whether the step writes feedback rows. Postgres must then
 	// reach the commit before the Unix second CommitBefore, by its own clock.
@@ -88,8 +92,11 @@ func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepCh
 	if table.RunsUserCode {
 		p.Add(q.path, "pg_catalog")
 	}
-	p.Add(q.lane, c.Lane, c.Epoch, c.Seq-1, c.NextOffset, c.Notifications, c.Expired, c.Refused, c.Shipped, c.Ends)
+	p.Add(q.lane, c.Lane, c.Epoch, c.Seq-1, c.NextOffset, c.Notifications, c.Expired, c.Refused, c.Shipped, c.Ends, int64(c.SourceLSN)) //nolint:gosec // an LSN fits
 	q.addCampaignRows(p, c.Campaigns)
+	if len(c.Late) > 0 {
+		p.Add(q.late, lateArgs(c.Lane, c.Late)...)
+	}
 	p.Add(q.outbox, c.Lane, c.Seq, c.Notifications, c.Payload)
 	p.Add(q.clean, c.Lane, c.Shipped)
 	if c.Notifies {

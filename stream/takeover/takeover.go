@@ -14,6 +14,7 @@ import (
 	"dinnerbell/internal/failpoint"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/precondition"
+	"dinnerbell/state/id"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/topic"
@@ -48,6 +49,8 @@ type Claim struct {
 	Shipped    int64 // K
 	NextOffset int64
 	Totals     Totals
+	SourceID   string            // the source in which SourceLSN counts
+	SourceLSN  id.LSN            // changes of the subscriptions up to here are handled for late subscribers; 0: none
 	Pending    []*record.Payload // decided and not shipped
 	// Positions in Kafka that the last step wrote to Postgres: neither may be less now.
 	ShippedBefore int64
@@ -260,6 +263,7 @@ func (c *Claim) raiseEpoch(ctx context.Context) error {
 	}
 	c.Epoch, c.Decided, c.NextOffset, c.ShippedBefore, c.EndsBefore = row.Epoch, row.Decided, row.NextOffset, row.Shipped, row.Ends
 	c.expected.Cluster, c.expected.Campaigns, c.expected.Notifications, c.expected.Progress = row.Cluster, row.Campaigns, row.Notifications, row.Progress
+	c.SourceID, c.SourceLSN = row.SourceID, row.SourceLSN
 	c.Totals.Notified, c.Totals.Expired, c.Totals.Dead = row.Notified, row.Expired, row.Dead
 	return nil
 }

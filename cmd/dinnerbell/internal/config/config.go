@@ -98,7 +98,7 @@ type Checkpoint struct {
 type Join struct {
 	Freshness       string        `yaml:"freshness"`        // strict (default), bounded, off
 	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded; default 5s
-	LateSubscribers bool          `yaml:"late_subscribers"` // false; true comes later
+	LateSubscribers bool          `yaml:"late_subscribers"` // default false; true: a client who subscribes while a campaign is live gets it
 }
 
 // HTTP is the read-only listener.

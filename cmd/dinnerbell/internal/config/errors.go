@@ -6,7 +6,7 @@ var (
 	// ErrInvalid is wrapped by every error of this package: only a change of the
 	// configuration helps.
 	ErrInvalid = errors.New("invalid configuration")
-	// ErrNotAvailable is wrapped, beside ErrInvalid, when a key asks for something
-	// that this version cannot do.
+	// ErrNotAvailable is wrapped where something is asked for that this version cannot
+	// do.
 	ErrNotAvailable = errors.New("not available in this version")
 )

@@ -20,11 +20,10 @@ import (
 var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 
 // Validate checks that the daemon could run with these values. It reports all
-// problems at once; each line begins with its key. Errors wrap ErrInvalid, and
-// ErrNotAvailable where a key asks for something that this version cannot do.
+// problems at once; each line begins with its key. Errors wrap ErrInvalid.
 func (c *Config) Validate() error {
 	problems := slices.Concat(c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
-		c.checkSASL(), c.checkJoin(), c.checkRest(), c.checkNotAvailable())
+		c.checkSASL(), c.checkJoin(), c.checkRest())
 	return joinProblems(problems)
 }
 
@@ -216,18 +215,6 @@ func (c *Config) checkJoin() []error {
 		out = append(out, fmt.Errorf("join.max_staleness: %s is not a positive duration", j.MaxStaleness))
 	case j.Freshness != string(cdc.Bounded) && j.MaxStaleness != Defaults().Join.MaxStaleness:
 		out = append(out, fmt.Errorf("join.max_staleness: it limits nothing with join.freshness: %s; remove it, or set join.freshness: bounded", j.Freshness))
-	}
-	return out
-}
-
-// checkNotAvailable refuses values that only a later version can serve.
-func (c *Config) checkNotAvailable() []error {
-	var out []error
-	refuse := func(key, why string) {
-		out = append(out, fmt.Errorf("%s: %w: %s", key, ErrNotAvailable, why))
-	}
-	if c.Join.LateSubscribers {
-		refuse("join.late_subscribers", "only false works; a client who subscribes later is not notified")
 	}
 	return out
 }

@@ -32,6 +32,17 @@ func (b barrier) Barrier(ctx context.Context) error {
 	return err
 }
 
+// awaitCommitted waits until the mirror holds everything that was committed before the
+// call, whatever join.freshness says.
+func (b barrier) awaitCommitted(ctx context.Context) error {
+	err := b.mirror.AwaitCommitted(ctx)
+	if errors.Is(err, cdc.ErrStopped) {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return err
+}
+
 // standstill is the time without a decided or shipped notification after which the
 // stream counts as finished.
 const standstill = 10 * time.Second

@@ -70,7 +70,9 @@ func (s *supervisor) newEngine(store *state.Store) *Engine {
 	source := SourceConfig(s.Config, s.Logger)
 	source.NextOffsets = e.NextOffsets
 	e.Mirror = cdc.New(source, store)
-	e.Service = stream.New(streamConfig(s.Config, s.Logger), store, barrier{e.Mirror, s.waits})
+	lanes, fresh := streamConfig(s.Config, s.Logger), barrier{e.Mirror, s.waits}
+	lanes.Committed = fresh.awaitCommitted
+	e.Service = stream.New(lanes, store, fresh)
 	e.calls, e.end = context.WithCancelCause(context.Background())
 	s.current.Store(e)
 	return e

@@ -38,8 +38,16 @@ func StateOptions(cfg *config.Config, log *slog.Logger, version string) state.Op
 // logOptions returns the bounds of the log of subscription changes.
 func logOptions(cfg *config.Config) state.LogOptions {
 	h := cfg.State.History
-	return state.LogOptions{Bytes: int64(h.Size), Age: time.Duration(h.Age)}
+	o := state.LogOptions{Bytes: int64(h.Size), Age: time.Duration(h.Age)}
+	if cfg.Join.LateSubscribers { // the lanes read it
+		o.Bytes, o.KeepBytes = max(o.Bytes, lateLogBytes), lateLogBytes
+	}
+	return o
 }
+
+// lateLogBytes is how much of the log stays for late subscribers, whatever state.history
+// says: what a lane may be behind without joining its campaigns again.
+const lateLogBytes = 64 << 20
 
 // endAtOnce ends the process when the store cannot go on: Pebble cannot recover
 // from a failed write, and holds its locks. The process crashes with a reason in

@@ -40,7 +40,7 @@ func SourceConfig(cfg *config.Config, log *slog.Logger) cdc.Config {
 
 // streamConfig returns the configuration of package stream.
 func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
-	return stream.Config{Config: ClaimConfig(cfg, log)}
+	return stream.Config{Config: ClaimConfig(cfg, log), TrimLog: cfg.State.History.Size == 0}
 }
 
 // ClaimConfig returns the part of it that suffices for commands that run no lane.
@@ -59,6 +59,7 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 
 			MaxConnections:    cfg.Sink.MaxConnections,
 			MirrorConnections: mirror,
+			LateSubscribers:   cfg.Join.LateSubscribers,
 		},
 		Kafka: topic.Config{
 			ClientOptions: func() ([]kgo.Opt, error) { return kafkaconn.Options(cfg.Kafka, log), nil },

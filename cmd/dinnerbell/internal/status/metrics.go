@@ -100,6 +100,9 @@ var (
 	descSkew      = newDesc("clock_skew_seconds", "How far this machine's clock was ahead of Postgres' at the start; campaigns start and end by it.")
 	descTooLong   = newDesc("unservable_clients_total", "Clients left out because a notification to them cannot be written: their id is too long, or the feedback table refuses the row.")
 	descConflicts = newDesc("conflicts_total", "Steps that were done again because the feedback table refused a row: mostly clients who had been notified before.")
+	descLate      = newDesc("late_notifications_total", "Notifications to clients who subscribed while a campaign was live, decided by this process.")
+	descLateSubs  = newDesc("late_subscriptions_total", "New subscriptions that the lanes of this process have looked at for late subscribers.")
+	descBehind    = newDesc("lane_source_behind_bytes", "WAL that the local subscriptions are ahead of what the lane has handled for late subscribers.", "partition")
 	descMisses    = newDesc("delivered_misses_total", "Clients whom Postgres knew to have a campaign and the delivered cache did not.")
 	descCkAge     = newDesc("checkpoint_age_seconds", "Time since the newest checkpoint of the local state was made.")
 	descCkLSN     = newDesc("checkpoint_lsn", "Position that the newest checkpoint stands for, as a number of bytes.")
@@ -155,6 +158,9 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descShipped, float64(l.Shipped), p)
 		gauge(descOffset, float64(l.NextOffset), p)
 		gauge(descHeldBack, boolValue(l.HeldByTransaction != ""), p)
+		if l.SourceBehind != nil {
+			gauge(descBehind, float64(*l.SourceBehind), p)
+		}
 	}
 	if r.Checkpoint.ID != "" {
 		gauge(descCkAge, r.Checkpoint.AgeSeconds)
@@ -185,6 +191,8 @@ func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string
 	gauge(descSkew, r.ClockSkewMS/1000)
 	count(descConflicts, r.Counters.Conflicts)
 	count(descMisses, r.Counters.DeliveredMisses)
+	count(descLate, r.Counters.LateNotified)
+	count(descLateSubs, r.Counters.LateSubscriptions)
 	count(descNotified, r.Counters.NotificationsDecided, "decided")
 	count(descNotified, r.Counters.NotificationsShipped, "shipped")
 	gauge(descOfLanes, float64(r.Notifications.Decided), "decided")

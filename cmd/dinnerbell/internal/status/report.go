@@ -69,6 +69,11 @@ type countersReport struct {
 	// DeliveredMisses are clients whom Postgres knew to have a campaign and the
 	// delivered cache did not.
 	DeliveredMisses int64 `json:"delivered_misses"`
+	// LateNotified are clients who were notified because they subscribed while a
+	// campaign was live, and LateSubscriptions the new subscriptions that lanes have
+	// looked at for that.
+	LateNotified      int64 `json:"late_notified"`
+	LateSubscriptions int64 `json:"late_subscriptions"`
 }
 
 // Source is the mirror of the subscriptions.
@@ -109,7 +114,15 @@ type Lane struct {
 	// HeldByTransaction: an open transaction of another producer on the campaigns
 	// topic keeps campaigns from being read.
 	HeldByTransaction string `json:"held_by_transaction,omitempty"`
-	LastError         string `json:"last_error,omitempty"`
+	// SourceLSN is how far the lane has handled the changes of the subscriptions for
+	// late subscribers, and SourceBehind how many bytes of WAL the local subscriptions
+	// are ahead of that. Absent without join.late_subscribers.
+	SourceLSN    string `json:"source_lsn,omitempty"`
+	SourceBehind *int64 `json:"source_behind_bytes,omitempty"`
+	// WaitsForLSN: nothing is joined before the local subscriptions have come to this
+	// position, which the lane has handled already.
+	WaitsForLSN string `json:"waits_for_lsn,omitempty"`
+	LastError   string `json:"last_error,omitempty"`
 }
 
 // campaignsReport counts campaigns under way now, and campaigns since the
@@ -162,10 +175,17 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		r.Source.setSnapshot(m.Snapshot)
 	}
 	for _, l := range s.Lanes {
-		r.Lanes = append(r.Lanes, Lane{
+		lane := Lane{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
 			State: string(l.State), WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
-		})
+		}
+		if l.SourceLSN > 0 {
+			lane.SourceLSN, lane.SourceBehind = l.SourceLSN.String(), &l.Behind
+		}
+		if l.WaitsForLSN > 0 {
+			lane.WaitsForLSN = l.WaitsForLSN.String()
+		}
+		r.Lanes = append(r.Lanes, lane)
 	}
 	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))
 	return r
@@ -182,7 +202,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 		DeadLetters:          letters,
 		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
 		CampaignsAccepted: s.Accepted, CampaignsFinished: s.Finished, CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
-		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses,
+		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses, LateNotified: s.LateNotified, LateSubscriptions: s.LateEntries,
 	}
 }
 
