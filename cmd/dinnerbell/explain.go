@@ -118,6 +118,11 @@ func askOwners(ctx context.Context, cfg *config.Config) map[int32]*explain.Owner
 	}
 	owners := map[int32]*explain.Owner{}
 	for _, l := range r.Lanes {
+		for _, reason := range r.Reasons { // a lane that stands still need not have an error
+			if text, ok := strings.CutPrefix(reason, fmt.Sprintf("lane %d: ", l.Partition)); ok && l.LastError == "" {
+				l.LastError = text
+			}
+		}
 		owners[l.Partition] = &explain.Owner{State: l.State, LastError: l.LastError, Shipped: l.Shipped, Waiting: l.WaitingForFreshness, Held: l.HeldByTransaction}
 	}
 	return owners

@@ -303,12 +303,20 @@ func (d *explainTest) underWay() {
 	d.want(explain.Replaced, "starts at ", s, "wide", "w-11990")
 }
 
-// notShipped makes a topic refuse what lane 1 has decided.
+// notShipped makes a topic refuse what lane 1 has decided. The daemon tells of it also
+// where Kafka does not answer.
 func (d *explainTest) notShipped() {
+	noKafka := d.changedConfig("no-kafka", d.kafka.Brokers[0], "127.0.0.1:1")
 	out := strings.TrimSuffix(d.topicIn, ".campaigns") + ".out"
 	d.kafka.Configure(out, "max.message.bytes", "100")
 	d.campaign(1, "stuck", "q", -time.Minute, time.Hour)
+	d.await(1, `SELECT count(*) FROM subscribers_feedback WHERE adv_campaign_id = 'stuck'`)
+	alone := make(chan explain.Explanation)
+	go func() { alone <- d.explain("stuck", "early", "-c", noKafka) }()
 	d.want(explain.NotShipped, "lane 1 (", []explain.Source{explain.SourceFeedback, explain.SourceOutbox, explain.SourceLane}, "stuck", "early")
+	if x := <-alone; x.Verdict != explain.NotShipped || !strings.Contains(x.Why, "lane 1 (") || len(x.NotKnown) != 1 {
+		d.t.Errorf("without Kafka: %+v", x)
+	}
 	d.kafka.Configure(out, "max.message.bytes", "1048588")
 }
 
@@ -318,7 +326,7 @@ func (d *explainTest) offline() {
 	table := []explain.Source{explain.SourceTable}
 	d.campaign(0, "waits", "r", -time.Minute, time.Hour)
 	noKafka := make(chan [2]explain.Explanation)
-	config := d.changedConfig("no-kafka", d.kafka.Brokers[0], "127.0.0.1:1")
+	config := d.changedConfig("neither", d.kafka.Brokers[0], "127.0.0.1:1")
 	go func() {
 		noKafka <- [2]explain.Explanation{d.explain("lunch", "early", "-c", config), d.explain("nothing", "early", "-c", config)}
 	}()
