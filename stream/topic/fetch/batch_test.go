@@ -18,7 +18,7 @@ func FuzzReadBatch(f *testing.F) {
 	f.Fuzz(func(t *testing.T, codec int16, count int32, records []byte) {
 		const most = 1 << 10
 		n := int32(0)
-		b := recordBatch{attributes: codec & codecBits, count: count, records: records}
+		b := recordBatch{magic: 2, attributes: codec & codecBits, count: count, records: records}
 		err := b.readRecords(&batchInflater{}, most, func(r *Record) error {
 			n++
 			if held := len(r.Key) + len(r.Value) + len(r.headers); held > most && !r.Truncated {
