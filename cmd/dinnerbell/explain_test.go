@@ -153,7 +153,7 @@ func TestExplainVerdicts(t *testing.T) {
 	stop()
 	d.offline()
 	for _, v := range explain.Verdicts {
-		if !d.seen[v] && v != explain.Parked {
+		if !d.seen[v] {
 			t.Errorf("verdict %s was not made true", v)
 		}
 	}
@@ -166,6 +166,7 @@ func (d *explainTest) simpleVerdicts(long string) {
 	d.campaign(0, "lunch", "q", -time.Minute, time.Hour)
 	d.campaign(0, "later", "r", time.Hour, 2*time.Hour)
 	d.campaign(0, "held", "r", time.Hour, 2*time.Hour)
+	d.campaign(0, "large", "r", time.Hour, 2*time.Hour)
 	d.campaign(0, "axed", "r", time.Hour, 2*time.Hour)
 	d.campaign(0, "over", "r", -2*time.Hour, -time.Hour)
 	d.campaign(0, "stop", "r", time.Hour, 2*time.Hour)
@@ -176,6 +177,8 @@ func (d *explainTest) simpleVerdicts(long string) {
 	d.await(2, `SELECT count(*) FROM dinnerbell.campaign WHERE adv_campaign_id = 'lunch' AND state = 'finished'`)
 	d.must("pause", "held")
 	d.must("cancel", "axed")
+	// As limits.max_audience leaves the row.
+	d.db.Exec(`UPDATE dinnerbell.campaign SET state = 'parked', audience = 90, version = version + 1 WHERE adv_campaign_id = 'large'`)
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('late', 'r')`)
 	d.db.Exec(`DELETE FROM subscribers_feedback WHERE client_id = 'lost'`)
 
@@ -188,6 +191,9 @@ func (d *explainTest) simpleVerdicts(long string) {
 	d.want(explain.Unexplained, "subscribed while the campaign was sent", s(explain.SourceState), "lunch", "lost")
 	d.want(explain.Scheduled, "starts at ", s(explain.SourceCampaign), "later", "early")
 	d.want(explain.Paused, "pause by ", s(explain.SourceCampaign), "held", "early")
+	d.want(explain.Parked, "its audience of 90 exceeds limits.max_audience", s(explain.SourceCampaign), "large", "early")
+	d.must("approve", "large")
+	d.want(explain.Scheduled, "starts at ", s(explain.SourceCampaign), "large", "early")
 	d.want(explain.Cancelled, "cancel by ", s(explain.SourceCampaign), "axed", "early")
 	d.want(explain.Cancelled, "has ended the campaign", s(explain.SourceCampaign), "stop", "early")
 	d.want(explain.Expired, "was over when it was received", s(explain.SourceCampaign), "over", "early")
