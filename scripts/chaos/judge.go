@@ -38,6 +38,9 @@ func (r *round) compareSinks(ctx context.Context, v *oracle.Verdict, settled tim
 		return err
 	}
 	o := oracle.NewOracle(r.log, oracle.NewTimelines(r.startRows, r.log.Transactions), settled)
+	if r.late() {
+		o.ExpectLate(r.lateSince)
+	}
 	sent = r.withDeleted(sent)
 	if err := r.addMessages(o, sent); err != nil {
 		return err

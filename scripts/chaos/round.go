@@ -48,7 +48,8 @@ type round struct {
 	deleted    map[oracle.RecordPosition]*kgo.Record // records that the retention fault deleted from the campaigns topic
 	complaints []string                              // forbidden effects of commands
 
-	recovery time.Duration // from the end of the faults until the daemons had caught up
+	lateSince time.Duration // who is subscribed since then must have every campaign that is live then
+	recovery  time.Duration // from the end of the faults until the daemons had caught up
 }
 
 func newRound(w *servers, number int) *round {
@@ -58,6 +59,9 @@ func newRound(w *servers, number int) *round {
 	r.topics.dead, r.topics.progress = name+".dead", name+".progress"
 	return r
 }
+
+// late reports whether the round's daemons notify late subscribers: every second round.
+func (r *round) late() bool { return r.number%2 == 0 }
 
 func (r *round) slotOf(d *daemonProcess) string { return r.database + "_" + d.name }
 
@@ -221,6 +225,7 @@ func (r *round) writeConfig(path, name, source, sink, brokers, http string) erro
 		},
 		"state": map[string]any{"dir": filepath.Join(r.dir, name), "checkpoint": map[string]any{"every": "2s", "keep": 2}},
 		"http":  map[string]any{"listen": http},
+		"join":  map[string]any{"late_subscribers": r.late()},
 	}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)

@@ -20,9 +20,10 @@ import (
 const markerRestaurant = "marker"
 
 // awaitSettled waits until the daemons have caught up and returns that moment.
-// Then it subscribes clients who are too late for every campaign, sends another
-// marker to each partition and waits again: the late clients must not be
-// notified.
+// Then it subscribes clients to every restaurant, sends another marker to each
+// partition and waits again. The clients are too late for every campaign and must
+// not be notified; in a round with late subscribers they must all be, and the moment
+// is the later one.
 func (r *round) awaitSettled(ctx context.Context, v *oracle.Verdict) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, r.servers.opts.limit)
 	defer cancel()
@@ -45,7 +46,14 @@ func (r *round) awaitSettled(ctx context.Context, v *oracle.Verdict) time.Durati
 		err = r.sendMarkers(ctx, "last", 2)
 	}
 	if err == nil {
-		err = r.awaitCaughtUp(ctx, 2*history.Partitions, false)
+		markers := 2 * history.Partitions
+		if r.late() {
+			markers *= 2 // the late marker client has them too
+		}
+		err = r.awaitCaughtUp(ctx, markers, false)
+		if r.late() {
+			settled = r.log.Now()
+		}
 	}
 	if err != nil {
 		v.Problemf("did not catch up within %s: %v", r.servers.opts.limit, err)
@@ -77,7 +85,9 @@ func (r *round) sendMarkers(ctx context.Context, name string, row int64) error {
 	return nil
 }
 
-// subscribeLate subscribes one new client to every restaurant.
+// subscribeLate subscribes one new client to every restaurant. In a round with late
+// subscribers, a client of the marker restaurant follows in a transaction of its own:
+// once a lane has notified it, the lane has handled every subscription before it.
 func (r *round) subscribeLate(ctx context.Context) error {
 	w := r.writers[0]
 	defer w.closeConn()
@@ -85,7 +95,14 @@ func (r *round) subscribeLate(ctx context.Context) error {
 	for i := range scenario.Restaurants {
 		d.Insert(history.Subscription{Client: fmt.Sprintf("late client %d", i), Restaurant: scenario.RestaurantName(i)})
 	}
-	return w.commitDraft(ctx, d)
+	if err := w.commitDraft(ctx, d); err != nil || !r.late() {
+		return err
+	}
+	d = w.rows.NewDraft("late marker")
+	d.Insert(history.Subscription{Client: "late marker client", Restaurant: markerRestaurant})
+	err := w.commitDraft(ctx, d)
+	r.lateSince = r.log.Now()
+	return err
 }
 
 // awaitCaughtUp polls until two checks in a row find no work left. early

@@ -19,6 +19,8 @@ import (
 //   - A client MUST be notified who was subscribed, certainly, from the moment
 //     at which the newest message was sent (or from its start) until the end,
 //     if that campaign lasts.
+//   - With late subscribers, it suffices that the client was subscribed, certainly,
+//     from the moment of ExpectLate until the end.
 //   - A client MAY be notified by any message of the campaign, while that is
 //     valid, who was perhaps subscribed at some moment between the message's
 //     sending (or start) and the decision.
@@ -28,6 +30,7 @@ type Oracle struct {
 	log     *history.Log
 	lines   Timelines
 	settled time.Duration // the daemons had caught up by then and decide nothing later
+	late    time.Duration // who is subscribed since then must be notified; 0: no late subscribers
 	// messages are the topic's messages by campaign and restaurant, oldest
 	// first, without repeats of the message before.
 	messages     map[campaignKey][]sentVersion
@@ -59,6 +62,10 @@ type sentVersion struct {
 func NewOracle(h *history.Log, lines Timelines, settled time.Duration) *Oracle {
 	return &Oracle{log: h, lines: lines, settled: settled, messages: map[campaignKey][]sentVersion{}, onePartition: map[campaignKey]bool{}, malformed: map[RecordPosition]*history.Message{}}
 }
+
+// ExpectLate sets the moment since which a subscription, however late, must bring the
+// live campaigns.
+func (o *Oracle) ExpectLate(since time.Duration) { o.late = since }
 
 // AddMessage adds a message that the topic holds at p. The order of the calls
 // does not matter.
@@ -99,7 +106,8 @@ func (o *Oracle) mustNotify() map[notificationKey]campaignKey {
 			continue // it has not begun, or may have ended before all clients were notified
 		}
 		for _, client := range audience[t.Restaurant] {
-			if o.lines.certainlySince(history.Subscription{Client: client, Restaurant: t.Restaurant}, newest.from) {
+			s := history.Subscription{Client: client, Restaurant: t.Restaurant}
+			if o.lines.certainlySince(s, newest.from) || o.late > 0 && o.lines.certainlySince(s, max(newest.from, o.late)) {
 				out[notificationKey{t.Campaign, client}] = t
 			}
 		}

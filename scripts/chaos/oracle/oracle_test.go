@@ -114,6 +114,21 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// A client who subscribed after the campaign must have it with late subscribers alone.
+func TestLateSubscriber(t *testing.T) {
+	t.Parallel()
+	for late, want := range map[time.Duration]bool{0: false, 5 * time.Second: true} {
+		o, s := correctRun()
+		o.lines[history.Subscription{Client: "eve", Restaurant: "diner"}] = []stateChange{{3 * time.Second, 4 * time.Second, true}}
+		o.ExpectLate(late)
+		v := NewVerdict()
+		v.Check(o, s)
+		if missed := v.Counts[Missing] > 0; missed != want {
+			t.Errorf("late %s: %+v", late, v)
+		}
+	}
+}
+
 // After an edit, a notification with the older text is a mistake.
 func TestSuperseded(t *testing.T) {
 	t.Parallel()
