@@ -80,6 +80,7 @@ WHERE pg_catalog.concat('"', pg_catalog.replace(n.nspname::text, '"', '""'), '".
 	}
 	var none bool
 	_, err = pgx.ForEachRow(rows, []any{&f.OID, &c.kind, &c.hidden, &c.children, &f.Encoding, &c.role, &none}, func() error {
+		f.partitioned = c.kind == "p"
 		c.tableExists, f.RunsUserCode, f.byteLimits = true, none, f.Encoding == "SQL_ASCII"
 		return nil
 	})
@@ -137,9 +138,10 @@ func (k catalogueColumn) sizeLimit() int {
 	return int(mod)
 }
 
-// TreeSQL selects the table with its partitions.
+// TreeSQL selects the table with its partitions, by key whatever the statistics say.
 const TreeSQL = `WITH RECURSIVE tree AS (
-  SELECT $1::oid AS oid UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)`
+  SELECT $1::oid AS oid UNION ALL
+  SELECT i.inhrelid FROM tree CROSS JOIN LATERAL (SELECT s.inhrelid FROM pg_catalog.pg_inherits s WHERE s.inhparent = tree.oid OFFSET 0) AS i)`
 
 // readTree reads the kinds of the relations that hold the rows: a partition may be of
 // another kind than its table.
@@ -239,23 +241,34 @@ func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
 	return nil
 }
 
-// ShapeSQL selects, as one text, all facts about the feedback table that a step's
-// statements depend on. The step's transaction compares the text while it holds the
-// table's lock, after its rows and before its commit: so nobody can have changed a
-// column's type, added a trigger that drops rows, or dropped the unique index.
+// shapeSQL is the query that selects, as one text, all facts about the feedback table
+// that a step's statements depend on. The step's transaction compares the text while it
+// holds the table's lock, after its rows and before its commit: so nobody can have
+// changed a column's type, added a trigger that drops rows, or dropped the unique index.
+// expr surrounds the text. $1 is the table's oid, $2 its name.
 //
-// $1 is the table's oid, $2 its name.
-const ShapeSQL = `pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text),
-  (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) FROM tree JOIN pg_catalog.pg_class r ON r.oid = tree.oid WHERE r.relpersistence <> 'p' AND r.relkind <> 'p'),
+// Each step pays for the query, so it reads by keys alone, whatever the statistics say,
+// and looks for partitions only in a partitioned table. The columns of an index stand in
+// it by number: the names of the numbers are in the text too.
+func (f *FeedbackTable) shapeSQL(expr func(text string) string) string {
+	tree, unlogged, triggers := "", "''", "g.tgrelid = $1"
+	from := "pg_catalog.pg_trigger g"
+	if f.partitioned {
+		tree, unlogged = TreeSQL, "(SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) FROM tree CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class s WHERE s.oid = tree.oid OFFSET 0) AS r WHERE r.relpersistence <> 'p' AND r.relkind <> 'p')"
+		from, triggers = "tree CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_trigger s WHERE s.tgrelid = tree.oid OFFSET 0) AS g", "true"
+	}
+	return tree + ` SELECT ` + expr(`pg_catalog.concat_ws(';', $1::oid = pg_catalog.to_regclass($2::text), `+unlogged+`,
   (SELECT pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity, c.relhasrules) FROM pg_catalog.pg_class c WHERE c.oid = $1),
   (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
    FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped),
-  (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid WHERE ` + mayDropRowSQL + `),
-  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND ` + pairIndexSQL + `))`
+  (SELECT pg_catalog.string_agg(g.tgname::text, ',' ORDER BY g.tgname) FROM `+from+` WHERE `+triggers+` AND `+mayDropRowSQL+`),
+  (SELECT pg_catalog.string_agg(DISTINCT i.indkey::text, ',') FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisvalid AND `+wholeUniqueSQL+`))`)
+}
 
 func (c *Catalogue) readShape(ctx context.Context, conn Querier) error {
 	if len(c.denied) > 0 {
 		return nil // no session begins
 	}
-	return conn.QueryRow(ctx, TreeSQL+` SELECT `+ShapeSQL, c.Feedback.OID, c.Feedback.Name).Scan(&c.Feedback.Shape)
+	text := func(text string) string { return text }
+	return conn.QueryRow(ctx, c.Feedback.shapeSQL(text), c.Feedback.OID, c.Feedback.Name).Scan(&c.Feedback.Shape)
 }

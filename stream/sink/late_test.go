@@ -35,7 +35,7 @@ func TestLateIndexesServeTheirLookUpsAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	tables := cfg.Tables()
-	statements := newStepStatements(tables)
+	statements := newStepStatements(tables, ContractTable())
 	plan := func(sql string) string {
 		t.Helper()
 		prepared, err := conn.Prepare(t.Context(), "s", sql)

@@ -35,7 +35,7 @@ func newPipelineFixture(t *testing.T) *pipelineFixture {
 	}
 	t.Cleanup(func() { CloseConn(conn) })
 	a.Conn = conn
-	q := newStepStatements(Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables())
+	q := newStepStatements(Config{Schema: "public", Table: "subscribers_feedback", DaemonSchema: "none"}.Tables(), ContractTable())
 	a.begin, a.copy, a.done = q.begin, q.copy, q.commit
 	a.hit = &Statement{Name: "count", SQL: ExpectRows("$2", `UPDATE public.counter SET n = n + 1 WHERE n = $1`), Meanings: OnMiss(errMissed)}
 	a.nap = &Statement{Name: "nap", SQL: `SELECT pg_sleep(600)`}

@@ -227,9 +227,13 @@ func FindUniqueIndex(ctx context.Context, conn *pgx.Conn, t Tables) (string, err
 	return names[0], nil
 }
 
+// wholeUniqueSQL holds for a row i of pg_index that is a unique index over two columns:
+// immediate, unpartial, without expressions, valid or not.
+const wholeUniqueSQL = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2`
+
 // pairIndexSQL holds for a row i of pg_index that is a unique index over exactly
 // campaign and client: immediate, unpartial, without expressions, valid or not.
-const pairIndexSQL = `i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 2
+const pairIndexSQL = wholeUniqueSQL + `
   AND (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attname) FROM pg_catalog.pg_attribute a
        WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1])) = '{adv_campaign_id,client_id}'`
 

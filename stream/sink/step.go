@@ -20,13 +20,13 @@ type StepStatements struct {
 }
 
 // PrepareStep prepares the statements of a step's transaction.
-func PrepareStep(ctx context.Context, conn *pgx.Conn, t Tables) (*StepStatements, error) {
-	q := newStepStatements(t)
+func PrepareStep(ctx context.Context, conn *pgx.Conn, t Tables, table *FeedbackTable) (*StepStatements, error) {
+	q := newStepStatements(t, table)
 	err := Prepare(ctx, conn, q.begin, q.path, q.copy, q.lane, q.insert, q.edit, q.repeat, q.move, q.late, q.outbox, q.clean, q.shape, q.inTime, q.commit)
 	return q, err
 }
 
-func newStepStatements(t Tables) *StepStatements {
+func newStepStatements(t Tables, table *FeedbackTable) *StepStatements {
 	return &StepStatements{
 		begin: &Statement{Name: "begin", SQL: `BEGIN`},
 		copy:  &Statement{Name: "copy feedback rows", SQL: `COPY ` + t.Feedback + ` (` + record.ColumnList + `) FROM STDIN (FORMAT binary)`, WritesRows: true},
@@ -41,7 +41,7 @@ WHERE lane = $1 AND epoch = $2 AND seq = $3`)},
 		late:   &Statement{Name: "notify late subscribers", Meanings: OnMiss(ErrStaleRow), SQL: notifyLateSQL(t)},
 		outbox: &Statement{Name: "write outbox", SQL: `INSERT INTO ` + t.Outbox + ` (lane, seq, notifications, payload) VALUES ($1, $2, $3, $4)`},
 		clean:  &Statement{Name: "clean outbox", SQL: `DELETE FROM ` + t.Outbox + ` WHERE lane = $1 AND seq <= $2`},
-		shape:  &Statement{Name: "compare the feedback table", Meanings: OnMiss(ErrTableAltered), SQL: TreeSQL + ` SELECT 1 / (` + ShapeSQL + ` = $3::text)::int4`},
+		shape:  &Statement{Name: "compare the feedback table", Meanings: OnMiss(ErrTableAltered), SQL: table.shapeSQL(func(text string) string { return `1 / (` + text + ` = $3::text)::int4` })},
 		inTime: &Statement{Name: "look at the clock", Meanings: OnMiss(ErrCampaignEnded), SQL: `SELECT 1 / (extract(epoch FROM clock_timestamp()) < $1::float8)::int4`},
 		commit: &Statement{Name: "commit", SQL: `COMMIT`, WritesRows: true},
 	}

@@ -29,8 +29,9 @@ type FeedbackTable struct {
 	Triggers     []string // BEFORE INSERT FOR EACH ROW, enabled: they can change and drop rows
 	RunsUserCode bool     // triggers, constraints, defaults or indexes may call functions of the user's with each row
 	byteLimits   bool     // the n of varchar(n) counts bytes: SQL_ASCII
-	Shape        string   // what a step's transaction compares, see ShapeSQL
-	Encoding     string   // of the database
+	partitioned  bool
+	Shape        string // what a step's transaction compares, see shapeSQL
+	Encoding     string // of the database
 }
 
 // columnType is the SQL type of a column, beside its kind.

@@ -205,7 +205,7 @@ func (c *Claim) openSink(ctx context.Context) (err error) {
 		return err
 	}
 	c.phase.Enter("end the former owners' connections to the sink", nil)
-	if c.Statements, err = sink.PrepareStep(ctx, c.Conn, c.Tables); err != nil {
+	if c.Statements, err = sink.PrepareStep(ctx, c.Conn, c.Tables, c.Feedback); err != nil {
 		return err
 	}
 	return c.endPredecessors(ctx)
