@@ -197,7 +197,7 @@ func (d *explainTest) simpleVerdicts(long string) {
 	d.want(explain.Cancelled, "cancel by ", s(explain.SourceCampaign), "axed", "early")
 	d.want(explain.Cancelled, "has ended the campaign", s(explain.SourceCampaign), "stop", "early")
 	d.want(explain.Expired, "was over when it was received", s(explain.SourceCampaign), "over", "early")
-	d.want(explain.Refused, "is not after", s(explain.SourceDeadLetter, explain.SourceMessage), "bad", "early")
+	d.want(explain.Refused, "a corrected message", s(explain.SourceDeadLetter, explain.SourceMessage), "bad", "early")
 	d.want(explain.Refused, "adv_campaign_id", s(explain.SourceDeadLetter), "17", "early")
 	d.want(explain.ClientRefused, "1200 bytes", s(explain.SourceDeadLetter), "lunch", long)
 	d.want(explain.CampaignUnknown, "no message", s(explain.SourceFeedback), "nothing", "early")

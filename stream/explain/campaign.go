@@ -254,6 +254,9 @@ func (e *Evidence) judgeUnknown() finding {
 	if l := e.refusal(0, -1); l != nil {
 		f.verdict, f.next = Refused, e.retryHint(l)
 		f.why = "the message " + l.origin() + " was refused: " + l.Reason
+		if l.Invalid {
+			f.why += "; a corrected message of the campaign is sent to everybody"
+		}
 		return f
 	}
 	for i := range e.Messages {
@@ -320,7 +323,7 @@ func replayHint(sent time.Time) string {
 }
 
 func (e *Evidence) retryHint(l *Letter) string {
-	if l.From == "" {
+	if l.From == "" || l.Invalid {
 		return ""
 	}
 	return fmt.Sprintf("dinnerbell dead-letters retry %d:%d", l.Partition, l.Offset)

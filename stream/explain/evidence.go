@@ -160,6 +160,8 @@ type Letter struct {
 	// LeftOut: the letter refuses no message and names clients who were left out.
 	LeftOut     bool
 	NamesClient bool // the client is among them
+	// Invalid: the message is no valid campaign, and would be refused again.
+	Invalid bool
 	// Guessed: the message is no JSON that could be read, and only holds the id.
 	Guessed bool
 }
