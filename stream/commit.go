@@ -283,6 +283,12 @@ func (c *committer) afterCommit(d *inflightStep) {
 	c.late.applyStep(d.st)
 	c.lane.noteDecided(d.st, d.p)
 	c.lane.noteReplayed(d.st, d.p)
+	if len(d.st.parked) > 0 {
+		c.lane.noteParked(d.st)
+	}
+	if d.st.paced > 0 {
+		c.lane.svc.pace.settle(d.st.paced - d.p.Notifications())
+	}
 	c.recycleBuffer(d.st)
 	close(d.done)
 }

@@ -186,6 +186,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	}
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
+	r.hold, r.heldAt = campaign.NotHeld, 0
 	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, 0, false
 	switch outcome {
 	case campaign.Older:
@@ -196,7 +197,8 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 		st.noteStands(r.Campaign, this, *there)
 	case campaign.Repeat:
 		r.accept, r.repeats = false, true
-		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion}
+		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, owner: there.Owner, version: there.RowVersion, approved: there.Approved}
+		r.hold, r.heldAt = there.Hold, there.HeldAt
 	default:
 		r.accept, r.repeats, r.state = true, false, sink.StatePending
 		r.liveCampaign = &liveCampaign{Campaign: r.Campaign, from: r.at, owner: c.lane.id, version: 1}
@@ -209,7 +211,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 			r.state = sink.StateExpired
 			st.expired++
 		case campaign.Held:
-			r.state = sink.StatePaused
+			r.state, r.hold = sink.StatePaused, campaign.Paused
 		case campaign.Revive:
 			r.revives, st.revives = there.HeldAt, true
 		default:

@@ -49,6 +49,8 @@ type decider struct {
 	replayed []message       // messages of a replay, which are accepted behind the backlog
 	recent   *recentMessages // accepted lately: newer than any look-up
 	ended    int64           // the second in which ended campaigns were last removed
+	hold     time.Duration   // how long nobody can be notified, because of limits.notifications_per_second
+	counted  id.List         // memory of countAudience
 
 	latePicks  []*latePick // of one late batch, not in a step yet
 	lateUpTo   id.LSN      // handled once they are; 0: their batch does not say so
@@ -78,6 +80,7 @@ func (d *decider) run(ctx context.Context) error {
 			d.late.settleView(st.view)
 			continue
 		}
+		d.hold = 0 // there may be more to accept
 		if err := d.sealAndSubmit(ctx, st); err != nil {
 			return err
 		}
@@ -85,8 +88,8 @@ func (d *decider) run(ctx context.Context) error {
 }
 
 // receiveInput receives messages and due campaigns. It waits only when the decider has
-// no work. It receives no messages while the backlog is full, and no campaigns while
-// there is no room for them.
+// no work, or may notify nobody yet. It receives no messages while the backlog is full,
+// and no campaigns while there is no room for them.
 func (d *decider) receiveInput(ctx context.Context) error {
 	for {
 		arrivals, due := d.arrivals, d.due
@@ -97,7 +100,12 @@ func (d *decider) receiveInput(ctx context.Context) error {
 		if !d.hasRoom() {
 			due = nil
 		}
-		if d.isIdle() {
+		if idle := d.isIdle(); idle || d.hold > 0 {
+			var paced <-chan time.Time
+			began := time.Now()
+			if !idle {
+				paced = time.After(d.hold)
+			}
 			select {
 			case a := <-arrivals:
 				d.enqueueMessages(a)
@@ -107,9 +115,14 @@ func (d *decider) receiveInput(ctx context.Context) error {
 				d.enqueueLate(b)
 			case l := <-rejoins:
 				d.enqueueDue([]*liveCampaign{l})
+			case <-paced:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+			if !idle {
+				d.lane.svc.pace.held.Add(int64(time.Since(began)))
+			}
+			d.hold = 0
 			continue
 		}
 		select {
@@ -276,7 +289,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		st.expired++
 		st.noteExpired(l, before)
 	case outcome == campaign.Held:
-		r.state = sink.StatePaused
+		r.state, r.hold = sink.StatePaused, campaign.Paused
 	case d.joinsAtOnce(m, before):
 		l.started = true
 		d.sched.add(l)
@@ -301,7 +314,7 @@ func (d *decider) acceptRepeat(st *step, m *message, before *campaign.Version) {
 	}
 	now := *before
 	now.Position, now.Time = campaign.Position{Lane: d.lane.id, Offset: m.offset}, m.time
-	st.noteRepeat(&liveCampaign{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion}, now, before)
+	st.noteRepeat(&liveCampaign{Campaign: m.campaign, owner: before.Owner, version: before.RowVersion, approved: before.Approved}, now, before)
 	d.recent.put(m.campaign.Key(), now)
 }
 
@@ -322,15 +335,23 @@ func (d *decider) fillStep(st *step) error {
 	d.forgetCorrected()
 	for n := d.countToLastCancel(); n > 0 && d.acceptNext(st); n-- {
 	}
+	room, paced := d.takeRoom()
+	if room == 0 && len(d.latePicks) == 0 && d.lateUpTo == 0 {
+		d.acceptAll(st) // none of these is joined in this step, so it needs no view
+		return nil
+	}
 	scan, err := d.openView(st)
 	if err != nil {
 		return err
 	}
-	if err = d.serveCampaigns(st, scan); err == nil {
+	if err = d.serveCampaigns(st, scan, room); err == nil {
 		d.noteHandled(st)
 	}
 	if closeErr := scan.Close(); err == nil {
 		err = closeErr
+	}
+	if paced {
+		d.settleRoom(st, room)
 	}
 	if err != nil {
 		return fmt.Errorf("read subscriptions: %w", err)
@@ -338,14 +359,17 @@ func (d *decider) fillStep(st *step) error {
 	return nil
 }
 
-// serveCampaigns adds clients to the step until it is full or nobody is left: first
-// those of late picks, which are few.
-func (d *decider) serveCampaigns(st *step, scan *state.Scan) error {
+// serveCampaigns adds up to room clients to the step: first those of late picks, which
+// are few and need no room.
+func (d *decider) serveCampaigns(st *step, scan *state.Scan, room int) error {
 	late, lateBytes, err := d.pickLate(st, scan)
 	if err != nil {
 		return err
 	}
-	room, bytes := max(1, d.lane.stepClients()-late), max(1, d.cfg.StepBytes-lateBytes)
+	if room == 0 {
+		return nil
+	}
+	room, bytes := max(1, room-late), max(1, d.cfg.StepBytes-lateBytes)
 	more := func() bool { return bytes > 0 && d.acceptNext(st) }
 	return d.sched.serve(room, more, func(l *liveCampaign, room int) (int, bool, error) {
 		if bytes <= 0 {
@@ -356,6 +380,38 @@ func (d *decider) serveCampaigns(st *step, scan *state.Scan) error {
 		bytes -= used * per
 		return used + 1, exhausted, err
 	})
+}
+
+// takeRoom returns how many clients the next step may have. paced is set if
+// limits.notifications_per_second bounds that; with no room at all, hold says for how
+// long.
+func (d *decider) takeRoom() (room int, paced bool) {
+	room = d.lane.stepClients()
+	p := &d.lane.svc.pace
+	if !p.isOn() {
+		return room, false
+	}
+	if d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0 { // there are late picks alone
+		return 0, true
+	}
+	room, d.hold = p.take(d.lane.id, room, time.Now())
+	return room, true
+}
+
+// settleRoom gives back the room that the step did not use. A message that found no room
+// in it is accepted all the same: acceptance waits for no limit.
+func (d *decider) settleRoom(st *step, room int) {
+	for _, k := range st.picks {
+		st.paced += k.clients.Len()
+	}
+	d.lane.svc.pace.settle(room - st.paced)
+	d.acceptAll(st)
+}
+
+// acceptAll accepts as much of the backlog as the step can hold.
+func (d *decider) acceptAll(st *step) {
+	for len(d.backlog) > 0 && d.acceptNext(st) {
+	}
 }
 
 // pickClients adds up to room clients of one campaign to the step and moves the
@@ -370,6 +426,14 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	}
 	if err := d.checkReached(scan); err != nil {
 		return 0, false, err
+	}
+	if limit := d.lane.svc.maxAudience.Load(); limit > 0 && !l.admitted {
+		if admitted, parked, err := d.admit(scan, l, limit); err != nil || !admitted {
+			if parked {
+				st.noteParked(l, limit)
+			}
+			return 0, parked, err
+		}
 	}
 	clients := &id.List{}
 	if l.fresh {

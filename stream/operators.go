@@ -2,6 +2,8 @@ package stream
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"dinnerbell/stream/campaign"
@@ -10,60 +12,96 @@ import (
 
 // An operator's command changes a campaign's row and raises its version. A lane in the
 // middle of the campaign's fan-out notices that with its next step, which misses. What
-// an operator lets go comes back through the start times: watchOperators asks Postgres
+// an operator lets go comes back through the start times: operatorWatch asks Postgres
 // for the changes of all lanes, once a second. It also leaves a line in the daemon's log
-// about each command.
+// about each command, and counts the campaigns that wait for an operator.
 
 const (
-	// operatorWatch is how often watchOperators looks.
-	operatorWatch = time.Second
+	// operatorLook is how often operatorWatch looks.
+	operatorLook = time.Second
 	// operatorOverlap is how much earlier than the last look a command is looked for: a
 	// command's time is that of its statement, and its commit comes later.
 	operatorOverlap = time.Minute
+	// heldEvery is how often held campaigns are counted if no change is known: they end.
+	heldEvery = 5 * time.Second
 )
 
-// watchOperators looks for what operators did to the campaigns of this daemon's lanes,
-// until ctx ends. An error is none of the lanes' business: the next look covers the time.
+// operatorWatch looks for what operators did to the campaigns of a service's lanes.
+type operatorWatch struct {
+	svc    *Service
+	reader sink.Querier
+
+	last    time.Time              // of the last look that succeeded
+	seen    map[campaign.Key]int64 // versions that the last look found
+	counted time.Time
+	lanes   []int32 // whose held campaigns were counted
+}
+
+// watchOperators looks until ctx ends. An error is none of the lanes' business: the next
+// look covers the time.
 func (s *Service) watchOperators(ctx context.Context) error {
 	reader := s.readers.Open()
 	defer reader.Close()
-	tick := time.NewTicker(operatorWatch)
+	tick := time.NewTicker(operatorLook)
 	defer tick.Stop()
-	last := time.Now()
-	seen := map[campaign.Key]int64{} // versions
+	w := &operatorWatch{svc: s, reader: reader, last: time.Now()}
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
-		lanes := s.runningLanes()
-		if len(lanes) == 0 {
-			continue
-		}
-		ids := make([]int32, 0, len(lanes))
-		for id := range lanes {
-			ids = append(ids, id)
-		}
-		now := time.Now()
-		list, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) ([]sink.OperatedCampaign, error) {
-			return s.cfg.Sink.Tables().ReadOperated(ctx, reader, ids, now.Sub(last)+operatorOverlap)
-		})
-		if err != nil {
+		if err := w.look(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Debug("operators' commands cannot be read; the next look covers them", "error", err)
-			continue
 		}
-		last = now
-		found := make(map[campaign.Key]int64, len(list))
-		for i := range list {
-			o := &list[i]
-			found[o.Key] = o.Version
-			if seen[o.Key] != o.Version {
-				lanes[o.Lane].noteOperated(o)
-			}
-		}
-		seen = found
 	}
+}
+
+func (w *operatorWatch) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, w.svc.cfg.SinkTimeout)
+	defer cancel()
+	lanes := w.svc.runningLanes()
+	ids := slices.Sorted(maps.Keys(lanes))
+	if err := w.countHeld(ctx, ids); err != nil || len(ids) == 0 {
+		return err
+	}
+	now := time.Now()
+	list, err := w.svc.cfg.Sink.Tables().ReadOperated(ctx, w.reader, ids, now.Sub(w.last)+operatorOverlap)
+	if err != nil {
+		return err
+	}
+	w.last = now
+	found := make(map[campaign.Key]int64, len(list))
+	for i := range list {
+		o := &list[i]
+		found[o.Key] = o.Version
+		if w.seen[o.Key] != o.Version {
+			lanes[o.Lane].noteOperated(o)
+		}
+	}
+	w.seen = found
+	return nil
+}
+
+// countHeld counts the campaigns that wait for an operator, where the count may have
+// changed.
+func (w *operatorWatch) countHeld(ctx context.Context, ids []int32) error {
+	s := w.svc
+	if changed := s.heldChanged.Swap(false); !changed && time.Since(w.counted) < heldEvery && slices.Equal(ids, w.lanes) {
+		return nil
+	}
+	var parked, paused int64
+	if len(ids) > 0 {
+		var err error
+		if parked, paused, err = s.cfg.Sink.Tables().CountHeld(ctx, w.reader, ids); err != nil {
+			s.heldChanged.Store(true)
+			return err
+		}
+	}
+	s.held.parked.Store(parked)
+	s.held.paused.Store(paused)
+	w.counted, w.lanes = time.Now(), ids
+	return nil
 }
 
 // runningLanes returns the lanes that have taken over.
@@ -84,6 +122,7 @@ func (s *Service) runningLanes() map[int32]*lane {
 // noteOperated logs what an operator did to a campaign of the lane. A campaign that is
 // pending now is listed among the start times: an operator may have let it go.
 func (l *lane) noteOperated(o *sink.OperatedCampaign) {
+	l.svc.heldChanged.Store(true)
 	l.svc.cfg.Logger.Info("an operator's command on a campaign", "lane", l.id, "campaign", o.Key.Campaign, "restaurant", o.Key.Restaurant,
 		"state", o.State, "version", o.Version, "command", o.Operator, "given", o.Time.UTC())
 	l.svc.recent.add(RecentCampaign{
@@ -94,7 +133,7 @@ func (l *lane) noteOperated(o *sink.OperatedCampaign) {
 	starts := l.starts
 	l.mu.Unlock()
 	if o.State == sink.StatePending && starts != nil {
-		starts.addReleased(time.Now(), startTime{start: o.Start, key: o.Key, version: o.Version})
+		starts.addReleased(l.svc.now(), startTime{start: o.Start, key: o.Key, version: o.Version})
 	}
 }
 

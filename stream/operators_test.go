@@ -61,13 +61,23 @@ func TestOperatorCancelsALargeFanOut(t *testing.T) {
 	if at == 0 || at > 3000 {
 		t.Fatalf("%d clients had the campaign when it was cancelled; that is not the middle", at)
 	}
+	envtest.Until(t, patience, func() error {
+		if n := len(lines.with("an operator's command", "campaign=c", "state=cancelled", "cancel by tester@here (role ")); n != 1 {
+			return fmt.Errorf("%d lines of the log tell of the cancel", n)
+		}
+		return nil
+	})
+	w.firstEpoch()
+	stop() // what is queued comes in one batch: a repeat, then an edit
 	edit := c
 	edit.Content = "edited before the cancel"
-	w.produceAt(0, before.Add(time.Millisecond), encodeCampaign(edit))
-	w.produceAt(1, before.Add(2*time.Millisecond), encodeCampaign(edit))
+	w.produceAt(0, before.Add(time.Millisecond), encodeCampaign(c))
+	w.produceAt(0, before.Add(2*time.Millisecond), encodeCampaign(edit))
+	w.produceAt(1, before.Add(3*time.Millisecond), encodeCampaign(edit))
+	svc, stop = w.start()
 	w.produce(0, encodeCampaign(c)) // a repeat, sent after the cancel
 	w.produce(1, encodeCampaign(c))
-	w.awaitOffset(0, 4)
+	w.awaitOffset(0, 5)
 	w.awaitOffset(1, 2)
 	envtest.Until(t, patience, func() error {
 		if n := w.have("other"); n != 4000 {
@@ -85,13 +95,6 @@ func TestOperatorCancelsALargeFanOut(t *testing.T) {
 		}
 	}
 	cancelled()
-	w.firstEpoch()
-	envtest.Until(t, patience, func() error {
-		if n := len(lines.with("an operator's command", "campaign=c", "state=cancelled", "cancel by tester@here (role ")); n != 1 {
-			return fmt.Errorf("%d lines of the log tell of the cancel", n)
-		}
-		return nil
-	})
 	got := w.replayAll(svc, ReplayRequest{})
 	if got.Held != 1 || got.Notified != 0 {
 		t.Errorf("replay: %+v; want the newest message held, nobody notified", got)

@@ -30,6 +30,11 @@ type liveCampaign struct {
 	resumedAt  id.ID // an earlier session has passed the clients up to it; "": none
 	passed     int64 // clients looked at; of the decider
 
+	// Of limits.max_audience.
+	admitted  bool  // the audience is within the limit, or approved
+	countedTo id.ID // last client that was counted
+	counted   int64
+
 	began  time.Time    // when its message was received; zero: not known
 	totals fanOutTotals // as far as steps are committed; of the goroutine that handles those
 

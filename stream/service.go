@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -50,6 +51,8 @@ type Config struct {
 	// DrainTimeout bounds the time in which steps in flight are finished after Run's
 	// context has ended. Default 10 s.
 	DrainTimeout time.Duration
+	// Limits hold from the start; SetLimits changes them.
+	Limits Limits
 }
 
 func (c Config) withDefaults() Config {
@@ -98,6 +101,11 @@ type Service struct {
 	now            func() time.Time // the clock by which campaigns start and end
 	clockWatch     time.Duration    // see the constant
 
+	maxAudience atomic.Int64 // see Limits
+	pace        pace
+	held        struct{ parked, paused atomic.Int64 } // campaigns of this service's lanes
+	heldChanged atomic.Bool                           // campaigns were parked, or an operator did something: they are counted anew
+
 	counters counters
 	log      foldedLog
 	recent   recentCampaigns
@@ -126,6 +134,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 		log: foldedLog{log: cfg.Logger}, toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
+	s.SetLimits(cfg.Limits)
 	if n := cfg.Sink.MaxConnections; n > 0 {
 		s.connectionSlots = make(chan struct{}, max(1, n-cfg.Sink.ReaderCount()))
 	}

@@ -65,6 +65,8 @@ type Status struct {
 		Scheduled int64
 		Expired   int64
 		Dead      int64
+		Parked    int64 // wait for an operator's approval
+		Paused    int64 // by an operator
 	}
 	Notifications struct {
 		Decided int64
@@ -73,6 +75,7 @@ type Status struct {
 	Counts                     // since the service was made
 	Recent    []RecentCampaign // the newest first
 	LastError string
+	Limits    Limits
 	ClockSkew time.Duration // how far our clock was ahead of Postgres' at the start
 	Halted    *halt.Error   // the first lane that halted
 }
@@ -91,6 +94,9 @@ func (s *Service) Status() Status {
 		lanes = append(lanes, h.lane)
 	}
 	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.snapshot(), Recent: s.recent.snapshot()}
+	out.PaceWaits = time.Duration(s.pace.held.Load())
+	out.Limits = Limits{MaxAudience: s.maxAudience.Load(), NotificationsPerSecond: s.pace.rate.Load()}
+	out.Campaigns.Parked, out.Campaigns.Paused = s.held.parked.Load(), s.held.paused.Load()
 	s.mu.Unlock()
 	slices.SortFunc(lanes, func(a, b *lane) int { return cmp.Compare(a.id, b.id) })
 	for _, l := range lanes {
@@ -142,6 +148,8 @@ type Counts struct {
 	DeliveredMisses int64                // clients whom Postgres knew and the delivered cache did not
 	LateNotified    int64                // clients notified because they subscribed while a campaign was live
 	LateEntries     int64                // new subscriptions that the lanes have looked at for that
+	Parked          int64                // campaigns whose audience exceeded limits.max_audience
+	PaceWaits       time.Duration        // how long lanes waited for limits.notifications_per_second, over all lanes
 	Unservable      int64                // clients left out because the feedback table or the topic cannot take them; dead letters name them
 }
 
@@ -163,12 +171,14 @@ func (c Counts) Add(o Counts) Counts {
 	c.LateNotified += o.LateNotified
 	c.LateEntries += o.LateEntries
 	c.Unservable += o.Unservable
+	c.Parked += o.Parked
+	c.PaceWaits += o.PaceWaits
 	return c
 }
 
 // counters hold the Counts as they rise.
 type counters struct {
-	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, lateNotified, lateEntries, unservable atomic.Int64
+	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, lateNotified, lateEntries, unservable, parked atomic.Int64
 
 	letters [len(campaign.ReasonClasses)]atomic.Int64
 }
@@ -190,7 +200,7 @@ func (c *counters) snapshot() Counts {
 		Decided: c.decided.Load(), Shipped: c.shipped.Load(), Accepted: c.accepted.Load(), Finished: c.finished.Load(), Expired: c.expired.Load(), Dead: c.dead.Load(),
 		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
 		DeliveredMisses: c.deliveredMisses.Load(), LateNotified: c.lateNotified.Load(), LateEntries: c.lateEntries.Load(),
-		Unservable: c.unservable.Load(),
+		Unservable: c.unservable.Load(), Parked: c.parked.Load(),
 	}
 	for i := range c.letters {
 		out.Letters[i] = c.letters[i].Load()

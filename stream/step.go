@@ -28,6 +28,8 @@ type campaignRow struct {
 	replaces    *campaign.Version // with accept or repeats: the version that the row must still have; nil: no row
 	window      *replayWindow     // the replay that brought it
 	revives     int64             // milliseconds: the operator's cancel that the message ends; 0: none
+	hold        campaign.Hold     // with accept or repeats: what keeps the campaign from being delivered
+	heldAt      int64             // the same: when an operator cancelled it
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
@@ -43,9 +45,7 @@ type campaignRow struct {
 // step.
 func (r *campaignRow) acceptedVersion() campaign.Version {
 	v := campaign.Version{Position: r.at, Time: r.messageTime, Fingerprint: r.fingerprint, RowVersion: r.version, Owner: r.owner, Approved: r.approved}
-	if r.state == sink.StatePaused {
-		v.Hold = campaign.Paused
-	}
+	v.Hold, v.HeldAt = r.hold, r.heldAt
 	return v
 }
 
@@ -73,6 +73,9 @@ type step struct {
 	skipped    []skippedMessage // messages that notify nobody
 	windows    []*replayWindow  // one for each message of a replay
 	lost       []campaign.Key   // campaigns whose row another message has taken
+	parked     []*liveCampaign  // campaigns whose audience exceeds the limit
+	maxima     []int64          // the limits that they exceed
+	paced      int              // clients that the step took from limits.notifications_per_second
 	revives    bool             // a row of the step revives a campaign that an operator cancelled
 
 	view      int64  // number of the view that its clients are from; 0: none, or late subscribers are off
@@ -139,7 +142,7 @@ func (st *step) noteRepeat(l *liveCampaign, now campaign.Version, before *campai
 		st.rows[l.Key()] = r
 	}
 	if !r.accept && !r.repeats {
-		r.repeats, r.replaces, r.fingerprint = true, before, now.Fingerprint
+		r.repeats, r.replaces, r.fingerprint, r.hold, r.heldAt = true, before, now.Fingerprint, now.Hold, now.HeldAt
 	}
 	r.at, r.messageTime = now.Position, now.Time
 }
@@ -153,6 +156,12 @@ func (st *step) noteProgress(l *liveCampaign, to string) *campaignRow {
 	}
 	r.liveCampaign, r.state, r.cursor, r.served = l, to, l.cursor, true
 	return r
+}
+
+// noteParked records that a campaign waits for an operator.
+func (st *step) noteParked(l *liveCampaign, limit int64) {
+	st.noteProgress(l, sink.StateParked)
+	st.parked, st.maxima = append(st.parked, l), append(st.maxima, limit)
 }
 
 // canAccept reports whether the step can accept the message. A step that serves a

@@ -155,6 +155,19 @@ func (a *invocation) loadConfig() (*config.Config, error) {
 	return cfg, nil
 }
 
+// readConfig reads and checks the configuration again, for a daemon that runs with an
+// earlier one.
+func (a *invocation) readConfig() (*config.Config, error) {
+	cfg, err := config.Load(a.configFile, a.env)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
 // newLogger writes to standard error as log.level and log.format say.
 func (a *invocation) newLogger(cfg *config.Config) *slog.Logger {
 	return logging.New(a.messages, cfg.Log.Level, cfg.Log.Format, cfg.Hide)

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
 )
@@ -27,7 +30,11 @@ func (c *runCmd) Run(ctx context.Context, a *invocation) error {
 		return err
 	}
 	daemon.TuneGC(a.env)
-	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.newLogger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode})
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
+	return daemon.Run(ctx, daemon.Options{Config: cfg, Logger: a.newLogger(cfg), Build: thisBuild(), Actions: actions, ExitCode: exitCode,
+		Reload: reload, LoadConfig: a.readConfig})
 }
 
 // actions are the actions that commands ask the running daemon for, by name.

@@ -114,6 +114,9 @@ func printStatus(out io.Writer, r *status.Report) error {
 		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
 	}
 	row("freshness", "%.1f ms", s.FreshnessMS)
+	if c := r.Campaigns; c.Parked > 0 || c.Paused > 0 {
+		row("HELD", "%s parked (see `dinnerbell approve`), %s paused (see `dinnerbell resume`)", terminal.Thousands(c.Parked), terminal.Thousands(c.Paused))
+	}
 	row("campaigns", "%s live, %s scheduled, %s expired, %s dead", terminal.Thousands(r.Campaigns.Live),
 		terminal.Thousands(r.Campaigns.Scheduled), terminal.Thousands(r.Campaigns.Expired), terminal.Thousands(r.Campaigns.Dead))
 	row("", "since the start %s accepted, %s finished, %s without audience", terminal.Thousands(r.Counters.CampaignsAccepted),

@@ -127,3 +127,17 @@ func (t Tables) ReadOperated(ctx context.Context, q Querier, lanes []int32, with
 	}
 	return list, nil
 }
+
+// HeldSQL counts the parked and the paused campaigns of the lanes $1 that are not over.
+func (t Tables) HeldSQL() string {
+	return `SELECT count(*) FILTER (WHERE c.state = 'parked'), count(*) FILTER (WHERE c.state = 'paused') FROM ` + t.Campaign + ` c
+WHERE c.lane = ANY ($1::int4[]) AND c.state IN ('parked', 'paused') AND c.adv_campaign_datetime_end > extract(epoch FROM now())`
+}
+
+// CountHeld counts the campaigns of the lanes that wait for an operator.
+func (t Tables) CountHeld(ctx context.Context, q Querier, lanes []int32) (parked, paused int64, err error) {
+	if err := q.QueryRow(ctx, t.HeldSQL(), lanes).Scan(&parked, &paused); err != nil {
+		return 0, 0, fmt.Errorf("count campaigns that wait for an operator: %w", err)
+	}
+	return parked, paused, nil
+}

@@ -71,6 +71,7 @@ var daemonTables = []struct{ name, sql string }{
 ) WITH (fillfactor = 70)`},
 	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},
 	{"campaign_operator", operatorIndexSQL},
+	{"campaign_held", heldIndexSQL},
 	// Decided steps, until after they are shipped. A row is written once and never
 	// changed. EXTERNAL: packed ids do not compress.
 	{"outbox", `CREATE TABLE IF NOT EXISTS %[1]s.outbox (
@@ -88,6 +89,9 @@ var daemonTables = []struct{ name, sql string }{
 // operatorIndexSQL finds the campaigns that operators have changed lately; few rows are
 // in it.
 const operatorIndexSQL = `CREATE INDEX IF NOT EXISTS campaign_operator ON %[1]s.campaign (lane, operator_time) WHERE operator_time > 0`
+
+// heldIndexSQL finds the campaigns that wait for an operator.
+const heldIndexSQL = `CREATE INDEX IF NOT EXISTS campaign_held ON %[1]s.campaign (lane) WHERE state IN ('parked', 'paused')`
 
 // SetupSQL returns the statements that Setup runs on an empty database. They are safe to
 // repeat.
@@ -289,7 +293,7 @@ var migrations = map[int][]string{
   ADD COLUMN audience int8, ADD COLUMN notified int8 NOT NULL DEFAULT 0, ADD COLUMN already int8 NOT NULL DEFAULT 0,
   ADD COLUMN approved boolean NOT NULL DEFAULT false, ADD COLUMN operator_time int8 NOT NULL DEFAULT 0, ADD COLUMN operator text NOT NULL DEFAULT '',
   ADD COLUMN started_at timestamptz, ADD COLUMN finished_at timestamptz`,
-		operatorIndexSQL,
+		operatorIndexSQL, heldIndexSQL,
 	},
 }
 

@@ -23,6 +23,7 @@ type Config struct {
 	Kafka  Kafka  `yaml:"kafka"`
 	State  State  `yaml:"state"`
 	Join   Join   `yaml:"join"`
+	Limits Limits `yaml:"limits"`
 	HTTP   HTTP   `yaml:"http"`
 	Log    Log    `yaml:"log"`
 
@@ -99,6 +100,13 @@ type Join struct {
 	Freshness       string        `yaml:"freshness"`        // strict (default), bounded, off
 	MaxStaleness    time.Duration `yaml:"max_staleness"`    // for bounded; default 5s
 	LateSubscribers bool          `yaml:"late_subscribers"` // default false; true: a client who subscribes while a campaign is live gets it
+}
+
+// Limits keep a mistake, or a flood, from reaching everybody. They can change without a
+// restart, on SIGHUP.
+type Limits struct {
+	MaxAudience            int `yaml:"max_audience"`             // clients; a larger campaign is parked; default 0: none
+	NotificationsPerSecond int `yaml:"notifications_per_second"` // over all lanes of this daemon; default 0: none
 }
 
 // HTTP is the read-only listener.

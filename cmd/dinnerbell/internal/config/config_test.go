@@ -331,6 +331,8 @@ func TestValidateRefuses(t *testing.T) {
 		"sasl off":          {yaml: "kafka: {brokers: ['k:1'], sasl: {username: u}}", want: "no mechanism"},
 		"sasl unknown":      {yaml: "kafka: {brokers: ['k:1'], sasl: {mechanism: GSSAPI, username: u, password: p}}", want: "GSSAPI"},
 		"sasl half":         {yaml: "kafka: {brokers: ['k:1'], sasl: {mechanism: PLAIN, username: u}}", want: "kafka.sasl.password: not set"},
+		"audience":          {yaml: "limits: {max_audience: -1}", want: "limits.max_audience: -1 is less than 0"},
+		"rate":              {yaml: "limits: {notifications_per_second: -5}", want: "limits.notifications_per_second: -5 is less than 0"},
 		"empty dir":         {yaml: "state: {dir: ''}", want: "state.dir"},
 		"listen":            {yaml: "http: {listen: '8420'}", want: "http.listen"},
 		"level":             {yaml: "log: {level: loud}", want: "log.level"},
@@ -381,6 +383,30 @@ func completed(text string, env Env) (string, Env) {
 		all["DINNERBELL_SOURCE_URL"] = "postgres://x/y"
 	}
 	return text, all
+}
+
+// A running daemon takes some keys over; the others are named. A secret counts as it is
+// written, and is never shown.
+func TestChangedKeys(t *testing.T) {
+	t.Parallel()
+	read := func(text string, env Env) *Config {
+		cfg, err := Load(write(t, "f.yaml", minimal+text), env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg
+	}
+	before := read("", Env{"A": "1"})
+	if now, restart := ChangedKeys(before, read("", Env{"A": "2"})); len(now)+len(restart) > 0 {
+		t.Errorf("equal ones differ in %v, %v", now, restart)
+	}
+	now, restart := ChangedKeys(before, read("limits: {max_audience: 7, notifications_per_second: 8}\nlog: {level: warn, format: json}\nsink: {url: 'postgres://u:${A}@h/de'}", Env{"A": "zz9"}))
+	if want := []string{"limits.max_audience", "limits.notifications_per_second", "log.level"}; !slices.Equal(now, want) {
+		t.Errorf("at once: %v, want %v", now, want)
+	}
+	if want := []string{"log.format", "sink.url"}; !slices.Equal(restart, want) {
+		t.Errorf("with a restart: %v, want %v", restart, want)
+	}
 }
 
 func TestTablesOfAnyName(t *testing.T) {

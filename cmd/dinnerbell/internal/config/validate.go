@@ -190,6 +190,12 @@ func (c *Config) checkRest() []error {
 		out = append(out, fmt.Errorf("state.checkpoint.keep: %d is less than 1; state.checkpoint.every: 0 makes none", c.State.Checkpoint.Keep))
 	}
 	out = append(out, c.State.History.check()...)
+	if n := c.Limits.MaxAudience; n < 0 {
+		out = append(out, fmt.Errorf("limits.max_audience: %d is less than 0; 0 is no limit", n))
+	}
+	if n := c.Limits.NotificationsPerSecond; n < 0 {
+		out = append(out, fmt.Errorf("limits.notifications_per_second: %d is less than 0; 0 is no limit", n))
+	}
 	if err := checkHostPort(c.HTTP.Listen); err != nil {
 		out = append(out, fmt.Errorf("http.listen: %w", err))
 	}

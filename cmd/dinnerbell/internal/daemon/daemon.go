@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/state"
+	"dinnerbell/stream"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -30,6 +32,10 @@ type Options struct {
 	Build    status.Build
 	Actions  map[string]Action
 	ExitCode func(err error) int // of a command whose action ended with err
+
+	// Reload asks for the configuration to be read again, by LoadConfig. nil: never.
+	Reload     <-chan os.Signal
+	LoadConfig func() (*config.Config, error)
 }
 
 // Run opens the state and runs the daemon until ctx ends, which drains it, or
@@ -80,6 +86,8 @@ type supervisor struct {
 	Options
 
 	current atomic.Pointer[Engine]
+	limits  atomic.Pointer[stream.Limits] // in force
+	level   string                        // of the log, in force; of watchReload
 	stalls  status.StallDetector
 	damage  damageHistory
 	gc      loadGC
@@ -90,6 +98,9 @@ type supervisor struct {
 // close its engine at the end.
 func newDaemon(o Options, store *state.Store) *supervisor {
 	d := &supervisor{Options: o, waits: status.NewFreshnessWaits()}
+	limits := limitsOf(o.Config)
+	d.limits.Store(&limits)
+	d.level = o.Config.Log.Level
 	if _, aside := store.SetAside(); aside {
 		d.damage.add(time.Now())
 	}
@@ -125,6 +136,7 @@ func (s *supervisor) run(ctx context.Context, l *listeners) error {
 	handler := control.NewHandler(gctx, readOnly, actions, s.ExitCode, s.Logger)
 	g.Go(func() error { return httpserve.Serve(httpCtx, handler, s.Logger, l.socket, 0) })
 	g.Go(func() error { return s.notifySystemd(gctx) })
+	g.Go(func() error { return s.watchReload(gctx) })
 	g.Go(func() error {
 		defer stopHTTP()
 		return s.runEngines(gctx)

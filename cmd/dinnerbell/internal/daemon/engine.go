@@ -75,6 +75,7 @@ func (s *supervisor) newEngine(store *state.Store) *Engine {
 	e.Service = stream.New(lanes, store, fresh)
 	e.calls, e.end = context.WithCancelCause(context.Background())
 	s.current.Store(e)
+	e.Service.SetLimits(*s.limits.Load()) // as the current engine: a reload may come between
 	return e
 }
 

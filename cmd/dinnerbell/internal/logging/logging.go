@@ -16,24 +16,32 @@ import (
 // New makes a logger of a level (debug, info, warn, error) and a format (text,
 // json). hide takes secrets out of a text; it may be called at any time.
 func New(w io.Writer, level, format string, hide func(string) string) *slog.Logger {
-	var l slog.Level
-	_ = l.UnmarshalText([]byte(level)) // the configuration has been checked
-	opts := &slog.HandlerOptions{Level: l}
+	threshold := &slog.LevelVar{}
+	_ = threshold.UnmarshalText([]byte(level)) // the configuration has been checked
+	opts := &slog.HandlerOptions{Level: threshold}
 	var next slog.Handler = slog.NewTextHandler(w, opts)
 	if format == "json" {
 		next = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(&cleaningHandler{next: next, hide: hide, repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
+	return slog.New(&cleaningHandler{next: next, threshold: threshold, hide: hide, repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
+}
+
+// SetLevel changes the level of a logger of New, and of all loggers that come from it.
+func SetLevel(log *slog.Logger, level string) {
+	if h, ok := log.Handler().(*cleaningHandler); ok {
+		_ = h.threshold.UnmarshalText([]byte(level)) // the configuration has been checked
+	}
 }
 
 // cleaningHandler cleans each record before it passes it on. Its copies of With
 // share the repeats.
 type cleaningHandler struct {
-	next    slog.Handler
-	hide    func(string) string
-	with    string // the attributes of With, as a part of a message's identity
-	part    string // the attribute of that name, if With gave one
-	repeats *repeatFilter
+	next      slog.Handler
+	threshold *slog.LevelVar
+	hide      func(string) string
+	with      string // the attributes of With, as a part of a message's identity
+	part      string // the attribute of that name, if With gave one
+	repeats   *repeatFilter
 }
 
 // Enabled implements slog.Handler.

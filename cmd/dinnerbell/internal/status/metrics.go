@@ -87,9 +87,12 @@ var (
 	descShipped   = newDesc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
 	descOffset    = newDesc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
 	descHeldBack  = newDesc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the lane's campaigns from being read.", "partition")
-	descCampaigns = newDesc("campaigns", "Campaigns under way (live) and to come (scheduled).", "state")
+	descCampaigns = newDesc("campaigns", "Campaigns under way (live), to come (scheduled), and held for an operator (parked, paused).", "state")
 	descAccepted  = newDesc("campaigns_accepted_total", "Messages that this process accepted as campaigns, edits included.")
 	descFinished  = newDesc("campaigns_finished_total", "Campaigns whose fan-out this process brought to its end.")
+	descParked    = newDesc("campaigns_parked_total", "Campaigns that this process parked, since their audience exceeded limits.max_audience.")
+	descPace      = newDesc("pace_wait_seconds_total", "How long lanes of this process waited for limits.notifications_per_second.")
+	descLimit     = newDesc("limit", "The limits in force: limits.max_audience and limits.notifications_per_second; 0: none.", "limit")
 	descExpired   = newDesc("campaigns_expired_total", "Campaigns that this process received after their end.")
 	descDead      = newDesc("campaigns_dead_total", "Messages that this process sent to the dead-letter topic.")
 	descLetters   = newDesc("dead_letters_total", "Dead letters that this process sent, by the class of their reason.", "reason")
@@ -169,6 +172,7 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descCkHeld, float64(r.Checkpoint.HeldBackBytes))
 	gauge(descCkFailed, boolValue(r.Checkpoint.LastError != ""))
 	collectCampaigns(&r, gauge, count)
+	collectLimits(&r, ch)
 }
 
 // collectCampaigns sends the metrics of campaigns, notifications and what became of them.
@@ -199,6 +203,17 @@ func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string
 	gauge(descOfLanes, float64(r.Notifications.Shipped), "shipped")
 	gauge(descEnded, float64(r.Campaigns.Expired), "expired")
 	gauge(descEnded, float64(r.Campaigns.Dead), "dead")
+}
+
+// collectLimits sends the campaigns that wait for an operator, the limits in force, and
+// their effect.
+func collectLimits(r *Report, ch chan<- prometheus.Metric) {
+	ch <- prometheus.MustNewConstMetric(descCampaigns, prometheus.GaugeValue, float64(r.Campaigns.Parked), "parked")
+	ch <- prometheus.MustNewConstMetric(descCampaigns, prometheus.GaugeValue, float64(r.Campaigns.Paused), "paused")
+	ch <- prometheus.MustNewConstMetric(descLimit, prometheus.GaugeValue, float64(r.Limits.MaxAudience), "max_audience")
+	ch <- prometheus.MustNewConstMetric(descLimit, prometheus.GaugeValue, float64(r.Limits.NotificationsPerSecond), "notifications_per_second")
+	ch <- prometheus.MustNewConstMetric(descParked, prometheus.CounterValue, float64(r.Counters.CampaignsParked))
+	ch <- prometheus.MustNewConstMetric(descPace, prometheus.CounterValue, r.Counters.PaceWaitSeconds)
 }
 
 func boolValue(b bool) float64 {

@@ -29,6 +29,7 @@ type Report struct {
 	Notifications notificationsReport `json:"notifications"`
 	Halted        *Halt               `json:"halted"`
 	Counters      countersReport      `json:"counters"`
+	Limits        limitsReport        `json:"limits"`
 	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the start.
 	ClockSkewMS float64          `json:"clock_skew_ms"`
 	State       stateReport      `json:"state"`
@@ -74,6 +75,16 @@ type countersReport struct {
 	// looked at for that.
 	LateNotified      int64 `json:"late_notified"`
 	LateSubscriptions int64 `json:"late_subscriptions"`
+	// CampaignsParked are campaigns whose audience exceeded limits.max_audience.
+	CampaignsParked int64 `json:"campaigns_parked"`
+	// PaceWaitSeconds is how long lanes waited for limits.notifications_per_second.
+	PaceWaitSeconds float64 `json:"pace_wait_seconds"`
+}
+
+// limitsReport are the limits in force, which may change without a restart.
+type limitsReport struct {
+	MaxAudience            int64 `json:"max_audience"`
+	NotificationsPerSecond int64 `json:"notifications_per_second"`
 }
 
 // Source is the mirror of the subscriptions.
@@ -132,6 +143,8 @@ type campaignsReport struct {
 	Scheduled int64 `json:"scheduled"`
 	Expired   int64 `json:"expired"`
 	Dead      int64 `json:"dead"`
+	Parked    int64 `json:"parked"` // larger than limits.max_audience: they wait for an operator's approval
+	Paused    int64 `json:"paused"` // by an operator
 }
 
 type notificationsReport struct {
@@ -163,6 +176,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		Halted:        newHaltReport(m, s),
 		ClockSkewMS:   float64(s.ClockSkew) / float64(time.Millisecond),
 		Counters:      newCountersReport(m, s),
+		Limits:        limitsReport(s.Limits),
 		State:         stateReport{Condition: conditionOK},
 		Checkpoint:    newCheckpointReport(m),
 		Recent:        newRecentReport(s.Recent),
@@ -203,6 +217,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 		NotificationsDecided: s.Decided, NotificationsShipped: s.Shipped,
 		CampaignsAccepted: s.Accepted, CampaignsFinished: s.Finished, CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
 		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses, LateNotified: s.LateNotified, LateSubscriptions: s.LateEntries,
+		CampaignsParked: s.Parked, PaceWaitSeconds: s.PaceWaits.Seconds(),
 	}
 }
 
