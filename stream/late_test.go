@@ -2,7 +2,9 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"testing"
@@ -272,9 +274,10 @@ func TestLateSubscribersAfterARebuild(t *testing.T) {
 	first := clients("0000", 300)
 	w := newLateDeployment(t, 2, map[string][]string{"r1": first, "r2": {"x"}})
 	w.cfg.StepClients = 20
+	w.clock = &testClock{}
 	_, stop := w.start()
 	over := w.campaign("over", "r1")
-	over.End = time.Now().Unix() + 3
+	over.End = time.Now().Unix() + 600
 	want := map[string][]string{"over": first, "n": {"x"}}
 	w.produce(0, encodeCampaign(over))
 	for i := range 10 {
@@ -284,12 +287,7 @@ func TestLateSubscribersAfterARebuild(t *testing.T) {
 	}
 	w.produce(1, encodeCampaign(w.campaign("n", "r2")))
 	w.expect(want)
-	envtest.Until(t, patience, func() error {
-		if left := over.End - time.Now().Unix(); left >= 0 {
-			return fmt.Errorf("%d seconds to its end", left)
-		}
-		return nil
-	})
+	w.clock.set(601 * time.Second)
 	w.slowSteps("0.01")
 	more := clients("4000", 100)
 	w.subs["r1"] = with(first, more...)
@@ -333,7 +331,7 @@ func TestSetBackSubscriptionsAreNotJoined(t *testing.T) {
 	w.cfg.Committed = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	w.load(w.store, w.log[0].End-4)
 	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
-	time.Sleep(200 * time.Millisecond) // time to do wrong
+	w.awaitOffset(0, 2) // it is accepted, and not joined
 	if n := w.have("c"); n != 0 && n != int64(len(all)) {
 		t.Errorf("%d clients have a campaign, from subscriptions that were set back", n)
 	}
@@ -376,11 +374,12 @@ func TestLateSubscribersAndTheLifeOfACampaign(t *testing.T) {
 	t.Parallel()
 	first := clients("0000", 10)
 	w := newLateDeployment(t, 2, map[string][]string{"r1": first, "r2": first, "r3": first})
+	w.clock = &testClock{}
 	svc, _ := w.start()
 	soon, paused, short := w.campaign("soon", "r1"), w.campaign("paused", "r2"), w.campaign("short", "r3")
 	gone := w.campaign("gone", "r3")
-	soon.Start = time.Now().Unix() + 3
-	short.End, gone.End = time.Now().Unix()+3, time.Now().Unix()+3
+	soon.Start = time.Now().Unix() + 600
+	short.End, gone.End = soon.Start, soon.Start
 	w.produce(0, encodeCampaign(soon), encodeCampaign(paused), encodeCampaign(short), encodeCampaign(gone), encodeCampaign(w.campaign("cancelled", "r2")))
 	w.finished("paused", "short", "gone", "cancelled")
 	w.insert("r1", "early")
@@ -392,19 +391,16 @@ func TestLateSubscribersAndTheLifeOfACampaign(t *testing.T) {
 		t.Errorf("%d have a campaign that is paused or has not begun", n)
 	}
 	w.operate(operator.Resume, "paused", "", 1)
-	want := map[string][]string{"soon": with(first, "early"), "paused": with(first, "meanwhile"), "cancelled": first, "short": first, "gone": first}
+	want := map[string][]string{"paused": with(first, "meanwhile"), "cancelled": first, "short": first, "gone": first}
+	w.expect(want)
+	w.clock.set(601 * time.Second)
+	want["soon"] = with(first, "early")
 	w.expect(want)
 	w.insert("r1", "late")
 	w.insert("r2", "after")
 	want["soon"], want["paused"] = with(want["soon"], "late"), with(want["paused"], "after")
 	w.expect(want)
 
-	envtest.Until(t, patience, func() error {
-		if left := short.End - time.Now().Unix(); left > 0 {
-			return fmt.Errorf("%d seconds to its end", left)
-		}
-		return nil
-	})
 	w.insert("r3", "too late")
 	w.handled(svc)
 	w.expect(want)
@@ -456,4 +452,94 @@ func TestManyLateSubscribersAtOnce(t *testing.T) {
 		t.Errorf("the lane is at %d, want %d", n, end)
 	}
 	w.firstEpoch()
+}
+
+// awaitBlocked waits until a step waits for a lock.
+func (w *lateDeployment) awaitBlocked() {
+	w.Helper()
+	envtest.Until(w, patience, func() error {
+		if n := w.db.Int(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`); n == 0 {
+			return errors.New("no step waits")
+		}
+		return nil
+	})
+}
+
+// A client who subscribes while a step is under way that joins a campaign with the
+// subscriptions of before: Postgres does not show the campaign yet.
+func TestLateSubscriberMeetsAStepUnderWay(t *testing.T) {
+	t.Parallel()
+	first := clients("0000", 10)
+	w := newLateDeployment(t, 1, map[string][]string{"r1": first})
+	svc, _ := w.start()
+	w.awaitReady(svc)
+	w.handled(svc)
+	release := w.blockRows(`LOCK TABLE subscribers_feedback IN SHARE MODE`)
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
+	w.awaitBlocked()
+	w.insert("r1", "late")
+	for deadline := time.Now().Add(400 * time.Millisecond); time.Now().Before(deadline) && svc.Status().Lanes[0].SourceLSN < w.store.EndLSN(); {
+		<-time.After(10 * time.Millisecond) // time to pass the change by, which would be wrong
+	}
+	release()
+	w.expect(map[string][]string{"c": with(first, "late")})
+	w.firstEpoch()
+}
+
+// More changes than the log holds come while the lane cannot read them: it joins its
+// campaigns again.
+func TestLateSubscribersBeyondTheLog(t *testing.T) {
+	t.Parallel()
+	first := clients("0000", 10)
+	w := newLateDeployment(t, 1, map[string][]string{"r1": first})
+	w.stateOptions.Log.Bytes = 32 << 10
+	w.store = w.openStore()
+	lines := &logLines{}
+	w.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
+	svc, _ := w.start()
+	w.awaitReady(svc)
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
+	w.finished("c")
+	release := w.blockRows(`LOCK TABLE subscribers_feedback IN SHARE MODE`)
+	w.insert("r1", "late 0")
+	w.awaitBlocked()
+	all := with(first, "late 0")
+	for i := range 40 {
+		more := clients(fmt.Sprintf("%04x", 100+i), 200)
+		all = append(all, more...)
+		w.insert("r1", more...)
+	}
+	release()
+	w.expect(map[string][]string{"c": all})
+	w.finished("c")
+	envtest.Until(t, patience, func() error {
+		if len(lines.with("campaigns that are not over are joined again", "does not reach back")) == 0 {
+			return errors.New("the log was not too small: the test shows nothing")
+		}
+		return nil
+	})
+}
+
+// A clock that was an hour ahead has ended no campaign for late subscribers.
+func TestLateSubscribersAfterTheClockWasAhead(t *testing.T) {
+	t.Parallel()
+	first := clients("0000", 10)
+	w := newLateDeployment(t, 1, map[string][]string{"r1": first, "r2": first})
+	w.clock = &testClock{}
+	svc, _ := w.start()
+	w.produce(0, encodeCampaign(w.campaign("c", "r1")))
+	w.finished("c")
+	w.clock.set(2 * time.Hour)
+	w.insert("r1", "while ahead")
+	w.handled(svc)
+	w.produce(0, encodeCampaign(w.campaign("other", "r2"))) // over by that clock
+	w.awaitOffset(0, 2)
+	w.clock.set(0)
+	w.insert("r1", "late")
+	envtest.Until(t, patience, func() error {
+		if n := w.db.Int(`SELECT count(*) FROM subscribers_feedback WHERE client_id = 'late'`); n != 1 {
+			return errors.New("the late subscriber does not have the campaign")
+		}
+		return nil
+	})
 }

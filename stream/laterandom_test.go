@@ -81,9 +81,12 @@ func (w *randomDay) change() {
 	w.log = append(w.log, &state.Batch{Changes: changes, End: id.LSN(1000 + 8*len(w.log))})
 	w.committed.Store(uint64(w.log[len(w.log)-1].End))
 	w.lagging = w.IntN(w.lagging + 2)
-	time.Sleep(time.Duration(w.IntN(6)) * time.Millisecond)
+	w.pause(6)
 	w.catchUp(w.store, w.lagging)
 }
+
+// pause waits for less than some milliseconds.
+func (w *randomDay) pause(most int) { <-time.After(time.Duration(w.IntN(most)) * time.Millisecond) }
 
 // rebuild loads the present subscriptions into the service's store, as of now.
 func (w *randomDay) rebuild() {
@@ -155,7 +158,7 @@ func TestLateSubscribersOfRandomCampaigns(t *testing.T) {
 			_, _ = operator.Operate(t.Context(), w.cfg.Sink, operator.Resume, paused, "", "test")
 			paused = ""
 		default:
-			time.Sleep(time.Duration(w.IntN(20)) * time.Millisecond)
+			w.pause(20)
 		}
 	}
 	if paused != "" {

@@ -55,10 +55,3 @@ func (s *restaurantSet) has(restaurant id.ID) bool {
 	_, ok := s.ends[h]
 	return ok
 }
-
-// len returns the number of restaurants.
-func (s *restaurantSet) len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.ends)
-}

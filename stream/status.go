@@ -111,7 +111,7 @@ func (l *lane) addStatus(out *Status) {
 	st := l.status
 	st.WaitingForFreshness = l.waiting.Load() > 0
 	if st.SourceLSN = id.LSN(l.sourceLSN.Load()); st.SourceLSN > 0 {
-		st.Behind = max(0, int64(l.svc.store.EndLSN())-int64(st.SourceLSN)) //nolint:gosec // LSNs fit
+		st.Behind = max(0, int64(l.svc.store.EndLSN())-int64(st.SourceLSN))
 	}
 	st.WaitsForLSN = l.gate.Load().waitsFor()
 	st.HeldByTransaction = l.held.describe(l.svc.cfg.Kafka.Campaigns, l.id)

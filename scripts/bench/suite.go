@@ -109,6 +109,7 @@ func (st *stage) runParts(ctx context.Context) error {
 		{"latency", true, st.measureLatency},
 		{"scheduled", true, st.measureScheduled},
 		{"fairness", true, st.measureFairness},
+		{"late", true, st.measureLate},
 		{"kill", false, st.measureDuplicates},
 		{"memory", false, st.measureMemory},
 		{"cdc", false, st.measureMirror},

@@ -33,7 +33,7 @@ func (t Tables) RaiseEpoch(ctx context.Context, q Querier, lane int32) (r LaneRo
 	err = q.QueryRow(ctx, `UPDATE `+t.Lane+` SET epoch = epoch + 1 WHERE lane = $1
 RETURNING epoch, seq, next_offset, cluster_id, campaigns_topic_id, notifications_topic_id, progress_topic_id, shipped, notifications_ends, notified, expired, dead, source_id, source_lsn`, lane).
 		Scan(&r.Epoch, &r.Decided, &r.NextOffset, &r.Cluster, &r.Campaigns, &r.Notifications, &r.Progress, &r.Shipped, &r.Ends, &r.Notified, &r.Expired, &r.Dead, &r.SourceID, &lsn)
-	r.SourceLSN = id.LSN(lsn) //nolint:gosec // written from an LSN
+	r.SourceLSN = id.LSN(lsn)
 	return r, err
 }
 

@@ -162,8 +162,8 @@ ORDER BY k.n, c.adv_campaign_datetime_end, c.adv_campaign_id LIMIT $6`
 }
 
 // ReadServed returns served campaigns of a lane, over all restaurants of ask, in the
-// order of ask and then of (end, campaign): at most limit, and no more behind bytes
-// bytes of contents. rest asks for those that are left; nil if there are none.
+// order of ask and then of (end, campaign): at most limit, and none once so many
+// bytes of contents are read. rest asks for those that are left; nil if there are none.
 func (t Tables) ReadServed(ctx context.Context, q Querier, lane int32, ask []LateRestaurant, limit, bytes int) (list []ServedCampaign, rest []LateRestaurant, err error) {
 	restaurants, least, ends, ids := make([]string, len(ask)), make([][]byte, len(ask)), make([]int64, len(ask)), make([]string, len(ask))
 	for i, a := range ask {
@@ -260,7 +260,7 @@ again AS (
   UPDATE `+t.Campaign+` AS c SET state = CASE c.state WHEN '`+StatePending+`' THEN c.state ELSE '`+StateRejoin+`' END, cursor = '', contested = true, already = 0
   FROM owned WHERE c.lane = owned.lane AND c.adv_campaign_datetime_end > $5
     AND c.`+inRestaurants+` AND (c.state = '`+StateFinished+`' OR c.cursor <> '') RETURNING 1)
-SELECT (SELECT count(*) FROM again) FROM owned`, lane, epoch, source, int64(lsn), now).Scan(&campaigns) //nolint:gosec // an LSN fits
+SELECT (SELECT count(*) FROM again) FROM owned`, lane, epoch, source, int64(lsn), now).Scan(&campaigns)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, ErrTakenOver
 	}
@@ -294,5 +294,5 @@ func (t Tables) ReadHandled(ctx context.Context, q Querier, source string) (id.L
 	if err := q.QueryRow(ctx, `SELECT coalesce(min(source_lsn), 0) FROM `+t.Lane+` WHERE source_id = $1`, source).Scan(&lsn); err != nil {
 		return 0, fmt.Errorf("read positions of the lanes: %w", err)
 	}
-	return id.LSN(lsn), nil //nolint:gosec // written from an LSN
+	return id.LSN(lsn), nil
 }

@@ -92,7 +92,7 @@ func (q *StepStatements) AddChanges(p *Pipeline, table *FeedbackTable, c *StepCh
 	if table.RunsUserCode {
 		p.Add(q.path, "pg_catalog")
 	}
-	p.Add(q.lane, c.Lane, c.Epoch, c.Seq-1, c.NextOffset, c.Notifications, c.Expired, c.Refused, c.Shipped, c.Ends, int64(c.SourceLSN)) //nolint:gosec // an LSN fits
+	p.Add(q.lane, c.Lane, c.Epoch, c.Seq-1, c.NextOffset, c.Notifications, c.Expired, c.Refused, c.Shipped, c.Ends, int64(c.SourceLSN))
 	q.addCampaignRows(p, c.Campaigns)
 	if len(c.Late) > 0 {
 		p.Add(q.late, lateArgs(c.Lane, c.Late)...)

@@ -79,6 +79,26 @@ func (d *Deployment) writeConfig(name, prefix string) error {
 	return nil
 }
 
+// SetLateSubscribers sets join.late_subscribers of a stopped daemon, and runs setup.
+func (d *Deployment) SetLateSubscribers(ctx context.Context, on bool) error {
+	text, err := os.ReadFile(d.configPath())
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	cfg := map[string]any{}
+	if err := json.Unmarshal(text, &cfg); err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	cfg["join"] = map[string]any{"late_subscribers": on}
+	if text, err = json.MarshalIndent(cfg, "", "  "); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if err := os.WriteFile(d.configPath(), text, 0o600); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return d.RunCommand(ctx, "setup")
+}
+
 func (d *Deployment) configPath() string { return filepath.Join(d.Dir, "dinnerbell.yaml") }
 
 // StateDir is the daemon's state.dir.
