@@ -99,7 +99,7 @@ func (s *Store) collectBatch(b *Batch) error {
 		return s.changes.collectChanges(target, b.Changes)
 	}
 	log := &s.logw.build
-	log.reset(s.written.end)
+	log.reset(s.written.end, len(b.Transactions) <= 1)
 	target.log = log
 	return s.changes.collectTransactions(target, b, s.logw.parts > 0)
 }
@@ -127,7 +127,6 @@ func (s *Store) Rewind() {
 	s.writeMu.Lock()
 	defer s.writeMu.Unlock()
 	s.tx = s.tx.rewound()
-	s.logw.dropped = false
 }
 
 // commitChangesLocked writes the collected changes with the position end and shows

@@ -22,6 +22,7 @@ type batchHistory struct {
 	batches []Batch              // in order; parts have End 0
 	at      map[id.LSN]modelRows // at the end of each transaction
 	ends    []id.LSN
+	flips   bool // a generation takes over somewhere, and the log begins anew
 }
 
 func makeHistory(w *storeModel, transactions int) *batchHistory {
@@ -113,7 +114,10 @@ func (rec *crashRecorder) record(op errorfs.Op) error {
 
 // crashOptions make flushes and compactions frequent.
 func crashOptions(fs vfs.FS) Options {
-	return Options{CacheBytes: 1 << 20, ReserveBytes: -1, memTableBytes: 256 << 10, chunkBytes: 2 << 10, fs: fs}
+	return Options{
+		CacheBytes: 1 << 20, ReserveBytes: -1, memTableBytes: 256 << 10, chunkBytes: 2 << 10, fs: fs,
+		Log: LogOptions{Bytes: 1 << 20}, logPieceBytes: 100,
+	}
 }
 
 // TestCrash crashes at every write of a run of transactions, reopens, and
@@ -184,6 +188,10 @@ func checkCrash(t *testing.T, c crashImage, h *batchHistory, w *storeModel) (tor
 		t.Fatalf("crash at write %d: end is %s, durable was %s", c.write, end, c.durable)
 	}
 	noQuarantine(t, c)
+	if floor, on := s.LogFloor(); floor != 1 && !h.flips || !on {
+		t.Fatalf("crash at write %d: the log begins at %d, %v", c.write, floor, on)
+	}
+	checkLogged(t, s, h, 5, false)
 	if !torn {
 		checkModel(t, s, m, w.restaurants)
 		checkRows(t, s, m)
@@ -201,6 +209,8 @@ func checkCrash(t *testing.T, c crashImage, h *batchHistory, w *storeModel) (tor
 	}
 	checkModel(t, s, h.at[last], w.restaurants)
 	checkRows(t, s, h.at[last])
+	checkLogged(t, s, h, 3, false)
+	checkLogSize(t, s)
 	return torn
 }
 
@@ -269,6 +279,9 @@ func checkCrashLoad(t *testing.T, c crashImage, second bool, restaurants []id.ID
 	n, end := s.Subscriptions(), s.EndLSN()
 	if _, ok := s.Source(); ok != (n > 0) || c.loaded && !ok {
 		t.Fatalf("crash at write %d: source known: %v, loaded before: %v, %d rows", c.write, ok, c.loaded, n)
+	}
+	if floor, _ := s.LogFloor(); n == 100 && floor != 51 || n == 300 && floor != 51 {
+		t.Fatalf("crash at write %d: the log of %d rows begins at %d", c.write, n, floor)
 	}
 	if want := map[int64]id.LSN{0: 0, 100: 50, 300: 40}; want[n] != end || second && n == 0 {
 		t.Fatalf("crash at write %d: %d rows at %s", c.write, n, end)

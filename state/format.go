@@ -72,7 +72,9 @@ func (f storeFormat) upgradeStore(ctx context.Context, db *pebble.DB, found uint
 //	└─────────┴─────────┴──────────┴─────────┴──────┴─────────┘
 //
 // rows is the number of subscriptions, sum the fingerprint of all rows
-// (fingerprint.go), torn is 1 while a transaction is applied in parts.
+// (fingerprint.go). torn is 1 while a transaction is applied in parts, 2 if the
+// subscription log has the entries of the batch that wrote the record, and else 0. Of the
+// batch that wrote a 1, the log record tells (logformat.go).
 //
 // The checksum (CRC-32C of the preceding bytes) guards against mistakes of this
 // program; Pebble checks its blocks itself.
@@ -82,7 +84,15 @@ type stateRecord struct {
 	rows int64
 	sum  uint64
 	torn bool
+	// logged is not stored while torn is set.
+	logged bool
 }
+
+// The values of torn.
+const (
+	recordTorn   = 1
+	recordLogged = 2
+)
 
 const recordLen = 4 + 8 + 8 + 8 + 1 + 4
 
@@ -97,8 +107,11 @@ func (r stateRecord) appendRecord(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(r.rows))
 	b = binary.BigEndian.AppendUint64(b, r.sum)
 	torn := byte(0)
-	if r.torn {
-		torn = 1
+	switch {
+	case r.torn:
+		torn = recordTorn
+	case r.logged:
+		torn = recordLogged
 	}
 	b = append(b, torn)
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[from:], castagnoli))
@@ -113,7 +126,7 @@ func parseRecord(b []byte) (stateRecord, error) {
 		end:  id.LSN(binary.BigEndian.Uint64(b[4:])),
 		rows: int64(binary.BigEndian.Uint64(b[12:])),
 		sum:  binary.BigEndian.Uint64(b[20:]),
-		torn: b[28] == 1,
+		torn: b[28] == recordTorn, logged: b[28] == recordLogged,
 	}, nil
 }
 

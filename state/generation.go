@@ -134,7 +134,7 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 		}
 	}
 	r := g.r
-	r.end = end
+	r.end, r.logged = end, s.logw.isOn()
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	errs := []error{batch.Set(keySource, text, nil), batch.Set(keyState, r.encodeRecord(), nil)}

@@ -36,6 +36,7 @@ func TestGenerationCrash(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 77)
 	h := makeHistory(w, 25)
+	h.flips = true
 	rec := &crashRecorder{mem: vfs.NewCrashableMem(), r: w.r}
 	s, err := Open("state", crashOptions(rec.fs()))
 	if err != nil {

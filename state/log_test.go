@@ -170,3 +170,198 @@ func TestWatchApplied(t *testing.T) {
 		t.Error("a token after the end")
 	}
 }
+
+// A transaction that is committed to the store, and not shown yet, has no entries.
+func TestLogShowsWhatRowsShow(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), logOptions())
+	applyChanges(t, s, 10, insertion(t, 1, "r", "a"))
+	applyChanges(t, s, 0, insertion(t, 2, "r", "b"))
+	applyChanges(t, s, 20, insertion(t, 3, "r", "c"))
+	s.view.end = 10 // as between the commit and showRecord
+	lines, end := readLog(t, s, 1, 9)
+	checkLines(t, lines, "10 - appeared r a")
+	if end != 10 {
+		t.Errorf("read up to %d", end)
+	}
+	if h, err := s.History(t.Context(), "", packID(t, "b"), 9); err != nil || len(h.Entries) > 0 {
+		t.Errorf("history is %+v, %v", h, err)
+	}
+	if h, err := s.History(t.Context(), "", packID(t, "c"), 9); err != nil || len(h.Entries) > 0 {
+		t.Errorf("history is %+v, %v", h, err)
+	}
+}
+
+// A program without the log applied a part, and a crash came. The transaction comes
+// again, over rows that have its pairs already.
+func TestLogOfRepeatAfterHole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir, logOptions())
+	applyChanges(t, s, 10, insertion(t, 1, "r", "a"))
+	closeStore(t, s)
+	s = openStore(t, dir, testOptions())
+	applyChanges(t, s, 0, insertion(t, 2, "r", "b"))
+	closeStore(t, s)
+	s = openStore(t, dir, logOptions())
+	if floor, _ := s.LogFloor(); floor != 11 || !s.Torn() {
+		t.Fatalf("the log begins at %d, torn %v", floor, s.Torn())
+	}
+	applyChanges(t, s, 0, insertion(t, 2, "r", "b"))
+	applyChanges(t, s, 20)
+	lines, _ := readLog(t, s, 11, 9)
+	checkLines(t, lines, "20 - appeared r b")
+}
+
+// A log that is dropped in the middle of a transaction does not tell of its first parts.
+func TestLogDroppedInTransaction(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), logOptions())
+	applyChanges(t, s, 10, insertion(t, 1, "r", "a"))
+	if err := s.db.Set(appendLogKey(nil, 10, 0), []byte("nonsense"), nil); err != nil {
+		t.Fatal(err)
+	}
+	applyChanges(t, s, 0, insertion(t, 2, "r", "b"))
+	if h, err := s.History(t.Context(), "", packID(t, "a"), 9); err == nil {
+		t.Errorf("the search of a damaged log gives %+v", h)
+	}
+	if floor, _ := s.LogFloor(); floor != 11 {
+		t.Errorf("the log begins at %d", floor)
+	}
+	applyChanges(t, s, 0, insertion(t, 3, "r", "c"))
+	applyChanges(t, s, 20)
+	applyChanges(t, s, 30, insertion(t, 4, "r", "d"))
+	if floor, _ := s.LogFloor(); floor != 20 {
+		t.Errorf("the log begins at %d, and not behind the transaction", floor)
+	}
+	lines, _ := readLog(t, s, 20, 9)
+	checkLines(t, lines, "30 - appeared r d")
+}
+
+// A transaction that is larger than the log leaves an empty log behind it, and the one
+// after it is there.
+func TestLogOverflow(t *testing.T) {
+	t.Parallel()
+	o := logOptions()
+	o.Log.Bytes = 100_000
+	s := openStore(t, t.TempDir(), o)
+	applyChanges(t, s, 10, insertion(t, 1, "r", "a"))
+	clients := makeIDs(6000, 3)
+	for part := range slices.Chunk(clients, 1000) {
+		var changes []id.Change
+		for _, c := range part {
+			changes = append(changes, id.Change{Op: id.Insert, Row: rowN(len(changes) + 2), Restaurant: packID(t, "r"), Client: c})
+		}
+		applyChanges(t, s, 0, changes...)
+		checkLogSize(t, s)
+	}
+	applyChanges(t, s, 20)
+	applyChanges(t, s, 30, insertion(t, 9000, "r", "b"))
+	if floor, _ := s.LogFloor(); floor != 20 {
+		t.Errorf("the log begins at %d", floor)
+	}
+	lines, _ := readLog(t, s, 20, 9)
+	checkLines(t, lines, "30 - appeared r b")
+}
+
+// Small transactions share keys, and a full log has few of them.
+func TestLogKeysAreFew(t *testing.T) {
+	t.Parallel()
+	o := logOptions()
+	o.Log.Bytes = 1_000_000
+	s := openStore(t, t.TempDir(), o)
+	restaurants, clients := makeIDs(10, 1), makeIDs(1000, 2)
+	end := id.LSN(10)
+	for floor := id.LSN(1); floor == 1; floor, _ = s.LogFloor() {
+		end += 10
+		n := int(end)
+		applyChanges(t, s, end, id.Change{Op: id.Insert, Row: rowN(n % 7000), Restaurant: restaurants[n/7%10], Client: clients[n/3%1000]})
+	}
+	checkLogSize(t, s)
+	it, err := s.db.NewIter(logBounds(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		keys++
+	}
+	if err := it.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if end < 50_000 || keys > 1000 {
+		t.Errorf("%d keys hold %d transactions", keys, end/10)
+	}
+	floor, _ := s.LogFloor()
+	if lines, _ := readLog(t, s, floor, 1000); len(lines) < 10_000 {
+		t.Errorf("%d entries behind %d", len(lines), floor)
+	}
+}
+
+// Entries go when they are too old, except for the newest KeepBytes.
+func TestLogAge(t *testing.T) {
+	t.Parallel()
+	for keep, want := range map[int64]id.LSN{0: 30, 1 << 20: 1} {
+		o := logOptions()
+		clock := time.Unix(1e9, 0)
+		o.Log.Age, o.Log.KeepBytes, o.now = time.Hour, keep, func() time.Time { return clock }
+		s := openStore(t, t.TempDir(), o)
+		applyChanges(t, s, 10, insertion(t, 1, "r", "a"))
+		clock = clock.Add(2 * time.Minute)
+		applyChanges(t, s, 20, insertion(t, 2, "r", "b"))
+		clock = clock.Add(time.Minute)
+		applyChanges(t, s, 30)
+		clock = clock.Add(time.Hour)
+		applyChanges(t, s, 40, insertion(t, 3, "r", "c"))
+		floor, _ := s.LogFloor()
+		h, err := s.History(t.Context(), "", packID(t, "c"), 1)
+		if floor == 20 { // the segment ended with its last entry
+			floor = 30
+		}
+		if floor != want || err != nil || len(h.Entries) != 1 {
+			t.Errorf("with %d bytes kept the log begins at %d, want %d; %+v, %v", keep, floor, want, h, err)
+		}
+	}
+}
+
+// A restore brings the log of its checkpoint, if the log is complete up to the position
+// to which the checkpoint has moved.
+func TestLogRestored(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		between []id.Change // after the checkpoint; they leave the rows as they were
+		floor   id.LSN
+		want    string
+	}{
+		"quiet":   {nil, 6, "10 - appeared r a\n40 - appeared r z"},
+		"changed": {[]id.Change{insertion(t, 9, "r", "x"), {Op: id.Delete, Row: rowN(9)}}, 31, "40 - appeared r z"},
+	} {
+		dir := t.TempDir()
+		s := openStore(t, dir, logOptions())
+		loadRows(t, s, 3, makeIDs(1, 1), 5)
+		applyChanges(t, s, 10, insertion(t, 100, "r", "a"))
+		m := checkpoint(t, s, CauseAsked)
+		applyChanges(t, s, 20, c.between...)
+		applyChanges(t, s, 30)
+		if _, err := s.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		if at, err := s.MoveCheckpoint(); err != nil || at != 30 {
+			t.Fatalf("the checkpoint moved to %d, %v", at, err)
+		}
+		applyChanges(t, s, 40, insertion(t, 101, "r", "b"))
+		closeStore(t, s)
+		if _, _, err := Restore(t.Context(), dir, m.ID, logOptions()); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir, logOptions())
+		applyChanges(t, s, 40, insertion(t, 101, "r", "z"))
+		floor, _ := s.LogFloor()
+		if floor != c.floor {
+			t.Errorf("%s: the log begins at %d, want %d", name, floor, c.floor)
+		}
+		lines, _ := readLog(t, s, floor, 9)
+		checkLines(t, lines, c.want)
+		closeStore(t, s)
+	}
+}

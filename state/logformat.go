@@ -23,17 +23,19 @@ import (
 //	└────┴─────────┘                        └───────────┴────────┘
 //
 // A blob with part 0 holds transactions in the order of their end LSNs; lsn is the end
-// of the first. A transaction that is applied in parts has a blob for each part before
-// the last: there lsn is the position before the transaction, and part counts from 1. The
-// blobs of parts belong to the first transaction of the next blob with part 0, so nobody
+// of the first. A transaction that is applied in parts, or has many entries, has blobs for
+// the parts before the last: there lsn is the position before the transaction, and part
+// counts from 1. The blobs of parts belong to the first transaction of the next blob with part 0, so nobody
 // can read them before the last part is written.
 //
 //	blob         │ flags │ transaction … │ crc u32 │
-//	transaction  │ end u64 │ time i64 │ entries u32 │ bytes u32 │ entry … │
+//	transaction  │ mark │ end │ time │ entries │ bytes │ entry … │
 //	entry        │ head │ restaurant │ client │
 //
-// end is 0 in the blob of a part; time is the commit time in microseconds, 0: unknown. An
-// id is left out where the head says that it is that of the entry before.
+// The numbers of a transaction are varints. end is 0 in the blob of a part; time is the
+// commit time in microseconds, 0: unknown. Where the mark is 1, both are differences to
+// the transaction before. An id is left out where the head says that it is that of the
+// entry before.
 const (
 	spaceLog        = 0x40
 	spaceLogSegment = 0x41
@@ -86,10 +88,13 @@ const (
 	headSameRestaurant = 1 << 6
 	headSameClient     = 1 << 7
 
-	logKeyLen    = 1 + 8 + 4
-	blobHeadLen  = 1
-	blobSumLen   = 4
-	logTxHeadLen = 8 + 8 + 4 + 4
+	// The marks of a transaction.
+	txAbsolute = 0
+	txRelative = 1
+
+	logKeyLen   = 1 + 8 + 4
+	blobHeadLen = 1
+	blobSumLen  = 4
 
 	// keyOverhead is what a key costs beside its bytes, roughly, in the size that is
 	// counted for a blob.
@@ -115,52 +120,78 @@ type logBuilder struct {
 	first id.LSN // end of the first transaction in buf; 0: there is none
 	after id.LSN // transactions that end up to here are in the log already
 
-	head               int // where the transaction under way begins in buf
-	entries            uint32
-	restaurant, client id.ID // of the entry before, in this transaction
+	// cuts are where pieces of the first transaction end in buf that get keys of their
+	// own; none if mayCut is not set.
+	cuts       []int
+	mayCut     bool
+	pieceBytes int // where pieces are cut
+
+	// The transaction before in buf.
+	end    id.LSN
+	micros int64
+
+	// The transaction under way.
+	rest               []byte // its entries
+	entries            uint64
+	restaurant, client id.ID // of the last entry
 }
 
-// reset begins a batch at the position after.
-func (l *logBuilder) reset(after id.LSN) {
+// reset begins a batch at the position after. alone: the batch has one transaction, or a
+// part of one.
+func (l *logBuilder) reset(after id.LSN, alone bool) {
 	const keep = 1 << 20
 	buf := l.buf[:0]
 	if cap(buf) > keep {
 		buf = nil
 	}
-	*l = logBuilder{buf: buf, after: after}
-	l.beginTransaction()
-}
-
-func (l *logBuilder) beginTransaction() {
-	l.head, l.entries, l.restaurant, l.client = len(l.buf), 0, "", ""
-	l.buf = append(l.buf, make([]byte, logTxHeadLen)...)
+	*l = logBuilder{buf: buf, cuts: l.cuts[:0], rest: l.rest[:0], after: after, mayCut: alone, pieceBytes: l.pieceBytes}
 }
 
 // endTransaction ends the transaction under way. One without entries leaves nothing,
 // unless keep is set.
 func (l *logBuilder) endTransaction(t *TransactionEnd, keep bool) {
-	if l.entries == 0 && !keep || t.End != 0 && t.End <= l.after {
-		l.buf = l.buf[:l.head]
-		l.beginTransaction()
+	if l.entries == 0 && len(l.cuts) == 0 && !keep || t.End != 0 && t.End <= l.after {
+		l.beginPiece()
 		return
 	}
-	b := l.buf[l.head:]
 	micros := int64(0)
 	if !t.Time.IsZero() {
 		micros = t.Time.UnixMicro()
 	}
-	binary.BigEndian.PutUint64(b, uint64(t.End))
-	binary.BigEndian.PutUint64(b[8:], uint64(micros))
-	binary.BigEndian.PutUint32(b[16:], l.entries)
-	binary.BigEndian.PutUint32(b[20:], uint32(len(b)-logTxHeadLen))
+	l.endPiece(t.End, micros)
 	if l.first == 0 {
 		l.first = t.End
 	}
-	l.beginTransaction()
+	l.end, l.micros = t.End, micros
 }
 
-// transactions returns the transactions that were ended.
-func (l *logBuilder) transactions() []byte { return l.buf[:l.head] }
+// endPiece ends the piece under way and begins the next, or the next transaction.
+func (l *logBuilder) endPiece(end id.LSN, micros int64) {
+	mark := byte(txAbsolute)
+	if l.end != 0 && l.micros != 0 && micros != 0 {
+		mark, end, micros = txRelative, end-l.end, micros-l.micros
+	}
+	b := binary.AppendUvarint(append(l.buf, mark), uint64(end))
+	b = binary.AppendVarint(b, micros)
+	b = binary.AppendUvarint(b, l.entries)
+	b = binary.AppendUvarint(b, uint64(len(l.rest)))
+	l.buf = append(b, l.rest...)
+	l.beginPiece()
+}
+
+func (l *logBuilder) beginPiece() { l.rest, l.entries, l.restaurant, l.client = l.rest[:0], 0, "", "" }
+
+// transactions returns the transactions that were ended, without the pieces before the
+// last of the first.
+func (l *logBuilder) transactions() []byte {
+	if n := len(l.cuts); n > 0 {
+		return l.buf[l.cuts[n-1]:]
+	}
+	return l.buf
+}
+
+// isEmpty reports whether nothing was collected.
+func (l *logBuilder) isEmpty() bool { return len(l.buf) == 0 }
 
 // addEffect notes that a row that was old is now. In a repeated transaction the row may
 // have been stored before, and is logged again.
@@ -179,7 +210,7 @@ func (l *logBuilder) addEffect(old, now storedRow, repeated bool) {
 
 func (l *logBuilder) addTruncate() {
 	l.flags |= blobTruncated
-	l.buf = append(l.buf, byte(LogTruncated))
+	l.rest = append(l.rest, byte(LogTruncated))
 	l.entries++
 }
 
@@ -191,15 +222,19 @@ func (l *logBuilder) addEntry(kind LogKind, restaurant, client id.ID) {
 	if client == l.client {
 		head |= headSameClient
 	}
-	l.buf = append(l.buf, head)
+	l.rest = append(l.rest, head)
 	if head&headSameRestaurant == 0 {
-		l.buf = append(l.buf, restaurant...)
+		l.rest = append(l.rest, restaurant...)
 	}
 	if head&headSameClient == 0 {
-		l.buf = append(l.buf, client...)
+		l.rest = append(l.rest, client...)
 	}
 	l.restaurant, l.client = restaurant, client
 	l.entries++
+	if l.mayCut && len(l.rest) >= l.pieceBytes {
+		l.endPiece(0, 0)
+		l.cuts = append(l.cuts, len(l.buf))
+	}
 }
 
 // appendBlob appends a blob of transactions to dst.
@@ -211,8 +246,9 @@ func appendBlob(dst []byte, flags byte, transactions []byte) []byte {
 
 // logBlob reads a blob. Its entries hold views into the blob.
 type logBlob struct {
-	rest      []byte // transactions that are not read yet
-	truncated bool
+	rest   []byte // transactions that are not read yet
+	end    id.LSN // of the transaction before
+	micros int64  // of the transaction before
 }
 
 // parseBlob checks the sum of a blob.
@@ -221,7 +257,7 @@ func parseBlob(value []byte) (logBlob, error) {
 	if n < blobHeadLen || crc32.Checksum(value[:n], castagnoli) != binary.BigEndian.Uint32(value[n:]) {
 		return logBlob{}, fmt.Errorf("read blob of %d bytes: %w", len(value), errBadLog)
 	}
-	return logBlob{rest: value[blobHeadLen:n], truncated: value[0]&blobTruncated != 0}, nil
+	return logBlob{rest: value[blobHeadLen:n]}, nil
 }
 
 // logTransaction is one transaction of a blob.
@@ -238,21 +274,46 @@ func (b *logBlob) next() (t logTransaction, ok bool, err error) {
 	if len(b.rest) == 0 {
 		return t, false, nil
 	}
-	if len(b.rest) < logTxHeadLen {
+	mark := b.rest[0]
+	r := varintReader{rest: b.rest[1:]}
+	t = logTransaction{end: id.LSN(r.uvarint()), micros: r.varint()}
+	entries, size := r.uvarint(), r.uvarint()
+	if r.bad || mark > txRelative || size > uint64(len(r.rest)) || entries > size {
 		return t, false, fmt.Errorf("read transaction of the log: %w", errBadLog)
 	}
-	h := b.rest
-	t = logTransaction{
-		end: id.LSN(binary.BigEndian.Uint64(h)), micros: int64(binary.BigEndian.Uint64(h[8:])),
-		entries: int(binary.BigEndian.Uint32(h[16:])),
+	if mark == txRelative {
+		t.end += b.end
+		t.micros += b.micros
 	}
-	size := int64(binary.BigEndian.Uint32(h[20:]))
-	if size > int64(len(h)-logTxHeadLen) || int64(t.entries) > size {
-		return t, false, fmt.Errorf("read transaction %s of the log: %w", t.end, errBadLog)
-	}
-	t.rest = h[logTxHeadLen : logTxHeadLen+size]
-	b.rest = h[logTxHeadLen+size:]
+	t.entries, t.rest = int(entries), r.rest[:size]
+	b.rest, b.end, b.micros = r.rest[size:], t.end, t.micros
 	return t, true, nil
+}
+
+// varintReader reads varints. bad is set where one is not whole.
+type varintReader struct {
+	rest []byte
+	bad  bool
+}
+
+func (r *varintReader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.rest)
+	r.skip(n)
+	return v
+}
+
+func (r *varintReader) varint() int64 {
+	v, n := binary.Varint(r.rest)
+	r.skip(n)
+	return v
+}
+
+func (r *varintReader) skip(n int) {
+	if n <= 0 {
+		r.bad = true
+		return
+	}
+	r.rest = r.rest[n:]
 }
 
 // first returns the first transaction of a blob.
@@ -304,46 +365,45 @@ func (t *logTransaction) time() time.Time {
 	return time.UnixMicro(t.micros).UTC()
 }
 
-// The log record. Every batch that writes the state record writes it too, with a copy of
-// the state record. A store whose two copies differ was written by a program without the
-// log, or by one with the log off: the log has a hole. So the log needs no format version
-// of its own.
+// The log record:
 //
-//	┌───────────┬───────────┬───────────┬───────────┬──────────────┬─────────┐
-//	│ floor u64 │ since i64 │ bytes u64 │ began i64 │ state record │ crc u32 │
-//	└───────────┴───────────┴───────────┴───────────┴──────────────┴─────────┘
+//	┌───────────┬───────────┬──────────────┬─────────┐
+//	│ floor u64 │ since i64 │ state record │ crc u32 │
+//	└───────────┴───────────┴──────────────┴─────────┘
 //
 // Every transaction that ends after floor and made a pair appear has its entries in the
-// log. since is the time from which on that holds, by this machine's clock. bytes and
-// began describe the segment under way.
+// log. since is the time from which on that holds, by this machine's clock.
+//
+// A state record without the mark logged was written by a program without the log, or by
+// one with the log off: the log has a hole. A part of a transaction leaves no mark in the
+// state record; it leaves a copy of the state record in the log record. So the log needs
+// no format version of its own: a program that does not know it cannot mislead one that
+// does.
 type logRecord struct {
 	floor id.LSN
 	since int64 // seconds, as all times below
-	bytes int64
-	began int64
 }
 
-const logRecordLen = 8 + 8 + 8 + 8 + recordLen + 4
+const logRecordLen = 8 + 8 + recordLen + 4
 
 var keyLogRecord = []byte{spaceMeta, 'l', 'o', 'g'}
 
 func (r *logRecord) appendRecord(dst []byte, of stateRecord) []byte {
 	from := len(dst)
-	for _, n := range []uint64{uint64(r.floor), uint64(r.since), uint64(r.bytes), uint64(r.began)} {
-		dst = binary.BigEndian.AppendUint64(dst, n)
-	}
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.floor))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.since))
 	dst = of.appendRecord(dst)
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[from:], castagnoli))
 }
 
-// parseLogRecord reads the record. ok is false if it is not that of the state record of.
+// parseLogRecord reads the record. ok is false if the log has a hole at the state record
+// of, or if there is no log.
 func parseLogRecord(b []byte, of stateRecord) (r logRecord, ok bool) {
 	if len(b) != logRecordLen || crc32.Checksum(b[:logRecordLen-4], castagnoli) != binary.BigEndian.Uint32(b[logRecordLen-4:]) {
 		return r, false
 	}
-	number := func(i int) uint64 { return binary.BigEndian.Uint64(b[8*i:]) }
-	r = logRecord{floor: id.LSN(number(0)), since: int64(number(1)), bytes: int64(number(2)), began: int64(number(3))}
-	return r, bytes.Equal(b[32:32+recordLen], of.encodeRecord())
+	r = logRecord{floor: id.LSN(binary.BigEndian.Uint64(b)), since: int64(binary.BigEndian.Uint64(b[8:]))}
+	return r, of.logged || of.torn && bytes.Equal(b[16:16+recordLen], of.encodeRecord())
 }
 
 // logSegment is a stretch of the log that is trimmed as a whole: everything behind the

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -246,8 +247,9 @@ func (s *Store) loadRecords() error {
 // openLog reads the records of the subscription log, or removes a log that is switched
 // off.
 func (s *Store) openLog() error {
-	s.logw = logWriter{o: s.o.Log}
+	s.logw = logWriter{o: s.o.Log, build: logBuilder{pieceBytes: cmp.Or(s.o.logPieceBytes, defaultPieceBytes)}}
 	if !s.logw.isOn() {
+		s.written.logged, s.view.logged = false, false
 		value, err := getCopy(s.db, keyLogRecord)
 		if err == nil && value != nil {
 			err = s.db.Delete(keyLogRecord, pebble.NoSync)
@@ -261,6 +263,7 @@ func (s *Store) openLog() error {
 	if !fits {
 		s.log.Info("the log of subscription changes has a hole and begins anew", "at", s.written.end.String())
 	}
+	s.written.logged, s.view.logged = true, true
 	s.logw.last = s.written.end // not known
 	s.view.logFloor, s.view.logSince, s.view.logLast = s.logw.rec.floor, s.logw.rec.since, s.logw.last
 	return nil

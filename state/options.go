@@ -62,6 +62,8 @@ type Options struct {
 	openPauses []time.Duration
 	// blockBytes is the size of a table's blocks; 0: 32 KiB.
 	blockBytes int
+	// logPieceBytes bounds the blobs of the log; 0: 32 KiB.
+	logPieceBytes int
 	// now is the clock of the log; nil: time.Now.
 	now func() time.Time
 }
