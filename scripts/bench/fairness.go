@@ -108,12 +108,24 @@ func (st *stage) besideWhale(ctx context.Context) (took []float64, rate float64,
 	}
 	before, since := w.Count(whale.ID), time.Now()
 	// At half of the rate the large campaign outlives the series for certain.
+	backlog, polls := int64(0), int64(0)
 	for w.Count(whale.ID) < whale.Count/2 {
 		got, err := st.sendTenPerSecond(ctx, w, st.deployment.CampaignsTopic, 5)
 		if err != nil {
 			return nil, 0, err
 		}
 		took = append(took, got...)
+		s, err := st.deployment.Status(ctx)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, l := range s.Lanes {
+			backlog += l.Decided - l.Shipped
+		}
+		polls++
+	}
+	if polls > 0 {
+		st.sayf("fairness: %.1f steps were decided and not shipped", float64(backlog)/float64(polls))
 	}
 	now := w.Count(whale.ID)
 	rate = float64(now-before) / time.Since(since).Seconds()

@@ -146,7 +146,7 @@ type DueCampaign struct {
 // outside into it: the index over pending rows would pass for the cheaper one, since the
 // statistics count few pending rows most of the time.
 func (t Tables) rowByKeySQL(key string) string {
-	return `LATERAL (SELECT * FROM ` + t.Campaign + ` r WHERE r.adv_campaign_id = ` + key + `.campaign AND r.restaurant_id = ` + key + `.restaurant LIMIT 1) AS c`
+	return `LATERAL (SELECT * FROM ` + t.Campaign + ` r WHERE r.adv_campaign_id = ` + key + `.campaign AND r.restaurant_id = ` + key + `.restaurant LIMIT 1) AS c` //nolint:unqueryvet // the query around it names the columns
 }
 
 // PendingKeysSQL selects those of the keys ($1, $2) that are pending on lane $3.

@@ -250,10 +250,10 @@ func (c *Catalogue) readSequences(ctx context.Context, conn Querier) error {
 // Each step pays for the query, so it reads by keys alone, whatever the statistics say,
 // and looks for partitions only in a partitioned table. The columns of an index stand in
 // it by number: the names of the numbers are in the text too.
-func (f *FeedbackTable) shapeSQL(expr func(text string) string) string {
+func (t *FeedbackTable) shapeSQL(expr func(text string) string) string {
 	tree, unlogged, triggers := "", "''", "g.tgrelid = $1"
 	from := "pg_catalog.pg_trigger g"
-	if f.partitioned {
+	if t.partitioned {
 		tree, unlogged = TreeSQL, "(SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) FROM tree CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_class s WHERE s.oid = tree.oid OFFSET 0) AS r WHERE r.relpersistence <> 'p' AND r.relkind <> 'p')"
 		from, triggers = "tree CROSS JOIN LATERAL (SELECT * FROM pg_catalog.pg_trigger s WHERE s.tgrelid = tree.oid OFFSET 0) AS g", "true"
 	}

@@ -208,6 +208,10 @@ type DaemonStatus struct {
 		AppliedLSN    string `json:"applied_lsn"`
 		Subscriptions int64  `json:"subscriptions"`
 	} `json:"source"`
+	Lanes []struct {
+		Decided int64 `json:"decided"` // steps
+		Shipped int64 `json:"shipped"`
+	} `json:"lanes"`
 	Notifications struct {
 		Decided int64 `json:"decided"`
 		Shipped int64 `json:"shipped"`

@@ -168,4 +168,10 @@ var goals = map[string]string{
 	"by_hand_throughput_kafka":       "ours ahead",
 	"by_hand_small_100":              "ours ahead",
 	"by_hand_throughput_kfake":       "ours ahead",
+	"scheduled_p99_kfake":            "≤ 150 ms",
+	"scheduled_p99_kafka":            "≤ 150 ms",
+	"fairness_p99_kfake":             "≤ 100 ms",
+	"fairness_p99_kafka":             "≤ 100 ms",
+	"fairness_share_kfake":           "≥ 0.95",
+	"fairness_share_kafka":           "≥ 0.95",
 }
