@@ -14,7 +14,7 @@ import (
 	"dinnerbell/state/id"
 )
 
-// ErrLogGap: the subscription log does not reach back to the position, or there is no
+// ErrLogGap reports that the subscription log does not reach back to the position, or there is no
 // log. What happened since can only be learned from the rows.
 var ErrLogGap = errors.New("the log of subscription changes does not reach back that far")
 
@@ -64,7 +64,7 @@ func (s *Store) ReadLog(from LogCursor, limit int, fn func(e *LogEntry) error) (
 	s.mu.RLock()
 	r.end = s.view.end
 	floor := s.view.logFloor
-	it, err := s.db.NewIter(logBounds(0))
+	it, err := s.db.NewIter(logBounds())
 	s.mu.RUnlock()
 	if err != nil {
 		return from, false, s.checkDamage(fmt.Errorf("read subscription log: %w", err))
@@ -80,9 +80,9 @@ func (s *Store) ReadLog(from LogCursor, limit int, fn func(e *LogEntry) error) (
 	return r.next, done, s.checkDamage(err)
 }
 
-// logBounds are the bounds of an iterator over the log from lsn on.
-func logBounds(lsn id.LSN) *pebble.IterOptions {
-	return &pebble.IterOptions{LowerBound: appendLogKey(nil, lsn, 0), UpperBound: []byte{spaceLog + 1}, KeyTypes: pebble.IterKeyTypePointsOnly}
+// logBounds are the bounds of an iterator over the log.
+func logBounds() *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: []byte{spaceLog}, UpperBound: []byte{spaceLog + 1}, KeyTypes: pebble.IterKeyTypePointsOnly}
 }
 
 // logRead is one call of ReadLog.
@@ -262,7 +262,7 @@ func (s *Store) History(ctx context.Context, restaurant, client id.ID, limit int
 		h.Since = time.Unix(s.view.logSince, 0).UTC()
 	}
 	end := s.view.end
-	it, err := s.db.NewIter(logBounds(0))
+	it, err := s.db.NewIter(logBounds())
 	s.mu.RUnlock()
 	if err != nil {
 		return nil, s.checkDamage(fmt.Errorf("read subscription log: %w", err))

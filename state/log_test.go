@@ -278,7 +278,7 @@ func TestLogKeysAreFew(t *testing.T) {
 		applyChanges(t, s, end, id.Change{Op: id.Insert, Row: rowN(n % 7000), Restaurant: restaurants[n/7%10], Client: clients[n/3%1000]})
 	}
 	checkLogSize(t, s)
-	it, err := s.db.NewIter(logBounds(0))
+	it, err := s.db.NewIter(logBounds())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -171,11 +171,11 @@ func (l *logBuilder) endPiece(end id.LSN, micros int64) {
 	if l.end != 0 && l.micros != 0 && micros != 0 {
 		mark, end, micros = txRelative, end-l.end, micros-l.micros
 	}
-	b := binary.AppendUvarint(append(l.buf, mark), uint64(end))
-	b = binary.AppendVarint(b, micros)
-	b = binary.AppendUvarint(b, l.entries)
-	b = binary.AppendUvarint(b, uint64(len(l.rest)))
-	l.buf = append(b, l.rest...)
+	l.buf = binary.AppendUvarint(append(l.buf, mark), uint64(end))
+	l.buf = binary.AppendVarint(l.buf, micros)
+	l.buf = binary.AppendUvarint(l.buf, l.entries)
+	l.buf = binary.AppendUvarint(l.buf, uint64(len(l.rest)))
+	l.buf = append(l.buf, l.rest...)
 	l.beginPiece()
 }
 

@@ -86,7 +86,7 @@ func checkLogged(t testing.TB, s *Store, h *batchHistory, step int, gone bool) (
 // checkLogSize compares the size that the log counts with what is stored.
 func checkLogSize(t testing.TB, s *Store) {
 	t.Helper()
-	it, err := s.db.NewIter(logBounds(0))
+	it, err := s.db.NewIter(logBounds())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func (l *logModel) load(t *testing.T) {
 // damage spoils a blob. A reader notices it, and the log begins anew.
 func (l *logModel) damage(t *testing.T) {
 	t.Helper()
-	it, err := l.s.db.NewIter(logBounds(0))
+	it, err := l.s.db.NewIter(logBounds())
 	if err != nil {
 		t.Fatal(err)
 	}

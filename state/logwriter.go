@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -232,7 +233,7 @@ func (l *logWriter) endSegment(batch *pebble.Batch, end id.LSN, clock int64) err
 	}
 	n := &l.next
 	g := logSegment{end: end, bytes: n.bytes, at: clock}
-	n.segments = append(n.segments[:len(n.segments):len(n.segments)], g)
+	n.segments = append(slices.Clip(n.segments), g)
 	n.total += g.bytes
 	n.bytes = 0
 	return batch.Set(appendSegmentKey(nil, end), g.encodeSegment(), nil)

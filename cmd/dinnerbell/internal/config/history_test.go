@@ -8,7 +8,7 @@ import (
 func TestParseHistory(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]time.Duration{
-		"7d": 7 * 24 * time.Hour, "12h": 12 * time.Hour, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, " 90m ": 90 * time.Minute, "0": 0,
+		"7d": 7 * 24 * time.Hour, "12h": 12 * time.Hour, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "90m": 90 * time.Minute, "0": 0,
 	} {
 		if got, err := parseAge(text); err != nil || time.Duration(got) != want {
 			t.Errorf("%q: %v, %v; want %v", text, time.Duration(got), err, want)
