@@ -51,7 +51,7 @@ func (e *Evidence) judgePending(r *CampaignRow, f *finding) {
 	newest := fmt.Sprintf("the message at %d@%d (version %d, accepted at %s)", r.MessageOn, r.MessageAt, r.Version, stamp(r.Accepted))
 	// An edit begins anew, behind clients whom an earlier version has notified. So does an
 	// operator's resume, which leaves the time of the acceptance alone.
-	edited := r.Version > 1 && r.Cursor == "" && r.Notified > 0 && r.Accepted.After(r.Commanded)
+	edited := r.State == statePending && r.Version > 1 && r.Cursor == "" && r.Notified > 0 && r.Accepted.After(r.Commanded)
 	switch {
 	case !e.Now.Before(r.End):
 		e.judgeFinished(r, f, true)
@@ -105,7 +105,10 @@ func (r *CampaignRow) passed(client string) bool {
 
 // position describes how far a fan-out is, and where the client lies.
 func (e *Evidence) position(r *CampaignRow) string {
-	if r.Cursor == "" {
+	switch {
+	case r.Cursor == "" && (r.State == stateRejoin || r.Notified > 0):
+		return fmt.Sprintf("the audience is looked at once more, from its start (%d notified so far): %s", r.Notified, e.wait(r.Lane))
+	case r.Cursor == "":
 		return "the campaign has not begun to be sent: " + e.wait(r.Lane)
 	}
 	place := "ahead of the position: its turn comes"
@@ -172,7 +175,7 @@ func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
 	case p.before == yes && !p.gone.IsZero():
 		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+stamp(p.gone)+", before its turn"
 	case !p.appeared.IsZero():
-		e.judgeLate(r, f, p.appeared)
+		e.judgeLate(r, f, s, p.appeared)
 	case p.before == no:
 		e.judgeAbsent(r, f, s, from, to)
 	case cut:
@@ -188,7 +191,7 @@ func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
 func (e *Evidence) judgeAbsent(r *CampaignRow, f *finding, s *Subscription, from, to time.Time) {
 	switch gone, appeared := s.goneBefore(from), s.subscribedAfter(to); {
 	case !appeared.IsZero():
-		e.judgeLate(r, f, appeared)
+		e.judgeLate(r, f, s, appeared)
 	case !gone.IsZero():
 		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+stamp(gone)+", before the campaign was sent"
 	default:
@@ -197,7 +200,11 @@ func (e *Evidence) judgeAbsent(r *CampaignRow, f *finding, s *Subscription, from
 }
 
 // judgeLate finds the verdict for a client who subscribed behind its turn.
-func (e *Evidence) judgeLate(r *CampaignRow, f *finding, appeared time.Time) {
+func (e *Evidence) judgeLate(r *CampaignRow, f *finding, s *Subscription, appeared time.Time) {
+	if left := s.goneBefore(e.Now); !s.Subscribed && appeared.Before(r.End) && left.After(appeared) {
+		f.verdict, f.why = Unsubscribed, fmt.Sprintf("the client subscribed at %s, behind its turn, and its subscription ended at %s", stamp(appeared), stamp(left))
+		return
+	}
 	if e.LateSubscribers && e.Now.Before(r.End) {
 		f.verdict, f.why = UnderWay, "the client subscribed at "+stamp(appeared)+", and gets the campaign as a late subscriber: "+e.wait(r.Lane)
 		return

@@ -69,6 +69,16 @@ func TestExplain(t *testing.T) {
 			row(e)
 			e.Restaurant, e.Record = "r2", &Record{Topic: "out"}
 		}},
+		"late, and left": {want: Unsubscribed, why: "subscribed at 2026-05-04T11:00:00Z, behind its turn, and its subscription ended at 2026-05-04T11:30:00Z", change: func(e *Evidence) {
+			e.LateSubscribers, e.Subscriptions = true, subscribed(false, gone(hours(-0.5)), appeared(hours(-1)))
+		}},
+		"late, and left, without late subscribers": {want: Unsubscribed, why: "behind its turn", change: func(e *Evidence) {
+			e.Subscriptions = subscribed(false, gone(hours(-0.5)), appeared(hours(-1)))
+		}},
+		"joined again after an edit": {want: UnderWay, why: "looked at once more", change: func(e *Evidence) {
+			e.LateSubscribers, e.Subscriptions = true, subscribed(true, appeared(hours(-1)))
+			e.Campaigns[0].State, e.Campaigns[0].Version = "rejoin", 2
+		}},
 		"record not found": {want: Notified, why: "no record of it was found", gap: "retention", change: func(e *Evidence) {
 			row(e)
 			e.Search = &RecordSearch{Topic: "out", From: 1, To: 9, End: 9}
@@ -185,7 +195,7 @@ func TestExplain(t *testing.T) {
 		"replaced by an edit": {want: Replaced, why: "waits for its own", change: func(e *Evidence) {
 			e.Campaigns[0].State, e.Campaigns[0].Version, e.Subscriptions = "pending", 2, subscribed(true)
 		}},
-		"resumed": {want: UnderWay, why: "has not begun", change: func(e *Evidence) {
+		"resumed": {want: UnderWay, why: "looked at once more", change: func(e *Evidence) {
 			e.Campaigns[0].State, e.Campaigns[0].Version, e.Campaigns[0].Commanded, e.Subscriptions = "pending", 2, hours(-1), subscribed(true)
 		}},
 		"under way, ahead": {want: UnderWay, why: `10 of 90 notified so far, position "j"), and the client lies ahead`, change: func(e *Evidence) {

@@ -140,7 +140,7 @@ func planRow(action Action, o *sink.OperatedCampaign, now time.Time) (op sink.Op
 	case Cancel:
 		op.State, op.Cancel = sink.StateCancelled, true
 		if o.State == sink.StateFinished {
-			return op, "everybody who subscribed had been notified before; nobody else is", true
+			return op, "everybody who was subscribed when it was sent has it; nobody else gets it", true
 		}
 		return op, "nobody is notified of it any more", true
 	case Pause:
