@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -84,10 +87,7 @@ func (p *patient) look(ills ...ill) []jsonFinding {
 	all := p.doctor(asItSays)
 	var found []jsonFinding
 	for _, want := range ills {
-		at := slices.IndexFunc(all[want.check], func(f jsonFinding) bool {
-			return f.Level == want.level && strings.Contains(f.Object+": "+f.Found+"; "+f.Effect, want.found) &&
-				(want.fix == "-" && f.Fix == "" || want.fix != "-" && strings.Contains(f.Fix, want.fix))
-		})
+		at := slices.IndexFunc(all[want.check], want.matches)
 		if at < 0 {
 			p.t.Errorf("%s: no %s with %q and the fix %q in %+v", want.check, want.level, want.found, want.fix, all[want.check])
 			continue
@@ -238,4 +238,78 @@ func (p *patient) withBroker(brokers ...string) {
 	p.kafka = envtest.KafkaAt(p.t, brokers...)
 	p.admin = kadm.NewClient(p.kafka.Client())
 	p.set("kafka.brokers", brokers)
+}
+
+// has returns an error unless the doctor has found an ill.
+func (p *patient) has(i ill) error {
+	p.t.Helper()
+	all := p.doctor(asItSays)
+	if slices.ContainsFunc(all[i.check], i.matches) {
+		return nil
+	}
+	return fmt.Errorf("%s: no %s with %q and the fix %q in %+v", i.check, i.level, i.found, i.fix, all[i.check])
+}
+
+// matches reports whether a finding is the ill.
+func (i ill) matches(f jsonFinding) bool {
+	return f.Level == i.level && strings.Contains(f.Object+": "+f.Found+"; "+f.Effect, i.found) &&
+		(i.fix == "-" && f.Fix == "" || i.fix != "-" && strings.Contains(f.Fix, i.fix))
+}
+
+// listenAndServe serves each connection of a port until the test ends; nil: nobody
+// listens there any more.
+func listenAndServe(t *testing.T, serve func(net.Conn)) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if serve == nil {
+		_ = l.Close()
+		return l.Addr().String()
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = conn.Close() }()
+				serve(conn)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// holdConn reads and says nothing, until the peer leaves.
+func holdConn(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
+
+// serveText says a text to everybody.
+func serveText(text string) func(net.Conn) {
+	return func(c net.Conn) {
+		_, _ = io.WriteString(c, text)
+		holdConn(c)
+	}
+}
+
+// serveTLS makes a TLS handshake, and says nothing then.
+func serveTLS(t *testing.T) func(net.Conn) {
+	t.Helper()
+	cert, key := envtest.Certificate(t, t.TempDir(), "server")
+	return serveCertificate(t, cert, key)
+}
+
+// serveCertificate is serveTLS with a certificate.
+func serveCertificate(t *testing.T, cert, key string) func(net.Conn) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(c net.Conn) {
+		holdConn(tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}))
+	}
 }

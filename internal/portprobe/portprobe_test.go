@@ -65,9 +65,22 @@ func TestSpeaksTLS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if portprobe.SpeaksKafka(t.Context(), c.addr) {
+				t.Error("it speaks no Kafka")
+			}
 			if got := portprobe.SpeaksTLS(t.Context(), c.addr); got != c.want {
 				t.Errorf("%v, want %v", got, c.want)
 			}
 		})
 	}
 }
+
+func TestSpeaksKafka(t *testing.T) {
+	t.Parallel()
+	broker := envtest.Kafka(t).Brokers[0]
+	if !portprobe.SpeaksKafka(t.Context(), broker) || portprobe.SpeaksTLS(t.Context(), broker) {
+		t.Error("a broker speaks no Kafka, or TLS")
+	}
+}
+
+func TestMain(m *testing.M) { envtest.Main(m) }

@@ -64,11 +64,11 @@ func (e *connectTrouble) fromServer(err *pgconn.PgError) Trouble {
 		if e.o.Password == "" {
 			return Trouble{"no password", "put the password of role " + e.role + " into " + e.key + ": the server asks for one"}
 		}
-		return Trouble{"wrong password, or no such role", "correct the password in " + e.key + ", or, as a superuser: ALTER ROLE " + e.role + " PASSWORD '…'"}
+		return Trouble{"wrong password, or no such role", "correct the password in " + e.key + "; or, as a superuser: ALTER ROLE " + e.role + " PASSWORD '…'"}
 	case codeNotAuthorized:
 		return e.fromRefusal(err.Message)
 	case codeNoDatabase:
-		return Trouble{"wrong database", "correct the name in " + e.key + ", or: CREATE DATABASE " + e.database}
+		return Trouble{"wrong database", "CREATE DATABASE " + e.database + "; -- or correct the name in " + e.key}
 	case codeNoPrivilege:
 		return Trouble{"missing right", "GRANT CONNECT ON DATABASE " + e.database + " TO " + e.role}
 	case codeTooMany:
@@ -91,7 +91,7 @@ func (e *connectTrouble) fromRefusal(message string) Trouble {
 	has := func(text string) bool { return strings.Contains(message, text) }
 	switch {
 	case has("does not exist"):
-		return Trouble{"missing role", "CREATE ROLE " + e.role + " LOGIN, or correct the name in " + e.key}
+		return Trouble{"missing role", "CREATE ROLE " + e.role + " LOGIN; -- or correct the name in " + e.key}
 	case has("not permitted to log in"):
 		return Trouble{"the role may not log in", "ALTER ROLE " + e.role + " LOGIN"}
 	case has("valid client certificate"):

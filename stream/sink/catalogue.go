@@ -47,12 +47,12 @@ type sequenceUsage struct {
 }
 
 // ReadCatalogue reads all facts about the feedback table. A missing table is not an
-// error.
+// error. With an error it returns the facts that it has read before.
 func ReadCatalogue(ctx context.Context, conn Querier, t Tables) (*Catalogue, error) {
 	c := &Catalogue{Feedback: &FeedbackTable{schema: t.FeedbackSchema, Name: t.Feedback}, columns: map[string]catalogueColumn{}}
 	for _, read := range []func(context.Context, Querier) error{c.readRelation, c.readTree, c.readColumns, c.readTriggers, c.readPartitionKey, c.readRights, c.readShape} {
 		if err := read(ctx, conn); err != nil {
-			return nil, fmt.Errorf("read the catalogue of feedback table %s: %w", t.Feedback, err)
+			return c, fmt.Errorf("read the catalogue of feedback table %s: %w", t.Feedback, err)
 		}
 		if !c.tableExists {
 			return c, nil

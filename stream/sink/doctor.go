@@ -7,6 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream/record"
@@ -20,6 +23,8 @@ const connectionCheck = "sink.connection"
 // key of the address. lanes is the number of partitions of the campaigns topic; 0:
 // unknown.
 func Examine(ctx context.Context, cfg Config, key string, lanes int, limit time.Duration) precondition.Report {
+	// The server ends what takes too long, and the connection stays.
+	cfg.Pins = []pgsession.Setting{{Name: "lock_timeout", Value: milliseconds(limit / 2)}, {Name: "statement_timeout", Value: milliseconds(limit * 8 / 10)}}
 	x := &examination{facts: Facts{Cfg: cfg, T: cfg.Tables(), Lanes: lanes, ForDoctor: true, Key: key}}
 	defer x.close()
 	first := x.connect(ctx, limit)
@@ -28,6 +33,7 @@ func Examine(ctx context.Context, cfg Config, key string, lanes int, limit time.
 	if first.Level == precondition.Fail {
 		return append(report, precondition.NotMade(Preconditions, precondition.Everything, "no connection")...)
 	}
+	x.readCatalogue(ctx, limit)
 	made, _ := precondition.RunOver(ctx, Preconditions, precondition.Everything, limit, x.open) // the report has the errors
 	return append(report, made...)
 }
@@ -36,7 +42,7 @@ func Examine(ctx context.Context, cfg Config, key string, lanes int, limit time.
 // time loses it, and the next check opens another.
 type examination struct {
 	facts Facts
-	gone  error // why there is no connection any more, or no catalogue
+	gone  error // why there is no connection any more
 }
 
 func (x *examination) close() {
@@ -62,23 +68,29 @@ func (x *examination) connect(ctx context.Context, limit time.Duration) precondi
 	return precondition.Finding{Object: x.facts.Key, Found: postgres.Describe(conn.PgConn(), o, time.Since(began))}
 }
 
-// open returns the facts with a connection that works, and the catalogue.
+// milliseconds writes a duration as a setting.
+func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
+
+// readCatalogue reads the facts about the feedback table. Without them, as while the
+// table is locked, the checks of other facts are made all the same.
+func (x *examination) readCatalogue(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	x.facts.Catalogue, x.facts.unread = ReadCatalogue(ctx, x.facts.Conn, x.facts.T)
+	if pgErr, ok := errors.AsType[*pgconn.PgError](x.facts.unread); ok && pgErr.Code == codeLockNotAvailable {
+		x.facts.unread = fmt.Errorf("%w: another transaction has locked the table, see: SELECT pid, state, query FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE granted AND relation = '%s'::regclass)", x.facts.unread, x.facts.T.Feedback)
+	}
+}
+
+// codeLockNotAvailable is the SQLSTATE of a statement that waited for a lock too long.
+const codeLockNotAvailable = "55P03"
+
+// open returns the facts with a connection that works.
 func (x *examination) open(ctx context.Context) (f *Facts, err error) {
-	if x.gone != nil {
-		return nil, x.gone
+	if x.gone == nil && x.facts.Conn.IsClosed() {
+		x.facts.Conn, x.gone = x.facts.Cfg.Connect(ctx, "dinnerbell doctor")
 	}
-	defer func() { x.gone = err }()
-	if x.facts.Conn.IsClosed() {
-		if x.facts.Conn, err = x.facts.Cfg.Connect(ctx, "dinnerbell doctor"); err != nil {
-			return nil, err
-		}
-	}
-	if x.facts.Catalogue == nil {
-		if x.facts.Catalogue, err = ReadCatalogue(ctx, x.facts.Conn, x.facts.T); err != nil {
-			return nil, err
-		}
-	}
-	return &x.facts, nil
+	return &x.facts, x.gone
 }
 
 // What checks that have no finding show.

@@ -39,6 +39,7 @@ type Facts struct {
 	ForDoctor bool             // checks show what they have seen
 	Key       string           // of the configuration, that holds the address; for ForDoctor alone
 	Now       func() time.Time // nil: time.Now
+	unread    error            // why Catalogue is not complete; for ForDoctor alone
 }
 
 // checkTablesLayout checks that the daemon's own tables exist in the layout that this
@@ -178,8 +179,8 @@ func (c *Catalogue) Report() (report precondition.Report) {
 
 func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context.Context, *Facts) ([]precondition.Finding, error) {
 	return func(_ context.Context, f *Facts) ([]precondition.Finding, error) {
-		if !f.Catalogue.tableExists {
-			return nil, nil // checkFeedbackExists reports it
+		if f.unread != nil || !f.Catalogue.tableExists {
+			return nil, f.unread // checkFeedbackExists reports a missing table
 		}
 		found := check(f.Catalogue)
 		for i := range found {
@@ -196,6 +197,9 @@ func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context
 func checkFeedbackExists(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	if f.Catalogue.tableExists {
 		return nil, nil
+	}
+	if f.unread != nil {
+		return nil, f.unread
 	}
 	missing := newFailure("it does not exist", "there is no place for notifications", f.Catalogue.Feedback.createSQL())
 	missing.Object = "feedback table " + f.T.Feedback

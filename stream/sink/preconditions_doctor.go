@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,9 +26,7 @@ var doctorChecks = []precondition.Check[*Facts]{
 	{Name: "sink.feedback.lengths", At: precondition.AtDoctor, Read: onFeedbackTable((*Catalogue).checkLengths)},
 	{Name: "sink.primary", At: precondition.AtDoctor, Read: checkPrimary},
 	{Name: "sink.encryption", At: precondition.AtDoctor, Read: checkEncryption},
-	{Name: "sink.settings", At: precondition.AtDoctor, Read: func(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-		return pgsession.Check(ctx, f.Conn, sessionSettings, f.Key)
-	}},
+	{Name: "sink.settings", At: precondition.AtDoctor, Read: checkSettings},
 	{Name: "sink.clock", At: precondition.AtDoctor, Read: checkClock},
 	{Name: "sink.durability", At: precondition.AtDoctor, Read: checkDurability},
 	{Name: "sink.standbys", At: precondition.AtDoctor, Read: checkStandbys},
@@ -48,6 +47,14 @@ func checkEncryption(_ context.Context, f *Facts) ([]precondition.Finding, error
 		return nil, err
 	}
 	return postgres.CheckEncryption(f.Conn.PgConn(), o, f.Key), nil
+}
+
+// checkSettings compares the settings of the session with those that a lane has.
+func checkSettings(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	ofLanes := slices.DeleteFunc(slices.Clone(sessionSettings), func(s pgsession.Setting) bool {
+		return slices.ContainsFunc(f.Cfg.Pins, func(pin pgsession.Setting) bool { return pin.Name == s.Name })
+	})
+	return pgsession.Check(ctx, f.Conn, ofLanes, f.Key)
 }
 
 // checkPrimary refuses a server that takes no writes.
@@ -133,27 +140,18 @@ SELECT pg_catalog.current_setting('synchronous_standby_names'), pg_catalog.pg_ha
 	return shown("%d synchronous", synchronous), nil
 }
 
-// duplicatesTimeout ends the count of duplicates on the server too: a query outlives
-// the client that gave it up.
-const duplicatesTimeout = "3s"
-
 // checkDuplicates looks for the rows that keep `setup` from creating the unique index.
 func checkDuplicates(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	index, err := FindUniqueIndex(ctx, f.Conn, f.T)
-	if err != nil || index != "" || !f.Catalogue.tableExists {
+	if err = cmp.Or(err, f.unread); err != nil || index != "" || !f.Catalogue.tableExists {
 		return nil, err
 	}
 	list := "SELECT adv_campaign_id, client_id, count(*) FROM " + f.T.Feedback + " GROUP BY 1, 2 HAVING count(*) > 1"
 	var pairs int64
-	err = pgx.BeginTxFunc(ctx, f.Conn, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SET LOCAL statement_timeout = '"+duplicatesTimeout+"'"); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, "SELECT count(*) FROM ("+list+") AS twice").Scan(&pairs)
-	})
+	err = f.Conn.QueryRow(ctx, "SELECT count(*) FROM ("+list+") AS twice").Scan(&pairs)
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == codeQueryCanceled {
 		return []precondition.Finding{{Level: precondition.Unknown, Object: "feedback table " + f.T.Feedback,
-			Found: "whether rows stand in the way of the unique index takes longer than " + duplicatesTimeout + " to find out", Effect: "setup finds out", Fix: list}}, nil
+			Found: "whether rows stand in the way of the unique index takes too long to find out", Effect: "setup finds out", Fix: list}}, nil
 	}
 	if err != nil || pairs == 0 {
 		return nil, err
@@ -179,8 +177,8 @@ func (f *Facts) keepOneSQL() string {
 
 // checkConstraints warns of constraints by which the table refuses notifications.
 func checkConstraints(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	if !f.Catalogue.tableExists {
-		return nil, nil
+	if f.unread != nil || !f.Catalogue.tableExists {
+		return nil, f.unread
 	}
 	rows, err := f.Conn.Query(ctx, `
 SELECT k.contype::text, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid), '{}'::text[], pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', $2::text, k.conname)

@@ -91,7 +91,11 @@ func readMetadata(ctx context.Context, client *kgo.Client, cfg Config) (*Cluster
 // readMetadataOneByOne asks for each topic alone, so that the error of a topic that
 // may not be described stays with that topic.
 func readMetadataOneByOne(ctx context.Context, adm *kadm.Client, topics []string) (kadm.Metadata, error) {
-	all := kadm.Metadata{Topics: kadm.TopicDetails{}}
+	all, err := adm.BrokerMetadata(ctx) // the brokers, where no topic may be described
+	if err != nil {
+		return all, err
+	}
+	all.Topics = kadm.TopicDetails{}
 	for _, topic := range topics {
 		meta, err := adm.Metadata(ctx, topic)
 		switch {
@@ -100,7 +104,7 @@ func readMetadataOneByOne(ctx context.Context, adm *kadm.Client, topics []string
 		case err != nil:
 			return all, err
 		default:
-			all.Topics[topic], all.Cluster, all.Brokers = meta.Topics[topic], meta.Cluster, meta.Brokers
+			all.Topics[topic] = meta.Topics[topic]
 		}
 	}
 	return all, nil

@@ -188,7 +188,8 @@ func (a *Access) checkAdvertised(ctx context.Context, client *kgo.Client, facts 
 			return nil
 		})
 	}
-	_ = all.Wait() // no function returns an error
+	_ = all.Wait()                // no function returns an error
+	reachable = len(brokers) == 0 // unknown
 	for i, b := range brokers {
 		if errs[i] == nil {
 			reachable = true

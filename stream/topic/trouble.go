@@ -1,6 +1,7 @@
 package topic
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,24 +32,21 @@ func (a *Access) explain(ctx context.Context, addr string, err error) connectTro
 	if t.kind, t.fix, ok = portprobe.ExplainCertificate(err, time.Now(), names); ok {
 		return t
 	}
-	if t.kind, t.fix = fromNetwork(err); t.kind != "" && !a.answers(ctx, addr) {
-		t.network = true
-		return t
+	kind, fix := fromNetwork(err)
+	if kind != "" && !a.answers(ctx, addr) {
+		return connectTrouble{kind, t.text, fix, true}
 	}
 	speaksTLS := portprobe.SpeaksTLS(ctx, addr)
 	switch {
 	case speaksTLS && a.TLS == nil:
 		t.kind, t.fix = "plaintext spoken to a TLS port", "set kafka.tls.enabled: true, and kafka.tls.ca to the authority of the brokers; or name their plaintext port in kafka.brokers"
-	case !speaksTLS && a.TLS != nil:
+	case !speaksTLS && a.TLS != nil && portprobe.SpeaksKafka(ctx, addr):
 		t.kind, t.fix = "TLS spoken to a plaintext port", "name the TLS port of the brokers in kafka.brokers, or set kafka.tls.enabled: false"
 	default:
 		t.kind, t.fix = a.fromSASL(ctx, addr, err)
 	}
 	if t.kind == "" {
-		t.kind, t.fix = "no Kafka answered", connectHint(err)
-	}
-	if t.fix == "" {
-		t.fix = "see what listens at " + addr + ", and the broker's log"
+		t.kind, t.fix = cmp.Or(kind, "no Kafka answered"), cmp.Or(connectHint(err), "see what listens at "+addr+", and the broker's log")
 	}
 	return t
 }
@@ -112,7 +110,7 @@ func containsFold(list []string, name string) bool {
 // readMechanisms asks a broker for its SASL mechanisms; ok is false where the port
 // takes no SASL, or says nothing.
 func (a *Access) readMechanisms(ctx context.Context, addr string) (mechanisms []string, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, a.Limit)
+	ctx, cancel := context.WithTimeout(ctx, min(a.Limit, portprobe.Limit))
 	defer cancel()
 	client, err := kgo.NewClient(append(a.Unauthenticated(), kgo.SeedBrokers(addr), kgo.RequestRetries(0))...)
 	if err != nil {

@@ -149,20 +149,17 @@ func fixLines(fix string, width int) (lines []string) {
 		}
 		return lines
 	}
-	// A comment would swallow what follows on its line.
-	statement, comment, _ := strings.Cut(fix, "-- ")
-	for part := range strings.SplitSeq(strings.TrimSpace(statement), "; ") {
-		if part != "" {
-			lines = append(lines, wrap(part+";", width)...)
+	if !sqlStatement.MatchString(fix) {
+		return wrap(fix, width)
+	}
+	statements, comment, _ := strings.Cut(fix, "-- ")
+	for statement := range strings.SplitSeq(statements, "; ") {
+		if statement = strings.TrimSuffix(strings.TrimSpace(statement), ";"); statement != "" {
+			lines = append(lines, wrap(statement+";", width)...)
 		}
 	}
-	if n := len(lines); n > 0 && !strings.HasSuffix(strings.TrimSpace(statement), ";") && !isSQL(fix) {
-		lines[n-1] = strings.TrimSuffix(lines[n-1], ";")
-	} else if n > 0 {
-		lines[n-1] = strings.TrimSuffix(lines[n-1], ";;") + map[bool]string{true: ";", false: ""}[strings.HasSuffix(lines[n-1], ";;")]
-	}
-	if comment != "" {
-		for _, line := range wrap(comment, width-3) {
+	if comment != "" { // it would hide what follows on its line
+		for _, line := range wrap(comment, width-len("-- ")) {
 			lines = append(lines, "-- "+line)
 		}
 	}
@@ -171,8 +168,6 @@ func fixLines(fix string, width int) (lines []string) {
 
 // sqlStatement matches the begin of a statement.
 var sqlStatement = regexp.MustCompile(`^(ALTER|CREATE|DELETE|DROP|GRANT|ROLLBACK|SELECT|UPDATE) `)
-
-func isSQL(fix string) bool { return sqlStatement.MatchString(fix) }
 
 // wrap breaks text at blanks into lines of at most width characters; a longer word
 // stays whole.
