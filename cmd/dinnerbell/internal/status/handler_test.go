@@ -181,6 +181,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	m, s := healthy()
 	m.SafeWALSize, m.Work = 1, &cdc.WorkStatus{Kind: "rebuild"}
 	m.Checkpoint.ID = "20260101T000000.000Z"
+	s.Lanes[0].SourceLSN = 1 // as with late subscribers
 	doc, err := os.ReadFile("../../../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
