@@ -432,7 +432,7 @@ func TestOlderMessageLeavesALine(t *testing.T) {
 		return nil
 	})
 	envtest.Until(t, patience, func() error { // a line is written behind the count
-		if found := lines.with("level=INFO", "newer message", "lane=1 offset=0 campaign=c", "newer_lane=0 newer_offset=0"); len(found) != 1 {
+		if found := lines.with("level=INFO", "newer message", "lane=1", "campaign=c", "offset=0", "newer_lane=0 newer_offset=0"); len(found) != 1 {
 			return fmt.Errorf("%d lines, want 1", len(found))
 		}
 		return nil

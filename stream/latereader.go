@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,8 +132,8 @@ func (r *lateReader) begin(ctx context.Context, applied <-chan struct{}) error {
 			return err
 		}
 		r.gate.at.Store(uint64(x))
-		if reached, err := r.awaitReached(ctx, applied, x); err != nil || !reached {
-			return cmp.Or(err, fmt.Errorf("the source is not as far as the local subscriptions were, at %s: it was set back; `dinnerbell rebuild` lets the lanes go on", x-1))
+		if err := r.awaitSetBack(ctx, applied, x); err != nil {
+			return err
 		}
 	}
 	now := r.lane.svc.now().Unix()
@@ -152,6 +151,23 @@ func (r *lateReader) begin(ctx context.Context, applied <-chan struct{}) error {
 	r.lane.noteSourceLSN(x)
 	close(r.gate.opened)
 	return nil
+}
+
+// awaitSetBack waits until the mirror is at x, however far the source was set back behind
+// what the local subscriptions once were. Until then nothing is joined; messages are
+// accepted.
+func (r *lateReader) awaitSetBack(ctx context.Context, applied <-chan struct{}, x id.LSN) error {
+	for {
+		if reached, err := r.awaitReached(ctx, applied, x); reached || err != nil {
+			return err
+		}
+		r.lane.svc.cfg.Logger.Warn("nothing is joined: the source is not as far as the local subscriptions were, it was set back", "lane", r.lane.id, "until", x-1, "now", r.store.EndLSN())
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // awaitReached waits until the subscriptions have come to the position x. It returns
