@@ -36,16 +36,16 @@ demo: build ## run the whole thing with made-up restaurants; Ctrl-C ends it
 
 test: ## all tests on Postgres and kfake
 	@scripts/install-tools.sh go kcat
-	go test -vet=off -timeout 10m $(GOTESTFLAGS) ./...
+	go test -vet=off -timeout 15m $(GOTESTFLAGS) ./...
 
 # Not a part of test: the race detector needs a second build of everything.
 test-race: ## the packages' tests under the race detector
 	@scripts/install-tools.sh go
-	go test -race -vet=off -timeout 15m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
+	go test -race -vet=off -timeout 25m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
 
 test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven)
 	@scripts/install-tools.sh go kcat java
-	@scripts/with-kafka.sh go test -count=1 -vet=off -timeout 20m $(GOTESTFLAGS) $(INTEGRATION)
+	@scripts/with-kafka.sh go test -count=1 -vet=off -timeout 30m $(GOTESTFLAGS) $(INTEGRATION)
 
 VERSIONS ?= 14 15 16 17 18
 
