@@ -21,7 +21,7 @@ Example:
 
 // Run refuses.
 func (*demoCmd) Run() error {
-	return errors.New("this build of dinnerbell has no demo; run `make demo` in the source, or take the archive whose name ends in -demo")
+	return errors.New("this build of dinnerbell has no demo; run `make demo` in the source")
 }
 
 // brokerCmd is a part of the demo.
