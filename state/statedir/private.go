@@ -100,6 +100,8 @@ func walkDirFor(dir string, us int, each func(root *os.Root, name string) error)
 	}
 	owner := ownerOf(info)
 	switch {
+	case !info.IsDir():
+		return fmt.Errorf("%s is not a directory; set state.dir to a folder, which dinnerbell makes if it is missing", dir)
 	case info.Mode().Perm()&0o002 != 0:
 		return fmt.Errorf("%w: every user may write in %s (mode %04o); run: chmod o-w %[2]s, or set state.dir to a folder below it, which dinnerbell makes for itself",
 			ErrUnsafe, dir, info.Mode().Perm())

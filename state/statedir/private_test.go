@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -50,5 +51,15 @@ func TestOwnerOfDirectory(t *testing.T) {
 				t.Errorf("user %d in a directory of %d: %v, want refused %v", c.user, c.owner, err, c.refused)
 			}
 		})
+	}
+}
+
+// A file or a device is no state directory, and nobody is told to change its mode.
+func TestDirectoryThatIsNone(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"/dev/full", "/etc/passwd"} {
+		if err := Examine(path); err == nil || !strings.Contains(err.Error(), "is not a directory") || strings.Contains(err.Error(), "chmod") {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
