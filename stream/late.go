@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -310,69 +309,6 @@ func (c *committer) dropStaleLate(ctx context.Context, st *step) error {
 		return p.late && p.notified > 0 && state == sink.LateLost
 	})
 	return err
-}
-
-// rejoinList is what the rejoiner has handed to decide and is not committed as finished
-// yet.
-type rejoinList struct {
-	mu   sync.Mutex
-	keys map[campaign.Key]bool
-	wake chan struct{} // a campaign has left; one token
-}
-
-func (r *rejoinList) add(k campaign.Key) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.keys == nil {
-		r.keys = map[campaign.Key]bool{}
-	}
-	r.keys[k] = true
-}
-
-// drop takes out a campaign that decide has not taken.
-func (r *rejoinList) drop(k campaign.Key) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.keys, k)
-	r.wakeLocked()
-}
-
-func (r *rejoinList) wakeLocked() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
-
-// list returns the keys.
-func (r *rejoinList) list() (out []campaign.Key) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for k := range r.keys {
-		out = append(out, k)
-	}
-	return out
-}
-
-// applyStep takes out the campaigns that a committed step has finished or lost.
-func (r *rejoinList) applyStep(st *step) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.keys) == 0 {
-		return
-	}
-	before := len(r.keys)
-	for k, row := range st.rows {
-		if row.accept || row.state != "" && row.state != sink.StateRejoin {
-			delete(r.keys, k)
-		}
-	}
-	for _, k := range st.lost {
-		delete(r.keys, k)
-	}
-	if len(r.keys) < before {
-		r.wakeLocked()
-	}
 }
 
 // noteSourceLSN shows in status how far the lane has handled the source.

@@ -183,3 +183,29 @@ func (l *lane) noteParked(st *step) {
 			"max_audience", st.maxima[i], "to_let_it_go", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
 	}
 }
+
+// takeRoom returns how many clients the next step may have. paced is set if
+// limits.notifications_per_second bounds that; with no room at all, hold says for how
+// long.
+func (d *decider) takeRoom() (room int, paced bool) {
+	room = d.lane.stepClients()
+	p := &d.lane.svc.pace
+	if !p.isOn() {
+		return room, false
+	}
+	if d.sched.len() == 0 && len(d.backlog) == 0 && len(d.replayed) == 0 { // there are late picks alone
+		return 0, true
+	}
+	room, d.hold = p.take(d.lane.id, room, time.Now())
+	return room, true
+}
+
+// settleRoom gives back the room that the step did not use. A message that found no room
+// in it is accepted all the same: acceptance waits for no limit.
+func (d *decider) settleRoom(st *step, room int) {
+	for _, k := range st.picks {
+		st.paced += k.clients.Len()
+	}
+	d.lane.svc.pace.settle(room - st.paced)
+	d.acceptAll(st)
+}
