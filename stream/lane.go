@@ -70,7 +70,7 @@ func (l *lane) run(ctx context.Context) error {
 			return nil //nolint:nilerr // an orderly end: the next takeover reads how far both sinks are
 		}
 		if halted, ok := errors.AsType[*halt.Error](err); ok {
-			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halted.What, "to_go_on", halted.Hint)
+			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halted.What, "to_mend", halted.Hint)
 			return halted
 		}
 		if time.Since(began) > healthySession {

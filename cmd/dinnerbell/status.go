@@ -125,13 +125,36 @@ func printStatus(out io.Writer, r *status.Report) error {
 		row("", "%s", recentText(&c))
 	}
 	row("notifications", "%s decided, %s shipped", terminal.Thousands(r.Notifications.Decided), terminal.Thousands(r.Notifications.Shipped))
+	for i, e := range r.Events[:min(len(r.Events), recentInStatus)] {
+		row(eventsHead(i), "%s %-5s %s", e.Time.UTC().Format("15:04:05"), e.Level, eventLine(&e))
+	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return printLanes(out, r.Lanes)
 }
 
-// recentInStatus is how many of the recent campaigns the text shows.
+// eventsHead is the name in front of the events: of the first alone.
+func eventsHead(i int) string {
+	if i == 0 {
+		return "events"
+	}
+	return ""
+}
+
+// eventLine returns an event as text of bounded length; the JSON has the whole.
+func eventLine(e *status.Event) string {
+	text := e.Text
+	if e.Part != "" {
+		text = e.Part + ": " + text
+	}
+	if e.Times > 1 {
+		text = fmt.Sprintf("%d times, last: %s", e.Times, text)
+	}
+	return logging.Bound(text, 240)
+}
+
+// recentInStatus is how many of the recent campaigns and events the text shows.
 const recentInStatus = 5
 
 // recentText returns one recent campaign as text.

@@ -21,6 +21,7 @@ func (s *supervisor) statusReport() status.Report {
 	r.Reasons = append(r.Reasons, s.stalls.Reasons(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
 	r.RewriteStrings(s.Config.Hide)
+	r.SetEvents(logging.Events(s.Logger))
 	return r
 }
 

@@ -23,7 +23,8 @@ func New(w io.Writer, level, format string, hide func(string) string) *slog.Logg
 	if format == "json" {
 		next = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(&cleaningHandler{next: next, threshold: threshold, hide: hide, repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
+	return slog.New(&cleaningHandler{next: next, threshold: threshold, hide: hide, events: &eventRing{},
+		repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
 }
 
 // SetLevel changes the level of a logger of New, and of all loggers that come from it.
@@ -33,20 +34,22 @@ func SetLevel(log *slog.Logger, level string) {
 	}
 }
 
-// cleaningHandler cleans each record before it passes it on. Its copies of With
-// share the repeats.
+// cleaningHandler cleans each record before it passes it on, and keeps the events.
+// Its copies of With share the repeats and the events.
 type cleaningHandler struct {
 	next      slog.Handler
 	threshold *slog.LevelVar
 	hide      func(string) string
 	with      string // the attributes of With, as a part of a message's identity
 	part      string // the attribute of that name, if With gave one
+	silent    bool   // no message is an event
 	repeats   *repeatFilter
+	events    *eventRing
 }
 
 // Enabled implements slog.Handler.
 func (h *cleaningHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	return h.next.Enabled(ctx, level)
+	return level >= slog.LevelInfo || h.next.Enabled(ctx, level) // events are kept at every level of the log
 }
 
 // WithAttrs implements slog.Handler.
@@ -56,8 +59,11 @@ func (h *cleaningHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	for i, a := range attrs {
 		clean[i] = h.cleanAttr(a)
 		c.with += attrIdentity(clean[i])
-		if a.Key == "part" {
+		switch a.Key {
+		case "part":
 			c.part = clean[i].Value.String()
+		case "action":
+			c.silent = isReadOnlyAction(clean[i].Value.String())
 		}
 	}
 	c.next = h.next.WithAttrs(clean)
@@ -76,10 +82,11 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 	out := slog.NewRecord(r.Time, r.Level, Line(h.hide(r.Message)), r.PC)
 	var id strings.Builder
 	id.WriteString(h.with + out.Message)
-	ofCampaign := false
+	ofCampaign, ofCommand := false, false
 	r.Attrs(func(a slog.Attr) bool {
 		a = h.cleanAttr(a)
 		ofCampaign = ofCampaign || a.Key == "campaign" || a.Key == "within"
+		ofCommand = ofCommand || a.Key == "command"
 		id.WriteString(attrIdentity(a))
 		out.AddAttrs(a)
 		return true
@@ -95,6 +102,12 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 		}
 	case r.Level >= slog.LevelInfo && !ofCampaign:
 		h.repeats.forget(h.part) // progress: the next warning is news. A campaign's own line says nothing of servers
+	}
+	if !h.silent && isEvent(r.Level, ofCampaign, ofCommand) {
+		h.events.add(Event{Time: r.Time, Level: r.Level, Part: h.part, Text: eventText(&out)}, id.String())
+	}
+	if !h.next.Enabled(ctx, r.Level) {
+		return nil
 	}
 	return h.next.Handle(ctx, out)
 }

@@ -40,7 +40,7 @@ const goldenStatus = `{"ready":true,"version":"dev",` +
 	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running"}],` +
 	`"campaigns":{"live":1,"scheduled":2,"expired":3,"dead":4,"parked":5,"paused":6},` +
 	`"notifications":{"decided":9,"shipped":8},` +
-	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_accepted":0,"campaigns_finished":0,"campaigns_expired":2,"campaigns_dead":1,"dead_letters":{"tombstone":5},"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0,"late_notified":0,"late_subscriptions":0,"campaigns_parked":7,"pace_wait_seconds":1.5},"limits":{"max_audience":100,"notifications_per_second":200},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0},"recent_campaigns":[]}` + "\n"
+	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_accepted":0,"campaigns_finished":0,"campaigns_expired":2,"campaigns_dead":1,"dead_letters":{"tombstone":5},"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0,"late_notified":0,"late_subscriptions":0,"campaigns_parked":7,"pace_wait_seconds":1.5},"limits":{"max_audience":100,"notifications_per_second":200},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0},"recent_campaigns":[],"events":[]}` + "\n"
 
 // get asks a handler for one path.
 func get(t *testing.T, r Report, method, path string) *httptest.ResponseRecorder {

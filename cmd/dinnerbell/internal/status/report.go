@@ -36,6 +36,8 @@ type Report struct {
 	Checkpoint  checkpointReport `json:"checkpoint"`
 	// Recent lists the campaigns that this process handled last, the newest first.
 	Recent []RecentCampaign `json:"recent_campaigns"`
+	// Events lists what the log told lately, the newest first.
+	Events []Event `json:"events"`
 }
 
 // countersReport counts what this process did since it started. No count falls
@@ -180,6 +182,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		State:         stateReport{Condition: conditionOK},
 		Checkpoint:    newCheckpointReport(m),
 		Recent:        newRecentReport(s.Recent),
+		Events:        []Event{}, // never null
 	}
 	r.Source.SlotHeldBytes, r.Source.Failovers = m.SlotHeldBytes, m.Failovers
 	if m.SafeWALSize >= 0 {
