@@ -1,12 +1,6 @@
 package config
 
-import (
-	"reflect"
-	"slices"
-)
-
-// reloadable are the keys that a running daemon takes over.
-var reloadable = []string{"limits.max_audience", "limits.notifications_per_second", "log.level"}
+import "reflect"
 
 // ChangedKeys returns the keys whose values differ between two configurations, sorted:
 // those that a running daemon takes over, and those that need a restart. Secrets are
@@ -18,7 +12,7 @@ func ChangedKeys(a, b *Config) (now, restart []string) {
 		later, _ := reflect.TypeAssert[Secret](theirs[i].value)
 		switch {
 		case isSecret && old.raw == later.raw, !isSecret && reflect.DeepEqual(f.value.Interface(), theirs[i].value.Interface()):
-		case slices.Contains(reloadable, f.key):
+		case ruleOf(f.key).reload:
 			now = append(now, f.key)
 		default:
 			restart = append(restart, f.key)

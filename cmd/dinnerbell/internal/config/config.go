@@ -3,8 +3,8 @@
 //
 // Each property of a key is defined once, by its struct field: its name in the file
 // and in the environment come from the yaml tags (source.columns.id is
-// DINNERBELL_SOURCE_COLUMNS_ID), its default from Defaults, its rules from
-// Validate. Nothing is accepted and then ignored: an unknown key, an unknown
+// DINNERBELL_SOURCE_COLUMNS_ID), its default from Defaults, its bounds, its
+// meaning and its documentation from the table in rules.go. Nothing is accepted and then ignored: an unknown key, an unknown
 // variable and a key for something this version cannot do are errors.
 package config
 

@@ -343,8 +343,8 @@ func TestValidateRefuses(t *testing.T) {
 		"no staleness":      {yaml: "join: {freshness: bounded, max_staleness: 0s}", want: "join.max_staleness"},
 		"checkpoint":        {yaml: "state: {checkpoint: {every: 6ms}}", want: "state.checkpoint.every: 6ms is less than 1s"},
 		"checkpoint before": {yaml: "state: {checkpoint: {every: -1m}}", want: "state.checkpoint.every"},
-		"history size":      {yaml: "state: {history: {size: 900KB}}", want: "state.history.size: 900000 bytes are less than 1MB"},
-		"history age":       {yaml: "state: {history: {age: 0}}", want: "state.history.age: 0s is less than 1m0s"},
+		"history size":      {yaml: "state: {history: {size: 900KB}}", want: "state.history.size: 900000 bytes is less than 1MB"},
+		"history age":       {yaml: "state: {history: {age: 0}}", want: "state.history.age: 0s is less than 1m"},
 		"checkpoint by env": {env: Env{"DINNERBELL_STATE_CHECKPOINT_KEEP": "0"}, want: "state.checkpoint.keep"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,23 +13,6 @@ type History struct {
 	Size Size `yaml:"size"` // default 256MB, at least 1MB; 0: nothing is remembered
 }
 
-// minHistory is the least size and age that History may have.
-const (
-	minHistorySize = 1_000_000
-	minHistoryAge  = time.Minute
-)
-
-func (h History) check() []error {
-	var out []error
-	if h.Size != 0 && h.Size < minHistorySize {
-		out = append(out, fmt.Errorf("state.history.size: %d bytes are less than 1MB; 0 remembers nothing", h.Size))
-	}
-	if time.Duration(h.Age) < minHistoryAge {
-		out = append(out, fmt.Errorf("state.history.age: %s is less than %s; state.history.size: 0 remembers nothing", time.Duration(h.Age), minHistoryAge))
-	}
-	return out
-}
-
 // Age is a duration that may be given in days: 7d, 12h, 1d12h.
 type Age time.Duration
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"dinnerbell/cdc"
 	"dinnerbell/cdc/source"
@@ -22,7 +21,7 @@ var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 // Validate checks that the daemon could run with these values. It reports all
 // problems at once; each line begins with its key. Errors wrap ErrInvalid.
 func (c *Config) Validate() error {
-	problems := slices.Concat(c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
+	problems := slices.Concat(c.checkRules(), c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
 		c.checkSASL(), c.checkJoin(), c.checkRest())
 	return joinProblems(problems)
 }
@@ -64,9 +63,6 @@ func (c *Config) checkSource() []error {
 	if err := source.CheckSlotName(c.Source.Slot); err != nil {
 		out = append(out, fmt.Errorf("source.slot: %w", err))
 	}
-	if !slices.Contains([]string{"rebuild", "halt"}, c.Source.OnLost) {
-		out = append(out, fmt.Errorf("source.on_lost: %q is none of rebuild, halt", c.Source.OnLost))
-	}
 	return out
 }
 
@@ -76,9 +72,6 @@ func (c *Config) checkSink() []error {
 		if err := checkURL(c.Sink.URL); err != nil {
 			out = append(out, err)
 		}
-	}
-	if n := c.Sink.MaxConnections; n < 0 || n == 1 {
-		out = append(out, fmt.Errorf("sink.max_connections: %d: give 0 (one for each lane, and four) or at least 2", n))
 	}
 	if err := postgres.CheckIdentifier(c.Sink.Schema); err != nil {
 		out = append(out, fmt.Errorf("sink.schema: %w", err))
@@ -162,9 +155,6 @@ func (c *Config) checkSASL() []error {
 		return nil
 	}
 	var out []error
-	if !slices.ContainsFunc(mechanisms, func(m string) bool { return strings.EqualFold(m, s.Mechanism) }) {
-		out = append(out, fmt.Errorf("kafka.sasl.mechanism: %q is none of %s", s.Mechanism, strings.Join(mechanisms, ", ")))
-	}
 	for _, c := range []struct {
 		key   string
 		value Secret
@@ -183,27 +173,8 @@ func (c *Config) checkRest() []error {
 	if c.State.Dir == "" {
 		out = append(out, errors.New("state.dir: empty"))
 	}
-	if every := c.State.Checkpoint.Every; every != 0 && every < time.Second {
-		out = append(out, fmt.Errorf("state.checkpoint.every: %s is less than 1s; 0 makes none", every))
-	}
-	if c.State.Checkpoint.Keep < 1 {
-		out = append(out, fmt.Errorf("state.checkpoint.keep: %d is less than 1; state.checkpoint.every: 0 makes none", c.State.Checkpoint.Keep))
-	}
-	out = append(out, c.State.History.check()...)
-	if n := c.Limits.MaxAudience; n < 0 {
-		out = append(out, fmt.Errorf("limits.max_audience: %d is less than 0; 0 is no limit", n))
-	}
-	if n := c.Limits.NotificationsPerSecond; n < 0 {
-		out = append(out, fmt.Errorf("limits.notifications_per_second: %d is less than 0; 0 is no limit", n))
-	}
 	if err := checkHostPort(c.HTTP.Listen); err != nil {
 		out = append(out, fmt.Errorf("http.listen: %w", err))
-	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
-		out = append(out, fmt.Errorf("log.level: %q is none of debug, info, warn, error", c.Log.Level))
-	}
-	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
-		out = append(out, fmt.Errorf("log.format: %q is none of text, json", c.Log.Format))
 	}
 	return out
 }
@@ -213,9 +184,6 @@ func (c *Config) checkRest() []error {
 func (c *Config) checkJoin() []error {
 	var out []error
 	j := c.Join
-	if err := cdc.Freshness(j.Freshness).Check(); err != nil {
-		out = append(out, fmt.Errorf("join.freshness: %w", err))
-	}
 	switch {
 	case j.MaxStaleness <= 0:
 		out = append(out, fmt.Errorf("join.max_staleness: %s is not a positive duration", j.MaxStaleness))
