@@ -92,15 +92,10 @@ func runCommandLine(ctx context.Context, args []string, stdout, stderr io.Writer
 func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 	var c commandLine
 	helped := false
-	parser, err := kong.New(&c,
-		kong.Name("dinnerbell"),
-		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once."),
+	parser, err := newParser(&c,
 		kong.Writers(a.stdout, a.messages),
 		// After --help kong calls Exit and goes on to parse, which may fail.
 		kong.Exit(func(int) { helped = true }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.ExplicitGroups(commandGroups),
-		kong.Vars{"version": thisBuild().String()},
 	)
 	if err != nil {
 		return a.reportError(err)
@@ -118,6 +113,17 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 	}
 	command.BindTo(ctx, (*context.Context)(nil))
 	return a.reportError(command.Run(a))
+}
+
+// newParser returns the parser of the command line, with further options.
+func newParser(c *commandLine, options ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append(options,
+		kong.Name("dinnerbell"),
+		kong.Description("Notifies the subscribers of a restaurant about its campaigns, exactly once."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ExplicitGroups(commandGroups),
+		kong.Vars{"version": thisBuild().String()},
+	)...)
 }
 
 // maxError is the largest error text, in bytes, that a command ends with. A

@@ -11,7 +11,7 @@ import (
 // resolveCmd settles one lane. Nobody can know which records were lost, so the
 // operator chooses between repeats and misses.
 type resolveCmd struct {
-	Lane          int32 `required:"" help:"The lane that halted."`
+	Lane          int32 `required:"" placeholder:"N" help:"The lane that halted."`
 	AcceptRepeats bool  `xor:"accept" required:"" help:"Nobody is missed; some may be notified again."`
 	AcceptMissing bool  `xor:"accept" required:"" help:"Nobody is notified again; some may be missed."`
 }

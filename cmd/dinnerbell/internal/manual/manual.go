@@ -1,5 +1,6 @@
-// Package manual writes the manual page of the program from the model of its command
-// line, so that the page has every command and every flag. See man(7) for the macros.
+// Package manual writes the manual page and docs/commands.md from the model of the
+// command line, so that both have every command and every flag. See man(7) for the
+// macros.
 package manual
 
 import (
@@ -19,20 +20,18 @@ dinnerbell \- %s
 .SH COMMANDS
 `
 
-const tail = `.SH EXIT STATUS
-.TP
-.B 0
-done
-.TP
-.B 1
-failed
-.TP
-.B 2
-usage or configuration
-.TP
-.B 3
-halted: an operator has to decide; a restart does not help
-.SH ENVIRONMENT
+// exitCodes are the codes with which every command ends.
+var exitCodes = []struct {
+	code    int
+	meaning string
+}{
+	{0, "done"},
+	{1, "failed"},
+	{2, "usage or configuration"},
+	{3, "halted: an operator has to decide; a restart does not help"},
+}
+
+const tail = `.SH ENVIRONMENT
 .TP
 .B DINNERBELL_CONFIG
 the configuration file, where \-c is not given
@@ -54,6 +53,10 @@ func Write(w io.Writer, app *kong.Application) error {
 	fmt.Fprintf(&b, head, escape(strings.TrimSuffix(app.Help, ".")))
 	for _, leaf := range app.Leaves(true) {
 		writeCommand(&b, leaf)
+	}
+	b.WriteString(".SH EXIT STATUS\n")
+	for _, e := range exitCodes {
+		fmt.Fprintf(&b, ".TP\n.B %d\n%s\n", e.code, e.meaning)
 	}
 	b.WriteString(tail)
 	_, err := io.WriteString(w, b.String())
