@@ -55,7 +55,7 @@ func markEvery(b *testing.B, s *Store, campaign, restaurant id.ID, every int) {
 	for i := 0; i < all.Len(); i += every {
 		some.Append(all.At(i))
 	}
-	if err := s.MarkDelivered(campaign, &some); err != nil {
+	if err := s.MarkDelivered(campaign, &some, false); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -161,7 +161,7 @@ func writeGolden(t *testing.T, own string) {
 		id.Change{Op: id.Insert, Row: rowN(-99), Restaurant: all[1]})
 	var list id.List
 	list.Append(all[2])
-	if err := s.MarkDelivered(all[3], &list); err != nil {
+	if err := s.MarkDelivered(all[3], &list, false); err != nil {
 		t.Fatal(err)
 	}
 	checkpoint(t, s, CauseTimed)

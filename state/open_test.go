@@ -370,7 +370,7 @@ func TestClosed(t *testing.T) {
 	_, calls["Audience"] = s.Audience("x")
 	calls["ForgetDelivered"] = s.ForgetDelivered("x")
 	calls["ForgetAllDelivered"] = s.ForgetAllDelivered()
-	calls["MarkDelivered"] = s.MarkDelivered("x", &list)
+	calls["MarkDelivered"] = s.MarkDelivered("x", &list, false)
 	for name, err := range calls {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("%s after Close: %v, want ErrClosed", name, err)

@@ -49,7 +49,7 @@ func TestRestore(t *testing.T) {
 	loadRows(t, s, 1000, restaurants, 10)
 	var list id.List
 	list.Append(restaurants[1])
-	if err := s.MarkDelivered(restaurants[0], &list); err != nil {
+	if err := s.MarkDelivered(restaurants[0], &list, false); err != nil {
 		t.Fatal(err)
 	}
 	applyChanges(t, s, 15, insertOne(1500, restaurants[0], restaurants[1]))

@@ -22,7 +22,7 @@ type Scan struct {
 	subs      *pebble.Iterator
 	delivered *pebble.Iterator
 
-	skipped int // see Skipped
+	skipped, own int // see Skipped
 
 	// State of the call under way.
 	prefix  []byte // of the restaurant's join keys
@@ -85,7 +85,7 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 	}
 	c.seekRestaurant(restaurant, after)
 	c.seekDelivered(campaign, after)
-	c.skipped = 0
+	c.skipped, c.own = 0, 0
 	done, err = c.mergeUndelivered(dst, limit)
 	if err = errors.Join(err, c.subs.Error(), c.delivered.Error()); err != nil {
 		return after, false, c.s.checkDamage(fmt.Errorf("scan subscriptions: %w", err))
@@ -94,8 +94,8 @@ func (c *Scan) Undelivered(dst *id.List, campaign, restaurant, after id.ID, limi
 }
 
 // Skipped returns how many clients the last call of Undelivered left out because they
-// are marked as delivered.
-func (c *Scan) Skipped() int { return c.skipped }
+// are marked as delivered, and how many of these are marked as own.
+func (c *Scan) Skipped() (all, own int) { return c.skipped, c.own }
 
 // Subscribed appends to dst those of clients who are subscribed to restaurant, in the
 // order of clients. It costs a seek for each client.
@@ -176,6 +176,9 @@ func (c *Scan) mergeUndelivered(dst *id.List, limit int) (done bool, err error) 
 		c.last = append(c.last[:0], client...)
 		if c.wasDelivered(client) {
 			c.skipped++
+			if len(c.delivered.Value()) > 0 {
+				c.own++
+			}
 		} else {
 			dst.AppendBytes(client)
 		}
@@ -326,10 +329,14 @@ func canonicalUUID(text string) (string, bool) {
 	return digits[:8] + "-" + digits[8:12] + "-" + digits[12:16] + "-" + digits[16:20] + "-" + digits[20:], true
 }
 
-// MarkDelivered stores, under a name, that clients have got a campaign. It does not sync:
-// the delivered pairs are a cache, and pairs that a crash loses cost time, not a second
-// notification.
-func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
+// ownMark is the value of a delivered pair whose client is own; other values are empty.
+var ownMark = []byte{1}
+
+// MarkDelivered stores, under a name, that clients have got a campaign. own: they have got
+// it from the campaign that is joined under this name, and not for another restaurant or
+// from another job. It does not sync: the delivered pairs are a cache, and pairs that a
+// crash loses cost time, not a second notification.
+func (s *Store) MarkDelivered(name id.ID, clients *id.List, own bool) error {
 	done, err := s.acquire()
 	if err != nil {
 		return err
@@ -345,9 +352,13 @@ func (s *Store) MarkDelivered(name id.ID, clients *id.List) error {
 	defer batch.Close()
 	key := appendDeliveredPrefix(nil, name)
 	prefix := len(key)
+	var value []byte
+	if own {
+		value = ownMark
+	}
 	for i := range clients.Len() {
 		key = append(key[:prefix], clients.At(i)...)
-		if err := batch.Set(key, nil, nil); err != nil {
+		if err := batch.Set(key, value, nil); err != nil {
 			return fmt.Errorf("mark delivered: %w", err)
 		}
 	}

@@ -34,7 +34,7 @@ func mark(t testing.TB, s *Store, name id.ID, clients []id.ID) {
 	for _, c := range clients {
 		list.Append(c)
 	}
-	if err := s.MarkDelivered(name, &list); err != nil {
+	if err := s.MarkDelivered(name, &list, false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -71,6 +71,36 @@ func TestUndelivered(t *testing.T) {
 	}
 	if got := listClients(t, s, "", packID(t, "nobody"), 5); got != nil {
 		t.Errorf("clients of an unknown restaurant: %q", got)
+	}
+}
+
+// A call tells the clients that it left out as own from the others.
+func TestSkippedTellsOwnClients(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), testOptions())
+	restaurant, campaign, all := packID(t, "r"), packID(t, "c"), makeIDs(10, 1)
+	fillRestaurant(t, s, 1, restaurant, all, 0)
+	mark(t, s, campaign, all[:3])
+	var own id.List
+	for _, c := range all[3:7] {
+		own.Append(c)
+	}
+	if err := s.MarkDelivered(campaign, &own, true); err != nil {
+		t.Fatal(err)
+	}
+	scan, err := s.NewScan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = scan.Close() }()
+	for range 2 { // each call counts anew
+		var left id.List
+		if _, _, err := scan.Undelivered(&left, campaign, restaurant, "", 100); err != nil {
+			t.Fatal(err)
+		}
+		if skipped, own := scan.Skipped(); skipped != 7 || own != 4 || left.Len() != 3 {
+			t.Errorf("%d left out, %d of them own, %d left; want 7, 4, 3", skipped, own, left.Len())
+		}
 	}
 }
 

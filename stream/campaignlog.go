@@ -28,6 +28,10 @@ type fanOutTotals struct {
 	over              bool // a step has finished it; the totals change no more
 }
 
+// met counts the clients who have the campaign now, or had it from elsewhere. Some of them
+// may have unsubscribed or subscribed since the audience was counted.
+func (t *fanOutTotals) met() int64 { return t.notified + t.already }
+
 // noteCampaigns counts, logs and lists the campaigns that a committed step has accepted,
 // served and finished. Only the goroutine that handles the committed steps calls it.
 func (l *lane) noteCampaigns(st *step, seq int64) {
@@ -42,6 +46,9 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 			continue
 		}
 		t.notified, t.already = t.notified+r.notified, t.already+r.already
+		if !r.again { // a replay's: the row alone has counted these before
+			t.already += r.own
+		}
 		if t.over = r.state == sink.StateFinished; !t.over {
 			continue
 		}
@@ -76,9 +83,9 @@ func (r *campaignRow) finish(seq int64) finishedCampaign {
 	}
 	switch {
 	case counted != nil:
-		f.audience = *counted
+		f.audience = max(*counted, r.totals.met())
 	case !r.cutOff:
-		f.audience = r.totals.notified + r.totals.already
+		f.audience = r.totals.met()
 	}
 	return f
 }

@@ -91,7 +91,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 	for _, k := range st.picks {
 		clients := k.clients
 		if k.contested {
-			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load()}
+			n := &sink.Insertion{Conn: c.claim.Conn, Tables: c.claim.Tables, Table: c.claim.Feedback, Campaign: k.live.Campaign, Trigger: st.trigger, Guarded: k.live.guarded.Load(), CountOwn: k.live.again || k.live.version > 1}
 			err := n.Write(ctx, k.clients)
 			c.lane.svc.counters.deliveredMisses.Add(n.Misses)
 			if err != nil {
@@ -99,7 +99,7 @@ func (c *committer) insertContested(ctx context.Context, st *step, p *record.Pay
 			}
 			written := n.Written // a copy, so that the payload does not hold the insertion until it is shipped
 			clients = &written
-			k.notified, k.already = int64(written.Len()), n.Misses
+			k.notified, k.already, k.own = int64(written.Len()), n.Misses, n.Own
 			p.Dead = append(p.Dead, lettersOf(&c.letters, n, k.live)...)
 			if n.Refused != "" {
 				st.noteRefused(k.live)
@@ -187,7 +187,7 @@ func (c *committer) reconcileMessage(st *step, r *campaignRow, there *campaign.V
 	c.loseCampaign(st, r)
 	r.served, r.state, r.cursor, r.replaces, r.revives = false, "", "", there, 0
 	r.hold, r.heldAt = campaign.NotHeld, 0
-	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, 0, false
+	r.audience, r.looked, r.skipped, r.cutOff = nil, 0, skippedClients{}, false
 	switch outcome {
 	case campaign.Older:
 		delete(st.rows, r.Key())

@@ -13,6 +13,7 @@ import (
 
 	"dinnerbell/state"
 	"dinnerbell/state/id"
+	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
 )
 
@@ -99,20 +100,21 @@ func (c *deliveredCache) deleteNames(names []id.ID) {
 	}
 }
 
-// loadClients fills the cache with the clients who have a campaign. It returns their
-// number and their name in the cache: "" where there is no room.
-func (c *deliveredCache) loadClients(ctx context.Context, campaign string) (name id.ID, have int, err error) {
+// loadClients fills the cache with the clients who have a campaign; those who have it by
+// this restaurant are marked as its own. It returns their number and their name in the
+// cache: "" where there is no room.
+func (c *deliveredCache) loadClients(ctx context.Context, of campaign.Key) (name id.ID, have int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	if name, err = id.Pack(rand.Text()); err != nil {
 		return "", 0, fmt.Errorf("name delivered cache: %w", err)
 	}
-	rows, err := c.reader.Query(ctx, c.table.ClientsSQL(), campaign)
+	rows, err := c.reader.Query(ctx, c.table.ClientsSQL(), of.Campaign, of.Restaurant)
 	if err != nil {
-		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
+		return "", 0, fmt.Errorf("read who has campaign %s: %w", of.Campaign, err)
 	}
 	defer rows.Close()
-	clients := &id.List{}
+	var lists [2]id.List // own clients in the second one
 	for err == nil && rows.Next() {
 		var client id.ID
 		if client, err = id.PackBytes(rows.RawValues()[0]); errors.Is(err, id.ErrBadID) {
@@ -120,29 +122,37 @@ func (c *deliveredCache) loadClients(ctx context.Context, campaign string) (name
 			continue
 		}
 		have++
+		own := len(rows.RawValues()[1]) > 0
+		clients := &lists[0]
+		if own {
+			clients = &lists[1]
+		}
 		if clients.Append(client); clients.Len() == deliveredBatch {
-			name, err = c.addClients(name, clients)
+			name, err = c.addClients(name, clients, own)
 		}
 	}
-	if err = errors.Join(err, rows.Err()); err == nil {
-		name, err = c.addClients(name, clients)
+	err = errors.Join(err, rows.Err())
+	for i := range lists {
+		if err == nil {
+			name, err = c.addClients(name, &lists[i], i == 1)
+		}
 	}
 	if err != nil {
-		return "", 0, fmt.Errorf("read who has campaign %s: %w", campaign, err)
+		return "", 0, fmt.Errorf("read who has campaign %s: %w", of.Campaign, err)
 	}
 	return name, have, nil
 }
 
 // addClients adds clients to a name and empties the list. Where there is no room it
 // deletes the name and returns "".
-func (c *deliveredCache) addClients(name id.ID, clients *id.List) (id.ID, error) {
+func (c *deliveredCache) addClients(name id.ID, clients *id.List, own bool) (id.ID, error) {
 	defer clients.Reset()
 	if name == "" {
 		return "", nil
 	}
 	err := state.ErrDiskFull
 	if c.reserve(name, clients.Len()) {
-		err = c.store.MarkDelivered(name, clients)
+		err = c.store.MarkDelivered(name, clients, own)
 	}
 	if errors.Is(err, state.ErrDiskFull) {
 		c.forget(name)

@@ -24,7 +24,7 @@ type FanOut struct {
 	Audience   int64  `json:"audience"` // subscribers of the restaurant; -1: not counted yet
 	Passed     int64  `json:"passed"`   // subscribers who were looked at; -1: not known yet
 	Notified   int64  `json:"notified"` // over all versions
-	LeftOut    int64  `json:"left_out"` // clients who had the campaign
+	LeftOut    int64  `json:"left_out"` // clients who had the campaign from another restaurant or another job
 	// Rate counts the subscribers who were looked at per second, lately. 0: not known yet.
 	Rate float64 `json:"rate"`
 }
@@ -137,7 +137,7 @@ func (f *fanOut) describe(lane int32, now time.Time) FanOut {
 		Audience: -1, Passed: -1, Notified: f.totals.notified, LeftOut: f.totals.already, Rate: f.rate(now),
 	}
 	if n := c.audience.Load(); n != nil {
-		out.Audience = *n
+		out.Audience = max(*n, f.totals.met())
 	}
 	if c.resumedAt == "" {
 		out.Passed = f.passed

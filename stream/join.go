@@ -106,8 +106,9 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 		return 0, false, err
 	}
 	used = clients.Len()
-	skipped := int64(scan.Skipped())
-	l.passed += int64(used) + skipped
+	all, own := scan.Skipped()
+	looked, had := int64(used)+int64(all), skippedClients{elsewhere: int64(all - own), own: int64(own)}
+	l.passed += looked
 	if last != "" {
 		l.cursor = last
 	}
@@ -120,13 +121,13 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 			st.skipped = append(st.skipped, skippedMessage{kind: skipNoAudience, campaign: l.Campaign, offset: l.from.Offset})
 		}
 		r := st.noteProgress(l, sink.StateFinished)
-		r.skipped, r.looked = skipped, int64(used)+skipped
+		r.skipped, r.looked = had, looked
 		if l.resumedAt == "" {
 			r.audience = &l.passed // it changes no more
 		}
 	} else {
 		r := st.noteProgress(l, l.stateOnTheWay())
-		r.skipped, r.looked, r.audience = skipped, int64(used)+skipped, l.audience.Load()
+		r.skipped, r.looked, r.audience = had, looked, l.audience.Load()
 	}
 	return used, done, nil
 }

@@ -82,7 +82,7 @@ func (i *messageInspector) countAudience(ctx context.Context, m *message, p *Pre
 	if p.Audience == 0 {
 		p.Hint = similarHint(i.delivered.store, m.campaign.RestaurantID)
 	}
-	if m.delivered, m.have, err = i.delivered.loadClients(ctx, m.campaign.ID); err != nil {
+	if m.delivered, m.have, err = i.delivered.loadClients(ctx, m.campaign.Key()); err != nil {
 		return err
 	}
 	if m.delivered == "" {
@@ -122,7 +122,7 @@ func (i *messageInspector) countMissed(ctx context.Context, restaurant, name id.
 			}
 		}
 		if mark {
-			if err := store.MarkDelivered(name, list); err != nil {
+			if err := store.MarkDelivered(name, list, false); err != nil {
 				return 0, fmt.Errorf("read subscriptions: %w", err)
 			}
 		}

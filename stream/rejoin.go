@@ -74,14 +74,14 @@ func (r *rejoiner) handOver(ctx context.Context, c sink.DueCampaign) error {
 	if err := r.lane.awaitFresh(ctx); err != nil {
 		return err
 	}
-	l := &liveCampaign{Campaign: c.Campaign, from: c.From, owner: r.lane.id, started: true, rejoins: true, version: c.Version, cursor: c.Cursor, approved: c.Approved, resumedAt: c.Cursor}
+	l := &liveCampaign{Campaign: c.Campaign, from: c.From, owner: r.lane.id, started: true, rejoins: true, again: true, version: c.Version, cursor: c.Cursor, approved: c.Approved, resumedAt: c.Cursor}
 	l.contested.Store(true)
 	l.totals.over = true // the log has its end
 	if err := l.packRestaurant(); err != nil {
 		return fmt.Errorf("load campaigns of lane %d to join again: %w", r.lane.id, err)
 	}
 	var err error
-	if l.delivered, _, err = r.delivered.loadClients(ctx, l.ID); err != nil {
+	if l.delivered, _, err = r.delivered.loadClients(ctx, l.Key()); err != nil {
 		return err
 	}
 	r.late.rejoining.add(l.Key())

@@ -212,7 +212,7 @@ func (s *replayer) replayBatch(ctx context.Context, l *laneReplay, batch []messa
 	cached := 0
 	for i, m := range todo {
 		if m.isRunning() {
-			if m.delivered, m.have, err = s.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
+			if m.delivered, m.have, err = s.messages.delivered.loadClients(ctx, m.campaign.Key()); err != nil {
 				return counts, err
 			}
 			if l.index.markCounted(m.campaign.Key().Digest()) {
@@ -455,7 +455,7 @@ func (l *laneReplay) countCampaigns(ctx context.Context) error {
 func (l *laneReplay) countCampaign(ctx context.Context, m *message) (n, have int64, err error) {
 	shared := l.index.hasSeveralRestaurants(m.campaign.Key().Digest())
 	if m.delivered = l.index.audiences[m.campaign.ID]; m.delivered == "" {
-		if m.delivered, m.have, err = l.messages.delivered.loadClients(ctx, m.campaign.ID); err != nil {
+		if m.delivered, m.have, err = l.messages.delivered.loadClients(ctx, m.campaign.Key()); err != nil {
 			return 0, 0, err
 		}
 		if m.delivered == "" {

@@ -27,6 +27,7 @@ type liveCampaign struct {
 	replayed   bool  // brought by a replay
 	approved   bool  // an operator let it go, however large its audience is
 	rejoins    bool  // was finished, and is joined again for late subscribers
+	again      bool  // clients were notified of it before this join began: its row counts them
 	resumedAt  id.ID // an earlier session has passed the clients up to it; "": none
 	passed     int64 // clients looked at; of the decider
 

@@ -403,7 +403,7 @@ func (s *campaignStarter) handOverDue(ctx context.Context, due []startTime) erro
 			return err
 		}
 		for _, l := range cached {
-			if l.delivered, _, err = s.delivered.loadClients(ctx, l.ID); err != nil {
+			if l.delivered, _, err = s.delivered.loadClients(ctx, l.Key()); err != nil {
 				return err
 			}
 			if err := s.sendDue(ctx, l); err != nil {
@@ -474,7 +474,7 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 	list := make([]*liveCampaign, len(found))
 	for i, d := range found {
 		l := &liveCampaign{Campaign: d.Campaign, owner: s.lane.id, started: true, version: d.Version, cursor: d.Cursor, from: d.From, approved: d.Approved, resumedAt: d.Cursor}
-		l.began, l.totals = d.Accepted, fanOutTotals{notified: d.Notified, already: d.Already}
+		l.began, l.totals, l.again = d.Accepted, fanOutTotals{notified: d.Notified, already: d.Already}, d.Notified > 0
 		l.audience.Store(d.Audience)
 		l.contested.Store(d.Contested)
 		if err := l.packRestaurant(); err != nil {

@@ -33,13 +33,19 @@ type campaignRow struct {
 	state       string            // "": state and cursor stay
 	cursor      id.ID             // as of this step; live.cursor is ahead once the next step is built
 
-	audience *int64 // subscribers of the restaurant, where they are counted by now
-	looked   int64  // clients at whom the step has looked
-	skipped  int64  // clients whom the delivered cache has left out of this step
-	cutOff   bool   // finished by the campaign's end, before everybody was looked at
+	audience *int64         // subscribers of the restaurant, where they are counted by now
+	looked   int64          // clients at whom the step has looked
+	skipped  skippedClients // whom the delivered cache has left out of this step
+	cutOff   bool           // finished by the campaign's end, before everybody was looked at
 
-	notified, already int64 // clients whom the step notifies and leaves out; set by storeRow
+	// Clients whom the step notifies, and whom it leaves out because they have the
+	// campaign from elsewhere, or from the campaign itself. Set by storeRow.
+	notified, already, own int64
 }
+
+// skippedClients counts clients who have a campaign already: from another restaurant or
+// another job, and from the campaign itself, by an earlier join of it.
+type skippedClients struct{ elsewhere, own int64 }
 
 // acceptedVersion returns the version of the campaign that the row holds after the
 // step.
@@ -58,8 +64,8 @@ type clientPick struct {
 	late      bool // clients who subscribed after the campaign was joined; the step's rows have no row of it
 
 	// Of the last try of the step's transaction: how many of the clients it notifies,
-	// and how many have a row already.
-	notified, already int64
+	// and how many have a row already, of which the campaign itself has written own.
+	notified, already, own int64
 }
 
 // step is one DECIDE: everything that its Postgres transaction changes. The decider
@@ -235,7 +241,7 @@ func (st *step) seal(now int64) {
 	st.copied = 0
 	for _, p := range st.picks {
 		st.earliest = min(st.earliest, p.live.End)
-		p.notified, p.already = int64(p.clients.Len()), 0
+		p.notified, p.already, p.own = int64(p.clients.Len()), 0, 0
 		if p.contested = p.live.contested.Load() || len(st.table.Triggers) > 0; !p.contested {
 			frames.Add(p.wire, p.clients)
 			st.copied += p.clients.Len()
@@ -356,10 +362,10 @@ func (st *step) campaignRows() *sink.CampaignRows {
 // clients whom the step notifies and leaves out. The row's pick is among the first of
 // picks, if there is one.
 func (r *campaignRow) storeRow(picks []*clientPick) sink.CampaignRow {
-	r.notified, r.already = 0, r.skipped
+	r.notified, r.already, r.own = 0, r.skipped.elsewhere, r.skipped.own
 	for _, p := range picks {
 		if p.live == r.liveCampaign {
-			r.notified, r.already = p.notified, r.skipped+p.already
+			r.notified, r.already, r.own = p.notified, r.already+p.already-p.own, r.own+p.own
 			break
 		}
 		if p.live.Key() != r.Key() {

@@ -53,7 +53,7 @@ type campaignItem struct {
 	Audience   *int64     `json:"audience,omitempty"` // subscribers
 	Position   *float64   `json:"position_percent,omitempty"`
 	Notified   int64      `json:"notified"`
-	LeftOut    int64      `json:"left_out"` // clients who had the campaign already
+	LeftOut    int64      `json:"left_out"` // clients who had the campaign already, from another restaurant or another job
 	// Rate is in subscribers a second: lately of one under way, on average of a finished
 	// one.
 	Rate         float64 `json:"rate,omitempty"`
@@ -172,7 +172,7 @@ func newCampaignItem(c *operator.ListedCampaign, of stream.FanOut) campaignItem 
 	if item.State == sink.PhaseScheduled || item.State == sink.PhaseWaiting || c.Audience == 0 {
 		return item
 	}
-	item.setPosition(float64(passedOf(c)) / float64(c.Audience))
+	item.setPosition(float64(c.Notified+c.Already) / float64(c.Audience)) // an estimate, without a daemon
 	if item.State == sink.PhaseFinished {
 		item.setPosition(1)
 	}
@@ -182,16 +182,6 @@ func newCampaignItem(c *operator.ListedCampaign, of stream.FanOut) campaignItem 
 		}
 	}
 	return item
-}
-
-// passedOf estimates how many subscribers were looked at, without a daemon. After an
-// edit those who have the campaign are counted among the notified ones and among those
-// who had it.
-func passedOf(c *operator.ListedCampaign) int64 {
-	if c.Version == 1 {
-		return c.Notified + c.Already
-	}
-	return max(c.Notified, c.Already)
 }
 
 func (item *campaignItem) addFanOut(f *stream.FanOut) {

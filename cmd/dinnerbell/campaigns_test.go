@@ -151,7 +151,7 @@ func TestCampaignItems(t *testing.T) {
 		"followed":            {sink.ListedCampaign{Phase: sink.PhaseLive, Audience: -1, Version: 1, Notified: 10}, stream.FanOut{Campaign: "c", Audience: 1000, Passed: 259, Rate: 100}, "25.9 1000 100 7.4"},
 		"not counted yet":     {sink.ListedCampaign{Phase: sink.PhaseLive, Audience: -1, Version: 1}, stream.FanOut{Campaign: "c", Audience: -1, Passed: -1, Rate: 100}, "- - 100 0"},
 		"without a daemon":    {sink.ListedCampaign{Phase: sink.PhaseLive, Audience: 200, Version: 1, Notified: 30, Already: 20}, stream.FanOut{}, "25 200 0 0"},
-		"edited":              {sink.ListedCampaign{Phase: sink.PhaseEnded, Audience: 200, Version: 2, Notified: 30, Already: 20}, stream.FanOut{}, "15 200 0 0"},
+		"edited":              {sink.ListedCampaign{Phase: sink.PhaseEnded, Audience: 200, Version: 2, Notified: 30, Already: 20}, stream.FanOut{}, "25 200 0 0"},
 		"finished":            {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 600, Version: 1, Notified: 600, Started: &half, Finished: &minute}, stream.FanOut{}, "100 600 10 0"},
 		"some cannot be sent": {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 600, Version: 1, Notified: 590}, stream.FanOut{}, "100 600 0 0"},
 		"nobody":              {sink.ListedCampaign{Phase: sink.PhaseFinished, Audience: 0, Version: 1}, stream.FanOut{}, "- 0 0 0"},

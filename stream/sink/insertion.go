@@ -25,11 +25,14 @@ type Insertion struct {
 	// Guarded: the table has refused rows of the campaign before. Write then finds the
 	// rows that it refuses and writes the others; otherwise a refused row is an error.
 	Guarded bool
+	// CountOwn: some of the clients may have their row from this campaign and restaurant.
+	CountOwn bool
 
 	Written id.List             // clients whose row is new
 	Refused string              // why no client of the campaign can have a row; "" if clients can
 	LeftOut map[string][]string // reason → clients whose row alone is refused
 	Misses  int64               // clients who had a row already
+	Own     int64               // those of them whose row is of this restaurant; 0 without CountOwn
 }
 
 // RowsDroppedError reports a table that drops rows without an error, or stores other
@@ -202,7 +205,10 @@ func (n *Insertion) insertRows(ctx context.Context, texts []string) error {
 		}
 		if left, err = n.listWithoutRow(ctx, texts); err != nil || len(left) == 0 {
 			n.Misses += int64(len(texts) - len(returned))
-			return err
+			if err != nil {
+				return err
+			}
+			return n.countOwn(ctx, texts, returned)
 		}
 		texts = left
 	}
@@ -252,6 +258,20 @@ func (n *Insertion) listWithoutRow(ctx context.Context, texts []string) ([]strin
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// countOwn counts the clients among texts, but for those of written, whose row is of the
+// campaign's restaurant.
+func (n *Insertion) countOwn(ctx context.Context, texts []string, written []id.ID) error {
+	if !n.CountOwn {
+		return nil
+	}
+	var own int64
+	if err := n.Conn.QueryRow(ctx, n.Table.CountOwnSQL(), n.Campaign.ID, texts, n.Campaign.RestaurantID).Scan(&own); err != nil {
+		return fmt.Errorf("count rows of campaign %s: %w", n.Campaign.ID, err)
+	}
+	n.Own += max(own-int64(len(written)), 0) // the new rows are of this restaurant
+	return nil
 }
 
 // findScope looks up the columns of the constraint that refused rows. A constraint over

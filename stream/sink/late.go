@@ -112,7 +112,7 @@ type LateRow struct {
 // the look-up has read: another message, or an operator, raises the version. The states
 // are named so that the condition of campaign_restaurant does not follow.
 func notifyLateSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET notified = c.notified + u.clients
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET notified = c.notified + u.clients, audience = `+metAudience(`c.audience`, `u.clients`, `c.already`)+`
 FROM unnest($1::text[], $2::text[], $3::int4[], $4::int8[], $5::int8[]) AS u(campaign, restaurant, lane, version, clients)
 WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant AND c.lane = u.lane AND c.version = u.version
   AND c.state NOT IN ('`+StateExpired+`', '`+StateParked+`', '`+StatePaused+`', '`+StateCancelled+`')`)

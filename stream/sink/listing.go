@@ -66,7 +66,7 @@ type ListedCampaign struct {
 	Finished   *time.Time // nil: it is not over, or never was under way
 	Audience   int64      // subscribers; -1: not counted
 	Notified   int64      // over all versions
-	Already    int64      // clients whom this version left out because they had the campaign
+	Already    int64      // clients whom this version left out because they had the campaign from another restaurant or another job
 	Operator   string     // the last command of an operator, and who gave it
 }
 

@@ -61,7 +61,7 @@ var daemonTables = []struct{ name, sql string }{
   accepted_at timestamptz NOT NULL DEFAULT now(),
   audience int8,                           -- subscribers when it was accepted or joined; NULL: not counted, or all are in notified and already
   notified int8 NOT NULL DEFAULT 0,        -- clients whom it notified, over all versions
-  already int8 NOT NULL DEFAULT 0,         -- clients whom this version left out because they had the campaign
+  already int8 NOT NULL DEFAULT 0,         -- clients whom this version left out because they had the campaign from elsewhere
   approved boolean NOT NULL DEFAULT false, -- an operator let it go although its audience exceeds limits.max_audience
   operator_time int8 NOT NULL DEFAULT 0,   -- milliseconds, of an operator's last command; after a cancel only a later message revives it
   operator text NOT NULL DEFAULT '',       -- that command, and who gave it

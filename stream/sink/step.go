@@ -167,7 +167,7 @@ type CampaignRow struct {
 
 	Audience *int64 // subscribers of the restaurant; nil: not counted
 	Notified int64  // clients whom the step notifies
-	Already  int64  // clients whom the step leaves out because they had the campaign
+	Already  int64  // clients whom the step leaves out because they had the campaign from elsewhere
 	CutOff   bool   // the campaign's end has finished it, before everybody was looked at
 }
 
@@ -329,7 +329,7 @@ func editRowsSQL(t Tables) string {
   adv_campaign_owner_contact = u.adv_campaign_owner_contact, adv_campaign_datetime_start = u.adv_campaign_datetime_start,
   adv_campaign_datetime_end = u.adv_campaign_datetime_end, datetime_created = u.datetime_created, state = u.state, cursor = u.cursor,
   contested = u.contested, accepted_at = now(), notified = c.notified + u.notified,
-  audience = CASE WHEN u.state = 'expired' THEN c.audience ELSE u.audience END,
+  audience = CASE WHEN u.state = 'expired' THEN c.audience ELSE `+metAudience(`u.audience`, `u.notified`, `u.already`)+` END,
   already = CASE WHEN u.state = 'expired' THEN c.already ELSE u.already END,
   started_at = CASE WHEN u.state <> 'expired' THEN NULL WHEN c.cursor <> '' THEN coalesce(c.started_at, c.accepted_at) ELSE c.started_at END,
   finished_at = CASE WHEN u.cut_off THEN greatest(now(), to_timestamp(u.adv_campaign_datetime_end)) END
@@ -348,10 +348,17 @@ WHERE c.adv_campaign_id = u.campaign AND c.restaurant_id = u.restaurant
   AND c.version = u.old_version AND c.msg_lane = u.old_lane AND c.msg_offset = u.old_offset`)
 }
 
+// metAudience is the audience of row c with the expression counted for it: at least the
+// clients who have the campaign or had it before, since some of these may have
+// unsubscribed, or subscribed later. NULL stays.
+func metAudience(counted, notified, already string) string {
+	return `CASE WHEN ` + counted + ` IS NOT NULL THEN greatest(` + counted + `, c.notified + ` + notified + ` + ` + already + `) END`
+}
+
 // moveRowsSQL adds to the counts. A row that was inserted in the middle of its fan-out
 // was started when it was accepted.
 func moveRowsSQL(t Tables) string {
-	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor, audience = coalesce(u.audience, c.audience),
+	return ExpectRows(everyRow, `UPDATE `+t.Campaign+` AS c SET state = u.state, cursor = u.cursor, audience = `+metAudience(`coalesce(u.audience, c.audience)`, `u.notified`, `c.already + u.already`)+`,
   notified = c.notified + u.notified, already = c.already + u.already,
   started_at = coalesce(c.started_at, CASE WHEN c.cursor <> '' THEN c.accepted_at WHEN u.cursor <> '' THEN now() END),
   finished_at = `+finishedAt+`

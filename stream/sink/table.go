@@ -213,9 +213,10 @@ func (t *FeedbackTable) SearchPath() string {
 	return "pg_catalog, " + t.schema + ", public, pg_temp"
 }
 
-// ClientsSQL selects, as text, the clients with a row of campaign $1.
+// ClientsSQL selects, as text, the clients with a row of campaign $1, and '1' where the
+// row is of restaurant $2, else ”.
 func (t *FeedbackTable) ClientsSQL() string {
-	return `SELECT ` + t.ColumnSQL(record.ClientColumn, "f") + ` FROM ` + t.Name + ` f WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1")
+	return `SELECT ` + t.ColumnSQL(record.ClientColumn, "f") + `, CASE WHEN ` + t.ColumnSQL(record.RestaurantColumn, "f") + ` = $2::text THEN '1' ELSE '' END FROM ` + t.Name + ` f WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1")
 }
 
 // MissingSQL selects those of the clients $2 that have no row of campaign $1; and adds
@@ -224,6 +225,12 @@ func (t *FeedbackTable) ClientsSQL() string {
 func (t *FeedbackTable) MissingSQL(and string) string {
 	return `SELECT c.id FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE NOT EXISTS (SELECT FROM ` + t.Name + ` f
   WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1") + ` AND f.client_id = ` + t.ParamSQL(record.ClientColumn, "c.id") + and + ` OFFSET 0)`
+}
+
+// CountOwnSQL counts those of the clients $2 whose row of campaign $1 is of restaurant $3.
+func (t *FeedbackTable) CountOwnSQL() string {
+	return `SELECT count(*) FROM pg_catalog.unnest($2::text[]) AS c(id) WHERE EXISTS (SELECT FROM ` + t.Name + ` f
+  WHERE f.adv_campaign_id = ` + t.ParamSQL(record.CampaignColumn, "$1") + ` AND f.client_id = ` + t.ParamSQL(record.ClientColumn, "c.id") + ` AND ` + t.ColumnSQL(record.RestaurantColumn, "f") + ` = $3::text OFFSET 0)`
 }
 
 // RowSQL lists the ten columns, in the order of COPY, as text and int8.
