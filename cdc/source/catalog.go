@@ -98,6 +98,7 @@ const (
 	kindPartitioned = "p"
 	permanent       = "p"
 	temporary       = "t"
+	identityDefault = "d"
 	identityNothing = "n"
 	identityFull    = "f"
 )

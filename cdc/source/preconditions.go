@@ -310,7 +310,11 @@ func checkKey(f *checkFacts) []finding {
 		return nil
 	}
 	return violation("key "+f.db.cfg.QuotedKey()+" of "+f.db.cfg.QuotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
-		"ALTER TABLE "+f.db.cfg.QuotedTable()+" ADD PRIMARY KEY ("+f.db.cfg.QuotedKey()+"); -- or set source.columns.id to the columns of its key")
+		f.addKeySQL()+"; -- or set source.columns.id to the columns of its key")
+}
+
+func (f *checkFacts) addKeySQL() string {
+	return "ALTER TABLE " + f.db.cfg.QuotedTable() + " ADD PRIMARY KEY (" + f.db.cfg.QuotedKey() + ")"
 }
 
 // checkReplicaIdentity makes sure that updates and deletes carry the key. More
@@ -325,6 +329,9 @@ func checkReplicaIdentity(f *checkFacts) []finding {
 	for _, r := range f.cat.Relations {
 		if r.kind == kindTable && !r.carriesColumns(f.db.cfg.KeyColumns) {
 			fix := "ALTER TABLE " + r.name + " REPLICA IDENTITY FULL"
+			if r.identity == identityDefault && !f.cat.uniqueKey {
+				fix = f.addKeySQL() // it becomes the identity, and FULL would write whole rows to the WAL
+			}
 			if f.cat.publication.columns != nil {
 				fix = f.readdSQL() + "; " + fix // a list has to cover the replica identity
 			}

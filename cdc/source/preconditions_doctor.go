@@ -210,8 +210,17 @@ func bytesText(n int64) string {
 	return fmt.Sprintf("%d KiB", max(0, n)>>10)
 }
 
+// errForeignSlot keeps checkFailover from advising about another program's slot.
+var errForeignSlot = errors.New("the slot belongs to something else")
+
 // checkFailover warns of a slot that a failover leaves behind.
 func checkFailover(ctx context.Context, f *checkFacts) ([]finding, error) {
+	if _, err := f.db.ReadSlot(ctx, f.sql); err != nil {
+		if _, foreign := errors.AsType[*halt.Error](err); foreign {
+			return nil, errForeignSlot
+		}
+		return nil, err
+	}
 	var standbys int
 	var failover *bool // NULL: no slot, or a server before 17
 	err := f.sql.QueryRow(ctx, `

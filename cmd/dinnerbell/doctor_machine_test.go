@@ -36,10 +36,7 @@ func TestDoctorNamesWhatTheMachineLacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range p.look(ill{"machine.state_dir", "FAIL", "every user may write in " + p.dir, "chmod o-w " + p.dir}) {
-		command := strings.Fields(strings.Split(f.Fix, ", or ")[0])
-		if out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Errorf("%v: %v: %s", command, err, out)
-		}
+		p.runInShell(strings.Split(f.Fix, ", or ")[0])
 	}
 	p.look(ill{"machine.state_dir", "ok", p.dir, "-"}, ill{"machine.fsync", "ok", "works", "-"})
 	lock, err := statedir.Lock(vfs.Default, p.dir)
@@ -63,7 +60,11 @@ func TestDoctorNamesWhatTheMachineLacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.set("state.dir", filepath.Join(file, "below"))
-	p.look(ill{"machine.state_dir", "FAIL", "not a directory", "install -d -m 0700 -o "})
+	found := p.look(ill{"machine.state_dir", "FAIL", file + " is not a folder", "mv " + file + " " + file + ".former"}, ill{"machine.fsync", "unknown", "nothing can be written there", "-"})
+	p.runInShell(found[0].Fix)
+	p.look(ill{"machine.state_dir", "ok", "does not exist yet; run makes it", "-"}, ill{"machine.fsync", "ok", "works", "-"})
+	p.set("state.dir", os.DevNull)
+	p.look(ill{"machine.state_dir", "FAIL", os.DevNull + " is not a folder", "set state.dir to a folder"})
 	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
 		p.set("state.dir", "/dev/shm/dinnerbell-doctor-test")
 		p.look(ill{"machine.file_system", "warn", "it is on tmpfs", "set state.dir to a folder on a disk"})
@@ -82,6 +83,15 @@ func TestDoctorNamesWhatTheMachineLacks(t *testing.T) {
 	p.look(ill{"machine.http", "FAIL", "another process listens there", "ss -ltnp 'sport = :" + port + "'"})
 	p.set("http.listen", "192.0.2.1:8420")
 	p.look(ill{"machine.http", "FAIL", "this machine does not have the address", "set http.listen to 127.0.0.1:8420"})
+}
+
+// runInShell runs a command that the doctor prints.
+func (p *patient) runInShell(command string) {
+	p.t.Helper()
+	words := strings.Fields(command)
+	if out, err := exec.CommandContext(p.t.Context(), words[0], words[1:]...).CombinedOutput(); err != nil {
+		p.t.Errorf("%s: %v: %s", command, err, out)
+	}
 }
 
 // A server that accepts connections and never answers costs a few seconds, and keeps no

@@ -17,7 +17,8 @@ func TestDoctorMendsTheSource(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t, "")
 	role := "role_" + p.db.Name
-	p.set("source.url", p.db.RoleURL("source.url"))
+	asRole := p.db.RoleURL("source.url")
+	p.set("source.url", asRole)
 	slot := p.slot()
 	p.db.Exec(`ALTER ROLE ` + role + ` NOREPLICATION CONNECTION LIMIT 3`)
 	p.db.Exec(`ALTER ROLE ` + role + ` SET wal_sender_timeout = '3s'`)
@@ -47,15 +48,32 @@ func TestDoctorMendsTheSource(t *testing.T) {
 	p.db.Exec(`CREATE PUBLICATION dinnerbell FOR TABLE subscribers_restaurants WHERE (id > 5) WITH (publish = 'insert')`)
 	p.look(ill{"source.publication", "FAIL", "does not publish all of insert, update, delete and truncate", "dinnerbell setup"})
 	p.set("source.url", p.db.URL)
-	p.heal(
-		ill{"source.publication", "FAIL", "does not publish all", "dinnerbell setup"},
-		ill{"source.publication.rows", "FAIL", "filters the rows", "DROP TABLE"},
-	)
+	if code, out := p.refusesToRun(); code != exitFailed || !strings.Contains(out, "filters the rows") || !strings.Contains(out, "DROP TABLE") {
+		t.Errorf("setup on a publication with a filter ends with %d: %s", code, out)
+	}
+	p.look(ill{"source.publication", "ok", "insert, update, delete and truncate", "-"}) // setup has mended what it can
+	p.heal(ill{"source.publication.rows", "FAIL", "filters the rows", "DROP TABLE"})
+	p.set("source.url", asRole)
+	p.db.Exec(`ALTER ROLE ` + role + ` NOREPLICATION`)
+	if code, out := p.refusesToRun(); code != exitFailed || !strings.Contains(out, "lacks REPLICATION") {
+		t.Errorf("setup with a role that cannot replicate ends with %d: %s", code, out)
+	}
+	p.db.Exec(`ALTER ROLE ` + role + ` REPLICATION`)
+	p.set("source.url", p.db.URL)
 	p.db.Exec(`ALTER PUBLICATION dinnerbell SET TABLE subscribers_restaurants (client_id, restaurant_id)`)
+	if code, out := p.refusesToRun(); code != exitFailed || !strings.Contains(out, "leaves out one of the columns id") {
+		t.Errorf("setup on a publication with a list of columns ends with %d: %s", code, out)
+	}
 	p.heal(
 		ill{"source.publication.columns", "FAIL", "leaves out one of the columns id", "DROP TABLE"},
 		ill{"source.publication.identity", "warn", "does not cover the replica identity", "ADD TABLE"},
 	)
+
+	// A new key is the replica identity too: one statement mends both.
+	p.db.Exec(`ALTER TABLE subscribers_restaurants DROP CONSTRAINT subscribers_restaurants_pkey`)
+	found := p.look(ill{"source.key", "FAIL", "is not unique and NOT NULL", "ADD PRIMARY KEY"}, ill{"source.replica_identity", "FAIL", "is not in the replica identity", "ADD PRIMARY KEY"})
+	p.apply(found[0])
+	p.look(ill{"source.key", "ok", "", "-"}, ill{"source.replica_identity", "ok", "default", "-"})
 
 	// Another daemon on the slot is found by its lock, also while it reads nothing.
 	other, err := pgx.Connect(t.Context(), p.db.URL+"&application_name=dinnerbell@elsewhere")
@@ -71,7 +89,7 @@ func TestDoctorMendsTheSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.db.Exec(`SELECT pg_create_physical_replication_slot('` + slot + `')`)
-	p.look(ill{"source.slot", "FAIL", "belongs to something else", "set source.slot"})
+	p.look(ill{"source.slot", "FAIL", "belongs to something else", "set source.slot"}, ill{"source.failover", "unknown", "the slot belongs to something else", "-"})
 	p.db.Exec(`SELECT pg_drop_replication_slot('` + slot + `')`)
 
 	// A role that becomes another one.
@@ -81,6 +99,9 @@ func TestDoctorMendsTheSource(t *testing.T) {
 	p.db.Exec(`REVOKE USAGE ON SCHEMA public FROM PUBLIC`)
 	p.heal(ill{"source.schema_usage", "FAIL", "may not use schema public", "GRANT USAGE"})
 	p.set("source.table", "public.nothing")
+	if code, out := p.refusesToRun(); code != exitFailed || !strings.Contains(out, "does not exist") {
+		t.Errorf("setup without the table ends with %d: %s", code, out)
+	}
 	p.look(ill{"source.table", "FAIL", `table "public"."nothing": does not exist`, ""}, ill{"source.columns", "unknown", "the table was not found", ""})
 }
 

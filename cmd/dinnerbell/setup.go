@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -11,6 +12,7 @@ import (
 	"dinnerbell/cdc/source"
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/daemon"
+	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
 	"dinnerbell/internal/precondition"
 	"dinnerbell/stream/sink"
@@ -54,6 +56,7 @@ func (c *setupCmd) Run(ctx context.Context, a *invocation) error {
 		{"set up source", func() ([]string, error) { return setupSource(ctx, source) }},
 		{"set up sink", func() ([]string, error) { return sink.Setup(ctx, claim.Sink) }},
 		{"set up topics", func() ([]string, error) { return topic.Setup(ctx, claim.Kafka) }},
+		{"check source", func() ([]string, error) { return nil, checkSource(ctx, source) }},
 		{"check sink and topics", func() ([]string, error) { return nil, checkStream(ctx, a, claim) }},
 	} {
 		did, err := step.do()
@@ -63,10 +66,29 @@ func (c *setupCmd) Run(ctx context.Context, a *invocation) error {
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", step.what, err)
+			return fmt.Errorf("%s: %w", step.what, ofCommand(err))
 		}
 	}
 	return nil
+}
+
+// ofCommand returns an error of the command for a halt: no daemon has halted, and the
+// exit code is not that of a halt.
+func ofCommand(err error) error {
+	if halted, ok := errors.AsType[*halt.Error](err); ok {
+		return errors.New(halted.Text())
+	}
+	return err
+}
+
+// checkSource makes the checks that the start of `run` makes: the role and the
+// publication are those that it finds, also where somebody has narrowed it.
+func checkSource(ctx context.Context, cfg cdc.Config) error {
+	report, err := source.CheckPreconditions(ctx, cfg.Source(), precondition.AtStart)
+	if violation, ok := report.Violation(); ok {
+		return &precondition.UnmetError{Finding: violation}
+	}
+	return err
 }
 
 // checkStream makes the checks that the start of `run` makes. Warnings are

@@ -34,6 +34,7 @@ type catalogueColumn struct {
 	base          uint32 // OID of its type; of a domain, the base type
 	mod           int32  // its typmod
 	filled        string // "generated", "identity" or ""
+	inKey         bool   // of the primary key
 	deterministic bool   // the collation takes only identical texts for equal
 }
 
@@ -97,7 +98,8 @@ WITH RECURSIVE base AS (
   SELECT b.attnum, b.name, b.spelled, t.typbasetype, t.typtypmod, b.required OR t.typnotnull, b.filled OR t.typdefault IS NOT NULL, b.identity, b.generated, b.collation
   FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ WHERE t.typtype = 'd')
 SELECT b.name, b.spelled, b.typ, b.mod, b.required AND NOT b.filled AND b.identity = '',
-  CASE WHEN b.generated <> '' THEN 'generated' WHEN b.identity <> '' THEN 'identity' ELSE '' END, coalesce(l.collisdeterministic, true)
+  CASE WHEN b.generated <> '' THEN 'generated' WHEN b.identity <> '' THEN 'identity' ELSE '' END, coalesce(l.collisdeterministic, true),
+  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisprimary AND b.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
 FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typ LEFT JOIN pg_catalog.pg_collation l ON l.oid = b.collation
 WHERE t.typtype <> 'd' ORDER BY b.attnum`
 
@@ -109,7 +111,7 @@ func (c *Catalogue) readColumns(ctx context.Context, conn Querier) error {
 	var name string
 	var required bool
 	var k catalogueColumn
-	_, err = pgx.ForEachRow(rows, []any{&name, &k.typ, &k.base, &k.mod, &required, &k.filled, &k.deterministic}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&name, &k.typ, &k.base, &k.mod, &required, &k.filled, &k.deterministic, &k.inKey}, func() error {
 		c.columns[name] = k
 		if required && !slices.Contains(record.ColumnNames[:], name) {
 			c.required = append(c.required, name)

@@ -22,7 +22,7 @@ import (
 // changes its columns. Its condition keeps the planner from using it for statements by
 // key, which do not have the condition: without statistics the index seems as good as
 // the primary key.
-var lateIndexes = []struct{ name, sql string }{
+var lateIndexes = []tableIndex{
 	{"campaign_restaurant", `CREATE INDEX %[1]sIF NOT EXISTS campaign_restaurant ON %[2]s.campaign (lane, restaurant_id, adv_campaign_datetime_end, adv_campaign_id) WHERE ` + inRestaurants},
 	{"campaign_rejoin", `CREATE INDEX %[1]sIF NOT EXISTS campaign_rejoin ON %[2]s.campaign (lane, adv_campaign_datetime_end) WHERE state = '` + StateRejoin + `'`},
 }
@@ -38,8 +38,8 @@ func concurrentIf(concurrently bool) string {
 	return ""
 }
 
-// readLateIndexes returns which of lateIndexes are there and valid.
-func readLateIndexes(ctx context.Context, q Querier, t Tables) (valid map[string]bool, err error) {
+// readCampaignIndexes returns the names of the campaign table's valid indexes.
+func readCampaignIndexes(ctx context.Context, q Querier, t Tables) (valid map[string]bool, err error) {
 	names, err := QueryTexts(ctx, q, `SELECT c.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid`, t.Campaign)
 	if err != nil {
@@ -55,7 +55,7 @@ WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisvalid`, t.Campaign)
 // setupLate creates the indexes of lateIndexes with the option on. With the option off
 // it names those that are there: each new campaign costs an entry in them.
 func setupLate(ctx context.Context, conn *pgx.Conn, cfg Config, t Tables) (did []string, err error) {
-	valid, err := readLateIndexes(ctx, conn, t)
+	valid, err := readCampaignIndexes(ctx, conn, t)
 	if err != nil {
 		return nil, err
 	}
@@ -67,12 +67,8 @@ func setupLate(ctx context.Context, conn *pgx.Conn, cfg Config, t Tables) (did [
 		case valid[index.name]:
 			did = append(did, fmt.Sprintf("index %s: there, and not needed while join.late_subscribers is false; to drop it: DROP INDEX CONCURRENTLY %[1]s", name))
 		case cfg.LateSubscribers:
-			// A build that failed half-way leaves an invalid index behind.
-			if _, err := conn.Exec(ctx, "DROP INDEX IF EXISTS "+name); err != nil {
-				return did, fmt.Errorf("drop invalid index %s: %w", name, err)
-			}
-			if _, err := conn.Exec(ctx, fmt.Sprintf(index.sql, concurrentIf(true), t.Schema)); err != nil {
-				return did, fmt.Errorf("create index %s: %w", name, err)
+			if err := t.createIndex(ctx, conn, index, true); err != nil {
+				return did, err
 			}
 			did = append(did, fmt.Sprintf("index %s: created", name))
 		}
@@ -86,7 +82,7 @@ func checkLateIndexes(ctx context.Context, f *Facts) ([]precondition.Finding, er
 	if !f.Cfg.LateSubscribers {
 		return nil, nil
 	}
-	valid, err := readLateIndexes(ctx, f.Conn, f.T)
+	valid, err := readCampaignIndexes(ctx, f.Conn, f.T)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "sink.connections", At: precondition.AtSetup | precondition.AtStart, Read: checkConnections},
 	{Name: "sink.schema", At: precondition.Always, Read: checkSchemaRights},
+	{Name: "sink.tables", At: precondition.Always, Read: checkTables, Show: func(*Facts) string { return "as setup makes them" }},
 	{Name: "sink.layout", At: precondition.AtStart | precondition.AtSession, Read: checkTablesLayout, Show: func(f *Facts) string {
 		return fmt.Sprintf("schema %s, layout %d", f.Cfg.DaemonSchema, layoutVersion)
 	}},
@@ -46,11 +47,25 @@ type Facts struct {
 // program works on. A later layout is a *halt.Error: waiting for setup does not help.
 func checkTablesLayout(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	err := CheckLayout(ctx, f.Conn, f.T)
-	if missing, ok := errors.AsType[*notSetUpError](err); ok {
-		return []precondition.Finding{{Level: precondition.Fail, Object: "dinnerbell's own tables, in schema " + missing.schema,
-			Found: missing.found, Effect: "no lane can work", Fix: "dinnerbell setup"}}, nil
+	if unmade, ok := errors.AsType[*notSetUpError](err); ok {
+		found := newFailure(unmade.found, "no lane can work", "dinnerbell setup")
+		found.Object = "dinnerbell's own tables, in schema " + unmade.schema
+		return []precondition.Finding{found}, nil
 	}
-	return nil, err
+	if err != nil {
+		return nil, err
+	}
+	missing, err := f.T.listMissing(ctx, f.Conn)
+	if err != nil || len(missing) == 0 {
+		return nil, err
+	}
+	found := newFailure("missing: "+strings.Join(missing, ", "), "no lane can work", "dinnerbell setup")
+	found.Object = "dinnerbell's own tables, in schema " + f.T.Schema
+	loss, err := f.T.findLoss(ctx, f.Conn, missing)
+	if loss != nil {
+		found.Found, found.Effect, found.Fix = loss.found, "no lane can work; in an empty table in its place "+loss.effect, loss.fix
+	}
+	return []precondition.Finding{found}, err
 }
 
 // checkSchemaRights checks the role's rights on the daemon's own tables.
@@ -77,6 +92,10 @@ SELECT pg_catalog.format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN 
 // checkUniqueIndex checks that a unique index keeps a client from getting two rows of
 // one campaign.
 func checkUniqueIndex(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	// Unlike its columns, the index can be looked up while the table is locked.
+	if there, err := f.hasFeedbackTable(); !there && f.unread == nil {
+		return nil, err
+	}
 	index, err := FindUniqueIndex(ctx, f.Conn, f.T)
 	if err != nil || index != "" || !f.Catalogue.tableExists {
 		return nil, err
@@ -179,8 +198,8 @@ func (c *Catalogue) Report() (report precondition.Report) {
 
 func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context.Context, *Facts) ([]precondition.Finding, error) {
 	return func(_ context.Context, f *Facts) ([]precondition.Finding, error) {
-		if f.unread != nil || !f.Catalogue.tableExists {
-			return nil, f.unread // checkFeedbackExists reports a missing table
+		if there, err := f.hasFeedbackTable(); !there {
+			return nil, err
 		}
 		found := check(f.Catalogue)
 		for i := range found {
@@ -190,6 +209,24 @@ func onFeedbackTable(check func(*Catalogue) []precondition.Finding) func(context
 		}
 		return found, nil
 	}
+}
+
+// errNoFeedback reports that there is no feedback table to judge.
+var errNoFeedback = errors.New("the feedback table was not found")
+
+// hasFeedbackTable reports whether the facts of the feedback table were read. A missing
+// table is the finding of checkFeedbackExists, and an error for `doctor` alone, which
+// shows each check that could not be made.
+func (f *Facts) hasFeedbackTable() (bool, error) {
+	switch {
+	case f.unread != nil:
+		return false, f.unread
+	case f.Catalogue.tableExists:
+		return true, nil
+	case f.ForDoctor:
+		return false, errNoFeedback
+	}
+	return false, nil
 }
 
 // checkFeedbackExists checks that the table exists. A role without USAGE on the schema
@@ -329,13 +366,28 @@ func (c *Catalogue) retypeColumnSQL(column int, k catalogueColumn) string {
 // which only the first row shows.
 func (c *Catalogue) checkRequired() (found []precondition.Finding) {
 	for _, name := range c.required {
-		f := newFailure("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.alterTableSQL("ALTER COLUMN %s DROP NOT NULL", quoteIdent(name)))
+		f := newFailure("column "+name+" is NOT NULL, has no default, and no notification has a value for it", "no row can be written", c.fillColumnSQL(name))
 		if len(c.Feedback.Triggers) > 0 {
 			f.Level, f.Effect = precondition.Warn, "no row can be written unless trigger "+strings.Join(c.Feedback.Triggers, ", ")+" fills it"
 		}
 		found = append(found, f)
 	}
 	return found
+}
+
+// fillColumnSQL returns the statement that lets a row do without a value for a column. A
+// column of the primary key cannot be NULL, and gets numbers or random texts instead.
+func (c *Catalogue) fillColumnSQL(name string) string {
+	column, k := quoteIdent(name), c.columns[name]
+	switch {
+	case !k.inKey:
+		return c.alterTableSQL("ALTER COLUMN %s DROP NOT NULL", column)
+	case k.typ == "smallint", k.typ == "integer", k.typ == "bigint":
+		literal := "'" + strings.ReplaceAll(c.Feedback.Name, "'", "''") + "', '" + strings.ReplaceAll(name, "'", "''") + "'"
+		return c.alterTableSQL("ALTER COLUMN %s ADD GENERATED BY DEFAULT AS IDENTITY", column) +
+			fmt.Sprintf("; SELECT setval(pg_get_serial_sequence(%s), coalesce(max(%s), 0) + 1, false) FROM %s", literal, column, c.Feedback.Name)
+	}
+	return c.alterTableSQL("ALTER COLUMN %s SET DEFAULT gen_random_uuid()::%s", column, k.typ)
 }
 
 // checkPartitionKey checks that the partition key allows the unique index.

@@ -1,7 +1,6 @@
 package sink
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -142,8 +141,11 @@ SELECT pg_catalog.current_setting('synchronous_standby_names'), pg_catalog.pg_ha
 
 // checkDuplicates looks for the rows that keep `setup` from creating the unique index.
 func checkDuplicates(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	if there, err := f.hasFeedbackTable(); !there {
+		return nil, err
+	}
 	index, err := FindUniqueIndex(ctx, f.Conn, f.T)
-	if err = cmp.Or(err, f.unread); err != nil || index != "" || !f.Catalogue.tableExists {
+	if err != nil || index != "" {
 		return nil, err
 	}
 	list := "SELECT adv_campaign_id, client_id, count(*) FROM " + f.T.Feedback + " GROUP BY 1, 2 HAVING count(*) > 1"
@@ -177,8 +179,8 @@ func (f *Facts) keepOneSQL() string {
 
 // checkConstraints warns of constraints by which the table refuses notifications.
 func checkConstraints(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
-	if f.unread != nil || !f.Catalogue.tableExists {
-		return nil, f.unread
+	if there, err := f.hasFeedbackTable(); !there {
+		return nil, err
 	}
 	rows, err := f.Conn.Query(ctx, `
 SELECT k.contype::text, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid), '{}'::text[], pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', $2::text, k.conname)

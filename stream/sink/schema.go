@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -13,94 +14,15 @@ import (
 	"dinnerbell/internal/postgres"
 )
 
-// daemonTables creates the daemon's own tables. %[1]s is the schema.
-var daemonTables = []struct{ name, sql string }{
-	{"schema", `CREATE SCHEMA IF NOT EXISTS %[1]s`},
-	// One row per partition of the campaigns topic. Every step changes it by a
-	// compare-and-swap on (epoch, seq).
-	{"lane", `CREATE TABLE IF NOT EXISTS %[1]s.lane (
-  lane int4 NOT NULL PRIMARY KEY,
-  epoch int8 NOT NULL DEFAULT 0,           -- counts owners
-  seq int8 NOT NULL DEFAULT 0,             -- P: the last decided step
-  next_offset int8 NOT NULL,               -- of the campaigns partition
-  cluster_id text NOT NULL,                -- the Kafka that the positions count in
-  campaigns_topic_id text NOT NULL,
-  notifications_topic_id text NOT NULL,
-  progress_topic_id text NOT NULL,
-  shipped int8 NOT NULL DEFAULT 0,         -- K as of the last step: the progress topic may be ahead, never behind
-  notifications_ends int8[] NOT NULL DEFAULT '{}', -- per partition: the notifications topic reached this end, it may never be shorter
-  notified int8 NOT NULL DEFAULT 0,        -- notifications decided so far
-  expired int8 NOT NULL DEFAULT 0,         -- campaigns that were over on arrival
-  dead int8 NOT NULL DEFAULT 0,            -- messages refused
-  source_id text NOT NULL DEFAULT '',      -- the source in which source_lsn counts
-  source_lsn int8 NOT NULL DEFAULT 0       -- subscription changes up to here are handled for late subscribers; 0: none
-) WITH (fillfactor = 50)`},
-	// The newest message per (campaign, restaurant), over all lanes. A statement that
-	// changes a row names the state that it expects: the version for the progress of
-	// a fan-out, version and message for another message. Rows stay for some days
-	// after the campaign's end, so that an older message that arrives late through
-	// another lane is recognised as older.
-	{"campaign", `CREATE TABLE IF NOT EXISTS %[1]s.campaign (
-  adv_campaign_id text NOT NULL,
-  restaurant_id text NOT NULL,
-  lane int4 NOT NULL,                      -- delivers it
-  version int8 NOT NULL,                   -- raised whenever something else is to be delivered
-  msg_lane int4 NOT NULL,                  -- of the newest message, an identical repeat too: its partition,
-  msg_offset int8 NOT NULL,                -- its offset
-  msg_time int8 NOT NULL,                  -- and its time in milliseconds, as Kafka gave it
-  fingerprint bytea NOT NULL,              -- of all eight fields: an identical repeat is seen as one
-  adv_campaign_content text NOT NULL,
-  adv_campaign_owner text NOT NULL,
-  adv_campaign_owner_contact text NOT NULL,
-  adv_campaign_datetime_start int8 NOT NULL,
-  adv_campaign_datetime_end int8 NOT NULL,
-  datetime_created int8 NOT NULL,
-  state text NOT NULL CONSTRAINT campaign_state_check CHECK (state IN (` + stateList + `)),
-  cursor bytea NOT NULL,                   -- packed id of the last client looked at
-  contested boolean NOT NULL,              -- somebody may have been notified before this version
-  accepted_at timestamptz NOT NULL DEFAULT now(),
-  audience int8,                           -- subscribers when it was accepted or joined; NULL: not counted, or all are in notified and already
-  notified int8 NOT NULL DEFAULT 0,        -- clients whom it notified, over all versions
-  already int8 NOT NULL DEFAULT 0,         -- clients whom this version left out because they had the campaign from elsewhere
-  approved boolean NOT NULL DEFAULT false, -- an operator let it go although its audience exceeds limits.max_audience
-  operator_time int8 NOT NULL DEFAULT 0,   -- milliseconds, of an operator's last command; after a cancel only a later message revives it
-  operator text NOT NULL DEFAULT '',       -- that command, and who gave it
-  started_at timestamptz,                  -- of its first step; NULL: accepted_at, where a step has served it
-  finished_at timestamptz,                 -- of the step that finished it; NULL: accepted_at; from its end on: the end cut it off
-  PRIMARY KEY (adv_campaign_id, restaurant_id)
-) WITH (fillfactor = 70)`},
-	{"campaign_pending", `CREATE INDEX IF NOT EXISTS campaign_pending ON %[1]s.campaign (lane, adv_campaign_datetime_start) WHERE state = 'pending'`},
-	{"campaign_operator", operatorIndexSQL},
-	{"campaign_held", heldIndexSQL},
-	// Decided steps, until after they are shipped. A row is written once and never
-	// changed. EXTERNAL: packed ids do not compress.
-	{"outbox", `CREATE TABLE IF NOT EXISTS %[1]s.outbox (
-  lane int4 NOT NULL,
-  seq int8 NOT NULL,
-  notifications int4 NOT NULL,
-  payload bytea NOT NULL,
-  PRIMARY KEY (lane, seq)
-)`},
-	{"outbox storage", `ALTER TABLE %[1]s.outbox ALTER COLUMN payload SET STORAGE EXTERNAL`},
-	{"layout", `CREATE TABLE IF NOT EXISTS %[1]s.layout (version int4 NOT NULL)`},
-	{"layout version", `INSERT INTO %[1]s.layout SELECT ` + fmt.Sprint(layoutVersion) + ` WHERE NOT EXISTS (SELECT FROM %[1]s.layout)`},
-}
-
-// operatorIndexSQL finds the campaigns that operators have changed lately; few rows are
-// in it.
-const operatorIndexSQL = `CREATE INDEX IF NOT EXISTS campaign_operator ON %[1]s.campaign (lane, operator_time) WHERE operator_time > 0`
-
-// heldIndexSQL finds the campaigns that wait for an operator.
-const heldIndexSQL = `CREATE INDEX IF NOT EXISTS campaign_held ON %[1]s.campaign (lane) WHERE state IN ('parked', 'paused')`
-
 // SetupSQL returns the statements that Setup runs on an empty database. They are safe to
 // repeat.
 func SetupSQL(cfg Config) []string {
 	t := cfg.Tables()
-	var out []string
-	for _, d := range daemonTables {
-		out = append(out, fmt.Sprintf(d.sql, t.Schema))
+	out := creationSQL(t.Schema)
+	for _, index := range daemonIndexes {
+		out = append(out, fmt.Sprintf(index.sql, "", t.Schema))
 	}
+	out = append(out, insertLayoutSQL(t.Schema, layoutVersion))
 	if cfg.LateSubscribers {
 		for _, index := range lateIndexes {
 			out = append(out, fmt.Sprintf(index.sql, concurrentIf(true), t.Schema))
@@ -165,27 +87,75 @@ func Setup(ctx context.Context, cfg Config) ([]string, error) {
 	return append(did, lines...), err
 }
 
+// setupTables creates the daemon's tables that are missing, and brings those of a former
+// layout up. It refuses to make an empty table in the place of one whose rows are lost.
 func setupTables(ctx context.Context, conn *pgx.Conn, t Tables) ([]string, error) {
-	var before int
-	if err := conn.QueryRow(ctx, `SELECT count(*) FROM (VALUES ($1), ($2), ($3), ($4)) AS n(t) WHERE to_regclass(t) IS NOT NULL`,
-		t.Lane, t.Campaign, t.Outbox, t.Schema+".layout").Scan(&before); err != nil {
-		return nil, fmt.Errorf("look for tables of schema %s: %w", t.Schema, err)
+	missing, err := t.listMissing(ctx, conn)
+	if err != nil {
+		return nil, err
 	}
-	if before == 4 {
-		return upgradeLayout(ctx, conn, t)
+	version, numbered := layoutVersion, false
+	if len(missing) < len(daemonTables) {
+		if loss, err := t.findLoss(ctx, conn, missing); err != nil {
+			return nil, err
+		} else if loss != nil {
+			return nil, loss
+		}
+		if version, numbered, err = t.findLayout(ctx, conn, missing); err != nil {
+			return nil, err
+		}
 	}
+	var did []string
+	if len(missing) > 0 || !numbered {
+		if err := createTables(ctx, conn, t, version); err != nil {
+			return nil, err
+		}
+		did = append(did, fmt.Sprintf("tables of schema %s: created %s", t.Schema, strings.Join(missing, ", ")))
+		if len(missing) == 0 {
+			did = []string{fmt.Sprintf("tables of schema %s: noted that they have layout %d", t.Schema, version)}
+		}
+	}
+	if len(did) == 0 || version != layoutVersion {
+		lines, err := upgradeLayout(ctx, conn, t)
+		if did = append(did, lines...); err != nil {
+			return did, err
+		}
+	}
+	lines, err := t.mendIndexes(ctx, conn, slices.Contains(missing, "campaign"))
+	return append(did, lines...), err
+}
+
+// createTables creates the missing tables, and notes the version of the layout where that
+// is not noted.
+func createTables(ctx context.Context, conn *pgx.Conn, t Tables, version int) error {
+	statements := append(creationSQL(t.Schema), insertLayoutSQL(t.Schema, version))
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		for _, d := range daemonTables {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(d.sql, t.Schema)); err != nil {
-				return fmt.Errorf("create %s of schema %s: %w", d.name, t.Schema, err)
+		for _, statement := range statements {
+			if _, err := tx.Exec(ctx, statement); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("create tables of schema %s: %w", t.Schema, err)
 	}
-	return []string{fmt.Sprintf("tables of schema %s: created lane, campaign, outbox", t.Schema)}, nil
+	return nil
+}
+
+// listMissing returns the names of the daemon's tables that do not exist.
+func (t Tables) listMissing(ctx context.Context, q Querier) ([]string, error) {
+	names := make([]string, len(daemonTables))
+	for i := range daemonTables {
+		names[i] = daemonTables[i].name
+	}
+	missing, err := QueryTexts(ctx, q, `SELECT n.name FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY AS n(name, place)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace WHERE c.relname = n.name AND `+quotedSchemaSQL("s")+` = $1)
+ORDER BY n.place`, t.Schema, names)
+	if err != nil {
+		return nil, fmt.Errorf("look for tables of schema %s: %w", t.Schema, err)
+	}
+	return missing, nil
 }
 
 // setupIndex creates a unique index over (campaign, client) unless there is a valid one.
@@ -271,34 +241,8 @@ FROM twice JOIN `+t.Feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv
 	return strings.Join(lines, "; ")
 }
 
-// layoutVersion counts the changes of the daemon's tables. A daemon works only on its
-// own layout.
-const layoutVersion = 3
-
-// migrations hold the statements that bring a layout to the next one, in one
-// transaction: migrations[n] begins with layout n. %[1]s is the schema.
-var migrations = map[int][]string{
-	// Each campaign row gets a version of its own, and separate columns for the lane
-	// that delivers the campaign and the partition of the newest message.
-	1: {
-		`ALTER TABLE %[1]s.campaign ADD COLUMN version int8 NOT NULL DEFAULT 1, ADD COLUMN msg_lane int4, ADD COLUMN contested boolean NOT NULL DEFAULT false`,
-		`UPDATE %[1]s.campaign SET msg_lane = lane`,
-		`ALTER TABLE %[1]s.campaign ALTER COLUMN msg_lane SET NOT NULL, ALTER COLUMN version DROP DEFAULT, ALTER COLUMN contested DROP DEFAULT`,
-	},
-	// A lane gets the position in the source up to which late subscribers are handled;
-	// a campaign gets more states, counters, and what an operator decided about it.
-	2: {
-		`ALTER TABLE %[1]s.lane ADD COLUMN source_id text NOT NULL DEFAULT '', ADD COLUMN source_lsn int8 NOT NULL DEFAULT 0`,
-		`ALTER TABLE %[1]s.campaign DROP CONSTRAINT IF EXISTS campaign_state_check, ADD CONSTRAINT campaign_state_check CHECK (state IN (` + stateList + `)),
-  ADD COLUMN audience int8, ADD COLUMN notified int8 NOT NULL DEFAULT 0, ADD COLUMN already int8 NOT NULL DEFAULT 0,
-  ADD COLUMN approved boolean NOT NULL DEFAULT false, ADD COLUMN operator_time int8 NOT NULL DEFAULT 0, ADD COLUMN operator text NOT NULL DEFAULT '',
-  ADD COLUMN started_at timestamptz, ADD COLUMN finished_at timestamptz`,
-		operatorIndexSQL, heldIndexSQL,
-	},
-}
-
 // readLayoutVersion reads which layout the daemon's tables have.
-func readLayoutVersion(ctx context.Context, conn *pgx.Conn, t Tables) (version int, err error) {
+func readLayoutVersion(ctx context.Context, conn Querier, t Tables) (version int, err error) {
 	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout`).Scan(&version); err != nil {
 		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.Schema, err)
 	}
@@ -327,8 +271,10 @@ func CheckLayout(ctx context.Context, conn *pgx.Conn, t Tables) error {
 	version, err := readLayoutVersion(ctx, conn, t)
 	pgErr, _ := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case pgErr != nil && (pgErr.Code == codeUndefinedTable || pgErr.Code == codeInvalidSchema), errors.Is(err, pgx.ErrNoRows):
+	case pgErr != nil && (pgErr.Code == codeUndefinedTable || pgErr.Code == codeInvalidSchema):
 		return &notSetUpError{t.Schema, "they are missing"}
+	case errors.Is(err, pgx.ErrNoRows):
+		return &notSetUpError{t.Schema, "the table " + layoutTable + " has lost the number of their layout"}
 	case err != nil:
 		return err
 	case version < layoutVersion:

@@ -40,14 +40,17 @@ func newMachine(d *examination) *machine {
 		place: nearestFolder(d.Config.State.Dir), limits: systemLimits(d.running.pid)}
 }
 
-// nearestFolder returns dir, or the nearest folder above it that exists.
+// nearestFolder returns dir, or the nearest entry above it that exists: a folder, unless
+// dir is below a file.
 func nearestFolder(dir string) string {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return dir
 	}
 	for {
-		if _, err := os.Stat(abs); err == nil || !errors.Is(err, fs.ErrNotExist) || abs == filepath.Dir(abs) {
+		_, err := os.Stat(abs)
+		missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
+		if !missing || abs == filepath.Dir(abs) {
 			return abs
 		}
 		abs = filepath.Dir(abs)
@@ -129,6 +132,9 @@ func checkStateDir(_ context.Context, m *machine) ([]finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(m.place); err == nil && !info.IsDir() {
+		return failure(object, m.place+" is not a folder", "run would end at once", replaceFileFix(m.place, info)), nil
+	}
 	if m.place == abs {
 		switch err := statedir.Examine(dir); {
 		case errors.Is(err, statedir.ErrUnsafe):
@@ -145,6 +151,15 @@ func checkStateDir(_ context.Context, m *machine) ([]finding, error) {
 		return shown("%s does not exist yet; run makes it", dir), nil
 	}
 	return shown("%s, of user %d", dir, os.Geteuid()), nil
+}
+
+// replaceFileFix returns what makes room for a folder where a file is. A device or a
+// socket is left where it is.
+func replaceFileFix(name string, info fs.FileInfo) string {
+	if info.Mode().IsRegular() {
+		return "mv " + name + " " + name + ".former"
+	}
+	return "set state.dir to a folder, which run makes if it is missing"
 }
 
 // ownFolderFix returns the command that gives this user the folder.
@@ -218,9 +233,15 @@ func checkFsync(_ context.Context, m *machine) ([]finding, error) {
 		took = time.Since(began)
 		return err
 	})
-	object := "state.dir " + m.cfg.State.Dir
+	return judgeFsync(took, err, m.cfg.State.Dir)
+}
+
+// judgeFsync judges the time and the error of one write with its fsync. What keeps every
+// file from being made is the finding of machine.state_dir.
+func judgeFsync(took time.Duration, err error, dir string) ([]finding, error) {
+	object := "state.dir " + dir
 	switch {
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOTDIR):
 		return nil, errors.New("nothing can be written there")
 	case err != nil:
 		return failure(object, "a file cannot be written and synced: "+reason(err), "the daemon ends when it writes", "set state.dir to a folder on another disk"), nil

@@ -3,9 +3,11 @@ package doctor
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -88,6 +90,11 @@ func TestJudgements(t *testing.T) {
 		"local disk":          {judgeFileSystem(daemon.Mount{Type: "xfs", Device: "/dev/sda1", Point: "/var"}, "d"), precondition.OK, "xfs (/dev/sda1, mounted on /var)"},
 		"NFS":                 {judgeFileSystem(daemon.Mount{Type: "nfs4", Device: "nas:/x"}, "d"), precondition.Warn, "on nfs4"},
 		"container":           {judgeFileSystem(daemon.Mount{Type: "overlay"}, "d"), precondition.Warn, "mount a volume"},
+		"CIFS":                {judgeFileSystem(daemon.Mount{Type: "cifs", Device: "//nas/x"}, "d"), precondition.Warn, "a folder on a local disk"},
+		"fsync works":         {fsyncOf(t, time.Millisecond, nil), precondition.OK, "works"},
+		"fsync is slow":       {fsyncOf(t, time.Second, nil), precondition.Warn, "one fsync takes 1s"},
+		"fsync fails":         {fsyncOf(t, 0, &fs.PathError{Op: "sync", Path: "x", Err: syscall.EIO}), precondition.Fail, "cannot be written and synced: input/output error"},
+		"quota is used up":    {fsyncOf(t, 0, &fs.PathError{Op: "write", Path: "x", Err: syscall.EDQUOT}), precondition.Fail, "quota"},
 		"much room":           {judgeRoom(state.Disk{Free: 10 * gib, Reserve: gib}, 2*gib, 0, "d"), precondition.OK, "9.0 GiB are free"},
 		"no room to rebuild":  {judgeRoom(state.Disk{Free: 4 * gib, Reserve: gib}, 2*gib, 0, "d"), precondition.Warn, "a rebuild does not fit"},
 		"loaded already":      {judgeRoom(state.Disk{Free: 4 * gib, Reserve: gib}, 2*gib, 2*gib, "d"), precondition.OK, ""},
@@ -108,6 +115,15 @@ func TestJudgements(t *testing.T) {
 			t.Errorf("%s: %v, want %s with %q", name, c.found, c.level, c.text)
 		}
 	}
+}
+
+func fsyncOf(t *testing.T, took time.Duration, failed error) []finding {
+	t.Helper()
+	found, err := judgeFsync(took, failed, "d")
+	if err != nil {
+		t.Error(err)
+	}
+	return found
 }
 
 func mountOf(t *testing.T, dir string) []finding {

@@ -134,7 +134,7 @@ func pad(text string, width int) string {
 const fixIndent = 6
 
 // shellCommand matches what a shell runs: there a line that is broken ends with a \.
-var shellCommand = regexp.MustCompile(`^(kafka-[a-z-]+\.sh|dinnerbell|install|kill|timedatectl|chown|chmod|psql) `)
+var shellCommand = regexp.MustCompile(`^(kafka-[a-z-]+\.sh|dinnerbell|install|kill|timedatectl|chown|chmod|mv|psql) `)
 
 // fixLines breaks a command or statement into lines that can be pasted as they are: SQL
 // behind each statement and at blanks, a shell's command with \ at the ends.
