@@ -239,7 +239,7 @@ func (k *checkpointKeeper) makeCheckpoint(now time.Time, cause state.Cause) erro
 	if cause == state.CauseWAL {
 		level = slog.LevelDebug // under load they come every few seconds
 	}
-	k.log.Log(context.Background(), level, "checkpoint", "id", m.ID, "cause", string(m.Cause), "lsn", m.EndLSN.String(),
+	k.log.Log(context.Background(), level, "checkpoint", "checkpoint", m.ID, "cause", string(m.Cause), "lsn", m.EndLSN.String(),
 		"subscriptions", m.Subscriptions, "took", time.Since(now).Round(time.Millisecond))
 	return nil
 }

@@ -96,7 +96,7 @@ func (n *renewal) renewRows(ctx context.Context, reason string) (err error) {
 			n.failed.Store(maxRenewals)
 		}
 		n.m.stats.setError(err)
-		n.m.log.Warn("could not rebuild the subscriptions beside those that are served", "error", err, "after", time.Since(w.began))
+		n.m.log.Warn("could not rebuild the subscriptions beside those that are served", "error", err, "took", time.Since(w.began))
 	}
 	return err
 }

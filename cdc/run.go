@@ -147,10 +147,10 @@ func (m *Mirror) Run(ctx context.Context) error {
 			pause.Reset()
 			m.violatedSince = time.Time{}
 		}
-		if err := m.classifySessionError(ctx, err); err != nil {
+		due := pause.NextBackOff()
+		if err := m.classifySessionError(ctx, err, due); err != nil {
 			return err
 		}
-		due := pause.NextBackOff()
 		if !m.violatedSince.IsZero() {
 			due = min(due, healingPause)
 		}
@@ -172,8 +172,8 @@ func newBackoff() *backoff.ExponentialBackOff {
 }
 
 // classifySessionError decides how the mirror goes on after the end of a session;
-// the error that it returns ends Run.
-func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
+// the error that it returns ends Run. The next session begins after the pause.
+func (m *Mirror) classifySessionError(ctx context.Context, err error, pause time.Duration) error {
 	if err == nil {
 		return nil
 	}
@@ -213,9 +213,9 @@ func (m *Mirror) classifySessionError(ctx context.Context, err error) error {
 		return nil
 	}
 	if isUnreachable(err) {
-		m.log.Warn("cannot reach the source, connecting again", "error", err)
+		m.log.Warn("cannot reach the source, connecting again", "error", err, "again_in", pause.Round(time.Millisecond))
 	} else {
-		m.log.Warn("cannot follow the source, trying again", "error", err)
+		m.log.Warn("cannot follow the source, trying again", "error", err, "again_in", pause.Round(time.Millisecond))
 	}
 	return nil
 }

@@ -150,7 +150,7 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 		}
 		return false, err
 	}
-	m.log.Info("streaming", "slot", m.cfg.Slot, "from", durable.String(), "server", cat.WALEnd.String())
+	m.log.Info("streaming", "slot", m.cfg.Slot, "lsn", durable.String(), "server_lsn", cat.WALEnd.String())
 	m.stats.setState(StateCatchingUp)
 	m.stats.server.Store(uint64(cat.WALEnd))
 	m.pos.openSession(m.store.EndLSN())
@@ -318,7 +318,7 @@ func (m *Mirror) recordSlot(slot source.SlotStatus, walEnd id.LSN) {
 	case slot.WALStatus == source.SlotUnreserved && was != source.SlotUnreserved:
 		m.log.Warn("the slot may lose its WAL at the server's next checkpoint: it is behind by more than max_slot_wal_keep_size", attrs...)
 	case slot.WALStatus == source.SlotLost && was != source.SlotLost:
-		m.log.Error("the slot is lost", append(attrs, "why", slot.LossReason())...)
+		m.log.Error("the slot is lost", append(attrs, "reason", slot.LossReason())...)
 	case held >= much && before < much:
 		m.log.Warn("the server keeps much WAL for the slot: nobody has read it for a while, or slowly", attrs...)
 	}

@@ -217,7 +217,7 @@ func (s *Store) MoveCheckpoint() (id.LSN, error) {
 	defer s.checkpoints.mu.Unlock()
 	m := s.newestCheckpointLocked()
 	for m != nil && s.isRemovedByHand(m.ID) {
-		s.log.Warn("the newest checkpoint was removed by hand", "id", m.ID)
+		s.log.Warn("the newest checkpoint was removed by hand", "checkpoint", m.ID)
 		s.checkpoints.manifests = s.checkpoints.manifests[:len(s.checkpoints.manifests)-1]
 		m = s.newestCheckpointLocked()
 	}
@@ -410,7 +410,7 @@ func (s *Store) makeRoomLocked(more int64) error {
 			return errors.Join(full, fmt.Errorf("remove checkpoint %s: %w", m.ID, err))
 		}
 		s.checkpoints.manifests = slices.DeleteFunc(s.checkpoints.manifests, func(o Manifest) bool { return o.ID == m.ID })
-		s.log.Warn("removed a checkpoint, for room on the disk", "id", m.ID, "made", m.Made)
+		s.log.Warn("removed a checkpoint, for room on the disk", "checkpoint", m.ID, "made", m.Made)
 	}
 	return s.disk.checkRoom(more)
 }

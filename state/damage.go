@@ -85,7 +85,7 @@ func (s *Store) markCorrupt(reason error) {
 	}
 	s.damage.reason = reason
 	close(s.damage.found)
-	s.log.Error("local state is corrupt; it is set aside and rebuilt", "dir", s.dir, "reason", reason)
+	s.log.Error("local state is corrupt; it is set aside and rebuilt", "state_dir", s.dir, "reason", reason)
 	f, err := s.o.fs.Create(s.o.fs.PathJoin(s.dir, statedir.CorruptName), vfs.WriteCategoryUnspecified)
 	if err == nil {
 		_, err = f.Write([]byte(reason.Error()))

@@ -33,7 +33,7 @@ func Open(dir string, o Options) (*Store, error) {
 		if err == nil || !isTemporary(err) {
 			return s, err
 		}
-		o.Logger.Warn("the state directory cannot be opened and is tried again", "dir", dir, "error", err)
+		o.Logger.Warn("the state directory cannot be opened and is tried again", "state_dir", dir, "error", err)
 		<-time.After(pause)
 	}
 	s, err := openOnce(dir, o)
@@ -261,7 +261,7 @@ func (s *Store) openLog() error {
 		return err
 	}
 	if !fits {
-		s.log.Info("the log of subscription changes has a hole and begins anew", "at", s.written.end.String())
+		s.log.Info("the log of subscription changes has a hole and begins anew", "lsn", s.written.end.String())
 	}
 	s.written.logged, s.view.logged = true, true
 	s.logw.last = s.written.end // not known

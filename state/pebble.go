@@ -134,12 +134,12 @@ func (l *pebbleLogger) logFailed(what string, err error) error {
 
 // Infof implements pebble.Logger.
 func (l *pebbleLogger) Infof(format string, args ...any) {
-	l.log.Debug("pebble", "message", fmt.Sprintf(format, args...))
+	l.log.Debug("pebble", "said", fmt.Sprintf(format, args...))
 }
 
 // Errorf implements pebble.Logger.
 func (l *pebbleLogger) Errorf(format string, args ...any) {
-	l.log.Warn("pebble", "message", fmt.Sprintf(format, args...))
+	l.log.Warn("pebble", "said", fmt.Sprintf(format, args...))
 }
 
 // Fatalf implements pebble.Logger and must not return: Pebble calls it where it cannot
@@ -155,7 +155,7 @@ func (l *pebbleLogger) Fatalf(format string, args ...any) {
 			stop.cause = err
 		}
 	}
-	l.log.Error("local state cannot go on", "message", stop.message)
+	l.log.Error("local state cannot go on", "reason", stop.message)
 	if l.fatal != nil && (!l.isInOpen() || isEnvironmental(stop)) {
 		l.fatal(stop.message)
 	}

@@ -262,7 +262,7 @@ func (c *committer) checkRetry(d *inflightStep, failed error) error {
 		return c.claim.DroppedRowsHalt(failed.Error())
 	case (errors.Is(failed, sink.ErrStaleRow) || sink.IsLockConflict(failed)) && d.tries < stepTries:
 		d.tries++
-		c.claim.Config.Logger.Debug("step is done again", "lane", c.lane.id, "seq", d.seq, "why", failed)
+		c.claim.Config.Logger.Debug("step is done again", "lane", c.lane.id, "seq", d.seq, "reason", failed)
 		return nil
 	case errors.Is(failed, sink.ErrCampaignEnded) && c.lane.svc.now().Unix() >= d.st.earliest-1:
 		return nil // otherwise one of the clocks was set; the next session compares them again

@@ -77,7 +77,7 @@ func (l *lane) run(ctx context.Context) error {
 			wait.Reset()
 		}
 		delay := wait.NextBackOff()
-		l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "in", delay.Round(time.Millisecond))
+		l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "again_in", delay.Round(time.Millisecond))
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():

@@ -161,7 +161,7 @@ func (r *lateReader) awaitSetBack(ctx context.Context, applied <-chan struct{}, 
 		if reached, err := r.awaitReached(ctx, applied, x); reached || err != nil {
 			return err
 		}
-		r.lane.svc.cfg.Logger.Warn("nothing is joined: the source is not as far as the local subscriptions were, it was set back", "lane", r.lane.id, "until", x-1, "now", r.store.EndLSN())
+		r.lane.svc.cfg.Logger.Warn("nothing is joined: the source is not as far as the local subscriptions were, it was set back", "lane", r.lane.id, "lane_lsn", x-1, "lsn", r.store.EndLSN())
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
@@ -176,7 +176,7 @@ func (r *lateReader) awaitReached(ctx context.Context, applied <-chan struct{}, 
 	if hasReached(r.store.EndLSN(), x) {
 		return true, nil
 	}
-	r.log.Info("joins wait until the local subscriptions have come as far as the lane", "lane", r.lane.id, "at", r.store.EndLSN(), "lane_at", x)
+	r.log.Info("joins wait until the local subscriptions have come as far as the lane", "lane", r.lane.id, "lsn", r.store.EndLSN(), "lane_lsn", x)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	fresh := make(chan error, 1)
@@ -209,7 +209,7 @@ func (r *lateReader) rejoinAll(ctx context.Context, x id.LSN, why string) error 
 	}
 	failpoint.Hit("late/rejoin-marked")
 	if campaigns > 0 || r.claim.SourceLSN > 0 {
-		r.log.Info("campaigns that are not over are joined again for late subscribers", "lane", r.lane.id, "campaigns", campaigns, "why", why)
+		r.log.Info("campaigns that are not over are joined again for late subscribers", "lane", r.lane.id, "campaigns", campaigns, "reason", why)
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func (l *lane) noteParked(st *step) {
 		l.svc.heldChanged.Store(true)
 		l.svc.recent.add(RecentCampaign{Campaign: c.ID, Restaurant: c.RestaurantID, Lane: l.id, Offset: c.from.Offset, Start: c.Start, End: c.End, What: RecentParked, At: time.Now(), Audience: -1})
 		l.svc.cfg.Logger.Warn("campaign is parked: its audience is larger than limits.max_audience; nobody is notified until an operator approves it", "lane", l.id, "campaign", c.ID, "restaurant", c.RestaurantID,
-			"max_audience", st.maxima[i], "to_let_it_go", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
+			"max_audience", st.maxima[i], "to_mend", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
 	}
 }
 

@@ -256,7 +256,10 @@ func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 			s.startLanes(ctx, m[s.cfg.Kafka.Campaigns])
 		}),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
+			s.setLastError("the group's brokers did not answer in time, and the lanes are lost; joining again")
+			s.stopLanes(m[s.cfg.Kafka.Campaigns])
+		}),
 	)
 	if err != nil {
 		return nil, err
@@ -446,7 +449,7 @@ func (s *Service) keepRetention(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			s.cfg.Logger.Warn("ended campaigns are not all deleted; they are tried again", "deleted", deleted, "error", err, "in", retentionEvery)
+			s.cfg.Logger.Warn("ended campaigns are not all deleted; they are tried again", "deleted", deleted, "error", err, "next_in", retentionEvery)
 		case deleted > 0:
 			s.cfg.Logger.Info("ended campaigns were deleted", "rows", deleted)
 		}

@@ -276,7 +276,7 @@ func (l *lane) noteSkipped(st *step, seq int64) {
 	for k, r := range st.rows {
 		if r.revives > 0 {
 			l.svc.cfg.Logger.Info("a message revives a campaign that an operator cancelled: it was sent after the cancel", "lane", l.id, "seq", seq, "offset", r.at.Offset,
-				"campaign", k.Campaign, "restaurant", k.Restaurant, "time", messageTime(r.acceptedVersion()), "cancelled", time.UnixMilli(r.revives).UTC())
+				"campaign", k.Campaign, "restaurant", k.Restaurant, "sent", messageTime(r.acceptedVersion()), "cancelled", time.UnixMilli(r.revives).UTC())
 		}
 	}
 }
@@ -306,10 +306,10 @@ func (l *lane) skippedAttributes(o *skippedMessage, seq int64) []any {
 	c := o.campaign
 	attrs := []any{"lane", l.id, "seq", seq, "campaign", c.ID, "restaurant", c.RestaurantID, "offset", o.offset}
 	if o.kind == skipOlder {
-		return append(attrs, "time", messageTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_time", messageTime(o.newest))
+		return append(attrs, "sent", messageTime(o.message), "newer_lane", o.newest.Lane, "newer_offset", o.newest.Offset, "newer_sent", messageTime(o.newest))
 	}
 	if o.kind == skipStands {
-		return append(attrs, "time", messageTime(o.message), "cancelled", time.UnixMilli(o.newest.HeldAt).UTC())
+		return append(attrs, "sent", messageTime(o.message), "cancelled", time.UnixMilli(o.newest.HeldAt).UTC())
 	}
 	if o.kind != skipNoAudience {
 		return append(attrs, "end", time.Unix(c.End, 0).UTC())
@@ -365,7 +365,7 @@ func (o *foldedLog) write(kind skipReason, n int, clients int64, attributes func
 		case logEnded:
 			o.log.Info("campaign ended before everybody was notified", attrs...)
 		default:
-			o.log.Info("message notifies nobody", append([]any{"why", kind}, attrs...)...)
+			o.log.Info("message notifies nobody", append([]any{"kind", kind}, attrs...)...)
 		}
 	}
 }
@@ -411,7 +411,7 @@ func (o *foldedLog) closeWindow(kind skipReason, w *skipWindow) {
 	case logEnded:
 		o.log.Info("campaigns ended before everybody was notified", "count", all, "without_line", more, "notified", clients, "within", skipLogWindow)
 	default:
-		o.log.Info("more messages notify nobody", "why", kind, "count", more, "within", skipLogWindow)
+		o.log.Info("more messages notify nobody", "kind", kind, "count", more, "within", skipLogWindow)
 	}
 }
 

@@ -114,7 +114,7 @@ func (db *DB) ExplainSlotWait(ctx context.Context, sql *pgx.Conn, name string, p
 			text := strings.TrimSuffix("creating the slot waits for open transactions: "+strings.Join(names, "; "), ": ")
 			w.Show(text)
 			if text != said {
-				db.log.Warn("a snapshot has to wait", "slot", name, "why", text)
+				db.log.Warn("a snapshot has to wait", "slot", name, "reason", text)
 				said = text
 			}
 		}

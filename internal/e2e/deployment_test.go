@@ -52,7 +52,12 @@ func newDeployment(t *testing.T) *deployment {
 
 func newDeploymentOn(t *testing.T, db *envtest.DB) *deployment {
 	t.Helper()
-	d := &deployment{T: t, db: db, kafka: envtest.Kafka(t), name: envtest.Name("e2e"), binary: envtest.Binary(t), log: &logBuffer{}}
+	return newDeploymentAt(t, db, envtest.Kafka(t))
+}
+
+func newDeploymentAt(t *testing.T, db *envtest.DB, kafka *envtest.Cluster) *deployment {
+	t.Helper()
+	d := &deployment{T: t, db: db, kafka: kafka, name: envtest.Name("e2e"), binary: envtest.Binary(t), log: &logBuffer{}}
 	root := envtest.Dir(t)
 	d.config, d.dir = filepath.Join(root, "dinnerbell.yaml"), filepath.Join(root, "state")
 	text, err := json.Marshal(map[string]any{ // JSON is YAML

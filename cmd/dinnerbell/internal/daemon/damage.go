@@ -59,7 +59,7 @@ func (s *supervisor) replaceEngine(ctx context.Context, old *Engine) (*Engine, e
 		return nil, s.damagedTooOften(reason)
 	}
 	if pause > 0 {
-		s.Logger.Warn("local state was damaged again; waiting before it is rebuilt", "wait", pause)
+		s.Logger.Warn("local state was damaged again; waiting before it is rebuilt", "pause", pause)
 	}
 	select {
 	case <-ctx.Done():

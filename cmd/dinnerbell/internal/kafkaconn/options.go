@@ -122,5 +122,10 @@ func (l kafkaLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	if !serious || msg == groupErrored {
 		to = slog.LevelDebug
 	}
+	for i := 0; i < len(keyvals); i += 2 {
+		if keyvals[i] == "err" {
+			keyvals[i] = "error" // as everywhere in the log
+		}
+	}
 	l.log.With("said", msg).Log(context.Background(), to, "kafka client", keyvals...)
 }

@@ -145,9 +145,9 @@ func TestKafkaLogLevels(t *testing.T) {
 	var out strings.Builder
 	l := kafkaLogger{slog.New(slog.NewTextHandler(&out, nil))}
 	l.Log(kgo.LogLevelInfo, "connected")
-	l.Log(kgo.LogLevelWarn, "lost", "broker", 1)
+	l.Log(kgo.LogLevelWarn, "lost", "broker", 1, "err", "refused")
 	l.Log(kgo.LogLevelError, groupErrored)
-	if s := out.String(); strings.Contains(s, "connected") || strings.Contains(s, groupErrored) || !strings.Contains(s, "said=lost") || !strings.Contains(s, "broker=1") {
+	if s := out.String(); strings.Contains(s, "connected") || strings.Contains(s, groupErrored) || !strings.Contains(s, "said=lost") || !strings.Contains(s, "broker=1 error=refused") {
 		t.Errorf("log: %s", s)
 	}
 	if l.Level() != kgo.LogLevelWarn {

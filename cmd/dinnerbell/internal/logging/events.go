@@ -95,7 +95,7 @@ func eventText(r *slog.Record) string {
 	r.Attrs(func(a slog.Attr) bool {
 		text := attrText(a.Value)
 		switch a.Key {
-		case "error", "reason", "reasons", "what", "why", "found", "message":
+		case "error", "reason", "reasons", "what", "found", "said":
 			causes = append(causes, text)
 		case "to_mend":
 			mend = "; to mend: " + text

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -24,7 +23,7 @@ func New(w io.Writer, level, format string, hide func(string) string) *slog.Logg
 		next = slog.NewJSONHandler(w, opts)
 	}
 	return slog.New(&cleaningHandler{next: next, threshold: threshold, hide: hide, events: &eventRing{},
-		repeats: &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}})
+		repeats: newRepeatFilter(time.Now)})
 }
 
 // SetLevel changes the level of a logger of New, and of all loggers that come from it.
@@ -43,6 +42,7 @@ type cleaningHandler struct {
 	with      string // the attributes of With, as a part of a message's identity
 	part      string // the attribute of that name, if With gave one
 	silent    bool   // no message is an event
+	ofClient  bool   // Kafka's client library speaks
 	repeats   *repeatFilter
 	events    *eventRing
 }
@@ -64,6 +64,8 @@ func (h *cleaningHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 			c.part = clean[i].Value.String()
 		case "action":
 			c.silent = isReadOnlyAction(clean[i].Value.String())
+		case "said":
+			c.ofClient = true
 		}
 	}
 	c.next = h.next.WithAttrs(clean)
@@ -80,31 +82,24 @@ func (h *cleaningHandler) WithGroup(name string) slog.Handler {
 // Handle implements slog.Handler.
 func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 	out := slog.NewRecord(r.Time, r.Level, Line(h.hide(r.Message)), r.PC)
+	m := message{part: h.part, text: out.Message, level: r.Level, ofClient: h.ofClient}
 	var id strings.Builder
 	id.WriteString(h.with + out.Message)
-	ofCampaign, ofCommand := false, false
 	r.Attrs(func(a slog.Attr) bool {
 		a = h.cleanAttr(a)
-		ofCampaign = ofCampaign || a.Key == "campaign" || a.Key == "within"
-		ofCommand = ofCommand || a.Key == "command"
+		m.note(a.Key)
 		id.WriteString(attrIdentity(a))
 		out.AddAttrs(a)
 		return true
 	})
-	switch {
-	case r.Level >= slog.LevelWarn:
-		times, write := h.repeats.add(h.part, id.String())
-		if !write {
-			return nil
-		}
-		if times > 0 {
-			out.AddAttrs(slog.Int("repeated", times))
-		}
-	case r.Level >= slog.LevelInfo && !ofCampaign:
-		h.repeats.forget(h.part) // progress: the next warning is news. A campaign's own line says nothing of servers
+	m.id = id.String()
+	write, more := h.repeats.admit(&m)
+	if !write {
+		return nil
 	}
-	if !h.silent && isEvent(r.Level, ofCampaign, ofCommand) {
-		h.events.add(Event{Time: r.Time, Level: r.Level, Part: h.part, Text: eventText(&out)}, id.String())
+	out.AddAttrs(more...)
+	if !h.silent && isEvent(r.Level, m.ofCampaign, m.ofCommand) {
+		h.events.add(Event{Time: r.Time, Level: r.Level, Part: h.part, Text: eventText(&out)}, m.id)
 	}
 	if !h.next.Enabled(ctx, r.Level) {
 		return nil
@@ -163,67 +158,4 @@ func attrIdentity(a slog.Attr) string {
 		}, text)
 	}
 	return "\x00" + a.Key + "=" + text
-}
-
-// A repeated message of level warn or above is written again after the first pause
-// at the earliest, then after twice that pause, up to the last.
-const (
-	firstPause = 10 * time.Second
-	lastPause  = 5 * time.Minute
-	// maxRepeats bounds how many different messages are remembered.
-	maxRepeats = 256
-)
-
-// repeatFilter remembers the warnings that were written.
-type repeatFilter struct {
-	now func() time.Time
-
-	mu   sync.Mutex // guards what follows
-	seen map[string]*repeatedMessage
-}
-
-// repeatedMessage is one warning.
-type repeatedMessage struct {
-	part  string
-	until time.Time     // the message is not written again before
-	pause time.Duration // before until
-	times int           // suppressed since the last time
-}
-
-// add records a warning, and returns whether to write it and how often it was not
-// written since the last time.
-func (r *repeatFilter) add(part, id string) (times int, write bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := r.now()
-	m := r.seen[id]
-	switch {
-	case m == nil || now.Sub(m.until) > m.pause: // new, or it had stopped
-		if len(r.seen) >= maxRepeats {
-			clear(r.seen)
-		}
-		r.seen[id] = &repeatedMessage{part: part, until: now.Add(firstPause), pause: firstPause}
-		if m != nil {
-			return m.times, true
-		}
-		return 0, true
-	case now.Before(m.until):
-		m.times++
-		return 0, false
-	}
-	times, m.times = m.times, 0
-	m.pause = min(2*m.pause, lastPause)
-	m.until = now.Add(m.pause)
-	return times, true
-}
-
-// forget lets the warnings of a part be written again at once.
-func (r *repeatFilter) forget(part string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for id, m := range r.seen {
-		if m.part == part {
-			delete(r.seen, id)
-		}
-	}
 }

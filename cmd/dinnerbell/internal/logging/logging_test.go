@@ -53,7 +53,7 @@ func TestRepeatsAreWrittenSeldom(t *testing.T) {
 			return strings.Split(text, "\n")
 		}
 		fail := func(n int) {
-			source.Warn("lost", "error", fmt.Errorf("dial from port %d: refused", n), "again_in", time.Duration(n), "attempt", n)
+			source.Warn("lost", "error", fmt.Errorf("dial from port %d: refused", n), "left", time.Duration(n), "attempt", n)
 		}
 		for i := range 60 {
 			fail(i)
@@ -95,9 +95,9 @@ func TestRepeatsAreWrittenSeldom(t *testing.T) {
 
 func TestManyDifferentWarningsAreForgotten(t *testing.T) {
 	t.Parallel()
-	r := &repeatFilter{now: time.Now, seen: map[string]*repeatedMessage{}}
+	r := newRepeatFilter(time.Now)
 	for i := range 10 * maxRepeats {
-		if _, write := r.add("", fmt.Sprint(i)); !write || len(r.seen) > maxRepeats {
+		if _, write := r.addLocked("", fmt.Sprint(i)); !write || len(r.seen) > maxRepeats {
 			t.Fatalf("%d: written %t, %d remembered", i, write, len(r.seen))
 		}
 	}
