@@ -148,7 +148,7 @@ func (s *Store) removeOldAside() error {
 		if err := s.o.fs.RemoveAll(old); err != nil {
 			return fmt.Errorf("remove a store that was set aside: %w", err)
 		}
-		s.log.Warn("removed a store that was set aside earlier", "dir", old, "kept", keepAside)
+		s.log.Warn("removed a store that was set aside earlier", "store", old, "kept", keepAside)
 	}
 	return nil
 }
