@@ -35,6 +35,8 @@ type operatorWatch struct {
 	seen    map[campaign.Key]int64 // versions that the last look found
 	counted time.Time
 	lanes   []int32 // whose held campaigns were counted
+
+	distantFrom time.Time // when campaigns behind the horizons may be counted again
 }
 
 // watchOperators looks until ctx ends. An error is none of the lanes' business: the next
@@ -63,6 +65,9 @@ func (w *operatorWatch) look(ctx context.Context) error {
 	lanes := w.svc.runningLanes()
 	ids := slices.Sorted(maps.Keys(lanes))
 	if err := w.countHeld(ctx, ids); err != nil || len(ids) == 0 {
+		return err
+	}
+	if err := w.countDistant(ctx, lanes); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -132,6 +137,9 @@ func (l *lane) noteOperated(o *sink.OperatedCampaign) {
 	l.mu.Lock()
 	starts := l.starts
 	l.mu.Unlock()
+	if starts != nil {
+		starts.noteOperated()
+	}
 	if o.State == sink.StatePending && starts != nil {
 		starts.addReleased(l.svc.now(), startTime{start: o.Start, key: o.Key, version: o.Version})
 	}

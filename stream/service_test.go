@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"dinnerbell/internal/testenv/envtest"
+	"dinnerbell/stream/campaign"
+	"dinnerbell/stream/operator"
 )
 
 func TestCampaignReachesEverySubscriberOnce(t *testing.T) {
@@ -181,6 +183,46 @@ func TestCancelledBeforeItsStartIsNotScheduled(t *testing.T) {
 	w.produce(0, encodeCampaign(moved))
 	scheduled(0)
 	w.expect(map[string][]string{"moved": w.subs["r1"]})
+}
+
+// Campaigns that start in hours are counted as scheduled, also after a restart, an edit,
+// a cancel by message and a cancel by hand.
+func TestDistantStartsAreScheduled(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 20)})
+	svc, stop := w.start()
+	scheduled := func(want int64) {
+		t.Helper()
+		envtest.Until(t, patience, func() error {
+			if n := svc.Status().Campaigns.Scheduled; n != want {
+				return fmt.Errorf("%d scheduled, want %d", n, want)
+			}
+			return nil
+		})
+	}
+	soon, edited, cancelled, stopped := w.campaign("soon", "r1"), w.campaign("edited", "r1"), w.campaign("cancelled", "r1"), w.campaign("stopped", "r1")
+	soon.Start = time.Now().Unix() + 1800
+	for i, c := range []*campaign.Campaign{&soon, &edited, &cancelled, &stopped} {
+		if c.Start < soon.Start {
+			c.Start = soon.Start + int64(i)*7200
+		}
+		c.End = c.Start + 3600
+		w.produce(0, encodeCampaign(*c))
+	}
+	scheduled(4)
+	stop()
+	svc, _ = w.start()
+	scheduled(4)
+	edited.Start += 60
+	cancelled.Start, cancelled.End = 100, 200
+	w.produce(0, encodeCampaign(edited), encodeCampaign(cancelled))
+	scheduled(3)
+	w.operate(operator.Cancel, "stopped", "", 1)
+	scheduled(2)
+	edited.Start = time.Now().Unix() - 10
+	w.produce(0, encodeCampaign(edited))
+	scheduled(1)
+	w.expect(map[string][]string{"edited": w.subs["r1"]})
 }
 
 func TestNothingIsDecidedAtOrAfterTheEnd(t *testing.T) {

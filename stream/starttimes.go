@@ -59,6 +59,7 @@ type startTimes struct {
 	unlistedTo  int64
 	handingOver int                    // taken out of queue and not yet handed to the decider
 	joining     map[campaign.Key]int64 // versions that are due or joined, and that a reload may still find pending
+	distant     distantStarts          // campaigns behind horizon
 	wake        chan struct{}          // something was added; one token
 }
 
@@ -130,6 +131,9 @@ func (a *startTimes) insert(now time.Time, replace bool, list []startTime) {
 		if p.waits && a.waiting >= a.limit {
 			a.noteUnlisted(p.start)
 		}
+		if !p.waits && p.start > a.horizon {
+			a.noteDistantLocked()
+		}
 		if !p.waits && p.start > a.horizon || p.waits && a.waiting >= a.limit {
 			delete(a.listed, p.key) // the queue's entry for the key is older
 			continue
@@ -180,7 +184,7 @@ func (a *startTimes) cutScheduled() {
 
 func (a *startTimes) lowerHorizon(to int64) {
 	if to < a.horizon {
-		a.horizon, a.cut = to, true
+		a.horizon, a.cut, a.distant.changed = to, true, true
 	}
 }
 
@@ -226,6 +230,9 @@ func (a *startTimes) applyStep(now time.Time, st *step) {
 		}
 		if r.accept && (r.state != sink.StatePending || r.started) {
 			delete(a.listed, k) // takeDue skips its entry in queue
+		}
+		if r.accept && r.replaces != nil {
+			a.distant.changed = true // the version before may have been distant
 		}
 	}
 	a.mu.Unlock()
@@ -306,13 +313,13 @@ func (a *startTimes) noteMoreUnlisted(now int64) {
 	a.noteUnlisted(now)
 }
 
-// counts returns how many campaigns wait for their start, and how many for fresh
-// subscriptions, room or their turn.
+// counts returns how many campaigns wait for their start, listed or behind the horizon,
+// and how many for fresh subscriptions, room or their turn.
 func (a *startTimes) counts() (scheduled, waiting int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	waiting = min(a.waiting, len(a.listed))
-	return len(a.listed) - waiting, waiting + a.handingOver
+	return len(a.listed) - waiting + int(a.distant.count), waiting + a.handingOver
 }
 
 // campaignStarter loads the lane's campaigns when they are due and hands them to the
@@ -338,6 +345,7 @@ func (s *campaignStarter) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			s.starts.noteReloaded(n)
 			if n == limit {
 				s.starts.noteCutReload(last)
 			}

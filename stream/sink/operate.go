@@ -128,6 +128,34 @@ func (t Tables) ReadOperated(ctx context.Context, q Querier, lanes []int32, with
 	return list, nil
 }
 
+// StartsBehind asks for the pending campaigns of a lane that start after a Unix second.
+type StartsBehind struct {
+	Lane   int32
+	Second int64
+}
+
+// CountStartsBehind counts the pending campaigns of lanes that start after a second of the
+// lane's own, from the index of the pending campaigns.
+func (t Tables) CountStartsBehind(ctx context.Context, q Querier, ask []StartsBehind, each func(of StartsBehind, count int64)) error {
+	var lanes []int32
+	var seconds []int64
+	for _, a := range ask {
+		lanes, seconds = append(lanes, a.Lane), append(seconds, a.Second)
+	}
+	rows, err := q.Query(ctx, `SELECT k.lane, k.second, (SELECT count(*) FROM `+t.Campaign+` c
+  WHERE c.lane = k.lane AND c.state = '`+StatePending+`' AND c.adv_campaign_datetime_start > k.second)
+FROM unnest($1::int4[], $2::int8[]) AS k(lane, second)`, lanes, seconds)
+	if err != nil {
+		return fmt.Errorf("count scheduled campaigns: %w", err)
+	}
+	var of StartsBehind
+	var count int64
+	if _, err := pgx.ForEachRow(rows, []any{&of.Lane, &of.Second, &count}, func() error { each(of, count); return nil }); err != nil {
+		return fmt.Errorf("count scheduled campaigns: %w", err)
+	}
+	return nil
+}
+
 // HeldSQL counts the parked and the paused campaigns of the lanes $1 that are not over.
 func (t Tables) HeldSQL() string {
 	return `SELECT count(*) FILTER (WHERE c.state = 'parked'), count(*) FILTER (WHERE c.state = 'paused') FROM ` + t.Campaign + ` c
