@@ -155,7 +155,7 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	if err := batch.Set(keyState, next.encodeRecord(), nil); err != nil {
 		return 0, fmt.Errorf("collect mended rows: %w", err)
 	}
-	if err := s.mendLogLocked(batch, next); err != nil {
+	if err := s.mendLogLocked(batch, next, mended); err != nil {
 		return 0, fmt.Errorf("collect mended rows: %w", err)
 	}
 	if err := batch.Commit(pebble.Sync); err != nil {
@@ -168,20 +168,23 @@ func (f *Frozen) Mend(differences []Difference) (mended int, err error) {
 	s.written, s.logw.logState = next, s.logw.next
 	s.mu.Lock()
 	s.view.stateRecord, s.view.durable = next, next.end // earlier writes are in the same log
+	// Not before the commit: whoever sees the floor reads the rows again. No reader of the
+	// log can have passed the floor before it is shown, since nothing is applied meanwhile.
+	s.view.logFloor, s.view.logSince = s.logw.rec.floor, s.logw.rec.since
 	s.mu.Unlock()
 	s.notifyWatchers()
 	return mended, nil
 }
 
-// mendLogLocked raises the floor of the subscription log beyond the position: the log
-// has no entries of the mended rows. Its entries stay for [Store.History].
-func (s *Store) mendLogLocked(batch *pebble.Batch, next stateRecord) error {
+// mendLogLocked raises the floor of the subscription log beyond the position, and beyond
+// the floor of a mend at the same position: the log has no entries of the mended rows.
+// Its entries stay for [Store.History].
+func (s *Store) mendLogLocked(batch *pebble.Batch, next stateRecord, mended int) error {
 	s.logw.next = s.logw.logState
-	if !s.logw.isOn() {
+	if !s.logw.isOn() || mended == 0 {
 		return nil
 	}
-	s.logw.next.raiseFloor(next.end+1, s.logw.rec.since)
-	s.showLogFloor()
+	s.logw.next.raiseFloor(max(next.end, s.logw.rec.floor)+1, s.logw.rec.since)
 	return s.logw.writeRecord(batch, next)
 }
 

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -144,7 +146,8 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	}
 	before := s.currentView()
 	if s.logw.isOn() {
-		errs = append(errs, s.logw.restart(batch, r, g.lastHandled(&before, end), s.o.now().Unix()))
+		history, handled := g.continueLog(&before, end)
+		errs = append(errs, s.logw.restart(batch, r, history, handled, s.o.now().Unix()))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("collect flip: %w", err)
@@ -160,7 +163,7 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	s.logw.logState = s.logw.next
 	s.view = readerView{
 		stateRecord: r, durable: r.end, src: g.src, loaded: true,
-		logFloor: s.logw.rec.floor, logSince: s.logw.rec.since, logLast: r.end,
+		logFloor: s.logw.rec.floor, logSince: s.logw.rec.since, logHistory: s.logw.rec.history, logLast: r.end,
 	}
 	s.mu.Unlock()
 	s.written, s.tx = r, outsideTransaction
@@ -171,14 +174,18 @@ func (g *Generation) takeOver(end id.LSN, over *Source) error {
 	return nil
 }
 
-// lastHandled returns the last position up to which a reader may have handled the log
-// before the generation takes over at end: a load that began earlier may set the
-// position back.
-func (g *Generation) lastHandled(before *readerView, end id.LSN) id.LSN {
-	if before.src.TimelineID() != g.src.TimelineID() {
-		return end
+// continueLog returns the history of the log behind the takeover at end, and the last
+// position of it up to which a reader may have handled the log before.
+func (g *Generation) continueLog(before *readerView, end id.LSN) (history uint64, handled id.LSN) {
+	switch {
+	case before.src.TimelineID() != g.src.TimelineID():
+		return 0, end
+	case end < before.end: // the source was set back, or the load began earlier
+		var random [historyLen]byte
+		_, _ = rand.Read(random[:]) // it never fails
+		return max(1, binary.BigEndian.Uint64(random[:])), end
 	}
-	return max(end, before.end)
+	return before.logHistory, max(end, before.logFloor)
 }
 
 // checkPositionsLocked checks the conditions of [Generation.Flip]. The caller holds

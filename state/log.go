@@ -22,13 +22,29 @@ var ErrLogGap = errors.New("the log of subscription changes does not reach back 
 // damaged.
 var errBadLog = errors.New("the log of subscription changes is damaged")
 
-// LogFloor returns where the subscription log begins: the entries of every transaction
-// that ends after floor are there. A reader of the log that has handled everything up to
-// floor or a later position can go on; others must read the rows. on is false if there is
-// no log.
-func (s *Store) LogFloor() (floor id.LSN, on bool) {
+// LogStart is where the subscription log begins.
+type LogStart struct {
+	// History names the history of the source that positions of the log belong to. It is
+	// 0 until the source is set back on its timeline, as by a copy of its disk from
+	// yesterday: positions come again then, with other transactions. The load that
+	// follows gives the log a random history, which no other store has.
+	History uint64
+	// Floor: the entries of every transaction that ends after it are there. A reader
+	// that has handled everything up to Floor or a later position of this history can go
+	// on; others must read the rows.
+	Floor id.LSN
+}
+
+// LogStart returns where the subscription log begins. on is false if there is no log.
+func (s *Store) LogStart() (start LogStart, on bool) {
 	v := s.currentView()
-	return v.logFloor, s.logw.isOn()
+	return LogStart{History: v.logHistory, Floor: v.logFloor}, s.logw.isOn()
+}
+
+// LogFloor returns the Floor of [Store.LogStart].
+func (s *Store) LogFloor() (floor id.LSN, on bool) {
+	start, on := s.LogStart()
+	return start.Floor, on
 }
 
 // LogCursor is how far a reader of the subscription log is: it has handled the

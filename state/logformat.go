@@ -367,12 +367,13 @@ func (t *logTransaction) time() time.Time {
 
 // The log record:
 //
-//	┌───────────┬───────────┬──────────────┬─────────┐
-//	│ floor u64 │ since i64 │ state record │ crc u32 │
-//	└───────────┴───────────┴──────────────┴─────────┘
+//	┌───────────┬───────────┬──────────────┬─────────────┬─────────┐
+//	│ floor u64 │ since i64 │ state record │ history u64 │ crc u32 │
+//	└───────────┴───────────┴──────────────┴─────────────┴─────────┘
 //
 // Every transaction that ends after floor and made a pair appear has its entries in the
-// log. since is the time from which on that holds, by this machine's clock.
+// log. since is the time from which on that holds, by this machine's clock. history is
+// left out while it is 0; see [LogStart].
 //
 // A state record without the mark logged was written by a program without the log, or by
 // one with the log off: the log has a hole. A part of a transaction leaves no mark in the
@@ -380,11 +381,15 @@ func (t *logTransaction) time() time.Time {
 // no format version of its own: a program that does not know it cannot mislead one that
 // does.
 type logRecord struct {
-	floor id.LSN
-	since int64 // seconds, as all times below
+	floor   id.LSN
+	since   int64 // seconds, as all times below
+	history uint64
 }
 
-const logRecordLen = 8 + 8 + recordLen + 4
+const (
+	logRecordLen = 8 + 8 + recordLen + 4
+	historyLen   = 8
+)
 
 var keyLogRecord = []byte{spaceMeta, 'l', 'o', 'g'}
 
@@ -393,16 +398,23 @@ func (r *logRecord) appendRecord(dst []byte, of stateRecord) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.floor))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.since))
 	dst = of.appendRecord(dst)
+	if r.history != 0 {
+		dst = binary.BigEndian.AppendUint64(dst, r.history)
+	}
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[from:], castagnoli))
 }
 
 // parseLogRecord reads the record. ok is false if the log has a hole at the state record
-// of, or if there is no log.
+// of, or if there is no log. r.history is right in the first case too.
 func parseLogRecord(b []byte, of stateRecord) (r logRecord, ok bool) {
-	if len(b) != logRecordLen || crc32.Checksum(b[:logRecordLen-4], castagnoli) != binary.BigEndian.Uint32(b[logRecordLen-4:]) {
+	sum := len(b) - 4
+	if len(b) != logRecordLen && len(b) != logRecordLen+historyLen || crc32.Checksum(b[:sum], castagnoli) != binary.BigEndian.Uint32(b[sum:]) {
 		return r, false
 	}
 	r = logRecord{floor: id.LSN(binary.BigEndian.Uint64(b)), since: int64(binary.BigEndian.Uint64(b[8:]))}
+	if len(b) > logRecordLen {
+		r.history = binary.BigEndian.Uint64(b[sum-historyLen:])
+	}
 	return r, of.logged || of.torn && bytes.Equal(b[16:16+recordLen], of.encodeRecord())
 }
 

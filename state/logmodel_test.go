@@ -241,6 +241,7 @@ func (l *logModel) load(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := l.end
+	began, _ := l.s.LogStart()
 	l.end += 20
 	l.m = modelRows{}
 	for i := range 5 {
@@ -254,8 +255,12 @@ func (l *logModel) load(t *testing.T) {
 	if err := load.Finish(Source{}, at); err != nil {
 		t.Fatal(err)
 	}
-	if floor, _ := l.s.LogFloor(); floor != max(at, before)+1 {
-		t.Fatalf("after a load at %d over %d the log begins at %d", at, before, floor)
+	start, _ := l.s.LogStart()
+	switch was := began.History; {
+	case at < before && (start.History == was || start.Floor != at+1):
+		t.Fatalf("after a load at %d over %d, set back, the log begins at %+v, before at %+v", at, before, start, began)
+	case at >= before && (start.History != was || start.Floor <= max(at, began.Floor)):
+		t.Fatalf("after a load at %d over %d the log begins at %+v, before at %+v", at, before, start, began)
 	}
 	for end := range l.h.at {
 		if end > 0 {
@@ -263,7 +268,7 @@ func (l *logModel) load(t *testing.T) {
 		}
 	}
 	applyChanges(t, l.s, l.end)
-	l.h.at[max(at, before)] = maps.Clone(l.m)
+	l.h.at[at] = maps.Clone(l.m)
 	l.h.at[l.end] = maps.Clone(l.m)
 }
 

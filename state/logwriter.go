@@ -287,12 +287,12 @@ func (n *logState) raiseFloor(floor id.LSN, since int64) {
 
 // restart drops the log in a batch that writes the state record next. Nobody knows which pairs
 // differ in the new rows, so that even readers that handled all entries must not go on.
-// floor is the last position that readers may have handled.
-func (l *logWriter) restart(batch *pebble.Batch, next stateRecord, floor id.LSN, clock int64) error {
+// handled is the last position of the history that readers may have handled.
+func (l *logWriter) restart(batch *pebble.Batch, next stateRecord, history uint64, handled id.LSN, clock int64) error {
 	l.next = l.logState
 	l.next.dropped = false
-	l.next.rec.floor = 0 // the positions of another source may be higher
-	return errors.Join(l.dropEntries(batch, floor+1, clock), l.writeRecord(batch, next), batch.Set(keyState, next.encodeRecord(), nil))
+	l.next.rec.floor, l.next.rec.history = 0, history // the positions of another history may be higher
+	return errors.Join(l.dropEntries(batch, handled+1, clock), l.writeRecord(batch, next), batch.Set(keyState, next.encodeRecord(), nil))
 }
 
 // moveLog adds to batch what brings the log of a restored checkpoint from the state record
@@ -334,7 +334,7 @@ func (l *logWriter) open(db *pebble.DB, r stateRecord, clock int64) (fits bool, 
 	defer batch.Close()
 	l.logState = logState{}
 	r.logged = true
-	if err := errors.Join(l.restart(batch, r, r.end, clock), batch.Commit(pebble.NoSync)); err != nil {
+	if err := errors.Join(l.restart(batch, r, rec.history, r.end, clock), batch.Commit(pebble.NoSync)); err != nil {
 		return false, fmt.Errorf("begin subscription log: %w", err)
 	}
 	l.logState = l.next

@@ -265,7 +265,7 @@ func (s *Store) openLog() error {
 	}
 	s.written.logged, s.view.logged = true, true
 	s.logw.last = s.written.end // not known
-	s.view.logFloor, s.view.logSince, s.view.logLast = s.logw.rec.floor, s.logw.rec.since, s.logw.last
+	s.view.logFloor, s.view.logSince, s.view.logHistory, s.view.logLast = s.logw.rec.floor, s.logw.rec.since, s.logw.rec.history, s.logw.last
 	return nil
 }
 

@@ -65,9 +65,11 @@ type readerView struct {
 	durable id.LSN
 	src     Source
 	loaded  bool
-	// logFloor and logSince are where the subscription log begins, see logRecord.
-	logFloor id.LSN
-	logSince int64
+	// logFloor, logSince and logHistory are where the subscription log begins, see
+	// logRecord.
+	logFloor   id.LSN
+	logSince   int64
+	logHistory uint64
 	// logLast is the end of the last transaction that has entries, or a later position.
 	logLast id.LSN
 	// beforeTransaction is the store before the first part of the transaction that is

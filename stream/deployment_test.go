@@ -47,6 +47,7 @@ type deployment struct {
 	startLimit    int           // the same
 	clock         *testClock    // the services' clock; nil: this machine's
 	clockWatch    time.Duration // as unmetPatience
+	trimEvery     time.Duration // the same
 }
 
 // noBarrier is for tests whose subscriptions do not change.
@@ -125,6 +126,9 @@ func (w *deployment) start() (svc *Service, stop func()) {
 	}
 	if w.clockWatch > 0 {
 		svc.clockWatch = w.clockWatch
+	}
+	if w.trimEvery > 0 {
+		svc.trimEvery = w.trimEvery
 	}
 	if w.inputPatience > 0 {
 		svc.inputPatience = w.inputPatience

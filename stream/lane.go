@@ -33,7 +33,8 @@ type lane struct {
 	narrowed atomic.Int64 // clients of a step where Postgres is too slow for the configured number; 0: as configured
 
 	gate         atomic.Pointer[reachGate] // of the session; nil: open
-	sourceLSN    atomic.Uint64             // changes of the subscriptions up to here are handled for late subscribers
+	passedLSN    atomic.Uint64             // how far the reader of new subscriptions has come; 0: late subscribers are not served
+	handedLSN    atomic.Uint64             // the position of the last late picks that decide has
 	committedLSN atomic.Uint64             // as the lane's row has it
 
 	replays chan *laneReplay           // from a replay to the session
@@ -131,7 +132,7 @@ func (l *lane) setState(state LaneState, err error) {
 	if state != LaneRunning {
 		l.starts, l.counts.live, l.fanOuts = nil, 0, nil
 		l.gate.Store(nil)
-		l.sourceLSN.Store(0)
+		l.passedLSN.Store(0)
 	}
 	if halted, ok := errors.AsType[*halt.Error](err); ok {
 		l.status.State, l.status.Halted = LaneHalted, halted

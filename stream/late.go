@@ -125,9 +125,9 @@ func (g *reachGate) waitsFor() id.LSN {
 }
 
 // hasReached reports whether subscriptions that end at end hold every change up to lsn.
-// The floor of a new log is one behind the end of the rows. No transaction ends there:
-// ends are multiples of eight.
-func hasReached(end, lsn id.LSN) bool { return end+1 >= lsn }
+// The floor of a new log is one behind the end of the rows, and each mend at the same
+// position raises it by one. No transaction ends there: ends are multiples of eight.
+func hasReached(end, lsn id.LSN) bool { return end|7 >= lsn }
 
 // isLate reports whether late subscribers are served.
 func (d *decider) isLate() bool { return d.late != nil }
@@ -311,8 +311,15 @@ func (c *committer) dropStaleLate(ctx context.Context, st *step) error {
 	return err
 }
 
-// noteSourceLSN shows in status how far the lane has handled the source.
-func (l *lane) noteSourceLSN(lsn id.LSN) { l.sourceLSN.Store(uint64(lsn)) }
+// handledLSN returns how far the lane has handled the source: as far as its reader has
+// come, but no further than the lane's row while late picks are not committed.
+func (l *lane) handledLSN() id.LSN {
+	passed := l.passedLSN.Load() // before handedLSN, which the reader sets before it
+	if committed := l.committedLSN.Load(); committed < l.handedLSN.Load() {
+		return id.LSN(committed)
+	}
+	return id.LSN(passed)
+}
 
 // noteLate counts the late subscribers of a committed step.
 func (l *lane) noteLate(st *step) {
@@ -332,7 +339,7 @@ const trimEvery = 5 * time.Second
 func (s *Service) trimLog(ctx context.Context) error {
 	readers := s.readers.Open()
 	defer readers.Close()
-	tick := time.NewTicker(trimEvery)
+	tick := time.NewTicker(s.trimEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -340,18 +347,23 @@ func (s *Service) trimLog(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		src, ok := s.store.Source()
-		if !ok {
-			continue
-		}
-		upTo, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) (id.LSN, error) {
-			return s.cfg.Sink.Tables().ReadHandled(ctx, readers, sourceID(&src))
-		})
-		if err == nil && upTo > 0 {
-			err = s.store.TrimLog(upTo)
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := s.trimLogOnce(ctx, readers); err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Debug("the log of new subscriptions is not trimmed", "error", err)
 		}
 	}
+}
+
+func (s *Service) trimLogOnce(ctx context.Context, readers sink.Querier) error {
+	src, ok := s.store.Source()
+	start, on := s.store.LogStart()
+	if !ok || !on {
+		return nil
+	}
+	upTo, err := bounded(ctx, s.cfg.SinkTimeout, func(ctx context.Context) (id.LSN, error) {
+		return s.cfg.Sink.Tables().ReadHandled(ctx, readers, sourceID(&src, start.History))
+	})
+	if err != nil || upTo == 0 {
+		return err
+	}
+	return s.store.TrimLog(upTo)
 }

@@ -28,6 +28,10 @@ const (
 	idleBytes = 64 << 20
 )
 
+// errSourceChanged ends a session whose mirror has begun to follow another source, or
+// another history of it.
+var errSourceChanged = errors.New("the source has changed; the lane is taken over anew")
+
 // lateReader reads the log of new subscriptions and hands decide the campaigns that
 // these have missed.
 //
@@ -48,6 +52,7 @@ type lateReader struct {
 	log       *slog.Logger
 
 	source  state.Source
+	history uint64          // of the log
 	at      state.LogCursor // read up to here
 	settled id.LSN          // the views that lack changes before it are settled
 	sent    id.LSN          // the position that was handed to decide last
@@ -92,30 +97,22 @@ func (r *lateReader) run(ctx context.Context) error {
 // join: it has reached the position that the lane has handled. Where the log does not
 // reach back to that position, the lane's campaigns are joined again.
 func (r *lateReader) begin(ctx context.Context, applied <-chan struct{}) error {
-	for {
-		if src, ok := r.store.Source(); ok {
-			r.source = src
-			break
-		}
-		select {
-		case <-applied:
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := r.awaitSource(ctx, applied); err != nil {
+		return err
 	}
-	floor, on := r.store.LogFloor()
+	start, on := r.store.LogStart()
 	if !on {
 		return errors.New("join.late_subscribers is true, and the local state keeps no log of new subscriptions")
 	}
+	r.history = start.History
 	x := r.claim.SourceLSN
 	why := ""
 	switch {
 	case x == 0:
 		why = "late subscribers were not served so far"
-	case r.claim.SourceID != sourceID(&r.source):
-		why = "the source is another one, or on another timeline"
-	case x < floor:
+	case r.claim.SourceID != r.sourceID():
+		why = "the source is another one, on another timeline, or was set back"
+	case x < start.Floor:
 		why = "the log of new subscriptions does not reach back to the lane's position"
 	default:
 		reached, err := r.awaitReached(ctx, applied, x)
@@ -127,12 +124,12 @@ func (r *lateReader) begin(ctx context.Context, applied <-chan struct{}) error {
 		}
 	}
 	if why != "" {
-		x = max(floor, r.store.EndLSN())
+		x = max(start.Floor, r.store.EndLSN())
 		if err := r.rejoinAll(ctx, x, why); err != nil {
 			return err
 		}
 		r.gate.at.Store(uint64(x))
-		if err := r.awaitSetBack(ctx, applied, x); err != nil {
+		if err := r.awaitFloor(ctx, applied, x); err != nil {
 			return err
 		}
 	}
@@ -148,26 +145,56 @@ func (r *lateReader) begin(ctx context.Context, applied <-chan struct{}) error {
 	}
 	r.at, r.sent, r.sentAt = state.LogCursor{End: x}, x, time.Now()
 	r.late.passed.Store(uint64(x))
-	r.lane.noteSourceLSN(x)
+	r.lane.committedLSN.Store(uint64(x))
+	r.lane.handedLSN.Store(uint64(x))
+	r.lane.passedLSN.Store(uint64(x))
 	close(r.gate.opened)
 	return nil
 }
 
-// awaitSetBack waits until the mirror is at x, however far the source was set back behind
-// what the local subscriptions once were. Until then nothing is joined; messages are
-// accepted.
-func (r *lateReader) awaitSetBack(ctx context.Context, applied <-chan struct{}, x id.LSN) error {
+// awaitSource waits until the store has subscriptions.
+func (r *lateReader) awaitSource(ctx context.Context, applied <-chan struct{}) error {
 	for {
-		if reached, err := r.awaitReached(ctx, applied, x); reached || err != nil {
-			return err
+		src, ok := r.store.Source()
+		if ok {
+			r.source = src
+			return nil
 		}
-		r.lane.svc.cfg.Logger.Warn("nothing is joined: the source is not as far as the local subscriptions were, it was set back", "lane", r.lane.id, "lane_lsn", x-1, "lsn", r.store.EndLSN())
 		select {
+		case <-applied:
 		case <-time.After(time.Second):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// awaitFloor waits until the mirror is at x, where its log begins: a transaction that the
+// log could not hold is not visible yet, or the source was set back in this moment. Until
+// then nothing is joined; messages are accepted.
+func (r *lateReader) awaitFloor(ctx context.Context, applied <-chan struct{}, x id.LSN) error {
+	for {
+		if reached, err := r.awaitReached(ctx, applied, x); reached || err != nil {
+			return err
+		}
+		if !r.isSameHistory() {
+			return errSourceChanged
+		}
+		select {
+		case <-applied:
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// isSameHistory reports whether positions of the log still mean to the store what they
+// meant when the session began.
+func (r *lateReader) isSameHistory() bool {
+	src, _ := r.store.Source()
+	start, _ := r.store.LogStart()
+	return src == r.source && start.History == r.history
 }
 
 // awaitReached waits until the subscriptions have come to the position x. It returns
@@ -202,7 +229,7 @@ func (r *lateReader) awaitReached(ctx context.Context, applied <-chan struct{}, 
 // that have reached x.
 func (r *lateReader) rejoinAll(ctx context.Context, x id.LSN, why string) error {
 	campaigns, err := bounded(ctx, 10*r.timeout, func(ctx context.Context) (int64, error) {
-		return r.claim.Tables.Rejoin(ctx, r.reader, r.lane.id, r.claim.Epoch, sourceID(&r.source), x, r.lane.svc.now().Unix())
+		return r.claim.Tables.Rejoin(ctx, r.reader, r.lane.id, r.claim.Epoch, r.sourceID(), x, r.lane.svc.now().Unix())
 	})
 	if err != nil {
 		return err
@@ -224,8 +251,8 @@ func (r *lateReader) readOnce(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if src, _ := r.store.Source(); src != r.source { // the entries may be of another timeline
-		return false, errors.New("the source has changed; the lane is taken over anew")
+	if !r.isSameHistory() { // the entries may be of another one
+		return false, errSourceChanged
 	}
 	if err := r.handleEntries(ctx, &read, next); err != nil {
 		return false, err
@@ -256,7 +283,7 @@ func (r *lateReader) handleEntries(ctx context.Context, read *newEntries, next s
 		return r.flush(ctx, next.End)
 	}
 	r.late.passed.Store(max(r.late.passed.Load(), uint64(next.End)))
-	r.lane.noteSourceLSN(next.End)
+	r.lane.passedLSN.Store(uint64(next.End))
 	return nil
 }
 
@@ -387,6 +414,9 @@ func (r *lateReader) flush(ctx context.Context, upTo id.LSN) error {
 	}
 	r.pending.upTo = upTo
 	failpoint.Hit("late/picked")
+	if upTo > 0 {
+		r.lane.handedLSN.Store(uint64(upTo))
+	}
 	select {
 	case r.late.batches <- r.pending:
 	case <-ctx.Done():
@@ -395,7 +425,7 @@ func (r *lateReader) flush(ctx context.Context, upTo id.LSN) error {
 	r.pending, r.clients, r.bytes = lateBatch{}, 0, 0
 	if upTo > 0 {
 		r.sent, r.sentAt, r.passed = upTo, time.Now(), false
-		r.lane.noteSourceLSN(upTo)
+		r.lane.passedLSN.Store(uint64(upTo))
 	}
 	return nil
 }
@@ -412,8 +442,15 @@ func (r *lateReader) moveIdle(ctx context.Context) error {
 	return r.flush(ctx, passed)
 }
 
+// sourceID names what the reader's positions count in.
+func (r *lateReader) sourceID() string { return sourceID(&r.source, r.history) }
+
 // sourceID names the source in which positions of the log of new subscriptions count:
-// the stream, the database and the table.
-func sourceID(src *state.Source) string {
-	return fmt.Sprintf("%s/%s/%d/%d", src.TimelineID(), src.Database, src.TableOID, src.PublicationOID)
+// the stream and its history, the database and the table.
+func sourceID(src *state.Source, history uint64) string {
+	name := fmt.Sprintf("%s/%s/%d/%d", src.TimelineID(), src.Database, src.TableOID, src.PublicationOID)
+	if history != 0 {
+		name += fmt.Sprintf("/%016x", history)
+	}
+	return name
 }

@@ -110,7 +110,7 @@ func (l *lane) addStatus(out *Status) {
 	defer l.mu.Unlock()
 	st := l.status
 	st.WaitingForFreshness = l.waiting.Load() > 0
-	if st.SourceLSN = id.LSN(l.sourceLSN.Load()); st.SourceLSN > 0 {
+	if st.SourceLSN = l.handledLSN(); st.SourceLSN > 0 {
 		st.Behind = max(0, int64(l.svc.store.EndLSN())-int64(st.SourceLSN))
 	}
 	st.WaitsForLSN = l.gate.Load().waitsFor()

@@ -31,6 +31,8 @@ byte entry[M + 1];      /* the client that the change made appear, 0: none */
 /* ---- the mirror of each daemon ---- */
 byte pos[2];            /* the rows that joins see are those of rows[pos / 2] */
 byte low[2];            /* the floor: the log has every entry behind it */
+byte hist[2];           /* the history that the log's positions belong to, 0: the first */
+byte histories;         /* so many histories were given to logs */
 
 /* ---- Postgres ---- */
 byte version;           /* of the campaign's row, 0: no row */
@@ -40,6 +42,7 @@ byte cursor;            /* last client looked at */
 bool finished;
 byte feedback;          /* clients with a row */
 byte X[2];              /* lane.source_lsn */
+byte xhist[2];          /* lane.source_id: the history in which X counts */
 bool taken[3];          /* messages 1 and 2: the step that accepts it is committed */
 byte lane_of[3];        /* the partition of each */
 
@@ -67,7 +70,7 @@ byte failures;          /* so far; after F of them, none */
 #ifdef NO_REACH
 #define may_join(l) true
 #else
-#define may_join(l) (pos[d] + 1 >= X[l]) /* the odd position behind pos counts as reached */
+#define may_join(l) (xhist[l] != hist[d] || pos[d] + 1 >= X[l]) /* the odd position behind pos counts as reached */
 #endif
 #define hits(l) (expects[l] == version && (accepts[l] > 0 || owner == l))
 #define next_entry(l) ((rd[l] / 2) * 2 + 2 > low[d] -> entry[rd[l] / 2 + 1] : 0)
@@ -130,8 +133,8 @@ end_session:
        printf("%d: begins to join on daemon %d, whose mirror is at %d; the lane is at %d\n", l, d, pos[d], X[l]);
        if
 #ifndef NO_REJOIN
-       :: X[l] < low[d] ->
-            X[l] = max(low[d], pos[d]);
+       :: X[l] < low[d] || xhist[l] != hist[d] ->
+            X[l] = max(low[d], pos[d]); xhist[l] = hist[d];
             if
             :: version > 0 && owner == l -> version++; cursor = 0; finished = false
             :: else
@@ -270,6 +273,18 @@ active proctype world() {
   /* a snapshot of the present: the log begins behind it */
   :: atomic { failures < F && low[0] <= wal -> failures++; pos[0] = wal; low[0] = wal + 1; lost(0); printf("daemon: 0 takes a snapshot at %d\n", wal) }
   :: atomic { failures < F && low[1] <= wal -> failures++; pos[1] = wal; low[1] = wal + 1; lost(1); printf("daemon: 1 takes a snapshot at %d\n", wal) }
+
+  /* the source is set back on its timeline, behind both mirrors: positions come again with
+     other changes. A mirror that meets the source behind itself takes a snapshot, whose log
+     has a history of its own. */
+  :: atomic { failures < F && wal > 0 && pos[0] >= wal && pos[1] >= wal ->
+       failures++; wal = wal - 2;
+       pos[0] = wal; low[0] = wal + 1; pos[1] = wal; low[1] = wal + 1;
+#ifndef NO_HISTORY
+       histories++; hist[0] = histories; histories++; hist[1] = histories;
+#endif
+       lost(0); lost(1);
+       printf("postgres: is set back to %d; the subscribers are %d\n", wal, rows[wal / 2]) }
 
   /* -- takeovers -- */
   :: atomic { failures < F -> failures++; who[0] = 0; forget(0); printf("0: is taken over by daemon 0\n") }

@@ -36,6 +36,7 @@ no-idle-timeout   | -DNO_IDLE_TIMEOUT                          | stuck          
 late              | -DF=2                                      | holds                     | late subscribers: two lanes, two mirrors, two failures
 late-no-reach     | -DF=1 -DNO_REACH                           | a subscriber of a live    | a mirror joins before it has reached the lane's position
 late-no-rejoin    | -DF=1 -DNO_REJOIN                          | a subscriber of a live    | no join again where the log does not reach back
+late-no-history   | -DF=1 -DNO_HISTORY                         | a subscriber of a live    | a source that was set back keeps the history of its log
 late-register     | -DF=1 -DREGISTER_LATE                      | a subscriber of a live    | a restaurant enters the set with the step's commit, not before its view
 late-no-wait      | -DF=1 -DNO_WAIT                            | a subscriber of a live    | campaigns are looked up while a step with an earlier view is under way
 late-move-early   | -DF=1 -DMOVE_EARLY                         | a subscriber of a live    | the position moves before the step that notifies
