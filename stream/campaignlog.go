@@ -119,7 +119,7 @@ func (l *lane) noteAccepted(rows []*campaignRow, seq int64) {
 // news describes a campaign for Recent.
 func (l *liveCampaign) news(lane int32, what RecentKind, at time.Time) RecentCampaign {
 	return RecentCampaign{
-		Campaign: strings.Clone(l.ID), Restaurant: strings.Clone(l.RestaurantID), // not to hold the message
+		Campaign: strings.Clone(l.ID), Restaurant: strings.Clone(l.RestaurantID), Title: titleOf(l.Content), // not to hold the message
 		Lane: lane, Offset: l.from.Offset, Start: l.Start, End: l.End, What: what, At: at, Audience: -1,
 	}
 }
@@ -139,6 +139,9 @@ func (l *lane) noteFinished(seq int64) {
 		return
 	}
 	now := time.Now()
+	for i := range shipped {
+		l.svc.counters.observeLatency(&shipped[i], now)
+	}
 	for _, kind := range []struct {
 		what RecentKind
 		line skipReason

@@ -267,7 +267,7 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	if old := d.sched.byKey[k]; old != nil {
 		d.sched.remove(old)
 	}
-	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil, began: m.received}
+	l := &liveCampaign{Campaign: m.campaign, from: campaign.Position{Lane: d.lane.id, Offset: m.offset}, owner: d.lane.id, version: 1, delivered: m.delivered, replayed: m.window != nil, began: m.received, sent: m.time}
 	if before != nil {
 		l.version, l.approved = before.RowVersion+1, before.Approved
 	}

@@ -17,6 +17,7 @@ import (
 type FanOut struct {
 	Campaign   string `json:"campaign"`
 	Restaurant string `json:"restaurant"`
+	Title      string `json:"title"` // the beginning of its content
 	Lane       int32  `json:"lane"`
 	Start      int64  `json:"start"` // Unix seconds
 	End        int64  `json:"end"`
@@ -133,7 +134,7 @@ func (f *fanOut) rate(now time.Time) float64 {
 func (f *fanOut) describe(lane int32, now time.Time) FanOut {
 	c := f.live
 	out := FanOut{
-		Campaign: c.ID, Restaurant: c.RestaurantID, Lane: lane, Start: c.Start, End: c.End, Version: c.version,
+		Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: lane, Start: c.Start, End: c.End, Version: c.version,
 		Audience: -1, Passed: -1, Notified: f.totals.notified, LeftOut: f.totals.already, Rate: f.rate(now),
 	}
 	if n := c.audience.Load(); n != nil {

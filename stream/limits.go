@@ -178,7 +178,7 @@ func (l *lane) noteParked(st *step) {
 		}
 		l.svc.counters.parked.Add(1)
 		l.svc.heldChanged.Store(true)
-		l.svc.recent.add(RecentCampaign{Campaign: c.ID, Restaurant: c.RestaurantID, Lane: l.id, Offset: c.from.Offset, Start: c.Start, End: c.End, What: RecentParked, At: time.Now(), Audience: -1})
+		l.svc.recent.add(RecentCampaign{Campaign: c.ID, Restaurant: c.RestaurantID, Title: titleOf(c.Content), Lane: l.id, Offset: c.from.Offset, Start: c.Start, End: c.End, What: RecentParked, At: time.Now(), Audience: -1})
 		l.svc.cfg.Logger.Warn("campaign is parked: its audience is larger than limits.max_audience; nobody is notified until an operator approves it", "lane", l.id, "campaign", c.ID, "restaurant", c.RestaurantID,
 			"max_audience", st.maxima[i], "to_mend", fmt.Sprintf("dinnerbell approve %q --restaurant %q", c.ID, c.RestaurantID), "end", time.Unix(c.End, 0).UTC())
 	}

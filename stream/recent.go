@@ -28,6 +28,7 @@ const (
 type RecentCampaign struct {
 	Campaign   string // empty: of a refused message it is not known
 	Restaurant string
+	Title      string // the beginning of its content; empty: not known
 	Lane       int32
 	Offset     int64 // of its message; -1: an operator's command is the news
 	Start, End int64 // Unix seconds

@@ -181,6 +181,7 @@ type counters struct {
 	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, lateNotified, lateEntries, unservable, parked atomic.Int64
 
 	letters [len(campaign.ReasonClasses)]atomic.Int64
+	latency [LatencyBuckets]atomic.Int64
 }
 
 // countLetter counts a dead letter: a refused message, or left-out clients.

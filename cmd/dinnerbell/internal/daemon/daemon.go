@@ -85,19 +85,21 @@ type listeners struct{ tcp, socket net.Listener }
 type supervisor struct {
 	Options
 
-	current atomic.Pointer[Engine]
-	limits  atomic.Pointer[stream.Limits] // in force
-	level   string                        // of the log, in force; of watchReload
-	stalls  status.StallDetector
-	damage  damageHistory
-	gc      loadGC
-	waits   prometheus.Histogram // how long joins waited for fresh subscriptions
+	current  atomic.Pointer[Engine]
+	limits   atomic.Pointer[stream.Limits] // in force
+	level    string                        // of the log, in force; of watchReload
+	site     status.Site
+	stalls   status.StallDetector
+	problems status.ProblemClock
+	damage   damageHistory
+	gc       loadGC
+	waits    prometheus.Histogram // how long joins waited for fresh subscriptions
 }
 
 // newDaemon makes the daemon around an open store, which it owns from here on:
 // close its engine at the end.
 func newDaemon(o Options, store *state.Store) *supervisor {
-	d := &supervisor{Options: o, waits: status.NewFreshnessWaits()}
+	d := &supervisor{Options: o, waits: status.NewFreshnessWaits(), site: siteOf(o.Config)}
 	limits := limitsOf(o.Config)
 	d.limits.Store(&limits)
 	d.level = o.Config.Log.Level
@@ -123,7 +125,13 @@ func (s *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 func (s *supervisor) run(ctx context.Context, l *listeners) error {
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
-	readOnly := status.NewHandler(s.Build, s.statusReport, s.Logger, s.waits)
+	page, err := s.newLivePage()
+	if err != nil {
+		stopHTTP()
+		return err
+	}
+	readOnly := withPage(page, status.NewHandler(s.Build, s.statusReport, s.Logger, s.waits))
+	g.Go(func() error { return page.Run(httpCtx) })
 	httpserve.WarnOfFewDescriptors(s.Logger, httpserve.DescriptorLimit())
 	g.Go(func() error {
 		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), s.Logger, l.tcp, httpserve.AnswerPatience)

@@ -2,12 +2,33 @@ package daemon
 
 import (
 	"fmt"
+	"net"
+	"strconv"
+	"strings"
 	"time"
 
+	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/logging"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/cmd/dinnerbell/internal/terminal"
+	"dinnerbell/internal/postgres"
 )
+
+// siteOf names the systems around the daemon, without users and passwords.
+func siteOf(cfg *config.Config) status.Site {
+	address := func(reveal func() (string, error)) string {
+		url, err := reveal() // Validate has tried it
+		if err != nil {
+			return ""
+		}
+		parsed, err := postgres.Parse(url)
+		if err != nil {
+			return ""
+		}
+		return net.JoinHostPort(parsed.Host, strconv.Itoa(int(parsed.Port)))
+	}
+	return status.Site{Source: address(cfg.SourceURL), Sink: address(cfg.SinkURL), Brokers: strings.Join(cfg.Kafka.Brokers, ","), StateDir: cfg.State.Dir}
+}
 
 // statusReport returns the daemon's status. It is cheap and may be called at any
 // time.
@@ -20,6 +41,8 @@ func (s *supervisor) statusReport() status.Report {
 	s.reportState(&r, e, complete)
 	r.Reasons = append(r.Reasons, s.stalls.Reasons(time.Now(), &r)...)
 	r.Ready = len(r.Reasons) == 0
+	r.Problems = status.FindProblems(&r, s.site)
+	s.problems.Stamp(time.Now(), r.Problems)
 	r.RewriteStrings(s.Config.Hide)
 	r.SetEvents(logging.Events(s.Logger))
 	return r

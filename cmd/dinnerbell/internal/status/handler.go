@@ -39,11 +39,8 @@ func NewHandler(build Build, report func() Report, log *slog.Logger, more ...pro
 	mux.Handle("GET /metrics", promhttp.HandlerFor(newRegistry(build, report, more...), promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),
 	}))
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "the status page is not available in this version; see /api/status, /healthz, /readyz, /metrics", http.StatusNotFound)
-	})
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "nothing here; see /api/status, /healthz, /readyz, /metrics", http.StatusNotFound)
+		http.Error(w, "nothing here; see /, /api/status, /healthz, /readyz, /metrics", http.StatusNotFound)
 	})
 	return mux
 }

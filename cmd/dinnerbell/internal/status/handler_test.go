@@ -132,8 +132,7 @@ func TestEndpoints(t *testing.T) {
 		"alive unready":   {unready, "GET", "/healthz", 200, "ok\n"},
 		"ready":           {ready, "GET", "/readyz", 200, `{"ready":true,"reasons":[]}` + "\n"},
 		"unready":         {unready, "GET", "/readyz", 503, `{"ready":false,"reasons":["source: connecting"]}` + "\n"},
-		"page":            {ready, "GET", "/", 404, "the status page is not available in this version; see /api/status, /healthz, /readyz, /metrics\n"},
-		"unknown":         {ready, "GET", "/api/stop", 404, "nothing here; see /api/status, /healthz, /readyz, /metrics\n"},
+		"unknown":         {ready, "GET", "/api/stop", 404, "nothing here; see /, /api/status, /healthz, /readyz, /metrics\n"},
 		"write to status": {ready, "POST", "/api/status", 405, "Method Not Allowed\n"},
 		"write to any":    {ready, "DELETE", "/x", 405, "Method Not Allowed\n"},
 	} {

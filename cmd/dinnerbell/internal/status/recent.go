@@ -11,10 +11,12 @@ import (
 type RecentCampaign struct {
 	Campaign   string `json:"campaign,omitempty"` // absent: of a refused message it is not known
 	Restaurant string `json:"restaurant,omitempty"`
-	Lane       int32  `json:"lane"`
-	Offset     int64  `json:"offset"`          // of its message; -1: an operator's command is the news
-	Start      int64  `json:"start,omitempty"` // Unix seconds
-	End        int64  `json:"end,omitempty"`
+	// Title is the beginning of the campaign's content; absent: not known.
+	Title  string `json:"title,omitempty"`
+	Lane   int32  `json:"lane"`
+	Offset int64  `json:"offset"`          // of its message; -1: an operator's command is the news
+	Start  int64  `json:"start,omitempty"` // Unix seconds
+	End    int64  `json:"end,omitempty"`
 	// What is accepted, paused, parked, finished, ended, met nobody, expired, cancelled, superseded or
 	// refused.
 	What     string    `json:"what"`
@@ -33,7 +35,7 @@ func newRecentReport(list []stream.RecentCampaign) []RecentCampaign {
 	for i := range list {
 		c := &list[i]
 		out[i] = RecentCampaign{
-			Campaign: c.Campaign, Restaurant: c.Restaurant, Lane: c.Lane, Offset: c.Offset, Start: c.Start, End: c.End, What: string(c.What),
+			Campaign: c.Campaign, Restaurant: c.Restaurant, Title: oneLine(c.Title), Lane: c.Lane, Offset: c.Offset, Start: c.Start, End: c.End, What: string(c.What),
 			Reason: oneLine(c.Reason), At: c.At.UTC(), Notified: c.Notified, LeftOut: c.Already, MS: roundToTenth(float64(c.Took) / float64(time.Millisecond)),
 		}
 		if c.Audience >= 0 {

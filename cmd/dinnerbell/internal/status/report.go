@@ -22,7 +22,10 @@ type Report struct {
 	Ready   bool   `json:"ready"`
 	Version string `json:"version"`
 	// Reasons list why the daemon is not ready.
-	Reasons       []string            `json:"reasons,omitempty"`
+	Reasons []string `json:"reasons,omitempty"`
+	// Problems list why not all is well, the worst first, each with the command that
+	// mends it; also those that do not make the daemon unready.
+	Problems      []Problem           `json:"problems,omitempty"`
 	Source        Source              `json:"source"`
 	Lanes         []Lane              `json:"lanes"`
 	Campaigns     campaignsReport     `json:"campaigns"`
@@ -136,6 +139,9 @@ type Lane struct {
 	// position, which the lane has handled already.
 	WaitsForLSN string `json:"waits_for_lsn,omitempty"`
 	LastError   string `json:"last_error,omitempty"`
+	// HaltedWhat and HaltedHint say why a halted lane is halted and how it goes on.
+	HaltedWhat string `json:"halted_what,omitempty"`
+	HaltedHint string `json:"halted_hint,omitempty"`
 }
 
 // campaignsReport counts campaigns under way now, and campaigns since the
@@ -195,6 +201,9 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		lane := Lane{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
 			State: string(l.State), WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
+		}
+		if l.Halted != nil {
+			lane.HaltedWhat, lane.HaltedHint = oneLine(l.Halted.What), oneLine(l.Halted.Hint)
 		}
 		if l.SourceLSN > 0 {
 			lane.SourceLSN, lane.SourceBehind = l.SourceLSN.String(), &l.Behind

@@ -1,0 +1,115 @@
+package livepage
+
+import (
+	"fmt"
+	"html/template"
+	"math"
+	"strings"
+	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
+)
+
+// functions are those of the templates.
+var functions = template.FuncMap{
+	"thousands": terminal.Thousands,
+	"bytes":     func(n any) string { return terminal.Bytes(toInt(n)) },
+	"perSecond": perSecond,
+	"span":      span,
+	"since":     func(now, t time.Time) string { return span(now.Sub(t)) },
+	"until":     func(now, t time.Time) string { return span(t.Sub(now)) },
+	"clock":     clock,
+	"stamp":     func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"percent":   func(p float64) string { return fmt.Sprintf("%.0f %%", math.Floor(p)) },
+	"ms":        milliseconds,
+	"short":     short,
+	"lower":     strings.ToLower,
+	"upper":     func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
+	"add":       func(a, b int64) int64 { return a + b },
+	"words":     func(s any) string { return strings.ReplaceAll(fmt.Sprint(s), "_", " ") },
+}
+
+// toInt returns a number of bytes that may be absent; absent is 0.
+func toInt(n any) int64 {
+	switch n := n.(type) {
+	case int64:
+		return n
+	case *int64:
+		if n != nil {
+			return *n
+		}
+	}
+	return 0
+}
+
+// perSecond writes a rate.
+func perSecond(x float64) string {
+	if x > 0 && x < 10 {
+		return fmt.Sprintf("%.1f", x)
+	}
+	return terminal.Thousands(int64(math.Round(x)))
+}
+
+// span writes a duration with its one or two largest units: "3 d 4 h", "12 min", "40 s".
+func span(d time.Duration) string {
+	d = max(d, 0)
+	switch days, hours := int(d.Hours())/24, int(d.Hours())%24; {
+	case days > 365:
+		return fmt.Sprintf("%d years", days/365)
+	case days >= 10:
+		return fmt.Sprintf("%d d", days)
+	case days > 0:
+		return fmt.Sprintf("%d d %d h", days, hours)
+	case hours > 0:
+		return fmt.Sprintf("%d h %d min", hours, int(d.Minutes())%60)
+	case d >= time.Minute:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	}
+	return fmt.Sprintf("%d s", int(d.Seconds()))
+}
+
+// milliseconds writes a time of milliseconds, as a length of time that people read.
+func milliseconds(ms any) string {
+	x := 0.0
+	switch n := ms.(type) {
+	case float32:
+		x = float64(n)
+	case float64:
+		x = n
+	case time.Duration:
+		x = float64(n) / float64(time.Millisecond)
+	}
+	switch {
+	case x < 1:
+		return fmt.Sprintf("%.1f ms", x)
+	case x < 1000:
+		return fmt.Sprintf("%.0f ms", x)
+	case x < 60_000:
+		return fmt.Sprintf("%.1f s", x/1000)
+	default:
+		return span(time.Duration(x * float64(time.Millisecond)))
+	}
+}
+
+// clock writes a moment: the time of day, with the date where it is another day.
+func clock(now, t time.Time) string {
+	switch t = t.UTC(); {
+	case t.IsZero():
+		return "–"
+	case t.Year() == now.Year() && t.YearDay() == now.YearDay():
+		return t.Format("15:04")
+	case t.Year() == now.Year():
+		return t.Format("Jan 2 15:04")
+	}
+	return t.Format("2006-01-02")
+}
+
+// short returns the beginning of an id.
+func short(id string) string {
+	const most = 14
+	letters := []rune(id)
+	if len(letters) <= most {
+		return id
+	}
+	return string(letters[:most-1]) + "…"
+}
