@@ -20,7 +20,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-fetch test-postgres model lint check clean chaos release
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-docs test-fetch test-postgres model lint check clean chaos release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ test-postgres: ## the mirror's tests on Postgres of each version: VERSIONS="17 1
 test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat
 	TEST_LONG=1 go test -count=1 -vet=off -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
+
+test-docs: ## run every command block of the documents on real servers
+	@scripts/install-tools.sh go kcat psql jq
+	TEST_DOCS=1 go test -count=1 -vet=off -timeout 20m -run 'AreExecuted|CommandBlocks' $(GOTESTFLAGS) ./internal/e2e
 
 test-fetch: ## test the download of Postgres on a machine that has none
 	@scripts/install-tools.sh go

@@ -32,7 +32,7 @@ postgres() { [ -n "${POSTGRES_BIN:-}" ] || command -v postgres || ls /usr/lib/po
 # pgbouncer also looks in sbin, which is not in every PATH.
 pgbouncer() { type -P pgbouncer || ls /usr/sbin/pgbouncer; }
 
-[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres|pgbouncer ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres|psql|jq|pgbouncer ..." >&2; exit 2; }
 for tool in "$@"; do
   case $tool in
     go)
@@ -45,6 +45,8 @@ for tool in "$@"; do
       need "Maven" "command -v mvn" maven
       ;;
     postgres) need "Postgres" postgres postgresql ;;
+    psql) need "psql" "command -v psql" postgresql-client ;;
+    jq) need "jq" "command -v jq" jq ;;
     pgbouncer) need "pgbouncer" pgbouncer pgbouncer ;;
     *) echo "install-tools: unknown tool $tool" >&2; exit 2 ;;
   esac

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -83,8 +82,6 @@ func TestCampaignsCommand(t *testing.T) {
 		}
 	}
 
-	s.runDocumented("../../docs/campaigns.md", 6)
-
 	// Without an index that serves, feedback is not looked for.
 	s.db.Exec(`DROP INDEX subscribers_feedback_adv_campaign_id_client_id_idx`)
 	s.db.Exec(`CREATE UNIQUE INDEX ON subscribers_feedback (client_id, adv_campaign_id)`)
@@ -108,33 +105,6 @@ SELECT 'c' || n, 'many', 0, 1, 0, n, 0, '\x00', '', '', '', 4000000000 - n, 4000
 	}
 	if code, _ := s.run(t.Context(), &stderr, "campaigns", "--limit", "-1"); code != exitUsage {
 		t.Errorf("a negative limit: exit %d", code)
-	}
-}
-
-// runDocumented runs the commands and statements of a page; n is their number.
-func (d *deployment) runDocumented(page string, n int) {
-	d.t.Helper()
-	text, err := os.ReadFile(page)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	ran := 0
-	for line := range strings.Lines(string(text)) {
-		command, indented := strings.CutPrefix(strings.TrimSpace(line), "dinnerbell ")
-		switch {
-		case !strings.HasPrefix(line, "    "):
-			continue
-		case indented:
-			d.must(strings.Fields(command)...)
-		case strings.HasPrefix(line, "    SELECT "):
-			d.db.Exec(line)
-		default:
-			continue
-		}
-		ran++
-	}
-	if ran != n {
-		d.t.Errorf("%d commands and statements of %s were run, want %d", ran, page, n)
 	}
 }
 

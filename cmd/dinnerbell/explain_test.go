@@ -146,7 +146,7 @@ func TestExplainVerdicts(t *testing.T) {
 	cut, release := d.startCutOff()
 	d.simpleVerdicts(long)
 	d.oddIDs()
-	d.recipe()
+	d.documented()
 	d.endCutOff(cut, release)
 	d.underWay()
 	d.notShipped()
@@ -261,8 +261,8 @@ func (d *explainTest) oddIDs() {
 	}
 }
 
-// recipe runs the commands of the documentation, and looks for each verdict in it.
-func (d *explainTest) recipe() {
+// documented looks for each verdict in the documentation.
+func (d *explainTest) documented() {
 	text, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		d.t.Fatal(err)
@@ -273,21 +273,6 @@ func (d *explainTest) recipe() {
 		if !strings.Contains(section, "\n| `"+string(v)+"` | ") {
 			d.t.Errorf("docs/operations.md does not describe the verdict %s", v)
 		}
-	}
-	commands := 0
-	for line := range strings.Lines(section) {
-		line, _, _ = strings.Cut(line, "#")
-		args := strings.Fields(strings.NewReplacer("CAMPAIGN", "lunch", "CLIENT", "early", "RESTAURANT", "r").Replace(line))
-		if !strings.HasPrefix(line, "    dinnerbell ") {
-			continue
-		}
-		commands++
-		if out := d.must(args[1:]...); !strings.Contains(strings.ToLower(out), "notified") {
-			d.t.Errorf("%s: %s", line, out)
-		}
-	}
-	if commands < 3 {
-		d.t.Errorf("the section has %d commands", commands)
 	}
 }
 
