@@ -139,7 +139,7 @@ func (db *DB) DialSQL(ctx context.Context) (*pgx.Conn, error) {
 		h.Heals = true
 		return nil, h
 	}
-	return conn, db.explainConnectError(err)
+	return conn, db.explainConnectError(&o.Config, err)
 }
 
 // DialReplication opens a connection to a walsender.
@@ -150,7 +150,7 @@ func (db *DB) DialReplication(ctx context.Context) (*pgconn.PgConn, error) {
 	}
 	o.RuntimeParams["replication"] = "database"
 	conn, err := postgres.ConnectWalsender(ctx, &o.Config)
-	return conn, db.explainConnectError(err)
+	return conn, db.explainConnectError(&o.Config, err)
 }
 
 // DialSameServer opens an ordinary connection, and makes sure that it leads to the
@@ -172,7 +172,7 @@ func (db *DB) DialSameServer(ctx context.Context, cat *Catalog) (*pgx.Conn, erro
 }
 
 // explainConnectError turns errors that trying again does not mend into halts.
-func (db *DB) explainConnectError(err error) error {
+func (db *DB) explainConnectError(o *pgconn.Config, err error) error {
 	switch code := SQLState(err); {
 	case err == nil:
 		return nil
@@ -183,7 +183,7 @@ func (db *DB) explainConnectError(err error) error {
 	case code == codeProtocolViolation && strings.Contains(err.Error(), "startup parameter"):
 		return haltPooler(err)
 	}
-	return fmt.Errorf("connect to Postgres: %w", err)
+	return fmt.Errorf("connect to Postgres: %w", postgres.AddFix(err, o, "source.url"))
 }
 
 // haltNoReplication is the halt of a role that may neither replicate nor drop slots.

@@ -17,7 +17,7 @@ func TestOldServerIsRefused(t *testing.T) {
 		t.Errorf("version 13 gives %+v", found)
 	}
 	db := &DB{}
-	err := db.explainConnectError(&pgconn.PgError{Severity: "FATAL", Code: CodeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
+	err := db.explainConnectError(&pgconn.Config{}, &pgconn.PgError{Severity: "FATAL", Code: CodeUndefinedObject, Message: `unrecognized configuration parameter "idle_session_timeout"`})
 	if h, ok := errors.AsType[*halt.Error](err); !ok || !strings.Contains(h.What, "older than Postgres 14") || h.Hint == "" {
 		t.Errorf("the refusal of a setting gives %v", err)
 	}

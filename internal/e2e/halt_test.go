@@ -35,7 +35,7 @@ func TestRolledBackPostgresHaltsAndIsResolved(t *testing.T) {
 		d.db.Exec("INSERT INTO " + table + " TABLE " + table + "_backup")
 	}
 
-	if out, err := exec.CommandContext(t.Context(), d.binary, "-c", d.config, "audit").Output(); err == nil || !strings.Contains(string(out), "FAIL lane 0: K ") {
+	if out, err := exec.CommandContext(t.Context(), d.binary, "-c", d.config, "audit").Output(); err == nil || !strings.Contains(string(out), "FAIL lane 0: Kafka has steps that Postgres does not have: ") {
 		t.Errorf("audit: %v\n%s", err, out)
 	}
 	d.start()

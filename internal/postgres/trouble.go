@@ -36,6 +36,27 @@ func ExplainConnect(ctx context.Context, err error, o *pgx.ConnConfig, key strin
 	return e.fromNetwork(ctx)
 }
 
+// AddFix returns err, for which Connect failed, with the statement or the setting that
+// mends it, as far as the error alone tells: unlike ExplainConnect it asks nobody. A
+// server that starts or stops needs no mending.
+func AddFix(err error, o *pgconn.Config, key string) error {
+	e := connectTrouble{err: err, o: o, key: key, role: pgx.Identifier{o.User}.Sanitize(), database: pgx.Identifier{o.Database}.Sanitize()}
+	fix := ""
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if pgErr.Code != codeNotNow {
+			fix = e.fromServer(pgErr).Fix
+		}
+	} else if t, ok := e.fromTLS(); ok {
+		fix = t.Fix
+	} else if t, ok := e.fromError(); ok {
+		fix = t.Fix
+	}
+	if fix == "" {
+		return err
+	}
+	return fmt.Errorf("%w (to mend: %s)", err, fix)
+}
+
 // connectTrouble is the failed attempt that is explained.
 type connectTrouble struct {
 	err            error
@@ -151,26 +172,34 @@ func (e *connectTrouble) fromTLS() (Trouble, bool) {
 // fromNetwork explains a connection that no server answered, or something else than
 // Postgres.
 func (e *connectTrouble) fromNetwork(ctx context.Context) Trouble {
+	if t, ok := e.fromError(); ok {
+		return t
+	}
+	if !strings.HasPrefix(e.o.Host, "/") && portprobe.SpeaksTLS(ctx, net.JoinHostPort(e.o.Host, fmt.Sprint(e.o.Port))) {
+		return Trouble{"no Postgres: the port speaks TLS from the first byte", "name Postgres' own port in " + e.key + ", or, if the port takes Postgres over TLS: sslmode=require&sslnegotiation=direct"}
+	}
+	return Trouble{"no Postgres answered", "see what listens at host and port of " + e.key + ": a pooler, a proxy, another program?"}
+}
+
+// fromError explains a connection that no server answered as far as the error tells.
+func (e *connectTrouble) fromError() (Trouble, bool) {
 	_, noName := errors.AsType[*net.DNSError](e.err)
 	timeout, _ := errors.AsType[net.Error](e.err)
 	text := e.err.Error()
 	switch {
 	case noName:
-		return Trouble{"unknown host", "correct the host in " + e.key + ", or the resolver of this machine"}
+		return Trouble{"unknown host", "correct the host in " + e.key + ", or the resolver of this machine"}, true
 	case errors.Is(e.err, syscall.ECONNREFUSED), errors.Is(e.err, syscall.ENOENT):
-		return Trouble{"nobody listens there", "start Postgres, or correct host and port in " + e.key + " (listen_addresses of the server, a firewall)"}
+		return Trouble{"nobody listens there", "start Postgres, or correct host and port in " + e.key + " (listen_addresses of the server, a firewall)"}, true
 	case errors.Is(e.err, context.DeadlineExceeded), timeout != nil && timeout.Timeout():
-		return Trouble{"no answer", "see whether the host is up and a firewall lets port " + fmt.Sprint(e.o.Port) + " through"}
+		return Trouble{"no answer", "see whether the host is up and a firewall lets port " + fmt.Sprint(e.o.Port) + " through"}, true
 	case errors.Is(e.err, syscall.EHOSTUNREACH), errors.Is(e.err, syscall.ENETUNREACH):
-		return Trouble{"no route", "correct the host in " + e.key + ", or the network between"}
+		return Trouble{"no route", "correct the host in " + e.key + ", or the network between"}, true
 	case strings.Contains(text, "read only connection"), strings.Contains(text, "standby"):
-		return Trouble{"no primary", "name all servers in " + e.key + ": postgres://…@db1:5432,db2:5432/…?target_session_attrs=read-write"}
-	}
-	if !strings.HasPrefix(e.o.Host, "/") && portprobe.SpeaksTLS(ctx, net.JoinHostPort(e.o.Host, fmt.Sprint(e.o.Port))) {
-		return Trouble{"no Postgres: the port speaks TLS from the first byte", "name Postgres' own port in " + e.key + ", or, if the port takes Postgres over TLS: sslmode=require&sslnegotiation=direct"}
+		return Trouble{"no primary", "name all servers in " + e.key + ": postgres://…@db1:5432,db2:5432/…?target_session_attrs=read-write"}, true
 	}
 	if strings.Contains(text, refusedTLS) {
-		return Trouble{"the server takes no TLS", "ALTER SYSTEM SET ssl = on, with a certificate in ssl_cert_file; then SELECT pg_reload_conf(); or, in a network of your own alone, set sslmode=disable in " + e.key}
+		return Trouble{"the server takes no TLS", "ALTER SYSTEM SET ssl = on, with a certificate in ssl_cert_file; then SELECT pg_reload_conf(); or, in a network of your own alone, set sslmode=disable in " + e.key}, true
 	}
-	return Trouble{"no Postgres answered", "see what listens at host and port of " + e.key + ": a pooler, a proxy, another program?"}
+	return Trouble{}, false
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"dinnerbell/internal/precondition"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/sink"
 	"dinnerbell/stream/takeover"
@@ -53,7 +54,8 @@ func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := found.Report().Unmet(nil); err != nil {
+	report, err := precondition.Run(ctx, sink.Preconditions, precondition.AtSession, &sink.Facts{Cfg: cfg.Sink, T: a.t, Conn: conn, Catalogue: found})
+	if err := report.Unmet(err); err != nil {
 		return nil, err
 	}
 	a.table = found.Feedback
@@ -104,8 +106,16 @@ func (a *auditor) checkLane(ctx context.Context, lane int32) error {
 		return err
 	}
 	window := int64(a.cfg.Window)
-	a.addFinding(lane, before <= p, "K %d ≤ P %d", before, p)
-	a.addFinding(lane, p <= after+window, "P %d ≤ K %d + %d", p, after, window)
+	if before <= p {
+		a.addFinding(lane, true, "every step that Kafka has is in Postgres: %d steps are in Kafka, %d in Postgres", before, p)
+	} else {
+		a.addFinding(lane, false, "Kafka has steps that Postgres does not have: %d steps are in Kafka, %d in Postgres; Postgres was rolled back", before, p)
+	}
+	if p <= after+window {
+		a.addFinding(lane, true, "Kafka is at most %d steps behind Postgres: %d behind", window, max(p-after, 0))
+	} else {
+		a.addFinding(lane, false, "Kafka is %d steps behind Postgres, more than the %d that a lane may be; Kafka was rolled back", p-after, window)
+	}
 	a.checkOutbox(lane, before, p, outbox)
 	if len(outbox) == 0 {
 		return nil
@@ -151,12 +161,16 @@ func (a *auditor) checkOutbox(lane int32, k, p int64, outbox []*record.Payload) 
 	next := p + 1 - int64(len(outbox))
 	for _, o := range outbox {
 		if o.Seq != next {
-			a.addFinding(lane, false, "the outbox holds step %d where %d belongs; it must be contiguous up to P %d", o.Seq, next, p)
+			a.addFinding(lane, false, "the outbox holds step %d where step %d belongs; it must be without a gap up to step %d", o.Seq, next, p)
 			return
 		}
 		next++
 	}
-	a.addFinding(lane, p-int64(len(outbox)) <= k, "the outbox holds %d steps, contiguous up to P, and all above K", len(outbox))
+	if missing := p - int64(len(outbox)) - k; missing > 0 {
+		a.addFinding(lane, false, "the outbox lacks %d steps that Kafka does not have", missing)
+		return
+	}
+	a.addFinding(lane, true, "the outbox has every step that Kafka does not have yet, without a gap: it holds %d steps", len(outbox))
 }
 
 // checkFeedback looks every client of the outbox up in the feedback table.
@@ -172,7 +186,11 @@ func (a *auditor) checkFeedback(ctx context.Context, lane int32, outbox []*recor
 			total += o.Segments[i].Clients.Len()
 		}
 	}
-	a.addFinding(lane, missing == 0, "of %d notifications in the outbox, %d have no feedback row", total, missing)
+	if missing == 0 {
+		a.addFinding(lane, true, "each of the %d notifications in the outbox has its feedback row", total)
+		return nil
+	}
+	a.addFinding(lane, false, "of %d notifications in the outbox, %d have no feedback row", total, missing)
 	return nil
 }
 
@@ -214,7 +232,11 @@ func (a *auditor) checkRecords(ctx context.Context, lane int32, outbox []*record
 			}
 		}
 	}
-	a.addFinding(lane, missing+doubled+early == 0, "of their records in topic %s, %d are missing, %d doubled, %d there before they are shipped", a.cfg.Kafka.Notifications, missing, doubled, early)
+	if missing+doubled+early == 0 {
+		a.addFinding(lane, true, "topic %s has each of them once if its step is shipped, and not at all otherwise", a.cfg.Kafka.Notifications)
+		return nil
+	}
+	a.addFinding(lane, false, "of their records in topic %s, %d are missing, %d doubled, %d there before they are shipped", a.cfg.Kafka.Notifications, missing, doubled, early)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -17,6 +18,7 @@ type Config struct {
 	// URL returns the connection URL. Connect calls it each time, so that rotated
 	// credentials are picked up.
 	URL          func() (string, error)
+	URLKey       string // of the configuration, that holds the address, for errors; "": sink.url
 	Schema       string // of the feedback table
 	Table        string // holds the feedback rows
 	DaemonSchema string // holds lane, campaign and outbox
@@ -123,7 +125,7 @@ func (c Config) Connect(ctx context.Context, name string) (*pgx.Conn, error) {
 	}
 	conn, err := postgres.Connect(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to sink: %w", err)
+		return nil, fmt.Errorf("connect to sink: %w", postgres.AddFix(err, &cfg.Config, cmp.Or(c.URLKey, "sink.url")))
 	}
 	return conn, nil
 }

@@ -244,6 +244,13 @@ FROM twice JOIN `+t.Feedback+` f USING (adv_campaign_id, client_id) GROUP BY adv
 // readLayoutVersion reads which layout the daemon's tables have.
 func readLayoutVersion(ctx context.Context, conn Querier, t Tables) (version int, err error) {
 	if err := conn.QueryRow(ctx, `SELECT version FROM `+t.Schema+`.layout`).Scan(&version); err != nil {
+		if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == codeInsufficientPrivilege {
+			role := "the role of the daemon"
+			if c, ok := conn.(*pgx.Conn); ok {
+				role = pgx.Identifier{c.Config().User}.Sanitize()
+			}
+			return 0, fmt.Errorf("read layout of schema %s: %w (to mend: GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %s TO %s)", t.Schema, err, t.Schema, role, t.Schema, role)
+		}
 		return 0, fmt.Errorf("read layout of schema %s: %w; run `dinnerbell setup`", t.Schema, err)
 	}
 	return version, nil
@@ -261,8 +268,9 @@ func (e *notSetUpError) Error() string {
 // SQLSTATEs of a table that is missing.
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
-	codeUndefinedTable = "42P01"
-	codeInvalidSchema  = "3F000"
+	codeUndefinedTable        = "42P01"
+	codeInsufficientPrivilege = "42501"
+	codeInvalidSchema         = "3F000"
 )
 
 // CheckLayout returns a *notSetUpError where the tables are missing or have an older

@@ -125,6 +125,9 @@ func connectHint(err error) string {
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return "name the brokers in kafka.brokers as their certificates do, or set kafka.tls.server_name"
 	}
+	if _, fix := fromNetwork(err); fix != "" {
+		return fix
+	}
 	text := err.Error()
 	if _, ok := errors.AsType[*kgo.ErrFirstReadEOF](err); ok {
 		// Only the error's text shows which of the three it is.

@@ -46,13 +46,14 @@ func streamConfig(cfg *config.Config, log *slog.Logger) stream.Config {
 // ClaimConfig returns the part of it that suffices for commands that run no lane.
 func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	log = log.With("part", "stream")
-	mirror := 0
+	mirror, key := 0, "sink.url"
 	if !cfg.Sink.URL.IsSet() {
-		mirror = source.StreamingConnections
+		mirror, key = source.StreamingConnections, "source.url"
 	}
 	return takeover.Config{
 		Sink: sink.Config{
 			URL:          cfg.SinkURL,
+			URLKey:       key,
 			Schema:       cfg.Sink.Table.Schema,
 			Table:        cfg.Sink.Table.Name,
 			DaemonSchema: cfg.Sink.Schema,
