@@ -39,6 +39,8 @@ type applier struct {
 	// noteNoRoom receives the reason while the disk has no room for a position,
 	// which is then not acknowledged, and "" when a batch was written.
 	noteNoRoom func(why string)
+	// noteApplied receives the transactions that a batch has made visible.
+	noteApplied func(ends []state.TransactionEnd)
 	// beforeApply is nil outside of tests.
 	beforeApply func(*state.Batch)
 }
@@ -83,6 +85,7 @@ func (a *applier) applyGroup(ctx context.Context, g *changeGroup) error {
 		if err := a.writeBatch(ctx, &g.batch); err != nil {
 			return err
 		}
+		a.noteApplied(g.batch.Transactions)
 	}
 	if g.observed != 0 {
 		a.pos.advance(g.observed)

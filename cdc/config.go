@@ -8,6 +8,9 @@ import (
 	"dinnerbell/cdc/tablecopy"
 )
 
+// Observer records durations in seconds, such as a Prometheus histogram.
+type Observer interface{ Observe(seconds float64) }
+
 // Config names the mirrored table and how the mirror follows it.
 type Config struct {
 	// Config names the table and how to reach it. New appends the id of the store's
@@ -31,6 +34,10 @@ type Config struct {
 	// NextOffsets returns the next offsets of the input, by partition, which
 	// checkpoints note beside the rows. It may be nil.
 	NextOffsets func() map[int32]int64
+	// Delays receives, in seconds, how long after its commit in Postgres the oldest
+	// transaction of each applied group became visible here, by the clocks of both
+	// machines. nil: nobody wants to know.
+	Delays Observer
 
 	copyLimits tablecopy.Limits // for tests
 }

@@ -39,7 +39,7 @@ func TestApplierOnAFullDisk(t *testing.T) {
 				t.Errorf("it waits because of %v", why)
 			}
 			return waited
-		}, noteNoRoom: func(string) {}}
+		}, noteNoRoom: func(string) {}, noteApplied: func([]state.TransactionEnd) {}}
 	a.pos.openSession(0)
 	if err := a.applyGroup(t.Context(), &changeGroup{batch: state.Batch{End: 10}, observed: 10}); err != nil {
 		t.Errorf("a transaction without changes: %v", err)

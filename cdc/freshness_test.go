@@ -49,9 +49,10 @@ func TestStrictWaitsWhileReplicationIsPaused(t *testing.T) {
 	if !r.waits() || len(r.clients("r")) != 0 {
 		t.Errorf("the barrier does not wait for %q", r.clients("r"))
 	}
-	r.await("lag", func(st Status) bool { return st.LagBytes > 0 })
+	r.await("lag", func(st Status) bool { return st.LagBytes > 0 && st.Lag > 0 })
 	relay.Resume()
 	r.same("r")
+	r.await("no lag", func(st Status) bool { return st.LagBytes == 0 && st.Lag == 0 && st.LagChanges == 0 })
 	if st := r.m.Status(); st.Reconnects != 0 {
 		t.Errorf("status is %+v, want no reconnect", st)
 	}

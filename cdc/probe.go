@@ -84,11 +84,12 @@ func (p *positionProbe) answerQueries(ctx context.Context, unsent []*positionQue
 // visible before they are flushed, and it is always the end of a record, while a
 // flush position may lie inside of one.
 func (p *positionProbe) readTarget(ctx context.Context) (target, flushed id.LSN, identity string, err error) {
+	asked := time.Now()
 	at, err := p.query.Read(ctx, p.sql)
 	if err != nil {
 		return 0, 0, "", err
 	}
-	p.stats.server.Store(uint64(at.Flush))
+	p.stats.lag.noteLook(at.Flush, asked)
 	return skipPageHeader(at.Insert, at.Flush), at.Flush, at.Identity, nil
 }
 

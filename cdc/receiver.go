@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"dinnerbell/cdc/pgoutput"
 	"dinnerbell/cdc/replication"
@@ -88,6 +89,8 @@ type groupQueue struct {
 	ready chan struct{} // cap 1: there may be a group
 	space chan struct{} // cap 1: there may be room
 
+	waiting *atomic.Int64 // changes that are received and not applied; for the status
+
 	mu     sync.Mutex // guards all below
 	groups []changeGroup
 	bytes  int
@@ -97,7 +100,7 @@ type groupQueue struct {
 // newGroupQueue makes an empty queue for one session: the server sends again what a
 // broken session left in its queue.
 func newGroupQueue() *groupQueue {
-	return &groupQueue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+	return &groupQueue{ready: make(chan struct{}, 1), space: make(chan struct{}, 1), waiting: &atomic.Int64{}}
 }
 
 // wakeWaiter wakes the one goroutine that waits on a channel of capacity 1.
@@ -132,6 +135,7 @@ func (q *groupQueue) put(ctx context.Context, p pgoutput.Piece) error {
 // addLocked appends p.
 func (q *groupQueue) addLocked(p pgoutput.Piece) {
 	q.bytes += p.Bytes
+	q.waiting.Add(int64(len(p.Changes)))
 	if n := len(q.groups); n > 0 && !p.Partial {
 		tail := &q.groups[n-1]
 		if !tail.partial && len(tail.batch.Changes)+len(p.Changes) <= maxGroupChanges {
@@ -196,6 +200,7 @@ func (q *groupQueue) take() (changeGroup, bool) {
 
 // release frees the memory of an applied group.
 func (q *groupQueue) release(g changeGroup) {
+	q.waiting.Add(-int64(len(g.batch.Changes)))
 	clear(g.batch.Changes)
 	q.mu.Lock()
 	q.bytes -= g.bytes

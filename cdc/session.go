@@ -34,10 +34,12 @@ func (m *Mirror) runSession(ctx context.Context) (caughtUp bool, err error) {
 		return false, err
 	}
 	defer func() { source.CloseConn(sql.PgConn()) }()
+	asked := time.Now()
 	cat, past, err := m.db.InspectWithTimeline(ctx, sql)
 	if err != nil {
 		return false, err
 	}
+	m.stats.lag.noteLook(cat.WALEnd, asked)
 	if err := m.lock.Hold(ctx, sql); err != nil {
 		return false, ignoreCanceled(ctx, err)
 	}
@@ -152,7 +154,6 @@ func (m *Mirror) streamChanges(ctx context.Context, sql *pgx.Conn, cat *source.C
 	}
 	m.log.Info("streaming", "slot", m.cfg.Slot, "lsn", durable.String(), "server_lsn", cat.WALEnd.String())
 	m.stats.setState(StateCatchingUp)
-	m.stats.server.Store(uint64(cat.WALEnd))
 	m.pos.openSession(m.store.EndLSN())
 	err = m.runStreaming(ctx, &streamingSession{sql: sql, asker: asker, out: out, cat: cat, confirmed: confirmed, durable: durable, every: replication.StatusInterval(every)})
 	m.pos.closeSession()
@@ -183,10 +184,12 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 	keeper := newCheckpointKeeper(m, l.confirmed)
 	status := replication.NewStatusSender(l.out, keeper.limitAcknowledgement(l.durable))
 	queue := newGroupQueue()
+	queue.waiting = &m.stats.lag.changes
+	queue.waiting.Store(0) // the server sends again what a broken session left in its queue
 	dirty := make(chan struct{}, 1)
 	asm := pgoutput.NewAssembler(l.cat.Source.TableOID, l.cat.ColumnNames(), m.store.EndLSN())
 	recv := &walReceiver{in: replication.NewReader(l.out, asm, status), queue: queue, status: status, stats: &m.stats}
-	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.disk.awaitRoom, noteNoRoom: m.disk.noteNoRoom, beforeApply: m.hooks.beforeApply}
+	app := &applier{store: m.store, queue: queue, pos: &m.pos, gate: m.gate, dirty: dirty, awaitRoom: m.disk.awaitRoom, noteNoRoom: m.disk.noteNoRoom, noteApplied: m.noteApplied, beforeApply: m.hooks.beforeApply}
 	ask := &positionProbe{sql: l.asker, rounds: &m.barrier.queries, pos: &m.pos, epoch: m.pos.currentEpoch(), status: status, stats: &m.stats,
 		db: m.db, query: m.db.NewPositionQuery(l.cat.Version), store: m.store, changed: m.catalogsChanged}
 
@@ -217,7 +220,7 @@ func (m *Mirror) runStreaming(ctx context.Context, l *streamingSession) error {
 // watchCatalogs waits until the session has caught up. From then on it looks at the
 // slot and the catalogs from time to time, and when the probe read other catalogs.
 func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
-	if err := m.awaitCaughtUp(ctx, l.cat.WALEnd); err != nil {
+	if err := m.awaitCaughtUp(ctx, l); err != nil {
 		return ignoreCanceled(ctx, err)
 	}
 	m.stats.setState(StateStreaming)
@@ -239,10 +242,13 @@ func (m *Mirror) watchCatalogs(ctx context.Context, l *streamingSession) error {
 	}
 }
 
-// awaitCaughtUp waits until the local state is at end, the position of the server
-// at the session's start.
-func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
-	epoch := m.pos.currentEpoch()
+// awaitCaughtUp waits until the local state is at the position that the server had at
+// the session's start. Meanwhile it looks how far the server has come, for the status.
+func (m *Mirror) awaitCaughtUp(ctx context.Context, l *streamingSession) error {
+	epoch, query := m.pos.currentEpoch(), m.db.NewPositionQuery(l.cat.Version)
+	end := l.cat.WALEnd
+	look := time.NewTicker(watchEvery)
+	defer look.Stop()
 	for {
 		at, moved, ok := m.pos.watchEpoch(epoch)
 		if !ok || at >= end {
@@ -252,21 +258,45 @@ func (m *Mirror) awaitCaughtUp(ctx context.Context, end id.LSN) error {
 		case <-moved:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(watchEvery):
-			// end may lie inside of a record.
-			m.barrier.queries.requestNudge()
+		case <-look.C:
+			m.lookAtServer(ctx, l.sql, query)
+			if m.pos.load() == at { // end may lie inside of a record
+				m.barrier.queries.requestNudge()
+			}
 		}
+	}
+}
+
+// lookAtServer notes the server's position and the slot for the status. An error is left
+// to the statements that the session needs.
+func (m *Mirror) lookAtServer(ctx context.Context, sql *pgx.Conn, query source.PositionQuery) {
+	asked := time.Now()
+	at, err := query.Read(ctx, sql)
+	if err != nil {
+		return
+	}
+	m.stats.lag.noteLook(at.Flush, asked)
+	if slot, err := m.db.ReadSlot(ctx, sql); err == nil {
+		m.recordSlot(slot, at.Flush)
+	}
+}
+
+// noteApplied notes the transactions of a group that is visible now.
+func (m *Mirror) noteApplied(ends []state.TransactionEnd) {
+	if delay, ok := m.stats.lag.noteApplied(ends); ok && m.cfg.Delays != nil {
+		m.cfg.Delays.Observe(delay.Seconds())
 	}
 }
 
 // checkCatalog compares the catalogs with those of the rows, and has the rows
 // rebuilt if need be. A *NewSnapshotError reports that the stream cannot go on.
 func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
+	asked := time.Now()
 	cat, err := m.db.InspectStreaming(ctx, l.sql)
 	if err != nil {
 		return err
 	}
-	m.stats.server.Store(uint64(cat.WALEnd))
+	m.stats.lag.noteLook(cat.WALEnd, asked)
 	if err := m.lock.Hold(ctx, l.sql); err != nil {
 		return err
 	}
@@ -309,7 +339,7 @@ func (m *Mirror) recordSlot(slot source.SlotStatus, walEnd id.LSN) {
 	before := s.slotHeld.Swap(held)
 	s.mu.Lock()
 	was := s.walStatus
-	s.walStatus = slot.WALStatus
+	s.walStatus, s.slotLooked = slot.WALStatus, time.Now()
 	s.mu.Unlock()
 
 	much := cmp.Or(m.hooks.heldBackWarn, heldBackWarn)

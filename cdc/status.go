@@ -27,11 +27,23 @@ const (
 
 // Status is a mirror's condition at one moment.
 type Status struct {
-	State         MirrorState
-	AppliedLSN    id.LSN // visible here
-	DurableLSN    id.LSN // on disk here, and acknowledged
-	LagBytes      int64  // WAL that was still to be read when the server was last asked
+	State      MirrorState
+	AppliedLSN id.LSN // visible here
+	DurableLSN id.LSN // on disk here, and acknowledged
+	LagBytes   int64  // WAL that was still to be read when the server was last asked; -1: not known
+	// Lag is the time since the moment up to which every commit is applied, 0 if no
+	// commit is missing; -1: not known.
+	Lag time.Duration
+	// LagChanges is how many changes of rows are received and not applied yet; -1: not
+	// known.
+	LagChanges int64
+	// FreshAt is the newest moment at which the server was asked for its position and
+	// whose commits are all here. Zero: none in this process.
+	FreshAt time.Time
+	// SlotWALStatus is empty, and SlotKnown false, where the slot was not looked at
+	// lately. A slot that was found lost stays lost.
 	SlotWALStatus string
+	SlotKnown     bool
 	SafeWALSize   int64 // bytes until the slot may be lost; -1: no limit
 	SlotHeldBytes int64 // WAL that the server keeps for the slot
 	Subscriptions int64
@@ -53,8 +65,8 @@ type Status struct {
 
 // mirrorStats are the numbers behind Status. Each has one writer or is a counter.
 type mirrorStats struct {
-	freshness   atomic.Int64  // ns
-	server      atomic.Uint64 // the server's flush position when last read
+	freshness   atomic.Int64 // ns
+	lag         sourceLag
 	safeWALSize atomic.Int64
 	slotHeld    atomic.Int64
 	keepSize    atomic.Int64 // max_slot_wal_keep_size in bytes; -1: no limit
@@ -71,6 +83,7 @@ type mirrorStats struct {
 	state      MirrorState
 	since      time.Time
 	walStatus  string
+	slotLooked time.Time
 	lastError  string
 	beforeLock MirrorState // the state before the wait for the slot's lock; its holder alone uses it
 	full       string      // why the mirror waits for room on the disk; "": it does not wait
@@ -166,12 +179,18 @@ func (m *Mirror) Status() Status {
 		Work:          m.work.current(),
 		Checkpoint:    s.checkpoint.current(),
 	}
-	if server := id.LSN(s.server.Load()); server > st.AppliedLSN {
-		st.LagBytes = int64(server - st.AppliedLSN)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.State, st.SlotWALStatus, st.LastError = s.state, s.walStatus, s.lastError
+	st.State, st.LastError = s.state, s.lastError
+	if st.SlotKnown = !s.slotLooked.IsZero() && time.Since(s.slotLooked) <= lagUnknownAfter; st.SlotKnown || s.walStatus == source.SlotLost {
+		st.SlotWALStatus = s.walStatus
+	}
+	connected := s.state == StateStreaming || s.state == StateCatchingUp
+	g := s.lag.read(st.AppliedLSN, connected, time.Now())
+	st.LagBytes, st.Lag, st.FreshAt, st.LagChanges = g.bytes, g.behind, g.fresh, -1
+	if connected {
+		st.LagChanges = s.lag.changes.Load()
+	}
 	if s.full != "" && s.state != StateHalted {
 		st.State = StateDiskFull
 	}

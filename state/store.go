@@ -139,6 +139,17 @@ func (s *Store) Source() (src Source, ok bool) {
 // Disk returns how much room there is; false where the file system does not report it.
 func (s *Store) Disk() (Disk, bool) { return s.disk.measureDisk() }
 
+// Size returns the bytes of the store's files, without those that only checkpoints hold; 0
+// for a closed store.
+func (s *Store) Size() int64 {
+	done, err := s.acquire()
+	if err != nil {
+		return 0
+	}
+	defer done()
+	return int64(s.db.Metrics().DiskSpaceUsage())
+}
+
 // EndLSN returns the end of the last transaction that readers see. A crash may set it
 // back to [Store.DurableLSN]; a load that began earlier may set it back too.
 func (s *Store) EndLSN() id.LSN { return s.currentView().end }

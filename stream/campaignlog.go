@@ -63,6 +63,10 @@ func (l *lane) noteCampaigns(st *step, seq int64) {
 		return
 	}
 	l.svc.counters.finished.Add(int64(len(finished)))
+	now := l.svc.now()
+	for i := range finished {
+		finished[i].observe(l.svc.cfg.Durations.Decided, now)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.unshipped = append(l.unshipped, finished...)
@@ -137,6 +141,9 @@ func (l *lane) noteFinished(seq int64) {
 	l.mu.Unlock()
 	if n == 0 {
 		return
+	}
+	for i := range shipped {
+		shipped[i].observe(l.svc.cfg.Durations.Delivered, l.svc.now())
 	}
 	now := time.Now()
 	for i := range shipped {

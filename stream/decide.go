@@ -69,6 +69,7 @@ func (d *decider) run(ctx context.Context) error {
 			return err
 		}
 		d.lane.setLiveCount(d.sched.len())
+		d.lane.noteFresh(d.sched.oldestFresh())
 		if len(d.sched.removedCaches) > 0 {
 			d.delivered.forget(d.sched.removedCaches...)
 			d.sched.removedCaches = d.sched.removedCaches[:0]
@@ -271,6 +272,9 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 	if before != nil {
 		l.version, l.approved = before.RowVersion+1, before.Approved
 	}
+	if l.due = dueAt(l.Start, m.time); l.replayed {
+		l.due = later(l.due, m.received)
+	}
 	l.contested.Store(before != nil || m.shared || m.have > 0)
 	if err := l.packRestaurant(); err != nil { // cannot happen: Parse refuses ids that cannot be packed
 		d.cfg.Logger.Error("campaign cannot be packed", "campaign", k.Campaign, "restaurant", k.Restaurant, "error", err)
@@ -330,6 +334,7 @@ func (d *decider) sealAndSubmit(ctx context.Context, st *step) error {
 	default:
 	}
 	st.seal(d.lane.svc.now().Unix())
+	d.lane.noteBuilt(st)
 	failpoint.Hit("decide/sealed")
 	for {
 		left := time.Unix(st.trigger+1, 0).Sub(d.lane.svc.now())

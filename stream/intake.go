@@ -69,6 +69,7 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 		return sendBatch(ctx, i.arrivals, messageBatch{messages: batch})
 	}
 	failpoint.Hit("intake/received")
+	i.lane.noteRead(batch)
 	received := i.lane.svc.now()
 	passed := true
 	patience := i.barrierWait(batch, received.Unix()) // before the look-up, which turns campaigns into dead letters

@@ -44,6 +44,7 @@ type lane struct {
 	status LaneStatus
 	counts laneTotals
 	held   heldInput
+	late   lateness
 	starts *startTimes
 
 	unshipped []finishedCampaign       // in the order of their steps
@@ -70,6 +71,7 @@ func (l *lane) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // an orderly end: the next takeover reads how far both sinks are
 		}
+		l.svc.counters.sessionsFailed.Add(1)
 		if halted, ok := errors.AsType[*halt.Error](err); ok {
 			l.svc.cfg.Logger.Error("lane halted", "lane", l.id, "what", halted.What, "to_mend", halted.Hint)
 			return halted
@@ -130,6 +132,7 @@ func (l *lane) setState(state LaneState, err error) {
 		l.status.LastError = err.Error()
 	}
 	if state != LaneRunning {
+		l.late.endSession(l.oldestDueLocked())
 		l.starts, l.counts.live, l.fanOuts = nil, 0, nil
 		l.gate.Store(nil)
 		l.passedLSN.Store(0)
@@ -144,6 +147,7 @@ func (l *lane) noteTakeover(c *takeover.Claim, times *startTimes) {
 	defer l.mu.Unlock()
 	l.starts = times
 	l.status.State, l.status.LastError = LaneRunning, ""
+	l.late.before = time.Time{}
 	l.status.Epoch, l.status.Decided, l.status.Shipped, l.status.NextOffset = c.Epoch, c.Decided, c.Shipped, c.NextOffset
 	l.counts = laneTotals{Totals: c.Totals, shipped: c.Totals.Notified}
 	l.unshipped = slices.DeleteFunc(l.unshipped, func(f finishedCampaign) bool { return f.seq > c.Decided }) // the sink was set back
@@ -161,6 +165,7 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 	defer l.mu.Unlock()
 	l.status.Decided = p.Seq
 	l.status.NextOffset = max(l.status.NextOffset, st.nextOffset)
+	l.late.noteDecided(p.Seq, l.status.NextOffset)
 	l.counts.Notified += int64(p.Notifications())
 	l.counts.Expired += st.expired
 	l.counts.Dead += p.RefusedMessages()
@@ -170,6 +175,7 @@ func (l *lane) noteShipped(batch []*record.Payload) {
 	defer l.noteFinished(batch[len(batch)-1].Seq)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.late.noteShipped(batch[len(batch)-1].Seq, l.svc.cfg.Durations.Shipped)
 	for _, p := range batch {
 		l.status.Shipped = p.Seq
 		l.counts.shipped += int64(p.Notifications())
@@ -271,6 +277,7 @@ func (s *Service) watchInput(ctx context.Context, client *kgo.Client) error {
 func (l *lane) noteHeldInput(stable, end int64, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.late.input.noteEnd(end, l.status.NextOffset, now)
 	h := &l.held
 	if stable >= end || stable != h.stable {
 		if h.shown {

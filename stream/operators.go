@@ -141,7 +141,7 @@ func (l *lane) noteOperated(o *sink.OperatedCampaign) {
 		starts.noteOperated()
 	}
 	if o.State == sink.StatePending && starts != nil {
-		starts.addReleased(l.svc.now(), startTime{start: o.Start, key: o.Key, version: o.Version})
+		starts.addReleased(l.svc.now(), startTime{start: o.Start, key: o.Key, version: o.Version, since: o.Time.UnixMilli()})
 	}
 }
 

@@ -38,6 +38,7 @@ type liveCampaign struct {
 
 	began  time.Time    // when its message was received; zero: not known
 	sent   int64        // milliseconds; time of its message, as Kafka gave it; 0: not known
+	due    time.Time    // when it should have gone out, see Durations; zero: not known
 	totals fanOutTotals // as far as steps are committed; of the goroutine that handles those
 
 	audience     atomic.Pointer[int64] // subscribers of the restaurant; nil: not counted yet

@@ -53,6 +53,8 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Limits hold from the start; SetLimits changes them.
 	Limits Limits
+	// Durations receive how long campaigns and steps take.
+	Durations Durations
 }
 
 func (c Config) withDefaults() Config {

@@ -140,6 +140,7 @@ func (s *session) newCommitter() *committer {
 func (s *session) newShipper() *shipper {
 	sh := newShipper(s.claim)
 	sh.toShip, sh.shipped, sh.note = s.toShip, s.shipped, s.lane.noteShipped
+	sh.aborted = func() { s.lane.svc.counters.earlyAborts.Add(1) }
 	return sh
 }
 

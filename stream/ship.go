@@ -31,11 +31,12 @@ type shipper struct {
 	toShip  <-chan *inflightStep
 	shipped *shipProgress
 	note    func(batch []*record.Payload) // is called with each batch that is shipped
+	aborted func()                        // is called for each step that was produced in vain
 }
 
 // newShipper makes a shipper for single batches, which reports to nobody.
 func newShipper(c *takeover.Claim) *shipper {
-	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}}
+	return &shipper{claim: c, shipped: &shipProgress{}, note: func([]*record.Payload) {}, aborted: func() {}}
 }
 
 // run sends decided steps to Kafka, in order: the committed steps that wait go in one
@@ -160,6 +161,7 @@ func (s *shipper) shipEarly(ctx context.Context, d *inflightStep, out *recordBuf
 	if err := s.claim.Client.EndTransaction(ctx, kgo.TryAbort); err != nil {
 		return false, fmt.Errorf("abort: %w", err)
 	}
+	s.aborted()
 	return false, nil
 }
 

@@ -58,6 +58,7 @@ type startTimes struct {
 	unlisted    bool                   // some campaigns that start up to unlistedTo are not listed
 	unlistedTo  int64
 	handingOver int                    // taken out of queue and not yet handed to the decider
+	handedDue   time.Time              // when the oldest of those is due
 	joining     map[campaign.Key]int64 // versions that are due or joined, and that a reload may still find pending
 	distant     distantStarts          // campaigns behind horizon
 	wake        chan struct{}          // something was added; one token
@@ -67,7 +68,8 @@ type startTime struct {
 	start   int64
 	key     campaign.Key
 	version int64
-	waits   bool // the start had come when it was listed
+	since   int64 // milliseconds: when the message was produced, or an operator let the campaign go
+	waits   bool  // the start had come when it was listed
 }
 
 type startQueue []startTime
@@ -254,6 +256,7 @@ func (a *startTimes) takeDue(now int64) []startTime {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var out []startTime
+	a.handedDue = time.Time{}
 	for len(a.queue) > 0 && a.queue[0].start <= now && len(out) < dueBatch {
 		p := a.queue[0]
 		heap.Pop(&a.queue)
@@ -265,6 +268,7 @@ func (a *startTimes) takeDue(now int64) []startTime {
 		}
 		delete(a.listed, p.key)
 		a.joining[p.key] = p.version
+		a.handedDue = earlier(a.handedDue, dueAt(p.start, p.since))
 		out = append(out, p)
 	}
 	a.handingOver = len(out)
@@ -458,7 +462,7 @@ func (s *campaignStarter) reloadStarts(ctx context.Context, now time.Time, after
 }
 
 func newStartTime(p sink.PendingCampaign) startTime {
-	return startTime{start: p.Start, key: p.Key, version: p.Version}
+	return startTime{start: p.Start, key: p.Key, version: p.Version, since: p.Since}
 }
 
 func startTimesOf(list []sink.PendingCampaign) (out []startTime) {
@@ -486,6 +490,7 @@ func (s *campaignStarter) loadCampaigns(ctx context.Context, due []startTime) ([
 		if accepted := d.Accepted.UnixMilli(); d.Start*1000 >= accepted && !d.Approved { // it had to wait for its start alone
 			l.sent = accepted
 		}
+		l.due = dueAt(d.Start, d.Since)
 		l.audience.Store(d.Audience)
 		l.contested.Store(d.Contested)
 		if err := l.packRestaurant(); err != nil {

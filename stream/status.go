@@ -49,8 +49,15 @@ type LaneStatus struct {
 	// HeldByTransaction names the open transaction of another producer that keeps
 	// campaigns from being read.
 	HeldByTransaction string
-	LastError         string
-	Halted            *halt.Error
+	// LagMessages is how many offsets of the campaigns topic wait to be decided, and Lag
+	// since when the first of them waits; -1: not known.
+	LagMessages int64
+	Lag         time.Duration
+	// Oldest is the age of the oldest campaign that the lane has accepted and not
+	// delivered to its end, since it was due (see Durations); 0: there is none.
+	Oldest    time.Duration
+	LastError string
+	Halted    *halt.Error
 }
 
 // Status is the stream at one moment. Live and scheduled campaigns are counted in
@@ -115,6 +122,7 @@ func (l *lane) addStatus(out *Status) {
 	}
 	st.WaitsForLSN = l.gate.Load().waitsFor()
 	st.HeldByTransaction = l.held.describe(l.svc.cfg.Kafka.Campaigns, l.id)
+	l.addLateness(&st)
 	out.Lanes = append(out.Lanes, st)
 	out.Campaigns.Live += int64(l.counts.live)
 	if l.starts != nil {
@@ -148,6 +156,8 @@ type Counts struct {
 	DeliveredMisses int64                // clients whom Postgres knew and the delivered cache did not
 	LateNotified    int64                // clients notified because they subscribed while a campaign was live
 	LateEntries     int64                // new subscriptions that the lanes have looked at for that
+	EarlyAborts     int64                // steps that were produced before their commit in vain: their Kafka transaction was aborted
+	SessionsFailed  int64                // sessions of lanes that an error ended; the next session takes over
 	Parked          int64                // campaigns whose audience exceeded limits.max_audience
 	PaceWaits       time.Duration        // how long lanes waited for limits.notifications_per_second, over all lanes
 	Unservable      int64                // clients left out because the feedback table or the topic cannot take them; dead letters name them
@@ -171,6 +181,8 @@ func (c Counts) Add(o Counts) Counts {
 	c.LateNotified += o.LateNotified
 	c.LateEntries += o.LateEntries
 	c.Unservable += o.Unservable
+	c.EarlyAborts += o.EarlyAborts
+	c.SessionsFailed += o.SessionsFailed
 	c.Parked += o.Parked
 	c.PaceWaits += o.PaceWaits
 	return c
@@ -178,7 +190,7 @@ func (c Counts) Add(o Counts) Counts {
 
 // counters hold the Counts as they rise.
 type counters struct {
-	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, lateNotified, lateEntries, unservable, parked atomic.Int64
+	decided, shipped, accepted, finished, expired, dead, older, withoutAudience, conflicts, deliveredMisses, lateNotified, lateEntries, unservable, parked, earlyAborts, sessionsFailed atomic.Int64
 
 	letters [len(campaign.ReasonClasses)]atomic.Int64
 	latency [LatencyBuckets]atomic.Int64
@@ -202,6 +214,7 @@ func (c *counters) snapshot() Counts {
 		Older: c.older.Load(), WithoutAudience: c.withoutAudience.Load(), Conflicts: c.conflicts.Load(),
 		DeliveredMisses: c.deliveredMisses.Load(), LateNotified: c.lateNotified.Load(), LateEntries: c.lateEntries.Load(),
 		Unservable: c.unservable.Load(), Parked: c.parked.Load(),
+		EarlyAborts: c.earlyAborts.Load(), SessionsFailed: c.sessionsFailed.Load(),
 	}
 	for i := range c.letters {
 		out.Letters[i] = c.letters[i].Load()

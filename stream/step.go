@@ -314,7 +314,7 @@ func (st *step) waitingStarts() []startTime {
 	var out []startTime
 	for _, r := range st.rows {
 		if r.accept && r.state == sink.StatePending && !r.started {
-			out = append(out, startTime{start: r.Start, key: r.Key(), version: r.version})
+			out = append(out, startTime{start: r.Start, key: r.Key(), version: r.version, since: r.messageTime})
 		}
 	}
 	return out

@@ -92,7 +92,7 @@ func printStatus(out io.Writer, r *status.Report) error {
 	}
 	row("version", "%s", r.Version)
 	s := r.Source
-	row("source", "%s at %s, %s behind, slot %s keeps %s", s.State, s.AppliedLSN, terminal.Bytes(s.LagBytes), orDash(s.SlotWALStatus), terminal.Bytes(s.SlotHeldBytes))
+	row("source", "%s at %s, %s, slot %s keeps %s", s.State, s.AppliedLSN, sourceLagText(&s), orDash(s.SlotWALStatus), bytesOrDash(s.SlotHeldBytes))
 	if s.State == string(cdc.StateSnapshot) {
 		row("snapshot", "%s", snapshotText(&s))
 	}
@@ -199,17 +199,53 @@ func printLanes(out io.Writer, lanes []status.Lane) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintf(w, "\nlane\tepoch\tdecided\tshipped\tnext offset\tstate\t\n")
+	_, _ = fmt.Fprintf(w, "\nlane\tepoch\tdecided\tshipped\tnext offset\twaiting\toldest campaign\tstate\t\n")
 	for _, l := range lanes {
 		if l.WaitingForFreshness {
 			l.State += ", waits for fresh subscriptions"
 		}
-		_, _ = fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%s\t\n", l.Partition, l.Epoch, l.Decided, l.Shipped, l.NextOffset, orDash(l.State))
+		_, _ = fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t\n", l.Partition, l.Epoch, l.Decided, l.Shipped, l.NextOffset, laneLagText(&l), secondsText(l.OldestCampaignSeconds), orDash(l.State))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return nil
+}
+
+// sourceLagText says how far the subscriptions are behind; a dash where nobody knows.
+func sourceLagText(s *status.Source) string {
+	if s.LagBytes == nil {
+		return "— behind"
+	}
+	text := terminal.Bytes(*s.LagBytes) + " behind"
+	if *s.LagBytes > 0 && s.LagSeconds != nil {
+		text += fmt.Sprintf(" (%s)", secondsText(*s.LagSeconds))
+	}
+	return text
+}
+
+// laneLagText says how many messages wait for the lane and since when; a dash where
+// nobody knows.
+func laneLagText(l *status.Lane) string {
+	switch {
+	case l.LagMessages == nil:
+		return "—"
+	case *l.LagMessages == 0 || l.LagSeconds == nil:
+		return terminal.Thousands(*l.LagMessages)
+	}
+	return fmt.Sprintf("%s, %s", terminal.Thousands(*l.LagMessages), secondsText(*l.LagSeconds))
+}
+
+// secondsText returns a duration to the tenth of a second.
+func secondsText(s float64) string {
+	return time.Duration(s * float64(time.Second)).Round(100 * time.Millisecond).String()
+}
+
+func bytesOrDash(n *int64) string {
+	if n == nil {
+		return "—"
+	}
+	return terminal.Bytes(*n)
 }
 
 func orDash(s string) string {

@@ -87,12 +87,13 @@ type PendingCampaign struct {
 	Key     campaign.Key
 	Version int64
 	Start   int64
+	Since   int64 // milliseconds: when its message was produced, or an operator changed it
 }
 
 // ReadPending calls fn for each pending campaign of a lane that starts in (after,
 // until], at most limit: first those in the middle of their fan-out, then by start.
 func (t Tables) ReadPending(ctx context.Context, q Querier, lane int32, after, until int64, limit int, fn func(PendingCampaign)) error {
-	rows, err := q.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start FROM `+t.Campaign+`
+	rows, err := q.Query(ctx, `SELECT adv_campaign_id, restaurant_id, version, adv_campaign_datetime_start, greatest(msg_time, operator_time) FROM `+t.Campaign+`
 WHERE lane = $1 AND state = 'pending' AND adv_campaign_datetime_start > $2 AND adv_campaign_datetime_start <= $3
 ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 		lane, after, until, limit)
@@ -100,7 +101,7 @@ ORDER BY cursor = '', adv_campaign_datetime_start LIMIT $4`,
 		return fmt.Errorf("read start times of lane %d: %w", lane, err)
 	}
 	var p PendingCampaign
-	_, err = pgx.ForEachRow(rows, []any{&p.Key.Campaign, &p.Key.Restaurant, &p.Version, &p.Start}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&p.Key.Campaign, &p.Key.Restaurant, &p.Version, &p.Start, &p.Since}, func() error {
 		fn(p)
 		return nil
 	})
@@ -119,7 +120,7 @@ func (t Tables) ReadPendingKeys(ctx context.Context, q Querier, lane int32, keys
 		return nil, fmt.Errorf("read start times of lane %d: %w", lane, err)
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p PendingCampaign, err error) {
-		err = row.Scan(&p.Key.Campaign, &p.Key.Restaurant, &p.Version, &p.Start)
+		err = row.Scan(&p.Key.Campaign, &p.Key.Restaurant, &p.Version, &p.Start, &p.Since)
 		return p, err
 	})
 	if err != nil {
@@ -137,6 +138,7 @@ type DueCampaign struct {
 	Approved  bool  // an operator let it go although its audience exceeds the limit
 	From      campaign.Position
 	Accepted  time.Time
+	Since     int64  // milliseconds: when its message was produced, or an operator changed it
 	Audience  *int64 // nil: not counted
 	Notified  int64  // over all versions
 	Already   int64
@@ -151,7 +153,7 @@ func (t Tables) rowByKeySQL(key string) string {
 
 // PendingKeysSQL selects those of the keys ($1, $2) that are pending on lane $3.
 func (t Tables) PendingKeysSQL() string {
-	return `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
+	return `SELECT c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_datetime_start, greatest(c.msg_time, c.operator_time) FROM unnest($1::text[], $2::text[]) AS k(campaign, restaurant)
 CROSS JOIN ` + t.rowByKeySQL("k") + ` WHERE c.lane = $3 AND c.state = 'pending'`
 }
 
@@ -184,12 +186,12 @@ func (t Tables) ReadDue(ctx context.Context, q Querier, lane int32, due []Pendin
 // dueColumns are the columns of a DueCampaign, of table c, as scanDue reads them.
 const dueColumns = `c.adv_campaign_id, c.restaurant_id, c.version, c.adv_campaign_content, c.adv_campaign_owner, c.adv_campaign_owner_contact,
   c.adv_campaign_datetime_start, c.adv_campaign_datetime_end, c.datetime_created, c.cursor, c.contested, c.approved, c.msg_lane, c.msg_offset,
-  c.accepted_at, c.audience, c.notified, c.already`
+  c.accepted_at, greatest(c.msg_time, c.operator_time), c.audience, c.notified, c.already`
 
 func scanDue(row pgx.CollectableRow) (d DueCampaign, err error) {
 	c := &campaign.Campaign{}
 	var cursor []byte
-	err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Audience, &d.Notified, &d.Already)
+	err = row.Scan(&c.ID, &c.RestaurantID, &d.Version, &c.Content, &c.Owner, &c.OwnerContact, &c.Start, &c.End, &c.Created, &cursor, &d.Contested, &d.Approved, &d.From.Lane, &d.From.Offset, &d.Accepted, &d.Since, &d.Audience, &d.Notified, &d.Already)
 	d.Campaign, d.Cursor = c, id.ID(cursor)
 	return d, err
 }

@@ -21,7 +21,6 @@ import (
 	"dinnerbell/state"
 	"dinnerbell/stream"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -85,21 +84,21 @@ type listeners struct{ tcp, socket net.Listener }
 type supervisor struct {
 	Options
 
-	current  atomic.Pointer[Engine]
-	limits   atomic.Pointer[stream.Limits] // in force
-	level    string                        // of the log, in force; of watchReload
-	site     status.Site
-	stalls   status.StallDetector
-	problems status.ProblemClock
-	damage   damageHistory
-	gc       loadGC
-	waits    prometheus.Histogram // how long joins waited for fresh subscriptions
+	current   atomic.Pointer[Engine]
+	limits    atomic.Pointer[stream.Limits] // in force
+	level     string                        // of the log, in force; of watchReload
+	site      status.Site
+	stalls    status.StallDetector
+	problems  status.ProblemClock
+	damage    damageHistory
+	gc        loadGC
+	durations *status.Durations // of the process: all engines add to them
 }
 
 // newDaemon makes the daemon around an open store, which it owns from here on:
 // close its engine at the end.
 func newDaemon(o Options, store *state.Store) *supervisor {
-	d := &supervisor{Options: o, waits: status.NewFreshnessWaits(), site: siteOf(o.Config)}
+	d := &supervisor{Options: o, durations: status.NewDurations(), site: siteOf(o.Config)}
 	limits := limitsOf(o.Config)
 	d.limits.Store(&limits)
 	d.level = o.Config.Log.Level
@@ -130,7 +129,7 @@ func (s *supervisor) run(ctx context.Context, l *listeners) error {
 		stopHTTP()
 		return err
 	}
-	readOnly := withPage(page, status.NewHandler(s.Build, s.statusReport, s.Logger, s.waits))
+	readOnly := withPage(page, status.NewHandler(s.Build, s.statusReport, s.Logger, s.durations.Collectors()...))
 	g.Go(func() error { return page.Run(httpCtx) })
 	httpserve.WarnOfFewDescriptors(s.Logger, httpserve.DescriptorLimit())
 	g.Go(func() error {

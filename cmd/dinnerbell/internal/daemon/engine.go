@@ -45,12 +45,14 @@ func (s *supervisor) currentEngine() *Engine { return s.current.Load() }
 type carriedCounts struct {
 	stream                     stream.Counts
 	badIDs, nullIDs, failovers int64
+	reconnects, snapshots      int64
 }
 
 // addTo adds the counts to the statuses of the current engine.
 func (c carriedCounts) addTo(m *cdc.Status, s *stream.Status) {
 	s.Counts = s.Add(c.stream)
 	m.BadIDs, m.NullIDs, m.Failovers = m.BadIDs+c.badIDs, m.NullIDs+c.nullIDs, m.Failovers+c.failovers
+	m.Reconnects, m.Snapshots = m.Reconnects+c.reconnects, m.Snapshots+c.snapshots
 }
 
 // totalCounts returns the counts of all engines so far. The current one has ended.
@@ -61,16 +63,19 @@ func (s *supervisor) totalCounts() carriedCounts {
 	}
 	source, lanes := e.Mirror.Status(), e.Service.Status()
 	e.before.addTo(&source, &lanes)
-	return carriedCounts{stream: lanes.Counts, badIDs: source.BadIDs, nullIDs: source.NullIDs, failovers: source.Failovers}
+	return carriedCounts{
+		stream: lanes.Counts, badIDs: source.BadIDs, nullIDs: source.NullIDs, failovers: source.Failovers, reconnects: source.Reconnects, snapshots: source.Snapshots,
+	}
 }
 
 // newEngine makes an engine around a store, which becomes the current one.
 func (s *supervisor) newEngine(store *state.Store) *Engine {
 	e := &Engine{Config: s.Config, Store: store, before: s.totalCounts(), LoadGC: &s.gc}
 	source := SourceConfig(s.Config, s.Logger)
-	source.NextOffsets = e.NextOffsets
+	source.NextOffsets, source.Delays = e.NextOffsets, s.durations.SourceApplied
 	e.Mirror = cdc.New(source, store)
-	lanes, fresh := streamConfig(s.Config, s.Logger), barrier{e.Mirror, s.waits}
+	lanes, fresh := streamConfig(s.Config, s.Logger), barrier{e.Mirror, s.durations.FreshnessWait}
+	lanes.Durations = stream.Durations{Decided: s.durations.CampaignDecided, Delivered: s.durations.CampaignDelivered, Shipped: s.durations.StepShipped}
 	lanes.Committed = fresh.awaitCommitted
 	e.Service = stream.New(lanes, store, fresh)
 	e.calls, e.end = context.WithCancelCause(context.Background())

@@ -51,7 +51,7 @@ func (s *supervisor) statusReport() status.Report {
 // reportState adds the local state to a report, and the reasons and conditions that
 // follow from it.
 func (s *supervisor) reportState(r *status.Report, e *Engine, complete bool) {
-	r.State.Quarantines = s.damage.count()
+	r.State.Quarantines, r.State.SizeBytes = s.damage.count(), e.Store.Size()
 	if disk, ok := e.Store.Disk(); ok {
 		r.State.FreeBytes, r.State.ReserveBytes = disk.Free, disk.Reserve
 		if disk.Short() {

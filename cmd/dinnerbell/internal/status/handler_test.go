@@ -23,7 +23,7 @@ import (
 
 // healthy returns the statuses of mirror and service in a daemon at work.
 func healthy() (cdc.Status, stream.Status) {
-	m := cdc.Status{State: cdc.StateStreaming, AppliedLSN: id.LSN(0x1A2B), SlotWALStatus: "reserved", SafeWALSize: -1, Subscriptions: 7, FreshnessMS: 0.3}
+	m := cdc.Status{State: cdc.StateStreaming, AppliedLSN: id.LSN(0x1A2B), SlotWALStatus: "reserved", SlotKnown: true, SafeWALSize: -1, Subscriptions: 7, FreshnessMS: 0.3}
 	s := stream.Status{Assigned: true, Lanes: []stream.LaneStatus{
 		{Partition: 0, Epoch: 1, Decided: 12, Shipped: 12, NextOffset: 40, State: "running"},
 	}}
@@ -36,11 +36,11 @@ func healthy() (cdc.Status, stream.Status) {
 
 // The shape is the contract's; state is an addition to a lane.
 const goldenStatus = `{"ready":true,"version":"dev",` +
-	`"source":{"state":"streaming","applied_lsn":"0/1A2B","lag_bytes":0,"slot_wal_status":"reserved","subscriptions":7,"freshness_ms":0.3},` +
-	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running"}],` +
+	`"source":{"state":"streaming","applied_lsn":"0/1A2B","lag_bytes":0,"lag_seconds":0,"lag_changes":0,"slot_wal_status":"reserved","subscriptions":7,"freshness_ms":0.3,"slot_held_bytes":0},` +
+	`"lanes":[{"partition":0,"epoch":1,"decided":12,"shipped":12,"next_offset":40,"state":"running","lag_messages":0,"lag_seconds":0,"oldest_campaign_seconds":0}],` +
 	`"campaigns":{"live":1,"scheduled":2,"expired":3,"dead":4,"parked":5,"paused":6},` +
 	`"notifications":{"decided":9,"shipped":8},` +
-	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_accepted":0,"campaigns_finished":0,"campaigns_expired":2,"campaigns_dead":1,"dead_letters":{"tombstone":5},"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0,"late_notified":0,"late_subscriptions":0,"campaigns_parked":7,"pace_wait_seconds":1.5},"limits":{"max_audience":100,"notifications_per_second":200},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0},"recent_campaigns":[],"events":[]}` + "\n"
+	`"halted":null,"counters":{"notifications_decided":6,"notifications_shipped":5,"campaigns_accepted":0,"campaigns_finished":0,"campaigns_expired":2,"campaigns_dead":1,"dead_letters":{"tombstone":5},"campaigns_older":4,"campaigns_without_audience":3,"bad_ids":0,"null_ids":0,"unservable_clients":0,"conflicts":0,"delivered_misses":0,"late_notified":0,"late_subscriptions":0,"campaigns_parked":7,"pace_wait_seconds":1.5,"early_aborts":0,"lane_session_failures":0,"source_reconnects":0,"snapshots":0},"limits":{"max_audience":100,"notifications_per_second":200},"clock_skew_ms":0,"state":{"condition":"ok","free_bytes":0,"reserve_bytes":0,"size_bytes":0,"quarantines":0},"checkpoint":{"lsn":"0/0","age_seconds":0,"held_back_bytes":0},"recent_campaigns":[],"events":[]}` + "\n"
 
 // get asks a handler for one path.
 func get(t *testing.T, r Report, method, path string) *httptest.ResponseRecorder {
@@ -178,7 +178,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	m, s := healthy()
-	m.SafeWALSize, m.Work = 1, &cdc.WorkStatus{Kind: "rebuild"}
+	m.SafeWALSize, m.FreshAt, m.Work = 1, time.Unix(1, 0), &cdc.WorkStatus{Kind: "rebuild"}
 	m.Checkpoint.ID = "20260101T000000.000Z"
 	s.Lanes[0].SourceLSN = 1 // as with late subscribers
 	doc, err := os.ReadFile("../../../../docs/metrics.md")
@@ -187,7 +187,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	w := httptest.NewRecorder()
 	r := NewReport("dev", m, s, true)
-	NewHandler(Build{}, func() Report { return r }, slog.New(slog.DiscardHandler), NewFreshnessWaits()).
+	NewHandler(Build{}, func() Report { return r }, slog.New(slog.DiscardHandler), NewDurations().Collectors()...).
 		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	names := func(pattern, text string) []string {
 		var out []string

@@ -52,16 +52,6 @@ func (c ownProcess) Collect(out chan<- prometheus.Metric) {
 
 func ofNetwork(d *prometheus.Desc) bool { return strings.Contains(d.String(), `"process_network_`) }
 
-// NewFreshnessWaits returns the histogram of the waits of joins for fresh
-// subscriptions; freshness_seconds shows the last wait alone.
-func NewFreshnessWaits() prometheus.Histogram {
-	return prometheus.NewHistogram(prometheus.HistogramOpts{
-		Namespace: "dinnerbell", Name: "freshness_wait_seconds",
-		Help:    "How long joins waited for the subscriptions to be as fresh as join.freshness asks for.",
-		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
-	})
-}
-
 func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("dinnerbell_"+name, help, labels, nil)
 }
@@ -74,11 +64,17 @@ var (
 	descSlot      = newDesc("slot_wal_status", "1 for the slot's wal_status: an unreserved one may be lost at the next checkpoint, a lost one needs a new snapshot.", "status")
 	descHeld      = newDesc("slot_held_bytes", "WAL that the source keeps for the slot.")
 	descSafe      = newDesc("slot_safe_bytes", "WAL that may still be written before the slot may be lost; absent without max_slot_wal_keep_size.")
-	descLag       = newDesc("source_lag_bytes", "WAL of the source that is not applied here yet.")
+	descLag       = newDesc("source_lag_bytes", "WAL of the source that is not applied here yet; absent while the mirror is not connected.")
+	descLagTime   = newDesc("source_lag_seconds", "Time since the moment up to which every commit of the source is applied here, 0 if none is missing; absent while the mirror is not connected.")
+	descLagRows   = newDesc("source_lag_changes", "Changes of rows that are received and not applied yet; absent while the mirror is not connected.")
+	descFreshAt   = newDesc("source_fresh_timestamp_seconds", "Unix time of which it is known that every commit before it is applied here; it stands still while the mirror is not connected.")
+	descReconnect = newDesc("source_reconnects_total", "Connections to the source that were made again.")
+	descSnapshots = newDesc("source_snapshots_total", "Snapshots of the subscriptions that were begun.")
 	descFailovers = newDesc("source_failovers_total", "Promoted servers that were followed without a new snapshot.")
 	descSubs      = newDesc("subscriptions", "Rows of the subscriptions table held locally.")
 	descFreshness = newDesc("freshness_seconds", "How long the last campaign waited for the subscriptions to be fresh.")
 	descState     = newDesc("state", "1 for the condition that the local state is in: ok, rebuilding or disk_full.", "condition")
+	descSize      = newDesc("state_size_bytes", "Bytes of the local store, without files that only checkpoints hold.")
 	descFree      = newDesc("state_free_bytes", "Free bytes of the disk that state.dir lies on.")
 	descReserve   = newDesc("state_reserve_bytes", "Bytes of that disk that are left alone; below, changes of the subscriptions wait.")
 	descAside     = newDesc("state_quarantines_total", "Damaged local states that were set aside since the daemon started.")
@@ -86,6 +82,9 @@ var (
 	descDecided   = newDesc("lane_decided", "Last step of the lane that is in Postgres.", "partition")
 	descShipped   = newDesc("lane_shipped", "Last step of the lane that is in Kafka.", "partition")
 	descOffset    = newDesc("lane_next_offset", "Next offset of the campaigns topic to be read.", "partition")
+	descBacklog   = newDesc("lane_lag_messages", "Offsets of the campaigns topic that the lane has not decided; absent while that is not known.", "partition")
+	descLaneLag   = newDesc("lane_lag_seconds", "How long the next message of the lane has waited; absent while that is not known.", "partition")
+	descOldest    = newDesc("lane_oldest_campaign_seconds", "How long the oldest campaign has been due that the lane has accepted and not delivered to its end; 0: none waits.", "partition")
 	descHeldBack  = newDesc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the lane's campaigns from being read.", "partition")
 	descCampaigns = newDesc("campaigns", "Campaigns under way (live), to come (scheduled), and held for an operator (parked, paused).", "state")
 	descAccepted  = newDesc("campaigns_accepted_total", "Messages that this process accepted as campaigns, edits included.")
@@ -103,6 +102,8 @@ var (
 	descSkew      = newDesc("clock_skew_seconds", "How far this machine's clock was ahead of Postgres' at the start; campaigns start and end by it.")
 	descTooLong   = newDesc("unservable_clients_total", "Clients left out because a notification to them cannot be written: their id is too long, or the feedback table refuses the row.")
 	descConflicts = newDesc("conflicts_total", "Steps that were done again because the feedback table refused a row: mostly clients who had been notified before.")
+	descAborts    = newDesc("early_aborts_total", "Steps that were sent to Kafka before their commit in Postgres and aborted, since the commit took long or was refused.")
+	descSessions  = newDesc("lane_session_failures_total", "Sessions of lanes that an error ended; the lane is taken over again.")
 	descLate      = newDesc("late_notifications_total", "Notifications to clients who subscribed while a campaign was live, decided by this process.")
 	descLateSubs  = newDesc("late_subscriptions_total", "New subscriptions that the lanes of this process have looked at for late subscribers.")
 	descBehind    = newDesc("lane_source_behind_bytes", "WAL that the local subscriptions are ahead of what the lane has handled for late subscribers.", "partition")
@@ -142,15 +143,19 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	if r.Source.SlotWALStatus != "" {
 		gauge(descSlot, 1, r.Source.SlotWALStatus)
 	}
-	gauge(descHeld, float64(r.Source.SlotHeldBytes))
-	if r.Source.SlotSafeBytes != nil {
-		gauge(descSafe, float64(*r.Source.SlotSafeBytes))
+	gaugeKnown(gauge, descHeld, r.Source.SlotHeldBytes)
+	gaugeKnown(gauge, descSafe, r.Source.SlotSafeBytes)
+	gaugeKnown(gauge, descLag, r.Source.LagBytes)
+	gaugeKnown(gauge, descLagTime, r.Source.LagSeconds)
+	gaugeKnown(gauge, descLagRows, r.Source.LagChanges)
+	if !r.Source.FreshAt.IsZero() {
+		gauge(descFreshAt, float64(r.Source.FreshAt.UnixMilli())/1000)
 	}
-	gauge(descLag, float64(r.Source.LagBytes))
 	gauge(descSubs, float64(r.Source.Subscriptions))
 	collectWork(r.Source.Work, gauge)
 	gauge(descFreshness, r.Source.FreshnessMS/1000)
 	gauge(descState, 1, r.State.Condition)
+	gauge(descSize, float64(r.State.SizeBytes))
 	gauge(descFree, float64(r.State.FreeBytes))
 	gauge(descReserve, float64(r.State.ReserveBytes))
 	count(descAside, r.State.Quarantines)
@@ -160,10 +165,11 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descDecided, float64(l.Decided), p)
 		gauge(descShipped, float64(l.Shipped), p)
 		gauge(descOffset, float64(l.NextOffset), p)
+		gaugeKnown(gauge, descBacklog, l.LagMessages, p)
+		gaugeKnown(gauge, descLaneLag, l.LagSeconds, p)
+		gauge(descOldest, l.OldestCampaignSeconds, p)
 		gauge(descHeldBack, boolValue(l.HeldByTransaction != ""), p)
-		if l.SourceBehind != nil {
-			gauge(descBehind, float64(*l.SourceBehind), p)
-		}
+		gaugeKnown(gauge, descBehind, l.SourceBehind, p)
 	}
 	if r.Checkpoint.ID != "" {
 		gauge(descCkAge, r.Checkpoint.AgeSeconds)
@@ -180,6 +186,10 @@ func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string
 	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
 	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)
+	count(descReconnect, r.Counters.SourceReconnects)
+	count(descSnapshots, r.Counters.Snapshots)
+	count(descAborts, r.Counters.EarlyAborts)
+	count(descSessions, r.Counters.LaneSessionFailures)
 	count(descAccepted, r.Counters.CampaignsAccepted)
 	count(descFinished, r.Counters.CampaignsFinished)
 	count(descExpired, r.Counters.CampaignsExpired)
@@ -214,6 +224,13 @@ func collectLimits(r *Report, ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(descLimit, prometheus.GaugeValue, float64(r.Limits.NotificationsPerSecond), "notifications_per_second")
 	ch <- prometheus.MustNewConstMetric(descParked, prometheus.CounterValue, float64(r.Counters.CampaignsParked))
 	ch <- prometheus.MustNewConstMetric(descPace, prometheus.CounterValue, r.Counters.PaceWaitSeconds)
+}
+
+// gaugeKnown sends a value unless it is not known.
+func gaugeKnown[T int64 | float64](gauge func(*prometheus.Desc, float64, ...string), d *prometheus.Desc, v *T, labels ...string) {
+	if v != nil {
+		gauge(d, float64(*v), labels...)
+	}
 }
 
 func boolValue(b bool) float64 {

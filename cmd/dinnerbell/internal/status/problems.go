@@ -101,7 +101,7 @@ func sourceProblems(r *Report, site Site) []Problem {
 		}
 		list = append(list, Problem{Part: "source", Level: LevelWork, What: what + "; campaigns wait for it", Mend: "nothing to do: it goes on by itself"})
 	case cdc.StateCatchingUp:
-		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("catching up with the changes of the subscriptions: %s behind; campaigns wait for it", terminal.Bytes(s.LagBytes)), Mend: "nothing to do: it goes on by itself"})
+		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("catching up with the changes of the subscriptions: %s behind; campaigns wait for it", bytesText(s.LagBytes)), Mend: "nothing to do: it goes on by itself"})
 	case cdc.StateWaiting:
 		list = append(list, Problem{Part: "source", Level: LevelDown, What: "the mirror of the subscriptions waits" + suffix(s.LastError),
 			Mend: "SELECT pid, application_name FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid; end the other holder of the slot, or wait"})
@@ -112,6 +112,14 @@ func sourceProblems(r *Report, site Site) []Problem {
 	return append(list, slotProblems(s)...)
 }
 
+// bytesText returns an amount of WAL as text.
+func bytesText(n *int64) string {
+	if n == nil {
+		return "an unknown amount of WAL"
+	}
+	return terminal.Bytes(*n) + " of WAL"
+}
+
 // slotProblems lists those of the replication slot.
 func slotProblems(s *Source) []Problem {
 	low := s.SlotSafeBytes != nil && *s.SlotSafeBytes < lowSafeBytes
@@ -119,7 +127,7 @@ func slotProblems(s *Source) []Problem {
 	case s.SlotWALStatus == "lost":
 		return []Problem{{Part: "source", Level: LevelWarning, What: "Postgres has removed WAL that the slot needs", Mend: "dinnerbell rebuild"}}
 	case s.SlotWALStatus == "unreserved", low:
-		return []Problem{{Part: "source", Level: LevelWarning, What: fmt.Sprintf("the slot keeps %s of WAL and will soon be lost", terminal.Bytes(s.SlotHeldBytes)),
+		return []Problem{{Part: "source", Level: LevelWarning, What: fmt.Sprintf("the slot keeps %s and will soon be lost", bytesText(s.SlotHeldBytes)),
 			Mend: "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();"}}
 	}
 	return nil

@@ -84,6 +84,15 @@ type countersReport struct {
 	CampaignsParked int64 `json:"campaigns_parked"`
 	// PaceWaitSeconds is how long lanes waited for limits.notifications_per_second.
 	PaceWaitSeconds float64 `json:"pace_wait_seconds"`
+	// EarlyAborts are steps that were sent to Kafka before their commit in Postgres, in
+	// vain: the transaction was aborted, and the step is sent again.
+	EarlyAborts int64 `json:"early_aborts"`
+	// LaneSessionFailures are sessions of lanes that an error ended; each is followed by
+	// a takeover.
+	LaneSessionFailures int64 `json:"lane_session_failures"`
+	// SourceReconnects and Snapshots are of the mirror.
+	SourceReconnects int64 `json:"source_reconnects"`
+	Snapshots        int64 `json:"snapshots"`
 }
 
 // limitsReport are the limits in force, which may change without a restart.
@@ -94,16 +103,24 @@ type limitsReport struct {
 
 // Source is the mirror of the subscriptions.
 type Source struct {
-	State         string  `json:"state"`
-	AppliedLSN    string  `json:"applied_lsn"`
-	LagBytes      int64   `json:"lag_bytes"`
-	SlotWALStatus string  `json:"slot_wal_status"`
-	Subscriptions int64   `json:"subscriptions"`
-	FreshnessMS   float64 `json:"freshness_ms"` // how long the last join waited
-	LastError     string  `json:"last_error,omitempty"`
-	SlotHeldBytes int64   `json:"slot_held_bytes,omitempty"` // WAL that the server keeps for the slot
-	SlotSafeBytes *int64  `json:"slot_safe_bytes,omitempty"` // until it may be lost; absent: no limit
-	Failovers     int64   `json:"failovers,omitempty"`       // promoted servers that were followed
+	State      string `json:"state"`
+	AppliedLSN string `json:"applied_lsn"`
+	// LagBytes is WAL that is not applied here, LagSeconds the time since the moment up to
+	// which every commit is applied (0: none is missing), and LagChanges the changes of
+	// rows that are received and not applied. null while the mirror is not connected.
+	LagBytes   *int64   `json:"lag_bytes"`
+	LagSeconds *float64 `json:"lag_seconds"`
+	LagChanges *int64   `json:"lag_changes"`
+	// FreshAt is the newest moment of which it is known that every commit before it is
+	// applied here.
+	FreshAt       time.Time `json:"fresh_at,omitzero"`
+	SlotWALStatus string    `json:"slot_wal_status"` // "": not known
+	Subscriptions int64     `json:"subscriptions"`
+	FreshnessMS   float64   `json:"freshness_ms"` // how long the last join waited
+	LastError     string    `json:"last_error,omitempty"`
+	SlotHeldBytes *int64    `json:"slot_held_bytes"`           // WAL that the server keeps for the slot; null: not known
+	SlotSafeBytes *int64    `json:"slot_safe_bytes,omitempty"` // until it may be lost; absent: no limit, or not known
+	Failovers     int64     `json:"failovers,omitempty"`       // promoted servers that were followed
 	// Work is a rebuild or verification beside the stream.
 	Work *Work `json:"work,omitempty"`
 
@@ -124,6 +141,14 @@ type Lane struct {
 	Shipped    int64  `json:"shipped"` // last step in Kafka
 	NextOffset int64  `json:"next_offset"`
 	State      string `json:"state"` // takeover, running, stopped, halted
+	// LagMessages is how many offsets of the campaigns topic wait to be decided, and
+	// LagSeconds for how long the first of them has waited. null: not known, since Kafka
+	// does not answer or the lane has not been taken over.
+	LagMessages *int64   `json:"lag_messages"`
+	LagSeconds  *float64 `json:"lag_seconds"`
+	// OldestCampaignSeconds is how long the oldest accepted campaign has been due that is
+	// not delivered to its end; 0: none waits.
+	OldestCampaignSeconds float64 `json:"oldest_campaign_seconds"`
 	// WaitingForFreshness: the lane holds campaigns until the subscriptions have
 	// caught up.
 	WaitingForFreshness bool `json:"waiting_for_freshness,omitempty"`
@@ -174,7 +199,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 	r := Report{
 		Version: version,
 		Source: Source{
-			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: m.LagBytes,
+			State: string(m.State), AppliedLSN: m.AppliedLSN.String(), LagBytes: known(m.LagBytes), LagSeconds: knownSeconds(m.Lag), LagChanges: known(m.LagChanges), FreshAt: m.FreshAt.UTC(),
 			SlotWALStatus: m.SlotWALStatus, Subscriptions: m.Subscriptions, FreshnessMS: m.FreshnessMS,
 			LastError: oneLine(m.LastError), Work: newWorkReport(m.Work),
 		},
@@ -190,9 +215,9 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 		Recent:        newRecentReport(s.Recent),
 		Events:        []Event{}, // never null
 	}
-	r.Source.SlotHeldBytes, r.Source.Failovers = m.SlotHeldBytes, m.Failovers
-	if m.SafeWALSize >= 0 {
-		r.Source.SlotSafeBytes = &m.SafeWALSize
+	r.Source.Failovers = m.Failovers
+	if m.SlotKnown {
+		r.Source.SlotHeldBytes, r.Source.SlotSafeBytes = &m.SlotHeldBytes, known(m.SafeWALSize)
 	}
 	if m.State == cdc.StateSnapshot {
 		r.Source.setSnapshot(m.Snapshot)
@@ -200,6 +225,7 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 	for _, l := range s.Lanes {
 		lane := Lane{
 			Partition: l.Partition, Epoch: l.Epoch, Decided: l.Decided, Shipped: l.Shipped, NextOffset: l.NextOffset,
+			LagMessages: known(l.LagMessages), LagSeconds: knownSeconds(l.Lag), OldestCampaignSeconds: roundToMilli(l.Oldest.Seconds()),
 			State: string(l.State), WaitingForFreshness: l.WaitingForFreshness, HeldByTransaction: l.HeldByTransaction, LastError: oneLine(l.LastError),
 		}
 		if l.Halted != nil {
@@ -230,6 +256,7 @@ func newCountersReport(m cdc.Status, s stream.Status) countersReport {
 		CampaignsAccepted: s.Accepted, CampaignsFinished: s.Finished, CampaignsExpired: s.Expired, CampaignsDead: s.Dead, CampaignsOlder: s.Older, CampaignsWithoutAudience: s.WithoutAudience,
 		BadIDs: m.BadIDs, NullIDs: m.NullIDs, UnservableClients: s.Unservable, Conflicts: s.Conflicts, DeliveredMisses: s.DeliveredMisses, LateNotified: s.LateNotified, LateSubscriptions: s.LateEntries,
 		CampaignsParked: s.Parked, PaceWaitSeconds: s.PaceWaits.Seconds(),
+		EarlyAborts: s.EarlyAborts, LaneSessionFailures: s.SessionsFailed, SourceReconnects: m.Reconnects, Snapshots: m.Snapshots,
 	}
 }
 
@@ -238,6 +265,26 @@ func (s *Source) setSnapshot(p tablecopy.Progress) {
 	s.SnapshotRows, s.SnapshotTotal, s.SnapshotPercent = p.Rows, p.Total, roundToTenth(p.Percent)
 	s.SnapshotRowsPerSecond, s.SnapshotSecondsLeft = roundToTenth(p.Rate), roundToTenth(p.Left.Seconds())
 }
+
+// known returns nil for a number that is not known, which is negative.
+func known(n int64) *int64 {
+	if n < 0 {
+		return nil
+	}
+	return &n
+}
+
+// knownSeconds is known for a duration, in seconds.
+func knownSeconds(d time.Duration) *float64 {
+	if d < 0 {
+		return nil
+	}
+	s := roundToMilli(d.Seconds())
+	return &s
+}
+
+// roundToMilli keeps three decimals.
+func roundToMilli(x float64) float64 { return math.Round(1000*x) / 1000 }
 
 // roundToTenth keeps one decimal: the rest is noise.
 func roundToTenth(x float64) float64 { return math.Round(10*x) / 10 }

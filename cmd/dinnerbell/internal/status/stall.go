@@ -45,8 +45,8 @@ func (s *StallDetector) observePosition(now time.Time, name, position string, pe
 // be ready.
 func (s *StallDetector) Reasons(now time.Time, r *Report) []string {
 	var reasons []string
-	if d := s.observePosition(now, "source", r.Source.AppliedLSN, r.Source.LagBytes > 0); d >= stallLimit {
-		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", r.Source.LagBytes, d.Round(time.Second)))
+	if d := s.observePosition(now, "source", r.Source.AppliedLSN, r.Source.LagBytes != nil && *r.Source.LagBytes > 0); d >= stallLimit {
+		reasons = append(reasons, fmt.Sprintf("source: %d bytes behind and no progress for %s", *r.Source.LagBytes, d.Round(time.Second)))
 	}
 	for _, l := range r.Lanes {
 		name := fmt.Sprintf("lane %d", l.Partition)

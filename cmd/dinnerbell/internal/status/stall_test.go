@@ -40,7 +40,7 @@ func TestStalls(t *testing.T) {
 			for _, l := range tc.looks {
 				now = now.Add(l.after)
 				got = s.Reasons(now, &Report{
-					Source: Source{AppliedLSN: l.lsn, LagBytes: l.lag},
+					Source: Source{AppliedLSN: l.lsn, LagBytes: &l.lag},
 					Lanes:  []Lane{{Partition: 3, Decided: l.decided, Shipped: l.shipped}},
 				})
 			}

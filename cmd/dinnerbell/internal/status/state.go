@@ -13,6 +13,8 @@ type stateReport struct {
 	// FreeBytes of the disk, of which ReserveBytes stay unused.
 	FreeBytes    int64 `json:"free_bytes"`
 	ReserveBytes int64 `json:"reserve_bytes"`
+	// SizeBytes is the size of the local store, without files that only checkpoints hold.
+	SizeBytes int64 `json:"size_bytes"`
 	// Quarantines is how many stores were set aside since the daemon started,
 	// including one at its start.
 	Quarantines int64 `json:"quarantines"`
