@@ -7,6 +7,9 @@ LDFLAGS  = -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Packages whose tests need a broker: they run on kfake and on real Kafka.
 INTEGRATION = ./internal/... ./stream/... ./cmd/...
 
+# go vet is a part of lint; without symbols for a debugger, linking takes half the time.
+TESTFLAGS = -vet=off -ldflags='-s -w'
+
 # Further go test flags, such as GOTESTFLAGS='-run TestX -v'.
 GOTESTFLAGS ?=
 
@@ -20,7 +23,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-long test-docs test-fetch test-postgres model lint check clean chaos release
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres model lint check clean chaos release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,16 +39,16 @@ demo: build ## run the whole thing with made-up restaurants; Ctrl-C ends it
 
 test: ## all tests on Postgres and kfake
 	@scripts/install-tools.sh go kcat
-	go test -vet=off -timeout 15m $(GOTESTFLAGS) ./...
+	go test $(TESTFLAGS) -timeout 15m $(GOTESTFLAGS) ./...
 
 # Not a part of test: the race detector needs a second build of everything.
 test-race: ## the packages' tests under the race detector
 	@scripts/install-tools.sh go
-	go test -race -vet=off -timeout 25m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
+	go test -race $(TESTFLAGS) -timeout 25m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
 
 test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven)
 	@scripts/install-tools.sh go kcat java
-	@scripts/with-kafka.sh go test -count=1 -vet=off -timeout 30m $(GOTESTFLAGS) $(INTEGRATION)
+	@scripts/with-kafka.sh go test -count=1 $(TESTFLAGS) -timeout 30m $(GOTESTFLAGS) $(INTEGRATION)
 
 VERSIONS ?= 14 15 16 17 18
 
@@ -53,13 +56,17 @@ test-postgres: ## the mirror's tests on Postgres of each version: VERSIONS="17 1
 	@scripts/install-tools.sh go pgbouncer
 	@GOTESTFLAGS="$(GOTESTFLAGS)" scripts/test-postgres.sh $(VERSIONS)
 
+test-slow: ## the tests that take a minute or more each
+	@scripts/install-tools.sh go
+	TEST_SLOW=1 go test -count=1 $(TESTFLAGS) -timeout 20m -run Slow $(GOTESTFLAGS) ./internal/e2e
+
 test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat
-	TEST_LONG=1 go test -count=1 -vet=off -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
+	TEST_LONG=1 go test -count=1 $(TESTFLAGS) -timeout 60m -p 1 -run Long $(GOTESTFLAGS) ./...
 
 test-docs: ## run every command block of the documents on real servers
 	@scripts/install-tools.sh go kcat psql jq
-	TEST_DOCS=1 go test -count=1 -vet=off -timeout 20m -run 'AreExecuted|CommandBlocks' $(GOTESTFLAGS) ./internal/e2e
+	TEST_DOCS=1 go test -count=1 $(TESTFLAGS) -timeout 20m -run 'AreExecuted|CommandBlocks' $(GOTESTFLAGS) ./internal/e2e
 
 test-fetch: ## test the download of Postgres on a machine that has none
 	@scripts/install-tools.sh go

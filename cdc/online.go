@@ -55,10 +55,11 @@ type onlineRebuild struct {
 	side *sideStream // of the attempt under way
 }
 
-// run makes attempts until one was of use.
+// run makes attempts until one was of use. ErrStale: a TRUNCATE came between the look at
+// the table and the end of the attempt, or the rows were loaded anew.
 func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	for range maxAttempts {
-		if done, err = r.attempt(ctx); !errors.Is(err, tablecopy.ErrRewritten) {
+		if done, err = r.attempt(ctx); !errors.Is(err, tablecopy.ErrRewritten) && !errors.Is(err, state.ErrStale) {
 			break
 		}
 		r.m.log.Info("the rebuild starts over", "reason", err)
@@ -66,7 +67,7 @@ func (r *onlineRebuild) run(ctx context.Context) (done Rebuilt, err error) {
 	return done, err
 }
 
-// attempt makes one attempt. It returns ErrRewritten if another is needed.
+// attempt makes one attempt. It returns ErrRewritten or ErrStale if another is needed.
 func (r *onlineRebuild) attempt(ctx context.Context) (done Rebuilt, err error) {
 	if r.side, err = openSideStream(ctx, r.m, r.work, source.RowsOutdated); err != nil {
 		return done, err

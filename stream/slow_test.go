@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"dinnerbell/internal/pgsession"
 	"dinnerbell/internal/testenv/envtest"
 )
 
@@ -55,6 +56,7 @@ func TestHolderOfALockIsNamed(t *testing.T) {
 			t.Parallel()
 			w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
 			w.cfg.SinkTimeout = c.timeout
+			w.cfg.Sink.Pins = []pgsession.Setting{{Name: "lock_timeout", Value: "3s"}} // the daemon's 20 s would be waited for
 			want := map[string][]string{"c0": w.subs["r1"]}
 			svc, _ := w.start()
 			w.produce(0, encodeCampaign(w.campaign("c0", "r1")))

@@ -37,21 +37,21 @@ func Examine(ctx context.Context, cfg Config, around Surroundings) Examination {
 	all := precondition.Everything
 	db, err := Open(cfg)
 	if err != nil {
-		return Examination{Report: append(precondition.Report{named(connectionCheck, postgres.NoConnection(ctx, err, nil, "source.url"))},
+		return Examination{Report: append(precondition.Report{nameFinding(connectionCheck, postgres.NoConnection(ctx, err, nil, "source.url"))},
 			precondition.NotMade(preconditions, all, "no connection")...), Rows: -1}
 	}
 	x := &examination{db: db, facts: checkFacts{db: db, reads: true, around: &around, rows: -1}}
-	defer x.close()
-	first := x.connect(ctx, around.Limit)
-	report := precondition.Report{named(connectionCheck, first)}
+	defer x.closeConn()
+	first := x.connectFirst(ctx, around.Limit)
+	report := precondition.Report{nameFinding(connectionCheck, first)}
 	if first.Level == precondition.Fail {
 		return Examination{Report: append(report, precondition.NotMade(preconditions, all, "no connection")...), Rows: -1}
 	}
-	made, _ := precondition.RunOver(ctx, preconditions, all, around.Limit, x.open) // the report has the errors
+	made, _ := precondition.RunOver(ctx, preconditions, all, around.Limit, x.ensureFacts) // the report has the errors
 	return Examination{Report: append(report, made...), Rows: x.facts.rows}
 }
 
-func named(name string, f finding) finding {
+func nameFinding(name string, f finding) finding {
 	f.Name = name
 	return f
 }
@@ -64,14 +64,14 @@ type examination struct {
 	gone  error // why there is no connection any more, or no catalog
 }
 
-func (x *examination) close() {
+func (x *examination) closeConn() {
 	if x.facts.sql != nil {
 		CloseConn(x.facts.sql.PgConn())
 	}
 }
 
-// connect makes the first connection, and returns the finding about it.
-func (x *examination) connect(ctx context.Context, limit time.Duration) finding {
+// connectFirst makes the first connection, and returns the finding about it.
+func (x *examination) connectFirst(ctx context.Context, limit time.Duration) finding {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	sql, err := x.db.DialSQL(ctx)
@@ -87,8 +87,8 @@ func (x *examination) connect(ctx context.Context, limit time.Duration) finding 
 	return finding{Object: "source.url", Found: postgres.Describe(sql.PgConn(), o, time.Since(began))}
 }
 
-// open returns the facts with a connection that works, and the catalogs.
-func (x *examination) open(ctx context.Context) (*checkFacts, error) {
+// ensureFacts returns the facts with a connection that works, and the catalogs.
+func (x *examination) ensureFacts(ctx context.Context) (*checkFacts, error) {
 	if x.gone != nil {
 		return nil, x.gone
 	}

@@ -180,8 +180,8 @@ func haltOnViolation(f finding) *HaltError {
 	}
 }
 
-// violation is a list of one violation.
-func violation(object, found, effect, fix string) []finding {
+// newViolation is a list of one violation.
+func newViolation(object, found, effect, fix string) []finding {
 	return []finding{{Level: precondition.Fail, Object: object, Found: found, Effect: effect, Fix: fix}}
 }
 
@@ -195,7 +195,7 @@ func checkVersion(f *checkFacts) []finding {
 	if f.cat.Version >= minVersion {
 		return nil
 	}
-	return violation("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.Version/10000),
+	return newViolation("the server", fmt.Sprintf("is Postgres %d, older than 14", f.cat.Version/10000),
 		"it sends no logical messages, which strict joins need", "upgrade Postgres to 14 or newer")
 }
 
@@ -203,7 +203,7 @@ func checkVersion(f *checkFacts) []finding {
 // a failover the server is a standby for a while.
 func checkPrimary(_ context.Context, f *checkFacts) ([]finding, error) {
 	if f.cat.standby && f.around != nil {
-		return violation("the server", "is a standby", "it takes neither a slot nor a write",
+		return newViolation("the server", "is a standby", "it takes neither a slot nor a write",
 			"name all servers in source.url: postgres://…@db1:5432,db2:5432/…?target_session_attrs=read-write"), nil
 	}
 	if f.cat.standby {
@@ -216,7 +216,7 @@ func checkWALLevel(f *checkFacts) []finding {
 	if f.cat.level == "logical" {
 		return nil
 	}
-	return violation("the server", fmt.Sprintf("has wal_level %q, not \"logical\"", f.cat.level),
+	return newViolation("the server", fmt.Sprintf("has wal_level %q, not \"logical\"", f.cat.level),
 		"no changes can be read from its WAL", "ALTER SYSTEM SET wal_level = logical; -- then restart Postgres")
 }
 
@@ -231,9 +231,9 @@ func checkTable(f *checkFacts) []finding {
 	case f.cat.Version < minVersion:
 		return nil // the table was not read
 	case !t.exists:
-		return violation(f.tableObject(), "does not exist", "", "create it, or set source.table")
+		return newViolation(f.tableObject(), "does not exist", "", "create it, or set source.table")
 	case t.kind != kindTable && t.kind != kindPartitioned:
-		return violation(f.db.cfg.QuotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
+		return newViolation(f.db.cfg.QuotedTable(), "is "+kindNames[t.kind]+", not a table", "no changes of it are sent", "set source.table to the table behind it")
 	}
 	return nil
 }
@@ -243,7 +243,7 @@ func checkSchemaUsage(f *checkFacts) []finding {
 		return nil
 	}
 	schema := pgx.Identifier{f.db.cfg.Schema}.Sanitize()
-	return violation("the role in source.url", "may not use schema "+f.db.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.db.QuotedRole())
+	return newViolation("the role in source.url", "may not use schema "+f.db.cfg.Schema, "", "GRANT USAGE ON SCHEMA "+schema+" TO "+f.db.QuotedRole())
 }
 
 func checkPersistence(f *checkFacts) []finding {
@@ -251,9 +251,9 @@ func checkPersistence(f *checkFacts) []finding {
 	case permanent:
 		return nil
 	case temporary:
-		return violation(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
+		return newViolation(f.tableObject(), "is temporary", "its changes are not in the WAL", "set source.table to a permanent table")
 	}
-	return violation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.db.cfg.QuotedTable()+" SET LOGGED")
+	return newViolation(f.tableObject(), "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+f.db.cfg.QuotedTable()+" SET LOGGED")
 }
 
 // checkPartitions refuses partitions whose changes are not in the WAL.
@@ -265,10 +265,10 @@ func checkPartitions(f *checkFacts) (found []finding) {
 		object := "partition " + r.name + " of " + f.db.cfg.QuotedTable()
 		switch {
 		case r.kind != kindTable:
-			found = append(found, violation(object, "is "+kindNames[r.kind], "its changes are not sent",
+			found = append(found, newViolation(object, "is "+kindNames[r.kind], "its changes are not sent",
 				"ALTER TABLE "+f.db.cfg.QuotedTable()+" DETACH PARTITION "+r.name)...)
 		case r.persistence != permanent:
-			found = append(found, violation(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
+			found = append(found, newViolation(object, "is unlogged", "its changes are not in the WAL", "ALTER TABLE "+r.name+" SET LOGGED")...)
 		}
 	}
 	return found
@@ -282,7 +282,7 @@ func checkInheritance(f *checkFacts) []finding {
 		return nil
 	}
 	first := f.cat.children[0]
-	return violation(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
+	return newViolation(f.tableObject(), "has inheritance children ("+strings.Join(f.cat.children, ", ")+")",
 		"their rows are rows of the table to all who read it, and are not published as its own",
 		"ALTER TABLE "+first+" NO INHERIT "+f.db.cfg.QuotedTable()+"; -- or make it a partitioned table")
 }
@@ -292,13 +292,13 @@ func checkColumns(f *checkFacts) (found []finding) {
 		i := slices.IndexFunc(f.cat.Columns, func(col NeededColumn) bool { return col.Name == name })
 		switch {
 		case i < 0:
-			found = append(found, violation(f.tableObject(), fmt.Sprintf("has no column %q", name), "",
+			found = append(found, newViolation(f.tableObject(), fmt.Sprintf("has no column %q", name), "",
 				"set source.columns to the columns that hold id, client and restaurant")...)
 		case f.cat.Columns[i].generated:
-			found = append(found, violation(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
+			found = append(found, newViolation(f.tableObject(), fmt.Sprintf("has column %q, which is generated", name),
 				"it is not published", "choose a stored column")...)
 		case !f.cat.Columns[i].readable:
-			found = append(found, violation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.db.cfg.QuotedTable()), "",
+			found = append(found, newViolation("the role in source.url", fmt.Sprintf("may not read column %q of %s", name, f.db.cfg.QuotedTable()), "",
 				"GRANT SELECT ON "+f.db.cfg.QuotedTable()+" TO "+f.db.QuotedRole())...)
 		}
 	}
@@ -309,7 +309,7 @@ func checkKey(f *checkFacts) []finding {
 	if f.cat.uniqueKey || len(f.cat.Columns) < len(f.db.cfg.neededColumns()) { // then checkColumns has the finding
 		return nil
 	}
-	return violation("key "+f.db.cfg.QuotedKey()+" of "+f.db.cfg.QuotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
+	return newViolation("key "+f.db.cfg.QuotedKey()+" of "+f.db.cfg.QuotedTable(), "is not unique and NOT NULL", "it does not tell rows apart",
 		f.addKeySQL()+"; -- or set source.columns.id to the columns of its key")
 }
 
@@ -323,7 +323,7 @@ func (f *checkFacts) addKeySQL() string {
 // services that write there.
 func checkReplicaIdentity(f *checkFacts) []finding {
 	if f.cat.table.identity == identityNothing {
-		return violation(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
+		return newViolation(f.tableObject(), "has REPLICA IDENTITY NOTHING", "deletes do not say of which row",
 			"ALTER TABLE "+f.db.cfg.QuotedTable()+" REPLICA IDENTITY DEFAULT")
 	}
 	for _, r := range f.cat.Relations {
@@ -335,7 +335,7 @@ func checkReplicaIdentity(f *checkFacts) []finding {
 			if f.cat.publication.columns != nil {
 				fix = f.readdSQL() + "; " + fix // a list has to cover the replica identity
 			}
-			return violation("key "+f.db.cfg.QuotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
+			return newViolation("key "+f.db.cfg.QuotedKey(), "is not in the replica identity of "+r.name, "deletes do not carry it", fix)
 		}
 	}
 	return nil
@@ -353,7 +353,7 @@ func checkPublicationCovers(f *checkFacts) []finding {
 	for _, r := range f.cat.Relations {
 		missing := slices.ContainsFunc(r.identityColumns, func(name string) bool { return !slices.Contains(f.cat.publication.columnNames, name) })
 		if r.kind == kindTable && (r.identity == identityFull || missing) {
-			found := violation(f.publicationObject(), "has a list of columns that does not cover the replica identity of "+r.name,
+			found := newViolation(f.publicationObject(), "has a list of columns that does not cover the replica identity of "+r.name,
 				"Postgres refuses UPDATE and DELETE there", f.readdSQL())
 			found[0].Level = precondition.Warn
 			return found
@@ -375,7 +375,7 @@ func checkRowSecurity(f *checkFacts) []finding {
 	if !f.cat.table.policies {
 		return nil
 	}
-	found := violation("the role in source.url", "may not read all of "+f.db.cfg.QuotedTable()+": row-level security applies to it", "no snapshot can be taken",
+	found := newViolation("the role in source.url", "may not read all of "+f.db.cfg.QuotedTable()+": row-level security applies to it", "no snapshot can be taken",
 		"ALTER ROLE "+f.db.QuotedRole()+" BYPASSRLS; -- or ALTER TABLE "+f.db.cfg.QuotedTable()+" DISABLE ROW LEVEL SECURITY")
 	if !f.reads {
 		found[0].Level = precondition.Warn
@@ -389,17 +389,17 @@ func checkPublication(f *checkFacts) []finding {
 	p, object := &f.cat.publication, f.publicationObject()
 	switch {
 	case !p.exists:
-		return violation(object, "does not exist in database "+f.cat.Source.Database, "", "dinnerbell setup")
+		return newViolation(object, "does not exist in database "+f.cat.Source.Database, "", "dinnerbell setup")
 	case f.cat.IsPartitioned() && !p.viaRoot:
-		return violation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of its partitions", "",
+		return newViolation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of its partitions", "",
 			"ALTER PUBLICATION "+f.db.cfg.QuotedPublication()+" SET (publish_via_partition_root = true)")
 	case !p.member:
-		return violation(object, "does not publish table "+f.db.cfg.QuotedTable(), "", "dinnerbell setup")
+		return newViolation(object, "does not publish table "+f.db.cfg.QuotedTable(), "", "dinnerbell setup")
 	case p.asParent:
-		return violation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of the table whose partition it is", "",
+		return newViolation(object, "sends changes of "+f.db.cfg.QuotedTable()+" as those of the table whose partition it is", "",
 			"ALTER PUBLICATION "+f.db.cfg.QuotedPublication()+" SET (publish_via_partition_root = false); -- or set source.table to that table")
 	case !p.all:
-		return violation(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
+		return newViolation(object, "does not publish all of insert, update, delete and truncate", "", "dinnerbell setup")
 	}
 	return nil
 }
@@ -408,7 +408,7 @@ func checkPublicationRows(f *checkFacts) []finding {
 	if !f.cat.publication.filtered {
 		return nil
 	}
-	return violation(f.publicationObject(), "filters the rows of "+f.db.cfg.QuotedTable(), "", f.readdSQL())
+	return newViolation(f.publicationObject(), "filters the rows of "+f.db.cfg.QuotedTable(), "", f.readdSQL())
 }
 
 func checkPublicationColumns(f *checkFacts) []finding {
@@ -416,7 +416,7 @@ func checkPublicationColumns(f *checkFacts) []finding {
 	if list == nil || !slices.ContainsFunc(f.cat.Columns, func(col NeededColumn) bool { return !slices.Contains(list, col.num) }) {
 		return nil
 	}
-	return violation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.db.cfg.neededColumns(), ", "), "", f.readdSQL())
+	return newViolation(f.publicationObject(), "leaves out one of the columns "+strings.Join(f.db.cfg.neededColumns(), ", "), "", f.readdSQL())
 }
 
 // readdSQL returns the statements that take a filter or a column list off the

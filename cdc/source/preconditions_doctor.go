@@ -34,13 +34,13 @@ var doctorChecks = []check{
 	{Name: "source.wal_sender_timeout", At: precondition.AtDoctor, Read: checkSenderTimeout},
 }
 
-// shown is a list of one finding that nothing is wrong with.
-func shown(format string, args ...any) []finding {
+// newFact returns a list of one finding that nothing is wrong with.
+func newFact(format string, args ...any) []finding {
 	return []finding{{Level: precondition.OK, Found: fmt.Sprintf(format, args...)}}
 }
 
-// warning is a list of one warning.
-func warning(object, found, effect, fix string) []finding {
+// newWarning returns a list of one warning.
+func newWarning(object, found, effect, fix string) []finding {
 	return []finding{{Level: precondition.Warn, Object: object, Found: found, Effect: effect, Fix: fix}}
 }
 
@@ -65,21 +65,21 @@ func checkWalsender(ctx context.Context, f *checkFacts) ([]finding, error) {
 	}
 	conn, err := f.db.DialReplication(ctx)
 	if SQLState(err) == codeTooMany && f.around.Running {
-		return shown("the daemon has the last one"), nil
+		return newFact("the daemon has the last one"), nil
 	}
 	if err == nil {
 		defer CloseConn(conn)
 		err = CheckSameServer(ctx, conn, f.cat)
 	}
 	if err = f.db.ExplainError(err); err == nil {
-		return shown("direct, no pooler"), nil
+		return newFact("direct, no pooler"), nil
 	}
 	if _, halted := errors.AsType[*halt.Error](err); halted {
 		return nil, err
 	}
 	o, configErr := f.db.connConfig(nil)
 	if _, refused := errors.AsType[*postgres.ConnectError](err); !refused || configErr != nil {
-		return violation("source.url", err.Error(), "the mirror cannot replicate", "name Postgres itself in source.url, and all hosts of one cluster only"), nil
+		return newViolation("source.url", err.Error(), "the mirror cannot replicate", "name Postgres itself in source.url, and all hosts of one cluster only"), nil
 	}
 	refusal := postgres.NoConnection(ctx, err, o, "source.url")
 	refusal.Found, refusal.Effect = "no replication connection: "+refusal.Found, "the mirror cannot replicate"
@@ -127,15 +127,15 @@ func checkConnections(ctx context.Context, f *checkFacts) ([]finding, error) {
 		switch {
 		case c.n < 0: // no limit
 		case free < StreamingConnections:
-			found = append(found, violation(c.limit, what, fmt.Sprintf("the mirror takes %d, and the lanes take more", StreamingConnections), c.fix)...)
+			found = append(found, newViolation(c.limit, what, fmt.Sprintf("the mirror takes %d, and the lanes take more", StreamingConnections), c.fix)...)
 		case free < StreamingConnections+SnapshotConnections:
-			found = append(found, warning(c.limit, what, fmt.Sprintf("the mirror takes %d, and up to %d more for a snapshot, which is slower with fewer", StreamingConnections, SnapshotConnections), c.fix)...)
+			found = append(found, newWarning(c.limit, what, fmt.Sprintf("the mirror takes %d, and up to %d more for a snapshot, which is slower with fewer", StreamingConnections, SnapshotConnections), c.fix)...)
 		}
 	}
 	if len(found) > 0 {
 		return found, nil
 	}
-	return shown("%d of %d free; the mirror takes %d, and up to %d more for a snapshot", most-used, most, StreamingConnections, SnapshotConnections), nil
+	return newFact("%d of %d free; the mirror takes %d, and up to %d more for a snapshot", most-used, most, StreamingConnections, SnapshotConnections), nil
 }
 
 // checkSlot judges the state of the mirror's slot, and who holds it.
@@ -157,24 +157,24 @@ func (f *checkFacts) judgeSlot(s SlotStatus, other *SlotHeldError) []finding {
 	kept := bytesText(int64(f.cat.WALEnd) - int64(s.Restart))
 	switch {
 	case other != nil:
-		return violation(object, fmt.Sprintf("is used by another daemon: PID %d (application_name %q, role %s, client address %s)", other.PID, other.App, other.Role, other.Address),
+		return newViolation(object, fmt.Sprintf("is used by another daemon: PID %d (application_name %q, role %s, client address %s)", other.PID, other.App, other.Role, other.Address),
 			"a second daemon with the slot exits with 3", "give each daemon a slot of its own (source.slot) or stop the other one")
 	case !s.Exists:
-		return shown("%s is free; run makes it", f.db.cfg.Slot)
+		return newFact("%s is free; run makes it", f.db.cfg.Slot)
 	case s.IsLost() && f.around.HaltOnLost:
-		return violation(object, s.LossReason(), "the daemon halts, as source.on_lost says", "dinnerbell rebuild --offline")
+		return newViolation(object, s.LossReason(), "the daemon halts, as source.on_lost says", "dinnerbell rebuild --offline")
 	case s.IsLost():
-		return warning(object, s.LossReason(), "the daemon takes a new snapshot, and campaigns wait for it", "start the daemon")
+		return newWarning(object, s.LossReason(), "the daemon takes a new snapshot, and campaigns wait for it", "start the daemon")
 	case s.WALStatus == SlotUnreserved:
-		return warning(object, "wal_status is unreserved: it keeps "+kept, "the server's next checkpoint may end it", "start the daemon at once, or: ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'; SELECT pg_reload_conf()")
+		return newWarning(object, "wal_status is unreserved: it keeps "+kept, "the server's next checkpoint may end it", "start the daemon at once, or: ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'; SELECT pg_reload_conf()")
 	case s.pid != 0 && f.around.Running:
-		return shown("%s, used by the running daemon, keeps %s of WAL", f.db.cfg.Slot, kept)
+		return newFact("%s, used by the running daemon, keeps %s of WAL", f.db.cfg.Slot, kept)
 	case s.pid != 0:
-		return shown("%s, still held by PID %d of a daemon that was killed; run ends it", f.db.cfg.Slot, s.pid)
+		return newFact("%s, still held by PID %d of a daemon that was killed; run ends it", f.db.cfg.Slot, s.pid)
 	case int64(f.cat.WALEnd)-int64(s.Restart) > muchWAL:
-		return warning(object, "nobody reads it, and it keeps "+kept+" of WAL", "the server's disk fills up", "start the daemon, or, if it does not come back: SELECT pg_drop_replication_slot("+quoteLiteral(f.db.cfg.Slot)+")")
+		return newWarning(object, "nobody reads it, and it keeps "+kept+" of WAL", "the server's disk fills up", "start the daemon, or, if it does not come back: SELECT pg_drop_replication_slot("+quoteLiteral(f.db.cfg.Slot)+")")
 	}
-	return shown("%s, not in use, keeps %s of WAL", f.db.cfg.Slot, kept)
+	return newFact("%s, not in use, keeps %s of WAL", f.db.cfg.Slot, kept)
 }
 
 // muchWAL is the WAL, in bytes, from which on a slot that nobody reads is warned of.
@@ -232,16 +232,16 @@ func checkFailover(ctx context.Context, f *checkFacts) ([]finding, error) {
 	const effect = "a failover to a standby leaves the slot behind: the daemon takes a new snapshot, or halts"
 	switch {
 	case f.cat.Version < FailoverVersion && standbys > 0:
-		return warning("slot "+f.db.cfg.Slot, "Postgres before 17 has no failover slots", effect, "upgrade Postgres to 17 or newer"), nil
+		return newWarning("slot "+f.db.cfg.Slot, "Postgres before 17 has no failover slots", effect, "upgrade Postgres to 17 or newer"), nil
 	case f.cat.Version < FailoverVersion:
-		return shown("no standby with a slot"), nil
+		return newFact("no standby with a slot"), nil
 	case failover != nil && !*failover:
-		return warning("slot "+f.db.cfg.Slot, "is no failover slot", effect,
+		return newWarning("slot "+f.db.cfg.Slot, "is no failover slot", effect,
 			"with the daemon stopped, over a replication connection (psql 'dbname="+f.cat.Source.Database+" replication=database'): ALTER_REPLICATION_SLOT "+f.db.cfg.Slot+" (FAILOVER true)"), nil
 	case failover != nil:
-		return shown("%s is a failover slot", f.db.cfg.Slot), nil
+		return newFact("%s is a failover slot", f.db.cfg.Slot), nil
 	}
-	return shown("run makes a failover slot"), nil
+	return newFact("run makes a failover slot"), nil
 }
 
 // checkOtherSlots warns of slots that look like those of a daemon that is gone: they
@@ -258,7 +258,7 @@ func checkOtherSlots(ctx context.Context, f *checkFacts) ([]finding, error) {
 	var name string
 	var kept int64
 	_, err = pgx.ForEachRow(rows, []any{&name, &kept}, func() error {
-		found = append(found, warning("slot "+name, "nobody reads it, and it keeps "+bytesText(kept)+" of WAL", "the server's disk fills up",
+		found = append(found, newWarning("slot "+name, "nobody reads it, and it keeps "+bytesText(kept)+" of WAL", "the server's disk fills up",
 			"SELECT pg_drop_replication_slot("+quoteLiteral(name)+"); -- unless its reader, such as another daemon, comes back")...)
 		return nil
 	})
@@ -275,9 +275,9 @@ func checkWALLimit(ctx context.Context, f *checkFacts) ([]finding, error) {
 		return nil, fmt.Errorf("read max_slot_wal_keep_size: %w", err)
 	}
 	if size >= 0 {
-		return shown("max_slot_wal_keep_size is %s", bytesText(size)), nil
+		return newFact("max_slot_wal_keep_size is %s", bytesText(size)), nil
 	}
-	return warning("the server", "max_slot_wal_keep_size is -1, no limit", "while the daemon is stopped its slot can fill the server's disk",
+	return newWarning("the server", "max_slot_wal_keep_size is -1, no limit", "while the daemon is stopped its slot can fill the server's disk",
 		"ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'; SELECT pg_reload_conf(); -- as much as the disk allows"), nil
 }
 
@@ -290,7 +290,7 @@ func checkIdleTimeout(ctx context.Context, f *checkFacts) ([]finding, error) {
 	if err != nil || seconds <= 0 || seconds >= likelyDowntime.Seconds() {
 		return nil, err
 	}
-	return warning("the server", fmt.Sprintf("idle_replication_slot_timeout is %s", time.Duration(seconds*float64(time.Second))),
+	return newWarning("the server", fmt.Sprintf("idle_replication_slot_timeout is %s", time.Duration(seconds*float64(time.Second))),
 		"a daemon that is away for longer needs a new snapshot", "ALTER SYSTEM SET idle_replication_slot_timeout = '3d'; SELECT pg_reload_conf()"), nil
 }
 
@@ -307,11 +307,11 @@ func checkSenderTimeout(ctx context.Context, f *checkFacts) ([]finding, error) {
 	timeout := time.Duration(seconds * float64(time.Second))
 	switch {
 	case timeout == 0:
-		return shown("off; the mirror's own sessions have a minute"), nil
+		return newFact("off; the mirror's own sessions have a minute"), nil
 	case timeout >= shortSenderTimeout:
-		return shown("%s", timeout), nil
+		return newFact("%s", timeout), nil
 	}
-	return warning("the server", fmt.Sprintf("wal_sender_timeout is %s", timeout), "a pause of that length on the network or on this machine ends the stream, which begins again",
+	return newWarning("the server", fmt.Sprintf("wal_sender_timeout is %s", timeout), "a pause of that length on the network or on this machine ends the stream, which begins again",
 		"ALTER ROLE "+f.db.QuotedRole()+" SET wal_sender_timeout = '60s'"), nil
 }
 
@@ -350,7 +350,7 @@ func checkHosts(ctx context.Context, f *checkFacts) ([]finding, error) {
 		found = append(found, f.checkHost(ctx, one, at, here)...)
 	}
 	if len(hosts) == 1 {
-		return shown("one; list the standbys too, if there are any"), nil
+		return newFact("one; list the standbys too, if there are any"), nil
 	}
 	return found, nil
 }
@@ -360,11 +360,11 @@ func (f *checkFacts) checkHost(ctx context.Context, o *pgx.ConnConfig, at, here 
 	conn, err := postgres.Connect(ctx, o)
 	if err != nil {
 		t := postgres.NoConnection(ctx, err, o, "source.url")
-		return warning("host "+at, t.Found, "after a failover to it the daemon waits", t.Fix)
+		return newWarning("host "+at, t.Found, "after a failover to it the daemon waits", t.Fix)
 	}
 	defer CloseConn(conn.PgConn())
 	if conn.PgConn().Conn().RemoteAddr().String() == here {
-		return shown("%s, the primary", at)
+		return newFact("%s, the primary", at)
 	}
 	var standby bool
 	var synced *bool // NULL: it has no such slot
@@ -373,10 +373,10 @@ func (f *checkFacts) checkHost(ctx context.Context, o *pgx.ConnConfig, at, here 
 	case err != nil:
 		return []finding{{Level: precondition.Unknown, Object: "host " + at, Found: "cannot be checked: " + err.Error()}}
 	case !standby:
-		return violation("host "+at, "is a primary too", "the daemon may follow either server", "name the hosts of one cluster only")
+		return newViolation("host "+at, "is a primary too", "the daemon may follow either server", "name the hosts of one cluster only")
 	case f.cat.Version >= FailoverVersion && (synced == nil || !*synced):
-		return warning("host "+at, "a standby without the slot "+f.db.cfg.Slot, "after a failover to it the daemon takes a new snapshot, or halts",
+		return newWarning("host "+at, "a standby without the slot "+f.db.cfg.Slot, "after a failover to it the daemon takes a new snapshot, or halts",
 			"on it: ALTER SYSTEM SET sync_replication_slots = on; ALTER SYSTEM SET hot_standby_feedback = on; and dbname="+strings.ReplaceAll(f.cat.Source.Database, " ", `\ `)+" in its primary_conninfo, its slot in primary_slot_name")
 	}
-	return shown("%s, a standby", at)
+	return newFact("%s, a standby", at)
 }

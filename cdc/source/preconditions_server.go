@@ -29,7 +29,7 @@ func checkReplication(ctx context.Context, f *checkFacts) ([]finding, error) {
 	if may {
 		return nil, nil
 	}
-	return violation("the role in source.url", "lacks REPLICATION", "it can neither make nor read nor drop a slot",
+	return newViolation("the role in source.url", "lacks REPLICATION", "it can neither make nor read nor drop a slot",
 		"ALTER ROLE "+pgx.Identifier{role}.Sanitize()+" REPLICATION"), nil
 }
 
@@ -64,7 +64,7 @@ func checkRoom(ctx context.Context, f *checkFacts) ([]finding, error) {
 		fix := fmt.Sprintf("ALTER SYSTEM SET %s = %d; -- then restart Postgres", c.name, c.n+2)
 		switch free := c.n - c.used; {
 		case free < 1:
-			found = append(found, violation(object, all+" ("+c.name+")", "the mirror cannot replicate", fix)...)
+			found = append(found, newViolation(object, all+" ("+c.name+")", "the mirror cannot replicate", fix)...)
 		case free < 2:
 			found = append(found, finding{Level: precondition.Warn, Object: object, Found: all + " (" + c.name + ")",
 				Effect: "rebuild and verify, which need another one, will be refused", Fix: fix})

@@ -19,7 +19,7 @@ func checkStandbys(f *checkFacts) []finding {
 	}
 	for _, name := range names {
 		if name == "*" || strings.EqualFold(name, f.cat.application) {
-			return violation("the server", fmt.Sprintf("has synchronous_standby_names = '%s', which takes dinnerbell's connection %q for a synchronous standby", f.cat.standbyNames, f.cat.application),
+			return newViolation("the server", fmt.Sprintf("has synchronous_standby_names = '%s', which takes dinnerbell's connection %q for a synchronous standby", f.cat.standbyNames, f.cat.application),
 				"commits would wait for dinnerbell's acknowledgements, and a commit would count as replicated that no standby has",
 				"ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf(); "+
 					"-- or, with standbys, name them, since '*' leaves nobody out: ALTER SYSTEM SET synchronous_standby_names = 'standby1, standby2'")

@@ -188,12 +188,12 @@ func TestDoctorNamesWhyPostgresLetsNobodyIn(t *testing.T) {
 	p.look(ill{"source.encryption", "ok", "TLS 1.3, certificate until", "-"})
 
 	for address, i := range map[string]ill{
-		"postgres://bell@" + listenAndServe(t, nil) + "/de":                              {found: "nobody listens there", fix: "start Postgres, or correct host and port in source.url"},
-		"postgres://bell@" + listenAndServe(t, holdConn) + "/de?connect_timeout=1":       {found: "no answer", fix: "see whether the host is up"},
-		"postgres://bell@no-such-host.invalid/de":                                        {found: "unknown host", fix: "correct the host in source.url"},
-		"postgres://bell@" + listenAndServe(t, serveTLS(t)) + "/de?connect_timeout=1":    {found: "no Postgres: the port speaks TLS from the first byte", fix: "name Postgres' own port in source.url"},
-		"postgres://bell@" + listenAndServe(t, serveText("SSH-2.0-OpenSSH\r\n")) + "/de": {found: "no Postgres answered", fix: "see what listens"},
-		envtest.Database(t).URL + "&sslmode=require":                                     {found: "the server takes no TLS", fix: "ALTER SYSTEM SET ssl = on"},
+		"postgres://bell@" + envtest.Serve(t, nil) + "/de":                                {found: "nobody listens there", fix: "start Postgres, or correct host and port in source.url"},
+		"postgres://bell@" + envtest.Serve(t, envtest.HoldConn) + "/de?connect_timeout=1": {found: "no answer", fix: "see whether the host is up"},
+		"postgres://bell@no-such-host.invalid/de":                                         {found: "unknown host", fix: "correct the host in source.url"},
+		"postgres://bell@" + envtest.Serve(t, serveTLS(t)) + "/de?connect_timeout=1":      {found: "no Postgres: the port speaks TLS from the first byte", fix: "name Postgres' own port in source.url"},
+		"postgres://bell@" + envtest.Serve(t, serveText("SSH-2.0-OpenSSH\r\n")) + "/de":   {found: "no Postgres answered", fix: "see what listens"},
+		envtest.Database(t).URL + "&sslmode=require":                                      {found: "the server takes no TLS", fix: "ALTER SYSTEM SET ssl = on"},
 	} {
 		try(address, i)
 	}

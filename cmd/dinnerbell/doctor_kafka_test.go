@@ -210,7 +210,7 @@ func TestDoctorNamesBrokersThatCannotBeUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(broker.Close)
-	gone := listenAndServe(t, nil)
+	gone := envtest.Serve(t, nil)
 	p.withBroker(broker.ListenAddrs()...)
 	p.must("setup")
 	p.look(ill{"kafka.brokers", "ok", "2, all reachable", "-"})
@@ -287,15 +287,15 @@ func TestDoctorNamesThePort(t *testing.T) {
 	p.set("kafka.sasl", none)
 	expired, key := makeCertificate(t, t.TempDir(), time.Now().Add(-time.Hour), false)
 	for _, c := range []struct{ addr, ca, want, fix string }{
-		{listenAndServe(t, nil), ca, "nobody listens there", "start the broker"},
+		{envtest.Serve(t, nil), ca, "nobody listens there", "start the broker"},
 		{"no-such-host.invalid:9092", ca, "unknown host", "correct the host in kafka.brokers"},
-		{listenAndServe(t, serveCertificate(t, expired, key)), expired, "expired certificate", "renew the certificate of the brokers, which ended at"},
+		{envtest.Serve(t, serveCertificate(t, expired, key)), expired, "expired certificate", "renew the certificate of the brokers, which ended at"},
 	} {
 		p.set("kafka.brokers", []string{c.addr})
 		p.set("kafka.tls", map[string]any{"enabled": true, "ca": c.ca})
 		p.look(ill{"kafka.connection", "FAIL", c.want, c.fix})
 	}
 	p.set("kafka.tls", none)
-	p.set("kafka.brokers", []string{listenAndServe(t, serveText("HTTP/1.1 400 Bad Request\r\n\r\n"))})
+	p.set("kafka.brokers", []string{envtest.Serve(t, serveText("HTTP/1.1 400 Bad Request\r\n\r\n"))})
 	p.look(ill{"kafka.connection", "FAIL", "no Kafka answered", "see what listens"})
 }

@@ -99,7 +99,7 @@ func (p *patient) runInShell(command string) {
 func TestDoctorBesideSystemsThatAreSilent(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t, "")
-	silent := listenAndServe(t, holdConn)
+	silent := envtest.Serve(t, envtest.HoldConn)
 	p.set("source.url", "postgres://bell@"+silent+"/de")
 	p.set("kafka.brokers", []string{silent})
 	p.soon(

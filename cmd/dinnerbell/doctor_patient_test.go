@@ -256,42 +256,11 @@ func (i ill) matches(f jsonFinding) bool {
 		(i.fix == "-" && f.Fix == "" || i.fix != "-" && strings.Contains(f.Fix, i.fix))
 }
 
-// listenAndServe serves each connection of a port until the test ends; nil: nobody
-// listens there any more.
-func listenAndServe(t *testing.T, serve func(net.Conn)) (addr string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if serve == nil {
-		_ = l.Close()
-		return l.Addr().String()
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = conn.Close() }()
-				serve(conn)
-			}()
-		}
-	}()
-	return l.Addr().String()
-}
-
-// holdConn reads and says nothing, until the peer leaves.
-func holdConn(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
-
 // serveText says a text to everybody.
 func serveText(text string) func(net.Conn) {
 	return func(c net.Conn) {
 		_, _ = io.WriteString(c, text)
-		holdConn(c)
+		envtest.HoldConn(c)
 	}
 }
 
@@ -310,6 +279,6 @@ func serveCertificate(t *testing.T, cert, key string) func(net.Conn) {
 		t.Fatal(err)
 	}
 	return func(c net.Conn) {
-		holdConn(tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}))
+		envtest.HoldConn(tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}))
 	}
 }

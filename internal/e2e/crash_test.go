@@ -73,7 +73,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	d.addSubscriptions(40, 8000)
 	d.setup(3)
 	d.start()
-	d.underLoad(30, func(int) {
+	d.underLoad(12, func(int) { // `make chaos` kills it for minutes
 		d.pauseRandom(1500 * time.Millisecond)
 		d.kill()
 		d.start()

@@ -79,14 +79,14 @@ func hitName(n ast.Node) (string, bool) {
 func TestDeathAtEveryFailpoint(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(envtest.Dir(t), "dinnerbell-failpoints")
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "failpoints", "-o", binary, "dinnerbell/cmd/dinnerbell")
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-tags", "failpoints", "-o", binary, "dinnerbell/cmd/dinnerbell")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	points := listFailpoints(t)
 	t.Logf("%d moments", len(points))
 	// The subtests mostly wait, so they run side by side.
-	const sides = 3
+	const sides = 4
 	for side := range sides {
 		t.Run(fmt.Sprint(side), func(t *testing.T) {
 			t.Parallel()

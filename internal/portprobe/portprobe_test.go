@@ -9,34 +9,6 @@ import (
 	"dinnerbell/internal/testenv/envtest"
 )
 
-// accept serves a listener with f until the test ends.
-func accept(t *testing.T, l net.Listener, f func(net.Conn)) string {
-	t.Helper()
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = conn.Close() }()
-				f(conn)
-			}()
-		}
-	}()
-	return l.Addr().String()
-}
-
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
 func TestSpeaksTLS(t *testing.T) {
 	t.Parallel()
 	cert, key := envtest.Certificate(t, t.TempDir(), "server")
@@ -48,18 +20,16 @@ func TestSpeaksTLS(t *testing.T) {
 	handshake := func(cfg *tls.Config) func(net.Conn) {
 		return func(c net.Conn) { read(tls.Server(c, cfg)) }
 	}
-	closed := listen(t)
-	_ = closed.Close()
 	for name, c := range map[string]struct {
 		addr string
 		want bool
 	}{
-		"TLS":           {accept(t, listen(t), handshake(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}})), true},
-		"an alert":      {accept(t, listen(t), handshake(&tls.Config{MinVersion: tls.VersionTLS12})), true},
-		"hangs up":      {accept(t, listen(t), func(net.Conn) {}), false},
-		"says nothing":  {accept(t, listen(t), func(c net.Conn) { _, _ = c.Read(make([]byte, 1<<16)); read(c) }), false},
-		"another":       {accept(t, listen(t), func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")); read(c) }), false},
-		"nobody there":  {closed.Addr().String(), false},
+		"TLS":           {envtest.Serve(t, handshake(&tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}})), true},
+		"an alert":      {envtest.Serve(t, handshake(&tls.Config{MinVersion: tls.VersionTLS12})), true},
+		"hangs up":      {envtest.Serve(t, func(net.Conn) {}), false},
+		"says nothing":  {envtest.Serve(t, func(c net.Conn) { _, _ = c.Read(make([]byte, 1<<16)); read(c) }), false},
+		"another":       {envtest.Serve(t, func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")); read(c) }), false},
+		"nobody there":  {envtest.Serve(t, nil), false},
 		"no such host":  {"no-such-host.invalid:1", false},
 		"not host:port": {"x", false},
 	} {

@@ -24,17 +24,17 @@ const connectionCheck = "sink.connection"
 // unknown.
 func Examine(ctx context.Context, cfg Config, key string, lanes int, limit time.Duration) precondition.Report {
 	// The server ends what takes too long, and the connection stays.
-	cfg.Pins = []pgsession.Setting{{Name: "lock_timeout", Value: milliseconds(limit / 2)}, {Name: "statement_timeout", Value: milliseconds(limit * 8 / 10)}}
+	cfg.Pins = []pgsession.Setting{{Name: "lock_timeout", Value: formatMilliseconds(limit / 2)}, {Name: "statement_timeout", Value: formatMilliseconds(limit * 8 / 10)}}
 	x := &examination{facts: Facts{Cfg: cfg, T: cfg.Tables(), Lanes: lanes, ForDoctor: true, Key: key}}
-	defer x.close()
-	first := x.connect(ctx, limit)
+	defer x.closeConn()
+	first := x.connectFirst(ctx, limit)
 	first.Name = connectionCheck
 	report := precondition.Report{first}
 	if first.Level == precondition.Fail {
 		return append(report, precondition.NotMade(Preconditions, precondition.Everything, "no connection")...)
 	}
 	x.readCatalogue(ctx, limit)
-	made, _ := precondition.RunOver(ctx, Preconditions, precondition.Everything, limit, x.open) // the report has the errors
+	made, _ := precondition.RunOver(ctx, Preconditions, precondition.Everything, limit, x.ensureFacts) // the report has the errors
 	return append(report, made...)
 }
 
@@ -45,14 +45,14 @@ type examination struct {
 	gone  error // why there is no connection any more
 }
 
-func (x *examination) close() {
+func (x *examination) closeConn() {
 	if x.facts.Conn != nil {
 		CloseConn(x.facts.Conn)
 	}
 }
 
-// connect makes the first connection, and returns the finding about it.
-func (x *examination) connect(ctx context.Context, limit time.Duration) precondition.Finding {
+// connectFirst makes the first connection, and returns the finding about it.
+func (x *examination) connectFirst(ctx context.Context, limit time.Duration) precondition.Finding {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	o, configErr := x.facts.Cfg.connConfig("dinnerbell doctor")
@@ -68,8 +68,8 @@ func (x *examination) connect(ctx context.Context, limit time.Duration) precondi
 	return precondition.Finding{Object: x.facts.Key, Found: postgres.Describe(conn.PgConn(), o, time.Since(began))}
 }
 
-// milliseconds writes a duration as a setting.
-func milliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
+// formatMilliseconds writes a duration as a setting.
+func formatMilliseconds(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
 
 // readCatalogue reads the facts about the feedback table. Without them, as while the
 // table is locked, the checks of other facts are made all the same.
@@ -85,8 +85,8 @@ func (x *examination) readCatalogue(ctx context.Context, limit time.Duration) {
 // codeLockNotAvailable is the SQLSTATE of a statement that waited for a lock too long.
 const codeLockNotAvailable = "55P03"
 
-// open returns the facts with a connection that works.
-func (x *examination) open(ctx context.Context) (f *Facts, err error) {
+// ensureFacts returns the facts with a connection that works.
+func (x *examination) ensureFacts(ctx context.Context) (f *Facts, err error) {
 	if x.gone == nil && x.facts.Conn.IsClosed() {
 		x.facts.Conn, x.gone = x.facts.Cfg.Connect(ctx, "dinnerbell doctor")
 	}

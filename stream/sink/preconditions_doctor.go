@@ -31,12 +31,12 @@ var doctorChecks = []precondition.Check[*Facts]{
 	{Name: "sink.standbys", At: precondition.AtDoctor, Read: checkStandbys},
 }
 
-func warning(object, found, effect, fix string) precondition.Finding {
+func newWarning(object, found, effect, fix string) precondition.Finding {
 	return precondition.Finding{Level: precondition.Warn, Object: object, Found: found, Effect: effect, Fix: fix}
 }
 
-// shown is a list of one finding that nothing is wrong with.
-func shown(format string, args ...any) []precondition.Finding {
+// newFact returns a list of one finding that nothing is wrong with.
+func newFact(format string, args ...any) []precondition.Finding {
 	return []precondition.Finding{{Level: precondition.OK, Found: fmt.Sprintf(format, args...)}}
 }
 
@@ -83,9 +83,9 @@ func checkClock(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
 	}
 	text := fmt.Sprintf("this machine's clock is %s %s the server's, give or take %s", skew.Abs().Round(time.Millisecond), way, max(off, time.Millisecond).Round(time.Millisecond))
 	if skew.Abs()-off <= MaxSkew {
-		return shown("%s", text), nil
+		return newFact("%s", text), nil
 	}
-	return []precondition.Finding{warning("", text, "campaigns start and end by this machine's clock: early, late or never",
+	return []precondition.Finding{newWarning("", text, "campaigns start and end by this machine's clock: early, late or never",
 		"on the machine whose clock is wrong: timedatectl set-ntp true; then restart the daemon")}, nil
 }
 
@@ -98,12 +98,12 @@ func checkDurability(ctx context.Context, f *Facts) ([]precondition.Finding, err
 			return nil, err
 		}
 		if value == "off" {
-			found = append(found, warning("the sink's server", setting+" is off", "a crash of its machine can lose or spoil what was committed; then lanes halt or clients are notified again",
+			found = append(found, newWarning("the sink's server", setting+" is off", "a crash of its machine can lose or spoil what was committed; then lanes halt or clients are notified again",
 				"ALTER SYSTEM SET "+setting+" = on; SELECT pg_reload_conf()"))
 		}
 	}
 	if len(found) == 0 {
-		return shown("fsync and full_page_writes are on; sessions of dinnerbell use synchronous_commit on"), nil
+		return newFact("fsync and full_page_writes are on; sessions of dinnerbell use synchronous_commit on"), nil
 	}
 	return found, nil
 }
@@ -123,10 +123,10 @@ SELECT pg_catalog.current_setting('synchronous_standby_names'), pg_catalog.pg_ha
 	case err != nil:
 		return nil, err
 	case names == "" && slots > 0:
-		return []precondition.Finding{warning(object, fmt.Sprintf("%d standbys follow it, and synchronous_standby_names is empty", slots), "a failover can lose the last commits; then the lanes halt",
+		return []precondition.Finding{newWarning(object, fmt.Sprintf("%d standbys follow it, and synchronous_standby_names is empty", slots), "a failover can lose the last commits; then the lanes halt",
 			"ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1, standby2)'; SELECT pg_reload_conf(); -- with the standbys' names")}, nil
 	case names == "":
-		return shown("none"), nil
+		return newFact("none"), nil
 	case !visible:
 		return []precondition.Finding{{Level: precondition.Unknown, Object: object, Found: "the role may not see whether a standby of synchronous_standby_names = '" + names + "' is there",
 			Effect: "without one each commit waits", Fix: "GRANT pg_read_all_stats TO " + f.Catalogue.role}}, nil
@@ -136,7 +136,7 @@ SELECT pg_catalog.current_setting('synchronous_standby_names'), pg_catalog.pg_ha
 		missing.Object = object
 		return []precondition.Finding{missing}, nil
 	}
-	return shown("%d synchronous", synchronous), nil
+	return newFact("%d synchronous", synchronous), nil
 }
 
 // checkDuplicates looks for the rows that keep `setup` from creating the unique index.
@@ -202,12 +202,12 @@ ORDER BY 1, 2`, f.Catalogue.Feedback.OID, f.T.Feedback)
 		const refused = "a client whose row it refuses is left out and named in a dead letter"
 		switch kind {
 		case "c":
-			found = append(found, warning("", "constraint "+name+": "+definition, "a campaign or a client whose row it refuses becomes a dead letter", drop))
+			found = append(found, newWarning("", "constraint "+name+": "+definition, "a campaign or a client whose row it refuses becomes a dead letter", drop))
 		case "f", "x":
-			found = append(found, warning("", "constraint "+name+": "+definition, refused, drop))
+			found = append(found, newWarning("", "constraint "+name+": "+definition, refused, drop))
 		case "u":
 			if refusesNotifications(columns) {
-				found = append(found, warning("", "unique index "+name+" on ("+strings.Join(columns, ", ")+")", "a second notification with the same values is refused, and its client is left out", drop))
+				found = append(found, newWarning("", "unique index "+name+" on ("+strings.Join(columns, ", ")+")", "a second notification with the same values is refused, and its client is left out", drop))
 			}
 		}
 		return nil
@@ -237,7 +237,7 @@ func (c *Catalogue) checkLengths() (found []precondition.Finding) {
 		if i == record.ClientColumn {
 			effect = "a client with a longer id is left out and named in a dead letter"
 		}
-		found = append(found, warning("", "column "+name+" is "+k.typ, effect, c.alterTableSQL("ALTER COLUMN %s TYPE text", name)))
+		found = append(found, newWarning("", "column "+name+" is "+k.typ, effect, c.alterTableSQL("ALTER COLUMN %s TYPE text", name)))
 	}
 	return found
 }

@@ -54,14 +54,14 @@ func TestExaminationConnectsAgain(t *testing.T) {
 	t.Parallel()
 	_, cfg := newSinkDatabase(t)
 	x := &examination{facts: Facts{Cfg: cfg, T: cfg.Tables()}}
-	defer x.close()
-	if f := x.connect(t.Context(), time.Minute); f.Level != precondition.OK {
+	defer x.closeConn()
+	if f := x.connectFirst(t.Context(), time.Minute); f.Level != precondition.OK {
 		t.Fatal(f)
 	}
 	if err := x.facts.Conn.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f, err := x.open(t.Context())
+	f, err := x.ensureFacts(t.Context())
 	if err != nil || f.Conn.Ping(t.Context()) != nil {
 		t.Errorf("%v", err)
 	}
@@ -69,10 +69,10 @@ func TestExaminationConnectsAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.facts.Cfg.URL = func() (string, error) { return "postgres://x@127.0.0.1:1/x", nil }
-	if _, err := x.open(t.Context()); err == nil {
+	if _, err := x.ensureFacts(t.Context()); err == nil {
 		t.Error("a server that is gone gives a connection")
 	}
-	if _, again := x.open(t.Context()); again == nil {
+	if _, again := x.ensureFacts(t.Context()); again == nil {
 		t.Error("it is asked again and again")
 	}
 }

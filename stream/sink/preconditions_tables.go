@@ -122,7 +122,7 @@ func (c *tablesCheck) fail(table, found, effect, fix string) {
 
 // warn adds a finding that hurts later.
 func (c *tablesCheck) warn(table, found, effect, fix string) {
-	c.found = append(c.found, warning("table "+c.t.Schema+"."+table, found, effect, fix))
+	c.found = append(c.found, newWarning("table "+c.t.Schema+"."+table, found, effect, fix))
 }
 
 // alterSQL returns an ALTER TABLE statement.

@@ -122,19 +122,19 @@ func (a *Access) checkSeed(ctx context.Context, cfg Config, addr string) precond
 	f := precondition.Finding{Name: connectionCheck, Object: "broker " + addr}
 	err := a.requestMetadata(ctx, cfg, addr)
 	if err == nil {
-		f.Found = a.describe()
+		f.Found = a.describeAccess()
 		if cfg.Principal != "" && a.Mechanism != "" {
 			f.Found += " as " + strings.TrimPrefix(cfg.Principal, "User:")
 		}
 		return f
 	}
-	t := a.explain(context.WithoutCancel(ctx), addr, err)
+	t := a.explainRefusal(context.WithoutCancel(ctx), addr, err)
 	f.Level, f.Found, f.Effect, f.Fix = precondition.Fail, t.kind+": "+t.text, "nothing works", t.fix
 	return f
 }
 
-// describe names the protocol of the connections.
-func (a *Access) describe() string {
+// describeAccess names the protocol of the connections.
+func (a *Access) describeAccess() string {
 	how := "not encrypted"
 	if a.TLS != nil {
 		how = "TLS"
@@ -196,7 +196,7 @@ func (a *Access) checkAdvertised(ctx context.Context, client *kgo.Client, facts 
 			continue
 		}
 		addr := brokerAddress(b)
-		t := a.explain(ctx, addr, errs[i])
+		t := a.explainRefusal(ctx, addr, errs[i])
 		fix := t.fix
 		if t.network {
 			fix = fmt.Sprintf("in server.properties of broker %d: advertised.listeners with an address that this machine can reach; then restart it", b.NodeID)

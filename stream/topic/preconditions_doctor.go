@@ -35,8 +35,8 @@ func noTopics() *kmsg.MetadataRequest {
 	return req
 }
 
-// shown is a list of one finding that nothing is wrong with.
-func shown(format string, args ...any) []precondition.Finding {
+// newFact returns a list of one finding that nothing is wrong with.
+func newFact(format string, args ...any) []precondition.Finding {
 	return []precondition.Finding{{Level: precondition.OK, Found: fmt.Sprintf(format, args...)}}
 }
 
@@ -94,7 +94,7 @@ func checkVersion(ctx context.Context, f *Facts) ([]precondition.Finding, error)
 	for guess := range versions {
 		guesses = append(guesses, guess)
 	}
-	return shown("%s, by the requests that the brokers know", strings.Join(guesses, " and ")), nil
+	return newFact("%s, by the requests that the brokers know", strings.Join(guesses, " and ")), nil
 }
 
 // expiresSoon is how long before its end a certificate is warned of.
@@ -116,7 +116,7 @@ func checkEncryption(ctx context.Context, f *Facts) ([]precondition.Finding, err
 					Fix: "name the TLS port of the brokers in kafka.brokers, and set kafka.tls.enabled: true and kafka.tls.ca"}}, nil
 			}
 		}
-		return shown("not encrypted, on this machine"), nil
+		return newFact("not encrypted, on this machine"), nil
 	}
 	var first *tls.ConnectionState
 	for _, b := range f.Cluster.brokers {
@@ -135,7 +135,7 @@ func checkEncryption(ctx context.Context, f *Facts) ([]precondition.Finding, err
 		found = append(found, a.judgeCertificate(cfg.Certificates[0].Leaf, "kafka.tls.cert", "renew it; the daemon reads the file for each connection")...)
 	}
 	if len(found) == 0 && first != nil {
-		return shown("%s, certificate until %s", tls.VersionName(first.Version), first.PeerCertificates[0].NotAfter.UTC().Format(time.DateOnly)), nil
+		return newFact("%s, certificate until %s", tls.VersionName(first.Version), first.PeerCertificates[0].NotAfter.UTC().Format(time.DateOnly)), nil
 	}
 	return found, nil
 }
@@ -179,7 +179,7 @@ func checkTransactionalIDs(ctx context.Context, f *Facts) ([]precondition.Findin
 			return nil, err
 		}
 	}
-	return shown("%s and so on: Write allowed (tried)", f.Config.TransactionalID(0)), nil
+	return newFact("%s and so on: Write allowed (tried)", f.Config.TransactionalID(0)), nil
 }
 
 // tryTransactionalID returns the error of a missing right, or of a coordinator that
@@ -210,7 +210,7 @@ func checkExpiration(ctx context.Context, f *Facts) ([]precondition.Finding, err
 	const setting = "transactional.id.expiration.ms"
 	expires := time.Duration(settings.readNumber(setting, 604_800_000)) * time.Millisecond
 	if expires >= 24*time.Hour {
-		return shown("%s", expires), nil
+		return newFact("%s", expires), nil
 	}
 	return []precondition.Finding{{Level: precondition.Warn, Object: "the brokers", Found: fmt.Sprintf("%s is %s", setting, expires),
 		Effect: "a lane without campaigns for so long is taken over anew before its next one",
@@ -241,7 +241,7 @@ func checkDowntime(_ context.Context, f *Facts) ([]precondition.Finding, error) 
 			Effect: effect, Fix: f.alterHint(topic, "retention.bytes=-1")})
 	}
 	if len(found) == 0 && kept > 0 {
-		return shown("campaigns are kept for %s", kept), nil
+		return newFact("campaigns are kept for %s", kept), nil
 	}
 	return found, nil
 }

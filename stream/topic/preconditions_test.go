@@ -48,14 +48,14 @@ func goodFacts() *Facts {
 		c.Topics[name] = kadm.TopicDetail{Topic: name, Partitions: kadm.PartitionDetails{0: {Replicas: []int32{1, 2, 3}}, 1: {Replicas: []int32{1, 2, 3}}}}
 		c.Settings[name] = Settings{}
 		f := &Facts{Cluster: c}
-		f.set(name, "cleanup.policy", policy)
-		f.set(name, "min.insync.replicas", "2")
-		f.set(name, "retention.ms", "604800000")
+		f.changeSetting(name, "cleanup.policy", policy)
+		f.changeSetting(name, "min.insync.replicas", "2")
+		f.changeSetting(name, "retention.ms", "604800000")
 	}
 	return &Facts{Config: cfg, Moment: precondition.AtStart, Cluster: c}
 }
 
-func (f *Facts) set(name, setting, value string) {
+func (f *Facts) changeSetting(name, setting, value string) {
 	f.Cluster.Settings[name][setting] = kadm.Config{Key: setting, Value: &value}
 }
 
@@ -75,28 +75,28 @@ func TestChecksOfTheFacts(t *testing.T) {
 		}, "kafka.topics", precondition.Fail, "topic out"},
 		"few progress partitions": {func(f *Facts) { delete(f.Cluster.Topics["progress"].Partitions, 1) }, "kafka.progress.partitions", precondition.Fail, "fewer than the 2"},
 		"hidden settings":         {func(f *Facts) { delete(f.Cluster.Settings, "dead") }, "kafka.settings", precondition.Unknown, "DescribeConfigs"},
-		"progress deleted":        {func(f *Facts) { f.set("progress", "cleanup.policy", "delete") }, "kafka.progress.cleanup_policy", precondition.Fail, "cleanup.policy is delete"},
-		"progress with both":      {func(f *Facts) { f.set("progress", "cleanup.policy", "compact, delete") }, "kafka.progress.cleanup_policy", precondition.Fail, "cleanup.policy is compact, delete"},
+		"progress deleted":        {func(f *Facts) { f.changeSetting("progress", "cleanup.policy", "delete") }, "kafka.progress.cleanup_policy", precondition.Fail, "cleanup.policy is delete"},
+		"progress with both":      {func(f *Facts) { f.changeSetting("progress", "cleanup.policy", "compact, delete") }, "kafka.progress.cleanup_policy", precondition.Fail, "cleanup.policy is compact, delete"},
 		"progress kept": {func(f *Facts) {
-			f.set("progress", "cleanup.policy", "delete")
-			f.set("progress", "retention.ms", "-1")
+			f.changeSetting("progress", "cleanup.policy", "delete")
+			f.changeSetting("progress", "retention.ms", "-1")
 		}, "kafka.progress.cleanup_policy", precondition.Warn, "grows without end"},
-		"campaigns compacted": {func(f *Facts) { f.set("in", "cleanup.policy", "compact") }, "kafka.campaigns.cleanup_policy", precondition.Fail, "cleanup.policy is compact"},
+		"campaigns compacted": {func(f *Facts) { f.changeSetting("in", "cleanup.policy", "compact") }, "kafka.campaigns.cleanup_policy", precondition.Fail, "cleanup.policy is compact"},
 		"campaigns compacted late": {func(f *Facts) {
-			f.set("in", "cleanup.policy", "compact")
-			f.set("in", "min.compaction.lag.ms", "86400000")
+			f.changeSetting("in", "cleanup.policy", "compact")
+			f.changeSetting("in", "min.compaction.lag.ms", "86400000")
 		}, "kafka.campaigns.cleanup_policy", precondition.Warn, "24h0m0s"},
-		"dead letters compacted":  {func(f *Facts) { f.set("dead", "cleanup.policy", "compact") }, "kafka.dead_letters.cleanup_policy", precondition.Fail, "topic dead"},
-		"tiny progress":           {func(f *Facts) { f.set("progress", "max.message.bytes", "100") }, "kafka.max_message_bytes", precondition.Fail, "topic progress: max.message.bytes is 100"},
-		"small notifications":     {func(f *Facts) { f.set("out", "max.message.bytes", "4096") }, "kafka.max_message_bytes", precondition.Warn, "topic out: max.message.bytes is 4096"},
-		"small dead letters":      {func(f *Facts) { f.set("in", "max.message.bytes", "4000000") }, "kafka.max_message_bytes", precondition.Warn, "topic dead"},
-		"too few replicas":        {func(f *Facts) { f.set("out", "min.insync.replicas", "4") }, "kafka.min_insync_replicas", precondition.Fail, "a partition has 3 replicas"},
-		"acknowledged by one":     {func(f *Facts) { f.set("out", "min.insync.replicas", "1") }, "kafka.replicas", precondition.Warn, "one broker alone"},
-		"unclean election":        {func(f *Facts) { f.set("progress", "unclean.leader.election.enable", "true") }, "kafka.replicas", precondition.Warn, "topic progress"},
-		"short retention":         {func(f *Facts) { f.set("in", "retention.ms", "60000") }, "kafka.retention", precondition.Warn, "retention.ms is 60000"},
-		"retention of a day":      {func(f *Facts) { f.set("in", "retention.ms", "86400000") }, "kafka.downtime", precondition.Warn, "keeps messages for 24h0m0s"},
-		"retention by size":       {func(f *Facts) { f.set("in", "retention.bytes", "1000000") }, "kafka.downtime", precondition.Warn, "keeps 1000000 bytes a partition"},
-		"short retention, unused": {func(f *Facts) { f.set("progress", "retention.ms", "60000") }, "", 0, ""},
+		"dead letters compacted":  {func(f *Facts) { f.changeSetting("dead", "cleanup.policy", "compact") }, "kafka.dead_letters.cleanup_policy", precondition.Fail, "topic dead"},
+		"tiny progress":           {func(f *Facts) { f.changeSetting("progress", "max.message.bytes", "100") }, "kafka.max_message_bytes", precondition.Fail, "topic progress: max.message.bytes is 100"},
+		"small notifications":     {func(f *Facts) { f.changeSetting("out", "max.message.bytes", "4096") }, "kafka.max_message_bytes", precondition.Warn, "topic out: max.message.bytes is 4096"},
+		"small dead letters":      {func(f *Facts) { f.changeSetting("in", "max.message.bytes", "4000000") }, "kafka.max_message_bytes", precondition.Warn, "topic dead"},
+		"too few replicas":        {func(f *Facts) { f.changeSetting("out", "min.insync.replicas", "4") }, "kafka.min_insync_replicas", precondition.Fail, "a partition has 3 replicas"},
+		"acknowledged by one":     {func(f *Facts) { f.changeSetting("out", "min.insync.replicas", "1") }, "kafka.replicas", precondition.Warn, "one broker alone"},
+		"unclean election":        {func(f *Facts) { f.changeSetting("progress", "unclean.leader.election.enable", "true") }, "kafka.replicas", precondition.Warn, "topic progress"},
+		"short retention":         {func(f *Facts) { f.changeSetting("in", "retention.ms", "60000") }, "kafka.retention", precondition.Warn, "retention.ms is 60000"},
+		"retention of a day":      {func(f *Facts) { f.changeSetting("in", "retention.ms", "86400000") }, "kafka.downtime", precondition.Warn, "keeps messages for 24h0m0s"},
+		"retention by size":       {func(f *Facts) { f.changeSetting("in", "retention.bytes", "1000000") }, "kafka.downtime", precondition.Warn, "keeps 1000000 bytes a partition"},
+		"short retention, unused": {func(f *Facts) { f.changeSetting("progress", "retention.ms", "60000") }, "", 0, ""},
 		"no right to write": {func(f *Facts) {
 			d := f.Cluster.Topics["out"]
 			d.AuthorizedOperations = []kadm.ACLOperation{kmsg.ACLOperationDescribe}

@@ -23,9 +23,9 @@ type connectTrouble struct {
 	network         bool // nothing answered at the address
 }
 
-// explain tells apart why a broker could not be used. It may open further connections
+// explainRefusal tells apart why a broker could not be used. It may open further connections
 // to find out what the port speaks, without sending a secret.
-func (a *Access) explain(ctx context.Context, addr string, err error) connectTrouble {
+func (a *Access) explainRefusal(ctx context.Context, addr string, err error) connectTrouble {
 	t := connectTrouble{text: err.Error()}
 	names := portprobe.Names{Server: "the brokers", CA: "kafka.tls.ca", Host: "kafka.brokers", Verify: "kafka.tls.server_name"}
 	var ok bool
@@ -33,7 +33,7 @@ func (a *Access) explain(ctx context.Context, addr string, err error) connectTro
 		return t
 	}
 	kind, fix := fromNetwork(err)
-	if kind != "" && !a.answers(ctx, addr) {
+	if kind != "" && !a.canConnect(ctx, addr) {
 		return connectTrouble{kind, t.text, fix, true}
 	}
 	speaksTLS := portprobe.SpeaksTLS(ctx, addr)
@@ -51,8 +51,8 @@ func (a *Access) explain(ctx context.Context, addr string, err error) connectTro
 	return t
 }
 
-// answers reports whether somebody accepts connections at an address.
-func (a *Access) answers(ctx context.Context, addr string) bool {
+// canConnect reports whether somebody accepts connections at an address.
+func (a *Access) canConnect(ctx context.Context, addr string) bool {
 	conn, err := (&net.Dialer{Timeout: a.Limit}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return false

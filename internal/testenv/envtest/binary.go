@@ -43,7 +43,7 @@ func Binary(t testing.TB) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "dinnerbell")
-	build := exec.Command("go", "build", "-o", path, "dinnerbell/cmd/dinnerbell")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "dinnerbell/cmd/dinnerbell")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatal(fmt.Errorf("build dinnerbell: %w\n%s", err, out))
 	}

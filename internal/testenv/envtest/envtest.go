@@ -10,10 +10,12 @@ package envtest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,6 +56,7 @@ func Main(m *testing.M) {
 		os.Exit(serveBroker(os.Args[2], os.Args[3]))
 	}
 	removeStale(os.TempDir())
+	raiseParallel()
 	code := m.Run()
 	if err := servers.stopAll(); err != nil {
 		fmt.Fprintln(os.Stderr, "envtest:", err)
@@ -66,6 +69,24 @@ func Main(m *testing.M) {
 		}
 	}
 	os.Exit(code)
+}
+
+// sideBySide is how many tests of a package run at the same time at least. Most of the
+// time they wait for servers, and two of them leave two cores idle.
+const sideBySide = 4
+
+// raiseParallel raises the limit of parallel tests to sideBySide, unless the command line
+// has one.
+func raiseParallel() {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given || runtime.GOMAXPROCS(0) >= sideBySide {
+		return
+	}
+	if err := flag.Set("test.parallel", strconv.Itoa(sideBySide)); err != nil {
+		fmt.Fprintln(os.Stderr, "envtest:", err) // package testing has no such flag any more; the tests run all the same
+	}
 }
 
 func serveBroker(dir, listen string) int {

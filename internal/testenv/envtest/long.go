@@ -13,3 +13,12 @@ func Long(t testing.TB) {
 		t.Skip("takes minutes or gigabytes; run by `make test-long`")
 	}
 }
+
+// Slow skips a test that takes a minute or more unless TEST_SLOW=1 is set, as by `make
+// test-slow`, which continuous integration runs.
+func Slow(t testing.TB) {
+	t.Helper()
+	if os.Getenv("TEST_SLOW") != "1" {
+		t.Skip("takes a minute; run by `make test-slow`")
+	}
+}

@@ -13,7 +13,7 @@ func checkClock(context.Context, *machine) ([]finding, error) {
 
 func judgeClock(synchronised bool) []finding {
 	if synchronised {
-		return shown("synchronised")
+		return newFact("synchronised")
 	}
-	return warning("this machine's clock", "no time service keeps it right", "campaigns start and end by it; sink.clock shows the difference to Postgres", "timedatectl set-ntp true")
+	return newWarning("this machine's clock", "no time service keeps it right", "campaigns start and end by it; sink.clock shows the difference to Postgres", "timedatectl set-ntp true")
 }

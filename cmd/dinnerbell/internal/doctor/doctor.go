@@ -53,17 +53,17 @@ func Run(ctx context.Context, o Options) []Section {
 	}
 	d := examination{Options: o}
 	d.running = findDaemon(ctx, o.Config.State.Dir)
-	first := d.bounded(ctx, func(ctx context.Context) { d.source = d.examineSource(ctx) }, func(ctx context.Context) { d.kafka = d.examineKafka(ctx) })
+	first := d.runBounded(ctx, func(ctx context.Context) { d.source = d.examineSource(ctx) }, func(ctx context.Context) { d.kafka = d.examineKafka(ctx) })
 	first.Wait()
 	var ofSink, ofMachine precondition.Report
-	second := d.bounded(ctx, func(ctx context.Context) { ofSink = d.examineSink(ctx) }, func(ctx context.Context) { ofMachine = d.examineMachine(ctx) })
+	second := d.runBounded(ctx, func(ctx context.Context) { ofSink = d.examineSink(ctx) }, func(ctx context.Context) { ofMachine = d.examineMachine(ctx) })
 	second.Wait()
 	sections := []Section{
 		{"configuration", d.describeConfiguration()}, {"source", d.source.Report}, {"sink", ofSink}, {"kafka", d.kafka.Report}, {"machine", ofMachine},
 	}
 	for _, s := range sections {
 		for i := range s.Report {
-			d.hide(&s.Report[i])
+			d.hideSecrets(&s.Report[i])
 		}
 	}
 	return sections
@@ -78,8 +78,8 @@ type examination struct {
 	kafka   topic.Examination
 }
 
-// bounded runs functions at the same time, each within sectionLimit.
-func (d *examination) bounded(ctx context.Context, all ...func(context.Context)) *sync.WaitGroup {
+// runBounded runs functions at the same time, each within sectionLimit.
+func (d *examination) runBounded(ctx context.Context, all ...func(context.Context)) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	for _, f := range all {
 		wg.Go(func() {
@@ -91,8 +91,8 @@ func (d *examination) bounded(ctx context.Context, all ...func(context.Context))
 	return &wg
 }
 
-// hide removes passwords: servers and libraries may repeat one in an error.
-func (d *examination) hide(f *precondition.Finding) {
+// hideSecrets removes passwords: servers and libraries may repeat one in an error.
+func (d *examination) hideSecrets(f *precondition.Finding) {
 	for _, text := range []*string{&f.Object, &f.Found, &f.Effect, &f.Fix} {
 		*text = d.Config.Hide(*text)
 	}

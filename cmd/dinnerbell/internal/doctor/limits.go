@@ -30,16 +30,16 @@ func systemLimits(pid string) limits {
 	return limits{pid: pid, proc: "/proc", cgroups: "/sys/fs/cgroup"}
 }
 
-// whose names the process in findings.
-func (l limits) whose() string {
+// nameProcess names the process in findings.
+func (l limits) nameProcess() string {
 	if l.pid == "self" {
 		return "a process started from here"
 	}
 	return "the running daemon"
 }
 
-// openFiles returns the limit of open files; 0: unknown.
-func (l limits) openFiles() uint64 {
+// readFileLimit returns the limit of open files; 0: unknown.
+func (l limits) readFileLimit() uint64 {
 	f, err := os.Open(filepath.Join(l.proc, l.pid, "limits"))
 	if err != nil {
 		return httpserve.DescriptorLimit()
@@ -74,11 +74,11 @@ const (
 
 // checkOpenFiles compares the limit of open files with what the lanes take.
 func checkOpenFiles(_ context.Context, m *machine) ([]finding, error) {
-	limit := m.limits.openFiles()
+	limit := m.limits.readFileLimit()
 	if limit == 0 {
 		return nil, errors.New("the limit is not known")
 	}
-	return judgeOpenFiles(limit, m.lanes, m.brokers, m.limits.whose()), nil
+	return judgeOpenFiles(limit, m.lanes, m.brokers, m.limits.nameProcess()), nil
 }
 
 func judgeOpenFiles(limit uint64, lanes, brokers int, whose string) []finding {
@@ -90,11 +90,11 @@ func judgeOpenFiles(limit uint64, lanes, brokers int, whose string) []finding {
 	text := fmt.Sprintf("at most %d; %d lanes and %d brokers take up to %d", limit, lanes, brokers, wanted)
 	switch {
 	case limit < least:
-		return failure(object, text, "connections and the local state fail for want of descriptors", fix)
+		return newFailure(object, text, "connections and the local state fail for want of descriptors", fix)
 	case limit < fewFiles:
-		return warning(object, text, "a large local state or many lanes run out of them", fix)
+		return newWarning(object, text, "a large local state or many lanes run out of them", fix)
 	}
-	return shown("%s", text)
+	return newFact("%s", text)
 }
 
 // checkMemory compares the memory limit of the control group with what the daemon takes
@@ -104,7 +104,7 @@ func checkMemory(_ context.Context, m *machine) ([]finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	limit, where, err := m.limits.memory()
+	limit, where, err := m.limits.readMemoryLimit()
 	if err != nil {
 		return nil, err
 	}
@@ -116,23 +116,23 @@ const comfortable = 300 << 20
 
 func judgeMemory(limit int64, where string, peak int64) []finding {
 	if limit == 0 {
-		return shown("no limit; the daemon takes %s at its peak", terminal.Bytes(peak))
+		return newFact("no limit; the daemon takes %s at its peak", terminal.Bytes(peak))
 	}
 	text := fmt.Sprintf("at most %s (%s); the daemon takes %s at its peak", terminal.Bytes(limit), where, terminal.Bytes(peak))
 	const fix = "MemoryMax=512M in the systemd unit, or 512Mi as the container's memory limit"
 	switch {
 	case limit < peak:
-		return failure("memory", text, "the kernel kills the daemon", fix)
+		return newFailure("memory", text, "the kernel kills the daemon", fix)
 	case limit < comfortable:
-		return warning("memory", text, "the kernel may kill the daemon under load", fix)
+		return newWarning("memory", text, "the kernel may kill the daemon under load", fix)
 	}
-	return shown("%s", text)
+	return newFact("%s", text)
 }
 
-// memory returns the smallest memory limit of the process's control groups and its file;
+// readMemoryLimit returns the smallest memory limit of the process's control groups and its file;
 // 0: there is none.
 // https://docs.kernel.org/admin-guide/cgroup-v2.html
-func (l limits) memory() (limit int64, where string, err error) {
+func (l limits) readMemoryLimit() (limit int64, where string, err error) {
 	text, err := os.ReadFile(filepath.Join(l.proc, l.pid, "cgroup"))
 	if err != nil {
 		return 0, "", errors.New("this system has no control groups that can be read")

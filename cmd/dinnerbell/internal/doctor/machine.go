@@ -97,15 +97,15 @@ func givenUpInTime(checks []check) []check {
 	return checks
 }
 
-func shown(format string, args ...any) []finding {
+func newFact(format string, args ...any) []finding {
 	return []finding{{Level: precondition.OK, Found: fmt.Sprintf(format, args...)}}
 }
 
-func warning(object, found, effect, fix string) []finding {
+func newWarning(object, found, effect, fix string) []finding {
 	return []finding{{Level: precondition.Warn, Object: object, Found: found, Effect: effect, Fix: fix}}
 }
 
-func failure(object, found, effect, fix string) []finding {
+func newFailure(object, found, effect, fix string) []finding {
 	return []finding{{Level: precondition.Fail, Object: object, Found: found, Effect: effect, Fix: fix}}
 }
 
@@ -114,14 +114,14 @@ func failure(object, found, effect, fix string) []finding {
 func checkDaemon(_ context.Context, m *machine) ([]finding, error) {
 	switch {
 	case m.running.answers:
-		return shown("runs, version %s, process %s; it holds state.dir, slot and port", m.running.version, m.running.pid), nil
+		return newFact("runs, version %s, process %s; it holds state.dir, slot and port", m.running.version, m.running.pid), nil
 	case m.running.pid != "":
-		return failure("state.dir "+m.cfg.State.Dir, "process "+m.running.pid+" holds it and answers nobody on its socket", "run would refuse to start",
+		return newFailure("state.dir "+m.cfg.State.Dir, "process "+m.running.pid+" holds it and answers nobody on its socket", "run would refuse to start",
 			"wait for it (a command such as rebuild --offline, or a daemon that starts), or stop it: kill "+m.running.pid), nil
 	case m.running.err != nil:
 		return nil, m.running.err
 	}
-	return shown("none runs on this state.dir"), nil
+	return newFact("none runs on this state.dir"), nil
 }
 
 // checkStateDir checks that the daemon can make or use the folder.
@@ -133,24 +133,24 @@ func checkStateDir(_ context.Context, m *machine) ([]finding, error) {
 		return nil, err
 	}
 	if info, err := os.Stat(m.place); err == nil && !info.IsDir() {
-		return failure(object, m.place+" is not a folder", "run would end at once", replaceFileFix(m.place, info)), nil
+		return newFailure(object, m.place+" is not a folder", "run would end at once", replaceFileFix(m.place, info)), nil
 	}
 	if m.place == abs {
 		switch err := statedir.Examine(dir); {
 		case errors.Is(err, statedir.ErrUnsafe):
 			what, fix, _ := strings.Cut(strings.TrimPrefix(err.Error(), statedir.ErrUnsafe.Error()+": "), "; run: ")
-			return failure(object, what, "run would refuse it", fix), nil
+			return newFailure(object, what, "run would refuse it", fix), nil
 		case err != nil:
-			return failure(object, err.Error(), "run would refuse it", ownFolderFix(dir)), nil
+			return newFailure(object, err.Error(), "run would refuse it", ownFolderFix(dir)), nil
 		}
 	}
 	if err := tryFile(m.place, func(*os.File) error { return nil }); err != nil {
-		return failure(object, "nothing can be written in "+m.place+": "+reason(err), "run would end at once", ownFolderFix(dir)), nil
+		return newFailure(object, "nothing can be written in "+m.place+": "+describeCause(err), "run would end at once", ownFolderFix(dir)), nil
 	}
 	if m.place != abs {
-		return shown("%s does not exist yet; run makes it", dir), nil
+		return newFact("%s does not exist yet; run makes it", dir), nil
 	}
-	return shown("%s, of user %d", dir, os.Geteuid()), nil
+	return newFact("%s, of user %d", dir, os.Geteuid()), nil
 }
 
 // replaceFileFix returns what makes room for a folder where a file is. A device or a
@@ -171,8 +171,8 @@ func ownFolderFix(dir string) string {
 	return fmt.Sprintf("install -d -m 0700 -o %d %s", os.Geteuid(), abs)
 }
 
-// reason returns the cause of an error of the file system without the path again.
-func reason(err error) string {
+// describeCause returns the cause of an error of the file system without the path again.
+func describeCause(err error) string {
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path.Err.Error()
 	}
@@ -212,9 +212,9 @@ func checkFileSystem(_ context.Context, m *machine) ([]finding, error) {
 
 func judgeFileSystem(mount daemon.Mount, dir string) []finding {
 	if bad, ok := fileSystems[mount.Type]; ok {
-		return warning("state.dir "+dir, "it is on "+mount.Type+" ("+mount.Device+", mounted on "+mount.Point+")", bad.effect, bad.fix)
+		return newWarning("state.dir "+dir, "it is on "+mount.Type+" ("+mount.Device+", mounted on "+mount.Point+")", bad.effect, bad.fix)
 	}
-	return shown("%s (%s, mounted on %s)", mount.Type, mount.Device, mount.Point)
+	return newFact("%s (%s, mounted on %s)", mount.Type, mount.Device, mount.Point)
 }
 
 // slowFsync is the time of one fsync from which on it is warned of: the mirror
@@ -244,11 +244,11 @@ func judgeFsync(took time.Duration, err error, dir string) ([]finding, error) {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOTDIR):
 		return nil, errors.New("nothing can be written there")
 	case err != nil:
-		return failure(object, "a file cannot be written and synced: "+reason(err), "the daemon ends when it writes", "set state.dir to a folder on another disk"), nil
+		return newFailure(object, "a file cannot be written and synced: "+describeCause(err), "the daemon ends when it writes", "set state.dir to a folder on another disk"), nil
 	case took > slowFsync:
-		return warning(object, fmt.Sprintf("one fsync takes %s", took.Round(time.Millisecond)), "the slot is acknowledged late, and the server keeps more WAL", "set state.dir to a folder on a faster disk"), nil
+		return newWarning(object, fmt.Sprintf("one fsync takes %s", took.Round(time.Millisecond)), "the slot is acknowledged late, and the server keeps more WAL", "set state.dir to a folder on a faster disk"), nil
 	}
-	return shown("works, %s", took.Round(10*time.Microsecond)), nil
+	return newFact("works, %s", took.Round(10*time.Microsecond)), nil
 }
 
 // checkHTTP checks that the daemon can listen on its address.
@@ -259,19 +259,19 @@ func checkHTTP(ctx context.Context, m *machine) ([]finding, error) {
 		if err := l.Close(); err != nil {
 			return nil, err
 		}
-		return shown("%s is free", addr), nil
+		return newFact("%s is free", addr), nil
 	}
 	object := "http.listen " + addr
 	_, port, _ := net.SplitHostPort(addr)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE) && m.running.answers && answersHTTP(ctx, addr):
-		return shown("%s, used by the running daemon", addr), nil
+		return newFact("%s, used by the running daemon", addr), nil
 	case errors.Is(err, syscall.EADDRINUSE):
-		return failure(object, "another process listens there", "run would end at once", "set http.listen to another port; who it is: ss -ltnp 'sport = :"+port+"'"), nil
+		return newFailure(object, "another process listens there", "run would end at once", "set http.listen to another port; who it is: ss -ltnp 'sport = :"+port+"'"), nil
 	case errors.Is(err, syscall.EACCES):
-		return failure(object, "this user may not listen there", "run would end at once", "set http.listen to a port above 1023"), nil
+		return newFailure(object, "this user may not listen there", "run would end at once", "set http.listen to a port above 1023"), nil
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return failure(object, "this machine does not have the address", "run would end at once", "set http.listen to 127.0.0.1:"+port+" or to an address of this machine"), nil
+		return newFailure(object, "this machine does not have the address", "run would end at once", "set http.listen to 127.0.0.1:"+port+" or to an address of this machine"), nil
 	}
-	return failure(object, err.Error(), "run would end at once", "correct http.listen"), nil
+	return newFailure(object, err.Error(), "run would end at once", "correct http.listen"), nil
 }

@@ -16,8 +16,8 @@ import (
 	"dinnerbell/state"
 )
 
-// write makes a file with its folders.
-func write(t *testing.T, text string, path ...string) {
+// writeFile makes a file with its folders.
+func writeFile(t *testing.T, text string, path ...string) {
 	t.Helper()
 	name := filepath.Join(path...)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -48,16 +48,16 @@ func TestMemoryLimit(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		l := limits{pid: "7", proc: filepath.Join(dir, "proc"), cgroups: filepath.Join(dir, "cgroup")}
-		write(t, c.groups, l.proc, "7", "cgroup")
+		writeFile(t, c.groups, l.proc, "7", "cgroup")
 		for file, text := range c.files {
-			write(t, text, l.cgroups, file)
+			writeFile(t, text, l.cgroups, file)
 		}
-		got, where, err := l.memory()
+		got, where, err := l.readMemoryLimit()
 		if err != nil || got != c.want || c.want > 0 && where != filepath.Join(l.cgroups, c.where) {
 			t.Errorf("%s: %d in %s, %v; want %d in %s", name, got, where, err, c.want, c.where)
 		}
 	}
-	if _, _, err := (limits{pid: "7", proc: t.TempDir()}).memory(); err == nil {
+	if _, _, err := (limits{pid: "7", proc: t.TempDir()}).readMemoryLimit(); err == nil {
 		t.Error("a system without control groups has no error")
 	}
 }
@@ -65,15 +65,15 @@ func TestMemoryLimit(t *testing.T) {
 func TestOpenFilesOfTheRunningDaemon(t *testing.T) {
 	t.Parallel()
 	l := limits{pid: "7", proc: t.TempDir()}
-	write(t, "Limit                     Soft Limit           Hard Limit           Units\nMax open files            256                  512                  files\n", l.proc, "7", "limits")
-	if n := l.openFiles(); n != 512 {
+	writeFile(t, "Limit                     Soft Limit           Hard Limit           Units\nMax open files            256                  512                  files\n", l.proc, "7", "limits")
+	if n := l.readFileLimit(); n != 512 {
 		t.Errorf("%d, want the hard limit, to which Go raises the other", n)
 	}
-	write(t, "Max open files            unlimited            "+"unlimited            files\n", l.proc, "7", "limits")
-	if n := l.openFiles(); n != 0 {
+	writeFile(t, "Max open files            unlimited            "+"unlimited            files\n", l.proc, "7", "limits")
+	if n := l.readFileLimit(); n != 0 {
 		t.Errorf("no limit reads as %d", n)
 	}
-	if n := systemLimits("").openFiles(); n == 0 {
+	if n := systemLimits("").readFileLimit(); n == 0 {
 		t.Error("this process has no limit")
 	}
 }
@@ -146,7 +146,7 @@ func TestCheckThatHangsIsGivenUp(t *testing.T) {
 			<-hang
 			return nil, nil
 		}},
-		{Name: "machine.works", At: precondition.AtDoctor, Read: func(context.Context, *machine) ([]finding, error) { return shown("fine"), nil }},
+		{Name: "machine.works", At: precondition.AtDoctor, Read: func(context.Context, *machine) ([]finding, error) { return newFact("fine"), nil }},
 	})
 	report, err := precondition.RunOver(t.Context(), checks, precondition.Everything, 20*time.Millisecond, func(context.Context) (*machine, error) { return nil, nil }) //nolint:nilnil // not used
 	if !errors.Is(err, context.DeadlineExceeded) || len(report) != 2 || report[0].Level != precondition.Unknown || !strings.Contains(report[0].Found, "no answer within 20ms") || report[1].Found != "fine" {

@@ -48,7 +48,7 @@ type printer struct {
 
 // foldLines returns the findings with short names, in their order: those with nothing
 // to show in one line behind the others, and those that could not be made for one
-// reason in one line.
+// describeCause in one line.
 func foldLines(s Section) []finding {
 	var lines []finding
 	var plain []string
@@ -103,7 +103,7 @@ func (p *printer) printSection(s Section) {
 func (p *printer) printFinding(f finding) {
 	name := terminal.Escape(f.Name)
 	level := f.Level.String()
-	fmt.Fprintf(&p.b, "  %s%s  %s%s  ", name, pad(name, p.nameWidth), p.style.Paint(levelColours[f.Level], level), pad(level, levelWidth))
+	fmt.Fprintf(&p.b, "  %s%s  %s%s  ", name, padRight(name, p.nameWidth), p.style.Paint(levelColours[f.Level], level), padRight(level, levelWidth))
 	indent := 2 + p.nameWidth + 2 + levelWidth + 2
 	if utf8.RuneCountInString(name) > p.nameWidth {
 		p.b.WriteString("\n" + strings.Repeat(" ", indent))
@@ -115,7 +115,7 @@ func (p *printer) printFinding(f finding) {
 	if f.Effect != "" {
 		text += "; " + f.Effect
 	}
-	for i, line := range wrap(terminal.Escape(text), p.style.Width-indent) {
+	for i, line := range wrapText(terminal.Escape(text), p.style.Width-indent) {
 		if i > 0 {
 			p.b.WriteString(strings.Repeat(" ", indent))
 		}
@@ -126,7 +126,7 @@ func (p *printer) printFinding(f finding) {
 	}
 }
 
-func pad(text string, width int) string {
+func padRight(text string, width int) string {
 	return strings.Repeat(" ", max(0, width-utf8.RuneCountInString(text)))
 }
 
@@ -143,23 +143,23 @@ func fixLines(fix string, width int) (lines []string) {
 		return nil
 	}
 	if shellCommand.MatchString(fix) {
-		lines = wrap(fix, width-2)
+		lines = wrapText(fix, width-2)
 		for i := range lines[:len(lines)-1] {
 			lines[i] += ` \`
 		}
 		return lines
 	}
 	if !sqlStatement.MatchString(fix) {
-		return wrap(fix, width)
+		return wrapText(fix, width)
 	}
 	statements, comment, _ := strings.Cut(fix, "-- ")
 	for statement := range strings.SplitSeq(statements, "; ") {
 		if statement = strings.TrimSuffix(strings.TrimSpace(statement), ";"); statement != "" {
-			lines = append(lines, wrap(statement+";", width)...)
+			lines = append(lines, wrapText(statement+";", width)...)
 		}
 	}
 	if comment != "" { // it would hide what follows on its line
-		for _, line := range wrap(comment, width-len("-- ")) {
+		for _, line := range wrapText(comment, width-len("-- ")) {
 			lines = append(lines, "-- "+line)
 		}
 	}
@@ -169,9 +169,9 @@ func fixLines(fix string, width int) (lines []string) {
 // sqlStatement matches the begin of a statement.
 var sqlStatement = regexp.MustCompile(`^(ALTER|CREATE|DELETE|DROP|GRANT|ROLLBACK|SELECT|UPDATE) `)
 
-// wrap breaks text at blanks into lines of at most width characters; a longer word
+// wrapText breaks text at blanks into lines of at most width characters; a longer word
 // stays whole.
-func wrap(text string, width int) []string {
+func wrapText(text string, width int) []string {
 	var lines []string
 	line := ""
 	for word := range strings.FieldsSeq(text) {
