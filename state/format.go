@@ -238,7 +238,7 @@ func isEmptyStore(db *pebble.DB) (bool, error) {
 //	┌────┬──────┬────────┐
 //	│ 30 │ name │ client │                             empty; delivered pairs, in the order
 //	└────┴──────┴────────┘                            of the join
-//	40, 41: the subscription log, see logformat.go
+//	08, 09: the subscription log, see logformat.go
 //
 // Ids delimit themselves and none is a prefix of another, so concatenation
 // sorts by the first id, then the second. Row ids come last and need no end.

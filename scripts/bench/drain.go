@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -26,10 +27,7 @@ const (
 // which discards the content of a like slot. Both times begin with the start of
 // the process; the daemon's ends when its state is at the last commit.
 func (st *stage) measureDrain(ctx context.Context) error {
-	bulk := bulkRows
-	if st.opts.quick {
-		bulk = bulkRows / 10
-	}
+	bulk := st.bulkSize()
 	for _, c := range []struct {
 		name    string
 		rows    int
@@ -52,6 +50,81 @@ func (st *stage) measureDrain(ctx context.Context) error {
 		st.report.Add(c.name, "rows/s", ours, "pg_recvlogical", limit...)
 	}
 	return nil
+}
+
+// measureHistory measures what the history of subscription changes costs the catching up
+// with the source.
+func (st *stage) measureHistory(ctx context.Context) error {
+	if err := st.deployment.Stop(); err != nil {
+		return err
+	}
+	return errors.Join(st.compareDrains(ctx, "history_drain", st.deployment.SetHistory), st.deployment.SetHistory(true))
+}
+
+// compareDrains measures how fast the daemon catches up with single-row transactions and
+// with large ones while no campaign is live, with an option and without it in turn.
+func (st *stage) compareDrains(ctx context.Context, series string, set func(on bool) error) error {
+	bulk := st.bulkSize()
+	for _, c := range []struct {
+		name    string
+		rows    int
+		backlog func(ctx context.Context) error
+	}{
+		{series, st.opts.transactions, func(ctx context.Context) error { return st.commitSingles(ctx, st.opts.transactions) }},
+		{series + "_bulk", bulks * bulk, func(ctx context.Context) error { return st.commitBulk(ctx, bulk) }},
+	} {
+		var rates [2][]float64
+		for run := range 2 * st.opts.runs {
+			on := (run + run/2) % 2 // each begins every other pair
+			took, err := st.drainWith(ctx, on == 1, set, c.backlog)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			rate := float64(c.rows) / took.Seconds()
+			st.sayf("%s, run %d of %d, option %t: %s rows/s", c.name, run/2+1, st.opts.runs, on == 1, report.Thousands(int64(rate)))
+			rates[on] = append(rates[on], rate)
+		}
+		st.report.Add(c.name, "rows/s", rates[1], "option_off", rates[0]...)
+	}
+	return nil
+}
+
+// drainWith commits a backlog while the daemon is down, and times the daemon's catching up
+// with the option set or not. The daemon has run with the option before.
+func (st *stage) drainWith(ctx context.Context, on bool, set func(on bool) error, backlog func(context.Context) error) (time.Duration, error) {
+	d := st.deployment
+	if err := set(on); err != nil {
+		return 0, err
+	}
+	if err := d.Start(ctx); err != nil {
+		return 0, err
+	}
+	if err := d.Stop(); err != nil {
+		return 0, err
+	}
+	if err := backlog(ctx); err != nil {
+		return 0, err
+	}
+	end, err := deployment.WriteMark(ctx, d.Database)
+	if err != nil {
+		return 0, err
+	}
+	if err := d.Database.Exec(ctx, `CHECKPOINT`); err != nil {
+		return 0, err
+	}
+	took, err := st.timeDaemon(ctx, end)
+	if err != nil {
+		return 0, err
+	}
+	return took, d.Database.Exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`)
+}
+
+// bulkSize is how many rows a large transaction has.
+func (st *stage) bulkSize() int {
+	if st.opts.quick {
+		return bulkRows / 10
+	}
+	return bulkRows
 }
 
 // drainOnce commits one backlog and lets both contenders work it off, one after

@@ -111,35 +111,10 @@ func (st *stage) measureLateNotifications(ctx context.Context, d *deployment.Dep
 	return nil
 }
 
-// measureLateDrain measures how fast the daemon catches up with single-row transactions
-// while no campaign is live, with the option and without it in turn.
+// measureLateDrain measures what the option costs the catching up with the source while no
+// campaign is live.
 func (st *stage) measureLateDrain(ctx context.Context, d *deployment.Deployment) error {
 	late := *st
 	late.deployment = d
-	var rates [2][]float64
-	for run := range 2 * st.opts.runs {
-		on := run % 2
-		if err := errors.Join(d.SetLateSubscribers(ctx, on == 1), d.Start(ctx), d.Stop()); err != nil {
-			return err
-		}
-		if err := late.commitSingles(ctx, st.opts.transactions); err != nil {
-			return err
-		}
-		end, err := deployment.WriteMark(ctx, d.Database)
-		if err != nil {
-			return err
-		}
-		took, err := late.timeDaemon(ctx, end)
-		if err != nil {
-			return err
-		}
-		rate := float64(st.opts.transactions) / took.Seconds()
-		st.sayf("late_drain, run %d of %d, option %t: %s rows/s", run/2+1, st.opts.runs, on == 1, report.Thousands(int64(rate)))
-		rates[on] = append(rates[on], rate)
-		if err := d.Database.Exec(ctx, `DELETE FROM public.subscribers_restaurants WHERE restaurant_id LIKE 'drain-%'`); err != nil {
-			return err
-		}
-	}
-	st.report.Add("late_drain", "rows/s", rates[1], "option_off", rates[0]...)
-	return nil
+	return late.compareDrains(ctx, "late_drain", func(on bool) error { return d.SetLateSubscribers(ctx, on) })
 }

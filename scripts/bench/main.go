@@ -89,7 +89,7 @@ type options struct {
 
 // parts in the order in which they run. Rebuild comes first, since it needs a
 // daemon without state.
-var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "scheduled", "fairness", "late", "kill", "memory", "cdc", "drain", "flatness", "units"}
+var parts = []string{"rebuild", "fanout", "small", "lanes", "latency", "scheduled", "fairness", "late", "kill", "memory", "cdc", "drain", "history", "flatness", "units"}
 
 func parseOptions(args []string, stderr io.Writer) (options, error) {
 	o := options{}

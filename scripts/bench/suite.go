@@ -114,6 +114,7 @@ func (st *stage) runParts(ctx context.Context) error {
 		{"memory", false, st.measureMemory},
 		{"cdc", false, st.measureMirror},
 		{"drain", false, st.measureDrain},
+		{"history", false, st.measureHistory},
 		{"flatness", false, st.measureFlatness},
 		{"units", true, st.measureUnits},
 	} {

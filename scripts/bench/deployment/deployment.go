@@ -81,6 +81,23 @@ func (d *Deployment) writeConfig(name, prefix string) error {
 
 // SetLateSubscribers sets join.late_subscribers of a stopped daemon, and runs setup.
 func (d *Deployment) SetLateSubscribers(ctx context.Context, on bool) error {
+	if err := d.setSection("join", map[string]any{"late_subscribers": on}); err != nil {
+		return err
+	}
+	return d.RunCommand(ctx, "setup")
+}
+
+// SetHistory sets state.history of a stopped daemon: its default, or none.
+func (d *Deployment) SetHistory(on bool) error {
+	state := map[string]any{"dir": d.StateDir()}
+	if !on {
+		state["history"] = map[string]any{"size": 0}
+	}
+	return d.setSection("state", state)
+}
+
+// setSection replaces a section of the configuration.
+func (d *Deployment) setSection(name string, section map[string]any) error {
 	text, err := os.ReadFile(d.configPath())
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
@@ -89,14 +106,14 @@ func (d *Deployment) SetLateSubscribers(ctx context.Context, on bool) error {
 	if err := json.Unmarshal(text, &cfg); err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
-	cfg["join"] = map[string]any{"late_subscribers": on}
+	cfg[name] = section
 	if text, err = json.MarshalIndent(cfg, "", "  "); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	if err := os.WriteFile(d.configPath(), text, 0o600); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
-	return d.RunCommand(ctx, "setup")
+	return nil
 }
 
 func (d *Deployment) configPath() string { return filepath.Join(d.Dir, "dinnerbell.yaml") }
