@@ -46,8 +46,8 @@ test-race: ## the packages' tests under the race detector
 	@scripts/install-tools.sh go
 	go test -race $(TESTFLAGS) -timeout 25m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
 
-test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven)
-	@scripts/install-tools.sh go kcat java
+test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven, Python)
+	@scripts/install-tools.sh go kcat java python
 	@scripts/with-kafka.sh go test -count=1 $(TESTFLAGS) -timeout 30m $(GOTESTFLAGS) $(INTEGRATION)
 
 VERSIONS ?= 14 15 16 17 18

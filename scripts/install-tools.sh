@@ -32,7 +32,7 @@ postgres() { [ -n "${POSTGRES_BIN:-}" ] || command -v postgres || ls /usr/lib/po
 # pgbouncer also looks in sbin, which is not in every PATH.
 pgbouncer() { type -P pgbouncer || ls /usr/sbin/pgbouncer; }
 
-[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|postgres|psql|jq|pgbouncer ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|python|postgres|psql|jq|pgbouncer ..." >&2; exit 2; }
 for tool in "$@"; do
   case $tool in
     go)
@@ -41,9 +41,10 @@ for tool in "$@"; do
       ;;
     kcat) need "kcat, the Kafka command line client," "command -v kcat" kcat ;;
     java)
-      need "Java 17" java_17 openjdk-17-jre-headless
+      need "Java 17 with its compiler" "java_17 && command -v javac" openjdk-17-jdk-headless
       need "Maven" "command -v mvn" maven
       ;;
+    python) need "Python with venv" "python3 -c 'import ensurepip, venv'" python3 python3-venv ;;
     postgres) need "Postgres" postgres postgresql ;;
     psql) need "psql" "command -v psql" postgresql-client ;;
     jq) need "jq" "command -v jq" jq ;;

@@ -121,9 +121,30 @@ func (r *reader) runBlock(b block) (output string) {
 	return output + r.runScript(b, text)
 }
 
+// makeCommand matches a make command at the start of a line.
+var makeCommand = regexp.MustCompile(`(?m)^make ([a-z-]+)(?: && )?`)
+
+// withoutMake removes make commands from a script: the program is built, and the demo and
+// the tests have tests of their own. Each target must exist.
+func (r *reader) withoutMake(text string) string {
+	r.Helper()
+	makefile, err := os.ReadFile(filepath.Join(envtest.Root(r), "Makefile"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, m := range makeCommand.FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(string(makefile), "\n"+m[1]+": ") {
+			r.Errorf("the Makefile has no target %s", m[1])
+		}
+		r.Logf("make %s is not run by this test", m[1])
+	}
+	return makeCommand.ReplaceAllString(text, "")
+}
+
 // runScript runs commands in bash. Variables that they export last.
 func (r *reader) runScript(b block, text string) string {
 	r.Helper()
+	text = r.withoutMake(text)
 	if strings.TrimSpace(text) == "" {
 		return ""
 	}

@@ -89,10 +89,16 @@ func (w *docWorld) deploy() {
 	w.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client-' || n, 'restaurant-' || n % 3 FROM generate_series(1, 150) n`)
 	w.kafka.TopicNamed("campaigns", 2, nil)
 	config := "source: {url: '" + w.db.URL + "'}\nkafka: {brokers: ['kafka:9092']}\nstate: {dir: /var/lib/dinnerbell}\nhttp: {listen: '127.0.0.1:8420'}\n"
-	if err := os.WriteFile(w.path("dinnerbell.yaml"), []byte(w.replace.Replace(config)), 0o600); err != nil {
+	w.writeFile("dinnerbell.yaml", config)
+	w.runBlock(block{heading: "deploy", lang: "sh", text: "dinnerbell setup\ndinnerbell run\n"})
+}
+
+// writeFile writes a file with the addresses of the servers into the reader's folder.
+func (w *docWorld) writeFile(name, text string) {
+	w.Helper()
+	if err := os.WriteFile(w.path(name), []byte(w.replace.Replace(text)), 0o600); err != nil {
 		w.Fatal(err)
 	}
-	w.runBlock(block{heading: "deploy", lang: "sh", text: "dinnerbell setup\ndinnerbell run\n"})
 }
 
 // send sends campaigns of these ids to a partition.
