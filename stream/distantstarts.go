@@ -16,7 +16,7 @@ const (
 	// them is known.
 	distantEvery = 5 * time.Second
 	// distantShare bounds the time that the counting takes: one part in so many.
-	distantShare = 20
+	distantShare = 10
 )
 
 // distantStarts is the number of pending campaigns that start behind the horizon, as of

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -94,12 +95,15 @@ func eventText(r *slog.Record) string {
 	mend := ""
 	r.Attrs(func(a slog.Attr) bool {
 		text := attrText(a.Value)
-		switch a.Key {
-		case "error", "reason", "reasons", "what", "found", "said":
-			causes = append(causes, text)
-		case "to_mend":
+		switch {
+		case a.Key == "to_mend":
 			mend = "; to mend: " + text
+		case isProse(a.Key):
+			causes = append(causes, text)
 		default:
+			if quoted := strconv.Quote(text); a.Value.Kind() == slog.KindString && (text != Line(text) || len(quoted) != len(text)+2) {
+				text = quoted // an id, perhaps
+			}
 			others = append(others, strings.ReplaceAll(a.Key, "_", " ")+" "+text)
 		}
 		return true

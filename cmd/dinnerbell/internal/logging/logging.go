@@ -107,11 +107,27 @@ func (h *cleaningHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.next.Handle(ctx, out)
 }
 
+// isProse reports whether an attribute's text is an explanation, which is folded into one
+// line. Every other text may be an id: its white space stays, and the format escapes it, so
+// that two ids never look equal.
+func isProse(key string) bool {
+	switch key {
+	case "error", "reason", "reasons", "what", "found", "said", "to_mend":
+		return true
+	}
+	return false
+}
+
 // cleanAttr bounds a value's text and takes secrets out of it.
 func (h *cleaningHandler) cleanAttr(a slog.Attr) slog.Attr {
 	switch v := a.Value.Resolve(); v.Kind() {
 	case slog.KindString:
-		a.Value = slog.StringValue(Line(h.hide(v.String())))
+		text := h.hide(v.String())
+		if isProse(a.Key) {
+			a.Value = slog.StringValue(Line(text))
+		} else {
+			a.Value = slog.StringValue(Bound(text, MaxText))
+		}
 	case slog.KindGroup:
 		group := slices.Clone(v.Group())
 		for i := range group {

@@ -36,6 +36,40 @@ func TestTextsAreBoundedAndClean(t *testing.T) {
 	}
 }
 
+// Ids that differ by their white space alone, or by a character that nobody sees, look
+// different in the log and in the events. A text that explains is one line.
+func TestIDsLookDifferent(t *testing.T) {
+	t.Parallel()
+	ids := []string{"c", " c", "c ", "c\n", "c\t", "c\u00a0", "c\u200b", "c\u00ad", "a b", "a  b", "a\nb", `a\nb`, `"c "`}
+	for _, format := range []string{"text", "json"} {
+		seen := map[string]string{}
+		for _, id := range ids {
+			var out strings.Builder
+			log := New(&out, "info", format, hide)
+			log.Info("an operator's command on a campaign", "campaign", id, "error", "two\n  lines")
+			line := out.String()
+			_, line, _ = strings.Cut(line, "campaign")
+			if other, ok := seen[line]; ok {
+				t.Errorf("%s: %q looks like %q: %s", format, id, other, line)
+			}
+			seen[line] = id
+			if strings.Count(line, "\n") != 1 || !strings.Contains(line, "two lines") {
+				t.Errorf("%s: %q", format, line)
+			}
+		}
+	}
+	seen := map[string]string{}
+	for _, id := range ids {
+		r := slog.NewRecord(time.Now(), slog.LevelInfo, "a command", 0)
+		r.AddAttrs(slog.String("campaign", id))
+		text := eventText(&r)
+		if other, ok := seen[text]; ok || strings.Contains(text, "\n") {
+			t.Errorf("event: %q looks like %q: %s", id, other, text)
+		}
+		seen[text] = id
+	}
+}
+
 // A warning that comes again and again is written at once, and then seldom, with
 // the number of times; another one, and one after a message of its part, at once.
 func TestRepeatsAreWrittenSeldom(t *testing.T) {
