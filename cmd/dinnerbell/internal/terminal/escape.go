@@ -8,11 +8,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // Ids, topics and error texts come from other people's tables, messages and
-// servers. Characters that a terminal would obey instead of showing are escaped
+// servers. Characters that a terminal would obey, or leave out, instead of showing are escaped
 // before they are written:
 //
 //   - Escape, for one field of a listing: newlines and tabs as well, so that an
@@ -22,15 +24,19 @@ import (
 // Escapes have the form \u001b, which JSON reads back as the character: the output
 // of --json stays exact.
 
-// isControl reports whether a terminal may obey r: control characters of C0 and C1,
-// DEL, line and paragraph separators, and characters that change the direction of
-// text (https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters).
-func isControl(r rune) bool {
+// isHidden reports whether a terminal obeys r, or shows it as nothing or as a blank:
+// controls, formats such as those that change the direction of text, private and
+// unassigned characters, and those that Unicode has a terminal ignore
+// (https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point). The spaces beside
+// U+0020 are hidden too, except in running text, whose languages use them.
+func isHidden(r rune, text bool) bool {
 	switch {
-	case r < ' ', r >= 0x7f && r <= 0x9f, r >= 0x2028 && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+	case unicode.Is(unicode.Zs, r):
+		return r != ' ' && !text
+	case r == 0x2800: // a pattern of Braille without a dot
 		return true
 	}
-	return r == 0x061c || r == 0x200e || r == 0x200f
+	return !unicode.IsPrint(r) || unicode.In(r, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
 }
 
 // Escape returns s as one field of a listing.
@@ -65,7 +71,10 @@ func appendEscaped[T string | []byte](dst []byte, s T, layout bool) []byte {
 			dst = append(dst, `\t`...)
 		case r == utf8.RuneError && n == 1:
 			dst = fmt.Appendf(dst, `\x%02x`, s[0])
-		case isControl(r):
+		case isHidden(r, layout) && r > 0xffff: // JSON has no escape of more than four digits
+			high, low := utf16.EncodeRune(r)
+			dst = fmt.Appendf(dst, `\u%04x\u%04x`, high, low)
+		case isHidden(r, layout):
 			dst = fmt.Appendf(dst, `\u%04x`, r)
 		default:
 			dst = append(dst, s[:n]...)

@@ -20,6 +20,10 @@ func TestPrintable(t *testing.T) {
 	if got := Escape("\xff\xc3(\xe4\xb8"); got != `\xff\xc3(\xe4\xb8` {
 		t.Errorf("invalid UTF-8: %q", got)
 	}
+	hidden := "\u200b\u00a0\u3000\u00ad\ufeff\u2060\ufe0f\u3164\u034f\u2800\ue000\U000e0041\U000e0100"
+	if got, want := Escape(hidden), `\u200b\u00a0\u3000\u00ad\ufeff\u2060\ufe0f\u3164\u034f\u2800\ue000\udb40\udc41\udb40\udd00`; got != want {
+		t.Errorf("hidden characters: %q, want %q", got, want)
+	}
 	for _, s := range []string{"", "plain id", `back\slash`, "Ünïcode 世界 👍🏽", "\ufffd"} {
 		if got := Escape(s); got != s {
 			t.Errorf("%q became %q", s, got)
@@ -52,6 +56,7 @@ func TestPrintableWriter(t *testing.T) {
 	}
 	var out bytes.Buffer
 	w := &EscapingWriter{Out: &out}
+	hostile := "\u200b\U000e0041" + hostile
 	if err := json.NewEncoder(w).Encode(hostile); err != nil {
 		t.Fatal(err)
 	}
