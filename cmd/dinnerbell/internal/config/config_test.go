@@ -133,7 +133,7 @@ func TestEveryKeyHasItsVariable(t *testing.T) {
 		}
 		cfg := Defaults()
 		name := "DINNERBELL_" + strings.ToUpper(strings.ReplaceAll(leaf.key, ".", "_"))
-		if problems := cfg.readEnv(Env{name: value}); len(problems) > 0 {
+		if problems := cfg.readEnv(nil, Env{name: value}); len(problems) > 0 {
 			t.Errorf("%s did not set %s: %v", name, leaf.key, problems)
 		}
 		if reflect.DeepEqual(newTree(cfg).leafAt(leaf.key).Interface(), leaf.value.Interface()) {
@@ -161,7 +161,15 @@ func TestEnvironmentWins(t *testing.T) {
 		"DINNERBELL_SINK_URL":                 "",
 		"DINNERBELL_KAFKA_PORT_9092_TCP_ADDR": "set by Kubernetes",
 		"DINNERBELL_KAFKA_SERVICE_HOST":       "set by Kubernetes",
-		"DINNERBELL_BACKUP":                   "somebody else's",
+		"DINNERBELL_SERVICE_HOST":             "10.0.0.1",
+		"DINNERBELL_SERVICE_PORT":             "8420",
+		"DINNERBELL_SERVICE_PORT_HTTP":        "8420",
+		"DINNERBELL_PORT":                     "tcp://10.0.0.1:8420",
+		"DINNERBELL_PORT_8420_TCP":            "tcp://10.0.0.1:8420",
+		"DINNERBELL_PORT_8420_TCP_PROTO":      "tcp",
+		"DINNERBELL_CONFIG":                   "f.yaml",
+		"DINNERBELL_SINK_TABLE":               "${DINNERBELL_TABLE}",
+		"DINNERBELL_TABLE":                    "public.other", // referred to
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -198,8 +206,8 @@ func TestLoadRefuses(t *testing.T) {
 		"scalar file":       {"hello", nil, "the file holds keys"},
 		"list for text":     {"source: {slot: [a]}", nil, "source.slot: expected a single value"},
 		"map for text":      {"log: {level: {a: b}}", nil, "log.level: expected a single value"},
-		"bad bool":          {"kafka: {tls: {enabled: maybe}}", nil, "kafka.tls.enabled: not true or false"},
-		"bad duration":      {"join: {max_staleness: 5}", nil, "join.max_staleness: not a duration"},
+		"bad bool":          {"kafka: {tls: {enabled: maybe}}", nil, "kafka.tls.enabled: \"maybe\" is neither true nor false"},
+		"bad duration":      {"join: {max_staleness: 5}", nil, "join.max_staleness: \"5\" is not a duration such as 30s"},
 		"bad table":         {"source: {table: a.b.c}", nil, "write schema.table"},
 		"duplicate":         {"log: {level: info}\nlog: {level: warn}", nil, "log"},
 		"not yaml":          {"source: [", nil, "not YAML: did not find expected node content"},
@@ -231,7 +239,14 @@ func TestLoadRefuses(t *testing.T) {
 		"unset variable":    {"source: {slot: '${NOPE}'}", nil, "source.slot: expand ${NOPE}: the environment variable NOPE is not set"},
 		"open reference":    {"source: {slot: '${NOPE'}", nil, "without its }"},
 		"unknown variable":  {"", Env{"DINNERBELL_SOURCE_ULR": "x"}, "unknown variable DINNERBELL_SOURCE_ULR; did you mean DINNERBELL_SOURCE_URL?"},
-		"bad variable":      {"", Env{"DINNERBELL_KAFKA_TLS_ENABLED": "maybe"}, "DINNERBELL_KAFKA_TLS_ENABLED (kafka.tls.enabled): not true or false"},
+		"no section":        {"", Env{"DINNERBELL_LIMIT_X": "1"}, "unknown variable DINNERBELL_LIMIT_X; the variables of limits are DINNERBELL_LIMITS_MAX_AUDIENCE, DINNERBELL_LIMITS_NOTIFICATIONS_PER_SECOND"},
+		"singular section":  {"", Env{"DINNERBELL_LIMIT_MAX_AUDIENCE": "1"}, "did you mean DINNERBELL_LIMITS_MAX_AUDIENCE?"},
+		"foreign variable":  {"", Env{"DINNERBELL_BACKUP": "1"}, "unknown variable DINNERBELL_BACKUP; a key such as source.url is DINNERBELL_SOURCE_URL"},
+		"no service's port": {"", Env{"DINNERBELL_HTTP_PORT": "8080"}, "unknown variable DINNERBELL_HTTP_PORT"},
+		"yes":               {"join: {late_subscribers: yes}", nil, "f.yaml:1: join.late_subscribers: \"yes\" is neither true nor false"},
+		"no number":         {"limits: {max_audience: 1e6}", nil, "limits.max_audience: \"1e6\" is not a whole number"},
+		"large number":      {"limits: {max_audience: 99999999999999999999}", nil, "limits.max_audience: \"99999999999999999999\" is too large a number"},
+		"bad variable":      {"", Env{"DINNERBELL_KAFKA_TLS_ENABLED": "maybe"}, "DINNERBELL_KAFKA_TLS_ENABLED (kafka.tls.enabled): \"maybe\" is neither true nor false"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -13,27 +13,52 @@ type History struct {
 	Size Size `yaml:"size"` // default 256MB, at least 1MB; 0: nothing is remembered
 }
 
-// Age is a duration that may be given in days: 7d, 12h, 1d12h.
+// Age is a duration of a hundred years at most.
 type Age time.Duration
 
-// parseAge reads days before what [time.ParseDuration] reads.
-func parseAge(text string) (Age, error) {
-	text = strings.TrimSpace(text)
-	days, rest, hasDays := strings.Cut(text, "d")
-	if !hasDays {
-		days, rest = "0", text
+// maxAge bounds the durations of ParseDuration: a hundred years.
+const maxAge = 100 * 365 * 24 * time.Hour
+
+// longUnits are the units that [time.ParseDuration] does not know, the longest first.
+var longUnits = []struct {
+	name string
+	unit time.Duration
+}{{"w", 7 * 24 * time.Hour}, {"d", 24 * time.Hour}}
+
+// ParseDuration reads a duration that is not negative: weeks and days before what
+// [time.ParseDuration] reads, such as 1w, 7d, 1d12h and 90m. It takes every duration of the
+// configuration and of the command line.
+func ParseDuration(text string) (time.Duration, error) {
+	wrong := fmt.Errorf("%q is not a duration such as 30s, 90m, 12h or 7d", Excerpt(text))
+	rest, sum, long := strings.TrimSpace(text), time.Duration(0), false
+	for _, u := range longUnits {
+		number, after, found := strings.Cut(rest, u.name)
+		if !found {
+			continue
+		}
+		n, err := strconv.ParseFloat(number, 64)
+		if err != nil || !(n >= 0 && n <= float64(maxAge/u.unit)) {
+			return 0, wrong
+		}
+		rest, sum, long = strings.TrimSpace(after), sum+time.Duration(n*float64(u.unit)), true
 	}
-	n, err := strconv.ParseFloat(days, 64)
-	rest = strings.TrimSpace(rest)
-	var more time.Duration
-	if err == nil && (rest != "" || !hasDays) {
-		more, err = time.ParseDuration(rest)
+	if rest != "" || !long {
+		more, err := time.ParseDuration(rest)
+		if err != nil || more < 0 || more > maxAge {
+			return 0, wrong
+		}
+		sum += more
 	}
-	const most = 100 * 365
-	if err != nil || !(n >= 0 && n <= most) || more < 0 || more > most*24*time.Hour {
-		return 0, fmt.Errorf("%q is none of 7d, 12h and 90m", text)
+	return sum, nil
+}
+
+// Excerpt is the begin of a text that a message repeats.
+func Excerpt(text string) string {
+	const most = 40
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most]) + "…"
 	}
-	return Age(n*24*float64(time.Hour)) + Age(more), nil
+	return text
 }
 
 // Size is a number of bytes.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -81,11 +82,15 @@ func (f *configField) setText(text string, env Env) error {
 	case string:
 		v = text
 	case bool:
-		v, err = strconv.ParseBool(text)
+		v, err = parseBool(text)
 	case int:
-		v, err = strconv.Atoi(text)
+		v, err = parseInt(text)
 	case time.Duration:
-		v, err = time.ParseDuration(text)
+		var d time.Duration
+		if d, err = time.ParseDuration(text); err != nil { // a rule says what is wrong with a negative one
+			d, err = ParseDuration(text)
+		}
+		v = d
 	case Table:
 		v, err = parseTable(text)
 	case Reserve:
@@ -93,37 +98,40 @@ func (f *configField) setText(text string, env Env) error {
 	case Size:
 		v, err = parseSize(text)
 	case Age:
-		v, err = parseAge(text)
+		var age time.Duration
+		age, err = ParseDuration(text)
+		v = Age(age)
 	case []string:
 		v = splitList(text)
 	default:
 		return fmt.Errorf("no way to read a %s", f.value.Type())
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", expectedType(f.value), err)
+		return err
 	}
 	f.value.Set(reflect.ValueOf(v))
 	return nil
 }
 
-// expectedType returns, as words, the kind of value that belongs into a leaf.
-func expectedType(v reflect.Value) string {
-	switch v.Interface().(type) {
-	case bool:
-		return "not true or false"
-	case int:
-		return "not a whole number"
-	case time.Duration:
-		return "not a duration such as 5s or 2m"
-	case Table:
-		return "not a table name"
-	case Reserve, Size:
-		return "not a size"
-	case Age:
-		return "not an age"
-	default:
-		return "not readable"
+// parseBool reads true or false.
+func parseBool(text string) (bool, error) {
+	v, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, fmt.Errorf("%q is neither true nor false", Excerpt(text)) // strconv's own words do not help
 	}
+	return v, nil
+}
+
+// parseInt reads a whole number.
+func parseInt(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		return 0, fmt.Errorf("%q is too large a number", Excerpt(text))
+	case err != nil:
+		return 0, fmt.Errorf("%q is not a whole number such as 3", Excerpt(text))
+	}
+	return n, nil
 }
 
 // splitList reads a comma separated list; blanks around the items do not count.
@@ -172,8 +180,8 @@ func nearestKey(root, section *configField, name string) string {
 // one: two, a third of a longer key, and fewer than half of a short one.
 func maxDistance(name string) int { return min(max(2, len(name)/3), (len(name)+1)/2) }
 
-// nearestEnv names, for a message, the known variable closest to an unknown one,
-// if one is near.
+// nearestEnv names, for a message, the known variable closest to an unknown one; if none
+// is near, the variables of the section that is.
 func nearestEnv(root *configField, name string) string {
 	rest := strings.TrimPrefix(name, envPrefix)
 	best, distance := "", maxDistance(rest)+1
@@ -183,8 +191,19 @@ func nearestEnv(root *configField, name string) string {
 			best, distance = known, d
 		}
 	}
-	if best == "" {
-		return ""
+	if best != "" {
+		return "; did you mean " + best + "?"
 	}
-	return "; did you mean " + best + "?"
+	first, _, _ := strings.Cut(strings.ToLower(rest), "_")
+	for _, section := range slices.Sorted(maps.Keys(root.children)) {
+		if levenshtein.ComputeDistance(first, section) > min(2, len(section)/3) {
+			continue
+		}
+		var list []string
+		for _, f := range root.children[section].allLeaves() {
+			list = append(list, envName(f.key))
+		}
+		return "; the variables of " + section + " are " + strings.Join(list, ", ")
+	}
+	return "; a key such as source.url is " + envName("source.url")
 }

@@ -1,11 +1,13 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -38,7 +40,7 @@ func Load(path string, env Env) (*Config, error) {
 	default:
 		return nil, fmt.Errorf("%w: read file: %w", ErrInvalid, err)
 	}
-	problems = append(problems, cfg.readEnv(env)...)
+	problems = append(problems, cfg.readEnv(data, env)...)
 	if err := joinProblems(problems); err != nil {
 		return nil, err
 	}
@@ -81,20 +83,31 @@ func joinProblems(problems []error) error {
 	return fmt.Errorf("%w:\n%w", ErrInvalid, errors.Join(problems...))
 }
 
-// linkVariable matches the variables that Kubernetes and Docker set by themselves
-// for a service named dinnerbell-kafka
+// linkName matches the variables that Kubernetes and Docker set by themselves for a service
+// named dinnerbell or dinnerbell-kafka
 // (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables);
 // they are no mistakes of an operator.
-func linkVariable(name string) bool {
-	return strings.HasSuffix(name, "_SERVICE_HOST") || strings.HasSuffix(name, "_PORT") ||
-		strings.Contains(name, "_SERVICE_PORT") || strings.Contains(name, "_PORT_")
+var linkName = regexp.MustCompile(`^DINNERBELL_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
+
+// isLinkVariable reports whether a variable is one of these: also DINNERBELL_PORT, whose
+// value is a URL.
+func isLinkVariable(name, value string) bool {
+	return linkName.MatchString(name) || strings.HasSuffix(name, "_PORT") && strings.Contains(value, "://")
 }
 
-// readEnv sets keys from the environment. A variable with our prefix that names no
-// key is an error, like an unknown key in the file.
-func (c *Config) readEnv(env Env) []error {
+// otherVariables are the known variables that are no keys: the name of the file, and the
+// place where a binary for the tests of crashes dies.
+var otherVariables = []string{"DINNERBELL_CONFIG", "DINNERBELL_FAILPOINT"}
+
+// readEnv sets keys from the environment. A variable with our prefix that names no key is an
+// error, like an unknown key in the file, unless ${NAME} in the file or in another variable
+// refers to it.
+func (c *Config) readEnv(file []byte, env Env) []error {
 	root := newTree(c)
 	known := map[string]bool{}
+	for _, name := range otherVariables {
+		known[name] = true
+	}
 	var problems []error
 	for _, f := range root.allLeaves() {
 		name := envName(f.key)
@@ -108,10 +121,8 @@ func (c *Config) readEnv(env Env) []error {
 		}
 	}
 	var unknown []string
-	for name := range env {
-		rest, ours := strings.CutPrefix(name, envPrefix)
-		section, _, _ := strings.Cut(strings.ToLower(rest), "_")
-		if _, isSection := root.children[section]; ours && isSection && !known[name] && !linkVariable(name) {
+	for name, value := range env {
+		if strings.HasPrefix(name, envPrefix) && !known[name] && !isLinkVariable(name, value) && !isReferred(name, file, env) {
 			unknown = append(unknown, name)
 		}
 	}
@@ -120,6 +131,20 @@ func (c *Config) readEnv(env Env) []error {
 		problems = append(problems, fmt.Errorf("unknown variable %s%s", name, nearestEnv(root, name)))
 	}
 	return problems
+}
+
+// isReferred reports whether ${name} stands in the file, or in a variable of ours.
+func isReferred(name string, file []byte, env Env) bool {
+	reference := "${" + name + "}"
+	if bytes.Contains(file, []byte(reference)) {
+		return true
+	}
+	for other, value := range env {
+		if strings.HasPrefix(other, envPrefix) && strings.Contains(value, reference) {
+			return true
+		}
+	}
+	return false
 }
 
 // Missing reports whether there is no configuration file.
