@@ -130,6 +130,25 @@ func TestParseCampaignRefuses(t *testing.T) {
 	}
 }
 
+// A time that is a little too late is no time in a smaller unit: nobody sends milliseconds
+// of the year 1978.
+func TestTimesBehindTheYear9999(t *testing.T) {
+	t.Parallel()
+	for at, mistaken := range map[string]string{
+		"253402300800": "", "253402300801": "", "900000000000": "", "946684800000": "milliseconds", "1669207116000": "milliseconds",
+		"253402300800000": "", "1669207116000000": "microseconds", "1669207116000000000": "nanoseconds", "-1": "",
+	} {
+		_, err := Parse([]byte(edit(t, `2659207116`, at)))
+		if err == nil || err.Class != ClassBadTime || !strings.Contains(err.Reason, "of the years 1970 to 9999") {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		if _, unit, hint := strings.Cut(err.Reason, "looks like "); hint != (mistaken != "") || !strings.HasPrefix(unit, mistaken) {
+			t.Errorf("%s: %s; want a hint at %q", at, err.Reason, mistaken)
+		}
+	}
+}
+
 func FuzzParseCampaign(f *testing.F) {
 	f.Add([]byte(contractExample))
 	f.Add([]byte(edit(f, `first`, `\ud83c\udf55`)))

@@ -126,11 +126,15 @@ type timeUnit struct {
 
 var timeUnits = [...]timeUnit{{"milliseconds", 1e3}, {"microseconds", 1e6}, {"nanoseconds", 1e9}}
 
-// unitOf returns the unit in which a time that is too large for seconds is a date; nil
-// if there is none.
+// earliestMistaken is the first second, 2000-01-01, that a number in a smaller unit is taken
+// for: no producer means an earlier one.
+const earliestMistaken = 946_684_800
+
+// unitOf returns the unit in which a time that is too large for seconds is a date since
+// 2000; nil if there is none.
 func unitOf(at int64) *timeUnit {
 	for i := range timeUnits {
-		if at > MaxUnix && at/timeUnits[i].second <= MaxUnix {
+		if seconds := at / timeUnits[i].second; at > MaxUnix && seconds >= earliestMistaken && seconds <= MaxUnix {
 			return &timeUnits[i]
 		}
 	}
