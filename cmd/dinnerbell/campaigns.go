@@ -21,12 +21,12 @@ import (
 
 // campaignsCmd lists the campaigns.
 type campaignsCmd struct {
-	Live       bool   `help:"Campaigns under way: waiting, live, paused, parked."`
-	Scheduled  bool   `help:"Campaigns whose start lies ahead."`
-	Done       bool   `help:"Campaigns that are over: finished, ended, expired, cancelled."`
-	Restaurant string `placeholder:"ID" help:"Campaigns of this restaurant alone."`
-	Limit      int    `default:"50" help:"List at most so many; 0: all."`
-	JSON       bool   `help:"One JSON object a line."`
+	Live       bool    `help:"Campaigns under way: waiting, live, paused, parked."`
+	Scheduled  bool    `help:"Campaigns whose start lies ahead."`
+	Done       bool    `help:"Campaigns that are over: finished, ended, expired, cancelled."`
+	Restaurant exactID `placeholder:"ID" help:"Campaigns of this restaurant alone."`
+	Limit      int     `default:"50" help:"List at most so many; 0: all."`
+	JSON       bool    `help:"One JSON object a line."`
 }
 
 // Help shows how it is used.
@@ -73,7 +73,7 @@ func (c *campaignsCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return err
 	}
-	q := operator.CampaignQuery{Restaurant: c.Restaurant, Limit: c.Limit}
+	q := operator.CampaignQuery{Restaurant: string(c.Restaurant), Limit: c.Limit}
 	for group, wanted := range map[sink.PhaseGroup]bool{sink.GroupLive: c.Live, sink.GroupScheduled: c.Scheduled, sink.GroupDone: c.Done} {
 		if wanted {
 			q.Groups = append(q.Groups, group)

@@ -226,8 +226,8 @@ func ageText(then time.Time) string { return time.Since(then).Round(time.Second)
 
 // checkpointRestoreCmd replaces the local state by a checkpoint.
 type checkpointRestoreCmd struct {
-	ID   string `arg:"" help:"A checkpoint as dinnerbell checkpoint list shows it."`
-	JSON bool   `help:"As JSON."`
+	ID   exactID `arg:"" help:"A checkpoint as dinnerbell checkpoint list shows it."`
+	JSON bool    `help:"As JSON."`
 }
 
 // restoredState is the result of a restore.
@@ -254,7 +254,7 @@ func (c *checkpointRestoreCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return err
 	}
-	m, err := state.ReadManifest(cfg.State.Dir, c.ID)
+	m, err := state.ReadManifest(cfg.State.Dir, string(c.ID))
 	if errors.Is(err, state.ErrNoCheckpoint) {
 		return fmt.Errorf("%w; see: dinnerbell checkpoint list", err)
 	}

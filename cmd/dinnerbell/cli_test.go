@@ -31,6 +31,22 @@ func dinnerbell(t *testing.T, env []string, args ...string) outcome {
 	return outcome{code, stdout.String(), stderr.String()}
 }
 
+// An empty id, as of a variable of a script that is not set, is a usage error: it names
+// nothing, and as a flag it would choose everything.
+func TestEmptyValuesAreUsageErrors(t *testing.T) {
+	t.Parallel()
+	for _, line := range []string{
+		"cancel|", "pause|", "resume|", "approve|", "cancel|c|--restaurant|", "cancel|c|--restaurant=", "explain||k", "explain|c|", "explain|c|k|--restaurant|",
+		"subscribers|", "campaigns|--restaurant|", "checkpoint|restore|", "dead-letters|list|--reason|", "dead-letters|list|--since|",
+		"dead-letters|retry|--reason|", "dead-letters|retry|--since|", "dead-letters|retry|", "replay|--from|", "replay|--from|1h|--until|", "preview|",
+	} {
+		got := dinnerbell(t, []string{"DINNERBELL_SOURCE_URL=postgres://u@127.0.0.1:1/de", "DINNERBELL_KAFKA_BROKERS=127.0.0.1:1"}, strings.Split(line, "|")...)
+		if got.code != exitUsage || got.stdout != "" || got.stderr == "" {
+			t.Errorf("%q: %+v", line, got)
+		}
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	t.Chdir(t.TempDir()) // without a dinnerbell.yaml
 	if err := os.WriteFile("bad.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {freshness: fresh}\n"), 0o600); err != nil {

@@ -26,19 +26,28 @@ type deadLettersCmd struct {
 
 // deadLettersFilter are the flags that choose dead letters.
 type deadLettersFilter struct {
-	Reason string `placeholder:"TEXT" help:"Only these: a class of reasons, such as bad_time, or a part of the reason's text."`
-	Since  string `placeholder:"TIME" help:"Only what was refused since then: an RFC 3339 time, or a duration ago such as 2h."`
+	Reason filledText `placeholder:"TEXT" help:"Only these: a class of reasons, such as bad_time, or a part of the reason's text."`
+	Since  filledText `placeholder:"TIME" help:"Only what was refused since then: an RFC 3339 time, or a duration ago such as 2h or 7d."`
 }
 
 func (f *deadLettersFilter) parse(now time.Time) (out operator.LetterFilter, err error) {
-	out.Reason = f.Reason
+	out.Reason = string(f.Reason)
 	if f.Since != "" {
 		var ok bool
-		if out.Since, ok = parseTime(f.Since, now); !ok {
-			return out, fmt.Errorf("%w: --since %q is neither an RFC 3339 time nor a duration ago such as 2h", errUsage, f.Since)
+		if out.Since, ok = parseTime(string(f.Since), now); !ok {
+			return out, fmt.Errorf("%w: --since %q is neither an RFC 3339 time nor a duration ago such as 2h or 7d", errUsage, f.Since)
 		}
 	}
 	return out, nil
+}
+
+// explainNone names the classes of reasons if none was found and the flag names no class: it
+// may be misspelled.
+func (f *deadLettersFilter) explainNone(a *invocation, found int) {
+	if found > 0 || f.Reason == "" || operator.ReasonClassOf(string(f.Reason)) != "" {
+		return
+	}
+	_, _ = fmt.Fprintf(a.messages, "dinnerbell: no dead letter has %q in its reason, and no class has that name; the classes are %s\n", string(f.Reason), operator.ReasonClassNames()) // nowhere to report a failing stderr
 }
 
 type deadLettersListCmd struct {
@@ -84,7 +93,9 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
 	claims := daemon.ClaimConfig(cfg, a.newLogger(cfg))
 	lines := json.NewEncoder(a.stdout)
 	summary := deadLettersSummary{}
+	found := 0
 	err = operator.ReadDeadLetters(ctx, claims.Kafka, claims.Logger, filter, func(d *operator.DeadLetter) error {
+		found++
 		if c.Summary {
 			summary.add(d)
 			return nil
@@ -101,6 +112,7 @@ func (c *deadLettersListCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return fmt.Errorf("list dead letters: %w", err)
 	}
+	c.explainNone(a, found)
 	return nil
 }
 
@@ -184,6 +196,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 	case err != nil:
 		return fmt.Errorf("retry dead letters: %w", err)
 	case len(c.Which) == 0:
+		c.explainNone(a, sent+left)
 		return c.reportRetries(a, sent, left)
 	}
 	var errs []error

@@ -55,6 +55,8 @@ func TestDeadLetters(t *testing.T) {
 		text  string
 	}{
 		"--reason not_json":            {1, "not_json: the value is not valid UTF-8"},
+		"--reason NOT_JSON --since 7d": {1, "not_json: the value is not valid UTF-8"},
+		"--since 1w":                   {2, ""},
 		"--reason ACCEPTS":             {1, "too_large: a notification of it takes"},
 		"--reason not":                 {2, ""}, // a part of both texts
 		"--reason not --since 1h":      {2, ""},
@@ -66,6 +68,11 @@ func TestDeadLetters(t *testing.T) {
 		if out := s.must(append([]string{"dead-letters", "list"}, strings.Fields(flags)...)...); strings.Count(out, "\n") != want.lines || !strings.Contains(out, want.text) {
 			t.Errorf("list %s: %s", flags, out)
 		}
+	}
+
+	var stderr syncBuffer
+	if code, out := s.run(t.Context(), &stderr, "dead-letters", "list", "--reason", "bad_tme"); code != exitDone || out != "" || !strings.Contains(stderr.String(), `no class has that name; the classes are tombstone, not_json`) {
+		t.Errorf("an unknown class: exit %d, %s%s", code, out, stderr.String())
 	}
 
 	stop()
@@ -96,7 +103,7 @@ func TestDeadLetters(t *testing.T) {
 	s.rows(2)
 	// The message that was sent again is accepted; the other one stays refused.
 	s.kafka.Configure(notifications, "max.message.bytes", "2048")
-	var stderr syncBuffer
+	stderr = syncBuffer{}
 	if code, out := s.run(t.Context(), &stderr, "dead-letters", "retry", "--all"); code != exitFailed || !strings.Contains(stderr.String(), "none of 2") || strings.Count(out, "left:") != 2 {
 		t.Errorf("retry --all of what is all refused: exit %d, %s%s", code, out, stderr.String())
 	}

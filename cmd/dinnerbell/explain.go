@@ -42,8 +42,10 @@ type explainCmd struct {
 	JSON       bool    `help:"As JSON, one object."`
 }
 
-// exactID is an id with the bytes of the command line. For a string, kong replaces those
-// that are not valid UTF-8, and that is another id.
+// exactID is an id with the bytes of the command line, and not empty. For a string, kong
+// replaces bytes that are not valid UTF-8, and that is another id. No id is empty: one that
+// is comes from a variable of a script that is not set, and a flag without an id would
+// otherwise mean every one.
 type exactID string
 
 // Decode implements kong.MapperValue.
@@ -52,7 +54,24 @@ func (i *exactID) Decode(c *kong.DecodeContext) error {
 	if err != nil {
 		return err
 	}
-	*i = exactID(token.String())
+	if *i = exactID(token.String()); *i == "" {
+		return errors.New("an id is not empty")
+	}
+	return nil
+}
+
+// filledText is the value of a flag that chooses something: an empty one would choose all.
+type filledText string
+
+// Decode implements kong.MapperValue.
+func (f *filledText) Decode(c *kong.DecodeContext) error {
+	token, err := c.Scan.PopValue("text")
+	if err != nil {
+		return err
+	}
+	if *f = filledText(token.String()); *f == "" {
+		return errors.New("the value is empty")
+	}
 	return nil
 }
 
@@ -69,9 +88,6 @@ Examples:
 
 // Run gathers the evidence and prints the verdict.
 func (c *explainCmd) Run(ctx context.Context, a *invocation) error {
-	if c.Campaign == "" || c.Client == "" {
-		return fmt.Errorf("%w: an id is not empty", errUsage)
-	}
 	cfg, err := a.loadConfig()
 	if err != nil {
 		return err

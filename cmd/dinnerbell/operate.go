@@ -16,9 +16,9 @@ import (
 // operateArgs are the arguments of the commands that act on a campaign. The commands
 // write the sink themselves and need no daemon.
 type operateArgs struct {
-	Campaign   string `arg:"" help:"The campaign's id (adv_campaign_id)."`
-	Restaurant string `placeholder:"ID" help:"Only for this restaurant (default: all restaurants of the campaign)."`
-	JSON       bool   `help:"One JSON object a line, for each restaurant."`
+	Campaign   exactID `arg:"" help:"The campaign's id (adv_campaign_id)."`
+	Restaurant exactID `placeholder:"ID" help:"Only for this restaurant (default: all restaurants of the campaign)."`
+	JSON       bool    `help:"One JSON object a line, for each restaurant."`
 }
 
 type (
@@ -90,7 +90,7 @@ func (c *operateArgs) operate(ctx context.Context, a *invocation, action operato
 		return err
 	}
 	log := a.newLogger(cfg)
-	done, err := operator.Operate(ctx, daemon.ClaimConfig(cfg, log).Sink, action, c.Campaign, c.Restaurant, whoami())
+	done, err := operator.Operate(ctx, daemon.ClaimConfig(cfg, log).Sink, action, string(c.Campaign), string(c.Restaurant), whoami())
 	lines := json.NewEncoder(a.stdout)
 	for i := range done {
 		o := &done[i]

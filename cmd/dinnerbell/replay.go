@@ -19,10 +19,10 @@ import (
 
 // replayCmd has the running daemon read campaigns again.
 type replayCmd struct {
-	From   string `required:"" placeholder:"ID|TIME|earliest" help:"Where to begin: a checkpoint, an RFC 3339 time, a duration ago such as 2h, or the earliest message that the topic holds."`
-	Until  string `placeholder:"TIME" help:"Where to end: the first message of this time or later is not read. Default: what was read so far."`
-	DryRun bool   `help:"Only count, change nothing."`
-	JSON   bool   `help:"The result as JSON."`
+	From   filledText `required:"" placeholder:"ID|TIME|earliest" help:"Where to begin: a checkpoint, an RFC 3339 time, a duration ago such as 2h or 7d, or the earliest message that the topic holds."`
+	Until  filledText `placeholder:"TIME" help:"Where to end: the first message of this time or later is not read. Default: what was read so far."`
+	DryRun bool       `help:"Only count, change nothing."`
+	JSON   bool       `help:"The result as JSON."`
 }
 
 // replayArguments are the body of the action.
@@ -79,16 +79,16 @@ func (c *replayCmd) parseArguments(now time.Time) (args replayArguments, err err
 	args.DryRun = c.DryRun
 	if c.Until != "" {
 		var ok bool
-		if args.Until, ok = parseTime(c.Until, now); !ok {
-			return args, fmt.Errorf("%w: --until %q is neither an RFC 3339 time nor a duration ago such as 2h", errUsage, c.Until)
+		if args.Until, ok = parseTime(string(c.Until), now); !ok {
+			return args, fmt.Errorf("%w: --until %q is neither an RFC 3339 time nor a duration ago such as 2h or 7d", errUsage, c.Until)
 		}
 	}
 	if c.From == "earliest" {
 		return args, nil
 	}
 	var ok bool
-	if args.Time, ok = parseTime(c.From, now); !ok {
-		args.Checkpoint = c.From
+	if args.Time, ok = parseTime(string(c.From), now); !ok {
+		args.Checkpoint = string(c.From)
 	}
 	return args, nil
 }
@@ -98,7 +98,7 @@ func parseTime(text string, now time.Time) (time.Time, bool) {
 	if at, err := time.Parse(time.RFC3339, text); err == nil {
 		return at, true
 	}
-	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
+	if ago, err := config.ParseDuration(text); err == nil {
 		return now.Add(-ago), true
 	}
 	return time.Time{}, false
@@ -114,7 +114,7 @@ func replayCampaigns(ctx context.Context, e *daemon.Engine, c *control.Call) (an
 	if args.Checkpoint != "" {
 		m, err := state.ReadManifest(e.Config.State.Dir, args.Checkpoint)
 		if errors.Is(err, state.ErrNoCheckpoint) {
-			return nil, fmt.Errorf("%w: --from %q is neither earliest, an RFC 3339 time, a duration ago such as 2h, nor a checkpoint that is there (see: dinnerbell checkpoint list)", errUsage, args.Checkpoint)
+			return nil, fmt.Errorf("%w: --from %q is neither earliest, an RFC 3339 time, a duration ago such as 2h or 7d, nor a checkpoint that is there (see: dinnerbell checkpoint list)", errUsage, args.Checkpoint)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("replay: %w", err)

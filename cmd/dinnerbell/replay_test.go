@@ -155,10 +155,11 @@ func TestReplayArguments(t *testing.T) {
 	for from, want := range map[string]replayArguments{
 		"earliest":             {},
 		"2h":                   {Time: now.Add(-2 * time.Hour)},
+		"7d":                   {Time: now.Add(-7 * 24 * time.Hour)},
 		"2026-01-01T00:00:00Z": {Time: now.Truncate(24 * time.Hour).Add(-24 * time.Hour)},
 		"20260131T080000.000Z": {Checkpoint: "20260131T080000.000Z"},
 	} {
-		got, err := (&replayCmd{From: from}).parseArguments(now)
+		got, err := (&replayCmd{From: filledText(from)}).parseArguments(now)
 		if err != nil || got != want {
 			t.Errorf("--from %s: %+v, %v", from, got, err)
 		}

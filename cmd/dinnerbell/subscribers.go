@@ -20,9 +20,9 @@ import (
 
 // subscribersCmd shows the local audience of a restaurant.
 type subscribersCmd struct {
-	Restaurant string `arg:"" help:"Id of the restaurant."`
-	Count      bool   `help:"Print only their number."`
-	JSON       bool   `help:"One JSON string a line, or with --count {\"subscribers\":N}."`
+	Restaurant exactID `arg:"" help:"Id of the restaurant."`
+	Count      bool    `help:"Print only their number."`
+	JSON       bool    `help:"One JSON string a line, or with --count {\"subscribers\":N}."`
 }
 
 // subscribersArguments are the body of the action.
@@ -46,7 +46,7 @@ func (c *subscribersCmd) Run(ctx context.Context, a *invocation) error {
 	}
 	out := bufio.NewWriterSize(a.stdout, 64<<10)
 	var count int64
-	err = control.Do(ctx, cfg.State.Dir, "subscribers", subscribersArguments{c.Restaurant, c.Count}, control.ReplyHandler{
+	err = control.Do(ctx, cfg.State.Dir, "subscribers", subscribersArguments{string(c.Restaurant), c.Count}, control.ReplyHandler{
 		Item: func(v json.RawMessage) error {
 			var page []string
 			if err := json.Unmarshal(v, &page); err != nil {
@@ -99,7 +99,7 @@ func (c *subscribersCmd) listOffline(ctx context.Context, a *invocation, cfg *co
 	if err != nil {
 		return 0, err
 	}
-	n, err := readSubscribers(ctx, store, subscribersArguments{c.Restaurant, c.Count}, page)
+	n, err := readSubscribers(ctx, store, subscribersArguments{string(c.Restaurant), c.Count}, page)
 	return n, errors.Join(err, store.Close())
 }
 

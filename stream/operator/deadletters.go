@@ -40,7 +40,7 @@ type DeadLetter struct {
 
 // LetterFilter chooses dead letters. The zero value chooses all.
 type LetterFilter struct {
-	// Reason is the class of the reason, or a part of its text in any case.
+	// Reason is the class of the reason or a part of its text, in any case.
 	Reason string
 	// Since leaves out dead letters that were sent before it.
 	Since time.Time
@@ -50,7 +50,26 @@ func (f *LetterFilter) chooses(d *DeadLetter) bool {
 	if d.Refused.Before(f.Since) {
 		return false
 	}
-	return f.Reason == "" || string(d.Class) == f.Reason || strings.Contains(strings.ToLower(d.Reason), strings.ToLower(f.Reason))
+	return f.Reason == "" || strings.EqualFold(string(d.Class), f.Reason) || strings.Contains(strings.ToLower(d.Reason), strings.ToLower(f.Reason))
+}
+
+// ReasonClassOf returns the class of that name, in any case; "" if there is none.
+func ReasonClassOf(name string) campaign.ReasonClass {
+	for _, class := range campaign.ReasonClasses {
+		if strings.EqualFold(string(class), name) {
+			return class
+		}
+	}
+	return ""
+}
+
+// ReasonClassNames lists the classes, for a message.
+func ReasonClassNames() string {
+	names := make([]string, len(campaign.ReasonClasses))
+	for i, class := range campaign.ReasonClasses {
+		names[i] = string(class)
+	}
+	return strings.Join(names, ", ")
 }
 
 // ReadDeadLetters calls fn for each chosen record of the dead-letter topic as of now,
