@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,10 +13,12 @@ import (
 	"dinnerbell/cdc"
 	"dinnerbell/cdc/tablecopy"
 	"dinnerbell/internal/halt"
+	"dinnerbell/internal/testenv/envtest/generated"
 	"dinnerbell/state/id"
 	"dinnerbell/stream"
 	"dinnerbell/stream/campaign"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
@@ -168,27 +169,17 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("neither ours nor standard: %s", line)
 		}
 	}
-	problems, err := promlint.New(strings.NewReader(text)).Lint()
-	if err != nil || len(problems) > 0 {
-		t.Errorf("promlint: %v, %v", problems, err)
-	}
 }
 
-// docs/metrics.md lists exactly the metrics of the daemon.
+// docs/metrics.md is written from the code, and lists exactly the metrics that the daemon
+// serves.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
-	m, s := healthy()
-	m.SafeWALSize, m.FreshAt, m.Work = 1, time.Unix(1, 0), &cdc.WorkStatus{Kind: "rebuild"}
-	m.Checkpoint.ID = "20260101T000000.000Z"
-	s.Lanes[0].SourceLSN = 1 // as with late subscribers
-	doc, err := os.ReadFile("../../../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
+	generated.Check(t, "../../../../docs/metrics.md", "metrics", Reference())
+	if odd := unknownWorries(); len(odd) > 0 {
+		t.Errorf("no metrics of these names: %q", odd)
 	}
-	w := httptest.NewRecorder()
-	r := NewReport("dev", m, s, true)
-	NewHandler(Build{}, func() Report { return r }, slog.New(slog.DiscardHandler), NewDurations().Collectors()...).
-		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	text := everyMetric(t)
 	names := func(pattern, text string) []string {
 		var out []string
 		for _, found := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
@@ -197,10 +188,41 @@ func TestMetricsAreDocumented(t *testing.T) {
 		slices.Sort(out)
 		return slices.Compact(out)
 	}
-	served := names(`(?m)^# TYPE (dinnerbell_\w+)`, w.Body.String())
-	listed := names("(?m)^\\| `(dinnerbell_\\w+)`", string(doc))
+	served := names(`(?m)^# TYPE (dinnerbell_\w+ \w+)`, text)
+	listed := names("(?m)^\\| `(dinnerbell_\\w+` \\| \\w+)", Reference())
+	for i := range listed {
+		listed[i] = strings.ReplaceAll(listed[i], "` |", "")
+	}
+	slices.Sort(listed)
 	if !slices.Equal(served, listed) {
 		t.Errorf("served %q\nlisted %q", served, listed)
+	}
+}
+
+// everyMetric returns the metrics of a daemon in which each one has a value.
+func everyMetric(t *testing.T) string {
+	t.Helper()
+	m, s := healthy()
+	m.SafeWALSize, m.FreshAt, m.Work = 1, time.Unix(1, 0), &cdc.WorkStatus{Kind: "rebuild"}
+	m.Checkpoint.ID = "20260101T000000.000Z"
+	s.Lanes[0].SourceLSN = 1 // as with late subscribers
+	r := NewReport("dev", m, s, true)
+	d := NewDurations()
+	for _, h := range d.Collectors() {
+		h.(prometheus.Histogram).Observe(1)
+	}
+	w := httptest.NewRecorder()
+	NewHandler(Build{}, func() Report { return r }, slog.New(slog.DiscardHandler), d.Collectors()...).
+		ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	return w.Body.String()
+}
+
+// Names and help of all metrics follow Prometheus' conventions.
+func TestMetricsFollowConventions(t *testing.T) {
+	t.Parallel()
+	problems, err := promlint.New(strings.NewReader(everyMetric(t))).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("promlint: %v, %v", problems, err)
 	}
 }
 
