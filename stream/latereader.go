@@ -28,6 +28,10 @@ const (
 	idleBytes = 64 << 20
 )
 
+// servedReader reads a page of the campaigns that the lane has joined, of some
+// restaurants; see [sink.Tables.ReadServed].
+type servedReader func(ctx context.Context, ask []sink.LateRestaurant) (list []sink.ServedCampaign, rest []sink.LateRestaurant, err error)
+
 // errSourceChanged ends a session whose mirror has begun to follow another source, or
 // another history of it.
 var errSourceChanged = errors.New("the source has changed; the lane is taken over anew")
@@ -45,6 +49,7 @@ type lateReader struct {
 	claim     *takeover.Claim
 	store     *state.Store
 	reader    sink.Querier
+	served    servedReader
 	late      *lateWork
 	gate      *reachGate
 	committed func(context.Context) error // waits until the subscriptions hold what was committed before the call
@@ -362,10 +367,9 @@ func (r *lateReader) handleRestaurants(ctx context.Context, found []newSubscribe
 	for len(rest) > 0 {
 		found = found[len(found)-len(rest):] // rest is a tail of what was asked
 		asked := rest
-		list, err := bounded(ctx, r.timeout, func(ctx context.Context) (list []sink.ServedCampaign, err error) {
-			list, rest, err = r.claim.Tables.ReadServed(ctx, r.reader, r.lane.id, asked, lateCampaigns, r.claim.Config.StepBytes)
-			return list, err
-		})
+		var list []sink.ServedCampaign
+		var err error
+		list, rest, err = r.served(ctx, asked)
 		if err != nil {
 			return err
 		}
@@ -376,6 +380,15 @@ func (r *lateReader) handleRestaurants(ctx context.Context, found []newSubscribe
 		}
 	}
 	return nil
+}
+
+// readServed is the servedReader of the campaign table.
+func (r *lateReader) readServed(ctx context.Context, ask []sink.LateRestaurant) (list []sink.ServedCampaign, rest []sink.LateRestaurant, err error) {
+	list, err = bounded(ctx, r.timeout, func(ctx context.Context) (list []sink.ServedCampaign, err error) {
+		list, rest, err = r.claim.Tables.ReadServed(ctx, r.reader, r.lane.id, ask, lateCampaigns, r.claim.Config.StepBytes)
+		return list, err
+	})
+	return list, rest, err
 }
 
 // pick adds late picks of a campaign to the batch at hand. The batch goes to decide when

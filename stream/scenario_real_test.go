@@ -15,17 +15,32 @@ import (
 )
 
 // TestScenariosOnRealServers plays the scripts of testdata/scenarios, one after the
-// other, on one deployment. The daemon's clock stands still at the script's second.
-func TestScenariosOnRealServers(t *testing.T) { //nolint:tparallel // one deployment for all
+// other, on one deployment, and those with late subscribers on another. The daemon's
+// clock stands still at the script's second.
+func TestScenariosOnRealServers(t *testing.T) {
 	t.Parallel()
-	d := newDeployment(t, scenarioLanes, nil)
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late=%v", late), func(t *testing.T) { //nolint:tparallel // one deployment for all
+			t.Parallel()
+			d := newDeployment(t, scenarioLanes, nil)
+			if late {
+				(&lateDeployment{deployment: d}).switchOn()
+			}
+			playOnRealServers(t, d)
+		})
+	}
+}
+
+// playOnRealServers plays the scripts that the deployment fits, one after the other.
+func playOnRealServers(t *testing.T, d *deployment) {
+	t.Helper()
 	d.clock, d.clockWatch = &testClock{}, 10*time.Millisecond
 	d.uncounted = true // a scenario may end in the middle of a fan-out
 	barrier := &shutter{}
 	d.barrier = barrier
 	w := &realWorld{whole: t, deployment: d, shutter: barrier, end: 1, rowKeys: map[[2]string]id.RowID{}}
 	for number, s := range allScenarios(t) {
-		if s.forVirtualTime() {
+		if s.forVirtualTime() || s.servesLate() != d.cfg.Sink.LateSubscribers {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
@@ -55,16 +70,17 @@ type realWorld struct {
 	*deployment
 	*shutter
 
-	prefix  string
-	base    int64 // the clock at second 0
-	second  int64
-	stamps  map[int64]time.Time // when a second began
-	svc     *Service
-	stopped func() // nil while the daemon is stopped
-	shutNow bool
-	end     id.LSN
-	rowKeys map[[2]string]id.RowID
-	sent    [scenarioLanes]int64 // messages ever
+	prefix   string
+	base     int64 // the clock at second 0
+	second   int64
+	stamps   map[int64]time.Time // when a second began
+	operated time.Time           // when the last operator's command had returned
+	svc      *Service
+	stopped  func() // nil while the daemon is stopped
+	shutNow  bool
+	end      id.LSN
+	rowKeys  map[[2]string]id.RowID
+	sent     [scenarioLanes]int64 // messages ever
 }
 
 func (w *realWorld) begin(t *testing.T, number int) {
@@ -102,7 +118,7 @@ func (w *realWorld) unsubscribe(client, restaurant string) {
 
 func (w *realWorld) apply(c id.Change) {
 	w.Helper()
-	w.end++
+	w.end += 8
 	if err := w.store.Apply(&state.Batch{Changes: []id.Change{c}, End: w.end}); err != nil {
 		w.Fatal(err)
 	}
@@ -114,6 +130,9 @@ func (w *realWorld) send(m *scenarioMessage) {
 	c.ID, c.RestaurantID = w.prefix+c.ID, w.prefix+c.RestaurantID
 	c.Start, c.End = w.clockAt(m.Start).Unix(), w.clockAt(m.End).Unix()
 	stamp := time.Now()
+	if next := w.operated.Add(time.Millisecond); stamp.Before(next) { // stamps are milliseconds
+		stamp = next
+	}
 	if m.stamped >= 0 {
 		stamp = w.stamps[m.stamped]
 	}
@@ -130,6 +149,7 @@ func (w *realWorld) operate(action, name, restaurant string) {
 	if err != nil {
 		w.Fatalf("%s: %v: %+v", action, err, out)
 	}
+	w.operated = time.Now()
 }
 
 func (w *realWorld) barrier(open bool) {
@@ -171,6 +191,11 @@ func (w *realWorld) settle() {
 		for lane, n := range w.sent {
 			if got := w.db.Int(`SELECT next_offset FROM dinnerbell.lane WHERE lane = $1`, lane); got < n {
 				return fmt.Errorf("lane %d is at offset %d of %d", lane, got, n)
+			}
+		}
+		for _, l := range w.svc.Status().Lanes {
+			if w.cfg.Sink.LateSubscribers && (l.State != LaneRunning || l.SourceLSN < w.store.EndLSN()) {
+				return fmt.Errorf("lane %d is %s and has handled %s of %s", l.Partition, l.State, l.SourceLSN, w.store.EndLSN())
 			}
 		}
 		left := w.db.Int(`SELECT count(*) FROM dinnerbell.campaign WHERE state IN ('pending', 'rejoin') AND adv_campaign_datetime_start <= $1 AND starts_with(adv_campaign_id, $2)`, w.clockAt(w.second).Unix(), w.prefix)

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ func TestScenarios(t *testing.T) {
 	for _, s := range allScenarios(t) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			s.play(t, newVirtualWorld(t))
+			s.play(t, newVirtualWorld(t, s.servesLate()))
 		})
 	}
 }
@@ -44,6 +45,9 @@ type virtualWorld struct {
 	shut   bool
 	budget int // steps that may be taken; negative: without limit
 
+	late    bool                  // late subscribers are served
+	handled [scenarioLanes]id.LSN // how far each lane has handled the log of new subscriptions
+
 	campaigns map[campaign.Key]*virtualRow
 	notified  map[string][]string // clients by campaign
 }
@@ -51,6 +55,7 @@ type virtualWorld struct {
 type virtualLane struct {
 	decider *decider
 	starts  *startTimes
+	reader  *lateReader // nil: late subscribers are not served
 }
 
 // virtualRow is a row of the campaign table.
@@ -62,9 +67,13 @@ type virtualRow struct {
 	contested bool
 }
 
-func newVirtualWorld(t *testing.T) *virtualWorld {
+func newVirtualWorld(t *testing.T, late bool) *virtualWorld {
 	t.Helper()
-	store, err := state.Open(t.TempDir(), state.Options{})
+	o := state.Options{}
+	if late {
+		o.Log.Bytes = 1 << 20
+	}
+	store, err := state.Open(t.TempDir(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,10 +85,13 @@ func newVirtualWorld(t *testing.T) *virtualWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &virtualWorld{t: t, store: store, end: 1, stamps: map[int64]int64{0: 0}, rowKeys: map[[2]string]id.RowID{}, budget: -1,
+	w := &virtualWorld{t: t, store: store, end: 1, late: late, stamps: map[int64]int64{0: 0}, rowKeys: map[[2]string]id.RowID{}, budget: -1,
 		campaigns: map[campaign.Key]*virtualRow{}, notified: map[string][]string{}}
 	w.svc = New(Config{}, store, noBarrier{})
 	w.svc.now = func() time.Time { return time.Unix(w.second, 0) }
+	for i := range w.handled {
+		w.handled[i], _ = store.LogFloor()
+	}
 	w.start()
 	return w
 }
@@ -97,7 +109,7 @@ func (w *virtualWorld) unsubscribe(client, restaurant string) {
 }
 
 func (w *virtualWorld) apply(c id.Change) {
-	w.end++
+	w.end += 8
 	if err := w.store.Apply(&state.Batch{Changes: []id.Change{c}, End: w.end}); err != nil {
 		w.t.Fatal(err)
 	}
@@ -149,7 +161,47 @@ func (w *virtualWorld) start() {
 		d := newDecider(&lane{svc: w.svc, id: int32(i)}, w.svc.cfg)
 		d.claim = &takeover.Claim{Feedback: sink.ContractTable(), Limits: topic.Limits{Notification: topic.DefaultMaxMessage}}
 		w.lanes[i] = &virtualLane{decider: d, starts: newStartTimes(maxWaitingStarts)}
+		if w.late {
+			w.lanes[i].reader = w.newLateReader(d)
+		}
 	}
+}
+
+// newLateReader makes the lane's reader of new subscriptions, which reads the campaigns
+// from the world's map.
+func (w *virtualWorld) newLateReader(d *decider) *lateReader {
+	d.late = newLateWork()
+	d.late.batches = make(chan lateBatch, 1000) // the reader and the decider take turns
+	d.claim.Config = w.svc.cfg.Config
+	d.late.passed.Store(uint64(w.handled[d.lane.id]))
+	for _, r := range w.campaigns {
+		if r.newest.Owner == d.lane.id {
+			d.noteRestaurant(packID(w.t, r.RestaurantID), r.End)
+		}
+	}
+	src, _ := w.store.Source()
+	return &lateReader{lane: d.lane, claim: d.claim, store: w.store, late: d.late, source: src, at: state.LogCursor{End: w.handled[d.lane.id]},
+		served: func(_ context.Context, ask []sink.LateRestaurant) (list []sink.ServedCampaign, rest []sink.LateRestaurant, err error) {
+			return w.servedOf(d.lane.id, ask), nil, nil
+		}}
+}
+
+// servedOf does what [sink.Tables.ReadServed] does.
+func (w *virtualWorld) servedOf(n int32, ask []sink.LateRestaurant) (list []sink.ServedCampaign) {
+	for i, a := range ask {
+		for k, r := range w.campaigns {
+			joined := r.state == sink.StateFinished || r.state == sink.StatePending && r.cursor >= a.Least
+			if k.Restaurant != a.Restaurant || r.newest.Owner != n || r.End < a.AfterEnd || !joined {
+				continue
+			}
+			s := sink.ServedCampaign{Campaign: r.Campaign, Of: i, Version: r.newest.RowVersion, From: r.newest.Position}
+			if r.state == sink.StatePending {
+				s.Cursor = r.cursor
+			}
+			list = append(list, s)
+		}
+	}
+	return list
 }
 
 func (w *virtualWorld) stepOf(clients int) {
@@ -186,19 +238,44 @@ func (w *virtualWorld) work(n int32, l *virtualLane) bool {
 	l.decider.enqueueMessages(messageBatch{messages: list})
 	due := w.takeDue(n, l)
 	l.decider.enqueueDue(due)
+	picked := w.takeLate(l)
 	st := newStep(l.decider.claim.Feedback)
 	if err := l.decider.fillStep(st); err != nil {
 		w.t.Fatal(err)
 	}
 	if st.isEmpty() {
-		return len(list)+len(due) > 0
+		l.decider.late.settleView(st.view)
+		return picked || len(list)+len(due) > 0
 	}
 	st.seal(w.second)
 	w.commit(n, st)
+	l.decider.late.applyStep(st)
 	l.starts.applyStep(w.svc.now(), st)
 	w.dropStale()
 	w.budget--
 	return true
+}
+
+// takeLate has the lane's reader read what is new, and hands the decider one batch of
+// late picks.
+func (w *virtualWorld) takeLate(l *virtualLane) (some bool) {
+	if l.reader == nil {
+		return false
+	}
+	for more := true; more; {
+		var err error
+		if more, err = l.reader.readOnce(w.t.Context()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	batches, _ := l.decider.lateInput()
+	select {
+	case b := <-batches: // nil, so never, while the decider has picks
+		l.decider.enqueueLate(b)
+		return true
+	default:
+		return false
+	}
 }
 
 func (w *virtualWorld) takeUnread(n int32) []message {
@@ -279,8 +356,12 @@ func (w *virtualWorld) commit(n int32, st *step) {
 			r.state, r.cursor = c.state, c.cursor
 		}
 	}
+	w.handled[n] = max(w.handled[n], st.sourceLSN)
 	for _, p := range st.picks {
 		c := p.live
+		if r := w.campaigns[c.Key()]; p.late && (r.newest.RowVersion != c.version || r.newest.Owner != n || r.newest.Hold != campaign.NotHeld || r.state == sink.StateExpired) {
+			continue // it is joined again, or not at all
+		}
 		if st.trigger < c.Start || st.trigger >= c.End {
 			w.t.Fatalf("campaign %s was decided at %d", c.ID, st.trigger)
 		}

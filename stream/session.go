@@ -150,7 +150,9 @@ func (s *session) newLateReader() *lateReader {
 	if committed == nil {
 		committed = svc.barrier.Barrier
 	}
-	return &lateReader{lane: s.lane, claim: s.claim, store: svc.store, reader: s.reader, late: s.late, gate: s.gate, committed: committed, timeout: s.claim.Config.SinkTimeout, log: s.claim.Config.Logger}
+	r := &lateReader{lane: s.lane, claim: s.claim, store: svc.store, reader: s.reader, late: s.late, gate: s.gate, committed: committed, timeout: s.claim.Config.SinkTimeout, log: s.claim.Config.Logger}
+	r.served = r.readServed
+	return r
 }
 
 func (s *session) newRejoiner() *rejoiner {
