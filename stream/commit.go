@@ -284,6 +284,7 @@ func (c *committer) afterCommit(d *inflightStep) {
 	c.lane.noteDecided(d.st, d.p)
 	c.lane.noteReplayed(d.st, d.p)
 	if len(d.st.parked) > 0 {
+		failpoint.Hit("commit/parked")
 		c.lane.noteParked(d.st)
 	}
 	if d.st.paced > 0 {

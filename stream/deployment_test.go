@@ -115,6 +115,7 @@ func (w *deployment) openStore() *state.Store {
 func (w *deployment) start() (svc *Service, stop func()) {
 	w.Helper()
 	svc = New(w.cfg, w.store, w.barrier)
+	svc.operatorLook = 50 * time.Millisecond
 	if w.unmetPatience > 0 {
 		svc.unmetPatience = w.unmetPatience
 	}

@@ -3,6 +3,7 @@ package stream
 import (
 	"fmt"
 
+	"dinnerbell/internal/failpoint"
 	"dinnerbell/state"
 	"dinnerbell/state/id"
 	"dinnerbell/stream/campaign"
@@ -90,6 +91,7 @@ func (d *decider) pickClients(st *step, scan *state.Scan, l *liveCampaign, room 
 	if limit := d.lane.svc.maxAudience.Load(); limit > 0 && !l.admitted {
 		if admitted, parked, err := d.admit(scan, l, limit); err != nil || !admitted {
 			if parked {
+				failpoint.Hit("decide/parked")
 				st.noteParked(l, limit)
 			}
 			return 0, parked, err

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
 )
@@ -44,7 +45,7 @@ type operatorWatch struct {
 func (s *Service) watchOperators(ctx context.Context) error {
 	reader := s.readers.Open()
 	defer reader.Close()
-	tick := time.NewTicker(operatorLook)
+	tick := time.NewTicker(s.operatorLook)
 	defer tick.Stop()
 	w := &operatorWatch{svc: s, reader: reader, last: time.Now()}
 	for {
@@ -81,6 +82,7 @@ func (w *operatorWatch) look(ctx context.Context) error {
 		o := &list[i]
 		found[o.Key] = o.Version
 		if w.seen[o.Key] != o.Version {
+			failpoint.Hit("operators/seen")
 			lanes[o.Lane].noteOperated(o)
 		}
 	}

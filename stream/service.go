@@ -103,6 +103,7 @@ type Service struct {
 	now            func() time.Time // the clock by which campaigns start and end
 	clockWatch     time.Duration    // see the constant
 	trimEvery      time.Duration    // the same
+	operatorLook   time.Duration    // the same
 
 	maxAudience atomic.Int64 // see Limits
 	pace        pace
@@ -133,7 +134,7 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch, trimEvery: trimEvery,
+		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch, trimEvery: trimEvery, operatorLook: operatorLook,
 		log: foldedLog{log: cfg.Logger}, toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}

@@ -75,7 +75,8 @@ func hitName(n ast.Node) (string, bool) {
 }
 
 // The daemon dies once at each failpoint and is started again; every client is
-// notified once. A failpoint that the workload does not reach fails the test.
+// notified once. At the failpoints "operate/…" it is an operator's command that dies. A
+// failpoint that the workload does not reach fails the test.
 func TestDeathAtEveryFailpoint(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(envtest.Dir(t), "dinnerbell-failpoints")
@@ -125,6 +126,14 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	d.db.Exec(`INSERT INTO subscribers_feedback (restaurant_id, adv_campaign_id, adv_campaign_content, adv_campaign_owner, adv_campaign_owner_contact,
  adv_campaign_datetime_start, adv_campaign_datetime_end, datetime_created, client_id, trigger_datetime_created, feedback) VALUES ('', $1, '', '', '', 1, 2, 1, 'client 7', 1, 'from another job')`, id)
 
+	if strings.HasPrefix(point, "operate/") {
+		d.killCommands(point, id, restaurant, audience, produced)
+		return
+	}
+	parks := strings.HasSuffix(point, "/parked")
+	if parks {
+		d.env = append(d.env, fmt.Sprintf("DINNERBELL_LIMITS_MAX_AUDIENCE=%d", audience-1))
+	}
 	d.env = append(d.env, "DINNERBELL_FAILPOINT="+point)
 	d.start()
 	var asked sync.WaitGroup
@@ -140,6 +149,10 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	subscribed := int64(audience)
 	if strings.HasPrefix(point, "late/") && !strings.HasPrefix(point, "late/rejoin-") {
 		subscribed += d.subscribeToDeath(restaurant)
+	}
+	if point == "operators/seen" {
+		d.awaitState(id, "finished")
+		d.runCommand("pause", id)
 	}
 	if strings.HasPrefix(point, "replay/") {
 		d.awaitReady()
@@ -162,6 +175,17 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 	produced[id], produced[id+" soon"], produced[id+" late"] = restaurant, restaurant, restaurant+" late"
 
 	d.start()
+	if parks {
+		d.env = d.env[:len(d.env)-1]
+		for _, parked := range []string{id, id + " soon"} {
+			d.awaitState(parked, "parked")
+			d.runCommand("approve", parked)
+		}
+	}
+	if point == "operators/seen" {
+		d.awaitState(id, "paused")
+		d.runCommand("resume", id)
+	}
 	for _, want := range []struct {
 		campaign string
 		clients  int64
@@ -172,6 +196,59 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 		d.Errorf("after its death at %s the daemon took %d snapshots", point, n-before)
 	}
 	d.awaitReady() // the daemon may have died after the end of the work; it must handle SIGTERM by now
+	d.stop()
+}
+
+// awaitState waits until a campaign's row has a state.
+func (d *deployment) awaitState(campaign, state string) {
+	d.Helper()
+	envtest.Until(d, patience, func() error {
+		var have string
+		d.queryRow(&have, `SELECT coalesce((SELECT state FROM dinnerbell.campaign WHERE adv_campaign_id = $1), '')`, campaign)
+		if have != state {
+			return fmt.Errorf("campaign %s is %q, want %s", campaign, have, state)
+		}
+		return nil
+	})
+}
+
+// killCommands has each of an operator's commands die at the failpoint, beside a running
+// daemon. Before the commit nothing has changed, and the command is given again; after it
+// the command holds though nobody was told. Whoever subscribes meanwhile is served as
+// the campaign's state says.
+func (d *deployment) killCommands(point, id, restaurant string, audience int64, produced map[string]string) {
+	d.Helper()
+	d.env = append(d.env, fmt.Sprintf("DINNERBELL_LIMITS_MAX_AUDIENCE=%d", audience-1))
+	d.start()
+	d.env = d.env[:len(d.env)-1]
+	d.produce(0, newCampaign(id, restaurant))
+	late := 0
+	for _, c := range []struct{ action, from, to string }{
+		{"approve", "parked", "finished"},
+		{"pause", "finished", "paused"},
+		{"resume", "paused", "finished"},
+		{"cancel", "finished", "cancelled"},
+	} {
+		d.awaitState(id, c.from)
+		cmd := exec.CommandContext(d.Context(), d.binary, "-c", d.config, c.action, id)
+		cmd.Env = append(os.Environ(), "DINNERBELL_FAILPOINT="+point)
+		out, err := cmd.CombinedOutput()
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || !wasKilled(exit) {
+			d.Fatalf("%s ended with %v instead of dying at %s: %s", c.action, err, point, out)
+		}
+		if point != "operate/committed" {
+			d.awaitState(id, c.from)
+			d.runCommand(c.action, id)
+		}
+		d.awaitState(id, c.to)
+		if c.to == "finished" {
+			late++
+			d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ($1, $2)`, fmt.Sprint("late ", late), restaurant)
+			envtest.Until(d, patience, func() error { return d.checkRows(id, audience+int64(late)) })
+		}
+	}
+	produced[id] = restaurant
+	d.awaitReady()
 	d.stop()
 }
 

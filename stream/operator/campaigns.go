@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/sink"
 )
 
@@ -74,6 +75,7 @@ func Operate(ctx context.Context, cfg sink.Config, action Action, campaign, rest
 		if len(change) == 0 {
 			return out, fmt.Errorf("%s campaign %s: nothing was changed", action, campaign)
 		}
+		failpoint.Hit("operate/read")
 		after, err := t.Operate(ctx, conn, change, ops)
 		if (errors.Is(err, sink.ErrStaleRow) || sink.IsLockConflict(err)) && try < operateTries {
 			continue
@@ -81,6 +83,7 @@ func Operate(ctx context.Context, cfg sink.Config, action Action, campaign, rest
 		if err != nil {
 			return nil, err
 		}
+		failpoint.Hit("operate/committed")
 		for _, o := range after {
 			i := slices.IndexFunc(out, func(r Operated) bool { return r.Restaurant == o.Key.Restaurant })
 			out[i].State, out[i].Version, out[i].Notified, out[i].By = o.State, o.Version, o.Notified, o.Operator

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dinnerbell/internal/failpoint"
 	"dinnerbell/stream/campaign"
 )
 
@@ -100,6 +101,7 @@ RETURNING `+operatedColumns, campaigns, restaurants, versions, were, states, app
 		if len(after) != len(list) {
 			return ErrStaleRow
 		}
+		failpoint.Hit("operate/written")
 		return nil
 	})
 	if err != nil && !errors.Is(err, ErrStaleRow) {
