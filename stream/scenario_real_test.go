@@ -20,7 +20,7 @@ import (
 func TestScenariosOnRealServers(t *testing.T) {
 	t.Parallel()
 	for _, late := range []bool{false, true} {
-		t.Run(fmt.Sprintf("late=%v", late), func(t *testing.T) { //nolint:tparallel // one deployment for all
+		t.Run(fmt.Sprintf("late=%v", late), func(t *testing.T) {
 			t.Parallel()
 			d := newDeployment(t, scenarioLanes, nil)
 			if late {
