@@ -3,13 +3,10 @@ package cdc
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"maps"
-	"runtime"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -20,14 +17,7 @@ import (
 	"dinnerbell/state/id"
 )
 
-// TestMain lets more tests run at once than there are cores: most of them wait
-// for the server. The flag -parallel wins.
-func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
-		panic(err) //nolint:forbidigo // a flag of package testing that is gone
-	}
-	envtest.Main(m)
-}
+func TestMain(m *testing.M) { envtest.Main(m) }
 
 // patience is the limit for things that happen at once on an idle machine.
 const patience = 60 * time.Second

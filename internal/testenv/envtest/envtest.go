@@ -71,20 +71,16 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// sideBySide is how many tests of a package run at the same time at least. Most of the
-// time they wait for servers, and two of them leave two cores idle.
-const sideBySide = 4
-
-// raiseParallel raises the limit of parallel tests to sideBySide, unless the command line
-// has one.
+// raiseParallel lets more tests of a package run at once than there are cores, unless the
+// command line has a limit: most of the time they wait for servers.
 func raiseParallel() {
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if given || runtime.GOMAXPROCS(0) >= sideBySide {
+	if given {
 		return
 	}
-	if err := flag.Set("test.parallel", strconv.Itoa(sideBySide)); err != nil {
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
 		fmt.Fprintln(os.Stderr, "envtest:", err) // package testing has no such flag any more; the tests run all the same
 	}
 }
