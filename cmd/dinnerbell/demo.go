@@ -8,13 +8,15 @@ import (
 	"os"
 
 	"dinnerbell/cmd/dinnerbell/internal/demo"
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
 // demoCmd shows dinnerbell at work. It reads no configuration: all servers are its
 // own.
 type demoCmd struct {
-	Once bool `help:"One round of campaigns, checked; exit 0 when all arrived exactly once."`
-	JSON bool `help:"Results as JSON."`
+	Once  bool `help:"One round of campaigns, checked; exit 0 when all arrived exactly once."`
+	Chaos bool `help:"Kill the daemon (kill -9) now and then, and compare both sinks each time; with --once twice, exit 0 when nothing is missing or doubled."`
+	JSON  bool `help:"Results as JSON."`
 
 	Subscriptions int `hidden:"" help:"Number of subscriptions."`
 	Restaurants   int `hidden:"" help:"Number of restaurants."`
@@ -24,6 +26,7 @@ type demoCmd struct {
 func (*demoCmd) Help() string {
 	return `Examples:
   dinnerbell demo
+  dinnerbell demo --chaos     # the daemon is killed now and then: missing 0, doubled 0
   dinnerbell demo --once      # one round of campaigns, checked; exit 0`
 }
 
@@ -36,8 +39,9 @@ func (c *demoCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return fmt.Errorf("find own binary: %w", err)
 	}
+	out, style := terminal.OpenStyled(a.stdout, a.env)
 	return demo.Run(ctx, demo.Options{
-		Once: c.Once, JSON: c.JSON, Subscriptions: c.Subscriptions, Restaurants: c.Restaurants,
-		Binary: binary, Env: a.env.List(), Stdout: a.stdout, Stderr: a.stderr,
+		Once: c.Once, Chaos: c.Chaos, JSON: c.JSON, Style: style, Subscriptions: c.Subscriptions, Restaurants: c.Restaurants,
+		Binary: binary, Env: a.env.List(), Stdout: out, Stderr: a.stderr,
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"dinnerbell/internal/testenv/envtest"
 
@@ -53,6 +54,36 @@ func TestDemoOnce(t *testing.T) {
 	if len(got) != 6 || got["campaigns"] < 20 || got["notifications"] == 0 || got["notifications"] != got["feedback_rows"] ||
 		got["missing"] != 0 || got["duplicates"] != 0 || got["seconds"] <= 0 {
 		t.Errorf("result %s\n%s", out, stderr)
+	}
+	if l := left(); len(l) > 0 {
+		t.Errorf("left behind: %v", l)
+	}
+}
+
+// The daemon is killed twice in the middle of its work; each time both sinks are compared.
+// A line takes 80 columns.
+func TestDemoChaos(t *testing.T) {
+	t.Parallel()
+	cmd, stderr, left := demoProcess(t, "--chaos", "--once")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s\n%s", err, out, stderr)
+	}
+	for _, want := range []string{"kill -9 ", "1 kills, ", "2 kills, ", "missing 0, doubled 0\n", `"trigger_datetime_created": `} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(string(out), "\x1b[") {
+		t.Errorf("colours where no terminal is:\n%s", out)
+	}
+	if !strings.Contains(stderr.String(), "Live page:  http://127.0.0.1:") || !strings.Contains(stderr.String(), "killed 2 times; compared 2 times: missing 0, doubled 0") {
+		t.Errorf("messages:\n%s", stderr)
+	}
+	for line := range strings.Lines(string(out)) {
+		if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
 	}
 	if l := left(); len(l) > 0 {
 		t.Errorf("left behind: %v", l)

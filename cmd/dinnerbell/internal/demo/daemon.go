@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"dinnerbell/internal/testenv"
 )
@@ -24,6 +25,27 @@ func startDaemon(binary, config, log string, env []string) (*testenv.Child, erro
 	return testenv.StartChild(cmd, log, syscall.SIGTERM)
 }
 
+// wrapLine returns a line, indented, as lines of at most width characters, unless a word
+// is longer.
+func wrapLine(line, indent string, width int) string {
+	var b strings.Builder
+	used := 0
+	for word := range strings.FieldsSeq(line) {
+		switch n := utf8.RuneCountInString(word); {
+		case used == 0:
+			b.WriteString(indent + word)
+			used = len(indent) + n
+		case used+1+n > width:
+			b.WriteString("\n" + indent + "  " + word)
+			used = len(indent) + 2 + n
+		default:
+			b.WriteString(" " + word)
+			used += 1 + n
+		}
+	}
+	return b.String() + "\n"
+}
+
 // runCommand runs one short command of the binary and prints its output.
 func runCommand(binary string, env []string, out io.Writer, args ...string) error {
 	cmd := exec.Command(binary, args...)
@@ -31,7 +53,7 @@ func runCommand(binary string, env []string, out io.Writer, args ...string) erro
 	cmd.SysProcAttr = testenv.ChildAttributes(syscall.SIGTERM)
 	output, err := cmd.CombinedOutput()
 	for line := range bytes.Lines(output) {
-		_, _ = fmt.Fprintf(out, "         %s", line)
+		_, _ = fmt.Fprint(out, wrapLine(string(line), "         ", 80))
 	}
 	if err != nil {
 		return fmt.Errorf("run dinnerbell %s: %w", strings.Join(args, " "), err)

@@ -12,12 +12,19 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 )
 
 // Options of a demo.
 type Options struct {
 	Once bool // one checked round instead of a stream of campaigns
 	JSON bool // results as JSON
+	// Chaos kills the daemon (SIGKILL) now and then, starts it again on its state, and
+	// compares both sinks; with Once twice.
+	Chaos bool
+
+	Style terminal.Style // of Stdout
 
 	Subscriptions int // rows; 200,000 if 0
 	Restaurants   int // 2,000 if 0
@@ -54,10 +61,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := w.startServers(ctx); err != nil {
 		return interruptError(ctx, o, err)
 	}
-	if o.Once {
+	if o.Once && !o.Chaos {
 		return w.runOnce(ctx)
 	}
-	w.printHints()
+	if err := w.printHints(); err != nil {
+		return err
+	}
 	return interruptError(ctx, o, w.runLive(ctx))
 }
 

@@ -72,7 +72,7 @@ func (d *deployment) startPostgres(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find Postgres: %w", err)
 	}
-	d.sayf("starting Postgres from %s in %s", bin, d.dir)
+	d.sayf("starting Postgres, in %s", d.dir)
 	d.postgres, err = testenv.StartPostgres(ctx, testenv.PostgresOptions{
 		Dir: filepath.Join(d.dir, "postgres"), BinDir: bin,
 		Password: rand.Text(), // others use the machine, too
@@ -167,9 +167,17 @@ func (d *deployment) writeConfig(context.Context) error {
 func (d *deployment) configFile() string { return filepath.Join(d.dir, "dinnerbell.yaml") }
 
 func (d *deployment) startDaemon(ctx context.Context) error {
-	d.sayf("dinnerbell run")
+	d.sayf("dinnerbell run, with its live page at http://%s/", d.http)
 	began := time.Now()
-	var err error
+	if err := d.launchDaemon(ctx); err != nil {
+		return err
+	}
+	d.sayf("ready after %d ms", time.Since(began).Milliseconds())
+	return nil
+}
+
+// launchDaemon starts the daemon and returns when it is ready.
+func (d *deployment) launchDaemon(ctx context.Context) (err error) {
 	d.daemon, err = startDaemon(d.opts.Binary, d.configFile(), filepath.Join(d.dir, "daemon.log"), testenv.ChildEnvironment(d.opts.Env))
 	if err != nil {
 		return err
@@ -181,7 +189,6 @@ func (d *deployment) startDaemon(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
-	d.sayf("ready after %d ms", time.Since(began).Milliseconds())
 	return nil
 }
 
@@ -217,23 +224,46 @@ func (d *deployment) stopServers() error {
 	return errors.Join(errs...)
 }
 
-// printHints prints how to look at the demo with other tools, with the real ports.
-func (d *deployment) printHints() {
+// printHints prints the address of the live page, how to look at the demo with other
+// tools, with the real ports, and what the columns mean. A line takes 80 columns, but for
+// long folders.
+func (d *deployment) printHints() error {
 	example := newCampaign("my-campaign", d.people.restaurants[0], 0, time.Now())
+	file := filepath.Join(d.dir, "campaign.json")
+	if err := os.WriteFile(file, append(example.JSON(), '\n'), 0o600); err != nil {
+		return fmt.Errorf("write example: %w", err)
+	}
+	postgres, err := pgx.ParseConfig(d.sourceURL())
+	if err != nil {
+		return fmt.Errorf("read the demo's address: %w", err)
+	}
 	_, _ = fmt.Fprintf(d.opts.Stderr, `
-Look at it from another terminal:
+Live page:  http://%[1]s/
 
-  kcat -C -b %[1]s -t %[2]s -X isolation.level=read_committed -o end
-  psql '%[3]s' -c 'SELECT adv_campaign_content, count(*) FROM subscribers_feedback GROUP BY 1 ORDER BY max(id) DESC LIMIT 10'
-  %[4]s -c %[5]s status
-  curl -s http://%[6]s/api/status
+From another terminal: the notifications, their rows, the status, and a campaign
+of your own
 
-or send a campaign of your own:
+  kcat -C -b %[2]s -t %[3]s -o end \
+    -X isolation.level=read_committed
+  PGPASSWORD=%[4]s psql -h 127.0.0.1 -p %[5]d \
+    -U %[6]s %[7]s -c 'TABLE subscribers_feedback LIMIT 10'
+  %[8]s \
+    -c %[9]s status
+  kcat -P -b %[2]s -t %[10]s -l \
+    %[11]s
 
-  echo '%[7]s' |
-    kcat -P -b %[1]s -t %[8]s
+Ctrl-C ends the demo and removes everything.
 
-Ctrl-C ends it and removes everything.
-
-`, d.broker.Addr(), topicOut, d.sourceURL(), d.opts.Binary, d.configFile(), d.http, example.JSON(), topicIn)
+Each line is a campaign, printed when its last notification has arrived:
+  audience  clients who are subscribed to the restaurant; the bar is logarithmic
+  notified  records in topic %[3]s, one for each client
+  ms        from sending the campaign to its last notification
+`, d.http, d.broker.Addr(), topicOut, postgres.Password, postgres.Port, postgres.User, database, d.opts.Binary, d.configFile(), topicIn, file)
+	if d.opts.Chaos {
+		_, _ = fmt.Fprintf(d.opts.Stderr, `
+Every %d seconds the daemon is killed (kill -9) in the middle of its work and
+started again; then both sinks are compared with a join in SQL.
+`, int(killEvery.Seconds()))
+	}
+	return nil
 }

@@ -95,6 +95,7 @@ type topicRecord struct {
 	campaign string
 	count    int
 	at       time.Time
+	one      *kgo.Record // of them
 }
 
 // watchTopic sends the notifications that arrive at the topic to out until ctx
@@ -110,11 +111,15 @@ func watchTopic(ctx context.Context, client *kgo.Client, out chan<- []topicRecor
 			return fmt.Errorf("read %s: %w", topicOut, err)
 		}
 		now := time.Now()
-		counts := map[string]int{}
-		fetches.EachRecord(func(r *kgo.Record) { counts[campaignOf(r.Key)]++ })
+		counts, one := map[string]int{}, map[string]*kgo.Record{}
+		fetches.EachRecord(func(r *kgo.Record) {
+			id := campaignOf(r.Key)
+			counts[id]++
+			one[id] = r
+		})
 		batch := make([]topicRecord, 0, len(counts))
 		for id, n := range counts {
-			batch = append(batch, topicRecord{id, n, now})
+			batch = append(batch, topicRecord{id, n, now, one[id]})
 		}
 		select {
 		case out <- batch:

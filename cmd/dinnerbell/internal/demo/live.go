@@ -1,15 +1,19 @@
 package demo
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"strings"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"dinnerbell/cmd/dinnerbell/internal/terminal"
 	"dinnerbell/internal/testenv/workload"
 )
 
@@ -17,7 +21,7 @@ const (
 	sendEvery  = time.Second
 	lateAfter  = 30 * time.Second
 	headEvery  = 25 // rows between two headings
-	barLength  = 12 // characters for the largest audience
+	barLength  = 6  // characters for the largest audience
 	rowTimeFmt = "15:04:05"
 )
 
@@ -42,35 +46,39 @@ func (d *deployment) runLive(ctx context.Context) error {
 	}
 	defer client.Close()
 	arrivals := make(chan []topicRecord, 64)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return watchTopic(gctx, client, arrivals) })
 	g.Go(func() error {
-		select {
-		case <-d.daemon.Done():
-			return d.daemon.ExitedError()
-		case <-gctx.Done():
-			return nil
-		}
+		defer stop() // of the watcher
+		return d.streamCampaigns(gctx, arrivals)
 	})
-	g.Go(func() error { return d.streamCampaigns(gctx, arrivals) })
 	return g.Wait()
 }
 
-// streamCampaigns sends campaigns and prints their deliveries. It alone owns the
-// list of campaigns under way.
+// streamCampaigns sends campaigns and prints their deliveries. It alone owns the list of
+// campaigns under way, and the daemon.
 func (d *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topicRecord) error {
 	t := liveTable{w: d, open: map[string]*campaignDelivery{}}
+	if d.opts.Chaos {
+		if err := t.chaos.prepare(ctx, d); err != nil {
+			return err
+		}
+	}
 	tick := time.NewTicker(sendEvery)
 	defer tick.Stop()
 	defer t.printTotal()
 	r := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // sample data
-	for n := 0; ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-d.daemon.Done():
+			return d.daemon.ExitedError()
 		case batch := <-arrivals:
-			for _, a := range batch {
-				if err := t.addArrival(a); err != nil {
+			for i := range batch {
+				if err := t.addArrival(&batch[i]); err != nil {
 					return err
 				}
 			}
@@ -78,30 +86,44 @@ func (d *deployment) streamCampaigns(ctx context.Context, arrivals <-chan []topi
 			if err := t.printLate(now); err != nil {
 				return err
 			}
-			k := d.people.pickRestaurant(r)
-			c := newCampaign(workload.CampaignID(r.Uint64()), d.people.restaurants[k], n, now)
-			t.open[c.ID] = &campaignDelivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: d.people.sizes[k], content: c.Content, produced: time.Now()}
-			if err := d.produceMessage(ctx, c.ID, c.JSON()); err != nil {
+			if over, err := t.runChaos(ctx, r, now); over || err != nil {
 				return err
 			}
-			n++
+			if err := t.send(ctx, d.people.pickRestaurant(r), r); err != nil {
+				return err
+			}
 		}
 	}
+}
+
+// send sends a campaign of the k-th restaurant.
+func (t *liveTable) send(ctx context.Context, k int, r *rand.Rand) error {
+	people := t.w.people
+	c := newCampaign(workload.CampaignID(r.Uint64()), people.restaurants[k], t.sent, time.Now())
+	t.sent++
+	t.open[c.ID] = &campaignDelivery{Campaign: c.ID, Restaurant: c.Restaurant, Audience: people.sizes[k], content: c.Content, produced: time.Now()}
+	if t.w.opts.Chaos {
+		return t.w.sendOne(ctx, t.sent, plannedMessage{Campaign: c, notifies: true})
+	}
+	return t.w.produceMessage(ctx, c.ID, c.JSON())
 }
 
 // liveTable prints each delivery when it is complete.
 type liveTable struct {
 	w         *deployment
 	open      map[string]*campaignDelivery // by campaign
+	sent      int
 	rows      int
 	campaigns int
 	notified  int
 	worst     float64
+	shown     bool // a notification, whole
+	chaos     chaos
 }
 
 // addArrival counts notifications. It ignores campaigns that a user has sent by
 // hand.
-func (t *liveTable) addArrival(a topicRecord) error {
+func (t *liveTable) addArrival(a *topicRecord) error {
 	d, ours := t.open[a.campaign]
 	if !ours {
 		return nil
@@ -113,7 +135,10 @@ func (t *liveTable) addArrival(a topicRecord) error {
 	}
 	delete(t.open, a.campaign)
 	t.worst = max(t.worst, d.MS)
-	return t.printDelivery(d)
+	if err := t.printDelivery(d); err != nil {
+		return err
+	}
+	return t.showWhole(a.one)
 }
 
 // printLate prints the campaigns that are incomplete for too long.
@@ -136,20 +161,39 @@ func (t *liveTable) printDelivery(d *campaignDelivery) error {
 	if t.w.opts.JSON {
 		return t.w.printJSON(d)
 	}
-	out := t.w.opts.Stdout
+	out, style := t.w.opts.Stdout, t.w.opts.Style
 	if t.rows%headEvery == 0 {
-		if _, err := fmt.Fprintf(out, "\n%-8s  %-26s  %-10s  %-*s  %9s  %9s  %9s\n", "time", "campaign", "restaurant",
-			barLength, "", "audience", "notified", "ms"); err != nil {
+		head := fmt.Sprintf("%-8s  %-25s  %-10s %-*s %8s %8s %5s", "time", "campaign", "restaurant", barLength, "", "audience", "notified", "ms")
+		if _, err := fmt.Fprintf(out, "\n%s\n", style.Paint(terminal.Bold, head)); err != nil {
 			return fmt.Errorf("write table: %w", err)
 		}
 	}
 	t.rows++
-	note := ""
+	notified, colour := terminal.Thousands(int64(d.Notified)), terminal.Green
 	if d.Notified != d.Audience {
-		note = "  INCOMPLETE"
+		colour = terminal.Red // and it differs from the audience
 	}
-	if _, err := fmt.Fprintf(out, "%-8s  %-26s  %-10s  %s  %9d  %9d  %9.1f%s\n", d.produced.Format(rowTimeFmt), d.content,
-		d.Restaurant[:8], drawBar(d.Audience, t.w.people.sizes[0]), d.Audience, d.Notified, d.MS, note); err != nil {
+	if _, err := fmt.Fprintf(out, "%-8s  %-25s  %-10.8s %s %8s %s %5.0f\n", d.produced.Format(rowTimeFmt), d.content, d.Restaurant,
+		style.Paint(terminal.Magenta, drawBar(d.Audience, t.w.people.sizes[0])), terminal.Thousands(int64(d.Audience)),
+		style.Paint(colour, fmt.Sprintf("%8s", notified)), d.MS); err != nil {
+		return fmt.Errorf("write table: %w", err)
+	}
+	return nil
+}
+
+// showWhole prints the first notification of the demo as it is in the topic, once.
+func (t *liveTable) showWhole(r *kgo.Record) error {
+	if t.shown || t.w.opts.JSON || r == nil {
+		return nil
+	}
+	t.shown = true
+	var value bytes.Buffer
+	if err := json.Indent(&value, r.Value, "  ", "  "); err != nil {
+		return fmt.Errorf("read notification: %w", err)
+	}
+	style := t.w.opts.Style
+	if _, err := fmt.Fprintf(t.w.opts.Stdout, "\n  One of them whole, %s[%d]@%d, with its key:\n  %s\n  %s\n\n", r.Topic, r.Partition, r.Offset,
+		style.Paint(terminal.Bold, string(r.Key)), style.Paint(terminal.Faint, value.String())); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
@@ -165,4 +209,7 @@ func drawBar(n, largest int) string {
 // printTotal prints the sums at the end.
 func (t *liveTable) printTotal() {
 	t.w.sayf("%d campaigns, %d notifications, slowest %.0f ms", t.campaigns, t.notified, t.worst)
+	if c := &t.chaos; c.compared > 0 {
+		t.w.sayf("the daemon was killed %d times; compared %d times: missing %d, doubled %d", c.kills, c.compared, c.missing, c.doubled)
+	}
 }
