@@ -232,7 +232,7 @@ func (d *decider) acceptMessage(st *step, m *message) {
 	// Where it repeats another lane's message, and the step holds an older one that
 	// the lanes will find out about at the commit, that one's row must not lend this
 	// message its content.
-	judged.Distinct = st.holdsOther(m)
+	judged.Distinct = judged.Distinct || st.holdsOther(m)
 	switch outcome := campaign.Judge(judged, before, d.lane.svc.now().Unix()); outcome {
 	case campaign.Older:
 		st.noteOlder(m.campaign, judged.Version(), *before)

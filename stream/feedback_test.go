@@ -320,6 +320,63 @@ func (w *deployment) traced(campaign string, out []string, why string) error {
 	return sameSet(named, out)
 }
 
+// Once the table is mended, `dead-letters retry` delivers a campaign whose rows it refused,
+// although the message repeats the accepted one; a second retry notifies nobody twice.
+func TestRetryOnceTheTableIsMended(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 5)
+	w := feedbackWorld(t, map[string][]string{"r1": all}, feedbackDDL(`, CONSTRAINT short CHECK (adv_campaign_content NOT LIKE '%c1')`))
+	svc, _ := w.start()
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
+	envtest.Until(t, patience, func() error { return w.traced("23514", nil, "") })
+	w.db.Exec(`ALTER TABLE subscribers_feedback DROP CONSTRAINT short`)
+	w.db.Exec(`DELETE FROM subscribers_feedback WHERE adv_campaign_id = 'c'`)
+	for range 2 {
+		if err := operator.RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), operator.LetterFilter{}, func(*operator.DeadLetter) bool { return true }, func(r operator.Retried) error {
+			if r.SentTo < 0 {
+				t.Errorf("not sent: %s", r.Reason)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		w.expect(map[string][]string{"c1": all})
+	}
+	envtest.Until(t, patience, func() error {
+		if next := svc.Status().Lanes[0].NextOffset; next < 3 {
+			return fmt.Errorf("read up to %d", next)
+		}
+		return nil
+	})
+	w.expect(map[string][]string{"c1": all})
+	w.checkLanes(svc)
+}
+
+// A replay delivers a campaign to the clients who were left out, once the table takes
+// their rows; a retry of the letter that names them says so.
+func TestReplayReachesLeftOutClients(t *testing.T) {
+	t.Parallel()
+	all := clients("0000", 5)
+	w := feedbackWorld(t, map[string][]string{"r1": all}, feedbackDDL(`, CONSTRAINT known CHECK (client_id NOT LIKE '%0002-%')`))
+	svc, _ := w.start()
+	w.produce(0, encodeCampaign(w.campaign("c1", "r1")))
+	envtest.Until(t, patience, func() error { return w.traced("", all[2:3], "23514") })
+	w.db.Exec(`ALTER TABLE subscribers_feedback DROP CONSTRAINT known`)
+	w.db.Exec(`DELETE FROM subscribers_feedback WHERE adv_campaign_id = 'c'`)
+	var reason string
+	if err := operator.RetryDeadLetters(t.Context(), w.cfg.Kafka, slog.New(slog.DiscardHandler), operator.LetterFilter{}, func(*operator.DeadLetter) bool { return true }, func(r operator.Retried) error {
+		reason = r.Reason
+		return nil
+	}); err != nil || !strings.Contains(reason, "dinnerbell replay --from TIME reaches them") {
+		t.Errorf("retry: %q, %v", reason, err)
+	}
+	if _, err := svc.Replay(t.Context(), ReplayRequest{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(map[string][]string{"c1": all})
+	w.checkLanes(svc)
+}
+
 // Ids that the table cannot carry are found before they are sent.
 func TestValuesThatATypeCannotCarry(t *testing.T) {
 	t.Parallel()

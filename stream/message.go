@@ -29,6 +29,7 @@ type message struct {
 	fresh       time.Time
 	received    time.Time
 	fingerprint campaign.Fingerprint // of campaign
+	retried     bool                 // it was a dead letter and was sent again
 	accepted    *campaign.Version    // version in the campaign table; nil if there is no row
 	shared      bool                 // the campaign runs, or ran, for other restaurants too
 
@@ -57,7 +58,7 @@ func (p *messageParser) parseRecord(r *fetch.Record) message {
 	m := message{offset: r.Next - 1, time: r.Time}
 	c, refusal := p.parseCampaign(r)
 	if refusal == nil {
-		m.campaign, m.fingerprint = c, c.Fingerprint()
+		m.campaign, m.fingerprint, m.retried = c, c.Fingerprint(), r.HasHeader(topic.RetryHeader)
 		return m
 	}
 	m.dead = &record.DeadLetter{
@@ -117,7 +118,7 @@ func (m *message) holdsNothing() bool { return m.campaign == nil && m.dead == ni
 func (m *message) forJudge(lane int32) campaign.Message {
 	return campaign.Message{
 		Position: campaign.Position{Lane: lane, Offset: m.offset}, Time: m.time, Fingerprint: m.fingerprint,
-		End: m.campaign.End, Superseded: m.superseded,
+		End: m.campaign.End, Superseded: m.superseded, Distinct: m.retried,
 	}
 }
 

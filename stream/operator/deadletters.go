@@ -189,7 +189,8 @@ type Retried struct {
 
 // RetryDeadLetters sends the chosen dead letters for which want returns true to the
 // campaigns topic again, to the partition that they came from, as new messages: each
-// is then the newest message of its campaign. A letter that would be refused again is
+// is then the newest message of its campaign, and joined even where it repeats the
+// accepted one. A letter that would be refused again is
 // not sent. done is called with each result; its error, as any other, ends the retry.
 func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, filter LetterFilter, want func(*DeadLetter) bool, done func(Retried) error) error {
 	t, err := openLetterTopic(ctx, cfg, log)
@@ -203,7 +204,7 @@ func RetryDeadLetters(ctx context.Context, cfg topic.Config, log *slog.Logger, f
 		}
 		out := Retried{Partition: d.Partition, Offset: d.Offset, SentTo: -1, Reason: t.refusalOf(d)}
 		if out.Reason == "" {
-			r := &kgo.Record{Topic: t.cfg.Campaigns, Partition: d.From, Key: d.Key, Value: d.Value, Headers: d.Headers}
+			r := topic.RetryRecord(t.cfg.Campaigns, d.From, d.Key, d.Value, d.Headers)
 			sent, err := t.client.ProduceSync(ctx, r).First()
 			if err != nil {
 				return fmt.Errorf("send %s/%d offset %d again: %w", t.cfg.DeadLetters, d.Partition, d.Offset, err)
@@ -221,6 +222,8 @@ func (t *letterTopic) refusalOf(d *DeadLetter) string {
 		return fmt.Sprintf("it does not come from topic %s", t.cfg.Campaigns)
 	case d.Truncated != "":
 		return "it is not whole: " + d.Truncated
+	case d.Class == campaign.ClassClients:
+		return "it names clients who were left out, and is no message; once the cause is mended, dinnerbell replay --from TIME reaches them (TIME lies before the campaign was sent)"
 	}
 	c, refusal := campaign.Parse(d.Value)
 	if refusal == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,6 +89,18 @@ func DeadLetterRecord(d *record.DeadLetter, topic string) *kgo.Record {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
 	}
 	return r
+}
+
+// RetryHeader is the header of a message that `dead-letters retry` has sent again: its
+// campaign is joined once more, even where the message repeats the accepted one, because
+// the feedback table refused rows of that one.
+const RetryHeader = "dinnerbell-retry"
+
+// RetryRecord returns the record with which a dead letter's message is sent again to the
+// partition that it came from. A header of an earlier retry is not repeated.
+func RetryRecord(topic string, partition int32, key, value []byte, headers []kgo.RecordHeader) *kgo.Record {
+	headers = slices.DeleteFunc(slices.Clone(headers), func(h kgo.RecordHeader) bool { return h.Key == RetryHeader })
+	return &kgo.Record{Topic: topic, Partition: partition, Key: key, Value: value, Headers: append(headers, kgo.RecordHeader{Key: RetryHeader, Value: []byte("1")})}
 }
 
 // explainConnect adds a hint to the error of a first request that failed because

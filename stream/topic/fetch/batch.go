@@ -283,6 +283,27 @@ func (r *Record) EachHeader(fn func(key string, value []byte)) bool {
 	return true
 }
 
+// HasHeader reports whether one of the headers has the key. It finds none behind bytes
+// that are malformed, or where there are more than maxHeaders.
+func (r *Record) HasHeader(key string) bool {
+	in := fieldReader{b: r.headers}
+	n := in.readVarint()
+	if n > maxHeaders {
+		return false
+	}
+	for range n {
+		k := in.readBytes()
+		in.readBytes()
+		if in.malformed {
+			return false
+		}
+		if string(k) == key {
+			return true
+		}
+	}
+	return false
+}
+
 // fieldReader takes values off the front of b. The first value that does not fit
 // sets malformed, and all later values are empty.
 type fieldReader struct {
