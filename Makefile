@@ -70,7 +70,7 @@ test-long: ## the tests that take minutes or gigabytes, alone
 
 test-docs: ## run every command block of the documents on real servers
 	@scripts/install-tools.sh go kcat psql jq
-	TEST_DOCS=1 go test -count=1 $(TESTFLAGS) -timeout 20m -run 'AreExecuted|CommandBlocks' $(GOTESTFLAGS) ./internal/e2e
+	TEST_DOCS=1 go test -count=1 $(TESTFLAGS) -timeout 20m -run 'Executed|CommandBlocks' $(GOTESTFLAGS) ./internal/e2e
 
 test-fetch: ## test the download of Postgres on a machine that has none
 	@scripts/install-tools.sh go
