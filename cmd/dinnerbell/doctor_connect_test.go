@@ -154,6 +154,11 @@ func TestDoctorNamesWhyPostgresLetsNobodyIn(t *testing.T) {
 	}
 	try(withPassword("wrong word"), ill{found: "wrong password, or no such role", fix: "correct the password in source.url"})
 	try(withPassword("right word"), ok)
+	p.set("source.password_command", []string{"echo", "right word"})
+	try(at("secret", ""), ok)
+	p.set("source.password_command", []string{"cat", filepath.Join(dir, "no-token")})
+	try(at("secret", ""), ill{found: "source.password_command: cat: exit status 1", fix: "-"})
+	p.set("source.password_command", []string{})
 	elsewhere, err := url.Parse(at("bell", "sslmode=disable"))
 	if err != nil {
 		t.Fatal(err)

@@ -93,6 +93,19 @@ func Passwords(raw string) []string {
 	return []string{o.Password}
 }
 
+// AddPassword returns the address with a password, which takes precedence over one that
+// the address or the environment has.
+func AddPassword(raw, password string) string {
+	if !strings.HasPrefix(raw, "postgres://") && !strings.HasPrefix(raw, "postgresql://") {
+		return raw + " password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(password) + "'"
+	}
+	separator := "?"
+	if strings.Contains(raw, "?") {
+		separator = "&"
+	}
+	return raw + separator + "password=" + strings.ReplaceAll(url.QueryEscape(password), "+", "%20") // the driver reads no + as a blank
+}
+
 // checkURL refuses a URL in which a password that is not encoded would be taken
 // for something else. The driver, like libpq, ends the password at the first @
 // or /, and the host at the first / or ?.

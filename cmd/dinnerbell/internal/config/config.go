@@ -31,6 +31,8 @@ type Config struct {
 	// keys without a value.
 	missing string
 	seen    *revealedSecrets
+
+	sourceRuns, sinkRuns *passwordRuns
 }
 
 // Source is the Postgres that subscriptions are read from.
@@ -41,6 +43,9 @@ type Source struct {
 	Publication string  `yaml:"publication"` // default dinnerbell
 	Slot        string  `yaml:"slot"`        // default dinnerbell; one for each daemon
 	OnLost      string  `yaml:"on_lost"`     // rebuild (default) or halt, where the stream is lost
+	// PasswordCommand is a program and its arguments, without a shell between. It prints
+	// the password of URL; ask SourceURL.
+	PasswordCommand []string `yaml:"password_command"`
 }
 
 // Columns are the names of the columns that make a subscription.
@@ -57,6 +62,8 @@ type Sink struct {
 	Schema string `yaml:"schema"` // the daemon's own tables; default dinnerbell
 	// MaxConnections bounds the connections for lanes; 0: one a lane, and four.
 	MaxConnections int `yaml:"max_connections"`
+	// PasswordCommand is that of the source, for URL; ask SinkURL.
+	PasswordCommand []string `yaml:"password_command"`
 }
 
 // Kafka is the cluster, its topics and the way in.
@@ -151,18 +158,24 @@ func Defaults() *Config {
 		Join: Join{Freshness: string(cdc.Strict), MaxStaleness: cdc.DefaultMaxStaleness},
 		HTTP: HTTP{Listen: "127.0.0.1:8420"},
 		Log:  Log{Level: "info", Format: "text"},
+
+		sourceRuns: &passwordRuns{}, sinkRuns: &passwordRuns{},
 	}
 }
 
-// SourceURL returns the address of the source. It looks every reference in the
-// address up anew, so call it for each connection.
-func (c *Config) SourceURL() (string, error) { return c.Source.URL.Reveal() }
+// SourceURL returns the address of the source. It looks every reference in the address up
+// anew, and runs source.password_command, so call it for each connection.
+func (c *Config) SourceURL() (string, error) {
+	source, _ := c.passwordCommands()
+	return source.reveal()
+}
 
 // SinkURL returns the address of the sink, the source's when sink.url is not set.
-// Like SourceURL it looks references up anew.
+// Like SourceURL it looks references up anew and runs the command.
 func (c *Config) SinkURL() (string, error) {
 	if !c.Sink.URL.IsSet() {
 		return c.SourceURL()
 	}
-	return c.Sink.URL.Reveal()
+	_, sink := c.passwordCommands()
+	return sink.reveal()
 }

@@ -37,6 +37,7 @@ var rules = slices.Concat(sourceRules, sinkRules, kafkaRules, stateRules, daemon
 
 var sourceRules = []keyRule{
 	{key: "source.url", byDefault: "required", meaning: "Address of the Postgres that holds the subscriptions: of the server itself, not of a pooler. The role needs REPLICATION, and SELECT on the table. With standbys, name all hosts: `postgres://dinnerbell@db1,db2/de?target_session_attrs=read-write`. Read again at every connection."},
+	{key: "source.password_command", byDefault: "none", meaning: "A program and its arguments that print the password of `source.url`, for tokens that expire (Amazon RDS, Cloud SQL, Vault): `[aws, rds, generate-db-auth-token, --hostname, db, --port, 5432, --username, dinnerbell]`. There is no shell in between; the variable separates the words by commas. The daemon runs the program at every connection; connections that begin together share one run. The program has ten seconds, and prints one line. The address then has no password of its own."},
 	{key: "source.table", meaning: "The table of subscriptions, as `schema.table`, with names as the catalog has them: no folding to lower case. A name with a dot goes into double quotes. A name alone is in `public`."},
 	{key: "source.columns.id", meaning: "The primary key of that table, or another unique key whose columns are NOT NULL. A list for a composite key: `id: [client_id, restaurant_id]`."},
 	{key: "source.columns.client", meaning: "The column with the client's id, of any type."},
@@ -48,6 +49,7 @@ var sourceRules = []keyRule{
 
 var sinkRules = []keyRule{
 	{key: "sink.url", byDefault: "`source.url`", meaning: "Address of the Postgres that holds the feedback table. The role needs INSERT and SELECT on that table, and the rights on the daemon's own tables that [Roles](#roles) names. Read again at every connection."},
+	{key: "sink.password_command", byDefault: "none", meaning: "The same for `sink.url`. Without `sink.url` the sink is reached with `source.url` and `source.password_command`."},
 	{key: "sink.table", meaning: "The feedback table, as `schema.table`; see [the feedback table](#the-feedback-table)."},
 	{key: "sink.schema", meaning: "Schema of the daemon's own tables `lane`, `campaign`, `outbox` and `layout`. Each campaigns topic needs a schema of its own: with the schema of another topic, the lanes halt."},
 	{key: "sink.max_connections", least: "2", zero: "one for each lane, and four", meaning: "The largest number of connections that the lanes of this daemon hold. With `0` each lane has one, and all lanes share four for reading. A lane that waits for a connection shows this in `status`. The mirror has four connections of its own to `source.url`, and up to six more during a rebuild or `verify`."},

@@ -60,6 +60,10 @@ func (c *Config) checkSource() []error {
 			out = append(out, fmt.Errorf("%s: %w", n.key, err))
 		}
 	}
+	command, _ := c.passwordCommands()
+	if err := command.check(); err != nil {
+		out = append(out, err)
+	}
 	if err := source.CheckSlotName(c.Source.Slot); err != nil {
 		out = append(out, fmt.Errorf("source.slot: %w", err))
 	}
@@ -72,6 +76,13 @@ func (c *Config) checkSink() []error {
 		if err := checkURL(c.Sink.URL); err != nil {
 			out = append(out, err)
 		}
+	}
+	_, command := c.passwordCommands()
+	if err := command.check(); err != nil {
+		out = append(out, err)
+	}
+	if len(c.Sink.PasswordCommand) > 0 && !c.Sink.URL.IsSet() {
+		out = append(out, errors.New("sink.password_command: sink.url is not set, so the sink is reached with source.url and source.password_command; set sink.url too, or leave the command out"))
 	}
 	if err := postgres.CheckIdentifier(c.Sink.Schema); err != nil {
 		out = append(out, fmt.Errorf("sink.schema: %w", err))
