@@ -65,3 +65,16 @@ func TestReadBlocks(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestMissingLine(t *testing.T) {
+	t.Parallel()
+	const printed = "lane 3   ok\nNOTIFIED: in topic x\n1000|1000\n"
+	for shown, want := range map[string]string{
+		"lane 0 ok\n": "", "NOTIFIED: …\n5|5\n": "", "…\n7|8": "",
+		"lane 0 FAIL\n": "lane 0 FAIL", "1|1\nlane 0 ok\n": "lane 0 ok", "1|1|1\n": "1|1|1",
+	} {
+		if got := missingLine(shown, printed); got != want {
+			t.Errorf("%q: %q is missing, want %q", shown, got, want)
+		}
+	}
+}

@@ -232,29 +232,27 @@ var (
 	blanks = regexp.MustCompile(`\s+`)
 )
 
-// compareOutput compares what a block printed with the output that the document shows:
-// each shown line comes, in this order, with other numbers and blanks, and any text for
-// an ellipsis.
-func (r *reader) compareOutput(b block, printed string) {
-	r.Helper()
+// missingLine returns the first line of a shown output that a printed one lacks; "" if
+// each comes, in this order, with other numbers and blanks, and any text for an ellipsis.
+func missingLine(shown, printed string) string {
 	rest := strings.Split(printed, "\n")
-	for line := range strings.Lines(r.replace.Replace(b.text)) {
+	for line := range strings.Lines(shown) {
 		line = strings.TrimSpace(line)
 		if line == "" || line == "…" {
 			continue
 		}
 		pattern := digits.ReplaceAllString(regexp.QuoteMeta(line), `\d+`)
 		pattern = strings.ReplaceAll(blanks.ReplaceAllString(pattern, `\s+`), "…", ".*")
-		shown := regexp.MustCompile(`^\s*` + pattern + `\s*$`)
-		for len(rest) > 0 && !shown.MatchString(rest[0]) {
+		match := regexp.MustCompile(`^\s*` + pattern + `\s*$`)
+		for len(rest) > 0 && !match.MatchString(rest[0]) {
 			rest = rest[1:]
 		}
 		if len(rest) == 0 {
-			r.Errorf("%q, line %d: the document shows\n%s\nand the block above printed\n%s", b.heading, b.line, line, printed)
-			return
+			return line
 		}
 		rest = rest[1:]
 	}
+	return ""
 }
 
 // situation is what a section of a document begins with.
@@ -290,7 +288,9 @@ func (r *reader) read(doc string, situations map[string]situation) {
 			b.text = replaceWords(b.text, words)
 			printed = r.runBlock(b)
 		case b.lang == "text" && printed != "":
-			r.compareOutput(b, printed)
+			if line := missingLine(r.replace.Replace(b.text), printed); line != "" {
+				r.Errorf("%q, line %d: the document shows\n%s\nand the block above printed\n%s", b.heading, b.line, line, printed)
+			}
 		}
 	}
 	for heading := range situations {

@@ -67,9 +67,9 @@ func typeText(f *configField) string {
 	case int:
 		return "whole number"
 	case time.Duration:
-		return "duration (`500ms`, `5s`, `2m`)"
+		return "duration (`500ms`, `5s`, `12h`, `7d`)"
 	case Age:
-		return "days or duration (`7d`, `12h`)"
+		return "duration (`500ms`, `5s`, `12h`, `7d`)"
 	case Size, Reserve:
 		return "size (`500MB` is 5·10⁸ bytes, `2GiB` 2³¹)"
 	case Table:
