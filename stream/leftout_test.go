@@ -43,6 +43,7 @@ func TestJoiningAgainDoesNotCountItsOwnClients(t *testing.T) {
 	svc, _ = w.start()
 	w.handled(svc)
 	w.awaitFinished("c", "r1", 12)
+	w.awaitFinished("d", "r2", 2)
 	w.wantCounts("c", "r1", again)
 	w.wantCounts("d", "r2", storedCounts{State: "finished", Audience: 2, Notified: 2, Started: true, Finished: true})
 }
