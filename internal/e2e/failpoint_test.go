@@ -118,6 +118,12 @@ func (d *deployment) dieAt(point string, n int, produced map[string]string) {
 			d.Fatal(err)
 		}
 	}
+	if strings.HasPrefix(point, "checkpoint/") { // the death is followed by a restore of one made before
+		d.start()
+		d.awaitReady()
+		d.runCommand("checkpoint", "create")
+		d.stop()
+	}
 	restaurant, id := fmt.Sprintf("r%d", n), fmt.Sprintf("c%d", n)
 	const audience = 3000 // more than one step
 	d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) SELECT 'client ' || c, $1 FROM generate_series(1, $2) c`, restaurant, audience)
