@@ -13,22 +13,28 @@ import (
 // A proxy holds replication back while a subscription and then a campaign
 // arrive. A strict join waits for the subscription, and status says so. A
 // bounded join waits once the mirror is too stale. Without freshness, the
-// campaign goes to the clients that the mirror knows.
+// campaign goes to the clients that the mirror knows; with late subscribers the client
+// whom a bounded join has missed gets it once the mirror has the subscription.
 func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		env   []string
 		waits bool
+		late  bool
 	}{
-		{"strict", nil, true},
-		{"bounded, within", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=10m"}, false},
-		{"bounded, past", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=300ms"}, true},
-		{"off", []string{"DINNERBELL_JOIN_FRESHNESS=off"}, false},
+		{"strict", nil, true, false},
+		{"bounded, within", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=10m"}, false, false},
+		{"bounded, within, with late subscribers", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=10m"}, false, true},
+		{"bounded, past", []string{"DINNERBELL_JOIN_FRESHNESS=bounded", "DINNERBELL_JOIN_MAX_STALENESS=300ms"}, true, false},
+		{"off", []string{"DINNERBELL_JOIN_FRESHNESS=off"}, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			d := newDeployment(t)
+			if c.late {
+				d.serveLateSubscribers()
+			}
 			relay := envtest.RelayPostgres(t, d.db, true)
 			d.db.Exec(`INSERT INTO subscribers_restaurants (client_id, restaurant_id) VALUES ('early', 'r')`)
 			d.setup(1)
@@ -59,6 +65,10 @@ func TestFreshnessWhileReplicationIsPaused(t *testing.T) {
 			want := map[bool]int64{true: 2, false: 1}[c.waits]
 			envtest.Until(t, patience, func() error { return d.checkRows("meanwhile", want) })
 			relay.Resume()
+			if c.late {
+				want = 2
+				envtest.Until(t, patience, func() error { return d.checkRows("meanwhile", want) })
+			}
 			d.compareSinks(patience)
 			if n := d.countNotified("meanwhile"); n != want {
 				t.Errorf("%d clients were notified, want %d", n, want)
