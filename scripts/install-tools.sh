@@ -2,7 +2,7 @@
 # Checks for the tools that the build and the tests need beside Go modules. As
 # root on Debian it installs missing ones; elsewhere it names their packages.
 #
-#   scripts/install-tools.sh go kcat java postgres pgbouncer
+#   scripts/install-tools.sh go kcat java postgres pgbouncer promtool
 set -euo pipefail
 
 missing=()
@@ -49,6 +49,7 @@ for tool in "$@"; do
     psql) need "psql" "command -v psql" postgresql-client ;;
     jq) need "jq" "command -v jq" jq ;;
     pgbouncer) need "pgbouncer" pgbouncer pgbouncer ;;
+    promtool) need "promtool" "command -v promtool" prometheus ;;
     *) echo "install-tools: unknown tool $tool" >&2; exit 2 ;;
   esac
 done

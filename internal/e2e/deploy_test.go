@@ -150,6 +150,21 @@ func checkConfig(t *testing.T, text string, env ...string) {
 	}
 }
 
+// asList returns a list of strings of a service; empty if there is none.
+func asList(service any, key string) (out []string) {
+	m, _ := service.(map[string]any)
+	list, _ := m[key].([]any)
+	for _, v := range list {
+		out = append(out, fmt.Sprint(v))
+	}
+	return out
+}
+
+func hasKey(m map[string]any, key string) bool {
+	_, ok := m[key]
+	return ok
+}
+
 // What can be seen of compose, Kubernetes and the packages without an engine: files
 // that parse and exist, configurations that the binary accepts, ports that agree, and
 // probes that leave a long snapshot alone.
@@ -166,18 +181,28 @@ func TestDeploymentFiles(t *testing.T) {
 		checkConfig(t, strings.ReplaceAll(config, "$$", "$"), "POSTGRES_PASSWORD=x")
 		services, _ := node(t, doc, "services").(map[string]any)
 		for name, s := range services {
+			if image, _ := s.(map[string]any)["image"].(string); image != "dinnerbell" && !regexp.MustCompile(`:v?\d+[0-9.]*$`).MatchString(image) {
+				t.Errorf("service %s: image %q has no version", name, image)
+			}
 			depends, _ := s.(map[string]any)["depends_on"].(map[string]any)
+			for _, on := range asList(s, "depends_on") {
+				if services[on] == nil {
+					t.Errorf("service %s depends on %s, which is none", name, on)
+				}
+			}
 			for on := range depends {
 				if services[on] == nil {
 					t.Errorf("service %s depends on %s, which is none", name, on)
 				}
 			}
-			volumes, _ := s.(map[string]any)["volumes"].([]any)
-			for _, v := range volumes {
-				if from, _, _ := strings.Cut(fmt.Sprint(v), ":"); strings.HasPrefix(from, "./") {
+			for _, v := range asList(s, "volumes") {
+				from, _, _ := strings.Cut(v, ":")
+				if strings.HasPrefix(from, "./") {
 					if _, err := os.Stat(filepath.Join(root, from)); err != nil {
 						t.Errorf("service %s: %v", name, err)
 					}
+				} else if volumes, _ := node(t, doc, "volumes").(map[string]any); !hasKey(volumes, from) {
+					t.Errorf("service %s: volume %s is not declared", name, from)
 				}
 			}
 		}

@@ -15,6 +15,7 @@ import (
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
 	"dinnerbell/cmd/dinnerbell/internal/httpserve"
+	"dinnerbell/cmd/dinnerbell/internal/kafkaconn"
 	"dinnerbell/cmd/dinnerbell/internal/status"
 	"dinnerbell/internal/halt"
 	"dinnerbell/internal/postgres"
@@ -92,13 +93,14 @@ type supervisor struct {
 	problems  status.ProblemClock
 	damage    damageHistory
 	gc        loadGC
-	durations *status.Durations // of the process: all engines add to them
+	durations *status.Durations        // of the process: all engines add to them
+	kafka     *kafkaconn.ClientMetrics // the same
 }
 
 // newDaemon makes the daemon around an open store, which it owns from here on:
 // close its engine at the end.
 func newDaemon(o Options, store *state.Store) *supervisor {
-	d := &supervisor{Options: o, durations: status.NewDurations(), site: siteOf(o.Config)}
+	d := &supervisor{Options: o, durations: status.NewDurations(), kafka: kafkaconn.NewClientMetrics(), site: siteOf(o.Config)}
 	limits := limitsOf(o.Config)
 	d.limits.Store(&limits)
 	d.level = o.Config.Log.Level
@@ -129,7 +131,7 @@ func (s *supervisor) run(ctx context.Context, l *listeners) error {
 		stopHTTP()
 		return err
 	}
-	readOnly := withPage(page, status.NewHandler(s.Build, s.statusReport, s.Logger, s.durations.Collectors()...))
+	readOnly := withPage(page, status.NewHandler(s.Build, s.statusReport, s.Logger, append(s.durations.Collectors(), s.kafka)...))
 	g.Go(func() error { return page.Run(httpCtx) })
 	httpserve.WarnOfFewDescriptors(s.Logger, httpserve.DescriptorLimit())
 	g.Go(func() error {

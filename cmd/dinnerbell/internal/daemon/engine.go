@@ -75,6 +75,7 @@ func (s *supervisor) newEngine(store *state.Store) *Engine {
 	source.NextOffsets, source.Delays = e.NextOffsets, s.durations.SourceApplied
 	e.Mirror = cdc.New(source, store)
 	lanes, fresh := streamConfig(s.Config, s.Logger), barrier{e.Mirror, s.durations.FreshnessWait}
+	lanes.Kafka.ClientOptions = withHook(lanes.Kafka.ClientOptions, s.kafka)
 	lanes.Durations = stream.Durations{Decided: s.durations.CampaignDecided, Delivered: s.durations.CampaignDelivered, Shipped: s.durations.StepShipped}
 	lanes.Committed = fresh.awaitCommitted
 	e.Service = stream.New(lanes, store, fresh)

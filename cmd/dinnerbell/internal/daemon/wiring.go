@@ -78,6 +78,14 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	}
 }
 
+// withHook adds a hook to the options of Kafka clients.
+func withHook(options func() ([]kgo.Opt, error), hook kgo.Hook) func() ([]kgo.Opt, error) {
+	return func() ([]kgo.Opt, error) {
+		opts, err := options()
+		return append(opts, kgo.WithHooks(hook)), err
+	}
+}
+
 // applicationName returns the name that the database shows for this daemon, before
 // the id of its state directory.
 func applicationName() string {
