@@ -291,7 +291,8 @@ func TestLateSubscriberMeetsAStepUnderWay(t *testing.T) {
 	w.firstEpoch()
 }
 
-// A clock that was an hour ahead has ended no campaign for late subscribers.
+// A clock that was two hours ahead has ended no campaign for late subscribers. A replay
+// brings the campaigns to those who were passed by meanwhile.
 func TestLateSubscribersAfterTheClockWasAhead(t *testing.T) {
 	t.Parallel()
 	first := clients("0000", 10)
@@ -313,4 +314,8 @@ func TestLateSubscribersAfterTheClockWasAhead(t *testing.T) {
 		}
 		return nil
 	})
+	if _, err := svc.Replay(t.Context(), ReplayRequest{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.expect(map[string][]string{"c": with(first, "while ahead", "late"), "other": first})
 }
