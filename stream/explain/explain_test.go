@@ -321,3 +321,21 @@ func TestArgument(t *testing.T) {
 		}
 	}
 }
+
+// A lane's row names its last shipped step with the next decision, and the daemon that owns
+// the lane knows it at once.
+func TestLineOfALane(t *testing.T) {
+	t.Parallel()
+	for want, lane := range map[string]Lane{
+		"step 5 is decided, up to step 5 is shipped, ":          {Decided: 5, Shipped: 4, Owner: &Owner{State: "running", Shipped: 5}},
+		"step 6 is decided, up to step 6 is shipped, ":          {Decided: 6, Shipped: 6},
+		"step 7 is decided, at least up to step 6 is shipped, ": {Decided: 7, Shipped: 6},
+		"step 8 is decided, at least up to step 7 is shipped, ": {Decided: 8, Shipped: 7, Owner: &Owner{State: "takeover"}},
+	} {
+		var l lineList
+		addLaneLine(&l, &lane)
+		if !strings.HasPrefix(l.list[0].What, want) {
+			t.Errorf("%+v: %s; want %s", lane, l.list[0].What, want)
+		}
+	}
+}

@@ -96,7 +96,14 @@ func (e *Evidence) addCampaignLine(l *lineList, r *CampaignRow) {
 }
 
 func addLaneLine(l *lineList, n *Lane) {
-	what := fmt.Sprintf("step %d is decided, up to step %d is shipped, reads on at offset %d", n.Decided, n.Shipped, n.NextOffset)
+	shipped := fmt.Sprintf("up to step %d is shipped", n.Shipped)
+	switch o := n.Owner; {
+	case o != nil && o.Shipped > n.Shipped && o.Shipped <= n.Decided: // the row follows with the next step
+		shipped = fmt.Sprintf("up to step %d is shipped", o.Shipped)
+	case n.Shipped < n.Decided:
+		shipped = fmt.Sprintf("at least up to step %d is shipped", n.Shipped)
+	}
+	what := fmt.Sprintf("step %d is decided, %s, reads on at offset %d", n.Decided, shipped, n.NextOffset)
 	if o := n.Owner; o != nil {
 		what += "; " + o.State
 		if o.Waiting {
