@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"dinnerbell/internal/halt"
+	"dinnerbell/state"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/record"
 	"dinnerbell/stream/takeover"
@@ -39,6 +40,8 @@ type lane struct {
 
 	replays chan *laneReplay           // from a replay to the session
 	replay  atomic.Pointer[laneReplay] // the one under way
+
+	assigned time.Time // when this daemon got the lane
 
 	mu     sync.Mutex // guards status: written by the session, read by Status
 	status LaneStatus
@@ -80,13 +83,24 @@ func (l *lane) run(ctx context.Context) error {
 			wait.Reset()
 		}
 		delay := wait.NextBackOff()
-		l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "again_in", delay.Round(time.Millisecond))
+		if isRenewal(err) {
+			l.svc.cfg.Logger.Info("lane is taken over anew", "lane", l.id, "reason", err)
+		} else {
+			l.svc.cfg.Logger.Warn("lane session ended; taking over again", "lane", l.id, "error", err, "again_in", delay.Round(time.Millisecond))
+		}
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// isRenewal reports whether a session has ended because the local subscriptions were
+// rebuilt, set back or came faster than their log holds, or because of another version of a
+// campaign. That is no trouble: the next session reads everything anew.
+func isRenewal(err error) bool {
+	return errors.Is(err, errSetBack) || errors.Is(err, errSourceChanged) || errors.Is(err, errLateChanged) || errors.Is(err, state.ErrLogGap)
 }
 
 // runSession takes the lane over and works on it until ctx ends or a goroutine of

@@ -25,11 +25,11 @@ import (
 // errSetBack ends a session whose subscriptions were replaced by older ones, as a
 // snapshot that began earlier does. The next session waits until they have come as far
 // as the lane again.
-var errSetBack = errors.New("the local subscriptions were set back behind the position that the lane has handled; the lane is taken over anew")
+var errSetBack = errors.New("the local subscriptions were set back behind the position that the lane has handled")
 
 // errLateChanged ends a session whose late pick met a campaign that goes on under another
 // version. The next session looks it up again.
-var errLateChanged = errors.New("a campaign has another version and goes on where it was; the lane is taken over anew")
+var errLateChanged = errors.New("a campaign has another version and goes on where it was")
 
 // lateWork connects the goroutines of a session that serve late subscribers. It is nil
 // where join.late_subscribers is off.

@@ -114,6 +114,8 @@ func TestLateSubscribersAfterARebuild(t *testing.T) {
 	w := newLateDeployment(t, 2, map[string][]string{"r1": first, "r2": {"x"}})
 	w.cfg.StepClients = 20
 	w.clock = &testClock{}
+	lines := &logLines{}
+	w.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
 	_, stop := w.start()
 	over := w.campaign("over", "r1")
 	over.End = time.Now().Unix() + 600
@@ -141,6 +143,12 @@ func TestLateSubscribersAfterARebuild(t *testing.T) {
 		return nil
 	})
 	stop()
+	for lane := range 2 { // an ordinary event: one line each, and no warning
+		of := fmt.Sprint("lane=", lane)
+		if n := len(lines.with("level=INFO", "lane is taken over anew", of)); n != 1 || len(lines.with("level=WARN", of)) > 0 {
+			t.Errorf("lane %d: %d lines of the rebuild, warnings %q", lane, n, lines.with("level=WARN", of))
+		}
+	}
 	svc, _ := w.start()
 	w.expect(want)
 	envtest.Until(t, patience, func() error {

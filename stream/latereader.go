@@ -34,7 +34,7 @@ type servedReader func(ctx context.Context, ask []sink.LateRestaurant) (list []s
 
 // errSourceChanged ends a session whose mirror has begun to follow another source, or
 // another history of it.
-var errSourceChanged = errors.New("the source has changed; the lane is taken over anew")
+var errSourceChanged = errors.New("the subscriptions were rebuilt, or come from another source or another history of it")
 
 // lateReader reads the log of new subscriptions and hands decide the campaigns that
 // these have missed.
@@ -251,7 +251,7 @@ func (r *lateReader) readOnce(ctx context.Context) (more bool, err error) {
 	read := newEntries{in: r.late.restaurants}
 	next, done, err := r.store.ReadLog(r.at, lateEntries, read.add)
 	if errors.Is(err, state.ErrLogGap) {
-		return false, fmt.Errorf("%w; the lane is taken over anew", err)
+		return false, fmt.Errorf("read the log of new subscriptions: %w", err)
 	}
 	if err != nil {
 		return false, err

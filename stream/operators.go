@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"dinnerbell/internal/failpoint"
@@ -32,12 +33,19 @@ type operatorWatch struct {
 	svc    *Service
 	reader sink.Querier
 
-	last    time.Time              // of the last look that succeeded
-	seen    map[campaign.Key]int64 // versions that the last look found
+	last    time.Time                    // of the last look that succeeded
+	seen    map[campaign.Key]seenCommand // what the looks have found lately
 	counted time.Time
 	lanes   []int32 // whose held campaigns were counted
 
 	distantFrom time.Time // when campaigns behind the horizons may be counted again
+}
+
+// seenCommand is a command that a look has found.
+type seenCommand struct {
+	lane    int32
+	version int64 // of the row
+	at      time.Time
 }
 
 // watchOperators looks until ctx ends. An error is none of the lanes' business: the next
@@ -77,13 +85,21 @@ func (w *operatorWatch) look(ctx context.Context) error {
 		return err
 	}
 	w.last = now
-	found := make(map[campaign.Key]int64, len(list))
+	skew := w.svc.Status().ClockSkew
+	found := make(map[campaign.Key]seenCommand, len(list))
 	for i := range list {
 		o := &list[i]
-		found[o.Key] = o.Version
-		if w.seen[o.Key] != o.Version {
+		found[o.Key] = seenCommand{o.Lane, o.Version, now}
+		// What was given before this daemon got the lane is no news: the takeover has read
+		// the row.
+		if l := lanes[o.Lane]; w.seen[o.Key].version != o.Version && !o.Time.Add(skew).Before(l.assigned) {
 			failpoint.Hit("operators/seen")
-			lanes[o.Lane].noteOperated(o)
+			l.noteOperated(o)
+		}
+	}
+	for k, s := range w.seen { // a lane that is being taken over anew is not looked at
+		if _, again := found[k]; !again && lanes[s.lane] == nil && now.Sub(s.at) < 2*operatorOverlap {
+			found[k] = s
 		}
 	}
 	w.seen = found
@@ -133,7 +149,7 @@ func (l *lane) noteOperated(o *sink.OperatedCampaign) {
 	l.svc.cfg.Logger.Info("an operator's command on a campaign", "lane", l.id, "campaign", o.Key.Campaign, "restaurant", o.Key.Restaurant,
 		"state", o.State, "version", o.Version, "command", o.Operator, "given", o.Time.UTC())
 	l.svc.recent.add(RecentCampaign{
-		Campaign: o.Key.Campaign, Restaurant: o.Key.Restaurant, Lane: l.id, Offset: -1, Start: o.Start, End: o.End, What: operatedKind(o.State),
+		Campaign: o.Key.Campaign, Restaurant: o.Key.Restaurant, Lane: l.id, Offset: -1, Start: o.Start, End: o.End, What: operatedKind(o),
 		At: time.Now(), Audience: o.Audience, Notified: o.Notified,
 	})
 	l.mu.Lock()
@@ -148,8 +164,8 @@ func (l *lane) noteOperated(o *sink.OperatedCampaign) {
 }
 
 // operatedKind names what an operator's command made of a campaign, as Recent does.
-func operatedKind(state string) RecentKind {
-	switch state {
+func operatedKind(o *sink.OperatedCampaign) RecentKind {
+	switch o.State {
 	case sink.StateCancelled:
 		return RecentCancelled
 	case sink.StatePaused:
@@ -157,5 +173,8 @@ func operatedKind(state string) RecentKind {
 	case sink.StateParked:
 		return RecentParked
 	}
-	return RecentAccepted
+	if strings.HasPrefix(o.Operator, "approve ") {
+		return RecentApproved
+	}
+	return RecentResumed
 }

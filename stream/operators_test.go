@@ -203,6 +203,55 @@ func TestResumedBeforeItsStart(t *testing.T) {
 	w.firstEpoch()
 }
 
+// A command leaves one line in the log of the daemon that has the lane, and is listed as
+// what it was; a later takeover, of the same daemon or of the next one, repeats neither.
+func TestCommandsAreNewsOnce(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	lines := &logLines{}
+	w.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
+	svc, stop := w.start()
+	w.awaitReady(svc)
+	c := w.campaign("c", "r1")
+	c.Start = time.Now().Unix() + 1000
+	w.produce(0, encodeCampaign(c))
+	w.awaitOffset(0, 1)
+	told := func(n int) {
+		t.Helper()
+		envtest.Until(t, patience, func() error {
+			if got := len(lines.with("an operator's command")); got != n {
+				return fmt.Errorf("%d lines tell of commands, want %d", got, n)
+			}
+			return nil
+		})
+	}
+	w.operate(operator.Pause, "c", "", 1)
+	told(1)
+	w.operate(operator.Resume, "c", "", 1)
+	told(2)
+	if r := svc.Status().Recent; len(r) == 0 || r[0].What != RecentResumed {
+		t.Errorf("listed as %+v", r)
+	}
+	w.db.Exec(`UPDATE dinnerbell.lane SET epoch = epoch + 1`) // as another owner would: this one takes over anew
+	w.produce(0, encodeCampaign(w.campaign("d", "r1")))
+	w.expect(map[string][]string{"d": w.subs["r1"]})
+	w.operate(operator.Approve, "c", "", 1) // the look that finds it would repeat the others
+	told(3)
+	stop()
+	svc, _ = w.start()
+	w.awaitReady(svc)
+	w.operate(operator.Pause, "c", "", 1)
+	told(4)
+	if n := len(lines.with("an operator's command", "approve by")); n != 1 {
+		t.Errorf("%d lines tell of the approval", n)
+	}
+	for _, r := range svc.Status().Recent {
+		if r.Campaign == "c" && r.What != RecentPaused {
+			t.Errorf("the next daemon lists an old command: %+v", r)
+		}
+	}
+}
+
 // One campaign for several restaurants, on two lanes: a command acts on all of them or on
 // one, names them, and says why it does nothing.
 func TestCommandsNameTheRestaurants(t *testing.T) {

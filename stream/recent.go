@@ -13,6 +13,8 @@ type RecentKind string
 const (
 	RecentAccepted   RecentKind = "accepted"   // it goes out, or waits for that
 	RecentPaused     RecentKind = "paused"     // an operator holds it
+	RecentResumed    RecentKind = "resumed"    // an operator lets it go on
+	RecentApproved   RecentKind = "approved"   // an operator lets it go, however large its audience is
 	RecentParked     RecentKind = "parked"     // its audience is too large: it waits for an operator
 	RecentFinished   RecentKind = "finished"   // everybody was looked at, and the last notification is shipped
 	RecentEnded      RecentKind = "ended"      // its end came before everybody was looked at
@@ -52,7 +54,12 @@ type recentCampaigns struct {
 
 // isOpen reports whether more news of the campaign will follow.
 func (k RecentKind) isOpen() bool {
-	return k == RecentAccepted || k == RecentPaused || k == RecentParked
+	switch k {
+	case RecentAccepted, RecentPaused, RecentResumed, RecentApproved, RecentParked:
+		return true
+	default:
+		return false
+	}
 }
 
 // add adds news. News of a campaign that is listed as open take its place. Of a

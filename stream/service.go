@@ -324,7 +324,7 @@ func (s *Service) startLanes(ctx context.Context, partitions []int32) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		h := &laneHandle{lane: &lane{svc: s, id: p, replays: make(chan *laneReplay), status: LaneStatus{Partition: p, State: LaneTakeover}}, cancel: cancel, done: make(chan struct{})}
+		h := &laneHandle{lane: &lane{svc: s, id: p, assigned: time.Now(), replays: make(chan *laneReplay), status: LaneStatus{Partition: p, State: LaneTakeover}}, cancel: cancel, done: make(chan struct{})}
 		s.lanes[p] = h
 		go func() {
 			defer close(h.done)

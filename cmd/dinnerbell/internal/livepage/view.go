@@ -161,7 +161,12 @@ func (v *view) addCampaigns(fanOuts []stream.FanOut, open []sink.OpenCampaign) {
 func firstOf(list []campaignRow) []campaignRow { return list[:min(len(list), listLength)] }
 
 func isOpen(what string) bool {
-	return what == string(stream.RecentAccepted) || what == string(stream.RecentPaused) || what == string(stream.RecentParked)
+	switch stream.RecentKind(what) {
+	case stream.RecentAccepted, stream.RecentPaused, stream.RecentResumed, stream.RecentApproved, stream.RecentParked:
+		return true
+	default:
+		return false
+	}
 }
 
 // addOpen adds a campaign that waits.

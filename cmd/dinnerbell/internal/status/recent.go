@@ -17,7 +17,7 @@ type RecentCampaign struct {
 	Offset int64  `json:"offset"`          // of its message; -1: an operator's command is the news
 	Start  int64  `json:"start,omitempty"` // Unix seconds
 	End    int64  `json:"end,omitempty"`
-	// What is accepted, paused, parked, finished, ended, met nobody, expired, cancelled, superseded or
+	// What is accepted, paused, resumed, approved, parked, finished, ended, met nobody, expired, cancelled, superseded or
 	// refused.
 	What     string    `json:"what"`
 	Reason   string    `json:"reason,omitempty"`
