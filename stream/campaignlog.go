@@ -148,6 +148,7 @@ func (l *lane) noteFinished(seq int64) {
 	now := time.Now()
 	for i := range shipped {
 		l.svc.counters.observeLatency(&shipped[i], now)
+		l.svc.traces.noteFinished(&shipped[i], now)
 	}
 	for _, kind := range []struct {
 		what RecentKind

@@ -296,6 +296,9 @@ func (d *decider) acceptCampaign(st *step, m *message, before *campaign.Version,
 		d.sched.add(l)
 	}
 	st.acceptRow(r)
+	if r.state == sink.StatePending {
+		d.lane.svc.traces.begin(m, d.lane.id)
+	}
 	d.recent.put(k, r.acceptedVersion())
 }
 

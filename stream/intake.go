@@ -71,12 +71,14 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 	failpoint.Hit("intake/received")
 	i.lane.noteRead(batch)
 	received := i.lane.svc.now()
-	passed := true
+	passed, waited := true, time.Duration(0)
 	patience := i.barrierWait(batch, received.Unix()) // before the look-up, which turns campaigns into dead letters
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		if patience > 0 {
+			began := time.Now()
 			passed, err = i.awaitBarrier(gctx, patience)
+			waited = time.Since(began)
 			i.shut = !passed
 		}
 		return err
@@ -90,7 +92,7 @@ func (i *intake) processBatch(ctx context.Context, batch []message) error {
 		return err
 	}
 	for n := range batch {
-		batch[n].received = received
+		batch[n].received, batch[n].waited = received, waited
 		if passed {
 			batch[n].fresh = received
 		}

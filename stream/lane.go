@@ -174,6 +174,7 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 	l.svc.counters.decided.Add(int64(p.Notifications()))
 	l.noteSkipped(st, p.Seq)
 	l.noteCampaigns(st, p.Seq)
+	l.svc.traces.noteDecided(st, p.Seq)
 	l.noteLate(st)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,6 +188,7 @@ func (l *lane) noteDecided(st *step, p *record.Payload) {
 
 func (l *lane) noteShipped(batch []*record.Payload) {
 	defer l.noteFinished(batch[len(batch)-1].Seq)
+	l.svc.traces.noteShipped(batch)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.late.noteShipped(batch[len(batch)-1].Seq, l.svc.cfg.Durations.Shipped)

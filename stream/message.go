@@ -28,6 +28,8 @@ type message struct {
 	// barrier was shut, and the message is not joined now.
 	fresh       time.Time
 	received    time.Time
+	waited      time.Duration        // for the barrier
+	traceparent string               // header of the record, where campaigns are traced
 	fingerprint campaign.Fingerprint // of campaign
 	retried     bool                 // it was a dead letter and was sent again
 	accepted    *campaign.Version    // version in the campaign table; nil if there is no row
@@ -46,6 +48,7 @@ type messageParser struct {
 	limit   int                 // bytes that the topic accepts per batch
 	table   *sink.FeedbackTable // campaigns that it cannot hold are refused; nil: not checked
 	letters record.LetterMaker
+	traced  bool // campaigns are traced: notifications have a header
 }
 
 func newMessageParser(cfg topic.Config, limits topic.Limits, table *sink.FeedbackTable) messageParser {
@@ -59,6 +62,13 @@ func (p *messageParser) parseRecord(r *fetch.Record) message {
 	c, refusal := p.parseCampaign(r)
 	if refusal == nil {
 		m.campaign, m.fingerprint, m.retried = c, c.Fingerprint(), r.HasHeader(topic.RetryHeader)
+		if p.traced {
+			r.EachHeader(func(key string, value []byte) {
+				if key == TraceparentHeader && len(value) < traceHeaderBytes {
+					m.traceparent = string(value)
+				}
+			})
+		}
 		return m
 	}
 	m.dead = &record.DeadLetter{
@@ -87,7 +97,11 @@ func (p *messageParser) parseCampaign(r *fetch.Record) (*campaign.Campaign, *cam
 	}
 	c, refusal := campaign.Parse(r.Value)
 	if refusal == nil {
-		refusal = record.CheckSize(c, p.topic, p.limit)
+		limit := p.limit
+		if p.traced {
+			limit -= traceHeaderBytes
+		}
+		refusal = record.CheckSize(c, p.topic, limit)
 	}
 	if refusal == nil && p.table != nil {
 		if why := p.table.CampaignMisfit(c); why != "" {

@@ -53,6 +53,8 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Limits hold from the start; SetLimits changes them.
 	Limits Limits
+	// Tracer follows campaigns; nil: nobody does, and notifications have no headers.
+	Tracer Tracer
 	// Durations receive how long campaigns and steps take.
 	Durations Durations
 }
@@ -113,6 +115,7 @@ type Service struct {
 	counters counters
 	log      foldedLog
 	recent   recentCampaigns
+	traces   *campaignTraces
 	toCount  chan *liveCampaign // whose audience is to be counted
 
 	mu        sync.Mutex // guards the fields below
@@ -135,7 +138,7 @@ func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
 		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch, trimEvery: trimEvery, operatorLook: operatorLook,
-		log: foldedLog{log: cfg.Logger}, toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
+		log: foldedLog{log: cfg.Logger}, traces: newCampaignTraces(cfg.Tracer), toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	s.SetLimits(cfg.Limits)
@@ -164,6 +167,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	defer client.Close()
 	defer s.log.closeWindows()
+	defer s.traces.endAll()
 	defer s.stopAllLanes()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.watchGroup(ctx, client) })

@@ -50,6 +50,7 @@ func newSession(l *lane, c *takeover.Claim) *session {
 		buffers: make(chan []byte, 4), // one step is built, one waits, two are in flight
 	}
 	s.messages = newMessageInspector(c.Config, l.id, c.Feedback, c.Limits, s.reader, l.svc.store)
+	s.messages.parser.traced = l.svc.traces != nil
 	if c.Config.Sink.LateSubscribers {
 		s.late, s.gate = newLateWork(), newReachGate(c.SourceLSN)
 	}
@@ -140,6 +141,7 @@ func (s *session) newCommitter() *committer {
 func (s *session) newShipper() *shipper {
 	sh := newShipper(s.claim)
 	sh.toShip, sh.shipped, sh.note = s.toShip, s.shipped, s.lane.noteShipped
+	sh.traces = s.lane.svc.traces
 	sh.aborted = func() { s.lane.svc.counters.earlyAborts.Add(1) }
 	return sh
 }

@@ -31,7 +31,8 @@ type shipper struct {
 	toShip  <-chan *inflightStep
 	shipped *shipProgress
 	note    func(batch []*record.Payload) // is called with each batch that is shipped
-	aborted func()                        // is called for each step that was produced in vain
+	traces  *campaignTraces
+	aborted func() // is called for each step that was produced in vain
 }
 
 // newShipper makes a shipper for single batches, which reports to nobody.
@@ -248,7 +249,7 @@ func (o *recordBuffers) prepare(batch []*record.Payload, size, keep int) {
 func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *recordBuffers, result *topic.Delivery) {
 	for i := range p.Segments {
 		seg := &p.Segments[i]
-		w := seg.Render()
+		w, headers := seg.Render(), s.traces.headers(seg.Campaign.Key())
 		for j := range seg.Clients.Len() {
 			from := len(out.arena)
 			var keyEnd, valueEnd int
@@ -256,6 +257,7 @@ func (s *shipper) produceRecords(ctx context.Context, p *record.Payload, out *re
 			r := &out.records[0]
 			out.records = out.records[1:]
 			r.Topic = s.claim.Config.Kafka.Notifications
+			r.Headers = headers
 			r.Key, r.Value = out.arena[from:keyEnd:keyEnd], out.arena[keyEnd:valueEnd:valueEnd]
 			s.claim.Client.Produce(ctx, r, result.Note)
 		}

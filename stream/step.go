@@ -71,7 +71,8 @@ type clientPick struct {
 // step is one DECIDE: everything that its Postgres transaction changes. The decider
 // builds a step while the committer commits the one before.
 type step struct {
-	nextOffset int64 // 0: does not move
+	began      time.Time // when its first row or message came
+	nextOffset int64     // 0: does not move
 	rows       map[campaign.Key]*campaignRow
 	picks      []*clientPick
 	dead       []record.DeadLetter
@@ -102,7 +103,7 @@ type step struct {
 }
 
 func newStep(t *sink.FeedbackTable) *step {
-	return &step{rows: map[campaign.Key]*campaignRow{}, table: t}
+	return &step{began: time.Now(), rows: map[campaign.Key]*campaignRow{}, table: t}
 }
 
 // isEmpty reports whether the step changes nothing.

@@ -40,6 +40,7 @@ type deployment struct {
 	dir       string // state.dir
 	binary    string
 	env       []string // of the daemon; nil: the test's
+	traced    bool     // its notifications have a header
 	process   *testenv.Child
 	log       *logBuffer
 	campaigns *kgo.Client
@@ -274,6 +275,8 @@ func (d *deployment) compareSinks(patience time.Duration) {
 			d.Fatalf("record %s is there twice", key)
 		case !ok:
 			d.Fatalf("record %s has no row", key)
+		case len(r.Headers) > 0 && !d.traced:
+			d.Fatalf("record %s has headers: %v", key, r.Headers)
 		case row != string(r.Value):
 			d.Fatalf("record %s is\n%s, its row\n%s", key, r.Value, row)
 		}

@@ -27,6 +27,8 @@ type Config struct {
 	HTTP   HTTP   `yaml:"http"`
 	Log    Log    `yaml:"log"`
 
+	Tracing Tracing `yaml:"tracing"`
+
 	// missing is the path of the default file if it is absent, for the errors about
 	// keys without a value.
 	missing string
@@ -127,6 +129,12 @@ type Log struct {
 	Format string `yaml:"format"` // text (default), json
 }
 
+// Tracing sends the traces of campaigns to a collector.
+type Tracing struct {
+	Endpoint      string `yaml:"endpoint"`       // URL for OTLP over HTTP; default "": no traces
+	SamplePercent int    `yaml:"sample_percent"` // of the campaigns; default 100
+}
+
 // Defaults returns the configuration of an empty file. The source's address and
 // the brokers have no default: guessing them could reach the wrong system.
 func Defaults() *Config {
@@ -160,6 +168,8 @@ func Defaults() *Config {
 		Log:  Log{Level: "info", Format: "text"},
 
 		sourceRuns: &passwordRuns{}, sinkRuns: &passwordRuns{},
+
+		Tracing: Tracing{SamplePercent: 100},
 	}
 }
 

@@ -92,6 +92,8 @@ var daemonRules = []keyRule{
 	{key: "http.listen", meaning: "Address of the HTTP server, as `host:port`. The server answers GET and HEAD only, without authentication: listen on loopback, or behind a proxy that authenticates. On a loopback address the Host of a request must be an address or localhost, so that no web page can read the answers under a host name of its own. HTTP holds at most an eighth of the process's file descriptors, and at most 256; the server closes the connections first that have waited longest."},
 	{key: "log.level", words: []string{"debug", "info", "warn", "error"}, reload: true, meaning: "The least level of the messages on standard error."},
 	{key: "log.format", words: []string{"text", "json"}, meaning: "In both formats a repeated warning is written again after 10, 20, 40 seconds and so on, up to five minutes, with the number of repetitions as `repeated`, and at once after any other message of its part."},
+	{key: "tracing.endpoint", byDefault: "no traces", meaning: "Address of an OpenTelemetry collector that takes OTLP over HTTP, as `http://collector:4318`; see [tracing.md](tracing.md). With traces on, notifications have the header `traceparent`, which takes 100 bytes of the largest message that the topic accepts."},
+	{key: "tracing.sample_percent", least: "0", zero: "none but those whose message asks for it", meaning: "How many of 100 campaigns are traced. The header `traceparent` of a message decides for its campaign, where there is one."},
 }
 
 // ruleOf returns the rule of a key; the zero rule for an unknown one.

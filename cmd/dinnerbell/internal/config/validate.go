@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -186,6 +187,15 @@ func (c *Config) checkRest() []error {
 	}
 	if err := checkHostPort(c.HTTP.Listen); err != nil {
 		out = append(out, fmt.Errorf("http.listen: %w", err))
+	}
+	if c.Tracing.SamplePercent > 100 {
+		out = append(out, fmt.Errorf("tracing.sample_percent: %d is more than 100", c.Tracing.SamplePercent))
+	}
+	if raw := c.Tracing.Endpoint; raw != "" {
+		u, err := url.Parse(raw)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+			out = append(out, errors.New("tracing.endpoint: not an address such as http://collector:4318; a password belongs into OTEL_EXPORTER_OTLP_HEADERS"))
+		}
 	}
 	return out
 }

@@ -45,7 +45,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	d := newDaemon(o, store)
+	tracer, closeTracer, err := openTracer(ctx, &o)
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
+	defer closeTracer()
+	d := newDaemon(o, store, tracer)
 	defer func() { err = errors.Join(err, d.currentEngine().close()) }()
 	l, err := openListeners(ctx, o.Config)
 	if err != nil {
@@ -85,6 +90,7 @@ type listeners struct{ tcp, socket net.Listener }
 type supervisor struct {
 	Options
 
+	tracer    stream.Tracer // nil: no traces
 	current   atomic.Pointer[Engine]
 	limits    atomic.Pointer[stream.Limits] // in force
 	level     string                        // of the log, in force; of watchReload
@@ -99,8 +105,8 @@ type supervisor struct {
 
 // newDaemon makes the daemon around an open store, which it owns from here on:
 // close its engine at the end.
-func newDaemon(o Options, store *state.Store) *supervisor {
-	d := &supervisor{Options: o, durations: status.NewDurations(), kafka: kafkaconn.NewClientMetrics(), site: siteOf(o.Config)}
+func newDaemon(o Options, store *state.Store, tracer stream.Tracer) *supervisor {
+	d := &supervisor{Options: o, tracer: tracer, durations: status.NewDurations(), kafka: kafkaconn.NewClientMetrics(), site: siteOf(o.Config)}
 	limits := limitsOf(o.Config)
 	d.limits.Store(&limits)
 	d.level = o.Config.Log.Level

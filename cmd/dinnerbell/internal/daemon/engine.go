@@ -77,7 +77,7 @@ func (s *supervisor) newEngine(store *state.Store) *Engine {
 	lanes, fresh := streamConfig(s.Config, s.Logger), barrier{e.Mirror, s.durations.FreshnessWait}
 	lanes.Kafka.ClientOptions = withHook(lanes.Kafka.ClientOptions, s.kafka)
 	lanes.Durations = stream.Durations{Decided: s.durations.CampaignDecided, Delivered: s.durations.CampaignDelivered, Shipped: s.durations.StepShipped}
-	lanes.Committed = fresh.awaitCommitted
+	lanes.Committed, lanes.Tracer = fresh.awaitCommitted, s.tracer
 	e.Service = stream.New(lanes, store, fresh)
 	e.calls, e.end = context.WithCancelCause(context.Background())
 	s.current.Store(e)

@@ -52,7 +52,7 @@ func TestCountsOutliveTheStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := newDaemon(Options{Config: cfg, Logger: slog.New(slog.DiscardHandler)}, store[0])
+	d := newDaemon(Options{Config: cfg, Logger: slog.New(slog.DiscardHandler)}, store[0], nil)
 	first := d.currentEngine()
 	first.before = carriedCounts{stream: stream.Counts{Decided: 7, Dead: 1, Letters: campaign.ClassCounts{1}}, badIDs: 2, failovers: 3}
 	second := d.newEngine(store[1])
