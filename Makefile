@@ -62,7 +62,7 @@ test-postgres: ## the mirror's tests on Postgres of each version: VERSIONS="17 1
 
 test-slow: ## the tests that take a minute or more each
 	@scripts/install-tools.sh go
-	TEST_SLOW=1 go test -count=1 $(TESTFLAGS) -timeout 20m -run Slow $(GOTESTFLAGS) ./internal/e2e
+	TEST_SLOW=1 go test -count=1 $(TESTFLAGS) -timeout 20m -run 'Slow|AtEveryFailpoint' $(GOTESTFLAGS) ./internal/e2e
 
 test-long: ## the tests that take minutes or gigabytes, alone
 	@scripts/install-tools.sh go kcat

@@ -78,6 +78,7 @@ func hitName(n ast.Node) (string, bool) {
 // notified once. At the failpoints "operate/…" it is an operator's command that dies. A
 // failpoint that the workload does not reach fails the test.
 func TestDeathAtEveryFailpoint(t *testing.T) {
+	envtest.Slow(t) // it starts the daemon ninety times
 	t.Parallel()
 	binary := filepath.Join(envtest.Dir(t), "dinnerbell-failpoints")
 	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-tags", "failpoints", "-o", binary, "dinnerbell/cmd/dinnerbell")
