@@ -125,6 +125,17 @@ func (s *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 		"source", postgres.Redact(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
 		"sink", postgres.Redact(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
 		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
+	warnOfOpenPage(s.Logger, tcp)
+}
+
+// warnOfOpenPage warns if the page listens on all addresses of the machine.
+func warnOfOpenPage(log *slog.Logger, at net.Addr) {
+	tcp, ok := at.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return
+	}
+	log.Warn("http.listen is open on every address of this machine: whoever reaches the port can read status, metrics and ids of campaigns, and change nothing",
+		"http", at.String(), "to_mend", "nothing where a firewall or a network policy guards the port; else http.listen with an address, such as 127.0.0.1:8420")
 }
 
 // run serves HTTP from before the engine starts until it has drained, so that the
