@@ -26,29 +26,29 @@ func (e *Evidence) judgeCampaign(r *CampaignRow) finding {
 	newest := fmt.Sprintf("the message at %d@%d", r.MessageOn, r.MessageAt)
 	switch r.State {
 	case stateParked:
-		f.verdict, f.why, f.next = Parked, "the campaign waits for an operator: its audience"+r.audience()+" exceeds limits.max_audience; it ends at "+stamp(r.End), e.command("approve", r)
+		f.verdict, f.why, f.next = Parked, "the campaign waits for an operator: its audience"+r.audience()+" exceeds limits.max_audience; it ends at "+formatTime(r.End), e.command("approve", r)
 	case statePaused:
-		f.verdict, f.why, f.next = Paused, "an operator has paused the campaign"+r.command()+"; it ends at "+stamp(r.End), e.command("resume", r)
+		f.verdict, f.why, f.next = Paused, "an operator has paused the campaign"+r.command()+"; it ends at "+formatTime(r.End), e.command("resume", r)
 	case stateCancelled:
 		f.verdict, f.why = Cancelled, "an operator has cancelled the campaign"+r.command()
 	case stateExpired:
-		f.verdict, f.why = Expired, fmt.Sprintf("the campaign was over when it was received: it ended at %s, %s was accepted at %s", stamp(r.End), newest, stamp(r.Accepted))
+		f.verdict, f.why = Expired, fmt.Sprintf("the campaign was over when it was received: it ended at %s, %s was accepted at %s", formatTime(r.End), newest, formatTime(r.Accepted))
 		if r.Version > 1 {
-			f.verdict, f.why = Cancelled, fmt.Sprintf("%s, accepted at %s, has ended the campaign at %s", newest, stamp(r.Accepted), stamp(r.End))
+			f.verdict, f.why = Cancelled, fmt.Sprintf("%s, accepted at %s, has ended the campaign at %s", newest, formatTime(r.Accepted), formatTime(r.End))
 		}
 	case statePending, stateRejoin:
 		e.judgePending(r, &f)
 	case stateFinished:
 		e.judgeFinished(r, &f, false)
 	default:
-		f.verdict, f.why = Unexplained, "the campaign is in state "+quote(r.State)+", which this dinnerbell does not know"
+		f.verdict, f.why = Unexplained, "the campaign is in state "+quoteID(r.State)+", which this dinnerbell does not know"
 	}
 	return f
 }
 
 // judgePending finds the verdict for a campaign that waits or is being sent.
 func (e *Evidence) judgePending(r *CampaignRow, f *finding) {
-	newest := fmt.Sprintf("the message at %d@%d (version %d, accepted at %s)", r.MessageOn, r.MessageAt, r.Version, stamp(r.Accepted))
+	newest := fmt.Sprintf("the message at %d@%d (version %d, accepted at %s)", r.MessageOn, r.MessageAt, r.Version, formatTime(r.Accepted))
 	// An edit begins anew, behind clients whom an earlier version has notified. So does an
 	// operator's resume, which leaves the time of the acceptance alone.
 	edited := r.State == statePending && r.Version > 1 && r.Cursor == "" && r.Notified > 0 && r.Accepted.After(r.Commanded)
@@ -56,11 +56,11 @@ func (e *Evidence) judgePending(r *CampaignRow, f *finding) {
 	case !e.Now.Before(r.End):
 		e.judgeFinished(r, f, true)
 	case edited && e.Now.Before(r.Start):
-		f.verdict, f.why = Replaced, newest+" replaced the campaign before the client's turn, and starts at "+stamp(r.Start)
+		f.verdict, f.why = Replaced, newest+" replaced the campaign before the client's turn, and starts at "+formatTime(r.Start)
 	case edited:
-		f.verdict, f.why = Replaced, newest+" replaced the campaign before the client's turn, and waits for its own: "+e.wait(r.Lane)
+		f.verdict, f.why = Replaced, newest+" replaced the campaign before the client's turn, and waits for its own: "+e.describeWait(r.Lane)
 	case e.Now.Before(r.Start):
-		f.verdict, f.why = Scheduled, "the campaign starts at "+stamp(r.Start)+", and is sent to those who are subscribed then"
+		f.verdict, f.why = Scheduled, "the campaign starts at "+formatTime(r.Start)+", and is sent to those who are subscribed then"
 	default:
 		e.judgeUnderWay(r, f)
 	}
@@ -68,22 +68,22 @@ func (e *Evidence) judgePending(r *CampaignRow, f *finding) {
 
 // judgeUnderWay finds the verdict for a campaign in the middle of its fan-out.
 func (e *Evidence) judgeUnderWay(r *CampaignRow, f *finding) {
-	from := later(r.Accepted, r.Start)
+	from := latestOf(r.Accepted, r.Start)
 	passed := r.passed(e.Client)
 	s := e.subscription(r.Restaurant)
 	if s == nil {
-		f.verdict, f.why = UnderWay, e.position(r)
+		f.verdict, f.why = UnderWay, e.describePosition(r)
 		f.gaps = append(f.gaps, e.subscriptionGap(r.Restaurant, "whether the client is subscribed"))
 		return
 	}
 	if !s.Subscribed {
-		f.verdict, f.why = NotSubscribed, "the client is not subscribed to restaurant "+quote(r.Restaurant)+"; "+e.position(r)
+		f.verdict, f.why = NotSubscribed, "the client is not subscribed to restaurant "+quoteID(r.Restaurant)+"; "+e.describePosition(r)
 		if p := s.between(from, e.Now); !p.gone.IsZero() {
-			f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+stamp(p.gone)+", before its turn; "+e.position(r)
+			f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+formatTime(p.gone)+", before its turn; "+e.describePosition(r)
 		}
 		return
 	}
-	f.verdict, f.why = UnderWay, e.position(r)
+	f.verdict, f.why = UnderWay, e.describePosition(r)
 	switch {
 	case !passed:
 	case e.LateSubscribers:
@@ -103,13 +103,13 @@ func (r *CampaignRow) passed(client string) bool {
 	return err == nil && r.Cursor != "" && packed <= r.Cursor
 }
 
-// position describes how far a fan-out is, and where the client lies.
-func (e *Evidence) position(r *CampaignRow) string {
+// describePosition describes how far a fan-out is, and where the client lies.
+func (e *Evidence) describePosition(r *CampaignRow) string {
 	switch {
 	case r.Cursor == "" && (r.State == stateRejoin || r.Notified > 0):
-		return fmt.Sprintf("the audience is looked at once more, from its start (%d notified so far): %s", r.Notified, e.wait(r.Lane))
+		return fmt.Sprintf("the audience is looked at once more, from its start (%d notified so far): %s", r.Notified, e.describeWait(r.Lane))
 	case r.Cursor == "":
-		return "the campaign has not begun to be sent: " + e.wait(r.Lane)
+		return "the campaign has not begun to be sent: " + e.describeWait(r.Lane)
 	}
 	place := "ahead of the position: its turn comes"
 	if r.passed(e.Client) {
@@ -119,11 +119,11 @@ func (e *Evidence) position(r *CampaignRow) string {
 	if r.Audience != nil && *r.Audience > 0 {
 		progress = fmt.Sprintf("%d of %d notified so far", r.Notified, *r.Audience)
 	}
-	return fmt.Sprintf("the campaign is being sent (%s, position %s), and the client lies %s", progress, quote(r.Cursor.Text()), place)
+	return fmt.Sprintf("the campaign is being sent (%s, position %s), and the client lies %s", progress, quoteID(r.Cursor.Text()), place)
 }
 
-// wait says what the campaigns of a lane wait for.
-func (e *Evidence) wait(n int32) string {
+// describeWait says what the campaigns of a lane wait for.
+func (e *Evidence) describeWait(n int32) string {
 	l := e.lane(n)
 	switch {
 	case l == nil || l.Owner == nil:
@@ -141,19 +141,19 @@ func (e *Evidence) wait(n int32) string {
 // judgeFinished finds the verdict for a campaign whose fan-out is over. unfinished: its
 // end has passed, and its lane has not noted that.
 func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
-	if l := e.refusal(r.MessageOn, r.MessageAt); l != nil {
+	if l := e.findRefusal(r.MessageOn, r.MessageAt); l != nil {
 		f.verdict, f.why, f.next = Refused, "the feedback table refused the campaign: "+l.Reason, e.retryHint(l)
 		return
 	}
 	// The end came first if the last step was not before it.
 	cut := unfinished || !r.Finished.IsZero() && !r.Finished.Before(r.End)
-	from, to := later(r.Accepted, r.Start), r.End
+	from, to := latestOf(r.Accepted, r.Start), r.End
 	if !cut && !r.Finished.IsZero() {
 		to = r.Finished
 	}
-	to = earlier(to, e.Now)
+	to = earliestOf(to, e.Now)
 	cutOff := func() {
-		f.verdict, f.why = CutOff, "the campaign ended at "+stamp(r.End)+", before the client's turn"
+		f.verdict, f.why = CutOff, "the campaign ended at "+formatTime(r.End)+", before the client's turn"
 	}
 	s := e.subscription(r.Restaurant)
 	if s == nil {
@@ -173,7 +173,7 @@ func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
 			f.gaps = append(f.gaps, mirrorGap(r.Restaurant))
 		}
 	case p.before == yes && !p.gone.IsZero():
-		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+stamp(p.gone)+", before its turn"
+		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+formatTime(p.gone)+", before its turn"
 	case !p.appeared.IsZero():
 		e.judgeLate(r, f, s, p.appeared)
 	case p.before == no:
@@ -193,20 +193,20 @@ func (e *Evidence) judgeAbsent(r *CampaignRow, f *finding, s *Subscription, from
 	case !appeared.IsZero():
 		e.judgeLate(r, f, s, appeared)
 	case !gone.IsZero():
-		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+stamp(gone)+", before the campaign was sent"
+		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+formatTime(gone)+", before the campaign was sent"
 	default:
-		f.verdict, f.why = NotSubscribed, "the client was not subscribed to restaurant "+quote(r.Restaurant)+", as far as the history reaches: since "+stamp(s.Since)
+		f.verdict, f.why = NotSubscribed, "the client was not subscribed to restaurant "+quoteID(r.Restaurant)+", as far as the history reaches: since "+formatTime(s.Since)
 	}
 }
 
 // judgeLate finds the verdict for a client who subscribed behind its turn.
 func (e *Evidence) judgeLate(r *CampaignRow, f *finding, s *Subscription, appeared time.Time) {
 	if left := s.goneBefore(e.Now); !s.Subscribed && appeared.Before(r.End) && left.After(appeared) {
-		f.verdict, f.why = Unsubscribed, fmt.Sprintf("the client subscribed at %s, behind its turn, and its subscription ended at %s", stamp(appeared), stamp(left))
+		f.verdict, f.why = Unsubscribed, fmt.Sprintf("the client subscribed at %s, behind its turn, and its subscription ended at %s", formatTime(appeared), formatTime(left))
 		return
 	}
 	if e.LateSubscribers && e.Now.Before(r.End) {
-		f.verdict, f.why = UnderWay, "the client subscribed at "+stamp(appeared)+", and gets the campaign as a late subscriber: "+e.wait(r.Lane)
+		f.verdict, f.why = UnderWay, "the client subscribed at "+formatTime(appeared)+", and gets the campaign as a late subscriber: "+e.describeWait(r.Lane)
 		return
 	}
 	reason := "; join.late_subscribers is false"
@@ -216,7 +216,7 @@ func (e *Evidence) judgeLate(r *CampaignRow, f *finding, s *Subscription, appear
 	case e.LateSubscribers:
 		reason = "; the campaign ended before the lane came to it"
 	}
-	f.verdict, f.why = SubscribedLate, fmt.Sprintf("the client subscribed at %s, behind its turn: the campaign was accepted at %s%s%s", stamp(appeared), stamp(r.Accepted), finishedAt(r), reason)
+	f.verdict, f.why = SubscribedLate, fmt.Sprintf("the client subscribed at %s, behind its turn: the campaign was accepted at %s%s%s", formatTime(appeared), formatTime(r.Accepted), finishedAt(r), reason)
 	if e.Now.Before(r.End) {
 		f.next = replayHint(r.Sent)
 	}
@@ -227,14 +227,14 @@ func (e *Evidence) judgeLate(r *CampaignRow, f *finding, s *Subscription, appear
 func (e *Evidence) judgeUndated(r *CampaignRow, f *finding, s *Subscription, from time.Time) {
 	f.gaps = append(f.gaps, e.historyGap(s, from))
 	if !s.Subscribed {
-		f.verdict, f.why = NotSubscribed, "the client is not subscribed to restaurant "+quote(r.Restaurant)+", and was not when its turn came: the campaign was sent to every subscriber"
+		f.verdict, f.why = NotSubscribed, "the client is not subscribed to restaurant "+quoteID(r.Restaurant)+", and was not when its turn came: the campaign was sent to every subscriber"
 		return
 	}
 	if e.LateSubscribers && e.Now.Before(r.End) {
-		f.verdict, f.why = UnderWay, "the client is subscribed, and gets the campaign as a late subscriber: "+e.wait(r.Lane)
+		f.verdict, f.why = UnderWay, "the client is subscribed, and gets the campaign as a late subscriber: "+e.describeWait(r.Lane)
 		return
 	}
-	f.verdict, f.why = SubscribedLate, fmt.Sprintf("the client is subscribed, and was not when its turn came: the campaign, accepted at %s%s, was sent to every subscriber", stamp(r.Accepted), finishedAt(r))
+	f.verdict, f.why = SubscribedLate, fmt.Sprintf("the client is subscribed, and was not when its turn came: the campaign, accepted at %s%s, was sent to every subscriber", formatTime(r.Accepted), finishedAt(r))
 	if e.Now.Before(r.End) {
 		f.next = replayHint(r.Sent)
 	}
@@ -244,7 +244,7 @@ func (e *Evidence) judgeUndated(r *CampaignRow, f *finding, s *Subscription, fro
 func (e *Evidence) judgeUnknown() finding {
 	f := finding{verdict: CampaignUnknown, restaurant: e.Restaurant, why: "no message of the campaign was accepted"}
 	if e.Restaurant != "" && len(e.Campaigns) > 0 {
-		f.why = "the campaign has other restaurants, and none of the id " + quote(e.Restaurant)
+		f.why = "the campaign has other restaurants, and none of the id " + quoteID(e.Restaurant)
 	}
 	for i := range e.Messages {
 		m := &e.Messages[i]
@@ -252,13 +252,13 @@ func (e *Evidence) judgeUnknown() finding {
 			continue
 		}
 		f.verdict, f.restaurant = NotRead, m.Restaurant
-		f.why = fmt.Sprintf("the message at %d@%d, sent at %s, is not accepted yet: %s", m.Partition, m.Offset, stamp(m.Time), e.wait(m.Partition))
+		f.why = fmt.Sprintf("the message at %d@%d, sent at %s, is not accepted yet: %s", m.Partition, m.Offset, formatTime(m.Time), e.describeWait(m.Partition))
 		if m.Invalid != "" {
 			f.why += "; it will be refused: " + m.Invalid
 		}
 		return f
 	}
-	if l := e.refusal(0, -1); l != nil {
+	if l := e.findRefusal(0, -1); l != nil {
 		f.verdict, f.next = Refused, e.retryHint(l)
 		f.why = "the message " + l.origin() + " was refused: " + l.Reason
 		if l.Invalid {
@@ -282,7 +282,7 @@ const rowsKept = 7 * 24 * time.Hour
 // of which nothing else is left.
 func (e *Evidence) judgeForgotten(m *Message, f *finding) {
 	f.restaurant = m.Restaurant
-	place := fmt.Sprintf("the message at %d@%d, sent at %s,", m.Partition, m.Offset, stamp(m.Time))
+	place := fmt.Sprintf("the message at %d@%d, sent at %s,", m.Partition, m.Offset, formatTime(m.Time))
 	begin, err := time.Parse(time.RFC3339, e.Start)
 	switch {
 	case err == nil && m.Time.Before(begin):
@@ -290,7 +290,7 @@ func (e *Evidence) judgeForgotten(m *Message, f *finding) {
 	case e.Start == "latest" && (m.End.IsZero() || e.Now.Before(m.End.Add(rowsKept))):
 		f.verdict, f.why = BeforeDeployment, place+" lies before the place where the deployment began to read: kafka.start is latest"
 	case !m.End.IsZero() && !e.Now.Before(m.End.Add(rowsKept)):
-		f.verdict, f.why = Unexplained, place+" was read, and the campaign's row is deleted: it is kept for seven days behind the end, "+stamp(m.End)
+		f.verdict, f.why = Unexplained, place+" was read, and the campaign's row is deleted: it is kept for seven days behind the end, "+formatTime(m.End)
 		f.gaps = append(f.gaps, Gap{Source: SourceCampaign, What: "why the client has no row of a campaign that is over for so long", Tell: "the daemon's log of that time"})
 	default:
 		f.verdict, f.why = Unexplained, place+" lies behind the lane's position, and the campaign table has no row of it"
@@ -302,7 +302,7 @@ func (e *Evidence) judgeForgotten(m *Message, f *finding) {
 }
 
 func (e *Evidence) subscriptionGap(restaurant, what string) Gap {
-	return Gap{Source: SourceState, What: what + " (restaurant " + quote(restaurant) + ")", Tell: "dinnerbell explain again with the daemon running, or: dinnerbell subscribers " + argument(restaurant)}
+	return Gap{Source: SourceState, What: what + " (restaurant " + quoteID(restaurant) + ")", Tell: "dinnerbell explain again with the daemon running, or: dinnerbell subscribers " + quoteArgument(restaurant)}
 }
 
 func (e *Evidence) historyGap(s *Subscription, from time.Time) Gap {
@@ -314,14 +314,14 @@ func (e *Evidence) historyGap(s *Subscription, from time.Time) Gap {
 	case s.Since.IsZero():
 		g.What += "there is no local history that reaches back (state.history; it is lost with the local state)"
 	default:
-		g.What += "the local history reaches back to " + stamp(s.Since) + ", and the campaign was accepted at " + stamp(from)
+		g.What += "the local history reaches back to " + formatTime(s.Since) + ", and the campaign was accepted at " + formatTime(from)
 	}
 	return g
 }
 
 // mirrorGap names what to look at if everything speaks for a notification.
 func mirrorGap(restaurant string) Gap {
-	return Gap{Source: SourceState, What: "why a subscriber was left out", Tell: "dinnerbell verify (are the local subscriptions right?), dinnerbell subscribers " + argument(restaurant) + ", and the daemon's log"}
+	return Gap{Source: SourceState, What: "why a subscriber was left out", Tell: "dinnerbell verify (are the local subscriptions right?), dinnerbell subscribers " + quoteArgument(restaurant) + ", and the daemon's log"}
 }
 
 // replayHint is the command that reads a message again and notifies those who were missed.
@@ -338,7 +338,7 @@ func (e *Evidence) retryHint(l *Letter) string {
 
 // command is an operator's command about a campaign.
 func (e *Evidence) command(name string, r *CampaignRow) string {
-	return "dinnerbell " + name + " " + argument(e.Campaign) + " --restaurant " + argument(r.Restaurant)
+	return "dinnerbell " + name + " " + quoteArgument(e.Campaign) + " --restaurant " + quoteArgument(r.Restaurant)
 }
 
 func (r *CampaignRow) audience() string {
@@ -367,39 +367,39 @@ func finishedAt(r *CampaignRow) string {
 	if r.Finished.IsZero() {
 		return ""
 	}
-	return " and finished at " + stamp(r.Finished)
+	return " and finished at " + formatTime(r.Finished)
 }
 
-func later(a, b time.Time) time.Time {
+func latestOf(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}
 	return b
 }
 
-func earlier(a, b time.Time) time.Time {
+func earliestOf(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return a
 	}
 	return b
 }
 
-// stamp writes a time for people, to the millisecond where it has a part of a second.
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.999Z") }
+// formatTime writes a time for people, to the millisecond where it has a part of a second.
+func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.999Z") }
 
 // at writes " at TIME", or nothing for a time that is not known.
 func at(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return " at " + stamp(t)
+	return " at " + formatTime(t)
 }
 
-// quote writes an id within a sentence, cut where it is long.
-func quote(s string) string { return fmt.Sprintf("%.200q", s) }
+// quoteID writes an id within a sentence, cut where it is long.
+func quoteID(s string) string { return fmt.Sprintf("%.200q", s) }
 
-// argument writes an id as an argument of a command in a POSIX shell.
-func argument(s string) string {
+// quoteArgument writes an id as an argument of a command in a POSIX shell.
+func quoteArgument(s string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:@%+=,/", r)
 	}

@@ -75,7 +75,7 @@ type finding struct {
 
 // Explain finds the verdict.
 func Explain(e *Evidence) *Explanation {
-	f := e.judge()
+	f := e.findVerdict()
 	x := &Explanation{
 		Campaign: e.Campaign, Client: e.Client, Restaurant: f.restaurant, Verdict: f.verdict, Why: f.why, Next: f.next,
 		Evidence: e.lines(), NotKnown: append(slices.Clone(e.Gaps), f.gaps...),
@@ -90,7 +90,7 @@ func Explain(e *Evidence) *Explanation {
 	return x
 }
 
-func (e *Evidence) judge() finding {
+func (e *Evidence) findVerdict() finding {
 	switch {
 	case e.Feedback != nil:
 		return e.judgeRow()
@@ -114,13 +114,13 @@ func (e *Evidence) judge() finding {
 		return e.judgeUnknown()
 	}
 	return slices.MinFunc(found, func(a, b finding) int {
-		return cmp.Compare(e.distance(&a), e.distance(&b))
+		return cmp.Compare(e.rankFinding(&a), e.rankFinding(&b))
 	})
 }
 
-// distance orders the restaurants of one campaign: first the one that the client is
+// rankFinding orders the restaurants of one campaign: first the one that the client is
 // subscribed to, then the ones of which more is to be said than that it is not.
-func (e *Evidence) distance(f *finding) int {
+func (e *Evidence) rankFinding(f *finding) int {
 	n := 0
 	if s := e.subscription(f.restaurant); s == nil || !s.Subscribed {
 		n = 2
@@ -135,15 +135,15 @@ func (e *Evidence) distance(f *finding) int {
 func (e *Evidence) judgeRow() finding {
 	row := e.Feedback
 	f := finding{verdict: Notified, restaurant: row.Restaurant}
-	decided := "decided at " + stamp(row.Decided)
+	decided := "decided at " + formatTime(row.Decided)
 	switch {
 	case e.Record != nil:
-		f.why = fmt.Sprintf("%s, and in topic %s since %s", decided, e.Record.Topic, stamp(e.Record.Time))
+		f.why = fmt.Sprintf("%s, and in topic %s since %s", decided, e.Record.Topic, formatTime(e.Record.Time))
 	case e.Step != nil && e.Step.Shipped < 0:
 		f.verdict, f.why = Unknown, decided+"; whether it is shipped is not known: the lane's progress could not be read"
 		return f
 	case e.Step != nil && e.Step.Seq > e.Step.Shipped:
-		f.verdict, f.why = NotShipped, decided+", and not shipped yet: "+e.delay(e.Step.Lane)
+		f.verdict, f.why = NotShipped, decided+", and not shipped yet: "+e.describeDelay(e.Step.Lane)
 		return f
 	case e.isMissing(SourceOutbox):
 		f.verdict, f.why = Unknown, decided+"; whether it is shipped is not known: the outbox could not be read"
@@ -158,7 +158,7 @@ func (e *Evidence) judgeRow() finding {
 	}
 	if e.Restaurant != "" && e.Restaurant != row.Restaurant {
 		f.verdict = NotifiedEarlier
-		f.why = "the client has the campaign already, for restaurant " + quote(row.Restaurant) + ": " + f.why
+		f.why = "the client has the campaign already, for restaurant " + quoteID(row.Restaurant) + ": " + f.why
 	}
 	return f
 }
@@ -175,8 +175,8 @@ func (e *Evidence) recordGap() Gap {
 	return g
 }
 
-// delay says why a lane's step is not shipped.
-func (e *Evidence) delay(n int32) string {
+// describeDelay says why a lane's step is not shipped.
+func (e *Evidence) describeDelay(n int32) string {
 	l := e.lane(n)
 	switch {
 	case l == nil || l.Owner == nil:
@@ -198,9 +198,9 @@ func (e *Evidence) leftOutLetter() *Letter {
 	return nil
 }
 
-// refusal returns the newest letter of a refused message, of any message where offset is
+// findRefusal returns the newest letter of a refused message, of any message where offset is
 // negative; nil if there is none.
-func (e *Evidence) refusal(lane int32, offset int64) *Letter {
+func (e *Evidence) findRefusal(lane int32, offset int64) *Letter {
 	for i := range e.Letters {
 		l := &e.Letters[i]
 		if l.LeftOut || e.Restaurant != "" && l.Restaurant != "" && l.Restaurant != e.Restaurant {

@@ -316,7 +316,7 @@ func TestArgument(t *testing.T) {
 	for in, want := range map[string]string{
 		"c-1": "c-1", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'", "50%:1": "50%:1", "-c": "'-c'", "a\nb": "'a\nb'",
 	} {
-		if got := argument(in); got != want {
+		if got := quoteArgument(in); got != want {
 			t.Errorf("argument(%q) = %s, want %s", in, got, want)
 		}
 	}

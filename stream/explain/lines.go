@@ -52,9 +52,9 @@ func (e *Evidence) addSinkLines(l *lineList) {
 		}
 		feedback := "no feedback yet"
 		if r.Feedback != nil {
-			feedback = "feedback " + quote(*r.Feedback)
+			feedback = "feedback " + quoteID(*r.Feedback)
 		}
-		l.add(SourceFeedback, place, r.Decided, "decided for restaurant "+quote(r.Restaurant)+"; "+feedback)
+		l.add(SourceFeedback, place, r.Decided, "decided for restaurant "+quoteID(r.Restaurant)+"; "+feedback)
 	} else if !e.isMissing(SourceFeedback) {
 		l.add(SourceFeedback, e.FeedbackTable, time.Time{}, "no row of this campaign and client")
 	}
@@ -76,18 +76,18 @@ func (e *Evidence) addSinkLines(l *lineList) {
 
 func (e *Evidence) addCampaignLine(l *lineList, r *CampaignRow) {
 	what := fmt.Sprintf("restaurant %s: %s, valid %s to %s, version %d by the message at %d@%d, accepted %s, lane %d, %d notified",
-		quote(r.Restaurant), r.State, stamp(r.Start), stamp(r.End), r.Version, r.MessageOn, r.MessageAt, stamp(r.Accepted), r.Lane, r.Notified)
+		quoteID(r.Restaurant), r.State, formatTime(r.Start), formatTime(r.End), r.Version, r.MessageOn, r.MessageAt, formatTime(r.Accepted), r.Lane, r.Notified)
 	if r.Audience != nil {
 		what += fmt.Sprintf(" of %d", *r.Audience)
 	}
 	if !r.Started.IsZero() {
-		what += ", started " + stamp(r.Started)
+		what += ", started " + formatTime(r.Started)
 	}
 	if !r.Finished.IsZero() {
-		what += ", finished " + stamp(r.Finished)
+		what += ", finished " + formatTime(r.Finished)
 	}
 	if r.Cursor != "" && r.State != stateFinished {
-		what += ", position " + quote(r.Cursor.Text())
+		what += ", position " + quoteID(r.Cursor.Text())
 	}
 	if r.Command != "" {
 		what += ", " + r.Command + at(r.Commanded)
@@ -135,10 +135,10 @@ func addLetterLine(l *lineList, d *Letter) {
 func addMessageLine(l *lineList, m *Message) {
 	var what []string
 	if m.Restaurant != "" {
-		what = append(what, "restaurant "+quote(m.Restaurant))
+		what = append(what, "restaurant "+quoteID(m.Restaurant))
 	}
 	if !m.End.IsZero() {
-		what = append(what, "valid "+stamp(m.Start)+" to "+stamp(m.End))
+		what = append(what, "valid "+formatTime(m.Start)+" to "+formatTime(m.End))
 	}
 	if m.Invalid != "" {
 		what = append(what, "invalid: "+m.Invalid)
@@ -153,15 +153,15 @@ func addMessageLine(l *lineList, m *Message) {
 
 // addLines adds the subscription as of now, and the history.
 func (s *Subscription) addLines(l *lineList) {
-	what := "not subscribed to restaurant " + quote(s.Restaurant)
+	what := "not subscribed to restaurant " + quoteID(s.Restaurant)
 	if s.Subscribed {
-		what = "subscribed to restaurant " + quote(s.Restaurant)
+		what = "subscribed to restaurant " + quoteID(s.Restaurant)
 		if len(s.Rows) > 0 {
 			what += " (row " + strings.Join(s.Rows, ", ") + ")"
 		}
 	}
 	if s.Similar != "" {
-		what += "; the client " + quote(s.Similar) + " is: ids are compared byte by byte"
+		what += "; the client " + quoteID(s.Similar) + " is: ids are compared byte by byte"
 	}
 	if s.From == SourceTable {
 		l.add(SourceTable, s.Table, time.Time{}, what+" now")
@@ -173,11 +173,11 @@ func (s *Subscription) addLines(l *lineList) {
 		if c.Gone {
 			word = "a row of the subscription went"
 		}
-		l.add(SourceHistory, "commit at "+c.LSN, c.Time, word+" (restaurant "+quote(s.Restaurant)+")")
+		l.add(SourceHistory, "commit at "+c.LSN, c.Time, word+" (restaurant "+quoteID(s.Restaurant)+")")
 	}
 	if s.Since.IsZero() {
-		l.add(SourceHistory, "local history", time.Time{}, "does not reach back (restaurant "+quote(s.Restaurant)+")")
+		l.add(SourceHistory, "local history", time.Time{}, "does not reach back (restaurant "+quoteID(s.Restaurant)+")")
 	} else {
-		l.add(SourceHistory, "local history from "+s.Floor, s.Since, "reaches back to here (restaurant "+quote(s.Restaurant)+")")
+		l.add(SourceHistory, "local history from "+s.Floor, s.Since, "reaches back to here (restaurant "+quoteID(s.Restaurant)+")")
 	}
 }
