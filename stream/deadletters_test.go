@@ -73,7 +73,7 @@ func TestDeadLettersAreListedAndRetried(t *testing.T) {
 	}
 	again := w.kafka.ReadAll(w.cfg.Kafka.Campaigns)
 	last := again[len(again)-1] // of the last partition
-	if last.Partition != 1 || string(last.Key) != "k" || len(last.Headers) != 2 || string(last.Headers[0].Value) != "its own" {
+	if last.Partition != 1 || string(last.Key) != "k" || len(last.Headers) != 3 || string(last.Headers[0].Value) != "its own" || last.Headers[2].Key != topic.RetryHeader {
 		t.Errorf("sent again to partition %d with key %q and headers %v", last.Partition, last.Key, last.Headers)
 	}
 	w.start()
