@@ -23,7 +23,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts model lint check clean chaos release
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ test-alerts: ## the alert rules with promtool, and the metrics that rules and da
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/alerts_test.yaml
 	TEST_PROMTOOL=1 go test -count=1 -vet=off -timeout 10m -run '^TestAlerts|^TestDashboard|^TestRulesAndDashboard' ./internal/e2e
+
+# chromedp, which drives the browser, is compiled for this test alone: build tag page.
+test-page: ## the live page in headless Chromium; UPDATE=1 takes the pictures of docs/images
+	@scripts/install-tools.sh go chromium axe
+	go vet -tags page ./internal/e2e
+	UPDATE=$(UPDATE) go test -tags page -count=1 -vet=off -timeout 15m -run '^TestPage$$' $(GOTESTFLAGS) ./internal/e2e
 
 model: ## check the protocol's formal model, and that each rule is needed (spin)
 	@scripts/model/run.sh

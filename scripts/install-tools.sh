@@ -2,8 +2,14 @@
 # Checks for the tools that the build and the tests need beside Go modules. As
 # root on Debian it installs missing ones; elsewhere it names their packages.
 #
-#   scripts/install-tools.sh go kcat java postgres pgbouncer promtool
+#   scripts/install-tools.sh go kcat java postgres pgbouncer promtool chromium axe
+#
+# axe is the npm package axe-core, which judges the accessibility of the live page in
+# tests: it is downloaded into .cache, checked, and no part of the repository (MPL-2.0).
 set -euo pipefail
+
+axe_version=4.14.1
+axe_sha256=e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 
 missing=()
 
@@ -32,7 +38,21 @@ postgres() { [ -n "${POSTGRES_BIN:-}" ] || command -v postgres || ls /usr/lib/po
 # pgbouncer also looks in sbin, which is not in every PATH.
 pgbouncer() { type -P pgbouncer || ls /usr/sbin/pgbouncer; }
 
-[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|python|postgres|psql|jq|pgbouncer ..." >&2; exit 2; }
+# fetch_axe downloads axe-core, unless this version is there.
+fetch_axe() {
+  local dir=.cache/axe
+  [ "$(cat $dir/version 2>/dev/null)" != $axe_version ] || return 0
+  mkdir -p $dir
+  npm pack --silent --pack-destination $dir "axe-core@$axe_version" </dev/null >/dev/null
+  echo "$axe_sha256  $dir/axe-core-$axe_version.tgz" | sha256sum --check --quiet
+  tar -xzf "$dir/axe-core-$axe_version.tgz" -C $dir --strip-components 1 package/axe.min.js package/LICENSE
+  rm "$dir/axe-core-$axe_version.tgz"
+  echo $axe_version >$dir/version
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+axe=
+[ $# -gt 0 ] || { echo "usage: scripts/install-tools.sh go|kcat|java|python|postgres|psql|jq|pgbouncer|promtool|chromium|axe ..." >&2; exit 2; }
 for tool in "$@"; do
   case $tool in
     go)
@@ -50,11 +70,23 @@ for tool in "$@"; do
     jq) need "jq" "command -v jq" jq ;;
     pgbouncer) need "pgbouncer" pgbouncer pgbouncer ;;
     promtool) need "promtool" "command -v promtool" prometheus ;;
+    # Without a font the page has no text to look at.
+    chromium) need "Chromium" "command -v chromium && ls /usr/share/fonts/truetype/*/*.ttf" chromium fonts-dejavu-core ;;
+    axe)
+      need "npm" "command -v npm" npm
+      axe=yes
+      ;;
     *) echo "install-tools: unknown tool $tool" >&2; exit 2 ;;
   esac
 done
 
-[ ${#missing[@]} -gt 0 ] || exit 0
+# The last step of every way out that has all packages.
+finish() { [ -z "$axe" ] || fetch_axe; }
+
+if [ ${#missing[@]} = 0 ]; then
+  finish
+  exit
+fi
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   echo "install-tools: not root on a Debian system; please install: ${missing[*]}" >&2
   exit 1
@@ -69,3 +101,4 @@ if [ ! -e $policy ]; then
   trap 'rm -f $policy' EXIT
 fi
 apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >&2
+finish

@@ -32,8 +32,9 @@ const openColumns = `c.adv_campaign_id, c.restaurant_id, left(c.adv_campaign_con
 // Each part reads a partial index.
 func (t Tables) OpenSQL() string {
 	part := func(where, order string) string {
+		//nolint:unqueryvet // the columns are openColumns
 		return `(SELECT o.* FROM unnest($1::int4[]) AS l(lane) CROSS JOIN LATERAL (SELECT ` + openColumns + ` FROM ` + t.Campaign + ` c
-WHERE c.lane = l.lane AND ` + where + ` AND c.adv_campaign_datetime_end > extract(epoch FROM now())::int8 ORDER BY ` + order + ` LIMIT $2) AS o)` //nolint:unqueryvet // the columns are openColumns
+WHERE c.lane = l.lane AND ` + where + ` AND c.adv_campaign_datetime_end > extract(epoch FROM now())::int8 ORDER BY ` + order + ` LIMIT $2) AS o)`
 	}
 	const now = `extract(epoch FROM now())::int8`
 	return part(`c.state IN ('parked', 'paused')`, `c.adv_campaign_datetime_end`) + ` UNION ALL ` +

@@ -13,7 +13,7 @@ import (
 // functions are those of the templates.
 var functions = template.FuncMap{
 	"thousands": terminal.Thousands,
-	"bytes":     func(n any) string { return terminal.Bytes(toInt(n)) },
+	"bytes":     bytesText,
 	"perSecond": perSecond,
 	"span":      span,
 	"since":     func(now, t time.Time) string { return span(now.Sub(t)) },
@@ -22,24 +22,35 @@ var functions = template.FuncMap{
 	"stamp":     func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"percent":   func(p float64) string { return fmt.Sprintf("%.0f %%", math.Floor(p)) },
 	"ms":        milliseconds,
+	"seconds":   func(s *float64) time.Duration { return time.Duration(*s * float64(time.Second)) },
+	"count":     countText,
 	"short":     short,
+	"commands":  commands,
 	"lower":     strings.ToLower,
 	"upper":     func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
 	"add":       func(a, b int64) int64 { return a + b },
 	"words":     func(s any) string { return strings.ReplaceAll(fmt.Sprint(s), "_", " ") },
 }
 
-// toInt returns a number of bytes that may be absent; absent is 0.
-func toInt(n any) int64 {
+// bytesText writes a number of bytes; one that is not known is a nil pointer.
+func bytesText(n any) string {
 	switch n := n.(type) {
 	case int64:
-		return n
+		return terminal.Bytes(n)
 	case *int64:
 		if n != nil {
-			return *n
+			return terminal.Bytes(*n)
 		}
 	}
-	return 0
+	return "not known"
+}
+
+// countText writes a number; one that is not known is a nil pointer.
+func countText(n *int64) string {
+	if n == nil {
+		return "?"
+	}
+	return terminal.Thousands(*n)
 }
 
 // perSecond writes a rate.
@@ -112,4 +123,21 @@ func short(id string) string {
 		return id
 	}
 	return string(letters[:most-1]) + "…"
+}
+
+// part is a part of a text: a command to copy, or words.
+type part struct {
+	Text    string
+	Command bool
+}
+
+// commands divides a text into its words and the commands between backquotes.
+func commands(text string) []part {
+	var parts []part
+	for i, t := range strings.Split(text, "`") {
+		if t != "" {
+			parts = append(parts, part{Text: t, Command: i%2 == 1})
+		}
+	}
+	return parts
 }

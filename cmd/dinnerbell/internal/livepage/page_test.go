@@ -84,9 +84,9 @@ func TestHeadNamesWhatIsWrongAndTheCommand(t *testing.T) {
 	}{
 		"well": {func(*status.Report) {}, "ok", []string{"Delivering", "All is well"}},
 		"lane": {func(r *status.Report) {
-			r.Lanes[1] = status.Lane{Partition: 1, State: "halted", HaltedWhat: "Postgres was rolled back", HaltedHint: "dinnerbell resolve --lane 1"}
-		}, "halted", []string{"Partly halted: 1 of 2 lanes deliver", "Lane 1: Postgres was rolled back.", "<code>dinnerbell resolve --lane 1</code>"}},
-		"postgres": {func(r *status.Report) { r.Ready, r.Source.State, r.Source.LastError = false, "connecting", "refused" }, "down", []string{"Not delivering", "db:5432 does not answer", "<code>dinnerbell doctor"}},
+			r.Lanes[1] = status.Lane{Partition: 1, State: "halted", HaltedWhat: "Postgres was rolled back", HaltedHint: "`dinnerbell resolve --lane 1` on one machine"}
+		}, "halted", []string{"Partly halted: 1 of 2 lanes deliver", "Lane 1: Postgres was rolled back.", "<code>dinnerbell resolve --lane 1</code> on one machine"}},
+		"postgres": {func(r *status.Report) { r.Ready, r.Source.State, r.Source.LastError = false, "connecting", "refused" }, "down", []string{"Not delivering", "db:5432 does not answer", "<code>dinnerbell doctor</code> names the cause"}},
 		"kafka": {func(r *status.Report) {
 			r.Ready, r.Lanes[0].State, r.Lanes[0].LastError = false, "stopped", "dial k2:9092: refused"
 			r.Lanes[1].State, r.Lanes[1].LastError = "stopped", "dial k2:9092: refused"
@@ -172,7 +172,8 @@ func TestStreamsAreBoundedAndEnd(t *testing.T) {
 	}
 	stop()
 	for n, body := range bodies {
-		for body.Scan() { //nolint:revive // until its end
+		for body.Scan() {
+			continue // until its end
 		}
 		if err := body.Err(); err != nil {
 			t.Errorf("stream %d: %v", n, err)

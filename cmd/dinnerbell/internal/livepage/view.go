@@ -74,7 +74,7 @@ func (v *view) setHead() {
 	if len(h.Problems) == 0 && !v.Status.Ready { // a reason that is no known problem
 		h.Class, h.Mark, h.State, h.Since = "down", "■", "Not ready", time.Time{}
 		h.Sentence = strings.Join(v.Status.Reasons, "; ") + "."
-		h.Problems = []status.Problem{{Part: "daemon", Level: status.LevelDown, What: strings.Join(v.Status.Reasons, "; "), Mend: "dinnerbell doctor"}}
+		h.Problems = []status.Problem{{Part: "daemon", Level: status.LevelDown, What: strings.Join(v.Status.Reasons, "; "), Mend: "`dinnerbell doctor`"}}
 	}
 	v.Head = h
 }
@@ -91,8 +91,8 @@ func (v *view) runningLanes() (n int) {
 // sentence makes a sentence of a problem.
 func sentence(p status.Problem) string {
 	text := p.What
-	switch {
-	case p.Part == "source", p.Part == "state", p.Part == "clock", p.Part == "campaigns", p.Part == "lanes":
+	switch p.Part {
+	case "source", "state", "clock", "campaigns", "lanes":
 		text = strings.ToUpper(text[:1]) + text[1:]
 	default:
 		text = strings.ToUpper(p.Part[:1]) + p.Part[1:] + ": " + text
@@ -236,10 +236,8 @@ func unix(seconds int64) time.Time {
 
 // quoteArgument quotes an id for a shell, where that is needed.
 func quoteArgument(id string) string {
-	plain := id != "" && id[0] != '-' && strings.IndexFunc(id, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:@%+=", r))
-	}) < 0
-	if plain {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:@%+="
+	if id != "" && id[0] != '-' && strings.TrimLeft(id, plain) == "" {
 		return id
 	}
 	quoted := "'" + strings.ReplaceAll(terminal.Escape(id), "'", `'\''`) + "'"
@@ -280,8 +278,9 @@ func (v *view) Connected() bool {
 	switch cdc.MirrorState(v.Status.Source.State) {
 	case cdc.StateStreaming, cdc.StateCatchingUp, cdc.StateDiskFull:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // Waiting is how many notifications are in Postgres and not in Kafka yet.

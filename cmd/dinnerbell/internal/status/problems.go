@@ -32,7 +32,7 @@ type Problem struct {
 	Level Level     `json:"level"`
 	What  string    `json:"what"`  // what happened, and to what
 	Since time.Time `json:"since"` // when the daemon saw it first
-	Mend  string    `json:"mend"`  // the command or the statement that mends it, or what it waits for
+	Mend  string    `json:"mend"`  // what mends it, commands and statements in backquotes; or that nothing is to be done
 }
 
 // Site names the systems around the daemon, for the commands that mend problems.
@@ -54,7 +54,7 @@ func FindProblems(r *Report, site Site) []Problem {
 	list := slices.Concat(stateProblems(r, site), sourceProblems(r, site), laneProblems(r, site), heldProblems(r))
 	if skew := time.Duration(r.ClockSkewMS * float64(time.Millisecond)); skew.Abs() >= largeClockSkew {
 		list = append(list, Problem{Part: "clock", Level: LevelWarning, What: fmt.Sprintf("the clock of this machine was %s off Postgres' at the start; campaigns start and end by it", skew.Round(time.Millisecond)),
-			Mend: "timedatectl set-ntp true"})
+			Mend: "`timedatectl set-ntp true`"})
 	}
 	slices.SortStableFunc(list, func(a, b Problem) int {
 		return cmp.Compare(slices.Index(levelOrder, a.Level), slices.Index(levelOrder, b.Level))
@@ -68,13 +68,13 @@ func stateProblems(r *Report, site Site) []Problem {
 	case DiskFull:
 		return []Problem{{Part: "state", Level: LevelDown,
 			What: fmt.Sprintf("the disk of state.dir is full: %s are free and %s are kept in reserve; changes of the subscriptions wait, and so do campaigns that need them", terminal.Bytes(r.State.FreeBytes), terminal.Bytes(r.State.ReserveBytes)),
-			Mend: "make room on the disk of " + site.StateDir + " (df -h " + site.StateDir + "); it goes on by itself"}}
+			Mend: "make room on the disk (`df -h " + site.StateDir + "`); it goes on by itself"}}
 	case Rebuilding:
 		return []Problem{{Part: "state", Level: LevelDown, What: "the local state was damaged and is being rebuilt from Postgres; campaigns wait: " + r.State.Damage,
-			Mend: "nothing to do: it goes on by itself. The damaged state is in " + cmp.Or(r.State.Quarantine, "a folder beside it") + "; check that disk (dmesg, smartctl)"}}
+			Mend: "nothing to do: it goes on by itself. The damaged state is in " + cmp.Or(r.State.Quarantine, "a folder beside it") + "; check that disk (`dmesg`, `smartctl`)"}}
 	}
 	if r.Checkpoint.LastError != "" {
-		return []Problem{{Part: "state", Level: LevelWarning, What: "the last checkpoint failed, so Postgres keeps more WAL: " + r.Checkpoint.LastError, Mend: "dinnerbell checkpoint create"}}
+		return []Problem{{Part: "state", Level: LevelWarning, What: "the last checkpoint failed, so Postgres keeps more WAL: " + r.Checkpoint.LastError, Mend: "`dinnerbell checkpoint create`"}}
 	}
 	return nil
 }
@@ -89,7 +89,7 @@ func sourceProblems(r *Report, site Site) []Problem {
 	switch cdc.MirrorState(s.State) {
 	case cdc.StateConnecting:
 		p := Problem{Part: "source", Level: LevelDown, What: "the source's Postgres at " + site.Source + " does not answer; new campaigns wait for fresh subscriptions" + suffix(s.LastError),
-			Mend: "dinnerbell doctor; start Postgres at " + site.Source + ", and it goes on by itself"}
+			Mend: "`dinnerbell doctor` names the cause; start Postgres at " + site.Source + ", and it goes on by itself"}
 		if s.LastError == "" {
 			p.Level, p.What, p.Mend = LevelWork, "connecting to the source's Postgres at "+site.Source, "nothing to do: this takes a moment"
 		}
@@ -104,7 +104,8 @@ func sourceProblems(r *Report, site Site) []Problem {
 		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("catching up with the changes of the subscriptions: %s behind; campaigns wait for it", bytesText(s.LagBytes)), Mend: "nothing to do: it goes on by itself"})
 	case cdc.StateWaiting:
 		list = append(list, Problem{Part: "source", Level: LevelDown, What: "the mirror of the subscriptions waits" + suffix(s.LastError),
-			Mend: "SELECT pid, application_name FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid; end the other holder of the slot, or wait"})
+			Mend: "`SELECT slot_name, pid, application_name FROM pg_replication_slots JOIN pg_stat_activity ON pid = active_pid` names the holder of the slot: end it, or wait"})
+	default:
 	}
 	if w := s.Work; w != nil {
 		list = append(list, Problem{Part: "source", Level: LevelWork, What: fmt.Sprintf("%s under way: %s, %s of about %s rows", w.Kind, w.Stage, terminal.Thousands(w.Rows), terminal.Thousands(w.Total)), Mend: "nothing to do: campaigns go on"})
@@ -125,10 +126,10 @@ func slotProblems(s *Source) []Problem {
 	low := s.SlotSafeBytes != nil && *s.SlotSafeBytes < lowSafeBytes
 	switch {
 	case s.SlotWALStatus == "lost":
-		return []Problem{{Part: "source", Level: LevelWarning, What: "Postgres has removed WAL that the slot needs", Mend: "dinnerbell rebuild"}}
+		return []Problem{{Part: "source", Level: LevelWarning, What: "Postgres has removed WAL that the slot needs", Mend: "`dinnerbell rebuild`"}}
 	case s.SlotWALStatus == "unreserved", low:
 		return []Problem{{Part: "source", Level: LevelWarning, What: fmt.Sprintf("the slot keeps %s and will soon be lost", bytesText(s.SlotHeldBytes)),
-			Mend: "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();"}}
+			Mend: "`ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();`"}}
 	}
 	return nil
 }
@@ -157,13 +158,13 @@ func laneProblem(l *Lane, r *Report, site Site) (Problem, bool) {
 	p := Problem{Part: fmt.Sprintf("lane %d", l.Partition), Level: LevelDown}
 	switch {
 	case l.State == string(stream.LaneHalted):
-		p.Level, p.What, p.Mend = LevelHalted, cmp.Or(l.HaltedWhat, l.LastError), cmp.Or(l.HaltedHint, "dinnerbell audit")
+		p.Level, p.What, p.Mend = LevelHalted, cmp.Or(l.HaltedWhat, l.LastError), cmp.Or(l.HaltedHint, "`dinnerbell audit`")
 	case l.State != string(stream.LaneRunning) && l.LastError == "":
 		p.Level, p.What, p.Mend = LevelWork, "takes over: it reads how far both sinks are", "nothing to do: this takes a moment"
 	case l.State != string(stream.LaneRunning):
 		p.What, p.Mend = explainSinkError(l.LastError, site)
 	case l.HeldByTransaction != "":
-		p.What, p.Mend = l.HeldByTransaction, "kafka-transactions.sh --bootstrap-server "+site.Brokers+" find-hanging --topic TOPIC"
+		p.What, p.Mend = l.HeldByTransaction, "`kafka-transactions.sh --bootstrap-server "+site.Brokers+" find-hanging --topic TOPIC` names its producer"
 	case l.WaitingForFreshness && r.Source.State == string(cdc.StateStreaming):
 		p.Level, p.What, p.Mend = LevelWork, "campaigns wait for fresh subscriptions", "nothing to do: the mirror is catching up"
 	default:
@@ -182,10 +183,10 @@ func noLaneProblems(r *Report, site Site) []Problem {
 		}
 		text = strings.TrimLeft(text, ":, ")
 		if strings.HasPrefix(text, "other members") {
-			return []Problem{{Part: "lanes", Level: LevelWarning, What: "this daemon stands by: " + text, Mend: "dinnerbell setup, if the campaigns topic is missing"}}
+			return []Problem{{Part: "lanes", Level: LevelWarning, What: "this daemon stands by: " + text, Mend: "`dinnerbell setup`, if the campaigns topic is missing"}}
 		}
 		if strings.HasPrefix(text, "the group has not answered") {
-			return []Problem{{Part: "lanes", Level: LevelWork, What: "no lane yet: the consumer group has not answered", Mend: "nothing to do for a minute; if it stays so: dinnerbell doctor"}}
+			return []Problem{{Part: "lanes", Level: LevelWork, What: "no lane yet: the consumer group has not answered", Mend: "nothing to do for a minute; if it stays so: `dinnerbell doctor`"}}
 		}
 		what, mend := explainSinkError(text, site)
 		return []Problem{{Part: "lanes", Level: LevelDown, What: what, Mend: mend}}
@@ -198,11 +199,11 @@ func explainSinkError(text string, site Site) (what, mend string) {
 	lower := strings.ToLower(text)
 	switch {
 	case strings.Contains(lower, "kafka") || strings.Contains(lower, "broker") || strings.Contains(lower, "consumer group") || containsAny(text, site.Brokers):
-		return "Kafka at " + site.Brokers + " does not answer as it should; campaigns wait" + suffix(text), "dinnerbell doctor; start the broker at " + site.Brokers + ", and it goes on by itself"
+		return "Kafka at " + site.Brokers + " does not answer as it should; campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause; start the broker at " + site.Brokers + ", and it goes on by itself"
 	case strings.Contains(lower, "postgres") || strings.Contains(lower, "sqlstate") || strings.Contains(lower, "sink") || containsAny(text, site.Sink):
-		return "the sink's Postgres at " + site.Sink + " does not answer as it should; campaigns wait" + suffix(text), "dinnerbell doctor; start Postgres at " + site.Sink + ", and it goes on by itself"
+		return "the sink's Postgres at " + site.Sink + " does not answer as it should; campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause; start Postgres at " + site.Sink + ", and it goes on by itself"
 	}
-	return "campaigns wait" + suffix(text), "dinnerbell doctor"
+	return "campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause"
 }
 
 // containsAny reports whether a text names one of the addresses.
@@ -214,11 +215,11 @@ func containsAny(text, addresses string) bool {
 func heldProblems(r *Report) []Problem {
 	var list []Problem
 	if n := r.Campaigns.Parked; n > 0 {
-		list = append(list, Problem{Part: "campaigns", Level: LevelWarning, Mend: "dinnerbell approve CAMPAIGN",
+		list = append(list, Problem{Part: "campaigns", Level: LevelWarning, Mend: "`dinnerbell approve CAMPAIGN`",
 			What: fmt.Sprintf("%s parked: the audience exceeds limits.max_audience (%s)", countCampaigns(n), terminal.Thousands(r.Limits.MaxAudience))})
 	}
 	if n := r.Campaigns.Paused; n > 0 {
-		list = append(list, Problem{Part: "campaigns", Level: LevelWarning, Mend: "dinnerbell resume CAMPAIGN", What: countCampaigns(n) + " paused by an operator"})
+		list = append(list, Problem{Part: "campaigns", Level: LevelWarning, Mend: "`dinnerbell resume CAMPAIGN`", What: countCampaigns(n) + " paused by an operator"})
 	}
 	return list
 }

@@ -107,17 +107,23 @@
     if (ms < 60000) return (ms / 1000).toLocaleString("en-US", { maximumFractionDigits: 1 }) + " s";
     return Math.round(ms / 60000) + " min";
   }
-  const clock = (at) => new Date(at * 1000).toISOString().slice(11, 16);
+  const clock = (at, seconds) => new Date(at * 1000).toISOString().slice(11, seconds ? 19 : 16);
+
+  // timeRange is the last fifteen minutes; of a young daemon, the time since its start.
+  function timeRange() {
+    const end = data.at.at(-1) ?? 0;
+    return [Math.max(end - span, Math.min(data.at[0] ?? end, end - 60)), end];
+  }
 
   function makeChart(id, series, write, least) {
     const box = document.getElementById(id);
     const axis = { stroke: colour("--dim"), font: "12px system-ui, sans-serif", grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false } };
     const chart = new uPlot({
       width: box.clientWidth, height: box.clientHeight, pxAlign: 0,
-      legend: { show: false }, cursor: { y: false, drag: { setScale: false, x: false, y: false } },
-      scales: { x: { time: false, range: () => { const end = data.at.at(-1) ?? 0; return [end - span, end]; } }, y: { range: (_, __, most) => [0, Math.max(least, (most ?? 0) * 1.15)] } },
+      padding: [8, 22, 0, 0], legend: { show: false }, cursor: { y: false, drag: { setScale: false, x: false, y: false } },
+      scales: { x: { time: false, range: timeRange }, y: { range: (_, __, most) => [0, Math.max(least, (most ?? 0) * 1.15)] } },
       axes: [
-        { ...axis, size: 24, space: 90, incrs: [60, 180, 300], values: (_, all) => all.map(clock) },
+        { ...axis, size: 24, space: 90, incrs: [10, 30, 60, 180, 300], values: (_, all, __, ___, step) => all.map((at) => clock(at, step < 60)) },
         { ...axis, size: 58, space: 34, values: (_, all) => all.map((x) => write(x)) },
       ],
       series: [{}, ...series],
