@@ -52,7 +52,9 @@ func (l *lane) noteLeftOut(p *record.Payload, behind int) {
 	for i := range p.Dead[behind:] {
 		d := &p.Dead[behind+i]
 		l.svc.counters.countLetter(d)
-		attrs := func(int) []any { return []any{"lane", l.id, "seq", p.Seq, "offset", d.Offset, "reason", d.Reason} }
+		attrs := func(int) []any {
+			return []any{"lane", l.id, "seq", p.Seq, "campaign", d.Campaign.Campaign, "restaurant", d.Campaign.Restaurant, "offset", d.Offset, "reason", d.Reason}
+		}
 		if d.Clients > 0 {
 			if l.svc.log.admitLines(skipLeftOut, 1, d.Clients) > 0 {
 				l.svc.cfg.Logger.Warn("clients are left out; a dead letter names them", attrs(0)...)

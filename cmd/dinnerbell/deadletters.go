@@ -213,7 +213,7 @@ func (c *deadLettersRetryCmd) Run(ctx context.Context, a *invocation) error {
 // messages to send and each of them would be refused again.
 func (c *deadLettersRetryCmd) reportRetries(a *invocation, sent, left int) error {
 	if sent == 0 && left > 0 {
-		return fmt.Errorf("none of %d dead letters was sent again: each would be refused again", left)
+		return fmt.Errorf("none of %d dead letters was sent again; its line says why", left)
 	}
 	_, err := fmt.Fprintf(a.messages, "%d sent again, %d left\n", sent, left)
 	return err

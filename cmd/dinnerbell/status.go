@@ -96,7 +96,7 @@ func printStatus(out io.Writer, r *status.Report) error {
 	if s.State == string(cdc.StateSnapshot) {
 		row("snapshot", "%s", snapshotText(&s))
 	}
-	if s.LastError != "" {
+	if s.LastError != "" && s.State != string(cdc.StateStreaming) { // else it is mended; the events have it
 		row("", "last error: %s", s.LastError)
 	}
 	if s.Work != nil {

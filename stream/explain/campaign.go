@@ -24,6 +24,13 @@ const (
 func (e *Evidence) judgeCampaign(r *CampaignRow) finding {
 	f := finding{restaurant: r.Restaurant}
 	newest := fmt.Sprintf("the message at %d@%d", r.MessageOn, r.MessageAt)
+	if isHeld := r.State == stateParked || r.State == statePaused; isHeld && !e.Now.Before(r.End) {
+		e.judgeFinished(r, &f, true)
+		if f.verdict == CutOff {
+			f.why += "; it was " + r.State + " until then"
+		}
+		return f
+	}
 	switch r.State {
 	case stateParked:
 		f.verdict, f.why, f.next = Parked, "the campaign waits for an operator: its audience"+r.audience()+" exceeds limits.max_audience; it ends at "+formatTime(r.End), e.command("approve", r)

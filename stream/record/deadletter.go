@@ -23,7 +23,9 @@ type DeadLetter struct {
 	Value     []byte
 	Headers   []Header
 
-	Clients int64 // of a letter that refuses no message: how many left-out clients it names; not stored
+	// Of an accepted campaign; not stored.
+	Campaign campaign.Key
+	Clients  int64 // of a letter that refuses no message: how many left-out clients it names; not stored
 }
 
 // Header is a header of a Kafka record.

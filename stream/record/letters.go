@@ -37,7 +37,7 @@ func (m *LetterMaker) RefusedCampaign(c *campaign.Campaign, from campaign.Positi
 		value = []byte(c.ID) // cannot happen: strings and numbers always encode
 	}
 	return m.newLetter(DeadLetter{
-		Timestamp: c.Created * 1000, Reason: reason, Class: campaign.ClassTable, Value: value, Headers: []Header{{Key: headerReconstructed, Value: []byte("true")}},
+		Timestamp: c.Created * 1000, Reason: reason, Class: campaign.ClassTable, Campaign: c.Key(), Value: value, Headers: []Header{{Key: headerReconstructed, Value: []byte("true")}},
 	}, from)
 }
 
@@ -64,7 +64,7 @@ func (m *LetterMaker) LeftOutClients(c *campaign.Campaign, from campaign.Positio
 	}
 	n := len(clients)
 	return m.newLetter(DeadLetter{
-		Timestamp: c.Created * 1000, Reason: strconv.Itoa(n) + " clients are left out: " + reason, Class: campaign.ClassClients, Clients: int64(n),
+		Timestamp: c.Created * 1000, Reason: strconv.Itoa(n) + " clients are left out: " + reason, Class: campaign.ClassClients, Campaign: c.Key(), Clients: int64(n),
 		Value: value, Headers: []Header{{Key: headerLeftOut, Value: strconv.AppendInt(nil, int64(n), 10)}},
 	}, from)
 }

@@ -257,7 +257,8 @@ Ctrl-C ends the demo and removes everything.
 Each line is a campaign, printed when its last notification has arrived:
   audience  clients who are subscribed to the restaurant; the bar is logarithmic
   notified  records in topic %[3]s, one for each client
-  ms        from sending the campaign to its last notification
+  ms        from sending the campaign to its last notification; "late": still on
+            its way after 30 s, its row comes again
 `, d.http, d.broker.Addr(), topicOut, postgres.Password, postgres.Port, postgres.User, database, d.opts.Binary, d.configFile(), topicIn, file)
 	if d.opts.Chaos {
 		_, _ = fmt.Fprintf(d.opts.Stderr, `

@@ -35,6 +35,7 @@ type campaignDelivery struct {
 
 	content  string
 	produced time.Time
+	late     bool // it was printed as one that is still on its way
 }
 
 // runLive sends a campaign every second and prints each one that was delivered,
@@ -135,19 +136,25 @@ func (t *liveTable) addArrival(a *topicRecord) error {
 	}
 	delete(t.open, a.campaign)
 	t.worst = max(t.worst, d.MS)
+	t.campaigns++
+	t.notified += d.Notified
 	if err := t.printDelivery(d); err != nil {
 		return err
 	}
 	return t.showWhole(a.one)
 }
 
-// printLate prints the campaigns that are incomplete for too long.
+// printLate prints each campaign that is incomplete for too long, once, as one that is still
+// on its way.
 func (t *liveTable) printLate(now time.Time) error {
-	for id, d := range t.open {
-		if now.Sub(d.produced) < lateAfter {
+	for _, d := range t.open {
+		if d.late || now.Sub(d.produced) < lateAfter {
 			continue
 		}
-		delete(t.open, id)
+		d.late = true
+		if t.w.opts.JSON {
+			continue // its line comes when it is delivered
+		}
 		if err := t.printDelivery(d); err != nil {
 			return err
 		}
@@ -155,9 +162,8 @@ func (t *liveTable) printLate(now time.Time) error {
 	return nil
 }
 
+// printDelivery prints a campaign's row; without a time if the campaign is still on its way.
 func (t *liveTable) printDelivery(d *campaignDelivery) error {
-	t.campaigns++
-	t.notified += d.Notified
 	if t.w.opts.JSON {
 		return t.w.printJSON(d)
 	}
@@ -169,13 +175,13 @@ func (t *liveTable) printDelivery(d *campaignDelivery) error {
 		}
 	}
 	t.rows++
-	notified, colour := terminal.Thousands(int64(d.Notified)), terminal.Green
+	notified, colour, took := terminal.Thousands(int64(d.Notified)), terminal.Green, fmt.Sprintf("%.0f", d.MS)
 	if d.Notified != d.Audience {
-		colour = terminal.Red // and it differs from the audience
+		colour, took = terminal.Red, "late" // and it differs from the audience
 	}
-	if _, err := fmt.Fprintf(out, "%-8s  %-25s  %-10.8s %s %8s %s %5.0f\n", d.produced.Format(rowTimeFmt), d.content, d.Restaurant,
+	if _, err := fmt.Fprintf(out, "%-8s  %-25.25s  %-10.8s %s %8s %s %5s\n", d.produced.Format(rowTimeFmt), d.content, d.Restaurant,
 		style.Paint(terminal.Magenta, drawBar(d.Audience, t.w.people.sizes[0])), terminal.Thousands(int64(d.Audience)),
-		style.Paint(colour, fmt.Sprintf("%8s", notified)), d.MS); err != nil {
+		style.Paint(colour, fmt.Sprintf("%8s", notified)), took); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
@@ -209,6 +215,9 @@ func drawBar(n, largest int) string {
 // printTotal prints the sums at the end.
 func (t *liveTable) printTotal() {
 	t.w.sayf("%d campaigns, %d notifications, slowest %.0f ms", t.campaigns, t.notified, t.worst)
+	if n := len(t.open); n > 0 {
+		t.w.sayf("%d campaigns more were still on their way", n)
+	}
 	if c := &t.chaos; c.compared > 0 {
 		t.w.sayf("the daemon was killed %d times; compared %d times: missing %d, doubled %d", c.kills, c.compared, c.missing, c.doubled)
 	}
