@@ -1,7 +1,7 @@
 # docker build --build-arg VERSION=v1.2.3 --build-arg COMMIT=abcdef -t dinnerbell .
 #
-# The image holds one static program, certificate authorities, and a user without
-# rights. Its root file system may be read-only: only state.dir is written.
+# The image holds one static program, certificate authorities, the licences of what is
+# linked, and a user without rights. Its root file system may be read-only: only state.dir is written.
 
 FROM golang:1.26-trixie AS build
 WORKDIR /src
@@ -15,6 +15,8 @@ ARG COMMIT=unknown
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags nodemo \
       -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT}" \
       -o /root-fs/usr/bin/dinnerbell ./cmd/dinnerbell \
+ && scripts/licenses.sh /root-fs/usr/share/doc/dinnerbell/licenses \
+ && cp LICENSE /root-fs/usr/share/doc/dinnerbell/ \
  && mkdir -p /root-fs/etc/ssl/certs /root-fs/var/lib/dinnerbell /root-fs/tmp \
  && cp /etc/ssl/certs/ca-certificates.crt /root-fs/etc/ssl/certs/ \
  && echo 'dinnerbell:x:10001:10001::/var/lib/dinnerbell:/sbin/nologin' > /root-fs/etc/passwd \

@@ -23,7 +23,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release vulnerabilities
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release licenses vulnerabilities
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,10 @@ vulnerabilities: ## known vulnerabilities in the linked code (govulncheck); SKIP
 	@scripts/vulnerabilities.sh
 
 check: lint test ## CI without its slow tests
+
+licenses: ## the licences of all that the released program links, into build/licenses; an unknown one fails
+	@scripts/install-tools.sh go
+	@scripts/licenses.sh
 
 release: ## static programs, deb, rpm, SBOM and checksums into build/release: PLATFORMS= VERSION= TWICE=1
 	@scripts/install-tools.sh go

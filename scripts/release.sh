@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a release into build/release: static programs for each platform with their
-# completions and the manual page, deb and rpm, an SBOM, and SHA256SUMS. The same commit
+# completions, the manual page and the licences of what they link, deb and rpm, an SBOM, and SHA256SUMS. The same commit
 # gives the same bytes, whatever the folder, the user and the time.
 #
 #   scripts/release.sh                                      every platform
@@ -62,6 +62,7 @@ release() {
     "$host/dinnerbell" completion zsh >"$stage/completion/_dinnerbell"
     "$host/dinnerbell" completion fish >"$stage/completion/dinnerbell.fish"
     "$host/dinnerbell" __manual >"$stage/dinnerbell.1"
+    GOOS=$os GOARCH=$arch scripts/licenses.sh "$stage/licenses"
     [ "$os" != linux ] || packages "$stage" "$arch"
     cp LICENSE README.md CHANGELOG.md scripts/role.sql deploy/systemd/dinnerbell.service "$stage/"
     archive "$stage"
