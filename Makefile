@@ -23,7 +23,7 @@ LINT         = .cache/bin/golangci-lint-$(LINT_VERSION)
 GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release licenses vulnerabilities
+.PHONY: bench bench-quick bench-compare build-bench help build demo test test-race test-kafka test-slow test-long test-docs test-fetch test-postgres test-alerts test-page model lint check clean chaos release licenses vulnerabilities fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +123,13 @@ lint: $(LINT) ## formatting, vet, linters, import arrows, go.mod
 	go mod tidy -diff
 	go vet ./...
 	$(LINT) run ./...
+
+FUZZTIME ?= 5s
+
+# One at a time: each target has workers of its own.
+fuzz: ## every decoder of foreign bytes under the fuzzer: FUZZTIME=5s TARGET=Payload
+	@scripts/install-tools.sh go
+	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh $(TARGET)
 
 vulnerabilities: ## known vulnerabilities in the linked code (govulncheck); SKIPPED where its database is out of reach
 	@scripts/install-tools.sh go

@@ -431,8 +431,8 @@ type logSegment struct {
 	at    int64 // when the segment ended
 }
 
-func appendSegmentKey(dst []byte, end id.LSN) []byte {
-	return binary.BigEndian.AppendUint64(append(dst, spaceLogSegment), uint64(end))
+func segmentKey(end id.LSN) []byte {
+	return binary.BigEndian.AppendUint64([]byte{spaceLogSegment}, uint64(end))
 }
 
 func (g *logSegment) encodeSegment() []byte {

@@ -236,7 +236,7 @@ func (l *logWriter) endSegment(batch *pebble.Batch, end id.LSN, clock int64) err
 	n.segments = append(slices.Clip(n.segments), g)
 	n.total += g.bytes
 	n.bytes = 0
-	return batch.Set(appendSegmentKey(nil, end), g.encodeSegment(), nil)
+	return batch.Set(segmentKey(end), g.encodeSegment(), nil)
 }
 
 // trimSegments drops the oldest segments that are too much or too old.
@@ -267,7 +267,7 @@ func (l *logWriter) dropSegments(batch *pebble.Batch, count int) error {
 	n.raiseFloor(last.end, last.at)
 	return errors.Join(
 		batch.DeleteRange([]byte{spaceLog}, appendLogKey(nil, last.end, 1), nil),
-		batch.DeleteRange([]byte{spaceLogSegment}, appendSegmentKey(nil, last.end+1), nil))
+		batch.DeleteRange([]byte{spaceLogSegment}, segmentKey(last.end+1), nil))
 }
 
 // dropEntries drops everything that is in the log; floor is the position from which on

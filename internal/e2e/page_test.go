@@ -81,7 +81,9 @@ func (p *pageDeployment) sendSmall(n int) {
 // pageStatus is the part of /api/status that the page is compared with.
 type pageStatus struct {
 	Campaigns struct {
-		Live, Scheduled, Parked int64
+		Live      int64 `json:"live"`
+		Scheduled int64 `json:"scheduled"`
+		Parked    int64 `json:"parked"`
 	} `json:"campaigns"`
 	Source struct {
 		State         string `json:"state"`
