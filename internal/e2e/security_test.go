@@ -44,7 +44,7 @@ func TestSecurityIsExecuted(t *testing.T) {
 	}
 	w.await(1, `SELECT count(*) FROM dinnerbell.campaign WHERE state = 'pending'`)
 	w.await(0, `SELECT count(*) FROM pg_roles WHERE rolname LIKE 'dinnerbell%' AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls)`)
-	w.await(1, `SELECT count(*) FROM pg_roles WHERE rolname LIKE 'dinnerbell%' AND rolreplication`)
+	w.await(2, `SELECT count(*) FROM pg_roles WHERE rolname LIKE 'dinnerbell%' AND rolreplication`)
 	w.stopDaemon(syscall.SIGTERM)
 }
 

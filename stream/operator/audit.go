@@ -54,8 +54,11 @@ func Audit(ctx context.Context, cfg takeover.Config) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	report, err := precondition.Run(ctx, sink.Preconditions, precondition.AtSession, &sink.Facts{Cfg: cfg.Sink, T: a.t, Conn: conn, Catalogue: found})
+	report, err := precondition.Run(ctx, sink.ReadingPreconditions, precondition.AtSession, &sink.Facts{Cfg: cfg.Sink, T: a.t, Conn: conn, Catalogue: found})
 	if err := report.Unmet(err); err != nil {
+		return nil, err
+	}
+	if err := found.Report().Unmet(nil); err != nil {
 		return nil, err
 	}
 	a.table = found.Feedback

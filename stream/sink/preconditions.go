@@ -29,6 +29,31 @@ var Preconditions = slices.Concat([]precondition.Check[*Facts]{
 	{Name: "sink.late_indexes", At: precondition.AtStart | precondition.AtSession, Read: checkLateIndexes},
 }, doctorChecks)
 
+// ReadingPreconditions are those of a command that only reads, under a role that may have
+// no other right.
+var ReadingPreconditions = []precondition.Check[*Facts]{
+	{Name: "sink.reading", At: precondition.Always, Read: checkReadingRights},
+	{Name: "sink.layout", At: precondition.Always, Read: checkTablesLayout},
+}
+
+// checkReadingRights checks that the role may read the daemon's own tables and the feedback
+// table.
+func checkReadingRights(ctx context.Context, f *Facts) ([]precondition.Finding, error) {
+	grants, err := QueryTexts(ctx, f.Conn, `
+SELECT pg_catalog.format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1 AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+UNION ALL
+SELECT pg_catalog.format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO %I', n.nspname, current_user) FROM pg_catalog.pg_namespace n WHERE n.nspname = $1
+  AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname IN ('lane', 'campaign', 'outbox', 'layout') AND NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))
+UNION ALL
+SELECT pg_catalog.format('GRANT SELECT ON %s TO %I', $2::text, current_user) WHERE NOT pg_catalog.has_table_privilege(pg_catalog.to_regclass($2), 'SELECT')`, f.Cfg.DaemonSchema, f.T.Feedback)
+	if err != nil || len(grants) == 0 {
+		return nil, err
+	}
+	missing := newFailure("the role "+f.Catalogue.role+" may not read", "nothing can be compared", strings.Join(grants, "; "))
+	missing.Object = "schema " + f.T.Schema + " and table " + f.T.Feedback
+	return []precondition.Finding{missing}, nil
+}
+
 // Facts holds the facts that the preconditions of the Postgres sink check.
 type Facts struct {
 	Cfg       Config
