@@ -14,11 +14,15 @@ import (
 // shorter one is a part of common words.
 const minHidden = 6
 
+// maxRemembered bounds how many secrets are remembered. A token that is new for each
+// connection would fill the memory otherwise.
+const maxRemembered = 256
+
 // revealedSecrets holds the secrets that were revealed: a server may repeat a
 // secret in an error.
 type revealedSecrets struct {
 	mu     sync.Mutex // guards what follows
-	values []string   // longest first
+	values []string   // the one that was used last at the end, maxRemembered at most
 }
 
 // addSecret records the passwords in a revealed value.
@@ -33,11 +37,21 @@ func (r *revealedSecrets) addSecret(key, value string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range found {
-		if len(s) >= minHidden && !slices.Contains(r.values, s) {
-			r.values = append(r.values, s)
+		if len(s) < minHidden {
+			continue
 		}
+		kept := slices.DeleteFunc(r.values, func(old string) bool { return old == s })
+		r.values = append(kept[max(0, len(kept)+1-maxRemembered):], s)
 	}
-	slices.SortFunc(r.values, func(a, b string) int { return len(b) - len(a) })
+}
+
+// listSecrets returns the secrets, longest first: one may be a part of another.
+func (r *revealedSecrets) listSecrets() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Clone(r.values)
+	slices.SortFunc(all, func(a, b string) int { return len(b) - len(a) })
+	return all
 }
 
 // userinfo matches user and password of a URL in a text. Cleaning a path leaves one
@@ -63,9 +77,7 @@ func (c *Config) Hide(text string) string {
 	if c.seen == nil {
 		return text // a Config that Load has not made records no secrets
 	}
-	c.seen.mu.Lock()
-	defer c.seen.mu.Unlock()
-	for _, s := range c.seen.values {
+	for _, s := range c.seen.listSecrets() {
 		if strings.Contains(text, s) && !c.isName(s) {
 			text = strings.ReplaceAll(text, s, redacted)
 		}

@@ -49,6 +49,20 @@ func TestPasswordCommand(t *testing.T) {
 	}
 }
 
+// Of tokens that are new at each connection, the last ones are hidden, and the memory is
+// bounded.
+func TestTokensFillNoMemory(t *testing.T) {
+	t.Parallel()
+	cfg := loadWithCommand(t, "postgres://u@db/de", "true")
+	for i := range 3 * maxRemembered {
+		cfg.seen.addSecret("source.url", fmt.Sprintf("postgres://u:token-%d-end@db/de", i))
+	}
+	last := fmt.Sprintf("token-%d-end", 3*maxRemembered-1)
+	if text := cfg.Hide("refused: " + last); strings.Contains(text, last) || len(cfg.seen.values) != maxRemembered {
+		t.Errorf("%d are remembered; shown: %s", len(cfg.seen.values), text)
+	}
+}
+
 // What is wrong with a command is named, and not what it printed.
 func TestPasswordCommandFails(t *testing.T) {
 	t.Parallel()
