@@ -145,6 +145,12 @@ func (e *Evidence) describeWait(n int32) string {
 	return fmt.Sprintf("lane %d is %s, and serves it in its turn", n, l.Owner.State)
 }
 
+// isCutOff reports whether the campaign's end came before its fan-out was over: its last
+// step was not before the end.
+func (r *CampaignRow) isCutOff() bool {
+	return !r.Finished.IsZero() && !r.Finished.Before(r.End)
+}
+
 // judgeFinished finds the verdict for a campaign whose fan-out is over. unfinished: its
 // end has passed, and its lane has not noted that.
 func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
@@ -152,8 +158,7 @@ func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
 		f.verdict, f.why, f.next = Refused, "the feedback table refused the campaign: "+l.Reason, e.retryHint(l)
 		return
 	}
-	// The end came first if the last step was not before it.
-	cut := unfinished || !r.Finished.IsZero() && !r.Finished.Before(r.End)
+	cut := unfinished || r.isCutOff()
 	from, to := latestOf(r.Accepted, r.Start), r.End
 	if !cut && !r.Finished.IsZero() {
 		to = r.Finished
@@ -181,6 +186,8 @@ func (e *Evidence) judgeFinished(r *CampaignRow, f *finding, unfinished bool) {
 		}
 	case p.before == yes && !p.gone.IsZero():
 		f.verdict, f.why = Unsubscribed, "the client's subscription ended at "+formatTime(p.gone)+", before its turn"
+	case !p.appeared.IsZero() && cut && s.Subscribed && r.Cursor != "" && !r.passed(e.Client):
+		cutOff() // it subscribed ahead of the position
 	case !p.appeared.IsZero():
 		e.judgeLate(r, f, s, p.appeared)
 	case p.before == no:

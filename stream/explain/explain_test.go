@@ -44,6 +44,15 @@ func appeared(at time.Time) Change { return Change{LSN: "0/10", Time: at} }
 
 func gone(at time.Time) Change { return Change{Gone: true, LSN: "0/11", Time: at} }
 
+// cutOffAt ends the campaign in its middle, at a position. The client subscribed while it was
+// being sent.
+func cutOffAt(t *testing.T, e *Evidence, position string) {
+	t.Helper()
+	r := &e.Campaigns[0]
+	r.End, r.Finished, r.Cursor = hours(-0.5), hours(-0.5), cursor(t, position)
+	e.Subscriptions = subscribed(true, appeared(hours(-0.75)))
+}
+
 // row gives the client a row that was decided a minute before noon.
 func row(e *Evidence) {
 	e.Feedback = &FeedbackRow{ID: "58", Restaurant: "r", Decided: noon.Add(-time.Minute)}
@@ -159,6 +168,18 @@ func TestExplain(t *testing.T) {
 		"cut off, perhaps subscribed": {want: CutOff, gap: "state.history", change: func(e *Evidence) {
 			e.Campaigns[0].End, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), hours(-0.5), subscribed(true)
 			e.Subscriptions[0].Since = time.Time{}
+		}},
+		"cut off, subscribed ahead of the position": {want: CutOff, change: func(e *Evidence) {
+			cutOffAt(t, e, "b")
+		}},
+		"cut off, subscribed behind the position": {want: SubscribedLate, why: "behind its turn", change: func(e *Evidence) {
+			cutOffAt(t, e, "z")
+		}},
+		"parked, and over": {want: CutOff, why: "it was parked until then", change: func(e *Evidence) {
+			e.Campaigns[0].End, e.Campaigns[0].State, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), "parked", time.Time{}, subscribed(true)
+		}},
+		"paused, and over": {want: CutOff, why: "it was paused until then", change: func(e *Evidence) {
+			e.Campaigns[0].End, e.Campaigns[0].State, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), "paused", time.Time{}, subscribed(true)
 		}},
 		"cut off, not subscribed": {want: NotSubscribed, change: func(e *Evidence) {
 			e.Campaigns[0].End, e.Campaigns[0].Finished, e.Subscriptions = hours(-0.5), hours(-0.5), subscribed(false)

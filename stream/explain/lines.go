@@ -75,8 +75,12 @@ func (e *Evidence) addSinkLines(l *lineList) {
 }
 
 func (e *Evidence) addCampaignLine(l *lineList, r *CampaignRow) {
+	phase := r.State
+	if phase == stateFinished && r.isCutOff() {
+		phase = "ended before everybody was notified"
+	}
 	what := fmt.Sprintf("restaurant %s: %s, valid %s to %s, version %d by the message at %d@%d, accepted %s, lane %d, %d notified",
-		quoteID(r.Restaurant), r.State, formatTime(r.Start), formatTime(r.End), r.Version, r.MessageOn, r.MessageAt, formatTime(r.Accepted), r.Lane, r.Notified)
+		quoteID(r.Restaurant), phase, formatTime(r.Start), formatTime(r.End), r.Version, r.MessageOn, r.MessageAt, formatTime(r.Accepted), r.Lane, r.Notified)
 	if r.Audience != nil {
 		what += fmt.Sprintf(" of %d", *r.Audience)
 	}
