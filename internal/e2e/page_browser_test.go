@@ -173,7 +173,7 @@ func (b *browser) awaitText(selector string, want ...string) {
 		got := b.text(selector)
 		for _, w := range want {
 			if !strings.Contains(got, w) {
-				return fmt.Errorf("%s lacks %q: %s", selector, w, got)
+				return fmt.Errorf("%s lacks %q: %s; the page's head: %s; connection: %s %s", selector, w, got, b.text("[data-section=head]"), b.text("#connection"), b.text("#lost"))
 			}
 		}
 		return nil
