@@ -178,8 +178,7 @@ type daemonStatus struct {
 		LastError  string `json:"last_error"`
 	} `json:"lanes"`
 	Campaigns struct {
-		Live      int64 `json:"live"`
-		Scheduled int64 `json:"scheduled"`
+		Live int64 `json:"live"`
 	} `json:"campaigns"`
 	Halted json.RawMessage `json:"halted"`
 }
