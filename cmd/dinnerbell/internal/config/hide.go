@@ -40,8 +40,9 @@ func (r *revealedSecrets) addSecret(key, value string) {
 		if len(s) < minHidden {
 			continue
 		}
-		kept := slices.DeleteFunc(r.values, func(old string) bool { return old == s })
-		r.values = append(kept[max(0, len(kept)+1-maxRemembered):], s)
+		r.values = slices.DeleteFunc(r.values, func(old string) bool { return old == s })
+		r.values = slices.Delete(r.values, 0, max(0, len(r.values)+1-maxRemembered))
+		r.values = append(r.values, s)
 	}
 }
 
