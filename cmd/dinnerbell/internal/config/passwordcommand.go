@@ -24,9 +24,9 @@ const (
 // passwordRuns lets connections that begin at the same time share one run of a password
 // command.
 type passwordRuns struct {
-	mu       sync.Mutex // guards the other fields, and is held while the command runs
-	began    time.Time  // of the last run that gave a password
-	password string
+	mu     sync.Mutex // guards the other fields, and is held while the command runs
+	began  time.Time  // of the last run
+	result func() (password string, err error)
 }
 
 // readPassword returns the password that a run of the command prints which began after the
@@ -37,15 +37,12 @@ func (r *passwordRuns) readPassword(argv []string) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.began.After(asked) {
-		return r.password, nil
+		return r.result()
 	}
 	began := time.Now()
 	password, err := runPasswordCommand(argv)
-	if err != nil {
-		return "", err
-	}
-	r.began, r.password = began, password
-	return password, nil
+	r.began, r.result = began, func() (string, error) { return password, err }
+	return password, err
 }
 
 // runPasswordCommand runs a program and returns its output without the line's end.

@@ -132,3 +132,23 @@ func TestPasswordCommandRunsAreShared(t *testing.T) {
 		t.Error("each of 50 connections ran the command")
 	}
 }
+
+// A command that fails is not run for each of the connections that waited for it, one after
+// the other: each run may take ten seconds.
+func TestFailedPasswordCommandIsShared(t *testing.T) {
+	t.Parallel()
+	runs := write(t, "runs", "")
+	cfg := loadWithCommand(t, "postgres://u@db/de", "echo x >>'"+runs+"'; sleep 0.2; exit 1")
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if raw, err := cfg.SourceURL(); err == nil {
+				t.Errorf("no error, but %q", raw)
+			}
+		})
+	}
+	wg.Wait()
+	if lines, err := os.ReadFile(runs); err != nil || len(lines)/2 > 10 {
+		t.Errorf("%d runs for 20 connections: %v", len(lines)/2, err)
+	}
+}

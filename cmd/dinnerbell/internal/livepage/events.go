@@ -167,13 +167,13 @@ func newChartData(samples []sample, all bool) chartData {
 	for i := range samples {
 		s := &samples[i]
 		d.At, d.Decided, d.Shipped = append(d.At, s.at), append(d.Decided, s.decided), append(d.Shipped, s.shipped)
-		d.Median, d.Slowest = append(d.Median, positive(&s.median)), append(d.Slowest, positive(&s.slowest))
+		d.Median, d.Slowest = append(d.Median, positiveOrNil(&s.median)), append(d.Slowest, positiveOrNil(&s.slowest))
 	}
 	return d
 }
 
-// positive returns nil for 0.
-func positive(x *float32) *float32 {
+// positiveOrNil returns nil for 0.
+func positiveOrNil(x *float32) *float32 {
 	if *x <= 0 {
 		return nil
 	}

@@ -15,17 +15,17 @@ var functions = template.FuncMap{
 	"thousands": terminal.Thousands,
 	"bytes":     bytesText,
 	"perSecond": perSecond,
-	"span":      span,
-	"since":     func(now, t time.Time) string { return span(now.Sub(t)) },
-	"until":     func(now, t time.Time) string { return span(t.Sub(now)) },
-	"clock":     clock,
+	"span":      formatSpan,
+	"since":     func(now, t time.Time) string { return formatSpan(now.Sub(t)) },
+	"until":     func(now, t time.Time) string { return formatSpan(t.Sub(now)) },
+	"clock":     formatClock,
 	"stamp":     func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"percent":   func(p float64) string { return fmt.Sprintf("%.0f %%", math.Floor(p)) },
-	"ms":        milliseconds,
+	"ms":        formatMilliseconds,
 	"seconds":   func(s *float64) time.Duration { return time.Duration(*s * float64(time.Second)) },
 	"count":     countText,
-	"short":     short,
-	"commands":  commands,
+	"short":     shortenID,
+	"commands":  splitCommands,
 	"lower":     strings.ToLower,
 	"upper":     func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
 	"add":       func(a, b int64) int64 { return a + b },
@@ -61,8 +61,8 @@ func perSecond(x float64) string {
 	return terminal.Thousands(int64(math.Round(x)))
 }
 
-// span writes a duration with its one or two largest units: "3 d 4 h", "12 min", "40 s".
-func span(d time.Duration) string {
+// formatSpan writes a duration with its one or two largest units: "3 d 4 h", "12 min", "40 s".
+func formatSpan(d time.Duration) string {
 	d = max(d, 0)
 	switch days, hours := int(d.Hours())/24, int(d.Hours())%24; {
 	case days > 365:
@@ -79,8 +79,8 @@ func span(d time.Duration) string {
 	return fmt.Sprintf("%d s", int(d.Seconds()))
 }
 
-// milliseconds writes a time of milliseconds, as a length of time that people read.
-func milliseconds(ms any) string {
+// formatMilliseconds writes a time of milliseconds, as a length of time that people read.
+func formatMilliseconds(ms any) string {
 	x := 0.0
 	switch n := ms.(type) {
 	case float32:
@@ -98,12 +98,12 @@ func milliseconds(ms any) string {
 	case x < 60_000:
 		return fmt.Sprintf("%.1f s", x/1000)
 	default:
-		return span(time.Duration(x * float64(time.Millisecond)))
+		return formatSpan(time.Duration(x * float64(time.Millisecond)))
 	}
 }
 
-// clock writes a moment: the time of day, with the date where it is another day.
-func clock(now, t time.Time) string {
+// formatClock writes a moment: the time of day, with the date where it is another day.
+func formatClock(now, t time.Time) string {
 	switch t = t.UTC(); {
 	case t.IsZero():
 		return "–"
@@ -115,8 +115,8 @@ func clock(now, t time.Time) string {
 	return t.Format("2006-01-02")
 }
 
-// short returns the beginning of an id.
-func short(id string) string {
+// shortenID returns the beginning of an id.
+func shortenID(id string) string {
 	const most = 14
 	letters := []rune(id)
 	if len(letters) <= most {
@@ -131,8 +131,8 @@ type part struct {
 	Command bool
 }
 
-// commands divides a text into its words and the commands between backquotes.
-func commands(text string) []part {
+// splitCommands divides a text into its words and the commands between backquotes.
+func splitCommands(text string) []part {
 	var parts []part
 	for i, t := range strings.Split(text, "`") {
 		if t != "" {

@@ -177,7 +177,7 @@ func (p *Page) look(ctx context.Context) *view {
 	now := time.Now()
 	open, openErr := p.openCampaigns(ctx, now)
 	samples, _ := p.ring.since(0)
-	v := &view{Now: now.UTC(), Began: p.began, Status: p.daemon.Status(), OpenError: openErr, Rate: rate(samples), Minutes: minutes(samples)}
+	v := &view{Now: now.UTC(), Began: p.began, Status: p.daemon.Status(), OpenError: openErr, Rate: computeRate(samples), Minutes: groupMinutes(samples)}
 	v.Median, v.P99 = p.ring.latency()
 	v.addCampaigns(p.daemon.FanOuts(), open)
 	v.setHead()

@@ -244,11 +244,11 @@ func TestRingKeepsFifteenMinutes(t *testing.T) {
 	if median != 4 || p99 != 24 {
 		t.Errorf("median %v, 99th percentile %v", median, p99)
 	}
-	if m := minutes(all); len(m) < 15 || len(m) > 16 || m[0].Shipped != 10 {
+	if m := groupMinutes(all); len(m) < 15 || len(m) > 16 || m[0].Shipped != 10 {
 		t.Errorf("%d minutes, the newest %+v", len(m), m[0])
 	}
-	if rate(all) != 10 {
-		t.Errorf("rate %v", rate(all))
+	if computeRate(all) != 10 {
+		t.Errorf("rate %v", computeRate(all))
 	}
 }
 
@@ -256,10 +256,10 @@ func TestTexts(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 	for _, tc := range []struct{ got, want string }{
-		{span(-time.Second), "0 s"}, {span(59 * time.Second), "59 s"}, {span(61 * time.Second), "1 min"}, {span(26 * time.Hour), "1 d 2 h"}, {span(400 * 24 * time.Hour), "1 years"},
-		{milliseconds(0.31), "0.3 ms"}, {milliseconds(float32(302)), "302 ms"}, {milliseconds(1500 * time.Millisecond), "1.5 s"},
+		{formatSpan(-time.Second), "0 s"}, {formatSpan(59 * time.Second), "59 s"}, {formatSpan(61 * time.Second), "1 min"}, {formatSpan(26 * time.Hour), "1 d 2 h"}, {formatSpan(400 * 24 * time.Hour), "1 years"},
+		{formatMilliseconds(0.31), "0.3 ms"}, {formatMilliseconds(float32(302)), "302 ms"}, {formatMilliseconds(1500 * time.Millisecond), "1.5 s"},
 		{perSecond(0), "0"}, {perSecond(0.24), "0.2"}, {perSecond(12345.6), "12,346"},
-		{clock(now, now.Add(-time.Hour)), "11:00"}, {clock(now, now.AddDate(0, 0, 1)), "May 5 12:00"}, {clock(now, time.Time{}), "–"},
+		{formatClock(now, now.Add(-time.Hour)), "11:00"}, {formatClock(now, now.AddDate(0, 0, 1)), "May 5 12:00"}, {formatClock(now, time.Time{}), "–"},
 		{quoteArgument("123e4567-e89b"), "123e4567-e89b"}, {quoteArgument("it's; rm"), `'it'\''s; rm'`}, {quoteArgument("-x"), "-- '-x'"}, {quoteArgument(""), "''"},
 	} {
 		if tc.got != tc.want {

@@ -54,7 +54,7 @@ func (r *ring) add(now time.Time, c stream.Counters) {
 		r.total[i] += n - r.buckets[at][i]
 		r.buckets[at][i] = n
 	}
-	s.median, s.slowest = quantile(&r.buckets[at], 0.5), quantile(&r.buckets[at], 1)
+	s.median, s.slowest = estimateQuantile(&r.buckets[at], 0.5), estimateQuantile(&r.buckets[at], 1)
 	r.samples[at] = s
 	r.count++
 	r.last, r.lastAt = c, now
@@ -78,12 +78,12 @@ func (r *ring) since(from int64) ([]sample, int64) {
 func (r *ring) latency() (median, p99 float32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return quantile(&r.total, 0.5), quantile(&r.total, 0.99)
+	return estimateQuantile(&r.total, 0.5), estimateQuantile(&r.total, 0.99)
 }
 
-// quantile returns the upper end of the bucket that holds the quantile q, in
+// estimateQuantile returns the upper end of the bucket that holds the quantile q, in
 // milliseconds; 0 where nothing was counted.
-func quantile(l *stream.Latencies, q float64) float32 {
+func estimateQuantile(l *stream.Latencies, q float64) float32 {
 	var all, seen int64
 	for _, n := range l {
 		all += n
@@ -103,8 +103,8 @@ type minute struct {
 	Median, Slowest  float64 // milliseconds; of the slowest sample
 }
 
-// minutes sums up samples by the minute, the newest first.
-func minutes(samples []sample) []minute {
+// groupMinutes sums up samples by the minute, the newest first.
+func groupMinutes(samples []sample) []minute {
 	var out []minute
 	n := 0.0
 	for i := len(samples) - 1; i >= 0; i-- {
@@ -122,8 +122,8 @@ func minutes(samples []sample) []minute {
 	return out
 }
 
-// rate returns the average of the last samples, in notifications per second.
-func rate(samples []sample) float64 {
+// computeRate returns the average of the last samples, in notifications per second.
+func computeRate(samples []sample) float64 {
 	last := samples[max(0, len(samples)-rateWindow):]
 	if len(last) == 0 {
 		return 0

@@ -50,7 +50,7 @@ func (v *view) setHead() {
 	if len(h.Problems) > 0 {
 		worst := h.Problems[0]
 		h.Since = worst.Since
-		h.Sentence = sentence(worst)
+		h.Sentence = composeSentence(worst)
 		switch worst.Level {
 		case status.LevelHalted:
 			h.Class, h.Mark, h.State = "halted", "■", "Halted"
@@ -88,8 +88,8 @@ func (v *view) runningLanes() (n int) {
 	return n
 }
 
-// sentence makes a sentence of a problem.
-func sentence(p status.Problem) string {
+// composeSentence makes a sentence of a problem.
+func composeSentence(p status.Problem) string {
 	text := p.What
 	switch p.Part {
 	case "source", "state", "clock", "campaigns", "lanes":
@@ -139,12 +139,12 @@ func (v *view) addCampaigns(fanOuts []stream.FanOut, open []sink.OpenCampaign) {
 		f := &fanOuts[i]
 		live[campaign.Key{Campaign: f.Campaign, Restaurant: f.Restaurant}] = true
 		v.Live = append(v.Live, campaignRow{
-			Mark: "◐", State: "going out", Class: "live", Title: f.Title, Campaign: f.Campaign, Restaurant: f.Restaurant, Lane: f.Lane, Start: unix(f.Start), End: unix(f.End),
+			Mark: "◐", State: "going out", Class: "live", Title: f.Title, Campaign: f.Campaign, Restaurant: f.Restaurant, Lane: f.Lane, Start: parseUnix(f.Start), End: parseUnix(f.End),
 			Audience: f.Audience, Passed: f.Passed, Notified: f.Notified, Rate: f.Rate, Left: f.Left(),
 		})
 	}
 	for i := range open {
-		if c := &open[i]; !live[c.Key] && unix(c.End).After(v.Now) {
+		if c := &open[i]; !live[c.Key] && parseUnix(c.End).After(v.Now) {
 			v.addOpen(c)
 		}
 	}
@@ -172,7 +172,7 @@ func isOpen(what string) bool {
 // addOpen adds a campaign that waits.
 func (v *view) addOpen(c *sink.OpenCampaign) {
 	row := campaignRow{
-		Title: c.Title, Campaign: c.Key.Campaign, Restaurant: c.Key.Restaurant, Lane: c.Lane, Start: unix(c.Start), End: unix(c.End),
+		Title: c.Title, Campaign: c.Key.Campaign, Restaurant: c.Key.Restaurant, Lane: c.Lane, Start: parseUnix(c.Start), End: parseUnix(c.End),
 		Audience: c.Audience, Passed: -1, Notified: c.Notified, Reason: c.Operator,
 	}
 	switch c.Phase {
@@ -200,7 +200,7 @@ func (v *view) addOpen(c *sink.OpenCampaign) {
 // doneRow describes a campaign, or a message, that was handled lately.
 func doneRow(c *status.RecentCampaign) campaignRow {
 	row := campaignRow{
-		Mark: "–", State: c.What, Class: "done", Title: c.Title, Campaign: c.Campaign, Restaurant: c.Restaurant, Lane: c.Lane, Start: unix(c.Start), End: unix(c.End),
+		Mark: "–", State: c.What, Class: "done", Title: c.Title, Campaign: c.Campaign, Restaurant: c.Restaurant, Lane: c.Lane, Start: parseUnix(c.Start), End: parseUnix(c.End),
 		Audience: -1, Passed: -1, Notified: c.Notified, Took: time.Duration(c.MS * float64(time.Millisecond)), At: c.At, Reason: c.Reason,
 	}
 	if c.Audience != nil {
@@ -226,8 +226,8 @@ func doneRow(c *status.RecentCampaign) campaignRow {
 	return row
 }
 
-// unix returns a time of Unix seconds; 0 is none.
-func unix(seconds int64) time.Time {
+// parseUnix returns a time of Unix seconds; 0 is none.
+func parseUnix(seconds int64) time.Time {
 	if seconds == 0 {
 		return time.Time{}
 	}
