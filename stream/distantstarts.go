@@ -71,7 +71,7 @@ func (a *startTimes) setDistant(horizon, count int64) {
 
 // countDistant counts the campaigns of the lanes that start behind the horizons of the
 // lanes' lists.
-func (w *operatorWatch) countDistant(ctx context.Context, lanes map[int32]*lane) error {
+func (w *operatorWatch) countDistant(ctx context.Context, lanes map[int32]runningLane) error {
 	begin := time.Now()
 	if begin.Before(w.distantFrom) {
 		return nil
@@ -79,14 +79,8 @@ func (w *operatorWatch) countDistant(ctx context.Context, lanes map[int32]*lane)
 	lists := map[int32]*startTimes{}
 	var ask []sink.StartsBehind
 	for id, l := range lanes {
-		l.mu.Lock()
-		starts := l.starts
-		l.mu.Unlock()
-		if starts == nil {
-			continue
-		}
-		if horizon, due := starts.takeDistant(begin); due {
-			lists[id], ask = starts, append(ask, sink.StartsBehind{Lane: id, Second: horizon})
+		if horizon, due := l.starts.takeDistant(begin); due {
+			lists[id], ask = l.starts, append(ask, sink.StartsBehind{Lane: id, Second: horizon})
 		}
 	}
 	if len(ask) == 0 {

@@ -44,7 +44,8 @@ type operatorWatch struct {
 // seenCommand is a command that a look has found.
 type seenCommand struct {
 	lane    int32
-	version int64 // of the row
+	version int64       // of the row
+	starts  *startTimes // of the lane's session that was told
 	at      time.Time
 }
 
@@ -89,16 +90,23 @@ func (w *operatorWatch) look(ctx context.Context) error {
 	found := make(map[campaign.Key]seenCommand, len(list))
 	for i := range list {
 		o := &list[i]
-		found[o.Key] = seenCommand{o.Lane, o.Version, now}
-		// What was given before this daemon got the lane is no news: the takeover has read
-		// the row.
-		if l := lanes[o.Lane]; w.seen[o.Key].version != o.Version && !o.Time.Add(skew).Before(l.assigned) {
-			failpoint.Hit("operators/seen")
-			l.noteOperated(o)
+		l, before := lanes[o.Lane], w.seen[o.Key]
+		found[o.Key] = seenCommand{o.Lane, o.Version, l.starts, now}
+		if before.version == o.Version && before.starts == l.starts {
+			continue
+		}
+		failpoint.Hit("operators/seen")
+		// Every session of the lane is told: a command may commit after the takeover's
+		// reading, whatever time it bears. The log has it from the daemon that had the lane
+		// at that time.
+		l.applyOperated(o, l.starts)
+		if before.version != o.Version && !o.Time.Add(skew).Before(l.assigned) {
+			l.logOperated(o)
 		}
 	}
 	for k, s := range w.seen { // a lane that is being taken over anew is not looked at
-		if _, again := found[k]; !again && lanes[s.lane] == nil && now.Sub(s.at) < 2*operatorOverlap {
+		_, again := found[k]
+		if _, runs := lanes[s.lane]; !again && !runs && now.Sub(s.at) < 2*operatorOverlap {
 			found[k] = s
 		}
 	}
@@ -127,40 +135,46 @@ func (w *operatorWatch) countHeld(ctx context.Context, ids []int32) error {
 	return nil
 }
 
+// runningLane is a lane that has taken over.
+type runningLane struct {
+	*lane
+	starts *startTimes // of its session
+}
+
 // runningLanes returns the lanes that have taken over.
-func (s *Service) runningLanes() map[int32]*lane {
+func (s *Service) runningLanes() map[int32]runningLane {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	running := map[int32]*lane{}
+	running := map[int32]runningLane{}
 	for id, h := range s.lanes {
 		h.lane.mu.Lock()
 		if h.lane.status.State == LaneRunning {
-			running[id] = h.lane
+			running[id] = runningLane{h.lane, h.lane.starts}
 		}
 		h.lane.mu.Unlock()
 	}
 	return running
 }
 
-// noteOperated logs what an operator did to a campaign of the lane. A campaign that is
-// pending now is listed among the start times: an operator may have let it go.
-func (l *lane) noteOperated(o *sink.OperatedCampaign) {
+// applyOperated tells a session of the lane what an operator did to a campaign. A
+// campaign that is pending now is listed among the start times: an operator may have let
+// it go.
+func (l *lane) applyOperated(o *sink.OperatedCampaign, starts *startTimes) {
 	l.svc.heldChanged.Store(true)
+	starts.noteOperated()
+	if o.State == sink.StatePending {
+		starts.addReleased(l.svc.now(), startTime{start: o.Start, key: o.Key, version: o.Version, since: o.Time.UnixMilli()})
+	}
+}
+
+// logOperated tells people what an operator did to a campaign of the lane.
+func (l *lane) logOperated(o *sink.OperatedCampaign) {
 	l.svc.cfg.Logger.Info("an operator's command on a campaign", "lane", l.id, "campaign", o.Key.Campaign, "restaurant", o.Key.Restaurant,
 		"state", o.State, "version", o.Version, "command", o.Operator, "given", o.Time.UTC())
 	l.svc.recent.add(RecentCampaign{
 		Campaign: o.Key.Campaign, Restaurant: o.Key.Restaurant, Lane: l.id, Offset: -1, Start: o.Start, End: o.End, What: operatedKind(o),
 		At: time.Now(), Audience: o.Audience, Notified: o.Notified,
 	})
-	l.mu.Lock()
-	starts := l.starts
-	l.mu.Unlock()
-	if starts != nil {
-		starts.noteOperated()
-	}
-	if o.State == sink.StatePending && starts != nil {
-		starts.addReleased(l.svc.now(), startTime{start: o.Start, key: o.Key, version: o.Version, since: o.Time.UnixMilli()})
-	}
 }
 
 // operatedKind names what an operator's command made of a campaign, as Recent does.

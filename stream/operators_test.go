@@ -203,6 +203,35 @@ func TestResumedBeforeItsStart(t *testing.T) {
 	w.firstEpoch()
 }
 
+// A resume that waited for a lock bears a time before the takeover and commits after it:
+// the takeover has not read it, so the daemon must learn of it as of any other.
+func TestResumeThatCommitsAfterTheTakeover(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, map[string][]string{"r1": clients("0000", 5)})
+	svc, stop := w.start()
+	w.awaitReady(svc)
+	c := w.campaign("c", "r1")
+	c.Start = time.Now().Unix() + 2
+	w.produce(0, encodeCampaign(c))
+	w.awaitOffset(0, 1)
+	w.operate(operator.Pause, "c", "", 1)
+	stop()
+	envtest.Until(t, patience, func() error {
+		if left := time.Until(time.Unix(c.Start, 0)); left > 0 {
+			return fmt.Errorf("it starts in %v", left)
+		}
+		return nil
+	})
+	before := time.Now().UnixMilli()
+	w.start()
+	other := w.campaign("other", "r1")
+	other.Start = time.Now().Unix() + 1 // its session has read what is pending when this goes out
+	w.produce(0, encodeCampaign(other))
+	w.expect(map[string][]string{"other": w.subs["r1"]})
+	w.db.Exec(`UPDATE dinnerbell.campaign SET version = version + 1, state = 'pending', operator = 'resume by a slow hand', operator_time = $1 WHERE adv_campaign_id = 'c'`, before)
+	w.expect(map[string][]string{"c": w.subs["r1"], "other": w.subs["r1"]})
+}
+
 // A command leaves one line in the log of the daemon that has the lane, and is listed as
 // what it was; a later takeover, of the same daemon or of the next one, repeats neither.
 func TestCommandsAreNewsOnce(t *testing.T) {
