@@ -62,12 +62,16 @@ func (c Coordinator) replicaSettings() string {
 
 // Find asks each known broker once for the coordinator, until one of them answers.
 func (c Coordinator) Find(ctx context.Context, client *kgo.Client) error {
-	req := kmsg.NewPtrFindCoordinatorRequest()
-	req.CoordinatorType, req.CoordinatorKey, req.CoordinatorKeys = c.kind, c.key, []string{c.key}
 	var err error
 	for _, broker := range slices.Concat(client.DiscoveredBrokers(), client.SeedBrokers()) {
+		// One request for each broker: the client writes its version into a request, and may
+		// do so after it has given up waiting.
+		req := kmsg.NewPtrFindCoordinatorRequest()
+		req.CoordinatorType, req.CoordinatorKey, req.CoordinatorKeys = c.kind, c.key, []string{c.key}
 		var got kmsg.Response
-		if got, err = broker.Request(ctx, req); err != nil {
+		if got, err = broker.Request(ctx, req); err != nil && ctx.Err() != nil {
+			return err
+		} else if err != nil {
 			continue
 		}
 		resp, ok := got.(*kmsg.FindCoordinatorResponse)

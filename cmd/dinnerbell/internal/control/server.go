@@ -30,7 +30,7 @@ import (
 var errDraining = errors.New("the daemon is being stopped")
 
 // ErrArguments reports arguments that an action does not take.
-var ErrArguments = errors.New("read arguments")
+var ErrArguments = errors.New("usage: the body must be the arguments as JSON")
 
 // controlPath begins the path of every action.
 const controlPath = "/control/"
