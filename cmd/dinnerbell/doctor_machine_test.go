@@ -82,6 +82,7 @@ func TestDoctorNamesWhatTheMachineLacks(t *testing.T) {
 	p.set("http.listen", taken.Addr().String())
 	p.look(ill{"machine.http", "FAIL", "another process listens there", "ss -ltnp 'sport = :" + port + "'"})
 	p.set("http.listen", "192.0.2.1:8420")
+	p.set("http.insecure", true)
 	p.look(ill{"machine.http", "FAIL", "this machine does not have the address", "set http.listen to 127.0.0.1:8420"})
 }
 

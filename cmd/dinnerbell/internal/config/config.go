@@ -118,11 +118,6 @@ type Limits struct {
 	NotificationsPerSecond int `yaml:"notifications_per_second"` // over all lanes of this daemon; default 0: none
 }
 
-// HTTP is the read-only listener.
-type HTTP struct {
-	Listen string `yaml:"listen"` // host:port; default 127.0.0.1:8420
-}
-
 // Log selects the messages on standard error.
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn, error

@@ -56,6 +56,8 @@ join:
   late_subscribers: false
 http:
   listen: 0.0.0.0:80
+  hosts: [bell.example]
+  insecure: true
 log: {level: debug, format: json}
 `
 
@@ -350,6 +352,21 @@ func TestValidateRefuses(t *testing.T) {
 		"rate":              {yaml: "limits: {notifications_per_second: -5}", want: "limits.notifications_per_second: -5 is less than 0"},
 		"empty dir":         {yaml: "state: {dir: ''}", want: "state.dir"},
 		"listen":            {yaml: "http: {listen: '8420'}", want: "http.listen"},
+		"open":              {yaml: "http: {listen: '0.0.0.0:8420'}", want: "either set http.tls.cert, http.tls.key and http.token, or set http.insecure: true"},
+		"open everywhere":   {yaml: "http: {listen: ':8420'}", want: "http.insecure: true"},
+		"open on IPv6":      {yaml: "http: {listen: '[::]:8420'}", want: "http.insecure: true"},
+		"open on an IPv4":   {yaml: "http: {listen: '10.1.2.3:8420'}", want: "http.insecure: true"},
+		"open on a name":    {yaml: "http: {listen: 'bell.example:8420'}", want: "http.insecure: true"},
+		"open by env":       {env: Env{"DINNERBELL_HTTP_LISTEN": "0.0.0.0:8420"}, want: "http.insecure: true"},
+		"token in the open": {yaml: "http: {listen: '0.0.0.0:8420', token: zz9-0123456789abcdef}", want: "either set http.tls.cert and http.tls.key, or"},
+		"short token":       {yaml: "http: {token: zz9}", want: "http.token: not 16 to 1024 characters long"},
+		"long token":        {yaml: "http: {token: " + strings.Repeat("zz9", 400) + "}", want: "http.token: not 16 to 1024 characters long"},
+		"blank in token":    {yaml: "http: {token: zz9 0123456789abcdef}", want: "http.token: has a blank"},
+		"token of nothing":  {yaml: "http: {token: '${file:/nope/zz}'}", want: "http.token: expand ${file:/nope/zz}"},
+		"certificate half":  {yaml: "http: {tls: {cert: /x}}", want: "http.tls: cert and key go together"},
+		"key half":          {yaml: "http: {tls: {key: /x}}", want: "http.tls: cert and key go together"},
+		"no certificate":    {yaml: "http: {tls: {cert: /nowhere/c, key: /nowhere/k}}", want: "http.tls.cert: open /nowhere/c"},
+		"host with port":    {yaml: "http: {hosts: ['bell.example:80']}", want: "http.hosts: \"bell.example:80\" is not the name of a host"},
 		"level":             {yaml: "log: {level: loud}", want: "log.level"},
 		"format":            {yaml: "log: {format: xml}", want: "log.format"},
 		"odd freshness":     {yaml: "join: {freshness: lax}", want: "join.freshness"},

@@ -29,10 +29,10 @@ type revealedSecrets struct {
 func (r *revealedSecrets) addSecret(key, value string) {
 	var found []string
 	switch {
-	case strings.HasSuffix(key, "password"):
-		found = []string{value}
 	case strings.HasSuffix(key, "url"):
 		found = postgres.Passwords(value)
+	case !strings.HasSuffix(key, "username"): // a name that errors may show
+		found = []string{value}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

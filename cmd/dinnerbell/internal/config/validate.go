@@ -23,7 +23,7 @@ var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 // problems at once; each line begins with its key. Errors wrap ErrInvalid.
 func (c *Config) Validate() error {
 	problems := slices.Concat(c.checkRules(), c.checkSource(), c.checkSink(), c.checkKafka(), c.checkTLS(),
-		c.checkSASL(), c.checkJoin(), c.checkRest())
+		c.checkSASL(), c.checkJoin(), c.checkHTTP(), c.checkRest())
 	return joinProblems(problems)
 }
 
@@ -184,9 +184,6 @@ func (c *Config) checkRest() []error {
 	var out []error
 	if c.State.Dir == "" {
 		out = append(out, errors.New("state.dir: empty"))
-	}
-	if err := checkHostPort(c.HTTP.Listen); err != nil {
-		out = append(out, fmt.Errorf("http.listen: %w", err))
 	}
 	if c.Tracing.SamplePercent > 100 {
 		out = append(out, fmt.Errorf("tracing.sample_percent: %d is more than 100", c.Tracing.SamplePercent))

@@ -54,7 +54,7 @@ func serveActions(t *testing.T, actions map[string]Action) (dir string, drain fu
 	readOnly := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	ended := make(chan error, 1)
 	go func() {
-		ended <- httpserve.Serve(ctx, NewHandler(base, readOnly, actions, testExitCode, log), log, l, 0)
+		ended <- (&httpserve.Server{Handler: NewHandler(base, readOnly, actions, testExitCode, log), Log: log}).Serve(ctx, l)
 	}()
 	t.Cleanup(func() {
 		drain()

@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -71,12 +70,9 @@ func openListeners(ctx context.Context, cfg *config.Config) (*listeners, error) 
 	if err != nil {
 		return nil, err
 	}
-	tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP.Listen)
+	tcp, err := listenHTTP(ctx, cfg)
 	if err != nil {
-		if op, ok := errors.AsType[*net.OpError](err); ok {
-			err = op.Err // without the address again
-		}
-		return nil, errors.Join(fmt.Errorf("listen on http.listen %s: %w", cfg.HTTP.Listen, err), socket.Close())
+		return nil, errors.Join(err, socket.Close())
 	}
 	return &listeners{tcp: tcp, socket: socket}, nil
 }
@@ -124,18 +120,7 @@ func (s *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 	s.Logger.Info("starting", "version", s.Build.Version, "state_dir", cfg.State.Dir,
 		"source", postgres.Redact(source), "table", cfg.Source.Table.String(), "slot", cfg.Source.Slot,
 		"sink", postgres.Redact(sink), "brokers", cfg.Kafka.Brokers, "campaigns", cfg.Kafka.Campaigns,
-		"notifications", cfg.Kafka.Notifications, "http", tcp.String())
-	warnOfOpenPage(s.Logger, tcp)
-}
-
-// warnOfOpenPage warns if the page listens on all addresses of the machine.
-func warnOfOpenPage(log *slog.Logger, at net.Addr) {
-	tcp, ok := at.(*net.TCPAddr)
-	if !ok || !tcp.IP.IsUnspecified() {
-		return
-	}
-	log.Warn("http.listen is open on every address of this machine: whoever reaches the port can read status, metrics and ids of campaigns, and change nothing",
-		"http", at.String(), "to_mend", "nothing where a firewall or a network policy guards the port; else http.listen with an address, such as 127.0.0.1:8420")
+		"notifications", cfg.Kafka.Notifications, "http", tcp.String(), "http_tls", cfg.HTTP.TLS.IsSet(), "http_token", cfg.HTTP.Token.IsSet())
 }
 
 // run serves HTTP from before the engine starts until it has drained, so that the
@@ -151,16 +136,15 @@ func (s *supervisor) run(ctx context.Context, l *listeners) error {
 	readOnly := withPage(page, status.NewHandler(s.Build, s.statusReport, s.Logger, append(s.durations.Collectors(), s.kafka)...))
 	g.Go(func() error { return page.Run(httpCtx) })
 	httpserve.WarnOfFewDescriptors(s.Logger, httpserve.DescriptorLimit())
-	g.Go(func() error {
-		return httpserve.Serve(httpCtx, httpserve.ReadOnly(readOnly, l.tcp.Addr()), s.Logger, l.tcp, httpserve.AnswerPatience)
-	})
+	overTCP := s.newHTTPServer(readOnly, l.tcp.Addr())
+	g.Go(func() error { return overTCP.Serve(httpCtx, l.tcp) })
 	// Actions end when the daemon begins to drain.
 	actions := map[string]control.Action{}
 	for name, do := range s.Actions {
 		actions[name] = s.withEngine(do)
 	}
-	handler := control.NewHandler(gctx, readOnly, actions, s.ExitCode, s.Logger)
-	g.Go(func() error { return httpserve.Serve(httpCtx, handler, s.Logger, l.socket, 0) })
+	overSocket := &httpserve.Server{Handler: control.NewHandler(gctx, readOnly, actions, s.ExitCode, s.Logger), Log: s.Logger}
+	g.Go(func() error { return overSocket.Serve(httpCtx, l.socket) })
 	g.Go(func() error { return s.notifySystemd(gctx) })
 	g.Go(func() error { return s.watchReload(gctx) })
 	g.Go(func() error {

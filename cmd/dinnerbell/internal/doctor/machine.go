@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +68,7 @@ var machineChecks = givenUpInTime([]check{
 	{Name: "machine.memory", At: precondition.AtDoctor, Read: checkMemory},
 	{Name: "machine.clock", At: precondition.AtDoctor, Read: checkClock},
 	{Name: "machine.http", At: precondition.AtDoctor, Read: checkHTTP},
+	{Name: "machine.http_certificate", At: precondition.AtDoctor, Read: checkHTTPCertificate},
 })
 
 // givenUpInTime makes checks that return when their context ends, also where a system
@@ -249,29 +249,4 @@ func judgeFsync(took time.Duration, err error, dir string) ([]finding, error) {
 		return newWarning(object, fmt.Sprintf("one fsync takes %s", took.Round(time.Millisecond)), "the slot is acknowledged late, and the server keeps more WAL", "set state.dir to a folder on a faster disk"), nil
 	}
 	return newFact("works, %s", took.Round(10*time.Microsecond)), nil
-}
-
-// checkHTTP checks that the daemon can listen on its address.
-func checkHTTP(ctx context.Context, m *machine) ([]finding, error) {
-	addr := m.cfg.HTTP.Listen
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	if err == nil {
-		if err := l.Close(); err != nil {
-			return nil, err
-		}
-		return newFact("%s is free", addr), nil
-	}
-	object := "http.listen " + addr
-	_, port, _ := net.SplitHostPort(addr)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE) && m.running.answers && answersHTTP(ctx, addr):
-		return newFact("%s, used by the running daemon", addr), nil
-	case errors.Is(err, syscall.EADDRINUSE):
-		return newFailure(object, "another process listens there", "run would end at once", "set http.listen to another port; who it is: ss -ltnp 'sport = :"+port+"'"), nil
-	case errors.Is(err, syscall.EACCES):
-		return newFailure(object, "this user may not listen there", "run would end at once", "set http.listen to a port above 1023"), nil
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return newFailure(object, "this machine does not have the address", "run would end at once", "set http.listen to 127.0.0.1:"+port+" or to an address of this machine"), nil
-	}
-	return newFailure(object, err.Error(), "run would end at once", "correct http.listen"), nil
 }

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/control"
@@ -32,22 +30,4 @@ func askDaemon(ctx context.Context, dir string) (version string, answers bool, e
 		return "", false, fmt.Errorf("read answer of the daemon: %w", err)
 	}
 	return r.Version, true, nil
-}
-
-// answersHTTP reports whether a dinnerbell answers at an address of this machine.
-func answersHTTP(ctx context.Context, addr string) bool {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/api/status", http.NoBody)
-	if err != nil {
-		return false
-	}
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	var r status.Report
-	return err == nil && json.Unmarshal(body, &r) == nil && r.Version != ""
 }

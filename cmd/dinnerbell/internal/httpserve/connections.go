@@ -1,6 +1,7 @@
 package httpserve
 
 import (
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
@@ -117,6 +118,9 @@ func (l *boundedListener) oldestWaiting() (oldest net.Conn) {
 // noteState records a change of a connection's state, as the ConnState of an
 // http.Server.
 func (l *boundedListener) noteState(conn net.Conn, state http.ConnState) {
+	if over, ok := conn.(*tls.Conn); ok {
+		conn = over.NetConn()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ours := l.open[conn]; !ours {

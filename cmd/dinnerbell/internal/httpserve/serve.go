@@ -4,38 +4,53 @@ package httpserve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 )
 
-// Serve serves the handler until ctx ends, then lets the answers under way finish
-// for a moment. It closes the listener. Connections, headers and the time that a
-// peer may take are bounded; patience is the time for one answer, 0 for no limit.
-func Serve(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener, patience time.Duration) error {
-	bounded := newBoundedListener(l, httpConnections(DescriptorLimit()), patience)
+// Server serves one listener.
+type Server struct {
+	Handler  http.Handler
+	Log      *slog.Logger
+	Patience time.Duration // the time for one answer; 0: no limit
+	// Certificate returns the certificate of the moment; nil: plain HTTP. Beside an error
+	// it may return a former certificate, which then is used.
+	Certificate func() (*tls.Certificate, error)
+}
+
+// Serve serves until ctx ends, then lets the answers under way finish for a moment. It
+// closes the listener. Connections, headers and the time that a peer may take are bounded.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	bounded := newBoundedListener(l, httpConnections(DescriptorLimit()), s.Patience)
 	srv := &http.Server{
-		Handler:           h,
+		Handler:           s.Handler,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ConnState:         bounded.noteState,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+		Protocols:         &http.Protocols{}, // HTTP/1: one request at a time on a connection
 
 		DisableGeneralOptionsHandler: true, // OPTIONS * is a method like others
 	}
+	srv.Protocols.SetHTTP1(true)
+	serve := srv.Serve
+	if s.Certificate != nil {
+		srv.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.getCertificate}
+		serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := srv.Serve(bounded); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(bounded); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve http on %s: %w", l.Addr(), err)
 		}
 		return nil
@@ -52,41 +67,12 @@ func Serve(ctx context.Context, h http.Handler, log *slog.Logger, l net.Listener
 	return g.Wait()
 }
 
-// ReadOnly is the handler of a listener that anybody may reach: it answers GET and
-// HEAD alone, and browsers get headers that let no page use the answer. Where the
-// listener is on loopback the Host must be one of this machine: a name of
-// somebody's own that resolves to 127.0.0.1 (DNS rebinding) makes a page there the
-// same origin to a browser.
-func ReadOnly(next http.Handler, listener net.Addr) http.Handler {
-	tcp, ok := listener.(*net.TCPAddr)
-	loopback := ok && tcp.IP.IsLoopback()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("X-Frame-Options", "DENY")
-		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		h.Set("Cross-Origin-Resource-Policy", "same-origin")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cache-Control", "no-store")
-		switch {
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			h.Set("Allow", "GET, HEAD")
-			http.Error(w, "read-only: GET and HEAD; commands reach the daemon over the socket in state.dir", http.StatusMethodNotAllowed)
-		case loopback && !isLocalHost(r.Host):
-			http.Error(w, "the Host of the request does not name this machine, and http.listen is a loopback address; ask by 127.0.0.1 or localhost, or let a proxy send such a Host", http.StatusMisdirectedRequest)
-		default:
-			next.ServeHTTP(w, r)
-		}
-	})
-}
-
-// isLocalHost reports whether a Host header names this machine by an address or as
-// localhost. HTTP/1.0 may leave it out.
-func isLocalHost(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
+// getCertificate returns the certificate for a handshake.
+func (s *Server) getCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	pair, err := s.Certificate()
+	if err != nil && pair != nil {
+		s.Log.Warn("the certificate of the HTTP listener cannot be read again; the former one goes on", "error", err, "to_mend", "mend the files of http.tls.cert and http.tls.key")
+		return pair, nil
 	}
-	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	_, err := netip.ParseAddr(host)
-	return host == "" || err == nil || host == "localhost" || strings.HasSuffix(host, ".localhost")
+	return pair, err
 }

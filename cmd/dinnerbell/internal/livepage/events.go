@@ -14,6 +14,9 @@ const (
 	maxStreams = 32
 	// writePatience is how long a client may take to read an event.
 	writePatience = 5 * time.Second
+	// maxStreamAge is the age at which a stream ends: the page opens another one, for
+	// which it must be allowed to read again.
+	maxStreamAge = 10 * time.Minute
 )
 
 // streams are the streams of those who look.
@@ -63,8 +66,13 @@ func (s *streams) send(f *frame) {
 
 // serveEvents streams the page: an event "samples" with what the charts lack, and an
 // event "page" with the sections that have changed, each second. It ends with the daemon,
-// or when the client does not read.
+// when the client does not read,
+// or at its age.
 func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Type", "text/event-stream")
+		return
+	}
 	frames := make(chan *frame, 1)
 	if !p.streams.add(frames) {
 		w.Header().Set("Retry-After", "10")
@@ -88,8 +96,12 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if first, err := p.render(r.Context()); err == nil {
 		frames <- first
 	}
+	end := time.NewTimer(p.streamAge)
+	defer end.Stop()
 	for {
 		select {
+		case <-end.C:
+			return
 		case f := <-frames:
 			if err := s.sendFrame(f, &p.ring); err != nil {
 				return // the client has gone, or does not read

@@ -51,6 +51,8 @@ type Page struct {
 	streams  streams
 	ended    chan struct{} // closed when Run returns: streams end
 
+	streamAge time.Duration // at which a stream ends; a test shortens it
+
 	mu      sync.Mutex // guards what follows
 	open    []sink.OpenCampaign
 	openAt  time.Time // of the last attempt
@@ -64,7 +66,7 @@ func New(d Daemon, log *slog.Logger) (*Page, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse live page: %w", err)
 	}
-	return &Page{daemon: d, log: log, began: time.Now(), sections: t, ended: make(chan struct{})}, nil
+	return &Page{daemon: d, log: log, began: time.Now(), sections: t, ended: make(chan struct{}), streamAge: maxStreamAge}, nil
 }
 
 // Run takes a sample each second, and sends the page to those who look at it, until ctx

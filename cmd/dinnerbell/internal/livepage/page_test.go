@@ -184,6 +184,36 @@ func TestStreamsAreBoundedAndEnd(t *testing.T) {
 	}
 }
 
+// A stream ends at its age, and the answer to HEAD is no stream.
+func TestStreamsEndAtTheirAge(t *testing.T) {
+	t.Parallel()
+	p := newPage(t, &status.Report{Ready: true, Version: "v1"}, nil, nil, nil)
+	p.streamAge = 50 * time.Millisecond
+	server := httptest.NewServer(p)
+	defer server.Close()
+	stream := openStream(t, server.URL)
+	if !awaitLine(stream, "event: page") {
+		t.Fatal("no event")
+	}
+	for stream.Scan() {
+		continue // until its end
+	}
+	if err := stream.Err(); err != nil {
+		t.Error(err)
+	}
+	p.streamAge = time.Hour
+	resp, err := http.Head(server.URL + "/live/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("HEAD: %s, %v", resp.Status, err)
+	}
+	if p.streams.any() {
+		t.Error("a stream is left")
+	}
+}
+
 func openStream(t *testing.T, url string) *bufio.Scanner {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
