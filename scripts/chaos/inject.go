@@ -255,10 +255,11 @@ func (in *faultInjector) faultLink(ctx context.Context, f *history.Fault, l *net
 	case f.Link + "." + cut:
 		return l.Cut(ctx, f.Length)
 	case f.Link + "." + delay:
-		return l.Delay(ctx, f.Length, f.Millis)
+		l.Delay(ctx, f.Length, f.Millis)
 	default:
-		return l.HalfOpen(ctx, f.Length, f.Direction)
+		l.HalfOpen(ctx, f.Length, f.Direction)
 	}
+	return nil
 }
 
 // healAll disarms the traps, lets every daemon run, and counts the answers that

@@ -9,6 +9,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kbin"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"dinnerbell/internal/testenv/relay"
 )
 
 // The API keys of Kafka requests that a relay treats in a special way.
@@ -61,7 +63,7 @@ func (k *kafkaWire) passRequests(in *bufio.Reader, out *bufio.Writer) error {
 		if _, err := io.CopyN(out, in, 4+size); err != nil {
 			return err
 		}
-		if err := flushIdle(in, out); err != nil {
+		if err := relay.FlushIdle(in, out); err != nil {
 			return err
 		}
 	}
@@ -100,7 +102,7 @@ func (k *kafkaWire) passResponses(in *bufio.Reader, out *bufio.Writer) error {
 		if err != nil {
 			return err
 		}
-		if err := flushIdle(in, out); err != nil {
+		if err := relay.FlushIdle(in, out); err != nil {
 			return err
 		}
 	}
