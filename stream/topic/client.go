@@ -126,8 +126,10 @@ func connectHint(err error) string {
 		return "the port takes no SASL: name the brokers' SASL port in kafka.brokers, or leave out kafka.sasl.mechanism"
 	case errors.Is(err, kerr.UnsupportedSaslMechanism):
 		return "set kafka.sasl.mechanism to one of the brokers' sasl.enabled.mechanisms"
-	case errors.Is(err, kerr.SaslAuthenticationFailed):
-		return "are kafka.sasl.username and kafka.sasl.password those of a user that the brokers know for kafka.sasl.mechanism?"
+	}
+	// What is made SaslAuthenticationFailed by an Is of its own says itself what mends it.
+	if failed, ok := errors.AsType[*kerr.Error](err); ok && failed == kerr.SaslAuthenticationFailed {
+		return "are kafka.sasl.username and kafka.sasl.password, or the keys of kafka.sasl.aws, those of a user that the brokers know for kafka.sasl.mechanism?"
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return takesTLS

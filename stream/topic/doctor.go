@@ -21,6 +21,9 @@ type Access struct {
 	TLS     func() (*tls.Config, error) // as the clients use it; nil: off
 	// Mechanism is kafka.sasl.mechanism; "": off.
 	Mechanism string
+	// ExplainLogin says why a broker that has the mechanism refused the login, and how to
+	// mend it, where the credentials are no user and password. kind "": they are.
+	ExplainLogin func(err error) (kind, fix string)
 	// Unauthenticated returns the client's options without SASL.
 	Unauthenticated func() []kgo.Opt
 	Limit           time.Duration // of each check

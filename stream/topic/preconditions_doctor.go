@@ -110,7 +110,7 @@ func checkEncryption(ctx context.Context, f *Facts) ([]precondition.Finding, err
 			if !isLocal(b.Host) {
 				effect := "whoever is on the way reads campaigns and clients' ids"
 				if a.Mechanism != "" {
-					effect = "whoever is on the way reads the password, or guesses it, and the clients' ids"
+					effect = "whoever is on the way reads or guesses the password or token, and reads the clients' ids"
 				}
 				return []precondition.Finding{{Level: precondition.Warn, Object: "broker " + brokerAddress(b), Found: "not encrypted", Effect: effect,
 					Fix: "name the TLS port of the brokers in kafka.brokers, and set kafka.tls.enabled: true and kafka.tls.ca"}}, nil

@@ -34,7 +34,7 @@ type Config struct {
 	missing string
 	seen    *revealedSecrets
 
-	sourceRuns, sinkRuns *passwordRuns
+	sourceRuns, sinkRuns *sharedRuns
 }
 
 // Source is the Postgres that subscriptions are read from.
@@ -79,13 +79,6 @@ type Kafka struct {
 	TLS           TLS      `yaml:"tls"`
 	SASL          SASL     `yaml:"sasl"`
 	Start         string   `yaml:"start"` // earliest (default), latest or an RFC 3339 time
-}
-
-// SASL credentials for the brokers.
-type SASL struct {
-	Mechanism string `yaml:"mechanism"` // "" (no SASL, default), PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
-	Username  Secret `yaml:"username"`  // rotates with the password, so it is re-read with it
-	Password  Secret `yaml:"password"`
 }
 
 // State is the local store.
@@ -152,6 +145,7 @@ func Defaults() *Config {
 			Progress:      "dinnerbell.progress",
 			Group:         "dinnerbell",
 			Start:         topic.StartEarliest,
+			SASL:          SASL{runs: newSharedRuns(), tokens: &oidcTokens{sharedRuns: newSharedRuns()}},
 		},
 		State: State{
 			Dir:        "./data",
@@ -162,7 +156,7 @@ func Defaults() *Config {
 		HTTP: HTTP{Listen: "127.0.0.1:8420"},
 		Log:  Log{Level: "info", Format: "text"},
 
-		sourceRuns: &passwordRuns{}, sinkRuns: &passwordRuns{},
+		sourceRuns: newSharedRuns(), sinkRuns: newSharedRuns(),
 
 		Tracing: Tracing{SamplePercent: 100},
 	}

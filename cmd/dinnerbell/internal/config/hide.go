@@ -25,13 +25,14 @@ type revealedSecrets struct {
 	values []string   // the one that was used last at the end, maxRemembered at most
 }
 
-// addSecret records the passwords in a revealed value.
+// addSecret records the secrets in a revealed value: the passwords in an address, else the
+// value itself. Names with which somebody logs in are no secrets.
 func (r *revealedSecrets) addSecret(key, value string) {
 	var found []string
 	switch {
 	case strings.HasSuffix(key, "url"):
 		found = postgres.Passwords(value)
-	case !strings.HasSuffix(key, "username"): // a name that errors may show
+	case !strings.HasSuffix(key, "username") && !strings.HasSuffix(key, "client_id"): // names that errors may show
 		found = []string{value}
 	}
 	r.mu.Lock()

@@ -190,8 +190,15 @@ func problemOf(key, text string) error {
 		}
 	}
 	if key == "kafka.sasl.mechanism" {
-		for _, k := range []string{"kafka.sasl.username", "kafka.sasl.password"} {
-			if err := set(k, "somebody"); err != nil {
+		needs := map[string]string{"kafka.sasl.username": "somebody", "kafka.sasl.password": "somebody"}
+		switch text {
+		case OAuthBearer:
+			needs = map[string]string{"kafka.sasl.token": "a.b.c"}
+		case AWSMSKIAM:
+			needs = map[string]string{"kafka.sasl.aws.credentials_command": "aws"}
+		}
+		for k, v := range needs {
+			if err := set(k, v); err != nil {
 				return err
 			}
 		}

@@ -27,13 +27,9 @@ type TLS struct {
 func (t TLS) Config() (*tls.Config, error) {
 	tc := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
 	if t.CA != "" {
-		text, err := readBounded(t.CA)
-		if err != nil {
-			return nil, fmt.Errorf("kafka.tls.ca: %w", err)
-		}
-		tc.RootCAs = x509.NewCertPool()
-		if !tc.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("kafka.tls.ca: %s holds no PEM certificate", t.CA)
+		var err error
+		if tc.RootCAs, err = readAuthorities("kafka.tls.ca", t.CA); err != nil {
+			return nil, err
 		}
 	}
 	if t.Cert == "" {
@@ -53,6 +49,19 @@ func (t TLS) Config() (*tls.Config, error) {
 	}
 	tc.Certificates = []tls.Certificate{pair}
 	return tc, nil
+}
+
+// readAuthorities reads the certificates in the PEM file that a key names.
+func readAuthorities(key, path string) (*x509.CertPool, error) {
+	text, err := readBounded(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s: %s holds no PEM certificate", key, path)
+	}
+	return pool, nil
 }
 
 // readKey returns the private key as PEM. It decrypts an encrypted key: as PKCS#8,

@@ -16,9 +16,6 @@ import (
 	"dinnerbell/stream/topic"
 )
 
-// mechanisms are the SASL mechanisms that kafka.sasl.mechanism may name.
-var mechanisms = []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
-
 // Validate checks that the daemon could run with these values. It reports all
 // problems at once; each line begins with its key. Errors wrap ErrInvalid.
 func (c *Config) Validate() error {
@@ -156,28 +153,6 @@ func checkHostPort(s string) error {
 		return fmt.Errorf("%q: the port is a number up to 65535", s)
 	}
 	return nil
-}
-
-func (c *Config) checkSASL() []error {
-	s := c.Kafka.SASL
-	if s.Mechanism == "" {
-		if s.Username.IsSet() || s.Password.IsSet() {
-			return []error{fmt.Errorf("kafka.sasl: has credentials but no mechanism; set kafka.sasl.mechanism to one of %s", strings.Join(mechanisms, ", "))}
-		}
-		return nil
-	}
-	var out []error
-	for _, c := range []struct {
-		key   string
-		value Secret
-	}{{"kafka.sasl.username", s.Username}, {"kafka.sasl.password", s.Password}} {
-		if !c.value.IsSet() {
-			out = append(out, fmt.Errorf("%s: not set, and %s needs it", c.key, s.Mechanism))
-		} else if _, err := c.value.Reveal(); err != nil {
-			out = append(out, err)
-		}
-	}
-	return out
 }
 
 func (c *Config) checkRest() []error {

@@ -147,6 +147,7 @@ func (d *examination) examineKafka(ctx context.Context) topic.Examination {
 	if d.Config.Kafka.TLS.Enabled {
 		access.TLS = func() (*tls.Config, error) { return d.Config.Kafka.TLS.Config() }
 	}
+	access.ExplainLogin = func(err error) (kind, fix string) { return kafkaconn.ExplainLogin(d.Config.Kafka.SASL, err) }
 	without := d.Config.Kafka
 	without.SASL = config.SASL{}
 	// What the client library logs about a failed connection is in the findings.

@@ -28,10 +28,10 @@ func unauthenticatedAnswers(cfg config.SASL) int {
 	switch {
 	case cfg.Mechanism == "":
 		return 1
-	case strings.EqualFold(cfg.Mechanism, "PLAIN"):
-		return 3
+	case strings.HasPrefix(strings.ToUpper(cfg.Mechanism), "SCRAM"):
+		return 4 // two messages
 	}
-	return 4 // SCRAM has two messages
+	return 3
 }
 
 // boundAnswers bounds the first answers on each connection.

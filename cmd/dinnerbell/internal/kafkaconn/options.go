@@ -14,6 +14,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/aws"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
@@ -43,6 +44,12 @@ const dialTimeout = 10 * time.Second
 // Principal returns the principal that brokers with default settings give this
 // client; "" if it depends on the broker, as with the name in a certificate.
 func Principal(cfg config.Kafka) string {
+	switch strings.ToUpper(cfg.SASL.Mechanism) {
+	case config.OAuthBearer:
+		return tokenPrincipal(cfg.SASL)
+	case config.AWSMSKIAM:
+		return "" // the ARN of a role, which the keys do not show
+	}
 	if cfg.SASL.Mechanism != "" {
 		user, err := cfg.SASL.Username.Reveal()
 		if err != nil {
@@ -92,6 +99,13 @@ func saslMechanism(cfg config.SASL) sasl.Mechanism {
 		return boundedScram{scram.Sha256(scramAuth)}
 	case "SCRAM-SHA-512":
 		return boundedScram{scram.Sha512(scramAuth)}
+	case config.OAuthBearer:
+		return bearer{cfg}
+	case config.AWSMSKIAM:
+		return aws.ManagedStreamingIAM(func(context.Context) (aws.Auth, error) {
+			found, err := cfg.RevealAWS()
+			return aws.Auth{AccessKey: found.AccessKeyID, SecretKey: found.SecretAccessKey, SessionToken: found.SessionToken, UserAgent: "dinnerbell"}, err
+		})
 	}
 	return nil
 }
