@@ -10,6 +10,10 @@ INTEGRATION = $(shell grep -rlE 'envtest[.](Real)?Kafka\b' --include='*_test.go'
 # go vet is a part of lint; without symbols for a debugger, linking takes half the time.
 TESTFLAGS = -vet=off -ldflags='-s -w'
 
+# go test takes the packages in this order: a package with long tests that begins last
+# runs alone, and leaves the other cores idle.
+LONGEST = ./stream ./cdc ./internal/e2e ./cmd/dinnerbell ./state
+
 # Further go test flags, such as GOTESTFLAGS='-run TestX -v'.
 GOTESTFLAGS ?=
 
@@ -39,7 +43,7 @@ demo: build ## run the whole thing with made-up restaurants; Ctrl-C ends it
 
 test: ## all tests on Postgres and kfake
 	@scripts/install-tools.sh go kcat
-	go test $(TESTFLAGS) -timeout 15m $(GOTESTFLAGS) ./...
+	go test $(TESTFLAGS) -timeout 15m $(GOTESTFLAGS) $(LONGEST) ./...
 
 # One goroutine simulates a crash after each write, or measures memory: the race detector
 # finds nothing in these tests and takes ten times as long.
@@ -48,7 +52,7 @@ RACE_SKIP = ^Test(Crash|CrashLoad|CrashCheckpoint|CrashRestore|CrashUpgrade|Gene
 # Not a part of test: the race detector needs a second build of everything.
 test-race: ## the packages' tests under the race detector
 	@scripts/install-tools.sh go
-	go test -race $(TESTFLAGS) -skip '$(RACE_SKIP)' -timeout 25m $(GOTESTFLAGS) ./state/... ./cdc/... ./stream/... ./internal/testenv/...
+	go test -race $(TESTFLAGS) -skip '$(RACE_SKIP)' -timeout 25m $(GOTESTFLAGS) ./stream/... ./cdc/... ./state/... ./internal/testenv/...
 
 test-kafka: ## the integration tests on a real Apache Kafka (needs Java 17, Maven, Python)
 	@scripts/install-tools.sh go kcat java python
