@@ -329,9 +329,9 @@ func (m *Mirror) checkCatalog(ctx context.Context, l *streamingSession) error {
 // recordSlot notes the slot's row of pg_replication_slots for the status, and warns
 // when the slot gets into danger: once each time, so that the log is not filled.
 func (m *Mirror) recordSlot(slot source.SlotStatus, walEnd id.LSN) {
-	held := int64(0)
-	if slot.Restart != 0 && walEnd > slot.Restart {
-		held = int64(walEnd - slot.Restart)
+	held := int64(-1) // not known: the slot has no position yet, or none any more
+	if slot.Restart != 0 {
+		held = max(0, int64(walEnd)-int64(slot.Restart))
 	}
 	s := &m.stats
 	s.safeWALSize.Store(slot.SafeWALSize)

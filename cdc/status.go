@@ -45,7 +45,7 @@ type Status struct {
 	SlotWALStatus string
 	SlotKnown     bool
 	SafeWALSize   int64 // bytes until the slot may be lost; -1: no limit
-	SlotHeldBytes int64 // WAL that the server keeps for the slot
+	SlotHeldBytes int64 // WAL that the server keeps for the slot; -1: not known
 	Subscriptions int64
 	FreshnessMS   float64            // duration of the last wait at the barrier
 	Snapshot      tablecopy.Progress // of the last copy, or the one under way

@@ -2,12 +2,15 @@ package stream
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream/sink"
 )
 
@@ -30,7 +33,8 @@ func TestWrongClockIsNamed(t *testing.T) {
 		cfg := w.cfg
 		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		svc := New(cfg, w.store, w.barrier)
-		if err := svc.checkClock(t.Context(), conn, func() time.Time { return time.Now().Add(c.ahead) }); err != nil {
+		svc.now = func() time.Time { return time.Now().Add(c.ahead) }
+		if err := svc.checkClock(t.Context(), conn); err != nil {
 			t.Fatal(err)
 		}
 		if said := strings.Contains(log.String(), "clock"); said != c.said {
@@ -39,6 +43,40 @@ func TestWrongClockIsNamed(t *testing.T) {
 		if skew := svc.Status().ClockSkew; (skew - c.ahead).Abs() > time.Second {
 			t.Errorf("%s: skew is %s", name, skew)
 		}
+	}
+}
+
+// A clock that goes wrong after the start is noticed, and named once until it is right again.
+func TestClockThatGoesWrongLaterIsNamed(t *testing.T) {
+	t.Parallel()
+	w := newDeployment(t, 1, nil)
+	var log bytes.Buffer // read when the watch has ended
+	cfg := w.cfg
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	svc := New(cfg, w.store, w.barrier)
+	var clock testClock
+	var looks atomic.Int64
+	svc.now = func() time.Time { looks.Add(1); return clock.now() } // twice a look
+	svc.clockEvery = 5 * time.Millisecond
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- svc.watchClock(ctx) }()
+	for _, ahead := range []time.Duration{0, -time.Hour, 0} {
+		clock.set(ahead)
+		from := looks.Load()
+		envtest.Until(t, time.Minute, func() error {
+			if n := looks.Load() - from; n < 10 || (svc.Status().ClockSkew-ahead).Abs() > time.Second {
+				return fmt.Errorf("%d looks, skew %s", n, svc.Status().ClockSkew)
+			}
+			return nil
+		})
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if said := log.String(); strings.Count(said, "is not Postgres'") != 1 || strings.Count(said, "agrees with Postgres' again") != 1 || strings.Count(said, "\n") != 2 {
+		t.Errorf("log is %s", said)
 	}
 }
 

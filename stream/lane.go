@@ -49,9 +49,24 @@ type lane struct {
 	held   heldInput
 	late   lateness
 	starts *startTimes
+	ended  laneEnd
 
 	unshipped []finishedCampaign       // in the order of their steps
 	fanOuts   map[campaign.Key]*fanOut // of the session
+}
+
+// laneEnd is what the end of a lane's last session leaves of the figures that only a
+// session has.
+type laneEnd struct {
+	at              time.Time // zero: no session has run in this process
+	live, scheduled int64
+}
+
+// lastFigures returns the totals and what the last session left.
+func (l *lane) lastFigures() (laneTotals, laneEnd) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts, l.ended
 }
 
 // laneTotals are the lane's totals as Status adds them up.
@@ -141,6 +156,10 @@ func (l *lane) showSlowStep(step string, why error) {
 func (l *lane) setState(state LaneState, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.status.State == LaneRunning && state != LaneRunning {
+		l.ended.at = time.Now()
+		l.ended.live, l.ended.scheduled = l.openCampaignsLocked()
+	}
 	l.status.State = state
 	if err != nil {
 		l.status.LastError = err.Error()

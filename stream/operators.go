@@ -74,7 +74,7 @@ func (w *operatorWatch) look(ctx context.Context) error {
 	defer cancel()
 	lanes := w.svc.runningLanes()
 	ids := slices.Sorted(maps.Keys(lanes))
-	if err := w.countHeld(ctx, ids); err != nil || len(ids) == 0 {
+	if err := w.countHeld(ctx, w.svc.knownLanes()); err != nil || len(ids) == 0 {
 		return err
 	}
 	if err := w.countDistant(ctx, lanes); err != nil {
@@ -133,6 +133,17 @@ func (w *operatorWatch) countHeld(ctx context.Context, ids []int32) error {
 	s.held.paused.Store(paused)
 	w.counted, w.lanes = time.Now(), ids
 	return nil
+}
+
+// knownLanes returns the lanes of this service, also those that do not run and those that
+// it has lost and nobody else is known to have: a held campaign waits for an operator
+// whatever its lane does.
+func (s *Service) knownLanes() []int32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := slices.AppendSeq(slices.Collect(maps.Keys(s.lanes)), maps.Keys(s.gone))
+	slices.Sort(ids)
+	return ids
 }
 
 // runningLane is a lane that has taken over.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
@@ -106,6 +105,8 @@ type Service struct {
 	clockWatch     time.Duration    // see the constant
 	trimEvery      time.Duration    // the same
 	operatorLook   time.Duration    // the same
+	clockEvery     time.Duration    // the same
+	reachEvery     time.Duration    // the same
 
 	maxAudience atomic.Int64 // see Limits
 	pace        pace
@@ -120,9 +121,12 @@ type Service struct {
 
 	mu        sync.Mutex // guards the fields below
 	lanes     map[int32]*laneHandle
+	gone      map[int32]*lane // that the service has lost and nobody else is known to have: Status shows their last figures
 	assigned  bool
 	lastError string
-	skew      time.Duration // see ClockSkew, at the start
+	skew      time.Duration // how far our clock is ahead of Postgres', as of the last look
+	clockOff  bool          // it is more than [sink.MaxSkew]
+	unreached Unreached
 	halts     chan *halt.Error
 }
 
@@ -137,8 +141,8 @@ type laneHandle struct {
 func New(cfg Config, store *state.Store, barrier Barrier) *Service {
 	cfg = cfg.withDefaults()
 	s := &Service{
-		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch, trimEvery: trimEvery, operatorLook: operatorLook,
-		log: foldedLog{log: cfg.Logger}, traces: newCampaignTraces(cfg.Tracer), toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, halts: make(chan *halt.Error, 1),
+		cfg: cfg, store: store, barrier: barrier, indexCampaigns: indexCampaigns, recentLimit: recentLimit, startLimit: maxWaitingStarts, unmetPatience: takeover.UnmetPatience, stepPatience: takeover.PhasePatience, inputPatience: inputPatience, now: time.Now, clockWatch: clockWatch, trimEvery: trimEvery, operatorLook: operatorLook, clockEvery: clockEvery, reachEvery: reachEvery,
+		log: foldedLog{log: cfg.Logger}, traces: newCampaignTraces(cfg.Tracer), toCount: make(chan *liveCampaign, countQueue), lanes: map[int32]*laneHandle{}, gone: map[int32]*lane{}, halts: make(chan *halt.Error, 1),
 		readers: sink.NewReaders(cfg.Sink, cfg.Kafka.InstanceID),
 	}
 	s.SetLimits(cfg.Limits)
@@ -155,6 +159,14 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := s.store.ForgetAllDelivered(); err != nil { // of an earlier run
 		return fmt.Errorf("clear delivered cache: %w", err)
 	}
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		s.watchReach(watching)
+	}()
+	defer func() { stopWatching(); <-watched }()
 	if err := s.awaitSinks(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil // there is nothing to drain
@@ -177,6 +189,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.keepRetention(ctx) })
 	g.Go(func() error { return s.countAudiences(ctx) })
 	g.Go(func() error { return s.watchOperators(ctx) })
+	g.Go(func() error { return s.watchClock(ctx) })
 	if s.cfg.Sink.LateSubscribers && s.cfg.TrimLog {
 		g.Go(func() error { return s.trimLog(ctx) })
 	}
@@ -237,7 +250,7 @@ func (s *Service) checkSinks(ctx context.Context) error {
 	for _, f := range slices.Concat(report.At(precondition.Warn), report.At(precondition.Unknown)) {
 		s.cfg.Logger.Warn("precondition", "check", f.Name, "found", f.String())
 	}
-	return s.checkClock(ctx, conn, s.now)
+	return s.checkClock(ctx, conn)
 }
 
 func (s *Service) setLastError(text string) {
@@ -266,7 +279,7 @@ func (s *Service) joinGroup(ctx context.Context) (*kgo.Client, error) {
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, m map[string][]int32) { s.stopLanes(m[s.cfg.Kafka.Campaigns]) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, m map[string][]int32) {
 			s.setLastError("the group's brokers did not answer in time, and the lanes are lost; joining again")
-			s.stopLanes(m[s.cfg.Kafka.Campaigns])
+			s.loseLanes(m[s.cfg.Kafka.Campaigns])
 		}),
 	)
 	if err != nil {
@@ -323,12 +336,17 @@ func (s *Service) startLanes(ctx context.Context, partitions []int32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.assigned, s.lastError = true, ""
+	gone := s.gone
+	s.gone = map[int32]*lane{} // of others, where they are not among the partitions
 	for _, p := range partitions {
 		if s.lanes[p] != nil || ctx.Err() != nil {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		h := &laneHandle{lane: &lane{svc: s, id: p, assigned: time.Now(), replays: make(chan *laneReplay), status: LaneStatus{Partition: p, State: LaneTakeover}}, cancel: cancel, done: make(chan struct{})}
+		if before := gone[p]; before != nil {
+			h.lane.counts, h.lane.ended = before.lastFigures()
+		}
 		s.lanes[p] = h
 		go func() {
 			defer close(h.done)
@@ -356,14 +374,23 @@ func (s *Service) noteHaltedLane(err error) {
 	}
 }
 
-// stopLanes stops lanes and waits for their end: another daemon may own them next.
-func (s *Service) stopLanes(partitions []int32) {
+// stopLanes stops lanes and waits for their end: another daemon owns them next.
+func (s *Service) stopLanes(partitions []int32) { s.endLanes(partitions, false) }
+
+// loseLanes is stopLanes for lanes of which nobody knows who owns them next: Status goes
+// on to show their last figures.
+func (s *Service) loseLanes(partitions []int32) { s.endLanes(partitions, true) }
+
+func (s *Service) endLanes(partitions []int32, lost bool) {
 	var handles []*laneHandle
 	s.mu.Lock()
 	for _, p := range partitions {
 		if h := s.lanes[p]; h != nil {
 			handles = append(handles, h)
 			delete(s.lanes, p)
+			if lost {
+				s.gone[p] = h.lane
+			}
 		}
 	}
 	s.mu.Unlock()
@@ -382,7 +409,7 @@ func (s *Service) stopAllLanes() {
 		partitions = append(partitions, p)
 	}
 	s.mu.Unlock()
-	s.stopLanes(partitions)
+	s.loseLanes(partitions)
 }
 
 // reportOffsets commits the lanes' offsets to the group for lag monitors, until ctx
@@ -411,23 +438,6 @@ func (s *Service) commitOffsets(ctx context.Context, client *kgo.Client) {
 		return
 	}
 	client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{s.cfg.Kafka.Campaigns: positions}, nil)
-}
-
-// checkClock warns if this machine's clock and Postgres' differ by more than
-// [sink.MaxSkew].
-func (s *Service) checkClock(ctx context.Context, conn *pgx.Conn, now func() time.Time) error {
-	skew, _, err := sink.ClockSkew(ctx, conn, now)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.skew = skew
-	s.mu.Unlock()
-	if skew.Abs() > sink.MaxSkew {
-		s.cfg.Logger.Warn("this machine's clock is not Postgres': campaigns start and end by ours; set the one that is wrong, then start again",
-			"ahead_by", skew.Round(time.Millisecond))
-	}
-	return nil
 }
 
 const (

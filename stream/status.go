@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,7 +64,11 @@ type LaneStatus struct {
 // Status is the stream at one moment. Live and scheduled campaigns are counted in
 // memory; live ones include those that wait to be joined. The other campaigns and the
 // notifications are counted since the deployment began, on the lanes that this daemon
-// owns: these counts fall when a lane leaves.
+// owns: these counts fall when another daemon takes a lane.
+//
+// Only a lane that runs knows its figures. The share of one that does not, and of one
+// that is lost and not known to be another daemon's, is that of the end of its last
+// session.
 type Status struct {
 	Assigned  bool // the consumer group has answered at least once
 	Lanes     []LaneStatus
@@ -79,12 +84,20 @@ type Status struct {
 		Decided int64
 		Shipped int64
 	}
-	Counts                     // since the service was made
-	Recent    []RecentCampaign // the newest first
-	LastError string
-	Limits    Limits
-	ClockSkew time.Duration // how far our clock was ahead of Postgres' at the start
-	Halted    *halt.Error   // the first lane that halted
+	// FiguresAt is the oldest moment that a lane's share in Campaigns and Notifications is
+	// of; zero: all shares are those of now.
+	FiguresAt time.Time
+	// FiguresMissing is how many lanes have no share: this process has not taken them over
+	// yet. FiguresUnknown: no lane has, so the numbers say nothing.
+	FiguresMissing int
+	FiguresUnknown bool
+	Counts                          // since the service was made
+	Recent         []RecentCampaign // the newest first
+	LastError      string
+	Limits         Limits
+	ClockSkew      time.Duration // how far our clock was ahead of Postgres' at the last look
+	Unreached      Unreached
+	Halted         *halt.Error // the first lane that halted
 }
 
 // Ready reports whether the group has answered and every lane that it has assigned
@@ -100,7 +113,8 @@ func (s *Service) Status() Status {
 	for _, h := range s.lanes {
 		lanes = append(lanes, h.lane)
 	}
-	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Counts: s.counters.snapshot(), Recent: s.recent.snapshot()}
+	gone := slices.Collect(maps.Values(s.gone))
+	out := Status{Assigned: s.assigned, LastError: s.lastError, ClockSkew: s.skew, Unreached: s.unreached, Counts: s.counters.snapshot(), Recent: s.recent.snapshot()}
 	out.PaceWaits = time.Duration(s.pace.held.Load())
 	out.Limits = Limits{MaxAudience: s.maxAudience.Load(), NotificationsPerSecond: s.pace.rate.Load()}
 	out.Campaigns.Parked, out.Campaigns.Paused = s.held.parked.Load(), s.held.paused.Load()
@@ -109,7 +123,49 @@ func (s *Service) Status() Status {
 	for _, l := range lanes {
 		l.addStatus(&out)
 	}
+	for _, l := range gone {
+		l.addFigures(&out)
+	}
+	known := len(lanes) + len(gone) - out.FiguresMissing
+	out.FiguresUnknown = known == 0 && (len(lanes)+len(gone) > 0 || !out.Assigned)
 	return out
+}
+
+// addFigures adds the lane's share to the counts.
+func (l *lane) addFigures(out *Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.addFiguresLocked(out)
+}
+
+func (l *lane) addFiguresLocked(out *Status) {
+	live, scheduled := l.ended.live, l.ended.scheduled
+	switch {
+	case l.status.State == LaneRunning:
+		live, scheduled = l.openCampaignsLocked()
+	case l.ended.at.IsZero():
+		out.FiguresMissing++
+		return
+	case out.FiguresAt.IsZero() || l.ended.at.Before(out.FiguresAt):
+		out.FiguresAt = l.ended.at
+	}
+	out.Campaigns.Live += live
+	out.Campaigns.Scheduled += scheduled
+	out.Campaigns.Expired += l.counts.Expired
+	out.Campaigns.Dead += l.counts.Dead
+	out.Notifications.Decided += l.counts.Notified
+	out.Notifications.Shipped += l.counts.shipped
+}
+
+// openCampaignsLocked counts the campaigns of the session; live ones include those that
+// wait to be joined.
+func (l *lane) openCampaignsLocked() (live, scheduled int64) {
+	live = int64(l.counts.live)
+	if l.starts != nil {
+		ahead, waiting := l.starts.counts()
+		live, scheduled = live+int64(waiting), int64(ahead)
+	}
+	return live, scheduled
 }
 
 func (l *lane) addStatus(out *Status) {
@@ -124,16 +180,7 @@ func (l *lane) addStatus(out *Status) {
 	st.HeldByTransaction = l.held.describe(l.svc.cfg.Kafka.Campaigns, l.id)
 	l.addLateness(&st)
 	out.Lanes = append(out.Lanes, st)
-	out.Campaigns.Live += int64(l.counts.live)
-	if l.starts != nil {
-		scheduled, waiting := l.starts.counts()
-		out.Campaigns.Scheduled += int64(scheduled)
-		out.Campaigns.Live += int64(waiting)
-	}
-	out.Campaigns.Expired += l.counts.Expired
-	out.Campaigns.Dead += l.counts.Dead
-	out.Notifications.Decided += l.counts.Notified
-	out.Notifications.Shipped += l.counts.shipped
+	l.addFiguresLocked(out)
 	if st.Halted != nil && out.Halted == nil {
 		out.Halted = st.Halted
 	}

@@ -84,8 +84,8 @@ func (c *campaignsCmd) Run(ctx context.Context, a *invocation) error {
 		return err
 	}
 	fanOuts, err := readFanOuts(ctx, cfg.State.Dir)
-	if err != nil && !errors.Is(err, control.ErrNoDaemon) {
-		_, _ = fmt.Fprintf(a.messages, "dinnerbell: without rates: %v\n", err) // nowhere to report a failing stderr
+	if err != nil {
+		_, _ = fmt.Fprintf(a.messages, "dinnerbell: without the rate and the time left of fan-outs under way: %v\n", err) // nowhere to report a failing stderr
 	}
 	out := bufio.NewWriterSize(a.stdout, 64<<10)
 	if err := errors.Join(c.writeList(out, list, fanOuts), out.Flush()); err != nil {

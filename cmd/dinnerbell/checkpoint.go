@@ -85,7 +85,7 @@ func (s *savedState) setCoverage(m *state.Manifest, judge func(state.Source, id.
 func (s *savedState) coverageText() string {
 	switch {
 	case s.Covered == nil:
-		return "unknown: " + s.Reason
+		return "not known"
 	case *s.Covered:
 		return "yes"
 	}
@@ -203,6 +203,9 @@ func (c *checkpointListCmd) Run(ctx context.Context, a *invocation) error {
 		err = printJSON(a, saved)
 	} else {
 		err = printSaved(a.stdout, saved)
+		if unknown != nil && len(saved) > 0 {
+			_, _ = fmt.Fprintf(a.messages, "dinnerbell: whether the slot covers them is not known: %s\n", cfg.Hide(logging.Line(unknown.Error()))) // nowhere to report a failing stderr
+		}
 	}
 	return errors.Join(err, damaged)
 }

@@ -75,6 +75,7 @@ type invocation struct {
 
 	cfg    *config.Config // nil until loadConfig has read it
 	daemon bool           // the command is run: its last line goes to the log
+	again  string         // what a user does after an interrupt; "": the command again
 }
 
 // runCommandLine runs one command line and returns the exit code: 0 done, 1 failed,
@@ -105,14 +106,29 @@ func parseAndRun(ctx context.Context, args []string, a *invocation) int {
 	case helped:
 		return 0
 	case err != nil:
-		return a.reportError(fmt.Errorf("%w: %w (see dinnerbell --help)", errUsage, err))
+		return a.reportError(fmt.Errorf("%w: %w (see %s --help)", errUsage, err, commandOf(err)))
 	}
 	a.configFile = c.File
 	if a.configFile == "" {
 		a.configFile = a.env["DINNERBELL_CONFIG"]
 	}
 	command.BindTo(ctx, (*context.Context)(nil))
-	return a.reportError(command.Run(a))
+	return a.reportError(a.nameInterrupt(ctx, command.Run(a)))
+}
+
+// commandOf returns the command whose help tells what is wrong in a command line.
+func commandOf(err error) string {
+	name := "dinnerbell"
+	parse, ok := errors.AsType[*kong.ParseError](err)
+	if !ok || parse.Context == nil {
+		return name
+	}
+	for _, p := range parse.Context.Path {
+		if p.Command != nil {
+			name += " " + p.Command.Name
+		}
+	}
+	return name
 }
 
 // newParser returns the parser of the command line, with further options.
@@ -124,6 +140,28 @@ func newParser(c *commandLine, options ...kong.Option) (*kong.Kong, error) {
 		kong.ExplicitGroups(commandGroups),
 		kong.Vars{"version": thisBuild().String()},
 	)...)
+}
+
+// interruptedError is the error of a command that a signal has ended: whatever it was
+// waiting for failed because of that, and is not to blame. The exit code is that of the
+// error.
+type interruptedError struct {
+	again string
+	err   error
+}
+
+// Error says what happened, and not what failed through it.
+func (e *interruptedError) Error() string { return "interrupted before it was done" + e.again }
+
+// Unwrap returns the error of what was interrupted.
+func (e *interruptedError) Unwrap() error { return e.err }
+
+// nameInterrupt returns the error that a command ends with after an interrupt.
+func (a *invocation) nameInterrupt(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil || a.daemon {
+		return err
+	}
+	return &interruptedError{a.again, err}
 }
 
 // maxError is the largest error text, in bytes, that a command ends with. A

@@ -48,7 +48,8 @@ func TestEmptyValuesAreUsageErrors(t *testing.T) {
 }
 
 func TestCommandLine(t *testing.T) {
-	t.Chdir(t.TempDir()) // without a dinnerbell.yaml
+	dir := t.TempDir() // without a dinnerbell.yaml
+	t.Chdir(dir)
 	if err := os.WriteFile("bad.yaml", []byte("source: {url: 'postgres://a/b'}\nkafka: {brokers: ['k:1']}\njoin: {freshness: fresh}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +63,7 @@ func TestCommandLine(t *testing.T) {
 		"help":            {args: []string{"--help"}, code: 0, stdout: "Usage: dinnerbell <command>"},
 		"help of command": {args: []string{"demo", "--help"}, code: 0, stdout: "Usage: dinnerbell demo"},
 		"version flag":    {args: []string{"--version"}, code: 0, stdout: "dinnerbell dev (commit "},
-		"config file":     {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=bad.yaml", "DINNERBELL_JOIN_FRESHNESS=off"}, code: 0, stdout: "configuration is valid: bad.yaml\n"},
+		"config file":     {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=bad.yaml", "DINNERBELL_JOIN_FRESHNESS=off"}, code: 0, stdout: "configuration is valid: " + filepath.Join(dir, "bad.yaml") + ", 1 variable of the environment\n"},
 		"config mistakes": {args: []string{"config", "check"}, env: []string{"DINNERBELL_CONFIG=bad.yaml", "DINNERBELL_JOIN_FRESHNESS=soon"}, code: 2, stderr: "join.freshness"},
 		"no health":       {args: []string{"health"}, code: 1, stderr: "no daemon is running"},
 		"completion":      {args: []string{"completion", "bash"}, code: 0, stdout: "_dinnerbell() {"},
@@ -72,7 +73,7 @@ func TestCommandLine(t *testing.T) {
 		"version json":    {args: []string{"version", "--json"}, code: 0, stdout: `{"version":"dev","commit":"`},
 		"nothing":         {args: nil, code: 2, stderr: "see dinnerbell --help"},
 		"unknown command": {args: []string{"serve"}, code: 2, stderr: "serve"},
-		"unknown flag":    {args: []string{"run", "--fast"}, code: 2, stderr: "--fast"},
+		"unknown flag":    {args: []string{"run", "--fast"}, code: 2, stderr: "unknown flag --fast (see dinnerbell run --help)"},
 		"no config":       {args: []string{"run"}, code: 2, stderr: "source.url: not set"},
 		"no such config":  {args: []string{"-c", "x.yaml", "run"}, code: 2, stderr: "x.yaml: no such file"},
 		"config refused":  {args: []string{"-c", "bad.yaml", "run"}, code: 2, stderr: "join.freshness"},

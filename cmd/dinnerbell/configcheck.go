@@ -1,10 +1,6 @@
 package main
 
-import (
-	"fmt"
-
-	"dinnerbell/cmd/dinnerbell/internal/config"
-)
+import "fmt"
 
 // configCmd groups the commands about the configuration.
 type configCmd struct {
@@ -25,13 +21,10 @@ Example:
 
 // Run ends with 2 and names every mistake, or says where the configuration came from.
 func (*configCheckCmd) Run(a *invocation) error {
-	if _, err := a.loadConfig(); err != nil {
+	cfg, err := a.loadConfig()
+	if err != nil {
 		return err
 	}
-	file := a.configFile
-	if file == "" {
-		file = "./" + config.DefaultFile + " (if there is one) and the environment"
-	}
-	_, err := fmt.Fprintf(a.stdout, "configuration is valid: %s\n", file)
+	_, err = fmt.Fprintf(a.stdout, "configuration is valid: %s\n", cfg.Describe(a.configFile, a.env))
 	return err
 }

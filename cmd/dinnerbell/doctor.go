@@ -12,7 +12,7 @@ import (
 
 // doctorCmd checks everything that run needs.
 type doctorCmd struct {
-	JSON bool `help:"As JSON, one object for each finding: name, level (ok, warn, unknown, FAIL), object, found, effect, fix."`
+	JSON bool `help:"As JSON, one object for each finding: name, level (ok, warn, unknown, FAIL), object, found, effect, fix, and the fix's SQL statements one by one."`
 }
 
 // Help returns what `dinnerbell doctor --help` shows below the options.
@@ -36,6 +36,9 @@ func (c *doctorCmd) Run(ctx context.Context, a *invocation) error {
 	bar.Spin("looking at Postgres, Kafka and this machine")
 	sections := doctor.Run(ctx, doctor.Options{Config: cfg, File: a.configFile, Env: a.env, Logger: a.newLogger(cfg)})
 	bar.Finish()
+	if ctx.Err() != nil {
+		return ctx.Err() // what was not looked at is not unknown
+	}
 	if c.JSON {
 		err = c.printJSON(a, sections)
 	} else {
@@ -51,11 +54,20 @@ func (c *doctorCmd) Run(ctx context.Context, a *invocation) error {
 	return nil
 }
 
+// listedFinding is a finding of --json.
+type listedFinding struct {
+	precondition.Finding
+
+	// Statements are those of a fix that is SQL, each for a call of its own:
+	// ALTER SYSTEM shares none with another statement.
+	Statements []string `json:"statements,omitempty"`
+}
+
 func (c *doctorCmd) printJSON(a *invocation, sections []doctor.Section) error {
 	out := json.NewEncoder(a.stdout)
 	for _, s := range sections {
 		for _, f := range s.Report {
-			if err := out.Encode(f); err != nil {
+			if err := out.Encode(listedFinding{f, doctor.Statements(f.Fix)}); err != nil {
 				return err
 			}
 		}

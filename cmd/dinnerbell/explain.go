@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -283,6 +284,20 @@ func spellings(client string) []string {
 	return out
 }
 
+// joinGaps makes one of the gaps that have the same cause, such as a server that does not
+// answer; its source names all of them.
+func joinGaps(gaps []explain.Gap) (joined []explain.Gap) {
+	for _, g := range gaps {
+		at := slices.IndexFunc(joined, func(o explain.Gap) bool { return o.What == g.What && o.Tell == g.Tell })
+		if at < 0 {
+			joined = append(joined, g)
+			continue
+		}
+		joined[at].Source += ", " + g.Source
+	}
+	return joined
+}
+
 // printExplanation writes the verdict, then the evidence, then what is not known.
 func printExplanation(out io.Writer, x *explain.Explanation) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
@@ -299,7 +314,7 @@ func printExplanation(out io.Writer, x *explain.Explanation) error {
 		}
 		line("%s\t%s\t%s\t%s", l.Source, terminal.Escape(l.Place), at, terminal.Escape(l.What))
 	}
-	for _, g := range x.NotKnown {
+	for _, g := range joinGaps(x.NotKnown) {
 		line("not known\t%s\t\t%s; to find out: %s", g.Source, terminal.Escape(g.What), terminal.Escape(g.Tell))
 	}
 	return w.Flush()

@@ -2,9 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
 
 	"dinnerbell/cmd/dinnerbell/internal/config"
 	"dinnerbell/cmd/dinnerbell/internal/control"
+	"dinnerbell/cmd/dinnerbell/internal/logging"
+	"dinnerbell/cmd/dinnerbell/internal/status"
 )
 
 // healthCmd reports whether the running daemon is ready, for container health checks.
@@ -12,7 +18,7 @@ type healthCmd struct{}
 
 // Help shows how a container uses it.
 func (*healthCmd) Help() string {
-	return `It prints nothing when the daemon is ready, and why not otherwise.
+	return `It prints nothing when the daemon is ready; otherwise one line that says why not, and what mends it.
 
 Examples:
   dinnerbell health
@@ -26,6 +32,30 @@ func (*healthCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return err
 	}
-	_, err = control.Get(ctx, cfg.State.Dir, "/readyz")
-	return err
+	body, err := control.Get(ctx, cfg.State.Dir, "/api/status")
+	if err != nil {
+		return err
+	}
+	var r status.Report
+	if err := json.Unmarshal(body, &r); err != nil {
+		return fmt.Errorf("read answer of the daemon: %w", err)
+	}
+	if r.Ready {
+		return nil
+	}
+	return errors.New("not ready: " + healthText(&r))
+}
+
+// healthText says in one line why the daemon is not ready.
+func healthText(r *status.Report) string {
+	var all []string
+	for i := range r.Problems {
+		if p := &r.Problems[i]; p.Level != status.LevelWarning {
+			all = append(all, fmt.Sprintf("%s: %s (to mend: %s)", p.Part, p.What, p.Mend))
+		}
+	}
+	if len(all) == 0 {
+		all = r.Reasons
+	}
+	return logging.Line(strings.Join(all, "; "))
 }

@@ -41,6 +41,7 @@ func (c *setupCmd) Run(ctx context.Context, a *invocation) error {
 	}
 	log := a.newLogger(cfg)
 	source, claim := daemon.SourceConfig(cfg, log), daemon.ClaimConfig(cfg, log)
+	a.again = "; `dinnerbell setup` again goes on with what is missing"
 	if c.PrintSQL {
 		return printSQL(a.stdout, cfg, source, claim)
 	}

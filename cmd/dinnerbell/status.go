@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -56,17 +57,21 @@ func (c *statusCmd) Run(ctx context.Context, a *invocation) error {
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
-	return statusError(&r)
+	return statusError(&r, c.JSON)
 }
 
 // statusError returns the error that the command ends with: exit 3 if a part waits
-// for an operator, 1 if the daemon is not ready.
-func statusError(r *status.Report) error {
+// for an operator, 1 if the daemon is not ready. Beside the text it repeats nothing.
+func statusError(r *status.Report, asJSON bool) error {
 	switch {
-	case r.Halted != nil:
+	case r.Halted != nil && asJSON:
 		return &control.RemoteError{Message: fmt.Sprintf("%s halted: %s; to go on: %s", r.Halted.Part, r.Halted.What, r.Halted.Hint), Exit: exitHalted}
-	case !r.Ready:
+	case r.Halted != nil:
+		return &control.RemoteError{Message: r.Halted.Part + " halted, as the first lines say", Exit: exitHalted}
+	case !r.Ready && asJSON:
 		return fmt.Errorf("not ready: %s", strings.Join(r.Reasons, "; "))
+	case !r.Ready:
+		return errors.New("not ready, for the reasons in the first lines")
 	}
 	return nil
 }
@@ -83,20 +88,14 @@ func printStatus(out io.Writer, r *status.Report) error {
 	} else {
 		row("ready", "NO")
 	}
-	for _, reason := range r.Reasons {
-		row("", "%s", reason)
-	}
-	if h := r.Halted; h != nil {
-		row("HALTED", "%s: %s", h.Part, h.What)
-		row("", "to mend: %s", h.Hint)
-	}
+	printProblems(row, r)
 	row("version", "%s", r.Version)
 	s := r.Source
-	row("source", "%s at %s, %s, slot %s keeps %s", s.State, s.AppliedLSN, sourceLagText(&s), orDash(s.SlotWALStatus), bytesOrDash(s.SlotHeldBytes))
+	row("source", "%s at %s, %s, %s", s.State, s.AppliedLSN, sourceLagText(&s), slotText(&s))
 	if s.State == string(cdc.StateSnapshot) {
 		row("snapshot", "%s", snapshotText(&s))
 	}
-	if s.LastError != "" && s.State != string(cdc.StateStreaming) { // else it is mended; the events have it
+	if s.LastError != "" && s.State != string(cdc.StateStreaming) && len(r.Problems) == 0 { // else it is mended, and the events have it; or it is a problem
 		row("", "last error: %s", s.LastError)
 	}
 	if s.Work != nil {
@@ -113,18 +112,19 @@ func printStatus(out io.Writer, r *status.Report) error {
 	if r.State.Quarantine != "" {
 		row("", "set aside since the start: %d, last %s: %s", r.State.Quarantines, r.State.Quarantine, r.State.Damage)
 	}
-	row("freshness", "%.1f ms", s.FreshnessMS)
+	if s.FreshnessMS > 0 {
+		row("freshness", "the last join waited %.1f ms", s.FreshnessMS)
+	}
 	if c := r.Campaigns; c.Parked > 0 || c.Paused > 0 {
 		row("HELD", "%s parked (see `dinnerbell approve`), %s paused (see `dinnerbell resume`)", terminal.Thousands(c.Parked), terminal.Thousands(c.Paused))
 	}
-	row("campaigns", "%s live, %s scheduled, %s expired, %s dead", terminal.Thousands(r.Campaigns.Live),
-		terminal.Thousands(r.Campaigns.Scheduled), terminal.Thousands(r.Campaigns.Expired), terminal.Thousands(r.Campaigns.Dead))
+	row("campaigns", "%s", campaignsText(r))
 	row("", "since the start %s accepted, %s finished, %s without audience", terminal.Thousands(r.Counters.CampaignsAccepted),
 		terminal.Thousands(r.Counters.CampaignsFinished), terminal.Thousands(r.Counters.CampaignsWithoutAudience))
 	for _, c := range r.Recent[:min(len(r.Recent), recentInStatus)] {
 		row("", "%s", recentText(&c))
 	}
-	row("notifications", "%s decided, %s shipped", terminal.Thousands(r.Notifications.Decided), terminal.Thousands(r.Notifications.Shipped))
+	row("notifications", "%s", notificationsText(r))
 	for i, e := range r.Events[:min(len(r.Events), recentInStatus)] {
 		row(eventsHead(i), "%s %-5s %s", e.Time.UTC().Format("15:04:05"), e.Level, eventLine(&e))
 	}
@@ -132,6 +132,78 @@ func printStatus(out io.Writer, r *status.Report) error {
 		return fmt.Errorf("write status: %w", err)
 	}
 	return printLanes(out, r.Lanes)
+}
+
+// problemNames are the names in front of problems.
+var problemNames = map[status.Level]string{status.LevelHalted: "HALTED", status.LevelDown: "DOWN", status.LevelWarning: "warning", status.LevelWork: "busy"}
+
+// printProblems writes what is wrong and what mends it.
+func printProblems(row func(name, format string, args ...any), r *status.Report) {
+	for i := range r.Problems {
+		p := &r.Problems[i]
+		if p.Part == "campaigns" {
+			continue // they have a line of their own
+		}
+		row(problemNames[p.Level], "%s: %s", p.Part, p.What)
+		row("", "since %s; to mend: %s", p.Since.UTC().Format("15:04:05"), p.Mend)
+	}
+	if len(r.Problems) > 0 {
+		return
+	}
+	for _, reason := range r.Reasons {
+		row("", "%s", reason)
+	}
+	if h := r.Halted; h != nil {
+		row("HALTED", "%s: %s", h.Part, h.What)
+		row("", "to mend: %s", h.Hint)
+	}
+}
+
+// slotText describes the slot as far as it is known.
+func slotText(s *status.Source) string {
+	switch {
+	case s.SlotWALStatus == "" && s.SlotHeldBytes == nil:
+		return "slot not known"
+	case s.SlotHeldBytes == nil:
+		return "slot " + s.SlotWALStatus
+	}
+	return fmt.Sprintf("slot %s keeps %s", orDash(s.SlotWALStatus), terminal.Bytes(*s.SlotHeldBytes))
+}
+
+// noFigures stands for counts that nobody knows yet.
+const noFigures = "not known: this process has not taken over a lane yet"
+
+// campaignsText returns the counts of campaigns.
+func campaignsText(r *status.Report) string {
+	c := &r.Campaigns
+	if c.Live == nil {
+		return noFigures
+	}
+	return fmt.Sprintf("%s live, %s scheduled, %s expired, %s dead", terminal.Thousands(*c.Live),
+		terminal.Thousands(*c.Scheduled), terminal.Thousands(*c.Expired), terminal.Thousands(*c.Dead)) + figuresNote(r.Figures)
+}
+
+// notificationsText returns the counts of notifications.
+func notificationsText(r *status.Report) string {
+	if r.Notifications.Decided == nil {
+		return noFigures
+	}
+	return fmt.Sprintf("%s decided, %s shipped", terminal.Thousands(*r.Notifications.Decided), terminal.Thousands(*r.Notifications.Shipped)) + figuresNote(r.Figures)
+}
+
+// figuresNote says which counts are not of now; "" where all are.
+func figuresNote(f *status.Figures) string {
+	note := ""
+	if f == nil {
+		return note
+	}
+	if !f.AsOf.IsZero() {
+		note += ", as of " + f.AsOf.UTC().Format("15:04:05")
+	}
+	if f.LanesMissing > 0 {
+		note += fmt.Sprintf(", without %d lanes that are not taken over yet", f.LanesMissing)
+	}
+	return note
 }
 
 // eventsHead is the name in front of the events: of the first alone.
@@ -204,7 +276,11 @@ func printLanes(out io.Writer, lanes []status.Lane) error {
 		if l.WaitingForFreshness {
 			l.State += ", waits for fresh subscriptions"
 		}
-		_, _ = fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t\n", l.Partition, l.Epoch, l.Decided, l.Shipped, l.NextOffset, laneLagText(&l), secondsText(l.OldestCampaignSeconds), orDash(l.State))
+		figures := fmt.Sprintf("%d\t%d\t%d\t%d", l.Epoch, l.Decided, l.Shipped, l.NextOffset)
+		if l.Epoch == 0 { // it is not taken over yet
+			figures = "—\t—\t—\t—"
+		}
+		_, _ = fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t\n", l.Partition, figures, laneLagText(&l), secondsText(l.OldestCampaignSeconds), orDash(l.State))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write status: %w", err)
@@ -239,13 +315,6 @@ func laneLagText(l *status.Lane) string {
 // secondsText returns a duration to the tenth of a second.
 func secondsText(s float64) string {
 	return time.Duration(s * float64(time.Second)).Round(100 * time.Millisecond).String()
-}
-
-func bytesOrDash(n *int64) string {
-	if n == nil {
-		return "—"
-	}
-	return terminal.Bytes(*n)
 }
 
 func orDash(s string) string {

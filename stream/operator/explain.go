@@ -48,7 +48,7 @@ func GatherEvidence(ctx context.Context, cfg takeover.Config, q explain.Question
 	if err := g.readSink(ctx); err != nil {
 		g.e.Feedback, g.e.Step, g.e.Campaigns, g.e.Lanes = nil, nil, nil, nil
 		for _, s := range []explain.Source{explain.SourceFeedback, explain.SourceOutbox, explain.SourceCampaign, explain.SourceLane} {
-			g.addGap(s, fmt.Sprintf("what the sink has (%s): %v", s, err), "dinnerbell setup, where tables or columns are missing; else the log of the Postgres server of sink.url")
+			g.addGap(s, "what the sink has: "+err.Error(), "dinnerbell doctor, which names the cause")
 		}
 		return g.e // without the lanes' positions the topics tell nothing
 	}

@@ -163,7 +163,7 @@ const MaxSkew = 5 * time.Second
 
 // ClockSkew returns how far our clock, now, is ahead of Postgres', with an error of at
 // most off: half of the time that the query takes.
-func ClockSkew(ctx context.Context, conn *pgx.Conn, now func() time.Time) (skew, off time.Duration, err error) {
+func ClockSkew(ctx context.Context, conn Querier, now func() time.Time) (skew, off time.Duration, err error) {
 	var theirs time.Time
 	before := now()
 	if err := conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -147,5 +148,28 @@ func isReferred(name string, file []byte, env Env) bool {
 	return false
 }
 
-// Missing reports whether there is no configuration file.
-func (c *Config) Missing() bool { return c.missing != "" }
+// Describe names where the configuration came from. file is the file that Load was given.
+func (c *Config) Describe(file string, env Env) string {
+	if file == "" {
+		file = DefaultFile
+	}
+	if whole, err := filepath.Abs(file); err == nil {
+		file = whole
+	}
+	if c.missing != "" {
+		file = "no file (" + file + " does not exist)"
+	}
+	variables := 0
+	for name := range env {
+		if strings.HasPrefix(name, "DINNERBELL_") && name != "DINNERBELL_CONFIG" {
+			variables++
+		}
+	}
+	switch variables {
+	case 0:
+		return file
+	case 1:
+		return file + ", 1 variable of the environment"
+	}
+	return fmt.Sprintf("%s, %d variables of the environment", file, variables)
+}

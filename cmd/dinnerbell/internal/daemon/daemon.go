@@ -89,6 +89,7 @@ type supervisor struct {
 	tracer    stream.Tracer // nil: no traces
 	current   atomic.Pointer[Engine]
 	limits    atomic.Pointer[stream.Limits] // in force
+	stopping  atomic.Bool                   // run's context has ended
 	level     string                        // of the log, in force; of watchReload
 	site      status.Site
 	stalls    status.StallDetector
@@ -126,6 +127,7 @@ func (s *supervisor) logStart(cfg *config.Config, tcp net.Addr) {
 // run serves HTTP from before the engine starts until it has drained, so that the
 // draining can be watched.
 func (s *supervisor) run(ctx context.Context, l *listeners) error {
+	defer context.AfterFunc(ctx, func() { s.stopping.Store(true) })()
 	httpCtx, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	g, gctx := errgroup.WithContext(ctx)
 	page, err := s.newLivePage()
@@ -225,7 +227,7 @@ func (s *supervisor) logReadiness(ctx context.Context) error {
 		switch {
 		case r.Ready && !ready:
 			s.Logger.Info("ready", "subscriptions", r.Source.Subscriptions, "lanes", len(r.Lanes))
-		case !r.Ready && ready:
+		case !r.Ready && ready && !r.Stopping:
 			s.Logger.Warn("not ready", "reasons", r.Reasons)
 		}
 		ready = r.Ready

@@ -40,6 +40,9 @@ func (s *supervisor) statusReport() status.Report {
 	r := status.NewReport(s.Build.Version, source, lanes, complete)
 	s.reportState(&r, e, complete)
 	r.Reasons = append(r.Reasons, s.stalls.Reasons(time.Now(), &r)...)
+	if s.stopping.Load() {
+		r.SetStopping()
+	}
 	r.Ready = len(r.Reasons) == 0
 	r.Problems = status.FindProblems(&r, s.site)
 	s.problems.Stamp(time.Now(), r.Problems)

@@ -48,7 +48,7 @@ func ClaimConfig(cfg *config.Config, log *slog.Logger) takeover.Config {
 	log = log.With("part", "stream")
 	mirror, key := 0, "sink.url"
 	if !cfg.Sink.URL.IsSet() {
-		mirror, key = source.StreamingConnections, "source.url"
+		mirror, key = source.StreamingConnections, "sink.url (as source.url)"
 	}
 	return takeover.Config{
 		Sink: sink.Config{

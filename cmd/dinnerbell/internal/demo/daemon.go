@@ -53,6 +53,9 @@ func runCommand(binary string, env []string, out io.Writer, args ...string) erro
 	cmd.SysProcAttr = testenv.ChildAttributes(syscall.SIGTERM)
 	output, err := cmd.CombinedOutput()
 	for line := range bytes.Lines(output) {
+		if err == nil && bytes.HasPrefix(line, []byte("warning: ")) {
+			continue // about a cluster of one broker, which the demo is
+		}
 		_, _ = fmt.Fprint(out, wrapLine(string(line), "         ", 80))
 	}
 	if err != nil {

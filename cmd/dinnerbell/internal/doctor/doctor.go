@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -101,28 +100,7 @@ func (d *examination) hideSecrets(f *precondition.Finding) {
 // describeConfiguration names the sources of the configuration. Its mistakes are errors
 // of the command, which makes no check with a wrong one.
 func (d *examination) describeConfiguration() precondition.Report {
-	file := d.File
-	if file == "" {
-		file = config.DefaultFile
-	}
-	if d.Config.Missing() {
-		file = "no file"
-	}
-	variables := 0
-	for name := range d.Env {
-		if strings.HasPrefix(name, "DINNERBELL_") {
-			variables++
-		}
-	}
-	text := file
-	switch variables {
-	case 0:
-	case 1:
-		text += ", 1 variable of the environment"
-	default:
-		text += fmt.Sprintf(", %d variables of the environment", variables)
-	}
-	return precondition.Report{{Name: "configuration.file", Found: text}}
+	return precondition.Report{{Name: "configuration.file", Found: d.Config.Describe(d.File, d.Env)}}
 }
 
 func (d *examination) examineSource(ctx context.Context) source.Examination {

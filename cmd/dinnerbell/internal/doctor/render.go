@@ -149,21 +149,35 @@ func fixLines(fix string, width int) (lines []string) {
 		}
 		return lines
 	}
-	if !sqlStatement.MatchString(fix) {
+	statements := Statements(fix)
+	if statements == nil {
 		return wrapText(fix, width)
 	}
-	statements, comment, _ := strings.Cut(fix, "-- ")
-	for statement := range strings.SplitSeq(statements, "; ") {
-		if statement = strings.TrimSuffix(strings.TrimSpace(statement), ";"); statement != "" {
-			lines = append(lines, wrapText(statement+";", width)...)
-		}
+	for _, statement := range statements {
+		lines = append(lines, wrapText(statement+";", width)...)
 	}
+	_, comment, _ := strings.Cut(fix, "-- ")
 	if comment != "" { // it would hide what follows on its line
 		for _, line := range wrapText(comment, width-len("-- ")) {
 			lines = append(lines, "-- "+line)
 		}
 	}
 	return lines
+}
+
+// Statements returns the statements of a fix, each for a call of its own: ALTER SYSTEM
+// shares none with another statement. nil: the fix is no SQL.
+func Statements(fix string) (list []string) {
+	if !sqlStatement.MatchString(fix) {
+		return nil
+	}
+	code, _, _ := strings.Cut(fix, "-- ")
+	for statement := range strings.SplitSeq(code, "; ") {
+		if statement = strings.TrimSuffix(strings.TrimSpace(statement), ";"); statement != "" {
+			list = append(list, statement)
+		}
+	}
+	return list
 }
 
 // sqlStatement matches the begin of a statement.

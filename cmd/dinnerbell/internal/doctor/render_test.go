@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -81,5 +82,20 @@ func TestPrint(t *testing.T) {
 	out.Reset()
 	if err := Print(&out, terminal.Style{Width: 80}, []Section{{"source", precondition.Report{{Name: "source.version", Found: "15"}}}}); err != nil || !strings.HasSuffix(out.String(), "\nall is well\n") {
 		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
+// ALTER SYSTEM must not share a call with another statement.
+func TestStatementsStandAlone(t *testing.T) {
+	t.Parallel()
+	for fix, want := range map[string][]string{
+		"ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'; SELECT pg_reload_conf(); -- as much; as the disk allows": {"ALTER SYSTEM SET max_slot_wal_keep_size = '32GB'", "SELECT pg_reload_conf()"},
+		`ALTER ROLE "bell" REPLICATION`: {`ALTER ROLE "bell" REPLICATION`},
+		"timedatectl set-ntp true":      nil,
+		"":                              nil,
+	} {
+		if got := Statements(fix); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", fix, got)
+		}
 	}
 }

@@ -80,7 +80,7 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer p.streams.remove(frames)
-	s := &eventStream{w: w, control: http.NewResponseController(w), sent: map[string]string{}}
+	s := &eventStream{w: w, control: http.NewResponseController(w), patience: p.patience, sent: map[string]string{}}
 	// The server's limits are for short answers. From here on each write has its own.
 	if err := s.control.SetReadDeadline(time.Time{}); err != nil {
 		http.Error(w, "this connection cannot stream", http.StatusNotImplemented)
@@ -116,15 +116,16 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 
 // eventStream is one stream of events.
 type eventStream struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
-	sent    map[string]string // the HTML that the client has, by section
-	next    int64             // number of the first sample that it lacks
+	w        http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration     // how long the client may take to read an event
+	sent     map[string]string // the HTML that the client has, by section
+	next     int64             // number of the first sample that it lacks
 }
 
 // sendFrame sends the samples and the sections that the client lacks.
 func (s *eventStream) sendFrame(f *frame, r *ring) error {
-	if err := s.control.SetWriteDeadline(time.Now().Add(writePatience)); err != nil {
+	if err := s.control.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
 		return fmt.Errorf("bound a write: %w", err)
 	}
 	changed := map[string]string{}

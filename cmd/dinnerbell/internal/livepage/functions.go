@@ -48,7 +48,7 @@ func bytesText(n any) string {
 // countText writes a number; one that is not known is a nil pointer.
 func countText(n *int64) string {
 	if n == nil {
-		return "?"
+		return "–"
 	}
 	return terminal.Thousands(*n)
 }

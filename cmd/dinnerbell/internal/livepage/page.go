@@ -50,6 +50,7 @@ type Page struct {
 	ring     ring
 	streams  streams
 	ended    chan struct{} // closed when Run returns: streams end
+	patience time.Duration // see writePatience
 
 	streamAge time.Duration // at which a stream ends; a test shortens it
 
@@ -66,7 +67,7 @@ func New(d Daemon, log *slog.Logger) (*Page, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse live page: %w", err)
 	}
-	return &Page{daemon: d, log: log, began: time.Now(), sections: t, ended: make(chan struct{}), streamAge: maxStreamAge}, nil
+	return &Page{daemon: d, log: log, began: time.Now(), sections: t, ended: make(chan struct{}), patience: writePatience, streamAge: maxStreamAge}, nil
 }
 
 // Run takes a sample each second, and sends the page to those who look at it, until ctx

@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"dinnerbell/cmd/dinnerbell/internal/status"
+	"dinnerbell/internal/testenv/envtest"
 	"dinnerbell/stream"
 	"dinnerbell/stream/campaign"
 	"dinnerbell/stream/sink"
@@ -242,6 +245,90 @@ func awaitLine(lines *bufio.Scanner, want string) bool {
 		}
 	}
 	return false
+}
+
+// smallSends accepts connections that hold little of what their client does not read.
+type smallSends struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l smallSends) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
+		err = tcp.SetWriteBuffer(4 << 10)
+	}
+	return conn, err
+}
+
+// A client that never reads loses its stream: neither its goroutine nor its memory stays.
+func TestStreamOfAClientThatNeverReadsEnds(t *testing.T) {
+	t.Parallel()
+	var looks atomic.Int64
+	p := newPage(t, &status.Report{}, nil, nil, nil)
+	p.patience = 100 * time.Millisecond
+	p.daemon.Status = func() status.Report {
+		text := fmt.Sprint(looks.Add(1)) + strings.Repeat("x", 100<<10)
+		return status.Report{Ready: true, Events: []status.Event{{Text: text}}}
+	}
+	server := httptest.NewUnstartedServer(p)
+	server.Listener = smallSends{server.Listener}
+	server.Start()
+	defer server.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if tcp, ok := conn.(*net.TCPConn); !ok || tcp.SetReadBuffer(4<<10) != nil {
+		t.Fatal("the client's buffer cannot be bounded")
+	}
+	if _, err := fmt.Fprint(conn, "GET /live/events HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	envtest.Until(t, patience, func() error {
+		if looks.Load() == 0 {
+			return errors.New("no frame yet")
+		}
+		if p.streams.any() {
+			return errors.New("the stream is still there")
+		}
+		return nil
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// What is not known, or not of now, is not shown as a number of now.
+func TestFiguresThatAreNotOfNow(t *testing.T) {
+	t.Parallel()
+	n := int64(1234)
+	r := &status.Report{Lanes: []status.Lane{{State: "takeover"}}, Source: status.Source{State: "connecting"}, Figures: &status.Figures{}}
+	look := func(want []string, bad ...string) {
+		t.Helper()
+		body := get(t, newPage(t, r, nil, nil, nil), "/").Body.String()
+		for _, w := range want {
+			if !strings.Contains(body, w) {
+				t.Errorf("the page lacks %q", w)
+			}
+		}
+		for _, b := range bad {
+			if strings.Contains(body, b) {
+				t.Errorf("the page has %q", b)
+			}
+		}
+	}
+	look([]string{`<b data-value="live">–</b>`, `<b data-value="shipped">–</b>`, "not known: no lane is taken over yet", "none was finished in the last 0 s", "none is seen while lanes do not run", `<td class="r">–</td>`},
+		"15 min</dd>", "without a limit", "none waits", "keeps 0 B", "0.0 ms")
+	r.Figures.AsOf = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+	r.Campaigns.Live, r.Campaigns.Scheduled, r.Notifications.Decided, r.Notifications.Shipped = &n, &n, &n, &n
+	look([]string{`<b data-value="live">1,234</b>`, `<b data-value="shipped">1,234</b>`, "last known, as of 12:00:00"}, "not known: no lane")
+	r.Stopping, r.Problems = true, []status.Problem{{Part: "daemon", Level: status.LevelWork, What: "the daemon ends", Mend: "nothing to do"}}
+	look([]string{"<strong>Stopping</strong>", "The daemon ends."})
 }
 
 func TestRingKeepsFifteenMinutes(t *testing.T) {

@@ -42,9 +42,8 @@ type head struct {
 // setHead sums the status up in one sentence.
 func (v *view) setHead() {
 	h := head{Class: "ok", Mark: "●", State: "Delivering", Since: v.Began, Problems: v.Status.Problems}
-	n := v.Status.Notifications
 	h.Sentence = "All is well: every campaign goes out, and every notification is in both sinks."
-	if waiting := n.Decided - n.Shipped; waiting > 0 {
+	if waiting := v.Waiting(); waiting > 0 {
 		h.Sentence = "All is well: campaigns go out, and " + terminal.Thousands(waiting) + " notifications are on their way to Kafka."
 	}
 	if len(h.Problems) > 0 {
@@ -66,8 +65,11 @@ func (v *view) setHead() {
 			h.Class, h.Mark, h.State = "warning", "▲", "Delivering, with a warning"
 		case status.LevelWork:
 			h.Class, h.Mark, h.State = "work", "◐", "Getting ready"
-			if v.Status.Ready {
+			switch {
+			case v.Status.Ready:
 				h.State = "Delivering"
+			case v.Status.Stopping:
+				h.State = "Stopping"
 			}
 		}
 	}
@@ -92,7 +94,7 @@ func (v *view) runningLanes() (n int) {
 func composeSentence(p status.Problem) string {
 	text := p.What
 	switch p.Part {
-	case "source", "state", "clock", "campaigns", "lanes":
+	case "source", "state", "clock", "campaigns", "lanes", "sink", "kafka", "daemon":
 		text = strings.ToUpper(text[:1]) + text[1:]
 	default:
 		text = strings.ToUpper(p.Part[:1]) + p.Part[1:] + ": " + text
@@ -283,7 +285,28 @@ func (v *view) Connected() bool {
 	}
 }
 
-// Waiting is how many notifications are in Postgres and not in Kafka yet.
+// Waiting is how many notifications are in Postgres and not in Kafka yet; 0: none, or not
+// known.
 func (v *view) Waiting() int64 {
-	return max(0, v.Status.Notifications.Decided-v.Status.Notifications.Shipped)
+	n := v.Status.Notifications
+	if n.Decided == nil || n.Shipped == nil {
+		return 0
+	}
+	return max(0, *n.Decided-*n.Shipped)
 }
+
+// FiguresNote says which of the counts of campaigns and notifications are not of now; ""
+// where all are, or none is known.
+func (v *view) FiguresNote() string {
+	f := v.Status.Figures
+	switch {
+	case f == nil || v.Status.Notifications.Shipped == nil:
+		return ""
+	case !f.AsOf.IsZero():
+		return "last known, as of " + f.AsOf.UTC().Format("15:04:05")
+	}
+	return fmt.Sprintf("without %d lanes that are not taken over yet", f.LanesMissing)
+}
+
+// LatencySpan is the time that the latencies are of: the window, or less after a start.
+func (v *view) LatencySpan() time.Duration { return min(window, v.Now.Sub(v.Began)) }

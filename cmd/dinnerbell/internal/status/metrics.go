@@ -1,12 +1,14 @@
 package status
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"dinnerbell/stream"
 	"dinnerbell/stream/campaign"
 )
 
@@ -87,7 +89,7 @@ var (
 	descLaneLag   = newDesc("lane_lag_seconds", "How long the next message of the lane has waited: since its timestamp, or since it was seen at the end of the topic.", "partition")
 	descOldest    = newDesc("lane_oldest_campaign_seconds", "How long the oldest campaign has been due that the lane has accepted and not delivered to its end: since its message's timestamp, or its start if that is later; campaigns that an operator holds do not count.", "partition")
 	descHeldBack  = newDesc("lane_held_by_transaction", "1 while an open transaction of another producer keeps the campaigns of the lane from being read.", "partition")
-	descCampaigns = newDesc("campaigns", "Campaigns under way (live), to come (scheduled), and held for an operator (parked, paused).", "state")
+	descCampaigns = newDesc("campaigns", "Campaigns under way (live), to come (scheduled), and held for an operator (parked, paused); live and scheduled are absent while no lane runs.", "state")
 	descAccepted  = newDesc("campaigns_accepted_total", "Messages that this process accepted as campaigns, edits included.")
 	descFinished  = newDesc("campaigns_finished_total", "Campaigns whose fan-out this process brought to its end: everybody was looked at, or the campaign's end came.")
 	descParked    = newDesc("campaigns_parked_total", "Campaigns that this process parked because their audience exceeded limits.max_audience; alert on dinnerbell_campaigns{state='parked'} > 0.")
@@ -100,7 +102,7 @@ var (
 	descAlone     = newDesc("campaigns_without_audience_total", "Campaigns whose restaurant had no subscription; the log has a line for each, at most 20 in ten seconds.")
 	descBadIDs    = newDesc("bad_ids_total", "Subscriptions whose client or restaurant cannot be an id.")
 	descNullIDs   = newDesc("null_ids_total", "Rows whose client or restaurant is NULL, which are no subscriptions.")
-	descSkew      = newDesc("clock_skew_seconds", "How far this machine's clock was ahead of Postgres' at the start.")
+	descSkew      = newDesc("clock_skew_seconds", "How far this machine's clock is ahead of Postgres', measured once a minute.")
 	descTooLong   = newDesc("unservable_clients_total", "Clients left out because the feedback table or the notifications topic cannot take them, such as a client whose id is too long; dead letters name them.")
 	descConflicts = newDesc("conflicts_total", "Steps of which the feedback table refused a row, and which were repeated with ON CONFLICT: a client had a row already, or a constraint, a trigger or the encoding was against the row.")
 	descAborts    = newDesc("early_aborts_total", "Steps that were sent to Kafka before their commit in Postgres and aborted, since the commit took longer than 100 ms or was refused; they are sent again.")
@@ -114,8 +116,8 @@ var (
 	descCkHeld    = newDesc("checkpoint_held_back_bytes", "WAL whose changes are durable here and that is not acknowledged because no checkpoint covers it yet.")
 	descCkFailed  = newDesc("checkpoint_failed", "1 while the last attempt at a checkpoint failed; see checkpoint in /api/status.")
 	descNotified  = newDesc("notifications_total", "Notifications that this process decided (in Postgres) and shipped (in Kafka).", "stage")
-	descOfLanes   = newDesc("lanes_notifications", "Notifications since the deployment began, of the lanes owned now.", "stage")
-	descEnded     = newDesc("lanes_campaigns", "Expired and dead messages since the deployment began, of the lanes owned now.", "outcome")
+	descOfLanes   = newDesc("lanes_notifications", "Notifications since the deployment began, of the lanes owned now; absent while none of them runs.", "stage")
+	descEnded     = newDesc("lanes_campaigns", "Expired and dead messages since the deployment began, of the lanes owned now; absent while none of them runs.", "outcome")
 )
 
 // statusCollector turns one status into metrics, so that the dashboard and
@@ -162,10 +164,12 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	count(descAside, r.State.Quarantines)
 	for _, l := range r.Lanes {
 		p := strconv.Itoa(int(l.Partition))
-		gauge(descEpoch, float64(l.Epoch), p)
-		gauge(descDecided, float64(l.Decided), p)
-		gauge(descShipped, float64(l.Shipped), p)
-		gauge(descOffset, float64(l.NextOffset), p)
+		if l.Epoch > 0 { // else it is not taken over yet
+			gauge(descEpoch, float64(l.Epoch), p)
+			gauge(descDecided, float64(l.Decided), p)
+			gauge(descShipped, float64(l.Shipped), p)
+			gauge(descOffset, float64(l.NextOffset), p)
+		}
 		gaugeKnown(gauge, descBacklog, l.LagMessages, p)
 		gaugeKnown(gauge, descLaneLag, l.LagSeconds, p)
 		gauge(descOldest, l.OldestCampaignSeconds, p)
@@ -184,8 +188,6 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 
 // collectCampaigns sends the metrics of campaigns, notifications and what became of them.
 func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, int64, ...string)) {
-	gauge(descCampaigns, float64(r.Campaigns.Live), "live")
-	gauge(descCampaigns, float64(r.Campaigns.Scheduled), "scheduled")
 	count(descFailovers, r.Source.Failovers)
 	count(descReconnect, r.Counters.SourceReconnects)
 	count(descSnapshots, r.Counters.Snapshots)
@@ -210,10 +212,21 @@ func collectCampaigns(r *Report, gauge func(*prometheus.Desc, float64, ...string
 	count(descLateSubs, r.Counters.LateSubscriptions)
 	count(descNotified, r.Counters.NotificationsDecided, "decided")
 	count(descNotified, r.Counters.NotificationsShipped, "shipped")
-	gauge(descOfLanes, float64(r.Notifications.Decided), "decided")
-	gauge(descOfLanes, float64(r.Notifications.Shipped), "shipped")
-	gauge(descEnded, float64(r.Campaigns.Expired), "expired")
-	gauge(descEnded, float64(r.Campaigns.Dead), "dead")
+	if !r.hasFigures() {
+		return
+	}
+	gaugeKnown(gauge, descCampaigns, r.Campaigns.Live, "live")
+	gaugeKnown(gauge, descCampaigns, r.Campaigns.Scheduled, "scheduled")
+	gaugeKnown(gauge, descOfLanes, r.Notifications.Decided, "decided")
+	gaugeKnown(gauge, descOfLanes, r.Notifications.Shipped, "shipped")
+	gaugeKnown(gauge, descEnded, r.Campaigns.Expired, "expired")
+	gaugeKnown(gauge, descEnded, r.Campaigns.Dead, "dead")
+}
+
+// hasFigures reports whether the counts of campaigns and notifications are those of now,
+// of one lane at least: a last known number has no place among metrics.
+func (r *Report) hasFigures() bool {
+	return r.Figures == nil || slices.ContainsFunc(r.Lanes, func(l Lane) bool { return l.State == string(stream.LaneRunning) })
 }
 
 // collectLimits sends the campaigns that wait for an operator, the limits in force, and

@@ -3,6 +3,7 @@ package status
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ var levelOrder = []Level{LevelHalted, LevelDown, LevelWarning, LevelWork}
 
 // Problem is one reason why not all is well, with the command that mends it.
 type Problem struct {
-	Part  string    `json:"part"` // source, stream, lane 3, state, campaigns, clock
+	Part  string    `json:"part"` // source, stream, lane 3, lanes, sink, kafka, state, campaigns, clock, daemon
 	Level Level     `json:"level"`
 	What  string    `json:"what"`  // what happened, and to what
 	Since time.Time `json:"since"` // when the daemon saw it first
@@ -51,15 +52,108 @@ const (
 
 // FindProblems lists the problems of a report, the worst first; Since is not set.
 func FindProblems(r *Report, site Site) []Problem {
-	list := slices.Concat(stateProblems(r, site), sourceProblems(r, site), laneProblems(r, site), heldProblems(r))
+	if r.Stopping {
+		return append(haltProblems(r), Problem{Part: "daemon", Level: LevelWork, What: "the daemon was asked to end; it finishes the steps in flight",
+			Mend: "nothing to do: the next start goes on from there"})
+	}
+	list := mergePostgres(slices.Concat(stateProblems(r, site), sourceProblems(r, site), laneProblems(r, site), heldProblems(r)), r, site)
 	if skew := time.Duration(r.ClockSkewMS * float64(time.Millisecond)); skew.Abs() >= largeClockSkew {
-		list = append(list, Problem{Part: "clock", Level: LevelWarning, What: fmt.Sprintf("the clock of this machine was %s off Postgres' at the start; campaigns start and end by it", skew.Round(time.Millisecond)),
-			Mend: "`timedatectl set-ntp true`"})
+		list = append(list, Problem{Part: "clock", Level: LevelWarning, What: fmt.Sprintf("the clock of this machine is %s; campaigns start and end by it", skewText(skew)),
+			Mend: "`timedatectl set-ntp true` on the machine whose clock is wrong"})
 	}
 	slices.SortStableFunc(list, func(a, b Problem) int {
 		return cmp.Compare(slices.Index(levelOrder, a.Level), slices.Index(levelOrder, b.Level))
 	})
 	return list
+}
+
+// skewText says how far this machine's clock is off.
+func skewText(skew time.Duration) string {
+	if skew < 0 {
+		return (-skew).Round(time.Millisecond).String() + " behind Postgres'"
+	}
+	return skew.Round(time.Millisecond).String() + " ahead of Postgres'"
+}
+
+// haltProblems lists the halts.
+func haltProblems(r *Report) []Problem {
+	if h := r.Halted; h != nil {
+		return []Problem{{Part: h.Part, Level: LevelHalted, What: h.What, Mend: h.Hint}}
+	}
+	return nil
+}
+
+// mergePostgres joins the problems of source and sink where both are one server that does
+// not answer: one is to be mended.
+func mergePostgres(list []Problem, r *Report, site Site) []Problem {
+	if site.Source != site.Sink || r.Source.State != string(cdc.StateConnecting) || r.Source.LastError == "" {
+		return list
+	}
+	_, cause, _ := strings.Cut(cutRemedy(r.Source.LastError), ": ")
+	merged := false
+	list = slices.DeleteFunc(list, func(p Problem) bool {
+		same := strings.HasPrefix(p.What, sinkProblem) && strings.HasSuffix(p.What, cause)
+		merged = merged || same
+		return same
+	})
+	for i := range list {
+		if p := &list[i]; merged && strings.HasPrefix(p.What, sourceProblem) {
+			p.What = "Postgres at " + site.Source + " (source and sink) does not answer; campaigns wait: " + cause
+		}
+	}
+	return list
+}
+
+// The beginnings of problems with a server.
+const (
+	sourceProblem = "the source's Postgres at "
+	sinkProblem   = "the sink's Postgres at "
+	kafkaProblem  = "Kafka at "
+)
+
+// cutRemedy returns the text of an error without the remedies that it carries.
+func cutRemedy(text string) string {
+	text, _ = splitRemedy(text)
+	return text
+}
+
+// splitRemedy splits the remedies off the text of an error: what stands in "(to mend: …)",
+// the first of them.
+func splitRemedy(text string) (rest, remedy string) {
+	const mark = " (to mend: "
+	for {
+		before, after, found := strings.Cut(text, mark)
+		if !found {
+			return rest + text, remedy
+		}
+		end, depth := len(after), 1
+		for i := 0; i < len(after) && end == len(after); i++ {
+			switch after[i] {
+			case '(':
+				depth++
+			case ')':
+				if depth--; depth == 0 {
+					end = i
+				}
+			}
+		}
+		rest, remedy, text = rest+before, cmp.Or(remedy, after[:end]), after[min(len(after), end+1):]
+	}
+}
+
+// sqlRemedy matches a remedy that is a statement.
+var sqlRemedy = regexp.MustCompile("^(ALTER|CREATE|DROP|GRANT|SELECT|UPDATE) [^`]*$")
+
+// composeRemedy returns what mends a server that does not answer: the remedy of its error,
+// else its start.
+func composeRemedy(remedy, start string) string {
+	switch {
+	case remedy == "":
+		remedy = start
+	case sqlRemedy.MatchString(remedy):
+		remedy = "`" + remedy + "`"
+	}
+	return "`dinnerbell doctor` names the cause; " + remedy + ", and it goes on by itself"
 }
 
 // stateProblems lists those of the local state.
@@ -88,8 +182,9 @@ func sourceProblems(r *Report, site Site) []Problem {
 	}
 	switch cdc.MirrorState(s.State) {
 	case cdc.StateConnecting:
-		p := Problem{Part: "source", Level: LevelDown, What: "the source's Postgres at " + site.Source + " does not answer; new campaigns wait for fresh subscriptions" + suffix(s.LastError),
-			Mend: "`dinnerbell doctor` names the cause; start Postgres at " + site.Source + ", and it goes on by itself"}
+		cause, remedy := splitRemedy(s.LastError)
+		p := Problem{Part: "source", Level: LevelDown, What: sourceProblem + site.Source + " does not answer; new campaigns wait for fresh subscriptions" + suffix(cause),
+			Mend: composeRemedy(remedy, "start Postgres at "+site.Source)}
 		if s.LastError == "" {
 			p.Level, p.What, p.Mend = LevelWork, "connecting to the source's Postgres at "+site.Source, "nothing to do: this takes a moment"
 		}
@@ -129,7 +224,7 @@ func slotProblems(s *Source) []Problem {
 		return []Problem{{Part: "source", Level: LevelWarning, What: "Postgres has removed WAL that the slot needs", Mend: "`dinnerbell rebuild`"}}
 	case s.SlotWALStatus == "unreserved", low:
 		return []Problem{{Part: "source", Level: LevelWarning, What: fmt.Sprintf("the slot keeps %s and will soon be lost", bytesText(s.SlotHeldBytes)),
-			Mend: "`ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();`"}}
+			Mend: "`ALTER SYSTEM SET max_slot_wal_keep_size = -1`, then `SELECT pg_reload_conf()`"}}
 	}
 	return nil
 }
@@ -137,7 +232,7 @@ func slotProblems(s *Source) []Problem {
 // laneProblems lists those of the lanes. Lanes with the same problem are one.
 func laneProblems(r *Report, site Site) []Problem {
 	if len(r.Lanes) == 0 {
-		return noLaneProblems(r, site)
+		return addUnreachedProblems(noLaneProblems(r, site), r, site)
 	}
 	var list []Problem
 	for i := range r.Lanes {
@@ -151,6 +246,23 @@ func laneProblems(r *Report, site Site) []Problem {
 		}
 		list = append(list, p)
 	}
+	return addUnreachedProblems(list, r, site)
+}
+
+// addUnreachedProblems adds the systems that do not answer and that no lane names.
+func addUnreachedProblems(list []Problem, r *Report, site Site) []Problem {
+	if r.Unreached == nil {
+		return list
+	}
+	add := func(part, prefix, at, server, err string) {
+		if err == "" || slices.ContainsFunc(list, func(p Problem) bool { return strings.HasPrefix(p.What, prefix) }) {
+			return
+		}
+		cause, remedy := splitRemedy(err)
+		list = append(list, Problem{Part: part, Level: LevelDown, What: prefix + at + " does not answer; campaigns wait" + suffix(cause), Mend: composeRemedy(remedy, "start "+server+" at "+at)})
+	}
+	add("sink", sinkProblem, site.Sink, "Postgres", r.Unreached.Sink)
+	add("kafka", kafkaProblem, site.Brokers, "the broker", r.Unreached.Kafka)
 	return list
 }
 
@@ -197,11 +309,12 @@ func noLaneProblems(r *Report, site Site) []Problem {
 // explainSinkError tells from the text of an error which system the lanes wait for.
 func explainSinkError(text string, site Site) (what, mend string) {
 	lower := strings.ToLower(text)
+	cause, remedy := splitRemedy(text)
 	switch {
 	case strings.Contains(lower, "kafka") || strings.Contains(lower, "broker") || strings.Contains(lower, "consumer group") || containsAny(text, site.Brokers):
-		return "Kafka at " + site.Brokers + " does not answer as it should; campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause; start the broker at " + site.Brokers + ", and it goes on by itself"
+		return kafkaProblem + site.Brokers + " does not answer as it should; campaigns wait" + suffix(cause), composeRemedy(remedy, "start the broker at "+site.Brokers)
 	case strings.Contains(lower, "postgres") || strings.Contains(lower, "sqlstate") || strings.Contains(lower, "sink") || containsAny(text, site.Sink):
-		return "the sink's Postgres at " + site.Sink + " does not answer as it should; campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause; start Postgres at " + site.Sink + ", and it goes on by itself"
+		return sinkProblem + site.Sink + " does not answer as it should; campaigns wait" + suffix(cause), composeRemedy(remedy, "start Postgres at "+site.Sink)
 	}
 	return "campaigns wait" + suffix(text), "`dinnerbell doctor` names the cause"
 }

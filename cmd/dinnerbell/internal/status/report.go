@@ -7,6 +7,7 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"dinnerbell/cdc"
@@ -23,6 +24,8 @@ type Report struct {
 	Version string `json:"version"`
 	// Reasons list why the daemon is not ready.
 	Reasons []string `json:"reasons,omitempty"`
+	// Stopping: the daemon was asked to end, and finishes the steps in flight.
+	Stopping bool `json:"stopping,omitempty"`
 	// Problems list why not all is well, the worst first, each with the command that
 	// mends it; also those that do not make the daemon unready.
 	Problems      []Problem           `json:"problems,omitempty"`
@@ -30,10 +33,12 @@ type Report struct {
 	Lanes         []Lane              `json:"lanes"`
 	Campaigns     campaignsReport     `json:"campaigns"`
 	Notifications notificationsReport `json:"notifications"`
+	Figures       *Figures            `json:"figures,omitempty"`
+	Unreached     *unreachedReport    `json:"unreached,omitempty"`
 	Halted        *Halt               `json:"halted"`
 	Counters      countersReport      `json:"counters"`
 	Limits        limitsReport        `json:"limits"`
-	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the start.
+	// ClockSkewMS is how far this machine's clock was ahead of Postgres' at the last look.
 	ClockSkewMS float64          `json:"clock_skew_ms"`
 	State       stateReport      `json:"state"`
 	Checkpoint  checkpointReport `json:"checkpoint"`
@@ -170,19 +175,38 @@ type Lane struct {
 }
 
 // campaignsReport counts campaigns under way now, and campaigns since the
-// deployment began.
+// deployment began. null: not known.
 type campaignsReport struct {
-	Live      int64 `json:"live"`
-	Scheduled int64 `json:"scheduled"`
-	Expired   int64 `json:"expired"`
-	Dead      int64 `json:"dead"`
-	Parked    int64 `json:"parked"` // larger than limits.max_audience: they wait for an operator's approval
-	Paused    int64 `json:"paused"` // by an operator
+	Live      *int64 `json:"live"`
+	Scheduled *int64 `json:"scheduled"`
+	Expired   *int64 `json:"expired"`
+	Dead      *int64 `json:"dead"`
+	Parked    int64  `json:"parked"` // larger than limits.max_audience: they wait for an operator's approval
+	Paused    int64  `json:"paused"` // by an operator
 }
 
+// notificationsReport counts notifications since the deployment began. null: not known.
 type notificationsReport struct {
-	Decided int64 `json:"decided"`
-	Shipped int64 `json:"shipped"`
+	Decided *int64 `json:"decided"`
+	Shipped *int64 `json:"shipped"`
+}
+
+// Figures says what is not of now in the counts of campaigns and notifications. It is
+// absent while they are all of now.
+type Figures struct {
+	// AsOf is the oldest moment that a lane's share is of: the lane does not run. Absent:
+	// every share is of now.
+	AsOf time.Time `json:"as_of,omitzero"`
+	// LanesMissing is how many lanes have no share, because this process has not taken
+	// them over yet.
+	LanesMissing int `json:"lanes_missing,omitempty"`
+}
+
+// unreachedReport names the systems that do not answer while lanes do not run, with the
+// error of the last attempt.
+type unreachedReport struct {
+	Sink  string `json:"sink,omitempty"`
+	Kafka string `json:"kafka,omitempty"`
 }
 
 // Halt is a part of the daemon that waits for an operator.
@@ -203,21 +227,24 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 			SlotWALStatus: m.SlotWALStatus, Subscriptions: m.Subscriptions, FreshnessMS: m.FreshnessMS,
 			LastError: oneLine(m.LastError), Work: newWorkReport(m.Work),
 		},
-		Lanes:         []Lane{}, // never null
-		Campaigns:     campaignsReport(s.Campaigns),
-		Notifications: notificationsReport(s.Notifications),
-		Halted:        newHaltReport(m, s),
-		ClockSkewMS:   float64(s.ClockSkew) / float64(time.Millisecond),
-		Counters:      newCountersReport(m, s),
-		Limits:        limitsReport(s.Limits),
-		State:         stateReport{Condition: conditionOK},
-		Checkpoint:    newCheckpointReport(m),
-		Recent:        newRecentReport(s.Recent),
-		Events:        []Event{}, // never null
+		Lanes:       []Lane{}, // never null
+		Campaigns:   campaignsReport{Parked: s.Campaigns.Parked, Paused: s.Campaigns.Paused},
+		Halted:      newHaltReport(m, s),
+		ClockSkewMS: float64(s.ClockSkew) / float64(time.Millisecond),
+		Counters:    newCountersReport(m, s),
+		Limits:      limitsReport(s.Limits),
+		State:       stateReport{Condition: conditionOK},
+		Checkpoint:  newCheckpointReport(m),
+		Recent:      newRecentReport(s.Recent),
+		Events:      []Event{}, // never null
+	}
+	r.setFigures(&s)
+	if u := s.Unreached; u.Sink != "" || u.Kafka != "" {
+		r.Unreached = &unreachedReport{oneLine(u.Sink), oneLine(u.Kafka)}
 	}
 	r.Source.Failovers = m.Failovers
 	if m.SlotKnown {
-		r.Source.SlotHeldBytes, r.Source.SlotSafeBytes = &m.SlotHeldBytes, known(m.SafeWALSize)
+		r.Source.SlotHeldBytes, r.Source.SlotSafeBytes = known(m.SlotHeldBytes), known(m.SafeWALSize)
 	}
 	if m.State == cdc.StateSnapshot {
 		r.Source.setSnapshot(m.Snapshot)
@@ -241,6 +268,27 @@ func NewReport(version string, m cdc.Status, s stream.Status, complete bool) Rep
 	}
 	r.Reasons = slices.Concat(sourceReasons(m, complete), laneReasons(s))
 	return r
+}
+
+// setFigures fills in the counts of campaigns and notifications.
+func (r *Report) setFigures(s *stream.Status) {
+	if !s.FiguresAt.IsZero() || s.FiguresMissing > 0 || s.FiguresUnknown {
+		r.Figures = &Figures{AsOf: s.FiguresAt.UTC(), LanesMissing: s.FiguresMissing}
+	}
+	if s.FiguresUnknown {
+		return
+	}
+	c, n := s.Campaigns, s.Notifications
+	r.Campaigns.Live, r.Campaigns.Scheduled, r.Campaigns.Expired, r.Campaigns.Dead = &c.Live, &c.Scheduled, &c.Expired, &c.Dead
+	r.Notifications.Decided, r.Notifications.Shipped = &n.Decided, &n.Shipped
+}
+
+// SetStopping makes the report that of a daemon that was asked to end. Its lanes end one
+// after another, which is no trouble and says nothing about the other members of the
+// group.
+func (r *Report) SetStopping() {
+	r.Stopping = true
+	r.Reasons = []string{"daemon: stopping: it was asked to end, and finishes the steps in flight"}
 }
 
 func newCountersReport(m cdc.Status, s stream.Status) countersReport {
@@ -352,6 +400,22 @@ func sourceReasons(m cdc.Status, complete bool) []string {
 // laneReasons lists why campaigns do not advance. A daemon that has no lane (the
 // group has more members than lanes) stands by and is not ready.
 func laneReasons(s stream.Status) []string {
+	return addUnreached(waitReasons(s), s.Unreached)
+}
+
+// addUnreached adds the systems that do not answer and that no reason names.
+func addUnreached(reasons []string, u stream.Unreached) []string {
+	for _, system := range []struct{ name, err string }{{"sink", u.Sink}, {"kafka", u.Kafka}} {
+		text := oneLine(system.err)
+		if text != "" && !slices.ContainsFunc(reasons, func(r string) bool { return strings.Contains(r, text) }) {
+			reasons = append(reasons, system.name+": does not answer: "+text)
+		}
+	}
+	return reasons
+}
+
+// waitReasons lists why lanes do not run.
+func waitReasons(s stream.Status) []string {
 	switch {
 	case len(s.Lanes) == 0 && s.LastError != "":
 		return []string{"lanes: none owned: " + oneLine(s.LastError)}

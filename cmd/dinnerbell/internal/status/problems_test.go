@@ -1,0 +1,126 @@
+package status
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"dinnerbell/cdc"
+	"dinnerbell/internal/halt"
+	"dinnerbell/stream"
+)
+
+var testSite = Site{Source: "db:5432", Sink: "db:5432", Brokers: "k:9092", StateDir: "/s"}
+
+const (
+	deadSource = "connect to Postgres: user u, database de: db:5432: connection refused (to mend: start Postgres, or correct host and port in source.url (listen_addresses of the server, a firewall))"
+	deadSink   = "connect to sink: user u, database de: db:5432: connection refused (to mend: start Postgres, or correct host and port in sink.url (as source.url) (listen_addresses of the server, a firewall))"
+	deadKafka  = "unable to dial: dial tcp k:9092: connect: connection refused"
+)
+
+// Every server that is dead is named once, with one remedy.
+func TestDeadServersAreNamedOnce(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change func(m *cdc.Status, s *stream.Status)
+		site   Site
+		want   []string // the beginning of each problem
+	}{
+		"both, at the start": {func(m *cdc.Status, s *stream.Status) {
+			m.State, m.LastError = cdc.StateConnecting, deadSource
+			*s = stream.Status{LastError: deadSink, Unreached: stream.Unreached{Sink: deadSink, Kafka: deadKafka}}
+		}, testSite, []string{"Postgres at db:5432 (source and sink)", "Kafka at k:9092"}},
+		"both, of a lane": {func(m *cdc.Status, s *stream.Status) {
+			m.State, m.LastError = cdc.StateConnecting, deadSource
+			s.Lanes[0].State, s.Lanes[0].LastError, s.Unreached = stream.LaneStopped, deadKafka, stream.Unreached{Sink: deadSink, Kafka: deadKafka}
+		}, testSite, []string{"Postgres at db:5432 (source and sink)", "Kafka at k:9092"}},
+		"another sink": {func(_ *cdc.Status, s *stream.Status) {
+			*s = stream.Status{Assigned: true, LastError: deadKafka, Unreached: stream.Unreached{Sink: strings.ReplaceAll(deadSink, "db:", "sink:"), Kafka: deadKafka}}
+		}, Site{Source: "db:5432", Sink: "sink:5432", Brokers: "k:9092"}, []string{"Kafka at k:9092", "the sink's Postgres at sink:5432"}},
+		"Kafka": {func(_ *cdc.Status, s *stream.Status) {
+			*s = stream.Status{Assigned: true, LastError: deadKafka, Unreached: stream.Unreached{Kafka: deadKafka}}
+		}, testSite, []string{"Kafka at k:9092"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, s := healthy()
+			s.Campaigns.Parked, s.Campaigns.Paused = 0, 0
+			tc.change(&m, &s)
+			r := NewReport("dev", m, s, true)
+			list := FindProblems(&r, tc.site)
+			if len(list) != len(tc.want) {
+				t.Fatalf("%d problems, want %d: %+v", len(list), len(tc.want), list)
+			}
+			for i, p := range list {
+				if !strings.HasPrefix(p.What, tc.want[i]) || strings.Contains(p.What, "to mend") || strings.Contains(p.Mend, "to mend") || !strings.Contains(p.Mend, "it goes on by itself") {
+					t.Errorf("problem %d is %q, mended by %q", i, p.What, p.Mend)
+				}
+			}
+			if all := strings.Join(r.Reasons, "\n"); s.Unreached.Kafka != "" && !strings.Contains(all, "k:9092") {
+				t.Errorf("the reasons do not name Kafka: %s", all)
+			}
+		})
+	}
+}
+
+func TestRemedyIsSplitOff(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][2]string{
+		"refused":                               {"refused", ""},
+		"refused (to mend: start (or stop) it)": {"refused", "start (or stop) it"},
+		"a (to mend: b); c (to mend: d); e":     {"a; c; e", "b"},
+		"cut (to mend: never en":                {"cut", "never en"},
+	} {
+		if rest, remedy := splitRemedy(text); rest != want[0] || remedy != want[1] {
+			t.Errorf("%q: %q, %q", text, rest, remedy)
+		}
+	}
+	if got := composeRemedy(`ALTER ROLE "u" LOGIN`, "start it"); !strings.Contains(got, "`ALTER ROLE \"u\" LOGIN`") {
+		t.Error(got)
+	}
+}
+
+// A daemon that ends says nothing about its lanes, which end one after another.
+func TestStoppingIsNoTrouble(t *testing.T) {
+	t.Parallel()
+	m, s := healthy()
+	s.Lanes = nil
+	r := NewReport("dev", m, s, true)
+	r.SetStopping()
+	list := FindProblems(&r, testSite)
+	if len(r.Reasons) != 1 || len(list) != 1 || list[0].Level != LevelWork || strings.Contains(list[0].What+r.Reasons[0], "other members") {
+		t.Errorf("%q, %+v", r.Reasons, list)
+	}
+	r.Halted = newHaltReport(m, stream.Status{Halted: &halt.Error{Part: halt.Stream, What: "w", Hint: "h"}})
+	if list := FindProblems(&r, testSite); len(list) != 2 || list[0].Level != LevelHalted {
+		t.Errorf("with a halt: %+v", list)
+	}
+}
+
+// Counts that nobody knows are null, and no metric; those of before say of when they are.
+func TestFiguresThatAreNotOfNow(t *testing.T) {
+	t.Parallel()
+	m, _ := healthy()
+	r := NewReport("dev", m, stream.Status{FiguresUnknown: true}, true)
+	text := get(t, r, "GET", "/api/status").Body.String()
+	for _, want := range []string{`"live":null`, `"scheduled":null`, `"notifications":{"decided":null,"shipped":null},"figures":{}`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is not in %s", want, text)
+		}
+	}
+	m, s := healthy()
+	s.Lanes[0].State, s.Lanes[0].Epoch, s.FiguresAt = stream.LaneTakeover, 0, time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+	r = NewReport("dev", m, s, true)
+	if text = get(t, r, "GET", "/api/status").Body.String(); !strings.Contains(text, `"notifications":{"decided":9,"shipped":8},"figures":{"as_of":"2026-05-04T12:00:00Z"}`) {
+		t.Errorf("last known: %s", text)
+	}
+	text = get(t, r, "GET", "/metrics").Body.String()
+	for _, bad := range []string{"\ndinnerbell_lanes_notifications{", `dinnerbell_campaigns{state="live"}`, "\ndinnerbell_lane_decided{"} {
+		if strings.Contains(text, bad) {
+			t.Errorf("the metrics have %s", bad)
+		}
+	}
+	if !strings.Contains(text, `dinnerbell_campaigns{state="parked"} 5`) {
+		t.Error("the metrics lack parked campaigns")
+	}
+}
