@@ -441,20 +441,6 @@ func TestChangedKeys(t *testing.T) {
 	}
 }
 
-func TestTablesOfAnyName(t *testing.T) {
-	t.Parallel()
-	cfg, err := Load(write(t, "f.yaml", `{source: {url: 'postgres://x/y', table: '"a.b"."c.d"'}, sink: {table: '"a.b".fb'}, kafka: {brokers: ['k:9092']}}`), Env{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cfg.Validate(); err != nil {
-		t.Error(err)
-	}
-	if got := cfg.Sink.Table; got != (Table{"a.b", "fb"}) {
-		t.Errorf("sink.table = %+v", got)
-	}
-}
-
 func TestFileMayBeAbsentOnlyByDefault(t *testing.T) {
 	t.Chdir(t.TempDir())
 	cfg, err := Load("", Env{})
@@ -473,56 +459,5 @@ func TestFileMayBeAbsentOnlyByDefault(t *testing.T) {
 	}
 	if _, err := Load("other.yaml", Env{}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a named file that is absent: %v", err)
-	}
-}
-
-func TestExpand(t *testing.T) {
-	t.Parallel()
-	file := write(t, "secret", "s3cret\n")
-	env := Env{"A": "one", "EMPTY": "", "REF": "${A}", "LINE": "s3cret\r\n"}
-	for in, want := range map[string]string{
-		"plain":                    "plain",
-		"${A}":                     "one",
-		"x${A}y${A}z":              "xoneyonez",
-		"${EMPTY}":                 "",
-		"u:${LINE}@h":              "u:s3cret@h", // a Kubernetes secret made of a file
-		"${file:" + file + "}":     "s3cret",
-		"pa$$word $5 $":            "pa$$word $5 $",
-		"$${A}":                    "${A}",
-		"${REF}":                   "${A}", // not expanded again
-		"u:${file:" + file + "}@h": "u:s3cret@h",
-	} {
-		if got, err := expandText(in, env); err != nil || got != want {
-			t.Errorf("expand(%q) = %q, %v; want %q", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"${B}", "${A", "${}", "${file:/nope}", "${a b}", "${1A}"} {
-		if got, err := expandText(in, env); err == nil {
-			t.Errorf("expand(%q) = %q, want an error", in, got)
-		}
-	}
-}
-
-func TestParseTable(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]Table{
-		"public.a":        {"public", "a"},
-		"a":               {"public", "a"},
-		"S.Big":           {"S", "Big"},
-		`"a.b".c`:         {"a.b", "c"},
-		`s."we""ird.one"`: {"s", `we"ird.one`},
-	} {
-		got, err := parseTable(in)
-		if err != nil || got != want {
-			t.Errorf("parseTable(%q) = %v, %v; want %v", in, got, err, want)
-		}
-		if again, err := parseTable(got.String()); err != nil || again != got {
-			t.Errorf("parseTable(%q) = %v, %v; its own String is not read back", got, again, err)
-		}
-	}
-	for _, in := range []string{"", ".", "a.", ".a", "a.b.c", `"a`, `"a"b.c`, strings.Repeat("x", 64)} {
-		if got, err := parseTable(in); err == nil {
-			t.Errorf("parseTable(%q) = %v, want an error", in, got)
-		}
 	}
 }
