@@ -251,36 +251,47 @@ FULL JOIN dinnerbell.campaign c ON c.adv_campaign_id = f.id AND c.restaurant_id 
 	}
 }
 
+// compare compares both sinks with the pairs of want. It reads the topic once the table
+// is as wanted.
 func (w *deployment) compare(want map[string][]string) error {
 	w.Helper()
-	rows, records := w.rows(), w.records()
-	for name, notes := range map[string][]note{"rows": rows, "records": records} {
-		got := map[string][]string{}
-		for _, n := range notes {
-			got[n.ID] = append(got[n.ID], n.client)
-		}
-		for _, id := range slices.Sorted(maps.Keys(want)) {
-			if err := sameSet(got[id], want[id]); err != nil {
-				return fmt.Errorf("%s of campaign %s: %w", name, id, err)
-			}
-			delete(got, id)
-		}
-		if len(got) > 0 {
-			return fmt.Errorf("%s of campaigns that were not expected: %v", name, slices.Collect(maps.Keys(got)))
-		}
+	rows := w.rows()
+	if err := matches(rows, want); err != nil {
+		return fmt.Errorf("rows: %w", err)
+	}
+	records := w.records()
+	if err := matches(records, want); err != nil {
+		return fmt.Errorf("records: %w", err)
 	}
 	return sameNotes(rows, records)
 }
 
-func sameSet(got, want []string) error {
-	g, w := slices.Clone(got), slices.Clone(want)
-	slices.Sort(g)
-	slices.Sort(w)
-	if len(slices.Compact(slices.Clone(g))) != len(g) {
-		return fmt.Errorf("%d, some of them twice", len(g))
+// matches compares notifications with the clients that each campaign should have: each
+// as often as it is listed.
+func matches(notes []note, want map[string][]string) error {
+	got := map[string][]string{}
+	for _, n := range notes {
+		got[n.ID] = append(got[n.ID], n.client)
 	}
-	if !slices.Equal(g, w) {
-		return fmt.Errorf("%d clients, want %d", len(g), len(w))
+	for _, id := range slices.Sorted(maps.Keys(want)) {
+		if err := sameSet(got[id], want[id]); err != nil {
+			return fmt.Errorf("campaign %s: %w", id, err)
+		}
+		delete(got, id)
+	}
+	if len(got) > 0 {
+		return fmt.Errorf("campaigns that were not expected: %v", slices.Collect(maps.Keys(got)))
+	}
+	return nil
+}
+
+// sameSet compares clients in any order.
+func sameSet(got, want []string) error {
+	if len(got) != len(want) {
+		return fmt.Errorf("%d clients, want %d", len(got), len(want))
+	}
+	if !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
+		return fmt.Errorf("%d clients as wanted, but others, or some of them twice", len(got))
 	}
 	return nil
 }

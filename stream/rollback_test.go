@@ -134,24 +134,6 @@ func TestPostgresRestoredFromABackupHalts(t *testing.T) {
 	}
 }
 
-// matches compares pairs as bags: a pair may be expected twice.
-func matches(notes []note, want map[string][]string) error {
-	got := map[string][]string{}
-	for _, n := range notes {
-		got[n.ID] = append(got[n.ID], n.client)
-	}
-	for id, clients := range want {
-		a, b := slices.Sorted(slices.Values(got[id])), slices.Sorted(slices.Values(clients))
-		if !slices.Equal(a, b) {
-			return errors.New("campaign " + id + " does not have the clients it should")
-		}
-	}
-	if len(got) != len(want) {
-		return errors.New("there are campaigns that should not be there")
-	}
-	return nil
-}
-
 // recreate deletes a topic and makes it again, with the settings that it had.
 func (w *deployment) recreate(name string) {
 	w.Helper()
